@@ -1,0 +1,356 @@
+/**
+ * A cycle from cut to commit for a volume that is scanned.
+ *
+ *     take seat ─ read parent ─ capture ─ flush frames ─ write map ─ write manifest ─ prove ─ swap head = committed ─ leave seat
+ *
+ * Order is everything: data before manifest before head. Whatever ends a cycle early leaves bytes that nobody refers to, and the next
+ * cycle's dedup index finds them again.
+ */
+import { randomBytes } from "node:crypto";
+import { hasCode, throwIfAborted, TidemarkError } from "../errors.ts";
+import type { ManifestDocument, PointRecord, VaultDocument } from "../format/documents.ts";
+import { decodeManifest, documentBytesMax, encodeManifest } from "../format/documents.ts";
+import { fromHex } from "../format/checksum.ts";
+import { encodeDiskName, manifestName } from "../format/names.ts";
+import { volumeBytesMax } from "../limits.ts";
+import { mergeStack } from "../map/merge.ts";
+import { PointMap } from "../map/point-map.ts";
+import { MapObjects, RunWriter } from "../map/run-writer.ts";
+import type { Baseline } from "../pipeline/baseline.ts";
+import { emptyBaseline, FingerprintBaseline, MapBaseline } from "../pipeline/baseline.ts";
+import type { CaptureStatistics } from "../pipeline/capture.ts";
+import { capture, scanGeometry } from "../pipeline/capture.ts";
+import { Catalog, regressed } from "../pipeline/catalog.ts";
+import { Crew } from "../pipeline/crew.ts";
+import { Lanes } from "../pipeline/lanes.ts";
+import type { Sink } from "../sink.ts";
+import { FileVolume } from "../source/file-volume.ts";
+import type { FingerprintReader } from "../source/fingerprints.ts";
+import { Store } from "../store.ts";
+import { tidemarkVersion } from "../version.ts";
+import { LocalState } from "./local-state.ts";
+import { Seat } from "./seat.ts";
+import type { Notice, ReplicateOptions, ReplicateSummary } from "./summaries.ts";
+import { paced } from "./progress.ts";
+
+/** What a vault lends to its operations. */
+export interface VaultContext {
+  readonly sink: Sink;
+  readonly document: VaultDocument;
+  readonly stateFolder: string | undefined;
+  readonly workers: number;
+  readonly lanes: number;
+  readonly indexBytesMax: number;
+}
+
+/** How often a cycle is started again by itself when the store went back in time or local state turned out to be damaged. */
+const cyclesMax = 3;
+const objectsProvedAtOnce = 8;
+
+/**
+ * Replicates `volume` into a new point. Errors: WRITER_ACTIVE, SEAT_LOST, SOURCE_SHRUNK, SOURCE_UNREADABLE, STORE_UNREACHABLE, STORE_REGRESSED,
+ * NO_SPACE, INTERRUPTED and others of the store.
+ */
+export async function replicate(context: VaultContext, options: ReplicateOptions): Promise<ReplicateSummary> {
+  encodeDiskName(options.disk); // refuses a bad name before anything is touched
+  const disk = options.disk.normalize("NFC");
+  const startedAt = performance.now();
+  let trustPrints = true;
+  for (let attempt = 1; ; attempt += 1) {
+    const cycle = new Cycle(context, { ...options, disk }, trustPrints);
+    try {
+      const summary = await cycle.run();
+      return { ...summary, elapsedMs: Math.round(performance.now() - startedAt) };
+    } catch (error) {
+      if (attempt >= cyclesMax) throw error;
+      if (cycle.printsBroken) {
+        trustPrints = false;
+        options.onNotice?.({ code: "STATE_LOST", message: "local fingerprints are damaged: the cycle starts again and compares with the vault" });
+      } else if (hasCode(error, "STORE_REGRESSED")) {
+        options.onNotice?.({ code: "STORE_REGRESSED", message: `${error.message}; the cycle starts again` });
+      } else {
+        throw error;
+      }
+    }
+  }
+}
+
+class Cycle {
+  readonly #context: VaultContext;
+  readonly #options: ReplicateOptions;
+  readonly #trustPrints: boolean;
+  readonly #store: Store;
+  readonly #state: LocalState;
+  readonly #vaultId: Uint8Array;
+  readonly #notify: (notice: Notice) => void;
+  #prints: FingerprintBaseline | undefined;
+  /** What must be given back, in this order. */
+  readonly #closing: (() => Promise<void>)[] = [];
+
+  constructor(context: VaultContext, options: ReplicateOptions, trustPrints: boolean) {
+    this.#context = context;
+    this.#options = options;
+    this.#trustPrints = trustPrints;
+    this.#store = new Store(context.sink);
+    this.#vaultId = fromHex(context.document.vault);
+    this.#notify = options.onNotice ?? (() => undefined);
+    this.#state = new LocalState({
+      folder: context.stateFolder,
+      vault: context.document.vault,
+      disk: options.disk,
+      onNotice: this.#notify,
+    });
+  }
+
+  /** True when the cycle failed because its local fingerprints cannot be believed. */
+  get printsBroken(): boolean {
+    return this.#prints?.broken === true;
+  }
+
+  async run(): Promise<ReplicateSummary> {
+    const [outcome] = await Promise.allSettled([this.#run()]);
+    const failures: unknown[] = [];
+    for (const close of this.#closing.toReversed()) await close().catch((error: unknown) => failures.push(error));
+    // What ended the cycle says more than what then went wrong while it was put away.
+    if (outcome.status === "rejected") throw outcome.reason;
+    if (failures.length > 0) throw failures[0];
+    return outcome.value;
+  }
+
+  async #run(): Promise<ReplicateSummary> {
+    const { document } = this.#context;
+    const { disk, volume } = this.#options;
+    const seat = await Seat.take({
+      store: this.#store,
+      vault: document.vault,
+      disk,
+      onNotice: this.#notify,
+      signal: this.#options.signal,
+    });
+    this.#closing.push(async () => {
+      await seat.release();
+    });
+    const signal = this.#options.signal === undefined ? seat.signal : AbortSignal.any([seat.signal, this.#options.signal]);
+    throwIfAborted(signal);
+    const parent = seat.head.points.at(-1);
+    await volume.beginScan?.();
+    const timeMs = Math.max(Date.now(), (parent?.timeMs ?? 0) + 1);
+    const volumeBytes = await volume.sizeBytes();
+    checkSize(volume.description, disk, volumeBytes, parent);
+    const [manifest, catalog] = await Promise.all([this.#readParent(parent, signal), this.#loadCatalog(signal)]);
+    const reader = parent === undefined || !this.#trustPrints ? undefined : await this.#state.openPrints(parent.id);
+    if (reader !== undefined) this.#closing.push(async () => await reader.close());
+    const seed = reader?.seed ?? randomSeed();
+    const crew = this.#openCrew(seed);
+    const baseline = await this.#openBaseline(manifest, reader, seed, signal);
+    const lanes = new Lanes({
+      store: this.#store,
+      catalog,
+      vaultId: this.#vaultId,
+      disk,
+      epoch: seat.epoch,
+      lanes: this.#context.lanes,
+      assertSeat: async () => await seat.assertHeld(),
+      signal,
+    });
+    this.#closing.push(async () => await lanes.settle());
+    const objects = new MapObjects({ store: this.#store, vaultId: this.#vaultId, disk, epoch: seat.epoch, signal });
+    const run = new RunWriter(objects);
+    this.#closing.push(async () => await run.settle());
+    const prints = await this.#state.createPrints(seed);
+    this.#closing.push(async () => await prints.discard());
+    const progress = paced(this.#options.onProgress);
+    const statistics = await capture({
+      volume,
+      volumeBytes,
+      baseline,
+      blockBytes: document.blockBytes,
+      crew,
+      catalog,
+      lanes,
+      run,
+      prints,
+      signal,
+      onProgress: (doneBytes) => {
+        progress({ phase: "scan", doneBytes, totalBytes: volumeBytes, transferredBytes: lanes.storedBytes });
+      },
+    });
+    await lanes.flush();
+    const delta = await run.finish();
+    const older = manifest?.runs ?? [];
+    const runs = await mergeStack(objects, delta === undefined ? older : [delta, ...older], volumeBytes);
+    const consistency = (await volume.endScan?.()) ?? "fuzzy";
+    if (consistency === "fuzzy" && volume.endScan !== undefined) {
+      this.#notify({ code: "SOURCE_CHANGED", message: `${volume.description} changed, or may have, while it was read: the point is fuzzy` });
+    }
+    const next: ManifestDocument = {
+      vault: document.vault,
+      disk,
+      sequence: (parent?.sequence ?? 0) + 1,
+      epoch: seat.epoch,
+      parent: parent?.id ?? null,
+      timeMs,
+      consistency,
+      volumeBytes,
+      statistics: { ...statistics, storedBytes: lanes.storedBytes },
+      runs,
+      writtenBy: `tidemark ${tidemarkVersion}`,
+    };
+    const point = await this.#commit(seat, catalog, objects, next, async (id) => {
+      await prints.finish({ point: id, volumeBytes });
+    });
+    await this.#state.keepOnly(point.id);
+    if (volume instanceof FileVolume) await this.#state.rememberSource(volume.identity());
+    await this.#state.saveCache(async (folder) => await catalog.save(folder, this.#vaultId));
+    progress({ phase: "commit", doneBytes: volumeBytes, totalBytes: volumeBytes, transferredBytes: lanes.storedBytes }, "last");
+    return this.#summary(point, statistics, lanes.storedBytes);
+  }
+
+  #openCrew(seed: readonly [number, number]): Crew {
+    const { document, workers } = this.#context;
+    const crew = Crew.open({
+      geometry: scanGeometry(document.blockBytes),
+      digest: document.digest,
+      digestKey: fromHex(document.digestKey),
+      fingerprintSeed: seed,
+      workers,
+    });
+    this.#closing.push(async () => await crew.close());
+    return crew;
+  }
+
+  async #loadCatalog(signal: AbortSignal): Promise<Catalog> {
+    return await Catalog.load({
+      store: this.#store,
+      vaultId: this.#vaultId,
+      indexBytesMax: this.#context.indexBytesMax,
+      folder: this.#state.vaultFolder,
+      signal,
+      onDamage: (error) => {
+        this.#notify({ code: "SEGMENT_DAMAGED", message: `${error.message}; its chunks are not referred to any more` });
+      },
+    });
+  }
+
+  async #readParent(parent: PointRecord | undefined, signal: AbortSignal): Promise<ManifestDocument | undefined> {
+    if (parent === undefined) return undefined;
+    return await readManifest(this.#store, this.#context.document.vault, this.#options.disk, parent, signal);
+  }
+
+  async #openBaseline(
+    manifest: ManifestDocument | undefined,
+    reader: FingerprintReader | undefined,
+    seed: readonly [number, number],
+    signal: AbortSignal,
+  ): Promise<Baseline> {
+    const { document } = this.#context;
+    if (manifest === undefined) return emptyBaseline;
+    if (reader !== undefined) {
+      this.#prints = new FingerprintBaseline(reader, document.blockBytes);
+      return this.#prints;
+    }
+    const crew = Crew.open({
+      geometry: { ...scanGeometry(document.blockBytes), slabCount: 2 },
+      digest: document.digest,
+      digestKey: fromHex(document.digestKey),
+      fingerprintSeed: seed,
+      workers: 1,
+    });
+    this.#closing.push(async () => await crew.close());
+    const map = new PointMap(this.#store, this.#vaultId, this.#options.disk, manifest);
+    return await Promise.resolve(new MapBaseline({ map, store: this.#store, crew, blockBytes: document.blockBytes, signal }));
+  }
+
+  /** Manifest, proof, head. */
+  async #commit(
+    seat: Seat,
+    catalog: Catalog,
+    objects: MapObjects,
+    manifest: ManifestDocument,
+    beforeHead: (id: string) => Promise<void>,
+  ): Promise<PointRecord> {
+    const { bytes, id } = encodeManifest(manifest);
+    const name = manifestName(manifest.disk, manifest.sequence, manifest.epoch);
+    await seat.assertHeld();
+    const manifestEtag = await this.#store.putOnce(name, bytes, { signal: objects.signal });
+    const written = new Map([...objects.put, [name, manifestEtag]]);
+    await beforeHead(id);
+    const prove = async (): Promise<void> => {
+      await catalog.proveReferenced(this.#store, objects.signal);
+      await this.#proveObjects(written, objects.signal);
+    };
+    await prove();
+    throwIfAborted(objects.signal);
+    const { sequence, epoch, timeMs, consistency, volumeBytes, statistics } = manifest;
+    const { changedBytes, newBytes, storedBytes } = statistics;
+    const point: PointRecord = { sequence, epoch, id, timeMs, consistency, volumeBytes, changedBytes, newBytes, storedBytes };
+    await seat.commit([...seat.head.points, point], true, prove);
+    catalog.committed();
+    return point;
+  }
+
+  /** Asks the store for every map object and manifest of this cycle. Errors: STORE_REGRESSED. */
+  async #proveObjects(written: ReadonlyMap<string, string>, signal: AbortSignal | undefined): Promise<void> {
+    const next = written.entries();
+    const provers = Array.from({ length: objectsProvedAtOnce }, async () => {
+      for (const [name, etag] of next) {
+        try {
+          const there = await this.#store.stat(name, { signal });
+          if (there.etag !== etag) throw regressed(name, 1, 0);
+        } catch (error) {
+          if (hasCode(error, "OBJECT_NOT_FOUND")) throw regressed(name, 1, 0);
+          throw error;
+        }
+      }
+    });
+    await Promise.all(provers);
+  }
+
+  #summary(point: PointRecord, statistics: CaptureStatistics, storedBytes: number): ReplicateSummary {
+    return {
+      disk: this.#options.disk,
+      point: point.id,
+      sequence: point.sequence,
+      consistency: point.consistency,
+      volumeBytes: point.volumeBytes,
+      ...statistics,
+      storedBytes,
+      metadataBytes: this.#store.putBytes,
+      requests: this.#store.requests,
+      elapsedMs: 0,
+    };
+  }
+}
+
+/** Reads the manifest that the head names. Errors: DAMAGED (also when it is gone), FORMAT_UNSUPPORTED. */
+export async function readManifest(
+  store: Store,
+  vault: string,
+  disk: string,
+  point: PointRecord,
+  signal: AbortSignal | undefined,
+): Promise<ManifestDocument> {
+  const name = manifestName(disk, point.sequence, point.epoch);
+  const { bytes } = await store.get(name, documentBytesMax, { signal });
+  return decodeManifest(bytes, name, { vault, disk, id: point.id });
+}
+
+function checkSize(source: string, disk: string, volumeBytes: number, parent: PointRecord | undefined): void {
+  if (volumeBytes > volumeBytesMax) {
+    throw new TidemarkError("UNSUPPORTED", `${source} has ${String(volumeBytes)} bytes; a disk may have ${String(volumeBytesMax)} (16 TiB)`, {
+      remedy: "replicate it in parts, each under a name of its own",
+    });
+  }
+  if (parent !== undefined && volumeBytes < parent.volumeBytes) {
+    throw new TidemarkError(
+      "SOURCE_SHRUNK",
+      `${source} has ${String(volumeBytes)} bytes, where the newest point of disk ${JSON.stringify(disk)} has ${String(parent.volumeBytes)}`,
+      { remedy: "check that this is the right source; a disk that was made smaller on purpose is replicated under a new name" },
+    );
+  }
+}
+
+function randomSeed(): readonly [number, number] {
+  const bytes = randomBytes(8);
+  return [bytes.readUInt32LE(0), bytes.readUInt32LE(4)];
+}

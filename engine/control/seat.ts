@@ -1,0 +1,331 @@
+/**
+ * The writer's seat of a disk: at most one writer holds it, and a writer that lost it cannot change anything any more.
+ *
+ * Three things make it, each decided at the store:
+ *   - the lease on the disk's head keeps writers on other machines away while the holder lives, and ends by the store's clock when it does not;
+ *   - the epoch in the head, raised by compare-and-swap on taking the seat, decides between two who both got hold of the lease;
+ *   - the sequence numbers of the former writer's segments are raised to the new epoch first, so its late page writes fail.
+ *
+ * The lease id is derived from vault, disk, machine and epoch. So a successor on the same machine can hand the lease of a dead process over to itself at once, also when the
+ * process died between taking the lease and writing its name into the head; and a writer that merely slept cannot renew, because its epoch, and with it its id, is gone.
+ */
+import { randomBytes } from "node:crypto";
+import { setTimeout as delay } from "node:timers/promises";
+import { hasCode, throwIfAborted, TidemarkError } from "../errors.ts";
+import { checksum, toHex } from "../format/checksum.ts";
+import type { HeadDocument, PointRecord, WriterRecord } from "../format/documents.ts";
+import { decodeHead, documentBytesMax, encodeHead } from "../format/documents.ts";
+import { headName, segmentEpochPrefix } from "../format/names.ts";
+import { firstSequenceNumber } from "../pipeline/lanes.ts";
+import type { Store } from "../store.ts";
+import { unknownOutcomesMax, unreachable } from "../store.ts";
+import { identifyProcess, isAlive, liveSessions } from "./process-identity.ts";
+import type { Notice } from "./summaries.ts";
+
+/** Lease and its care, together because they depend on each other: several renewals fit into a lease. */
+const timing = {
+  leaseSeconds: 60,
+  renewEveryMs: 15_000,
+  /** A seat that has not been renewed for this long is renewed before anything that no fence guards. */
+  trustMs: 25_000,
+  /** How long to wait for somebody who is just taking or leaving the seat. */
+  handoverMs: 3_000,
+  handoverPollMs: 100,
+} as const;
+
+export interface SeatOptions {
+  readonly store: Store;
+  readonly vault: string;
+  readonly disk: string;
+  readonly onNotice: (notice: Notice) => void;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Reads a disk's head. Errors: DISK_NOT_FOUND. */
+export async function readHead(
+  store: Store,
+  vault: string,
+  disk: string,
+  signal?: AbortSignal,
+): Promise<{ readonly head: HeadDocument; readonly etag: string }> {
+  const name = headName(disk);
+  try {
+    const { bytes, etag } = await store.get(name, documentBytesMax, { signal });
+    return { head: decodeHead(bytes, name, { vault, disk }), etag };
+  } catch (error) {
+    if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+    throw new TidemarkError("DISK_NOT_FOUND", `the vault holds no disk ${JSON.stringify(disk)}`, {
+      remedy: "`tidemark disks list` shows the disks that it holds",
+      cause: error,
+    });
+  }
+}
+
+export class Seat implements AsyncDisposable {
+  readonly #options: SeatOptions;
+  readonly #writer: WriterRecord;
+  readonly #leaseId: string;
+  readonly #lost = new AbortController();
+  readonly #timer: NodeJS.Timeout;
+  #head: HeadDocument;
+  #etag: string;
+  #renewedAtMs: { readonly wall: number; readonly steady: number };
+  #released: Promise<void> | undefined;
+
+  private constructor(options: SeatOptions, writer: WriterRecord, leaseId: string, head: HeadDocument, etag: string) {
+    this.#options = options;
+    this.#writer = writer;
+    this.#leaseId = leaseId;
+    this.#head = head;
+    this.#etag = etag;
+    this.#renewedAtMs = now();
+    this.#timer = setInterval(() => {
+      // A failed renewal is either final, which aborts `signal`, or repeated by the next tick.
+      this.#renew().catch(() => undefined);
+    }, timing.renewEveryMs).unref();
+  }
+
+  /** Takes the seat, creating the disk if it is new. Errors: WRITER_ACTIVE. */
+  static async take(options: SeatOptions): Promise<Seat> {
+    const { store, vault, disk, signal } = options;
+    const name = headName(disk);
+    const identity = await identifyProcess();
+    const writer: WriterRecord = { ...identity, session: toHex(randomBytes(16)) };
+    const deadline = Date.now() + timing.handoverMs;
+    for (;;) {
+      throwIfAborted(signal);
+      const { head, etag } = await readOrCreateHead(options);
+      const epoch = head.epoch + 1;
+      const leaseId = leaseIdOf(vault, disk, identity.machine, epoch);
+      if (!(await takeLease(options, head, identity.machine, leaseId))) {
+        if (Date.now() > deadline) throw writerActive(disk, head.writer);
+        await delay(timing.handoverPollMs, undefined, { signal }).catch(() => undefined);
+        continue;
+      }
+      liveSessions().add(writer.session);
+      const outcome = await enthrone(options, head, etag, epoch, writer, leaseId);
+      if (outcome !== undefined) return new Seat(options, writer, leaseId, outcome.head, outcome.etag);
+      liveSessions().delete(writer.session);
+      // Somebody was faster. If that was a process of this machine, the lease is now theirs; otherwise it was only ours.
+      const { head: current } = await readHead(store, vault, disk, signal);
+      if (current.epoch < epoch || current.writer?.machine !== identity.machine) await store.lease().releaseLease(name, leaseId, { signal });
+      if (Date.now() > deadline) throw writerActive(disk, current.writer);
+    }
+  }
+
+  get head(): HeadDocument {
+    return this.#head;
+  }
+
+  get epoch(): number {
+    return this.#head.epoch;
+  }
+
+  /** Aborts, with SEAT_LOST as its reason, once the seat is certainly lost. */
+  get signal(): AbortSignal {
+    return this.#lost.signal;
+  }
+
+  /** Makes sure that the seat is still ours, asking the store if the last answer is old. Errors: SEAT_LOST. */
+  async assertHeld(): Promise<void> {
+    throwIfAborted(this.#lost.signal);
+    const elapsed = now();
+    // Both clocks: the steady one stands still while a machine sleeps, the wall clock can be set back.
+    const age = Math.max(elapsed.wall - this.#renewedAtMs.wall, elapsed.steady - this.#renewedAtMs.steady);
+    if (age > timing.trustMs || age < 0) await this.#renew();
+  }
+
+  /**
+   * The commit: swaps the head for one that holds `points`. `leave` gives the seat up in the same step. `prove` is called again before every repetition, because a connection that broke
+   * may have ended at a store that went back in time. Errors: SEAT_LOST, STORE_REGRESSED.
+   */
+  async commit(points: readonly PointRecord[], leave: boolean, prove: () => Promise<void>): Promise<void> {
+    const { store, disk } = this.#options;
+    const name = headName(disk);
+    const next: HeadDocument = { ...this.#head, writer: leave ? null : this.#writer, points };
+    const bytes = encodeHead(next);
+    let failure: unknown;
+    for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
+      throwIfAborted(this.#lost.signal);
+      try {
+        // The user's signal is not heeded here: a commit is short, and half-known outcomes help nobody.
+        this.#etag = await store.put(name, bytes, { ifMatch: this.#etag, leaseId: this.#leaseId });
+        this.#head = next;
+        return;
+      } catch (error) {
+        failure = error;
+        if (hasCode(error, "LEASE_LOST")) await this.#reacquire(error);
+        else if (hasCode(error, "OUTCOME_UNKNOWN", "CONDITION_FAILED")) {
+          if (await this.#isCommitted(next, error)) return;
+        } else throw error;
+        await prove();
+      }
+    }
+    throw unreachable(`the commit to ${name}`, failure);
+  }
+
+  /** After a commit without a clear answer: has it happened? Errors: SEAT_LOST, STORE_REGRESSED when it never can. */
+  async #isCommitted(next: HeadDocument, cause: TidemarkError): Promise<boolean> {
+    const { store, vault, disk } = this.#options;
+    let there: { readonly head: HeadDocument; readonly etag: string };
+    try {
+      there = await readHead(store, vault, disk);
+    } catch (error) {
+      if (hasCode(error, "DISK_NOT_FOUND")) throw headRegressed(disk, error);
+      throw error;
+    }
+    const newest = next.points.at(-1);
+    if (newest !== undefined && there.head.points.some((point) => point.id === newest.id)) {
+      this.#head = there.head;
+      this.#etag = there.etag;
+      return true;
+    }
+    if (there.head.epoch > next.epoch) throw this.#lose(cause);
+    if (there.etag !== this.#etag) throw headRegressed(disk, cause);
+    return false;
+  }
+
+  async #renew(): Promise<void> {
+    const { store, disk } = this.#options;
+    const startedAt = now();
+    try {
+      await store.lease().renewLease(headName(disk), this.#leaseId);
+    } catch (error) {
+      if (!hasCode(error, "LEASE_LOST", "OBJECT_NOT_FOUND")) throw error;
+      await this.#reacquire(error);
+    }
+    this.#renewedAtMs = startedAt;
+  }
+
+  /** A lease can vanish with nobody having taken it (an Azurite that restarts forgets finite leases): then it is ours again. */
+  async #reacquire(cause: TidemarkError): Promise<void> {
+    const { store, disk } = this.#options;
+    try {
+      await store.lease().acquireLease(headName(disk), this.#leaseId, timing.leaseSeconds);
+    } catch (error) {
+      if (hasCode(error, "LEASE_HELD")) throw this.#lose(cause);
+      if (hasCode(error, "OBJECT_NOT_FOUND")) throw headRegressed(disk, cause);
+      throw error;
+    }
+  }
+
+  #lose(cause: unknown): TidemarkError {
+    const error = new TidemarkError("SEAT_LOST", `another writer has taken over disk ${JSON.stringify(this.#options.disk)}`, {
+      remedy: "let the other writer work, or stop it and run the command again",
+      cause,
+    });
+    this.#lost.abort(error);
+    return error;
+  }
+
+  /** Gives the lease up. Idempotent; waits. A lease that cannot be given up ends by itself. */
+  async release(): Promise<void> {
+    this.#released ??= this.#release();
+    await this.#released;
+  }
+
+  async #release(): Promise<void> {
+    clearInterval(this.#timer);
+    try {
+      if (!this.#lost.signal.aborted) {
+        await this.#options.store.lease().releaseLease(headName(this.#options.disk), this.#leaseId, { signal: AbortSignal.timeout(1_500) });
+      }
+    } catch (error) {
+      if (!(error instanceof TidemarkError)) throw error;
+    } finally {
+      liveSessions().delete(this.#writer.session);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.release();
+  }
+}
+
+async function readOrCreateHead(options: SeatOptions): Promise<{ readonly head: HeadDocument; readonly etag: string }> {
+  const { store, vault, disk, signal } = options;
+  try {
+    return await readHead(store, vault, disk, signal);
+  } catch (error) {
+    if (!hasCode(error, "DISK_NOT_FOUND")) throw error;
+  }
+  try {
+    await store.put(headName(disk), encodeHead({ vault, disk, epoch: 0, writer: null, points: [] }), { ifAbsent: true }, { signal });
+  } catch (error) {
+    if (!hasCode(error, "OBJECT_EXISTS", "OUTCOME_UNKNOWN")) throw error;
+  }
+  return await readHead(store, vault, disk, signal);
+}
+
+/** Takes the lease if it is free, or was a dead process's of this machine. False: somebody is just taking or leaving the seat. Errors: WRITER_ACTIVE. */
+async function takeLease(options: SeatOptions, head: HeadDocument, machine: string, leaseId: string): Promise<boolean> {
+  const { store, vault, disk, onNotice, signal } = options;
+  const name = headName(disk);
+  try {
+    await store.lease().acquireLease(name, leaseId, timing.leaseSeconds, { signal });
+    return true;
+  } catch (error) {
+    if (!hasCode(error, "LEASE_HELD")) throw error;
+  }
+  const { writer } = head;
+  if (writer === null) return false;
+  if (writer.machine !== machine || (await isAlive(writer))) throw writerActive(disk, writer);
+  try {
+    await store.lease().changeLease(name, leaseIdOf(vault, disk, machine, head.epoch), leaseId, { signal });
+  } catch (error) {
+    if (hasCode(error, "LEASE_LOST")) return false;
+    throw error;
+  }
+  onNotice({ code: "SEAT_TAKEN_OVER", message: `the writer that died (process ${String(writer.pid)}) is replaced at once` });
+  return true;
+}
+
+/** With the lease in hand: locks the former writer out and writes our name into the head. Undefined: somebody else was faster. */
+async function enthrone(
+  options: SeatOptions,
+  head: HeadDocument,
+  etag: string,
+  epoch: number,
+  writer: WriterRecord,
+  leaseId: string,
+): Promise<{ readonly head: HeadDocument; readonly etag: string } | undefined> {
+  const { store, vault, disk, signal } = options;
+  // Before the swap: whoever dies between leaves the head as it was, and the next one locks out the same writer again.
+  if (head.writer !== null) {
+    for await (const segment of store.list(segmentEpochPrefix(disk, head.epoch), { signal })) {
+      await store.raiseSequenceNumber(segment.name, firstSequenceNumber(epoch), { signal });
+    }
+  }
+  const next: HeadDocument = { ...head, epoch, writer };
+  try {
+    return { head: next, etag: await store.put(headName(disk), encodeHead(next), { ifMatch: etag, leaseId }, { signal }) };
+  } catch (error) {
+    if (!hasCode(error, "CONDITION_FAILED", "LEASE_LOST", "OUTCOME_UNKNOWN")) throw error;
+  }
+  const there = await readHead(store, vault, disk, signal);
+  return there.head.writer?.session === writer.session ? there : undefined;
+}
+
+function leaseIdOf(vault: string, disk: string, machine: string, epoch: number): string {
+  const hex = toHex(checksum(Buffer.from(JSON.stringify(["lease", vault, disk, machine, epoch]))));
+  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-");
+}
+
+function now(): { readonly wall: number; readonly steady: number } {
+  return { wall: Date.now(), steady: performance.now() };
+}
+
+function writerActive(disk: string, writer: WriterRecord | null): TidemarkError {
+  const who = writer === null ? "another process" : `process ${String(writer.pid)} on ${writer.host}`;
+  return new TidemarkError("WRITER_ACTIVE", `${who} is writing disk ${JSON.stringify(disk)}`, {
+    remedy: `wait until it is done; if it died on another machine, its seat is free after ${String(timing.leaseSeconds)} s`,
+    detail: { disk, pid: writer?.pid, host: writer?.host },
+  });
+}
+
+function headRegressed(disk: string, cause: unknown): TidemarkError {
+  return new TidemarkError("STORE_REGRESSED", `the store went back in time: the head of disk ${JSON.stringify(disk)} is older than what was acknowledged`, {
+    remedy: "run the command again; the next cycle ships what the store forgot",
+    cause,
+  });
+}

@@ -1,0 +1,172 @@
+/**
+ * What the engine's operations take and give back: plain data, sizes in bytes, times in milliseconds. The command line prints these
+ * very objects as JSON, so a name here is a contract.
+ */
+import type { Consistency, Extent, Volume } from "../volume.ts";
+import type { DigestName } from "../format/documents.ts";
+
+/** Where an operation stands. Emitted a few times a second and once at the end. */
+export interface Progress {
+  readonly phase: "scan" | "commit" | "materialize" | "verify";
+  /** Bytes of the volume dealt with so far, holes included. */
+  readonly doneBytes: number;
+  /** Bytes of the volume to deal with. */
+  readonly totalBytes: number;
+  /** Bytes sent to the store (replicate) or read from it (materialize, verify). */
+  readonly transferredBytes: number;
+}
+
+/** Something a user should hear of although the operation goes on: one sentence, with a stable code. */
+export interface Notice {
+  readonly code: "STATE_LOST" | "STATE_NOT_SAVED" | "SEAT_TAKEN_OVER" | "STORE_REGRESSED" | "SEGMENT_DAMAGED" | "SOURCE_CHANGED" | "RESUMED";
+  readonly message: string;
+}
+
+/** What every long operation takes. */
+export interface OperationOptions {
+  readonly onProgress?: ((progress: Progress) => void) | undefined;
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  /** Ends the operation with INTERRUPTED; nothing is written after it settles. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface ReplicateOptions extends OperationOptions {
+  readonly disk: string;
+  readonly volume: Volume;
+}
+
+export interface ReplicateSummary {
+  readonly disk: string;
+  /** The new point's id: 32 hexadecimal digits that name its exact content. */
+  readonly point: string;
+  readonly sequence: number;
+  readonly consistency: Consistency;
+  readonly volumeBytes: number;
+  /** Bytes read from the source. */
+  readonly scannedBytes: number;
+  /** Bytes of the granules that differ from the parent point; granules that became zero count. */
+  readonly changedBytes: number;
+  /** Bytes of the granules that became zero. */
+  readonly zeroBytes: number;
+  /** Plain bytes of chunks that the vault already held. */
+  readonly dedupedBytes: number;
+  /** Plain bytes of chunks that were new. */
+  readonly newBytes: number;
+  /** Bytes written to segments: compressed payloads, tables and padding. */
+  readonly storedBytes: number;
+  /** Bytes written as map, manifest and head. */
+  readonly metadataBytes: number;
+  /** Calls made to the store. */
+  readonly requests: number;
+  readonly elapsedMs: number;
+}
+
+export interface DiskSummary {
+  readonly disk: string;
+  readonly points: number;
+  /** Newest point, absent while the disk has none. */
+  readonly latest?: PointSummary;
+}
+
+export interface PointSummary {
+  readonly disk: string;
+  readonly sequence: number;
+  readonly point: string;
+  /** Time of the cut, ISO 8601 in UTC. */
+  readonly time: string;
+  readonly consistency: Consistency;
+  readonly volumeBytes: number;
+  readonly changedBytes: number;
+  readonly newBytes: number;
+  readonly storedBytes: number;
+}
+
+export interface PointDetail extends PointSummary {
+  /** Id of the point it was made from, null for the first. */
+  readonly parent: string | null;
+  readonly zeroBytes: number;
+  readonly dedupedBytes: number;
+  /** Sorted tables whose overlay is the point's map, newest first. */
+  readonly runs: readonly { readonly entries: number; readonly leaves: number; readonly bytes: number }[];
+  /** The version of Tidemark that wrote it. */
+  readonly writtenBy: string;
+}
+
+export interface VaultSummary {
+  readonly vault: string;
+  readonly description: string;
+  readonly formatVersion: number;
+  readonly blockBytes: number;
+  readonly granuleBytes: number;
+  readonly digest: DigestName;
+  readonly codec: "lz4";
+  readonly encryption: "none";
+  readonly created: string;
+  readonly disks: number;
+}
+
+export type ImageFormat = "raw" | "vhd";
+
+/**
+ * How a point is written out. `create`: the target must not exist. `replace`: a file that exists is replaced once the image is whole.
+ * `in-place`: an existing image is changed where it differs; it bears a half state meanwhile.
+ */
+export type MaterializeMode = "create" | "replace" | "in-place";
+
+export interface MaterializeOptions extends OperationOptions {
+  readonly disk: string;
+  /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
+  readonly point: string;
+  /** Path of a file or block device, or `blob:NAME` for a page blob in the vault's container. */
+  readonly to: string;
+  /** Default: `vhd` for `blob:`, else `raw`. */
+  readonly format?: ImageFormat | undefined;
+  /** Default: `create`. A block device needs `in-place` or `replace`, which mean the same there. */
+  readonly mode?: MaterializeMode | undefined;
+  /** Needed to write over the very file or device that this disk was last replicated from. Default: false, TARGET_IS_SOURCE. */
+  readonly overwriteSource?: boolean | undefined;
+}
+
+export interface MaterializeSummary {
+  readonly disk: string;
+  readonly point: string;
+  readonly sequence: number;
+  readonly target: string;
+  readonly format: ImageFormat;
+  readonly volumeBytes: number;
+  /** Bytes written to the target; zeros left as holes and unchanged ranges do not count. */
+  readonly bytesWritten: number;
+  /** Bytes read from the store. */
+  readonly bytesRead: number;
+  readonly elapsedMs: number;
+}
+
+export interface VerifyOptions extends OperationOptions {
+  /** Absent: every disk. */
+  readonly disk?: string | undefined;
+  /** Absent: every point. */
+  readonly point?: string | undefined;
+  /** Compare the point (default `latest`) with this volume too. */
+  readonly source?: Volume | undefined;
+}
+
+/** One thing that is wrong, and where: with a point's extent when data is damaged, without when a whole object is. */
+export interface Damage {
+  readonly disk: string;
+  readonly sequence: number | null;
+  readonly point: string | null;
+  readonly extent: Extent | null;
+  /** Name of the damaged object in the store; for `SOURCE_DIFFERS` the source's description. */
+  readonly object: string;
+  readonly code: "DAMAGED" | "OBJECT_NOT_FOUND" | "FORMAT_UNSUPPORTED" | "SOURCE_DIFFERS";
+  readonly message: string;
+}
+
+export interface VerifySummary {
+  readonly checkedPoints: number;
+  readonly checkedChunks: number;
+  /** Plain bytes that were proved. */
+  readonly checkedBytes: number;
+  readonly damaged: readonly Damage[];
+  readonly elapsedMs: number;
+}

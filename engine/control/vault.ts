@@ -1,0 +1,237 @@
+/**
+ * The vault: the front door of the engine. It holds a store's identity and offers everything that can be done with its disks.
+ */
+import { randomBytes } from "node:crypto";
+import { hasCode, TidemarkError } from "../errors.ts";
+import { sameBytes, toHex } from "../format/checksum.ts";
+import type { DigestName, VaultDocument } from "../format/documents.ts";
+import { decodeVault, digestNames, documentBytesMax, encodeVault, formatVersion } from "../format/documents.ts";
+import { vaultName } from "../format/names.ts";
+import { blockBytesDefault, blockBytesMax, blockBytesMin, granuleBytes } from "../limits.ts";
+import { workersDefault } from "../pipeline/crew.ts";
+import { materialize } from "../recovery/materialize.ts";
+import { verify } from "../recovery/verify.ts";
+import type { Sink } from "../sink.ts";
+import { Store } from "../store.ts";
+import { tidemarkVersion } from "../version.ts";
+import { diskNames, diskSummary, pointSummary, selectPoint } from "./points.ts";
+import type { VaultContext } from "./replicate.ts";
+import { readManifest, replicate } from "./replicate.ts";
+import { readHead } from "./seat.ts";
+import type {
+  DiskSummary,
+  MaterializeOptions,
+  MaterializeSummary,
+  PointDetail,
+  PointSummary,
+  ReplicateOptions,
+  ReplicateSummary,
+  VaultSummary,
+  VerifyOptions,
+  VerifySummary,
+} from "./summaries.ts";
+
+/** How this process works with a vault. None of it is stored. */
+export interface VaultOptions {
+  /** Folder for local caches; absent, nothing is kept and every cycle compares the disk with the vault. */
+  readonly stateFolder?: string | undefined;
+  /** Worker threads, 1 to 64. Default: one a core, at most 8. */
+  readonly workers?: number | undefined;
+  /** Page writes in flight plus the frame being filled, 2 to 32. Default: 5. */
+  readonly lanes?: number | undefined;
+  /** Ceiling of the dedup index in bytes, from 1 MiB. Default: 256 MiB, which holds the chunks of about 450 GiB at 64 KiB. */
+  readonly indexBytesMax?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** What is fixed when a vault is created. */
+export interface VaultParameters {
+  /** A power of two from 16 KiB to 1 MiB. Default: 64 KiB. */
+  readonly blockBytes?: number | undefined;
+  /** Default: `blake3`. */
+  readonly digest?: DigestName | undefined;
+}
+
+const mebibyte = 1024 * 1024;
+
+export class Vault implements AsyncDisposable {
+  readonly #context: VaultContext;
+  readonly #running = new Set<Promise<unknown>>();
+  #closed = false;
+
+  private constructor(context: VaultContext) {
+    this.#context = context;
+  }
+
+  /** Creates a vault in the sink's container, creating that too. Errors: VAULT_EXISTS, INVALID_ARGUMENT. */
+  static async create(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
+    const document = newDocument(options);
+    const resolved = resolveOptions(options);
+    await sink.createContainer({ signal: options.signal });
+    const bytes = encodeVault(document);
+    try {
+      await sink.putObject(vaultName, bytes, { ifAbsent: true }, { signal: options.signal });
+    } catch (error) {
+      if (!hasCode(error, "OBJECT_EXISTS", "OUTCOME_UNKNOWN")) throw error;
+      const there = await sink.getObject(vaultName, documentBytesMax, { signal: options.signal });
+      if (!sameBytes(there.bytes, bytes)) {
+        throw new TidemarkError("VAULT_EXISTS", `${sink.description} holds a vault already`, { remedy: "use it, or name another place", cause: error });
+      }
+    }
+    return new Vault({ sink, document, ...resolved });
+  }
+
+  /** Opens the vault in the sink's container. Errors: VAULT_NOT_FOUND, FORMAT_UNSUPPORTED, DAMAGED. */
+  static async open(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
+    const resolved = resolveOptions(options);
+    try {
+      const { bytes } = await sink.getObject(vaultName, documentBytesMax, { signal: options.signal });
+      return new Vault({ sink, document: decodeVault(bytes, vaultName), ...resolved });
+    } catch (error) {
+      if (!hasCode(error, "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) throw error;
+      throw new TidemarkError("VAULT_NOT_FOUND", `${sink.description} holds no vault`, {
+        remedy: "check the address, or create a vault with `tidemark vault init`; the first `tidemark replicate` creates one too",
+        cause: error,
+      });
+    }
+  }
+
+  /** Opens the vault, or creates it when there is none. */
+  static async openOrCreate(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
+    try {
+      return await Vault.open(sink, options);
+    } catch (error) {
+      if (!hasCode(error, "VAULT_NOT_FOUND")) throw error;
+    }
+    try {
+      return await Vault.create(sink, options);
+    } catch (error) {
+      if (!hasCode(error, "VAULT_EXISTS")) throw error;
+      return await Vault.open(sink, options);
+    }
+  }
+
+  /** 32 hexadecimal digits that name this vault. */
+  get id(): string {
+    return this.#context.document.vault;
+  }
+
+  async summary(): Promise<VaultSummary> {
+    const { document, sink } = this.#context;
+    return {
+      vault: document.vault,
+      description: sink.description,
+      formatVersion,
+      blockBytes: document.blockBytes,
+      granuleBytes,
+      digest: document.digest,
+      codec: document.codec,
+      encryption: document.encryption,
+      created: new Date(document.createdMs).toISOString(),
+      disks: (await diskNames(new Store(sink))).length,
+    };
+  }
+
+  /** All disks, sorted by name. */
+  async disks(): Promise<DiskSummary[]> {
+    const store = new Store(this.#context.sink);
+    const disks: DiskSummary[] = [];
+    for (const disk of await diskNames(store)) disks.push(await diskSummary(store, this.id, disk));
+    return disks;
+  }
+
+  /** The disk's committed points, oldest first. Errors: DISK_NOT_FOUND. */
+  async points(disk: string): Promise<PointSummary[]> {
+    const { head } = await readHead(new Store(this.#context.sink), this.id, disk.normalize("NFC"));
+    return head.points.map((point) => pointSummary(head.disk, point));
+  }
+
+  /** One point in full. `selector`: sequence number, id, `latest`, or an ISO time (the newest point not younger). Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, DAMAGED. */
+  async point(disk: string, selector: string): Promise<PointDetail> {
+    const store = new Store(this.#context.sink);
+    const { head } = await readHead(store, this.id, disk.normalize("NFC"));
+    const record = selectPoint(head, selector);
+    const manifest = await readManifest(store, this.id, head.disk, record, undefined);
+    return {
+      ...pointSummary(head.disk, record),
+      parent: manifest.parent,
+      zeroBytes: manifest.statistics.zeroBytes,
+      dedupedBytes: manifest.statistics.dedupedBytes,
+      runs: manifest.runs.map(({ entries, leaves, totalBytes }) => ({ entries, leaves, bytes: totalBytes })),
+      writtenBy: manifest.writtenBy,
+    };
+  }
+
+  /** Takes a recovery point of a volume. Errors: see `replicate`. */
+  async replicate(options: ReplicateOptions): Promise<ReplicateSummary> {
+    return await this.#track(async () => await replicate(this.#context, options));
+  }
+
+  /** Writes a point out as an image. Errors: see `materialize`. */
+  async materialize(options: MaterializeOptions): Promise<MaterializeSummary> {
+    return await this.#track(async () => await materialize(this.#context, options));
+  }
+
+  /** Proves points. Errors: see `verify`; damage is in the summary. */
+  async verify(options: VerifyOptions = {}): Promise<VerifySummary> {
+    return await this.#track(async () => await verify(this.#context, options));
+  }
+
+  /** Waits for what is running. The sink stays open: it is the caller's. Idempotent. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    await Promise.allSettled(this.#running);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  async #track<Result>(start: () => Promise<Result>): Promise<Result> {
+    if (this.#closed) throw new TidemarkError("INVALID_ARGUMENT", "the vault has been closed", { remedy: "open it again" });
+    const work = start();
+    this.#running.add(work);
+    try {
+      return await work;
+    } finally {
+      this.#running.delete(work);
+    }
+  }
+}
+
+function newDocument(parameters: VaultParameters): VaultDocument {
+  const blockBytes = parameters.blockBytes ?? blockBytesDefault;
+  const digest = parameters.digest ?? "blake3";
+  const faults: string[] = [];
+  if (!Number.isInteger(Math.log2(blockBytes)) || blockBytes < blockBytesMin || blockBytes > blockBytesMax) {
+    faults.push(`a block of ${String(blockBytes)} bytes is not a power of two from ${String(blockBytesMin)} to ${String(blockBytesMax)}`);
+  }
+  if (!digestNames.includes(digest)) faults.push(`the digest ${JSON.stringify(digest)} is not one of ${digestNames.join(", ")}`);
+  refuse(faults);
+  return {
+    vault: toHex(randomBytes(16)),
+    createdMs: Date.now(),
+    blockBytes,
+    digest,
+    digestKey: toHex(randomBytes(32)),
+    codec: "lz4",
+    encryption: "none",
+    writtenBy: `tidemark ${tidemarkVersion}`,
+  };
+}
+
+function resolveOptions(options: VaultOptions): Omit<VaultContext, "sink" | "document"> {
+  const workers = options.workers ?? workersDefault;
+  const lanes = options.lanes ?? 5;
+  const indexBytesMax = options.indexBytesMax ?? 256 * mebibyte;
+  const faults: string[] = [];
+  if (!Number.isInteger(workers) || workers < 1 || workers > 64) faults.push(`${String(workers)} workers are not 1 to 64`);
+  if (!Number.isInteger(lanes) || lanes < 2 || lanes > 32) faults.push(`${String(lanes)} lanes are not 2 to 32`);
+  if (!Number.isSafeInteger(indexBytesMax) || indexBytesMax < mebibyte) faults.push(`a dedup index of ${String(indexBytesMax)} bytes is below 1 MiB`);
+  refuse(faults);
+  return { stateFolder: options.stateFolder, workers, lanes, indexBytesMax };
+}
+
+function refuse(faults: readonly string[]): void {
+  if (faults.length > 0) throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
+}

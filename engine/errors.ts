@@ -1,0 +1,96 @@
+/**
+ * The one error class of Tidemark. Callers match on `code`, never on text; the README holds the table code → meaning → remedy.
+ * Foreign errors (SDK, file system, WASM) are translated once, where they enter, and kept as `cause`.
+ */
+
+/** Every code that can reach a caller. Codes are stable: they are added, never renamed. */
+export type ErrorCode =
+  // What the caller asked for.
+  | "INVALID_ARGUMENT"
+  | "UNSUPPORTED"
+  | "INTERRUPTED"
+  | "VAULT_NOT_FOUND"
+  | "VAULT_EXISTS"
+  | "DISK_NOT_FOUND"
+  | "POINT_NOT_FOUND"
+  // Who may write.
+  | "WRITER_ACTIVE"
+  | "SEAT_LOST"
+  | "ACCESS_REFUSED"
+  // What the store says (the codes that a `Sink` throws).
+  | "OBJECT_NOT_FOUND"
+  | "OBJECT_EXISTS"
+  | "CONDITION_FAILED"
+  | "LEASE_HELD"
+  | "LEASE_LOST"
+  | "OUTCOME_UNKNOWN"
+  | "STORE_UNREACHABLE"
+  | "STORE_REFUSED"
+  | "STORE_REGRESSED"
+  // What the bytes say.
+  | "DAMAGED"
+  | "FORMAT_UNSUPPORTED"
+  // The machine around us.
+  | "SOURCE_NOT_FOUND"
+  | "SOURCE_UNREADABLE"
+  | "SOURCE_SHRUNK"
+  | "TARGET_EXISTS"
+  | "TARGET_TOO_SMALL"
+  | "TARGET_IS_SOURCE"
+  | "TARGET_FAILED"
+  | "NO_SPACE"
+  | "INTERNAL";
+
+/** Facts about an error that a program may want: names, offsets in bytes, HTTP status. Never a secret. */
+export type ErrorDetail = Readonly<Record<string, string | number | boolean | null | undefined>>;
+
+export interface ErrorContext {
+  /** What the user can do about it: one imperative sentence. */
+  readonly remedy?: string;
+  readonly detail?: ErrorDetail;
+  readonly cause?: unknown;
+}
+
+/**
+ * An operating error: it names the object, the fact and, as `remedy`, what to do.
+ * Programmer errors are thrown by `assert` and are never caught to carry on.
+ */
+export class TidemarkError extends Error {
+  override readonly name = "TidemarkError";
+  readonly code: ErrorCode;
+  readonly remedy: string | undefined;
+  readonly detail: ErrorDetail;
+
+  constructor(code: ErrorCode, message: string, context: ErrorContext = {}) {
+    super(message, context.cause === undefined ? undefined : { cause: context.cause });
+    this.code = code;
+    this.remedy = context.remedy;
+    this.detail = context.detail ?? {};
+  }
+}
+
+/** True when `error` is a TidemarkError that bears one of `codes`. */
+export function hasCode(error: unknown, ...codes: readonly ErrorCode[]): error is TidemarkError {
+  return error instanceof TidemarkError && codes.includes(error.code);
+}
+
+/** The `code` of a Node system error (`ENOENT`, …), or undefined. */
+export function systemCode(error: unknown): string | undefined {
+  if (!(error instanceof Error) || !("code" in error)) return undefined;
+  return typeof error.code === "string" ? error.code : undefined;
+}
+
+/** Throws INTERRUPTED when `signal` has been aborted. Called at stage boundaries. */
+export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted === true) throw interrupted(signal);
+}
+
+/** The error for work that `signal` ended. */
+export function interrupted(signal: AbortSignal): TidemarkError {
+  const reason: unknown = signal.reason;
+  if (reason instanceof TidemarkError) return reason;
+  return new TidemarkError("INTERRUPTED", "the work was interrupted before it was done", {
+    remedy: "run the command again; what was shipped is reused",
+    cause: reason,
+  });
+}

@@ -1,0 +1,28 @@
+/**
+ * The checksum of everything that is not chunk data: BLAKE3, unkeyed, cut to 128 bits. It names manifests (a point's id) and chains
+ * manifest → roots → leaves, so a map that was altered anywhere no longer matches its point's id.
+ */
+import { createBLAKE3 } from "hash-wasm";
+
+const hasher = await createBLAKE3(128);
+
+export const checksumBytes = 16;
+
+/** Checksum of the concatenated `parts`: 16 bytes, freshly allocated. */
+export function checksum(...parts: readonly Uint8Array[]): Uint8Array {
+  hasher.init();
+  for (const part of parts) hasher.update(part);
+  return hasher.digest("binary");
+}
+
+export function toHex(bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("hex");
+}
+
+export function fromHex(text: string): Uint8Array {
+  return new Uint8Array(Buffer.from(text, "hex"));
+}
+
+export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  return Buffer.compare(a, b) === 0;
+}

@@ -1,0 +1,109 @@
+/**
+ * Keeps the stack of runs short without rewriting the map at each commit: a log-structured merge.
+ *
+ * A run's tier is the power of `fanIn` that its entries reach above `tierEntries`. When `fanIn` runs from the top down lie in a tier or below, they are merged into one. So an entry is
+ * rewritten about once per tier: 36 bytes × log16(map / 512 entries), at most four times on a 1 TiB disk, and the stack
+ * holds at most 15 runs a tier. Leaves that no newer run overlaps are taken over as they are.
+ */
+import type { RunReference } from "../format/documents.ts";
+import { zeroSegment } from "../format/leaf.ts";
+import type { LeafReference } from "../format/leaf.ts";
+import type { MapObjects } from "./run-writer.ts";
+import { RunWriter } from "./run-writer.ts";
+import type { Pieces } from "./point-map.ts";
+import { PointMap, windowGranules } from "./point-map.ts";
+
+export const fanIn = 16;
+const tierEntries = 512;
+
+/** How many runs from the top of the stack are due to be merged; 0 for none. `runs` newest first. */
+export function runsToMerge(runs: readonly Pick<RunReference, "entries">[]): number {
+  for (let tier = 0; ; tier += 1) {
+    const limit = tierEntries * fanIn ** tier;
+    let leading = 0;
+    while (leading < runs.length && (runs[leading]?.entries ?? 0) < limit * fanIn) leading += 1;
+    if (leading >= fanIn) return leading;
+    if (leading === runs.length) return 0;
+  }
+}
+
+/**
+ * Merges the topmost runs as far as the policy asks. Returns the stack to commit. With the oldest run among them, ZERO entries have nothing left to hide and are dropped.
+ */
+export async function mergeStack(objects: MapObjects, runs: readonly RunReference[], volumeBytes: number): Promise<RunReference[]> {
+  const count = runsToMerge(runs);
+  if (count === 0) return [...runs];
+  const merged = await mergeRuns(objects, runs.slice(0, count), volumeBytes, count === runs.length);
+  return merged === undefined ? runs.slice(count) : [merged, ...runs.slice(count)];
+}
+
+async function mergeRuns(
+  objects: MapObjects,
+  runs: readonly RunReference[],
+  volumeBytes: number,
+  dropZeros: boolean,
+): Promise<RunReference | undefined> {
+  const { signal } = objects;
+  const map = new PointMap(objects.store, objects.vaultId, objects.disk, { volumeBytes, runs });
+  const writer = new RunWriter(objects);
+  const oldest = runs.length - 1;
+  try {
+    for (let at = await map.nextMapped(0, signal); at !== Infinity; ) {
+      const untouched = await untouchedLeaf(map, oldest, at, signal);
+      if (untouched !== undefined) {
+        await writer.adopt(untouched);
+        at = await map.nextMapped(untouched.last + 1, signal);
+        continue;
+      }
+      // Stop where the next leaf of the oldest run begins, so that it can be looked at by itself.
+      const boundary = await nextLeafStart(map, oldest, at, signal);
+      const end = Math.min(at + windowGranules, boundary, 2 ** 32);
+      await copyPieces(writer, await map.window(at, end, signal), dropZeros);
+      at = await map.nextMapped(end, signal);
+    }
+    return await writer.finish();
+  } finally {
+    await writer.settle();
+  }
+}
+
+/** The oldest run's leaf that begins at `at`, if no newer run speaks of anything in its span. */
+async function untouchedLeaf(map: PointMap, oldest: number, at: number, signal: AbortSignal | undefined): Promise<LeafReference | undefined> {
+  const leaf = (await map.leavesOf(oldest, signal)).find((candidate) => candidate.first >= at);
+  if (leaf?.first !== at) return undefined;
+  for (let run = 0; run < oldest; run += 1) {
+    const leaves = await map.leavesOf(run, signal);
+    if (leaves.some((other) => other.first <= leaf.last && other.last >= leaf.first)) return undefined;
+  }
+  return leaf;
+}
+
+async function nextLeafStart(map: PointMap, oldest: number, at: number, signal: AbortSignal | undefined): Promise<number> {
+  return (await map.leavesOf(oldest, signal)).find((leaf) => leaf.first > at)?.first ?? Infinity;
+}
+
+async function copyPieces(writer: RunWriter, pieces: Pieces, dropZeros: boolean): Promise<void> {
+  for (let index = 0; index < pieces.count; index += 1) {
+    const leaf = pieces.leaves[index];
+    const entry = pieces.entries[index] ?? 0;
+    const start = pieces.starts[index] ?? 0;
+    const length = pieces.lengths[index] ?? 0;
+    if (leaf === undefined) continue;
+    const segment = leaf.segments[entry] ?? zeroSegment;
+    if (segment === zeroSegment) {
+      if (!dropZeros) await writer.appendZero(start, length);
+      continue;
+    }
+    await writer.append(
+      start,
+      length,
+      leaf.names[segment] ?? "",
+      leaf.offsets[entry] ?? 0,
+      leaf.storedWords[entry] ?? 0,
+      pieces.chunkOffsets[index] ?? 0,
+      (leaf.chunkLengths[entry] ?? 0) + 1,
+      leaf.digests,
+      entry * 16,
+    );
+  }
+}

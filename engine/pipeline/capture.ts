@@ -1,0 +1,286 @@
+/**
+ * One cycle's way from the volume to durable frames. One loop owns its state:
+ *
+ *     plan blocks ─ lease slab ─ tell it the parent's content ─► [ read ─ scan ─ look up ─ compress ] ─► pack, in order ─ release slab
+ *
+ * The bracket runs for as many slabs at once as there are slabs; everything else happens in the loop, in the order of the volume. So map entries come out sorted, frames are the
+ * same for the same input, and nothing waits in any queue but leased slabs.
+ *
+ * Memory: slabs (see `scanGeometry`), lanes × 4 MiB, one leaf.
+ */
+import assert from "node:assert/strict";
+import { throwIfAborted } from "../errors.ts";
+import { storedLength, storedLz4Flag } from "../format/frame.ts";
+import { fingerprintBytes, granuleBytes } from "../limits.ts";
+import type { RunWriter } from "../map/run-writer.ts";
+import type { FingerprintWriter } from "../source/fingerprints.ts";
+import type { Extent, Volume } from "../volume.ts";
+import type { Baseline } from "./baseline.ts";
+import type { Catalog } from "./catalog.ts";
+import type { Crew } from "./crew.ts";
+import type { ChunkPlace } from "./dedup-index.ts";
+import type { Lanes } from "./lanes.ts";
+import type { Slab, SlabGeometry } from "./slabs.ts";
+import type { ScanResult } from "./worker.ts";
+
+/** Slabs for scanning: 12 × 2 MiB of blocks and as much of compressed payloads make 48 MiB. */
+export function scanGeometry(blockBytes: number): SlabGeometry {
+  return { slabCount: 12, slabBytes: 2 * 1024 * 1024, blockBytes };
+}
+
+export interface CaptureOptions {
+  readonly volume: Volume;
+  readonly volumeBytes: number;
+  readonly baseline: Baseline;
+  readonly blockBytes: number;
+  readonly crew: Crew;
+  readonly catalog: Catalog;
+  readonly lanes: Lanes;
+  readonly run: RunWriter;
+  /** Receives the fingerprints of what was read; it may give up, which `capture` does not mind. */
+  readonly prints: Pick<FingerprintWriter, "put" | "drain">;
+  readonly onProgress: (doneBytes: number) => void;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface CaptureStatistics {
+  scannedBytes: number;
+  changedBytes: number;
+  zeroBytes: number;
+  dedupedBytes: number;
+  newBytes: number;
+}
+
+/** A slab's blocks in ascending order, and how they are read. */
+interface Plan {
+  readonly blocks: number[];
+  /** Granules of each block. */
+  readonly blockGranules: number[];
+  readonly reads: { readonly offset: number; length: number; readonly at: number }[];
+  expectedCount: number;
+}
+
+interface Work {
+  readonly slab: Slab;
+  readonly plan: Plan;
+  readonly scanned: Promise<ScanResult>;
+}
+
+/** Ships what differs from the baseline. When it returns, everything has been packed; the last frames may still be on their way (`Lanes.flush`). */
+export async function capture(options: CaptureOptions): Promise<CaptureStatistics> {
+  return await new Capture(options).run();
+}
+
+class Capture {
+  readonly #options: CaptureOptions;
+  readonly #blockGranules: number;
+  readonly #statistics: CaptureStatistics = { scannedBytes: 0, changedBytes: 0, zeroBytes: 0, dedupedBytes: 0, newBytes: 0 };
+  readonly #place: ChunkPlace = { segment: 0, offset: 0, storedWord: 0 };
+  readonly #planner: Planner;
+
+  constructor(options: CaptureOptions) {
+    this.#options = options;
+    this.#blockGranules = options.blockBytes / granuleBytes;
+    this.#planner = new Planner(options);
+  }
+
+  async run(): Promise<CaptureStatistics> {
+    const { crew, signal } = this.#options;
+    const { slabs } = crew;
+    const queue: Work[] = [];
+    try {
+      for (let planned = true; planned || queue.length > 0; ) {
+        throwIfAborted(signal);
+        while (planned && queue.length < slabs.slabCount) {
+          const work = await this.#start();
+          planned = work !== undefined;
+          if (work !== undefined) queue.push(work);
+        }
+        const [work] = queue;
+        if (work === undefined) continue;
+        await this.#pack(work, await work.scanned);
+        queue.shift();
+        slabs.release(work.slab);
+      }
+    } finally {
+      // A slab goes back only when no thread can write to it any more.
+      for (const { slab, scanned } of queue) {
+        await Promise.allSettled([scanned]);
+        slabs.release(slab);
+      }
+      await this.#planner.close();
+    }
+    return this.#statistics;
+  }
+
+  /** Leases a slab, plans blocks into it and sets them going. Undefined when there are no more. */
+  async #start(): Promise<Work | undefined> {
+    const { slabs } = this.#options.crew;
+    const slab = await slabs.acquire(this.#options.signal);
+    let plan: Plan | undefined;
+    try {
+      plan = await this.#planner.next(slab);
+    } finally {
+      if (plan === undefined) slabs.release(slab);
+    }
+    if (plan === undefined) return undefined;
+    const scanned = this.#scan(slab, plan);
+    scanned.catch(() => undefined); // awaited by the loop, or settled when it ends
+    return { slab, plan, scanned };
+  }
+
+  async #scan(slab: Slab, plan: Plan): Promise<ScanResult> {
+    const { volume, crew, catalog } = this.#options;
+    clearAround(slab, plan, this.#options.blockBytes);
+    await Promise.all(
+      plan.reads.map(async ({ offset, length, at }) => {
+        await volume.read(offset, slab.data.subarray(at, at + length));
+      }),
+    );
+    const { blockGranules, expectedCount } = plan;
+    const result = await crew.scan({ slab: slab.number, blockGranules, expectedCount });
+    let wanted = 0;
+    for (let chunk = 0; chunk < result.chunkCount; chunk += 1) {
+      if (slab.chunks.state[chunk] !== 1 || catalog.index.find(slab.chunks.digestWords, chunk * 4, this.#place)) continue;
+      slab.chunks.state[chunk] = 2;
+      wanted += 1;
+    }
+    if (wanted > 0) await crew.compress({ slab: slab.number, chunkCount: result.chunkCount });
+    return result;
+  }
+
+  /** Turns a slab's chunks into map entries, packing those that the vault does not hold. */
+  async #pack(work: Work, result: ScanResult): Promise<void> {
+    const { run, catalog, lanes, prints, blockBytes } = this.#options;
+    const { slab, plan } = work;
+    const { chunks } = slab;
+    const statistics = this.#statistics;
+    for (let chunk = 0; chunk < result.chunkCount; chunk += 1) {
+      const from = chunks.start[chunk] ?? 0;
+      const granules = chunks.granules[chunk] ?? 0;
+      const slot = Math.floor(from / this.#blockGranules);
+      const start = ((plan.blocks[slot] ?? 0) - slot) * this.#blockGranules + from;
+      if (chunks.state[chunk] === 0) {
+        await run.appendZero(start, granules);
+        continue;
+      }
+      const plainBytes = granules * granuleBytes;
+      // Looked up again: the same chunk may have been packed since its slab was scanned.
+      if (catalog.index.find(chunks.digestWords, chunk * 4, this.#place)) {
+        const { segment, offset, storedWord } = this.#place;
+        catalog.refer(segment);
+        statistics.dedupedBytes += plainBytes;
+        await run.append(start, granules, catalog.nameOf(segment), offset, storedWord, 0, granules, chunks.digests, chunk * 16);
+        continue;
+      }
+      // In state 1 it was known when it was scanned and has been forgotten since: it goes out plain.
+      const storedWord = chunks.state[chunk] === 2 ? (chunks.storedWords[chunk] ?? plainBytes) : plainBytes;
+      const at = from * granuleBytes;
+      const payload = (storedWord >= storedLz4Flag ? slab.out : slab.data).subarray(at, at + storedLength(storedWord));
+      const segment = await lanes.pack(payload, storedWord, chunks.digests, chunk * 16, start, granules);
+      const offset = lanes.placedAt;
+      catalog.index.set(chunks.digestWords, chunk * 4, segment, offset, storedWord);
+      statistics.newBytes += plainBytes;
+      await run.append(start, granules, catalog.nameOf(segment), offset, storedWord, 0, granules, chunks.digests, chunk * 16);
+    }
+    for (const [slot, block] of plan.blocks.entries()) {
+      const at = slot * this.#blockGranules;
+      prints.put(block * this.#blockGranules, slab.newPrints.subarray(at * fingerprintBytes, (at + (plan.blockGranules[slot] ?? 0)) * fingerprintBytes));
+    }
+    await prints.drain();
+    statistics.changedBytes += result.changedGranules * granuleBytes;
+    statistics.zeroBytes += result.zeroedGranules * granuleBytes;
+    for (const read of plan.reads) statistics.scannedBytes += read.length;
+    this.#options.onProgress(Math.min(this.#options.volumeBytes, ((plan.blocks.at(-1) ?? 0) + 1) * blockBytes));
+  }
+}
+
+/** Zeros what no read fills: holes, and what follows the volume's last byte. */
+function clearAround(slab: Slab, plan: Plan, blockBytes: number): void {
+  let filled = 0;
+  for (const { at, length } of plan.reads) {
+    if (at > filled) slab.data.fill(0, filled, at);
+    filled = at + length;
+  }
+  slab.data.fill(0, filled, plan.blocks.length * blockBytes);
+}
+
+/** Chooses the blocks to look at: those in which the volume may hold something, and those in which the parent did. */
+class Planner {
+  readonly #options: CaptureOptions;
+  readonly #blockBytes: number;
+  readonly #extents: AsyncIterator<Extent>;
+  #extent: Extent | undefined;
+  #started = false;
+  #block = 0;
+  #held = -1;
+
+  constructor(options: CaptureOptions) {
+    this.#options = options;
+    this.#blockBytes = options.blockBytes;
+    this.#extents = (options.volume.allocated?.(options.volumeBytes) ?? wholeVolume(options.volumeBytes))[Symbol.asyncIterator]();
+  }
+
+  async close(): Promise<void> {
+    await this.#extents.return?.();
+  }
+
+  /** Plans the next blocks into `slab`, as many as it holds, and fills its columns of the parent's content. */
+  async next(slab: Slab): Promise<Plan | undefined> {
+    const { volumeBytes, baseline, crew } = this.#options;
+    const slots = crew.slabs.shared.geometry.slabBytes / this.#blockBytes;
+    const plan: Plan = { blocks: [], blockGranules: [], reads: [], expectedCount: 0 };
+    slab.oldPrints.fill(0);
+    while (plan.blocks.length < slots) {
+      const block = await this.#nextBlock();
+      const offset = block * this.#blockBytes;
+      if (offset >= volumeBytes) break;
+      const slot = plan.blocks.length;
+      const granules = Math.ceil(Math.min(this.#blockBytes, volumeBytes - offset) / granuleBytes);
+      plan.blocks.push(block);
+      plan.blockGranules.push(granules);
+      await this.#planReads(plan, offset, slot);
+      const perBlock = this.#blockBytes / granuleBytes;
+      plan.expectedCount = await baseline.expect(block * perBlock, granules, slab, slot * perBlock, plan.expectedCount);
+      this.#block = block + 1;
+    }
+    return plan.blocks.length === 0 ? undefined : plan;
+  }
+
+  /** The next block in which the volume or the parent may hold anything; Infinity after the last. */
+  async #nextBlock(): Promise<number> {
+    if (!this.#started) await this.#nextExtent();
+    this.#started = true;
+    if (this.#held < this.#block) this.#held = await this.#options.baseline.nextHeld(this.#block);
+    const filled = this.#extent === undefined ? Infinity : Math.max(this.#block, Math.floor(this.#extent.offset / this.#blockBytes));
+    return Math.min(this.#held, filled);
+  }
+
+  async #nextExtent(): Promise<void> {
+    do {
+      const next = await this.#extents.next();
+      this.#extent = next.done === true ? undefined : next.value;
+    } while (this.#extent?.length === 0);
+  }
+
+  /** Adds the reads of one block; neighbours in volume and slab become one. */
+  async #planReads(plan: Plan, offset: number, slot: number): Promise<void> {
+    const end = Math.min(offset + this.#blockBytes, this.#options.volumeBytes);
+    while (this.#extent !== undefined && this.#extent.offset < end) {
+      const extentEnd = this.#extent.offset + this.#extent.length;
+      const from = Math.max(this.#extent.offset, offset);
+      const to = Math.min(extentEnd, end);
+      const at = slot * this.#blockBytes + from - offset;
+      const last = plan.reads.at(-1);
+      if (last !== undefined && last.offset + last.length === from && last.at + last.length === at) last.length += to - from;
+      else if (to > from) plan.reads.push({ offset: from, length: to - from, at });
+      if (extentEnd > end) break;
+      await this.#nextExtent();
+      assert(this.#extent === undefined || this.#extent.offset >= extentEnd, "a volume's extents are sorted and disjoint");
+    }
+  }
+}
+
+async function* wholeVolume(volumeBytes: number): AsyncGenerator<Extent> {
+  if (volumeBytes > 0) yield await Promise.resolve({ offset: 0, length: volumeBytes });
+}

@@ -1,0 +1,279 @@
+/**
+ * The catalog: which segments the vault has, and through the dedup index which chunks they hold. It is rebuilt from the frames' tables and cached in
+ * the local state folder. The cache is only believed segment by segment, while the segment's ETag is still the one that was cached.
+ *
+ * A point may refer to a segment only if the store still has what the catalog read. So before a commit `proveReferenced` asks the store for every
+ * segment that the cycle wrote or referred to: a store that went back in time meanwhile is found out there.
+ */
+import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
+import { open, rename, rm } from "node:fs/promises";
+import path from "node:path";
+import { crc32 } from "node:zlib";
+import { hasCode, systemCode, throwIfAborted, TidemarkError } from "../errors.ts";
+import { checksum } from "../format/checksum.ts";
+import { decodeFrameHeader, decodeFrameTable, frameHeaderBytes } from "../format/frame.ts";
+import { parseSegmentName, segmentsPrefix } from "../format/names.ts";
+import { pageAlignmentBytes } from "../sink.ts";
+import type { Store } from "../store.ts";
+import { DedupIndex, indexEntryBytes } from "./dedup-index.ts";
+
+/** What the catalog knows of a segment. */
+interface Segment {
+  readonly name: string;
+  etag: string;
+  /** Everything below has been indexed, or written by us. */
+  endBytes: number;
+  /** Referred to, or written, since the last commit. */
+  referenced: boolean;
+}
+
+export interface CatalogOptions {
+  readonly store: Store;
+  readonly vaultId: Uint8Array;
+  /** Ceiling of the dedup index in bytes. */
+  readonly indexBytesMax: number;
+  /** Folder of the cache; absent, nothing is cached. */
+  readonly folder?: string | undefined;
+  /** Told of a segment of which a part could not be read; its chunks are then stored again when they recur. */
+  readonly onDamage: (error: TidemarkError) => void;
+  readonly signal?: AbortSignal | undefined;
+}
+
+const segmentsReadAtOnce = 8;
+const cacheName = "dedup-index";
+const cacheVersion = 1;
+/** Entries read or written at a time: 1 MiB or so. */
+const cacheBatchEntries = 36_864;
+
+export class Catalog {
+  readonly index: DedupIndex;
+  readonly #segments: Segment[] = [];
+  readonly #ids = new Map<string, number>();
+  #dirty = false;
+
+  private constructor(indexBytesMax: number) {
+    this.index = new DedupIndex(indexBytesMax);
+  }
+
+  /** Lists the vault's segments, takes from the cache what still holds, and reads the frame tables of the rest. */
+  static async load(options: CatalogOptions): Promise<Catalog> {
+    const listed = new Map<string, { readonly etag: string; readonly sizeBytes: number }>();
+    for await (const object of options.store.list(segmentsPrefix, options)) {
+      if (parseSegmentName(object.name) !== undefined) listed.set(object.name, object);
+    }
+    const catalog = new Catalog(options.indexBytesMax);
+    if (options.folder !== undefined) await catalog.#readCache(options.folder, options.vaultId, listed);
+    const unread = [...listed].filter(([name]) => !catalog.#ids.has(name));
+    const next = unread.values();
+    const readers = Array.from({ length: segmentsReadAtOnce }, async () => {
+      for (const [name, { etag, sizeBytes }] of next) {
+        throwIfAborted(options.signal);
+        await catalog.#readSegment(options, name, etag, sizeBytes);
+      }
+    });
+    await Promise.all(readers);
+    return catalog;
+  }
+
+  get segmentCount(): number {
+    return this.#segments.length;
+  }
+
+  nameOf(id: number): string {
+    return this.#at(id).name;
+  }
+
+  /** Takes up a segment that we have just created. Returns its number. */
+  add(name: string, etag: string): number {
+    assert(!this.#ids.has(name), "a segment is created once");
+    const id = this.#segments.push({ name, etag, endBytes: 0, referenced: true }) - 1;
+    this.#ids.set(name, id);
+    this.#dirty = true;
+    return id;
+  }
+
+  /** Notes that our segment now ends at `endBytes` with `etag`. */
+  written(id: number, etag: string, endBytes: number): void {
+    const segment = this.#at(id);
+    segment.etag = etag;
+    segment.endBytes = endBytes;
+    segment.referenced = true;
+    this.#dirty = true;
+  }
+
+  /** Notes that the point in the making refers to a chunk of this segment. */
+  refer(id: number): void {
+    this.#at(id).referenced = true;
+  }
+
+  /** Asks the store whether every segment written or referred to is still there, whole. Errors: STORE_REGRESSED. */
+  async proveReferenced(store: Store, signal: AbortSignal | undefined): Promise<void> {
+    const wanted = this.#segments.filter((segment) => segment.referenced);
+    if (wanted.length === 0) return;
+    const there = new Map<string, string>();
+    for await (const object of store.list(segmentsPrefix, { signal })) there.set(object.name, object.etag);
+    for (const segment of wanted) {
+      const etag = there.get(segment.name);
+      if (etag === segment.etag) continue;
+      // Another writer may have appended to its segment since: that is no harm. What we indexed must still be there.
+      const endBytes = etag === undefined ? 0 : (await store.statPages(segment.name, { signal })).writtenBytes;
+      if (endBytes < segment.endBytes) throw regressed(segment.name, segment.endBytes, endBytes);
+    }
+  }
+
+  /** The point is committed: the next one starts with no references. */
+  committed(): void {
+    for (const segment of this.#segments) segment.referenced = false;
+  }
+
+  #at(id: number): Segment {
+    const segment = this.#segments[id];
+    assert(segment !== undefined, "the catalog gave this number");
+    return segment;
+  }
+
+  /**
+   * Walks a segment from frame to frame. One read brings a frame's table and the header behind it, so a segment of n frames costs n + 1 small reads.
+   */
+  async #readSegment(options: CatalogOptions, name: string, etag: string, sizeBytes: number): Promise<void> {
+    const { store, vaultId } = options;
+    const id = this.#segments.push({ name, etag, endBytes: 0, referenced: false }) - 1;
+    this.#ids.set(name, id);
+    this.#dirty = true;
+    const segmentId = checksum(Buffer.from(name));
+    let offset = 0;
+    let headerBytes: Uint8Array = new Uint8Array(frameHeaderBytes);
+    try {
+      if (sizeBytes < pageAlignmentBytes) return;
+      await store.readPages(name, 0, headerBytes, options);
+      while (headerBytes.some((byte) => byte !== 0)) {
+        throwIfAborted(options.signal);
+        const header = decodeFrameHeader(headerBytes, name, { vaultId, segmentId, offset });
+        const hasNext = offset + header.frameBytes + pageAlignmentBytes <= sizeBytes;
+        const tail = new Uint8Array(header.frameBytes - header.tableOffset + (hasNext ? frameHeaderBytes : 0));
+        await store.readPages(name, offset + header.tableOffset, tail, options);
+        const table = decodeFrameTable(tail.subarray(0, header.tableBytes), name, header);
+        const digestWords = new Uint32Array(table.digests.buffer, table.digests.byteOffset, table.count * 4);
+        for (let chunk = 0; chunk < table.count; chunk += 1) {
+          this.index.set(digestWords, chunk * 4, id, offset + (table.offsets[chunk] ?? 0), table.storedWords[chunk] ?? 0);
+        }
+        offset += header.frameBytes;
+        this.#at(id).endBytes = offset;
+        if (!hasNext) return;
+        headerBytes = tail.subarray(tail.length - frameHeaderBytes);
+      }
+    } catch (error) {
+      if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED", "OBJECT_NOT_FOUND")) throw error;
+      options.onDamage(error);
+    }
+  }
+
+  /** Writes the cache: temp file and rename. Errors are the caller's to report; the cache is only a cache. */
+  async save(folder: string, vaultId: Uint8Array): Promise<void> {
+    if (!this.#dirty) return;
+    const file = path.join(folder, cacheName);
+    const temporary = `${file}.${randomUUID()}`;
+    const handle = await open(temporary, "wx", 0o600);
+    try {
+      const header = JSON.stringify({
+        version: cacheVersion,
+        vault: Buffer.from(vaultId).toString("hex"),
+        count: this.index.count,
+        segments: this.#segments.map(({ name, etag, endBytes }) => ({ name, etag, endBytes })),
+      });
+      let sum = crc32(header);
+      await handle.writeFile(`${header}\n`);
+      const batch = Buffer.alloc(cacheBatchEntries * indexEntryBytes);
+      const batches: Buffer[] = [];
+      let filled = 0;
+      this.index.forEach((words, at, segment, offset, storedWord) => {
+        for (let word = 0; word < 4; word += 1) batch.writeUInt32LE(words[at + word] ?? 0, filled + word * 4);
+        batch.writeUInt32LE(segment, filled + 16);
+        batch.writeUInt32LE(offset, filled + 20);
+        batch.writeUInt32LE(storedWord, filled + 24);
+        filled += indexEntryBytes;
+        if (filled === batch.length) {
+          batches.push(Buffer.from(batch));
+          filled = 0;
+        }
+      });
+      batches.push(batch.subarray(0, filled));
+      for (const part of batches) {
+        sum = crc32(part, sum);
+        await handle.writeFile(part);
+      }
+      const trailer = Buffer.alloc(4);
+      trailer.writeUInt32LE(sum);
+      await handle.writeFile(trailer);
+      await handle.close();
+      await rename(temporary, file);
+      this.#dirty = false;
+    } catch (error) {
+      await handle.close();
+      await rm(temporary, { force: true });
+      throw error;
+    }
+  }
+
+  /** Takes over what the cache holds of segments that have not changed since. Anything odd about the file means that there is no cache. */
+  async #readCache(folder: string, vaultId: Uint8Array, listed: ReadonlyMap<string, { readonly etag: string }>): Promise<void> {
+    let bytes: Buffer;
+    try {
+      const handle = await open(path.join(folder, cacheName), "r");
+      try {
+        bytes = await handle.readFile();
+      } finally {
+        await handle.close();
+      }
+    } catch (error) {
+      if (systemCode(error) === undefined) throw error;
+      return;
+    }
+    const header = parseCacheHeader(bytes, vaultId);
+    if (header === undefined) return;
+    // Numbers in the file → numbers here; a segment that changed is left out and read from the store.
+    const ids = header.segments.map(({ name, etag, endBytes }) => {
+      if (listed.get(name)?.etag !== etag) return -1;
+      const id = this.#segments.push({ name, etag, endBytes, referenced: false }) - 1;
+      this.#ids.set(name, id);
+      return id;
+    });
+    this.#dirty = ids.includes(-1);
+    const words = new Uint32Array(header.entries.buffer.slice(header.entries.byteOffset, header.entries.byteOffset + header.entries.byteLength));
+    for (let at = 0; at < words.length; at += indexEntryBytes / 4) {
+      const id = ids[words[at + 4] ?? 0] ?? -1;
+      if (id >= 0) this.index.set(words, at, id, words[at + 5] ?? 0, words[at + 6] ?? 0);
+    }
+  }
+}
+
+interface CacheHeader {
+  readonly segments: readonly { readonly name: string; readonly etag: string; readonly endBytes: number }[];
+  readonly entries: Uint8Array;
+}
+
+/** The cache's parts, or undefined when it is torn, of another vault or of another version. */
+function parseCacheHeader(bytes: Buffer, vaultId: Uint8Array): CacheHeader | undefined {
+  const lineEnd = bytes.indexOf(0x0a);
+  if (lineEnd < 0 || bytes.length < lineEnd + 5) return undefined;
+  const entries = bytes.subarray(lineEnd + 1, bytes.length - 4);
+  const sum = crc32(entries, crc32(bytes.subarray(0, lineEnd)));
+  if (entries.length % indexEntryBytes !== 0 || sum !== bytes.readUInt32LE(bytes.length - 4)) return undefined;
+  const header = JSON.parse(bytes.toString("utf8", 0, lineEnd)) as {
+    readonly version: number;
+    readonly vault: string;
+    readonly count: number;
+    readonly segments: CacheHeader["segments"];
+  };
+  const ours = header.version === cacheVersion && header.vault === Buffer.from(vaultId).toString("hex");
+  return ours && header.count * indexEntryBytes === entries.length ? { segments: header.segments, entries } : undefined;
+}
+
+/** The error for a store that no longer has what it acknowledged. */
+export function regressed(object: string, expectedBytes: number, foundBytes: number): TidemarkError {
+  return new TidemarkError("STORE_REGRESSED", `the store went back in time: ${object} lost data that had been acknowledged`, {
+    remedy: "run the command again; the next cycle ships what the store forgot",
+    detail: { object, expectedBytes, foundBytes },
+  });
+}

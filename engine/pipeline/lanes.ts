@@ -1,0 +1,224 @@
+/**
+ * Lanes: each owns one open segment and writes frames to it, one after the other; several lanes keep several page writes in flight.
+ *
+ * One frame is filled at a time, in the buffer of the lane that will send it. Its place is known from the start (the lane's end), so chunks can be referred to before they are sent.
+ * Every page write carries the segment's sequence number and its last ETag. A write whose outcome is unknown is resolved in three steps before it is repeated: raise
+ * the sequence number, so that a late original fails; look whether all that had been acknowledged is still there; take the ETag that now holds.
+ *
+ * Memory: (lanes) × 4 MiB of frame, and as much again inside the HTTP client while it is sent.
+ */
+import assert from "node:assert/strict";
+import { hasCode, throwIfAborted, TidemarkError } from "../errors.ts";
+import { checksum } from "../format/checksum.ts";
+import { decodeFrameHeader, FrameBuilder } from "../format/frame.ts";
+import { segmentName } from "../format/names.ts";
+import { frameBytesMax, segmentBytes } from "../limits.ts";
+import type { Store } from "../store.ts";
+import { unknownOutcomesMax, unreachable } from "../store.ts";
+import type { Catalog } from "./catalog.ts";
+import { regressed } from "./catalog.ts";
+
+/** Sequence numbers of one epoch: the epoch in the high digits, resolved unknown outcomes in the low ones. */
+const sequenceNumbersPerEpoch = 65_536;
+
+/** The sequence number that a writer of this epoch starts its segments with; raising a segment to it locks every earlier epoch out. */
+export function firstSequenceNumber(epoch: number): number {
+  return epoch * sequenceNumbersPerEpoch;
+}
+
+export interface LanesOptions {
+  readonly store: Store;
+  readonly catalog: Catalog;
+  readonly vaultId: Uint8Array;
+  readonly disk: string;
+  readonly epoch: number;
+  /** One lane is being filled while the others send. */
+  readonly lanes: number;
+  /** Asked before a segment is created, which no fence guards: throws when the seat is lost. */
+  readonly assertSeat: () => Promise<void>;
+  readonly signal?: AbortSignal | undefined;
+}
+
+interface Lane {
+  readonly number: number;
+  readonly builder: FrameBuilder;
+  segment: OpenSegment | undefined;
+  segmentsMade: number;
+  sending: Promise<void> | undefined;
+}
+
+interface OpenSegment {
+  readonly id: number;
+  readonly name: string;
+  readonly segmentId: Uint8Array;
+  etag: string;
+  sequenceNumber: number;
+  endBytes: number;
+}
+
+export class Lanes {
+  readonly #options: LanesOptions;
+  readonly #lanes: readonly Lane[];
+  #filling: Lane | undefined;
+  #failure: unknown;
+  #storedBytes = 0;
+
+  constructor(options: LanesOptions) {
+    assert(options.lanes >= 1, "there is a lane");
+    this.#options = options;
+    this.#lanes = Array.from({ length: options.lanes }, (_, number) => ({
+      number,
+      builder: new FrameBuilder(),
+      segment: undefined,
+      segmentsMade: 0,
+      sending: undefined,
+    }));
+  }
+
+  /** Bytes of frames written so far. */
+  get storedBytes(): number {
+    return this.#storedBytes;
+  }
+
+  /**
+   * Packs one chunk. Returns the segment's number; the payload's offset in the segment is `placedAt`. Waits only when a frame is full and every lane is still sending.
+   * Errors: what a lane's write ended with.
+   */
+  async pack(payload: Uint8Array, storedWord: number, digests: Uint8Array, digestAt: number, granule: number, granules: number): Promise<number> {
+    if (this.#filling === undefined || !this.#filling.builder.fits(payload.byteLength)) await this.#nextFrame();
+    const lane = this.#filling;
+    assert(lane?.segment !== undefined, "a frame is open");
+    this.#placedAt = lane.segment.endBytes + lane.builder.append(payload, storedWord, digests, digestAt, granule, granules);
+    return lane.segment.id;
+  }
+
+  #placedAt = 0;
+
+  /** Offset in its segment of the payload that was packed last. */
+  get placedAt(): number {
+    return this.#placedAt;
+  }
+
+  /** Sends the frame that is being filled and waits until every frame is durable. Errors: what a lane's write ended with. */
+  async flush(): Promise<void> {
+    this.#sendFilling();
+    await this.settle();
+    if (this.#failure !== undefined) throw this.#failure;
+  }
+
+  /** Waits until nothing is in flight, whatever came of it. */
+  async settle(): Promise<void> {
+    await Promise.all(this.#lanes.map((lane) => lane.sending));
+  }
+
+  #sendFilling(): void {
+    const lane = this.#filling;
+    this.#filling = undefined;
+    if (lane === undefined || lane.builder.chunkCount === 0) return;
+    lane.sending = this.#send(lane).catch((error: unknown) => {
+      this.#failure ??= error;
+    });
+  }
+
+  async #nextFrame(): Promise<void> {
+    this.#sendFilling();
+    const lane = await this.#idleLane();
+    throwIfAborted(this.#options.signal);
+    if (lane.segment === undefined || lane.segment.endBytes + frameBytesMax > segmentBytes) lane.segment = await this.#createSegment(lane);
+    lane.builder.reset();
+    this.#filling = lane;
+  }
+
+  /** The first lane that is not sending, so that a small cycle stays in one segment. */
+  async #idleLane(): Promise<Lane> {
+    for (;;) {
+      if (this.#failure !== undefined) throw this.#failure;
+      const idle = this.#lanes.find((lane) => lane.sending === undefined);
+      if (idle !== undefined) return idle;
+      await Promise.race(this.#lanes.map((lane) => lane.sending));
+    }
+  }
+
+  async #createSegment(lane: Lane): Promise<OpenSegment> {
+    const { store, catalog, disk, epoch, assertSeat, signal } = this.#options;
+    await assertSeat();
+    const name = segmentName(disk, epoch, lane.number, lane.segmentsMade);
+    lane.segmentsMade += 1;
+    const sequenceNumber = firstSequenceNumber(epoch);
+    const etag = await store.createPages(name, segmentBytes, sequenceNumber, { signal });
+    return { id: catalog.add(name, etag), name, segmentId: checksum(Buffer.from(name)), etag, sequenceNumber, endBytes: 0 };
+  }
+
+  async #send(lane: Lane): Promise<void> {
+    const { segment } = lane;
+    assert(segment !== undefined, "a lane that sends has a segment");
+    const place = { vaultId: this.#options.vaultId, segmentId: segment.segmentId, offset: segment.endBytes };
+    const frame = lane.builder.seal(place);
+    // Pair check: what is about to be trusted with data can be read back.
+    decodeFrameHeader(frame, segment.name, place);
+    try {
+      await this.#writeFrame(segment, frame);
+      segment.endBytes += frame.byteLength;
+      this.#storedBytes += frame.byteLength;
+      this.#options.catalog.written(segment.id, segment.etag, segment.endBytes);
+    } finally {
+      lane.sending = undefined;
+    }
+  }
+
+  async #writeFrame(segment: OpenSegment, frame: Uint8Array): Promise<void> {
+    const { store, signal } = this.#options;
+    let failure: unknown;
+    for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
+      try {
+        const fence = { sequenceNumber: segment.sequenceNumber, etag: segment.etag };
+        segment.etag = await store.writePages(segment.name, segment.endBytes, frame, fence, { signal });
+        return;
+      } catch (error) {
+        if (hasCode(error, "OBJECT_NOT_FOUND")) throw regressed(segment.name, segment.endBytes, 0);
+        if (hasCode(error, "CONDITION_FAILED")) throw await this.#refused(segment, error);
+        if (!hasCode(error, "OUTCOME_UNKNOWN")) throw error;
+        failure = error;
+        await this.#resolve(segment);
+      }
+    }
+    throw unreachable(`writing to ${segment.name}`, failure);
+  }
+
+  /** Makes it safe to write again after an unknown outcome. */
+  async #resolve(segment: OpenSegment): Promise<void> {
+    const { store, signal } = this.#options;
+    try {
+      segment.sequenceNumber += 1;
+      await store.raiseSequenceNumber(segment.name, segment.sequenceNumber, { signal });
+      const there = await store.statPages(segment.name, { signal });
+      if (there.writtenBytes < segment.endBytes) throw regressed(segment.name, segment.endBytes, there.writtenBytes);
+      if (there.sequenceNumber !== segment.sequenceNumber) throw seatLost(segment.name);
+      segment.etag = there.etag;
+    } catch (error) {
+      if (hasCode(error, "OBJECT_NOT_FOUND")) throw regressed(segment.name, segment.endBytes, 0);
+      throw error;
+    }
+  }
+
+  /** Why the fence held: another writer locked us out, or the segment is not what it was. */
+  async #refused(segment: OpenSegment, cause: TidemarkError): Promise<TidemarkError> {
+    const { store, signal } = this.#options;
+    try {
+      const there = await store.statPages(segment.name, { signal });
+      if (there.sequenceNumber > segment.sequenceNumber) return seatLost(segment.name, cause);
+      return regressed(segment.name, segment.endBytes, there.writtenBytes);
+    } catch (error) {
+      if (hasCode(error, "OBJECT_NOT_FOUND")) return regressed(segment.name, segment.endBytes, 0);
+      throw error;
+    }
+  }
+}
+
+function seatLost(segment: string, cause?: unknown): TidemarkError {
+  return new TidemarkError("SEAT_LOST", `another writer has taken over this disk and locked ${segment}`, {
+    remedy: "let the other writer work, or stop it and run the command again",
+    detail: { object: segment },
+    cause,
+  });
+}

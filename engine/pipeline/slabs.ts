@@ -1,0 +1,146 @@
+/**
+ * Shared memory for the pipeline, cut into slabs. A slab carries a batch through reading, hashing and packing, or through fetching and proving; threads are
+ * told its number, never handed its bytes. Whoever wants to read must lease a slab first, and there are only so many:
+ * waiting for a lease is the pipeline's back-pressure, and the pool's size is its memory.
+ *
+ *     slab:  data │ out │ old fingerprints │ new fingerprints │ chunk table │ expectations
+ *
+ * `data` holds what was read (volume blocks, or stored payloads); `out` what a worker made of it (compressed payloads, or plain bytes).
+ */
+import assert from "node:assert/strict";
+import { throwIfAborted } from "../errors.ts";
+import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
+
+export interface SlabGeometry {
+  readonly slabCount: number;
+  /** Bytes of `data`, and of `out`. A multiple of the vault's block size. */
+  readonly slabBytes: number;
+  readonly blockBytes: number;
+}
+
+/** What is shared with every worker thread. */
+export interface SharedSlabs {
+  readonly geometry: SlabGeometry;
+  readonly memory: SharedArrayBuffer;
+}
+
+/** The views of one slab. Every thread makes its own over the same memory. */
+export interface SlabViews {
+  readonly data: Buffer;
+  readonly out: Buffer;
+  /** 16 bytes a granule: of the parent point, and of what was read. All zero means that the granule is zero. */
+  readonly oldPrints: Uint8Array;
+  readonly newPrints: Uint8Array;
+  readonly oldPrintWords: Uint32Array;
+  readonly newPrintWords: Uint32Array;
+  /** The batch's chunks, at most one a granule: see `ChunkTable`. */
+  readonly chunks: ChunkTable;
+  /** What a lost local state makes us prove by digest: the parent's chunks. */
+  readonly expected: ChunkTable;
+}
+
+/** A table of chunks, column by column. `start` counts granules from the slab's beginning. */
+export interface ChunkTable {
+  readonly start: Uint32Array;
+  readonly granules: Uint32Array;
+  /** Scan: 0 zero, 1 data, 2 data to be compressed. Decode: 1 proved, 2 damaged. */
+  readonly state: Uint32Array;
+  /** Length of the payload with `storedLz4Flag`, and where it lies (decode only). */
+  readonly storedWords: Uint32Array;
+  readonly offsets: Uint32Array;
+  readonly digests: Uint8Array;
+  readonly digestWords: Uint32Array;
+}
+
+const tableWords = 5;
+const tableEntryBytes: number = tableWords * 4 + digestBytes;
+
+function granulesPerSlab(geometry: SlabGeometry): number {
+  return geometry.slabBytes / granuleBytes;
+}
+
+function slabStride(geometry: SlabGeometry): number {
+  return geometry.slabBytes * 2 + granulesPerSlab(geometry) * (fingerprintBytes * 2 + tableEntryBytes * 2);
+}
+
+export function allocateSlabs(geometry: SlabGeometry): SharedSlabs {
+  assert(geometry.slabBytes % geometry.blockBytes === 0 && geometry.blockBytes % granuleBytes === 0, "a slab holds whole blocks");
+  return { geometry, memory: new SharedArrayBuffer(slabStride(geometry) * geometry.slabCount) };
+}
+
+export function viewSlabs(shared: SharedSlabs): SlabViews[] {
+  const { geometry, memory } = shared;
+  const count = granulesPerSlab(geometry);
+  return Array.from({ length: geometry.slabCount }, (_, index) => {
+    let at = index * slabStride(geometry);
+    const take = (length: number): number => {
+      const from = at;
+      at += length;
+      return from;
+    };
+    const table = (): ChunkTable => {
+      const columns = Array.from({ length: tableWords }, () => new Uint32Array(memory, take(count * 4), count));
+      const [start, granules, state, storedWords, offsets] = columns;
+      assert(start !== undefined && granules !== undefined && state !== undefined && storedWords !== undefined && offsets !== undefined);
+      const digestsAt = take(count * digestBytes);
+      const digests = new Uint8Array(memory, digestsAt, count * digestBytes);
+      return { start, granules, state, storedWords, offsets, digests, digestWords: new Uint32Array(memory, digestsAt, count * 4) };
+    };
+    const data = Buffer.from(memory, take(geometry.slabBytes), geometry.slabBytes);
+    const out = Buffer.from(memory, take(geometry.slabBytes), geometry.slabBytes);
+    const oldAt = take(count * fingerprintBytes);
+    const newAt = take(count * fingerprintBytes);
+    return {
+      data,
+      out,
+      oldPrints: new Uint8Array(memory, oldAt, count * fingerprintBytes),
+      newPrints: new Uint8Array(memory, newAt, count * fingerprintBytes),
+      oldPrintWords: new Uint32Array(memory, oldAt, count * 4),
+      newPrintWords: new Uint32Array(memory, newAt, count * 4),
+      chunks: table(),
+      expected: table(),
+    };
+  });
+}
+
+/** A leased slab: its number and its views. It has one owner, who releases it once. */
+export interface Slab extends SlabViews {
+  readonly number: number;
+}
+
+/** Lends slabs. Waiters are served in order. */
+export class SlabPool {
+  readonly shared: SharedSlabs;
+  readonly #slabs: readonly Slab[];
+  readonly #free: Slab[];
+  readonly #leased = new Set<Slab>();
+  readonly #waiters: ((slab: Slab) => void)[] = [];
+
+  constructor(geometry: SlabGeometry) {
+    this.shared = allocateSlabs(geometry);
+    this.#slabs = viewSlabs(this.shared).map((views, number) => ({ ...views, number }));
+    this.#free = this.#slabs.toReversed();
+  }
+
+  get slabCount(): number {
+    return this.#slabs.length;
+  }
+
+  get leasedCount(): number {
+    return this.#leased.size;
+  }
+
+  async acquire(signal?: AbortSignal): Promise<Slab> {
+    throwIfAborted(signal);
+    const slab = this.#free.pop() ?? (await new Promise<Slab>((resolve) => this.#waiters.push(resolve)));
+    this.#leased.add(slab);
+    return slab;
+  }
+
+  release(slab: Slab): void {
+    assert(this.#leased.delete(slab), "a slab is released once, by its owner");
+    const waiter = this.#waiters.shift();
+    if (waiter === undefined) this.#free.push(slab);
+    else waiter(slab);
+  }
+}

@@ -1,0 +1,226 @@
+/**
+ * The worker thread's side of the pipeline: three tasks over a slab that is named by its number.
+ *
+ *     scan      prove what is unchanged, find zeros, cut the rest into chunks and digest them
+ *     compress  LZ4 over the chunks that the vault does not hold
+ *     decode    decompress fetched payloads and prove them by digest
+ *
+ * A task is one batch of up to a slab; its results are columns in the slab. Nothing is allocated per block.
+ */
+import assert from "node:assert/strict";
+import { workerData } from "node:worker_threads";
+import { hasCode } from "../errors.ts";
+import type { DigestName } from "../format/documents.ts";
+import { storedLength, storedLz4Flag } from "../format/frame.ts";
+import { digestBytes, granuleBytes } from "../limits.ts";
+import type { DigestKernel } from "./kernels.ts";
+import { createDigest, createFingerprint, fingerprintWords, isZero, looksIncompressible, Lz4, sameWords } from "./kernels.ts";
+import type { SharedSlabs, SlabViews } from "./slabs.ts";
+import { viewSlabs } from "./slabs.ts";
+
+export interface WorkerSetup {
+  readonly slabs: SharedSlabs;
+  readonly digest: DigestName;
+  readonly digestKey: Uint8Array;
+  readonly fingerprintSeed: readonly [number, number];
+}
+
+export interface ScanTask {
+  readonly kind: "scan";
+  readonly slab: number;
+  /** Granules in each of the slab's blocks, from its first on: fewer than a block's only where the volume ends. */
+  readonly blockGranules: readonly number[];
+  /** Entries of `expected` that hold for what the parent point held there. */
+  readonly expectedCount: number;
+}
+
+export interface ScanResult {
+  readonly chunkCount: number;
+  /** Granules that differ from the parent's, and those of them that are now zero. */
+  readonly changedGranules: number;
+  readonly zeroedGranules: number;
+}
+
+export interface CompressTask {
+  readonly kind: "compress";
+  readonly slab: number;
+  readonly chunkCount: number;
+}
+
+export interface DecodeTask {
+  readonly kind: "decode";
+  readonly slab: number;
+  readonly chunkCount: number;
+  /** Fill `newPrints` for what was proved, granule by granule of `out`; without it only zero granules are told, as all-zero prints. */
+  readonly fingerprints: boolean;
+}
+
+export type WorkerTask = ScanTask | CompressTask | DecodeTask;
+
+const setup = workerData as WorkerSetup;
+const views = viewSlabs(setup.slabs);
+const digest = await createDigest(setup.digest, setup.digestKey);
+const fingerprint = await createFingerprint(setup.fingerprintSeed);
+const lz4 = new Lz4();
+const zeros = Buffer.alloc(granuleBytes);
+const blockGranulesMax = setup.slabs.geometry.blockBytes / granuleBytes;
+const scratch = new Uint8Array(digestBytes);
+const scratchWords = new Uint32Array(scratch.buffer);
+
+function slabOf(task: WorkerTask): SlabViews {
+  const slab = views[task.slab];
+  assert(slab !== undefined, "the task names a slab of the pool");
+  return slab;
+}
+
+/** Finds what changed and cuts it into chunks. Results: `chunks` (count in the result), `newPrints`. */
+function scan(task: ScanTask): ScanResult {
+  const slab = slabOf(task);
+  const result = { chunkCount: 0, changedGranules: 0, zeroedGranules: 0 };
+  for (let block = 0; block < task.blockGranules.length; block += 1) {
+    const from = block * blockGranulesMax;
+    printBlock(slab, from, from + (task.blockGranules[block] ?? 0));
+  }
+  if (task.expectedCount > 0) proveExpected(slab, task.expectedCount);
+  for (let block = 0; block < task.blockGranules.length; block += 1) {
+    const from = block * blockGranulesMax;
+    cutBlock(slab, from, from + (task.blockGranules[block] ?? 0), result);
+  }
+  return result;
+}
+
+function printBlock(slab: SlabViews, from: number, end: number): void {
+  for (let granule = from; granule < end; granule += 1) {
+    const bytes = slab.data.subarray(granule * granuleBytes, (granule + 1) * granuleBytes);
+    if (isZero(bytes, zeros)) slab.newPrintWords.fill(0, granule * fingerprintWords, (granule + 1) * fingerprintWords);
+    else fingerprint(bytes, slab.newPrints, granule * digestBytes);
+  }
+}
+
+/** Where the parent's content is known only by its chunks' digests: what still has the digest is unchanged, anything else has changed. */
+function proveExpected(slab: SlabViews, count: number): void {
+  const { expected } = slab;
+  for (let index = 0; index < count; index += 1) {
+    const start = expected.start[index] ?? 0;
+    const end = start + (expected.granules[index] ?? 0);
+    digest(slab.data.subarray(start * granuleBytes, end * granuleBytes), scratch, 0);
+    const same = sameWords(scratchWords, 0, expected.digestWords, index * 4);
+    for (let word = start * fingerprintWords; word < end * fingerprintWords; word += 1) {
+      const print = slab.newPrintWords[word] ?? 0;
+      slab.oldPrintWords[word] = same ? print : ~print;
+    }
+  }
+}
+
+/** Cuts one block's changed granules into chunks: the whole block once more than half has changed, else runs; zeros apart. */
+function cutBlock(slab: SlabViews, from: number, end: number, result: { chunkCount: number; changedGranules: number; zeroedGranules: number }): void {
+  let changed = 0;
+  let zeroed = 0;
+  for (let granule = from; granule < end; granule += 1) {
+    if (isUnchanged(slab, granule)) continue;
+    changed += 1;
+    if (printIsZero(slab, granule)) zeroed += 1;
+  }
+  if (changed === 0) return;
+  result.changedGranules += changed;
+  result.zeroedGranules += zeroed;
+  if (changed * 2 > end - from && zeroed < changed) {
+    addChunk(slab, from, end, true, result);
+    return;
+  }
+  for (let start = from; start < end; ) {
+    if (isUnchanged(slab, start)) {
+      start += 1;
+      continue;
+    }
+    const startsZero = printIsZero(slab, start);
+    let runEnd = start + 1;
+    while (runEnd < end && !isUnchanged(slab, runEnd) && printIsZero(slab, runEnd) === startsZero) runEnd += 1;
+    addChunk(slab, start, runEnd, !startsZero, result);
+    start = runEnd;
+  }
+}
+
+function isUnchanged(slab: SlabViews, granule: number): boolean {
+  return sameWords(slab.oldPrintWords, granule * fingerprintWords, slab.newPrintWords, granule * fingerprintWords);
+}
+
+function printIsZero(slab: SlabViews, granule: number): boolean {
+  const at = granule * fingerprintWords;
+  const words = slab.newPrintWords;
+  return words[at] === 0 && words[at + 1] === 0 && words[at + 2] === 0 && words[at + 3] === 0;
+}
+
+function addChunk(slab: SlabViews, start: number, end: number, isData: boolean, result: { chunkCount: number }): void {
+  const index = result.chunkCount;
+  slab.chunks.start[index] = start;
+  slab.chunks.granules[index] = end - start;
+  slab.chunks.state[index] = isData ? 1 : 0;
+  if (isData) digest(slab.data.subarray(start * granuleBytes, end * granuleBytes), slab.chunks.digests, index * digestBytes);
+  result.chunkCount = index + 1;
+}
+
+/** Compresses the chunks in state 2 to `out`, each at its own place in `data`. Result: `storedWords`; plain where LZ4 does not make it smaller. */
+function compress(task: CompressTask): void {
+  const { chunks, data, out } = slabOf(task);
+  for (let index = 0; index < task.chunkCount; index += 1) {
+    if (chunks.state[index] !== 2) continue;
+    const at = (chunks.start[index] ?? 0) * granuleBytes;
+    const plainBytes = (chunks.granules[index] ?? 0) * granuleBytes;
+    const plain = data.subarray(at, at + plainBytes);
+    const blockBytes = looksIncompressible(plain) ? 0 : lz4.compress(plain, out, at);
+    chunks.storedWords[index] = blockBytes === 0 ? plainBytes : (blockBytes | storedLz4Flag) >>> 0;
+  }
+}
+
+/** Decodes payloads at `offsets` of `data` to granule `start` of `out`. Result: `state` of each chunk, `newPrints` of each granule. */
+function decode(task: DecodeTask): void {
+  const slab = slabOf(task);
+  for (let index = 0; index < task.chunkCount; index += 1) slab.chunks.state[index] = decodeChunk(slab, index, digest) ? 1 : 2;
+  for (let index = 0; index < task.chunkCount; index += 1) {
+    if (slab.chunks.state[index] !== 1) continue;
+    const start = slab.chunks.start[index] ?? 0;
+    const end = start + (slab.chunks.granules[index] ?? 0);
+    for (let granule = start; granule < end; granule += 1) {
+      const bytes = slab.out.subarray(granule * granuleBytes, (granule + 1) * granuleBytes);
+      if (isZero(bytes, zeros)) slab.newPrintWords.fill(0, granule * fingerprintWords, (granule + 1) * fingerprintWords);
+      else if (task.fingerprints) fingerprint(bytes, slab.newPrints, granule * digestBytes);
+      else slab.newPrintWords[granule * fingerprintWords] = 1;
+    }
+  }
+}
+
+function decodeChunk(slab: SlabViews, index: number, prove: DigestKernel): boolean {
+  const { chunks } = slab;
+  const at = (chunks.start[index] ?? 0) * granuleBytes;
+  const plainBytes = (chunks.granules[index] ?? 0) * granuleBytes;
+  const storedWord = chunks.storedWords[index] ?? 0;
+  const offset = chunks.offsets[index] ?? 0;
+  const stored = slab.data.subarray(offset, offset + storedLength(storedWord));
+  if (storedWord < storedLz4Flag) {
+    if (stored.length !== plainBytes) return false;
+    slab.out.set(stored, at);
+  } else {
+    try {
+      lz4.decompress(stored, plainBytes, slab.out, at);
+    } catch (error) {
+      if (hasCode(error, "DAMAGED")) return false;
+      throw error;
+    }
+  }
+  prove(slab.out.subarray(at, at + plainBytes), scratch, 0);
+  return sameWords(scratchWords, 0, chunks.digestWords, index * 4);
+}
+
+export default function run(task: WorkerTask): ScanResult | undefined {
+  switch (task.kind) {
+    case "scan":
+      return scan(task);
+    case "compress":
+      compress(task);
+      return undefined;
+    case "decode":
+      decode(task);
+      return undefined;
+  }
+}

@@ -1,0 +1,48 @@
+/**
+ * Which file or device a path stands for, in a form that can be kept in a file and compared later: it answers whether a target is the very
+ * thing that a disk was replicated from. In doubt it says yes, because the question guards against overwriting the original.
+ */
+import type { BigIntStats } from "node:fs";
+import { realpath, stat } from "node:fs/promises";
+import { fileError } from "./positional-file.ts";
+
+/** Plain data; numbers are decimal text because inode numbers may exceed what a double holds. */
+export interface FileIdentity {
+  readonly kind: "file" | "device";
+  readonly dev: string;
+  readonly ino: string;
+  /** Device number of a block device, `0` for a file. */
+  readonly rdev: string;
+  /** Absolute, without symbolic links. */
+  readonly path: string;
+}
+
+/** The identity of what lies at `path`, which exists. */
+export async function fileIdentity(path: string): Promise<FileIdentity> {
+  try {
+    return identityFrom(await realpath(path), await stat(path, { bigint: true }));
+  } catch (error) {
+    throw fileError(error, { code: "SOURCE_UNREADABLE", what: `cannot look at ${path}`, remedy: "check the path" });
+  }
+}
+
+export function identityFrom(path: string, stats: BigIntStats): FileIdentity {
+  const device = stats.isBlockDevice();
+  return {
+    kind: device ? "device" : "file",
+    dev: stats.dev.toString(),
+    ino: stats.ino.toString(),
+    rdev: device ? stats.rdev.toString() : "0",
+    path,
+  };
+}
+
+/**
+ * True when both may be the same object: one path, one inode (hard links, bind mounts), or one device number. Device numbers
+ * change across reboots, paths across mounts; either is enough.
+ */
+export function sameObject(a: FileIdentity, b: FileIdentity): boolean {
+  if (a.path === b.path) return true;
+  if (a.kind === "device" || b.kind === "device") return a.kind === b.kind && a.rdev === b.rdev;
+  return a.dev === b.dev && a.ino === b.ino;
+}

@@ -1,0 +1,36 @@
+/**
+ * What the engine can read: an image file, a block device, or anything an embedder implements.
+ * A volume knows its size and its bytes; what it can tell of holes and of its own stillness is optional.
+ */
+
+/** Half-open byte range [offset, offset + length). Lists of extents are sorted and disjoint. */
+export interface Extent {
+  readonly offset: number;
+  readonly length: number;
+}
+
+/**
+ * How far a point can be trusted to be one instant of the disk. `crash`: exactly what a power failure at the cut would have left.
+ * `app`: the application had come to rest. `fuzzy`: the source changed, or may have changed, while it was read.
+ */
+export type Consistency = "crash" | "app" | "fuzzy";
+
+/** A source of bytes. Calls to `read` overlap; everything else is called by one caller at a time. */
+export interface Volume {
+  /** For messages: a path or a name. */
+  readonly description: string;
+  /** Size in bytes, any number from 0 up. Read again at each cycle's cut, so a volume may grow between cycles. */
+  sizeBytes(): Promise<number>;
+  /** Fills `into` (a view of shared memory) from `offset`; the range lies inside the volume. Errors: SOURCE_UNREADABLE, SOURCE_SHRUNK. */
+  read(offset: number, into: Uint8Array): Promise<void>;
+  /**
+   * The extents that may hold anything but zeros, sorted and disjoint, of any alignment. Absent: the whole volume may.
+   * What it leaves out must read as zeros.
+   */
+  allocated?(sizeBytes: number): AsyncIterable<Extent>;
+  /** Called once before the first read of a scan. */
+  beginScan?(): Promise<void>;
+  /** Called once after the last read: how consistent was what has been read since `beginScan`? Absent: `fuzzy`. */
+  endScan?(): Promise<Consistency>;
+  close?(): Promise<void>;
+}

@@ -1,0 +1,335 @@
+/**
+ * An Azurite of our own on a folder: found and shared when one runs there, started when none does, gone when nobody uses it.
+ *
+ * Azurite itself does not notice a second server on its folder, and two destroy it. So the host process (azurite-host.ts) holds a lock
+ * for its whole life, every user holds a shared one, and both are the kernel's: whatever dies, and however, nothing is left to clean up.
+ * A host that holds its lock but does not answer (stopped, or stuck) is killed and replaced, after it has been made sure that the
+ * process is the one that wrote tidemark-server.json.
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import { mkdir, open, readdir, readFile, readlink, realpath } from "node:fs/promises";
+import http from "node:http";
+import { Socket } from "node:net";
+import { resolve } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { interrupted, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import {
+  type AzuritePaths,
+  azuritePaths,
+  blobDatabaseName,
+  developmentAccount,
+  exitOtherHost,
+  extentFolderName,
+  type HostState,
+  processStartTime,
+  readHostState,
+} from "./azurite-state.ts";
+import { FileLock } from "./file-lock.ts";
+
+export interface AzuriteOptions {
+  readonly signal?: AbortSignal | undefined;
+  /** A host that has not answered for so long is taken for dead. */
+  readonly frozenAfterMs?: number | undefined;
+}
+
+/** Azurite stands still for a moment whenever it saves; a big database takes seconds to load. */
+const frozenAfterMsDefault = 10_000;
+const startMsMax = 60_000;
+const stopMsMax = 20_000;
+const usersWaitMsMax = 30_000;
+const pollMs = 20;
+const logBytesMax = 1024 * 1024;
+
+/** Our use of the Azurite on a folder, from `start` to `stop`. */
+export class Azurite implements AsyncDisposable {
+  /** The folder, with links resolved. */
+  readonly dir: string;
+  /** `http://127.0.0.1:PORT/devstoreaccount1`. */
+  readonly endpoint: string;
+  /** Process id of the server, which may have been started by another process. */
+  readonly pid: number;
+  readonly #paths: AzuritePaths;
+  readonly #users: FileLock;
+  readonly #child: ChildProcess | undefined;
+  readonly #host: HostState;
+  #stopped: Promise<void> | undefined;
+
+  private constructor(dir: string, port: number, host: HostState, users: FileLock, child: ChildProcess | undefined) {
+    this.dir = dir;
+    this.endpoint = `http://127.0.0.1:${String(port)}/${developmentAccount}`;
+    this.pid = host.pid;
+    this.#paths = azuritePaths(dir);
+    this.#users = users;
+    this.#child = child;
+    this.#host = host;
+  }
+
+  /**
+   * Uses the Azurite on `dir`, starting one if none runs; makes the folder when it is absent.
+   * Errors: INVALID_ARGUMENT (the folder holds other things, or a foreign Azurite uses it), DAMAGED (its database cannot be read),
+   * STORE_UNREACHABLE, ACCESS_REFUSED, NO_SPACE, UNSUPPORTED, INTERRUPTED.
+   */
+  static async start(dir: string, options: AzuriteOptions = {}): Promise<Azurite> {
+    const folder = await prepareFolder(dir);
+    const paths = azuritePaths(folder);
+    const users = await FileLock.acquire(paths.usersLock, "shared", { signal: options.signal, waitMsMax: usersWaitMsMax });
+    let child: ChildProcess | undefined;
+    try {
+      const deadlineMs = performance.now() + startMsMax;
+      const silence = new Silence(options.frozenAfterMs ?? frozenAfterMsDefault);
+      while (performance.now() < deadlineMs) {
+        throwIfAborted(options.signal);
+        // Asked before its state is read: a host writes why it failed before it ends.
+        const ended = child === undefined || child.exitCode !== null || child.signalCode !== null;
+        const held = await lockIsHeld(paths.serverLock);
+        const written = await readHostState(paths.state);
+        const state = written?.state === "failed" || (written !== undefined && (await isRunning(written))) ? written : undefined;
+        if (child !== undefined && state?.state === "failed" && state.pid === child.pid)
+          throw new TidemarkError(state.code, state.message, { remedy: state.remedy });
+        if (held) {
+          if (state?.state === "listening" && (await answers(state.port, silence.probeMs, options.signal))) {
+            if (child !== undefined && child.pid !== state.pid) abandon(child);
+            return new Azurite(folder, state.port, state, users, child?.pid === state.pid ? child : undefined);
+          }
+          if (state !== undefined && silence.isOver(state)) await kill(state, folder);
+        } else if (ended) {
+          if (child !== undefined) refuseFallen(child, folder, paths);
+          await refuseForeignAzurite(folder);
+          child = await spawnHost(folder, paths);
+        }
+        await pause(options.signal);
+      }
+      throw new TidemarkError("STORE_UNREACHABLE", `the Azurite on ${folder} did not start within ${String(startMsMax / 1000)} s`, {
+        remedy: `see ${paths.log}`,
+      });
+    } catch (error) {
+      if (child !== undefined) abandon(child);
+      await users.release();
+      throw error;
+    }
+  }
+
+  /**
+   * Ends our use. When it was the last one, waits until the server has saved and ended. Idempotent.
+   * Errors: those that kept the server from saving; STORE_UNREACHABLE when it did not end and was killed.
+   */
+  stop(): Promise<void> {
+    this.#stopped ??= this.#stop();
+    return this.#stopped;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.stop();
+  }
+
+  async #stop(): Promise<void> {
+    await this.#users.release();
+    if (this.#child !== undefined) abandon(this.#child);
+    const deadlineMs = performance.now() + stopMsMax;
+    while (await lockIsHeld(this.#paths.serverLock)) {
+      if (await isUsedByOthers(this.#paths.usersLock)) return;
+      if (performance.now() > deadlineMs && (await isRunning(this.#host))) {
+        await kill(this.#host, this.dir);
+        throw new TidemarkError(
+          "STORE_UNREACHABLE",
+          `the Azurite on ${this.dir} did not end and was killed: what it was sent last may be lost`,
+          {
+            remedy: "run the command again; it finds out what the store holds",
+          },
+        );
+      }
+      await sleep(pollMs);
+    }
+    const last = await readHostState(this.#paths.state);
+    if (last?.state === "failed" && last.pid === this.#host.pid) throw new TidemarkError(last.code, last.message, { remedy: last.remedy });
+  }
+}
+
+/** A host that we started has ended: because another was there first, or was killed, and then it is started again; or it fell over, and then not. */
+function refuseFallen(child: ChildProcess, dir: string, paths: AzuritePaths): void {
+  if (child.exitCode === null || child.exitCode === 0 || child.exitCode === exitOtherHost) return;
+  throw new TidemarkError("STORE_UNREACHABLE", `the Azurite on ${dir} could not be started (exit code ${String(child.exitCode)})`, {
+    remedy: `see ${paths.log}`,
+  });
+}
+
+/** How long one and the same host has given no sign of life. */
+class Silence {
+  /** How long to wait for one answer. */
+  readonly probeMs: number;
+  readonly #limitMs: number;
+  #key = "";
+  #sinceMs = 0;
+
+  constructor(limitMs: number) {
+    this.probeMs = limitMs / 4;
+    this.#limitMs = limitMs;
+  }
+
+  /** True once `state` has been asked about, unchanged, for longer than the limit. */
+  isOver(state: HostState): boolean {
+    const key = JSON.stringify(state);
+    if (key !== this.#key) {
+      this.#key = key;
+      this.#sinceMs = performance.now();
+      return false;
+    }
+    return performance.now() - this.#sinceMs >= (state.state === "starting" ? startMsMax / 2 : this.#limitMs);
+  }
+}
+
+/** Makes the folder if need be. One that holds other things is refused, lest a wrong path fill somebody's home with a database. */
+async function prepareFolder(dir: string): Promise<string> {
+  try {
+    await mkdir(dir, { recursive: true });
+    const folder = await realpath(dir);
+    const names = await readdir(folder);
+    const ours =
+      names.every((name) => name === "lost+found") ||
+      names.some((name) => name === blobDatabaseName || name === extentFolderName || name.startsWith("tidemark-"));
+    if (ours) return folder;
+  } catch (error) {
+    throw folderError(error, dir);
+  }
+  throw new TidemarkError("INVALID_ARGUMENT", `${dir} holds other things than an Azurite's data`, {
+    remedy: "name an empty or absent folder, or one that an Azurite made",
+  });
+}
+
+function folderError(error: unknown, dir: string): unknown {
+  switch (systemCode(error)) {
+    case "ENOTDIR":
+    case "EEXIST":
+      return new TidemarkError("INVALID_ARGUMENT", `${dir} is not a folder`, { remedy: "name a folder for Azurite's data", cause: error });
+    case "EACCES":
+    case "EPERM":
+    case "EROFS":
+      return new TidemarkError("ACCESS_REFUSED", `${dir} may not be written`, { remedy: "check who owns the folder", cause: error });
+    case "ENOSPC":
+    case "EDQUOT":
+      return new TidemarkError("NO_SPACE", `no space is left to make ${dir}`, {
+        remedy: "make room, then run the command again",
+        cause: error,
+      });
+    default:
+      return error;
+  }
+}
+
+/** Starts the host in a process group of its own, so that ^C in the terminal does not reach it, and without holding this process alive. */
+async function spawnHost(dir: string, paths: AzuritePaths): Promise<ChildProcess> {
+  const log = await open(paths.log, "a");
+  try {
+    if ((await log.stat()).size > logBytesMax) await log.truncate();
+    const child = spawn(process.execPath, [fileURLToPath(import.meta.resolve("#azurite-host")), dir], {
+      cwd: dir,
+      detached: true,
+      stdio: ["pipe", log.fd, log.fd],
+    });
+    // The pipe breaks when the host dies, which shows elsewhere; a child that cannot be spawned at all shows as one that has exited.
+    child.stdin?.on("error", () => undefined);
+    child.on("error", () => undefined);
+    child.unref();
+    if (child.stdin instanceof Socket) child.stdin.unref();
+    return child;
+  } finally {
+    await log.close();
+  }
+}
+
+/** Lets go of a host that we started: it ends as soon as nobody uses it. */
+function abandon(child: ChildProcess): void {
+  child.stdin?.destroy();
+}
+
+async function lockIsHeld(path: string): Promise<boolean> {
+  const lock = await FileLock.tryAcquire(path, "exclusive");
+  await lock?.release();
+  return lock === undefined;
+}
+
+/** True when other processes use the server; false when nobody does, or when the host has already seen that and holds the lock to end. */
+async function isUsedByOthers(usersLock: string): Promise<boolean> {
+  if (!(await lockIsHeld(usersLock))) return false;
+  const shared = await FileLock.tryAcquire(usersLock, "shared");
+  await shared?.release();
+  return shared !== undefined;
+}
+
+/** Asks the server for anything. Any answer that Azurite signs is one, a refusal too. */
+function answers(port: number, timeoutMs: number, signal: AbortSignal | undefined): Promise<boolean> {
+  return new Promise((resolve) => {
+    const request = http.get(
+      { host: "127.0.0.1", port, path: `/${developmentAccount}?comp=list`, agent: false, timeout: timeoutMs, signal },
+      (response) => {
+        response.resume();
+        const server = response.headers["server"];
+        resolve(typeof server === "string" && server.startsWith("Azurite-Blob/"));
+      },
+    );
+    request.on("timeout", () => request.destroy());
+    request.on("error", () => {
+      resolve(false);
+    });
+  });
+}
+
+/** True when the process that wrote the state still runs: its id has not been given to another. */
+async function isRunning(host: HostState): Promise<boolean> {
+  const startTime = await processStartTime(host.pid);
+  return startTime === host.startTime;
+}
+
+/** Kills the host, if its process is certain to be the one that wrote the state. */
+async function kill(host: HostState, dir: string): Promise<void> {
+  if (!(await isRunning(host))) return;
+  if (host.startTime === null) {
+    throw new TidemarkError("STORE_UNREACHABLE", `the Azurite on ${dir} (process ${String(host.pid)}) does not answer`, {
+      remedy: `end process ${String(host.pid)}, then run the command again`,
+    });
+  }
+  try {
+    process.kill(host.pid, "SIGKILL");
+  } catch (error) {
+    if (systemCode(error) !== "ESRCH") throw error;
+  }
+}
+
+/** Refuses a folder that an Azurite which we did not start works on: that one takes no lock. Linux only, where /proc tells. */
+async function refuseForeignAzurite(dir: string): Promise<void> {
+  if (process.platform !== "linux") return;
+  for (const entry of await readdir("/proc")) {
+    if (!/^\d+$/.test(entry) || !(await isAzuriteOn(entry, dir))) continue;
+    throw new TidemarkError("INVALID_ARGUMENT", `an Azurite that Tidemark did not start (process ${entry}) works on ${dir}`, {
+      remedy: "stop it, or use it by its URL: http://127.0.0.1:10000/devstoreaccount1/CONTAINER",
+    });
+  }
+}
+
+async function isAzuriteOn(pid: string, dir: string): Promise<boolean> {
+  try {
+    const args = (await readFile(`/proc/${pid}/cmdline`, "utf8")).split("\0");
+    // Our own hosts are `azurite-host.js`, which is neither.
+    const script = args.slice(0, 3).find((arg) => /(^|\/)azurite(-blob)?$|\/azurite\/dist\/src\/.*main\.js$/.test(arg));
+    if (script === undefined) return false;
+    const cwd = await readlink(`/proc/${pid}/cwd`);
+    const at = args.findIndex((arg) => arg === "-l" || arg === "--location");
+    const location = at === -1 ? args.find((arg) => arg.startsWith("--location="))?.slice("--location=".length) : args[at + 1];
+    return (await realpath(resolve(cwd, location ?? "."))) === dir;
+  } catch (error) {
+    // Processes end while we look at them, and those of other users cannot be looked into; either is none of ours.
+    const code = systemCode(error);
+    if (code === "ENOENT" || code === "ESRCH" || code === "EACCES" || code === "EPERM") return false;
+    throw error;
+  }
+}
+
+async function pause(signal: AbortSignal | undefined): Promise<void> {
+  try {
+    await sleep(pollMs, undefined, { signal });
+  } catch (error) {
+    if (signal?.aborted === true) throw interrupted(signal);
+    throw error;
+  }
+}

@@ -1,0 +1,375 @@
+/**
+ * The strict reference model of a store, in memory. It grants nothing that Azure refuses and refuses what Azure refuses, so an engine that
+ * passes its tests here meets no surprise there.
+ *
+ * `MemoryStore` is the far side: what is stored. `MemorySink` is a client; two of them on one store are two machines on one account. A store can
+ * be put back to an earlier snapshot, which is what an Azurite does that was killed.
+ *
+ * Page objects are maps of 64 KiB pages that are never changed once they are in a map: a write replaces the pages it touches. That makes a
+ * snapshot a copy of maps, and a segment of 1 GiB costs what was written to it.
+ */
+import assert from "node:assert/strict";
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
+import { throwIfAborted } from "../engine/index.ts";
+import { acquireLease, changeLease, type Lease, passDelete, passWrite, releaseLease, renewLease } from "./lease.ts";
+import {
+  checkInside,
+  checkLeaseId,
+  checkLeaseSeconds,
+  checkName,
+  checkObjectBytes,
+  checkPagesSize,
+  checkPageWrite,
+  checkPrefix,
+  checkReadOffset,
+  checkSequenceNumber,
+  conditionFailed,
+  endsBefore,
+  nameBlocked,
+  objectExists,
+  objectNotFound,
+  tooLarge,
+  vaultNotFound,
+  wrongKind,
+} from "./rules.ts";
+import { nothingWritten, type Written, withWritten } from "./written.ts";
+
+const storedPageBytes = 64 * 1024;
+
+interface PlainObject {
+  readonly kind: "object";
+  readonly etag: string;
+  readonly bytes: Uint8Array;
+  readonly lease: Lease | undefined;
+}
+
+interface PageObject {
+  readonly kind: "pages";
+  readonly etag: string;
+  readonly sizeBytes: number;
+  readonly sequenceNumber: number;
+  readonly written: Written;
+  /** By index. Belongs to this version alone; the pages in it are shared between versions. */
+  readonly pages: Map<number, Uint8Array>;
+}
+
+type Stored = PlainObject | PageObject;
+
+/** What a store held at one instant; opaque. */
+export class MemorySnapshot {
+  /** Undefined: the container did not exist. */
+  readonly objects: ReadonlyMap<string, Stored> | undefined;
+
+  constructor(objects: ReadonlyMap<string, Stored> | undefined) {
+    this.objects = objects;
+  }
+}
+
+/** The far side that several sinks may share. */
+export class MemoryStore {
+  /** Undefined until a sink creates the container. Only `MemorySink` touches it. */
+  objects: Map<string, Stored> | undefined;
+  /** Every path that has stood before a slash in a name. Like the folders of a directory store they stay when what was in them is gone. */
+  readonly folders: Set<string> = new Set<string>();
+  /** Counts for the whole life of the store and never back, so that no ETag is used twice, not even after `restore`. */
+  #etags = 0;
+
+  nextEtag(): string {
+    this.#etags++;
+    return `"0x${this.#etags.toString(16).toUpperCase().padStart(16, "0")}"`;
+  }
+
+  /** What is stored now, leases and the absence of the container included. */
+  snapshot(): MemorySnapshot {
+    return new MemorySnapshot(copied(this.objects));
+  }
+
+  /** Makes the store what it was. Clients are not told, as an Azurite that was killed tells nobody. */
+  restore(snapshot: MemorySnapshot): void {
+    this.objects = copied(snapshot.objects);
+  }
+}
+
+export interface MemorySinkOptions {
+  /** What is stored. Default: a store of its own, without a container. */
+  readonly store?: MemoryStore | undefined;
+  /** Milliseconds since 1970, by which leases expire. Default: the system's clock. */
+  readonly clock?: (() => number) | undefined;
+  /** Default: `memory:`. */
+  readonly description?: string | undefined;
+  /** What `capabilities` says. Default: false. */
+  readonly attachablePages?: boolean | undefined;
+}
+
+export class MemorySink implements Sink {
+  readonly description: string;
+  readonly capabilities: { readonly attachablePages: boolean };
+  readonly interruptions = 0;
+  readonly store: MemoryStore;
+  readonly #clock: () => number;
+  #disposed = false;
+
+  constructor(options: MemorySinkOptions = {}) {
+    this.store = options.store ?? new MemoryStore();
+    this.#clock = options.clock ?? Date.now;
+    this.description = options.description ?? "memory:";
+    this.capabilities = { attachablePages: options.attachablePages ?? false };
+  }
+
+  createContainer(options?: CallOptions): Promise<boolean> {
+    return this.#call(options, () => {
+      if (this.store.objects !== undefined) return false;
+      this.store.objects = new Map();
+      return true;
+    });
+  }
+
+  getObject(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject> {
+    return this.#call(options, () => {
+      const found = this.#plain(name);
+      if (found.bytes.length > sizeBytesMax) throw tooLarge(name, found.bytes.length, sizeBytesMax);
+      return { bytes: found.bytes.slice(), etag: found.etag };
+    });
+  }
+
+  putObject(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<{ readonly etag: string }> {
+    return this.#call(options, () => {
+      checkName(name);
+      checkObjectBytes(name, bytes);
+      const found = this.#objects().get(name);
+      if ("ifAbsent" in condition) {
+        if (found !== undefined) throw objectExists(name);
+        return this.#store(name, { kind: "object", etag: this.store.nextEtag(), bytes: copyOf(bytes), lease: undefined });
+      }
+      if (condition.leaseId !== undefined) checkLeaseId(condition.leaseId);
+      if (found === undefined) throw conditionFailed(name, "it does not exist");
+      if (found.kind !== "object") throw wrongKind(name, "object");
+      const lease = passWrite(name, found.lease, condition.leaseId, this.#clock());
+      if (found.etag !== condition.ifMatch) throw conditionFailed(name, `its ETag is ${found.etag}, not ${condition.ifMatch}`);
+      return this.#store(name, { kind: "object", etag: this.store.nextEtag(), bytes: copyOf(bytes), lease });
+    });
+  }
+
+  statObject(name: string, options?: CallOptions): Promise<ObjectStat> {
+    return this.#call(options, () => {
+      const found = this.#find(name);
+      return { etag: found.etag, sizeBytes: sizeOf(found) };
+    });
+  }
+
+  deleteObject(name: string, options?: CallOptions): Promise<void> {
+    return this.#call(options, () => {
+      checkName(name);
+      const found = this.#objects().get(name);
+      if (found?.kind === "object") passDelete(name, found.lease, this.#clock());
+      this.#objects().delete(name);
+    });
+  }
+
+  async *list(prefix: string, options?: CallOptions): AsyncGenerator<ListedObject, void> {
+    const found = await this.#call(options, () => {
+      checkPrefix(prefix);
+      return [...this.#objects()].filter(([name]) => name.startsWith(prefix));
+    });
+    for (const [name, stored] of found) {
+      throwIfAborted(options?.signal);
+      yield { name, etag: stored.etag, sizeBytes: sizeOf(stored) };
+    }
+  }
+
+  acquireLease(name: string, leaseId: string, durationSeconds: number, options?: CallOptions): Promise<void> {
+    return this.#call(options, () => {
+      checkLeaseId(leaseId);
+      checkLeaseSeconds(durationSeconds);
+      const found = this.#plain(name);
+      this.#objects().set(name, { ...found, lease: acquireLease(name, found.lease, leaseId, durationSeconds, this.#clock()) });
+    });
+  }
+
+  renewLease(name: string, leaseId: string, options?: CallOptions): Promise<void> {
+    return this.#call(options, () => {
+      checkLeaseId(leaseId);
+      const found = this.#plain(name);
+      this.#objects().set(name, { ...found, lease: renewLease(name, found.lease, leaseId, this.#clock()) });
+    });
+  }
+
+  changeLease(name: string, fromId: string, toId: string, options?: CallOptions): Promise<void> {
+    return this.#call(options, () => {
+      checkLeaseId(fromId);
+      checkLeaseId(toId);
+      const found = this.#plain(name);
+      this.#objects().set(name, { ...found, lease: changeLease(name, found.lease, fromId, toId, this.#clock()) });
+    });
+  }
+
+  releaseLease(name: string, leaseId: string, options?: CallOptions): Promise<void> {
+    return this.#call(options, () => {
+      checkName(name);
+      checkLeaseId(leaseId);
+      const found = this.#objects().get(name);
+      if (found?.kind === "object") this.#objects().set(name, { ...found, lease: releaseLease(found.lease, leaseId) });
+    });
+  }
+
+  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<{ readonly etag: string }> {
+    return this.#call(options, () => {
+      checkName(name);
+      checkPagesSize(name, sizeBytes);
+      checkSequenceNumber(sequenceNumber);
+      if (this.#objects().has(name)) throw objectExists(name);
+      const etag = this.store.nextEtag();
+      return this.#store(name, { kind: "pages", etag, sizeBytes, sequenceNumber, written: nothingWritten, pages: new Map() });
+    });
+  }
+
+  writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence, options?: CallOptions): Promise<{ readonly etag: string }> {
+    return this.#call(options, () => {
+      checkPageWrite(name, offset, bytes);
+      const found = this.#pages(name);
+      checkInside(name, offset, bytes.length, found.sizeBytes);
+      if (found.sequenceNumber !== fence.sequenceNumber) {
+        throw conditionFailed(name, `its sequence number is ${String(found.sequenceNumber)}, not ${String(fence.sequenceNumber)}`);
+      }
+      if (fence.etag !== undefined && found.etag !== fence.etag)
+        throw conditionFailed(name, `its ETag is ${found.etag}, not ${fence.etag}`);
+      overwrite(found.pages, offset, bytes);
+      return this.#store(name, {
+        ...found,
+        etag: this.store.nextEtag(),
+        written: withWritten(found.written, offset, offset + bytes.length),
+      });
+    });
+  }
+
+  readPages(name: string, offset: number, into: Uint8Array, options?: CallOptions): Promise<void> {
+    return this.#call(options, () => {
+      checkReadOffset(name, offset);
+      const found = this.#pages(name);
+      if (offset + into.length > found.sizeBytes) throw endsBefore(name, offset + into.length, found.sizeBytes);
+      for (const piece of pieces(offset, into.length)) {
+        const target = into.subarray(piece.at, piece.at + piece.length);
+        const page = found.pages.get(piece.page);
+        if (page === undefined) target.fill(0);
+        else target.set(page.subarray(piece.inPage, piece.inPage + piece.length));
+      }
+    });
+  }
+
+  statPages(name: string, options?: CallOptions): Promise<PagesStat> {
+    return this.#call(options, () => {
+      const { etag, sizeBytes, sequenceNumber, written } = this.#pages(name);
+      return { etag, sizeBytes, sequenceNumber, writtenBytes: written.prefixBytes };
+    });
+  }
+
+  raiseSequenceNumber(
+    name: string,
+    atLeast: number,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string; readonly sequenceNumber: number }> {
+    return this.#call(options, () => {
+      checkSequenceNumber(atLeast);
+      const found = this.#pages(name);
+      if (found.sequenceNumber >= atLeast) return { etag: found.etag, sequenceNumber: found.sequenceNumber };
+      return { ...this.#store(name, { ...found, etag: this.store.nextEtag(), sequenceNumber: atLeast }), sequenceNumber: atLeast };
+    });
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    this.#disposed = true;
+    return Promise.resolve();
+  }
+
+  /** One call to the store: an instant at which `action` happens as a whole, one turn of the event loop after the call and one before its answer. */
+  async #call<T>(options: CallOptions | undefined, action: () => T): Promise<T> {
+    assert(!this.#disposed, `${this.description} was used after it had been disposed of`);
+    throwIfAborted(options?.signal);
+    await nextTurn();
+    throwIfAborted(options?.signal);
+    const result = action();
+    await nextTurn();
+    return result;
+  }
+
+  #objects(): Map<string, Stored> {
+    if (this.store.objects === undefined) throw vaultNotFound(this.description);
+    return this.store.objects;
+  }
+
+  #find(name: string): Stored {
+    checkName(name);
+    const found = this.#objects().get(name);
+    if (found === undefined) throw objectNotFound(name);
+    return found;
+  }
+
+  #plain(name: string): PlainObject {
+    const found = this.#find(name);
+    if (found.kind !== "object") throw wrongKind(name, "object");
+    return found;
+  }
+
+  #pages(name: string): PageObject {
+    const found = this.#find(name);
+    if (found.kind !== "pages") throw wrongKind(name, "page object");
+    return found;
+  }
+
+  #store(name: string, stored: Stored): { readonly etag: string } {
+    const objects = this.#objects();
+    if (!objects.has(name)) this.#makeFolders(name, objects);
+    objects.set(name, stored);
+    return { etag: stored.etag };
+  }
+
+  /** A file system cannot hold `a` and `a/b`, so no store may be given both. */
+  #makeFolders(name: string, objects: ReadonlyMap<string, Stored>): void {
+    if (this.store.folders.has(name)) throw nameBlocked(name);
+    const folders: string[] = [];
+    for (let slash = name.indexOf("/"); slash !== -1; slash = name.indexOf("/", slash + 1)) folders.push(name.slice(0, slash));
+    if (folders.some((folder) => objects.has(folder))) throw nameBlocked(name);
+    for (const folder of folders) this.store.folders.add(folder);
+  }
+}
+
+function sizeOf(stored: Stored): number {
+  return stored.kind === "object" ? stored.bytes.length : stored.sizeBytes;
+}
+
+function copied(objects: ReadonlyMap<string, Stored> | undefined): Map<string, Stored> | undefined {
+  if (objects === undefined) return undefined;
+  return new Map(
+    Array.from(objects, ([name, stored]) => [name, stored.kind === "object" ? stored : { ...stored, pages: new Map(stored.pages) }]),
+  );
+}
+
+/** A copy in memory of its own, whatever kind of buffer `bytes` is a view of. */
+function copyOf(bytes: Uint8Array): Uint8Array {
+  const copy = new Uint8Array(bytes.length);
+  copy.set(bytes);
+  return copy;
+}
+
+/** Writes into `pages`, replacing every page it touches by a new one. */
+function overwrite(pages: Map<number, Uint8Array>, offset: number, bytes: Uint8Array): void {
+  for (const piece of pieces(offset, bytes.length)) {
+    const page = new Uint8Array(storedPageBytes);
+    const before = pages.get(piece.page);
+    if (before !== undefined && piece.length < storedPageBytes) page.set(before);
+    page.set(bytes.subarray(piece.at, piece.at + piece.length), piece.inPage);
+    pages.set(piece.page, page);
+  }
+}
+
+/** A range cut at the borders of stored pages: which page, where in it, where in the range, how long. */
+function* pieces(offset: number, length: number): Generator<{ page: number; inPage: number; at: number; length: number }, void> {
+  for (let at = 0; at < length; ) {
+    const page = Math.floor((offset + at) / storedPageBytes);
+    const inPage = (offset + at) % storedPageBytes;
+    const pieceLength = Math.min(storedPageBytes - inPage, length - at);
+    yield { page, inPage, at, length: pieceLength };
+    at += pieceLength;
+  }
+}

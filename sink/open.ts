@@ -1,0 +1,206 @@
+/**
+ * From what a user writes to an open store. The four forms:
+ *
+ *   azurite:DIR                     an Azurite of our own on DIR, started and stopped with us
+ *   dir:DIR                         a plain folder
+ *   http(s)://…/CONTAINER[?SAS]     Azure Storage, or somebody's Azurite (http://127.0.0.1:10000/devstoreaccount1/CONTAINER)
+ *   memory:[NAME]                   for tests; those of one name are one store within this process
+ *
+ * Nothing here reads the environment: credentials and proxy come as options. A spec may hold a SAS, so no error repeats its query.
+ */
+import type { TokenCredential } from "@azure/identity";
+import type { Sink } from "../engine/index.ts";
+import { TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { type AzureAccess, AzureSink, type AzureSinkOptions } from "./azure.ts";
+import { bypassesProxy, isLoopback, type ProxyOptions, parseProxyUrl } from "./azure-connection.ts";
+import { Azurite } from "./azurite.ts";
+import { developmentAccount, developmentKey } from "./azurite-state.ts";
+import { DirectorySink } from "./directory.ts";
+import { MemorySink, MemoryStore } from "./memory.ts";
+
+/** A vault's address, taken apart. */
+export type VaultSpec =
+  | { readonly kind: "azurite"; readonly dir: string }
+  | { readonly kind: "directory"; readonly dir: string }
+  | { readonly kind: "memory"; readonly name: string }
+  | {
+      readonly kind: "azure";
+      /** The container, without SAS. */
+      readonly containerUrl: string;
+      /** Undefined where a host of one's own does not tell it. */
+      readonly account: string | undefined;
+      readonly sas: string | undefined;
+    };
+
+/** How to prove that one may use a storage account. A SAS in the vault's URL goes before all of them, a key before a credential. */
+export interface AzureCredentials {
+  readonly accountKey?: string | undefined;
+  /** The portal's `AccountName=…;AccountKey=…;…`, or one with SharedAccessSignature. Its end points are not used: the vault's URL names it. */
+  readonly connectionString?: string | undefined;
+  /** Any Azure identity; by default the one of `az login`, the machine or the workload (DefaultAzureCredential). */
+  readonly credential?: TokenCredential | undefined;
+}
+
+export interface OpenSinkOptions extends Omit<AzureSinkOptions, "description" | "server"> {
+  readonly credentials?: AzureCredentials | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+const specRemedy = "name it as azurite:DIR, dir:DIR, https://ACCOUNT.blob.core.windows.net/CONTAINER[?SAS] or memory:";
+
+/** The container of a vault in an Azurite of our own. */
+const azuriteContainer = "tidemark";
+
+/** Three to 63 letters, digits and single hyphens (Naming Containers). */
+const containerPattern = /^[a-z0-9](?:-?[a-z0-9]){2,62}$/;
+
+const memoryStores = new Map<string, MemoryStore>();
+
+/**
+ * Opens the store that `spec` names. Of `azurite:DIR` the server runs until the sink is disposed of; for the others nothing has been asked
+ * yet, and the first call tells whether the store is there. Errors: INVALID_ARGUMENT, INTERRUPTED, and those of `Azurite.start`.
+ */
+export async function openSink(spec: string, options: OpenSinkOptions = {}): Promise<Sink> {
+  throwIfAborted(options.signal);
+  const parsed = parseVaultSpec(spec);
+  switch (parsed.kind) {
+    case "azurite":
+      return openAzurite(parsed.dir, options);
+    case "directory":
+      return DirectorySink.open(parsed.dir);
+    case "memory":
+      return new MemorySink({ store: memoryStore(parsed.name) });
+    case "azure":
+      return AzureSink.open(parsed.containerUrl, await accessTo(parsed, options), options);
+  }
+}
+
+/** Takes a vault's address apart. Errors: INVALID_ARGUMENT, with the forms that are allowed. */
+export function parseVaultSpec(spec: string): VaultSpec {
+  const scheme = /^([a-z]+):/i.exec(spec)?.[1]?.toLowerCase();
+  switch (scheme) {
+    case "azurite":
+    case "dir": {
+      const dir = spec.slice(scheme.length + 1);
+      if (dir === "" || dir.includes("\0")) throw invalid(`${JSON.stringify(spec)} names no folder`);
+      return { kind: scheme === "dir" ? "directory" : "azurite", dir };
+    }
+    case "memory":
+      return { kind: "memory", name: spec.slice(scheme.length + 1) };
+    case "http":
+    case "https":
+      return parseContainerUrl(spec);
+    default:
+      throw invalid(`${JSON.stringify(withoutQuery(spec))} is not a vault's address`);
+  }
+}
+
+function parseContainerUrl(spec: string): VaultSpec {
+  const shown = withoutQuery(spec);
+  if (!URL.canParse(spec)) throw invalid(`${shown} is not a URL`);
+  const url = new URL(spec);
+  if (url.username !== "" || url.password !== "") throw invalid("a vault's URL holds no user name or password");
+  const parts = url.pathname.split("/").filter((part) => part !== "");
+  const isAddress = isLoopback(url.hostname) || /^(\d+\.){3}\d+$|^\[/.test(url.hostname);
+  const account = isAddress || parts.length === 2 ? parts.shift() : accountOfHost(url.hostname);
+  const [container, ...rest] = parts;
+  if (container === undefined || rest.length > 0) {
+    throw invalid(`${shown} has to name one container${isAddress ? ", as in http://127.0.0.1:10000/devstoreaccount1/CONTAINER" : ""}`);
+  }
+  if (!containerPattern.test(container))
+    throw invalid(`${JSON.stringify(container)} is no name of a container: 3 to 63 of a-z, 0-9 and single hyphens`);
+  const sas = url.search.slice(1);
+  if (sas !== "" && !url.searchParams.has("sig")) throw invalid(`what follows the ? of ${shown} is not a SAS`);
+  return { kind: "azure", containerUrl: `${url.origin}${url.pathname.replace(/\/$/, "")}`, account, sas: sas === "" ? undefined : sas };
+}
+
+function accountOfHost(host: string): string | undefined {
+  return /^([a-z0-9]{3,24})(?:-secondary)?\.(?:z\d+\.)?blob\./.exec(host)?.[1];
+}
+
+async function openAzurite(dir: string, options: OpenSinkOptions): Promise<Sink> {
+  const server = await Azurite.start(dir, { signal: options.signal });
+  try {
+    const access: AzureAccess = { kind: "key", account: developmentAccount, key: developmentKey };
+    return AzureSink.open(`${server.endpoint}/${azuriteContainer}`, access, { ...options, description: `azurite:${dir}`, server });
+  } catch (error) {
+    await server.stop();
+    throw error;
+  }
+}
+
+async function accessTo(spec: Extract<VaultSpec, { readonly kind: "azure" }>, options: OpenSinkOptions): Promise<AzureAccess> {
+  const { accountKey, connectionString, credential } = options.credentials ?? {};
+  if (spec.sas !== undefined) return { kind: "sas", sas: spec.sas };
+  if (accountKey !== undefined) return keyAccess(spec, accountKey);
+  if (connectionString !== undefined) return connectionAccess(spec, connectionString);
+  if (credential !== undefined) return { kind: "token", credential };
+  const url = new URL(spec.containerUrl);
+  if (spec.account === developmentAccount && isLoopback(url.hostname))
+    return { kind: "key", account: developmentAccount, key: developmentKey };
+  if (url.protocol !== "https:")
+    throw invalid(`${spec.containerUrl} needs an account key, a connection string or a SAS: an identity is not sent over plain http`);
+  // Signing in draws in a large library; only those who need it pay for it.
+  const { DefaultAzureCredential } = await import("@azure/identity");
+  return { kind: "token", credential: new DefaultAzureCredential(signInProxy(options.proxy)) };
+}
+
+function keyAccess(spec: Extract<VaultSpec, { readonly kind: "azure" }>, key: string): AzureAccess {
+  if (spec.account === undefined)
+    throw invalid(`${spec.containerUrl} does not tell the account that the key belongs to: use its address under blob.core.windows.net`);
+  if (!/^[A-Za-z0-9+/]+={0,2}$/.test(key))
+    throw new TidemarkError("INVALID_ARGUMENT", "the account key is not base64", { remedy: "copy it whole from the portal's Access keys" });
+  return { kind: "key", account: spec.account, key };
+}
+
+function connectionAccess(spec: Extract<VaultSpec, { readonly kind: "azure" }>, connectionString: string): AzureAccess {
+  const fields = new Map<string, string>();
+  for (const field of connectionString.split(";")) {
+    const at = field.indexOf("=");
+    if (at > 0) fields.set(field.slice(0, at).trim().toLowerCase(), field.slice(at + 1).trim());
+  }
+  const development = fields.get("usedevelopmentstorage")?.toLowerCase() === "true";
+  const account = development ? developmentAccount : fields.get("accountname");
+  const key = development ? developmentKey : fields.get("accountkey");
+  const sas = fields.get("sharedaccesssignature");
+  if (account !== undefined && spec.account !== undefined && account !== spec.account) {
+    throw new TidemarkError("INVALID_ARGUMENT", `the connection string is for the account ${account}, the vault is in ${spec.account}`, {
+      remedy: "give the connection string of the vault's account",
+    });
+  }
+  if (key !== undefined) return keyAccess({ ...spec, account: account ?? spec.account }, key);
+  if (sas !== undefined) return { kind: "sas", sas: sas.replace(/^\?/, "") };
+  throw new TidemarkError("INVALID_ARGUMENT", "the connection string holds neither AccountKey nor SharedAccessSignature", {
+    remedy: "copy it whole from the portal's Access keys",
+  });
+}
+
+/** The sign-in's own requests go through the same proxy, unless everything bypasses it. */
+function signInProxy(proxy: ProxyOptions | undefined): {
+  readonly proxyOptions?: { host: string; port: number; username?: string; password?: string };
+} {
+  if (proxy === undefined || bypassesProxy(new URL("https://login.microsoftonline.com"), proxy.bypass ?? [])) return {};
+  const url = parseProxyUrl(proxy.url);
+  const port = url.port === "" ? (url.protocol === "https:" ? 443 : 80) : Number(url.port);
+  const user = url.username === "" ? {} : { username: decodeURIComponent(url.username), password: decodeURIComponent(url.password) };
+  return { proxyOptions: { host: `${url.protocol}//${url.hostname}`, port, ...user } };
+}
+
+/** The store of that name, made at its first use; without a name, a store of its own. */
+function memoryStore(name: string): MemoryStore {
+  if (name === "") return new MemoryStore();
+  let store = memoryStores.get(name);
+  if (store === undefined) {
+    store = new MemoryStore();
+    memoryStores.set(name, store);
+  }
+  return store;
+}
+
+function withoutQuery(spec: string): string {
+  return spec.split("?", 1)[0] ?? "";
+}
+
+function invalid(message: string): TidemarkError {
+  return new TidemarkError("INVALID_ARGUMENT", message, { remedy: specRemedy });
+}

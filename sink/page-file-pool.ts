@@ -1,0 +1,94 @@
+/**
+ * The page files that a directory store keeps open, so that a segment is not opened anew for each of its writes. Bounded: the one that has
+ * not been used for longest is closed when there are too many, but never while a call uses it.
+ */
+import type { PageFile } from "./page-file.ts";
+
+interface Entry {
+  readonly file: Promise<PageFile>;
+  users: number;
+  /** No longer found under its name; the last user closes it. */
+  forgotten: boolean;
+}
+
+export class PageFilePool {
+  readonly #openMax: number;
+  readonly #open: (name: string) => Promise<PageFile>;
+  /** In the order of their last use, the oldest first. */
+  readonly #entries = new Map<string, Entry>();
+
+  constructor(openMax: number, open: (name: string) => Promise<PageFile>) {
+    this.#openMax = openMax;
+    this.#open = open;
+  }
+
+  /** Runs `task` with the file of that name. A task that answers undefined has found it deleted: then the name is opened again. */
+  async use<T>(name: string, task: (file: PageFile) => Promise<T | undefined>): Promise<T> {
+    for (;;) {
+      const entry = this.#enter(name);
+      try {
+        const result = await task(await this.#opened(name, entry));
+        if (result !== undefined) return result;
+        this.#forget(name, entry);
+      } finally {
+        await this.#leave(entry);
+        await this.#closeOldest();
+      }
+    }
+  }
+
+  /** Closes the file of that name as soon as nobody uses it, so that the space of a deleted one is free. */
+  async forget(name: string): Promise<void> {
+    const entry = this.#entries.get(name);
+    if (entry === undefined) return;
+    entry.users++;
+    this.#forget(name, entry);
+    await this.#leave(entry);
+  }
+
+  /** Closes all. Those in use are closed by their last user. */
+  async close(): Promise<void> {
+    await Promise.all([...this.#entries.keys()].map((name) => this.forget(name)));
+  }
+
+  #enter(name: string): Entry {
+    let entry = this.#entries.get(name);
+    if (entry === undefined) {
+      entry = { file: this.#open(name), users: 0, forgotten: false };
+    }
+    entry.users++;
+    // Inserted again, it is the youngest.
+    this.#entries.delete(name);
+    this.#entries.set(name, entry);
+    return entry;
+  }
+
+  async #opened(name: string, entry: Entry): Promise<PageFile> {
+    try {
+      return await entry.file;
+    } catch (error) {
+      this.#forget(name, entry);
+      throw error;
+    }
+  }
+
+  #forget(name: string, entry: Entry): void {
+    entry.forgotten = true;
+    if (this.#entries.get(name) === entry) this.#entries.delete(name);
+  }
+
+  async #leave(entry: Entry): Promise<void> {
+    entry.users--;
+    if (!entry.forgotten || entry.users > 0) return;
+    const [opening] = await Promise.allSettled([entry.file]);
+    // A file that could not be opened has told so to those who wanted it, and leaves nothing to close.
+    if (opening.status === "fulfilled") await opening.value.close();
+  }
+
+  async #closeOldest(): Promise<void> {
+    for (const [name, entry] of this.#entries) {
+      if (this.#entries.size <= this.#openMax) return;
+      if (entry.users === 0) await this.forget(name);
+    }
+  }
+}

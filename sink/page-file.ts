@@ -1,0 +1,249 @@
+/**
+ * One page object as a file of a directory store: a header, then the pages, sparse.
+ *
+ *     0    magic "TIDEPAGE"        8 bytes
+ *     8    version (1)             u32       all numbers little-endian
+ *     12   CRC-32 of the header    u32, taken with this field zero
+ *     16   size of the object      u64
+ *     24   sequence number         u64
+ *     32   tag: the ETag           16 random bytes, new with every write
+ *     48   written prefix          u64
+ *     56   islands beyond it       u32 count, u32 zero, then up to 28 pairs of u64 start, end
+ *     4096 the pages; the file is exactly 4096 + size bytes long
+ *
+ * The header is 512 bytes, one sector, so a power failure leaves the old or the new one. The pages start at 4096 to keep them aligned to
+ * the file system's blocks. More islands than fit are forgotten, the farthest first: `writtenBytes` then says less than was written, never more.
+ *
+ * A write locks the file, checks the fence against the header, writes the pages, writes the header, and flushes both with one fdatasync
+ * before it answers. A crash anywhere between leaves a part of the pages, or a header that tells of pages that did not arrive. Both concern
+ * only a write that was never acknowledged, whose outcome its caller has to take as unknown; frames carry checksums of their own for that.
+ */
+import { randomBytes } from "node:crypto";
+import { constants, type FileHandle, open } from "node:fs/promises";
+import { crc32 } from "node:zlib";
+import type { PageFence, PagesStat } from "../engine/index.ts";
+import { systemCode, TidemarkError } from "../engine/index.ts";
+import { type LockOptions, Turnstile, withDescriptorLocked } from "./file-lock.ts";
+import { readFully, writeFully } from "./file-system.ts";
+import { checkInside, conditionFailed, endsBefore } from "./rules.ts";
+import { nothingWritten, type Written, type WrittenRange, withWritten } from "./written.ts";
+
+const magic = "TIDEPAGE";
+const version = 1;
+const headerBytes = 512;
+const islandsAt = 64;
+const islandsMax: number = (headerBytes - islandsAt) / 16;
+
+/** Where the pages begin in the file. */
+export const pageFileDataAt = 4096;
+
+interface Header {
+  readonly sizeBytes: number;
+  readonly sequenceNumber: number;
+  /** 32 hexadecimal digits. Random, so it repeats for no write, no name and no file that took this one's place. */
+  readonly etag: string;
+  readonly written: Written;
+}
+
+/** An open page object. Errors of the file system pass through untranslated; `name` serves messages only. */
+export class PageFile {
+  readonly #name: string;
+  readonly #path: string;
+  readonly #handle: FileHandle;
+  readonly #writable: boolean;
+  /** The lock behind it belongs to the open file, so our own calls have to queue before it. */
+  readonly #turnstile = new Turnstile();
+  /** Known once a header has been read; the size of a page object never changes. */
+  #sizeBytes: number | undefined;
+
+  private constructor(name: string, path: string, handle: FileHandle, writable: boolean) {
+    this.#name = name;
+    this.#path = path;
+    this.#handle = handle;
+    this.#writable = writable;
+  }
+
+  /** Opens for reading and writing, or for reading where that is all we may do. */
+  static async open(name: string, path: string): Promise<PageFile> {
+    try {
+      return new PageFile(name, path, await open(path, constants.O_RDWR), true);
+    } catch (error) {
+      const code = systemCode(error);
+      if (code !== "EACCES" && code !== "EPERM" && code !== "EROFS") throw error;
+      return new PageFile(name, path, await open(path, constants.O_RDONLY), false);
+    }
+  }
+
+  /** Writes a new page object of zeros to `path`, which must not exist, durably; its name is the caller's to make durable. Gives its ETag. */
+  static async create(path: string, sizeBytes: number, sequenceNumber: number): Promise<string> {
+    const header = { sizeBytes, sequenceNumber, etag: newEtag(), written: nothingWritten };
+    const handle = await open(path, "wx", 0o666);
+    try {
+      await handle.truncate(pageFileDataAt + sizeBytes);
+      await writeFully(handle, encode(header), 0);
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+    return header.etag;
+  }
+
+  /**
+   * Writes under the fence, durably. Undefined, and nothing done, when the file has been deleted. A disk that fills up meanwhile may have taken a part
+   * of the bytes; they are not in `writtenBytes`. Errors: CONDITION_FAILED, INVALID_ARGUMENT, DAMAGED, ACCESS_REFUSED.
+   */
+  write(offset: number, bytes: Uint8Array, fence: PageFence, options: LockOptions): Promise<{ readonly etag: string } | undefined> {
+    return this.#exclusively(options, async (header) => {
+      checkInside(this.#name, offset, bytes.length, header.sizeBytes);
+      if (header.sequenceNumber !== fence.sequenceNumber) {
+        throw conditionFailed(this.#name, `its sequence number is ${String(header.sequenceNumber)}, not ${String(fence.sequenceNumber)}`);
+      }
+      if (fence.etag !== undefined && header.etag !== fence.etag) {
+        throw conditionFailed(this.#name, `its ETag is ${header.etag}, not ${fence.etag}`);
+      }
+      this.#checkWritable();
+      const etag = newEtag();
+      const written = withWritten(header.written, offset, offset + bytes.length);
+      await writeFully(this.#handle, bytes, pageFileDataAt + offset);
+      await writeFully(this.#handle, encode({ ...header, etag, written }), 0);
+      await this.#handle.datasync();
+      return { etag };
+    });
+  }
+
+  /** Raises the sequence number, durably. Undefined when the file has been deleted. Errors: DAMAGED, ACCESS_REFUSED. */
+  raise(atLeast: number, options: LockOptions): Promise<{ readonly etag: string; readonly sequenceNumber: number } | undefined> {
+    return this.#exclusively(options, async (header) => {
+      this.#checkWritable();
+      if (header.sequenceNumber < atLeast) {
+        const etag = newEtag();
+        await writeFully(this.#handle, encode({ ...header, etag, sequenceNumber: atLeast }), 0);
+        await this.#handle.datasync();
+        return { etag, sequenceNumber: atLeast };
+      }
+      // Whoever raised it may have died before its flush; our answer promises durability.
+      await this.#handle.datasync();
+      return { etag: header.etag, sequenceNumber: header.sequenceNumber };
+    });
+  }
+
+  /** Undefined when the file has been deleted. Errors: DAMAGED. */
+  stat(options: LockOptions): Promise<PagesStat | undefined> {
+    return this.#exclusively(options, ({ etag, sizeBytes, sequenceNumber, written }) =>
+      Promise.resolve({ etag, sizeBytes, sequenceNumber, writtenBytes: written.prefixBytes }),
+    );
+  }
+
+  /**
+   * Fills `into`. Undefined when the file has been deleted. Takes no lock, so that reads run side by side: one that overlaps a write in time
+   * may see a part of it. Errors: DAMAGED.
+   */
+  async read(offset: number, into: Uint8Array, options: LockOptions): Promise<true | undefined> {
+    // The first read proves the header and so learns the size; its lock keeps a header that is just being written from looking torn.
+    const sizeBytes = this.#sizeBytes ?? (await this.stat(options))?.sizeBytes;
+    if (sizeBytes === undefined || !(await this.#isLinked())) return undefined;
+    if (offset + into.length > sizeBytes) throw endsBefore(this.#name, offset + into.length, sizeBytes);
+    const readBytes = await readFully(this.#handle, into, pageFileDataAt + offset);
+    if (readBytes < into.length) throw this.#damaged(`it has been cut off at byte ${String(offset + readBytes)}`);
+    return true;
+  }
+
+  close(): Promise<void> {
+    return this.#handle.close();
+  }
+
+  #exclusively<T>(options: LockOptions, task: (header: Header) => Promise<T>): Promise<T | undefined> {
+    return this.#turnstile.pass(() =>
+      withDescriptorLocked(this.#handle, this.#path, options, async () =>
+        (await this.#isLinked()) ? await task(await this.#header()) : undefined,
+      ),
+    );
+  }
+
+  /** False once the file has been deleted: what is stored under its name now, if anything, is another. */
+  async #isLinked(): Promise<boolean> {
+    return (await this.#handle.stat()).nlink > 0;
+  }
+
+  #checkWritable(): void {
+    if (this.#writable) return;
+    throw new TidemarkError("ACCESS_REFUSED", `${this.#name} may only be read`, {
+      remedy: `allow this user to write ${this.#path}`,
+      detail: { object: this.#name },
+    });
+  }
+
+  async #header(): Promise<Header> {
+    const bytes = Buffer.alloc(headerBytes);
+    const readBytes = await readFully(this.#handle, bytes, 0);
+    if (readBytes < headerBytes) throw this.#damaged(`it has only ${String(readBytes)} bytes`);
+    if (bytes.toString("latin1", 0, 8) !== magic) throw this.#damaged("it does not begin as a page object does");
+    const checksum = bytes.readUInt32LE(12);
+    bytes.writeUInt32LE(0, 12);
+    if (crc32(bytes) !== checksum) throw this.#damaged("the checksum of its header does not match");
+    if (bytes.readUInt32LE(8) !== version) throw this.#unsupported(bytes.readUInt32LE(8));
+    const header = decode(bytes);
+    const { size } = await this.#handle.stat();
+    if (size !== pageFileDataAt + header.sizeBytes) {
+      throw this.#damaged(`its file has ${String(size)} bytes instead of ${String(pageFileDataAt + header.sizeBytes)}`);
+    }
+    this.#sizeBytes = header.sizeBytes;
+    return header;
+  }
+
+  #damaged(fact: string): TidemarkError {
+    return new TidemarkError("DAMAGED", `${this.#name} is damaged: ${fact}`, {
+      remedy: "run `tidemark verify` to see which points are concerned",
+      detail: { object: this.#name },
+    });
+  }
+
+  #unsupported(found: number): TidemarkError {
+    return new TidemarkError(
+      "FORMAT_UNSUPPORTED",
+      `${this.#name} has page file version ${String(found)}; this Tidemark knows ${String(version)}`,
+      {
+        remedy: "use the version of Tidemark that wrote it, or a newer one",
+        detail: { object: this.#name, version: found },
+      },
+    );
+  }
+}
+
+function newEtag(): string {
+  return randomBytes(16).toString("hex");
+}
+
+function encode(header: Header): Buffer {
+  const bytes = Buffer.alloc(headerBytes);
+  const islands = header.written.islands.slice(0, islandsMax);
+  bytes.write(magic, 0, "latin1");
+  bytes.writeUInt32LE(version, 8);
+  bytes.writeBigUInt64LE(BigInt(header.sizeBytes), 16);
+  bytes.writeBigUInt64LE(BigInt(header.sequenceNumber), 24);
+  bytes.write(header.etag, 32, "hex");
+  bytes.writeBigUInt64LE(BigInt(header.written.prefixBytes), 48);
+  bytes.writeUInt32LE(islands.length, 56);
+  islands.forEach(({ start, end }, index) => {
+    bytes.writeBigUInt64LE(BigInt(start), islandsAt + index * 16);
+    bytes.writeBigUInt64LE(BigInt(end), islandsAt + index * 16 + 8);
+  });
+  bytes.writeUInt32LE(crc32(bytes), 12);
+  return bytes;
+}
+
+/** The checksum has proved that `encode` wrote these bytes. */
+function decode(bytes: Buffer): Header {
+  const islands: WrittenRange[] = [];
+  const islandCount = Math.min(bytes.readUInt32LE(56), islandsMax);
+  for (let index = 0; index < islandCount; index++) {
+    const at = islandsAt + index * 16;
+    islands.push({ start: Number(bytes.readBigUInt64LE(at)), end: Number(bytes.readBigUInt64LE(at + 8)) });
+  }
+  return {
+    sizeBytes: Number(bytes.readBigUInt64LE(16)),
+    sequenceNumber: Number(bytes.readBigUInt64LE(24)),
+    etag: bytes.toString("hex", 32, 48),
+    written: { prefixBytes: Number(bytes.readBigUInt64LE(48)), islands },
+  };
+}

@@ -1,0 +1,379 @@
+import { randomBytes, randomUUID } from "node:crypto";
+import { mkdtemp, rm } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { inspect } from "node:util";
+import { ContainerSASPermissions, generateBlobSASQueryParameters, StorageSharedKeyCredential } from "@azure/storage-blob";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
+import { TidemarkError } from "../../engine/errors.ts";
+import { type AzureAccess, AzureSink, type AzureSinkOptions } from "../../sink/azure.ts";
+import { bypassesProxy } from "../../sink/azure-connection.ts";
+import { Azurite } from "../../sink/azurite.ts";
+import { developmentAccount, developmentKey } from "../../sink/azurite-state.ts";
+import { describeSink } from "./conformance.ts";
+import { FaultProxy } from "./fault-proxy.ts";
+
+const key: AzureAccess = { kind: "key", account: developmentAccount, key: developmentKey };
+const fourMiB = 4 * 1024 * 1024;
+
+let folder: string;
+let azurite: Azurite;
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "tidemark-azure-"));
+  azurite = await Azurite.start(folder);
+});
+
+afterAll(async () => {
+  await azurite.stop();
+  await rm(folder, { recursive: true });
+});
+
+function containerUrl(): string {
+  return `${azurite.endpoint}/c${randomUUID()}`;
+}
+
+async function failure(work: Promise<unknown>): Promise<TidemarkError> {
+  const error: unknown = await work.then(
+    () => undefined,
+    (thrown: unknown) => thrown,
+  );
+  if (error instanceof TidemarkError) return error;
+  throw new Error(`expected a TidemarkError, got ${inspect(error)}`);
+}
+
+describeSink("AzureSink on Azurite", async () => {
+  const url = containerUrl();
+  const [a, b, absent] = [AzureSink.open(url, key), AzureSink.open(url, key), AzureSink.open(containerUrl(), key)];
+  await a.createContainer();
+  return {
+    a,
+    b,
+    absent,
+    cleanup: async () => {
+      for (const sink of [a, b, absent]) await sink[Symbol.asyncDispose]();
+    },
+  };
+});
+
+describe("a network that fails", () => {
+  let url: string;
+  let proxy: FaultProxy;
+  let direct: AzureSink;
+  let sink: AzureSink;
+  const open = (options: AzureSinkOptions = {}): AzureSink => AzureSink.open(proxy.through(url), key, { random: () => 0.01, ...options });
+
+  beforeEach(async () => {
+    url = containerUrl();
+    proxy = await FaultProxy.open(azurite.endpoint);
+    direct = AzureSink.open(url, key);
+    await direct.createContainer();
+    await direct.createPages("pages", fourMiB, 1);
+    sink = open();
+  });
+
+  afterEach(async () => {
+    await sink[Symbol.asyncDispose]();
+    await direct[Symbol.asyncDispose]();
+    proxy.assertAllFired();
+    await proxy[Symbol.asyncDispose]();
+  });
+
+  test("a connection reset in the middle of a page write leaves the outcome unknown, and the write is sent once", async () => {
+    await sink.statPages("pages");
+    proxy.plan("PUT", "reset-request");
+    const error = await failure(sink.writePages("pages", 0, randomBytes(fourMiB), { sequenceNumber: 1 }));
+    expect(error.code).toBe("OUTCOME_UNKNOWN");
+    expect(proxy.requests.filter((request) => request.startsWith("PUT"))).toHaveLength(1);
+    expect(sink.interruptions).toBe(1);
+  });
+
+  test("a page write whose acknowledgement is lost is reported as unknown although the data is there", async () => {
+    const bytes = randomBytes(fourMiB);
+    proxy.plan("PUT", "lose-answer");
+    expect((await failure(sink.writePages("pages", 0, bytes, { sequenceNumber: 1 }))).code).toBe("OUTCOME_UNKNOWN");
+    const found = new Uint8Array(fourMiB);
+    await direct.readPages("pages", 0, found);
+    expect(Buffer.compare(found, bytes)).toBe(0);
+  });
+
+  test("an object whose acknowledgement is lost is reported as unknown, not as existing", async () => {
+    proxy.plan("PUT", "lose-answer");
+    expect((await failure(sink.putObject("head", randomBytes(10), { ifAbsent: true }))).code).toBe("OUTCOME_UNKNOWN");
+    expect((await direct.statObject("head")).sizeBytes).toBe(10);
+  });
+
+  test("a deletion whose acknowledgement is lost is reported as unknown", async () => {
+    proxy.plan("DELETE", "lose-answer");
+    expect((await failure(sink.deleteObject("pages"))).code).toBe("OUTCOME_UNKNOWN");
+  });
+
+  test("a server error leaves the outcome of a write unknown", async () => {
+    proxy.plan("PUT", { status: 500 });
+    expect((await failure(sink.putObject("head", randomBytes(10), { ifAbsent: true }))).code).toBe("OUTCOME_UNKNOWN");
+    expect(sink.interruptions).toBe(0);
+  });
+
+  test("a burst of 503 is ridden out, no sooner than Retry-After allows", async () => {
+    proxy.plan("PUT", { status: 503, retryAfterSeconds: 0.2 }, 3);
+    const startedAt = performance.now();
+    await sink.putObject("head", randomBytes(10), { ifAbsent: true });
+    expect(performance.now() - startedAt).toBeGreaterThanOrEqual(590);
+    expect(proxy.requests).toHaveLength(4);
+  });
+
+  test("throttling that asks for more time than an outage may take is STORE_UNREACHABLE", async () => {
+    proxy.plan("PUT", { status: 429, retryAfterSeconds: 3600 });
+    expect((await failure(sink.putObject("head", randomBytes(10), { ifAbsent: true }))).code).toBe("STORE_UNREACHABLE");
+  });
+
+  test("a read is repeated when its answer breaks off", async () => {
+    const bytes = randomBytes(fourMiB);
+    await direct.writePages("pages", 0, bytes, { sequenceNumber: 1 });
+    proxy.plan("GET", "truncate-answer", 2);
+    const found = new Uint8Array(fourMiB);
+    await sink.readPages("pages", 0, found);
+    expect(Buffer.compare(found, bytes)).toBe(0);
+    expect(sink.interruptions).toBe(2);
+  });
+
+  test("a lease and a raised sequence number survive lost acknowledgements", async () => {
+    await direct.putObject("head", randomBytes(1), { ifAbsent: true });
+    const [id, next] = [randomUUID(), randomUUID()];
+    proxy.plan("PUT", "lose-answer");
+    await sink.acquireLease("head", id, 15);
+    proxy.plan("PUT", "lose-answer");
+    await sink.changeLease("head", id, next);
+    proxy.plan("PUT", "lose-answer");
+    expect((await sink.raiseSequenceNumber("pages", 7)).sequenceNumber).toBe(7);
+    expect((await failure(direct.acquireLease("head", id, 15))).code).toBe("LEASE_HELD");
+  });
+
+  test("a server that never answers ends in the request's deadline", async () => {
+    await using impatient = open({ deadlineBaseMs: 150, deadlinePerMiBMs: 0, outageToleranceMs: 200 });
+    await impatient.statPages("pages");
+    proxy.plan("PUT", "freeze");
+    expect((await failure(impatient.writePages("pages", 0, randomBytes(512), { sequenceNumber: 1 }))).code).toBe("OUTCOME_UNKNOWN");
+    proxy.plan("HEAD", "freeze", 2);
+    expect((await failure(impatient.statObject("pages"))).code).toBe("STORE_UNREACHABLE");
+    expect(impatient.interruptions).toBe(3);
+  });
+
+  test("the caller's signal ends a call that waits for an answer", async () => {
+    const controller = new AbortController();
+    proxy.plan("PUT", "freeze");
+    const call = failure(sink.putObject("head", randomBytes(10), { ifAbsent: true }, { signal: controller.signal }));
+    await vi.waitUntil(() => proxy.requests.length > 0);
+    controller.abort();
+    expect((await call).code).toBe("INTERRUPTED");
+  });
+
+  test("one signal for fifty calls draws no warning about listeners", async () => {
+    const warnings: Error[] = [];
+    const onWarning = (warning: Error): void => void warnings.push(warning);
+    process.on("warning", onWarning);
+    const { signal } = new AbortController();
+    await Promise.all(Array.from({ length: 50 }, () => sink.statObject("pages", { signal })));
+    await new Promise(setImmediate);
+    process.off("warning", onWarning);
+    expect(warnings).toEqual([]);
+  });
+
+  test("a connection that the store closes while it lies idle counts as an interruption", async () => {
+    await sink.statObject("pages");
+    expect(sink.interruptions).toBe(0);
+    proxy.dropIdleConnections();
+    await vi.waitUntil(() => sink.interruptions === 1);
+    await sink.statObject("pages");
+  });
+
+  test("disposing ends what is under way and is idempotent", async () => {
+    proxy.plan("GET", "freeze");
+    const call = failure(sink.getObject("head", 10));
+    await vi.waitUntil(() => proxy.requests.length > 0);
+    await Promise.all([sink[Symbol.asyncDispose](), sink[Symbol.asyncDispose]()]);
+    expect((await call).code).toBe("INTERRUPTED");
+  });
+
+  test("requests go through a configured proxy, which alone resolves the host's name", async () => {
+    const hidden = `http://store.invalid/${developmentAccount}${new URL(url).pathname.slice(developmentAccount.length + 1)}`;
+    await using proxied = AzureSink.open(hidden, key, { proxy: { url: `http://user:secret@127.0.0.1:${String(proxy.port)}` } });
+    expect((await proxied.statPages("pages")).sizeBytes).toBe(fourMiB);
+    expect(proxy.requests.every((request) => request.includes("http://store.invalid"))).toBe(true);
+  });
+});
+
+describe("a store that is not there", () => {
+  test("a refused connection is given up early when the store has never answered", async () => {
+    const listener = createServer();
+    await new Promise<void>((resolve) => listener.listen(0, "127.0.0.1", resolve));
+    const { port } = listener.address() as { port: number };
+    await new Promise((resolve) => listener.close(resolve));
+    await using sink = AzureSink.open(`http://127.0.0.1:${String(port)}/${developmentAccount}/vault`, key, {
+      firstContactToleranceMs: 100,
+      random: () => 0.1,
+    });
+    const error = await failure(sink.putObject("head", randomBytes(1), { ifAbsent: true }));
+    expect(error.code).toBe("STORE_UNREACHABLE");
+    expect(error.message).toContain(`127.0.0.1:${String(port)}`);
+    expect(sink.interruptions).toBeGreaterThan(1);
+  });
+
+  test("a host name that does not resolve is named", async () => {
+    await using sink = AzureSink.open("https://nobody.invalid/vault", key, { firstContactToleranceMs: 1 });
+    const error = await failure(sink.statObject("head"));
+    expect(error.code).toBe("STORE_UNREACHABLE");
+    expect(error.message).toContain("nobody.invalid");
+  });
+
+  test("an absent container is VAULT_NOT_FOUND for reads and writes", async () => {
+    await using sink = AzureSink.open(containerUrl(), key);
+    expect((await failure(sink.statObject("head"))).code).toBe("VAULT_NOT_FOUND");
+    expect((await failure(sink.putObject("head", randomBytes(1), { ifAbsent: true }))).code).toBe("VAULT_NOT_FOUND");
+    expect((await failure(sink.deleteObject("head"))).code).toBe("VAULT_NOT_FOUND");
+  });
+});
+
+describe("access", () => {
+  const credential = new StorageSharedKeyCredential(developmentAccount, developmentKey);
+  const sasFor = (url: string, permissions: string, expiresOn: Date): AzureAccess => {
+    const containerName = url.slice(url.lastIndexOf("/") + 1);
+    const startsOn = new Date(expiresOn.getTime() - 3_600_000);
+    const query = generateBlobSASQueryParameters(
+      { containerName, permissions: ContainerSASPermissions.parse(permissions), startsOn, expiresOn, version: "2025-07-05" },
+      credential,
+    );
+    return { kind: "sas", sas: query.toString() };
+  };
+
+  function expectSecret(error: TidemarkError, ...secrets: string[]): void {
+    const shown = [
+      error.message,
+      error.stack,
+      JSON.stringify(error),
+      inspect(error, { depth: 20, showHidden: true, getters: true }),
+      inspect(error.cause, { depth: 20, showHidden: true }),
+    ].join("\n");
+    for (const secret of secrets) expect(shown).not.toContain(secret);
+  }
+
+  test("a wrong key is ACCESS_REFUSED, and no error shows it", async () => {
+    const wrong = randomBytes(64).toString("base64");
+    await using sink = AzureSink.open(containerUrl(), { kind: "key", account: developmentAccount, key: wrong });
+    const error = await failure(sink.statObject("head"));
+    expect(error.code).toBe("ACCESS_REFUSED");
+    expect(error.remedy).toContain("key");
+    expectSecret(error, wrong, "SharedKey");
+  });
+
+  test("an expired SAS is ACCESS_REFUSED with the time of its expiry, and no error shows its signature", async () => {
+    const url = containerUrl();
+    const access = sasFor(url, "rwdl", new Date(Date.now() - 60_000));
+    const signature = new URLSearchParams(access.kind === "sas" ? access.sas : "").get("sig") ?? "";
+    expect(signature).not.toBe("");
+    await using sink = AzureSink.open(url, access);
+    for (const work of [sink.getObject("head", 10), sink.putObject("head", randomBytes(1), { ifAbsent: true })]) {
+      const error = await failure(work);
+      expect(error.code).toBe("ACCESS_REFUSED");
+      expect(error.remedy).toContain("expired at 2");
+      expectSecret(error, signature, encodeURIComponent(signature));
+    }
+    expect(sink.description).toBe(url);
+  });
+
+  test("a SAS without write permission may read, and is told what it lacks when it writes", async () => {
+    const url = containerUrl();
+    await using owner = AzureSink.open(url, key);
+    await owner.createContainer();
+    await owner.putObject("head", randomBytes(3), { ifAbsent: true });
+    await using reader = AzureSink.open(url, sasFor(url, "rl", new Date(Date.now() + 600_000)));
+    expect((await reader.getObject("head", 10)).bytes).toHaveLength(3);
+    const error = await failure(reader.putObject("other", randomBytes(3), { ifAbsent: true }));
+    expect(error.code).toBe("ACCESS_REFUSED");
+    expect(error.remedy).toContain("permission");
+  });
+
+  test("a SAS that may not create the container finds that it exists", async () => {
+    const url = containerUrl();
+    await using owner = AzureSink.open(url, key);
+    await owner.createContainer();
+    await using user = AzureSink.open(url, sasFor(url, "rwdl", new Date(Date.now() + 600_000)));
+    expect(await user.createContainer()).toBe(false);
+  });
+
+  test("an identity is not sent over plain http", () => {
+    const credentialOfNobody = { getToken: () => Promise.resolve(null) };
+    expect(() => AzureSink.open(containerUrl(), { kind: "token", credential: credentialOfNobody })).toThrow(/plain http/);
+  });
+
+  test("an identity that cannot be found is ACCESS_REFUSED", async () => {
+    const unavailable = Object.assign(new Error("no identity"), { name: "CredentialUnavailableError" });
+    await using sink = AzureSink.open("https://127.0.0.1:1/vault", {
+      kind: "token",
+      credential: { getToken: () => Promise.reject(unavailable) },
+    });
+    expect((await failure(sink.statObject("head"))).code).toBe("ACCESS_REFUSED");
+  });
+});
+
+test("an Azurite that checks the API version is served in a version it knows", async () => {
+  // vitest's import unwraps the default export of these CommonJS modules once more than Node's does.
+  const require = createRequire(import.meta.url);
+  const { default: BlobConfiguration } =
+    require("azurite/dist/src/blob/BlobConfiguration.js") as typeof import("azurite/dist/src/blob/BlobConfiguration.js").default;
+  const { default: BlobServer } =
+    require("azurite/dist/src/blob/BlobServer.js") as typeof import("azurite/dist/src/blob/BlobServer.js").default;
+  const extents = [{ locationId: "Default", locationPath: folder, maxConcurrency: 1 }];
+  const configuration = new BlobConfiguration(
+    "127.0.0.1",
+    0,
+    5,
+    "",
+    "",
+    extents,
+    false,
+    undefined,
+    false,
+    undefined,
+    false,
+    false,
+    "",
+    "",
+    "",
+    undefined,
+    true,
+    true,
+  );
+  const server = new BlobServer(configuration);
+  await server.start();
+  try {
+    const { port } = server.httpServer.address() as { port: number };
+    await using sink = AzureSink.open(`http://127.0.0.1:${String(port)}/${developmentAccount}/vault`, key);
+    expect(await sink.createContainer()).toBe(true);
+  } finally {
+    await server.close();
+  }
+});
+
+describe("the proxy's bypass list", () => {
+  const cases: readonly (readonly [url: string, bypass: readonly string[], bypassed: boolean])[] = [
+    ["https://a.blob.core.windows.net/c", [], false],
+    ["https://a.blob.core.windows.net/c", ["a.blob.core.windows.net"], true],
+    ["https://a.blob.core.windows.net/c", ["blob.core.windows.net"], false],
+    ["https://a.blob.core.windows.net/c", [".blob.core.windows.net"], true],
+    ["https://a.blob.core.windows.net/c", ["*.Windows.net"], true],
+    ["https://awindows.net/c", [".windows.net"], false],
+    ["https://a.example/c", ["a.example:443"], true],
+    ["https://a.example:8443/c", ["a.example:443"], false],
+    ["https://a.example/c", ["*"], true],
+    ["https://a.example/c", [""], false],
+    ["http://127.0.0.1:10000/devstoreaccount1/c", [], true],
+    ["http://localhost:10000/devstoreaccount1/c", [], true],
+    ["http://[::1]:10000/devstoreaccount1/c", [], true],
+  ];
+  test.each(cases)("%s with %j is bypassed: %j", (url, bypass, bypassed) => {
+    expect(bypassesProxy(new URL(url), bypass)).toBe(bypassed);
+  });
+});

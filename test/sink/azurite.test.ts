@@ -1,0 +1,246 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { access, mkdir, mkdtemp, readFile, realpath, rm, truncate, writeFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { inspect } from "node:util";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { TidemarkError } from "../../engine/errors.ts";
+import { AzureSink } from "../../sink/azure.ts";
+import { Azurite } from "../../sink/azurite.ts";
+import { azuritePaths, developmentAccount, developmentKey, processStartTime } from "../../sink/azurite-state.ts";
+import { FileLock } from "../../sink/file-lock.ts";
+
+let folder: string;
+let dir: string;
+const children = new Set<ChildProcess>();
+
+beforeEach(async () => {
+  folder = await realpath(await mkdtemp(join(tmpdir(), "tidemark-azurite-")));
+  dir = join(folder, "data");
+});
+
+afterEach(async () => {
+  for (const child of children) {
+    child.kill("SIGKILL");
+    if (child.exitCode === null && child.signalCode === null) await once(child, "exit");
+  }
+  children.clear();
+  await serverGone();
+  await rm(folder, { recursive: true });
+});
+
+/** Resolves when no server holds the folder. */
+async function serverGone(): Promise<void> {
+  const paths = azuritePaths(dir);
+  const exists = await access(paths.serverLock).then(
+    () => true,
+    () => false,
+  );
+  if (exists) await (await FileLock.acquire(paths.serverLock, "exclusive", { waitMsMax: 10_000 })).release();
+}
+
+/** Another process that starts the Azurite on `dir` and keeps using it; resolves to the server's id. */
+async function startElsewhere(): Promise<{ readonly child: ChildProcess; readonly serverPid: number }> {
+  const built = new URL("../../dist/sink/azurite.js", import.meta.url).href;
+  const script = `import { Azurite } from ${JSON.stringify(built)}; const server = await Azurite.start(${JSON.stringify(dir)}); console.log(server.pid); setInterval(() => {}, 1000);`;
+  const child = spawn(process.execPath, ["--input-type=module", "-e", script], { stdio: ["ignore", "pipe", "inherit"] });
+  children.add(child);
+  const [line] = (await once(createInterface(child.stdout), "line")) as [string];
+  return { child, serverPid: Number(line) };
+}
+
+async function killed(child: ChildProcess, signal: NodeJS.Signals): Promise<void> {
+  child.kill(signal);
+  await once(child, "exit");
+  children.delete(child);
+}
+
+function sinkOn(server: Azurite): AzureSink {
+  return AzureSink.open(`${server.endpoint}/vault`, { kind: "key", account: developmentAccount, key: developmentKey });
+}
+
+async function failure(work: Promise<unknown>): Promise<TidemarkError> {
+  const error: unknown = await work.then(
+    () => undefined,
+    (thrown: unknown) => thrown,
+  );
+  if (error instanceof TidemarkError) return error;
+  throw new Error(`expected a TidemarkError, got ${inspect(error)}`);
+}
+
+test("what was written is there after a stop and a new start, and the stopped server is gone", async () => {
+  const first = await Azurite.start(dir);
+  await using sink = sinkOn(first);
+  await sink.createContainer();
+  await sink.putObject("head", new Uint8Array([1, 2, 3]), { ifAbsent: true });
+  await first.stop();
+  await first.stop();
+  expect(await FileLock.tryAcquire(azuritePaths(dir).serverLock, "exclusive").then((lock) => lock?.release().then(() => true))).toBe(true);
+  await using second = await Azurite.start(dir);
+  await using later = sinkOn(second);
+  expect([...(await later.getObject("head", 10)).bytes]).toEqual([1, 2, 3]);
+});
+
+test("a server that cannot save says so when it is stopped", async () => {
+  const server = await Azurite.start(dir);
+  await using sink = sinkOn(server);
+  await sink.createContainer();
+  // Azurite writes its database under this name first.
+  await mkdir(`${azuritePaths(dir).blobDatabase}~`);
+  const error = await failure(server.stop());
+  expect(error.code).toBe("STORE_UNREACHABLE");
+  expect(error.message).toContain("EISDIR");
+});
+
+describe("users of one folder", () => {
+  test("two starts at once share one server", async () => {
+    const [first, second, elsewhere] = await Promise.all([Azurite.start(dir), Azurite.start(dir), startElsewhere()]);
+    expect(second.pid).toBe(first.pid);
+    expect(second.endpoint).toBe(first.endpoint);
+    expect(elsewhere.serverPid).toBe(first.pid);
+    await killed(elsewhere.child, "SIGTERM");
+    await Promise.all([first.stop(), second.stop()]);
+  });
+
+  test("the server stays until the last user has stopped, whoever started it", async () => {
+    const starter = await Azurite.start(dir);
+    const other = await Azurite.start(dir);
+    await using sink = sinkOn(other);
+    await starter.stop();
+    expect(await sink.createContainer()).toBe(true);
+    await other.stop();
+    expect(await processStartTime(other.pid)).toBeUndefined();
+  });
+
+  test("a new user of a server that is ending gets a new one, with the data of the old", async () => {
+    const first = await Azurite.start(dir);
+    await using sink = sinkOn(first);
+    await sink.createContainer();
+    const [, second] = await Promise.all([first.stop(), Azurite.start(dir)]);
+    await using again = sinkOn(second);
+    expect(await again.createContainer()).toBe(false);
+    await second.stop();
+  });
+});
+
+describe("a death", () => {
+  test("of the starter ends its server by itself", async () => {
+    const { child, serverPid } = await startElsewhere();
+    expect(await processStartTime(serverPid)).toBeTypeOf("string");
+    await killed(child, "SIGKILL");
+    await serverGone();
+    await using next = await Azurite.start(dir);
+    expect(next.pid).not.toBe(serverPid);
+  });
+
+  test("of the starter leaves the server to another user", async () => {
+    const { child, serverPid } = await startElsewhere();
+    const user = await Azurite.start(dir);
+    expect(user.pid).toBe(serverPid);
+    await killed(child, "SIGKILL");
+    await using sink = sinkOn(user);
+    expect(await sink.createContainer()).toBe(true);
+    await user.stop();
+    await serverGone();
+  });
+
+  test("of the server frees the folder for a new one", async () => {
+    const first = await Azurite.start(dir);
+    process.kill(first.pid, "SIGKILL");
+    await using second = await Azurite.start(dir);
+    expect(second.pid).not.toBe(first.pid);
+    await first.stop();
+    await using sink = sinkOn(second);
+    expect(await sink.createContainer()).toBe(true);
+  });
+
+  test("that is not one: a stopped server is killed and replaced", async () => {
+    const first = await Azurite.start(dir);
+    process.kill(first.pid, "SIGSTOP");
+    await using second = await Azurite.start(dir, { frozenAfterMs: 200 });
+    expect(second.pid).not.toBe(first.pid);
+    await using sink = sinkOn(second);
+    expect(await sink.createContainer()).toBe(true);
+    await first.stop();
+  });
+});
+
+test("a state file that names a dead process and another folder's server is not believed", async () => {
+  await using other = await Azurite.start(join(folder, "other"));
+  const first = await Azurite.start(dir);
+  await first.stop();
+  const { port } = new URL(other.endpoint);
+  await writeFile(azuritePaths(dir).state, JSON.stringify({ state: "listening", pid: first.pid, startTime: "1", port: Number(port) }));
+  await using second = await Azurite.start(dir);
+  expect(second.endpoint).not.toBe(other.endpoint);
+});
+
+test("an aborted start ends with INTERRUPTED and leaves no server", async () => {
+  const controller = new AbortController();
+  const start = failure(Azurite.start(dir, { signal: controller.signal }));
+  setImmediate(() => {
+    controller.abort();
+  });
+  expect((await start).code).toBe("INTERRUPTED");
+});
+
+describe("a folder that cannot be used", () => {
+  test("holds other things", async () => {
+    await mkdir(dir);
+    await writeFile(join(dir, "thesis.txt"), "…");
+    const error = await failure(Azurite.start(dir));
+    expect(error.code).toBe("INVALID_ARGUMENT");
+    expect(error.remedy).toContain("empty");
+  });
+
+  test("is a file", async () => {
+    await writeFile(dir, "");
+    expect((await failure(Azurite.start(dir))).code).toBe("INVALID_ARGUMENT");
+    await rm(dir);
+  });
+
+  test.each(["blobDatabase", "extentDatabase"] as const)("has a %s that is cut off or empty", async (database) => {
+    const path = azuritePaths(dir)[database];
+    await (await Azurite.start(dir)).stop();
+    const text = await readFile(path);
+    await truncate(path, text.length - 5);
+    const cut = await failure(Azurite.start(dir));
+    expect(cut.code).toBe("DAMAGED");
+    expect(cut.message).toContain(path);
+    await truncate(path, 0);
+    const empty = await failure(Azurite.start(dir));
+    expect(empty.code).toBe("DAMAGED");
+    expect(empty.message).toContain(`${path} is empty`);
+  });
+
+  test("is served by an Azurite that somebody else started, which can open our data", async () => {
+    const ours = await Azurite.start(dir);
+    await using sink = sinkOn(ours);
+    await sink.createContainer();
+    await ours.stop();
+    const main = fileURLToPath(new URL("blob/main.js", `file://${createRequire(import.meta.url).resolve("azurite/dist/src/main.js")}`));
+    const foreign = spawn(process.execPath, [main, "--silent", "--disableTelemetry", "--location", dir, "--blobPort", "0"], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    children.add(foreign);
+    let endpoint: string | undefined;
+    for await (const line of createInterface(foreign.stdout)) {
+      endpoint = /listens on (http:\S+)/.exec(line)?.[1];
+      if (endpoint !== undefined) break;
+    }
+    const error = await failure(Azurite.start(dir));
+    expect(error.code).toBe("INVALID_ARGUMENT");
+    expect(error.message).toContain(String(foreign.pid));
+    await using theirs = AzureSink.open(`${String(endpoint)}/${developmentAccount}/vault`, {
+      kind: "key",
+      account: developmentAccount,
+      key: developmentKey,
+    });
+    expect(await theirs.createContainer()).toBe(false);
+    await killed(foreign, "SIGTERM");
+  });
+});

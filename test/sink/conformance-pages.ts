@@ -1,0 +1,246 @@
+/** The part of the contract of a sink that is about page objects. */
+import { beforeEach, describe, expect, test } from "vitest";
+import { pageWriteBytesMax, type Sink } from "../../engine/sink.ts";
+import { expectCode, expectOneWinner, isZero, mebibyte, type OpenedSinks, pagesOf, pattern, put, utf8 } from "./expectations.ts";
+
+export function describePages(opened: () => OpenedSinks): void {
+  describe("page objects", () => {
+    let a: Sink;
+    let b: Sink;
+
+    beforeEach(() => {
+      ({ a, b } = opened());
+    });
+
+    test("a new one is zeros, with the size and sequence number it was given", async () => {
+      const { etag } = await a.createPages("segments/d/1-0-0", mebibyte, 7);
+      expect(await b.statPages("segments/d/1-0-0")).toEqual({ etag, sizeBytes: mebibyte, sequenceNumber: 7, writtenBytes: 0 });
+      expect(await b.statObject("segments/d/1-0-0")).toMatchObject({ etag, sizeBytes: mebibyte });
+      expect(isZero(await pagesOf(b, "segments/d/1-0-0", 0, mebibyte))).toBe(true);
+    });
+
+    test("one of 1 GiB costs next to nothing, and works at its far end", async () => {
+      const sizeBytes = 1024 * mebibyte;
+      await a.createPages("big", sizeBytes, 1);
+      await a.writePages("big", sizeBytes - 512, pattern(512, 1), { sequenceNumber: 1 });
+      expect(await pagesOf(b, "big", sizeBytes - 512, 512)).toEqual(pattern(512, 1));
+      expect(isZero(await pagesOf(b, "big", sizeBytes - 1024, 512))).toBe(true);
+      expect((await b.statPages("big")).writtenBytes).toBe(0);
+    });
+
+    test("of ten creators at once exactly one succeeds", async () => {
+      const creators = Array.from({ length: 10 }, (_, index) => (index % 2 === 0 ? a : b).createPages("race", 512, index));
+      expectOneWinner(await Promise.allSettled(creators), "OBJECT_EXISTS");
+    });
+
+    test("a name belongs to one object, whatever its kind", async () => {
+      await put(a, "object", "x");
+      await a.createPages("pages", 512, 1);
+      await expectCode(b.createPages("object", 512, 1), "OBJECT_EXISTS");
+      await expectCode(b.createPages("pages", 512, 2), "OBJECT_EXISTS");
+      await expectCode(b.putObject("pages", utf8("x"), { ifAbsent: true }), "OBJECT_EXISTS");
+    });
+
+    test("an absent one is reported as absent", async () => {
+      await expectCode(a.statPages("no/such"), "OBJECT_NOT_FOUND");
+      await expectCode(a.readPages("no/such", 0, new Uint8Array(512)), "OBJECT_NOT_FOUND");
+      await expectCode(a.writePages("no/such", 0, new Uint8Array(512), { sequenceNumber: 1 }), "OBJECT_NOT_FOUND");
+      await expectCode(a.raiseSequenceNumber("no/such", 1), "OBJECT_NOT_FOUND");
+    });
+
+    test("what one client has written, another reads, at any alignment", async () => {
+      await a.createPages("p", 64 * 1024, 1);
+      const bytes = pattern(8192, 5);
+      const { etag } = await a.writePages("p", 1024, bytes, { sequenceNumber: 1 });
+      expect((await b.statPages("p")).etag).toBe(etag);
+      const whole = new Uint8Array(64 * 1024);
+      whole.set(bytes, 1024);
+      for (const [offset, length] of [
+        [0, 64 * 1024],
+        [1, 1],
+        [1023, 3],
+        [1500, 4097],
+        [9215, 2],
+        [65_535, 1],
+        [0, 0],
+        [65_536, 0],
+      ] as const) {
+        expect(await pagesOf(b, "p", offset, length)).toEqual(whole.slice(offset, offset + length));
+      }
+    });
+
+    test("later writes lie over earlier ones", async () => {
+      await a.createPages("p", 256 * 1024, 1);
+      await a.writePages("p", 0, new Uint8Array(200 * 1024).fill(1), { sequenceNumber: 1 });
+      await b.writePages("p", 64 * 1024 - 512, new Uint8Array(1024).fill(2), { sequenceNumber: 1 });
+      await a.writePages("p", 64 * 1024, new Uint8Array(512).fill(0), { sequenceNumber: 1 });
+      const expected = new Uint8Array(256 * 1024);
+      expected
+        .fill(1, 0, 200 * 1024)
+        .fill(2, 64 * 1024 - 512, 64 * 1024 + 512)
+        .fill(0, 64 * 1024, 64 * 1024 + 512);
+      expect(Buffer.compare(await pagesOf(b, "p", 0, 256 * 1024), expected)).toBe(0);
+    });
+
+    test("a write of 4 MiB is allowed, one of more is not", async () => {
+      await a.createPages("p", 2 * pageWriteBytesMax, 1);
+      const bytes = pattern(pageWriteBytesMax + 512, 9);
+      await expectCode(a.writePages("p", 0, bytes, { sequenceNumber: 1 }), "INVALID_ARGUMENT");
+      await a.writePages("p", pageWriteBytesMax, bytes.subarray(0, pageWriteBytesMax), { sequenceNumber: 1 });
+      const read = await pagesOf(b, "p", pageWriteBytesMax, pageWriteBytesMax);
+      expect(Buffer.compare(read, bytes.subarray(0, pageWriteBytesMax))).toBe(0);
+    });
+
+    test("sizes, offsets and lengths that are not aligned are refused, and so is a write of nothing", async () => {
+      for (const sizeBytes of [1, 511, 513, -512, Number.NaN]) await expectCode(a.createPages("q", sizeBytes, 1), "INVALID_ARGUMENT");
+      await a.createPages("p", 4096, 1);
+      for (const [offset, length] of [
+        [1, 512],
+        [511, 512],
+        [0, 511],
+        [0, 1],
+        [0, 0],
+        [-512, 512],
+      ] as const) {
+        await expectCode(a.writePages("p", offset, new Uint8Array(length).fill(1), { sequenceNumber: 1 }), "INVALID_ARGUMENT");
+      }
+      expect(await b.statPages("p")).toMatchObject({ writtenBytes: 0 });
+    });
+
+    test("a write that passes the end is refused and changes nothing", async () => {
+      const { etag } = await a.createPages("p", 4096, 1);
+      await expectCode(a.writePages("p", 4096, new Uint8Array(512).fill(1), { sequenceNumber: 1 }), "INVALID_ARGUMENT");
+      await expectCode(a.writePages("p", 3584, new Uint8Array(1024).fill(1), { sequenceNumber: 1 }), "INVALID_ARGUMENT");
+      expect(isZero(await pagesOf(b, "p", 0, 4096))).toBe(true);
+      expect(await b.statPages("p")).toEqual({ etag, sizeBytes: 4096, sequenceNumber: 1, writtenBytes: 0 });
+    });
+
+    test("a read that passes the end is reported as damage", async () => {
+      await a.createPages("p", 4096, 1);
+      await expectCode(b.readPages("p", 4095, new Uint8Array(2)), "DAMAGED");
+      await expectCode(b.readPages("p", 8192, new Uint8Array(1)), "DAMAGED");
+    });
+
+    test("a write whose fence does not hold changes nothing", async () => {
+      const { etag } = await a.createPages("p", 4096, 5);
+      for (const sequenceNumber of [0, 4, 6]) {
+        await expectCode(b.writePages("p", 0, new Uint8Array(512).fill(1), { sequenceNumber }), "CONDITION_FAILED");
+      }
+      const second = await a.writePages("p", 512, new Uint8Array(512).fill(2), { sequenceNumber: 5, etag });
+      await expectCode(b.writePages("p", 0, new Uint8Array(512).fill(3), { sequenceNumber: 5, etag }), "CONDITION_FAILED");
+      expect(await b.statPages("p")).toMatchObject({ etag: second.etag, sequenceNumber: 5 });
+      expect(isZero(await pagesOf(b, "p", 0, 512))).toBe(true);
+    });
+
+    test("a raised sequence number shuts out those who were fenced below, and is never lowered", async () => {
+      const { etag } = await a.createPages("p", 4096, 5);
+      const raised = await b.raiseSequenceNumber("p", 9);
+      expect(raised.sequenceNumber).toBe(9);
+      expect(raised.etag).not.toBe(etag);
+      await expectCode(a.writePages("p", 0, new Uint8Array(512).fill(1), { sequenceNumber: 5 }), "CONDITION_FAILED");
+      expect((await a.raiseSequenceNumber("p", 7)).sequenceNumber).toBe(9);
+      expect((await a.raiseSequenceNumber("p", 9)).sequenceNumber).toBe(9);
+      expect((await b.statPages("p")).sequenceNumber).toBe(9);
+      await b.writePages("p", 0, new Uint8Array(512).fill(2), { sequenceNumber: 9 });
+      expect(await pagesOf(a, "p", 0, 512)).toEqual(new Uint8Array(512).fill(2));
+    });
+
+    test("large sequence numbers are kept exactly", async () => {
+      await a.createPages("p", 512, 2 ** 40 + 1);
+      await a.writePages("p", 0, new Uint8Array(512), { sequenceNumber: 2 ** 40 + 1 });
+      expect((await b.raiseSequenceNumber("p", 2 ** 52 + 3)).sequenceNumber).toBe(2 ** 52 + 3);
+      expect((await b.statPages("p")).sequenceNumber).toBe(2 ** 52 + 3);
+      for (const wrong of [-1, 0.5, 2 ** 53]) await expectCode(a.raiseSequenceNumber("p", wrong), "INVALID_ARGUMENT");
+    });
+
+    test("the ETag changes with every write and every raise, and reading leaves it", async () => {
+      const etags = [(await a.createPages("p", 4096, 1)).etag];
+      for (let round = 0; round < 5; round++) etags.push((await a.writePages("p", 0, new Uint8Array(512), { sequenceNumber: 1 })).etag);
+      etags.push((await a.raiseSequenceNumber("p", 2)).etag);
+      await pagesOf(b, "p", 0, 4096);
+      expect((await b.statPages("p")).etag).toBe(etags.at(-1));
+      await a.deleteObject("p");
+      etags.push((await a.createPages("p", 4096, 1)).etag);
+      expect(new Set(etags).size).toBe(etags.length);
+    });
+
+    test("the written prefix grows with appends, zeros included, and ends at the first gap", async () => {
+      await a.createPages("p", mebibyte, 1);
+      const fence = { sequenceNumber: 1 };
+      const written = async (): Promise<number> => (await b.statPages("p")).writtenBytes;
+      await a.writePages("p", 0, pattern(4096, 1), fence);
+      await a.writePages("p", 4096, new Uint8Array(512), fence);
+      expect(await written()).toBe(4608);
+      await a.writePages("p", 8192, pattern(512, 1), fence);
+      await a.writePages("p", 16_384, pattern(512, 1), fence);
+      expect(await written()).toBe(4608);
+      await a.writePages("p", 0, pattern(512, 2), fence);
+      expect(await written()).toBe(4608);
+      await a.writePages("p", 4608, pattern(8192 - 4608, 1), fence);
+      expect(await written()).toBe(8704);
+      await a.raiseSequenceNumber("p", 2);
+      expect(await written()).toBe(8704);
+      await b.writePages("p", 8192, pattern(16_384 - 8192, 3), { sequenceNumber: 2 });
+      expect(await written()).toBe(16_896);
+    });
+
+    test("writes to different offsets at once all arrive, in whatever order they finish", async () => {
+      const pieceBytes = 64 * 1024;
+      const pieces = Array.from({ length: 16 }, (_, index) => index);
+      await a.createPages("p", pieces.length * pieceBytes, 3);
+      const backwards = [...pieces].reverse();
+      const results = await Promise.all(
+        backwards.map((index) =>
+          (index % 2 === 0 ? a : b).writePages("p", index * pieceBytes, pattern(pieceBytes, index), { sequenceNumber: 3 }),
+        ),
+      );
+      expect(new Set(results.map(({ etag }) => etag)).size).toBe(pieces.length);
+      expect((await a.statPages("p")).writtenBytes).toBe(pieces.length * pieceBytes);
+      for (const index of pieces) {
+        expect(Buffer.compare(await pagesOf(b, "p", index * pieceBytes, pieceBytes), pattern(pieceBytes, index))).toBe(0);
+      }
+    });
+
+    test("of several writes at once that demand one ETag exactly one succeeds", async () => {
+      const { etag } = await a.createPages("p", 8192, 1);
+      const writes = Array.from({ length: 6 }, (_, index) =>
+        (index % 2 === 0 ? a : b).writePages("p", index * 512, new Uint8Array(512).fill(index + 1), { sequenceNumber: 1, etag }),
+      );
+      const results = await Promise.allSettled(writes);
+      expectOneWinner(results, "CONDITION_FAILED");
+      const winner = results.findIndex(({ status }) => status === "fulfilled");
+      const expected = new Uint8Array(8192).fill(winner + 1, winner * 512, winner * 512 + 512);
+      expect(await pagesOf(b, "p", 0, 8192)).toEqual(expected);
+    });
+
+    test("one that was deleted is gone for all, and one created anew is zeros again", async () => {
+      await a.createPages("p", 4096, 1);
+      await a.writePages("p", 0, pattern(512, 1), { sequenceNumber: 1 });
+      await pagesOf(b, "p", 0, 512);
+      await b.deleteObject("p");
+      await expectCode(a.writePages("p", 512, pattern(512, 1), { sequenceNumber: 1 }), "OBJECT_NOT_FOUND");
+      await expectCode(a.readPages("p", 0, new Uint8Array(1)), "OBJECT_NOT_FOUND");
+      await b.createPages("p", 8192, 2);
+      expect(await a.statPages("p")).toMatchObject({ sizeBytes: 8192, sequenceNumber: 2, writtenBytes: 0 });
+      expect(isZero(await pagesOf(a, "p", 0, 8192))).toBe(true);
+      await expectCode(a.writePages("p", 0, pattern(512, 1), { sequenceNumber: 1 }), "CONDITION_FAILED");
+    });
+
+    test("bytes are not shared with the caller, and views of shared memory work both ways", async () => {
+      await a.createPages("p", 4096, 1);
+      const memory = new SharedArrayBuffer(8192);
+      const given = new Uint8Array(memory, 1024, 1024);
+      given.set(pattern(1024, 4));
+      await a.writePages("p", 512, given, { sequenceNumber: 1 });
+      given.fill(0);
+      const into = new Uint8Array(memory, 4096, 1024);
+      await b.readPages("p", 512, into);
+      expect(Array.from(into)).toEqual(Array.from(pattern(1024, 4)));
+      into.fill(0);
+      expect(await pagesOf(a, "p", 512, 1024)).toEqual(pattern(1024, 4));
+      // Nothing beside the view was touched.
+      expect(isZero(new Uint8Array(memory, 0, 4096))).toBe(true);
+      expect(isZero(new Uint8Array(memory, 5120, 3072))).toBe(true);
+    });
+  });
+}

@@ -1,0 +1,305 @@
+/**
+ * What no compiler checks: the walls between the rooms, constructs that we do without, the size of files, modules that nothing uses,
+ * and documents that say what is no longer so. A finding reads `path:line: fact`, and every test shows all of its findings at once.
+ */
+import ts from "typescript";
+import { describe, expect, it } from "vitest";
+import {
+  exists,
+  lineAt,
+  parseSource,
+  reachableFrom,
+  readSources,
+  readText,
+  roomsThatMayBeEntered,
+  type SourceFile,
+  walk,
+} from "./source-tree.ts";
+
+const fileLinesMax = 600;
+const lineCharactersMax = 160;
+
+const sources = readSources();
+const shipped = sources.filter(({ room }) => room !== "" && room !== "test");
+const declarations = (source: SourceFile): boolean => source.path.endsWith(".d.ts");
+
+describe("the rooms", () => {
+  it("import one way and enter one another through index.ts", () => {
+    expect(findings(sources, wallFindings)).toEqual([]);
+  });
+
+  it("hold no module that no entry point reaches", () => {
+    const product = reachableFrom(entryPoints(), sources);
+    const tests = reachableFrom(
+      sources.map(({ path }) => path).filter((path) => path.endsWith(".test.ts") || path.endsWith(".config.ts")),
+      sources,
+    );
+    const idle = sources.filter(
+      (source) => !declarations(source) && !(source.room === "test" || source.room === "" ? tests : product).has(source.path),
+    );
+    expect(idle.map(({ path }) => `${path}: no entry point reaches it`)).toEqual([]);
+  });
+
+  it("have the entry points that package.json names", () => {
+    expect(entryPoints().filter((path) => !exists(path))).toEqual([]);
+  });
+
+  it("hold no file whose name says nothing", () => {
+    const nothing = /(^|\/|-)(utils?|helpers?|misc|common)(-|\.|\/)/;
+    expect(sources.map(({ path }) => path).filter((path) => nothing.test(path))).toEqual([]);
+  });
+});
+
+describe("the sources", () => {
+  it("do without the constructs that hide faults", () => {
+    expect(findings(sources, constructFindings)).toEqual([]);
+  });
+
+  it("hold no note to come back later and no comment that silences a check", () => {
+    expect(findings(sources, markFindings)).toEqual([]);
+  });
+
+  it("hold no test that is switched off without a reason", () => {
+    expect(findings(sources, switchedOffFindings)).toEqual([]);
+  });
+
+  it("take randomness from node:crypto or as an argument", () => {
+    expect(findings(shipped, randomFindings)).toEqual([]);
+  });
+
+  it("leave the environment and the console to the command line", () => {
+    // The process that holds an Azurite is its own master, and clears what it must not inherit.
+    const quiet = shipped.filter(({ room, path }) => (room === "engine" || room === "sink") && path !== "sink/azurite-host.ts");
+    expect(findings(quiet, ambientFindings)).toEqual([]);
+  });
+
+  it(`have at most ${fileLinesMax} lines of at most ${lineCharactersMax} characters`, () => {
+    expect(findings(sources, lengthFindings)).toEqual([]);
+  });
+
+  it("open with their idea", () => {
+    const bare = shipped.filter(({ text }) => !/^(#!.*\n)?\/\*\*?\s/.test(text));
+    expect(bare.map(({ path }) => `${path}: does not begin with a comment`)).toEqual([]);
+  });
+});
+
+describe("the documents", () => {
+  it.each(["README.md", "ARCHITECTURE.md", "FORMAT.md", "CHANGELOG.md", "LICENSE"])("include %s", (path) => {
+    expect(exists(path)).toBe(true);
+  });
+
+  it("explain every error code in README's table", () => {
+    const readme = readText("README.md") ?? "";
+    const codes = errorCodes();
+    expect(codes.length).toBeGreaterThan(20);
+    expect(codes.filter((code) => !new RegExp(`^\\|[^|]*\`${code}\``, "m").test(readme))).toEqual([]);
+  });
+
+  it("name in ARCHITECTURE.md only files that exist", () => {
+    const architecture = readText("ARCHITECTURE.md") ?? "";
+    const named = [...architecture.matchAll(/`([^`\s]+)`/g)].map(([, name]) => name ?? "").filter(isPathOfRepository);
+    expect([...new Set(named)].filter((name) => !exists(name) && !sources.some(({ path }) => path.endsWith(`/${name}`)))).toEqual([]);
+  });
+});
+
+describe("the checks themselves", () => {
+  const faults: readonly (readonly [fact: string, path: string, text: string, check: (source: SourceFile) => readonly Finding[]])[] = [
+    ["engine imports sink", "engine/a/b.ts", 'import { x } from "../../sink/index.ts";', wallFindings],
+    ["engine loads the SDK lazily", "engine/a.ts", 'await import("@azure/storage-blob");', wallFindings],
+    ["cli passes by the front door", "cli/a.ts", 'import type { X } from "../engine/errors.ts";', wallFindings],
+    ["a suffix is missing", "engine/a.ts", 'export { x } from "./b";', wallFindings],
+    ["an enum", "engine/a.ts", "enum A { B }", constructFindings],
+    ["a namespace", "engine/a.ts", "namespace A { export const b = 1; }", constructFindings],
+    ["an empty catch", "cli/a.ts", "try { f(); } catch { /* never mind */ }", constructFindings],
+    ["a default export", "sink/a.ts", "export default function f() {}", constructFindings],
+    ["a shifted offset", "engine/a.ts", "const sector = byteOffset >>> 9;", constructFindings],
+    ["a masked size", "engine/a.ts", "const rest = frame.sizeBytes & 511;", constructFindings],
+    ["a note for later", "engine/a.ts", "// TO" + "DO: later", markFindings],
+    ["one test alone", "test/a.test.ts", "it.only" + '("a", () => {});', switchedOffFindings],
+    ["a test that never runs", "test/a.test.ts", "it.skip" + '("a", () => {});', switchedOffFindings],
+    ["a skip without reason", "test/a.test.ts", "context.skip" + "();", switchedOffFindings],
+    ["ambient randomness", "engine/a.ts", "const jitter = Math.random();", randomFindings],
+    ["the environment", "sink/a.ts", 'const { env } = process; env["HOME"];', ambientFindings],
+    ["the console", "engine/a.ts", 'console.log("hello");', ambientFindings],
+    ["a long line", "engine/a.ts", "x".repeat(lineCharactersMax + 1), lengthFindings],
+    ["a long file", "engine/a.ts", "\n".repeat(fileLinesMax + 1), lengthFindings],
+  ];
+
+  it.each(faults)("find %s", (_fact, path, text, check) => {
+    expect(check(parseSource(path, text))).toHaveLength(1);
+  });
+
+  it("accept what is allowed", () => {
+    const text =
+      'import { x } from "../engine/index.ts";\nconst bits = flags >>> 9;\ntry { x(bits); } catch (error) { throw wrap(error); }\n';
+    const source = parseSource("sink/a.ts", text);
+    const checks = [wallFindings, constructFindings, markFindings, switchedOffFindings, randomFindings, ambientFindings, lengthFindings];
+    expect(checks.flatMap((check) => check(source))).toEqual([]);
+  });
+});
+
+/** One fact about one line. */
+interface Finding {
+  readonly line: number;
+  readonly fact: string;
+}
+
+function findings(among: readonly SourceFile[], check: (source: SourceFile) => readonly Finding[]): readonly string[] {
+  return among.flatMap((source) => check(source).map(({ line, fact }) => `${source.path}:${line}: ${fact}`));
+}
+
+function wallFindings(source: SourceFile): readonly Finding[] {
+  const found: Finding[] = [];
+  const mayEnter = roomsThatMayBeEntered[source.room] ?? Object.keys(roomsThatMayBeEntered);
+  for (const { specifier, target, line } of source.imports) {
+    if (target === undefined) {
+      if (source.room === "engine" && /^(@azure\/|azurite(\/|$))/.test(specifier))
+        found.push({ line, fact: `engine imports ${specifier}` });
+      continue;
+    }
+    if (!target.endsWith(".ts")) found.push({ line, fact: `the import of ${specifier} does not end in .ts` });
+    const room = target.slice(0, target.indexOf("/"));
+    if (room === source.room) continue;
+    if (!mayEnter.includes(room)) found.push({ line, fact: `${source.room} imports ${room}` });
+    else if (source.room !== "test" && source.room !== "" && target !== `${room}/index.ts`) {
+      found.push({ line, fact: `${target} is not the front door of ${room}` });
+    }
+  }
+  return found;
+}
+
+const bitwiseOperators: ReadonlySet<ts.SyntaxKind> = new Set([
+  ts.SyntaxKind.AmpersandToken,
+  ts.SyntaxKind.BarToken,
+  ts.SyntaxKind.CaretToken,
+  ts.SyntaxKind.LessThanLessThanToken,
+  ts.SyntaxKind.GreaterThanGreaterThanToken,
+  ts.SyntaxKind.GreaterThanGreaterThanGreaterThanToken,
+]);
+
+function constructFindings({ path, tree }: SourceFile): readonly Finding[] {
+  const found: Finding[] = [];
+  // A worker is loaded by its default export; a .d.ts file describes modules that are somebody else's.
+  const mayExportDefault = path.endsWith("/worker.ts") || path.endsWith(".config.ts") || tree.isDeclarationFile;
+  const note = (node: ts.Node, fact: string): void => {
+    found.push({ line: lineAt(tree, node.getStart(tree)), fact });
+  };
+  walk(tree, (node) => {
+    if (ts.isEnumDeclaration(node)) note(node, "an enum; write a union of literals");
+    if (ts.isModuleDeclaration(node) && !tree.isDeclarationFile) note(node, "a namespace; write a module");
+    if (ts.isCatchClause(node) && node.block.statements.length === 0) note(node, "an empty catch; handle the error or let it go on");
+    if (isDefaultExport(node) && !mayExportDefault) note(node, "a default export; name what is exported");
+    if (ts.isBinaryExpression(node) && bitwiseOperators.has(node.operatorToken.kind)) {
+      const name = [node.left, node.right].map(lastName).find((word) => /(^o|O)ffset$|(^b|B)ytes$/.test(word));
+      if (name !== undefined) note(node, `a bitwise operator on ${name}, which is wrong above 4 GiB; divide or use %`);
+    }
+  });
+  return found;
+}
+
+function isDefaultExport(node: ts.Node): boolean {
+  if (ts.isExportAssignment(node)) return true;
+  if (ts.isExportSpecifier(node)) return node.name.text === "default";
+  return ts.canHaveModifiers(node) && (ts.getModifiers(node) ?? []).some(({ kind }) => kind === ts.SyntaxKind.DefaultKeyword);
+}
+
+/** The last word of an expression such as `frame.sizeBytes`, or "". */
+function lastName(node: ts.Expression): string {
+  if (ts.isParenthesizedExpression(node)) return lastName(node.expression);
+  if (ts.isIdentifier(node)) return node.text;
+  return ts.isPropertyAccessExpression(node) ? node.name.text : "";
+}
+
+/** Written in halves, so that this file does not hold what it looks for. */
+const marks = new RegExp(
+  ["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK", "@ts-" + "(ignore|expect-error|nocheck)", "eslint-" + "disable"].join("|"),
+);
+
+function markFindings({ lines }: SourceFile): readonly Finding[] {
+  return lines.flatMap((text, index) => {
+    const mark = marks.exec(text)?.[0];
+    return mark === undefined ? [] : [{ line: index + 1, fact: mark }];
+  });
+}
+
+function switchedOffFindings({ tree, room }: SourceFile): readonly Finding[] {
+  const found: Finding[] = [];
+  if (room !== "test") return found;
+  walk(tree, (node) => {
+    if (!ts.isCallExpression(node) || !ts.isPropertyAccessExpression(node.expression)) return;
+    const { name, expression } = node.expression;
+    const isRegistration = ts.isIdentifier(expression) && ["it", "test", "describe", "suite"].includes(expression.text);
+    const says = (fact: string): void => {
+      found.push({ line: lineAt(tree, node.getStart(tree)), fact });
+    };
+    if (isRegistration && ["only", "skip", "todo", "fails"].includes(name.text)) says(`${expression.text}.${name.text}`);
+    // A skip with a condition and a reason decides while the test runs, and prints why.
+    else if (name.text === "skip" && !node.arguments.some(isText)) says("a skip that gives no reason");
+  });
+  return found;
+}
+
+function isText(node: ts.Expression): boolean {
+  return ts.isStringLiteralLike(node) || ts.isTemplateExpression(node);
+}
+
+function randomFindings({ tree }: SourceFile): readonly Finding[] {
+  return propertyFindings(tree, (object, property) => object === "Math" && property === "random");
+}
+
+function ambientFindings({ tree, room }: SourceFile): readonly Finding[] {
+  // A process that the sink starts may talk to its starter; the engine has nobody to talk to.
+  const ofProcess = room === "engine" ? ["env", "stdout", "stderr"] : ["env"];
+  const found = [
+    ...propertyFindings(tree, (object, property) => object === "console" || (object === "process" && ofProcess.includes(property))),
+  ];
+  walk(tree, (node) => {
+    if (!ts.isVariableDeclaration(node) || node.initializer === undefined) return;
+    if (!ts.isIdentifier(node.initializer) || node.initializer.text !== "process") return;
+    found.push({ line: lineAt(tree, node.getStart(tree)), fact: "process is taken apart" });
+  });
+  return found;
+}
+
+function propertyFindings(tree: ts.SourceFile, isBanned: (object: string, property: string) => boolean): readonly Finding[] {
+  const found: Finding[] = [];
+  walk(tree, (node) => {
+    if (!ts.isPropertyAccessExpression(node)) return;
+    const [object, property] = [lastName(node.expression), node.name.text];
+    if (isBanned(object, property)) found.push({ line: lineAt(tree, node.getStart(tree)), fact: `${object}.${property}` });
+  });
+  return found;
+}
+
+function lengthFindings({ lines }: SourceFile): readonly Finding[] {
+  const lineCount = lines.at(-1) === "" ? lines.length - 1 : lines.length;
+  const long = lineCount > fileLinesMax ? [{ line: lineCount, fact: `${lineCount} lines; one idea a file` }] : [];
+  return [
+    ...long,
+    ...lines.flatMap((text, index) => (text.length > lineCharactersMax ? [{ line: index + 1, fact: `${text.length} characters` }] : [])),
+  ];
+}
+
+/** The sources of what package.json exports, runs and resolves: `./dist/a/b.js` is made from `a/b.ts`. */
+function entryPoints(): readonly string[] {
+  const { exports, imports, bin } = JSON.parse(readText("package.json") ?? "{}") as Record<string, unknown>;
+  const built = JSON.stringify([exports, imports, bin]).matchAll(/"(?:\.\/)?dist\/([^"]+?)(?:\.d)?\.[jt]s"/g);
+  return [...new Set([...built].map(([, stem]) => `${stem ?? ""}.ts`))];
+}
+
+/** The members of the union `ErrorCode`. */
+function errorCodes(): readonly string[] {
+  const codes: string[] = [];
+  for (const statement of sources.find(({ path }) => path === "engine/errors.ts")?.tree.statements ?? []) {
+    if (!ts.isTypeAliasDeclaration(statement) || statement.name.text !== "ErrorCode") continue;
+    walk(statement, (node) => {
+      if (ts.isStringLiteral(node)) codes.push(node.text);
+    });
+  }
+  return codes;
+}
+
+/** True for a word that claims to be a file or folder of ours, rather than a name in the store, a command or a package. */
+function isPathOfRepository(word: string): boolean {
+  return /^(engine|sink|cli|bench|test|\.ci)\/[\w./-]*$/.test(word) || /^[\w./-]+\.(ts|md)$/.test(word);
+}
