@@ -52,8 +52,8 @@ export interface ErrorContext {
 }
 
 /**
- * An operating error: it names the object, the fact and, as `remedy`, what to do.
- * Programmer errors are thrown by `assert` and are never caught to carry on.
+ * An operating error: it names the object, the fact and, as `remedy`, what to do. Programmer errors are thrown by `assert` and are
+ * never caught to carry on.
  */
 export class TidemarkError extends Error {
   override readonly name = "TidemarkError";

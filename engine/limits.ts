@@ -1,6 +1,6 @@
 /**
- * Every number that more than one file must agree on, with its unit, and the relations that must hold between them,
- * asserted when the module is loaded.
+ * Every number that more than one file must agree on, with its unit, and the relations that must hold between them, asserted when
+ * the module is loaded.
  */
 import assert from "node:assert/strict";
 import { pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";

@@ -1,6 +1,6 @@
 /**
- * The port through which the engine reaches a store. The engine owns it; `sink/` holds the adapters and `test/` the one
- * conformance suite that every adapter passes. An adapter holds exactly one container (Azure) or folder, the vault's.
+ * The port through which the engine reaches a store. The engine owns it; `sink/` holds the adapters and `test/` the one conformance
+ * suite that every adapter passes. An adapter holds exactly one container (Azure) or folder, the vault's.
  *
  * What every adapter guarantees:
  *
@@ -68,8 +68,8 @@ export interface PageFence {
 }
 
 /**
- * Names are relative, `/`-separated, of characters [a-z0-9._~-], at most 512 long and 240 between slashes, no empty, `.` or `..` part. No name
- * is the folder of another (`a` and `a/b`): a file system cannot hold both.
+ * Names are relative, `/`-separated, of characters [a-z0-9._~-], at most 512 long and 240 between slashes, no empty, `.` or `..`
+ * part. No name is the folder of another (`a` and `a/b`): a file system cannot hold both.
  */
 export interface Sink extends AsyncDisposable {
   /** Where this store is, for messages and logs. Holds no secret. */
@@ -92,7 +92,10 @@ export interface Sink extends AsyncDisposable {
   /** Reads a whole object. An object larger than `sizeBytesMax` is refused unread with DAMAGED. Errors: OBJECT_NOT_FOUND. */
   getObject(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject>;
 
-  /** Writes a whole object. Errors: OBJECT_EXISTS (`ifAbsent`), CONDITION_FAILED (`ifMatch`), LEASE_LOST (lease missing, expired or another's), OUTCOME_UNKNOWN. */
+  /**
+   * Writes a whole object. Errors: OBJECT_EXISTS (`ifAbsent`), CONDITION_FAILED (`ifMatch`), LEASE_LOST (lease missing, expired or
+   * another's), OUTCOME_UNKNOWN.
+   */
   putObject(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<{ readonly etag: string }>;
 
   /** ETag and size. Errors: OBJECT_NOT_FOUND. */
@@ -106,13 +109,19 @@ export interface Sink extends AsyncDisposable {
 
   // ---- Leases on an existing object ----
 
-  /** Takes the lease, or extends it when `leaseId` (a UUID) already holds it. Errors: LEASE_HELD (another id holds it), OBJECT_NOT_FOUND. */
+  /**
+   * Takes the lease, or extends it when `leaseId` (a UUID) already holds it. Errors: LEASE_HELD (another id holds it),
+   * OBJECT_NOT_FOUND.
+   */
   acquireLease(name: string, leaseId: string, durationSeconds: number, options?: CallOptions): Promise<void>;
 
   /** Extends the lease by its full duration. Errors: LEASE_LOST. */
   renewLease(name: string, leaseId: string, options?: CallOptions): Promise<void>;
 
-  /** Hands a held lease from one id to another atomically, with its full duration again. Idempotent. Errors: LEASE_LOST (`fromId` does not hold it). */
+  /**
+   * Hands a held lease from one id to another atomically, with its full duration again. Idempotent. Errors: LEASE_LOST (`fromId`
+   * does not hold it).
+   */
   changeLease(name: string, fromId: string, toId: string, options?: CallOptions): Promise<void>;
 
   /** Gives the lease up. One that is not held any more is no error. */
@@ -123,15 +132,28 @@ export interface Sink extends AsyncDisposable {
   /** Creates a page object of zeros. Errors: OBJECT_EXISTS, OUTCOME_UNKNOWN. */
   createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<{ readonly etag: string }>;
 
-  /** Writes `bytes` at `offset`, atomically and durably. Errors: CONDITION_FAILED, OBJECT_NOT_FOUND, OUTCOME_UNKNOWN, INVALID_ARGUMENT (alignment, size, beyond the end). */
+  /**
+   * Writes `bytes` at `offset`, atomically and durably. Errors: CONDITION_FAILED, OBJECT_NOT_FOUND, OUTCOME_UNKNOWN,
+   * INVALID_ARGUMENT (alignment, size, beyond the end).
+   */
   writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence, options?: CallOptions): Promise<{ readonly etag: string }>;
 
-  /** Fills `into` from `offset`, any alignment. Bytes never written are zero. Errors: OBJECT_NOT_FOUND, DAMAGED (the object ends before the range does). */
+  /**
+   * Fills `into` from `offset`, any alignment. Bytes never written are zero. Errors: OBJECT_NOT_FOUND, DAMAGED (the object ends
+   * before the range does).
+   */
   readPages(name: string, offset: number, into: Uint8Array, options?: CallOptions): Promise<void>;
 
   /** Errors: OBJECT_NOT_FOUND. */
   statPages(name: string, options?: CallOptions): Promise<PagesStat>;
 
-  /** Raises the sequence number to `atLeast` if it is lower (never lowers it): from then on writes fenced below fail. Idempotent, retried inside. */
-  raiseSequenceNumber(name: string, atLeast: number, options?: CallOptions): Promise<{ readonly etag: string; readonly sequenceNumber: number }>;
+  /**
+   * Raises the sequence number to `atLeast` if it is lower (never lowers it): from then on writes fenced below fail. Idempotent,
+   * retried inside.
+   */
+  raiseSequenceNumber(
+    name: string,
+    atLeast: number,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string; readonly sequenceNumber: number }>;
 }

@@ -1,8 +1,8 @@
 /**
  * The engine's view of a store: the sink's calls, counted, with the protocols that make a write of unknown outcome safe to repeat.
  *
- * A write-once object has a name that only its writer uses (it holds the writer's epoch), so repeating the put is safe: if the name is
- * taken, what stands there must be our own bytes. Heads and segments have protocols of their own, in `Seat` and `Lane`.
+ * A write-once object has a name that only its writer uses (it holds the writer's epoch), so repeating the put is safe: if the name
+ * is taken, what stands there must be our own bytes. Heads and segments have protocols of their own, in `Seat` and `Lane`.
  */
 import { hasCode, TidemarkError } from "./errors.ts";
 import { sameBytes } from "./format/checksum.ts";
@@ -47,7 +47,10 @@ export class Store {
     return etag;
   }
 
-  /** Writes an object whose name nobody else uses, whatever happens to the connection. Errors: OBJECT_EXISTS when other bytes stand there. */
+  /**
+   * Writes an object whose name nobody else uses, whatever happens to the connection. Errors: OBJECT_EXISTS when other bytes stand
+   * there.
+   */
   async putOnce(name: string, bytes: Uint8Array, options?: CallOptions): Promise<string> {
     let failure: unknown;
     for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {

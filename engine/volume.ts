@@ -1,6 +1,6 @@
 /**
- * What the engine can read: an image file, a block device, or anything an embedder implements.
- * A volume knows its size and its bytes; what it can tell of holes and of its own stillness is optional.
+ * What the engine can read: an image file, a block device, or anything an embedder implements. A volume knows its size and its
+ * bytes; what it can tell of holes and of its own stillness is optional.
  */
 
 /** Half-open byte range [offset, offset + length). Lists of extents are sorted and disjoint. */
@@ -24,8 +24,8 @@ export interface Volume {
   /** Fills `into` (a view of shared memory) from `offset`; the range lies inside the volume. Errors: SOURCE_UNREADABLE, SOURCE_SHRUNK. */
   read(offset: number, into: Uint8Array): Promise<void>;
   /**
-   * The extents that may hold anything but zeros, sorted and disjoint, of any alignment. Absent: the whole volume may.
-   * What it leaves out must read as zeros.
+   * The extents that may hold anything but zeros, sorted and disjoint, of any alignment. Absent: the whole volume may. What it
+   * leaves out must read as zeros.
    */
   allocated?(sizeBytes: number): AsyncIterable<Extent>;
   /** Called once before the first read of a scan. */

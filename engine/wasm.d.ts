@@ -15,7 +15,8 @@ declare namespace WebAssembly {
 
   class Memory {
     constructor(limits: { readonly initial: number; readonly maximum?: number; readonly shared?: boolean });
-    readonly buffer: ArrayBuffer;
+    /** A SharedArrayBuffer when the memory is shared. */
+    readonly buffer: ArrayBufferLike;
     grow(pages: number): number;
   }
 }

@@ -26,6 +26,9 @@ export type Verdict =
     }
   | { readonly kind: "uncertain"; readonly fact: string; readonly lostConnection: boolean; readonly cause: Error };
 
+/** What storage error codes mean to one kind of call. */
+export type ErrorMeanings = Readonly<Record<string, ErrorCode>>;
+
 /** What a call gives to have its errors translated. */
 export interface CallSubject {
   /** What was being done, as it reads after "could not": `write 4 MiB at 0 of segments/a/1-0-0`. */
@@ -33,7 +36,7 @@ export interface CallSubject {
   /** The object's name; undefined for calls on the container. */
   readonly name: string | undefined;
   /** Storage error codes that mean something particular to this call. */
-  readonly codes?: Readonly<Record<string, ErrorCode>> | undefined;
+  readonly codes?: ErrorMeanings | undefined;
 }
 
 /** What is known of the store, to name it and to keep its secrets out of messages. */
@@ -47,6 +50,37 @@ export interface StoreFacts {
   /** When the SAS in use expires, if there is one with an expiry. */
   readonly sasExpiresAtMs: number | undefined;
 }
+
+// What storage error codes mean to a call …
+
+/** … that creates. */
+export const existsCodes: ErrorMeanings = {
+  BlobAlreadyExists: "OBJECT_EXISTS",
+  ConditionNotMet: "OBJECT_EXISTS",
+  UnauthorizedBlobOverwrite: "OBJECT_EXISTS",
+};
+
+/** … that replaces what it has read. What is gone does not match any more either. */
+export const changedCodes: ErrorMeanings = { ConditionNotMet: "CONDITION_FAILED", BlobNotFound: "CONDITION_FAILED" };
+
+/** … that relies on a lease. */
+export const leaseCodes: ErrorMeanings = {
+  LeaseIdMissing: "LEASE_LOST",
+  LeaseIdMismatchWithBlobOperation: "LEASE_LOST",
+  LeaseIdMismatchWithLeaseOperation: "LEASE_LOST",
+  LeaseIsBreakingAndCannotBeChanged: "LEASE_LOST",
+  LeaseIsBrokenAndCannotBeRenewed: "LEASE_LOST",
+  LeaseLost: "LEASE_LOST",
+  LeaseNotPresentWithBlobOperation: "LEASE_LOST",
+  LeaseNotPresentWithLeaseOperation: "LEASE_LOST",
+};
+
+/** … that writes pages under a fence. */
+export const fenceCodes: ErrorMeanings = {
+  ConditionNotMet: "CONDITION_FAILED",
+  SequenceNumberConditionNotMet: "CONDITION_FAILED",
+  LeaseIdMissing: "LEASE_LOST",
+};
 
 /** More than this between the server's clock and ours makes Azure refuse signed requests. */
 const clockSkewMsMax = 15 * 60_000;
@@ -95,11 +129,15 @@ export function judge(thrown: unknown, subject: CallSubject, store: StoreFacts):
 
 /** The error for a write that may or may not have been executed. */
 export function outcomeUnknown(subject: CallSubject, store: StoreFacts, fact: string, cause: Error | undefined): TidemarkError {
-  return new TidemarkError("OUTCOME_UNKNOWN", `cannot tell whether ${store.description} did ${subject.action}: ${fact}`, {
-    remedy: "run the command again; it finds out what the store holds",
-    detail: { host: store.host, name: subject.name },
-    cause,
-  });
+  return new TidemarkError(
+    "OUTCOME_UNKNOWN",
+    `it is unknown whether the attempt to ${subject.action} in ${store.description} took effect: ${fact}`,
+    {
+      remedy: "run the command again; it finds out what the store holds",
+      detail: { host: store.host, name: subject.name },
+      cause,
+    },
+  );
 }
 
 /** The error for a store that could not be reached for as long as an outage is tolerated. */

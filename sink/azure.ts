@@ -2,7 +2,7 @@
  * The store in Azure Storage, and in Azurite: one blob container, objects as block blobs, page objects as page blobs.
  *
  * The SDK does the protocol and the signing, nothing else: it sends every request once. Repeating, deadlines and outcomes are in
- * azure-retry.ts, the meaning of errors in azure-errors.ts, sockets and proxies in azure-connection.ts.
+ * azure-retry.ts, the meaning of errors in azure-errors.ts, sockets and proxies in azure-connection.ts, credentials in azure-access.ts.
  *
  * Azure's rules hold for every request before it leaves, because Azurite does not enforce them: it takes page writes of more than 4 MiB and
  * beyond the blob's end. To know the end, a sink remembers the sizes of the page blobs it has seen; a page object never changes its size.
@@ -12,21 +12,19 @@
  */
 import { createHash } from "node:crypto";
 import type { Agent } from "node:http";
-import type { TokenCredential } from "@azure/identity";
 import {
-  AnonymousCredential,
   type BlobDownloadResponseParsed,
   ContainerClient,
   newPipeline,
   type PageBlobClient,
   type RequestPolicyFactory,
   type StoragePipelineOptions,
-  StorageSharedKeyCredential,
 } from "@azure/storage-blob";
 import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
 import { hasCode, TidemarkError } from "../engine/index.ts";
-import { openAgent, type ProxyOptions, parseProxyUrl, socketsMaxDefault } from "./azure-connection.ts";
-import type { StoreFacts } from "./azure-errors.ts";
+import { type AzureAccess, credentialOf, sasExpiry, secretsOf } from "./azure-access.ts";
+import { openAgent, type ProxyOptions, socketsMaxDefault } from "./azure-connection.ts";
+import { changedCodes, type ErrorMeanings, existsCodes, fenceCodes, leaseCodes, type StoreFacts } from "./azure-errors.ts";
 import { Caller, type RetryOptions } from "./azure-retry.ts";
 import {
   checkInside,
@@ -43,13 +41,6 @@ import {
   tooLarge,
   wrongKind,
 } from "./rules.ts";
-
-/** How a request proves that it may. */
-export type AzureAccess =
-  | { readonly kind: "key"; readonly account: string; readonly key: string }
-  /** `sas` is a query string without its `?`. */
-  | { readonly kind: "sas"; readonly sas: string }
-  | { readonly kind: "token"; readonly credential: TokenCredential };
 
 export interface AzureSinkOptions extends RetryOptions {
   readonly proxy?: ProxyOptions | undefined;
@@ -319,7 +310,7 @@ export class AzureSink implements Sink {
       action: `write ${String(bytes.length)} bytes at ${String(offset)} of ${name}`,
       name,
       bytes: bytes.length,
-      codes: { ConditionNotMet: "CONDITION_FAILED", SequenceNumberConditionNotMet: "CONDITION_FAILED", LeaseIdMissing: "LEASE_LOST" },
+      codes: fenceCodes,
       signal: options.signal,
       send: (abortSignal) => page.client.uploadPages(asBuffer(bytes), offset, bytes.length, { abortSignal, conditions }),
     });
@@ -460,7 +451,7 @@ export class AzureSink implements Sink {
     verb: string,
     name: string,
     leaseId: string,
-    codes: Readonly<Record<string, "LEASE_HELD" | "LEASE_LOST">>,
+    codes: ErrorMeanings,
     options: CallOptions,
     send: (lease: ReturnType<PageBlobClient["getBlobLeaseClient"]>, abortSignal: AbortSignal) => Promise<unknown>,
   ): Promise<unknown> {
@@ -492,26 +483,6 @@ export class AzureSink implements Sink {
   }
 }
 
-const existsCodes = {
-  BlobAlreadyExists: "OBJECT_EXISTS",
-  ConditionNotMet: "OBJECT_EXISTS",
-  UnauthorizedBlobOverwrite: "OBJECT_EXISTS",
-} as const;
-
-/** What is gone does not match any more either. */
-const changedCodes = { ConditionNotMet: "CONDITION_FAILED", BlobNotFound: "CONDITION_FAILED" } as const;
-
-const leaseCodes = {
-  LeaseIdMissing: "LEASE_LOST",
-  LeaseIdMismatchWithBlobOperation: "LEASE_LOST",
-  LeaseIdMismatchWithLeaseOperation: "LEASE_LOST",
-  LeaseIsBreakingAndCannotBeChanged: "LEASE_LOST",
-  LeaseIsBrokenAndCannotBeRenewed: "LEASE_LOST",
-  LeaseLost: "LEASE_LOST",
-  LeaseNotPresentWithBlobOperation: "LEASE_LOST",
-  LeaseNotPresentWithLeaseOperation: "LEASE_LOST",
-} as const;
-
 /** Sets the version before the request is signed. */
 const pinnedVersion: RequestPolicyFactory = {
   create: (next) => ({
@@ -521,37 +492,6 @@ const pinnedVersion: RequestPolicyFactory = {
     },
   }),
 };
-
-function credentialOf(access: AzureAccess): AnonymousCredential | StorageSharedKeyCredential | TokenCredential {
-  switch (access.kind) {
-    case "key":
-      return new StorageSharedKeyCredential(access.account, access.key);
-    case "sas":
-      return new AnonymousCredential();
-    case "token":
-      return access.credential;
-  }
-}
-
-function secretsOf(access: AzureAccess, proxy: ProxyOptions | undefined): string[] {
-  const secrets: string[] = [];
-  if (access.kind === "key") secrets.push(access.key);
-  if (access.kind === "sas") {
-    const signature = new URLSearchParams(access.sas).get("sig");
-    secrets.push(access.sas);
-    if (signature !== null) secrets.push(signature, encodeURIComponent(signature));
-  }
-  if (proxy !== undefined) {
-    const { password } = parseProxyUrl(proxy.url);
-    secrets.push(proxy.url, password, decodeURIComponent(password));
-  }
-  return secrets.filter((secret) => secret !== "");
-}
-
-function sasExpiry(access: AzureAccess): number | undefined {
-  const expiry = access.kind === "sas" ? Date.parse(new URLSearchParams(access.sas).get("se") ?? "") : Number.NaN;
-  return Number.isNaN(expiry) ? undefined : expiry;
-}
 
 /** Streams the body into `into`. A body that ends early throws, and the call is made again. */
 async function fill(into: Uint8Array, response: BlobDownloadResponseParsed, name: string): Promise<void> {

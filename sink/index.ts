@@ -1,6 +1,7 @@
 /** The stores that a vault can lie in. `openSink` takes what a user writes; the classes are there for those who build their own. */
 
-export { type AzureAccess, AzureSink, type AzureSinkOptions } from "./azure.ts";
+export { AzureSink, type AzureSinkOptions } from "./azure.ts";
+export type { AzureAccess } from "./azure-access.ts";
 export type { ProxyOptions } from "./azure-connection.ts";
 export type { RetryOptions } from "./azure-retry.ts";
 export { Azurite, type AzuriteOptions } from "./azurite.ts";

@@ -11,7 +11,8 @@
 import type { TokenCredential } from "@azure/identity";
 import type { Sink } from "../engine/index.ts";
 import { TidemarkError, throwIfAborted } from "../engine/index.ts";
-import { type AzureAccess, AzureSink, type AzureSinkOptions } from "./azure.ts";
+import { AzureSink, type AzureSinkOptions } from "./azure.ts";
+import type { AzureAccess } from "./azure-access.ts";
 import { bypassesProxy, isLoopback, type ProxyOptions, parseProxyUrl } from "./azure-connection.ts";
 import { Azurite } from "./azurite.ts";
 import { developmentAccount, developmentKey } from "./azurite-state.ts";

@@ -1,5 +1,6 @@
 /**
- * The local state folder: caches that make the next cycle cheap, never anything that a point depends on. One folder per vault and disk:
+ * The local state folder: caches that make the next cycle cheap, never anything that a point depends on. One folder per vault and
+ * disk:
  *
  *     STATE/<vault id>/dedup-index
  *     STATE/<vault id>/<disk>/fingerprints-<point id>      what the disk held at that point
@@ -13,7 +14,7 @@ import { systemCode, TidemarkError } from "../errors.ts";
 import { encodeDiskName } from "../format/names.ts";
 import type { FileIdentity } from "../source/file-identity.ts";
 import type { FingerprintReader as Reader } from "../source/fingerprints.ts";
-import { FingerprintReader, fingerprintPath, FingerprintWriter, removeOthers } from "../source/fingerprints.ts";
+import { FingerprintReader, FingerprintWriter, fingerprintPath, removeOthers } from "../source/fingerprints.ts";
 import type { Notice } from "./summaries.ts";
 
 export interface LocalStateOptions {

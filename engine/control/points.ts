@@ -38,14 +38,15 @@ export async function diskSummary(store: Store, vault: string, disk: string): Pr
 }
 
 /**
- * The point that `selector` names: a sequence number, an id, `latest`, or an ISO 8601 time, which names the newest point not younger.
- * Errors: POINT_NOT_FOUND, INVALID_ARGUMENT.
+ * The point that `selector` names: a sequence number, an id, `latest`, or an ISO 8601 time, which names the newest point not
+ * younger. Errors: POINT_NOT_FOUND, INVALID_ARGUMENT.
  */
 export function selectPoint(head: HeadDocument, selector: string): PointRecord {
   const { points } = head;
   const found = findPoint(points, selector.trim());
   if (found !== undefined) return found;
-  const known = points.length === 0 ? "it has none yet" : `it has ${String(points.length)}, the newest is ${String(points.at(-1)?.sequence)}`;
+  const known =
+    points.length === 0 ? "it has none yet" : `it has ${String(points.length)}, the newest is ${String(points.at(-1)?.sequence)}`;
   throw new TidemarkError("POINT_NOT_FOUND", `disk ${JSON.stringify(head.disk)} has no point ${JSON.stringify(selector)}: ${known}`, {
     remedy: "`tidemark points list` shows its points",
     detail: { disk: head.disk, selector },

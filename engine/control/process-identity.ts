@@ -27,8 +27,9 @@ type Registry = typeof globalThis & { [registryKey]?: Set<string> };
 
 export function liveSessions(): Set<string> {
   const registry: Registry = globalThis;
-  registry[registryKey] ??= new Set();
-  return registry[registryKey];
+  const sessions = registry[registryKey] ?? new Set();
+  registry[registryKey] = sessions;
+  return sessions;
 }
 
 /** Whether `writer`, a process of this machine, still runs. When in doubt, yes. */

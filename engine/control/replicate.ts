@@ -3,14 +3,14 @@
  *
  *     take seat ─ read parent ─ capture ─ flush frames ─ write map ─ write manifest ─ prove ─ swap head = committed ─ leave seat
  *
- * Order is everything: data before manifest before head. Whatever ends a cycle early leaves bytes that nobody refers to, and the next
- * cycle's dedup index finds them again.
+ * Order is everything: data before manifest before head. Whatever ends a cycle early leaves bytes that nobody refers to, and the
+ * next cycle's dedup index finds them again.
  */
 import { randomBytes } from "node:crypto";
-import { hasCode, throwIfAborted, TidemarkError } from "../errors.ts";
+import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import { fromHex } from "../format/checksum.ts";
 import type { ManifestDocument, PointRecord, VaultDocument } from "../format/documents.ts";
 import { decodeManifest, documentBytesMax, encodeManifest } from "../format/documents.ts";
-import { fromHex } from "../format/checksum.ts";
 import { encodeDiskName, manifestName } from "../format/names.ts";
 import { volumeBytesMax } from "../limits.ts";
 import { mergeStack } from "../map/merge.ts";
@@ -19,19 +19,21 @@ import { MapObjects, RunWriter } from "../map/run-writer.ts";
 import type { Baseline } from "../pipeline/baseline.ts";
 import { emptyBaseline, FingerprintBaseline, MapBaseline } from "../pipeline/baseline.ts";
 import type { CaptureStatistics } from "../pipeline/capture.ts";
-import { capture, scanGeometry } from "../pipeline/capture.ts";
+import { capture } from "../pipeline/capture.ts";
 import { Catalog, regressed } from "../pipeline/catalog.ts";
 import { Crew } from "../pipeline/crew.ts";
+import type { FingerprintSeed } from "../pipeline/fingerprint.ts";
 import { Lanes } from "../pipeline/lanes.ts";
+import { slabGeometry } from "../pipeline/slabs.ts";
 import type { Sink } from "../sink.ts";
 import { FileVolume } from "../source/file-volume.ts";
 import type { FingerprintReader } from "../source/fingerprints.ts";
 import { Store } from "../store.ts";
 import { tidemarkVersion } from "../version.ts";
 import { LocalState } from "./local-state.ts";
+import { paced } from "./progress.ts";
 import { Seat } from "./seat.ts";
 import type { Notice, ReplicateOptions, ReplicateSummary } from "./summaries.ts";
-import { paced } from "./progress.ts";
 
 /** What a vault lends to its operations. */
 export interface VaultContext {
@@ -41,6 +43,8 @@ export interface VaultContext {
   readonly workers: number;
   readonly lanes: number;
   readonly indexBytesMax: number;
+  /** The vault's threads and slabs, started by the first call. */
+  readonly crew: () => Crew;
 }
 
 /** How often a cycle is started again by itself when the store went back in time or local state turned out to be damaged. */
@@ -48,8 +52,8 @@ const cyclesMax = 3;
 const objectsProvedAtOnce = 8;
 
 /**
- * Replicates `volume` into a new point. Errors: WRITER_ACTIVE, SEAT_LOST, SOURCE_SHRUNK, SOURCE_UNREADABLE, STORE_UNREACHABLE, STORE_REGRESSED,
- * NO_SPACE, INTERRUPTED and others of the store.
+ * Replicates `volume` into a new point. Errors: WRITER_ACTIVE, SEAT_LOST, SOURCE_SHRUNK, SOURCE_UNREADABLE, STORE_UNREACHABLE,
+ * STORE_REGRESSED, NO_SPACE, INTERRUPTED and others of the store.
  */
 export async function replicate(context: VaultContext, options: ReplicateOptions): Promise<ReplicateSummary> {
   encodeDiskName(options.disk); // refuses a bad name before anything is touched
@@ -65,7 +69,10 @@ export async function replicate(context: VaultContext, options: ReplicateOptions
       if (attempt >= cyclesMax) throw error;
       if (cycle.printsBroken) {
         trustPrints = false;
-        options.onNotice?.({ code: "STATE_LOST", message: "local fingerprints are damaged: the cycle starts again and compares with the vault" });
+        options.onNotice?.({
+          code: "STATE_LOST",
+          message: "local fingerprints are damaged: the cycle starts again and compares with the vault",
+        });
       } else if (hasCode(error, "STORE_REGRESSED")) {
         options.onNotice?.({ code: "STORE_REGRESSED", message: `${error.message}; the cycle starts again` });
       } else {
@@ -120,6 +127,7 @@ class Cycle {
   async #run(): Promise<ReplicateSummary> {
     const { document } = this.#context;
     const { disk, volume } = this.#options;
+    const crew = this.#context.crew(); // its threads start while the store answers
     const seat = await Seat.take({
       store: this.#store,
       vault: document.vault,
@@ -141,7 +149,6 @@ class Cycle {
     const reader = parent === undefined || !this.#trustPrints ? undefined : await this.#state.openPrints(parent.id);
     if (reader !== undefined) this.#closing.push(async () => await reader.close());
     const seed = reader?.seed ?? randomSeed();
-    const crew = this.#openCrew(seed);
     const baseline = await this.#openBaseline(manifest, reader, seed, signal);
     const lanes = new Lanes({
       store: this.#store,
@@ -166,6 +173,7 @@ class Cycle {
       baseline,
       blockBytes: document.blockBytes,
       crew,
+      seed,
       catalog,
       lanes,
       run,
@@ -181,7 +189,10 @@ class Cycle {
     const runs = await mergeStack(objects, delta === undefined ? older : [delta, ...older], volumeBytes);
     const consistency = (await volume.endScan?.()) ?? "fuzzy";
     if (consistency === "fuzzy" && volume.endScan !== undefined) {
-      this.#notify({ code: "SOURCE_CHANGED", message: `${volume.description} changed, or may have, while it was read: the point is fuzzy` });
+      this.#notify({
+        code: "SOURCE_CHANGED",
+        message: `${volume.description} changed, or may have, while it was read: the point is fuzzy`,
+      });
     }
     const next: ManifestDocument = {
       vault: document.vault,
@@ -206,19 +217,6 @@ class Cycle {
     return this.#summary(point, statistics, lanes.storedBytes);
   }
 
-  #openCrew(seed: readonly [number, number]): Crew {
-    const { document, workers } = this.#context;
-    const crew = Crew.open({
-      geometry: scanGeometry(document.blockBytes),
-      digest: document.digest,
-      digestKey: fromHex(document.digestKey),
-      fingerprintSeed: seed,
-      workers,
-    });
-    this.#closing.push(async () => await crew.close());
-    return crew;
-  }
-
   async #loadCatalog(signal: AbortSignal): Promise<Catalog> {
     return await Catalog.load({
       store: this.#store,
@@ -240,7 +238,7 @@ class Cycle {
   async #openBaseline(
     manifest: ManifestDocument | undefined,
     reader: FingerprintReader | undefined,
-    seed: readonly [number, number],
+    seed: FingerprintSeed,
     signal: AbortSignal,
   ): Promise<Baseline> {
     const { document } = this.#context;
@@ -250,15 +248,14 @@ class Cycle {
       return this.#prints;
     }
     const crew = Crew.open({
-      geometry: { ...scanGeometry(document.blockBytes), slabCount: 2 },
+      geometry: { ...slabGeometry(document.blockBytes), slabCount: 2 },
       digest: document.digest,
       digestKey: fromHex(document.digestKey),
-      fingerprintSeed: seed,
       workers: 1,
     });
     this.#closing.push(async () => await crew.close());
     const map = new PointMap(this.#store, this.#vaultId, this.#options.disk, manifest);
-    return await Promise.resolve(new MapBaseline({ map, store: this.#store, crew, blockBytes: document.blockBytes, signal }));
+    return await Promise.resolve(new MapBaseline({ map, store: this.#store, crew, seed, blockBytes: document.blockBytes, signal }));
   }
 
   /** Manifest, proof, head. */
@@ -337,9 +334,13 @@ export async function readManifest(
 
 function checkSize(source: string, disk: string, volumeBytes: number, parent: PointRecord | undefined): void {
   if (volumeBytes > volumeBytesMax) {
-    throw new TidemarkError("UNSUPPORTED", `${source} has ${String(volumeBytes)} bytes; a disk may have ${String(volumeBytesMax)} (16 TiB)`, {
-      remedy: "replicate it in parts, each under a name of its own",
-    });
+    throw new TidemarkError(
+      "UNSUPPORTED",
+      `${source} has ${String(volumeBytes)} bytes; a disk may have ${String(volumeBytesMax)} (16 TiB)`,
+      {
+        remedy: "replicate it in parts, each under a name of its own",
+      },
+    );
   }
   if (parent !== undefined && volumeBytes < parent.volumeBytes) {
     throw new TidemarkError(
@@ -350,7 +351,7 @@ function checkSize(source: string, disk: string, volumeBytes: number, parent: Po
   }
 }
 
-function randomSeed(): readonly [number, number] {
+function randomSeed(): FingerprintSeed {
   const bytes = randomBytes(8);
   return [bytes.readUInt32LE(0), bytes.readUInt32LE(4)];
 }

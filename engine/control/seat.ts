@@ -2,16 +2,18 @@
  * The writer's seat of a disk: at most one writer holds it, and a writer that lost it cannot change anything any more.
  *
  * Three things make it, each decided at the store:
- *   - the lease on the disk's head keeps writers on other machines away while the holder lives, and ends by the store's clock when it does not;
+ *   - the lease on the disk's head keeps writers on other machines away while the holder lives, and ends by the store's clock when it does
+ *   not;
  *   - the epoch in the head, raised by compare-and-swap on taking the seat, decides between two who both got hold of the lease;
  *   - the sequence numbers of the former writer's segments are raised to the new epoch first, so its late page writes fail.
  *
- * The lease id is derived from vault, disk, machine and epoch. So a successor on the same machine can hand the lease of a dead process over to itself at once, also when the
- * process died between taking the lease and writing its name into the head; and a writer that merely slept cannot renew, because its epoch, and with it its id, is gone.
+ * The lease id is derived from vault, disk, machine and epoch. So a successor on the same machine can hand the lease of a dead
+ * process over to itself at once, also when the process died between taking the lease and writing its name into the head; and a
+ * writer that merely slept cannot renew, because its epoch, and with it its id, is gone.
  */
 import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
-import { hasCode, throwIfAborted, TidemarkError } from "../errors.ts";
+import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { checksum, toHex } from "../format/checksum.ts";
 import type { HeadDocument, PointRecord, WriterRecord } from "../format/documents.ts";
 import { decodeHead, documentBytesMax, encodeHead } from "../format/documents.ts";
@@ -32,6 +34,9 @@ const timing = {
   handoverMs: 3_000,
   handoverPollMs: 100,
 } as const;
+
+/** How long giving up a lease may take: it ends by itself, and whoever leaves is in a hurry. */
+const giveUpMs = 1_500;
 
 export interface SeatOptions {
   readonly store: Store;
@@ -88,7 +93,6 @@ export class Seat implements AsyncDisposable {
   /** Takes the seat, creating the disk if it is new. Errors: WRITER_ACTIVE. */
   static async take(options: SeatOptions): Promise<Seat> {
     const { store, vault, disk, signal } = options;
-    const name = headName(disk);
     const identity = await identifyProcess();
     const writer: WriterRecord = { ...identity, session: toHex(randomBytes(16)) };
     const deadline = Date.now() + timing.handoverMs;
@@ -102,14 +106,13 @@ export class Seat implements AsyncDisposable {
         await delay(timing.handoverPollMs, undefined, { signal }).catch(() => undefined);
         continue;
       }
-      liveSessions().add(writer.session);
-      const outcome = await enthrone(options, head, etag, epoch, writer, leaseId);
+      const outcome = await enthrone(options, head, etag, epoch, writer, leaseId).catch(async (error: unknown) => {
+        await handBack(options, epoch, writer, leaseId);
+        throw error;
+      });
       if (outcome !== undefined) return new Seat(options, writer, leaseId, outcome.head, outcome.etag);
-      liveSessions().delete(writer.session);
-      // Somebody was faster. If that was a process of this machine, the lease is now theirs; otherwise it was only ours.
-      const { head: current } = await readHead(store, vault, disk, signal);
-      if (current.epoch < epoch || current.writer?.machine !== identity.machine) await store.lease().releaseLease(name, leaseId, { signal });
-      if (Date.now() > deadline) throw writerActive(disk, current.writer);
+      await handBack(options, epoch, writer, leaseId);
+      if (Date.now() > deadline) throw writerActive(disk, (await readHead(store, vault, disk, signal)).head.writer);
     }
   }
 
@@ -136,8 +139,9 @@ export class Seat implements AsyncDisposable {
   }
 
   /**
-   * The commit: swaps the head for one that holds `points`. `leave` gives the seat up in the same step. `prove` is called again before every repetition, because a connection that broke
-   * may have ended at a store that went back in time. Errors: SEAT_LOST, STORE_REGRESSED.
+   * The commit: swaps the head for one that holds `points`. `leave` gives the seat up in the same step. `prove` is called again
+   * before every repetition, because a connection that broke may have ended at a store that went back in time. Errors: SEAT_LOST,
+   * STORE_REGRESSED.
    */
   async commit(points: readonly PointRecord[], leave: boolean, prove: () => Promise<void>): Promise<void> {
     const { store, disk } = this.#options;
@@ -154,10 +158,9 @@ export class Seat implements AsyncDisposable {
         return;
       } catch (error) {
         failure = error;
-        if (hasCode(error, "LEASE_LOST")) await this.#reacquire(error);
-        else if (hasCode(error, "OUTCOME_UNKNOWN", "CONDITION_FAILED")) {
-          if (await this.#isCommitted(next, error)) return;
-        } else throw error;
+        if (!hasCode(error, "LEASE_LOST", "OUTCOME_UNKNOWN", "CONDITION_FAILED")) throw error;
+        if (await this.#isCommitted(next, error)) return;
+        if (error.code === "LEASE_LOST") await this.#reacquire(error);
         await prove();
       }
     }
@@ -197,9 +200,12 @@ export class Seat implements AsyncDisposable {
     this.#renewedAtMs = startedAt;
   }
 
-  /** A lease can vanish with nobody having taken it (an Azurite that restarts forgets finite leases): then it is ours again. */
+  /**
+   * A lease can vanish with nobody having taken it (an Azurite that restarts forgets finite leases): then it is ours again. The head
+   * tells whether somebody has taken and left the seat meanwhile, or the store does not know of us any more.
+   */
   async #reacquire(cause: TidemarkError): Promise<void> {
-    const { store, disk } = this.#options;
+    const { store, vault, disk } = this.#options;
     try {
       await store.lease().acquireLease(headName(disk), this.#leaseId, timing.leaseSeconds);
     } catch (error) {
@@ -207,6 +213,9 @@ export class Seat implements AsyncDisposable {
       if (hasCode(error, "OBJECT_NOT_FOUND")) throw headRegressed(disk, cause);
       throw error;
     }
+    const { head } = await readHead(store, vault, disk);
+    if (head.epoch > this.#head.epoch) throw this.#lose(cause);
+    if (head.epoch < this.#head.epoch) throw headRegressed(disk, cause);
   }
 
   #lose(cause: unknown): TidemarkError {
@@ -227,9 +236,9 @@ export class Seat implements AsyncDisposable {
   async #release(): Promise<void> {
     clearInterval(this.#timer);
     try {
-      if (!this.#lost.signal.aborted) {
-        await this.#options.store.lease().releaseLease(headName(this.#options.disk), this.#leaseId, { signal: AbortSignal.timeout(1_500) });
-      }
+      // Also when the seat is lost: the id is ours alone, and may have been taken once more before the loss was known.
+      const { store, disk } = this.#options;
+      await store.lease().releaseLease(headName(disk), this.#leaseId, { signal: AbortSignal.timeout(giveUpMs) });
     } catch (error) {
       if (!(error instanceof TidemarkError)) throw error;
     } finally {
@@ -257,7 +266,10 @@ async function readOrCreateHead(options: SeatOptions): Promise<{ readonly head: 
   return await readHead(store, vault, disk, signal);
 }
 
-/** Takes the lease if it is free, or was a dead process's of this machine. False: somebody is just taking or leaving the seat. Errors: WRITER_ACTIVE. */
+/**
+ * Takes the lease if it is free, or was a dead process's of this machine. False: somebody is just taking or leaving the seat.
+ * Errors: WRITER_ACTIVE.
+ */
 async function takeLease(options: SeatOptions, head: HeadDocument, machine: string, leaseId: string): Promise<boolean> {
   const { store, vault, disk, onNotice, signal } = options;
   const name = headName(disk);
@@ -268,16 +280,35 @@ async function takeLease(options: SeatOptions, head: HeadDocument, machine: stri
     if (!hasCode(error, "LEASE_HELD")) throw error;
   }
   const { writer } = head;
-  if (writer === null) return false;
-  if (writer.machine !== machine || (await isAlive(writer))) throw writerActive(disk, writer);
+  // The last writer has left in good order; if it was of this machine, it need not be waited for, as it may have died on the doorstep.
+  if (writer !== null && (writer.machine !== machine || (await isAlive(writer)))) throw writerActive(disk, writer);
   try {
     await store.lease().changeLease(name, leaseIdOf(vault, disk, machine, head.epoch), leaseId, { signal });
   } catch (error) {
     if (hasCode(error, "LEASE_LOST")) return false;
     throw error;
   }
-  onNotice({ code: "SEAT_TAKEN_OVER", message: `the writer that died (process ${String(writer.pid)}) is replaced at once` });
+  if (writer !== null) {
+    onNotice({ code: "SEAT_TAKEN_OVER", message: `the writer that died (process ${String(writer.pid)}) is replaced at once` });
+  }
   return true;
+}
+
+/**
+ * Gives up a lease that did not lead to the seat. While a process of this machine holds the seat with this epoch, the lease is its
+ * own: the id is the same.
+ */
+async function handBack(options: SeatOptions, epoch: number, writer: WriterRecord, leaseId: string): Promise<void> {
+  const { store, vault, disk } = options;
+  const signal = AbortSignal.timeout(giveUpMs);
+  try {
+    const { head } = await readHead(store, vault, disk, signal);
+    const isTheirs = head.epoch === epoch && head.writer?.machine === writer.machine && head.writer.session !== writer.session;
+    if (!isTheirs) await store.lease().releaseLease(headName(disk), leaseId, { signal });
+  } catch (error) {
+    // A lease that cannot be given up ends by itself.
+    if (!(error instanceof TidemarkError)) throw error;
+  }
 }
 
 /** With the lease in hand: locks the former writer out and writes our name into the head. Undefined: somebody else was faster. */
@@ -289,7 +320,7 @@ async function enthrone(
   writer: WriterRecord,
   leaseId: string,
 ): Promise<{ readonly head: HeadDocument; readonly etag: string } | undefined> {
-  const { store, vault, disk, signal } = options;
+  const { store, disk, signal } = options;
   // Before the swap: whoever dies between leaves the head as it was, and the next one locks out the same writer again.
   if (head.writer !== null) {
     for await (const segment of store.list(segmentEpochPrefix(disk, head.epoch), { signal })) {
@@ -297,13 +328,30 @@ async function enthrone(
     }
   }
   const next: HeadDocument = { ...head, epoch, writer };
+  liveSessions().add(writer.session);
+  const taken = await swapHead(options, next, etag, leaseId).catch((error: unknown) => {
+    liveSessions().delete(writer.session);
+    throw error;
+  });
+  if (taken === undefined) liveSessions().delete(writer.session);
+  return taken;
+}
+
+/** Undefined: the head is not the one that was read any more, and not ours either. */
+async function swapHead(
+  options: SeatOptions,
+  next: HeadDocument,
+  etag: string,
+  leaseId: string,
+): Promise<{ readonly head: HeadDocument; readonly etag: string } | undefined> {
+  const { store, vault, disk, signal } = options;
   try {
     return { head: next, etag: await store.put(headName(disk), encodeHead(next), { ifMatch: etag, leaseId }, { signal }) };
   } catch (error) {
     if (!hasCode(error, "CONDITION_FAILED", "LEASE_LOST", "OUTCOME_UNKNOWN")) throw error;
   }
   const there = await readHead(store, vault, disk, signal);
-  return there.head.writer?.session === writer.session ? there : undefined;
+  return there.head.writer?.session === next.writer?.session ? there : undefined;
 }
 
 function leaseIdOf(vault: string, disk: string, machine: string, epoch: number): string {
@@ -324,8 +372,12 @@ function writerActive(disk: string, writer: WriterRecord | null): TidemarkError 
 }
 
 function headRegressed(disk: string, cause: unknown): TidemarkError {
-  return new TidemarkError("STORE_REGRESSED", `the store went back in time: the head of disk ${JSON.stringify(disk)} is older than what was acknowledged`, {
-    remedy: "run the command again; the next cycle ships what the store forgot",
-    cause,
-  });
+  return new TidemarkError(
+    "STORE_REGRESSED",
+    `the store went back in time: the head of disk ${JSON.stringify(disk)} is older than what was acknowledged`,
+    {
+      remedy: "run the command again; the next cycle ships what the store forgot",
+      cause,
+    },
+  );
 }

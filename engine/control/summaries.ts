@@ -2,8 +2,9 @@
  * What the engine's operations take and give back: plain data, sizes in bytes, times in milliseconds. The command line prints these
  * very objects as JSON, so a name here is a contract.
  */
-import type { Consistency, Extent, Volume } from "../volume.ts";
+
 import type { DigestName } from "../format/documents.ts";
+import type { Consistency, Extent, Volume } from "../volume.ts";
 
 /** Where an operation stands. Emitted a few times a second and once at the end. */
 export interface Progress {
@@ -18,7 +19,14 @@ export interface Progress {
 
 /** Something a user should hear of although the operation goes on: one sentence, with a stable code. */
 export interface Notice {
-  readonly code: "STATE_LOST" | "STATE_NOT_SAVED" | "SEAT_TAKEN_OVER" | "STORE_REGRESSED" | "SEGMENT_DAMAGED" | "SOURCE_CHANGED" | "RESUMED";
+  readonly code:
+    | "STATE_LOST"
+    | "STATE_NOT_SAVED"
+    | "SEAT_TAKEN_OVER"
+    | "STORE_REGRESSED"
+    | "SEGMENT_DAMAGED"
+    | "SOURCE_CHANGED"
+    | "RESUMED";
   readonly message: string;
 }
 
@@ -108,8 +116,8 @@ export interface VaultSummary {
 export type ImageFormat = "raw" | "vhd";
 
 /**
- * How a point is written out. `create`: the target must not exist. `replace`: a file that exists is replaced once the image is whole.
- * `in-place`: an existing image is changed where it differs; it bears a half state meanwhile.
+ * How a point is written out. `create`: the target must not exist. `replace`: a file that exists is replaced once the image is
+ * whole. `in-place`: an existing image is changed where it differs; it bears a half state meanwhile.
  */
 export type MaterializeMode = "create" | "replace" | "in-place";
 

@@ -3,12 +3,13 @@
  */
 import { randomBytes } from "node:crypto";
 import { hasCode, TidemarkError } from "../errors.ts";
-import { sameBytes, toHex } from "../format/checksum.ts";
+import { fromHex, sameBytes, toHex } from "../format/checksum.ts";
 import type { DigestName, VaultDocument } from "../format/documents.ts";
 import { decodeVault, digestNames, documentBytesMax, encodeVault, formatVersion } from "../format/documents.ts";
 import { vaultName } from "../format/names.ts";
 import { blockBytesDefault, blockBytesMax, blockBytesMin, granuleBytes } from "../limits.ts";
-import { workersDefault } from "../pipeline/crew.ts";
+import { Crew, workersDefault } from "../pipeline/crew.ts";
+import { slabGeometry } from "../pipeline/slabs.ts";
 import { materialize } from "../recovery/materialize.ts";
 import { verify } from "../recovery/verify.ts";
 import type { Sink } from "../sink.ts";
@@ -57,10 +58,11 @@ const mebibyte = 1024 * 1024;
 export class Vault implements AsyncDisposable {
   readonly #context: VaultContext;
   readonly #running = new Set<Promise<unknown>>();
+  #crew: Crew | undefined;
   #closed = false;
 
-  private constructor(context: VaultContext) {
-    this.#context = context;
+  private constructor(parts: Omit<VaultContext, "crew">) {
+    this.#context = { ...parts, crew: () => this.#openCrew() };
   }
 
   /** Creates a vault in the sink's container, creating that too. Errors: VAULT_EXISTS, INVALID_ARGUMENT. */
@@ -75,7 +77,10 @@ export class Vault implements AsyncDisposable {
       if (!hasCode(error, "OBJECT_EXISTS", "OUTCOME_UNKNOWN")) throw error;
       const there = await sink.getObject(vaultName, documentBytesMax, { signal: options.signal });
       if (!sameBytes(there.bytes, bytes)) {
-        throw new TidemarkError("VAULT_EXISTS", `${sink.description} holds a vault already`, { remedy: "use it, or name another place", cause: error });
+        throw new TidemarkError("VAULT_EXISTS", `${sink.description} holds a vault already`, {
+          remedy: "use it, or name another place",
+          cause: error,
+        });
       }
     }
     return new Vault({ sink, document, ...resolved });
@@ -146,7 +151,10 @@ export class Vault implements AsyncDisposable {
     return head.points.map((point) => pointSummary(head.disk, point));
   }
 
-  /** One point in full. `selector`: sequence number, id, `latest`, or an ISO time (the newest point not younger). Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, DAMAGED. */
+  /**
+   * One point in full. `selector`: sequence number, id, `latest`, or an ISO time (the newest point not younger). Errors:
+   * DISK_NOT_FOUND, POINT_NOT_FOUND, DAMAGED.
+   */
   async point(disk: string, selector: string): Promise<PointDetail> {
     const store = new Store(this.#context.sink);
     const { head } = await readHead(store, this.id, disk.normalize("NFC"));
@@ -177,10 +185,22 @@ export class Vault implements AsyncDisposable {
     return await this.#track(async () => await verify(this.#context, options));
   }
 
-  /** Waits for what is running. The sink stays open: it is the caller's. Idempotent. */
+  /** Waits for what is running and ends the threads. The sink stays open: it is the caller's. Idempotent. */
   async close(): Promise<void> {
     this.#closed = true;
     await Promise.allSettled(this.#running);
+    await this.#crew?.close();
+  }
+
+  #openCrew(): Crew {
+    const { document, workers } = this.#context;
+    this.#crew ??= Crew.open({
+      geometry: slabGeometry(document.blockBytes),
+      digest: document.digest,
+      digestKey: fromHex(document.digestKey),
+      workers,
+    });
+    return this.#crew;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -220,14 +240,15 @@ function newDocument(parameters: VaultParameters): VaultDocument {
   };
 }
 
-function resolveOptions(options: VaultOptions): Omit<VaultContext, "sink" | "document"> {
+function resolveOptions(options: VaultOptions): Omit<VaultContext, "sink" | "document" | "crew"> {
   const workers = options.workers ?? workersDefault;
   const lanes = options.lanes ?? 5;
   const indexBytesMax = options.indexBytesMax ?? 256 * mebibyte;
   const faults: string[] = [];
   if (!Number.isInteger(workers) || workers < 1 || workers > 64) faults.push(`${String(workers)} workers are not 1 to 64`);
   if (!Number.isInteger(lanes) || lanes < 2 || lanes > 32) faults.push(`${String(lanes)} lanes are not 2 to 32`);
-  if (!Number.isSafeInteger(indexBytesMax) || indexBytesMax < mebibyte) faults.push(`a dedup index of ${String(indexBytesMax)} bytes is below 1 MiB`);
+  if (!Number.isSafeInteger(indexBytesMax) || indexBytesMax < mebibyte)
+    faults.push(`a dedup index of ${String(indexBytesMax)} bytes is below 1 MiB`);
   refuse(faults);
   return { stateFolder: options.stateFolder, workers, lanes, indexBytesMax };
 }

@@ -1,10 +1,11 @@
 /**
- * The three JSON documents of a store: the vault's identity, a disk's head, a point's manifest.
- * Each is one signature line, `tidemark <kind> <version> <checksum>`, and the JSON text that the checksum covers. They are read
- * strictly and in bounded memory; a person can read them with any pager.
+ * The three JSON documents of a store: the vault's identity, a disk's head, a point's manifest. Each is one signature line,
+ * `tidemark <kind> <version> <checksum>`, and the JSON text that the checksum covers. They are read strictly and in bounded memory;
+ * a person can read them with any pager.
  */
-import type { Consistency } from "../volume.ts";
+
 import { blockBytesMax, blockBytesMin, volumeBytesMax } from "../limits.ts";
+import type { Consistency } from "../volume.ts";
 import { checksum, toHex } from "./checksum.ts";
 import { damaged, Fields, unsupportedFormat } from "./fields.ts";
 
@@ -14,9 +15,9 @@ export const formatVersion = 1;
 export const documentBytesMax: number = 16 * 1024 * 1024;
 
 /**
- * How chunks are identified. `blake3` is keyed with the vault's key. `sha256` is SHA-256 over key and data, for those who must. Both are cut to 128 bits.
- * `xxh3-trusted` is XXH3-128 seeded from the key: several times faster, but whoever can write to a protected disk and learns the
- * seed can make two different chunks look equal. Use it only where every writer is trusted.
+ * How chunks are identified. `blake3` is keyed with the vault's key. `sha256` is SHA-256 over key and data, for those who must.
+ * Both are cut to 128 bits. `xxh3-trusted` is XXH3-128 seeded from the key: several times faster, but whoever can write to a
+ * protected disk and learns the seed can make two different chunks look equal. Use it only where every writer is trusted.
  */
 export type DigestName = "blake3" | "sha256" | "xxh3-trusted";
 export const digestNames: readonly DigestName[] = ["blake3", "sha256", "xxh3-trusted"];

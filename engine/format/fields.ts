@@ -1,6 +1,6 @@
 /**
- * Strict reading of parsed JSON and of binary headers: every decoder states what it expects, and anything else ends in one typed error that names the
- * object and the field. Sizes are checked before anything is allocated by them.
+ * Strict reading of parsed JSON and of binary headers: every decoder states what it expects, and anything else ends in one typed
+ * error that names the object and the field. Sizes are checked before anything is allocated by them.
  */
 import { TidemarkError } from "../errors.ts";
 
@@ -16,10 +16,14 @@ export function damaged(object: string, fact: string, cause?: unknown): Tidemark
 /** The error for a format version that this build does not speak. */
 export function unsupportedFormat(object: string, version: number, known: number): TidemarkError {
   const newer = version > known;
-  return new TidemarkError("FORMAT_UNSUPPORTED", `${object} has format version ${String(version)}; this build reads version ${String(known)}`, {
-    remedy: newer ? "use the newer version of Tidemark that wrote it" : "use the older version of Tidemark that wrote it",
-    detail: { object, version, known },
-  });
+  return new TidemarkError(
+    "FORMAT_UNSUPPORTED",
+    `${object} has format version ${String(version)}; this build reads version ${String(known)}`,
+    {
+      remedy: newer ? "use the newer version of Tidemark that wrote it" : "use the older version of Tidemark that wrote it",
+      detail: { object, version, known },
+    },
+  );
 }
 
 /** Reads the fields of one JSON object. Unknown fields are ignored: a newer minor version may add some. */
@@ -29,7 +33,8 @@ export class Fields {
   readonly #record: Readonly<Record<string, unknown>>;
 
   constructor(value: unknown, object: string, path = "") {
-    if (typeof value !== "object" || value === null || Array.isArray(value)) throw damaged(object, `${path || "its content"} is not a JSON object`);
+    if (typeof value !== "object" || value === null || Array.isArray(value))
+      throw damaged(object, `${path || "its content"} is not a JSON object`);
     this.#object = object;
     this.#path = path;
     this.#record = value as Readonly<Record<string, unknown>>;

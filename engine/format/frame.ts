@@ -4,8 +4,8 @@
  *     0        128                          tableOffset            frameBytes (multiple of 512)
  *     │ header │ payload │ payload │ … │ pad │ chunk table │ zeros … │
  *
- * The table stands behind the payloads, so a chunk's place in its segment is final the moment it is packed. The header holds checksums of itself and of the
- * table; every payload is proved by its chunk's digest. All numbers are little-endian.
+ * The table stands behind the payloads, so a chunk's place in its segment is final the moment it is packed. The header holds
+ * checksums of itself and of the table; every payload is proved by its chunk's digest. All numbers are little-endian.
  */
 import { digestBytes, frameBytesMax, segmentBytes } from "../limits.ts";
 import { pageAlignmentBytes } from "../sink.ts";
@@ -57,8 +57,8 @@ export class FrameBuilder {
   }
 
   /**
-   * Packs one chunk and returns the offset of its payload in the frame. The caller has asked `fits`.
-   * `digests[digestAt…+16)` is the chunk's digest, `granule` the first granule of the volume that it came from.
+   * Packs one chunk and returns the offset of its payload in the frame. The caller has asked `fits`. `digests[digestAt…+16)` is the
+   * chunk's digest, `granule` the first granule of the volume that it came from.
    */
   append(payload: Uint8Array, storedWord: number, digests: Uint8Array, digestAt: number, granule: number, granules: number): number {
     const at = this.#end;
@@ -140,7 +140,12 @@ export function decodeFrameHeader(bytes: Uint8Array, object: string, place: Fram
   if (view.length < frameHeaderBytes || view.readUInt32LE(0) !== frameMagic) throw damaged(where, "no frame begins here");
   const version = view.readUInt16LE(4);
   if (version !== frameVersion) throw unsupportedFormat(where, version, frameVersion);
-  if (!sameBytes(checksum(view.subarray(0, frameHeaderBytes - checksumBytes)), view.subarray(frameHeaderBytes - checksumBytes, frameHeaderBytes))) {
+  if (
+    !sameBytes(
+      checksum(view.subarray(0, frameHeaderBytes - checksumBytes)),
+      view.subarray(frameHeaderBytes - checksumBytes, frameHeaderBytes),
+    )
+  ) {
     throw damaged(where, "the checksum of the frame's header does not match");
   }
   if (!sameBytes(view.subarray(32, 48), place.vaultId)) throw damaged(where, "the frame belongs to another vault");
@@ -168,7 +173,8 @@ export function decodeFrameTable(bytes: Uint8Array, object: string, header: Fram
     throw damaged(object, "the checksum of a frame's table does not match");
   }
   const count = header.chunkCount;
-  const copy = bytes.slice();
+  // Not `slice`: of a Buffer that would be a view into memory that belongs to others.
+  const copy = new Uint8Array(bytes);
   let at = 0;
   const column = (width: number): ArrayBuffer => {
     const part = copy.buffer.slice(at, at + count * width);

@@ -1,21 +1,27 @@
 /**
- * The map of a point, as bytes: leaves hold entries (extent → chunk or ZERO) sorted by granule, a root lists the leaves of a longer run.
- * Both are immutable objects whose checksum stands in whatever refers to them. Entries are stored column by column, so that they are read as typed arrays and
- * a search touches only the starts.
+ * The map of a point, as bytes: leaves hold entries (extent → chunk or ZERO) sorted by granule, a root lists the leaves of a longer
+ * run. Both are immutable objects whose checksum stands in whatever refers to them. Entries are stored column by column, so that
+ * they are read as typed arrays and a search touches only the starts.
  *
- *     leaf:  header 64 │ starts u32 × n │ lengths u32 × n │ offsets u32 × n │ stored u32 × n │ segments u16 × n │ chunkOffsets u8 × n │ chunkLengths u8 × n │ digests 16 × n │ names
- *     root:  header 64 │ first u32 × n │ last u32 × n │ entries u32 × n │ bytes u32 × n │ ordinals u32 × n │ epochs f64 × n │ checksums 16 × n
+ *     leaf: header 64 │ starts u32 × n │ lengths u32 × n │ offsets u32 × n │ stored words u32 × n │ segments u16 × n │
+ *           chunk offsets u8 × n │ chunk lengths u8 × n │ digests 16 × n │ segment names
+ *     root: header 64 │ first u32 × n │ last u32 × n │ entries u32 × n │ bytes u32 × n │ ordinals u32 × n │
+ *           epochs f64 × n │ checksums 16 × n
  *
  * An entry speaks of granules [start, start + length). It is ZERO, or a window into a chunk: `chunkOffset` granules into a chunk of
  * `chunkLength` granules, whose payload of `stored` bytes lies at `offset` in a segment. Cost: 36 bytes an entry.
  */
-import os from "node:os";
+
 import assert from "node:assert/strict";
+import os from "node:os";
 import { digestBytes } from "../limits.ts";
 import { checksum, checksumBytes, sameBytes } from "./checksum.ts";
 import { damaged, unsupportedFormat } from "./fields.ts";
 
-assert(os.endianness() === "LE", "Tidemark's formats are little-endian and are read as typed arrays; big-endian machines are not supported");
+assert(
+  os.endianness() === "LE",
+  "Tidemark's formats are little-endian and are read as typed arrays; big-endian machines are not supported",
+);
 
 export const leafEntriesMax = 32_768;
 const rootLeavesMax = 65_536;
@@ -27,8 +33,11 @@ const rootMagic = 0x54524d54; // "TMRT"
 /** The segment number of an entry that says ZERO. */
 export const zeroSegment = 0xffff;
 
-/** No leaf is larger: the entries plus a name of at most 300 bytes for each of its segments, of which there are as many as entries at worst. */
-export const leafBytesMax: number = headerBytes + leafEntriesMax * 36 + 4 * 1024 * 1024;
+/**
+ * No leaf is larger: the entries plus a name of at most 300 bytes for each of its segments, of which there are as many as entries
+ * at worst.
+ */
+export const leafBytesMax: number = headerBytes + leafEntriesMax * (36 + 300);
 export const rootBytesMax: number = headerBytes + rootLeavesMax * 44;
 
 /** The columns of a leaf. Arrays may be longer than `count`. */
@@ -205,13 +214,22 @@ interface OpenTable {
   readonly columns: { take(length: number): ArrayBuffer };
 }
 
-function openTable(magic: number, bytes: Uint8Array, object: string, vaultId: Uint8Array, expected: Uint8Array, countMax: number): OpenTable {
+function openTable(
+  magic: number,
+  bytes: Uint8Array,
+  object: string,
+  vaultId: Uint8Array,
+  expected: Uint8Array,
+  countMax: number,
+): OpenTable {
   const view = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  if (view.length < headerBytes || view.readUInt32LE(0) !== magic) throw damaged(object, "it does not begin with the signature of its kind");
+  if (view.length < headerBytes || view.readUInt32LE(0) !== magic)
+    throw damaged(object, "it does not begin with the signature of its kind");
   const version = view.readUInt16LE(4);
   if (version !== mapVersion) throw unsupportedFormat(object, version, mapVersion);
   const sum = checksum(view.subarray(0, headerBytes - checksumBytes), view.subarray(headerBytes));
-  if (!sameBytes(sum, view.subarray(headerBytes - checksumBytes, headerBytes))) throw damaged(object, "its checksum does not match its content");
+  if (!sameBytes(sum, view.subarray(headerBytes - checksumBytes, headerBytes)))
+    throw damaged(object, "its checksum does not match its content");
   if (!sameBytes(view.subarray(16, 32), vaultId)) throw damaged(object, "it belongs to another vault");
   if (!sameBytes(sum, expected)) throw damaged(object, "it is a whole object, but not the one that is referred to");
   const count = view.readUInt32LE(8);

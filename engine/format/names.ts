@@ -1,7 +1,7 @@
 /**
- * Names of the objects in a store, and how a disk's name becomes part of them. The layout stands in FORMAT.md.
- * Every name that a cycle writes holds the writer's epoch, so what a dead writer left behind, or still sends, can never
- * stand in a living writer's way.
+ * Names of the objects in a store, and how a disk's name becomes part of them. The layout stands in FORMAT.md. Every name that a
+ * cycle writes holds the writer's epoch, so what a dead writer left behind, or still sends, can never stand in a living writer's
+ * way.
  */
 import { TidemarkError } from "../errors.ts";
 
@@ -13,8 +13,8 @@ export const segmentsPrefix = "segments/";
 export const diskNameBytesMax = 80;
 
 /**
- * Spells a disk's name with [a-z0-9._-] and `~xx` for every other byte of its UTF-8, so that it is safe in URLs, on file systems that
- * fold case, and as a path component. A leading dot is spelled `~2e`. Names are compared after Unicode normalization (NFC).
+ * Spells a disk's name with [a-z0-9._-] and `~xx` for every other byte of its UTF-8, so that it is safe in URLs, on file systems
+ * that fold case, and as a path component. A leading or trailing dot is spelled `~2e`. Names are compared after Unicode normalization (NFC).
  * Errors: INVALID_ARGUMENT.
  */
 export function encodeDiskName(disk: string): string {
@@ -30,7 +30,7 @@ export function encodeDiskName(disk: string): string {
   let encoded = "";
   for (const [index, byte] of bytes.entries()) {
     const character = String.fromCharCode(byte);
-    const plain = /[a-z0-9_-]/.test(character) || (character === "." && index > 0);
+    const plain = /[a-z0-9_-]/.test(character) || (character === "." && index > 0 && index < bytes.length - 1);
     encoded += plain ? character : `~${byte.toString(16).padStart(2, "0")}`;
   }
   return encoded;

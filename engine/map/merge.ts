@@ -1,17 +1,18 @@
 /**
  * Keeps the stack of runs short without rewriting the map at each commit: a log-structured merge.
  *
- * A run's tier is the power of `fanIn` that its entries reach above `tierEntries`. When `fanIn` runs from the top down lie in a tier or below, they are merged into one. So an entry is
- * rewritten about once per tier: 36 bytes × log16(map / 512 entries), at most four times on a 1 TiB disk, and the stack
- * holds at most 15 runs a tier. Leaves that no newer run overlaps are taken over as they are.
+ * A run's tier is the power of `fanIn` that its entries reach above `tierEntries`. When `fanIn` runs from the top down lie in a
+ * tier or below, they are merged into one. So an entry is rewritten about once per tier: 36 bytes × log16(map / 512 entries), at
+ * most four times on a 1 TiB disk, and the stack holds at most 15 runs a tier. Leaves that no newer run overlaps are taken over as
+ * they are.
  */
 import type { RunReference } from "../format/documents.ts";
-import { zeroSegment } from "../format/leaf.ts";
 import type { LeafReference } from "../format/leaf.ts";
-import type { MapObjects } from "./run-writer.ts";
-import { RunWriter } from "./run-writer.ts";
+import { zeroSegment } from "../format/leaf.ts";
 import type { Pieces } from "./point-map.ts";
 import { PointMap, windowGranules } from "./point-map.ts";
+import type { MapObjects } from "./run-writer.ts";
+import { RunWriter } from "./run-writer.ts";
 
 export const fanIn = 16;
 const tierEntries = 512;
@@ -28,7 +29,8 @@ export function runsToMerge(runs: readonly Pick<RunReference, "entries">[]): num
 }
 
 /**
- * Merges the topmost runs as far as the policy asks. Returns the stack to commit. With the oldest run among them, ZERO entries have nothing left to hide and are dropped.
+ * Merges the topmost runs as far as the policy asks. Returns the stack to commit. With the oldest run among them, ZERO entries have
+ * nothing left to hide and are dropped.
  */
 export async function mergeStack(objects: MapObjects, runs: readonly RunReference[], volumeBytes: number): Promise<RunReference[]> {
   const count = runsToMerge(runs);
@@ -68,7 +70,12 @@ async function mergeRuns(
 }
 
 /** The oldest run's leaf that begins at `at`, if no newer run speaks of anything in its span. */
-async function untouchedLeaf(map: PointMap, oldest: number, at: number, signal: AbortSignal | undefined): Promise<LeafReference | undefined> {
+async function untouchedLeaf(
+  map: PointMap,
+  oldest: number,
+  at: number,
+  signal: AbortSignal | undefined,
+): Promise<LeafReference | undefined> {
   const leaf = (await map.leavesOf(oldest, signal)).find((candidate) => candidate.first >= at);
   if (leaf?.first !== at) return undefined;
   for (let run = 0; run < oldest; run += 1) {

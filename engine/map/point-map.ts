@@ -1,9 +1,10 @@
 /**
- * The map of a point: a stack of sorted runs, the newest on top. What a granule holds is said by the topmost run that speaks of it; where none does, it is zero.
+ * The map of a point: a stack of sorted runs, the newest on top. What a granule holds is said by the topmost run that speaks of it;
+ * where none does, it is zero.
  *
- * Runs stay in the store and are read leaf by leaf when somebody asks, so opening a point costs its manifest and nothing else. A range is resolved by painting:
- * each run from the oldest to the newest marks the granules it speaks of, then equal neighbours are collected. That costs one pass over
- * typed arrays per run and needs no case analysis of how extents overlap.
+ * Runs stay in the store and are read leaf by leaf when somebody asks, so opening a point costs its manifest and nothing else. A
+ * range is resolved by painting: each run from the oldest to the newest marks the granules it speaks of, then equal neighbours are
+ * collected. That costs one pass over typed arrays per run and needs no case analysis of how extents overlap.
  */
 import assert from "node:assert/strict";
 import { fromHex } from "../format/checksum.ts";
@@ -143,7 +144,8 @@ export class PointMap {
     }
     const { bytes } = await this.#store.get(name, reference.bytes, { signal });
     const leaf = decodeLeaf(bytes, name, this.#vaultId, reference.checksum);
-    if (leaf.count !== reference.entries) throw damaged(name, `it has ${String(leaf.count)} entries where ${String(reference.entries)} are expected`);
+    if (leaf.count !== reference.entries)
+      throw damaged(name, `it has ${String(leaf.count)} entries where ${String(reference.entries)} are expected`);
     this.#cache.set(name, { leaf, bytes: bytes.byteLength });
     this.#cacheBytes += bytes.byteLength;
     for (const [oldest, entry] of this.#cache) {
@@ -164,7 +166,12 @@ const emptyPieces: Pieces = {
   chunkOffsets: new Uint32Array(0),
 };
 
-function collect(owners: Int32Array, from: number, end: number, painted: readonly { readonly leaf: EntryColumns; readonly entry: number }[]): Pieces {
+function collect(
+  owners: Int32Array,
+  from: number,
+  end: number,
+  painted: readonly { readonly leaf: EntryColumns; readonly entry: number }[],
+): Pieces {
   let count = 0;
   const span = end - from;
   for (let at = 0; at < span; at += 1) if (owners[at] !== -1 && (at === 0 || owners[at] !== owners[at - 1])) count += 1;

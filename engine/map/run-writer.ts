@@ -1,6 +1,6 @@
 /**
- * Writes one run: entries in ascending order become leaves, which are put as they fill, and a root when there is more than one leaf.
- * Memory: one leaf being filled, and the few being put.
+ * Writes one run: entries in ascending order become leaves, which are put as they fill, and a root when there is more than one
+ * leaf. Memory: one leaf being filled, and the few being put.
  */
 import assert from "node:assert/strict";
 import { toHex } from "../format/checksum.ts";
@@ -57,8 +57,8 @@ export class RunWriter {
   #columns: EntryColumns = newColumns(leafEntriesMax);
   /** Segment name → its index in the leaf being filled. */
   #names = new Map<string, number>();
-  /** Leaves in order; a leaf that is still being put is a promise. */
-  readonly #leaves: (LeafReference | Promise<LeafReference>)[] = [];
+  /** Leaves in order, some of them still being put. */
+  readonly #leaves: Promise<LeafReference>[] = [];
   readonly #inFlight = new Set<Promise<LeafReference>>();
   #end = 0;
 
@@ -131,7 +131,7 @@ export class RunWriter {
   async adopt(leaf: LeafReference): Promise<void> {
     await this.#cutLeaf();
     assert(leaf.first >= this.#end, "leaves are adopted in ascending order");
-    this.#leaves.push(leaf);
+    this.#leaves.push(Promise.resolve(leaf));
     this.#end = leaf.last + 1;
   }
 

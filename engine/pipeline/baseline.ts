@@ -1,23 +1,26 @@
 /**
- * What the parent point holds, so that a scan can tell what changed: nothing for a first point, local fingerprints when they are there and belong to
- * the parent, else the vault's own map. All three fill the same columns of a slab, so the scan does not know the difference.
+ * What the parent point holds, so that a scan can tell what changed: nothing for a first point, local fingerprints when they are
+ * there and belong to the parent, else the vault's own map. All three fill the same columns of a slab, so the scan does not know
+ * the difference.
  */
 import { fingerprintBytes, granuleBytes } from "../limits.ts";
 import type { Pieces, PointMap } from "../map/point-map.ts";
 import { pieceDigest, pieceIsZero, windowGranules } from "../map/point-map.ts";
-import { pieceIsProved, pieceOutGranule, PointReader } from "../recovery/point-reader.ts";
+import { PointReader, pieceIsProved, pieceOutGranule } from "../recovery/point-reader.ts";
 import type { FingerprintReader } from "../source/fingerprints.ts";
 import { pageGranules } from "../source/fingerprints.ts";
 import type { Store } from "../store.ts";
 import type { Crew } from "./crew.ts";
+import type { FingerprintSeed } from "./fingerprint.ts";
 import type { Slab } from "./slabs.ts";
 
 export interface Baseline {
   /** First block at or after `block` in which the parent may hold anything but zeros, or Infinity. Asked in ascending order. */
   nextHeld(block: number): Promise<number>;
   /**
-   * Tells what the parent holds in `granules` granules from the volume's granule `first` on, for the slab's granules from `slabGranule` on. `oldPrints` is zero there already.
-   * `expectedCount` entries of the slab's `expected` are taken; returns how many are then. Asked in ascending order.
+   * Tells what the parent holds in `granules` granules from the volume's granule `first` on, for the slab's granules from
+   * `slabGranule` on. `oldPrints` is zero there already. `expectedCount` entries of the slab's `expected` are taken; returns how
+   * many are then. Asked in ascending order.
    */
   expect(first: number, granules: number, slab: Slab, slabGranule: number, expectedCount: number): Promise<number>;
 }
@@ -41,7 +44,10 @@ export class FingerprintBaseline implements Baseline {
     this.#pages = [...reader.nonzeroPages()];
   }
 
-  /** True once the file turned out not to be what it was; the call that found it out threw, and the cycle cannot go on with this baseline. */
+  /**
+   * True once the file turned out not to be what it was; the call that found it out threw, and the cycle cannot go on with this
+   * baseline.
+   */
   get broken(): boolean {
     return this.#broken;
   }
@@ -93,8 +99,8 @@ function firstAtOrAfter(sorted: readonly number[], value: number): number {
 }
 
 /**
- * The baseline that the parent's map gives when local fingerprints are missing. A chunk that shows whole is proved by its digest, which costs no download; of a chunk of which only a
- * part shows, the digest says nothing, so it is fetched and fingerprinted.
+ * The baseline that the parent's map gives when local fingerprints are missing. A chunk that shows whole is proved by its digest,
+ * which costs no download; of a chunk of which only a part shows, the digest says nothing, so it is fetched and fingerprinted.
  */
 export class MapBaseline implements Baseline {
   readonly #map: PointMap;
@@ -107,12 +113,19 @@ export class MapBaseline implements Baseline {
   /** Fingerprints of the partial pieces of the window. */
   readonly #prints: Uint8Array = new Uint8Array(windowGranules * fingerprintBytes);
 
-  /** `crew` is the baseline's own: a scan that waits for its slabs must not wait for itself. Its fingerprint seed is the scan's. */
-  constructor(options: { readonly map: PointMap; readonly store: Store; readonly crew: Crew; readonly blockBytes: number; readonly signal?: AbortSignal | undefined }) {
+  /** `crew` is the baseline's own: a scan that holds slabs must not wait for more of them. `seed` is the scan's. */
+  constructor(options: {
+    readonly map: PointMap;
+    readonly store: Store;
+    readonly crew: Crew;
+    readonly seed: FingerprintSeed;
+    readonly blockBytes: number;
+    readonly signal?: AbortSignal | undefined;
+  }) {
     this.#map = options.map;
     this.#blockGranules = options.blockBytes / granuleBytes;
     this.#signal = options.signal;
-    this.#reader = new PointReader({ store: options.store, crew: options.crew, signal: options.signal, fingerprints: true });
+    this.#reader = new PointReader({ store: options.store, crew: options.crew, signal: options.signal, seed: options.seed });
   }
 
   async nextHeld(block: number): Promise<number> {

@@ -1,12 +1,12 @@
 /**
  * One cycle's way from the volume to durable frames. One loop owns its state:
  *
- *     plan blocks ─ lease slab ─ tell it the parent's content ─► [ read ─ scan ─ look up ─ compress ] ─► pack, in order ─ release slab
+ *     plan ─ lease slab ─ parent's content ─► [ read ─ scan ─ look up ─ compress ] ─► pack, in order ─ release slab
  *
- * The bracket runs for as many slabs at once as there are slabs; everything else happens in the loop, in the order of the volume. So map entries come out sorted, frames are the
- * same for the same input, and nothing waits in any queue but leased slabs.
+ * The bracket runs for as many slabs at once as there are slabs; everything else happens in the loop, in the order of the volume.
+ * So map entries come out sorted, frames are the same for the same input, and nothing waits in any queue but leased slabs.
  *
- * Memory: slabs (see `scanGeometry`), lanes × 4 MiB, one leaf.
+ * Memory: slabs (see `slabGeometry`), lanes × 4 MiB, one leaf.
  */
 import assert from "node:assert/strict";
 import { throwIfAborted } from "../errors.ts";
@@ -20,13 +20,9 @@ import type { Catalog } from "./catalog.ts";
 import type { Crew } from "./crew.ts";
 import type { ChunkPlace } from "./dedup-index.ts";
 import type { Lanes } from "./lanes.ts";
-import type { Slab, SlabGeometry } from "./slabs.ts";
+import type { FingerprintSeed } from "./fingerprint.ts";
+import type { Slab } from "./slabs.ts";
 import type { ScanResult } from "./worker.ts";
-
-/** Slabs for scanning: 12 × 2 MiB of blocks and as much of compressed payloads make 48 MiB. */
-export function scanGeometry(blockBytes: number): SlabGeometry {
-  return { slabCount: 12, slabBytes: 2 * 1024 * 1024, blockBytes };
-}
 
 export interface CaptureOptions {
   readonly volume: Volume;
@@ -34,6 +30,8 @@ export interface CaptureOptions {
   readonly baseline: Baseline;
   readonly blockBytes: number;
   readonly crew: Crew;
+  /** Seed of the fingerprints that the baseline tells and `prints` receives. */
+  readonly seed: FingerprintSeed;
   readonly catalog: Catalog;
   readonly lanes: Lanes;
   readonly run: RunWriter;
@@ -66,7 +64,10 @@ interface Work {
   readonly scanned: Promise<ScanResult>;
 }
 
-/** Ships what differs from the baseline. When it returns, everything has been packed; the last frames may still be on their way (`Lanes.flush`). */
+/**
+ * Ships what differs from the baseline. When it returns, everything has been packed; the last frames may still be on their way
+ * (`Lanes.flush`).
+ */
 export async function capture(options: CaptureOptions): Promise<CaptureStatistics> {
   return await new Capture(options).run();
 }
@@ -91,8 +92,11 @@ class Capture {
     try {
       for (let planned = true; planned || queue.length > 0; ) {
         throwIfAborted(signal);
-        while (planned && queue.length < slabs.slabCount) {
-          const work = await this.#start();
+        while (planned) {
+          // Holding none, wait for a lease; holding some, work on instead, so that operations that share the slabs never wait for each other.
+          const slab = queue.length === 0 ? await slabs.acquire(signal) : slabs.tryAcquire();
+          if (slab === undefined) break;
+          const work = await this.#start(slab);
           planned = work !== undefined;
           if (work !== undefined) queue.push(work);
         }
@@ -113,10 +117,9 @@ class Capture {
     return this.#statistics;
   }
 
-  /** Leases a slab, plans blocks into it and sets them going. Undefined when there are no more. */
-  async #start(): Promise<Work | undefined> {
+  /** Plans blocks into a leased slab and sets them going. Undefined, and the slab given back, when there are no more. */
+  async #start(slab: Slab): Promise<Work | undefined> {
     const { slabs } = this.#options.crew;
-    const slab = await slabs.acquire(this.#options.signal);
     let plan: Plan | undefined;
     try {
       plan = await this.#planner.next(slab);
@@ -130,7 +133,7 @@ class Capture {
   }
 
   async #scan(slab: Slab, plan: Plan): Promise<ScanResult> {
-    const { volume, crew, catalog } = this.#options;
+    const { volume, crew, catalog, seed } = this.#options;
     clearAround(slab, plan, this.#options.blockBytes);
     await Promise.all(
       plan.reads.map(async ({ offset, length, at }) => {
@@ -138,7 +141,7 @@ class Capture {
       }),
     );
     const { blockGranules, expectedCount } = plan;
-    const result = await crew.scan({ slab: slab.number, blockGranules, expectedCount });
+    const result = await crew.scan({ slab: slab.number, blockGranules, expectedCount, seed });
     let wanted = 0;
     for (let chunk = 0; chunk < result.chunkCount; chunk += 1) {
       if (slab.chunks.state[chunk] !== 1 || catalog.index.find(slab.chunks.digestWords, chunk * 4, this.#place)) continue;
@@ -185,7 +188,10 @@ class Capture {
     }
     for (const [slot, block] of plan.blocks.entries()) {
       const at = slot * this.#blockGranules;
-      prints.put(block * this.#blockGranules, slab.newPrints.subarray(at * fingerprintBytes, (at + (plan.blockGranules[slot] ?? 0)) * fingerprintBytes));
+      prints.put(
+        block * this.#blockGranules,
+        slab.newPrints.subarray(at * fingerprintBytes, (at + (plan.blockGranules[slot] ?? 0)) * fingerprintBytes),
+      );
     }
     await prints.drain();
     statistics.changedBytes += result.changedGranules * granuleBytes;
@@ -249,17 +255,18 @@ class Planner {
 
   /** The next block in which the volume or the parent may hold anything; Infinity after the last. */
   async #nextBlock(): Promise<number> {
-    if (!this.#started) await this.#nextExtent();
+    if (!this.#started) await this.#nextExtent(0);
     this.#started = true;
     if (this.#held < this.#block) this.#held = await this.#options.baseline.nextHeld(this.#block);
     const filled = this.#extent === undefined ? Infinity : Math.max(this.#block, Math.floor(this.#extent.offset / this.#blockBytes));
     return Math.min(this.#held, filled);
   }
 
-  async #nextExtent(): Promise<void> {
+  async #nextExtent(atLeast: number): Promise<void> {
     do {
       const next = await this.#extents.next();
       this.#extent = next.done === true ? undefined : next.value;
+      assert(this.#extent === undefined || this.#extent.offset >= atLeast, "a volume's extents are sorted and disjoint");
     } while (this.#extent?.length === 0);
   }
 
@@ -275,8 +282,7 @@ class Planner {
       if (last !== undefined && last.offset + last.length === from && last.at + last.length === at) last.length += to - from;
       else if (to > from) plan.reads.push({ offset: from, length: to - from, at });
       if (extentEnd > end) break;
-      await this.#nextExtent();
-      assert(this.#extent === undefined || this.#extent.offset >= extentEnd, "a volume's extents are sorted and disjoint");
+      await this.#nextExtent(extentEnd);
     }
   }
 }

@@ -1,16 +1,17 @@
 /**
- * The catalog: which segments the vault has, and through the dedup index which chunks they hold. It is rebuilt from the frames' tables and cached in
- * the local state folder. The cache is only believed segment by segment, while the segment's ETag is still the one that was cached.
+ * The catalog: which segments the vault has, and through the dedup index which chunks they hold. It is rebuilt from the frames'
+ * tables and cached in the local state folder. The cache is only believed segment by segment, while the segment's ETag is still the
+ * one that was cached.
  *
- * A point may refer to a segment only if the store still has what the catalog read. So before a commit `proveReferenced` asks the store for every
- * segment that the cycle wrote or referred to: a store that went back in time meanwhile is found out there.
+ * A point may refer to a segment only if the store still has what the catalog read. So before a commit `proveReferenced` asks the
+ * store for every segment that the cycle wrote or referred to: a store that went back in time meanwhile is found out there.
  */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { open, rename, rm } from "node:fs/promises";
 import path from "node:path";
 import { crc32 } from "node:zlib";
-import { hasCode, systemCode, throwIfAborted, TidemarkError } from "../errors.ts";
+import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { checksum } from "../format/checksum.ts";
 import { decodeFrameHeader, decodeFrameTable, frameHeaderBytes } from "../format/frame.ts";
 import { parseSegmentName, segmentsPrefix } from "../format/names.ts";
@@ -134,7 +135,8 @@ export class Catalog {
   }
 
   /**
-   * Walks a segment from frame to frame. One read brings a frame's table and the header behind it, so a segment of n frames costs n + 1 small reads.
+   * Walks a segment from frame to frame. One read brings a frame's table and the header behind it, so a segment of n frames costs n
+   * + 1 small reads.
    */
   async #readSegment(options: CatalogOptions, name: string, etag: string, sizeBytes: number): Promise<void> {
     const { store, vaultId } = options;
@@ -240,7 +242,9 @@ export class Catalog {
       return id;
     });
     this.#dirty = ids.includes(-1);
-    const words = new Uint32Array(header.entries.buffer.slice(header.entries.byteOffset, header.entries.byteOffset + header.entries.byteLength));
+    const words = new Uint32Array(
+      header.entries.buffer.slice(header.entries.byteOffset, header.entries.byteOffset + header.entries.byteLength),
+    );
     for (let at = 0; at < words.length; at += indexEntryBytes / 4) {
       const id = ids[words[at + 4] ?? 0] ?? -1;
       if (id >= 0) this.index.set(words, at, id, words[at + 5] ?? 0, words[at + 6] ?? 0);

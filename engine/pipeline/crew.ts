@@ -1,6 +1,6 @@
 /**
- * The crew: worker threads (Piscina) and the slabs they share. Opened for one operation, closed with it; closing waits for what is in flight, because a
- * task that were cut off could still write to a slab that somebody else has leased.
+ * The crew: worker threads (Piscina) and the slabs they share. A vault opens one with its first operation and closes it with itself; closing waits for what is
+ * in flight, because a task that were cut off could still write to a slab that somebody else has leased.
  */
 import { availableParallelism } from "node:os";
 import { Piscina } from "piscina";
@@ -14,7 +14,6 @@ export interface CrewOptions {
   readonly geometry: SlabGeometry;
   readonly digest: DigestName;
   readonly digestKey: Uint8Array;
-  readonly fingerprintSeed: readonly [number, number];
   readonly workers: number;
 }
 
@@ -32,7 +31,6 @@ export class Crew implements AsyncDisposable {
       slabs: this.slabs.shared,
       digest: options.digest,
       digestKey: options.digestKey,
-      fingerprintSeed: options.fingerprintSeed,
     };
     this.#pool = new Piscina({
       filename: import.meta.resolve("#worker"),

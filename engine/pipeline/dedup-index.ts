@@ -1,10 +1,12 @@
 /**
- * The dedup index: digest → place in the store. Open addressing on typed arrays, 28 bytes an entry (digest 16, segment 4, offset 4, stored word 4).
+ * The dedup index: digest → place in the store. Open addressing on typed arrays, 28 bytes an entry (digest 16, segment 4, offset 4,
+ * stored word 4).
  *
- * It is cut into 64 shards by the digest's first bits; a shard that is 7/8 full grows by a quarter, so its load stays above 0.7 and an entry costs at
- * most 28 / 0.7 = 40 bytes, also while it grows, because only one small shard is copied at a time. Slots are chosen by scaling
- * the hash to the capacity, which needs no power of two. Once the configured ceiling is reached a shard stops growing and forgets: a new entry takes the
- * place of an old one, whose data would then be stored twice, which is the price of a bounded index.
+ * It is cut into 64 shards by the digest's first bits; a shard that is 7/8 full grows by a quarter, so its load stays above 0.7 and
+ * an entry costs at most 28 / 0.7 = 40 bytes, also while it grows, because only one small shard is copied at a time. Slots are
+ * chosen by scaling the hash to the capacity, which needs no power of two. Once the configured ceiling is reached a shard stops
+ * growing and forgets: a new entry takes the place of an old one, whose data would then be stored twice, which is the price of a
+ * bounded index.
  */
 import assert from "node:assert/strict";
 import { digestBytes } from "../limits.ts";
@@ -82,7 +84,8 @@ export class DedupIndex {
           slot = probe(shard, words, at);
           shard.count += 1;
         } else {
-          // Writing over the entry in the home slot keeps every other chain whole; a free home slot must stay free, so that chains go on to end.
+          // Writing over the entry in the home slot keeps every other chain whole; a free home slot must stay free, so that chains
+          // go on to end.
           this.#forgotten += 1;
           slot = homeSlot(shard, words, at);
           if (shard.places[slot * 3] === 0) return;

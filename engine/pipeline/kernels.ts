@@ -2,8 +2,8 @@
  * The four kernels that touch every byte: zero test, fingerprint, digest, LZ4. They run in worker threads on shared memory; each
  * instance owns WASM memory and belongs to one thread.
  *
- * Arithmetic, measured on one core with 64 KiB blocks: zero test 30 GB/s, fingerprint (XXH3-128 on 4 KiB) 3 to 6, BLAKE3 0.8, LZ4 0.4 to 0.5. So a byte that is
- * unchanged costs 0.3 ns, one that is new but known 1.6 ns, one that must be shipped 4 ns.
+ * Arithmetic, measured on one core with 64 KiB blocks: zero test 30 GB/s, fingerprint (XXH3-128 on 4 KiB) 3 to 6, BLAKE3 0.8, LZ4
+ * 0.4 to 0.5. So a byte that is unchanged costs 0.3 ns, one that is new but known 1.6 ns, one that must be shipped 4 ns.
  */
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -50,8 +50,8 @@ export async function createFingerprint(seed: readonly [number, number]): Promis
 }
 
 /**
- * True when all-zero. Compares with a page of zeros, which ends at the first byte that differs.
- * `zeros` is at least as long as `bytes`.
+ * True when all-zero. Compares with a page of zeros, which ends at the first byte that differs. `zeros` is at least as long as
+ * `bytes`.
  */
 export function isZero(bytes: Buffer, zeros: Buffer): boolean {
   return bytes.compare(zeros, 0, bytes.length) === 0;
@@ -74,8 +74,8 @@ const sampleSquaresMax = 19_400;
 const histogram = new Uint16Array(256);
 
 /**
- * Cheap early answer whether LZ4 would be wasted on `bytes`: encrypted, compressed and random data have a flat histogram. 3 µs for a
- * chunk of any size against 35 µs for letting LZ4 find out on 64 KiB. Short chunks are simply tried.
+ * Cheap early answer whether LZ4 would be wasted on `bytes`: encrypted, compressed and random data have a flat histogram. 3 µs for
+ * a chunk of any size against 35 µs for letting LZ4 find out on 64 KiB. Short chunks are simply tried.
  */
 export function looksIncompressible(bytes: Uint8Array): boolean {
   if (bytes.length < 16 * 1024) return false;
@@ -107,8 +107,8 @@ interface Lz4Exports {
 
 /**
  * lz4-wasm's module through its raw exports. The package is made for bundlers, whose glue copies each result twice and cannot be
- * imported by Node; here input is copied in once and output copied out once, to where the caller wants it. The module frames a block with its plain length
- * (4 bytes); we store the bare LZ4 block and put the frame back when reading.
+ * imported by Node; here input is copied in once and output copied out once, to where the caller wants it. The module frames a
+ * block with its plain length (4 bytes); we store the bare LZ4 block and put the frame back when reading.
  */
 export class Lz4 {
   static readonly #module: WebAssembly.Module = new WebAssembly.Module(
@@ -129,7 +129,10 @@ export class Lz4 {
     return this.#memory;
   }
 
-  /** Compresses `plain` to `into[at…]` when that makes it smaller: returns the block's length, or 0. `into` has `plain.length` bytes from `at` on. */
+  /**
+   * Compresses `plain` to `into[at…]` when that makes it smaller: returns the block's length, or 0. `into` has `plain.length` bytes
+   * from `at` on.
+   */
   compress(plain: Uint8Array, into: Uint8Array, at: number): number {
     const wasm = this.#wasm;
     const ret = wasm.__wbindgen_add_to_stack_pointer(-16);

@@ -1,14 +1,15 @@
 /**
  * Lanes: each owns one open segment and writes frames to it, one after the other; several lanes keep several page writes in flight.
  *
- * One frame is filled at a time, in the buffer of the lane that will send it. Its place is known from the start (the lane's end), so chunks can be referred to before they are sent.
- * Every page write carries the segment's sequence number and its last ETag. A write whose outcome is unknown is resolved in three steps before it is repeated: raise
- * the sequence number, so that a late original fails; look whether all that had been acknowledged is still there; take the ETag that now holds.
+ * One frame is filled at a time, in the buffer of the lane that will send it. Its place is known from the start (the lane's end),
+ * so chunks can be referred to before they are sent. Every page write carries the segment's sequence number and its last ETag. A
+ * write whose outcome is unknown is resolved in three steps before it is repeated: raise the sequence number, so that a late
+ * original fails; look whether all that had been acknowledged is still there; take the ETag that now holds.
  *
  * Memory: (lanes) × 4 MiB of frame, and as much again inside the HTTP client while it is sent.
  */
 import assert from "node:assert/strict";
-import { hasCode, throwIfAborted, TidemarkError } from "../errors.ts";
+import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { checksum } from "../format/checksum.ts";
 import { decodeFrameHeader, FrameBuilder } from "../format/frame.ts";
 import { segmentName } from "../format/names.ts";
@@ -60,7 +61,7 @@ export class Lanes {
   readonly #options: LanesOptions;
   readonly #lanes: readonly Lane[];
   #filling: Lane | undefined;
-  #failure: unknown;
+  #failure: Error | undefined;
   #storedBytes = 0;
 
   constructor(options: LanesOptions) {
@@ -81,10 +82,17 @@ export class Lanes {
   }
 
   /**
-   * Packs one chunk. Returns the segment's number; the payload's offset in the segment is `placedAt`. Waits only when a frame is full and every lane is still sending.
-   * Errors: what a lane's write ended with.
+   * Packs one chunk. Returns the segment's number; the payload's offset in the segment is `placedAt`. Waits only when a frame is
+   * full and every lane is still sending. Errors: what a lane's write ended with.
    */
-  async pack(payload: Uint8Array, storedWord: number, digests: Uint8Array, digestAt: number, granule: number, granules: number): Promise<number> {
+  async pack(
+    payload: Uint8Array,
+    storedWord: number,
+    digests: Uint8Array,
+    digestAt: number,
+    granule: number,
+    granules: number,
+  ): Promise<number> {
     if (this.#filling === undefined || !this.#filling.builder.fits(payload.byteLength)) await this.#nextFrame();
     const lane = this.#filling;
     assert(lane?.segment !== undefined, "a frame is open");
@@ -108,7 +116,7 @@ export class Lanes {
 
   /** Waits until nothing is in flight, whatever came of it. */
   async settle(): Promise<void> {
-    await Promise.all(this.#lanes.map((lane) => lane.sending));
+    await Promise.all(this.#sending());
   }
 
   #sendFilling(): void {
@@ -116,7 +124,7 @@ export class Lanes {
     this.#filling = undefined;
     if (lane === undefined || lane.builder.chunkCount === 0) return;
     lane.sending = this.#send(lane).catch((error: unknown) => {
-      this.#failure ??= error;
+      this.#failure ??= error instanceof Error ? error : new Error(String(error));
     });
   }
 
@@ -135,8 +143,12 @@ export class Lanes {
       if (this.#failure !== undefined) throw this.#failure;
       const idle = this.#lanes.find((lane) => lane.sending === undefined);
       if (idle !== undefined) return idle;
-      await Promise.race(this.#lanes.map((lane) => lane.sending));
+      await Promise.race(this.#sending());
     }
+  }
+
+  #sending(): Promise<void>[] {
+    return this.#lanes.flatMap((lane) => (lane.sending === undefined ? [] : [lane.sending]));
   }
 
   async #createSegment(lane: Lane): Promise<OpenSegment> {

@@ -1,15 +1,17 @@
 /**
- * Shared memory for the pipeline, cut into slabs. A slab carries a batch through reading, hashing and packing, or through fetching and proving; threads are
- * told its number, never handed its bytes. Whoever wants to read must lease a slab first, and there are only so many:
- * waiting for a lease is the pipeline's back-pressure, and the pool's size is its memory.
+ * Shared memory for the pipeline, cut into slabs. A slab carries a batch through reading, hashing and packing, or through fetching
+ * and proving; threads are told its number, never handed its bytes. Whoever wants to read must lease a slab first, and there are
+ * only so many: waiting for a lease is the pipeline's back-pressure, and the pool's size is its memory.
  *
  *     slab:  data │ out │ old fingerprints │ new fingerprints │ chunk table │ expectations
  *
- * `data` holds what was read (volume blocks, or stored payloads); `out` what a worker made of it (compressed payloads, or plain bytes).
+ * `data` holds what was read (volume blocks, or stored payloads); `out` what a worker made of it (compressed payloads, or plain
+ * bytes).
  */
 import assert from "node:assert/strict";
 import { throwIfAborted } from "../errors.ts";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
+import { secretBytes } from "./fingerprint.ts";
 
 export interface SlabGeometry {
   readonly slabCount: number;
@@ -21,11 +23,18 @@ export interface SlabGeometry {
 /** What is shared with every worker thread. */
 export interface SharedSlabs {
   readonly geometry: SlabGeometry;
-  readonly memory: SharedArrayBuffer;
+  readonly memory: WebAssembly.Memory;
 }
 
 /** The views of one slab. Every thread makes its own over the same memory. */
 export interface SlabViews {
+  /** Where `data`, `out`, `newPrints` and the secret begin in the shared memory, for kernels that work on it. */
+  readonly dataAddress: number;
+  readonly outAddress: number;
+  readonly newPrintsAddress: number;
+  readonly secretAddress: number;
+  /** An expanded fingerprint seed. */
+  readonly secret: Uint8Array;
   readonly data: Buffer;
   readonly out: Buffer;
   /** 16 bytes a granule: of the parent point, and of what was read. All zero means that the granule is zero. */
@@ -59,17 +68,30 @@ function granulesPerSlab(geometry: SlabGeometry): number {
   return geometry.slabBytes / granuleBytes;
 }
 
+/** Room for an expanded seed, a multiple of what typed arrays align to. */
+const secretRoomBytes = 256;
+const wasmPageBytes = 65_536;
+
 function slabStride(geometry: SlabGeometry): number {
-  return geometry.slabBytes * 2 + granulesPerSlab(geometry) * (fingerprintBytes * 2 + tableEntryBytes * 2);
+  return geometry.slabBytes * 2 + granulesPerSlab(geometry) * (fingerprintBytes * 2 + tableEntryBytes * 2) + secretRoomBytes;
+}
+
+/**
+ * The slabs of a vault: 12 of 4 MiB, and as much for what is made of them. With 16 blocks of 256 KiB or 64 of 64 KiB a task is long enough to hide its dispatch.
+ */
+export function slabGeometry(blockBytes: number): SlabGeometry {
+  return { slabCount: 12, slabBytes: 4 * 1024 * 1024, blockBytes };
 }
 
 export function allocateSlabs(geometry: SlabGeometry): SharedSlabs {
   assert(geometry.slabBytes % geometry.blockBytes === 0 && geometry.blockBytes % granuleBytes === 0, "a slab holds whole blocks");
-  return { geometry, memory: new SharedArrayBuffer(slabStride(geometry) * geometry.slabCount) };
+  const pages = Math.ceil((slabStride(geometry) * geometry.slabCount) / wasmPageBytes);
+  return { geometry, memory: new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true }) };
 }
 
 export function viewSlabs(shared: SharedSlabs): SlabViews[] {
-  const { geometry, memory } = shared;
+  const { geometry } = shared;
+  const memory = shared.memory.buffer;
   const count = granulesPerSlab(geometry);
   return Array.from({ length: geometry.slabCount }, (_, index) => {
     let at = index * slabStride(geometry);
@@ -86,13 +108,19 @@ export function viewSlabs(shared: SharedSlabs): SlabViews[] {
       const digests = new Uint8Array(memory, digestsAt, count * digestBytes);
       return { start, granules, state, storedWords, offsets, digests, digestWords: new Uint32Array(memory, digestsAt, count * 4) };
     };
-    const data = Buffer.from(memory, take(geometry.slabBytes), geometry.slabBytes);
-    const out = Buffer.from(memory, take(geometry.slabBytes), geometry.slabBytes);
+    const dataAt = take(geometry.slabBytes);
+    const outAt = take(geometry.slabBytes);
     const oldAt = take(count * fingerprintBytes);
     const newAt = take(count * fingerprintBytes);
+    const secretAt = take(secretRoomBytes);
     return {
-      data,
-      out,
+      dataAddress: dataAt,
+      outAddress: outAt,
+      newPrintsAddress: newAt,
+      secretAddress: secretAt,
+      secret: new Uint8Array(memory, secretAt, secretBytes),
+      data: Buffer.from(memory, dataAt, geometry.slabBytes),
+      out: Buffer.from(memory, outAt, geometry.slabBytes),
       oldPrints: new Uint8Array(memory, oldAt, count * fingerprintBytes),
       newPrints: new Uint8Array(memory, newAt, count * fingerprintBytes),
       oldPrintWords: new Uint32Array(memory, oldAt, count * 4),
@@ -128,6 +156,13 @@ export class SlabPool {
 
   get leasedCount(): number {
     return this.#leased.size;
+  }
+
+  /** A slab if one is free. Whoever holds slabs already asks this way: two who hold some and wait for more would wait for each other. */
+  tryAcquire(): Slab | undefined {
+    const slab = this.#free.pop();
+    if (slab !== undefined) this.#leased.add(slab);
+    return slab;
   }
 
   async acquire(signal?: AbortSignal): Promise<Slab> {

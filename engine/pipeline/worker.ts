@@ -12,9 +12,11 @@ import { workerData } from "node:worker_threads";
 import { hasCode } from "../errors.ts";
 import type { DigestName } from "../format/documents.ts";
 import { storedLength, storedLz4Flag } from "../format/frame.ts";
-import { digestBytes, granuleBytes } from "../limits.ts";
+import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
+import type { FingerprintSeed } from "./fingerprint.ts";
 import type { DigestKernel } from "./kernels.ts";
-import { createDigest, createFingerprint, fingerprintWords, isZero, looksIncompressible, Lz4, sameWords } from "./kernels.ts";
+import { expandSeed, openFingerprints } from "./fingerprint.ts";
+import { createDigest, fingerprintWords, isZero, Lz4, looksIncompressible, sameWords } from "./kernels.ts";
 import type { SharedSlabs, SlabViews } from "./slabs.ts";
 import { viewSlabs } from "./slabs.ts";
 
@@ -22,7 +24,6 @@ export interface WorkerSetup {
   readonly slabs: SharedSlabs;
   readonly digest: DigestName;
   readonly digestKey: Uint8Array;
-  readonly fingerprintSeed: readonly [number, number];
 }
 
 export interface ScanTask {
@@ -32,6 +33,7 @@ export interface ScanTask {
   readonly blockGranules: readonly number[];
   /** Entries of `expected` that hold for what the parent point held there. */
   readonly expectedCount: number;
+  readonly seed: FingerprintSeed;
 }
 
 export interface ScanResult {
@@ -51,8 +53,8 @@ export interface DecodeTask {
   readonly kind: "decode";
   readonly slab: number;
   readonly chunkCount: number;
-  /** Fill `newPrints` for what was proved, granule by granule of `out`; without it only zero granules are told, as all-zero prints. */
-  readonly fingerprints: boolean;
+  /** Fill `newPrints` for what was proved, granule by granule of `out`; without a seed only zero granules are told, as all-zero prints. */
+  readonly seed?: FingerprintSeed | undefined;
 }
 
 export type WorkerTask = ScanTask | CompressTask | DecodeTask;
@@ -60,12 +62,25 @@ export type WorkerTask = ScanTask | CompressTask | DecodeTask;
 const setup = workerData as WorkerSetup;
 const views = viewSlabs(setup.slabs);
 const digest = await createDigest(setup.digest, setup.digestKey);
-const fingerprint = await createFingerprint(setup.fingerprintSeed);
+const fingerprint = openFingerprints(setup.slabs.memory);
 const lz4 = new Lz4();
 const zeros = Buffer.alloc(granuleBytes);
 const blockGranulesMax = setup.slabs.geometry.blockBytes / granuleBytes;
 const scratch = new Uint8Array(digestBytes);
 const scratchWords = new Uint32Array(scratch.buffer);
+
+let expanded: { readonly seed: FingerprintSeed; readonly secret: Uint8Array } | undefined;
+
+/** Lays the expanded seed into the slab, where the kernel finds it. */
+function placeSecret(slab: SlabViews, seed: FingerprintSeed): void {
+  if (expanded?.seed[0] !== seed[0] || expanded.seed[1] !== seed[1]) expanded = { seed, secret: expandSeed(seed) };
+  slab.secret.set(expanded.secret);
+}
+
+/** Fingerprints granules [from, end) of the memory at `address` to `newPrints`. */
+function print(slab: SlabViews, address: number, from: number, end: number): void {
+  fingerprint(address + from * granuleBytes, end - from, slab.newPrintsAddress + from * fingerprintBytes, slab.secretAddress);
+}
 
 function slabOf(task: WorkerTask): SlabViews {
   const slab = views[task.slab];
@@ -76,10 +91,11 @@ function slabOf(task: WorkerTask): SlabViews {
 /** Finds what changed and cuts it into chunks. Results: `chunks` (count in the result), `newPrints`. */
 function scan(task: ScanTask): ScanResult {
   const slab = slabOf(task);
+  placeSecret(slab, task.seed);
   const result = { chunkCount: 0, changedGranules: 0, zeroedGranules: 0 };
   for (let block = 0; block < task.blockGranules.length; block += 1) {
     const from = block * blockGranulesMax;
-    printBlock(slab, from, from + (task.blockGranules[block] ?? 0));
+    print(slab, slab.dataAddress, from, from + (task.blockGranules[block] ?? 0));
   }
   if (task.expectedCount > 0) proveExpected(slab, task.expectedCount);
   for (let block = 0; block < task.blockGranules.length; block += 1) {
@@ -87,14 +103,6 @@ function scan(task: ScanTask): ScanResult {
     cutBlock(slab, from, from + (task.blockGranules[block] ?? 0), result);
   }
   return result;
-}
-
-function printBlock(slab: SlabViews, from: number, end: number): void {
-  for (let granule = from; granule < end; granule += 1) {
-    const bytes = slab.data.subarray(granule * granuleBytes, (granule + 1) * granuleBytes);
-    if (isZero(bytes, zeros)) slab.newPrintWords.fill(0, granule * fingerprintWords, (granule + 1) * fingerprintWords);
-    else fingerprint(bytes, slab.newPrints, granule * digestBytes);
-  }
 }
 
 /** Where the parent's content is known only by its chunks' digests: what still has the digest is unchanged, anything else has changed. */
@@ -113,7 +121,12 @@ function proveExpected(slab: SlabViews, count: number): void {
 }
 
 /** Cuts one block's changed granules into chunks: the whole block once more than half has changed, else runs; zeros apart. */
-function cutBlock(slab: SlabViews, from: number, end: number, result: { chunkCount: number; changedGranules: number; zeroedGranules: number }): void {
+function cutBlock(
+  slab: SlabViews,
+  from: number,
+  end: number,
+  result: { chunkCount: number; changedGranules: number; zeroedGranules: number },
+): void {
   let changed = 0;
   let zeroed = 0;
   for (let granule = from; granule < end; granule += 1) {
@@ -160,7 +173,10 @@ function addChunk(slab: SlabViews, start: number, end: number, isData: boolean, 
   result.chunkCount = index + 1;
 }
 
-/** Compresses the chunks in state 2 to `out`, each at its own place in `data`. Result: `storedWords`; plain where LZ4 does not make it smaller. */
+/**
+ * Compresses the chunks in state 2 to `out`, each at its own place in `data`. Result: `storedWords`; plain where LZ4 does not make
+ * it smaller.
+ */
 function compress(task: CompressTask): void {
   const { chunks, data, out } = slabOf(task);
   for (let index = 0; index < task.chunkCount; index += 1) {
@@ -177,16 +193,21 @@ function compress(task: CompressTask): void {
 function decode(task: DecodeTask): void {
   const slab = slabOf(task);
   for (let index = 0; index < task.chunkCount; index += 1) slab.chunks.state[index] = decodeChunk(slab, index, digest) ? 1 : 2;
+  if (task.seed !== undefined) placeSecret(slab, task.seed);
   for (let index = 0; index < task.chunkCount; index += 1) {
     if (slab.chunks.state[index] !== 1) continue;
     const start = slab.chunks.start[index] ?? 0;
     const end = start + (slab.chunks.granules[index] ?? 0);
-    for (let granule = start; granule < end; granule += 1) {
-      const bytes = slab.out.subarray(granule * granuleBytes, (granule + 1) * granuleBytes);
-      if (isZero(bytes, zeros)) slab.newPrintWords.fill(0, granule * fingerprintWords, (granule + 1) * fingerprintWords);
-      else if (task.fingerprints) fingerprint(bytes, slab.newPrints, granule * digestBytes);
-      else slab.newPrintWords[granule * fingerprintWords] = 1;
-    }
+    if (task.seed === undefined) markZeros(slab, start, end);
+    else print(slab, slab.outAddress, start, end);
+  }
+}
+
+/** The cheap half of a fingerprint: zeros for a granule of zeros, anything else for any other. */
+function markZeros(slab: SlabViews, from: number, end: number): void {
+  for (let granule = from; granule < end; granule += 1) {
+    const bytes = slab.out.subarray(granule * granuleBytes, (granule + 1) * granuleBytes);
+    slab.newPrintWords.fill(isZero(bytes, zeros) ? 0 : 1, granule * fingerprintWords, (granule + 1) * fingerprintWords);
   }
 }
 

@@ -1,22 +1,23 @@
 /**
- * Writes a point out as an image. Every chunk is proved before its bytes are written; zeros are told to the target, which leaves them as holes where it can.
+ * Writes a point out as an image. Every chunk is proved before its bytes are written; zeros are told to the target, which leaves
+ * them as holes where it can.
  */
-import { throwIfAborted } from "../errors.ts";
-import type { VaultContext } from "../control/replicate.ts";
-import { readManifest } from "../control/replicate.ts";
+
 import { LocalState } from "../control/local-state.ts";
 import { selectPoint } from "../control/points.ts";
 import { paced } from "../control/progress.ts";
+import type { VaultContext } from "../control/replicate.ts";
+import { readManifest } from "../control/replicate.ts";
 import { readHead } from "../control/seat.ts";
 import type { MaterializeOptions, MaterializeSummary } from "../control/summaries.ts";
+import { throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { fingerprintBytes, granuleBytes } from "../limits.ts";
 import { PointMap } from "../map/point-map.ts";
-import { Crew } from "../pipeline/crew.ts";
 import { Store } from "../store.ts";
 import type { PointConsumer, ProvedBatch } from "./point-reader.ts";
-import { chunkDamaged, pieceIsProved, pieceOutGranule, PointReader, readingGeometry } from "./point-reader.ts";
+import { chunkDamaged, PointReader, pieceIsProved, pieceOutGranule } from "./point-reader.ts";
 import type { Target } from "./targets.ts";
 import { openTarget } from "./targets.ts";
 
@@ -49,15 +50,12 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
     signal,
   });
   if (target.resumeAt > 0) {
-    onNotice({ code: "RESUMED", message: `${target.description}: goes on after ${String(target.resumeAt)} bytes that an interrupted run had written` });
+    onNotice({
+      code: "RESUMED",
+      message: `${target.description}: goes on after ${String(target.resumeAt)} bytes that an interrupted run had written`,
+    });
   }
-  const crew = Crew.open({
-    geometry: readingGeometry(document.blockBytes),
-    digest: document.digest,
-    digestKey: fromHex(document.digestKey),
-    fingerprintSeed: [0, 0],
-    workers: context.workers,
-  });
+  const crew = context.crew();
   try {
     const reader = new PointReader({ store, crew, signal });
     const map = new PointMap(store, fromHex(document.vault), disk, manifest);
@@ -82,8 +80,6 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   } catch (error) {
     await target.abandon();
     throw error;
-  } finally {
-    await crew.close();
   }
 }
 

@@ -1,8 +1,9 @@
 /**
- * Reads a point back: resolves its map window by window, fetches payloads in long ranges, lets the crew decompress and prove them, and hands plain bytes to a consumer.
+ * Reads a point back: resolves its map window by window, fetches payloads in long ranges, lets the crew decompress and prove them,
+ * and hands plain bytes to a consumer.
  *
- * Within a window the pieces are ordered by where their chunks lie, and neighbours are fetched with one read: a freshly replicated disk is read in ranges of megabytes, a
- * scattered one in as few ranges as its history allows. Memory: the crew's slabs.
+ * Within a window the pieces are ordered by where their chunks lie, and neighbours are fetched with one read: a freshly replicated
+ * disk is read in ranges of megabytes, a scattered one in as few ranges as its history allows. Memory: the crew's slabs.
  */
 import assert from "node:assert/strict";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
@@ -11,13 +12,9 @@ import { granuleBytes } from "../limits.ts";
 import type { Pieces, PointMap } from "../map/point-map.ts";
 import { pieceDigest, pieceIsZero, windowGranules } from "../map/point-map.ts";
 import type { Crew } from "../pipeline/crew.ts";
+import type { FingerprintSeed } from "../pipeline/fingerprint.ts";
 import type { Slab, SlabGeometry } from "../pipeline/slabs.ts";
 import type { Store } from "../store.ts";
-
-/** Slabs for reading: six fetches of up to 8 MiB, and as much again for the plain bytes, make 96 MiB. */
-export function readingGeometry(blockBytes: number): SlabGeometry {
-  return { slabCount: 6, slabBytes: 8 * 1024 * 1024, blockBytes };
-}
 
 /** Bytes between two payloads that are rather read and dropped than cost a request of their own. */
 const gapBytesMax = 64 * 1024;
@@ -63,8 +60,8 @@ export interface PointReaderOptions {
   readonly store: Store;
   readonly crew: Crew;
   readonly signal?: AbortSignal | undefined;
-  /** Keep fingerprints of what was proved in the slab's `newPrints`. */
-  readonly fingerprints?: boolean;
+  /** Keep fingerprints of what was proved, under this seed, in the slab's `newPrints`. */
+  readonly seed?: FingerprintSeed | undefined;
 }
 
 interface Fetch {
@@ -92,7 +89,10 @@ export class PointReader {
     return this.#chunksProved;
   }
 
-  /** Reads the whole point from granule `from` on. Damage is the consumer's to judge; errors of the consumer or the store end the reading. */
+  /**
+   * Reads the whole point from granule `from` on. Damage is the consumer's to judge; errors of the consumer or the store end the
+   * reading.
+   */
   async read(map: PointMap, from: number, consumer: PointConsumer): Promise<void> {
     const { crew, signal } = this.#options;
     const queue: Promise<void>[] = [];
@@ -136,7 +136,7 @@ export class PointReader {
       const chunkOf = new Uint32Array(fetch.end - fetch.from);
       const chunkCount = fillChunkTable(pieces, order, fetch, slab, chunkOf);
       const failure = await this.#readRange(fetch, slab, chunkCount);
-      await crew.decode({ slab: slab.number, chunkCount, fingerprints: this.#options.fingerprints === true });
+      await crew.decode({ slab: slab.number, chunkCount, seed: this.#options.seed });
       this.#chunksProved += chunkCount;
       await consumer.data({ pieces, order, from: fetch.from, end: fetch.end, chunkOf, slab, segment: fetch.segment, failure });
     } finally {
@@ -144,7 +144,10 @@ export class PointReader {
     }
   }
 
-  /** Reads the range; if the object is damaged or gone, what can be read of it chunk by chunk. What cannot is left as zeros, which no digest matches. */
+  /**
+   * Reads the range; if the object is damaged or gone, what can be read of it chunk by chunk. What cannot is left as zeros, which
+   * no digest matches.
+   */
   async #readRange(fetch: Fetch, slab: Slab, chunkCount: number): Promise<TidemarkError | undefined> {
     const { store, signal } = this.#options;
     try {

@@ -1,6 +1,6 @@
 /**
- * Remembers which chunk places have been judged, so that a chunk shared by many points is fetched once. Bounded like the dedup index, and built on it: the key is
- * the place itself. What it forgets is judged again.
+ * Remembers which chunk places have been judged, so that a chunk shared by many points is fetched once. Bounded like the dedup
+ * index, and built on it: the key is the place itself. What it forgets is judged again.
  */
 import { checksum } from "../format/checksum.ts";
 import { DedupIndex } from "../pipeline/dedup-index.ts";

@@ -3,7 +3,8 @@
  *
  * | target | mode | way |
  * |---|---|---|
- * | no file yet, or a file to replace | `create`, `replace`, `in-place` | `FileTarget`: a partial beside it, resumable, renamed when whole |
+ * | no file yet, or a file to replace | `create`, `replace`, `in-place` | `FileTarget`: a partial beside it, resumable, renamed when whole
+ * |
  * | existing image file | `in-place` | `InPlaceTarget`: only what differs is written |
  * | block device | `in-place`, `replace` | `InPlaceTarget` |
  * | `blob:NAME` | `create`, `replace` | `BlobTarget`: a page blob in the vault's container, as Azure attaches it |
@@ -39,11 +40,17 @@ export interface Target extends AsyncDisposable {
   write(offset: number, bytes: Uint8Array): Promise<void>;
   /** Makes the range read as zeros. */
   zero(offset: number, length: number): Promise<void>;
-  /** Everything below `doneBytes` has been written: makes it durable and notes it for a later run, at most every two seconds; cheap otherwise. */
+  /**
+   * Everything below `doneBytes` has been written: makes it durable and notes it for a later run, at most every two seconds; cheap
+   * otherwise.
+   */
   checkpoint(doneBytes: number): Promise<void>;
   /** Makes the image whole and durable under the target's name. */
   finish(): Promise<void>;
-  /** After a failure or an interruption: closes, keeps what a later run can resume, leaves no half image under the target's name. Idempotent. */
+  /**
+   * After a failure or an interruption: closes, keeps what a later run can resume, leaves no half image under the target's name.
+   * Idempotent.
+   */
   abandon(): Promise<void>;
 }
 
@@ -175,7 +182,7 @@ function refuseWrongKind(options: OpenTargetOptions, path: string, stats: BigInt
 function refuseSource(options: OpenTargetOptions, target: FileIdentity): void {
   if (options.overwriteSource || options.sourceIdentity === undefined || !sameObject(options.sourceIdentity, target)) return;
   throw new TidemarkError("TARGET_IS_SOURCE", `the target ${options.to} is the very source that this disk was replicated from`, {
-    remedy: "name another target, or say with `--overwrite-source` that the original may be lost",
+    remedy: "name another target, or add `--force` if the original may be overwritten",
     detail: { target: target.path },
   });
 }

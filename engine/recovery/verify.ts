@@ -1,44 +1,34 @@
 /**
- * Proves points: every chunk that a point needs is fetched, decompressed and compared with its digest; with a source, the point's bytes are compared with it too.
- * A chunk that several points share is fetched once. Damage does not end the work: it is collected, with the extents of the points that it concerns.
+ * Proves points: every chunk that a point needs is fetched, decompressed and compared with its digest; with a source, the point's
+ * bytes are compared with it too. A chunk that several points share is fetched once. Damage does not end the work: it is collected,
+ * with the extents of the points that it concerns.
  */
-import type { VaultContext } from "../control/replicate.ts";
-import { readManifest } from "../control/replicate.ts";
+
 import { diskNames, selectPoint } from "../control/points.ts";
 import { paced } from "../control/progress.ts";
+import type { VaultContext } from "../control/replicate.ts";
+import { readManifest } from "../control/replicate.ts";
 import { readHead } from "../control/seat.ts";
 import type { Damage, VerifyOptions, VerifySummary } from "../control/summaries.ts";
-import { hasCode, throwIfAborted, TidemarkError } from "../errors.ts";
+import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { storedLength } from "../format/frame.ts";
 import { granuleBytes } from "../limits.ts";
 import { PointMap } from "../map/point-map.ts";
-import { Crew } from "../pipeline/crew.ts";
+import type { Crew } from "../pipeline/crew.ts";
 import { Store } from "../store.ts";
-import type { Volume } from "../volume.ts";
-import { ProvedPlaces } from "./proved-places.ts";
+import type { Extent, Volume } from "../volume.ts";
 import type { PointConsumer, ProvedBatch } from "./point-reader.ts";
-import { pieceIsProved, pieceOutGranule, PointReader, readingGeometry } from "./point-reader.ts";
+import { PointReader, pieceIsProved, pieceOutGranule } from "./point-reader.ts";
+import { ProvedPlaces } from "./proved-places.ts";
 
 /** Damage listed in full; beyond it, a vault is beyond listing. */
 const damagesMax = 10_000;
 
 /** Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, SOURCE_…, INTERRUPTED and those of the store. Damage is no error: it is in the summary. */
 export async function verify(context: VaultContext, options: VerifyOptions): Promise<VerifySummary> {
-  const { document } = context;
-  const crew = Crew.open({
-    geometry: readingGeometry(document.blockBytes),
-    digest: document.digest,
-    digestKey: fromHex(document.digestKey),
-    fingerprintSeed: [0, 0],
-    workers: context.workers,
-  });
-  try {
-    return await new Verification(context, options, crew).run();
-  } finally {
-    await crew.close();
-  }
+  return await new Verification(context, options, context.crew()).run();
 }
 
 class Verification {
@@ -108,7 +98,15 @@ class Verification {
       const sourceBytes = source === undefined ? 0 : await source.sizeBytes();
       if (source !== undefined && sourceBytes !== point.volumeBytes) {
         const message = `${source.description} has ${String(sourceBytes)} bytes, the point has ${String(point.volumeBytes)}`;
-        this.#note({ disk, sequence: point.sequence, point: point.id, extent: null, object: source.description, code: "SOURCE_DIFFERS", message });
+        this.#note({
+          disk,
+          sequence: point.sequence,
+          point: point.id,
+          extent: null,
+          object: source.description,
+          code: "SOURCE_DIFFERS",
+          message,
+        });
       }
       const report = paced(this.#options.onProgress);
       const consumer: PointConsumer = {
@@ -127,7 +125,10 @@ class Verification {
         },
         // With a source every byte is needed; without, a chunk that has been judged for another point is not fetched again.
         ...(source === undefined
-          ? { skip: (segment: string, offset: number): boolean => this.#places.has(segment, offset) && !this.#places.isDamaged(segment, offset) }
+          ? {
+              skip: (segment: string, offset: number): boolean =>
+                this.#places.has(segment, offset) && !this.#places.isDamaged(segment, offset),
+            }
           : {}),
       };
       await this.#reader.read(map, 0, consumer);
@@ -211,22 +212,21 @@ class Verification {
   /** Damage in one place that continues what was noted last is one damage. */
   #note(damage: Damage): void {
     const last = this.#damaged.at(-1);
-    const continues =
-      last?.extent != null &&
-      damage.extent !== null &&
-      last.extent.offset + last.extent.length === damage.extent.offset &&
-      last.code === damage.code &&
-      last.object === damage.object &&
-      last.point === damage.point &&
-      damage.code === "SOURCE_DIFFERS";
-    if (continues && last.extent !== null) {
-      const extent = { offset: last.extent.offset, length: last.extent.length + (damage.extent?.length ?? 0) };
-      const message = `bytes ${String(extent.offset)} to ${String(extent.offset + extent.length)} of ${damage.object} differ from the point`;
-      this.#damaged[this.#damaged.length - 1] = { ...last, extent, message };
-    } else if (this.#damaged.length < damagesMax) {
-      this.#damaged.push(damage);
+    const extent = last === undefined ? undefined : joined(last, damage);
+    if (last === undefined || extent === undefined) {
+      if (this.#damaged.length < damagesMax) this.#damaged.push(damage);
+      return;
     }
+    const message = `bytes ${String(extent.offset)} to ${String(extent.offset + extent.length)} of ${damage.object} differ from the point`;
+    this.#damaged[this.#damaged.length - 1] = { ...last, extent, message };
   }
+}
+
+/** The extent of two differences that touch, or undefined. */
+function joined(last: Damage, next: Damage): Extent | undefined {
+  if (last.extent === null || next.extent === null || last.code !== "SOURCE_DIFFERS" || next.code !== "SOURCE_DIFFERS") return undefined;
+  const touches = last.extent.offset + last.extent.length === next.extent.offset && last.point === next.point;
+  return touches ? { offset: last.extent.offset, length: last.extent.length + next.extent.length } : undefined;
 }
 
 type DamageError = TidemarkError & { readonly code: "DAMAGED" | "OBJECT_NOT_FOUND" | "FORMAT_UNSUPPORTED" };

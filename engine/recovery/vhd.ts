@@ -1,5 +1,6 @@
 /**
- * The footer that turns a raw image into a fixed VHD: 512 bytes behind the disk, all numbers big-endian. Source: "Virtual Hard Disk Image Format
+ * The footer that turns a raw image into a fixed VHD: 512 bytes behind the disk, all numbers big-endian. Source: "Virtual Hard Disk Image
+ * Format
  * Specification", version 1.0 (Microsoft, 2006), sections "Hard Disk Footer Format" and, for the geometry, "Appendix: CHS Calculation".
  * Azure attaches page blobs of this form when the disk is a whole number of MiB.
  *

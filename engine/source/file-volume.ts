@@ -4,13 +4,15 @@
  * How still it was between `beginScan` and `endScan` is judged from outside, without the help of whoever writes it:
  *
  * - A file was still when size, modification time, change time and inode are the same before and after, and its path still names it.
- *   A second write within one tick of the file system's clock leaves the times as they are, so a file that changed a moment ago is first watched
+ *   A second write within one tick of the file system's clock leaves the times as they are, so a file that changed a moment ago is first
+ *   watched
  *   until its clock has moved on.
  * - A block device was still when nobody had mounted or claimed it at either end and the kernel's counters of writes and discards
  *   stand where they stood. Flushing the device first, at both ends, brings buffered writes into those counters.
  *
  * What this cannot see: a process that keeps storing through a shared mapping into pages which were dirty before the scan began
- * moves no time stamp until the kernel writes them back; a write to a whole disk does not show in the counters of its partition. Whoever has
+ * moves no time stamp until the kernel writes them back; a write to a whole disk does not show in the counters of its partition. Whoever
+ * has
  * such writers takes a snapshot and replicates that. Every other doubt gives `fuzzy`.
  */
 import { type BigIntStats, constants } from "node:fs";
@@ -160,7 +162,8 @@ export class FileVolume implements Volume {
 }
 
 /**
- * How long a file with these times has to be watched before a later write is sure to change them: 0 when its last change lies far back. The clock
+ * How long a file with these times has to be watched before a later write is sure to change them: 0 when its last change lies far back. The
+ * clock
  * that stamps it may be a server's, so a time in the future counts as recent, and whole seconds as the mark of a coarse clock.
  */
 export function restMs(stats: Pick<BigIntStats, "ctimeNs">, nowMs: number): number {

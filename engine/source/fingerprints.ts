@@ -2,8 +2,10 @@
  * The local memory of what a disk looked like at one recovery point: a keyed 16-byte fingerprint per granule, all zeros for a granule of
  * zeros. With it the next scan tells changed granules from unchanged ones without asking the vault.
  *
- * It is a cache and never trusted. It is bound to vault, disk, point and volume size; header, table and every page carry a CRC-32; and any doubt
- * makes `open` give a reason instead of a reader, or `page` throw DAMAGED, upon which the caller recomputes the fingerprints from the vault.
+ * It is a cache and never trusted. It is bound to vault, disk, point and volume size; header, table and every page carry a CRC-32; and any
+ * doubt
+ * makes `open` give a reason instead of a reader, or `page` throw DAMAGED, upon which the caller recomputes the fingerprints from the
+ * vault.
  * That is why nothing here is fsynced: a file torn by a power failure is found out, and costs one slower cycle. The file is written under a
  * temporary name and gets its own only when it is whole.
  *
@@ -58,7 +60,9 @@ export function fingerprintPath(folder: string, point: string): string {
   return join(folder, filePrefix + point);
 }
 
-/** Removes the fingerprints of every other point, and what killed runs left half written. Called after the commit; the disk has one writer. */
+/**
+ * Removes the fingerprints of every other point, and what killed runs left half written. Called after the commit; the disk has one writer.
+ */
 export async function removeOthers(folder: string, keepPoint: string): Promise<void> {
   const kept = filePrefix + keepPoint;
   try {
@@ -92,7 +96,10 @@ export class FingerprintReader {
     this.pages = table.length;
   }
 
-  /** Opens the file when it is whole and about exactly this; otherwise says in a few words why it cannot be used. Never throws for what the file is. */
+  /**
+   * Opens the file when it is whole and about exactly this; otherwise says in a few words why it cannot be used. Never throws for what the
+   * file is.
+   */
   static async open(
     path: string,
     binding: FingerprintBinding,
@@ -140,7 +147,8 @@ export class FingerprintReader {
   }
 
   /**
-   * The 64 KiB of fingerprints of granules [index × 4096, (index + 1) × 4096), zeros behind the volume's end. The bytes are shared with other
+   * The 64 KiB of fingerprints of granules [index × 4096, (index + 1) × 4096), zeros behind the volume's end. The bytes are shared with
+   * other
    * callers: read only. Errors: DAMAGED.
    */
   page(index: number): Promise<Uint8Array> {
@@ -183,7 +191,8 @@ export class FingerprintReader {
 }
 
 /**
- * Writes the fingerprints of a point that is being made. `put` copies into the page that is being filled and never waits; full pages are written behind
+ * Writes the fingerprints of a point that is being made. `put` copies into the page that is being filled and never waits; full pages are
+ * written behind
  * it, and the caller awaits `drain` now and then to bound them. A failed write surfaces in `drain` and `finish`: NO_SPACE,
  * ACCESS_REFUSED or TARGET_FAILED; the caller then goes on without.
  */

@@ -7,7 +7,8 @@ import type { Extent } from "../volume.ts";
 import { type Libc, libc } from "./libc.ts";
 
 /**
- * The extents of [fromBytes, sizeBytes) that may hold data, in ascending order and disjoint, as the file system tells them; it is asked while
+ * The extents of [fromBytes, sizeBytes) that may hold data, in ascending order and disjoint, as the file system tells them; it is asked
+ * while
  * the generator is advanced, about a microsecond per extent. Undefined: nobody can tell, read everything. Not merged: an extent may
  * be as small as the file system's block.
  */

@@ -1,0 +1,274 @@
+/**
+ * Whole cycles against a store, each with its yardstick in the same run. Every run has a fresh vault under a prefix of its own and a fresh state
+ * folder. From the second run on Tidemark and its yardstick take turns in going first, so that neither always meets the younger store; in the first run
+ * Tidemark goes first, so that its peak of memory is its own.
+ */
+import { randomUUID } from "node:crypto";
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import type { MaterializeSummary, ReplicateSummary, Sink } from "../engine/index.ts";
+import { FileVolume, TidemarkError, Vault } from "../engine/index.ts";
+import { contentHash, copySparsely, granuleBytes, type ImageFacts, imageFacts, scatterWrites } from "./image.ts";
+import { peakRssBytes } from "./machine.ts";
+import { NestedSink } from "./nested-sink.ts";
+import type { BenchConfig, PeerStep } from "./options.ts";
+import type { CaseOutcome, Mark } from "./report.ts";
+import { StepLog, type StepTraits } from "./steps.ts";
+import { getCeiling, readOnce, storedSegments, uploadPlainly, yardstickLanes } from "./yardsticks.ts";
+
+const disk = "bench";
+const ours: StepTraits = { role: "tidemark", unit: "bytes" };
+const yardstick: StepTraits = { role: "yardstick", unit: "bytes" };
+
+/** How much better than a peer each step is to be, and the most memory that a cycle may take. */
+const peerTimes: Readonly<Record<PeerStep, number>> = { "first-backup": 2.5, "scattered-backup": 8, restore: 2 };
+const peakRssBytesMax: number = 400 * 1024 * 1024;
+
+/** A first replication, against a plain upload of the same image. */
+export async function benchInitial(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
+  const log = new StepLog(config);
+  const replicateStep = "first replication, fresh vault";
+  const uploadStep = `plain upload, ${yardstickLanes} lanes`;
+  const hashes = { image: await readImage(config) };
+  let counts: Record<string, number> = {};
+  let peakBytes = 0;
+  const volume = await FileVolume.open(config.image);
+  try {
+    for (let run = 0; run < config.runs; run += 1) {
+      await inTurns(
+        run,
+        async () => {
+          await inFreshVault(config, store, async (place) => {
+            const summary = await replicate(log, replicateStep, run, place, volume);
+            if (run === 0) peakBytes = peakRssBytes();
+            counts = replicateCounts(summary);
+            if (config.check && run === 0) Object.assign(hashes, { point: await provePoint(config, place, hashes.image) });
+          });
+        },
+        async () => {
+          await inFreshPlace(store, async (sink) => {
+            await sink.createContainer({ signal: config.signal });
+            const upload = async (): Promise<number> => await uploadPlainly(volume, sink, "image", config.signal);
+            await log.time(uploadStep, yardstick, run, upload, (sentBytes) => sentBytes);
+          });
+        },
+      );
+    }
+    const gain = log.medianMs(uploadStep) / log.medianMs(replicateStep);
+    const marks: Mark[] = [
+      { name: "faster than the plain upload", value: gain, unit: "×", relation: "at least", wanted: 1.1 },
+      ...peerMarks(config, "first-backup", log.medianMs(replicateStep)),
+      memoryMark(peakBytes),
+    ];
+    return { image: await imageFacts(volume), steps: log.steps(), marks, counts, hashes, peakRssBytes: peakBytes };
+  } finally {
+    await volume.close();
+  }
+}
+
+/** A cycle after scattered writes, and one after none, against reading the image once. The image is copied before it is written to. */
+export async function benchScattered(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
+  const log = new StepLog(config);
+  const [changedStep, unchangedStep, readStep] = ["after scattered writes", "unchanged disk", "read what is allocated once"] as const;
+  const copy = join(config.temporaryFolder, "scattered.img");
+  config.begin("copy the image");
+  await copySparsely(config.image, copy, config.signal);
+  let counts: Record<string, number> = {};
+  let image: ImageFacts | undefined;
+  let peakBytes = 0;
+  const volume = await FileVolume.open(copy);
+  try {
+    if ((await volume.sizeBytes()) < granuleBytes) {
+      throw new TidemarkError("INVALID_ARGUMENT", `${config.image} is too small to be written to at random`, {
+        remedy: "name a larger image",
+      });
+    }
+    await inFreshVault(config, store, async (place) => {
+      await replicate(log, "first replication, fresh vault", 0, place, volume);
+      for (let run = 0; run < config.runs; run += 1) {
+        config.begin("overwrite at random", run);
+        const granules = await scatterWrites(copy, config.scatterWrites, config.seed + run, config.signal);
+        const changed = await replicate(log, changedStep, run, place, volume);
+        const unchanged = await replicate(log, unchangedStep, run, place, volume);
+        if (run === 0) peakBytes = peakRssBytes();
+        await log.time(
+          readStep,
+          yardstick,
+          run,
+          async () => await readOnce(volume, config.signal),
+          (bytesRead) => bytesRead,
+        );
+        counts = { writtenBytes: granules * granuleBytes, ...replicateCounts(changed), unchangedStoredBytes: unchanged.storedBytes };
+      }
+    });
+    image = await imageFacts(volume);
+  } finally {
+    await volume.close();
+  }
+  const { changedBytes = NaN, storedBytes = NaN, unchangedStoredBytes = NaN } = counts;
+  const reading = log.medianMs(unchangedStep) / log.medianMs(readStep);
+  const marks: Mark[] = [
+    ...peerMarks(config, "scattered-backup", log.medianMs(changedStep)),
+    { name: "stored per changed byte", value: storedBytes / changedBytes, unit: "×", relation: "at most", wanted: 1.2 },
+    { name: "unchanged disk, of reading it once", value: reading, unit: "×", relation: "at most", wanted: 1.5 },
+    { name: "data stored by the unchanged cycle", value: unchangedStoredBytes, unit: "bytes", relation: "at most", wanted: 0 },
+    memoryMark(peakBytes),
+  ];
+  const hashes = { "the overwritten image": await contentHash(copy, config.signal) };
+  return { image: { ...image, path: config.image }, steps: log.steps(), marks, counts, hashes, peakRssBytes: peakBytes };
+}
+
+/** Bringing a point back to a new raw file, against reading the same stored bytes from the store and dropping them. */
+export async function benchRestore(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
+  const log = new StepLog(config);
+  const [restoreStep, ceilingStep] = ["restore to a new raw file", `Get ceiling, 4 MiB × ${yardstickLanes}`] as const;
+  const hashes = { image: await readImage(config), point: "" };
+  const counts: Record<string, number> = {};
+  let peakBytes = 0;
+  const volume = await FileVolume.open(config.image);
+  try {
+    await inFreshVault(config, store, async (place) => {
+      await replicate(log, "first replication, fresh vault", 0, place, volume);
+      const segments = await storedSegments(place.sink, config.signal);
+      counts["storedBytes"] = segments.reduce((sum, { writtenBytes }) => sum + writtenBytes, 0);
+      const target = join(config.temporaryFolder, "restored.img");
+      for (let run = 0; run < config.runs; run += 1) {
+        await inTurns(
+          run,
+          async () => {
+            const summary = await log.time(
+              restoreStep,
+              ours,
+              run,
+              async () => await materialize(place, target),
+              (done) => done.bytesWritten,
+            );
+            if (run === 0) peakBytes = peakRssBytes();
+            counts["bytesRead"] = summary.bytesRead;
+            counts["bytesWritten"] = summary.bytesWritten;
+            config.begin("compare with the image", run);
+            hashes.point = await sameContent(config, target, hashes.image);
+            await rm(target);
+          },
+          async () => {
+            const read = async (): Promise<number> => await getCeiling(place.sink, segments, config.signal);
+            await log.time(ceilingStep, yardstick, run, read, (bytesRead) => bytesRead);
+          },
+        );
+      }
+    });
+    const ofCeiling = log.medianMs(ceilingStep) / log.medianMs(restoreStep);
+    const marks: Mark[] = [
+      { name: "of the Get ceiling", value: ofCeiling, unit: "×", relation: "at least", wanted: 0.8 },
+      ...peerMarks(config, "restore", log.medianMs(restoreStep)),
+      memoryMark(peakBytes),
+    ];
+    return { image: await imageFacts(volume), steps: log.steps(), marks, counts, hashes, peakRssBytes: peakBytes };
+  } finally {
+    await volume.close();
+  }
+}
+
+/** A fresh vault's place: its sink, and how it is opened. */
+interface VaultPlace {
+  readonly config: BenchConfig;
+  readonly sink: NestedSink;
+  readonly stateFolder: string;
+}
+
+async function inFreshVault(config: BenchConfig, store: Sink, work: (place: VaultPlace) => Promise<void>): Promise<void> {
+  const stateFolder = join(config.temporaryFolder, "state");
+  try {
+    await inFreshPlace(store, async (sink) => await work({ config, sink, stateFolder }));
+  } finally {
+    await rm(stateFolder, { recursive: true, force: true });
+  }
+}
+
+/** Lends a part of the store in which nothing is, and empties it again. */
+async function inFreshPlace(store: Sink, work: (sink: NestedSink) => Promise<void>): Promise<void> {
+  const sink = new NestedSink(store, `bench-${randomUUID()}/`);
+  const [outcome] = await Promise.allSettled([work(sink)]);
+  try {
+    await sink.removeAll();
+  } catch (error) {
+    // What ended the work says more than what then went wrong while it was put away.
+    if (outcome.status === "fulfilled") throw error;
+  }
+  if (outcome.status === "rejected") throw outcome.reason;
+}
+
+/** One cycle as the command line runs it: the vault is opened for it, or created. */
+async function replicate(log: StepLog, step: string, run: number, place: VaultPlace, volume: FileVolume): Promise<ReplicateSummary> {
+  const { signal } = place.config;
+  const cycle = async (): Promise<ReplicateSummary> =>
+    await inVault(place, async (vault) => await vault.replicate({ disk, volume, signal }));
+  return await log.time(step, ours, run, cycle, ({ scannedBytes }) => scannedBytes);
+}
+
+async function materialize(place: VaultPlace, to: string): Promise<MaterializeSummary> {
+  return await inVault(
+    place,
+    async (vault) => await vault.materialize({ disk, point: "latest", to, format: "raw", signal: place.config.signal }),
+  );
+}
+
+async function inVault<Result>(place: VaultPlace, work: (vault: Vault) => Promise<Result>): Promise<Result> {
+  const { config, sink, stateFolder } = place;
+  const vault = await Vault.openOrCreate(sink, { stateFolder, workers: config.workers, lanes: config.lanes, signal: config.signal });
+  try {
+    return await work(vault);
+  } finally {
+    await vault.close();
+  }
+}
+
+/** Hashes the image, which also brings it into the system's cache: the store is what is measured, not the disk below the image. */
+async function readImage(config: BenchConfig): Promise<string> {
+  config.begin("read the image");
+  return await contentHash(config.image, config.signal);
+}
+
+async function provePoint(config: BenchConfig, place: VaultPlace, wantedHash: string): Promise<string> {
+  const target = join(config.temporaryFolder, "proved.img");
+  config.begin("compare with the image");
+  await materialize(place, target);
+  const hash = await sameContent(config, target, wantedHash);
+  await rm(target);
+  return hash;
+}
+
+/** The hash of `path`, which must be `wantedHash`: a figure for a wrong result is none. Errors: DAMAGED. */
+async function sameContent(config: BenchConfig, path: string, wantedHash: string): Promise<string> {
+  const hash = await contentHash(path, config.signal);
+  if (hash === wantedHash) return hash;
+  throw new TidemarkError("DAMAGED", `the point that was brought back is not the image ${config.image}`, {
+    remedy: "make sure that nothing writes to the image meanwhile; if nothing does, this is a fault in Tidemark: report it",
+    detail: { wantedHash, hash },
+  });
+}
+
+async function inTurns(run: number, first: () => Promise<void>, second: () => Promise<void>): Promise<void> {
+  const turns = run % 2 === 0 ? [first, second] : [second, first];
+  for (const turn of turns) await turn();
+}
+
+function replicateCounts(summary: ReplicateSummary): Record<string, number> {
+  const { scannedBytes, changedBytes, zeroBytes, dedupedBytes, newBytes, storedBytes, metadataBytes, requests } = summary;
+  return { scannedBytes, changedBytes, zeroBytes, dedupedBytes, newBytes, storedBytes, metadataBytes, requests };
+}
+
+function peerMarks(config: BenchConfig, step: PeerStep, ownMs: number): Mark[] {
+  const times = config.peers.filter((peer) => peer.step === step);
+  return times.map(({ peer, seconds }) => ({
+    name: `faster than ${peer} (${seconds.toFixed(1)} s)`,
+    value: (seconds * 1000) / ownMs,
+    unit: "×",
+    relation: "at least",
+    wanted: peerTimes[step],
+  }));
+}
+
+function memoryMark(bytes: number): Mark {
+  return { name: "peak resident memory", value: bytes, unit: "bytes", relation: "at most", wanted: peakRssBytesMax };
+}

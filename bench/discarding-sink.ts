@@ -1,0 +1,61 @@
+/**
+ * A store that takes pages at no cost and forgets them: what is left of a cycle is Tidemark's own work. Plain objects are kept in memory, and of
+ * pages how far they were written, because a cycle asks for that before it commits.
+ */
+import type { CallOptions, ListedObject, PagesStat } from "../engine/index.ts";
+import { TidemarkError } from "../engine/index.ts";
+import { MemorySink } from "../sink/index.ts";
+
+interface Discarded {
+  etag: string;
+  writtenBytes: number;
+}
+
+export class DiscardingSink extends MemorySink {
+  readonly #pages = new Map<string, Discarded>();
+  #discardedBytes = 0;
+
+  constructor() {
+    super({ description: "a sink that discards" });
+  }
+
+  /** Bytes of pages taken so far. */
+  get discardedBytes(): number {
+    return this.#discardedBytes;
+  }
+
+  override async createPages(
+    name: string,
+    sizeBytes: number,
+    sequenceNumber: number,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
+    const { etag } = await super.createPages(name, sizeBytes, sequenceNumber, options);
+    this.#pages.set(name, { etag, writtenBytes: 0 });
+    return { etag };
+  }
+
+  /** Fences are not looked at: nobody else has this store. */
+  override async writePages(name: string, offset: number, bytes: Uint8Array): Promise<{ readonly etag: string }> {
+    const pages = this.#pages.get(name);
+    if (pages === undefined) throw new TidemarkError("OBJECT_NOT_FOUND", `${name} does not exist in the store`);
+    if (offset === pages.writtenBytes) pages.writtenBytes += bytes.length;
+    pages.etag = this.store.nextEtag();
+    this.#discardedBytes += bytes.length;
+    return { etag: pages.etag };
+  }
+
+  override async readPages(name: string): Promise<void> {
+    throw new TidemarkError("UNSUPPORTED", `${name} cannot be read: its pages were discarded`);
+  }
+
+  override async statPages(name: string, options?: CallOptions): Promise<PagesStat> {
+    return { ...(await super.statPages(name, options)), ...this.#pages.get(name) };
+  }
+
+  override async *list(prefix: string, options?: CallOptions): AsyncGenerator<ListedObject, void> {
+    for await (const object of super.list(prefix, options)) {
+      yield { ...object, etag: this.#pages.get(object.name)?.etag ?? object.etag };
+    }
+  }
+}

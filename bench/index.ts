@@ -1,0 +1,77 @@
+/**
+ * The benchmarks: what Tidemark costs on this machine, each figure with the yardstick that it has to be read against, measured in the same run. The command
+ * line runs them on real disks, the tests on a small one, so that they cannot rot.
+ *
+ *     kernels    the inner loops, bare                            how fast could it be here
+ *     pipeline   a cycle into a sink that discards                what of that the engine makes use of
+ *     initial, scattered, restore   whole cycles against a store  what a user waits for
+ */
+import { mkdir, mkdtemp, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { benchInitial, benchRestore, benchScattered } from "./cycles.ts";
+import { benchKernels } from "./kernels.ts";
+import { machineFacts } from "./machine.ts";
+import type { BenchConfig, BenchOptions } from "./options.ts";
+import { resolveOptions } from "./options.ts";
+import { benchPipeline } from "./pipeline.ts";
+import { type BenchReport, type CaseOutcome, isMet } from "./report.ts";
+
+export type { ImageFacts } from "./image.ts";
+export type { MachineFacts } from "./machine.ts";
+export type { BenchKind, BenchOptions, BenchProgress } from "./options.ts";
+export { benchKinds } from "./options.ts";
+export type { BenchReport, Mark } from "./report.ts";
+export { formatBench } from "./report.ts";
+export type { Step, StepRole } from "./steps.ts";
+
+/**
+ * Runs one case and reports it. Errors: INVALID_ARGUMENT, INTERRUPTED, DAMAGED (what was brought back is not what was replicated), and
+ * those of the vault, of the image and of the store.
+ */
+export async function runBench(options: BenchOptions): Promise<BenchReport> {
+  const machine = machineFacts(new Date());
+  await mkdir(options.temporaryFolder, { recursive: true });
+  const folder = await mkdtemp(join(options.temporaryFolder, "bench-"));
+  try {
+    const config = await resolveOptions(options, folder);
+    const { outcome, store } = await runCase(config, options);
+    return {
+      type: "bench",
+      case: config.kind,
+      machine,
+      store,
+      seed: config.seed,
+      runs: config.runs,
+      ...outcome,
+      marks: outcome.marks.map((mark) => ({ ...mark, met: isMet(mark) })),
+    };
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+type StoreCase = (config: BenchConfig, store: Awaited<ReturnType<BenchOptions["openVaultSink"]>>) => Promise<CaseOutcome>;
+
+async function runCase(config: BenchConfig, options: BenchOptions): Promise<{ outcome: CaseOutcome; store: string | null }> {
+  switch (config.kind) {
+    case "kernels":
+      return { outcome: await benchKernels(config), store: null };
+    case "pipeline":
+      return { outcome: await benchPipeline(config), store: null };
+    case "initial":
+      return await withStore(config, options, benchInitial);
+    case "scattered":
+      return await withStore(config, options, benchScattered);
+    case "restore":
+      return await withStore(config, options, benchRestore);
+  }
+}
+
+async function withStore(config: BenchConfig, options: BenchOptions, run: StoreCase): Promise<{ outcome: CaseOutcome; store: string }> {
+  const store = await options.openVaultSink();
+  try {
+    return { outcome: await run(config, store), store: store.description };
+  } finally {
+    await store[Symbol.asyncDispose]();
+  }
+}

@@ -1,0 +1,104 @@
+/**
+ * A store within a store: everything lies under a prefix of its own. So each run has a fresh vault in whatever container it is given, nothing that
+ * was there before is touched, and what was written can be found again and removed.
+ */
+import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
+
+export class NestedSink implements Sink {
+  readonly description: string;
+  readonly #outer: Sink;
+  readonly #prefix: string;
+
+  /** `prefix` ends with a slash. The outer sink stays its owner's. */
+  constructor(outer: Sink, prefix: string) {
+    this.description = `${outer.description} (${prefix})`;
+    this.#outer = outer;
+    this.#prefix = prefix;
+  }
+
+  get capabilities(): Sink["capabilities"] {
+    return this.#outer.capabilities;
+  }
+
+  get interruptions(): number {
+    return this.#outer.interruptions;
+  }
+
+  /** Deletes everything under the prefix. */
+  async removeAll(): Promise<void> {
+    const names: string[] = [];
+    for await (const { name } of this.list("")) names.push(name);
+    for (const name of names) await this.deleteObject(name);
+  }
+
+  createContainer(options?: CallOptions): Promise<boolean> {
+    return this.#outer.createContainer(options);
+  }
+
+  getObject(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject> {
+    return this.#outer.getObject(this.#prefix + name, sizeBytesMax, options);
+  }
+
+  putObject(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<{ readonly etag: string }> {
+    return this.#outer.putObject(this.#prefix + name, bytes, condition, options);
+  }
+
+  statObject(name: string, options?: CallOptions): Promise<ObjectStat> {
+    return this.#outer.statObject(this.#prefix + name, options);
+  }
+
+  deleteObject(name: string, options?: CallOptions): Promise<void> {
+    return this.#outer.deleteObject(this.#prefix + name, options);
+  }
+
+  async *list(prefix: string, options?: CallOptions): AsyncGenerator<ListedObject, void> {
+    for await (const object of this.#outer.list(this.#prefix + prefix, options)) {
+      yield { ...object, name: object.name.slice(this.#prefix.length) };
+    }
+  }
+
+  acquireLease(name: string, leaseId: string, durationSeconds: number, options?: CallOptions): Promise<void> {
+    return this.#outer.acquireLease(this.#prefix + name, leaseId, durationSeconds, options);
+  }
+
+  renewLease(name: string, leaseId: string, options?: CallOptions): Promise<void> {
+    return this.#outer.renewLease(this.#prefix + name, leaseId, options);
+  }
+
+  changeLease(name: string, fromId: string, toId: string, options?: CallOptions): Promise<void> {
+    return this.#outer.changeLease(this.#prefix + name, fromId, toId, options);
+  }
+
+  releaseLease(name: string, leaseId: string, options?: CallOptions): Promise<void> {
+    return this.#outer.releaseLease(this.#prefix + name, leaseId, options);
+  }
+
+  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<{ readonly etag: string }> {
+    return this.#outer.createPages(this.#prefix + name, sizeBytes, sequenceNumber, options);
+  }
+
+  writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence, options?: CallOptions): Promise<{ readonly etag: string }> {
+    return this.#outer.writePages(this.#prefix + name, offset, bytes, fence, options);
+  }
+
+  readPages(name: string, offset: number, into: Uint8Array, options?: CallOptions): Promise<void> {
+    return this.#outer.readPages(this.#prefix + name, offset, into, options);
+  }
+
+  statPages(name: string, options?: CallOptions): Promise<PagesStat> {
+    return this.#outer.statPages(this.#prefix + name, options);
+  }
+
+  raiseSequenceNumber(
+    name: string,
+    atLeast: number,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string; readonly sequenceNumber: number }> {
+    return this.#outer.raiseSequenceNumber(this.#prefix + name, atLeast, options);
+  }
+
+  /** Does nothing: the outer sink is not ours. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return Promise.resolve();
+  }
+}

@@ -1,0 +1,131 @@
+/**
+ * What a benchmark found out: one object, printed as JSON for programs and as a table of 80 columns for people. Ratios are held against
+ * what we set out to reach, whether it was reached or not.
+ */
+import type { ImageFacts } from "./image.ts";
+import type { MachineFacts } from "./machine.ts";
+import type { BenchKind } from "./options.ts";
+import type { Step } from "./steps.ts";
+
+/** One figure that was promised, and what became of it. */
+export interface Mark {
+  /** What is compared with what. */
+  readonly name: string;
+  readonly value: number;
+  /** `×` for ratios, else the unit of `value` and `wanted`. */
+  readonly unit: "×" | "bytes" | "";
+  readonly relation: "at least" | "at most";
+  readonly wanted: number;
+}
+
+/** What one case gives. */
+export interface CaseOutcome {
+  /** Null for `kernels`, which make their own data. */
+  readonly image: ImageFacts | null;
+  readonly steps: readonly Step[];
+  readonly marks: readonly Mark[];
+  /** Plain numbers, unit last in their names. Of several runs, the last one's. */
+  readonly counts: Readonly<Record<string, number>>;
+  /** SHA-256 of what was worked on and of what came out, in hexadecimal. */
+  readonly hashes: Readonly<Record<string, string>>;
+  /** The most memory that this process had resident until Tidemark's part of the first run was over, before any yardstick took some. */
+  readonly peakRssBytes: number;
+}
+
+export interface BenchReport extends Omit<CaseOutcome, "marks"> {
+  readonly type: "bench";
+  readonly case: BenchKind;
+  readonly machine: MachineFacts;
+  /** Description of the store; null where none was used. */
+  readonly store: string | null;
+  readonly seed: number;
+  readonly runs: number;
+  readonly marks: readonly (Mark & { readonly met: boolean })[];
+}
+
+/** True when the mark was reached. */
+export function isMet({ value, relation, wanted }: Mark): boolean {
+  return relation === "at least" ? value >= wanted : value <= wanted;
+}
+
+const tableColumns = 80;
+
+/** The report for people: lines of at most 80 columns, ending with a newline. */
+export function formatBench(report: BenchReport): string {
+  const { machine, image } = report;
+  const lines = [
+    `tidemark ${machine.tidemark} bench ${report.case}, ${machine.date}`,
+    `${machine.cpu}, ${machine.cores} cores, ${size(machine.memoryBytes)}, load ${machine.loadAverage}`,
+    `${machine.system} ${machine.architecture}, node ${machine.node}`,
+    ...(image === null ? [] : [`${image.path}: ${size(image.sizeBytes)}, of which ${size(image.allocatedBytes)} allocated`]),
+    ...(report.store === null ? [] : [report.store]),
+    "",
+    row("step", "amount", "median", "rate", "runs"),
+    ...report.steps.map((step) =>
+      row(`${roleSigns[step.role]} ${step.name}`, amount(step), time(step.medianMs), rate(step), `${step.runs}`),
+    ),
+    ...(report.steps.some(({ role }) => role === "yardstick") ? ["", "> Tidemark   | yardstick, measured in the same run"] : []),
+    ...formatMarks(report),
+    "",
+    ...Object.entries(report.counts).map(([name, value]) =>
+      pair(name, name.endsWith("Bytes") ? `${size(value)}  ${value}` : figure(value)),
+    ),
+    pair("peakRssBytes", `${size(report.peakRssBytes)}  ${report.peakRssBytes}`),
+    ...Object.entries(report.hashes).map(([name, hash]) => pair(`SHA-256 of ${name}`, hash.slice(0, 32))),
+  ];
+  return `${lines.map((line) => clip(line, tableColumns)).join("\n")}\n`;
+}
+
+const roleSigns: Readonly<Record<Step["role"], string>> = { tidemark: ">", yardstick: "|", kernel: " " };
+
+function row(step: string, done: string, median: string, perSecond: string, runs: string): string {
+  return `${clip(step, 37).padEnd(37)}${done.padStart(11)}${median.padStart(11)}${perSecond.padStart(14)}${runs.padStart(7)}`;
+}
+
+function formatMarks({ marks }: BenchReport): string[] {
+  if (marks.length === 0) return [];
+  return [
+    "",
+    `${"mark".padEnd(42)}${"reached".padStart(14)}${"wanted".padStart(14)}`,
+    ...marks.map((mark) => {
+      const [reached, wanted] = [mark.value, mark.wanted].map((value) =>
+        mark.unit === "bytes" ? size(value) : `${figure(value)} ${mark.unit}`.trim(),
+      );
+      const sign = mark.relation === "at least" ? "≥" : "≤";
+      return `${clip(mark.name, 42).padEnd(42)}${(reached ?? "").padStart(14)}${`${sign} ${wanted ?? ""}`.padStart(14)}  ${mark.met ? "yes" : "NO"}`;
+    }),
+  ];
+}
+
+function pair(name: string, value: string): string {
+  return `${clip(name, 46).padEnd(46)}  ${value}`;
+}
+
+function clip(text: string, columns: number): string {
+  return text.length <= columns ? text : `${text.slice(0, columns - 1)}…`;
+}
+
+function amount({ unit, amount: done }: Step): string {
+  return unit === "bytes" ? size(done) : figure(done);
+}
+
+/** Kernels are told in GB/s, as memory is; transfers in MiB/s. */
+function rate({ unit, role, perSecond }: Step): string {
+  if (unit === "operations") return `${(perSecond / 1e6).toFixed(2)} M/s`;
+  return role === "kernel" ? `${(perSecond / 1e9).toFixed(2)} GB/s` : `${(perSecond / 2 ** 20).toFixed(1)} MiB/s`;
+}
+
+function time(milliseconds: number): string {
+  if (milliseconds >= 1000) return `${(milliseconds / 1000).toFixed(2)} s`;
+  return milliseconds >= 10 ? `${milliseconds.toFixed(0)} ms` : `${milliseconds.toFixed(3)} ms`;
+}
+
+function size(bytes: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const power = Math.min(units.length - 1, Math.floor(Math.log2(Math.max(bytes, 1)) / 10));
+  return `${(bytes / 1024 ** power).toFixed(power === 0 ? 0 : 1)} ${units[power] ?? ""}`;
+}
+
+function figure(value: number): string {
+  return Number.isInteger(value) ? value.toLocaleString("en-US") : value.toFixed(2);
+}

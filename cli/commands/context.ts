@@ -1,0 +1,92 @@
+/**
+ * What every command is given, and the way from its flags to an open vault and back.
+ */
+import { realpath, stat } from "node:fs/promises";
+import { dirname, resolve, sep } from "node:path";
+import { type Sink, systemCode, TidemarkError, Vault, type VaultOptions, type VaultParameters } from "../../engine/index.ts";
+import { openSink, parseVaultSpec } from "../../sink/index.ts";
+import type { Output } from "../output.ts";
+import { type Environment, sinkOptions, type VaultFlags, vaultAddress, vaultOptions } from "../settings.ts";
+
+export interface CommandContext {
+  readonly output: Output;
+  readonly environment: Environment;
+  /** Aborts at ^C. */
+  readonly signal: AbortSignal;
+  /** What the process ends with unless the command throws. */
+  exitCode: number;
+}
+
+/** How a command comes by its vault. */
+export type VaultOpener = (sink: Sink, options: VaultOptions & VaultParameters) => Promise<Vault>;
+
+/** Opens the vault that the flags name, lets `use` work with it, and closes it, whatever happens. Errors: those of all three. */
+export async function withVault<Result>(
+  context: CommandContext,
+  flags: VaultFlags & VaultParameters,
+  use: (vault: Vault) => Promise<Result>,
+  open: VaultOpener = openExisting,
+): Promise<Result> {
+  const { environment, signal } = context;
+  const address = vaultAddress(flags);
+  const { blockBytes, digest } = flags;
+  const options = { ...vaultOptions(flags, environment, signal), blockBytes, digest };
+  // An Azurite would make its folder, and a wrong address would look like an empty vault.
+  if (open === openExisting) await refuseAbsentAzurite(address);
+  const sink = await openSink(address, sinkOptions(address, environment, signal));
+  return await closing(sink, async () => {
+    const vault = await open(sink, options);
+    return await closing(vault, async () => await use(vault));
+  });
+}
+
+/** Refuses an image in the very folder in which the vault keeps its data. `what` names it in the error. Errors: INVALID_ARGUMENT. */
+export async function refuseInsideVault(flags: VaultFlags, path: string, what: string): Promise<void> {
+  const spec = parseVaultSpec(vaultAddress(flags));
+  if (spec.kind !== "directory" && spec.kind !== "azurite") return;
+  const [folder, image] = await Promise.all([withoutLinks(spec.dir), withoutLinks(path)]);
+  if (image !== folder && !image.startsWith(folder.endsWith(sep) ? folder : folder + sep)) return;
+  throw new TidemarkError("INVALID_ARGUMENT", `the ${what} ${path} lies inside the vault's own folder ${spec.dir}`, {
+    remedy: `keep vault and ${what} apart`,
+    detail: { path, folder },
+  });
+}
+
+/** Runs `use`, then closes `thing`. A failure to close counts, unless `use` failed already: that says more. */
+export async function closing<Result>(thing: AsyncDisposable, use: () => Promise<Result>): Promise<Result> {
+  const [outcome] = await Promise.allSettled([use()]);
+  const [closed] = await Promise.allSettled([thing[Symbol.asyncDispose]()]);
+  if (outcome.status === "rejected") throw outcome.reason;
+  if (closed.status === "rejected") throw closed.reason;
+  return outcome.value;
+}
+
+async function openExisting(sink: Sink, options: VaultOptions): Promise<Vault> {
+  return await Vault.open(sink, options);
+}
+
+async function refuseAbsentAzurite(address: string): Promise<void> {
+  const spec = parseVaultSpec(address);
+  if (spec.kind !== "azurite") return;
+  try {
+    await stat(spec.dir);
+  } catch (error) {
+    if (systemCode(error) !== "ENOENT") return;
+    throw new TidemarkError("VAULT_NOT_FOUND", `azurite:${spec.dir} holds no vault: the folder does not exist`, {
+      remedy: "check the address, or create a vault with `tidemark vault init`; the first `tidemark replicate` creates one too",
+      cause: error,
+    });
+  }
+}
+
+/** The path with the links of its existing part resolved. */
+async function withoutLinks(path: string): Promise<string> {
+  const absolute = resolve(path);
+  try {
+    return await realpath(absolute);
+  } catch (error) {
+    const folder = dirname(absolute);
+    if (systemCode(error) !== "ENOENT" || folder === absolute) return absolute;
+    return resolve(await withoutLinks(folder), absolute.slice(folder.length).replace(/^[\\/]+/, ""));
+  }
+}

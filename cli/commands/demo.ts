@@ -1,0 +1,249 @@
+/**
+ * `tidemark demo`: the main job on real data, from beginning to end, in half a minute. A disk goes into a vault in three points with changes between, two of
+ * them come back and are compared with what the disk was, and everything in the vault is proved.
+ */
+import { mkdir, readdir, rm } from "node:fs/promises";
+import { basename, join, relative, resolve } from "node:path";
+import process from "node:process";
+import { Command } from "commander";
+import { FileVolume, type MaterializeSummary, type ReplicateSummary, TidemarkError, Vault, type VerifySummary } from "../../engine/index.ts";
+import { openSink } from "../../sink/index.ts";
+import { copyAndOverwrite, copyDisk, type DemoDisk, hashOf, makeDisk, overwriteAndDelete } from "../demo-disk.ts";
+import { exitCodes } from "../errors.ts";
+import { formatBytes, formatCount, formatDuration, formatRate, formatRatio } from "../quantities.ts";
+import { TemporaryFolder } from "../temporary-folder.ts";
+import { table } from "../text.ts";
+import { closing, type CommandContext } from "./context.ts";
+
+interface DemoFlags {
+  readonly image?: string;
+  readonly keep?: string;
+}
+
+const diskName = "demo";
+/** Any would do; a fixed one makes every run change the same places. */
+const seed = 20_260_501;
+
+/** What a point's disk was, to compare with what comes back. */
+interface TakenPoint {
+  readonly summary: ReplicateSummary;
+  readonly hash: string;
+}
+
+interface ReturnedPoint {
+  readonly summary: MaterializeSummary;
+  readonly equal: boolean;
+}
+
+export function demoCommand(context: CommandContext): Command {
+  return new Command("demo")
+    .description("replicate a disk of real files found here, bring points back and compare: the whole job in half a minute")
+    .option("--image <path>", "work on a copy of this image instead")
+    .option("--keep <dir>", "work in this folder, which must be empty or absent, and keep everything")
+    .addHelpText(
+      "after",
+      `
+It needs no arguments and leaves nothing behind: the disk, an Azurite and its vault live in a
+temporary folder. Exit 0 means that every point that came back equals what the disk was.
+
+Examples:
+  $ tidemark demo
+  $ tidemark demo --image web.img
+  $ tidemark demo --keep /tmp/tidemark`,
+    )
+    .action(async (flags: DemoFlags) => await demo(context, flags));
+}
+
+async function demo(context: CommandContext, flags: DemoFlags): Promise<void> {
+  if (flags.keep !== undefined) {
+    await prepareEmptyFolder(flags.keep);
+    await runIn(context, flags, resolve(flags.keep));
+    return;
+  }
+  const folder = await TemporaryFolder.create("tidemark-demo-");
+  await closing(folder, async () => await runIn(context, flags, folder.path));
+}
+
+async function runIn(context: CommandContext, flags: DemoFlags, folder: string): Promise<void> {
+  const { output, environment, signal } = context;
+  const startedAt = performance.now();
+  const disk =
+    flags.image === undefined ? await makeDisk(folder, environment, signal) : await copyDisk(flags.image, folder, signal);
+  say(context, "disk", disk.content, startedAt);
+  const address = `azurite:${join(folder, "vault")}`;
+  const azuriteAt = performance.now();
+  const sink = await openSink(address, { signal });
+  const result = await closing(sink, async () => {
+    const vault = await Vault.openOrCreate(sink, { stateFolder: join(folder, "state"), signal });
+    say(context, "vault", "new, in an Azurite of our own", azuriteAt);
+    return await closing(vault, async () => await new Demo(context, vault, disk, { folder, keeps: flags.keep !== undefined }).run());
+  });
+  const elapsedMs = Math.round(performance.now() - startedAt);
+  const equal = result.returned.every((point) => point.equal);
+  const damaged = result.verified.damaged.length;
+  output.summary(
+    "demo",
+    { equal, ...totals(result.taken), checkedChunks: result.verified.checkedChunks, damaged: result.verified.damaged, elapsedMs },
+    [
+      "",
+      pointsTable(result.taken),
+      "",
+      backTable(result.returned),
+      "",
+      `${equal && damaged === 0 ? "All that came back is equal, byte for byte" : "NOT EQUAL"}; the whole took ${formatDuration(elapsedMs)}.`,
+      ...(flags.keep === undefined ? [] : ["", goOn(folder, address)]),
+    ].join("\n"),
+  );
+  if (!equal) context.exitCode = exitCodes.failed;
+  else if (damaged > 0) context.exitCode = exitCodes.damageFound;
+}
+
+class Demo {
+  readonly #context: CommandContext;
+  readonly #vault: Vault;
+  readonly #disk: DemoDisk;
+  readonly #folder: string;
+  readonly #keeps: boolean;
+
+  constructor(context: CommandContext, vault: Vault, disk: DemoDisk, place: { readonly folder: string; readonly keeps: boolean }) {
+    this.#context = context;
+    this.#vault = vault;
+    this.#disk = disk;
+    this.#folder = place.folder;
+    this.#keeps = place.keeps;
+  }
+
+  async run(): Promise<{
+    readonly taken: readonly TakenPoint[];
+    readonly returned: readonly ReturnedPoint[];
+    readonly verified: VerifySummary;
+  }> {
+    const first = await this.#take("the disk as it is");
+    const second = await this.#take(await overwriteAndDelete(this.#disk, seed));
+    const third = await this.#take(await copyAndOverwrite(this.#disk, seed + 1));
+    const returned = [await this.#bringBack(first), await this.#bringBack(third)];
+    const startedAt = performance.now();
+    const verified = await this.#vault.verify({ ...this.#reporting() });
+    const found = verified.damaged.length === 0 ? "no damage" : `${formatCount(verified.damaged.length)} damaged`;
+    say(this.#context, "verify", `${found}: ${verified.checkedPoints} points, ${formatCount(verified.checkedChunks)} chunks`, startedAt);
+    return { taken: [first, second, third], returned, verified };
+  }
+
+  async #take(what: string): Promise<TakenPoint> {
+    const startedAt = performance.now();
+    const hash = await hashOf(this.#disk.path, this.#context.signal);
+    const volume = await FileVolume.open(this.#disk.path);
+    try {
+      const summary = await this.#vault.replicate({ disk: diskName, volume, ...this.#reporting() });
+      say(this.#context, `point ${summary.sequence}`, what, startedAt, summary);
+      return { summary, hash };
+    } finally {
+      await volume.close();
+    }
+  }
+
+  async #bringBack({ summary: { sequence }, hash }: TakenPoint): Promise<ReturnedPoint> {
+    const startedAt = performance.now();
+    const to = join(this.#folder, `point-${sequence}.img`);
+    const summary = await this.#vault.materialize({ disk: diskName, point: String(sequence), to, ...this.#reporting() });
+    const equal = (await hashOf(to, this.#context.signal)) === hash;
+    // Room for one image beside the disk is enough, unless somebody wants to look at them.
+    if (!this.#keeps) await rm(to);
+    say(this.#context, "back", `point ${sequence} ${equal ? "equals the disk as it was" : "DIFFERS from the disk as it was"}`, startedAt, {
+      ...summary,
+      equal,
+    });
+    return { summary, equal };
+  }
+
+  #reporting(): Pick<Parameters<Vault["replicate"]>[0], "signal" | "onProgress" | "onNotice"> {
+    const { output, signal } = this.#context;
+    return { signal, onProgress: (progress) => output.progress(progress), onNotice: (notice) => output.notice(notice) };
+  }
+}
+
+/** One step is done. */
+function say({ output }: CommandContext, step: string, what: string, startedAt: number, fields: object = {}): void {
+  const elapsedMs = Math.round(performance.now() - startedAt);
+  const text = `${step.padEnd(8)} ${what.padEnd(60)} ${formatDuration(elapsedMs).padStart(7)}`;
+  output.item("step", { step, what, elapsedMs, ...fields }, text);
+}
+
+interface Totals {
+  readonly points: number;
+  readonly volumeBytes: number;
+  readonly scannedBytes: number;
+  readonly changedBytes: number;
+  readonly dedupedBytes: number;
+  readonly newBytes: number;
+  readonly storedBytes: number;
+  readonly replicateMs: number;
+}
+
+function totals(taken: readonly TakenPoint[]): Totals {
+  const sum = (of: (summary: ReplicateSummary) => number): number => taken.reduce((total, { summary }) => total + of(summary), 0);
+  return {
+    points: taken.length,
+    volumeBytes: taken.at(-1)?.summary.volumeBytes ?? 0,
+    scannedBytes: sum(({ scannedBytes }) => scannedBytes),
+    changedBytes: sum(({ changedBytes }) => changedBytes),
+    dedupedBytes: sum(({ dedupedBytes }) => dedupedBytes),
+    newBytes: sum(({ newBytes }) => newBytes),
+    storedBytes: sum(({ storedBytes }) => storedBytes),
+    replicateMs: sum(({ elapsedMs }) => elapsedMs),
+  };
+}
+
+function pointsTable(taken: readonly TakenPoint[]): string {
+  const row = (name: string, bytes: Omit<Totals, "points" | "replicateMs">, elapsedMs: number): readonly string[] => [
+    name,
+    formatBytes(bytes.volumeBytes),
+    formatBytes(bytes.changedBytes),
+    formatBytes(bytes.storedBytes),
+    formatRatio(bytes.dedupedBytes + bytes.newBytes, bytes.newBytes),
+    formatRatio(bytes.newBytes, bytes.storedBytes),
+    formatDuration(elapsedMs),
+    formatRate(bytes.scannedBytes, elapsedMs),
+  ];
+  const all = totals(taken);
+  const rows = taken.map(({ summary }) => row(String(summary.sequence), summary, summary.elapsedMs));
+  rows.push(row("all", all, all.replicateMs));
+  return table(["POINT", "LOGICAL", "CHANGED", "STORED", "DEDUP", "COMPRESSION", "TIME", "THROUGHPUT"], rows, "lrrrrrrr");
+}
+
+function backTable(returned: readonly ReturnedPoint[]): string {
+  const rows = returned.map(({ summary: { sequence, bytesRead, bytesWritten, elapsedMs }, equal }) => [
+    String(sequence),
+    formatBytes(bytesRead),
+    formatBytes(bytesWritten),
+    formatDuration(elapsedMs),
+    formatRate(bytesWritten, elapsedMs),
+    equal ? "equal" : "DIFFERENT",
+  ]);
+  return table(["BACK", "READ", "WRITTEN", "TIME", "THROUGHPUT", "COMPARED"], rows, "lrrrrl");
+}
+
+/** The commands with which to go on by hand in what was kept. */
+function goOn(folder: string, address: string): string {
+  const script = process.argv[1] ?? "tidemark";
+  const program = basename(script) === "tidemark" ? "tidemark" : `node ${quoted(relative(process.cwd(), script))}`;
+  return [
+    "Go on by hand:",
+    `  export TIDEMARK_VAULT=${quoted(address)}`,
+    `  export TIDEMARK_STATE=${quoted(join(folder, "state"))}`,
+    `  ${program} points list --disk ${diskName}`,
+    `  ${program} replicate ${quoted(join(folder, "disk.img"))} --disk ${diskName}`,
+    `  ${program} materialize --disk ${diskName} --point 2 --to ${quoted(join(folder, "point-2.img"))}`,
+  ].join("\n");
+}
+
+/** As a shell reads it back. */
+function quoted(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+}
+
+async function prepareEmptyFolder(folder: string): Promise<void> {
+  await mkdir(folder, { recursive: true });
+  if ((await readdir(folder)).length === 0) return;
+  throw new TidemarkError("INVALID_ARGUMENT", `the folder ${folder} is not empty`, { remedy: "name an empty or absent folder" });
+}

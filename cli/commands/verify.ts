@@ -1,0 +1,74 @@
+/** `tidemark verify`: proves points chunk by chunk, and compares one with a disk. */
+import { Command } from "commander";
+import { type Damage, FileVolume, TidemarkError, type VerifySummary } from "../../engine/index.ts";
+import { exitCodes } from "../errors.ts";
+import { formatBytes, formatCount, formatDuration, formatRate } from "../quantities.ts";
+import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
+import { printable } from "../text.ts";
+import { type CommandContext, withVault } from "./context.ts";
+
+interface VerifyFlags extends VaultFlags {
+  readonly disk?: string;
+  readonly point?: string;
+  readonly source?: string;
+}
+
+export function verifyCommand(context: CommandContext): Command {
+  const command = new Command("verify")
+    .description("prove that points can be read back; exit 3 when damage is found")
+    .option("--disk <name>", "only this disk (default: every disk)")
+    .option("--point <point>", "only this point: sequence number, id, `latest` or an ISO time (default: every point)")
+    .option("--source <path>", "compare the point (default: latest) with this image or block device, byte for byte");
+  return withWorkersOption(withVaultOptions(command))
+    .addHelpText(
+      "after",
+      `
+Every chunk that the points need is fetched and compared with its digest; one that several
+points share is fetched once. Damage is listed with the points and extents that it concerns.
+
+Examples:
+  $ tidemark verify --vault azurite:/srv/azurite
+  $ tidemark verify --disk web --point latest --vault azurite:/srv/azurite
+  $ tidemark verify --disk web --source web.img --vault azurite:/srv/azurite`,
+    )
+    .action(async (flags: VerifyFlags) => await verify(context, flags));
+}
+
+async function verify(context: CommandContext, flags: VerifyFlags): Promise<void> {
+  const { output } = context;
+  if (flags.disk === undefined && (flags.point ?? flags.source) !== undefined) {
+    throw new TidemarkError("INVALID_ARGUMENT", "`--point` and `--source` belong to one disk, and none is named", { remedy: "add `--disk NAME`" });
+  }
+  const source = flags.source === undefined ? undefined : await FileVolume.open(flags.source);
+  try {
+    const summary = await withVault(
+      context,
+      flags,
+      async (vault) =>
+        await vault.verify({
+          disk: flags.disk,
+          point: flags.point,
+          source,
+          signal: context.signal,
+          onProgress: (progress) => output.progress(progress),
+          onNotice: (notice) => output.notice(notice),
+        }),
+    );
+    for (const damage of summary.damaged) output.item("damage", damage, describeDamage(damage));
+    output.summary("verify", summary, describe(summary));
+    if (summary.damaged.length > 0) context.exitCode = exitCodes.damageFound;
+  } finally {
+    await source?.close();
+  }
+}
+
+function describeDamage({ disk, sequence, code, message }: Damage): string {
+  const where = sequence === null ? `disk ${disk}` : `disk ${disk}, point ${sequence}`;
+  return printable(`damage: ${where}: ${message} (${code})`);
+}
+
+function describe({ checkedPoints, checkedChunks, checkedBytes, damaged, elapsedMs }: VerifySummary): string {
+  const found = damaged.length === 0 ? "no damage" : `${formatCount(damaged.length)} damaged`;
+  const scope = `${formatCount(checkedPoints)} points, ${formatCount(checkedChunks)} chunks, ${formatBytes(checkedBytes)}`;
+  return `${found}: ${scope} checked in ${formatDuration(elapsedMs)} (${formatRate(checkedBytes, elapsedMs)})`;
+}

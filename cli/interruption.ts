@@ -1,0 +1,56 @@
+/**
+ * ^C and its relatives. The first signal aborts the command, which then comes to rest by itself: what it had open is closed, nothing half is
+ * left. Should that take too long, and at the second signal, the process ends at once; the formats are made for that too.
+ */
+import process from "node:process";
+import { TidemarkError } from "../engine/index.ts";
+import { exitCodes } from "./errors.ts";
+
+/** Two seconds are promised; the rest is for starting to stop and for ending the process. */
+const restMsMax = 1_700;
+
+const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+
+export class Interruption implements Disposable {
+  readonly #abort = new AbortController();
+  readonly #tell: (error: TidemarkError) => void;
+  #timer: NodeJS.Timeout | undefined;
+  #error: TidemarkError | undefined;
+
+  private constructor(tell: (error: TidemarkError) => void) {
+    this.#tell = tell;
+    for (const name of signals) process.on(name, this.#onSignal);
+  }
+
+  /** Listens until disposed of. `tell` prints the error when the process has to end without coming to rest. */
+  static listen(tell: (error: TidemarkError) => void): Interruption {
+    return new Interruption(tell);
+  }
+
+  /** Aborts, with an INTERRUPTED error as its reason, at the first signal. */
+  get signal(): AbortSignal {
+    return this.#abort.signal;
+  }
+
+  [Symbol.dispose](): void {
+    clearTimeout(this.#timer);
+    for (const name of signals) process.off(name, this.#onSignal);
+  }
+
+  readonly #onSignal = (name: NodeJS.Signals): void => {
+    if (this.#error !== undefined) {
+      this.#endAtOnce(this.#error);
+      return;
+    }
+    this.#error = new TidemarkError("INTERRUPTED", `interrupted by ${name} before the work was done`, {
+      remedy: "run the command again; what was shipped is reused",
+    });
+    this.#abort.abort(this.#error);
+    this.#timer = setTimeout(this.#endAtOnce, restMsMax, this.#error);
+  };
+
+  readonly #endAtOnce = (error: TidemarkError): void => {
+    this.#tell(error);
+    process.exit(exitCodes.interrupted);
+  };
+}

@@ -1,0 +1,86 @@
+/**
+ * The command line from its words to an exit code: parse, run one command, tell what went wrong.
+ *
+ * Commands get a context, never `process`: the output, the environment and the signal that ^C aborts. They return normally when they did
+ * what was asked; `exitCode` is for the one outcome that is neither success nor error, damage that was found.
+ */
+import { Command, CommanderError } from "commander";
+import { tidemarkVersion } from "../engine/index.ts";
+import { benchCommand } from "./commands/bench.ts";
+import type { CommandContext } from "./commands/context.ts";
+import { demoCommand } from "./commands/demo.ts";
+import { disksCommand, pointsCommand } from "./commands/listings.ts";
+import { materializeCommand } from "./commands/materialize.ts";
+import { replicateCommand } from "./commands/replicate.ts";
+import { vaultCommand } from "./commands/vault.ts";
+import { verifyCommand } from "./commands/verify.ts";
+import { exitCodeOf, exitCodes, wrongUse } from "./errors.ts";
+import { Interruption } from "./interruption.ts";
+import { openOutput } from "./output.ts";
+import { type Environment, environmentHelp, outputFlags } from "./settings.ts";
+
+/** Runs the command that `words` (without program and script) ask for and gives the exit code. Throws nothing. */
+export async function runCommandLine(words: readonly string[], environment: Environment): Promise<number> {
+  // Needed before the words are parsed: how to print an error in them.
+  const output = openOutput(outputFlags(words, environment), environment);
+  const interruption = Interruption.listen((error) => output.error(error));
+  const context: CommandContext = { output, environment, signal: interruption.signal, exitCode: exitCodes.done };
+  try {
+    await createProgram(context).parseAsync(words, { from: "user" });
+    return context.exitCode;
+  } catch (error) {
+    if (error instanceof CommanderError && error.exitCode === 0) return exitCodes.done;
+    const told = error instanceof CommanderError ? wrongUse(error) : error;
+    output.error(told);
+    return exitCodeOf(told);
+  } finally {
+    interruption[Symbol.dispose]();
+    await output.close();
+  }
+}
+
+function createProgram(context: CommandContext): Command {
+  const { output } = context;
+  const program = new Command("tidemark")
+    .description("Replicates disks into a vault as recovery points, incrementally and deduplicated, and brings any point back bit for bit.")
+    .version(tidemarkVersion, "-V, --version", "print the version")
+    .option("--json", "print one JSON object a line (env: TIDEMARK_JSON=1)")
+    .option("--debug", "print stack traces with errors (env: TIDEMARK_DEBUG=1)")
+    .helpOption("-h, --help", "print this help")
+    .helpCommand(false)
+    .addHelpText(
+      "after",
+      `
+Vaults:
+  azurite:DIR                  an Azurite of our own, its data in DIR, started and stopped with us
+  dir:DIR                      a plain folder
+  https://…/CONTAINER[?SAS]    a container of Azure Storage, or of any Azurite over http
+  memory:                      gone when the program ends; for tests
+
+${environmentHelp}
+Exit codes:
+  0 done · 1 failed · 2 wrong use · 3 damage found · 10 no such vault, disk or point
+  11 another writer is active · 12 access refused · 130 interrupted
+
+Examples:
+  $ tidemark demo
+  $ tidemark replicate web.img --disk web --vault azurite:/srv/vault
+  $ tidemark points list --disk web --vault azurite:/srv/vault
+  $ tidemark materialize --disk web --point latest --to back.img --vault azurite:/srv/vault`,
+    );
+  const commands = [demoCommand, vaultCommand, replicateCommand, disksCommand, pointsCommand, materializeCommand, verifyCommand, benchCommand];
+  for (const command of commands) program.addCommand(command(context));
+  for (const command of withSubcommands(program)) {
+    command
+      .exitOverride()
+      .configureHelp({ showGlobalOptions: command !== program, helpWidth: output.columns })
+      // What commander would print about an error comes to us as an exception, and is printed like every other.
+      .configureOutput({ writeOut: (text) => output.help(text), writeErr: () => undefined, outputError: () => undefined })
+      .helpOption("-h, --help", "print this help");
+  }
+  return program;
+}
+
+function withSubcommands(command: Command): readonly Command[] {
+  return [command, ...command.commands.flatMap(withSubcommands)];
+}

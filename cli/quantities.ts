@@ -1,0 +1,52 @@
+/** Sizes, rates and times as people read and write them. Sizes are in binary units. */
+
+const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"] as const;
+
+/** `0 B`, `4.0 KiB`, `192 MiB`: two to four significant digits. */
+export function formatBytes(bytes: number): string {
+  let value = bytes;
+  let unit = 0;
+  while (value >= 1023.5 && unit < units.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${unit === 0 || value >= 99.95 ? value.toFixed(0) : value.toFixed(1)} ${units[unit] ?? ""}`;
+}
+
+/** Always in MiB/s, so that rates can be compared at a glance. */
+export function formatRate(bytes: number, elapsedMs: number): string {
+  const rate = bytes / 1024 ** 2 / (Math.max(elapsedMs, 1) / 1000);
+  return `${rate.toFixed(rate < 9.95 ? 1 : 0)} MiB/s`;
+}
+
+/** `0.3 s`, `12.4 s`, `3 min 05 s`, `2 h 07 min`. */
+export function formatDuration(elapsedMs: number): string {
+  if (elapsedMs < 59_950) return `${(elapsedMs / 1000).toFixed(1)} s`;
+  const seconds = Math.round(elapsedMs / 1000);
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} min ${padded(seconds % 60)} s`;
+  return `${Math.floor(minutes / 60)} h ${padded(minutes % 60)} min`;
+}
+
+/** `3,412` */
+export function formatCount(count: number): string {
+  return count.toLocaleString("en-US");
+}
+
+/** `1.9 : 1`; `-` when nothing was stored. */
+export function formatRatio(plainBytes: number, storedBytes: number): string {
+  return storedBytes === 0 ? "-" : `${(plainBytes / storedBytes).toFixed(plainBytes / storedBytes < 99.5 ? 1 : 0)} : 1`;
+}
+
+/** Bytes of `64KiB`, `64K`, `1 MiB` or `65536`; undefined when it is no whole number of bytes. */
+export function parseBytes(text: string): number | undefined {
+  const match = /^(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?$/i.exec(text.trim());
+  if (match === null) return undefined;
+  const power = match[2] === undefined ? 0 : "KMGT".indexOf(match[2].toUpperCase()) + 1;
+  const bytes = Number(match[1]) * 1024 ** power;
+  return Number.isSafeInteger(bytes) ? bytes : undefined;
+}
+
+function padded(value: number): string {
+  return String(value).padStart(2, "0");
+}

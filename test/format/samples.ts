@@ -1,0 +1,119 @@
+/** One instance of everything that is stored, with fixed ids and times: the golden files are their bytes. */
+import { toHex } from "../../engine/format/checksum.ts";
+import type { HeadDocument, ManifestDocument, VaultDocument } from "../../engine/format/documents.ts";
+import type { FramePlace } from "../../engine/format/frame.ts";
+import { FrameBuilder, storedLz4Flag } from "../../engine/format/frame.ts";
+import type { EntryColumns, LeafReference } from "../../engine/format/leaf.ts";
+import { newColumns, zeroSegment } from "../../engine/format/leaf.ts";
+import { checksum } from "../../engine/format/checksum.ts";
+import { segmentName } from "../../engine/format/names.ts";
+import { digestOf, randomBytes, vaultId } from "../engine-model.ts";
+
+const vault = toHex(vaultId);
+const disk = "Büro Δ";
+const id = (value: number): string => toHex(digestOf(value));
+
+export const vaultSample: VaultDocument = {
+  vault,
+  createdMs: 1_790_000_000_123,
+  blockBytes: 65_536,
+  digest: "blake3",
+  digestKey: id(1) + id(2),
+  codec: "lz4",
+  encryption: "none",
+  writtenBy: "tidemark 0.1.0",
+};
+
+export const headSample: HeadDocument = {
+  vault,
+  disk,
+  epoch: 7,
+  writer: { session: id(3), machine: "machine 4026531836", pid: 4321, startTicks: 987_654, host: "host-a" },
+  points: [
+    {
+      sequence: 1,
+      epoch: 3,
+      id: id(4),
+      timeMs: 1_790_000_001_000,
+      consistency: "fuzzy",
+      volumeBytes: 1_048_577,
+      changedBytes: 1_052_672,
+      newBytes: 1_048_576,
+      storedBytes: 524_800,
+    },
+    {
+      sequence: 4,
+      epoch: 7,
+      id: id(5),
+      timeMs: 1_790_000_002_000,
+      consistency: "crash",
+      volumeBytes: 17_592_186_044_416,
+      changedBytes: 4096,
+      newBytes: 0,
+      storedBytes: 0,
+    },
+  ],
+};
+
+export const manifestSample: ManifestDocument = {
+  vault,
+  disk,
+  sequence: 4,
+  epoch: 7,
+  parent: id(4),
+  timeMs: 1_790_000_002_000,
+  consistency: "app",
+  volumeBytes: 1_048_577,
+  statistics: { scannedBytes: 1_048_577, changedBytes: 12_288, zeroBytes: 4096, dedupedBytes: 4096, newBytes: 4096, storedBytes: 4608 },
+  runs: [
+    { kind: "leaf", epoch: 7, ordinal: 0, bytes: 200, checksum: id(6), entries: 3, leaves: 1, totalBytes: 200 },
+    { kind: "root", epoch: 3, ordinal: 9, bytes: 152, checksum: id(7), entries: 40_000, leaves: 2, totalBytes: 1_440_652 },
+  ],
+  writtenBy: "tidemark 0.1.0",
+};
+
+const segment: string = segmentName(disk, 7, 0, 0);
+export const framePlace: FramePlace = { vaultId, segmentId: checksum(Buffer.from(segment)), offset: 4096 };
+
+export interface SampleChunk {
+  readonly payload: Uint8Array;
+  readonly storedWord: number;
+  readonly digest: Uint8Array;
+  readonly granule: number;
+  readonly granules: number;
+}
+
+export const frameChunks: readonly SampleChunk[] = [
+  { payload: randomBytes(301, 1), storedWord: (301 | storedLz4Flag) >>> 0, digest: digestOf(10), granule: 0, granules: 16 },
+  { payload: randomBytes(4096, 2), storedWord: 4096, digest: digestOf(11), granule: 77, granules: 1 },
+  { payload: randomBytes(18, 3), storedWord: (18 | storedLz4Flag) >>> 0, digest: digestOf(12), granule: 0xffff_ff00, granules: 256 },
+];
+
+/** A frame of `frameChunks`, in memory of its own. */
+export function sealFrame(place: FramePlace = framePlace, chunks: readonly SampleChunk[] = frameChunks): Uint8Array {
+  const builder = new FrameBuilder();
+  for (const { payload, storedWord, digest, granule, granules } of chunks) builder.append(payload, storedWord, digest, 0, granule, granules);
+  return new Uint8Array(builder.seal(place));
+}
+
+/** A window into a chunk, a ZERO, and a whole chunk of another disk's segment. */
+export function leafSample(): EntryColumns {
+  const leaf = newColumns(3);
+  leaf.starts.set([3, 16, 0xffff_ff00]);
+  leaf.lengths.set([2, 100_000, 256]);
+  leaf.offsets.set([128, 0, 1_073_737_728]);
+  leaf.storedWords.set([(301 | storedLz4Flag) >>> 0, 0, 1_048_576]);
+  leaf.segments.set([0, zeroSegment, 1]);
+  leaf.chunkOffsets.set([14, 0, 0]);
+  leaf.chunkLengths.set([15, 0, 255]);
+  leaf.digests.set(digestOf(10), 0);
+  leaf.digests.set(digestOf(13), 32);
+  leaf.names.push(segment, segmentName("other", 12, 3, 1));
+  leaf.count = 3;
+  return leaf;
+}
+
+export const rootSample: readonly LeafReference[] = [
+  { first: 0, last: 99_999, entries: 32_768, bytes: 1_179_748, epoch: 3, ordinal: 0, checksum: digestOf(20) },
+  { first: 100_000, last: 0xffff_ffff, entries: 1, bytes: 136, epoch: 2 ** 40, ordinal: 4_000_000_000, checksum: digestOf(21) },
+];
