@@ -17,7 +17,8 @@ const wall = (...patterns) => ({
 });
 
 export default defineConfig(
-  globalIgnores(["dist/", "coverage/"]),
+  // AssemblyScript (*.as.ts) has types of its own, which only its compiler knows.
+  globalIgnores(["dist/", "coverage/", "**/*.as.ts"]),
   {
     files: ["**/*.ts"],
     extends: [tseslint.configs.strictTypeChecked],

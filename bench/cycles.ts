@@ -1,14 +1,14 @@
 /**
- * Whole cycles against a store, each with its yardstick in the same run. Every run has a fresh vault under a prefix of its own and a fresh state
- * folder. From the second run on Tidemark and its yardstick take turns in going first, so that neither always meets the younger store; in the first run
- * Tidemark goes first, so that its peak of memory is its own.
+ * Whole cycles against a store, each with its yardstick in the same run. Every run has a fresh vault under a prefix of its own and a
+ * fresh state folder. From the second run on Tidemark and its yardstick take turns in going first, so that neither always meets the
+ * younger store; in the first run Tidemark goes first, so that its peak of memory is its own.
  */
 import { randomUUID } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { MaterializeSummary, ReplicateSummary, Sink } from "../engine/index.ts";
-import { FileVolume, TidemarkError, Vault } from "../engine/index.ts";
-import { contentHash, copySparsely, granuleBytes, type ImageFacts, imageFacts, scatterWrites } from "./image.ts";
+import { FileVolume, granuleBytes, TidemarkError, Vault } from "../engine/index.ts";
+import { contentHash, copySparsely, type ImageFacts, imageFacts, scatterWrites } from "./image.ts";
 import { peakRssBytes } from "./machine.ts";
 import { NestedSink } from "./nested-sink.ts";
 import type { BenchConfig, PeerStep } from "./options.ts";

@@ -1,6 +1,6 @@
 /**
- * A store that takes pages at no cost and forgets them: what is left of a cycle is Tidemark's own work. Plain objects are kept in memory, and of
- * pages how far they were written, because a cycle asks for that before it commits.
+ * A store that takes pages at no cost and forgets them: what is left of a cycle is Tidemark's own work. Plain objects are kept in
+ * memory, and of pages how far they were written, because a cycle asks for that before it commits.
  */
 import type { CallOptions, ListedObject, PagesStat } from "../engine/index.ts";
 import { TidemarkError } from "../engine/index.ts";

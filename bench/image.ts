@@ -5,9 +5,7 @@
 import { createHash } from "node:crypto";
 import { type FileHandle, open } from "node:fs/promises";
 import type { Extent } from "../engine/index.ts";
-import { FileVolume, throwIfAborted } from "../engine/index.ts";
-
-export const granuleBytes = 4096;
+import { FileVolume, granuleBytes, throwIfAborted } from "../engine/index.ts";
 
 /** The unit of the yardsticks: as much as one page write carries. */
 export const rangeBytes: number = 4 * 1024 * 1024;
@@ -27,8 +25,8 @@ export async function imageFacts(volume: FileVolume): Promise<ImageFacts> {
 }
 
 /**
- * The parts of a volume that may hold data, as runs of whole units of `unitBytes` (the last may be cut short by the volume's end), ascending,
- * disjoint, none longer than `runBytesMax`, none across a multiple of it.
+ * The parts of a volume that may hold data, as runs of whole units of `unitBytes` (the last may be cut short by the volume's end),
+ * ascending, disjoint, none longer than `runBytesMax`, none across a multiple of it.
  */
 export async function* allocatedRuns(volume: FileVolume, unitBytes: number, runBytesMax: number): AsyncGenerator<Extent, void> {
   const sizeBytes = await volume.sizeBytes();
@@ -62,8 +60,8 @@ export function allZero(bytes: Buffer): boolean {
 const zeros = Buffer.alloc(rangeBytes);
 
 /**
- * SHA-256 over size, and offset and bytes of every 64 KiB block that is not zero: the same for all images that hold the same, whatever their holes. Reading
- * everything also leaves the image in the system's cache, where every step that is measured finds it.
+ * SHA-256 over size, and offset and bytes of every 64 KiB block that is not zero: the same for all images that hold the same, whatever
+ * their holes. Reading everything also leaves the image in the system's cache, where every step that is measured finds it.
  */
 export async function contentHash(path: string, signal: AbortSignal | undefined): Promise<string> {
   const blockBytes = 65_536;
@@ -109,8 +107,8 @@ export async function copySparsely(from: string, to: string, signal: AbortSignal
 }
 
 /**
- * Overwrites `count` granules at random places, and makes that durable. Of each granule every other KiB is incompressible, and the rest repeats
- * the number of the write. Returns how many distinct granules it hit.
+ * Overwrites `count` granules at random places, and makes that durable. Of each granule every other KiB is incompressible, and the rest
+ * repeats the number of the write. Returns how many distinct granules it hit.
  */
 export async function scatterWrites(path: string, count: number, seed: number, signal: AbortSignal | undefined): Promise<number> {
   const file = await open(path, "r+");

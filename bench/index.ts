@@ -1,6 +1,6 @@
 /**
- * The benchmarks: what Tidemark costs on this machine, each figure with the yardstick that it has to be read against, measured in the same run. The command
- * line runs them on real disks, the tests on a small one, so that they cannot rot.
+ * The benchmarks: what Tidemark costs on this machine, each figure with the yardstick that it has to be read against, measured in the
+ * same run. The command line runs them on real disks, the tests on a small one, so that they cannot rot.
  *
  *     kernels    the inner loops, bare                            how fast could it be here
  *     pipeline   a cycle into a sink that discards                what of that the engine makes use of
@@ -16,13 +16,10 @@ import { resolveOptions } from "./options.ts";
 import { benchPipeline } from "./pipeline.ts";
 import { type BenchReport, type CaseOutcome, isMet } from "./report.ts";
 
-export type { ImageFacts } from "./image.ts";
-export type { MachineFacts } from "./machine.ts";
 export type { BenchKind, BenchOptions, BenchProgress } from "./options.ts";
 export { benchKinds } from "./options.ts";
-export type { BenchReport, Mark } from "./report.ts";
+export type { BenchReport } from "./report.ts";
 export { formatBench } from "./report.ts";
-export type { Step, StepRole } from "./steps.ts";
 
 /**
  * Runs one case and reports it. Errors: INVALID_ARGUMENT, INTERRUPTED, DAMAGED (what was brought back is not what was replicated), and

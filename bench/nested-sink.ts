@@ -1,6 +1,6 @@
 /**
- * A store within a store: everything lies under a prefix of its own. So each run has a fresh vault in whatever container it is given, nothing that
- * was there before is touched, and what was written can be found again and removed.
+ * A store within a store: everything lies under a prefix of its own. So each run has a fresh vault in whatever container it is given,
+ * nothing that was there before is touched, and what was written can be found again and removed.
  */
 import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
 

@@ -24,7 +24,10 @@ export interface BenchOptions {
   readonly image?: string | undefined;
   /** How often each step is measured, 1 to 100; medians are reported. Default: 1. */
   readonly runs?: number | undefined;
-  /** NDJSON with what peers needed for the same image on the same machine: {"peer":"…","step":"first-backup|scattered-backup|restore","seconds":…}. */
+  /**
+   * NDJSON with what peers needed for the same image on the same machine:
+   * {"peer":"…","step":"first-backup|scattered-backup|restore","seconds":…}.
+   */
   readonly peerFile?: string | undefined;
   /** `initial`: bring the point back and compare it with the image. Default: false. `restore` always does. */
   readonly check?: boolean | undefined;
@@ -41,8 +44,8 @@ export interface BenchOptions {
   /** Entries that the dedup index is measured with. Default: 1,048,576, which is far beyond a processor's own cache. */
   readonly indexEntries?: number | undefined;
   /**
-   * Opens the store for `initial`, `scattered` and `restore`; called once, before any clock starts. The benchmark works under a prefix of its own in
-   * that store, removes what it wrote and disposes of the sink.
+   * Opens the store for `initial`, `scattered` and `restore`; called once, before any clock starts. The benchmark works under a prefix
+   * of its own in that store, removes what it wrote and disposes of the sink.
    */
   readonly openVaultSink: () => Promise<Sink>;
   /** Images, copies and local state go into a new folder in this one, which is removed at the end. */

@@ -1,23 +1,24 @@
 /**
- * How much of the machine the pipeline turns into work. A whole first cycle goes into a sink that discards, and is held against the sum of its bare
- * kernels over the same blocks, divided by the worker threads: what a pipeline would need that did nothing but hash and compress.
+ * How much of the machine the pipeline turns into work. A whole first cycle goes into a sink that discards, and is held against the sum
+ * of its bare kernels over the same blocks, divided by the worker threads: what a pipeline would need that did nothing but hash and
+ * compress.
  */
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { DedupIndex, FileVolume, loadKernels, throwIfAborted, Vault } from "../engine/index.ts";
+import type { ReplicateSummary } from "../engine/index.ts";
+import { type ChunkPlace, DedupIndex, FileVolume, granuleBytes, openKernels, throwIfAborted, Vault } from "../engine/index.ts";
 import { DiscardingSink } from "./discarding-sink.ts";
-import { allocatedRuns, contentHash, granuleBytes, imageFacts } from "./image.ts";
+import { allocatedRuns, contentHash, imageFacts } from "./image.ts";
 import { peakRssBytes } from "./machine.ts";
 import type { BenchConfig } from "./options.ts";
 import type { CaseOutcome } from "./report.ts";
 import { StepLog } from "./steps.ts";
 
-/** The blocks of a vault that is created without wishes. */
-const blockBytes = 65_536;
-const blockGranules: number = blockBytes / granuleBytes;
-const runBytes: number = 2 * 1024 * 1024;
+/** As much as is read, and worked through kernel by kernel, at a time. */
+const windowBytes: number = 4 * 1024 * 1024;
 const cycleStep = "cycle into a sink that discards";
-const kernelSteps = { zero: "zero test", fingerprint: "fingerprint", digest: "digest", lz4: "LZ4" } as const;
+const boundStep = "bound: sum of kernels / workers";
+const kernelNames = ["fingerprint", "digest", "LZ4"] as const;
 
 export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
   const log = new StepLog(config);
@@ -26,20 +27,18 @@ export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
   const volume = await FileVolume.open(config.image);
   try {
     const counts: Record<string, number> = { workers: config.workers };
-    const boundsMs: number[] = [];
     let peakBytes = 0;
     for (let run = 0; run < config.runs; run += 1) {
-      Object.assign(counts, await cycle(config, volume, log, run));
+      const { blockBytes, ...counted } = await cycle(config, volume, log, run);
+      Object.assign(counts, { blockBytes, ...counted });
       if (run === 0) peakBytes = peakRssBytes();
       config.begin("bare kernels", run);
-      const bare = await runKernels(volume, config.signal);
-      for (const kernel of ["zero", "fingerprint", "digest", "lz4"] as const) {
-        log.add(kernelSteps[kernel], { role: "kernel", unit: "bytes" }, bare[kernel].bytes, bare[kernel].elapsedMs);
-      }
-      boundsMs.push((bare.zero.elapsedMs + bare.fingerprint.elapsedMs + bare.digest.elapsedMs + bare.lz4.elapsedMs) / config.workers);
-      log.add("bound: sum of kernels / workers", { role: "yardstick", unit: "bytes" }, bare.zero.bytes, boundsMs.at(-1) ?? 0);
+      const bare = await runKernels(volume, blockBytes, config.signal);
+      for (const name of kernelNames) log.add(name, { role: "kernel", unit: "bytes" }, bare[name].bytes, bare[name].elapsedMs);
+      const sumMs = kernelNames.reduce((sum, name) => sum + bare[name].elapsedMs, 0);
+      log.add(boundStep, { role: "yardstick", unit: "bytes" }, bare.fingerprint.bytes, sumMs / config.workers);
     }
-    const reached = log.medianMs("bound: sum of kernels / workers") / log.medianMs(cycleStep);
+    const reached = log.medianMs(boundStep) / log.medianMs(cycleStep);
     return {
       image: await imageFacts(volume),
       steps: log.steps(),
@@ -53,33 +52,35 @@ export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
   }
 }
 
-async function cycle(config: BenchConfig, volume: FileVolume, log: StepLog, run: number): Promise<Record<string, number>> {
+/** One cycle in a fresh vault that is made without wishes. */
+async function cycle(
+  config: BenchConfig,
+  volume: FileVolume,
+  log: StepLog,
+  run: number,
+): Promise<Record<string, number> & { blockBytes: number }> {
   const stateFolder = join(config.temporaryFolder, `state-${run}`);
   const sink = new DiscardingSink();
-  const summary = await log.time(
+  const replicate = async (): Promise<{ summary: ReplicateSummary; blockBytes: number }> => {
+    const vault = await Vault.create(sink, { stateFolder, workers: config.workers, lanes: config.lanes, signal: config.signal });
+    try {
+      const summary = await vault.replicate({ disk: "bench", volume, signal: config.signal });
+      return { summary, blockBytes: (await vault.summary()).blockBytes };
+    } finally {
+      await vault.close();
+    }
+  };
+  const { summary, blockBytes } = await log.time(
     cycleStep,
     { role: "tidemark", unit: "bytes" },
     run,
-    async () => {
-      const vault = await Vault.create(sink, {
-        stateFolder,
-        blockBytes,
-        workers: config.workers,
-        lanes: config.lanes,
-        signal: config.signal,
-      });
-      try {
-        return await vault.replicate({ disk: "bench", volume, signal: config.signal });
-      } finally {
-        await vault.close();
-      }
-    },
-    ({ scannedBytes }) => scannedBytes,
+    replicate,
+    (done) => done.summary.scannedBytes,
   );
   await sink[Symbol.asyncDispose]();
   await rm(stateFolder, { recursive: true, force: true });
   const { scannedBytes, changedBytes, dedupedBytes, newBytes, storedBytes } = summary;
-  return { scannedBytes, changedBytes, dedupedBytes, newBytes, storedBytes, discardedBytes: sink.discardedBytes };
+  return { blockBytes, scannedBytes, changedBytes, dedupedBytes, newBytes, storedBytes, discardedBytes: sink.discardedBytes };
 }
 
 /** What one kernel did, and in which time. */
@@ -88,54 +89,40 @@ interface Work {
   elapsedMs: number;
 }
 
-type BareKernels = Readonly<Record<keyof typeof kernelSteps, Work>>;
+type BareKernels = Readonly<Record<(typeof kernelNames)[number], Work>>;
 
 /**
- * The work of a first cycle without the cycle, on one thread: every granule tested for zeros and, unless it is, given a fingerprint; every block cut into
- * chunks by the rule of the scan and digested; every chunk that is new compressed, if it looks as if it could be. Reading is not counted.
+ * The work of a first cycle without the cycle, on one thread: every granule outside holes fingerprinted, which finds the zeros; every
+ * block cut into chunks by the rule of the scan and digested; every chunk that is new compressed, if it looks as if it could be.
+ * Reading is not counted, nor is looking up what is known.
  */
-async function runKernels(volume: FileVolume, signal: AbortSignal | undefined): Promise<BareKernels> {
-  const { createDigest, createFingerprint, isZero, looksIncompressible, Lz4 } = await loadKernels();
-  const digest = await createDigest("blake3", Buffer.alloc(32, 1));
-  const fingerprint = await createFingerprint([1, 2]);
-  const lz4 = new Lz4();
+async function runKernels(volume: FileVolume, blockBytes: number, signal: AbortSignal | undefined): Promise<BareKernels> {
+  const kernels = await openKernels(windowBytes);
+  const { data, prints } = kernels;
+  const lz4 = new kernels.Lz4();
   const known = new DedupIndex(256 * 1024 * 1024);
-  const place = { segment: 0, offset: 0, storedWord: 0 };
-  const buffer = Buffer.alloc(runBytes);
-  const out = Buffer.alloc(runBytes);
-  const zeros = Buffer.alloc(granuleBytes);
-  const isData = new Uint8Array(runBytes / granuleBytes);
-  const prints = new Uint8Array(isData.length * 16);
-  const digests = new Uint8Array(isData.length * 16);
+  const place: ChunkPlace = { segment: 0, offset: 0, storedWord: 0 };
+  const printWords = new Uint32Array(prints.buffer, prints.byteOffset, prints.length / 4);
+  const digests = new Uint8Array((windowBytes / granuleBytes) * 16);
   const digestWords = new Uint32Array(digests.buffer);
+  const out = Buffer.alloc(blockBytes);
   const work: BareKernels = {
-    zero: { bytes: 0, elapsedMs: 0 },
     fingerprint: { bytes: 0, elapsedMs: 0 },
     digest: { bytes: 0, elapsedMs: 0 },
-    lz4: { bytes: 0, elapsedMs: 0 },
+    LZ4: { bytes: 0, elapsedMs: 0 },
   };
-  for await (const { offset, length } of allocatedRuns(volume, blockBytes, runBytes)) {
+  const sizeBytes = await volume.sizeBytes();
+  for await (const window of readWindows(volume, data)) {
     throwIfAborted(signal);
-    await volume.read(offset, buffer.subarray(0, length));
-    const granules = Math.ceil(length / granuleBytes);
-    buffer.fill(0, length, granules * granuleBytes);
-
-    const zeroFrom = performance.now();
-    let dataGranules = 0;
-    for (let granule = 0; granule < granules; granule += 1) {
-      const data = !isZero(buffer.subarray(granule * granuleBytes, (granule + 1) * granuleBytes), zeros);
-      isData[granule] = data ? 1 : 0;
-      if (data) dataGranules += 1;
-    }
+    prints.fill(0);
     const printFrom = performance.now();
-    for (let granule = 0; granule < granules; granule += 1) {
-      if (isData[granule] === 1) fingerprint(buffer.subarray(granule * granuleBytes, (granule + 1) * granuleBytes), prints, granule * 16);
-    }
+    for (const { start, end } of window.runs) kernels.fingerprint(start, end);
     const cutFrom = performance.now();
-    const chunks = cutChunks(isData, granules);
+    const chunks = cutChunks(printWords, window, sizeBytes, blockBytes);
     const digestFrom = performance.now();
-    for (const [index, { start, end }] of chunks.entries()) {
-      digest(buffer.subarray(start * granuleBytes, end * granuleBytes), digests, index * 16);
+    for (let index = 0; index < chunks.length; index += 1) {
+      const chunk = chunks[index];
+      if (chunk !== undefined) kernels.digest(chunk.start, chunk.end, digests, index * 16);
     }
     const lookFrom = performance.now();
     const fresh = chunks.filter((_, index) => {
@@ -145,41 +132,68 @@ async function runKernels(volume: FileVolume, signal: AbortSignal | undefined): 
     });
     const packFrom = performance.now();
     for (const { start, end } of fresh) {
-      const plain = buffer.subarray(start * granuleBytes, end * granuleBytes);
-      if (!looksIncompressible(plain)) lz4.compress(plain, out, 0);
+      const plain = data.subarray(start * granuleBytes, end * granuleBytes);
+      if (!kernels.looksIncompressible(plain)) lz4.compress(plain, out, 0);
     }
     const packedAt = performance.now();
-
-    add(work.zero, granules * granuleBytes, printFrom - zeroFrom);
-    add(work.fingerprint, dataGranules * granuleBytes, cutFrom - printFrom);
+    add(work.fingerprint, window.readBytes, cutFrom - printFrom);
     add(work.digest, bytesOf(chunks), lookFrom - digestFrom);
-    add(work.lz4, bytesOf(fresh), packedAt - packFrom);
+    add(work.LZ4, bytesOf(fresh), packedAt - packFrom);
   }
   return work;
 }
 
-interface Chunk {
+/** A run of granules, counted from the beginning of a window. */
+interface Run {
   readonly start: number;
   readonly end: number;
 }
 
-/** The scan's rule for a first point: a block of which more than half holds data is one chunk, any other gives the runs of its data. */
-function cutChunks(isData: Uint8Array, granules: number): Chunk[] {
-  const chunks: Chunk[] = [];
-  for (let from = 0; from < granules; from += blockGranules) {
-    const end = Math.min(from + blockGranules, granules);
-    const held = isData.subarray(from, end).reduce((sum, data) => sum + data, 0);
-    if (held * 2 > end - from) {
-      chunks.push({ start: from, end });
-      continue;
+/** A window of the volume that holds something, read to `data`: zeros where it has holes, and the runs of granules outside them. */
+interface Window {
+  readonly offset: number;
+  readonly runs: Run[];
+  readBytes: number;
+}
+
+async function* readWindows(volume: FileVolume, data: Buffer): AsyncGenerator<Window, void> {
+  let window: Window = { offset: 0, runs: [], readBytes: 0 };
+  data.fill(0);
+  for await (const { offset, length } of allocatedRuns(volume, granuleBytes, windowBytes)) {
+    if (offset >= window.offset + windowBytes) {
+      if (window.runs.length > 0) yield window;
+      window = { offset: offset - (offset % windowBytes), runs: [], readBytes: 0 };
+      data.fill(0);
     }
+    const at = offset - window.offset;
+    await volume.read(offset, data.subarray(at, at + length));
+    window.runs.push({ start: at / granuleBytes, end: Math.ceil((at + length) / granuleBytes) });
+    window.readBytes += length;
+  }
+  if (window.runs.length > 0) yield window;
+}
+
+/**
+ * The scan's rule for a first point: a block of which more than half holds data is one chunk, any other gives the runs of its data. A
+ * block that the volume's end cuts short is as long as what is left of it.
+ */
+function cutChunks(prints: Uint32Array, window: Window, sizeBytes: number, blockBytes: number): Run[] {
+  const chunks: Run[] = [];
+  const holdsData = (granule: number): boolean => prints.subarray(granule * 4, granule * 4 + 4).some((word) => word !== 0);
+  const granulesMax = Math.min(windowBytes / granuleBytes, Math.ceil((sizeBytes - window.offset) / granuleBytes));
+  for (let from = 0; from < granulesMax; from += blockBytes / granuleBytes) {
+    const end = Math.min(from + blockBytes / granuleBytes, granulesMax);
+    const runs: Run[] = [];
     for (let start = from; start < end; start += 1) {
-      if (isData[start] !== 1) continue;
-      let runEnd = start + 1;
-      while (runEnd < end && isData[runEnd] === 1) runEnd += 1;
-      chunks.push({ start, end: runEnd });
-      start = runEnd;
+      if (!holdsData(start)) continue;
+      let stop = start + 1;
+      while (stop < end && holdsData(stop)) stop += 1;
+      runs.push({ start, end: stop });
+      start = stop;
     }
+    const held = runs.reduce((sum, { start, end: stop }) => sum + stop - start, 0);
+    if (held * 2 > end - from) chunks.push({ start: from, end });
+    else chunks.push(...runs);
   }
   return chunks;
 }
@@ -189,6 +203,6 @@ function add(work: Work, bytes: number, elapsedMs: number): void {
   work.elapsedMs += elapsedMs;
 }
 
-function bytesOf(chunks: readonly Chunk[]): number {
+function bytesOf(chunks: readonly Run[]): number {
   return chunks.reduce((sum, { start, end }) => sum + (end - start) * granuleBytes, 0);
 }

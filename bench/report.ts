@@ -68,7 +68,7 @@ export function formatBench(report: BenchReport): string {
     ...formatMarks(report),
     "",
     ...Object.entries(report.counts).map(([name, value]) =>
-      pair(name, name.endsWith("Bytes") ? `${size(value)}  ${value}` : figure(value)),
+      pair(name, /^bytes|Bytes$/.test(name) ? `${size(value)}  ${value}` : figure(value)),
     ),
     pair("peakRssBytes", `${size(report.peakRssBytes)}  ${report.peakRssBytes}`),
     ...Object.entries(report.hashes).map(([name, hash]) => pair(`SHA-256 of ${name}`, hash.slice(0, 32))),
@@ -92,7 +92,8 @@ function formatMarks({ marks }: BenchReport): string[] {
         mark.unit === "bytes" ? size(value) : `${figure(value)} ${mark.unit}`.trim(),
       );
       const sign = mark.relation === "at least" ? "≥" : "≤";
-      return `${clip(mark.name, 42).padEnd(42)}${(reached ?? "").padStart(14)}${`${sign} ${wanted ?? ""}`.padStart(14)}  ${mark.met ? "yes" : "NO"}`;
+      const figures = `${(reached ?? "").padStart(14)}${`${sign} ${wanted ?? ""}`.padStart(14)}`;
+      return `${clip(mark.name, 42).padEnd(42)}${figures}  ${mark.met ? "yes" : "NO"}`;
     }),
   ];
 }

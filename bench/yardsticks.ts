@@ -76,7 +76,10 @@ async function* rangesOf(segments: readonly StoredPages[]): AsyncGenerator<{ nam
   }
 }
 
-/** Works through `items`, one per lane at a time, each lane with a buffer of 4 MiB. After a failure the other lanes finish what they have. */
+/**
+ * Works through `items`, one per lane at a time, each lane with a buffer of 4 MiB. After a failure the other lanes finish what they
+ * have.
+ */
 async function inLanes<Item>(
   items: AsyncGenerator<Item, void>,
   signal: AbortSignal | undefined,

@@ -10,7 +10,7 @@ import { createReadStream } from "node:fs";
 import { copyFile, type FileHandle, lstat, mkdir, open, readdir, readFile, rm, stat, truncate } from "node:fs/promises";
 import { delimiter, dirname, join, relative, resolve } from "node:path";
 import { promisify } from "node:util";
-import { type Extent, FileVolume, interrupted, systemCode, throwIfAborted, TidemarkError } from "../engine/index.ts";
+import { type Extent, FileVolume, interrupted, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
 import type { Environment } from "./settings.ts";
 
 const kibibyte = 1024;
@@ -20,6 +20,8 @@ const granuleBytes = 4 * kibibyte;
 /** Room for files: enough for rates that mean something, little enough for a minute on a slow machine. */
 const filesBytesMax = 192 * mebibyte;
 const filesMax = 9_000;
+/** Many tiny files take long to copy and fill blocks with little else than padding. */
+const fileBytesMin = 2 * kibibyte;
 const fileBytesMax = 16 * mebibyte;
 /** The disk is half as large again as its files, as disks are. */
 const spareShare = 1.5;
@@ -69,9 +71,13 @@ export async function copyDisk(image: string, folder: string, signal: AbortSigna
   try {
     const volumeBytes = await source.sizeBytes();
     if (volumeBytes < demoBytesMin) {
-      throw new TidemarkError("INVALID_ARGUMENT", `the image ${image} has ${volumeBytes} bytes, which is too little to change and compare`, {
-        remedy: "name an image of at least 1 MiB, or leave --image out",
-      });
+      throw new TidemarkError(
+        "INVALID_ARGUMENT",
+        `the image ${image} has ${volumeBytes} bytes, which is too little to change and compare`,
+        {
+          remedy: "name an image of at least 1 MiB, or leave --image out",
+        },
+      );
     }
     const copy = await open(path, "wx");
     try {
@@ -108,9 +114,10 @@ export async function overwriteAndDelete(disk: DemoDisk, seed: number): Promise<
 /** Copies a range to another place of the disk, for deduplication to find, and overwrites some more. */
 export async function copyAndOverwrite(disk: DemoDisk, seed: number): Promise<string> {
   return await changed(disk, async (file, data) => {
-    const length = rangeLength(changes.copiedBytesMax, disk.volumeBytes);
+    const from = data.longest();
+    const length = rangeLength(Math.min(changes.copiedBytesMax, from.length / 2), disk.volumeBytes);
     const bytes = Buffer.alloc(length);
-    await file.read(bytes, 0, length, rangeStart(data.offsetAt(0.6), length, disk.volumeBytes));
+    await file.read(bytes, 0, length, rangeStart(from.offset + from.length / 2, length, disk.volumeBytes));
     // The end of a disk is where free space is, as a rule.
     await writeAll(file, bytes, rangeStart(disk.volumeBytes, length, disk.volumeBytes));
     const writes = await overwrite(file, data, disk.volumeBytes, seed, changes.writesMax / 4);
@@ -156,7 +163,7 @@ async function* walk(folder: string): AsyncGenerator<Omit<FoundFile, "name">> {
     if (entry.isDirectory() && entry.name !== ".git") yield* walk(path);
     if (!entry.isFile()) continue;
     const sizeBytes = (await unlessUnreadable(lstat(path)))?.size ?? 0;
-    if (sizeBytes > 0 && sizeBytes <= fileBytesMax) yield { path, sizeBytes };
+    if (sizeBytes >= fileBytesMin && sizeBytes <= fileBytesMax) yield { path, sizeBytes };
   }
 }
 
@@ -245,6 +252,11 @@ class DataMap {
   constructor(extents: readonly Extent[]) {
     this.#extents = extents;
     this.#dataBytes = extents.reduce((sum, { length }) => sum + length, 0);
+  }
+
+  /** The longest stretch of data: its second half is file content rather than the tables of the file system. */
+  longest(): Extent {
+    return this.#extents.reduce((longest, extent) => (extent.length > longest.length ? extent : longest), { offset: 0, length: 0 });
   }
 
   /** The offset at which `share` (0 to 1) of the disk's data lies before. */

@@ -1,8 +1,9 @@
 /**
  * From an error to what a user and a script see of it: one line with a remedy, and an exit code. The codes are a contract.
  */
+import { inspect } from "node:util";
 import type { CommanderError } from "commander";
-import { type ErrorCode, TidemarkError } from "../engine/index.ts";
+import { type ErrorCode, type ErrorDetail, TidemarkError } from "../engine/index.ts";
 
 export const exitCodes = {
   done: 0,
@@ -20,7 +21,7 @@ export interface ErrorReport {
   readonly code: ErrorCode;
   readonly message: string;
   readonly remedy: string;
-  readonly detail?: TidemarkError["detail"];
+  readonly detail?: ErrorDetail;
 }
 
 export function exitCodeOf(error: unknown): number {
@@ -54,7 +55,7 @@ export function errorReport(error: unknown): ErrorReport {
       code,
       message: withoutSecrets(message),
       remedy: withoutSecrets(error.remedy ?? "run the command again with --debug to see where it failed"),
-      ...(Object.keys(detail).length > 0 ? { detail } : {}),
+      ...(Object.keys(detail).length > 0 ? { detail: maskedDetail(detail) } : {}),
     };
   }
   return {
@@ -64,24 +65,29 @@ export function errorReport(error: unknown): ErrorReport {
   };
 }
 
+function maskedDetail(detail: ErrorDetail): ErrorDetail {
+  return Object.fromEntries(
+    Object.entries(detail).map(([name, value]) => [name, typeof value === "string" ? withoutSecrets(value) : value]),
+  );
+}
+
 /** The stacks of an error and of what caused it. */
 export function errorStacks(error: unknown): string {
   const stacks: string[] = [];
   for (let cause: unknown = error; cause !== undefined && stacks.length < 10; cause = cause instanceof Error ? cause.cause : undefined) {
-    stacks.push(cause instanceof Error ? (cause.stack ?? cause.message) : String(cause));
+    stacks.push(cause instanceof Error ? (cause.stack ?? cause.message) : inspect(cause));
   }
   return withoutSecrets(stacks.join("\ncaused by "));
 }
 
-/** Words that cannot be parsed, as an error like every other. */
-export function wrongUse(error: CommanderError): TidemarkError {
+/** Words that `command` cannot parse, as an error like every other. */
+export function wrongUse(error: CommanderError, command: string): TidemarkError {
   const [first = "", ...rest] = error.message.replace(/^error: /, "").split("\n");
-  const suggestion = /\((Did you mean .*\?)\)/i.exec(rest.join(" "))?.[1];
-  if (error.code === "commander.help") {
-    return new TidemarkError("INVALID_ARGUMENT", "a command is missing", { remedy: "`tidemark --help` shows the commands" });
-  }
-  return new TidemarkError("INVALID_ARGUMENT", first.replace(/\.$/, ""), {
-    remedy: suggestion === undefined ? "add --help to see what the command takes" : suggestion.replace(/^D/, "d"),
+  const suggestion = /\(Did you mean (.*)\?\)/i.exec(rest.join(" "))?.[1];
+  const help = `\`${command} --help\` shows what it takes`;
+  const message = error.code === "commander.help" ? `${command} needs a command` : first.replace(/\.$/, "");
+  return new TidemarkError("INVALID_ARGUMENT", message, {
+    remedy: suggestion === undefined ? help : `did you mean ${suggestion}? ${help}`,
   });
 }
 

@@ -2,6 +2,7 @@
  * ^C and its relatives. The first signal aborts the command, which then comes to rest by itself: what it had open is closed, nothing half is
  * left. Should that take too long, and at the second signal, the process ends at once; the formats are made for that too.
  */
+import { setMaxListeners } from "node:events";
 import process from "node:process";
 import { TidemarkError } from "../engine/index.ts";
 import { exitCodes } from "./errors.ts";
@@ -19,6 +20,8 @@ export class Interruption implements Disposable {
 
   private constructor(tell: (error: TidemarkError) => void) {
     this.#tell = tell;
+    // Everything that a command has in flight listens to this one signal; that is no leak, and Node would warn of one.
+    setMaxListeners(0, this.#abort.signal);
     for (const name of signals) process.on(name, this.#onSignal);
   }
 

@@ -20,6 +20,8 @@ export interface Output {
   /** One of many results. `text` is for people, who get nothing when it is left out; else `fields` are printed as they are. */
   item(type: string, fields: object, text?: string): void;
   progress(progress: Progress): void;
+  /** Progress of another kind: the beginning of a step. */
+  step(fields: object, text: string): void;
   notice(notice: Notice): void;
   /** The result, last. */
   summary(command: string, fields: object, text: string): void;
@@ -58,6 +60,10 @@ class HumanOutput implements Output {
 
   progress(progress: Progress): void {
     this.#line?.draw(progress);
+  }
+
+  step(_fields: object, text: string): void {
+    this.#line?.show(text);
   }
 
   notice({ message }: Notice): void {
@@ -111,6 +117,10 @@ class JsonOutput implements Output {
     if (atMs < this.#nextProgressAtMs) return;
     this.#nextProgressAtMs = atMs + jsonProgressEveryMs;
     this.#line({ type: "progress", ...progress });
+  }
+
+  step(fields: object): void {
+    this.#line({ type: "progress", ...fields });
   }
 
   notice({ code, message }: Notice): void {

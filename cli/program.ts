@@ -29,10 +29,10 @@ export async function runCommandLine(words: readonly string[], environment: Envi
     await createProgram(context).parseAsync(words, { from: "user" });
     return context.exitCode;
   } catch (error) {
-    if (error instanceof CommanderError && error.exitCode === 0) return exitCodes.done;
-    const told = error instanceof CommanderError ? wrongUse(error) : error;
-    output.error(told);
-    return exitCodeOf(told);
+    // Help and version have been printed.
+    if (error instanceof CommanderError) return exitCodes.done;
+    output.error(error);
+    return exitCodeOf(error);
   } finally {
     interruption[Symbol.dispose]();
     await output.close();
@@ -40,45 +40,67 @@ export async function runCommandLine(words: readonly string[], environment: Envi
 }
 
 function createProgram(context: CommandContext): Command {
-  const { output } = context;
+  const { output, environment } = context;
   const program = new Command("tidemark")
     .description("Replicates disks into a vault as recovery points, incrementally and deduplicated, and brings any point back bit for bit.")
     .version(tidemarkVersion, "-V, --version", "print the version")
     .option("--json", "print one JSON object a line (env: TIDEMARK_JSON=1)")
     .option("--debug", "print stack traces with errors (env: TIDEMARK_DEBUG=1)")
-    .helpOption("-h, --help", "print this help")
-    .helpCommand(false)
     .addHelpText(
       "after",
       `
 Vaults:
-  azurite:DIR                  an Azurite of our own, its data in DIR, started and stopped with us
-  dir:DIR                      a plain folder
-  https://…/CONTAINER[?SAS]    a container of Azure Storage, or of any Azurite over http
-  memory:                      gone when the program ends; for tests
+  azurite:DIR                an Azurite of our own, its data in DIR
+  dir:DIR                    a plain folder
+  https://…/CONTAINER[?SAS]  a container of Azure Storage (http for an Azurite)
+  memory:                    gone when the program ends; for tests
 
 ${environmentHelp}
 Exit codes:
-  0 done · 1 failed · 2 wrong use · 3 damage found · 10 no such vault, disk or point
-  11 another writer is active · 12 access refused · 130 interrupted
+  0 done · 1 failed · 2 wrong use · 3 damage found · 130 interrupted
+  10 no such vault, disk or point · 11 another writer · 12 access refused
 
 Examples:
   $ tidemark demo
-  $ tidemark replicate web.img --disk web --vault azurite:/srv/vault
-  $ tidemark points list --disk web --vault azurite:/srv/vault
-  $ tidemark materialize --disk web --point latest --to back.img --vault azurite:/srv/vault`,
+  $ export TIDEMARK_VAULT=azurite:/srv/vault
+  $ tidemark replicate web.img --disk web
+  $ tidemark points list --disk web
+  $ tidemark materialize --disk web --point latest --to back.img`,
     );
-  const commands = [demoCommand, vaultCommand, replicateCommand, disksCommand, pointsCommand, materializeCommand, verifyCommand, benchCommand];
+  const commands = [
+    demoCommand,
+    vaultCommand,
+    replicateCommand,
+    disksCommand,
+    pointsCommand,
+    materializeCommand,
+    verifyCommand,
+    benchCommand,
+  ];
   for (const command of commands) program.addCommand(command(context));
   for (const command of withSubcommands(program)) {
+    // A variable that is set to nothing counts as not set.
+    for (const option of command.options) if (option.envVar !== undefined && environment[option.envVar] === "") delete option.envVar;
     command
-      .exitOverride()
-      .configureHelp({ showGlobalOptions: command !== program, helpWidth: output.columns })
+      .exitOverride((error) => {
+        throw error.exitCode === 0 ? error : wrongUse(error, nameOf(command));
+      })
+      .helpCommand(false)
+      .configureHelp({
+        helpWidth: output.columns,
+        showGlobalOptions: command !== program,
+        visibleGlobalOptions: () => program.options.filter(({ long }) => long !== "--version"),
+      })
       // What commander would print about an error comes to us as an exception, and is printed like every other.
       .configureOutput({ writeOut: (text) => output.help(text), writeErr: () => undefined, outputError: () => undefined })
       .helpOption("-h, --help", "print this help");
   }
   return program;
+}
+
+/** `tidemark points list` */
+function nameOf(command: Command): string {
+  return command.parent === null ? command.name() : `${nameOf(command.parent)} ${command.name()}`;
 }
 
 function withSubcommands(command: Command): readonly Command[] {

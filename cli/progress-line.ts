@@ -9,7 +9,8 @@ import { cut } from "./text.ts";
 
 /** The rate is that of the last few seconds: steady enough to read, quick enough to be true. */
 const windowMs = 5_000;
-/** An estimate from less than this is a guess. */
+/** A rate over less than this is noise, and an estimate from less than that a guess. */
+const rateAfterMs = 400;
 const estimateAfterMs = 1_000;
 
 const clearLine = "\r\u001b[K";
@@ -36,8 +37,13 @@ export class ProgressLine {
     this.#phase = progress.phase;
     this.#samples.push({ atMs, doneBytes: progress.doneBytes });
     while (this.#samples.length > 2 && atMs - (this.#samples[1]?.atMs ?? atMs) > windowMs) this.#samples.shift();
+    this.show(progressText(progress, this.#samples));
+  }
+
+  /** Shows any other text in the line. */
+  show(text: string): void {
     // A line that fills the last column would wrap and could not be rewritten.
-    this.#stream.write(clearLine + cut(progressText(progress, this.#samples), this.#stream.columns - 1));
+    this.#stream.write(clearLine + cut(text, this.#stream.columns - 1));
     this.#drawn = true;
   }
 
@@ -57,7 +63,7 @@ export function progressText(progress: Progress, samples: readonly Sample[]): st
   const elapsedMs = first === undefined || last === undefined ? 0 : last.atMs - first.atMs;
   const advancedBytes = first === undefined || last === undefined ? 0 : last.doneBytes - first.doneBytes;
   const parts = [`${phase.padEnd(11)} ${String(share).padStart(3)} %`, `${formatBytes(doneBytes)} of ${formatBytes(totalBytes)}`];
-  if (elapsedMs > 0) parts.push(formatRate(advancedBytes, elapsedMs));
+  if (elapsedMs >= rateAfterMs) parts.push(formatRate(advancedBytes, elapsedMs));
   parts.push(`${phase === "scan" || phase === "commit" ? "stored" : "read"} ${formatBytes(transferredBytes)}`);
   if (elapsedMs >= estimateAfterMs && advancedBytes > 0 && doneBytes < totalBytes) {
     parts.push(`${formatDuration(((totalBytes - doneBytes) / advancedBytes) * elapsedMs)} left`);

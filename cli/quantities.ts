@@ -2,7 +2,7 @@
 
 const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"] as const;
 
-/** `0 B`, `4.0 KiB`, `192 MiB`: two to four significant digits. */
+/** `0 B`, `64 KiB`, `8.6 MiB`, `192 MiB`: one decimal where it says something. */
 export function formatBytes(bytes: number): string {
   let value = bytes;
   let unit = 0;
@@ -10,7 +10,7 @@ export function formatBytes(bytes: number): string {
     value /= 1024;
     unit += 1;
   }
-  return `${unit === 0 || value >= 99.95 ? value.toFixed(0) : value.toFixed(1)} ${units[unit] ?? ""}`;
+  return `${Number.isInteger(value) || value >= 99.95 ? value.toFixed(0) : value.toFixed(1)} ${units[unit] ?? ""}`;
 }
 
 /** Always in MiB/s, so that rates can be compared at a glance. */
@@ -31,6 +31,11 @@ export function formatDuration(elapsedMs: number): string {
 /** `3,412` */
 export function formatCount(count: number): string {
   return count.toLocaleString("en-US");
+}
+
+/** `1 point`, `3 points` */
+export function formatNumberOf(count: number, noun: string): string {
+  return `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 /** `1.9 : 1`; `-` when nothing was stored. */

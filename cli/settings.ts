@@ -25,12 +25,12 @@ export interface VaultFlags {
 
 /** For `--help`. */
 export const environmentHelp = `Environment:
-  TIDEMARK_VAULT, TIDEMARK_STATE, TIDEMARK_WORKERS, TIDEMARK_LANES, TIDEMARK_JSON=1 and
-  TIDEMARK_DEBUG=1 stand for the flags; a flag goes before them. A SAS is safer in
-  TIDEMARK_VAULT than on the command line, which other users can see.
-  AZURE_STORAGE_CONNECTION_STRING or AZURE_STORAGE_KEY open a storage account; without
-  them and without a SAS, the identity of \`az login\`, the machine or the workload does.
-  HTTPS_PROXY, HTTP_PROXY and NO_PROXY are heeded. NO_COLOR switches colours off.
+  TIDEMARK_VAULT, TIDEMARK_STATE, TIDEMARK_WORKERS, TIDEMARK_LANES,
+  TIDEMARK_JSON=1 and TIDEMARK_DEBUG=1 stand for the flags; a flag goes first. A
+  SAS is safer in TIDEMARK_VAULT than in a command, which other users can see.
+  AZURE_STORAGE_CONNECTION_STRING or AZURE_STORAGE_KEY open a storage account;
+  without them and a SAS, the identity of the machine or of \`az login\` does.
+  HTTPS_PROXY, HTTP_PROXY and NO_PROXY are heeded. NO_COLOR: no colours.
 `;
 
 /** Whether to print JSON and stacks, found without parsing, so that it is known even when parsing fails. */
@@ -46,34 +46,33 @@ export function outputFlags(words: readonly string[], environment: Environment):
 /** Adds `--vault` and `--state`. */
 export function withVaultOptions(command: Command): Command {
   return command
-    .addOption(new Option("--vault <vault>", "where the vault is").env("TIDEMARK_VAULT").argParser(nonEmpty))
-    .addOption(
-      new Option("--state <dir>", "folder of local caches (default: tidemark in the XDG state folder)").env("TIDEMARK_STATE").argParser(nonEmpty),
-    );
+    .addOption(new Option("--vault <vault>", "where the vault is").env("TIDEMARK_VAULT"))
+    .addOption(new Option("--state <dir>", "local caches (default: ~/.local/state/tidemark)").env("TIDEMARK_STATE"));
 }
 
 /** Adds `--workers`, for commands that hash or compress. */
 export function withWorkersOption(command: Command): Command {
-  const workers = new Option("--workers <count>", "worker threads, 1 to 64 (default: one a core, at most 8)");
+  const workers = new Option("--workers <count>", "threads, 1 to 64 (default: one a core, up to 8)");
   return command.addOption(workers.env("TIDEMARK_WORKERS").argParser(wholeNumber));
 }
 
 /** Adds `--lanes`, for commands that write to the vault. */
 export function withLanesOption(command: Command): Command {
-  const lanes = new Option("--lanes <count>", "writes in flight plus one, 2 to 32 (default: 5)");
+  const lanes = new Option("--lanes <count>", "frames in the works, 2 to 32 (default: 5)");
   return command.addOption(lanes.env("TIDEMARK_LANES").argParser(wholeNumber));
 }
 
 /** The vault's address. Errors: INVALID_ARGUMENT when neither flag nor environment names it. */
 export function vaultAddress(flags: VaultFlags): string {
-  if (flags.vault !== undefined) return flags.vault;
+  const vault = said(flags.vault);
+  if (vault !== undefined) return vault;
   throw new TidemarkError("INVALID_ARGUMENT", "no vault is named", {
     remedy: "add `--vault azurite:DIR`, `dir:DIR` or a container's URL, or set TIDEMARK_VAULT",
   });
 }
 
 export function vaultOptions(flags: VaultFlags, environment: Environment, signal: AbortSignal): VaultOptions {
-  return { stateFolder: flags.state ?? stateFolderDefault(environment), workers: flags.workers, lanes: flags.lanes, signal };
+  return { stateFolder: said(flags.state) ?? stateFolderDefault(environment), workers: flags.workers, lanes: flags.lanes, signal };
 }
 
 /** Credentials and proxy for the vault at `address`. */
@@ -90,17 +89,12 @@ export function sinkOptions(address: string, environment: Environment, signal: A
 }
 
 /** A whole number from a flag. Its bounds are checked by what uses it. */
-export function wholeNumber(text: string): number | undefined {
-  if (text === "") return undefined;
+export function wholeNumber(text: string): number {
   if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError("It is not a whole number.");
   return Number(text);
 }
 
 /** A variable that is set to nothing counts as not set. */
-function nonEmpty(text: string): string | undefined {
-  return text === "" ? undefined : text;
-}
-
 function said(value: string | undefined): string | undefined {
   return value === "" ? undefined : value;
 }

@@ -27,10 +27,11 @@ export { hasCode, interrupted, systemCode, TidemarkError, throwIfAborted } from 
 export type { DigestName } from "./format/documents.ts";
 export { digestNames } from "./format/documents.ts";
 // For measurement: what a benchmark needs to call bare. No part of the API that is promised to embedders.
+export { blockBytesDefault, granuleBytes } from "./limits.ts";
 export { workersDefault } from "./pipeline/crew.ts";
 export type { ChunkPlace } from "./pipeline/dedup-index.ts";
 export { DedupIndex } from "./pipeline/dedup-index.ts";
-export { loadKernels, type MeasuredKernels } from "./pipeline/measurement.ts";
+export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
 
 export type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "./sink.ts";
 export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";

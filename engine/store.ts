@@ -60,6 +60,7 @@ export class Store {
         failure = error;
         if (hasCode(error, "OUTCOME_UNKNOWN")) continue;
         if (!hasCode(error, "OBJECT_EXISTS") || attempt === 0) throw error;
+        if ((await this.stat(name, options)).sizeBytes !== bytes.byteLength) throw error;
         const there = await this.get(name, bytes.byteLength, options);
         if (!sameBytes(there.bytes, bytes)) throw error;
         return there.etag;

@@ -271,7 +271,7 @@ function accessRemedy(code: string, thrown: RestError, store: StoreFacts): strin
 /** For AuthorizationFailure and its like, which Azure and Azurite give for several reasons. */
 const unspecificRemedies: Readonly<Record<StoreFacts["access"], string>> = {
   key: "check the account key; if it is right, the account's firewall may exclude this machine",
-  sas: "check that the SAS belongs to this container and has the permissions read, add, create, write, delete and list; the account's firewall may also exclude this machine",
+  sas: "check that the SAS is for this container and may read, add, create, write, delete and list; a firewall may also exclude this machine",
   token: "check that the identity has the role Storage Blob Data Contributor; the account's firewall may also exclude this machine",
 };
 

@@ -8,6 +8,7 @@
  * Retry-After if that is longer, until the outage tolerance is used up. As long as the store has never answered, the tolerance is short:
  * a wrong URL should fail at once, a network that goes away for a moment should not.
  */
+import { randomInt } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { interrupted, throwIfAborted } from "../engine/index.ts";
 import { type CallSubject, judge, outcomeUnknown, type StoreFacts, unreachable, type Verdict } from "./azure-errors.ts";
@@ -66,7 +67,7 @@ export class Caller {
     this.#firstContactToleranceMs = Math.min(options.firstContactToleranceMs ?? firstContactToleranceMsDefault, this.#outageToleranceMs);
     this.#deadlineBaseMs = options.deadlineBaseMs ?? deadlineBaseMsDefault;
     this.#deadlinePerMiBMs = options.deadlinePerMiBMs ?? deadlinePerMiBMsDefault;
-    this.#random = options.random ?? Math.random;
+    this.#random = options.random ?? fraction;
   }
 
   get interruptions(): number {
@@ -182,4 +183,9 @@ export class Caller {
       this.#followers.delete(signal);
     };
   }
+}
+
+/** A number in [0, 1), to scatter retries. */
+function fraction(): number {
+  return randomInt(0x1_0000_0000) / 0x1_0000_0000;
 }

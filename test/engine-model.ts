@@ -1,21 +1,22 @@
 /** What the tests of the engine's inner parts share: an identity, a store in memory, bytes that follow from a seed. */
 import { checksum } from "../engine/format/checksum.ts";
-import { Store } from "../engine/store.ts";
 import type { Sink } from "../engine/sink.ts";
+import { Store } from "../engine/store.ts";
+import type { PlannedFault } from "../sink/faults.ts";
+import { FaultySink } from "../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../sink/memory.ts";
 
 export const vaultId: Uint8Array = Uint8Array.from({ length: 16 }, (_, index) => index * 17);
 export const foreignVaultId: Uint8Array = Uint8Array.from({ length: 16 }, (_, index) => 255 - index);
 export const disk = "disk";
 
-/** A vault's container in memory. `wrap` puts something between it and the engine's `Store`. */
-export async function openMemory<Wrapped extends Sink = MemorySink>(
-  wrap: (sink: MemorySink) => Wrapped = (sink) => sink as Sink as Wrapped,
-): Promise<{ readonly memory: MemoryStore; readonly sink: Wrapped; readonly store: Store }> {
+/** A vault's container in memory, behind a sink that fails as planned. */
+export async function openMemory(
+  faults: readonly PlannedFault[] = [],
+): Promise<{ readonly memory: MemoryStore; readonly sink: FaultySink; readonly store: Store }> {
   const memory = new MemoryStore();
-  const inner = new MemorySink({ store: memory });
-  await inner.createContainer();
-  const sink = wrap(inner);
+  const sink = new FaultySink(new MemorySink({ store: memory }), faults);
+  await sink.inner.createContainer();
   return { memory, sink, store: new Store(sink) };
 }
 
@@ -43,7 +44,7 @@ export function digestOf(value: number): Uint8Array {
   return checksum(Buffer.from(`chunk ${String(value)}`));
 }
 
-/** The content of every page object and plain object of a store, by name. */
+/** The names of what a store holds, sorted. */
 export async function namesOf(sink: Sink, prefix = ""): Promise<string[]> {
   const names: string[] = [];
   for await (const { name } of sink.list(prefix)) names.push(name);

@@ -3,8 +3,8 @@
  * does hold is read by a reader of our own, without threads, that trusts nothing but formats and digests.
  */
 import assert from "node:assert/strict";
-import { readHead } from "../engine/control/seat.ts";
 import { readManifest } from "../engine/control/replicate.ts";
+import { readHead } from "../engine/control/seat.ts";
 import type { ReplicateSummary } from "../engine/control/summaries.ts";
 import { Vault, type VaultOptions } from "../engine/control/vault.ts";
 import { hasCode } from "../engine/errors.ts";
@@ -27,7 +27,7 @@ export class ModelDisk implements Volume {
   bytes: Buffer;
   consistency: Consistency = "crash";
   /** Called before each read takes its bytes. */
-  beforeRead: (offset: number) => Promise<void> = () => Promise.resolve();
+  beforeRead: (offset: number, length: number) => Promise<void> = () => Promise.resolve();
   reads = 0;
 
   constructor(bytes: Buffer, description = "the model disk") {
@@ -41,7 +41,7 @@ export class ModelDisk implements Volume {
 
   async read(offset: number, into: Uint8Array): Promise<void> {
     this.reads += 1;
-    await this.beforeRead(offset);
+    await this.beforeRead(offset, into.length);
     assert(offset + into.length <= this.bytes.length, "a read lies inside the volume");
     into.set(this.bytes.subarray(offset, offset + into.length));
   }
@@ -86,9 +86,18 @@ export function scribble(disk: ModelDisk, seed: number): void {
   disk.bytes.fill(0, place(3), place(3) + 9000);
 }
 
+const opened: Vault[] = [];
+
 /** Opens or creates a vault of small blocks with one thread. */
 export async function openModelVault(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
-  return await Vault.openOrCreate(sink, { workers: 1, lanes: 2, blockBytes: modelBlockBytes, ...options });
+  const vault = await Vault.openOrCreate(sink, { workers: 1, lanes: 2, blockBytes: modelBlockBytes, ...options });
+  opened.push(vault);
+  return vault;
+}
+
+/** Closes every vault that has been opened here, and with them their threads. */
+export async function closeModelVaults(): Promise<void> {
+  for (const vault of opened.splice(0)) await vault.close();
 }
 
 /**
@@ -151,6 +160,20 @@ export function watched(inner: Sink, before: (method: string, name: string) => v
         if (typeof property === "string") before(property, typeof given[0] === "string" ? given[0] : "");
         return Reflect.apply(value, target, given);
       };
+    },
+  });
+}
+
+/**
+ * A sink that passes every call on to the one that `line` names then. A vault opened on it keeps its threads while the stores behind it come
+ * and go, which makes a sweep ten times as fast.
+ */
+export function redirected(line: { current: Sink }): Sink {
+  return new Proxy(line.current, {
+    get(_first, property) {
+      const { current } = line;
+      const value: unknown = Reflect.get(current, property, current);
+      return typeof value === "function" ? (...given: unknown[]): unknown => Reflect.apply(value, current, given) : value;
     },
   });
 }

@@ -282,9 +282,11 @@ function lengthFindings({ lines }: SourceFile): readonly Finding[] {
 
 /** The sources of what package.json exports, runs and resolves: `./dist/a/b.js` is made from `a/b.ts`. */
 function entryPoints(): readonly string[] {
-  const { exports, imports, bin } = JSON.parse(readText("package.json") ?? "{}") as Record<string, unknown>;
+  const { exports, imports, bin, scripts } = JSON.parse(readText("package.json") ?? "{}") as Record<string, unknown>;
   const built = JSON.stringify([exports, imports, bin]).matchAll(/"(?:\.\/)?dist\/([^"]+?)(?:\.d)?\.[jt]s"/g);
-  return [...new Set([...built].map(([, stem]) => `${stem ?? ""}.ts`))];
+  // AssemblyScript is named by the command that compiles it.
+  const assembled = JSON.stringify(scripts).match(/[^\s"]+\.as\.ts/g) ?? [];
+  return [...new Set([...[...built].map(([, stem]) => `${stem ?? ""}.ts`), ...assembled])];
 }
 
 /** The members of the union `ErrorCode`. */

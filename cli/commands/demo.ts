@@ -6,14 +6,21 @@ import { mkdir, readdir, rm } from "node:fs/promises";
 import { basename, join, relative, resolve } from "node:path";
 import process from "node:process";
 import { Command } from "commander";
-import { FileVolume, type MaterializeSummary, type ReplicateSummary, TidemarkError, Vault, type VerifySummary } from "../../engine/index.ts";
+import {
+  FileVolume,
+  type MaterializeSummary,
+  type ReplicateSummary,
+  TidemarkError,
+  Vault,
+  type VerifySummary,
+} from "../../engine/index.ts";
 import { openSink } from "../../sink/index.ts";
 import { copyAndOverwrite, copyDisk, type DemoDisk, hashOf, makeDisk, overwriteAndDelete } from "../demo-disk.ts";
 import { exitCodes } from "../errors.ts";
-import { formatBytes, formatCount, formatDuration, formatRate, formatRatio } from "../quantities.ts";
+import { formatBytes, formatDuration, formatNumberOf, formatRate, formatRatio } from "../quantities.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
 import { table } from "../text.ts";
-import { closing, type CommandContext } from "./context.ts";
+import { type CommandContext, closing } from "./context.ts";
 
 interface DemoFlags {
   readonly image?: string;
@@ -37,14 +44,16 @@ interface ReturnedPoint {
 
 export function demoCommand(context: CommandContext): Command {
   return new Command("demo")
-    .description("replicate a disk of real files found here, bring points back and compare: the whole job in half a minute")
+    .description("the main job on real files found here, in half a minute")
     .option("--image <path>", "work on a copy of this image instead")
     .option("--keep <dir>", "work in this folder, which must be empty or absent, and keep everything")
     .addHelpText(
       "after",
       `
-It needs no arguments and leaves nothing behind: the disk, an Azurite and its vault live in a
-temporary folder. Exit 0 means that every point that came back equals what the disk was.
+It makes a disk of files found on this machine, takes three points of it into a
+vault of its own with changes between, brings two back and compares them with
+what the disk was. It needs no arguments and leaves nothing behind. Exit 0 means
+that all was equal.
 
 Examples:
   $ tidemark demo
@@ -67,11 +76,12 @@ async function demo(context: CommandContext, flags: DemoFlags): Promise<void> {
 async function runIn(context: CommandContext, flags: DemoFlags, folder: string): Promise<void> {
   const { output, environment, signal } = context;
   const startedAt = performance.now();
-  const disk =
-    flags.image === undefined ? await makeDisk(folder, environment, signal) : await copyDisk(flags.image, folder, signal);
+  output.step({ step: "disk" }, "making a disk …");
+  const disk = flags.image === undefined ? await makeDisk(folder, environment, signal) : await copyDisk(flags.image, folder, signal);
   say(context, "disk", disk.content, startedAt);
   const address = `azurite:${join(folder, "vault")}`;
   const azuriteAt = performance.now();
+  output.step({ step: "vault" }, "starting Azurite …");
   const sink = await openSink(address, { signal });
   const result = await closing(sink, async () => {
     const vault = await Vault.openOrCreate(sink, { stateFolder: join(folder, "state"), signal });
@@ -124,8 +134,13 @@ class Demo {
     const returned = [await this.#bringBack(first), await this.#bringBack(third)];
     const startedAt = performance.now();
     const verified = await this.#vault.verify({ ...this.#reporting() });
-    const found = verified.damaged.length === 0 ? "no damage" : `${formatCount(verified.damaged.length)} damaged`;
-    say(this.#context, "verify", `${found}: ${verified.checkedPoints} points, ${formatCount(verified.checkedChunks)} chunks`, startedAt);
+    const found = verified.damaged.length === 0 ? "no damage" : `${formatNumberOf(verified.damaged.length, "damage")} found`;
+    say(
+      this.#context,
+      "verify",
+      `${found}: ${formatNumberOf(verified.checkedPoints, "point")}, ${formatNumberOf(verified.checkedChunks, "chunk")}`,
+      startedAt,
+    );
     return { taken: [first, second, third], returned, verified };
   }
 

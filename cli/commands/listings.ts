@@ -15,7 +15,9 @@ interface PointFlags extends DiskFlags {
 }
 
 export function disksCommand(context: CommandContext): Command {
-  const disks = new Command("disks").description("list the disks of a vault");
+  const disks = new Command("disks")
+    .description("list the disks of a vault")
+    .addHelpText("after", "\nExample:\n  $ tidemark disks list --vault azurite:/srv/azurite");
   withVaultOptions(disks.command("list"))
     .description("list the disks of a vault, with their newest points")
     .addHelpText(
@@ -29,7 +31,9 @@ Example:
 }
 
 export function pointsCommand(context: CommandContext): Command {
-  const points = new Command("points").description("list the recovery points of a disk, or show one");
+  const points = new Command("points")
+    .description("list the recovery points of a disk, or show one")
+    .addHelpText("after", "\nExample:\n  $ tidemark points list --disk web --vault azurite:/srv/azurite");
   withVaultOptions(points.command("list").requiredOption("--disk <name>", "name of the disk in the vault"))
     .description("list the recovery points of a disk, oldest first")
     .addHelpText(
@@ -47,7 +51,7 @@ Example:
       `
 Examples:
   $ tidemark points show --disk web --vault azurite:/srv/azurite
-  $ tidemark points show --disk web --point 2026-05-01T12:00:00Z --vault azurite:/srv/azurite`,
+  $ tidemark points show --disk web --point 2026-05-01T12:00:00Z --vault dir:/v`,
     )
     .action(async (flags: PointFlags) => await showPoint(context, flags));
   return points;

@@ -19,7 +19,7 @@ export function materializeCommand(context: CommandContext): Command {
   const command = new Command("materialize")
     .description("write a recovery point out as an image, every chunk verified")
     .requiredOption("--disk <name>", "name of the disk in the vault")
-    .requiredOption("--point <point>", "sequence number, id, `latest`, or an ISO time (the newest point not younger)")
+    .requiredOption("--point <point>", "sequence number, id, `latest`, or an ISO time")
     .requiredOption("--to <target>", "file, block device, or blob:NAME for a page blob in the vault's container")
     .addOption(new Option("--format <format>", "raw, or a fixed VHD (default: raw; vhd for blob:)").choices(["raw", "vhd"]))
     .option("--in-place", "change an existing image where it differs; needed for a block device")
@@ -28,20 +28,24 @@ export function materializeCommand(context: CommandContext): Command {
     .addHelpText(
       "after",
       `
-A file comes into being beside the target and gets its name when it is whole. A run that was
-interrupted or killed goes on where it stopped when the same command is run again.
+A file comes into being beside the target and gets its name when it is whole. A
+run that was interrupted or killed goes on where it stopped when it is repeated.
 
   neither flag        the target must not exist
-  --force             an existing file is replaced once the new image is whole
-  --in-place          an existing image is written where it differs, a block device too;
-                      until the command is done it is half one, half the other
-  --in-place --force  the same, also onto the very source that the disk is replicated from
+  --force             a file that exists is replaced once the new image is whole
+  --in-place          an image or block device is written where it differs;
+                      until that is done it is half one, half the other
+  --in-place --force  the same, and it may be the source that the disk is
+                      replicated from
 
 Examples:
-  $ tidemark materialize --disk web --point latest --to back.img --vault azurite:/srv/azurite
-  $ tidemark materialize --disk web --point 3 --to web.vhd --format vhd --vault dir:/mnt/vault
-  $ tidemark materialize --disk web --point 2026-05-01T12:00:00Z --to web.img --in-place --force
-  $ tidemark materialize --disk web --point latest --to blob:web.vhd`,
+  $ tidemark materialize --disk web --point latest --to back.img --vault dir:/v
+  $ tidemark materialize --disk web --point 3 --to web.vhd --format vhd \\
+      --vault dir:/v
+  $ tidemark materialize --disk web --point 2026-05-01T12:00:00Z --to web.img \\
+      --in-place --force --vault dir:/v
+  $ tidemark materialize --disk web --point latest --to blob:web.vhd \\
+      --vault azurite:/v`,
     )
     .action(async (flags: MaterializeFlags) => await materialize(context, flags));
 }

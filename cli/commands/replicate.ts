@@ -19,14 +19,15 @@ export function replicateCommand(context: CommandContext): Command {
     .addHelpText(
       "after",
       `
-Only what changed since the newest point is sent, and of that only what no disk of the vault
-holds yet. A source that changes while it is read gives a point labelled "fuzzy": stop its
-writers, or replicate a snapshot of it.
+Only what changed since the newest point is sent, and of that only what no disk
+of the vault holds yet. A source that changes while it is read gives a point
+labelled "fuzzy": stop its writers, or replicate a snapshot of it.
 
 Examples:
   $ tidemark replicate web.img --disk web --vault azurite:/srv/azurite
   $ tidemark replicate /dev/vg0/web-snapshot --disk web --vault dir:/mnt/vault
-  $ tidemark replicate web.img --disk web --vault https://account.blob.core.windows.net/vault --json`,
+  $ TIDEMARK_VAULT="https://ACCOUNT.blob.core.windows.net/vault?SAS" \\
+      tidemark replicate web.img --disk web --json`,
     )
     .action(async (source: string, flags: ReplicateFlags) => await replicate(context, source, flags));
 }

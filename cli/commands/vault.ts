@@ -12,7 +12,9 @@ interface InitFlags extends VaultFlags {
 }
 
 export function vaultCommand(context: CommandContext): Command {
-  const vault = new Command("vault").description("create a vault, or show what one is");
+  const vault = new Command("vault")
+    .description("create a vault, or show what one is")
+    .addHelpText("after", "\nExample:\n  $ tidemark vault show --vault azurite:/srv/azurite");
   withVaultOptions(vault.command("init"))
     .description("create a vault; block size and digest are fixed for its life")
     .option("--block-size <size>", "16KiB to 1MiB, a power of two (default: 64KiB)", blockSize)

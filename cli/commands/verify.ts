@@ -2,7 +2,7 @@
 import { Command } from "commander";
 import { type Damage, FileVolume, TidemarkError, type VerifySummary } from "../../engine/index.ts";
 import { exitCodes } from "../errors.ts";
-import { formatBytes, formatCount, formatDuration, formatRate } from "../quantities.ts";
+import { formatBytes, formatDuration, formatNumberOf, formatRate } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { printable } from "../text.ts";
 import { type CommandContext, withVault } from "./context.ts";
@@ -23,8 +23,9 @@ export function verifyCommand(context: CommandContext): Command {
     .addHelpText(
       "after",
       `
-Every chunk that the points need is fetched and compared with its digest; one that several
-points share is fetched once. Damage is listed with the points and extents that it concerns.
+Every chunk that the points need is fetched and compared with its digest; one
+that several points share is fetched once. Damage is listed with the points and
+extents that it concerns.
 
 Examples:
   $ tidemark verify --vault azurite:/srv/azurite
@@ -37,7 +38,9 @@ Examples:
 async function verify(context: CommandContext, flags: VerifyFlags): Promise<void> {
   const { output } = context;
   if (flags.disk === undefined && (flags.point ?? flags.source) !== undefined) {
-    throw new TidemarkError("INVALID_ARGUMENT", "`--point` and `--source` belong to one disk, and none is named", { remedy: "add `--disk NAME`" });
+    throw new TidemarkError("INVALID_ARGUMENT", "`--point` and `--source` belong to one disk, and none is named", {
+      remedy: "add `--disk NAME`",
+    });
   }
   const source = flags.source === undefined ? undefined : await FileVolume.open(flags.source);
   try {
@@ -68,7 +71,7 @@ function describeDamage({ disk, sequence, code, message }: Damage): string {
 }
 
 function describe({ checkedPoints, checkedChunks, checkedBytes, damaged, elapsedMs }: VerifySummary): string {
-  const found = damaged.length === 0 ? "no damage" : `${formatCount(damaged.length)} damaged`;
-  const scope = `${formatCount(checkedPoints)} points, ${formatCount(checkedChunks)} chunks, ${formatBytes(checkedBytes)}`;
+  const found = damaged.length === 0 ? "no damage" : `${formatNumberOf(damaged.length, "damage")} found`;
+  const scope = `${formatNumberOf(checkedPoints, "point")}, ${formatNumberOf(checkedChunks, "chunk")}, ${formatBytes(checkedBytes)}`;
   return `${found}: ${scope} checked in ${formatDuration(elapsedMs)} (${formatRate(checkedBytes, elapsedMs)})`;
 }

@@ -1,5 +1,5 @@
 /** Lists disks and points, and finds the point that a user means. */
-import { hasCode, TidemarkError } from "../errors.ts";
+import { TidemarkError } from "../errors.ts";
 import type { HeadDocument, PointRecord } from "../format/documents.ts";
 import { decodeDiskName, disksPrefix } from "../format/names.ts";
 import type { Store } from "../store.ts";
@@ -65,9 +65,4 @@ function findPoint(points: readonly PointRecord[], selector: string): PointRecor
     });
   }
   return points.findLast((point) => point.timeMs <= timeMs);
-}
-
-/** Whether the store holds a vault at all is told apart from whether the disk exists. */
-export function isAbsent(error: unknown): boolean {
-  return hasCode(error, "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND");
 }

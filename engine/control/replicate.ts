@@ -11,6 +11,7 @@ import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
 import type { ManifestDocument, PointRecord, VaultDocument } from "../format/documents.ts";
 import { decodeManifest, documentBytesMax, encodeManifest } from "../format/documents.ts";
+import { damaged } from "../format/fields.ts";
 import { encodeDiskName, manifestName } from "../format/names.ts";
 import { volumeBytesMax } from "../limits.ts";
 import { mergeStack } from "../map/merge.ts";
@@ -22,9 +23,9 @@ import type { CaptureStatistics } from "../pipeline/capture.ts";
 import { capture } from "../pipeline/capture.ts";
 import { Catalog, regressed } from "../pipeline/catalog.ts";
 import { Crew } from "../pipeline/crew.ts";
-import type { FingerprintSeed } from "../pipeline/fingerprint.ts";
 import { Lanes } from "../pipeline/lanes.ts";
 import { slabGeometry } from "../pipeline/slabs.ts";
+import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
 import type { Sink } from "../sink.ts";
 import { FileVolume } from "../source/file-volume.ts";
 import type { FingerprintReader } from "../source/fingerprints.ts";
@@ -91,6 +92,7 @@ class Cycle {
   readonly #vaultId: Uint8Array;
   readonly #notify: (notice: Notice) => void;
   #prints: FingerprintBaseline | undefined;
+  #seat: Seat | undefined;
   /** What must be given back, in this order. */
   readonly #closing: (() => Promise<void>)[] = [];
 
@@ -116,12 +118,35 @@ class Cycle {
 
   async run(): Promise<ReplicateSummary> {
     const [outcome] = await Promise.allSettled([this.#run()]);
+    const failure = outcome.status === "rejected" ? await this.#diagnose(outcome.reason) : undefined;
     const failures: unknown[] = [];
     for (const close of this.#closing.toReversed()) await close().catch((error: unknown) => failures.push(error));
     // What ended the cycle says more than what then went wrong while it was put away.
-    if (outcome.status === "rejected") throw outcome.reason;
+    if (outcome.status === "rejected") throw failure;
     if (failures.length > 0) throw failures[0];
     return outcome.value;
+  }
+
+  /**
+   * What a missing object, or one that stands where only we write, says of the store. The names of this cycle hold its epoch: if one is taken,
+   * another cycle had the same epoch, and the store has forgotten that one's head. If one is missing and the head is not the one that we
+   * swapped in, the store has forgotten both; if it is, the object is really gone.
+   */
+  async #diagnose(reason: unknown): Promise<unknown> {
+    if (!hasCode(reason, "OBJECT_EXISTS", "OBJECT_NOT_FOUND")) return reason;
+    try {
+      if (reason.code === "OBJECT_NOT_FOUND" && (await this.#seat?.isForgotten()) !== true) {
+        return damaged(String(reason.detail["object"]), "the store does not hold it any more", reason);
+      }
+    } catch (error) {
+      if (error instanceof TidemarkError) return reason;
+      throw error;
+    }
+    return new TidemarkError("STORE_REGRESSED", `the store went back in time: ${reason.message}`, {
+      remedy: "run the command again; the next cycle ships what the store forgot",
+      detail: reason.detail,
+      cause: reason,
+    });
   }
 
   async #run(): Promise<ReplicateSummary> {
@@ -135,6 +160,7 @@ class Cycle {
       onNotice: this.#notify,
       signal: this.#options.signal,
     });
+    this.#seat = seat;
     this.#closing.push(async () => {
       await seat.release();
     });
@@ -258,7 +284,10 @@ class Cycle {
     return await Promise.resolve(new MapBaseline({ map, store: this.#store, crew, seed, blockBytes: document.blockBytes, signal }));
   }
 
-  /** Manifest, proof, head. */
+  /**
+   * Manifest, mark, proof, head. The head is marked when all is written and before it is proved: a store that goes back behind the mark
+   * refuses the commit, and one that goes back less far still holds what was proved.
+   */
   async #commit(
     seat: Seat,
     catalog: Catalog,
@@ -276,6 +305,7 @@ class Cycle {
       await catalog.proveReferenced(this.#store, objects.signal);
       await this.#proveObjects(written, objects.signal);
     };
+    await seat.mark();
     await prove();
     throwIfAborted(objects.signal);
     const { sequence, epoch, timeMs, consistency, volumeBytes, statistics } = manifest;

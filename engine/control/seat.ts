@@ -167,16 +167,59 @@ export class Seat implements AsyncDisposable {
     throw unreachable(`the commit to ${name}`, failure);
   }
 
-  /** After a commit without a clear answer: has it happened? Errors: SEAT_LOST, STORE_REGRESSED when it never can. */
-  async #isCommitted(next: HeadDocument, cause: TidemarkError): Promise<boolean> {
+  /**
+   * Swaps the head for its equal, so that its ETag is younger than everything written before: only a store that still has all that can
+   * accept the commit. Errors: SEAT_LOST, STORE_REGRESSED.
+   */
+  async mark(): Promise<void> {
+    const { store, disk } = this.#options;
+    const name = headName(disk);
+    let failure: unknown;
+    for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
+      throwIfAborted(this.#lost.signal);
+      try {
+        this.#etag = await store.put(name, encodeHead(this.#head), { ifMatch: this.#etag, leaseId: this.#leaseId });
+        return;
+      } catch (error) {
+        failure = error;
+        if (!hasCode(error, "LEASE_LOST", "OUTCOME_UNKNOWN", "CONDITION_FAILED")) throw error;
+        const { head, etag } = await this.#readOwnHead(error);
+        if (head.epoch > this.#head.epoch) throw this.#lose(error);
+        if (head.writer?.session !== this.#writer.session) throw headRegressed(disk, error);
+        // An earlier try may have got through, or still will: a clear answer to a later one makes it void.
+        this.#etag = etag;
+        if (error.code === "LEASE_LOST") await this.#reacquire(error);
+      }
+    }
+    throw unreachable(`marking ${name}`, failure);
+  }
+
+  /** Whether the store has forgotten our last swap of the head. */
+  async isForgotten(): Promise<boolean> {
     const { store, vault, disk } = this.#options;
-    let there: { readonly head: HeadDocument; readonly etag: string };
     try {
-      there = await readHead(store, vault, disk);
+      const { head, etag } = await readHead(store, vault, disk);
+      return etag !== this.#etag && head.epoch <= this.#head.epoch;
     } catch (error) {
-      if (hasCode(error, "DISK_NOT_FOUND")) throw headRegressed(disk, error);
+      if (hasCode(error, "DISK_NOT_FOUND")) return true;
       throw error;
     }
+  }
+
+  /** The head, which must be there. Errors: STORE_REGRESSED. */
+  async #readOwnHead(cause: TidemarkError): Promise<{ readonly head: HeadDocument; readonly etag: string }> {
+    const { store, vault, disk } = this.#options;
+    try {
+      return await readHead(store, vault, disk);
+    } catch (error) {
+      if (hasCode(error, "DISK_NOT_FOUND")) throw headRegressed(disk, cause);
+      throw error;
+    }
+  }
+
+  /** After a commit without a clear answer: has it happened? Errors: SEAT_LOST, STORE_REGRESSED when it never can. */
+  async #isCommitted(next: HeadDocument, cause: TidemarkError): Promise<boolean> {
+    const there = await this.#readOwnHead(cause);
     const newest = next.points.at(-1);
     if (newest !== undefined && there.head.points.some((point) => point.id === newest.id)) {
       this.#head = there.head;
@@ -184,7 +227,7 @@ export class Seat implements AsyncDisposable {
       return true;
     }
     if (there.head.epoch > next.epoch) throw this.#lose(cause);
-    if (there.etag !== this.#etag) throw headRegressed(disk, cause);
+    if (there.etag !== this.#etag) throw headRegressed(this.#options.disk, cause);
     return false;
   }
 
@@ -205,7 +248,7 @@ export class Seat implements AsyncDisposable {
    * tells whether somebody has taken and left the seat meanwhile, or the store does not know of us any more.
    */
   async #reacquire(cause: TidemarkError): Promise<void> {
-    const { store, vault, disk } = this.#options;
+    const { store, disk } = this.#options;
     try {
       await store.lease().acquireLease(headName(disk), this.#leaseId, timing.leaseSeconds);
     } catch (error) {
@@ -213,7 +256,7 @@ export class Seat implements AsyncDisposable {
       if (hasCode(error, "OBJECT_NOT_FOUND")) throw headRegressed(disk, cause);
       throw error;
     }
-    const { head } = await readHead(store, vault, disk);
+    const { head } = await this.#readOwnHead(cause);
     if (head.epoch > this.#head.epoch) throw this.#lose(cause);
     if (head.epoch < this.#head.epoch) throw headRegressed(disk, cause);
   }
@@ -259,9 +302,9 @@ async function readOrCreateHead(options: SeatOptions): Promise<{ readonly head: 
     if (!hasCode(error, "DISK_NOT_FOUND")) throw error;
   }
   try {
-    await store.put(headName(disk), encodeHead({ vault, disk, epoch: 0, writer: null, points: [] }), { ifAbsent: true }, { signal });
+    await store.putOnce(headName(disk), encodeHead({ vault, disk, epoch: 0, writer: null, points: [] }), { signal });
   } catch (error) {
-    if (!hasCode(error, "OBJECT_EXISTS", "OUTCOME_UNKNOWN")) throw error;
+    if (!hasCode(error, "OBJECT_EXISTS")) throw error; // else a twin was faster
   }
   return await readHead(store, vault, disk, signal);
 }

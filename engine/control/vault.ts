@@ -3,7 +3,7 @@
  */
 import { randomBytes } from "node:crypto";
 import { hasCode, TidemarkError } from "../errors.ts";
-import { fromHex, sameBytes, toHex } from "../format/checksum.ts";
+import { fromHex, toHex } from "../format/checksum.ts";
 import type { DigestName, VaultDocument } from "../format/documents.ts";
 import { decodeVault, digestNames, documentBytesMax, encodeVault, formatVersion } from "../format/documents.ts";
 import { vaultName } from "../format/names.ts";
@@ -70,18 +70,14 @@ export class Vault implements AsyncDisposable {
     const document = newDocument(options);
     const resolved = resolveOptions(options);
     await sink.createContainer({ signal: options.signal });
-    const bytes = encodeVault(document);
     try {
-      await sink.putObject(vaultName, bytes, { ifAbsent: true }, { signal: options.signal });
+      await new Store(sink).putOnce(vaultName, encodeVault(document), { signal: options.signal });
     } catch (error) {
-      if (!hasCode(error, "OBJECT_EXISTS", "OUTCOME_UNKNOWN")) throw error;
-      const there = await sink.getObject(vaultName, documentBytesMax, { signal: options.signal });
-      if (!sameBytes(there.bytes, bytes)) {
-        throw new TidemarkError("VAULT_EXISTS", `${sink.description} holds a vault already`, {
-          remedy: "use it, or name another place",
-          cause: error,
-        });
-      }
+      if (!hasCode(error, "OBJECT_EXISTS")) throw error;
+      throw new TidemarkError("VAULT_EXISTS", `${sink.description} holds a vault already`, {
+        remedy: "use it, or name another place",
+        cause: error,
+      });
     }
     return new Vault({ sink, document, ...resolved });
   }

@@ -38,7 +38,6 @@ export const zeroSegment = 0xffff;
  * at worst.
  */
 export const leafBytesMax: number = headerBytes + leafEntriesMax * (36 + 300);
-export const rootBytesMax: number = headerBytes + rootLeavesMax * 44;
 
 /** The columns of a leaf. Arrays may be longer than `count`. */
 export interface EntryColumns {

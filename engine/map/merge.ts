@@ -1,14 +1,14 @@
 /**
  * Keeps the stack of runs short without rewriting the map at each commit: a log-structured merge.
  *
- * A run's tier is the power of `fanIn` that its entries reach above `tierEntries`. When `fanIn` runs from the top down lie in a
- * tier or below, they are merged into one. So an entry is rewritten about once per tier: 36 bytes × log16(map / 512 entries), at
- * most four times on a 1 TiB disk, and the stack holds at most 15 runs a tier. Leaves that no newer run overlaps are taken over as
- * they are.
+ * A run's tier is the power of `fanIn` that its entries reach above `tierEntries`. When `fanIn` runs lie in one tier, they and all
+ * above them are merged into one, which belongs to the next tier. So an entry is rewritten about once per tier: 36 bytes ×
+ * log16(map / 512 entries), at most four times on a 1 TiB disk, and the stack holds at most 15 runs a tier. Leaves that no newer
+ * run overlaps are taken over as they are, unless they are small.
  */
 import type { RunReference } from "../format/documents.ts";
 import type { LeafReference } from "../format/leaf.ts";
-import { zeroSegment } from "../format/leaf.ts";
+import { leafEntriesMax, zeroSegment } from "../format/leaf.ts";
 import type { Pieces } from "./point-map.ts";
 import { PointMap, windowGranules } from "./point-map.ts";
 import type { MapObjects } from "./run-writer.ts";
@@ -16,16 +16,32 @@ import { RunWriter } from "./run-writer.ts";
 
 export const fanIn = 16;
 const tierEntries = 512;
+/** Smaller leaves are copied rather than taken over, or a run would fall apart into ever smaller ones. */
+const adoptEntriesMin: number = leafEntriesMax / 2;
 
-/** How many runs from the top of the stack are due to be merged; 0 for none. `runs` newest first. */
+/**
+ * How many runs from the top of the stack are due to be merged; 0 for none. `runs` newest first. The lowest tier that is full is
+ * merged with everything above it. A run counts to the highest tier above it, so that small runs do not gather below large ones.
+ */
 export function runsToMerge(runs: readonly Pick<RunReference, "entries">[]): number {
-  for (let tier = 0; ; tier += 1) {
-    const limit = tierEntries * fanIn ** tier;
-    let leading = 0;
-    while (leading < runs.length && (runs[leading]?.entries ?? 0) < limit * fanIn) leading += 1;
-    if (leading >= fanIn) return leading;
-    if (leading === runs.length) return 0;
+  let tier = 0;
+  let runsInTier = 0;
+  for (const [index, { entries }] of runs.entries()) {
+    const own = tierOf(entries);
+    if (own > tier) {
+      if (runsInTier >= fanIn) return index;
+      tier = own;
+      runsInTier = 0;
+    }
+    runsInTier += 1;
   }
+  return runsInTier >= fanIn ? runs.length : 0;
+}
+
+function tierOf(entries: number): number {
+  let tier = 0;
+  while (entries >= tierEntries * fanIn ** (tier + 1)) tier += 1;
+  return tier;
 }
 
 /**
@@ -77,7 +93,7 @@ async function untouchedLeaf(
   signal: AbortSignal | undefined,
 ): Promise<LeafReference | undefined> {
   const leaf = (await map.leavesOf(oldest, signal)).find((candidate) => candidate.first >= at);
-  if (leaf?.first !== at) return undefined;
+  if (leaf?.first !== at || leaf.entries < adoptEntriesMin) return undefined;
   for (let run = 0; run < oldest; run += 1) {
     const leaves = await map.leavesOf(run, signal);
     if (leaves.some((other) => other.first <= leaf.last && other.last >= leaf.first)) return undefined;

@@ -75,7 +75,8 @@ export class RunWriter {
       this.#end = start + length;
       return;
     }
-    await this.#append(start, length, zeroSegment, 0, 0, 0, 1, undefined, 0);
+    if (columns.count === leafEntriesMax) await this.#cutLeaf();
+    this.#add(start, length, zeroSegment, 0, 0, 0, 1, undefined, 0);
   }
 
   /** Appends a window of a chunk: `length` granules from granule `chunkOffset` of a chunk of `chunkLength` granules. */
@@ -96,10 +97,11 @@ export class RunWriter {
       number = this.#columns.names.push(segment) - 1;
       this.#names.set(segment, number);
     }
-    await this.#append(start, length, number, offset, storedWord, chunkOffset, chunkLength, digests, digestAt);
+    this.#add(start, length, number, offset, storedWord, chunkOffset, chunkLength, digests, digestAt);
   }
 
-  async #append(
+  /** Adds an entry to the leaf being filled, which has room. */
+  #add(
     start: number,
     length: number,
     segment: number,
@@ -109,9 +111,8 @@ export class RunWriter {
     chunkLength: number,
     digests: Uint8Array | undefined,
     digestAt: number,
-  ): Promise<void> {
+  ): void {
     assert(start >= this.#end && length > 0, "entries are appended in ascending order");
-    if (this.#columns.count === leafEntriesMax) await this.#cutLeaf();
     const columns = this.#columns;
     const index = columns.count;
     columns.starts[index] = start;

@@ -11,8 +11,8 @@ import type { FingerprintReader } from "../source/fingerprints.ts";
 import { pageGranules } from "../source/fingerprints.ts";
 import type { Store } from "../store.ts";
 import type { Crew } from "./crew.ts";
-import type { FingerprintSeed } from "./fingerprint.ts";
 import type { Slab } from "./slabs.ts";
+import type { FingerprintSeed } from "./wasm-kernels.ts";
 
 export interface Baseline {
   /** First block at or after `block` in which the parent may hold anything but zeros, or Infinity. Asked in ascending order. */

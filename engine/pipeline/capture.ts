@@ -20,8 +20,8 @@ import type { Catalog } from "./catalog.ts";
 import type { Crew } from "./crew.ts";
 import type { ChunkPlace } from "./dedup-index.ts";
 import type { Lanes } from "./lanes.ts";
-import type { FingerprintSeed } from "./fingerprint.ts";
 import type { Slab } from "./slabs.ts";
+import type { FingerprintSeed } from "./wasm-kernels.ts";
 import type { ScanResult } from "./worker.ts";
 
 export interface CaptureOptions {
@@ -93,7 +93,8 @@ class Capture {
       for (let planned = true; planned || queue.length > 0; ) {
         throwIfAborted(signal);
         while (planned) {
-          // Holding none, wait for a lease; holding some, work on instead, so that operations that share the slabs never wait for each other.
+          // Holding none, wait for a lease; holding some, work on instead, so that operations that share the slabs never wait for
+          // each other.
           const slab = queue.length === 0 ? await slabs.acquire(signal) : slabs.tryAcquire();
           if (slab === undefined) break;
           const work = await this.#start(slab);
@@ -134,12 +135,14 @@ class Capture {
 
   async #scan(slab: Slab, plan: Plan): Promise<ScanResult> {
     const { volume, crew, catalog, seed } = this.#options;
-    clearAround(slab, plan, this.#options.blockBytes);
-    await Promise.all(
+    markPresent(slab, plan);
+    // All of them settle before the slab is looked at or given back: a read that is under way still writes to it.
+    const reads = await Promise.allSettled(
       plan.reads.map(async ({ offset, length, at }) => {
         await volume.read(offset, slab.data.subarray(at, at + length));
       }),
     );
+    for (const read of reads) if (read.status === "rejected") throw read.reason;
     const { blockGranules, expectedCount } = plan;
     const result = await crew.scan({ slab: slab.number, blockGranules, expectedCount, seed });
     let wanted = 0;
@@ -201,14 +204,20 @@ class Capture {
   }
 }
 
-/** Zeros what no read fills: holes, and what follows the volume's last byte. */
-function clearAround(slab: Slab, plan: Plan, blockBytes: number): void {
-  let filled = 0;
+/**
+ * Notes which granules are read, and zeros what a read leaves of its first and last granule: the volume's end, extents that no
+ * granule bounds.
+ */
+function markPresent(slab: Slab, plan: Plan): void {
+  slab.present.fill(0);
   for (const { at, length } of plan.reads) {
-    if (at > filled) slab.data.fill(0, filled, at);
-    filled = at + length;
+    const first = Math.floor(at / granuleBytes);
+    const end = Math.ceil((at + length) / granuleBytes);
+    // A granule that an earlier read shares has been cleared around already.
+    if (slab.present[first] === 0) slab.data.fill(0, first * granuleBytes, at);
+    slab.data.fill(0, at + length, end * granuleBytes);
+    slab.present.fill(1, first, end);
   }
-  slab.data.fill(0, filled, plan.blocks.length * blockBytes);
 }
 
 /** Chooses the blocks to look at: those in which the volume may hold something, and those in which the parent did. */

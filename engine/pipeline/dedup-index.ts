@@ -80,7 +80,7 @@ export class DedupIndex {
     if (shard.places[slot * 3] === 0) {
       if (shard.count + 1 > shard.capacity * loadMax) {
         if (shard.capacity < this.#shardCapacityMax) {
-          growShard(shard, Math.min(this.#shardCapacityMax, Math.ceil(shard.capacity * growth)));
+          growShard(shard, Math.min(this.#shardCapacityMax, Math.floor(shard.capacity * growth)));
           slot = probe(shard, words, at);
           shard.count += 1;
         } else {

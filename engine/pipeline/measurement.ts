@@ -1,13 +1,50 @@
 /**
- * For measurement: the kernels as a benchmark can call them, bare and on its own thread. In operation only worker threads load them, so they are
- * loaded on demand: whoever merely imports the engine does not pay for compiling WASM.
+ * For measurement: the kernels as a worker thread runs them, bare, on the caller's thread and on memory of its own. In operation only
+ * worker threads load them, so they are loaded on demand: whoever merely imports the engine does not pay for compiling WASM.
  */
+import assert from "node:assert/strict";
+import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
 import type * as Kernels from "./kernels.ts";
+import { allocateSlabs, viewSlabs } from "./slabs.ts";
 
-/** What `loadKernels` gives. */
-export type MeasuredKernels = Pick<typeof Kernels, "createDigest" | "createFingerprint" | "isZero" | "looksIncompressible" | "Lz4">;
+/** The kernels over `data`. Granules are counted from its beginning. */
+export interface MeasuredKernels extends Pick<typeof Kernels, "createDigest" | "isZero" | "looksIncompressible" | "Lz4"> {
+  /** What the kernels work on, in place; the caller fills it. */
+  readonly data: Buffer;
+  /** What `fingerprint` gave: 16 bytes a granule, zeros for a granule of zeros. */
+  readonly prints: Uint8Array;
+  /** Fingerprints granules [from, end). */
+  readonly fingerprint: (from: number, end: number) => void;
+  /** Keyed BLAKE3 of granules [from, end) together: 16 bytes to `into[at …]`. */
+  readonly digest: (from: number, end: number, into: Uint8Array, at: number) => void;
+}
 
-/** The kernels, loaded into the calling thread. */
-export async function loadKernels(): Promise<MeasuredKernels> {
-  return await import("./kernels.ts");
+/** The kernels with `dataBytes` bytes to work on, whole granules. Key and seed are fixed, so results can be compared. */
+export async function openKernels(dataBytes: number): Promise<MeasuredKernels> {
+  const { createDigest, isZero, looksIncompressible, Lz4 } = await import("./kernels.ts");
+  const { expandSeed, openWasmKernels } = await import("./wasm-kernels.ts");
+  const shared = allocateSlabs({ slabCount: 1, slabBytes: dataBytes, blockBytes: granuleBytes });
+  const [slab] = viewSlabs(shared);
+  assert(slab !== undefined, "one slab was asked for");
+  const { kernel } = slab;
+  const wasm = openWasmKernels(shared.memory);
+  const key = new Uint8Array(kernel.keyView.length).fill(7);
+  kernel.secretView.set(expandSeed([7, 7]));
+  return {
+    createDigest,
+    isZero,
+    looksIncompressible,
+    Lz4,
+    data: slab.data,
+    prints: slab.newPrints,
+    fingerprint: (from, end) => {
+      const out = kernel.newPrints + from * fingerprintBytes;
+      wasm.fingerprintGranules(kernel.data + from * granuleBytes, end - from, out, kernel.secret);
+    },
+    digest: (from, end, into, at) => {
+      kernel.keyView.set(key);
+      wasm.digestGranules(kernel.data + from * granuleBytes, end - from, kernel.digest, kernel.key, kernel.tree);
+      into.set(kernel.digestView.subarray(0, digestBytes), at);
+    },
+  };
 }

@@ -11,7 +11,7 @@
 import assert from "node:assert/strict";
 import { throwIfAborted } from "../errors.ts";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
-import { secretBytes } from "./fingerprint.ts";
+import { secretBytes, treeBytes } from "./wasm-kernels.ts";
 
 export interface SlabGeometry {
   readonly slabCount: number;
@@ -28,13 +28,9 @@ export interface SharedSlabs {
 
 /** The views of one slab. Every thread makes its own over the same memory. */
 export interface SlabViews {
-  /** Where `data`, `out`, `newPrints` and the secret begin in the shared memory, for kernels that work on it. */
-  readonly dataAddress: number;
-  readonly outAddress: number;
-  readonly newPrintsAddress: number;
-  readonly secretAddress: number;
-  /** An expanded fingerprint seed. */
-  readonly secret: Uint8Array;
+  /** 1 for each granule of `data` that was read; where 0 stands, the volume has a hole and `data` has not been cleared. */
+  readonly present: Uint8Array;
+  readonly kernel: KernelRoom;
   readonly data: Buffer;
   readonly out: Buffer;
   /** 16 bytes a granule: of the parent point, and of what was read. All zero means that the granule is zero. */
@@ -46,6 +42,23 @@ export interface SlabViews {
   readonly chunks: ChunkTable;
   /** What a lost local state makes us prove by digest: the parent's chunks. */
   readonly expected: ChunkTable;
+}
+
+/** Addresses in the shared memory, and views, of what the WASM kernels work with. */
+export interface KernelRoom {
+  readonly data: number;
+  readonly out: number;
+  readonly newPrints: number;
+  /** An expanded fingerprint seed, and the vault's digest key. */
+  readonly secret: number;
+  readonly secretView: Uint8Array;
+  readonly key: number;
+  readonly keyView: Uint8Array;
+  /** One digest. */
+  readonly digest: number;
+  readonly digestView: Uint8Array;
+  /** Scratch. */
+  readonly tree: number;
 }
 
 /** A table of chunks, column by column. `start` counts granules from the slab's beginning. */
@@ -68,16 +81,17 @@ function granulesPerSlab(geometry: SlabGeometry): number {
   return geometry.slabBytes / granuleBytes;
 }
 
-/** Room for an expanded seed, a multiple of what typed arrays align to. */
-const secretRoomBytes = 256;
+const keyBytes = 32;
+const kernelRoomBytes: number = secretBytes + keyBytes + digestBytes + treeBytes;
 const wasmPageBytes = 65_536;
 
 function slabStride(geometry: SlabGeometry): number {
-  return geometry.slabBytes * 2 + granulesPerSlab(geometry) * (fingerprintBytes * 2 + tableEntryBytes * 2) + secretRoomBytes;
+  return geometry.slabBytes * 2 + granulesPerSlab(geometry) * (fingerprintBytes * 2 + tableEntryBytes * 2 + 1) + kernelRoomBytes;
 }
 
 /**
- * The slabs of a vault: 12 of 4 MiB, and as much for what is made of them. With 16 blocks of 256 KiB or 64 of 64 KiB a task is long enough to hide its dispatch.
+ * The slabs of a vault: 12 of 4 MiB, and as much for what is made of them. With 16 blocks of 256 KiB or 64 of 64 KiB a task is long
+ * enough to hide its dispatch.
  */
 export function slabGeometry(blockBytes: number): SlabGeometry {
   return { slabCount: 12, slabBytes: 4 * 1024 * 1024, blockBytes };
@@ -112,13 +126,23 @@ export function viewSlabs(shared: SharedSlabs): SlabViews[] {
     const outAt = take(geometry.slabBytes);
     const oldAt = take(count * fingerprintBytes);
     const newAt = take(count * fingerprintBytes);
-    const secretAt = take(secretRoomBytes);
+    const secretAt = take(secretBytes);
+    const keyAt = take(keyBytes);
+    const digestAt = take(digestBytes);
+    const treeAt = take(treeBytes);
     return {
-      dataAddress: dataAt,
-      outAddress: outAt,
-      newPrintsAddress: newAt,
-      secretAddress: secretAt,
-      secret: new Uint8Array(memory, secretAt, secretBytes),
+      kernel: {
+        data: dataAt,
+        out: outAt,
+        newPrints: newAt,
+        secret: secretAt,
+        secretView: new Uint8Array(memory, secretAt, secretBytes),
+        key: keyAt,
+        keyView: new Uint8Array(memory, keyAt, keyBytes),
+        digest: digestAt,
+        digestView: new Uint8Array(memory, digestAt, digestBytes),
+        tree: treeAt,
+      },
       data: Buffer.from(memory, dataAt, geometry.slabBytes),
       out: Buffer.from(memory, outAt, geometry.slabBytes),
       oldPrints: new Uint8Array(memory, oldAt, count * fingerprintBytes),
@@ -127,6 +151,7 @@ export function viewSlabs(shared: SharedSlabs): SlabViews[] {
       newPrintWords: new Uint32Array(memory, newAt, count * 4),
       chunks: table(),
       expected: table(),
+      present: new Uint8Array(memory, take(count), count),
     };
   });
 }

@@ -13,12 +13,11 @@ import { hasCode } from "../errors.ts";
 import type { DigestName } from "../format/documents.ts";
 import { storedLength, storedLz4Flag } from "../format/frame.ts";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
-import type { FingerprintSeed } from "./fingerprint.ts";
-import type { DigestKernel } from "./kernels.ts";
-import { expandSeed, openFingerprints } from "./fingerprint.ts";
 import { createDigest, fingerprintWords, isZero, Lz4, looksIncompressible, sameWords } from "./kernels.ts";
 import type { SharedSlabs, SlabViews } from "./slabs.ts";
 import { viewSlabs } from "./slabs.ts";
+import type { FingerprintSeed } from "./wasm-kernels.ts";
+import { expandSeed, openWasmKernels } from "./wasm-kernels.ts";
 
 export interface WorkerSetup {
   readonly slabs: SharedSlabs;
@@ -61,8 +60,8 @@ export type WorkerTask = ScanTask | CompressTask | DecodeTask;
 
 const setup = workerData as WorkerSetup;
 const views = viewSlabs(setup.slabs);
-const digest = await createDigest(setup.digest, setup.digestKey);
-const fingerprint = openFingerprints(setup.slabs.memory);
+const kernels = openWasmKernels(setup.slabs.memory);
+const library = setup.digest === "blake3" ? undefined : await createDigest(setup.digest, setup.digestKey);
 const lz4 = new Lz4();
 const zeros = Buffer.alloc(granuleBytes);
 const blockGranulesMax = setup.slabs.geometry.blockBytes / granuleBytes;
@@ -74,12 +73,45 @@ let expanded: { readonly seed: FingerprintSeed; readonly secret: Uint8Array } | 
 /** Lays the expanded seed into the slab, where the kernel finds it. */
 function placeSecret(slab: SlabViews, seed: FingerprintSeed): void {
   if (expanded?.seed[0] !== seed[0] || expanded.seed[1] !== seed[1]) expanded = { seed, secret: expandSeed(seed) };
-  slab.secret.set(expanded.secret);
+  slab.kernel.secretView.set(expanded.secret);
 }
 
-/** Fingerprints granules [from, end) of the memory at `address` to `newPrints`. */
-function print(slab: SlabViews, address: number, from: number, end: number): void {
-  fingerprint(address + from * granuleBytes, end - from, slab.newPrintsAddress + from * fingerprintBytes, slab.secretAddress);
+/** Digests granules [from, end) of `data` or `out` to `into[at …]`. */
+function digest(slab: SlabViews, region: "data" | "out", from: number, end: number, into: Uint8Array, at: number): void {
+  const { kernel } = slab;
+  if (library !== undefined) {
+    library(slab[region].subarray(from * granuleBytes, end * granuleBytes), into, at);
+    return;
+  }
+  kernel.keyView.set(setup.digestKey);
+  kernels.digestGranules(kernel[region] + from * granuleBytes, end - from, kernel.digest, kernel.key, kernel.tree);
+  into.set(kernel.digestView, at);
+}
+
+/** Clears the holes among granules [from, end) of `data`, which were left as they were because nearly nobody looks at them. */
+function clearHoles(slab: SlabViews, from: number, end: number): void {
+  for (let granule = from; granule < end; granule += 1) {
+    if (slab.present[granule] === 0) slab.data.fill(0, granule * granuleBytes, (granule + 1) * granuleBytes);
+  }
+}
+
+/** Fingerprints granules [from, end) of `data` or `out` to `newPrints`. */
+function print(slab: SlabViews, region: "data" | "out", from: number, end: number): void {
+  const { kernel } = slab;
+  const out = kernel.newPrints + from * fingerprintBytes;
+  kernels.fingerprintGranules(kernel[region] + from * granuleBytes, end - from, out, kernel.secret);
+}
+
+/** Fingerprints a block of `data`: holes are zero without being looked at. */
+function printBlock(slab: SlabViews, from: number, end: number): void {
+  for (let start = from; start < end; ) {
+    const present = slab.present[start];
+    let stop = start + 1;
+    while (stop < end && slab.present[stop] === present) stop += 1;
+    if (present === 1) print(slab, "data", start, stop);
+    else slab.newPrintWords.fill(0, start * fingerprintWords, stop * fingerprintWords);
+    start = stop;
+  }
 }
 
 function slabOf(task: WorkerTask): SlabViews {
@@ -95,7 +127,7 @@ function scan(task: ScanTask): ScanResult {
   const result = { chunkCount: 0, changedGranules: 0, zeroedGranules: 0 };
   for (let block = 0; block < task.blockGranules.length; block += 1) {
     const from = block * blockGranulesMax;
-    print(slab, slab.dataAddress, from, from + (task.blockGranules[block] ?? 0));
+    printBlock(slab, from, from + (task.blockGranules[block] ?? 0));
   }
   if (task.expectedCount > 0) proveExpected(slab, task.expectedCount);
   for (let block = 0; block < task.blockGranules.length; block += 1) {
@@ -111,7 +143,8 @@ function proveExpected(slab: SlabViews, count: number): void {
   for (let index = 0; index < count; index += 1) {
     const start = expected.start[index] ?? 0;
     const end = start + (expected.granules[index] ?? 0);
-    digest(slab.data.subarray(start * granuleBytes, end * granuleBytes), scratch, 0);
+    clearHoles(slab, start, end);
+    digest(slab, "data", start, end, scratch, 0);
     const same = sameWords(scratchWords, 0, expected.digestWords, index * 4);
     for (let word = start * fingerprintWords; word < end * fingerprintWords; word += 1) {
       const print = slab.newPrintWords[word] ?? 0;
@@ -169,7 +202,10 @@ function addChunk(slab: SlabViews, start: number, end: number, isData: boolean, 
   slab.chunks.start[index] = start;
   slab.chunks.granules[index] = end - start;
   slab.chunks.state[index] = isData ? 1 : 0;
-  if (isData) digest(slab.data.subarray(start * granuleBytes, end * granuleBytes), slab.chunks.digests, index * digestBytes);
+  if (isData) {
+    clearHoles(slab, start, end);
+    digest(slab, "data", start, end, slab.chunks.digests, index * digestBytes);
+  }
   result.chunkCount = index + 1;
 }
 
@@ -184,22 +220,22 @@ function compress(task: CompressTask): void {
     const at = (chunks.start[index] ?? 0) * granuleBytes;
     const plainBytes = (chunks.granules[index] ?? 0) * granuleBytes;
     const plain = data.subarray(at, at + plainBytes);
-    const blockBytes = looksIncompressible(plain) ? 0 : lz4.compress(plain, out, at);
-    chunks.storedWords[index] = blockBytes === 0 ? plainBytes : (blockBytes | storedLz4Flag) >>> 0;
+    const packed = looksIncompressible(plain) ? 0 : lz4.compress(plain, out, at);
+    chunks.storedWords[index] = packed === 0 ? plainBytes : packed + storedLz4Flag;
   }
 }
 
 /** Decodes payloads at `offsets` of `data` to granule `start` of `out`. Result: `state` of each chunk, `newPrints` of each granule. */
 function decode(task: DecodeTask): void {
   const slab = slabOf(task);
-  for (let index = 0; index < task.chunkCount; index += 1) slab.chunks.state[index] = decodeChunk(slab, index, digest) ? 1 : 2;
+  for (let index = 0; index < task.chunkCount; index += 1) slab.chunks.state[index] = decodeChunk(slab, index) ? 1 : 2;
   if (task.seed !== undefined) placeSecret(slab, task.seed);
   for (let index = 0; index < task.chunkCount; index += 1) {
     if (slab.chunks.state[index] !== 1) continue;
     const start = slab.chunks.start[index] ?? 0;
     const end = start + (slab.chunks.granules[index] ?? 0);
     if (task.seed === undefined) markZeros(slab, start, end);
-    else print(slab, slab.outAddress, start, end);
+    else print(slab, "out", start, end);
   }
 }
 
@@ -211,10 +247,12 @@ function markZeros(slab: SlabViews, from: number, end: number): void {
   }
 }
 
-function decodeChunk(slab: SlabViews, index: number, prove: DigestKernel): boolean {
+function decodeChunk(slab: SlabViews, index: number): boolean {
   const { chunks } = slab;
-  const at = (chunks.start[index] ?? 0) * granuleBytes;
-  const plainBytes = (chunks.granules[index] ?? 0) * granuleBytes;
+  const start = chunks.start[index] ?? 0;
+  const granules = chunks.granules[index] ?? 0;
+  const at = start * granuleBytes;
+  const plainBytes = granules * granuleBytes;
   const storedWord = chunks.storedWords[index] ?? 0;
   const offset = chunks.offsets[index] ?? 0;
   const stored = slab.data.subarray(offset, offset + storedLength(storedWord));
@@ -229,7 +267,7 @@ function decodeChunk(slab: SlabViews, index: number, prove: DigestKernel): boole
       throw error;
     }
   }
-  prove(slab.out.subarray(at, at + plainBytes), scratch, 0);
+  digest(slab, "out", start, start + granules, scratch, 0);
   return sameWords(scratchWords, 0, chunks.digestWords, index * 4);
 }
 

@@ -10,9 +10,10 @@ import type { VaultContext } from "../control/replicate.ts";
 import { readManifest } from "../control/replicate.ts";
 import { readHead } from "../control/seat.ts";
 import type { MaterializeOptions, MaterializeSummary } from "../control/summaries.ts";
-import { throwIfAborted } from "../errors.ts";
+import { hasCode, throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
+import { damaged } from "../format/fields.ts";
 import { fingerprintBytes, granuleBytes } from "../limits.ts";
 import { PointMap } from "../map/point-map.ts";
 import { Store } from "../store.ts";
@@ -35,7 +36,7 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   const format = options.format ?? (options.to.startsWith("blob:") ? "vhd" : "raw");
   const onNotice = options.onNotice ?? (() => undefined);
   const state = new LocalState({ folder: context.stateFolder, vault: document.vault, disk, onNotice });
-  const manifest = await readManifest(store, document.vault, disk, point, signal);
+  const manifest = await mustExist(readManifest(store, document.vault, disk, point, signal));
   const target = await openTarget({
     to: options.to,
     format,
@@ -63,7 +64,7 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
     const writer = new ImageWriter(target, disk, point, (doneBytes, position) => {
       report({ phase: "materialize", doneBytes, totalBytes: point.volumeBytes, transferredBytes: reader.bytesRead }, position);
     });
-    await reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer);
+    await mustExist(reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer));
     throwIfAborted(signal);
     await target.finish();
     return {
@@ -80,6 +81,16 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   } catch (error) {
     await target.abandon();
     throw error;
+  }
+}
+
+/** What a committed point is made of has to be there: where it is not, the point is damaged. */
+async function mustExist<Result>(reading: Promise<Result>): Promise<Result> {
+  try {
+    return await reading;
+  } catch (error) {
+    if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+    throw damaged(String(error.detail["object"]), "the store does not hold it any more", error);
   }
 }
 

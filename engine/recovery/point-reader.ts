@@ -12,8 +12,8 @@ import { granuleBytes } from "../limits.ts";
 import type { Pieces, PointMap } from "../map/point-map.ts";
 import { pieceDigest, pieceIsZero, windowGranules } from "../map/point-map.ts";
 import type { Crew } from "../pipeline/crew.ts";
-import type { FingerprintSeed } from "../pipeline/fingerprint.ts";
 import type { Slab, SlabGeometry } from "../pipeline/slabs.ts";
+import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
 import type { Store } from "../store.ts";
 
 /** Bytes between two payloads that are rather read and dropped than cost a request of their own. */

@@ -1,6 +1,7 @@
 /** One disk, one writer: who gets the seat, who is turned away, and what becomes of a writer that comes back too late. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { readFile } from "node:fs/promises";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import type { ProcessIdentity } from "../../engine/control/process-identity.ts";
 import { liveSessions } from "../../engine/control/process-identity.ts";
@@ -10,7 +11,17 @@ import { TidemarkError } from "../../engine/errors.ts";
 import { Store } from "../../engine/store.ts";
 import { CrashError, FaultySink, Gate, type SinkMethod } from "../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../sink/memory.ts";
-import { checkNewest, committedPoints, Expected, type ModelDisk, openModelVault, replicateNoted, sampleDisk, scribble } from "../model-disk.ts";
+import {
+  checkNewest,
+  closeModelVaults,
+  committedPoints,
+  Expected,
+  type ModelDisk,
+  openModelVault,
+  replicateNoted,
+  sampleDisk,
+  scribble,
+} from "../model-disk.ts";
 import { expectCode, namesIn } from "../sink/expectations.ts";
 
 const pretended = vi.hoisted((): { identity: Partial<ProcessIdentity> } => ({ identity: {} }));
@@ -27,13 +38,15 @@ let nowMs: number;
 let disk: ModelDisk;
 let expected: Expected;
 beforeEach(() => {
+  liveSessions().clear();
   store = new MemoryStore();
   nowMs = 1_000_000;
   disk = sampleDisk(100_000, 1);
   expected = new Expected("d");
 });
-afterEach(() => {
+afterEach(async () => {
   pretended.identity = {};
+  await closeModelVaults();
 });
 
 const connect = (): MemorySink => new MemorySink({ store, clock: () => nowMs });
@@ -43,7 +56,10 @@ async function takeSeat(sink: MemorySink | FaultySink, onNotice: (notice: Notice
 }
 
 /** Begins a replication that waits before the first call of `method` on `prefix`. */
-async function pausedBefore(method: SinkMethod, prefix: string): Promise<{ readonly gate: Gate; readonly outcome: Promise<unknown>; readonly sink: FaultySink }> {
+async function pausedBefore(
+  method: SinkMethod,
+  prefix: string,
+): Promise<{ readonly gate: Gate; readonly outcome: Promise<unknown>; readonly sink: FaultySink }> {
   const gate = new Gate();
   const sink = new FaultySink(connect(), [{ on: method, prefix, when: 1, fault: { kind: "slow", gate } }]);
   const vault = await openModelVault(sink);
@@ -52,7 +68,8 @@ async function pausedBefore(method: SinkMethod, prefix: string): Promise<{ reado
     () => "success",
     (error: unknown) => error,
   );
-  await gate.reached;
+  const ended = await Promise.race([gate.reached, outcome]);
+  if (ended !== undefined) throw new Error(`it ended before ${method} ${prefix}`, { cause: ended });
   return { gate, outcome, sink };
 }
 
@@ -106,7 +123,6 @@ describe("the seat of a disk", () => {
     const child = spawn(process.execPath, ["-e", "process.stdin.resume()"], { stdio: ["pipe", "ignore", "ignore"] });
     try {
       await once(child, "spawn");
-      const { readFile } = await import("node:fs/promises");
       const stat = await readFile(`/proc/${String(child.pid)}/stat`, "utf8");
       const startTicks = Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19]);
       pretended.identity = { pid: child.pid ?? 0, startTicks };
@@ -115,7 +131,7 @@ describe("the seat of a disk", () => {
       await expectCode(takeSeat(sink), "WRITER_ACTIVE");
       await theirs.release();
     } finally {
-      child.stdin?.end();
+      child.stdin.end();
       await once(child, "exit");
     }
   });

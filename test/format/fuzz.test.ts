@@ -145,7 +145,10 @@ describe("an object with a right checksum and wrong content", () => {
 
   test("is refused when points are not in order, blocks no power of two, lists too long", () => {
     const [first, second] = headSample.points;
-    refused(() => decodeHead(encodeHead({ ...headSample, points: [second, first].flatMap((point) => point ?? []) }), "o", headSample), /order/);
+    refused(
+      () => decodeHead(encodeHead({ ...headSample, points: [second, first].flatMap((point) => point ?? []) }), "o", headSample),
+      /order/,
+    );
     refused(() => decodeVault(encodeVault({ ...vaultSample, blockBytes: 65_537 }), "o"), /power of two/);
     const run = manifestSample.runs[0];
     const long = encodeManifest({ ...manifestSample, runs: Array.from({ length: 4097 }, () => run).flatMap((item) => item ?? []) });
@@ -239,7 +242,13 @@ describe("an object with a right checksum and wrong content", () => {
   test("is refused when a root's leaves overlap or are larger than a leaf can be", () => {
     const [a, b] = rootSample;
     if (a === undefined || b === undefined) throw new Error("the sample has two leaves");
-    for (const leaves of [[b, a], [a, { ...b, first: a.last }], [{ ...a, first: 5, last: 4 }], [{ ...a, bytes: leafBytesMax + 1 }], [{ ...a, epoch: -1 }]]) {
+    for (const leaves of [
+      [b, a],
+      [a, { ...b, first: a.last }],
+      [{ ...a, first: 5, last: 4 }],
+      [{ ...a, bytes: leafBytesMax + 1 }],
+      [{ ...a, epoch: -1 }],
+    ]) {
       const { bytes, checksum: sum } = encodeRoot(leaves, vaultId);
       refused(() => decodeRoot(bytes, "o", vaultId, sum), /out of order or out of bounds/);
     }

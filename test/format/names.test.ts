@@ -18,9 +18,9 @@ import { nameLengthMax, namePartLengthMax } from "../../sink/rules.ts";
 const diskName = fc
   .oneof(
     fc.string({ unit: "binary", minLength: 1, maxLength: 60 }),
-    fc.string({ unit: fc.constantFrom(..."aA.~/-_ ä\u00e4a\u0308ßI\u0130ı%0😀\\:*"), minLength: 1, maxLength: 12 }),
+    fc.string({ unit: fc.constantFrom(...Array.from("aA.~/-_ ä\u00e4a\u0308ßI\u0130ı%0😀\\:*")), minLength: 1, maxLength: 12 }),
   )
-  .filter((name) => name.isWellFormed() && !/\p{Cc}/u.test(name) && Buffer.byteLength(name.normalize("NFC")) <= diskNameBytesMax);
+  .filter((name) => !/[\p{Cc}\p{Cs}]/u.test(name) && Buffer.byteLength(name.normalize("NFC")) <= diskNameBytesMax);
 
 describe("a disk's name", () => {
   test("comes back from its spelling, in Unicode's composed form", () => {
@@ -50,7 +50,8 @@ describe("a disk's name", () => {
       expect(encoded).toMatch(/^(?!\.)[a-z0-9._~-]+$/);
       expect(encoded.length).toBeLessThanOrEqual(namePartLengthMax);
     };
-    for (const odd of [".", "..", "...", "~", "~2e", "/", "../x", "a/b", "A", " ", "😀", "%2e", "CON", "nul\\x", "-rf", "z".repeat(80)]) check(odd);
+    for (const odd of [".", "..", "...", "~", "~2e", "/", "../x", "a/b", "A", " ", "😀", "%2e", "CON", "nul\\x", "-rf", "z".repeat(80)])
+      check(odd);
     fc.assert(fc.property(diskName, check), { numRuns: 1000 });
   });
 
@@ -64,7 +65,7 @@ describe("a disk's name", () => {
     const foreign = ["", ".a", "~", "~2", "~zz", "A", "~41~", "~61", "~2d", "~C3~A4", "~c3", "~ff", "a~cc~88", "~00", "a/b", "~0a"];
     expect(foreign.map(decodeDiskName)).toEqual(foreign.map(() => undefined));
     fc.assert(
-      fc.property(fc.string({ unit: fc.constantFrom(..."~.a2ec389-"), maxLength: 12 }), (text) => {
+      fc.property(fc.string({ unit: fc.constantFrom(...Array.from("~.a2ec389-")), maxLength: 12 }), (text) => {
         const decoded = decodeDiskName(text);
         if (decoded !== undefined) expect(encodeDiskName(decoded)).toBe(text);
       }),
@@ -85,7 +86,13 @@ describe("the names of objects", () => {
         expect(name.length).toBeLessThanOrEqual(nameLengthMax);
       }),
     );
-    for (const name of ["segments/a", "segments/a/1-0-1", "segments/a/00000001-0-00000001.tmp", "disks/a/head", "segments//00000001-0-00000001"]) {
+    for (const name of [
+      "segments/a",
+      "segments/a/1-0-1",
+      "segments/a/00000001-0-00000001.tmp",
+      "disks/a/head",
+      "segments//00000001-0-00000001",
+    ]) {
       expect(parseSegmentName(name)).toBeUndefined();
     }
   });

@@ -1,11 +1,10 @@
 /** One instance of everything that is stored, with fixed ids and times: the golden files are their bytes. */
-import { toHex } from "../../engine/format/checksum.ts";
+import { checksum, toHex } from "../../engine/format/checksum.ts";
 import type { HeadDocument, ManifestDocument, VaultDocument } from "../../engine/format/documents.ts";
 import type { FramePlace } from "../../engine/format/frame.ts";
 import { FrameBuilder, storedLz4Flag } from "../../engine/format/frame.ts";
 import type { EntryColumns, LeafReference } from "../../engine/format/leaf.ts";
 import { newColumns, zeroSegment } from "../../engine/format/leaf.ts";
-import { checksum } from "../../engine/format/checksum.ts";
 import { segmentName } from "../../engine/format/names.ts";
 import { digestOf, randomBytes, vaultId } from "../engine-model.ts";
 
@@ -92,7 +91,8 @@ export const frameChunks: readonly SampleChunk[] = [
 /** A frame of `frameChunks`, in memory of its own. */
 export function sealFrame(place: FramePlace = framePlace, chunks: readonly SampleChunk[] = frameChunks): Uint8Array {
   const builder = new FrameBuilder();
-  for (const { payload, storedWord, digest, granule, granules } of chunks) builder.append(payload, storedWord, digest, 0, granule, granules);
+  for (const { payload, storedWord, digest, granule, granules } of chunks)
+    builder.append(payload, storedWord, digest, 0, granule, granules);
   return new Uint8Array(builder.seal(place));
 }
 

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { digestNames } from "../../engine/format/documents.ts";
-import { createDigest, createFingerprint, isZero, looksIncompressible, Lz4, sameWords } from "../../engine/pipeline/kernels.ts";
+import { createDigest, createFingerprint, isZero, Lz4, looksIncompressible, sameWords } from "../../engine/pipeline/kernels.ts";
 import { numbersFrom, randomBytes } from "../engine-model.ts";
 
 const key = randomBytes(32, 5);
@@ -168,7 +168,9 @@ describe("the digests", () => {
     const digest = await createDigest("sha256", key);
     const into = new Uint8Array(16);
     digest(Buffer.from("abc"), into, 0);
-    const expected = createHash("sha256").update(Buffer.concat([key, Buffer.from("abc")])).digest();
+    const expected = createHash("sha256")
+      .update(Buffer.concat([key, Buffer.from("abc")]))
+      .digest();
     expect(Buffer.from(into).toString("hex")).toBe(expected.subarray(0, 16).toString("hex"));
   });
 });

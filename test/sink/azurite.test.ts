@@ -46,7 +46,11 @@ async function serverGone(): Promise<void> {
 /** Another process that starts the Azurite on `dir` and keeps using it; resolves to the server's id. */
 async function startElsewhere(): Promise<{ readonly child: ChildProcess; readonly serverPid: number }> {
   const built = new URL("../../dist/sink/azurite.js", import.meta.url).href;
-  const script = `import { Azurite } from ${JSON.stringify(built)}; const server = await Azurite.start(${JSON.stringify(dir)}); console.log(server.pid); setInterval(() => {}, 1000);`;
+  const script = `
+    import { Azurite } from ${JSON.stringify(built)};
+    const server = await Azurite.start(${JSON.stringify(dir)});
+    console.log(server.pid);
+    setInterval(() => {}, 1000);`;
   const child = spawn(process.execPath, ["--input-type=module", "-e", script], { stdio: ["ignore", "pipe", "inherit"] });
   children.add(child);
   const [line] = (await once(createInterface(child.stdout), "line")) as [string];

@@ -1,0 +1,96 @@
+/** What happens to processes: ^C, kill -9, two at once. */
+import { existsSync, readdirSync } from "node:fs";
+import { describe, expect, it } from "vitest";
+import { sameFiles, writeImage } from "./images.ts";
+import { Place, parseLines, type Running } from "./tidemark.ts";
+
+const bigMebibytes = 300;
+/** The promise is two seconds after the signal; what a busy machine needs to end the process is not part of it. */
+const restMsMax = 2_000;
+
+const vault = { TIDEMARK_VAULT: "dir:vault", TIDEMARK_WORKERS: "1" };
+
+async function interrupt(running: Running): Promise<{ readonly code: number | null; readonly stdout: string; readonly elapsedMs: number }> {
+  const startedAt = performance.now();
+  running.child.kill("SIGINT");
+  const { code, stdout } = await running.ended;
+  return { code, stdout, elapsedMs: performance.now() - startedAt };
+}
+
+describe("^C", () => {
+  it("ends a replication with 130 within two seconds, and the next one is as if nothing had been", async () => {
+    const place = new Place();
+    writeImage(place.path("big.img"), bigMebibytes);
+    const running = place.start(["replicate", "big.img", "--disk", "big", "--json"], vault);
+    await running.says('"type":"progress"');
+    const ended = await interrupt(running);
+    expect(ended.code).toBe(130);
+    expect(ended.elapsedMs).toBeLessThan(restMsMax);
+    expect(parseLines(ended.stdout).at(-1)).toMatchObject({ type: "error", code: "INTERRUPTED" });
+    expect(await place.json("points", "list", "--disk", "big")).toMatchObject({ code: 0, last: { points: 0 } });
+    expect(await place.json("replicate", "big.img", "--disk", "big")).toMatchObject({ code: 0, last: { sequence: 1 } });
+    expect(await place.json("verify", "--disk", "big", "--source", "big.img")).toMatchObject({ code: 0 });
+  });
+
+  it("ends the demo without leaving anything behind", async () => {
+    const place = new Place();
+    writeImage(place.path("a.img"), 64);
+    const running = place.start(["demo", "--image", "a.img", "--json"]);
+    await running.says('"phase":"scan"');
+    expect(await interrupt(running)).toMatchObject({ code: 130 });
+    expect(readdirSync(place.folder)).toEqual(["a.img"]);
+  });
+
+  it("pressed twice ends at once", async () => {
+    const place = new Place();
+    writeImage(place.path("big.img"), bigMebibytes);
+    const running = place.start(["replicate", "big.img", "--disk", "big"], { ...vault, TIDEMARK_JSON: "1" });
+    await running.says('"type":"progress"');
+    running.child.kill("SIGINT");
+    expect(await interrupt(running)).toMatchObject({ code: 130 });
+  });
+});
+
+describe("two replications of one disk at once", () => {
+  it("are refused: the second ends with 11, the first one goes on", async () => {
+    const place = new Place();
+    writeImage(place.path("big.img"), bigMebibytes);
+    const first = place.start(["replicate", "big.img", "--disk", "big", "--json"], vault);
+    await first.says('"type":"progress"');
+    first.child.kill("SIGSTOP");
+    const second = await place.json("replicate", "big.img", "--disk", "big");
+    first.child.kill("SIGCONT");
+    expect(second).toMatchObject({ code: 11, last: { type: "error", code: "WRITER_ACTIVE" } });
+    expect(await first.ended).toMatchObject({ code: 0 });
+    expect(await place.json("points", "list", "--disk", "big")).toMatchObject({ last: { points: 1 } });
+  });
+});
+
+describe("kill -9", () => {
+  it("of a replication leaves its seat to the next one at once", async () => {
+    const place = new Place();
+    writeImage(place.path("big.img"), bigMebibytes);
+    const killed = place.start(["replicate", "big.img", "--disk", "big", "--json"], vault);
+    await killed.says('"type":"progress"');
+    killed.child.kill("SIGKILL");
+    await killed.ended;
+    const next = await place.json("replicate", "big.img", "--disk", "big");
+    expect(next).toMatchObject({ code: 0, last: { sequence: 1 } });
+    expect(next.lines).toContainEqual(expect.objectContaining({ type: "notice", code: "SEAT_TAKEN_OVER" }));
+  });
+
+  it("of a materialization leaves no half image under the target's name, and the next run ends it", async () => {
+    const place = new Place();
+    writeImage(place.path("big.img"), bigMebibytes);
+    await place.json("replicate", "big.img", "--disk", "big");
+    const words = ["materialize", "--disk", "big", "--point", "1", "--to", "back.img"];
+    const killed = place.start([...words, "--json"], vault);
+    await killed.says('"phase":"materialize"');
+    killed.child.kill("SIGKILL");
+    await killed.ended;
+    expect(existsSync(place.path("back.img"))).toBe(false);
+    expect(await place.json(...words)).toMatchObject({ code: 0 });
+    expect(sameFiles(place.path("big.img"), place.path("back.img"))).toBe(true);
+    expect(readdirSync(place.folder).filter((name) => name.includes("partial"))).toEqual([]);
+  });
+});

@@ -1,0 +1,81 @@
+/** Wrong use is told in one line with a remedy; help and version are there. */
+import { describe, expect, it } from "vitest";
+import { Place, parseLines } from "./tidemark.ts";
+
+const wrong: readonly (readonly [fact: string, words: readonly string[], told: RegExp])[] = [
+  ["no command", [], /needs a command/],
+  ["an unknown command", ["replicat"], /unknown command/],
+  ["a group without a command", ["points"], /needs a command/],
+  ["an unknown flag", ["disks", "list", "--vautl", "x"], /unknown option/],
+  ["a missing argument", ["replicate", "--disk", "a"], /missing required argument/],
+  ["a missing disk", ["replicate", "a.img", "--vault", "dir:v"], /--disk/],
+  ["a missing vault", ["disks", "list"], /no vault is named/],
+  ["an empty vault", ["disks", "list", "--vault", ""], /no vault is named/],
+  ["a vault of an unknown kind", ["disks", "list", "--vault", "ftp:x"], /not a vault's address/],
+  ["a number that is none", ["verify", "--vault", "dir:v", "--workers", "two"], /not a whole number/],
+  ["a size that is none", ["vault", "init", "--vault", "dir:v", "--block-size", "big"], /not a size/],
+  ["a block that is too small", ["vault", "init", "--vault", "dir:v", "--block-size", "8KiB"], /not a power of two/],
+  ["a digest that is not known", ["vault", "init", "--vault", "dir:v", "--digest", "md5"], /blake3/],
+  ["a format that is not known", ["materialize", "--disk", "a", "--point", "1", "--to", "b", "--format", "qcow2"], /raw, vhd/],
+  ["words too many", ["disks", "list", "a"], /too many arguments/],
+  ["a point without its disk", ["verify", "--vault", "dir:v", "--point", "1"], /belong to one disk/],
+  ["a bench without its image", ["bench", "initial"], /--image/],
+];
+
+describe("wrong use", () => {
+  it.each(wrong)("%s exits with 2, one line and a remedy", async (_fact, words, told) => {
+    const place = new Place();
+    const ended = await place.run(words);
+    expect(ended).toMatchObject({ code: 2, stdout: "" });
+    const [line, remedy, ...rest] = ended.stderr.trimEnd().split("\n");
+    expect(line).toMatch(/^error: /);
+    expect(line).toMatch(told);
+    expect(remedy).toMatch(/^ {2}\S/);
+    expect(rest).toEqual([]);
+  });
+
+  it("is an object on stdout with --json", async () => {
+    const ended = await new Place().run(["disks", "list", "--vautl", "x", "--json"]);
+    expect(ended).toMatchObject({ code: 2, stderr: "" });
+    expect(parseLines(ended.stdout)).toMatchObject([
+      { type: "error", code: "INVALID_ARGUMENT", remedy: expect.stringContaining("--vault") as string },
+    ]);
+  });
+});
+
+const commands = [
+  "demo",
+  "vault",
+  "vault init",
+  "vault show",
+  "replicate",
+  "disks",
+  "disks list",
+  "points",
+  "points list",
+  "points show",
+  "materialize",
+  "verify",
+  "bench",
+  "bench initial",
+  "bench scattered",
+  "bench restore",
+  "bench pipeline",
+  "bench kernels",
+];
+
+describe("help", () => {
+  it.each(["", ...commands])("of `tidemark %s` has an example and fits 80 columns", async (command) => {
+    const ended = await new Place().run([...command.split(" ").filter((word) => word !== ""), "--help"]);
+    expect(ended).toMatchObject({ code: 0, stderr: "" });
+    expect(ended.stdout).toMatch(/^Usage: tidemark /);
+    expect(ended.stdout).toMatch(/Examples?:\n {2}\$ /);
+    expect(ended.stdout.split("\n").filter((line) => line.length > 80)).toEqual([]);
+  });
+
+  it("includes the version", async () => {
+    const ended = await new Place().run(["--version"]);
+    expect(ended.code).toBe(0);
+    expect(ended.stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
+  });
+});
