@@ -1,6 +1,6 @@
 /** The stores that a vault can lie in. `openSink` takes what a user writes; the classes are there for those who build their own. */
 
-export { AzureSink, type AzureSinkOptions } from "./azure.ts";
+export type { AzureSinkOptions } from "./azure.ts";
 export type { AzureAccess } from "./azure-access.ts";
 export type { ProxyOptions } from "./azure-connection.ts";
 export type { RetryOptions } from "./azure-retry.ts";

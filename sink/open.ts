@@ -11,7 +11,7 @@
 import type { TokenCredential } from "@azure/identity";
 import type { Sink } from "../engine/index.ts";
 import { TidemarkError, throwIfAborted } from "../engine/index.ts";
-import { AzureSink, type AzureSinkOptions } from "./azure.ts";
+import type { AzureSinkOptions } from "./azure.ts";
 import type { AzureAccess } from "./azure-access.ts";
 import { bypassesProxy, isLoopback, type ProxyOptions, parseProxyUrl } from "./azure-connection.ts";
 import { Azurite } from "./azurite.ts";
@@ -72,7 +72,7 @@ export async function openSink(spec: string, options: OpenSinkOptions = {}): Pro
     case "memory":
       return new MemorySink({ store: memoryStore(parsed.name) });
     case "azure":
-      return AzureSink.open(parsed.containerUrl, await accessTo(parsed, options), options);
+      return await openAzure(parsed, options);
   }
 }
 
@@ -119,9 +119,21 @@ function accountOfHost(host: string): string | undefined {
   return /^([a-z0-9]{3,24})(?:-secondary)?\.(?:z\d+\.)?blob\./.exec(host)?.[1];
 }
 
+// The SDK takes a quarter of a second to load, which only those who need it wait for, and with `azurite:` while the server starts.
+const loadAzure = () => import("./azure.ts");
+
+async function openAzure(spec: Extract<VaultSpec, { readonly kind: "azure" }>, options: OpenSinkOptions): Promise<Sink> {
+  const access = await accessTo(spec, options);
+  const { AzureSink } = await loadAzure();
+  return AzureSink.open(spec.containerUrl, access, options);
+}
+
 async function openAzurite(dir: string, options: OpenSinkOptions): Promise<Sink> {
+  const loading = loadAzure();
+  loading.catch(() => undefined); // awaited below
   const server = await Azurite.start(dir, { signal: options.signal });
   try {
+    const { AzureSink } = await loading;
     const access: AzureAccess = { kind: "key", account: developmentAccount, key: developmentKey };
     return AzureSink.open(`${server.endpoint}/${azuriteContainer}`, access, { ...options, description: `azurite:${dir}`, server });
   } catch (error) {

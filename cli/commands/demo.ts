@@ -1,6 +1,6 @@
 /**
- * `tidemark demo`: the main job on real data, from beginning to end, in half a minute. A disk goes into a vault in three points with changes between, two of
- * them come back and are compared with what the disk was, and everything in the vault is proved.
+ * `tidemark demo`: the main job on real data, from beginning to end, in half a minute. A disk goes into a vault in three points with
+ * changes between, two of them come back and are compared with what the disk was, and everything in the vault is proved.
  */
 import { mkdir, readdir, rm } from "node:fs/promises";
 import { basename, join, relative, resolve } from "node:path";

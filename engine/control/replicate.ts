@@ -12,7 +12,7 @@ import { fromHex } from "../format/checksum.ts";
 import type { ManifestDocument, PointRecord, VaultDocument } from "../format/documents.ts";
 import { decodeManifest, documentBytesMax, encodeManifest } from "../format/documents.ts";
 import { damaged } from "../format/fields.ts";
-import { encodeDiskName, manifestName } from "../format/names.ts";
+import { disksPrefix, encodeDiskName, manifestName } from "../format/names.ts";
 import { volumeBytesMax } from "../limits.ts";
 import { mergeStack } from "../map/merge.ts";
 import { PointMap } from "../map/point-map.ts";
@@ -48,8 +48,8 @@ export interface VaultContext {
   readonly crew: () => Crew;
 }
 
-/** How often a cycle is started again by itself when the store went back in time or local state turned out to be damaged. */
-const cyclesMax = 3;
+/** How often a cycle is started by itself: again when the store went back in time, or when what it relied on turned out to be damaged. */
+const cyclesMax = 4;
 const objectsProvedAtOnce = 8;
 
 /**
@@ -60,19 +60,25 @@ export async function replicate(context: VaultContext, options: ReplicateOptions
   encodeDiskName(options.disk); // refuses a bad name before anything is touched
   const disk = options.disk.normalize("NFC");
   const startedAt = performance.now();
-  let trustPrints = true;
+  const trust: Trust = { prints: true, parent: true };
   for (let attempt = 1; ; attempt += 1) {
-    const cycle = new Cycle(context, { ...options, disk }, trustPrints);
+    const cycle = new Cycle(context, { ...options, disk }, { ...trust });
     try {
       const summary = await cycle.run();
       return { ...summary, elapsedMs: Math.round(performance.now() - startedAt) };
     } catch (error) {
       if (attempt >= cyclesMax) throw error;
       if (cycle.printsBroken) {
-        trustPrints = false;
+        trust.prints = false;
         options.onNotice?.({
           code: "STATE_LOST",
           message: "local fingerprints are damaged: the cycle starts again and compares with the vault",
+        });
+      } else if (trust.parent && isMapDamage(error, disk)) {
+        trust.parent = false;
+        options.onNotice?.({
+          code: "PARENT_DAMAGED",
+          message: `${error.message}; the cycle starts again and makes a point that does not build on it`,
         });
       } else if (hasCode(error, "STORE_REGRESSED")) {
         options.onNotice?.({ code: "STORE_REGRESSED", message: `${error.message}; the cycle starts again` });
@@ -83,10 +89,23 @@ export async function replicate(context: VaultContext, options: ReplicateOptions
   }
 }
 
+/** What a cycle may build on. */
+interface Trust {
+  prints: boolean;
+  /** The newest point's map. Without it the new point lists everything anew; what the vault holds is still found by dedup. */
+  parent: boolean;
+}
+
+/** Damage of a manifest, root or leaf of this disk: of what a point builds on, not of data. */
+function isMapDamage(error: unknown, disk: string): error is TidemarkError {
+  const { object } = error instanceof TidemarkError ? error.detail : {};
+  return hasCode(error, "DAMAGED") && typeof object === "string" && object.startsWith(`${disksPrefix}${encodeDiskName(disk)}/`);
+}
+
 class Cycle {
   readonly #context: VaultContext;
   readonly #options: ReplicateOptions;
-  readonly #trustPrints: boolean;
+  readonly #trust: Trust;
   readonly #store: Store;
   readonly #state: LocalState;
   readonly #vaultId: Uint8Array;
@@ -96,10 +115,10 @@ class Cycle {
   /** What must be given back, in this order. */
   readonly #closing: (() => Promise<void>)[] = [];
 
-  constructor(context: VaultContext, options: ReplicateOptions, trustPrints: boolean) {
+  constructor(context: VaultContext, options: ReplicateOptions, trust: Trust) {
     this.#context = context;
     this.#options = options;
-    this.#trustPrints = trustPrints;
+    this.#trust = trust;
     this.#store = new Store(context.sink);
     this.#vaultId = fromHex(context.document.vault);
     this.#notify = options.onNotice ?? (() => undefined);
@@ -171,8 +190,10 @@ class Cycle {
     const timeMs = Math.max(Date.now(), (parent?.timeMs ?? 0) + 1);
     const volumeBytes = await volume.sizeBytes();
     checkSize(volume.description, disk, volumeBytes, parent);
-    const [manifest, catalog] = await Promise.all([this.#readParent(parent, signal), this.#loadCatalog(signal)]);
-    const reader = parent === undefined || !this.#trustPrints ? undefined : await this.#state.openPrints(parent.id);
+    const manifest = this.#trust.parent ? await this.#readParent(parent, signal) : undefined;
+    const catalog = await this.#loadCatalog(signal);
+    const reader =
+      manifest === undefined || parent === undefined || !this.#trust.prints ? undefined : await this.#state.openPrints(parent.id);
     if (reader !== undefined) this.#closing.push(async () => await reader.close());
     const seed = reader?.seed ?? randomSeed();
     const baseline = await this.#openBaseline(manifest, reader, seed, signal);

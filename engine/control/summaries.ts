@@ -25,6 +25,7 @@ export interface Notice {
     | "SEAT_TAKEN_OVER"
     | "STORE_REGRESSED"
     | "SEGMENT_DAMAGED"
+    | "PARENT_DAMAGED"
     | "SOURCE_CHANGED"
     | "RESUMED";
   readonly message: string;

@@ -24,7 +24,8 @@ assert(
 );
 
 export const leafEntriesMax = 32_768;
-const rootLeavesMax = 65_536;
+/** Two thousand million entries. */
+export const rootLeavesMax = 65_536;
 const headerBytes = 64;
 const mapVersion = 1;
 const leafMagic = 0x464c4d54; // "TMLF"

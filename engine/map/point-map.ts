@@ -19,8 +19,8 @@ import type { Store } from "../store.ts";
 /** Granules that are resolved at a time: 256 MiB of disk. */
 export const windowGranules = 65_536;
 
-/** Decoded leaves that are kept, in bytes of their objects. */
-const leafCacheBytesMax = 48 * 1024 * 1024;
+/** Decoded leaves that are kept, in bytes of their objects. Sixty runs, the deepest stack, have about 57 MB of leaves around any place. */
+const leafCacheBytesMax = 96 * 1024 * 1024;
 
 /** Resolved pieces of a window in ascending order; granules between them hold zeros because nobody ever wrote them. */
 export interface Pieces {

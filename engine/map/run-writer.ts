@@ -3,10 +3,11 @@
  * leaf. Memory: one leaf being filled, and the few being put.
  */
 import assert from "node:assert/strict";
+import { TidemarkError } from "../errors.ts";
 import { toHex } from "../format/checksum.ts";
 import type { RunReference } from "../format/documents.ts";
 import type { EntryColumns, LeafReference } from "../format/leaf.ts";
-import { encodeLeaf, encodeRoot, leafEntriesMax, newColumns, zeroSegment } from "../format/leaf.ts";
+import { encodeLeaf, encodeRoot, leafEntriesMax, newColumns, rootLeavesMax, zeroSegment } from "../format/leaf.ts";
 import { mapName } from "../format/names.ts";
 import { digestBytes } from "../limits.ts";
 import type { Store } from "../store.ts";
@@ -70,8 +71,9 @@ export class RunWriter {
   async appendZero(start: number, length: number): Promise<void> {
     const columns = this.#columns;
     const last = columns.count - 1;
-    if (last >= 0 && columns.segments[last] === zeroSegment && this.#end === start) {
-      columns.lengths[last] = (columns.lengths[last] ?? 0) + length;
+    const joined = (columns.lengths[last] ?? 0) + length;
+    if (last >= 0 && columns.segments[last] === zeroSegment && this.#end === start && joined <= 0xffff_ffff) {
+      columns.lengths[last] = joined;
       this.#end = start + length;
       return;
     }
@@ -174,6 +176,11 @@ export class RunWriter {
     const [only] = leaves;
     if (only === undefined) return undefined;
     const entries = leaves.reduce((sum, leaf) => sum + leaf.entries, 0);
+    if (leaves.length > rootLeavesMax) {
+      throw new TidemarkError("UNSUPPORTED", `the map of disk ${JSON.stringify(this.#objects.disk)} would need ${leaves.length} leaves`, {
+        remedy: "replicate the disk under a new name: a map is as fragmented as the writes that it remembers",
+      });
+    }
     const leafBytes = leaves.reduce((sum, leaf) => sum + leaf.bytes, 0);
     if (leaves.length === 1) {
       const { epoch, ordinal, bytes } = only;

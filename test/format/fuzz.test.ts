@@ -5,7 +5,16 @@ import { TidemarkError } from "../../engine/errors.ts";
 import { checksum, toHex } from "../../engine/format/checksum.ts";
 import { decodeHead, decodeManifest, decodeVault, encodeHead, encodeManifest, encodeVault } from "../../engine/format/documents.ts";
 import { decodeFrameHeader, decodeFrameTable, frameChunksMax, frameHeaderBytes } from "../../engine/format/frame.ts";
-import { decodeLeaf, decodeRoot, encodeLeaf, encodeRoot, leafBytesMax, newColumns, zeroSegment } from "../../engine/format/leaf.ts";
+import {
+  decodeLeaf,
+  decodeRoot,
+  encodeLeaf,
+  encodeRoot,
+  leafBytesMax,
+  leafEntriesMax,
+  newColumns,
+  zeroSegment,
+} from "../../engine/format/leaf.ts";
 import { frameBytesMax, segmentBytes } from "../../engine/limits.ts";
 import { foreignVaultId, vaultId } from "../engine-model.ts";
 import { framePlace, headSample, leafSample, manifestSample, rootSample, sealFrame, vaultSample } from "./samples.ts";
@@ -237,6 +246,19 @@ describe("an object with a right checksum and wrong content", () => {
     }
     const names = resigned(leaf.bytes, (bytes) => bytes.writeUInt32LE(0xffff_ffff, 12));
     refused(() => decodeLeaf(names, "o", vaultId, names.subarray(48, 64)));
+  });
+
+  test("is refused when a leaf really has more entries than a leaf may", () => {
+    for (const count of [leafEntriesMax, leafEntriesMax + 1]) {
+      const columns = newColumns(count);
+      for (let index = 0; index < count; index += 1) columns.starts[index] = index;
+      columns.lengths.fill(1);
+      columns.segments.fill(zeroSegment);
+      columns.count = count;
+      const { bytes, checksum: sum } = encodeLeaf(columns, vaultId);
+      if (count === leafEntriesMax) expect(decodeLeaf(bytes, "o", vaultId, sum).count).toBe(count);
+      else refused(() => decodeLeaf(bytes, "o", vaultId, sum), /claims 32769 entries/);
+    }
   });
 
   test("is refused when a root's leaves overlap or are larger than a leaf can be", () => {
