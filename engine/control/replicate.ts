@@ -10,9 +10,9 @@ import { randomBytes } from "node:crypto";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
 import type { ManifestDocument, PointRecord, VaultDocument } from "../format/documents.ts";
-import { decodeManifest, documentBytesMax, encodeManifest } from "../format/documents.ts";
+import { decodeManifest, decodeVault, documentBytesMax, encodeManifest } from "../format/documents.ts";
 import { damaged } from "../format/fields.ts";
-import { disksPrefix, encodeDiskName, manifestName } from "../format/names.ts";
+import { disksPrefix, encodeDiskName, manifestName, vaultName } from "../format/names.ts";
 import { volumeBytesMax } from "../limits.ts";
 import { mergeStack } from "../map/merge.ts";
 import { PointMap } from "../map/point-map.ts";
@@ -22,9 +22,8 @@ import { emptyBaseline, FingerprintBaseline, MapBaseline } from "../pipeline/bas
 import type { CaptureStatistics } from "../pipeline/capture.ts";
 import { capture } from "../pipeline/capture.ts";
 import { Catalog, regressed } from "../pipeline/catalog.ts";
-import { Crew } from "../pipeline/crew.ts";
+import type { Crew } from "../pipeline/crew.ts";
 import { Lanes } from "../pipeline/lanes.ts";
-import { slabGeometry } from "../pipeline/slabs.ts";
 import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
 import type { Sink } from "../sink.ts";
 import { FileVolume } from "../source/file-volume.ts";
@@ -149,10 +148,10 @@ class Cycle {
   /**
    * What a missing object, or one that stands where only we write, says of the store. The names of this cycle hold its epoch: if one is taken,
    * another cycle had the same epoch, and the store has forgotten that one's head. If one is missing and the head is not the one that we
-   * swapped in, the store has forgotten both; if it is, the object is really gone.
+   * swapped in, the store has forgotten both; if it is, the object is really gone. A container that was there and is not was forgotten.
    */
   async #diagnose(reason: unknown): Promise<unknown> {
-    if (!hasCode(reason, "OBJECT_EXISTS", "OBJECT_NOT_FOUND")) return reason;
+    if (!hasCode(reason, "OBJECT_EXISTS", "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) return reason;
     try {
       if (reason.code === "OBJECT_NOT_FOUND" && (await this.#seat?.isForgotten()) !== true) {
         return damaged(String(reason.detail["object"]), "the store does not hold it any more", reason);
@@ -172,6 +171,8 @@ class Cycle {
     const { document } = this.#context;
     const { disk, volume } = this.#options;
     const crew = this.#context.crew(); // its threads start while the store answers
+    throwIfAborted(this.#options.signal);
+    await this.#proveVault(); // before a head is made that no vault would know
     const seat = await Seat.take({
       store: this.#store,
       vault: document.vault,
@@ -294,13 +295,7 @@ class Cycle {
       this.#prints = new FingerprintBaseline(reader, document.blockBytes);
       return this.#prints;
     }
-    const crew = Crew.open({
-      geometry: { ...slabGeometry(document.blockBytes), slabCount: 2 },
-      digest: document.digest,
-      digestKey: fromHex(document.digestKey),
-      workers: 1,
-    });
-    this.#closing.push(async () => await crew.close());
+    const crew = this.#context.crew();
     const map = new PointMap(this.#store, this.#vaultId, this.#options.disk, manifest);
     return await Promise.resolve(new MapBaseline({ map, store: this.#store, crew, seed, blockBytes: document.blockBytes, signal }));
   }
@@ -325,6 +320,7 @@ class Cycle {
     const prove = async (): Promise<void> => {
       await catalog.proveReferenced(this.#store, objects.signal);
       await this.#proveObjects(written, objects.signal);
+      await this.#proveVault();
     };
     await seat.mark();
     await prove();
@@ -335,6 +331,22 @@ class Cycle {
     await seat.commit([...seat.head.points, point], true, prove);
     catalog.committed();
     return point;
+  }
+
+  /**
+   * Makes sure that the store still holds this very vault: one that forgot it may have been given another, in which nobody could
+   * read what we write. Errors: STORE_REGRESSED.
+   */
+  async #proveVault(): Promise<void> {
+    const { vault } = this.#context.document;
+    let there: string | undefined;
+    try {
+      const { bytes } = await this.#store.get(vaultName, documentBytesMax, { signal: this.#options.signal });
+      there = decodeVault(bytes, vaultName).vault;
+    } catch (error) {
+      if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+    }
+    if (there !== vault) throw regressed(vaultName, 1, 0);
   }
 
   /** Asks the store for every map object and manifest of this cycle. Errors: STORE_REGRESSED. */

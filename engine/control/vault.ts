@@ -9,7 +9,7 @@ import { decodeVault, digestNames, documentBytesMax, encodeVault, formatVersion 
 import { vaultName } from "../format/names.ts";
 import { blockBytesDefault, blockBytesMax, blockBytesMin, granuleBytes } from "../limits.ts";
 import { Crew, workersDefault } from "../pipeline/crew.ts";
-import { slabGeometry } from "../pipeline/slabs.ts";
+import { fetchGeometry, scanGeometry } from "../pipeline/slabs.ts";
 import { materialize } from "../recovery/materialize.ts";
 import { verify } from "../recovery/verify.ts";
 import type { Sink } from "../sink.ts";
@@ -191,7 +191,8 @@ export class Vault implements AsyncDisposable {
   #openCrew(): Crew {
     const { document, workers } = this.#context;
     this.#crew ??= Crew.open({
-      geometry: slabGeometry(document.blockBytes),
+      geometry: scanGeometry(document.blockBytes),
+      fetchGeometry: fetchGeometry(document.blockBytes),
       digest: document.digest,
       digestKey: fromHex(document.digestKey),
       workers,

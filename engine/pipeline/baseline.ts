@@ -113,7 +113,7 @@ export class MapBaseline implements Baseline {
   /** Fingerprints of the partial pieces of the window. */
   readonly #prints: Uint8Array = new Uint8Array(windowGranules * fingerprintBytes);
 
-  /** `crew` is the baseline's own: a scan that holds slabs must not wait for more of them. `seed` is the scan's. */
+  /** `seed` is the scan's. */
   constructor(options: {
     readonly map: PointMap;
     readonly store: Store;

@@ -6,7 +6,7 @@
  * The bracket runs for as many slabs at once as there are slabs; everything else happens in the loop, in the order of the volume.
  * So map entries come out sorted, frames are the same for the same input, and nothing waits in any queue but leased slabs.
  *
- * Memory: slabs (see `slabGeometry`), lanes × 4 MiB, one leaf.
+ * Memory: slabs (see `scanGeometry`), lanes × 4 MiB, one leaf.
  */
 import assert from "node:assert/strict";
 import { throwIfAborted } from "../errors.ts";

@@ -11,7 +11,9 @@ import { SlabPool } from "./slabs.ts";
 import type { CompressTask, DecodeTask, ScanResult, ScanTask, WorkerSetup, WorkerTask } from "./worker.ts";
 
 export interface CrewOptions {
+  /** Of the slabs for scanning, and of those for fetching. */
   readonly geometry: SlabGeometry;
+  readonly fetchGeometry: SlabGeometry;
   readonly digest: DigestName;
   readonly digestKey: Uint8Array;
   readonly workers: number;
@@ -21,14 +23,19 @@ export interface CrewOptions {
 export const workersDefault: number = Math.min(availableParallelism(), 8);
 
 export class Crew implements AsyncDisposable {
+  /** What scans lease. */
   readonly slabs: SlabPool;
+  /** What fetches lease: pools of their own, so that a scan that needs to fetch never waits for a slab that a scan holds. */
+  readonly fetches: SlabPool;
   readonly #pool: Piscina<WorkerTask, ScanResult | undefined>;
   #closed: Promise<void> | undefined;
 
   private constructor(options: CrewOptions) {
     this.slabs = new SlabPool(options.geometry);
+    this.fetches = new SlabPool(options.fetchGeometry);
     const setup: WorkerSetup = {
       slabs: this.slabs.shared,
+      fetches: this.fetches.shared,
       digest: options.digest,
       digestKey: options.digestKey,
     };
@@ -37,7 +44,7 @@ export class Crew implements AsyncDisposable {
       minThreads: options.workers,
       maxThreads: options.workers,
       // A slab has at most one task at a time, so the leases bound the queue; anything above is a programmer's error.
-      maxQueue: options.geometry.slabCount,
+      maxQueue: options.geometry.slabCount + options.fetchGeometry.slabCount,
       workerData: setup,
     });
   }

@@ -15,8 +15,10 @@ import { secretBytes, treeBytes } from "./wasm-kernels.ts";
 
 export interface SlabGeometry {
   readonly slabCount: number;
-  /** Bytes of `data`, and of `out`. A multiple of the vault's block size. */
+  /** Bytes of `data`. A multiple of the vault's block size. */
   readonly slabBytes: number;
+  /** Bytes of `out`. Default: as many as of `data`. */
+  readonly outBytes?: number;
   readonly blockBytes: number;
 }
 
@@ -77,8 +79,12 @@ export interface ChunkTable {
 const tableWords = 5;
 const tableEntryBytes: number = tableWords * 4 + digestBytes;
 
+function outBytesOf(geometry: SlabGeometry): number {
+  return geometry.outBytes ?? geometry.slabBytes;
+}
+
 function granulesPerSlab(geometry: SlabGeometry): number {
-  return geometry.slabBytes / granuleBytes;
+  return Math.max(geometry.slabBytes, outBytesOf(geometry)) / granuleBytes;
 }
 
 const keyBytes = 32;
@@ -86,15 +92,21 @@ const kernelRoomBytes: number = secretBytes + keyBytes + digestBytes + treeBytes
 const wasmPageBytes = 65_536;
 
 function slabStride(geometry: SlabGeometry): number {
-  return geometry.slabBytes * 2 + granulesPerSlab(geometry) * (fingerprintBytes * 2 + tableEntryBytes * 2 + 1) + kernelRoomBytes;
+  const perGranule = fingerprintBytes * 2 + tableEntryBytes * 2 + 1;
+  return geometry.slabBytes + outBytesOf(geometry) + granulesPerSlab(geometry) * perGranule + kernelRoomBytes;
+}
+
+/** Slabs for scanning: 12 of 4 MiB, and as much for compressed payloads, make 96 MiB. A task is then long enough to hide its dispatch. */
+export function scanGeometry(blockBytes: number): SlabGeometry {
+  return { slabCount: 12, slabBytes: 4 * 1024 * 1024, blockBytes };
 }
 
 /**
- * The slabs of a vault: 12 of 4 MiB, and as much for what is made of them. With 16 blocks of 256 KiB or 64 of 64 KiB a task is long
- * enough to hide its dispatch.
+ * Slabs for fetching: 4 ranges of up to 8 MiB, and twice as much for what they decompress to, make 96 MiB. Memory that is never touched costs
+ * nothing. Azurite reads a range of up to 4 MiB twice, to checksum it, so longer ones come twice as fast.
  */
-export function slabGeometry(blockBytes: number): SlabGeometry {
-  return { slabCount: 12, slabBytes: 4 * 1024 * 1024, blockBytes };
+export function fetchGeometry(blockBytes: number): SlabGeometry {
+  return { slabCount: 4, slabBytes: 8 * 1024 * 1024, outBytes: 16 * 1024 * 1024, blockBytes };
 }
 
 export function allocateSlabs(geometry: SlabGeometry): SharedSlabs {
@@ -123,7 +135,7 @@ export function viewSlabs(shared: SharedSlabs): SlabViews[] {
       return { start, granules, state, storedWords, offsets, digests, digestWords: new Uint32Array(memory, digestsAt, count * 4) };
     };
     const dataAt = take(geometry.slabBytes);
-    const outAt = take(geometry.slabBytes);
+    const outAt = take(outBytesOf(geometry));
     const oldAt = take(count * fingerprintBytes);
     const newAt = take(count * fingerprintBytes);
     const secretAt = take(secretBytes);
@@ -144,7 +156,7 @@ export function viewSlabs(shared: SharedSlabs): SlabViews[] {
         tree: treeAt,
       },
       data: Buffer.from(memory, dataAt, geometry.slabBytes),
-      out: Buffer.from(memory, outAt, geometry.slabBytes),
+      out: Buffer.from(memory, outAt, outBytesOf(geometry)),
       oldPrints: new Uint8Array(memory, oldAt, count * fingerprintBytes),
       newPrints: new Uint8Array(memory, newAt, count * fingerprintBytes),
       oldPrintWords: new Uint32Array(memory, oldAt, count * 4),

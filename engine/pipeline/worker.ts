@@ -20,7 +20,10 @@ import type { FingerprintSeed } from "./wasm-kernels.ts";
 import { expandSeed, openWasmKernels } from "./wasm-kernels.ts";
 
 export interface WorkerSetup {
+  /** For scan and compress. */
   readonly slabs: SharedSlabs;
+  /** For decode. */
+  readonly fetches: SharedSlabs;
   readonly digest: DigestName;
   readonly digestKey: Uint8Array;
 }
@@ -59,8 +62,10 @@ export interface DecodeTask {
 export type WorkerTask = ScanTask | CompressTask | DecodeTask;
 
 const setup = workerData as WorkerSetup;
-const views = viewSlabs(setup.slabs);
-const kernels = openWasmKernels(setup.slabs.memory);
+const slabs = viewSlabs(setup.slabs);
+const fetches = viewSlabs(setup.fetches);
+// The two pools are two memories, and kernels work on one: scans look at `data`, decoding at `out`.
+const kernels = { data: openWasmKernels(setup.slabs.memory), out: openWasmKernels(setup.fetches.memory) };
 const library = setup.digest === "blake3" ? undefined : await createDigest(setup.digest, setup.digestKey);
 const lz4 = new Lz4();
 const zeros = Buffer.alloc(granuleBytes);
@@ -84,7 +89,7 @@ function digest(slab: SlabViews, region: "data" | "out", from: number, end: numb
     return;
   }
   kernel.keyView.set(setup.digestKey);
-  kernels.digestGranules(kernel[region] + from * granuleBytes, end - from, kernel.digest, kernel.key, kernel.tree);
+  kernels[region].digestGranules(kernel[region] + from * granuleBytes, end - from, kernel.digest, kernel.key, kernel.tree);
   into.set(kernel.digestView, at);
 }
 
@@ -99,7 +104,7 @@ function clearHoles(slab: SlabViews, from: number, end: number): void {
 function print(slab: SlabViews, region: "data" | "out", from: number, end: number): void {
   const { kernel } = slab;
   const out = kernel.newPrints + from * fingerprintBytes;
-  kernels.fingerprintGranules(kernel[region] + from * granuleBytes, end - from, out, kernel.secret);
+  kernels[region].fingerprintGranules(kernel[region] + from * granuleBytes, end - from, out, kernel.secret);
 }
 
 /** Fingerprints a block of `data`: holes are zero without being looked at. */
@@ -115,7 +120,7 @@ function printBlock(slab: SlabViews, from: number, end: number): void {
 }
 
 function slabOf(task: WorkerTask): SlabViews {
-  const slab = views[task.slab];
+  const slab = (task.kind === "decode" ? fetches : slabs)[task.slab];
   assert(slab !== undefined, "the task names a slab of the pool");
   return slab;
 }

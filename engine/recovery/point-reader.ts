@@ -107,8 +107,8 @@ export class PointReader {
         const pieces = await map.window(at, end, signal);
         await zerosBetween(pieces, at, end, consumer);
         const order = orderByPlace(pieces, unskipped(pieces, consumer));
-        for (const fetch of planFetches(pieces, order, crew.slabs.shared.geometry)) {
-          while (queue.length >= crew.slabs.slabCount) await queue.shift();
+        for (const fetch of planFetches(pieces, order, crew.fetches.shared.geometry)) {
+          while (queue.length >= crew.fetches.slabCount) await queue.shift();
           push(this.#fetch(pieces, order, fetch, consumer));
         }
         const before = [...queue];
@@ -124,14 +124,14 @@ export class PointReader {
   /** Fetches and proves some pieces of a window only. */
   async readPieces(pieces: Pieces, wanted: readonly number[], data: PointConsumer["data"]): Promise<void> {
     const order = orderByPlace(pieces, wanted);
-    for (const fetch of planFetches(pieces, order, this.#options.crew.slabs.shared.geometry)) {
+    for (const fetch of planFetches(pieces, order, this.#options.crew.fetches.shared.geometry)) {
       await this.#fetch(pieces, order, fetch, { data });
     }
   }
 
   async #fetch(pieces: Pieces, order: Uint32Array, fetch: Fetch, consumer: Pick<PointConsumer, "data">): Promise<void> {
     const { crew, signal } = this.#options;
-    const slab = await crew.slabs.acquire(signal);
+    const slab = await crew.fetches.acquire(signal);
     try {
       const chunkOf = new Uint32Array(fetch.end - fetch.from);
       const chunkCount = fillChunkTable(pieces, order, fetch, slab, chunkOf);
@@ -140,7 +140,7 @@ export class PointReader {
       this.#chunksProved += chunkCount;
       await consumer.data({ pieces, order, from: fetch.from, end: fetch.end, chunkOf, slab, segment: fetch.segment, failure });
     } finally {
-      crew.slabs.release(slab);
+      crew.fetches.release(slab);
     }
   }
 
@@ -233,6 +233,7 @@ function orderByPlace(pieces: Pieces, wanted: readonly number[] | undefined): Ui
 /** Cuts the order into ranges that fit into a slab, stored and plain. */
 function planFetches(pieces: Pieces, order: Uint32Array, geometry: SlabGeometry): Fetch[] {
   const fetches: Fetch[] = [];
+  const outBytes = geometry.outBytes ?? geometry.slabBytes;
   for (let from = 0; from < order.length; ) {
     const first = order[from] ?? 0;
     const segment = segmentOf(pieces, first);
@@ -248,7 +249,7 @@ function planFetches(pieces: Pieces, order: Uint32Array, geometry: SlabGeometry)
       if (at === lastOffset) continue; // one more window of the same chunk
       const storedEnd = at + storedLength(storedWordOf(pieces, index));
       const plain = plainBytes + chunkGranulesOf(pieces, index) * granuleBytes;
-      if (end > from && (at - bytesEnd > gapBytesMax || storedEnd - offset > geometry.slabBytes || plain > geometry.slabBytes)) break;
+      if (end > from && (at - bytesEnd > gapBytesMax || storedEnd - offset > geometry.slabBytes || plain > outBytes)) break;
       bytesEnd = Math.max(bytesEnd, storedEnd);
       plainBytes = plain;
       lastOffset = at;

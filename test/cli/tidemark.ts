@@ -29,9 +29,11 @@ export class Running {
   #stdout = "";
   #stderr = "";
 
-  constructor(folder: string, words: readonly string[], environment: Readonly<Record<string, string>> = {}) {
+  /** `under` is a command that runs another one, such as `unshare`. */
+  constructor(folder: string, words: readonly string[], environment: Readonly<Record<string, string>> = {}, under: readonly string[] = []) {
     const { PATH = "" } = process.env;
-    const child = spawn(process.execPath, [program, ...words], {
+    const [command = process.execPath, ...rest] = [...under, process.execPath, program, ...words];
+    const child = spawn(command, rest, {
       cwd: folder,
       env: { PATH, HOME: folder, TMPDIR: folder, ...environment },
       stdio: ["ignore", "pipe", "pipe"],
@@ -82,8 +84,8 @@ export class Place {
     return join(this.folder, name);
   }
 
-  start(words: readonly string[], environment: Readonly<Record<string, string>> = {}): Running {
-    return new Running(this.folder, words, environment);
+  start(words: readonly string[], environment: Readonly<Record<string, string>> = {}, under: readonly string[] = []): Running {
+    return new Running(this.folder, words, environment, under);
   }
 
   async run(words: readonly string[], environment: Readonly<Record<string, string>> = {}): Promise<Ended> {

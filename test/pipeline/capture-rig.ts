@@ -71,8 +71,8 @@ export class CaptureRig implements AsyncDisposable {
     this.blockBytes = blockBytes;
     // Three slabs of four blocks: small disks then take many of them, again and again.
     const geometry = { slabCount: 3, slabBytes: blockBytes * 4, blockBytes };
-    this.crew = Crew.open({ geometry, digest, digestKey, workers: 2 });
-    this.#readingCrew = Crew.open({ geometry, digest, digestKey, workers: 1 });
+    this.crew = Crew.open({ geometry, fetchGeometry: geometry, digest, digestKey, workers: 2 });
+    this.#readingCrew = Crew.open({ geometry, fetchGeometry: geometry, digest, digestKey, workers: 1 });
     this.#prove = prove;
     this.#folder = folder;
     this.sink = memory.sink;

@@ -331,6 +331,7 @@ test("a crew that is closed leaves no thread behind", async () => {
   const before = threads();
   const crew = Crew.open({
     geometry: { slabCount: 2, slabBytes: 65_536, blockBytes: 65_536 },
+    fetchGeometry: { slabCount: 2, slabBytes: 65_536, blockBytes: 65_536 },
     digest: "blake3",
     digestKey: new Uint8Array(32),
     workers: 3,

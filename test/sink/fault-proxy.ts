@@ -19,6 +19,8 @@ export type FaultKind =
 interface Plan {
   readonly method: string;
   readonly kind: FaultKind;
+  /** Requests that still pass before the fault strikes. */
+  passing: number;
   left: number;
 }
 
@@ -55,9 +57,9 @@ export class FaultProxy implements AsyncDisposable {
     return through.href;
   }
 
-  /** Does `kind` to the next `times` requests of `method`. */
-  plan(method: string, kind: FaultKind, times = 1): void {
-    this.#plans.push({ method, kind, left: times });
+  /** Does `kind` to `times` requests of `method`, after so many of them have passed; several plans count each for itself. */
+  plan(method: string, kind: FaultKind, times = 1, passing = 0): void {
+    this.#plans.push({ method, kind, passing, left: times });
   }
 
   assertAllFired(): void {
@@ -78,7 +80,9 @@ export class FaultProxy implements AsyncDisposable {
 
   #serve(request: http.IncomingMessage, response: http.ServerResponse): void {
     this.requests.push(`${request.method ?? ""} ${request.url ?? ""}`);
-    const plan = this.#plans.find((candidate) => candidate.left > 0 && candidate.method === request.method);
+    const plans = this.#plans.filter((candidate) => candidate.left > 0 && candidate.method === request.method);
+    const plan = plans.find(({ passing }) => passing === 0);
+    for (const waiting of plans) if (waiting.passing > 0) waiting.passing -= 1;
     if (plan !== undefined) plan.left -= 1;
     const kind = plan?.kind;
     if (kind === "freeze") return;
