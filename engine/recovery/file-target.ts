@@ -24,8 +24,8 @@ import { fileError, PositionalFile } from "../source/positional-file.ts";
 import { type ImagePlan, type Target, targetExists } from "./targets.ts";
 import { fixedVhdFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
 
-/** A checkpoint costs an fdatasync; a killed run loses at most the work of this time. */
-const checkpointEveryMs = 2000;
+/** A checkpoint costs an fdatasync; a killed run loses at most the work of this time. Early ones also put the disk to work early. */
+const checkpointEveryMs = 500;
 /** How often a partial may be renamed or removed by another process between our opening and locking it. */
 const lockAttemptsMax = 10;
 

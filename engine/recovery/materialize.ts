@@ -56,16 +56,16 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
       message: `${target.description}: goes on after ${String(target.resumeAt)} bytes that an interrupted run had written`,
     });
   }
-  const crew = context.crew();
+  const reader = new PointReader({ store, crew: context.crew(), signal });
+  const report = paced(options.onProgress);
+  const writer = new ImageWriter(target, disk, point, (doneBytes, position) => {
+    report({ phase: "materialize", doneBytes, totalBytes: point.volumeBytes, transferredBytes: reader.bytesRead }, position);
+  });
   try {
-    const reader = new PointReader({ store, crew, signal });
     const map = new PointMap(store, fromHex(document.vault), disk, manifest);
-    const report = paced(options.onProgress);
-    const writer = new ImageWriter(target, disk, point, (doneBytes, position) => {
-      report({ phase: "materialize", doneBytes, totalBytes: point.volumeBytes, transferredBytes: reader.bytesRead }, position);
-    });
     await mustExist(reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer));
     throwIfAborted(signal);
+    await writer.settle();
     await target.finish();
     return {
       disk,
@@ -79,6 +79,7 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
       elapsedMs: Math.round(performance.now() - startedAt),
     };
   } catch (error) {
+    await Promise.allSettled([writer.settle()]);
     await target.abandon();
     throw error;
   }
@@ -100,6 +101,8 @@ class ImageWriter implements PointConsumer {
   readonly #disk: string;
   readonly #point: PointRecord;
   readonly #report: (doneBytes: number, position?: "last") => void;
+  #checkpoint: Promise<void> | undefined;
+  #checkpointFailure: Error | undefined;
 
   constructor(target: Target, disk: string, point: PointRecord, report: (doneBytes: number, position?: "last") => void) {
     this.#target = target;
@@ -156,10 +159,25 @@ class ImageWriter implements PointConsumer {
     await this.#target.zero(offset, Math.min(end * granuleBytes, this.#point.volumeBytes) - offset);
   }
 
+  /** Starts a checkpoint unless one is under way: the disk works off what was written while more is fetched. */
   async done(granule: number): Promise<void> {
     const doneBytes = Math.min(granule * granuleBytes, this.#point.volumeBytes);
-    await this.#target.checkpoint(doneBytes);
+    if (this.#checkpointFailure !== undefined) throw this.#checkpointFailure;
+    this.#checkpoint ??= this.#target
+      .checkpoint(doneBytes)
+      .catch((error: unknown) => {
+        this.#checkpointFailure = error instanceof Error ? error : new Error(String(error));
+      })
+      .finally(() => {
+        this.#checkpoint = undefined;
+      });
     this.#report(doneBytes, doneBytes === this.#point.volumeBytes ? "last" : undefined);
+  }
+
+  /** Waits for a checkpoint that is under way. Errors: what it ended with. */
+  async settle(): Promise<void> {
+    await this.#checkpoint;
+    if (this.#checkpointFailure !== undefined) throw this.#checkpointFailure;
   }
 }
 

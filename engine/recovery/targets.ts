@@ -41,7 +41,7 @@ export interface Target extends AsyncDisposable {
   /** Makes the range read as zeros. */
   zero(offset: number, length: number): Promise<void>;
   /**
-   * Everything below `doneBytes` has been written: makes it durable and notes it for a later run, at most every two seconds; cheap
+   * Everything below `doneBytes` has been written: makes it durable and notes it for a later run, at most twice a second; cheap
    * otherwise.
    */
   checkpoint(doneBytes: number): Promise<void>;

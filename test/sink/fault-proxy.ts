@@ -87,7 +87,11 @@ export class FaultProxy implements AsyncDisposable {
     const kind = plan?.kind;
     if (kind === "freeze") return;
     if (kind === "reset-request") {
-      request.once("data", () => request.socket.resetAndDestroy());
+      const reset = (): void => {
+        request.socket.resetAndDestroy();
+      };
+      // Where there is no body, its end is as early as it gets.
+      request.once("data", reset).once("end", reset);
       return;
     }
     if (typeof kind === "object") {
