@@ -1,0 +1,105 @@
+/**
+ * kill -9 of the Azurite under a replication. It comes back as it was up to five seconds earlier, and may have forgotten segments, the
+ * disk or the whole container. What is committed in its eyes can be read, always.
+ */
+import { setTimeout as delay } from "node:timers/promises";
+import { describe, expect, test } from "vitest";
+import { sameFiles, writeImage } from "../cli/images.ts";
+import { AzuriteProcess, processesNaming, serverGone, serversOn } from "./azurite-process.ts";
+import { Client, notices, type Told, told } from "./client.ts";
+import { SlowLine } from "./slow-line.ts";
+
+const mebibyte = 1024 * 1024;
+/** Longer than a store that has gone is waited for. */
+const testMsMax = 120_000;
+
+/** How a replication may end under which the store went back, with the exit code. */
+const endings: Readonly<Record<string, number>> = { committed: 0, STORE_REGRESSED: 1, STORE_UNREACHABLE: 1 };
+/** The same for one that may have only just begun to make the vault. */
+const earlyEndings: Readonly<Record<string, number>> = { ...endings, VAULT_NOT_FOUND: 10 };
+
+describe("kill -9 of an Azurite that comes back on its port within a second", () => {
+  // The first two kills come before its first save, and it forgets the container; the third comes after.
+  test.each([
+    { momentMs: 500, imageMebibytes: 24 },
+    { momentMs: 2_000, imageMebibytes: 32 },
+    { momentMs: 6_000, imageMebibytes: 96 },
+  ])(
+    "$momentMs ms after the start of a first replication never leaves a point that cannot be read",
+    { timeout: testMsMax },
+    async ({ momentMs, imageMebibytes }) => {
+      const { client, azurite } = await slowStore();
+      writeImage(client.path("disk.img"), imageMebibytes);
+      const running = client.start("replicate", "disk.img", "--disk", "d");
+      await delay(momentMs);
+      await azurite.kill();
+      await azurite.restart();
+      await healed(client, azurite, await told(running), momentMs < 1_000 ? earlyEndings : endings);
+    },
+  );
+
+  test("in the middle of a later replication loses none of the points that it still lists", { timeout: testMsMax }, async () => {
+    const { client, azurite, line } = await slowStore();
+    writeImage(client.path("disk.img"), 16);
+    expect(await client.replicate("disk.img")).toMatchObject({ code: 0 });
+    writeImage(client.path("disk.img"), 32, 2);
+    const passedBytes = line.passedBytes;
+    const running = client.start("replicate", "disk.img", "--disk", "d");
+    await line.passed(passedBytes + 8 * mebibyte);
+    await azurite.kill();
+    await azurite.restart();
+    await healed(client, azurite, await told(running), endings);
+  });
+});
+
+/** An Azurite of somebody else's behind a line that makes a replication last some seconds. */
+async function slowStore(): Promise<{ readonly client: Client; readonly azurite: AzuriteProcess; readonly line: SlowLine }> {
+  const client = new Client("");
+  const azurite = await AzuriteProcess.start(client.path("store"));
+  const line = await SlowLine.open(azurite.port, 6 * mebibyte);
+  client.vault = azurite.vault(line.port);
+  return { client, azurite, line };
+}
+
+/** Checks how a replication ended under which the store went back, and that the next one heals whatever was lost. */
+async function healed(client: Client, azurite: AzuriteProcess, first: Told, allowed: Readonly<Record<string, number>>): Promise<void> {
+  const code = first.code === 0 ? "committed" : String(first.last["code"]);
+  console.log(`the replication whose Azurite was killed ended with ${code}, after notices ${JSON.stringify(notices(first))}`);
+  expect(allowed, JSON.stringify(first.last)).toHaveProperty(code, first.code);
+  client.vault = azurite.vault(); // the rest need not be slow
+  const before = await client.verified();
+  if (code === "committed") expect(before).toContain(first.last["sequence"]);
+  expect(await client.replicate("disk.img")).toMatchObject({ code: 0, last: { sequence: before.length + 1 } });
+  const sequences = await client.verified();
+  expect(sequences).toEqual([...before, before.length + 1]);
+  for (const sequence of code === "committed" ? sequences.slice(-2) : sequences.slice(-1)) {
+    const target = `back-${sequence}.img`;
+    expect(await client.run("materialize", "--disk", "d", "--point", String(sequence), "--to", target)).toMatchObject({ code: 0 });
+    expect(sameFiles(client.path("disk.img"), client.path(target))).toBe(true);
+  }
+}
+
+test("kill -9 of an Azurite of our own in mid-replication: the next run starts another one and goes on", {
+  timeout: testMsMax,
+}, async () => {
+  const client = new Client("azurite:store");
+  const store = client.path("store");
+  writeImage(client.path("disk.img"), 16);
+  expect(await client.replicate("disk.img")).toMatchObject({ code: 0 });
+  writeImage(client.path("disk.img"), 300, 2);
+  const first = client.start("replicate", "disk.img", "--disk", "d");
+  await first.says('"type":"progress"');
+  const servers = serversOn(store);
+  expect(servers).toHaveLength(1);
+  for (const pid of servers) process.kill(pid, "SIGKILL");
+  const second = await client.replicate("disk.img");
+  expect(second, JSON.stringify(second.last)).toMatchObject({ code: 0, last: { sequence: 2 } });
+  const { code, last } = await told(first);
+  console.log(`its server killed, the first replication ended with ${String(last["code"])}`);
+  expect(code, JSON.stringify(last)).toBe(1);
+  expect(["STORE_UNREACHABLE", "STORE_REGRESSED"]).toContain(last["code"]);
+  expect(await client.verified()).toEqual([1, 2]);
+  expect(await client.run("verify", "--disk", "d", "--point", "latest", "--source", "disk.img")).toMatchObject({ code: 0 });
+  await serverGone(store);
+  expect(processesNaming(store)).toEqual([]);
+});
