@@ -10,7 +10,7 @@
  */
 import { randomInt } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
-import { interrupted, throwIfAborted } from "../engine/index.ts";
+import { interrupted, type TidemarkError, throwIfAborted } from "../engine/index.ts";
 import { type CallSubject, judge, outcomeUnknown, type StoreFacts, unreachable, type Verdict } from "./azure-errors.ts";
 
 /** Limits of one sink's calls; all have defaults. */
@@ -24,6 +24,8 @@ export interface RetryOptions {
   readonly deadlinePerMiBMs?: number | undefined;
   /** Source of jitter in [0, 1). */
   readonly random?: (() => number) | undefined;
+  /** Asked when the server answers that something is wrong with it: whoever runs it may know better, and that then ends the call. */
+  readonly explain?: (() => Promise<TidemarkError | undefined>) | undefined;
 }
 
 export const outageToleranceMsDefault = 30_000;
@@ -58,6 +60,7 @@ export class Caller {
   readonly #running = new Set<Promise<unknown>>();
   /** Per caller's signal, the requests that it ends: one listener a signal, however many requests share it. */
   readonly #followers = new Map<AbortSignal, { readonly controllers: Set<AbortController>; readonly onAbort: () => void }>();
+  readonly #explain: RetryOptions["explain"];
   #answered = false;
   #interruptions = 0;
 
@@ -68,6 +71,7 @@ export class Caller {
     this.#deadlineBaseMs = options.deadlineBaseMs ?? deadlineBaseMsDefault;
     this.#deadlinePerMiBMs = options.deadlinePerMiBMs ?? deadlinePerMiBMsDefault;
     this.#random = options.random ?? fraction;
+    this.#explain = options.explain;
   }
 
   get interruptions(): number {
@@ -107,6 +111,7 @@ export class Caller {
       const { verdict } = outcome;
       if (verdict.kind === "refused") throw verdict.error;
       if (verdict.lostConnection) this.#interruptions += 1;
+      else if (verdict.kind === "uncertain") await this.#explained();
       if (verdict.kind === "uncertain" && call.kind === "write") throw outcomeUnknown(call, this.#store, verdict.fact, verdict.cause);
 
       const waitedMs = performance.now() - startedAt;
@@ -116,6 +121,11 @@ export class Caller {
       if (waitedMs + pauseMs > toleranceMs) throw unreachable(call, this.#store, verdict.fact, Math.round(waitedMs), verdict.cause);
       await this.#pause(pauseMs, call.signal);
     }
+  }
+
+  async #explained(): Promise<void> {
+    const reason = await this.#explain?.();
+    if (reason !== undefined) throw reason;
   }
 
   /** Sends once. An abort by the caller throws INTERRUPTED, whatever the request made of it. */

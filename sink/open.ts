@@ -8,6 +8,7 @@
  *
  * Nothing here reads the environment: credentials and proxy come as options. A spec may hold a SAS, so no error repeats its query.
  */
+import { statfs } from "node:fs/promises";
 import type { TokenCredential } from "@azure/identity";
 import type { Sink } from "../engine/index.ts";
 import { TidemarkError, throwIfAborted } from "../engine/index.ts";
@@ -42,7 +43,7 @@ export interface AzureCredentials {
   readonly credential?: TokenCredential | undefined;
 }
 
-export interface OpenSinkOptions extends Omit<AzureSinkOptions, "description" | "server"> {
+export interface OpenSinkOptions extends Omit<AzureSinkOptions, "description" | "server" | "explain"> {
   readonly credentials?: AzureCredentials | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -54,6 +55,9 @@ const azuriteContainer = "tidemark";
 
 /** Three to 63 letters, digits and single hyphens (Naming Containers). */
 const containerPattern = /^[a-z0-9](?:-?[a-z0-9]){2,62}$/;
+
+/** A disk with less room than this, a frame and what Azurite saves beside it, counts as full. */
+const fullBelowBytes = 8 * 1024 * 1024;
 
 const memoryStores = new Map<string, MemoryStore>();
 
@@ -135,11 +139,22 @@ async function openAzurite(dir: string, options: OpenSinkOptions): Promise<Sink>
   try {
     const { AzureSink } = await loading;
     const access: AzureAccess = { kind: "key", account: developmentAccount, key: developmentKey };
-    return AzureSink.open(`${server.endpoint}/${azuriteContainer}`, access, { ...options, description: `azurite:${dir}`, server });
+    const own = { description: `azurite:${dir}`, server, explain: async () => await explainOwn(dir) };
+    return AzureSink.open(`${server.endpoint}/${azuriteContainer}`, access, { ...options, ...own });
   } catch (error) {
     await server.stop();
     throw error;
   }
+}
+
+/** Azurite answers a full disk with 500, as it does everything that it did not expect. */
+async function explainOwn(dir: string): Promise<TidemarkError | undefined> {
+  const { bavail, bsize } = await statfs(dir);
+  if (bavail * bsize >= fullBelowBytes) return undefined;
+  return new TidemarkError("NO_SPACE", `no space is left for the Azurite in ${dir}`, {
+    remedy: "make room, then run the command again; what was shipped is reused",
+    detail: { path: dir, freeBytes: bavail * bsize },
+  });
 }
 
 async function accessTo(spec: Extract<VaultSpec, { readonly kind: "azure" }>, options: OpenSinkOptions): Promise<AzureAccess> {

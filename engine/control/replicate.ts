@@ -79,7 +79,7 @@ export async function replicate(context: VaultContext, options: ReplicateOptions
           code: "PARENT_DAMAGED",
           message: `${error.message}; the cycle starts again and makes a point that does not build on it`,
         });
-      } else if (hasCode(error, "STORE_REGRESSED")) {
+      } else if (hasCode(error, "STORE_REGRESSED") && error.detail["object"] !== vaultName) {
         options.onNotice?.({ code: "STORE_REGRESSED", message: `${error.message}; the cycle starts again` });
       } else {
         throw error;
@@ -346,7 +346,11 @@ class Cycle {
     } catch (error) {
       if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
     }
-    if (there !== vault) throw regressed(vaultName, 1, 0);
+    if (there === vault) return;
+    throw new TidemarkError("STORE_REGRESSED", `${this.#store.description} has forgotten the vault ${vault}`, {
+      remedy: "run the command again: the first replication creates a vault where there is none",
+      detail: { object: vaultName },
+    });
   }
 
   /** Asks the store for every map object and manifest of this cycle. Errors: STORE_REGRESSED. */

@@ -96,17 +96,17 @@ function slabStride(geometry: SlabGeometry): number {
   return geometry.slabBytes + outBytesOf(geometry) + granulesPerSlab(geometry) * perGranule + kernelRoomBytes;
 }
 
-/** Slabs for scanning: 12 of 4 MiB, and as much for compressed payloads, make 96 MiB. A task is then long enough to hide its dispatch. */
+/** Slabs for scanning: 8 of 4 MiB, and as much for compressed payloads, make 64 MiB. A task is then long enough to hide its dispatch. */
 export function scanGeometry(blockBytes: number): SlabGeometry {
-  return { slabCount: 12, slabBytes: 4 * 1024 * 1024, blockBytes };
+  return { slabCount: 8, slabBytes: 4 * 1024 * 1024, blockBytes };
 }
 
 /**
- * Slabs for fetching: 4 ranges of up to 8 MiB, and twice as much for what they decompress to, make 96 MiB. Memory that is never touched costs
+ * Slabs for fetching: 4 ranges of up to 6 MiB, and twice as much for what they decompress to, make 72 MiB. Memory that is never touched costs
  * nothing. Azurite reads a range of up to 4 MiB twice, to checksum it, so longer ones come twice as fast.
  */
 export function fetchGeometry(blockBytes: number): SlabGeometry {
-  return { slabCount: 4, slabBytes: 8 * 1024 * 1024, outBytes: 16 * 1024 * 1024, blockBytes };
+  return { slabCount: 4, slabBytes: 6 * 1024 * 1024, outBytes: 12 * 1024 * 1024, blockBytes };
 }
 
 export function allocateSlabs(geometry: SlabGeometry): SharedSlabs {

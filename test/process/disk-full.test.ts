@@ -11,7 +11,7 @@ const mebibyte = 1024 * 1024;
 const imageMebibytes = 24;
 
 /** Mounts a small file system in the client's folder for as long as the test runs. Skips the test where that cannot be done. */
-function mounted(context: TestContext, client: Client, name: string, sizeBytes: number): string {
+function mounted(context: Pick<TestContext, "skip">, client: Client, name: string, sizeBytes: number): string {
   const disk = mountSmallDisk(client.path(name), sizeBytes);
   if ("reason" in disk) context.skip(`no disk can be full here: ${disk.reason}`);
   onTestFinished(() => disk.unmount());
@@ -44,16 +44,20 @@ test("a full disk under the target ends a materialization with NO_SPACE, and not
   expect(sameFiles(client.path("disk.img"), join(small, "back.img"))).toBe(true);
 });
 
-test("a full disk under the vault ends a replication with NO_SPACE, and once there is room the next one succeeds", async (context) => {
-  const client = new Client("dir:small/vault");
-  const small = mounted(context, client, "small", 8 * mebibyte);
-  writeImage(client.path("disk.img"), imageMebibytes);
-  expect(await client.replicate("disk.img")).toMatchObject({ code: 1, last: { type: "error", code: "NO_SPACE" } });
-  expect(await client.sequences()).toEqual([]);
-  enlarge(small, 2 * imageMebibytes * mebibyte);
-  expect(await client.replicate("disk.img")).toMatchObject({ code: 0, last: { sequence: 1 } });
-  expect(await client.run("verify", "--disk", "d", "--source", "disk.img")).toMatchObject({ code: 0, last: { damaged: [] } });
-});
+const vaults = ["dir", "azurite"];
+test.for(vaults)(
+  "a full disk under a %s: vault ends a replication with NO_SPACE; with room the next one succeeds",
+  async (kind, context) => {
+    const client = new Client(`${kind}:small/vault`);
+    const small = mounted(context, client, "small", 8 * mebibyte);
+    writeImage(client.path("disk.img"), imageMebibytes);
+    expect(await client.replicate("disk.img")).toMatchObject({ code: 1, last: { type: "error", code: "NO_SPACE" } });
+    expect(await client.sequences()).toEqual([]);
+    enlarge(small, 2 * imageMebibytes * mebibyte);
+    expect(await client.replicate("disk.img")).toMatchObject({ code: 0, last: { sequence: 1 } });
+    expect(await client.run("verify", "--disk", "d", "--source", "disk.img")).toMatchObject({ code: 0, last: { damaged: [] } });
+  },
+);
 
 /** Gives the file system at `path` more room. */
 function enlarge(path: string, sizeBytes: number): void {
