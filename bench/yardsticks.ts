@@ -11,8 +11,8 @@ import { allocatedRuns, allZero, rangeBytes } from "./image.ts";
 /** Transfers in flight. */
 export const yardstickLanes = 4;
 
-/** Extents that lie closer than this are read with one call, as any reader would. */
-const readUnitBytes = 65_536;
+/** Nothing but what is allocated is read: a range that is a little longer would flatter whoever is compared with it. */
+const readUnitBytes = 4096;
 
 /**
  * Uploads an image as it is to one page object: every 4 MiB range that holds something, four at a time. Returns the bytes sent.
