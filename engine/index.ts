@@ -2,6 +2,7 @@
  * Tidemark's engine: what an embedder imports. A store comes from `tidemark/sink`, or is anything that implements `Sink`.
  */
 
+export { processStat } from "./control/process-identity.ts";
 export type {
   Damage,
   DiskSummary,
@@ -32,7 +33,6 @@ export { workersDefault } from "./pipeline/crew.ts";
 export type { ChunkPlace } from "./pipeline/dedup-index.ts";
 export { DedupIndex } from "./pipeline/dedup-index.ts";
 export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
-
 export type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "./sink.ts";
 export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";
 export { FileVolume } from "./source/file-volume.ts";

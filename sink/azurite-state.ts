@@ -8,7 +8,7 @@
  */
 import { readFile, rename, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type ErrorCode, systemCode } from "../engine/index.ts";
+import { type ErrorCode, processStat, systemCode } from "../engine/index.ts";
 
 /** Azurite's own names, so that a plain `azurite -l DIR` can open the folder. */
 export const blobDatabaseName = "__azurite_db_blob__.json";
@@ -90,16 +90,9 @@ function isHostState(value: unknown): value is HostState {
   return value.state === "failed" && "code" in value && "message" in value && "remedy" in value;
 }
 
-/** When the process started: field 22 of /proc/PID/stat (proc_pid_stat(5)). Undefined when there is no such process, null where there is no /proc. */
+/** When the process started, in ticks since boot. Undefined when there is no such process, null where there is no /proc. */
 export async function processStartTime(pid: number): Promise<string | null | undefined> {
   if (process.platform !== "linux") return null;
-  let stat: string;
-  try {
-    stat = await readFile(`/proc/${String(pid)}/stat`, "latin1");
-  } catch (error) {
-    if (systemCode(error) === "ENOENT" || systemCode(error) === "ESRCH") return undefined;
-    throw error;
-  }
-  // The command's name, field 2, is in parentheses and may hold blanks and parentheses itself.
-  return stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
+  const stat = await processStat(pid);
+  return stat === undefined ? undefined : String(stat.startTicks);
 }

@@ -1,9 +1,9 @@
 /**
- * The four kernels that touch every byte: zero test, fingerprint, digest, LZ4. They run in worker threads on shared memory; each
- * instance owns WASM memory and belongs to one thread.
+ * The kernels that come from libraries: LZ4, the digests that are not BLAKE3, the zero test, and the early answer whether compressing is
+ * worth it. Each instance belongs to one thread. Fingerprints and BLAKE3 are our own, see `wasm-kernels.ts`.
  *
- * Arithmetic, measured on one core with 64 KiB blocks: zero test 30 GB/s, fingerprint (XXH3-128 on 4 KiB) 3 to 6, BLAKE3 0.8, LZ4
- * 0.4 to 0.5. So a byte that is unchanged costs 0.3 ns, one that is new but known 1.6 ns, one that must be shipped 4 ns.
+ * Arithmetic, measured on one core (`tidemark bench kernels`, `bench pipeline`): fingerprint 9 GB/s, BLAKE3 1.3 to 1.8, LZ4 0.4 to 0.5. So
+ * a byte that is unchanged costs 0.1 ns, one that is new but known 0.7 ns, one that must be shipped 3 ns.
  */
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -16,7 +16,7 @@ import { digestBytes, fingerprintBytes } from "../limits.ts";
 /** Writes the digest of `bytes` to `into[at … at+16)`. */
 export type DigestKernel = (bytes: Uint8Array, into: Uint8Array, at: number) => void;
 
-/** The vault's digest as a kernel. `key` has 32 bytes. */
+/** The vault's digest as libraries compute it; for `blake3` the reference that our own kernel is held against. `key` has 32 bytes. */
 export async function createDigest(name: DigestName, key: Uint8Array): Promise<DigestKernel> {
   switch (name) {
     case "blake3": {

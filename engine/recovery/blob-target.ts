@@ -1,17 +1,14 @@
 /**
  * A page blob in the vault's container that holds the disk as a fixed VHD, the form in which Azure attaches it.
  *
- * Pages go out in windows of 4 MiB, the largest page write, because small writes cost a request each: bytes gather in their window, and the
- * call
- * that completes a window sends it and waits. The windows that are open are bounded; when there are more, the lowest is sent as it is. The
- * footer is written last, so a half image is no VHD.
+ * Pages go out in windows of 4 MiB, the largest page write, because small writes cost a request each: bytes gather in their window,
+ * and the call that completes a window sends it and waits. The windows that are open are bounded; when there are more, the lowest
+ * is sent as it is. The footer is written last, so a half image is no VHD.
  *
- * Every run draws a random sequence number for its blob and fences its writes with it. A write whose outcome is unknown is sent again: it
- * carries the
- * same bytes for a range that nothing else writes, so a late original does no harm while we work. Before the footer the number is raised;
- * from
- * then on no late original can touch what may already be attached. A blob that another run put in the place of ours has another number, so
- * our writes fail, and it is not ours to delete.
+ * Every run draws a random sequence number for its blob and fences its writes with it. A write whose outcome is unknown is sent
+ * again: it carries the same bytes for a range that nothing else writes, so a late original does no harm while we work. Before the
+ * footer the number is raised; from then on no late original can touch what may already be attached. A blob that another run put in
+ * the place of ours has another number, so our writes fail, and it is not ours to delete.
  */
 import { randomInt } from "node:crypto";
 import type { ImageFormat, MaterializeMode } from "../control/summaries.ts";
@@ -201,7 +198,8 @@ class BlobTarget implements Target {
   }
 
   /**
-   * Takes the windows out at once, so that no other call sends them too, and sends them one by one: the caller's own calls are the lanes.
+   * Takes the windows out at once, so that no other call sends them too, and sends them one by one: the caller's own calls are the
+   * lanes.
    */
   async #sendAll(windows: readonly Window[]): Promise<void> {
     for (const window of windows) this.#take(window);
@@ -230,7 +228,8 @@ class BlobTarget implements Target {
   async #send(window: Window): Promise<void> {
     const { bytes } = window;
     if (bytes === undefined) return;
-    // Gaps may be sent as zeros only when nothing else can ever write there, that is, when all of the window came while it was open.
+    // Gaps may be sent as zeros only when nothing else can ever write there, that is, when all of the window came while it was
+    // open.
     const gapBytes = window.coveredBytes >= this.#windowLength(window.index) ? gapBytesMax : 0;
     for (const [start, end] of merged(window.runs, gapBytes)) {
       const alignedEnd = Math.ceil(end / pageAlignmentBytes) * pageAlignmentBytes;
@@ -239,7 +238,8 @@ class BlobTarget implements Target {
       try {
         await sending;
       } catch (error) {
-        // Other calls had their bytes in this window and have long been told that all was well: the image cannot be finished any more.
+        // Other calls had their bytes in this window and have long been told that all was well: the image cannot be finished any
+        // more.
         this.#failure ??= this.#translated(error);
         throw error;
       } finally {

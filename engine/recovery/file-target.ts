@@ -1,16 +1,14 @@
 /**
- * An image file that comes into being. It grows as `<target>.tidemark-partial`, sparse from the start, and gets the target's name by a
- * rename once it
- * is whole and durable, so no half image ever bears that name.
+ * An image file that comes into being. It grows as `<target>.tidemark-partial`, sparse from the start, and gets the target's name
+ * by a rename once it is whole and durable, so no half image ever bears that name.
  *
- * A journal, `<target>.tidemark-partial.json`, says which point the partial is of and below which byte it is complete and durable. The
- * order
- * is: data → fdatasync → journal (written aside, renamed). A run that was killed is resumed from there; bytes beyond may be stale, so they
- * are
- * cut off and extended again as a hole. A partial of anything else is emptied, after its journal is durably gone.
+ * A journal, `<target>.tidemark-partial.json`, says which point the partial is of and below which byte it is complete and durable.
+ * The order is: data → fdatasync → journal (written aside, renamed). A run that was killed is resumed from there; bytes beyond may
+ * be stale, so they are cut off and extended again as a hole. A partial of anything else is emptied, after its journal is durably
+ * gone.
  *
- * The partial is locked with flock for as long as it is open, which ends with the process however that dies. Where flock is not to be
- * had, two processes on one target are not kept apart.
+ * The partial is locked with flock for as long as it is open, which ends with the process however that dies. Where flock is not to
+ * be had, two processes on one target are not kept apart.
  */
 
 import { createHash } from "node:crypto";

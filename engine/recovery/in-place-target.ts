@@ -1,9 +1,7 @@
 /**
- * An existing image or block device that is brought to a recovery point by writing only what differs: every range is read, compared granule
- * by
- * granule, and runs of differing granules are written. Zeros are compared too, but only where the file system says that something is.
- * Meanwhile
- * the image is neither its old self nor the point; a run that was interrupted is simply run again.
+ * An existing image or block device that is brought to a recovery point by writing only what differs: every range is read, compared
+ * granule by granule, and runs of differing granules are written. Zeros are compared too, but only where the file system says that
+ * something is. Meanwhile the image is neither its old self nor the point; a run that was interrupted is simply run again.
  *
  * A file gets the volume's size. A fixed VHD keeps its UUID and stays a VHD by form at every moment: when its size changes, the new
  * footer is written before the old one goes. A device keeps what lies behind the volume.
@@ -44,8 +42,8 @@ export class InPlaceTarget implements Target {
   }
 
   /**
-   * Opens an existing file or device and gives it the size it needs. Errors: TARGET_TOO_SMALL (a device), TARGET_FAILED (in use, or no
-   * VHD).
+   * Opens an existing file or device and gives it the size it needs. Errors: TARGET_TOO_SMALL (a device), TARGET_FAILED (in use, or
+   * no VHD).
    */
   static async open(plan: ImagePlan, kind: "file" | "device"): Promise<InPlaceTarget> {
     const file = await openForWriting(plan.path, kind);

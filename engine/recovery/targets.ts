@@ -3,8 +3,7 @@
  *
  * | target | mode | way |
  * |---|---|---|
- * | no file yet, or a file to replace | `create`, `replace`, `in-place` | `FileTarget`: a partial beside it, resumable, renamed when whole
- * |
+ * | no file yet, or one to replace | `create`, `replace`, `in-place` | `FileTarget`: a partial beside it, renamed when whole |
  * | existing image file | `in-place` | `InPlaceTarget`: only what differs is written |
  * | block device | `in-place`, `replace` | `InPlaceTarget` |
  * | `blob:NAME` | `create`, `replace` | `BlobTarget`: a page blob in the vault's container, as Azure attaches it |
@@ -25,10 +24,10 @@ import { InPlaceTarget } from "./in-place-target.ts";
 import { vhdDiskBytes, vhdFileDiskBytesMax, vhdTooLarge } from "./vhd.ts";
 
 /**
- * Receives the bytes of one image. Calls of `write` and `zero` overlap freely, for disjoint ranges inside the volume; offsets are multiples
- * of 512. Every range of [resumeAt, volumeBytes) is given to exactly one of them. Ends with `finish` or `abandon`; disposing without
- * either abandons.
- * Errors common to all calls: TARGET_FAILED, NO_SPACE, ACCESS_REFUSED, and for blobs those of the `Sink`.
+ * Receives the bytes of one image. Calls of `write` and `zero` overlap freely, for disjoint ranges inside the volume; offsets are
+ * multiples of 512. Every range of [resumeAt, volumeBytes) is given to exactly one of them. Ends with `finish` or `abandon`;
+ * disposing without either abandons. Errors common to all calls: TARGET_FAILED, NO_SPACE, ACCESS_REFUSED, and for blobs those of
+ * the `Sink`.
  */
 export interface Target extends AsyncDisposable {
   readonly description: string;
@@ -89,8 +88,8 @@ export interface ImagePlan {
 }
 
 /**
- * Opens a target. Errors: TARGET_EXISTS, TARGET_IS_SOURCE, TARGET_TOO_SMALL, TARGET_FAILED, UNSUPPORTED, INVALID_ARGUMENT, ACCESS_REFUSED,
- * NO_SPACE.
+ * Opens a target. Errors: TARGET_EXISTS, TARGET_IS_SOURCE, TARGET_TOO_SMALL, TARGET_FAILED, UNSUPPORTED, INVALID_ARGUMENT,
+ * ACCESS_REFUSED, NO_SPACE.
  */
 export async function openTarget(options: OpenTargetOptions): Promise<Target> {
   if (options.to.startsWith("blob:")) return openBlobTarget({ ...options, name: options.to.slice("blob:".length) });

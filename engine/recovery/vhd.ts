@@ -1,8 +1,7 @@
 /**
- * The footer that turns a raw image into a fixed VHD: 512 bytes behind the disk, all numbers big-endian. Source: "Virtual Hard Disk Image
- * Format
- * Specification", version 1.0 (Microsoft, 2006), sections "Hard Disk Footer Format" and, for the geometry, "Appendix: CHS Calculation".
- * Azure attaches page blobs of this form when the disk is a whole number of MiB.
+ * The footer that turns a raw image into a fixed VHD: 512 bytes behind the disk, all numbers big-endian. Source: "Virtual Hard Disk
+ * Image Format Specification", version 1.0 (Microsoft, 2006), sections "Hard Disk Footer Format" and, for the geometry, "Appendix:
+ * CHS Calculation". Azure attaches page blobs of this form when the disk is a whole number of MiB.
  *
  * The geometry can seldom express the exact size, and readers differ in which of the two they believe. QEMU (block/vpc.c) goes by
  * the creator application: for `win ` (Hyper-V), which we write, it takes the size; for names that it does not know, the geometry,

@@ -1,6 +1,7 @@
 /**
- * Which file or device a path stands for, in a form that can be kept in a file and compared later: it answers whether a target is the very
- * thing that a disk was replicated from. In doubt it says yes, because the question guards against overwriting the original.
+ * Which file or device a path stands for, in a form that can be kept in a file and compared later: it answers whether a target is
+ * the very thing that a disk was replicated from. In doubt it says yes, because the question guards against overwriting the
+ * original.
  */
 import type { BigIntStats } from "node:fs";
 import { realpath, stat } from "node:fs/promises";
@@ -38,8 +39,8 @@ export function identityFrom(path: string, stats: BigIntStats): FileIdentity {
 }
 
 /**
- * True when both may be the same object: one path, one inode (hard links, bind mounts), or one device number. Device numbers
- * change across reboots, paths across mounts; either is enough.
+ * True when both may be the same object: one path, one inode (hard links, bind mounts), or one device number. Device numbers change
+ * across reboots, paths across mounts; either is enough.
  */
 export function sameObject(a: FileIdentity, b: FileIdentity): boolean {
   if (a.path === b.path) return true;

@@ -11,9 +11,8 @@
  *   stand where they stood. Flushing the device first, at both ends, brings buffered writes into those counters.
  *
  * What this cannot see: a process that keeps storing through a shared mapping into pages which were dirty before the scan began
- * moves no time stamp until the kernel writes them back; a write to a whole disk does not show in the counters of its partition. Whoever
- * has
- * such writers takes a snapshot and replicates that. Every other doubt gives `fuzzy`.
+ * moves no time stamp until the kernel writes them back; a write to a whole disk does not show in the counters of its partition.
+ * Whoever has such writers takes a snapshot and replicates that. Every other doubt gives `fuzzy`.
  */
 import { type BigIntStats, constants } from "node:fs";
 import { readFile, realpath, stat } from "node:fs/promises";
@@ -54,7 +53,8 @@ export class FileVolume implements Volume {
   /** Opens an image file or block device for reading. Errors: SOURCE_NOT_FOUND, ACCESS_REFUSED, SOURCE_UNREADABLE (a folder, a pipe, …). */
   static async open(path: string): Promise<FileVolume> {
     try {
-      // Looked at first, because opening a pipe would wait for its writer; and again when it is open, because it may have been exchanged.
+      // Looked at first, because opening a pipe would wait for its writer; and again when it is open, because it may have been
+      // exchanged.
       kindOf(path, await stat(path, { bigint: true }));
       const file = await PositionalFile.open(path, constants.O_RDONLY | ((constants.O_NONBLOCK as number | undefined) ?? 0));
       try {
@@ -162,9 +162,9 @@ export class FileVolume implements Volume {
 }
 
 /**
- * How long a file with these times has to be watched before a later write is sure to change them: 0 when its last change lies far back. The
- * clock
- * that stamps it may be a server's, so a time in the future counts as recent, and whole seconds as the mark of a coarse clock.
+ * How long a file with these times has to be watched before a later write is sure to change them: 0 when its last change lies far
+ * back. The clock that stamps it may be a server's, so a time in the future counts as recent, and whole seconds as the mark of a
+ * coarse clock.
  */
 export function restMs(stats: Pick<BigIntStats, "ctimeNs">, nowMs: number): number {
   const ageMs = nowMs - Number(stats.ctimeNs / 1_000_000n);
@@ -192,7 +192,8 @@ async function deviceMark(file: PositionalFile): Promise<StillnessMark | undefin
     ]);
     const writesUnderWay = underWay.trim().split(/\s+/)[1];
     if (counting.trim() !== "1" || writesUnderWay !== "0") return undefined;
-    // Sectors written and sectors discarded (Documentation/block/stat.rst); requests are not compared, because our own flush counts as one.
+    // Sectors written and sectors discarded (Documentation/block/stat.rst); requests are not compared, because our own flush counts
+    // as one.
     const fields = counters.trim().split(/\s+/);
     return `${String(await deviceBytes(file))} ${fields[6] ?? "-"} ${fields[13] ?? "-"}`;
   } catch (error) {

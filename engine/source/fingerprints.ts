@@ -1,13 +1,11 @@
 /**
- * The local memory of what a disk looked like at one recovery point: a keyed 16-byte fingerprint per granule, all zeros for a granule of
- * zeros. With it the next scan tells changed granules from unchanged ones without asking the vault.
+ * The local memory of what a disk looked like at one recovery point: a keyed 16-byte fingerprint per granule, all zeros for a
+ * granule of zeros. With it the next scan tells changed granules from unchanged ones without asking the vault.
  *
- * It is a cache and never trusted. It is bound to vault, disk, point and volume size; header, table and every page carry a CRC-32; and any
- * doubt
- * makes `open` give a reason instead of a reader, or `page` throw DAMAGED, upon which the caller recomputes the fingerprints from the
- * vault.
- * That is why nothing here is fsynced: a file torn by a power failure is found out, and costs one slower cycle. The file is written under a
- * temporary name and gets its own only when it is whole.
+ * It is a cache and never trusted. It is bound to vault, disk, point and volume size; header, table and every page carry a CRC-32;
+ * and any doubt makes `open` give a reason instead of a reader, or `page` throw DAMAGED, upon which the caller recomputes the
+ * fingerprints from the vault. That is why nothing here is fsynced: a file torn by a power failure is found out, and costs one
+ * slower cycle. The file is written under a temporary name and gets its own only when it is whole.
  *
  *     0            header, 4096 bytes, little-endian
  *                    0 magic "TMFINGER" · 8 version u32 · 12 CRC of the table u32 · 16 volume bytes u64 · 24 seed 2 × u32
@@ -61,7 +59,8 @@ export function fingerprintPath(folder: string, point: string): string {
 }
 
 /**
- * Removes the fingerprints of every other point, and what killed runs left half written. Called after the commit; the disk has one writer.
+ * Removes the fingerprints of every other point, and what killed runs left half written. Called after the commit; the disk has one
+ * writer.
  */
 export async function removeOthers(folder: string, keepPoint: string): Promise<void> {
   const kept = filePrefix + keepPoint;
@@ -97,8 +96,8 @@ export class FingerprintReader {
   }
 
   /**
-   * Opens the file when it is whole and about exactly this; otherwise says in a few words why it cannot be used. Never throws for what the
-   * file is.
+   * Opens the file when it is whole and about exactly this; otherwise says in a few words why it cannot be used. Never throws for
+   * what the file is.
    */
   static async open(
     path: string,
@@ -147,9 +146,8 @@ export class FingerprintReader {
   }
 
   /**
-   * The 64 KiB of fingerprints of granules [index × 4096, (index + 1) × 4096), zeros behind the volume's end. The bytes are shared with
-   * other
-   * callers: read only. Errors: DAMAGED.
+   * The 64 KiB of fingerprints of granules [index × 4096, (index + 1) × 4096), zeros behind the volume's end. The bytes are shared
+   * with other callers: read only. Errors: DAMAGED.
    */
   page(index: number): Promise<Uint8Array> {
     const crc = this.#table[index];
@@ -191,10 +189,9 @@ export class FingerprintReader {
 }
 
 /**
- * Writes the fingerprints of a point that is being made. `put` copies into the page that is being filled and never waits; full pages are
- * written behind
- * it, and the caller awaits `drain` now and then to bound them. A failed write surfaces in `drain` and `finish`: NO_SPACE,
- * ACCESS_REFUSED or TARGET_FAILED; the caller then goes on without.
+ * Writes the fingerprints of a point that is being made. `put` copies into the page that is being filled and never waits; full
+ * pages are written behind it, and the caller awaits `drain` now and then to bound them. A failed write surfaces in `drain` and
+ * `finish`: NO_SPACE, ACCESS_REFUSED or TARGET_FAILED; the caller then goes on without.
  */
 export class FingerprintWriter {
   readonly #folder: string;
@@ -244,8 +241,8 @@ export class FingerprintWriter {
   }
 
   /**
-   * Notes the fingerprints of the granules from `firstGranule` on: 16 bytes each, copied at once. Calls come in ascending order; granules
-   * that are left out are zero.
+   * Notes the fingerprints of the granules from `firstGranule` on: 16 bytes each, copied at once. Calls come in ascending order;
+   * granules that are left out are zero.
    */
   put(firstGranule: number, bytes: Uint8Array): void {
     if (firstGranule < this.#nextGranule || bytes.byteLength % fingerprintBytes !== 0) {

@@ -1,8 +1,8 @@
 /**
- * An open file that is read and written at positions, by many callers at once. It exists because a descriptor must never be closed while a
- * call
- * is under way: the system may hand its number to another file. So `close` waits for the calls that are under way and refuses later
- * ones. The callback forms on a bare descriptor, one promise around all of a range, spare the objects that `FileHandle` makes per call.
+ * An open file that is read and written at positions, by many callers at once. It exists because a descriptor must never be closed
+ * while a call is under way: the system may hand its number to another file. So `close` waits for the calls that are under way and
+ * refuses later ones. The callback forms on a bare descriptor, one promise around all of a range, spare the objects that
+ * `FileHandle` makes per call.
  */
 import fs from "node:fs";
 import { type ErrorCode, type ErrorDetail, systemCode, TidemarkError } from "../errors.ts";
