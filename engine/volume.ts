@@ -24,6 +24,11 @@ export interface Volume {
   /** Fills `into` (a view of shared memory) from `offset`; the range lies inside the volume. Errors: SOURCE_UNREADABLE, SOURCE_SHRUNK. */
   read(offset: number, into: Uint8Array): Promise<void>;
   /**
+   * Descriptor at which pread(2) reads what `read` reads, if there is one: worker threads then read for themselves, which spares
+   * two hand-overs a slab, and `read` is asked only for what they could not get.
+   */
+  readonly descriptor?: number | undefined;
+  /**
    * The extents that may hold anything but zeros, sorted and disjoint, of any alignment. Absent: the whole volume may. What it
    * leaves out must read as zeros.
    */

@@ -22,7 +22,7 @@ import type { ChunkPlace } from "./dedup-index.ts";
 import type { Lanes } from "./lanes.ts";
 import type { Slab } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
-import type { ScanResult } from "./worker.ts";
+import type { PlannedRead, ScanResult } from "./worker.ts";
 
 export interface CaptureOptions {
   readonly volume: Volume;
@@ -54,7 +54,7 @@ interface Plan {
   readonly blocks: number[];
   /** Granules of each block. */
   readonly blockGranules: number[];
-  readonly reads: { readonly offset: number; length: number; readonly at: number }[];
+  readonly reads: (PlannedRead & { length: number })[];
   expectedCount: number;
 }
 
@@ -136,15 +136,16 @@ class Capture {
   async #scan(slab: Slab, plan: Plan): Promise<ScanResult> {
     const { volume, crew, catalog, seed } = this.#options;
     markPresent(slab, plan);
-    // All of them settle before the slab is looked at or given back: a read that is under way still writes to it.
-    const reads = await Promise.allSettled(
-      plan.reads.map(async ({ offset, length, at }) => {
-        await volume.read(offset, slab.data.subarray(at, at + length));
-      }),
-    );
-    for (const read of reads) if (read.status === "rejected") throw read.reason;
-    const { blockGranules, expectedCount } = plan;
-    const result = await crew.scan({ slab: slab.number, blockGranules, expectedCount, seed });
+    const { blockGranules, expectedCount, reads } = plan;
+    const task = { slab: slab.number, blockGranules, expectedCount, seed };
+    const { descriptor } = volume;
+    let result: ScanResult | undefined;
+    if (descriptor !== undefined) result = await crew.scan({ ...task, source: { descriptor, reads } });
+    if (result?.isRead !== true) {
+      // Where a worker's read failed, the volume's own says why, or gets through.
+      await readAll(volume, reads, slab);
+      result = await crew.scan(task);
+    }
     let wanted = 0;
     for (let chunk = 0; chunk < result.chunkCount; chunk += 1) {
       if (slab.chunks.state[chunk] !== 1 || catalog.index.find(slab.chunks.digestWords, chunk * 4, this.#place)) continue;
@@ -202,6 +203,16 @@ class Capture {
     for (const read of plan.reads) statistics.scannedBytes += read.length;
     this.#options.onProgress(Math.min(this.#options.volumeBytes, ((plan.blocks.at(-1) ?? 0) + 1) * blockBytes));
   }
+}
+
+/** All of the reads settle before the slab is looked at or given back: one that is under way still writes to it. */
+async function readAll(volume: Volume, reads: readonly PlannedRead[], slab: Slab): Promise<void> {
+  const outcomes = await Promise.allSettled(
+    reads.map(async ({ offset, length, at }) => {
+      await volume.read(offset, slab.data.subarray(at, at + length));
+    }),
+  );
+  for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
 }
 
 /**

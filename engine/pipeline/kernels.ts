@@ -107,8 +107,8 @@ interface Lz4Exports {
 
 /**
  * lz4-wasm's module through its raw exports. The package is made for bundlers, whose glue copies each result twice and cannot be
- * imported by Node; here input is copied in once and output copied out once, to where the caller wants it. The module frames a
- * block with its plain length (4 bytes); we store the bare LZ4 block and put the frame back when reading.
+ * imported by Node; here input is copied in once and output copied out once, to where the caller wants it. What the module makes,
+ * and we store, is the plain length (u32, little-endian) and an LZ4 block.
  */
 export class Lz4 {
   static readonly #module: WebAssembly.Module = new WebAssembly.Module(
@@ -130,8 +130,8 @@ export class Lz4 {
   }
 
   /**
-   * Compresses `plain` to `into[at…]` when that makes it smaller: returns the block's length, or 0. `into` has `plain.length` bytes
-   * from `at` on.
+   * Compresses `plain` to `into[at…]` when that makes it smaller: returns the length of the result, or 0. `into` has `plain.length`
+   * bytes from `at` on.
    */
   compress(plain: Uint8Array, into: Uint8Array, at: number): number {
     const wasm = this.#wasm;
@@ -143,25 +143,24 @@ export class Lz4 {
     const words = new Uint32Array(memory.buffer, ret, 2);
     const output = words[0] ?? 0;
     const outputBytes = words[1] ?? 0;
-    const blockBytes = outputBytes - 4;
-    const smaller = blockBytes < plain.length;
-    if (smaller) into.set(memory.subarray(output + 4, output + outputBytes), at);
+    const smaller = outputBytes < plain.length;
+    if (smaller) into.set(memory.subarray(output, output + outputBytes), at);
     wasm.__wbindgen_free(output, outputBytes);
     wasm.__wbindgen_add_to_stack_pointer(16);
-    return smaller ? blockBytes : 0;
+    return smaller ? outputBytes : 0;
   }
 
-  /** Decompresses `block`, which must give exactly `plainBytes`, to `into[at…]`. Errors: DAMAGED. */
-  decompress(block: Uint8Array, plainBytes: number, into: Uint8Array, at: number): void {
+  /** Decompresses `packed`, which must give exactly `plainBytes`, to `into[at…]`. Errors: DAMAGED. */
+  decompress(packed: Uint8Array, plainBytes: number, into: Uint8Array, at: number): void {
     try {
+      // Checked first: the module allocates as much as is written there.
+      const told = packed.length < 4 ? -1 : new DataView(packed.buffer, packed.byteOffset).getUint32(0, true);
+      if (told !== plainBytes) throw new Error("it tells a length that it must not have");
       const wasm = this.#wasm;
       const ret = wasm.__wbindgen_add_to_stack_pointer(-16);
-      const inputBytes = block.length + 4;
-      const input = wasm.__wbindgen_malloc(inputBytes);
-      const memory = this.#view();
-      new DataView(memory.buffer).setUint32(input, plainBytes, true); // bounds what is allocated
-      memory.set(block, input + 4);
-      wasm.decompress(ret, input, inputBytes); // frees its input
+      const input = wasm.__wbindgen_malloc(packed.length);
+      this.#view().set(packed, input);
+      wasm.decompress(ret, input, packed.length); // frees its input
       const after = this.#view();
       const words = new Uint32Array(after.buffer, ret, 4);
       const output = words[0] ?? 0;

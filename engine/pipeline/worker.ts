@@ -8,8 +8,9 @@
  * A task is one batch of up to a slab; its results are columns in the slab. Nothing is allocated per block.
  */
 import assert from "node:assert/strict";
+import { readSync } from "node:fs";
 import { workerData } from "node:worker_threads";
-import { hasCode } from "../errors.ts";
+import { hasCode, systemCode } from "../errors.ts";
 import type { DigestName } from "../format/documents.ts";
 import { storedLength, storedLz4Flag } from "../format/frame.ts";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
@@ -36,9 +37,26 @@ export interface ScanTask {
   /** Entries of `expected` that hold for what the parent point held there. */
   readonly expectedCount: number;
   readonly seed: FingerprintSeed;
+  /** What to read into `data` first; absent, it is there already. */
+  readonly source?: ScanSource | undefined;
+}
+
+export interface ScanSource {
+  readonly descriptor: number;
+  /** In ascending order, in the volume and in `data`. */
+  readonly reads: readonly PlannedRead[];
+}
+
+/** Bytes of the volume, and where in `data` they belong. */
+export interface PlannedRead {
+  readonly offset: number;
+  readonly length: number;
+  readonly at: number;
 }
 
 export interface ScanResult {
+  /** False: a read failed or ended early, and nothing else has been done. */
+  readonly isRead: boolean;
   readonly chunkCount: number;
   /** Granules that differ from the parent's, and those of them that are now zero. */
   readonly changedGranules: number;
@@ -70,6 +88,8 @@ const library = setup.digest === "blake3" ? undefined : await createDigest(setup
 const lz4 = new Lz4();
 const zeros = Buffer.alloc(granuleBytes);
 const blockGranulesMax = setup.slabs.geometry.blockBytes / granuleBytes;
+/** How much is read at a time: it stays in a core's second-level cache until it has been fingerprinted. */
+const pieceBytes = 256 * 1024;
 const scratch = new Uint8Array(digestBytes);
 const scratchWords = new Uint32Array(scratch.buffer);
 
@@ -129,10 +149,13 @@ function slabOf(task: WorkerTask): SlabViews {
 function scan(task: ScanTask): ScanResult {
   const slab = slabOf(task);
   placeSecret(slab, task.seed);
-  const result = { chunkCount: 0, changedGranules: 0, zeroedGranules: 0 };
+  const result = { isRead: true, chunkCount: 0, changedGranules: 0, zeroedGranules: 0 };
+  const reader = task.source === undefined ? undefined : new SlabReader(slab, task.source);
   for (let block = 0; block < task.blockGranules.length; block += 1) {
     const from = block * blockGranulesMax;
-    printBlock(slab, from, from + (task.blockGranules[block] ?? 0));
+    const end = from + (task.blockGranules[block] ?? 0);
+    if (reader?.readUntil(end * granuleBytes) === false) return { ...result, isRead: false };
+    printBlock(slab, from, end);
   }
   if (task.expectedCount > 0) proveExpected(slab, task.expectedCount);
   for (let block = 0; block < task.blockGranules.length; block += 1) {
@@ -140,6 +163,40 @@ function scan(task: ScanTask): ScanResult {
     cutBlock(slab, from, from + (task.blockGranules[block] ?? 0), result);
   }
   return result;
+}
+
+/** Reads a slab piece by piece, a little ahead of whoever looks at it: what has just been read is still in the core's cache. */
+class SlabReader {
+  readonly #slab: SlabViews;
+  readonly #source: ScanSource;
+  #read = 0;
+  #done = 0;
+
+  constructor(slab: SlabViews, source: ScanSource) {
+    this.#slab = slab;
+    this.#source = source;
+  }
+
+  /** Makes sure that `data` is filled up to `end`. False: a read failed or ended early. */
+  readUntil(end: number): boolean {
+    const { descriptor, reads } = this.#source;
+    for (;;) {
+      const read = reads[this.#read];
+      if (read === undefined || read.at + this.#done >= end) return true;
+      const length = Math.min(read.length - this.#done, pieceBytes);
+      try {
+        const count = readSync(descriptor, this.#slab.data, read.at + this.#done, length, read.offset + this.#done);
+        if (count === 0) return false;
+        this.#done += count;
+      } catch (error) {
+        if (systemCode(error) === undefined) throw error;
+        return false;
+      }
+      if (this.#done < read.length) continue;
+      this.#read += 1;
+      this.#done = 0;
+    }
+  }
 }
 
 /** Where the parent's content is known only by its chunks' digests: what still has the digest is unchanged, anything else has changed. */

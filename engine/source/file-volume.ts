@@ -85,6 +85,10 @@ export class FileVolume implements Volume {
     return Number((await this.#stat()).size);
   }
 
+  get descriptor(): number {
+    return this.#file.fd;
+  }
+
   async read(offset: number, into: Uint8Array): Promise<void> {
     let count: number;
     try {

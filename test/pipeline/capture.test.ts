@@ -1,3 +1,6 @@
+import { mkdtemp, open, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
 import fc from "fast-check";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
@@ -303,6 +306,36 @@ describe("a capture", () => {
     expect(await ended).toBe(unreadable);
     expect([reading, rig.crew.slabs.leasedCount]).toEqual([0, 0]);
     expect(await namesOf(rig.sink, "segments/")).toEqual([]);
+  });
+
+  test("asks the volume for what a thread could not read from its descriptor, and for nothing else", async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), "descriptor-"));
+    try {
+      const bytes = randomBytes(10 * blockBytes + 700, 1);
+      for (const [held, asked] of [
+        [bytes.length, 0],
+        [6 * blockBytes, 2],
+      ] as const) {
+        await rig.empty();
+        const inner = new ByteVolume(bytes);
+        let reads = 0;
+        inner.onRead = () => {
+          reads += 1;
+          return Promise.resolve();
+        };
+        await writeFile(path.join(folder, "disk"), bytes.subarray(0, held));
+        const handle = await open(path.join(folder, "disk"), "r");
+        try {
+          const { point } = await rig.cycle({ ...withoutHoles(inner), descriptor: handle.fd });
+          expect((await rig.read(point)).equals(bytes)).toBe(true);
+          expect(reads).toBe(asked);
+        } finally {
+          await handle.close();
+        }
+      }
+    } finally {
+      await rm(folder, { recursive: true });
+    }
   });
 
   test("refuses a volume whose extents are not in order, before anything is stored", async () => {
