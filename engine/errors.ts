@@ -38,7 +38,13 @@ export type ErrorCode =
   | "TARGET_TOO_SMALL"
   | "TARGET_IS_SOURCE"
   | "TARGET_FAILED"
+  | "DEVICE_FAILED"
   | "NO_SPACE"
+  // Live disks.
+  | "CUT_TIMED_OUT"
+  | "CUT_ABANDONED"
+  | "HOOK_FAILED"
+  | "AGENT_UNREACHABLE"
   | "INTERNAL";
 
 /** Facts about an error that a program may want: names, offsets in bytes, HTTP status. Never a secret. */
