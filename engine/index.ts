@@ -2,8 +2,24 @@
  * Tidemark's engine: what an embedder imports. A store comes from `tidemark/sink`, or is anything that implements `Sink`.
  */
 
+export type { BandwidthTable, BandwidthWindow, Weekday } from "./control/bandwidth.ts";
+export { Bandwidth, bandwidthLimitMin, limited, weekdays } from "./control/bandwidth.ts";
+export { Group } from "./control/groups.ts";
+export type { CommandHookOptions, FunctionHookOptions, Hook } from "./control/hooks.ts";
+export { commandHook, functionHook } from "./control/hooks.ts";
 export { processStat } from "./control/process-identity.ts";
+export { Protection } from "./control/protection.ts";
 export type {
+  Finding,
+  HealthLevel,
+  ProtectionEvent,
+  ProtectionPolicy,
+  ProtectionState,
+  ProtectionStatus,
+  ProtectOptions,
+} from "./control/protection-status.ts";
+export type {
+  ChangeSource,
   Damage,
   DiskSummary,
   ImageFormat,
@@ -14,6 +30,7 @@ export type {
   OperationOptions,
   PointDetail,
   PointSummary,
+  PointsOptions,
   Progress,
   ReplicateOptions,
   ReplicateSummary,
@@ -23,12 +40,17 @@ export type {
 } from "./control/summaries.ts";
 export type { VaultOptions, VaultParameters } from "./control/vault.ts";
 export { Vault } from "./control/vault.ts";
+export type { BlockDevice, DeviceExtent } from "./device.ts";
 export type { ErrorCode, ErrorContext, ErrorDetail } from "./errors.ts";
 export { hasCode, interrupted, systemCode, TidemarkError, throwIfAborted } from "./errors.ts";
-export type { DigestName } from "./format/documents.ts";
+export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./format/documents.ts";
 export { digestNames } from "./format/documents.ts";
 // For measurement: what a benchmark needs to call bare. No part of the API that is promised to embedders.
 export { blockBytesDefault, granuleBytes } from "./limits.ts";
+export type { NbdExport } from "./nbd/exports.ts";
+export { NbdVolume } from "./nbd/nbd-volume.ts";
+export type { NbdListen, NbdServerOptions } from "./nbd/server.ts";
+export { NbdServer } from "./nbd/server.ts";
 export { workersDefault } from "./pipeline/crew.ts";
 export type { ChunkPlace } from "./pipeline/dedup-index.ts";
 export { DedupIndex } from "./pipeline/dedup-index.ts";
@@ -36,5 +58,6 @@ export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
 export type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "./sink.ts";
 export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";
 export { FileVolume } from "./source/file-volume.ts";
+export { ChangeTracker } from "./tracking/change-tracker.ts";
 export { tidemarkVersion } from "./version.ts";
 export type { Consistency, Extent, Volume } from "./volume.ts";

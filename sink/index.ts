@@ -7,5 +7,6 @@ export type { RetryOptions } from "./azure-retry.ts";
 export { Azurite, type AzuriteOptions } from "./azurite.ts";
 export { DirectorySink, type DirectorySinkOptions } from "./directory.ts";
 export { CrashError, type Fault, FaultySink, Gate, type PlannedFault, type SinkMethod } from "./faults.ts";
+export { FileLock } from "./file-lock.ts";
 export { MemorySink, type MemorySinkOptions, type MemorySnapshot, MemoryStore } from "./memory.ts";
 export { type AzureCredentials, type OpenSinkOptions, openSink, parseVaultSpec, type VaultSpec } from "./open.ts";

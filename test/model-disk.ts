@@ -3,8 +3,9 @@
  * does hold is read by a reader of our own, without threads, that trusts nothing but formats and digests.
  */
 import assert from "node:assert/strict";
-import { readManifest } from "../engine/control/replicate.ts";
+import { readPoints } from "../engine/control/history.ts";
 import { readHead } from "../engine/control/seat.ts";
+import { readManifest } from "../engine/control/session.ts";
 import type { ReplicateSummary } from "../engine/control/summaries.ts";
 import { Vault, type VaultOptions } from "../engine/control/vault.ts";
 import { hasCode } from "../engine/errors.ts";
@@ -182,7 +183,10 @@ export function redirected(line: { current: Sink }): Sink {
 export async function committedPoints(sink: Sink, disk: string): Promise<readonly PointRecord[]> {
   try {
     const { vault } = await vaultDocument(sink);
-    return (await readHead(new Store(sink), vault, disk)).head.points;
+    const store = new Store(sink);
+    const newestFirst: PointRecord[] = [];
+    for await (const point of readPoints(store, (await readHead(store, vault, disk)).head)) newestFirst.push(point);
+    return newestFirst.reverse();
   } catch (error) {
     if (hasCode(error, "DISK_NOT_FOUND", "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) return [];
     throw error;

@@ -5,12 +5,17 @@
  *     STATE/<vault id>/dedup-index
  *     STATE/<vault id>/<disk>/fingerprints-<point id>      what the disk held at that point
  *     STATE/<vault id>/<disk>/source.json                  what it was replicated from, so that nobody restores over it unasked
+ *     STATE/<vault id>/<disk>/tracking                     of a protected disk: what may have changed since its newest points
+ *     STATE/vaults/<checksum of the address>               a copy of the vault's document, for when the store cannot be reached
  *
  * Trouble with it never fails a cycle: it is reported and the cycle goes on without.
  */
 import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { systemCode, TidemarkError } from "../errors.ts";
+import { checksum, toHex } from "../format/checksum.ts";
+import type { VaultDocument } from "../format/documents.ts";
+import { decodeVault } from "../format/documents.ts";
 import { encodeDiskName } from "../format/names.ts";
 import type { FileIdentity } from "../source/file-identity.ts";
 import type { FingerprintReader as Reader } from "../source/fingerprints.ts";
@@ -37,12 +42,12 @@ export interface PrintSink {
 export class LocalState {
   readonly #options: LocalStateOptions;
   readonly vaultFolder: string | undefined;
-  readonly #diskFolder: string | undefined;
+  readonly diskFolder: string | undefined;
 
   constructor(options: LocalStateOptions) {
     this.#options = options;
     this.vaultFolder = options.folder === undefined ? undefined : path.join(options.folder, options.vault);
-    this.#diskFolder = this.vaultFolder === undefined ? undefined : path.join(this.vaultFolder, encodeDiskName(options.disk));
+    this.diskFolder = this.vaultFolder === undefined ? undefined : path.join(this.vaultFolder, encodeDiskName(options.disk));
   }
 
   /** Fingerprints of exactly this point, or undefined, with a notice that says why when there should have been some. */
@@ -56,9 +61,9 @@ export class LocalState {
   }
 
   async #openPrints(point: string, vault: string, disk: string): Promise<Reader | string> {
-    if (this.#diskFolder === undefined) return "there is no state folder";
+    if (this.diskFolder === undefined) return "there is no state folder";
     try {
-      const opened = await FingerprintReader.open(fingerprintPath(this.#diskFolder, point), { vaultId: vault, disk, point });
+      const opened = await FingerprintReader.open(fingerprintPath(this.diskFolder, point), { vaultId: vault, disk, point });
       return "reader" in opened ? opened.reader : opened.reason;
     } catch (error) {
       if (error instanceof TidemarkError || systemCode(error) !== undefined) return error instanceof Error ? error.message : "unreadable";
@@ -68,7 +73,7 @@ export class LocalState {
 
   /** Starts a fingerprint file. Without a folder, or when it cannot be written, what it is given is dropped. */
   async createPrints(seed: readonly [number, number]): Promise<PrintSink> {
-    const folder = this.#diskFolder;
+    const folder = this.diskFolder;
     if (folder === undefined) return noPrints;
     const { vault: vaultId, disk } = this.#options;
     let writer = await this.#tolerate("STATE_NOT_SAVED", async () => {
@@ -110,7 +115,7 @@ export class LocalState {
 
   /** After a commit: forgets the fingerprints of earlier points. */
   async keepOnly(point: string): Promise<void> {
-    const folder = this.#diskFolder;
+    const folder = this.diskFolder;
     if (folder === undefined) return;
     await this.#tolerate("STATE_NOT_SAVED", async () => {
       await removeOthers(folder, point);
@@ -118,7 +123,7 @@ export class LocalState {
   }
 
   async rememberSource(identity: FileIdentity): Promise<void> {
-    const folder = this.#diskFolder;
+    const folder = this.diskFolder;
     if (folder === undefined) return;
     await this.#tolerate("STATE_NOT_SAVED", async () => {
       await mkdir(folder, { recursive: true, mode: 0o700 });
@@ -130,10 +135,10 @@ export class LocalState {
 
   /** What the disk was last replicated from on this machine, if that is known. */
   async source(): Promise<FileIdentity | undefined> {
-    if (this.#diskFolder === undefined) return undefined;
+    if (this.diskFolder === undefined) return undefined;
     let text: string;
     try {
-      text = await readFile(path.join(this.#diskFolder, "source.json"), "utf8");
+      text = await readFile(path.join(this.diskFolder, "source.json"), "utf8");
     } catch (error) {
       if (systemCode(error) === undefined) throw error;
       return undefined;
@@ -164,12 +169,42 @@ export class LocalState {
   }
 }
 
-const noPrints: PrintSink = {
+/** For cycles that keep no fingerprints. */
+export const noPrints: PrintSink = {
   put: () => undefined,
   drain: () => Promise.resolve(),
   finish: () => Promise.resolve(),
   discard: () => Promise.resolve(),
 };
+
+/** The copy of a vault's document that the state folder keeps. A folder that cannot be written keeps none; a copy that is damaged is none. */
+export function documentCopy(
+  folder: string | undefined,
+  address: string,
+): { readonly keep: (bytes: Uint8Array) => Promise<void>; readonly read: () => Promise<VaultDocument | undefined> } {
+  if (folder === undefined) return { keep: () => Promise.resolve(), read: () => Promise.resolve(undefined) };
+  const vaults = path.join(folder, "vaults");
+  const file = path.join(vaults, toHex(checksum(Buffer.from(address))));
+  return {
+    keep: async (bytes) => {
+      try {
+        await mkdir(vaults, { recursive: true, mode: 0o700 });
+        await writeFile(`${file}.new`, bytes, { mode: 0o600 });
+        await rename(`${file}.new`, file);
+      } catch (error) {
+        if (systemCode(error) === undefined) throw error;
+      }
+    },
+    read: async () => {
+      try {
+        return decodeVault(await readFile(file), file);
+      } catch (error) {
+        if (!(error instanceof TidemarkError) && systemCode(error) === undefined) throw error;
+        return undefined;
+      }
+    },
+  };
+}
 
 function parseIdentity(text: string): FileIdentity | undefined {
   let value: unknown;

@@ -1,18 +1,24 @@
 /** Lists disks and points, and finds the point that a user means. */
 import { TidemarkError } from "../errors.ts";
-import type { HeadDocument, PointRecord } from "../format/documents.ts";
+import type { GroupRecord, HeadDocument, ManifestDocument, PointRecord } from "../format/documents.ts";
+import { countPoints } from "../format/documents.ts";
 import { decodeDiskName, disksPrefix } from "../format/names.ts";
 import type { Store } from "../store.ts";
-import { readHead } from "./seat.ts";
-import type { DiskSummary, PointSummary } from "./summaries.ts";
+import type { GroupMembers } from "./group-members.ts";
+import type { PointKey } from "./history.ts";
+import { findPoint, readPoints } from "./history.ts";
+import type { DiskSummary, PointDetail, PointSummary, PointsOptions } from "./summaries.ts";
 
-export function pointSummary(disk: string, point: PointRecord): PointSummary {
+/** `group`: what the point counts as a part of. Its own record names a group that may not be complete; see `GroupMembers`. */
+export function pointSummary(disk: string, point: PointRecord, group: GroupRecord | null = point.group): PointSummary {
   return {
     disk,
     sequence: point.sequence,
     point: point.id,
     time: new Date(point.timeMs).toISOString(),
     consistency: point.consistency,
+    group: group === null ? null : { id: group.id, name: group.name },
+    lagMs: point.lagMs,
     volumeBytes: point.volumeBytes,
     changedBytes: point.changedBytes,
     newBytes: point.newBytes,
@@ -31,32 +37,77 @@ export async function diskNames(store: Store, signal?: AbortSignal): Promise<str
   return disks.sort();
 }
 
-export async function diskSummary(store: Store, vault: string, disk: string): Promise<DiskSummary> {
-  const { head } = await readHead(store, vault, disk);
+/** Errors: DISK_NOT_FOUND, DAMAGED. */
+export async function diskSummary(members: GroupMembers, disk: string): Promise<DiskSummary> {
+  const head = await members.head(disk);
   const latest = head.points.at(-1);
-  return { disk, points: head.points.length, ...(latest === undefined ? {} : { latest: pointSummary(disk, latest) }) };
+  const points = countPoints(head);
+  return latest === undefined
+    ? { disk, points }
+    : { disk, points, latest: pointSummary(disk, latest, await members.groupOf(disk, latest)) };
+}
+
+/** The newest points of a disk, oldest first. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT, DAMAGED (see `PointsOptions.onNotice`). */
+export async function listPoints(store: Store, members: GroupMembers, disk: string, options: PointsOptions): Promise<PointSummary[]> {
+  const { limit, onNotice, signal } = options;
+  if (limit !== undefined && (!Number.isInteger(limit) || limit < 1)) {
+    throw new TidemarkError("INVALID_ARGUMENT", `a list cannot have ${String(limit)} points`, { remedy: "give a limit of 1 or more" });
+  }
+  const head = await members.head(disk);
+  const onDamage =
+    onNotice === undefined
+      ? undefined
+      : (error: TidemarkError): void => {
+          onNotice({ code: "HISTORY_DAMAGED", message: `${error.message}; the points that it lists are left out` });
+        };
+  const newestFirst: PointSummary[] = [];
+  for await (const point of readPoints(store, head, { onDamage, signal })) {
+    newestFirst.push(pointSummary(disk, point, await members.groupOf(disk, point)));
+    if (newestFirst.length === limit) break;
+  }
+  return newestFirst.reverse();
+}
+
+export async function pointDetail(
+  members: GroupMembers,
+  disk: string,
+  point: PointRecord,
+  manifest: ManifestDocument,
+): Promise<PointDetail> {
+  const { group } = point;
+  return {
+    ...pointSummary(disk, point),
+    group,
+    groupIncomplete: group !== null && (await members.groupOf(disk, point)) === null,
+    application: manifest.application,
+    parent: manifest.parent,
+    zeroBytes: manifest.statistics.zeroBytes,
+    dedupedBytes: manifest.statistics.dedupedBytes,
+    runs: manifest.runs.map(({ entries, leaves, totalBytes }) => ({ entries, leaves, bytes: totalBytes })),
+    writtenBy: manifest.writtenBy,
+  };
 }
 
 /**
  * The point that `selector` names: a sequence number, an id, `latest`, or an ISO 8601 time, which names the newest point not
- * younger. Errors: POINT_NOT_FOUND, INVALID_ARGUMENT.
+ * younger. Errors: POINT_NOT_FOUND, INVALID_ARGUMENT, DAMAGED when the page that may hold it cannot be read.
  */
-export function selectPoint(head: HeadDocument, selector: string): PointRecord {
-  const { points } = head;
-  const found = findPoint(points, selector.trim());
+export async function selectPoint(store: Store, head: HeadDocument, selector: string, signal?: AbortSignal): Promise<PointRecord> {
+  const key = keyOf(selector.trim());
+  const found = key === "latest" ? head.points.at(-1) : await findPoint(store, head, key, signal);
   if (found !== undefined) return found;
-  const known =
-    points.length === 0 ? "it has none yet" : `it has ${String(points.length)}, the newest is ${String(points.at(-1)?.sequence)}`;
+  const points = countPoints(head);
+  const known = points === 0 ? "it has none yet" : `it has ${String(points)}, the newest is ${String(head.points.at(-1)?.sequence)}`;
   throw new TidemarkError("POINT_NOT_FOUND", `disk ${JSON.stringify(head.disk)} has no point ${JSON.stringify(selector)}: ${known}`, {
     remedy: "`tidemark points list` shows its points",
     detail: { disk: head.disk, selector },
   });
 }
 
-function findPoint(points: readonly PointRecord[], selector: string): PointRecord | undefined {
-  if (selector === "latest") return points.at(-1);
-  if (/^\d{1,15}$/.test(selector)) return points.find((point) => point.sequence === Number(selector));
-  if (/^[0-9a-f]{32}$/i.test(selector)) return points.find((point) => point.id === selector.toLowerCase());
+function keyOf(selector: string): PointKey | "latest" {
+  if (selector === "latest") return selector;
+  if (/^\d{1,15}$/.test(selector)) return { sequence: Number(selector) };
+  if (/^[0-9a-f]{32}$/i.test(selector)) return { id: selector.toLowerCase() };
   const isoTime = /^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$/;
   const timeMs = isoTime.test(selector) ? Date.parse(selector) : Number.NaN;
   if (Number.isNaN(timeMs)) {
@@ -64,5 +115,5 @@ function findPoint(points: readonly PointRecord[], selector: string): PointRecor
       remedy: "give a sequence number, a point's id, `latest`, or a time such as 2026-05-01T12:00:00Z",
     });
   }
-  return points.findLast((point) => point.timeMs <= timeMs);
+  return { timeMs };
 }

@@ -1,55 +1,33 @@
 /**
- * A cycle from cut to commit for a volume that is scanned.
+ * A cycle from cut to commit for a volume that is scanned, in a session of its own:
  *
- *     take seat ─ read parent ─ capture ─ flush frames ─ write map ─ write manifest ─ prove ─ swap head = committed ─ leave seat
+ *     take seat ─ read parent ─ capture what differs … swap head = committed ─ leave seat
  *
- * Order is everything: data before manifest before head. Whatever ends a cycle early leaves bytes that nobody refers to, and the
- * next cycle's dedup index finds them again.
+ * What the parent held is told by local fingerprints, or by the vault's map when there are none that belong to it.
  */
 import { randomBytes } from "node:crypto";
-import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import { hasCode, TidemarkError } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
-import type { ManifestDocument, PointRecord, VaultDocument } from "../format/documents.ts";
-import { decodeManifest, decodeVault, documentBytesMax, encodeManifest } from "../format/documents.ts";
-import { damaged } from "../format/fields.ts";
-import { disksPrefix, encodeDiskName, manifestName, vaultName } from "../format/names.ts";
-import { volumeBytesMax } from "../limits.ts";
-import { mergeStack } from "../map/merge.ts";
+import type { ManifestDocument, PointRecord } from "../format/documents.ts";
+import { disksPrefix, encodeDiskName, vaultName } from "../format/names.ts";
+import { granuleBytes, volumeBytesMax } from "../limits.ts";
 import { PointMap } from "../map/point-map.ts";
-import { MapObjects, RunWriter } from "../map/run-writer.ts";
 import type { Baseline } from "../pipeline/baseline.ts";
-import { emptyBaseline, FingerprintBaseline, MapBaseline } from "../pipeline/baseline.ts";
-import type { CaptureStatistics } from "../pipeline/capture.ts";
-import { capture } from "../pipeline/capture.ts";
-import { Catalog, regressed } from "../pipeline/catalog.ts";
-import type { Crew } from "../pipeline/crew.ts";
-import { Lanes } from "../pipeline/lanes.ts";
+import { changedBaseline, emptyBaseline, FingerprintBaseline, MapBaseline } from "../pipeline/baseline.ts";
+import { Catalog } from "../pipeline/catalog.ts";
 import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
-import type { Sink } from "../sink.ts";
 import { FileVolume } from "../source/file-volume.ts";
 import type { FingerprintReader } from "../source/fingerprints.ts";
-import { Store } from "../store.ts";
-import { tidemarkVersion } from "../version.ts";
-import { LocalState } from "./local-state.ts";
+import type { Store } from "../store.ts";
+import type { Consistency, Extent, Volume } from "../volume.ts";
+import { LocalState, noPrints } from "./local-state.ts";
 import { paced } from "./progress.ts";
-import { Seat } from "./seat.ts";
+import type { Shipped, VaultContext } from "./session.ts";
+import { Session } from "./session.ts";
 import type { Notice, ReplicateOptions, ReplicateSummary } from "./summaries.ts";
-
-/** What a vault lends to its operations. */
-export interface VaultContext {
-  readonly sink: Sink;
-  readonly document: VaultDocument;
-  readonly stateFolder: string | undefined;
-  readonly workers: number;
-  readonly lanes: number;
-  readonly indexBytesMax: number;
-  /** The vault's threads and slabs, started by the first call. */
-  readonly crew: () => Crew;
-}
 
 /** How often a cycle is started by itself: again when the store went back in time, or when what it relied on turned out to be damaged. */
 const cyclesMax = 4;
-const objectsProvedAtOnce = 8;
 
 /**
  * Replicates `volume` into a new point. Errors: WRITER_ACTIVE, SEAT_LOST, SOURCE_SHRUNK, SOURCE_UNREADABLE, STORE_UNREACHABLE,
@@ -96,7 +74,7 @@ interface Trust {
 }
 
 /** Damage of a manifest, root or leaf of this disk: of what a point builds on, not of data. */
-function isMapDamage(error: unknown, disk: string): error is TidemarkError {
+export function isMapDamage(error: unknown, disk: string): error is TidemarkError {
   const { object } = error instanceof TidemarkError ? error.detail : {};
   return hasCode(error, "DAMAGED") && typeof object === "string" && object.startsWith(`${disksPrefix}${encodeDiskName(disk)}/`);
 }
@@ -105,12 +83,10 @@ class Cycle {
   readonly #context: VaultContext;
   readonly #options: ReplicateOptions;
   readonly #trust: Trust;
-  readonly #store: Store;
   readonly #state: LocalState;
-  readonly #vaultId: Uint8Array;
   readonly #notify: (notice: Notice) => void;
+  #session: Session | undefined;
   #prints: FingerprintBaseline | undefined;
-  #seat: Seat | undefined;
   /** What must be given back, in this order. */
   readonly #closing: (() => Promise<void>)[] = [];
 
@@ -118,8 +94,6 @@ class Cycle {
     this.#context = context;
     this.#options = options;
     this.#trust = trust;
-    this.#store = new Store(context.sink);
-    this.#vaultId = fromHex(context.document.vault);
     this.#notify = options.onNotice ?? (() => undefined);
     this.#state = new LocalState({
       folder: context.stateFolder,
@@ -140,101 +114,99 @@ class Cycle {
     const failures: unknown[] = [];
     for (const close of this.#closing.toReversed()) await close().catch((error: unknown) => failures.push(error));
     // What ended the cycle says more than what then went wrong while it was put away.
+    if (outcome.status === "rejected") this.#options.changes?.abandoned();
     if (outcome.status === "rejected") throw failure;
     if (failures.length > 0) throw failures[0];
     return outcome.value;
   }
 
-  /**
-   * What a missing object, or one that stands where only we write, says of the store. The names of this cycle hold its epoch: if one is taken,
-   * another cycle had the same epoch, and the store has forgotten that one's head. If one is missing and the head is not the one that we
-   * swapped in, the store has forgotten both; if it is, the object is really gone. A container that was there and is not was forgotten.
-   */
   async #diagnose(reason: unknown): Promise<unknown> {
-    if (!hasCode(reason, "OBJECT_EXISTS", "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) return reason;
-    try {
-      if (reason.code === "OBJECT_NOT_FOUND" && (await this.#seat?.isForgotten()) !== true) {
-        return damaged(String(reason.detail["object"]), "the store does not hold it any more", reason);
-      }
-    } catch (error) {
-      if (error instanceof TidemarkError) return reason;
-      throw error;
-    }
-    return new TidemarkError("STORE_REGRESSED", `the store went back in time: ${reason.message}`, {
-      remedy: "run the command again; the next cycle ships what the store forgot",
-      detail: reason.detail,
-      cause: reason,
-    });
+    return this.#session === undefined ? reason : await this.#session.diagnose(reason);
   }
 
   async #run(): Promise<ReplicateSummary> {
-    const { document } = this.#context;
     const { disk, volume } = this.#options;
-    const crew = this.#context.crew(); // its threads start while the store answers
-    throwIfAborted(this.#options.signal);
-    await this.#proveVault(); // before a head is made that no vault would know
-    const seat = await Seat.take({
-      store: this.#store,
-      vault: document.vault,
+    const session = await Session.open(this.#context, {
       disk,
+      loadCatalog: async (store, signal) =>
+        await loadCatalog(this.#context, store, { folder: this.#state.vaultFolder, onNotice: this.#notify, signal }),
       onNotice: this.#notify,
       signal: this.#options.signal,
     });
-    this.#seat = seat;
-    this.#closing.push(async () => {
-      await seat.release();
-    });
-    const signal = this.#options.signal === undefined ? seat.signal : AbortSignal.any([seat.signal, this.#options.signal]);
-    throwIfAborted(signal);
-    const parent = seat.head.points.at(-1);
+    this.#session = session;
+    this.#closing.push(async () => await session.close());
+    const named = this.#beginChanges(session);
     await volume.beginScan?.();
-    const timeMs = Math.max(Date.now(), (parent?.timeMs ?? 0) + 1);
+    const timeMs = Date.now();
     const volumeBytes = await volume.sizeBytes();
-    checkSize(volume.description, disk, volumeBytes, parent);
-    const manifest = this.#trust.parent ? await this.#readParent(parent, signal) : undefined;
-    const catalog = await this.#loadCatalog(signal);
+    checkSize(volume.description, disk, volumeBytes, session.newest);
+    const parent = this.#trust.parent ? await session.manifest() : undefined;
     const reader =
-      manifest === undefined || parent === undefined || !this.#trust.prints ? undefined : await this.#state.openPrints(parent.id);
+      parent === undefined || session.newest === undefined || named !== undefined || !this.#trust.prints
+        ? undefined
+        : await this.#state.openPrints(session.newest.id);
     if (reader !== undefined) this.#closing.push(async () => await reader.close());
     const seed = reader?.seed ?? randomSeed();
-    const baseline = await this.#openBaseline(manifest, reader, seed, signal);
-    const lanes = new Lanes({
-      store: this.#store,
-      catalog,
-      vaultId: this.#vaultId,
-      disk,
-      epoch: seat.epoch,
-      lanes: this.#context.lanes,
-      assertSeat: async () => await seat.assertHeld(),
-      signal,
-    });
-    this.#closing.push(async () => await lanes.settle());
-    const objects = new MapObjects({ store: this.#store, vaultId: this.#vaultId, disk, epoch: seat.epoch, signal });
-    const run = new RunWriter(objects);
-    this.#closing.push(async () => await run.settle());
-    const prints = await this.#state.createPrints(seed);
+    // Of a cycle that looks at a part only, no fingerprints of the whole can be kept.
+    const prints = named === undefined ? await this.#state.createPrints(seed) : noPrints;
     this.#closing.push(async () => await prints.discard());
     const progress = paced(this.#options.onProgress);
-    const statistics = await capture({
-      volume,
+    const shipped = await session.ship({
+      volume: named ?? volume,
       volumeBytes,
-      baseline,
-      blockBytes: document.blockBytes,
-      crew,
+      timeMs,
+      parent,
+      baseline: named === undefined ? this.#openBaseline(session, parent, reader, seed) : changedBaseline,
+      scope: named === undefined ? "whole" : "named",
       seed,
-      catalog,
-      lanes,
-      run,
       prints,
-      signal,
-      onProgress: (doneBytes) => {
-        progress({ phase: "scan", doneBytes, totalBytes: volumeBytes, transferredBytes: lanes.storedBytes });
+      consistency: async () => await this.#judge(),
+      beforeHead: async (id) => {
+        await prints.finish({ point: id, volumeBytes });
+      },
+      leave: true,
+      onProgress: (doneBytes, storedBytes) => {
+        progress({ phase: "scan", doneBytes, totalBytes: volumeBytes, transferredBytes: storedBytes });
       },
     });
-    await lanes.flush();
-    const delta = await run.finish();
-    const older = manifest?.runs ?? [];
-    const runs = await mergeStack(objects, delta === undefined ? older : [delta, ...older], volumeBytes);
+    this.#options.changes?.committed(shipped.point.id);
+    await this.#state.keepOnly(shipped.point.id);
+    if (volume instanceof FileVolume) await this.#state.rememberSource(volume.identity());
+    await this.#state.saveCache(async (folder) => await session.catalog.save(folder, fromHex(this.#context.document.vault)));
+    progress({ phase: "commit", doneBytes: volumeBytes, totalBytes: volumeBytes, transferredBytes: shipped.storedBytes }, "last");
+    return replicateSummary(disk, shipped, session.store);
+  }
+
+  /** The volume as a list of changes names it, if there is a list that begins at the newest point. */
+  #beginChanges(session: Session): Volume | undefined {
+    const { changes, volume, disk } = this.#options;
+    if (changes === undefined) return undefined;
+    const extents = changes.begin();
+    if (session.newest !== undefined && session.newest.id === changes.since && this.#trust.parent) {
+      return namedVolume(volume, extents, session.newest.volumeBytes);
+    }
+    if (changes.since !== undefined) {
+      const message = `the list of changes begins at point ${changes.since}, which is not the newest of disk ${JSON.stringify(disk)}`;
+      this.#notify({ code: "STATE_LOST", message: `${message}: the disk is compared whole` });
+    }
+    return undefined;
+  }
+
+  #openBaseline(
+    session: Session,
+    parent: ManifestDocument | undefined,
+    reader: FingerprintReader | undefined,
+    seed: FingerprintSeed,
+  ): Baseline {
+    const { blockBytes } = this.#context.document;
+    if (parent === undefined) return emptyBaseline;
+    if (reader === undefined) return mapBaseline(this.#context, session, parent, seed);
+    this.#prints = new FingerprintBaseline(reader, blockBytes);
+    return this.#prints;
+  }
+
+  async #judge(): Promise<Consistency> {
+    const { volume } = this.#options;
     const consistency = (await volume.endScan?.()) ?? "fuzzy";
     if (consistency === "fuzzy" && volume.endScan !== undefined) {
       this.#notify({
@@ -242,164 +214,83 @@ class Cycle {
         message: `${volume.description} changed, or may have, while it was read: the point is fuzzy`,
       });
     }
-    const next: ManifestDocument = {
-      vault: document.vault,
-      disk,
-      sequence: (parent?.sequence ?? 0) + 1,
-      epoch: seat.epoch,
-      parent: parent?.id ?? null,
-      timeMs,
-      consistency,
-      volumeBytes,
-      statistics: { ...statistics, storedBytes: lanes.storedBytes },
-      runs,
-      writtenBy: `tidemark ${tidemarkVersion}`,
-    };
-    const point = await this.#commit(seat, catalog, objects, next, async (id) => {
-      await prints.finish({ point: id, volumeBytes });
-    });
-    await this.#state.keepOnly(point.id);
-    if (volume instanceof FileVolume) await this.#state.rememberSource(volume.identity());
-    await this.#state.saveCache(async (folder) => await catalog.save(folder, this.#vaultId));
-    progress({ phase: "commit", doneBytes: volumeBytes, totalBytes: volumeBytes, transferredBytes: lanes.storedBytes }, "last");
-    return this.#summary(point, statistics, lanes.storedBytes);
+    return consistency;
   }
+}
 
-  async #loadCatalog(signal: AbortSignal): Promise<Catalog> {
-    return await Catalog.load({
-      store: this.#store,
-      vaultId: this.#vaultId,
-      indexBytesMax: this.#context.indexBytesMax,
-      folder: this.#state.vaultFolder,
-      signal,
-      onDamage: (error) => {
-        this.#notify({ code: "SEGMENT_DAMAGED", message: `${error.message}; its chunks are not referred to any more` });
-      },
-    });
-  }
-
-  async #readParent(parent: PointRecord | undefined, signal: AbortSignal): Promise<ManifestDocument | undefined> {
-    if (parent === undefined) return undefined;
-    return await readManifest(this.#store, this.#context.document.vault, this.#options.disk, parent, signal);
-  }
-
-  async #openBaseline(
-    manifest: ManifestDocument | undefined,
-    reader: FingerprintReader | undefined,
-    seed: FingerprintSeed,
-    signal: AbortSignal,
-  ): Promise<Baseline> {
-    const { document } = this.#context;
-    if (manifest === undefined) return emptyBaseline;
-    if (reader !== undefined) {
-      this.#prints = new FingerprintBaseline(reader, document.blockBytes);
-      return this.#prints;
-    }
-    const crew = this.#context.crew();
-    const map = new PointMap(this.#store, this.#vaultId, this.#options.disk, manifest);
-    return await Promise.resolve(new MapBaseline({ map, store: this.#store, crew, seed, blockBytes: document.blockBytes, signal }));
-  }
-
-  /**
-   * Manifest, mark, proof, head. The head is marked when all is written and before it is proved: a store that goes back behind the mark
-   * refuses the commit, and one that goes back less far still holds what was proved.
-   */
-  async #commit(
-    seat: Seat,
-    catalog: Catalog,
-    objects: MapObjects,
-    manifest: ManifestDocument,
-    beforeHead: (id: string) => Promise<void>,
-  ): Promise<PointRecord> {
-    const { bytes, id } = encodeManifest(manifest);
-    const name = manifestName(manifest.disk, manifest.sequence, manifest.epoch);
-    await seat.assertHeld();
-    const manifestEtag = await this.#store.putOnce(name, bytes, { signal: objects.signal });
-    const written = new Map([...objects.put, [name, manifestEtag]]);
-    await beforeHead(id);
-    const prove = async (): Promise<void> => {
-      await catalog.proveReferenced(this.#store, objects.signal);
-      await this.#proveObjects(written, objects.signal);
-      await this.#proveVault();
-    };
-    await seat.mark();
-    await prove();
-    throwIfAborted(objects.signal);
-    const { sequence, epoch, timeMs, consistency, volumeBytes, statistics } = manifest;
-    const { changedBytes, newBytes, storedBytes } = statistics;
-    const point: PointRecord = { sequence, epoch, id, timeMs, consistency, volumeBytes, changedBytes, newBytes, storedBytes };
-    await seat.commit([...seat.head.points, point], true, prove);
-    catalog.committed();
-    return point;
-  }
-
-  /**
-   * Makes sure that the store still holds this very vault: one that forgot it may have been given another, in which nobody could
-   * read what we write. Errors: STORE_REGRESSED.
-   */
-  async #proveVault(): Promise<void> {
-    const { vault } = this.#context.document;
-    let there: string | undefined;
-    try {
-      const { bytes } = await this.#store.get(vaultName, documentBytesMax, { signal: this.#options.signal });
-      there = decodeVault(bytes, vaultName).vault;
-    } catch (error) {
-      if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
-    }
-    if (there === vault) return;
-    throw new TidemarkError("STORE_REGRESSED", `${this.#store.description} has forgotten the vault ${vault}`, {
-      remedy: "run the command again: the first replication creates a vault where there is none",
-      detail: { object: vaultName },
-    });
-  }
-
-  /** Asks the store for every map object and manifest of this cycle. Errors: STORE_REGRESSED. */
-  async #proveObjects(written: ReadonlyMap<string, string>, signal: AbortSignal | undefined): Promise<void> {
-    const next = written.entries();
-    const provers = Array.from({ length: objectsProvedAtOnce }, async () => {
-      for (const [name, etag] of next) {
-        try {
-          const there = await this.#store.stat(name, { signal });
-          if (there.etag !== etag) throw regressed(name, 1, 0);
-        } catch (error) {
-          if (hasCode(error, "OBJECT_NOT_FOUND")) throw regressed(name, 1, 0);
-          throw error;
-        }
+/**
+ * `volume`, of which only `extents` are looked at, and what it has grown by since the parent. Extents are widened to granules and cut
+ * off at the volume's end.
+ */
+function namedVolume(volume: Volume, extents: Iterable<Extent> | AsyncIterable<Extent>, parentBytes: number): Volume {
+  return {
+    description: volume.description,
+    descriptor: volume.descriptor,
+    sizeBytes: async () => await volume.sizeBytes(),
+    read: async (offset, into) => {
+      await volume.read(offset, into);
+    },
+    allocated: async function* allocated(sizeBytes) {
+      const grownFrom = sizeBytes > parentBytes ? parentBytes - (parentBytes % granuleBytes) : sizeBytes;
+      let end = 0;
+      for await (const extent of extents) {
+        const from = Math.max(end, extent.offset - (extent.offset % granuleBytes));
+        end = Math.max(end, Math.min(grownFrom, Math.ceil((extent.offset + extent.length) / granuleBytes) * granuleBytes));
+        if (end > from) yield { offset: from, length: end - from };
       }
-    });
-    await Promise.all(provers);
-  }
-
-  #summary(point: PointRecord, statistics: CaptureStatistics, storedBytes: number): ReplicateSummary {
-    return {
-      disk: this.#options.disk,
-      point: point.id,
-      sequence: point.sequence,
-      consistency: point.consistency,
-      volumeBytes: point.volumeBytes,
-      ...statistics,
-      storedBytes,
-      metadataBytes: this.#store.putBytes,
-      requests: this.#store.requests,
-      elapsedMs: 0,
-    };
-  }
+      if (sizeBytes > grownFrom) yield { offset: grownFrom, length: sizeBytes - grownFrom };
+    },
+  };
 }
 
-/** Reads the manifest that the head names. Errors: DAMAGED (also when it is gone), FORMAT_UNSUPPORTED. */
-export async function readManifest(
+/** The vault's catalog, as the cache in `folder` and the store tell it. */
+export async function loadCatalog(
+  context: Pick<VaultContext, "document" | "indexBytesMax">,
   store: Store,
-  vault: string,
-  disk: string,
-  point: PointRecord,
-  signal: AbortSignal | undefined,
-): Promise<ManifestDocument> {
-  const name = manifestName(disk, point.sequence, point.epoch);
-  const { bytes } = await store.get(name, documentBytesMax, { signal });
-  return decodeManifest(bytes, name, { vault, disk, id: point.id });
+  options: {
+    readonly folder: string | undefined;
+    readonly onNotice: (notice: Notice) => void;
+    readonly signal?: AbortSignal | undefined;
+  },
+): Promise<Catalog> {
+  return await Catalog.load({
+    store,
+    vaultId: fromHex(context.document.vault),
+    indexBytesMax: context.indexBytesMax,
+    folder: options.folder,
+    signal: options.signal,
+    onDamage: (error) => {
+      options.onNotice({ code: "SEGMENT_DAMAGED", message: `${error.message}; its chunks are not referred to any more` });
+    },
+  });
 }
 
-function checkSize(source: string, disk: string, volumeBytes: number, parent: PointRecord | undefined): void {
+/** What the vault's own map tells of the parent. */
+export function mapBaseline(context: VaultContext, session: Session, parent: ManifestDocument, seed: FingerprintSeed): Baseline {
+  const { document } = context;
+  const { store, signal } = session;
+  const map = new PointMap(store, fromHex(document.vault), parent.disk, parent);
+  return new MapBaseline({ map, store, crew: context.crew(), seed, blockBytes: document.blockBytes, signal });
+}
+
+function replicateSummary(disk: string, shipped: Shipped, store: Store): ReplicateSummary {
+  const { point, statistics, storedBytes } = shipped;
+  return {
+    disk,
+    point: point.id,
+    sequence: point.sequence,
+    consistency: point.consistency,
+    volumeBytes: point.volumeBytes,
+    ...statistics,
+    storedBytes,
+    metadataBytes: store.putBytes,
+    requests: store.requests,
+    elapsedMs: 0,
+  };
+}
+
+/** Errors: UNSUPPORTED when the volume is too large, SOURCE_SHRUNK when the newest point is larger. */
+export function checkSize(source: string, disk: string, volumeBytes: number, newest: PointRecord | undefined): void {
   if (volumeBytes > volumeBytesMax) {
     throw new TidemarkError(
       "UNSUPPORTED",
@@ -409,16 +300,16 @@ function checkSize(source: string, disk: string, volumeBytes: number, parent: Po
       },
     );
   }
-  if (parent !== undefined && volumeBytes < parent.volumeBytes) {
+  if (newest !== undefined && volumeBytes < newest.volumeBytes) {
     throw new TidemarkError(
       "SOURCE_SHRUNK",
-      `${source} has ${String(volumeBytes)} bytes, where the newest point of disk ${JSON.stringify(disk)} has ${String(parent.volumeBytes)}`,
+      `${source} has ${String(volumeBytes)} bytes, where the newest point of disk ${JSON.stringify(disk)} has ${String(newest.volumeBytes)}`,
       { remedy: "check that this is the right source; a disk that was made smaller on purpose is replicated under a new name" },
     );
   }
 }
 
-function randomSeed(): FingerprintSeed {
+export function randomSeed(): FingerprintSeed {
   const bytes = randomBytes(8);
   return [bytes.readUInt32LE(0), bytes.readUInt32LE(4)];
 }

@@ -11,16 +11,19 @@
  * process over to itself at once, also when the process died between taking the lease and writing its name into the head; and a
  * writer that merely slept cannot renew, because its epoch, and with it its id, is gone.
  */
+import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { checksum, toHex } from "../format/checksum.ts";
 import type { HeadDocument, PointRecord, WriterRecord } from "../format/documents.ts";
-import { decodeHead, documentBytesMax, encodeHead } from "../format/documents.ts";
+import { decodeHead, documentBytesMax, encodeHead, headPointsMax } from "../format/documents.ts";
 import { headName, segmentEpochPrefix } from "../format/names.ts";
 import { firstSequenceNumber } from "../pipeline/lanes.ts";
 import type { Store } from "../store.ts";
 import { unknownOutcomesMax, unreachable } from "../store.ts";
+import type { Room } from "./history.ts";
+import { makeRoom } from "./history.ts";
 import { identifyProcess, isAlive, liveSessions } from "./process-identity.ts";
 import type { Notice } from "./summaries.ts";
 
@@ -74,6 +77,9 @@ export class Seat implements AsyncDisposable {
   readonly #timer: NodeJS.Timeout;
   #head: HeadDocument;
   #etag: string;
+  /** The head's points with room for another one, from the mark to the commit. */
+  #room: Room | undefined;
+  #pagesNamed = 0;
   #renewedAtMs: { readonly wall: number; readonly steady: number };
   #released: Promise<void> | undefined;
 
@@ -120,6 +126,11 @@ export class Seat implements AsyncDisposable {
     return this.#head;
   }
 
+  /** The newest committed point. */
+  get newest(): PointRecord | undefined {
+    return this.#head.points.at(-1);
+  }
+
   get epoch(): number {
     return this.#head.epoch;
   }
@@ -139,15 +150,18 @@ export class Seat implements AsyncDisposable {
   }
 
   /**
-   * The commit: swaps the head for one that holds `points`. `leave` gives the seat up in the same step. `prove` is called again
-   * before every repetition, because a connection that broke may have ended at a store that went back in time. Errors: SEAT_LOST,
-   * STORE_REGRESSED.
+   * The commit: swaps the head for one that holds `point` too, after `mark` and the proof of the pages that it wrote. `leave` gives the
+   * seat up in the same step. `prove` is called again before every repetition, because a connection that broke may have ended at a
+   * store that went back in time. Errors: SEAT_LOST, STORE_REGRESSED.
    */
-  async commit(points: readonly PointRecord[], leave: boolean, prove: () => Promise<void>): Promise<void> {
+  async commit(point: PointRecord, leave: boolean, prove: () => Promise<void>): Promise<void> {
     const { store, disk } = this.#options;
     const name = headName(disk);
-    const next: HeadDocument = { ...this.#head, writer: leave ? null : this.#writer, points };
+    const { pages, points } = this.#room ?? this.#head;
+    assert(points.length < headPointsMax, "a mark made room in the head");
+    const next: HeadDocument = { ...this.#head, writer: leave ? null : this.#writer, pages, points: [...points, point] };
     const bytes = encodeHead(next);
+    decodeHead(bytes, name, this.#head); // a head that nobody can read would hide every point
     let failure: unknown;
     for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
       throwIfAborted(this.#lost.signal);
@@ -155,6 +169,7 @@ export class Seat implements AsyncDisposable {
         // The user's signal is not heeded here: a commit is short, and half-known outcomes help nobody.
         this.#etag = await store.put(name, bytes, { ifMatch: this.#etag, leaseId: this.#leaseId });
         this.#head = next;
+        this.#room = undefined;
         return;
       } catch (error) {
         failure = error;
@@ -169,17 +184,19 @@ export class Seat implements AsyncDisposable {
 
   /**
    * Swaps the head for its equal, so that its ETag is younger than everything written before: only a store that still has all that can
-   * accept the commit. Errors: SEAT_LOST, STORE_REGRESSED.
+   * accept the commit. Before that, room is made in a head that is full: returns the names of the pages that were written for it, with
+   * their ETags, which the commit refers to and which are to be proved like everything else. Errors: SEAT_LOST, STORE_REGRESSED.
    */
-  async mark(): Promise<void> {
+  async mark(signal?: AbortSignal): Promise<ReadonlyMap<string, string>> {
     const { store, disk } = this.#options;
     const name = headName(disk);
+    const written = await this.#makeRoom(signal);
     let failure: unknown;
     for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
       throwIfAborted(this.#lost.signal);
       try {
         this.#etag = await store.put(name, encodeHead(this.#head), { ifMatch: this.#etag, leaseId: this.#leaseId });
-        return;
+        return written;
       } catch (error) {
         failure = error;
         if (!hasCode(error, "LEASE_LOST", "OUTCOME_UNKNOWN", "CONDITION_FAILED")) throw error;
@@ -192,6 +209,24 @@ export class Seat implements AsyncDisposable {
       }
     }
     throw unreachable(`marking ${name}`, failure);
+  }
+
+  async #makeRoom(signal: AbortSignal | undefined): Promise<ReadonlyMap<string, string>> {
+    const { store, onNotice } = this.#options;
+    this.#room = await makeRoom({
+      store,
+      head: this.#head,
+      epoch: this.#head.epoch,
+      takeOrdinal: () => {
+        this.#pagesNamed += 1;
+        return this.#pagesNamed - 1;
+      },
+      onDamage: (error) => {
+        onNotice({ code: "HISTORY_DAMAGED", message: `${error.message}; the points that it lists cannot be read, all others can` });
+      },
+      signal: signal ?? this.#options.signal,
+    });
+    return this.#room.written;
   }
 
   /** Whether the store has forgotten our last swap of the head. */
@@ -224,6 +259,7 @@ export class Seat implements AsyncDisposable {
     if (newest !== undefined && there.head.points.some((point) => point.id === newest.id)) {
       this.#head = there.head;
       this.#etag = there.etag;
+      this.#room = undefined;
       return true;
     }
     if (there.head.epoch > next.epoch) throw this.#lose(cause);
@@ -302,7 +338,7 @@ async function readOrCreateHead(options: SeatOptions): Promise<{ readonly head: 
     if (!hasCode(error, "DISK_NOT_FOUND")) throw error;
   }
   try {
-    await store.putOnce(headName(disk), encodeHead({ vault, disk, epoch: 0, writer: null, points: [] }), { signal });
+    await store.putOnce(headName(disk), encodeHead({ vault, disk, epoch: 0, writer: null, pages: [], points: [] }), { signal });
   } catch (error) {
     if (!hasCode(error, "OBJECT_EXISTS")) throw error; // else a twin was faster
   }

@@ -3,7 +3,7 @@
  * very objects as JSON, so a name here is a contract.
  */
 
-import type { DigestName } from "../format/documents.ts";
+import type { ApplicationRecord, DigestName, GroupRecord } from "../format/documents.ts";
 import type { Consistency, Extent, Volume } from "../volume.ts";
 
 /** Where an operation stands. Emitted a few times a second and once at the end. */
@@ -26,6 +26,7 @@ export interface Notice {
     | "STORE_REGRESSED"
     | "SEGMENT_DAMAGED"
     | "PARENT_DAMAGED"
+    | "HISTORY_DAMAGED"
     | "SOURCE_CHANGED"
     | "RESUMED";
   readonly message: string;
@@ -42,6 +43,23 @@ export interface OperationOptions {
 export interface ReplicateOptions extends OperationOptions {
   readonly disk: string;
   readonly volume: Volume;
+  /** What has changed, if somebody knows: only that is read. Absent: the whole volume is looked at. */
+  readonly changes?: ChangeSource | undefined;
+}
+
+/** A list of changes since a point; `ChangeTracker` is one. */
+export interface ChangeSource {
+  /** Id of the point that the list begins at. While the disk's newest point is another, the list is not used. */
+  readonly since: string | undefined;
+  /**
+   * What may have changed, sorted and disjoint. Called when a cycle begins, whether it uses the list or not: what changes from then
+   * on belongs to the next list.
+   */
+  begin(): Iterable<Extent> | AsyncIterable<Extent>;
+  /** The cycle's point is committed. */
+  committed(point: string): void;
+  /** No point came of it. */
+  abandoned(): void;
 }
 
 export interface ReplicateSummary {
@@ -77,6 +95,15 @@ export interface DiskSummary {
   readonly latest?: PointSummary;
 }
 
+/** What lists points. */
+export interface PointsOptions {
+  /** Only the newest so many. Default: all. */
+  readonly limit?: number | undefined;
+  /** Told of pages of points that cannot be read, whose points are then left out. Absent, one ends the listing with DAMAGED. */
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
 export interface PointSummary {
   readonly disk: string;
   readonly sequence: number;
@@ -84,6 +111,10 @@ export interface PointSummary {
   /** Time of the cut, ISO 8601 in UTC. */
   readonly time: string;
   readonly consistency: Consistency;
+  /** The multi-disk point that this one is a part of; null also while a disk of the group has no point with this id. */
+  readonly group: { readonly id: string; readonly name: string } | null;
+  /** From the cut to the commit; null where it was not measured. */
+  readonly lagMs: number | null;
   readonly volumeBytes: number;
   readonly changedBytes: number;
   readonly newBytes: number;
@@ -91,6 +122,12 @@ export interface PointSummary {
 }
 
 export interface PointDetail extends PointSummary {
+  /** Null for a point that was not cut together with others. */
+  readonly group: GroupRecord | null;
+  /** True when a disk of `group` has no point that bears its id: then this is a point of its own. */
+  readonly groupIncomplete: boolean;
+  /** How the application was brought to rest; null when none was asked to. */
+  readonly application: ApplicationRecord | null;
   /** Id of the point it was made from, null for the first. */
   readonly parent: string | null;
   readonly zeroBytes: number;

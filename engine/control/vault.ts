@@ -2,12 +2,14 @@
  * The vault: the front door of the engine. It holds a store's identity and offers everything that can be done with its disks.
  */
 import { randomBytes } from "node:crypto";
+import path from "node:path";
 import { hasCode, TidemarkError } from "../errors.ts";
 import { fromHex, toHex } from "../format/checksum.ts";
 import type { DigestName, VaultDocument } from "../format/documents.ts";
 import { decodeVault, digestNames, documentBytesMax, encodeVault, formatVersion } from "../format/documents.ts";
 import { vaultName } from "../format/names.ts";
 import { blockBytesDefault, blockBytesMax, blockBytesMin, granuleBytes } from "../limits.ts";
+import type { Catalog } from "../pipeline/catalog.ts";
 import { Crew, workersDefault } from "../pipeline/crew.ts";
 import { fetchGeometry, scanGeometry } from "../pipeline/slabs.ts";
 import { materialize } from "../recovery/materialize.ts";
@@ -15,16 +17,22 @@ import { verify } from "../recovery/verify.ts";
 import type { Sink } from "../sink.ts";
 import { Store } from "../store.ts";
 import { tidemarkVersion } from "../version.ts";
-import { diskNames, diskSummary, pointSummary, selectPoint } from "./points.ts";
-import type { VaultContext } from "./replicate.ts";
-import { readManifest, replicate } from "./replicate.ts";
-import { readHead } from "./seat.ts";
+import { GroupMembers } from "./group-members.ts";
+import { documentCopy } from "./local-state.ts";
+import { diskNames, diskSummary, listPoints, pointDetail, selectPoint } from "./points.ts";
+import { Protection } from "./protection.ts";
+import type { ProtectOptions } from "./protection-status.ts";
+import { loadCatalog, replicate } from "./replicate.ts";
+import type { VaultContext } from "./session.ts";
+import { readManifest } from "./session.ts";
 import type {
   DiskSummary,
   MaterializeOptions,
   MaterializeSummary,
+  Notice,
   PointDetail,
   PointSummary,
+  PointsOptions,
   ReplicateOptions,
   ReplicateSummary,
   VaultSummary,
@@ -53,16 +61,34 @@ export interface VaultParameters {
   readonly digest?: DigestName | undefined;
 }
 
+/** What a vault knows before it lends anything. */
+type VaultParts = Omit<VaultContext, "crew" | "sharedCatalog" | "dropCatalog">;
+
+/** The catalog that protected disks share, while it is being loaded and afterwards. */
+interface SharedCatalog {
+  readonly loading: Promise<Catalog>;
+  loaded: Catalog | undefined;
+}
+
 const mebibyte = 1024 * 1024;
 
 export class Vault implements AsyncDisposable {
   readonly #context: VaultContext;
   readonly #running = new Set<Promise<unknown>>();
+  readonly #protections = new Set<Protection>();
   #crew: Crew | undefined;
+  #catalog: SharedCatalog | undefined;
   #closed = false;
 
-  private constructor(parts: Omit<VaultContext, "crew">) {
-    this.#context = { ...parts, crew: () => this.#openCrew() };
+  private constructor(parts: VaultParts) {
+    this.#context = {
+      ...parts,
+      crew: () => this.#openCrew(),
+      sharedCatalog: async (store, onNotice) => await this.#openCatalog(store, onNotice),
+      dropCatalog: (catalog) => {
+        if (this.#catalog?.loaded === catalog) this.#catalog = undefined;
+      },
+    };
   }
 
   /** Creates a vault in the sink's container, creating that too. Errors: VAULT_EXISTS, INVALID_ARGUMENT. */
@@ -82,13 +108,22 @@ export class Vault implements AsyncDisposable {
     return new Vault({ sink, document, ...resolved });
   }
 
-  /** Opens the vault in the sink's container. Errors: VAULT_NOT_FOUND, FORMAT_UNSUPPORTED, DAMAGED. */
+  /**
+   * Opens the vault in the sink's container. While the store cannot be reached, a vault that was opened here before is opened from
+   * the copy of its document in the state folder: its disks can then be served and tracked, and wait for the store. Errors:
+   * VAULT_NOT_FOUND, STORE_UNREACHABLE, FORMAT_UNSUPPORTED, DAMAGED.
+   */
   static async open(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
     const resolved = resolveOptions(options);
+    const copy = documentCopy(options.stateFolder, sink.description);
     try {
       const { bytes } = await sink.getObject(vaultName, documentBytesMax, { signal: options.signal });
-      return new Vault({ sink, document: decodeVault(bytes, vaultName), ...resolved });
+      const document = decodeVault(bytes, vaultName);
+      await copy.keep(bytes);
+      return new Vault({ sink, document, ...resolved });
     } catch (error) {
+      const kept = hasCode(error, "STORE_UNREACHABLE") ? await copy.read() : undefined;
+      if (kept !== undefined) return new Vault({ sink, document: kept, ...resolved });
       if (!hasCode(error, "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) throw error;
       throw new TidemarkError("VAULT_NOT_FOUND", `${sink.description} holds no vault`, {
         remedy: "check the address, or create a vault with `tidemark vault init`; the first `tidemark replicate` creates one too",
@@ -136,15 +171,17 @@ export class Vault implements AsyncDisposable {
   /** All disks, sorted by name. */
   async disks(): Promise<DiskSummary[]> {
     const store = new Store(this.#context.sink);
+    const members = new GroupMembers({ store, vault: this.id });
     const disks: DiskSummary[] = [];
-    for (const disk of await diskNames(store)) disks.push(await diskSummary(store, this.id, disk));
+    for (const disk of await diskNames(store)) disks.push(await diskSummary(members, disk));
     return disks;
   }
 
-  /** The disk's committed points, oldest first. Errors: DISK_NOT_FOUND. */
-  async points(disk: string): Promise<PointSummary[]> {
-    const { head } = await readHead(new Store(this.#context.sink), this.id, disk.normalize("NFC"));
-    return head.points.map((point) => pointSummary(head.disk, point));
+  /** The disk's committed points, oldest first. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT, DAMAGED (see `PointsOptions.onNotice`). */
+  async points(disk: string, options: PointsOptions = {}): Promise<PointSummary[]> {
+    const store = new Store(this.#context.sink);
+    const members = new GroupMembers({ store, vault: this.id, signal: options.signal });
+    return await listPoints(store, members, disk.normalize("NFC"), options);
   }
 
   /**
@@ -153,22 +190,26 @@ export class Vault implements AsyncDisposable {
    */
   async point(disk: string, selector: string): Promise<PointDetail> {
     const store = new Store(this.#context.sink);
-    const { head } = await readHead(store, this.id, disk.normalize("NFC"));
-    const record = selectPoint(head, selector);
+    const members = new GroupMembers({ store, vault: this.id });
+    const head = await members.head(disk.normalize("NFC"));
+    const record = await selectPoint(store, head, selector);
     const manifest = await readManifest(store, this.id, head.disk, record, undefined);
-    return {
-      ...pointSummary(head.disk, record),
-      parent: manifest.parent,
-      zeroBytes: manifest.statistics.zeroBytes,
-      dedupedBytes: manifest.statistics.dedupedBytes,
-      runs: manifest.runs.map(({ entries, leaves, totalBytes }) => ({ entries, leaves, bytes: totalBytes })),
-      writtenBy: manifest.writtenBy,
-    };
+    return await pointDetail(members, head.disk, record, manifest);
   }
 
   /** Takes a recovery point of a volume. Errors: see `replicate`. */
   async replicate(options: ReplicateOptions): Promise<ReplicateSummary> {
     return await this.#track(async () => await replicate(this.#context, options));
+  }
+
+  /**
+   * Protects a disk image or block device while it is written: see `Protection`. It ends with `stop`, at the latest when the vault is
+   * closed. Errors: see `Protection.start`.
+   */
+  async protect(options: ProtectOptions): Promise<Protection> {
+    const protection = await this.#track(async () => await Protection.start(this.#context, options));
+    this.#protections.add(protection);
+    return protection;
   }
 
   /** Writes a point out as an image. Errors: see `materialize`. */
@@ -184,6 +225,7 @@ export class Vault implements AsyncDisposable {
   /** Waits for what is running and ends the threads. The sink stays open: it is the caller's. Idempotent. */
   async close(): Promise<void> {
     this.#closed = true;
+    for (const protection of this.#protections) await protection.stop({ drain: false });
     await Promise.allSettled(this.#running);
     await this.#crew?.close();
   }
@@ -198,6 +240,24 @@ export class Vault implements AsyncDisposable {
       workers,
     });
     return this.#crew;
+  }
+
+  async #openCatalog(store: Store, onNotice: (notice: Notice) => void): Promise<Catalog> {
+    const { document, stateFolder: folder } = this.#context;
+    const shared = (this.#catalog ??= {
+      loading: loadCatalog(this.#context, store, {
+        folder: folder === undefined ? undefined : path.join(folder, document.vault),
+        onNotice,
+      }),
+      loaded: undefined,
+    });
+    try {
+      shared.loaded = await shared.loading;
+      return shared.loaded;
+    } catch (error) {
+      if (this.#catalog === shared) this.#catalog = undefined;
+      throw error;
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -237,7 +297,7 @@ function newDocument(parameters: VaultParameters): VaultDocument {
   };
 }
 
-function resolveOptions(options: VaultOptions): Omit<VaultContext, "sink" | "document" | "crew"> {
+function resolveOptions(options: VaultOptions): Omit<VaultParts, "sink" | "document"> {
   const workers = options.workers ?? workersDefault;
   const lanes = options.lanes ?? 5;
   const indexBytesMax = options.indexBytesMax ?? 256 * mebibyte;

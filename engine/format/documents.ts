@@ -1,7 +1,7 @@
 /**
- * The three JSON documents of a store: the vault's identity, a disk's head, a point's manifest. Each is one signature line,
- * `tidemark <kind> <version> <checksum>`, and the JSON text that the checksum covers. They are read strictly and in bounded memory;
- * a person can read them with any pager.
+ * The JSON documents of a store: the vault's identity, a disk's head, a page of its older points, a point's manifest. Each is one
+ * signature line, `tidemark <kind> <version> <checksum>`, and the JSON text that the checksum covers. They are read strictly and in
+ * bounded memory; a person can read them with any pager.
  */
 
 import { blockBytesMax, blockBytesMin, volumeBytesMax } from "../limits.ts";
@@ -11,7 +11,7 @@ import { damaged, Fields, unsupportedFormat } from "./fields.ts";
 
 export const formatVersion = 1;
 
-/** No document is larger; a head of 50,000 points stays below it. */
+/** No document is larger. */
 export const documentBytesMax: number = 16 * 1024 * 1024;
 
 /**
@@ -47,27 +47,94 @@ export interface WriterRecord {
   readonly host: string;
 }
 
+/** Several disks of one machine that were cut at one barrier: each has a point that bears this id. */
+export interface GroupRecord {
+  /** 32 hexadecimal digits, random for each barrier. */
+  readonly id: string;
+  readonly name: string;
+  /** Names of all members, this disk among them. */
+  readonly disks: readonly string[];
+}
+
+/** What one command of a hook did. Its texts hold no control characters but line feeds and tabs. */
+export interface HookStep {
+  readonly phase: "pre" | "post";
+  /** At most 8,192 characters. */
+  readonly command: string;
+  /** Null when a signal ended the command, or when it never began. */
+  readonly exitCode: number | null;
+  /** Such as `SIGTERM`. */
+  readonly signal: string | null;
+  readonly elapsedMs: number;
+  /** The last of what it printed: at most 4,096 characters. */
+  readonly output: string;
+}
+
+/** How bringing the application to rest went. */
+export interface ApplicationRecord {
+  readonly outcome: "frozen" | "failed";
+  /** Why it failed: at most 32,768 characters. */
+  readonly reason: string | null;
+  readonly steps: readonly HookStep[];
+}
+
 export interface PointRecord {
   readonly sequence: number;
   /** Epoch of the writer; part of the manifest's name. */
   readonly epoch: number;
   readonly id: string;
+  /** Time of the cut; always later than that of the point before, whatever became of the clock. */
   readonly timeMs: number;
+  /** From the cut to the swap of the head. */
+  readonly lagMs: number | null;
   readonly consistency: Consistency;
+  readonly group: GroupRecord | null;
   readonly volumeBytes: number;
   readonly changedBytes: number;
   readonly newBytes: number;
   readonly storedBytes: number;
 }
 
-export interface HeadDocument {
+/** Committed points: those of the pages, oldest first, and then those that stand here, oldest first too. */
+export interface PointList {
+  readonly pages: readonly PageReference[];
+  readonly points: readonly PointRecord[];
+}
+
+/** A page of points, and what is said of it without reading it. */
+export interface PageReference {
+  /** 0: the page holds points. 1: it refers to pages of points. */
+  readonly level: PageLevel;
+  /** Its object is `history/<epoch>-<ordinal>`. */
+  readonly epoch: number;
+  readonly ordinal: number;
+  readonly bytes: number;
+  readonly checksum: string;
+  /** Points in it, or below it. */
+  readonly count: number;
+  readonly firstSequence: number;
+  readonly lastSequence: number;
+  readonly firstTimeMs: number;
+  readonly lastTimeMs: number;
+}
+
+export type PageLevel = 0 | 1;
+
+/** The newest points stand in the head itself, at least one if there is any. */
+export interface HeadDocument extends PointList {
   readonly vault: string;
   readonly disk: string;
   readonly epoch: number;
   /** Null after a writer left its seat in good order: then nothing of its epoch can still arrive. */
   readonly writer: WriterRecord | null;
-  /** Committed points, oldest first. */
-  readonly points: readonly PointRecord[];
+}
+
+/** Older points of a disk, written once. It holds either points or references to pages, never both. */
+export interface PageDocument extends PointList {
+  readonly vault: string;
+  readonly disk: string;
+  readonly epoch: number;
+  readonly ordinal: number;
 }
 
 /** One sorted table of map entries: a leaf, or a root that lists leaves. */
@@ -101,6 +168,9 @@ export interface ManifestDocument {
   readonly parent: string | null;
   readonly timeMs: number;
   readonly consistency: Consistency;
+  /** Null when no application was asked to come to rest. */
+  readonly application: ApplicationRecord | null;
+  readonly group: GroupRecord | null;
   readonly volumeBytes: number;
   readonly statistics: ManifestStatistics;
   /** Newest first: where two runs speak of one granule, the earlier one holds. */
@@ -111,16 +181,49 @@ export interface ManifestDocument {
 const hex32 = /^[0-9a-f]{32}$/;
 const hex64 = /^[0-9a-f]{64}$/;
 const anyText = /^[^\p{Cc}]{0,200}$/u;
+const commandText = /^(?:[^\p{Cc}]|[\n\t]){0,8192}$/u;
+const outputText = /^(?:[^\p{Cc}]|[\n\t]){0,4096}$/u;
+/** Room for a command, spelled as JSON, and the end of its output. */
+const reasonText = /^(?:[^\p{Cc}]|[\n\t]){0,32768}$/u;
+const signalText = /^SIG[A-Z0-9+]{1,16}$/;
 const consistencies: readonly Consistency[] = ["crash", "app", "fuzzy"];
 
 /** Most runs a manifest may name; the merge policy keeps it far below. */
 const runsMax = 4096;
-const pointsMax = 100_000;
+const hookStepsMax = 64;
 
-type Kind = "vault" | "head" | "manifest";
+/** Most points that stand in a head. */
+export const headPointsMax = 512;
+/** Most points that stand in a page. */
+export const pagePointsMax = 16_384;
+/** Most pages that a head or a page refers to; the policy in `history.ts` keeps it far below. */
+const pagesMax = 1024;
+/** Most disks of a group. */
+export const groupDisksMax = 64;
 
-function encode(kind: Kind, body: object): { readonly bytes: Uint8Array; readonly id: string } {
-  const text = Buffer.from(`${JSON.stringify(body, undefined, 1)}\n`, "utf8");
+type Kind = "vault" | "head" | "page" | "manifest";
+
+interface Encoded {
+  readonly bytes: Uint8Array;
+  /** Checksum of kind, version and text. */
+  readonly id: string;
+}
+
+function encode(kind: Kind, body: object): Encoded {
+  return signed(kind, JSON.stringify(body, undefined, 1));
+}
+
+/** Encodes a document of long lists with one line a field and one an item: half the bytes, and still a line a point for readers. */
+function encodeList(kind: Kind, body: object): Encoded {
+  const fields = Object.entries(body).map(([name, value]: [string, unknown]) => {
+    const items = Array.isArray(value) ? value.map((item: unknown) => `\n  ${JSON.stringify(item)}`) : [];
+    return ` ${JSON.stringify(name)}: ${items.length > 0 ? `[${items.join(",")}\n ]` : JSON.stringify(value)}`;
+  });
+  return signed(kind, `{\n${fields.join(",\n")}\n}`);
+}
+
+function signed(kind: Kind, json: string): Encoded {
+  const text = Buffer.from(`${json}\n`, "utf8");
   const id = toHex(checksum(Buffer.from(`${kind} ${String(formatVersion)}\n`), text));
   return { bytes: Buffer.concat([Buffer.from(`tidemark ${kind} ${String(formatVersion)} ${id}\n`), text]), id };
 }
@@ -167,11 +270,11 @@ export function decodeVault(bytes: Uint8Array, object: string): VaultDocument {
 }
 
 export function encodeHead(document: HeadDocument): Uint8Array {
-  return encode("head", document).bytes;
+  return encodeList("head", document).bytes;
 }
 
 /** Errors: DAMAGED (also when it is another vault's or disk's head), FORMAT_UNSUPPORTED. */
-export function decodeHead(bytes: Uint8Array, object: string, expected: { readonly vault: string; readonly disk: string }): HeadDocument {
+export function decodeHead(bytes: Uint8Array, object: string, expected: Owner): HeadDocument {
   const { fields } = decode("head", bytes, object);
   const document: HeadDocument = {
     vault: fields.text("vault", hex32),
@@ -184,24 +287,137 @@ export function decodeHead(bytes: Uint8Array, object: string, expected: { readon
       startTicks: writer.integer("startTicks"),
       host: writer.text("host", anyText),
     })),
-    points: fields.list("points", pointsMax, (point) => ({
-      sequence: point.integer("sequence", 1),
-      epoch: point.integer("epoch"),
-      id: point.text("id", hex32),
-      timeMs: point.integer("timeMs"),
-      consistency: point.oneOf("consistency", consistencies),
-      volumeBytes: point.integer("volumeBytes", 0, volumeBytesMax),
-      changedBytes: point.integer("changedBytes"),
-      newBytes: point.integer("newBytes"),
-      storedBytes: point.integer("storedBytes"),
-    })),
+    pages: fields.list("pages", pagesMax, decodeReference),
+    points: fields.list("points", headPointsMax, decodePoint),
   };
   checkOwner(document, object, expected);
-  for (const [index, point] of document.points.entries()) {
-    const before = document.points[index - 1];
-    if (before !== undefined && before.sequence >= point.sequence) throw damaged(object, "its points are not in order");
+  checkOrder(document, object);
+  if (document.pages.length > 0 && document.points.length === 0) throw damaged(object, "it has pages of points, but not the newest point");
+  return document;
+}
+
+/** The document's bytes, and the checksum by which references name them. */
+export function encodePage(document: PageDocument): { readonly bytes: Uint8Array; readonly id: string } {
+  return encodeList("page", document);
+}
+
+/** Errors: DAMAGED (also when it is not what `expected.reference` says), FORMAT_UNSUPPORTED. */
+export function decodePage(bytes: Uint8Array, object: string, expected: Owner & { readonly reference: PageReference }): PageDocument {
+  const { reference } = expected;
+  const { fields, id } = decode("page", bytes, object);
+  if (id !== reference.checksum) throw damaged(object, `it is page ${id}, where ${reference.checksum} must be`);
+  const document: PageDocument = {
+    vault: fields.text("vault", hex32),
+    disk: fields.text("disk", anyText),
+    epoch: fields.integer("epoch"),
+    ordinal: fields.integer("ordinal", 0, 0xffff_ffff),
+    pages: fields.list("pages", pagesMax, decodeReference),
+    points: fields.list("points", pagePointsMax, decodePoint),
+  };
+  checkOwner(document, object, expected);
+  checkOrder(document, object);
+  const holdsPages = document.points.length === 0 && document.pages.every(({ level }) => level === 0);
+  if (reference.level === 0 ? document.pages.length > 0 : !holdsPages) throw damaged(object, "it is a page of another level");
+  const found = referTo(document, { bytes, id });
+  for (const name of referenceNames) {
+    if (found?.[name] !== reference[name]) throw damaged(object, `its ${name} is not the one that the reference to it says`);
   }
   return document;
+}
+
+const referenceNames: readonly (keyof PageReference)[] = [
+  "level",
+  "epoch",
+  "ordinal",
+  "bytes",
+  "checksum",
+  "count",
+  "firstSequence",
+  "lastSequence",
+  "firstTimeMs",
+  "lastTimeMs",
+];
+
+/** The reference to a page, given what `encodePage` made of it; undefined when it holds nothing. */
+export function referTo(page: PageDocument, encoded: { readonly bytes: Uint8Array; readonly id: string }): PageReference | undefined {
+  const [firstPoint, lastPoint] = [page.points[0], page.points.at(-1)];
+  const [firstPage, lastPage] = [page.pages[0], page.pages.at(-1)];
+  const firstSequence = firstPage?.firstSequence ?? firstPoint?.sequence;
+  const lastSequence = lastPoint?.sequence ?? lastPage?.lastSequence;
+  const firstTimeMs = firstPage?.firstTimeMs ?? firstPoint?.timeMs;
+  const lastTimeMs = lastPoint?.timeMs ?? lastPage?.lastTimeMs;
+  if (firstSequence === undefined || lastSequence === undefined || firstTimeMs === undefined || lastTimeMs === undefined) return undefined;
+  return {
+    level: page.pages.length > 0 ? 1 : 0,
+    epoch: page.epoch,
+    ordinal: page.ordinal,
+    bytes: encoded.bytes.byteLength,
+    checksum: encoded.id,
+    count: countPoints(page),
+    firstSequence,
+    lastSequence,
+    firstTimeMs,
+    lastTimeMs,
+  };
+}
+
+/** All points of a list, without reading its pages. */
+export function countPoints(list: PointList): number {
+  return list.pages.reduce((sum, page) => sum + page.count, list.points.length);
+}
+
+function decodePoint(point: Fields): PointRecord {
+  return {
+    sequence: point.integer("sequence", 1),
+    epoch: point.integer("epoch"),
+    id: point.text("id", hex32),
+    timeMs: point.integer("timeMs"),
+    lagMs: point.integerOrNull("lagMs"),
+    consistency: point.oneOf("consistency", consistencies),
+    group: point.nestedOrNull("group", decodeGroup),
+    volumeBytes: point.integer("volumeBytes", 0, volumeBytesMax),
+    changedBytes: point.integer("changedBytes"),
+    newBytes: point.integer("newBytes"),
+    storedBytes: point.integer("storedBytes"),
+  };
+}
+
+function decodeReference(page: Fields): PageReference {
+  return {
+    level: page.integer("level", 0, 1) === 0 ? 0 : 1,
+    epoch: page.integer("epoch"),
+    ordinal: page.integer("ordinal", 0, 0xffff_ffff),
+    bytes: page.integer("bytes", 1, documentBytesMax),
+    checksum: page.text("checksum", hex32),
+    count: page.integer("count", 1),
+    firstSequence: page.integer("firstSequence", 1),
+    lastSequence: page.integer("lastSequence", 1),
+    firstTimeMs: page.integer("firstTimeMs"),
+    lastTimeMs: page.integer("lastTimeMs"),
+  };
+}
+
+function decodeGroup(group: Fields): GroupRecord {
+  return {
+    id: group.text("id", hex32),
+    name: group.text("name", anyText),
+    disks: group.texts("disks", groupDisksMax, anyText),
+  };
+}
+
+function decodeApplication(application: Fields): ApplicationRecord {
+  return {
+    outcome: application.oneOf("outcome", ["frozen", "failed"]),
+    reason: application.textOrNull("reason", reasonText),
+    steps: application.list("steps", hookStepsMax, (step) => ({
+      phase: step.oneOf("phase", ["pre", "post"]),
+      command: step.text("command", commandText),
+      exitCode: step.integerOrNull("exitCode", 0, 0xffff_ffff),
+      signal: step.textOrNull("signal", signalText),
+      elapsedMs: step.integer("elapsedMs"),
+      output: step.text("output", outputText),
+    })),
+  };
 }
 
 /** The document's bytes and the point's id, which is their checksum. */
@@ -210,11 +426,7 @@ export function encodeManifest(document: ManifestDocument): { readonly bytes: Ui
 }
 
 /** Errors: DAMAGED (also when its id is not `expected.id`), FORMAT_UNSUPPORTED. */
-export function decodeManifest(
-  bytes: Uint8Array,
-  object: string,
-  expected: { readonly vault: string; readonly disk: string; readonly id: string },
-): ManifestDocument {
+export function decodeManifest(bytes: Uint8Array, object: string, expected: Owner & { readonly id: string }): ManifestDocument {
   const { fields, id } = decode("manifest", bytes, object);
   if (id !== expected.id) throw damaged(object, `it is point ${id}, where the head names ${expected.id}`);
   const document: ManifestDocument = {
@@ -225,6 +437,8 @@ export function decodeManifest(
     parent: fields.textOrNull("parent", hex32),
     timeMs: fields.integer("timeMs"),
     consistency: fields.oneOf("consistency", consistencies),
+    application: fields.nestedOrNull("application", decodeApplication),
+    group: fields.nestedOrNull("group", decodeGroup),
     volumeBytes: fields.integer("volumeBytes", 0, volumeBytesMax),
     statistics: fields.nested("statistics", (statistics) => ({
       scannedBytes: statistics.integer("scannedBytes"),
@@ -250,11 +464,30 @@ export function decodeManifest(
   return document;
 }
 
-function checkOwner(
-  document: { readonly vault: string; readonly disk: string },
-  object: string,
-  expected: { readonly vault: string; readonly disk: string },
-): void {
+/** Whose a document must be. */
+interface Owner {
+  readonly vault: string;
+  readonly disk: string;
+}
+
+function checkOwner(document: Owner, object: string, expected: Owner): void {
   if (document.vault !== expected.vault) throw damaged(object, `it belongs to vault ${document.vault}, not to ${expected.vault}`);
   if (document.disk !== expected.disk) throw damaged(object, `it belongs to disk ${JSON.stringify(document.disk)}`);
+}
+
+/** Sequence numbers and times rise from page to page and from point to point. */
+function checkOrder({ pages, points }: PointList, object: string): void {
+  let before = { sequence: 0, timeMs: -1 };
+  for (const page of pages) {
+    const { firstSequence, lastSequence, firstTimeMs, lastTimeMs, count } = page;
+    const rises = firstSequence > before.sequence && firstTimeMs > before.timeMs;
+    if (!rises || lastSequence - firstSequence + 1 < count || lastTimeMs - firstTimeMs + 1 < count) {
+      throw damaged(object, "its pages are not in order");
+    }
+    before = { sequence: lastSequence, timeMs: lastTimeMs };
+  }
+  for (const point of points) {
+    if (point.sequence <= before.sequence || point.timeMs <= before.timeMs) throw damaged(object, "its points are not in order");
+    before = point;
+  }
 }

@@ -62,6 +62,10 @@ export class Fields {
     return value;
   }
 
+  integerOrNull(name: string, min = 0, max: number = Number.MAX_SAFE_INTEGER): number | null {
+    return this.#record[name] === null ? null : this.integer(name, min, max);
+  }
+
   oneOf<const Value extends string>(name: string, values: readonly Value[]): Value {
     const value = this.#record[name];
     const found = values.find((candidate) => candidate === value);
@@ -73,6 +77,16 @@ export class Fields {
     const value = this.#record[name];
     if (!Array.isArray(value) || value.length > lengthMax) throw this.#fail(name, `a list of at most ${String(lengthMax)} items`);
     return value.map((item: unknown, index) => read(new Fields(item, this.#object, `${this.#path}${name}[${String(index)}].`)));
+  }
+
+  /** A list of texts. */
+  texts(name: string, lengthMax: number, pattern: RegExp): string[] {
+    const value = this.#record[name];
+    if (!Array.isArray(value) || value.length > lengthMax) throw this.#fail(name, `a list of at most ${String(lengthMax)} texts`);
+    return value.map((item: unknown) => {
+      if (typeof item !== "string" || !pattern.test(item)) throw this.#fail(name, "a list of the texts it must be");
+      return item;
+    });
   }
 
   nested<Item>(name: string, read: (fields: Fields) => Item): Item {

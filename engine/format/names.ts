@@ -74,6 +74,11 @@ export function mapName(disk: string, epoch: number, ordinal: number): string {
   return `${disksPrefix}${encodeDiskName(disk)}/map/${padded(epoch)}-${padded(ordinal)}`;
 }
 
+/** A page of the disk's older points. */
+export function pageName(disk: string, epoch: number, ordinal: number): string {
+  return `${disksPrefix}${encodeDiskName(disk)}/history/${padded(epoch)}-${padded(ordinal)}`;
+}
+
 /** All segments that a writer of `disk` with this epoch made share this prefix. */
 export function segmentEpochPrefix(disk: string, epoch: number): string {
   return `${segmentsPrefix}${encodeDiskName(disk)}/${padded(epoch)}-`;

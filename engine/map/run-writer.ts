@@ -36,9 +36,14 @@ export class MapObjects {
     this.signal = options.signal;
   }
 
-  /** Name → ETag of every object put so far. */
+  /** Name → ETag of every object put since the last commit. */
   get put(): ReadonlyMap<string, string> {
     return this.#put;
+  }
+
+  /** What has been put so far belongs to a committed point. */
+  committed(): void {
+    this.#put.clear();
   }
 
   /** Puts one table and returns its number. */

@@ -31,6 +31,24 @@ export const emptyBaseline: Baseline = {
   expect: (_first, _granules, _slab, _slabGranule, expectedCount) => Promise.resolve(expectedCount),
 };
 
+/** The baseline of granules that are known to have been written: every one that is looked at counts as changed. */
+export const changedBaseline: Baseline = {
+  nextHeld: () => Promise.resolve(Infinity),
+  expect: (_first, granules, slab, slabGranule, expectedCount) => {
+    // No content has this fingerprint.
+    slab.oldPrints.fill(0xff, slabGranule * fingerprintBytes, (slabGranule + granules) * fingerprintBytes);
+    return Promise.resolve(expectedCount);
+  },
+};
+
+/** `inner`, asked only for what the volume names. */
+export function namedOnly(inner: Baseline): Baseline {
+  return {
+    nextHeld: () => Promise.resolve(Infinity),
+    expect: async (...question) => await inner.expect(...question),
+  };
+}
+
 /** The baseline that local fingerprints give. */
 export class FingerprintBaseline implements Baseline {
   readonly #reader: FingerprintReader;

@@ -37,6 +37,13 @@ export interface CaptureOptions {
   readonly run: RunWriter;
   /** Receives the fingerprints of what was read; it may give up, which `capture` does not mind. */
   readonly prints: Pick<FingerprintWriter, "put" | "drain">;
+  /** Receives the segments that the map entries refer to. */
+  readonly references: Set<number>;
+  /**
+   * `whole`: what the volume does not name as allocated is zeros. `named`: what it does not name is as the parent has it, and is
+   * not looked at.
+   */
+  readonly scope: "whole" | "named";
   readonly onProgress: (doneBytes: number) => void;
   readonly signal?: AbortSignal | undefined;
 }
@@ -134,10 +141,10 @@ class Capture {
   }
 
   async #scan(slab: Slab, plan: Plan): Promise<ScanResult> {
-    const { volume, crew, catalog, seed } = this.#options;
+    const { volume, crew, seed } = this.#options;
     markPresent(slab, plan);
     const { blockGranules, expectedCount, reads } = plan;
-    const task = { slab: slab.number, blockGranules, expectedCount, seed };
+    const task = { slab: slab.number, blockGranules, expectedCount, seed, scope: this.#options.scope };
     const { descriptor } = volume;
     let result: ScanResult | undefined;
     if (descriptor !== undefined) result = await crew.scan({ ...task, source: { descriptor, reads } });
@@ -148,7 +155,7 @@ class Capture {
     }
     let wanted = 0;
     for (let chunk = 0; chunk < result.chunkCount; chunk += 1) {
-      if (slab.chunks.state[chunk] !== 1 || catalog.index.find(slab.chunks.digestWords, chunk * 4, this.#place)) continue;
+      if (slab.chunks.state[chunk] !== 1 || this.#find(slab, chunk)) continue;
       slab.chunks.state[chunk] = 2;
       wanted += 1;
     }
@@ -156,9 +163,17 @@ class Capture {
     return result;
   }
 
+  /** Looks a chunk up. True: it may be referred to, at `#place`. */
+  #find(slab: Slab, chunk: number): boolean {
+    const { catalog, lanes } = this.#options;
+    const place = this.#place;
+    if (!catalog.index.find(slab.chunks.digestWords, chunk * 4, place)) return false;
+    return catalog.isDurable(place.segment, place.offset) || lanes.owns(place.segment);
+  }
+
   /** Turns a slab's chunks into map entries, packing those that the vault does not hold. */
   async #pack(work: Work, result: ScanResult): Promise<void> {
-    const { run, catalog, lanes, prints, blockBytes } = this.#options;
+    const { run, catalog, lanes, prints, references, blockBytes } = this.#options;
     const { slab, plan } = work;
     const { chunks } = slab;
     const statistics = this.#statistics;
@@ -173,9 +188,9 @@ class Capture {
       }
       const plainBytes = granules * granuleBytes;
       // Looked up again: the same chunk may have been packed since its slab was scanned.
-      if (catalog.index.find(chunks.digestWords, chunk * 4, this.#place)) {
+      if (this.#find(slab, chunk)) {
         const { segment, offset, storedWord } = this.#place;
-        catalog.refer(segment);
+        references.add(segment);
         statistics.dedupedBytes += plainBytes;
         await run.append(start, granules, catalog.nameOf(segment), offset, storedWord, 0, granules, chunks.digests, chunk * 16);
         continue;
@@ -186,6 +201,7 @@ class Capture {
       const payload = (storedWord >= storedLz4Flag ? slab.out : slab.data).subarray(at, at + storedLength(storedWord));
       const segment = await lanes.pack(payload, storedWord, chunks.digests, chunk * 16, start, granules);
       const offset = lanes.placedAt;
+      references.add(segment);
       catalog.index.set(chunks.digestWords, chunk * 4, segment, offset, storedWord);
       statistics.newBytes += plainBytes;
       await run.append(start, granules, catalog.nameOf(segment), offset, storedWord, 0, granules, chunks.digests, chunk * 16);

@@ -3,8 +3,11 @@
  * tables and cached in the local state folder. The cache is only believed segment by segment, while the segment's ETag is still the
  * one that was cached.
  *
- * A point may refer to a segment only if the store still has what the catalog read. So before a commit `proveReferenced` asks the
- * store for every segment that the cycle wrote or referred to: a store that went back in time meanwhile is found out there.
+ * A point may refer to a segment only if the store still has what the catalog read. So before a commit `prove` asks the store for
+ * every segment that the cycle wrote or referred to: a store that went back in time meanwhile is found out there.
+ *
+ * Several disks of a process may share a catalog. What one of them is still sending is then known to all, but only its own lanes may
+ * refer to it; to the others it counts from when it is durable.
  */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
@@ -23,10 +26,8 @@ import { DedupIndex, indexEntryBytes } from "./dedup-index.ts";
 interface Segment {
   readonly name: string;
   etag: string;
-  /** Everything below has been indexed, or written by us. */
+  /** Everything below is durable and has been indexed, or was written by us. */
   endBytes: number;
-  /** Referred to, or written, since the last commit. */
-  referenced: boolean;
 }
 
 export interface CatalogOptions {
@@ -42,6 +43,8 @@ export interface CatalogOptions {
 }
 
 const segmentsReadAtOnce = 8;
+/** So many segments are asked for one by one; for more, a listing is cheaper. */
+const statsAtOnceMax = 8;
 const cacheName = "dedup-index";
 const cacheVersion = 1;
 /** Entries read or written at a time: 1 MiB or so. */
@@ -88,7 +91,7 @@ export class Catalog {
   /** Takes up a segment that we have just created. Returns its number. */
   add(name: string, etag: string): number {
     assert(!this.#ids.has(name), "a segment is created once");
-    const id = this.#segments.push({ name, etag, endBytes: 0, referenced: true }) - 1;
+    const id = this.#segments.push({ name, etag, endBytes: 0 }) - 1;
     this.#ids.set(name, id);
     this.#dirty = true;
     return id;
@@ -99,21 +102,18 @@ export class Catalog {
     const segment = this.#at(id);
     segment.etag = etag;
     segment.endBytes = endBytes;
-    segment.referenced = true;
     this.#dirty = true;
   }
 
-  /** Notes that the point in the making refers to a chunk of this segment. */
-  refer(id: number): void {
-    this.#at(id).referenced = true;
+  /** Whether what lies at `offset` of the segment is durable. */
+  isDurable(id: number, offset: number): boolean {
+    return offset < this.#at(id).endBytes;
   }
 
-  /** Asks the store whether every segment written or referred to is still there, whole. Errors: STORE_REGRESSED. */
-  async proveReferenced(store: Store, signal: AbortSignal | undefined): Promise<void> {
-    const wanted = this.#segments.filter((segment) => segment.referenced);
-    if (wanted.length === 0) return;
-    const there = new Map<string, string>();
-    for await (const object of store.list(segmentsPrefix, { signal })) there.set(object.name, object.etag);
+  /** Asks the store whether these segments are still there, whole. Errors: STORE_REGRESSED. */
+  async prove(store: Store, segments: ReadonlySet<number>, signal: AbortSignal | undefined): Promise<void> {
+    const wanted = Array.from(segments, (id) => this.#at(id));
+    const there = wanted.length > statsAtOnceMax ? await listSegments(store, signal) : await statSegments(store, wanted, signal);
     for (const segment of wanted) {
       const etag = there.get(segment.name);
       if (etag === segment.etag) continue;
@@ -121,11 +121,6 @@ export class Catalog {
       const endBytes = etag === undefined ? 0 : (await store.statPages(segment.name, { signal })).writtenBytes;
       if (endBytes < segment.endBytes) throw regressed(segment.name, segment.endBytes, endBytes);
     }
-  }
-
-  /** The point is committed: the next one starts with no references. */
-  committed(): void {
-    for (const segment of this.#segments) segment.referenced = false;
   }
 
   #at(id: number): Segment {
@@ -140,7 +135,7 @@ export class Catalog {
    */
   async #readSegment(options: CatalogOptions, name: string, etag: string, sizeBytes: number): Promise<void> {
     const { store, vaultId } = options;
-    const id = this.#segments.push({ name, etag, endBytes: 0, referenced: false }) - 1;
+    const id = this.#segments.push({ name, etag, endBytes: 0 }) - 1;
     this.#ids.set(name, id);
     this.#dirty = true;
     const segmentId = checksum(Buffer.from(name));
@@ -237,7 +232,7 @@ export class Catalog {
     // Numbers in the file → numbers here; a segment that changed is left out and read from the store.
     const ids = header.segments.map(({ name, etag, endBytes }) => {
       if (listed.get(name)?.etag !== etag) return -1;
-      const id = this.#segments.push({ name, etag, endBytes, referenced: false }) - 1;
+      const id = this.#segments.push({ name, etag, endBytes }) - 1;
       this.#ids.set(name, id);
       return id;
     });
@@ -250,6 +245,25 @@ export class Catalog {
       if (id >= 0) this.index.set(words, at, id, words[at + 5] ?? 0, words[at + 6] ?? 0);
     }
   }
+}
+
+async function listSegments(store: Store, signal: AbortSignal | undefined): Promise<Map<string, string>> {
+  const there = new Map<string, string>();
+  for await (const object of store.list(segmentsPrefix, { signal })) there.set(object.name, object.etag);
+  return there;
+}
+
+async function statSegments(store: Store, segments: readonly Segment[], signal: AbortSignal | undefined): Promise<Map<string, string>> {
+  const there = new Map<string, string>();
+  const stat = async ({ name }: Segment): Promise<void> => {
+    try {
+      there.set(name, (await store.stat(name, { signal })).etag);
+    } catch (error) {
+      if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+    }
+  };
+  await Promise.all(segments.map(stat));
+  return there;
 }
 
 interface CacheHeader {

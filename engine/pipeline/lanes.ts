@@ -6,6 +6,8 @@
  * write whose outcome is unknown is resolved in three steps before it is repeated: raise the sequence number, so that a late
  * original fails; look whether all that had been acknowledged is still there; take the ETag that now holds.
  *
+ * Once a write has failed the lanes are done for: what they had packed is nowhere, and nothing may be appended in its place.
+ *
  * Memory: (lanes) × 4 MiB of frame, and as much again inside the HTTP client while it is sent.
  */
 import assert from "node:assert/strict";
@@ -105,6 +107,11 @@ export class Lanes {
   /** Offset in its segment of the payload that was packed last. */
   get placedAt(): number {
     return this.#placedAt;
+  }
+
+  /** Whether the segment is one that these lanes are writing: what they have packed into it is durable once they are flushed. */
+  owns(segment: number): boolean {
+    return this.#lanes.some((lane) => lane.segment?.id === segment);
   }
 
   /** Sends the frame that is being filled and waits until every frame is durable. Errors: what a lane's write ended with. */

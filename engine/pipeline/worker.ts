@@ -37,6 +37,8 @@ export interface ScanTask {
   /** Entries of `expected` that hold for what the parent point held there. */
   readonly expectedCount: number;
   readonly seed: FingerprintSeed;
+  /** What granules that are not `present` are: zeros, or as the parent has them. */
+  readonly scope: "whole" | "named";
   /** What to read into `data` first; absent, it is there already. */
   readonly source?: ScanSource | undefined;
 }
@@ -160,9 +162,20 @@ function scan(task: ScanTask): ScanResult {
   if (task.expectedCount > 0) proveExpected(slab, task.expectedCount);
   for (let block = 0; block < task.blockGranules.length; block += 1) {
     const from = block * blockGranulesMax;
-    cutBlock(slab, from, from + (task.blockGranules[block] ?? 0), result);
+    const end = from + (task.blockGranules[block] ?? 0);
+    if (task.scope === "named") leaveUnnamed(slab, from, end);
+    cutBlock(slab, from, end, task.scope === "whole", result);
   }
   return result;
+}
+
+/** Makes what was not read count as unchanged. */
+function leaveUnnamed(slab: SlabViews, from: number, end: number): void {
+  for (let granule = from; granule < end; granule += 1) {
+    if (slab.present[granule] === 1) continue;
+    const at = granule * fingerprintWords;
+    for (let word = at; word < at + fingerprintWords; word += 1) slab.oldPrintWords[word] = slab.newPrintWords[word] ?? 0;
+  }
 }
 
 /** Reads a slab piece by piece, a little ahead of whoever looks at it: what has just been read is still in the core's cache. */
@@ -215,11 +228,15 @@ function proveExpected(slab: SlabViews, count: number): void {
   }
 }
 
-/** Cuts one block's changed granules into chunks: the whole block once more than half has changed, else runs; zeros apart. */
+/**
+ * Cuts one block's changed granules into chunks: the whole block, if it was read, once more than half has changed; else runs; zeros
+ * apart.
+ */
 function cutBlock(
   slab: SlabViews,
   from: number,
   end: number,
+  isWhole: boolean,
   result: { chunkCount: number; changedGranules: number; zeroedGranules: number },
 ): void {
   let changed = 0;
@@ -232,7 +249,7 @@ function cutBlock(
   if (changed === 0) return;
   result.changedGranules += changed;
   result.zeroedGranules += zeroed;
-  if (changed * 2 > end - from && zeroed < changed) {
+  if (isWhole && changed * 2 > end - from && zeroed < changed) {
     addChunk(slab, from, end, true, result);
     return;
   }

@@ -6,9 +6,9 @@
 import { LocalState } from "../control/local-state.ts";
 import { selectPoint } from "../control/points.ts";
 import { paced } from "../control/progress.ts";
-import type { VaultContext } from "../control/replicate.ts";
-import { readManifest } from "../control/replicate.ts";
 import { readHead } from "../control/seat.ts";
+import type { VaultContext } from "../control/session.ts";
+import { readManifest } from "../control/session.ts";
 import type { MaterializeOptions, MaterializeSummary } from "../control/summaries.ts";
 import { hasCode, throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
@@ -32,7 +32,7 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   const disk = options.disk.normalize("NFC");
   const store = new Store(sink);
   const { head } = await readHead(store, document.vault, disk, signal);
-  const point = selectPoint(head, options.point);
+  const point = await selectPoint(store, head, options.point, signal);
   const format = options.format ?? (options.to.startsWith("blob:") ? "vhd" : "raw");
   const onNotice = options.onNotice ?? (() => undefined);
   const state = new LocalState({ folder: context.stateFolder, vault: document.vault, disk, onNotice });

@@ -4,15 +4,16 @@
  * with the extents of the points that it concerns.
  */
 
+import { readPoints } from "../control/history.ts";
 import { diskNames, selectPoint } from "../control/points.ts";
 import { paced } from "../control/progress.ts";
-import type { VaultContext } from "../control/replicate.ts";
-import { readManifest } from "../control/replicate.ts";
 import { readHead } from "../control/seat.ts";
+import type { VaultContext } from "../control/session.ts";
+import { readManifest } from "../control/session.ts";
 import type { Damage, VerifyOptions, VerifySummary } from "../control/summaries.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
-import type { PointRecord } from "../format/documents.ts";
+import type { HeadDocument, PointRecord } from "../format/documents.ts";
 import { storedLength } from "../format/frame.ts";
 import { granuleBytes } from "../limits.ts";
 import { PointMap } from "../map/point-map.ts";
@@ -67,25 +68,44 @@ class Verification {
 
   async #verifyDisk(disk: string): Promise<void> {
     const { signal, source } = this.#options;
-    const points = await this.#choosePoints(disk);
     // Newest first: that is the one a user would need first, and the first to be reported.
-    for (const point of points.toReversed()) {
+    for await (const point of this.#choosePoints(disk)) {
       throwIfAborted(signal);
       await this.#verifyPoint(disk, point, source);
     }
   }
 
-  async #choosePoints(disk: string): Promise<readonly PointRecord[]> {
+  async *#choosePoints(disk: string): AsyncGenerator<PointRecord> {
     const { signal, source } = this.#options;
     const selector = this.#options.point ?? (source === undefined ? undefined : "latest");
+    const head = await this.#readHead(disk);
+    if (head === undefined) return;
+    if (selector !== undefined) {
+      yield await selectPoint(this.#store, head, selector, signal);
+      return;
+    }
+    const onDamage = (error: TidemarkError): void => {
+      if (!isDamage(error)) throw error;
+      this.#noteObject(disk, error);
+    };
+    yield* readPoints(this.#store, head, { onDamage, signal });
+  }
+
+  /** Undefined, and noted, when it is damaged and one of many. */
+  async #readHead(disk: string): Promise<HeadDocument | undefined> {
     try {
-      const { head } = await readHead(this.#store, this.#context.document.vault, disk, signal);
-      return selector === undefined ? head.points : [selectPoint(head, selector)];
+      return (await readHead(this.#store, this.#context.document.vault, disk, this.#options.signal)).head;
     } catch (error) {
       if (!isDamage(error) || this.#options.disk !== undefined) throw error;
-      this.#note({ disk, sequence: null, point: null, extent: null, object: objectOf(error), code: error.code, message: error.message });
-      return [];
+      this.#noteObject(disk, error);
+      return undefined;
     }
+  }
+
+  /** Notes that an object which lists points cannot be read: how many points that concerns, and which, is not known. */
+  #noteObject(disk: string, error: DamageError): void {
+    const code = hasCode(error.cause, "OBJECT_NOT_FOUND") ? "OBJECT_NOT_FOUND" : error.code;
+    this.#note({ disk, sequence: null, point: null, extent: null, object: objectOf(error), code, message: error.message });
   }
 
   async #verifyPoint(disk: string, point: PointRecord, source: Volume | undefined): Promise<void> {

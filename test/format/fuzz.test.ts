@@ -3,7 +3,17 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
 import { checksum, toHex } from "../../engine/format/checksum.ts";
-import { decodeHead, decodeManifest, decodeVault, encodeHead, encodeManifest, encodeVault } from "../../engine/format/documents.ts";
+import type { PageDocument, PageReference } from "../../engine/format/documents.ts";
+import {
+  decodeHead,
+  decodeManifest,
+  decodePage,
+  decodeVault,
+  encodeHead,
+  encodeManifest,
+  encodePage,
+  encodeVault,
+} from "../../engine/format/documents.ts";
 import { decodeFrameHeader, decodeFrameTable, frameChunksMax, frameHeaderBytes } from "../../engine/format/frame.ts";
 import {
   decodeLeaf,
@@ -17,7 +27,19 @@ import {
 } from "../../engine/format/leaf.ts";
 import { frameBytesMax, segmentBytes } from "../../engine/limits.ts";
 import { foreignVaultId, vaultId } from "../engine-model.ts";
-import { framePlace, headSample, leafSample, manifestSample, rootSample, sealFrame, vaultSample } from "./samples.ts";
+import {
+  framePlace,
+  headSample,
+  indexReference,
+  indexSample,
+  leafSample,
+  manifestSample,
+  pageReference,
+  pageSample,
+  rootSample,
+  sealFrame,
+  vaultSample,
+} from "./samples.ts";
 
 interface Format {
   readonly kind: string;
@@ -36,6 +58,12 @@ const frameHeader = decodeFrameHeader(frame, "segment", framePlace);
 const formats: readonly Format[] = [
   { kind: "vault", bytes: encodeVault(vaultSample), decode: (bytes) => decodeVault(bytes, "o"), future: futureLine },
   { kind: "head", bytes: encodeHead(headSample), decode: (bytes) => decodeHead(bytes, "o", headSample), future: futureLine },
+  {
+    kind: "page",
+    bytes: encodePage(pageSample).bytes,
+    decode: (bytes) => decodePage(bytes, "o", { ...headSample, reference: pageReference }),
+    future: futureLine,
+  },
   {
     kind: "manifest",
     bytes: manifest.bytes,
@@ -106,6 +134,7 @@ describe("an object that is whole", () => {
   test("is refused in another vault", () => {
     const vault = toHex(foreignVaultId);
     refused(() => decodeHead(encodeHead(headSample), "o", { ...headSample, vault }), /belongs to vault/);
+    refused(() => decodePage(encodePage(pageSample).bytes, "o", { ...headSample, vault, reference: pageReference }), /belongs to vault/);
     refused(() => decodeManifest(manifest.bytes, "o", { ...manifestSample, id: manifest.id, vault }), /belongs to vault/);
     refused(() => decodeFrameHeader(frame, "o", { ...framePlace, vaultId: foreignVaultId }), /another vault/);
     refused(() => decodeLeaf(leaf.bytes, "o", foreignVaultId, leaf.checksum), /another vault/);
@@ -115,6 +144,7 @@ describe("an object that is whole", () => {
   test("is refused in the place of another", () => {
     refused(() => decodeHead(encodeHead(headSample), "o", { ...headSample, disk: "other" }), /belongs to disk/);
     refused(() => decodeManifest(manifest.bytes, "o", { ...manifestSample, id: "0".repeat(32) }), /where the head names/);
+    refused(() => decodePage(encodePage(indexSample).bytes, "o", { ...headSample, reference: pageReference }), /must be/);
     refused(() => decodeFrameHeader(frame, "o", { ...framePlace, offset: 8192 }), /another place/);
     refused(() => decodeFrameHeader(frame, "o", { ...framePlace, segmentId: vaultId }), /another place/);
     refused(() => decodeLeaf(leaf.bytes, "o", vaultId, root.checksum), /not the one/);
@@ -133,6 +163,7 @@ describe("an object with a right checksum and wrong content", () => {
     const cases: readonly (readonly [object, (body: object) => unknown])[] = [
       [vaultSample, (body) => decodeVault(encodeVault(body as typeof vaultSample), "o")],
       [headSample, (body) => decodeHead(encodeHead(body as typeof headSample), "o", headSample)],
+      [pageSample, (body) => decodePage(...pageAs(body as PageDocument, pageReference))],
       [
         manifestSample,
         (body) => {
@@ -165,7 +196,66 @@ describe("an object with a right checksum and wrong content", () => {
   });
 
   test("is refused when it is JSON's edge rather than an object", () => {
-    for (const body of [null, 1, "text", [], [headSample]]) refused(() => decodeHead(encodeHead(body as never), "o", headSample));
+    for (const body of [null, 1, "text", [], [manifestSample]]) {
+      const { bytes, id } = encodeManifest(body as never);
+      refused(() => decodeManifest(bytes, "o", { ...manifestSample, id }), /not a JSON object/);
+    }
+  });
+
+  test("is a manifest whose hook and group are within bounds, or refused", () => {
+    const { application, group } = manifestSample;
+    const step = application?.steps[0];
+    if (application === null || group === null || step === undefined) throw new Error("the sample has a hook and a group");
+    const sound = [
+      { application: null, group: null },
+      { application: { ...application, outcome: "failed", reason: "x".repeat(32_768), steps: [] } },
+      { application: { ...application, steps: [{ ...step, command: "x".repeat(8192), output: "\n\t".repeat(2048), exitCode: 255 }] } },
+      { application: { ...application, steps: Array.from({ length: 64 }, () => step) } },
+      { group: { ...group, disks: Array.from({ length: 64 }, (_, index) => `disk ${String(index)}`) } },
+    ];
+    const wrong = [
+      { application: { ...application, outcome: "thawed" } },
+      { application: { ...application, reason: "x".repeat(32_769) } },
+      { application: { ...application, steps: [{ ...step, command: "x".repeat(8193) }] } },
+      { application: { ...application, steps: [{ ...step, output: "x".repeat(4097) }] } },
+      { application: { ...application, steps: [{ ...step, output: "\u001b[2J" }] } },
+      { application: { ...application, steps: [{ ...step, signal: "9" }] } },
+      { application: { ...application, steps: [{ ...step, exitCode: 0.5 }] } },
+      { application: { ...application, steps: Array.from({ length: 65 }, () => step) } },
+      { group: { ...group, disks: Array.from({ length: 65 }, () => "d") } },
+      { group: { ...group, disks: [1] } },
+      { group: { ...group, id: "1" } },
+    ];
+    const decodeWith = (part: object): unknown => {
+      const { bytes, id } = encodeManifest({ ...manifestSample, ...part });
+      return decodeManifest(bytes, "o", { ...manifestSample, id });
+    };
+    for (const part of sound) expect(decodeWith(part)).toEqual({ ...manifestSample, ...part });
+    for (const part of wrong) refused(() => decodeWith(part));
+  });
+
+  test("is a head or page whose pages are in order and say what is in them, or refused", () => {
+    const head = (part: object): unknown => decodeHead(encodeHead({ ...headSample, ...part }), "o", headSample);
+    const [reference] = headSample.pages;
+    const [point] = headSample.points;
+    if (reference === undefined || point === undefined) throw new Error("the sample has a page and points");
+    expect(head({ pages: [] })).toEqual({ ...headSample, pages: [] });
+    refused(() => head({ points: [] }), /newest point/);
+    refused(() => head({ pages: [reference, reference] }), /pages are not in order/);
+    refused(() => head({ pages: [{ ...reference, count: 4 }] }), /pages are not in order/);
+    refused(() => head({ pages: [{ ...reference, lastSequence: 4 }] }), /points are not in order/);
+    refused(() => head({ pages: [{ ...reference, lastTimeMs: point.timeMs }] }), /points are not in order/);
+    refused(() => head({ pages: [{ ...reference, level: 2 }] }), /level/);
+    refused(() => head({ points: Array.from({ length: 513 }, () => point) }), /at most 512/);
+    const page = (part: Partial<PageDocument>, claims: Partial<PageReference>): unknown =>
+      decodePage(...pageAs({ ...pageSample, ...part }, { ...pageReference, ...claims }));
+    for (const name of ["count", "firstSequence", "lastSequence", "firstTimeMs", "lastTimeMs", "ordinal", "epoch"] as const) {
+      refused(() => page({}, { [name]: 77 }), new RegExp(`its ${name} is not`));
+    }
+    refused(() => page({ points: [] }, {}), /level/);
+    refused(() => page({}, { level: 1 }), /another level/);
+    refused(() => page({ pages: [pageReference], points: [] }, {}), /another level/);
+    refused(() => page({ pages: [indexReference], points: [] }, { level: 1 }), /another level/);
   });
 
   test("is a frame header whose sizes fit together, or refused", () => {
@@ -276,6 +366,12 @@ describe("an object with a right checksum and wrong content", () => {
     }
   });
 });
+
+/** What `decodePage` takes for a page that its reference names by its true checksum, whatever else it claims. */
+function pageAs(page: PageDocument, claims: PageReference): Parameters<typeof decodePage> {
+  const { bytes, id } = encodePage(page);
+  return [bytes, "o", { ...headSample, reference: { ...claims, bytes: bytes.byteLength, checksum: id } }];
+}
 
 /** The TidemarkError that `decode` throws; fails when it succeeds or throws anything else. */
 function refused(decode: () => unknown, fact?: RegExp): TidemarkError {

@@ -1,11 +1,33 @@
 import { describe, expect, test } from "vitest";
 import { toHex } from "../../engine/format/checksum.ts";
-import { decodeHead, decodeManifest, decodeVault, encodeHead, encodeManifest, encodeVault } from "../../engine/format/documents.ts";
+import {
+  decodeHead,
+  decodeManifest,
+  decodePage,
+  decodeVault,
+  encodeHead,
+  encodeManifest,
+  encodePage,
+  encodeVault,
+} from "../../engine/format/documents.ts";
 import { decodeFrameHeader, decodeFrameTable, frameHeaderBytes } from "../../engine/format/frame.ts";
 import { decodeLeaf, decodeRoot, encodeLeaf, encodeRoot } from "../../engine/format/leaf.ts";
 import { vaultId } from "../engine-model.ts";
 import { golden } from "../golden.ts";
-import { frameChunks, framePlace, headSample, leafSample, manifestSample, rootSample, sealFrame, vaultSample } from "./samples.ts";
+import {
+  frameChunks,
+  framePlace,
+  headSample,
+  indexReference,
+  indexSample,
+  leafSample,
+  manifestSample,
+  pageReference,
+  pageSample,
+  rootSample,
+  sealFrame,
+  vaultSample,
+} from "./samples.ts";
 
 describe("the bytes of format version 1", () => {
   test("of a vault are fixed", () => {
@@ -17,7 +39,7 @@ describe("the bytes of format version 1", () => {
   test("of a head are fixed, with and without a writer", () => {
     for (const [name, head] of [
       ["head-v1.txt", headSample],
-      ["head-left-v1.txt", { ...headSample, writer: null, points: [] }],
+      ["head-left-v1.txt", { ...headSample, writer: null, pages: [], points: [] }],
     ] as const) {
       const bytes = golden(name, encodeHead(head));
       expect(decodeHead(bytes, "head", headSample)).toEqual(head);
@@ -25,10 +47,21 @@ describe("the bytes of format version 1", () => {
     }
   });
 
+  test("of a page are fixed, be it of points or of pages", () => {
+    for (const [name, page, reference] of [
+      ["page-points-v1.txt", pageSample, pageReference],
+      ["page-pages-v1.txt", indexSample, indexReference],
+    ] as const) {
+      const bytes = golden(name, encodePage(page).bytes);
+      expect(decodePage(bytes, "page", { ...headSample, reference })).toEqual(page);
+      expect(plain(encodePage(page).bytes)).toEqual(bytes);
+    }
+  });
+
   test("of a manifest are fixed, and with them the point's id", () => {
     for (const [name, manifest] of [
       ["manifest-v1.txt", manifestSample],
-      ["manifest-first-v1.txt", { ...manifestSample, parent: null, runs: [] }],
+      ["manifest-first-v1.txt", { ...manifestSample, parent: null, application: null, group: null, runs: [] }],
     ] as const) {
       const encoded = encodeManifest(manifest);
       const bytes = golden(name, encoded.bytes);

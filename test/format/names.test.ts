@@ -8,6 +8,7 @@ import {
   headName,
   manifestName,
   mapName,
+  pageName,
   parseSegmentName,
   segmentEpochPrefix,
   segmentName,
@@ -113,6 +114,7 @@ describe("the names of objects", () => {
         const same = diskA.normalize("NFC") === diskB.normalize("NFC");
         expect(headName(diskA) === headName(diskB)).toBe(same);
         expect(manifestName(diskA, a1, a2) === manifestName(diskB, b1, b2)).toBe(same && a1 === b1 && a2 === b2);
+        expect(pageName(diskA, a1, a2) === pageName(diskB, b1, b2)).toBe(same && a1 === b1 && a2 === b2);
         expect(mapName(diskA, a1, a2) === mapName(diskB, b1, b2)).toBe(same && a1 === b1 && a2 === b2);
       }),
     );

@@ -1,6 +1,7 @@
 /** One instance of everything that is stored, with fixed ids and times: the golden files are their bytes. */
 import { checksum, toHex } from "../../engine/format/checksum.ts";
-import type { HeadDocument, ManifestDocument, VaultDocument } from "../../engine/format/documents.ts";
+import type { HeadDocument, ManifestDocument, PageDocument, PageReference, VaultDocument } from "../../engine/format/documents.ts";
+import { encodePage, referTo } from "../../engine/format/documents.ts";
 import type { FramePlace } from "../../engine/format/frame.ts";
 import { FrameBuilder, storedLz4Flag } from "../../engine/format/frame.ts";
 import type { EntryColumns, LeafReference } from "../../engine/format/leaf.ts";
@@ -23,29 +24,84 @@ export const vaultSample: VaultDocument = {
   writtenBy: "tidemark 0.1.0",
 };
 
-export const headSample: HeadDocument = {
+const group = { id: id(8), name: "Büro", disks: [disk, "other"] };
+
+export const pageSample: PageDocument = {
   vault,
   disk,
-  epoch: 7,
-  writer: { session: id(3), machine: "machine 4026531836", pid: 4321, startTicks: 987_654, host: "host-a" },
+  epoch: 2,
+  ordinal: 0,
+  pages: [],
   points: [
     {
       sequence: 1,
-      epoch: 3,
-      id: id(4),
-      timeMs: 1_790_000_001_000,
-      consistency: "fuzzy",
+      epoch: 1,
+      id: id(9),
+      timeMs: 1_790_000_000_500,
+      lagMs: 0,
+      consistency: "app",
+      group,
       volumeBytes: 1_048_577,
       changedBytes: 1_052_672,
       newBytes: 1_048_576,
       storedBytes: 524_800,
     },
     {
+      sequence: 3,
+      epoch: 2,
+      id: id(14),
+      timeMs: 1_790_000_000_900,
+      lagMs: 3_600_000,
+      consistency: "crash",
+      group: null,
+      volumeBytes: 1_048_577,
+      changedBytes: 0,
+      newBytes: 0,
+      storedBytes: 0,
+    },
+  ],
+};
+
+export const pageReference: PageReference = referenceOf(pageSample);
+
+export const indexSample: PageDocument = { ...pageSample, ordinal: 1, pages: [pageReference], points: [] };
+
+function referenceOf(page: PageDocument): PageReference {
+  const reference = referTo(page, encodePage(page));
+  if (reference === undefined) throw new Error("the sample holds points");
+  return reference;
+}
+
+export const indexReference: PageReference = referenceOf(indexSample);
+
+export const headSample: HeadDocument = {
+  vault,
+  disk,
+  epoch: 7,
+  writer: { session: id(3), machine: "machine 4026531836", pid: 4321, startTicks: 987_654, host: "host-a" },
+  pages: [indexReference],
+  points: [
+    {
       sequence: 4,
+      epoch: 3,
+      id: id(4),
+      timeMs: 1_790_000_001_000,
+      lagMs: null,
+      consistency: "fuzzy",
+      group: null,
+      volumeBytes: 1_048_577,
+      changedBytes: 1_052_672,
+      newBytes: 1_048_576,
+      storedBytes: 524_800,
+    },
+    {
+      sequence: 5,
       epoch: 7,
       id: id(5),
       timeMs: 1_790_000_002_000,
+      lagMs: 412,
       consistency: "crash",
+      group,
       volumeBytes: 17_592_186_044_416,
       changedBytes: 4096,
       newBytes: 0,
@@ -57,11 +113,20 @@ export const headSample: HeadDocument = {
 export const manifestSample: ManifestDocument = {
   vault,
   disk,
-  sequence: 4,
+  sequence: 5,
   epoch: 7,
   parent: id(4),
   timeMs: 1_790_000_002_000,
   consistency: "app",
+  application: {
+    outcome: "frozen",
+    reason: null,
+    steps: [
+      { phase: "pre", command: "fsfreeze -f /srv", exitCode: 0, signal: null, elapsedMs: 12, output: "" },
+      { phase: "post", command: "fsfreeze -u /srv", exitCode: null, signal: "SIGTERM", elapsedMs: 60_000, output: "waiting\n\tstill" },
+    ],
+  },
+  group,
   volumeBytes: 1_048_577,
   statistics: { scannedBytes: 1_048_577, changedBytes: 12_288, zeroBytes: 4096, dedupedBytes: 4096, newBytes: 4096, storedBytes: 4608 },
   runs: [

@@ -61,7 +61,7 @@ async function build(): Promise<Built> {
     if (runs.length >= runsMax) deepest = { ...manifest, cycle };
     runsMax = Math.max(runsMax, runs.length);
     points.push(recordOf(cycle, manifest.id));
-    const head: HeadDocument = { vault: toHex(vaultId), disk, epoch: cycle + 1, writer: null, points };
+    const head: HeadDocument = { vault: toHex(vaultId), disk, epoch: cycle + 1, writer: null, pages: [], points };
     // The head is written when the seat is taken and when the point is committed.
     documentBytes += manifest.bytes.byteLength + 2 * encodeHead(head).byteLength;
   }
@@ -112,6 +112,8 @@ function manifestOf(sequence: number, parent: string | null, runs: readonly RunR
     parent,
     timeMs: 1_790_000_000_000 + sequence,
     consistency: "crash",
+    application: null,
+    group: null,
     volumeBytes,
     statistics: {
       scannedBytes: volumeBytes,
@@ -134,7 +136,9 @@ function recordOf(sequence: number, id: string): PointRecord {
     epoch: sequence + 1,
     id,
     timeMs,
+    lagMs: null,
     consistency: "crash",
+    group: null,
     volumeBytes,
     changedBytes,
     newBytes: changedBytes,

@@ -11,7 +11,7 @@ import { granuleBytes } from "../../engine/limits.ts";
 import { PointMap, pieceDigest, pieceIsZero, windowGranules } from "../../engine/map/point-map.ts";
 import { MapObjects, RunWriter } from "../../engine/map/run-writer.ts";
 import type { Baseline } from "../../engine/pipeline/baseline.ts";
-import { emptyBaseline, FingerprintBaseline, MapBaseline } from "../../engine/pipeline/baseline.ts";
+import { changedBaseline, emptyBaseline, FingerprintBaseline, MapBaseline, namedOnly } from "../../engine/pipeline/baseline.ts";
 import type { CaptureStatistics } from "../../engine/pipeline/capture.ts";
 import { capture } from "../../engine/pipeline/capture.ts";
 import { Catalog } from "../../engine/pipeline/catalog.ts";
@@ -39,7 +39,9 @@ export interface CycleOptions {
   readonly disk?: string;
   readonly parent?: Point | undefined;
   /** What is known of the parent: its fingerprints, or only its map. */
-  readonly knowing?: "prints" | "map";
+  readonly knowing?: "prints" | "map" | "changed";
+  /** See `CaptureOptions`. */
+  readonly scope?: "whole" | "named";
   readonly signal?: AbortSignal;
 }
 
@@ -91,7 +93,7 @@ export class CaptureRig implements AsyncDisposable {
   }
 
   async cycle(volume: Volume, options: CycleOptions = {}): Promise<Cycle> {
-    const { disk = "disk", parent, knowing = "prints", signal } = options;
+    const { disk = "disk", parent, knowing = "prints", scope = "whole", signal } = options;
     this.#epoch += 1;
     const { store, blockBytes, crew } = this;
     const epoch = this.#epoch;
@@ -101,10 +103,11 @@ export class CaptureRig implements AsyncDisposable {
     const run = new RunWriter(new MapObjects({ store, vaultId, disk, epoch, signal }));
     const prints = await FingerprintWriter.create(this.#folder, { vaultId: "vault", disk, seed });
     const opened = await this.#open(disk, parent, knowing);
-    const { baseline } = opened;
+    const baseline = scope === "named" ? namedOnly(opened.baseline) : opened.baseline;
     try {
       const statistics = await capture({
         ...{ volume, volumeBytes, baseline, blockBytes, crew, seed, catalog, lanes, run, prints, signal },
+        ...{ references: new Set<number>(), scope },
         onProgress: () => undefined,
       });
       await lanes.flush();
@@ -153,13 +156,15 @@ export class CaptureRig implements AsyncDisposable {
   async #open(
     disk: string,
     parent: Point | undefined,
-    knowing: "prints" | "map",
+    knowing: "prints" | "map" | "changed",
   ): Promise<{ readonly baseline: Baseline; readonly close: () => Promise<void> }> {
-    if (parent === undefined) return { baseline: emptyBaseline, close: () => Promise.resolve() };
+    const close = async (): Promise<void> => await Promise.resolve();
+    if (knowing === "changed") return { baseline: changedBaseline, close };
+    if (parent === undefined) return { baseline: emptyBaseline, close };
     const { store, blockBytes } = this;
     if (knowing === "map") {
       const map = new PointMap(store, vaultId, disk, parent);
-      return { baseline: new MapBaseline({ map, store, crew: this.#readingCrew, seed, blockBytes }), close: () => Promise.resolve() };
+      return { baseline: new MapBaseline({ map, store, crew: this.#readingCrew, seed, blockBytes }), close };
     }
     const point = path.basename(parent.printsPath).replace(/^fingerprints-/, "");
     const opened = await FingerprintReader.open(parent.printsPath, { vaultId: "vault", disk, point });

@@ -240,11 +240,10 @@ describe("the proof before a commit", () => {
   test("passes while everything referred to is there, whoever has written behind it", async () => {
     const { store, ends } = await filled();
     const { catalog } = await load(store);
-    catalog.refer(0);
-    catalog.refer(1);
-    await catalog.proveReferenced(store, undefined);
+    const referred = new Set([0, 1]);
+    await catalog.prove(store, referred, undefined);
     await store.writePages(first, ends.at(-1) ?? 0, new Uint8Array(512).fill(1), { sequenceNumber: 1 });
-    await catalog.proveReferenced(store, undefined);
+    await catalog.prove(store, referred, undefined);
   });
 
   test("finds a segment that is gone or shorter than it was, but minds none that is not referred to", async () => {
@@ -255,15 +254,35 @@ describe("the proof before a commit", () => {
     const { catalog } = await load(store);
     const ids = [0, 1].sort((a, b) => catalog.nameOf(a).localeCompare(catalog.nameOf(b)));
     const idOf = (name: string): number => ids.find((id) => catalog.nameOf(id) === name) ?? -1;
-    catalog.refer(idOf(first));
+    const referred = new Set([idOf(first)]);
     memory.restore(earlier);
-    await catalog.proveReferenced(store, undefined);
-    catalog.refer(idOf(second));
-    const error = await expectCode(catalog.proveReferenced(store, undefined), "STORE_REGRESSED");
+    await catalog.prove(store, referred, undefined);
+    referred.add(idOf(second));
+    const error = await expectCode(catalog.prove(store, referred, undefined), "STORE_REGRESSED");
     expect(error.detail).toEqual({ object: second, expectedBytes: end, foundBytes: 0 });
     await store.createPages(second, segmentBytes, 1);
-    await expectCode(catalog.proveReferenced(store, undefined), "STORE_REGRESSED");
-    catalog.committed();
-    await catalog.proveReferenced(store, undefined);
+    await expectCode(catalog.prove(store, referred, undefined), "STORE_REGRESSED");
+  });
+
+  test("asks for many segments in one listing, and finds the one that is gone", async () => {
+    const { memory, store } = await openMemory();
+    const names = Array.from({ length: 12 }, (_, index) => segmentName("disk", 1, 0, index));
+    for (const name of names.slice(0, -1)) await writeFrames(store, name, [chunks(0, 1)]);
+    const earlier = memory.snapshot();
+    await writeFrames(store, names.at(-1) ?? "", [chunks(1, 1)]);
+    const { catalog } = await load(store);
+    const all = new Set(names.map((_, index) => index));
+    await catalog.prove(store, all, undefined);
+    memory.restore(earlier);
+    const error = await expectCode(catalog.prove(store, all, undefined), "STORE_REGRESSED");
+    expect(error.detail).toMatchObject({ object: names.at(-1) });
+  });
+
+  test("a chunk counts from when it is durable", async () => {
+    const { catalog } = await load((await filled()).store);
+    const id = catalog.add(segmentName("disk", 9, 0, 0), "etag");
+    expect(catalog.isDurable(id, 128)).toBe(false);
+    catalog.written(id, "etag", 4096);
+    expect([catalog.isDurable(id, 128), catalog.isDurable(id, 4096)]).toEqual([true, false]);
   });
 });

@@ -1,0 +1,196 @@
+import { describe, expect, it } from "vitest";
+import { ConfigFolder } from "./configuration.ts";
+
+const sound = `vaults:
+  main: {address: "dir:vault"}
+policies:
+  gold: {}
+disks:
+  - {name: web, image: web.img, vault: main, policy: gold, listen: "unix:web.sock"}
+`;
+
+describe("a configuration", () => {
+  it("has the defaults of the original, and paths that start at the file", async () => {
+    const folder = new ConfigFolder("web.img");
+    const config = await folder.config(sound);
+    expect(config.policies.get("gold")).toEqual({
+      name: "gold",
+      crashConsistentFrequency: 5_000,
+      appConsistentFrequency: undefined,
+      recoveryPointRetention: 86_400_000,
+      recoveryPointThreshold: 900_000,
+      multiVmConsistency: false,
+      startTime: { kind: "immediately" },
+      freezeTimeout: 60_000,
+      barrierTimeout: 300,
+    });
+    expect(config.vaults.get("main")?.address).toBe(`dir:${folder.path("vault")}`);
+    expect(config.disks.get("web")).toMatchObject({
+      image: folder.path("web.img"),
+      listen: { address: { kind: "unix", path: folder.path("web.sock") } },
+      group: undefined,
+      readOnly: false,
+    });
+    expect(config.control.socket).toBe(folder.path("tidemark/agent.sock"));
+    expect(config.logging).toMatchObject({ level: "info", format: "auto" });
+  });
+
+  it("may be JSON", async () => {
+    const folder = new ConfigFolder("web.img");
+    const disk = { name: "web", image: "web.img", vault: "main", policy: "gold", listen: "tcp:[::1]:10809" };
+    const text = JSON.stringify({ vaults: { main: { address: "dir:v", limit: "off" } }, policies: { gold: {} }, disks: [disk] }, null, 2);
+    expect((await folder.config(text)).disks.get("web")?.listen.address).toEqual({ kind: "tcp", host: "::1", port: 10_809 });
+  });
+
+  it("reads durations, rates, days and start times", async () => {
+    const folder = new ConfigFolder("web.img");
+    const config = await folder.config(
+      sound
+        .replace(
+          "gold: {}",
+          'gold: {crashConsistentFrequency: 1.5m, recoveryPointThreshold: off, startTime: "18:30", multiVmConsistency: on}',
+        )
+        .replace(
+          '"dir:vault"}',
+          '"dir:vault", timeZone: Europe/Berlin, limit: 50 MiB/s, bandwidth: [{from: "08:00", to: "24:00", days: "fri-mon", limit: 1MiB/s}]}',
+        ),
+    );
+    expect(config.policies.get("gold")).toMatchObject({
+      crashConsistentFrequency: 90_000,
+      recoveryPointThreshold: undefined,
+      startTime: { kind: "daily", minutes: 18 * 60 + 30 },
+    });
+    expect(config.vaults.get("main")).toMatchObject({
+      limit: 50 * 1024 ** 2,
+      bandwidth: [{ from: 480, to: 1440, days: [0, 1, 5, 6], limit: 1024 ** 2 }],
+    });
+    expect(config.disks.get("web")?.group).toBe("gold");
+  });
+});
+
+describe("faults", () => {
+  it("are reported all at once, each with its line, its column and a remedy", async () => {
+    const folder = new ConfigFolder("b.img");
+    const faults = await folder.faults(`vaults:
+  main: {adress: "dir:v"}
+  hot:
+    address: https://acc.blob.core.windows.net/vault?sv=1&sig=abc
+    bandwidth:
+      - {from: "25:00", to: "18:00", days: mon-fry, limit: 20}
+policies:
+  gold: {crashConsistentFrequency: 5, recoveryPointThreshold: 2s}
+  silver:
+    crashConsistentFrequency: 1m
+    appConsistentFrequency: 1d
+    recoveryPointThreshold: 10s
+disks:
+  - {name: web, image: none.img, vault: man, policy: gold, listen: "tcp:nowhere"}
+  - name: db
+    image: b.img
+    vault: hot
+    policy: silver
+    listen: unix:db.sock
+    tls: {key: k, cert: c}
+  - 5
+loging: {level: loud}
+metrics: {listen: "unix:x"}
+`);
+    expect(faults).toEqual([
+      "agent.yaml:2:9: address is missing · add it",
+      "agent.yaml:2:10: adress is no field here · did you mean address?",
+      "agent.yaml:4:14: the address holds a SAS, and others can read this file · write ${ENV:NAME} and set that variable, or chmod 600 the file",
+      "agent.yaml:6:16: from is no time of day · write it as 08:00",
+      "agent.yaml:6:44: days is no list of days · write daily, mon-fri, or [sat, sun]",
+      "agent.yaml:6:60: limit is no rate · write a size a second, as in 20MiB/s, at least 1KiB/s, or off",
+      "agent.yaml:8:36: crashConsistentFrequency is no duration that it may have · write a number and a unit, as in 5s, from 1s to 1d",
+      "agent.yaml:11:29: appConsistentFrequency is not shorter than recoveryPointRetention (24 h 00 min) · make it shorter, or keep points longer",
+      "agent.yaml:12:29: recoveryPointThreshold is shorter than crashConsistentFrequency (1 min 00 s), so it is always exceeded · make it longer",
+      "agent.yaml:14:24: none.img does not exist · correct the path",
+      "agent.yaml:14:41: the vault man is not defined · did you mean main?",
+      "agent.yaml:14:68: listen is neither unix:PATH nor tcp:HOST:PORT · write unix:PATH or tcp:HOST:PORT",
+      "agent.yaml:15:5: the policy silver wants application-consistent points, and the disk has no hooks that bring its application to rest" +
+        " · add hooks with pre and post, or use a policy with appConsistentFrequency: off",
+      "agent.yaml:20:10: ca is missing · add it",
+      "agent.yaml:21:5: it is not a section with fields · correct it",
+      "agent.yaml:22:1: loging is no section · did you mean logging?",
+      "agent.yaml:23:19: metrics are served on a TCP address · write tcp:127.0.0.1:9180; the control socket serves them too",
+    ]);
+  });
+
+  it.each([
+    ["a file that is no YAML", "vaults: [", "agent.yaml:1:10: "],
+    ["a file that holds nothing", "", "agent.yaml:1:1: the file holds no sections · begin with `vaults:`, `policies:` and `disks:`"],
+    ["a key twice", `${sound}policies: {}\n`, "agent.yaml:7:1: Map keys must be unique · correct the YAML"],
+    ["sections that are absent", "vaults: {}\n", "agent.yaml:1:1: the section policies is missing · add it"],
+    [
+      "a disk twice",
+      `${sound}  - {name: web, image: b.img, vault: main, policy: gold, listen: "unix:b.sock"}\n`,
+      "agent.yaml:7:12: there is another disk web · give each disk a name of its own",
+    ],
+    [
+      "an image twice, under another name",
+      `${sound}  - {name: b, image: ./x/../web.img, vault: main, policy: gold, listen: "unix:b.sock"}\n`,
+      "agent.yaml:7:22: the disk web has the same image · protect each image as one disk",
+    ],
+    [
+      "one address with two kinds of tls",
+      `${sound}  - {name: b, image: b.img, vault: main, policy: gold, listen: "unix:web.sock", tls: {key: b.img, cert: b.img, ca: b.img}}\n`,
+      "with other tls files · use the same tls for both, or another address",
+    ],
+    ["an image inside the vault", sound.replace("dir:vault", "dir:."), "lies inside the vault's own folder"],
+    [
+      "one vault under two names",
+      sound.replace("policies:", '  two: {address: "dir:vault/"}\npolicies:'),
+      "the vault main has the same address",
+    ],
+    ["a vault's address that is none", sound.replace("dir:vault", "ftp:x"), "is not a vault's address"],
+    [
+      "app-consistent points more often than crash-consistent ones",
+      sound.replace("gold: {}", "gold: {crashConsistentFrequency: 2h, recoveryPointThreshold: off, appConsistentFrequency: 1h}"),
+      "appConsistentFrequency is shorter than",
+    ],
+    [
+      "a group over two policies",
+      sound.replace("gold: {}", "gold: {}\n  tin: {}").replace("policy: gold", "policy: gold, group: g") +
+        '  - {name: b, image: b.img, vault: main, policy: tin, group: g, listen: "unix:b.sock"}\n',
+      "the group g has disks with different policies (web, b) · give all disks of a group one policy",
+    ],
+    [
+      "an alias bomb",
+      `a: &a [1,1,1,1,1,1,1,1,1]\n${["ab", "bc", "cd", "de"].map(([from = "", to = ""]) => `${to}: &${to} [${`*${from},`.repeat(9)}]`).join("\n")}\n`,
+      "write it out instead of repeating aliases",
+    ],
+  ])("name %s", async (_what, text, expected) => {
+    const faults = await new ConfigFolder("web.img", "b.img").faults(text);
+    expect(faults.join("\n")).toContain(expected);
+  });
+
+  it("let exports share an address, and disks of one policy a group", async () => {
+    const folder = new ConfigFolder("web.img", "b.img");
+    const second = '  - {name: b, image: b.img, vault: main, policy: gold, group: g, listen: "unix:web.sock"}\n';
+    const config = await folder.config(sound.replace("policy: gold", "policy: gold, group: g") + second);
+    expect([...config.disks.values()].map(({ group }) => group)).toEqual(["g", "g"]);
+  });
+});
+
+describe("secrets", () => {
+  const withSas = sound.replace("dir:vault", "https://acc.blob.core.windows.net/vault?sv=1&sig=abc");
+
+  it("may stand in a file that only its owner can read", async () => {
+    expect(await new ConfigFolder("web.img").faults(withSas, {}, 0o600)).toEqual([]);
+  });
+
+  it("come from the environment, whose variables have to be set", async () => {
+    const folder = new ConfigFolder("web.img");
+    const text = sound.replace("dir:vault", "https://acc.blob.core.windows.net/vault?${ENV:SAS}");
+    const config = await folder.config(text, { SAS: "sv=1&sig=abc" });
+    expect(config.vaults.get("main")?.address).toBe("https://acc.blob.core.windows.net/vault?sv=1&sig=abc");
+    expect((await folder.faults(text)).join("\n")).toContain("agent.yaml:2:19: the variable SAS is not set");
+  });
+
+  it("are not repeated by a fault", async () => {
+    const folder = new ConfigFolder("web.img");
+    const text = sound.replace("dir:vault", "https://acc.blob.core.windows.net/a/b/c?sv=1&sig=topsecret");
+    expect((await folder.faults(text)).join("\n")).not.toContain("topsecret");
+  });
+});
