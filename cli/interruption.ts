@@ -10,6 +10,14 @@ import { exitCodes } from "./errors.ts";
 /** Two seconds are promised; the rest is for starting to stop and for ending the process. */
 const restMsMax = 1_700;
 
+/** How a command that runs for weeks answers signals. */
+export interface SignalAnswers {
+  /** To come to rest in good order, which may take its time; the second such signal ends the process at once. */
+  readonly stop: (name: NodeJS.Signals) => void;
+  /** SIGHUP; without it, that stops too. */
+  readonly reload?: () => void;
+}
+
 const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
 export class Interruption implements Disposable {
@@ -17,6 +25,7 @@ export class Interruption implements Disposable {
   readonly #tell: (error: TidemarkError) => void;
   #timer: NodeJS.Timeout | undefined;
   #error: TidemarkError | undefined;
+  #answers: SignalAnswers | undefined;
 
   private constructor(tell: (error: TidemarkError) => void) {
     this.#tell = tell;
@@ -35,12 +44,21 @@ export class Interruption implements Disposable {
     return this.#abort.signal;
   }
 
+  /** From now on the command itself answers; `signal` aborts no more. */
+  handOver(answers: SignalAnswers): void {
+    this.#answers = answers;
+  }
+
   [Symbol.dispose](): void {
     clearTimeout(this.#timer);
     for (const name of signals) process.off(name, this.#onSignal);
   }
 
   readonly #onSignal = (name: NodeJS.Signals): void => {
+    if (name === "SIGHUP" && this.#answers?.reload !== undefined) {
+      this.#answers.reload();
+      return;
+    }
     if (this.#error !== undefined) {
       this.#endAtOnce(this.#error);
       return;
@@ -48,6 +66,10 @@ export class Interruption implements Disposable {
     this.#error = new TidemarkError("INTERRUPTED", `interrupted by ${name} before the work was done`, {
       remedy: "run the command again; what was shipped is reused",
     });
+    if (this.#answers !== undefined) {
+      this.#answers.stop(name);
+      return;
+    }
     this.#abort.abort(this.#error);
     this.#timer = setTimeout(this.#endAtOnce, restMsMax, this.#error);
   };

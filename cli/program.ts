@@ -6,11 +6,13 @@
  */
 import { Command, CommanderError } from "commander";
 import { tidemarkVersion } from "../engine/index.ts";
+import { agentCommand } from "./commands/agent.ts";
 import { benchCommand } from "./commands/bench.ts";
 import type { CommandContext } from "./commands/context.ts";
 import { demoCommand } from "./commands/demo.ts";
 import { disksCommand, pointsCommand } from "./commands/listings.ts";
 import { materializeCommand } from "./commands/materialize.ts";
+import { protectCommand } from "./commands/protect.ts";
 import { replicateCommand } from "./commands/replicate.ts";
 import { vaultCommand } from "./commands/vault.ts";
 import { verifyCommand } from "./commands/verify.ts";
@@ -24,7 +26,13 @@ export async function runCommandLine(words: readonly string[], environment: Envi
   // Needed before the words are parsed: how to print an error in them.
   const output = openOutput(outputFlags(words, environment), environment);
   const interruption = Interruption.listen((error) => output.error(error));
-  const context: CommandContext = { output, environment, signal: interruption.signal, exitCode: exitCodes.done };
+  const context: CommandContext = {
+    output,
+    environment,
+    signal: interruption.signal,
+    answerSignals: (answers) => interruption.handOver(answers),
+    exitCode: exitCodes.done,
+  };
   try {
     await createProgram(context).parseAsync(words, { from: "user" });
     return context.exitCode;
@@ -71,6 +79,8 @@ Examples:
     demoCommand,
     vaultCommand,
     replicateCommand,
+    protectCommand,
+    agentCommand,
     disksCommand,
     pointsCommand,
     materializeCommand,

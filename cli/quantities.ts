@@ -52,6 +52,15 @@ export function parseBytes(text: string): number | undefined {
   return Number.isSafeInteger(bytes) ? bytes : undefined;
 }
 
+const millisecondsOf: Readonly<Record<string, number>> = { ms: 1, s: 1_000, m: 60_000, min: 60_000, h: 3_600_000, d: 86_400_000 };
+
+/** Milliseconds of `300ms`, `5s`, `15m`, `1h`, `1.5 d`; undefined when it is no whole number of them. */
+export function parseDuration(text: string): number | undefined {
+  const match = /^(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)$/.exec(text.trim());
+  const elapsedMs = Number(match?.[1]) * (millisecondsOf[match?.[2] ?? ""] ?? Number.NaN);
+  return Number.isSafeInteger(elapsedMs) ? elapsedMs : undefined;
+}
+
 function padded(value: number): string {
   return String(value).padStart(2, "0");
 }

@@ -5,6 +5,7 @@ import { realpath, stat } from "node:fs/promises";
 import { dirname, resolve, sep } from "node:path";
 import { type Sink, systemCode, TidemarkError, Vault, type VaultOptions, type VaultParameters } from "../../engine/index.ts";
 import { openSink, parseVaultSpec } from "../../sink/index.ts";
+import type { SignalAnswers } from "../interruption.ts";
 import type { Output } from "../output.ts";
 import { type Environment, sinkOptions, type VaultFlags, vaultAddress, vaultOptions } from "../settings.ts";
 
@@ -13,6 +14,8 @@ export interface CommandContext {
   readonly environment: Environment;
   /** Aborts at ^C. */
   readonly signal: AbortSignal;
+  /** From now on the command answers signals itself, and `signal` aborts no more. */
+  readonly answerSignals: (answers: SignalAnswers) => void;
   /** What the process ends with unless the command throws. */
   exitCode: number;
 }

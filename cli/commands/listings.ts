@@ -1,13 +1,17 @@
 /** `tidemark disks list`, `tidemark points list` and `tidemark points show`. */
 import { Command } from "commander";
-import type { PointDetail } from "../../engine/index.ts";
-import { formatBytes, formatCount } from "../quantities.ts";
-import { type VaultFlags, withVaultOptions } from "../settings.ts";
-import { fields, printable, table } from "../text.ts";
+import type { PointDetail, PointSummary } from "../../engine/index.ts";
+import { formatBytes, formatCount, formatDuration } from "../quantities.ts";
+import { type VaultFlags, wholeNumber, withVaultOptions } from "../settings.ts";
+import { displayWidth, fields, printable, table } from "../text.ts";
 import { type CommandContext, withVault } from "./context.ts";
 
 interface DiskFlags extends VaultFlags {
   readonly disk: string;
+}
+
+interface ListFlags extends DiskFlags {
+  readonly limit?: number | undefined;
 }
 
 interface PointFlags extends DiskFlags {
@@ -35,14 +39,16 @@ export function pointsCommand(context: CommandContext): Command {
     .description("list the recovery points of a disk, or show one")
     .addHelpText("after", "\nExample:\n  $ tidemark points list --disk web --vault azurite:/srv/azurite");
   withVaultOptions(points.command("list").requiredOption("--disk <name>", "name of the disk in the vault"))
+    .option("--limit <count>", "only the newest so many", wholeNumber)
     .description("list the recovery points of a disk, oldest first")
     .addHelpText(
       "after",
       `
-Example:
-  $ tidemark points list --disk web --vault azurite:/srv/azurite`,
+Examples:
+  $ tidemark points list --disk web --vault azurite:/srv/azurite
+  $ tidemark points list --disk web --limit 20 --vault azurite:/srv/azurite`,
     )
-    .action(async (flags: DiskFlags) => await listPoints(context, flags));
+    .action(async (flags: ListFlags) => await listPoints(context, flags));
   const show = points.command("show").requiredOption("--disk <name>", "name of the disk in the vault");
   withVaultOptions(show.option("--point <point>", "sequence number, id, `latest` or an ISO time", "latest"))
     .description("show one recovery point in full")
@@ -71,20 +77,48 @@ async function listDisks(context: CommandContext, flags: VaultFlags): Promise<vo
   context.output.summary("disks list", { disks: disks.length }, disks.length === 0 ? "the vault holds no disk yet" : text);
 }
 
-async function listPoints(context: CommandContext, flags: DiskFlags): Promise<void> {
-  const points = await withVault(context, flags, async (vault) => await vault.points(flags.disk));
-  for (const point of points) context.output.item("point", point);
-  const rows = points.map(({ sequence, time, consistency, volumeBytes, changedBytes, storedBytes }) => [
-    String(sequence),
-    time,
-    consistency,
-    formatBytes(volumeBytes),
-    formatBytes(changedBytes),
-    formatBytes(storedBytes),
-  ]);
-  const text = table(["POINT", "TIME", "CONSISTENCY", "SIZE", "CHANGED", "STORED"], rows, "rllrrr");
-  const empty = `disk ${printable(flags.disk)} has no point yet`;
-  context.output.summary("points list", { disk: flags.disk.normalize("NFC"), points: points.length }, points.length === 0 ? empty : text);
+async function listPoints(context: CommandContext, flags: ListFlags): Promise<void> {
+  const { output, signal } = context;
+  const options = { limit: flags.limit, signal, onNotice: output.notice.bind(output) };
+  const points = await withVault(context, flags, async (vault) => await vault.points(flags.disk, options));
+  for (const point of points) output.item("point", point);
+  const text = points.length === 0 ? `disk ${printable(flags.disk)} has no point yet` : pointsTable(points, output.columns);
+  output.summary("points list", { disk: flags.disk.normalize("NFC"), points: points.length }, text);
+}
+
+interface Column {
+  readonly heading: string;
+  readonly align: "l" | "r";
+  /** Columns with a higher number are the first to be left out when the lines are too long. */
+  readonly dropped?: number;
+  readonly cell: (point: PointSummary) => string;
+}
+
+const pointColumns: readonly Column[] = [
+  { heading: "POINT", align: "r", cell: ({ sequence }) => String(sequence) },
+  { heading: "ID", align: "l", cell: ({ point }) => point.slice(0, 8) },
+  { heading: "TIME", align: "l", cell: ({ time }) => time },
+  { heading: "CONS.", align: "l", cell: ({ consistency }) => consistency },
+  { heading: "GROUP", align: "l", cell: ({ group }) => group?.name ?? "-" },
+  { heading: "LAG", align: "r", cell: ({ lagMs }) => (lagMs === null ? "-" : formatDuration(lagMs)) },
+  { heading: "SIZE", align: "r", dropped: 2, cell: ({ volumeBytes }) => formatBytes(volumeBytes) },
+  { heading: "CHANGED", align: "r", cell: ({ changedBytes }) => formatBytes(changedBytes) },
+  { heading: "STORED", align: "r", dropped: 1, cell: ({ storedBytes }) => formatBytes(storedBytes) },
+];
+
+/** Points in as many columns as fit into `width`: a column in which no point has anything to say is left out, then those that say least. */
+export function pointsTable(points: readonly PointSummary[], width: number): string {
+  const told = pointColumns.filter(({ cell }) => points.some((point) => cell(point) !== "-"));
+  for (let kept = 2; ; kept -= 1) {
+    const columns = told.filter(({ dropped = 0 }) => dropped <= kept);
+    const rows = points.map((point) => columns.map(({ cell }) => cell(point)));
+    const text = table(
+      columns.map(({ heading }) => heading),
+      rows,
+      columns.map(({ align }) => align).join(""),
+    );
+    if (kept === 0 || text.split("\n").every((line) => displayWidth(line) <= width)) return text;
+  }
 }
 
 async function showPoint(context: CommandContext, flags: PointFlags): Promise<void> {
@@ -102,6 +136,9 @@ function describe(point: PointDetail): string {
       ["parent", point.parent ?? "none"],
       ["time", point.time],
       ["consistency", point.consistency],
+      ...describeApplication(point),
+      ...describeGroup(point),
+      ["lag", point.lagMs === null ? "not measured" : `${formatDuration(point.lagMs)} from the cut to the commit`],
       ["volume", formatBytes(point.volumeBytes)],
       ["changed", `${formatBytes(point.changedBytes)}, of which ${formatBytes(point.zeroBytes)} became zero`],
       ["known", `${formatBytes(point.dedupedBytes)}, already in the vault`],
@@ -110,4 +147,24 @@ function describe(point: PointDetail): string {
       ["written by", point.writtenBy],
     ]),
   ].join("\n");
+}
+
+type Field = readonly [name: string, value: string];
+
+function describeApplication({ application }: PointDetail): readonly Field[] {
+  if (application === null) return [];
+  const { outcome, reason, steps } = application;
+  return [
+    ["application", outcome === "frozen" ? "at rest at the cut" : `not at rest: ${reason ?? "its hook failed"}`],
+    ...steps.map(({ phase, command, exitCode, signal, elapsedMs }): Field => {
+      const end = signal ?? (exitCode === null ? "did not run" : `exit ${exitCode}`);
+      return [`  ${phase}`, `${command}: ${end} after ${formatDuration(elapsedMs)}`];
+    }),
+  ];
+}
+
+function describeGroup({ group, groupIncomplete }: PointDetail): readonly Field[] {
+  if (group === null) return [];
+  const state = groupIncomplete ? "; not every disk has its point, so this one stands alone" : "";
+  return [["group", `${group.name} (${group.disks.join(", ")}), id ${group.id}${state}`]];
 }

@@ -1,6 +1,6 @@
-/** `tidemark replicate`: takes a recovery point of an image file or block device. */
+/** `tidemark replicate`: takes a recovery point of an image file, a block device or an NBD export. */
 import { Command } from "commander";
-import { FileVolume, type ReplicateSummary, Vault } from "../../engine/index.ts";
+import { type ChangeSource, FileVolume, NbdVolume, type ReplicateSummary, TidemarkError, Vault } from "../../engine/index.ts";
 import { formatBytes, formatCount, formatDuration, formatRate, formatRatio } from "../quantities.ts";
 import { type VaultFlags, withLanesOption, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
@@ -8,13 +8,26 @@ import { type CommandContext, refuseInsideVault, withVault } from "./context.ts"
 
 interface ReplicateFlags extends VaultFlags {
   readonly disk: string;
+  readonly bitmap?: string;
+  readonly since?: string;
 }
+
+/** A bitmap that the source's server keeps, and the point since which it tells. */
+interface Marks {
+  readonly context: string;
+  readonly since: string;
+}
+
+/** Whatever comes after `nbd+`: what is wrong with an address says more than that there is no such file. */
+const nbdAddress = /^nbds?(\+[a-z]+)?:\/\//i;
 
 export function replicateCommand(context: CommandContext): Command {
   const command = new Command("replicate")
     .description("take a recovery point of a disk; the first one into an absent vault creates it")
-    .argument("<source>", "image file or block device")
-    .requiredOption("--disk <name>", "name of the disk in the vault, up to 80 bytes");
+    .argument("<source>", "image file, block device or nbd://… address")
+    .requiredOption("--disk <name>", "name of the disk in the vault, up to 80 bytes")
+    .option("--bitmap <name>", "of an NBD export: read only what this QEMU dirty bitmap marks")
+    .option("--since <point>", "the point that was taken after the bitmap was begun");
   return withLanesOption(withWorkersOption(withVaultOptions(command)))
     .addHelpText(
       "after",
@@ -23,21 +36,37 @@ Only what changed since the newest point is sent, and of that only what no disk
 of the vault holds yet. A source that changes while it is read gives a point
 labelled "fuzzy": stop its writers, or replicate a snapshot of it.
 
+An NBD export is nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH;
+with nbds for TLS, and tls-certificates=FOLDER (ca-cert.pem, client-cert.pem,
+client-key.pem). A read-only export counts as still.
+
+A bitmap has to mark all that changed since the point; more does no harm. So
+begin it before the point is taken, and clear it never: begin another before a
+later point. If the disk's newest point is not the one of --since, the whole
+export is compared.
+
 Examples:
   $ tidemark replicate web.img --disk web --vault azurite:/srv/azurite
   $ tidemark replicate /dev/vg0/web-snapshot --disk web --vault dir:/mnt/vault
   $ TIDEMARK_VAULT="https://ACCOUNT.blob.core.windows.net/vault?SAS" \\
-      tidemark replicate web.img --disk web --json`,
+      tidemark replicate web.img --disk web --json
+  $ qemu-img bitmap --add vm.qcow2 b0; qemu-nbd -r -t -B b0 -k /run/n vm.qcow2 &
+  $ tidemark replicate "nbd+unix:///?socket=/run/n" --disk vm
+
+When the virtual machine has run, and qemu-nbd has been started again:
+  $ tidemark replicate "nbd+unix:///?socket=/run/n" --disk vm \\
+      --bitmap b0 --since 1`,
     )
     .action(async (source: string, flags: ReplicateFlags) => await replicate(context, source, flags));
 }
 
 async function replicate(context: CommandContext, source: string, flags: ReplicateFlags): Promise<void> {
   const { output, signal } = context;
+  const marks = marksOf(source, flags);
   // Before the vault is opened: a source that is missing creates none.
-  const volume = await FileVolume.open(source);
+  const volume = await openSource(source, marks, signal);
   try {
-    await refuseInsideVault(flags, source, "source");
+    if (volume instanceof FileVolume) await refuseInsideVault(flags, source, "source");
     const summary = await withVault(
       context,
       flags,
@@ -45,16 +74,66 @@ async function replicate(context: CommandContext, source: string, flags: Replica
         await vault.replicate({
           disk: flags.disk,
           volume,
+          changes: volume instanceof NbdVolume && marks !== undefined ? await markedChanges(vault, flags.disk, volume, marks) : undefined,
           signal,
           onProgress: (progress) => output.progress(progress),
           onNotice: (notice) => output.notice(notice),
         }),
-      async (sink, options) => await Vault.openOrCreate(sink, options),
+      // A point to go on from is not in a vault that is only now created.
+      marks === undefined ? async (sink, options) => await Vault.openOrCreate(sink, options) : undefined,
     );
     output.summary("replicate", summary, describe(summary));
   } finally {
     await volume.close();
   }
+}
+
+/** What --bitmap and --since say. A bitmap without its point would one day be believed wrongly. Errors: INVALID_ARGUMENT. */
+function marksOf(source: string, { bitmap, since }: ReplicateFlags): Marks | undefined {
+  if (bitmap === undefined && since === undefined) return undefined;
+  if (!nbdAddress.test(source)) {
+    throw wrongFlags("--bitmap and --since are for NBD exports", "name the source as nbd+unix:///EXPORT?socket=PATH, or leave them out");
+  }
+  if (bitmap === undefined) throw wrongFlags("--since is given without --bitmap", "add `--bitmap NAME`, or leave it out");
+  if (since === undefined) {
+    throw wrongFlags(
+      "--bitmap is given without --since",
+      "add `--since POINT`, the point that was taken after the bitmap was begun (`tidemark points list`), or leave it out",
+    );
+  }
+  return { context: `qemu:dirty-bitmap:${bitmap}`, since };
+}
+
+async function openSource(source: string, marks: Marks | undefined, signal: AbortSignal): Promise<FileVolume | NbdVolume> {
+  if (!nbdAddress.test(source)) return await FileVolume.open(source);
+  if (marks === undefined) return await NbdVolume.open(source, { signal });
+  const volume = await NbdVolume.open(source, { bitmaps: [marks.context], signal });
+  try {
+    // A bitmap that the server does not have is told now, and not only when its turn comes.
+    const changed = volume.changed(marks.context);
+    await changed.next();
+    await changed.return();
+    return volume;
+  } catch (error) {
+    await volume.close();
+    throw error;
+  }
+}
+
+/** The bitmap as a list of changes. It is its server's: what becomes of the point concerns it not. */
+async function markedChanges(vault: Vault, disk: string, volume: NbdVolume, { context, since }: Marks): Promise<ChangeSource> {
+  // An id needs no looking up: when the vault does not know it any more, it is not the newest point's either.
+  const isId = /^[0-9a-f]{32}$/.test(since);
+  return {
+    since: isId ? since : (await vault.point(disk, since)).point,
+    begin: () => volume.changed(context),
+    committed: () => undefined,
+    abandoned: () => undefined,
+  };
+}
+
+function wrongFlags(message: string, remedy: string): TidemarkError {
+  return new TidemarkError("INVALID_ARGUMENT", message, { remedy });
 }
 
 function describe(summary: ReplicateSummary): string {

@@ -1,0 +1,162 @@
+/**
+ * The agent as a whole: its disks, its control socket, its metrics and its log, from start to the last point. The command
+ * `tidemark agent` is this and an ear for signals.
+ */
+import { once } from "node:events";
+import type { Server } from "node:http";
+import { systemCode, TidemarkError } from "../../engine/index.ts";
+import { errorReport } from "../errors.ts";
+import type { Environment } from "../settings.ts";
+import { type AgentConfig, configError, formatFault, loadConfig } from "./config.ts";
+import { type ControlTarget, createControlServer, createMonitoringServer } from "./control-server.ts";
+import { type ClaimedSocket, claimSocket, formatListen } from "./listen.ts";
+import type { Log } from "./log.ts";
+import { Metrics } from "./metrics.ts";
+import type { Clock, DiskEvent, Machinery } from "./ports.ts";
+import type { LogLevel } from "./schema.ts";
+import { type ReloadSummary, Supervisor } from "./supervisor.ts";
+
+export interface AgentOptions {
+  readonly environment: Environment;
+  readonly machinery: Machinery;
+  readonly clock: Clock;
+  readonly log: Log;
+}
+
+/** Answers that are under way at the end have this long. */
+const lastAnswersMsMax = 2_000;
+
+/** Points come every few seconds for weeks, so they are for those who look for something. */
+const eventLevels: Readonly<Record<DiskEvent["kind"], LogLevel>> = { state: "info", point: "debug", notice: "warn", failure: "warn" };
+
+export class Agent implements AsyncDisposable {
+  /** Resolves once every disk has been stopped, whoever asked for it. */
+  readonly ended: Promise<void>;
+  readonly #environment: Environment;
+  readonly #log: Log;
+  readonly #supervisor: Supervisor;
+  readonly #metrics: Metrics;
+  readonly #socket: ClaimedSocket;
+  readonly #servers: Server[];
+  #end: () => void = () => undefined;
+
+  private constructor(config: AgentConfig, { environment, machinery, clock, log }: AgentOptions, socket: ClaimedSocket, server: Server) {
+    this.#environment = environment;
+    this.#log = log;
+    this.#socket = socket;
+    this.#servers = [server];
+    this.ended = new Promise((resolve) => {
+      this.#end = resolve;
+    });
+    this.#metrics = new Metrics(() => this.#supervisor.status());
+    this.#supervisor = new Supervisor(config, { machinery, clock, onEvent: (event) => this.#onEvent(event) });
+  }
+
+  /**
+   * Resolves when the control socket answers; the disks come up behind it. The socket is claimed before anything else is touched, so that a second
+   * agent on the same configuration does no harm. Errors: WRITER_ACTIVE when an agent is there, INVALID_ARGUMENT, ACCESS_REFUSED.
+   */
+  static async start(config: AgentConfig, options: AgentOptions): Promise<Agent> {
+    let ready: (target: ControlTarget) => void = () => undefined;
+    const target = new Promise<ControlTarget>((resolve) => {
+      ready = resolve;
+    });
+    const server = createControlServer(target);
+    const socket = await claimSocket(server, config.control.socket);
+    const agent = new Agent(config, options, socket, server);
+    ready(agent.#target());
+    try {
+      await agent.#listenForMetrics(config, target);
+    } catch (error) {
+      await agent.stop({ drain: false });
+      await agent[Symbol.asyncDispose]();
+      throw error;
+    }
+    options.log.write("info", `${config.disks.size} disks of ${config.path}, controlled through ${socket.path}`);
+    return agent;
+  }
+
+  /** Reads the configuration again and goes over to it. When it has faults, all are logged and nothing changes. Errors: INVALID_ARGUMENT. */
+  async reload(): Promise<ReloadSummary> {
+    const { path } = this.#supervisor.config;
+    const loaded = await loadConfig(path, this.#environment);
+    if (!("config" in loaded)) {
+      for (const fault of loaded.faults) this.#log.write("error", formatFault(fault));
+      throw configError(path, loaded.faults);
+    }
+    const summary = await this.#supervisor.reload(loaded.config);
+    this.#log.setLevel(loaded.config.logging.level);
+    const parts = Object.entries(summary).filter(([, names]: [string, readonly string[]]) => names.length > 0);
+    const text = parts.map(([what, names]: [string, readonly string[]]) => `${what} ${names.join(", ")}`).join("; ");
+    this.#log.write("info", `configuration read again: ${text === "" ? "nothing has changed" : text}`);
+    return summary;
+  }
+
+  /** What SIGHUP asks for: the log's file is opened again, and the configuration read. Throws nothing; what fails is logged. */
+  async refresh(): Promise<void> {
+    this.#log.reopen();
+    try {
+      await this.reload();
+    } catch (error) {
+      const { code, message, remedy } = errorReport(error);
+      this.#log.write("error", `the old configuration goes on: ${message}; ${remedy}`, { code });
+    }
+  }
+
+  /** Stops the disks, with a last point each when `drain` says so. The control socket answers until the agent is disposed of. Idempotent. */
+  async stop({ drain }: { readonly drain: boolean }): Promise<void> {
+    this.#log.write("info", drain ? "stopping: last points are taken" : "stopping");
+    await this.#supervisor.stop({ drain });
+    this.#end();
+  }
+
+  /** Closes the control socket. The disks have been stopped before. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#socket[Symbol.asyncDispose]();
+    await Promise.all(this.#servers.map(closeServer));
+  }
+
+  #target(): ControlTarget {
+    return {
+      supervisor: this.#supervisor,
+      reload: async () => await this.reload(),
+      stop: async (options) => await this.stop(options),
+      metrics: this.#metrics,
+    };
+  }
+
+  async #listenForMetrics({ metrics }: AgentConfig, target: Promise<ControlTarget>): Promise<void> {
+    if (metrics === undefined) return;
+    const server = createMonitoringServer(target);
+    const { host, port } = metrics.listen;
+    try {
+      server.listen({ host, port });
+      await once(server, "listening");
+    } catch (error) {
+      throw new TidemarkError(
+        "INVALID_ARGUMENT",
+        `metrics cannot be served on ${formatListen(metrics.listen)} (${systemCode(error) ?? "unknown"})`,
+        {
+          remedy: "give metrics.listen an address of this machine that is free",
+          cause: error,
+        },
+      );
+    }
+    this.#servers.push(server);
+    this.#log.write("info", `metrics on ${formatListen(metrics.listen)}`);
+  }
+
+  #onEvent(event: DiskEvent): void {
+    this.#metrics.onEvent(event);
+    const { kind, disk, message, code } = event;
+    this.#log.write(eventLevels[kind], message, { disk, kind, code });
+  }
+}
+
+async function closeServer(server: Server): Promise<void> {
+  const closed = once(server, "close");
+  server.close();
+  const timer = setTimeout(() => server.closeAllConnections(), lastAnswersMsMax);
+  await closed;
+  clearTimeout(timer);
+}

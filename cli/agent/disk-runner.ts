@@ -1,0 +1,278 @@
+/**
+ * One disk's life in the agent: its vault is opened, its protection started, its export made; each step is retried by itself until it
+ * holds, and what has been reached stays. A running protection deals with a store that goes away by itself; it is never torn down for that,
+ * because its clients would lose their disk.
+ *
+ *     starting ─► vault ─► protection ─► export ─► up ─ (another address) ─► export
+ *         ▲         └───────────┴───────────┴─ failed: wait 1, 2, 4 … 60 s
+ */
+import { type Finding, type HealthLevel, type PointSummary, type ProtectionStatus, TidemarkError } from "../../engine/index.ts";
+import { errorReport } from "../errors.ts";
+import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
+import { formatListen } from "./listen.ts";
+import type { Clock, DiskEvent, Machinery, ProtectionPort, ServerPort, VaultPort } from "./ports.ts";
+import type { Share, SharedResources } from "./shared.ts";
+
+/** A disk as the agent tells of it: its protection, and where it is found. */
+export interface DiskStatus extends ProtectionStatus {
+  readonly vault: string;
+  readonly policy: string;
+  readonly image: string;
+  /** `unix:PATH` or `tcp:HOST:PORT`; the export has the disk's name. */
+  readonly listen: string;
+  readonly readOnly: boolean;
+  /** Connections to the address that it is exported on, null while it is not. */
+  readonly connections: number | null;
+}
+
+export interface RunnerParts {
+  readonly machinery: Machinery;
+  readonly clock: Clock;
+  readonly vaults: SharedResources<VaultPort>;
+  readonly servers: SharedResources<ServerPort>;
+  /** Opens the vault as it is configured when it is needed. */
+  readonly openVault: (name: string, signal: AbortSignal) => Promise<VaultPort>;
+  readonly onEvent: (event: DiskEvent) => void;
+}
+
+const retryFirstMs = 1_000;
+export const retryMsMax = 60_000;
+
+interface Failure {
+  readonly error: unknown;
+  readonly retryInMs: number;
+}
+
+interface Exported {
+  readonly address: string;
+  readonly server: Share<ServerPort>;
+}
+
+export class DiskRunner {
+  readonly #parts: RunnerParts;
+  readonly #stopping = new AbortController();
+  #disk: DiskConfig;
+  #policy: PolicyConfig;
+  #nudge = new AbortController();
+  #vault: Share<VaultPort> | undefined;
+  #protection: ProtectionPort | undefined;
+  #exported: Exported | undefined;
+  #failure: Failure | undefined;
+  #paused = false;
+  #running: Promise<void> = Promise.resolve();
+
+  /** Begins after `startAfterMs`. Nothing that fails is thrown; it is told and tried again. */
+  constructor(disk: DiskConfig, policy: PolicyConfig, parts: RunnerParts, startAfterMs: number) {
+    this.#disk = disk;
+    this.#policy = policy;
+    this.#parts = parts;
+    this.#running = this.#run(startAfterMs);
+  }
+
+  get disk(): DiskConfig {
+    return this.#disk;
+  }
+
+  status(): DiskStatus {
+    const { vault, policy, image, listen, readOnly } = this.#disk;
+    const status = this.#protection?.status() ?? this.#absentStatus();
+    const findings = [...(this.#failure === undefined ? [] : [failureFinding(this.#failure)]), ...status.findings];
+    return {
+      ...status,
+      findings,
+      health: worst([status.health, ...findings.map(({ level }) => level)]),
+      vault,
+      policy,
+      image,
+      listen: formatListen(listen.address),
+      readOnly,
+      connections: this.#exported?.server.resource.connections ?? null,
+    };
+  }
+
+  /** Errors: those of the point, of the start that failed, and INVALID_ARGUMENT while the disk is only starting. */
+  async point(options: { readonly applicationConsistent: boolean; readonly signal: AbortSignal }): Promise<PointSummary> {
+    if (this.#protection !== undefined) return await this.#protection.point(options);
+    if (this.#failure !== undefined) throw this.#failure.error;
+    throw new TidemarkError("INVALID_ARGUMENT", `the disk ${this.#disk.name} is not protected yet`, {
+      remedy: "wait until `tidemark agent status` shows it protecting",
+    });
+  }
+
+  pause(): void {
+    this.#paused = true;
+    this.#protection?.pause();
+  }
+
+  resume(): void {
+    this.#paused = false;
+    this.#protection?.resume();
+  }
+
+  setPolicy(policy: PolicyConfig): void {
+    this.#policy = policy;
+    this.#protection?.setPolicy(policy);
+  }
+
+  /** Takes up what the image has grown by, and tells whether it has. Throws nothing: failures are told. */
+  async grow(): Promise<boolean> {
+    const protection = this.#protection;
+    const before = protection?.status().sizeBytes;
+    await this.#told("what the image has grown by is not protected", async () => await protection?.grow());
+    return protection?.status().sizeBytes !== before;
+  }
+
+  /** Takes over what may change while the disk is protected: its policy's name and where it is exported. */
+  update(disk: DiskConfig): void {
+    this.#disk = disk;
+    this.#nudge.abort();
+  }
+
+  /** Ends the export, takes a last point when `drain` says so, and saves what has to be known at the next start. Throws nothing: failures are told. */
+  async stop(options: { readonly drain: boolean; readonly signal: AbortSignal }): Promise<void> {
+    this.#stopping.abort();
+    this.#nudge.abort();
+    await this.#running;
+    await this.#told("the export could not be ended", async () => await this.#unexport());
+    const protection = this.#protection;
+    if (protection !== undefined) {
+      const drained = await this.#told("no last point could be taken", async () => await protection.stop(options));
+      if (!drained) await this.#told("the tracking could not be closed", async () => await protection.stop({ ...options, drain: false }));
+      this.#protection = undefined;
+    }
+    await this.#told("the vault could not be closed", async () => await this.#vault?.release());
+    this.#vault = undefined;
+  }
+
+  async #run(startAfterMs: number): Promise<void> {
+    if (startAfterMs > 0) await this.#sleep(startAfterMs);
+    for (let failures = 0; !this.#isStopping(); ) {
+      this.#nudge = new AbortController();
+      try {
+        await this.#bringUp(this.#stopping.signal);
+        failures = 0;
+        this.#failure = undefined;
+        await this.#sleep(undefined);
+      } catch (error) {
+        if (this.#isStopping()) return;
+        const retryInMs = Math.min(retryFirstMs * 2 ** failures, retryMsMax);
+        failures += 1;
+        this.#failure = { error, retryInMs };
+        this.#tell("failure", error, `tried again in ${retryInMs / 1_000} s`);
+        await this.#sleep(retryInMs);
+      }
+    }
+  }
+
+  async #bringUp(signal: AbortSignal): Promise<void> {
+    const { vaults, openVault, onEvent } = this.#parts;
+    const { vault } = this.#disk;
+    this.#vault ??= await vaults.acquire(vault, async () => await openVault(vault, signal));
+    if (this.#protection === undefined) {
+      const disk = this.#disk;
+      this.#protection = await this.#vault.resource.protect({ disk, policy: this.#policy, onEvent }, signal);
+      // What was asked for while it started.
+      this.#protection.setPolicy(this.#policy);
+      if (this.#paused) this.#protection.pause();
+    }
+    if (this.#exported?.address !== listenKey(this.#disk)) {
+      await this.#unexport();
+      await this.#export(this.#protection, signal);
+    }
+  }
+
+  async #export(protection: ProtectionPort, signal: AbortSignal): Promise<void> {
+    const { name, listen, readOnly } = this.#disk;
+    const address = listenKey(this.#disk);
+    const server = await this.#parts.servers.acquire(address, async () => await this.#parts.machinery.listen(listen, signal));
+    try {
+      server.resource.addExport({ name, device: protection.device, readOnly });
+    } catch (error) {
+      await server.release();
+      throw error;
+    }
+    this.#exported = { address, server };
+    for (const message of server.resource.warnings) this.#parts.onEvent({ kind: "notice", disk: name, message });
+    this.#parts.onEvent({ kind: "state", disk: name, message: `exported as ${name} on ${formatListen(listen.address)}` });
+  }
+
+  async #unexport(): Promise<void> {
+    const exported = this.#exported;
+    this.#exported = undefined;
+    if (exported === undefined) return;
+    try {
+      await exported.server.resource.removeExport(this.#disk.name);
+    } finally {
+      await exported.server.release();
+    }
+  }
+
+  /** A call, because it may have begun during any await. */
+  #isStopping(): boolean {
+    return this.#stopping.signal.aborted;
+  }
+
+  /** Until `delayMs` are over (never, when undefined), the disk changed, or it is to stop. */
+  async #sleep(delayMs: number | undefined): Promise<void> {
+    const { signal } = this.#nudge;
+    if (signal.aborted || this.#isStopping()) return;
+    if (delayMs !== undefined) await this.#parts.clock.sleep(delayMs, signal);
+    else await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
+  }
+
+  async #told(what: string, work: () => Promise<void>): Promise<boolean> {
+    try {
+      await work();
+      return true;
+    } catch (error) {
+      this.#tell("failure", error, what);
+      return false;
+    }
+  }
+
+  #tell(kind: DiskEvent["kind"], error: unknown, what: string): void {
+    const { code, message, remedy } = errorReport(error);
+    this.#parts.onEvent({ kind, disk: this.#disk.name, code, message: `${message}: ${what}; ${remedy}` });
+  }
+
+  #absentStatus(): ProtectionStatus {
+    return {
+      disk: this.#disk.name,
+      group: this.#disk.group ?? null,
+      state: this.#failure === undefined ? "starting" : "failed",
+      health: "Normal",
+      findings: [],
+      sizeBytes: 0,
+      lag: { capturedMs: null, shippedMs: null, committedMs: null },
+      churnBytesPerSecond: 0,
+      uploadBytesPerSecond: 0,
+      backlogBytes: 0,
+      pointsCommitted: 0,
+      latest: null,
+      barrier: { lastMs: 0, maxMs: 0 },
+      preservedBytes: 0,
+    };
+  }
+}
+
+/** The worst of some levels; Normal of none. */
+export function worst(levels: readonly HealthLevel[]): HealthLevel {
+  if (levels.includes("Critical")) return "Critical";
+  return levels.includes("Warning") ? "Warning" : "Normal";
+}
+
+/** Equal for disks whose exports one server serves, and different as soon as another one is needed. */
+export function listenKey({ listen: { address, tls } }: Pick<DiskConfig, "listen">): string {
+  return tls === undefined ? formatListen(address) : `${formatListen(address)} ${JSON.stringify(tls)}`;
+}
+
+/** True when the vault has to be opened anew for the change. */
+export function needsReopening(before: VaultConfig, after: VaultConfig): boolean {
+  const place = ({ address, stateFolder, proxy }: VaultConfig): string => JSON.stringify([address, stateFolder, proxy]);
+  return place(before) !== place(after);
+}
+
+function failureFinding({ error, retryInMs }: Failure): Finding {
+  const { code, message, remedy } = errorReport(error);
+  return { level: "Critical", code, cause: message, remedy: `${remedy}; tried again every ${retryInMs / 1_000} s` };
+}

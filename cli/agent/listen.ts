@@ -1,0 +1,151 @@
+/**
+ * Addresses that something listens on, as users write them, and the control socket of an agent.
+ *
+ * One agent per socket: the one that holds the lock beside it. The lock ends with its process, so whoever gets it knows that a socket
+ * which is still there is a leftover of a killed agent, and replaces it.
+ */
+import { randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { chmod, mkdir, rename, rm, stat } from "node:fs/promises";
+import { createConnection, type Server } from "node:net";
+import { dirname, isAbsolute, join, resolve } from "node:path";
+import { systemCode, TidemarkError } from "../../engine/index.ts";
+import { FileLock } from "../../sink/index.ts";
+import { type Environment, vaultOptions } from "../settings.ts";
+
+export type ListenAddress =
+  | { readonly kind: "unix"; readonly path: string }
+  | { readonly kind: "tcp"; readonly host: string; readonly port: number };
+
+/** unix(7): 108 bytes with the zero at the end; our own name beside it takes 9 of them for a moment. */
+const socketPathBytesMax = 98;
+
+/** `unix:PATH` or `tcp:HOST:PORT`; a relative path is one of `folder`. Gives what is wrong with `text` otherwise. */
+export function parseListen(text: string, folder: string): ListenAddress | string {
+  if (text.startsWith("unix:")) {
+    const path = text.slice("unix:".length);
+    if (path === "" || path.includes("\0")) return "names no path";
+    return socketPathFault(resolve(folder, path)) ?? { kind: "unix", path: resolve(folder, path) };
+  }
+  const match = /^tcp:(\[[0-9a-f:.]+\]|[^\s:[\]]+):(\d{1,5})$/i.exec(text);
+  const port = Number(match?.[2]);
+  if (match?.[1] === undefined || port > 65_535) return "is neither unix:PATH nor tcp:HOST:PORT";
+  return { kind: "tcp", host: match[1].replace(/^\[|\]$/g, ""), port };
+}
+
+/** The inverse of `parseListen`; equal addresses give equal texts. */
+export function formatListen(address: ListenAddress): string {
+  if (address.kind === "unix") return `unix:${address.path}`;
+  return `tcp:${address.host.includes(":") ? `[${address.host}]` : address.host.toLowerCase()}:${address.port}`;
+}
+
+/** What is wrong with the path of a socket, or undefined. */
+export function socketPathFault(path: string): string | undefined {
+  const bytes = Buffer.byteLength(path);
+  return bytes > socketPathBytesMax ? `is a path of ${bytes} bytes, and a socket's has at most ${socketPathBytesMax}` : undefined;
+}
+
+/** Where the agent of this user listens unless it is told otherwise: in the XDG runtime folder, else in the state folder. */
+export function controlSocketDefault(environment: Environment): string {
+  const runtime = environment["XDG_RUNTIME_DIR"] ?? "";
+  if (isAbsolute(runtime)) return join(runtime, "tidemark", "agent.sock");
+  return join(vaultOptions({}, environment, new AbortController().signal).stateFolder ?? "", "agent.sock");
+}
+
+/** A socket that this process listens on, for its user only. */
+export interface ClaimedSocket extends AsyncDisposable {
+  readonly path: string;
+}
+
+/**
+ * Lets `server` listen on `path`. Disposing removes the path; it does not close the server. Errors: WRITER_ACTIVE when another agent is there,
+ * INVALID_ARGUMENT, ACCESS_REFUSED.
+ */
+export async function claimSocket(server: Server, path: string): Promise<ClaimedSocket> {
+  const wrong = socketPathFault(path);
+  if (wrong !== undefined) throw new TidemarkError("INVALID_ARGUMENT", `${path} ${wrong}`, { remedy: "name a shorter path" });
+  let lock: FileLock | undefined;
+  try {
+    await mkdir(dirname(path), { recursive: true, mode: 0o700 });
+    lock = await FileLock.tryAcquire(`${path}.lock`, "exclusive");
+    if (lock === undefined) throw agentActive(path);
+    await refuseOthers(path);
+    await listenPrivately(server, path);
+  } catch (error) {
+    server.close();
+    await lock?.release();
+    throw socketError(error, path);
+  }
+  return {
+    path,
+    [Symbol.asyncDispose]: async () => {
+      await rm(path, { force: true });
+      await lock.release();
+    },
+  };
+}
+
+/** What is at the path may be replaced if it is a socket and nobody answers there. */
+async function refuseOthers(path: string): Promise<void> {
+  const status = await stat(path).catch(undefinedWhenAbsent);
+  if (status === undefined) return;
+  if (!status.isSocket()) {
+    throw new TidemarkError("INVALID_ARGUMENT", `${path} is there and is no socket`, {
+      remedy: "name another path for the control socket",
+    });
+  }
+  if (await isLiving(path)) throw agentActive(path);
+}
+
+/** The socket gets its name when only its user can open it, and takes the place of a leftover in the same step. */
+async function listenPrivately(server: Server, path: string): Promise<void> {
+  const own = `${path}.${randomBytes(4).toString("hex")}`;
+  try {
+    server.listen(own);
+    await once(server, "listening");
+    await chmod(own, 0o600);
+    await rename(own, path);
+  } catch (error) {
+    await rm(own, { force: true });
+    throw error;
+  }
+}
+
+/** Whether a process accepts connections on `path`. A path that is gone or has nobody behind it says no. */
+async function isLiving(path: string): Promise<boolean> {
+  const socket = createConnection(path);
+  try {
+    await once(socket, "connect");
+    return true;
+  } catch (error) {
+    if (["ECONNREFUSED", "ENOENT", "ENOTSOCK"].includes(systemCode(error) ?? "")) return false;
+    throw error;
+  } finally {
+    // It was only asked whether it is there; that it hangs up is no error.
+    socket.on("error", () => socket.destroy());
+    socket.destroy();
+  }
+}
+
+function agentActive(path: string): TidemarkError {
+  return new TidemarkError("WRITER_ACTIVE", `an agent is already running behind ${path}`, {
+    remedy: "use that one (`tidemark agent status`), stop it (`tidemark agent stop`), or give this one another control.socket",
+    detail: { path },
+  });
+}
+
+function socketError(error: unknown, path: string): unknown {
+  if (error instanceof TidemarkError) return error;
+  const code = systemCode(error) ?? "";
+  const refused = code === "EACCES" || code === "EPERM" || code === "EROFS";
+  return new TidemarkError(refused ? "ACCESS_REFUSED" : "INVALID_ARGUMENT", `the socket ${path} cannot be made (${code})`, {
+    remedy: "name a path in a folder that this user may write to",
+    detail: { path },
+    cause: error,
+  });
+}
+
+function undefinedWhenAbsent(error: unknown): undefined {
+  if (systemCode(error) !== "ENOENT") throw error;
+  return undefined;
+}

@@ -1,0 +1,226 @@
+/**
+ * The real engine behind the agent's ports: a vault with its store and its bandwidth, protections in it, and NBD servers.
+ */
+import { readFile } from "node:fs/promises";
+import { setTimeout as delay } from "node:timers/promises";
+import {
+  Bandwidth,
+  type BandwidthTable,
+  commandHook,
+  Group,
+  limited,
+  NbdServer,
+  type Protection,
+  type ProtectionEvent,
+  type ProtectionPolicy,
+  type Sink,
+  systemCode,
+  TidemarkError,
+  Vault,
+  weekdays,
+} from "../../engine/index.ts";
+import { openSink } from "../../sink/index.ts";
+import { type Environment, sinkOptions, vaultOptions } from "../settings.ts";
+import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
+import type { Clock, DiskEvent, Machinery, ProtectionPort, ProtectOptions, ServerPort, VaultPort } from "./ports.ts";
+import type { StartTime, TlsFiles } from "./schema.ts";
+
+/** The machine's time. */
+export const systemClock: Clock = {
+  now: () => performance.now(),
+  sleep: async (delayMs, signal) => {
+    try {
+      await delay(delayMs, undefined, { signal });
+    } catch (error) {
+      if (!signal.aborted) throw error;
+    }
+  },
+};
+
+/** `environment` gives credentials, proxies and the default state folder. */
+export function openMachinery(environment: Environment): Machinery {
+  return {
+    openVault: async (config, signal) => await EngineVault.open(config, environment, signal),
+    listen: openServer,
+  };
+}
+
+class EngineVault implements VaultPort {
+  readonly #store: Sink;
+  readonly #vault: Vault;
+  readonly #bandwidth: Bandwidth;
+  readonly #stateFolder: string;
+  readonly #groups = new Map<string, Group>();
+
+  private constructor(parts: { readonly store: Sink; readonly vault: Vault; readonly bandwidth: Bandwidth; readonly stateFolder: string }) {
+    this.#store = parts.store;
+    this.#vault = parts.vault;
+    this.#bandwidth = parts.bandwidth;
+    this.#stateFolder = parts.stateFolder;
+  }
+
+  /** Creates the vault where there is none, as `tidemark replicate` does. */
+  static async open(config: VaultConfig, environment: Environment, signal: AbortSignal): Promise<EngineVault> {
+    const { address, proxy } = config;
+    const bandwidth = new Bandwidth(tableOf(config));
+    const stateFolder = stateFolderOf(config, environment);
+    const store = await openSink(address, { ...sinkOptions(address, environment, signal), ...(proxy === undefined ? {} : { proxy }) });
+    try {
+      const vault = await Vault.openOrCreate(limited(store, bandwidth), { stateFolder, signal });
+      return new EngineVault({ store, vault, bandwidth, stateFolder });
+    } catch (error) {
+      await store[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  async protect({ disk, policy, onEvent }: ProtectOptions): Promise<ProtectionPort> {
+    const { name, image, hooks } = disk;
+    const protection = await this.#vault.protect({
+      disk: name,
+      image,
+      stateFolder: this.#stateFolder,
+      policy: policyOf(policy),
+      hook: hooks === undefined ? undefined : commandHook({ ...hooks, disk: name }),
+      group: this.#group(disk),
+      onEvent: (event) => onEvent(diskEvent(event)),
+    });
+    return portOf(protection);
+  }
+
+  setLimit(bytesPerSecond: number | undefined): void {
+    this.#bandwidth.setLimit(bytesPerSecond);
+  }
+
+  setBandwidth(config: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone">): void {
+    this.#bandwidth.setTable(tableOf(config));
+  }
+
+  async close(): Promise<void> {
+    try {
+      await this.#vault.close();
+    } finally {
+      await this.#store[Symbol.asyncDispose]();
+    }
+  }
+
+  #group({ group: name }: DiskConfig): Group | undefined {
+    if (name === undefined) return undefined;
+    const group = this.#groups.get(name) ?? new Group(name);
+    this.#groups.set(name, group);
+    return group;
+  }
+}
+
+function portOf(protection: Protection): ProtectionPort {
+  return {
+    device: protection.device,
+    status: () => protection.status(),
+    point: async (options) => await protection.point(options),
+    pause: () => protection.pause(),
+    resume: () => protection.resume(),
+    setPolicy: (policy) => protection.setPolicy(policyOf(policy)),
+    grow: async () => await protection.grow(),
+    stop: async (options) => await protection.stop(options),
+  };
+}
+
+async function openServer({ address, tls }: ListenConfig): Promise<ServerPort> {
+  const server = await NbdServer.listen({ listen: address, tls: tls === undefined ? undefined : await readTls(tls) });
+  return {
+    warnings: server.warnings,
+    get connections() {
+      return server.connections;
+    },
+    addExport: (offered) => server.addExport(offered),
+    removeExport: async (name) => await server.removeExport(name),
+    close: async () => await server.close(),
+  };
+}
+
+async function readTls(files: TlsFiles): Promise<{ readonly key: Buffer; readonly cert: Buffer; readonly ca: Buffer }> {
+  const [key, cert, ca] = await Promise.all([files.key, files.cert, files.ca].map(readTlsFile));
+  if (key === undefined || cert === undefined || ca === undefined) throw new TidemarkError("INTERNAL", "a file was not read");
+  return { key, cert, ca };
+}
+
+async function readTlsFile(path: string): Promise<Buffer> {
+  try {
+    return await readFile(path);
+  } catch (error) {
+    throw new TidemarkError("INVALID_ARGUMENT", `the file ${path} for tls cannot be read (${systemCode(error) ?? "unknown"})`, {
+      remedy: "name PEM files that this user may read",
+      cause: error,
+    });
+  }
+}
+
+function diskEvent(event: ProtectionEvent): DiskEvent {
+  const { kind, disk, message } = event;
+  switch (event.kind) {
+    case "state":
+      return { kind, disk, message };
+    case "point":
+      return { kind, disk, message, point: event.point };
+    case "notice":
+      return { kind, disk, message, code: event.code };
+    case "failure":
+      return {
+        kind,
+        disk,
+        message: event.error.remedy === undefined ? message : `${message}; ${event.error.remedy}`,
+        code: event.error.code,
+      };
+  }
+}
+
+function policyOf(policy: PolicyConfig): ProtectionPolicy {
+  return {
+    crashConsistentFrequencyMs: policy.crashConsistentFrequency,
+    appConsistentFrequencyMs: policy.appConsistentFrequency,
+    recoveryPointThresholdMs: policy.recoveryPointThreshold,
+    freezeTimeoutMs: policy.freezeTimeout,
+    barrierMsMax: policy.barrierTimeout,
+    startTimeMs: startTimeMs(policy.startTime, new Date()),
+  };
+}
+
+/** A time of the day is its next occurrence on this machine's clock, as in the original. */
+export function startTimeMs(startTime: StartTime, now: Date): number | undefined {
+  switch (startTime.kind) {
+    case "immediately":
+      return undefined;
+    case "instant":
+      return startTime.timeMs;
+    case "daily": {
+      const next = new Date(now);
+      next.setHours(Math.floor(startTime.minutes / 60), startTime.minutes % 60, 0, 0);
+      if (next <= now) next.setDate(next.getDate() + 1);
+      return next.getTime();
+    }
+  }
+}
+
+function tableOf({ bandwidth, limit, timeZone }: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone">): BandwidthTable {
+  return {
+    timeZone: timeZone ?? new Intl.DateTimeFormat().resolvedOptions().timeZone,
+    bytesPerSecond: limit,
+    windows: bandwidth.map((window) => ({
+      from: timeOfDay(window.from),
+      to: timeOfDay(window.to),
+      // Ours count from Sunday, as Date does.
+      days: window.days.flatMap((day) => weekdays[(day + 6) % 7] ?? []),
+      bytesPerSecond: window.limit,
+    })),
+  };
+}
+
+function timeOfDay(minutes: number): string {
+  return `${String(Math.floor(minutes / 60)).padStart(2, "0")}:${String(minutes % 60).padStart(2, "0")}`;
+}
+
+function stateFolderOf({ stateFolder: state }: VaultConfig, environment: Environment): string {
+  const { stateFolder } = vaultOptions({ state }, environment, new AbortController().signal);
+  if (stateFolder === undefined) throw new TidemarkError("INTERNAL", "there is no state folder");
+  return stateFolder;
+}

@@ -1,0 +1,117 @@
+/**
+ * What Prometheus reads of the agent. Gauges are filled from the status at each reading, so that they never tell anything else than
+ * `tidemark agent status`; counters and histograms are fed by events.
+ */
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import type { DiskStatus } from "./disk-runner.ts";
+import type { DiskEvent } from "./ports.ts";
+import type { AgentStatus } from "./supervisor.ts";
+
+/** A barrier is to be below 20 ms and is given up after 300. */
+const barrierBucketsSeconds: number[] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 1];
+
+const healthNumbers = { Normal: 0, Warning: 1, Critical: 2 } as const;
+
+/** Each gauge with what it shows of a disk; undefined leaves it out. */
+const diskGauges: readonly (readonly [name: string, help: string, of: (disk: DiskStatus) => number | undefined])[] = [
+  ["tidemark_disk_size_bytes", "Size of the disk.", ({ sizeBytes }) => sizeBytes],
+  ["tidemark_churn_bytes_per_second", "Bytes written to the disk, over the last minute.", ({ churnBytesPerSecond }) => churnBytesPerSecond],
+  [
+    "tidemark_upload_bytes_per_second",
+    "Bytes sent to the store, over the last minute.",
+    ({ uploadBytesPerSecond }) => uploadBytesPerSecond,
+  ],
+  ["tidemark_backlog_bytes", "Changed on the disk and not yet in a committed point.", ({ backlogBytes }) => backlogBytes],
+  ["tidemark_preserved_bytes", "Old content kept for the open cut, in memory and spilled.", ({ preservedBytes }) => preservedBytes],
+  ["tidemark_health", "0 Normal, 1 Warning, 2 Critical.", ({ health }) => healthNumbers[health]],
+  ["tidemark_latest_sequence", "Sequence number of the newest committed point.", ({ latest }) => latest?.sequence],
+  ["tidemark_connections", "Connections to the address that the disk is exported on.", ({ connections }) => connections ?? undefined],
+];
+
+export class Metrics {
+  readonly #registry = new Registry();
+  readonly #status: () => AgentStatus;
+  readonly #gauges: readonly (readonly [gauge: Gauge, of: (disk: DiskStatus) => number | undefined])[];
+  readonly #lag: Gauge;
+  readonly #state: Gauge;
+  readonly #points: Counter;
+  readonly #failures: Counter;
+  readonly #barrier: Histogram;
+  readonly #requests: Counter;
+
+  constructor(status: () => AgentStatus) {
+    this.#status = status;
+    const registers = [this.#registry];
+    this.#gauges = diskGauges.map(([name, help, of]) => [new Gauge({ name, help, labelNames: ["disk"], registers }), of]);
+    this.#lag = new Gauge({
+      name: "tidemark_lag_seconds",
+      help: "Age of the newest cut that has been captured, shipped, committed.",
+      labelNames: ["disk", "stage"],
+      registers,
+    });
+    this.#state = new Gauge({
+      name: "tidemark_state",
+      help: "1 for the state that the disk is in.",
+      labelNames: ["disk", "state"],
+      registers,
+    });
+    this.#points = new Counter({ name: "tidemark_points_total", help: "Points committed.", labelNames: ["disk"], registers });
+    this.#failures = new Counter({
+      name: "tidemark_failures_total",
+      help: "Failures by code; CUT_TIMED_OUT and CUT_ABANDONED are points that were not taken.",
+      labelNames: ["disk", "code"],
+      registers,
+    });
+    this.#barrier = new Histogram({
+      name: "tidemark_barrier_seconds",
+      help: "How long the cut of a committed point held new writes.",
+      labelNames: ["disk"],
+      buckets: barrierBucketsSeconds,
+      registers,
+    });
+    this.#requests = new Counter({
+      name: "tidemark_control_requests_total",
+      help: "Requests to the control socket.",
+      labelNames: ["route", "status"],
+      registers,
+    });
+    collectDefaultMetrics({ register: this.#registry });
+  }
+
+  get contentType(): string {
+    return this.#registry.contentType;
+  }
+
+  onEvent({ kind, disk, code }: DiskEvent): void {
+    if (kind === "failure") this.#failures.inc({ disk, code: code ?? "UNKNOWN" });
+    if (kind !== "point") return;
+    this.#points.inc({ disk });
+    const status = this.#status().disks.find((other) => other.disk === disk);
+    if (status !== undefined) this.#barrier.observe({ disk }, status.barrier.lastMs / 1_000);
+  }
+
+  /** `route` is the route's pattern, so that the number of series is bounded. */
+  onRequest(route: string, status: number): void {
+    this.#requests.inc({ route, status: String(status) });
+  }
+
+  /** In the text format of Prometheus. */
+  async text(): Promise<string> {
+    const { disks } = this.#status();
+    // A disk that was removed must not go on being reported.
+    for (const [gauge] of this.#gauges) gauge.reset();
+    this.#lag.reset();
+    this.#state.reset();
+    for (const status of disks) {
+      const { disk, lag, state } = status;
+      for (const [gauge, of] of this.#gauges) {
+        const value = of(status);
+        if (value !== undefined) gauge.set({ disk }, value);
+      }
+      const stages = { captured: lag.capturedMs, shipped: lag.shippedMs, committed: lag.committedMs };
+      for (const [stage, ageMs] of Object.entries(stages)) if (ageMs !== null) this.#lag.set({ disk, stage }, ageMs / 1_000);
+      this.#state.set({ disk, state }, 1);
+    }
+    return await this.#registry.metrics();
+  }
+}

@@ -1,0 +1,73 @@
+/**
+ * What the agent needs of the engine, as narrow as the agent can do with: vaults that protect disks, and servers that export
+ * them. machinery.ts implements it with the real ones; tests script it.
+ */
+import type { BlockDevice, PointSummary, ProtectionStatus } from "../../engine/index.ts";
+import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
+
+/** Something that happened to a disk and that somebody may want to read later. */
+export interface DiskEvent {
+  readonly kind: "state" | "point" | "notice" | "failure";
+  readonly disk: string;
+  readonly message: string;
+  /** A stable code, where the event has one. */
+  readonly code?: string | undefined;
+  /** The point that was committed. */
+  readonly point?: PointSummary | undefined;
+}
+
+/** A disk under protection. */
+export interface ProtectionPort {
+  readonly device: BlockDevice;
+  status(): ProtectionStatus;
+  /** Resolves when a point whose cut was made after the call is committed. */
+  point(options: { readonly applicationConsistent: boolean; readonly signal: AbortSignal }): Promise<PointSummary>;
+  pause(): void;
+  resume(): void;
+  setPolicy(policy: PolicyConfig): void;
+  /** Takes up what the image has grown by. */
+  grow(): Promise<void>;
+  /** With `drain`, a last point and the exact bitmap are saved first; `signal` cuts that short. Idempotent. */
+  stop(options: { readonly drain: boolean; readonly signal: AbortSignal }): Promise<void>;
+}
+
+export interface ProtectOptions {
+  readonly disk: DiskConfig;
+  readonly policy: PolicyConfig;
+  readonly onEvent: (event: DiskEvent) => void;
+}
+
+/** An open vault; its disks share it. */
+export interface VaultPort {
+  /** Disks that name the same group are cut together. The signal ends waiting, not the protection. */
+  protect(options: ProtectOptions, signal: AbortSignal): Promise<ProtectionPort>;
+  /** Bytes a second instead of what the configuration says (Infinity: no limit), or undefined for the configuration's limits again. */
+  setLimit(bytesPerSecond: number | undefined): void;
+  /** The table and limit of a changed configuration, from now on. */
+  setBandwidth(config: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone">): void;
+  close(): Promise<void>;
+}
+
+/** What listens on one address, for all disks that are exported there. */
+export interface ServerPort {
+  readonly connections: number;
+  /** What the operator should know about how it is reached: sentences. */
+  readonly warnings: readonly string[];
+  addExport(options: { readonly name: string; readonly device: BlockDevice; readonly readOnly: boolean }): void;
+  /** Resolves when no client uses the export any more; clients that stay are cut off. */
+  removeExport(name: string): Promise<void>;
+  close(): Promise<void>;
+}
+
+export interface Machinery {
+  openVault(config: VaultConfig, signal: AbortSignal): Promise<VaultPort>;
+  listen(config: ListenConfig, signal: AbortSignal): Promise<ServerPort>;
+}
+
+/** Time, as an argument. */
+export interface Clock {
+  /** Milliseconds on a clock that cannot be set. */
+  now(): number;
+  /** Resolves after `delayMs`, or as soon as `signal` aborts. */
+  sleep(delayMs: number, signal: AbortSignal): Promise<void>;
+}

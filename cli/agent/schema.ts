@@ -1,0 +1,401 @@
+/**
+ * The shape of the agent's configuration file: which fields there are, what each may hold, and its default. What one field says
+ * about another is judged in config.ts.
+ *
+ * Every entry (a vault, a policy, a disk) is checked by itself, so that a fault in one hides no fault in another. A schema turns what the
+ * user wrote into what the agent reads: durations into milliseconds, rates into bytes a second.
+ */
+import { z } from "zod";
+import { parseBytes, parseDuration } from "../quantities.ts";
+
+export interface VaultEntry {
+  readonly address: string;
+  readonly stateFolder?: string | undefined;
+  readonly proxy?: { readonly url: string; readonly bypass: readonly string[] } | undefined;
+  /** Limits by the time of day; outside of them `limit` holds. */
+  readonly bandwidth: readonly BandwidthWindow[];
+  /** IANA name of the zone that `bandwidth` is written in; undefined is the machine's. */
+  readonly timeZone?: string | undefined;
+  /** Bytes a second; undefined is as fast as it goes. */
+  readonly limit?: number | undefined;
+}
+
+/** `from` and `to` in minutes since midnight; a window whose end is not after its beginning ends on the next day. */
+export interface BandwidthWindow {
+  readonly from: number;
+  readonly to: number;
+  /** 0 is Sunday. Never empty. */
+  readonly days: readonly number[];
+  readonly limit: number | undefined;
+}
+
+/** Named as in the original; times in milliseconds, undefined for `off`. */
+export interface PolicyEntry {
+  readonly crashConsistentFrequency: number;
+  readonly appConsistentFrequency: number | undefined;
+  readonly recoveryPointRetention: number;
+  readonly recoveryPointThreshold: number | undefined;
+  readonly multiVmConsistency: boolean;
+  readonly startTime: StartTime;
+  readonly freezeTimeout: number;
+  readonly barrierTimeout: number;
+}
+
+/** When a disk's first replication begins: at once, at an instant, or at the next such time of the day. */
+export type StartTime =
+  | { readonly kind: "immediately" }
+  | { readonly kind: "instant"; readonly timeMs: number }
+  | { readonly kind: "daily"; readonly minutes: number };
+
+export interface DiskEntry {
+  readonly name: string;
+  readonly image: string;
+  readonly vault: string;
+  readonly policy: string;
+  readonly listen: string;
+  readonly tls?: TlsFiles | undefined;
+  /** Shell commands that bring the disk's application to rest and wake it. */
+  readonly hooks?: { readonly pre: string; readonly post: string } | undefined;
+  readonly group?: string | undefined;
+  readonly readOnly: boolean;
+}
+
+export interface TlsFiles {
+  readonly key: string;
+  readonly cert: string;
+  readonly ca: string;
+}
+
+export const logLevels = ["debug", "info", "warn", "error"] as const;
+export type LogLevel = (typeof logLevels)[number];
+
+export interface LoggingEntry {
+  readonly level: LogLevel;
+  /** `auto`: one line for people on a terminal, else JSON. */
+  readonly format: "auto" | "json" | "pretty";
+  readonly file?: string | undefined;
+}
+
+/** A checked entry and what is wrong with it. */
+export interface Checked<Entry> {
+  /** Undefined when nothing can be made of it. What `faults` concern are stand-ins: only the other fields may be judged further. */
+  readonly entry: Entry | undefined;
+  readonly faults: readonly EntryFault[];
+}
+
+/** `path` leads from the entry to the field; when `key` is set, the fault is the field's name itself. */
+export interface EntryFault {
+  readonly path: readonly (string | number)[];
+  readonly key?: string;
+  readonly what: string;
+  readonly remedy: string;
+}
+
+const second = 1_000;
+const minute = 60 * second;
+const hour = 60 * minute;
+const day = 24 * hour;
+
+const crashFrequency = { min: second, max: day, example: "5s" };
+const appFrequency = { min: minute, max: 30 * day, example: "1h" };
+const retention = { min: 0, max: 36_500 * day, example: "1d" };
+const threshold = { min: second, max: 30 * day, example: "15m" };
+const freeze = { min: second, max: 10 * minute, example: "60s" };
+const barrier = { min: 10, max: 10 * second, example: "300ms" };
+
+const vaultSchema: z.ZodType<VaultEntry> = z.strictObject({
+  address: z.string().min(1),
+  stateFolder: z.string().min(1).optional(),
+  proxy: z.strictObject({ url: z.string().min(1), bypass: z.array(z.string().min(1)).default([]) }).optional(),
+  bandwidth: z
+    .array(
+      z.strictObject({
+        from: written(parseTimeOfDay, "is no time of day", "write it as 08:00"),
+        to: written(parseTimeOfDay, "is no time of day", "write it as 18:00"),
+        days: z
+          .union([z.string(), z.array(z.string())], { error: "is no list of days" })
+          .default("daily")
+          .transform(daysOrFault),
+        limit: rate(),
+      }),
+    )
+    .default([]),
+  timeZone: written((text) => (isTimeZone(text) ? text : fault), "is no time zone", "use an IANA name such as Europe/Berlin").optional(),
+  limit: rate().optional(),
+});
+
+const policySchema: z.ZodType<PolicyEntry> = z.strictObject({
+  crashConsistentFrequency: duration(crashFrequency).prefault("5s"),
+  appConsistentFrequency: durationOrOff(appFrequency).prefault("off"),
+  recoveryPointRetention: duration(retention).prefault("1d"),
+  recoveryPointThreshold: durationOrOff(threshold).prefault("15m"),
+  multiVmConsistency: written(parseSwitch, "is neither on nor off", "write on or off").prefault("off"),
+  startTime: written(parseStartTime, "is no time", "write immediately, 18:30, or an ISO time with its zone").prefault("immediately"),
+  freezeTimeout: duration(freeze).prefault("60s"),
+  barrierTimeout: duration(barrier).prefault("300ms"),
+});
+
+const diskSchema: z.ZodType<DiskEntry> = z.strictObject({
+  name: written(parseName, "is no name of a disk", "use 1 to 80 bytes without control characters"),
+  image: z.string().min(1),
+  vault: z.string().min(1),
+  policy: z.string().min(1),
+  listen: z.string().min(1),
+  tls: z.strictObject({ key: z.string().min(1), cert: z.string().min(1), ca: z.string().min(1) }).optional(),
+  hooks: z.strictObject({ pre: z.string().min(1), post: z.string().min(1) }).optional(),
+  group: written(parseName, "is no name of a group", "use 1 to 80 bytes without control characters").optional(),
+  readOnly: z.boolean().default(false),
+});
+
+const controlSchema: z.ZodType<{ readonly socket?: string | undefined }> = z.strictObject({ socket: z.string().min(1).optional() });
+
+const loggingSchema: z.ZodType<LoggingEntry> = z.strictObject({
+  level: z.enum(logLevels).default("info"),
+  format: z.enum(["auto", "json", "pretty"]).default("auto"),
+  file: z.string().min(1).optional(),
+});
+
+const metricsSchema: z.ZodType<{ readonly listen: string }> = z.strictObject({ listen: z.string().min(1) });
+
+export const checkVault = (value: unknown): Checked<VaultEntry> => check(vaultSchema, value);
+export const checkPolicy = (value: unknown): Checked<PolicyEntry> => check(policySchema, value);
+export const checkDisk = (value: unknown): Checked<DiskEntry> => check(diskSchema, value);
+export const checkControl = (value: unknown): Checked<{ readonly socket?: string | undefined }> => check(controlSchema, value);
+export const checkLogging = (value: unknown): Checked<LoggingEntry> => check(loggingSchema, value);
+export const checkMetrics = (value: unknown): Checked<{ readonly listen: string }> => check(metricsSchema, value);
+
+/** Bytes a second of `20MiB/s`; `off` is no limit. Gives `fault` for anything else. */
+export function parseRate(text: string): number | undefined | typeof fault {
+  if (text === "off") return undefined;
+  const bytes = parseBytes(text.replace(/\s*\/\s*s$/, ""));
+  return bytes === undefined || bytes < 1024 ? fault : bytes;
+}
+
+/** Nearest of `names` when it is near enough to be what was meant. */
+export function nearest(name: string, names: readonly string[]): string | undefined {
+  const ranked = names.map((other) => ({ other, distance: editDistance(name.toLowerCase(), other.toLowerCase()) }));
+  ranked.sort((a, b) => a.distance - b.distance);
+  const [best] = ranked;
+  return best !== undefined && best.distance <= Math.max(1, Math.floor(name.length / 3)) ? best.other : undefined;
+}
+
+/** Returned by a parser for a text that it cannot read. */
+export const fault: unique symbol = Symbol("fault");
+
+const fieldNames: readonly string[] = (
+  "address stateFolder proxy url bypass bandwidth from to days timeZone limit crashConsistentFrequency appConsistentFrequency recoveryPointRetention " +
+  "recoveryPointThreshold multiVmConsistency startTime freezeTimeout barrierTimeout name image vault policy listen tls key cert ca hooks pre post " +
+  "group readOnly socket level format file"
+).split(" ");
+
+/** Stand-ins for fields that are required and faulty. */
+const standIns: Readonly<Record<string, unknown>> = {
+  address: "memory:",
+  name: "?",
+  image: "?",
+  vault: "?",
+  policy: "?",
+  listen: "unix:?",
+};
+
+function check<Entry>(schema: z.ZodType<Entry>, value: unknown): Checked<Entry> {
+  const result = schema.safeParse(value ?? {});
+  if (result.success) return { entry: result.data, faults: [] };
+  const faults = result.error.issues.flatMap((issue) => entryFaults(issue, value));
+  return { entry: salvaged(schema, value, faults), faults };
+}
+
+/** The entry with stand-ins for its faulty fields, so that a fault in one field hides none in another. */
+function salvaged<Entry>(schema: z.ZodType<Entry>, value: unknown, faults: readonly EntryFault[]): Entry | undefined {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
+  const sound: Record<string, unknown> = { ...value };
+  for (const { path, key } of faults) {
+    const field = String(path[0] ?? key);
+    if (field in standIns) sound[field] = standIns[field];
+    else Reflect.deleteProperty(sound, field);
+  }
+  return schema.safeParse(sound).data;
+}
+
+function entryFaults(issue: z.core.$ZodIssue, value: unknown): readonly EntryFault[] {
+  const path = issue.path.map((step) => (typeof step === "symbol" ? String(step) : step));
+  if (issue.code === "unrecognized_keys") {
+    return issue.keys.map((key) => {
+      const meant = nearest(key, fieldNames);
+      return { path, key, what: `${key} is no field here`, remedy: meant === undefined ? "remove it" : `did you mean ${meant}?` };
+    });
+  }
+  const name = path.at(-1);
+  if (valueAt(value, path) === undefined && name !== undefined) {
+    return [{ path, what: `${String(name)} is missing`, remedy: "add it" }];
+  }
+  const what = `${name === undefined ? "it" : String(name)} ${sentenceOf(issue)}`;
+  const remedy: unknown = issue.code === "custom" ? issue.params?.["remedy"] : undefined;
+  return [{ path, what, remedy: typeof remedy === "string" ? remedy : remedyOf(issue) }];
+}
+
+function sentenceOf(issue: z.core.$ZodIssue): string {
+  switch (issue.code) {
+    case "custom":
+      return issue.message;
+    case "invalid_type":
+      return `is not ${article(kindNames[issue.expected] ?? issue.expected)}`;
+    case "invalid_value":
+      return `is not one of ${issue.values.map(String).join(", ")}`;
+    case "too_small":
+      return "is empty";
+    default:
+      return issue.message;
+  }
+}
+
+const kindNames: Readonly<Record<string, string>> = {
+  string: "text",
+  object: "section with fields",
+  array: "list",
+  boolean: "true or false",
+};
+
+function article(noun: string): string {
+  return noun === "text" || noun === "true or false" ? noun : `a ${noun}`;
+}
+
+function remedyOf(issue: z.core.$ZodIssue): string {
+  return issue.code === "invalid_type" && issue.expected === "string" ? "put it in quotes" : "correct it";
+}
+
+function valueAt(value: unknown, path: readonly (string | number)[]): unknown {
+  let at = value;
+  for (const step of path) at = typeof at === "object" && at !== null ? Reflect.get(at, step) : undefined;
+  return at;
+}
+
+/** A text or number that `parse` understands. */
+function written<Value>(
+  parse: (text: string) => Value | typeof fault,
+  what: string,
+  remedy: string,
+): z.ZodPipe<z.ZodUnion<readonly [z.ZodString, z.ZodNumber, z.ZodBoolean]>, z.ZodTransform<Value, string | number | boolean>> {
+  return z.union([z.string(), z.number(), z.boolean()] as const, { error: what }).transform((text, context) => {
+    const value = parse(String(text));
+    if (value !== fault) return value;
+    context.addIssue({ code: "custom", message: what, params: { remedy } });
+    return z.NEVER;
+  });
+}
+
+interface DurationLimits {
+  readonly min: number;
+  readonly max: number;
+  readonly example: string;
+}
+
+function duration(limits: DurationLimits): ReturnType<typeof written<number>> {
+  return written((text) => durationWithin(text, limits), "is no duration that it may have", durationRemedy(limits, ""));
+}
+
+function durationOrOff(limits: DurationLimits): ReturnType<typeof written<number | undefined>> {
+  return written(
+    (text) => (text === "off" || text === "false" ? undefined : durationWithin(text, limits)),
+    "is no duration that it may have",
+    durationRemedy(limits, "off or "),
+  );
+}
+
+function durationWithin(text: string, { min, max }: DurationLimits): number | typeof fault {
+  const elapsedMs = text === "0" ? 0 : parseDuration(text);
+  return elapsedMs === undefined || elapsedMs < min || elapsedMs > max ? fault : elapsedMs;
+}
+
+function durationRemedy({ min, max, example }: DurationLimits, alternative: string): string {
+  return `write ${alternative}a number and a unit, as in ${example}, from ${shortDuration(min)} to ${shortDuration(max)}`;
+}
+
+function shortDuration(elapsedMs: number): string {
+  const units = [
+    ["d", day],
+    ["h", hour],
+    ["m", minute],
+    ["s", second],
+  ] as const;
+  const unit = units.find(([, ms]) => elapsedMs >= ms && elapsedMs % ms === 0);
+  if (elapsedMs === 0) return "0";
+  return unit === undefined ? `${elapsedMs}ms` : `${elapsedMs / unit[1]}${unit[0]}`;
+}
+
+function rate(): ReturnType<typeof written<number | undefined>> {
+  return written(parseRate, "is no rate", "write a size a second, as in 20MiB/s, at least 1KiB/s, or off");
+}
+
+function parseSwitch(text: string): boolean | typeof fault {
+  if (["on", "true", "Enable", "Enabled"].includes(text)) return true;
+  return ["off", "false", "Disable", "Disabled"].includes(text) ? false : fault;
+}
+
+function parseName(text: string): string | typeof fault {
+  const name = text.normalize("NFC");
+  const bytes = Buffer.byteLength(name);
+  return bytes === 0 || bytes > 80 || /\p{Cc}/u.test(name) ? fault : name;
+}
+
+function parseTimeOfDay(text: string): number | typeof fault {
+  const match = /^([01]?\d|2[0-3]):([0-5]\d)$|^24:00$/.exec(text);
+  if (match === null) return fault;
+  return text === "24:00" ? 24 * 60 : Number(match[1]) * 60 + Number(match[2]);
+}
+
+function parseStartTime(text: string): StartTime | typeof fault {
+  if (text === "immediately") return { kind: "immediately" };
+  const minutes = parseTimeOfDay(text);
+  if (minutes !== fault) return { kind: "daily", minutes: minutes % (24 * 60) };
+  // Without a zone it would mean another instant on another machine.
+  const timeMs = /^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)$/.test(text) ? Date.parse(text) : Number.NaN;
+  return Number.isNaN(timeMs) ? fault : { kind: "instant", timeMs };
+}
+
+const dayNames: readonly string[] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
+
+function daysOrFault(value: string | string[], context: z.RefinementCtx): readonly number[] {
+  const days = parseDays(value);
+  if (days.length > 0) return days;
+  context.addIssue({ code: "custom", message: "is no list of days", params: { remedy: "write daily, mon-fri, or [sat, sun]" } });
+  return z.NEVER;
+}
+
+/** Days of `daily`, `mon-fri`, `sat,sun` or a list of such; empty when one of them is none. */
+function parseDays(value: string | readonly string[]): readonly number[] {
+  const words = (typeof value === "string" ? value.split(",") : value).map((word) => word.trim().toLowerCase());
+  const days = new Set<number>();
+  for (const word of words) {
+    const [first = -1, last = first] = word === "daily" ? [0, 6] : word.split("-").map((name) => dayNames.indexOf(name));
+    if (first < 0 || last < 0) return [];
+    for (let at = first; ; at = (at + 1) % 7) {
+      days.add(at);
+      if (at === last) break;
+    }
+  }
+  return [...days].sort((a, b) => a - b);
+}
+
+function isTimeZone(name: string): boolean {
+  try {
+    return new Intl.DateTimeFormat("en", { timeZone: name }).resolvedOptions().timeZone !== "";
+  } catch (error) {
+    if (error instanceof RangeError) return false;
+    throw error;
+  }
+}
+
+/** How many letters have to be inserted, removed or replaced to make one word of the other (Levenshtein). */
+function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, index) => index);
+  for (let i = 1; i <= a.length; i += 1) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j += 1) {
+      const replaced = (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1);
+      next.push(Math.min(replaced, (row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1));
+    }
+    row = next;
+  }
+  return row[b.length] ?? 0;
+}

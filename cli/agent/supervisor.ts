@@ -1,0 +1,353 @@
+/**
+ * The agent's disks together: started spread out, found by name or group, brought from one configuration to the next, and stopped. A
+ * disk that fails concerns no other.
+ *
+ * Everything that changes the set of disks (reload, stop) goes through one queue, so that two reloads never work on it at once.
+ */
+import { createHash } from "node:crypto";
+import process from "node:process";
+import { type HealthLevel, type PointSummary, TidemarkError, tidemarkVersion } from "../../engine/index.ts";
+import type { AgentConfig, DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
+import { DiskRunner, type DiskStatus, listenKey, needsReopening, type RunnerParts, worst } from "./disk-runner.ts";
+import { groupPoint } from "./group-point.ts";
+import type { Clock, DiskEvent, Machinery, ServerPort, VaultPort } from "./ports.ts";
+import { SharedResources } from "./shared.ts";
+
+export interface SupervisorParts {
+  readonly machinery: Machinery;
+  readonly clock: Clock;
+  readonly onEvent: (event: DiskEvent) => void;
+}
+
+/** One disk, the disks of one group, or, with neither, all. */
+export interface Target {
+  readonly disk?: string | undefined;
+  readonly group?: string | undefined;
+}
+
+export interface AgentStatus {
+  readonly version: string;
+  readonly pid: number;
+  readonly state: "running" | "stopping";
+  readonly uptimeMs: number;
+  readonly config: string;
+  /** The worst of the disks'. */
+  readonly health: HealthLevel;
+  readonly vaults: readonly VaultStatus[];
+  readonly disks: readonly DiskStatus[];
+}
+
+export interface VaultStatus {
+  readonly vault: string;
+  readonly open: boolean;
+  /** Set by `agent limit`; null while the configuration's limits hold. */
+  readonly limitBytesPerSecond: number | "off" | null;
+}
+
+/** What a reload did. */
+export interface ReloadSummary {
+  readonly added: readonly string[];
+  readonly removed: readonly string[];
+  /** Stopped and started again, because what changed cannot change while they run. */
+  readonly restarted: readonly string[];
+  /** Changed while they run: the policy, or where they are exported. */
+  readonly changed: readonly string[];
+  /** Their images are larger than before; clients see it when they connect again. */
+  readonly grown: readonly string[];
+  /** Vaults whose limits changed. */
+  readonly limits: readonly string[];
+  /** Settings that only the next start of the agent takes over. */
+  readonly atNextStart: readonly string[];
+}
+
+/** The first moments of many disks are spread over this, so that they do not all compare and ship at once. */
+const startSpreadMs = 2_000;
+
+/** Last points have this long; service managers kill after about 90 s. */
+const drainMsMax = 60_000;
+
+export class Supervisor {
+  readonly #clock: Clock;
+  readonly #parts: RunnerParts;
+  readonly #startedAtMs: number;
+  readonly #runners = new Map<string, DiskRunner>();
+  readonly #pointListeners = new Set<(point: PointSummary) => void>();
+  readonly #overrides = new Map<string, number>();
+  #config: AgentConfig;
+  #queue: Promise<unknown> = Promise.resolve();
+  #stopping = false;
+
+  /** Starts protecting. What fails is retried and shown in the status. */
+  constructor(config: AgentConfig, { machinery, clock, onEvent }: SupervisorParts) {
+    this.#config = config;
+    this.#clock = clock;
+    this.#startedAtMs = clock.now();
+    this.#parts = {
+      machinery,
+      clock,
+      onEvent: (event) => {
+        onEvent(event);
+        if (event.point !== undefined) for (const listener of this.#pointListeners) listener(event.point);
+      },
+      vaults: new SharedResources<VaultPort>(),
+      servers: new SharedResources<ServerPort>(),
+      openVault: async (name, signal) => await this.#openVault(name, signal),
+    };
+    for (const disk of config.disks.values()) this.#start(disk, config);
+  }
+
+  get config(): AgentConfig {
+    return this.#config;
+  }
+
+  status(): AgentStatus {
+    const disks = this.#inOrder().map((runner) => runner.status());
+    return {
+      version: tidemarkVersion,
+      pid: process.pid,
+      state: this.#stopping ? "stopping" : "running",
+      uptimeMs: Math.round(this.#clock.now() - this.#startedAtMs),
+      config: this.#config.path,
+      health: worst(disks.map(({ health }) => health)),
+      vaults: [...this.#config.vaults.keys()].map((vault) => ({
+        vault,
+        open: this.#parts.vaults.get(vault) !== undefined,
+        limitBytesPerSecond: shownLimit(this.#overrides.get(vault)),
+      })),
+      disks,
+    };
+  }
+
+  /** Errors: DISK_NOT_FOUND. */
+  disk(name: string): DiskStatus {
+    return this.#select({ disk: name })[0].status();
+  }
+
+  /**
+   * Takes a point now of each disk of the target and resolves when all are committed; the points of a group are of one barrier. Errors:
+   * DISK_NOT_FOUND, CUT_TIMED_OUT when a group does not come together, and what the first failing disk says.
+   */
+  async point(
+    target: Target,
+    options: { readonly applicationConsistent: boolean; readonly signal: AbortSignal },
+  ): Promise<readonly PointSummary[]> {
+    const [first, ...rest] = this.#select(target);
+    if (target.group === undefined || rest.length === 0) {
+      const runners = target.disk === undefined ? [first, ...rest] : [first];
+      return await Promise.all(runners.map(async (runner) => await runner.point(options)));
+    }
+    const { applicationConsistent, signal } = options;
+    // The application of a group may have its hooks on one disk only; all are cut while it rests.
+    const hooked = [first, ...rest].filter(({ disk }) => disk.hooks !== undefined);
+    const disks = [first, ...rest].map((runner) => {
+      const asksForApp = applicationConsistent && (hooked.length === 0 || hooked.includes(runner));
+      return {
+        name: runner.disk.name,
+        isDecisive: asksForApp === applicationConsistent,
+        point: async () => await runner.point({ applicationConsistent: asksForApp, signal }),
+      };
+    });
+    return await groupPoint(target.group, disks, (listener) => {
+      this.#pointListeners.add(listener);
+      return () => this.#pointListeners.delete(listener);
+    });
+  }
+
+  /** No more points until `resume`; writes go on and are tracked. Gives the names. Errors: DISK_NOT_FOUND. */
+  pause(target: Target): readonly string[] {
+    return this.#select(target).map((runner) => {
+      runner.pause();
+      return runner.disk.name;
+    });
+  }
+
+  /** Errors: DISK_NOT_FOUND. */
+  resume(target: Target): readonly string[] {
+    return this.#select(target).map((runner) => {
+      runner.resume();
+      return runner.disk.name;
+    });
+  }
+
+  /** Holds until it is set again or the agent ends. Infinity: no limit; undefined: the configuration's limits hold again. Errors: VAULT_NOT_FOUND. */
+  setLimit(vault: string, bytesPerSecond: number | undefined): void {
+    if (!this.#config.vaults.has(vault)) {
+      throw new TidemarkError("VAULT_NOT_FOUND", `the agent has no vault ${vault}`, {
+        remedy: `its vaults are ${[...this.#config.vaults.keys()].join(", ")}`,
+      });
+    }
+    if (bytesPerSecond === undefined) this.#overrides.delete(vault);
+    else this.#overrides.set(vault, bytesPerSecond);
+    this.#parts.vaults.get(vault)?.setLimit(bytesPerSecond);
+  }
+
+  /** Goes over to `next`, which has been checked. Disks that it does not concern notice nothing. */
+  async reload(next: AgentConfig): Promise<ReloadSummary> {
+    return await this.#enqueue(async () => await this.#apply(next));
+  }
+
+  /** Ends every disk, with a last point each when `drain` says so; `signal` cuts that short. Idempotent. */
+  async stop(options: { readonly drain: boolean; readonly signal?: AbortSignal }): Promise<void> {
+    this.#stopping = true;
+    await this.#enqueue(async () => {
+      await this.#stopRunners([...this.#runners.keys()], options);
+    });
+  }
+
+  async #apply(next: AgentConfig): Promise<ReloadSummary> {
+    if (this.#stopping)
+      throw new TidemarkError("INTERRUPTED", "the agent is stopping", { remedy: "start it again with the new configuration" });
+    const before = this.#config;
+    const reopened = new Set(
+      [...before.vaults.values()].filter((vault) => isReopened(vault, next.vaults.get(vault.name))).map(({ name }) => name),
+    );
+    const removed: string[] = [];
+    const restarted: string[] = [];
+    const changed: string[] = [];
+    for (const runner of this.#inOrder()) {
+      const { name } = runner.disk;
+      const disk = next.disks.get(name);
+      if (disk === undefined) removed.push(name);
+      else if (reopened.has(runner.disk.vault) || needsRestart(runner.disk, disk)) restarted.push(name);
+      else if (isChanged(runner.disk, disk, before, next)) changed.push(name);
+    }
+    // First everything that sets images, addresses and vaults free, then everything that needs them.
+    await this.#stopRunners([...removed, ...restarted], { drain: true });
+    this.#config = next;
+    for (const vault of this.#overrides.keys()) if (!next.vaults.has(vault)) this.#overrides.delete(vault);
+    const limits = this.#applyLimits(before, next, reopened);
+    for (const name of changed) {
+      const disk = next.disks.get(name);
+      if (disk === undefined) continue;
+      this.#runners.get(name)?.setPolicy(policyOf(disk, next));
+      this.#runners.get(name)?.update(disk);
+    }
+    const grown: string[] = [];
+    for (const [name, runner] of this.#runners) if (await runner.grow()) grown.push(name);
+    const added = [...next.disks.values()].filter(({ name }) => !before.disks.has(name)).map(({ name }) => name);
+    for (const disk of next.disks.values()) if (!this.#runners.has(disk.name)) this.#start(disk, next);
+    return { added, removed, restarted, changed, grown, limits, atNextStart: settingsAtNextStart(before, next) };
+  }
+
+  #applyLimits(before: AgentConfig, next: AgentConfig, reopened: ReadonlySet<string>): readonly string[] {
+    const limits: string[] = [];
+    for (const vault of next.vaults.values()) {
+      const old = before.vaults.get(vault.name);
+      if (old === undefined || reopened.has(vault.name) || sameLimits(old, vault)) continue;
+      this.#parts.vaults.get(vault.name)?.setBandwidth(vault);
+      limits.push(vault.name);
+    }
+    return limits;
+  }
+
+  #start(disk: DiskConfig, config: AgentConfig): void {
+    const startAfterMs = config.disks.size === 1 ? 0 : Math.floor(fractionOf(disk.name) * startSpreadMs);
+    this.#runners.set(disk.name, new DiskRunner(disk, policyOf(disk, config), this.#parts, startAfterMs));
+  }
+
+  async #stopRunners(
+    names: readonly string[],
+    { drain, signal }: { readonly drain: boolean; readonly signal?: AbortSignal },
+  ): Promise<void> {
+    const limit = new AbortController();
+    const over = new AbortController();
+    const cut = (): void => limit.abort();
+    signal?.addEventListener("abort", cut, { once: true });
+    if (signal?.aborted === true) cut();
+    const timer = this.#clock.sleep(drainMsMax, over.signal).then(cut);
+    await Promise.all(
+      names.map(async (name) => {
+        await this.#runners.get(name)?.stop({ drain, signal: limit.signal });
+        this.#runners.delete(name);
+      }),
+    );
+    signal?.removeEventListener("abort", cut);
+    over.abort();
+    await timer;
+  }
+
+  async #openVault(name: string, signal: AbortSignal): Promise<VaultPort> {
+    const config = this.#config.vaults.get(name);
+    if (config === undefined)
+      throw new TidemarkError("VAULT_NOT_FOUND", `the agent has no vault ${name}`, { remedy: "reload the configuration" });
+    const vault = await this.#parts.machinery.openVault(config, signal);
+    const override = this.#overrides.get(name);
+    if (override !== undefined) vault.setLimit(override);
+    return vault;
+  }
+
+  /** As the configuration lists them, whatever was restarted meanwhile. */
+  #inOrder(): readonly DiskRunner[] {
+    return [...this.#config.disks.keys()].flatMap((name) => this.#runners.get(name) ?? []);
+  }
+
+  #select({ disk, group }: Target): readonly [DiskRunner, ...DiskRunner[]] {
+    const all = this.#inOrder();
+    const [first, ...rest] = all.filter(
+      (runner) => (disk === undefined || runner.disk.name === disk) && (group === undefined || runner.disk.group === group),
+    );
+    if (first !== undefined) return [first, ...rest];
+    const what = disk === undefined ? (group === undefined ? "disks" : `group ${group}`) : `disk ${disk}`;
+    const names = all.map((runner) => (group === undefined ? runner.disk.name : runner.disk.group)).filter((name) => name !== undefined);
+    throw new TidemarkError("DISK_NOT_FOUND", `the agent has no ${what}`, {
+      remedy: names.length === 0 ? "add it to the configuration, then `tidemark agent reload`" : `it has ${[...new Set(names)].join(", ")}`,
+    });
+  }
+
+  async #enqueue<Result>(work: () => Promise<Result>): Promise<Result> {
+    const turn = this.#queue.then(work);
+    // The next in the queue waits for the end, not for the success, of the one before.
+    this.#queue = turn.then(
+      () => undefined,
+      () => undefined,
+    );
+    return await turn;
+  }
+}
+
+/** JSON has no infinity. */
+function shownLimit(bytesPerSecond: number | undefined): number | "off" | null {
+  return bytesPerSecond === Number.POSITIVE_INFINITY ? "off" : (bytesPerSecond ?? null);
+}
+
+function policyOf(disk: DiskConfig, config: AgentConfig): PolicyConfig {
+  const policy = config.policies.get(disk.policy);
+  if (policy === undefined) throw new TidemarkError("INTERNAL", `the policy ${disk.policy} is not there`, {});
+  return policy;
+}
+
+function isReopened(before: VaultConfig, after: VaultConfig | undefined): boolean {
+  return after === undefined || needsReopening(before, after);
+}
+
+/** What a protection is made of, and cannot change while it runs. */
+function needsRestart(before: DiskConfig, after: DiskConfig): boolean {
+  const fixed = ({ image, vault, hooks, group, readOnly }: DiskConfig): string => JSON.stringify([image, vault, hooks, group, readOnly]);
+  return fixed(before) !== fixed(after);
+}
+
+function isChanged(before: DiskConfig, after: DiskConfig, from: AgentConfig, to: AgentConfig): boolean {
+  const policyChanged = JSON.stringify(policyOf(before, from)) !== JSON.stringify(policyOf(after, to));
+  return policyChanged || listenKey(before) !== listenKey(after);
+}
+
+function sameLimits(a: VaultConfig, b: VaultConfig): boolean {
+  const limits = ({ limit, bandwidth, timeZone }: VaultConfig): string => JSON.stringify([limit, bandwidth, timeZone]);
+  return limits(a) === limits(b);
+}
+
+function settingsAtNextStart(before: AgentConfig, next: AgentConfig): readonly string[] {
+  const settings = ({ control, metrics, logging }: AgentConfig): Record<string, string> => ({
+    "control.socket": control.socket,
+    "metrics.listen": JSON.stringify(metrics ?? null),
+    "logging.format": logging.format,
+    "logging.file": logging.file ?? "",
+  });
+  const [old, now] = [settings(before), settings(next)];
+  return Object.keys(old).filter((name) => old[name] !== now[name]);
+}
+
+/** A number in [0, 1) that is the same for a name at every start. */
+function fractionOf(name: string): number {
+  return createHash("sha256").update(name).digest().readUInt32BE(0) / 2 ** 32;
+}

@@ -1,0 +1,166 @@
+/** `tidemark protect`: one disk, served and protected in the foreground until ^C. */
+import { resolve } from "node:path";
+import process from "node:process";
+import { Command, InvalidArgumentError } from "commander";
+import { TidemarkError } from "../../engine/index.ts";
+import type { DiskConfig, PolicyConfig, VaultConfig } from "../agent/config.ts";
+import { formatListen, parseListen } from "../agent/listen.ts";
+import { openMachinery, systemClock } from "../agent/machinery.ts";
+import type { DiskEvent, Machinery, ProtectionPort, ServerPort, VaultPort } from "../agent/ports.ts";
+import { checkPolicy } from "../agent/schema.ts";
+import { statusLine } from "../agent/status-table.ts";
+import { formatNumberOf, parseDuration } from "../quantities.ts";
+import { type VaultFlags, vaultAddress, vaultOptions, withVaultOptions } from "../settings.ts";
+import { printable } from "../text.ts";
+import { type CommandContext, refuseInsideVault } from "./context.ts";
+
+interface ProtectFlags extends VaultFlags {
+  readonly disk: string;
+  readonly listen: string;
+  readonly cycle?: string;
+  readonly pre?: string;
+  readonly post?: string;
+  readonly group?: string;
+  readonly readOnly?: true;
+}
+
+const statusEveryMs = 1_000;
+
+/** The last point has this long after the first ^C. */
+const drainMsMax = 60_000;
+
+export function protectCommand(context: CommandContext): Command {
+  const command = new Command("protect")
+    .description("serve a disk over NBD and take points of it while it is written; ^C takes a last one")
+    .argument("<image>", "image file or block device")
+    .requiredOption("--disk <name>", "name of the disk in the vault, and of the export")
+    .requiredOption("--listen <address>", "unix:PATH or tcp:HOST:PORT")
+    .option("--cycle <duration>", "time between points, from 1s (default: 5s)", cycle)
+    .option("--pre <command>", "brings the application to rest, once an hour")
+    .option("--post <command>", "wakes it again")
+    .option("--group <name>", "name of the group that the disk belongs to")
+    .option("--read-only", "clients may only read");
+  return withVaultOptions(command)
+    .addHelpText(
+      "after",
+      `
+Every write to the export is tracked; each cycle gives a point that holds
+exactly the writes acknowledged before it. Several disks of one machine, cut at
+one barrier, are for \`tidemark agent\`. The first ^C takes a last point, the
+second ends at once; nothing is lost either way.
+
+Examples:
+  $ tidemark protect web.img --disk web --vault dir:/srv/vault \\
+      --listen unix:/run/web.sock
+  $ tidemark protect db.img --disk db --vault dir:/srv/vault --cycle 30s \\
+      --listen tcp:127.0.0.1:10809 --pre "fsfreeze -f /mnt/db" \\
+      --post "fsfreeze -u /mnt/db"`,
+    )
+    .action(async (image: string, flags: ProtectFlags) => await protect(context, image, flags));
+}
+
+/** What the flags say, in the words of a configuration. */
+interface Plan {
+  readonly vault: VaultConfig;
+  readonly disk: DiskConfig;
+  readonly policy: PolicyConfig;
+}
+
+async function protect(context: CommandContext, image: string, flags: ProtectFlags): Promise<void> {
+  const { environment, signal } = context;
+  const plan = planOf(context, image, flags);
+  await refuseInsideVault(flags, image, "image");
+  const machinery = openMachinery(environment);
+  const vault = await machinery.openVault(plan.vault, signal);
+  try {
+    await protectIn(context, machinery, vault, plan);
+  } finally {
+    await vault.close();
+  }
+}
+
+async function protectIn(context: CommandContext, machinery: Machinery, vault: VaultPort, plan: Plan): Promise<void> {
+  const { output, signal } = context;
+  const onEvent = (event: DiskEvent): void => output.item("event", event, event.kind === "point" ? undefined : printable(event.message));
+  const protection = await vault.protect({ disk: plan.disk, policy: plan.policy, onEvent }, signal);
+  try {
+    await serveUntilStopped(context, machinery, protection, plan);
+  } catch (error) {
+    await protection.stop({ drain: false, signal });
+    throw error;
+  }
+  output.step({ phase: "drain" }, "taking the last point …");
+  await drain(protection);
+  const status = protection.status();
+  output.summary("protect", status, `${formatNumberOf(status.pointsCommitted, "point")} of disk ${printable(plan.disk.name)} committed`);
+}
+
+async function serveUntilStopped(context: CommandContext, machinery: Machinery, protection: ProtectionPort, { disk }: Plan): Promise<void> {
+  const { output, signal } = context;
+  const server: ServerPort = await machinery.listen(disk.listen, signal);
+  try {
+    server.addExport({ name: disk.name, device: protection.device, readOnly: disk.readOnly });
+    const stopped = new Promise<void>((resolve) => context.answerSignals({ stop: () => resolve() }));
+    for (const message of server.warnings) output.item("event", { kind: "notice", disk: disk.name, message }, printable(message));
+    const listen = formatListen(disk.listen.address);
+    output.item("ready", { disk: disk.name, listen }, `disk ${printable(disk.name)} is served on ${printable(listen)}`);
+    const timer = setInterval(() => output.step(protection.status(), statusLine(protection.status())), statusEveryMs);
+    await stopped;
+    clearInterval(timer);
+  } finally {
+    await server.close();
+  }
+}
+
+async function drain(protection: ProtectionPort): Promise<void> {
+  const over = new AbortController();
+  const limit = new AbortController();
+  const timer = systemClock.sleep(drainMsMax, over.signal).then(() => limit.abort());
+  try {
+    await protection.stop({ drain: true, signal: limit.signal });
+  } finally {
+    over.abort();
+    await timer;
+  }
+}
+
+function planOf(context: CommandContext, image: string, flags: ProtectFlags): Plan {
+  const { disk: name, pre, post } = flags;
+  const address = parseListen(flags.listen, process.cwd());
+  if (typeof address === "string") throw wrongFlag(`--listen ${flags.listen} ${address}`, "write unix:PATH or tcp:HOST:PORT");
+  if ((pre === undefined) !== (post === undefined)) throw wrongFlag("--pre and --post belong together", "give both, or neither");
+  const hooks = pre === undefined || post === undefined ? undefined : { pre, post };
+  const checked = checkPolicy({
+    ...(flags.cycle === undefined ? {} : { crashConsistentFrequency: flags.cycle }),
+    appConsistentFrequency: hooks === undefined ? "off" : "1h",
+    recoveryPointThreshold: "off",
+  });
+  const [first] = checked.faults;
+  if (checked.entry === undefined || first !== undefined) {
+    throw wrongFlag(`--cycle: ${first?.what ?? "it is no duration"}`, first?.remedy ?? "write it as 5s");
+  }
+  const { stateFolder } = vaultOptions(flags, context.environment, context.signal);
+  return {
+    vault: { name: "vault", address: vaultAddress(flags), stateFolder, bandwidth: [] },
+    disk: {
+      name: name.normalize("NFC"),
+      image: resolve(image),
+      vault: "vault",
+      policy: "flags",
+      listen: { address, tls: undefined },
+      hooks,
+      group: flags.group,
+      readOnly: flags.readOnly === true,
+    },
+    policy: { ...checked.entry, name: "flags" },
+  };
+}
+
+function cycle(text: string): string {
+  if (parseDuration(text) === undefined) throw new InvalidArgumentError("It is not a duration such as 5s.");
+  return text;
+}
+
+function wrongFlag(message: string, remedy: string): TidemarkError {
+  return new TidemarkError("INVALID_ARGUMENT", message, { remedy });
+}
