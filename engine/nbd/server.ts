@@ -12,6 +12,7 @@ import { chmodSync } from "node:fs";
 import { lstat, unlink } from "node:fs/promises";
 import { connect, createServer, type ListenOptions, type Server, type Socket } from "node:net";
 import { systemCode, TidemarkError } from "../errors.ts";
+import { DirectSocket } from "./direct-socket.ts";
 import { ExportTable, type NbdExport, type ServedExport } from "./exports.ts";
 import { negotiate, type Secure } from "./handshake.ts";
 import { type NbdTls, securing } from "./tls.ts";
@@ -30,7 +31,7 @@ export interface NbdServerOptions {
   readonly tls?: NbdTls | undefined;
   /** Time for the whole handshake. Default: 10,000 ms. */
   readonly handshakeMsMax?: number | undefined;
-  /** Connections at one time; more are closed at once. A connection holds up to about 64 MiB. Default: 64. */
+  /** Connections at one time; more are closed at once. A connection holds up to about 72 MiB. Default: 64. */
   readonly connectionsMax?: number | undefined;
 }
 
@@ -56,6 +57,7 @@ export class NbdServer implements AsyncDisposable {
   readonly #table: ExportTable = new ExportTable();
   readonly #secure: Secure | undefined;
   readonly #handshakeMsMax: number;
+  readonly #connectionsMax: number;
   readonly #connections: Set<Connection> = new Set();
   #closing: Promise<void> | undefined;
 
@@ -64,19 +66,20 @@ export class NbdServer implements AsyncDisposable {
    * ACCESS_REFUSED.
    */
   static async listen(options: NbdServerOptions): Promise<NbdServer> {
-    const { listen, tls, connectionsMax = 64 } = options;
+    const { listen, tls } = options;
     const secure = tls === undefined ? undefined : securing(tls);
     // A client may end its side when it has sent its last request and still wants the answers.
     const server = createServer({ allowHalfOpen: true, noDelay: true, keepAlive: true });
-    server.maxConnections = connectionsMax;
     if (listen.kind === "unix") await listenOnPath(server, listen.path);
     else await listenOnPort(server, listen.host, listen.port);
     return new NbdServer(server, options, secure);
   }
 
-  private constructor(server: Server, { listen, handshakeMsMax = 10_000 }: NbdServerOptions, secure: Secure | undefined) {
+  private constructor(server: Server, options: NbdServerOptions, secure: Secure | undefined) {
+    const { listen, handshakeMsMax = 10_000, connectionsMax = 64 } = options;
     this.#server = server;
     this.#secure = secure;
+    this.#connectionsMax = connectionsMax;
     this.#handshakeMsMax = handshakeMsMax;
     this.address = addressOf(server, listen);
     this.warnings = warningsOf(listen, secure !== undefined);
@@ -128,7 +131,13 @@ export class NbdServer implements AsyncDisposable {
     await closed;
   }
 
-  #accept(socket: Socket): void {
+  #accept(accepted: Socket): void {
+    if (this.#connections.size >= this.#connectionsMax) {
+      accepted.destroy();
+      return;
+    }
+    // TLS reads the accepted socket itself.
+    const socket = this.#secure === undefined ? DirectSocket.over(accepted) : accepted;
     // A connection that breaks has nothing more to be told, and what it costs shows in `close`, which always follows.
     socket.on("error", () => socket.destroy());
     const connection: Connection = { socket, served: undefined, transmission: undefined, done: Promise.resolve() };

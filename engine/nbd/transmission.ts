@@ -12,6 +12,7 @@
  */
 import type { Socket } from "node:net";
 import type { BlockDevice, DeviceExtent } from "../device.ts";
+import { DirectSocket, type Intake } from "./direct-socket.ts";
 import type { Agreement } from "./handshake.ts";
 import { command, commandFlag, payloadBytesMax, requestBytes } from "./protocol.ts";
 import { Replies, wireErrorOf } from "./replies.ts";
@@ -27,6 +28,12 @@ const unreadBytesMax: number = 1024 * 1024;
 /** Larger transfers leave the loop to others while they are copied. */
 const atOnceBytesMax: number = 1024 * 1024;
 
+/** From this length on a payload is read where it is wanted; shorter rests are copied there. */
+const placedBytesMin: number = 64 * 1024;
+
+/** Buffers for payloads that are kept to be used again. */
+const spareBytesMax: number = 8 * 1024 * 1024;
+
 /** A turn ends after so many bytes were moved at once. A look at the device's map counts as a transfer of `mapLookBytes`. */
 const turnBytesMax: number = 4 * 1024 * 1024;
 const mapLookBytes: number = 64 * 1024;
@@ -41,13 +48,13 @@ const lingerMs = 10_000;
 
 const noBytes: Buffer = Buffer.alloc(0);
 
-export class Transmission {
+export class Transmission implements Intake {
   readonly #agreement: Agreement;
   readonly #device: BlockDevice;
   readonly #socket: Socket;
   readonly #replies: Replies;
 
-  /** What came from the socket; what lies before `#at` has been dealt with. */
+  /** What came from the socket, valid while it is dealt with and while the socket is paused; what lies before `#at` has been dealt with. */
   #input: Buffer = noBytes;
   #at = 0;
   #isPaused = false;
@@ -61,7 +68,8 @@ export class Transmission {
   #payloadLeft = 0;
   #refusal = 0;
   #payload: Buffer = noBytes;
-  #sparePayload: Buffer = noBytes;
+  readonly #spares: Buffer[] = [];
+  #spareBytes = 0;
 
   #requestsInFlight = 0;
   #bytesInFlight = 0;
@@ -90,8 +98,9 @@ export class Transmission {
     if (this.#socket.destroyed) return Promise.resolve();
     return new Promise((resolve) => {
       this.#done = resolve;
+      if (this.#socket instanceof DirectSocket) this.#socket.readInto(this);
       this.#socket.on("data", (chunk: Buffer) => {
-        this.#receive(chunk);
+        this.receive(chunk);
       });
       // A client that sends no more may still read what it is owed.
       this.#socket.once("end", () => {
@@ -103,7 +112,7 @@ export class Transmission {
         clearTimeout(this.#linger);
         this.#endWhenIdle();
       });
-      if (this.#agreement.early.byteLength > 0) this.#receive(this.#agreement.early);
+      if (this.#agreement.early.byteLength > 0) this.receive(this.#agreement.early);
       if (this.#socket.readableEnded) this.stop();
       else if (!this.#isPaused) this.#socket.resume();
     });
@@ -134,9 +143,24 @@ export class Transmission {
 
   // ---- Input ----
 
-  #receive(chunk: Buffer): void {
+  place(): Buffer | undefined {
+    if (this.#payloadLeft < placedBytesMin || this.#refusal !== 0 || this.#isOver) return undefined;
+    const { length } = this.#request;
+    return this.#payload.subarray(length - this.#payloadLeft, length);
+  }
+
+  placed(count: number): void {
     if (this.#isOver) return;
-    this.#input = this.#at < this.#input.byteLength ? Buffer.concat([this.#input.subarray(this.#at), chunk]) : chunk;
+    this.#payloadLeft -= count;
+    if (this.#payloadLeft > 0) return;
+    this.#turnBytes = 0;
+    this.#payloadIsWhole();
+    this.#takeTurn();
+  }
+
+  receive(input: Buffer): void {
+    if (this.#isOver) return;
+    this.#input = this.#at < this.#input.byteLength ? Buffer.concat([this.#input.subarray(this.#at), input]) : input;
     this.#at = 0;
     if (!this.#isPaused) this.#takeTurn();
   }
@@ -227,9 +251,7 @@ export class Transmission {
       if (length === 0) this.#replies.simple(this.#request, this.#refusal);
       return;
     }
-    // In its full size from the start: pages that nothing was written to cost nothing.
-    this.#payload = this.#sparePayload.byteLength < length ? Buffer.allocUnsafeSlow(length) : this.#sparePayload;
-    if (this.#payload === this.#sparePayload) this.#sparePayload = noBytes;
+    this.#payload = this.#buffer(length);
   }
 
   /** Takes what has come of a payload; that of a refused write is dropped, whatever its length. */
@@ -244,9 +266,27 @@ export class Transmission {
       this.#replies.simple(this.#request, this.#refusal);
       return;
     }
+    this.#payloadIsWhole();
+  }
+
+  #payloadIsWhole(): void {
     const payload = this.#payload;
     this.#payload = noBytes;
-    this.#write(payload.subarray(0, length), payload);
+    this.#write(payload.subarray(0, this.#request.length), payload);
+  }
+
+  /** A buffer for a payload of `length`, in its full size from the start: pages that nothing was written to cost nothing. */
+  #buffer(length: number): Buffer {
+    const index = this.#spares.findIndex(({ byteLength }) => byteLength >= length);
+    const [spare] = index < 0 ? [] : this.#spares.splice(index, 1);
+    this.#spareBytes -= spare?.byteLength ?? 0;
+    return spare ?? Buffer.allocUnsafeSlow(length);
+  }
+
+  #reuse(buffer: Buffer): void {
+    if (buffer.byteLength === 0 || this.#spareBytes + buffer.byteLength > spareBytesMax) return;
+    this.#spares.push(buffer);
+    this.#spareBytes += buffer.byteLength;
   }
 
   // ---- Commands ----
@@ -270,16 +310,15 @@ export class Transmission {
       else this.#replies.simple(request, 0);
       return;
     }
+    // What the socket gave is overwritten by what comes next.
+    const kept = owned.byteLength > 0 ? owned : this.#buffer(length);
+    if (kept !== owned) payload.copy(kept);
     const write = async (): Promise<void> => {
-      await this.#device.write(offset, payload);
-      this.#reuse(owned);
+      await this.#device.write(offset, kept.subarray(0, length));
+      this.#reuse(kept);
       if (isDurable) await this.#agreement.served.flush();
     };
     this.#answerLater(length, write());
-  }
-
-  #reuse(buffer: Buffer): void {
-    if (buffer.byteLength > this.#sparePayload.byteLength && buffer.byteLength <= atOnceBytesMax) this.#sparePayload = buffer;
   }
 
   #perform(): void {
