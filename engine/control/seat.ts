@@ -202,7 +202,9 @@ export class Seat implements AsyncDisposable {
         if (!hasCode(error, "LEASE_LOST", "OUTCOME_UNKNOWN", "CONDITION_FAILED")) throw error;
         const { head, etag } = await this.#readOwnHead(error);
         if (head.epoch > this.#head.epoch) throw this.#lose(error);
-        if (head.writer?.session !== this.#writer.session) throw headRegressed(disk, error);
+        // A seat that has committed points may find its own head of before them.
+        const isOurs = head.writer?.session === this.#writer.session && head.points.at(-1)?.id === this.newest?.id;
+        if (!isOurs) throw headRegressed(disk, error);
         // An earlier try may have got through, or still will: a clear answer to a later one makes it void.
         this.#etag = etag;
         if (error.code === "LEASE_LOST") await this.#reacquire(error);
@@ -367,7 +369,8 @@ async function takeLease(options: SeatOptions, head: HeadDocument, machine: stri
     if (hasCode(error, "LEASE_LOST")) return false;
     throw error;
   }
-  if (writer !== null) {
+  // Our own seat, after an outage in which it could not be given up, is nobody's death.
+  if (writer !== null && writer.pid !== process.pid) {
     onNotice({ code: "SEAT_TAKEN_OVER", message: `the writer that died (process ${String(writer.pid)}) is replaced at once` });
   }
   return true;

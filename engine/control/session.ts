@@ -136,7 +136,12 @@ export class Session implements AsyncDisposable {
     try {
       const signal = options.signal === undefined ? seat.signal : AbortSignal.any([seat.signal, options.signal]);
       throwIfAborted(signal);
-      return new Session(context, options, store, seat, await options.loadCatalog(store, signal), signal);
+      let catalog = await options.loadCatalog(store, signal);
+      if (catalog.knowsWriterSince(disk, seat.epoch)) {
+        dropCatalog(context, catalog);
+        catalog = await options.loadCatalog(store, signal);
+      }
+      return new Session(context, options, store, seat, catalog, signal);
     } catch (error) {
       await seat.release();
       throw error;
@@ -276,7 +281,7 @@ export class Session implements AsyncDisposable {
    * swapped in, the store has forgotten both; if it is, the object is really gone. A container that was there and is not was forgotten.
    */
   async diagnose(reason: unknown): Promise<unknown> {
-    if (hasCode(reason, "STORE_REGRESSED")) this.#context.dropCatalog(this.catalog);
+    if (hasCode(reason, "STORE_REGRESSED")) dropCatalog(this.#context, this.catalog);
     if (!hasCode(reason, "OBJECT_EXISTS", "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) return reason;
     try {
       if (reason.code === "OBJECT_NOT_FOUND" && !(await this.#seat.isForgotten())) {
@@ -286,7 +291,7 @@ export class Session implements AsyncDisposable {
       if (error instanceof TidemarkError) return reason;
       throw error;
     }
-    this.#context.dropCatalog(this.catalog);
+    dropCatalog(this.#context, this.catalog);
     return new TidemarkError("STORE_REGRESSED", `the store went back in time: ${reason.message}`, {
       remedy: "run the command again; the next cycle ships what the store forgot",
       detail: reason.detail,
@@ -308,6 +313,12 @@ export class Session implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+/** The store went back in time, perhaps behind what the catalog tells of: for all who share it. */
+function dropCatalog(context: VaultContext, catalog: Catalog): void {
+  catalog.distrust();
+  context.dropCatalog(catalog);
 }
 
 /** Reads the manifest that the head names. Errors: DAMAGED (also when it is gone), FORMAT_UNSUPPORTED. */

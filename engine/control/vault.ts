@@ -95,9 +95,10 @@ export class Vault implements AsyncDisposable {
   static async create(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
     const document = newDocument(options);
     const resolved = resolveOptions(options);
+    const bytes = encodeVault(document);
     await sink.createContainer({ signal: options.signal });
     try {
-      await new Store(sink).putOnce(vaultName, encodeVault(document), { signal: options.signal });
+      await new Store(sink).putOnce(vaultName, bytes, { signal: options.signal });
     } catch (error) {
       if (!hasCode(error, "OBJECT_EXISTS")) throw error;
       throw new TidemarkError("VAULT_EXISTS", `${sink.description} holds a vault already`, {
@@ -105,6 +106,7 @@ export class Vault implements AsyncDisposable {
         cause: error,
       });
     }
+    await documentCopy(options.stateFolder, sink.description).keep(bytes);
     return new Vault({ sink, document, ...resolved });
   }
 
@@ -207,9 +209,16 @@ export class Vault implements AsyncDisposable {
    * closed. Errors: see `Protection.start`.
    */
   async protect(options: ProtectOptions): Promise<Protection> {
-    const protection = await this.#track(async () => await Protection.start(this.#context, options));
-    this.#protections.add(protection);
-    return protection;
+    return await this.#track(async () => {
+      const protection = await Protection.start(this.#context, options);
+      if (this.#closed) {
+        await protection.stop({ drain: false });
+        throw closedVault();
+      }
+      for (const other of this.#protections) if (other.status().state === "stopped") this.#protections.delete(other);
+      this.#protections.add(protection);
+      return protection;
+    });
   }
 
   /** Writes a point out as an image. Errors: see `materialize`. */
@@ -265,7 +274,7 @@ export class Vault implements AsyncDisposable {
   }
 
   async #track<Result>(start: () => Promise<Result>): Promise<Result> {
-    if (this.#closed) throw new TidemarkError("INVALID_ARGUMENT", "the vault has been closed", { remedy: "open it again" });
+    if (this.#closed) throw closedVault();
     const work = start();
     this.#running.add(work);
     try {
@@ -274,6 +283,10 @@ export class Vault implements AsyncDisposable {
       this.#running.delete(work);
     }
   }
+}
+
+function closedVault(): TidemarkError {
+  return new TidemarkError("INVALID_ARGUMENT", "the vault has been closed", { remedy: "open it again" });
 }
 
 function newDocument(parameters: VaultParameters): VaultDocument {

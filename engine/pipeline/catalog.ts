@@ -17,7 +17,7 @@ import { crc32 } from "node:zlib";
 import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { checksum } from "../format/checksum.ts";
 import { decodeFrameHeader, decodeFrameTable, frameHeaderBytes } from "../format/frame.ts";
-import { parseSegmentName, segmentsPrefix } from "../format/names.ts";
+import { encodeDiskName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
 import { pageAlignmentBytes } from "../sink.ts";
 import type { Store } from "../store.ts";
 import { DedupIndex, indexEntryBytes } from "./dedup-index.ts";
@@ -55,6 +55,7 @@ export class Catalog {
   readonly #segments: Segment[] = [];
   readonly #ids = new Map<string, number>();
   #dirty = false;
+  #isDistrusted = false;
 
   private constructor(indexBytesMax: number) {
     this.index = new DedupIndex(indexBytesMax);
@@ -82,6 +83,23 @@ export class Catalog {
 
   get segmentCount(): number {
     return this.#segments.length;
+  }
+
+  /**
+   * True when it tells of a segment of the disk that a writer of this epoch or of a later one made. To a writer that has just been given the epoch
+   * that means: the store has forgotten that other writer, and perhaps its segments, whose names will be given again.
+   */
+  knowsWriterSince(disk: string, epoch: number): boolean {
+    const encodedDisk = encodeDiskName(disk);
+    return this.#segments.some(({ name }) => {
+      const parsed = parseSegmentName(name);
+      return parsed?.encodedDisk === encodedDisk && parsed.epoch >= epoch;
+    });
+  }
+
+  /** The store does not hold what this tells of: nobody who shares the catalog may commit any more what refers to it. */
+  distrust(): void {
+    this.#isDistrusted = true;
   }
 
   nameOf(id: number): string {
@@ -120,6 +138,12 @@ export class Catalog {
       // Another writer may have appended to its segment since: that is no harm. What we indexed must still be there.
       const endBytes = etag === undefined ? 0 : (await store.statPages(segment.name, { signal })).writtenBytes;
       if (endBytes < segment.endBytes) throw regressed(segment.name, segment.endBytes, endBytes);
+    }
+    // Asked last: another disk's writer may find it out meanwhile, and then gives the names of lost segments to new ones.
+    if (this.#isDistrusted) {
+      throw new TidemarkError("STORE_REGRESSED", "the store went back in time, as the writer of another disk has found", {
+        remedy: "run the command again; the next cycle ships what the store forgot",
+      });
     }
   }
 
