@@ -29,6 +29,11 @@ export interface Volume {
    */
   readonly descriptor?: number | undefined;
   /**
+   * Called for each range that was read at `descriptor`, once: puts right what `read` would have given otherwise. True when it
+   * changed anything.
+   */
+  amend?(offset: number, into: Uint8Array): boolean | Promise<boolean>;
+  /**
    * The extents that may hold anything but zeros, sorted and disjoint, of any alignment. Absent: the whole volume may. What it
    * leaves out must read as zeros.
    */

@@ -347,7 +347,7 @@ export class Protection implements AsyncDisposable {
       const seed = randomSeed();
       const inner = parent === undefined ? emptyBaseline : mapBaseline(this.#context, session, parent, seed);
       const point = await this.#ship(session, cut, cutAtMs, {
-        volume: cutVolume(cut, this.#live.description),
+        volume: cutVolume(cut, this.#live.volume()),
         parent,
         baseline: this.#plan === "compare" ? namedOnly(inner) : changedBaseline,
         scope: "named",
@@ -577,13 +577,15 @@ function now(): Instant {
 }
 
 /** What a cut names, as a volume. */
-function cutVolume(cut: Cut, description: string): Volume {
+function cutVolume(cut: Cut, { description, descriptor }: Volume): Volume {
   return {
     description,
+    descriptor,
     sizeBytes: () => Promise.resolve(cut.sizeBytes),
     read: async (offset, into) => {
       await cut.read(offset, into);
     },
+    amend: (offset, into) => cut.amend(offset, into),
     allocated: async function* allocated() {
       yield* await Promise.resolve(cut.extents());
     },

@@ -15,6 +15,8 @@ import type { Slab } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
 
 export interface Baseline {
+  /** What it tells of a block it tells of the whole block only: its chunks. */
+  readonly blockwise: boolean;
   /** First block at or after `block` in which the parent may hold anything but zeros, or Infinity. Asked in ascending order. */
   nextHeld(block: number): Promise<number>;
   /**
@@ -27,12 +29,14 @@ export interface Baseline {
 
 /** The baseline of a first point: zeros. */
 export const emptyBaseline: Baseline = {
+  blockwise: false,
   nextHeld: () => Promise.resolve(Infinity),
   expect: (_first, _granules, _slab, _slabGranule, expectedCount) => Promise.resolve(expectedCount),
 };
 
 /** The baseline of granules that are known to have been written: every one that is looked at counts as changed. */
 export const changedBaseline: Baseline = {
+  blockwise: false,
   nextHeld: () => Promise.resolve(Infinity),
   expect: (_first, granules, slab, slabGranule, expectedCount) => {
     // No content has this fingerprint.
@@ -44,6 +48,7 @@ export const changedBaseline: Baseline = {
 /** `inner`, asked only for what the volume names. */
 export function namedOnly(inner: Baseline): Baseline {
   return {
+    blockwise: inner.blockwise,
     nextHeld: () => Promise.resolve(Infinity),
     expect: async (...question) => await inner.expect(...question),
   };
@@ -51,6 +56,7 @@ export function namedOnly(inner: Baseline): Baseline {
 
 /** The baseline that local fingerprints give. */
 export class FingerprintBaseline implements Baseline {
+  readonly blockwise = false;
   readonly #reader: FingerprintReader;
   readonly #blockGranules: number;
   readonly #pages: readonly number[];
@@ -121,6 +127,7 @@ function firstAtOrAfter(sorted: readonly number[], value: number): number {
  * which costs no download; of a chunk of which only a part shows, the digest says nothing, so it is fetched and fingerprinted.
  */
 export class MapBaseline implements Baseline {
+  readonly blockwise = true;
   readonly #map: PointMap;
   readonly #reader: PointReader;
   readonly #blockGranules: number;

@@ -22,7 +22,7 @@ import type { ChunkPlace } from "./dedup-index.ts";
 import type { Lanes } from "./lanes.ts";
 import type { Slab } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
-import type { PlannedRead, ScanResult } from "./worker.ts";
+import type { PlannedRead, ScanResult, SlabSpan } from "./worker.ts";
 
 export interface CaptureOptions {
   readonly volume: Volume;
@@ -56,13 +56,17 @@ export interface CaptureStatistics {
   newBytes: number;
 }
 
-/** A slab's blocks in ascending order, and how they are read. */
+/** What a slab holds: spans in ascending order, and how they are read. */
 interface Plan {
-  readonly blocks: number[];
-  /** Granules of each block. */
-  readonly blockGranules: number[];
+  readonly spans: PlannedSpan[];
   readonly reads: (PlannedRead & { length: number })[];
   expectedCount: number;
+}
+
+/** A block of the volume, or the part of one that is looked at. */
+interface PlannedSpan extends SlabSpan {
+  /** Its first granule in the volume. */
+  readonly first: number;
 }
 
 interface Work {
@@ -81,14 +85,12 @@ export async function capture(options: CaptureOptions): Promise<CaptureStatistic
 
 class Capture {
   readonly #options: CaptureOptions;
-  readonly #blockGranules: number;
   readonly #statistics: CaptureStatistics = { scannedBytes: 0, changedBytes: 0, zeroBytes: 0, dedupedBytes: 0, newBytes: 0 };
   readonly #place: ChunkPlace = { segment: 0, offset: 0, storedWord: 0 };
   readonly #planner: Planner;
 
   constructor(options: CaptureOptions) {
     this.#options = options;
-    this.#blockGranules = options.blockBytes / granuleBytes;
     this.#planner = new Planner(options);
   }
 
@@ -143,23 +145,27 @@ class Capture {
   async #scan(slab: Slab, plan: Plan): Promise<ScanResult> {
     const { volume, crew, seed } = this.#options;
     markPresent(slab, plan);
-    const { blockGranules, expectedCount, reads } = plan;
-    const task = { slab: slab.number, blockGranules, expectedCount, seed, scope: this.#options.scope };
+    const { expectedCount, reads } = plan;
+    const spans = plan.spans.map(({ at, granules }) => ({ at, granules }));
+    const task = { slab: slab.number, spans, expectedCount, seed, scope: this.#options.scope };
     const { descriptor } = volume;
     let result: ScanResult | undefined;
     if (descriptor !== undefined) result = await crew.scan({ ...task, source: { descriptor, reads } });
-    if (result?.isRead !== true) {
-      // Where a worker's read failed, the volume's own says why, or gets through.
-      await readAll(volume, reads, slab);
-      result = await crew.scan(task);
-    }
+    // Where a worker's read failed, the volume's own says why, or gets through.
+    if (result?.isRead !== true) await readAll(volume, reads, slab);
+    else if (!(await amendAll(volume, reads, slab))) return await this.#compress(slab, result);
+    return await this.#compress(slab, await crew.scan(task));
+  }
+
+  /** Compresses those of a slab's chunks that the vault does not hold. */
+  async #compress(slab: Slab, result: ScanResult): Promise<ScanResult> {
     let wanted = 0;
     for (let chunk = 0; chunk < result.chunkCount; chunk += 1) {
       if (slab.chunks.state[chunk] !== 1 || this.#find(slab, chunk)) continue;
       slab.chunks.state[chunk] = 2;
       wanted += 1;
     }
-    if (wanted > 0) await crew.compress({ slab: slab.number, chunkCount: result.chunkCount });
+    if (wanted > 0) await this.#options.crew.compress({ slab: slab.number, chunkCount: result.chunkCount });
     return result;
   }
 
@@ -173,15 +179,17 @@ class Capture {
 
   /** Turns a slab's chunks into map entries, packing those that the vault does not hold. */
   async #pack(work: Work, result: ScanResult): Promise<void> {
-    const { run, catalog, lanes, prints, references, blockBytes } = this.#options;
+    const { run, catalog, lanes, prints, references } = this.#options;
     const { slab, plan } = work;
     const { chunks } = slab;
     const statistics = this.#statistics;
+    let index = 0;
     for (let chunk = 0; chunk < result.chunkCount; chunk += 1) {
       const from = chunks.start[chunk] ?? 0;
       const granules = chunks.granules[chunk] ?? 0;
-      const slot = Math.floor(from / this.#blockGranules);
-      const start = ((plan.blocks[slot] ?? 0) - slot) * this.#blockGranules + from;
+      let span = spanAt(plan, index);
+      while (from >= span.at + span.granules) span = spanAt(plan, ++index);
+      const start = span.first + from - span.at;
       if (chunks.state[chunk] === 0) {
         await run.appendZero(start, granules);
         continue;
@@ -206,19 +214,22 @@ class Capture {
       statistics.newBytes += plainBytes;
       await run.append(start, granules, catalog.nameOf(segment), offset, storedWord, 0, granules, chunks.digests, chunk * 16);
     }
-    for (const [slot, block] of plan.blocks.entries()) {
-      const at = slot * this.#blockGranules;
-      prints.put(
-        block * this.#blockGranules,
-        slab.newPrints.subarray(at * fingerprintBytes, (at + (plan.blockGranules[slot] ?? 0)) * fingerprintBytes),
-      );
+    for (const { first, at, granules } of plan.spans) {
+      prints.put(first, slab.newPrints.subarray(at * fingerprintBytes, (at + granules) * fingerprintBytes));
     }
     await prints.drain();
     statistics.changedBytes += result.changedGranules * granuleBytes;
     statistics.zeroBytes += result.zeroedGranules * granuleBytes;
     for (const read of plan.reads) statistics.scannedBytes += read.length;
-    this.#options.onProgress(Math.min(this.#options.volumeBytes, ((plan.blocks.at(-1) ?? 0) + 1) * blockBytes));
+    const last = plan.spans.at(-1);
+    if (last !== undefined) this.#options.onProgress(Math.min(this.#options.volumeBytes, (last.first + last.granules) * granuleBytes));
   }
+}
+
+function spanAt({ spans }: Plan, index: number): PlannedSpan {
+  const span = spans[index];
+  assert(span !== undefined, "every chunk lies in a span");
+  return span;
 }
 
 /** All of the reads settle before the slab is looked at or given back: one that is under way still writes to it. */
@@ -229,6 +240,17 @@ async function readAll(volume: Volume, reads: readonly PlannedRead[], slab: Slab
     }),
   );
   for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
+}
+
+/** Puts right what worker threads have read. True when that changed anything. */
+async function amendAll(volume: Volume, reads: readonly PlannedRead[], slab: Slab): Promise<boolean> {
+  if (volume.amend === undefined) return false;
+  let isAmended = false;
+  for (const { offset, length, at } of reads) {
+    const amended = volume.amend(offset, slab.data.subarray(at, at + length));
+    if (typeof amended === "boolean" ? amended : await amended) isAmended = true;
+  }
+  return isAmended;
 }
 
 /**
@@ -247,12 +269,24 @@ function markPresent(slab: Slab, plan: Plan): void {
   }
 }
 
-/** Chooses the blocks to look at: those in which the volume may hold something, and those in which the parent did. */
+/** A span that has no place in a slab yet, and what of it is read. */
+interface NextSpan {
+  readonly first: number;
+  readonly granules: number;
+  readonly ranges: readonly Extent[];
+}
+
+/**
+ * Chooses what to look at: the blocks in which the volume may hold something, and those in which the parent did; or, where only what
+ * the volume names is looked at, of each block the part between the first and the last granule named, so that many fit in a slab.
+ */
 class Planner {
   readonly #options: CaptureOptions;
   readonly #blockBytes: number;
+  readonly #isDense: boolean;
   readonly #extents: AsyncIterator<Extent>;
   #extent: Extent | undefined;
+  #next: NextSpan | undefined;
   #started = false;
   #block = 0;
   #held = -1;
@@ -260,6 +294,7 @@ class Planner {
   constructor(options: CaptureOptions) {
     this.#options = options;
     this.#blockBytes = options.blockBytes;
+    this.#isDense = options.scope === "named" && !options.baseline.blockwise;
     this.#extents = (options.volume.allocated?.(options.volumeBytes) ?? wholeVolume(options.volumeBytes))[Symbol.asyncIterator]();
   }
 
@@ -267,26 +302,36 @@ class Planner {
     await this.#extents.return?.();
   }
 
-  /** Plans the next blocks into `slab`, as many as it holds, and fills its columns of the parent's content. */
+  /** Plans the next spans into `slab`, as many as it holds, and fills its columns of the parent's content. */
   async next(slab: Slab): Promise<Plan | undefined> {
-    const { volumeBytes, baseline, crew } = this.#options;
-    const slots = crew.slabs.shared.geometry.slabBytes / this.#blockBytes;
-    const plan: Plan = { blocks: [], blockGranules: [], reads: [], expectedCount: 0 };
+    const { baseline, crew } = this.#options;
+    const capacity = crew.slabs.shared.geometry.slabBytes / granuleBytes;
+    const plan: Plan = { spans: [], reads: [], expectedCount: 0 };
     slab.oldPrints.fill(0);
-    while (plan.blocks.length < slots) {
-      const block = await this.#nextBlock();
-      const offset = block * this.#blockBytes;
-      if (offset >= volumeBytes) break;
-      const slot = plan.blocks.length;
-      const granules = Math.ceil(Math.min(this.#blockBytes, volumeBytes - offset) / granuleBytes);
-      plan.blocks.push(block);
-      plan.blockGranules.push(granules);
-      await this.#planReads(plan, offset, slot);
-      const perBlock = this.#blockBytes / granuleBytes;
-      plan.expectedCount = await baseline.expect(block * perBlock, granules, slab, slot * perBlock, plan.expectedCount);
-      this.#block = block + 1;
+    for (let at = 0; ; ) {
+      this.#next ??= await this.#nextSpan();
+      if (this.#next === undefined || at + this.#next.granules > capacity) break;
+      const { first, granules, ranges } = this.#next;
+      this.#next = undefined;
+      plan.spans.push({ first, at, granules });
+      for (const { offset, length } of ranges) planRead(plan, { offset, length, at: at * granuleBytes + offset - first * granuleBytes });
+      plan.expectedCount = await baseline.expect(first, granules, slab, at, plan.expectedCount);
+      at += granules;
     }
-    return plan.blocks.length === 0 ? undefined : plan;
+    return plan.spans.length === 0 ? undefined : plan;
+  }
+
+  async #nextSpan(): Promise<NextSpan | undefined> {
+    const { volumeBytes } = this.#options;
+    const block = await this.#nextBlock();
+    const offset = block * this.#blockBytes;
+    if (offset >= volumeBytes) return undefined;
+    this.#block = block + 1;
+    const end = Math.min(offset + this.#blockBytes, volumeBytes);
+    const ranges = await this.#rangesIn(offset, end);
+    const named = this.#isDense ? { from: ranges[0]?.offset ?? offset, to: endOf(ranges.at(-1)) ?? end } : { from: offset, to: end };
+    const first = Math.floor(named.from / granuleBytes);
+    return { first, granules: Math.ceil(named.to / granuleBytes) - first, ranges };
   }
 
   /** The next block in which the volume or the parent may hold anything; Infinity after the last. */
@@ -306,21 +351,30 @@ class Planner {
     } while (this.#extent?.length === 0);
   }
 
-  /** Adds the reads of one block; neighbours in volume and slab become one. */
-  async #planReads(plan: Plan, offset: number, slot: number): Promise<void> {
-    const end = Math.min(offset + this.#blockBytes, this.#options.volumeBytes);
+  /** What of [offset, end) the volume may hold, in ascending order. */
+  async #rangesIn(offset: number, end: number): Promise<readonly Extent[]> {
+    const ranges: Extent[] = [];
     while (this.#extent !== undefined && this.#extent.offset < end) {
       const extentEnd = this.#extent.offset + this.#extent.length;
       const from = Math.max(this.#extent.offset, offset);
       const to = Math.min(extentEnd, end);
-      const at = slot * this.#blockBytes + from - offset;
-      const last = plan.reads.at(-1);
-      if (last !== undefined && last.offset + last.length === from && last.at + last.length === at) last.length += to - from;
-      else if (to > from) plan.reads.push({ offset: from, length: to - from, at });
+      if (to > from) ranges.push({ offset: from, length: to - from });
       if (extentEnd > end) break;
       await this.#nextExtent(extentEnd);
     }
+    return ranges;
   }
+}
+
+function endOf(range: Extent | undefined): number | undefined {
+  return range === undefined ? undefined : range.offset + range.length;
+}
+
+/** Adds a read; neighbours in volume and slab become one. */
+function planRead({ reads }: Plan, read: PlannedRead): void {
+  const last = reads.at(-1);
+  if (last !== undefined && last.offset + last.length === read.offset && last.at + last.length === read.at) last.length += read.length;
+  else reads.push({ ...read });
 }
 
 async function* wholeVolume(volumeBytes: number): AsyncGenerator<Extent> {

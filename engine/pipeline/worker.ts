@@ -32,8 +32,8 @@ export interface WorkerSetup {
 export interface ScanTask {
   readonly kind: "scan";
   readonly slab: number;
-  /** Granules in each of the slab's blocks, from its first on: fewer than a block's only where the volume ends. */
-  readonly blockGranules: readonly number[];
+  /** What lies in `data`, in ascending order; no chunk reaches beyond one. */
+  readonly spans: readonly SlabSpan[];
   /** Entries of `expected` that hold for what the parent point held there. */
   readonly expectedCount: number;
   readonly seed: FingerprintSeed;
@@ -41,6 +41,12 @@ export interface ScanTask {
   readonly scope: "whole" | "named";
   /** What to read into `data` first; absent, it is there already. */
   readonly source?: ScanSource | undefined;
+}
+
+/** Granules of one block, from granule `at` of the slab on. */
+export interface SlabSpan {
+  readonly at: number;
+  readonly granules: number;
 }
 
 export interface ScanSource {
@@ -89,7 +95,6 @@ const kernels = { data: openWasmKernels(setup.slabs.memory), out: openWasmKernel
 const library = setup.digest === "blake3" ? undefined : await createDigest(setup.digest, setup.digestKey);
 const lz4 = new Lz4();
 const zeros = Buffer.alloc(granuleBytes);
-const blockGranulesMax = setup.slabs.geometry.blockBytes / granuleBytes;
 /** How much is read at a time: it stays in a core's second-level cache until it has been fingerprinted. */
 const pieceBytes = 256 * 1024;
 const scratch = new Uint8Array(digestBytes);
@@ -153,16 +158,14 @@ function scan(task: ScanTask): ScanResult {
   placeSecret(slab, task.seed);
   const result = { isRead: true, chunkCount: 0, changedGranules: 0, zeroedGranules: 0 };
   const reader = task.source === undefined ? undefined : new SlabReader(slab, task.source);
-  for (let block = 0; block < task.blockGranules.length; block += 1) {
-    const from = block * blockGranulesMax;
-    const end = from + (task.blockGranules[block] ?? 0);
+  for (const { at: from, granules } of task.spans) {
+    const end = from + granules;
     if (reader?.readUntil(end * granuleBytes) === false) return { ...result, isRead: false };
     printBlock(slab, from, end);
   }
   if (task.expectedCount > 0) proveExpected(slab, task.expectedCount);
-  for (let block = 0; block < task.blockGranules.length; block += 1) {
-    const from = block * blockGranulesMax;
-    const end = from + (task.blockGranules[block] ?? 0);
+  for (const { at: from, granules } of task.spans) {
+    const end = from + granules;
     if (task.scope === "named") leaveUnnamed(slab, from, end);
     cutBlock(slab, from, end, task.scope === "whole", result);
   }

@@ -23,6 +23,11 @@ export interface Cut {
    * read once, after which its old content is not kept any more. Errors: SOURCE_UNREADABLE, CUT_ABANDONED.
    */
   read(offset: number, into: Uint8Array): Promise<void>;
+  /**
+   * The second half of `read`, for callers that have read the range from the disk itself since the cut: puts in what has been overwritten
+   * meanwhile. True when that changed `into`.
+   */
+  amend(offset: number, into: Uint8Array): boolean | Promise<boolean>;
   /** The point that was made of it is committed as `point`, which is the base from now on. */
   committed(point: string): void;
   /** No point came of it: what was to be captured counts as changed again. Idempotent, and nothing after `committed`. */

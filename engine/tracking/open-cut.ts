@@ -98,26 +98,24 @@ export class OpenCut implements Cut {
   }
 
   async read(offset: number, into: Uint8Array): Promise<void> {
+    this.#throwIfEnded();
+    if (!this.#backing.tryRead(offset, into)) await this.#backing.read(offset, into);
+    const amending = this.amend(offset, into);
+    if (typeof amending !== "boolean") await amending;
+  }
+
+  amend(offset: number, into: Uint8Array): boolean | Promise<boolean> {
     const first = offset / granuleBytes;
     const granules = Math.ceil(into.byteLength / granuleBytes);
     const end = offset + into.byteLength;
     assert(Number.isInteger(first) && (end % granuleBytes === 0 || end === this.sizeBytes), "a cut is read in whole granules");
     assert(end <= this.sizeBytes, "a cut is read within its size");
     this.#throwIfEnded();
-    if (!this.#backing.tryRead(offset, into)) await this.#backing.read(offset, into);
-    this.#throwIfEnded();
-    if (this.preserved === undefined) return;
+    if (this.preserved === undefined) return false;
     assert(!this.#captured.anyMarked(first, granules), "a range of a cut is read once");
     this.#captured.mark(offset, into.byteLength);
-    const reading = this.preserved.take(first, into);
-    if (reading === undefined) return;
-    try {
-      await reading;
-    } catch (error) {
-      // The only copy is lost. Had the cut ended meanwhile, that would have been the reason.
-      this.#giveUp("old content that was kept for it cannot be read back", error);
-    }
-    this.#throwIfEnded();
+    const taken = this.preserved.take(first, into);
+    return typeof taken === "boolean" ? taken : this.#readBack(taken);
   }
 
   committed(point: string): void {
@@ -181,6 +179,17 @@ export class OpenCut implements Cut {
       waits.add(keeping);
     }
     await Promise.all(waits);
+  }
+
+  async #readBack(taken: Promise<true>): Promise<true> {
+    try {
+      await taken;
+    } catch (error) {
+      // The only copy is lost. Had the cut ended meanwhile, that would have been the reason.
+      this.#giveUp("old content that was kept for it cannot be read back", error);
+    }
+    this.#throwIfEnded();
+    return true;
   }
 
   #wants(granule: number): boolean {

@@ -167,15 +167,17 @@ export class Preserved {
 
   /**
    * Takes out what is kept of the granules that `into` covers, from granule `first` on, and copies it there; the rest of `into` is left
-   * alone. Undefined when that is done; a promise while the spill file is being read. Errors: TARGET_FAILED.
+   * alone. True when anything was; a promise while the spill file is being read. Errors: TARGET_FAILED.
    */
-  take(first: number, into: Uint8Array): Promise<void> | undefined {
-    if (this.#places.size === 0) return undefined;
+  take(first: number, into: Uint8Array): boolean | Promise<true> {
+    if (this.#places.size === 0) return false;
+    let isKept = false;
     const runs: SpilledRun[] = [];
     for (let at = 0, granule = first; at < into.byteLength; at += granuleBytes, granule += 1) {
       const place = this.#places.get(granule);
       if (place === undefined) continue;
       this.#places.delete(granule);
+      isKept = true;
       if (place >= 0) {
         const part = into.subarray(at, at + granuleBytes);
         part.set(this.#pool.view(place).subarray(0, part.byteLength));
@@ -188,7 +190,7 @@ export class Preserved {
       if (last !== undefined && last.slot + last.count === slot && last.at + last.count * granuleBytes === at) last.count += 1;
       else runs.push({ slot, count: 1, at });
     }
-    return runs.length === 0 ? undefined : this.#readBack(runs, into);
+    return runs.length === 0 ? isKept : this.#readBack(runs, into);
   }
 
   /** Forgets a granule that is not needed any more. One that is not kept is no error. */
@@ -270,7 +272,7 @@ export class Preserved {
     return file;
   }
 
-  async #readBack(runs: readonly SpilledRun[], into: Uint8Array): Promise<void> {
+  async #readBack(runs: readonly SpilledRun[], into: Uint8Array): Promise<true> {
     const outcomes = await Promise.allSettled(
       runs.map(async ({ slot, count, at }) => {
         const part = into.subarray(at, at + count * granuleBytes);
@@ -291,6 +293,7 @@ export class Preserved {
         remedy: "check the file system of that folder",
       });
     }
+    return true;
   }
 
   #freeSpilled(slot: number, count: number): void {

@@ -370,7 +370,7 @@ test("a crew that is closed leaves no thread behind", async () => {
     workers: 3,
   });
   const slab = await crew.slabs.acquire();
-  const scanned = crew.scan({ slab: slab.number, blockGranules: [16], expectedCount: 0, seed: [1, 2], scope: "whole" });
+  const scanned = crew.scan({ slab: slab.number, spans: [{ at: 0, granules: 16 }], expectedCount: 0, seed: [1, 2], scope: "whole" });
   expect(threads()).toBeGreaterThan(before);
   await Promise.all([crew.close(), crew.close()]);
   // Closing waits for what is in flight.
