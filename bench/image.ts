@@ -24,6 +24,16 @@ export async function imageFacts(volume: FileVolume): Promise<ImageFacts> {
   return { path: volume.description, sizeBytes: await volume.sizeBytes(), allocatedBytes };
 }
 
+/** The facts of an image that nobody has open. */
+export async function imageFactsOf(path: string): Promise<ImageFacts> {
+  const volume = await FileVolume.open(path);
+  try {
+    return await imageFacts(volume);
+  } finally {
+    await volume.close();
+  }
+}
+
 /**
  * The parts of a volume that may hold data, as runs of whole units of `unitBytes` (the last may be cut short by the volume's end),
  * ascending, disjoint, none longer than `runBytesMax`, none across a multiple of it.

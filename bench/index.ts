@@ -5,17 +5,24 @@
  *     kernels    the inner loops, bare                            how fast could it be here
  *     pipeline   a cycle into a sink that discards                what of that the engine makes use of
  *     initial, scattered, restore   whole cycles against a store  what a user waits for
+ *     front, burst, churn, restart  a disk that is written        what those who write to it wait for, and what they may lose
  */
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { benchInitial, benchRestore, benchScattered } from "./cycles.ts";
 import { benchKernels } from "./kernels.ts";
+import { benchBurst } from "./live/burst.ts";
+import { benchChurn } from "./live/churn.ts";
+import { benchFront } from "./live/front.ts";
+import { benchRestart } from "./live/restart.ts";
+import { benchSoak } from "./live/soak.ts";
 import { machineFacts } from "./machine.ts";
 import type { BenchConfig, BenchOptions } from "./options.ts";
 import { resolveOptions } from "./options.ts";
 import { benchPipeline } from "./pipeline.ts";
 import { type BenchReport, type CaseOutcome, isMet } from "./report.ts";
 
+export type { StoreAddress } from "./live/orders.ts";
 export type { BenchKind, BenchOptions, BenchProgress } from "./options.ts";
 export { benchKinds } from "./options.ts";
 export type { BenchReport } from "./report.ts";
@@ -23,7 +30,7 @@ export { formatBench } from "./report.ts";
 
 /**
  * Runs one case and reports it. Errors: INVALID_ARGUMENT, INTERRUPTED, DAMAGED (what was brought back is not what was replicated), and
- * those of the vault, of the image and of the store.
+ * those of the vault, of the image and of the store; UNSUPPORTED where a program is not installed that a live case is measured with.
  */
 export async function runBench(options: BenchOptions): Promise<BenchReport> {
   const machine = machineFacts(new Date());
@@ -61,6 +68,16 @@ async function runCase(config: BenchConfig, options: BenchOptions): Promise<{ ou
       return await withStore(config, options, benchScattered);
     case "restore":
       return await withStore(config, options, benchRestore);
+    case "front":
+      return await withStore(config, options, benchFront);
+    case "burst":
+      return await withStore(config, options, benchBurst);
+    case "churn":
+      return await withStore(config, options, benchChurn);
+    case "soak":
+      return await withStore(config, options, benchSoak);
+    case "restart":
+      return await withStore(config, options, benchRestart);
   }
 }
 

@@ -4,11 +4,19 @@
 import { readFile } from "node:fs/promises";
 import type { Sink } from "../engine/index.ts";
 import { systemCode, TidemarkError, workersDefault } from "../engine/index.ts";
+import type { StoreAddress } from "./live/orders.ts";
+
+/** Disks that are written while they are protected, by a process of its own. */
+export type LiveKind = "front" | "burst" | "churn" | "restart" | "soak";
 
 /** `kernels`: the inner loops, bare. `pipeline`: a whole cycle into a sink that discards. The others: whole cycles against a store. */
-export type BenchKind = "kernels" | "pipeline" | "initial" | "scattered" | "restore";
+export type BenchKind = "kernels" | "pipeline" | "initial" | "scattered" | "restore" | LiveKind;
 
-export const benchKinds: readonly BenchKind[] = ["initial", "scattered", "restore", "pipeline", "kernels"];
+export const liveKinds: readonly LiveKind[] = ["front", "burst", "churn", "restart", "soak"];
+export const benchKinds: readonly BenchKind[] = ["initial", "scattered", "restore", ...liveKinds, "pipeline", "kernels"];
+
+/** The kinds for which a disk is made where no image is given, or always. */
+const imagelessKinds: readonly BenchKind[] = ["kernels", ...liveKinds];
 
 /** What is being measured now. */
 export interface BenchProgress {
@@ -20,7 +28,7 @@ export interface BenchProgress {
 
 export interface BenchOptions {
   readonly kind: BenchKind;
-  /** Path of the disk image; every case but `kernels` needs one. It is read, never written to. */
+  /** Path of the disk image; every case but `kernels` and the live ones needs one. It is read, never written to: `front` and `burst` copy it. */
   readonly image?: string | undefined;
   /** How often each step is measured, 1 to 100; medians are reported. Default: 1. */
   readonly runs?: number | undefined;
@@ -31,7 +39,7 @@ export interface BenchOptions {
   readonly peerFile?: string | undefined;
   /** `initial`: bring the point back and compare it with the image. Default: false. `restore` always does. */
   readonly check?: boolean | undefined;
-  /** Writes of 4 KiB that `scattered` makes. Default: 20,000. */
+  /** Writes of 4 KiB that `scattered` and `burst` make. Default: 20,000. */
   readonly scatterWrites?: number | undefined;
   /** Seed of everything that is random, 1 to 2³²-1. Default: 7. */
   readonly seed?: number | undefined;
@@ -43,8 +51,24 @@ export interface BenchOptions {
   readonly kernelMs?: number | undefined;
   /** Entries that the dedup index is measured with. Default: 1,048,576, which is far beyond a processor's own cache. */
   readonly indexEntries?: number | undefined;
+  /** `front`, each pattern; `churn`, the load; `restart`, the load before the kill: in seconds, 0.1 to 3,600. Defaults: 3, 60, 5. */
+  readonly seconds?: number | undefined;
+  /** `churn`: MB (10⁶ bytes) written a second. Default: 100. */
+  readonly rateMegabytes?: number | undefined;
+  /** `churn`: look for the highest rate that holds. Default: false. */
+  readonly findLimit?: boolean | undefined;
+  /** `churn`, `restart`: time between points in ms. Default: 5,000. */
+  readonly cycleMs?: number | undefined;
+  /** Size of the disk that a live case makes, from 16 MiB. Defaults: 2 GiB for `front`, 8 GiB for `burst` and `churn`, 1 TiB for `restart`. */
+  readonly diskBytes?: number | undefined;
+  /** `restart`: the part of the disk that is written, from 16 MiB. Default: 1 GiB. */
+  readonly hotBytes?: number | undefined;
+  /** `front`: cuts that are made with 32 writes in flight. Default: 300. */
+  readonly cuts?: number | undefined;
+  /** The live cases: the store that `openVaultSink` opens, as another process opens it. */
+  readonly storeAddress?: StoreAddress | undefined;
   /**
-   * Opens the store for `initial`, `scattered` and `restore`; called once, before any clock starts. The benchmark works under a prefix
+   * Opens the store for all cases but `pipeline` and `kernels`; called once, before any clock starts. The benchmark works under a prefix
    * of its own in that store, removes what it wrote and disposes of the sink.
    */
   readonly openVaultSink: () => Promise<Sink>;
@@ -66,7 +90,7 @@ export interface PeerTime {
 /** Options with their defaults, proved to be possible. */
 export interface BenchConfig {
   readonly kind: BenchKind;
-  /** Empty for `kernels`. */
+  /** Empty where none is given. */
   readonly image: string;
   readonly runs: number;
   readonly check: boolean;
@@ -77,27 +101,58 @@ export interface BenchConfig {
   readonly kernelMs: number;
   readonly indexEntries: number;
   readonly peers: readonly PeerTime[];
+  readonly live: LiveConfig;
   readonly temporaryFolder: string;
   /** Announces a step and ends the benchmark there when it has been interrupted. `run` counts from 0. */
   readonly begin: (step: string, run?: number) => void;
   readonly signal: AbortSignal | undefined;
 }
 
+/** What only the live cases read. */
+export interface LiveConfig {
+  readonly seconds: number;
+  readonly bytesPerSecond: number;
+  readonly findLimit: boolean;
+  readonly cycleMs: number;
+  readonly diskBytes: number;
+  readonly hotBytes: number;
+  readonly cuts: number;
+  readonly storeAddress: StoreAddress;
+}
+
+const gibibyte = 2 ** 30;
+const diskBytesMin = 16 * 2 ** 20;
+const secondsDefaults: Readonly<Partial<Record<BenchKind, number>>> = { front: 3, churn: 60, restart: 5, soak: 3_600 };
+const diskBytesDefaults: Readonly<Partial<Record<BenchKind, number>>> = { front: 2 * gibibyte, soak: gibibyte, restart: 1024 * gibibyte };
+
 /** Errors: INVALID_ARGUMENT with every fault at once, and what reading the peers' file ended with. */
 export async function resolveOptions(options: BenchOptions, temporaryFolder: string): Promise<BenchConfig> {
   const { kind, image = "", runs = 1, check = false, scatterWrites = 20_000, seed = 7, workers = workersDefault } = options;
   const { kernelMs = 1_000, indexEntries = 1_048_576, signal, onProgress } = options;
+  const { findLimit = false, rateMegabytes = kind === "soak" ? 20 : 100, cycleMs = 5_000, cuts = 300, storeAddress } = options;
+  const { seconds = secondsDefaults[kind] ?? 1, diskBytes = diskBytesDefaults[kind] ?? 8 * gibibyte } = options;
+  const { hotBytes = Math.min(gibibyte, diskBytes) } = options;
   const faults: string[] = [];
   const whole = (value: number, what: string, least: number, most: number): void => {
     if (!Number.isInteger(value) || value < least || value > most) faults.push(`${value} is no ${what} from ${least} to ${most}`);
   };
-  if (image === "" && kind !== "kernels") faults.push(`the case ${kind} needs a disk image`);
+  if (image === "" && !imagelessKinds.includes(kind)) faults.push(`the case ${kind} needs a disk image`);
   whole(runs, "number of runs", 1, 100);
   whole(scatterWrites, "number of writes", 1, 10_000_000);
   whole(seed, "seed", 1, 2 ** 32 - 1);
   whole(workers, "number of workers", 1, 64);
   whole(kernelMs, "number of milliseconds", 1, 60_000);
   whole(indexEntries, "number of index entries", 1_024, 4_194_304);
+  if (!(seconds >= 0.1 && seconds <= 604_800)) faults.push(`${seconds} is no number of seconds from 0.1 to 604800`);
+  whole(rateMegabytes, "number of MB a second", 1, 100_000);
+  whole(cycleMs, "number of milliseconds between points", 1_000, 3_600_000);
+  whole(diskBytes, "size of a disk", diskBytesMin, 64 * 1024 * gibibyte);
+  whole(hotBytes, "size of what is written", diskBytesMin, diskBytes);
+  whole(cuts, "number of cuts", 1, 100_000);
+  const isLive = liveKinds.some((live) => live === kind);
+  if (isLive && (storeAddress === undefined || storeAddress.address.startsWith("memory:"))) {
+    faults.push(`the case ${kind} needs a store that another process can open`);
+  }
   if (faults.length > 0) throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
   return {
     kind,
@@ -111,6 +166,16 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
     kernelMs,
     indexEntries,
     peers: options.peerFile === undefined ? [] : await readPeers(options.peerFile),
+    live: {
+      seconds,
+      bytesPerSecond: rateMegabytes * 1_000_000,
+      findLimit,
+      cycleMs,
+      diskBytes,
+      hotBytes,
+      cuts,
+      storeAddress: storeAddress ?? { address: "memory:" },
+    },
     temporaryFolder,
     begin: (step, run = 0) => {
       if (signal?.aborted === true) throw new TidemarkError("INTERRUPTED", "the benchmark was interrupted", { cause: signal.reason });

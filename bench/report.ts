@@ -13,14 +13,14 @@ export interface Mark {
   readonly name: string;
   readonly value: number;
   /** `×` for ratios, else the unit of `value` and `wanted`. */
-  readonly unit: "×" | "bytes" | "";
+  readonly unit: "×" | "bytes" | "ms" | "";
   readonly relation: "at least" | "at most";
   readonly wanted: number;
 }
 
 /** What one case gives. */
 export interface CaseOutcome {
-  /** Null for `kernels`, which make their own data. */
+  /** Null for cases that make their own data. */
   readonly image: ImageFacts | null;
   readonly steps: readonly Step[];
   readonly marks: readonly Mark[];
@@ -28,7 +28,10 @@ export interface CaseOutcome {
   readonly counts: Readonly<Record<string, number>>;
   /** SHA-256 of what was worked on and of what came out, in hexadecimal. */
   readonly hashes: Readonly<Record<string, string>>;
-  /** The most memory that this process had resident until Tidemark's part of the first run was over, before any yardstick took some. */
+  /**
+   * The most memory that Tidemark's process had resident: that which protects the disk, where it is one of its own, else this one,
+   * until Tidemark's part of the first run was over, before any yardstick took some.
+   */
   readonly peakRssBytes: number;
 }
 
@@ -89,7 +92,7 @@ function formatMarks({ marks }: BenchReport): string[] {
     `${"mark".padEnd(42)}${"reached".padStart(14)}${"wanted".padStart(14)}`,
     ...marks.map((mark) => {
       const [reached, wanted] = [mark.value, mark.wanted].map((value) =>
-        mark.unit === "bytes" ? size(value) : `${figure(value)} ${mark.unit}`.trim(),
+        mark.unit === "bytes" ? size(value) : mark.unit === "ms" ? time(value) : `${figure(value)} ${mark.unit}`.trim(),
       );
       const sign = mark.relation === "at least" ? "≥" : "≤";
       const figures = `${(reached ?? "").padStart(14)}${`${sign} ${wanted ?? ""}`.padStart(14)}`;
@@ -112,7 +115,7 @@ function amount({ unit, amount: done }: Step): string {
 
 /** Kernels are told in GB/s, as memory is; transfers in MiB/s. */
 function rate({ unit, role, perSecond }: Step): string {
-  if (unit === "operations") return `${(perSecond / 1e6).toFixed(2)} M/s`;
+  if (unit === "operations") return perSecond < 1e6 ? `${(perSecond / 1e3).toFixed(1)} k/s` : `${(perSecond / 1e6).toFixed(2)} M/s`;
   return role === "kernel" ? `${(perSecond / 1e9).toFixed(2)} GB/s` : `${(perSecond / 2 ** 20).toFixed(1)} MiB/s`;
 }
 

@@ -103,8 +103,10 @@ function isOn(value: string | undefined): boolean {
   return /^(1|true|yes|on)$/i.test(value ?? "");
 }
 
-/** XDG Base Directory Specification: a relative path there is invalid and ignored. */
+/** For commands without `--state`, too. XDG Base Directory Specification: a relative path in its variable is invalid and ignored. */
 function stateFolderDefault(environment: Environment): string {
+  const own = said(environment["TIDEMARK_STATE"]);
+  if (own !== undefined) return own;
   const folder = said(environment["XDG_STATE_HOME"]);
   return join(folder !== undefined && isAbsolute(folder) ? folder : join(homedir(), ".local", "state"), "tidemark");
 }

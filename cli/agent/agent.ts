@@ -6,6 +6,7 @@ import { once } from "node:events";
 import type { Server } from "node:http";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
+import { formatNumberOf } from "../quantities.ts";
 import type { Environment } from "../settings.ts";
 import { type AgentConfig, configError, formatFault, loadConfig } from "./config.ts";
 import { type ControlTarget, createControlServer, createMonitoringServer } from "./control-server.ts";
@@ -72,7 +73,7 @@ export class Agent implements AsyncDisposable {
       await agent[Symbol.asyncDispose]();
       throw error;
     }
-    options.log.write("info", `${config.disks.size} disks of ${config.path}, controlled through ${socket.path}`);
+    options.log.write("info", `${formatNumberOf(config.disks.size, "disk")} of ${config.path}, controlled through ${socket.path}`);
     return agent;
   }
 

@@ -35,11 +35,19 @@ export type VaultConfig = VaultEntry & { readonly name: string };
 export type PolicyConfig = PolicyEntry & { readonly name: string };
 
 /** Paths are absolute. */
-export interface DiskConfig extends Omit<DiskEntry, "listen" | "tls" | "policy" | "group"> {
+export interface DiskConfig extends Omit<DiskEntry, "listen" | "tls" | "policy" | "group" | "hooks"> {
   readonly policy: string;
   readonly listen: ListenConfig;
+  readonly hooks?: HooksConfig | undefined;
   /** The disks that are cut at one barrier with this one. */
   readonly group: string | undefined;
+}
+
+/** Shell commands, and the folder that they run in: the configuration's, so that a relative path in a command means what it does elsewhere there. */
+export interface HooksConfig {
+  readonly pre: string;
+  readonly post: string;
+  readonly cwd: string;
 }
 
 export interface ListenConfig {
@@ -360,7 +368,8 @@ class Checker {
       }
       if (listen === undefined || disks.has(entry.name) || !this.#isSound([...at, "name"])) continue;
       const group = entry.group ?? (policy?.multiVmConsistency === true ? policy.name : undefined);
-      const disk: DiskConfig = { ...entry, image, listen, group };
+      const hooks = entry.hooks === undefined ? undefined : { ...entry.hooks, cwd: this.#folder };
+      const disk: DiskConfig = { ...entry, image, listen, group, hooks };
       this.#judgeListener(at, disk, listeners);
       this.#judgeGroup(at, disk, disks);
       disks.set(disk.name, disk);

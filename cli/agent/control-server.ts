@@ -5,9 +5,10 @@
  *     GET  /v1/disks/NAME                                    DiskStatus
  *     POST /v1/point   {disk|group, applicationConsistent?}  {points: [PointSummary]}, when they are committed
  *     POST /v1/pause   {disk|group}, or {} for all           {disks: [NAME]}
- *     POST /v1/resume  likewise
+ *     POST /v1/resume  likewise; also protects again what was stopped
  *     POST /v1/reload                                        ReloadSummary; the configuration is read again
  *     POST /v1/stop    {drain?: true}                        {stopped: true}, after the last points; then the agent ends
+ *                      {disk|group, drain?: true}            {disks: [NAME], notDrained: [NAME]}, likewise; the agent goes on
  *     PUT  /v1/limit   {vault, bytesPerSecond}               likewise; a number, "off", or null: as the configuration says
  *     GET  /metrics                                          Prometheus text
  *     GET  /healthz                                          {health}; 200 as long as the agent answers
@@ -22,7 +23,7 @@ import type { ReloadSummary, Supervisor, Target } from "./supervisor.ts";
 
 /** What the API acts on. */
 export interface ControlTarget {
-  readonly supervisor: Pick<Supervisor, "status" | "disk" | "point" | "pause" | "resume" | "setLimit">;
+  readonly supervisor: Pick<Supervisor, "status" | "disk" | "point" | "pause" | "resume" | "stopDisks" | "setLimit">;
   readonly reload: () => Promise<ReloadSummary>;
   readonly stop: (options: { readonly drain: boolean }) => Promise<void>;
   readonly metrics: { readonly contentType: string; text(): Promise<string>; onRequest(route: string, status: number): void };
@@ -79,7 +80,7 @@ const controlRoutes: readonly Route[] = [
   {
     method: "POST",
     path: "/v1/resume",
-    answer: async ({ supervisor }, { fields }) => ({ json: { disks: supervisor.resume(targetOf(only(fields, "disk", "group"))) } }),
+    answer: async ({ supervisor }, { fields }) => ({ json: { disks: await supervisor.resume(targetOf(only(fields, "disk", "group"))) } }),
   },
   {
     method: "POST",
@@ -92,8 +93,12 @@ const controlRoutes: readonly Route[] = [
   {
     method: "POST",
     path: "/v1/stop",
-    answer: async ({ stop }, { fields }) => {
-      await stop({ drain: flag(only(fields, "drain")["drain"], "drain", true) });
+    answer: async ({ stop, supervisor }, { fields }) => {
+      const { drain, ...names } = only(fields, "disk", "group", "drain");
+      const target = targetOf(names);
+      const options = { drain: flag(drain, "drain", true) };
+      if (target.disk !== undefined || target.group !== undefined) return { json: await supervisor.stopDisks(target, options) };
+      await stop(options);
       return { json: { stopped: true } };
     },
   },

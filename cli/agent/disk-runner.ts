@@ -5,9 +5,12 @@
  *
  *     starting ─► vault ─► protection ─► export ─► up ─ (another address) ─► export
  *         ▲         └───────────┴───────────┴─ failed: wait 1, 2, 4 … 60 s
+ *
+ * A stop is for good and goes the other way; whoever wants the disk protected again makes another runner.
  */
 import { type Finding, type HealthLevel, type PointSummary, type ProtectionStatus, TidemarkError } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
+import { formatBytes } from "../quantities.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import { formatListen } from "./listen.ts";
 import type { Clock, DiskEvent, Machinery, ProtectionPort, ServerPort, VaultPort } from "./ports.ts";
@@ -51,6 +54,8 @@ interface Exported {
 export class DiskRunner {
   readonly #parts: RunnerParts;
   readonly #stopping = new AbortController();
+  /** Ends the waiting for a last point. */
+  readonly #hurry = new AbortController();
   #disk: DiskConfig;
   #policy: PolicyConfig;
   #nudge = new AbortController();
@@ -60,6 +65,9 @@ export class DiskRunner {
   #failure: Failure | undefined;
   #paused = false;
   #running: Promise<void> = Promise.resolve();
+  #ended: Promise<void> | undefined;
+  /** Once it has ended. */
+  #stopped: ProtectionStatus | undefined;
 
   /** Begins after `startAfterMs`. Nothing that fails is thrown; it is told and tried again. */
   constructor(disk: DiskConfig, policy: PolicyConfig, parts: RunnerParts, startAfterMs: number) {
@@ -73,10 +81,20 @@ export class DiskRunner {
     return this.#disk;
   }
 
+  /** True from the moment that it is to stop; `ended` resolves when it has. */
+  isStopping(): boolean {
+    return this.#stopping.signal.aborted;
+  }
+
+  get ended(): Promise<void> {
+    return this.#ended ?? Promise.resolve();
+  }
+
   status(): DiskStatus {
     const { vault, policy, image, listen, readOnly } = this.#disk;
-    const status = this.#protection?.status() ?? this.#absentStatus();
-    const findings = [...(this.#failure === undefined ? [] : [failureFinding(this.#failure)]), ...status.findings];
+    const status = this.#stopped ?? this.#protection?.status() ?? this.#absentStatus();
+    const failure = this.#stopped === undefined ? this.#failure : undefined;
+    const findings = [...(failure === undefined ? [] : [failureFinding(failure)]), ...status.findings];
     return {
       ...status,
       findings,
@@ -128,25 +146,39 @@ export class DiskRunner {
     this.#nudge.abort();
   }
 
-  /** Ends the export, takes a last point when `drain` says so, and saves what has to be known at the next start. Throws nothing: failures are told. */
-  async stop(options: { readonly drain: boolean; readonly signal: AbortSignal }): Promise<void> {
+  /**
+   * Ends the export, takes a last point when `drain` says so, and saves what has to be known at the next start. Throws nothing: failures are told.
+   * Idempotent; another call may only hurry the first one.
+   */
+  async stop({ drain, signal }: { readonly drain: boolean; readonly signal: AbortSignal }): Promise<void> {
+    const hurry = (): void => this.#hurry.abort();
+    if (!drain || signal.aborted) hurry();
+    signal.addEventListener("abort", hurry, { once: true });
+    this.#ended ??= this.#end(drain);
+    await this.#ended;
+    signal.removeEventListener("abort", hurry);
+  }
+
+  async #end(drain: boolean): Promise<void> {
     this.#stopping.abort();
     this.#nudge.abort();
     await this.#running;
     await this.#told("the export could not be ended", async () => await this.#unexport());
     const protection = this.#protection;
     if (protection !== undefined) {
-      const drained = await this.#told("no last point could be taken", async () => await protection.stop(options));
-      if (!drained) await this.#told("the tracking could not be closed", async () => await protection.stop({ ...options, drain: false }));
+      const { signal } = this.#hurry;
+      const drained = await this.#told("no last point could be taken", async () => await protection.stop({ drain, signal }));
+      if (!drained) await this.#told("the tracking could not be closed", async () => await protection.stop({ drain: false, signal }));
       this.#protection = undefined;
     }
     await this.#told("the vault could not be closed", async () => await this.#vault?.release());
     this.#vault = undefined;
+    this.#stopped = stoppedStatus(protection?.status() ?? this.#absentStatus());
   }
 
   async #run(startAfterMs: number): Promise<void> {
     if (startAfterMs > 0) await this.#sleep(startAfterMs);
-    for (let failures = 0; !this.#isStopping(); ) {
+    for (let failures = 0; !this.isStopping(); ) {
       this.#nudge = new AbortController();
       try {
         await this.#bringUp(this.#stopping.signal);
@@ -154,7 +186,7 @@ export class DiskRunner {
         this.#failure = undefined;
         await this.#sleep(undefined);
       } catch (error) {
-        if (this.#isStopping()) return;
+        if (this.isStopping()) return;
         const retryInMs = Math.min(retryFirstMs * 2 ** failures, retryMsMax);
         failures += 1;
         this.#failure = { error, retryInMs };
@@ -207,15 +239,10 @@ export class DiskRunner {
     }
   }
 
-  /** A call, because it may have begun during any await. */
-  #isStopping(): boolean {
-    return this.#stopping.signal.aborted;
-  }
-
   /** Until `delayMs` are over (never, when undefined), the disk changed, or it is to stop. */
   async #sleep(delayMs: number | undefined): Promise<void> {
     const { signal } = this.#nudge;
-    if (signal.aborted || this.#isStopping()) return;
+    if (signal.aborted || this.isStopping()) return;
     if (delayMs !== undefined) await this.#parts.clock.sleep(delayMs, signal);
     else await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
   }
@@ -243,16 +270,40 @@ export class DiskRunner {
       health: "Normal",
       findings: [],
       sizeBytes: 0,
-      lag: { capturedMs: null, shippedMs: null, committedMs: null },
-      churnBytesPerSecond: 0,
-      uploadBytesPerSecond: 0,
+      ...atRest,
       backlogBytes: 0,
       pointsCommitted: 0,
       latest: null,
       barrier: { lastMs: 0, maxMs: 0 },
-      preservedBytes: 0,
     };
   }
+}
+
+/** What nobody measures while there is no protection. */
+const atRest = {
+  lag: { capturedMs: null, shippedMs: null, committedMs: null },
+  churnBytesPerSecond: 0,
+  uploadBytesPerSecond: 0,
+  preservedBytes: 0,
+} as const;
+
+/** How the disk was left. A stop that was forgotten has to show, as a pause does. */
+function stoppedStatus(last: ProtectionStatus): ProtectionStatus {
+  const { disk, backlogBytes } = last;
+  const left =
+    backlogBytes === 0 ? "" : `; ${formatBytes(backlogBytes)} of it were not in the vault then, and are shipped when it is resumed`;
+  const finding: Finding = {
+    level: "Warning",
+    code: "STOPPED",
+    cause: `${disk} has been stopped: it is neither exported nor protected${left}`,
+    remedy: resumeRemedy(disk),
+  };
+  return { ...last, ...atRest, state: "stopped", health: finding.level, findings: [finding] };
+}
+
+/** What brings a stopped disk back. */
+export function resumeRemedy(disk: string): string {
+  return `protect it again: \`tidemark agent resume --disk ${disk}\``;
 }
 
 /** The worst of some levels; Normal of none. */

@@ -168,7 +168,7 @@ function diskEvent(event: ProtectionEvent): DiskEvent {
       return {
         kind,
         disk,
-        message: event.error.remedy === undefined ? message : `${message}; ${event.error.remedy}`,
+        message: `${message}; tried again by itself`,
         code: event.error.code,
       };
   }

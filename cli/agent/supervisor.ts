@@ -2,13 +2,14 @@
  * The agent's disks together: started spread out, found by name or group, brought from one configuration to the next, and stopped. A
  * disk that fails concerns no other.
  *
- * Everything that changes the set of disks (reload, stop) goes through one queue, so that two reloads never work on it at once.
+ * Everything that changes the set of disks (reload, stop, resuming what was stopped) goes through one queue, so that two reloads never
+ * work on it at once. A disk that was stopped by itself keeps its place, and its runner, until it is resumed.
  */
 import { createHash } from "node:crypto";
 import process from "node:process";
 import { type HealthLevel, type PointSummary, TidemarkError, tidemarkVersion } from "../../engine/index.ts";
 import type { AgentConfig, DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
-import { DiskRunner, type DiskStatus, listenKey, needsReopening, type RunnerParts, worst } from "./disk-runner.ts";
+import { DiskRunner, type DiskStatus, listenKey, needsReopening, type RunnerParts, resumeRemedy, worst } from "./disk-runner.ts";
 import { groupPoint } from "./group-point.ts";
 import type { Clock, DiskEvent, Machinery, ServerPort, VaultPort } from "./ports.ts";
 import { SharedResources } from "./shared.ts";
@@ -50,7 +51,7 @@ export interface ReloadSummary {
   readonly removed: readonly string[];
   /** Stopped and started again, because what changed cannot change while they run. */
   readonly restarted: readonly string[];
-  /** Changed while they run: the policy, or where they are exported. */
+  /** Changed while they run: the policy, or where they are exported. Of disks that are stopped, and stay it, anything. */
   readonly changed: readonly string[];
   /** Their images are larger than before; clients see it when they connect again. */
   readonly grown: readonly string[];
@@ -58,6 +59,13 @@ export interface ReloadSummary {
   readonly limits: readonly string[];
   /** Settings that only the next start of the agent takes over. */
   readonly atNextStart: readonly string[];
+}
+
+/** What a stop of some disks did. */
+export interface StopSummary {
+  readonly disks: readonly string[];
+  /** Those of them that were left with changes that are not in the vault. These are marked and shipped when the disk is resumed. */
+  readonly notDrained: readonly string[];
 }
 
 /** The first moments of many disks are spread over this, so that they do not all compare and ship at once. */
@@ -124,14 +132,15 @@ export class Supervisor {
   }
 
   /**
-   * Takes a point now of each disk of the target and resolves when all are committed; the points of a group are of one barrier. Errors:
-   * DISK_NOT_FOUND, CUT_TIMED_OUT when a group does not come together, and what the first failing disk says.
+   * Takes a point now of each disk of the target and resolves when all are committed; the points of a group are of one barrier. A group goes on
+   * without its stopped disks. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT for what is stopped, CUT_TIMED_OUT when a group does not come together,
+   * and what the first failing disk says.
    */
   async point(
     target: Target,
     options: { readonly applicationConsistent: boolean; readonly signal: AbortSignal },
   ): Promise<readonly PointSummary[]> {
-    const [first, ...rest] = this.#select(target);
+    const [first, ...rest] = this.#selectRunning(target);
     if (target.group === undefined || rest.length === 0) {
       const runners = target.disk === undefined ? [first, ...rest] : [first];
       return await Promise.all(runners.map(async (runner) => await runner.point(options)));
@@ -153,20 +162,48 @@ export class Supervisor {
     });
   }
 
-  /** No more points until `resume`; writes go on and are tracked. Gives the names. Errors: DISK_NOT_FOUND. */
+  /** No more points until `resume`; writes go on and are tracked. Gives the names. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT for what is stopped. */
   pause(target: Target): readonly string[] {
-    return this.#select(target).map((runner) => {
+    return this.#selectRunning(target).map((runner) => {
       runner.pause();
       return runner.disk.name;
     });
   }
 
-  /** Errors: DISK_NOT_FOUND. */
-  resume(target: Target): readonly string[] {
-    return this.#select(target).map((runner) => {
-      runner.resume();
-      return runner.disk.name;
+  /** Undoes a pause, and begins to protect again what was stopped. Gives the names. Errors: DISK_NOT_FOUND, INTERRUPTED. */
+  async resume(target: Target): Promise<readonly string[]> {
+    const runners = this.#select(target);
+    for (const runner of runners) if (!runner.isStopping()) runner.resume();
+    const stopped = runners.filter((runner) => runner.isStopping());
+    await Promise.all(stopped.map(async ({ ended }) => await ended));
+    await this.#enqueue(async () => {
+      for (const runner of stopped) {
+        this.#refuseAtTheEnd("start it again to protect the disk");
+        const disk = this.#config.disks.get(runner.disk.name);
+        // Whoever was faster, a reload or another resume, has done it.
+        if (disk !== undefined && this.#runners.get(disk.name) === runner) this.#start(disk, this.#config, 0);
+      }
     });
+    return runners.map(({ disk }) => disk.name);
+  }
+
+  /**
+   * Ends the exports and the protection of the target's disks, with a last point each when `drain` says so; all other disks go on. They stay
+   * stopped, through reloads too, until `resume`. What is stopped already is no error. Errors: DISK_NOT_FOUND, INTERRUPTED.
+   */
+  async stopDisks(target: Target, options: { readonly drain: boolean }): Promise<StopSummary> {
+    // In the queue they only begin to stop, so that nobody waits behind their last points.
+    const { runners, ended } = await this.#enqueue(async () => {
+      this.#refuseAtTheEnd("all of its disks are being stopped");
+      const selected = this.#select(target);
+      return { runners: selected, ended: this.#end(selected, options) };
+    });
+    await ended;
+    const statuses = runners.map((runner) => runner.status());
+    return {
+      disks: statuses.map(({ disk }) => disk),
+      notDrained: statuses.filter(({ backlogBytes }) => backlogBytes > 0).map(({ disk }) => disk),
+    };
   }
 
   /** Holds until it is set again or the agent ends. Infinity: no limit; undefined: the configuration's limits hold again. Errors: VAULT_NOT_FOUND. */
@@ -190,13 +227,12 @@ export class Supervisor {
   async stop(options: { readonly drain: boolean; readonly signal?: AbortSignal }): Promise<void> {
     this.#stopping = true;
     await this.#enqueue(async () => {
-      await this.#stopRunners([...this.#runners.keys()], options);
+      await this.#remove([...this.#runners.keys()], options);
     });
   }
 
   async #apply(next: AgentConfig): Promise<ReloadSummary> {
-    if (this.#stopping)
-      throw new TidemarkError("INTERRUPTED", "the agent is stopping", { remedy: "start it again with the new configuration" });
+    this.#refuseAtTheEnd("start it again with the new configuration");
     const before = this.#config;
     const reopened = new Set(
       [...before.vaults.values()].filter((vault) => isReopened(vault, next.vaults.get(vault.name))).map(({ name }) => name),
@@ -208,11 +244,13 @@ export class Supervisor {
       const { name } = runner.disk;
       const disk = next.disks.get(name);
       if (disk === undefined) removed.push(name);
-      else if (reopened.has(runner.disk.vault) || needsRestart(runner.disk, disk)) restarted.push(name);
+      else if (runner.isStopping()) {
+        if (needsRestart(runner.disk, disk) || isChanged(runner.disk, disk, before, next)) changed.push(name);
+      } else if (reopened.has(runner.disk.vault) || needsRestart(runner.disk, disk)) restarted.push(name);
       else if (isChanged(runner.disk, disk, before, next)) changed.push(name);
     }
     // First everything that sets images, addresses and vaults free, then everything that needs them.
-    await this.#stopRunners([...removed, ...restarted], { drain: true });
+    await this.#remove([...removed, ...restarted], { drain: true });
     this.#config = next;
     for (const vault of this.#overrides.keys()) if (!next.vaults.has(vault)) this.#overrides.delete(vault);
     const limits = this.#applyLimits(before, next, reopened);
@@ -223,7 +261,7 @@ export class Supervisor {
       this.#runners.get(name)?.update(disk);
     }
     const grown: string[] = [];
-    for (const [name, runner] of this.#runners) if (await runner.grow()) grown.push(name);
+    for (const [name, runner] of this.#runners) if (!runner.isStopping() && (await runner.grow())) grown.push(name);
     const added = [...next.disks.values()].filter(({ name }) => !before.disks.has(name)).map(({ name }) => name);
     for (const disk of next.disks.values()) if (!this.#runners.has(disk.name)) this.#start(disk, next);
     return { added, removed, restarted, changed, grown, limits, atNextStart: settingsAtNextStart(before, next) };
@@ -240,27 +278,25 @@ export class Supervisor {
     return limits;
   }
 
-  #start(disk: DiskConfig, config: AgentConfig): void {
-    const startAfterMs = config.disks.size === 1 ? 0 : Math.floor(fractionOf(disk.name) * startSpreadMs);
+  #start(disk: DiskConfig, config: AgentConfig, startAfterMs: number = spreadMs(disk, config)): void {
     this.#runners.set(disk.name, new DiskRunner(disk, policyOf(disk, config), this.#parts, startAfterMs));
   }
 
-  async #stopRunners(
-    names: readonly string[],
-    { drain, signal }: { readonly drain: boolean; readonly signal?: AbortSignal },
-  ): Promise<void> {
+  /** Stops disks that have no place here any more. */
+  async #remove(names: readonly string[], options: { readonly drain: boolean; readonly signal?: AbortSignal }): Promise<void> {
+    const runners = names.flatMap((name) => this.#runners.get(name) ?? []);
+    await this.#end(runners, options);
+    for (const name of names) this.#runners.delete(name);
+  }
+
+  async #end(runners: readonly DiskRunner[], { drain, signal }: { readonly drain: boolean; readonly signal?: AbortSignal }): Promise<void> {
     const limit = new AbortController();
     const over = new AbortController();
     const cut = (): void => limit.abort();
     signal?.addEventListener("abort", cut, { once: true });
     if (signal?.aborted === true) cut();
     const timer = this.#clock.sleep(drainMsMax, over.signal).then(cut);
-    await Promise.all(
-      names.map(async (name) => {
-        await this.#runners.get(name)?.stop({ drain, signal: limit.signal });
-        this.#runners.delete(name);
-      }),
-    );
+    await Promise.all(runners.map(async (runner) => await runner.stop({ drain, signal: limit.signal })));
     signal?.removeEventListener("abort", cut);
     over.abort();
     await timer;
@@ -292,6 +328,24 @@ export class Supervisor {
     throw new TidemarkError("DISK_NOT_FOUND", `the agent has no ${what}`, {
       remedy: names.length === 0 ? "add it to the configuration, then `tidemark agent reload`" : `it has ${[...new Set(names)].join(", ")}`,
     });
+  }
+
+  #selectRunning(target: Target): readonly [DiskRunner, ...DiskRunner[]] {
+    const selected = this.#select(target);
+    const [first, ...rest] = selected.filter((runner) => !runner.isStopping());
+    if (first !== undefined) return [first, ...rest];
+    const [{ disk }, ...others] = selected;
+    if (others.length === 0) {
+      throw new TidemarkError("INVALID_ARGUMENT", `the disk ${disk.name} has been stopped`, { remedy: resumeRemedy(disk.name) });
+    }
+    const [what, flags] = target.group === undefined ? ["", ""] : [` of the group ${target.group}`, ` --group ${target.group}`];
+    throw new TidemarkError("INVALID_ARGUMENT", `all disks${what} have been stopped`, {
+      remedy: `protect them again: \`tidemark agent resume${flags}\``,
+    });
+  }
+
+  #refuseAtTheEnd(remedy: string): void {
+    if (this.#stopping) throw new TidemarkError("INTERRUPTED", "the agent is stopping", { remedy });
   }
 
   async #enqueue<Result>(work: () => Promise<Result>): Promise<Result> {
@@ -345,6 +399,10 @@ function settingsAtNextStart(before: AgentConfig, next: AgentConfig): readonly s
   });
   const [old, now] = [settings(before), settings(next)];
   return Object.keys(old).filter((name) => old[name] !== now[name]);
+}
+
+function spreadMs({ name }: DiskConfig, { disks }: AgentConfig): number {
+  return disks.size === 1 ? 0 : Math.floor(fractionOf(name) * startSpreadMs);
 }
 
 /** A number in [0, 1) that is the same for a name at every start. */

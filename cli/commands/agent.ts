@@ -9,7 +9,7 @@ import { openLog } from "../agent/log.ts";
 import { openMachinery, systemClock } from "../agent/machinery.ts";
 import { parseRate } from "../agent/schema.ts";
 import { describeAgent } from "../agent/status-table.ts";
-import type { AgentStatus, ReloadSummary } from "../agent/supervisor.ts";
+import type { AgentStatus, ReloadSummary, StopSummary } from "../agent/supervisor.ts";
 import { formatNumberOf, formatRate } from "../quantities.ts";
 import { printable } from "../text.ts";
 import { type CommandContext, closing } from "./context.ts";
@@ -58,27 +58,41 @@ Examples:
     .action(async (flags: AgentFlags) => await run(context, flags));
   withSocket(agent.command("status"))
     .description("how the agent's disks stand: state, health, lag, churn, backlog, and what to do")
+    .option("--disk <name>", "only this disk")
+    .option("--group <name>", "only the disks of this group")
     .addHelpText("after", "\nExample:\n  $ tidemark agent status")
-    .action(async (flags: ClientFlags) => await status(context, flags));
+    .action(async (flags: TargetFlags) => await status(context, flags));
   withTarget(withSocket(agent.command("point")))
-    .description("take a point now; returns when it is committed")
+    .description("take a point now, of a group at one barrier; returns when it is committed")
     .option("--app-consistent", "with the disk's hooks")
     .addHelpText("after", "\nExample:\n  $ tidemark agent point --disk web --app-consistent --json")
     .action(async (flags: PointFlags) => await point(context, flags));
-  for (const verb of ["pause", "resume"] as const) {
-    withTarget(withSocket(agent.command(verb)))
-      .description(verb === "pause" ? "take no points until resumed; writes go on and are tracked" : "take points again")
-      .addHelpText("after", `\nWithout a name it concerns every disk.\n\nExample:\n  $ tidemark agent ${verb} --disk web`)
-      .action(async (flags: TargetFlags) => await pauseOrResume(context, verb, flags));
-  }
+  withTarget(withSocket(agent.command("pause")))
+    .description("take no points until resumed; writes go on and are tracked")
+    .addHelpText("after", "\nWithout a name it concerns every disk.\n\nExample:\n  $ tidemark agent pause --disk web")
+    .action(async (flags: TargetFlags) => await pauseOrResume(context, "pause", flags));
+  withTarget(withSocket(agent.command("resume").alias("start")))
+    .description("take points again of what was paused, protect again what was stopped")
+    .addHelpText("after", "\nWithout a name it concerns every disk.\n\nExample:\n  $ tidemark agent resume --disk web")
+    .action(async (flags: TargetFlags) => await pauseOrResume(context, "resume", flags));
   withSocket(agent.command("reload"))
     .description("read the configuration again; one with faults is refused whole")
     .addHelpText("after", "\nExample:\n  $ tidemark agent reload")
     .action(async (flags: ClientFlags) => await reload(context, flags));
-  withSocket(agent.command("stop"))
-    .description("take last points and end the agent; returns when it is done")
-    .addHelpText("after", "\nExample:\n  $ tidemark agent stop")
-    .action(async (flags: ClientFlags) => await stop(context, flags));
+  withTarget(withSocket(agent.command("stop")))
+    .description("take last points and end the agent, or end the protection of the disks that are named; returns when it is done")
+    .addHelpText(
+      "after",
+      `
+With a name the agent and all other disks go on. A stopped disk is not exported;
+it stays stopped, through reloads too, until \`tidemark agent resume\` or the next
+start of the agent.
+
+Examples:
+  $ tidemark agent stop
+  $ tidemark agent stop --disk web`,
+    )
+    .action(async (flags: TargetFlags) => await stop(context, flags));
   withSocket(agent.command("limit"))
     .description("limit what is sent to a vault, until it is set again or the agent ends")
     .argument("<rate>", "20MiB/s, `off`, or `config` for the configuration's limits")
@@ -128,18 +142,33 @@ async function checkedConfig({ output, environment }: CommandContext, path: stri
   throw configError(path, loaded.faults);
 }
 
-async function status(context: CommandContext, flags: ClientFlags): Promise<void> {
-  const answer = (await ask(context, flags, "GET", "/v1/status")) as AgentStatus;
+async function status(context: CommandContext, flags: TargetFlags): Promise<void> {
+  const whole = (await ask(context, flags, "GET", "/v1/status")) as AgentStatus;
+  const answer = { ...whole, disks: chosen(whole.disks, flags) };
   for (const disk of answer.disks) context.output.item("disk", disk);
   context.output.summary("agent status", { ...answer, disks: answer.disks.length }, describeAgent(answer));
+}
+
+/** Those that are named; all when none is. Errors: DISK_NOT_FOUND. */
+function chosen(disks: AgentStatus["disks"], { disk, group }: TargetFlags): AgentStatus["disks"] {
+  if (disk === undefined && group === undefined) return disks;
+  const found = disks.filter(
+    (other) =>
+      (disk === undefined || other.disk === disk.normalize("NFC")) && (group === undefined || other.group === group.normalize("NFC")),
+  );
+  if (found.length > 0) return found;
+  const named = [...(disk === undefined ? [] : [`disk ${disk}`]), ...(group === undefined ? [] : [`group ${group}`])].join(" in the ");
+  throw new TidemarkError("DISK_NOT_FOUND", `the agent has no ${named}`, { remedy: "`tidemark agent status` shows its disks" });
 }
 
 async function point(context: CommandContext, flags: PointFlags): Promise<void> {
   const fields = { ...targetOf(flags), applicationConsistent: flags.appConsistent === true };
   const { points } = (await ask(context, flags, "POST", "/v1/point", fields)) as { readonly points: readonly PointSummary[] };
-  const text = points.map(
-    ({ disk, sequence, consistency }) => `point ${sequence} of disk ${printable(disk)} is committed (${consistency})`,
-  );
+  const wanted = points.some(({ consistency }) => consistency === "app") || flags.appConsistent !== true;
+  const text = [
+    ...points.map(({ disk, sequence, consistency }) => `point ${sequence} of disk ${printable(disk)} is committed (${consistency})`),
+    ...(wanted ? [] : ["the application was not brought to rest; `tidemark points show` tells why"]),
+  ];
   const [only, ...others] = points;
   if (only !== undefined && others.length === 0) {
     context.output.summary("agent point", only, text.join("\n"));
@@ -169,8 +198,18 @@ async function reload(context: CommandContext, flags: ClientFlags): Promise<void
   context.output.summary("agent reload", summary, text.length === 0 ? "nothing has changed" : text.join("\n"));
 }
 
-async function stop(context: CommandContext, flags: ClientFlags): Promise<void> {
-  await ask(context, flags, "POST", "/v1/stop", { drain: true });
+async function stop(context: CommandContext, flags: TargetFlags): Promise<void> {
+  const fields = { ...targetOf(flags), drain: true };
+  const answer = await ask(context, flags, "POST", "/v1/stop", fields);
+  if (flags.disk !== undefined || flags.group !== undefined) {
+    const { disks, notDrained } = answer as StopSummary;
+    const text = [
+      `stopped: ${printable(disks.join(", "))}`,
+      ...(notDrained.length === 0 ? [] : [`not all in the vault yet, shipped when resumed: ${printable(notDrained.join(", "))}`]),
+    ];
+    context.output.summary("agent stop", { disks, notDrained }, text.join("\n"));
+    return;
+  }
   context.output.summary("agent stop", { stopped: true }, "the agent has stopped");
 }
 
@@ -213,5 +252,5 @@ function withSocket(command: Command): Command {
 }
 
 function withTarget(command: Command): Command {
-  return command.option("--disk <name>", "this disk").option("--group <name>", "the disks of this group, cut together");
+  return command.option("--disk <name>", "this disk").option("--group <name>", "the disks of this group");
 }

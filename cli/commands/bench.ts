@@ -1,9 +1,10 @@
 /** `tidemark bench`: measures this machine and Tidemark on it, each figure beside a yardstick from the same run. */
 import { join } from "node:path";
 import { Command } from "commander";
-import { type BenchKind, benchKinds, formatBench, runBench } from "../../bench/index.ts";
+import { type BenchKind, benchKinds, formatBench, runBench, type StoreAddress } from "../../bench/index.ts";
 import { openSink } from "../../sink/index.ts";
-import { sinkOptions, wholeNumber, withLanesOption, withWorkersOption } from "../settings.ts";
+import { exitCodes } from "../errors.ts";
+import { type Environment, sinkOptions, wholeNumber, withLanesOption, withWorkersOption } from "../settings.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
 import { type CommandContext, closing } from "./context.ts";
 
@@ -13,6 +14,11 @@ interface BenchFlags {
   readonly runs?: number;
   readonly peerJson?: string;
   readonly check?: true;
+  readonly seconds?: number;
+  readonly minutes?: number;
+  readonly rate?: number;
+  readonly findLimit?: true;
+  readonly writes?: number;
   readonly workers?: number;
   readonly lanes?: number;
 }
@@ -21,8 +27,23 @@ const descriptions: Readonly<Record<BenchKind, string>> = {
   initial: "first replication of an image, beside a plain upload of its data",
   scattered: "after scattered 4 KiB writes, and once more unchanged, beside reading the disk",
   restore: "bring a point back, beside fetching what it is stored as",
+  front: "fio at a protected disk, beside qemu-nbd; how long a cut holds writes",
+  burst: "after scattered writes over NBD, from the cut to the commit",
+  churn: "random writes without a pause: points, lag and memory",
+  soak: "random writes for an hour: memory and open handles stay flat",
+  restart: "kill -9 under writes: until there is a point again",
   pipeline: "a cycle into a store that discards, beside its bare kernels",
   kernels: "the inner loops, bare",
+};
+
+/** Whether a kind takes an image. The others make their own disk, or need none. */
+const images: Readonly<Partial<Record<BenchKind, "required" | "optional">>> = {
+  initial: "required",
+  scattered: "required",
+  restore: "required",
+  pipeline: "required",
+  front: "optional",
+  burst: "optional",
 };
 
 export function benchCommand(context: CommandContext): Command {
@@ -35,28 +56,43 @@ export function benchCommand(context: CommandContext): Command {
 
 function kindCommand(context: CommandContext, kind: BenchKind): Command {
   const command = new Command(kind).description(descriptions[kind]);
-  const needsImage = kind !== "kernels";
-  const needsVault = needsImage && kind !== "pipeline";
-  if (needsImage) {
-    command.requiredOption("--image <path>", "disk image to measure with; it is read only");
-    withWorkersOption(command);
-  }
+  const image = images[kind];
+  const needsVault = kind !== "kernels" && kind !== "pipeline";
+  if (image === "required") command.requiredOption("--image <path>", "disk image to measure with; it is read only");
+  if (image === "optional") command.option("--image <path>", "disk image whose copy is written to (default: a new disk)");
+  if (kind !== "kernels") withWorkersOption(command);
   if (needsVault) {
     // Not mirrored by TIDEMARK_VAULT: nobody wants to measure on a vault in use because of a forgotten variable.
     command.option("--vault <vault>", "store to measure with (default: a new Azurite)");
-    command.option("--peer-json <file>", "what other programs needed, to compare with");
     withLanesOption(command);
   }
+  if ((image === "required" && needsVault) || kind === "burst")
+    command.option("--peer-json <file>", "what other programs needed, to compare with");
+  if (kind === "front") command.option("--seconds <count>", "length of each load (default: 3)", wholeNumber);
+  if (kind === "restart") command.option("--seconds <count>", "length of the load until the kill (default: 5)", wholeNumber);
+  if (kind === "burst") command.option("--writes <count>", "writes of 4 KiB (default: 20000)", wholeNumber);
+  if (kind === "churn") {
+    command
+      .option("--rate <count>", "MB to write a second (default: 100)", wholeNumber)
+      .option("--seconds <count>", "length of the load (default: 60)", wholeNumber)
+      .option("--find-limit", "look for the highest rate that holds");
+  }
+  if (kind === "soak") {
+    command
+      .option("--rate <count>", "MB to write a second (default: 20)", wholeNumber)
+      .option("--minutes <count>", "length of the load (default: 60)", wholeNumber);
+  }
   if (kind === "initial") command.option("--check", "bring the point back and compare it");
-  const example = needsImage ? `${kind} --image disk.img` : kind;
+  const example = image === "required" ? `${kind} --image disk.img` : kind;
+  const isRepeated = kind !== "churn" && kind !== "restart" && kind !== "soak";
+  if (isRepeated) command.option("--runs <count>", "how often each step is measured; medians are reported (default: 1)", wholeNumber);
   return command
-    .option("--runs <count>", "how often each step is measured; medians are reported (default: 1)", wholeNumber)
     .addHelpText(
       "after",
       `
 Examples:
   $ tidemark bench ${example}
-  $ tidemark bench ${example} --runs 3 --json`,
+  $ tidemark bench ${example}${isRepeated ? " --runs 3" : ""} --json`,
     )
     .action(async (flags: BenchFlags) => await bench(context, kind, flags));
 }
@@ -74,6 +110,11 @@ async function bench(context: CommandContext, kind: BenchKind, flags: BenchFlags
       check: flags.check,
       workers: flags.workers,
       lanes: flags.lanes,
+      seconds: flags.minutes === undefined ? flags.seconds : flags.minutes * 60,
+      rateMegabytes: flags.rate,
+      findLimit: flags.findLimit,
+      scatterWrites: flags.writes,
+      storeAddress: storeAddress(address, environment, signal),
       openVaultSink: async () => await openSink(address, sinkOptions(address, environment, signal)),
       temporaryFolder: folder.path,
       signal,
@@ -85,4 +126,11 @@ async function bench(context: CommandContext, kind: BenchKind, flags: BenchFlags
   });
   output.item("bench", report);
   output.summary(`bench ${kind}`, { case: report.case, marks: report.marks }, formatBench(report));
+  if (kind === "soak" && report.marks.some(({ met }) => !met)) context.exitCode = exitCodes.failed;
+}
+
+/** The store for a process that the benchmark starts. */
+function storeAddress(address: string, environment: Environment, signal: AbortSignal): StoreAddress {
+  const { credentials, proxy } = sinkOptions(address, environment, signal);
+  return { address, credentials, proxy };
 }

@@ -2,7 +2,7 @@
 import { resolve } from "node:path";
 import process from "node:process";
 import { Command, InvalidArgumentError } from "commander";
-import { TidemarkError } from "../../engine/index.ts";
+import { FileVolume, TidemarkError } from "../../engine/index.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "../agent/config.ts";
 import { formatListen, parseListen } from "../agent/listen.ts";
 import { openMachinery, systemClock } from "../agent/machinery.ts";
@@ -70,6 +70,8 @@ async function protect(context: CommandContext, image: string, flags: ProtectFla
   const { environment, signal } = context;
   const plan = planOf(context, image, flags);
   await refuseInsideVault(flags, image, "image");
+  // Before the vault is opened: an image that is missing creates none.
+  await (await FileVolume.open(plan.disk.image)).close();
   const machinery = openMachinery(environment);
   const vault = await machinery.openVault(plan.vault, signal);
   try {
@@ -129,15 +131,16 @@ function planOf(context: CommandContext, image: string, flags: ProtectFlags): Pl
   const address = parseListen(flags.listen, process.cwd());
   if (typeof address === "string") throw wrongFlag(`--listen ${flags.listen} ${address}`, "write unix:PATH or tcp:HOST:PORT");
   if ((pre === undefined) !== (post === undefined)) throw wrongFlag("--pre and --post belong together", "give both, or neither");
-  const hooks = pre === undefined || post === undefined ? undefined : { pre, post };
+  const hooks = pre === undefined || post === undefined ? undefined : { pre, post, cwd: process.cwd() };
   const checked = checkPolicy({
     ...(flags.cycle === undefined ? {} : { crashConsistentFrequency: flags.cycle }),
     appConsistentFrequency: hooks === undefined ? "off" : "1h",
     recoveryPointThreshold: "off",
   });
   const [first] = checked.faults;
+  // Nothing else in it comes from a flag.
   if (checked.entry === undefined || first !== undefined) {
-    throw wrongFlag(`--cycle: ${first?.what ?? "it is no duration"}`, first?.remedy ?? "write it as 5s");
+    throw wrongFlag(`--cycle ${flags.cycle ?? ""} is no time between points`, first?.remedy ?? "write it as 5s");
   }
   const { stateFolder } = vaultOptions(flags, context.environment, context.signal);
   return {

@@ -8,6 +8,7 @@
  * | WRITER_ACTIVE, SEAT_LOST | | another writer has the disk |
  * | NO_RECENT_POINT | | no point for 60 min (the original's 153007) |
  * | LAG_ABOVE_THRESHOLD | lag > recoveryPointThreshold | lag > twice that |
+ * | POINT_OVERDUE | lag > 3 × crashConsistentFrequency, and 15 s, while changes wait | |
  * | STORE_UNREACHABLE | at once | after 15 min (the original's missing heartbeat) |
  * | NO_SPACE | old content cannot be kept | changes cannot be tracked |
  * | BACKLOG_SLOW | not uploaded within 30 min | not within 45 min (the original's) |
@@ -21,6 +22,9 @@
  * The rules that compare rates hold only while a point is overdue, that is later than its frequency and the minute over which rates are measured:
  * a disk that is just beginning to ship has a backlog and no rate yet, and one with a frequency of hours has a backlog by intent. A pause mutes what
  * follows from it (lag, backlog, churn, store), but not NO_RECENT_POINT: a pause that was forgotten has to show.
+ *
+ * POINT_OVERDUE is the first sign of a store that has fallen silent, while requests to it are still being repeated. It holds in state `protecting`
+ * only: in every other one no point is due each cycle (an initial replication, a comparison, a pause) or another finding tells why there is none.
  */
 import type { Finding, HealthLevel, ProtectionState } from "./protection-status.ts";
 
@@ -29,6 +33,9 @@ export const healthLimits = {
   noPointCriticalMs: 3_600_000,
   /** Critical is above this multiple of the threshold. */
   lagCriticalFactor: 2,
+  /** Overdue is a point after this many cycles without one, and not before the time below: a short cycle may be missed once. */
+  overdueCycles: 3,
+  overdueMsMin: 15_000,
   storeUnreachableCriticalMs: 900_000,
   backlogWarningMs: 1_800_000,
   backlogCriticalMs: 2_700_000,
@@ -123,6 +130,18 @@ const rules: readonly Rule[] = [
       code: "LAG_ABOVE_THRESHOLD",
       cause: `what the vault does not hold yet goes back ${minutes(lagMs)}; recoveryPointThreshold is ${minutes(thresholdMs)}`,
       remedy: "see the other findings for what holds points up; else give more bandwidth or raise the threshold",
+    };
+  },
+
+  function overdue({ state, committedLagMs: lagMs, backlogBytes }, { crashConsistentFrequencyMs: cycleMs, recoveryPointThresholdMs }) {
+    if (state !== "protecting" || lagMs === null || backlogBytes === 0) return undefined;
+    if (lagMs <= Math.max(cycleMs * healthLimits.overdueCycles, healthLimits.overdueMsMin)) return undefined;
+    if (lagMs > (recoveryPointThresholdMs ?? Infinity)) return undefined; // told above
+    return {
+      level: "Warning",
+      code: "POINT_OVERDUE",
+      cause: `what the vault does not hold yet goes back ${minutes(lagMs)}, and a point is due every ${minutes(cycleMs)}`,
+      remedy: "check that the store answers and that the upload keeps up with what is written; changes are tracked and shipped meanwhile",
     };
   },
 

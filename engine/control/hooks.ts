@@ -23,6 +23,7 @@ import { Readable } from "node:stream";
 import { finished } from "node:stream/promises";
 import { stripVTControlCharacters } from "node:util";
 import { interrupted, systemCode, throwIfAborted } from "../errors.ts";
+import type { HookStep } from "../format/documents.ts";
 
 /** How long hooks may take, together because they add up: an application is held for at most freeze + kill + thaw + kill. */
 const timing = {
@@ -36,21 +37,12 @@ const timing = {
 
 /** How much of a command's output is kept: the end, where errors stand. */
 const outputBytesMax = 4096;
-
-/** What became of one half of a hook. Recorded in the point. It succeeded when, and only when, `exitCode` is 0. */
-export interface HookStep {
-  readonly phase: "pre" | "post";
-  readonly command: string;
-  readonly exitCode: number | null;
-  readonly signal: string | null;
-  readonly elapsedMs: number;
-  /** The last 4 KiB of what it printed, without control characters. */
-  readonly output: string;
-}
+/** How much of a command is recorded: the beginning, which tells what it is. */
+const commandCharactersMax = 8192;
 
 /**
- * Brings an application to rest and wakes it. Neither call rejects for what the application does: the step tells. One freeze at a
- * time.
+ * Brings an application to rest and wakes it. Neither call rejects for what the application does: the step tells. It succeeded when, and only
+ * when, its `exitCode` is 0. One freeze at a time.
  */
 export interface Hook {
   /** Settles soon after `signal` aborts. */
@@ -106,7 +98,7 @@ export function commandHook(options: CommandHookOptions): Hook {
       frozen = { guard: undefined, pointTime };
       const guard = await startGuard(settings("post", pointTime));
       if (!(guard instanceof Guard))
-        return { phase: "pre", command: pre, exitCode: null, signal: null, elapsedMs: 0, output: guard.failure };
+        return { phase: "pre", command: recorded(pre), exitCode: null, signal: null, elapsedMs: 0, output: guard.failure };
       frozen = { guard, pointTime };
       return runCommand(settings("pre", pointTime), guard, signal);
     },
@@ -262,7 +254,8 @@ async function runFunction(phase: HookStep["phase"], name: string, run: () => Pr
     aborted(signal).then(() => "did not end in time"),
   ]);
   const output = outcome === undefined ? "" : cleaned(Buffer.from(outcome));
-  return { phase, command: name, exitCode: outcome === undefined ? 0 : null, signal: null, elapsedMs: elapsedSince(startedAtMs), output };
+  const exitCode = outcome === undefined ? 0 : null;
+  return { phase, command: recorded(name), exitCode, signal: null, elapsedMs: elapsedSince(startedAtMs), output };
 }
 
 async function aborted(signal: AbortSignal): Promise<void> {
@@ -285,7 +278,7 @@ const gateScript = 'read -r word || exit 125; exec /bin/sh -c "$1" </dev/null';
 async function runCommand({ phase, command, cwd, env }: CommandSettings, guard: Guard | undefined, signal: AbortSignal): Promise<HookStep> {
   const startedAtMs = performance.now();
   const step = (exitCode: number | null, ending: string | null, output: string): HookStep => {
-    return { phase, command, exitCode, signal: ending, elapsedMs: elapsedSince(startedAtMs), output };
+    return { phase, command: recorded(command), exitCode, signal: ending, elapsedMs: elapsedSince(startedAtMs), output };
   };
   // Stopped before it was started: there is nothing to end.
   if (signal.aborted) return step(null, null, "stopped before it was started");
@@ -319,7 +312,7 @@ async function runCommand({ phase, command, cwd, env }: CommandSettings, guard: 
   } catch (error) {
     child.unref();
     await output.text();
-    return step(null, null, error instanceof Error ? error.message : String(error));
+    return step(null, null, messageOf(error));
   } finally {
     signal.removeEventListener("abort", stop);
     await guard?.tell("ended");
@@ -396,8 +389,22 @@ function cleaned(bytes: Uint8Array): string {
   let start = Math.max(0, bytes.length - outputBytesMax);
   // Not in the midst of a UTF-8 sequence, whose later bytes are 10xxxxxx.
   if (bytes.length >= outputBytesMax) while (((bytes[start] ?? 0) & 0xc0) === 0x80) start++;
-  const text = stripVTControlCharacters(Buffer.from(bytes.subarray(start)).toString("utf8"));
-  return text.replaceAll("\r\n", "\n").replaceAll(/[^\P{Cc}\t\n]/gu, "\u{fffd}");
+  return shown(stripVTControlCharacters(Buffer.from(bytes.subarray(start)).toString("utf8")));
+}
+
+/** A command as it may stand in a record: its beginning, whole characters, no control characters but tab and line feed. */
+function recorded(command: string): string {
+  const characters = Array.from(command.slice(0, 2 * commandCharactersMax));
+  return shown(characters.slice(0, commandCharactersMax).join(""));
+}
+
+function messageOf(error: unknown): string {
+  return cleaned(Buffer.from(error instanceof Error ? error.message : String(error)));
+}
+
+/** Also surrogates without their other half, which JSON spells with six letters. */
+function shown(text: string): string {
+  return text.replaceAll("\r\n", "\n").replaceAll(/[^\P{Cc}\t\n]|\p{Cs}/gu, "\u{fffd}");
 }
 
 function elapsedSince(startedAtMs: number): number {
@@ -472,7 +479,7 @@ async function startGuard({ command, cwd, env }: CommandSettings): Promise<Guard
   try {
     await once(child, "spawn");
   } catch (error) {
-    return { failure: `the guard could not be started: ${error instanceof Error ? error.message : String(error)}` };
+    return { failure: `the guard could not be started: ${messageOf(error)}` };
   }
   return new Guard(child, ended);
 }

@@ -204,7 +204,7 @@ export class Protection implements AsyncDisposable {
   }
 
   async #stop(drain: boolean, signal: AbortSignal | undefined): Promise<void> {
-    if (drain && !this.#paused && this.#state !== "failed") {
+    if (drain && !this.#paused && this.#state !== "failed" && !this.#isCovered()) {
       this.#draining = true;
       await this.point({ signal }).catch((error: unknown) => {
         if (!(error instanceof TidemarkError)) throw error;
@@ -222,6 +222,12 @@ export class Protection implements AsyncDisposable {
     } finally {
       this.#become("stopped", "protection has ended");
     }
+  }
+
+  /** Whether the newest point holds all that was ever written. */
+  #isCovered(): boolean {
+    const isKnown = this.#plan === "changed" && this.#exact && this.#tried === undefined;
+    return isKnown && this.#protected.dirtyBytes === 0 && this.#latest?.volumeBytes === this.#protected.sizeBytes;
   }
 
   async #run(): Promise<void> {
@@ -523,7 +529,8 @@ export class Protection implements AsyncDisposable {
     this.#failedAtMs = performance.now();
     // What will be done differently is done at once.
     if (isDamage || (this.#failuresInRow === 1 && (code === "STORE_REGRESSED" || code === "CUT_ABANDONED"))) this.#call();
-    else if (code !== "CUT_ABANDONED" && code !== "CUT_TIMED_OUT") this.#become("waiting", message);
+    else if (code !== "CUT_ABANDONED" && code !== "CUT_TIMED_OUT")
+      this.#become("waiting", "tried again by itself; writes are tracked meanwhile");
   }
 
   #noteHook(application: ApplicationRecord | null): void {

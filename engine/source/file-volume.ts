@@ -216,7 +216,7 @@ async function readFirst(path: string, otherwise: string): Promise<string> {
 }
 
 /** Where Linux tells about the block device of this number: 12 bits of major, 20 of minor number, spread as in `gnu_dev_major`. */
-function sysfsFolder(rdev: bigint): string {
+export function sysfsFolder(rdev: bigint): string {
   const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & 0xfffff000n);
   const minor = (rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n);
   return `/sys/dev/block/${String(major)}:${String(minor)}`;

@@ -62,13 +62,6 @@ export interface LiveFileOptions {
   readonly system?: Partial<LiveFileSystem> | undefined;
 }
 
-/** What a file looks like at rest. When it is the same later, nobody has written it meanwhile. Times are decimal text, in nanoseconds. */
-export interface RestMark {
-  readonly sizeBytes: number;
-  readonly mtimeNs: string;
-  readonly ctimeNs: string;
-}
-
 export class LiveFile implements BlockDevice, AsyncDisposable {
   readonly description: string;
   readonly readOnly: boolean;
@@ -259,13 +252,6 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
     if (sizeBytes < this.#sizeBytes) throw this.#shrunk(sizeBytes);
     this.#sizeBytes = sizeBytes;
     return sizeBytes;
-  }
-
-  /** How the file looks now, to be compared when it is opened again. Undefined for a device, which bears no times. */
-  async restMark(): Promise<RestMark | undefined> {
-    if (this.#kind === "device") return undefined;
-    const stats = await this.#stat();
-    return { sizeBytes: Number(stats.size), mtimeNs: stats.mtimeNs.toString(), ctimeNs: stats.ctimeNs.toString() };
   }
 
   /**

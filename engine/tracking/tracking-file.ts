@@ -22,6 +22,7 @@
 import assert from "node:assert/strict";
 import { TidemarkError } from "../errors.ts";
 import { fileError } from "../source/positional-file.ts";
+import { type RestMark, restMark } from "../source/rest-mark.ts";
 import { type DirtyBitmap, regionBytes } from "./dirty-bitmap.ts";
 import { writeExactArea } from "./exact-area.ts";
 import { bitsSet, byteAt, clearBit, hasBit, setBit } from "./region-bits.ts";
@@ -38,12 +39,11 @@ import {
   pageOffset,
   pageRegions,
   pagesOf,
-  type RestMark,
   regionsOf,
   type TrackingIdentity,
 } from "./tracking-format.ts";
 import { type KnownTracking, type Recovered, recoverTracking } from "./tracking-recovery.ts";
-import { openTrackingStorage, restMarkOf, type TrackingStorage } from "./tracking-storage.ts";
+import { openTrackingStorage, type TrackingStorage } from "./tracking-storage.ts";
 
 export type { TrackingIdentity } from "./tracking-format.ts";
 export type { Recovered } from "./tracking-recovery.ts";
@@ -53,7 +53,7 @@ export interface TrackingOptions {
   readonly hotRegionsMax?: number | undefined;
   /** What the file is kept in. Default: the file at `path`, locked. */
   readonly storage?: ((path: string) => Promise<TrackingStorage>) | undefined;
-  /** How the image lies. Default: what stat(2) says of it. */
+  /** How the image lies. Default: its own mark, see `restMark`. */
   readonly restMark?: (() => Promise<RestMark | undefined>) | undefined;
 }
 
@@ -116,7 +116,7 @@ export class TrackingFile implements AsyncDisposable {
     this.path = path;
     this.#identity = identity;
     this.#storage = storage;
-    this.#restMark = options.restMark ?? (() => restMarkOf(identity.image));
+    this.#restMark = options.restMark ?? (() => restMark(identity.image));
     this.#hotRegionsMax = options.hotRegionsMax ?? hotRegionsMaxDefault;
     this.#sizeBytes = identity.sizeBytes;
     this.#wanted = new Uint8Array(pagesOf(identity.sizeBytes) * pageBitmapBytes);

@@ -20,6 +20,7 @@ import { crc32 } from "node:zlib";
 import { TidemarkError } from "../errors.ts";
 import { damaged, Fields, unsupportedFormat } from "../format/fields.ts";
 import type { FileIdentity } from "../source/file-identity.ts";
+import { type RestMark, restSignatureCharactersMax } from "../source/rest-mark.ts";
 import { regionBitmapBytes, regionBytes } from "./dirty-bitmap.ts";
 
 export const headerSlotBytes: number = 16 * 1024;
@@ -48,15 +49,12 @@ export const basesMax = 128;
 const pointPattern = /^[0-9A-Za-z_.-]{1,64}$/;
 const anyText = /^[^]{1,8192}$/;
 const decimal = /^-?[0-9]{1,24}$/;
+const restSignature = new RegExp(`^[0-9a-z -]{1,${restSignatureCharactersMax}}$`);
 
-assert(identityTextBytesMax + basesMax * 67 + 400 <= headerTextBytesMax, "identity, bases and clean record fit in a header");
-
-/** How an image file lay at rest. Any change to it since changes one of these. Times are decimal text, in ns. */
-export interface RestMark {
-  readonly sizeBytes: number;
-  readonly mtimeNs: string;
-  readonly ctimeNs: string;
-}
+assert(
+  identityTextBytesMax + basesMax * 67 + restSignatureCharactersMax + 400 <= headerTextBytesMax,
+  "identity, bases and clean record fit in a header",
+);
 
 /** Which disk of which vault a tracking file is about, and the image that holds it. */
 export interface TrackingIdentity {
@@ -73,7 +71,7 @@ export interface CleanRecord {
   readonly areaAt: number;
   readonly areaBytes: number;
   readonly areaCrc: number;
-  /** Null for a block device, which has no such marks. */
+  /** How the image lay; null when nobody could tell. */
   readonly rest: RestMark | null;
 }
 
@@ -189,8 +187,7 @@ function parseHeader(text: string, object: string): TrackingHeader {
       areaCrc: clean.integer("areaCrc", 0, 2 ** 32 - 1),
       rest: clean.nestedOrNull("rest", (rest) => ({
         sizeBytes: rest.integer("sizeBytes"),
-        mtimeNs: rest.text("mtimeNs", decimal),
-        ctimeNs: rest.text("ctimeNs", decimal),
+        signature: rest.text("signature", restSignature),
       })),
     })),
   };

@@ -3,11 +3,12 @@
  * nothing at all when there is any doubt. In doubt the whole disk is compared with the vault, which is slow and always right.
  *
  * What is believed of it rests on: the header (identity, bases) and every page are sound; the image is the same object, not smaller, and, after a
- * clean shutdown, lies as it was left. Nobody can tell whether another program wrote to the image between a crash and this start, or to
- * a block device at any time: such writes go unseen, as they do on any disk that is changed behind the back of its tracker.
+ * clean shutdown, lies as it was left, for sure. Nobody can tell whether another program wrote to the image between a crash and this start:
+ * such writes go unseen, as they do on any disk that is changed behind the back of its tracker.
  */
 import { hasCode, systemCode } from "../errors.ts";
 import type { FileIdentity } from "../source/file-identity.ts";
+import type { RestMark } from "../source/rest-mark.ts";
 import { DirtyBitmap, regionBytes } from "./dirty-bitmap.ts";
 import { readExactArea } from "./exact-area.ts";
 import { bitsSet } from "./region-bits.ts";
@@ -20,7 +21,6 @@ import {
   pageOffset,
   pageSlotBytes,
   pagesOf,
-  type RestMark,
   regionsOf,
   type TrackingHeader,
   type TrackingIdentity,
@@ -92,12 +92,15 @@ function mismatch(header: TrackingHeader, identity: TrackingIdentity, rest: Rest
   if (header.sizeBytes > identity.sizeBytes) return "the image has become smaller";
   if (header.bases.length === 0) return "the tracking names no recovery point";
   if (header.clean === null) return undefined;
-  const left = header.clean.rest;
-  const unchanged =
-    left === null
-      ? rest === undefined
-      : left.sizeBytes === rest?.sizeBytes && left.mtimeNs === rest.mtimeNs && left.ctimeNs === rest.ctimeNs;
-  return unchanged ? undefined : "the image was changed while it was not protected";
+  return changeAtRest(header.clean.rest, rest, identity.image.kind);
+}
+
+/** Why what was left in good order may have been written since; undefined when it surely was not. */
+function changeAtRest(left: RestMark | null, found: RestMark | undefined, kind: FileIdentity["kind"]): string | undefined {
+  if (left === null || found === undefined) return "nobody can tell whether the device was changed while it was not protected";
+  if (left.sizeBytes === found.sizeBytes && left.signature === found.signature) return undefined;
+  if (kind === "file") return "the image was changed while it was not protected";
+  return "the device was changed while it was not protected, or the machine restarted or the device was attached anew, so nobody can tell";
 }
 
 /**

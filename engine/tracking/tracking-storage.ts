@@ -3,13 +3,11 @@
  * and fails.
  */
 import { constants } from "node:fs";
-import { open, rm, stat } from "node:fs/promises";
+import { open, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 import { systemCode, TidemarkError } from "../errors.ts";
-import type { FileIdentity } from "../source/file-identity.ts";
 import { libc, lockExclusiveAtOnce } from "../source/libc.ts";
 import { fileError, PositionalFile } from "../source/positional-file.ts";
-import type { RestMark } from "./tracking-format.ts";
 
 /** Calls on different ranges overlap. They reject with whatever the system says. */
 export interface TrackingStorage {
@@ -39,17 +37,6 @@ export async function openTrackingStorage(path: string): Promise<TrackingStorage
   } catch (error) {
     await file?.close();
     throw fileError(error, { code: "DEVICE_FAILED", what: `cannot open the tracking file ${path}`, remedy: "check the state folder" });
-  }
-}
-
-/** How the image lies now; undefined for a block device. Errors: SOURCE_UNREADABLE, ACCESS_REFUSED. */
-export async function restMarkOf(image: FileIdentity): Promise<RestMark | undefined> {
-  if (image.kind === "device") return undefined;
-  try {
-    const stats = await stat(image.path, { bigint: true });
-    return { sizeBytes: Number(stats.size), mtimeNs: stats.mtimeNs.toString(), ctimeNs: stats.ctimeNs.toString() };
-  } catch (error) {
-    throw fileError(error, { code: "SOURCE_UNREADABLE", what: `cannot look at ${image.path}`, remedy: "check the path" });
   }
 }
 

@@ -1,5 +1,5 @@
 /** The built program as a service manager and an operator use it. */
-import { truncateSync, writeFileSync } from "node:fs";
+import { existsSync, truncateSync, writeFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { Place, parseLines } from "../cli/tidemark.ts";
 
@@ -61,8 +61,18 @@ describe("tidemark agent", () => {
     expect(status.lines[0]).toMatchObject({ type: "disk", disk: "web", state: "protecting", health: "Normal", vault: "main" });
     const table = await place.run(["agent", "status", ...socket]);
     expect(table.stdout).toMatch(/^agent running for .*health Normal\n\nDISK +STATE +HEALTH +CAPTURED/);
+    expect((await place.json("agent", "status", "--disk", "web", ...socket)).lines).toMatchObject([{ disk: "web" }, { disks: 1 }]);
+    expect(await place.json("agent", "status", "--group", "web", ...socket)).toMatchObject({ code: 10, last: { code: "DISK_NOT_FOUND" } });
     expect(await place.json("agent", "pause", ...socket)).toMatchObject({ last: { disks: ["web"] } });
     expect(await place.json("agent", "resume", "--disk", "web", ...socket)).toMatchObject({ last: { disks: ["web"] } });
+    expect(await place.json("agent", "stop", "--disk", "web", ...socket)).toMatchObject({ last: { disks: ["web"], notDrained: [] } });
+    expect((await place.json("agent", "status", ...socket)).lines[0]).toMatchObject({ disk: "web", state: "stopped", health: "Warning" });
+    expect(await place.json("agent", "point", "--disk", "web", ...socket)).toMatchObject({ code: 2, last: { code: "INVALID_ARGUMENT" } });
+    writeFileSync(place.path("agent.yaml"), configuration.replace("nbd.sock", "new.sock"));
+    expect(await place.json("agent", "reload", ...socket)).toMatchObject({ last: { changed: ["web"] } });
+    expect((await place.json("agent", "status", ...socket)).lines[0]).toMatchObject({ state: "stopped" });
+    expect(await place.json("agent", "start", "--disk", "web", ...socket)).toMatchObject({ last: { disks: ["web"] } });
+    await agent.says(`exported as web on unix:${place.path("new.sock")}`);
     expect(await place.json("agent", "limit", "5MiB/s", "--vault", "main", ...socket)).toMatchObject({
       last: { bytesPerSecond: 5 * 1024 ** 2 },
     });
@@ -136,12 +146,19 @@ describe("tidemark protect", () => {
   it.each([
     [["--listen", "10809"], "is neither unix:PATH nor tcp:HOST:PORT"],
     [["--listen", "unix:a.sock", "--cycle", "5"], "It is not a duration such as 5s"],
-    [["--listen", "unix:a.sock", "--cycle", "10ms"], "crashConsistentFrequency is no duration that it may have"],
+    [["--listen", "unix:a.sock", "--cycle", "10ms"], "--cycle 10ms is no time between points"],
     [["--listen", "unix:a.sock", "--pre", "true"], "--pre and --post belong together"],
   ])("refuses %s", async (words, says) => {
     const place = placeWith();
     const refused = await place.json("protect", "web.img", "--disk", "web", ...words);
     expect(refused.code).toBe(2);
     expect(String(refused.last["message"])).toContain(says);
+  });
+
+  it("makes no vault when there is no such image", async () => {
+    const place = placeWith();
+    const refused = await place.json("protect", "none.img", "--disk", "web", "--listen", "unix:nbd.sock", "--vault", "dir:new");
+    expect([refused.code, refused.last["code"]]).toEqual([1, "SOURCE_NOT_FOUND"]);
+    expect(existsSync(place.path("new"))).toBe(false);
   });
 });

@@ -35,6 +35,12 @@ describe("a configuration", () => {
     expect(config.logging).toMatchObject({ level: "info", format: "auto" });
   });
 
+  it("lets hooks run in its own folder", async () => {
+    const folder = new ConfigFolder("web.img");
+    const config = await folder.config(sound.replace("vault: main,", "vault: main, hooks: {pre: ./freeze, post: ./thaw},"));
+    expect(config.disks.get("web")?.hooks).toEqual({ pre: "./freeze", post: "./thaw", cwd: folder.path("") });
+  });
+
   it("may be JSON", async () => {
     const folder = new ConfigFolder("web.img");
     const disk = { name: "web", image: "web.img", vault: "main", policy: "gold", listen: "tcp:[::1]:10809" };

@@ -126,6 +126,19 @@ describe("the control API", () => {
     expect(rig.log.lines.filter(({ level }) => level === "error")).toHaveLength(2);
   });
 
+  it("stops and resumes one disk, and goes on", async () => {
+    const rig = new Rig();
+    await rig.start();
+    expect(await rig.ask("POST", "/v1/stop", { disk: "web", drain: false })).toEqual({ disks: ["web"], notDrained: ["web"] });
+    expect(rig.machinery.protection("web").calls).toEqual(["stop"]);
+    expect(await rig.ask("GET", "/v1/disks/web")).toMatchObject({ state: "stopped" });
+    expect((await rig.raw("GET", "/metrics")).text).toContain('tidemark_state{disk="web",state="stopped"} 1');
+    await expect(rig.ask("POST", "/v1/point", { disk: "web" })).rejects.toMatchObject({ message: "the disk web has been stopped" });
+    expect(await rig.ask("POST", "/v1/resume", { disk: "web" })).toEqual({ disks: ["web"] });
+    await settled();
+    expect(await rig.ask("GET", "/v1/disks/web")).toMatchObject({ state: "protecting" });
+  });
+
   it("answers a stop after the last points, and then ends", async () => {
     const rig = new Rig();
     const agent = await rig.start();
@@ -147,6 +160,8 @@ describe("the control API", () => {
     ["POST", "/v1/point", '{"disk":"web","applicationConsistent":"yes"}', 400, "neither true nor false"],
     ["POST", "/v1/pause", `{"disk":"${"x".repeat(20_000)}"}`, 413, "larger than 16384 bytes"],
     ["POST", "/v1/pause", '{"group":"g"}', 404, "the agent has no group g"],
+    ["POST", "/v1/stop", '{"disk":"wob"}', 404, "it has web"],
+    ["POST", "/v1/stop", '{"disk":"web","group":"g"}', 400, "both disk and group are named"],
     ["PUT", "/v1/limit", '{"vault":"main","bytesPerSecond":0}', 400, "bytesPerSecond is no limit"],
     ["PUT", "/v1/limit", '{"vault":"x","bytesPerSecond":4096}', 404, "its vaults are main"],
     ["GET", "/v1/disks/%FF", "", 400, "not encoded as a URL"],

@@ -5,7 +5,7 @@ import { createConnection, createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
-import { claimSocket, formatListen, parseListen } from "../../cli/agent/listen.ts";
+import { claimSocket, controlSocketDefault, formatListen, parseListen } from "../../cli/agent/listen.ts";
 
 function folder(): string {
   const path = mkdtempSync(join(tmpdir(), "tidemark-listen-"));
@@ -32,6 +32,16 @@ async function leaveSocket(path: string): Promise<void> {
   await once(spawn(process.execPath, ["-e", script], { stdio: "ignore" }), "exit");
   expect(statSync(path).isSocket()).toBe(true);
 }
+
+describe("the control socket that nobody names", () => {
+  it.each([
+    [{ XDG_RUNTIME_DIR: "/run/user/7", TIDEMARK_STATE: "/srv/state" }, "/run/user/7/tidemark/agent.sock"],
+    [{ TIDEMARK_STATE: "/srv/state", XDG_STATE_HOME: "/home/a/.state" }, "/srv/state/agent.sock"],
+    [{ TIDEMARK_STATE: "", XDG_STATE_HOME: "/home/a/.state" }, "/home/a/.state/tidemark/agent.sock"],
+  ])("is, under %o, %s", (environment, path) => {
+    expect(controlSocketDefault(environment)).toBe(path);
+  });
+});
 
 describe("an address", () => {
   it.each([

@@ -172,8 +172,138 @@ describe("pause", () => {
     await rig.clock.advance(1_000);
     expect(rig.machinery.protection("web").calls).toEqual(["pause"]);
     expect(rig.machinery.protection("db").calls).toEqual(["pause"]);
-    expect(supervisor.resume({ disk: "db" })).toEqual(["db"]);
+    expect(await supervisor.resume({ disk: "db" })).toEqual(["db"]);
     expect(rig.machinery.protection("db").calls).toEqual(["pause", "resume"]);
+  });
+});
+
+describe("a stop of one disk", () => {
+  const drained = { drain: true };
+  const plain = { applicationConsistent: false };
+
+  it("ends its export after a last point, and leaves the agent and the others alone", async () => {
+    const rig = new Rig();
+    const supervisor = await rig.start();
+    rig.machinery.protection("web").state = { backlogBytes: 0 };
+    expect(await supervisor.stopDisks({ disk: "web" }, drained)).toEqual({ disks: ["web"], notDrained: [] });
+    expect(rig.machinery.protection("web").calls).toEqual(["drain"]);
+    expect(rig.machinery.protection("db").calls).toEqual([]);
+    expect(rig.exported("a.sock")).toEqual(["db"]);
+    expect(supervisor.status()).toMatchObject({
+      state: "running",
+      health: "Warning",
+      disks: [
+        { disk: "web", state: "stopped", connections: null, sizeBytes: 4096, lag: { committedMs: null }, findings: [{ code: "STOPPED" }] },
+        { disk: "db", state: "protecting", health: "Normal" },
+      ],
+    });
+    expect(await supervisor.stopDisks({ disk: "web" }, drained)).toMatchObject({ disks: ["web"] });
+    expect(rig.machinery.protection("web").calls).toEqual(["drain"]);
+    expect(rig.machinery.calls).not.toContain("close main");
+  });
+
+  it("names a disk that was left with changes, and hurries one that drains when asked again without", async () => {
+    const rig = new Rig();
+    const supervisor = await rig.start();
+    rig.machinery.protection("web").gate = new Promise(() => undefined);
+    const slow = supervisor.stopDisks({ disk: "web" }, drained);
+    await settled();
+    expect(await supervisor.stopDisks({ disk: "web" }, { drain: false })).toEqual({ disks: ["web"], notDrained: ["web"] });
+    expect(await slow).toMatchObject({ notDrained: ["web"] });
+    expect(rig.machinery.protection("web").calls).toEqual(["drain", "cut short"]);
+    expect(supervisor.disk("web").findings[0]?.cause).toContain("512 B of it were not in the vault");
+  });
+
+  it("is undone by resume, which waits for its end and protects the disk once", async () => {
+    const rig = new Rig();
+    const supervisor = await rig.start();
+    const first = rig.machinery.protection("web");
+    let open = (): void => undefined;
+    first.gate = new Promise((resolve) => {
+      open = resolve;
+    });
+    const stopped = supervisor.stopDisks({ disk: "web" }, drained);
+    await settled();
+    const resumed = Promise.all([supervisor.resume({ disk: "web" }), supervisor.resume({})]);
+    await settled();
+    expect(rig.machinery.protection("web")).toBe(first);
+    open();
+    expect(await resumed).toEqual([["web"], ["web", "db"]]);
+    await stopped;
+    await settled();
+    expect(rig.machinery.calls.filter((call) => call === "protect web")).toHaveLength(2);
+    expect(supervisor.disk("web")).toMatchObject({ state: "protecting", health: "Normal", findings: [] });
+    expect(rig.exported("a.sock")).toEqual(["db", "web"]);
+  });
+
+  it("makes requests for it fail with what to do", async () => {
+    const rig = new Rig();
+    const supervisor = await rig.start();
+    await supervisor.stopDisks({ disk: "web" }, drained);
+    const refusal = {
+      code: "INVALID_ARGUMENT",
+      message: "the disk web has been stopped",
+      remedy: "protect it again: `tidemark agent resume --disk web`",
+    };
+    await expect(supervisor.point({ disk: "web" }, { ...plain, signal: rig.signal })).rejects.toMatchObject(refusal);
+    expect(() => supervisor.pause({ disk: "web" })).toThrow(expect.objectContaining(refusal));
+    expect(supervisor.pause({})).toEqual(["db"]);
+    await expect(supervisor.stopDisks({ disk: "wob" }, drained)).rejects.toMatchObject({ code: "DISK_NOT_FOUND" });
+    await supervisor.stopDisks({}, drained);
+    expect(() => supervisor.pause({})).toThrow("all disks have been stopped");
+  });
+
+  it("lets its group go on without it", async () => {
+    const rig = new Rig();
+    const supervisor = await rig.start(two.replaceAll("policy: gold,", "policy: gold, group: shop,"));
+    await supervisor.stopDisks({ disk: "web" }, drained);
+    const points = await supervisor.point({ group: "shop" }, { ...plain, signal: rig.signal });
+    expect(points.map(({ disk }) => disk)).toEqual(["db"]);
+    expect(await supervisor.stopDisks({ group: "shop" }, drained)).toMatchObject({ disks: ["web", "db"] });
+    expect(rig.machinery.protection("db").calls).toEqual(["point", "drain"]);
+    expect(() => supervisor.pause({ group: "shop" })).toThrow(
+      expect.objectContaining({
+        message: "all disks of the group shop have been stopped",
+        remedy: "protect them again: `tidemark agent resume --group shop`",
+      }),
+    );
+  });
+
+  it("holds through a reload, whatever it changes, and ends with the disk's place in the configuration", async () => {
+    const rig = new Rig();
+    const supervisor = await rig.start();
+    await supervisor.stopDisks({ disk: "web" }, drained);
+    const changed = two.replace("web.img", "log.img").replace("dir:vault", "dir:other");
+    expect(await supervisor.reload(await rig.config(changed))).toMatchObject({ changed: ["web"], restarted: ["db"], added: [] });
+    await rig.clock.advance(2_000);
+    expect(supervisor.disk("web")).toMatchObject({ state: "stopped", image: rig.folder.path("log.img") });
+    await supervisor.resume({ disk: "web" });
+    await settled();
+    expect(rig.machinery.protection("web").disk.image).toBe(rig.folder.path("log.img"));
+    await supervisor.stopDisks({ disk: "web" }, drained);
+    expect(await supervisor.reload(await rig.config(changed.replace(/ {2}- \{name: web.*\n/, "")))).toMatchObject({ removed: ["web"] });
+    expect(() => supervisor.disk("web")).toThrow("the agent has no disk web");
+  });
+
+  it("of one that never came up ends the attempts and what they said", async () => {
+    const rig = new Rig();
+    rig.machinery.fail("protect db", unreachable(), unreachable(), unreachable());
+    const supervisor = await rig.start();
+    await supervisor.stopDisks({ disk: "db" }, drained);
+    expect(rig.clock.pendingMs).toEqual([]);
+    expect(supervisor.disk("db")).toMatchObject({ state: "stopped", findings: [{ code: "STOPPED" }] });
+  });
+
+  it("is part of the agent's own end, after which nothing is resumed", async () => {
+    const rig = new Rig();
+    const supervisor = await rig.start();
+    await supervisor.stopDisks({ disk: "web" }, drained);
+    const ended = supervisor.stop(drained);
+    await expect(supervisor.resume({ disk: "web" })).rejects.toMatchObject({ code: "INTERRUPTED" });
+    await expect(supervisor.stopDisks({ disk: "db" }, drained)).rejects.toMatchObject({ code: "INTERRUPTED" });
+    await ended;
+    expect(rig.machinery.protection("web").calls).toEqual(["drain"]);
+    expect(rig.machinery.calls.filter((call) => call === "close main")).toHaveLength(1);
   });
 });
 

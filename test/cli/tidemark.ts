@@ -28,6 +28,8 @@ export class Running {
   readonly ended: Promise<Ended>;
   #stdout = "";
   #stderr = "";
+  /** Those who wait for more output. */
+  readonly #waiting = new Set<() => void>();
 
   /** `under` is a command that runs another one, such as `unshare`. */
   constructor(folder: string, words: readonly string[], environment: Readonly<Record<string, string>> = {}, under: readonly string[] = []) {
@@ -41,9 +43,11 @@ export class Running {
     this.child = child;
     child.stdout.setEncoding("utf8").on("data", (text: string) => {
       this.#stdout += text;
+      this.#heard();
     });
     child.stderr.setEncoding("utf8").on("data", (text: string) => {
       this.#stderr += text;
+      this.#heard();
     });
     this.ended = once(child, "close").then(([code, signal]) => ({
       code: code as number | null,
@@ -59,14 +63,18 @@ export class Running {
 
   /** Resolves once `text` has appeared on stdout or stderr; fails when the process ends without it. */
   async says(text: string): Promise<void> {
-    const { stdout, stderr } = this.child;
     const abort = new AbortController();
     void this.ended.then(() => abort.abort());
     while (!this.#stdout.includes(text) && !this.#stderr.includes(text)) {
-      if (stdout === null || stderr === null || abort.signal.aborted)
-        throw new Error(`it ended and never said ${text}: ${this.#stderr}${this.#stdout}`);
-      await Promise.race([once(stdout, "data"), once(stderr, "data"), this.ended]);
+      if (abort.signal.aborted) throw new Error(`it ended and never said ${text}: ${this.#stderr}${this.#stdout}`);
+      const heard = new Promise<void>((resolve) => this.#waiting.add(resolve));
+      await Promise.race([heard, this.ended]);
     }
+  }
+
+  #heard(): void {
+    for (const wake of this.#waiting) wake();
+    this.#waiting.clear();
   }
 }
 

@@ -6,7 +6,7 @@ import type { ProtectionState } from "../../engine/control/protection-status.ts"
 
 const minuteMs = 60_000;
 const mib = 1024 ** 2;
-const policy: HealthPolicy = { crashConsistentFrequencyMs: 5000, recoveryPointThresholdMs: 15 * minuteMs };
+const policy: HealthPolicy = { crashConsistentFrequencyMs: 40_000, recoveryPointThresholdMs: 15 * minuteMs };
 
 const well: HealthMeasures = {
   disk: "d",
@@ -40,7 +40,7 @@ test("a disk that is well has no findings and is Normal", () => {
 });
 
 test.for<readonly [rule: string, changes: Partial<HealthMeasures>, expected: readonly string[]]>([
-  ["a lag at the threshold is well", { committedLagMs: 15 * minuteMs }, []],
+  ["a lag at the threshold is well", { committedLagMs: 15 * minuteMs, backlogBytes: 0 }, []],
   ["a lag above the threshold is a warning", { committedLagMs: 15 * minuteMs + 1, backlogBytes: 0 }, ["Warning LAG_ABOVE_THRESHOLD"]],
   ["a lag of twice the threshold is still a warning", { committedLagMs: 30 * minuteMs }, ["Warning LAG_ABOVE_THRESHOLD"]],
   ["a lag above twice the threshold is critical", { committedLagMs: 30 * minuteMs + 1 }, ["Critical LAG_ABOVE_THRESHOLD"]],
@@ -51,6 +51,11 @@ test.for<readonly [rule: string, changes: Partial<HealthMeasures>, expected: rea
     { committedLagMs: null, runningMs: 61 * minuteMs },
     ["Critical NO_RECENT_POINT", "Critical LAG_ABOVE_THRESHOLD"],
   ],
+  ["three cycles without a point are well", { committedLagMs: 120_000 }, []],
+  ["more than three cycles without a point are a warning", { committedLagMs: 120_001 }, ["Warning POINT_OVERDUE"]],
+  ["no point of what nobody has changed is well", { committedLagMs: 10 * minuteMs, backlogBytes: 0 }, []],
+  ["a comparison that takes long owes no point each cycle", { state: "resyncing", committedLagMs: 10 * minuteMs }, []],
+  ["a first point whose replication took long owes no point each cycle", { state: "initial", committedLagMs: 10 * minuteMs }, []],
   ["an initial replication that goes forward has no lag", { state: "initial", committedLagMs: null }, []],
   ["a start that is still to come has no lag", { state: "starting", committedLagMs: null, uploadBytesPerSecond: 0 }, []],
   [
@@ -81,7 +86,7 @@ test.for<readonly [rule: string, changes: Partial<HealthMeasures>, expected: rea
   ["a backlog of more than half an hour is a warning", { ...late, backlogBytes: 3601 * mib }, ["Warning BACKLOG_SLOW"]],
   ["a backlog of more than three quarters is critical", { ...late, backlogBytes: 5401 * mib }, ["Critical BACKLOG_SLOW"]],
   ["a backlog of which nothing is uploaded is critical", { ...late, uploadBytesPerSecond: 0 }, ["Critical BACKLOG_SLOW"]],
-  ["a backlog that has just arisen is well", { committedLagMs: 65_000, uploadBytesPerSecond: 0 }, []],
+  ["a backlog that has just arisen is well", { committedLagMs: 100_000, uploadBytesPerSecond: 0 }, []],
   ["no backlog needs no upload", { ...late, backlogBytes: 0, uploadBytesPerSecond: 0 }, []],
   ["churn above the upload rate for a while is well", { ...late, churnAboveUploadMs: 5 * minuteMs - 1 }, []],
   ["churn above the upload rate for long is a warning", { ...late, churnAboveUploadMs: 5 * minuteMs }, ["Warning CHURN_ABOVE_UPLOAD"]],
@@ -106,7 +111,13 @@ test.for<readonly [rule: string, changes: Partial<HealthMeasures>, expected: rea
 });
 
 test("without a threshold there is no lag to be above it", () => {
-  expect(found({ committedLagMs: 59 * minuteMs }, { crashConsistentFrequencyMs: 5000 })).toEqual([]);
+  expect(found({ committedLagMs: 59 * minuteMs, backlogBytes: 0 }, { crashConsistentFrequencyMs: 5000 })).toEqual([]);
+});
+
+test("a short cycle may be missed more often, and one of an hour is overdue after three", () => {
+  expect(found({ committedLagMs: 15_000 }, { crashConsistentFrequencyMs: 1000 })).toEqual([]);
+  expect(found({ committedLagMs: 15_001 }, { crashConsistentFrequencyMs: 1000 })).toEqual(["Warning POINT_OVERDUE"]);
+  expect(found({ committedLagMs: 59 * minuteMs }, { crashConsistentFrequencyMs: 60 * minuteMs })).toEqual([]);
 });
 
 test("a frequency of an hour has a backlog by intent", () => {

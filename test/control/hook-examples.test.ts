@@ -1,13 +1,14 @@
 /** The hooks that we give as examples, run against the real software where it is installed. */
 import { execFile, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { chownSync, cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { chownSync, cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { commandHook, type Hook, withFreeze } from "../../engine/control/hooks.ts";
 import { attachLoop } from "../loop-device.ts";
+import { binary, isInstalled, postgresUser } from "../programs.ts";
 
 const run = promisify(execFile);
 const generous = { timeoutMs: 20_000 };
@@ -195,26 +196,3 @@ describe("postgresql.sh", () => {
     expect(reason).toContain("exit code 1");
   });
 });
-
-function isInstalled(name: string): boolean {
-  return binary(name) !== undefined;
-}
-
-/** Where a program lies; PostgreSQL's servers often lie beside the path. */
-function binary(name: string): string | undefined {
-  const versions = "/usr/lib/postgresql";
-  const servers = existsSync(versions) ? readdirSync(versions).map((version) => join(versions, version, "bin")) : [];
-  const folders = [...servers, ...(process.env["PATH"] ?? "").split(":"), "/usr/sbin", "/sbin"];
-  return folders.map((path) => join(path, name)).find((path) => existsSync(path));
-}
-
-function postgresUser(): { readonly uid: number; readonly gid: number } | undefined {
-  try {
-    const id = (flag: string): number =>
-      Number(execFileSync("id", [flag, "postgres"], { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }));
-    return { uid: id("-u"), gid: id("-g") };
-  } catch (error) {
-    if (error instanceof Error && "status" in error) return undefined;
-    throw error;
-  }
-}

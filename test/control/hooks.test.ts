@@ -5,9 +5,10 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, watch, writeFileSync } fr
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import type { CommandHookOptions, Hook, HookStep } from "../../engine/control/hooks.ts";
+import type { CommandHookOptions, Hook } from "../../engine/control/hooks.ts";
 import { commandHook, functionHook, withFreeze } from "../../engine/control/hooks.ts";
 import { TidemarkError } from "../../engine/errors.ts";
+import type { HookStep } from "../../engine/format/documents.ts";
 
 let folder: string;
 let log: string;
@@ -225,6 +226,15 @@ describe("what a command learns and tells", () => {
   test("bears no control characters", async () => {
     const { output } = await freezeOnce({ pre: String.raw`printf 'a\033[31mred\033[0m\001\tb\n'` });
     expect(output).toBe("ared\u{fffd}\tb\n");
+  });
+
+  test("fits into a point's record however long and strange the command is", async () => {
+    const pre = `exit 3 # \u0007\ud800${'"'.repeat(20_000)}`;
+    const { steps, reason = "" } = await withFreeze(noted({ pre }), generous, async () => undefined);
+    expect(steps[0]?.command).toBe(`exit 3 # \u{fffd}\u{fffd}${'"'.repeat(8192 - 11)}`);
+    expect(steps[0]?.exitCode).toBe(3);
+    expect(reason.length).toBeLessThanOrEqual(32_768);
+    expect(reason).toMatch(/ended with exit code 3$/);
   });
 
   test("holds both streams, and does not wait for what was left running with them", async () => {

@@ -260,18 +260,6 @@ describe("a live file", () => {
     expect(live.sizeBytes).toBe(20_000);
   });
 
-  test("looks the same at rest until it is written", async () => {
-    writeFileSync(image, filled(10_000, 1));
-    const live = await openLive(image);
-    const mark = await live.restMark();
-    expect(mark).toMatchObject({ sizeBytes: 10_000 });
-    expect(await live.restMark()).toEqual(mark);
-    await live.write(0, filled(1, 2));
-    await live.flush();
-    const later = await live.restMark();
-    expect([later?.mtimeNs, later?.ctimeNs]).not.toEqual([mark?.mtimeNs, mark?.ctimeNs]);
-  });
-
   test("shows its whole content as a volume", async () => {
     sparse(image, mib);
     const live = await openLive(image);
@@ -324,7 +312,6 @@ describe("a live file", () => {
       try {
         expect(live.sizeBytes).toBe(4 * mib);
         expect(live.identity().kind).toBe("device");
-        expect(await live.restMark()).toBeUndefined();
         await expect(LiveFile.open(loop.path)).rejects.toMatchObject({ code: "WRITER_ACTIVE" });
         await put(live, granule, filled(granule, 8));
         await live.zero(mib + 100, mib, true);

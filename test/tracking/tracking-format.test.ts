@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { hasCode } from "../../engine/errors.ts";
+import { restSignatureCharactersMax } from "../../engine/source/rest-mark.ts";
 import {
   checkIdentity,
   decodeHeader,
@@ -25,7 +26,7 @@ const header: TrackingHeader = {
     areaAt: 106_496,
     areaBytes: 132,
     areaCrc: 0xdeadbeef,
-    rest: { sizeBytes: 2 ** 40, mtimeNs: "1700000000000000001", ctimeNs: "1700000000000000002" },
+    rest: { sizeBytes: 2 ** 40, signature: "modified 1700000000000000001 changed 1700000000000000002" },
   },
 };
 const bits = Uint8Array.from({ length: pageBitmapBytes }, (_, index) => index % 251);
@@ -79,9 +80,11 @@ describe("a header", () => {
     expect(decodeHeader(new Uint8Array(2 * headerSlotBytes), "tracking")).toBeUndefined();
   });
 
-  it("has room for the longest path and as many bases as are kept", () => {
+  it("has room for the longest path, as many bases as are kept and the longest mark", () => {
     const image = { ...header.image, path: `/${"x".repeat(4095)}` };
-    const full = { ...header, image, bases: Array.from({ length: 128 }, (_, index) => String(index).padStart(64, "0")) };
+    const rest = { sizeBytes: 2 ** 52, signature: "x".repeat(restSignatureCharactersMax) };
+    const clean = { base: 127, areaAt: 2 ** 52, areaBytes: 2 ** 52, areaCrc: 2 ** 32 - 1, rest };
+    const full = { ...header, image, clean, bases: Array.from({ length: 128 }, (_, index) => String(index).padStart(64, "0")) };
     checkIdentity({ vault: full.vault, disk: full.disk, sizeBytes: full.sizeBytes, image });
     const pair = Buffer.concat([encodeHeader(0, 1, full), encodeHeader(1, 2, full)]);
     expect(decodeHeader(pair, "tracking")?.header).toEqual(full);

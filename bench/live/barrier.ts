@@ -1,0 +1,90 @@
+/**
+ * How long does a cut hold the writes that come while it is made? Many cuts in a row of a disk that 32 writers never leave alone. In this process
+ * and into a store that discards, so that nothing but the barrier is measured.
+ */
+import { mkdir, open } from "node:fs/promises";
+import { join } from "node:path";
+import { type BlockDevice, granuleBytes, Vault } from "../../engine/index.ts";
+import { DiscardingSink } from "../discarding-sink.ts";
+import { randomWords } from "../image.ts";
+import type { BenchConfig } from "../options.ts";
+import type { Mark } from "../report.ts";
+import { onDemandMs } from "./place.ts";
+
+const writers = 32;
+const diskBytes = 256 * 1024 * 1024;
+const barrierP99MsMax = 20;
+
+export interface BarrierFigures {
+  readonly marks: readonly Mark[];
+  readonly counts: Readonly<Record<string, number>>;
+}
+
+export async function benchBarrier(config: BenchConfig): Promise<BarrierFigures> {
+  const { temporaryFolder, workers, lanes, signal, live, begin } = config;
+  begin(`${live.cuts} cuts, ${writers} writes in flight`);
+  const stateFolder = join(temporaryFolder, "barrier");
+  const image = join(temporaryFolder, "barrier.img");
+  await mkdir(stateFolder);
+  const file = await open(image, "wx");
+  await file.truncate(diskBytes).finally(async () => await file.close());
+  const vault = await Vault.openOrCreate(new DiscardingSink(), { stateFolder, workers, lanes, signal });
+  try {
+    const policy = { crashConsistentFrequencyMs: onDemandMs };
+    const protection = await vault.protect({ disk: "barrier", image, stateFolder, policy });
+    await protection.point({ signal });
+    const load = new Load(protection.device, config.seed);
+    const heldMs: number[] = [];
+    try {
+      for (let cut = 0; cut < live.cuts; cut += 1) {
+        await protection.point({ signal });
+        heldMs.push(protection.status().barrier.lastMs);
+      }
+    } finally {
+      await load.end();
+    }
+    return figuresOf(
+      heldMs.toSorted((a, b) => a - b),
+      load.writes,
+    );
+  } finally {
+    await vault.close();
+  }
+}
+
+/** Writers that each write the next granule as soon as the last is written. */
+class Load {
+  writes = 0;
+  #isOver = false;
+  readonly #done: Promise<unknown>;
+
+  constructor(device: BlockDevice, seed: number) {
+    const next = randomWords(seed);
+    const write = async (): Promise<void> => {
+      const bytes = Buffer.alloc(granuleBytes);
+      while (!this.#isOver) {
+        bytes.writeUInt32LE(next());
+        await device.write((next() % (device.sizeBytes / granuleBytes)) * granuleBytes, bytes);
+        this.writes += 1;
+      }
+    };
+    this.#done = Promise.all(Array.from({ length: writers }, write));
+    this.#done.catch(() => undefined); // awaited by `end`
+  }
+
+  async end(): Promise<void> {
+    this.#isOver = true;
+    await this.#done;
+  }
+}
+
+function figuresOf(sortedMs: readonly number[], writes: number): BarrierFigures {
+  const at = (share: number): number => sortedMs[Math.max(0, Math.ceil(sortedMs.length * share) - 1)] ?? NaN;
+  const p99 = at(0.99);
+  return {
+    marks: [
+      { name: `barrier of a cut, ${writers} writes in flight, p99`, value: p99, unit: "ms", relation: "at most", wanted: barrierP99MsMax },
+    ],
+    counts: { cuts: sortedMs.length, writesMeanwhile: writes, barrierP50Ms: at(0.5), barrierP99Ms: p99, longestBarrierMs: at(1) },
+  };
+}

@@ -1,0 +1,169 @@
+/**
+ * A disk that is written without a pause, at a given rate: does every cycle give its point, how far is the newest behind when the load ends, and how
+ * much memory does it take? And how high may the rate be until that is no longer so?
+ */
+import type { Sink } from "../../engine/index.ts";
+import { imageFactsOf } from "../image.ts";
+import type { BenchConfig } from "../options.ts";
+import { type CaseOutcome, isMet, type Mark } from "../report.ts";
+import { StepLog } from "../steps.ts";
+import { runFio } from "./fio.ts";
+import type { SeenPoint } from "./orders.ts";
+import { LivePlace } from "./place.ts";
+import type { ProtectingProcess } from "./protecting-process.ts";
+
+const requestBytes = 16_384;
+const lagMsMax = 10_000;
+const rssBytesMax = 500 * 1024 * 1024;
+/** fio paces itself in bursts: this much of the rate counts as the rate. */
+const rateShareMin = 0.97;
+/** The limit is searched for with loads of this length, until it is known to a tenth. */
+const searchSeconds = 20;
+const searchPrecision = 1.1;
+const searchBytesPerSecondMax = 4_000_000_000;
+
+/** What became of a load. */
+interface Churn {
+  readonly bytesPerSecond: number;
+  readonly bytes: number;
+  readonly elapsedMs: number;
+  /** Written and in no committed point when the load ended, and the time until it was. */
+  readonly leftBytes: number;
+  readonly leftMs: number;
+  readonly pointsDue: number;
+  readonly pointsCommitted: number;
+  readonly longestGapMs: number;
+  readonly lagMs: number;
+  readonly barrierMsMax: number;
+  readonly failures: number;
+  readonly peakRssBytes: number;
+}
+
+export async function benchChurn(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
+  const log = new StepLog(config);
+  const { live } = config;
+  return await LivePlace.use(config, store, async (place) => {
+    const { sizeBytes } = await imageFactsOf(place.image);
+    const measured = await place.protecting(live.cycleMs, async (process) => {
+      config.begin("first points");
+      await process.point();
+      let loads = 0;
+      const load = async (bytesPerSecond: number, seconds: number): Promise<Churn> => {
+        // Of the same seed fio would write the same bytes to the same places again.
+        loads += 1;
+        return await churn(config, process, { sizeBytes, bytesPerSecond, seconds, seed: config.seed + loads });
+      };
+      config.begin(`random writes, ${live.bytesPerSecond / 1e6} MB/s for ${live.seconds} s`);
+      const asked = await load(live.bytesPerSecond, live.seconds);
+      log.add("random writes of 16 KiB, protected", { role: "tidemark", unit: "bytes" }, asked.bytes, asked.elapsedMs);
+      log.add("until all of it is committed", { role: "tidemark", unit: "bytes" }, asked.leftBytes, asked.leftMs);
+      const highest = live.findLimit ? await findLimit(config, asked, load) : undefined;
+      await process.stop();
+      return { asked, highest };
+    });
+    const hashes = await place.prove();
+    const { asked, highest } = measured;
+    return {
+      image: { ...(await imageFactsOf(place.image)), path: "a new disk" },
+      steps: log.steps(),
+      marks: marksOf(live.bytesPerSecond, asked),
+      counts: {
+        wantedMegabytesPerSecond: live.bytesPerSecond / 1e6,
+        sustainedMegabytesPerSecond: asked.bytesPerSecond / 1e6,
+        ...(highest === undefined ? {} : { highestMegabytesPerSecondThatHold: highest / 1e6 }),
+        pointsDue: asked.pointsDue,
+        pointsCommitted: asked.pointsCommitted,
+        longestGapMs: asked.longestGapMs,
+        lagAtEndMs: asked.lagMs,
+        longestBarrierMs: asked.barrierMsMax,
+        failures: asked.failures,
+      },
+      hashes,
+      peakRssBytes: asked.peakRssBytes,
+    };
+  });
+}
+
+/** One load, and all of it committed: the next begins with nothing left of this one. */
+async function churn(
+  config: BenchConfig,
+  process: ProtectingProcess,
+  load: { readonly sizeBytes: number; readonly bytesPerSecond: number; readonly seconds: number; readonly seed: number },
+): Promise<Churn> {
+  const before = await process.order({ kind: "status" });
+  const startedAtMs = Date.now();
+  const figures = await runFio({
+    uri: process.uri,
+    pattern: "randwrite",
+    requestBytes,
+    spanBytes: load.sizeBytes,
+    extent: { seconds: load.seconds },
+    bytesPerSecondMax: load.bytesPerSecond,
+    freshData: true,
+    seed: load.seed,
+    folder: config.temporaryFolder,
+    signal: config.signal,
+  });
+  const endedAtMs = Date.now();
+  const after = await process.order({ kind: "status" });
+  const leftFrom = performance.now();
+  await process.point();
+  const leftMs = performance.now() - leftFrom;
+  const settled = await process.order({ kind: "status" });
+  // A point that was cut under the load and committed later was not missed: how late it was is told by the lag.
+  const points = settled.points.filter(({ cutAtMs }) => cutAtMs >= startedAtMs && cutAtMs <= endedAtMs);
+  return {
+    bytesPerSecond: figures.bytes / (figures.elapsedMs / 1_000),
+    bytes: figures.bytes,
+    elapsedMs: figures.elapsedMs,
+    leftBytes: after.backlogBytes,
+    leftMs,
+    pointsDue: Math.floor(figures.elapsedMs / config.live.cycleMs),
+    pointsCommitted: points.length,
+    longestGapMs: longestGapMs(points, startedAtMs, endedAtMs),
+    lagMs: after.committedLagMs ?? endedAtMs - startedAtMs,
+    barrierMsMax: settled.barrierMsMax,
+    failures: settled.failures.length - before.failures.length,
+    peakRssBytes: settled.peakRssBytes,
+  };
+}
+
+/** Between the cuts of points that follow one another, and from the load's ends to them. */
+function longestGapMs(points: readonly SeenPoint[], startedAtMs: number, endedAtMs: number): number {
+  const times = [startedAtMs, ...points.map(({ cutAtMs }) => cutAtMs), endedAtMs];
+  return Math.max(...times.slice(1).map((time, index) => time - (times[index] ?? time)));
+}
+
+function marksOf(wantedBytesPerSecond: number, load: Churn): Mark[] {
+  return [
+    { name: "points missed", value: Math.max(0, load.pointsDue - load.pointsCommitted), unit: "", relation: "at most", wanted: 0 },
+    { name: "lag of the newest point at the end", value: load.lagMs, unit: "ms", relation: "at most", wanted: lagMsMax },
+    {
+      name: "of the wanted rate",
+      value: load.bytesPerSecond / wantedBytesPerSecond,
+      unit: "×",
+      relation: "at least",
+      wanted: rateShareMin,
+    },
+    { name: "peak memory of the protecting process", value: load.peakRssBytes, unit: "bytes", relation: "at most", wanted: rssBytesMax },
+  ];
+}
+
+/** Doubles the rate while it holds and halves the rest from then on. Returns the highest that held, in bytes a second; 0 for none. */
+async function findLimit(
+  config: BenchConfig,
+  asked: Churn,
+  load: (bytesPerSecond: number, seconds: number) => Promise<Churn>,
+): Promise<number> {
+  const { bytesPerSecond } = config.live;
+  const seconds = Math.min(searchSeconds, config.live.seconds);
+  const holds = marksOf(bytesPerSecond, asked).every(isMet);
+  let [held, failed] = holds ? [bytesPerSecond, Infinity] : [0, bytesPerSecond];
+  while (failed / Math.max(held, 1_000_000) > searchPrecision && held < searchBytesPerSecondMax) {
+    const next = Math.round(failed === Infinity ? held * 2 : held === 0 ? failed / 2 : (held + failed) / 2);
+    config.begin(`random writes, ${(next / 1e6).toFixed(0)} MB/s for ${seconds} s`);
+    if (marksOf(next, await load(next, seconds)).every(isMet)) held = next;
+    else failed = next;
+  }
+  return held;
+}

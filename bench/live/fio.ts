@@ -1,0 +1,119 @@
+/**
+ * fio with its own NBD client: the load, and the clock, of every measurement at a server. Where what is shipped counts, it makes fresh data
+ * for every write, so that nothing is saved by having seen it before.
+ */
+import { TidemarkError, throwIfAborted } from "../../engine/index.ts";
+import { type Ended, runProgram } from "./programs.ts";
+
+export type FioPattern = "randwrite" | "write" | "randread" | "read" | "randrw";
+
+export interface FioJob {
+  readonly uri: string;
+  readonly pattern: FioPattern;
+  readonly requestBytes: number;
+  /** The part of the disk, from its front, that is worked on. */
+  readonly spanBytes: number;
+  /** How long, or how many bytes in all. */
+  readonly extent: { readonly seconds: number } | { readonly bytes: number };
+  readonly bytesPerSecondMax?: number | undefined;
+  /** True: no two writes carry the same bytes, which costs fio time. False: the same few over and over. */
+  readonly freshData: boolean;
+  /** How much of fresh data can be compressed away. Default: next to none. */
+  readonly compressiblePercent?: number | undefined;
+  readonly seed: number;
+  readonly folder: string;
+  readonly signal: AbortSignal | undefined;
+}
+
+/** Reads and writes together. */
+export interface FioFigures {
+  readonly requests: number;
+  readonly bytes: number;
+  readonly elapsedMs: number;
+  /** Of the slower of reads and writes. */
+  readonly p50Us: number;
+  readonly p99Us: number;
+}
+
+/** Requests in flight. */
+const depth = 32;
+
+/** Errors: UNSUPPORTED (no fio, or one without NBD), DEVICE_FAILED (the server refused or broke off), INTERRUPTED. */
+export async function runFio(job: FioJob): Promise<FioFigures> {
+  return figuresOf(await runProgram("fio", words(job), job.folder, job.signal));
+}
+
+/**
+ * A load that lasts until `stop`, and under which the server may die: how fio ends says nothing, and having lost its server it may not end
+ * at all. Errors: UNSUPPORTED, INTERRUPTED.
+ */
+export async function runFioUntil(job: FioJob, stop: AbortSignal): Promise<void> {
+  const either = job.signal === undefined ? stop : AbortSignal.any([job.signal, stop]);
+  try {
+    refuseWithoutNbd(await runProgram("fio", words(job), job.folder, either));
+  } catch (error) {
+    throwIfAborted(job.signal);
+    if (!stop.aborted) throw error;
+  }
+}
+
+function words(job: FioJob): string[] {
+  const { extent, bytesPerSecondMax, compressiblePercent } = job;
+  return [
+    "--name=tidemark",
+    "--ioengine=nbd",
+    // Else the load is a process of its own, which would outlive a fio that is killed.
+    "--thread",
+    `--uri=${job.uri}`,
+    `--rw=${job.pattern}`,
+    `--bs=${job.requestBytes}`,
+    `--iodepth=${depth}`,
+    `--size=${job.spanBytes}`,
+    `--randseed=${job.seed}`,
+    ...(job.freshData ? ["--refill_buffers"] : []),
+    ...(compressiblePercent === undefined ? [] : [`--buffer_compress_percentage=${compressiblePercent}`]),
+    ...("seconds" in extent ? ["--time_based", `--runtime=${Math.round(extent.seconds * 1_000)}ms`] : [`--io_size=${extent.bytes}`]),
+    ...(bytesPerSecondMax === undefined ? [] : [`--rate=${bytesPerSecondMax}`]),
+    "--output-format=json",
+  ];
+}
+
+/** What we read of fio's report. */
+interface FioReport {
+  readonly jobs: readonly { readonly error: number; readonly read: FioWay; readonly write: FioWay }[];
+}
+
+interface FioWay {
+  readonly total_ios: number;
+  readonly io_bytes: number;
+  /** ms */
+  readonly runtime: number;
+  readonly clat_ns: { readonly percentile?: Readonly<Record<string, number>> };
+}
+
+function figuresOf(ended: Ended): FioFigures {
+  refuseWithoutNbd(ended);
+  const { exitCode, stdout, stderr } = ended;
+  // It says what it has to say before the report.
+  const start = stdout.indexOf("{");
+  const job = start === -1 || exitCode !== 0 ? undefined : (JSON.parse(stdout.slice(start)) as FioReport).jobs[0];
+  if (job === undefined || job.error !== 0) {
+    throw new TidemarkError("DEVICE_FAILED", `fio ended with exit code ${String(exitCode)}: ${stderr.trim().slice(0, 300)}`, {
+      remedy: "see whether the server has failed",
+    });
+  }
+  const ways = [job.read, job.write].filter((way) => way.total_ios > 0);
+  const most = (value: (way: FioWay) => number): number => Math.max(0, ...ways.map(value));
+  return {
+    requests: ways.reduce((sum, way) => sum + way.total_ios, 0),
+    bytes: ways.reduce((sum, way) => sum + way.io_bytes, 0),
+    elapsedMs: most((way) => way.runtime),
+    p50Us: most((way) => (way.clat_ns.percentile?.["50.000000"] ?? NaN) / 1_000),
+    p99Us: most((way) => (way.clat_ns.percentile?.["99.000000"] ?? NaN) / 1_000),
+  };
+}
+
+function refuseWithoutNbd({ stdout, stderr }: Ended): void {
+  if (!/engine nbd not loadable|nbd.*cannot open shared object/i.test(stdout + stderr)) return;
+  throw new TidemarkError("UNSUPPORTED", "this fio has no NBD client", { remedy: "install one that has: apt-get install fio" });
+}

@@ -1,0 +1,79 @@
+/**
+ * What a benchmark and the process that protects its disk say to each other, over the channel that Node gives parent and child. The
+ * plan comes first, so that no credential is in an argument or in the environment; then orders, each with an answer.
+ */
+import type { ErrorCode, PointSummary, ProtectionState } from "../../engine/index.ts";
+import type { AzureCredentials, ProxyOptions } from "../../sink/index.ts";
+
+/** A store as another process can open it. */
+export interface StoreAddress {
+  /** Not `memory:`, which no other process sees. */
+  readonly address: string;
+  readonly credentials?: Pick<AzureCredentials, "accountKey" | "connectionString"> | undefined;
+  readonly proxy?: ProxyOptions | undefined;
+}
+
+export interface ProtectionPlan {
+  readonly store: StoreAddress;
+  /** Where in the store the vault lies; ends with a slash. */
+  readonly prefix: string;
+  readonly disk: string;
+  readonly image: string;
+  readonly stateFolder: string;
+  /** Path of the Unix socket on which the disk is served. */
+  readonly socket: string;
+  readonly cycleMs: number;
+  readonly workers: number;
+  readonly lanes: number | undefined;
+  /** Ceiling of the dedup index; undefined: the default. */
+  readonly indexBytesMax: number | undefined;
+}
+
+/**
+ * `point`: take one, answer when it is committed. `drain`: change `bytes` at the front of the disk, then take one point after the
+ * other until `rest`. `pause`: take none. `stop`: end and save the exact marks; the process ends after its answer.
+ */
+export type Order =
+  | { readonly kind: "point" }
+  | { readonly kind: "pause" }
+  | { readonly kind: "resume" }
+  | { readonly kind: "drain"; readonly bytes: number }
+  | { readonly kind: "rest" }
+  | { readonly kind: "status" }
+  | { readonly kind: "stop" };
+
+/** A point as the protecting process saw it come about. Times are ms since 1970. */
+export interface SeenPoint {
+  readonly cutAtMs: number;
+  readonly committedAtMs: number;
+}
+
+/** The answer to every order. */
+export interface Condition {
+  readonly state: ProtectionState;
+  readonly backlogBytes: number;
+  readonly committedLagMs: number | null;
+  readonly barrierMsMax: number;
+  /** The most memory that the process has had resident. */
+  readonly peakRssBytes: number;
+  /** Every point that this process committed, oldest first. */
+  readonly points: readonly SeenPoint[];
+  /** What failed, in words, oldest first. Tried again, so no failure of the process. */
+  readonly failures: readonly string[];
+  /** The answer to `point`: what was committed. */
+  readonly point: PointSummary | null;
+  /** The answer to `rest`: for how long a cycle was under way since `drain`. */
+  readonly drainedMs: number;
+}
+
+export interface Fault {
+  readonly code: ErrorCode;
+  readonly message: string;
+  readonly remedy: string | undefined;
+}
+
+/** From the benchmark: the plan has no number. */
+export type Told = { readonly plan: ProtectionPlan } | { readonly number: number; readonly order: Order };
+
+/** From the protecting process. Number 0 answers the plan: the disk is served. */
+export type Answer = { readonly number: number; readonly condition: Condition } | { readonly number: number; readonly fault: Fault };

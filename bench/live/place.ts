@@ -1,0 +1,114 @@
+/**
+ * Where a live case works: a disk image of its own, a vault under a prefix of its own in the store, and the processes that protect
+ * that disk. At the end the newest point is brought back and compared with the image: a figure for a wrong result is none.
+ */
+import { randomUUID } from "node:crypto";
+import { mkdir, open, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { type Sink, TidemarkError, Vault } from "../../engine/index.ts";
+import { contentHash, copySparsely } from "../image.ts";
+import { NestedSink } from "../nested-sink.ts";
+import type { BenchConfig } from "../options.ts";
+import type { Condition } from "./orders.ts";
+import { ProtectingProcess } from "./protecting-process.ts";
+
+const disk = "bench";
+
+/** Long enough that no cycle is due by itself while a benchmark runs. */
+export const onDemandMs: number = 24 * 3_600 * 1_000;
+
+export class LivePlace {
+  readonly image: string;
+  readonly #config: BenchConfig;
+  readonly #sink: NestedSink;
+  readonly #prefix: string;
+  readonly #stateFolder: string;
+  #started = 0;
+
+  private constructor(config: BenchConfig, store: Sink) {
+    const { temporaryFolder } = config;
+    this.#config = config;
+    this.#prefix = `bench-${randomUUID()}/`;
+    this.#sink = new NestedSink(store, this.#prefix);
+    this.image = join(temporaryFolder, "live.img");
+    this.#stateFolder = join(temporaryFolder, "state");
+  }
+
+  /** Lends a place with the copy of the given image as its disk, or a new empty one, and empties it again. */
+  static async use<Result>(config: BenchConfig, store: Sink, work: (place: LivePlace) => Promise<Result>): Promise<Result> {
+    const place = new LivePlace(config, store);
+    await mkdir(place.#stateFolder);
+    await place.#makeImage();
+    const [outcome] = await Promise.allSettled([work(place)]);
+    const [emptied] = await Promise.allSettled([place.#sink.removeAll()]);
+    // What ended the work says more than what then went wrong while it was put away.
+    if (outcome.status === "rejected") throw outcome.reason;
+    if (emptied.status === "rejected") throw emptied.reason;
+    return outcome.value;
+  }
+
+  /** Has `work` done while a process protects the disk, which is gone afterwards, whatever happens. Errors: those of both. */
+  async protecting<Result>(
+    cycleMs: number,
+    work: (process: ProtectingProcess, condition: Condition) => Promise<Result>,
+    { indexBytesMax }: { readonly indexBytesMax?: number } = {},
+  ): Promise<Result> {
+    const { live, workers, lanes, temporaryFolder, signal } = this.#config;
+    this.#started += 1;
+    const { process, condition } = await ProtectingProcess.start(
+      {
+        store: live.storeAddress,
+        prefix: this.#prefix,
+        disk,
+        image: this.image,
+        stateFolder: this.#stateFolder,
+        socket: join(temporaryFolder, `${this.#started}.sock`),
+        cycleMs,
+        workers,
+        lanes,
+        indexBytesMax,
+      },
+      signal,
+    );
+    try {
+      return await work(process, condition);
+    } finally {
+      await process.kill();
+    }
+  }
+
+  /** Brings the newest point back and compares it with the disk, which nobody writes any more. Errors: DAMAGED. */
+  async prove(): Promise<Record<"image" | "point", string>> {
+    const { temporaryFolder, workers, lanes, signal, begin } = this.#config;
+    begin("compare the newest point with the disk");
+    const target = join(temporaryFolder, "proved.img");
+    const vault = await Vault.open(this.#sink, { workers, lanes, signal });
+    try {
+      await vault.materialize({ disk, point: "latest", to: target, format: "raw", signal });
+    } finally {
+      await vault.close();
+    }
+    const hashes = { image: await contentHash(this.image, signal), point: await contentHash(target, signal) };
+    await rm(target);
+    if (hashes.point === hashes.image) return hashes;
+    throw new TidemarkError("DAMAGED", "the newest point is not what was written to the disk", {
+      remedy: "this is a fault in Tidemark: report it",
+      detail: hashes,
+    });
+  }
+
+  async #makeImage(): Promise<void> {
+    const { image, live, signal, begin } = this.#config;
+    if (image !== "") {
+      begin("copy the image");
+      await copySparsely(image, this.image, signal);
+      return;
+    }
+    const file = await open(this.image, "wx");
+    try {
+      await file.truncate(live.diskBytes);
+    } finally {
+      await file.close();
+    }
+  }
+}

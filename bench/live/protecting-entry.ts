@@ -1,0 +1,185 @@
+/**
+ * The process that protects and serves one disk for a benchmark: the very `Vault.protect` and `NbdServer` of `tidemark protect`, in a
+ * process of its own, as any other NBD server is. Started by `ProtectingProcess`, which tells it everything; it ends when told to,
+ * or with whoever started it.
+ */
+import { randomFillSync } from "node:crypto";
+import process from "node:process";
+import { NbdServer, type PointSummary, type Protection, type ProtectionEvent, TidemarkError, Vault } from "../../engine/index.ts";
+import { openSink } from "../../sink/index.ts";
+import { rangeBytes } from "../image.ts";
+import { NestedSink } from "../nested-sink.ts";
+import type { Answer, Condition, Fault, Order, ProtectionPlan, SeenPoint, Told } from "./orders.ts";
+
+/** A disk under protection, and how all that it took is closed again. */
+interface Opened {
+  readonly protection: Protection;
+  readonly close: () => Promise<void>;
+}
+
+class Protecting {
+  readonly #opened: Promise<Opened>;
+  readonly #points: SeenPoint[] = [];
+  readonly #failures: string[] = [];
+  #draining: { readonly done: Promise<number>; isOver: boolean } | undefined;
+
+  constructor(plan: ProtectionPlan) {
+    this.#opened = this.#open(plan);
+    this.#opened.catch(() => undefined); // told by `ready`
+  }
+
+  async ready(): Promise<Condition> {
+    return this.#condition(await this.#opened);
+  }
+
+  async obey(order: Order): Promise<Condition> {
+    const opened = await this.#opened;
+    const { protection } = opened;
+    switch (order.kind) {
+      case "point":
+        return this.#condition(opened, { point: await protection.point() });
+      case "pause":
+        protection.pause();
+        break;
+      case "resume":
+        protection.resume();
+        break;
+      case "drain":
+        await change(protection, order.bytes);
+        this.#drain(protection);
+        break;
+      case "rest":
+        return this.#condition(opened, { drainedMs: await this.#rest() });
+      case "status":
+        break;
+      case "stop":
+        await this.#rest();
+        await opened.close();
+        break;
+    }
+    return this.#condition(opened);
+  }
+
+  async #open(plan: ProtectionPlan): Promise<Opened> {
+    const { address, ...options } = plan.store;
+    const sink = await openSink(
+      address,
+      options.proxy === undefined ? { credentials: options.credentials } : { ...options, proxy: options.proxy },
+    );
+    const { stateFolder, workers, lanes, indexBytesMax } = plan;
+    const vault = await Vault.openOrCreate(new NestedSink(sink, plan.prefix), { stateFolder, workers, lanes, indexBytesMax });
+    const { disk, image, cycleMs } = plan;
+    const protection = await vault.protect({
+      disk,
+      image,
+      stateFolder,
+      policy: { crashConsistentFrequencyMs: cycleMs },
+      onEvent: (event) => this.#note(event),
+    });
+    const server = await NbdServer.listen({ listen: { kind: "unix", path: plan.socket } });
+    server.addExport({ name: disk, device: protection.device });
+    const close = async (): Promise<void> => {
+      await server.close();
+      await protection.stop({ drain: false });
+      await vault.close();
+      await sink[Symbol.asyncDispose]();
+    };
+    return { protection, close };
+  }
+
+  #note(event: ProtectionEvent): void {
+    if (event.kind === "point") this.#points.push({ cutAtMs: Date.parse(event.point.time), committedAtMs: Date.now() });
+    if (event.kind === "failure") this.#failures.push(event.message);
+  }
+
+  /** One point after the other. The first is of what was changed for it, and what clients write meanwhile is in the next. */
+  #drain(protection: Protection): void {
+    const state = { isOver: false, done: Promise.resolve(0) };
+    protection.resume();
+    const startedAt = performance.now();
+    let drainedMs = 0;
+    state.done = (async () => {
+      while (!state.isOver) {
+        const isWork = protection.status().backlogBytes > 0;
+        await protection.point();
+        if (isWork) drainedMs = performance.now() - startedAt;
+      }
+      return drainedMs;
+    })();
+    state.done.catch(() => undefined); // awaited by `#rest`
+    this.#draining = state;
+  }
+
+  async #rest(): Promise<number> {
+    const draining = this.#draining;
+    if (draining === undefined) return 0;
+    this.#draining = undefined;
+    draining.isOver = true;
+    return await draining.done;
+  }
+
+  #condition({ protection }: Opened, more: { readonly point?: PointSummary; readonly drainedMs?: number } = {}): Condition {
+    const { state, backlogBytes, lag, barrier } = protection.status();
+    return {
+      state,
+      backlogBytes,
+      committedLagMs: lag.committedMs,
+      barrierMsMax: barrier.maxMs,
+      // libuv gives kibibytes on every platform.
+      peakRssBytes: process.resourceUsage().maxRSS * 1024,
+      points: this.#points,
+      failures: this.#failures,
+      point: more.point ?? null,
+      drainedMs: more.drainedMs ?? 0,
+    };
+  }
+}
+
+/** Overwrites the first `bytes` of the disk with what no vault has seen. */
+async function change({ device }: Protection, bytes: number): Promise<void> {
+  const range = Buffer.alloc(rangeBytes);
+  for (let offset = 0; offset < Math.min(bytes, device.sizeBytes); offset += range.length) {
+    const length = Math.min(range.length, bytes - offset, device.sizeBytes - offset);
+    await device.write(offset, randomFillSync(range.subarray(0, length)));
+  }
+}
+
+function faultOf(error: unknown): Fault {
+  if (error instanceof TidemarkError) return { code: error.code, message: error.message, remedy: error.remedy };
+  return { code: "INTERNAL", message: String(error), remedy: undefined };
+}
+
+let protecting: Protecting | undefined;
+
+async function answer(number: number, condition: () => Promise<Condition>, isLast: boolean): Promise<void> {
+  let told: Answer;
+  try {
+    told = { number, condition: await condition() };
+  } catch (error) {
+    told = { number, fault: faultOf(error) };
+  }
+  process.send?.(told, undefined, undefined, () => {
+    if (isLast || (number === 0 && "fault" in told)) process.exit(0);
+  });
+}
+
+process.on("message", (told: Told) => {
+  if ("plan" in told) {
+    const started = new Protecting(told.plan);
+    protecting = started;
+    void answer(0, async () => await started.ready(), false);
+    return;
+  }
+  const { number, order } = told;
+  const asked = protecting;
+  void answer(
+    number,
+    async () => {
+      if (asked === undefined) throw new TidemarkError("INTERNAL", "an order came before the plan");
+      return await asked.obey(order);
+    },
+    order.kind === "stop",
+  );
+});
+// Whoever started us is gone.
+process.once("disconnect", () => process.exit(0));

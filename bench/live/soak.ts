@@ -1,0 +1,189 @@
+/**
+ * A disk that is written for an hour while it is protected: does the memory of the process stay where it is, and does it give back what it opens?
+ * Only the second half counts, once caches and indexes have the size that they keep; the dedup index is given a low ceiling for that.
+ *
+ * What an hour needs: 20 MB/s × 3,600 s = 72 GB are written, of which LZ4 leaves about a tenth, so some 10 GB of room for the store.
+ */
+import { readdir, readFile } from "node:fs/promises";
+import { setTimeout as delay } from "node:timers/promises";
+import { type Sink, systemCode, TidemarkError } from "../../engine/index.ts";
+import { imageFactsOf } from "../image.ts";
+import type { BenchConfig } from "../options.ts";
+import type { CaseOutcome, Mark } from "../report.ts";
+import { median, StepLog } from "../steps.ts";
+import { type FioFigures, runFio } from "./fio.ts";
+import { LivePlace } from "./place.ts";
+import type { ProtectingProcess } from "./protecting-process.ts";
+
+const requestBytes = 16_384;
+/** Of each write, so that an hour of them fits on a disk. */
+const compressiblePercent = 90;
+const sampleEveryMsMax = 10_000;
+/** A short soak is looked at as often as it takes to see a slope. */
+const samplesMin = 40;
+const tellEveryMs = 60_000;
+/** Full within the first minutes, after which it forgets instead of growing. */
+const indexBytesMax: number = 16 * 1024 * 1024;
+const hourMs = 3_600_000;
+const rssBytesPerHourMax = 20 * 1024 * 1024;
+
+/** What the process had at one moment. */
+interface Sample {
+  /** Since the load began. */
+  readonly atMs: number;
+  readonly rssBytes: number;
+  readonly handles: number;
+  readonly lagMs: number;
+}
+
+interface Measured {
+  readonly samples: readonly Sample[];
+  readonly points: number;
+  readonly failures: number;
+  readonly peakRssBytes: number;
+}
+
+/** Writes at `live.bytesPerSecond` for `live.seconds`. Errors: UNSUPPORTED where the system does not tell about processes (no /proc) or fio is missing. */
+export async function benchSoak(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
+  const log = new StepLog(config);
+  const { live } = config;
+  return await LivePlace.use(config, store, async (place) => {
+    const { sizeBytes } = await imageFactsOf(place.image);
+    const run = async (process: ProtectingProcess): Promise<Measured> => {
+      config.begin("first points");
+      await process.point();
+      const { figures, samples } = await load(config, process, sizeBytes);
+      log.add("random writes of 16 KiB, protected", { role: "tidemark", unit: "bytes" }, figures.bytes, figures.elapsedMs);
+      await process.point();
+      const { points, failures, peakRssBytes } = await process.stop();
+      return { samples, points: points.length, failures: failures.length, peakRssBytes };
+    };
+    const measured = await place.protecting(live.cycleMs, run, { indexBytesMax });
+    const hashes = await place.prove();
+    const { samples, points, failures, peakRssBytes } = measured;
+    const [first, last] = [samples.at(0), samples.at(-1)];
+    return {
+      image: { ...(await imageFactsOf(place.image)), path: "a new disk" },
+      steps: log.steps(),
+      marks: marksOf(samples),
+      counts: {
+        points,
+        failures,
+        samples: samples.length,
+        longestLagMs: Math.max(...samples.map(({ lagMs }) => lagMs)),
+        firstHandles: first?.handles ?? NaN,
+        lastHandles: last?.handles ?? NaN,
+        firstRssBytes: first?.rssBytes ?? NaN,
+        lastRssBytes: last?.rssBytes ?? NaN,
+      },
+      hashes,
+      peakRssBytes,
+    };
+  });
+}
+
+/** Writes for as long as it is to last, and looks at the process meanwhile. */
+async function load(
+  config: BenchConfig,
+  process: ProtectingProcess,
+  sizeBytes: number,
+): Promise<{ readonly figures: FioFigures; readonly samples: readonly Sample[] }> {
+  const { live, seed, temporaryFolder: folder, signal } = config;
+  const over = new AbortController();
+  const writing = runFio({
+    uri: process.uri,
+    pattern: "randwrite",
+    requestBytes,
+    spanBytes: sizeBytes,
+    extent: { seconds: live.seconds },
+    bytesPerSecondMax: live.bytesPerSecond,
+    freshData: true,
+    compressiblePercent,
+    seed,
+    folder,
+    signal,
+  }).finally(() => over.abort());
+  const [figures, samples] = await Promise.allSettled([writing, watch(config, process, over.signal)]);
+  if (figures.status === "rejected") throw figures.reason;
+  if (samples.status === "rejected") throw samples.reason;
+  return { figures: figures.value, samples: samples.value };
+}
+
+async function watch(config: BenchConfig, process: ProtectingProcess, over: AbortSignal): Promise<readonly Sample[]> {
+  const { seconds } = config.live;
+  const everyMs = Math.min(sampleEveryMsMax, (seconds * 1_000) / samplesMin);
+  const startedAt = performance.now();
+  const samples: Sample[] = [];
+  let tellAtMs = 0;
+  while (!over.aborted) {
+    const sample = await look(process, performance.now() - startedAt);
+    samples.push(sample);
+    if (sample.atMs >= tellAtMs) {
+      config.begin(describe(sample, seconds));
+      tellAtMs += tellEveryMs;
+    }
+    await pause(Math.max(0, samples.length * everyMs - (performance.now() - startedAt)), over);
+  }
+  return samples;
+}
+
+async function look(process: ProtectingProcess, atMs: number): Promise<Sample> {
+  const { committedLagMs } = await process.order({ kind: "status" });
+  const { rssBytes, handles } = await footprint(process.pid);
+  return { atMs, rssBytes, handles, lagMs: committedLagMs ?? atMs };
+}
+
+/** Resident memory and open handles of a process, as proc(5) tells them. Errors: UNSUPPORTED. */
+async function footprint(pid: number): Promise<{ readonly rssBytes: number; readonly handles: number }> {
+  try {
+    const status = await readFile(`/proc/${pid}/status`, "utf8");
+    const kibibytes = Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1] ?? NaN);
+    return { rssBytes: kibibytes * 1024, handles: (await readdir(`/proc/${pid}/fd`)).length };
+  } catch (error) {
+    if (systemCode(error) === undefined) throw error;
+    throw new TidemarkError("UNSUPPORTED", `the system does not tell what process ${pid} has open (${systemCode(error) ?? "unknown"})`, {
+      remedy: "run the soak on Linux",
+      cause: error,
+    });
+  }
+}
+
+function marksOf(samples: readonly Sample[]): Mark[] {
+  const half = samples.slice(Math.floor(samples.length / 2));
+  const middle = Math.floor(half.length / 2);
+  const [third, fourth] = [half.slice(0, middle), half.slice(middle)].map((part) => median(part.map(({ handles }) => handles)));
+  return [
+    {
+      name: "memory gained an hour, second half",
+      value: slope(half.map(({ atMs, rssBytes }) => ({ x: atMs / hourMs, y: rssBytes }))),
+      unit: "bytes",
+      relation: "at most",
+      wanted: rssBytesPerHourMax,
+    },
+    // Medians: connections to the store come and go.
+    { name: "handles gained, last two quarters", value: (fourth ?? NaN) - (third ?? NaN), unit: "", relation: "at most", wanted: 0 },
+  ];
+}
+
+/** Slope of the straight line that lies closest to the points, by least squares. */
+function slope(points: readonly { readonly x: number; readonly y: number }[]): number {
+  const mean = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const [meanX, meanY] = [mean(points.map(({ x }) => x)), mean(points.map(({ y }) => y))];
+  const sum = (term: (dx: number, dy: number) => number): number =>
+    points.reduce((total, { x, y }) => total + term(x - meanX, y - meanY), 0);
+  return sum((dx, dy) => dx * dy) / sum((dx) => dx * dx);
+}
+
+function describe({ atMs, rssBytes, handles, lagMs }: Sample, seconds: number): string {
+  const minutes = `minute ${Math.round(atMs / 60_000)} of ${Math.ceil(seconds / 60)}`;
+  return `${minutes}: ${(rssBytes / 2 ** 20).toFixed(0)} MiB resident, ${handles} handles, lag ${(lagMs / 1_000).toFixed(1)} s`;
+}
+
+/** Resolves after `ms`, or as soon as it is over. */
+async function pause(ms: number, over: AbortSignal): Promise<void> {
+  try {
+    await delay(ms, undefined, { signal: over });
+  } catch (error) {
+    if (!over.aborted) throw error;
+  }
+}

@@ -1,0 +1,146 @@
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { readdir } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { type BenchKind, type BenchOptions, type BenchProgress, type BenchReport, formatBench, runBench } from "../../bench/index.ts";
+import { runProgram, startServer } from "../../bench/live/programs.ts";
+import { DirectorySink } from "../../sink/index.ts";
+
+const mib = 1024 * 1024;
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), "live-bench-"));
+});
+afterEach(() => {
+  rmSync(folder, { recursive: true });
+});
+
+function options(kind: BenchKind, given: Partial<BenchOptions> = {}): BenchOptions {
+  const vault = join(folder, "vault");
+  return {
+    kind,
+    workers: 1,
+    seconds: 1,
+    scatterWrites: 200,
+    diskBytes: 64 * mib,
+    cycleMs: 1_000,
+    cuts: 5,
+    rateMegabytes: 2,
+    storeAddress: { address: `dir:${vault}` },
+    openVaultSink: async () => await DirectorySink.open(vault),
+    temporaryFolder: join(folder, "work"),
+    ...given,
+  };
+}
+
+/** Why nothing can be measured here, or undefined. */
+function missing(...programs: readonly string[]): string | undefined {
+  const absent = programs.filter((program) => spawnSync(program, ["--version"]).error !== undefined);
+  return absent.length === 0 ? undefined : `${absent.join(" and ")} are not installed`;
+}
+
+/** Names of the processes that this one has started and that are still there. Where there is no /proc, none. */
+function children(): string[] {
+  if (!existsSync("/proc/self/stat")) return [];
+  return readdirSync("/proc").flatMap((entry) => {
+    if (!/^\d+$/.test(entry)) return [];
+    // A process may end between two looks.
+    const path = `/proc/${entry}/stat`;
+    const [, name = "", parent] = /\((.*)\) \S (\d+)/.exec(existsSync(path) ? readFileSync(path, "utf8") : "") ?? [];
+    return parent === String(process.pid) ? [name] : [];
+  });
+}
+
+async function expectWhole(report: BenchReport): Promise<void> {
+  expect(report.peakRssBytes).toBeGreaterThan(mib);
+  expect(report.hashes["point"]).toBe(report.hashes["image"]);
+  const numbers = [
+    ...report.steps.flatMap(({ amount, medianMs, perSecond }) => [amount, medianMs, perSecond]),
+    ...report.marks.flatMap(({ value, wanted }) => [value, wanted]),
+    ...Object.values(report.counts),
+  ];
+  expect(numbers.filter((number) => !Number.isFinite(number) || number < 0)).toEqual([]);
+  expect(report.steps.length).toBeGreaterThan(0);
+  const lines = formatBench(report).split("\n");
+  expect(lines.filter((line) => line.length > 80 || line.includes("…"))).toEqual([]);
+  expect(await readdir(join(folder, "work"))).toEqual([]);
+  const sink = await DirectorySink.open(join(folder, "vault"));
+  for await (const { name } of sink.list("")) expect.fail(`${name} was left in the store`);
+}
+
+describe("each live case proves its point and tells what it measured", () => {
+  test("front, beside qemu-nbd", { timeout: 120_000 }, async (context) => {
+    const reason = missing("fio", "qemu-nbd");
+    if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
+    const report = await runBench(options("front", { seconds: 0.2 }));
+    await expectWhole(report);
+    expect(report.steps).toHaveLength(18);
+    expect(report.steps.filter(({ role }) => role === "yardstick")).toHaveLength(6);
+    expect(report.marks).toHaveLength(19);
+    expect(report.counts["cuts"]).toBe(5);
+    expect(report.counts["writesMeanwhile"]).toBeGreaterThan(0);
+  });
+
+  test("burst, twice", async (context) => {
+    const reason = missing("fio");
+    if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
+    const report = await runBench(options("burst", { runs: 2 }));
+    await expectWhole(report);
+    expect(report.counts["writes"]).toBe(200);
+    expect(report.counts["changedBytes"]).toBe(200 * 4_096);
+  });
+
+  test("churn, with a point in every cycle", async (context) => {
+    const reason = missing("fio");
+    if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
+    const report = await runBench(options("churn", { seconds: 3 }));
+    await expectWhole(report);
+    expect(report.counts["pointsDue"]).toBeGreaterThanOrEqual(2);
+    expect(report.counts["pointsCommitted"]).toBeGreaterThan(0);
+    expect(report.marks.map(({ name }) => name)).toContain("points missed");
+  });
+
+  test("restart, which compares what was hot and nothing else", async (context) => {
+    const reason = missing("fio");
+    if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
+    const report = await runBench(options("restart", { diskBytes: 64 * 1024 * mib, hotBytes: 16 * mib }));
+    await expectWhole(report);
+    expect(report.counts["comparedBytes"]).toBeGreaterThan(0);
+    expect(report.counts["comparedBytes"]).toBeLessThanOrEqual(16 * mib);
+  });
+});
+
+test("a live case that is interrupted leaves no process and nothing in the temporary folder", async (context) => {
+  const reason = missing("fio");
+  if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
+  const abort = new AbortController();
+  const onProgress = ({ step }: BenchProgress): void => {
+    // Asked between two steps, it would end there: the load has to be under way.
+    if (step === "write the hot regions") setImmediate(() => abort.abort());
+  };
+  const running = runBench(options("restart", { signal: abort.signal, onProgress }));
+  await expect(running).rejects.toMatchObject({ code: "INTERRUPTED" });
+  expect(await readdir(join(folder, "work"))).toEqual([]);
+  expect(children()).toEqual([]);
+});
+
+test("a program that is not installed is UNSUPPORTED, and says what to install", async () => {
+  const wanted = { code: "UNSUPPORTED", remedy: expect.stringContaining("apt-get install") as string };
+  await expect(runProgram("no-such-program", [], folder, undefined)).rejects.toMatchObject(wanted);
+  await expect(startServer("no-such-program", [], join(folder, "socket"), folder, undefined)).rejects.toMatchObject(wanted);
+});
+
+test("a server that ends instead of serving is told with what it said", async () => {
+  const words = ["-e", "console.error('no disk'); process.exit(1)"];
+  const starting = startServer(process.execPath, words, join(folder, "socket"), folder, undefined);
+  await expect(starting).rejects.toMatchObject({ code: "INTERNAL", message: expect.stringContaining("no disk") as string });
+});
+
+test("a live case without a store that its process can open is refused", async () => {
+  for (const storeAddress of [undefined, { address: "memory:" }]) {
+    await expect(runBench(options("burst", { storeAddress }))).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+  }
+});
