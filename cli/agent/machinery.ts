@@ -165,12 +165,7 @@ function diskEvent(event: ProtectionEvent): DiskEvent {
     case "notice":
       return { kind, disk, message, code: event.code };
     case "failure":
-      return {
-        kind,
-        disk,
-        message: `${message}; tried again by itself`,
-        code: event.error.code,
-      };
+      return { kind, disk, message, code: event.error.code };
   }
 }
 

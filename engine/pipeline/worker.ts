@@ -9,6 +9,7 @@
  */
 import assert from "node:assert/strict";
 import { readSync } from "node:fs";
+import os from "node:os";
 import { workerData } from "node:worker_threads";
 import { hasCode, systemCode } from "../errors.ts";
 import type { DigestName } from "../format/documents.ts";
@@ -86,6 +87,9 @@ export interface DecodeTask {
 }
 
 export type WorkerTask = ScanTask | CompressTask | DecodeTask;
+
+// On Linux a process's threads have priorities of their own: whoever writes to the disk goes first, and the capture takes what is left.
+if (process.platform === "linux") os.setPriority(0, os.constants.priority.PRIORITY_BELOW_NORMAL);
 
 const setup = workerData as WorkerSetup;
 const slabs = viewSlabs(setup.slabs);
