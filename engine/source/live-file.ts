@@ -75,6 +75,8 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
   #sizeBytes = 0;
   #writeLongUntilMs = 0;
   #readLongUntilMs = 0;
+  /** Until then nobody asks the file system where data lies. */
+  #mapUnaskedUntilMs = 0;
   /** Calls under way that may hold the file's lock for long: large writes, changes of allocation. */
   #lockHolders = 0;
   /** Calls under way that take several steps; a close waits for them before it closes to single steps. */
@@ -212,33 +214,22 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
 
   /**
    * As `BlockDevice.extents`. What nobody can tell counts as data; zeros that were allocated and never written may be told as a hole. One
-   * question to the file system per extent, about a microsecond.
+   * question to the file system per extent, about a microsecond; but tmpfs looks at every page, so one that took long is not repeated for a while.
    */
   extents(offset: number, length: number, countMax: number): DeviceExtent[] {
     if (this.#closing !== undefined) throw this.#closed();
     this.#checkInside(offset, length);
-    const found: DeviceExtent[] = [];
     const end = offset + length;
-    if (length === 0 || countMax < 1) return found;
-    const allocated = this.#kind === "file" ? allocatedExtents(this.#file.fd, end, offset) : undefined;
+    if (length === 0 || countMax < 1) return [];
+    const startedMs = this.#system.now();
+    const isAsked = this.#kind === "file" && startedMs >= this.#mapUnaskedUntilMs;
+    const allocated = isAsked ? allocatedExtents(this.#file.fd, end, offset) : undefined;
     if (allocated === undefined) return [{ offset, length, kind: "data" }];
-    let at = offset;
-    for (const data of allocated) {
-      const last = found.at(-1);
-      if (data.offset > at) found.push({ offset: at, length: data.offset - at, kind: "hole" });
-      else if (last !== undefined) {
-        // File systems may tell one run of data in several answers.
-        found[found.length - 1] = { ...last, length: last.length + data.length };
-        at = data.offset + data.length;
-        continue;
-      }
-      if (found.length === countMax) return found;
-      found.push({ ...data, kind: "data" });
-      at = data.offset + data.length;
-      if (found.length === countMax) return found;
+    try {
+      return this.#covering(allocated, offset, end, countMax);
+    } finally {
+      this.#mapUnaskedUntilMs = this.#longWayUntil(startedMs);
     }
-    if (at < end) found.push({ offset: at, length: end - at, kind: "hole" });
-    return found;
   }
 
   /** What this file or device is, to compare with another. */
@@ -275,6 +266,27 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  #covering(allocated: Iterable<Extent>, offset: number, end: number, countMax: number): DeviceExtent[] {
+    const found: DeviceExtent[] = [];
+    let at = offset;
+    for (const data of allocated) {
+      const last = found.at(-1);
+      if (data.offset > at) found.push({ offset: at, length: data.offset - at, kind: "hole" });
+      else if (last !== undefined) {
+        // File systems may tell one run of data in several answers.
+        found[found.length - 1] = { ...last, length: last.length + data.length };
+        at = data.offset + data.length;
+        continue;
+      }
+      if (found.length === countMax) return found;
+      found.push({ ...data, kind: "data" });
+      at = data.offset + data.length;
+      if (found.length === countMax) return found;
+    }
+    if (at < end) found.push({ offset: at, length: end - at, kind: "hole" });
+    return found;
   }
 
   async #close(): Promise<void> {

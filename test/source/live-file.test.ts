@@ -453,6 +453,18 @@ describe("a system that misbehaves", () => {
     expect(live.tryWrite(0, filled(granule, 1))).toBe(true);
   });
 
+  test("takes long to tell where data lies: everything counts as data for a while", async () => {
+    let stepMs = 12;
+    const slow = { ...system, now: () => (nowMs += stepMs) };
+    const live = await openLive(image, { system: slow });
+    const known = live.extents(0, mib, 8);
+    expect(known[0]?.kind).toBe("hole");
+    stepMs = 0;
+    expect(live.extents(0, mib, 8)).toEqual([{ offset: 0, length: mib, kind: "data" }]);
+    nowMs += 96;
+    expect(live.extents(0, mib, 8)).toEqual(known);
+  });
+
   test("changes its allocation for long: writes do not wait for the file's lock in the event loop meanwhile", async (context) => {
     const calls = libc();
     if (calls === undefined) return context.skip("this platform offers no system calls");
