@@ -1,5 +1,15 @@
 import type { ViteUserConfig } from "vitest/config";
+import { BaseSequencer, type TestSpecification } from "vitest/node";
 import { CountsReporter } from "./test/counts-reporter.ts";
+
+/** Files that kill processes take minutes, most of them waiting: begun first, they do not leave a processor idle at the end. */
+class LongFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    const sorted = await super.sort(files);
+    const isLong = ({ moduleId }: TestSpecification): boolean => moduleId.includes("/test/process/");
+    return [...sorted.filter(isLong), ...sorted.filter((file) => !isLong(file))];
+  }
+}
 
 /**
  * Tests run in child processes, so that a test that kills, locks or opens too much harms no other. Two at a time: many of them
@@ -10,6 +20,7 @@ const config: ViteUserConfig = {
     include: ["test/**/*.test.ts"],
     pool: "forks",
     maxWorkers: 2,
+    sequence: { sequencer: LongFirst },
     testTimeout: 30_000,
     hookTimeout: 60_000,
     teardownTimeout: 10_000,

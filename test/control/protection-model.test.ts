@@ -65,7 +65,7 @@ afterEach(async () => {
 
 test("every point holds exactly the writes before its cut, whatever happens to the store and to the process", async () => {
   console.log(`seed ${String(seed)}`);
-  await fc.assert(fc.asyncProperty(fc.array(step, { minLength: 5, maxLength: 30 }), run), { seed, numRuns: 25, endOnFailure: true });
+  await fc.assert(fc.asyncProperty(fc.array(step, { minLength: 5, maxLength: 30 }), run), { seed, numRuns: 15, endOnFailure: true });
 }, 120_000);
 
 async function run(steps: readonly Step[]): Promise<void> {
