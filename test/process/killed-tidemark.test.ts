@@ -11,7 +11,7 @@ const mebibyte = 1024 * 1024;
 const imageMebibytes = 96;
 const changedMebibytes = 24;
 const kills = 20;
-const testMsMax = 240_000;
+const testMsMax = 600_000;
 const serversSampledEveryMs = 200;
 
 /** The lease of a dead writer on another machine is waited for longer. */
