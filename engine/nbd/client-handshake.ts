@@ -12,6 +12,7 @@ import {
   handshakeFlag,
   handshakeMagic,
   infoType,
+  lengthAndText,
   option,
   optionHeaderBytes,
   optionReply,
@@ -19,6 +20,8 @@ import {
   payloadBytesMax,
   stringBytesMax,
   transmissionFlag,
+  uint16,
+  uint32,
 } from "./protocol.ts";
 import { Wire } from "./wire.ts";
 
@@ -425,23 +428,11 @@ export function serverText(bytes: Uint8Array): string {
 
 /** A string with its length before it. Errors: INVALID_ARGUMENT when the protocol does not allow it so long. */
 function text(value: string): Buffer {
-  const bytes = Buffer.from(value, "utf8");
-  if (bytes.byteLength > stringBytesMax) {
-    throw new TidemarkError("INVALID_ARGUMENT", `a name of ${bytes.byteLength} bytes is longer than NBD allows`, {
+  const length = Buffer.byteLength(value);
+  if (length > stringBytesMax) {
+    throw new TidemarkError("INVALID_ARGUMENT", `a name of ${length} bytes is longer than NBD allows`, {
       remedy: `shorten the name of the export or bitmap to ${stringBytesMax} bytes`,
     });
   }
-  return Buffer.concat([uint32(bytes.byteLength), bytes]);
-}
-
-function uint32(value: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32BE(value);
-  return bytes;
-}
-
-function uint16(value: number): Buffer {
-  const bytes = Buffer.alloc(2);
-  bytes.writeUInt16BE(value);
-  return bytes;
+  return lengthAndText(value);
 }

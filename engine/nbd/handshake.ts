@@ -16,6 +16,7 @@ import {
   handshakeFlag,
   handshakeMagic,
   infoType,
+  lengthAndText,
   option,
   optionHeaderBytes,
   optionReply,
@@ -23,6 +24,8 @@ import {
   payloadBytesMax,
   stringBytesMax,
   transmissionFlag,
+  uint16,
+  uint32,
 } from "./protocol.ts";
 import { Wire } from "./wire.ts";
 
@@ -322,21 +325,4 @@ function textOf(bytes: Buffer): string | undefined {
     if (error instanceof TypeError) return undefined;
     throw error;
   }
-}
-
-function lengthAndText(text: string): Buffer {
-  const bytes = Buffer.from(text);
-  return Buffer.concat([uint32(bytes.byteLength), bytes]);
-}
-
-function uint16(value: number): Buffer {
-  const bytes = Buffer.alloc(2);
-  bytes.writeUInt16BE(value);
-  return bytes;
-}
-
-function uint32(value: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32BE(value);
-  return bytes;
 }

@@ -97,3 +97,21 @@ export const stringBytesMax = 4096;
 export const blockBytesMin = 1;
 export const blockBytesPreferred = 4096;
 export const payloadBytesMax: number = 32 * 1024 * 1024;
+
+export function uint16(value: number): Buffer {
+  const bytes = Buffer.alloc(2);
+  bytes.writeUInt16BE(value);
+  return bytes;
+}
+
+export function uint32(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32BE(value);
+  return bytes;
+}
+
+/** A string as the protocol carries it: its length in bytes, then UTF-8. That it has at most `stringBytesMax` is up to the caller. */
+export function lengthAndText(text: string): Buffer {
+  const bytes = Buffer.from(text);
+  return Buffer.concat([uint32(bytes.byteLength), bytes]);
+}
