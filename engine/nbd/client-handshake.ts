@@ -13,6 +13,7 @@ import {
   handshakeMagic,
   infoType,
   lengthAndText,
+  type NbdEndpoint,
   option,
   optionHeaderBytes,
   optionReply,
@@ -24,11 +25,6 @@ import {
   uint32,
 } from "./protocol.ts";
 import { Wire } from "./wire.ts";
-
-/** Where a server listens. */
-export type NbdEndpoint =
-  | { readonly kind: "unix"; readonly path: string }
-  | { readonly kind: "tcp"; readonly host: string; readonly port: number };
 
 /** What TLS needs, in PEM. Given: nothing but TLS is accepted. */
 export interface NbdTls {

@@ -14,8 +14,8 @@ import { systemCode, TidemarkError } from "../errors.ts";
 import { fileError } from "../source/positional-file.ts";
 import type { Consistency, Extent, Volume } from "../volume.ts";
 import { NbdClient } from "./client.ts";
-import type { NbdConnectOptions, NbdEndpoint, NbdTls } from "./client-handshake.ts";
-import { allocationContext, allocationFlag } from "./protocol.ts";
+import type { NbdConnectOptions, NbdTls } from "./client-handshake.ts";
+import { allocationContext, allocationFlag, type NbdEndpoint } from "./protocol.ts";
 
 export interface NbdVolumeOptions {
   /** Contexts for `changed`, such as `qemu:dirty-bitmap:NAME`. A server tells only those that are asked for when we connect. */

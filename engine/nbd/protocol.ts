@@ -1,7 +1,13 @@
 /**
  * The words of the network block device protocol: magic numbers, options, commands, flags and errors, as the protocol document of
- * the NetworkBlockDevice project defines them. All integers on the wire are big-endian. Names follow the document, without `NBD_`.
+ * the NetworkBlockDevice project defines them, and how its fields are written. All integers on the wire are big-endian. Names follow
+ * the document, without `NBD_`.
  */
+
+/** Where a server listens and clients find it. */
+export type NbdEndpoint =
+  | { readonly kind: "unix"; readonly path: string }
+  | { readonly kind: "tcp"; readonly host: string; readonly port: number };
 
 /** 64-bit magic numbers of the handshake. */
 export const handshakeMagic = {

@@ -15,18 +15,15 @@ import { systemCode, TidemarkError } from "../errors.ts";
 import { DirectSocket } from "./direct-socket.ts";
 import { ExportTable, type NbdExport, type ServedExport } from "./exports.ts";
 import { negotiate, type Secure } from "./handshake.ts";
+import type { NbdEndpoint } from "./protocol.ts";
 import { type NbdTls, securing } from "./tls.ts";
 import { Transmission } from "./transmission.ts";
 
 export type { NbdExport, NbdTls };
 
-export type NbdListen =
-  | { readonly kind: "unix"; readonly path: string }
-  | { readonly kind: "tcp"; readonly host: string; readonly port: number };
-
 export interface NbdServerOptions {
   /** Port 0 takes any free port. A socket file that a dead server left behind is replaced. */
-  readonly listen: NbdListen;
+  readonly listen: NbdEndpoint;
   /** Serve over TLS only, and only clients with a certificate. */
   readonly tls?: NbdTls | undefined;
   /** Time for the whole handshake. Default: 10,000 ms. */
@@ -52,7 +49,7 @@ export class NbdServer implements AsyncDisposable {
   /** What the operator should know about how the server is reached: sentences. */
   readonly warnings: readonly string[];
   /** Where clients find it; with the actual port. */
-  readonly address: NbdListen;
+  readonly address: NbdEndpoint;
   readonly #server: Server;
   readonly #table: ExportTable = new ExportTable();
   readonly #secure: Secure | undefined;
@@ -271,13 +268,13 @@ function listenError(where: string, cause: unknown): TidemarkError {
   });
 }
 
-function addressOf(server: Server, listen: NbdListen): NbdListen {
+function addressOf(server: Server, listen: NbdEndpoint): NbdEndpoint {
   if (listen.kind === "unix") return listen;
   const bound = server.address();
   return { ...listen, port: bound === null || typeof bound === "string" ? listen.port : bound.port };
 }
 
-function warningsOf(listen: NbdListen, isSecure: boolean): readonly string[] {
+function warningsOf(listen: NbdEndpoint, isSecure: boolean): readonly string[] {
   if (listen.kind === "unix" || isSecure || /^(localhost|127\.\d+\.\d+\.\d+|::1)$/.test(listen.host)) return [];
   return [
     `everybody who reaches ${listen.host}:${listen.port} can read and write the disks served there: set up TLS, or listen on 127.0.0.1 or a Unix socket`,

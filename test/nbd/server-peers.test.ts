@@ -4,7 +4,7 @@ import fs, { closeSync, ftruncateSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
 import type { BlockDevice, DeviceExtent } from "../../engine/device.ts";
-import type { NbdListen } from "../../engine/nbd/server.ts";
+import type { NbdEndpoint } from "../../engine/nbd/protocol.ts";
 import { allocatedExtents } from "../../engine/source/holes.ts";
 import { whyMissing } from "./server-peer.ts";
 import { serve, temporaryFolder } from "./server-rig.ts";
@@ -84,7 +84,7 @@ async function rig(sizeBytes = 32 * mib): Promise<{ folder: string; image: strin
   return { folder, image, uri: uriOf(address) };
 }
 
-function uriOf(address: NbdListen): string {
+function uriOf(address: NbdEndpoint): string {
   return address.kind === "unix" ? `nbd+unix:///disk?socket=${address.path}` : `nbd://${address.host}:${address.port}/disk`;
 }
 

@@ -8,8 +8,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { onTestFinished } from "vitest";
 import type { BlockDevice, DeviceExtent } from "../../engine/device.ts";
+import type { NbdEndpoint } from "../../engine/nbd/protocol.ts";
 import { chunkType, handshakeMagic, option, optionReply, transmissionMagic } from "../../engine/nbd/protocol.ts";
-import { type NbdListen, NbdServer, type NbdServerOptions } from "../../engine/nbd/server.ts";
+import { NbdServer, type NbdServerOptions } from "../../engine/nbd/server.ts";
 
 const granuleBytes = 4096;
 
@@ -184,7 +185,7 @@ export class RawClient {
   #isClosed = false;
   #wake: () => void = () => undefined;
 
-  static async connect(address: NbdListen): Promise<RawClient> {
+  static async connect(address: NbdEndpoint): Promise<RawClient> {
     const socket = address.kind === "unix" ? connect({ path: address.path }) : connect({ host: address.host, port: address.port });
     await new Promise<void>((resolve, reject) => {
       socket.once("connect", () => resolve()).once("error", reject);
@@ -214,7 +215,7 @@ export class RawClient {
   }
 
   /** Greeting and flags; the connection is then ready for options. */
-  static async ready(address: NbdListen, flags = 3): Promise<RawClient> {
+  static async ready(address: NbdEndpoint, flags = 3): Promise<RawClient> {
     const client = await RawClient.connect(address);
     await client.take(18);
     client.send(uint32(flags));
@@ -223,7 +224,7 @@ export class RawClient {
 
   /** A connection in transmission, after `go`. */
   static async transmitting(
-    address: NbdListen,
+    address: NbdEndpoint,
     { structured = false, allocation = false, name = "disk" }: { structured?: boolean; allocation?: boolean; name?: string } = {},
   ): Promise<RawClient> {
     const client = await RawClient.ready(address);
