@@ -3,6 +3,7 @@
  */
 import type { BlockDevice } from "../device.ts";
 import { TidemarkError } from "../errors.ts";
+import { GroupedCalls } from "../grouped-calls.ts";
 import { stringBytesMax } from "./protocol.ts";
 
 export interface NbdExport {
@@ -22,8 +23,7 @@ export class ServedExport {
   readonly device: BlockDevice;
   readonly description: string;
   readonly readOnly: boolean;
-  #running: Promise<void> | undefined;
-  #next: Promise<void> | undefined;
+  readonly #flushes: GroupedCalls = new GroupedCalls(() => this.device.flush());
 
   constructor({ name, device, description = "", readOnly = false }: NbdExport) {
     this.name = name;
@@ -32,31 +32,9 @@ export class ServedExport {
     this.readOnly = readOnly || device.readOnly;
   }
 
-  /**
-   * Makes durable what had been written when it was called. Callers who come while a flush is under way share the one after it: that
-   * one starts later than all their writes.
-   */
+  /** Makes durable what had been written when it was called. */
   flush(): Promise<void> {
-    if (this.device.readOnly) return Promise.resolve();
-    if (this.#running === undefined) return this.#start();
-    this.#next ??= this.#running.then(
-      () => this.#startNext(),
-      () => this.#startNext(),
-    );
-    return this.#next;
-  }
-
-  #startNext(): Promise<void> {
-    this.#next = undefined;
-    return this.#start();
-  }
-
-  #start(): Promise<void> {
-    const running = this.device.flush().finally(() => {
-      if (this.#running === running) this.#running = undefined;
-    });
-    this.#running = running;
-    return running;
+    return this.device.readOnly ? Promise.resolve() : this.#flushes.run();
   }
 }
 

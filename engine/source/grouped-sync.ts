@@ -1,18 +1,17 @@
 /**
- * fdatasync for many callers. One that comes while a sync is under way must not share it, because the kernel may have passed its
- * pages already; so it waits for the next, which all who came meanwhile share.
+ * fdatasync for many callers, grouped: the kernel may have passed a caller's pages when a sync is under way already.
  *
  * A sync that failed is never repeated with success: the kernel marks the pages that it could not write as clean, so that the next
  * fdatasync would report a health that is not there.
  */
 import { systemCode, TidemarkError } from "../errors.ts";
+import { GroupedCalls } from "../grouped-calls.ts";
 
 /** Groups the syncs of one open file. */
 export class GroupedSync {
   readonly #datasync: () => Promise<void>;
   readonly #path: string;
-  #underWay: Promise<void> | undefined;
-  #next: Promise<void> | undefined;
+  readonly #syncs: GroupedCalls = new GroupedCalls(() => this.#sync());
   #failure: TidemarkError | undefined;
 
   /** `path` names the file in messages. */
@@ -23,35 +22,16 @@ export class GroupedSync {
 
   /** When it resolves, what had been written when it was called is durable. Errors: DEVICE_FAILED, from the first failure on for good. */
   sync(): Promise<void> {
-    if (this.#failure !== undefined) return Promise.reject(this.#failure);
-    if (this.#underWay === undefined) return this.#start();
-    this.#next ??= this.#underWay.then(
-      () => this.#startNext(),
-      () => this.#startNext(),
-    );
-    return this.#next;
+    return this.#failure === undefined ? this.#syncs.run() : Promise.reject(this.#failure);
   }
 
-  #startNext(): Promise<void> {
-    this.#next = undefined;
-    return this.#start();
-  }
-
-  #start(): Promise<void> {
-    this.#underWay = this.#run();
-    return this.#underWay;
-  }
-
-  async #run(): Promise<void> {
+  async #sync(): Promise<void> {
+    if (this.#failure !== undefined) throw this.#failure;
     try {
-      if (this.#failure !== undefined) throw this.#failure;
       await this.#datasync();
     } catch (error) {
-      this.#failure ??= this.#failed(error);
+      this.#failure = this.#failed(error);
       throw this.#failure;
-    } finally {
-      // While a next one is waiting, newcomers have to join it; it takes this one's place itself.
-      if (this.#next === undefined) this.#underWay = undefined;
     }
   }
 
