@@ -1,12 +1,12 @@
 /** Groups: points of several disks that are cut at one barrier, and members that do not come. */
 import assert from "node:assert/strict";
 import { setImmediate } from "node:timers/promises";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { beforeEach, describe, expect, test } from "vitest";
 import { Group } from "../../engine/control/groups.ts";
 import { functionHook, type Hook } from "../../engine/control/hooks.ts";
 import type { PointRecord } from "../../engine/format/documents.ts";
-import { closeModelVaults, committedPoints, contentOf, pointBytes } from "../model-disk.ts";
-import { Machine, type ProtectedImage, type Settings } from "./protection-rig.ts";
+import { committedPoints, contentOf, pointBytes } from "../model-disk.ts";
+import { type Machine, machineForEachTest, type ProtectedImage, type Settings } from "./protection-rig.ts";
 
 const granuleBytes = 4096;
 const granules = 48;
@@ -16,13 +16,9 @@ const sizeBytes: number = granules * granuleBytes + longBytes;
 
 let machine: Machine;
 let group: Group;
-beforeEach(() => {
-  machine = new Machine();
+machineForEachTest((fresh) => {
+  machine = fresh;
   group = new Group("database");
-});
-afterEach(async () => {
-  await machine.dispose();
-  await closeModelVaults();
 });
 
 /** Disks in the group, each with a point. */

@@ -1,10 +1,10 @@
 /** Application-consistent points of a disk: what its hook does, and what the point then says of itself. */
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { functionHook, type Hook } from "../../engine/control/hooks.ts";
 import type { PointDetail } from "../../engine/control/summaries.ts";
-import { closeModelVaults, contentOf } from "../model-disk.ts";
+import { contentOf } from "../model-disk.ts";
 import { expectCode } from "../sink/expectations.ts";
-import { Machine, type ProtectedImage } from "./protection-rig.ts";
+import { type Machine, machineForEachTest, type ProtectedImage } from "./protection-rig.ts";
 
 let machine: Machine;
 let disk: ProtectedImage;
@@ -12,8 +12,8 @@ let disk: ProtectedImage;
 let freeze: (signal: AbortSignal) => Promise<void>;
 let thaws = 0;
 let hook: Hook;
-beforeEach(() => {
-  machine = new Machine();
+machineForEachTest((fresh) => {
+  machine = fresh;
   disk = machine.disk(1024 * 1024);
   freeze = () => Promise.resolve();
   thaws = 0;
@@ -27,10 +27,6 @@ beforeEach(() => {
       return Promise.resolve();
     },
   });
-});
-afterEach(async () => {
-  await machine.dispose();
-  await closeModelVaults();
 });
 
 async function newest(): Promise<PointDetail> {

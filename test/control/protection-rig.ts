@@ -9,6 +9,7 @@ import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { afterEach, beforeEach } from "vitest";
 import type { Protection } from "../../engine/control/protection.ts";
 import type { ProtectionEvent, ProtectionStatus, ProtectOptions } from "../../engine/control/protection-status.ts";
 import { readManifest } from "../../engine/control/session.ts";
@@ -21,7 +22,7 @@ import { encodeDiskName } from "../../engine/format/names.ts";
 import type { Sink } from "../../engine/sink.ts";
 import { Store } from "../../engine/store.ts";
 import { MemorySink, MemoryStore } from "../../sink/memory.ts";
-import { committedPoints, openModelVault, pointBytes, redirected } from "../model-disk.ts";
+import { closeModelVaults, committedPoints, openModelVault, pointBytes, redirected } from "../model-disk.ts";
 
 /** No point is due by schedule within a test: a first one may be, once, up to 30 s after the start. */
 const neverMs = 24 * 60 * 60 * 1000;
@@ -105,6 +106,19 @@ export class Machine {
     await this.restart();
     rmSync(this.folder, { recursive: true });
   }
+}
+
+/** Gives every test of a file a machine of its own, and ends it after the test. */
+export function machineForEachTest(begin: (machine: Machine) => void): void {
+  let machine: Machine;
+  beforeEach(() => {
+    machine = new Machine();
+    begin(machine);
+  });
+  afterEach(async () => {
+    await machine.dispose();
+    await closeModelVaults();
+  });
 }
 
 export class ProtectedImage {

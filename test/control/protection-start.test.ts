@@ -1,14 +1,14 @@
 /** How a protection begins and ends: what its tracking tells, whose the seat is, how much room there is, and images of every kind. */
 import { copyFileSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { afterEach, describe, expect, test, vi } from "vitest";
 import type { ProcessIdentity } from "../../engine/control/process-identity.ts";
 import { granuleBytes } from "../../engine/limits.ts";
 import { LiveFile } from "../../engine/source/live-file.ts";
 import { FaultySink, Gate } from "../../sink/faults.ts";
 import { MemorySink } from "../../sink/memory.ts";
-import { closeModelVaults, committedPoints, contentOf, ModelDisk, openModelVault } from "../model-disk.ts";
+import { committedPoints, contentOf, ModelDisk, openModelVault } from "../model-disk.ts";
 import { expectCode, namesIn } from "../sink/expectations.ts";
-import { Machine, type ProtectedImage } from "./protection-rig.ts";
+import { type Machine, machineForEachTest, type ProtectedImage } from "./protection-rig.ts";
 
 const pretended = vi.hoisted((): { identity: Partial<ProcessIdentity> } => ({ identity: {} }));
 vi.mock(import("../../engine/control/process-identity.ts"), async (importOriginal) => {
@@ -21,14 +21,12 @@ const sizeBytes: number = 3 * regionBytes;
 
 let machine: Machine;
 let disk: ProtectedImage;
-beforeEach(() => {
-  machine = new Machine();
+machineForEachTest((fresh) => {
+  machine = fresh;
   disk = machine.disk(sizeBytes);
 });
-afterEach(async () => {
+afterEach(() => {
   pretended.identity = {};
-  await machine.dispose();
-  await closeModelVaults();
 });
 
 /** Two points: the first compares, the second is of a cut. */

@@ -1,9 +1,9 @@
 /** Points of a disk that goes on being written, and what becomes of them when the store is away, forgets, or does not answer a commit. */
 import { setImmediate } from "node:timers/promises";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { FaultySink, Gate } from "../../sink/faults.ts";
-import { closeModelVaults, committedPoints, contentOf, pointBytes } from "../model-disk.ts";
-import { Machine, type ProtectedImage } from "./protection-rig.ts";
+import { committedPoints, contentOf, pointBytes } from "../model-disk.ts";
+import { type Machine, machineForEachTest, type ProtectedImage } from "./protection-rig.ts";
 import { Writer } from "./protection-writer.ts";
 
 const granuleBytes = 4096;
@@ -11,13 +11,9 @@ const sizeBytes: number = 6 * 1024 * 1024;
 
 let machine: Machine;
 let disk: ProtectedImage;
-beforeEach(() => {
-  machine = new Machine();
+machineForEachTest((fresh) => {
+  machine = fresh;
   disk = machine.disk(sizeBytes);
-});
-afterEach(async () => {
-  await machine.dispose();
-  await closeModelVaults();
 });
 
 describe("a disk that goes on being written", () => {
