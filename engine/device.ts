@@ -20,8 +20,6 @@ export interface BlockDevice {
   /** Size now, in bytes. It never shrinks while the device is open. */
   readonly sizeBytes: number;
   readonly readOnly: boolean;
-  /** True: `zero` costs much less than writing zeros would. Absent: nobody knows, so callers who want it fast write or go without. */
-  readonly zeroesFast?: boolean;
   /** Errors: SOURCE_UNREADABLE. */
   tryRead(offset: number, into: Uint8Array): boolean;
   read(offset: number, into: Uint8Array): Promise<void>;

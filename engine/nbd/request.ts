@@ -59,7 +59,8 @@ export function refusalOf(request: Request, { served, structuredReplies, allocat
       if (served.readOnly) return wireError.perm;
       if (hasOther(flags, commandFlag.fua | commandFlag.noHole | commandFlag.fastZero)) return wireError.inval;
       if (isBeyondEnd) return wireError.noSpc;
-      return hasFlag(flags, commandFlag.fastZero) && served.device.zeroesFast !== true ? wireError.notSup : 0;
+      // Old content may have to be saved first, so nobody is promised that zeroing is fast.
+      return hasFlag(flags, commandFlag.fastZero) ? wireError.notSup : 0;
     case command.blockStatus:
       if (!allocation || hasOther(flags, commandFlag.fua | commandFlag.reqOne)) return wireError.inval;
       return length === 0 || isBeyondEnd ? wireError.inval : 0;

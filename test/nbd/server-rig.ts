@@ -17,7 +17,6 @@ const granuleBytes = 4096;
 export class MemoryDisk implements BlockDevice {
   readonly description = "memory";
   readonly readOnly: boolean;
-  readonly zeroesFast: boolean;
   bytes: Buffer;
   /** What would be there after a power failure. */
   durable: Buffer;
@@ -33,14 +32,10 @@ export class MemoryDisk implements BlockDevice {
   underWayMax = 0;
   #gate: Promise<void> = Promise.resolve();
 
-  constructor(
-    sizeBytes: number = 1024 * 1024,
-    { readOnly = false, zeroesFast = false }: { readOnly?: boolean; zeroesFast?: boolean } = {},
-  ) {
+  constructor(sizeBytes: number = 1024 * 1024, { readOnly = false }: { readOnly?: boolean } = {}) {
     this.bytes = Buffer.alloc(sizeBytes);
     this.durable = Buffer.alloc(sizeBytes);
     this.readOnly = readOnly;
-    this.zeroesFast = zeroesFast;
   }
 
   get sizeBytes(): number {
