@@ -9,6 +9,8 @@ import { FileVolume, granuleBytes, throwIfAborted } from "../engine/index.ts";
 
 /** The unit of the yardsticks: as much as one page write carries. */
 export const rangeBytes: number = 4 * 1024 * 1024;
+/** Ranges that are read while one is used. */
+const rangesAhead = 4;
 
 /** What is told of an image in the report. */
 export interface ImageFacts {
@@ -77,13 +79,11 @@ export async function contentHash(path: string, signal: AbortSignal | undefined)
   const blockBytes = 65_536;
   const volume = await FileVolume.open(path);
   try {
-    const buffer = Buffer.alloc(rangeBytes);
     const hash = createHash("sha256").update(`${await volume.sizeBytes()}\n`);
-    for await (const { offset, length } of allocatedRuns(volume, blockBytes, rangeBytes)) {
+    for await (const { offset, bytes } of readAhead(volume, allocatedRuns(volume, blockBytes, rangeBytes))) {
       throwIfAborted(signal);
-      await volume.read(offset, buffer.subarray(0, length));
-      for (let at = 0; at < length; at += blockBytes) {
-        const block = buffer.subarray(at, Math.min(at + blockBytes, length));
+      for (let at = 0; at < bytes.length; at += blockBytes) {
+        const block = bytes.subarray(at, Math.min(at + blockBytes, bytes.length));
         if (!allZero(block)) hash.update(`${offset + at}\n`).update(block);
       }
     }
@@ -91,6 +91,37 @@ export async function contentHash(path: string, signal: AbortSignal | undefined)
   } finally {
     await volume.close();
   }
+}
+
+interface Reading {
+  readonly offset: number;
+  readonly bytes: Buffer;
+  readonly done: Promise<void>;
+}
+
+/** Reads extents in their order, the next few while one is being used: a scattered image is many small reads. */
+async function* readAhead(volume: FileVolume, extents: AsyncIterable<Extent>): AsyncGenerator<Reading, void> {
+  const readings: Reading[] = [];
+  try {
+    for await (const { offset, length } of extents) {
+      const bytes = Buffer.alloc(length);
+      const done = volume.read(offset, bytes);
+      done.catch(() => undefined); // awaited in its turn
+      readings.push({ offset, bytes, done });
+      if (readings.length > rangesAhead) yield* oldest(readings);
+    }
+    while (readings.length > 0) yield* oldest(readings);
+  } finally {
+    await Promise.allSettled(readings.map(({ done }) => done)); // the volume is about to be closed
+  }
+}
+
+async function* oldest(readings: Reading[]): AsyncGenerator<Reading, void> {
+  const [reading] = readings;
+  if (reading === undefined) return;
+  await reading.done;
+  readings.shift();
+  yield reading;
 }
 
 /** Copies an image to a new file, leaving its holes holes; what `fs.copyFile` does with them depends on the file system. */

@@ -353,7 +353,7 @@ export class Protection implements AsyncDisposable {
       const seed = randomSeed();
       const inner = parent === undefined ? emptyBaseline : mapBaseline(this.#context, session, parent, seed);
       const point = await this.#ship(session, cut, cutAtMs, {
-        volume: cutVolume(cut, this.#live.volume()),
+        volume: cutVolume(cut, this.#live.volume("scattered")),
         parent,
         baseline: this.#plan === "compare" ? namedOnly(inner) : changedBaseline,
         scope: "named",
@@ -386,7 +386,7 @@ export class Protection implements AsyncDisposable {
       checkSize(this.#live.description, this.disk, cut.sizeBytes, session.newest);
       const seed = randomSeed();
       await this.#ship(session, cut, performance.now(), {
-        volume: this.#live.volume(),
+        volume: this.#live.volume("whole"),
         parent,
         baseline: parent === undefined ? emptyBaseline : mapBaseline(this.#context, session, parent, seed),
         scope: "whole",

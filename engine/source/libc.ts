@@ -1,7 +1,7 @@
 /**
  * The system calls that Node lacks and that we cannot do without: `lseek`, to ask a file system for holes and a device for its
- * size, and `flock`, the only lock that dies with its holder; on Linux also `preadv2`, which reads what is cached and never waits, and
- * `fallocate`, which gives space back. They are reached through koffi, which ships its binary; where it cannot be loaded, or the
+ * size, and `flock`, the only lock that dies with its holder; on Linux also `preadv2`, which reads what is cached and never waits,
+ * `fallocate`, which gives space back, and `posix_fadvise`, which stops read-ahead. They are reached through koffi, which ships its binary; where it cannot be loaded, or the
  * platform has other calls, `libc()` is undefined and every caller has a slower or plainer way.
  */
 import { createRequire } from "node:module";
@@ -21,6 +21,8 @@ export interface Libc {
   readonly readCached?: ((fd: number, offset: number, into: Uint8Array) => CallResult) | undefined;
   /** Changes how the range is allocated, on a thread of the pool, because it may take seconds. Absent where the C library has no fallocate. */
   readonly fallocate?: ((fd: number, mode: number, offset: number, length: number) => Promise<CallResult>) | undefined;
+  /** Has the kernel read nothing ahead for this open file. Absent where the C library has no posix_fadvise. */
+  readonly adviseRandom?: ((fd: number) => CallResult) | undefined;
   readonly seekData: number;
   readonly seekHole: number;
   /** Numbers of the errors that callers tell apart. */
@@ -63,7 +65,9 @@ function bind(): Libc | undefined {
     return {
       lseek: (fd, offset, whence) => result(Number(lseek(fd, offset, whence))),
       flock: (fd, operation) => result(flock(fd, operation)),
-      ...(linux ? { readCached: bindReadCached(koffi, self), fallocate: bindFallocate(koffi, self) } : {}),
+      ...(linux
+        ? { readCached: bindReadCached(koffi, self), fallocate: bindFallocate(koffi, self), adviseRandom: bindAdviseRandom(self) }
+        : {}),
       seekData: linux ? 3 : 4,
       seekHole: linux ? 4 : 3,
       errno: { noMoreData: 6, wouldBlock: linux ? 11 : 35 },
@@ -106,6 +110,20 @@ function bindFallocate(koffi: typeof Koffi, self: Koffi.LibraryHandle): Libc["fa
         else resolve(value < 0 ? { errno: koffi.errno() } : { value });
       });
     });
+}
+
+/** POSIX_FADV_RANDOM of linux/fadvise.h, the same on all architectures that we know offsets of. */
+const random = 1;
+
+function bindAdviseRandom(self: Koffi.LibraryHandle): Libc["adviseRandom"] {
+  const call = funcIfThere(self, "int posix_fadvise(int fd, int64_t offset, int64_t length, int advice)");
+  if (call === undefined) return undefined;
+  const advise = call as (fd: number, offset: number, length: number, advice: number) => number;
+  // Unlike its neighbours it returns the errno.
+  return (fd) => {
+    const errno = advise(fd, 0, 0, random);
+    return errno === 0 ? { value: 0 } : { errno };
+  };
 }
 
 /** A C library may lack a call (musl before 1.2.5 has no preadv2), which must not cost the others. */

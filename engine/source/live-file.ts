@@ -39,6 +39,8 @@ const slowMs = 10;
  * ninth of the time, and a busy machine that took the processor away for a moment costs little.
  */
 const longWayTimes = 8;
+/** Reads up to this are taken to be random ones. Whoever goes through a disk asks for more at a time: kernels read ahead by 128 KiB. */
+const scatteredBytesMax: number = 64 * 1024;
 /** One fallocate covers at most this, which bounds how long it holds the file's lock. */
 const fallocateBytesMax: number = 1024 * 1024 * 1024;
 /** Zeros are written in pieces of this. */
@@ -66,6 +68,8 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
   readonly description: string;
   readonly readOnly: boolean;
   readonly #file: PositionalFile;
+  /** The same file for reads here and there, without read-ahead; where that cannot be had, `#file` itself. */
+  readonly #scattered: PositionalFile;
   readonly #kind: "file" | "device";
   readonly #identity: FileIdentity;
   readonly #system: LiveFileSystem;
@@ -88,6 +92,7 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
     this.description = parts.file.path;
     this.readOnly = parts.readOnly;
     this.#file = parts.file;
+    this.#scattered = parts.scattered;
     this.#kind = parts.kind;
     this.#identity = parts.identity;
     this.#system = parts.system;
@@ -116,8 +121,15 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
         if (kindOf(path, stats) !== kind) throw exchanged(path);
         if (!readOnly && kind === "file") lock(file, system.libc);
         const inMemory = kind === "file" && memoryFileSystems.includes((await statfs(path)).type);
-        const live = new LiveFile({ file, kind, identity: identityFrom(await realpath(path), stats), readOnly, inMemory, system });
-        await live.refreshSize();
+        const identity = identityFrom(await realpath(path), stats);
+        const scattered = await openScattered(file, system.libc);
+        const live = new LiveFile({ file, scattered, kind, identity, readOnly, inMemory, system });
+        try {
+          await live.refreshSize();
+        } catch (error) {
+          if (scattered !== file) await scattered.close();
+          throw error;
+        }
         return live;
       } catch (error) {
         await file.close();
@@ -138,7 +150,7 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
     if (length > atOnceBytesMax || this.#readsAtOnce === "never" || this.#closing !== undefined) return false;
     if (length === 0) return true;
     if (this.#readsAtOnce === "plain") return this.#tryPlainRead(offset, into);
-    const result = this.#system.libc?.readCached?.(this.#file.fd, offset, into);
+    const result = this.#system.libc?.readCached?.(this.#reader(length).fd, offset, into);
     if (result !== undefined && "value" in result) return result.value === length;
     if (result === undefined || unsupportedErrnos.includes(result.errno)) this.#readsAtOnce = "never";
     // Not cached, or broken: the long way waits, or meets the failure and names it.
@@ -148,7 +160,7 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
   async read(offset: number, into: Uint8Array): Promise<void> {
     let count: number;
     try {
-      count = await uninterrupted(() => this.#file.read(offset, into));
+      count = await uninterrupted(() => this.#reader(into.byteLength).read(offset, into));
     } catch (error) {
       throw fileError(error, {
         code: "SOURCE_UNREADABLE",
@@ -246,13 +258,14 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
   }
 
   /**
-   * A read-only view for scans of the whole disk, valid until the file is closed. It tells nothing of stillness, so a scan of it alone
-   * is fuzzy. Closing the view does not close the file.
+   * A read-only view, valid until the file is closed, for reading all of it or here and there: then nothing is read ahead, which would be most of the work, and
+   * in a sparse file fill the cache with zeros. It tells nothing of stillness, so a scan of it alone is fuzzy. Closing the
+   * view does not close the file.
    */
-  volume(): Volume {
+  volume(access: "whole" | "scattered"): Volume {
     return {
       description: this.description,
-      descriptor: this.#file.fd,
+      descriptor: (access === "scattered" ? this.#scattered : this.#file).fd,
       sizeBytes: () => Promise.resolve(this.#sizeBytes),
       read: (offset, into) => this.read(offset, into),
       allocated: (sizeBytes) => dataExtents(this.#kind === "file" ? allocatedExtents(this.#file.fd, sizeBytes) : undefined, sizeBytes),
@@ -291,6 +304,7 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
 
   async #close(): Promise<void> {
     await Promise.allSettled(this.#operations);
+    if (this.#scattered !== this.#file) await this.#scattered.close();
     await this.#file.close();
   }
 
@@ -302,6 +316,10 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
     } finally {
       this.#operations.delete(operation);
     }
+  }
+
+  #reader(length: number): PositionalFile {
+    return length > scatteredBytesMax ? this.#file : this.#scattered;
   }
 
   /** On a file system in memory only swapping can make a read wait; that is measured, like writes. */
@@ -425,11 +443,27 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
 
 interface LiveFileParts {
   readonly file: PositionalFile;
+  readonly scattered: PositionalFile;
   readonly kind: "file" | "device";
   readonly identity: FileIdentity;
   readonly readOnly: boolean;
   readonly inMemory: boolean;
   readonly system: LiveFileSystem;
+}
+
+/** Opens an open file again, whatever its name has come to mean; where that cannot be had, gives it back. */
+async function openScattered(file: PositionalFile, calls: Libc | undefined): Promise<PositionalFile> {
+  if (calls?.adviseRandom === undefined) return file;
+  let again: PositionalFile;
+  try {
+    again = await PositionalFile.open(`/proc/self/fd/${file.fd}`, constants.O_RDONLY);
+  } catch (error) {
+    if (systemCode(error) === undefined) throw error;
+    return file; // no /proc, or no right to read the file by its mode
+  }
+  if ("value" in calls.adviseRandom(again.fd)) return again;
+  await again.close();
+  return file;
 }
 
 function ownSystem(): LiveFileSystem {

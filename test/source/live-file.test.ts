@@ -1,4 +1,4 @@
-import { closeSync, ftruncateSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { closeSync, ftruncateSync, mkdtempSync, openSync, readFileSync, readSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -261,11 +261,14 @@ describe("a live file", () => {
     expect(live.sizeBytes).toBe(20_000);
   });
 
-  test("shows its whole content as a volume", async () => {
+  test.each(["whole", "scattered"] as const)("shows its content as a volume, read %s", async (access) => {
     sparse(image, mib);
     const live = await openLive(image);
     await put(live, 64 * 1024, filled(granule, 4));
-    const volume = live.volume();
+    const volume = live.volume(access);
+    const bytes = Buffer.alloc(2 * granule);
+    expect(readSync(volume.descriptor ?? -1, bytes, 0, bytes.length, 63 * 1024)).toBe(bytes.length);
+    expect(bytes.equals(Buffer.concat([filled(1024, 0), filled(granule, 4), filled(3 * 1024, 0)]))).toBe(true);
     expect(await volume.sizeBytes()).toBe(mib);
     const into = new Uint8Array(new SharedArrayBuffer(granule));
     await volume.read(64 * 1024, into);
