@@ -1,18 +1,15 @@
 /**
- * The JSON documents of a store: the vault's identity, a disk's head, a page of its older points, a point's manifest. Each is one
- * signature line, `tidemark <kind> <version> <checksum>`, and the JSON text that the checksum covers. They are read strictly and in
- * bounded memory; a person can read them with any pager.
+ * The JSON documents of a store: the vault's identity, a disk's head, a page of its older points, a point's manifest. They are read
+ * strictly and in bounded memory.
  */
 
 import { blockBytesMax, blockBytesMin, volumeBytesMax } from "../limits.ts";
 import type { Consistency } from "../volume.ts";
-import { checksum, toHex } from "./checksum.ts";
-import { damaged, Fields, unsupportedFormat } from "./fields.ts";
+import { damaged, type Fields } from "./fields.ts";
+import { decode, documentBytesMax, encode, encodeList } from "./signed-text.ts";
 
-export const formatVersion = 1;
-
-/** No document is larger. */
-export const documentBytesMax: number = 16 * 1024 * 1024;
+export { formatVersion } from "./signed-text.ts";
+export { documentBytesMax };
 
 /**
  * How chunks are identified. `blake3` is keyed with the vault's key. `sha256` is SHA-256 over key and data, for those who must.
@@ -200,53 +197,6 @@ export const pagePointsMax = 16_384;
 const pagesMax = 1024;
 /** Most disks of a group. */
 export const groupDisksMax = 64;
-
-type Kind = "vault" | "head" | "page" | "manifest";
-
-interface Encoded {
-  readonly bytes: Uint8Array;
-  /** Checksum of kind, version and text. */
-  readonly id: string;
-}
-
-function encode(kind: Kind, body: object): Encoded {
-  return signed(kind, JSON.stringify(body, undefined, 1));
-}
-
-/** Encodes a document of long lists with one line a field and one an item: half the bytes, and still a line a point for readers. */
-function encodeList(kind: Kind, body: object): Encoded {
-  const fields = Object.entries(body).map(([name, value]: [string, unknown]) => {
-    const items = Array.isArray(value) ? value.map((item: unknown) => `\n  ${JSON.stringify(item)}`) : [];
-    return ` ${JSON.stringify(name)}: ${items.length > 0 ? `[${items.join(",")}\n ]` : JSON.stringify(value)}`;
-  });
-  return signed(kind, `{\n${fields.join(",\n")}\n}`);
-}
-
-function signed(kind: Kind, json: string): Encoded {
-  const text = Buffer.from(`${json}\n`, "utf8");
-  const id = toHex(checksum(Buffer.from(`${kind} ${String(formatVersion)}\n`), text));
-  return { bytes: Buffer.concat([Buffer.from(`tidemark ${kind} ${String(formatVersion)} ${id}\n`), text]), id };
-}
-
-function decode(kind: Kind, bytes: Uint8Array, object: string): { readonly fields: Fields; readonly id: string } {
-  const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const lineEnd = text.subarray(0, 128).indexOf(0x0a);
-  const signature = /^tidemark ([a-z]+) (\d{1,6}) ([0-9a-f]{32})$/.exec(text.toString("latin1", 0, Math.max(lineEnd, 0)));
-  if (signature === null) throw damaged(object, "it does not begin with Tidemark's signature line");
-  if (signature[1] !== kind) throw damaged(object, `it holds a ${String(signature[1])}, not a ${kind}`);
-  const version = Number(signature[2]);
-  if (version !== formatVersion) throw unsupportedFormat(object, version, formatVersion);
-  const body = text.subarray(lineEnd + 1);
-  const id = toHex(checksum(Buffer.from(`${kind} ${String(version)}\n`), body));
-  if (id !== signature[3]) throw damaged(object, "its checksum does not match its content");
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(body.toString("utf8"));
-  } catch (error) {
-    throw damaged(object, "its content is not JSON", error);
-  }
-  return { fields: new Fields(parsed, object), id };
-}
 
 export function encodeVault(document: VaultDocument): Uint8Array {
   return encode("vault", document).bytes;
