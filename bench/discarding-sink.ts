@@ -37,16 +37,19 @@ export class DiscardingSink extends MemorySink {
 
   /** Fences are not looked at: nobody else has this store. */
   override async writePages(name: string, offset: number, bytes: Uint8Array): Promise<{ readonly etag: string }> {
-    const pages = this.#pages.get(name);
-    if (pages === undefined) throw new TidemarkError("OBJECT_NOT_FOUND", `${name} does not exist in the store`);
-    if (offset === pages.writtenBytes) pages.writtenBytes += bytes.length;
-    pages.etag = this.store.nextEtag();
+    const pages = this.#changed(name);
+    pages.writtenBytes = Math.max(pages.writtenBytes, offset + bytes.length);
     this.#discardedBytes += bytes.length;
     return { etag: pages.etag };
   }
 
   override async readPages(name: string): Promise<void> {
     throw new TidemarkError("UNSUPPORTED", `${name} cannot be read: its pages were discarded`);
+  }
+
+  /** There is nothing to clear. */
+  override async clearPages(name: string): Promise<void> {
+    this.#changed(name);
   }
 
   override async statPages(name: string, options?: CallOptions): Promise<PagesStat> {
@@ -57,5 +60,12 @@ export class DiscardingSink extends MemorySink {
     for await (const object of super.list(prefix, options)) {
       yield { ...object, etag: this.#pages.get(object.name)?.etag ?? object.etag };
     }
+  }
+
+  #changed(name: string): Discarded {
+    const pages = this.#pages.get(name);
+    if (pages === undefined) throw new TidemarkError("OBJECT_NOT_FOUND", `${name} does not exist in the store`);
+    pages.etag = this.store.nextEtag();
+    return pages;
   }
 }

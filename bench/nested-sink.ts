@@ -85,6 +85,10 @@ export class NestedSink implements Sink {
     return this.#outer.readPages(this.#prefix + name, offset, into, options);
   }
 
+  clearPages(name: string, offset: number, length: number, options?: CallOptions): Promise<void> {
+    return this.#outer.clearPages(this.#prefix + name, offset, length, options);
+  }
+
   statPages(name: string, options?: CallOptions): Promise<PagesStat> {
     return this.#outer.statPages(this.#prefix + name, options);
   }

@@ -37,6 +37,7 @@ export function exitCodeOf(error: unknown): number {
       return exitCodes.notFound;
     case "WRITER_ACTIVE":
     case "SEAT_LOST":
+    case "COLLECTION_ACTIVE":
       return exitCodes.writerActive;
     case "ACCESS_REFUSED":
       return exitCodes.accessRefused;

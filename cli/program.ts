@@ -8,12 +8,16 @@ import { Command, CommanderError } from "commander";
 import { tidemarkVersion } from "../engine/index.ts";
 import { agentCommand } from "./commands/agent.ts";
 import { benchCommand } from "./commands/bench.ts";
+import { collectCommand } from "./commands/collect.ts";
 import type { CommandContext } from "./commands/context.ts";
 import { demoCommand } from "./commands/demo.ts";
 import { disksCommand, pointsCommand } from "./commands/listings.ts";
 import { materializeCommand } from "./commands/materialize.ts";
+import { mountCommand } from "./commands/mount.ts";
 import { protectCommand } from "./commands/protect.ts";
+import { pruneCommand } from "./commands/prune.ts";
 import { replicateCommand } from "./commands/replicate.ts";
+import { retentionCommand } from "./commands/retention.ts";
 import { vaultCommand } from "./commands/vault.ts";
 import { verifyCommand } from "./commands/verify.ts";
 import { exitCodeOf, exitCodes, wrongUse } from "./errors.ts";
@@ -84,7 +88,11 @@ Examples:
     disksCommand,
     pointsCommand,
     materializeCommand,
+    mountCommand,
     verifyCommand,
+    pruneCommand,
+    collectCommand,
+    retentionCommand,
     benchCommand,
   ];
   for (const command of commands) program.addCommand(command(context));

@@ -16,6 +16,7 @@ export type ErrorCode =
   // Who may write.
   | "WRITER_ACTIVE"
   | "SEAT_LOST"
+  | "COLLECTION_ACTIVE"
   | "ACCESS_REFUSED"
   // What the store says (the codes that a `Sink` throws).
   | "OBJECT_NOT_FOUND"

@@ -15,7 +15,7 @@
  * 6. Outcomes are honest. A write that failed for certain throws what failed; a write that may or may not have been executed, now or
  *    later, throws OUTCOME_UNKNOWN and was not sent twice by the adapter. Failures that certainly did nothing (a refused
  *    connection, 503, 429) are retried inside with back-off and jitter until the outage tolerance is used up: STORE_UNREACHABLE.
- *    Reads, lists, stats and lease calls are idempotent and retried inside in every transient case.
+ *    Reads, lists, stats, lease calls and the clearing of pages are idempotent and retried inside in every transient case.
  * 7. Every call has a deadline of its own, ends soon after `signal` aborts (INTERRUPTED), and keeps no reference to the caller's bytes
  *    after it settles. The bytes given to a write must not change until then.
  *
@@ -52,7 +52,7 @@ export interface ListedObject extends ObjectStat {
 
 export interface PagesStat extends ObjectStat {
   readonly sequenceNumber: number;
-  /** End of the written prefix: [0, writtenBytes) has been written without a gap. Pages after a gap do not count. */
+  /** End of the last page ever written, 0 when none was. Pages that have been cleared since may or may not count. */
   readonly writtenBytes: number;
 }
 
@@ -79,6 +79,8 @@ export interface Sink extends AsyncDisposable {
   readonly capabilities: {
     /** Page objects of this store are page blobs that Azure can attach as a disk. */
     readonly attachablePages: boolean;
+    /** What was acknowledged this long ago, in ms, is never forgotten, not even by a store that is killed: 0, but for an Azurite. */
+    readonly settlingMs: number;
   };
 
   /** How often a connection to the store has failed or been lost so far. When it rises, the store may have gone back in time. */
@@ -143,6 +145,15 @@ export interface Sink extends AsyncDisposable {
    * before the range does).
    */
   readPages(name: string, offset: number, into: Uint8Array, options?: CallOptions): Promise<void>;
+
+  /**
+   * Gives [offset, offset + length) back, in whole pages and at most the whole object: it reads as zeros from then on, durably, and the
+   * store need not keep room for it. Idempotent and retried inside: repeating it, late or twice, changes nothing more. There is no
+   * fence, so it is for whoever knows that nobody writes there any more; and as the ETag changes, a writer whose fence names an earlier
+   * one is refused. A call that fails may have cleared a part. What was clear already is no error. Errors: OBJECT_NOT_FOUND,
+   * INVALID_ARGUMENT (alignment, no length, beyond the end).
+   */
+  clearPages(name: string, offset: number, length: number, options?: CallOptions): Promise<void>;
 
   /** Errors: OBJECT_NOT_FOUND. */
   statPages(name: string, options?: CallOptions): Promise<PagesStat>;

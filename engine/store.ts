@@ -69,6 +69,44 @@ export class Store {
     throw unreachable(`writing ${name}`, failure);
   }
 
+  /**
+   * Writes an object that others write, too, if it is still the one with ETag `expected` (undefined: if there is none), whatever happens to the connection.
+   * Returns its ETag. Errors: CONDITION_FAILED when it is another one.
+   */
+  async replace(name: string, bytes: Uint8Array, expected: string | undefined, options?: CallOptions): Promise<string> {
+    let failure: unknown;
+    for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
+      try {
+        return await this.put(name, bytes, expected === undefined ? { ifAbsent: true } : { ifMatch: expected }, options);
+      } catch (error) {
+        failure = error;
+        if (hasCode(error, "OUTCOME_UNKNOWN")) continue;
+        if (!hasCode(error, "OBJECT_EXISTS", "CONDITION_FAILED")) throw error;
+        // An earlier try may have been the one that got through.
+        const there = attempt === 0 ? undefined : await this.#find(name, bytes.byteLength, options);
+        if (there !== undefined && sameBytes(there.bytes, bytes)) return there.etag;
+        throw new TidemarkError("CONDITION_FAILED", `${name} has been written by somebody else meanwhile`, { cause: error });
+      }
+    }
+    throw unreachable(`writing ${name}`, failure);
+  }
+
+  async #find(name: string, sizeBytes: number, options: CallOptions | undefined): Promise<StoredObject | undefined> {
+    try {
+      if ((await this.stat(name, options)).sizeBytes !== sizeBytes) return undefined;
+      return await this.get(name, sizeBytes, options);
+    } catch (error) {
+      if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
+      throw error;
+    }
+  }
+
+  /** Deletes an object or page object; one that is absent is no error. */
+  async delete(name: string, options?: CallOptions): Promise<void> {
+    this.#requests += 1;
+    await this.sink.deleteObject(name, options);
+  }
+
   async stat(name: string, options?: CallOptions): Promise<ObjectStat> {
     this.#requests += 1;
     return await this.sink.statObject(name, options);
@@ -106,6 +144,11 @@ export class Store {
   async readPages(name: string, offset: number, into: Uint8Array, options?: CallOptions): Promise<void> {
     this.#requests += 1;
     await this.sink.readPages(name, offset, into, options);
+  }
+
+  async clearPages(name: string, offset: number, length: number, options?: CallOptions): Promise<void> {
+    this.#requests += 1;
+    await this.sink.clearPages(name, offset, length, options);
   }
 
   async statPages(name: string, options?: CallOptions): Promise<PagesStat> {

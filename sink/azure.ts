@@ -4,8 +4,8 @@
  * The SDK does the protocol and the signing, nothing else: it sends every request once. Repeating, deadlines and outcomes are in
  * azure-retry.ts, the meaning of errors in azure-errors.ts, sockets and proxies in azure-connection.ts, credentials in azure-access.ts.
  *
- * Azure's rules hold for every request before it leaves, because Azurite does not enforce them: it takes page writes of more than 4 MiB and
- * beyond the blob's end. To know the end, a sink remembers the sizes of the page blobs it has seen; a page object never changes its size.
+ * Azure's rules hold for every request before it leaves, because Azurite does not enforce them: it takes page writes of more than 4 MiB, and
+ * writes and clears beyond the blob's end. To know the end, a sink remembers the sizes of the page blobs it has seen; a page object never changes its size.
  *
  * Page writes carry no checksum: chunks are verified against their digests when they are read, and Azurite ignores it. Small objects
  * carry an MD5, which both servers verify.
@@ -37,6 +37,7 @@ import {
   checkPrefix,
   checkReadOffset,
   checkSequenceNumber,
+  checkWholePages,
   endsBefore,
   tooLarge,
   wrongKind,
@@ -61,6 +62,9 @@ const checksummedBytesMax = 256 * 1024;
 /** Page blobs whose client and size are remembered. */
 const rememberedPagesMax = 256;
 
+/** An Azurite saves what it knows every five seconds, which takes up to a second or so; what came after the last time it forgets when it is killed. */
+const azuriteSettlingMs = 15_000;
+
 /** Blobs and ranges asked for per request; Azure's own limits are 5000 and 10,000. */
 const blobsPerPage = 1000;
 const rangesPerPage = 10_000;
@@ -72,7 +76,7 @@ interface PageBlob {
 
 export class AzureSink implements Sink {
   readonly description: string;
-  readonly capabilities: { readonly attachablePages: boolean } = { attachablePages: true };
+  readonly capabilities: Sink["capabilities"];
   readonly #container: ContainerClient;
   readonly #isSas: boolean;
   readonly #agent: Agent;
@@ -94,6 +98,8 @@ export class AzureSink implements Sink {
     this.#agent = agent;
     this.#calls = calls;
     this.#server = server;
+    const isAzure = /\.blob\.(?:core\.|storage\.)[a-z.]+$/.test(new URL(container.url).hostname);
+    this.capabilities = { attachablePages: true, settlingMs: isAzure ? 0 : azuriteSettlingMs };
   }
 
   /**
@@ -298,9 +304,7 @@ export class AzureSink implements Sink {
     checkName(name);
     checkPageWrite(name, offset, bytes);
     checkSequenceNumber(fence.sequenceNumber);
-    const page = this.#page(name);
-    page.sizeBytes ??= (await this.#pageProperties(name, options)).contentLength ?? 0;
-    checkInside(name, offset, bytes.length, page.sizeBytes);
+    const client = await this.#pageInside(name, offset, bytes.length, options);
     const conditions = {
       ifSequenceNumberEqualTo: fence.sequenceNumber,
       ...(fence.etag === undefined ? {} : { ifMatch: httpEtag(fence.etag) }),
@@ -312,7 +316,7 @@ export class AzureSink implements Sink {
       bytes: bytes.length,
       codes: fenceCodes,
       signal: options.signal,
-      send: (abortSignal) => page.client.uploadPages(asBuffer(bytes), offset, bytes.length, { abortSignal, conditions }),
+      send: (abortSignal) => client.uploadPages(asBuffer(bytes), offset, bytes.length, { abortSignal, conditions }),
     });
     return { etag: plainEtag(response.etag) };
   }
@@ -338,6 +342,19 @@ export class AzureSink implements Sink {
         }
         await fill(into, response, name);
       },
+    });
+  }
+
+  async clearPages(name: string, offset: number, length: number, options: CallOptions = {}): Promise<void> {
+    checkName(name);
+    checkWholePages(name, offset, length);
+    const client = await this.#pageInside(name, offset, length, options);
+    await this.#calls.run({
+      kind: "idempotent",
+      action: `clear ${String(length)} bytes at ${String(offset)} of ${name}`,
+      name,
+      signal: options.signal,
+      send: (abortSignal) => client.clearPages(offset, length, { abortSignal }),
     });
   }
 
@@ -426,7 +443,7 @@ export class AzureSink implements Sink {
     }
   }
 
-  /** The end of the ranges that follow each other from 0 on. Azurite does not merge adjacent ranges, Azure does. */
+  /** The largest end of all ranges: what was cleared lies between them. Azurite gives them all at once and does not merge adjacent ones. */
   #writtenBytes(name: string, client: PageBlobClient, options: CallOptions): Promise<number> {
     return this.#calls.run({
       kind: "idempotent",
@@ -437,7 +454,6 @@ export class AzureSink implements Sink {
         let end = 0;
         for await (const page of client.listPageRanges(0, undefined, { abortSignal }).byPage({ maxPageSize: rangesPerPage })) {
           for (const range of page.pageRange ?? []) {
-            if (range.start > end) return end;
             // The last byte of a range belongs to it.
             end = Math.max(end, range.end + 1);
           }
@@ -466,6 +482,14 @@ export class AzureSink implements Sink {
       signal: options.signal,
       send: (abortSignal) => send(blob.getBlobLeaseClient(leaseId), abortSignal),
     });
+  }
+
+  /** The client of a page blob in which the range lies. Errors: INVALID_ARGUMENT, and those of looking up its size when that is unknown. */
+  async #pageInside(name: string, offset: number, length: number, options: CallOptions): Promise<PageBlobClient> {
+    const page = this.#page(name);
+    page.sizeBytes ??= (await this.#pageProperties(name, options)).contentLength ?? 0;
+    checkInside(name, offset, length, page.sizeBytes);
+    return page.client;
   }
 
   /** The page blob's client and, once known, size; the least recently used are forgotten. */

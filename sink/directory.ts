@@ -53,6 +53,7 @@ import {
   checkPrefix,
   checkReadOffset,
   checkSequenceNumber,
+  checkWholePages,
   conditionFailed,
   isNamePart,
   nameBlocked,
@@ -86,7 +87,7 @@ export interface DirectorySinkOptions {
 
 export class DirectorySink implements Sink {
   readonly description: string;
-  readonly capabilities = { attachablePages: false };
+  readonly capabilities: Sink["capabilities"] = { attachablePages: false, settlingMs: 0 };
   readonly interruptions = 0;
   readonly #root: string;
   readonly #clock: () => number;
@@ -303,6 +304,13 @@ export class DirectorySink implements Sink {
     await this.#pagesCall(name, options, "STORE_REFUSED", (lock) => {
       checkReadOffset(name, offset);
       return this.#pageFiles.use(name, (file) => file.read(offset, into, lock));
+    });
+  }
+
+  async clearPages(name: string, offset: number, length: number, options?: CallOptions): Promise<void> {
+    await this.#pagesCall(name, options, "STORE_REFUSED", (lock) => {
+      checkWholePages(name, offset, length);
+      return this.#pageFiles.use(name, (file) => file.clear(offset, length, lock));
     });
   }
 

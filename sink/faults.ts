@@ -270,6 +270,11 @@ export class FaultySink implements Sink {
     });
   }
 
+  clearPages(name: string, offset: number, length: number, options?: CallOptions): Promise<void> {
+    const run = (): Promise<void> => this.inner.clearPages(name, offset, length, options);
+    return this.#call({ method: "clearPages", name, signal: options?.signal, run });
+  }
+
   statPages(name: string, options?: CallOptions): Promise<PagesStat> {
     return this.#call({ method: "statPages", name, signal: options?.signal, run: () => this.inner.statPages(name, options) });
   }

@@ -1,8 +1,17 @@
 /**
- * The file system as a store needs it: reads and writes that are whole, flushes of folders, and, in one place, what its errors mean.
+ * The file system as a store needs it: reads and writes that are whole, space given back, flushes of folders, and, in one place, what its errors
+ * mean.
  */
 import { type FileHandle, open } from "node:fs/promises";
-import { systemCode, TidemarkError } from "../engine/index.ts";
+import { constants } from "node:os";
+import { getSystemErrorName } from "node:util";
+import { type Libc, libc, punchHole, systemCode, TidemarkError, throwIfAborted, unsupportedErrnos } from "../engine/index.ts";
+
+/** One system call makes a hole of at most this, which bounds how long it keeps others from the file and an abort waiting. */
+const holeBytesMax: number = 1024 * 1024 * 1024;
+
+/** Where no holes can be made, zeros are written in pieces of this size. */
+const zeroPieceBytes: number = 1024 * 1024;
 
 /** True for the error of a path that names nothing: it ends early, or passes through something that is no folder. */
 export function isAbsence(error: unknown): boolean {
@@ -101,6 +110,44 @@ export async function writeFully(handle: FileHandle, bytes: Uint8Array, at: numb
     const { bytesWritten } = await handle.write(bytes, done, bytes.length - done, at + done);
     done += bytesWritten;
   }
+}
+
+export interface ClearOptions {
+  readonly signal?: AbortSignal | undefined;
+  /** The system's calls. Default: those of this machine. */
+  readonly libc?: Pick<Libc, "fallocate"> | undefined;
+}
+
+/**
+ * Makes [at, at + length) read as zeros and gives its space back; where the platform or the file system makes no holes, zeros are written.
+ * Any alignment: blocks that are cleared in part, the kernel fills with zeros. Errors: INTERRUPTED, a part being clear then, and those of the
+ * file system, untranslated.
+ */
+export async function clearFully(handle: FileHandle, at: number, length: number, options: ClearOptions = {}): Promise<void> {
+  const { fallocate } = options.libc ?? libc() ?? {};
+  const end = at + length;
+  let next = at;
+  while (fallocate !== undefined && next < end) {
+    throwIfAborted(options.signal);
+    const part = Math.min(end - next, holeBytesMax);
+    const result = await fallocate(handle.fd, punchHole, next, part);
+    if (!("errno" in result)) next += part;
+    else if (unsupportedErrnos.includes(result.errno)) break;
+    else if (result.errno !== constants.errno.EINTR) throw systemError(result.errno, "fallocate");
+  }
+  const zeros = new Uint8Array(Math.min(zeroPieceBytes, end - next));
+  while (next < end) {
+    throwIfAborted(options.signal);
+    const part = Math.min(end - next, zeros.length);
+    await writeFully(handle, zeros.subarray(0, part), next);
+    next += part;
+  }
+}
+
+/** The error that Node would have thrown, had it made the call. */
+function systemError(errno: number, call: string): Error {
+  const code = getSystemErrorName(-errno);
+  return Object.assign(new Error(`${code}: ${call}`), { code });
 }
 
 /** Reads from `at` until `into` is full or the file ends; gives the number of bytes read. */

@@ -24,6 +24,7 @@ import {
   checkPrefix,
   checkReadOffset,
   checkSequenceNumber,
+  checkWholePages,
   conditionFailed,
   endsBefore,
   nameBlocked,
@@ -33,7 +34,6 @@ import {
   vaultNotFound,
   wrongKind,
 } from "./rules.ts";
-import { nothingWritten, type Written, withWritten } from "./written.ts";
 
 const storedPageBytes = 64 * 1024;
 
@@ -49,7 +49,8 @@ interface PageObject {
   readonly etag: string;
   readonly sizeBytes: number;
   readonly sequenceNumber: number;
-  readonly written: Written;
+  /** End of the last page ever written. */
+  readonly writtenBytes: number;
   /** By index. Belongs to this version alone; the pages in it are shared between versions. */
   readonly pages: Map<number, Uint8Array>;
 }
@@ -100,11 +101,13 @@ export interface MemorySinkOptions {
   readonly description?: string | undefined;
   /** What `capabilities` says. Default: false. */
   readonly attachablePages?: boolean | undefined;
+  /** What `capabilities` says. Default: 0. */
+  readonly settlingMs?: number | undefined;
 }
 
 export class MemorySink implements Sink {
   readonly description: string;
-  readonly capabilities: { readonly attachablePages: boolean };
+  readonly capabilities: Sink["capabilities"];
   readonly interruptions = 0;
   readonly store: MemoryStore;
   readonly #clock: () => number;
@@ -114,7 +117,8 @@ export class MemorySink implements Sink {
     this.store = options.store ?? new MemoryStore();
     this.#clock = options.clock ?? Date.now;
     this.description = options.description ?? "memory:";
-    this.capabilities = { attachablePages: options.attachablePages ?? false };
+    const { attachablePages = false, settlingMs = 0 } = options;
+    this.capabilities = { attachablePages, settlingMs };
   }
 
   createContainer(options?: CallOptions): Promise<boolean> {
@@ -220,7 +224,7 @@ export class MemorySink implements Sink {
       checkSequenceNumber(sequenceNumber);
       if (this.#objects().has(name)) throw objectExists(name);
       const etag = this.store.nextEtag();
-      return this.#store(name, { kind: "pages", etag, sizeBytes, sequenceNumber, written: nothingWritten, pages: new Map() });
+      return this.#store(name, { kind: "pages", etag, sizeBytes, sequenceNumber, writtenBytes: 0, pages: new Map() });
     });
   }
 
@@ -235,11 +239,8 @@ export class MemorySink implements Sink {
       if (fence.etag !== undefined && found.etag !== fence.etag)
         throw conditionFailed(name, `its ETag is ${found.etag}, not ${fence.etag}`);
       overwrite(found.pages, offset, bytes);
-      return this.#store(name, {
-        ...found,
-        etag: this.store.nextEtag(),
-        written: withWritten(found.written, offset, offset + bytes.length),
-      });
+      const writtenBytes = Math.max(found.writtenBytes, offset + bytes.length);
+      return this.#store(name, { ...found, etag: this.store.nextEtag(), writtenBytes });
     });
   }
 
@@ -257,10 +258,20 @@ export class MemorySink implements Sink {
     });
   }
 
+  clearPages(name: string, offset: number, length: number, options?: CallOptions): Promise<void> {
+    return this.#call(options, () => {
+      checkWholePages(name, offset, length);
+      const found = this.#pages(name);
+      checkInside(name, offset, length, found.sizeBytes);
+      clear(found.pages, offset, length);
+      this.#store(name, { ...found, etag: this.store.nextEtag() });
+    });
+  }
+
   statPages(name: string, options?: CallOptions): Promise<PagesStat> {
     return this.#call(options, () => {
-      const { etag, sizeBytes, sequenceNumber, written } = this.#pages(name);
-      return { etag, sizeBytes, sequenceNumber, writtenBytes: written.prefixBytes };
+      const { etag, sizeBytes, sequenceNumber, writtenBytes } = this.#pages(name);
+      return { etag, sizeBytes, sequenceNumber, writtenBytes };
     });
   }
 
@@ -360,6 +371,15 @@ function overwrite(pages: Map<number, Uint8Array>, offset: number, bytes: Uint8A
     if (before !== undefined && piece.length < storedPageBytes) page.set(before);
     page.set(bytes.subarray(piece.at, piece.at + piece.length), piece.inPage);
     pages.set(piece.page, page);
+  }
+}
+
+/** Drops every stored page that the range covers, and replaces those that it covers in part. */
+function clear(pages: Map<number, Uint8Array>, offset: number, length: number): void {
+  for (const piece of pieces(offset, length)) {
+    const rest = piece.length < storedPageBytes ? pages.get(piece.page)?.slice() : undefined;
+    if (rest === undefined) pages.delete(piece.page);
+    else pages.set(piece.page, rest.fill(0, piece.inPage, piece.inPage + piece.length));
   }
 }
 

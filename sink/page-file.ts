@@ -7,16 +7,19 @@
  *     16   size of the object      u64
  *     24   sequence number         u64
  *     32   tag: the ETag           16 random bytes, new with every write
- *     48   written prefix          u64
- *     56   islands beyond it       u32 count, u32 zero, then up to 28 pairs of u64 start, end
+ *     48   end of what was written u64: of the last page ever written, cleared or not
+ *     56   zeros to byte 512
  *     4096 the pages; the file is exactly 4096 + size bytes long
  *
  * The header is 512 bytes, one sector, so a power failure leaves the old or the new one. The pages start at 4096 to keep them aligned to
- * the file system's blocks. More islands than fit are forgotten, the farthest first: `writtenBytes` then says less than was written, never more.
+ * the file system's blocks.
  *
  * A write locks the file, checks the fence against the header, writes the pages, writes the header, and flushes both with one fdatasync
  * before it answers. A crash anywhere between leaves a part of the pages, or a header that tells of pages that did not arrive. Both concern
  * only a write that was never acknowledged, whose outcome its caller has to take as unknown; frames carry checksums of their own for that.
+ *
+ * Clearing goes the other way: header first, then holes in place of the pages, then one fdatasync. A killed process may so leave a new ETag
+ * for nothing, which does no harm, but never pages that changed under an ETag that did not.
  */
 import { randomBytes } from "node:crypto";
 import { constants, type FileHandle, open } from "node:fs/promises";
@@ -24,15 +27,12 @@ import { crc32 } from "node:zlib";
 import type { PageFence, PagesStat } from "../engine/index.ts";
 import { systemCode, TidemarkError } from "../engine/index.ts";
 import { type LockOptions, Turnstile, withDescriptorLocked } from "./file-lock.ts";
-import { readFully, writeFully } from "./file-system.ts";
+import { clearFully, readFully, writeFully } from "./file-system.ts";
 import { checkInside, conditionFailed, endsBefore } from "./rules.ts";
-import { nothingWritten, type Written, type WrittenRange, withWritten } from "./written.ts";
 
 const magic = "TIDEPAGE";
 const version = 1;
 const headerBytes = 512;
-const islandsAt = 64;
-const islandsMax: number = (headerBytes - islandsAt) / 16;
 
 /** Where the pages begin in the file. */
 export const pageFileDataAt = 4096;
@@ -42,7 +42,7 @@ interface Header {
   readonly sequenceNumber: number;
   /** 32 hexadecimal digits. Random, so it repeats for no write, no name and no file that took this one's place. */
   readonly etag: string;
-  readonly written: Written;
+  readonly writtenBytes: number;
 }
 
 /** An open page object. Errors of the file system pass through untranslated; `name` serves messages only. */
@@ -76,7 +76,7 @@ export class PageFile {
 
   /** Writes a new page object of zeros to `path`, which must not exist, durably; its name is the caller's to make durable. Gives its ETag. */
   static async create(path: string, sizeBytes: number, sequenceNumber: number): Promise<string> {
-    const header = { sizeBytes, sequenceNumber, etag: newEtag(), written: nothingWritten };
+    const header = { sizeBytes, sequenceNumber, etag: newEtag(), writtenBytes: 0 };
     const handle = await open(path, "wx", 0o666);
     try {
       await handle.truncate(pageFileDataAt + sizeBytes);
@@ -103,11 +103,23 @@ export class PageFile {
       }
       this.#checkWritable();
       const etag = newEtag();
-      const written = withWritten(header.written, offset, offset + bytes.length);
+      const writtenBytes = Math.max(header.writtenBytes, offset + bytes.length);
       await writeFully(this.#handle, bytes, pageFileDataAt + offset);
-      await writeFully(this.#handle, encode({ ...header, etag, written }), 0);
+      await writeFully(this.#handle, encode({ ...header, etag, writtenBytes }), 0);
       await this.#handle.datasync();
       return { etag };
+    });
+  }
+
+  /** Clears, durably. Undefined, and nothing done, when the file has been deleted. Errors: INVALID_ARGUMENT, DAMAGED, ACCESS_REFUSED, INTERRUPTED. */
+  clear(offset: number, length: number, options: LockOptions): Promise<true | undefined> {
+    return this.#exclusively<true>(options, async (header) => {
+      checkInside(this.#name, offset, length, header.sizeBytes);
+      this.#checkWritable();
+      await writeFully(this.#handle, encode({ ...header, etag: newEtag() }), 0);
+      await clearFully(this.#handle, pageFileDataAt + offset, length, { signal: options.signal });
+      await this.#handle.datasync();
+      return true;
     });
   }
 
@@ -129,8 +141,8 @@ export class PageFile {
 
   /** Undefined when the file has been deleted. Errors: DAMAGED. */
   stat(options: LockOptions): Promise<PagesStat | undefined> {
-    return this.#exclusively(options, ({ etag, sizeBytes, sequenceNumber, written }) =>
-      Promise.resolve({ etag, sizeBytes, sequenceNumber, writtenBytes: written.prefixBytes }),
+    return this.#exclusively(options, ({ etag, sizeBytes, sequenceNumber, writtenBytes }) =>
+      Promise.resolve({ etag, sizeBytes, sequenceNumber, writtenBytes }),
     );
   }
 
@@ -216,34 +228,22 @@ function newEtag(): string {
 
 function encode(header: Header): Buffer {
   const bytes = Buffer.alloc(headerBytes);
-  const islands = header.written.islands.slice(0, islandsMax);
   bytes.write(magic, 0, "latin1");
   bytes.writeUInt32LE(version, 8);
   bytes.writeBigUInt64LE(BigInt(header.sizeBytes), 16);
   bytes.writeBigUInt64LE(BigInt(header.sequenceNumber), 24);
   bytes.write(header.etag, 32, "hex");
-  bytes.writeBigUInt64LE(BigInt(header.written.prefixBytes), 48);
-  bytes.writeUInt32LE(islands.length, 56);
-  islands.forEach(({ start, end }, index) => {
-    bytes.writeBigUInt64LE(BigInt(start), islandsAt + index * 16);
-    bytes.writeBigUInt64LE(BigInt(end), islandsAt + index * 16 + 8);
-  });
+  bytes.writeBigUInt64LE(BigInt(header.writtenBytes), 48);
   bytes.writeUInt32LE(crc32(bytes), 12);
   return bytes;
 }
 
 /** The checksum has proved that `encode` wrote these bytes. */
 function decode(bytes: Buffer): Header {
-  const islands: WrittenRange[] = [];
-  const islandCount = Math.min(bytes.readUInt32LE(56), islandsMax);
-  for (let index = 0; index < islandCount; index++) {
-    const at = islandsAt + index * 16;
-    islands.push({ start: Number(bytes.readBigUInt64LE(at)), end: Number(bytes.readBigUInt64LE(at + 8)) });
-  }
   return {
     sizeBytes: Number(bytes.readBigUInt64LE(16)),
     sequenceNumber: Number(bytes.readBigUInt64LE(24)),
     etag: bytes.toString("hex", 32, 48),
-    written: { prefixBytes: Number(bytes.readBigUInt64LE(48)), islands },
+    writtenBytes: Number(bytes.readBigUInt64LE(48)),
   };
 }

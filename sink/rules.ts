@@ -47,13 +47,15 @@ export function checkPagesSize(name: string, sizeBytes: number): void {
   }
 }
 
-/** Checks what can be told without the store. Whether the range lies inside the object, `checkInside` tells. */
+/** Checks that a range to write or clear is whole pages, one at least. Whether it lies inside the object, `checkInside` tells. */
+export function checkWholePages(name: string, offset: number, length: number): void {
+  if (isAligned(offset) && isAligned(length) && length > 0) return;
+  throw invalid(`${String(length)} bytes at ${String(offset)} of ${name} are not whole pages of ${String(pageAlignmentBytes)} bytes`);
+}
+
+/** Checks what can be told of a write without the store. Whether it lies inside the object, `checkInside` tells. */
 export function checkPageWrite(name: string, offset: number, bytes: Uint8Array): void {
-  if (!isAligned(offset) || !isAligned(bytes.length) || bytes.length === 0) {
-    throw invalid(
-      `a write of ${String(bytes.length)} bytes at ${String(offset)} of ${name} is not aligned to ${String(pageAlignmentBytes)} bytes`,
-    );
-  }
+  checkWholePages(name, offset, bytes.length);
   if (bytes.length > pageWriteBytesMax) {
     throw invalid(`a write of ${String(bytes.length)} bytes to ${name} exceeds the ${String(pageWriteBytesMax)} bytes of one page write`);
   }
@@ -61,9 +63,7 @@ export function checkPageWrite(name: string, offset: number, bytes: Uint8Array):
 
 export function checkInside(name: string, offset: number, length: number, sizeBytes: number): void {
   if (offset + length > sizeBytes) {
-    throw invalid(
-      `a write of ${String(length)} bytes at ${String(offset)} passes the end of ${name}, which has ${String(sizeBytes)} bytes`,
-    );
+    throw invalid(`${String(length)} bytes at ${String(offset)} pass the end of ${name}, which has ${String(sizeBytes)} bytes`);
   }
 }
 

@@ -48,7 +48,7 @@ export function recordsOf(
 
 /** The head that a writer leaves after having committed `points` one by one; its pages are in the store. */
 export async function writeHistory(store: Store, points: readonly PointRecord[], disk = "d"): Promise<HeadDocument> {
-  let head: HeadDocument = { vault: recordsVault, disk, epoch: 1, writer: null, pages: [], points: [] };
+  let head: HeadDocument = { vault: recordsVault, disk, epoch: 1, writer: null, collection: null, pages: [], points: [] };
   let ordinal = 0;
   for (let next = 0; next < points.length; ) {
     const end = Math.min(points.length, next + headPointsMax - head.points.length);

@@ -28,7 +28,13 @@ export interface AgentOptions {
 const lastAnswersMsMax = 2_000;
 
 /** Points come every few seconds for weeks, so they are for those who look for something. */
-const eventLevels: Readonly<Record<DiskEvent["kind"], LogLevel>> = { state: "info", point: "debug", notice: "warn", failure: "warn" };
+const eventLevels: Readonly<Record<DiskEvent["kind"], LogLevel>> = {
+  state: "info",
+  point: "debug",
+  prune: "debug",
+  notice: "warn",
+  failure: "warn",
+};
 
 export class Agent implements AsyncDisposable {
   /** Resolves once every disk has been stopped, whoever asked for it. */

@@ -15,6 +15,7 @@ import { refuseInsideVault } from "../commands/context.ts";
 import { formatDuration } from "../quantities.ts";
 import type { Environment } from "../settings.ts";
 import { controlSocketDefault, formatListen, type ListenAddress, parseListen, socketPathFault } from "./listen.ts";
+import { retentionMs } from "./retention.ts";
 import {
   type Checked,
   checkControl,
@@ -329,8 +330,9 @@ class Checker {
       crashConsistentFrequency: crash,
       appConsistentFrequency: app,
       recoveryPointThreshold: threshold,
-      recoveryPointRetention: retention,
+      recoveryPointRetention,
     } = policy;
+    const retention = retentionMs(recoveryPointRetention) ?? 0;
     const both = (one: string, other: string): boolean => this.#isSound([...at, one]) && this.#isSound([...at, other]);
     if (app !== undefined && app < crash && both("appConsistentFrequency", "crashConsistentFrequency")) {
       const what = `appConsistentFrequency is shorter than crashConsistentFrequency (${formatDuration(crash)})`;

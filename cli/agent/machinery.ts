@@ -159,6 +159,7 @@ function diskEvent(event: ProtectionEvent): DiskEvent {
   const { kind, disk, message } = event;
   switch (event.kind) {
     case "state":
+    case "prune":
       return { kind, disk, message };
     case "point":
       return { kind, disk, message, point: event.point };
@@ -177,6 +178,7 @@ function policyOf(policy: PolicyConfig): ProtectionPolicy {
     freezeTimeoutMs: policy.freezeTimeout,
     barrierMsMax: policy.barrierTimeout,
     startTimeMs: startTimeMs(policy.startTime, new Date()),
+    retention: policy.recoveryPointRetention,
   };
 }
 

@@ -7,7 +7,7 @@ import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./conf
 
 /** Something that happened to a disk and that somebody may want to read later. */
 export interface DiskEvent {
-  readonly kind: "state" | "point" | "notice" | "failure";
+  readonly kind: "state" | "point" | "prune" | "notice" | "failure";
   readonly disk: string;
   readonly message: string;
   /** A stable code, where the event has one. */

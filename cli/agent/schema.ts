@@ -6,7 +6,9 @@
  * user wrote into what the agent reads: durations into milliseconds, rates into bytes a second.
  */
 import { z } from "zod";
+import { type RetentionPolicy, TidemarkError } from "../../engine/index.ts";
 import { parseBytes, parseDuration } from "../quantities.ts";
+import { parseRetention } from "./retention.ts";
 
 export interface VaultEntry {
   readonly address: string;
@@ -33,7 +35,7 @@ export interface BandwidthWindow {
 export interface PolicyEntry {
   readonly crashConsistentFrequency: number;
   readonly appConsistentFrequency: number | undefined;
-  readonly recoveryPointRetention: number;
+  readonly recoveryPointRetention: RetentionPolicy;
   readonly recoveryPointThreshold: number | undefined;
   readonly multiVmConsistency: boolean;
   readonly startTime: StartTime;
@@ -98,7 +100,6 @@ const day = 24 * hour;
 
 const crashFrequency = { min: second, max: day, example: "5s" };
 const appFrequency = { min: minute, max: 30 * day, example: "1h" };
-const retention = { min: 0, max: 36_500 * day, example: "1d" };
 const threshold = { min: second, max: 30 * day, example: "15m" };
 const freeze = { min: second, max: 10 * minute, example: "60s" };
 const barrier = { min: 10, max: 10 * second, example: "300ms" };
@@ -127,7 +128,7 @@ const vaultSchema: z.ZodType<VaultEntry> = z.strictObject({
 const policySchema: z.ZodType<PolicyEntry> = z.strictObject({
   crashConsistentFrequency: duration(crashFrequency).prefault("5s"),
   appConsistentFrequency: durationOrOff(appFrequency).prefault("off"),
-  recoveryPointRetention: duration(retention).prefault("1d"),
+  recoveryPointRetention: retention().prefault("1d"),
   recoveryPointThreshold: durationOrOff(threshold).prefault("15m"),
   multiVmConsistency: written(parseSwitch, "is neither on nor off", "write on or off").prefault("off"),
   startTime: written(parseStartTime, "is no time", "write immediately, 18:30, or an ISO time with its zone").prefault("immediately"),
@@ -300,6 +301,19 @@ function durationOrOff(limits: DurationLimits): ReturnType<typeof written<number
     "is no duration that it may have",
     durationRemedy(limits, "off or "),
   );
+}
+
+function retention(): ReturnType<typeof written<RetentionPolicy>> {
+  return z.union([z.string(), z.number(), z.boolean()] as const, { error: "is no policy" }).transform((text, context) => {
+    try {
+      return parseRetention(String(text));
+    } catch (error) {
+      if (!(error instanceof TidemarkError)) throw error;
+      const remedy = `write a time, as in 1d, off, or a policy, as in days:3: ${error.remedy ?? ""}`;
+      context.addIssue({ code: "custom", message: `is none: ${error.message}`, params: { remedy } });
+      return z.NEVER;
+    }
+  });
 }
 
 function durationWithin(text: string, { min, max }: DurationLimits): number | typeof fault {

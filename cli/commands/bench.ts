@@ -1,9 +1,10 @@
 /** `tidemark bench`: measures this machine and Tidemark on it, each figure beside a yardstick from the same run. */
 import { join } from "node:path";
-import { Command } from "commander";
+import { Command, InvalidArgumentError } from "commander";
 import { type BenchKind, benchKinds, formatBench, runBench, type StoreAddress } from "../../bench/index.ts";
 import { openSink } from "../../sink/index.ts";
 import { exitCodes } from "../errors.ts";
+import { parseBytes } from "../quantities.ts";
 import { type Environment, sinkOptions, wholeNumber, withLanesOption, withWorkersOption } from "../settings.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
 import { type CommandContext, closing } from "./context.ts";
@@ -19,6 +20,8 @@ interface BenchFlags {
   readonly rate?: number;
   readonly findLimit?: true;
   readonly writes?: number;
+  readonly points?: number;
+  readonly bytes?: number;
   readonly workers?: number;
   readonly lanes?: number;
 }
@@ -32,9 +35,16 @@ const descriptions: Readonly<Record<BenchKind, string>> = {
   churn: "random writes without a pause: points, lag and memory",
   soak: "random writes for an hour: memory and open handles stay flat",
   restart: "kill -9 under writes: until there is a point again",
+  mount: "a point mounted: first read, all of it once, and from the cache",
+  prune: "1,000 points thinned in one go",
+  open: "the newest of 5,000 points opened and read",
+  collect: "dead bytes given back beside a disk that is written",
   pipeline: "a cycle into a store that discards, beside its bare kernels",
   kernels: "the inner loops, bare",
 };
+
+/** Kinds that are measured once. */
+const takenOnce: readonly BenchKind[] = ["churn", "restart", "soak", "prune", "collect"];
 
 /** Whether a kind takes an image. The others make their own disk, or need none. */
 const images: Readonly<Partial<Record<BenchKind, "required" | "optional">>> = {
@@ -44,6 +54,7 @@ const images: Readonly<Partial<Record<BenchKind, "required" | "optional">>> = {
   pipeline: "required",
   front: "optional",
   burst: "optional",
+  mount: "optional",
 };
 
 export function benchCommand(context: CommandContext): Command {
@@ -59,7 +70,7 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
   const image = images[kind];
   const needsVault = kind !== "kernels" && kind !== "pipeline";
   if (image === "required") command.requiredOption("--image <path>", "disk image to measure with; it is read only");
-  if (image === "optional") command.option("--image <path>", "disk image whose copy is written to (default: a new disk)");
+  if (image === "optional") command.option("--image <path>", "disk image of which a copy is worked on (default: a new disk)");
   if (kind !== "kernels") withWorkersOption(command);
   if (needsVault) {
     // Not mirrored by TIDEMARK_VAULT: nobody wants to measure on a vault in use because of a forgotten variable.
@@ -68,7 +79,7 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
   }
   if ((image === "required" && needsVault) || kind === "burst")
     command.option("--peer-json <file>", "what other programs needed, to compare with");
-  if (kind === "front") command.option("--seconds <count>", "length of each load (default: 3)", wholeNumber);
+  if (kind === "front" || kind === "mount") command.option("--seconds <count>", "length of each load (default: 3)", wholeNumber);
   if (kind === "restart") command.option("--seconds <count>", "length of the load until the kill (default: 5)", wholeNumber);
   if (kind === "burst") command.option("--writes <count>", "writes of 4 KiB (default: 20000)", wholeNumber);
   if (kind === "churn") {
@@ -82,9 +93,18 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
       .option("--rate <count>", "MB to write a second (default: 20)", wholeNumber)
       .option("--minutes <count>", "length of the load (default: 60)", wholeNumber);
   }
+  if (kind === "prune" || kind === "open") {
+    command.option("--points <count>", `points of the disk (default: ${kind === "prune" ? 1000 : 5000})`, wholeNumber);
+  }
+  if (kind === "collect") {
+    command
+      .option("--bytes <size>", "what is dead (default: 10 GB, or less where there is no room)", bytes)
+      .option("--rate <count>", "MB to write a second (default: 20)", wholeNumber)
+      .option("--seconds <count>", "length of the load before the collection (default: 60)", wholeNumber);
+  }
   if (kind === "initial") command.option("--check", "bring the point back and compare it");
   const example = image === "required" ? `${kind} --image disk.img` : kind;
-  const isRepeated = kind !== "churn" && kind !== "restart" && kind !== "soak";
+  const isRepeated = !takenOnce.includes(kind);
   if (isRepeated) command.option("--runs <count>", "how often each step is measured; medians are reported (default: 1)", wholeNumber);
   return command
     .addHelpText(
@@ -114,6 +134,8 @@ async function bench(context: CommandContext, kind: BenchKind, flags: BenchFlags
       rateMegabytes: flags.rate,
       findLimit: flags.findLimit,
       scatterWrites: flags.writes,
+      points: flags.points,
+      deadBytes: flags.bytes,
       storeAddress: storeAddress(address, environment, signal),
       openVaultSink: async () => await openSink(address, sinkOptions(address, environment, signal)),
       temporaryFolder: folder.path,
@@ -127,6 +149,12 @@ async function bench(context: CommandContext, kind: BenchKind, flags: BenchFlags
   output.item("bench", report);
   output.summary(`bench ${kind}`, { case: report.case, marks: report.marks }, formatBench(report));
   if (kind === "soak" && report.marks.some(({ met }) => !met)) context.exitCode = exitCodes.failed;
+}
+
+function bytes(text: string): number {
+  const value = parseBytes(text);
+  if (value === undefined) throw new InvalidArgumentError("It is not a size such as 10GB.");
+  return value;
 }
 
 /** The store for a process that the benchmark starts. */

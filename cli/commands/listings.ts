@@ -1,7 +1,7 @@
-/** `tidemark disks list`, `tidemark points list` and `tidemark points show`. */
-import { Command } from "commander";
-import type { PointDetail, PointSummary } from "../../engine/index.ts";
-import { formatBytes, formatCount, formatDuration } from "../quantities.ts";
+/** `tidemark disks list` and `tidemark points list|show|pin|unpin`. */
+import { Command, InvalidArgumentError } from "commander";
+import type { ListedPoint, PointDetail } from "../../engine/index.ts";
+import { formatBytes, formatCount, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, wholeNumber, withVaultOptions } from "../settings.ts";
 import { displayWidth, fields, printable, table } from "../text.ts";
 import { type CommandContext, withVault } from "./context.ts";
@@ -16,6 +16,11 @@ interface ListFlags extends DiskFlags {
 
 interface PointFlags extends DiskFlags {
   readonly point: string;
+}
+
+interface PinFlags extends PointFlags {
+  readonly name?: string;
+  readonly until?: number;
 }
 
 export function disksCommand(context: CommandContext): Command {
@@ -36,7 +41,7 @@ Example:
 
 export function pointsCommand(context: CommandContext): Command {
   const points = new Command("points")
-    .description("list the recovery points of a disk, or show one")
+    .description("list, show and pin the recovery points of a disk")
     .addHelpText("after", "\nExample:\n  $ tidemark points list --disk web --vault azurite:/srv/azurite");
   withVaultOptions(points.command("list").requiredOption("--disk <name>", "name of the disk in the vault"))
     .option("--limit <count>", "only the newest so many", wholeNumber)
@@ -60,7 +65,56 @@ Examples:
   $ tidemark points show --disk web --point 2026-05-01T12:00:00Z --vault dir:/v`,
     )
     .action(async (flags: PointFlags) => await showPoint(context, flags));
+  addPinCommands(context, points);
   return points;
+}
+
+/** Both work at any time: they need no seat. */
+function addPinCommands(context: CommandContext, points: Command): void {
+  const pin = points.command("pin").requiredOption("--disk <name>", "name of the disk in the vault");
+  withVaultOptions(pin.requiredOption("--point <point>", "sequence number, id, `latest` or an ISO time"))
+    .option("--name <name>", "what the pin is called: a point may have several")
+    .option("--until <time>", "when it ends, such as 2030-05-01T12:00:00Z (default: never)", isoTime)
+    .description("keep a recovery point from being pruned")
+    .addHelpText(
+      "after",
+      `
+Examples:
+  $ tidemark points pin --disk web --point 1234 --name audit --vault dir:/v
+  $ tidemark points pin --disk web --point latest \\
+      --until 2030-05-01T12:00:00Z --vault dir:/v`,
+    )
+    .action(async (flags: PinFlags) => await pinPoint(context, flags));
+  const unpin = points.command("unpin").requiredOption("--disk <name>", "name of the disk in the vault");
+  withVaultOptions(unpin.requiredOption("--point <point>", "sequence number, id, `latest` or an ISO time"))
+    .option("--name <name>", "only the pin of this name (default: all of the point)")
+    .description("remove what was pinned")
+    .addHelpText("after", "\nExample:\n  $ tidemark points unpin --disk web --point 1234 --vault dir:/v")
+    .action(async (flags: PinFlags) => await unpinPoint(context, flags));
+}
+
+function isoTime(text: string): number {
+  const timeMs = /^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d))?$/.test(text) ? Date.parse(text) : Number.NaN;
+  if (Number.isNaN(timeMs)) throw new InvalidArgumentError("It is not a time such as 2030-05-01T12:00:00Z.");
+  return timeMs;
+}
+
+async function pinPoint(context: CommandContext, flags: PinFlags): Promise<void> {
+  const { output, signal } = context;
+  const { disk, point, name, until: untilMs } = flags;
+  const options = { disk, point, name, untilMs, signal, onNotice: output.notice.bind(output) };
+  const pinned = await withVault(context, flags, async (vault) => await vault.pin(options));
+  const until = pinned.pin.until === null ? "for good" : `until ${pinned.pin.until}`;
+  output.summary("points pin", pinned, `point ${pinned.sequence} of disk ${printable(pinned.disk)} is pinned ${until}`);
+}
+
+async function unpinPoint(context: CommandContext, flags: PinFlags): Promise<void> {
+  const { output, signal } = context;
+  const { disk, point, name } = flags;
+  const options = { disk, point, name, signal, onNotice: output.notice.bind(output) };
+  const unpinned = await withVault(context, flags, async (vault) => await vault.unpin(options));
+  const what = formatNumberOf(unpinned.removedPins, "pin");
+  output.summary("points unpin", unpinned, `${what} of point ${unpinned.sequence} of disk ${printable(unpinned.disk)} removed`);
 }
 
 async function listDisks(context: CommandContext, flags: VaultFlags): Promise<void> {
@@ -91,7 +145,7 @@ interface Column {
   readonly align: "l" | "r";
   /** Columns with a higher number are the first to be left out when the lines are too long. */
   readonly dropped?: number;
-  readonly cell: (point: PointSummary) => string;
+  readonly cell: (point: ListedPoint) => string;
 }
 
 const pointColumns: readonly Column[] = [
@@ -100,6 +154,7 @@ const pointColumns: readonly Column[] = [
   { heading: "TIME", align: "l", cell: ({ time }) => time },
   { heading: "CONS.", align: "l", cell: ({ consistency }) => consistency },
   { heading: "GROUP", align: "l", cell: ({ group }) => group?.name ?? "-" },
+  { heading: "KEPT", align: "l", cell: ({ pinned, held }) => (pinned ? "pinned" : held ? "read" : "-") },
   { heading: "LAG", align: "r", cell: ({ lagMs }) => (lagMs === null ? "-" : formatDuration(lagMs)) },
   { heading: "SIZE", align: "r", dropped: 2, cell: ({ volumeBytes }) => formatBytes(volumeBytes) },
   { heading: "CHANGED", align: "r", cell: ({ changedBytes }) => formatBytes(changedBytes) },
@@ -107,7 +162,7 @@ const pointColumns: readonly Column[] = [
 ];
 
 /** Points in as many columns as fit into `width`: a column in which no point has anything to say is left out, then those that say least. */
-export function pointsTable(points: readonly PointSummary[], width: number): string {
+export function pointsTable(points: readonly ListedPoint[], width: number): string {
   const told = pointColumns.filter(({ cell }) => points.some((point) => cell(point) !== "-"));
   for (let kept = 2; ; kept -= 1) {
     const columns = told.filter(({ dropped = 0 }) => dropped <= kept);
@@ -138,6 +193,10 @@ function describe(point: PointDetail): string {
       ["consistency", point.consistency],
       ...describeApplication(point),
       ...describeGroup(point),
+      ["proved", point.proved ?? "never, as far as is known"],
+      ...point.pins.map(
+        ({ name, until }): Field => ["pinned", `${until === null ? "for good" : `until ${until}`}${name === null ? "" : `: ${name}`}`],
+      ),
       ["lag", point.lagMs === null ? "not measured" : `${formatDuration(point.lagMs)} from the cut to the commit`],
       ["volume", formatBytes(point.volumeBytes)],
       ["changed", `${formatBytes(point.changedBytes)}, of which ${formatBytes(point.zeroBytes)} became zero`],

@@ -7,6 +7,7 @@ import type { DiskConfig, PolicyConfig, VaultConfig } from "../agent/config.ts";
 import { formatListen, parseListen } from "../agent/listen.ts";
 import { openMachinery, systemClock } from "../agent/machinery.ts";
 import type { DiskEvent, Machinery, ProtectionPort, ServerPort, VaultPort } from "../agent/ports.ts";
+import { parseRetention } from "../agent/retention.ts";
 import { checkPolicy } from "../agent/schema.ts";
 import { statusLine } from "../agent/status-table.ts";
 import { formatNumberOf, parseDuration } from "../quantities.ts";
@@ -18,6 +19,7 @@ interface ProtectFlags extends VaultFlags {
   readonly disk: string;
   readonly listen: string;
   readonly cycle?: string;
+  readonly retention?: string;
   readonly pre?: string;
   readonly post?: string;
   readonly group?: string;
@@ -36,6 +38,7 @@ export function protectCommand(context: CommandContext): Command {
     .requiredOption("--disk <name>", "name of the disk in the vault, and of the export")
     .requiredOption("--listen <address>", "unix:PATH or tcp:HOST:PORT")
     .option("--cycle <duration>", "time between points, from 1s (default: 5s)", cycle)
+    .option("--retention <policy>", "which points stay: 1d, days:7, keep:last=100,daily=7 (default: all)")
     .option("--pre <command>", "brings the application to rest, once an hour")
     .option("--post <command>", "wakes it again")
     .option("--group <name>", "name of the group that the disk belongs to")
@@ -136,6 +139,7 @@ function planOf(context: CommandContext, image: string, flags: ProtectFlags): Pl
     ...(flags.cycle === undefined ? {} : { crashConsistentFrequency: flags.cycle }),
     appConsistentFrequency: hooks === undefined ? "off" : "1h",
     recoveryPointThreshold: "off",
+    recoveryPointRetention: "off",
   });
   const [first] = checked.faults;
   // Nothing else in it comes from a flag.
@@ -155,7 +159,11 @@ function planOf(context: CommandContext, image: string, flags: ProtectFlags): Pl
       group: flags.group,
       readOnly: flags.readOnly === true,
     },
-    policy: { ...checked.entry, name: "flags" },
+    policy: {
+      ...checked.entry,
+      ...(flags.retention === undefined ? {} : { recoveryPointRetention: parseRetention(flags.retention) }),
+      name: "flags",
+    },
   };
 }
 

@@ -7,7 +7,10 @@ import type { Store } from "../store.ts";
 import type { GroupMembers } from "./group-members.ts";
 import type { PointKey } from "./history.ts";
 import { findPoint, readPoints } from "./history.ts";
-import type { DiskSummary, PointDetail, PointSummary, PointsOptions } from "./summaries.ts";
+import { listHolds } from "./holds.ts";
+import { isOf, listPins, type StoredPin } from "./pins.ts";
+import { readProved } from "./proved.ts";
+import type { DiskSummary, ListedPoint, PinSummary, PointDetail, PointSummary, PointsOptions } from "./summaries.ts";
 
 /** `group`: what the point counts as a part of. Its own record names a group that may not be complete; see `GroupMembers`. */
 export function pointSummary(disk: string, point: PointRecord, group: GroupRecord | null = point.group): PointSummary {
@@ -48,7 +51,7 @@ export async function diskSummary(members: GroupMembers, disk: string): Promise<
 }
 
 /** The newest points of a disk, oldest first. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT, DAMAGED (see `PointsOptions.onNotice`). */
-export async function listPoints(store: Store, members: GroupMembers, disk: string, options: PointsOptions): Promise<PointSummary[]> {
+export async function listPoints(store: Store, members: GroupMembers, disk: string, options: PointsOptions): Promise<ListedPoint[]> {
   const { limit, onNotice, signal } = options;
   if (limit !== undefined && (!Number.isInteger(limit) || limit < 1)) {
     throw new TidemarkError("INVALID_ARGUMENT", `a list cannot have ${String(limit)} points`, { remedy: "give a limit of 1 or more" });
@@ -60,9 +63,14 @@ export async function listPoints(store: Store, members: GroupMembers, disk: stri
       : (error: TidemarkError): void => {
           onNotice({ code: "HISTORY_DAMAGED", message: `${error.message}; the points that it lists are left out` });
         };
-  const newestFirst: PointSummary[] = [];
+  const pins = await listPins(store, head.vault, disk, onNotice ?? (() => undefined), signal);
+  const holds = await listHolds(store, disk, signal);
+  const times = await readProved(store, head.vault, disk, signal);
+  const newestFirst: ListedPoint[] = [];
   for await (const point of readPoints(store, head, { onDamage, signal })) {
-    newestFirst.push(pointSummary(disk, point, await members.groupOf(disk, point)));
+    const summary = pointSummary(disk, point, await members.groupOf(disk, point));
+    const proved = isoOrNull(times.of(point));
+    newestFirst.push({ ...summary, pinned: pins.some((pin) => isOf(pin, point)), held: holds.has(point.sequence), proved });
     if (newestFirst.length === limit) break;
   }
   return newestFirst.reverse();
@@ -73,6 +81,8 @@ export async function pointDetail(
   disk: string,
   point: PointRecord,
   manifest: ManifestDocument,
+  pins: readonly StoredPin[],
+  provedMs: number | null,
 ): Promise<PointDetail> {
   const { group } = point;
   return {
@@ -80,12 +90,23 @@ export async function pointDetail(
     group,
     groupIncomplete: group !== null && (await members.groupOf(disk, point)) === null,
     application: manifest.application,
+    pins: pins.filter((pin) => isOf(pin, point)).map(pinSummary),
+    proved: isoOrNull(provedMs),
     parent: manifest.parent,
     zeroBytes: manifest.statistics.zeroBytes,
     dedupedBytes: manifest.statistics.dedupedBytes,
     runs: manifest.runs.map(({ entries, leaves, totalBytes }) => ({ entries, leaves, bytes: totalBytes })),
     writtenBy: manifest.writtenBy,
   };
+}
+
+/** A pin that cannot be read has no name and no end. */
+function pinSummary({ document }: StoredPin): PinSummary {
+  return { name: document?.name ?? null, until: isoOrNull(document?.untilMs ?? null) };
+}
+
+function isoOrNull(timeMs: number | null): string | null {
+  return timeMs === null ? null : new Date(timeMs).toISOString();
 }
 
 /**

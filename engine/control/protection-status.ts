@@ -3,6 +3,7 @@
  * as JSON, so a name here is a contract.
  */
 import type { TidemarkError } from "../errors.ts";
+import type { RetentionPolicy } from "../retention/policy.ts";
 import type { Group } from "./groups.ts";
 import type { Hook } from "./hooks.ts";
 import type { Notice, PointSummary } from "./summaries.ts";
@@ -64,12 +65,21 @@ export interface ProtectionPolicy {
   readonly barrierMsMax?: number | undefined;
   /** When the first replication may begin, in ms since 1970. Default: at once. */
   readonly startTimeMs?: number | undefined;
+  /** Which points stay: the others are dropped within about a minute after the point that makes them too old. Default: all stay. */
+  readonly retention?: RetentionPolicy | undefined;
 }
 
 /** What happened: for logs and for people. */
 export type ProtectionEvent =
   | { readonly kind: "state"; readonly disk: string; readonly state: ProtectionState; readonly message: string }
   | { readonly kind: "point"; readonly disk: string; readonly point: PointSummary; readonly message: string }
+  | {
+      readonly kind: "prune";
+      readonly disk: string;
+      readonly removedPoints: number;
+      readonly keptPoints: number;
+      readonly message: string;
+    }
   | { readonly kind: "notice"; readonly disk: string; readonly code: Notice["code"]; readonly message: string }
   | { readonly kind: "failure"; readonly disk: string; readonly error: TidemarkError; readonly message: string };
 

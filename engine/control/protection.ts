@@ -23,9 +23,8 @@ import type { ApplicationRecord, PointRecord } from "../format/documents.ts";
 import { encodeDiskName } from "../format/names.ts";
 import { changedBaseline, emptyBaseline, namedOnly } from "../pipeline/baseline.ts";
 import type { LiveFile } from "../source/live-file.ts";
-import type { Cut } from "../tracking/cut.ts";
+import { type Cut, cutVolume } from "../tracking/cut.ts";
 import type { ProtectedDisk } from "../tracking/protected-disk.ts";
-import type { Volume } from "../volume.ts";
 import type { MadeCut } from "./groups.ts";
 import { cutTogether, frozenCuts } from "./groups.ts";
 import { assessHealth, healthOf } from "./health.ts";
@@ -38,6 +37,7 @@ import type { Finding, ProtectionEvent, ProtectionPolicy, ProtectionState, Prote
 import { checkSize, isMapDamage, mapBaseline, randomSeed } from "./replicate.ts";
 import type { Instant, SchedulePlan } from "./schedule.ts";
 import { Schedule } from "./schedule.ts";
+import { SelfPrune } from "./self-prune.ts";
 import type { Shipment, Shipped, VaultContext } from "./session.ts";
 import { Session } from "./session.ts";
 import type { Notice, PointSummary } from "./summaries.ts";
@@ -57,6 +57,7 @@ export class Protection implements AsyncDisposable {
   readonly #measures = new Measures();
   readonly #stopping = new AbortController();
   readonly #requests = new PointRequests();
+  readonly #pruning: SelfPrune;
   #policy: ProtectionPolicy;
   readonly #schedule: Schedule;
   #state: ProtectionState = "starting";
@@ -93,6 +94,7 @@ export class Protection implements AsyncDisposable {
     this.#plan = image.known;
     this.#whyUnknown = image.whyUnknown ?? notMadeHere;
     this.#policy = options.policy ?? {};
+    this.#pruning = new SelfPrune(context.document.vault, options);
     const bell = {
       call: () => {
         this.#call();
@@ -244,6 +246,7 @@ export class Protection implements AsyncDisposable {
         try {
           await this.#takePoint();
           this.#failuresInRow = 0;
+          if (!this.#draining) await this.#prune();
         } catch (error) {
           await this.#failed(error);
         }
@@ -316,6 +319,12 @@ export class Protection implements AsyncDisposable {
     }
   }
 
+  async #prune(): Promise<void> {
+    const { retention, crashConsistentFrequencyMs = frequencyMsDefault } = this.#policy;
+    if (this.#session === undefined) return;
+    if (!(await this.#pruning.afterPoint(this.#session, retention, crashConsistentFrequencyMs))) await this.#leave();
+  }
+
   async #cut(wantsApp: boolean, isAsked: boolean): Promise<MadeCut> {
     const { group, hook } = this.#options;
     const freezeTimeoutMs = this.#policy.freezeTimeoutMs ?? freezeTimeoutMsDefault;
@@ -345,6 +354,7 @@ export class Protection implements AsyncDisposable {
       if (!isWanted && cut.dirtyBytes === 0 && session.newest?.volumeBytes === cut.sizeBytes) {
         cut.abandon();
         for (const stage of ["captured", "shipped", "committed"] as const) this.#measures.reached(stage, cutAtMs);
+        await session.acknowledge();
         this.#measures.succeeded();
         this.#become("protecting", "every write is in the newest point");
         return undefined;
@@ -507,6 +517,7 @@ export class Protection implements AsyncDisposable {
   async #leave(): Promise<void> {
     const session = this.#session;
     this.#session = undefined;
+    await this.#pruning.abandon();
     await session?.close();
   }
 
@@ -560,7 +571,11 @@ export class Protection implements AsyncDisposable {
       },
     );
     const { group } = this.#options;
-    const more = [this.#state === "waiting" ? this.#measures.unexplained : undefined, this.#paused ? undefined : group?.finding];
+    const more = [
+      this.#state === "waiting" ? this.#measures.unexplained : undefined,
+      this.#paused ? undefined : group?.finding,
+      this.#pruning.finding,
+    ];
     return [...findings, ...more.filter((finding) => finding !== undefined)];
   }
 
@@ -581,20 +596,4 @@ export class Protection implements AsyncDisposable {
 
 function now(): Instant {
   return { wallMs: Date.now(), steadyMs: performance.now() };
-}
-
-/** What a cut names, as a volume. */
-function cutVolume(cut: Cut, { description, descriptor }: Volume): Volume {
-  return {
-    description,
-    descriptor,
-    sizeBytes: () => Promise.resolve(cut.sizeBytes),
-    read: async (offset, into) => {
-      await cut.read(offset, into);
-    },
-    amend: (offset, into) => cut.amend(offset, into),
-    allocated: async function* allocated() {
-      yield* await Promise.resolve(cut.extents());
-    },
-  };
 }

@@ -16,14 +16,14 @@ import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { checksum, toHex } from "../format/checksum.ts";
-import type { HeadDocument, PointRecord, WriterRecord } from "../format/documents.ts";
-import { decodeHead, documentBytesMax, encodeHead, headPointsMax } from "../format/documents.ts";
+import type { HeadDocument, PointList, PointRecord, WriterRecord } from "../format/documents.ts";
+import { countPoints, decodeHead, documentBytesMax, encodeHead, headPointsMax } from "../format/documents.ts";
 import { headName, segmentEpochPrefix } from "../format/names.ts";
 import { firstSequenceNumber } from "../pipeline/lanes.ts";
 import type { Store } from "../store.ts";
 import { unknownOutcomesMax, unreachable } from "../store.ts";
-import type { Room } from "./history.ts";
-import { makeRoom } from "./history.ts";
+import type { PageCache, Room, RoomOptions } from "./history.ts";
+import { makeRoom, withoutPoints } from "./history.ts";
 import { identifyProcess, isAlive, liveSessions } from "./process-identity.ts";
 import type { Notice } from "./summaries.ts";
 
@@ -135,6 +135,11 @@ export class Seat implements AsyncDisposable {
     return this.#head.epoch;
   }
 
+  /** From the next swap of the head on it says that this writer has acted on `collection`. */
+  acknowledge(collection: string | null): void {
+    this.#head = { ...this.#head, collection };
+  }
+
   /** Aborts, with SEAT_LOST as its reason, once the seat is certainly lost. */
   get signal(): AbortSignal {
     return this.#lost.signal;
@@ -155,18 +160,74 @@ export class Seat implements AsyncDisposable {
    * store that went back in time. Errors: SEAT_LOST, STORE_REGRESSED.
    */
   async commit(point: PointRecord, leave: boolean, prove: () => Promise<void>): Promise<void> {
-    const { store, disk } = this.#options;
-    const name = headName(disk);
     const { pages, points } = this.#room ?? this.#head;
     assert(points.length < headPointsMax, "a mark made room in the head");
     const next: HeadDocument = { ...this.#head, writer: leave ? null : this.#writer, pages, points: [...points, point] };
+    await this.#swap(next, (there) => there.points.some(({ id }) => id === point.id), prove);
+  }
+
+  /**
+   * Drops points: swaps the head for one without them, in the same way as a commit: pages are written, the head is marked, `prove` is asked
+   * about the pages, the head is swapped. Returns how many points have gone: those in a page that cannot be read stay. After an error it is
+   * not known whether they have, and the seat is to be given up. Errors: SEAT_LOST, STORE_REGRESSED.
+   */
+  async drop(
+    sequences: readonly number[],
+    options: {
+      readonly leave: boolean;
+      readonly prove: (written: ReadonlyMap<string, string>) => Promise<void>;
+      readonly cache?: PageCache | undefined;
+      readonly signal?: AbortSignal | undefined;
+    },
+  ): Promise<number> {
+    const { leave, prove, cache, signal } = options;
+    const before = this.#head;
+    this.#room = undefined;
+    const { pages, points, written } = await withoutPoints({ ...this.#roomOptions(signal), cache }, sequences);
+    const next: HeadDocument = { ...before, writer: leave ? null : this.#writer, pages, points };
+    await this.#relist(next, written, prove, signal);
+    return countPoints(before) - countPoints(next);
+  }
+
+  /**
+   * Swaps the head for one that lists its points anew, after pages of theirs have been lost; and gives the seat up. `list` has to end with the newest point. In the
+   * same way, and with the same errors, as `drop`.
+   */
+  async relist(list: Room, prove: (written: ReadonlyMap<string, string>) => Promise<void>): Promise<void> {
+    assert(list.points.at(-1)?.id === this.newest?.id, "the newest point stays");
+    this.#room = undefined;
+    await this.#relist({ ...this.#head, writer: null, pages: list.pages, points: list.points }, list.written, prove, undefined);
+  }
+
+  async #relist(
+    next: HeadDocument,
+    written: ReadonlyMap<string, string>,
+    prove: (written: ReadonlyMap<string, string>) => Promise<void>,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    await this.#markHead();
+    await prove(written);
+    throwIfAborted(signal);
+    await this.#swap(
+      next,
+      (there) => there.epoch === next.epoch && namesOf(there) === namesOf(next),
+      async () => {
+        await prove(written);
+      },
+    );
+  }
+
+  /** Swaps the head for `next`. `isDone` tells, from the head that is there after an answer was lost, whether that has happened. */
+  async #swap(next: HeadDocument, isDone: (there: HeadDocument) => boolean, prove: () => Promise<void>): Promise<void> {
+    const { store, disk } = this.#options;
+    const name = headName(disk);
     const bytes = encodeHead(next);
     decodeHead(bytes, name, this.#head); // a head that nobody can read would hide every point
     let failure: unknown;
     for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
       throwIfAborted(this.#lost.signal);
       try {
-        // The user's signal is not heeded here: a commit is short, and half-known outcomes help nobody.
+        // The user's signal is not heeded here: a swap is short, and half-known outcomes help nobody.
         this.#etag = await store.put(name, bytes, { ifMatch: this.#etag, leaseId: this.#leaseId });
         this.#head = next;
         this.#room = undefined;
@@ -174,7 +235,7 @@ export class Seat implements AsyncDisposable {
       } catch (error) {
         failure = error;
         if (!hasCode(error, "LEASE_LOST", "OUTCOME_UNKNOWN", "CONDITION_FAILED")) throw error;
-        if (await this.#isCommitted(next, error)) return;
+        if (await this.#isSwapped(next, isDone, error)) return;
         if (error.code === "LEASE_LOST") await this.#reacquire(error);
         await prove();
       }
@@ -188,15 +249,20 @@ export class Seat implements AsyncDisposable {
    * their ETags, which the commit refers to and which are to be proved like everything else. Errors: SEAT_LOST, STORE_REGRESSED.
    */
   async mark(signal?: AbortSignal): Promise<ReadonlyMap<string, string>> {
+    this.#room = await makeRoom(this.#roomOptions(signal));
+    await this.#markHead();
+    return this.#room.written;
+  }
+
+  async #markHead(): Promise<void> {
     const { store, disk } = this.#options;
     const name = headName(disk);
-    const written = await this.#makeRoom(signal);
     let failure: unknown;
     for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
       throwIfAborted(this.#lost.signal);
       try {
         this.#etag = await store.put(name, encodeHead(this.#head), { ifMatch: this.#etag, leaseId: this.#leaseId });
-        return written;
+        return;
       } catch (error) {
         failure = error;
         if (!hasCode(error, "LEASE_LOST", "OUTCOME_UNKNOWN", "CONDITION_FAILED")) throw error;
@@ -213,9 +279,9 @@ export class Seat implements AsyncDisposable {
     throw unreachable(`marking ${name}`, failure);
   }
 
-  async #makeRoom(signal: AbortSignal | undefined): Promise<ReadonlyMap<string, string>> {
+  #roomOptions(signal: AbortSignal | undefined): RoomOptions {
     const { store, onNotice } = this.#options;
-    this.#room = await makeRoom({
+    return {
       store,
       head: this.#head,
       epoch: this.#head.epoch,
@@ -227,8 +293,7 @@ export class Seat implements AsyncDisposable {
         onNotice({ code: "HISTORY_DAMAGED", message: `${error.message}; the points that it lists cannot be read, all others can` });
       },
       signal: signal ?? this.#options.signal,
-    });
-    return this.#room.written;
+    };
   }
 
   /** Whether the store has forgotten our last swap of the head. */
@@ -254,11 +319,10 @@ export class Seat implements AsyncDisposable {
     }
   }
 
-  /** After a commit without a clear answer: has it happened? Errors: SEAT_LOST, STORE_REGRESSED when it never can. */
-  async #isCommitted(next: HeadDocument, cause: TidemarkError): Promise<boolean> {
+  /** After a swap without a clear answer: has it happened? Errors: SEAT_LOST, STORE_REGRESSED when it never can. */
+  async #isSwapped(next: HeadDocument, isDone: (there: HeadDocument) => boolean, cause: TidemarkError): Promise<boolean> {
     const there = await this.#readOwnHead(cause);
-    const newest = next.points.at(-1);
-    if (newest !== undefined && there.head.points.some((point) => point.id === newest.id)) {
+    if (isDone(there.head)) {
       this.#head = there.head;
       this.#etag = there.etag;
       this.#room = undefined;
@@ -340,7 +404,9 @@ async function readOrCreateHead(options: SeatOptions): Promise<{ readonly head: 
     if (!hasCode(error, "DISK_NOT_FOUND")) throw error;
   }
   try {
-    await store.putOnce(headName(disk), encodeHead({ vault, disk, epoch: 0, writer: null, pages: [], points: [] }), { signal });
+    await store.putOnce(headName(disk), encodeHead({ vault, disk, epoch: 0, writer: null, collection: null, pages: [], points: [] }), {
+      signal,
+    });
   } catch (error) {
     if (!hasCode(error, "OBJECT_EXISTS")) throw error; // else a twin was faster
   }
@@ -439,6 +505,11 @@ async function swapHead(
 function leaseIdOf(vault: string, disk: string, machine: string, epoch: number): string {
   const hex = toHex(checksum(Buffer.from(JSON.stringify(["lease", vault, disk, machine, epoch]))));
   return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-");
+}
+
+/** What tells two lists of points apart. */
+function namesOf({ pages, points }: PointList): string {
+  return [...pages.map(({ checksum: page }) => page), ...points.map(({ id }) => id)].join();
 }
 
 function now(): { readonly wall: number; readonly steady: number } {

@@ -10,7 +10,7 @@
  */
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
-import type { ApplicationRecord, GroupRecord, ManifestDocument, PointRecord, VaultDocument } from "../format/documents.ts";
+import type { ApplicationRecord, GroupRecord, HeadDocument, ManifestDocument, PointRecord, VaultDocument } from "../format/documents.ts";
 import { decodeManifest, decodeVault, documentBytesMax, encodeManifest } from "../format/documents.ts";
 import { damaged } from "../format/fields.ts";
 import { manifestName, vaultName } from "../format/names.ts";
@@ -158,12 +158,46 @@ export class Session implements AsyncDisposable {
     return this.#signal;
   }
 
+  /** The disk's head as it was last read or swapped. */
+  get head(): HeadDocument {
+    return this.#seat.head;
+  }
+
   /** The newest point's manifest. Errors: DAMAGED (also when it is gone), FORMAT_UNSUPPORTED. */
   async manifest(): Promise<ManifestDocument | undefined> {
     const { newest } = this;
     if (newest === undefined || this.#manifest?.sequence === newest.sequence) return this.#manifest;
     this.#manifest = await readManifest(this.store, this.#context.document.vault, this.#options.disk, newest, this.#signal);
     return this.#manifest;
+  }
+
+  /**
+   * Between cycles: lets a collection that waits for this writer go on, though nothing is to be committed. Errors: as `ship`, after which the session is
+   * over.
+   */
+  async acknowledge(): Promise<void> {
+    try {
+      if (await this.#adoptCollection(this.#signal)) await this.#seat.mark(this.#signal);
+    } catch (error) {
+      throw await this.diagnose(error);
+    }
+  }
+
+  /** From here on nothing is referred to that has been condemned, and the head will say so. Returns whether it does not yet. */
+  async #adoptCollection(signal: AbortSignal): Promise<boolean> {
+    const collection = await this.catalog.adopt(this.store, signal);
+    if (collection === this.#seat.head.collection) return false;
+    this.#seat.acknowledge(collection);
+    return true;
+  }
+
+  /** Between cycles: lends the seat to a prune. Errors: those of `prune`, after which the session is over. */
+  async prune<Result>(prune: (seat: Seat) => Promise<Result>): Promise<Result> {
+    try {
+      return await prune(this.#seat);
+    } catch (error) {
+      throw await this.diagnose(error);
+    }
   }
 
   /** Makes a point. After an error the session is over. Errors: SEAT_LOST, STORE_REGRESSED, INTERRUPTED, those of the volume and the store. */
@@ -175,6 +209,7 @@ export class Session implements AsyncDisposable {
     const run = new RunWriter(this.#objects);
     const storedBytes = (): number => this.#lanes.storedBytes - before.storedBytes;
     try {
+      await this.#adoptCollection(signal);
       const statistics = await capture({
         ...shipment,
         blockBytes: this.#context.document.blockBytes,
@@ -243,7 +278,7 @@ export class Session implements AsyncDisposable {
     await shipment.beforeHead(id);
     const prove = async (): Promise<void> => {
       await this.catalog.prove(this.store, references, signal);
-      await this.#proveObjects(written, signal);
+      await proveObjects(this.store, written, signal);
       await proveVault(this.store, this.#context.document.vault, signal);
     };
     for (const [page, etag] of await seat.mark(signal)) written.set(page, etag);
@@ -256,23 +291,6 @@ export class Session implements AsyncDisposable {
     await seat.commit(point, shipment.leave, prove);
     this.#objects.committed();
     return point;
-  }
-
-  /** Asks the store for every map object and manifest of this cycle. Errors: STORE_REGRESSED. */
-  async #proveObjects(written: ReadonlyMap<string, string>, signal: AbortSignal | undefined): Promise<void> {
-    const next = written.entries();
-    const provers = Array.from({ length: objectsProvedAtOnce }, async () => {
-      for (const [name, etag] of next) {
-        try {
-          const there = await this.store.stat(name, { signal });
-          if (there.etag !== etag) throw regressed(name, 1, 0);
-        } catch (error) {
-          if (hasCode(error, "OBJECT_NOT_FOUND")) throw regressed(name, 1, 0);
-          throw error;
-        }
-      }
-    });
-    await Promise.all(provers);
   }
 
   /**
@@ -335,10 +353,29 @@ export async function readManifest(
 }
 
 /**
+ * Asks the store for objects that are about to be referred to, by name and ETag: every one that was written for it. Errors: STORE_REGRESSED.
+ */
+export async function proveObjects(store: Store, written: ReadonlyMap<string, string>, signal: AbortSignal | undefined): Promise<void> {
+  const next = written.entries();
+  const provers = Array.from({ length: objectsProvedAtOnce }, async () => {
+    for (const [name, etag] of next) {
+      try {
+        const there = await store.stat(name, { signal });
+        if (there.etag !== etag) throw regressed(name, 1, 0);
+      } catch (error) {
+        if (hasCode(error, "OBJECT_NOT_FOUND")) throw regressed(name, 1, 0);
+        throw error;
+      }
+    }
+  });
+  await Promise.all(provers);
+}
+
+/**
  * Makes sure that the store still holds this very vault: one that forgot it may have been given another, in which nobody could read
  * what we write. Errors: STORE_REGRESSED.
  */
-async function proveVault(store: Store, vault: string, signal: AbortSignal | undefined): Promise<void> {
+export async function proveVault(store: Store, vault: string, signal: AbortSignal | undefined): Promise<void> {
   let there: string | undefined;
   try {
     const { bytes } = await store.get(vaultName, documentBytesMax, { signal });

@@ -27,6 +27,12 @@ export interface Notice {
     | "SEGMENT_DAMAGED"
     | "PARENT_DAMAGED"
     | "HISTORY_DAMAGED"
+    | "HOLD_REFUSED"
+    | "HOLD_LOST"
+    | "POINT_DAMAGED"
+    | "PIN_DAMAGED"
+    | "PRUNE_FAILED"
+    | "DISK_SKIPPED"
     | "SOURCE_CHANGED"
     | "RESUMED";
   readonly message: string;
@@ -121,7 +127,37 @@ export interface PointSummary {
   readonly storedBytes: number;
 }
 
+/** A point of a list, and what keeps it from being pruned. */
+export interface ListedPoint extends PointSummary {
+  readonly pinned: boolean;
+  /** Somebody reads it, or did so until lately: a hold is cleared away by the first prune that finds its reader dead. */
+  readonly held: boolean;
+  /** When all of it was last read back and proved, ISO 8601 in UTC; null: never, as far as is known. */
+  readonly proved: string | null;
+}
+
+/** A user's wish that a point stays. */
+export interface PinSummary {
+  readonly name: string | null;
+  /** ISO 8601 in UTC; null: for good. */
+  readonly until: string | null;
+}
+
+export interface PinOptions {
+  readonly disk: string;
+  /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
+  readonly point: string;
+  /** What the pin is called. A point may have several, of different names. */
+  readonly name?: string | undefined;
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
 export interface PointDetail extends PointSummary {
+  /** What keeps it from being pruned. */
+  readonly pins: readonly PinSummary[];
+  /** When all of it was last read back and proved, ISO 8601 in UTC; null: never, as far as is known. */
+  readonly proved: string | null;
   /** Null for a point that was not cut together with others. */
   readonly group: GroupRecord | null;
   /** True when a disk of `group` has no point that bears its id: then this is a point of its own. */
@@ -187,6 +223,47 @@ export interface MaterializeSummary {
   readonly elapsedMs: number;
 }
 
+export interface MountOptions {
+  readonly disk: string;
+  /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
+  readonly point: string;
+  /** Take writes, into an overlay. The vault is never changed. Default: false. */
+  readonly writable?: boolean | undefined;
+  /** File that keeps what is written; it is made, or goes on where it was left. Absent: what is written is gone with the mount. */
+  readonly overlay?: string | undefined;
+  /** Memory for blocks, at least 16 of the vault's. Default: 256 MiB. */
+  readonly cacheBytes?: number | undefined;
+  /** Where an overlay without a name lies. Default: the system's folder for temporary files. */
+  readonly temporaryFolder?: string | undefined;
+  /** Told while it is mounted, too: POINT_DAMAGED once for each range that cannot be read back, HOLD_LOST. */
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  /** Ends the mounting, not what has been mounted. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** What has been read and written of a mounted point so far. */
+export interface MountSummary {
+  readonly disk: string;
+  readonly point: string;
+  readonly sequence: number;
+  readonly volumeBytes: number;
+  readonly writable: boolean;
+  /** The overlay that is kept; null when there is none, or none that is kept. */
+  readonly overlay: string | null;
+  /** Bytes handed to readers, from wherever they came. */
+  readonly bytesRead: number;
+  /** Bytes that writers brought, zeros and trims included. */
+  readonly bytesWritten: number;
+  /** Bytes read from the store's segments, those read ahead included. */
+  readonly bytesFetched: number;
+  /** Blocks of the point that readers found in memory, and blocks that they waited for. */
+  readonly cacheHits: number;
+  readonly cacheMisses: number;
+  /** Memory that blocks take now. */
+  readonly cachedBytes: number;
+  readonly elapsedMs: number;
+}
+
 export interface VerifyOptions extends OperationOptions {
   /** Absent: every disk. */
   readonly disk?: string | undefined;
@@ -194,6 +271,11 @@ export interface VerifyOptions extends OperationOptions {
   readonly point?: string | undefined;
   /** Compare the point (default `latest`) with this volume too. */
   readonly source?: Volume | undefined;
+  /**
+   * Heal damaged chunks whose content the source, or another chunk of the vault, still holds. Points are then not compared with the source. Default: only tell
+   * of them.
+   */
+  readonly heal?: boolean | undefined;
 }
 
 /** One thing that is wrong, and where: with a point's extent when data is damaged, without when a whole object is. */
@@ -206,6 +288,8 @@ export interface Damage {
   readonly object: string;
   readonly code: "DAMAGED" | "OBJECT_NOT_FOUND" | "FORMAT_UNSUPPORTED" | "SOURCE_DIFFERS";
   readonly message: string;
+  /** It has been healed since: every point that needs it can be read again. */
+  readonly healed: boolean;
 }
 
 export interface VerifySummary {

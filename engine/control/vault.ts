@@ -9,27 +9,42 @@ import type { DigestName, VaultDocument } from "../format/documents.ts";
 import { decodeVault, digestNames, documentBytesMax, encodeVault, formatVersion } from "../format/documents.ts";
 import { vaultName } from "../format/names.ts";
 import { blockBytesDefault, blockBytesMax, blockBytesMin, granuleBytes } from "../limits.ts";
+import { Mount } from "../mount/mount.ts";
 import type { Catalog } from "../pipeline/catalog.ts";
 import { Crew, workersDefault } from "../pipeline/crew.ts";
 import { fetchGeometry, scanGeometry } from "../pipeline/slabs.ts";
+import type { CollectOptions, CollectSummary } from "../reclaim/collection.ts";
+import { collect } from "../reclaim/collection.ts";
 import { materialize } from "../recovery/materialize.ts";
+import type { ScrubOptions, ScrubSummary } from "../recovery/scrub.ts";
+import { Scrubber } from "../recovery/scrub.ts";
 import { verify } from "../recovery/verify.ts";
 import type { Sink } from "../sink.ts";
 import { Store } from "../store.ts";
 import { tidemarkVersion } from "../version.ts";
+import type { PointPlace } from "./condemned.ts";
 import { GroupMembers } from "./group-members.ts";
 import { documentCopy } from "./local-state.ts";
-import { diskNames, diskSummary, listPoints, pointDetail, selectPoint } from "./points.ts";
+import { listPins, putPin, removePins } from "./pins.ts";
+import { diskNames, diskSummary, listPoints, pointDetail, pointSummary, selectPoint } from "./points.ts";
 import { Protection } from "./protection.ts";
 import type { ProtectOptions } from "./protection-status.ts";
+import { readProved } from "./proved.ts";
+import type { PruneOptions, PruneSummary } from "./prune.ts";
+import { prune } from "./prune.ts";
 import { loadCatalog, replicate } from "./replicate.ts";
+import { readHead } from "./seat.ts";
 import type { VaultContext } from "./session.ts";
 import { readManifest } from "./session.ts";
 import type {
   DiskSummary,
+  ListedPoint,
   MaterializeOptions,
   MaterializeSummary,
+  MountOptions,
   Notice,
+  PinOptions,
+  PinSummary,
   PointDetail,
   PointSummary,
   PointsOptions,
@@ -76,8 +91,10 @@ export class Vault implements AsyncDisposable {
   readonly #context: VaultContext;
   readonly #running = new Set<Promise<unknown>>();
   readonly #protections = new Set<Protection>();
+  readonly #mounts = new Set<Mount>();
   #crew: Crew | undefined;
   #catalog: SharedCatalog | undefined;
+  #scrubber: Scrubber | undefined;
   #closed = false;
 
   private constructor(parts: VaultParts) {
@@ -180,7 +197,7 @@ export class Vault implements AsyncDisposable {
   }
 
   /** The disk's committed points, oldest first. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT, DAMAGED (see `PointsOptions.onNotice`). */
-  async points(disk: string, options: PointsOptions = {}): Promise<PointSummary[]> {
+  async points(disk: string, options: PointsOptions = {}): Promise<ListedPoint[]> {
     const store = new Store(this.#context.sink);
     const members = new GroupMembers({ store, vault: this.id, signal: options.signal });
     return await listPoints(store, members, disk.normalize("NFC"), options);
@@ -196,7 +213,40 @@ export class Vault implements AsyncDisposable {
     const head = await members.head(disk.normalize("NFC"));
     const record = await selectPoint(store, head, selector);
     const manifest = await readManifest(store, this.id, head.disk, record, undefined);
-    return await pointDetail(members, head.disk, record, manifest);
+    const pins = await listPins(store, this.id, head.disk, () => undefined, undefined);
+    const times = await readProved(store, this.id, head.disk);
+    return await pointDetail(members, head.disk, record, manifest, pins, times.of(record));
+  }
+
+  /**
+   * Keeps a point from being pruned, until a time or for good. It needs no seat. A pin of the same name that the point has is replaced.
+   * Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT.
+   */
+  async pin(options: PinOptions & { readonly untilMs?: number | undefined }): Promise<PointSummary & { readonly pin: PinSummary }> {
+    const { place, summary } = await this.#place(options);
+    const { name, untilMs } = await putPin({ ...place, name: options.name ?? null, untilMs: options.untilMs ?? null, nowMs: Date.now() });
+    return { ...summary, pin: { name, until: untilMs === null ? null : new Date(untilMs).toISOString() } };
+  }
+
+  /** Removes a point's pins: all of them, or those of a name. Errors: DISK_NOT_FOUND, POINT_NOT_FOUND. */
+  async unpin(options: PinOptions): Promise<PointSummary & { readonly removedPins: number }> {
+    const { place, summary } = await this.#place(options);
+    return { ...summary, removedPins: await removePins({ ...place, name: options.name }) };
+  }
+
+  async #place({ disk, point: selector, onNotice = () => undefined, signal }: PinOptions): Promise<{
+    readonly place: PointPlace;
+    readonly summary: PointSummary;
+  }> {
+    const store = new Store(this.#context.sink);
+    const { head } = await readHead(store, this.id, disk.normalize("NFC"), signal);
+    const point = await selectPoint(store, head, selector, signal);
+    return { place: { store, vault: this.id, disk: head.disk, point, onNotice, signal }, summary: pointSummary(head.disk, point) };
+  }
+
+  /** Drops the points that a policy does not keep. Errors: see `prune`. */
+  async prune(options: PruneOptions): Promise<PruneSummary> {
+    return await this.#track(async () => await prune(this.#context, options));
   }
 
   /** Takes a recovery point of a volume. Errors: see `replicate`. */
@@ -226,17 +276,48 @@ export class Vault implements AsyncDisposable {
     return await this.#track(async () => await materialize(this.#context, options));
   }
 
+  /** Makes a point a disk that can be read at once, until the mount or the vault is closed. Errors: see `Mount.open`. */
+  async mount(options: MountOptions): Promise<Mount> {
+    return await this.#track(async () => {
+      const mount = await Mount.open(this.#context, options);
+      if (this.#closed) {
+        await mount.close();
+        throw closedVault();
+      }
+      for (const other of this.#mounts) if (other.isClosed) this.#mounts.delete(other);
+      this.#mounts.add(mount);
+      return mount;
+    });
+  }
+
+  /** Gives back what no committed point needs, while writers and readers go on. Errors: see `collect`. */
+  async collect(options: CollectOptions = {}): Promise<CollectSummary> {
+    return await this.#track(async () => await collect(new Store(this.#context.sink), this.id, options));
+  }
+
   /** Proves points. Errors: see `verify`; damage is in the summary. */
   async verify(options: VerifyOptions = {}): Promise<VerifySummary> {
     return await this.#track(async () => await verify(this.#context, options));
+  }
+
+  /**
+   * Proves a part of the vault's points, those that were proved longest ago, and heals what can be healed; the next pass goes on where this one ends. One pass at a
+   * time. Errors: see `Scrubber`; damage is in the summary.
+   */
+  async scrub(options: ScrubOptions = {}): Promise<ScrubSummary> {
+    this.#scrubber ??= new Scrubber(this.#context);
+    const scrubber = this.#scrubber;
+    return await this.#track(async () => await scrubber.pass(options));
   }
 
   /** Waits for what is running and ends the threads. The sink stays open: it is the caller's. Idempotent. */
   async close(): Promise<void> {
     this.#closed = true;
     for (const protection of this.#protections) await protection.stop({ drain: false });
+    const unmounted = await Promise.allSettled([...this.#mounts].map(async (mount) => await mount.close()));
     await Promise.allSettled(this.#running);
     await this.#crew?.close();
+    for (const outcome of unmounted) if (outcome.status === "rejected") throw outcome.reason;
   }
 
   #openCrew(): Crew {

@@ -124,6 +124,8 @@ export interface HeadDocument extends PointList {
   readonly epoch: number;
   /** Null after a writer left its seat in good order: then nothing of its epoch can still arrive. */
   readonly writer: WriterRecord | null;
+  /** The newest collection that the writer has acted on: nothing that it goes on to commit refers to what that has condemned. Null: none. */
+  readonly collection: string | null;
 }
 
 /** Older points of a disk, written once. It holds either points or references to pages, never both. */
@@ -175,9 +177,11 @@ export interface ManifestDocument {
   readonly writtenBy: string;
 }
 
-const hex32 = /^[0-9a-f]{32}$/;
+/** An identity: of a vault, a point, a group. */
+export const hex32: RegExp = /^[0-9a-f]{32}$/;
 const hex64 = /^[0-9a-f]{64}$/;
-const anyText = /^[^\p{Cc}]{0,200}$/u;
+/** A name or a short text of one line. */
+export const anyText: RegExp = /^[^\p{Cc}]{0,200}$/u;
 const commandText = /^(?:[^\p{Cc}]|[\n\t]){0,8192}$/u;
 const outputText = /^(?:[^\p{Cc}]|[\n\t]){0,4096}$/u;
 /** Room for a command, spelled as JSON, and the end of its output. */
@@ -237,6 +241,7 @@ export function decodeHead(bytes: Uint8Array, object: string, expected: Owner): 
       startTicks: writer.integer("startTicks"),
       host: writer.text("host", anyText),
     })),
+    collection: fields.textOrNull("collection", hex32),
     pages: fields.list("pages", pagesMax, decodeReference),
     points: fields.list("points", headPointsMax, decodePoint),
   };
@@ -415,12 +420,13 @@ export function decodeManifest(bytes: Uint8Array, object: string, expected: Owne
 }
 
 /** Whose a document must be. */
-interface Owner {
+export interface Owner {
   readonly vault: string;
   readonly disk: string;
 }
 
-function checkOwner(document: Owner, object: string, expected: Owner): void {
+/** Errors: DAMAGED when it is another vault's or disk's. */
+export function checkOwner(document: Owner, object: string, expected: Owner): void {
   if (document.vault !== expected.vault) throw damaged(object, `it belongs to vault ${document.vault}, not to ${expected.vault}`);
   if (document.disk !== expected.disk) throw damaged(object, `it belongs to disk ${JSON.stringify(document.disk)}`);
 }

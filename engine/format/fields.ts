@@ -66,6 +66,12 @@ export class Fields {
     return this.#record[name] === null ? null : this.integer(name, min, max);
   }
 
+  boolean(name: string): boolean {
+    const value = this.#record[name];
+    if (typeof value !== "boolean") throw this.#fail(name, "true or false");
+    return value;
+  }
+
   oneOf<const Value extends string>(name: string, values: readonly Value[]): Value {
     const value = this.#record[name];
     const found = values.find((candidate) => candidate === value);

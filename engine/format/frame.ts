@@ -23,7 +23,7 @@ const payloadAlignment = 8;
 export const frameChunksMax = 16_384;
 
 /** Digest, stored word, first granule, granule count. */
-const tableEntryBytes: number = digestBytes + 4 + 4 + 2;
+export const tableEntryBytes: number = digestBytes + 4 + 4 + 2;
 
 /** Set in a stored word when the payload is compressed (see `Lz4`), clear when it is the plain bytes. */
 export const storedLz4Flag = 0x8000_0000;
@@ -96,18 +96,8 @@ export class FrameBuilder {
       at += column.byteLength;
     }
     buffer.fill(0, tableEnd, frameBytes);
-    buffer.fill(0, 0, frameHeaderBytes);
-    buffer.writeUInt32LE(frameMagic, 0);
-    buffer.writeUInt16LE(frameVersion, 4);
-    buffer.writeUInt16LE(frameHeaderBytes, 6);
-    buffer.writeUInt32LE(frameBytes, 8);
-    buffer.writeUInt32LE(tableOffset, 12);
-    buffer.writeUInt32LE(count, 16);
-    buffer.writeBigUInt64LE(BigInt(place.offset), 24);
-    buffer.set(place.vaultId, 32);
-    buffer.set(place.segmentId, 48);
-    buffer.set(checksum(buffer.subarray(tableOffset, tableEnd)), 64);
-    buffer.set(checksum(buffer.subarray(0, frameHeaderBytes - checksumBytes)), frameHeaderBytes - checksumBytes);
+    const table = buffer.subarray(tableOffset, tableEnd);
+    buffer.set(encodeFrameHeader({ ...place, frameBytes, tableOffset, chunkCount: count, table }), 0);
     return buffer.subarray(0, frameBytes);
   }
 
@@ -115,6 +105,25 @@ export class FrameBuilder {
     this.#end = frameHeaderBytes;
     this.#count = 0;
   }
+}
+
+/** The header of a frame whose table has these bytes. */
+export function encodeFrameHeader(
+  frame: FramePlace & Pick<FrameHeader, "frameBytes" | "tableOffset" | "chunkCount"> & { readonly table: Uint8Array },
+): Uint8Array {
+  const header = Buffer.alloc(frameHeaderBytes);
+  header.writeUInt32LE(frameMagic, 0);
+  header.writeUInt16LE(frameVersion, 4);
+  header.writeUInt16LE(frameHeaderBytes, 6);
+  header.writeUInt32LE(frame.frameBytes, 8);
+  header.writeUInt32LE(frame.tableOffset, 12);
+  header.writeUInt32LE(frame.chunkCount, 16);
+  header.writeBigUInt64LE(BigInt(frame.offset), 24);
+  header.set(frame.vaultId, 32);
+  header.set(frame.segmentId, 48);
+  header.set(checksum(frame.table), 64);
+  header.set(checksum(header.subarray(0, frameHeaderBytes - checksumBytes)), frameHeaderBytes - checksumBytes);
+  return header;
 }
 
 export interface FrameHeader {

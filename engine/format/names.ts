@@ -79,6 +79,54 @@ export function pageName(disk: string, epoch: number, ordinal: number): string {
   return `${disksPrefix}${encodeDiskName(disk)}/history/${padded(epoch)}-${padded(ordinal)}`;
 }
 
+/** What a name below `disks/` says of the object: its disk as it is spelled there, its kind, and, where the kind has one, the epoch of who wrote it. */
+export interface DiskObject {
+  readonly encodedDisk: string;
+  readonly kind: "head" | "points" | "map" | "history" | "other";
+  /** Sequence number of a manifest, ordinal of a part of the map or of a page. */
+  readonly number: number;
+  readonly epoch: number;
+}
+
+export function parseDiskObject(name: string): DiskObject | undefined {
+  const match = /^disks\/([a-z0-9._~-]+)\/(?:(head)|(points|map|history)\/(\d{8,16})-(\d{8,16})|.+)$/.exec(name);
+  if (match === null) return undefined;
+  const [, encodedDisk = "", head, kind, first, second] = match;
+  if (head !== undefined) return { encodedDisk, kind: "head", number: 0, epoch: 0 };
+  // Manifests are named by sequence and epoch, all else by epoch and ordinal.
+  if (kind === "points") return { encodedDisk, kind, number: Number(first), epoch: Number(second) };
+  if (kind === "map" || kind === "history") return { encodedDisk, kind, number: Number(second), epoch: Number(first) };
+  return { encodedDisk, kind: "other", number: 0, epoch: 0 };
+}
+
+/** The sequence numbers of points that are about to be dropped. */
+export function condemnedName(disk: string): string {
+  return `${disksPrefix}${encodeDiskName(disk)}/condemned`;
+}
+
+/** When the disk's points were last proved. */
+export function provedName(disk: string): string {
+  return `${disksPrefix}${encodeDiskName(disk)}/proved`;
+}
+
+/** What keeps a point from being dropped: a reader's hold, a user's pin. */
+export type KeeperKind = "holds" | "pins";
+
+export function keepersPrefix(kind: KeeperKind, disk: string): string {
+  return `${disksPrefix}${encodeDiskName(disk)}/${kind}/`;
+}
+
+/** `unique`: 32 hexadecimal digits that nobody else uses. */
+export function keeperName(kind: KeeperKind, disk: string, sequence: number, unique: string): string {
+  return `${keepersPrefix(kind, disk)}${padded(sequence)}-${unique}`;
+}
+
+/** Which point the hold or pin `name` keeps, or undefined when it is neither. */
+export function keptSequence(name: string): number | undefined {
+  const match = /^disks\/[a-z0-9._~-]+\/(?:holds|pins)\/(\d{8,16})-[0-9a-f]{32}$/.exec(name);
+  return match === null ? undefined : Number(match[1]);
+}
+
 /** All segments that a writer of `disk` with this epoch made share this prefix. */
 export function segmentEpochPrefix(disk: string, epoch: number): string {
   return `${segmentsPrefix}${encodeDiskName(disk)}/${padded(epoch)}-`;

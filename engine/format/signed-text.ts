@@ -10,7 +10,7 @@ export const formatVersion = 1;
 /** No document is larger. */
 export const documentBytesMax: number = 16 * 1024 * 1024;
 
-export type Kind = "vault" | "head" | "page" | "manifest" | "collection" | "dead";
+export type Kind = "vault" | "head" | "page" | "manifest" | "hold" | "pin" | "condemned" | "collection" | "dead" | "proved" | "quarantine";
 
 export interface Encoded {
   readonly bytes: Uint8Array;
@@ -35,6 +35,11 @@ function signed(kind: Kind, json: string): Encoded {
   const text = Buffer.from(`${json}\n`, "utf8");
   const id = toHex(checksum(Buffer.from(`${kind} ${String(formatVersion)}\n`), text));
   return { bytes: Buffer.concat([Buffer.from(`tidemark ${kind} ${String(formatVersion)} ${id}\n`), text]), id };
+}
+
+/** The checksum that a document says it has; undefined when it does not begin as one. Whether it has, `decode` tells. */
+export function claimedId(bytes: Uint8Array): string | undefined {
+  return /^tidemark [a-z]+ \d{1,6} ([0-9a-f]{32})\n/.exec(Buffer.from(bytes.subarray(0, 128)).toString("latin1"))?.[1];
 }
 
 /** Errors: DAMAGED (also when it is a document of another kind), FORMAT_UNSUPPORTED. */

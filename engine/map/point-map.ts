@@ -73,6 +73,11 @@ export class PointMap {
     return run.leaves;
   }
 
+  /** The leaves of run `index` with all their entries, whatever lies on top of them. Errors: as `leavesOf`. */
+  async *entriesOf(index: number, signal?: AbortSignal): AsyncGenerator<EntryColumns> {
+    for (const reference of await this.leavesOf(index, signal)) yield await this.#leaf(reference, signal);
+  }
+
   /** What the map says of granules [from, end), at most `windowGranules` of them. The result stays valid. */
   async window(from: number, end: number, signal?: AbortSignal): Promise<Pieces> {
     assert(end - from <= windowGranules, "a window is bounded");
@@ -146,8 +151,8 @@ export class PointMap {
     const leaf = decodeLeaf(bytes, name, this.#vaultId, reference.checksum);
     if (leaf.count !== reference.entries)
       throw damaged(name, `it has ${String(leaf.count)} entries where ${String(reference.entries)} are expected`);
+    if (!this.#cache.has(name)) this.#cacheBytes += bytes.byteLength; // else another window has read it meanwhile
     this.#cache.set(name, { leaf, bytes: bytes.byteLength });
-    this.#cacheBytes += bytes.byteLength;
     for (const [oldest, entry] of this.#cache) {
       if (this.#cacheBytes <= leafCacheBytesMax || oldest === name) break;
       this.#cache.delete(oldest);

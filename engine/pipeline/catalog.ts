@@ -15,12 +15,13 @@ import { open, rename, rm } from "node:fs/promises";
 import path from "node:path";
 import { crc32 } from "node:zlib";
 import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../errors.ts";
-import { checksum } from "../format/checksum.ts";
-import { decodeFrameHeader, decodeFrameTable, frameHeaderBytes } from "../format/frame.ts";
+import { storedLength } from "../format/frame.ts";
 import { encodeDiskName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
-import { pageAlignmentBytes } from "../sink.ts";
+import { DeadPages } from "../reclaim/dead-pages.ts";
+import { Quarantine } from "../reclaim/quarantine.ts";
 import type { Store } from "../store.ts";
 import { DedupIndex, indexEntryBytes } from "./dedup-index.ts";
+import { walkFrames } from "./frame-walk.ts";
 
 /** What the catalog knows of a segment. */
 interface Segment {
@@ -54,20 +55,31 @@ export class Catalog {
   readonly index: DedupIndex;
   readonly #segments: Segment[] = [];
   readonly #ids = new Map<string, number>();
+  readonly #dead: DeadPages;
+  readonly #quarantine: Quarantine;
+  #adopting: Promise<unknown> = Promise.resolve();
+  /** The collection that was the newest when the quarantine was last looked at. */
+  #adopted: string | null = null;
   #dirty = false;
   #isDistrusted = false;
 
-  private constructor(indexBytesMax: number) {
+  private constructor({ indexBytesMax, vaultId }: CatalogOptions) {
     this.index = new DedupIndex(indexBytesMax);
+    this.#dead = new DeadPages(vaultId);
+    this.#quarantine = new Quarantine(vaultId);
   }
 
   /** Lists the vault's segments, takes from the cache what still holds, and reads the frame tables of the rest. */
   static async load(options: CatalogOptions): Promise<Catalog> {
+    const catalog = new Catalog(options);
+    await catalog.#dead.refresh(options.store, options);
+    catalog.#adopted = catalog.#dead.collection;
+    // Whoever puts chunks into quarantine sees to it that there is a collection.
+    if (catalog.#adopted !== null) await catalog.#quarantine.refresh(options.store, options);
     const listed = new Map<string, { readonly etag: string; readonly sizeBytes: number }>();
     for await (const object of options.store.list(segmentsPrefix, options)) {
       if (parseSegmentName(object.name) !== undefined) listed.set(object.name, object);
     }
-    const catalog = new Catalog(options.indexBytesMax);
     if (options.folder !== undefined) await catalog.#readCache(options.folder, options.vaultId, listed);
     const unread = [...listed].filter(([name]) => !catalog.#ids.has(name));
     const next = unread.values();
@@ -95,6 +107,36 @@ export class Catalog {
       const parsed = parseSegmentName(name);
       return parsed?.encodedDisk === encodedDisk && parsed.epoch >= epoch;
     });
+  }
+
+  /**
+   * Forgets the chunks that collections have condemned, or that have been found to be damaged, since. Returns the newest collection that was known to the store when this was called, or a newer one:
+   * who refers to nothing but what is found here from now on refers to nothing that it condemned. Errors: DAMAGED and those of the store.
+   */
+  async adopt(store: Store, signal: AbortSignal | undefined): Promise<string | null> {
+    const adopted = this.#adopting.then(async () => {
+      const learned = await this.#dead.refresh(store, { signal });
+      if (learned.size > 0) this.#forgetDead(learned);
+      const { collection } = this.#dead;
+      if (collection !== this.#adopted) this.#forgetDamaged(await this.#quarantine.refresh(store, { signal }));
+      this.#adopted = collection;
+      return collection;
+    });
+    this.#adopting = adopted.catch(() => undefined); // one caller's failure is not the next one's
+    return await adopted;
+  }
+
+  #forgetDead(segments: ReadonlySet<string>): void {
+    const dead = this.#segments.map(({ name }) => (segments.has(name) ? this.#dead.of(name) : undefined));
+    if (dead.every((pages) => pages === undefined)) return;
+    this.index.dropWhere((segment, offset, storedWord) => dead[segment]?.touches(offset, storedLength(storedWord)) === true);
+    this.#dirty = true;
+  }
+
+  #forgetDamaged(segments: ReadonlySet<string>): void {
+    if (segments.size === 0) return;
+    this.index.dropWhere((segment, offset) => this.#quarantine.has(this.#at(segment).name, offset));
+    this.#dirty = true;
   }
 
   /** The store does not hold what this tells of: nobody who shares the catalog may commit any more what refers to it. */
@@ -153,39 +195,27 @@ export class Catalog {
     return segment;
   }
 
-  /**
-   * Walks a segment from frame to frame. One read brings a frame's table and the header behind it, so a segment of n frames costs n
-   * + 1 small reads.
-   */
+  /** Takes up what a segment's frames hold, as far as they can be read. */
   async #readSegment(options: CatalogOptions, name: string, etag: string, sizeBytes: number): Promise<void> {
     const { store, vaultId } = options;
     const id = this.#segments.push({ name, etag, endBytes: 0 }) - 1;
     this.#ids.set(name, id);
     this.#dirty = true;
-    const segmentId = checksum(Buffer.from(name));
-    let offset = 0;
-    let headerBytes: Uint8Array = new Uint8Array(frameHeaderBytes);
+    const dead = this.#dead.of(name);
     try {
-      if (sizeBytes < pageAlignmentBytes) return;
-      await store.readPages(name, 0, headerBytes, options);
-      while (headerBytes.some((byte) => byte !== 0)) {
-        throwIfAborted(options.signal);
-        const header = decodeFrameHeader(headerBytes, name, { vaultId, segmentId, offset });
-        const hasNext = offset + header.frameBytes + pageAlignmentBytes <= sizeBytes;
-        const tail = new Uint8Array(header.frameBytes - header.tableOffset + (hasNext ? frameHeaderBytes : 0));
-        await store.readPages(name, offset + header.tableOffset, tail, options);
-        const table = decodeFrameTable(tail.subarray(0, header.tableBytes), name, header);
+      for await (const { offset, header, table } of walkFrames(store, vaultId, { name, sizeBytes, dead }, options)) {
         const digestWords = new Uint32Array(table.digests.buffer, table.digests.byteOffset, table.count * 4);
         for (let chunk = 0; chunk < table.count; chunk += 1) {
-          this.index.set(digestWords, chunk * 4, id, offset + (table.offsets[chunk] ?? 0), table.storedWords[chunk] ?? 0);
+          const at = offset + (table.offsets[chunk] ?? 0);
+          const storedWord = table.storedWords[chunk] ?? 0;
+          if (dead?.touches(at, storedLength(storedWord)) === true || this.#quarantine.has(name, at)) continue;
+          this.index.set(digestWords, chunk * 4, id, at, storedWord);
         }
-        offset += header.frameBytes;
-        this.#at(id).endBytes = offset;
-        if (!hasNext) return;
-        headerBytes = tail.subarray(tail.length - frameHeaderBytes);
+        this.#at(id).endBytes = offset + header.frameBytes;
       }
     } catch (error) {
-      if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED", "OBJECT_NOT_FOUND")) throw error;
+      if (hasCode(error, "OBJECT_NOT_FOUND")) return; // a collection has deleted it since it was listed
+      if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
       options.onDamage(error);
     }
   }
@@ -268,6 +298,9 @@ export class Catalog {
       const id = ids[words[at + 4] ?? 0] ?? -1;
       if (id >= 0) this.index.set(words, at, id, words[at + 5] ?? 0, words[at + 6] ?? 0);
     }
+    // The cache may be older than a collection that has condemned some of it and changed no segment yet.
+    this.#forgetDead(new Set(this.#ids.keys()));
+    this.#forgetDamaged(new Set(this.#ids.keys()));
   }
 }
 

@@ -107,6 +107,27 @@ export class DedupIndex {
     }
   }
 
+  /** Drops every entry that `isDropped` is true of. */
+  dropWhere(isDropped: (segment: number, offset: number, storedWord: number) => boolean): void {
+    for (const shard of this.#shards) {
+      const { digests, places, capacity, count } = shard;
+      const dropped = new Set<number>();
+      for (let slot = 0; slot < capacity; slot += 1) {
+        const segment = places[slot * 3] ?? 0;
+        if (segment !== 0 && isDropped(segment - 1, places[slot * 3 + 1] ?? 0, places[slot * 3 + 2] ?? 0)) dropped.add(slot);
+      }
+      if (dropped.size === 0) continue;
+      // A slot that became free would end the chains that lead across it: the others are entered anew.
+      const fresh = newShard(capacity);
+      Object.assign(shard, fresh, { count: count - dropped.size });
+      for (let slot = 0; slot < capacity; slot += 1) {
+        const segment = places[slot * 3] ?? 0;
+        if (segment === 0 || dropped.has(slot)) continue;
+        write(shard, probe(shard, digests, slot * 4), digests, slot * 4, segment, places[slot * 3 + 1] ?? 0, places[slot * 3 + 2] ?? 0);
+      }
+    }
+  }
+
   #shardOf(words: Uint32Array, at: number): Shard {
     const shard = this.#shards[(words[at] ?? 0) % shardCount];
     assert(shard !== undefined);

@@ -3,6 +3,7 @@
  * them as holes where it can.
  */
 
+import { holdPoint } from "../control/holds.ts";
 import { LocalState } from "../control/local-state.ts";
 import { selectPoint } from "../control/points.ts";
 import { paced } from "../control/progress.ts";
@@ -27,14 +28,16 @@ const printWords = fingerprintBytes / 4;
 /** Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, TARGET_…, DAMAGED with the extent, NO_SPACE, INTERRUPTED and those of the store. */
 export async function materialize(context: VaultContext, options: MaterializeOptions): Promise<MaterializeSummary> {
   const startedAt = performance.now();
-  const { signal } = options;
   const { document, sink } = context;
   const disk = options.disk.normalize("NFC");
   const store = new Store(sink);
-  const { head } = await readHead(store, document.vault, disk, signal);
-  const point = await selectPoint(store, head, options.point, signal);
+  const { head } = await readHead(store, document.vault, disk, options.signal);
+  const point = await selectPoint(store, head, options.point, options.signal);
   const format = options.format ?? (options.to.startsWith("blob:") ? "vhd" : "raw");
   const onNotice = options.onNotice ?? (() => undefined);
+  const held = { store, vault: document.vault, disk, point, purpose: "materialize", onNotice, signal: options.signal };
+  await using hold = await holdPoint(held);
+  const signal = options.signal === undefined ? hold.signal : AbortSignal.any([options.signal, hold.signal]);
   const state = new LocalState({ folder: context.stateFolder, vault: document.vault, disk, onNotice });
   const manifest = await mustExist(readManifest(store, document.vault, disk, point, signal));
   const target = await openTarget({

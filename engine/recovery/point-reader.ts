@@ -62,6 +62,8 @@ export interface PointReaderOptions {
   readonly signal?: AbortSignal | undefined;
   /** Keep fingerprints of what was proved, under this seed, in the slab's `newPrints`. */
   readonly seed?: FingerprintSeed | undefined;
+  /** Asked before each range is fetched, with its length: holds the reading up, or ends it with an error. Ranges are then fetched one at a time. */
+  readonly pace?: ((bytes: number) => Promise<void>) | undefined;
 }
 
 interface Fetch {
@@ -94,7 +96,8 @@ export class PointReader {
    * reading.
    */
   async read(map: PointMap, from: number, consumer: PointConsumer): Promise<void> {
-    const { crew, signal } = this.#options;
+    const { crew, signal, pace } = this.#options;
+    const fetchesMax = pace === undefined ? crew.fetches.slabCount : 1;
     const queue: Promise<void>[] = [];
     const push = (work: Promise<void>): void => {
       work.catch(() => undefined); // awaited in order below, or settled in `finally`
@@ -108,7 +111,8 @@ export class PointReader {
         await zerosBetween(pieces, at, end, consumer);
         const order = orderByPlace(pieces, unskipped(pieces, consumer));
         for (const fetch of planFetches(pieces, order, crew.fetches.shared.geometry)) {
-          while (queue.length >= crew.fetches.slabCount) await queue.shift();
+          while (queue.length >= fetchesMax) await queue.shift();
+          await pace?.(fetch.bytes); // before a slab is leased that others need
           push(this.#fetch(pieces, order, fetch, consumer));
         }
         const before = [...queue];

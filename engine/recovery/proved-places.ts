@@ -15,7 +15,9 @@ export class ProvedPlaces {
   readonly #damaged = new Set<string>();
 
   add(segment: string, offset: number, verdict: "proved" | "damaged"): void {
-    if (verdict === "damaged") this.#damaged.add(`${segment} ${offset.toString()}`);
+    const place = `${segment} ${offset.toString()}`;
+    if (verdict === "damaged") this.#damaged.add(place);
+    else this.#damaged.delete(place); // it may have been healed
     this.#setKey(segment, offset);
     this.#index.set(this.#key, 0, 0, 0, 0);
   }

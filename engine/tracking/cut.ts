@@ -2,7 +2,7 @@
  * A cut: the instant of which a recovery point tells, and what has to be captured for it. While it is open the disk goes on being
  * written; an exact cut keeps the old content of what is overwritten before it has been captured.
  */
-import type { Extent } from "../volume.ts";
+import type { Extent, Volume } from "../volume.ts";
 
 export interface Cut {
   /** Wall clock at the cut, in ms since 1970. */
@@ -32,4 +32,20 @@ export interface Cut {
   committed(point: string): void;
   /** No point came of it: what was to be captured counts as changed again. Idempotent, and nothing after `committed`. */
   abandon(): void;
+}
+
+/** What a cut names, as a volume; `description` and `descriptor` are those of the disk below. */
+export function cutVolume(cut: Cut, { description, descriptor }: Volume): Volume {
+  return {
+    description,
+    descriptor,
+    sizeBytes: () => Promise.resolve(cut.sizeBytes),
+    read: async (offset, into) => {
+      await cut.read(offset, into);
+    },
+    amend: (offset, into) => cut.amend(offset, into),
+    allocated: async function* allocated() {
+      yield* await Promise.resolve(cut.extents());
+    },
+  };
 }

@@ -17,7 +17,7 @@ describe("a configuration", () => {
       name: "gold",
       crashConsistentFrequency: 5_000,
       appConsistentFrequency: undefined,
-      recoveryPointRetention: 86_400_000,
+      recoveryPointRetention: { kind: "days", days: 1 },
       recoveryPointThreshold: 900_000,
       multiVmConsistency: false,
       startTime: { kind: "immediately" },

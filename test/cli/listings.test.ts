@@ -1,9 +1,9 @@
 /** The table of points: everything in a wide window, what matters in a narrow one. */
 import { describe, expect, it } from "vitest";
 import { pointsTable } from "../../cli/commands/listings.ts";
-import type { PointSummary } from "../../engine/index.ts";
+import type { ListedPoint } from "../../engine/index.ts";
 
-const point: PointSummary = {
+const point: ListedPoint = {
   disk: "web",
   sequence: 17_280,
   point: "0123456789abcdef0123456789abcdef",
@@ -15,8 +15,11 @@ const point: PointSummary = {
   changedBytes: 9_000_000,
   newBytes: 8_000_000,
   storedBytes: 4_000_000,
+  pinned: false,
+  held: false,
+  proved: null,
 };
-const alone: PointSummary = { ...point, sequence: 17_281, consistency: "app", group: null, lagMs: 1_900, volumeBytes: 0 };
+const alone: ListedPoint = { ...point, sequence: 17_281, consistency: "app", group: null, lagMs: 1_900, volumeBytes: 0 };
 
 describe("the table of points", () => {
   it("shows everything where there is room", () => {
@@ -33,6 +36,17 @@ describe("the table of points", () => {
     expect(Math.max(...narrow.split("\n").map((line) => line.length))).toBe(80);
     const longNamed = { ...point, group: { id: "f".repeat(32), name: "a-long-name" } };
     expect(pointsTable([longNamed, alone], 80).split("\n")[0]).not.toMatch(/SIZE|STORED/);
+  });
+
+  it("says what keeps a point, where something does", () => {
+    const rows = pointsTable([{ ...alone, pinned: true, held: true }, { ...alone, held: true }, alone], 100).split("\n");
+    expect(rows.map((row) => row.slice(row.indexOf("app"), row.indexOf("app") + 13))).toEqual([
+      expect.anything(),
+      "app    pinned",
+      "app    read  ",
+      "app    -     ",
+    ]);
+    expect(rows[0]).toContain("CONS.  KEPT");
   });
 
   it("has no column for groups and lags where no point has any", () => {

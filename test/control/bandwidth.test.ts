@@ -378,6 +378,8 @@ describe("a limited sink", () => {
     for await (const { name } of sink.list("")) listed.push(name);
     expect(listed.sort()).toEqual(["o", "p"]);
     expect(await sink.statPages("p")).toMatchObject({ sizeBytes: 1 * mib });
+    await sink.clearPages("p", 0, 1 * mib);
+    expect(inner.calls.at(-1)).toBe("clearPages p");
     await sink[Symbol.asyncDispose]();
   });
 });

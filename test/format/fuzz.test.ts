@@ -15,6 +15,7 @@ import {
   encodeVault,
 } from "../../engine/format/documents.ts";
 import { decodeFrameHeader, decodeFrameTable, frameChunksMax, frameHeaderBytes } from "../../engine/format/frame.ts";
+import { decodeCondemned, decodeHold, decodePin, encodeCondemned, encodeHold, encodePin } from "../../engine/format/keeping.ts";
 import {
   decodeLeaf,
   decodeRoot,
@@ -28,14 +29,17 @@ import {
 import { frameBytesMax, segmentBytes } from "../../engine/limits.ts";
 import { foreignVaultId, vaultId } from "../engine-model.ts";
 import {
+  condemnedSample,
   framePlace,
   headSample,
+  holdSample,
   indexReference,
   indexSample,
   leafSample,
   manifestSample,
   pageReference,
   pageSample,
+  pinSample,
   rootSample,
   sealFrame,
   vaultSample,
@@ -68,6 +72,14 @@ const formats: readonly Format[] = [
     kind: "manifest",
     bytes: manifest.bytes,
     decode: (bytes) => decodeManifest(bytes, "o", { ...manifestSample, id: manifest.id }),
+    future: futureLine,
+  },
+  { kind: "hold", bytes: encodeHold(holdSample), decode: (bytes) => decodeHold(bytes, "o", holdSample), future: futureLine },
+  { kind: "pin", bytes: encodePin(pinSample), decode: (bytes) => decodePin(bytes, "o", pinSample), future: futureLine },
+  {
+    kind: "list of condemned points",
+    bytes: encodeCondemned(condemnedSample),
+    decode: (bytes) => decodeCondemned(bytes, "o", condemnedSample),
     future: futureLine,
   },
   {
@@ -136,6 +148,9 @@ describe("an object that is whole", () => {
     refused(() => decodeHead(encodeHead(headSample), "o", { ...headSample, vault }), /belongs to vault/);
     refused(() => decodePage(encodePage(pageSample).bytes, "o", { ...headSample, vault, reference: pageReference }), /belongs to vault/);
     refused(() => decodeManifest(manifest.bytes, "o", { ...manifestSample, id: manifest.id, vault }), /belongs to vault/);
+    refused(() => decodeHold(encodeHold(holdSample), "o", { ...holdSample, vault }), /belongs to vault/);
+    refused(() => decodePin(encodePin(pinSample), "o", { ...pinSample, vault }), /belongs to vault/);
+    refused(() => decodeCondemned(encodeCondemned(condemnedSample), "o", { ...condemnedSample, vault }), /belongs to vault/);
     refused(() => decodeFrameHeader(frame, "o", { ...framePlace, vaultId: foreignVaultId }), /another vault/);
     refused(() => decodeLeaf(leaf.bytes, "o", foreignVaultId, leaf.checksum), /another vault/);
     refused(() => decodeRoot(root.bytes, "o", foreignVaultId, root.checksum), /another vault/);
@@ -171,6 +186,9 @@ describe("an object with a right checksum and wrong content", () => {
           return decodeManifest(bytes, "o", { ...manifestSample, id });
         },
       ],
+      [holdSample, (body) => decodeHold(encodeHold(body as typeof holdSample), "o", holdSample)],
+      [pinSample, (body) => decodePin(encodePin(body as typeof pinSample), "o", pinSample)],
+      [condemnedSample, (body) => decodeCondemned(encodeCondemned(body as typeof condemnedSample), "o", condemnedSample)],
     ];
     for (const [sample, decode] of cases) {
       fc.assert(
@@ -189,6 +207,16 @@ describe("an object with a right checksum and wrong content", () => {
       () => decodeHead(encodeHead({ ...headSample, points: [second, first].flatMap((point) => point ?? []) }), "o", headSample),
       /order/,
     );
+    for (const ranges of [
+      [{ first: 2, last: 1 }],
+      [
+        { first: 1, last: 3 },
+        { first: 3, last: 4 },
+      ],
+      [{ first: 0, last: 1 }],
+    ]) {
+      refused(() => decodeCondemned(encodeCondemned({ ...condemnedSample, ranges }), "o", condemnedSample), /order|whole number/);
+    }
     refused(() => decodeVault(encodeVault({ ...vaultSample, blockBytes: 65_537 }), "o"), /power of two/);
     const run = manifestSample.runs[0];
     const long = encodeManifest({ ...manifestSample, runs: Array.from({ length: 4097 }, () => run).flatMap((item) => item ?? []) });

@@ -11,19 +11,24 @@ import {
   encodeVault,
 } from "../../engine/format/documents.ts";
 import { decodeFrameHeader, decodeFrameTable, frameHeaderBytes } from "../../engine/format/frame.ts";
+import { decodeCondemned, decodeHold, decodePin, encodeCondemned, encodeHold, encodePin } from "../../engine/format/keeping.ts";
 import { decodeLeaf, decodeRoot, encodeLeaf, encodeRoot } from "../../engine/format/leaf.ts";
+import { collectionName, deadName, decodeCollection, decodeDead, encodeCollection, encodeDead } from "../../engine/format/reclaim.ts";
 import { vaultId } from "../engine-model.ts";
 import { golden } from "../golden.ts";
 import {
+  condemnedSample,
   frameChunks,
   framePlace,
   headSample,
+  holdSample,
   indexReference,
   indexSample,
   leafSample,
   manifestSample,
   pageReference,
   pageSample,
+  pinSample,
   rootSample,
   sealFrame,
   vaultSample,
@@ -39,12 +44,33 @@ describe("the bytes of format version 1", () => {
   test("of a head are fixed, with and without a writer", () => {
     for (const [name, head] of [
       ["head-v1.txt", headSample],
-      ["head-left-v1.txt", { ...headSample, writer: null, pages: [], points: [] }],
+      ["head-left-v1.txt", { ...headSample, writer: null, collection: null, pages: [], points: [] }],
     ] as const) {
       const bytes = golden(name, encodeHead(head));
       expect(decodeHead(bytes, "head", headSample)).toEqual(head);
       expect(plain(encodeHead(head))).toEqual(bytes);
     }
+  });
+
+  test("of a collection and of a record of dead pages are fixed", () => {
+    const collection = { vault: headSample.vault, collection: "ffeeddccbbaa99887766554433221100", startedMs: 1_790_000_009_000 };
+    const bytes = golden("collection-v1.txt", encodeCollection(collection));
+    expect(decodeCollection(bytes, collectionName, headSample.vault)).toEqual(collection);
+    expect(plain(encodeCollection(collection))).toEqual(bytes);
+    const dead = {
+      vault: headSample.vault,
+      collection: collection.collection,
+      segment: "segments/web/00000007-0-00000003",
+      clearing: true,
+      dead: [
+        { from: 0, end: 8 },
+        { from: 12, end: 20 },
+      ],
+      condemned: [{ from: 2_000_000, end: 2_097_152 }],
+    };
+    const deadBytes = golden("dead-v1.txt", encodeDead(dead));
+    expect(decodeDead(deadBytes, deadName(dead.segment), headSample.vault)).toEqual(dead);
+    expect(plain(encodeDead(dead))).toEqual(deadBytes);
   });
 
   test("of a page are fixed, be it of points or of pages", () => {
@@ -69,6 +95,28 @@ describe("the bytes of format version 1", () => {
       // The id stands in the file's first line.
       expect(Buffer.from(bytes).toString("latin1", 0, bytes.indexOf(0x0a))).toBe(`tidemark manifest 1 ${encoded.id}`);
       expect(decodeManifest(bytes, "manifest", { ...manifest, id: encoded.id })).toEqual(manifest);
+    }
+  });
+
+  test("of holds, pins and condemned points are fixed", () => {
+    const hold = golden("hold-v1.txt", encodeHold(holdSample));
+    expect(decodeHold(hold, "hold", holdSample)).toEqual(holdSample);
+    expect(plain(encodeHold(holdSample))).toEqual(hold);
+    for (const [name, pin] of [
+      ["pin-v1.txt", pinSample],
+      ["pin-unnamed-v1.txt", { ...pinSample, name: null, untilMs: null }],
+    ] as const) {
+      const bytes = golden(name, encodePin(pin));
+      expect(decodePin(bytes, "pin", pinSample)).toEqual(pin);
+      expect(plain(encodePin(pin))).toEqual(bytes);
+    }
+    for (const [name, condemned] of [
+      ["condemned-v1.txt", condemnedSample],
+      ["condemned-none-v1.txt", { ...condemnedSample, ranges: [] }],
+    ] as const) {
+      const bytes = golden(name, encodeCondemned(condemned));
+      expect(decodeCondemned(bytes, "condemned", condemnedSample)).toEqual(condemned);
+      expect(plain(encodeCondemned(condemned))).toEqual(bytes);
     }
   });
 

@@ -2,10 +2,14 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
 import {
+  condemnedName,
   decodeDiskName,
   diskNameBytesMax,
   encodeDiskName,
   headName,
+  keeperName,
+  keepersPrefix,
+  keptSequence,
   manifestName,
   mapName,
   pageName,
@@ -95,6 +99,28 @@ describe("the names of objects", () => {
       "segments//00000001-0-00000001",
     ]) {
       expect(parseSegmentName(name)).toBeUndefined();
+    }
+  });
+
+  test("of holds and pins give back the point that they keep, and only they do", () => {
+    const unique = "0123456789abcdef0123456789abcdef";
+    fc.assert(
+      fc.property(diskName, number, fc.constantFrom("holds" as const, "pins" as const), (disk, sequence, kind) => {
+        const name = keeperName(kind, disk, sequence, unique);
+        expect(keptSequence(name)).toBe(sequence);
+        expect(name.startsWith(keepersPrefix(kind, disk))).toBe(true);
+        expect(name.length).toBeLessThanOrEqual(nameLengthMax);
+      }),
+    );
+    for (const name of [
+      condemnedName("a"),
+      manifestName("a", 1, 2),
+      `disks/a/holds/1-${unique}`,
+      `disks/a/pins/00000001-${unique}0`,
+      `disks/a/pins/00000001`,
+      `disks/a/keys/00000001-${unique}`,
+    ]) {
+      expect(keptSequence(name)).toBeUndefined();
     }
   });
 

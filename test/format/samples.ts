@@ -4,6 +4,7 @@ import type { HeadDocument, ManifestDocument, PageDocument, PageReference, Vault
 import { encodePage, referTo } from "../../engine/format/documents.ts";
 import type { FramePlace } from "../../engine/format/frame.ts";
 import { FrameBuilder, storedLz4Flag } from "../../engine/format/frame.ts";
+import type { CondemnedDocument, HoldDocument, PinDocument } from "../../engine/format/keeping.ts";
 import type { EntryColumns, LeafReference } from "../../engine/format/leaf.ts";
 import { newColumns, zeroSegment } from "../../engine/format/leaf.ts";
 import { segmentName } from "../../engine/format/names.ts";
@@ -79,6 +80,7 @@ export const headSample: HeadDocument = {
   disk,
   epoch: 7,
   writer: { session: id(3), machine: "machine 4026531836", pid: 4321, startTicks: 987_654, host: "host-a" },
+  collection: "00112233445566778899aabbccddeeff",
   pages: [indexReference],
   points: [
     {
@@ -134,6 +136,28 @@ export const manifestSample: ManifestDocument = {
     { kind: "root", epoch: 3, ordinal: 9, bytes: 152, checksum: id(7), entries: 40_000, leaves: 2, totalBytes: 1_440_652 },
   ],
   writtenBy: "tidemark 0.1.0",
+};
+
+export const holdSample: HoldDocument = { vault, disk, sequence: 5, point: id(5), purpose: "mount", pid: 4321, host: "host-a" };
+
+export const pinSample: PinDocument = {
+  vault,
+  disk,
+  sequence: 4,
+  point: id(4),
+  name: "Jahresabschluß",
+  createdMs: 1_790_000_003_000,
+  untilMs: 1_990_000_000_000,
+};
+
+export const condemnedSample: CondemnedDocument = {
+  vault,
+  disk,
+  epoch: 7,
+  ranges: [
+    { first: 1, last: 1 },
+    { first: 3, last: 4 },
+  ],
 };
 
 const segment: string = segmentName(disk, 7, 0, 0);

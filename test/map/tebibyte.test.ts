@@ -61,7 +61,7 @@ async function build(): Promise<Built> {
     if (runs.length >= runsMax) deepest = { ...manifest, cycle };
     runsMax = Math.max(runsMax, runs.length);
     points.push(recordOf(cycle, manifest.id));
-    const head: HeadDocument = { vault: toHex(vaultId), disk, epoch: cycle + 1, writer: null, pages: [], points };
+    const head: HeadDocument = { vault: toHex(vaultId), disk, epoch: cycle + 1, writer: null, collection: null, pages: [], points };
     // The head is written when the seat is taken and when the point is committed.
     documentBytes += manifest.bytes.byteLength + 2 * encodeHead(head).byteLength;
   }

@@ -70,6 +70,8 @@ async function writeFrames(store: Store, name: string, frames: readonly (readonl
   return ends;
 }
 
+/** Each load asks whether there has been a collection. */
+const collectionReads = 1;
 const first = segmentName("a", 1, 0, 0);
 const second = segmentName("ä", 2, 1, 0);
 
@@ -96,7 +98,7 @@ describe("the catalog", () => {
     expect(damage).toEqual([]);
     expect(catalog.segmentCount).toBe(3);
     expect(catalog.index.count).toBe(51);
-    expect(reads).toBe(3 + 1 + (2 + 1) + 1);
+    expect(reads).toBe(collectionReads + 3 + 1 + (2 + 1) + 1);
     for (const value of [0, 19, 20, 30, 31, 50]) {
       const words = new Uint32Array(new Uint8Array(digestOf(value)).buffer);
       const place = { segment: 0, offset: 0, storedWord: 0 };
@@ -117,12 +119,12 @@ describe("the catalog", () => {
     expect([catalog.index.count, damage]).toEqual([3, []]);
   });
 
-  test("from the cache equals the one from the frames, and reads nothing", async () => {
+  test("from the cache equals the one from the frames, and reads none of them", async () => {
     const { store } = await filled();
     const fromFrames = await load(store, { folder });
     await fromFrames.catalog.save(folder, vaultId);
     const fromCache = await load(store, { folder });
-    expect(fromCache.reads).toBe(0);
+    expect(fromCache.reads).toBe(collectionReads);
     expect(contentOf(fromCache.catalog)).toEqual(contentOf(fromFrames.catalog));
     expect(fromCache.catalog.segmentCount).toBe(2);
   });
@@ -177,7 +179,7 @@ describe("the catalog", () => {
     const added = sealFrame({ vaultId, segmentId: checksum(Buffer.from(first)), offset: end }, chunks(100, 4));
     await store.writePages(first, end, added, { sequenceNumber: 1 });
     const again = await load(store, { folder });
-    expect(again.reads).toBe(4 + 1);
+    expect(again.reads).toBe(collectionReads + 4 + 1);
     expect(again.catalog.index.count).toBe(55);
     expect(contentOf(again.catalog)).toEqual(contentOf((await load(store)).catalog));
   });
@@ -188,7 +190,7 @@ describe("the catalog", () => {
     await catalog.save(folder, vaultId);
     await store.sink.deleteObject(first);
     const again = await load(store, { folder });
-    expect([again.catalog.index.count, again.catalog.segmentCount, again.reads]).toEqual([20, 1, 0]);
+    expect([again.catalog.index.count, again.catalog.segmentCount, again.reads]).toEqual([20, 1, collectionReads]);
   });
 
   test.each(["header", "table"])("keeps the frames before one whose %s is damaged, and tells of it", async (part) => {

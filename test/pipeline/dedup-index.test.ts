@@ -42,6 +42,34 @@ describe("the dedup index", () => {
     );
   });
 
+  test("finds all that is left when some of it has been dropped, however digests collide", () => {
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 1, max: 500 }),
+        fc.integer({ min: 1, max: 7 }),
+        fc.constantFrom("none", "shard", "home" as const),
+        (count, nth, clash) => {
+          const index = new DedupIndex(mebibyte);
+          for (let digest = 0; digest < count; digest += 1) index.set(wordsOf(digest, clash), 0, digest % 3, digest, 1);
+          const isDropped = (offset: number): boolean => offset % nth === 0;
+          index.dropWhere((segment, offset) => {
+            expect(segment).toBe(offset % 3);
+            return isDropped(offset);
+          });
+          let left = 0;
+          for (let digest = 0; digest < count; digest += 1) {
+            expect(index.find(wordsOf(digest, clash), 0, { ...nowhere })).toBe(!isDropped(digest));
+            if (!isDropped(digest)) left += 1;
+          }
+          expect(index.count).toBe(left);
+          for (let digest = 0; digest < count; digest += 1) index.set(wordsOf(digest, clash), 0, 5, digest, 1);
+          expect(index.count).toBe(count);
+        },
+      ),
+      { numRuns: 40 },
+    );
+  });
+
   test.each(["at random", "evenly, so that all shards grow at once"])(
     "needs at most 40 bytes a chunk at every count from 10,000 to 2,000,000, digests spread %s",
     (spread) => {

@@ -59,6 +59,45 @@ describeSink("AzureSink on Azurite", async () => {
   };
 });
 
+test("a range of several MiB is cleared by one request, amid what many requests have written", async () => {
+  const url = containerUrl();
+  await using proxy = await FaultProxy.open(azurite.endpoint);
+  await using sink = AzureSink.open(proxy.through(url), key);
+  await sink.createContainer();
+  const sizeBytes = 16 * 1024 * 1024;
+  const model = randomBytes(sizeBytes);
+  await sink.createPages("pages", sizeBytes * 2, 1);
+  // Ranges that Azurite never merges: the clear goes through the middle of two and takes all between them.
+  for (let offset = 0; offset < sizeBytes; offset += 1_000_448) {
+    await sink.writePages("pages", offset, model.subarray(offset, Math.min(offset + 1_000_448, sizeBytes)), { sequenceNumber: 1 });
+  }
+  const before = await sink.statPages("pages");
+  proxy.requests.length = 0;
+  await sink.clearPages("pages", 3 * 1024 * 1024 + 512, 9 * 1024 * 1024);
+  expect(proxy.requests).toHaveLength(1);
+  model.fill(0, 3 * 1024 * 1024 + 512, 12 * 1024 * 1024 + 512);
+  const found = new Uint8Array(sizeBytes);
+  await sink.readPages("pages", 0, found);
+  expect(Buffer.compare(found, model)).toBe(0);
+  const across = new Uint8Array(fourMiB);
+  await sink.readPages("pages", 10 * 1024 * 1024 + 7, across);
+  expect(Buffer.compare(across, model.subarray(10 * 1024 * 1024 + 7, 14 * 1024 * 1024 + 7))).toBe(0);
+  const after = await sink.statPages("pages");
+  expect(after).toEqual({ ...before, etag: after.etag });
+  expect(after.writtenBytes).toBe(sizeBytes);
+});
+
+test("a client that has not seen a page blob before looks its size up and refuses to clear beyond it, which Azurite would not", async () => {
+  const url = containerUrl();
+  await using owner = AzureSink.open(url, key);
+  await owner.createContainer();
+  await owner.createPages("pages", 4096, 1);
+  await owner.putObject("object", randomBytes(512), { ifAbsent: true });
+  await using stranger = AzureSink.open(url, key);
+  expect((await failure(stranger.clearPages("pages", 0, 8192))).code).toBe("INVALID_ARGUMENT");
+  expect((await failure(stranger.clearPages("object", 0, 512))).code).toBe("DAMAGED");
+});
+
 describe("a network that fails", () => {
   let url: string;
   let proxy: FaultProxy;
@@ -150,6 +189,18 @@ describe("a network that fails", () => {
     proxy.plan("PUT", "lose-answer");
     expect((await sink.raiseSequenceNumber("pages", 7)).sequenceNumber).toBe(7);
     expect((await failure(direct.acquireLease("head", id, 15))).code).toBe("LEASE_HELD");
+  });
+
+  test("pages are cleared although the network fails and acknowledgements are lost, and repeating it is safe", async () => {
+    await direct.writePages("pages", 0, randomBytes(4096), { sequenceNumber: 1 });
+    proxy.plan("PUT", "lose-answer");
+    proxy.plan("PUT", { status: 500 });
+    await sink.clearPages("pages", 512, 1024);
+    expect(proxy.requests.filter((request) => request.startsWith("PUT"))).toHaveLength(3);
+    const found = new Uint8Array(4096);
+    await direct.readPages("pages", 0, found);
+    expect(found.subarray(512, 1536).every((byte) => byte === 0)).toBe(true);
+    expect(found.subarray(0, 512).some((byte) => byte !== 0) && found.subarray(1536).some((byte) => byte !== 0)).toBe(true);
   });
 
   test("a server that never answers ends in the request's deadline", async () => {

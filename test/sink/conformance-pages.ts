@@ -25,7 +25,7 @@ export function describePages(opened: () => OpenedSinks): void {
       await a.writePages("big", sizeBytes - 512, pattern(512, 1), { sequenceNumber: 1 });
       expect(await pagesOf(b, "big", sizeBytes - 512, 512)).toEqual(pattern(512, 1));
       expect(isZero(await pagesOf(b, "big", sizeBytes - 1024, 512))).toBe(true);
-      expect((await b.statPages("big")).writtenBytes).toBe(0);
+      expect((await b.statPages("big")).writtenBytes).toBe(sizeBytes);
     });
 
     test("of ten creators at once exactly one succeeds", async () => {
@@ -45,6 +45,7 @@ export function describePages(opened: () => OpenedSinks): void {
       await expectCode(a.statPages("no/such"), "OBJECT_NOT_FOUND");
       await expectCode(a.readPages("no/such", 0, new Uint8Array(512)), "OBJECT_NOT_FOUND");
       await expectCode(a.writePages("no/such", 0, new Uint8Array(512), { sequenceNumber: 1 }), "OBJECT_NOT_FOUND");
+      await expectCode(a.clearPages("no/such", 0, 512), "OBJECT_NOT_FOUND");
       await expectCode(a.raiseSequenceNumber("no/such", 1), "OBJECT_NOT_FOUND");
     });
 
@@ -164,24 +165,147 @@ export function describePages(opened: () => OpenedSinks): void {
       expect(new Set(etags).size).toBe(etags.length);
     });
 
-    test("the written prefix grows with appends, zeros included, and ends at the first gap", async () => {
+    test("how far one has been written is the end of its last page, zeros and pages after a gap included", async () => {
       await a.createPages("p", mebibyte, 1);
       const fence = { sequenceNumber: 1 };
       const written = async (): Promise<number> => (await b.statPages("p")).writtenBytes;
       await a.writePages("p", 0, pattern(4096, 1), fence);
       await a.writePages("p", 4096, new Uint8Array(512), fence);
       expect(await written()).toBe(4608);
-      await a.writePages("p", 8192, pattern(512, 1), fence);
       await a.writePages("p", 16_384, pattern(512, 1), fence);
-      expect(await written()).toBe(4608);
-      await a.writePages("p", 0, pattern(512, 2), fence);
-      expect(await written()).toBe(4608);
-      await a.writePages("p", 4608, pattern(8192 - 4608, 1), fence);
-      expect(await written()).toBe(8704);
-      await a.raiseSequenceNumber("p", 2);
-      expect(await written()).toBe(8704);
-      await b.writePages("p", 8192, pattern(16_384 - 8192, 3), { sequenceNumber: 2 });
       expect(await written()).toBe(16_896);
+      await a.writePages("p", 8192, pattern(512, 1), fence);
+      await a.writePages("p", 0, pattern(512, 2), fence);
+      expect(await written()).toBe(16_896);
+      await a.raiseSequenceNumber("p", 2);
+      await expectCode(a.writePages("p", 32_768, pattern(512, 1), fence), "CONDITION_FAILED");
+      expect(await written()).toBe(16_896);
+      await b.writePages("p", 16_384, new Uint8Array(1024), { sequenceNumber: 2 });
+      expect(await written()).toBe(17_408);
+    });
+
+    describe("that are cleared", () => {
+      const sizeBytes = 256 * 1024;
+      const fence = { sequenceNumber: 1 };
+      let model: Uint8Array;
+
+      /** Written by two requests, so that a store which keeps them apart has a border inside. */
+      beforeEach(async () => {
+        model = pattern(sizeBytes, 3);
+        await a.createPages("p", sizeBytes, 1);
+        await a.writePages("p", 0, model.subarray(0, 100 * 1024), fence);
+        await a.writePages("p", 100 * 1024, model.subarray(100 * 1024), fence);
+      });
+
+      async function expectModel(): Promise<void> {
+        expect(Buffer.compare(await pagesOf(b, "p", 0, sizeBytes), model)).toBe(0);
+      }
+
+      test.each([
+        ["one page inside a block", 512, 512],
+        ["pages on both sides of a block's border", 4096 - 512, 1024],
+        ["a block", 8192, 4096],
+        ["blocks, with pages before and after", 64 * 1024 - 1024, 64 * 1024 + 1536],
+        ["what two writes have written", 99 * 1024, 2048],
+        ["the first pages", 0, 1536],
+        ["the last pages", sizeBytes - 1536, 1536],
+        ["the whole object", 0, sizeBytes],
+      ])("read as zeros, and their neighbours as before: %s", async (_, offset, length) => {
+        await a.clearPages("p", offset, length);
+        model.fill(0, offset, offset + length);
+        await expectModel();
+      });
+
+      test("stay clear when that is repeated, in whole, in part and over what was clear before", async () => {
+        for (const [offset, length] of [
+          [65_536, 65_536],
+          [65_536, 65_536],
+          [66_048, 512],
+          [60_416, 70_656],
+        ] as const) {
+          await (length === 512 ? b : a).clearPages("p", offset, length);
+          model.fill(0, offset, offset + length);
+          await expectModel();
+        }
+      });
+
+      test("can be written again, and what was written then is cleared like anything else", async () => {
+        await a.clearPages("p", 4096, 8192);
+        await b.writePages("p", 6144, pattern(1024, 8), fence);
+        model.fill(0, 4096, 12_288).set(pattern(1024, 8), 6144);
+        await expectModel();
+        await a.clearPages("p", 6656, 1024);
+        model.fill(0, 6656, 7680);
+        await expectModel();
+      });
+
+      test("need never have been written", async () => {
+        await a.createPages("q", mebibyte, 1);
+        await a.clearPages("q", 0, mebibyte);
+        expect(await b.statPages("q")).toMatchObject({ sizeBytes: mebibyte, sequenceNumber: 1, writtenBytes: 0 });
+        await a.writePages("q", 4096, pattern(512, 1), fence);
+        await a.clearPages("q", 4608, mebibyte - 4608);
+        expect(await pagesOf(b, "q", 4096, 512)).toEqual(pattern(512, 1));
+        expect(isZero(await pagesOf(b, "q", 4608, mebibyte - 4608))).toBe(true);
+        expect((await b.statPages("q")).writtenBytes).toBe(4608);
+      });
+
+      test("count as written or not, but those that are still there do", async () => {
+        const written = async (): Promise<number> => (await b.statPages("p")).writtenBytes;
+        await a.clearPages("p", 0, 128 * 1024);
+        expect(await written()).toBe(sizeBytes);
+        await a.clearPages("p", sizeBytes - 4096, 4096);
+        expect(await written()).toBeGreaterThanOrEqual(sizeBytes - 4096);
+        expect(await written()).toBeLessThanOrEqual(sizeBytes);
+      });
+
+      test("change the ETag and nothing else: who demands the old one is refused", async () => {
+        const before = await b.statPages("p");
+        await a.clearPages("p", 0, 512);
+        const after = await b.statPages("p");
+        expect(after).toEqual({ ...before, etag: after.etag });
+        expect(after.etag).not.toBe(before.etag);
+        await expectCode(a.writePages("p", 0, pattern(512, 1), { ...fence, etag: before.etag }), "CONDITION_FAILED");
+        await b.writePages("p", 0, pattern(512, 1), { ...fence, etag: after.etag });
+      });
+
+      test("are whole pages inside the object: anything else is refused and changes nothing", async () => {
+        const before = await b.statPages("p");
+        for (const [offset, length] of [
+          [1, 512],
+          [0, 511],
+          [256, 256],
+          [0, 0],
+          [512, -512],
+          [-512, 512],
+          [0, Number.NaN],
+          [sizeBytes, 512],
+          [sizeBytes - 512, 1024],
+          [0, sizeBytes + 512],
+        ] as const) {
+          await expectCode(a.clearPages("p", offset, length), "INVALID_ARGUMENT");
+        }
+        await expectModel();
+        expect(await b.statPages("p")).toEqual(before);
+      });
+
+      test("are more than one write may hold", async () => {
+        const large = 3 * pageWriteBytesMax;
+        await a.createPages("q", large, 1);
+        for (let offset = 0; offset < large; offset += pageWriteBytesMax) {
+          await a.writePages("q", offset, new Uint8Array(pageWriteBytesMax).fill(5), fence);
+        }
+        await a.clearPages("q", 512, large - 1024);
+        const expected = new Uint8Array(large).fill(5, 0, 512).fill(5, large - 512);
+        expect(Buffer.compare(await pagesOf(b, "q", 0, large), expected)).toBe(0);
+      });
+
+      test("stay as they are when the signal is aborted before", async () => {
+        const before = await b.statPages("p");
+        await expectCode(a.clearPages("p", 0, 512, { signal: AbortSignal.abort() }), "INTERRUPTED");
+        expect(await b.statPages("p")).toEqual(before);
+        await expectModel();
+      });
     });
 
     test("writes to different offsets at once all arrive, in whatever order they finish", async () => {
@@ -219,6 +343,7 @@ export function describePages(opened: () => OpenedSinks): void {
       await pagesOf(b, "p", 0, 512);
       await b.deleteObject("p");
       await expectCode(a.writePages("p", 512, pattern(512, 1), { sequenceNumber: 1 }), "OBJECT_NOT_FOUND");
+      await expectCode(a.clearPages("p", 0, 512), "OBJECT_NOT_FOUND");
       await expectCode(a.readPages("p", 0, new Uint8Array(1)), "OBJECT_NOT_FOUND");
       await b.createPages("p", 8192, 2);
       expect(await a.statPages("p")).toMatchObject({ sizeBytes: 8192, sequenceNumber: 2, writtenBytes: 0 });

@@ -68,6 +68,7 @@ export function describeSink(name: string, open: () => Promise<OpenedSinks>, tra
           () => absent.writePages("x", 0, new Uint8Array(512), { sequenceNumber: 1 }),
           () => absent.readPages("x", 0, new Uint8Array(512)),
           () => absent.statPages("x"),
+          () => absent.clearPages("x", 0, 512),
           () => absent.raiseSequenceNumber("x", 2),
         ];
         for (const call of calls) await expectCode(call(), "VAULT_NOT_FOUND");

@@ -182,6 +182,36 @@ describe("FaultySink", () => {
     expect(await writtenBytes()).toBe(0);
   });
 
+  test("clearing pages is a call like any other: refused, slow, or the last of a process, but never of unknown outcome", async () => {
+    const error = new TidemarkError("STORE_UNREACHABLE", "no answer");
+    const gate = new Gate();
+    const sink = new FaultySink(inner, [
+      { on: "clearPages", when: 1, fault: { kind: "refused", error } },
+      { on: "clearPages", when: 2, fault: { kind: "slow", gate } },
+      { on: "clearPages", when: 3, fault: { kind: "late" } },
+      { on: "clearPages", prefix: "p", when: 4, fault: { kind: "crash", effect: "after" } },
+    ]);
+    const first = async (): Promise<number> => {
+      const into = new Uint8Array(1);
+      await inner.readPages("p", 0, into);
+      return into[0] ?? NaN;
+    };
+    await inner.writePages("p", 0, body(), { sequenceNumber: 1 });
+    await expect(sink.clearPages("p", 0, 512)).rejects.toBe(error);
+    const slow = sink.clearPages("p", 0, 512);
+    await gate.reached;
+    expect(await first()).toBe(1);
+    gate.open();
+    await slow;
+    expect(await first()).toBe(0);
+    await expect(sink.clearPages("p", 0, 512)).rejects.toThrow("clearPages is no write");
+    await inner.writePages("p", 0, body(), { sequenceNumber: 1 });
+    await expect(sink.clearPages("p", 0, 512)).rejects.toThrow(CrashError);
+    expect(await first()).toBe(0);
+    expect(sink.calls).toEqual(Array.from({ length: 4 }, () => "clearPages p"));
+    sink.assertAllFired();
+  });
+
   test("a probability draws from the seed: the same seed, the same faults", async () => {
     const error = new TidemarkError("STORE_UNREACHABLE", "no answer");
     const plan: PlannedFault[] = [{ on: "statObject", when: { probability: 0.3 }, fault: { kind: "refused", error } }];

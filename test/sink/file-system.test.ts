@@ -1,6 +1,11 @@
-import { describe, expect, test } from "vitest";
+import { type FileHandle, mkdtemp, open, rm } from "node:fs/promises";
+import { constants, tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
-import { absentAs, translated } from "../../sink/file-system.ts";
+import { type Libc, libc, unsupportedErrnos } from "../../engine/source/libc.ts";
+import { absentAs, clearFully, translated } from "../../sink/file-system.ts";
+import { expectCode } from "./expectations.ts";
 
 function systemError(code: string): Error {
   return Object.assign(new Error(`${code}: something, write`), { code });
@@ -40,5 +45,80 @@ describe("errors of the file system", () => {
     expect(await absentAs("nothing", Promise.reject(systemError("ENOTDIR")))).toBe("nothing");
     await expect(absentAs("nothing", Promise.reject(systemError("EIO")))).rejects.toThrow("EIO");
     await expect(absentAs("nothing", Promise.reject(systemError("EACCES")))).rejects.toThrow("EACCES");
+  });
+});
+
+describe("a range of a file that is cleared", () => {
+  const sizeBytes = 3 * 2 ** 20 + 4096;
+  const [at, length] = [1536, sizeBytes - 4096];
+  let folder: string;
+  let handle: FileHandle;
+
+  beforeEach(async () => {
+    folder = await mkdtemp(join(tmpdir(), "tidemark-clear-"));
+    handle = await open(join(folder, "file"), "wx+");
+    await handle.write(new Uint8Array(sizeBytes).fill(7), 0, sizeBytes, 0);
+  });
+
+  afterEach(async () => {
+    await handle.close();
+    await rm(folder, { recursive: true });
+  });
+
+  async function expectClear(start: number, end: number): Promise<void> {
+    const found = new Uint8Array(sizeBytes + 1);
+    const { bytesRead } = await handle.read(found, 0, sizeBytes + 1, 0);
+    expect(Buffer.compare(found.subarray(0, bytesRead), new Uint8Array(sizeBytes).fill(7).fill(0, start, end))).toBe(0);
+  }
+
+  /** A fallocate that answers with these errors one after the other, and then as the real one. */
+  function failing(...errnos: number[]): Pick<Libc, "fallocate"> & { calls: number } {
+    const system = {
+      calls: 0,
+      fallocate: async (...call: Parameters<NonNullable<Libc["fallocate"]>>) => {
+        system.calls++;
+        const errno = errnos.shift();
+        if (errno !== undefined) return { errno };
+        const real = libc()?.fallocate;
+        return real === undefined ? { errno: constants.errno.ENOSYS } : await real(...call);
+      },
+    };
+    return system;
+  }
+
+  test.each(unsupportedErrnos)("is zeros also where the file system refuses holes with errno %i", async (errno) => {
+    const system = failing(errno);
+    await clearFully(handle, at, length, { libc: system });
+    expect(system.calls).toBe(1);
+    await expectClear(at, at + length);
+  });
+
+  test("is zeros also where the system has no call for it", async () => {
+    await clearFully(handle, at, length, { libc: {} });
+    await expectClear(at, at + length);
+  });
+
+  test("is asked for again after an interrupted call", async () => {
+    const system = failing(constants.errno.EINTR);
+    await clearFully(handle, at, length, { libc: system });
+    expect(system.calls).toBe(2);
+    await expectClear(at, at + length);
+  });
+
+  test("fails with what the system says, as Node would have said it", async () => {
+    const error: unknown = await clearFully(handle, at, length, { libc: failing(constants.errno.EIO) }).catch((reason: unknown) => reason);
+    expect(error).toMatchObject({ code: "EIO" });
+    expect(translated(error, "p", "STORE_REFUSED")).toMatchObject({ code: "STORE_REFUSED" });
+    await expectClear(0, 0);
+  });
+
+  test("is left alone once the signal is aborted, also between two pieces", async () => {
+    const controller = new AbortController();
+    const aborting = (): Promise<{ errno: number }> => {
+      controller.abort();
+      return Promise.resolve({ errno: constants.errno.EOPNOTSUPP });
+    };
+    await expectCode(clearFully(handle, at, length, { signal: controller.signal, libc: { fallocate: aborting } }), "INTERRUPTED");
+    await expectClear(0, 0);
   });
 });

@@ -36,6 +36,7 @@ describe("MemoryStore", () => {
     await sink.acquireLease("head", id, 60);
     const second = await sink.putObject("head", new Uint8Array([2]), { ifMatch: etag, leaseId: id });
     await sink.writePages("segment", 0, new Uint8Array(1024).fill(2), { sequenceNumber: 1 });
+    await sink.clearPages("segment", 0, 512);
     await sink.raiseSequenceNumber("segment", 9);
     await sink.putObject("points/1", new Uint8Array(1), { ifAbsent: true });
 
@@ -70,6 +71,20 @@ describe("MemoryStore", () => {
 });
 
 describe("MemorySink", () => {
+  test("a snapshot keeps what is cleared afterwards, in whole stored pages and in parts of them", async () => {
+    const sink = new MemorySink();
+    await sink.createContainer();
+    await sink.createPages("segment", 2 ** 20, 1);
+    const bytes = new Uint8Array(2 ** 20).fill(5);
+    await sink.writePages("segment", 0, bytes, { sequenceNumber: 1 });
+    const snapshot = sink.store.snapshot();
+    await sink.clearPages("segment", 512, 2 ** 20 - 1024);
+    sink.store.restore(snapshot);
+    const into = new Uint8Array(2 ** 20);
+    await sink.readPages("segment", 0, into);
+    expect(Buffer.compare(into, bytes)).toBe(0);
+  });
+
   test("an object in the place of another's folder is refused, as a file system would refuse it", async () => {
     const sink = new MemorySink();
     await sink.createContainer();

@@ -1,0 +1,153 @@
+/** `tidemark prune`: drops the recovery points that a policy does not keep, or says which and why. */
+import { Command } from "commander";
+import { type PointDecision, type PruneSummary, parsePolicy, TidemarkError } from "../../engine/index.ts";
+import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
+import { type VaultFlags, withVaultOptions } from "../settings.ts";
+import { fields, printable, table } from "../text.ts";
+import { type CommandContext, withVault } from "./context.ts";
+
+interface PruneFlags extends VaultFlags {
+  readonly disk?: string;
+  readonly policy: string;
+  readonly dryRun?: true;
+  readonly explain?: string;
+}
+
+/** Lines of a table of decisions at its beginning and its end; what lies between is counted. */
+const shownFirst = 20;
+const shownLast = 5;
+
+export function pruneCommand(context: CommandContext): Command {
+  const command = new Command("prune")
+    .description("drop the recovery points that a policy does not keep")
+    .option("--disk <name>", "only this disk (default: every disk)")
+    .requiredOption("--policy <policy>", "days:N, bands:AGE=EVERY,… or keep:last=N,hourly=N,daily=N,…")
+    .option("--dry-run", "say which points would go, and why; change nothing")
+    .option("--explain <point>", "say what is decided about one point of the disk, and why; change nothing");
+  return withVaultOptions(command)
+    .addHelpText(
+      "after",
+      `
+The newest point of a disk stays, and so does a point that is pinned or being
+read. Ages count from the newest point: where nothing new arrives nothing goes.
+A pruned point gives no space back by itself: \`tidemark collect\` does. A disk
+that an agent protects is pruned by its agent.
+
+Policies:
+  days:7                      all of 2 hours, then one per 2 hours, for 7 days
+  bands:2h=all,1d=1h,30d=1d   up to each age, one point in so much time
+  keep:last=10,daily=30       what any of the rules keeps
+
+Examples:
+  $ tidemark prune --policy days:7 --dry-run --vault azurite:/srv/azurite
+  $ tidemark prune --disk web --policy keep:last=10,daily=30 --vault dir:/v
+  $ tidemark prune --disk web --policy days:7 --explain 1234 --vault dir:/v`,
+    )
+    .action(async (flags: PruneFlags) => await prune(context, flags));
+}
+
+async function prune(context: CommandContext, flags: PruneFlags): Promise<void> {
+  const policy = parsePolicy(flags.policy);
+  const { disk, explain } = flags;
+  if (explain !== undefined) {
+    if (disk === undefined) {
+      throw new TidemarkError("INVALID_ARGUMENT", "`--explain` asks about a point of one disk, and none is named", {
+        remedy: "add `--disk NAME`",
+      });
+    }
+    await explainPoint(context, flags, disk, explain, policy);
+    return;
+  }
+  const { output, signal } = context;
+  const dryRun = flags.dryRun === true;
+  const going = new Shortened();
+  const onDecision = (decision: PointDecision): void => {
+    output.item("decision", decision);
+    if (!decision.keep) going.add(decision);
+  };
+  const onNotice = output.notice.bind(output);
+  const summary = await withVault(
+    context,
+    flags,
+    async (vault) => await vault.prune({ disk, policy, dryRun, onNotice, signal, ...(dryRun ? { onDecision } : {}) }),
+  );
+  output.summary("prune", summary, [...going.lines(), describe(summary)].join("\n"));
+}
+
+async function explainPoint(
+  context: CommandContext,
+  flags: PruneFlags,
+  disk: string,
+  selector: string,
+  policy: ReturnType<typeof parsePolicy>,
+): Promise<void> {
+  const { output, signal } = context;
+  const decision = await withVault(context, flags, async (vault) => {
+    const { sequence } = await vault.point(disk, selector);
+    let found: PointDecision | undefined;
+    const onDecision = (told: PointDecision): void => {
+      if (told.sequence === sequence) found = told;
+    };
+    await vault.prune({ disk, policy, dryRun: true, onDecision, onNotice: output.notice.bind(output), signal });
+    if (found !== undefined) return found;
+    throw new TidemarkError("POINT_NOT_FOUND", `point ${sequence} of disk ${JSON.stringify(disk)} was pruned a moment ago`, {
+      remedy: "`tidemark points list` shows the points that are left",
+    });
+  });
+  const text = [
+    `point ${decision.sequence} of disk ${printable(decision.disk)} ${decision.keep ? "stays" : "goes"}`,
+    fields([
+      ["point", decision.point],
+      ["time", decision.time],
+      ["consistency", decision.consistency],
+      ...decision.reasons.map((reason, index): readonly [string, string] => [index === 0 ? "because" : "", reason]),
+    ]),
+  ].join("\n");
+  output.summary("prune", decision, text);
+}
+
+/** The first and the last of a list that may be long, and how many lie between. */
+class Shortened {
+  readonly #first: PointDecision[] = [];
+  readonly #last: PointDecision[] = [];
+  #between = 0;
+
+  add(decision: PointDecision): void {
+    if (this.#first.length < shownFirst) {
+      this.#first.push(decision);
+      return;
+    }
+    this.#last.push(decision);
+    if (this.#last.length <= shownLast) return;
+    this.#last.shift();
+    this.#between += 1;
+  }
+
+  lines(): string[] {
+    if (this.#first.length === 0) return [];
+    const row = ({ disk, sequence, time, consistency, storedBytes, reasons }: PointDecision): string[] => [
+      disk,
+      String(sequence),
+      time,
+      consistency,
+      formatBytes(storedBytes),
+      reasons.join("; "),
+    ];
+    const [heading = "", ...lines] = table(
+      ["DISK", "POINT", "TIME", "CONS.", "STORED", "GOES BECAUSE"],
+      [...this.#first, ...this.#last].map(row),
+      "lrllrl",
+    ).split("\n");
+    const more = this.#between === 0 ? [] : [`… and ${formatNumberOf(this.#between, "point")} more, which --json lists`];
+    return [heading, ...lines.slice(0, this.#first.length), ...more, ...lines.slice(this.#first.length), ""];
+  }
+}
+
+function describe(summary: PruneSummary): string {
+  const { dryRun, removedPoints, keptPoints, heldPoints, removedStoredBytes, skippedDisks, elapsedMs } = summary;
+  const what = `${formatNumberOf(removedPoints, "point")} ${dryRun ? "would go" : "pruned"}, ${formatNumberOf(keptPoints, "point")} left`;
+  const held = heldPoints === 0 ? "" : `; ${formatNumberOf(heldPoints, "point")} of them only because somebody reads or has pinned them`;
+  const skipped = skippedDisks === 0 ? "" : `; ${formatNumberOf(skippedDisks, "disk")} left out`;
+  const stored = `what they had stored: ${formatBytes(removedStoredBytes)}, less what other points share`;
+  return `${what}${held}${skipped} (${formatDuration(elapsedMs)})${removedPoints === 0 ? "" : `\n${stored}`}`;
+}

@@ -1,0 +1,277 @@
+/**
+ * Prune: points that a policy does not keep leave the head and its pages. Manifests name complete runs, so nothing else changes and no data moves; what
+ * nobody refers to any more is given back by a collection.
+ *
+ *     plan (no seat, no writes) ─► seat ─► plan again, as the head is now ─► condemn ─► who keeps any of them? ─► swap head ─► condemn none
+ *
+ * The order of the last four, and why nobody's point is lost to it, stand in `condemned.ts`. A prune that is interrupted has dropped all of its points or
+ * none; the next one goes on.
+ */
+import assert from "node:assert/strict";
+import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import { condemnedRangesMax } from "../format/keeping.ts";
+import { condemnedName, vaultName } from "../format/names.ts";
+import type { Decision } from "../retention/decide.ts";
+import type { RetentionPolicy } from "../retention/policy.ts";
+import { Store } from "../store.ts";
+import type { Consistency } from "../volume.ts";
+import { clearCondemned, putCondemned, rangesOf } from "./condemned.ts";
+import { PageCache } from "./history.ts";
+import { isHoldAlive, listHolds } from "./holds.ts";
+import { deletePin, isExpired, listPins } from "./pins.ts";
+import { diskNames } from "./points.ts";
+import { Family } from "./prune-family.ts";
+import type { PlannedPoint, PlanOptions, PrunePlan } from "./prune-plan.ts";
+import { planPrune } from "./prune-plan.ts";
+import { readHead, Seat } from "./seat.ts";
+import { proveObjects, proveVault, type VaultContext } from "./session.ts";
+import type { Notice } from "./summaries.ts";
+
+/** Points that are condemned together: their list fits into its document whatever their numbers are. */
+const condemnedPointsMax: number = condemnedRangesMax;
+
+/** How often a prune is started by itself: again when the store went back in time. */
+const attemptsMax = 4;
+
+export interface PruneOptions {
+  /** Absent: every disk. */
+  readonly disk?: string | undefined;
+  readonly policy: RetentionPolicy;
+  /** Only decides, and changes nothing. */
+  readonly dryRun?: boolean | undefined;
+  /** The time by which ages are counted, in ms since 1970. Default: now. */
+  readonly nowMs?: number | undefined;
+  /** Told what is decided about each point, oldest first, disk by disk. */
+  readonly onDecision?: ((decision: PointDecision) => void) | undefined;
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface PointDecision {
+  readonly disk: string;
+  readonly sequence: number;
+  readonly point: string;
+  readonly time: string;
+  readonly consistency: Consistency;
+  readonly storedBytes: number;
+  readonly keep: boolean;
+  /** The rules that decided, in a few words each. */
+  readonly reasons: readonly string[];
+}
+
+/** What was dropped, or would be. */
+export interface PruneCounts {
+  readonly removedPoints: number;
+  /** Points that are left, as far as they can be read. */
+  readonly keptPoints: number;
+  /** Of these, points that the policy does not keep, but somebody reads, or has pinned since it was asked. */
+  readonly heldPoints: number;
+  /**
+   * What the cycles of the removed points had stored. A collection gives back of it what no other point shares; and on top of it what was stored for earlier
+   * points and only the removed ones still held.
+   */
+  readonly removedStoredBytes: number;
+}
+
+export interface PruneSummary extends PruneCounts {
+  readonly dryRun: boolean;
+  readonly disks: readonly (PruneCounts & { readonly disk: string })[];
+  /** Disks that another writer has, or whose points cannot be read: nothing was dropped there. */
+  readonly skippedDisks: number;
+  readonly requests: number;
+  readonly elapsedMs: number;
+}
+
+/**
+ * Prunes one disk, or all. Where all are meant, a disk that is being written is left out, with a notice: its agent prunes it. Errors: DISK_NOT_FOUND,
+ * WRITER_ACTIVE, SEAT_LOST, STORE_REGRESSED, INTERRUPTED and those of the store.
+ */
+export async function prune(context: VaultContext, options: PruneOptions): Promise<PruneSummary> {
+  const startedAt = performance.now();
+  const { signal, dryRun = false } = options;
+  const onNotice = options.onNotice ?? (() => undefined);
+  const store = new Store(context.sink);
+  const { vault } = context.document;
+  const asked = { store, vault, nowMs: options.nowMs ?? Date.now(), onNotice, signal };
+  const planning: PlanOptions = { ...asked, policy: options.policy, family: new Family(asked), cache: new PageCache() };
+  const names = options.disk === undefined ? await diskNames(store, signal) : [options.disk.normalize("NFC")];
+  let skippedDisks = 0;
+  /** One disk of many does not end the work for all. */
+  const orSkip = async <Result>(disk: string, work: Promise<Result>): Promise<Result | undefined> => {
+    try {
+      return await work;
+    } catch (error) {
+      if (options.disk !== undefined || !hasCode(error, "WRITER_ACTIVE", "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+      skippedDisks += 1;
+      onNotice({ code: "DISK_SKIPPED", message: `disk ${JSON.stringify(disk)} is not pruned: ${error.message}` });
+      return undefined;
+    }
+  };
+  // All is decided before anything is dropped: a group's points go on all of its disks or on none.
+  const plans: PrunePlan[] = [];
+  for (const disk of names) {
+    throwIfAborted(signal);
+    const plan = await orSkip(
+      disk,
+      readHead(store, vault, disk, signal).then(async ({ head }) => await planPrune(planning, head)),
+    );
+    if (plan === undefined) continue;
+    plans.push(plan);
+    if (options.onDecision !== undefined) tell(plan, options.onDecision);
+  }
+  const disks: (PruneCounts & { readonly disk: string })[] = [];
+  for (const plan of plans) {
+    const work = dryRun ? foresee(planning, plan) : pruneDisk(planning, plan);
+    const counts = await orSkip(plan.disk, work);
+    if (counts !== undefined) disks.push({ disk: plan.disk, ...counts });
+  }
+  const sum = (field: keyof PruneCounts): number => disks.reduce((total, counts) => total + counts[field], 0);
+  return {
+    dryRun,
+    removedPoints: sum("removedPoints"),
+    keptPoints: sum("keptPoints"),
+    heldPoints: sum("heldPoints"),
+    removedStoredBytes: sum("removedStoredBytes"),
+    disks,
+    skippedDisks,
+    requests: store.requests,
+    elapsedMs: Math.round(performance.now() - startedAt),
+  };
+}
+
+/**
+ * Drops what a plan dooms, with the seat in hand. After an error it is not known whether the head has been swapped: the seat is to be given up, which makes
+ * sure that it never will be. `leave` gives the seat up with the last swap. Errors: SEAT_LOST, STORE_REGRESSED, INTERRUPTED and those of the store.
+ */
+export async function dropDoomed(options: PlanOptions, plan: PrunePlan, seat: Seat, leave: boolean): Promise<PruneCounts> {
+  const { store, vault, cache, signal } = options;
+  const { disk, doomed } = plan;
+  let removedPoints = 0;
+  let removedStoredBytes = 0;
+  let heldPoints = 0;
+  for (let from = 0; from < doomed.length; from += condemnedPointsMax) {
+    throwIfAborted(signal);
+    const condemned = doomed.slice(from, from + condemnedPointsMax);
+    const isLast = from + condemnedPointsMax >= doomed.length;
+    const document = { vault, disk, epoch: seat.epoch, ranges: rangesOf(condemned.map(({ sequence }) => sequence)) };
+    const etag = await putCondemned(store, document, signal);
+    const kept = await keptAgain(options, plan, condemned);
+    const dropped = condemned.filter((point) => !kept.has(point));
+    heldPoints += kept.size;
+    if (dropped.length > 0) {
+      const prove = async (written: ReadonlyMap<string, string>): Promise<void> => {
+        await proveObjects(store, new Map([...written, [condemnedName(disk), etag]]), signal);
+        await proveVault(store, vault, signal);
+      };
+      const sequences = dropped.map(({ sequence }) => sequence);
+      removedPoints += await seat.drop(sequences, { leave: leave && isLast, prove, cache, signal });
+      removedStoredBytes += dropped.reduce((total, { storedBytes }) => total + storedBytes, 0);
+    }
+    try {
+      await clearCondemned(store, document, etag);
+    } catch (error) {
+      // A seat that is given up now makes the list void for all who come upon it.
+      if (!leave || !(error instanceof TidemarkError)) throw error;
+    }
+  }
+  for (const pin of plan.idlePins) await deletePin(store, pin, signal);
+  return { removedPoints, keptPoints: plan.points.length - removedPoints, heldPoints, removedStoredBytes };
+}
+
+async function pruneDisk(options: PlanOptions, first: PrunePlan): Promise<PruneCounts> {
+  const { disk, doomed, points } = first;
+  if (doomed.length === 0) return { removedPoints: 0, keptPoints: points.length, heldPoints: 0, removedStoredBytes: 0 };
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await pruneSeated(options, disk);
+    } catch (error) {
+      const reason = hasCode(error, "OBJECT_EXISTS") ? forgotten(disk, error) : error;
+      const mayTryAgain = hasCode(reason, "STORE_REGRESSED") && reason.detail["object"] !== vaultName && attempt < attemptsMax;
+      if (!mayTryAgain) throw reason;
+      options.onNotice({ code: "STORE_REGRESSED", message: `${reason.message}; the prune of disk ${JSON.stringify(disk)} starts again` });
+    }
+  }
+}
+
+async function pruneSeated(options: PlanOptions, disk: string): Promise<PruneCounts> {
+  const { store, vault, onNotice, signal } = options;
+  const seat = await Seat.take({ store, vault, disk, onNotice, signal }).catch((error: unknown) => {
+    throw hasCode(error, "WRITER_ACTIVE") ? agentPrunes(error) : error;
+  });
+  try {
+    return await dropDoomed(options, await planPrune(options, seat.head), seat, true);
+  } finally {
+    await seat.release();
+  }
+}
+
+/** What `pruneDisk` would do. Whether a reader lives cannot be told without taking its lease, so every hold counts. */
+async function foresee({ store, signal }: PlanOptions, { disk, doomed, points }: PrunePlan): Promise<PruneCounts> {
+  const holds = doomed.length === 0 ? new Map<number, readonly string[]>() : await listHolds(store, disk, signal);
+  const dropped = doomed.filter(({ sequence }) => !holds.has(sequence));
+  return {
+    removedPoints: dropped.length,
+    keptPoints: points.length - dropped.length,
+    heldPoints: doomed.length - dropped.length,
+    removedStoredBytes: dropped.reduce((total, { storedBytes }) => total + storedBytes, 0),
+  };
+}
+
+/**
+ * Those of the condemned points that somebody keeps, asked after they were condemned: readers that live, and pins that were not there, or counted, before.
+ * Of a group's point any member's reader or pin counts.
+ */
+async function keptAgain(options: PlanOptions, plan: PrunePlan, condemned: readonly PlannedPoint[]): Promise<ReadonlySet<PlannedPoint>> {
+  const { store, vault, family, nowMs, onNotice, signal } = options;
+  const newestMs = plan.points.at(-1)?.timeMs ?? 0;
+  const bySequence = new Map(condemned.map((point) => [point.sequence, point]));
+  const byGroup = new Map(condemned.flatMap((point) => (point.group === null ? [] : [[point.group.id, point] as const])));
+  const idle = new Set(plan.idlePins.map(({ object }) => object));
+  const kept = new Set<PlannedPoint>();
+  for (const disk of new Set([plan.disk, ...condemned.flatMap(({ group }) => group?.disks ?? [])])) {
+    const find = async (sequence: number): Promise<PlannedPoint | undefined> =>
+      disk === plan.disk ? bySequence.get(sequence) : byGroup.get((await family.groupAt(disk, sequence)) ?? "");
+    for (const [sequence, names] of await listHolds(store, disk, signal)) {
+      const point = await find(sequence);
+      if (point !== undefined && (await anyAlive(store, names, signal))) kept.add(point);
+    }
+    for (const pin of await listPins(store, vault, disk, onNotice, signal)) {
+      const point = await find(pin.sequence);
+      if (point !== undefined && !idle.has(pin.object) && !isExpired(pin, nowMs, newestMs)) kept.add(point);
+    }
+  }
+  return kept;
+}
+
+/** All are asked, so that all holds of dead readers are cleared away. */
+async function anyAlive(store: Store, names: readonly string[], signal: AbortSignal | undefined): Promise<boolean> {
+  let alive = false;
+  for (const name of names) if (await isHoldAlive(store, name, signal)) alive = true;
+  return alive;
+}
+
+function tell({ disk, points, decisions }: PrunePlan, onDecision: (decision: PointDecision) => void): void {
+  for (const [index, { sequence, id, timeMs, consistency, storedBytes }] of points.entries()) {
+    const decision: Decision | undefined = decisions[index];
+    assert(decision?.sequence === sequence, "there is a decision for each point, in their order");
+    const { keep, reasons } = decision;
+    onDecision({ disk, sequence, point: id, time: new Date(timeMs).toISOString(), consistency, storedBytes, keep, reasons });
+  }
+}
+
+/** A page's name holds the epoch: if it is taken, another writer had the same epoch, and the store has forgotten that one's head. */
+function forgotten(disk: string, cause: TidemarkError): TidemarkError {
+  return new TidemarkError("STORE_REGRESSED", `the store went back in time: it has forgotten a writer of disk ${JSON.stringify(disk)}`, {
+    remedy: "run the command again",
+    detail: cause.detail,
+    cause,
+  });
+}
+
+function agentPrunes(cause: TidemarkError): TidemarkError {
+  return new TidemarkError("WRITER_ACTIVE", cause.message, {
+    remedy: "an agent that protects the disk prunes it by itself, as its `recoveryPointRetention` says; else wait until the writer is done",
+    detail: cause.detail,
+    cause,
+  });
+}

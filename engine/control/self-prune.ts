@@ -1,0 +1,161 @@
+/**
+ * A protected disk prunes itself: after a point has been committed, and at most once a minute, because a page is written anew for each prune that takes
+ * a point from it, however few.
+ *
+ * What goes is found out beside the cycles; only to drop it the seat is borrowed between two of them, for about ten requests. Planning that takes longer than
+ * a cycle can wait is left to go on, and its outcome is used after a later point. A prune that fails changes nothing about the points that are taken: it is
+ * tried again a minute later, and said to fail when that goes on.
+ */
+import { setTimeout as delay } from "node:timers/promises";
+import { TidemarkError } from "../errors.ts";
+import type { RetentionPolicy } from "../retention/policy.ts";
+import { PageCache } from "./history.ts";
+import type { Finding, ProtectOptions } from "./protection-status.ts";
+import { dropDoomed } from "./prune.ts";
+import { Family } from "./prune-family.ts";
+import type { PlanOptions, PrunePlan } from "./prune-plan.ts";
+import { planPrune } from "./prune-plan.ts";
+import type { Session } from "./session.ts";
+import type { Notice } from "./summaries.ts";
+
+const timing = {
+  everyMs: 60_000,
+  /** A cycle waits for this part of its length for the plan, within these bounds. */
+  patience: 0.2,
+  patienceMsMin: 200,
+  patienceMsMax: 30_000,
+  failuresTold: 3,
+  /** Different notices, each of which is given once. */
+  toldMax: 100,
+} as const;
+
+/** A plan that is being made, or has been. It holds for one session: after another writer, or a store that went back, numbers may mean other points. */
+interface Planning {
+  readonly session: Session;
+  readonly options: PlanOptions;
+  readonly abort: AbortController;
+  readonly plan: Promise<PrunePlan>;
+}
+
+export class SelfPrune {
+  readonly #vault: string;
+  readonly #options: Pick<ProtectOptions, "disk" | "onEvent">;
+  readonly #cache = new PageCache();
+  #planning: Planning | undefined;
+  /** By a clock that cannot be set. */
+  #nextAtMs = 0;
+  /** The newest point when it was last looked what goes. While there is no newer one, nothing more goes. */
+  #seen = 0;
+  #failuresInRow = 0;
+  #failure: TidemarkError | undefined;
+  /** What was said is said once: a page that is damaged stays so for weeks. */
+  readonly #told = new Set<string>();
+
+  constructor(vault: string, options: Pick<ProtectOptions, "disk" | "onEvent">) {
+    this.#vault = vault;
+    this.#options = options;
+  }
+
+  /**
+   * Prunes when it is time. False: it failed with the seat in hand, and the session is over. `cycleMs`: how far points are apart. What the store answers is
+   * no error here.
+   */
+  async afterPoint(session: Session, policy: RetentionPolicy | undefined, cycleMs: number): Promise<boolean> {
+    if (policy === undefined || policy.kind === "everything") return true;
+    if (this.#planning?.session !== session) await this.abandon();
+    const newest = session.newest?.sequence ?? 0;
+    if (this.#planning === undefined && (performance.now() < this.#nextAtMs || newest === this.#seen)) return true;
+    const planning = (this.#planning ??= this.#begin(session, policy));
+    let isSeatLent = false;
+    try {
+      const plan = await within(planning.plan, Math.min(timing.patienceMsMax, Math.max(timing.patienceMsMin, cycleMs * timing.patience)));
+      if (plan === undefined) return true;
+      isSeatLent = plan.doomed.length > 0;
+      if (isSeatLent) await this.#drop(planning, plan);
+      this.#over(newest);
+      this.#failuresInRow = 0;
+      this.#failure = undefined;
+      return true;
+    } catch (error) {
+      if (!(error instanceof TidemarkError)) throw error;
+      this.#over(0);
+      if (error.code !== "INTERRUPTED") this.#failed(error);
+      return !isSeatLent;
+    }
+  }
+
+  /** What is wrong with it, when that goes on. */
+  get finding(): Finding | undefined {
+    if (this.#failure === undefined || this.#failuresInRow < timing.failuresTold) return undefined;
+    return {
+      level: "Warning",
+      code: "PRUNE_FAILED",
+      cause: `points that the policy does not keep could not be dropped ${String(this.#failuresInRow)} times in a row: ${this.#failure.message}`,
+      remedy: this.#failure.remedy ?? "see the log; points are taken as ever, and the vault grows",
+    };
+  }
+
+  /** Ends the planning that is under way. Waits. */
+  async abandon(): Promise<void> {
+    const planning = this.#planning;
+    if (planning === undefined) return;
+    this.#planning = undefined;
+    planning.abort.abort();
+    await Promise.allSettled([planning.plan]);
+  }
+
+  #begin(session: Session, policy: RetentionPolicy): Planning {
+    const abort = new AbortController();
+    const signal = AbortSignal.any([abort.signal, session.signal]);
+    const onNotice = ({ code, message }: Notice): void => {
+      this.#notice(code, message);
+    };
+    const asked = { store: session.store, vault: this.#vault, nowMs: Date.now(), onNotice, signal };
+    const options: PlanOptions = { ...asked, policy, family: new Family(asked), cache: this.#cache };
+    const plan = planPrune(options, session.head);
+    plan.catch(() => undefined); // heard of after a point, or not at all
+    return { session, options, abort, plan };
+  }
+
+  async #drop({ session, options }: Planning, plan: PrunePlan): Promise<void> {
+    const { removedPoints, keptPoints } = await session.prune(async (seat) => await dropDoomed(options, plan, seat, false));
+    if (removedPoints === 0) return;
+    const message = `${String(removedPoints)} points pruned, ${String(keptPoints)} left`;
+    this.#options.onEvent?.({ kind: "prune", disk: this.#options.disk, removedPoints, keptPoints, message });
+  }
+
+  #failed(error: TidemarkError): void {
+    this.#failure = error;
+    this.#failuresInRow += 1;
+    // One notice for a row of failures: the finding tells that they go on.
+    if (this.#failuresInRow === 1) this.#emitNotice("PRUNE_FAILED", `${error.message}; the points that are too old are pruned later`);
+  }
+
+  #notice(code: Notice["code"], message: string): void {
+    if (this.#told.has(message) || this.#told.size >= timing.toldMax) return;
+    this.#told.add(message);
+    this.#emitNotice(code, message);
+  }
+
+  #emitNotice(code: Notice["code"], message: string): void {
+    this.#options.onEvent?.({ kind: "notice", disk: this.#options.disk, code, message });
+  }
+
+  #over(seen: number): void {
+    this.#planning = undefined;
+    this.#seen = seen;
+    this.#nextAtMs = performance.now() + timing.everyMs;
+  }
+}
+
+/** What `work` gives, or undefined when it takes longer. */
+async function within<Result>(work: Promise<Result>, waitMs: number): Promise<Result | undefined> {
+  const over = new AbortController();
+  const late = delay(waitMs, undefined, { signal: over.signal }).catch(() => undefined);
+  try {
+    return await Promise.race([work, late]);
+  } finally {
+    over.abort();
+    await late;
+  }
+}

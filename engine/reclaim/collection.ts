@@ -1,0 +1,405 @@
+/**
+ * Gives back what no committed point needs, while writers and readers go on:
+ *
+ *     look ─► condemn ─► acknowledged by every writer ─► look again ─► give back
+ *
+ *   - *Look*: everything that committed points lead to is needed. Anything that cannot be read ends the collection before it deletes.
+ *   - *Condemn*: for each segment a record says which of its pages nobody needs, and then `reclaim/collection` is given a new id. From then on whoever
+ *     loads a catalog leaves their chunks out.
+ *   - *Acknowledged*: a writer looks for a new id before each cycle, forgets what is condemned, and writes the id into its head. A point that it goes
+ *     on to commit refers to nothing that was condemned. A writer that does not live any more is locked out by taking its seat: if it wakes,
+ *     its first write fails. So what follows does not depend on any clock.
+ *   - *Look again*: what points refer to that have been committed meanwhile by writers who did not know yet is kept.
+ *   - *Give back*: what goes is recorded; when the store cannot forget that any more, pages are cleared where they lie, dead segments and objects deleted.
+ *
+ * It can end anywhere. What is condemned costs no more than deduplication; the next collection starts anew and finds it all. Segments that a living writer
+ * may append to are left alone.
+ */
+import { randomBytes } from "node:crypto";
+import { setTimeout as delay } from "node:timers/promises";
+import { readHead, Seat } from "../control/seat.ts";
+import type { Notice } from "../control/summaries.ts";
+import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import { fromHex, toHex } from "../format/checksum.ts";
+import type { HeadDocument } from "../format/documents.ts";
+import { damaged } from "../format/fields.ts";
+import { decodeDiskName, disksPrefix, encodeDiskName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
+import type { DeadDocument, PageRun } from "../format/reclaim.ts";
+import { collectionName, deadName, deadPrefix, encodeCollection, encodeDead, segmentOfDead } from "../format/reclaim.ts";
+import type { CallOptions } from "../sink.ts";
+import { pageAlignmentBytes } from "../sink.ts";
+import type { Store } from "../store.ts";
+import { CollectorSeat } from "./collector-seat.ts";
+import { readDead } from "./dead-pages.ts";
+import { LiveSet } from "./live-set.ts";
+import { PageSet } from "./page-set.ts";
+import { planSegment } from "./segment-plan.ts";
+
+export interface CollectOptions {
+  /** Say what a collection would give back, and change nothing. */
+  readonly dryRun?: boolean | undefined;
+  /** How long to wait for writers that are in the middle of a cycle, in ms. Default: 60 s. */
+  readonly waitMsMax?: number | undefined;
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface CollectSummary {
+  /** Bytes of pages in which chunks lie that committed points need. */
+  readonly liveBytes: number;
+  /** Bytes of all segments' pages, before and after. */
+  readonly storedBytesBefore: number;
+  readonly storedBytesAfter: number;
+  /** Chunks that were found to be needed by nobody. */
+  readonly condemnedChunks: number;
+  readonly deletedSegments: number;
+  /** Manifests, pages of points and parts of maps. */
+  readonly deletedObjects: number;
+  /** Disks whose writers had not acknowledged in time: nothing has been given back, and the next collection goes on. */
+  readonly waitingFor: readonly string[];
+  readonly elapsedMs: number;
+}
+
+interface Segment {
+  readonly name: string;
+  readonly sizeBytes: number;
+}
+
+/** A segment of which something was condemned. */
+interface Condemned extends Segment {
+  readonly isDead: boolean;
+  readonly storedPages: number;
+}
+
+/** What is given back of a segment, as its record says. */
+interface Decision {
+  readonly name: string;
+  /** Of the record. */
+  readonly etag: string;
+  /** All of it goes. */
+  readonly isDead: boolean;
+  /** Pages to clear. */
+  readonly runs: readonly PageRun[];
+  readonly dead: readonly PageRun[];
+  /** How many pages are given back. */
+  readonly pages: number;
+}
+
+const timing = { waitMsMax: 60_000, pollMs: 500 } as const;
+/** Requests under way at once. */
+const atOnce = 8;
+
+/** Errors: COLLECTION_ACTIVE, DAMAGED (nothing has been deleted then), INTERRUPTED and those of the store. */
+export async function collect(store: Store, vault: string, options: CollectOptions = {}): Promise<CollectSummary> {
+  if (options.dryRun === true) return await new Collection(store, vault, options, options.signal).run();
+  await using seat = await CollectorSeat.take(store, options.signal);
+  const signal = options.signal === undefined ? seat.signal : AbortSignal.any([seat.signal, options.signal]);
+  return await new Collection(store, vault, options, signal).run();
+}
+
+class Collection {
+  readonly #store: Store;
+  readonly #vault: string;
+  readonly #options: CollectOptions;
+  readonly #signal: AbortSignal | undefined;
+  readonly #id = toHex(randomBytes(16));
+  #storedPages = 0;
+  #condemnedChunks = 0;
+  #condemnedPages = 0;
+
+  constructor(store: Store, vault: string, options: CollectOptions, signal: AbortSignal | undefined) {
+    this.#store = store;
+    this.#vault = vault;
+    this.#options = options;
+    this.#signal = signal;
+  }
+
+  async run(): Promise<CollectSummary> {
+    const startedAt = performance.now();
+    // Listed first: what is written while we look is none of ours.
+    const segments = await this.#listSegments();
+    const objects = await this.#listObjects();
+    const live = await this.#look();
+    const unneeded = objects.filter((name) => !live.objects.has(name));
+    const condemned = await this.#condemn(segments, live);
+    const summary = {
+      liveBytes: sum(live.pages.values(), (pages) => pages.count()) * pageAlignmentBytes,
+      storedBytesBefore: this.#storedPages * pageAlignmentBytes,
+      condemnedChunks: this.#condemnedChunks,
+    };
+    const ended = (
+      given: Pick<CollectSummary, "storedBytesAfter" | "deletedSegments" | "deletedObjects" | "waitingFor">,
+    ): CollectSummary => ({
+      ...summary,
+      ...given,
+      elapsedMs: Math.round(performance.now() - startedAt),
+    });
+    if (this.#options.dryRun === true) {
+      return ended({
+        storedBytesAfter: (this.#storedPages - this.#condemnedPages) * pageAlignmentBytes,
+        deletedSegments: condemned.filter(({ isDead }) => isDead).length,
+        deletedObjects: unneeded.length,
+        waitingFor: [],
+      });
+    }
+    if (condemned.length === 0 && unneeded.length === 0) {
+      return ended({ storedBytesAfter: summary.storedBytesBefore, deletedSegments: 0, deletedObjects: 0, waitingFor: [] });
+    }
+    await this.#announce();
+    const waitingFor = await this.#awaitWriters([...live.heads.keys()]);
+    if (waitingFor.length > 0) {
+      return ended({ storedBytesAfter: summary.storedBytesBefore, deletedSegments: 0, deletedObjects: 0, waitingFor });
+    }
+    const stillLive = await this.#look();
+    const decisions = await this.#decide(condemned, stillLive);
+    const dead = unneeded.filter((name) => !stillLive.objects.has(name));
+    await this.#settle(decisions);
+    await this.#each(decisions, async (decision) => await this.#giveBack(decision));
+    await this.#each(dead, async (name) => await this.#store.delete(name, { signal: this.#signal }));
+    return ended({
+      storedBytesAfter: (this.#storedPages - sum(decisions, ({ pages }) => pages)) * pageAlignmentBytes,
+      deletedSegments: decisions.filter(({ isDead }) => isDead).length,
+      deletedObjects: dead.length,
+      waitingFor,
+    });
+  }
+
+  async #look(): Promise<LiveSet> {
+    return await LiveSet.of({ store: this.#store, vault: this.#vault, signal: this.#signal });
+  }
+
+  async #listSegments(): Promise<Segment[]> {
+    const segments: Segment[] = [];
+    for await (const { name, sizeBytes } of this.#store.list(segmentsPrefix, { signal: this.#signal })) {
+      if (parseSegmentName(name) !== undefined) segments.push({ name, sizeBytes });
+    }
+    return segments;
+  }
+
+  /** Names of everything that a head can lead to. */
+  async #listObjects(): Promise<string[]> {
+    const objects: string[] = [];
+    for await (const { name } of this.#store.list(disksPrefix, { signal: this.#signal })) {
+      if (/^disks\/[^/]+\/(?:points|history|map)\//.test(name)) objects.push(name);
+    }
+    return objects;
+  }
+
+  /** Records of each segment what nobody needs of it. Returns the segments that have such pages. */
+  async #condemn(segments: readonly Segment[], live: LiveSet): Promise<Condemned[]> {
+    const known = new Set(segments.map(({ name }) => name));
+    for (const name of live.pages.keys()) if (!known.has(name)) throw damaged(name, "the store does not hold it any more");
+    const open = openSegments(segments, live.heads);
+    const condemned: Condemned[] = [];
+    await this.#each(segments, async (segment) => {
+      const { name } = segment;
+      const recorded = await readDead(this.#store, this.#vault, deadName(name), { signal: this.#signal });
+      const { dead: gone = [], condemned: condemnedBefore = [], clearing = false } = recorded?.document ?? {};
+      const dead = PageSet.ofRuns(gone);
+      if (open.has(name)) {
+        const { writtenBytes } = await this.#store.statPages(name, { signal: this.#signal });
+        this.#storedPages += writtenBytes / pageAlignmentBytes - dead.count();
+        return;
+      }
+      const pages = { live: live.pages.get(name) ?? new PageSet(), dead };
+      const plan = await planSegment(this.#store, fromHex(this.#vault), segment, pages, { signal: this.#signal });
+      this.#storedPages += plan.storedPages;
+      this.#condemnedChunks += plan.condemnedChunks;
+      this.#condemnedPages += pagesIn(plan.condemned);
+      if (plan.condemned.length === 0 && !plan.isDead && condemnedBefore.length === 0 && !clearing) return;
+      condemned.push({ ...segment, isDead: plan.isDead, storedPages: plan.storedPages });
+      if (this.#options.dryRun === true) return;
+      await this.#record(name, recorded?.etag, { dead: gone, condemned: plan.condemned, clearing });
+    });
+    if (this.#options.dryRun !== true) await this.#removeOrphans(known);
+    return condemned;
+  }
+
+  /** Records of segments that are gone. */
+  async #removeOrphans(segments: ReadonlySet<string>): Promise<void> {
+    const orphans: string[] = [];
+    for await (const { name } of this.#store.list(deadPrefix, { signal: this.#signal })) {
+      if (!segments.has(segmentOfDead(name))) orphans.push(name);
+    }
+    await this.#each(orphans, async (name) => await this.#store.delete(name, { signal: this.#signal }));
+  }
+
+  /** Has every writer look at the records before it goes on. Returns the ETag of what says so. */
+  async #announce(): Promise<string> {
+    const bytes = encodeCollection({ vault: this.#vault, collection: this.#id, startedMs: Date.now() });
+    const options = { signal: this.#signal };
+    return await this.#store.replace(collectionName, bytes, await etagOf(this.#store, collectionName, options), options);
+  }
+
+  /** Returns the disks whose writers live and have not acknowledged in time. */
+  async #awaitWriters(disks: readonly string[]): Promise<string[]> {
+    const waitMsMax = this.#options.waitMsMax ?? timing.waitMsMax;
+    const startedAt = performance.now();
+    for (let waiting = disks; ; ) {
+      const left: string[] = [];
+      for (const disk of waiting) if (!(await this.#isHarmless(disk))) left.push(disk);
+      if (left.length === 0 || performance.now() - startedAt >= waitMsMax) return left;
+      waiting = left;
+      await delay(timing.pollMs, undefined, { signal: this.#signal }).catch(() => undefined);
+      throwIfAborted(this.#signal);
+    }
+  }
+
+  /** Whether nobody who writes this disk can commit any more what refers to anything condemned. */
+  async #isHarmless(disk: string): Promise<boolean> {
+    const { head } = await readHead(this.#store, this.#vault, disk, this.#signal);
+    // Whoever takes the seat from now on loads a catalog, or refreshes the one that it has, afterwards.
+    if (head.writer === null || head.collection === this.#id) return true;
+    const onNotice = this.#options.onNotice ?? (() => undefined);
+    try {
+      const seat = await Seat.take({ store: this.#store, vault: this.#vault, disk, onNotice, signal: this.#signal });
+      await seat.release();
+      return true;
+    } catch (error) {
+      if (hasCode(error, "WRITER_ACTIVE")) return false;
+      throw error;
+    }
+  }
+
+  /** Records for each segment what is given back of it. */
+  async #decide(condemned: readonly Condemned[], live: LiveSet): Promise<Decision[]> {
+    const decisions: Decision[] = [];
+    await this.#each(condemned, async (segment) => {
+      const { name, isDead, storedPages } = segment;
+      const recorded = await readDead(this.#store, this.#vault, deadName(name), { signal: this.#signal });
+      // Another collection, which does not know that its writers have acknowledged this one: it has the say now.
+      if (recorded?.document.collection !== this.#id) throw overtaken(name);
+      const { etag, document } = recorded;
+      const needed = live.pages.get(name);
+      if (isDead && needed === undefined) {
+        decisions.push({ name, etag, isDead, runs: [], dead: document.dead, pages: storedPages });
+        return;
+      }
+      // Asked anew, because a frame of which something is needed after all keeps its header and its table.
+      const pages = { live: needed ?? new PageSet(), dead: PageSet.ofRuns(document.dead) };
+      const plan = await planSegment(this.#store, fromHex(this.#vault), segment, pages, { signal: this.#signal });
+      const mayGo = PageSet.ofRuns(document.condemned);
+      const going = plan.condemned.flatMap((run) => within(run, mayGo));
+      const dead = PageSet.ofRuns([...document.dead, ...going]).runs();
+      const written = await this.#record(name, etag, { dead, condemned: [], clearing: true });
+      // What an interrupted collection had begun to clear may still be there.
+      decisions.push({ name, etag: written, isDead: false, runs: document.clearing ? dead : going, dead, pages: pagesIn(going) });
+    });
+    return decisions;
+  }
+
+  /**
+   * Waits until the store cannot forget the records any more, nor anything that is older: a store that went back behind them would list points again that
+   * need what is given back. Errors: STORE_REGRESSED.
+   */
+  async #settle(decisions: readonly Decision[]): Promise<void> {
+    const { settlingMs } = this.#store.sink.capabilities;
+    if (settlingMs === 0) return;
+    const mark = await this.#announce();
+    await delay(settlingMs, undefined, { signal: this.#signal }).catch(() => undefined);
+    throwIfAborted(this.#signal);
+    const there = new Map<string, string>();
+    for await (const { name, etag } of this.#store.list(deadPrefix, { signal: this.#signal })) there.set(name, etag);
+    const isThere = decisions.every(({ name, etag }) => there.get(deadName(name)) === etag);
+    if (isThere && (await etagOf(this.#store, collectionName, { signal: this.#signal })) === mark) return;
+    throw new TidemarkError("STORE_REGRESSED", "the store has forgotten what this collection had written down", {
+      remedy: "run the command again: nothing has been given back",
+    });
+  }
+
+  async #giveBack({ name, etag, isDead, runs, dead }: Decision): Promise<void> {
+    const options = { signal: this.#signal };
+    if (isDead) {
+      await this.#store.delete(name, options);
+      await this.#store.delete(deadName(name), options);
+      return;
+    }
+    for (const { from, end } of runs) {
+      await this.#store.clearPages(name, from * pageAlignmentBytes, (end - from) * pageAlignmentBytes, options);
+    }
+    await this.#record(name, etag, { dead, condemned: [], clearing: false });
+  }
+
+  /** Returns the record's ETag. Errors: COLLECTION_ACTIVE when another collection has written it since `expected`. */
+  async #record(
+    segment: string,
+    expected: string | undefined,
+    state: Pick<DeadDocument, "dead" | "condemned" | "clearing">,
+  ): Promise<string> {
+    const bytes = encodeDead({ vault: this.#vault, collection: this.#id, segment, ...state });
+    try {
+      return await this.#store.replace(deadName(segment), bytes, expected, { signal: this.#signal });
+    } catch (error) {
+      throw hasCode(error, "CONDITION_FAILED") ? overtaken(segment, error) : error;
+    }
+  }
+
+  async #each<Item>(items: readonly Item[], work: (item: Item) => Promise<void>): Promise<void> {
+    const next = items.values();
+    const worker = async (): Promise<void> => {
+      for (const item of next) {
+        throwIfAborted(this.#signal);
+        await work(item);
+      }
+    };
+    const workers = await Promise.allSettled(Array.from({ length: atOnce }, worker));
+    for (const outcome of workers) if (outcome.status === "rejected") throw outcome.reason;
+  }
+}
+
+/** The last segment of each lane of a writer that may still append to it. */
+function openSegments(segments: readonly Segment[], heads: ReadonlyMap<string, HeadDocument>): Set<string> {
+  const epochs = new Map(Array.from(heads, ([disk, head]) => [encodeDiskName(disk), head.writer === null ? head.epoch + 1 : head.epoch]));
+  const open = new Map<string, { readonly name: string; readonly ordinal: number }>();
+  for (const { name } of segments) {
+    const parsed = parseSegmentName(name);
+    if (parsed === undefined) continue;
+    const { encodedDisk, epoch, lane, ordinal } = parsed;
+    const current = epochs.get(encodedDisk);
+    if (current === undefined) {
+      throw damaged(name, `it belongs to disk ${JSON.stringify(decodeDiskName(encodedDisk) ?? encodedDisk)}, whose head is not there`);
+    }
+    if (epoch < current) continue;
+    const key = `${encodedDisk} ${String(epoch)} ${String(lane)}`;
+    if (ordinal >= (open.get(key)?.ordinal ?? 0)) open.set(key, { name, ordinal });
+  }
+  return new Set(Array.from(open.values(), ({ name }) => name));
+}
+
+async function etagOf(store: Store, name: string, options: CallOptions): Promise<string | undefined> {
+  try {
+    return (await store.stat(name, options)).etag;
+  } catch (error) {
+    if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
+    throw error;
+  }
+}
+
+function overtaken(segment: string, cause?: unknown): TidemarkError {
+  return new TidemarkError("COLLECTION_ACTIVE", "another collection has taken over while this one slept", {
+    remedy: "let it finish",
+    detail: { object: segment },
+    cause,
+  });
+}
+
+/** The parts of `run` that are in `set`. */
+function within(run: PageRun, set: PageSet): PageRun[] {
+  const parts: PageRun[] = [];
+  for (let page = run.from; page < run.end; ) {
+    const end = Math.min(set.endOfRun(page), run.end);
+    if (end > page) parts.push({ from: page, end });
+    page = Math.max(end, page + 1);
+  }
+  return parts;
+}
+
+function pagesIn(runs: readonly PageRun[]): number {
+  return sum(runs, ({ from, end }) => end - from);
+}
+
+function sum<Item>(items: Iterable<Item>, count: (item: Item) => number): number {
+  let total = 0;
+  for (const item of items) total += count(item);
+  return total;
+}

@@ -1,0 +1,153 @@
+/**
+ * What the vault still needs: every object that a committed point leads to, and every page of a segment in which a chunk lies that a committed point shows.
+ *
+ * Not every chunk that a leaf names is shown: newer runs hide it. Runs are only ever put on top of others, and a merge keeps what is seen, so an entry that is
+ * hidden in one point is hidden in all younger ones that have its leaf. It is therefore looked at in the oldest point that has its leaf, with
+ * everything that lies on top of it there; of most points that is the topmost run alone.
+ *
+ * Memory: a bit for each 512 bytes of segments, 1/4096 of what is stored, and the names of objects.
+ */
+import { readPoints } from "../control/history.ts";
+import { diskNames } from "../control/points.ts";
+import { readHead } from "../control/seat.ts";
+import { readManifest } from "../control/session.ts";
+import { hasCode, throwIfAborted } from "../errors.ts";
+import { fromHex } from "../format/checksum.ts";
+import type { HeadDocument, ManifestDocument, PageReference, PointRecord, RunReference } from "../format/documents.ts";
+import { damaged } from "../format/fields.ts";
+import { storedLength } from "../format/frame.ts";
+import type { EntryColumns } from "../format/leaf.ts";
+import { zeroSegment } from "../format/leaf.ts";
+import { manifestName, mapName, pageName } from "../format/names.ts";
+import type { Pieces } from "../map/point-map.ts";
+import { PointMap, pieceIsZero, windowGranules } from "../map/point-map.ts";
+import type { Store } from "../store.ts";
+import { PageSet } from "./page-set.ts";
+
+export interface LiveSetOptions {
+  readonly store: Store;
+  readonly vault: string;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export class LiveSet {
+  /** Manifests, pages of points, leaves and roots. */
+  readonly objects: Set<string> = new Set();
+  /** Pages that hold chunks, by the name of the segment. */
+  readonly pages: Map<string, PageSet> = new Map();
+  /** Head of each disk, as it was when its points were read. */
+  readonly heads: Map<string, HeadDocument> = new Map();
+
+  /** Reads the whole vault. Errors: DAMAGED and FORMAT_UNSUPPORTED when anything cannot be read, and those of the store. */
+  static async of(options: LiveSetOptions): Promise<LiveSet> {
+    const live = new LiveSet();
+    for (const disk of await diskNames(options.store, options.signal)) await live.#addDisk(options, disk);
+    return live;
+  }
+
+  /** Bytes of all page sets. */
+  get bytes(): number {
+    let bytes = 0;
+    for (const pages of this.pages.values()) bytes += pages.bytes;
+    return bytes;
+  }
+
+  /** Notes that a chunk of `storedWord` lies at `offset` of the segment. */
+  add(segment: string, offset: number, storedWord: number): void {
+    let pages = this.pages.get(segment);
+    if (pages === undefined) {
+      pages = new PageSet();
+      this.pages.set(segment, pages);
+    }
+    pages.addBytes(offset, storedLength(storedWord));
+  }
+
+  async #addDisk(options: LiveSetOptions, disk: string): Promise<void> {
+    const { store, vault, signal } = options;
+    const { head } = await readHead(store, vault, disk, signal);
+    this.heads.set(disk, head);
+    const newestFirst: PointRecord[] = [];
+    const onPage = ({ epoch, ordinal }: PageReference): void => {
+      this.objects.add(pageName(disk, epoch, ordinal));
+    };
+    for await (const point of readPoints(store, head, { signal, onPage })) newestFirst.push(point);
+    for (const point of newestFirst.reverse()) {
+      throwIfAborted(signal);
+      await mustExist(this.#addPoint(options, disk, point));
+    }
+  }
+
+  async #addPoint({ store, vault, signal }: LiveSetOptions, disk: string, point: PointRecord): Promise<void> {
+    this.objects.add(manifestName(disk, point.sequence, point.epoch));
+    const manifest = await readManifest(store, vault, disk, point, signal);
+    const map = new PointMap(store, fromHex(vault), disk, manifest);
+    // The lowest run that has a leaf which no older point had: it and all above it are to be looked at.
+    let depth = 0;
+    for (const [index, run] of manifest.runs.entries()) {
+      if (this.#addRun(disk, run)) depth = index + 1;
+      if (run.kind !== "root") continue;
+      for (const { epoch, ordinal } of await map.leavesOf(index, signal)) {
+        const name = mapName(disk, epoch, ordinal);
+        if (!this.objects.has(name)) depth = index + 1;
+        this.objects.add(name);
+      }
+    }
+    if (depth === 1) await this.#addTopmost(map, signal);
+    else if (depth > 1) await this.#addShown(store, fromHex(vault), disk, { ...manifest, runs: manifest.runs.slice(0, depth) }, signal);
+  }
+
+  /** Returns whether the run is new. */
+  #addRun(disk: string, { epoch, ordinal }: RunReference): boolean {
+    const name = mapName(disk, epoch, ordinal);
+    const isNew = !this.objects.has(name);
+    this.objects.add(name);
+    return isNew;
+  }
+
+  /** Nothing lies on top of it, so all of it is shown. */
+  async #addTopmost(map: PointMap, signal: AbortSignal | undefined): Promise<void> {
+    for await (const leaf of map.entriesOf(0, signal)) {
+      for (let entry = 0; entry < leaf.count; entry += 1) this.#addEntry(leaf, entry);
+    }
+  }
+
+  async #addShown(
+    store: Store,
+    vaultId: Uint8Array,
+    disk: string,
+    manifest: ManifestDocument,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const map = new PointMap(store, vaultId, disk, manifest);
+    for (let from = await map.nextMapped(0, signal); from < map.granules; from = await map.nextMapped(from, signal)) {
+      throwIfAborted(signal);
+      const end = Math.min(from + windowGranules, map.granules);
+      this.#addPieces(await map.window(from, end, signal));
+      from = end;
+    }
+  }
+
+  #addPieces(pieces: Pieces): void {
+    for (let piece = 0; piece < pieces.count; piece += 1) {
+      const leaf = pieces.leaves[piece];
+      if (leaf !== undefined && !pieceIsZero(pieces, piece)) this.#addEntry(leaf, pieces.entries[piece] ?? 0);
+    }
+  }
+
+  #addEntry(leaf: EntryColumns, entry: number): void {
+    const segment = leaf.segments[entry] ?? zeroSegment;
+    if (segment === zeroSegment) return;
+    const name = leaf.names[segment];
+    if (name !== undefined) this.add(name, leaf.offsets[entry] ?? 0, leaf.storedWords[entry] ?? 0);
+  }
+}
+
+/** What a committed point is made of has to be there: where it is not, the point is damaged, and nobody knows what it needs. */
+async function mustExist(reading: Promise<void>): Promise<void> {
+  try {
+    await reading;
+  } catch (error) {
+    if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+    throw damaged(String(error.detail["object"]), "the store does not hold it any more", error);
+  }
+}

@@ -1,0 +1,204 @@
+/**
+ * Heals chunks where they lie. Somebody may still hold the plain bytes of a damaged chunk: the disk that it came from, if it still has that content, or another
+ * chunk of the vault with the same digest. They are proved by the digest, compressed again, which gives the same payload as the first time, and written to
+ * the same place: then every point that needs the chunk is whole again, and nothing else has changed.
+ *
+ *     read again ─► sound after all?     plain bytes: sources, then twins ─► digest ─► payload of the stored length ─► pages ─► read back ─► digest
+ *
+ * What cannot be healed is put into quarantine.
+ */
+import type { VaultContext } from "../control/session.ts";
+import type { Notice } from "../control/summaries.ts";
+import { hasCode, throwIfAborted } from "../errors.ts";
+import { fromHex, sameBytes, toHex } from "../format/checksum.ts";
+import { storedLength, storedLz4Flag } from "../format/frame.ts";
+import { parseSegmentName, segmentsPrefix } from "../format/names.ts";
+import { digestBytes, granuleBytes } from "../limits.ts";
+import { walkFrames } from "../pipeline/frame-walk.ts";
+import { createDigest, type DigestKernel, Lz4 } from "../pipeline/kernels.ts";
+import { DeadPages } from "../reclaim/dead-pages.ts";
+import { quarantine, release } from "../reclaim/quarantine.ts";
+import type { Store } from "../store.ts";
+import type { Volume } from "../volume.ts";
+import { patchPages } from "./page-patch.ts";
+
+/** A chunk that does not read back as what it must be, as the maps of points know it. */
+export interface DamagedChunk {
+  readonly segment: string;
+  /** Of the payload in its segment. */
+  readonly offset: number;
+  readonly storedWord: number;
+  readonly digest: Uint8Array;
+  readonly granules: number;
+  /** Where on which disks the chunk has been found: its first granule. */
+  readonly places: readonly { readonly disk: string; readonly granule: number }[];
+}
+
+/** Undefined: the chunk is whole. Else why it could not be healed. */
+export type HealOutcome = string | undefined;
+
+export interface HealerOptions {
+  readonly context: VaultContext;
+  readonly store: Store;
+  /** By disk: what may still hold its content. */
+  readonly sources: ReadonlyMap<string, Volume>;
+  readonly onNotice: (notice: Notice) => void;
+  readonly signal?: AbortSignal | undefined;
+}
+
+const noPlace = "neither a source nor another chunk of the vault holds its content any more";
+
+export class Healer {
+  readonly #options: HealerOptions;
+  readonly #vaultId: Uint8Array;
+  readonly #lz4 = new Lz4();
+  #digest: DigestKernel | undefined;
+
+  constructor(options: HealerOptions) {
+    this.#options = options;
+    this.#vaultId = fromHex(options.context.document.vault);
+  }
+
+  /**
+   * Heals what can be healed, puts the rest into quarantine, and lets out what is whole. Returns an outcome for each of the chunks. Errors: those of the
+   * store and INTERRUPTED; then some may have been healed, and the others are what they were.
+   */
+  async heal(chunks: readonly DamagedChunk[]): Promise<readonly HealOutcome[]> {
+    const { store, context, signal } = this.#options;
+    const outcomes: HealOutcome[] = [];
+    const orphans: number[] = [];
+    for (const [index, chunk] of chunks.entries()) {
+      throwIfAborted(signal);
+      if ((await this.#readPlain(chunk)) !== undefined) continue;
+      const plain = await this.#fromSources(chunk);
+      if (plain === undefined) orphans.push(index);
+      else outcomes[index] = await this.#restore(chunk, plain);
+    }
+    const twins =
+      orphans.length === 0 ? new Map<string, Uint8Array>() : await this.#findTwins(orphans.flatMap((index) => chunks[index] ?? []));
+    for (const index of orphans) {
+      const chunk = chunks[index];
+      if (chunk === undefined) continue;
+      const plain = twins.get(toHex(chunk.digest));
+      outcomes[index] = plain === undefined ? noPlace : await this.#restore(chunk, plain);
+    }
+    const isWhole = (_chunk: DamagedChunk, index: number): boolean => outcomes[index] === undefined;
+    await release(store, context.document.vault, chunks.filter(isWhole), { signal });
+    const left = chunks.filter((chunk, index) => !isWhole(chunk, index));
+    if (left.length > 0) await quarantine(store, context.document.vault, left, { signal });
+    return chunks.map((_chunk, index) => outcomes[index]);
+  }
+
+  /** The chunk's plain bytes, if what is stored gives them; undefined when it does not, or is not there. */
+  async #readPlain(
+    chunk: Pick<DamagedChunk, "segment" | "offset" | "storedWord" | "digest" | "granules">,
+  ): Promise<Uint8Array | undefined> {
+    const { store, signal } = this.#options;
+    const payload = new Uint8Array(storedLength(chunk.storedWord));
+    try {
+      await store.readPages(chunk.segment, chunk.offset, payload, { signal });
+    } catch (error) {
+      if (hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED")) return undefined;
+      throw error;
+    }
+    const plain = plainOf(payload, chunk, this.#lz4);
+    return plain !== undefined && (await this.#isProved(plain, chunk.digest)) ? plain : undefined;
+  }
+
+  async #isProved(plain: Uint8Array, wanted: Uint8Array): Promise<boolean> {
+    const { digest, digestKey } = this.#options.context.document;
+    this.#digest ??= await createDigest(digest, fromHex(digestKey));
+    const found = new Uint8Array(digestBytes);
+    this.#digest(plain, found, 0);
+    return sameBytes(found, wanted);
+  }
+
+  /** A disk may have any content by now, or be written while we read: the digest tells. */
+  async #fromSources({ places, granules, digest }: DamagedChunk): Promise<Uint8Array | undefined> {
+    for (const { disk, granule } of places) {
+      const source = this.#options.sources.get(disk);
+      if (source === undefined) continue;
+      const plain = new Uint8Array(granules * granuleBytes);
+      const from = granule * granuleBytes;
+      const length = Math.min(plain.length, (await source.sizeBytes()) - from);
+      // What reads into shared memory elsewhere reads into ours here; the last granule of a disk is padded with zeros.
+      if (length > 0) await source.read(from, plain.subarray(0, length));
+      if (await this.#isProved(plain, digest)) return plain;
+    }
+    return undefined;
+  }
+
+  /** Other chunks with one of the wanted digests: digest → plain bytes. Segments are looked through as far as their frames can be read. */
+  async #findTwins(wanted: readonly DamagedChunk[]): Promise<ReadonlyMap<string, Uint8Array>> {
+    const { store, signal } = this.#options;
+    const missing = new Map(wanted.map((chunk) => [toHex(chunk.digest), chunk]));
+    const found = new Map<string, Uint8Array>();
+    const dead = new DeadPages(this.#vaultId);
+    await dead.refresh(store, { signal });
+    for await (const { name, sizeBytes } of store.list(segmentsPrefix, { signal })) {
+      if (parseSegmentName(name) === undefined) continue;
+      if (missing.size === 0) break;
+      try {
+        for await (const { offset, table } of walkFrames(store, this.#vaultId, { name, sizeBytes, dead: dead.of(name) }, { signal })) {
+          for (let index = 0; index < table.count; index += 1) {
+            const digest = table.digests.subarray(index * digestBytes, (index + 1) * digestBytes);
+            const chunk = missing.get(toHex(digest));
+            const at = offset + (table.offsets[index] ?? 0);
+            if (chunk === undefined || (chunk.segment === name && chunk.offset === at)) continue;
+            const storedWord = table.storedWords[index] ?? 0;
+            const twin = { segment: name, offset: at, storedWord, digest: chunk.digest, granules: chunk.granules };
+            const plain = storedLength(storedWord) > plainBytesOf(chunk) ? undefined : await this.#readPlain(twin);
+            if (plain === undefined) continue;
+            found.set(toHex(digest), plain);
+            missing.delete(toHex(digest));
+          }
+        }
+      } catch (error) {
+        if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED", "OBJECT_NOT_FOUND")) throw error;
+      }
+    }
+    return found;
+  }
+
+  /** Writes a chunk whose plain bytes have been proved. */
+  async #restore(chunk: DamagedChunk, plain: Uint8Array): Promise<HealOutcome> {
+    const { store, context, onNotice, signal } = this.#options;
+    const payload = this.#encode(plain, chunk.storedWord);
+    if (payload === undefined) return "its content is there, but compresses to another length than when it was stored";
+    const options = { store, vault: context.document.vault, onNotice, signal };
+    return await patchPages(options, chunk.segment, chunk.offset, payload, async () => (await this.#readPlain(chunk)) !== undefined);
+  }
+
+  /** What the first writer stored: LZ4 gives the same payload for the same bytes. Undefined: it does not. */
+  #encode(plain: Uint8Array, storedWord: number): Uint8Array | undefined {
+    if (storedWord < storedLz4Flag) return storedWord === plain.length ? plain : undefined;
+    const packed = new Uint8Array(plain.length);
+    const length = this.#lz4.compress(plain, packed, 0);
+    return length === storedLength(storedWord) ? packed.subarray(0, length) : undefined;
+  }
+}
+
+/** What a payload gives, not proved yet; undefined when it cannot give a chunk of so many granules. Errors: none. */
+export function plainOf(
+  payload: Uint8Array,
+  { storedWord, granules }: Pick<DamagedChunk, "storedWord" | "granules">,
+  lz4: Lz4,
+): Uint8Array | undefined {
+  const plain = new Uint8Array(granules * granuleBytes);
+  if (storedWord < storedLz4Flag) {
+    if (payload.length !== plain.length) return undefined;
+    plain.set(payload);
+    return plain;
+  }
+  try {
+    lz4.decompress(payload, plain.length, plain, 0);
+    return plain;
+  } catch (error) {
+    if (hasCode(error, "DAMAGED")) return undefined;
+    throw error;
+  }
+}
+
+function plainBytesOf({ granules }: Pick<DamagedChunk, "granules">): number {
+  return granules * granuleBytes;
+}

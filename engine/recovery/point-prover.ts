@@ -1,0 +1,335 @@
+/**
+ * Proves one point at a time: every chunk that it needs is fetched, decompressed and compared with its digest, while the point is held against pruning. With a
+ * source, the point's bytes are compared with it too. A chunk that points share is fetched once. Damage does not end the work: it is collected, with the
+ * extents of the points that it concerns; and healed, if there is somebody to heal it.
+ */
+import type { PointHold } from "../control/holds.ts";
+import { holdPoint } from "../control/holds.ts";
+import { paced } from "../control/progress.ts";
+import type { VaultContext } from "../control/session.ts";
+import { readManifest } from "../control/session.ts";
+import type { Damage, Notice, OperationOptions } from "../control/summaries.ts";
+import { hasCode, TidemarkError } from "../errors.ts";
+import { fromHex } from "../format/checksum.ts";
+import type { PointRecord } from "../format/documents.ts";
+import { storedLength } from "../format/frame.ts";
+import { digestBytes, granuleBytes } from "../limits.ts";
+import { PointMap } from "../map/point-map.ts";
+import type { Store } from "../store.ts";
+import type { Extent, Volume } from "../volume.ts";
+import type { DamagedChunk, Healer } from "./heal.ts";
+import type { PointConsumer, ProvedBatch } from "./point-reader.ts";
+import { PointReader, pieceIsProved, pieceOutGranule } from "./point-reader.ts";
+import { ProvedPlaces } from "./proved-places.ts";
+
+/** Damage listed in full; beyond it, a vault is beyond listing. */
+export const damagesMax = 10_000;
+
+export interface PointProverOptions extends Pick<OperationOptions, "onProgress" | "onNotice" | "signal"> {
+  readonly context: VaultContext;
+  readonly store: Store;
+  /** In a word, for those who look into the vault. */
+  readonly purpose: string;
+  /** Chunks that have been judged already. */
+  readonly places?: ProvedPlaces | undefined;
+  /** Heals what is found, while the point is held; without it, damage is only told. */
+  readonly healer?: Healer | undefined;
+  /** Asked before each range is fetched. */
+  readonly pace?: ((bytes: number) => Promise<void>) | undefined;
+}
+
+export interface Proof {
+  /** What is wrong; what has been healed is among it. */
+  readonly damages: readonly Damage[];
+  /** Aborted when the point was dropped while it was proved: then the damages say nothing. */
+  readonly lost: AbortSignal | undefined;
+}
+
+/** The damage that something is noted for, and the chunk that has to be healed for it. */
+interface Noted {
+  damage: Damage;
+  readonly chunk: string | undefined;
+}
+
+export class PointProver {
+  readonly #options: PointProverOptions;
+  readonly #reader: PointReader;
+  readonly #places: ProvedPlaces;
+  /** Codes of notices that have been given: what holds for one point holds for all. */
+  readonly #told = new Set<Notice["code"]>();
+  #checkedBytes = 0;
+
+  constructor(options: PointProverOptions) {
+    this.#options = options;
+    this.#places = options.places ?? new ProvedPlaces();
+    this.#reader = new PointReader({ store: options.store, crew: options.context.crew(), pace: options.pace, signal: options.signal });
+  }
+
+  /** Plain bytes that were proved. */
+  get checkedBytes(): number {
+    return this.#checkedBytes;
+  }
+
+  get checkedChunks(): number {
+    return this.#reader.chunksProved;
+  }
+
+  /** Errors: POINT_NOT_FOUND when it has been pruned, INTERRUPTED, those of the store and the source. */
+  async prove(disk: string, point: PointRecord, source?: Volume): Promise<Proof> {
+    const notes = new DamageNotes(disk, point);
+    const hold = await this.#hold(disk, point, notes);
+    try {
+      await this.#prove(disk, point, source, notes);
+      if (hold?.signal.aborted !== true) await this.#heal(notes);
+    } finally {
+      await hold?.release();
+    }
+    return { damages: notes.damages, lost: hold?.signal.aborted === true ? hold.signal : undefined };
+  }
+
+  /** Undefined, and noted, when what tells of prunes is damaged: that is no reason not to look at the point. */
+  async #hold(disk: string, point: PointRecord, notes: DamageNotes): Promise<PointHold | undefined> {
+    const { store, context, purpose, signal } = this.#options;
+    const onNotice = (notice: Notice): void => {
+      if (!this.#told.has(notice.code)) this.#options.onNotice?.(notice);
+      this.#told.add(notice.code);
+    };
+    try {
+      return await holdPoint({ store, vault: context.document.vault, disk, point, purpose, onNotice, signal });
+    } catch (error) {
+      if (!isDamage(error)) throw error;
+      notes.add(objectDamage(disk, error));
+      return undefined;
+    }
+  }
+
+  async #prove(disk: string, point: PointRecord, source: Volume | undefined, notes: DamageNotes): Promise<void> {
+    const { store, context, signal } = this.#options;
+    const { vault } = context.document;
+    try {
+      const manifest = await readManifest(store, vault, disk, point, signal);
+      const map = new PointMap(store, fromHex(vault), disk, manifest);
+      const sourceBytes = source === undefined ? 0 : await source.sizeBytes();
+      if (source !== undefined && sourceBytes !== point.volumeBytes) {
+        const message = `${source.description} has ${String(sourceBytes)} bytes, the point has ${String(point.volumeBytes)}`;
+        notes.note({ extent: null, object: source.description, code: "SOURCE_DIFFERS", message });
+      }
+      const report = paced(this.#options.onProgress);
+      const consumer: PointConsumer = {
+        data: async (batch) => {
+          this.#checkBatch(disk, batch, notes);
+          if (source !== undefined) await compareBatch(point, batch, source, sourceBytes, notes);
+        },
+        zeros: async (from, end) => {
+          if (source !== undefined) await compareZeros(point, from, end, source, sourceBytes, notes);
+        },
+        done: (granule) => {
+          const doneBytes = Math.min(granule * granuleBytes, point.volumeBytes);
+          const progress = { doneBytes, totalBytes: point.volumeBytes, transferredBytes: this.#reader.bytesRead };
+          report({ phase: "verify", ...progress }, doneBytes === point.volumeBytes ? "last" : undefined);
+          return Promise.resolve();
+        },
+        // With a source every byte is needed; without, a chunk that has been judged for another point is not fetched again.
+        ...(source === undefined
+          ? {
+              skip: (segment: string, offset: number): boolean =>
+                this.#places.has(segment, offset) && !this.#places.isDamaged(segment, offset),
+            }
+          : {}),
+      };
+      await this.#reader.read(map, 0, consumer);
+    } catch (error) {
+      if (!isDamage(error)) throw error;
+      notes.note({ extent: null, object: objectOf(error), code: error.code, message: error.message });
+    }
+  }
+
+  /** Notes each piece whose chunk is damaged, and which chunks have been judged. */
+  #checkBatch(disk: string, batch: ProvedBatch, notes: DamageNotes): void {
+    for (let at = batch.from; at < batch.end; at += 1) {
+      const piece = batch.order[at] ?? 0;
+      const leaf = batch.pieces.leaves[piece];
+      const entry = batch.pieces.entries[piece] ?? 0;
+      const offset = leaf?.offsets[entry] ?? 0;
+      const proved = pieceIsProved(batch, at);
+      this.#places.add(batch.segment, offset, proved ? "proved" : "damaged");
+      const lengthBytes = (batch.pieces.lengths[piece] ?? 0) * granuleBytes;
+      if (proved) {
+        this.#checkedBytes += lengthBytes;
+        continue;
+      }
+      const start = batch.pieces.starts[piece] ?? 0;
+      const extent = { offset: start * granuleBytes, length: lengthBytes };
+      const storedWord = leaf?.storedWords[entry] ?? 0;
+      const stored = String(storedLength(storedWord));
+      const why = batch.failure?.message ?? `its ${stored} bytes from ${String(offset)} on do not give the chunk that they must`;
+      const chunk: DamagedChunk = {
+        segment: batch.segment,
+        offset,
+        storedWord,
+        digest: leaf?.digests.slice(entry * digestBytes, (entry + 1) * digestBytes) ?? new Uint8Array(digestBytes),
+        granules: (leaf?.chunkLengths[entry] ?? 0) + 1,
+        places: [{ disk, granule: start - (batch.pieces.chunkOffsets[piece] ?? 0) }],
+      };
+      notes.note(
+        {
+          extent,
+          object: batch.segment,
+          code: hasCode(batch.failure, "OBJECT_NOT_FOUND") ? "OBJECT_NOT_FOUND" : "DAMAGED",
+          message: `bytes ${String(extent.offset)} to ${String(extent.offset + extent.length)} cannot be read back: ${batch.segment}: ${why}`,
+        },
+        chunk,
+      );
+    }
+  }
+
+  async #heal(notes: DamageNotes): Promise<void> {
+    const { healer } = this.#options;
+    const { chunks } = notes;
+    if (healer === undefined || chunks.length === 0) return;
+    const outcomes = await healer.heal(chunks);
+    for (const [index, chunk] of chunks.entries()) {
+      const outcome = outcomes[index];
+      if (outcome === undefined) this.#places.add(chunk.segment, chunk.offset, "proved");
+      notes.tell(chunk, outcome);
+    }
+  }
+}
+
+/** What is found out about one point. */
+class DamageNotes {
+  readonly #place: Pick<Damage, "disk" | "sequence" | "point">;
+  readonly #noted: Noted[] = [];
+  readonly #chunks = new Map<string, DamagedChunk>();
+
+  constructor(disk: string, { sequence, id }: PointRecord) {
+    this.#place = { disk, sequence, point: id };
+  }
+
+  get damages(): readonly Damage[] {
+    return this.#noted.map(({ damage }) => damage);
+  }
+
+  get chunks(): readonly DamagedChunk[] {
+    return [...this.#chunks.values()];
+  }
+
+  /** Notes something of the point. Damage in one place that continues what was noted last is one damage. */
+  note(found: Pick<Damage, "extent" | "object" | "code" | "message">, chunk?: DamagedChunk): void {
+    const damage: Damage = { ...this.#place, ...found, healed: false };
+    const last = this.#noted.at(-1);
+    const extent = last === undefined ? undefined : joined(last.damage, damage);
+    if (last === undefined || extent === undefined) {
+      this.add(damage, chunk);
+      return;
+    }
+    const message = `bytes ${String(extent.offset)} to ${String(extent.offset + extent.length)} of ${damage.object} differ from the point`;
+    last.damage = { ...last.damage, extent, message };
+  }
+
+  add(damage: Damage, chunk?: DamagedChunk): void {
+    if (this.#noted.length >= damagesMax) return;
+    const key = chunk === undefined ? undefined : keyOf(chunk);
+    this.#noted.push({ damage, chunk: key });
+    if (chunk === undefined || key === undefined) return;
+    // A chunk may be shown in several places: any of them may still hold its content.
+    const known = this.#chunks.get(key);
+    const places = [...(known?.places ?? []), ...chunk.places].slice(0, placesMax);
+    this.#chunks.set(key, { ...chunk, places });
+  }
+
+  /** What has become of a chunk. */
+  tell(chunk: DamagedChunk, outcome: string | undefined): void {
+    const key = keyOf(chunk);
+    for (const noted of this.#noted) {
+      if (noted.chunk !== key) continue;
+      const { damage } = noted;
+      noted.damage =
+        outcome === undefined
+          ? { ...damage, healed: true }
+          : { ...damage, message: `${damage.message}; it could not be healed: ${outcome}` };
+    }
+  }
+}
+
+/** Places of one chunk in which its content is looked for. */
+const placesMax = 16;
+
+function keyOf({ segment, offset }: Pick<DamagedChunk, "segment" | "offset">): string {
+  return `${segment} ${String(offset)}`;
+}
+
+async function compareBatch(
+  point: PointRecord,
+  batch: ProvedBatch,
+  source: Volume,
+  sourceBytes: number,
+  notes: DamageNotes,
+): Promise<void> {
+  for (let at = batch.from; at < batch.end; at += 1) {
+    if (!pieceIsProved(batch, at)) continue;
+    const piece = batch.order[at] ?? 0;
+    const offset = (batch.pieces.starts[piece] ?? 0) * granuleBytes;
+    const length = Math.min((batch.pieces.lengths[piece] ?? 0) * granuleBytes, point.volumeBytes - offset, sourceBytes - offset);
+    if (length <= 0) continue;
+    const actual = Buffer.alloc(length);
+    await source.read(offset, actual);
+    const out = pieceOutGranule(batch, at) * granuleBytes;
+    if (actual.compare(batch.slab.out, out, out + length) !== 0) noteDifference(notes, source, offset, length);
+  }
+}
+
+async function compareZeros(
+  point: PointRecord,
+  from: number,
+  end: number,
+  source: Volume,
+  sourceBytes: number,
+  notes: DamageNotes,
+): Promise<void> {
+  const limit = Math.min(end * granuleBytes, point.volumeBytes, sourceBytes);
+  const buffer = Buffer.alloc(Math.min(1024 * 1024, Math.max(0, limit - from * granuleBytes)));
+  const zeros = Buffer.alloc(buffer.length);
+  for await (const extent of source.allocated?.(sourceBytes) ?? [{ offset: 0, length: sourceBytes }]) {
+    if (extent.offset >= limit) break;
+    for (let offset = Math.max(extent.offset, from * granuleBytes); offset < Math.min(extent.offset + extent.length, limit); ) {
+      const length = Math.min(buffer.length, extent.offset + extent.length - offset, limit - offset);
+      await source.read(offset, buffer.subarray(0, length));
+      if (buffer.compare(zeros, 0, length, 0, length) !== 0) noteDifference(notes, source, offset, length);
+      offset += length;
+    }
+  }
+}
+
+function noteDifference(notes: DamageNotes, source: Volume, offset: number, length: number): void {
+  notes.note({
+    extent: { offset, length },
+    object: source.description,
+    code: "SOURCE_DIFFERS",
+    message: `bytes ${String(offset)} to ${String(offset + length)} of ${source.description} differ from the point`,
+  });
+}
+
+/** The extent of two differences that touch, or undefined. */
+function joined(last: Damage, next: Damage): Extent | undefined {
+  if (last.extent === null || next.extent === null || last.code !== "SOURCE_DIFFERS" || next.code !== "SOURCE_DIFFERS") return undefined;
+  const touches = last.extent.offset + last.extent.length === next.extent.offset && last.point === next.point;
+  return touches ? { offset: last.extent.offset, length: last.extent.length + next.extent.length } : undefined;
+}
+
+export type DamageError = TidemarkError & { readonly code: "DAMAGED" | "OBJECT_NOT_FOUND" | "FORMAT_UNSUPPORTED" };
+
+export function isDamage(error: unknown): error is DamageError {
+  return hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED");
+}
+
+/** The damage of an object that lists points and cannot be read: how many points that concerns, and which, is not known. */
+export function objectDamage(disk: string, error: DamageError): Damage {
+  const code = hasCode(error.cause, "OBJECT_NOT_FOUND") ? "OBJECT_NOT_FOUND" : error.code;
+  return { disk, sequence: null, point: null, extent: null, object: objectOf(error), code, message: error.message, healed: false };
+}
+
+function objectOf(error: TidemarkError): string {
+  const { object } = error.detail;
+  return typeof object === "string" ? object : "unknown";
+}

@@ -1,0 +1,233 @@
+/** Scrubbing: what is proved when, what is found, named and healed, and that it can stop anywhere. */
+import fc from "fast-check";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { Vault } from "../../engine/control/vault.ts";
+import type { ScrubOptions, ScrubSummary } from "../../engine/recovery/scrub.ts";
+import { parsePolicy } from "../../engine/retention/policy.ts";
+import { CrashError, FaultySink } from "../../sink/faults.ts";
+import { MemorySink, MemoryStore } from "../../sink/memory.ts";
+import { closeModelVaults, contentOf, Expected, ModelDisk, openModelVault, redirected, replicateNoted } from "../model-disk.ts";
+import { contentOfSegments, invert, segmentsOf, spoil } from "./damaged-vault.ts";
+import { tamperObject } from "./tamper.ts";
+
+const sizeBytes = 200_000;
+const first = "segments/d/00000001-0-00000000";
+
+let store: MemoryStore;
+let line: { current: MemorySink | FaultySink };
+let vault: Vault;
+let disk: ModelDisk;
+let expected: Expected;
+let whole: Map<string, Buffer>;
+/** Disk d with three points of which it still holds everything: it only ever got content where zeros were. */
+beforeEach(async () => {
+  store = new MemoryStore();
+  line = { current: new MemorySink({ store }) };
+  vault = await openModelVault(redirected(line));
+  disk = new ModelDisk(Buffer.alloc(sizeBytes));
+  expected = new Expected("d");
+  for (const part of [0, 1, 2]) {
+    contentOf(60_000, part + 1).copy(disk.bytes, part * 65_536);
+    await replicateNoted(vault, line.current, expected, disk);
+  }
+  whole = contentOfSegments(store);
+});
+afterEach(async () => {
+  await closeModelVaults();
+});
+
+const scrub = async (options: ScrubOptions = {}): Promise<ScrubSummary> => await vault.scrub(options);
+const sources = (): Map<string, ModelDisk> => new Map([["d", disk]]);
+const provedTimes = async (): Promise<(number | null)[]> =>
+  (await vault.points("d")).map(({ proved }) => (proved === null ? null : Date.parse(proved)));
+
+describe("points", () => {
+  test("carry when they were last proved, and nothing before", async () => {
+    expect(await provedTimes()).toEqual([null, null, null]);
+    const before = Date.now();
+    expect(await scrub()).toMatchObject({ provedPoints: 3, damaged: [], healed: [], roundEnded: true });
+    for (const time of await provedTimes()) expect(time).toBeGreaterThanOrEqual(before);
+    expect((await vault.point("d", "latest")).proved).not.toBeNull();
+  });
+
+  test("that were proved by hand count as well", async () => {
+    await vault.verify({ disk: "d", point: "2" });
+    const [oldest, middle, newest] = await provedTimes();
+    expect([oldest, newest]).toEqual([null, null]);
+    expect(middle).not.toBeNull();
+  });
+
+  test("that are damaged are not proved", async () => {
+    invert(store, "segments/d/00000002-0-00000000", 200);
+    const { damaged } = await scrub();
+    expect(damaged.map(({ sequence }) => sequence)).toEqual([3, 2]);
+    expect((await provedTimes()).map((time) => time === null)).toEqual([false, true, true]);
+  });
+
+  test("of another vault's or a damaged list count as never proved", async () => {
+    await scrub();
+    tamperObject(store, "disks/d/proved", "flipped", store);
+    expect(await provedTimes()).toEqual([null, null, null]);
+    expect(await scrub()).toMatchObject({ provedPoints: 3 });
+    expect((await provedTimes()).includes(null)).toBe(false);
+  });
+});
+
+describe("a budget", () => {
+  test("is kept to, and the next pass goes on where it ended", async () => {
+    const passes: ScrubSummary[] = [];
+    do passes.push(await scrub({ budgetBytes: 20_000 }));
+    while (passes.at(-1)?.roundEnded === false);
+    expect(passes.length).toBeGreaterThan(3);
+    expect(passes.reduce((sum, { provedPoints }) => sum + provedPoints, 0)).toBe(3);
+    const stored = segmentsOf(store).reduce((sum, { writtenBytes }) => sum + writtenBytes, 0);
+    // What points share is read once, and each pass at most one range above its budget.
+    expect(passes.reduce((sum, { readBytes }) => sum + readBytes, 0)).toBeLessThan(stored * 1.6);
+    expect((await provedTimes()).includes(null)).toBe(false);
+  });
+
+  test("goes to the points that were proved longest ago", async () => {
+    await vault.verify({ disk: "d", point: "3" });
+    await vault.verify({ disk: "d", point: "1" });
+    const order: string[] = [];
+    line.current = new FaultySink(line.current, []);
+    const { calls } = line.current;
+    await scrub();
+    for (const call of calls) {
+      const sequence = /^getObject disks\/d\/points\/0*(\d+)-/.exec(call)?.[1];
+      if (sequence !== undefined && !order.includes(sequence)) order.push(sequence);
+    }
+    expect(order[0]).toBe("2");
+    expect(order.slice(1)).toEqual(["3", "1"]);
+  });
+});
+
+describe("damage", () => {
+  test("is healed from the disk itself, and every byte is what it was", async () => {
+    invert(store, first, 300, 20_000);
+    const { damaged, healed } = await scrub({ sources: sources() });
+    expect(damaged).toEqual([]);
+    expect(healed.length).toBeGreaterThan(0);
+    await expected.check(line.current);
+    expect((await provedTimes()).includes(null)).toBe(false);
+  });
+
+  test("that nobody can heal stays told of until somebody can", async () => {
+    invert(store, first, 300);
+    const told: (number | null)[] = [];
+    const onDamage = ({ sequence }: { readonly sequence: number | null }): void => {
+      told.push(sequence);
+    };
+    expect((await scrub({ onDamage })).damaged).toHaveLength(3);
+    expect((await scrub({ onDamage })).damaged).toHaveLength(3);
+    expect(told.sort()).toEqual([1, 2, 3]);
+    expect((await scrub({ sources: sources(), onDamage })).damaged).toEqual([]);
+    await expected.check(line.current);
+  });
+
+  test("of a point that has been pruned since is forgotten", async () => {
+    invert(store, "segments/d/00000003-0-00000000", 300);
+    expect((await scrub()).damaged).toHaveLength(1);
+    contentOf(60_000, 99).copy(disk.bytes, 2 * 65_536);
+    await vault.replicate({ disk: "d", volume: disk });
+    await vault.prune({ disk: "d", policy: parsePolicy("keep:last=1") });
+    expect((await scrub()).damaged).toEqual([]);
+  });
+
+  test.each([
+    ["a frame's header", 33, 1],
+    ["a frame's whole header", 0, 128],
+  ])("of %s is put right, byte for byte", async (_what, offset, length) => {
+    spoil(store, first, offset, Buffer.alloc(length, 0));
+    const { damaged, healed } = await scrub();
+    expect(damaged).toEqual([]);
+    expect(healed).toMatchObject([{ disk: "d", sequence: null, object: first, healed: true }]);
+    expect(contentOfSegments(store)).toEqual(whole);
+  });
+
+  test("of a frame's table is put right, wherever it is", async () => {
+    const frame = whole.get(first) ?? Buffer.alloc(0);
+    const tableOffset = frame.readUInt32LE(12);
+    const tableBytes = frame.readUInt32LE(16) * 26;
+    const sound = store.snapshot();
+    for (let at = tableOffset; at < tableOffset + tableBytes; at += 37) {
+      store.restore(sound);
+      invert(store, first, at, 3);
+      expect((await scrub()).damaged).toEqual([]);
+      expect(contentOfSegments(store)).toEqual(whole);
+    }
+  });
+
+  test("of a frame whose header and table are both unreadable is named", async () => {
+    const frame = whole.get(first) ?? Buffer.alloc(0);
+    invert(store, first, 10, 20);
+    invert(store, first, frame.readUInt32LE(12) + 2);
+    const { damaged } = await scrub();
+    expect(damaged).toMatchObject([{ disk: "d", sequence: null, object: first, healed: false }]);
+    expect(damaged[0]?.message).toContain("no point needs it to be read");
+  });
+});
+
+test("a pass that is interrupted at any call harms nothing, and the next one ends the round", async () => {
+  invert(store, first, 300, 20_000);
+  const damagedStore = store.snapshot();
+  const counted = new FaultySink(line.current, []);
+  line.current = counted;
+  await scrub({ sources: sources() });
+  const calls = counted.calls.length;
+  let nowMs = Date.now();
+  for (let call = 1; call <= calls; call += 3) {
+    store.restore(damagedStore);
+    nowMs += 3_600_000; // whoever died holds no lease any more
+    line.current = new FaultySink(new MemorySink({ store, clock: () => nowMs }), [
+      { on: "any", when: call, fault: { kind: "crash", effect: call % 2 === 0 ? "before" : "after" } },
+    ]);
+    await scrub({ sources: sources() }).catch((error: unknown) => {
+      if (!(error instanceof CrashError)) throw error;
+    });
+    nowMs += 3_600_000;
+    line.current = new MemorySink({ store, clock: () => nowMs });
+    expect((await vault.verify({ disk: "d", source: disk, heal: true })).damaged.filter(({ healed }) => !healed)).toEqual([]);
+    await expected.check(line.current);
+  }
+});
+
+test("random damage anywhere in the segments is put right or named", async () => {
+  const sound = store.snapshot();
+  const segments = segmentsOf(store);
+  const damage = fc.record({
+    segment: fc.nat(segments.length - 1),
+    at: fc.double({ min: 0, max: 1, noNaN: true }),
+    length: fc.integer({ min: 1, max: 3_000 }),
+    how: fc.constantFrom("inverted" as const, "zeroed" as const),
+  });
+  await fc.assert(
+    fc.asyncProperty(fc.array(damage, { minLength: 1, maxLength: 4 }), async (damages) => {
+      store.restore(sound);
+      for (const { segment, at, length, how } of damages) {
+        const { name = "", writtenBytes = 0 } = segments[segment] ?? {};
+        const offset = Math.min(Math.floor(at * writtenBytes), writtenBytes - 1);
+        const bytes = Math.min(length, writtenBytes - offset);
+        if (how === "inverted") invert(store, name, offset, bytes);
+        else spoil(store, name, offset, Buffer.alloc(bytes));
+      }
+      const scrubbed = await openModelVault(redirected(line));
+      const { damaged } = await scrubbed.scrub({ sources: sources() });
+      await scrubbed.close();
+      // What points need is always healed, because the disk has it all; a frame may have lost both its header and its table.
+      await expected.check(line.current);
+      expect(damaged.every(({ sequence, extent }) => sequence === null && extent === null)).toBe(true);
+      for (const [name, bytes] of contentOfSegments(store)) {
+        const named = damaged.some(({ object }) => object === name);
+        if (!named) expect(differsInPaddingOnly(bytes, whole.get(name) ?? Buffer.alloc(0)), name).toBe(true);
+      }
+    }),
+    { numRuns: 12 },
+  );
+});
+
+/** Between a frame's payloads, and behind its table, lie zeros that nobody reads. */
+function differsInPaddingOnly(bytes: Buffer, before: Buffer): boolean {
+  for (let at = 0; at < before.length; at += 1) if (bytes[at] !== before[at] && before[at] !== 0) return false;
+  return true;
+}
