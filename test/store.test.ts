@@ -87,3 +87,33 @@ test("calls and bytes are counted", async () => {
   expect([store.requests, store.putBytes, names.length]).toEqual([10, 5, 2]);
   expect(store.description).toBe("memory:");
 });
+
+describe("an object that others write, too", () => {
+  test("is replaced only while it is the one that is known", async () => {
+    const { sink, store } = await open();
+    const first = await store.replace("a", utf8("one"), undefined);
+    const second = await store.replace("a", utf8("two"), first);
+    await expectCode(store.replace("a", utf8("three"), first), "CONDITION_FAILED");
+    await expectCode(store.replace("a", utf8("three"), undefined), "CONDITION_FAILED");
+    expect(await textOf(sink, "a")).toBe("two");
+    expect((await store.stat("a")).etag).toBe(second);
+  });
+
+  test.each(["unacknowledged", "late"] as const)("stands after an outcome that was unknown because the write was %s", async (kind) => {
+    const { sink, store } = await open({ on: "putObject", when: 2, fault: { kind } });
+    const first = await store.replace("a", utf8("one"), undefined);
+    const second = await store.replace("a", utf8("two"), first);
+    for (const result of await sink.releaseLate())
+      expect(result).toMatchObject({ status: "rejected", reason: { code: "CONDITION_FAILED" } });
+    expect((await store.stat("a")).etag).toBe(second);
+    expect(await textOf(sink, "a")).toBe("two");
+    sink.assertAllFired();
+  });
+
+  test("is not taken for ours when somebody else was faster", async () => {
+    const { sink, store } = await open({ on: "putObject", when: 1, fault: { kind: "late" } });
+    await sink.inner.putObject("a", utf8("theirs"), { ifAbsent: true });
+    await expectCode(store.replace("a", utf8("ours"), undefined), "CONDITION_FAILED");
+    expect(await textOf(sink, "a")).toBe("theirs");
+  });
+});

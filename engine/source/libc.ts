@@ -1,8 +1,8 @@
 /**
  * The system calls that Node lacks and that we cannot do without: `lseek`, to ask a file system for holes and a device for its
  * size, and `flock`, the only lock that dies with its holder; on Linux also `preadv2`, which reads what is cached and never waits,
- * `fallocate`, which gives space back, and `posix_fadvise`, which stops read-ahead. They are reached through koffi, which ships its binary; where it cannot be loaded, or the
- * platform has other calls, `libc()` is undefined and every caller has a slower or plainer way.
+ * `fallocate`, which gives space back, and `posix_fadvise`, which stops read-ahead. They are reached through koffi, which ships its
+ * binary; where it cannot be loaded, or the platform has other calls, `libc()` is undefined and every caller has a slower or plainer way.
  */
 import { createRequire } from "node:module";
 import type * as Koffi from "koffi";

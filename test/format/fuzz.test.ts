@@ -26,10 +26,13 @@ import {
   newColumns,
   zeroSegment,
 } from "../../engine/format/leaf.ts";
+import { deadName, decodeCollection, decodeDead, encodeCollection, encodeDead } from "../../engine/format/reclaim.ts";
 import { frameBytesMax, segmentBytes } from "../../engine/limits.ts";
 import { foreignVaultId, vaultId } from "../engine-model.ts";
 import {
+  collectionSample,
   condemnedSample,
+  deadSample,
   framePlace,
   headSample,
   holdSample,
@@ -80,6 +83,18 @@ const formats: readonly Format[] = [
     kind: "list of condemned points",
     bytes: encodeCondemned(condemnedSample),
     decode: (bytes) => decodeCondemned(bytes, "o", condemnedSample),
+    future: futureLine,
+  },
+  {
+    kind: "collection",
+    bytes: encodeCollection(collectionSample),
+    decode: (bytes) => decodeCollection(bytes, "o", collectionSample.vault),
+    future: futureLine,
+  },
+  {
+    kind: "record of dead pages",
+    bytes: encodeDead(deadSample),
+    decode: (bytes) => decodeDead(bytes, deadName(deadSample.segment), deadSample.vault),
     future: futureLine,
   },
   {
@@ -151,12 +166,15 @@ describe("an object that is whole", () => {
     refused(() => decodeHold(encodeHold(holdSample), "o", { ...holdSample, vault }), /belongs to vault/);
     refused(() => decodePin(encodePin(pinSample), "o", { ...pinSample, vault }), /belongs to vault/);
     refused(() => decodeCondemned(encodeCondemned(condemnedSample), "o", { ...condemnedSample, vault }), /belongs to vault/);
+    refused(() => decodeCollection(encodeCollection(collectionSample), "o", vault), /belongs to vault/);
+    refused(() => decodeDead(encodeDead(deadSample), deadName(deadSample.segment), vault), /belongs to vault/);
     refused(() => decodeFrameHeader(frame, "o", { ...framePlace, vaultId: foreignVaultId }), /another vault/);
     refused(() => decodeLeaf(leaf.bytes, "o", foreignVaultId, leaf.checksum), /another vault/);
     refused(() => decodeRoot(root.bytes, "o", foreignVaultId, root.checksum), /another vault/);
   });
 
   test("is refused in the place of another", () => {
+    refused(() => decodeDead(encodeDead(deadSample), deadName("segments/web/00000007-0-00000004"), deadSample.vault), /is of segment/);
     refused(() => decodeHead(encodeHead(headSample), "o", { ...headSample, disk: "other" }), /belongs to disk/);
     refused(() => decodeManifest(manifest.bytes, "o", { ...manifestSample, id: "0".repeat(32) }), /where the head names/);
     refused(() => decodePage(encodePage(indexSample).bytes, "o", { ...headSample, reference: pageReference }), /must be/);
@@ -186,6 +204,7 @@ describe("an object with a right checksum and wrong content", () => {
           return decodeManifest(bytes, "o", { ...manifestSample, id });
         },
       ],
+      [collectionSample, (body) => decodeCollection(encodeCollection(body as typeof collectionSample), "o", collectionSample.vault)],
       [holdSample, (body) => decodeHold(encodeHold(body as typeof holdSample), "o", holdSample)],
       [pinSample, (body) => decodePin(encodePin(body as typeof pinSample), "o", pinSample)],
       [condemnedSample, (body) => decodeCondemned(encodeCondemned(body as typeof condemnedSample), "o", condemnedSample)],

@@ -17,7 +17,9 @@ import { collectionName, deadName, decodeCollection, decodeDead, encodeCollectio
 import { vaultId } from "../engine-model.ts";
 import { golden } from "../golden.ts";
 import {
+  collectionSample,
   condemnedSample,
+  deadSample,
   frameChunks,
   framePlace,
   headSample,
@@ -53,24 +55,12 @@ describe("the bytes of format version 1", () => {
   });
 
   test("of a collection and of a record of dead pages are fixed", () => {
-    const collection = { vault: headSample.vault, collection: "ffeeddccbbaa99887766554433221100", startedMs: 1_790_000_009_000 };
-    const bytes = golden("collection-v1.txt", encodeCollection(collection));
-    expect(decodeCollection(bytes, collectionName, headSample.vault)).toEqual(collection);
-    expect(plain(encodeCollection(collection))).toEqual(bytes);
-    const dead = {
-      vault: headSample.vault,
-      collection: collection.collection,
-      segment: "segments/web/00000007-0-00000003",
-      clearing: true,
-      dead: [
-        { from: 0, end: 8 },
-        { from: 12, end: 20 },
-      ],
-      condemned: [{ from: 2_000_000, end: 2_097_152 }],
-    };
-    const deadBytes = golden("dead-v1.txt", encodeDead(dead));
-    expect(decodeDead(deadBytes, deadName(dead.segment), headSample.vault)).toEqual(dead);
-    expect(plain(encodeDead(dead))).toEqual(deadBytes);
+    const bytes = golden("collection-v1.txt", encodeCollection(collectionSample));
+    expect(decodeCollection(bytes, collectionName, headSample.vault)).toEqual(collectionSample);
+    expect(plain(encodeCollection(collectionSample))).toEqual(bytes);
+    const deadBytes = golden("dead-v1.txt", encodeDead(deadSample));
+    expect(decodeDead(deadBytes, deadName(deadSample.segment), headSample.vault)).toEqual(deadSample);
+    expect(plain(encodeDead(deadSample))).toEqual(deadBytes);
   });
 
   test("of a page are fixed, be it of points or of pages", () => {

@@ -8,6 +8,7 @@ import type { CondemnedDocument, HoldDocument, PinDocument } from "../../engine/
 import type { EntryColumns, LeafReference } from "../../engine/format/leaf.ts";
 import { newColumns, zeroSegment } from "../../engine/format/leaf.ts";
 import { segmentName } from "../../engine/format/names.ts";
+import type { CollectionDocument, DeadDocument } from "../../engine/format/reclaim.ts";
 import { digestOf, randomBytes, vaultId } from "../engine-model.ts";
 
 const vault = toHex(vaultId);
@@ -206,3 +207,17 @@ export const rootSample: readonly LeafReference[] = [
   { first: 0, last: 99_999, entries: 32_768, bytes: 1_179_748, epoch: 3, ordinal: 0, checksum: digestOf(20) },
   { first: 100_000, last: 0xffff_ffff, entries: 1, bytes: 136, epoch: 2 ** 40, ordinal: 4_000_000_000, checksum: digestOf(21) },
 ];
+
+export const collectionSample: CollectionDocument = { vault, collection: "ffeeddccbbaa99887766554433221100", startedMs: 1_790_000_009_000 };
+
+export const deadSample: DeadDocument = {
+  vault,
+  collection: collectionSample.collection,
+  segment: "segments/web/00000007-0-00000003",
+  clearing: true,
+  dead: [
+    { from: 0, end: 8 },
+    { from: 12, end: 20 },
+  ],
+  condemned: [{ from: 2_000_000, end: 2_097_152 }],
+};
