@@ -6,10 +6,15 @@
  *     pipeline   a cycle into a sink that discards                what of that the engine makes use of
  *     initial, scattered, restore   whole cycles against a store  what a user waits for
  *     front, burst, churn, restart  a disk that is written        what those who write to it wait for, and what they may lose
+ *     mount, prune, open, collect   points that last              what those who read, thin and clean up wait for
  */
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { benchInitial, benchRestore, benchScattered } from "./cycles.ts";
+import { benchCollect } from "./keep/collect.ts";
+import { benchMount } from "./keep/mount.ts";
+import { benchOpen } from "./keep/open.ts";
+import { benchPrune } from "./keep/prune.ts";
 import { benchKernels } from "./kernels.ts";
 import { benchBurst } from "./live/burst.ts";
 import { benchChurn } from "./live/churn.ts";
@@ -30,7 +35,7 @@ export { formatBench } from "./report.ts";
 
 /**
  * Runs one case and reports it. Errors: INVALID_ARGUMENT, INTERRUPTED, DAMAGED (what was brought back is not what was replicated), and
- * those of the vault, of the image and of the store; UNSUPPORTED where a program is not installed that a live case is measured with.
+ * those of the vault, of the image and of the store; UNSUPPORTED where a program is not installed that a case is measured with.
  */
 export async function runBench(options: BenchOptions): Promise<BenchReport> {
   const machine = machineFacts(new Date());
@@ -78,6 +83,14 @@ async function runCase(config: BenchConfig, options: BenchOptions): Promise<{ ou
       return await withStore(config, options, benchSoak);
     case "restart":
       return await withStore(config, options, benchRestart);
+    case "mount":
+      return await withStore(config, options, benchMount);
+    case "prune":
+      return await withStore(config, options, benchPrune);
+    case "open":
+      return await withStore(config, options, benchOpen);
+    case "collect":
+      return await withStore(config, options, benchCollect);
   }
 }
 

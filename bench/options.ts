@@ -9,14 +9,20 @@ import type { StoreAddress } from "./live/orders.ts";
 /** Disks that are written while they are protected, by a process of its own. */
 export type LiveKind = "front" | "burst" | "churn" | "restart" | "soak";
 
+/** Points that are to last: mounted, pruned, opened at the end of a long chain, collected beside. */
+export type KeepKind = "mount" | "prune" | "open" | "collect";
+
 /** `kernels`: the inner loops, bare. `pipeline`: a whole cycle into a sink that discards. The others: whole cycles against a store. */
-export type BenchKind = "kernels" | "pipeline" | "initial" | "scattered" | "restore" | LiveKind;
+export type BenchKind = "kernels" | "pipeline" | "initial" | "scattered" | "restore" | LiveKind | KeepKind;
 
 export const liveKinds: readonly LiveKind[] = ["front", "burst", "churn", "restart", "soak"];
-export const benchKinds: readonly BenchKind[] = ["initial", "scattered", "restore", ...liveKinds, "pipeline", "kernels"];
+const keepKinds: readonly KeepKind[] = ["mount", "prune", "open", "collect"];
+export const benchKinds: readonly BenchKind[] = ["initial", "scattered", "restore", ...liveKinds, ...keepKinds, "pipeline", "kernels"];
 
 /** The kinds for which a disk is made where no image is given, or always. */
-const imagelessKinds: readonly BenchKind[] = ["kernels", ...liveKinds];
+const imagelessKinds: readonly BenchKind[] = ["kernels", ...liveKinds, ...keepKinds];
+/** The kinds of which a part is done by a process of its own. */
+const sharedKinds: readonly BenchKind[] = [...liveKinds, "mount", "collect"];
 
 /** What is being measured now. */
 export interface BenchProgress {
@@ -28,7 +34,7 @@ export interface BenchProgress {
 
 export interface BenchOptions {
   readonly kind: BenchKind;
-  /** Path of the disk image; every case but `kernels` and the live ones needs one. It is read, never written to: `front` and `burst` copy it. */
+  /** Path of the disk image; needed by `initial`, `scattered`, `restore` and `pipeline`. It is read, never written to: `front`, `burst` and `mount` copy it. */
   readonly image?: string | undefined;
   /** How often each step is measured, 1 to 100; medians are reported. Default: 1. */
   readonly runs?: number | undefined;
@@ -51,21 +57,31 @@ export interface BenchOptions {
   readonly kernelMs?: number | undefined;
   /** Entries that the dedup index is measured with. Default: 1,048,576, which is far beyond a processor's own cache. */
   readonly indexEntries?: number | undefined;
-  /** `front`, each pattern; `churn`, the load; `restart`, the load before the kill: in seconds, 0.1 to 3,600. Defaults: 3, 60, 5. */
+  /**
+   * `front`, each pattern; `mount`, the random reads; `churn`, the load; `restart`, the load before the kill; `collect`, the load before the
+   * collection: in seconds, 0.1 to 604,800. Defaults: 3, 3, 60, 5, 60.
+   */
   readonly seconds?: number | undefined;
-  /** `churn`: MB (10⁶ bytes) written a second. Default: 100. */
+  /** `churn`, `collect`: MB (10⁶ bytes) written a second. Defaults: 100, 20. */
   readonly rateMegabytes?: number | undefined;
   /** `churn`: look for the highest rate that holds. Default: false. */
   readonly findLimit?: boolean | undefined;
-  /** `churn`, `restart`: time between points in ms. Default: 5,000. */
+  /** `churn`, `restart`, `collect`: time between points in ms. Default: 5,000. */
   readonly cycleMs?: number | undefined;
-  /** Size of the disk that a live case makes, from 16 MiB. Defaults: 2 GiB for `front`, 8 GiB for `burst` and `churn`, 1 TiB for `restart`. */
+  /**
+   * Size of the disk that a case makes, from 16 MiB. Defaults: 2 GiB for `front`, 8 GiB for `burst` and `churn`, 1 GiB for `collect`, 1 TiB for
+   * `restart`, `mount`, `prune` and `open`.
+   */
   readonly diskBytes?: number | undefined;
-  /** `restart`: the part of the disk that is written, from 16 MiB. Default: 1 GiB. */
+  /** `restart`, `mount`, `prune`, `open`: the part of the disk that is written, from 16 MiB. Default: 1 GiB. */
   readonly hotBytes?: number | undefined;
   /** `front`: cuts that are made with 32 writes in flight. Default: 300. */
   readonly cuts?: number | undefined;
-  /** The live cases: the store that `openVaultSink` opens, as another process opens it. */
+  /** `prune`, `open`: points of the chain, 8 to 1,000,000. Defaults: 1,000 and 5,000. */
+  readonly points?: number | undefined;
+  /** `collect`: bytes that are dead before the collection, from 16 MiB. Default: 10 GB, or as many as there is room for. */
+  readonly deadBytes?: number | undefined;
+  /** The live cases, `mount` and `collect`: the store that `openVaultSink` opens, as another process opens it. */
   readonly storeAddress?: StoreAddress | undefined;
   /**
    * Opens the store for all cases but `pipeline` and `kernels`; called once, before any clock starts. The benchmark works under a prefix
@@ -102,13 +118,14 @@ export interface BenchConfig {
   readonly indexEntries: number;
   readonly peers: readonly PeerTime[];
   readonly live: LiveConfig;
+  readonly keep: KeepConfig;
   readonly temporaryFolder: string;
   /** Announces a step and ends the benchmark there when it has been interrupted. `run` counts from 0. */
   readonly begin: (step: string, run?: number) => void;
   readonly signal: AbortSignal | undefined;
 }
 
-/** What only the live cases read. */
+/** What is read by the cases of live disks and of points that last. */
 export interface LiveConfig {
   readonly seconds: number;
   readonly bytesPerSecond: number;
@@ -120,18 +137,47 @@ export interface LiveConfig {
   readonly storeAddress: StoreAddress;
 }
 
+/** What is read by the cases of points that last alone. */
+export interface KeepConfig {
+  readonly points: number;
+  /** Undefined: as the room allows. */
+  readonly deadBytes: number | undefined;
+}
+
 const gibibyte = 2 ** 30;
 const diskBytesMin = 16 * 2 ** 20;
-const secondsDefaults: Readonly<Partial<Record<BenchKind, number>>> = { front: 3, churn: 60, restart: 5, soak: 3_600 };
-const diskBytesDefaults: Readonly<Partial<Record<BenchKind, number>>> = { front: 2 * gibibyte, soak: gibibyte, restart: 1024 * gibibyte };
+const secondsDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
+  front: 3,
+  churn: 60,
+  restart: 5,
+  soak: 3_600,
+  mount: 3,
+  collect: 60,
+};
+const diskBytesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
+  front: 2 * gibibyte,
+  soak: gibibyte,
+  collect: gibibyte,
+  restart: 1024 * gibibyte,
+  mount: 1024 * gibibyte,
+  prune: 1024 * gibibyte,
+  open: 1024 * gibibyte,
+};
 
 /** Errors: INVALID_ARGUMENT with every fault at once, and what reading the peers' file ended with. */
 export async function resolveOptions(options: BenchOptions, temporaryFolder: string): Promise<BenchConfig> {
   const { kind, image = "", runs = 1, check = false, scatterWrites = 20_000, seed = 7, workers = workersDefault } = options;
   const { kernelMs = 1_000, indexEntries = 1_048_576, signal, onProgress } = options;
-  const { findLimit = false, rateMegabytes = kind === "soak" ? 20 : 100, cycleMs = 5_000, cuts = 300, storeAddress } = options;
+  const {
+    findLimit = false,
+    rateMegabytes = kind === "soak" || kind === "collect" ? 20 : 100,
+    cycleMs = 5_000,
+    cuts = 300,
+    storeAddress,
+  } = options;
   const { seconds = secondsDefaults[kind] ?? 1, diskBytes = diskBytesDefaults[kind] ?? 8 * gibibyte } = options;
   const { hotBytes = Math.min(gibibyte, diskBytes) } = options;
+  const { points = kind === "open" ? 5_000 : 1_000, deadBytes } = options;
   const faults: string[] = [];
   const whole = (value: number, what: string, least: number, most: number): void => {
     if (!Number.isInteger(value) || value < least || value > most) faults.push(`${value} is no ${what} from ${least} to ${most}`);
@@ -149,8 +195,10 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
   whole(diskBytes, "size of a disk", diskBytesMin, 64 * 1024 * gibibyte);
   whole(hotBytes, "size of what is written", diskBytesMin, diskBytes);
   whole(cuts, "number of cuts", 1, 100_000);
-  const isLive = liveKinds.some((live) => live === kind);
-  if (isLive && (storeAddress === undefined || storeAddress.address.startsWith("memory:"))) {
+  whole(points, "number of points", 8, 1_000_000);
+  if (deadBytes !== undefined) whole(deadBytes, "number of dead bytes", diskBytesMin, 64 * 1024 * gibibyte);
+  const isShared = sharedKinds.includes(kind);
+  if (isShared && (storeAddress === undefined || storeAddress.address.startsWith("memory:"))) {
     faults.push(`the case ${kind} needs a store that another process can open`);
   }
   if (faults.length > 0) throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
@@ -176,6 +224,7 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
       cuts,
       storeAddress: storeAddress ?? { address: "memory:" },
     },
+    keep: { points, deadBytes },
     temporaryFolder,
     begin: (step, run = 0) => {
       if (signal?.aborted === true) throw new TidemarkError("INTERRUPTED", "the benchmark was interrupted", { cause: signal.reason });

@@ -115,6 +115,8 @@ export class PointReader {
           await pace?.(fetch.bytes); // before a slab is leased that others need
           push(this.#fetch(pieces, order, fetch, consumer));
         }
+        // A sparse disk has thousands of windows in which there is nothing to fetch.
+        while (queue.length > fetchesMax) await queue.shift();
         const before = [...queue];
         push(Promise.all(before).then(async () => await consumer.done(end)));
         at = end;

@@ -1,0 +1,295 @@
+/**
+ * What does a reader notice of a point that is mounted instead of brought back? A disk of 1 TiB that is empty but for its front is replicated, and
+ * its newest point mounted by a process of its own, anew for each run:
+ *
+ *   - until the first 4 KiB are there, through the NBD server;
+ *   - all data read once from front to back, beside the Get ceiling: fetching what they are stored as, and dropping it;
+ *   - what lies in the cache read at random, beside qemu-nbd on a file that holds the same.
+ *
+ * What the mount gave is compared with the point brought back.
+ *
+ * The ceiling fetches what is stored, and a reader is handed what that is unpacked to. So the share of the ceiling depends on the data: it is the
+ * lower the better they can be compressed. Those that are made here LZ4 halves.
+ */
+import { createHash } from "node:crypto";
+import { open, truncate } from "node:fs/promises";
+import { join } from "node:path";
+import { FileVolume, granuleBytes, NbdVolume, type Sink, throwIfAborted, type Volume } from "../../engine/index.ts";
+import { copySparsely, imageFacts, imageFactsOf, randomWords, rangeBytes } from "../image.ts";
+import { type FioFigures, type FioPattern, runFio } from "../live/fio.ts";
+import { startServer } from "../live/programs.ts";
+import { nbdUri } from "../live/protecting-process.ts";
+import type { BenchConfig } from "../options.ts";
+import type { CaseOutcome, Mark } from "../report.ts";
+import { StepLog } from "../steps.ts";
+import { getCeiling, type StoredPages, storedSegments, yardstickLanes } from "../yardsticks.ts";
+import type { MountEnd } from "./mounting-entry.ts";
+import { MountingProcess } from "./mounting-process.ts";
+import { KeepPlace, sameHash } from "./place.ts";
+
+const disk = "bench";
+const firstReadMsMax = 1_000;
+/** Of the time that the ceiling takes, and of qemu-nbd's rate. */
+const sequentialShareMin = 0.7;
+const cachedShareMin = 0.5;
+/** What is read at random: well below the cache of a mount. */
+const cachedBytesMax: number = 128 * 1024 * 1024;
+/** Reads in flight where a mount is hashed. */
+const readsAhead = 4;
+
+const [firstStep, sequentialStep, ceilingStep] = [
+  "mount to first 4 KiB over NBD",
+  "read 1m, all data once, cold",
+  `Get ceiling, 4 MiB × ${yardstickLanes}`,
+] as const;
+const [cachedStep, peerStep] = ["randread 4k, in the cache", "randread 4k, qemu-nbd on a file"] as const;
+
+/** What is mounted. */
+interface Disk {
+  readonly image: string;
+  /** The part at its front that holds the data. */
+  readonly spanBytes: number;
+}
+
+export async function benchMount(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
+  const log = new StepLog(config);
+  return await KeepPlace.use(config, store, async (place) => {
+    const made = await makeDisk(config, place);
+    const volume = await FileVolume.open(made.image);
+    try {
+      const { signal } = config;
+      await log.time(
+        "first replication, fresh vault",
+        { role: "tidemark", unit: "bytes" },
+        0,
+        async () => await place.inVault(async (vault) => await vault.replicate({ disk, volume, signal })),
+        ({ scannedBytes }) => scannedBytes,
+      );
+      const segments = await storedSegments(place.sink, signal);
+      config.begin("bring the point back");
+      return await place.broughtBack(disk, async (path) => {
+        const wanted = await frontHashOf(path, made.spanBytes, signal);
+        const image = await frontHashOf(made.image, made.spanBytes, signal);
+        const bench = new MountRuns(config, place, log, { ...made, path, wanted, segments });
+        for (let run = 0; run < config.runs; run += 1) await bench.run(run);
+        return {
+          image: { ...(await imageFacts(volume)), path: config.image === "" ? "a new disk" : config.image },
+          steps: log.steps(),
+          marks: marksOf(log),
+          counts: { storedBytes: segments.reduce((sum, { writtenBytes }) => sum + writtenBytes, 0), ...bench.counts },
+          hashes: { image: sameHash(wanted, image, "the newest point"), point: bench.hash, "the point brought back": wanted },
+          peakRssBytes: bench.peakRssBytes,
+        };
+      });
+    } finally {
+      await volume.close();
+    }
+  });
+}
+
+/** The runs of one disk, and what is to be told of them besides their times. */
+class MountRuns {
+  counts: Readonly<Record<string, number>> = {};
+  hash = "";
+  peakRssBytes = 0;
+  readonly #config: BenchConfig;
+  readonly #place: KeepPlace;
+  readonly #log: StepLog;
+  readonly #of: Disk & { readonly path: string; readonly wanted: string; readonly segments: readonly StoredPages[] };
+
+  /** `of.path`: the point brought back; `of.wanted`: the hash of its front. */
+  constructor(
+    config: BenchConfig,
+    place: KeepPlace,
+    log: StepLog,
+    of: Disk & { readonly path: string; readonly wanted: string; readonly segments: readonly StoredPages[] },
+  ) {
+    this.#config = config;
+    this.#place = place;
+    this.#log = log;
+    this.#of = of;
+  }
+
+  /** Mount and ceiling take turns in going first, so that neither always meets the warmer store. */
+  async run(run: number): Promise<void> {
+    const { signal } = this.#config;
+    const { segments } = this.#of;
+    const ceiling = async (): Promise<void> => {
+      const read = async (): Promise<number> => await getCeiling(this.#place.sink, segments, signal);
+      await this.#log.time(ceilingStep, { role: "yardstick", unit: "bytes" }, run, read, (bytesRead) => bytesRead);
+    };
+    if (run % 2 === 1) await ceiling();
+    const { summary, peakRssBytes } = await this.#mounted(run);
+    if (run === 0) this.peakRssBytes = peakRssBytes;
+    const { bytesRead, bytesFetched, cacheHits, cacheMisses } = summary;
+    this.counts = { ...this.counts, readBytes: bytesRead, fetchedBytes: bytesFetched, cacheHits, cacheMisses };
+    if (run % 2 === 0) await ceiling();
+    await this.#besidePeer(run);
+  }
+
+  async #mounted(run: number): Promise<MountEnd> {
+    const { temporaryFolder, workers, signal, live, begin } = this.#config;
+    begin(firstStep, run);
+    const plan = { store: live.storeAddress, prefix: this.#place.prefix, disk, workers };
+    const startedAt = performance.now();
+    const { process, servedMs } = await MountingProcess.start({ ...plan, socket: join(temporaryFolder, `mount-${run}.sock`) }, signal);
+    try {
+      const servedAt = performance.now();
+      await readFirst(process.uri, this.#of.spanBytes, signal);
+      // How long Node takes to start is told apart: it is the same for every program.
+      const firstMs = servedMs + performance.now() - servedAt;
+      this.#log.add(firstStep, { role: "tidemark", unit: "bytes" }, granuleBytes, firstMs);
+      this.counts = { ...this.counts, processStartMs: Math.round(servedAt - startedAt - servedMs) };
+      await this.#fio(sequentialStep, process.uri, run, { pattern: "read", requestBytes: 1_048_576, bytes: this.#of.spanBytes });
+      if (run === 0) {
+        begin("compare with the point brought back");
+        const mounted = await NbdVolume.open(process.uri, { signal });
+        try {
+          this.hash = sameHash(await frontHash(mounted, this.#of.spanBytes, signal), this.#of.wanted, "what the mount gave");
+        } finally {
+          await mounted.close();
+        }
+      }
+      await this.#random(cachedStep, process.uri, run);
+      return await process.stop();
+    } finally {
+      await process.end();
+    }
+  }
+
+  async #besidePeer(run: number): Promise<void> {
+    const { temporaryFolder, signal } = this.#config;
+    const socket = join(temporaryFolder, `qemu-${run}.sock`);
+    const words = ["-f", "raw", "-r", "-t", "--cache=writeback", "--shared=0", "-k", socket, this.#of.path];
+    const server = await startServer("qemu-nbd", words, socket, temporaryFolder, signal);
+    try {
+      await this.#random(peerStep, nbdUri(socket, ""), run);
+    } finally {
+      await server.kill();
+    }
+  }
+
+  /** Reads at random what has just been read in order. */
+  async #random(step: typeof cachedStep | typeof peerStep, uri: string, run: number): Promise<void> {
+    const bytes = Math.min(cachedBytesMax, this.#of.spanBytes);
+    await this.#fio(undefined, uri, run, { pattern: "read", requestBytes: 1_048_576, bytes });
+    await this.#fio(step, uri, run, { pattern: "randread", requestBytes: granuleBytes, bytes, seconds: this.#config.live.seconds });
+  }
+
+  async #fio(
+    step: typeof sequentialStep | typeof cachedStep | typeof peerStep | undefined,
+    uri: string,
+    run: number,
+    load: { readonly pattern: FioPattern; readonly requestBytes: number; readonly bytes: number; readonly seconds?: number },
+  ): Promise<void> {
+    const { seed, temporaryFolder: folder, signal, begin } = this.#config;
+    const { pattern, requestBytes, bytes, seconds } = load;
+    if (step !== undefined) begin(step, run);
+    const figures: FioFigures = await runFio({
+      uri,
+      pattern,
+      requestBytes,
+      spanBytes: bytes,
+      extent: seconds === undefined ? { bytes } : { seconds },
+      freshData: false,
+      seed: seed + run,
+      folder,
+      signal,
+    });
+    if (step === undefined) return;
+    const unit = seconds === undefined ? "bytes" : "operations";
+    const role = step === peerStep ? "yardstick" : "tidemark";
+    this.#log.add(step, { role, unit }, seconds === undefined ? figures.bytes : figures.requests, figures.elapsedMs);
+    if (seconds !== undefined) this.counts = { ...this.counts, [`${step}, p99Us`]: Math.round(figures.p99Us) };
+  }
+}
+
+function marksOf(log: StepLog): Mark[] {
+  const rates = new Map(log.steps().map(({ name, perSecond }) => [name, perSecond]));
+  return [
+    { name: firstStep, value: log.medianMs(firstStep), unit: "ms", relation: "at most", wanted: firstReadMsMax },
+    {
+      name: "read 1m, of the Get ceiling",
+      value: log.medianMs(ceilingStep) / log.medianMs(sequentialStep),
+      unit: "×",
+      relation: "at least",
+      wanted: sequentialShareMin,
+    },
+    {
+      name: "randread 4k in the cache, of qemu-nbd",
+      value: (rates.get(cachedStep) ?? NaN) / (rates.get(peerStep) ?? NaN),
+      unit: "×",
+      relation: "at least",
+      wanted: cachedShareMin,
+    },
+  ];
+}
+
+/** A disk of `live.diskBytes` that holds the given image at its front, or `live.hotBytes` of data. */
+async function makeDisk(config: BenchConfig, place: KeepPlace): Promise<Disk> {
+  const { image, live, seed, signal, temporaryFolder, begin } = config;
+  begin("write the disk");
+  if (image !== "") {
+    const path = join(temporaryFolder, "mount.img");
+    await copySparsely(image, path, signal);
+    const { sizeBytes } = await imageFactsOf(path);
+    await truncate(path, Math.max(live.diskBytes, sizeBytes));
+    return { image: path, spanBytes: sizeBytes };
+  }
+  const path = await place.makeImage("mount.img", live.diskBytes);
+  await fillFront(path, live.hotBytes, seed, signal);
+  return { image: path, spanBytes: live.hotBytes };
+}
+
+/** Fills the front of a file. Every other KiB is incompressible, and the rest repeats the number of its range. */
+async function fillFront(path: string, spanBytes: number, seed: number, signal: AbortSignal | undefined): Promise<void> {
+  const file = await open(path, "r+");
+  try {
+    const next = randomWords(seed);
+    const words = new Uint32Array(rangeBytes / 4);
+    for (let offset = 0; offset < spanBytes; offset += rangeBytes) {
+      throwIfAborted(signal);
+      for (let word = 0; word < words.length; word += 1) words[word] = Math.floor(word / 256) % 2 === 1 ? next() : offset / rangeBytes;
+      await file.write(words, 0, Math.min(rangeBytes, spanBytes - offset), offset);
+    }
+  } finally {
+    await file.close();
+  }
+}
+
+/** Reads a granule from the middle of the data, as a client that has just connected. */
+async function readFirst(uri: string, spanBytes: number, signal: AbortSignal | undefined): Promise<void> {
+  const volume = await NbdVolume.open(uri, { signal });
+  try {
+    const granules = Math.floor(spanBytes / granuleBytes);
+    await volume.read(Math.floor(granules / 2) * granuleBytes, Buffer.alloc(granuleBytes));
+  } finally {
+    await volume.close();
+  }
+}
+
+async function frontHashOf(path: string, spanBytes: number, signal: AbortSignal | undefined): Promise<string> {
+  const volume = await FileVolume.open(path);
+  try {
+    return await frontHash(volume, spanBytes, signal);
+  } finally {
+    await volume.close();
+  }
+}
+
+/** SHA-256 of the first `spanBytes` of a volume, holes read like anything else. */
+async function frontHash(volume: Pick<Volume, "read">, spanBytes: number, signal: AbortSignal | undefined): Promise<string> {
+  const hash = createHash("sha256");
+  const pieceBytes = 1024 * 1024;
+  for (let offset = 0; offset < spanBytes; offset += readsAhead * pieceBytes) {
+    throwIfAborted(signal);
+    const pieces = Array.from({ length: readsAhead }, (_, index) => offset + index * pieceBytes).filter((at) => at < spanBytes);
+    const reads = pieces.map(async (at) => {
+      const bytes = Buffer.alloc(Math.min(pieceBytes, spanBytes - at));
+      await volume.read(at, bytes);
+      return bytes;
+    });
+    for (const bytes of await Promise.all(reads)) hash.update(bytes);
+  }
+  return hash.digest("hex");
+}

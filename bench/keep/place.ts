@@ -1,0 +1,110 @@
+/**
+ * Where a case about points that last works: a vault under a prefix of its own in the store, which is emptied again; and the proof that its
+ * newest point is still what was replicated.
+ */
+import { randomUUID } from "node:crypto";
+import { open, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { hasCode, type Sink, TidemarkError, Vault } from "../../engine/index.ts";
+import { contentHash } from "../image.ts";
+import type { BenchConfig } from "../options.ts";
+import { RecordingSink } from "./recording-sink.ts";
+
+export class KeepPlace {
+  /** Ends with a slash. */
+  readonly prefix: string = `bench-${randomUUID()}/`;
+  readonly sink: RecordingSink;
+  readonly #config: BenchConfig;
+  readonly #store: Sink;
+
+  private constructor(config: BenchConfig, store: Sink) {
+    this.#config = config;
+    this.#store = store;
+    this.sink = this.connect();
+  }
+
+  /** Lends a place in which nothing is, and empties it again. */
+  static async use<Result>(config: BenchConfig, store: Sink, work: (place: KeepPlace) => Promise<Result>): Promise<Result> {
+    const place = new KeepPlace(config, store);
+    const [outcome] = await Promise.allSettled([work(place)]);
+    const [emptied] = await Promise.allSettled([place.#empty()]);
+    // What ended the work says more than what then went wrong while it was put away.
+    if (outcome.status === "rejected") throw outcome.reason;
+    if (emptied.status === "rejected") throw emptied.reason;
+    return outcome.value;
+  }
+
+  /** Deletes what can be deleted, and only then says what is still leased: by a process that was killed, until its lease ends. */
+  async #empty(): Promise<void> {
+    const names: string[] = [];
+    for await (const { name } of this.sink.list("")) names.push(name);
+    let leased: TidemarkError | undefined;
+    for (const name of names) {
+      try {
+        await this.sink.deleteObject(name);
+      } catch (error) {
+        if (!hasCode(error, "LEASE_HELD")) throw error;
+        leased = error;
+      }
+    }
+    if (leased !== undefined) throw leased;
+  }
+
+  /** The place once more, with a record of its own. */
+  connect(): RecordingSink {
+    return new RecordingSink(this.#store, this.prefix);
+  }
+
+  /** Opens the vault, or creates it, for `work`. There is no state folder: nothing local speeds anything up. */
+  async inVault<Result>(work: (vault: Vault) => Promise<Result>, sink: Sink = this.sink): Promise<Result> {
+    const { workers, lanes, signal } = this.#config;
+    const vault = await Vault.openOrCreate(sink, { workers, lanes, signal });
+    try {
+      return await work(vault);
+    } finally {
+      await vault.close();
+    }
+  }
+
+  /** A new file of `sizeBytes` that is one hole. */
+  async makeImage(name: string, sizeBytes: number): Promise<string> {
+    const path = join(this.#config.temporaryFolder, name);
+    const file = await open(path, "wx");
+    try {
+      await file.truncate(sizeBytes);
+    } finally {
+      await file.close();
+    }
+    return path;
+  }
+
+  /** Brings the newest point of `disk` back, has `work` done with the file, and removes it. */
+  async broughtBack<Result>(disk: string, work: (path: string) => Promise<Result>): Promise<Result> {
+    const { temporaryFolder, signal } = this.#config;
+    const path = join(temporaryFolder, `${disk}-back.img`);
+    try {
+      await this.inVault(async (vault) => await vault.materialize({ disk, point: "latest", to: path, format: "raw", signal }));
+      return await work(path);
+    } finally {
+      await rm(path, { force: true });
+    }
+  }
+
+  /** Brings the newest point of `disk` back and compares it with its image, which nobody writes any more. Errors: DAMAGED. */
+  async prove(disk: string, image: string): Promise<Record<"image" | "point", string>> {
+    const { signal, begin } = this.#config;
+    begin("compare the newest point with the disk");
+    const wanted = await contentHash(image, signal);
+    const hash = await this.broughtBack(disk, async (path) => await contentHash(path, signal));
+    return { image: wanted, point: sameHash(hash, wanted, "the newest point") };
+  }
+}
+
+/** `hash`, which must be `wanted`: a figure for a wrong result is none. Errors: DAMAGED. */
+export function sameHash(hash: string, wanted: string, what: string): string {
+  if (hash === wanted) return hash;
+  throw new TidemarkError("DAMAGED", `${what} is not what was replicated`, {
+    remedy: "this is a fault in Tidemark: report it",
+    detail: { wanted, hash },
+  });
+}

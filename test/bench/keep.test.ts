@@ -1,0 +1,191 @@
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { readdir, readFile, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { type BenchKind, type BenchOptions, type BenchProgress, type BenchReport, formatBench, runBench } from "../../bench/index.ts";
+import { MadeVolume } from "../../bench/keep/made-volume.ts";
+import { RecordingSink } from "../../bench/keep/recording-sink.ts";
+import { DirectorySink, MemorySink } from "../../sink/index.ts";
+
+const mib = 1024 * 1024;
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), "keep-bench-"));
+});
+afterEach(() => {
+  rmSync(folder, { recursive: true });
+});
+
+function options(kind: BenchKind, given: Partial<BenchOptions> = {}): BenchOptions {
+  const vault = join(folder, "vault");
+  return {
+    kind,
+    workers: 1,
+    seconds: 0.2,
+    diskBytes: 64 * mib,
+    hotBytes: 16 * mib,
+    points: 40,
+    storeAddress: { address: `dir:${vault}` },
+    openVaultSink: async () => await DirectorySink.open(vault),
+    temporaryFolder: join(folder, "work"),
+    ...given,
+  };
+}
+
+/** Why nothing can be measured here, or undefined. */
+function missing(...programs: readonly string[]): string | undefined {
+  const absent = programs.filter((program) => spawnSync(program, ["--version"]).error !== undefined);
+  return absent.length === 0 ? undefined : `${absent.join(" and ")} are not installed`;
+}
+
+/** Names of the processes that this one has started and that are still there. Where there is no /proc, none. */
+function children(): string[] {
+  if (!existsSync("/proc/self/stat")) return [];
+  return readdirSync("/proc").flatMap((entry) => {
+    if (!/^\d+$/.test(entry)) return [];
+    // A process may end between two looks.
+    const path = `/proc/${entry}/stat`;
+    const [, name = "", parent] = /\((.*)\) \S (\d+)/.exec(existsSync(path) ? readFileSync(path, "utf8") : "") ?? [];
+    return parent === String(process.pid) ? [name] : [];
+  });
+}
+
+async function expectNothingLeft(): Promise<void> {
+  expect(await readdir(join(folder, "work"))).toEqual([]);
+  expect(children()).toEqual([]);
+  const sink = await DirectorySink.open(join(folder, "vault"));
+  for await (const { name } of sink.list("")) expect.fail(`${name} was left in the store`);
+}
+
+async function expectWhole(report: BenchReport): Promise<void> {
+  expect(report.peakRssBytes).toBeGreaterThan(mib);
+  expect(report.hashes["point"]).toMatch(/^[0-9a-f]{64}$/);
+  expect(report.hashes["point"]).toBe(report.hashes["image"]);
+  const numbers = [
+    ...report.steps.flatMap(({ amount, medianMs, perSecond }) => [amount, medianMs, perSecond]),
+    ...report.marks.flatMap(({ value, wanted }) => [value, wanted]),
+    ...Object.values(report.counts),
+  ];
+  expect(numbers.filter((number) => !Number.isFinite(number) || number < 0)).toEqual([]);
+  expect(report.steps.some(({ role }) => role === "yardstick")).toBe(true);
+  const lines = formatBench(report).split("\n");
+  expect(lines.filter((line) => line.length > 80 || line.includes("…"))).toEqual([]);
+  await expectNothingLeft();
+}
+
+describe("each case about points that last proves its point and tells what it measured", () => {
+  test("mount, twice, beside qemu-nbd and the Get ceiling", { timeout: 60_000 }, async (context) => {
+    const reason = missing("fio", "qemu-nbd");
+    if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
+    const report = await runBench(options("mount", { runs: 2 }));
+    await expectWhole(report);
+    expect(report.steps.map(({ runs }) => runs)).toEqual([1, 2, 2, 2, 2, 2]);
+    expect(report.marks).toHaveLength(3);
+    expect(report.image?.sizeBytes).toBe(64 * mib);
+    expect(report.counts["fetchedBytes"]).toBeGreaterThan(0);
+    expect(report.counts["cacheHits"]).toBeGreaterThan(0);
+  });
+
+  test("mount of an image that is given, which stays as it was", { timeout: 60_000 }, async (context) => {
+    const reason = missing("fio", "qemu-nbd");
+    if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
+    const image = join(folder, "disk.img");
+    const content = Buffer.alloc(4 * mib + 512, "tidemark");
+    await writeFile(image, content);
+    const report = await runBench(options("mount", { image }));
+    await expectWhole(report);
+    expect(report.image).toMatchObject({ path: image, sizeBytes: 64 * mib });
+    expect(content.equals(await readFile(image))).toBe(true);
+  });
+
+  test("prune, which leaves one point in so much time", async () => {
+    const report = await runBench(options("prune"));
+    await expectWhole(report);
+    const { points = 0, removedPoints = 0, keptPoints = 0, requests = 0, writtenBytes = 0 } = report.counts;
+    expect(points).toBe(40);
+    expect(removedPoints + keptPoints).toBe(40);
+    expect(removedPoints).toBeGreaterThan(20);
+    expect(requests).toBeGreaterThan(0);
+    expect(writtenBytes).toBeGreaterThan(0);
+  });
+
+  test("open, three times, with what an hour of points writes", async () => {
+    const report = await runBench(options("open", { runs: 3 }));
+    await expectWhole(report);
+    expect(report.counts["points"]).toBe(40);
+    expect(report.counts["an hour of points every 5 s, metadataBytes"]).toBeGreaterThan(720 * 200);
+    expect(report.steps.map(({ runs }) => runs)).toEqual([1, 3, 3]);
+  });
+
+  test("collect, beside a disk that is written", { timeout: 60_000 }, async (context) => {
+    const reason = missing("fio");
+    if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
+    const report = await runBench(options("collect", { deadBytes: 64 * mib, cycleMs: 1_000, seconds: 2.5, rateMegabytes: 2 }));
+    await expectWhole(report);
+    // Of the second half two MiB stay; of the first half nothing.
+    expect(report.counts["given back, storedBytes"]).toBeGreaterThan(60 * mib);
+    expect(report.counts["writersThatDidNotAcknowledge"]).toBe(0);
+    expect(report.counts["cyclesAlone"]).toBeGreaterThan(0);
+    expect(report.counts["cyclesBeside"]).toBeGreaterThan(0);
+  });
+});
+
+test.for([
+  ["mount", "read 1m, all data once, cold"],
+  ["collect", "collect, beside the live disk"],
+] as const)(
+  "%s that is interrupted leaves no process, and nothing in store and temporary folder",
+  async ([kind, interruptedStep], context) => {
+    const reason = missing("fio", "qemu-nbd");
+    if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
+    const abort = new AbortController();
+    const onProgress = ({ step }: BenchProgress): void => {
+      // Asked between two steps, it would end there: the processes have to be at work.
+      if (step === interruptedStep) setImmediate(() => abort.abort());
+    };
+    const given = { deadBytes: 16 * mib, cycleMs: 1_000, seconds: 1.5, rateMegabytes: 2 };
+    const running = runBench(options(kind, { ...given, signal: abort.signal, onProgress }));
+    await expect(running).rejects.toMatchObject({ code: "INTERRUPTED" });
+    await expectNothingLeft();
+  },
+);
+
+test("a case whose processes cannot open the store is refused", async () => {
+  for (const kind of ["mount", "collect"] as const) {
+    await expect(runBench(options(kind, { storeAddress: { address: "memory:" } }))).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+  }
+});
+
+test("a volume that is made when it is read holds the same in whatever pieces it is read, and zeros outside its extents", async () => {
+  const extents = [
+    { offset: 4_096, length: 8_192 },
+    { offset: 2 * mib, length: mib },
+  ];
+  const volume = new MadeVolume(4 * mib, extents, 7);
+  const whole = Buffer.alloc(4 * mib, 1);
+  await volume.read(0, whole);
+  const piece = Buffer.alloc(65_536);
+  for (let offset = 0; offset < whole.length; offset += piece.length) {
+    await volume.read(offset, piece);
+    expect(piece.equals(whole.subarray(offset, offset + piece.length)), `at ${offset}`).toBe(true);
+  }
+  const granules = Array.from({ length: 1_024 }, (_, index) => whole.subarray(index * 4_096, (index + 1) * 4_096).toString("base64"));
+  expect(new Set(granules).size).toBe(2 + 256 + 1);
+  expect(granules[0]).toBe(Buffer.alloc(4_096).toString("base64"));
+});
+
+test("transfers are made again as they were, and what was written goes elsewhere", async () => {
+  const store = new MemorySink();
+  await store.createContainer();
+  const recorded = new RecordingSink(store, "a/");
+  await recorded.putObject("x", Buffer.from("12345"), { ifAbsent: true });
+  await recorded.getObject("x", 100);
+  await expect(recorded.getObject("y", 100)).rejects.toMatchObject({ code: "OBJECT_NOT_FOUND" });
+  expect([recorded.putBytes, recorded.readBytes]).toEqual([5, 5]);
+  expect(await recorded.repeat(new RecordingSink(store, "a/"), "bare/", undefined)).toBe(10);
+  expect(Buffer.from((await store.getObject("a/x", 100)).bytes).toString()).toBe("12345");
+  expect((await store.statObject("a/bare/0")).sizeBytes).toBe(5);
+});
