@@ -13,9 +13,6 @@ import type { MountAnswer, MountEnd, MountPlan, MountTold } from "./mounting-ent
 /** For giving up the hold, when there is no time for questions. */
 const endMsMax = 2_000;
 
-/** Built beside the process that protects disks, whose place the package tells. */
-const entry: URL = new URL("../keep/mounting-entry.js", import.meta.resolve("#protecting-process"));
-
 export class MountingProcess implements AsyncDisposable {
   /** Where NBD clients find the point. */
   readonly uri: string;
@@ -37,7 +34,11 @@ export class MountingProcess implements AsyncDisposable {
     signal: AbortSignal | undefined,
   ): Promise<{ readonly process: MountingProcess; readonly servedMs: number }> {
     // A ^C at the terminal is for us; what it means for the process we tell it.
-    const child = fork(fileURLToPath(entry), [], { execArgv: [], detached: true, stdio: ["ignore", "ignore", "inherit", "ipc"] });
+    const child = fork(fileURLToPath(import.meta.resolve("#mounting-process")), [], {
+      execArgv: [],
+      detached: true,
+      stdio: ["ignore", "ignore", "inherit", "ipc"],
+    });
     const started = new MountingProcess(new Program(child, "the mounting process"), plan, signal);
     try {
       const answer = await started.#ask({ plan });
