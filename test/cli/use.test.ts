@@ -63,6 +63,13 @@ const commands = [
   "points",
   "points list",
   "points show",
+  "points pin",
+  "points unpin",
+  "prune",
+  "collect",
+  "retention",
+  "retention simulate",
+  "mount",
   "materialize",
   "verify",
   "bench",
@@ -71,6 +78,10 @@ const commands = [
   "bench restore",
   "bench pipeline",
   "bench kernels",
+  "bench mount",
+  "bench prune",
+  "bench open",
+  "bench collect",
 ];
 
 describe("help", () => {
