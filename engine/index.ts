@@ -19,6 +19,7 @@ export type {
   ProtectOptions,
 } from "./control/protection-status.ts";
 export type { PointDecision, PruneCounts, PruneOptions, PruneSummary } from "./control/prune.ts";
+export type { LostObject, RepairedObject, RepairOptions, RepairSummary } from "./control/repair.ts";
 export type {
   ChangeSource,
   Damage,

@@ -7,6 +7,7 @@ import {
   Bandwidth,
   type BandwidthTable,
   commandHook,
+  type Finding,
   Group,
   limited,
   NbdServer,
@@ -23,7 +24,8 @@ import { openSink } from "../../sink/index.ts";
 import { type Environment, sinkOptions, vaultOptions } from "../settings.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import type { Clock, DiskEvent, Machinery, ProtectionPort, ProtectOptions, ServerPort, VaultPort } from "./ports.ts";
-import type { StartTime, TlsFiles } from "./schema.ts";
+import type { ScrubEntry, StartTime, TlsFiles } from "./schema.ts";
+import { Scrubbing } from "./scrubbing.ts";
 
 /** The machine's time. */
 export const systemClock: Clock = {
@@ -51,12 +53,27 @@ class EngineVault implements VaultPort {
   readonly #bandwidth: Bandwidth;
   readonly #stateFolder: string;
   readonly #groups = new Map<string, Group>();
+  readonly #listeners = new Map<string, (event: DiskEvent) => void>();
+  readonly #scrubbing: Scrubbing;
 
-  private constructor(parts: { readonly store: Sink; readonly vault: Vault; readonly bandwidth: Bandwidth; readonly stateFolder: string }) {
+  private constructor(parts: {
+    readonly store: Sink;
+    readonly vault: Vault;
+    readonly bandwidth: Bandwidth;
+    readonly stateFolder: string;
+    readonly scrub: ScrubEntry | undefined;
+  }) {
     this.#store = parts.store;
     this.#vault = parts.vault;
     this.#bandwidth = parts.bandwidth;
     this.#stateFolder = parts.stateFolder;
+    this.#scrubbing = new Scrubbing(parts.scrub, {
+      scrub: async (options) => await this.#vault.scrub(options),
+      clock: systemClock,
+      onEvent: (event) => {
+        this.#tell(event);
+      },
+    });
   }
 
   /** Creates the vault where there is none, as `tidemark replicate` does. */
@@ -67,7 +84,7 @@ class EngineVault implements VaultPort {
     const store = await openSink(address, { ...sinkOptions(address, environment, signal), ...(proxy === undefined ? {} : { proxy }) });
     try {
       const vault = await Vault.openOrCreate(limited(store, bandwidth), { stateFolder, signal });
-      return new EngineVault({ store, vault, bandwidth, stateFolder });
+      return new EngineVault({ store, vault, bandwidth, stateFolder, scrub: config.scrub });
     } catch (error) {
       await store[Symbol.asyncDispose]();
       throw error;
@@ -85,19 +102,34 @@ class EngineVault implements VaultPort {
       group: this.#group(disk),
       onEvent: (event) => onEvent(diskEvent(event)),
     });
-    return portOf(protection);
+    this.#listeners.set(name, onEvent);
+    const port = portOf(protection, () => this.#scrubbing.findings(name));
+    const stop: ProtectionPort["stop"] = async (options) => {
+      this.#listeners.delete(name);
+      await port.stop(options);
+    };
+    return { ...port, stop };
+  }
+
+  /** What concerns a disk that nobody protects here is told with another's events. */
+  #tell(event: DiskEvent): void {
+    const [first] = this.#listeners;
+    const [disk, listener] = this.#listeners.has(event.disk) ? [event.disk, this.#listeners.get(event.disk)] : (first ?? []);
+    if (disk !== undefined) listener?.({ ...event, disk });
   }
 
   setLimit(bytesPerSecond: number | undefined): void {
     this.#bandwidth.setLimit(bytesPerSecond);
   }
 
-  setBandwidth(config: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone">): void {
+  setBandwidth(config: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone" | "scrub">): void {
     this.#bandwidth.setTable(tableOf(config));
+    this.#scrubbing.set(config.scrub);
   }
 
   async close(): Promise<void> {
     try {
+      await this.#scrubbing.stop();
       await this.#vault.close();
     } finally {
       await this.#store[Symbol.asyncDispose]();
@@ -112,10 +144,15 @@ class EngineVault implements VaultPort {
   }
 }
 
-function portOf(protection: Protection): ProtectionPort {
+/** `damage`: findings about what the vault holds of the disk. */
+function portOf(protection: Protection, damage: () => readonly Finding[]): ProtectionPort {
   return {
     device: protection.device,
-    status: () => protection.status(),
+    status: () => {
+      const status = protection.status();
+      const found = damage();
+      return found.length === 0 ? status : { ...status, health: "Critical", findings: [...found, ...status.findings] };
+    },
     point: async (options) => await protection.point(options),
     pause: () => protection.pause(),
     resume: () => protection.resume(),

@@ -43,8 +43,8 @@ export interface VaultPort {
   protect(options: ProtectOptions, signal: AbortSignal): Promise<ProtectionPort>;
   /** Bytes a second instead of what the configuration says (Infinity: no limit), or undefined for the configuration's limits again. */
   setLimit(bytesPerSecond: number | undefined): void;
-  /** The table and limit of a changed configuration, from now on. */
-  setBandwidth(config: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone">): void;
+  /** The table and limits of a changed configuration, and how it is scrubbed, from now on. */
+  setBandwidth(config: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone" | "scrub">): void;
   close(): Promise<void>;
 }
 

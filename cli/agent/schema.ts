@@ -20,6 +20,16 @@ export interface VaultEntry {
   readonly timeZone?: string | undefined;
   /** Bytes a second; undefined is as fast as it goes. */
   readonly limit?: number | undefined;
+  /** Undefined: never. */
+  readonly scrub?: ScrubEntry | undefined;
+}
+
+/** How much of a vault is read back and proved, and how fast. */
+export interface ScrubEntry {
+  /** Of what is stored, from 0 (never) to 1 (all of it every day). */
+  readonly sharePerDay: number;
+  /** Bytes a second; undefined is as fast as it goes. */
+  readonly rate: number | undefined;
 }
 
 /** `from` and `to` in minutes since midnight; a window whose end is not after its beginning ends on the next day. */
@@ -123,6 +133,12 @@ const vaultSchema: z.ZodType<VaultEntry> = z.strictObject({
     .default([]),
   timeZone: written((text) => (isTimeZone(text) ? text : fault), "is no time zone", "use an IANA name such as Europe/Berlin").optional(),
   limit: rate().optional(),
+  scrub: z
+    .strictObject({
+      sharePerDay: written(parseShare, "is no share of a vault", "write a percentage from 0% to 100%, as in 10%").prefault("10%"),
+      rate: rate().prefault("10MB/s"),
+    })
+    .prefault({}),
 });
 
 const policySchema: z.ZodType<PolicyEntry> = z.strictObject({
@@ -186,7 +202,7 @@ export const fault: unique symbol = Symbol("fault");
 const fieldNames: readonly string[] = (
   "address stateFolder proxy url bypass bandwidth from to days timeZone limit crashConsistentFrequency appConsistentFrequency recoveryPointRetention " +
   "recoveryPointThreshold multiVmConsistency startTime freezeTimeout barrierTimeout name image vault policy listen tls key cert ca hooks pre post " +
-  "group readOnly socket level format file"
+  "group readOnly socket level format file scrub sharePerDay rate"
 ).split(" ");
 
 /** Stand-ins for fields that are required and faulty. */
@@ -339,6 +355,14 @@ function shortDuration(elapsedMs: number): string {
 
 function rate(): ReturnType<typeof written<number | undefined>> {
   return written(parseRate, "is no rate", "write a size a second, as in 20MiB/s, at least 1KiB/s, or off");
+}
+
+/** From 0 to 1; a number without a sign is a percentage, too. */
+function parseShare(text: string): number | typeof fault {
+  if (text === "off" || text === "false") return 0;
+  const percent = /^(\d+(?:\.\d+)?)\s*%?$/.exec(text)?.[1];
+  const share = Number(percent) / 100;
+  return share >= 0 && share <= 1 ? share : fault;
 }
 
 function parseSwitch(text: string): boolean | typeof fault {

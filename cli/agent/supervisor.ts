@@ -386,7 +386,7 @@ function isChanged(before: DiskConfig, after: DiskConfig, from: AgentConfig, to:
 }
 
 function sameLimits(a: VaultConfig, b: VaultConfig): boolean {
-  const limits = ({ limit, bandwidth, timeZone }: VaultConfig): string => JSON.stringify([limit, bandwidth, timeZone]);
+  const limits = ({ limit, bandwidth, timeZone, scrub }: VaultConfig): string => JSON.stringify([limit, bandwidth, timeZone, scrub]);
   return limits(a) === limits(b);
 }
 

@@ -1,9 +1,19 @@
-/** `tidemark vault init` and `tidemark vault show`: a vault's identity and what is fixed for its life. */
+/** `tidemark vault init`, `show` and `repair`: a vault's identity and what is fixed for its life; and what is lost of it, rebuilt. */
 import { Command, InvalidArgumentError, Option } from "commander";
-import { type DigestName, digestNames, type Sink, Vault, type VaultOptions, type VaultSummary } from "../../engine/index.ts";
-import { formatBytes, formatCount, parseBytes } from "../quantities.ts";
+import {
+  type DigestName,
+  digestNames,
+  type LostObject,
+  type RepairSummary,
+  type Sink,
+  Vault,
+  type VaultOptions,
+  type VaultSummary,
+} from "../../engine/index.ts";
+import { exitCodes } from "../errors.ts";
+import { formatBytes, formatCount, formatDuration, formatNumberOf, parseBytes } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
-import { fields } from "../text.ts";
+import { fields, printable } from "../text.ts";
 import { type CommandContext, withVault } from "./context.ts";
 
 interface InitFlags extends VaultFlags {
@@ -11,9 +21,13 @@ interface InitFlags extends VaultFlags {
   readonly digest?: DigestName;
 }
 
+interface RepairFlags extends VaultFlags {
+  readonly dryRun?: boolean;
+}
+
 export function vaultCommand(context: CommandContext): Command {
   const vault = new Command("vault")
-    .description("create a vault, or show what one is")
+    .description("create a vault, show what one is, or repair one")
     .addHelpText("after", "\nExample:\n  $ tidemark vault show --vault azurite:/srv/azurite");
   withVaultOptions(vault.command("init"))
     .description("create a vault; block size and digest are fixed for its life")
@@ -36,7 +50,55 @@ Example:
   $ tidemark vault show --vault azurite:/srv/azurite`,
     )
     .action(async (flags: VaultFlags) => await show(context, flags));
+  withVaultOptions(vault.command("repair"))
+    .description("rebuild what lists points, and their maps, where it is lost; exit 3 when something cannot be saved")
+    .option("--dry-run", "say what would be rebuilt, and change nothing")
+    .addHelpText(
+      "after",
+      `
+A disk's list of points is rebuilt from the points themselves, parts of maps
+from whatever has their checksum; nothing is guessed. Points of which anything
+has been given back already are left out, and named. A disk that needs no repair
+is not touched; one that needs it must have no writer. Damaged chunks are healed
+by \`tidemark verify --heal\`.
+
+Examples:
+  $ tidemark vault repair --vault azurite:/srv/azurite --dry-run
+  $ tidemark vault repair --vault azurite:/srv/azurite`,
+    )
+    .action(async (flags: RepairFlags) => await repair(context, flags));
   return vault;
+}
+
+async function repair(context: CommandContext, flags: RepairFlags): Promise<void> {
+  const { output, signal } = context;
+  const { dryRun } = flags;
+  const summary = await withVault(
+    context,
+    flags,
+    async (vault) => await vault.repair({ dryRun, signal, onNotice: (notice) => output.notice(notice) }),
+  );
+  const { repaired, lost } = summary;
+  for (const object of repaired)
+    output.item("repaired", object, printable(`${dryRun === true ? "would be " : ""}rebuilt: ${object.object}: ${object.message}`));
+  for (const object of lost) output.item("lost", object, printable(`lost: disk ${object.disk}: ${object.message}${pointsOf(object)}`));
+  output.summary("vault repair", summary, describeRepair(summary));
+  if (lost.length > 0) context.exitCode = exitCodes.damageFound;
+}
+
+/** The points that need what is lost. */
+function pointsOf({ points, extent }: LostObject): string {
+  if (extent === null && points.length <= 1) return "";
+  const where = extent === null ? "" : ` at bytes ${extent.offset} to ${extent.offset + extent.length}`;
+  const shown = points.slice(0, 20).join(", ");
+  return `; it concerns ${points.length === 1 ? "point" : "points"} ${shown}${points.length > 20 ? ", …" : ""}${where}`;
+}
+
+function describeRepair({ dryRun, disks, points, repaired, lost, elapsedMs }: RepairSummary): string {
+  const scope = `${formatNumberOf(disks, "disk")}, ${formatNumberOf(points, "point")} looked at in ${formatDuration(elapsedMs)}`;
+  if (repaired.length === 0 && lost.length === 0) return `nothing to repair: ${scope}`;
+  const done = `${formatNumberOf(repaired.length, "object")} ${dryRun ? "would be rebuilt" : "rebuilt"}`;
+  return `${done}, ${lost.length === 0 ? "nothing lost" : `${formatCount(lost.length)} lost`}: ${scope}`;
 }
 
 async function init(context: CommandContext, { blockSize: blockBytes, ...flags }: InitFlags): Promise<void> {

@@ -11,6 +11,7 @@ interface VerifyFlags extends VaultFlags {
   readonly disk?: string;
   readonly point?: string;
   readonly source?: string;
+  readonly heal?: boolean;
 }
 
 export function verifyCommand(context: CommandContext): Command {
@@ -18,7 +19,8 @@ export function verifyCommand(context: CommandContext): Command {
     .description("prove that points can be read back; exit 3 when damage is found")
     .option("--disk <name>", "only this disk (default: every disk)")
     .option("--point <point>", "only this point: sequence number, id, `latest` or an ISO time (default: every point)")
-    .option("--source <path>", "compare the point (default: latest) with this image or block device, byte for byte");
+    .option("--source <path>", "compare the point (default: latest) with this image or block device, byte for byte")
+    .option("--heal", "heal what is damaged, from `--source` or from the vault itself");
   return withWorkersOption(withVaultOptions(command))
     .addHelpText(
       "after",
@@ -27,10 +29,15 @@ Every chunk that the points need is fetched and compared with its digest; one
 that several points share is fetched once. Damage is listed with the points and
 extents that it concerns.
 
+With --heal, damaged chunks are written again where they lie, if the image that
+--source names, or another chunk of the vault, still holds their content; points
+are then not compared with the image. The exit code tells of what is left.
+
 Examples:
   $ tidemark verify --vault azurite:/srv/azurite
   $ tidemark verify --disk web --point latest --vault azurite:/srv/azurite
-  $ tidemark verify --disk web --source web.img --vault azurite:/srv/azurite`,
+  $ tidemark verify --disk web --source web.img --vault azurite:/srv/azurite
+  $ tidemark verify --disk web --source web.img --heal --vault dir:/srv/vault`,
     )
     .action(async (flags: VerifyFlags) => await verify(context, flags));
 }
@@ -52,6 +59,7 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
           disk: flags.disk,
           point: flags.point,
           source,
+          heal: flags.heal,
           signal: context.signal,
           onProgress: (progress) => output.progress(progress),
           onNotice: (notice) => output.notice(notice),
@@ -59,19 +67,23 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
     );
     for (const damage of summary.damaged) output.item("damage", damage, describeDamage(damage));
     output.summary("verify", summary, describe(summary));
-    if (summary.damaged.length > 0) context.exitCode = exitCodes.damageFound;
+    if (summary.damaged.some(({ healed }) => !healed)) context.exitCode = exitCodes.damageFound;
   } finally {
     await source?.close();
   }
 }
 
-function describeDamage({ disk, sequence, code, message }: Damage): string {
+function describeDamage({ disk, sequence, code, message, healed }: Damage): string {
   const where = sequence === null ? `disk ${disk}` : `disk ${disk}, point ${sequence}`;
-  return printable(`damage: ${where}: ${message} (${code})`);
+  return printable(`${healed ? "healed" : "damage"}: ${where}: ${message} (${code})`);
 }
 
 function describe({ checkedPoints, checkedChunks, checkedBytes, damaged, elapsedMs }: VerifySummary): string {
-  const found = damaged.length === 0 ? "no damage" : `${formatNumberOf(damaged.length, "damage")} found`;
+  const healed = damaged.filter((damage) => damage.healed).length;
+  const found =
+    damaged.length === 0
+      ? "no damage"
+      : `${formatNumberOf(damaged.length, "damage")} found${healed === 0 ? "" : `, ${healed} of them healed`}`;
   const scope = `${formatNumberOf(checkedPoints, "point")}, ${formatNumberOf(checkedChunks, "chunk")}, ${formatBytes(checkedBytes)}`;
   return `${found}: ${scope} checked in ${formatDuration(elapsedMs)} (${formatRate(checkedBytes, elapsedMs)})`;
 }

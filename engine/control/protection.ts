@@ -322,7 +322,8 @@ export class Protection implements AsyncDisposable {
   async #prune(): Promise<void> {
     const { retention, crashConsistentFrequencyMs = frequencyMsDefault } = this.#policy;
     if (this.#session === undefined) return;
-    if (!(await this.#pruning.afterPoint(this.#session, retention, crashConsistentFrequencyMs))) await this.#leave();
+    const isWhole = await this.#pruning.afterPoint(this.#session, retention, crashConsistentFrequencyMs);
+    if (this.#context.renewals.delete(this.disk) || !isWhole) await this.#leave();
   }
 
   async #cut(wantsApp: boolean, isAsked: boolean): Promise<MadeCut> {

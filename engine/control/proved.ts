@@ -1,6 +1,6 @@
 /**
- * When each point of a disk was last proved whole. Whoever proves points notes it in `disks/<disk>/proved`, which is swapped by ETag: of two who note at once one
- * reads again and adds to what the other has noted.
+ * When each point of a disk was last proved whole. Whoever proves points notes it in `disks/<disk>/proved`, which is swapped by ETag: of two who note
+ * at once one reads again and adds to what the other has noted.
  *
  * Numbers of points come again only after a store went back in time. A time that is older than the point itself was some other point's, and does not count.
  */

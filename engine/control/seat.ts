@@ -190,8 +190,8 @@ export class Seat implements AsyncDisposable {
   }
 
   /**
-   * Swaps the head for one that lists its points anew, after pages of theirs have been lost; and gives the seat up. `list` has to end with the newest point. In the
-   * same way, and with the same errors, as `drop`.
+   * Swaps the head for one that lists its points anew, after pages of theirs have been lost; and gives the seat up. `list` has to end with the newest
+   * point. In the same way, and with the same errors, as `drop`.
    */
   async relist(list: Room, prove: (written: ReadonlyMap<string, string>) => Promise<void>): Promise<void> {
     assert(list.points.at(-1)?.id === this.newest?.id, "the newest point stays");

@@ -45,6 +45,8 @@ export interface VaultContext {
   readonly sharedCatalog: (store: Store, onNotice: (notice: Notice) => void) => Promise<Catalog>;
   /** To be called when a catalog turned out to tell of what the store has not got: nobody is given it again. */
   readonly dropCatalog: (catalog: Catalog) => void;
+  /** Disks whose protections are to end their sessions after the present cycle, so that what these have open is closed. Each takes its own out. */
+  readonly renewals: Set<string>;
 }
 
 export interface SessionOptions {

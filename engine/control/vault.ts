@@ -17,7 +17,7 @@ import type { CollectOptions, CollectSummary } from "../reclaim/collection.ts";
 import { collect } from "../reclaim/collection.ts";
 import { materialize } from "../recovery/materialize.ts";
 import type { ScrubOptions, ScrubSummary } from "../recovery/scrub.ts";
-import { Scrubber } from "../recovery/scrub.ts";
+import { Scrubber, scrubProtected } from "../recovery/scrub.ts";
 import { verify } from "../recovery/verify.ts";
 import type { Sink } from "../sink.ts";
 import { Store } from "../store.ts";
@@ -32,6 +32,8 @@ import type { ProtectOptions } from "./protection-status.ts";
 import { readProved } from "./proved.ts";
 import type { PruneOptions, PruneSummary } from "./prune.ts";
 import { prune } from "./prune.ts";
+import type { RepairOptions, RepairSummary } from "./repair.ts";
+import { repair } from "./repair.ts";
 import { loadCatalog, replicate } from "./replicate.ts";
 import { readHead } from "./seat.ts";
 import type { VaultContext } from "./session.ts";
@@ -77,7 +79,7 @@ export interface VaultParameters {
 }
 
 /** What a vault knows before it lends anything. */
-type VaultParts = Omit<VaultContext, "crew" | "sharedCatalog" | "dropCatalog">;
+type VaultParts = Omit<VaultContext, "crew" | "sharedCatalog" | "dropCatalog" | "renewals">;
 
 /** The catalog that protected disks share, while it is being loaded and afterwards. */
 interface SharedCatalog {
@@ -105,6 +107,7 @@ export class Vault implements AsyncDisposable {
       dropCatalog: (catalog) => {
         if (this.#catalog?.loaded === catalog) this.#catalog = undefined;
       },
+      renewals: new Set(),
     };
   }
 
@@ -300,14 +303,19 @@ export class Vault implements AsyncDisposable {
     return await this.#track(async () => await verify(this.#context, options));
   }
 
+  /** Rebuilds what lists points and what maps are made of, where it is lost. Errors: see `repair`; what cannot be saved is in the summary. */
+  async repair(options: RepairOptions = {}): Promise<RepairSummary> {
+    return await this.#track(async () => await repair(this.#context, options));
+  }
+
   /**
-   * Proves a part of the vault's points, those that were proved longest ago, and heals what can be healed; the next pass goes on where this one ends. One pass at a
-   * time. Errors: see `Scrubber`; damage is in the summary.
+   * Proves a part of the vault's points, those that were proved longest ago, and heals what can be healed; the next pass goes on where this one ends.
+   * One pass at a time. Errors: see `Scrubber`; damage is in the summary.
    */
   async scrub(options: ScrubOptions = {}): Promise<ScrubSummary> {
     this.#scrubber ??= new Scrubber(this.#context);
     const scrubber = this.#scrubber;
-    return await this.#track(async () => await scrubber.pass(options));
+    return await this.#track(async () => await scrubProtected(scrubber, this.#context, this.#protections, options));
   }
 
   /** Waits for what is running and ends the threads. The sink stays open: it is the caller's. Idempotent. */

@@ -17,7 +17,8 @@ export const frameHeaderBytes = 128;
 const frameVersion = 1;
 const frameMagic = 0x52464d54; // "TMFR"
 
-const payloadAlignment = 8;
+/** Payloads begin at multiples of it, with zeros between. */
+export const payloadAlignment = 8;
 
 /** Most chunks in a frame; it bounds what a reader allocates. */
 export const frameChunksMax = 16_384;

@@ -110,8 +110,9 @@ export class Catalog {
   }
 
   /**
-   * Forgets the chunks that collections have condemned, or that have been found to be damaged, since. Returns the newest collection that was known to the store when this was called, or a newer one:
-   * who refers to nothing but what is found here from now on refers to nothing that it condemned. Errors: DAMAGED and those of the store.
+   * Forgets the chunks that collections have condemned, or that have been found to be damaged, since. Returns the newest collection that was known to
+   * the store when this was called, or a newer one: who refers to nothing but what is found here from now on refers to nothing that it condemned.
+   * Errors: DAMAGED and those of the store.
    */
   async adopt(store: Store, signal: AbortSignal | undefined): Promise<string | null> {
     const adopted = this.#adopting.then(async () => {

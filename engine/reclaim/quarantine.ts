@@ -78,23 +78,17 @@ export async function release(
   }
 }
 
-/** Every chunk that is in quarantine. Lists of segments that the store does not hold any more are removed. Errors: those of the store. */
-export async function listQuarantine(
-  store: Store,
-  vault: string,
-  options: CallOptions,
-): Promise<readonly { readonly segment: string; readonly offset: number }[]> {
-  const chunks: { readonly segment: string; readonly offset: number }[] = [];
+/** Removes the lists of segments that the store does not hold any more. Errors: those of the store. */
+export async function sweepQuarantine(store: Store, options: CallOptions): Promise<void> {
+  const orphans: string[] = [];
   for await (const { name } of store.list(quarantinePrefix, options)) {
-    const segment = segmentOfQuarantine(name);
-    if ((await etagOf(store, segment, options)) === undefined) {
-      await store.delete(name, options);
-      continue;
+    try {
+      if ((await etagOf(store, segmentOfQuarantine(name), options)) === undefined) orphans.push(name);
+    } catch (error) {
+      if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error; // it is there, in whatever state
     }
-    const { offsets } = await readQuarantine(store, vault, segment, options);
-    chunks.push(...offsets.map((offset) => ({ segment, offset })));
   }
-  return chunks;
+  for (const name of orphans) await store.delete(name, options);
 }
 
 /** Returns whether that changed anything. */

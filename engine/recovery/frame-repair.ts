@@ -14,6 +14,7 @@ import { diskNames } from "../control/points.ts";
 import { readHead } from "../control/seat.ts";
 import type { VaultContext } from "../control/session.ts";
 import { readManifest } from "../control/session.ts";
+import type { Damage } from "../control/summaries.ts";
 import { hasCode, throwIfAborted } from "../errors.ts";
 import { checksum, fromHex, sameBytes } from "../format/checksum.ts";
 import type { FrameHeader, FramePlace } from "../format/frame.ts";
@@ -23,11 +24,13 @@ import {
   encodeFrameHeader,
   frameChunksMax,
   frameHeaderBytes,
+  payloadAlignment,
   storedLength,
   storedLz4Flag,
   tableEntryBytes,
 } from "../format/frame.ts";
 import { zeroSegment } from "../format/leaf.ts";
+import { decodeDiskName, parseSegmentName } from "../format/names.ts";
 import { digestBytes, frameBytesMax, granuleBytes } from "../limits.ts";
 import { PointMap } from "../map/point-map.ts";
 import { createDigest, Lz4 } from "../pipeline/kernels.ts";
@@ -38,7 +41,7 @@ import type { PatchOptions } from "./page-patch.ts";
 import { patchPages } from "./page-patch.ts";
 
 /** A header or table that cannot be read. */
-export interface DamagedFrame {
+interface DamagedFrame {
   /** Of the frame in its segment. */
   readonly offset: number;
   readonly message: string;
@@ -73,8 +76,19 @@ export class FrameProver {
     this.#vaultId = fromHex(options.context.document.vault);
   }
 
+  /** What is wrong with the frames of a segment, said of the disk that wrote it. Errors: those of the store. */
+  async damages(segment: string, dead: PageSet | undefined): Promise<readonly Damage[]> {
+    const disk = decodeDiskName(parseSegmentName(segment)?.encodedDisk ?? "") ?? "";
+    return (await this.#prove(segment, dead)).map(({ offset, message, outcome }): Damage => {
+      const fate = outcome === undefined ? "" : `; it could not be put right: ${outcome}`;
+      const said = `${message} (frame at byte ${String(offset)} of ${segment}; no point needs it to be read)${fate}`;
+      const healed = outcome === undefined;
+      return { disk, sequence: null, point: null, extent: null, object: segment, code: "DAMAGED", message: said, healed };
+    });
+  }
+
   /** Goes through a segment. `dead`: pages that have been given back. A segment that is gone has no frames. Errors: those of the store. */
-  async prove(segment: string, dead: PageSet | undefined): Promise<readonly DamagedFrame[]> {
+  async #prove(segment: string, dead: PageSet | undefined): Promise<readonly DamagedFrame[]> {
     const { store, signal } = this.#options;
     const found: DamagedFrame[] = [];
     try {
@@ -299,7 +313,7 @@ function candidateTables(frame: Buffer): readonly CandidateTable[] {
     const last = frame.length - count * tableEntryBytes;
     if (last < frameHeaderBytes) break;
     for (
-      let tableOffset = last - (last % 8);
+      let tableOffset = last - (last % payloadAlignment);
       tableOffset > last - pageAlignmentBytes && tableOffset >= frameHeaderBytes;
       tableOffset -= 8
     ) {
@@ -326,11 +340,5 @@ function granulesOf(payload: Buffer, storedWord: number): number {
 }
 
 function aligned(length: number): number {
-  return Math.ceil(length / 8) * 8;
-}
-
-/** What is said of a damaged frame. */
-export function describeFrame(segment: string, { offset, message, outcome }: DamagedFrame): string {
-  const fate = outcome === undefined ? "" : `; it could not be put right: ${outcome}`;
-  return `${message} (frame at byte ${String(offset)} of ${segment}; no point needs it to be read)${fate}`;
+  return Math.ceil(length / payloadAlignment) * payloadAlignment;
 }

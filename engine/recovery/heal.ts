@@ -11,7 +11,7 @@ import type { VaultContext } from "../control/session.ts";
 import type { Notice } from "../control/summaries.ts";
 import { hasCode, throwIfAborted } from "../errors.ts";
 import { fromHex, sameBytes, toHex } from "../format/checksum.ts";
-import { storedLength, storedLz4Flag } from "../format/frame.ts";
+import { payloadAlignment, storedLength, storedLz4Flag } from "../format/frame.ts";
 import { parseSegmentName, segmentsPrefix } from "../format/names.ts";
 import { digestBytes, granuleBytes } from "../limits.ts";
 import { walkFrames } from "../pipeline/frame-walk.ts";
@@ -43,6 +43,8 @@ export interface HealerOptions {
   /** By disk: what may still hold its content. */
   readonly sources: ReadonlyMap<string, Volume>;
   readonly onNotice: (notice: Notice) => void;
+  /** Told of a disk whose writer has something open that needs to be healed. */
+  readonly onOpen?: ((disk: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -53,6 +55,8 @@ export class Healer {
   readonly #vaultId: Uint8Array;
   readonly #lz4 = new Lz4();
   #digest: DigestKernel | undefined;
+  /** Digests that have been looked for in all of the vault in vain: points share what is damaged, and it is not looked for again for each of them. */
+  readonly #alone = new Set<string>();
 
   constructor(options: HealerOptions) {
     this.#options = options;
@@ -74,14 +78,13 @@ export class Healer {
       if (plain === undefined) orphans.push(index);
       else outcomes[index] = await this.#restore(chunk, plain);
     }
-    const twins =
-      orphans.length === 0 ? new Map<string, Uint8Array>() : await this.#findTwins(orphans.flatMap((index) => chunks[index] ?? []));
-    for (const index of orphans) {
-      const chunk = chunks[index];
-      if (chunk === undefined) continue;
-      const plain = twins.get(toHex(chunk.digest));
-      outcomes[index] = plain === undefined ? noPlace : await this.#restore(chunk, plain);
-    }
+    for (const index of orphans) outcomes[index] = noPlace;
+    await this.#findTwins(
+      orphans.flatMap((index) => chunks[index] ?? []),
+      async (chunk, plain) => {
+        outcomes[chunks.indexOf(chunk)] = await this.#restore(chunk, plain);
+      },
+    );
     const isWhole = (_chunk: DamagedChunk, index: number): boolean => outcomes[index] === undefined;
     await release(store, context.document.vault, chunks.filter(isWhole), { signal });
     const left = chunks.filter((chunk, index) => !isWhole(chunk, index));
@@ -119,54 +122,65 @@ export class Healer {
       const source = this.#options.sources.get(disk);
       if (source === undefined) continue;
       const plain = new Uint8Array(granules * granuleBytes);
-      const from = granule * granuleBytes;
-      const length = Math.min(plain.length, (await source.sizeBytes()) - from);
-      // What reads into shared memory elsewhere reads into ours here; the last granule of a disk is padded with zeros.
-      if (length > 0) await source.read(from, plain.subarray(0, length));
+      if (!(await readSource(source, granule * granuleBytes, plain))) continue;
       if (await this.#isProved(plain, digest)) return plain;
     }
     return undefined;
   }
 
-  /** Other chunks with one of the wanted digests: digest → plain bytes. Segments are looked through as far as their frames can be read. */
-  async #findTwins(wanted: readonly DamagedChunk[]): Promise<ReadonlyMap<string, Uint8Array>> {
+  /**
+   * Looks for other chunks with one of the wanted digests, and hands over the plain bytes of each that is found and proved. Segments are looked through
+   * as far as their frames can be read.
+   */
+  async #findTwins(wanted: readonly DamagedChunk[], found: (chunk: DamagedChunk, plain: Uint8Array) => Promise<void>): Promise<void> {
     const { store, signal } = this.#options;
-    const missing = new Map(wanted.map((chunk) => [toHex(chunk.digest), chunk]));
-    const found = new Map<string, Uint8Array>();
+    const missing = new Map<string, DamagedChunk[]>();
+    for (const chunk of wanted) {
+      const digest = toHex(chunk.digest);
+      if (!this.#alone.has(digest)) missing.set(digest, [...(missing.get(digest) ?? []), chunk]);
+    }
+    if (missing.size === 0) return;
     const dead = new DeadPages(this.#vaultId);
     await dead.refresh(store, { signal });
-    for await (const { name, sizeBytes } of store.list(segmentsPrefix, { signal })) {
-      if (parseSegmentName(name) === undefined) continue;
+    const segments: { readonly name: string; readonly sizeBytes: number }[] = [];
+    for await (const object of store.list(segmentsPrefix, { signal }))
+      if (parseSegmentName(object.name) !== undefined) segments.push(object);
+    for (const { name, sizeBytes } of segments) {
       if (missing.size === 0) break;
       try {
         for await (const { offset, table } of walkFrames(store, this.#vaultId, { name, sizeBytes, dead: dead.of(name) }, { signal })) {
           for (let index = 0; index < table.count; index += 1) {
-            const digest = table.digests.subarray(index * digestBytes, (index + 1) * digestBytes);
-            const chunk = missing.get(toHex(digest));
+            const digest = toHex(table.digests.subarray(index * digestBytes, (index + 1) * digestBytes));
+            const chunks = missing.get(digest);
+            const [chunk] = chunks ?? [];
             const at = offset + (table.offsets[index] ?? 0);
-            if (chunk === undefined || (chunk.segment === name && chunk.offset === at)) continue;
+            if (chunks === undefined || chunk === undefined) continue;
+            if (chunks.some((damaged) => damaged.segment === name && damaged.offset === at)) continue;
             const storedWord = table.storedWords[index] ?? 0;
-            const twin = { segment: name, offset: at, storedWord, digest: chunk.digest, granules: chunk.granules };
-            const plain = storedLength(storedWord) > plainBytesOf(chunk) ? undefined : await this.#readPlain(twin);
+            if (storedLength(storedWord) > chunk.granules * granuleBytes) continue;
+            const plain = await this.#readPlain({ segment: name, offset: at, storedWord, digest: chunk.digest, granules: chunk.granules });
             if (plain === undefined) continue;
-            found.set(toHex(digest), plain);
-            missing.delete(toHex(digest));
+            missing.delete(digest);
+            for (const damaged of chunks) await found(damaged, plain);
           }
         }
       } catch (error) {
         if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED", "OBJECT_NOT_FOUND")) throw error;
       }
     }
-    return found;
+    for (const digest of missing.keys()) this.#alone.add(digest);
   }
 
   /** Writes a chunk whose plain bytes have been proved. */
   async #restore(chunk: DamagedChunk, plain: Uint8Array): Promise<HealOutcome> {
-    const { store, context, onNotice, signal } = this.#options;
+    const { store, context, onNotice, onOpen, signal } = this.#options;
     const payload = this.#encode(plain, chunk.storedWord);
     if (payload === undefined) return "its content is there, but compresses to another length than when it was stored";
-    const options = { store, vault: context.document.vault, onNotice, signal };
-    return await patchPages(options, chunk.segment, chunk.offset, payload, async () => (await this.#readPlain(chunk)) !== undefined);
+    const options = { store, vault: context.document.vault, onNotice, onOpen, signal };
+    // With the zeros behind it: they are a part of what was written.
+    const padded = new Uint8Array(Math.ceil(payload.length / payloadAlignment) * payloadAlignment);
+    padded.set(payload);
+    return await patchPages(options, chunk.segment, chunk.offset, padded, async () => (await this.#readPlain(chunk)) !== undefined);
   }
 
   /** What the first writer stored: LZ4 gives the same payload for the same bytes. Undefined: it does not. */
@@ -175,6 +189,18 @@ export class Healer {
     const packed = new Uint8Array(plain.length);
     const length = this.#lz4.compress(plain, packed, 0);
     return length === storedLength(storedWord) ? packed.subarray(0, length) : undefined;
+  }
+}
+
+/** Fills `into`, whose part behind the end of the source is zeros. False: the source cannot be read there, which is no reason to give up. */
+async function readSource(source: Volume, offset: number, into: Uint8Array): Promise<boolean> {
+  try {
+    const length = Math.min(into.length, (await source.sizeBytes()) - offset);
+    if (length > 0) await source.read(offset, into.subarray(0, length));
+    return true;
+  } catch (error) {
+    if (hasCode(error, "SOURCE_UNREADABLE", "SOURCE_SHRUNK", "SOURCE_NOT_FOUND", "DEVICE_FAILED")) return false;
+    throw error;
   }
 }
 
@@ -197,8 +223,4 @@ export function plainOf(
     if (hasCode(error, "DAMAGED")) return undefined;
     throw error;
   }
-}
-
-function plainBytesOf({ granules }: Pick<DamagedChunk, "granules">): number {
-  return granules * granuleBytes;
 }

@@ -17,12 +17,14 @@ export interface PatchOptions {
   readonly store: Store;
   readonly vault: string;
   readonly onNotice: (notice: Notice) => void;
+  /** Told of a disk whose writer has something open that needs to be healed. */
+  readonly onOpen?: ((disk: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
 /**
- * Writes `bytes` at `offset` of a segment until `isDone` says that they are there. Returns why that cannot be done, or undefined. At most a frame. Errors: those
- * of the store.
+ * Writes `bytes` at `offset` of a segment until `isDone` says that they are there. Returns why that cannot be done, or undefined. At most a frame.
+ * Errors: those of the store.
  */
 export async function patchPages(
   options: PatchOptions,
@@ -71,7 +73,7 @@ async function patch({ store, signal }: PatchOptions, segment: string, offset: n
 }
 
 /** Whether a writer may still append to the segment. One that does not live is locked out by taking its seat. */
-async function isOpen({ store, vault, onNotice, signal }: PatchOptions, segment: string): Promise<boolean> {
+async function isOpen({ store, vault, onNotice, onOpen, signal }: PatchOptions, segment: string): Promise<boolean> {
   const parsed = parseSegmentName(segment);
   const disk = parsed === undefined ? undefined : decodeDiskName(parsed.encodedDisk);
   if (parsed === undefined || disk === undefined) return false;
@@ -86,7 +88,10 @@ async function isOpen({ store, vault, onNotice, signal }: PatchOptions, segment:
     await seat.release();
     return false;
   } catch (error) {
-    if (hasCode(error, "WRITER_ACTIVE")) return true;
+    if (hasCode(error, "WRITER_ACTIVE")) {
+      onOpen?.(disk);
+      return true;
+    }
     // Without a head nobody can hold the seat, or come to it.
     if (hasCode(error, "DISK_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) return false;
     throw error;

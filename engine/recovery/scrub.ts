@@ -4,12 +4,13 @@
  *     pass:   points, least recently proved first ─► held ─► proved ─► healed ─► noted in `disks/<disk>/proved`     until the budget is spent
  *     round:  passes, until every point has been proved since the round began; what several points share is read once in a round
  *
- * A pass can end anywhere. What it has read is remembered by the round, so a point that takes longer than a budget is proved by several passes. After the points
- * come the frames' headers and tables, once in a round.
+ * A pass can end anywhere. What it has read is remembered by the round, so a point that takes longer than a budget is proved by several passes. After
+ * the points come the frames' headers and tables, once in a round.
  *
- * Memory: places that have been proved, at most 128 MiB (see `ProvedPlaces`), and the records of all points. Maps of points are read besides the budget: 36 bytes
- * for each chunk.
+ * Memory: places that have been proved, at most 128 MiB (see `ProvedPlaces`), and the records of all points. Maps of points are read besides the
+ * budget: 36 bytes for each chunk.
  */
+import { setTimeout as delay } from "node:timers/promises";
 import type { Bandwidth } from "../control/bandwidth.ts";
 import { readPoints } from "../control/history.ts";
 import { diskNames } from "../control/points.ts";
@@ -17,15 +18,16 @@ import { noteProved, readProved } from "../control/proved.ts";
 import { readHead } from "../control/seat.ts";
 import type { VaultContext } from "../control/session.ts";
 import type { Damage, Notice } from "../control/summaries.ts";
-import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import type { BlockDevice } from "../device.ts";
+import { hasCode, type TidemarkError, throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
-import { decodeDiskName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
+import { parseSegmentName, segmentsPrefix } from "../format/names.ts";
 import { DeadPages } from "../reclaim/dead-pages.ts";
-import { listQuarantine } from "../reclaim/quarantine.ts";
+import { sweepQuarantine } from "../reclaim/quarantine.ts";
 import { Store } from "../store.ts";
 import type { Volume } from "../volume.ts";
-import { describeFrame, FrameProver } from "./frame-repair.ts";
+import { FrameProver } from "./frame-repair.ts";
 import { Healer } from "./heal.ts";
 import { isDamage, objectDamage, PointProver } from "./point-prover.ts";
 import { ProvedPlaces } from "./proved-places.ts";
@@ -33,10 +35,14 @@ import { ProvedPlaces } from "./proved-places.ts";
 export interface ScrubOptions {
   /** Bytes of segments to read in this pass. Default: as many as there are. */
   readonly budgetBytes?: number | undefined;
+  /** Or what share of them, from 0 to 1. The less of both counts. */
+  readonly share?: number | undefined;
   /** How fast. Default: as fast as it goes. */
   readonly bandwidth?: Bandwidth | undefined;
-  /** By disk: what may still hold its content, for healing. */
+  /** By disk: what may still hold its content, for healing. Disks that the vault protects need not be named. */
   readonly sources?: ReadonlyMap<string, Volume> | undefined;
+  /** Told of a disk whose writer has something open that needs to be healed: that can be done when the writer has left its seat. */
+  readonly onOpen?: ((disk: string) => void) | undefined;
   /** Told of each damage that is found, healed or not. */
   readonly onDamage?: ((damage: Damage) => void) | undefined;
   readonly onNotice?: ((notice: Notice) => void) | undefined;
@@ -55,6 +61,61 @@ export interface ScrubSummary {
   /** Every point has been proved since the round began; the next pass begins another round. */
   readonly roundEnded: boolean;
   readonly elapsedMs: number;
+}
+
+/** A disk that is protected: what it holds now, and its writer. */
+interface ProtectedSource {
+  readonly disk: string;
+  readonly device: Pick<BlockDevice, "description" | "sizeBytes" | "read">;
+  status(): { readonly state: string };
+}
+
+/** How long a protection is given to end the cycle that it is in. */
+const renewalMsMax = 60_000;
+const renewalPollMs = 200;
+
+/**
+ * A pass in which protected disks are sources of their own. Where one of them has something open that needs to be healed, it is asked to end its
+ * session after the cycle that it is in, and a second pass heals it. Errors: see `Scrubber`.
+ */
+export async function scrubProtected(
+  scrubber: Scrubber,
+  { renewals }: Pick<VaultContext, "renewals">,
+  protections: Iterable<ProtectedSource>,
+  options: ScrubOptions,
+): Promise<ScrubSummary> {
+  const running = [...protections].filter((protection) => protection.status().state !== "stopped");
+  const sources = new Map([...running.map(({ disk, device }): [string, Volume] => [disk, volumeOf(device)]), ...(options.sources ?? [])]);
+  const open = new Set<string>();
+  const onOpen = (disk: string): void => {
+    if (running.some((protection) => protection.disk === disk)) open.add(disk);
+    options.onOpen?.(disk);
+  };
+  const first = await scrubber.pass({ ...options, sources, onOpen });
+  if (open.size === 0) return first;
+  for (const disk of open) renewals.add(disk);
+  for (let waitedMs = 0; waitedMs < renewalMsMax && [...open].some((disk) => renewals.has(disk)); waitedMs += renewalPollMs) {
+    await delay(renewalPollMs, undefined, { signal: options.signal }).catch(() => undefined);
+    throwIfAborted(options.signal);
+  }
+  const second = await scrubber.pass({ ...options, sources });
+  return {
+    ...second,
+    provedPoints: first.provedPoints + second.provedPoints,
+    readBytes: first.readBytes + second.readBytes,
+    healed: [...first.healed, ...second.healed],
+    elapsedMs: first.elapsedMs + second.elapsedMs,
+  };
+}
+
+function volumeOf(device: ProtectedSource["device"]): Volume {
+  return {
+    description: device.description,
+    sizeBytes: () => Promise.resolve(device.sizeBytes),
+    read: async (offset, into) => {
+      await device.read(offset, into);
+    },
+  };
 }
 
 /** How long what has been proved is kept to itself. */
@@ -76,6 +137,7 @@ interface Round {
   /** Segments whose frames have been looked at, and what was wrong with them, by disk. */
   readonly segments: Set<string>;
   readonly frames: Map<string, readonly Damage[]>;
+  storedBytes: number | undefined;
 }
 
 /** Ends a pass in the middle of a point. */
@@ -93,7 +155,7 @@ export class Scrubber {
 
   /** One pass; one at a time. Errors: INTERRUPTED and those of the store. */
   async pass(options: ScrubOptions): Promise<ScrubSummary> {
-    this.#round ??= { places: new ProvedPlaces(), startedMs: Date.now(), segments: new Set(), frames: new Map() };
+    this.#round ??= { places: new ProvedPlaces(), startedMs: Date.now(), segments: new Set(), frames: new Map(), storedBytes: undefined };
     const pass = new Pass(this.#context, options, this.#round, this.#damages);
     const summary = await pass.run();
     if (summary.roundEnded) this.#round = undefined;
@@ -114,11 +176,12 @@ class Pass {
   readonly #points = new Map<string, readonly PointRecord[]>();
   readonly #unnoted = new Map<string, Set<number>>();
   #notedAtMs = performance.now();
+  #budgetBytes = Infinity;
   #readBytes = 0;
   #provedPoints = 0;
 
   constructor(context: VaultContext, options: ScrubOptions, round: Round, damages: Map<string, Map<number, readonly Damage[]>>) {
-    const { sources = new Map<string, Volume>(), onNotice = () => undefined, signal } = options;
+    const { sources = new Map<string, Volume>(), onNotice = () => undefined, onOpen, signal } = options;
     const store = new Store(context.sink);
     this.#context = context;
     this.#options = options;
@@ -127,13 +190,15 @@ class Pass {
     this.#store = store;
     const { places } = round;
     const pace = async (bytes: number): Promise<void> => await this.#pace(bytes);
-    const healer = new Healer({ context, store, sources, onNotice, signal });
+    const healer = new Healer({ context, store, sources, onNotice, onOpen, signal });
     this.#prover = new PointProver({ context, store, purpose: "scrub", places, healer, pace, onNotice, signal });
-    this.#frames = new FrameProver({ context, store, vault: context.document.vault, heal: true, pace, onNotice, signal });
+    this.#frames = new FrameProver({ context, store, vault: context.document.vault, heal: true, pace, onNotice, onOpen, signal });
   }
 
   async run(): Promise<ScrubSummary> {
     const startedAt = performance.now();
+    const { budgetBytes = Infinity, share } = this.#options;
+    this.#budgetBytes = Math.min(budgetBytes, share === undefined ? Infinity : share * (await this.#storedBytes()));
     const roundEnded = await this.#runUntilSpent();
     await this.#note();
     return {
@@ -155,8 +220,7 @@ class Pass {
         if (performance.now() - this.#notedAtMs > noteEveryMs) await this.#note();
       }
       await this.#proveFrames();
-      // What is in quarantine of segments that are gone is forgotten.
-      await listQuarantine(this.#store, this.#context.document.vault, this.#options);
+      await sweepQuarantine(this.#store, { signal: this.#options.signal });
       return true;
     } catch (error) {
       if (error instanceof BudgetSpent) return false;
@@ -165,10 +229,29 @@ class Pass {
   }
 
   async #pace(bytes: number): Promise<void> {
-    const { budgetBytes = Infinity, bandwidth, signal } = this.#options;
-    if (this.#readBytes >= budgetBytes) throw new BudgetSpent();
+    const { bandwidth, signal } = this.#options;
+    if (this.#readBytes >= this.#budgetBytes) throw new BudgetSpent();
     this.#readBytes += bytes;
     await bandwidth?.take(bytes, signal);
+  }
+
+  /** What is written in all segments; asked once in a round, and good enough for a share. */
+  async #storedBytes(): Promise<number> {
+    if (this.#round.storedBytes !== undefined) return this.#round.storedBytes;
+    const { signal } = this.#options;
+    let bytes = 0;
+    const segments: string[] = [];
+    for await (const { name } of this.#store.list(segmentsPrefix, { signal }))
+      if (parseSegmentName(name) !== undefined) segments.push(name);
+    for (const segment of segments) {
+      try {
+        bytes += (await this.#store.statPages(segment, { signal })).writtenBytes;
+      } catch (error) {
+        if (!isDamage(error)) throw error; // told of by the points that need it
+      }
+    }
+    this.#round.storedBytes = bytes;
+    return bytes;
   }
 
   /** The points that this round has not proved yet: never proved ones first, the newest of them before all, then those that were proved longest ago. */
@@ -228,20 +311,9 @@ class Pass {
       if (parseSegmentName(name) !== undefined) segments.push(name);
     for (const segment of segments) {
       if (done.has(segment)) continue;
-      const disk = decodeDiskName(parseSegmentName(segment)?.encodedDisk ?? "") ?? "";
-      const damages = (await this.#frames.prove(segment, dead.of(segment))).map(
-        (frame): Damage => ({
-          disk,
-          sequence: null,
-          point: null,
-          extent: null,
-          object: segment,
-          code: "DAMAGED",
-          message: describeFrame(segment, frame),
-          healed: frame.outcome === undefined,
-        }),
-      );
-      if (damages.length > 0) found.set(disk, [...(found.get(disk) ?? []), ...damages]);
+      const damages = await this.#frames.damages(segment, dead.of(segment));
+      const [first] = damages;
+      if (first !== undefined) found.set(first.disk, [...(found.get(first.disk) ?? []), ...damages]);
       done.add(segment);
     }
     for (const disk of new Set([...this.#damages.keys(), ...found.keys()])) this.#judge(disk, framesKey, found.get(disk) ?? []);

@@ -1,6 +1,6 @@
 /**
- * Proves points by hand: those that are chosen, the newest first, each by a `PointProver`. Damage does not end the work: it is collected, and with `heal` healed
- * where somebody still holds what was there. Points that turned out to be whole are noted as proved.
+ * Proves points by hand: those that are chosen, the newest first, each by a `PointProver`. Damage does not end the work: it is collected, and with
+ * `heal` healed where somebody still holds what was there. Points that turned out to be whole are noted as proved.
  */
 
 import { readPoints } from "../control/history.ts";
@@ -10,9 +10,13 @@ import { readHead } from "../control/seat.ts";
 import type { VaultContext } from "../control/session.ts";
 import type { Damage, VerifyOptions, VerifySummary } from "../control/summaries.ts";
 import { hasCode, interrupted, TidemarkError, throwIfAborted } from "../errors.ts";
+import { fromHex } from "../format/checksum.ts";
 import type { HeadDocument, PointRecord } from "../format/documents.ts";
+import { decodeDiskName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
+import { DeadPages } from "../reclaim/dead-pages.ts";
 import { Store } from "../store.ts";
 import type { Volume } from "../volume.ts";
+import { FrameProver } from "./frame-repair.ts";
 import { Healer } from "./heal.ts";
 import type { DamageError } from "./point-prover.ts";
 import { damagesMax, isDamage, objectDamage, PointProver } from "./point-prover.ts";
@@ -49,6 +53,7 @@ class Verification {
     }
     const disks = disk === undefined ? await diskNames(this.#store, this.#options.signal) : [disk.normalize("NFC")];
     for (const name of disks) await this.#verifyDisk(name);
+    if (this.#options.heal === true && this.#options.point === undefined) await this.#healFrames(new Set(disks));
     return {
       checkedPoints: this.#checkedPoints,
       checkedChunks: this.#prover.checkedChunks,
@@ -98,6 +103,22 @@ class Verification {
       await noteProved(this.#store, place, points.reverse(), whole, Date.now(), signal);
     } catch (error) {
       if (!hasCode(error, "ACCESS_REFUSED")) throw error; // who may only read may prove, too
+    }
+  }
+
+  /** Points do not need what makes frames readable without a map, so only who heals looks at it. */
+  async #healFrames(disks: ReadonlySet<string>): Promise<void> {
+    const { onNotice = () => undefined, signal } = this.#options;
+    const { vault } = this.#context.document;
+    const frames = new FrameProver({ context: this.#context, store: this.#store, vault, heal: true, onNotice, signal });
+    const dead = new DeadPages(fromHex(vault));
+    await dead.refresh(this.#store, { signal });
+    const segments: string[] = [];
+    for await (const { name } of this.#store.list(segmentsPrefix, { signal })) segments.push(name);
+    for (const segment of segments) {
+      const disk = decodeDiskName(parseSegmentName(segment)?.encodedDisk ?? "");
+      if (disk === undefined || !disks.has(disk)) continue;
+      for (const damage of await frames.damages(segment, dead.of(segment))) this.#note(damage);
     }
   }
 

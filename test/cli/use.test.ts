@@ -48,6 +48,7 @@ const commands = [
   "vault",
   "vault init",
   "vault show",
+  "vault repair",
   "replicate",
   "protect",
   "agent",

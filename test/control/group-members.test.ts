@@ -109,7 +109,12 @@ describe("a listing", () => {
     expect((await list("a", { limit: 100 })).map(({ sequence }) => sequence)).toEqual(
       Array.from({ length: 100 }, (_, index) => 19_901 + index),
     );
-    expect(reads().slice(before)).toEqual(["getObject disks/a/head", "getObject disks/b/head", "getObject disks/c/head"]);
+    expect(reads().slice(before)).toEqual([
+      "getObject disks/a/head",
+      "getObject disks/a/proved",
+      "getObject disks/b/head",
+      "getObject disks/c/head",
+    ]);
     expect(await list("a", { limit: 50_000 })).toHaveLength(20_000);
     for (const limit of [0, -1, 0.5]) await expectCode(list("a", { limit }), "INVALID_ARGUMENT");
   }, 60_000);

@@ -103,5 +103,6 @@ function contextOf(sink: Sink): VaultContext {
     crew: unused,
     sharedCatalog: unused,
     dropCatalog: unused,
+    renewals: new Set(),
   };
 }

@@ -10,9 +10,11 @@ export function storedBytes(store: MemoryStore, name: string, offset: number, le
   const found = store.objects?.get(name);
   assert(found?.kind === "pages", `${name} is a page object`);
   const bytes = Buffer.alloc(length);
-  for (let at = 0; at < length; at += 1) {
-    const page = found.pages.get(Math.floor((offset + at) / storedPageBytes));
-    bytes[at] = page?.[(offset + at) % storedPageBytes] ?? 0;
+  for (let at = 0; at < length; ) {
+    const inPage = (offset + at) % storedPageBytes;
+    const part = Math.min(length - at, storedPageBytes - inPage);
+    bytes.set(found.pages.get(Math.floor((offset + at) / storedPageBytes))?.subarray(inPage, inPage + part) ?? new Uint8Array(part), at);
+    at += part;
   }
   return bytes;
 }
@@ -55,4 +57,10 @@ export function segmentsOf(store: MemoryStore): readonly { readonly name: string
 /** Every segment with what is written in it. */
 export function contentOfSegments(store: MemoryStore): Map<string, Buffer> {
   return new Map(segmentsOf(store).map(({ name, writtenBytes }) => [name, storedBytes(store, name, 0, writtenBytes)]));
+}
+
+/** Names of the segments that hold something else than they did. */
+export function changedSegments(store: MemoryStore, before: ReadonlyMap<string, Buffer>): string[] {
+  const now = contentOfSegments(store);
+  return [...before].filter(([name, bytes]) => now.get(name)?.equals(bytes) !== true).map(([name]) => name);
 }

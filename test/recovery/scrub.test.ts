@@ -7,7 +7,7 @@ import { parsePolicy } from "../../engine/retention/policy.ts";
 import { CrashError, FaultySink } from "../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../sink/memory.ts";
 import { closeModelVaults, contentOf, Expected, ModelDisk, openModelVault, redirected, replicateNoted } from "../model-disk.ts";
-import { contentOfSegments, invert, segmentsOf, spoil } from "./damaged-vault.ts";
+import { changedSegments, contentOfSegments, invert, segmentsOf, spoil } from "./damaged-vault.ts";
 import { tamperObject } from "./tamper.ts";
 
 const sizeBytes = 200_000;
@@ -142,7 +142,7 @@ describe("damage", () => {
     const { damaged, healed } = await scrub();
     expect(damaged).toEqual([]);
     expect(healed).toMatchObject([{ disk: "d", sequence: null, object: first, healed: true }]);
-    expect(contentOfSegments(store)).toEqual(whole);
+    expect(changedSegments(store, whole)).toEqual([]);
   });
 
   test("of a frame's table is put right, wherever it is", async () => {
@@ -154,7 +154,7 @@ describe("damage", () => {
       store.restore(sound);
       invert(store, first, at, 3);
       expect((await scrub()).damaged).toEqual([]);
-      expect(contentOfSegments(store)).toEqual(whole);
+      expect(changedSegments(store, whole)).toEqual([]);
     }
   });
 
@@ -222,7 +222,7 @@ test("random damage anywhere in the segments is put right or named", async () =>
         if (!named) expect(differsInPaddingOnly(bytes, whole.get(name) ?? Buffer.alloc(0)), name).toBe(true);
       }
     }),
-    { numRuns: 12 },
+    { numRuns: 8 },
   );
 });
 

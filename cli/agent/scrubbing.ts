@@ -1,0 +1,119 @@
+/**
+ * The agent's scrubbing of one vault: every hour it reads back what of the day's share has come together, and heals what it can from the disks that it
+ * protects. What is damaged and could not be healed is a finding of its disk until a later pass finds it whole.
+ *
+ * A share of the day comes together while the agent runs: what it missed while it was stopped it does not make up for.
+ */
+import { Bandwidth, type Damage, type Finding, type ScrubOptions, type ScrubSummary, TidemarkError } from "../../engine/index.ts";
+import { errorReport } from "../errors.ts";
+import { formatNumberOf } from "../quantities.ts";
+import type { Clock, DiskEvent } from "./ports.ts";
+import type { ScrubEntry } from "./schema.ts";
+
+export interface ScrubbingParts {
+  readonly scrub: (options: ScrubOptions) => Promise<ScrubSummary>;
+  readonly clock: Clock;
+  /** For a disk that is protected here; others' damage is told of with the first of them. */
+  readonly onEvent: (event: DiskEvent) => void;
+}
+
+const everyMs = 3_600_000;
+const firstAfterMs = 300_000;
+const dayMs = 24 * 3_600_000;
+/** Points of a finding that are named. */
+const namedMax = 5;
+
+export class Scrubbing {
+  readonly #parts: ScrubbingParts;
+  readonly #stopping = new AbortController();
+  readonly #bandwidth = new Bandwidth();
+  readonly #running: Promise<void>;
+  #entry: ScrubEntry | undefined;
+  #changed = new AbortController();
+  #damaged: readonly Damage[] = [];
+
+  constructor(entry: ScrubEntry | undefined, parts: ScrubbingParts) {
+    this.#parts = parts;
+    this.#setEntry(entry);
+    this.#running = this.#run();
+  }
+
+  /** From now on, at another pace. */
+  set(entry: ScrubEntry | undefined): void {
+    this.#setEntry(entry);
+    this.#changed.abort();
+  }
+
+  #setEntry(entry: ScrubEntry | undefined): void {
+    this.#entry = entry;
+    this.#bandwidth.setLimit(entry?.rate ?? Infinity);
+  }
+
+  /** What is damaged of a disk, as far as is known. */
+  findings(disk: string): readonly Finding[] {
+    const damages = this.#damaged.filter((damage) => damage.disk === disk);
+    const [first] = damages;
+    if (first === undefined) return [];
+    const points = [...new Set(damages.flatMap(({ sequence }) => sequence ?? []))].sort((a, b) => a - b);
+    const named = points.slice(0, namedMax).join(", ");
+    const more = points.length > namedMax ? ` and ${points.length - namedMax} more` : "";
+    const what = points.length === 0 ? "what the vault holds" : `${points.length === 1 ? "point" : "points"} ${named}${more}`;
+    return [
+      {
+        level: "Critical",
+        code: "POINT_DAMAGED",
+        cause: `${what} of ${disk} cannot be read back in full: ${first.message}`,
+        remedy: `run \`tidemark verify --disk ${disk} --heal --source IMAGE\` with a copy of the disk that still has the content, or \`tidemark vault repair\``,
+      },
+    ];
+  }
+
+  /** Waits for the pass that is under way, which ends at once. Idempotent. */
+  async stop(): Promise<void> {
+    this.#stopping.abort();
+    this.#changed.abort();
+    await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    const { clock } = this.#parts;
+    let sinceMs = clock.now();
+    await this.#sleep(firstAfterMs);
+    while (!this.#stopping.signal.aborted) {
+      const share = this.#entry?.sharePerDay ?? 0;
+      const elapsedMs = clock.now() - sinceMs;
+      sinceMs = clock.now();
+      if (share > 0) await this.#pass(share * Math.min(1, elapsedMs / dayMs));
+      await this.#sleep(everyMs);
+    }
+  }
+
+  /** Until the time is over, or the configuration is another one. */
+  async #sleep(delayMs: number): Promise<void> {
+    if (this.#stopping.signal.aborted) return;
+    this.#changed = new AbortController();
+    await this.#parts.clock.sleep(delayMs, this.#changed.signal);
+  }
+
+  /** Throws nothing: a store that does not answer is found out by the disks' own cycles, and the next pass tries again. */
+  async #pass(share: number): Promise<void> {
+    const { scrub, onEvent } = this.#parts;
+    const { signal } = this.#stopping;
+    try {
+      const onDamage = ({ disk, code, message, healed }: Damage): void => {
+        if (!healed) onEvent({ kind: "failure", disk, code, message: `damage found: ${message}` });
+      };
+      const { damaged, healed } = await scrub({ share, bandwidth: this.#bandwidth, onDamage, signal });
+      this.#damaged = damaged;
+      for (const disk of new Set(healed.map((damage) => damage.disk))) {
+        const count = healed.filter((damage) => damage.disk === disk).length;
+        onEvent({ kind: "notice", disk, code: "DAMAGE_HEALED", message: `${formatNumberOf(count, "damage")} of the vault healed` });
+      }
+    } catch (error) {
+      if (signal.aborted) return;
+      const { code, message } = errorReport(error);
+      if (error instanceof TidemarkError && code === "STORE_UNREACHABLE") return;
+      onEvent({ kind: "failure", disk: "", code, message: `the vault could not be scrubbed: ${message}` });
+    }
+  }
+}

@@ -1,0 +1,477 @@
+/**
+ * Repairs a vault: what lists points is rebuilt from what the points say of themselves, and what maps are made of from whatever has their checksum.
+ *
+ *     each disk:  manifests ─► leaves and roots ─► head or pages unreadable? ─► which points there are ─► pages ─► head
+ *
+ * A disk of which everything can be read is not touched, nor is its seat taken. A head that is there is swapped with its seat in hand; one that is damaged is
+ * replaced under its lease, so nobody else comes to the seat meanwhile; one that is gone has no lease, and is put only if there still is none. In each case the
+ * head comes last and in one piece: until then the vault is as lost as before, and no more. The new head's epoch lies above every epoch that any name
+ * or what is left of the old head tells of, and the segments of former writers are locked against them first.
+ *
+ * No collection works meanwhile. Manifests cannot be rebuilt; chunks are healed by whoever proves points.
+ */
+import { randomUUID } from "node:crypto";
+import { rm } from "node:fs/promises";
+import path from "node:path";
+import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import { fromHex } from "../format/checksum.ts";
+import type { HeadDocument, PageReference, PointRecord } from "../format/documents.ts";
+import { decodeHead, decodeManifest, documentBytesMax, encodeHead } from "../format/documents.ts";
+import type { DiskObject } from "../format/names.ts";
+import { decodeDiskName, disksPrefix, headName, manifestName, parseDiskObject, parseSegmentName, segmentsPrefix } from "../format/names.ts";
+import { claimedId } from "../format/signed-text.ts";
+import { firstSequenceNumber } from "../pipeline/lanes.ts";
+import { CollectorSeat } from "../reclaim/collector-seat.ts";
+import type { DamagedTable } from "../recovery/map-repair.ts";
+import { repairMap } from "../recovery/map-repair.ts";
+import { Store } from "../store.ts";
+import type { Extent } from "../volume.ts";
+import type { Room } from "./history.ts";
+import { layOutPoints, readPoints } from "./history.ts";
+import type { ChosenPoints, FoundManifest } from "./rebuilt-points.ts";
+import { choosePoints } from "./rebuilt-points.ts";
+import { loadCatalog } from "./replicate.ts";
+import { readHead, Seat } from "./seat.ts";
+import { proveObjects, proveVault, type VaultContext } from "./session.ts";
+import type { Notice } from "./summaries.ts";
+
+export interface RepairOptions {
+  /** Say what would be done, and change nothing. */
+  readonly dryRun?: boolean | undefined;
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Something that was rebuilt, or would be. */
+export interface RepairedObject {
+  /** Null: of the vault as a whole. */
+  readonly disk: string | null;
+  readonly object: string;
+  readonly kind: "head" | "pages" | "root" | "leaf" | "index";
+  readonly message: string;
+}
+
+/** Something that cannot be saved. */
+export interface LostObject {
+  readonly disk: string;
+  readonly object: string;
+  /** Sequence numbers of the points that need it; of a point that is left out, its own. */
+  readonly points: readonly number[];
+  /** What it speaks of; null: the whole disk, or the point as such. */
+  readonly extent: Extent | null;
+  readonly message: string;
+}
+
+export interface RepairSummary {
+  readonly dryRun: boolean;
+  readonly disks: number;
+  readonly points: number;
+  readonly repaired: readonly RepairedObject[];
+  readonly lost: readonly LostObject[];
+  readonly requests: number;
+  readonly elapsedMs: number;
+}
+
+/** A writer may have taken the seat and named nothing yet. */
+const epochsSpared = 1000;
+const leaseSeconds = 60;
+const manifestsReadAtOnce = 8;
+const gapsToldMax = 10;
+
+/** Errors: WRITER_ACTIVE, COLLECTION_ACTIVE, SEAT_LOST, STORE_REGRESSED, INTERRUPTED and those of the store. */
+export async function repair(context: VaultContext, options: RepairOptions = {}): Promise<RepairSummary> {
+  const work = new Repair(context, options);
+  try {
+    return await work.run();
+  } finally {
+    await work.end();
+  }
+}
+
+/** What is there of a disk. */
+interface Traces {
+  readonly disk: string;
+  readonly objects: DiskObject[];
+  /** The highest epoch that any name tells of. */
+  epoch: number;
+}
+
+/** What lists a disk's points. */
+interface Lists {
+  /** Undefined when there is no head that can be read. */
+  readonly head: HeadDocument | undefined;
+  /** ETag and content of a head that cannot be read; undefined when there is none at all. */
+  readonly broken: { readonly etag: string; readonly epoch: number } | undefined;
+  /** Records that can be read. */
+  readonly known: ReadonlyMap<string, PointRecord>;
+  /** Pages that cannot be read. */
+  readonly lostPages: readonly PageReference[];
+  readonly faults: readonly string[];
+}
+
+class Repair {
+  readonly #context: VaultContext;
+  readonly #options: RepairOptions;
+  readonly #store: Store;
+  readonly #repaired: RepairedObject[] = [];
+  readonly #lost: LostObject[] = [];
+  #collector: CollectorSeat | undefined;
+  #points = 0;
+
+  constructor(context: VaultContext, options: RepairOptions) {
+    this.#context = context;
+    this.#options = options;
+    this.#store = new Store(context.sink);
+  }
+
+  async run(): Promise<RepairSummary> {
+    const startedAt = performance.now();
+    const all = await this.#findTraces();
+    for (const traces of all) {
+      throwIfAborted(this.#options.signal);
+      await this.#repairDisk(traces);
+    }
+    await this.#checkIndex();
+    return {
+      dryRun: this.#options.dryRun === true,
+      disks: all.length,
+      points: this.#points,
+      repaired: this.#repaired,
+      lost: this.#lost,
+      requests: this.#store.requests,
+      elapsedMs: Math.round(performance.now() - startedAt),
+    };
+  }
+
+  /** Lets collections work again. */
+  async end(): Promise<void> {
+    await this.#collector?.[Symbol.asyncDispose]();
+  }
+
+  get #isDry(): boolean {
+    return this.#options.dryRun === true;
+  }
+
+  /** Every disk that has left anything, by name. */
+  async #findTraces(): Promise<readonly Traces[]> {
+    const { signal } = this.#options;
+    const found = new Map<string, Traces>();
+    const tracesOf = (encodedDisk: string): Traces | undefined => {
+      const disk = decodeDiskName(encodedDisk);
+      if (disk === undefined) return undefined;
+      const traces = found.get(disk) ?? { disk, objects: [], epoch: 0 };
+      found.set(disk, traces);
+      return traces;
+    };
+    for await (const { name } of this.#store.list(disksPrefix, { signal })) {
+      const parsed = parseDiskObject(name);
+      const traces = parsed === undefined ? undefined : tracesOf(parsed.encodedDisk);
+      if (parsed === undefined || traces === undefined) continue;
+      traces.objects.push(parsed);
+      traces.epoch = Math.max(traces.epoch, parsed.epoch);
+    }
+    for await (const { name } of this.#store.list(segmentsPrefix, { signal })) {
+      const parsed = parseSegmentName(name);
+      const traces = parsed === undefined ? undefined : tracesOf(parsed.encodedDisk);
+      if (parsed !== undefined && traces !== undefined) traces.epoch = Math.max(traces.epoch, parsed.epoch);
+    }
+    return [...found.values()].sort((a, b) => a.disk.localeCompare(b.disk));
+  }
+
+  async #repairDisk(traces: Traces): Promise<void> {
+    const lists = await this.#readLists(traces.disk);
+    const areListsWhole = lists.head !== undefined && lists.lostPages.length === 0;
+    const manifests = await this.#readManifests(traces, areListsWhole ? lists.known : undefined);
+    const { tables, store } = await repairMap({
+      store: this.#store,
+      vaultId: fromHex(this.#context.document.vault),
+      disk: traces.disk,
+      manifests: manifests.map(({ manifest }) => manifest),
+      objects: traces.objects.filter(({ kind }) => kind === "map").map(({ epoch, number }) => ({ epoch, ordinal: number })),
+      put: async (name, bytes) => {
+        await this.#put(name, bytes);
+      },
+      signal: this.#options.signal,
+    });
+    let chosen: ChosenPoints = { points: [...lists.known.values()], left: [] };
+    if (!areListsWhole) {
+      await this.#stopCollections();
+      const { signal } = this.#options;
+      const inQuestion = manifests.filter((found) => lists.known.has(found.id) || isInQuestion(found, lists));
+      chosen = await choosePoints({
+        store,
+        vaultId: fromHex(this.#context.document.vault),
+        manifests: inQuestion,
+        known: lists.known,
+        signal,
+      });
+      await this.#relist(traces, lists, withUnread(chosen, lists));
+    }
+    this.#points += chosen.points.length;
+    this.#tellTables(traces.disk, tables, chosen);
+  }
+
+  // ---- What is there ----
+
+  async #readLists(disk: string): Promise<Lists> {
+    const { signal } = this.#options;
+    const { vault } = this.#context.document;
+    const known = new Map<string, PointRecord>();
+    const lostPages: PageReference[] = [];
+    const faults: string[] = [];
+    let head: HeadDocument;
+    try {
+      ({ head } = await readHead(this.#store, vault, disk, signal));
+    } catch (error) {
+      if (hasCode(error, "DISK_NOT_FOUND")) return { head: undefined, broken: undefined, known, lostPages, faults: ["it is gone"] };
+      if (!hasCode(error, "DAMAGED")) throw error;
+      return { head: undefined, broken: await this.#readBroken(disk), known, lostPages, faults: [error.message] };
+    }
+    let last: PageReference | undefined;
+    const onPage = (reference: PageReference): void => {
+      last = reference;
+    };
+    const onDamage = (error: TidemarkError): void => {
+      if (error.code !== "DAMAGED") throw error;
+      if (last !== undefined) lostPages.push(last);
+      faults.push(error.message);
+    };
+    const newestFirst: PointRecord[] = [];
+    for await (const point of readPoints(this.#store, head, { onPage, onDamage, signal })) newestFirst.push(point);
+    for (const point of newestFirst.reverse()) known.set(point.id, point);
+    return { head, broken: undefined, known, lostPages, faults };
+  }
+
+  /** What can be had of a head that cannot be read: its ETag, and the epoch if that is still legible. */
+  async #readBroken(disk: string): Promise<{ readonly etag: string; readonly epoch: number }> {
+    const { bytes, etag } = await this.#store.get(headName(disk), documentBytesMax, { signal: this.#options.signal });
+    const epoch = /"epoch": ?(\d{1,12})\b/.exec(Buffer.from(bytes.subarray(0, 4096)).toString("latin1"))?.[1];
+    return { etag, epoch: Number(epoch ?? 0) };
+  }
+
+  /** The manifests of the points that are known, or all that there are. One that cannot be read is lost, and with it its point. */
+  async #readManifests({ disk, objects }: Traces, known: ReadonlyMap<string, PointRecord> | undefined): Promise<readonly FoundManifest[]> {
+    const { signal } = this.#options;
+    const { vault } = this.#context.document;
+    const wanted: readonly { readonly sequence: number; readonly epoch: number; readonly id?: string }[] =
+      known !== undefined
+        ? [...known.values()]
+        : objects.filter(({ kind }) => kind === "points").map(({ number, epoch }) => ({ sequence: number, epoch }));
+    const found: FoundManifest[] = [];
+    const next = wanted.values();
+    const read = async (): Promise<void> => {
+      for (const { sequence, epoch, id: expected } of next) {
+        const name = manifestName(disk, sequence, epoch);
+        try {
+          const { bytes } = await this.#store.get(name, documentBytesMax, { signal });
+          const id = expected ?? claimedId(bytes) ?? "";
+          const manifest = decodeManifest(bytes, name, { vault, disk, id });
+          if (manifest.sequence === sequence && manifest.epoch === epoch) found.push({ id, manifest });
+        } catch (error) {
+          if (!hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED")) throw error;
+          const message = `point ${String(sequence)} is lost, because its manifest cannot be rebuilt: ${error.message}`;
+          this.#lost.push({ disk, object: name, points: [sequence], extent: null, message });
+        }
+      }
+    };
+    await Promise.all(Array.from({ length: manifestsReadAtOnce }, read));
+    return found.sort((a, b) => a.manifest.sequence - b.manifest.sequence);
+  }
+
+  // ---- What is written ----
+
+  async #stopCollections(): Promise<void> {
+    if (!this.#isDry) this.#collector ??= await CollectorSeat.take(this.#store, this.#options.signal);
+  }
+
+  async #put(name: string, bytes: Uint8Array): Promise<void> {
+    if (this.#isDry) return;
+    const { signal } = this.#options;
+    await this.#stopCollections();
+    let etag: string | undefined;
+    try {
+      ({ etag } = await this.#store.stat(name, { signal }));
+    } catch (error) {
+      if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+    }
+    await this.#store.replace(name, bytes, etag, { signal });
+  }
+
+  /** Puts a list of points in the place of the one that is lost. */
+  async #relist(traces: Traces, lists: Lists, { points, left }: ChosenPoints): Promise<void> {
+    const { disk } = traces;
+    for (const { sequence, id, why } of left) {
+      const message = `point ${String(sequence)} (${id}) is left out: ${why}`;
+      this.#lost.push({ disk, object: headName(disk), points: [sequence], extent: null, message });
+    }
+    if (points.length === 0 && lists.head === undefined) {
+      const message = `the head of disk ${JSON.stringify(disk)} cannot be rebuilt: ${lists.faults.join("; ")}, and no point of it is left`;
+      this.#lost.push({ disk, object: headName(disk), points: [], extent: null, message });
+      return;
+    }
+    if (lists.head === undefined) await this.#replaceHead(traces, lists, points);
+    else await this.#replacePages(disk, points);
+    const kind = lists.head === undefined ? "head" : "pages";
+    const message = `${lists.faults.join("; ")}: rebuilt with ${String(points.length)} points${unknownNumbers(points, left)}`;
+    this.#repaired.push({ disk, object: headName(disk), kind, message });
+  }
+
+  async #replacePages(disk: string, points: readonly PointRecord[]): Promise<void> {
+    if (this.#isDry) return;
+    const { signal, onNotice = () => undefined } = this.#options;
+    const { vault } = this.#context.document;
+    await using seat = await Seat.take({ store: this.#store, vault, disk, onNotice, signal });
+    const { head } = seat;
+    const room = await layOutPoints({ store: this.#store, head, epoch: seat.epoch, takeOrdinal: ordinals(), signal }, points);
+    await seat.relist(room, async (written) => {
+      await this.#prove(written);
+    });
+  }
+
+  async #replaceHead({ disk, epoch: seen }: Traces, { broken }: Lists, points: readonly PointRecord[]): Promise<void> {
+    if (this.#isDry) return;
+    const { signal } = this.#options;
+    const { vault } = this.#context.document;
+    const epoch = Math.max(seen, broken?.epoch ?? 0) + epochsSpared;
+    const empty: HeadDocument = { vault, disk, epoch, writer: null, collection: null, pages: [], points: [] };
+    const name = headName(disk);
+    const leaseId = randomUUID();
+    if (broken !== undefined) await this.#lease(disk, leaseId);
+    try {
+      const room: Room = await layOutPoints({ store: this.#store, head: empty, epoch, takeOrdinal: ordinals(), signal }, points);
+      const head = { ...empty, pages: room.pages, points: room.points };
+      const bytes = encodeHead(head);
+      decodeHead(bytes, name, head); // a head that nobody can read would hide every point
+      await this.#lockOut(disk, seen, epoch);
+      await this.#prove(room.written);
+      throwIfAborted(signal);
+      if (broken === undefined) await this.#store.putOnce(name, bytes, { signal });
+      else await this.#swap(name, bytes, broken.etag, leaseId);
+    } catch (error) {
+      if (hasCode(error, "OBJECT_EXISTS", "CONDITION_FAILED", "LEASE_LOST")) throw writerActive(disk, error);
+      throw error;
+    } finally {
+      if (broken !== undefined) await this.#store.lease().releaseLease(name, leaseId);
+    }
+  }
+
+  /** Whoever writes the disk has the lease of its head, even when the head is damaged. Errors: WRITER_ACTIVE. */
+  async #lease(disk: string, leaseId: string): Promise<void> {
+    try {
+      await this.#store.lease().acquireLease(headName(disk), leaseId, leaseSeconds, { signal: this.#options.signal });
+    } catch (error) {
+      throw hasCode(error, "LEASE_HELD") ? writerActive(disk, error) : error;
+    }
+  }
+
+  async #swap(name: string, bytes: Uint8Array, etag: string, leaseId: string): Promise<void> {
+    try {
+      await this.#store.put(name, bytes, { ifMatch: etag, leaseId });
+    } catch (error) {
+      if (!hasCode(error, "OUTCOME_UNKNOWN")) throw error;
+      // With the lease in hand, what is there is what was there or ours; a late original finds another ETag, once a later one has been answered.
+      const there = await this.#store.get(name, documentBytesMax);
+      if (Buffer.compare(there.bytes, bytes) !== 0) await this.#store.put(name, bytes, { ifMatch: there.etag, leaseId });
+    }
+  }
+
+  /** Locks former writers out of the segments that they might still append to. */
+  async #lockOut(disk: string, seen: number, epoch: number): Promise<void> {
+    const { signal } = this.#options;
+    for await (const { name } of this.#store.list(segmentsPrefix, { signal })) {
+      const parsed = parseSegmentName(name);
+      if (parsed?.epoch !== seen || decodeDiskName(parsed.encodedDisk) !== disk) continue;
+      await this.#store.raiseSequenceNumber(name, firstSequenceNumber(epoch), { signal });
+    }
+  }
+
+  async #prove(written: ReadonlyMap<string, string>): Promise<void> {
+    const { signal } = this.#options;
+    await proveObjects(this.#store, written, signal);
+    await proveVault(this.#store, this.#context.document.vault, signal);
+    throwIfAborted(this.#collector?.signal);
+  }
+
+  #tellTables(disk: string, tables: readonly DamagedTable[], { points }: ChosenPoints): void {
+    const listed = new Set(points.map(({ sequence }) => sequence));
+    for (const { name, kind, isRebuilt, points: needing, extent, message } of tables) {
+      if (isRebuilt) {
+        this.#repaired.push({ disk, object: name, kind, message });
+        continue;
+      }
+      // Of points that are left out, that has been told.
+      const concerned = needing.filter((sequence) => listed.has(sequence));
+      if (concerned.length > 0)
+        this.#lost.push({ disk, object: name, points: concerned, extent, message: `${name} cannot be rebuilt: ${message}` });
+    }
+  }
+
+  // ---- The dedup index ----
+
+  /** The index is a cache on this machine: where it tells of anything that the frames do not, it goes. */
+  async #checkIndex(): Promise<void> {
+    const { stateFolder, document } = this.#context;
+    if (stateFolder === undefined) return;
+    const folder = path.join(stateFolder, document.vault);
+    const onNotice = this.#options.onNotice ?? (() => undefined);
+    const { signal } = this.#options;
+    const cached = await loadCatalog(this.#context, this.#store, { folder, onNotice: () => undefined, signal });
+    const read = await loadCatalog(this.#context, this.#store, { folder: undefined, onNotice, signal });
+    let wrong = 0;
+    const there = { segment: 0, offset: 0, storedWord: 0 };
+    // What is missing in it only costs space, and a writer may have added to the vault meanwhile. An index that is full has forgotten some.
+    cached.index.forEach((words, at, _segment, _offset, storedWord) => {
+      // A digest may lie in several places, of which either may be known; but its payload has one length.
+      if (!read.index.find(words, at, there) || there.storedWord !== storedWord) wrong += 1;
+    });
+    if (wrong === 0 || read.index.forgotten > 0) return;
+    if (!this.#isDry) await rm(path.join(folder, "dedup-index"), { force: true });
+    const message = "the local index of chunks told of what the vault does not hold: it is built anew by the next replication";
+    this.#repaired.push({ disk: null, object: "dedup-index", kind: "index", message });
+  }
+}
+
+/** Whether a manifest may be one of those that a lost list named. */
+function isInQuestion({ manifest: { sequence } }: FoundManifest, { head, lostPages }: Lists): boolean {
+  return head === undefined || lostPages.some(({ firstSequence, lastSequence }) => firstSequence <= sequence && sequence <= lastSequence);
+}
+
+/** Points that are listed stay listed, also when their manifests cannot be read: that they are lost has been told. */
+function withUnread({ points, left }: ChosenPoints, { known }: Lists): ChosenPoints {
+  const chosen = new Set(points.map(({ id }) => id));
+  const unread = [...known.values()].filter(({ id }) => !chosen.has(id));
+  const bySequence = (a: PointRecord, b: PointRecord): number => a.sequence - b.sequence;
+  return { points: unread.length === 0 ? points : [...points, ...unread].sort(bySequence), left };
+}
+
+/** Of numbers that nothing is there of, nobody can tell whether their points were pruned or lost. */
+function unknownNumbers(points: readonly PointRecord[], left: ChosenPoints["left"]): string {
+  const told = new Set([...points, ...left].map(({ sequence }) => sequence));
+  const last = points.at(-1)?.sequence ?? 0;
+  const gaps: string[] = [];
+  for (let from = 1; from <= last; from += 1) {
+    if (told.has(from)) continue;
+    let end = from;
+    while (end < last && !told.has(end + 1)) end += 1;
+    gaps.push(from === end ? String(from) : `${String(from)} to ${String(end)}`);
+    from = end;
+  }
+  if (gaps.length === 0) return "";
+  return `; of numbers ${gaps.slice(0, gapsToldMax).join(", ")}${gaps.length > gapsToldMax ? ", …" : ""} nothing is there: pruned, or lost`;
+}
+
+function ordinals(): () => number {
+  let next = 0;
+  return () => {
+    next += 1;
+    return next - 1;
+  };
+}
+
+function writerActive(disk: string, cause: unknown): TidemarkError {
+  return new TidemarkError("WRITER_ACTIVE", `somebody is writing disk ${JSON.stringify(disk)}`, {
+    remedy: "stop its writer, wait for a minute, and run the command again",
+    detail: { disk },
+    cause,
+  });
+}
