@@ -144,10 +144,13 @@ class Shortened {
 }
 
 function describe(summary: PruneSummary): string {
-  const { dryRun, removedPoints, keptPoints, heldPoints, removedStoredBytes, skippedDisks, elapsedMs } = summary;
+  const { dryRun, removedPoints, keptPoints, heldPoints, removedStoredBytes, freedBytes, skippedDisks, elapsedMs } = summary;
   const what = `${formatNumberOf(removedPoints, "point")} ${dryRun ? "would go" : "pruned"}, ${formatNumberOf(keptPoints, "point")} left`;
   const held = heldPoints === 0 ? "" : `; ${formatNumberOf(heldPoints, "point")} of them only because somebody reads or has pinned them`;
   const skipped = skippedDisks === 0 ? "" : `; ${formatNumberOf(skippedDisks, "disk")} left out`;
-  const stored = `what they had stored: ${formatBytes(removedStoredBytes)}, less what other points share`;
+  const stored =
+    freedBytes === null
+      ? `what they had stored: ${formatBytes(removedStoredBytes)}, less what other points share`
+      : `\`tidemark collect\` would then give back ${formatBytes(freedBytes)}`;
   return `${what}${held}${skipped} (${formatDuration(elapsedMs)})${removedPoints === 0 ? "" : `\n${stored}`}`;
 }

@@ -11,6 +11,8 @@ import assert from "node:assert/strict";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { condemnedRangesMax } from "../format/keeping.ts";
 import { condemnedName, vaultName } from "../format/names.ts";
+import type { LiveSetOptions } from "../reclaim/live-set.ts";
+import { bytesFreed } from "../reclaim/live-set.ts";
 import type { Decision } from "../retention/decide.ts";
 import type { RetentionPolicy } from "../retention/policy.ts";
 import { Store } from "../store.ts";
@@ -75,6 +77,8 @@ export interface PruneCounts {
 
 export interface PruneSummary extends PruneCounts {
   readonly dryRun: boolean;
+  /** Of a dry run: what a collection would then give back. Null when it was none, and when something cannot be read that says so. */
+  readonly freedBytes: number | null;
   readonly disks: readonly (PruneCounts & { readonly disk: string })[];
   /** Disks that another writer has, or whose points cannot be read: nothing was dropped there. */
   readonly skippedDisks: number;
@@ -120,14 +124,16 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
     if (options.onDecision !== undefined) tell(plan, options.onDecision);
   }
   const disks: (PruneCounts & { readonly disk: string })[] = [];
+  const gone = new Set<PlannedPoint>();
   for (const plan of plans) {
-    const work = dryRun ? foresee(planning, plan) : pruneDisk(planning, plan);
+    const work = dryRun ? foresee(planning, plan, gone) : pruneDisk(planning, plan);
     const counts = await orSkip(plan.disk, work);
     if (counts !== undefined) disks.push({ disk: plan.disk, ...counts });
   }
   const sum = (field: keyof PruneCounts): number => disks.reduce((total, counts) => total + counts[field], 0);
   return {
     dryRun,
+    freedBytes: dryRun ? await foreseeBytes({ store, vault, signal }, plans, gone) : null,
     removedPoints: sum("removedPoints"),
     keptPoints: sum("keptPoints"),
     heldPoints: sum("heldPoints"),
@@ -205,16 +211,30 @@ async function pruneSeated(options: PlanOptions, disk: string): Promise<PruneCou
   }
 }
 
-/** What `pruneDisk` would do. Whether a reader lives cannot be told without taking its lease, so every hold counts. */
-async function foresee({ store, signal }: PlanOptions, { disk, doomed, points }: PrunePlan): Promise<PruneCounts> {
+/** What `pruneDisk` would do; adds to `gone`. Whether a reader lives cannot be told without taking its lease, so every hold counts. */
+async function foresee({ store, signal }: PlanOptions, { disk, doomed, points }: PrunePlan, gone: Set<PlannedPoint>): Promise<PruneCounts> {
   const holds = doomed.length === 0 ? new Map<number, readonly string[]>() : await listHolds(store, disk, signal);
   const dropped = doomed.filter(({ sequence }) => !holds.has(sequence));
+  for (const point of dropped) gone.add(point);
   return {
     removedPoints: dropped.length,
     keptPoints: points.length - dropped.length,
     heldPoints: doomed.length - dropped.length,
     removedStoredBytes: dropped.reduce((total, { storedBytes }) => total + storedBytes, 0),
   };
+}
+
+/** Null when something of the vault cannot be read. */
+async function foreseeBytes(options: LiveSetOptions, plans: readonly PrunePlan[], gone: ReadonlySet<PlannedPoint>): Promise<number | null> {
+  const dropped = new Map(
+    plans.map(({ disk, doomed }) => [disk, new Set(doomed.filter((point) => gone.has(point)).map(({ sequence }) => sequence))]),
+  );
+  try {
+    return await bytesFreed({ ...options, isDropped: (disk, sequence) => dropped.get(disk)?.has(sequence) === true });
+  } catch (error) {
+    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return null;
+    throw error;
+  }
 }
 
 /**

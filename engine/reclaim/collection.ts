@@ -123,7 +123,7 @@ class Collection {
     const unneeded = objects.filter((name) => !live.objects.has(name));
     const condemned = await this.#condemn(segments, live);
     const summary = {
-      liveBytes: sum(live.pages.values(), (pages) => pages.count()) * pageAlignmentBytes,
+      liveBytes: live.pageCount * pageAlignmentBytes,
       storedBytesBefore: this.#storedPages * pageAlignmentBytes,
       condemnedChunks: this.#condemnedChunks,
     };

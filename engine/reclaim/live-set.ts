@@ -21,6 +21,7 @@ import { zeroSegment } from "../format/leaf.ts";
 import { manifestName, mapName, pageName } from "../format/names.ts";
 import type { Pieces } from "../map/point-map.ts";
 import { PointMap, pieceIsZero, windowGranules } from "../map/point-map.ts";
+import { pageAlignmentBytes } from "../sink.ts";
 import type { Store } from "../store.ts";
 import { PageSet } from "./page-set.ts";
 
@@ -28,6 +29,17 @@ export interface LiveSetOptions {
   readonly store: Store;
   readonly vault: string;
   readonly signal?: AbortSignal | undefined;
+  /** Points that count as if they were not there any more. */
+  readonly isDropped?: ((disk: string, sequence: number) => boolean) | undefined;
+}
+
+/** What a collection would give back if these points were dropped: both looks read the whole vault's maps. Errors: as `LiveSet.of`. */
+export async function bytesFreed(
+  options: LiveSetOptions & { readonly isDropped: (disk: string, sequence: number) => boolean },
+): Promise<number> {
+  const { store, vault, signal } = options;
+  const [now, then] = [await LiveSet.of({ store, vault, signal }), await LiveSet.of(options)];
+  return (now.pageCount - then.pageCount) * pageAlignmentBytes;
 }
 
 export class LiveSet {
@@ -43,6 +55,13 @@ export class LiveSet {
     const live = new LiveSet();
     for (const disk of await diskNames(options.store, options.signal)) await live.#addDisk(options, disk);
     return live;
+  }
+
+  /** Pages that are needed. */
+  get pageCount(): number {
+    let count = 0;
+    for (const pages of this.pages.values()) count += pages.count();
+    return count;
   }
 
   /** Bytes of all page sets. */
@@ -70,7 +89,9 @@ export class LiveSet {
     const onPage = ({ epoch, ordinal }: PageReference): void => {
       this.objects.add(pageName(disk, epoch, ordinal));
     };
-    for await (const point of readPoints(store, head, { signal, onPage })) newestFirst.push(point);
+    for await (const point of readPoints(store, head, { signal, onPage })) {
+      if (options.isDropped?.(disk, point.sequence) !== true) newestFirst.push(point);
+    }
     for (const point of newestFirst.reverse()) {
       throwIfAborted(signal);
       await mustExist(this.#addPoint(options, disk, point));
