@@ -213,7 +213,8 @@ describe("an object with a right checksum and wrong content", () => {
       fc.assert(
         fc.property(fc.constantFrom(...Object.keys(sample)), strange, (field, value) => {
           const decoded = decodedOrRefused(() => decode({ ...sample, [field]: value }));
-          if (decoded !== undefined) expect(decoded).toEqual({ ...sample, [field]: value });
+          // JSON has one zero.
+          if (decoded !== undefined) expect(decoded).toEqual({ ...sample, [field]: Object.is(value, -0) ? 0 : value });
         }),
         { numRuns: 300 },
       );

@@ -241,6 +241,11 @@ function advance(truth: Truth, event: StorageEvent<Note>, log: readonly StorageE
     case "grown": {
       const first = Math.floor(truth.sizeBytes / regionBytes);
       for (let region = first; region < note.sizeBytes / regionBytes; region += 1) truth.allowed.add(region);
+      const granules = grownGranules(truth.sizeBytes, note.sizeBytes);
+      truth.sequence += 1;
+      for (const granule of granules) truth.changedAt.set(granule, truth.sequence);
+      // Until the file says that it is open again, a death leaves what was closed, and what is new counts as changed.
+      if (truth.closed !== undefined) truth.closed = new Set([...truth.closed, ...granules]);
       truth.sizeBytes = note.sizeBytes;
       return;
     }
@@ -248,6 +253,12 @@ function advance(truth: Truth, event: StorageEvent<Note>, log: readonly StorageE
       truth.closed = note.dirty;
       return;
   }
+}
+
+/** What a disk's growth changes: the granule that was its last one, too. */
+function grownGranules(before: number, after: number): number[] {
+  const first = Math.floor(before / granuleBytes);
+  return Array.from({ length: Math.ceil(after / granuleBytes) - first }, (_, index) => first + index);
 }
 
 /** Does what a protected disk does with its tracking file, in the same order. */
@@ -409,10 +420,7 @@ class Tracker {
     const before = this.#sizeBytes;
     const sizeBytes = before + bytes;
     this.#storage.note({ kind: "grown", sizeBytes });
-    const first = Math.floor(before / granuleBytes);
-    const last = Math.ceil(sizeBytes / granuleBytes) - 1;
-    this.#storage.note({ kind: "image", granules: [first, last] });
-    for (let granule = first; granule <= last; granule += 1) this.#current.add(granule);
+    for (const granule of grownGranules(before, sizeBytes)) this.#current.add(granule);
     await this.#file.grow(sizeBytes);
     this.#sizeBytes = sizeBytes;
   }
