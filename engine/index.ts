@@ -78,6 +78,7 @@ export { FileVolume } from "./source/file-volume.ts";
 // For stores that lie in files: the system calls that Node lacks. No part of the API that is promised to embedders.
 export type { Libc } from "./source/libc.ts";
 export { libc, punchHole, unsupportedErrnos } from "./source/libc.ts";
+export { syncFolder } from "./source/sync-folder.ts";
 export { ChangeTracker } from "./tracking/change-tracker.ts";
 export { tidemarkVersion } from "./version.ts";
 export type { Consistency, Extent, Volume } from "./volume.ts";

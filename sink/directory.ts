@@ -28,18 +28,9 @@ import type { BigIntStats } from "node:fs";
 import { constants, mkdir, open, readdir, rename, stat, unlink, writeFile } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
-import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { hasCode, syncFolder, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
 import { FileLock, type LockOptions, Turnstile } from "./file-lock.ts";
-import {
-  absentAs,
-  changedByOthers,
-  isAbsence,
-  outcomeUnknown,
-  readFully,
-  syncFolder,
-  syncFolderIfAllowed,
-  translated,
-} from "./file-system.ts";
+import { absentAs, changedByOthers, isAbsence, outcomeUnknown, readFully, syncFolderIfAllowed, translated } from "./file-system.ts";
 import { acquireLease, changeLease, type Lease, parseLease, passDelete, passWrite, releaseLease, renewLease } from "./lease.ts";
 import { PageFile, pageFileDataAt } from "./page-file.ts";
 import { PageFilePool } from "./page-file-pool.ts";

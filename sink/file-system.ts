@@ -2,10 +2,10 @@
  * The file system as a store needs it: reads and writes that are whole, space given back, flushes of folders, and, in one place, what its errors
  * mean.
  */
-import { type FileHandle, open } from "node:fs/promises";
+import type { FileHandle } from "node:fs/promises";
 import { constants } from "node:os";
 import { getSystemErrorName } from "node:util";
-import { type Libc, libc, punchHole, systemCode, TidemarkError, throwIfAborted, unsupportedErrnos } from "../engine/index.ts";
+import { type Libc, libc, punchHole, syncFolder, systemCode, TidemarkError, throwIfAborted, unsupportedErrnos } from "../engine/index.ts";
 
 /** One system call makes a hole of at most this, which bounds how long it keeps others from the file and an abort waiting. */
 const holeBytesMax: number = 1024 * 1024 * 1024;
@@ -77,19 +77,6 @@ export function changedByOthers(name: string): TidemarkError {
     remedy: "keep other programs away from the vault's folder",
     detail: { object: name },
   });
-}
-
-/** Makes the names in a folder durable. */
-export async function syncFolder(path: string): Promise<void> {
-  const handle = await open(path, "r");
-  try {
-    await handle.sync();
-  } catch (error) {
-    // Some network file systems know no flush of a folder: they keep names as they are told.
-    if (systemCode(error) !== "EINVAL") throw error;
-  } finally {
-    await handle.close();
-  }
 }
 
 /** Like `syncFolder`; false where we may not open the folder. */

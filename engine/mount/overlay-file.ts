@@ -23,6 +23,7 @@ import { Fields, unsupportedFormat } from "../format/fields.ts";
 import { granuleBytes } from "../limits.ts";
 import { LiveFile, type LiveFileOptions, type LiveFileSystem } from "../source/live-file.ts";
 import { fileError } from "../source/positional-file.ts";
+import { syncFolder } from "../source/sync-folder.ts";
 import { decodePage, encodePage, pageBitmapBytes, pageSlotBytes } from "../tracking/tracking-format.ts";
 import { GranuleStates } from "./granule-states.ts";
 
@@ -253,18 +254,6 @@ function createFailed(path: string, error: unknown): TidemarkError {
     remedy: "name a path in a folder on a local file system that has room for what will be written",
     detail: { path },
   });
-}
-
-async function syncFolder(path: string): Promise<void> {
-  const folder = await open(path, "r");
-  try {
-    await folder.sync();
-  } catch (error) {
-    // Some file systems refuse to sync a folder and need no such call.
-    if (systemCode(error) !== "EINVAL") throw error;
-  } finally {
-    await folder.close();
-  }
 }
 
 function encodeHeader({ vault, disk, point, sizeBytes }: OverlayIdentity): Buffer {

@@ -3,11 +3,12 @@
  * and fails.
  */
 import { constants } from "node:fs";
-import { open, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { dirname } from "node:path";
-import { systemCode, TidemarkError } from "../errors.ts";
+import { TidemarkError } from "../errors.ts";
 import { libc, lockExclusiveAtOnce } from "../source/libc.ts";
 import { fileError, PositionalFile } from "../source/positional-file.ts";
+import { syncFolder } from "../source/sync-folder.ts";
 
 /** Calls on different ranges overlap. They reject with whatever the system says. */
 export interface TrackingStorage {
@@ -86,16 +87,4 @@ function lock(file: PositionalFile): void {
     remedy: "keep the state folder on a local file system of Linux or macOS",
     detail: { errno: result?.errno },
   });
-}
-
-async function syncFolder(path: string): Promise<void> {
-  const folder = await open(path, "r");
-  try {
-    await folder.sync();
-  } catch (error) {
-    // Some file systems refuse to sync a folder and need no such call.
-    if (systemCode(error) !== "EINVAL") throw error;
-  } finally {
-    await folder.close();
-  }
 }
