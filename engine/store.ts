@@ -112,6 +112,16 @@ export class Store {
     return await this.sink.statObject(name, options);
   }
 
+  /** The ETag, or undefined when there is no such object. */
+  async etagOf(name: string, options?: CallOptions): Promise<string | undefined> {
+    try {
+      return (await this.stat(name, options)).etag;
+    } catch (error) {
+      if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
+      throw error;
+    }
+  }
+
   async *list(prefix: string, options?: CallOptions): AsyncIterable<ListedObject> {
     this.#requests += 1;
     yield* this.sink.list(prefix, options);

@@ -5,6 +5,7 @@
 
 import { segmentBytes } from "../limits.ts";
 import { pageAlignmentBytes } from "../sink.ts";
+import { hex32 } from "./documents.ts";
 import { damaged } from "./fields.ts";
 import { segmentsPrefix } from "./names.ts";
 import { decode, encode } from "./signed-text.ts";
@@ -91,7 +92,6 @@ export function decodeDead(bytes: Uint8Array, object: string, vault: string): De
   return document;
 }
 
-const hex32 = /^[0-9a-f]{32}$/;
 const segmentText = /^segments\/[a-z0-9._~-]{1,240}\/[0-9-]{1,40}$/;
 const numbers = /^[0-9 ]*$/;
 

@@ -26,7 +26,6 @@ import { damaged } from "../format/fields.ts";
 import { decodeDiskName, disksPrefix, encodeDiskName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
 import type { DeadDocument, PageRun } from "../format/reclaim.ts";
 import { collectionName, deadName, deadPrefix, encodeCollection, encodeDead, segmentOfDead } from "../format/reclaim.ts";
-import type { CallOptions } from "../sink.ts";
 import { pageAlignmentBytes } from "../sink.ts";
 import type { Store } from "../store.ts";
 import { CollectorSeat } from "./collector-seat.ts";
@@ -228,7 +227,7 @@ class Collection {
   async #announce(): Promise<string> {
     const bytes = encodeCollection({ vault: this.#vault, collection: this.#id, startedMs: Date.now() });
     const options = { signal: this.#signal };
-    return await this.#store.replace(collectionName, bytes, await etagOf(this.#store, collectionName, options), options);
+    return await this.#store.replace(collectionName, bytes, await this.#store.etagOf(collectionName, options), options);
   }
 
   /** Returns the disks whose writers live and have not acknowledged in time. */
@@ -301,7 +300,7 @@ class Collection {
     const there = new Map<string, string>();
     for await (const { name, etag } of this.#store.list(deadPrefix, { signal: this.#signal })) there.set(name, etag);
     const isThere = decisions.every(({ name, etag }) => there.get(deadName(name)) === etag);
-    if (isThere && (await etagOf(this.#store, collectionName, { signal: this.#signal })) === mark) return;
+    if (isThere && (await this.#store.etagOf(collectionName, { signal: this.#signal })) === mark) return;
     throw new TidemarkError("STORE_REGRESSED", "the store has forgotten what this collection had written down", {
       remedy: "run the command again: nothing has been given back",
     });
@@ -364,15 +363,6 @@ function openSegments(segments: readonly Segment[], heads: ReadonlyMap<string, H
     if (ordinal >= (open.get(key)?.ordinal ?? 0)) open.set(key, { name, ordinal });
   }
   return new Set(Array.from(open.values(), ({ name }) => name));
-}
-
-async function etagOf(store: Store, name: string, options: CallOptions): Promise<string | undefined> {
-  try {
-    return (await store.stat(name, options)).etag;
-  } catch (error) {
-    if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
-    throw error;
-  }
 }
 
 function overtaken(segment: string, cause?: unknown): TidemarkError {

@@ -83,7 +83,7 @@ export async function sweepQuarantine(store: Store, options: CallOptions): Promi
   const orphans: string[] = [];
   for await (const { name } of store.list(quarantinePrefix, options)) {
     try {
-      if ((await etagOf(store, segmentOfQuarantine(name), options)) === undefined) orphans.push(name);
+      if ((await store.etagOf(segmentOfQuarantine(name), options)) === undefined) orphans.push(name);
     } catch (error) {
       if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error; // it is there, in whatever state
     }
@@ -141,22 +141,13 @@ async function announce(store: Store, vault: string, options: CallOptions): Prom
   try {
     await using seat = await CollectorSeat.take(store, options.signal);
     const signal = options.signal === undefined ? seat.signal : AbortSignal.any([seat.signal, options.signal]);
-    await store.replace(collectionName, bytes, await etagOf(store, collectionName, { signal }), { signal });
+    await store.replace(collectionName, bytes, await store.etagOf(collectionName, { signal }), { signal });
   } catch (error) {
     if (!hasCode(error, "COLLECTION_ACTIVE", "CONDITION_FAILED")) throw error;
-    if ((await etagOf(store, collectionName, options)) !== undefined) return;
+    if ((await store.etagOf(collectionName, options)) !== undefined) return;
     await store.putOnce(collectionName, bytes, options).catch((late: unknown) => {
       if (!hasCode(late, "OBJECT_EXISTS")) throw late; // somebody else has just announced one
     });
-  }
-}
-
-async function etagOf(store: Store, name: string, options: CallOptions): Promise<string | undefined> {
-  try {
-    return (await store.stat(name, options)).etag;
-  } catch (error) {
-    if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
-    throw error;
   }
 }
 
