@@ -1,5 +1,4 @@
-import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { readdir, readFile, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -8,6 +7,7 @@ import { type BenchKind, type BenchOptions, type BenchProgress, type BenchReport
 import { MadeVolume } from "../../bench/keep/made-volume.ts";
 import { RecordingSink } from "../../bench/keep/recording-sink.ts";
 import { DirectorySink, MemorySink } from "../../sink/index.ts";
+import { children, missing } from "./programs-here.ts";
 
 const mib = 1024 * 1024;
 
@@ -33,24 +33,6 @@ function options(kind: BenchKind, given: Partial<BenchOptions> = {}): BenchOptio
     temporaryFolder: join(folder, "work"),
     ...given,
   };
-}
-
-/** Why nothing can be measured here, or undefined. */
-function missing(...programs: readonly string[]): string | undefined {
-  const absent = programs.filter((program) => spawnSync(program, ["--version"]).error !== undefined);
-  return absent.length === 0 ? undefined : `${absent.join(" and ")} are not installed`;
-}
-
-/** Names of the processes that this one has started and that are still there. Where there is no /proc, none. */
-function children(): string[] {
-  if (!existsSync("/proc/self/stat")) return [];
-  return readdirSync("/proc").flatMap((entry) => {
-    if (!/^\d+$/.test(entry)) return [];
-    // A process may end between two looks.
-    const path = `/proc/${entry}/stat`;
-    const [, name = "", parent] = /\((.*)\) \S (\d+)/.exec(existsSync(path) ? readFileSync(path, "utf8") : "") ?? [];
-    return parent === String(process.pid) ? [name] : [];
-  });
 }
 
 async function expectNothingLeft(): Promise<void> {

@@ -13,6 +13,7 @@ import {
 import { decodeFrameHeader, decodeFrameTable, frameHeaderBytes } from "../../engine/format/frame.ts";
 import { decodeCondemned, decodeHold, decodePin, encodeCondemned, encodeHold, encodePin } from "../../engine/format/keeping.ts";
 import { decodeLeaf, decodeRoot, encodeLeaf, encodeRoot } from "../../engine/format/leaf.ts";
+import { decodeProved, decodeQuarantine, encodeProved, encodeQuarantine, quarantineName } from "../../engine/format/proof.ts";
 import { collectionName, deadName, decodeCollection, decodeDead, encodeCollection, encodeDead } from "../../engine/format/reclaim.ts";
 import { vaultId } from "../engine-model.ts";
 import { golden } from "../golden.ts";
@@ -31,6 +32,8 @@ import {
   pageReference,
   pageSample,
   pinSample,
+  provedSample,
+  quarantineSample,
   rootSample,
   sealFrame,
   vaultSample,
@@ -61,6 +64,15 @@ describe("the bytes of format version 1", () => {
     const deadBytes = golden("dead-v1.txt", encodeDead(deadSample));
     expect(decodeDead(deadBytes, deadName(deadSample.segment), headSample.vault)).toEqual(deadSample);
     expect(plain(encodeDead(deadSample))).toEqual(deadBytes);
+  });
+
+  test("of the times of proofs and of a quarantine are fixed", () => {
+    const proved = golden("proved-v1.txt", encodeProved(provedSample));
+    expect(decodeProved(proved, "proved", provedSample)).toEqual(provedSample);
+    expect(plain(encodeProved(provedSample))).toEqual(proved);
+    const quarantined = golden("quarantine-v1.txt", encodeQuarantine(quarantineSample));
+    expect(decodeQuarantine(quarantined, quarantineName(quarantineSample.segment), quarantineSample.vault)).toEqual(quarantineSample);
+    expect(plain(encodeQuarantine(quarantineSample))).toEqual(quarantined);
   });
 
   test("of a page are fixed, be it of points or of pages", () => {

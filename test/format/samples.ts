@@ -8,6 +8,7 @@ import type { CondemnedDocument, HoldDocument, PinDocument } from "../../engine/
 import type { EntryColumns, LeafReference } from "../../engine/format/leaf.ts";
 import { newColumns, zeroSegment } from "../../engine/format/leaf.ts";
 import { segmentName } from "../../engine/format/names.ts";
+import type { ProvedDocument, QuarantineDocument } from "../../engine/format/proof.ts";
 import type { CollectionDocument, DeadDocument } from "../../engine/format/reclaim.ts";
 import { digestOf, randomBytes, vaultId } from "../engine-model.ts";
 
@@ -221,3 +222,14 @@ export const deadSample: DeadDocument = {
   ],
   condemned: [{ from: 2_000_000, end: 2_097_152 }],
 };
+
+export const provedSample: ProvedDocument = {
+  vault,
+  disk,
+  ranges: [
+    { first: 1, last: 5, provedMs: 1_790_000_010_000 },
+    { first: 7, last: 7, provedMs: 1_790_000_011_000 },
+  ],
+};
+
+export const quarantineSample: QuarantineDocument = { vault, segment: deadSample.segment, offsets: [128, 4_224, 1_073_741_312] };
