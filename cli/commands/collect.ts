@@ -16,7 +16,7 @@ export function collectCommand(context: CommandContext): Command {
   const command = new Command("collect")
     .description("give back the space that no point needs any more")
     .option("--dry-run", "say what would be given back, and change nothing")
-    .option("--wait <time>", "for writers in the middle of a cycle (default: 60s)", waitTime);
+    .option("--wait <time>", "for writers that do not acknowledge (default: 60s)", waitTime);
   return withVaultOptions(command)
     .addHelpText(
       "after",
@@ -51,7 +51,7 @@ function describe(summary: CollectSummary, isDryRun: boolean): string {
     summary;
   const took = `looked at in ${formatDuration(elapsedMs)}`;
   if (waitingFor.length > 0) {
-    return `nothing given back yet: ${waitingFor.join(", ")} had not acknowledged in time; run it again when the cycle there has ended`;
+    return `nothing given back yet: ${waitingFor.join(", ")} had not acknowledged in time; the next collection goes on`;
   }
   const freed = formatBytes(storedBytesBefore - storedBytesAfter);
   const what = `${formatNumberOf(condemnedChunks, "chunk")}, ${formatNumberOf(deletedSegments, "segment")}, ${formatNumberOf(deletedObjects, "object")}`;

@@ -10,7 +10,7 @@ import { hasCode, TidemarkError } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
 import type { ManifestDocument, PointRecord } from "../format/documents.ts";
 import { disksPrefix, encodeDiskName, vaultName } from "../format/names.ts";
-import { granuleBytes, volumeBytesMax } from "../limits.ts";
+import { volumeBytesMax } from "../limits.ts";
 import { PointMap } from "../map/point-map.ts";
 import type { Baseline } from "../pipeline/baseline.ts";
 import { changedBaseline, emptyBaseline, FingerprintBaseline, MapBaseline } from "../pipeline/baseline.ts";
@@ -18,8 +18,9 @@ import { Catalog } from "../pipeline/catalog.ts";
 import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
 import { FileVolume } from "../source/file-volume.ts";
 import type { FingerprintReader } from "../source/fingerprints.ts";
+import { namedVolume } from "../source/named-volume.ts";
 import type { Store } from "../store.ts";
-import type { Consistency, Extent, Volume } from "../volume.ts";
+import type { Consistency, Volume } from "../volume.ts";
 import { LocalState, noPrints } from "./local-state.ts";
 import { paced } from "./progress.ts";
 import type { Shipped, VaultContext } from "./session.ts";
@@ -161,8 +162,9 @@ class Cycle {
       seed,
       prints,
       consistency: async () => await this.#judge(),
-      beforeHead: async (id) => {
-        await prints.finish({ point: id, volumeBytes });
+      beforeHead: async (id, isReread) => {
+        // What was read twice may have changed in between, and the point shows the later content.
+        if (!isReread) await prints.finish({ point: id, volumeBytes });
       },
       leave: true,
       onProgress: (doneBytes, storedBytes) => {
@@ -216,31 +218,6 @@ class Cycle {
     }
     return consistency;
   }
-}
-
-/**
- * `volume`, of which only `extents` are looked at, and what it has grown by since the parent. Extents are widened to granules and cut
- * off at the volume's end.
- */
-function namedVolume(volume: Volume, extents: Iterable<Extent> | AsyncIterable<Extent>, parentBytes: number): Volume {
-  return {
-    description: volume.description,
-    descriptor: volume.descriptor,
-    sizeBytes: async () => await volume.sizeBytes(),
-    read: async (offset, into) => {
-      await volume.read(offset, into);
-    },
-    allocated: async function* allocated(sizeBytes) {
-      const grownFrom = sizeBytes > parentBytes ? parentBytes - (parentBytes % granuleBytes) : sizeBytes;
-      let end = 0;
-      for await (const extent of extents) {
-        const from = Math.max(end, extent.offset - (extent.offset % granuleBytes));
-        end = Math.max(end, Math.min(grownFrom, Math.ceil((extent.offset + extent.length) / granuleBytes) * granuleBytes));
-        if (end > from) yield { offset: from, length: end - from };
-      }
-      if (sizeBytes > grownFrom) yield { offset: grownFrom, length: sizeBytes - grownFrom };
-    },
-  };
 }
 
 /** The vault's catalog, as the cache in `folder` and the store tell it. */

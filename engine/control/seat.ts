@@ -135,9 +135,14 @@ export class Seat implements AsyncDisposable {
     return this.#head.epoch;
   }
 
-  /** From the next swap of the head on it says that this writer has acted on `collection`. */
+  /** From the next mark or commit on the head says that this writer has acted on `collection`. */
   acknowledge(collection: string | null): void {
     this.#head = { ...this.#head, collection };
+  }
+
+  /** Has the head say now what is acknowledged. Errors: SEAT_LOST, STORE_REGRESSED. */
+  async publish(): Promise<void> {
+    await this.#markHead();
   }
 
   /** Aborts, with SEAT_LOST as its reason, once the seat is certainly lost. */

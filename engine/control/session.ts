@@ -15,10 +15,12 @@ import { decodeManifest, decodeVault, documentBytesMax, encodeManifest } from ".
 import { damaged } from "../format/fields.ts";
 import { manifestName, vaultName } from "../format/names.ts";
 import { mergeStack } from "../map/merge.ts";
+import { PointMap } from "../map/point-map.ts";
 import { MapObjects, RunWriter } from "../map/run-writer.ts";
 import type { Baseline } from "../pipeline/baseline.ts";
 import type { CaptureOptions, CaptureStatistics } from "../pipeline/capture.ts";
 import { capture } from "../pipeline/capture.ts";
+import { captureForbidden } from "../pipeline/capture-forbidden.ts";
 import type { Catalog } from "../pipeline/catalog.ts";
 import { regressed } from "../pipeline/catalog.ts";
 import type { Crew } from "../pipeline/crew.ts";
@@ -72,8 +74,8 @@ export interface Shipment {
   readonly consistency: () => Promise<Consistency>;
   readonly application?: ApplicationRecord | null;
   readonly group?: GroupRecord | null;
-  /** Told the new point's id before the head is swapped: from then on the point may exist. */
-  readonly beforeHead: (id: string) => Promise<void>;
+  /** Told the new point's id before the head is swapped: from then on the point may exist. `isReread`: some of the volume was read twice. */
+  readonly beforeHead: (id: string, isReread: boolean) => Promise<void>;
   /** Gives the seat up with the commit. */
   readonly leave: boolean;
   readonly onProgress?: ((doneBytes: number, storedBytes: number) => void) | undefined;
@@ -92,6 +94,8 @@ export interface Shipped {
 }
 
 const objectsProvedAtOnce = 8;
+/** How often a cycle looks for a collection that waits for it. */
+const collectionPollMs = 5_000;
 
 export class Session implements AsyncDisposable {
   readonly store: Store;
@@ -103,6 +107,7 @@ export class Session implements AsyncDisposable {
   readonly #objects: MapObjects;
   readonly #signal: AbortSignal;
   #manifest: ManifestDocument | undefined;
+  #adoptedAtMs = 0;
   #closed: Promise<void> | undefined;
 
   private constructor(context: VaultContext, options: SessionOptions, store: Store, seat: Seat, catalog: Catalog, signal: AbortSignal) {
@@ -179,7 +184,7 @@ export class Session implements AsyncDisposable {
    */
   async acknowledge(): Promise<void> {
     try {
-      if (await this.#adoptCollection(this.#signal)) await this.#seat.mark(this.#signal);
+      if (await this.#adoptCollection(this.#signal)) await this.#seat.publish();
     } catch (error) {
       throw await this.diagnose(error);
     }
@@ -188,9 +193,19 @@ export class Session implements AsyncDisposable {
   /** From here on nothing is referred to that has been condemned, and the head will say so. Returns whether it does not yet. */
   async #adoptCollection(signal: AbortSignal): Promise<boolean> {
     const collection = await this.catalog.adopt(this.store, signal);
+    this.#adoptedAtMs = performance.now();
     if (collection === this.#seat.head.collection) return false;
     this.#seat.acknowledge(collection);
     return true;
+  }
+
+  /**
+   * In the middle of a cycle that takes long: as `acknowledge`. What the cycle has referred to by now and what is condemned must then be shipped again before
+   * it commits.
+   */
+  async #acknowledgeNowAndThen(signal: AbortSignal): Promise<void> {
+    if (performance.now() - this.#adoptedAtMs < collectionPollMs) return;
+    if (await this.#adoptCollection(signal)) await this.#seat.publish();
   }
 
   /** Between cycles: lends the seat to a prune. Errors: those of `prune`, after which the session is over. */
@@ -209,10 +224,12 @@ export class Session implements AsyncDisposable {
     const before = { requests: store.requests, putBytes: store.putBytes, storedBytes: this.#lanes.storedBytes };
     const references = new Set<number>();
     const run = new RunWriter(this.#objects);
+    const again = new RunWriter(this.#objects);
     const storedBytes = (): number => this.#lanes.storedBytes - before.storedBytes;
     try {
       await this.#adoptCollection(signal);
-      const statistics = await capture({
+      const { collection } = this.#seat.head;
+      const capturing: CaptureOptions = {
         ...shipment,
         blockBytes: this.#context.document.blockBytes,
         crew: this.#context.crew(),
@@ -221,14 +238,17 @@ export class Session implements AsyncDisposable {
         run,
         references,
         onProgress: (doneBytes) => shipment.onProgress?.(doneBytes, storedBytes()),
+        betweenSlabs: async () => await this.#acknowledgeNowAndThen(signal),
         signal,
-      });
+      };
+      const statistics = await capture(capturing);
+      const isReread = collection !== this.#seat.head.collection && (await this.#captureAgain(capturing, again, statistics));
       shipment.onCaptured?.();
       await this.#lanes.flush();
-      const delta = await run.finish();
+      const deltas = [await again.finish(), await run.finish()].filter((delta) => delta !== undefined);
       shipment.onShipped?.();
       const older = shipment.parent?.runs ?? [];
-      const runs = await mergeStack(this.#objects, delta === undefined ? older : [delta, ...older], shipment.volumeBytes);
+      const runs = await mergeStack(this.#objects, [...deltas, ...older], shipment.volumeBytes);
       const { newest } = this;
       const manifest: ManifestDocument = {
         vault: this.#context.document.vault,
@@ -245,7 +265,7 @@ export class Session implements AsyncDisposable {
         runs,
         writtenBy: `tidemark ${tidemarkVersion}`,
       };
-      const point = await this.#commit(manifest, references, shipment, signal);
+      const point = await this.#commit(manifest, { references, isReread }, shipment, signal);
       this.#manifest = manifest;
       return {
         point,
@@ -257,8 +277,21 @@ export class Session implements AsyncDisposable {
     } catch (error) {
       await this.#lanes.settle();
       await run.settle();
+      await again.settle();
       throw await this.diagnose(error);
     }
+  }
+
+  /** Ships again, on top of what has been captured, what of it must not be referred to any more. Returns whether there was any. */
+  async #captureAgain(capturing: CaptureOptions, again: RunWriter, statistics: CaptureStatistics): Promise<boolean> {
+    const delta = await capturing.run.finish();
+    if (delta === undefined) return false;
+    const { store, vaultId, disk } = this.#objects;
+    const captured = new PointMap(store, vaultId, disk, { volumeBytes: capturing.volumeBytes, runs: [delta] });
+    const { scannedBytes, newBytes } = await captureForbidden(capturing, captured, again);
+    statistics.newBytes += newBytes;
+    statistics.dedupedBytes -= newBytes;
+    return scannedBytes > 0;
   }
 
   /**
@@ -267,7 +300,7 @@ export class Session implements AsyncDisposable {
    */
   async #commit(
     manifest: ManifestDocument,
-    references: ReadonlySet<number>,
+    { references, isReread }: { readonly references: ReadonlySet<number>; readonly isReread: boolean },
     shipment: Shipment,
     signal: AbortSignal,
   ): Promise<PointRecord> {
@@ -277,7 +310,7 @@ export class Session implements AsyncDisposable {
     await seat.assertHeld();
     const manifestEtag = await this.store.putOnce(name, bytes, { signal });
     const written = new Map([...this.#objects.put, [name, manifestEtag]]);
-    await shipment.beforeHead(id);
+    await shipment.beforeHead(id, isReread);
     const prove = async (): Promise<void> => {
       await this.catalog.prove(this.store, references, signal);
       await proveObjects(this.store, written, signal);

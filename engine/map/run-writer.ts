@@ -67,6 +67,7 @@ export class RunWriter {
   readonly #leaves: Promise<LeafReference>[] = [];
   readonly #inFlight = new Set<Promise<LeafReference>>();
   #end = 0;
+  #finished: Promise<RunReference | undefined> | undefined;
 
   constructor(objects: MapObjects) {
     this.#objects = objects;
@@ -174,8 +175,13 @@ export class RunWriter {
     };
   }
 
-  /** Puts what is left. Returns the run, or undefined when nothing was appended. */
+  /** Puts what is left. Returns the run, or undefined when nothing was appended; asked again, the same. */
   async finish(): Promise<RunReference | undefined> {
+    this.#finished ??= this.#finish();
+    return await this.#finished;
+  }
+
+  async #finish(): Promise<RunReference | undefined> {
     await this.#cutLeaf();
     const leaves = await Promise.all(this.#leaves);
     const [only] = leaves;

@@ -45,6 +45,8 @@ export interface CaptureOptions {
    */
   readonly scope: "whole" | "named";
   readonly onProgress: (doneBytes: number) => void;
+  /** Called each time a slab has been packed; the next one waits for it. */
+  readonly betweenSlabs?: (() => Promise<void>) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -115,6 +117,7 @@ class Capture {
         await this.#pack(work, await work.scanned);
         queue.shift();
         slabs.release(work.slab);
+        await this.#options.betweenSlabs?.();
       }
     } finally {
       // A slab goes back only when no thread can write to it any more.

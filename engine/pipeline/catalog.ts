@@ -140,6 +140,11 @@ export class Catalog {
     this.#dirty = true;
   }
 
+  /** Whether what lies there is condemned, or has been found to be damaged: nothing may refer to it. */
+  isForbidden(name: string, offset: number, storedWord: number): boolean {
+    return this.#dead.of(name)?.touches(offset, storedLength(storedWord)) === true || this.#quarantine.has(name, offset);
+  }
+
   /** The store does not hold what this tells of: nobody who shares the catalog may commit any more what refers to it. */
   distrust(): void {
     this.#isDistrusted = true;
@@ -147,6 +152,13 @@ export class Catalog {
 
   nameOf(id: number): string {
     return this.#at(id).name;
+  }
+
+  /** The number of a segment that something of this catalog refers to. */
+  idOf(name: string): number {
+    const id = this.#ids.get(name);
+    assert(id !== undefined, "the catalog knows what it was asked to refer to");
+    return id;
   }
 
   /** Takes up a segment that we have just created. Returns its number. */

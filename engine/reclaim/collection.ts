@@ -6,14 +6,14 @@
  *   - *Look*: everything that committed points lead to is needed. Anything that cannot be read ends the collection before it deletes.
  *   - *Condemn*: for each segment a record says which of its pages nobody needs, and then `reclaim/collection` is given a new id. From then on whoever
  *     loads a catalog leaves their chunks out.
- *   - *Acknowledged*: a writer looks for a new id before each cycle, forgets what is condemned, and writes the id into its head. A point that it goes
- *     on to commit refers to nothing that was condemned. A writer that does not live any more is locked out by taking its seat: if it wakes,
- *     its first write fails. So what follows does not depend on any clock.
+ *   - *Acknowledged*: a writer looks for a new id before each cycle and every few seconds of a long one, forgets what is condemned, and writes the id into its
+ *     head. A point that it goes on to commit refers to nothing that was condemned: what the cycle had referred to before is shipped again. A writer that
+ *     does not live any more is locked out by taking its seat: if it wakes, its first write fails. So what follows does not depend on any clock.
  *   - *Look again*: what points refer to that have been committed meanwhile by writers who did not know yet is kept.
  *   - *Give back*: what goes is recorded; when the store cannot forget that any more, pages are cleared where they lie, dead segments and objects deleted.
  *
- * It can end anywhere. What is condemned costs no more than deduplication; the next collection starts anew and finds it all. Segments that a living writer
- * may append to are left alone.
+ * It can end anywhere. What is condemned costs no more than deduplication; the next collection starts anew and finds it all. What a living writer has made since
+ * its newest point is left alone, as it may be of the next one: names are numbered, so it is what has a higher number than anything that points need.
  */
 import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
@@ -21,9 +21,8 @@ import { readHead, Seat } from "../control/seat.ts";
 import type { Notice } from "../control/summaries.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { fromHex, toHex } from "../format/checksum.ts";
-import type { HeadDocument } from "../format/documents.ts";
 import { damaged } from "../format/fields.ts";
-import { decodeDiskName, disksPrefix, encodeDiskName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
+import { disksPrefix, parseSegmentName, segmentsPrefix } from "../format/names.ts";
 import type { DeadDocument, PageRun } from "../format/reclaim.ts";
 import { collectionName, deadName, deadPrefix, encodeCollection, encodeDead, segmentOfDead } from "../format/reclaim.ts";
 import { pageAlignmentBytes } from "../sink.ts";
@@ -33,11 +32,12 @@ import { readDead } from "./dead-pages.ts";
 import { LiveSet } from "./live-set.ts";
 import { PageSet } from "./page-set.ts";
 import { planSegment } from "./segment-plan.ts";
+import { Unfinished } from "./unfinished.ts";
 
 export interface CollectOptions {
   /** Say what a collection would give back, and change nothing. */
   readonly dryRun?: boolean | undefined;
-  /** How long to wait for writers that are in the middle of a cycle, in ms. Default: 60 s. */
+  /** How long to wait for writers to acknowledge, in ms. Default: 60 s. */
   readonly waitMsMax?: number | undefined;
   readonly onNotice?: ((notice: Notice) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -119,8 +119,9 @@ class Collection {
     const segments = await this.#listSegments();
     const objects = await this.#listObjects();
     const live = await this.#look();
-    const unneeded = objects.filter((name) => !live.objects.has(name));
-    const condemned = await this.#condemn(segments, live);
+    const unfinished = new Unfinished(live);
+    const unneeded = objects.filter((name) => !(unfinished.has(name) || live.objects.has(name)));
+    const condemned = await this.#condemn(segments, live, unfinished);
     const summary = {
       liveBytes: live.pageCount * pageAlignmentBytes,
       storedBytesBefore: this.#storedPages * pageAlignmentBytes,
@@ -185,17 +186,16 @@ class Collection {
   }
 
   /** Records of each segment what nobody needs of it. Returns the segments that have such pages. */
-  async #condemn(segments: readonly Segment[], live: LiveSet): Promise<Condemned[]> {
+  async #condemn(segments: readonly Segment[], live: LiveSet, unfinished: Unfinished): Promise<Condemned[]> {
     const known = new Set(segments.map(({ name }) => name));
     for (const name of live.pages.keys()) if (!known.has(name)) throw damaged(name, "the store does not hold it any more");
-    const open = openSegments(segments, live.heads);
     const condemned: Condemned[] = [];
     await this.#each(segments, async (segment) => {
       const { name } = segment;
       const recorded = await readDead(this.#store, this.#vault, deadName(name), { signal: this.#signal });
       const { dead: gone = [], condemned: condemnedBefore = [], clearing = false } = recorded?.document ?? {};
       const dead = PageSet.ofRuns(gone);
-      if (open.has(name)) {
+      if (unfinished.has(name)) {
         const { writtenBytes } = await this.#store.statPages(name, { signal: this.#signal });
         this.#storedPages += writtenBytes / pageAlignmentBytes - dead.count();
         return;
@@ -344,25 +344,6 @@ class Collection {
     const workers = await Promise.allSettled(Array.from({ length: atOnce }, worker));
     for (const outcome of workers) if (outcome.status === "rejected") throw outcome.reason;
   }
-}
-
-/** The last segment of each lane of a writer that may still append to it. */
-function openSegments(segments: readonly Segment[], heads: ReadonlyMap<string, HeadDocument>): Set<string> {
-  const epochs = new Map(Array.from(heads, ([disk, head]) => [encodeDiskName(disk), head.writer === null ? head.epoch + 1 : head.epoch]));
-  const open = new Map<string, { readonly name: string; readonly ordinal: number }>();
-  for (const { name } of segments) {
-    const parsed = parseSegmentName(name);
-    if (parsed === undefined) continue;
-    const { encodedDisk, epoch, lane, ordinal } = parsed;
-    const current = epochs.get(encodedDisk);
-    if (current === undefined) {
-      throw damaged(name, `it belongs to disk ${JSON.stringify(decodeDiskName(encodedDisk) ?? encodedDisk)}, whose head is not there`);
-    }
-    if (epoch < current) continue;
-    const key = `${encodedDisk} ${String(epoch)} ${String(lane)}`;
-    if (ordinal >= (open.get(key)?.ordinal ?? 0)) open.set(key, { name, ordinal });
-  }
-  return new Set(Array.from(open.values(), ({ name }) => name));
 }
 
 function overtaken(segment: string, cause?: unknown): TidemarkError {

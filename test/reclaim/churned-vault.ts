@@ -1,6 +1,7 @@
 /** A vault in memory whose disks change, whose points come and go, and which is collected meanwhile; and what every point of it must hold. */
 import assert from "node:assert/strict";
 import { Seat } from "../../engine/control/seat.ts";
+import type { OperationOptions } from "../../engine/control/summaries.ts";
 import type { Vault } from "../../engine/control/vault.ts";
 import type { PointRecord } from "../../engine/format/documents.ts";
 import { type CollectOptions, type CollectSummary, collect } from "../../engine/reclaim/collection.ts";
@@ -18,6 +19,8 @@ export class ChurnedVault {
   readonly plain: MemorySink = this.connect();
   /** What clients believe of how long the store may still forget what it has acknowledged. */
   settlingMs = 0;
+  /** Where the vault keeps fingerprints, if anywhere. To be set before the vault is used. */
+  stateFolder: string | undefined;
   readonly disks: Map<string, ModelDisk> = new Map();
   readonly #line: { current: Sink } = { current: this.plain };
   /** Point id → content. */
@@ -35,7 +38,7 @@ export class ChurnedVault {
   }
 
   async vault(): Promise<Vault> {
-    this.#opened ??= openModelVault(redirected(this.#line));
+    this.#opened ??= openModelVault(redirected(this.#line), { stateFolder: this.stateFolder });
     return await this.#opened;
   }
 
@@ -54,11 +57,11 @@ export class ChurnedVault {
     contentOf(granules * granuleBytes, seed ?? 1000 + this.#changes).copy(this.disk(name).bytes, from * granuleBytes);
   }
 
-  async replicate(name: string): Promise<number> {
+  /** The point holds what the disk holds when the cycle ends. */
+  async replicate(name: string, onProgress?: OperationOptions["onProgress"]): Promise<number> {
     const volume = this.disk(name);
-    const content = Buffer.from(volume.bytes);
-    const { point, sequence } = await (await this.vault()).replicate({ disk: name, volume });
-    this.#contents.set(point, content);
+    const { point, sequence } = await (await this.vault()).replicate({ disk: name, volume, onProgress });
+    this.#contents.set(point, Buffer.from(volume.bytes));
     return sequence;
   }
 

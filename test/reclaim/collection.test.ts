@@ -1,11 +1,15 @@
 /** Collections: what they give back, what they leave alone, and that nothing that can be read before cannot be read afterwards. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
 import fc from "fast-check";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
+import type { CollectSummary } from "../../engine/reclaim/collection.ts";
 import { parsePolicy } from "../../engine/retention/policy.ts";
 import { FaultySink, Gate } from "../../sink/faults.ts";
 import type { MemorySnapshot } from "../../sink/memory.ts";
-import { closeModelVaults, watched } from "../model-disk.ts";
+import { closeModelVaults, type ModelDisk, watched } from "../model-disk.ts";
 import { tamperObject } from "../recovery/tamper.ts";
 import { expectCode } from "../sink/expectations.ts";
 import { ChurnedVault } from "./churned-vault.ts";
@@ -221,6 +225,89 @@ describe("a writer", () => {
     await done;
     await collecting;
     expect(await churned.check()).toBe(4);
+  });
+});
+
+describe("a writer in the middle of a long cycle", () => {
+  const slabBytes = 4 * 1024 * 1024;
+  let clockMs = 0;
+  /** Where the cycle waits: at the second slab, and at the third. */
+  let second: Gate;
+  let third: Gate;
+  let disk: ModelDisk;
+
+  beforeEach(async () => {
+    churned.stateFolder = await mkdtemp(path.join(tmpdir(), "tidemark-overtaken-"));
+    // Nothing of the first point is left, so its segment is deleted.
+    churned.change("a", 0, 40, 5);
+    await churned.replicate("a");
+    churned.change("a", 0, 40, 6);
+    await churned.replicate("a");
+    await churned.drop("a", [1]);
+    disk = churned.disk("b", 3 * slabBytes);
+    // What only the dropped point held is there again.
+    churned.change("b", 0, 20, 5);
+    churned.change("b", 40, 20, 5);
+    [second, third] = [new Gate(), new Gate()];
+    disk.beforeRead = async (offset) => {
+      if (offset >= slabBytes) await (offset < 2 * slabBytes ? second : third).pass(undefined);
+    };
+    clockMs = 0;
+    const now = performance.now.bind(performance);
+    vi.spyOn(performance, "now").mockImplementation(() => now() + clockMs);
+  });
+  afterEach(async () => {
+    vi.restoreAllMocks();
+    await closeModelVaults();
+    await rm(churned.stateFolder ?? "", { recursive: true });
+  });
+
+  /** A cycle that refers to what a collection then condemns, as far as its third slab; and what the collection came to meanwhile. */
+  async function overtaken(): Promise<{ readonly cycle: Promise<number>; readonly summary: CollectSummary }> {
+    const packed = new Gate();
+    packed.open();
+    const cycle = churned.replicate("b", () => void packed.pass(undefined));
+    cycle.catch(() => undefined);
+    await packed.reached;
+    const waiting = new Gate();
+    waiting.open();
+    const asksAgain = { on: "getObject", prefix: "disks/b/head", when: 2, fault: { kind: "slow", gate: waiting } } as const;
+    const collecting = churned.collect({ sink: new FaultySink(churned.connect(), [asksAgain]) });
+    collecting.catch(() => undefined);
+    await waiting.reached;
+    clockMs += 5_000;
+    second.open();
+    return { cycle, summary: await collecting };
+  }
+
+  test("lets a collection go on, and ships again what it had referred to", async () => {
+    const { cycle, summary } = await overtaken();
+    expect(summary.waitingFor).toEqual([]);
+    expect(summary.deletedSegments).toBe(1);
+    expect(await churned.points("b")).toEqual([]);
+    third.open();
+    await cycle;
+    // By the writer's first session: nothing had to be begun anew.
+    expect(await churned.points("b")).toMatchObject([{ epoch: 1 }]);
+    expect(await churned.check()).toBe(2);
+    // Now it is the point's, and what the point hides is nobody's.
+    await churned.collect();
+    churned.change("b", 100, 5);
+    await churned.replicate("b");
+    expect(await churned.check()).toBe(3);
+  });
+
+  test("knows for the next one what the disk held when it was read for the second time", async () => {
+    const { cycle } = await overtaken();
+    churned.change("b", 0, 20, 7);
+    churned.change("b", 40, 20, 7);
+    third.open();
+    await cycle;
+    expect(await churned.check()).toBe(2);
+    churned.change("b", 0, 20, 5);
+    churned.change("b", 40, 20, 5);
+    await churned.replicate("b");
+    expect(await churned.check()).toBe(3);
   });
 });
 

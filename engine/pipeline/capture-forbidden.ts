@@ -1,0 +1,63 @@
+/**
+ * Ships again what a cycle had referred to before a collection condemned it. A cycle may take hours, and a collection that waits for it has to go on: so the
+ * writer acknowledges in the middle, and from then on refers to nothing condemned. What it had referred to until then is found in the cycle's own entries
+ * when all has been captured, read from the volume once more and put on top of them, where it hides them in every point.
+ */
+import { zeroSegment } from "../format/leaf.ts";
+import { granuleBytes } from "../limits.ts";
+import type { PointMap } from "../map/point-map.ts";
+import type { RunWriter } from "../map/run-writer.ts";
+import { namedVolume } from "../source/named-volume.ts";
+import type { Extent } from "../volume.ts";
+import { changedBaseline } from "./baseline.ts";
+import type { CaptureOptions, CaptureStatistics } from "./capture.ts";
+import { capture } from "./capture.ts";
+
+const nothingKept: CaptureOptions["prints"] = { put: () => undefined, drain: () => Promise.resolve() };
+
+/** An entry's extent in bytes, and what it refers to. */
+interface Reference extends Extent {
+  readonly segment: string;
+  readonly isForbidden: boolean;
+}
+
+/**
+ * `captured`: the entries of the cycle, made with `options`, whose references afterwards are those that the point will show. Errors: as `capture`, and
+ * those of reading the entries.
+ */
+export async function captureForbidden(options: CaptureOptions, captured: PointMap, again: RunWriter): Promise<CaptureStatistics> {
+  const { catalog, references, volumeBytes, signal } = options;
+  references.clear();
+  for await (const { segment, isForbidden } of referencesOf(options, captured)) if (!isForbidden) references.add(catalog.idOf(segment));
+  return await capture({
+    ...options,
+    volume: namedVolume(options.volume, forbiddenOf(options, captured), volumeBytes),
+    baseline: changedBaseline,
+    scope: "named",
+    run: again,
+    prints: nothingKept,
+    onProgress: () => undefined,
+    betweenSlabs: undefined,
+    signal,
+  });
+}
+
+async function* forbiddenOf(options: CaptureOptions, captured: PointMap): AsyncGenerator<Extent> {
+  for await (const reference of referencesOf(options, captured)) if (reference.isForbidden) yield reference;
+}
+
+async function* referencesOf({ catalog, signal }: CaptureOptions, captured: PointMap): AsyncGenerator<Reference> {
+  for await (const leaf of captured.entriesOf(0, signal)) {
+    for (let entry = 0; entry < leaf.count; entry += 1) {
+      const name = leaf.segments[entry] ?? zeroSegment;
+      const segment = name === zeroSegment ? undefined : leaf.names[name];
+      if (segment === undefined) continue;
+      yield {
+        offset: (leaf.starts[entry] ?? 0) * granuleBytes,
+        length: (leaf.lengths[entry] ?? 0) * granuleBytes,
+        segment,
+        isForbidden: catalog.isForbidden(segment, leaf.offsets[entry] ?? 0, leaf.storedWords[entry] ?? 0),
+      };
+    }
+  }
+}
