@@ -39,6 +39,8 @@ export interface DeadDocument {
   readonly segment: string;
   /** True from before the first of the pages is given back until all of them have been. */
   readonly clearing: boolean;
+  /** How many pages stay although no chunk that is needed lies in them: what makes frames readable, and what is not worth a request. */
+  readonly kept: number;
   /** Pages that have been, or are being, given back. Ascending, disjoint, with pages between them. */
   readonly dead: readonly PageRun[];
   /** Pages that no writer may refer to any more, but that may have to be kept. The same. */
@@ -84,6 +86,7 @@ export function decodeDead(bytes: Uint8Array, object: string, vault: string): De
     collection: fields.text("collection", hex32),
     segment: fields.text("segment", segmentText),
     clearing: fields.boolean("clearing"),
+    kept: fields.integer("kept"),
     dead: runsOf(fields.text("dead", numbers), object),
     condemned: runsOf(fields.text("condemned", numbers), object),
   };

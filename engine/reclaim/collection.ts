@@ -12,8 +12,11 @@
  *   - *Look again*: what points refer to that have been committed meanwhile by writers who did not know yet is kept.
  *   - *Give back*: what goes is recorded; when the store cannot forget that any more, pages are cleared where they lie, dead segments and objects deleted.
  *
- * It can end anywhere. What is condemned costs no more than deduplication; the next collection starts anew and finds it all. What a living writer has made since
- * its newest point is left alone, as it may be of the next one: names are numbered, so it is what has a higher number than anything that points need.
+ * It can end anywhere. What is condemned costs no more than deduplication; the next collection starts anew and finds it all. What a living writer has made
+ * since its newest point is left alone, as it may be of the next one: names are numbered, so it is what has a higher number than anything that points need.
+ *
+ * What it costs: each look reads what maps say of their points; a segment of which next to nothing can be given back costs two requests, any other one its
+ * frames' tables.
  */
 import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
@@ -31,7 +34,7 @@ import { CollectorSeat } from "./collector-seat.ts";
 import { readDead } from "./dead-pages.ts";
 import { LiveSet } from "./live-set.ts";
 import { PageSet } from "./page-set.ts";
-import { planSegment } from "./segment-plan.ts";
+import { isWorthPlanning, planSegment } from "./segment-plan.ts";
 import { Unfinished } from "./unfinished.ts";
 
 export interface CollectOptions {
@@ -80,6 +83,7 @@ interface Decision {
   /** Pages to clear. */
   readonly runs: readonly PageRun[];
   readonly dead: readonly PageRun[];
+  readonly kept: number;
   /** How many pages are given back. */
   readonly pages: number;
 }
@@ -192,23 +196,26 @@ class Collection {
     const condemned: Condemned[] = [];
     await this.#each(segments, async (segment) => {
       const { name } = segment;
-      const recorded = await readDead(this.#store, this.#vault, deadName(name), { signal: this.#signal });
-      const { dead: gone = [], condemned: condemnedBefore = [], clearing = false } = recorded?.document ?? {};
-      const dead = PageSet.ofRuns(gone);
-      if (unfinished.has(name)) {
-        const { writtenBytes } = await this.#store.statPages(name, { signal: this.#signal });
-        this.#storedPages += writtenBytes / pageAlignmentBytes - dead.count();
+      const [{ writtenBytes }, recorded] = await Promise.all([
+        this.#store.statPages(name, { signal: this.#signal }),
+        readDead(this.#store, this.#vault, deadName(name), { signal: this.#signal }),
+      ]);
+      const { dead: gone = [], condemned: condemnedBefore = [], clearing = false, kept = 0 } = recorded?.document ?? {};
+      const pages = { live: live.pages.get(name) ?? new PageSet(), dead: PageSet.ofRuns(gone) };
+      const stored = writtenBytes / pageAlignmentBytes - pages.dead.count();
+      const isDecided = condemnedBefore.length === 0 && !clearing;
+      if (unfinished.has(name) || (isDecided && !isWorthPlanning(name, { stored, kept }, pages))) {
+        this.#storedPages += stored;
         return;
       }
-      const pages = { live: live.pages.get(name) ?? new PageSet(), dead };
       const plan = await planSegment(this.#store, fromHex(this.#vault), segment, pages, { signal: this.#signal });
       this.#storedPages += plan.storedPages;
       this.#condemnedChunks += plan.condemnedChunks;
       this.#condemnedPages += pagesIn(plan.condemned);
-      if (plan.condemned.length === 0 && !plan.isDead && condemnedBefore.length === 0 && !clearing) return;
+      if (plan.condemned.length === 0 && !plan.isDead && isDecided) return;
       condemned.push({ ...segment, isDead: plan.isDead, storedPages: plan.storedPages });
       if (this.#options.dryRun === true) return;
-      await this.#record(name, recorded?.etag, { dead: gone, condemned: plan.condemned, clearing });
+      await this.#record(name, recorded?.etag, { dead: gone, condemned: plan.condemned, clearing, kept });
     });
     if (this.#options.dryRun !== true) await this.#removeOrphans(known);
     return condemned;
@@ -271,7 +278,7 @@ class Collection {
       const { etag, document } = recorded;
       const needed = live.pages.get(name);
       if (isDead && needed === undefined) {
-        decisions.push({ name, etag, isDead, runs: [], dead: document.dead, pages: storedPages });
+        decisions.push({ name, etag, isDead, runs: [], dead: document.dead, kept: 0, pages: storedPages });
         return;
       }
       // Asked anew, because a frame of which something is needed after all keeps its header and its table.
@@ -280,9 +287,10 @@ class Collection {
       const mayGo = PageSet.ofRuns(document.condemned);
       const going = plan.condemned.flatMap((run) => within(run, mayGo));
       const dead = PageSet.ofRuns([...document.dead, ...going]).runs();
-      const written = await this.#record(name, etag, { dead, condemned: [], clearing: true });
+      const kept = plan.storedPages - pagesIn(going) - pages.live.count();
+      const written = await this.#record(name, etag, { dead, condemned: [], clearing: true, kept });
       // What an interrupted collection had begun to clear may still be there.
-      decisions.push({ name, etag: written, isDead: false, runs: document.clearing ? dead : going, dead, pages: pagesIn(going) });
+      decisions.push({ name, etag: written, isDead: false, runs: document.clearing ? dead : going, dead, kept, pages: pagesIn(going) });
     });
     return decisions;
   }
@@ -306,7 +314,7 @@ class Collection {
     });
   }
 
-  async #giveBack({ name, etag, isDead, runs, dead }: Decision): Promise<void> {
+  async #giveBack({ name, etag, isDead, runs, dead, kept }: Decision): Promise<void> {
     const options = { signal: this.#signal };
     if (isDead) {
       await this.#store.delete(name, options);
@@ -316,14 +324,14 @@ class Collection {
     for (const { from, end } of runs) {
       await this.#store.clearPages(name, from * pageAlignmentBytes, (end - from) * pageAlignmentBytes, options);
     }
-    await this.#record(name, etag, { dead, condemned: [], clearing: false });
+    await this.#record(name, etag, { dead, condemned: [], clearing: false, kept });
   }
 
   /** Returns the record's ETag. Errors: COLLECTION_ACTIVE when another collection has written it since `expected`. */
   async #record(
     segment: string,
     expected: string | undefined,
-    state: Pick<DeadDocument, "dead" | "condemned" | "clearing">,
+    state: Pick<DeadDocument, "dead" | "condemned" | "clearing" | "kept">,
   ): Promise<string> {
     const bytes = encodeDead({ vault: this.#vault, collection: this.#id, segment, ...state });
     try {

@@ -44,9 +44,12 @@ export class PageSet {
 
   /** Whether any page that the bytes [offset, offset + length) touch is in the set. */
   touches(offset: number, length: number): boolean {
-    const end = endPage(offset + length);
-    for (let page = firstPage(offset); page < end; page += 1) if (this.has(page)) return true;
-    return false;
+    return this.touchesPages(firstPage(offset), endPage(offset + length));
+  }
+
+  /** Whether any of the pages [from, end) is in the set. */
+  touchesPages(from: number, end: number): boolean {
+    return this.#endOfGap(from, end) < end;
   }
 
   /** The end of the run that `page` lies in, or `page` itself when it is not in the set. */

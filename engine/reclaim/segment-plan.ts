@@ -3,6 +3,7 @@
  * any map; the last frame keeps them in any case, because a segment that ends earlier than a writer remembers looks like one of which the store has
  * forgotten a part. Pages are cleared where they lie: page objects are sparse, so nothing has to be moved, and every place stays what it was.
  */
+import type { TidemarkError } from "../errors.ts";
 import { damaged } from "../format/fields.ts";
 import { frameHeaderBytes, storedLength } from "../format/frame.ts";
 import type { PageRun } from "../format/reclaim.ts";
@@ -15,6 +16,8 @@ import { PageSet } from "./page-set.ts";
 
 /** Giving back less is not worth a request. */
 const runPagesMin = 4;
+/** Tables are read when at least so much of a segment may be given back. */
+const worthwhileShare = 0.05;
 
 export interface SegmentPlan {
   /** Pages that frames take and that have not been given back. */
@@ -31,6 +34,22 @@ export interface SegmentPlan {
 export interface SegmentPages {
   readonly live: PageSet;
   readonly dead: PageSet;
+}
+
+/**
+ * Whether enough may be given back to read the frames' tables. `stored`: pages that were written and have not been given back; `kept`: how many of them had
+ * to stay the last time. Errors: DAMAGED when what is needed has been given back or was never written.
+ */
+export function isWorthPlanning(
+  segment: string,
+  { stored, kept }: { readonly stored: number; readonly kept: number },
+  { live, dead }: SegmentPages,
+): boolean {
+  const needed = live.count();
+  if (needed === 0 || stored - needed - kept >= stored * worthwhileShare) return true;
+  const written = stored + dead.count();
+  if (live.runs().some(({ from, end }) => end > written || dead.touchesPages(from, end))) throw unreadable(segment);
+  return false;
 }
 
 /**
@@ -60,8 +79,7 @@ export async function planSegment(
     if (needed > 0 || frame === frames.at(-1)) keepHeaderAndTable(kept, frame);
     livePages += needed;
   }
-  if (livePages !== live.count())
-    throw damaged(segment.name, "committed points need pages of it that have been given back or were never written");
+  if (livePages !== live.count()) throw unreadable(segment.name);
   const isDead = livePages === 0;
   const condemned = new PageSet();
   for (const frame of frames) {
@@ -72,6 +90,10 @@ export async function planSegment(
   }
   const runs = condemned.runs().filter(({ from, end }) => isDead || end - from >= runPagesMin);
   return { storedPages, isDead, condemned: runs, condemnedChunks: chunksIn(frames, PageSet.ofRuns(runs)) };
+}
+
+function unreadable(segment: string): TidemarkError {
+  return damaged(segment, "committed points need pages of it that have been given back or were never written");
 }
 
 function pagesOf({ offset, header }: WalkedFrame): PageRun {

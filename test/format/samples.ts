@@ -216,6 +216,7 @@ export const deadSample: DeadDocument = {
   collection: collectionSample.collection,
   segment: "segments/web/00000007-0-00000003",
   clearing: true,
+  kept: 17,
   dead: [
     { from: 0, end: 8 },
     { from: 12, end: 20 },

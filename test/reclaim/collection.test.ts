@@ -54,6 +54,22 @@ describe("a collection", () => {
     expect(await churned.check()).toBe(3);
   });
 
+  test("reads no tables of segments that have nothing more to give", async () => {
+    churned.change("a", 0, 40);
+    await churned.replicate("a");
+    churned.change("a", 0, 36);
+    await churned.replicate("a");
+    await churned.drop("a", [1]);
+    const tablesRead = async (): Promise<number> => {
+      const sink = new FaultySink(churned.connect(), []);
+      await churned.collect({ sink });
+      return sink.calls.filter((call) => call.startsWith("readPages")).length;
+    };
+    expect(await tablesRead()).toBeGreaterThan(0);
+    expect(await tablesRead()).toBe(0);
+    expect(await churned.check()).toBe(1);
+  });
+
   test("that is only tried says what it would give back and changes nothing", async () => {
     await tenPoints();
     await churned.drop("a", [2, 3, 4, 5]);
