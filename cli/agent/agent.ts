@@ -32,6 +32,7 @@ const eventLevels: Readonly<Record<DiskEvent["kind"], LogLevel>> = {
   state: "info",
   point: "debug",
   prune: "debug",
+  collect: "info",
   notice: "warn",
   failure: "warn",
 };

@@ -22,6 +22,7 @@ import {
 } from "../../engine/index.ts";
 import { openSink } from "../../sink/index.ts";
 import { type Environment, sinkOptions, vaultOptions } from "../settings.ts";
+import { Collecting } from "./collecting.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import type { Clock, DiskEvent, Machinery, ProtectionPort, ProtectOptions, ServerPort, VaultPort } from "./ports.ts";
 import type { ScrubEntry, StartTime, TlsFiles } from "./schema.ts";
@@ -55,6 +56,7 @@ class EngineVault implements VaultPort {
   readonly #groups = new Map<string, Group>();
   readonly #listeners = new Map<string, (event: DiskEvent) => void>();
   readonly #scrubbing: Scrubbing;
+  readonly #collecting: Collecting;
 
   private constructor(parts: {
     readonly store: Sink;
@@ -62,6 +64,7 @@ class EngineVault implements VaultPort {
     readonly bandwidth: Bandwidth;
     readonly stateFolder: string;
     readonly scrub: ScrubEntry | undefined;
+    readonly collectEveryMs: number | undefined;
   }) {
     this.#store = parts.store;
     this.#vault = parts.vault;
@@ -70,6 +73,15 @@ class EngineVault implements VaultPort {
     this.#scrubbing = new Scrubbing(parts.scrub, {
       scrub: async (options) => await this.#vault.scrub(options),
       clock: systemClock,
+      onEvent: (event) => {
+        this.#tell(event);
+      },
+    });
+    this.#collecting = new Collecting(parts.collectEveryMs, {
+      collect: async (options) => await this.#vault.collect(options),
+      lastCollectedMs: async (signal) => await this.#vault.lastCollectedMs(signal),
+      clock: systemClock,
+      wallMs: () => Date.now(),
       onEvent: (event) => {
         this.#tell(event);
       },
@@ -84,7 +96,7 @@ class EngineVault implements VaultPort {
     const store = await openSink(address, { ...sinkOptions(address, environment, signal), ...(proxy === undefined ? {} : { proxy }) });
     try {
       const vault = await Vault.openOrCreate(limited(store, bandwidth), { stateFolder, signal });
-      return new EngineVault({ store, vault, bandwidth, stateFolder, scrub: config.scrub });
+      return new EngineVault({ store, vault, bandwidth, stateFolder, scrub: config.scrub, collectEveryMs: config.collect });
     } catch (error) {
       await store[Symbol.asyncDispose]();
       throw error;
@@ -122,14 +134,15 @@ class EngineVault implements VaultPort {
     this.#bandwidth.setLimit(bytesPerSecond);
   }
 
-  setBandwidth(config: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone" | "scrub">): void {
+  setBandwidth(config: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone" | "scrub" | "collect">): void {
     this.#bandwidth.setTable(tableOf(config));
     this.#scrubbing.set(config.scrub);
+    this.#collecting.set(config.collect);
   }
 
   async close(): Promise<void> {
     try {
-      await this.#scrubbing.stop();
+      await Promise.all([this.#scrubbing.stop(), this.#collecting.stop()]);
       await this.#vault.close();
     } finally {
       await this.#store[Symbol.asyncDispose]();

@@ -7,7 +7,7 @@ import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./conf
 
 /** Something that happened to a disk and that somebody may want to read later. */
 export interface DiskEvent {
-  readonly kind: "state" | "point" | "prune" | "notice" | "failure";
+  readonly kind: "state" | "point" | "prune" | "collect" | "notice" | "failure";
   readonly disk: string;
   readonly message: string;
   /** A stable code, where the event has one. */
@@ -43,8 +43,8 @@ export interface VaultPort {
   protect(options: ProtectOptions, signal: AbortSignal): Promise<ProtectionPort>;
   /** Bytes a second instead of what the configuration says (Infinity: no limit), or undefined for the configuration's limits again. */
   setLimit(bytesPerSecond: number | undefined): void;
-  /** The table and limits of a changed configuration, and how it is scrubbed, from now on. */
-  setBandwidth(config: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone" | "scrub">): void;
+  /** The table and limits of a changed configuration, and how it is scrubbed and collected, from now on. */
+  setBandwidth(config: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone" | "scrub" | "collect">): void;
   close(): Promise<void>;
 }
 

@@ -22,6 +22,8 @@ export interface VaultEntry {
   readonly limit?: number | undefined;
   /** Undefined: never. */
   readonly scrub?: ScrubEntry | undefined;
+  /** How often space is given back, in milliseconds; undefined for `off`. */
+  readonly collect?: number | undefined;
 }
 
 /** How much of a vault is read back and proved, and how fast. */
@@ -112,6 +114,7 @@ const crashFrequency = { min: second, max: day, example: "5s" };
 const appFrequency = { min: minute, max: 30 * day, example: "1h" };
 const threshold = { min: second, max: 30 * day, example: "15m" };
 const freeze = { min: second, max: 10 * minute, example: "60s" };
+const collecting = { min: hour, max: 90 * day, example: "1d" };
 const barrier = { min: 10, max: 10 * second, example: "300ms" };
 
 const vaultSchema: z.ZodType<VaultEntry> = z.strictObject({
@@ -139,6 +142,7 @@ const vaultSchema: z.ZodType<VaultEntry> = z.strictObject({
       rate: rate().prefault("10MB/s"),
     })
     .prefault({}),
+  collect: durationOrOff(collecting).prefault("1d"),
 });
 
 const policySchema: z.ZodType<PolicyEntry> = z.strictObject({
@@ -202,7 +206,7 @@ export const fault: unique symbol = Symbol("fault");
 const fieldNames: readonly string[] = (
   "address stateFolder proxy url bypass bandwidth from to days timeZone limit crashConsistentFrequency appConsistentFrequency recoveryPointRetention " +
   "recoveryPointThreshold multiVmConsistency startTime freezeTimeout barrierTimeout name image vault policy listen tls key cert ca hooks pre post " +
-  "group readOnly socket level format file scrub sharePerDay rate"
+  "group readOnly socket level format file scrub sharePerDay rate collect"
 ).split(" ");
 
 /** Stand-ins for fields that are required and faulty. */

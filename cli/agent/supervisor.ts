@@ -386,7 +386,8 @@ function isChanged(before: DiskConfig, after: DiskConfig, from: AgentConfig, to:
 }
 
 function sameLimits(a: VaultConfig, b: VaultConfig): boolean {
-  const limits = ({ limit, bandwidth, timeZone, scrub }: VaultConfig): string => JSON.stringify([limit, bandwidth, timeZone, scrub]);
+  const limits = ({ limit, bandwidth, timeZone, scrub, collect }: VaultConfig): string =>
+    JSON.stringify([limit, bandwidth, timeZone, scrub, collect]);
   return limits(a) === limits(b);
 }
 

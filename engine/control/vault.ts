@@ -14,7 +14,7 @@ import type { Catalog } from "../pipeline/catalog.ts";
 import { Crew, workersDefault } from "../pipeline/crew.ts";
 import { fetchGeometry, scanGeometry } from "../pipeline/slabs.ts";
 import type { CollectOptions, CollectSummary } from "../reclaim/collection.ts";
-import { collect } from "../reclaim/collection.ts";
+import { collect, lastCollectedMs } from "../reclaim/collection.ts";
 import { materialize } from "../recovery/materialize.ts";
 import type { ScrubOptions, ScrubSummary } from "../recovery/scrub.ts";
 import { Scrubber, scrubProtected } from "../recovery/scrub.ts";
@@ -296,6 +296,11 @@ export class Vault implements AsyncDisposable {
   /** Gives back what no committed point needs, while writers and readers go on. Errors: see `collect`. */
   async collect(options: CollectOptions = {}): Promise<CollectSummary> {
     return await this.#track(async () => await collect(new Store(this.#context.sink), this.id, options));
+  }
+
+  /** When the vault was last collected by anybody, in ms since 1970; undefined when that is not known. */
+  async lastCollectedMs(signal?: AbortSignal): Promise<number | undefined> {
+    return await this.#track(async () => await lastCollectedMs(new Store(this.#context.sink), this.id, { signal }));
   }
 
   /** Proves points. Errors: see `verify`; damage is in the summary. */

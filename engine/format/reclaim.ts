@@ -13,6 +13,8 @@ import { decode, encode } from "./signed-text.ts";
 export const collectionName = "reclaim/collection";
 /** Its lease is the collector's seat: at most one works on a vault. */
 export const collectorName = "reclaim/collector";
+/** When the vault was last collected, for those who do it by themselves. */
+export const collectedName = "reclaim/collected";
 export const deadPrefix = "reclaim/dead/";
 
 /** Pages of a segment. */
@@ -29,6 +31,12 @@ export interface CollectionDocument {
   /** 32 hexadecimal digits, random: a writer that has acted on it writes it into its head. */
   readonly collection: string;
   readonly startedMs: number;
+}
+
+export interface CollectedDocument {
+  readonly vault: string;
+  /** When a collection came to its end, by the clock of who did it. */
+  readonly collectedMs: number;
 }
 
 export interface DeadDocument {
@@ -69,6 +77,18 @@ export function decodeCollection(bytes: Uint8Array, object: string, vault: strin
     collection: fields.text("collection", hex32),
     startedMs: fields.integer("startedMs"),
   };
+  if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
+  return document;
+}
+
+export function encodeCollected(document: CollectedDocument): Uint8Array {
+  return encode("collected", document).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeCollected(bytes: Uint8Array, object: string, vault: string): CollectedDocument {
+  const { fields } = decode("collected", bytes, object);
+  const document: CollectedDocument = { vault: fields.text("vault", hex32), collectedMs: fields.integer("collectedMs") };
   if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
   return document;
 }

@@ -24,10 +24,22 @@ import { readHead, Seat } from "../control/seat.ts";
 import type { Notice } from "../control/summaries.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { fromHex, toHex } from "../format/checksum.ts";
+import { documentBytesMax } from "../format/documents.ts";
 import { damaged } from "../format/fields.ts";
 import { disksPrefix, parseSegmentName, segmentsPrefix } from "../format/names.ts";
 import type { DeadDocument, PageRun } from "../format/reclaim.ts";
-import { collectionName, deadName, deadPrefix, encodeCollection, encodeDead, segmentOfDead } from "../format/reclaim.ts";
+import {
+  collectedName,
+  collectionName,
+  deadName,
+  deadPrefix,
+  decodeCollected,
+  encodeCollected,
+  encodeCollection,
+  encodeDead,
+  segmentOfDead,
+} from "../format/reclaim.ts";
+import type { CallOptions } from "../sink.ts";
 import { pageAlignmentBytes } from "../sink.ts";
 import type { Store } from "../store.ts";
 import { CollectorSeat } from "./collector-seat.ts";
@@ -97,7 +109,26 @@ export async function collect(store: Store, vault: string, options: CollectOptio
   if (options.dryRun === true) return await new Collection(store, vault, options, options.signal).run();
   await using seat = await CollectorSeat.take(store, options.signal);
   const signal = options.signal === undefined ? seat.signal : AbortSignal.any([seat.signal, options.signal]);
-  return await new Collection(store, vault, options, signal).run();
+  const summary = await new Collection(store, vault, options, signal).run();
+  if (summary.waitingFor.length === 0) {
+    const bytes = encodeCollected({ vault, collectedMs: Date.now() });
+    await store.replace(collectedName, bytes, await store.etagOf(collectedName, { signal }), { signal });
+  }
+  return summary;
+}
+
+/**
+ * When the last collection came to its end, in ms since 1970; undefined when there has been none or nobody knows. It paces those who collect by themselves,
+ * and nothing else depends on it. Errors: those of the store.
+ */
+export async function lastCollectedMs(store: Store, vault: string, options: CallOptions): Promise<number | undefined> {
+  try {
+    const { bytes } = await store.get(collectedName, documentBytesMax, options);
+    return decodeCollected(bytes, collectedName, vault).collectedMs;
+  } catch (error) {
+    if (hasCode(error, "OBJECT_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) return undefined;
+    throw error;
+  }
 }
 
 class Collection {

@@ -26,10 +26,19 @@ import {
   newColumns,
   zeroSegment,
 } from "../../engine/format/leaf.ts";
-import { deadName, decodeCollection, decodeDead, encodeCollection, encodeDead } from "../../engine/format/reclaim.ts";
+import {
+  deadName,
+  decodeCollected,
+  decodeCollection,
+  decodeDead,
+  encodeCollected,
+  encodeCollection,
+  encodeDead,
+} from "../../engine/format/reclaim.ts";
 import { frameBytesMax, segmentBytes } from "../../engine/limits.ts";
 import { foreignVaultId, vaultId } from "../engine-model.ts";
 import {
+  collectedSample,
   collectionSample,
   condemnedSample,
   deadSample,
@@ -89,6 +98,12 @@ const formats: readonly Format[] = [
     kind: "collection",
     bytes: encodeCollection(collectionSample),
     decode: (bytes) => decodeCollection(bytes, "o", collectionSample.vault),
+    future: futureLine,
+  },
+  {
+    kind: "time of a collection",
+    bytes: encodeCollected(collectedSample),
+    decode: (bytes) => decodeCollected(bytes, "o", collectedSample.vault),
     future: futureLine,
   },
   {
@@ -167,6 +182,7 @@ describe("an object that is whole", () => {
     refused(() => decodePin(encodePin(pinSample), "o", { ...pinSample, vault }), /belongs to vault/);
     refused(() => decodeCondemned(encodeCondemned(condemnedSample), "o", { ...condemnedSample, vault }), /belongs to vault/);
     refused(() => decodeCollection(encodeCollection(collectionSample), "o", vault), /belongs to vault/);
+    refused(() => decodeCollected(encodeCollected(collectedSample), "o", vault), /belongs to vault/);
     refused(() => decodeDead(encodeDead(deadSample), deadName(deadSample.segment), vault), /belongs to vault/);
     refused(() => decodeFrameHeader(frame, "o", { ...framePlace, vaultId: foreignVaultId }), /another vault/);
     refused(() => decodeLeaf(leaf.bytes, "o", foreignVaultId, leaf.checksum), /another vault/);
@@ -204,6 +220,7 @@ describe("an object with a right checksum and wrong content", () => {
           return decodeManifest(bytes, "o", { ...manifestSample, id });
         },
       ],
+      [collectedSample, (body) => decodeCollected(encodeCollected(body as typeof collectedSample), "o", collectedSample.vault)],
       [collectionSample, (body) => decodeCollection(encodeCollection(body as typeof collectionSample), "o", collectionSample.vault)],
       [holdSample, (body) => decodeHold(encodeHold(body as typeof holdSample), "o", holdSample)],
       [pinSample, (body) => decodePin(encodePin(body as typeof pinSample), "o", pinSample)],

@@ -14,10 +14,21 @@ import { decodeFrameHeader, decodeFrameTable, frameHeaderBytes } from "../../eng
 import { decodeCondemned, decodeHold, decodePin, encodeCondemned, encodeHold, encodePin } from "../../engine/format/keeping.ts";
 import { decodeLeaf, decodeRoot, encodeLeaf, encodeRoot } from "../../engine/format/leaf.ts";
 import { decodeProved, decodeQuarantine, encodeProved, encodeQuarantine, quarantineName } from "../../engine/format/proof.ts";
-import { collectionName, deadName, decodeCollection, decodeDead, encodeCollection, encodeDead } from "../../engine/format/reclaim.ts";
+import {
+  collectedName,
+  collectionName,
+  deadName,
+  decodeCollected,
+  decodeCollection,
+  decodeDead,
+  encodeCollected,
+  encodeCollection,
+  encodeDead,
+} from "../../engine/format/reclaim.ts";
 import { vaultId } from "../engine-model.ts";
 import { golden } from "../golden.ts";
 import {
+  collectedSample,
   collectionSample,
   condemnedSample,
   deadSample,
@@ -61,6 +72,9 @@ describe("the bytes of format version 1", () => {
     const bytes = golden("collection-v1.txt", encodeCollection(collectionSample));
     expect(decodeCollection(bytes, collectionName, headSample.vault)).toEqual(collectionSample);
     expect(plain(encodeCollection(collectionSample))).toEqual(bytes);
+    const collected = golden("collected-v1.txt", encodeCollected(collectedSample));
+    expect(decodeCollected(collected, collectedName, headSample.vault)).toEqual(collectedSample);
+    expect(plain(encodeCollected(collectedSample))).toEqual(collected);
     const deadBytes = golden("dead-v1.txt", encodeDead(deadSample));
     expect(decodeDead(deadBytes, deadName(deadSample.segment), headSample.vault)).toEqual(deadSample);
     expect(plain(encodeDead(deadSample))).toEqual(deadBytes);

@@ -9,7 +9,7 @@ import type { EntryColumns, LeafReference } from "../../engine/format/leaf.ts";
 import { newColumns, zeroSegment } from "../../engine/format/leaf.ts";
 import { segmentName } from "../../engine/format/names.ts";
 import type { ProvedDocument, QuarantineDocument } from "../../engine/format/proof.ts";
-import type { CollectionDocument, DeadDocument } from "../../engine/format/reclaim.ts";
+import type { CollectedDocument, CollectionDocument, DeadDocument } from "../../engine/format/reclaim.ts";
 import { digestOf, randomBytes, vaultId } from "../engine-model.ts";
 
 const vault = toHex(vaultId);
@@ -209,6 +209,7 @@ export const rootSample: readonly LeafReference[] = [
   { first: 100_000, last: 0xffff_ffff, entries: 1, bytes: 136, epoch: 2 ** 40, ordinal: 4_000_000_000, checksum: digestOf(21) },
 ];
 
+export const collectedSample: CollectedDocument = { vault, collectedMs: 1_790_000_019_000 };
 export const collectionSample: CollectionDocument = { vault, collection: "ffeeddccbbaa99887766554433221100", startedMs: 1_790_000_009_000 };
 
 export const deadSample: DeadDocument = {

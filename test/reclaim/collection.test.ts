@@ -37,7 +37,7 @@ describe("a collection", () => {
     const summary = await churned.collect();
     expect(summary).toMatchObject({ condemnedChunks: 0, deletedSegments: 0, deletedObjects: 0, waitingFor: [] });
     expect(summary.storedBytesAfter).toBe(summary.storedBytesBefore);
-    expect(await churned.names()).toEqual([...before, "reclaim/collector"].sort());
+    expect(await churned.names()).toEqual([...before, "reclaim/collected", "reclaim/collector"].sort());
     expect(await churned.check()).toBe(10);
   });
 

@@ -1,0 +1,54 @@
+/** Work that comes round while the agent runs, and ends with it. */
+import type { Clock } from "./ports.ts";
+
+export interface RoundsOptions {
+  readonly clock: Clock;
+  readonly firstAfterMs: number;
+  readonly everyMs: number;
+  /** `elapsedMs`: since the last time, or since the beginning. Throws nothing. */
+  readonly work: (elapsedMs: number, signal: AbortSignal) => Promise<void>;
+}
+
+export class Rounds {
+  readonly #options: RoundsOptions;
+  readonly #stopping = new AbortController();
+  readonly #running: Promise<void>;
+  #sleeping = new AbortController();
+
+  constructor(options: RoundsOptions) {
+    this.#options = options;
+    this.#running = this.#run();
+  }
+
+  /** Ends the present pause: what the work goes by has changed. */
+  hurry(): void {
+    this.#sleeping.abort();
+  }
+
+  /** Waits for the work that is under way, whose signal aborts. Idempotent. */
+  async stop(): Promise<void> {
+    this.#stopping.abort();
+    this.#sleeping.abort();
+    await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    const { clock, firstAfterMs, everyMs, work } = this.#options;
+    const { signal } = this.#stopping;
+    let sinceMs = clock.now();
+    await this.#sleep(firstAfterMs);
+    while (!signal.aborted) {
+      const nowMs = clock.now();
+      const elapsedMs = nowMs - sinceMs;
+      sinceMs = nowMs;
+      await work(elapsedMs, signal);
+      await this.#sleep(everyMs);
+    }
+  }
+
+  async #sleep(delayMs: number): Promise<void> {
+    if (this.#stopping.signal.aborted) return;
+    this.#sleeping = new AbortController();
+    await this.#options.clock.sleep(delayMs, this.#sleeping.signal);
+  }
+}
