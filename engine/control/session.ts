@@ -289,8 +289,10 @@ export class Session implements AsyncDisposable {
     const { store, vaultId, disk } = this.#objects;
     const captured = new PointMap(store, vaultId, disk, { volumeBytes: capturing.volumeBytes, runs: [delta] });
     const { scannedBytes, newBytes } = await captureForbidden(capturing, captured, again);
-    statistics.newBytes += newBytes;
-    statistics.dedupedBytes -= newBytes;
+    // It had been taken for known; what had been new itself, and was found to be damaged meanwhile, stays counted once.
+    const known = Math.min(newBytes, statistics.dedupedBytes);
+    statistics.newBytes += known;
+    statistics.dedupedBytes -= known;
     return scannedBytes > 0;
   }
 
