@@ -29,7 +29,10 @@ const timing = {
   toldMax: 100,
 } as const;
 
-/** A plan that is being made, or has been. It holds for one session: after another writer, or a store that went back, numbers may mean other points. */
+/**
+ * A plan that is being made, or has been. It holds for one session, because after another writer, or a store that went back, numbers may mean other points;
+ * and for one policy, because what a user has taken back drops nothing.
+ */
 interface Planning {
   readonly session: Session;
   readonly options: PlanOptions;
@@ -61,8 +64,9 @@ export class SelfPrune {
    * no error here.
    */
   async afterPoint(session: Session, policy: RetentionPolicy | undefined, cycleMs: number): Promise<boolean> {
+    const isStale = this.#planning?.session !== session || this.#planning.options.policy !== policy;
+    if (isStale) await this.abandon();
     if (policy === undefined || policy.kind === "everything") return true;
-    if (this.#planning?.session !== session) await this.abandon();
     const newest = session.newest?.sequence ?? 0;
     if (this.#planning === undefined && (performance.now() < this.#nextAtMs || newest === this.#seen)) return true;
     const planning = (this.#planning ??= this.#begin(session, policy));

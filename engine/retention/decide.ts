@@ -5,8 +5,8 @@
  * What holds under every policy, whatever the clock did:
  *
  * - The newest point stays. So does a point that is dated later than now, or whose time is no time: nothing is known of its age.
- * - Ages are counted from the newest point, or from now if that is earlier: while nothing new arrives, nothing grows older. (After a clock was set
- *   back, points from the future stand at the end of a disk; ages then move with the clock until it has caught up with them.)
+ * - Ages are counted from the newest point that is not dated later than now, which stays, too: while nothing new arrives, nothing grows older. (After a
+ *   clock was set back, points from the future stand at the end of a disk; nothing grows older until the clock has caught up with them.)
  * - A policy without a rule keeps everything. A pinned point stays, and whether it is pinned changes nothing for the others.
  * - A decision does not depend on earlier ones: as long as times rise and the clock is not set back, what is left after deciding now is what deciding
  *   now would leave of all points that there ever were. So it makes no difference how often a disk is pruned; and deciding again, when

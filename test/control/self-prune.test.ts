@@ -107,6 +107,20 @@ describe("a disk that prunes itself", () => {
     gate.open();
   });
 
+  test("drops nothing by a policy that has been taken back while its plan was made", async () => {
+    const gate = new Gate();
+    const sink = new FaultySink(rig.connect(), [{ on: "list", prefix: "disks/d/pins/", when: 1, fault: { kind: "slow", gate } }]);
+    const { seat, session: lent } = await session(sink);
+    await pruning.afterPoint(lent, policy, 0);
+    gate.open();
+    await pruning.afterPoint(lent, parsePolicy("none"), cycleMs);
+    await commit(seat);
+    steadyMs += minuteMs;
+    await pruning.afterPoint(lent, parsePolicy("keep:last=10"), cycleMs);
+    expect(await rig.sequences()).toHaveLength(10);
+    expect(events).toMatchObject([{ kind: "prune", removedPoints: 11, keptPoints: 10 }]);
+  });
+
   test("tells of a failure once, and of failures that go on by a finding, until it succeeds", async () => {
     const error = new TidemarkError("STORE_REFUSED", "no more lists today", { remedy: "come tomorrow" });
     const sink = new FaultySink(
