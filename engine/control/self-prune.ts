@@ -10,7 +10,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { TidemarkError } from "../errors.ts";
 import type { RetentionPolicy } from "../retention/policy.ts";
 import { PageCache } from "./history.ts";
-import type { Finding, ProtectOptions } from "./protection-status.ts";
+import type { Finding, LastPrune, ProtectOptions } from "./protection-status.ts";
 import { dropDoomed } from "./prune.ts";
 import { Family } from "./prune-family.ts";
 import type { PlanOptions, PrunePlan } from "./prune-plan.ts";
@@ -49,6 +49,7 @@ export class SelfPrune {
   #nextAtMs = 0;
   /** The newest point when it was last looked what goes. While there is no newer one, nothing more goes. */
   #seen = 0;
+  #last: (Omit<LastPrune, "ageMs"> & { readonly atMs: number }) | undefined;
   #failuresInRow = 0;
   #failure: TidemarkError | undefined;
   /** What was said is said once: a page that is damaged stays so for weeks. */
@@ -66,7 +67,10 @@ export class SelfPrune {
   async afterPoint(session: Session, policy: RetentionPolicy | undefined, cycleMs: number): Promise<boolean> {
     const isStale = this.#planning?.session !== session || this.#planning.options.policy !== policy;
     if (isStale) await this.abandon();
-    if (policy === undefined || policy.kind === "everything") return true;
+    if (policy === undefined || policy.kind === "everything") {
+      this.#last = undefined;
+      return true;
+    }
     const newest = session.newest?.sequence ?? 0;
     if (this.#planning === undefined && (performance.now() < this.#nextAtMs || newest === this.#seen)) return true;
     const planning = (this.#planning ??= this.#begin(session, policy));
@@ -75,7 +79,8 @@ export class SelfPrune {
       const plan = await within(planning.plan, Math.min(timing.patienceMsMax, Math.max(timing.patienceMsMin, cycleMs * timing.patience)));
       if (plan === undefined) return true;
       isSeatLent = plan.doomed.length > 0;
-      if (isSeatLent) await this.#drop(planning, plan);
+      const counts = isSeatLent ? await this.#drop(planning, plan) : { removedPoints: 0, keptPoints: plan.points.length, heldPoints: 0 };
+      this.#last = { ...counts, atMs: performance.now() };
       this.#over(newest);
       this.#failuresInRow = 0;
       this.#failure = undefined;
@@ -86,6 +91,13 @@ export class SelfPrune {
       if (error.code !== "INTERRUPTED") this.#failed(error);
       return !isSeatLent;
     }
+  }
+
+  /** What the last prune came to; null when there was none, or the policy keeps everything. */
+  get last(): LastPrune | null {
+    if (this.#last === undefined) return null;
+    const { atMs, removedPoints, keptPoints, heldPoints } = this.#last;
+    return { ageMs: Math.round(performance.now() - atMs), removedPoints, keptPoints, heldPoints };
   }
 
   /** What is wrong with it, when that goes on. */
@@ -121,11 +133,14 @@ export class SelfPrune {
     return { session, options, abort, plan };
   }
 
-  async #drop({ session, options }: Planning, plan: PrunePlan): Promise<void> {
-    const { removedPoints, keptPoints } = await session.prune(async (seat) => await dropDoomed(options, plan, seat, false));
-    if (removedPoints === 0) return;
-    const message = `${String(removedPoints)} points pruned, ${String(keptPoints)} left`;
-    this.#options.onEvent?.({ kind: "prune", disk: this.#options.disk, removedPoints, keptPoints, message });
+  async #drop({ session, options }: Planning, plan: PrunePlan): Promise<Omit<LastPrune, "ageMs">> {
+    const { removedPoints, keptPoints, heldPoints } = await session.prune(async (seat) => await dropDoomed(options, plan, seat, false));
+    const counts = { removedPoints, keptPoints, heldPoints };
+    if (removedPoints === 0) return counts;
+    const held = heldPoints === 0 ? "" : `, ${String(heldPoints)} of them because somebody reads or has pinned them`;
+    const message = `${String(removedPoints)} points pruned, ${String(keptPoints)} left${held}`;
+    this.#options.onEvent?.({ kind: "prune", disk: this.#options.disk, ...counts, message });
+    return counts;
   }
 
   #failed(error: TidemarkError): void {

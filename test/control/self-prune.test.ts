@@ -66,7 +66,9 @@ describe("a disk that prunes itself", () => {
     const { seat, session: lent } = await session();
     expect(await pruning.afterPoint(lent, policy, cycleMs)).toBe(true);
     expect(await rig.sequences()).toEqual([18, 19, 20]);
-    expect(events).toEqual([{ kind: "prune", disk: "d", removedPoints: 17, keptPoints: 3, message: "17 points pruned, 3 left" }]);
+    expect(events).toEqual([
+      { kind: "prune", disk: "d", removedPoints: 17, keptPoints: 3, heldPoints: 0, message: "17 points pruned, 3 left" },
+    ]);
     await commit(seat);
     await pruning.afterPoint(lent, policy, cycleMs);
     expect(await rig.sequences()).toEqual([18, 19, 20, 21]);
@@ -77,8 +79,10 @@ describe("a disk that prunes itself", () => {
     const { requests } = lent.store;
     await pruning.afterPoint(lent, policy, cycleMs);
     expect(lent.store.requests).toBe(requests);
+    expect(pruning.last).toEqual({ ageMs: minuteMs, removedPoints: 1, keptPoints: 3, heldPoints: 0 });
     await pruning.afterPoint(lent, undefined, cycleMs);
     await pruning.afterPoint(lent, parsePolicy("none"), cycleMs);
+    expect(pruning.last).toBeNull();
     expect(await rig.sequences()).toEqual([19, 20, 21]);
   });
 
