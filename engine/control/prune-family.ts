@@ -12,7 +12,7 @@ import { kept, type RetentionPoint } from "../retention/decide.ts";
 import type { RetentionPolicy } from "../retention/policy.ts";
 import type { Store } from "../store.ts";
 import type { Consistency } from "../volume.ts";
-import { findPoint, readPoints } from "./history.ts";
+import { findPoint, type PageCache, readPoints } from "./history.ts";
 import { isExpired, isOf, listPins, type StoredPin } from "./pins.ts";
 import { readHead } from "./seat.ts";
 import type { Notice } from "./summaries.ts";
@@ -24,6 +24,8 @@ export interface FamilyOptions {
   readonly policy: RetentionPolicy;
   /** By this clock, and by that of the newest point, pins expire. */
   readonly nowMs: number;
+  /** Members are read by every prune of each of them; what has been read of their pages is not read again. */
+  readonly cache?: PageCache | undefined;
   readonly onNotice: (notice: Notice) => void;
   readonly signal?: AbortSignal | undefined;
 }
@@ -149,13 +151,13 @@ export class Family {
   }
 
   async #read(disk: string): Promise<Member> {
-    const { store, vault, signal } = this.#options;
+    const { store, vault, cache, signal } = this.#options;
     const { head } = await readHead(store, vault, disk, signal);
     const newestFirst: PlannedPoint[] = [];
     const slim = slimming();
     // What a damaged page lists cannot be read back by way of this disk, so it completes no group.
     const onDamage = (): void => undefined;
-    for await (const point of readPoints(store, head, { onDamage, signal })) newestFirst.push(slim(point));
+    for await (const point of readPoints(store, head, { cache, onDamage, signal })) newestFirst.push(slim(point));
     return memberOf(newestFirst.reverse());
   }
 }

@@ -3,14 +3,13 @@ import type { TidemarkError } from "../errors.ts";
 import type { HeadDocument } from "../format/documents.ts";
 import type { Decision } from "../retention/decide.ts";
 import { decide } from "../retention/decide.ts";
-import { type PageCache, readPoints } from "./history.ts";
+import { readPoints } from "./history.ts";
 import { isExpired, isOf, type StoredPin } from "./pins.ts";
 import { type Family, type FamilyOptions, type PlannedPoint, slimming } from "./prune-family.ts";
 
 export interface PlanOptions extends FamilyOptions {
   /** What is known of other disks: the same for all that are pruned together. */
   readonly family: Family;
-  readonly cache?: PageCache | undefined;
 }
 
 /** What is decided about one disk. */

@@ -96,8 +96,8 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
   const onNotice = options.onNotice ?? (() => undefined);
   const store = new Store(context.sink);
   const { vault } = context.document;
-  const asked = { store, vault, policy: options.policy, nowMs: options.nowMs ?? Date.now(), onNotice, signal };
-  const planning: PlanOptions = { ...asked, family: new Family(asked), cache: new PageCache() };
+  const asked = { store, vault, policy: options.policy, nowMs: options.nowMs ?? Date.now(), cache: new PageCache(), onNotice, signal };
+  const planning: PlanOptions = { ...asked, family: new Family(asked) };
   const names = options.disk === undefined ? await diskNames(store, signal) : [options.disk.normalize("NFC")];
   let skippedDisks = 0;
   /** One disk of many does not end the work for all. */

@@ -126,8 +126,8 @@ export class SelfPrune {
     const onNotice = ({ code, message }: Notice): void => {
       this.#notice(code, message);
     };
-    const asked = { store: session.store, vault: this.#vault, policy, nowMs: Date.now(), onNotice, signal };
-    const options: PlanOptions = { ...asked, family: new Family(asked), cache: this.#cache };
+    const asked = { store: session.store, vault: this.#vault, policy, nowMs: Date.now(), cache: this.#cache, onNotice, signal };
+    const options: PlanOptions = { ...asked, family: new Family(asked) };
     const plan = planPrune(options, session.head);
     plan.catch(() => undefined); // heard of after a point, or not at all
     return { session, options, abort, plan };

@@ -1,7 +1,9 @@
 /** Points of a group live and die on all of its disks, however the disks are pruned, and whoever keeps one of them. */
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { GroupMembers } from "../../engine/control/group-members.ts";
 import { putPin } from "../../engine/control/pins.ts";
+import { listPoints } from "../../engine/control/points.ts";
 import { liveSessions } from "../../engine/control/process-identity.ts";
 import type { PointDecision } from "../../engine/control/prune.ts";
 import { hasCode } from "../../engine/errors.ts";
@@ -186,6 +188,25 @@ describe("a point of a group that is kept on one disk", () => {
     const { removedPoints, keptPoints, heldPoints } = await rig.prune({ policy });
     expect({ removedPoints, keptPoints, heldPoints }).toEqual({ removedPoints: 30, keptPoints: 10, heldPoints: 2 });
   });
+});
+
+test("a list of points shows what other disks' pins and readers keep, and no pin that has expired", async () => {
+  await writeShop();
+  await pin(5, "e");
+  await using reader = await hold(7, "e");
+  expect(reader).toBeDefined();
+  const { store, onNotice } = rig;
+  const untilMs = recordOf(12).timeMs;
+  await putPin({ store, vault: recordsVault, disk: "d", point: recordOf(9, shop(9)), name: null, untilMs, nowMs: 1, onNotice });
+  vi.spyOn(Date, "now").mockReturnValue(untilMs + 1);
+  for (const disk of ["d", "e"]) {
+    const listed = await listPoints(store, new GroupMembers({ store, vault: recordsVault }), disk, {});
+    const kept = listed.flatMap(({ sequence, pinned, held }) => (pinned || held ? [[sequence, pinned, held]] : []));
+    expect(kept).toEqual([
+      [5, true, false],
+      [7, false, true],
+    ]);
+  }
 });
 
 describe("the points of a group", () => {
