@@ -130,6 +130,11 @@ function isCondemned(condemned: CondemnedDocument | undefined, head: HeadDocumen
   return condemned.ranges.some(({ first, last }) => first <= sequence && sequence <= last);
 }
 
+/** Whether `error` says that a prune was under way whose outcome was not known, rather than that the point has gone. */
+export function isUndecided(error: TidemarkError): boolean {
+  return error.detail["pruning"] !== undefined;
+}
+
 /** The list and its ETag, both undefined when there has never been one. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 async function readCondemned(
   store: Store,
@@ -233,7 +238,7 @@ function beingDropped(disk: string, point: PointRecord, pruned: string, cause: u
       : `${what} belongs to a group's point that is being pruned on disk ${JSON.stringify(pruned)}`;
   return new TidemarkError("POINT_NOT_FOUND", fact, {
     remedy: "run the command again in a minute: if the prune was interrupted, the point is there to stay; else choose another",
-    detail: { disk, sequence: point.sequence, point: point.id },
+    detail: { disk, sequence: point.sequence, point: point.id, pruning: pruned },
     cause,
   });
 }

@@ -13,7 +13,7 @@ import type { PointRecord } from "../format/documents.ts";
 import { encodeHold } from "../format/keeping.ts";
 import { keeperName, keepersPrefix, keptSequence } from "../format/names.ts";
 import type { Store } from "../store.ts";
-import { proveListed } from "./condemned.ts";
+import { isUndecided, proveListed } from "./condemned.ts";
 import { identifyProcess, type ProcessIdentity } from "./process-identity.ts";
 import type { Notice } from "./summaries.ts";
 
@@ -180,7 +180,7 @@ class LeasedHold implements PointHold {
       await giveUp(store, former);
     } catch (error) {
       if (!(error instanceof TidemarkError)) throw error;
-      if (!hasCode(error, "POINT_NOT_FOUND", "DISK_NOT_FOUND")) return;
+      if (!hasCode(error, "POINT_NOT_FOUND", "DISK_NOT_FOUND") || isUndecided(error)) return;
       clearInterval(this.#timer);
       this.#lost.abort(error);
     }

@@ -27,6 +27,7 @@ beforeEach(async () => {
 });
 afterEach(() => {
   vi.restoreAllMocks();
+  vi.useRealTimers();
 });
 
 function groupOf(...disks: readonly string[]): (sequence: number) => GroupRecord {
@@ -154,6 +155,31 @@ describe("a point of a group that is kept on one disk", () => {
     gate.open();
     await pruning;
     expect(await namesIn(rig.connect(), "disks/e/holds/")).toHaveLength(1);
+  });
+
+  test("is not given up by a reader that must take its hold anew while the other disk's pruner takes its time", async () => {
+    await writeShop();
+    vi.useFakeTimers({ toFake: ["setInterval", "clearInterval"] });
+    await using reader = await rig.hold(kept, { disk: "e", point: recordOf(kept, shop(kept), "e") });
+    const [name = ""] = await namesIn(rig.connect(), "disks/e/holds/");
+    rig.memory.objects?.delete(name);
+    const gate = new Gate();
+    const sink = new FaultySink(rig.connect(), [{ on: "list", prefix: "disks/d/pins/", when: 2, fault: { kind: "slow", gate } }]);
+    const pruning = rig.prune({ policy, disk: "d" }, sink);
+    await gate.reached;
+    let nowMs = 0;
+    vi.spyOn(performance, "now").mockImplementation(() => (nowMs += 6_000));
+    const holds = async (): Promise<number> => (await namesIn(rig.connect(), "disks/e/holds/")).length;
+    vi.advanceTimersByTime(15_000);
+    await vi.waitUntil(async () => (await holds()) === 1, { interval: 1 });
+    await vi.waitUntil(async () => (await holds()) === 0, { interval: 1 });
+    await turns(30);
+    expect(reader.signal.aborted).toBe(false);
+    gate.open();
+    await pruning;
+    vi.advanceTimersByTime(15_000);
+    await vi.waitUntil(async () => (await holds()) === 1, { interval: 1 });
+    expect(reader.signal.aborted).toBe(false);
   });
 
   test.each(["head", "flipped list"])(
