@@ -41,6 +41,8 @@ export interface PruneOptions {
   readonly policy: RetentionPolicy;
   /** Only decides, and changes nothing. */
   readonly dryRun?: boolean | undefined;
+  /** Of a dry run: leaves `freedBytes` null, because to know it every map of the vault is read. */
+  readonly withoutFreedBytes?: boolean | undefined;
   /** The time by which ages are counted, in ms since 1970. Default: now. */
   readonly nowMs?: number | undefined;
   /** Told what is decided about each point, oldest first, disk by disk. */
@@ -77,7 +79,7 @@ export interface PruneCounts {
 
 export interface PruneSummary extends PruneCounts {
   readonly dryRun: boolean;
-  /** Of a dry run: what a collection would then give back. Null when it was none, and when something cannot be read that says so. */
+  /** Of a dry run: what a collection would then give back. Null when it was not asked for, and when something cannot be read that says so. */
   readonly freedBytes: number | null;
   readonly disks: readonly (PruneCounts & { readonly disk: string })[];
   /** Disks that another writer has, or whose points cannot be read: nothing was dropped there. */
@@ -92,7 +94,7 @@ export interface PruneSummary extends PruneCounts {
  */
 export async function prune(context: VaultContext, options: PruneOptions): Promise<PruneSummary> {
   const startedAt = performance.now();
-  const { signal, dryRun = false } = options;
+  const { signal, dryRun = false, withoutFreedBytes = false } = options;
   const onNotice = options.onNotice ?? (() => undefined);
   const store = new Store(context.sink);
   const { vault } = context.document;
@@ -132,7 +134,7 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
   const sum = (field: keyof PruneCounts): number => disks.reduce((total, counts) => total + counts[field], 0);
   return {
     dryRun,
-    freedBytes: dryRun ? await foreseeBytes({ store, vault, signal }, plans) : null,
+    freedBytes: dryRun && !withoutFreedBytes ? await foreseeBytes({ store, vault, signal }, plans) : null,
     removedPoints: sum("removedPoints"),
     keptPoints: sum("keptPoints"),
     heldPoints: sum("heldPoints"),
@@ -233,6 +235,7 @@ function countsOf({ points, doomed, heldPoints }: PrunePlan & { readonly heldPoi
 /** Null when something of the vault cannot be read. */
 async function foreseeBytes(options: LiveSetOptions, plans: readonly PrunePlan[]): Promise<number | null> {
   const dropped = new Map(plans.map(({ disk, doomed }) => [disk, new Set(doomed.map(({ sequence }) => sequence))]));
+  if (plans.every(({ doomed }) => doomed.length === 0)) return 0;
   try {
     return await bytesFreed({ ...options, isDropped: (disk, sequence) => dropped.get(disk)?.has(sequence) === true });
   } catch (error) {
