@@ -54,6 +54,21 @@ async function turns(count: number): Promise<void> {
   for (let turn = 0; turn < count; turn += 1) await new Promise((resolve) => setImmediate(resolve));
 }
 
+/** A sink of which each call waits for so many turns. */
+function paused(inner: Sink, turnsOf: () => number): Sink {
+  return new Proxy(inner, {
+    get(target, property) {
+      const value: unknown = Reflect.get(target, property, target);
+      if (typeof value !== "function") return value;
+      if (property === "list") return value.bind(target) as unknown;
+      return async (...given: unknown[]): Promise<unknown> => {
+        await turns(turnsOf());
+        return await (Reflect.apply(value, target, given) as Promise<unknown>);
+      };
+    },
+  });
+}
+
 describe("a point of a group that is kept on one disk", () => {
   /** A keeper of one disk's point, who looks, when it has it, whether the other disk has its own. */
   async function keepOne(keeping: () => Promise<unknown>): Promise<boolean | undefined> {
@@ -107,6 +122,53 @@ describe("a point of a group that is kept on one disk", () => {
     },
     60_000,
   );
+
+  test("stays on all, however the calls of two pruners and two keepers fall", async () => {
+    await writeShop();
+    const start = rig.memory.snapshot();
+    const outcomes = { both: 0, one: 0, none: 0 };
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(fc.nat({ max: 30 }), { minLength: 8, maxLength: 40 }),
+        fc.tuple(fc.nat(500), fc.nat(500)),
+        async (pauses, starts) => {
+          liveSessions().clear();
+          rig.memory.restore(start);
+          let call = 0;
+          const readers: AsyncDisposable[] = [];
+          /** Each call of a pruner waits for some turns before it takes effect; a keeper is quick. */
+          const sink = (): Sink => paused(rig.connect(), () => pauses[call++ % pauses.length] ?? 0);
+          const keep = async (disk: string, after: number): Promise<string> => {
+            await turns(after);
+            const other = disk === "d" ? "e" : "d";
+            try {
+              readers.push(await hold(kept, disk));
+            } catch (error) {
+              expect(hasCode(error, "POINT_NOT_FOUND"), String(error)).toBe(true);
+              return "none";
+            }
+            return (await rig.sequences(other)).includes(kept) ? "both" : disk;
+          };
+          const prunings = ["d", "e"].map(async (disk) => await rig.prune({ policy, disk }, sink()));
+          const found = await Promise.all([keep("d", starts[0]), keep("e", starts[1])]);
+          await Promise.all(prunings);
+          const left = new Map([
+            ["d", (await rig.sequences("d")).includes(kept)],
+            ["e", (await rig.sequences("e")).includes(kept)],
+          ]);
+          for (const outcome of found) {
+            if (outcome === "both") expect([...left.values()]).toEqual([true, true]);
+            else if (outcome !== "none") expect(left.get(outcome)).toBe(true);
+            outcomes[outcome === "both" || outcome === "none" ? outcome : "one"] += 1;
+          }
+          for (const reader of readers) await reader[Symbol.asyncDispose]();
+        },
+      ),
+      { numRuns: 60 },
+    );
+    console.log(`two pruners and two keepers: ${JSON.stringify(outcomes)}`);
+    expect(Math.min(outcomes.both, outcomes.none)).toBeGreaterThan(0);
+  }, 30_000);
 
   test("stays on a disk that was planned before its group was complete", async () => {
     await writeHistory(rig.store, recordsOf(1, 21, shop, "d"), "d");
