@@ -34,7 +34,7 @@ export async function keptOf(
       const point = await find(sequence);
       if (point === undefined && !(isOwn && clear)) continue;
       const isRead = clear ? await anyAlive(store, names, signal) : true;
-      if (point !== undefined && isRead) kept.set(point, `being read${on}`);
+      if (point !== undefined && isRead) kept.set(point, `being read${on}, unless its reader has died`);
     }
     for (const pin of await listPins(store, vault, disk, onNotice, signal)) {
       const point = await find(pin.sequence);

@@ -25,6 +25,8 @@ const timing = {
   patienceMsMin: 200,
   patienceMsMax: 30_000,
   failuresTold: 3,
+  /** Clocks are set by some minutes now and then; points that are so far ahead of theirs stay for so long. */
+  aheadToldMs: 3_600_000,
   /** Different notices, each of which is given once. */
   toldMax: 100,
 } as const;
@@ -50,6 +52,8 @@ export class SelfPrune {
   /** The newest point when it was last looked what goes. While there is no newer one, nothing more goes. */
   #seen = 0;
   #last: (Omit<LastPrune, "ageMs"> & { readonly atMs: number }) | undefined;
+  /** Time of the newest point, where a policy counts ages from it. */
+  #newestMs: number | undefined;
   #failuresInRow = 0;
   #failure: TidemarkError | undefined;
   /** What was said is said once: a page that is damaged stays so for weeks. */
@@ -69,8 +73,10 @@ export class SelfPrune {
     if (isStale) await this.abandon();
     if (policy === undefined || policy.kind === "everything") {
       this.#last = undefined;
+      this.#newestMs = undefined;
       return true;
     }
+    this.#newestMs = session.newest?.timeMs;
     const newest = session.newest?.sequence ?? 0;
     if (this.#planning === undefined && (performance.now() < this.#nextAtMs || newest === this.#seen)) return true;
     const planning = (this.#planning ??= this.#begin(session, policy));
@@ -102,6 +108,8 @@ export class SelfPrune {
 
   /** What is wrong with it, when that goes on. */
   get finding(): Finding | undefined {
+    const aheadMs = (this.#newestMs ?? 0) - Date.now();
+    if (aheadMs > timing.aheadToldMs) return datedAhead(this.#newestMs ?? 0, aheadMs);
     if (this.#failure === undefined || this.#failuresInRow < timing.failuresTold) return undefined;
     return {
       level: "Warning",
@@ -165,6 +173,18 @@ export class SelfPrune {
     this.#seen = seen;
     this.#nextAtMs = performance.now() + timing.everyMs;
   }
+}
+
+/** A clock that was ahead for a moment, and has been set right, keeps the points of all the time between. */
+function datedAhead(newestMs: number, aheadMs: number): Finding {
+  const until = new Date(newestMs).toISOString();
+  return {
+    level: "Warning",
+    code: "POINTS_DATED_AHEAD",
+    cause: `the newest point is dated ${String(Math.round(aheadMs / 3_600_000))} h later than now, so every point stays until ${until}, and the vault grows`,
+    remedy:
+      "set the clock of this machine right; if it is, it was ahead when points were taken: wait, or protect the disk under another name",
+  };
 }
 
 /** What `work` gives, or undefined when it takes longer. */

@@ -268,9 +268,9 @@ describe("a point of a group that is kept on one disk", () => {
       .map(({ disk, sequence, reasons: why }) => [disk, sequence, ...why]);
     expect(reasons).toEqual([
       ["d", 5, "pinned on disk e"],
-      ["d", 7, "being read on disk e"],
+      ["d", 7, "being read on disk e, unless its reader has died"],
       ["e", 5, "pinned"],
-      ["e", 7, "being read"],
+      ["e", 7, "being read, unless its reader has died"],
     ]);
     expect(summary).toMatchObject({ removedPoints: 30, keptPoints: 10, heldPoints: 2 });
     const { removedPoints, keptPoints, heldPoints } = await rig.prune({ policy });

@@ -125,6 +125,20 @@ describe("a disk that prunes itself", () => {
     expect(events).toMatchObject([{ kind: "prune", removedPoints: 11, keptPoints: 10 }]);
   });
 
+  test("says when points are dated so far ahead of the clock that all of them stay", async () => {
+    const { session: lent } = await session();
+    vi.spyOn(Date, "now").mockReturnValue(recordOf(20).timeMs - 300 * 86_400_000);
+    await pruning.afterPoint(lent, parsePolicy("days:1"), cycleMs);
+    expect(await rig.sequences()).toHaveLength(20);
+    expect(pruning.finding).toMatchObject({
+      level: "Warning",
+      code: "POINTS_DATED_AHEAD",
+      cause: expect.stringContaining("7200 h") as string,
+    });
+    vi.spyOn(Date, "now").mockReturnValue(recordOf(20).timeMs - minuteMs);
+    expect(pruning.finding).toBeUndefined();
+  });
+
   test("tells of a failure once, and of failures that go on by a finding, until it succeeds", async () => {
     const error = new TidemarkError("STORE_REFUSED", "no more lists today", { remedy: "come tomorrow" });
     const sink = new FaultySink(
