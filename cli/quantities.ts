@@ -52,11 +52,19 @@ export function parseBytes(text: string): number | undefined {
   return Number.isSafeInteger(bytes) ? bytes : undefined;
 }
 
-const millisecondsOf: Readonly<Record<string, number>> = { ms: 1, s: 1_000, m: 60_000, min: 60_000, h: 3_600_000, d: 86_400_000 };
+const millisecondsOf: Readonly<Record<string, number>> = {
+  ms: 1,
+  s: 1_000,
+  m: 60_000,
+  min: 60_000,
+  h: 3_600_000,
+  d: 86_400_000,
+  w: 604_800_000,
+};
 
-/** Milliseconds of `300ms`, `5s`, `15m`, `1h`, `1.5 d`; undefined when it is no whole number of them. */
+/** Milliseconds of `300ms`, `5s`, `15m`, `1h`, `1.5 d`, `2w`; undefined when it is no whole number of them. */
 export function parseDuration(text: string): number | undefined {
-  const match = /^(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)$/.exec(text.trim());
+  const match = /^(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d|w)$/.exec(text.trim());
   const elapsedMs = Number(match?.[1]) * (millisecondsOf[match?.[2] ?? ""] ?? Number.NaN);
   return Number.isSafeInteger(elapsedMs) ? elapsedMs : undefined;
 }

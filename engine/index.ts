@@ -12,6 +12,7 @@ export { Protection } from "./control/protection.ts";
 export type {
   Finding,
   HealthLevel,
+  LastPrune,
   ProtectionEvent,
   ProtectionPolicy,
   ProtectionState,

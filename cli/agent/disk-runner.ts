@@ -285,6 +285,7 @@ const atRest = {
   churnBytesPerSecond: 0,
   uploadBytesPerSecond: 0,
   preservedBytes: 0,
+  lastPrune: null,
 } as const;
 
 /** How the disk was left. A stop that was forgotten has to show, as a pause does. */

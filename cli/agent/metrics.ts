@@ -25,6 +25,7 @@ const diskGauges: readonly (readonly [name: string, help: string, of: (disk: Dis
   ["tidemark_preserved_bytes", "Old content kept for the open cut, in memory and spilled.", ({ preservedBytes }) => preservedBytes],
   ["tidemark_health", "0 Normal, 1 Warning, 2 Critical.", ({ health }) => healthNumbers[health]],
   ["tidemark_latest_sequence", "Sequence number of the newest committed point.", ({ latest }) => latest?.sequence],
+  ["tidemark_points_kept", "Points that the last prune left.", ({ lastPrune }) => lastPrune?.keptPoints],
   ["tidemark_connections", "Connections to the address that the disk is exported on.", ({ connections }) => connections ?? undefined],
 ];
 

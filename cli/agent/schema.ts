@@ -329,8 +329,8 @@ function retention(): ReturnType<typeof written<RetentionPolicy>> {
       return parseRetention(String(text));
     } catch (error) {
       if (!(error instanceof TidemarkError)) throw error;
-      const remedy = `write a time, as in 1d, off, or a policy, as in days:3: ${error.remedy ?? ""}`;
-      context.addIssue({ code: "custom", message: `is none: ${error.message}`, params: { remedy } });
+      const remedy = `write a time, as in 1d, or off; as a policy, ${error.remedy ?? ""}`;
+      context.addIssue({ code: "custom", message: `is no policy: ${error.message}`, params: { remedy } });
       return z.NEVER;
     }
   });

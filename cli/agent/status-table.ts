@@ -18,7 +18,7 @@ export function describeAgent(status: AgentStatus): string {
 
 /** The table and the findings. */
 export function describeDisks(disks: readonly ProtectionStatus[]): string {
-  const heading = ["DISK", "STATE", "HEALTH", "CAPTURED", "SHIPPED", "COMMITTED", "CHURN", "UPLOAD", "BACKLOG", "POINTS"];
+  const heading = ["DISK", "STATE", "HEALTH", "CAPTURED", "SHIPPED", "COMMITTED", "CHURN", "UPLOAD", "BACKLOG", "POINTS", "PRUNED"];
   const rows = disks.map((status) => [
     status.disk,
     status.state,
@@ -30,11 +30,12 @@ export function describeDisks(disks: readonly ProtectionStatus[]): string {
     formatRate(status.uploadBytesPerSecond, 1_000),
     formatBytes(status.backlogBytes),
     formatCount(status.pointsCommitted),
+    formatAge(status.lastPrune?.ageMs ?? null),
   ]);
   const findings = disks.flatMap(({ disk, findings: found }) =>
     found.map(({ level, code, cause, remedy }) => `${printable(disk)}: ${level}: ${printable(cause)} (${code})\n  ${printable(remedy)}`),
   );
-  return [table(heading, rows, "lllrrrrrrr"), ...(findings.length === 0 ? [] : ["", ...findings])].join("\n");
+  return [table(heading, rows, "lllrrrrrrrr"), ...(findings.length === 0 ? [] : ["", ...findings])].join("\n");
 }
 
 /** `protecting  committed 4.1 s ago  written 12 MiB/s  sent 3.0 MiB/s  backlog 40 MiB  12 points` */

@@ -31,7 +31,8 @@ export function pruneCommand(context: CommandContext): Command {
 The newest point of a disk stays, and so does a point that is pinned or being
 read. Ages count from the newest point: where nothing new arrives nothing goes.
 A pruned point gives no space back by itself: \`tidemark collect\` does. A disk
-that an agent protects is pruned by its agent.
+that an agent protects is pruned by its agent. Of a point of several disks all
+parts go where one policy prunes all of these disks.
 
 Policies:
   days:7                      all of 2 hours, then one per 2 hours, for 7 days
@@ -88,7 +89,8 @@ async function explainPoint(
     const onDecision = (told: PointDecision): void => {
       if (told.sequence === sequence) found = told;
     };
-    await vault.prune({ disk, policy, dryRun: true, onDecision, onNotice: output.notice.bind(output), signal });
+    const onNotice = output.notice.bind(output);
+    await vault.prune({ disk, policy, dryRun: true, withoutFreedBytes: true, onDecision, onNotice, signal });
     if (found !== undefined) return found;
     throw new TidemarkError("POINT_NOT_FOUND", `point ${sequence} of disk ${JSON.stringify(disk)} was pruned a moment ago`, {
       remedy: "`tidemark points list` shows the points that are left",

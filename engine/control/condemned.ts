@@ -8,18 +8,22 @@
  * and the keeper sees it; or the keeper's object was there before the pruner listed, and the pruner sees that. A keeper that finds its
  * point condemned waits for the head to tell. The list of a pruner that died is void as soon as the head has a higher epoch, because the
  * swap it was written for can never happen any more; so a keeper that waits in vain takes the dead pruner's seat and leaves it.
+ *
+ * A group's point is several disks', each of which is pruned under a seat of its own. So a pruner lists the holds and pins of all members, and a keeper
+ * reads the lists of all: the same argument then holds for each pair of them. A keeper waits for what another disk's list says, too, but it
+ * has its point whatever comes of that: what such a prune drops had been doomed before, and the point is none of a group any more.
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
-import type { PointRecord } from "../format/documents.ts";
+import type { HeadDocument, PointRecord } from "../format/documents.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import type { CondemnedDocument, SequenceRange } from "../format/keeping.ts";
 import { decodeCondemned, encodeCondemned } from "../format/keeping.ts";
-import { condemnedName } from "../format/names.ts";
+import { condemnedName, headName } from "../format/names.ts";
 import type { PutCondition } from "../sink.ts";
 import type { Store } from "../store.ts";
 import { unknownOutcomesMax, unreachable } from "../store.ts";
-import { findPoint, PageCache } from "./history.ts";
+import { findPoint, PageCache, readPoints } from "./history.ts";
 import { readHead, Seat } from "./seat.ts";
 import type { Notice } from "./summaries.ts";
 
@@ -42,20 +46,59 @@ export interface PointPlace {
 }
 
 /**
- * Makes sure that no prune, running or to come, misses the hold or pin that has been put before: to be called after it. Errors:
- * POINT_NOT_FOUND when the point has been dropped or is being dropped.
+ * Makes sure that no prune of any disk, running or to come, misses the hold or pin that has been put before: to be called after it. Errors:
+ * POINT_NOT_FOUND when the point has been dropped or is being dropped; DAMAGED, FORMAT_UNSUPPORTED.
  */
 export async function proveListed(place: PointPlace): Promise<void> {
-  const { store, vault, disk, point, onNotice, signal } = place;
+  const { store, disk, point, signal } = place;
   const cache = pagesOf.get(store) ?? new PageCache();
   pagesOf.set(store, cache);
+  await decided(place, disk, async () => {
+    const { condemned, head } = await readBoth(place, disk);
+    if ((await findPoint(store, head, { sequence: point.sequence }, signal, cache))?.id !== point.id) throw dropped(disk, point);
+    return !isCondemned(condemned, head, point.sequence);
+  });
+  for (const member of point.group?.disks ?? []) {
+    if (member !== disk) await decided(place, member, async () => await isGroupSafe(place, member, cache));
+  }
+}
+
+/** Whether no prune of `member` has condemned its part of the group's point. */
+async function isGroupSafe(place: PointPlace, member: string, cache: PageCache): Promise<boolean> {
+  const { store, vault, point, signal } = place;
+  // As a rule nothing is; else the member's points have to be looked through.
+  const { condemned: first } = await readCondemned(store, vault, member, signal);
+  if (first === undefined || first.ranges.length === 0) return true;
+  try {
+    const { condemned, head } = await readBoth(place, member);
+    const oldest = condemned?.ranges[0]?.first ?? Number.POSITIVE_INFINITY;
+    // What a damaged page lists is in no list of condemned points.
+    for await (const { sequence, group } of readPoints(store, head, { cache, onDamage: () => undefined, signal })) {
+      if (sequence < oldest) break;
+      if (group?.id === point.group?.id) return !isCondemned(condemned, head, sequence);
+    }
+    return true;
+  } catch (error) {
+    // Where no point can be read there is none to be dropped.
+    if (
+      hasCode(error, "DISK_NOT_FOUND") ||
+      (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED") && error.detail["object"] === headName(member))
+    )
+      return true;
+    throw error;
+  }
+}
+
+/** Asks until `isSettled`; when a prune of `disk` is waited for in vain, its seat is taken, if it is dead. Errors: POINT_NOT_FOUND. */
+async function decided(
+  { store, vault, disk: own, point, onNotice, signal }: PointPlace,
+  disk: string,
+  isSettled: () => Promise<boolean>,
+): Promise<void> {
   let waitedSinceMs: number | undefined;
   for (;;) {
     throwIfAborted(signal);
-    const { condemned } = await readCondemned(store, vault, disk, signal);
-    const { head } = await readHead(store, vault, disk, signal);
-    if ((await findPoint(store, head, { sequence: point.sequence }, signal, cache))?.id !== point.id) throw dropped(disk, point);
-    if (condemned === undefined || condemned.epoch < head.epoch || !isAmong(condemned.ranges, point.sequence)) return;
+    if (await isSettled()) return;
     waitedSinceMs ??= performance.now();
     if (performance.now() - waitedSinceMs < timing.waitMs) {
       await delay(timing.pollMs, undefined, { signal }).catch(() => undefined);
@@ -65,10 +108,31 @@ export async function proveListed(place: PointPlace): Promise<void> {
       const seat = await Seat.take({ store, vault, disk, onNotice, signal });
       await seat.release();
     } catch (error) {
-      if (hasCode(error, "WRITER_ACTIVE")) throw beingDropped(disk, point, error);
+      if (hasCode(error, "WRITER_ACTIVE")) throw beingDropped(own, point, disk, error);
       throw error;
     }
   }
+}
+
+/** The list first: a head that is read after it is younger than all that the list was void for. */
+async function readBoth(
+  { store, vault, signal }: PointPlace,
+  disk: string,
+): Promise<{ readonly condemned: CondemnedDocument | undefined; readonly head: HeadDocument }> {
+  const { condemned } = await readCondemned(store, vault, disk, signal);
+  const { head } = await readHead(store, vault, disk, signal);
+  return { condemned, head };
+}
+
+/** Whether the list counts, and names the point. */
+function isCondemned(condemned: CondemnedDocument | undefined, head: HeadDocument, sequence: number): boolean {
+  if (condemned === undefined || condemned.epoch < head.epoch) return false;
+  return condemned.ranges.some(({ first, last }) => first <= sequence && sequence <= last);
+}
+
+/** Whether `error` says that a prune was under way whose outcome was not known, rather than that the point has gone. */
+export function isUndecided(error: TidemarkError): boolean {
+  return error.detail["pruning"] !== undefined;
 }
 
 /** The list and its ETag, both undefined when there has never been one. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
@@ -151,10 +215,6 @@ export function rangesOf(sequences: readonly number[]): SequenceRange[] {
   return ranges;
 }
 
-function isAmong(ranges: readonly SequenceRange[], sequence: number): boolean {
-  return ranges.some(({ first, last }) => first <= sequence && sequence <= last);
-}
-
 function seatLost(disk: string): TidemarkError {
   return new TidemarkError("SEAT_LOST", `another writer has taken over disk ${JSON.stringify(disk)}, and prunes it`, {
     remedy: "let the other writer work, or stop it and run the command again",
@@ -169,10 +229,16 @@ function dropped(disk: string, point: PointRecord): TidemarkError {
   });
 }
 
-function beingDropped(disk: string, point: PointRecord, cause: unknown): TidemarkError {
-  return new TidemarkError("POINT_NOT_FOUND", `point ${String(point.sequence)} of disk ${JSON.stringify(disk)} is being pruned`, {
+/** `pruned`: the disk whose prune takes so long. */
+function beingDropped(disk: string, point: PointRecord, pruned: string, cause: unknown): TidemarkError {
+  const what = `point ${String(point.sequence)} of disk ${JSON.stringify(disk)}`;
+  const fact =
+    pruned === disk
+      ? `${what} is being pruned`
+      : `${what} belongs to a group's point that is being pruned on disk ${JSON.stringify(pruned)}`;
+  return new TidemarkError("POINT_NOT_FOUND", fact, {
     remedy: "run the command again in a minute: if the prune was interrupted, the point is there to stay; else choose another",
-    detail: { disk, sequence: point.sequence, point: point.id },
+    detail: { disk, sequence: point.sequence, point: point.id, pruning: pruned },
     cause,
   });
 }

@@ -1,12 +1,14 @@
 /**
  * Which points are multi-disk points. The members of a group commit one after the other, each for itself; their points are one
  * only when every member has its own. So a reader asks the other disks: each of their heads is read once, and their points are
- * walked from the newest back, no further than a question needs.
+ * walked from the newest back, no further than a question needs. Likewise a pin or a reader of one member's point keeps all of them.
  */
 import { hasCode } from "../errors.ts";
 import type { GroupRecord, HeadDocument, PointRecord } from "../format/documents.ts";
 import type { Store } from "../store.ts";
-import { readPoints } from "./history.ts";
+import { findPoint, PageCache, readPoints } from "./history.ts";
+import { listHolds } from "./holds.ts";
+import { countedPins } from "./pins.ts";
 import { readHead } from "./seat.ts";
 
 /**
@@ -26,6 +28,7 @@ export class GroupMembers {
   readonly #options: GroupMembersOptions;
   readonly #heads = new Map<string, Promise<HeadDocument>>();
   readonly #walks = new Map<string, Promise<Walk | undefined>>();
+  readonly #keeping = new Map<string, Promise<Keeping>>();
 
   constructor(options: GroupMembersOptions) {
     this.#options = options;
@@ -51,6 +54,39 @@ export class GroupMembers {
     return group;
   }
 
+  /** Whether a pin or a hold on another disk keeps its part of the group's point, and with it that of `disk`. */
+  async keptElsewhere(disk: string, { id, disks }: GroupRecord): Promise<{ readonly pinned: boolean; readonly held: boolean }> {
+    let [pinned, held] = [false, false];
+    for (const member of disks) {
+      if (member === disk) continue;
+      const keeping = this.#keeping.get(member) ?? this.#readKeeping(member);
+      this.#keeping.set(member, keeping);
+      const { pinnedGroups, heldGroups } = await keeping;
+      pinned ||= pinnedGroups.has(id);
+      held ||= heldGroups.has(id);
+    }
+    return { pinned, held };
+  }
+
+  async #readKeeping(disk: string): Promise<Keeping> {
+    const { store, signal } = this.#options;
+    const pinnedGroups = new Set<string>();
+    const heldGroups = new Set<string>();
+    try {
+      const head = await this.head(disk);
+      const cache = new PageCache();
+      const note = async (sequence: number, groups: Set<string>): Promise<void> => {
+        const group = (await findPoint(store, head, { sequence }, signal, cache))?.group;
+        if (group != null) groups.add(group.id);
+      };
+      for (const pin of await countedPins(store, head, () => undefined, signal)) await note(pin.sequence, pinnedGroups);
+      for (const sequence of (await listHolds(store, disk, signal)).keys()) await note(sequence, heldGroups);
+    } catch (error) {
+      if (!hasCode(error, "DISK_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+    }
+    return { pinnedGroups, heldGroups };
+  }
+
   async #has(disk: string, group: string, timeMs: number): Promise<boolean> {
     let walk = await this.#walks.get(disk);
     if (walk === undefined || timeMs > walk.startedAtMs) {
@@ -74,6 +110,12 @@ export class GroupMembers {
       throw error;
     }
   }
+}
+
+/** Ids of the groups of which a disk's part is pinned, or being read, as far as that can be told. */
+interface Keeping {
+  readonly pinnedGroups: ReadonlySet<string>;
+  readonly heldGroups: ReadonlySet<string>;
 }
 
 /** A way from a time back through a disk's points, which remembers the groups that it has passed. */

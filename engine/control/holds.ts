@@ -7,13 +7,13 @@
  * `signal` aborts.
  */
 import { randomBytes, randomUUID } from "node:crypto";
-import { hasCode, TidemarkError } from "../errors.ts";
+import { type ErrorCode, hasCode, TidemarkError } from "../errors.ts";
 import { toHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { encodeHold } from "../format/keeping.ts";
 import { keeperName, keepersPrefix, keptSequence } from "../format/names.ts";
 import type { Store } from "../store.ts";
-import { proveListed } from "./condemned.ts";
+import { isUndecided, proveListed } from "./condemned.ts";
 import { identifyProcess, type ProcessIdentity } from "./process-identity.ts";
 import type { Notice } from "./summaries.ts";
 
@@ -50,17 +50,27 @@ export interface PointHold extends AsyncDisposable {
 }
 
 /**
- * Holds a point until `release`, or until this process has not been heard of by the store for a minute. In a store that refuses writes
- * nothing is held, and a notice HOLD_REFUSED says so. Errors: POINT_NOT_FOUND when the point has been, or is being, dropped.
+ * Holds a point until `release`, or until this process has not been heard of by the store for a minute. In a store that refuses writes, or
+ * has no room for any, nothing is held, and a notice HOLD_REFUSED says so. Errors: POINT_NOT_FOUND when the point has been, or is being, dropped; DAMAGED,
+ * FORMAT_UNSUPPORTED when it cannot be told.
  */
 export async function holdPoint(options: HoldOptions): Promise<PointHold> {
+  return await heldUnless(options, "ACCESS_REFUSED", "NO_SPACE");
+}
+
+/** As `holdPoint`, for whoever wants the point's data above all: where it cannot be told whether the point is being dropped, nothing is held either. */
+export async function holdToRead(options: HoldOptions): Promise<PointHold> {
+  return await heldUnless(options, "ACCESS_REFUSED", "NO_SPACE", "DAMAGED", "FORMAT_UNSUPPORTED");
+}
+
+async function heldUnless(options: HoldOptions, ...codes: readonly ErrorCode[]): Promise<PointHold> {
   try {
     const identity = await identifyProcess();
     return new LeasedHold(options, identity, await takeHold(options, identity, options.signal));
   } catch (error) {
-    if (!hasCode(error, "ACCESS_REFUSED")) throw error;
+    if (!hasCode(error, ...codes)) throw error;
     const { point, onNotice } = options;
-    const message = `the store lets us read only, so point ${String(point.sequence)} is not held: a prune may drop it while it is read`;
+    const message = `point ${String(point.sequence)} is not held, so a prune may drop it while it is read: ${error.message}`;
     onNotice({ code: "HOLD_REFUSED", message });
     return new NoHold();
   }
@@ -170,7 +180,7 @@ class LeasedHold implements PointHold {
       await giveUp(store, former);
     } catch (error) {
       if (!(error instanceof TidemarkError)) throw error;
-      if (!hasCode(error, "POINT_NOT_FOUND", "DISK_NOT_FOUND")) return;
+      if (!hasCode(error, "POINT_NOT_FOUND", "DISK_NOT_FOUND") || isUndecided(error)) return;
       clearInterval(this.#timer);
       this.#lost.abort(error);
     }
@@ -196,7 +206,7 @@ class LeasedHold implements PointHold {
   }
 }
 
-/** What one has of a store that cannot be written. */
+/** What one has where nothing can be held. */
 class NoHold implements PointHold {
   readonly signal: AbortSignal = new AbortController().signal;
 

@@ -8,7 +8,7 @@
 import { randomBytes } from "node:crypto";
 import { hasCode, TidemarkError } from "../errors.ts";
 import { toHex } from "../format/checksum.ts";
-import type { PointRecord } from "../format/documents.ts";
+import type { HeadDocument, PointRecord } from "../format/documents.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import type { PinDocument } from "../format/keeping.ts";
 import { decodePin, encodePin } from "../format/keeping.ts";
@@ -111,6 +111,18 @@ export async function listPins(
   });
   await Promise.all(readers);
   return pins;
+}
+
+/** The pins of a disk that count by now, as its newest point and our clock tell. Errors: as `listPins`. */
+export async function countedPins(
+  store: Store,
+  head: HeadDocument,
+  onNotice: (notice: Notice) => void,
+  signal: AbortSignal | undefined,
+): Promise<StoredPin[]> {
+  const newestMs = head.points.at(-1)?.timeMs ?? 0;
+  const pins = await listPins(store, head.vault, head.disk, onNotice, signal);
+  return pins.filter((pin) => !isExpired(pin, Date.now(), newestMs));
 }
 
 /** Whether a pin is meant for this very point: a store that went back in time may have given its number to another. */

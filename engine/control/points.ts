@@ -8,7 +8,7 @@ import type { GroupMembers } from "./group-members.ts";
 import type { PointKey } from "./history.ts";
 import { findPoint, readPoints } from "./history.ts";
 import { listHolds } from "./holds.ts";
-import { isOf, listPins, type StoredPin } from "./pins.ts";
+import { countedPins, isOf, type StoredPin } from "./pins.ts";
 import { readProved } from "./proved.ts";
 import type { DiskSummary, ListedPoint, PinSummary, PointDetail, PointSummary, PointsOptions } from "./summaries.ts";
 
@@ -63,14 +63,16 @@ export async function listPoints(store: Store, members: GroupMembers, disk: stri
       : (error: TidemarkError): void => {
           onNotice({ code: "HISTORY_DAMAGED", message: `${error.message}; the points that it lists are left out` });
         };
-  const pins = await listPins(store, head.vault, disk, onNotice ?? (() => undefined), signal);
+  const pins = await countedPins(store, head, onNotice ?? (() => undefined), signal);
   const holds = await listHolds(store, disk, signal);
   const times = await readProved(store, head.vault, disk, signal);
   const newestFirst: ListedPoint[] = [];
   for await (const point of readPoints(store, head, { onDamage, signal })) {
     const summary = pointSummary(disk, point, await members.groupOf(disk, point));
-    const proved = isoOrNull(times.of(point));
-    newestFirst.push({ ...summary, pinned: pins.some((pin) => isOf(pin, point)), held: holds.has(point.sequence), proved });
+    const elsewhere = point.group === null ? undefined : await members.keptElsewhere(disk, point.group);
+    const pinned = elsewhere?.pinned === true || pins.some((pin) => isOf(pin, point));
+    const held = elsewhere?.held === true || holds.has(point.sequence);
+    newestFirst.push({ ...summary, pinned, held, proved: isoOrNull(times.of(point)) });
     if (newestFirst.length === limit) break;
   }
   return newestFirst.reverse();

@@ -50,6 +50,18 @@ export interface ProtectionStatus {
   readonly barrier: { readonly lastMs: number; readonly maxMs: number };
   /** Old content kept for the open cut, in bytes: in memory and spilled. */
   readonly preservedBytes: number;
+  /** Null before this process has pruned the disk for the first time, and where the policy keeps everything. */
+  readonly lastPrune: LastPrune | null;
+}
+
+/** What a disk's own prune last came to. */
+export interface LastPrune {
+  /** How long ago in ms, on a clock that cannot be set. */
+  readonly ageMs: number;
+  readonly removedPoints: number;
+  readonly keptPoints: number;
+  /** Of these, points that the policy does not keep, but somebody reads, or has pinned since it was asked. */
+  readonly heldPoints: number;
 }
 
 export interface ProtectionPolicy {
@@ -78,6 +90,7 @@ export type ProtectionEvent =
       readonly disk: string;
       readonly removedPoints: number;
       readonly keptPoints: number;
+      readonly heldPoints: number;
       readonly message: string;
     }
   | { readonly kind: "notice"; readonly disk: string; readonly code: Notice["code"]; readonly message: string }

@@ -127,7 +127,6 @@ export class Protection implements AsyncDisposable {
     this.#measures.sample(this.#protected.writtenBytes);
     const backlogBytes = this.#protected.dirtyBytes;
     const findings = this.#findings(backlogBytes);
-    const { lag, rates } = this.#measures;
     return {
       disk: this.disk,
       group: this.#options.group?.name ?? null,
@@ -135,13 +134,14 @@ export class Protection implements AsyncDisposable {
       health: healthOf(findings),
       findings,
       sizeBytes: this.#protected.sizeBytes,
-      lag,
-      ...rates,
+      lag: this.#measures.lag,
+      ...this.#measures.rates,
       backlogBytes,
       pointsCommitted: this.#pointsCommitted,
       latest: this.#latest,
       barrier: this.#protected.barrier,
       preservedBytes: this.#protected.preservedBytes,
+      lastPrune: this.#pruning.last,
     };
   }
 

@@ -19,11 +19,11 @@ import { Store } from "../store.ts";
 import type { Consistency } from "../volume.ts";
 import { clearCondemned, putCondemned, rangesOf } from "./condemned.ts";
 import { PageCache } from "./history.ts";
-import { isHoldAlive, listHolds } from "./holds.ts";
-import { deletePin, isExpired, listPins } from "./pins.ts";
+import { keptOf } from "./keepers.ts";
+import { deletePin } from "./pins.ts";
 import { diskNames } from "./points.ts";
 import { Family } from "./prune-family.ts";
-import type { PlannedPoint, PlanOptions, PrunePlan } from "./prune-plan.ts";
+import type { PlanOptions, PrunePlan } from "./prune-plan.ts";
 import { planPrune } from "./prune-plan.ts";
 import { readHead, Seat } from "./seat.ts";
 import { proveObjects, proveVault, type VaultContext } from "./session.ts";
@@ -41,6 +41,8 @@ export interface PruneOptions {
   readonly policy: RetentionPolicy;
   /** Only decides, and changes nothing. */
   readonly dryRun?: boolean | undefined;
+  /** Of a dry run: leaves `freedBytes` null, because to know it every map of the vault is read. */
+  readonly withoutFreedBytes?: boolean | undefined;
   /** The time by which ages are counted, in ms since 1970. Default: now. */
   readonly nowMs?: number | undefined;
   /** Told what is decided about each point, oldest first, disk by disk. */
@@ -77,7 +79,7 @@ export interface PruneCounts {
 
 export interface PruneSummary extends PruneCounts {
   readonly dryRun: boolean;
-  /** Of a dry run: what a collection would then give back. Null when it was none, and when something cannot be read that says so. */
+  /** Of a dry run: what a collection would then give back. Null when it was not asked for, and when something cannot be read that says so. */
   readonly freedBytes: number | null;
   readonly disks: readonly (PruneCounts & { readonly disk: string })[];
   /** Disks that another writer has, or whose points cannot be read: nothing was dropped there. */
@@ -92,12 +94,12 @@ export interface PruneSummary extends PruneCounts {
  */
 export async function prune(context: VaultContext, options: PruneOptions): Promise<PruneSummary> {
   const startedAt = performance.now();
-  const { signal, dryRun = false } = options;
+  const { signal, dryRun = false, withoutFreedBytes = false } = options;
   const onNotice = options.onNotice ?? (() => undefined);
   const store = new Store(context.sink);
   const { vault } = context.document;
-  const asked = { store, vault, nowMs: options.nowMs ?? Date.now(), onNotice, signal };
-  const planning: PlanOptions = { ...asked, policy: options.policy, family: new Family(asked), cache: new PageCache() };
+  const asked = { store, vault, policy: options.policy, nowMs: options.nowMs ?? Date.now(), cache: new PageCache(), onNotice, signal };
+  const planning: PlanOptions = { ...asked, family: new Family(asked) };
   const names = options.disk === undefined ? await diskNames(store, signal) : [options.disk.normalize("NFC")];
   let skippedDisks = 0;
   /** One disk of many does not end the work for all. */
@@ -112,28 +114,27 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
     }
   };
   // All is decided before anything is dropped: a group's points go on all of its disks or on none.
-  const plans: PrunePlan[] = [];
+  const plans: (PrunePlan & { readonly heldPoints: number })[] = [];
   for (const disk of names) {
     throwIfAborted(signal);
-    const plan = await orSkip(
-      disk,
-      readHead(store, vault, disk, signal).then(async ({ head }) => await planPrune(planning, head)),
-    );
+    const planned = readHead(store, vault, disk, signal).then(async ({ head }) => {
+      const plan = await planPrune(planning, head);
+      return dryRun ? await foresee(planning, plan) : { ...plan, heldPoints: 0 };
+    });
+    const plan = await orSkip(disk, planned);
     if (plan === undefined) continue;
     plans.push(plan);
     if (options.onDecision !== undefined) tell(plan, options.onDecision);
   }
   const disks: (PruneCounts & { readonly disk: string })[] = [];
-  const gone = new Set<PlannedPoint>();
   for (const plan of plans) {
-    const work = dryRun ? foresee(planning, plan, gone) : pruneDisk(planning, plan);
-    const counts = await orSkip(plan.disk, work);
+    const counts = dryRun ? countsOf(plan) : await orSkip(plan.disk, pruneDisk(planning, plan));
     if (counts !== undefined) disks.push({ disk: plan.disk, ...counts });
   }
   const sum = (field: keyof PruneCounts): number => disks.reduce((total, counts) => total + counts[field], 0);
   return {
     dryRun,
-    freedBytes: dryRun ? await foreseeBytes({ store, vault, signal }, plans, gone) : null,
+    freedBytes: dryRun && !withoutFreedBytes ? await foreseeBytes({ store, vault, signal }, plans) : null,
     removedPoints: sum("removedPoints"),
     keptPoints: sum("keptPoints"),
     heldPoints: sum("heldPoints"),
@@ -161,7 +162,7 @@ export async function dropDoomed(options: PlanOptions, plan: PrunePlan, seat: Se
     const isLast = from + condemnedPointsMax >= doomed.length;
     const document = { vault, disk, epoch: seat.epoch, ranges: rangesOf(condemned.map(({ sequence }) => sequence)) };
     const etag = await putCondemned(store, document, signal);
-    const kept = await keptAgain(options, plan, condemned);
+    const kept = await keptOf(options, plan, condemned, { clear: true });
     const dropped = condemned.filter((point) => !kept.has(point));
     heldPoints += kept.size;
     if (dropped.length > 0) {
@@ -211,63 +212,36 @@ async function pruneSeated(options: PlanOptions, disk: string): Promise<PruneCou
   }
 }
 
-/** What `pruneDisk` would do; adds to `gone`. Whether a reader lives cannot be told without taking its lease, so every hold counts. */
-async function foresee({ store, signal }: PlanOptions, { disk, doomed, points }: PrunePlan, gone: Set<PlannedPoint>): Promise<PruneCounts> {
-  const holds = doomed.length === 0 ? new Map<number, readonly string[]>() : await listHolds(store, disk, signal);
-  const dropped = doomed.filter(({ sequence }) => !holds.has(sequence));
-  for (const point of dropped) gone.add(point);
+/** What a plan comes to when readers stay as they are. */
+async function foresee(options: PlanOptions, plan: PrunePlan): Promise<PrunePlan & { readonly heldPoints: number }> {
+  const kept = await keptOf(options, plan, plan.doomed, { clear: false });
+  const decisions = plan.decisions.map((decision, index): Decision => {
+    const point = plan.points[index];
+    const reason = point === undefined ? undefined : kept.get(point);
+    return reason === undefined ? decision : { ...decision, keep: true, reasons: [reason] };
+  });
+  return { ...plan, decisions, doomed: plan.doomed.filter((point) => !kept.has(point)), heldPoints: kept.size };
+}
+
+function countsOf({ points, doomed, heldPoints }: PrunePlan & { readonly heldPoints: number }): PruneCounts {
   return {
-    removedPoints: dropped.length,
-    keptPoints: points.length - dropped.length,
-    heldPoints: doomed.length - dropped.length,
-    removedStoredBytes: dropped.reduce((total, { storedBytes }) => total + storedBytes, 0),
+    removedPoints: doomed.length,
+    keptPoints: points.length - doomed.length,
+    heldPoints,
+    removedStoredBytes: doomed.reduce((total, { storedBytes }) => total + storedBytes, 0),
   };
 }
 
 /** Null when something of the vault cannot be read. */
-async function foreseeBytes(options: LiveSetOptions, plans: readonly PrunePlan[], gone: ReadonlySet<PlannedPoint>): Promise<number | null> {
-  const dropped = new Map(
-    plans.map(({ disk, doomed }) => [disk, new Set(doomed.filter((point) => gone.has(point)).map(({ sequence }) => sequence))]),
-  );
+async function foreseeBytes(options: LiveSetOptions, plans: readonly PrunePlan[]): Promise<number | null> {
+  const dropped = new Map(plans.map(({ disk, doomed }) => [disk, new Set(doomed.map(({ sequence }) => sequence))]));
+  if (plans.every(({ doomed }) => doomed.length === 0)) return 0;
   try {
     return await bytesFreed({ ...options, isDropped: (disk, sequence) => dropped.get(disk)?.has(sequence) === true });
   } catch (error) {
     if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return null;
     throw error;
   }
-}
-
-/**
- * Those of the condemned points that somebody keeps, asked after they were condemned: readers that live, and pins that were not there, or counted, before.
- * Of a group's point any member's reader or pin counts.
- */
-async function keptAgain(options: PlanOptions, plan: PrunePlan, condemned: readonly PlannedPoint[]): Promise<ReadonlySet<PlannedPoint>> {
-  const { store, vault, family, nowMs, onNotice, signal } = options;
-  const newestMs = plan.points.at(-1)?.timeMs ?? 0;
-  const bySequence = new Map(condemned.map((point) => [point.sequence, point]));
-  const byGroup = new Map(condemned.flatMap((point) => (point.group === null ? [] : [[point.group.id, point] as const])));
-  const idle = new Set(plan.idlePins.map(({ object }) => object));
-  const kept = new Set<PlannedPoint>();
-  for (const disk of new Set([plan.disk, ...condemned.flatMap(({ group }) => group?.disks ?? [])])) {
-    const find = async (sequence: number): Promise<PlannedPoint | undefined> =>
-      disk === plan.disk ? bySequence.get(sequence) : byGroup.get((await family.groupAt(disk, sequence)) ?? "");
-    for (const [sequence, names] of await listHolds(store, disk, signal)) {
-      const point = await find(sequence);
-      if (point !== undefined && (await anyAlive(store, names, signal))) kept.add(point);
-    }
-    for (const pin of await listPins(store, vault, disk, onNotice, signal)) {
-      const point = await find(pin.sequence);
-      if (point !== undefined && !idle.has(pin.object) && !isExpired(pin, nowMs, newestMs)) kept.add(point);
-    }
-  }
-  return kept;
-}
-
-/** All are asked, so that all holds of dead readers are cleared away. */
-async function anyAlive(store: Store, names: readonly string[], signal: AbortSignal | undefined): Promise<boolean> {
-  let alive = false;
-  for (const name of names) if (await isHoldAlive(store, name, signal)) alive = true;
-  return alive;
 }
 
 function tell({ disk, points, decisions }: PrunePlan, onDecision: (decision: PointDecision) => void): void {

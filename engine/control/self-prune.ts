@@ -10,7 +10,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { TidemarkError } from "../errors.ts";
 import type { RetentionPolicy } from "../retention/policy.ts";
 import { PageCache } from "./history.ts";
-import type { Finding, ProtectOptions } from "./protection-status.ts";
+import type { Finding, LastPrune, ProtectOptions } from "./protection-status.ts";
 import { dropDoomed } from "./prune.ts";
 import { Family } from "./prune-family.ts";
 import type { PlanOptions, PrunePlan } from "./prune-plan.ts";
@@ -25,11 +25,16 @@ const timing = {
   patienceMsMin: 200,
   patienceMsMax: 30_000,
   failuresTold: 3,
+  /** Clocks are set by some minutes now and then; points that are so far ahead of theirs stay for so long. */
+  aheadToldMs: 3_600_000,
   /** Different notices, each of which is given once. */
   toldMax: 100,
 } as const;
 
-/** A plan that is being made, or has been. It holds for one session: after another writer, or a store that went back, numbers may mean other points. */
+/**
+ * A plan that is being made, or has been. It holds for one session, because after another writer, or a store that went back, numbers may mean other points;
+ * and for one policy, because what a user has taken back drops nothing.
+ */
 interface Planning {
   readonly session: Session;
   readonly options: PlanOptions;
@@ -46,6 +51,9 @@ export class SelfPrune {
   #nextAtMs = 0;
   /** The newest point when it was last looked what goes. While there is no newer one, nothing more goes. */
   #seen = 0;
+  #last: (Omit<LastPrune, "ageMs"> & { readonly atMs: number }) | undefined;
+  /** Time of the newest point, where a policy counts ages from it. */
+  #newestMs: number | undefined;
   #failuresInRow = 0;
   #failure: TidemarkError | undefined;
   /** What was said is said once: a page that is damaged stays so for weeks. */
@@ -61,8 +69,14 @@ export class SelfPrune {
    * no error here.
    */
   async afterPoint(session: Session, policy: RetentionPolicy | undefined, cycleMs: number): Promise<boolean> {
-    if (policy === undefined || policy.kind === "everything") return true;
-    if (this.#planning?.session !== session) await this.abandon();
+    const isStale = this.#planning?.session !== session || this.#planning.options.policy !== policy;
+    if (isStale) await this.abandon();
+    if (policy === undefined || policy.kind === "everything") {
+      this.#last = undefined;
+      this.#newestMs = undefined;
+      return true;
+    }
+    this.#newestMs = session.newest?.timeMs;
     const newest = session.newest?.sequence ?? 0;
     if (this.#planning === undefined && (performance.now() < this.#nextAtMs || newest === this.#seen)) return true;
     const planning = (this.#planning ??= this.#begin(session, policy));
@@ -71,7 +85,8 @@ export class SelfPrune {
       const plan = await within(planning.plan, Math.min(timing.patienceMsMax, Math.max(timing.patienceMsMin, cycleMs * timing.patience)));
       if (plan === undefined) return true;
       isSeatLent = plan.doomed.length > 0;
-      if (isSeatLent) await this.#drop(planning, plan);
+      const counts = isSeatLent ? await this.#drop(planning, plan) : { removedPoints: 0, keptPoints: plan.points.length, heldPoints: 0 };
+      this.#last = { ...counts, atMs: performance.now() };
       this.#over(newest);
       this.#failuresInRow = 0;
       this.#failure = undefined;
@@ -84,8 +99,17 @@ export class SelfPrune {
     }
   }
 
+  /** What the last prune came to; null when there was none, or the policy keeps everything. */
+  get last(): LastPrune | null {
+    if (this.#last === undefined) return null;
+    const { atMs, removedPoints, keptPoints, heldPoints } = this.#last;
+    return { ageMs: Math.round(performance.now() - atMs), removedPoints, keptPoints, heldPoints };
+  }
+
   /** What is wrong with it, when that goes on. */
   get finding(): Finding | undefined {
+    const aheadMs = (this.#newestMs ?? 0) - Date.now();
+    if (aheadMs > timing.aheadToldMs) return datedAhead(this.#newestMs ?? 0, aheadMs);
     if (this.#failure === undefined || this.#failuresInRow < timing.failuresTold) return undefined;
     return {
       level: "Warning",
@@ -110,18 +134,21 @@ export class SelfPrune {
     const onNotice = ({ code, message }: Notice): void => {
       this.#notice(code, message);
     };
-    const asked = { store: session.store, vault: this.#vault, nowMs: Date.now(), onNotice, signal };
-    const options: PlanOptions = { ...asked, policy, family: new Family(asked), cache: this.#cache };
+    const asked = { store: session.store, vault: this.#vault, policy, nowMs: Date.now(), cache: this.#cache, onNotice, signal };
+    const options: PlanOptions = { ...asked, family: new Family(asked) };
     const plan = planPrune(options, session.head);
     plan.catch(() => undefined); // heard of after a point, or not at all
     return { session, options, abort, plan };
   }
 
-  async #drop({ session, options }: Planning, plan: PrunePlan): Promise<void> {
-    const { removedPoints, keptPoints } = await session.prune(async (seat) => await dropDoomed(options, plan, seat, false));
-    if (removedPoints === 0) return;
-    const message = `${String(removedPoints)} points pruned, ${String(keptPoints)} left`;
-    this.#options.onEvent?.({ kind: "prune", disk: this.#options.disk, removedPoints, keptPoints, message });
+  async #drop({ session, options }: Planning, plan: PrunePlan): Promise<Omit<LastPrune, "ageMs">> {
+    const { removedPoints, keptPoints, heldPoints } = await session.prune(async (seat) => await dropDoomed(options, plan, seat, false));
+    const counts = { removedPoints, keptPoints, heldPoints };
+    if (removedPoints === 0) return counts;
+    const held = heldPoints === 0 ? "" : `, ${String(heldPoints)} of them because somebody reads or has pinned them`;
+    const message = `${String(removedPoints)} points pruned, ${String(keptPoints)} left${held}`;
+    this.#options.onEvent?.({ kind: "prune", disk: this.#options.disk, ...counts, message });
+    return counts;
   }
 
   #failed(error: TidemarkError): void {
@@ -146,6 +173,18 @@ export class SelfPrune {
     this.#seen = seen;
     this.#nextAtMs = performance.now() + timing.everyMs;
   }
+}
+
+/** A clock that was ahead for a moment, and has been set right, keeps the points of all the time between. */
+function datedAhead(newestMs: number, aheadMs: number): Finding {
+  const until = new Date(newestMs).toISOString();
+  return {
+    level: "Warning",
+    code: "POINTS_DATED_AHEAD",
+    cause: `the newest point is dated ${String(Math.round(aheadMs / 3_600_000))} h later than now, so every point stays until ${until}, and the vault grows`,
+    remedy:
+      "set the clock of this machine right; if it is, it was ahead when points were taken: wait, or protect the disk under another name",
+  };
 }
 
 /** What `work` gives, or undefined when it takes longer. */

@@ -127,8 +127,9 @@ export interface PointSummary {
   readonly storedBytes: number;
 }
 
-/** A point of a list, and what keeps it from being pruned. */
+/** A point of a list, and what keeps it from being pruned: what keeps one disk's part of a group's point keeps all of them. */
 export interface ListedPoint extends PointSummary {
+  /** By a pin that has not expired. */
   readonly pinned: boolean;
   /** Somebody reads it, or did so until lately: a hold is cleared away by the first prune that finds its reader dead. */
   readonly held: boolean;

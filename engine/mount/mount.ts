@@ -5,7 +5,7 @@
  *     head ─► hold ─► manifest ─► MountedPoint ─► [OverlaidDisk] ─► a front end
  */
 import { tmpdir } from "node:os";
-import { holdPoint, type PointHold } from "../control/holds.ts";
+import { holdToRead, type PointHold } from "../control/holds.ts";
 import { pointSummary, selectPoint } from "../control/points.ts";
 import { readHead } from "../control/seat.ts";
 import { readManifest, type VaultContext } from "../control/session.ts";
@@ -66,7 +66,7 @@ export class Mount implements AsyncDisposable {
     const disk = options.disk.normalize("NFC");
     const { head } = await readHead(store, document.vault, disk, signal);
     const record = await selectPoint(store, head, options.point, signal);
-    const hold = await holdPoint({ store, vault: document.vault, disk, point: record, purpose: "mount", onNotice, signal });
+    const hold = await holdToRead({ store, vault: document.vault, disk, point: record, purpose: "mount", onNotice, signal });
     try {
       const manifest = await manifestOf(store, document.vault, disk, record, signal);
       const overlay = await openOverlay(options, { vault: document.vault, disk, point: record.id, sizeBytes: record.volumeBytes });

@@ -3,7 +3,7 @@
  * them as holes where it can.
  */
 
-import { holdPoint } from "../control/holds.ts";
+import { holdToRead } from "../control/holds.ts";
 import { LocalState } from "../control/local-state.ts";
 import { selectPoint } from "../control/points.ts";
 import { paced } from "../control/progress.ts";
@@ -36,7 +36,7 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   const format = options.format ?? (options.to.startsWith("blob:") ? "vhd" : "raw");
   const onNotice = options.onNotice ?? (() => undefined);
   const held = { store, vault: document.vault, disk, point, purpose: "materialize", onNotice, signal: options.signal };
-  await using hold = await holdPoint(held);
+  await using hold = await holdToRead(held);
   const signal = options.signal === undefined ? hold.signal : AbortSignal.any([options.signal, hold.signal]);
   const state = new LocalState({ folder: context.stateFolder, vault: document.vault, disk, onNotice });
   const manifest = await mustExist(readManifest(store, document.vault, disk, point, signal));

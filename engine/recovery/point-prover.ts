@@ -95,7 +95,9 @@ export class PointProver {
       this.#told.add(notice.code);
     };
     try {
-      return await holdPoint({ store, vault: context.document.vault, disk, point, purpose, onNotice, signal });
+      // What is proved is this disk's part alone, so that of a group's point no other disk is asked: there may be dozens, for each of thousands of points.
+      const part = { ...point, group: null };
+      return await holdPoint({ store, vault: context.document.vault, disk, point: part, purpose, onNotice, signal });
     } catch (error) {
       if (!isDamage(error)) throw error;
       notes.add(objectDamage(disk, error));

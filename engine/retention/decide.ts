@@ -5,17 +5,16 @@
  * What holds under every policy, whatever the clock did:
  *
  * - The newest point stays. So does a point that is dated later than now, or whose time is no time: nothing is known of its age.
- * - Ages are counted from the newest point, or from now if that is earlier: while nothing new arrives, nothing grows older. (After a clock was set
- *   back, points from the future stand at the end of a disk; ages then move with the clock until it has caught up with them.)
+ * - Ages are counted from the newest point that is not dated later than now, which stays, too: while nothing new arrives, nothing grows older. (After a
+ *   clock was set back, points from the future stand at the end of a disk; nothing grows older until the clock has caught up with them.)
  * - A policy without a rule keeps everything. A pinned point stays, and whether it is pinned changes nothing for the others.
  * - A decision does not depend on earlier ones: as long as times rise and the clock is not set back, what is left after deciding now is what deciding
  *   now would leave of all points that there ever were. So it makes no difference how often a disk is pruned; and deciding again, when
  *   what was to go has gone, removes nothing more. (`judgeByBands` and `judgeByPeriods` say why, and what pins can change about it.)
  *
- * Points of a complete group live and die on all of its disks. So they are decided first, as if the disk had no other points: every member has the
- * same ones, and comes to the same decision. Those that stay then take part in the decision on the disk's own points as the best of their
- * bands and periods. What was said about earlier decisions holds for the group's points among themselves; for the others it holds that deciding
- * again removes nothing more, since a point of the disk may have given way to one of the group that goes later.
+ * Points of a complete group live and die on all of its disks. One disk's points do not tell what the others would do, so that is decided where all members
+ * are known: what any of them keeps stays on all. Here such a point is the best of its bands and periods, so that members which have cut the same groups
+ * choose the same ones, whatever else they have.
  */
 import type { Consistency } from "../volume.ts";
 import { judgeByBands } from "./bands.ts";
@@ -34,7 +33,7 @@ export interface RetentionPoint {
   readonly group: string | null;
   /**
    * How consistent the group's point is, told alike on all of its disks. Absent: all points of groups count as equally good, because a disk's own
-   * consistency does not tell (an application rests on one disk and has nothing on another), and members must not decide differently.
+   * consistency does not tell (an application rests on one disk and has nothing on another).
    */
   readonly groupConsistency?: Consistency | undefined;
   readonly pinned: boolean;
@@ -62,52 +61,36 @@ export function kept<Point extends RetentionPoint>(points: readonly Point[], pol
   return points.filter((_, index) => judgements[index]?.keep !== false);
 }
 
-/** The higher, the better. What a group keeps is not up for choice any more. */
+/** The higher, the better. Every point of a group is better than every point of the disk alone. */
 const ranks: Readonly<Record<Consistency, number>> = { fuzzy: 1, crash: 2, app: 3 };
-const keptGroupRank = 4;
+const groupRank = 3;
 
 /** For a point that no rule has spoken of. There is none; if there were, it would stay. */
 const forgotten: Judgement = { keep: true, explain: () => ["no rule speaks of it"] };
 
 function judge(points: readonly RetentionPoint[], policy: RetentionPolicy, nowMs: number): readonly Judgement[] {
-  const ofGroups = points.filter(({ group }) => group !== null);
-  const together = judgeTimeline(ofGroups, policy, nowMs, ({ groupConsistency }) => ranks[groupConsistency ?? "crash"]);
-  const judgements = new Map<RetentionPoint, Judgement>();
-  for (const [index, point] of ofGroups.entries()) judgements.set(point, ofGroup(together[index] ?? forgotten));
-
-  const timeline = points.filter((point) => judgements.get(point)?.keep !== false);
-  const alone = judgeTimeline(timeline, policy, nowMs, ({ group, consistency }) => (group === null ? ranks[consistency] : keptGroupRank));
-  for (const [index, point] of timeline.entries()) if (point.group === null) judgements.set(point, alone[index] ?? forgotten);
-
-  return points.map((point) => {
-    const judgement = judgements.get(point) ?? forgotten;
-    return point.pinned ? keptAnyway(["pinned"], judgement) : judgement;
-  });
-}
-
-/** The policy's judgement of points that are all there is. */
-function judgeTimeline(
-  points: readonly RetentionPoint[],
-  policy: RetentionPolicy,
-  nowMs: number,
-  rankOf: (point: RetentionPoint) => number,
-): readonly Judgement[] {
   // Where there is no time to count from, every point counts as later.
-  const newestMs = points.findLast(({ timeMs }) => isTime(timeMs))?.timeMs ?? Number.NEGATIVE_INFINITY;
-  const ageZeroMs = isTime(nowMs) ? Math.min(newestMs, nowMs) : newestMs;
+  const newestAt = points.findLastIndex(({ timeMs }) => isTime(timeMs) && (!isTime(nowMs) || timeMs <= nowMs));
+  const ageZeroMs = points[newestAt]?.timeMs ?? Number.NEGATIVE_INFINITY;
   const contestants = points.map((point): Contestant => {
     const { sequence, timeMs } = point;
     return { sequence, timeMs, rank: rankOf(point), isDated: isTime(timeMs) && timeMs <= ageZeroMs };
   });
   const judgements = judgeByRules(contestants, policy, ageZeroMs);
-  return contestants.map(({ timeMs, isDated }, index) => {
+  return points.map(({ timeMs, pinned }, index) => {
     const judgement = judgements[index] ?? forgotten;
     const anyway: string[] = [];
+    if (pinned) anyway.push("pinned");
     if (index === points.length - 1) anyway.push("newest");
+    else if (index === newestAt) anyway.push("newest that is not dated later than now");
     if (!isTime(timeMs)) anyway.push("has no time");
-    else if (!isDated) anyway.push(`dated later than ${timeMs > nowMs ? "now" : "the newest"}`);
+    else if (timeMs > ageZeroMs) anyway.push(`dated later than ${timeMs > nowMs ? "now" : "the newest"}`);
     return anyway.length === 0 ? judgement : keptAnyway(anyway, judgement);
   });
+}
+
+function rankOf({ group, groupConsistency, consistency }: RetentionPoint): number {
+  return group === null ? ranks[consistency] : groupRank + ranks[groupConsistency ?? "crash"];
 }
 
 function judgeByRules(contestants: readonly Contestant[], policy: RetentionPolicy, ageZeroMs: number): readonly Judgement[] {
@@ -131,10 +114,6 @@ const newestOnly: Judgement = { keep: false, explain: () => ["not the newest"] }
 function everything(contestants: readonly Contestant[]): readonly Judgement[] {
   const judgement: Judgement = { keep: true, explain: () => ["the policy keeps everything"] };
   return contestants.map(() => judgement);
-}
-
-function ofGroup({ keep, explain }: Judgement): Judgement {
-  return { keep, explain: () => explain().map((reason) => `group: ${reason}`) };
 }
 
 /** For a point that stays for these reasons, and for those of the policy if it would keep it, too. */

@@ -9,6 +9,7 @@ describe("the retention of a configuration", () => {
     ["1d", "days:1"],
     ["24h", "days:1"],
     ["15d", "days:15"],
+    ["1w", "days:7"],
     ["90m", "bands:90m=all"],
     ["2h", "bands:2h=all"],
     ["150m", "bands:150m=all"],

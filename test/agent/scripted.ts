@@ -101,6 +101,7 @@ export class ScriptedProtection implements ProtectionPort {
       latest: this.#sequence === 0 ? null : pointOf(this.disk.name, this.#sequence),
       barrier: { lastMs: 4, maxMs: 9 },
       preservedBytes: 0,
+      lastPrune: null,
       ...this.state,
     };
   }

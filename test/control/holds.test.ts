@@ -70,6 +70,18 @@ describe("a held point", () => {
     expect(await holds()).toEqual([]);
   });
 
+  test("is held no longer for people, either, when its reader has died and anything is pruned", async () => {
+    await rig.hold(kept);
+    await using living = await rig.hold(18);
+    expect(await rig.prune({ policy, dryRun: true })).toMatchObject({ removedPoints: 17 });
+    expect(await holds()).toHaveLength(2);
+    rig.nowMs += 61_000;
+    await using other = await rig.hold(20);
+    await rig.prune({ policy });
+    expect((await holds()).map((name) => Number(name.slice(14, 22)))).toEqual([20]);
+    expect([living.signal.aborted, other.signal.aborted]).toEqual([false, false]);
+  });
+
   test("that is gone cannot be held", async () => {
     await rig.prune({ policy });
     const error = await expectCode(rig.hold(held), "POINT_NOT_FOUND");

@@ -5,7 +5,7 @@ import { type PruneOptions, type PruneSummary, prune } from "../../engine/contro
 import { readHead, Seat } from "../../engine/control/seat.ts";
 import type { VaultContext } from "../../engine/control/session.ts";
 import type { Notice } from "../../engine/control/summaries.ts";
-import type { PointRecord } from "../../engine/format/documents.ts";
+import type { GroupRecord, PointRecord } from "../../engine/format/documents.ts";
 import { encodeVault } from "../../engine/format/documents.ts";
 import { vaultName } from "../../engine/format/names.ts";
 import type { Sink } from "../../engine/sink.ts";
@@ -76,15 +76,12 @@ export class PruneRig {
   }
 
   /** Commits points, each with its cut one cycle after the one before it. */
-  async commit(count: number, disk = "d"): Promise<void> {
+  async commit(count: number, disk = "d", group: (sequence: number) => GroupRecord | null = () => null): Promise<void> {
     await using seat = await this.takeSeat(disk);
     for (let committed = 0; committed < count; committed += 1) {
       await seat.mark();
-      await seat.commit(
-        recordOf((seat.newest?.sequence ?? 0) + 1, null, disk),
-        committed === count - 1,
-        async () => await Promise.resolve(),
-      );
+      const sequence = (seat.newest?.sequence ?? 0) + 1;
+      await seat.commit(recordOf(sequence, group(sequence), disk), committed === count - 1, async () => await Promise.resolve());
     }
   }
 }

@@ -74,6 +74,18 @@ describe("a prune", () => {
     expect([...(after ?? [])].map(([name, { etag }]) => [name, etag])).toEqual([...(before ?? [])].map(([name, { etag }]) => [name, etag]));
   });
 
+  test("is explained without a look at anything but lists of points", async () => {
+    await writeHistory(rig.store, recordsOf(1, 50));
+    const sink = new FaultySink(rig.connect(), []);
+    const dry = { policy: parsePolicy("keep:last=5"), dryRun: true };
+    expect(await rig.prune({ ...dry, withoutFreedBytes: true }, sink)).toMatchObject({ freedBytes: null, removedPoints: 44 });
+    expect(sink.calls.filter((call) => /\/(points|map)\//.test(call))).toEqual([]);
+    const looked = new FaultySink(rig.connect(), []);
+    await rig.prune(dry, looked);
+    expect(looked.calls.filter((call) => /\/(points|map)\//.test(call))).not.toEqual([]);
+    expect(await rig.prune({ policy: parsePolicy("keep:last=50"), dryRun: true })).toMatchObject({ freedBytes: 0, removedPoints: 0 });
+  });
+
   test("rewrites only pages that lose a point, and names the condemned only while they go", async () => {
     await writeHistory(rig.store, recordsOf(1, 1200));
     const before = (await readHead(rig.store, recordsVault, "d")).head;

@@ -66,7 +66,9 @@ describe("a disk that prunes itself", () => {
     const { seat, session: lent } = await session();
     expect(await pruning.afterPoint(lent, policy, cycleMs)).toBe(true);
     expect(await rig.sequences()).toEqual([18, 19, 20]);
-    expect(events).toEqual([{ kind: "prune", disk: "d", removedPoints: 17, keptPoints: 3, message: "17 points pruned, 3 left" }]);
+    expect(events).toEqual([
+      { kind: "prune", disk: "d", removedPoints: 17, keptPoints: 3, heldPoints: 0, message: "17 points pruned, 3 left" },
+    ]);
     await commit(seat);
     await pruning.afterPoint(lent, policy, cycleMs);
     expect(await rig.sequences()).toEqual([18, 19, 20, 21]);
@@ -77,8 +79,10 @@ describe("a disk that prunes itself", () => {
     const { requests } = lent.store;
     await pruning.afterPoint(lent, policy, cycleMs);
     expect(lent.store.requests).toBe(requests);
+    expect(pruning.last).toEqual({ ageMs: minuteMs, removedPoints: 1, keptPoints: 3, heldPoints: 0 });
     await pruning.afterPoint(lent, undefined, cycleMs);
     await pruning.afterPoint(lent, parsePolicy("none"), cycleMs);
+    expect(pruning.last).toBeNull();
     expect(await rig.sequences()).toEqual([19, 20, 21]);
   });
 
@@ -105,6 +109,34 @@ describe("a disk that prunes itself", () => {
     await pruning.afterPoint(second.session, policy, cycleMs);
     expect(await rig.sequences()).toEqual([18, 19, 20]);
     gate.open();
+  });
+
+  test("drops nothing by a policy that has been taken back while its plan was made", async () => {
+    const gate = new Gate();
+    const sink = new FaultySink(rig.connect(), [{ on: "list", prefix: "disks/d/pins/", when: 1, fault: { kind: "slow", gate } }]);
+    const { seat, session: lent } = await session(sink);
+    await pruning.afterPoint(lent, policy, 0);
+    gate.open();
+    await pruning.afterPoint(lent, parsePolicy("none"), cycleMs);
+    await commit(seat);
+    steadyMs += minuteMs;
+    await pruning.afterPoint(lent, parsePolicy("keep:last=10"), cycleMs);
+    expect(await rig.sequences()).toHaveLength(10);
+    expect(events).toMatchObject([{ kind: "prune", removedPoints: 11, keptPoints: 10 }]);
+  });
+
+  test("says when points are dated so far ahead of the clock that all of them stay", async () => {
+    const { session: lent } = await session();
+    vi.spyOn(Date, "now").mockReturnValue(recordOf(20).timeMs - 300 * 86_400_000);
+    await pruning.afterPoint(lent, parsePolicy("days:1"), cycleMs);
+    expect(await rig.sequences()).toHaveLength(20);
+    expect(pruning.finding).toMatchObject({
+      level: "Warning",
+      code: "POINTS_DATED_AHEAD",
+      cause: expect.stringContaining("7200 h") as string,
+    });
+    vi.spyOn(Date, "now").mockReturnValue(recordOf(20).timeMs - minuteMs);
+    expect(pruning.finding).toBeUndefined();
   });
 
   test("tells of a failure once, and of failures that go on by a finding, until it succeeds", async () => {

@@ -6,12 +6,14 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import type { Notice } from "../../engine/control/summaries.ts";
 import type { Vault } from "../../engine/control/vault.ts";
 import { TidemarkError } from "../../engine/errors.ts";
+import { condemnedName } from "../../engine/format/names.ts";
 import { parsePolicy } from "../../engine/retention/policy.ts";
 import type { Sink } from "../../engine/sink.ts";
 import { FaultySink, Gate } from "../../sink/faults.ts";
 import { MemorySink } from "../../sink/memory.ts";
 import { closeModelVaults, openModelVault, redirected, sampleDisk, scribble } from "../model-disk.ts";
-import { namesIn } from "../sink/expectations.ts";
+import { expectCode, namesIn } from "../sink/expectations.ts";
+import { tamperObject } from "./tamper.ts";
 
 const policy = parsePolicy("keep:last=1");
 let folder: string;
@@ -70,6 +72,30 @@ test("a point that is being proved outlives a prune, and those that are pruned b
   const gone = await vault.verify({ disk: "d", point: "3" });
   expect(gone).toMatchObject({ checkedPoints: 1, damaged: [] });
   expect(await holds()).toEqual([]);
+});
+
+test("a point whose disk has a damaged list of condemned points can be materialized and mounted, and that it is not held is said", async () => {
+  await vault.prune({ policy: parsePolicy("keep:last=2") });
+  tamperObject(plain.store, condemnedName("d"), "flipped", plain.store);
+  const notices: Notice[] = [];
+  const onNotice = (notice: Notice): void => void notices.push(notice);
+  await vault.materialize({ disk: "d", point: "2", to: join(folder, "back.img"), onNotice });
+  expect(readFileSync(join(folder, "back.img")).equals(contents[1] ?? Buffer.alloc(0))).toBe(true);
+  const mounted = await vault.mount({ disk: "d", point: "2", onNotice });
+  await mounted[Symbol.asyncDispose]();
+  expect(notices.map(({ code }) => code)).toEqual(["HOLD_REFUSED", "HOLD_REFUSED"]);
+  // What it does to a pin is another thing: a pin that might be missed is none.
+  await expectCode(vault.pin({ disk: "d", point: "2" }), "DAMAGED");
+  await vault.prune({ policy: parsePolicy("keep:last=1") });
+  await vault.pin({ disk: "d", point: "3" });
+});
+
+test("a vault without space can be read, and that nothing is held is said", async () => {
+  const error = new TidemarkError("NO_SPACE", "the vault's folder has no space left");
+  line.current = new FaultySink(plain, [{ on: "putObject", when: { probability: 1 }, fault: { kind: "refused", error } }]);
+  const notices: Notice[] = [];
+  await vault.materialize({ disk: "d", point: "1", to: join(folder, "back.img"), onNotice: (notice) => void notices.push(notice) });
+  expect(notices).toMatchObject([{ code: "HOLD_REFUSED", message: expect.stringContaining("no space left") as string }]);
 });
 
 test("a vault that may only be read is read without holding anything, and that is said once", async () => {

@@ -16,12 +16,19 @@ describe("whatever the policy", () => {
     for (const laterMs of [hour, 10 * day, 10_000 * day]) expect(keptOf(points, policy, noon + laterMs)).toEqual(left);
   });
 
-  test.each(policies)("%s leaves points that are dated later than now, and counts ages from now", (policy) => {
-    const points = pointsAt([noon, noon + minute, noon + 300 * day, noon + 300 * day + 1]);
-    expect(keptOf(points, policy, noon + 2 * minute)).toEqual(expect.arrayContaining([3, 4]));
-    expect(reasonsOf(points, policy, noon + 2 * minute, 3)).toContain("dated later than now");
-    expect(reasonsOf(points, policy, noon + 2 * minute, 4)).toContain("newest");
-  });
+  test.each(policies)(
+    "%s leaves points that are dated later than now, and nothing grows older until now has caught up with them",
+    (policy) => {
+      const points = pointsAt([noon, noon + minute, noon + 300 * day, noon + 300 * day + 1]);
+      const left = keptOf(points, policy, noon + 2 * minute);
+      expect(left).toEqual(expect.arrayContaining([2]));
+      for (const laterMs of [hour, 10 * day, 299 * day]) expect(keptOf(points, policy, noon + laterMs)).toEqual(left);
+      expect(keptOf(points, policy, noon + 2 * minute)).toEqual(expect.arrayContaining([3, 4]));
+      expect(reasonsOf(points, policy, noon + 2 * minute, 3)).toContain("dated later than now");
+      expect(reasonsOf(points, policy, noon + 2 * minute, 4)).toContain("newest");
+      expect(reasonsOf(points, policy, noon + 2 * minute, 2)).toContain("newest that is not dated later than now");
+    },
+  );
 
   test.each(policies)("%s throws at no time, however odd", (policy) => {
     const odd = [Number.NaN, Infinity, -Infinity, 8.64e15, -8.64e15, 1e300, -1e300, -1, 0.5];
@@ -181,23 +188,21 @@ describe("a time zone", () => {
 describe("points of a group", () => {
   const group = (sequence: number, timeMs: number, id = `g${sequence}`) => pointAt(sequence, timeMs, { group: id });
 
-  test("are decided without regard to the disk's own", () => {
+  test("are better than any of the disk's own", () => {
     const points = [
       pointAt(1, noon, { consistency: "app" }),
       group(2, noon + minute),
       group(3, noon + 2 * minute),
       pointAt(4, noon + 2 * hour),
     ];
-    expect(keptOf(points, "bands:1d=1h", noon + day)).toEqual([2, 3, 4]);
-    expect(reasonsOf(points, "bands:1d=1h", noon + day, 2)).toEqual(["group: one per 1h from 2026-01-15 12:00 UTC"]);
-    expect(reasonsOf(points, "bands:1d=1h", noon + day, 3)[0]).toBe("group: newest");
+    expect(keptOf(points, "bands:1d=1h", noon + day)).toEqual([2, 4]);
     expect(reasonsOf(points, "bands:1d=1h", noon + day, 1)).toEqual(["superseded by 2: one per 1h from 2026-01-15 12:00 UTC"]);
   });
 
-  test("do not grow older by the disk's own points", () => {
+  test("grow older by the disk's own points, as when the group is no more", () => {
     const points = [group(1, noon - day), group(2, noon), pointAt(3, noon + 20 * day)];
-    expect(keptOf(points, "days:1", noon + 20 * day)).toEqual([1, 2, 3]);
-    expect(keptOf(points, "keep:last=1", noon + 20 * day)).toEqual([2, 3]);
+    expect(keptOf(points, "days:1", noon + 20 * day)).toEqual([3]);
+    expect(keptOf(points, "keep:last=2", noon + 20 * day)).toEqual([2, 3]);
   });
 
   test("are equally good unless all members were told alike how good they are", () => {
@@ -209,11 +214,5 @@ describe("points of a group", () => {
     expect(keptOf(points, "bands:1d=1h", noon + day)).toEqual([1, 3]);
     const told = points.map((point) => ({ ...point, groupConsistency: point.consistency }));
     expect(keptOf(told, "bands:1d=1h", noon + day)).toEqual([2, 3]);
-  });
-
-  test("stay on the disk that has pinned them, and go as a group all the same", () => {
-    const points = [group(1, noon), { ...group(2, noon + minute), pinned: true }, group(3, noon + 2 * minute), group(4, noon + hour)];
-    expect(keptOf(points, "bands:1d=1h", noon + day)).toEqual([1, 2, 4]);
-    expect(reasonsOf(points, "bands:1d=1h", noon + day, 2)).toEqual(["pinned"]);
   });
 });

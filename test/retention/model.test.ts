@@ -134,8 +134,8 @@ describe("a decision", () => {
   });
 
   test.each([
-    ["when nothing is pinned", history(false, false), policies],
-    ["when some points are pinned and the spacings fit into each other", history(true, false), fc.oneof(fittingBands, days, keep)],
+    ["when nothing is pinned", history(false, true), policies],
+    ["when some points are pinned and the spacings fit into each other", history(true, true), fc.oneof(fittingBands, days, keep)],
   ])("does not depend on how often it was taken before, %s", (_when, histories, among) => {
     fc.assert(
       fc.property(histories, among, prunings, (points, policy, prunes) => {
@@ -192,31 +192,6 @@ describe("pins", () => {
         const expected = points.filter(({ sequence, pinned }) => pinned || without.has(sequence));
         expect(sequencesOf(kept(points, policy, nowMs))).toEqual(sequencesOf(expected));
       }),
-    );
-  });
-});
-
-describe("the members of a group", () => {
-  test("decide alike about its points, whatever else they have", () => {
-    fc.assert(
-      fc.property(
-        history(false, true),
-        fc.array(fc.record({ at: fc.nat({ max: 40 }), consistency: consistencies, isThere: fc.boolean() }), {
-          minLength: 40,
-          maxLength: 40,
-        }),
-        policies,
-        (points, changes, policy) => {
-          const nowMs = (points.at(-1)?.timeMs ?? 0) + 100 * day;
-          // The other member: its own points are others, and what it knows of its own consistency is another thing.
-          const other = points.flatMap((point, index) => {
-            const { consistency, isThere } = changes[index] ?? { consistency: point.consistency, isThere: true };
-            return point.group === null && !isThere ? [] : [{ ...point, consistency, sequence: point.sequence + 1_000 }];
-          });
-          const groupsLeft = (left: readonly RetentionPoint[]) => left.flatMap(({ group }) => group ?? []);
-          expect(groupsLeft(kept(other, policy, nowMs))).toEqual(groupsLeft(kept(points, policy, nowMs)));
-        },
-      ),
     );
   });
 });

@@ -10,27 +10,24 @@ const day = 24 * hour;
 
 /** Sequences of the points that stay. Times are whole numbers of this millennium. */
 export function modelKept(points: readonly RetentionPoint[], policy: RetentionPolicy, nowMs: number): number[] {
-  const ofGroups = points.filter(({ group }) => group !== null);
-  const keptOfGroups = keptAlone(ofGroups, policy, nowMs, ({ groupConsistency }) => quality(groupConsistency ?? "crash"));
-  const timeline = points.filter((point) => point.group === null || keptOfGroups.includes(point));
-  const keptOfTimeline = keptAlone(timeline, policy, nowMs, ({ group, consistency }) => (group === null ? quality(consistency) : 9));
-  return points
-    .filter((point) => point.pinned || (point.group === null ? keptOfTimeline : keptOfGroups).includes(point))
-    .map(({ sequence }) => sequence);
+  const left = keptAlone(points, policy, nowMs);
+  return points.filter((point) => point.pinned || left.includes(point)).map(({ sequence }) => sequence);
 }
 
-const quality = (consistency: RetentionPoint["consistency"]): number => ["fuzzy", "crash", "app"].indexOf(consistency);
+const qualities = ["fuzzy", "crash", "app"];
 
-type Quality = (point: RetentionPoint) => number;
+/** Any point of a group is better than any of the disk alone. */
+const qualityOf = ({ group, groupConsistency, consistency }: RetentionPoint): number =>
+  group === null ? qualities.indexOf(consistency) : 10 + qualities.indexOf(groupConsistency ?? "crash");
 
-function keptAlone(points: readonly RetentionPoint[], policy: RetentionPolicy, nowMs: number, qualityOf: Quality): RetentionPoint[] {
-  const newest = points.at(-1);
-  const todayMs = Math.min(nowMs, newest?.timeMs ?? nowMs);
-  const past = points.filter(({ timeMs }) => timeMs <= todayMs);
+function keptAlone(points: readonly RetentionPoint[], policy: RetentionPolicy, nowMs: number): RetentionPoint[] {
+  const past = points.filter(({ timeMs }) => timeMs <= nowMs);
+  const [newest, newestOfPast] = [points.at(-1), past.at(-1)];
+  const todayMs = newestOfPast?.timeMs ?? nowMs;
   const isBetter = (one: RetentionPoint, other: RetentionPoint): boolean =>
     qualityOf(one) > qualityOf(other) || (qualityOf(one) === qualityOf(other) && one.sequence < other.sequence);
   const isKept = (point: RetentionPoint): boolean => {
-    if (point === newest || !past.includes(point)) return true;
+    if (point === newest || point === newestOfPast || !past.includes(point)) return true;
     switch (policy.kind) {
       case "everything":
         return true;
