@@ -11,7 +11,7 @@ import { namesOf, numbersFrom } from "../engine-model.ts";
 import { contentOf, ModelDisk, modelBlockBytes, openModelVault } from "../model-disk.ts";
 import { flipPage, shortenPages, tamperObject } from "../recovery/tamper.ts";
 import { expectCode } from "../sink/expectations.ts";
-import { allExtents, closeVaults, filledVault, mounted, readAll, readRange, smallCacheBytes, vaultOf } from "./mount-rig.ts";
+import { allExtents, closeVaults, extentsOf, filledVault, mounted, readAll, readRange, smallCacheBytes, vaultOf } from "./mount-rig.ts";
 
 const mib = 1024 * 1024;
 const gib = 1024 * mib;
@@ -75,8 +75,7 @@ test("a disk of a tebibyte is mounted and read as fast as a small one, and its h
   for (const place of places) expect((await readRange(mount.device, place + 5000, 4096)).every((byte) => byte === 7)).toBe(true);
   expect((await readRange(mount.device, 500 * gib, 32 * mib)).every((byte) => byte === 0)).toBe(true);
   expect(mount.summary().bytesFetched).toBeLessThan(mib);
-  await mount.lookUp(0, tebibyte);
-  expect(allExtents(mount.device).map(({ kind, offset }) => [kind, offset])).toEqual([
+  expect((await mount.device.lookUp?.(0, tebibyte, 10))?.map(({ kind, offset }) => [kind, offset])).toEqual([
     ["data", 0],
     ["hole", mib],
     ["data", 333 * gib],
@@ -85,7 +84,14 @@ test("a disk of a tebibyte is mounted and read as fast as a small one, and its h
   ]);
   await mount.device.trim(gib, 100 * gib);
   await mount.device.write(50 * gib, Buffer.alloc(4096, 1));
-  expect(mount.device.extents(0, 200 * gib, 10).map(({ kind }) => kind)).toContain("data");
+  expect((await extentsOf(mount.device, 0, 200 * gib)).map(({ kind, offset }) => [kind, offset])).toEqual([
+    ["data", 0],
+    ["hole", mib],
+    ["hole", gib],
+    ["data", 50 * gib],
+    ["hole", 50 * gib + 4096],
+    ["hole", 101 * gib],
+  ]);
   await mount.close();
 });
 
@@ -190,8 +196,8 @@ describe("extents", () => {
     disk.bytes.fill(1, 2 * modelBlockBytes, 6 * modelBlockBytes);
     disk.bytes.fill(1, 20 * modelBlockBytes);
     const filled = await vaultOf("sparse", disk, 2, () => disk.bytes.fill(0, 3 * modelBlockBytes, 4 * modelBlockBytes));
-    const { device, mount } = await mounted(filled);
-    await mount.lookUp(0, device.sizeBytes);
+    const { device } = await mounted(filled);
+    await device.lookUp?.(0, device.sizeBytes, 1);
     const wanted = [
       ["hole", 0, 2],
       ["data", 2, 1],
@@ -206,21 +212,54 @@ describe("extents", () => {
     expect(device.extents(2 * modelBlockBytes + 5, 10, 100)).toEqual([{ kind: "data", offset: 2 * modelBlockBytes + 5, length: 10 }]);
   });
 
-  test("claim a little data where the map is not known yet, and never a hole that is none", async () => {
+  test("are nowhere guessed: what is not known yet is looked up, and known from then on", async () => {
     const filled = await filledVault();
-    const { contents } = filled;
     const gate = new Gate();
     const slow = new FaultySink(filled.sink, [{ on: "getObject", prefix: "disks/d/map/", when: 1, fault: { kind: "slow", gate } }]);
-    const { device, mount } = await mounted(filled, {}, slow);
-    expect(device.extents(0, device.sizeBytes, 100)).toEqual([{ kind: "data", offset: 0, length: device.sizeBytes }]);
+    const { device } = await mounted(filled, {}, slow);
+    expect(device.extents(0, device.sizeBytes, 100)).toEqual([]);
+    const looking = device.lookUp?.(0, device.sizeBytes, 100);
     gate.open();
-    await mount.lookUp(0, device.sizeBytes);
-    const found = allExtents(device);
-    for (const { kind, offset, length } of found) {
-      if (kind === "hole") expect(contents[2]?.subarray(offset, offset + length).every((byte) => byte === 0)).toBe(true);
-    }
+    const found = (await looking) ?? [];
+    expect(device.extents(0, device.sizeBytes, 100)).toEqual(found);
     expect(found.some(({ kind }) => kind === "hole")).toBe(true);
+    const content = filled.contents[2] ?? Buffer.alloc(0);
+    for (const { kind, offset, length } of found) {
+      const isZero = content.subarray(offset, offset + length).every((byte) => byte === 0);
+      if (kind === "hole") expect(isZero).toBe(true);
+    }
     slow.assertAllFired();
+  });
+
+  test("are told exactly however many there are, and however much of the disk is asked for", async () => {
+    const sizeBytes = 5 * gib;
+    const places = Array.from({ length: 60 }, (_, index) => index * 85 * mib + mib);
+    const vault = await openModelVault(new MemorySink());
+    await vault.replicate({ disk: "d", volume: new SparseDisk(sizeBytes, places) });
+    const { device } = await vault.mount({ disk: "d", point: "latest", writable: true });
+    await device.write(4 * gib + 4096, Buffer.alloc(4096, 1));
+    const data = (await allExtents(device, 7)).filter(({ kind }) => kind === "data");
+    const written = { offset: 4 * gib + 4096, length: 4096, kind: "data" } as const;
+    const wanted = [...places.map((offset) => ({ offset, length: mib, kind: "data" }) as const), written];
+    expect(data).toEqual(wanted.sort((a, b) => a.offset - b.offset));
+    // Neither are they looked up any more once it is over.
+    const again = await vault.mount({ disk: "d", point: "latest" });
+    const late = expectCode(again.device.lookUp?.(0, sizeBytes, 1000) ?? Promise.resolve(), "INTERRUPTED");
+    await again.close();
+    await late;
+    await expectCode(again.device.lookUp?.(0, 4096, 1) ?? Promise.resolve(), "DEVICE_FAILED");
+  });
+
+  test("that cannot be looked up are an error, and are looked up again by the next who asks", async () => {
+    const filled = await filledVault();
+    const away = new TidemarkError("STORE_UNREACHABLE", "the store is away");
+    const faulty = new FaultySink(filled.sink, [
+      { on: "getObject", prefix: "disks/d/map/", when: { probability: 1 }, fault: { kind: "refused", error: away } },
+    ]);
+    const { device } = await mounted(filled, {}, faulty);
+    await expectCode(device.lookUp?.(0, 4096, 1) ?? Promise.resolve(), "STORE_UNREACHABLE");
+    filled.line.current = filled.sink;
+    expect(await device.lookUp?.(0, 4096, 1)).toHaveLength(1);
   });
 });
 

@@ -105,7 +105,7 @@ describe("an overlaid disk", () => {
         const model = Buffer.from(below.bytes);
         for (const change of changes) await apply(disk, model, change);
         expect((await readAll(disk, 7777)).equals(model)).toBe(true);
-        for (const { kind, offset, length } of allExtents(disk, 3)) {
+        for (const { kind, offset, length } of await allExtents(disk, 3)) {
           if (kind === "hole") expect(model.subarray(offset, offset + length).every((byte) => byte === 0)).toBe(true);
         }
         expect(below.bytes.equals(contentOf(sizeBytes, 5))).toBe(true);
