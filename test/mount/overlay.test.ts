@@ -10,6 +10,7 @@ import { hasCode } from "../../engine/errors.ts";
 import { granuleBytes } from "../../engine/limits.ts";
 import { OverlaidDisk } from "../../engine/mount/overlaid-disk.ts";
 import { OverlayFile, type OverlayIdentity } from "../../engine/mount/overlay-file.ts";
+import { LiveFile } from "../../engine/source/live-file.ts";
 import type { PositionalFile } from "../../engine/source/positional-file.ts";
 import { contentOf } from "../model-disk.ts";
 import { MemoryDisk } from "../nbd/server-rig.ts";
@@ -242,7 +243,9 @@ describe("an overlay that is kept", () => {
       if (isBroken) throw Object.assign(new Error("EIO: i/o error"), { code: "EIO" });
       await file.datasync();
     };
-    const disk = new OverlaidDisk(belowDisk(), await OverlayFile.open(path, identity, { datasync }));
+    await (await OverlayFile.open(path, identity)).close();
+    const file = await LiveFile.open(path, { system: { datasync } });
+    const disk = new OverlaidDisk(belowDisk(), await OverlayFile.over(file, identity));
     await write(disk, 0, Buffer.alloc(4096, 1));
     isBroken = true;
     await expectCode(disk.flush(), "DEVICE_FAILED");
