@@ -8,9 +8,9 @@
  *     behind   the granules
  *
  * Orderings. The header is durable before the file gets its name. `save`: granules synced ─► pages that speak of them, each to the slot that does
- * not count ─► synced. Where no granule has come to stand elsewhere, the granules are synced and that is all. So after a crash the record speaks of nothing that is not there: a page that was cut short counts as its
- * older slot, and what was written since the last `save` may be there or not, as on any disk with a cache. A sector that no
- * crash leaves is damage, and the overlay is refused.
+ * not count ─► synced; where the record has not changed, the granules are synced and no more. So after a crash the record speaks of nothing
+ * that is not there: a page that was cut short counts as its older slot, and what was written since the last `save` may be there or not, as on
+ * any disk with a cache. A sector that no crash leaves is damage, and the overlay is refused.
  *
  * One process has the file, by flock. A temporary overlay has no name and no record, and is gone with its process.
  */
