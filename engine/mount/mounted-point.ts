@@ -86,15 +86,16 @@ export class MountedPoint implements BlockDevice {
       point: String(sequence),
       signal,
       onDamage: (extent, error) => this.#tell(extent, error),
-      onAheadDone: () => {
+      onAheadRoom: () => {
         for (const stream of this.#readAhead.active()) this.#fetchAhead(stream);
       },
     });
+    const { job, all } = this.#fetcher.aheadBytesMax;
     this.#readAhead = new ReadAhead({
       sizeBytes: this.sizeBytes,
-      windowBytesMin: Math.max(blockBytes, Math.min(windowBytesMin, this.#fetcher.jobBytesMax)),
-      windowBytesMax: this.#fetcher.jobBytesMax,
-      aheadBytesMax: cacheBytes / 2,
+      windowBytesMin: Math.max(blockBytes, Math.min(windowBytesMin, job)),
+      windowBytesMax: job,
+      aheadBytesMax: all,
     });
   }
 

@@ -2,6 +2,7 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import fc from "fast-check";
 import { afterAll, describe, expect, onTestFinished, test, vi } from "vitest";
+import { Vault } from "../../engine/control/vault.ts";
 import { hasCode, TidemarkError } from "../../engine/errors.ts";
 import { granuleBytes } from "../../engine/limits.ts";
 import type { Extent, Volume } from "../../engine/volume.ts";
@@ -162,6 +163,33 @@ class SparseDisk implements Volume {
   }
 }
 
+/** A disk of data that nothing makes smaller, and of which no two places are alike. */
+class NoisyDisk implements Volume {
+  readonly description = "a disk of noise";
+  readonly #sizeBytes: number;
+
+  constructor(sizeBytes: number) {
+    this.#sizeBytes = sizeBytes;
+  }
+
+  sizeBytes(): Promise<number> {
+    return Promise.resolve(this.#sizeBytes);
+  }
+
+  read(offset: number, into: Uint8Array): Promise<void> {
+    const words = new Uint32Array(into.buffer, into.byteOffset, into.byteLength / 4);
+    for (let word = 0; word < words.length; word += 1) {
+      const mixed = Math.imul(offset / 4 + word + 1, 0x9e3779b1);
+      words[word] = Math.imul(mixed ^ (mixed >>> 15), 0x85ebca77) ^ (mixed >>> 13);
+    }
+    return Promise.resolve();
+  }
+
+  async *allocated(): AsyncGenerator<Extent> {
+    yield await Promise.resolve({ offset: 0, length: this.#sizeBytes });
+  }
+}
+
 describe("a reader that goes on", () => {
   async function readsInARow(offsets: readonly number[], lengthBytes: number): Promise<{ fetched: number; calls: number; read: number }> {
     const filled = await vaultOf("long", new ModelDisk(contentOf(8 * mib, 1)));
@@ -180,6 +208,35 @@ describe("a reader that goes on", () => {
     );
     expect(read).toBe(8 * mib);
     expect(calls).toBeLessThan(60);
+  });
+
+  test("is fetched for in long ranges where a writer spread the disk over segments, and nothing twice, however small the cache", async () => {
+    const sizeBytes = 72 * mib;
+    const sink = new MemorySink();
+    const vault = await Vault.create(sink, { workers: 1, lanes: 4 });
+    onTestFinished(async () => await vault.close());
+    const volume = new NoisyDisk(sizeBytes);
+    await vault.replicate({ disk: "d", volume });
+    expect((await namesOf(sink, "segments/")).length).toBeGreaterThanOrEqual(3);
+    for (const [cacheBytes, meanBytesMin] of [
+      [256 * mib, 3.1 * mib],
+      [6 * mib, 0],
+    ] as const) {
+      const faulty = new FaultySink(sink, []);
+      const reading = await Vault.open(faulty, { workers: 1 });
+      const mount = await reading.mount({ disk: "d", point: "latest", cacheBytes });
+      const [wanted, found] = [Buffer.alloc(mib), Buffer.alloc(mib)];
+      for (let at = 0; at < sizeBytes; at += mib) {
+        if (!mount.device.tryRead(at, found)) await mount.device.read(at, found);
+        await volume.read(at, wanted);
+        expect(found.equals(wanted)).toBe(true);
+      }
+      const { bytesFetched } = mount.summary();
+      const ranges = faulty.calls.filter((call) => call.startsWith("readPages")).length;
+      expect(bytesFetched / ranges).toBeGreaterThan(meanBytesMin);
+      expect(bytesFetched).toBeLessThan(sizeBytes * 1.01);
+      await reading.close();
+    }
   });
 
   test("here and there is fetched nothing for in advance", async () => {
