@@ -197,12 +197,11 @@ export class BlockFetcher {
     }
     read.expect();
     wanted.waiters.push({ read, from, into });
-    for (const range of wanted.ranges) range.isAwaited = true;
+    for (const range of wanted.ranges) this.#ranges.raise(range);
   }
 
   /** Begins as many jobs for what has been asked for as there may be. */
   start(): void {
-    this.#ranges.advance();
     for (const block of this.#queue) {
       if (this.#waitedJobs >= this.#jobsMax) return;
       let end = block + 1;

@@ -45,8 +45,7 @@ test("a range that comes to be awaited goes first, and takes the last place too"
   for (const name of ["a", "b", "c"]) rig.add(name, false);
   const { range } = rig.add("d", false);
   await nextTurn();
-  range.isAwaited = true;
-  rig.queue.advance();
+  rig.queue.raise(range);
   await nextTurn();
   expect(rig.begun).toEqual(["a", "b", "d"]);
 });
