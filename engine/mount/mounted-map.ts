@@ -7,6 +7,7 @@
  *
  * Memory: the leaves that `PointMap` keeps, and 4 MiB of outlines.
  */
+import { setImmediate as nextTurn } from "node:timers/promises";
 import type { DeviceExtent } from "../device.ts";
 import { throwIfAborted } from "../errors.ts";
 import { granuleBytes } from "../limits.ts";
@@ -15,6 +16,8 @@ import { type Pieces, type PointMap, pieceIsZero } from "../map/point-map.ts";
 /** Granules whose outline is fetched and kept together: 64 MiB of disk. */
 const partGranules = 16_384;
 const partBytes: number = partGranules * granuleBytes;
+/** Parts that are looked at in one turn of the event loop, which takes a few ms. */
+const partsPerTurn = 16;
 /** Words of outlines that are kept, and what a part costs besides its own. */
 const outlineWordsMax: number = 1024 * 1024;
 const partWords = 16;
@@ -99,6 +102,8 @@ export class MountedMap {
   }
 
   async #readOutline(part: number): Promise<Uint32Array> {
+    // Who asks for much of a disk whose map is in memory leaves the event loop to others now and then.
+    if (part % partsPerTurn === 0) await nextTurn();
     const from = part * partGranules;
     const outline = outlineOf(await this.pieces(from, Math.min(from + partGranules, this.granules)));
     this.#outlines.set(part, outline);

@@ -180,6 +180,8 @@ export class OverlayFile {
       const pair = bytes.subarray((page - first) * pairBytes, (page - first + 1) * pairBytes);
       if (isZero(pair)) continue;
       const { payload, slot, generation } = decodePair(pair, page, this.#file.description);
+      if (!GranuleStates.canLoad(payload))
+        throw overlayDamaged(this.#file.description, `page ${page} of its record says what nobody writes`);
       this.states.load(page, payload);
       this.#slots.set(page, { slot, generation });
     }

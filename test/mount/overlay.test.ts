@@ -12,6 +12,7 @@ import { OverlaidDisk } from "../../engine/mount/overlaid-disk.ts";
 import { OverlayFile, type OverlayIdentity } from "../../engine/mount/overlay-file.ts";
 import { LiveFile } from "../../engine/source/live-file.ts";
 import type { PositionalFile } from "../../engine/source/positional-file.ts";
+import { encodePage } from "../../engine/tracking/tracking-format.ts";
 import { contentOf } from "../model-disk.ts";
 import { MemoryDisk } from "../nbd/server-rig.ts";
 import { expectCode } from "../sink/expectations.ts";
@@ -383,6 +384,13 @@ describe("an overlay whose record", () => {
     const path = await flushedTwice();
     await spoil(path);
     await expectCode(OverlayFile.open(path, identity), "DAMAGED");
+  });
+
+  test("says of a granule what nobody writes is refused", async () => {
+    const path = await flushedTwice();
+    await overwrite(path, headerBytes, encodePage(0, 0, 3, Uint8Array.of(0b1101)));
+    const error = await expectCode(OverlayFile.open(path, identity), "DAMAGED");
+    expect(error.message).toContain("page 0");
   });
 
   test("is of a later version is refused by that", async () => {
