@@ -419,6 +419,38 @@ test("with a store that fails every third call, reads fail or are right, those t
   for (const failure of failures) expect(hasCode(failure, "STORE_UNREACHABLE"), String(failure)).toBe(true);
 });
 
+test.each([16, 90, 600])(
+  "who read on at the same time get what is there, with a store that fails now and then and a cache of %i blocks",
+  async (blocks) => {
+    const filled = await vaultOf("long", new ModelDisk(contentOf(8 * mib, 1)));
+    const [content = Buffer.alloc(0)] = filled.contents;
+    const fault = { kind: "refused", error: new TidemarkError("STORE_UNREACHABLE", "the store is away") } as const;
+    const faulty = new FaultySink(filled.sink, [{ on: "readPages", when: { probability: 0.2 }, fault }]);
+    const cacheBytes = blocks * modelBlockBytes;
+    const { device, mount } = await mounted(filled, { cacheBytes }, faulty);
+    const reader = async (from: number, lengthBytes: number): Promise<void> => {
+      for (let at = from; at + lengthBytes <= from + 2 * mib; ) {
+        const [outcome] = await Promise.allSettled([readRange(device, at, lengthBytes)]);
+        expect(mount.summary().cachedBytes).toBeLessThanOrEqual(cacheBytes);
+        if (outcome.status === "rejected") {
+          expect(hasCode(outcome.reason, "STORE_UNREACHABLE"), String(outcome.reason)).toBe(true);
+          continue;
+        }
+        expect(outcome.value.equals(content.subarray(at, at + lengthBytes))).toBe(true);
+        at += lengthBytes;
+      }
+    };
+    await Promise.all([
+      reader(0, 16_384),
+      reader(2 * mib, 50_000),
+      reader(4 * mib, 131_072),
+      reader(6 * mib, 7000),
+      reader(3 * mib, 30_000),
+    ]);
+    faulty.assertAllFired();
+  },
+);
+
 describe("while it is mounted", () => {
   test("the point is held, and no longer", async () => {
     const filled = await filledVault();
