@@ -3,6 +3,7 @@
  * nothing that was there before is touched, and what was written can be found again and removed.
  */
 import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
+import { hasCode, type TidemarkError } from "../engine/index.ts";
 
 export class NestedSink implements Sink {
   readonly description: string;
@@ -24,11 +25,23 @@ export class NestedSink implements Sink {
     return this.#outer.interruptions;
   }
 
-  /** Deletes everything under the prefix. */
+  /**
+   * Deletes what can be deleted under the prefix, and only then says what is still leased: by a process that was killed, until its lease ends.
+   * Errors: LEASE_HELD.
+   */
   async removeAll(): Promise<void> {
     const names: string[] = [];
     for await (const { name } of this.list("")) names.push(name);
-    for (const name of names) await this.deleteObject(name);
+    let leased: TidemarkError | undefined;
+    for (const name of names) {
+      try {
+        await this.deleteObject(name);
+      } catch (error) {
+        if (!hasCode(error, "LEASE_HELD")) throw error;
+        leased = error;
+      }
+    }
+    if (leased !== undefined) throw leased;
   }
 
   createContainer(options?: CallOptions): Promise<boolean> {

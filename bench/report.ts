@@ -113,10 +113,14 @@ function amount({ unit, amount: done }: Step): string {
   return unit === "bytes" ? size(done) : figure(done);
 }
 
-/** Kernels are told in GB/s, as memory is; transfers in MiB/s. */
+/** Kernels are told in GB/s, as memory is; transfers in MiB/s, and what would be next to nothing of that in smaller units. */
 function rate({ unit, role, perSecond }: Step): string {
-  if (unit === "operations") return perSecond < 1e6 ? `${(perSecond / 1e3).toFixed(1)} k/s` : `${(perSecond / 1e6).toFixed(2)} M/s`;
-  return role === "kernel" ? `${(perSecond / 1e9).toFixed(2)} GB/s` : `${(perSecond / 2 ** 20).toFixed(1)} MiB/s`;
+  if (unit === "operations") {
+    if (perSecond < 1e3) return `${perSecond.toFixed(1)} /s`;
+    return perSecond < 1e6 ? `${(perSecond / 1e3).toFixed(1)} k/s` : `${(perSecond / 1e6).toFixed(2)} M/s`;
+  }
+  if (role === "kernel") return `${(perSecond / 1e9).toFixed(2)} GB/s`;
+  return perSecond < 2 ** 20 ? `${size(perSecond)}/s` : `${(perSecond / 2 ** 20).toFixed(1)} MiB/s`;
 }
 
 function time(milliseconds: number): string {

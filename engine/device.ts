@@ -33,8 +33,13 @@ export interface BlockDevice {
   trim(offset: number, length: number): Promise<void>;
   /** When it resolves, every write that had been done when it was called survives a power failure. Errors: as of `tryWrite`. */
   flush(): Promise<void>;
-  /** What [offset, offset + length) holds: sorted, disjoint, without gaps, at most `countMax` extents from `offset` on. */
+  /**
+   * What [offset, offset + length) holds, as far as that can be told at once: sorted, disjoint, without gaps, at most `countMax` extents from
+   * `offset` on. None: it has to be looked up, and until then counts as data.
+   */
   extents(offset: number, length: number, countMax: number): DeviceExtent[];
+  /** As `extents`, but looks wherever it has to, so that it tells all of the range that `countMax` allows. Absent: `extents` does. Errors: as of `read`. */
+  lookUp?(offset: number, length: number, countMax: number): Promise<DeviceExtent[]>;
   /** Waits for what is under way. Idempotent. */
   close(): Promise<void>;
 }

@@ -5,7 +5,7 @@
 import { randomUUID } from "node:crypto";
 import { open, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { hasCode, type Sink, TidemarkError, Vault } from "../../engine/index.ts";
+import { type Sink, TidemarkError, Vault } from "../../engine/index.ts";
 import { contentHash } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import { RecordingSink } from "./recording-sink.ts";
@@ -27,27 +27,11 @@ export class KeepPlace {
   static async use<Result>(config: BenchConfig, store: Sink, work: (place: KeepPlace) => Promise<Result>): Promise<Result> {
     const place = new KeepPlace(config, store);
     const [outcome] = await Promise.allSettled([work(place)]);
-    const [emptied] = await Promise.allSettled([place.#empty()]);
+    const [emptied] = await Promise.allSettled([place.sink.removeAll()]);
     // What ended the work says more than what then went wrong while it was put away.
     if (outcome.status === "rejected") throw outcome.reason;
     if (emptied.status === "rejected") throw emptied.reason;
     return outcome.value;
-  }
-
-  /** Deletes what can be deleted, and only then says what is still leased: by a process that was killed, until its lease ends. */
-  async #empty(): Promise<void> {
-    const names: string[] = [];
-    for await (const { name } of this.sink.list("")) names.push(name);
-    let leased: TidemarkError | undefined;
-    for (const name of names) {
-      try {
-        await this.sink.deleteObject(name);
-      } catch (error) {
-        if (!hasCode(error, "LEASE_HELD")) throw error;
-        leased = error;
-      }
-    }
-    if (leased !== undefined) throw leased;
   }
 
   /** The place once more, with a record of its own. */

@@ -1,14 +1,15 @@
 /**
  * Plain blocks of a mounted point, kept in memory up to a limit. Which blocks go when room is needed is decided by a clock: the oldest
  * goes unless it was read since it came or was last passed by. That costs a hit no more than a look-up, and a reader that goes once through the
- * disk does not drive out what is read again and again.
+ * disk does not drive out what is read again and again. A block that came before its reader is spared once for him, and to be read by him does
+ * not count: else what has been read would drive out what is about to be.
  *
  *     lend ─► filled by a fetch ─► keep ─► read … ─► evicted ─► lent again
  *               └─ the fetch failed ─► giveBack ──────────────────┘
  *
  * Buffers are of one size and are used again, so memory is bounded by arithmetic rather than by the collector: all buffers that
- * exist, lent or not, plus `entryBytes` for what is known of a block, are at most `capacityBytes`. Blocks of zeros have no buffer. What is
- * looked up is valid until the caller waits for something.
+ * exist, lent or not, plus `entryBytes` for what is known of a block, are at most `capacityBytes`. Blocks of zeros have no buffer; where they need
+ * room, buffers that nobody uses are given up. What is looked up is valid until the caller waits for something.
  */
 import assert from "node:assert/strict";
 
@@ -21,7 +22,8 @@ export const cacheBlocksMin = 16;
 interface Entry {
   /** Undefined: zeros. */
   readonly bytes: Buffer | undefined;
-  isUsed: boolean;
+  /** `expected`: its reader is still to come. `used`: read since it came, or since the hand passed by. */
+  state: "expected" | "used" | "idle";
 }
 
 export class BlockCache {
@@ -53,7 +55,7 @@ export class BlockCache {
   find(block: number): Buffer | undefined {
     const entry = this.#entries.get(block);
     if (entry === undefined) return undefined;
-    entry.isUsed = true;
+    entry.state = entry.state === "expected" ? "idle" : "used";
     return entry.bytes ?? this.#zeros;
   }
 
@@ -82,12 +84,15 @@ export class BlockCache {
     this.#free.push(buffer);
   }
 
-  /** Keeps what a block holds: a lent buffer, or zeros. */
-  keep(block: number, bytes: Buffer | undefined): void {
+  /** Keeps what a block holds, a lent buffer or zeros, for a reader who has had it or is expected. */
+  keep(block: number, bytes: Buffer | undefined, reader: "served" | "expected"): void {
     assert(!this.#entries.has(block), "a block is fetched once");
     if (bytes !== undefined) this.#lent -= 1;
-    while (this.#entries.size > 0 && this.heldBytes + entryBytes > this.capacityBytes) this.#evict();
-    this.#entries.set(block, { bytes, isUsed: false });
+    while (this.#entries.size > 0 && this.heldBytes + entryBytes > this.capacityBytes) {
+      if (this.#free.pop() === undefined) this.#evict();
+      else this.#buffers -= 1;
+    }
+    this.#entries.set(block, { bytes, state: reader === "expected" ? "expected" : "idle" });
   }
 
   /** Moves the hand until a block has gone. Behind the last block it begins anew: the iterator goes on with what was put behind meanwhile. */
@@ -101,8 +106,8 @@ export class BlockCache {
       }
       const [block, entry] = next.value;
       this.#entries.delete(block);
-      if (entry.isUsed) {
-        entry.isUsed = false;
+      if (entry.state !== "idle") {
+        entry.state = "idle";
         this.#entries.set(block, entry);
         continue;
       }

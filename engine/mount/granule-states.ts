@@ -23,6 +23,11 @@ export class GranuleStates {
     this.pageGranules = pageBytes * granulesPerByte;
   }
 
+  /** Whether a page holds states only: two bits can say one thing more. */
+  static canLoad(page: Uint8Array): boolean {
+    return page.every((byte) => (byte & (byte >>> 1) & uniform[granuleState.data]) === 0);
+  }
+
   get(granule: number): GranuleState {
     const page = this.#pages.get(Math.floor(granule / this.pageGranules));
     return page === undefined ? granuleState.below : stateIn(page, granule % this.pageGranules);

@@ -113,11 +113,6 @@ export class Mount implements AsyncDisposable {
     };
   }
 
-  /** Looks at the map of [offset, offset + length), so that the device's extents tell it exactly. Errors: as of its `read`. */
-  async lookUp(offset: number, length: number): Promise<void> {
-    await this.#parts.point.lookUp(offset, length);
-  }
-
   /** Ends what is under way, saves the overlay if it is kept, and gives up the hold. Idempotent. Errors: those of `BlockDevice.flush`. */
   close(): Promise<void> {
     this.#closing ??= this.#close();

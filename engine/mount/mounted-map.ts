@@ -1,26 +1,26 @@
 /**
  * The map of a mounted point: the pieces of a range for whoever reads it, and what is a hole for whoever asks.
  *
- * A device tells its extents at once, but a map is read from the store. So the outline of the map, runs of data and the holes between them, is kept for parts
- * of the disk that somebody was interested in. Where it is not known yet, a little data is claimed, which is always true enough, and the
- * outline is fetched meanwhile, a stretch ahead of who asks: who goes through a disk meets a wrong guess once.
+ * A map is read from the store, and who asks for holes asks often. So the outline of the map, runs of data and the holes between them, is kept for parts
+ * of the disk that somebody was interested in: there it is told at once. Elsewhere whoever waits (`lookUp`) gets it from the map, and
+ * for those who cannot wait it is fetched meanwhile.
  *
  * Memory: the leaves that `PointMap` keeps, and 4 MiB of outlines.
  */
+import { setImmediate as nextTurn } from "node:timers/promises";
 import type { DeviceExtent } from "../device.ts";
+import { throwIfAborted } from "../errors.ts";
 import { granuleBytes } from "../limits.ts";
 import { type Pieces, type PointMap, pieceIsZero } from "../map/point-map.ts";
 
 /** Granules whose outline is fetched and kept together: 64 MiB of disk. */
 const partGranules = 16_384;
 const partBytes: number = partGranules * granuleBytes;
+/** Parts that are looked at in one turn of the event loop, which takes a few ms. */
+const partsPerTurn = 16;
 /** Words of outlines that are kept, and what a part costs besides its own. */
 const outlineWordsMax: number = 1024 * 1024;
 const partWords = 16;
-/** Parts that are fetched ahead of who asks: 1 GiB of disk. */
-const partsAhead = 16;
-/** What is claimed to be data where nothing is known. */
-const unknownBytes: number = 1024 * 1024;
 /** Roots that are fetched at a time. */
 const rootsInFlightMax = 8;
 
@@ -34,7 +34,8 @@ export class MountedMap {
   /** By part: granules at which data begins and ends, alternating. The oldest first. */
   readonly #outlines = new Map<number, Uint32Array>();
   #outlineWords = 0;
-  #isLooking = false;
+  /** By part: outlines on their way. */
+  readonly #looking = new Map<number, Promise<Uint32Array>>();
 
   /** `runs`: how many the map has. Their roots are fetched side by side at once: the first read needs all of them. */
   constructor(map: PointMap, runs: number, signal: AbortSignal) {
@@ -44,42 +45,42 @@ export class MountedMap {
     this.granules = map.granules;
     // What cannot be fetched is asked for again by whoever needs it, and told to him.
     this.#turn = Promise.allSettled(Array.from({ length: Math.min(runs, rootsInFlightMax) }, (_, first) => this.#readRoots(first, runs)));
-    this.#lookAhead(0);
   }
 
   /** What granules [from, end) hold, at most `windowGranules` of them. Errors: DAMAGED, OBJECT_NOT_FOUND, FORMAT_UNSUPPORTED, those of the store. */
   pieces(from: number, end: number): Promise<Pieces> {
-    const work = this.#turn.then(() => this.#map.window(from, end, this.#signal));
+    const work = this.#turn.then(() => {
+      // What the map has in memory would be told even when it is over.
+      throwIfAborted(this.#signal);
+      return this.#map.window(from, end, this.#signal);
+    });
     this.#turn = work.catch(() => undefined);
     return work;
   }
 
-  /** As `BlockDevice.extents`. It may end early where nothing is known yet, and then fetches what is missing. */
+  /** As `BlockDevice.extents`: what is not known is fetched for the next who asks. */
   extents(offset: number, length: number, countMax: number): DeviceExtent[] {
-    const end = offset + length;
     const found: DeviceExtent[] = [];
-    for (let at = offset; at < end; ) {
-      const part = Math.floor(at / partBytes);
+    for (const { part, from, end } of partsOf(offset, length)) {
       const outline = this.#outlines.get(part);
       if (outline === undefined) {
-        this.#lookAhead(part);
-        if (found.length === 0) found.push({ offset, length: Math.min(unknownBytes, length), kind: "data" });
+        // One at a time: who goes through the disk needs no more. A map that cannot be read is told to those who read the disk there.
+        if (this.#looking.size === 0) this.#lookFor(part).catch(() => undefined);
         return found;
       }
-      const partEnd = Math.min(end, (part + 1) * partBytes);
-      if (!append(found, outline, at, partEnd, countMax)) return found;
-      at = partEnd;
+      if (!append(found, outline, from, end, countMax)) return found;
     }
-    // Only who asks for more than he could read at once goes through the disk by its extents.
-    if (length >= partBytes) this.#lookAhead(Math.floor(end / partBytes));
     return found;
   }
 
-  /** Fetches the outlines of [offset, offset + length): when it resolves, `extents` tells them exactly, if they are not too many to keep. */
-  async lookUp(offset: number, length: number): Promise<void> {
-    for (let part = Math.floor(offset / partBytes); part * partBytes < offset + length; part += 1) {
-      if (!this.#outlines.has(part)) await this.#readOutline(part);
+  /** As `BlockDevice.lookUp`. */
+  async lookUp(offset: number, length: number, countMax: number): Promise<DeviceExtent[]> {
+    const found: DeviceExtent[] = [];
+    for (const { part, from, end } of partsOf(offset, length)) {
+      const outline = this.#outlines.get(part) ?? (await this.#lookFor(part));
+      if (!append(found, outline, from, end, countMax)) return found;
     }
+    return found;
   }
 
   /** Waits for what is under way, which the signal ends. */
@@ -87,27 +88,24 @@ export class MountedMap {
     await this.#turn;
   }
 
-  #lookAhead(part: number): void {
-    const offset = part * partBytes;
-    const length = Math.min(partsAhead * partBytes, this.volumeBytes - offset);
-    if (this.#isLooking || length <= 0) return;
-    this.#isLooking = true;
-    const done = (): void => {
-      this.#isLooking = false;
-    };
-    // A map that cannot be read is told to those who read the disk there.
-    this.lookUp(offset, length).then(done, done);
+  #lookFor(part: number): Promise<Uint32Array> {
+    let looking = this.#looking.get(part);
+    if (looking === undefined) {
+      looking = this.#readOutline(part).finally(() => this.#looking.delete(part));
+      this.#looking.set(part, looking);
+    }
+    return looking;
   }
 
   async #readRoots(first: number, runs: number): Promise<void> {
     for (let run = first; run < runs; run += rootsInFlightMax) await this.#map.leavesOf(run, this.#signal);
   }
 
-  async #readOutline(part: number): Promise<void> {
+  async #readOutline(part: number): Promise<Uint32Array> {
+    // Who asks for much of a disk whose map is in memory leaves the event loop to others now and then.
+    if (part % partsPerTurn === 0) await nextTurn();
     const from = part * partGranules;
-    const pieces = await this.pieces(from, Math.min(from + partGranules, this.granules));
-    if (this.#outlines.has(part)) return;
-    const outline = outlineOf(pieces);
+    const outline = outlineOf(await this.pieces(from, Math.min(from + partGranules, this.granules)));
     this.#outlines.set(part, outline);
     this.#outlineWords += outline.length + partWords;
     for (const [oldest, words] of this.#outlines) {
@@ -115,6 +113,18 @@ export class MountedMap {
       this.#outlines.delete(oldest);
       this.#outlineWords -= words.length + partWords;
     }
+    return outline;
+  }
+}
+
+/** The parts that a range touches, and where in them it lies. */
+function* partsOf(offset: number, length: number): Generator<{ readonly part: number; readonly from: number; readonly end: number }> {
+  const rangeEnd = offset + length;
+  for (let from = offset; from < rangeEnd; ) {
+    const part = Math.floor(from / partBytes);
+    const end = Math.min(rangeEnd, (part + 1) * partBytes);
+    yield { part, from, end };
+    from = end;
   }
 }
 

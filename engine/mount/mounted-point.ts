@@ -86,15 +86,16 @@ export class MountedPoint implements BlockDevice {
       point: String(sequence),
       signal,
       onDamage: (extent, error) => this.#tell(extent, error),
-      onAheadDone: () => {
+      onAheadRoom: () => {
         for (const stream of this.#readAhead.active()) this.#fetchAhead(stream);
       },
     });
+    const { job, all } = this.#fetcher.aheadBytesMax;
     this.#readAhead = new ReadAhead({
       sizeBytes: this.sizeBytes,
-      windowBytesMin: Math.max(blockBytes, Math.min(windowBytesMin, this.#fetcher.jobBytesMax)),
-      windowBytesMax: this.#fetcher.jobBytesMax,
-      aheadBytesMax: cacheBytes / 2,
+      windowBytesMin: Math.max(blockBytes, Math.min(windowBytesMin, job)),
+      windowBytesMax: job,
+      aheadBytesMax: all,
     });
   }
 
@@ -158,16 +159,15 @@ export class MountedPoint implements BlockDevice {
     await read.done;
   }
 
-  /** Holes and zeros are holes. Where the map has not been looked at yet, some data is claimed and the answer ends early: see `lookUp`. */
+  /** Holes and zeros are holes. */
   extents(offset: number, length: number, countMax: number): DeviceExtent[] {
     this.#throwIfClosed();
-    if (length === 0 || countMax < 1) return [];
-    return this.#map.extents(offset, length, countMax);
+    return countMax < 1 ? [] : this.#map.extents(offset, length, countMax);
   }
 
-  /** Looks at the map of [offset, offset + length), so that `extents` tells it exactly. Errors: those of `read`. */
-  async lookUp(offset: number, length: number): Promise<void> {
-    await this.#map.lookUp(offset, length);
+  async lookUp(offset: number, length: number, countMax: number): Promise<DeviceExtent[]> {
+    this.#throwIfClosed();
+    return countMax < 1 ? [] : await this.#map.lookUp(offset, length, countMax);
   }
 
   tryWrite(): boolean {

@@ -20,6 +20,13 @@ interface Change {
   readonly done: Promise<void>;
 }
 
+/** Bytes [at, end) that are in one state. */
+interface Run {
+  readonly state: GranuleState;
+  readonly at: number;
+  readonly end: number;
+}
+
 export class OverlaidDisk implements BlockDevice {
   readonly description: string;
   readonly readOnly = false;
@@ -112,20 +119,27 @@ export class OverlaidDisk implements BlockDevice {
 
   extents(offset: number, length: number, countMax: number): DeviceExtent[] {
     this.#throwIfClosed();
-    const end = offset + length;
     const found: DeviceExtent[] = [];
-    for (let at = offset; at < end && found.length < countMax; ) {
-      const run = this.#run(at, end);
-      if (run.state === granuleState.below) {
-        const below = this.#below.extents(at, run.end - at, countMax - found.length);
-        const last = below.at(-1);
-        found.push(...below);
-        // What is below may know less than was asked for.
-        if (last === undefined || last.offset + last.length < run.end) break;
-      } else {
-        found.push({ offset: at, length: run.end - at, kind: run.state === granuleState.data ? "data" : "hole" });
+    for (const { state, at, end } of this.#runs(offset, offset + length)) {
+      if (found.length >= countMax) break;
+      if (state !== granuleState.below) found.push({ offset: at, length: end - at, kind: kindOf(state) });
+      else if (!addAll(found, this.#below.extents(at, end - at, countMax - found.length), end)) break;
+    }
+    return found;
+  }
+
+  async lookUp(offset: number, length: number, countMax: number): Promise<DeviceExtent[]> {
+    this.#throwIfClosed();
+    const below = this.#below;
+    const found: DeviceExtent[] = [];
+    for (const { state, at, end } of this.#runs(offset, offset + length)) {
+      const left = countMax - found.length;
+      if (left <= 0) break;
+      if (state !== granuleState.below) found.push({ offset: at, length: end - at, kind: kindOf(state) });
+      else {
+        const extents = below.lookUp === undefined ? below.extents(at, end - at, left) : await below.lookUp(at, end - at, left);
+        if (!addAll(found, extents, end)) break;
       }
-      at = run.end;
     }
     return found;
   }
@@ -145,11 +159,20 @@ export class OverlaidDisk implements BlockDevice {
     for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
   }
 
+  /** The runs of granules in one state that bytes [offset, end) are made of, as they are when one comes to them. */
+  *#runs(offset: number, end: number): Generator<Run> {
+    for (let at = offset; at < end; ) {
+      const run = this.#run(at, end);
+      yield run;
+      at = run.end;
+    }
+  }
+
   /** From byte `at` to where the state of the granules changes. */
-  #run(at: number, end: number): { readonly state: GranuleState; readonly end: number } {
+  #run(at: number, end: number): Run {
     const granule = Math.floor(at / granuleBytes);
     const runEnd = this.#states.runEnd(granule, Math.ceil(end / granuleBytes));
-    return { state: this.#states.get(granule), end: Math.min(end, runEnd * granuleBytes) };
+    return { state: this.#states.get(granule), at, end: Math.min(end, runEnd * granuleBytes) };
   }
 
   async #read(offset: number, into: Uint8Array): Promise<void> {
@@ -245,4 +268,15 @@ export class OverlaidDisk implements BlockDevice {
 
 function granulesOf(offset: number, length: number): { readonly first: number; readonly end: number } {
   return { first: Math.floor(offset / granuleBytes), end: Math.ceil((offset + length) / granuleBytes) };
+}
+
+function kindOf(state: Exclude<GranuleState, typeof granuleState.below>): DeviceExtent["kind"] {
+  return state === granuleState.data ? "data" : "hole";
+}
+
+/** Puts what the disk below says behind `found`. False when it says less than up to `end`, so that nothing can follow. */
+function addAll(found: DeviceExtent[], below: readonly DeviceExtent[], end: number): boolean {
+  found.push(...below);
+  const last = below.at(-1);
+  return last !== undefined && last.offset + last.length === end;
 }

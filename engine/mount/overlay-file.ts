@@ -8,9 +8,9 @@
  *     behind   the granules
  *
  * Orderings. The header is durable before the file gets its name. `save`: granules synced ─► pages that speak of them, each to the slot that does
- * not count ─► synced. So after a crash the record speaks of nothing that is not there: a page that was cut short counts as its
- * older slot, and what was written since the last `save` may be there or not, as on any disk with a cache. A sector that no
- * crash leaves is damage, and the overlay is refused.
+ * not count ─► synced; where the record has not changed, the granules are synced and no more. So after a crash the record speaks of nothing
+ * that is not there: a page that was cut short counts as its older slot, and what was written since the last `save` may be there or not, as on
+ * any disk with a cache. A sector that no crash leaves is damage, and the overlay is refused.
  *
  * One process has the file, by flock. A temporary overlay has no name and no record, and is gone with its process.
  */
@@ -18,10 +18,11 @@ import { randomBytes } from "node:crypto";
 import { link, open, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { crc32 } from "node:zlib";
+import type { BlockDevice } from "../device.ts";
 import { hasCode, systemCode, TidemarkError } from "../errors.ts";
 import { Fields, unsupportedFormat } from "../format/fields.ts";
 import { granuleBytes } from "../limits.ts";
-import { LiveFile, type LiveFileOptions, type LiveFileSystem } from "../source/live-file.ts";
+import { LiveFile } from "../source/live-file.ts";
 import { fileError } from "../source/positional-file.ts";
 import { syncFolder } from "../source/sync-folder.ts";
 import { decodePage, encodePage, pageBitmapBytes, pageSlotBytes } from "../tracking/tracking-format.ts";
@@ -54,27 +55,34 @@ interface Slot {
 
 export class OverlayFile {
   readonly states: GranuleStates = new GranuleStates(pageBitmapBytes);
-  readonly #file: LiveFile;
+  readonly #file: BlockDevice;
   readonly #isKept: boolean;
   readonly #dataAt: number;
   readonly #slots = new Map<number, Slot>();
 
-  private constructor(file: LiveFile, sizeBytes: number, isKept: boolean) {
+  private constructor(file: BlockDevice, sizeBytes: number, isKept: boolean) {
     this.#file = file;
     this.#isKept = isKept;
     this.#dataAt = dataOffset(sizeBytes);
   }
 
   /**
-   * Opens the overlay at `path`, or makes it. Errors: INVALID_ARGUMENT (what is there is no overlay, or another point's), DAMAGED, FORMAT_UNSUPPORTED,
-   * WRITER_ACTIVE (it is in use), NO_SPACE, ACCESS_REFUSED, TARGET_FAILED, UNSUPPORTED (no locks here). `system` is for tests.
+   * Opens the overlay at `path`, or makes it. Errors: those of `over`, and WRITER_ACTIVE (it is in use), NO_SPACE, ACCESS_REFUSED, TARGET_FAILED,
+   * UNSUPPORTED (no locks here).
    */
-  static async open(path: string, identity: OverlayIdentity, system: Partial<LiveFileSystem> = {}): Promise<OverlayFile> {
-    const file = await openOrCreate(path, identity, { system });
+  static async open(path: string, identity: OverlayIdentity): Promise<OverlayFile> {
+    return await OverlayFile.over(await openOrCreate(path, identity), identity);
+  }
+
+  /**
+   * Takes over the file that holds an overlay; it is closed when that fails. Errors: INVALID_ARGUMENT (what is there is no overlay, or another
+   * point's), DAMAGED, FORMAT_UNSUPPORTED, DEVICE_FAILED, SOURCE_UNREADABLE.
+   */
+  static async over(file: BlockDevice, identity: OverlayIdentity): Promise<OverlayFile> {
     try {
       // What a killed process left in the page cache reads back, and a power failure would still undo it.
       await file.flush();
-      await checkHeader(file, path, identity);
+      await checkHeader(file, identity);
       const overlay = new OverlayFile(file, identity.sizeBytes, true);
       await overlay.#load(identity.sizeBytes);
       return overlay;
@@ -124,8 +132,8 @@ export class OverlayFile {
   async save(): Promise<void> {
     if (!this.#isKept) return;
     const changed = this.states.changedPages();
+    if (changed.length === 0) await this.#file.flush();
     for (let from = 0; from < changed.length; from += portionPages) await this.#savePages(changed.slice(from, from + portionPages));
-    await this.#file.flush();
   }
 
   /** Does not save. Idempotent. */
@@ -172,6 +180,8 @@ export class OverlayFile {
       const pair = bytes.subarray((page - first) * pairBytes, (page - first + 1) * pairBytes);
       if (isZero(pair)) continue;
       const { payload, slot, generation } = decodePair(pair, page, this.#file.description);
+      if (!GranuleStates.canLoad(payload))
+        throw overlayDamaged(this.#file.description, `page ${page} of its record says what nobody writes`);
       this.states.load(page, payload);
       this.#slots.set(page, { slot, generation });
     }
@@ -207,9 +217,9 @@ function dataOffset(sizeBytes: number): number {
   return headerBytes + Math.ceil(Math.ceil(sizeBytes / granuleBytes) / granulesPerPage) * pairBytes;
 }
 
-async function openOrCreate(path: string, identity: OverlayIdentity, options: LiveFileOptions): Promise<LiveFile> {
+async function openOrCreate(path: string, identity: OverlayIdentity): Promise<LiveFile> {
   try {
-    return await LiveFile.open(path, options);
+    return await LiveFile.open(path);
   } catch (error) {
     if (!hasCode(error, "SOURCE_NOT_FOUND")) throw error;
   }
@@ -224,7 +234,7 @@ async function openOrCreate(path: string, identity: OverlayIdentity, options: Li
     await rm(partial, { force: true });
   }
   await syncFolder(dirname(path));
-  return await LiveFile.open(path, options);
+  return await LiveFile.open(path);
 }
 
 /** Makes a file that begins with `header`, as long as an overlay of a disk of `sizeBytes`, durably. */
@@ -267,8 +277,9 @@ function encodeHeader({ vault, disk, point, sizeBytes }: OverlayIdentity): Buffe
   return header;
 }
 
-/** Errors: see `OverlayFile.open`. */
-async function checkHeader(file: LiveFile, path: string, identity: OverlayIdentity): Promise<void> {
+/** Errors: see `OverlayFile.over`. */
+async function checkHeader(file: BlockDevice, identity: OverlayIdentity): Promise<void> {
+  const path = file.description;
   const header = Buffer.alloc(Math.min(headerBytes, file.sizeBytes));
   await file.read(0, header);
   if (!header.subarray(0, magic.length).equals(magic)) {

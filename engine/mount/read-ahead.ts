@@ -32,7 +32,7 @@ export interface Stream {
 /** Random readers fill this table too; a stream has to be read once in so many reads to stay. */
 const streamsMax = 32;
 const hitsMin = 2;
-const windowsAhead = 3;
+const windowsAhead = 2;
 /** How far a read of a sequential stream may lie from where it was expected. */
 const disorderBytes: number = 1024 * 1024;
 /** A stream that was not read for so many reads takes no share of `aheadBytesMax`. */

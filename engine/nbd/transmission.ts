@@ -12,6 +12,7 @@
  */
 import type { Socket } from "node:net";
 import type { BlockDevice, DeviceExtent } from "../device.ts";
+import type { Extent } from "../volume.ts";
 import { DirectSocket, type Intake } from "./direct-socket.ts";
 import type { Agreement } from "./handshake.ts";
 import { command, commandFlag, payloadBytesMax, requestBytes } from "./protocol.ts";
@@ -381,18 +382,28 @@ export class Transmission implements Intake {
   #blockStatus(): void {
     const request = this.#request;
     const { flags, offset, length } = request;
+    const countMax = hasFlag(flags, commandFlag.reqOne) ? 1 : blockStatusExtentsMax;
     this.#turnBytes += mapLookBytes;
     try {
-      const countMax = hasFlag(flags, commandFlag.reqOne) ? 1 : blockStatusExtentsMax;
-      const extents = joined(this.#device.extents(offset, length, countMax));
-      // A device that says nothing has data: that is always true enough.
-      this.#replies.blockStatus(request, extents.length > 0 ? extents : [{ offset, length, kind: "data" }]);
+      const extents = this.#device.extents(offset, length, countMax);
+      const looking = extents.length > 0 ? undefined : this.#device.lookUp?.(offset, length, countMax);
+      if (looking === undefined) this.#answerStatus(request, extents, { offset, length });
+      else this.#answerLater(0, this.#lookedUp(copyOf(request), looking, { offset, length }));
     } catch (error) {
       this.#replies.failure(request, command.blockStatus, wireErrorOf(error));
     }
   }
 
-  /** Answers the request that is being taken once `work`, which holds `bytes`, has settled. A read's work answers its success itself. */
+  async #lookedUp(cookie: Cookie, looking: Promise<DeviceExtent[]>, asked: Extent): Promise<void> {
+    this.#answerStatus(cookie, await looking, asked);
+  }
+
+  #answerStatus(cookie: Cookie, extents: readonly DeviceExtent[], asked: Extent): void {
+    // A device that says nothing has data: that is always true enough.
+    this.#replies.blockStatus(cookie, extents.length > 0 ? joined(extents) : [{ ...asked, kind: "data" }]);
+  }
+
+  /** Answers the request that is being taken once `work`, which holds `bytes`, has settled. The work of a question answers its success itself. */
   #answerLater(bytes: number, work: Promise<void>): void {
     this.#requestsInFlight += 1;
     this.#bytesInFlight += bytes;
@@ -404,7 +415,7 @@ export class Transmission implements Intake {
   async #settle(bytes: number, type: number, cookie: Cookie, work: Promise<void>): Promise<void> {
     try {
       await work;
-      if (type !== command.read) this.#replies.simple(cookie, 0);
+      if (type !== command.read && type !== command.blockStatus) this.#replies.simple(cookie, 0);
     } catch (error) {
       this.#replies.failure(cookie, type, wireErrorOf(error));
     }

@@ -88,9 +88,6 @@ export interface DecodeTask {
 
 export type WorkerTask = ScanTask | CompressTask | DecodeTask;
 
-// On Linux a process's threads have priorities of their own: whoever writes to the disk goes first, and the capture takes what is left.
-if (process.platform === "linux") os.setPriority(0, os.constants.priority.PRIORITY_BELOW_NORMAL);
-
 const setup = workerData as WorkerSetup;
 const slabs = viewSlabs(setup.slabs);
 const fetches = viewSlabs(setup.fetches);
@@ -105,6 +102,18 @@ const scratch = new Uint8Array(digestBytes);
 const scratchWords = new Uint32Array(scratch.buffer);
 
 let expanded: { readonly seed: FingerprintSeed; readonly secret: Uint8Array } | undefined;
+
+let hasGivenWay = false;
+
+/**
+ * On Linux a process's threads have priorities of their own: whoever writes to the disk goes first, and the capture takes what is left. A
+ * thread that only brings back does not give way, because somebody waits for it.
+ */
+function giveWay(): void {
+  if (hasGivenWay || process.platform !== "linux") return;
+  os.setPriority(0, os.constants.priority.PRIORITY_BELOW_NORMAL);
+  hasGivenWay = true;
+}
 
 /** Lays the expanded seed into the slab, where the kernel finds it. */
 function placeSecret(slab: SlabViews, seed: FingerprintSeed): void {
@@ -360,8 +369,10 @@ function decodeChunk(slab: SlabViews, index: number): boolean {
 export default function run(task: WorkerTask): ScanResult | undefined {
   switch (task.kind) {
     case "scan":
+      giveWay();
       return scan(task);
     case "compress":
+      giveWay();
       compress(task);
       return undefined;
     case "decode":

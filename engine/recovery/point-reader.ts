@@ -66,12 +66,25 @@ export interface PointReaderOptions {
   readonly pace?: ((bytes: number) => Promise<void>) | undefined;
 }
 
+/** A range of a segment, and the pieces `order[from…end)` that lie in it. */
 interface Fetch {
   readonly segment: string;
   readonly offset: number;
   readonly bytes: number;
   readonly from: number;
   readonly end: number;
+}
+
+/** How some pieces of a window are fetched. */
+export interface ReadPlan {
+  readonly pieces: Pieces;
+  readonly order: Uint32Array;
+  /** The one with the lowest piece, `lowest`, first. */
+  readonly fetches: readonly PlannedFetch[];
+}
+
+export interface PlannedFetch extends Fetch {
+  readonly lowest: number;
 }
 
 export class PointReader {
@@ -129,10 +142,23 @@ export class PointReader {
 
   /** Fetches and proves some pieces of a window only. */
   async readPieces(pieces: Pieces, wanted: readonly number[], data: PointConsumer["data"]): Promise<void> {
+    const plan = this.plan(pieces, wanted);
+    for (const fetch of plan.fetches) await this.readPlanned(plan, fetch, data);
+  }
+
+  /** Plans how some pieces of a window only are fetched, for a caller who decides himself when each range is. */
+  plan(pieces: Pieces, wanted: readonly number[]): ReadPlan {
     const order = orderByPlace(pieces, wanted);
-    for (const fetch of planFetches(pieces, order, this.#options.crew.fetches.shared.geometry)) {
-      await this.#fetch(pieces, order, fetch, { data });
-    }
+    const lowest = (fetch: Fetch): number => order.subarray(fetch.from, fetch.end).reduce((low, piece) => Math.min(low, piece), Infinity);
+    const fetches = planFetches(pieces, order, this.#options.crew.fetches.shared.geometry)
+      .map((fetch) => ({ ...fetch, lowest: lowest(fetch) }))
+      .sort((a, b) => a.lowest - b.lowest);
+    return { pieces, order, fetches };
+  }
+
+  /** Fetches and proves one range of a plan. */
+  async readPlanned({ pieces, order }: ReadPlan, fetch: PlannedFetch, data: PointConsumer["data"]): Promise<void> {
+    await this.#fetch(pieces, order, fetch, { data });
   }
 
   async #fetch(pieces: Pieces, order: Uint32Array, fetch: Fetch, consumer: Pick<PointConsumer, "data">): Promise<void> {

@@ -179,7 +179,9 @@ describe("a mounted point", () => {
     },
   );
 
-  test("with a file system on it is mounted by the kernel, and takes what is written there", { timeout: 60_000 }, async (context) => {
+  test("with a file system on it is sound and mounted by the kernel, and takes what is written there without harm to the point", {
+    timeout: 60_000,
+  }, async (context) => {
     const reason = whyNotMountable();
     if (reason !== undefined) return context.skip(`no file system can be mounted: ${reason}`);
     const place = new Place();
@@ -187,6 +189,17 @@ describe("a mounted point", () => {
     writeImage(place.path("files/one"), 2);
     execFileSync("mke2fs", ["-q", "-t", "ext4", "-d", place.path("files"), place.path("web.img"), "16M"]);
     await place.json("replicate", "web.img", "--disk", "web");
+    const reading = await serve(place, "--vault", "dir:vault", "--point", "latest");
+    await withFuse(place, reading.uri, async (image) => {
+      expect(checkFileSystem(image, "-fn").code).toBe(0);
+      const look = async (): Promise<void> => {
+        expect(sameFiles(place.path("mnt/one"), place.path("files/one"))).toBe(true);
+        expect(() => writeFileSync(place.path("mnt/new"), "")).toThrow("EROFS");
+        await Promise.resolve();
+      };
+      await withMounted(image, place.path("mnt"), look, "ro");
+    });
+    expect((await stop(reading)).code).toBe(0);
     for (const round of ["first", "second"]) {
       const served = await serve(place, "--vault", "dir:vault", "--point", "latest", "--writable", "--overlay", "web.overlay");
       await withFuse(place, served.uri, async (image) => {
@@ -199,6 +212,8 @@ describe("a mounted point", () => {
       });
       expect((await stop(served)).code).toBe(0);
     }
+    await place.json("materialize", "--disk", "web", "--point", "latest", "--to", "back.img");
+    expect(sameFiles(place.path("back.img"), place.path("web.img"))).toBe(true);
   });
 
   test("is served on TCP at a port that the system chose, and says where", async () => {

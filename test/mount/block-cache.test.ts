@@ -8,10 +8,10 @@ const blockBytes = 16 * 1024;
 /** Room for sixteen blocks, with what is known of them. */
 const capacityBytes = 17 * blockBytes;
 
-function keepBlock(cache: BlockCache, block: number): void {
+function keepBlock(cache: BlockCache, block: number, reader: "served" | "expected" = "served"): void {
   const buffer = cache.lend();
   buffer.writeUInt32LE(block);
-  cache.keep(block, buffer);
+  cache.keep(block, buffer, reader);
 }
 
 test("blocks are found with what is in them until others need the room, the oldest first", () => {
@@ -33,9 +33,28 @@ test("a block that is read again and again outlives a reader that goes once thro
 
 test("blocks of zeros take next to nothing", () => {
   const cache = new BlockCache(blockBytes, capacityBytes);
-  for (let block = 0; block < 500; block += 1) cache.keep(block, undefined);
+  for (let block = 0; block < 500; block += 1) cache.keep(block, undefined, "served");
   expect(cache.find(3)?.every((byte) => byte === 0)).toBe(true);
   expect(cache.heldBytes).toBeLessThan(500 * 300);
+});
+
+test("zeros that are read once drive out next to none of what is cached", () => {
+  const cache = new BlockCache(blockBytes, capacityBytes);
+  for (let block = 0; block < 16; block += 1) keepBlock(cache, block);
+  for (let block = 1000; block < 1100; block += 1) cache.keep(block, undefined, "served");
+  const kept = Array.from({ length: 16 }, (_, block) => cache.has(block)).filter(Boolean);
+  expect(kept.length).toBeGreaterThanOrEqual(12);
+  expect(cache.heldBytes).toBeLessThanOrEqual(capacityBytes);
+});
+
+test("what was fetched ahead outlives what a reader has passed, however often he reads a block, and not for ever", () => {
+  const cache = new BlockCache(blockBytes, capacityBytes);
+  for (let block = 0; block < 8; block += 1) keepBlock(cache, block, "expected");
+  for (let block = 0; block < 8; block += 1) for (let read = 0; read < 4; read += 1) cache.find(block);
+  for (let block = 8; block < 20; block += 1) keepBlock(cache, block, "expected");
+  for (let block = 8; block < 20; block += 1) expect(cache.has(block)).toBe(true);
+  for (let block = 100; block < 140; block += 1) keepBlock(cache, block, "expected");
+  for (let block = 8; block < 20; block += 1) expect(cache.has(block)).toBe(false);
 });
 
 test("whatever is lent, kept and given back, memory stays within what was allowed, and what is found is right", () => {
@@ -55,7 +74,7 @@ test("whatever is lent, kept and given back, memory stays within what was allowe
         } else if (kind === "fail") cache.giveBack(cache.lend());
         else if (!cache.has(block)) {
           if (kind === "keep") keepBlock(cache, block);
-          else cache.keep(block, undefined);
+          else cache.keep(block, undefined, "served");
         }
         expect(cache.heldBytes).toBeLessThanOrEqual(capacityBytes);
       }

@@ -110,11 +110,17 @@ export async function readAll(device: BlockDevice, pieceBytes = 50_000): Promise
   return Buffer.concat(pieces);
 }
 
+/** What a device says of a range, by the way that a server takes: at once if it can be told at once. */
+export async function extentsOf(device: BlockDevice, offset: number, length: number, countMax = 1000): Promise<DeviceExtent[]> {
+  const known = device.extents(offset, length, countMax);
+  return known.length > 0 || device.lookUp === undefined ? known : await device.lookUp(offset, length, countMax);
+}
+
 /** Everything that a device says of its extents. */
-export function allExtents(device: BlockDevice, countMax = 1000): DeviceExtent[] {
+export async function allExtents(device: BlockDevice, countMax = 1000): Promise<DeviceExtent[]> {
   const found: DeviceExtent[] = [];
   for (let at = 0; at < device.sizeBytes; ) {
-    const extents = device.extents(at, device.sizeBytes - at, countMax);
+    const extents = await extentsOf(device, at, device.sizeBytes - at, countMax);
     const last = extents.at(-1);
     if (last === undefined || last.offset + last.length <= at) throw new Error(`nothing is said of byte ${at}`);
     found.push(...extents);

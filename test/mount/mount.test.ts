@@ -2,6 +2,7 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import fc from "fast-check";
 import { afterAll, describe, expect, onTestFinished, test, vi } from "vitest";
+import { Vault } from "../../engine/control/vault.ts";
 import { hasCode, TidemarkError } from "../../engine/errors.ts";
 import { granuleBytes } from "../../engine/limits.ts";
 import type { Extent, Volume } from "../../engine/volume.ts";
@@ -11,7 +12,7 @@ import { namesOf, numbersFrom } from "../engine-model.ts";
 import { contentOf, ModelDisk, modelBlockBytes, openModelVault } from "../model-disk.ts";
 import { flipPage, shortenPages, tamperObject } from "../recovery/tamper.ts";
 import { expectCode } from "../sink/expectations.ts";
-import { allExtents, closeVaults, filledVault, mounted, readAll, readRange, smallCacheBytes, vaultOf } from "./mount-rig.ts";
+import { allExtents, closeVaults, extentsOf, filledVault, mounted, readAll, readRange, smallCacheBytes, vaultOf } from "./mount-rig.ts";
 
 const mib = 1024 * 1024;
 const gib = 1024 * mib;
@@ -75,8 +76,7 @@ test("a disk of a tebibyte is mounted and read as fast as a small one, and its h
   for (const place of places) expect((await readRange(mount.device, place + 5000, 4096)).every((byte) => byte === 7)).toBe(true);
   expect((await readRange(mount.device, 500 * gib, 32 * mib)).every((byte) => byte === 0)).toBe(true);
   expect(mount.summary().bytesFetched).toBeLessThan(mib);
-  await mount.lookUp(0, tebibyte);
-  expect(allExtents(mount.device).map(({ kind, offset }) => [kind, offset])).toEqual([
+  expect((await mount.device.lookUp?.(0, tebibyte, 10))?.map(({ kind, offset }) => [kind, offset])).toEqual([
     ["data", 0],
     ["hole", mib],
     ["data", 333 * gib],
@@ -85,7 +85,14 @@ test("a disk of a tebibyte is mounted and read as fast as a small one, and its h
   ]);
   await mount.device.trim(gib, 100 * gib);
   await mount.device.write(50 * gib, Buffer.alloc(4096, 1));
-  expect(mount.device.extents(0, 200 * gib, 10).map(({ kind }) => kind)).toContain("data");
+  expect((await extentsOf(mount.device, 0, 200 * gib)).map(({ kind, offset }) => [kind, offset])).toEqual([
+    ["data", 0],
+    ["hole", mib],
+    ["hole", gib],
+    ["data", 50 * gib],
+    ["hole", 50 * gib + 4096],
+    ["hole", 101 * gib],
+  ]);
   await mount.close();
 });
 
@@ -156,6 +163,33 @@ class SparseDisk implements Volume {
   }
 }
 
+/** A disk of data that nothing makes smaller, and of which no two places are alike. */
+class NoisyDisk implements Volume {
+  readonly description = "a disk of noise";
+  readonly #sizeBytes: number;
+
+  constructor(sizeBytes: number) {
+    this.#sizeBytes = sizeBytes;
+  }
+
+  sizeBytes(): Promise<number> {
+    return Promise.resolve(this.#sizeBytes);
+  }
+
+  read(offset: number, into: Uint8Array): Promise<void> {
+    const words = new Uint32Array(into.buffer, into.byteOffset, into.byteLength / 4);
+    for (let word = 0; word < words.length; word += 1) {
+      const mixed = Math.imul(offset / 4 + word + 1, 0x9e3779b1);
+      words[word] = Math.imul(mixed ^ (mixed >>> 15), 0x85ebca77) ^ (mixed >>> 13);
+    }
+    return Promise.resolve();
+  }
+
+  async *allocated(): AsyncGenerator<Extent> {
+    yield await Promise.resolve({ offset: 0, length: this.#sizeBytes });
+  }
+}
+
 describe("a reader that goes on", () => {
   async function readsInARow(offsets: readonly number[], lengthBytes: number): Promise<{ fetched: number; calls: number; read: number }> {
     const filled = await vaultOf("long", new ModelDisk(contentOf(8 * mib, 1)));
@@ -176,6 +210,36 @@ describe("a reader that goes on", () => {
     expect(calls).toBeLessThan(60);
   });
 
+  test("is fetched for in long ranges where a writer spread the disk over segments, and nothing twice, however small the cache", async () => {
+    const sizeBytes = 64 * mib;
+    const sink = new MemorySink();
+    const vault = await Vault.create(sink, { workers: 1, lanes: 4 });
+    onTestFinished(async () => await vault.close());
+    const volume = new NoisyDisk(sizeBytes);
+    await vault.replicate({ disk: "d", volume });
+    expect((await namesOf(sink, "segments/")).length).toBeGreaterThanOrEqual(3);
+    for (const [cacheBytes, readBytes, meanBytesMin] of [
+      [256 * mib, sizeBytes, 3.1 * mib],
+      [6 * mib, 16 * mib, 0],
+    ] as const) {
+      const faulty = new FaultySink(sink, []);
+      const reading = await Vault.open(faulty, { workers: 1 });
+      const mount = await reading.mount({ disk: "d", point: "latest", cacheBytes });
+      const [wanted, found] = [Buffer.alloc(mib), Buffer.alloc(mib)];
+      for (let at = 0; at < readBytes; at += mib) {
+        if (!mount.device.tryRead(at, found)) await mount.device.read(at, found);
+        await volume.read(at, wanted);
+        expect(found.equals(wanted)).toBe(true);
+      }
+      const { bytesFetched } = mount.summary();
+      const ranges = faulty.calls.filter((call) => call.startsWith("readPages")).length;
+      expect(bytesFetched / ranges).toBeGreaterThan(meanBytesMin);
+      // Besides what is read that little of a cache holds what comes next.
+      expect(bytesFetched).toBeLessThan(Math.min(sizeBytes, readBytes + cacheBytes / 2) * 1.01);
+      await reading.close();
+    }
+  });
+
   test("here and there is fetched nothing for in advance", async () => {
     const offsets = Array.from({ length: 100 }, (_, index) => ((index * 37) % 512) * 16_384);
     const { calls, fetched, read } = await readsInARow(offsets, 4096);
@@ -190,8 +254,8 @@ describe("extents", () => {
     disk.bytes.fill(1, 2 * modelBlockBytes, 6 * modelBlockBytes);
     disk.bytes.fill(1, 20 * modelBlockBytes);
     const filled = await vaultOf("sparse", disk, 2, () => disk.bytes.fill(0, 3 * modelBlockBytes, 4 * modelBlockBytes));
-    const { device, mount } = await mounted(filled);
-    await mount.lookUp(0, device.sizeBytes);
+    const { device } = await mounted(filled);
+    await device.lookUp?.(0, device.sizeBytes, 1);
     const wanted = [
       ["hole", 0, 2],
       ["data", 2, 1],
@@ -206,21 +270,54 @@ describe("extents", () => {
     expect(device.extents(2 * modelBlockBytes + 5, 10, 100)).toEqual([{ kind: "data", offset: 2 * modelBlockBytes + 5, length: 10 }]);
   });
 
-  test("claim a little data where the map is not known yet, and never a hole that is none", async () => {
+  test("are nowhere guessed: what is not known yet is looked up, and known from then on", async () => {
     const filled = await filledVault();
-    const { contents } = filled;
     const gate = new Gate();
     const slow = new FaultySink(filled.sink, [{ on: "getObject", prefix: "disks/d/map/", when: 1, fault: { kind: "slow", gate } }]);
-    const { device, mount } = await mounted(filled, {}, slow);
-    expect(device.extents(0, device.sizeBytes, 100)).toEqual([{ kind: "data", offset: 0, length: device.sizeBytes }]);
+    const { device } = await mounted(filled, {}, slow);
+    expect(device.extents(0, device.sizeBytes, 100)).toEqual([]);
+    const looking = device.lookUp?.(0, device.sizeBytes, 100);
     gate.open();
-    await mount.lookUp(0, device.sizeBytes);
-    const found = allExtents(device);
-    for (const { kind, offset, length } of found) {
-      if (kind === "hole") expect(contents[2]?.subarray(offset, offset + length).every((byte) => byte === 0)).toBe(true);
-    }
+    const found = (await looking) ?? [];
+    expect(device.extents(0, device.sizeBytes, 100)).toEqual(found);
     expect(found.some(({ kind }) => kind === "hole")).toBe(true);
+    const content = filled.contents[2] ?? Buffer.alloc(0);
+    for (const { kind, offset, length } of found) {
+      const isZero = content.subarray(offset, offset + length).every((byte) => byte === 0);
+      if (kind === "hole") expect(isZero).toBe(true);
+    }
     slow.assertAllFired();
+  });
+
+  test("are told exactly however many there are, and however much of the disk is asked for", async () => {
+    const sizeBytes = 5 * gib;
+    const places = Array.from({ length: 60 }, (_, index) => index * 85 * mib + mib);
+    const vault = await openModelVault(new MemorySink());
+    await vault.replicate({ disk: "d", volume: new SparseDisk(sizeBytes, places) });
+    const { device } = await vault.mount({ disk: "d", point: "latest", writable: true });
+    await device.write(4 * gib + 4096, Buffer.alloc(4096, 1));
+    const data = (await allExtents(device, 7)).filter(({ kind }) => kind === "data");
+    const written = { offset: 4 * gib + 4096, length: 4096, kind: "data" } as const;
+    const wanted = [...places.map((offset) => ({ offset, length: mib, kind: "data" }) as const), written];
+    expect(data).toEqual(wanted.sort((a, b) => a.offset - b.offset));
+    // Neither are they looked up any more once it is over.
+    const again = await vault.mount({ disk: "d", point: "latest" });
+    const late = expectCode(again.device.lookUp?.(0, sizeBytes, 1000) ?? Promise.resolve(), "INTERRUPTED");
+    await again.close();
+    await late;
+    await expectCode(again.device.lookUp?.(0, 4096, 1) ?? Promise.resolve(), "DEVICE_FAILED");
+  });
+
+  test("that cannot be looked up are an error, and are looked up again by the next who asks", async () => {
+    const filled = await filledVault();
+    const away = new TidemarkError("STORE_UNREACHABLE", "the store is away");
+    const faulty = new FaultySink(filled.sink, [
+      { on: "getObject", prefix: "disks/d/map/", when: { probability: 1 }, fault: { kind: "refused", error: away } },
+    ]);
+    const { device } = await mounted(filled, {}, faulty);
+    await expectCode(device.lookUp?.(0, 4096, 1) ?? Promise.resolve(), "STORE_UNREACHABLE");
+    filled.line.current = filled.sink;
+    expect(await device.lookUp?.(0, 4096, 1)).toHaveLength(1);
   });
 });
 
@@ -321,6 +418,38 @@ test("with a store that fails every third call, reads fail or are right, those t
   expect(failures.length).toBeGreaterThan(5);
   for (const failure of failures) expect(hasCode(failure, "STORE_UNREACHABLE"), String(failure)).toBe(true);
 });
+
+test.each([16, 90, 600])(
+  "who read on at the same time get what is there, with a store that fails now and then and a cache of %i blocks",
+  async (blocks) => {
+    const filled = await vaultOf("long", new ModelDisk(contentOf(8 * mib, 1)));
+    const [content = Buffer.alloc(0)] = filled.contents;
+    const fault = { kind: "refused", error: new TidemarkError("STORE_UNREACHABLE", "the store is away") } as const;
+    const faulty = new FaultySink(filled.sink, [{ on: "readPages", when: { probability: 0.2 }, fault }]);
+    const cacheBytes = blocks * modelBlockBytes;
+    const { device, mount } = await mounted(filled, { cacheBytes }, faulty);
+    const reader = async (from: number, lengthBytes: number): Promise<void> => {
+      for (let at = from; at + lengthBytes <= from + 2 * mib; ) {
+        const [outcome] = await Promise.allSettled([readRange(device, at, lengthBytes)]);
+        expect(mount.summary().cachedBytes).toBeLessThanOrEqual(cacheBytes);
+        if (outcome.status === "rejected") {
+          expect(hasCode(outcome.reason, "STORE_UNREACHABLE"), String(outcome.reason)).toBe(true);
+          continue;
+        }
+        expect(outcome.value.equals(content.subarray(at, at + lengthBytes))).toBe(true);
+        at += lengthBytes;
+      }
+    };
+    await Promise.all([
+      reader(0, 16_384),
+      reader(2 * mib, 50_000),
+      reader(4 * mib, 131_072),
+      reader(6 * mib, 7000),
+      reader(3 * mib, 30_000),
+    ]);
+    faulty.assertAllFired();
+  },
+);
 
 describe("while it is mounted", () => {
   test("the point is held, and no longer", async () => {

@@ -10,7 +10,9 @@ import { hasCode } from "../../engine/errors.ts";
 import { granuleBytes } from "../../engine/limits.ts";
 import { OverlaidDisk } from "../../engine/mount/overlaid-disk.ts";
 import { OverlayFile, type OverlayIdentity } from "../../engine/mount/overlay-file.ts";
+import { LiveFile } from "../../engine/source/live-file.ts";
 import type { PositionalFile } from "../../engine/source/positional-file.ts";
+import { encodePage } from "../../engine/tracking/tracking-format.ts";
 import { contentOf } from "../model-disk.ts";
 import { MemoryDisk } from "../nbd/server-rig.ts";
 import { expectCode } from "../sink/expectations.ts";
@@ -105,7 +107,7 @@ describe("an overlaid disk", () => {
         const model = Buffer.from(below.bytes);
         for (const change of changes) await apply(disk, model, change);
         expect((await readAll(disk, 7777)).equals(model)).toBe(true);
-        for (const { kind, offset, length } of allExtents(disk, 3)) {
+        for (const { kind, offset, length } of await allExtents(disk, 3)) {
           if (kind === "hole") expect(model.subarray(offset, offset + length).every((byte) => byte === 0)).toBe(true);
         }
         expect(below.bytes.equals(contentOf(sizeBytes, 5))).toBe(true);
@@ -242,7 +244,9 @@ describe("an overlay that is kept", () => {
       if (isBroken) throw Object.assign(new Error("EIO: i/o error"), { code: "EIO" });
       await file.datasync();
     };
-    const disk = new OverlaidDisk(belowDisk(), await OverlayFile.open(path, identity, { datasync }));
+    await (await OverlayFile.open(path, identity)).close();
+    const file = await LiveFile.open(path, { system: { datasync } });
+    const disk = new OverlaidDisk(belowDisk(), await OverlayFile.over(file, identity));
     await write(disk, 0, Buffer.alloc(4096, 1));
     isBroken = true;
     await expectCode(disk.flush(), "DEVICE_FAILED");
@@ -380,6 +384,13 @@ describe("an overlay whose record", () => {
     const path = await flushedTwice();
     await spoil(path);
     await expectCode(OverlayFile.open(path, identity), "DAMAGED");
+  });
+
+  test("says of a granule what nobody writes is refused", async () => {
+    const path = await flushedTwice();
+    await overwrite(path, headerBytes, encodePage(0, 0, 3, Uint8Array.of(0b1101)));
+    const error = await expectCode(OverlayFile.open(path, identity), "DAMAGED");
+    expect(error.message).toContain("page 0");
   });
 
   test("is of a later version is refused by that", async () => {

@@ -1,5 +1,6 @@
 /** Every command of the transmission, what it does to the disk, what it answers, and how it refuses. */
 import { describe, expect, test } from "vitest";
+import type { DeviceExtent } from "../../engine/device.ts";
 import { TidemarkError } from "../../engine/errors.ts";
 import { chunkType, command, commandFlag, option, wireError } from "../../engine/nbd/protocol.ts";
 import { infoQuery, MemoryDisk, optionBytesOf, RawClient, requestBytesOf, serve } from "./server-rig.ts";
@@ -235,7 +236,41 @@ describe("holes", () => {
     });
     expect(await client.call({ type: blockStatus, offset: 0, length: 0 })).toMatchObject({ error: wireError.inval });
   });
+
+  test("that a disk has to look up are told exactly, and hold up nobody meanwhile", async () => {
+    const disk = new UnknownDisk(mib);
+    disk.bytes.fill(1, 65536, 65536 + 8192);
+    const server = await serve(disk);
+    const client = await RawClient.transmitting(server.address, { structured: true, allocation: true });
+    client.request({ type: blockStatus, cookie: 1n, length: mib });
+    expect(await client.call({ type: read, cookie: 2n, offset: 65536, length: 10 })).toMatchObject({ cookie: 2n, error: 0 });
+    disk.look();
+    const status = await client.takeReply();
+    expect(status).toMatchObject({ cookie: 1n, type: chunkType.blockStatus, isLast: true });
+    const descriptors = [65536, 3, 8192, 0, mib - 73728, 3].map((value) => value.toString(16).padStart(8, "0")).join("");
+    expect(status.data.toString("hex")).toBe(`00000001${descriptors}`);
+    disk.failure = new TidemarkError("STORE_UNREACHABLE", "it is away");
+    const failed = await client.call({ type: blockStatus, length: mib });
+    expect(failed).toMatchObject({ type: chunkType.error, isLast: true, error: wireError.io });
+  });
 });
+
+/** Knows nothing at once of what it holds, and looks when it is told to. */
+class UnknownDisk extends MemoryDisk {
+  look: () => void = () => undefined;
+  readonly #told = new Promise<void>((resolve) => {
+    this.look = resolve;
+  });
+
+  override extents(): DeviceExtent[] {
+    return [];
+  }
+
+  async lookUp(offset: number, length: number, countMax: number): Promise<DeviceExtent[]> {
+    await this.#told;
+    return super.extents(offset, length, countMax);
+  }
+}
 
 describe("two connections", () => {
   test("see one disk, and a flush on one covers the writes of the other", async () => {

@@ -63,10 +63,15 @@ export async function mountExport(socket: string, name: string, folder: string, 
   return unmount;
 }
 
-/** Does `work` with the file system in the file `image` mounted on `mountPoint`. */
-export async function withMounted<Result>(image: string, mountPoint: string, work: () => Promise<Result>): Promise<Result> {
+/** Does `work` with the file system in the file `image` mounted on `mountPoint`, to be written unless said otherwise. */
+export async function withMounted<Result>(
+  image: string,
+  mountPoint: string,
+  work: () => Promise<Result>,
+  access: "rw" | "ro" = "rw",
+): Promise<Result> {
   mkdirSync(mountPoint, { recursive: true });
-  execFileSync("mount", ["-o", "loop", image, mountPoint]);
+  execFileSync("mount", ["-o", `loop,${access}`, image, mountPoint]);
   try {
     return await work();
   } finally {

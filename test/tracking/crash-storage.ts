@@ -117,11 +117,18 @@ export class CrashStorage<Note = never> implements TrackingStorage {
 
   async write(offset: number, bytes: Uint8Array): Promise<void> {
     const id = (this.#lastId += 1);
-    const event = { kind: "write", id, offset, bytes: Uint8Array.from(bytes) } as const;
+    const event = { kind: "write", id, ...this.#wholeSectors(offset, bytes) } as const;
     const code = this.fail("write");
     // A write that fails may have been done in part.
     if (code === undefined || this.#random() < 0.5) this.#change(event);
     await this.#call("write", () => this.#pendingDone.add(id), code);
+  }
+
+  /** A write that is done when this returns. */
+  writeAtOnce(offset: number, bytes: Uint8Array): void {
+    const id = (this.#lastId += 1);
+    this.#change({ kind: "write", id, ...this.#wholeSectors(offset, bytes) });
+    this.#pendingDone.add(id);
   }
 
   async truncate(sizeBytes: number): Promise<void> {
@@ -144,6 +151,17 @@ export class CrashStorage<Note = never> implements TrackingStorage {
   async close(): Promise<void> {
     this.closed = true;
     return Promise.resolve();
+  }
+
+  /** What goes to the disk for a write: sectors that it covers in part go with the rest of them, as the page cache has it. */
+  #wholeSectors(offset: number, bytes: Uint8Array): { readonly offset: number; readonly bytes: Uint8Array } {
+    const from = offset - (offset % sectorBytes);
+    const end = Math.ceil((offset + bytes.byteLength) / sectorBytes) * sectorBytes;
+    const fileEnd = Math.max(this.#visible.byteLength, offset + bytes.byteLength);
+    const whole = new Uint8Array(Math.min(end, fileEnd) - from);
+    whole.set(this.#visible.subarray(from, from + whole.byteLength));
+    whole.set(bytes, offset - from);
+    return { offset: from, bytes: whole };
   }
 
   #change(event: Change): void {
