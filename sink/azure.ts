@@ -5,7 +5,7 @@
  * azure-retry.ts, the meaning of errors in azure-errors.ts, sockets and proxies in azure-connection.ts, credentials in azure-access.ts.
  *
  * Azure's rules hold for every request before it leaves, because Azurite does not enforce them: it takes page writes of more than 4 MiB, and
- * writes and clears beyond the blob's end. To know the end, a sink remembers the sizes of the page blobs it has seen; a page object never changes its size.
+ * writes and clears beyond the blob's end. To know the end, a sink remembers the sizes of the page blobs it has seen; a page object never changes its size, but for one that is restored.
  *
  * Page writes carry no checksum: chunks are verified against their digests when they are read, and Azurite ignores it. Small objects
  * carry an MD5, which both servers verify.
@@ -64,6 +64,9 @@ const rememberedPagesMax = 256;
 
 /** An Azurite saves what it knows every five seconds, which takes up to a second or so; what came after the last time it forgets when it is killed. */
 const azuriteSettlingMs = 15_000;
+
+/** How often a page blob that is lost is created anew while answers are lost. */
+const createAttemptsMax = 8;
 
 /** Blobs and ranges asked for per request; Azure's own limits are 5000 and 10,000. */
 const blobsPerPage = 1000;
@@ -358,6 +361,31 @@ export class AzureSink implements Sink {
     });
   }
 
+  async restorePages(name: string, sizeBytes: number, sequenceNumber: number, options: CallOptions = {}): Promise<void> {
+    checkName(name);
+    checkPagesSize(name, sizeBytes);
+    checkSequenceNumber(sequenceNumber);
+    const found = await this.#pagesFound(name, options);
+    if (found === undefined) {
+      await this.#createLost(name, sizeBytes, sequenceNumber, options);
+      return;
+    }
+    const page = this.#page(name);
+    page.sizeBytes = found.contentLength ?? 0;
+    if (page.sizeBytes < sizeBytes) {
+      // Sent late or twice it changes nothing more: nobody gives a page object another length.
+      await this.#calls.run({
+        kind: "idempotent",
+        action: `give ${name} its length back`,
+        name,
+        signal: options.signal,
+        send: (abortSignal) => page.client.resize(sizeBytes, { abortSignal }),
+      });
+      page.sizeBytes = sizeBytes;
+    }
+    if ((found.blobSequenceNumber ?? 0) < sequenceNumber) await this.raiseSequenceNumber(name, sequenceNumber, options);
+  }
+
   async statPages(name: string, options: CallOptions = {}): Promise<PagesStat> {
     checkName(name);
     // Properties first: ranges may then be newer than the ETag, and a write fenced by that ETag is refused; never the other way.
@@ -414,6 +442,29 @@ export class AzureSink implements Sink {
     const properties = await this.#properties(name, options);
     if (properties.blobType !== "PageBlob") throw wrongKind(name, "page object");
     return properties;
+  }
+
+  /** Undefined when there is none. */
+  async #pagesFound(name: string, options: CallOptions) {
+    try {
+      return await this.#pageProperties(name, options);
+    } catch (error) {
+      if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
+      throw error;
+    }
+  }
+
+  /** Creates a page object that has been lost. Whoever else does so, or an answer that was lost, has made the same. */
+  async #createLost(name: string, sizeBytes: number, sequenceNumber: number, options: CallOptions): Promise<void> {
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        await this.createPages(name, sizeBytes, sequenceNumber, options);
+        return;
+      } catch (error) {
+        if (hasCode(error, "OBJECT_EXISTS")) return;
+        if (!hasCode(error, "OUTCOME_UNKNOWN") || attempt === createAttemptsMax) throw error;
+      }
+    }
   }
 
   #listPage(prefix: string, continuationToken: string | undefined, maxPageSize: number, options: CallOptions) {
