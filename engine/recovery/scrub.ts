@@ -20,10 +20,8 @@ import type { VaultContext } from "../control/session.ts";
 import type { Damage, Notice } from "../control/summaries.ts";
 import type { BlockDevice } from "../device.ts";
 import { hasCode, type TidemarkError, throwIfAborted } from "../errors.ts";
-import { fromHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { parseSegmentName, segmentsPrefix } from "../format/names.ts";
-import { DeadPages } from "../reclaim/dead-pages.ts";
 import { sweepQuarantine } from "../reclaim/quarantine.ts";
 import { Store } from "../store.ts";
 import type { Volume } from "../volume.ts";
@@ -192,7 +190,7 @@ class Pass {
     const pace = async (bytes: number): Promise<void> => await this.#pace(bytes);
     const healer = new Healer({ context, store, sources, onNotice, onOpen, signal });
     this.#prover = new PointProver({ context, store, purpose: "scrub", places, healer, pace, onNotice, signal });
-    this.#frames = new FrameProver({ context, store, vault: context.document.vault, heal: true, pace, onNotice, onOpen, signal });
+    this.#frames = new FrameProver({ context, store, vault: context.document.vault, pace, onNotice, onOpen, signal });
   }
 
   async run(): Promise<ScrubSummary> {
@@ -303,15 +301,13 @@ class Pass {
   /** Headers and tables, segment by segment; what stands there is named with the disk that wrote it. */
   async #proveFrames(): Promise<void> {
     const { signal } = this.#options;
-    const dead = new DeadPages(fromHex(this.#context.document.vault));
-    await dead.refresh(this.#store, { signal });
     const { frames: found, segments: done } = this.#round;
     const segments: string[] = [];
     for await (const { name } of this.#store.list(segmentsPrefix, { signal }))
       if (parseSegmentName(name) !== undefined) segments.push(name);
     for (const segment of segments) {
       if (done.has(segment)) continue;
-      const damages = await this.#frames.damages(segment, dead.of(segment));
+      const damages = await this.#frames.damages(segment);
       const [first] = damages;
       if (first !== undefined) found.set(first.disk, [...(found.get(first.disk) ?? []), ...damages]);
       done.add(segment);
