@@ -34,9 +34,7 @@ export interface Stretch {
   readonly end: number | undefined;
   /** Needed chunks from `offset` on, in rising order. */
   readonly chunks: readonly LaidChunk[];
-  /** Pages that have been given back: who walks from frame to frame goes on behind them. */
-  readonly dead: PageSet;
-  /** The same, with those that may soon be given back: nothing is to be written there. */
+  /** Pages that have been given back, or may be: nothing is to be written there that is to stay. */
   readonly given: PageSet;
 }
 
@@ -59,7 +57,9 @@ export function layFrame(stretch: Stretch): FrameLayout | undefined {
   let at = offset + frameHeaderBytes;
   let best: { readonly cut: Cut; readonly count: number } | undefined;
   const laidBest = (): FrameLayout | undefined => (best === undefined ? undefined : laid(offset, best.cut, entries.slice(0, best.count)));
-  if (given.has(offset / pageAlignmentBytes)) return undefined;
+  const behind = placeBehind(given, offset);
+  // Nothing that is needed lies there, and when it is given back the header goes, too.
+  if (behind > offset) return laid(offset, { end: Math.min(behind, limit), tableOffset: offset + frameHeaderBytes }, []);
   for (const chunk of chunks) {
     const cut = lastCut(stretch, at, Math.min(chunk.offset - frameHeaderBytes, limit), chunk.offset, entries.length);
     if (cut !== undefined) best = { cut, count: entries.length };
@@ -84,8 +84,7 @@ interface Cut {
 /** The last place not behind `max` at which a frame may end whose payloads end at `at`, so that the next one begins well before `next`. */
 function lastCut(stretch: Stretch, at: number, max: number, next: number, count: number): Cut | undefined {
   for (let end = max - (max % pageAlignmentBytes); end >= at + count * tableEntryBytes && end > stretch.offset; end -= pageAlignmentBytes) {
-    const start = startBehind(stretch, end);
-    if (start === undefined || start + frameHeaderBytes > next) continue;
+    if (placeBehind(stretch.given, end) + frameHeaderBytes > next) continue;
     const tableOffset = tablePlace(stretch, at, end, count);
     if (tableOffset !== undefined) return { end, tableOffset };
   }
@@ -95,21 +94,24 @@ function lastCut(stretch: Stretch, at: number, max: number, next: number, count:
 /** The first place up to `max` at which a frame may end. */
 function firstCut(stretch: Stretch, at: number, max: number, count: number): Cut | undefined {
   for (let end = aligned(at + count * tableEntryBytes, pageAlignmentBytes); end <= max; end += pageAlignmentBytes) {
-    const tableOffset = startBehind(stretch, end) === undefined ? undefined : tablePlace(stretch, at, end, count);
+    const tableOffset = tablePlace(stretch, at, end, count);
     if (tableOffset !== undefined) return { end, tableOffset };
   }
   return undefined;
 }
 
-/** Where the next frame begins for everybody who comes to `end`; undefined when that is not the same for all. */
-function startBehind({ dead, given }: Stretch, end: number): number | undefined {
-  const page = end / pageAlignmentBytes;
-  if (!given.has(page)) return end;
-  return dead.endOfRun(page) === given.endOfRun(page) ? given.endOfRun(page) * pageAlignmentBytes : undefined;
+/**
+ * Where everybody comes together who comes to `end`: some pass over a run of pages that begins there, those who do not know yet that it has been given back go
+ * through it.
+ */
+function placeBehind(given: PageSet, end: number): number {
+  return given.endOfRun(end / pageAlignmentBytes) * pageAlignmentBytes;
 }
 
+/** Right behind the payloads, as a writer has it, if the frame ends there; else as far back as it can stand. */
 function tablePlace({ given }: Stretch, at: number, end: number, count: number): number | undefined {
   const length = count * tableEntryBytes;
+  if (aligned(at + length, pageAlignmentBytes) === end && !given.touches(at, length)) return at;
   for (let tableOffset = end - length - ((end - length) % payloadAlignment); tableOffset >= at; tableOffset -= pageAlignmentBytes) {
     if (!given.touches(tableOffset, length)) return tableOffset;
   }

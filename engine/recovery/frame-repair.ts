@@ -206,7 +206,7 @@ export class FrameProver {
       laid.push({ ...chunk, isProved });
       if (chunk.offset >= limit) break; // the frame has to end well before it
     }
-    const layout = layFrame({ offset, end, chunks: laid, ...back });
+    const layout = layFrame({ offset, end, chunks: laid, given: back.given });
     if (layout === undefined) return { kind: "refused", reason: "between what points need there is no room for a header and a table" };
     const refusal = await this.#write(walk, offset, layout);
     return refusal === undefined ? { kind: "laid", frameBytes: layout.frameBytes } : { kind: "refused", reason: refusal };
