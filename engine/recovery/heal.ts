@@ -45,6 +45,8 @@ export interface HealerOptions {
   /** By disk: what may still hold its content. */
   readonly sources: ReadonlyMap<string, Volume>;
   readonly onNotice: (notice: Notice) => void;
+  /** Digests that have been looked for in all of the vault in vain, for whoever looks again. */
+  readonly alone?: Set<string> | undefined;
   /** Told of a disk whose writer has something open that needs to be healed. */
   readonly onOpen?: ((disk: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -58,10 +60,11 @@ export class Healer {
   readonly #lz4 = new Lz4();
   #digest: DigestKernel | undefined;
   /** Digests that have been looked for in all of the vault in vain: points share what is damaged, and it is not looked for again for each of them. */
-  readonly #alone = new Set<string>();
+  readonly #alone: Set<string>;
 
   constructor(options: HealerOptions) {
     this.#options = options;
+    this.#alone = options.alone ?? new Set();
     this.#vaultId = fromHex(options.context.document.vault);
   }
 

@@ -71,7 +71,7 @@ describe("points", () => {
   test("that are damaged are not proved", async () => {
     invert(store, "segments/d/00000002-0-00000000", 200);
     const { damaged } = await scrub();
-    expect(damaged.map(({ sequence }) => sequence)).toEqual([3, 2]);
+    expect(damaged.map(({ sequence }) => sequence)).toEqual([2, 3]);
     expect((await provedTimes()).map((time) => time === null)).toEqual([false, true, true]);
   });
 
@@ -102,21 +102,85 @@ describe("a budget", () => {
     expect((await provedTimes()).includes(null)).toBe(false);
   });
 
-  test("goes to the points that were proved longest ago", async () => {
-    for (const point of ["3", "1"]) {
-      await vault.verify({ disk: "d", point });
+  test("goes to disks that can be healed here first, and then to the one that was proved longest ago", async () => {
+    for (const name of ["e", "f"]) await vault.replicate({ disk: name, volume: new ModelDisk(contentOf(30_000, 77), name) });
+    for (const name of ["e", "d"]) {
+      await vault.verify({ disk: name });
       await nextMillisecond();
     }
-    const order: string[] = [];
-    line.current = new FaultySink(line.current, []);
-    const { calls } = line.current;
-    await scrub();
-    for (const call of calls) {
-      const sequence = /^getObject disks\/d\/points\/0*(\d+)-/.exec(call)?.[1];
-      if (sequence !== undefined && !order.includes(sequence)) order.push(sequence);
+    const orderOf = async (options: ScrubOptions): Promise<string[]> => {
+      const watching = new FaultySink(new MemorySink({ store }), []);
+      line.current = watching;
+      await scrub(options);
+      return [...new Set(watching.calls.flatMap((call) => /^getObject disks\/(.)\/points\//.exec(call)?.[1] ?? []))];
+    };
+    expect(await orderOf({})).toEqual(["f", "e", "d"]);
+    expect((await orderOf({ sources: sources() }))[0]).toBe("d");
+  });
+
+  test("that ends in the middle of a point leaves nothing unhealed that was found until then", async () => {
+    invert(store, first, 200, 100);
+    const { roundEnded, healed } = await scrub({ budgetBytes: 1_000, sources: sources() });
+    expect(roundEnded).toBe(false);
+    expect(healed.length).toBeGreaterThan(0);
+    expect(changedSegments(store, whole)).toEqual([]);
+  });
+
+  test("is not needed to heal what was found before, once it can be healed", async () => {
+    invert(store, first, 200, 100);
+    invert(store, "segments/d/00000003-0-00000000", 300);
+    expect((await scrub()).damaged).toHaveLength(4);
+    expect(await scrub({ budgetBytes: 0, sources: sources() })).toMatchObject({ damaged: [], roundEnded: false });
+    expect(changedSegments(store, whole)).toEqual([]);
+  });
+});
+
+describe("many points", () => {
+  test("cost one look at the oldest and one at what each of the others changed", async () => {
+    for (let point = 4; point <= 40; point += 1) {
+      contentOf(4096, 100 + point).copy(disk.bytes, (point % 12) * 4096);
+      await replicateNoted(vault, line.current, expected, disk);
     }
-    expect(order[0]).toBe("2");
-    expect(order.slice(1)).toEqual(["3", "1"]);
+    const watching = new FaultySink(new MemorySink({ store }), []);
+    line.current = watching;
+    const { provedPoints, readBytes } = await scrub();
+    expect(provedPoints).toBe(40);
+    const reads = new Map<string, number>();
+    for (const call of watching.calls) reads.set(call, (reads.get(call) ?? 0) + 1);
+    const objects = [...reads].filter(([call]) => /^getObject disks\/d\/(?:map|points)\//.test(call));
+    expect(objects.filter(([call]) => call.includes("/points/"))).toHaveLength(40);
+    // A root is read to know what is new, and again to look at it.
+    expect(Math.max(...objects.map(([, count]) => count))).toBeLessThanOrEqual(2);
+    expect(readBytes).toBeLessThan(segmentsOf(store).reduce((sum, { writtenBytes }) => sum + writtenBytes, 0) * 1.3);
+    expect(watching.calls.filter((call) => call.startsWith("acquireLease"))).toEqual([]);
+  });
+
+  test("are named when they show what is damaged, and not when something younger hides it", async () => {
+    contentOf(60_000, 99).copy(disk.bytes, 0);
+    await vault.replicate({ disk: "d", volume: disk });
+    disk.bytes.copy(disk.bytes, 100_000, 0, 100);
+    await vault.replicate({ disk: "d", volume: disk });
+    invert(store, first, 300);
+    const { damaged } = await scrub();
+    expect(damaged.map(({ sequence, extent }) => [sequence, extent])).toEqual(
+      [1, 2, 3].map((sequence) => [sequence, { offset: 0, length: 16_384 }]),
+    );
+    expect((await provedTimes()).map((time) => time === null)).toEqual([true, true, true, false, false]);
+  });
+
+  test("that were proved by somebody else since the round began are not read again, nor what they share with others", async () => {
+    expect((await scrub({ budgetBytes: 0 })).roundEnded).toBe(false);
+    await nextMillisecond();
+    const other = await openModelVault(redirected(line));
+    await other.verify({ disk: "d", point: "1" });
+    await other.verify({ disk: "d", point: "3" });
+    await other.close();
+    const { readBytes, provedPoints } = await scrub();
+    expect(provedPoints).toBe(1);
+    const second = whole.get("segments/d/00000002-0-00000000")?.length ?? 0;
+    const frames = segmentsOf(store).length * 4096;
+    expect(readBytes).toBeLessThan(second + frames);
+    expect((await provedTimes()).includes(null)).toBe(false);
   });
 });
 
