@@ -10,7 +10,19 @@ export const formatVersion = 1;
 /** No document is larger. */
 export const documentBytesMax: number = 16 * 1024 * 1024;
 
-export type Kind = "vault" | "head" | "page" | "manifest" | "hold" | "pin" | "condemned" | "collection" | "dead" | "proved" | "quarantine";
+export type Kind =
+  | "vault"
+  | "head"
+  | "page"
+  | "manifest"
+  | "hold"
+  | "pin"
+  | "condemned"
+  | "collection"
+  | "dead"
+  | "proved"
+  | "quarantine"
+  | "scrubbed";
 
 export interface Encoded {
   readonly bytes: Uint8Array;

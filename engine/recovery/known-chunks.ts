@@ -5,7 +5,7 @@
  * Memory: a hundred thousand chunks at a time, the first ones from a place on; who needs those behind them asks again.
  */
 import { readPoints } from "../control/history.ts";
-import { diskNames } from "../control/points.ts";
+import { listDisks } from "../control/points.ts";
 import { readHead } from "../control/seat.ts";
 import { readManifest } from "../control/session.ts";
 import { hasCode, throwIfAborted } from "../errors.ts";
@@ -41,8 +41,10 @@ export interface KnownOptions {
 /** The chunks from `from` on that any leaf of a point names. What cannot be read tells nothing. Errors: those of the store. */
 export async function knownChunks(options: KnownOptions, from: number): Promise<KnownStretch> {
   const found = new Found(options.segment, from);
-  let isComplete = true;
-  for (const disk of await diskNames(options.store, options.signal)) {
+  const { disks, headless } = await listDisks(options.store, options.signal);
+  // What the points of a disk need whose head is lost, nobody knows.
+  let isComplete = headless.length === 0;
+  for (const disk of disks) {
     const onDamage = (): void => {
       isComplete = false;
     };

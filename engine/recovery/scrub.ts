@@ -1,19 +1,21 @@
 /**
  * Scrubbing: a vault is read back a little at a time, so that damage is found while somebody still holds what was there.
  *
- *     pass:   points, least recently proved first ─► held ─► proved ─► healed ─► noted in `disks/<disk>/proved`     until the budget is spent
- *     round:  passes, until every point has been proved since the round began; what several points share is read once in a round
+ *     pass:   what was damaged is looked at again ─► disk by disk, points from the oldest to the newest: what is new in them ─► proved ─► healed
+ *             ─► noted in `disks/<disk>/proved`     until the budget is spent
+ *     round:  passes, until every point has been looked at, and the frames' headers and tables
  *
- * A pass can end anywhere. What it has read is remembered by the round, so a point that takes longer than a budget is proved by several passes. After
- * the points come the frames' headers and tables, once in a round.
+ * What several points share is read once in a round: a `MapWalk` knows what of a point's map no older one had, and `ProvedPlaces` which chunks have been read
+ * already. A pass can end anywhere, also in the middle of a point: the next one goes on there. Points that somebody else has proved since the round
+ * began are passed over.
  *
- * Memory: places that have been proved, at most 128 MiB (see `ProvedPlaces`), and the records of all points. Maps of points are read besides the
- * budget: 36 bytes for each chunk.
+ * Memory: places that have been proved, at most 128 MiB (see `ProvedPlaces`), the names of the maps' objects, the records of all points, and findings. Maps are
+ * read besides the budget: 36 bytes for each chunk.
  */
 import { setTimeout as delay } from "node:timers/promises";
 import type { Bandwidth } from "../control/bandwidth.ts";
 import { readPoints } from "../control/history.ts";
-import { diskNames } from "../control/points.ts";
+import { listDisks } from "../control/points.ts";
 import type { ProvedTimes } from "../control/proved.ts";
 import { noteProved, readProved } from "../control/proved.ts";
 import { readHead } from "../control/seat.ts";
@@ -33,12 +35,16 @@ import { Healer } from "./heal.ts";
 import type { FoundDamage } from "./point-prover.ts";
 import { isDamage, objectDamage, PointProver, ReadingEnds } from "./point-prover.ts";
 import { ProvedPlaces } from "./proved-places.ts";
+import { endRound, takeRation } from "./ration.ts";
 
 export interface ScrubOptions {
   /** Bytes of segments to read in this pass. Default: as many as there are. */
   readonly budgetBytes?: number | undefined;
-  /** Or what share of them, from 0 to 1. The less of both counts. */
-  readonly share?: number | undefined;
+  /**
+   * Or what share of them a day, from 0 to 1, whoever else scrubs the vault: the pass reads what has come together since the last one of anybody, a day's share
+   * at most. The less of both counts.
+   */
+  readonly sharePerDay?: number | undefined;
   /** How fast. Default: as fast as it goes. */
   readonly bandwidth?: Bandwidth | undefined;
   /** By disk: what may still hold its content, for healing. Disks that the vault protects need not be named. */
@@ -148,6 +154,8 @@ interface Round {
   readonly segments: Set<string>;
   /** Digests of damaged chunks that no other chunk of the vault has. */
   readonly alone: Set<string>;
+  /** By disk: points that were proved and have not been noted. */
+  readonly unnoted: Map<string, Set<number>>;
   storedBytes: number | undefined;
 }
 
@@ -163,8 +171,19 @@ export class Scrubber {
 
   /** One pass; one at a time. Errors: INTERRUPTED and those of the store. */
   async pass(options: ScrubOptions): Promise<ScrubSummary> {
-    const round = this.#goOn();
-    const summary = await new Pass(this.#context, options, round, this.#findings).run("on");
+    const { sharePerDay, signal } = options;
+    if (sharePerDay === undefined) return await this.#pass(options, this.#goOn(), undefined);
+    const { vault } = this.#context.document;
+    const store = new Store(this.#context.sink);
+    const ration = await takeRation(store, vault, Date.now(), { signal });
+    if (ration === undefined) return await this.healAgain(options);
+    const summary = await this.#pass(options, this.#goOn(ration.roundMs), sharePerDay * ration.dayPart);
+    if (summary.roundEnded) await endRound(store, vault, ration.roundMs, Date.now(), { signal });
+    return summary;
+  }
+
+  async #pass(options: ScrubOptions, round: Round, share: number | undefined): Promise<ScrubSummary> {
+    const summary = await new Pass(this.#context, options, round, this.#findings).run("on", share);
     if (summary.roundEnded) this.#round = undefined;
     return summary;
   }
@@ -174,11 +193,20 @@ export class Scrubber {
     return await new Pass(this.#context, options, this.#goOn(), this.#findings).run("again");
   }
 
-  #goOn(): Round {
-    if (this.#round === undefined) {
+  /** The round that we are in; another one when somebody else has ended it, and another one began at `startedMs`. */
+  #goOn(startedMs?: number): Round {
+    if (this.#round === undefined || (startedMs !== undefined && startedMs !== this.#round.startedMs)) {
       this.#rounds += 1;
-      const [places, disks, segments, alone] = [new ProvedPlaces(), new Map<string, Progress>(), new Set<string>(), new Set<string>()];
-      this.#round = { number: this.#rounds, startedMs: Date.now(), places, disks, segments, alone, storedBytes: undefined };
+      this.#round = {
+        number: this.#rounds,
+        startedMs: startedMs ?? Date.now(),
+        places: new ProvedPlaces(),
+        disks: new Map(),
+        segments: new Set(),
+        alone: new Set(),
+        unnoted: new Map(),
+        storedBytes: undefined,
+      };
     }
     return this.#round;
   }
@@ -193,8 +221,6 @@ class Pass {
   readonly #prover: PointProver;
   readonly #frames: FrameProver;
   #listed: ReadonlyMap<string, Listed> = new Map();
-  /** By disk: points that were proved and have not been noted. */
-  readonly #unnoted = new Map<string, Set<number>>();
   #notedAtMs = performance.now();
   #budgetBytes = Infinity;
   #readBytes = 0;
@@ -216,10 +242,10 @@ class Pass {
     findings.begin(onDamage);
   }
 
-  /** `on`: goes on with the round. `again`: looks only at what is known to be damaged. */
-  async run(how: "on" | "again"): Promise<ScrubSummary> {
+  /** `on`: goes on with the round, for at most a share of the vault. `again`: looks only at what is known to be damaged. */
+  async run(how: "on" | "again", share?: number): Promise<ScrubSummary> {
     const startedAt = performance.now();
-    const { budgetBytes = Infinity, share } = this.#options;
+    const { budgetBytes = Infinity } = this.#options;
     this.#budgetBytes = Math.min(budgetBytes, share === undefined ? Infinity : share * (await this.#storedBytes()));
     const roundEnded = await this.#runUntilSpent(how);
     await this.#note();
@@ -280,9 +306,10 @@ class Pass {
     const { signal } = this.#options;
     const { vault } = this.#context.document;
     const listed = new Map<string, Listed>();
-    const disks = await diskNames(this.#store, signal);
-    this.#findings.keepDisks(disks);
-    for (const disk of disks) {
+    const { disks, headless } = await listDisks(this.#store, signal);
+    const all = [...disks, ...headless];
+    this.#findings.keepDisks(all);
+    for (const disk of all) {
       const lists: Damage[] = [];
       const newestFirst: PointRecord[] = [];
       try {
@@ -293,8 +320,9 @@ class Pass {
         };
         for await (const point of readPoints(this.#store, head, { onDamage, signal })) newestFirst.push(point);
       } catch (error) {
-        if (hasCode(error, "DISK_NOT_FOUND") || !isDamage(error)) throw error;
-        lists.push(objectDamage(disk, error));
+        const lost = hasCode(error, "DISK_NOT_FOUND") ? error.cause : error;
+        if (!isDamage(lost)) throw error;
+        lists.push(objectDamage(disk, lost));
       }
       this.#findings.replace(disk, listsKey, lists, this.#round.number);
       this.#findings.keepPoints(disk, new Set(newestFirst.map(({ sequence }) => sequence)));
@@ -372,7 +400,8 @@ class Pass {
 
   #isWhole(disk: string, sequence: number): void {
     this.#provedPoints += 1;
-    this.#unnoted.set(disk, (this.#unnoted.get(disk) ?? new Set()).add(sequence));
+    const { unnoted } = this.#round;
+    unnoted.set(disk, (unnoted.get(disk) ?? new Set()).add(sequence));
   }
 
   /** Which younger points show what has been found to be damaged: from one to the next, until it is hidden in all. */
@@ -409,14 +438,14 @@ class Pass {
   }
 
   async #note(): Promise<void> {
-    for (const [disk, sequences] of this.#unnoted) {
+    for (const [disk, sequences] of this.#round.unnoted) {
       const place = { vault: this.#context.document.vault, disk };
       try {
         await noteProved(this.#store, place, this.#listed.get(disk)?.points ?? [], sequences, Date.now(), this.#options.signal);
       } catch (error) {
         if (!hasCode(error, "ACCESS_REFUSED")) throw error; // who may only read may prove, too
       }
-      this.#unnoted.delete(disk);
+      this.#round.unnoted.delete(disk);
     }
     this.#notedAtMs = performance.now();
   }

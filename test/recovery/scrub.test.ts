@@ -3,6 +3,7 @@ import { setImmediate } from "node:timers/promises";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { Vault } from "../../engine/control/vault.ts";
+import { TidemarkError } from "../../engine/errors.ts";
 import { checksum } from "../../engine/format/checksum.ts";
 import type { ScrubOptions, ScrubSummary } from "../../engine/recovery/scrub.ts";
 import { parsePolicy } from "../../engine/retention/policy.ts";
@@ -133,6 +134,31 @@ describe("a budget", () => {
     expect(await scrub({ budgetBytes: 0, sources: sources() })).toMatchObject({ damaged: [], roundEnded: false });
     expect(changedSegments(store, whole)).toEqual([]);
   });
+});
+
+test("what was proved before a store did not answer is noted by the next pass", async () => {
+  const error = new TidemarkError("STORE_UNREACHABLE", "no answer");
+  const faulty = new FaultySink(line.current, [{ on: "list", prefix: "segments/", when: 1, fault: { kind: "refused", error } }]);
+  line.current = faulty;
+  await expect(scrub()).rejects.toBe(error);
+  faulty.assertAllFired();
+  expect(await scrub()).toMatchObject({ provedPoints: 0, roundEnded: true });
+  expect((await provedTimes()).includes(null)).toBe(false);
+});
+
+test("a disk whose head is gone is told of, and the others are proved", async () => {
+  await vault.replicate({ disk: "e", volume: new ModelDisk(contentOf(30_000, 77), "e") });
+  store.objects?.delete("disks/d/head");
+  const { damaged, provedPoints } = await scrub();
+  expect(provedPoints).toBe(1);
+  expect(damaged).toMatchObject([{ disk: "d", sequence: null, object: "disks/d/head", code: "OBJECT_NOT_FOUND", healed: false }]);
+  // Nobody knows what its points need: then nothing is laid out anew.
+  const frame = whole.get(first) ?? Buffer.alloc(0);
+  invert(store, first, 10, 20);
+  invert(store, first, frame.readUInt32LE(12) + 2);
+  const before = contentOfSegments(store);
+  expect((await scrub()).damaged.map(({ object }) => object)).toEqual(["disks/d/head", first]);
+  expect(changedSegments(store, before)).toEqual([]);
 });
 
 describe("many points", () => {
