@@ -156,11 +156,11 @@ export interface Sink extends AsyncDisposable {
   clearPages(name: string, offset: number, length: number, options?: CallOptions): Promise<void>;
 
   /**
-   * Makes a page object that has been spoiled one that can be read and written in full again: one that is absent is created, one that was cut short is given its
-   * length back, and where the store keeps facts of its own beside the pages that cannot be read any more, they are made anew. It then has `sizeBytes` or what
-   * it had if that is more, and a sequence number of `sequenceNumber` at least; what is left of its pages stays, all else is zeros. When anything was wrong
-   * the ETag changes. Idempotent and retried inside; there is no fence, so it is for whoever knows that nobody writes there any more. Errors: DAMAGED (the
-   * name is another kind of object's), INVALID_ARGUMENT.
+   * Makes a page object that has been spoiled one that can be read and written in full again: one that is absent is created, one that was cut short is given
+   * its length back, and where the store keeps facts of its own beside the pages that cannot be read any more, they are made anew. It then has `sizeBytes`,
+   * or what it had if that is more, and a sequence number of `sequenceNumber` at least; what is left of its pages stays, all else is zeros. When anything
+   * was wrong the ETag changes. Idempotent and retried inside; there is no fence, so it is for whoever knows that nobody writes there any more. Errors:
+   * DAMAGED (the name is another kind of object's), INVALID_ARGUMENT.
    */
   restorePages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<void>;
 

@@ -5,7 +5,8 @@
  * azure-retry.ts, the meaning of errors in azure-errors.ts, sockets and proxies in azure-connection.ts, credentials in azure-access.ts.
  *
  * Azure's rules hold for every request before it leaves, because Azurite does not enforce them: it takes page writes of more than 4 MiB, and
- * writes and clears beyond the blob's end. To know the end, a sink remembers the sizes of the page blobs it has seen; a page object never changes its size, but for one that is restored.
+ * writes and clears beyond the blob's end. To know the end, a sink remembers the sizes of the page blobs it has seen; a page object never changes its size, but
+ * for one that is restored.
  *
  * Page writes carry no checksum: chunks are verified against their digests when they are read, and Azurite ignores it. Small objects
  * carry an MD5, which both servers verify.
@@ -64,9 +65,6 @@ const rememberedPagesMax = 256;
 
 /** An Azurite saves what it knows every five seconds, which takes up to a second or so; what came after the last time it forgets when it is killed. */
 const azuriteSettlingMs = 15_000;
-
-/** How often a page blob that is lost is created anew while answers are lost. */
-const createAttemptsMax = 8;
 
 /** Blobs and ranges asked for per request; Azure's own limits are 5000 and 10,000. */
 const blobsPerPage = 1000;
@@ -283,18 +281,7 @@ export class AzureSink implements Sink {
     checkName(name);
     checkPagesSize(name, sizeBytes);
     checkSequenceNumber(sequenceNumber);
-    const page = this.#page(name);
-    const response = await this.#calls.run({
-      kind: "write",
-      action: `create ${name}`,
-      name,
-      codes: { ...existsCodes, LeaseIdMissing: "OBJECT_EXISTS" },
-      signal: options.signal,
-      send: (abortSignal) =>
-        page.client.create(sizeBytes, { abortSignal, blobSequenceNumber: sequenceNumber, conditions: { ifNoneMatch: "*" } }),
-    });
-    page.sizeBytes = sizeBytes;
-    return { etag: plainEtag(response.etag) };
+    return await this.#create("write", name, sizeBytes, sequenceNumber, options);
   }
 
   async writePages(
@@ -367,7 +354,9 @@ export class AzureSink implements Sink {
     checkSequenceNumber(sequenceNumber);
     const found = await this.#pagesFound(name, options);
     if (found === undefined) {
-      await this.#createLost(name, sizeBytes, sequenceNumber, options);
+      await this.#create("idempotent", name, sizeBytes, sequenceNumber, options).catch((error: unknown) => {
+        if (!hasCode(error, "OBJECT_EXISTS")) throw error; // somebody else has made it meanwhile, or we have
+      });
       return;
     }
     const page = this.#page(name);
@@ -454,17 +443,20 @@ export class AzureSink implements Sink {
     }
   }
 
-  /** Creates a page object that has been lost. Whoever else does so, or an answer that was lost, has made the same. */
-  async #createLost(name: string, sizeBytes: number, sequenceNumber: number, options: CallOptions): Promise<void> {
-    for (let attempt = 1; ; attempt += 1) {
-      try {
-        await this.createPages(name, sizeBytes, sequenceNumber, options);
-        return;
-      } catch (error) {
-        if (hasCode(error, "OBJECT_EXISTS")) return;
-        if (!hasCode(error, "OUTCOME_UNKNOWN") || attempt === createAttemptsMax) throw error;
-      }
-    }
+  /** Sent twice, it finds what it made. */
+  async #create(kind: "write" | "idempotent", name: string, sizeBytes: number, sequenceNumber: number, options: CallOptions) {
+    const page = this.#page(name);
+    const conditions = { ifNoneMatch: "*" };
+    const response = await this.#calls.run({
+      kind,
+      action: `create ${name}`,
+      name,
+      codes: { ...existsCodes, LeaseIdMissing: "OBJECT_EXISTS" },
+      signal: options.signal,
+      send: (abortSignal) => page.client.create(sizeBytes, { abortSignal, blobSequenceNumber: sequenceNumber, conditions }),
+    });
+    page.sizeBytes = sizeBytes;
+    return { etag: plainEtag(response.etag) };
   }
 
   #listPage(prefix: string, continuationToken: string | undefined, maxPageSize: number, options: CallOptions) {

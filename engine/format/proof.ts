@@ -1,6 +1,6 @@
 /**
- * The documents of those who prove what a vault holds: when each point of a disk was last read back whole, which chunks of a segment are damaged, and until when
- * the share of the day has been taken. All are small and swapped by ETag, by whoever has something to add.
+ * The documents of those who prove what a vault holds: when each point of a disk was last read back whole, which chunks of a segment are damaged, and until
+ * when the share of the day has been taken. All are small and swapped by ETag, by whoever has something to add.
  */
 import { segmentBytes } from "../limits.ts";
 import type { Owner } from "./documents.ts";

@@ -5,8 +5,8 @@
  *     anew. The header's checksum tells whether the result is the table that was written.
  *   - A header follows from the table, and the table is found behind the payloads: it is where the lengths that it tells lead to it. Every payload has to have
  *     the digest that it tells, and the place that it came from be one that a map knows, unless what is left of the header vouches for the table.
- *   - Where neither leads to what was written, as in a stretch that was cut off or zeroed, frames are laid out anew around the chunks that points need. What else
- *     was there is told of as gaps; what is left of it may be written over.
+ *   - Where neither leads to what was written, as in a stretch that was cut off or zeroed, frames are laid out anew around the chunks that points need. What
+ *     else was there is told of as gaps; what is left of it may be written over.
  *
  * Points do not need headers and tables; deduplication and collections do, and a collection ends at the first frame that it cannot read.
  */

@@ -4,7 +4,8 @@
  * the same place: then every point that needs the chunk is whole again, and nothing else has changed.
  *
  *     segment given its length back ─► read again ─► sound after all?
- *     plain bytes: sources, then twins ─► digest ─► payload of the stored length ─► segment made anew if it is gone ─► pages ─► read back ─► digest
+ *     plain bytes: sources, then twins ─► digest ─► payload of the stored length
+ *     ─► segment made anew if it is gone ─► pages ─► read back ─► digest
  *
  * What cannot be healed is put into quarantine.
  */

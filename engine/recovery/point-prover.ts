@@ -3,8 +3,8 @@
  * source, the point's bytes are compared with it too. A chunk that points share is fetched once. Damage does not end the work: it is collected, with the
  * extents of the points that it concerns; and healed, if there is somebody to heal it.
  *
- * Whoever proves all points of a disk, from the oldest to the newest, looks in each only at what is new in it (`proveNew`). It is held only once damage has been
- * found: a point that is there then had not been pruned before. Which younger points show what is damaged is looked up for that alone (`trace`).
+ * Whoever proves all points of a disk, from the oldest to the newest, looks in each only at what is new in it (`proveNew`). It is held only once damage has
+ * been found: a point that is there then had not been pruned before. Which younger points show what is damaged is looked up for that alone (`trace`).
  */
 import type { PointHold } from "../control/holds.ts";
 import { holdPoint } from "../control/holds.ts";
