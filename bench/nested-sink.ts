@@ -102,6 +102,10 @@ export class NestedSink implements Sink {
     return this.#outer.clearPages(this.#prefix + name, offset, length, options);
   }
 
+  restorePages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<void> {
+    return this.#outer.restorePages(this.#prefix + name, sizeBytes, sequenceNumber, options);
+  }
+
   statPages(name: string, options?: CallOptions): Promise<PagesStat> {
     return this.#outer.statPages(this.#prefix + name, options);
   }

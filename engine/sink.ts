@@ -15,7 +15,7 @@
  * 6. Outcomes are honest. A write that failed for certain throws what failed; a write that may or may not have been executed, now or
  *    later, throws OUTCOME_UNKNOWN and was not sent twice by the adapter. Failures that certainly did nothing (a refused
  *    connection, 503, 429) are retried inside with back-off and jitter until the outage tolerance is used up: STORE_UNREACHABLE.
- *    Reads, lists, stats, lease calls and the clearing of pages are idempotent and retried inside in every transient case.
+ *    Reads, lists, stats, lease calls, the clearing and the restoring of pages are idempotent and retried inside in every transient case.
  * 7. Every call has a deadline of its own, ends soon after `signal` aborts (INTERRUPTED), and keeps no reference to the caller's bytes
  *    after it settles. The bytes given to a write must not change until then.
  *
@@ -154,6 +154,15 @@ export interface Sink extends AsyncDisposable {
    * INVALID_ARGUMENT (alignment, no length, beyond the end).
    */
   clearPages(name: string, offset: number, length: number, options?: CallOptions): Promise<void>;
+
+  /**
+   * Makes a page object that has been spoiled one that can be read and written in full again: one that is absent is created, one that was cut short is given
+   * its length back, and where the store keeps facts of its own beside the pages that cannot be read any more, they are made anew. It then has `sizeBytes`,
+   * or what it had if that is more, and a sequence number of `sequenceNumber` at least; what is left of its pages stays, all else is zeros. When anything
+   * was wrong the ETag changes. Idempotent and retried inside; there is no fence, so it is for whoever knows that nobody writes there any more. Errors:
+   * DAMAGED (the name is another kind of object's), INVALID_ARGUMENT.
+   */
+  restorePages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<void>;
 
   /** Errors: OBJECT_NOT_FOUND. */
   statPages(name: string, options?: CallOptions): Promise<PagesStat>;

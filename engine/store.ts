@@ -161,6 +161,11 @@ export class Store {
     await this.sink.clearPages(name, offset, length, options);
   }
 
+  async restorePages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<void> {
+    this.#requests += 1;
+    await this.sink.restorePages(name, sizeBytes, sequenceNumber, options);
+  }
+
   async statPages(name: string, options?: CallOptions): Promise<PagesStat> {
     this.#requests += 1;
     return await this.sink.statPages(name, options);

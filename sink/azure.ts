@@ -5,7 +5,8 @@
  * azure-retry.ts, the meaning of errors in azure-errors.ts, sockets and proxies in azure-connection.ts, credentials in azure-access.ts.
  *
  * Azure's rules hold for every request before it leaves, because Azurite does not enforce them: it takes page writes of more than 4 MiB, and
- * writes and clears beyond the blob's end. To know the end, a sink remembers the sizes of the page blobs it has seen; a page object never changes its size.
+ * writes and clears beyond the blob's end. To know the end, a sink remembers the sizes of the page blobs it has seen; a page object never changes its size, but
+ * for one that is restored.
  *
  * Page writes carry no checksum: chunks are verified against their digests when they are read, and Azurite ignores it. Small objects
  * carry an MD5, which both servers verify.
@@ -280,18 +281,7 @@ export class AzureSink implements Sink {
     checkName(name);
     checkPagesSize(name, sizeBytes);
     checkSequenceNumber(sequenceNumber);
-    const page = this.#page(name);
-    const response = await this.#calls.run({
-      kind: "write",
-      action: `create ${name}`,
-      name,
-      codes: { ...existsCodes, LeaseIdMissing: "OBJECT_EXISTS" },
-      signal: options.signal,
-      send: (abortSignal) =>
-        page.client.create(sizeBytes, { abortSignal, blobSequenceNumber: sequenceNumber, conditions: { ifNoneMatch: "*" } }),
-    });
-    page.sizeBytes = sizeBytes;
-    return { etag: plainEtag(response.etag) };
+    return await this.#create("write", name, sizeBytes, sequenceNumber, options);
   }
 
   async writePages(
@@ -358,6 +348,33 @@ export class AzureSink implements Sink {
     });
   }
 
+  async restorePages(name: string, sizeBytes: number, sequenceNumber: number, options: CallOptions = {}): Promise<void> {
+    checkName(name);
+    checkPagesSize(name, sizeBytes);
+    checkSequenceNumber(sequenceNumber);
+    const found = await this.#pagesFound(name, options);
+    if (found === undefined) {
+      await this.#create("idempotent", name, sizeBytes, sequenceNumber, options).catch((error: unknown) => {
+        if (!hasCode(error, "OBJECT_EXISTS")) throw error; // somebody else has made it meanwhile, or we have
+      });
+      return;
+    }
+    const page = this.#page(name);
+    page.sizeBytes = found.contentLength ?? 0;
+    if (page.sizeBytes < sizeBytes) {
+      // Sent late or twice it changes nothing more: nobody gives a page object another length.
+      await this.#calls.run({
+        kind: "idempotent",
+        action: `give ${name} its length back`,
+        name,
+        signal: options.signal,
+        send: (abortSignal) => page.client.resize(sizeBytes, { abortSignal }),
+      });
+      page.sizeBytes = sizeBytes;
+    }
+    if ((found.blobSequenceNumber ?? 0) < sequenceNumber) await this.raiseSequenceNumber(name, sequenceNumber, options);
+  }
+
   async statPages(name: string, options: CallOptions = {}): Promise<PagesStat> {
     checkName(name);
     // Properties first: ranges may then be newer than the ETag, and a write fenced by that ETag is refused; never the other way.
@@ -414,6 +431,32 @@ export class AzureSink implements Sink {
     const properties = await this.#properties(name, options);
     if (properties.blobType !== "PageBlob") throw wrongKind(name, "page object");
     return properties;
+  }
+
+  /** Undefined when there is none. */
+  async #pagesFound(name: string, options: CallOptions) {
+    try {
+      return await this.#pageProperties(name, options);
+    } catch (error) {
+      if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
+      throw error;
+    }
+  }
+
+  /** Sent twice, it finds what it made. */
+  async #create(kind: "write" | "idempotent", name: string, sizeBytes: number, sequenceNumber: number, options: CallOptions) {
+    const page = this.#page(name);
+    const conditions = { ifNoneMatch: "*" };
+    const response = await this.#calls.run({
+      kind,
+      action: `create ${name}`,
+      name,
+      codes: { ...existsCodes, LeaseIdMissing: "OBJECT_EXISTS" },
+      signal: options.signal,
+      send: (abortSignal) => page.client.create(sizeBytes, { abortSignal, blobSequenceNumber: sequenceNumber, conditions }),
+    });
+    page.sizeBytes = sizeBytes;
+    return { etag: plainEtag(response.etag) };
   }
 
   #listPage(prefix: string, continuationToken: string | undefined, maxPageSize: number, options: CallOptions) {

@@ -305,6 +305,27 @@ export class DirectorySink implements Sink {
     });
   }
 
+  async restorePages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<void> {
+    checkPagesSize(name, sizeBytes);
+    checkSequenceNumber(sequenceNumber);
+    for (;;) {
+      try {
+        await this.#pagesCall(name, options, "STORE_REFUSED", (lock) =>
+          this.#pageFiles.use(name, (file) => file.restore(sizeBytes, sequenceNumber, lock)),
+        );
+        return;
+      } catch (error) {
+        if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+      }
+      try {
+        await this.createPages(name, sizeBytes, sequenceNumber, options);
+      } catch (error) {
+        // Somebody else has made it meanwhile, or we have: it is looked at again.
+        if (!hasCode(error, "OBJECT_EXISTS", "OUTCOME_UNKNOWN")) throw error;
+      }
+    }
+  }
+
   statPages(name: string, options?: CallOptions): Promise<PagesStat> {
     return this.#pagesCall(name, options, "STORE_REFUSED", (lock) => this.#pageFiles.use(name, (file) => file.stat(lock)));
   }

@@ -275,6 +275,11 @@ export class FaultySink implements Sink {
     return this.#call({ method: "clearPages", name, signal: options?.signal, run });
   }
 
+  restorePages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<void> {
+    const run = (): Promise<void> => this.inner.restorePages(name, sizeBytes, sequenceNumber, options);
+    return this.#call({ method: "restorePages", name, signal: options?.signal, run });
+  }
+
   statPages(name: string, options?: CallOptions): Promise<PagesStat> {
     return this.#call({ method: "statPages", name, signal: options?.signal, run: () => this.inner.statPages(name, options) });
   }

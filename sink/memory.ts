@@ -268,6 +268,27 @@ export class MemorySink implements Sink {
     });
   }
 
+  restorePages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<void> {
+    return this.#call(options, () => {
+      checkName(name);
+      checkPagesSize(name, sizeBytes);
+      checkSequenceNumber(sequenceNumber);
+      const found = this.#objects().get(name);
+      if (found === undefined) {
+        this.#store(name, { kind: "pages", etag: this.store.nextEtag(), sizeBytes, sequenceNumber, writtenBytes: 0, pages: new Map() });
+        return;
+      }
+      if (found.kind !== "pages") throw wrongKind(name, "page object");
+      if (found.sizeBytes >= sizeBytes && found.sequenceNumber >= sequenceNumber) return;
+      this.#store(name, {
+        ...found,
+        etag: this.store.nextEtag(),
+        sizeBytes: Math.max(found.sizeBytes, sizeBytes),
+        sequenceNumber: Math.max(found.sequenceNumber, sequenceNumber),
+      });
+    });
+  }
+
   statPages(name: string, options?: CallOptions): Promise<PagesStat> {
     return this.#call(options, () => {
       const { etag, sizeBytes, sequenceNumber, writtenBytes } = this.#pages(name);

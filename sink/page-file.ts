@@ -18,6 +18,9 @@
  * before it answers. A crash anywhere between leaves a part of the pages, or a header that tells of pages that did not arrive. Both concern
  * only a write that was never acknowledged, whose outcome its caller has to take as unknown; frames carry checksums of their own for that.
  *
+ * A file that was cut short is read as far as it goes; everything that would write to it refuses it, until it has been restored. One whose header cannot be
+ * read is restored with a header of its own: how far it was written is then where its last byte lies that is not zero.
+ *
  * Clearing goes the other way: header first, then holes in place of the pages, then one fdatasync. A killed process may so leave a new ETag
  * for nothing, which does no harm, but never pages that changed under an ETag that did not.
  */
@@ -25,7 +28,7 @@ import { randomBytes } from "node:crypto";
 import { constants, type FileHandle, open } from "node:fs/promises";
 import { crc32 } from "node:zlib";
 import type { PageFence, PagesStat } from "../engine/index.ts";
-import { systemCode, TidemarkError } from "../engine/index.ts";
+import { hasCode, pageAlignmentBytes, systemCode, TidemarkError } from "../engine/index.ts";
 import { type LockOptions, Turnstile, withDescriptorLocked } from "./file-lock.ts";
 import { clearFully, readFully, writeFully } from "./file-system.ts";
 import { checkInside, conditionFailed, endsBefore } from "./rules.ts";
@@ -33,6 +36,7 @@ import { checkInside, conditionFailed, endsBefore } from "./rules.ts";
 const magic = "TIDEPAGE";
 const version = 1;
 const headerBytes = 512;
+const scanBytes = 1024 * 1024;
 
 /** Where the pages begin in the file. */
 export const pageFileDataAt = 4096;
@@ -123,6 +127,50 @@ export class PageFile {
     });
   }
 
+  /**
+   * Gives the file a header and a length with which it can be used, durably, if it has not; see `Sink.restorePages`. Undefined when the file has been deleted.
+   * Errors: FORMAT_UNSUPPORTED, ACCESS_REFUSED.
+   */
+  restore(sizeBytes: number, sequenceNumber: number, options: LockOptions): Promise<true | undefined> {
+    return this.#locked<true>(options, async () => {
+      const found = await this.#headerAlone().catch((error: unknown) => {
+        if (hasCode(error, "DAMAGED")) return undefined;
+        throw error;
+      });
+      const { size } = await this.#handle.stat();
+      const wantedBytes = Math.max(found?.sizeBytes ?? 0, sizeBytes);
+      const isWhole = found !== undefined && found.sizeBytes >= sizeBytes && found.sequenceNumber >= sequenceNumber;
+      if (isWhole && size === pageFileDataAt + found.sizeBytes) return true;
+      this.#checkWritable();
+      const header = {
+        sizeBytes: wantedBytes,
+        sequenceNumber: Math.max(found?.sequenceNumber ?? 0, sequenceNumber),
+        etag: newEtag(),
+        writtenBytes: found?.writtenBytes ?? (await this.#dataEnd(Math.min(size - pageFileDataAt, wantedBytes))),
+      };
+      await this.#handle.truncate(pageFileDataAt + wantedBytes);
+      await writeFully(this.#handle, encode(header), 0);
+      await this.#handle.sync();
+      this.#sizeBytes = wantedBytes;
+      return true;
+    });
+  }
+
+  /** The end of the last page with a byte that is not zero, below `endBytes`. */
+  async #dataEnd(endBytes: number): Promise<number> {
+    const bytes = Buffer.alloc(scanBytes);
+    for (let end = Math.max(0, endBytes); end > 0; ) {
+      const from = Math.floor((end - 1) / scanBytes) * scanBytes;
+      const part = bytes.subarray(0, end - from);
+      await readFully(this.#handle, part, pageFileDataAt + from);
+      for (let at = part.length - 1; at >= 0; at -= 1) {
+        if (part[at] !== 0) return Math.ceil((from + at + 1) / pageAlignmentBytes) * pageAlignmentBytes;
+      }
+      end = from;
+    }
+    return 0;
+  }
+
   /** Raises the sequence number, durably. Undefined when the file has been deleted. Errors: DAMAGED, ACCESS_REFUSED. */
   raise(atLeast: number, options: LockOptions): Promise<{ readonly etag: string; readonly sequenceNumber: number } | undefined> {
     return this.#exclusively(options, async (header) => {
@@ -152,7 +200,7 @@ export class PageFile {
    */
   async read(offset: number, into: Uint8Array, options: LockOptions): Promise<true | undefined> {
     // The first read proves the header and so learns the size; its lock keeps a header that is just being written from looking torn.
-    const sizeBytes = this.#sizeBytes ?? (await this.stat(options))?.sizeBytes;
+    const sizeBytes = this.#sizeBytes ?? (await this.#locked(options, async () => (await this.#headerAlone()).sizeBytes));
     if (sizeBytes === undefined || !(await this.#isLinked())) return undefined;
     if (offset + into.length > sizeBytes) throw endsBefore(this.#name, offset + into.length, sizeBytes);
     const readBytes = await readFully(this.#handle, into, pageFileDataAt + offset);
@@ -165,10 +213,12 @@ export class PageFile {
   }
 
   #exclusively<T>(options: LockOptions, task: (header: Header) => Promise<T>): Promise<T | undefined> {
+    return this.#locked(options, async () => await task(await this.#header()));
+  }
+
+  #locked<T>(options: LockOptions, task: () => Promise<T>): Promise<T | undefined> {
     return this.#turnstile.pass(() =>
-      withDescriptorLocked(this.#handle, this.#path, options, async () =>
-        (await this.#isLinked()) ? await task(await this.#header()) : undefined,
-      ),
+      withDescriptorLocked(this.#handle, this.#path, options, async () => ((await this.#isLinked()) ? await task() : undefined)),
     );
   }
 
@@ -185,7 +235,18 @@ export class PageFile {
     });
   }
 
+  /** The header of a file that is whole. */
   async #header(): Promise<Header> {
+    const header = await this.#headerAlone();
+    const { size } = await this.#handle.stat();
+    if (size !== pageFileDataAt + header.sizeBytes) {
+      throw this.#damaged(`its file has ${String(size)} bytes instead of ${String(pageFileDataAt + header.sizeBytes)}`);
+    }
+    return header;
+  }
+
+  /** The header, however long the file is. */
+  async #headerAlone(): Promise<Header> {
     const bytes = Buffer.alloc(headerBytes);
     const readBytes = await readFully(this.#handle, bytes, 0);
     if (readBytes < headerBytes) throw this.#damaged(`it has only ${String(readBytes)} bytes`);
@@ -195,10 +256,6 @@ export class PageFile {
     if (crc32(bytes) !== checksum) throw this.#damaged("the checksum of its header does not match");
     if (bytes.readUInt32LE(8) !== version) throw this.#unsupported(bytes.readUInt32LE(8));
     const header = decode(bytes);
-    const { size } = await this.#handle.stat();
-    if (size !== pageFileDataAt + header.sizeBytes) {
-      throw this.#damaged(`its file has ${String(size)} bytes instead of ${String(pageFileDataAt + header.sizeBytes)}`);
-    }
     this.#sizeBytes = header.sizeBytes;
     return header;
   }

@@ -2,7 +2,7 @@
  * The agent's scrubbing of one vault: every hour it reads back what of the day's share has come together, and heals what it can from the disks that it
  * protects. What is damaged and could not be healed is a finding of its disk until a later pass finds it whole.
  *
- * A share of the day comes together while the agent runs: what it missed while it was stopped it does not make up for.
+ * The share is one of the vault: the engine sees to it that agents who scrub the same vault read it together, not each all of it.
  */
 import { Bandwidth, type Damage, type Finding, type ScrubOptions, type ScrubSummary, TidemarkError } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
@@ -19,7 +19,6 @@ export interface ScrubbingParts {
 
 const everyMs = 3_600_000;
 const firstAfterMs = 300_000;
-const dayMs = 24 * 3_600_000;
 /** Points of a finding that are named. */
 const namedMax = 5;
 
@@ -76,14 +75,10 @@ export class Scrubbing {
   }
 
   async #run(): Promise<void> {
-    const { clock } = this.#parts;
-    let sinceMs = clock.now();
     await this.#sleep(firstAfterMs);
     while (!this.#stopping.signal.aborted) {
-      const share = this.#entry?.sharePerDay ?? 0;
-      const elapsedMs = clock.now() - sinceMs;
-      sinceMs = clock.now();
-      if (share > 0) await this.#pass(share * Math.min(1, elapsedMs / dayMs));
+      const sharePerDay = this.#entry?.sharePerDay ?? 0;
+      if (sharePerDay > 0) await this.#pass(sharePerDay);
       await this.#sleep(everyMs);
     }
   }
@@ -96,14 +91,14 @@ export class Scrubbing {
   }
 
   /** Throws nothing: a store that does not answer is found out by the disks' own cycles, and the next pass tries again. */
-  async #pass(share: number): Promise<void> {
+  async #pass(sharePerDay: number): Promise<void> {
     const { scrub, onEvent } = this.#parts;
     const { signal } = this.#stopping;
     try {
       const onDamage = ({ disk, code, message, healed }: Damage): void => {
         if (!healed) onEvent({ kind: "failure", disk, code, message: `damage found: ${message}` });
       };
-      const { damaged, healed } = await scrub({ share, bandwidth: this.#bandwidth, onDamage, signal });
+      const { damaged, healed } = await scrub({ sharePerDay, bandwidth: this.#bandwidth, onDamage, signal });
       this.#damaged = damaged;
       for (const disk of new Set(healed.map((damage) => damage.disk))) {
         const count = healed.filter((damage) => damage.disk === disk).length;

@@ -2,7 +2,7 @@
 import { TidemarkError } from "../errors.ts";
 import type { GroupRecord, HeadDocument, ManifestDocument, PointRecord } from "../format/documents.ts";
 import { countPoints } from "../format/documents.ts";
-import { decodeDiskName, disksPrefix } from "../format/names.ts";
+import { decodeDiskName, disksPrefix, parseDiskObject } from "../format/names.ts";
 import type { Store } from "../store.ts";
 import type { GroupMembers } from "./group-members.ts";
 import type { PointKey } from "./history.ts";
@@ -31,13 +31,22 @@ export function pointSummary(disk: string, point: PointRecord, group: GroupRecor
 
 /** Names of the vault's disks, sorted. */
 export async function diskNames(store: Store, signal?: AbortSignal): Promise<string[]> {
-  const disks: string[] = [];
+  return (await listDisks(store, signal)).disks;
+}
+
+/** Names of the disks, sorted, and of those that have manifests of points but no head: it is lost, or has been made while this looked. */
+export async function listDisks(store: Store, signal?: AbortSignal): Promise<{ readonly disks: string[]; readonly headless: string[] }> {
+  const [heads, manifests] = [new Set<string>(), new Set<string>()];
   for await (const { name } of store.list(disksPrefix, { signal })) {
-    const match = /^disks\/([^/]+)\/head$/.exec(name);
-    const disk = match?.[1] === undefined ? undefined : decodeDiskName(match[1]);
-    if (disk !== undefined) disks.push(disk);
+    const { encodedDisk = "", kind } = parseDiskObject(name) ?? {};
+    if (kind === "head") heads.add(encodedDisk);
+    else if (kind === "points") manifests.add(encodedDisk);
   }
-  return disks.sort();
+  const named = (encoded: Iterable<string>): string[] =>
+    Array.from(encoded)
+      .flatMap((disk) => decodeDiskName(disk) ?? [])
+      .sort();
+  return { disks: named(heads), headless: named([...manifests].filter((disk) => !heads.has(disk))) };
 }
 
 /** Errors: DISK_NOT_FOUND, DAMAGED. */

@@ -1,6 +1,6 @@
 /**
- * The documents of those who prove what a vault holds: when each point of a disk was last read back whole, and which chunks of a segment are damaged. Both
- * are small and swapped by ETag, by whoever has something to add.
+ * The documents of those who prove what a vault holds: when each point of a disk was last read back whole, which chunks of a segment are damaged, and until
+ * when the share of the day has been taken. All are small and swapped by ETag, by whoever has something to add.
  */
 import { segmentBytes } from "../limits.ts";
 import type { Owner } from "./documents.ts";
@@ -37,6 +37,16 @@ export interface QuarantineDocument {
 /** A frame of 4 MiB has at most 16,384 chunks; of more damage than this it is no use to keep a list. */
 export const quarantinedMax = 100_000;
 
+/** What those who scrub a vault tell each other. Times in ms since 1970. */
+export interface ScrubbedDocument {
+  readonly vault: string;
+  /** When the round began that they are in. */
+  readonly roundMs: number;
+  /** Until when the share of the day has been taken. */
+  readonly takenMs: number;
+}
+
+export const scrubbedName = "reclaim/scrubbed";
 export const quarantinePrefix = "reclaim/damaged/";
 
 /** The document that tells of the damaged chunks of a segment. */
@@ -95,5 +105,17 @@ export function decodeQuarantine(bytes: Uint8Array, object: string, vault: strin
   const document: QuarantineDocument = { vault: fields.text("vault", hex32), segment, offsets };
   if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
   if (quarantineName(segment) !== object) throw damaged(object, `it is of segment ${segment}`);
+  return document;
+}
+
+export function encodeScrubbed(document: ScrubbedDocument): Uint8Array {
+  return encode("scrubbed", document).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeScrubbed(bytes: Uint8Array, object: string, vault: string): ScrubbedDocument {
+  const { fields } = decode("scrubbed", bytes, object);
+  const document = { vault: fields.text("vault", hex32), roundMs: fields.integer("roundMs"), takenMs: fields.integer("takenMs") };
+  if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
   return document;
 }

@@ -22,7 +22,8 @@ export type Kind =
   | "collection"
   | "dead"
   | "proved"
-  | "quarantine";
+  | "quarantine"
+  | "scrubbed";
 
 export interface Encoded {
   readonly bytes: Uint8Array;

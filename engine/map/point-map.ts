@@ -73,9 +73,11 @@ export class PointMap {
     return run.leaves;
   }
 
-  /** The leaves of run `index` with all their entries, whatever lies on top of them. Errors: as `leavesOf`. */
-  async *entriesOf(index: number, signal?: AbortSignal): AsyncGenerator<EntryColumns> {
-    for (const reference of await this.leavesOf(index, signal)) yield await this.#leaf(reference, signal);
+  /** The leaves of run `index`, or those that are wanted, with all their entries, whatever lies on top of them. Errors: as `leavesOf`. */
+  async *entriesOf(index: number, signal?: AbortSignal, isWanted?: (leaf: LeafReference) => boolean): AsyncGenerator<EntryColumns> {
+    for (const reference of await this.leavesOf(index, signal)) {
+      if (isWanted === undefined || isWanted(reference)) yield await this.#leaf(reference, signal);
+    }
   }
 
   /** What the map says of granules [from, end), at most `windowGranules` of them. The result stays valid. */

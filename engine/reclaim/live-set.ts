@@ -1,9 +1,7 @@
 /**
  * What the vault still needs: every object that a committed point leads to, and every page of a segment in which a chunk lies that a committed point shows.
  *
- * Not every chunk that a leaf names is shown: newer runs hide it. Runs are only ever put on top of others, and a merge keeps what is seen, so an entry that is
- * hidden in one point is hidden in all younger ones that have its leaf. It is therefore looked at in the oldest point that has its leaf, with
- * everything that lies on top of it there; of most points that is the topmost run alone.
+ * Not every chunk that a leaf names is shown; which ones are, a `MapWalk` tells.
  *
  * Memory: a bit for each 512 bytes of segments, 1/4096 of what is stored, and the names of objects.
  */
@@ -13,12 +11,13 @@ import { readHead } from "../control/seat.ts";
 import { readManifest } from "../control/session.ts";
 import { hasCode, throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
-import type { HeadDocument, ManifestDocument, PageReference, PointRecord, RunReference } from "../format/documents.ts";
+import type { HeadDocument, ManifestDocument, PageReference, PointRecord } from "../format/documents.ts";
 import { damaged } from "../format/fields.ts";
 import { storedLength } from "../format/frame.ts";
 import type { EntryColumns } from "../format/leaf.ts";
 import { zeroSegment } from "../format/leaf.ts";
-import { manifestName, mapName, pageName } from "../format/names.ts";
+import { manifestName, pageName } from "../format/names.ts";
+import { MapWalk } from "../map/map-walk.ts";
 import type { Pieces } from "../map/point-map.ts";
 import { PointMap, pieceIsZero, windowGranules } from "../map/point-map.ts";
 import { pageAlignmentBytes } from "../sink.ts";
@@ -92,37 +91,22 @@ export class LiveSet {
     for await (const point of readPoints(store, head, { signal, onPage })) {
       if (options.isDropped?.(disk, point.sequence) !== true) newestFirst.push(point);
     }
+    const walk = new MapWalk(disk, this.objects);
     for (const point of newestFirst.reverse()) {
       throwIfAborted(signal);
-      await mustExist(this.#addPoint(options, disk, point));
+      await mustExist(this.#addPoint(options, walk, disk, point));
     }
   }
 
-  async #addPoint({ store, vault, signal }: LiveSetOptions, disk: string, point: PointRecord): Promise<void> {
+  async #addPoint({ store, vault, signal }: LiveSetOptions, walk: MapWalk, disk: string, point: PointRecord): Promise<void> {
     this.objects.add(manifestName(disk, point.sequence, point.epoch));
     const manifest = await readManifest(store, vault, disk, point, signal);
     const map = new PointMap(store, fromHex(vault), disk, manifest);
-    // The lowest run that has a leaf which no older point had: it and all above it are to be looked at.
-    let depth = 0;
-    for (const [index, run] of manifest.runs.entries()) {
-      if (this.#addRun(disk, run)) depth = index + 1;
-      if (run.kind !== "root") continue;
-      for (const { epoch, ordinal } of await map.leavesOf(index, signal)) {
-        const name = mapName(disk, epoch, ordinal);
-        if (!this.objects.has(name)) depth = index + 1;
-        this.objects.add(name);
-      }
-    }
+    const fresh = await walk.newRuns(map, manifest.runs, signal);
+    walk.pass(fresh);
+    const { depth } = fresh;
     if (depth === 1) await this.#addTopmost(map, signal);
     else if (depth > 1) await this.#addShown(store, fromHex(vault), disk, { ...manifest, runs: manifest.runs.slice(0, depth) }, signal);
-  }
-
-  /** Returns whether the run is new. */
-  #addRun(disk: string, { epoch, ordinal }: RunReference): boolean {
-    const name = mapName(disk, epoch, ordinal);
-    const isNew = !this.objects.has(name);
-    this.objects.add(name);
-    return isNew;
   }
 
   /** Nothing lies on top of it, so all of it is shown. */

@@ -3,7 +3,9 @@
  * chunk of the vault with the same digest. They are proved by the digest, compressed again, which gives the same payload as the first time, and written to
  * the same place: then every point that needs the chunk is whole again, and nothing else has changed.
  *
- *     read again ─► sound after all?     plain bytes: sources, then twins ─► digest ─► payload of the stored length ─► pages ─► read back ─► digest
+ *     segment given its length back ─► read again ─► sound after all?
+ *     plain bytes: sources, then twins ─► digest ─► payload of the stored length
+ *     ─► segment made anew if it is gone ─► pages ─► read back ─► digest
  *
  * What cannot be healed is put into quarantine.
  */
@@ -20,7 +22,8 @@ import { DeadPages } from "../reclaim/dead-pages.ts";
 import { quarantine, release } from "../reclaim/quarantine.ts";
 import type { Store } from "../store.ts";
 import type { Volume } from "../volume.ts";
-import { patchPages } from "./page-patch.ts";
+import type { PatchOptions } from "./page-patch.ts";
+import { mendSegment, patchPages } from "./page-patch.ts";
 
 /** A chunk that does not read back as what it must be, as the maps of points know it. */
 export interface DamagedChunk {
@@ -43,6 +46,8 @@ export interface HealerOptions {
   /** By disk: what may still hold its content. */
   readonly sources: ReadonlyMap<string, Volume>;
   readonly onNotice: (notice: Notice) => void;
+  /** Digests that have been looked for in all of the vault in vain, for whoever looks again. */
+  readonly alone?: Set<string> | undefined;
   /** Told of a disk whose writer has something open that needs to be healed. */
   readonly onOpen?: ((disk: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -56,10 +61,11 @@ export class Healer {
   readonly #lz4 = new Lz4();
   #digest: DigestKernel | undefined;
   /** Digests that have been looked for in all of the vault in vain: points share what is damaged, and it is not looked for again for each of them. */
-  readonly #alone = new Set<string>();
+  readonly #alone: Set<string>;
 
   constructor(options: HealerOptions) {
     this.#options = options;
+    this.#alone = options.alone ?? new Set();
     this.#vaultId = fromHex(options.context.document.vault);
   }
 
@@ -71,6 +77,8 @@ export class Healer {
     const { store, context, signal } = this.#options;
     const outcomes: HealOutcome[] = [];
     const orphans: number[] = [];
+    // What of a damaged segment is still there can be read afterwards.
+    for (const segment of new Set(chunks.map((chunk) => chunk.segment))) await mendSegment(this.#patchOptions(), segment);
     for (const [index, chunk] of chunks.entries()) {
       throwIfAborted(signal);
       if ((await this.#readPlain(chunk)) !== undefined) continue;
@@ -173,14 +181,18 @@ export class Healer {
 
   /** Writes a chunk whose plain bytes have been proved. */
   async #restore(chunk: DamagedChunk, plain: Uint8Array): Promise<HealOutcome> {
-    const { store, context, onNotice, onOpen, signal } = this.#options;
     const payload = this.#encode(plain, chunk.storedWord);
     if (payload === undefined) return "its content is there, but compresses to another length than when it was stored";
-    const options = { store, vault: context.document.vault, onNotice, onOpen, signal };
     // With the zeros behind it: they are a part of what was written.
     const padded = new Uint8Array(Math.ceil(payload.length / payloadAlignment) * payloadAlignment);
     padded.set(payload);
-    return await patchPages(options, chunk.segment, chunk.offset, padded, async () => (await this.#readPlain(chunk)) !== undefined);
+    const patch = { segment: chunk.segment, offset: chunk.offset, bytes: padded, makes: true };
+    return await patchPages(this.#patchOptions(), patch, async () => (await this.#readPlain(chunk)) !== undefined);
+  }
+
+  #patchOptions(): PatchOptions {
+    const { store, context, onNotice, onOpen, signal } = this.#options;
+    return { store, vault: context.document.vault, onNotice, onOpen, signal };
   }
 
   /** What the first writer stored: LZ4 gives the same payload for the same bytes. Undefined: it does not. */

@@ -2,6 +2,9 @@
  * Proves one point at a time: every chunk that it needs is fetched, decompressed and compared with its digest, while the point is held against pruning. With a
  * source, the point's bytes are compared with it too. A chunk that points share is fetched once. Damage does not end the work: it is collected, with the
  * extents of the points that it concerns; and healed, if there is somebody to heal it.
+ *
+ * Whoever proves all points of a disk, from the oldest to the newest, looks in each only at what is new in it (`proveNew`). It is held only once damage has
+ * been found: a point that is there then had not been pruned before. Which younger points show what is damaged is looked up for that alone (`trace`).
  */
 import type { PointHold } from "../control/holds.ts";
 import { holdPoint } from "../control/holds.ts";
@@ -14,7 +17,8 @@ import { fromHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { storedLength } from "../format/frame.ts";
 import { digestBytes, granuleBytes } from "../limits.ts";
-import { PointMap } from "../map/point-map.ts";
+import type { MapWalk } from "../map/map-walk.ts";
+import { PointMap, pieceIsZero } from "../map/point-map.ts";
 import type { Store } from "../store.ts";
 import type { Extent, Volume } from "../volume.ts";
 import type { DamagedChunk, Healer } from "./heal.ts";
@@ -44,6 +48,32 @@ export interface Proof {
   /** Aborted when the point was dropped while it was proved: then the damages say nothing. */
   readonly lost: AbortSignal | undefined;
 }
+
+/** Damage to a point, and the chunk that has to be healed for it. */
+export interface FoundDamage {
+  readonly damage: Damage;
+  readonly chunk: DamagedChunk | undefined;
+}
+
+/** What is new in a point that was proved. */
+export interface NewProof {
+  readonly found: readonly FoundDamage[];
+  /** Undefined: all of it has been looked at. Else what `pace` ended the reading with. */
+  readonly ended: ReadingEnds | undefined;
+}
+
+/** How a point is looked at of which the older ones have been. */
+export interface NewPart {
+  /** Knows what is new. */
+  readonly walk: MapWalk;
+  /** The granule to begin at; Infinity: it is known to be whole. */
+  readonly from: number;
+  /** Told up to which granule all has been found whole. */
+  readonly onWhole: (granule: number) => void;
+}
+
+/** What `pace` throws to end a reading in the middle: what was found until then counts. */
+export class ReadingEnds extends Error {}
 
 /** The damage that something is noted for, and the chunk that has to be healed for it. */
 interface Noted {
@@ -85,6 +115,94 @@ export class PointProver {
       await hold?.release();
     }
     return { damages: notes.damages, lost: hold?.signal.aborted === true ? hold.signal : undefined };
+  }
+
+  /** Errors: POINT_NOT_FOUND when something was wrong and it has been pruned, INTERRUPTED and those of the store. */
+  async proveNew(disk: string, point: PointRecord, part: NewPart): Promise<NewProof> {
+    const notes = new DamageNotes(disk, point);
+    let ended: ReadingEnds | undefined;
+    try {
+      await this.#readNew(disk, point, part, notes);
+    } catch (error) {
+      if (error instanceof ReadingEnds) ended = error;
+      else notes.add(objectDamageOf(disk, point, error));
+    }
+    if (notes.damages.length === 0) return { found: [], ended };
+    const hold = await this.#hold(disk, point, notes);
+    try {
+      await this.#heal(notes);
+    } finally {
+      await hold?.release();
+    }
+    if (hold?.signal.aborted === true) throw dropped(disk, point);
+    return { found: notes.found, ended };
+  }
+
+  async #readNew(disk: string, point: PointRecord, { walk, from, onWhole }: NewPart, notes: DamageNotes): Promise<void> {
+    const { store, context, signal } = this.#options;
+    const { vault } = context.document;
+    const manifest = await readManifest(store, vault, disk, point, signal);
+    const all = new PointMap(store, fromHex(vault), disk, manifest);
+    const fresh = await walk.newRuns(all, manifest.runs, signal);
+    if (fresh.depth > 0 && from < all.granules) {
+      const map = new PointMap(store, fromHex(vault), disk, { ...manifest, runs: manifest.runs.slice(0, fresh.depth) });
+      await this.#reader.read(map, from, {
+        data: (batch) => {
+          this.#checkBatch(disk, batch, notes);
+          return Promise.resolve();
+        },
+        done: (granule) => {
+          if (notes.damages.length === 0) onWhole(granule);
+          return Promise.resolve();
+        },
+        skip: (segment, offset) => this.#isProved(segment, offset),
+      });
+    }
+    walk.pass(fresh);
+  }
+
+  /** Heals what could not be healed before, while a point that needs it is held. Errors: POINT_NOT_FOUND and those of the store. */
+  async healAgain(disk: string, point: PointRecord, chunks: readonly DamagedChunk[]): Promise<readonly DamagedChunk[]> {
+    const { healer } = this.#options;
+    const hold = await this.#hold(disk, point, new DamageNotes(disk, point));
+    try {
+      const outcomes = (await healer?.heal(chunks)) ?? [];
+      const whole = chunks.filter((_chunk, index) => index in outcomes && outcomes[index] === undefined);
+      for (const { segment, offset } of whole) this.#places.add(segment, offset, "proved");
+      return whole;
+    } finally {
+      await hold?.release();
+    }
+  }
+
+  /** Which of these damages another point of the disk shows, and where; the first of them only, if `first`. Errors: as `PointMap.window`. */
+  async trace(disk: string, point: PointRecord, damages: readonly FoundDamage[], first: boolean): Promise<readonly FoundDamage[]> {
+    const { store, context, signal } = this.#options;
+    const manifest = await readManifest(store, context.document.vault, disk, point, signal);
+    const map = new PointMap(store, fromHex(context.document.vault), disk, manifest);
+    const found: FoundDamage[] = [];
+    for (const { damage, chunk } of damages) {
+      if (chunk === undefined || damage.extent === null) continue;
+      const from = damage.extent.offset / granuleBytes;
+      const end = Math.min(from + damage.extent.length / granuleBytes, map.granules);
+      if (end <= from) continue;
+      const pieces = await map.window(from, end, signal);
+      for (let piece = 0; piece < pieces.count; piece += 1) {
+        const leaf = pieces.leaves[piece];
+        const entry = pieces.entries[piece] ?? 0;
+        if (leaf === undefined || pieceIsZero(pieces, piece)) continue;
+        if (leaf.names[leaf.segments[entry] ?? 0] !== chunk.segment || leaf.offsets[entry] !== chunk.offset) continue;
+        const extent = { offset: (pieces.starts[piece] ?? 0) * granuleBytes, length: (pieces.lengths[piece] ?? 0) * granuleBytes };
+        const message = damage.message.replace(describeExtent(damage.extent), describeExtent(extent));
+        found.push({ damage: { ...damage, sequence: point.sequence, point: point.id, extent, message }, chunk });
+        if (first) return found;
+      }
+    }
+    return found;
+  }
+
+  #isProved(segment: string, offset: number): boolean {
+    return this.#places.has(segment, offset) && !this.#places.isDamaged(segment, offset);
   }
 
   /** Undefined, and noted, when what tells of prunes is damaged: that is no reason not to look at the point. */
@@ -132,12 +250,7 @@ export class PointProver {
           return Promise.resolve();
         },
         // With a source every byte is needed; without, a chunk that has been judged for another point is not fetched again.
-        ...(source === undefined
-          ? {
-              skip: (segment: string, offset: number): boolean =>
-                this.#places.has(segment, offset) && !this.#places.isDamaged(segment, offset),
-            }
-          : {}),
+        ...(source === undefined ? { skip: (segment: string, offset: number): boolean => this.#isProved(segment, offset) } : {}),
       };
       await this.#reader.read(map, 0, consumer);
     } catch (error) {
@@ -178,7 +291,7 @@ export class PointProver {
           extent,
           object: batch.segment,
           code: hasCode(batch.failure, "OBJECT_NOT_FOUND") ? "OBJECT_NOT_FOUND" : "DAMAGED",
-          message: `bytes ${String(extent.offset)} to ${String(extent.offset + extent.length)} cannot be read back: ${batch.segment}: ${why}`,
+          message: `${describeExtent(extent)} cannot be read back: ${batch.segment}: ${why}`,
         },
         chunk,
       );
@@ -212,6 +325,10 @@ class DamageNotes {
     return this.#noted.map(({ damage }) => damage);
   }
 
+  get found(): readonly FoundDamage[] {
+    return this.#noted.map(({ damage, chunk }) => ({ damage, chunk: chunk === undefined ? undefined : this.#chunks.get(chunk) }));
+  }
+
   get chunks(): readonly DamagedChunk[] {
     return [...this.#chunks.values()];
   }
@@ -225,13 +342,13 @@ class DamageNotes {
       this.add(damage, chunk);
       return;
     }
-    const message = `bytes ${String(extent.offset)} to ${String(extent.offset + extent.length)} of ${damage.object} differ from the point`;
+    const message = `${describeExtent(extent)} of ${damage.object} differ from the point`;
     last.damage = { ...last.damage, extent, message };
   }
 
   add(damage: Damage, chunk?: DamagedChunk): void {
     if (this.#noted.length >= damagesMax) return;
-    const key = chunk === undefined ? undefined : keyOf(chunk);
+    const key = chunk === undefined ? undefined : chunkKey(chunk);
     this.#noted.push({ damage, chunk: key });
     if (chunk === undefined || key === undefined) return;
     // A chunk may be shown in several places: any of them may still hold its content.
@@ -242,7 +359,7 @@ class DamageNotes {
 
   /** What has become of a chunk. */
   tell(chunk: DamagedChunk, outcome: string | undefined): void {
-    const key = keyOf(chunk);
+    const key = chunkKey(chunk);
     for (const noted of this.#noted) {
       if (noted.chunk !== key) continue;
       const { damage } = noted;
@@ -254,10 +371,14 @@ class DamageNotes {
   }
 }
 
+function describeExtent({ offset, length }: Extent): string {
+  return `bytes ${String(offset)} to ${String(offset + length)}`;
+}
+
 /** Places of one chunk in which its content is looked for. */
 const placesMax = 16;
 
-function keyOf({ segment, offset }: Pick<DamagedChunk, "segment" | "offset">): string {
+export function chunkKey({ segment, offset }: Pick<DamagedChunk, "segment" | "offset">): string {
   return `${segment} ${String(offset)}`;
 }
 
@@ -308,7 +429,7 @@ function noteDifference(notes: DamageNotes, source: Volume, offset: number, leng
     extent: { offset, length },
     object: source.description,
     code: "SOURCE_DIFFERS",
-    message: `bytes ${String(offset)} to ${String(offset + length)} of ${source.description} differ from the point`,
+    message: `${describeExtent({ offset, length })} of ${source.description} differ from the point`,
   });
 }
 
@@ -317,6 +438,17 @@ function joined(last: Damage, next: Damage): Extent | undefined {
   if (last.extent === null || next.extent === null || last.code !== "SOURCE_DIFFERS" || next.code !== "SOURCE_DIFFERS") return undefined;
   const touches = last.extent.offset + last.extent.length === next.extent.offset && last.point === next.point;
   return touches ? { offset: last.extent.offset, length: last.extent.length + next.extent.length } : undefined;
+}
+
+function dropped(disk: string, { sequence }: PointRecord): TidemarkError {
+  return new TidemarkError("POINT_NOT_FOUND", `point ${String(sequence)} of disk ${JSON.stringify(disk)} was dropped while it was proved`);
+}
+
+/** What a part of a point's map that cannot be read means to the point. Errors: what is no damage. */
+export function objectDamageOf(disk: string, point: PointRecord, error: unknown): Damage {
+  if (!isDamage(error)) throw error;
+  const { code, message } = error;
+  return { disk, sequence: point.sequence, point: point.id, extent: null, object: objectOf(error), code, message, healed: false };
 }
 
 export type DamageError = TidemarkError & { readonly code: "DAMAGED" | "OBJECT_NOT_FOUND" | "FORMAT_UNSUPPORTED" };

@@ -48,8 +48,8 @@ export function pieceIsProved(batch: ProvedBatch, at: number): boolean {
 export interface PointConsumer {
   /** Data. Batches overlap in time and come in no promised order within a window. */
   data(batch: ProvedBatch): Promise<void>;
-  /** Granules [from, end) read as zeros. */
-  zeros(from: number, end: number): Promise<void>;
+  /** Granules [from, end) read as zeros. Absent: long stretches of which no run speaks are jumped over. */
+  zeros?(from: number, end: number): Promise<void>;
   /** Everything below `granule` has been consumed. Called in ascending order. */
   done(granule: number): Promise<void>;
   /** Asked before a chunk is fetched: true leaves it out. */
@@ -119,9 +119,10 @@ export class PointReader {
     try {
       for (let at = from; at < map.granules; ) {
         throwIfAborted(signal);
+        if (consumer.zeros === undefined) at = Math.min(await map.nextMapped(at, signal), map.granules);
         const end = Math.min(at + windowGranules - (at % windowGranules), map.granules);
         const pieces = await map.window(at, end, signal);
-        await zerosBetween(pieces, at, end, consumer);
+        if (consumer.zeros !== undefined) await zerosBetween(pieces, at, end, consumer.zeros.bind(consumer));
         const order = orderByPlace(pieces, unskipped(pieces, consumer));
         for (const fetch of planFetches(pieces, order, crew.fetches.shared.geometry)) {
           while (queue.length >= fetchesMax) await queue.shift();
@@ -207,15 +208,15 @@ export class PointReader {
 }
 
 /** Reports the granules of [from, end) that are ZERO or that nobody ever wrote. */
-async function zerosBetween(pieces: Pieces, from: number, end: number, consumer: PointConsumer): Promise<void> {
+async function zerosBetween(pieces: Pieces, from: number, end: number, zeros: NonNullable<PointConsumer["zeros"]>): Promise<void> {
   let zeroFrom = from;
   for (let index = 0; index < pieces.count; index += 1) {
     if (pieceIsZero(pieces, index)) continue;
     const start = pieces.starts[index] ?? 0;
-    if (start > zeroFrom) await consumer.zeros(zeroFrom, start);
+    if (start > zeroFrom) await zeros(zeroFrom, start);
     zeroFrom = start + (pieces.lengths[index] ?? 0);
   }
-  if (end > zeroFrom) await consumer.zeros(zeroFrom, end);
+  if (end > zeroFrom) await zeros(zeroFrom, end);
 }
 
 /** Indexes of the pieces that the consumer does not want left out; undefined for all. */

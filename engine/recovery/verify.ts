@@ -10,10 +10,8 @@ import { readHead } from "../control/seat.ts";
 import type { VaultContext } from "../control/session.ts";
 import type { Damage, VerifyOptions, VerifySummary } from "../control/summaries.ts";
 import { hasCode, interrupted, TidemarkError, throwIfAborted } from "../errors.ts";
-import { fromHex } from "../format/checksum.ts";
 import type { HeadDocument, PointRecord } from "../format/documents.ts";
 import { decodeDiskName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
-import { DeadPages } from "../reclaim/dead-pages.ts";
 import { Store } from "../store.ts";
 import type { Volume } from "../volume.ts";
 import { FrameProver } from "./frame-repair.ts";
@@ -110,15 +108,13 @@ class Verification {
   async #healFrames(disks: ReadonlySet<string>): Promise<void> {
     const { onNotice = () => undefined, signal } = this.#options;
     const { vault } = this.#context.document;
-    const frames = new FrameProver({ context: this.#context, store: this.#store, vault, heal: true, onNotice, signal });
-    const dead = new DeadPages(fromHex(vault));
-    await dead.refresh(this.#store, { signal });
+    const frames = new FrameProver({ context: this.#context, store: this.#store, vault, onNotice, signal });
     const segments: string[] = [];
     for await (const { name } of this.#store.list(segmentsPrefix, { signal })) segments.push(name);
     for (const segment of segments) {
       const disk = decodeDiskName(parseSegmentName(segment)?.encodedDisk ?? "");
       if (disk === undefined || !disks.has(disk)) continue;
-      for (const damage of await frames.damages(segment, dead.of(segment))) this.#note(damage);
+      for (const damage of await frames.damages(segment)) this.#note(damage);
     }
   }
 

@@ -13,7 +13,15 @@ import {
 import { decodeFrameHeader, decodeFrameTable, frameHeaderBytes } from "../../engine/format/frame.ts";
 import { decodeCondemned, decodeHold, decodePin, encodeCondemned, encodeHold, encodePin } from "../../engine/format/keeping.ts";
 import { decodeLeaf, decodeRoot, encodeLeaf, encodeRoot } from "../../engine/format/leaf.ts";
-import { decodeProved, decodeQuarantine, encodeProved, encodeQuarantine, quarantineName } from "../../engine/format/proof.ts";
+import {
+  decodeProved,
+  decodeQuarantine,
+  decodeScrubbed,
+  encodeProved,
+  encodeQuarantine,
+  encodeScrubbed,
+  quarantineName,
+} from "../../engine/format/proof.ts";
 import {
   collectedName,
   collectionName,
@@ -46,6 +54,7 @@ import {
   provedSample,
   quarantineSample,
   rootSample,
+  scrubbedSample,
   sealFrame,
   vaultSample,
 } from "./samples.ts";
@@ -87,6 +96,9 @@ describe("the bytes of format version 1", () => {
     const quarantined = golden("quarantine-v1.txt", encodeQuarantine(quarantineSample));
     expect(decodeQuarantine(quarantined, quarantineName(quarantineSample.segment), quarantineSample.vault)).toEqual(quarantineSample);
     expect(plain(encodeQuarantine(quarantineSample))).toEqual(quarantined);
+    const scrubbed = golden("scrubbed-v1.txt", encodeScrubbed(scrubbedSample));
+    expect(decodeScrubbed(scrubbed, "scrubbed", scrubbedSample.vault)).toEqual(scrubbedSample);
+    expect(plain(encodeScrubbed(scrubbedSample))).toEqual(scrubbed);
   });
 
   test("of a page are fixed, be it of points or of pages", () => {

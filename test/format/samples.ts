@@ -8,7 +8,7 @@ import type { CondemnedDocument, HoldDocument, PinDocument } from "../../engine/
 import type { EntryColumns, LeafReference } from "../../engine/format/leaf.ts";
 import { newColumns, zeroSegment } from "../../engine/format/leaf.ts";
 import { segmentName } from "../../engine/format/names.ts";
-import type { ProvedDocument, QuarantineDocument } from "../../engine/format/proof.ts";
+import type { ProvedDocument, QuarantineDocument, ScrubbedDocument } from "../../engine/format/proof.ts";
 import type { CollectedDocument, CollectionDocument, DeadDocument } from "../../engine/format/reclaim.ts";
 import { digestOf, randomBytes, vaultId } from "../engine-model.ts";
 
@@ -233,5 +233,7 @@ export const provedSample: ProvedDocument = {
     { first: 7, last: 7, provedMs: 1_790_000_011_000 },
   ],
 };
+
+export const scrubbedSample: ScrubbedDocument = { vault, roundMs: 1_767_225_600_000, takenMs: 1_767_312_000_123 };
 
 export const quarantineSample: QuarantineDocument = { vault, segment: deadSample.segment, offsets: [128, 4_224, 1_073_741_312] };

@@ -39,3 +39,23 @@ test("what a protected disk still holds is healed, and its points go on", async 
   expect(protection.status().findings).toEqual([]);
   await protection.stop({ drain: false });
 });
+
+test("a segment that is lost under its writer's hands is made anew once the writer has left its seat, and points go on", async () => {
+  const store = new MemoryStore();
+  const vault = await openModelVault(new MemorySink({ store }));
+  const image = join(folder, "web.img");
+  writeFileSync(image, contentOf(200_704, 1));
+  const protection = await vault.protect({ disk: "web", image, stateFolder: folder, policy: { crashConsistentFrequencyMs: 1000 } });
+  await protection.point();
+  const [segment = ""] = [...contentOfSegments(store).keys()];
+  store.objects?.delete(segment);
+  expect((await vault.scrub()).damaged).toEqual([]);
+  expect(store.objects?.has(segment)).toBe(true);
+  expect((await vault.scrub()).damaged).toEqual([]);
+  await protection.device.write(40_960, contentOf(4096, 8));
+  await protection.point();
+  expect((await vault.verify({ disk: "web" })).damaged).toEqual([]);
+  await protection.stop({ drain: false });
+  await vault.collect();
+  expect((await vault.verify({ disk: "web" })).damaged).toEqual([]);
+});

@@ -308,6 +308,50 @@ export function describePages(opened: () => OpenedSinks): void {
       });
     });
 
+    describe("that are restored", () => {
+      test("are created when they are absent, by whoever is first", async () => {
+        await Promise.all([a.restorePages("lost", mebibyte, 7), b.restorePages("lost", mebibyte, 7), a.restorePages("lost", mebibyte, 7)]);
+        expect(await b.statPages("lost")).toMatchObject({ sizeBytes: mebibyte, sequenceNumber: 7, writtenBytes: 0 });
+        expect(isZero(await pagesOf(b, "lost", 0, mebibyte))).toBe(true);
+        await b.writePages("lost", mebibyte - 512, pattern(512, 1), { sequenceNumber: 7 });
+      });
+
+      test("get their length, keep what they hold, and shut out whoever was fenced below", async () => {
+        await a.createPages("p", 4096, 5);
+        const { etag } = await a.writePages("p", 512, pattern(3584, 2), { sequenceNumber: 5 });
+        await b.restorePages("p", 16_384, 9);
+        expect(await a.statPages("p")).toMatchObject({ sizeBytes: 16_384, sequenceNumber: 9, writtenBytes: 4096 });
+        await expectCode(a.writePages("p", 0, pattern(512, 1), { sequenceNumber: 5 }), "CONDITION_FAILED");
+        await expectCode(a.writePages("p", 0, pattern(512, 1), { sequenceNumber: 9, etag }), "CONDITION_FAILED");
+        await a.writePages("p", 15_872, pattern(512, 3), { sequenceNumber: 9 });
+        const whole = new Uint8Array(16_384);
+        whole.set(pattern(3584, 2), 512);
+        whole.set(pattern(512, 3), 15_872);
+        expect(Buffer.compare(await pagesOf(b, "p", 0, 16_384), whole)).toBe(0);
+      });
+
+      test("are left as they are when nothing is wrong with them, and never made shorter or lowered", async () => {
+        await a.createPages("p", 8192, 5);
+        await a.writePages("p", 0, pattern(512, 2), { sequenceNumber: 5 });
+        const before = await a.statPages("p");
+        for (const [sizeBytes, sequenceNumber] of [
+          [8192, 5],
+          [512, 1],
+        ] as const) {
+          await b.restorePages("p", sizeBytes, sequenceNumber);
+        }
+        expect(await b.statPages("p")).toEqual(before);
+      });
+
+      test("are page objects: of another kind's name nothing is made", async () => {
+        await put(a, "object", "x");
+        await expectCode(b.restorePages("object", 512, 1), "DAMAGED");
+        for (const sizeBytes of [1, -512, Number.NaN]) await expectCode(a.restorePages("p", sizeBytes, 1), "INVALID_ARGUMENT");
+        await expectCode(a.restorePages("p", 512, -1), "INVALID_ARGUMENT");
+        await expectCode(b.statPages("p"), "OBJECT_NOT_FOUND");
+      });
+    });
+
     test("writes to different offsets at once all arrive, in whatever order they finish", async () => {
       const pieceBytes = 64 * 1024;
       const pieces = Array.from({ length: 16 }, (_, index) => index);

@@ -70,6 +70,7 @@ export function describeSink(name: string, open: () => Promise<OpenedSinks>, tra
           () => absent.statPages("x"),
           () => absent.clearPages("x", 0, 512),
           () => absent.raiseSequenceNumber("x", 2),
+          () => absent.restorePages("x", 512, 2),
         ];
         for (const call of calls) await expectCode(call(), "VAULT_NOT_FOUND");
       });
@@ -299,6 +300,8 @@ export function describeSink(name: string, open: () => Promise<OpenedSinks>, tra
         () => a.readPages("pages", 0, new Uint8Array(512), options),
         () => a.statPages("pages", options),
         () => a.raiseSequenceNumber("pages", 2, options),
+        () => a.restorePages("pages", 1024, 2, options),
+        () => a.restorePages("lost-pages", 512, 2, options),
       ];
       for (const call of calls) await expectCode(call(), "INTERRUPTED");
       expect((await namesIn(b, "")).sort()).toEqual(["object", "pages"]);

@@ -234,9 +234,52 @@ describe("DirectorySink", () => {
       await expectDamaged();
     });
 
-    test.each([0, 100, 512, 4096, 8191])("that has been cut to %i bytes is reported as damaged", async (length) => {
+    test.each([0, 100, 511])("that has been cut to %i bytes is reported as damaged", async (length) => {
       await truncate(path(), length);
       await expectDamaged();
+    });
+
+    test.each([512, 4096, 8191])("that has been cut to %i bytes is reported as damaged, but read as far as it goes", async (length) => {
+      await truncate(path(), length);
+      await using fresh = await DirectorySink.open(root);
+      await expectCode(fresh.readPages("p", Math.max(0, length - 4096), new Uint8Array(1)), "DAMAGED");
+      if (length === 8191) await fresh.readPages("p", 0, new Uint8Array(4095));
+      for (const call of [fresh.statPages("p"), fresh.clearPages("p", 0, 512), fresh.raiseSequenceNumber("p", 2)])
+        await expectCode(call, "DAMAGED");
+      await expectCode(fresh.writePages("p", 0, new Uint8Array(512), { sequenceNumber: 1 }), "DAMAGED");
+    });
+
+    test.each([
+      ["has been cut short", 6144, 8192, 2048],
+      ["has been cut inside its header", 300, 0, 0],
+      ["was made longer", 20_000, 8192, 8192],
+    ])("that %s can be used again once it is restored", async (_what, length, writtenBytes, sound) => {
+      await truncate(path(), length);
+      await using other = await DirectorySink.open(root);
+      await other.restorePages("p", 8192, 4);
+      const expected = new Uint8Array(8192).fill(7, 0, sound);
+      const found = new Uint8Array(8192);
+      await sink.readPages("p", 0, found);
+      expect(found).toEqual(expected);
+      expect(await sink.statPages("p")).toMatchObject({ sizeBytes: 8192, sequenceNumber: 4, writtenBytes });
+      await sink.writePages("p", 7680, new Uint8Array(512).fill(9), { sequenceNumber: 4 });
+    });
+
+    test("whose header is gone gets one that knows how far its bytes go", async () => {
+      await sink.clearPages("p", 5120, 3072);
+      await overwrite(0, new Uint8Array(512));
+      await sink.restorePages("p", 16_384, 4);
+      expect(await sink.statPages("p")).toMatchObject({ sizeBytes: 16_384, sequenceNumber: 4, writtenBytes: 5120 });
+    });
+
+    test("of another version is not touched", async () => {
+      const before = await readFile(path());
+      before.writeUInt32LE(2, 8);
+      before.writeUInt32LE(0, 12);
+      before.writeUInt32LE(crc32(before.subarray(0, 512)), 12);
+      await writeFile(path(), before);
+      await expectCode(sink.restorePages("p", 8192, 4), "FORMAT_UNSUPPORTED");
+      expect(await readFile(path())).toEqual(before);
     });
 
     test("that is cut off while it is open is reported as damaged when the missing part is read", async () => {
