@@ -31,7 +31,7 @@ export class Collecting {
   constructor(everyMs: number | undefined, parts: CollectingParts) {
     this.#parts = parts;
     this.#everyMs = everyMs;
-    const work = async (_elapsedMs: number, signal: AbortSignal): Promise<void> => await this.#collect(signal);
+    const work = async (signal: AbortSignal): Promise<void> => await this.#collect(signal);
     this.#rounds = new Rounds({ clock: parts.clock, firstAfterMs, everyMs: lookEveryMs, work });
   }
 

@@ -5,8 +5,8 @@ export interface RoundsOptions {
   readonly clock: Clock;
   readonly firstAfterMs: number;
   readonly everyMs: number;
-  /** `elapsedMs`: since the last time, or since the beginning. Throws nothing. */
-  readonly work: (elapsedMs: number, signal: AbortSignal) => Promise<void>;
+  /** Throws nothing. */
+  readonly work: (signal: AbortSignal) => Promise<void>;
 }
 
 export class Rounds {
@@ -33,15 +33,11 @@ export class Rounds {
   }
 
   async #run(): Promise<void> {
-    const { clock, firstAfterMs, everyMs, work } = this.#options;
+    const { firstAfterMs, everyMs, work } = this.#options;
     const { signal } = this.#stopping;
-    let sinceMs = clock.now();
     await this.#sleep(firstAfterMs);
     while (!signal.aborted) {
-      const nowMs = clock.now();
-      const elapsedMs = nowMs - sinceMs;
-      sinceMs = nowMs;
-      await work(elapsedMs, signal);
+      await work(signal);
       await this.#sleep(everyMs);
     }
   }

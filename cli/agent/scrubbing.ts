@@ -8,6 +8,7 @@ import { Bandwidth, type Damage, type Finding, type ScrubOptions, type ScrubSumm
 import { errorReport } from "../errors.ts";
 import { formatNumberOf } from "../quantities.ts";
 import type { Clock, DiskEvent } from "./ports.ts";
+import { Rounds } from "./rounds.ts";
 import type { ScrubEntry } from "./schema.ts";
 
 export interface ScrubbingParts {
@@ -24,23 +25,22 @@ const namedMax = 5;
 
 export class Scrubbing {
   readonly #parts: ScrubbingParts;
-  readonly #stopping = new AbortController();
   readonly #bandwidth = new Bandwidth();
-  readonly #running: Promise<void>;
+  readonly #rounds: Rounds;
   #entry: ScrubEntry | undefined;
-  #changed = new AbortController();
   #damaged: readonly Damage[] = [];
 
   constructor(entry: ScrubEntry | undefined, parts: ScrubbingParts) {
     this.#parts = parts;
     this.#setEntry(entry);
-    this.#running = this.#run();
+    const work = async (signal: AbortSignal): Promise<void> => await this.#pass(signal);
+    this.#rounds = new Rounds({ clock: parts.clock, firstAfterMs, everyMs, work });
   }
 
   /** From now on, at another pace. */
   set(entry: ScrubEntry | undefined): void {
     this.#setEntry(entry);
-    this.#changed.abort();
+    this.#rounds.hurry();
   }
 
   #setEntry(entry: ScrubEntry | undefined): void {
@@ -69,31 +69,14 @@ export class Scrubbing {
 
   /** Waits for the pass that is under way, which ends at once. Idempotent. */
   async stop(): Promise<void> {
-    this.#stopping.abort();
-    this.#changed.abort();
-    await this.#running;
-  }
-
-  async #run(): Promise<void> {
-    await this.#sleep(firstAfterMs);
-    while (!this.#stopping.signal.aborted) {
-      const sharePerDay = this.#entry?.sharePerDay ?? 0;
-      if (sharePerDay > 0) await this.#pass(sharePerDay);
-      await this.#sleep(everyMs);
-    }
-  }
-
-  /** Until the time is over, or the configuration is another one. */
-  async #sleep(delayMs: number): Promise<void> {
-    if (this.#stopping.signal.aborted) return;
-    this.#changed = new AbortController();
-    await this.#parts.clock.sleep(delayMs, this.#changed.signal);
+    await this.#rounds.stop();
   }
 
   /** Throws nothing: a store that does not answer is found out by the disks' own cycles, and the next pass tries again. */
-  async #pass(sharePerDay: number): Promise<void> {
+  async #pass(signal: AbortSignal): Promise<void> {
     const { scrub, onEvent } = this.#parts;
-    const { signal } = this.#stopping;
+    const sharePerDay = this.#entry?.sharePerDay ?? 0;
+    if (sharePerDay === 0) return;
     try {
       const onDamage = ({ disk, code, message, healed }: Damage): void => {
         if (!healed) onEvent({ kind: "failure", disk, code, message: `damage found: ${message}` });
