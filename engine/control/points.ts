@@ -29,15 +29,14 @@ export function pointSummary(disk: string, point: PointRecord, group: GroupRecor
   };
 }
 
-/** Names of the vault's disks, sorted. */
+/** Names of the vault's disks, sorted: those that have a head, and those that have lost it, of which points are there. */
 export async function diskNames(store: Store, signal?: AbortSignal): Promise<string[]> {
-  const disks: string[] = [];
+  const encoded = new Set<string>();
   for await (const { name } of store.list(disksPrefix, { signal })) {
-    const match = /^disks\/([^/]+)\/head$/.exec(name);
-    const disk = match?.[1] === undefined ? undefined : decodeDiskName(match[1]);
-    if (disk !== undefined) disks.push(disk);
+    const match = /^disks\/([^/]+)\/(?:head$|points\/)/.exec(name);
+    if (match?.[1] !== undefined) encoded.add(match[1]);
   }
-  return disks.sort();
+  return [...encoded].flatMap((name) => decodeDiskName(name) ?? []).sort();
 }
 
 /** Errors: DISK_NOT_FOUND, DAMAGED. */

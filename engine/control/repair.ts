@@ -3,22 +3,34 @@
  *
  *     each disk:  manifests ─► leaves and roots ─► head or pages unreadable? ─► which points there are ─► pages ─► head
  *
- * A disk of which everything can be read is not touched, nor is its seat taken. A head that is there is swapped with its seat in hand; one that is damaged is
- * replaced under its lease, so nobody else comes to the seat meanwhile; one that is gone has no lease, and is put only if there still is none. In each case the
- * head comes last and in one piece: until then the vault is as lost as before, and no more. The new head's epoch lies above every epoch that any name
- * or what is left of the old head tells of, and the segments of former writers are locked against them first.
+ * A disk of which everything can be read is not touched, nor is its seat taken. A head that is there is swapped with its seat in hand, and its points are read
+ * with the seat in hand, too, so that none comes back that was dropped meanwhile; one that is damaged is replaced under its lease, so nobody else comes to the
+ * seat meanwhile; one that is gone has no lease, and is put only if there still is none. In each case the head comes last and in one piece: until then the vault
+ * is as lost as before, and no more. The new head's epoch lies above every epoch that any name or what is left of the old head tells of, and the segments of
+ * former writers are locked against them first.
  *
- * No collection works meanwhile. Manifests cannot be rebuilt; chunks are healed by whoever proves points.
+ * No collection works meanwhile. A disk that cannot be repaired now, because somebody writes it, does not keep the others from it. Manifests cannot be rebuilt;
+ * chunks are healed by whoever proves points.
  */
 import { randomUUID } from "node:crypto";
 import { rm } from "node:fs/promises";
 import path from "node:path";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
-import type { HeadDocument, PageReference, PointRecord } from "../format/documents.ts";
+import type { HeadDocument, PageReference, PointRecord, RunReference } from "../format/documents.ts";
 import { decodeHead, decodeManifest, documentBytesMax, encodeHead } from "../format/documents.ts";
 import type { DiskObject } from "../format/names.ts";
-import { decodeDiskName, disksPrefix, headName, manifestName, parseDiskObject, parseSegmentName, segmentsPrefix } from "../format/names.ts";
+import {
+  decodeDiskName,
+  disksPrefix,
+  headName,
+  manifestName,
+  mapName,
+  pageName,
+  parseDiskObject,
+  parseSegmentName,
+  segmentsPrefix,
+} from "../format/names.ts";
 import { claimedId } from "../format/signed-text.ts";
 import { firstSequenceNumber } from "../pipeline/lanes.ts";
 import { CollectorSeat } from "../reclaim/collector-seat.ts";
@@ -38,6 +50,9 @@ import type { Notice } from "./summaries.ts";
 export interface RepairOptions {
   /** Say what would be done, and change nothing. */
   readonly dryRun?: boolean | undefined;
+  /** Told at once of each object that ends in the summary's lists: a repair may end in an error after it has done much. */
+  readonly onRepaired?: ((object: RepairedObject) => void) | undefined;
+  readonly onLost?: ((object: LostObject) => void) | undefined;
   readonly onNotice?: ((notice: Notice) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -77,8 +92,12 @@ const epochsSpared = 1000;
 const leaseSeconds = 60;
 const manifestsReadAtOnce = 8;
 const gapsToldMax = 10;
+/** What stands above it in a name is no epoch of a writer: sequence numbers of segments are made of it. */
+const epochMax: number = 2 ** 36;
 
-/** Errors: WRITER_ACTIVE, COLLECTION_ACTIVE, SEAT_LOST, STORE_REGRESSED, INTERRUPTED and those of the store. */
+/**
+ * Errors: WRITER_ACTIVE and SEAT_LOST, after everything else has been repaired; COLLECTION_ACTIVE, STORE_REGRESSED, INTERRUPTED and those of the store.
+ */
 export async function repair(context: VaultContext, options: RepairOptions = {}): Promise<RepairSummary> {
   const work = new Repair(context, options);
   try {
@@ -109,6 +128,26 @@ interface Lists {
   readonly faults: readonly string[];
 }
 
+/** A manifest that is named, or that a list names, and cannot be read. */
+interface UnreadManifest {
+  readonly sequence: number;
+  readonly name: string;
+  readonly message: string;
+}
+
+interface ReadManifests {
+  /** In rising order, like the others. */
+  readonly found: readonly FoundManifest[];
+  readonly unread: readonly UnreadManifest[];
+}
+
+/** What is missing of points. */
+interface UnreadParts {
+  readonly unread: readonly UnreadManifest[];
+  readonly tables: readonly DamagedTable[];
+  readonly damaged: ChosenPoints["damaged"];
+}
+
 class Repair {
   readonly #context: VaultContext;
   readonly #options: RepairOptions;
@@ -116,6 +155,8 @@ class Repair {
   readonly #repaired: RepairedObject[] = [];
   readonly #lost: LostObject[] = [];
   #collector: CollectorSeat | undefined;
+  /** Why a disk could not be repaired now. */
+  #refused: TidemarkError | undefined;
   #points = 0;
 
   constructor(context: VaultContext, options: RepairOptions) {
@@ -132,6 +173,7 @@ class Repair {
       await this.#repairDisk(traces);
     }
     await this.#checkIndex();
+    if (this.#refused !== undefined) throw this.#refused;
     return {
       dryRun: this.#options.dryRun === true,
       disks: all.length,
@@ -166,49 +208,74 @@ class Repair {
     for await (const { name } of this.#store.list(disksPrefix, { signal })) {
       const parsed = parseDiskObject(name);
       const traces = parsed === undefined ? undefined : tracesOf(parsed.encodedDisk);
-      if (parsed === undefined || traces === undefined) continue;
-      traces.objects.push(parsed);
+      if (parsed === undefined || traces === undefined || !isSpelledRight(name, parsed, traces.disk)) continue;
+      if (parsed.kind === "points" || parsed.kind === "map") traces.objects.push(parsed);
       traces.epoch = Math.max(traces.epoch, parsed.epoch);
     }
     for await (const { name } of this.#store.list(segmentsPrefix, { signal })) {
       const parsed = parseSegmentName(name);
-      const traces = parsed === undefined ? undefined : tracesOf(parsed.encodedDisk);
+      const traces = parsed === undefined || parsed.epoch > epochMax ? undefined : tracesOf(parsed.encodedDisk);
       if (parsed !== undefined && traces !== undefined) traces.epoch = Math.max(traces.epoch, parsed.epoch);
     }
     return [...found.values()].sort((a, b) => a.disk.localeCompare(b.disk));
   }
 
   async #repairDisk(traces: Traces): Promise<void> {
-    const lists = await this.#readLists(traces.disk);
+    const { disk } = traces;
+    try {
+      const lists = await this.#readLists(disk);
+      if (lists.head === undefined || lists.lostPages.length === 0 || this.#isDry) await this.#mend(traces, lists, undefined);
+      else await this.#mendSeated(traces);
+    } catch (error) {
+      if (hasCode(error, "FORMAT_UNSUPPORTED")) {
+        this.#tellLost({ disk, object: headName(disk), points: [], extent: null, message: `${error.message}, so the disk is left alone` });
+      } else if (hasCode(error, "WRITER_ACTIVE", "SEAT_LOST")) {
+        this.#refused ??= error;
+      } else {
+        throw error;
+      }
+    }
+  }
+
+  /** The head can be read, not all of its pages: whoever has the seat knows that nobody drops or adds a point. */
+  async #mendSeated(traces: Traces): Promise<void> {
+    const { signal, onNotice = () => undefined } = this.#options;
+    const { vault } = this.#context.document;
+    const { disk } = traces;
+    await this.#stopCollections();
+    await using seat = await Seat.take({ store: this.#store, vault, disk, onNotice, signal });
+    await this.#mend(traces, await this.#readLists(disk), seat);
+  }
+
+  async #mend(traces: Traces, lists: Lists, seat: Seat | undefined): Promise<void> {
+    const { disk } = traces;
+    const { signal } = this.#options;
+    const vaultId = fromHex(this.#context.document.vault);
     const areListsWhole = lists.head !== undefined && lists.lostPages.length === 0;
-    const manifests = await this.#readManifests(traces, areListsWhole ? lists.known : undefined);
+    if (!areListsWhole) await this.#stopCollections();
+    const { found: manifests, unread } = await this.#readManifests(traces, areListsWhole ? lists.known : undefined);
     const { tables, store } = await repairMap({
       store: this.#store,
-      vaultId: fromHex(this.#context.document.vault),
-      disk: traces.disk,
+      vaultId,
+      disk,
       manifests: manifests.map(({ manifest }) => manifest),
       objects: traces.objects.filter(({ kind }) => kind === "map").map(({ epoch, number }) => ({ epoch, ordinal: number })),
       put: async (name, bytes) => {
         await this.#put(name, bytes);
       },
-      signal: this.#options.signal,
+      signal,
     });
-    let chosen: ChosenPoints = { points: [...lists.known.values()], left: [] };
+    let chosen: ChosenPoints = { points: [...lists.known.values()], damaged: [], left: [] };
     if (!areListsWhole) {
-      await this.#stopCollections();
-      const { signal } = this.#options;
       const inQuestion = manifests.filter((found) => lists.known.has(found.id) || isInQuestion(found, lists));
-      chosen = await choosePoints({
-        store,
-        vaultId: fromHex(this.#context.document.vault),
-        manifests: inQuestion,
-        known: lists.known,
-        signal,
-      });
-      await this.#relist(traces, lists, withUnread(chosen, lists));
+      chosen = withUnread(await choosePoints({ store, vaultId, manifests: inQuestion, known: lists.known, signal }), lists);
+      await this.#relist(traces, lists, seat, chosen);
     }
     this.#points += chosen.points.length;
-    this.#tellTables(traces.disk, tables, chosen);
+    const isLacking = unread.length > 0 || tables.some(({ isRebuilt }) => !isRebuilt);
+    // Nobody kept points from being dropped and collected since they were listed.
+    const listed = areListsWhole && isLacking ? [...(await this.#readLists(disk)).known.values()] : chosen.points;
+    this.#tellParts(disk, areListsWhole, listed, { unread, tables, damaged: chosen.damaged });
   }
 
   // ---- What is there ----
@@ -223,9 +290,10 @@ class Repair {
     try {
       ({ head } = await readHead(this.#store, vault, disk, signal));
     } catch (error) {
-      if (hasCode(error, "DISK_NOT_FOUND")) return { head: undefined, broken: undefined, known, lostPages, faults: ["it is gone"] };
-      if (!hasCode(error, "DAMAGED")) throw error;
-      return { head: undefined, broken: await this.#readBroken(disk), known, lostPages, faults: [error.message] };
+      if (!hasCode(error, "DISK_NOT_FOUND", "DAMAGED")) throw error;
+      const broken = await this.#readBroken(disk);
+      const fault = broken === undefined ? `${headName(disk)} is gone` : error.message;
+      return { head: undefined, broken, known, lostPages, faults: [fault] };
     }
     let last: PageReference | undefined;
     const onPage = (reference: PageReference): void => {
@@ -242,15 +310,20 @@ class Repair {
     return { head, broken: undefined, known, lostPages, faults };
   }
 
-  /** What can be had of a head that cannot be read: its ETag, and the epoch if that is still legible. */
-  async #readBroken(disk: string): Promise<{ readonly etag: string; readonly epoch: number }> {
-    const { bytes, etag } = await this.#store.get(headName(disk), documentBytesMax, { signal: this.#options.signal });
-    const epoch = /"epoch": ?(\d{1,12})\b/.exec(Buffer.from(bytes.subarray(0, 4096)).toString("latin1"))?.[1];
-    return { etag, epoch: Number(epoch ?? 0) };
+  /** What can be had of a head that cannot be read: its ETag, and the epoch if that is still legible. Undefined: there is none. */
+  async #readBroken(disk: string): Promise<Lists["broken"]> {
+    try {
+      const { bytes, etag } = await this.#store.get(headName(disk), documentBytesMax, { signal: this.#options.signal });
+      const epoch = Number(/"epoch": ?(\d{1,12})\b/.exec(Buffer.from(bytes.subarray(0, 4096)).toString("latin1"))?.[1] ?? 0);
+      return { etag, epoch: epoch > epochMax ? 0 : epoch };
+    } catch (error) {
+      if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
+      throw error;
+    }
   }
 
   /** The manifests of the points that are known, or all that there are. One that cannot be read is lost, and with it its point. */
-  async #readManifests({ disk, objects }: Traces, known: ReadonlyMap<string, PointRecord> | undefined): Promise<readonly FoundManifest[]> {
+  async #readManifests({ disk, objects }: Traces, known: ReadonlyMap<string, PointRecord> | undefined): Promise<ReadManifests> {
     const { signal } = this.#options;
     const { vault } = this.#context.document;
     const wanted: readonly { readonly sequence: number; readonly epoch: number; readonly id?: string }[] =
@@ -258,6 +331,14 @@ class Repair {
         ? [...known.values()]
         : objects.filter(({ kind }) => kind === "points").map(({ number, epoch }) => ({ sequence: number, epoch }));
     const found: FoundManifest[] = [];
+    const unread: UnreadManifest[] = [];
+    // Points side by side name the same runs: each is kept once.
+    const runs = new Map<string, RunReference>();
+    const once = (run: RunReference): RunReference => {
+      const kept = runs.get(run.checksum) ?? run;
+      runs.set(run.checksum, kept);
+      return kept;
+    };
     const next = wanted.values();
     const read = async (): Promise<void> => {
       for (const { sequence, epoch, id: expected } of next) {
@@ -266,16 +347,18 @@ class Repair {
           const { bytes } = await this.#store.get(name, documentBytesMax, { signal });
           const id = expected ?? claimedId(bytes) ?? "";
           const manifest = decodeManifest(bytes, name, { vault, disk, id });
-          if (manifest.sequence === sequence && manifest.epoch === epoch) found.push({ id, manifest });
+          if (manifest.sequence === sequence && manifest.epoch === epoch)
+            found.push({ id, manifest: { ...manifest, runs: manifest.runs.map(once) } });
         } catch (error) {
           if (!hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED")) throw error;
-          const message = `point ${String(sequence)} is lost, because its manifest cannot be rebuilt: ${error.message}`;
-          this.#lost.push({ disk, object: name, points: [sequence], extent: null, message });
+          if (error.code === "OBJECT_NOT_FOUND" && known === undefined) continue; // collected since its name was listed
+          unread.push({ sequence, name, message: error.message });
         }
       }
     };
     await Promise.all(Array.from({ length: manifestsReadAtOnce }, read));
-    return found.sort((a, b) => a.manifest.sequence - b.manifest.sequence);
+    unread.sort((a, b) => a.sequence - b.sequence);
+    return { found: found.sort((a, b) => a.manifest.sequence - b.manifest.sequence), unread };
   }
 
   // ---- What is written ----
@@ -297,30 +380,27 @@ class Repair {
     await this.#store.replace(name, bytes, etag, { signal });
   }
 
-  /** Puts a list of points in the place of the one that is lost. */
-  async #relist(traces: Traces, lists: Lists, { points, left }: ChosenPoints): Promise<void> {
+  /** Puts a list of points in the place of the one that is lost. `seat`: of a head that can be read, unless nothing is to be written. */
+  async #relist(traces: Traces, lists: Lists, seat: Seat | undefined, { points, left }: ChosenPoints): Promise<void> {
     const { disk } = traces;
     for (const { sequence, id, why } of left) {
       const message = `point ${String(sequence)} (${id}) is left out: ${why}`;
-      this.#lost.push({ disk, object: headName(disk), points: [sequence], extent: null, message });
+      this.#tellLost({ disk, object: headName(disk), points: [sequence], extent: null, message });
     }
     if (points.length === 0 && lists.head === undefined) {
       const message = `the head of disk ${JSON.stringify(disk)} cannot be rebuilt: ${lists.faults.join("; ")}, and no point of it is left`;
-      this.#lost.push({ disk, object: headName(disk), points: [], extent: null, message });
+      this.#tellLost({ disk, object: headName(disk), points: [], extent: null, message });
       return;
     }
     if (lists.head === undefined) await this.#replaceHead(traces, lists, points);
-    else await this.#replacePages(disk, points);
+    else if (seat !== undefined) await this.#replacePages(seat, points);
     const kind = lists.head === undefined ? "head" : "pages";
     const message = `${lists.faults.join("; ")}: rebuilt with ${String(points.length)} points${unknownNumbers(points, left)}`;
-    this.#repaired.push({ disk, object: headName(disk), kind, message });
+    this.#tellRepaired({ disk, object: headName(disk), kind, message });
   }
 
-  async #replacePages(disk: string, points: readonly PointRecord[]): Promise<void> {
-    if (this.#isDry) return;
-    const { signal, onNotice = () => undefined } = this.#options;
-    const { vault } = this.#context.document;
-    await using seat = await Seat.take({ store: this.#store, vault, disk, onNotice, signal });
+  async #replacePages(seat: Seat, points: readonly PointRecord[]): Promise<void> {
+    const { signal } = this.#options;
     const { head } = seat;
     const room = await layOutPoints({ store: this.#store, head, epoch: seat.epoch, takeOrdinal: ordinals(), signal }, points);
     await seat.relist(room, async (written) => {
@@ -345,6 +425,7 @@ class Repair {
       await this.#lockOut(disk, seen, epoch);
       await this.#prove(room.written);
       throwIfAborted(signal);
+      if (broken !== undefined) await this.#lease(disk, leaseId); // pages may have taken longer than a lease lasts
       if (broken === undefined) await this.#store.putOnce(name, bytes, { signal });
       else await this.#swap(name, bytes, broken.etag, leaseId);
     } catch (error) {
@@ -392,18 +473,43 @@ class Repair {
     throwIfAborted(this.#collector?.signal);
   }
 
-  #tellTables(disk: string, tables: readonly DamagedTable[], { points }: ChosenPoints): void {
-    const listed = new Set(points.map(({ sequence }) => sequence));
+  // ---- What is told ----
+
+  /** What cannot be read of points that are listed, and of those that might have been. */
+  #tellParts(disk: string, areListsWhole: boolean, listed: readonly PointRecord[], { unread, tables, damaged }: UnreadParts): void {
+    const isListed = new Set(listed.map(({ sequence }) => sequence));
+    for (const { sequence, name, message: why } of unread) {
+      if (areListsWhole && !isListed.has(sequence)) continue;
+      const message = `point ${String(sequence)} is lost, because its manifest cannot be rebuilt: ${why}`;
+      this.#tellLost({ disk, object: name, points: [sequence], extent: null, message });
+    }
+    const told = new Set<number>();
     for (const { name, kind, isRebuilt, points: needing, extent, message } of tables) {
       if (isRebuilt) {
-        this.#repaired.push({ disk, object: name, kind, message });
+        this.#tellRepaired({ disk, object: name, kind, message });
         continue;
       }
       // Of points that are left out, that has been told.
-      const concerned = needing.filter((sequence) => listed.has(sequence));
-      if (concerned.length > 0)
-        this.#lost.push({ disk, object: name, points: concerned, extent, message: `${name} cannot be rebuilt: ${message}` });
+      const points = needing.filter((sequence) => isListed.has(sequence));
+      if (points.length === 0) continue;
+      for (const sequence of points) told.add(sequence);
+      this.#tellLost({ disk, object: name, points, extent, message: `${name} cannot be rebuilt: ${message}` });
     }
+    for (const { sequence, id, why } of damaged) {
+      if (told.has(sequence)) continue;
+      const message = `point ${String(sequence)} (${id}) is listed, but cannot be read in full: ${why}`;
+      this.#tellLost({ disk, object: headName(disk), points: [sequence], extent: null, message });
+    }
+  }
+
+  #tellRepaired(object: RepairedObject): void {
+    this.#repaired.push(object);
+    this.#options.onRepaired?.(object);
+  }
+
+  #tellLost(object: LostObject): void {
+    this.#lost.push(object);
+    this.#options.onLost?.(object);
   }
 
   // ---- The dedup index ----
@@ -427,8 +533,15 @@ class Repair {
     if (wrong === 0 || read.index.forgotten > 0) return;
     if (!this.#isDry) await rm(path.join(folder, "dedup-index"), { force: true });
     const message = "the local index of chunks told of what the vault does not hold: it is built anew by the next replication";
-    this.#repaired.push({ disk: null, object: "dedup-index", kind: "index", message });
+    this.#tellRepaired({ disk: null, object: "dedup-index", kind: "index", message });
   }
+}
+
+/** Whether the name is one that a writer gives: others lead nowhere, and an epoch out of reach would be nobody's. */
+function isSpelledRight(name: string, { kind, number, epoch }: DiskObject, disk: string): boolean {
+  if (kind === "head" || kind === "other") return true;
+  const spelled = { points: manifestName(disk, number, epoch), map: mapName(disk, epoch, number), history: pageName(disk, epoch, number) };
+  return spelled[kind] === name && epoch <= epochMax;
 }
 
 /** Whether a manifest may be one of those that a lost list named. */
@@ -437,11 +550,11 @@ function isInQuestion({ manifest: { sequence } }: FoundManifest, { head, lostPag
 }
 
 /** Points that are listed stay listed, also when their manifests cannot be read: that they are lost has been told. */
-function withUnread({ points, left }: ChosenPoints, { known }: Lists): ChosenPoints {
+function withUnread({ points, damaged, left }: ChosenPoints, { known }: Lists): ChosenPoints {
   const chosen = new Set(points.map(({ id }) => id));
   const unread = [...known.values()].filter(({ id }) => !chosen.has(id));
   const bySequence = (a: PointRecord, b: PointRecord): number => a.sequence - b.sequence;
-  return { points: unread.length === 0 ? points : [...points, ...unread].sort(bySequence), left };
+  return { points: unread.length === 0 ? points : [...points, ...unread].sort(bySequence), damaged, left };
 }
 
 /** Of numbers that nothing is there of, nobody can tell whether their points were pruned or lost. */

@@ -74,7 +74,10 @@ describe("vault repair", () => {
     rmSync(place.path("vault/disks/a/head"));
     const tried = await place.json("vault", "repair", "--dry-run");
     expect(tried).toMatchObject({ code: 0, last: { dryRun: true, points: 2 } });
-    expect((await place.json("points", "list", "--disk", "a")).code).toBe(10);
+    expect(await place.json("points", "list", "--disk", "a")).toMatchObject({
+      code: 3,
+      last: { remedy: expect.stringContaining("vault repair") as string },
+    });
     const done = await place.json("vault", "repair");
     expect(done.lines).toMatchObject([
       { type: "repaired", disk: "a", object: "disks/a/head", kind: "head" },
