@@ -4,7 +4,15 @@
  *
  * A share of the day comes together while the agent runs: what it missed while it was stopped it does not make up for.
  */
-import { Bandwidth, type Damage, type Finding, type ScrubOptions, type ScrubSummary, TidemarkError } from "../../engine/index.ts";
+import {
+  Bandwidth,
+  type Damage,
+  type Finding,
+  type Notice,
+  type ScrubOptions,
+  type ScrubSummary,
+  TidemarkError,
+} from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
 import { formatNumberOf } from "../quantities.ts";
 import type { Clock, DiskEvent } from "./ports.ts";
@@ -103,7 +111,11 @@ export class Scrubbing {
       const onDamage = ({ disk, code, message, healed }: Damage): void => {
         if (!healed) onEvent({ kind: "failure", disk, code, message: `damage found: ${message}` });
       };
-      const { damaged, healed } = await scrub({ share, bandwidth: this.#bandwidth, onDamage, signal });
+      // Others are of the pass, and told of again by every one.
+      const onNotice = ({ code, message }: Notice): void => {
+        if (code === "VAULT_AT_RISK") onEvent({ kind: "notice", disk: "", code, message });
+      };
+      const { damaged, healed } = await scrub({ share, bandwidth: this.#bandwidth, onDamage, onNotice, signal });
       this.#damaged = damaged;
       for (const disk of new Set(healed.map((damage) => damage.disk))) {
         const count = healed.filter((damage) => damage.disk === disk).length;

@@ -3,11 +3,13 @@
  *
  *     each disk:  manifests ─► leaves and roots ─► head or pages unreadable? ─► which points there are ─► pages ─► head
  *
- * A disk of which everything can be read is not touched, nor is its seat taken. A head that is there is swapped with its seat in hand, and its points are read
- * with the seat in hand, too, so that none comes back that was dropped meanwhile; one that is damaged is replaced under its lease, so nobody else comes to the
- * seat meanwhile; one that is gone has no lease, and is put only if there still is none. In each case the head comes last and in one piece: until then the vault
- * is as lost as before, and no more. The new head's epoch lies above every epoch that any name or what is left of the old head tells of, and the segments of
- * former writers are locked against them first.
+ * Before the disks comes what holds for all of them: what the vault is, and what collections have written down. After them the local index of chunks.
+ *
+ * A disk of which everything can be read is not touched, nor is its seat taken. A head that is there is swapped with its seat in hand, and its points are
+ * read with the seat in hand, too, so that none comes back that was dropped meanwhile; one that is damaged is replaced under its lease, so nobody else comes to
+ * the seat meanwhile; one that is gone has no lease, and is put only if there still is none. In each case the head comes last and in one piece: until then the
+ * vault is as lost as before, and no more. The new head's epoch lies above every epoch that any name or what is left of the old head tells of, and the
+ * segments of former writers are locked against them first.
  *
  * No collection works meanwhile. A disk that cannot be repaired now, because somebody writes it, does not keep the others from it. Manifests cannot be rebuilt;
  * chunks are healed by whoever proves points.
@@ -19,33 +21,25 @@ import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
 import type { HeadDocument, PageReference, PointRecord, RunReference } from "../format/documents.ts";
 import { decodeHead, decodeManifest, documentBytesMax, encodeHead } from "../format/documents.ts";
-import type { DiskObject } from "../format/names.ts";
-import {
-  decodeDiskName,
-  disksPrefix,
-  headName,
-  manifestName,
-  mapName,
-  pageName,
-  parseDiskObject,
-  parseSegmentName,
-  segmentsPrefix,
-} from "../format/names.ts";
+import { decodeDiskName, headName, manifestName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
 import { claimedId } from "../format/signed-text.ts";
 import { firstSequenceNumber } from "../pipeline/lanes.ts";
 import { CollectorSeat } from "../reclaim/collector-seat.ts";
 import type { DamagedTable } from "../recovery/map-repair.ts";
 import { repairMap } from "../recovery/map-repair.ts";
+import { repairRecords } from "../recovery/record-repair.ts";
 import { Store } from "../store.ts";
 import type { Extent } from "../volume.ts";
 import type { Room } from "./history.ts";
 import { layOutPoints, readPoints } from "./history.ts";
+import { identityFaults, mendIdentity } from "./identity.ts";
 import type { ChosenPoints, FoundManifest } from "./rebuilt-points.ts";
 import { choosePoints } from "./rebuilt-points.ts";
 import { loadCatalog } from "./replicate.ts";
 import { readHead, Seat } from "./seat.ts";
 import { proveObjects, proveVault, type VaultContext } from "./session.ts";
 import type { Notice } from "./summaries.ts";
+import { epochMax, findTraces, type Traces } from "./traces.ts";
 
 export interface RepairOptions {
   /** Say what would be done, and change nothing. */
@@ -62,13 +56,14 @@ export interface RepairedObject {
   /** Null: of the vault as a whole. */
   readonly disk: string | null;
   readonly object: string;
-  readonly kind: "head" | "pages" | "root" | "leaf" | "index";
+  readonly kind: "vault" | "record" | "head" | "pages" | "root" | "leaf" | "index";
   readonly message: string;
 }
 
 /** Something that cannot be saved. */
 export interface LostObject {
-  readonly disk: string;
+  /** Null: of the vault as a whole. */
+  readonly disk: string | null;
   readonly object: string;
   /** Sequence numbers of the points that need it; of a point that is left out, its own. */
   readonly points: readonly number[];
@@ -92,8 +87,6 @@ const epochsSpared = 1000;
 const leaseSeconds = 60;
 const manifestsReadAtOnce = 8;
 const gapsToldMax = 10;
-/** What stands above it in a name is no epoch of a writer: sequence numbers of segments are made of it. */
-const epochMax: number = 2 ** 36;
 
 /**
  * Errors: WRITER_ACTIVE and SEAT_LOST, after everything else has been repaired; COLLECTION_ACTIVE, STORE_REGRESSED, INTERRUPTED and those of the store.
@@ -105,14 +98,6 @@ export async function repair(context: VaultContext, options: RepairOptions = {})
   } finally {
     await work.end();
   }
-}
-
-/** What is there of a disk. */
-interface Traces {
-  readonly disk: string;
-  readonly objects: DiskObject[];
-  /** The highest epoch that any name tells of. */
-  epoch: number;
 }
 
 /** What lists a disk's points. */
@@ -155,6 +140,8 @@ class Repair {
   readonly #repaired: RepairedObject[] = [];
   readonly #lost: LostObject[] = [];
   #collector: CollectorSeat | undefined;
+  /** Records of collections that were rebuilt, whether or not they have been written. */
+  readonly #records = new Map<string, Uint8Array>();
   /** Why a disk could not be repaired now. */
   #refused: TidemarkError | undefined;
   #points = 0;
@@ -167,12 +154,14 @@ class Repair {
 
   async run(): Promise<RepairSummary> {
     const startedAt = performance.now();
-    const all = await this.#findTraces();
+    await this.#repairIdentity();
+    const areRecordsSound = await this.#repairRecords();
+    const all = await findTraces(this.#store, this.#options.signal);
     for (const traces of all) {
       throwIfAborted(this.#options.signal);
       await this.#repairDisk(traces);
     }
-    await this.#checkIndex();
+    if (areRecordsSound) await this.#checkIndex();
     if (this.#refused !== undefined) throw this.#refused;
     return {
       dryRun: this.#options.dryRun === true,
@@ -194,30 +183,36 @@ class Repair {
     return this.#options.dryRun === true;
   }
 
-  /** Every disk that has left anything, by name. */
-  async #findTraces(): Promise<readonly Traces[]> {
+  /** First of all, because whatever is written next is written into this very vault. */
+  async #repairIdentity(): Promise<void> {
     const { signal } = this.#options;
-    const found = new Map<string, Traces>();
-    const tracesOf = (encodedDisk: string): Traces | undefined => {
-      const disk = decodeDiskName(encodedDisk);
-      if (disk === undefined) return undefined;
-      const traces = found.get(disk) ?? { disk, objects: [], epoch: 0 };
-      found.set(disk, traces);
-      return traces;
+    const { document } = this.#context;
+    for (const fault of await identityFaults(this.#store, document, signal)) {
+      const { name: object, isForeign, message } = fault;
+      if (isForeign) {
+        this.#tellLost({ disk: null, object, points: [], extent: null, message });
+        continue;
+      }
+      if (!this.#isDry) await mendIdentity(this.#store, document, fault, signal);
+      const said = `it says again that this is vault ${document.vault}, with its block size, digest and key`;
+      this.#tellRepaired({ disk: null, object, kind: "vault", message: `${message}; ${said}` });
+    }
+    if (!this.#isDry) await proveVault(this.#store, document.vault, signal);
+  }
+
+  /** Before the disks, because it tells what of their points has been given back. Returns whether all records can be read now. */
+  async #repairRecords(): Promise<boolean> {
+    const put = async (name: string, bytes: Uint8Array): Promise<void> => {
+      this.#records.set(name, bytes);
+      await this.#put(name, bytes);
     };
-    for await (const { name } of this.#store.list(disksPrefix, { signal })) {
-      const parsed = parseDiskObject(name);
-      const traces = parsed === undefined ? undefined : tracesOf(parsed.encodedDisk);
-      if (parsed === undefined || traces === undefined || !isSpelledRight(name, parsed, traces.disk)) continue;
-      if (parsed.kind === "points" || parsed.kind === "map") traces.objects.push(parsed);
-      traces.epoch = Math.max(traces.epoch, parsed.epoch);
+    const { document } = this.#context;
+    const damaged = await repairRecords({ store: this.#store, document, put, signal: this.#options.signal });
+    for (const { name: object, isRebuilt, message } of damaged) {
+      if (isRebuilt) this.#tellRepaired({ disk: null, object, kind: "record", message });
+      else this.#tellLost({ disk: null, object, points: [], extent: null, message });
     }
-    for await (const { name } of this.#store.list(segmentsPrefix, { signal })) {
-      const parsed = parseSegmentName(name);
-      const traces = parsed === undefined || parsed.epoch > epochMax ? undefined : tracesOf(parsed.encodedDisk);
-      if (parsed !== undefined && traces !== undefined) traces.epoch = Math.max(traces.epoch, parsed.epoch);
-    }
-    return [...found.values()].sort((a, b) => a.disk.localeCompare(b.disk));
+    return this.#isDry ? damaged.length === 0 : damaged.every(({ isRebuilt }) => isRebuilt);
   }
 
   async #repairDisk(traces: Traces): Promise<void> {
@@ -260,6 +255,7 @@ class Repair {
       disk,
       manifests: manifests.map(({ manifest }) => manifest),
       objects: traces.objects.filter(({ kind }) => kind === "map").map(({ epoch, number }) => ({ epoch, ordinal: number })),
+      rebuilt: this.#records,
       put: async (name, bytes) => {
         await this.#put(name, bytes);
       },
@@ -395,7 +391,7 @@ class Repair {
     if (lists.head === undefined) await this.#replaceHead(traces, lists, points);
     else if (seat !== undefined) await this.#replacePages(seat, points);
     const kind = lists.head === undefined ? "head" : "pages";
-    const message = `${lists.faults.join("; ")}: rebuilt with ${String(points.length)} points${unknownNumbers(points, left)}`;
+    const message = `${lists.faults.join("; ")}; ${String(points.length)} points are listed again${unknownNumbers(points, left)}`;
     this.#tellRepaired({ disk, object: headName(disk), kind, message });
   }
 
@@ -493,7 +489,7 @@ class Repair {
       const points = needing.filter((sequence) => isListed.has(sequence));
       if (points.length === 0) continue;
       for (const sequence of points) told.add(sequence);
-      this.#tellLost({ disk, object: name, points, extent, message: `${name} cannot be rebuilt: ${message}` });
+      this.#tellLost({ disk, object: name, points, extent, message: `${message}, and nothing is left to rebuild it from` });
     }
     for (const { sequence, id, why } of damaged) {
       if (told.has(sequence)) continue;
@@ -535,13 +531,6 @@ class Repair {
     const message = "the local index of chunks told of what the vault does not hold: it is built anew by the next replication";
     this.#tellRepaired({ disk: null, object: "dedup-index", kind: "index", message });
   }
-}
-
-/** Whether the name is one that a writer gives: others lead nowhere, and an epoch out of reach would be nobody's. */
-function isSpelledRight(name: string, { kind, number, epoch }: DiskObject, disk: string): boolean {
-  if (kind === "head" || kind === "other") return true;
-  const spelled = { points: manifestName(disk, number, epoch), map: mapName(disk, epoch, number), history: pageName(disk, epoch, number) };
-  return spelled[kind] === name && epoch <= epochMax;
 }
 
 /** Whether a manifest may be one of those that a lost list named. */

@@ -6,6 +6,8 @@
 import { TidemarkError } from "../errors.ts";
 
 export const vaultName = "vault.json";
+/** The same bytes once more. */
+export const vaultCopyName = "copy/vault.json";
 export const disksPrefix = "disks/";
 export const segmentsPrefix = "segments/";
 
