@@ -72,7 +72,7 @@ export async function proveListed(place: PointPlace): Promise<void> {
 }
 
 /** The list and its ETag, both undefined when there has never been one. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
-async function readCondemned(
+export async function readCondemned(
   store: Store,
   vault: string,
   disk: string,

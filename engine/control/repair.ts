@@ -19,10 +19,9 @@ import { rm } from "node:fs/promises";
 import path from "node:path";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
-import type { HeadDocument, PageReference, PointRecord, RunReference } from "../format/documents.ts";
-import { decodeHead, decodeManifest, documentBytesMax, encodeHead } from "../format/documents.ts";
-import { decodeDiskName, headName, manifestName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
-import { claimedId } from "../format/signed-text.ts";
+import type { HeadDocument, PointRecord } from "../format/documents.ts";
+import { decodeHead, documentBytesMax, encodeHead } from "../format/documents.ts";
+import { condemnedName, decodeDiskName, headName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
 import { firstSequenceNumber } from "../pipeline/lanes.ts";
 import { CollectorSeat } from "../reclaim/collector-seat.ts";
 import type { DamagedTable } from "../recovery/map-repair.ts";
@@ -30,16 +29,18 @@ import { repairMap } from "../recovery/map-repair.ts";
 import { repairRecords } from "../recovery/record-repair.ts";
 import { Store } from "../store.ts";
 import type { Extent } from "../volume.ts";
+import { putCondemned, readCondemned } from "./condemned.ts";
 import type { Room } from "./history.ts";
-import { layOutPoints, readPoints } from "./history.ts";
+import { layOutPoints } from "./history.ts";
 import { identityFaults, mendIdentity } from "./identity.ts";
 import type { ChosenPoints, FoundManifest } from "./rebuilt-points.ts";
 import { choosePoints } from "./rebuilt-points.ts";
 import { loadCatalog } from "./replicate.ts";
-import { readHead, Seat } from "./seat.ts";
+import { Seat } from "./seat.ts";
 import { proveObjects, proveVault, type VaultContext } from "./session.ts";
 import type { Notice } from "./summaries.ts";
-import { epochMax, findTraces, type Traces } from "./traces.ts";
+import type { Lists, Place, Traces, UnreadManifest } from "./traces.ts";
+import { findTraces, readLists, readManifests } from "./traces.ts";
 
 export interface RepairOptions {
   /** Say what would be done, and change nothing. */
@@ -56,7 +57,7 @@ export interface RepairedObject {
   /** Null: of the vault as a whole. */
   readonly disk: string | null;
   readonly object: string;
-  readonly kind: "vault" | "record" | "head" | "pages" | "root" | "leaf" | "index";
+  readonly kind: "vault" | "record" | "head" | "pages" | "condemned" | "root" | "leaf" | "index";
   readonly message: string;
 }
 
@@ -85,7 +86,6 @@ export interface RepairSummary {
 /** A writer may have taken the seat and named nothing yet. */
 const epochsSpared = 1000;
 const leaseSeconds = 60;
-const manifestsReadAtOnce = 8;
 const gapsToldMax = 10;
 
 /**
@@ -98,32 +98,6 @@ export async function repair(context: VaultContext, options: RepairOptions = {})
   } finally {
     await work.end();
   }
-}
-
-/** What lists a disk's points. */
-interface Lists {
-  /** Undefined when there is no head that can be read. */
-  readonly head: HeadDocument | undefined;
-  /** ETag and content of a head that cannot be read; undefined when there is none at all. */
-  readonly broken: { readonly etag: string; readonly epoch: number } | undefined;
-  /** Records that can be read. */
-  readonly known: ReadonlyMap<string, PointRecord>;
-  /** Pages that cannot be read. */
-  readonly lostPages: readonly PageReference[];
-  readonly faults: readonly string[];
-}
-
-/** A manifest that is named, or that a list names, and cannot be read. */
-interface UnreadManifest {
-  readonly sequence: number;
-  readonly name: string;
-  readonly message: string;
-}
-
-interface ReadManifests {
-  /** In rising order, like the others. */
-  readonly found: readonly FoundManifest[];
-  readonly unread: readonly UnreadManifest[];
 }
 
 /** What is missing of points. */
@@ -218,9 +192,11 @@ class Repair {
   async #repairDisk(traces: Traces): Promise<void> {
     const { disk } = traces;
     try {
-      const lists = await this.#readLists(disk);
-      if (lists.head === undefined || lists.lostPages.length === 0 || this.#isDry) await this.#mend(traces, lists, undefined);
+      const lists = await readLists(this.#place(disk));
+      if (lists.head === undefined) await this.#mend(await this.#lookAgain(traces), lists, undefined);
+      else if (lists.lostPages.length === 0 || this.#isDry) await this.#mend(traces, lists, undefined);
       else await this.#mendSeated(traces);
+      await this.#mendCondemned(disk);
     } catch (error) {
       if (hasCode(error, "FORMAT_UNSUPPORTED")) {
         this.#tellLost({ disk, object: headName(disk), points: [], extent: null, message: `${error.message}, so the disk is left alone` });
@@ -232,6 +208,13 @@ class Repair {
     }
   }
 
+  /** Points may have been committed, and collected, before the head was lost, while other disks were looked at. */
+  async #lookAgain(traces: Traces): Promise<Traces> {
+    await this.#stopCollections();
+    const again = await findTraces(this.#store, this.#options.signal);
+    return again.find(({ disk }) => disk === traces.disk) ?? traces;
+  }
+
   /** The head can be read, not all of its pages: whoever has the seat knows that nobody drops or adds a point. */
   async #mendSeated(traces: Traces): Promise<void> {
     const { signal, onNotice = () => undefined } = this.#options;
@@ -239,7 +222,25 @@ class Repair {
     const { disk } = traces;
     await this.#stopCollections();
     await using seat = await Seat.take({ store: this.#store, vault, disk, onNotice, signal });
-    await this.#mend(traces, await this.#readLists(disk), seat);
+    await this.#mend(traces, await readLists(this.#place(disk)), seat);
+  }
+
+  /** While a list of what is about to be dropped cannot be read, nobody may read any point. Whoever has the seat knows that nothing is. */
+  async #mendCondemned(disk: string): Promise<void> {
+    const { signal, onNotice = () => undefined } = this.#options;
+    const { vault } = this.#context.document;
+    try {
+      await readCondemned(this.#store, vault, disk, signal);
+    } catch (error) {
+      if (!hasCode(error, "DAMAGED")) throw error;
+      if (!this.#isDry) {
+        if ((await readLists(this.#place(disk))).head === undefined) return; // and no seat
+        await using seat = await Seat.take({ store: this.#store, vault, disk, onNotice, signal });
+        await putCondemned(this.#store, { vault, disk, epoch: seat.epoch, ranges: [] }, signal);
+      }
+      const message = `${error.message}; it says again that no point is about to be dropped`;
+      this.#tellRepaired({ disk, object: condemnedName(disk), kind: "condemned", message });
+    }
   }
 
   async #mend(traces: Traces, lists: Lists, seat: Seat | undefined): Promise<void> {
@@ -248,7 +249,7 @@ class Repair {
     const vaultId = fromHex(this.#context.document.vault);
     const areListsWhole = lists.head !== undefined && lists.lostPages.length === 0;
     if (!areListsWhole) await this.#stopCollections();
-    const { found: manifests, unread } = await this.#readManifests(traces, areListsWhole ? lists.known : undefined);
+    const { found: manifests, unread } = await readManifests(this.#place(disk), traces.objects, areListsWhole ? lists.known : undefined);
     const { tables, store } = await repairMap({
       store: this.#store,
       vaultId,
@@ -270,91 +271,12 @@ class Repair {
     this.#points += chosen.points.length;
     const isLacking = unread.length > 0 || tables.some(({ isRebuilt }) => !isRebuilt);
     // Nobody kept points from being dropped and collected since they were listed.
-    const listed = areListsWhole && isLacking ? [...(await this.#readLists(disk)).known.values()] : chosen.points;
+    const listed = areListsWhole && isLacking ? [...(await readLists(this.#place(disk))).known.values()] : chosen.points;
     this.#tellParts(disk, areListsWhole, listed, { unread, tables, damaged: chosen.damaged });
   }
 
-  // ---- What is there ----
-
-  async #readLists(disk: string): Promise<Lists> {
-    const { signal } = this.#options;
-    const { vault } = this.#context.document;
-    const known = new Map<string, PointRecord>();
-    const lostPages: PageReference[] = [];
-    const faults: string[] = [];
-    let head: HeadDocument;
-    try {
-      ({ head } = await readHead(this.#store, vault, disk, signal));
-    } catch (error) {
-      if (!hasCode(error, "DISK_NOT_FOUND", "DAMAGED")) throw error;
-      const broken = await this.#readBroken(disk);
-      const fault = broken === undefined ? `${headName(disk)} is gone` : error.message;
-      return { head: undefined, broken, known, lostPages, faults: [fault] };
-    }
-    let last: PageReference | undefined;
-    const onPage = (reference: PageReference): void => {
-      last = reference;
-    };
-    const onDamage = (error: TidemarkError): void => {
-      if (error.code !== "DAMAGED") throw error;
-      if (last !== undefined) lostPages.push(last);
-      faults.push(error.message);
-    };
-    const newestFirst: PointRecord[] = [];
-    for await (const point of readPoints(this.#store, head, { onPage, onDamage, signal })) newestFirst.push(point);
-    for (const point of newestFirst.reverse()) known.set(point.id, point);
-    return { head, broken: undefined, known, lostPages, faults };
-  }
-
-  /** What can be had of a head that cannot be read: its ETag, and the epoch if that is still legible. Undefined: there is none. */
-  async #readBroken(disk: string): Promise<Lists["broken"]> {
-    try {
-      const { bytes, etag } = await this.#store.get(headName(disk), documentBytesMax, { signal: this.#options.signal });
-      const epoch = Number(/"epoch": ?(\d{1,12})\b/.exec(Buffer.from(bytes.subarray(0, 4096)).toString("latin1"))?.[1] ?? 0);
-      return { etag, epoch: epoch > epochMax ? 0 : epoch };
-    } catch (error) {
-      if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
-      throw error;
-    }
-  }
-
-  /** The manifests of the points that are known, or all that there are. One that cannot be read is lost, and with it its point. */
-  async #readManifests({ disk, objects }: Traces, known: ReadonlyMap<string, PointRecord> | undefined): Promise<ReadManifests> {
-    const { signal } = this.#options;
-    const { vault } = this.#context.document;
-    const wanted: readonly { readonly sequence: number; readonly epoch: number; readonly id?: string }[] =
-      known !== undefined
-        ? [...known.values()]
-        : objects.filter(({ kind }) => kind === "points").map(({ number, epoch }) => ({ sequence: number, epoch }));
-    const found: FoundManifest[] = [];
-    const unread: UnreadManifest[] = [];
-    // Points side by side name the same runs: each is kept once.
-    const runs = new Map<string, RunReference>();
-    const once = (run: RunReference): RunReference => {
-      const kept = runs.get(run.checksum) ?? run;
-      runs.set(run.checksum, kept);
-      return kept;
-    };
-    const next = wanted.values();
-    const read = async (): Promise<void> => {
-      for (const { sequence, epoch, id: expected } of next) {
-        const name = manifestName(disk, sequence, epoch);
-        try {
-          const { bytes } = await this.#store.get(name, documentBytesMax, { signal });
-          const id = expected ?? claimedId(bytes) ?? "";
-          const manifest = decodeManifest(bytes, name, { vault, disk, id });
-          if (manifest.sequence === sequence && manifest.epoch === epoch)
-            found.push({ id, manifest: { ...manifest, runs: manifest.runs.map(once) } });
-        } catch (error) {
-          if (!hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED")) throw error;
-          if (error.code === "OBJECT_NOT_FOUND" && known === undefined) continue; // collected since its name was listed
-          unread.push({ sequence, name, message: error.message });
-        }
-      }
-    };
-    await Promise.all(Array.from({ length: manifestsReadAtOnce }, read));
-    unread.sort((a, b) => a.sequence - b.sequence);
-    return { found: found.sort((a, b) => a.manifest.sequence - b.manifest.sequence), unread };
+  #place(disk: string): Place {
+    return { store: this.#store, vault: this.#context.document.vault, disk, signal: this.#options.signal };
   }
 
   // ---- What is written ----

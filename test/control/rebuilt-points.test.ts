@@ -292,3 +292,27 @@ describe("what happens while a repair reads", () => {
     expect(await sequences()).toHaveLength(300 - removed);
   });
 });
+
+test("a list of condemned points that is damaged keeps everybody from all points, until a repair empties it", async () => {
+  await takePoints(2);
+  await vault.prune({ disk: "d", policy: parsePolicy("keep:last=1") });
+  tamperObject(store, "disks/d/condemned", "flipped", store);
+  const pinned = async (): Promise<unknown> => await vault.pin({ disk: "d", point: "latest" });
+  await expectCode(pinned(), "DAMAGED");
+  const expectedRepair = [{ disk: "d", object: "disks/d/condemned", kind: "condemned" }];
+  expect((await vault.repair({ dryRun: true })).repaired).toMatchObject(expectedRepair);
+  await expectCode(pinned(), "DAMAGED");
+  expect((await vault.repair()).repaired).toMatchObject(expectedRepair);
+  await pinned();
+  expect((await repair()).repaired).toEqual([]);
+});
+
+test("a disk of which nothing but a damaged list is left is given no head", async () => {
+  await takePoints(2);
+  await vault.prune({ disk: "d", policy: parsePolicy("keep:last=1") });
+  for (const name of store.objects?.keys() ?? [])
+    if (name.startsWith("disks/d/") && name !== "disks/d/condemned") store.objects?.delete(name);
+  tamperObject(store, "disks/d/condemned", "flipped", store);
+  expect((await repair()).lost).toMatchObject([{ disk: "d", object: head }]);
+  expect(store.objects?.has(head)).toBe(false);
+});
