@@ -3,7 +3,7 @@
  * `copy/vault.json`. The copy lies in a folder of its own, so that one slip does not take both.
  *
  *     created:   vault.json (decides who creates the vault)  ─►  copy
- *     looked at by whoever writes the vault, or proves it: a copy that is missing or damaged is put there again
+ *     looked at by whoever writes the vault, or scrubs it: a copy that is missing or damaged is put there again
  *     vault.json itself is only ever put back by a repair
  *
  * The copy is younger than `vault.json`, and everything else is younger, too. So where any of it is there and `vault.json` is not, a vault has lost it, and no
