@@ -142,7 +142,7 @@ describe("a head", () => {
 
   test("that is removed is damage as well", async () => {
     tamperObject(store, "disks/d/head", "removed", others);
-    expect((await vault.verify()).damaged).toMatchObject([{ disk: "d", sequence: null, object: "disks/d/head", code: "DAMAGED" }]);
+    expect((await vault.verify()).damaged).toMatchObject([{ disk: "d", sequence: null, object: "disks/d/head", code: "OBJECT_NOT_FOUND" }]);
     await expectCode(materialize("latest"), "DAMAGED");
   });
 });
