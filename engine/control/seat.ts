@@ -18,7 +18,7 @@ import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { checksum, toHex } from "../format/checksum.ts";
 import type { HeadDocument, PointList, PointRecord, WriterRecord } from "../format/documents.ts";
 import { countPoints, decodeHead, documentBytesMax, encodeHead, headPointsMax } from "../format/documents.ts";
-import { headName, manifestsPrefix, segmentEpochPrefix } from "../format/names.ts";
+import { headName, manifestName, manifestsPrefix, parseDiskObject, segmentEpochPrefix } from "../format/names.ts";
 import { firstSequenceNumber } from "../pipeline/lanes.ts";
 import type { Store } from "../store.ts";
 import { unknownOutcomesMax, unreachable } from "../store.ts";
@@ -310,7 +310,7 @@ export class Seat implements AsyncDisposable {
       const { head, etag } = await readHead(store, vault, disk);
       return etag !== this.#etag && head.epoch <= this.#head.epoch;
     } catch (error) {
-      if (hasCode(error, "DISK_NOT_FOUND")) return true;
+      if (await this.#isHeadForgotten(error)) return true;
       throw error;
     }
   }
@@ -321,9 +321,26 @@ export class Seat implements AsyncDisposable {
     try {
       return await readHead(store, vault, disk);
     } catch (error) {
-      if (hasCode(error, "DISK_NOT_FOUND")) throw headRegressed(disk, cause);
+      if (await this.#isHeadForgotten(error)) throw headRegressed(disk, cause);
       throw error;
     }
+  }
+
+  /**
+   * Whether the store went back behind the head: then it has forgotten the newest point that the head named, too, and the manifests that we have put since
+   * are of points that never came to their commit. They go, so that the disk can begin anew. Else the head alone is lost, and that is for a repair.
+   */
+  async #isHeadForgotten(error: unknown): Promise<boolean> {
+    if (hasCode(error, "DISK_NOT_FOUND")) return true;
+    const { store, disk } = this.#options;
+    if (!hasCode(error, "DAMAGED") || error.detail["isGone"] !== true) return false;
+    const { newest } = this;
+    if (newest !== undefined && (await store.etagOf(manifestName(disk, newest.sequence, newest.epoch))) !== undefined) return false;
+    for await (const { name } of store.list(manifestsPrefix(disk))) {
+      const parsed = parseDiskObject(name);
+      if (parsed?.epoch === this.epoch && parsed.number > (newest?.sequence ?? 0)) await store.delete(name);
+    }
+    return true;
   }
 
   /** After a swap without a clear answer: has it happened? Errors: SEAT_LOST, STORE_REGRESSED when it never can. */
@@ -534,7 +551,7 @@ function writerActive(disk: string, writer: WriterRecord | null): TidemarkError 
 function headGone(disk: string, cause: unknown): TidemarkError {
   return new TidemarkError("DAMAGED", `${headName(disk)} is gone, but points of the disk are there`, {
     remedy: "run `tidemark vault repair`: it rebuilds the head from the points",
-    detail: { object: headName(disk) },
+    detail: { object: headName(disk), isGone: true },
     cause,
   });
 }
