@@ -4,7 +4,15 @@
  *
  * The share is one of the vault: the engine sees to it that agents who scrub the same vault read it together, not each all of it.
  */
-import { Bandwidth, type Damage, type Finding, type ScrubOptions, type ScrubSummary, TidemarkError } from "../../engine/index.ts";
+import {
+  Bandwidth,
+  type Damage,
+  type Finding,
+  type Notice,
+  type ScrubOptions,
+  type ScrubSummary,
+  TidemarkError,
+} from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
 import { formatNumberOf } from "../quantities.ts";
 import type { Clock, DiskEvent } from "./ports.ts";
@@ -81,7 +89,11 @@ export class Scrubbing {
       const onDamage = ({ disk, code, message, healed }: Damage): void => {
         if (!healed) onEvent({ kind: "failure", disk, code, message: `damage found: ${message}` });
       };
-      const { damaged, healed } = await scrub({ sharePerDay, bandwidth: this.#bandwidth, onDamage, signal });
+      // Others are of the pass, and told of again by every one.
+      const onNotice = ({ code, message }: Notice): void => {
+        if (code === "VAULT_AT_RISK") onEvent({ kind: "notice", disk: "", code, message });
+      };
+      const { damaged, healed } = await scrub({ sharePerDay, bandwidth: this.#bandwidth, onDamage, onNotice, signal });
       this.#damaged = damaged;
       for (const disk of new Set(healed.map((damage) => damage.disk))) {
         const count = healed.filter((damage) => damage.disk === disk).length;

@@ -35,7 +35,7 @@ export async function withVault<Result>(
   const { blockBytes, digest } = flags;
   const options = { ...vaultOptions(flags, environment, signal), blockBytes, digest };
   // An Azurite would make its folder, and a wrong address would look like an empty vault.
-  if (open === openExisting) await refuseAbsentAzurite(address);
+  if (open === openExisting || open === openForRepair) await refuseAbsentAzurite(address);
   const sink = await openSink(address, sinkOptions(address, environment, signal));
   return await closing(sink, async () => {
     const vault = await open(sink, options);
@@ -62,6 +62,11 @@ export async function closing<Result>(thing: AsyncDisposable, use: () => Promise
   if (outcome.status === "rejected") throw outcome.reason;
   if (closed.status === "rejected") throw closed.reason;
   return outcome.value;
+}
+
+/** For a vault that may have lost what says what it is. */
+export async function openForRepair(sink: Sink, options: VaultOptions): Promise<Vault> {
+  return await Vault.openForRepair(sink, options);
 }
 
 async function openExisting(sink: Sink, options: VaultOptions): Promise<Vault> {

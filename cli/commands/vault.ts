@@ -4,6 +4,7 @@ import {
   type DigestName,
   digestNames,
   type LostObject,
+  type RepairedObject,
   type RepairSummary,
   type Sink,
   Vault,
@@ -14,7 +15,7 @@ import { exitCodes } from "../errors.ts";
 import { formatBytes, formatCount, formatDuration, formatNumberOf, parseBytes } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { fields, printable } from "../text.ts";
-import { type CommandContext, withVault } from "./context.ts";
+import { type CommandContext, openForRepair, withVault } from "./context.ts";
 
 interface InitFlags extends VaultFlags {
   readonly blockSize?: number;
@@ -51,16 +52,17 @@ Example:
     )
     .action(async (flags: VaultFlags) => await show(context, flags));
   withVaultOptions(vault.command("repair"))
-    .description("rebuild what lists points, and their maps, where it is lost; exit 3 when something cannot be saved")
+    .description("rebuild what a vault is read by, where it is lost; exit 3 when something cannot be saved")
     .option("--dry-run", "say what would be rebuilt, and change nothing")
     .addHelpText(
       "after",
       `
-A disk's list of points is rebuilt from the points themselves, parts of maps
-from whatever has their checksum; nothing is guessed. Points of which anything
-has been given back already are left out, and named. A disk that needs no repair
-is not touched; one that needs it must have no writer. Damaged chunks are healed
-by \`tidemark verify --heal\`.
+What the vault is comes back from its copy, a disk's list of points from the
+points themselves, parts of maps from whatever has their checksum, records of
+collections from the segments; nothing is guessed, and nothing is deleted. Points
+of which anything has been given back already are left out, and named. A disk
+that needs no repair is not touched; one that needs it must have no writer.
+Damaged chunks are healed by \`tidemark verify --heal\`.
 
 Examples:
   $ tidemark vault repair --vault azurite:/srv/azurite --dry-run
@@ -73,17 +75,26 @@ Examples:
 async function repair(context: CommandContext, flags: RepairFlags): Promise<void> {
   const { output, signal } = context;
   const { dryRun } = flags;
+  const done = dryRun === true ? "would be rebuilt" : "rebuilt";
   const summary = await withVault(
     context,
     flags,
-    async (vault) => await vault.repair({ dryRun, signal, onNotice: (notice) => output.notice(notice) }),
+    async (vault) =>
+      await vault.repair({
+        dryRun,
+        signal,
+        onNotice: (notice) => output.notice(notice),
+        onRepaired: (object) => output.item("repaired", object, printable(`${done}: ${ownerOf(object)}: ${object.message}`)),
+        onLost: (object) => output.item("lost", object, printable(`lost: ${ownerOf(object)}: ${object.message}${pointsOf(object)}`)),
+      }),
+    openForRepair,
   );
-  const { repaired, lost } = summary;
-  for (const object of repaired)
-    output.item("repaired", object, printable(`${dryRun === true ? "would be " : ""}rebuilt: ${object.object}: ${object.message}`));
-  for (const object of lost) output.item("lost", object, printable(`lost: disk ${object.disk}: ${object.message}${pointsOf(object)}`));
   output.summary("vault repair", summary, describeRepair(summary));
-  if (lost.length > 0) context.exitCode = exitCodes.damageFound;
+  if (summary.lost.length > 0) context.exitCode = exitCodes.damageFound;
+}
+
+function ownerOf({ disk }: RepairedObject | LostObject): string {
+  return disk === null ? "the vault" : `disk ${disk}`;
 }
 
 /** The points that need what is lost. */
@@ -97,8 +108,9 @@ function pointsOf({ points, extent }: LostObject): string {
 function describeRepair({ dryRun, disks, points, repaired, lost, elapsedMs }: RepairSummary): string {
   const scope = `${formatNumberOf(disks, "disk")}, ${formatNumberOf(points, "point")} looked at in ${formatDuration(elapsedMs)}`;
   if (repaired.length === 0 && lost.length === 0) return `nothing to repair: ${scope}`;
-  const done = `${formatNumberOf(repaired.length, "object")} ${dryRun ? "would be rebuilt" : "rebuilt"}`;
-  return `${done}, ${lost.length === 0 ? "nothing lost" : `${formatCount(lost.length)} lost`}: ${scope}`;
+  const count = repaired.length === 0 ? "nothing" : formatNumberOf(repaired.length, "object");
+  const fate = lost.length === 0 ? "nothing is lost" : `${formatCount(lost.length)} cannot be saved`;
+  return `${count} ${dryRun ? "would be rebuilt" : "rebuilt"}, ${fate}: ${scope}\n\`tidemark verify\` proves every chunk of what is listed`;
 }
 
 async function init(context: CommandContext, { blockSize: blockBytes, ...flags }: InitFlags): Promise<void> {

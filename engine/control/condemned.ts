@@ -136,7 +136,7 @@ export function isUndecided(error: TidemarkError): boolean {
 }
 
 /** The list and its ETag, both undefined when there has never been one. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
-async function readCondemned(
+export async function readCondemned(
   store: Store,
   vault: string,
   disk: string,

@@ -29,9 +29,10 @@ export function pointSummary(disk: string, point: PointRecord, group: GroupRecor
   };
 }
 
-/** Names of the vault's disks, sorted. */
+/** Names of the vault's disks, sorted: those that have a head, and those that have lost it, of which points are there. */
 export async function diskNames(store: Store, signal?: AbortSignal): Promise<string[]> {
-  return (await listDisks(store, signal)).disks;
+  const { disks, headless } = await listDisks(store, signal);
+  return [...disks, ...headless].sort();
 }
 
 /** Names of the disks, sorted, and of those that have manifests of points but no head: it is lost, or has been made while this looked. */

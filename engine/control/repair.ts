@@ -3,41 +3,51 @@
  *
  *     each disk:  manifests ─► leaves and roots ─► head or pages unreadable? ─► which points there are ─► pages ─► head
  *
- * A disk of which everything can be read is not touched, nor is its seat taken. A head that is there is swapped with its seat in hand; one that is damaged is
- * replaced under its lease, so nobody else comes to the seat meanwhile; one that is gone has no lease, and is put only if there still is none. In each case the
- * head comes last and in one piece: until then the vault is as lost as before, and no more. The new head's epoch lies above every epoch that any name
- * or what is left of the old head tells of, and the segments of former writers are locked against them first.
+ * Before the disks comes what holds for all of them: what the vault is, and what collections have written down. After them the local index of chunks.
  *
- * No collection works meanwhile. Manifests cannot be rebuilt; chunks are healed by whoever proves points.
+ * A disk of which everything can be read is not touched, nor is its seat taken. A head that is there is swapped with its seat in hand, and its points are
+ * read with the seat in hand, too, so that none comes back that was dropped meanwhile; one that is damaged is replaced under its lease, so nobody else comes to
+ * the seat meanwhile; one that is gone has no lease, and is put only if there still is none. In each case the head comes last and in one piece: until then the
+ * vault is as lost as before, and no more. The new head's epoch lies above every epoch that any name or what is left of the old head tells of, and the
+ * segments of former writers are locked against them first.
+ *
+ * No collection works meanwhile. A disk that cannot be repaired now, because somebody writes it, does not keep the others from it. Manifests cannot be rebuilt;
+ * chunks are healed by whoever proves points.
  */
 import { randomUUID } from "node:crypto";
 import { rm } from "node:fs/promises";
 import path from "node:path";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { fromHex } from "../format/checksum.ts";
-import type { HeadDocument, PageReference, PointRecord } from "../format/documents.ts";
-import { decodeHead, decodeManifest, documentBytesMax, encodeHead } from "../format/documents.ts";
-import type { DiskObject } from "../format/names.ts";
-import { decodeDiskName, disksPrefix, headName, manifestName, parseDiskObject, parseSegmentName, segmentsPrefix } from "../format/names.ts";
-import { claimedId } from "../format/signed-text.ts";
+import type { HeadDocument, PointRecord } from "../format/documents.ts";
+import { decodeHead, documentBytesMax, encodeHead } from "../format/documents.ts";
+import { condemnedName, decodeDiskName, headName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
 import { firstSequenceNumber } from "../pipeline/lanes.ts";
 import { CollectorSeat } from "../reclaim/collector-seat.ts";
 import type { DamagedTable } from "../recovery/map-repair.ts";
 import { repairMap } from "../recovery/map-repair.ts";
+import { repairRecords } from "../recovery/record-repair.ts";
 import { Store } from "../store.ts";
 import type { Extent } from "../volume.ts";
+import { putCondemned, readCondemned } from "./condemned.ts";
 import type { Room } from "./history.ts";
-import { layOutPoints, readPoints } from "./history.ts";
+import { layOutPoints } from "./history.ts";
+import { identityFaults, mendIdentity } from "./identity.ts";
 import type { ChosenPoints, FoundManifest } from "./rebuilt-points.ts";
 import { choosePoints } from "./rebuilt-points.ts";
 import { loadCatalog } from "./replicate.ts";
-import { readHead, Seat } from "./seat.ts";
+import { Seat } from "./seat.ts";
 import { proveObjects, proveVault, type VaultContext } from "./session.ts";
 import type { Notice } from "./summaries.ts";
+import type { Lists, Place, Traces, UnreadManifest } from "./traces.ts";
+import { findTraces, readLists, readManifests } from "./traces.ts";
 
 export interface RepairOptions {
   /** Say what would be done, and change nothing. */
   readonly dryRun?: boolean | undefined;
+  /** Told at once of each object that ends in the summary's lists: a repair may end in an error after it has done much. */
+  readonly onRepaired?: ((object: RepairedObject) => void) | undefined;
+  readonly onLost?: ((object: LostObject) => void) | undefined;
   readonly onNotice?: ((notice: Notice) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -47,13 +57,14 @@ export interface RepairedObject {
   /** Null: of the vault as a whole. */
   readonly disk: string | null;
   readonly object: string;
-  readonly kind: "head" | "pages" | "root" | "leaf" | "index";
+  readonly kind: "vault" | "record" | "head" | "pages" | "condemned" | "root" | "leaf" | "index";
   readonly message: string;
 }
 
 /** Something that cannot be saved. */
 export interface LostObject {
-  readonly disk: string;
+  /** Null: of the vault as a whole. */
+  readonly disk: string | null;
   readonly object: string;
   /** Sequence numbers of the points that need it; of a point that is left out, its own. */
   readonly points: readonly number[];
@@ -75,10 +86,11 @@ export interface RepairSummary {
 /** A writer may have taken the seat and named nothing yet. */
 const epochsSpared = 1000;
 const leaseSeconds = 60;
-const manifestsReadAtOnce = 8;
 const gapsToldMax = 10;
 
-/** Errors: WRITER_ACTIVE, COLLECTION_ACTIVE, SEAT_LOST, STORE_REGRESSED, INTERRUPTED and those of the store. */
+/**
+ * Errors: WRITER_ACTIVE and SEAT_LOST, after everything else has been repaired; COLLECTION_ACTIVE, STORE_REGRESSED, INTERRUPTED and those of the store.
+ */
 export async function repair(context: VaultContext, options: RepairOptions = {}): Promise<RepairSummary> {
   const work = new Repair(context, options);
   try {
@@ -88,25 +100,11 @@ export async function repair(context: VaultContext, options: RepairOptions = {})
   }
 }
 
-/** What is there of a disk. */
-interface Traces {
-  readonly disk: string;
-  readonly objects: DiskObject[];
-  /** The highest epoch that any name tells of. */
-  epoch: number;
-}
-
-/** What lists a disk's points. */
-interface Lists {
-  /** Undefined when there is no head that can be read. */
-  readonly head: HeadDocument | undefined;
-  /** ETag and content of a head that cannot be read; undefined when there is none at all. */
-  readonly broken: { readonly etag: string; readonly epoch: number } | undefined;
-  /** Records that can be read. */
-  readonly known: ReadonlyMap<string, PointRecord>;
-  /** Pages that cannot be read. */
-  readonly lostPages: readonly PageReference[];
-  readonly faults: readonly string[];
+/** What is missing of points. */
+interface UnreadParts {
+  readonly unread: readonly UnreadManifest[];
+  readonly tables: readonly DamagedTable[];
+  readonly damaged: ChosenPoints["damaged"];
 }
 
 class Repair {
@@ -116,6 +114,10 @@ class Repair {
   readonly #repaired: RepairedObject[] = [];
   readonly #lost: LostObject[] = [];
   #collector: CollectorSeat | undefined;
+  /** Records of collections that were rebuilt, whether or not they have been written. */
+  readonly #records = new Map<string, Uint8Array>();
+  /** Why a disk could not be repaired now. */
+  #refused: TidemarkError | undefined;
   #points = 0;
 
   constructor(context: VaultContext, options: RepairOptions) {
@@ -126,12 +128,15 @@ class Repair {
 
   async run(): Promise<RepairSummary> {
     const startedAt = performance.now();
-    const all = await this.#findTraces();
+    await this.#repairIdentity();
+    const areRecordsSound = await this.#repairRecords();
+    const all = await findTraces(this.#store, this.#options.signal);
     for (const traces of all) {
       throwIfAborted(this.#options.signal);
       await this.#repairDisk(traces);
     }
-    await this.#checkIndex();
+    if (areRecordsSound) await this.#checkIndex();
+    if (this.#refused !== undefined) throw this.#refused;
     return {
       dryRun: this.#options.dryRun === true,
       disks: all.length,
@@ -152,130 +157,126 @@ class Repair {
     return this.#options.dryRun === true;
   }
 
-  /** Every disk that has left anything, by name. */
-  async #findTraces(): Promise<readonly Traces[]> {
+  /** First of all, because whatever is written next is written into this very vault. */
+  async #repairIdentity(): Promise<void> {
     const { signal } = this.#options;
-    const found = new Map<string, Traces>();
-    const tracesOf = (encodedDisk: string): Traces | undefined => {
-      const disk = decodeDiskName(encodedDisk);
-      if (disk === undefined) return undefined;
-      const traces = found.get(disk) ?? { disk, objects: [], epoch: 0 };
-      found.set(disk, traces);
-      return traces;
+    const { document } = this.#context;
+    for (const fault of await identityFaults(this.#store, document, signal)) {
+      const { name: object, isForeign, message } = fault;
+      if (isForeign) {
+        this.#tellLost({ disk: null, object, points: [], extent: null, message });
+        continue;
+      }
+      if (!this.#isDry) await mendIdentity(this.#store, document, fault, signal);
+      const said = `it says again that this is vault ${document.vault}, with its block size, digest and key`;
+      this.#tellRepaired({ disk: null, object, kind: "vault", message: `${message}; ${said}` });
+    }
+    if (!this.#isDry) await proveVault(this.#store, document.vault, signal);
+  }
+
+  /** Before the disks, because it tells what of their points has been given back. Returns whether all records can be read now. */
+  async #repairRecords(): Promise<boolean> {
+    const put = async (name: string, bytes: Uint8Array): Promise<void> => {
+      this.#records.set(name, bytes);
+      await this.#put(name, bytes);
     };
-    for await (const { name } of this.#store.list(disksPrefix, { signal })) {
-      const parsed = parseDiskObject(name);
-      const traces = parsed === undefined ? undefined : tracesOf(parsed.encodedDisk);
-      if (parsed === undefined || traces === undefined) continue;
-      traces.objects.push(parsed);
-      traces.epoch = Math.max(traces.epoch, parsed.epoch);
+    const { document } = this.#context;
+    const damaged = await repairRecords({ store: this.#store, document, put, signal: this.#options.signal });
+    for (const { name: object, isRebuilt, message } of damaged) {
+      if (isRebuilt) this.#tellRepaired({ disk: null, object, kind: "record", message });
+      else this.#tellLost({ disk: null, object, points: [], extent: null, message });
     }
-    for await (const { name } of this.#store.list(segmentsPrefix, { signal })) {
-      const parsed = parseSegmentName(name);
-      const traces = parsed === undefined ? undefined : tracesOf(parsed.encodedDisk);
-      if (parsed !== undefined && traces !== undefined) traces.epoch = Math.max(traces.epoch, parsed.epoch);
-    }
-    return [...found.values()].sort((a, b) => a.disk.localeCompare(b.disk));
+    return this.#isDry ? damaged.length === 0 : damaged.every(({ isRebuilt }) => isRebuilt);
   }
 
   async #repairDisk(traces: Traces): Promise<void> {
-    const lists = await this.#readLists(traces.disk);
+    const { disk } = traces;
+    try {
+      const lists = await readLists(this.#place(disk));
+      if (lists.head === undefined) await this.#mend(await this.#lookAgain(traces), lists, undefined);
+      else if (lists.lostPages.length === 0 || this.#isDry) await this.#mend(traces, lists, undefined);
+      else await this.#mendSeated(traces);
+      await this.#mendCondemned(disk);
+    } catch (error) {
+      if (hasCode(error, "FORMAT_UNSUPPORTED")) {
+        this.#tellLost({ disk, object: headName(disk), points: [], extent: null, message: `${error.message}, so the disk is left alone` });
+      } else if (hasCode(error, "WRITER_ACTIVE", "SEAT_LOST")) {
+        this.#refused ??= error;
+      } else {
+        throw error;
+      }
+    }
+  }
+
+  /** Points may have been committed, and collected, before the head was lost, while other disks were looked at. */
+  async #lookAgain(traces: Traces): Promise<Traces> {
+    await this.#stopCollections();
+    const again = await findTraces(this.#store, this.#options.signal);
+    return again.find(({ disk }) => disk === traces.disk) ?? traces;
+  }
+
+  /** The head can be read, not all of its pages: whoever has the seat knows that nobody drops or adds a point. */
+  async #mendSeated(traces: Traces): Promise<void> {
+    const { signal, onNotice = () => undefined } = this.#options;
+    const { vault } = this.#context.document;
+    const { disk } = traces;
+    await this.#stopCollections();
+    await using seat = await Seat.take({ store: this.#store, vault, disk, onNotice, signal });
+    await this.#mend(traces, await readLists(this.#place(disk)), seat);
+  }
+
+  /** While a list of what is about to be dropped cannot be read, nobody may read any point. Whoever has the seat knows that nothing is. */
+  async #mendCondemned(disk: string): Promise<void> {
+    const { signal, onNotice = () => undefined } = this.#options;
+    const { vault } = this.#context.document;
+    try {
+      await readCondemned(this.#store, vault, disk, signal);
+    } catch (error) {
+      if (!hasCode(error, "DAMAGED")) throw error;
+      if (!this.#isDry) {
+        if ((await readLists(this.#place(disk))).head === undefined) return; // and no seat
+        await using seat = await Seat.take({ store: this.#store, vault, disk, onNotice, signal });
+        await putCondemned(this.#store, { vault, disk, epoch: seat.epoch, ranges: [] }, signal);
+      }
+      const message = `${error.message}; it says again that no point is about to be dropped`;
+      this.#tellRepaired({ disk, object: condemnedName(disk), kind: "condemned", message });
+    }
+  }
+
+  async #mend(traces: Traces, lists: Lists, seat: Seat | undefined): Promise<void> {
+    const { disk } = traces;
+    const { signal } = this.#options;
+    const vaultId = fromHex(this.#context.document.vault);
     const areListsWhole = lists.head !== undefined && lists.lostPages.length === 0;
-    const manifests = await this.#readManifests(traces, areListsWhole ? lists.known : undefined);
+    if (!areListsWhole) await this.#stopCollections();
+    const { found: manifests, unread } = await readManifests(this.#place(disk), traces.objects, areListsWhole ? lists.known : undefined);
     const { tables, store } = await repairMap({
       store: this.#store,
-      vaultId: fromHex(this.#context.document.vault),
-      disk: traces.disk,
+      vaultId,
+      disk,
       manifests: manifests.map(({ manifest }) => manifest),
       objects: traces.objects.filter(({ kind }) => kind === "map").map(({ epoch, number }) => ({ epoch, ordinal: number })),
+      rebuilt: this.#records,
       put: async (name, bytes) => {
         await this.#put(name, bytes);
       },
-      signal: this.#options.signal,
+      signal,
     });
-    let chosen: ChosenPoints = { points: [...lists.known.values()], left: [] };
+    let chosen: ChosenPoints = { points: [...lists.known.values()], damaged: [], left: [] };
     if (!areListsWhole) {
-      await this.#stopCollections();
-      const { signal } = this.#options;
       const inQuestion = manifests.filter((found) => lists.known.has(found.id) || isInQuestion(found, lists));
-      chosen = await choosePoints({
-        store,
-        vaultId: fromHex(this.#context.document.vault),
-        manifests: inQuestion,
-        known: lists.known,
-        signal,
-      });
-      await this.#relist(traces, lists, withUnread(chosen, lists));
+      chosen = withUnread(await choosePoints({ store, vaultId, manifests: inQuestion, known: lists.known, signal }), lists);
+      await this.#relist(traces, lists, seat, chosen);
     }
     this.#points += chosen.points.length;
-    this.#tellTables(traces.disk, tables, chosen);
+    const isLacking = unread.length > 0 || tables.some(({ isRebuilt }) => !isRebuilt);
+    // Nobody kept points from being dropped and collected since they were listed.
+    const listed = areListsWhole && isLacking ? [...(await readLists(this.#place(disk))).known.values()] : chosen.points;
+    this.#tellParts(disk, areListsWhole, listed, { unread, tables, damaged: chosen.damaged });
   }
 
-  // ---- What is there ----
-
-  async #readLists(disk: string): Promise<Lists> {
-    const { signal } = this.#options;
-    const { vault } = this.#context.document;
-    const known = new Map<string, PointRecord>();
-    const lostPages: PageReference[] = [];
-    const faults: string[] = [];
-    let head: HeadDocument;
-    try {
-      ({ head } = await readHead(this.#store, vault, disk, signal));
-    } catch (error) {
-      if (hasCode(error, "DISK_NOT_FOUND")) return { head: undefined, broken: undefined, known, lostPages, faults: ["it is gone"] };
-      if (!hasCode(error, "DAMAGED")) throw error;
-      return { head: undefined, broken: await this.#readBroken(disk), known, lostPages, faults: [error.message] };
-    }
-    let last: PageReference | undefined;
-    const onPage = (reference: PageReference): void => {
-      last = reference;
-    };
-    const onDamage = (error: TidemarkError): void => {
-      if (error.code !== "DAMAGED") throw error;
-      if (last !== undefined) lostPages.push(last);
-      faults.push(error.message);
-    };
-    const newestFirst: PointRecord[] = [];
-    for await (const point of readPoints(this.#store, head, { onPage, onDamage, signal })) newestFirst.push(point);
-    for (const point of newestFirst.reverse()) known.set(point.id, point);
-    return { head, broken: undefined, known, lostPages, faults };
-  }
-
-  /** What can be had of a head that cannot be read: its ETag, and the epoch if that is still legible. */
-  async #readBroken(disk: string): Promise<{ readonly etag: string; readonly epoch: number }> {
-    const { bytes, etag } = await this.#store.get(headName(disk), documentBytesMax, { signal: this.#options.signal });
-    const epoch = /"epoch": ?(\d{1,12})\b/.exec(Buffer.from(bytes.subarray(0, 4096)).toString("latin1"))?.[1];
-    return { etag, epoch: Number(epoch ?? 0) };
-  }
-
-  /** The manifests of the points that are known, or all that there are. One that cannot be read is lost, and with it its point. */
-  async #readManifests({ disk, objects }: Traces, known: ReadonlyMap<string, PointRecord> | undefined): Promise<readonly FoundManifest[]> {
-    const { signal } = this.#options;
-    const { vault } = this.#context.document;
-    const wanted: readonly { readonly sequence: number; readonly epoch: number; readonly id?: string }[] =
-      known !== undefined
-        ? [...known.values()]
-        : objects.filter(({ kind }) => kind === "points").map(({ number, epoch }) => ({ sequence: number, epoch }));
-    const found: FoundManifest[] = [];
-    const next = wanted.values();
-    const read = async (): Promise<void> => {
-      for (const { sequence, epoch, id: expected } of next) {
-        const name = manifestName(disk, sequence, epoch);
-        try {
-          const { bytes } = await this.#store.get(name, documentBytesMax, { signal });
-          const id = expected ?? claimedId(bytes) ?? "";
-          const manifest = decodeManifest(bytes, name, { vault, disk, id });
-          if (manifest.sequence === sequence && manifest.epoch === epoch) found.push({ id, manifest });
-        } catch (error) {
-          if (!hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED")) throw error;
-          const message = `point ${String(sequence)} is lost, because its manifest cannot be rebuilt: ${error.message}`;
-          this.#lost.push({ disk, object: name, points: [sequence], extent: null, message });
-        }
-      }
-    };
-    await Promise.all(Array.from({ length: manifestsReadAtOnce }, read));
-    return found.sort((a, b) => a.manifest.sequence - b.manifest.sequence);
+  #place(disk: string): Place {
+    return { store: this.#store, vault: this.#context.document.vault, disk, signal: this.#options.signal };
   }
 
   // ---- What is written ----
@@ -297,30 +298,27 @@ class Repair {
     await this.#store.replace(name, bytes, etag, { signal });
   }
 
-  /** Puts a list of points in the place of the one that is lost. */
-  async #relist(traces: Traces, lists: Lists, { points, left }: ChosenPoints): Promise<void> {
+  /** Puts a list of points in the place of the one that is lost. `seat`: of a head that can be read, unless nothing is to be written. */
+  async #relist(traces: Traces, lists: Lists, seat: Seat | undefined, { points, left }: ChosenPoints): Promise<void> {
     const { disk } = traces;
     for (const { sequence, id, why } of left) {
       const message = `point ${String(sequence)} (${id}) is left out: ${why}`;
-      this.#lost.push({ disk, object: headName(disk), points: [sequence], extent: null, message });
+      this.#tellLost({ disk, object: headName(disk), points: [sequence], extent: null, message });
     }
     if (points.length === 0 && lists.head === undefined) {
       const message = `the head of disk ${JSON.stringify(disk)} cannot be rebuilt: ${lists.faults.join("; ")}, and no point of it is left`;
-      this.#lost.push({ disk, object: headName(disk), points: [], extent: null, message });
+      this.#tellLost({ disk, object: headName(disk), points: [], extent: null, message });
       return;
     }
     if (lists.head === undefined) await this.#replaceHead(traces, lists, points);
-    else await this.#replacePages(disk, points);
+    else if (seat !== undefined) await this.#replacePages(seat, points);
     const kind = lists.head === undefined ? "head" : "pages";
-    const message = `${lists.faults.join("; ")}: rebuilt with ${String(points.length)} points${unknownNumbers(points, left)}`;
-    this.#repaired.push({ disk, object: headName(disk), kind, message });
+    const message = `${lists.faults.join("; ")}; ${String(points.length)} points are listed again${unknownNumbers(points, left)}`;
+    this.#tellRepaired({ disk, object: headName(disk), kind, message });
   }
 
-  async #replacePages(disk: string, points: readonly PointRecord[]): Promise<void> {
-    if (this.#isDry) return;
-    const { signal, onNotice = () => undefined } = this.#options;
-    const { vault } = this.#context.document;
-    await using seat = await Seat.take({ store: this.#store, vault, disk, onNotice, signal });
+  async #replacePages(seat: Seat, points: readonly PointRecord[]): Promise<void> {
+    const { signal } = this.#options;
     const { head } = seat;
     const room = await layOutPoints({ store: this.#store, head, epoch: seat.epoch, takeOrdinal: ordinals(), signal }, points);
     await seat.relist(room, async (written) => {
@@ -345,6 +343,7 @@ class Repair {
       await this.#lockOut(disk, seen, epoch);
       await this.#prove(room.written);
       throwIfAborted(signal);
+      if (broken !== undefined) await this.#lease(disk, leaseId); // pages may have taken longer than a lease lasts
       if (broken === undefined) await this.#store.putOnce(name, bytes, { signal });
       else await this.#swap(name, bytes, broken.etag, leaseId);
     } catch (error) {
@@ -392,18 +391,43 @@ class Repair {
     throwIfAborted(this.#collector?.signal);
   }
 
-  #tellTables(disk: string, tables: readonly DamagedTable[], { points }: ChosenPoints): void {
-    const listed = new Set(points.map(({ sequence }) => sequence));
+  // ---- What is told ----
+
+  /** What cannot be read of points that are listed, and of those that might have been. */
+  #tellParts(disk: string, areListsWhole: boolean, listed: readonly PointRecord[], { unread, tables, damaged }: UnreadParts): void {
+    const isListed = new Set(listed.map(({ sequence }) => sequence));
+    for (const { sequence, name, message: why } of unread) {
+      if (areListsWhole && !isListed.has(sequence)) continue;
+      const message = `point ${String(sequence)} is lost, because its manifest cannot be rebuilt: ${why}`;
+      this.#tellLost({ disk, object: name, points: [sequence], extent: null, message });
+    }
+    const told = new Set<number>();
     for (const { name, kind, isRebuilt, points: needing, extent, message } of tables) {
       if (isRebuilt) {
-        this.#repaired.push({ disk, object: name, kind, message });
+        this.#tellRepaired({ disk, object: name, kind, message });
         continue;
       }
       // Of points that are left out, that has been told.
-      const concerned = needing.filter((sequence) => listed.has(sequence));
-      if (concerned.length > 0)
-        this.#lost.push({ disk, object: name, points: concerned, extent, message: `${name} cannot be rebuilt: ${message}` });
+      const points = needing.filter((sequence) => isListed.has(sequence));
+      if (points.length === 0) continue;
+      for (const sequence of points) told.add(sequence);
+      this.#tellLost({ disk, object: name, points, extent, message: `${message}, and nothing is left to rebuild it from` });
     }
+    for (const { sequence, id, why } of damaged) {
+      if (told.has(sequence)) continue;
+      const message = `point ${String(sequence)} (${id}) is listed, but cannot be read in full: ${why}`;
+      this.#tellLost({ disk, object: headName(disk), points: [sequence], extent: null, message });
+    }
+  }
+
+  #tellRepaired(object: RepairedObject): void {
+    this.#repaired.push(object);
+    this.#options.onRepaired?.(object);
+  }
+
+  #tellLost(object: LostObject): void {
+    this.#lost.push(object);
+    this.#options.onLost?.(object);
   }
 
   // ---- The dedup index ----
@@ -427,7 +451,7 @@ class Repair {
     if (wrong === 0 || read.index.forgotten > 0) return;
     if (!this.#isDry) await rm(path.join(folder, "dedup-index"), { force: true });
     const message = "the local index of chunks told of what the vault does not hold: it is built anew by the next replication";
-    this.#repaired.push({ disk: null, object: "dedup-index", kind: "index", message });
+    this.#tellRepaired({ disk: null, object: "dedup-index", kind: "index", message });
   }
 }
 
@@ -437,11 +461,11 @@ function isInQuestion({ manifest: { sequence } }: FoundManifest, { head, lostPag
 }
 
 /** Points that are listed stay listed, also when their manifests cannot be read: that they are lost has been told. */
-function withUnread({ points, left }: ChosenPoints, { known }: Lists): ChosenPoints {
+function withUnread({ points, damaged, left }: ChosenPoints, { known }: Lists): ChosenPoints {
   const chosen = new Set(points.map(({ id }) => id));
   const unread = [...known.values()].filter(({ id }) => !chosen.has(id));
   const bySequence = (a: PointRecord, b: PointRecord): number => a.sequence - b.sequence;
-  return { points: unread.length === 0 ? points : [...points, ...unread].sort(bySequence), left };
+  return { points: unread.length === 0 ? points : [...points, ...unread].sort(bySequence), damaged, left };
 }
 
 /** Of numbers that nothing is there of, nobody can tell whether their points were pruned or lost. */

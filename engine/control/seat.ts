@@ -18,7 +18,7 @@ import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { checksum, toHex } from "../format/checksum.ts";
 import type { HeadDocument, PointList, PointRecord, WriterRecord } from "../format/documents.ts";
 import { countPoints, decodeHead, documentBytesMax, encodeHead, headPointsMax } from "../format/documents.ts";
-import { headName, segmentEpochPrefix } from "../format/names.ts";
+import { headName, manifestName, manifestsPrefix, parseDiskObject, segmentEpochPrefix } from "../format/names.ts";
 import { firstSequenceNumber } from "../pipeline/lanes.ts";
 import type { Store } from "../store.ts";
 import { unknownOutcomesMax, unreachable } from "../store.ts";
@@ -49,7 +49,7 @@ export interface SeatOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Reads a disk's head. Errors: DISK_NOT_FOUND. */
+/** Reads a disk's head. Errors: DISK_NOT_FOUND; DAMAGED, also when the head is gone and points of the disk are there. */
 export async function readHead(
   store: Store,
   vault: string,
@@ -62,11 +62,18 @@ export async function readHead(
     return { head: decodeHead(bytes, name, { vault, disk }), etag };
   } catch (error) {
     if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+    if (await hasPoints(store, disk, signal)) throw headGone(disk, error);
     throw new TidemarkError("DISK_NOT_FOUND", `the vault holds no disk ${JSON.stringify(disk)}`, {
       remedy: "`tidemark disks list` shows the disks that it holds",
       cause: error,
     });
   }
+}
+
+/** A disk's head is the first thing that is written of it. So where there are points and no head it was lost, and a new one would hide them all. */
+async function hasPoints(store: Store, disk: string, signal: AbortSignal | undefined): Promise<boolean> {
+  for await (const _point of store.list(manifestsPrefix(disk), { signal })) return true;
+  return false;
 }
 
 export class Seat implements AsyncDisposable {
@@ -308,7 +315,7 @@ export class Seat implements AsyncDisposable {
       const { head, etag } = await readHead(store, vault, disk);
       return etag !== this.#etag && head.epoch <= this.#head.epoch;
     } catch (error) {
-      if (hasCode(error, "DISK_NOT_FOUND")) return true;
+      if (await this.#isHeadForgotten(error)) return true;
       throw error;
     }
   }
@@ -319,9 +326,26 @@ export class Seat implements AsyncDisposable {
     try {
       return await readHead(store, vault, disk);
     } catch (error) {
-      if (hasCode(error, "DISK_NOT_FOUND")) throw headRegressed(disk, cause);
+      if (await this.#isHeadForgotten(error)) throw headRegressed(disk, cause);
       throw error;
     }
+  }
+
+  /**
+   * Whether the store went back behind the head: then it has forgotten the newest point that the head named, too, and the manifests that we have put since
+   * are of points that never came to their commit. They go, so that the disk can begin anew. Else the head alone is lost, and that is for a repair.
+   */
+  async #isHeadForgotten(error: unknown): Promise<boolean> {
+    if (hasCode(error, "DISK_NOT_FOUND")) return true;
+    const { store, disk } = this.#options;
+    if (!hasCode(error, "DAMAGED") || error.detail["isGone"] !== true) return false;
+    const { newest } = this;
+    if (newest !== undefined && (await store.etagOf(manifestName(disk, newest.sequence, newest.epoch))) !== undefined) return false;
+    for await (const { name } of store.list(manifestsPrefix(disk))) {
+      const parsed = parseDiskObject(name);
+      if (parsed?.epoch === this.epoch && parsed.number > (newest?.sequence ?? 0)) await store.delete(name);
+    }
+    return true;
   }
 
   /** After a swap without a clear answer: has it happened? Errors: SEAT_LOST, STORE_REGRESSED when it never can. */
@@ -526,6 +550,14 @@ function writerActive(disk: string, writer: WriterRecord | null): TidemarkError 
   return new TidemarkError("WRITER_ACTIVE", `${who} is writing disk ${JSON.stringify(disk)}`, {
     remedy: `wait until it is done; if it died on another machine, its seat is free after ${String(timing.leaseSeconds)} s`,
     detail: { disk, pid: writer?.pid, host: writer?.host },
+  });
+}
+
+function headGone(disk: string, cause: unknown): TidemarkError {
+  return new TidemarkError("DAMAGED", `${headName(disk)} is gone, but points of the disk are there`, {
+    remedy: "run `tidemark vault repair`: it rebuilds the head from the points",
+    detail: { object: headName(disk), isGone: true },
+    cause,
   });
 }
 

@@ -33,6 +33,7 @@ export interface Notice {
     | "PIN_DAMAGED"
     | "PRUNE_FAILED"
     | "DISK_SKIPPED"
+    | "VAULT_AT_RISK"
     | "SOURCE_CHANGED"
     | "RESUMED";
   readonly message: string;

@@ -6,8 +6,8 @@ import path from "node:path";
 import { hasCode, TidemarkError } from "../errors.ts";
 import { fromHex, toHex } from "../format/checksum.ts";
 import type { DigestName, VaultDocument } from "../format/documents.ts";
-import { decodeVault, digestNames, documentBytesMax, encodeVault, formatVersion } from "../format/documents.ts";
-import { vaultName } from "../format/names.ts";
+import { digestNames, formatVersion } from "../format/documents.ts";
+import { vaultCopyName } from "../format/names.ts";
 import { blockBytesDefault, blockBytesMax, blockBytesMin, granuleBytes } from "../limits.ts";
 import { Mount } from "../mount/mount.ts";
 import type { Catalog } from "../pipeline/catalog.ts";
@@ -15,6 +15,7 @@ import { Crew, workersDefault } from "../pipeline/crew.ts";
 import { fetchGeometry, scanGeometry } from "../pipeline/slabs.ts";
 import type { CollectOptions, CollectSummary } from "../reclaim/collection.ts";
 import { collect, lastCollectedMs } from "../reclaim/collection.ts";
+import { findIdentity } from "../recovery/identity-proof.ts";
 import { materialize } from "../recovery/materialize.ts";
 import type { ScrubOptions, ScrubSummary } from "../recovery/scrub.ts";
 import { Scrubber, scrubProtected } from "../recovery/scrub.ts";
@@ -24,6 +25,8 @@ import { Store } from "../store.ts";
 import { tidemarkVersion } from "../version.ts";
 import type { PointPlace } from "./condemned.ts";
 import { GroupMembers } from "./group-members.ts";
+import type { IdentityFault } from "./identity.ts";
+import { createIdentity, identityFaults, mendIdentity, readIdentity } from "./identity.ts";
 import { documentCopy } from "./local-state.ts";
 import { listPins, putPin, removePins } from "./pins.ts";
 import { diskNames, diskSummary, listPoints, pointDetail, pointSummary, selectPoint } from "./points.ts";
@@ -97,6 +100,8 @@ export class Vault implements AsyncDisposable {
   #crew: Crew | undefined;
   #catalog: SharedCatalog | undefined;
   #scrubber: Scrubber | undefined;
+  /** A session of this process has seen that what the vault is stands in the store twice. */
+  #isIdentitySafe = false;
   #closed = false;
 
   private constructor(parts: VaultParts) {
@@ -111,21 +116,12 @@ export class Vault implements AsyncDisposable {
     };
   }
 
-  /** Creates a vault in the sink's container, creating that too. Errors: VAULT_EXISTS, INVALID_ARGUMENT. */
+  /** Creates a vault in the sink's container, creating that too. Errors: VAULT_EXISTS, INVALID_ARGUMENT; DAMAGED where a vault has lost its `vault.json`. */
   static async create(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
     const document = newDocument(options);
     const resolved = resolveOptions(options);
-    const bytes = encodeVault(document);
     await sink.createContainer({ signal: options.signal });
-    try {
-      await new Store(sink).putOnce(vaultName, bytes, { signal: options.signal });
-    } catch (error) {
-      if (!hasCode(error, "OBJECT_EXISTS")) throw error;
-      throw new TidemarkError("VAULT_EXISTS", `${sink.description} holds a vault already`, {
-        remedy: "use it, or name another place",
-        cause: error,
-      });
-    }
+    const bytes = await createIdentity(new Store(sink), document, options.signal);
     await documentCopy(options.stateFolder, sink.description).keep(bytes);
     return new Vault({ sink, document, ...resolved });
   }
@@ -139,19 +135,28 @@ export class Vault implements AsyncDisposable {
     const resolved = resolveOptions(options);
     const copy = documentCopy(options.stateFolder, sink.description);
     try {
-      const { bytes } = await sink.getObject(vaultName, documentBytesMax, { signal: options.signal });
-      const document = decodeVault(bytes, vaultName);
+      const { bytes, document } = await readIdentity(new Store(sink), options.signal);
       await copy.keep(bytes);
       return new Vault({ sink, document, ...resolved });
     } catch (error) {
       const kept = hasCode(error, "STORE_UNREACHABLE") ? await copy.read() : undefined;
       if (kept !== undefined) return new Vault({ sink, document: kept, ...resolved });
-      if (!hasCode(error, "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) throw error;
-      throw new TidemarkError("VAULT_NOT_FOUND", `${sink.description} holds no vault`, {
-        remedy: "check the address, or create a vault with `tidemark vault init`; the first `tidemark replicate` creates one too",
-        cause: error,
-      });
+      throw error;
     }
+  }
+
+  /**
+   * Opens the vault as `open` does, also when its `vault.json` is lost: to be repaired. Then what the vault is comes from a copy that stored chunks have
+   * proved, and nothing is written before `repair`. Errors: as `open`; DAMAGED when there is no such copy.
+   */
+  static async openForRepair(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
+    try {
+      return await Vault.open(sink, options);
+    } catch (error) {
+      if (!hasCode(error, "DAMAGED")) throw error;
+    }
+    const kept = await documentCopy(options.stateFolder, sink.description).read();
+    return new Vault({ sink, document: await findIdentity(new Store(sink), kept, options.signal), ...resolveOptions(options) });
   }
 
   /** Opens the vault, or creates it when there is none. */
@@ -254,7 +259,11 @@ export class Vault implements AsyncDisposable {
 
   /** Takes a recovery point of a volume. Errors: see `replicate`. */
   async replicate(options: ReplicateOptions): Promise<ReplicateSummary> {
-    return await this.#track(async () => await replicate(this.#context, options));
+    return await this.#track(async () => {
+      const summary = await replicate(this.#context, options);
+      await this.#keepIdentity(options.onNotice ?? (() => undefined), options.signal);
+      return summary;
+    });
   }
 
   /**
@@ -305,7 +314,10 @@ export class Vault implements AsyncDisposable {
 
   /** Proves points. Errors: see `verify`; damage is in the summary. */
   async verify(options: VerifyOptions = {}): Promise<VerifySummary> {
-    return await this.#track(async () => await verify(this.#context, options));
+    return await this.#track(async () => {
+      await this.#lookAfterIdentity(false, options.onNotice ?? (() => undefined), options.signal);
+      return await verify(this.#context, options);
+    });
   }
 
   /** Rebuilds what lists points and what maps are made of, where it is lost. Errors: see `repair`; what cannot be saved is in the summary. */
@@ -320,7 +332,10 @@ export class Vault implements AsyncDisposable {
   async scrub(options: ScrubOptions = {}): Promise<ScrubSummary> {
     this.#scrubber ??= new Scrubber(this.#context);
     const scrubber = this.#scrubber;
-    return await this.#track(async () => await scrubProtected(scrubber, this.#context, this.#protections, options));
+    return await this.#track(async () => {
+      await this.#lookAfterIdentity(true, options.onNotice ?? (() => undefined), options.signal);
+      return await scrubProtected(scrubber, this.#context, this.#protections, options);
+    });
   }
 
   /** Waits for what is running and ends the threads. The sink stays open: it is the caller's. Idempotent. */
@@ -331,6 +346,45 @@ export class Vault implements AsyncDisposable {
     await Promise.allSettled(this.#running);
     await this.#crew?.close();
     for (const outcome of unmounted) if (outcome.status === "rejected") throw outcome.reason;
+  }
+
+  /** A point is committed, whatever comes of this: it is told, and tried again by the next session. */
+  async #keepIdentity(onNotice: (notice: Notice) => void, signal: AbortSignal | undefined): Promise<void> {
+    if (this.#isIdentitySafe || signal?.aborted === true) return;
+    try {
+      this.#isIdentitySafe = await this.#lookAfterIdentity(true, onNotice, signal);
+    } catch (error) {
+      if (!(error instanceof TidemarkError)) throw error;
+      onNotice({
+        code: "VAULT_AT_RISK",
+        message: `it could not be seen to that what the vault is stands in the store twice: ${error.message}`,
+      });
+    }
+  }
+
+  /** Tells what is wrong with `vault.json` and its copy; with `mend` puts the copy back. Returns whether both are right now. */
+  async #lookAfterIdentity(mend: boolean, onNotice: (notice: Notice) => void, signal: AbortSignal | undefined): Promise<boolean> {
+    const { document, sink } = this.#context;
+    const store = new Store(sink);
+    const faults = await identityFaults(store, document, signal);
+    for (const fault of faults) {
+      // A store that has forgotten the vault, or was given another, is not to be given a copy of it.
+      const isMended = mend && faults.length === 1 && fault.name === vaultCopyName && !fault.isForeign;
+      const fate = isMended ? await this.#mend(fault, signal) : "`tidemark vault repair` puts it back";
+      onNotice({ code: "VAULT_AT_RISK", message: fault.isForeign ? fault.message : `${fault.message}: ${fate}` });
+    }
+    return faults.length === 0;
+  }
+
+  /** What has come of it. */
+  async #mend(fault: IdentityFault, signal: AbortSignal | undefined): Promise<string> {
+    try {
+      await mendIdentity(new Store(this.#context.sink), this.#context.document, fault, signal);
+      return "it has been put there again";
+    } catch (error) {
+      if (!hasCode(error, "ACCESS_REFUSED")) throw error; // who may only read may prove, too
+      return "somebody who may write has to put it there again";
+    }
   }
 
   #openCrew(): Crew {
@@ -346,6 +400,7 @@ export class Vault implements AsyncDisposable {
   }
 
   async #openCatalog(store: Store, onNotice: (notice: Notice) => void): Promise<Catalog> {
+    await this.#keepIdentity(onNotice, undefined);
     const { document, stateFolder: folder } = this.#context;
     const shared = (this.#catalog ??= {
       loading: loadCatalog(this.#context, store, {

@@ -7,7 +7,7 @@ import { TidemarkError } from "../errors.ts";
 /** The error for bytes that are not what they must be. */
 export function damaged(object: string, fact: string, cause?: unknown): TidemarkError {
   return new TidemarkError("DAMAGED", `${object} is damaged: ${fact}`, {
-    remedy: "run `tidemark verify` to see which points are concerned; other points stay readable",
+    remedy: "run `tidemark vault repair` to rebuild what can be, `tidemark verify` to see which points are concerned; others stay readable",
     detail: { object },
     cause,
   });

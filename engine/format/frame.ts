@@ -181,6 +181,13 @@ export function decodeFrameHeader(bytes: Uint8Array, object: string, place: Fram
   return { frameBytes, tableOffset, tableBytes, chunkCount, tableChecksum: new Uint8Array(view.subarray(64, 80)) };
 }
 
+/** The vault that a frame's header says it is of; undefined when it is no header whose checksum holds. */
+export function frameVault(header: Uint8Array): Uint8Array | undefined {
+  const end = frameHeaderBytes - checksumBytes;
+  const isHeader = header.length === frameHeaderBytes && new DataView(header.buffer, header.byteOffset).getUint32(0, true) === frameMagic;
+  return isHeader && sameBytes(checksum(header.subarray(0, end)), header.subarray(end)) ? header.subarray(32, 48) : undefined;
+}
+
 /** Reads a frame's table of `header.tableBytes`. Errors: DAMAGED. */
 export function decodeFrameTable(bytes: Uint8Array, object: string, header: FrameHeader): FrameTable {
   if (bytes.byteLength !== header.tableBytes || !sameBytes(checksum(bytes), header.tableChecksum)) {

@@ -6,6 +6,8 @@
 import { TidemarkError } from "../errors.ts";
 
 export const vaultName = "vault.json";
+/** The same bytes once more. */
+export const vaultCopyName = "copy/vault.json";
 export const disksPrefix = "disks/";
 export const segmentsPrefix = "segments/";
 
@@ -66,8 +68,13 @@ export function headName(disk: string): string {
   return `${disksPrefix}${encodeDiskName(disk)}/head`;
 }
 
+/** Every manifest of the disk's points begins with it. */
+export function manifestsPrefix(disk: string): string {
+  return `${disksPrefix}${encodeDiskName(disk)}/points/`;
+}
+
 export function manifestName(disk: string, sequence: number, epoch: number): string {
-  return `${disksPrefix}${encodeDiskName(disk)}/points/${padded(sequence)}-${padded(epoch)}`;
+  return `${manifestsPrefix(disk)}${padded(sequence)}-${padded(epoch)}`;
 }
 
 export function mapName(disk: string, epoch: number, ordinal: number): string {

@@ -25,7 +25,7 @@ const windowsOpenMax = 8;
 const gapBytesMax: number = 256 * 1024;
 /** How often a write whose outcome is unknown is sent in all. */
 const attemptsMax = 5;
-const reservedNames: readonly string[] = ["vault.json", "disks", "segments", "reclaim"];
+const reservedNames: readonly string[] = ["vault.json", "copy", "disks", "segments", "reclaim"];
 
 interface BlobTargetOptions {
   readonly name: string;

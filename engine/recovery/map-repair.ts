@@ -29,6 +29,8 @@ export interface MapRepairOptions {
   readonly manifests: readonly ManifestDocument[];
   /** What the store holds of the map: names and nothing else is believed of them. */
   readonly objects: readonly { readonly epoch: number; readonly ordinal: number }[];
+  /** Objects that count as if they stood in the store. */
+  readonly rebuilt?: ReadonlyMap<string, Uint8Array> | undefined;
   /** Puts an object where it belongs. */
   readonly put: (name: string, bytes: Uint8Array) => Promise<void>;
   readonly signal?: AbortSignal | undefined;
@@ -75,29 +77,30 @@ class MapRepair {
   readonly #found: DamagedTable[] = [];
   /** Roots and leaves that can be read, the rebuilt ones among them, whether or not they have been written. */
   readonly #roots = new Map<string, readonly LeafReference[]>();
-  readonly #rebuilt = new Map<string, Uint8Array>();
+  readonly #rebuilt: Map<string, Uint8Array>;
   readonly #readable = new Set<string>();
 
   constructor(options: MapRepairOptions) {
     this.#options = options;
+    this.#rebuilt = new Map(options.rebuilt);
   }
 
   async run(): Promise<readonly DamagedTable[]> {
     const runs = this.#tables();
     for (const table of runs.filter(({ kind }) => kind === "root")) await this.#look(table, async () => await this.#rebuildRoot(table.run));
     const leaves = this.#leaves(runs);
-    const lost: Table[] = [];
+    const lost = new Map<Table, string>();
     for (const table of leaves) {
       const error = await this.#read(table);
       if (error === undefined) this.#readable.add(table.name);
-      else lost.push(table);
+      else lost.set(table, error);
     }
     // Whatever is rebuilt may be what another one is rebuilt from.
     for (let before = -1; before !== this.#readable.size; ) {
       before = this.#readable.size;
-      for (const table of lost) if (!this.#readable.has(table.name)) await this.#rebuildLeaf(table);
+      for (const table of lost.keys()) if (!this.#readable.has(table.name)) await this.#rebuildLeaf(table);
     }
-    for (const table of lost) this.#tell(table, this.#readable.has(table.name), "it is missing or damaged");
+    for (const [table, error] of lost) this.#tell(table, this.#readable.has(table.name), error);
     return this.#found;
   }
 

@@ -1,7 +1,8 @@
 /** `tidemark verify --heal` and `tidemark vault repair`: what they say, what they do, and their exit codes. */
-import { closeSync, openSync, readdirSync, readSync, rmSync, truncateSync, writeSync } from "node:fs";
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, rmSync, truncateSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { DirectorySink } from "../../sink/directory.ts";
 import { changeImage, writeImage } from "./images.ts";
 import { Place } from "./tidemark.ts";
 
@@ -74,7 +75,10 @@ describe("vault repair", () => {
     rmSync(place.path("vault/disks/a/head"));
     const tried = await place.json("vault", "repair", "--dry-run");
     expect(tried).toMatchObject({ code: 0, last: { dryRun: true, points: 2 } });
-    expect((await place.json("points", "list", "--disk", "a")).code).toBe(10);
+    expect(await place.json("points", "list", "--disk", "a")).toMatchObject({
+      code: 3,
+      last: { remedy: expect.stringContaining("vault repair") as string },
+    });
     const done = await place.json("vault", "repair");
     expect(done.lines).toMatchObject([
       { type: "repaired", disk: "a", object: "disks/a/head", kind: "head" },
@@ -83,6 +87,43 @@ describe("vault repair", () => {
     expect((await place.json("points", "list", "--disk", "a")).last).toMatchObject({ points: 2 });
     expect((await place.json("verify")).code).toBe(0);
     expect((await place.json("replicate", "a.img", "--disk", "a")).last).toMatchObject({ sequence: 3, changedBytes: 0 });
+  });
+
+  it("puts back a vault.json that is gone, which every other command asks for", async () => {
+    const place = await prepared();
+    const file = place.path("vault/vault.json");
+    const before = readFileSync(file, "utf8");
+    rmSync(file);
+    const remedy = expect.stringContaining("tidemark vault repair") as string;
+    for (const words of [
+      ["vault", "init"],
+      ["points", "list", "--disk", "a"],
+      ["replicate", "a.img", "--disk", "b"],
+    ]) {
+      expect(await place.json(...words)).toMatchObject({ code: 3, last: { type: "error", code: "DAMAGED", remedy } });
+    }
+    const tried = await place.run(["vault", "repair", "--dry-run", "--vault", "dir:vault"]);
+    expect(tried.stdout).toContain("would be rebuilt: the vault: vault.json is gone; it says again that this is vault");
+    expect(existsSync(file)).toBe(false);
+    const done = await place.json("vault", "repair");
+    expect(done).toMatchObject({ code: 0, lines: [{ type: "repaired", disk: null, object: "vault.json", kind: "vault" }, { lost: [] }] });
+    expect(readFileSync(file, "utf8")).toBe(before);
+  });
+
+  it("tells what is rebuilt also when it ends in an error", async () => {
+    const place = await prepared();
+    await place.json("replicate", "a.img", "--disk", "z");
+    for (const disk of ["a", "z"]) truncateSync(place.path(`vault/disks/${disk}/head`), 100);
+    // Whoever has the lease of a head writes the disk.
+    const sink = await DirectorySink.open(place.path("vault"));
+    await sink.acquireLease("disks/a/head", "00000000-0000-4000-8000-000000000000", 60);
+    const { code, lines } = await place.json("vault", "repair");
+    expect(code).toBe(11);
+    expect(lines).toMatchObject([
+      { type: "repaired", disk: "z" },
+      { type: "error", code: "WRITER_ACTIVE", detail: { disk: "a" } },
+    ]);
+    await sink[Symbol.asyncDispose]();
   });
 
   it("names what cannot be saved and ends with 3", async () => {

@@ -210,9 +210,11 @@ describe("an aborted cycle", () => {
   test("ends with INTERRUPTED at any call, and calls nothing any more but to give up its lease", async () => {
     const disk = sampleDisk(150_000, 1);
     const whole = new FaultySink(new MemorySink(), []);
-    await (await openModelVault(whole)).replicate({ disk: "d", volume: disk });
-    const first = 3; // the vault is opened without the signal
-    for (let call = first + 1; call < whole.calls.length - 1; call += 1) {
+    const opened = await openModelVault(whole);
+    const first = whole.calls.length; // the vault is opened without the signal
+    await opened.replicate({ disk: "d", volume: disk });
+    const last = whole.calls.findLastIndex((call) => call.startsWith("releaseLease")); // right before it comes the commit
+    for (let call = first + 1; call < last; call += 1) {
       const controller = new AbortController();
       const gate = new Gate();
       const counted = new FaultySink(new MemorySink(), [{ on: "any", when: call, fault: { kind: "slow", gate } }]);

@@ -478,7 +478,8 @@ describe("while it is mounted", () => {
     const filled = await filledVault();
     const { device, notices } = await mounted(filled, { point: "2" });
     const [hold = ""] = await namesOf(filled.sink, "disks/d/holds/");
-    for (const name of [hold, "disks/d/head"]) filled.store.objects?.delete(name);
+    const listing = await namesOf(filled.sink, "disks/d/points/");
+    for (const name of [hold, "disks/d/head", ...listing]) filled.store.objects?.delete(name);
     for (let turn = 0; notices.length === 0 && turn < 10_000; turn += 1) {
       vi.advanceTimersByTime(15_000);
       await nextTurn();

@@ -487,7 +487,7 @@ describe("a page blob", () => {
     await expect(openTarget(blob({ format: "raw" }))).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
     await expect(openTarget(blob({ mode: "in-place" }))).rejects.toMatchObject({ code: "UNSUPPORTED" });
     await expect(openTarget(blob({ volumeBytes: 8 * 1024 ** 4 }))).rejects.toMatchObject({ code: "UNSUPPORTED" });
-    for (const name of ["vault.json", "disks/a/head", "segments/x", "reclaim/1", "", "a//b", "../a", "Größe.vhd"]) {
+    for (const name of ["vault.json", "copy/vault.json", "disks/a/head", "segments/x", "reclaim/1", "", "a//b", "../a", "Größe.vhd"]) {
       await expect(openTarget(blob({ to: `blob:${name}` }))).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
     }
   });

@@ -140,9 +140,10 @@ describe("a head", () => {
     await expectCode(vault.verify({ disk: "d" }), code);
   });
 
-  test("that is removed makes the disk unknown", async () => {
+  test("that is removed is damage as well", async () => {
     tamperObject(store, "disks/d/head", "removed", others);
-    await expectCode(materialize("latest"), "DISK_NOT_FOUND");
+    expect((await vault.verify()).damaged).toMatchObject([{ disk: "d", sequence: null, object: "disks/d/head", code: "OBJECT_NOT_FOUND" }]);
+    await expectCode(materialize("latest"), "DAMAGED");
   });
 });
 
