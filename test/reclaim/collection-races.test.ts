@@ -1,0 +1,115 @@
+/** What may happen between any two steps of a collection, and to what it has written down: nothing that a committed point needs is lost by it. */
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { TidemarkError } from "../../engine/errors.ts";
+import { FaultySink, Gate, type PlannedFault } from "../../sink/faults.ts";
+import { closeModelVaults, watched } from "../model-disk.ts";
+import { expectCode } from "../sink/expectations.ts";
+import { ChurnedVault } from "./churned-vault.ts";
+
+let churned: ChurnedVault;
+beforeEach(async () => {
+  churned = new ChurnedVault();
+  // A segment of which nothing is needed, and one of which half is not: content 5 and 7 are nobody's any more.
+  churned.change("a", 0, 20, 5);
+  await churned.replicate("a");
+  churned.change("a", 0, 40, 6);
+  await churned.replicate("a");
+  churned.change("b", 0, 20, 7);
+  await churned.replicate("b");
+  churned.change("b", 0, 20, 8);
+  await churned.replicate("b");
+  await churned.drop("a", [1]);
+  await churned.drop("b", [1]);
+});
+afterEach(async () => {
+  await closeModelVaults();
+});
+
+function slow(on: PlannedFault["on"], prefix: string, when: number): { readonly gate: Gate; readonly sink: FaultySink } {
+  const gate = new Gate();
+  return { gate, sink: new FaultySink(churned.connect(), [{ on, prefix, when, fault: { kind: "slow", gate } }]) };
+}
+
+test("a segment that is made and committed while a collection looks is no damage", async () => {
+  const look = slow("list", "disks/", 2);
+  const collecting = churned.collect({ sink: look.sink });
+  collecting.catch(() => undefined);
+  await look.gate.reached;
+  churned.change("a", 0, 10);
+  await churned.replicate("a");
+  look.gate.open();
+  expect((await collecting).condemnedChunks).toBeGreaterThan(0);
+  expect(await churned.check()).toBe(3);
+});
+
+test.each([5, 7])("a disk that nobody knew of when the collection looked is waited for", async (seed) => {
+  const announce = slow("putObject", "reclaim/collection", 1);
+  const collecting = churned.collect({ sink: announce.sink, waitMsMax: 0 });
+  collecting.catch(() => undefined);
+  await announce.gate.reached;
+  // Its point refers to what is condemned, which its writer cannot know yet; and all of it has been proved.
+  const commit = slow("putObject", "disks/c/head", 4);
+  churned.through(commit.sink);
+  churned.change("c", 0, 20, seed);
+  const cycle = churned.replicate("c");
+  cycle.catch(() => undefined);
+  await commit.gate.reached;
+  announce.gate.open();
+  expect((await collecting).waitingFor).toEqual(["c"]);
+  commit.gate.open();
+  await cycle;
+  expect(await churned.check()).toBe(3);
+  await churned.collect();
+  expect(await churned.check()).toBe(3);
+});
+
+describe("what a collection has written down", () => {
+  test("is not taken away by one that slept while its successor worked", async () => {
+    const orphans = slow("list", "reclaim/dead/", 1);
+    const slept = churned.collect({ sink: orphans.sink });
+    slept.catch(() => undefined);
+    await orphans.gate.reached;
+    churned.nowMs += 61_000;
+    churned.change("a", 0, 15);
+    await churned.replicate("a");
+    const [made = ""] = (await churned.names("segments/a/")).slice(-1);
+    churned.change("a", 0, 10);
+    await churned.replicate("a");
+    await churned.drop("a", [3]);
+    await churned.collect();
+    const record = made.replace("segments/", "reclaim/dead/");
+    expect(await churned.names(record)).toEqual([record]);
+    orphans.gate.open();
+    await expectCode(slept, "COLLECTION_ACTIVE");
+    expect(await churned.names(record)).toEqual([record]);
+  });
+});
+
+test("a store that forgets the prune before a collection loses nothing of the points that are back", async () => {
+  await churned.collect();
+  churned.settlingMs = 100;
+  // Nothing but a manifest and parts of maps can be given back, and of those no record is written.
+  churned.disk("a").bytes.copyWithin(4096 * 30, 4096 * 10, 4096 * 12);
+  await churned.replicate("a");
+  await churned.replicate("a");
+  const before = churned.store.snapshot();
+  await churned.drop("a", [3]);
+  const dropped = churned.store.snapshot();
+  const whole = new FaultySink(churned.connect(), []);
+  expect(await churned.collect({ sink: whole })).toMatchObject({ condemnedChunks: 0 });
+  const firstLook = whole.calls.indexOf("list disks/");
+  for (let call = firstLook; call < whole.calls.findIndex((name) => name.startsWith("deleteObject disks/")); call += 1) {
+    churned.store.restore(dropped);
+    let calls = 0;
+    const goesBack = watched(churned.connect(), () => {
+      calls += 1;
+      if (calls === call) churned.store.restore(before);
+    });
+    await churned.collect({ sink: goesBack }).catch((error: unknown) => {
+      expect(error).toBeInstanceOf(TidemarkError);
+    });
+    const points = await churned.check().catch(() => 0);
+    expect(points, `went back at call ${String(call)}, ${String(whole.calls[call - 1])}`).toBe(4);
+    churned.nowMs += 61_000;
+  }
+});
