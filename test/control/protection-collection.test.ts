@@ -54,3 +54,17 @@ test("a disk that is written meanwhile has points of which everything is there",
   await disk.checkAll();
   expect(disk.failures).toEqual([]);
 });
+
+test("a disk that was paused while its vault was collected does not take that for a store that went back in time", async () => {
+  await passOn();
+  disk.protection.pause();
+  await disk.next((event) => event.kind === "state" && event.state === "paused");
+  const vault = await machine.vault();
+  expect((await vault.collect({ waitMsMax: 0 })).deletedSegments).toBe(1);
+  disk.protection.resume();
+  await disk.write(0, shared);
+  await disk.point();
+  await disk.checkAll();
+  expect(disk.failures).toEqual([]);
+  expect(disk.notices).not.toContain("STORE_REGRESSED");
+});

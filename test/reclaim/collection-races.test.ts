@@ -3,6 +3,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
 import { FaultySink, Gate, type PlannedFault } from "../../sink/faults.ts";
 import { closeModelVaults, watched } from "../model-disk.ts";
+import { tamperObject } from "../recovery/tamper.ts";
 import { expectCode } from "../sink/expectations.ts";
 import { ChurnedVault } from "./churned-vault.ts";
 
@@ -64,6 +65,27 @@ test.each([5, 7])("a disk that nobody knew of when the collection looked is wait
 });
 
 describe("what a collection has written down", () => {
+  test("is found when the id of the newest collection is lost", async () => {
+    await churned.collect();
+    await churned.plain.deleteObject("reclaim/collection");
+    churned.change("c", 0, 20, 5);
+    churned.change("b", 0, 20, 7);
+    await churned.replicate("c");
+    await churned.replicate("b");
+    expect(await churned.check()).toBe(4);
+  });
+
+  test.each(["reclaim/collection", "reclaim/dead/a/"])("holds up no writer when %s is damaged, and is not lost", async (prefix) => {
+    await churned.collect();
+    const [name = ""] = await churned.names(prefix);
+    tamperObject(churned.store, name, "flipped", churned.store);
+    churned.change("c", 0, 20, 5);
+    churned.change("b", 0, 20, 7);
+    await churned.replicate("c");
+    await churned.replicate("b");
+    expect(await churned.check()).toBe(4);
+  });
+
   test("is not taken away by one that slept while its successor worked", async () => {
     const orphans = slow("list", "reclaim/dead/", 1);
     const slept = churned.collect({ sink: orphans.sink });
