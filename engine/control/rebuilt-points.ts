@@ -5,12 +5,15 @@
  * comes back: too much is better than too little.
  */
 import { hasCode, throwIfAborted } from "../errors.ts";
+import { toHex } from "../format/checksum.ts";
 import type { ManifestDocument, PointRecord } from "../format/documents.ts";
 import { storedLength } from "../format/frame.ts";
 import type { EntryColumns } from "../format/leaf.ts";
 import { zeroSegment } from "../format/leaf.ts";
+import { deadName } from "../format/reclaim.ts";
 import { PointMap, pieceIsZero, windowGranules } from "../map/point-map.ts";
-import { DeadPages } from "../reclaim/dead-pages.ts";
+import { readDead } from "../reclaim/dead-pages.ts";
+import { PageSet } from "../reclaim/page-set.ts";
 import type { Store } from "../store.ts";
 
 /** A manifest that has been read, and the id that it proved to have. */
@@ -90,8 +93,8 @@ function recordOf({ id, manifest }: FoundManifest): PointRecord {
 /** Whether all that a point is made of is there, as far as that can be told without reading chunks. */
 class PartsCheck {
   readonly #options: ChooseOptions;
-  readonly #dead: DeadPages;
-  #isDeadKnown = false;
+  /** Pages that have been given back; undefined: none, or nobody can read which. */
+  readonly #dead = new Map<string, Promise<PageSet | undefined>>();
   /** End of what is written in a segment; undefined: there is none. */
   readonly #written = new Map<string, Promise<number | undefined>>();
   /** Leaves of which everything is there. */
@@ -100,7 +103,6 @@ class PartsCheck {
 
   constructor(options: ChooseOptions) {
     this.#options = options;
-    this.#dead = new DeadPages(options.vaultId);
   }
 
   /** What is missing; undefined: nothing. */
@@ -161,16 +163,31 @@ class PartsCheck {
     const writtenBytes = await this.#writtenBytes(name);
     if (writtenBytes === undefined) return `${name} does not exist any more`;
     if (offset + length > writtenBytes) return `${name} ends before byte ${String(offset + length)}`;
-    return this.#dead.of(name)?.touches(offset, length) === true ? `what it needs of ${name} has been given back` : undefined;
+    return (await this.#deadPages(name))?.touches(offset, length) === true ? `what it needs of ${name} has been given back` : undefined;
   }
 
   async #writtenBytes(segment: string): Promise<number | undefined> {
-    const { store, signal } = this.#options;
-    if (!this.#isDeadKnown) await this.#dead.refresh(store, { signal });
-    this.#isDeadKnown = true;
     const known = this.#written.get(segment) ?? this.#stat(segment);
     this.#written.set(segment, known);
     return await known;
+  }
+
+  async #deadPages(segment: string): Promise<PageSet | undefined> {
+    const known = this.#dead.get(segment) ?? this.#readDead(segment);
+    this.#dead.set(segment, known);
+    return await known;
+  }
+
+  /** What was condemned only is there still. A point that may be whole is listed: one that is not would be collected. */
+  async #readDead(segment: string): Promise<PageSet | undefined> {
+    const { store, vaultId, signal } = this.#options;
+    try {
+      const found = await readDead(store, toHex(vaultId), deadName(segment), { signal });
+      return found === undefined ? undefined : PageSet.ofRuns(found.document.dead);
+    } catch (error) {
+      if (hasCode(error, "DAMAGED")) return undefined;
+      throw error;
+    }
   }
 
   /** One that is damaged itself is there: what of it can be read, a verification tells. */

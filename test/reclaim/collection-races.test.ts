@@ -135,3 +135,20 @@ test("a store that forgets the prune before a collection loses nothing of the po
     churned.nowMs += 61_000;
   }
 });
+
+test("a point that refers to what was condemned and not given back is listed again when its disk's head is lost", async () => {
+  // Its writer does not acknowledge in time, so nothing is given back.
+  const commit = slow("putObject", "disks/c/points/", 1);
+  churned.through(commit.sink);
+  churned.change("c", 0, 20, 5);
+  const cycle = churned.replicate("c");
+  await commit.gate.reached;
+  expect(await churned.collect({ waitMsMax: 0 })).toMatchObject({ waitingFor: ["c"] });
+  commit.gate.open();
+  await cycle;
+  churned.through();
+  await churned.plain.deleteObject("disks/c/head");
+  expect(await (await churned.vault()).repair()).toMatchObject({ lost: [] });
+  expect(await churned.points("c")).toHaveLength(1);
+  expect(await churned.check()).toBe(3);
+});
