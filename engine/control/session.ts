@@ -290,7 +290,8 @@ export class Session implements AsyncDisposable {
     const captured = new PointMap(store, vaultId, disk, { volumeBytes: capturing.volumeBytes, runs: [delta] });
     const { scannedBytes, newBytes } = await captureForbidden(capturing, captured, again);
     statistics.newBytes += newBytes;
-    statistics.dedupedBytes -= newBytes;
+    // What the cycle itself had stored may have been found to be damaged since.
+    statistics.dedupedBytes = Math.max(0, statistics.dedupedBytes - newBytes);
     return scannedBytes > 0;
   }
 
