@@ -151,15 +151,9 @@ class Collection {
 
   async run(): Promise<CollectSummary> {
     const startedAt = performance.now();
-    // Listed first: what is written while we look is none of ours.
-    const segments = await this.#listSegments();
-    const objects = await this.#listObjects();
-    const live = await this.#look();
-    const unfinished = new Unfinished(live);
-    const unneeded = objects.filter((name) => !(unfinished.has(name) || live.objects.has(name)));
-    const condemned = await this.#condemn(segments, live, unfinished);
+    const { liveBytes, condemned, unneeded } = await this.#lookAndCondemn();
     const summary = {
-      liveBytes: live.pageCount * pageAlignmentBytes,
+      liveBytes,
       storedBytesBefore: this.#storedPages * pageAlignmentBytes,
       condemnedChunks: this.#condemnedChunks,
     };
@@ -198,6 +192,22 @@ class Collection {
       deletedObjects: dead.length,
       waitingFor,
     });
+  }
+
+  /** A method of its own: what the first look has learned is gone from memory when the second one begins. */
+  async #lookAndCondemn(): Promise<{
+    readonly liveBytes: number;
+    readonly condemned: readonly Condemned[];
+    readonly unneeded: readonly string[];
+  }> {
+    // Listed first: what is written while we look is none of ours.
+    const segments = await this.#listSegments();
+    const objects = await this.#listObjects();
+    const live = await this.#look();
+    const unfinished = new Unfinished(live);
+    const unneeded = objects.filter((name) => !(unfinished.has(name) || live.objects.has(name)));
+    const condemned = await this.#condemn(segments, live, unfinished);
+    return { liveBytes: live.pageCount * pageAlignmentBytes, condemned, unneeded };
   }
 
   async #look(): Promise<LiveSet> {

@@ -1,6 +1,9 @@
 /** What may happen between any two steps of a collection, and to what it has written down: nothing that a committed point needs is lost by it. */
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
+import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
+import { LiveSet } from "../../engine/reclaim/live-set.ts";
 import { FaultySink, Gate, type PlannedFault } from "../../sink/faults.ts";
 import { closeModelVaults, watched } from "../model-disk.ts";
 import { tamperObject } from "../recovery/tamper.ts";
@@ -151,4 +154,28 @@ test("a point that refers to what was condemned and not given back is listed aga
   expect(await (await churned.vault()).repair()).toMatchObject({ lost: [] });
   expect(await churned.points("c")).toHaveLength(1);
   expect(await churned.check()).toBe(3);
+});
+
+test("what the first look has learned takes no memory when the second one begins", async () => {
+  const looks: WeakRef<LiveSet>[] = [];
+  const look = LiveSet.of.bind(LiveSet);
+  onTestFinished(() => {
+    LiveSet.of = look;
+  });
+  LiveSet.of = async (options) => {
+    const live = await look(options);
+    looks.push(new WeakRef(live));
+    return live;
+  };
+  const announce = slow("putObject", "reclaim/collection", 1);
+  const collecting = churned.collect({ sink: announce.sink });
+  await announce.gate.reached;
+  setFlagsFromString("--expose-gc");
+  const gc = runInNewContext("gc") as () => void;
+  await new Promise((resolve) => setImmediate(resolve)); // a reference that was looked at stays until the turn ends
+  gc();
+  expect(looks.map((ref) => ref.deref())).toEqual([undefined]);
+  announce.gate.open();
+  await collecting;
+  expect(looks).toHaveLength(2);
 });
