@@ -113,7 +113,9 @@ export async function collect(store: Store, vault: string, options: CollectOptio
   const summary = await new Collection(store, vault, options, signal).run();
   if (summary.waitingFor.length === 0) {
     const bytes = encodeCollected({ vault, collectedMs: Date.now() });
-    await store.replace(collectedName, bytes, await store.etagOf(collectedName, { signal }), { signal });
+    await store.replace(collectedName, bytes, await store.etagOf(collectedName, { signal }), { signal }).catch((error: unknown) => {
+      if (!hasCode(error, "CONDITION_FAILED")) throw error; // else another one has come to its end while this one slept
+    });
   }
   return summary;
 }
@@ -175,7 +177,9 @@ class Collection {
     if (condemned.length === 0 && unneeded.length === 0) {
       return ended({ storedBytesAfter: summary.storedBytesBefore, deletedSegments: 0, deletedObjects: 0, waitingFor: [] });
     }
-    const announced = await this.#announce(await this.#store.etagOf(collectionName, { signal: this.#signal }));
+    const announced = await this.#announce(await this.#store.etagOf(collectionName, { signal: this.#signal })).catch((error: unknown) => {
+      throw hasCode(error, "CONDITION_FAILED") ? overtaken(collectionName, error) : error;
+    });
     const waitingFor = await this.#awaitWriters();
     if (waitingFor.length > 0) {
       return ended({ storedBytesAfter: summary.storedBytesBefore, deletedSegments: 0, deletedObjects: 0, waitingFor });
@@ -411,10 +415,10 @@ function forgotten(cause?: unknown): TidemarkError {
   });
 }
 
-function overtaken(segment: string, cause?: unknown): TidemarkError {
+function overtaken(object: string, cause?: unknown): TidemarkError {
   return new TidemarkError("COLLECTION_ACTIVE", "another collection has taken over while this one slept", {
     remedy: "let it finish",
-    detail: { object: segment },
+    detail: { object },
     cause,
   });
 }

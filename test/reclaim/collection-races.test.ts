@@ -156,6 +156,33 @@ test("a point that refers to what was condemned and not given back is listed aga
   expect(await churned.check()).toBe(3);
 });
 
+test("of two that are the first ever and begin at once, one collects and the other yields", async () => {
+  const seat = slow("putObject", "reclaim/collector", 1);
+  const late = churned.collect({ sink: seat.sink });
+  late.catch(() => undefined);
+  await seat.gate.reached;
+  const look = slow("list", "segments/", 1);
+  const early = churned.collect({ sink: look.sink });
+  await look.gate.reached;
+  seat.gate.open();
+  await expectCode(late, "COLLECTION_ACTIVE");
+  look.gate.open();
+  expect((await early).deletedSegments).toBe(1);
+});
+
+test.each(["reclaim/collection", "reclaim/collected"])("one that slept before it wrote %s says what has happened", async (name) => {
+  const write = slow("putObject", name, 1);
+  const slept = churned.collect({ sink: write.sink });
+  slept.catch(() => undefined);
+  await write.gate.reached;
+  churned.nowMs += 61_000;
+  await churned.collect();
+  write.gate.open();
+  if (name === "reclaim/collection") await expectCode(slept, "COLLECTION_ACTIVE");
+  else expect((await slept).deletedSegments).toBe(1);
+  expect(await churned.check()).toBe(2);
+});
+
 test("what the first look has learned takes no memory when the second one begins", async () => {
   const looks: WeakRef<LiveSet>[] = [];
   const look = LiveSet.of.bind(LiveSet);
