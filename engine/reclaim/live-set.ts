@@ -38,8 +38,10 @@ export async function bytesFreed(
   options: LiveSetOptions & { readonly isDropped: (disk: string, sequence: number) => boolean },
 ): Promise<number> {
   const { store, vault, signal } = options;
-  const [now, then] = [await LiveSet.of({ store, vault, signal }), await LiveSet.of(options)];
-  return (now.pageCount - then.pageCount) * pageAlignmentBytes;
+  // One after the other, so that only one is in memory.
+  const { pageCount: now } = await LiveSet.of({ store, vault, signal });
+  const { pageCount: then } = await LiveSet.of(options);
+  return (now - then) * pageAlignmentBytes;
 }
 
 export class LiveSet {
