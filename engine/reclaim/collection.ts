@@ -6,9 +6,10 @@
  *   - *Look*: everything that committed points lead to is needed. Anything that cannot be read ends the collection before it deletes.
  *   - *Condemn*: for each segment a record says which of its pages nobody needs, and then `reclaim/collection` is given a new id. From then on whoever
  *     loads a catalog leaves their chunks out.
- *   - *Acknowledged*: a writer looks for a new id before each cycle, every few seconds of a long one and while it waits for the next, forgets what is condemned, and
- *     writes the id into its head. A point that it goes on to commit refers to nothing that was condemned: what the cycle had referred to before is shipped again. A writer that
- *     does not live any more is locked out by taking its seat: if it wakes, its first write fails. So what follows does not depend on any clock.
+ *   - *Acknowledged*: a writer looks for a new id before each cycle, every few seconds of a long one and while none is due, forgets what is condemned, and
+ *     writes the id into its head. A point that it goes on to commit refers to nothing that was condemned: what the cycle had referred to before is shipped
+ *     again. A writer that does not live any more is locked out by taking its seat: if it wakes, its first write fails. So what follows does not depend on
+ *     any clock.
  *   - *Look again*: what points refer to that have been committed meanwhile by writers who did not know yet is kept.
  *   - *Give back*: what goes is recorded; when the store cannot forget that any more, pages are cleared where they lie, dead segments and objects deleted.
  *
