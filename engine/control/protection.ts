@@ -273,15 +273,15 @@ export class Protection implements AsyncDisposable {
       const isRetry = this.#failuresInRow > 0;
       const inMs = this.#paused ? Infinity : isRetry ? this.#retryInMs() : due.inMs;
       if (this.#isWoken || (inMs <= 0 && (isRetry || due.isPoint))) break;
-      await new Promise<void>((resolve) => {
+      const isCalled = await new Promise<boolean>((resolve) => {
         // Not at all while paused; else at least once in a while, for clocks that are set and collections that wait for us.
-        const timer = Number.isFinite(inMs) ? setTimeout(resolve, Math.min(Math.max(inMs, 1), restMsMax)) : undefined;
+        const timer = Number.isFinite(inMs) ? setTimeout(resolve, Math.min(Math.max(inMs, 1), restMsMax), false) : undefined;
         this.#wake = () => {
           clearTimeout(timer);
-          resolve();
+          resolve(true);
         };
       });
-      if (inMs > restMsMax && !this.#isWoken && (await this.#session?.rest()) === false) await this.#leave();
+      if (inMs > restMsMax && !isCalled && (await this.#session?.rest()) === false) await this.#leave();
       this.#wake = undefined;
     }
     this.#isWoken = false;
