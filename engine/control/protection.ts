@@ -45,6 +45,7 @@ import type { Notice, PointSummary } from "./summaries.ts";
 const notMadeHere = "the vault's newest point is not one that was made here";
 const frequencyMsDefault = 5_000;
 const freezeTimeoutMsDefault = 60_000;
+const restMsMax = 15_000; // several times in what a collection waits
 const backOffMsMin = 1_000;
 const backOffMsMax = 30_000;
 
@@ -272,14 +273,15 @@ export class Protection implements AsyncDisposable {
       const isRetry = this.#failuresInRow > 0;
       const inMs = this.#paused ? Infinity : isRetry ? this.#retryInMs() : due.inMs;
       if (this.#isWoken || (inMs <= 0 && (isRetry || due.isPoint))) break;
-      await new Promise<void>((resolve) => {
-        // Not at all while paused; else at least once in a while, for clocks that are set.
-        const timer = Number.isFinite(inMs) ? setTimeout(resolve, Math.min(Math.max(inMs, 1), 60_000)) : undefined;
+      const isCalled = await new Promise<boolean>((resolve) => {
+        // Not at all while paused; else at least once in a while, for clocks that are set and collections that wait for us.
+        const timer = Number.isFinite(inMs) ? setTimeout(resolve, Math.min(Math.max(inMs, 1), restMsMax), false) : undefined;
         this.#wake = () => {
           clearTimeout(timer);
-          resolve();
+          resolve(true);
         };
       });
+      if (inMs > restMsMax && !isCalled && (await this.#session?.rest()) === false) await this.#leave();
       this.#wake = undefined;
     }
     this.#isWoken = false;
@@ -387,10 +389,8 @@ export class Protection implements AsyncDisposable {
   /** Compares the whole disk with the vault. */
   async #scan(session: Session): Promise<void> {
     const parent = this.#isParentSound ? await session.manifest() : undefined;
-    this.#become(
-      session.newest === undefined ? "initial" : "resyncing",
-      session.newest === undefined ? "the first point is being made" : "the disk is compared with the vault",
-    );
+    if (session.newest === undefined) this.#become("initial", "the first point is being made");
+    else this.#become("resyncing", "the disk is compared with the vault");
     this.#schedule.started("crash", now());
     const cut = await this.#protected.cut({ exact: false });
     try {

@@ -190,6 +190,17 @@ export class Session implements AsyncDisposable {
     }
   }
 
+  /** As `acknowledge`, while nothing is due for long. False: the session is over, and whoever opens the next one finds out why. */
+  async rest(): Promise<boolean> {
+    try {
+      await this.acknowledge();
+      return true;
+    } catch (error) {
+      if (!(error instanceof TidemarkError)) throw error;
+      return false;
+    }
+  }
+
   /** From here on nothing is referred to that has been condemned, and the head will say so. Returns whether it does not yet. */
   async #adoptCollection(signal: AbortSignal): Promise<boolean> {
     const collection = await this.catalog.adopt(this.store, signal);

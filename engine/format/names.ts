@@ -134,9 +134,14 @@ export function keptSequence(name: string): number | undefined {
   return match === null ? undefined : Number(match[1]);
 }
 
+/** All segments that writers of `disk` made share this prefix. */
+export function segmentDiskPrefix(disk: string): string {
+  return `${segmentsPrefix}${encodeDiskName(disk)}/`;
+}
+
 /** All segments that a writer of `disk` with this epoch made share this prefix. */
 export function segmentEpochPrefix(disk: string, epoch: number): string {
-  return `${segmentsPrefix}${encodeDiskName(disk)}/${padded(epoch)}-`;
+  return `${segmentDiskPrefix(disk)}${padded(epoch)}-`;
 }
 
 export function segmentName(disk: string, epoch: number, lane: number, ordinal: number): string {

@@ -18,7 +18,7 @@ export const collectedName = "reclaim/collected";
 export const deadPrefix = "reclaim/dead/";
 
 /** Pages of a segment. */
-const segmentPages: number = segmentBytes / pageAlignmentBytes;
+export const segmentPages: number = segmentBytes / pageAlignmentBytes;
 
 /** Half-open run of pages of 512 bytes, [from, end). */
 export interface PageRun {

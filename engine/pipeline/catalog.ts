@@ -65,7 +65,7 @@ export class Catalog {
 
   private constructor({ indexBytesMax, vaultId }: CatalogOptions) {
     this.index = new DedupIndex(indexBytesMax);
-    this.#dead = new DeadPages(vaultId);
+    this.#dead = new DeadPages(vaultId, "forbidden");
     this.#quarantine = new Quarantine(vaultId);
   }
 
@@ -74,8 +74,7 @@ export class Catalog {
     const catalog = new Catalog(options);
     await catalog.#dead.refresh(options.store, options);
     catalog.#adopted = catalog.#dead.collection;
-    // Whoever puts chunks into quarantine sees to it that there is a collection.
-    if (catalog.#adopted !== null) await catalog.#quarantine.refresh(options.store, options);
+    await catalog.#quarantine.refresh(options.store, options);
     const listed = new Map<string, { readonly etag: string; readonly sizeBytes: number }>();
     for await (const object of options.store.list(segmentsPrefix, options)) {
       if (parseSegmentName(object.name) !== undefined) listed.set(object.name, object);
@@ -119,7 +118,10 @@ export class Catalog {
       const learned = await this.#dead.refresh(store, { signal });
       if (learned.size > 0) this.#forgetDead(learned);
       const { collection } = this.#dead;
-      if (collection !== this.#adopted) this.#forgetDamaged(await this.#quarantine.refresh(store, { signal }));
+      if (collection !== this.#adopted) {
+        this.#forgetDamaged(await this.#quarantine.refresh(store, { signal }));
+        await this.#forgetDeleted(store, signal);
+      }
       this.#adopted = collection;
       return collection;
     });
@@ -131,6 +133,16 @@ export class Catalog {
     const dead = this.#segments.map(({ name }) => (segments.has(name) ? this.#dead.of(name) : undefined));
     if (dead.every((pages) => pages === undefined)) return;
     this.index.dropWhere((segment, offset, storedWord) => dead[segment]?.touches(offset, storedLength(storedWord)) === true);
+    this.#dirty = true;
+  }
+
+  /** A segment is deleted together with its record: who wrote nothing meanwhile, and was not waited for, has never seen that. */
+  async #forgetDeleted(store: Store, signal: AbortSignal | undefined): Promise<void> {
+    const known = this.#segments.length; // what we make from now on need not be listed
+    const there = await listSegments(store, signal);
+    const isDeleted = this.#segments.slice(0, known).map(({ name }) => !there.has(name));
+    if (!isDeleted.includes(true)) return;
+    this.index.dropWhere((segment) => isDeleted[segment] === true);
     this.#dirty = true;
   }
 

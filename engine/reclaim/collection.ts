@@ -6,9 +6,10 @@
  *   - *Look*: everything that committed points lead to is needed. Anything that cannot be read ends the collection before it deletes.
  *   - *Condemn*: for each segment a record says which of its pages nobody needs, and then `reclaim/collection` is given a new id. From then on whoever
  *     loads a catalog leaves their chunks out.
- *   - *Acknowledged*: a writer looks for a new id before each cycle and every few seconds of a long one, forgets what is condemned, and writes the id into its
- *     head. A point that it goes on to commit refers to nothing that was condemned: what the cycle had referred to before is shipped again. A writer that
- *     does not live any more is locked out by taking its seat: if it wakes, its first write fails. So what follows does not depend on any clock.
+ *   - *Acknowledged*: a writer looks for a new id before each cycle, every few seconds of a long one and while none is due, forgets what is condemned, and
+ *     writes the id into its head. A point that it goes on to commit refers to nothing that was condemned: what the cycle had referred to before is shipped
+ *     again. A writer that does not live any more is locked out by taking its seat: if it wakes, its first write fails. So what follows does not depend on
+ *     any clock.
  *   - *Look again*: what points refer to that have been committed meanwhile by writers who did not know yet is kept.
  *   - *Give back*: what goes is recorded; when the store cannot forget that any more, pages are cleared where they lie, dead segments and objects deleted.
  *
@@ -20,6 +21,7 @@
  */
 import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
+import { diskNames } from "../control/points.ts";
 import { readHead, Seat } from "../control/seat.ts";
 import type { Notice } from "../control/summaries.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
@@ -112,7 +114,9 @@ export async function collect(store: Store, vault: string, options: CollectOptio
   const summary = await new Collection(store, vault, options, signal).run();
   if (summary.waitingFor.length === 0) {
     const bytes = encodeCollected({ vault, collectedMs: Date.now() });
-    await store.replace(collectedName, bytes, await store.etagOf(collectedName, { signal }), { signal });
+    await store.replace(collectedName, bytes, await store.etagOf(collectedName, { signal }), { signal }).catch((error: unknown) => {
+      if (!hasCode(error, "CONDITION_FAILED")) throw error; // else another one has come to its end while this one slept
+    });
   }
   return summary;
 }
@@ -150,15 +154,9 @@ class Collection {
 
   async run(): Promise<CollectSummary> {
     const startedAt = performance.now();
-    // Listed first: what is written while we look is none of ours.
-    const segments = await this.#listSegments();
-    const objects = await this.#listObjects();
-    const live = await this.#look();
-    const unfinished = new Unfinished(live);
-    const unneeded = objects.filter((name) => !(unfinished.has(name) || live.objects.has(name)));
-    const condemned = await this.#condemn(segments, live, unfinished);
+    const { liveBytes, condemned, unneeded } = await this.#lookAndCondemn();
     const summary = {
-      liveBytes: live.pageCount * pageAlignmentBytes,
+      liveBytes,
       storedBytesBefore: this.#storedPages * pageAlignmentBytes,
       condemnedChunks: this.#condemnedChunks,
     };
@@ -180,15 +178,17 @@ class Collection {
     if (condemned.length === 0 && unneeded.length === 0) {
       return ended({ storedBytesAfter: summary.storedBytesBefore, deletedSegments: 0, deletedObjects: 0, waitingFor: [] });
     }
-    await this.#announce();
-    const waitingFor = await this.#awaitWriters([...live.heads.keys()]);
+    const announced = await this.#announce(await this.#store.etagOf(collectionName, { signal: this.#signal })).catch((error: unknown) => {
+      throw hasCode(error, "CONDITION_FAILED") ? overtaken(collectionName, error) : error;
+    });
+    const waitingFor = await this.#awaitWriters();
     if (waitingFor.length > 0) {
       return ended({ storedBytesAfter: summary.storedBytesBefore, deletedSegments: 0, deletedObjects: 0, waitingFor });
     }
     const stillLive = await this.#look();
     const decisions = await this.#decide(condemned, stillLive);
     const dead = unneeded.filter((name) => !stillLive.objects.has(name));
-    await this.#settle(decisions);
+    await this.#settle(decisions, announced);
     await this.#each(decisions, async (decision) => await this.#giveBack(decision));
     await this.#each(dead, async (name) => await this.#store.delete(name, { signal: this.#signal }));
     return ended({
@@ -197,6 +197,22 @@ class Collection {
       deletedObjects: dead.length,
       waitingFor,
     });
+  }
+
+  /** A method of its own: what the first look has learned is gone from memory when the second one begins. */
+  async #lookAndCondemn(): Promise<{
+    readonly liveBytes: number;
+    readonly condemned: readonly Condemned[];
+    readonly unneeded: readonly string[];
+  }> {
+    // Listed first: what is written while we look is none of ours.
+    const segments = await this.#listSegments();
+    const objects = await this.#listObjects();
+    const live = await this.#look();
+    const unfinished = new Unfinished(live);
+    const unneeded = objects.filter((name) => !(unfinished.has(name) || live.objects.has(name)));
+    const condemned = await this.#condemn(segments, live, unfinished);
+    return { liveBytes: live.pageCount * pageAlignmentBytes, condemned, unneeded };
   }
 
   async #look(): Promise<LiveSet> {
@@ -223,7 +239,11 @@ class Collection {
   /** Records of each segment what nobody needs of it. Returns the segments that have such pages. */
   async #condemn(segments: readonly Segment[], live: LiveSet, unfinished: Unfinished): Promise<Condemned[]> {
     const known = new Set(segments.map(({ name }) => name));
-    for (const name of live.pages.keys()) if (!known.has(name)) throw damaged(name, "the store does not hold it any more");
+    for (const name of live.pages.keys()) {
+      // One that has been made and committed since they were listed is there, and none of ours.
+      if (known.has(name) || (await this.#store.etagOf(name, { signal: this.#signal })) !== undefined) continue;
+      throw damaged(name, "the store does not hold it any more");
+    }
     const condemned: Condemned[] = [];
     await this.#each(segments, async (segment) => {
       const { name } = segment;
@@ -258,21 +278,25 @@ class Collection {
     for await (const { name } of this.#store.list(deadPrefix, { signal: this.#signal })) {
       if (!segments.has(segmentOfDead(name))) orphans.push(name);
     }
-    await this.#each(orphans, async (name) => await this.#store.delete(name, { signal: this.#signal }));
+    await this.#each(orphans, async (name) => {
+      // Asked again, as the list is old when we have slept: a successor may have written this record. A segment that is gone does not come again.
+      const isGone = (await this.#store.etagOf(segmentOfDead(name), { signal: this.#signal })) === undefined;
+      if (isGone) await this.#store.delete(name, { signal: this.#signal });
+    });
   }
 
-  /** Has every writer look at the records before it goes on. Returns the ETag of what says so. */
-  async #announce(): Promise<string> {
+  /** Has every writer look at the records before it goes on. Returns the ETag of what says so. Errors: CONDITION_FAILED. */
+  async #announce(expected: string | undefined): Promise<string> {
     const bytes = encodeCollection({ vault: this.#vault, collection: this.#id, startedMs: Date.now() });
-    const options = { signal: this.#signal };
-    return await this.#store.replace(collectionName, bytes, await this.#store.etagOf(collectionName, options), options);
+    return await this.#store.replace(collectionName, bytes, expected, { signal: this.#signal });
   }
 
   /** Returns the disks whose writers live and have not acknowledged in time. */
-  async #awaitWriters(disks: readonly string[]): Promise<string[]> {
+  async #awaitWriters(): Promise<string[]> {
     const waitMsMax = this.#options.waitMsMax ?? timing.waitMsMax;
     const startedAt = performance.now();
-    for (let waiting = disks; ; ) {
+    // Listed now: a writer may have come with a new disk while we looked. One that comes from now on learns of the collection.
+    for (let waiting: readonly string[] = await diskNames(this.#store, this.#signal); ; ) {
       const left: string[] = [];
       for (const disk of waiting) if (!(await this.#isHarmless(disk))) left.push(disk);
       if (left.length === 0 || performance.now() - startedAt >= waitMsMax) return left;
@@ -328,21 +352,21 @@ class Collection {
 
   /**
    * Waits until the store cannot forget the records any more, nor anything that is older: a store that went back behind them would list points again that
-   * need what is given back. Errors: STORE_REGRESSED.
+   * need what is given back. That it had not gone back before, behind what the first look saw, is told by what was `announced` then. Errors: STORE_REGRESSED.
    */
-  async #settle(decisions: readonly Decision[]): Promise<void> {
+  async #settle(decisions: readonly Decision[], announced: string): Promise<void> {
     const { settlingMs } = this.#store.sink.capabilities;
     if (settlingMs === 0) return;
-    const mark = await this.#announce();
+    const mark = await this.#announce(announced).catch((error: unknown) => {
+      throw hasCode(error, "CONDITION_FAILED") ? forgotten(error) : error;
+    });
     await delay(settlingMs, undefined, { signal: this.#signal }).catch(() => undefined);
     throwIfAborted(this.#signal);
     const there = new Map<string, string>();
     for await (const { name, etag } of this.#store.list(deadPrefix, { signal: this.#signal })) there.set(name, etag);
     const isThere = decisions.every(({ name, etag }) => there.get(deadName(name)) === etag);
     if (isThere && (await this.#store.etagOf(collectionName, { signal: this.#signal })) === mark) return;
-    throw new TidemarkError("STORE_REGRESSED", "the store has forgotten what this collection had written down", {
-      remedy: "run the command again: nothing has been given back",
-    });
+    throw forgotten();
   }
 
   async #giveBack({ name, etag, isDead, runs, dead, kept }: Decision): Promise<void> {
@@ -385,10 +409,17 @@ class Collection {
   }
 }
 
-function overtaken(segment: string, cause?: unknown): TidemarkError {
+function forgotten(cause?: unknown): TidemarkError {
+  return new TidemarkError("STORE_REGRESSED", "the store has forgotten what this collection had written down", {
+    remedy: "run the command again: nothing has been given back",
+    cause,
+  });
+}
+
+function overtaken(object: string, cause?: unknown): TidemarkError {
   return new TidemarkError("COLLECTION_ACTIVE", "another collection has taken over while this one slept", {
     remedy: "let it finish",
-    detail: { object: segment },
+    detail: { object },
     cause,
   });
 }

@@ -33,7 +33,9 @@ export class CollectorSeat implements AsyncDisposable {
         if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
       }
       // Nobody has ever collected here. Empty, and the same whoever makes it.
-      await store.putOnce(collectorName, new Uint8Array(0), { signal });
+      await store.putOnce(collectorName, new Uint8Array(0), { signal }).catch((error: unknown) => {
+        if (!hasCode(error, "OBJECT_EXISTS")) throw error; // else a twin was faster
+      });
     }
   }
 

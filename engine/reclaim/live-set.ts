@@ -16,7 +16,7 @@ import { damaged } from "../format/fields.ts";
 import { storedLength } from "../format/frame.ts";
 import type { EntryColumns } from "../format/leaf.ts";
 import { zeroSegment } from "../format/leaf.ts";
-import { manifestName, pageName } from "../format/names.ts";
+import { manifestName, pageName, segmentDiskPrefix } from "../format/names.ts";
 import { MapWalk } from "../map/map-walk.ts";
 import type { Pieces } from "../map/point-map.ts";
 import { PointMap, pieceIsZero, windowGranules } from "../map/point-map.ts";
@@ -37,8 +37,10 @@ export async function bytesFreed(
   options: LiveSetOptions & { readonly isDropped: (disk: string, sequence: number) => boolean },
 ): Promise<number> {
   const { store, vault, signal } = options;
-  const [now, then] = [await LiveSet.of({ store, vault, signal }), await LiveSet.of(options)];
-  return (now.pageCount - then.pageCount) * pageAlignmentBytes;
+  // One after the other, so that only one is in memory.
+  const { pageCount: now } = await LiveSet.of({ store, vault, signal });
+  const { pageCount: then } = await LiveSet.of(options);
+  return (now - then) * pageAlignmentBytes;
 }
 
 export class LiveSet {
@@ -46,8 +48,12 @@ export class LiveSet {
   readonly objects: Set<string> = new Set();
   /** Pages that hold chunks, by the name of the segment. */
   readonly pages: Map<string, PageSet> = new Map();
+  /** Segments of which points of the disk that they were made for need something. */
+  readonly ownSegments: Set<string> = new Set();
   /** Head of each disk, as it was when its points were read. */
   readonly heads: Map<string, HeadDocument> = new Map();
+  /** What names of segments begin with that were made for the disk which is being looked at. */
+  #ownPrefix = "";
 
   /** Reads the whole vault. Errors: DAMAGED and FORMAT_UNSUPPORTED when anything cannot be read, and those of the store. */
   static async of(options: LiveSetOptions): Promise<LiveSet> {
@@ -84,6 +90,7 @@ export class LiveSet {
     const { store, vault, signal } = options;
     const { head } = await readHead(store, vault, disk, signal);
     this.heads.set(disk, head);
+    this.#ownPrefix = segmentDiskPrefix(disk);
     const newestFirst: PointRecord[] = [];
     const onPage = ({ epoch, ordinal }: PageReference): void => {
       this.objects.add(pageName(disk, epoch, ordinal));
@@ -143,7 +150,9 @@ export class LiveSet {
     const segment = leaf.segments[entry] ?? zeroSegment;
     if (segment === zeroSegment) return;
     const name = leaf.names[segment];
-    if (name !== undefined) this.add(name, leaf.offsets[entry] ?? 0, leaf.storedWords[entry] ?? 0);
+    if (name === undefined) return;
+    if (name.startsWith(this.#ownPrefix)) this.ownSegments.add(name);
+    this.add(name, leaf.offsets[entry] ?? 0, leaf.storedWords[entry] ?? 0);
   }
 }
 

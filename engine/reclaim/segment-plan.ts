@@ -66,6 +66,7 @@ export async function planSegment(
   const frames: WalkedFrame[] = [];
   for await (const frame of walkFrames(store, vaultId, { ...segment, dead }, options)) frames.push(frame);
   const kept = new PageSet();
+  const deadFrames = new PageSet();
   let livePages = 0;
   let storedPages = 0;
   for (const frame of frames) {
@@ -77,6 +78,7 @@ export async function planSegment(
       if (live.has(page)) needed += 1;
     }
     if (needed > 0 || frame === frames.at(-1)) keepHeaderAndTable(kept, frame);
+    else deadFrames.add(from, end);
     livePages += needed;
   }
   if (livePages !== live.count()) throw unreadable(segment.name);
@@ -88,7 +90,8 @@ export async function planSegment(
       if (!dead.has(page) && (isDead || !(live.has(page) || kept.has(page)))) condemned.add(page, page + 1);
     }
   }
-  const runs = condemned.runs().filter(({ from, end }) => isDead || end - from >= runPagesMin);
+  // Of a frame that goes, header and table go together, however little each is by now: whoever walks the segment would stumble over either alone.
+  const runs = condemned.runs().filter(({ from, end }) => isDead || end - from >= runPagesMin || deadFrames.touchesPages(from, end));
   return { storedPages, isDead, condemned: runs, condemnedChunks: chunksIn(frames, PageSet.ofRuns(runs)) };
 }
 

@@ -1,7 +1,7 @@
 /**
  * What a living writer has made since its newest point: it may be of the point that it is about to commit, which nobody can see yet. A writer numbers what it
- * makes, and commits it in that order; so of each kind it is whatever has a higher number than all that committed points lead to. The segments that it
- * appends to are among it.
+ * makes, and commits it in that order; so of each kind it is whatever has a higher number than all that the disk's committed points lead to. The segments that
+ * it appends to are among it.
  */
 import { damaged } from "../format/fields.ts";
 import { decodeDiskName, encodeDiskName, parseDiskObject, parseSegmentName } from "../format/names.ts";
@@ -18,14 +18,15 @@ interface Numbered {
 export class Unfinished {
   /** By disk: the epoch of the writer that may be at work, or come. */
   readonly #epochs: ReadonlyMap<string, number>;
-  /** By series of a living writer: the highest number that is needed. */
+  /** By series of a living writer: the highest number that its disk's points need. */
   readonly #needed = new Map<string, number>();
 
   constructor(live: LiveSet) {
     this.#epochs = new Map(
       Array.from(live.heads, ([disk, head]) => [encodeDiskName(disk), head.writer === null ? head.epoch + 1 : head.epoch]),
     );
-    for (const names of [live.objects, live.pages.keys()]) {
+    // What other disks already need of the writer's segments says nothing of what its own next point needs.
+    for (const names of [live.objects, live.ownSegments]) {
       for (const name of names) {
         const numbered = numberedName(name);
         if (numbered === undefined || !this.#isCurrent(name, numbered)) continue;

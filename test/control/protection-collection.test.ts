@@ -1,5 +1,6 @@
 /** Collections beside disks that are protected for weeks: their writers acknowledge without being disturbed, and forget what is condemned. */
-import { expect, test } from "vitest";
+import { afterEach, expect, test, vi } from "vitest";
+import type { ProtectionPolicy } from "../../engine/control/protection-status.ts";
 import { Seat } from "../../engine/control/seat.ts";
 import { Store } from "../../engine/store.ts";
 import { contentOf, ModelDisk } from "../model-disk.ts";
@@ -15,13 +16,17 @@ machineForEachTest((fresh) => {
   disk = machine.disk(sizeBytes);
 });
 
+afterEach(() => {
+  vi.restoreAllMocks();
+});
+
 /** Another disk of the vault holds `shared`, and then does not any more. */
-async function passOn(): Promise<void> {
+async function passOn(policy: ProtectionPolicy = { crashConsistentFrequencyMs: 20 }): Promise<void> {
   const vault = await machine.vault();
   const other = new ModelDisk(Buffer.from(shared), "other");
   await vault.replicate({ disk: "other", volume: other });
   // A session that begins now knows the chunks.
-  await disk.start({ policy: { crashConsistentFrequencyMs: 20 } });
+  await disk.start({ policy });
   await disk.write(sizeBytes / 2, contentOf(10_000, 1));
   await disk.point();
   other.bytes.fill(1);
@@ -53,4 +58,31 @@ test("a disk that is written meanwhile has points of which everything is there",
   expect((await collecting).waitingFor).toEqual([]);
   await disk.checkAll();
   expect(disk.failures).toEqual([]);
+});
+
+test("a disk whose next point is a long way off acknowledges a collection nevertheless", async () => {
+  // Who waits for long here waits for the next point.
+  const wait = setTimeout;
+  vi.spyOn(globalThis, "setTimeout").mockImplementation((call, ms = 0, ...given) => wait(call, ms > 10_000 ? 10 : ms, ...given));
+  await passOn({ startTimeMs: Date.now() + 24 * 3_600_000 });
+  const vault = await machine.vault();
+  expect((await vault.collect({ waitMsMax: 5_000 })).waitingFor).toEqual([]);
+  await disk.write(0, shared);
+  await disk.point();
+  await disk.checkAll();
+  expect(disk.failures).toEqual([]);
+});
+
+test("a disk that was paused while its vault was collected does not take that for a store that went back in time", async () => {
+  await passOn();
+  disk.protection.pause();
+  await disk.next((event) => event.kind === "state" && event.state === "paused");
+  const vault = await machine.vault();
+  expect((await vault.collect({ waitMsMax: 0 })).deletedSegments).toBe(1);
+  disk.protection.resume();
+  await disk.write(0, shared);
+  await disk.point();
+  await disk.checkAll();
+  expect(disk.failures).toEqual([]);
+  expect(disk.notices).not.toContain("STORE_REGRESSED");
 });

@@ -70,8 +70,8 @@ async function writeFrames(store: Store, name: string, frames: readonly (readonl
   return ends;
 }
 
-/** Each load asks whether there has been a collection. */
-const collectionReads = 1;
+/** Each load asks for the newest collection, and lists what collections have recorded and what is in quarantine. */
+const collectionReads = 3;
 const first = segmentName("a", 1, 0, 0);
 const second = segmentName("ä", 2, 1, 0);
 

@@ -5,8 +5,12 @@ import path from "node:path";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
+import { frameHeaderBytes } from "../../engine/format/frame.ts";
+import { segmentName } from "../../engine/format/names.ts";
 import type { CollectSummary } from "../../engine/reclaim/collection.ts";
+import { quarantine } from "../../engine/reclaim/quarantine.ts";
 import { parsePolicy } from "../../engine/retention/policy.ts";
+import { Store } from "../../engine/store.ts";
 import { FaultySink, Gate } from "../../sink/faults.ts";
 import type { MemorySnapshot } from "../../sink/memory.ts";
 import { closeModelVaults, type ModelDisk, watched } from "../model-disk.ts";
@@ -313,6 +317,23 @@ describe("a writer in the middle of a long cycle", () => {
     churned.change("b", 100, 5);
     await churned.replicate("b");
     expect(await churned.check()).toBe(3);
+  });
+
+  test("ships again what it has stored itself when that is found to be damaged, and its point can be read", async () => {
+    churned.change("b", 0, 20);
+    churned.change("b", 40, 20);
+    const packed = new Gate();
+    packed.open();
+    const cycle = churned.replicate("b", () => void packed.pass(undefined));
+    cycle.catch(() => undefined);
+    await packed.reached;
+    const first = { segment: segmentName("b", 1, 0, 0), offset: frameHeaderBytes };
+    await quarantine(new Store(churned.plain), (await churned.vault()).id, [first], {});
+    clockMs += 5_000;
+    second.open();
+    third.open();
+    await cycle;
+    expect(await churned.check()).toBe(2);
   });
 
   test("knows for the next one what the disk held when it was read for the second time", async () => {

@@ -13,7 +13,7 @@ function looked(isWritten: boolean): LiveSet {
   const head = { vault: "0".repeat(32), disk: "a", epoch: 7, collection: null, pages: [], points: [] };
   live.heads.set("a", { ...head, writer: isWritten ? writer : null });
   for (const name of [mapName("a", 6, 90), mapName("a", 7, 4), pageName("a", 7, 0), manifestName("a", 12, 7)]) live.objects.add(name);
-  for (const name of [segmentName("a", 6, 0, 3), segmentName("a", 7, 0, 1)]) live.add(name, 0, 512);
+  for (const name of [segmentName("a", 6, 0, 3), segmentName("a", 7, 0, 1)]) live.ownSegments.add(name);
   return live;
 }
 
@@ -25,6 +25,14 @@ test("it is what a living writer has numbered higher than all that points need",
   for (const name of [segmentName("a", 7, 0, 1), segmentName("a", 7, 0, 2), segmentName("a", 7, 1, 0)])
     expect(unfinished.has(name), name).toBe(true);
   expect(unfinished.has(segmentName("a", 7, 0, 0))).toBe(false);
+});
+
+test("it is so also when another disk already needs a part of what the writer has made", () => {
+  const live = looked(true);
+  // Of its third segment, which is durable and known to all, while its own point is not there yet.
+  live.add(segmentName("a", 7, 0, 5), 0, 512);
+  const unfinished = new Unfinished(live);
+  for (const ordinal of [1, 2, 3, 4, 5, 6]) expect(unfinished.has(segmentName("a", 7, 0, ordinal)), String(ordinal)).toBe(true);
 });
 
 test("nothing of a former writer is, whatever its number", () => {
