@@ -299,7 +299,7 @@ export class Session implements AsyncDisposable {
     if (delta === undefined) return false;
     const { store, vaultId, disk } = this.#objects;
     const captured = new PointMap(store, vaultId, disk, { volumeBytes: capturing.volumeBytes, runs: [delta] });
-    const { scannedBytes, newBytes } = await captureForbidden(capturing, captured, again);
+    const { scannedBytes, newBytes } = await captureForbidden(capturing, store, captured, again);
     // It had been taken for known; what had been new itself, and was found to be damaged meanwhile, stays counted once.
     const known = Math.min(newBytes, statistics.dedupedBytes);
     statistics.newBytes += known;

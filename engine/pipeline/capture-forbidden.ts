@@ -8,6 +8,7 @@ import { granuleBytes } from "../limits.ts";
 import type { PointMap } from "../map/point-map.ts";
 import type { RunWriter } from "../map/run-writer.ts";
 import { namedVolume } from "../source/named-volume.ts";
+import type { Store } from "../store.ts";
 import type { Extent } from "../volume.ts";
 import { changedBaseline } from "./baseline.ts";
 import type { CaptureOptions, CaptureStatistics } from "./capture.ts";
@@ -25,13 +26,19 @@ interface Reference extends Extent {
  * `captured`: the entries of the cycle, made with `options`, whose references afterwards are those that the point will show. Errors: as `capture`, and
  * those of reading the entries.
  */
-export async function captureForbidden(options: CaptureOptions, captured: PointMap, again: RunWriter): Promise<CaptureStatistics> {
+export async function captureForbidden(
+  options: CaptureOptions,
+  store: Store,
+  captured: PointMap,
+  again: RunWriter,
+): Promise<CaptureStatistics> {
   const { catalog, references, volumeBytes, signal } = options;
   references.clear();
-  for await (const { segment, isForbidden } of referencesOf(options, captured)) if (!isForbidden) references.add(catalog.idOf(segment));
+  for await (const { segment, isForbidden } of referencesOf(options, store, captured))
+    if (!isForbidden) references.add(catalog.idOf(segment));
   return await capture({
     ...options,
-    volume: namedVolume(options.volume, forbiddenOf(options, captured), volumeBytes),
+    volume: namedVolume(options.volume, forbiddenOf(options, store, captured), volumeBytes),
     baseline: changedBaseline,
     scope: "named",
     run: again,
@@ -42,12 +49,14 @@ export async function captureForbidden(options: CaptureOptions, captured: PointM
   });
 }
 
-async function* forbiddenOf(options: CaptureOptions, captured: PointMap): AsyncGenerator<Extent> {
-  for await (const reference of referencesOf(options, captured)) if (reference.isForbidden) yield reference;
+async function* forbiddenOf(options: CaptureOptions, store: Store, captured: PointMap): AsyncGenerator<Extent> {
+  for await (const reference of referencesOf(options, store, captured)) if (reference.isForbidden) yield reference;
 }
 
-async function* referencesOf({ catalog, signal }: CaptureOptions, captured: PointMap): AsyncGenerator<Reference> {
+async function* referencesOf({ catalog, signal }: CaptureOptions, store: Store, captured: PointMap): AsyncGenerator<Reference> {
   for await (const leaf of captured.entriesOf(0, signal)) {
+    const forbidden = new Map<string, (offset: number, storedWord: number) => boolean>();
+    for (const name of leaf.names) forbidden.set(name, await catalog.forbiddenIn(store, name, signal));
     for (let entry = 0; entry < leaf.count; entry += 1) {
       const name = leaf.segments[entry] ?? zeroSegment;
       const segment = name === zeroSegment ? undefined : leaf.names[name];
@@ -56,7 +65,7 @@ async function* referencesOf({ catalog, signal }: CaptureOptions, captured: Poin
         offset: (leaf.starts[entry] ?? 0) * granuleBytes,
         length: (leaf.lengths[entry] ?? 0) * granuleBytes,
         segment,
-        isForbidden: catalog.isForbidden(segment, leaf.offsets[entry] ?? 0, leaf.storedWords[entry] ?? 0),
+        isForbidden: forbidden.get(segment)?.(leaf.offsets[entry] ?? 0, leaf.storedWords[entry] ?? 0) === true,
       };
     }
   }

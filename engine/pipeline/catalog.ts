@@ -18,6 +18,7 @@ import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../errors.ts
 import { storedLength } from "../format/frame.ts";
 import { encodeDiskName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
 import { DeadPages } from "../reclaim/dead-pages.ts";
+import type { PageSet } from "../reclaim/page-set.ts";
 import { Quarantine } from "../reclaim/quarantine.ts";
 import type { Store } from "../store.ts";
 import { DedupIndex, indexEntryBytes } from "./dedup-index.ts";
@@ -47,7 +48,9 @@ const segmentsReadAtOnce = 8;
 /** So many segments are asked for one by one; for more, a listing is cheaper. */
 const statsAtOnceMax = 8;
 const cacheName = "dedup-index";
-const cacheVersion = 1;
+const cacheVersion = 2;
+/** Records of dead pages that are acted upon at once: 64 MiB at most. */
+const recordsAtOnce = 256;
 /** Entries read or written at a time: 1 MiB or so. */
 const cacheBatchEntries = 36_864;
 
@@ -57,6 +60,8 @@ export class Catalog {
   readonly #ids = new Map<string, number>();
   readonly #dead: DeadPages;
   readonly #quarantine: Quarantine;
+  /** Segments of whose dead pages something has been learned that the index does not know yet. */
+  readonly #learned = new Set<string>();
   #adopting: Promise<unknown> = Promise.resolve();
   /** The collection that was the newest when the quarantine was last looked at. */
   #adopted: string | null = null;
@@ -65,21 +70,24 @@ export class Catalog {
 
   private constructor({ indexBytesMax, vaultId }: CatalogOptions) {
     this.index = new DedupIndex(indexBytesMax);
-    this.#dead = new DeadPages(vaultId, "forbidden");
+    this.#dead = new DeadPages(vaultId);
     this.#quarantine = new Quarantine(vaultId);
   }
 
   /** Lists the vault's segments, takes from the cache what still holds, and reads the frame tables of the rest. */
   static async load(options: CatalogOptions): Promise<Catalog> {
     const catalog = new Catalog(options);
-    await catalog.#dead.refresh(options.store, options);
+    const cache = options.folder === undefined ? undefined : await readCache(options.folder, options.vaultId);
+    for (const { name, record } of cache?.segments ?? []) if (record !== null) catalog.#dead.assume(name, record);
+    for (const segment of await catalog.#dead.refresh(options.store, options)) catalog.#learned.add(segment);
     catalog.#adopted = catalog.#dead.collection;
     await catalog.#quarantine.refresh(options.store, options);
     const listed = new Map<string, { readonly etag: string; readonly sizeBytes: number }>();
     for await (const object of options.store.list(segmentsPrefix, options)) {
       if (parseSegmentName(object.name) !== undefined) listed.set(object.name, object);
     }
-    if (options.folder !== undefined) await catalog.#readCache(options.folder, options.vaultId, listed);
+    if (cache !== undefined) catalog.#takeCache(cache, listed);
+    await catalog.#forgetDead(options.store, options.signal);
     const unread = [...listed].filter(([name]) => !catalog.#ids.has(name));
     const next = unread.values();
     const readers = Array.from({ length: segmentsReadAtOnce }, async () => {
@@ -115,8 +123,8 @@ export class Catalog {
    */
   async adopt(store: Store, signal: AbortSignal | undefined): Promise<string | null> {
     const adopted = this.#adopting.then(async () => {
-      const learned = await this.#dead.refresh(store, { signal });
-      if (learned.size > 0) this.#forgetDead(learned);
+      for (const segment of await this.#dead.refresh(store, { signal })) this.#learned.add(segment);
+      await this.#forgetDead(store, signal);
       const { collection } = this.#dead;
       if (collection !== this.#adopted) {
         this.#forgetDamaged(await this.#quarantine.refresh(store, { signal }));
@@ -129,11 +137,22 @@ export class Catalog {
     return await adopted;
   }
 
-  #forgetDead(segments: ReadonlySet<string>): void {
-    const dead = this.#segments.map(({ name }) => (segments.has(name) ? this.#dead.of(name) : undefined));
-    if (dead.every((pages) => pages === undefined)) return;
-    this.index.dropWhere((segment, offset, storedWord) => dead[segment]?.touches(offset, storedLength(storedWord)) === true);
-    this.#dirty = true;
+  /** Acts upon what has been learned of segments that the index knows. What an error leaves is acted upon the next time. */
+  async #forgetDead(store: Store, signal: AbortSignal | undefined): Promise<void> {
+    for (const name of this.#learned) if (!this.#ids.has(name)) this.#learned.delete(name);
+    const names = [...this.#learned];
+    for (let from = 0; from < names.length; from += recordsAtOnce) {
+      throwIfAborted(signal);
+      const next = names.slice(from, from + recordsAtOnce).values();
+      const dead: (PageSet | undefined)[] = [];
+      const reader = async (): Promise<void> => {
+        for (const name of next) dead[this.idOf(name)] = await this.#dead.of(store, name, { signal });
+      };
+      await Promise.all(Array.from({ length: segmentsReadAtOnce }, reader));
+      this.index.dropWhere((segment, offset, storedWord) => dead[segment]?.touches(offset, storedLength(storedWord)) === true);
+      for (const name of names.slice(from, from + recordsAtOnce)) this.#learned.delete(name);
+      this.#dirty = true;
+    }
   }
 
   /** A segment is deleted together with its record: who wrote nothing meanwhile, and was not waited for, has never seen that. */
@@ -152,9 +171,14 @@ export class Catalog {
     this.#dirty = true;
   }
 
-  /** Whether what lies there is condemned, or has been found to be damaged: nothing may refer to it. */
-  isForbidden(name: string, offset: number, storedWord: number): boolean {
-    return this.#dead.of(name)?.touches(offset, storedLength(storedWord)) === true || this.#quarantine.has(name, offset);
+  /** What of a segment nothing may refer to, as it is condemned, or has been found to be damaged. Errors: those of the store. */
+  async forbiddenIn(
+    store: Store,
+    segment: string,
+    signal: AbortSignal | undefined,
+  ): Promise<(offset: number, storedWord: number) => boolean> {
+    const dead = await this.#dead.of(store, segment, { signal });
+    return (offset, storedWord) => dead?.touches(offset, storedLength(storedWord)) === true || this.#quarantine.has(segment, offset);
   }
 
   /** The store does not hold what this tells of: nobody who shares the catalog may commit any more what refers to it. */
@@ -226,8 +250,8 @@ export class Catalog {
     const id = this.#segments.push({ name, etag, endBytes: 0 }) - 1;
     this.#ids.set(name, id);
     this.#dirty = true;
-    const dead = this.#dead.of(name);
     try {
+      const dead = await this.#dead.of(store, name, options);
       for await (const { offset, header, table } of walkFrames(store, vaultId, { name, sizeBytes, dead }, options)) {
         const digestWords = new Uint32Array(table.digests.buffer, table.digests.byteOffset, table.count * 4);
         for (let chunk = 0; chunk < table.count; chunk += 1) {
@@ -256,7 +280,11 @@ export class Catalog {
         version: cacheVersion,
         vault: Buffer.from(vaultId).toString("hex"),
         count: this.index.count,
-        segments: this.#segments.map(({ name, etag, endBytes }) => ({ name, etag, endBytes })),
+        segments: this.#segments.map(({ name, etag, endBytes }) => {
+          // What is not known to be gone from the index yet is learned anew.
+          const record = this.#learned.has(name) ? null : (this.#dead.recordOf(name) ?? null);
+          return { name, etag, endBytes, record };
+        }),
       });
       let sum = crc32(header);
       await handle.writeFile(`${header}\n`);
@@ -292,24 +320,10 @@ export class Catalog {
     }
   }
 
-  /** Takes over what the cache holds of segments that have not changed since. Anything odd about the file means that there is no cache. */
-  async #readCache(folder: string, vaultId: Uint8Array, listed: ReadonlyMap<string, { readonly etag: string }>): Promise<void> {
-    let bytes: Buffer;
-    try {
-      const handle = await open(path.join(folder, cacheName), "r");
-      try {
-        bytes = await handle.readFile();
-      } finally {
-        await handle.close();
-      }
-    } catch (error) {
-      if (systemCode(error) === undefined) throw error;
-      return;
-    }
-    const header = parseCacheHeader(bytes, vaultId);
-    if (header === undefined) return;
+  /** Takes over what the cache holds of segments that have not changed since. */
+  #takeCache(cache: Cache, listed: ReadonlyMap<string, { readonly etag: string }>): void {
     // Numbers in the file → numbers here; a segment that changed is left out and read from the store.
-    const ids = header.segments.map(({ name, etag, endBytes }) => {
+    const ids = cache.segments.map(({ name, etag, endBytes }) => {
       if (listed.get(name)?.etag !== etag) return -1;
       const id = this.#segments.push({ name, etag, endBytes }) - 1;
       this.#ids.set(name, id);
@@ -317,14 +331,12 @@ export class Catalog {
     });
     this.#dirty = ids.includes(-1);
     const words = new Uint32Array(
-      header.entries.buffer.slice(header.entries.byteOffset, header.entries.byteOffset + header.entries.byteLength),
+      cache.entries.buffer.slice(cache.entries.byteOffset, cache.entries.byteOffset + cache.entries.byteLength),
     );
     for (let at = 0; at < words.length; at += indexEntryBytes / 4) {
       const id = ids[words[at + 4] ?? 0] ?? -1;
       if (id >= 0) this.index.set(words, at, id, words[at + 5] ?? 0, words[at + 6] ?? 0);
     }
-    // The cache may be older than a collection that has condemned some of it and changed no segment yet.
-    this.#forgetDead(new Set(this.#ids.keys()));
     this.#forgetDamaged(new Set(this.#ids.keys()));
   }
 }
@@ -348,13 +360,29 @@ async function statSegments(store: Store, segments: readonly Segment[], signal: 
   return there;
 }
 
-interface CacheHeader {
-  readonly segments: readonly { readonly name: string; readonly etag: string; readonly endBytes: number }[];
+interface Cache {
+  /** `record`: ETag of the record of dead pages whose chunks are not among the entries; null when there was none. */
+  readonly segments: readonly { readonly name: string; readonly etag: string; readonly endBytes: number; readonly record: string | null }[];
   readonly entries: Uint8Array;
 }
 
+/** Anything odd about the file means that there is no cache. */
+async function readCache(folder: string, vaultId: Uint8Array): Promise<Cache | undefined> {
+  try {
+    const handle = await open(path.join(folder, cacheName), "r");
+    try {
+      return parseCache(await handle.readFile(), vaultId);
+    } finally {
+      await handle.close();
+    }
+  } catch (error) {
+    if (systemCode(error) === undefined) throw error;
+    return undefined;
+  }
+}
+
 /** The cache's parts, or undefined when it is torn, of another vault or of another version. */
-function parseCacheHeader(bytes: Buffer, vaultId: Uint8Array): CacheHeader | undefined {
+function parseCache(bytes: Buffer, vaultId: Uint8Array): Cache | undefined {
   const lineEnd = bytes.indexOf(0x0a);
   if (lineEnd < 0 || bytes.length < lineEnd + 5) return undefined;
   const entries = bytes.subarray(lineEnd + 1, bytes.length - 4);
@@ -364,7 +392,7 @@ function parseCacheHeader(bytes: Buffer, vaultId: Uint8Array): CacheHeader | und
     readonly version: number;
     readonly vault: string;
     readonly count: number;
-    readonly segments: CacheHeader["segments"];
+    readonly segments: Cache["segments"];
   };
   const ours = header.version === cacheVersion && header.vault === Buffer.from(vaultId).toString("hex");
   return ours && header.count * indexEntryBytes === entries.length ? { segments: header.segments, entries } : undefined;

@@ -1,6 +1,9 @@
 /**
- * What a writer, or whoever else reads segments, knows of dead pages: the newest collection that it has acted on, and for each segment the pages that
- * hold nothing any more, or may soon hold nothing.
+ * What a writer knows of dead pages: the newest collection that it has acted on, and which segments have a record of pages that hold nothing any more, or may
+ * soon hold nothing. A record is read when it is asked for. It may have changed since the last look, and is right all the same: what a collection
+ * condemns stays in it, unless a committed point turns out to need it.
+ *
+ * Memory: about 150 bytes for each segment that has a record, and 8 MiB.
  */
 import { hasCode } from "../errors.ts";
 import { toHex } from "../format/checksum.ts";
@@ -8,93 +11,103 @@ import { documentBytesMax } from "../format/documents.ts";
 import {
   collectionName,
   type DeadDocument,
+  deadName,
   deadPrefix,
   decodeCollection,
   decodeDead,
   segmentOfDead,
   segmentPages,
 } from "../format/reclaim.ts";
-import type { CallOptions, ListedObject } from "../sink.ts";
+import type { CallOptions } from "../sink.ts";
 import type { Store } from "../store.ts";
 import { PageSet } from "./page-set.ts";
 
-const readsAtOnce = 8;
-
-interface Known {
-  /** Of the record; undefined when there is none any more. */
-  readonly etag: string | undefined;
-  readonly pages: PageSet;
-}
+/** Segments whose pages are kept in memory: 256 KiB each at most. */
+const keptMax = 32;
 
 /** All pages of a segment. */
 const everything: PageSet = PageSet.ofRuns([{ from: 0, end: segmentPages }]);
 
 export class DeadPages {
   readonly #vault: string;
-  readonly #damage: "refused" | "forbidden";
-  readonly #bySegment = new Map<string, Known>();
+  /** ETag of each segment's record; undefined when there is none any more. */
+  readonly #records = new Map<string, string | undefined>();
+  /** The segments that were asked for last. */
+  readonly #kept = new Map<string, PageSet>();
   /** Undefined before anything has been read. */
   #collection: string | null | undefined;
 
-  /**
-   * `damage`: a record that cannot be read is an error; or, for writers, who have to go on and lose deduplication only, all of its segment counts as dead.
-   */
-  constructor(vaultId: Uint8Array, damage: "refused" | "forbidden" = "refused") {
+  constructor(vaultId: Uint8Array) {
     this.#vault = toHex(vaultId);
-    this.#damage = damage;
   }
 
-  /** The newest collection of which everything is known here; null while there has been none, or nobody can read which. */
+  /** The newest collection of whose records everything is known here; null while there has been none, or nobody can read which. */
   get collection(): string | null {
     return this.#collection ?? null;
   }
 
-  of(segment: string): PageSet | undefined {
-    return this.#bySegment.get(segment)?.pages;
+  /** Before the first `refresh`: the caller has acted upon this record of a segment, and is not told of it again unless it has changed. */
+  assume(segment: string, record: string): void {
+    this.#records.set(segment, record);
+  }
+
+  /** The ETag of a segment's record, if there is one. */
+  recordOf(segment: string): string | undefined {
+    return this.#records.get(segment);
   }
 
   /**
-   * Learns what is new since the last time, by one request while there was no new collection. Returns the segments of which something has been learned. To be
-   * called by one caller at a time. The first time every record is read, also when there is no id: pages have been cleared all the same. All of a segment
-   * whose record is gone counts as dead. Errors: DAMAGED, FORMAT_UNSUPPORTED and those of the store; then nothing has been learned.
+   * Learns which records are new since the last time, by one request while there was no new collection. Returns their segments. To be called by one caller
+   * at a time. The first time all records are looked at, also when there is no id: pages have been cleared all the same. Errors: FORMAT_UNSUPPORTED and
+   * those of the store; then nothing has been learned.
    */
   async refresh(store: Store, options: CallOptions): Promise<ReadonlySet<string>> {
-    const learned = new Map<string, Known>();
-    // Asked first: what is read then holds at least all of this collection.
+    // Asked first: the records that are found then hold at least all of this collection.
     const collection = await readCollection(store, this.#vault, options).catch((error: unknown) => {
       // There is nothing then that anybody could acknowledge, and the next collection puts its own in the place.
       if (hasCode(error, "DAMAGED")) return null;
       throw error;
     });
     if (collection === this.#collection) return new Set();
-    const changed: ListedObject[] = [];
-    const gone = new Set(this.#bySegment.keys());
-    for await (const record of store.list(deadPrefix, options)) {
-      const segment = segmentOfDead(record.name);
-      gone.delete(segment);
-      if (this.#bySegment.get(segment)?.etag !== record.etag) changed.push(record);
+    const listed = new Map<string, string>();
+    for await (const { name, etag } of store.list(deadPrefix, options)) listed.set(segmentOfDead(name), etag);
+    const learned = new Set<string>();
+    for (const [segment, etag] of listed) if (this.#records.get(segment) !== etag) learned.add(segment);
+    for (const [segment, etag] of this.#records) if (etag !== undefined && !listed.has(segment)) learned.add(segment);
+    for (const segment of learned) {
+      this.#records.set(segment, listed.get(segment));
+      this.#kept.delete(segment);
     }
-    const next = changed.values();
-    const read = async (): Promise<void> => {
-      for (const { name, etag } of next) learned.set(segmentOfDead(name), await this.#read(store, name, etag, options));
-    };
-    await Promise.all(Array.from({ length: readsAtOnce }, read));
-    for (const segment of gone) {
-      if (this.#bySegment.get(segment)?.etag !== undefined) learned.set(segment, { etag: undefined, pages: everything });
-    }
-    for (const [segment, known] of learned) this.#bySegment.set(segment, known);
     this.#collection = collection;
-    return new Set(learned.keys());
+    return learned;
   }
 
-  async #read(store: Store, name: string, listedEtag: string, options: CallOptions): Promise<Known> {
+  /**
+   * Pages of a segment that hold nothing, or may soon hold nothing; undefined when there are none. All pages of one whose record is gone, as it is deleted with
+   * its record, and of one whose record is damaged: that costs a writer deduplication, where an error would stop it. Errors: FORMAT_UNSUPPORTED and
+   * those of the store.
+   */
+  async of(store: Store, segment: string, options: CallOptions): Promise<PageSet | undefined> {
+    if (!this.#records.has(segment)) return undefined;
+    if (this.#records.get(segment) === undefined) return everything;
+    const kept = this.#kept.get(segment);
+    if (kept !== undefined) return kept;
+    const pages = await this.#read(store, segment, options);
+    this.#kept.set(segment, pages);
+    for (const oldest of this.#kept.keys()) {
+      if (this.#kept.size <= keptMax) break;
+      this.#kept.delete(oldest);
+    }
+    return pages;
+  }
+
+  async #read(store: Store, segment: string, options: CallOptions): Promise<PageSet> {
     try {
-      const found = await readDead(store, this.#vault, name, options);
-      if (found === undefined) return { etag: undefined, pages: everything }; // its segment is gone as a whole
-      return { etag: found.etag, pages: PageSet.ofRuns([...found.document.dead, ...found.document.condemned]) };
+      const found = await readDead(store, this.#vault, deadName(segment), options);
+      return found === undefined ? everything : PageSet.ofRuns([...found.document.dead, ...found.document.condemned]);
     } catch (error) {
-      if (this.#damage === "refused" || !hasCode(error, "DAMAGED")) throw error;
-      return { etag: listedEtag, pages: everything };
+      if (hasCode(error, "DAMAGED")) return everything;
+      throw error;
     }
   }
 }

@@ -15,10 +15,12 @@ import { hasCode, throwIfAborted } from "../errors.ts";
 import { fromHex, sameBytes, toHex } from "../format/checksum.ts";
 import { payloadAlignment, storedLength, storedLz4Flag } from "../format/frame.ts";
 import { parseSegmentName, segmentsPrefix } from "../format/names.ts";
+import { deadName } from "../format/reclaim.ts";
 import { digestBytes, granuleBytes } from "../limits.ts";
 import { walkFrames } from "../pipeline/frame-walk.ts";
 import { createDigest, type DigestKernel, Lz4 } from "../pipeline/kernels.ts";
-import { DeadPages } from "../reclaim/dead-pages.ts";
+import { readDead } from "../reclaim/dead-pages.ts";
+import { PageSet } from "../reclaim/page-set.ts";
 import { quarantine, release } from "../reclaim/quarantine.ts";
 import type { Store } from "../store.ts";
 import type { Volume } from "../volume.ts";
@@ -148,15 +150,15 @@ export class Healer {
       if (!this.#alone.has(digest)) missing.set(digest, [...(missing.get(digest) ?? []), chunk]);
     }
     if (missing.size === 0) return;
-    const dead = new DeadPages(this.#vaultId);
-    await dead.refresh(store, { signal });
     const segments: { readonly name: string; readonly sizeBytes: number }[] = [];
     for await (const object of store.list(segmentsPrefix, { signal }))
       if (parseSegmentName(object.name) !== undefined) segments.push(object);
     for (const { name, sizeBytes } of segments) {
       if (missing.size === 0) break;
       try {
-        for await (const { offset, table } of walkFrames(store, this.#vaultId, { name, sizeBytes, dead: dead.of(name) }, { signal })) {
+        const record = await readDead(store, toHex(this.#vaultId), deadName(name), { signal });
+        const dead = record === undefined ? undefined : PageSet.ofRuns([...record.document.dead, ...record.document.condemned]);
+        for await (const { offset, table } of walkFrames(store, this.#vaultId, { name, sizeBytes, dead }, { signal })) {
           for (let index = 0; index < table.count; index += 1) {
             const digest = toHex(table.digests.subarray(index * digestBytes, (index + 1) * digestBytes));
             const chunks = missing.get(digest);
