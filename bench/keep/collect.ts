@@ -2,8 +2,8 @@
  * What does a disk notice of a collection that goes on beside it? A vault is given many gigabytes that no point needs any more, and a disk that
  * is written steadily. Its cycles, from cut to commit, are timed for a while, and then while a process of its own (this one) collects.
  *
- * Of what is dead, half lies in a part of a disk of which nothing stays, so that whole segments can be deleted; of the other half one MiB in
- * sixteen stays, so that pages are cleared around what is needed.
+ * Of what is dead, three fifths lie in a part of a disk of which nothing stays: of ten gigabytes that is more than the first segments of all lanes hold, so
+ * whole segments can be deleted. Of the rest one MiB in sixteen stays, so that pages are cleared around what is needed.
  *
  * Room: the dead bytes once, on the disk of the store; what the load writes; and twice the live disk.
  */
@@ -40,9 +40,12 @@ const deadBytesDefault = 10_000_000_000;
 /** Of the room on the disk, at most this much is taken for the dead bytes unless the caller says how many. */
 const roomShareMax = 0.4;
 const mebibyte: number = 1024 * 1024;
-/** Of so many bytes `survivorBytes` stay, in the half of which something stays. */
+/** Of so many bytes `survivorBytes` stay, in the part of which something stays. */
 const survivorEveryBytes: number = 16 * mebibyte;
 const survivorBytes: number = mebibyte;
+
+/** The part of the disk of which nothing stays. */
+const goneShare = 0.6;
 
 const requestBytes = 16_384;
 const compressiblePercent = 50;
@@ -123,7 +126,7 @@ async function makeDead(config: BenchConfig, place: KeepPlace, log: StepLog, dea
   await log.time("store what will be dead", { role: "tidemark", unit: "bytes" }, 0, everything, (storedBytes) => storedBytes);
   config.begin("drop the point that needs it");
   const survivors = Array.from({ length: wholes }, (_, index) => ({ offset: index * survivorEveryBytes, length: survivorBytes }));
-  await replicate(survivors.slice(Math.floor(wholes / 2)));
+  await replicate(survivors.slice(Math.floor(wholes * goneShare)));
   await place.inVault(async (vault) => await vault.prune({ disk: deadDisk, policy: parsePolicy("keep:last=1"), signal }));
   return await place.broughtBack(deadDisk, async (path) => await contentHash(path, signal));
 }
