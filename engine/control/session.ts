@@ -433,7 +433,7 @@ export async function proveVault(store: Store, vault: string, signal: AbortSigna
   }
   if (there === vault) return;
   throw new TidemarkError("STORE_REGRESSED", `${store.description} has forgotten the vault ${vault}`, {
-    remedy: "run the command again: the first replication creates a vault where there is none",
+    remedy: "run the command again: it says what is left; the first replication creates a vault where there is nothing",
     detail: { object: vaultName },
   });
 }
