@@ -10,47 +10,26 @@ import { collectionName, deadName, encodeCollection, encodeDead, type PageRun } 
 import { parsePolicy } from "../../engine/retention/policy.ts";
 import type { Sink } from "../../engine/sink.ts";
 import { Store } from "../../engine/store.ts";
-import { MemorySink, MemoryStore } from "../../sink/memory.ts";
-import {
-  checkNewest,
-  closeModelVaults,
-  committedPoints,
-  contentOf,
-  Expected,
-  ModelDisk,
-  openModelVault,
-  redirected,
-  replicateNoted,
-  watched,
-} from "../model-disk.ts";
+import { MemoryStore } from "../../sink/memory.ts";
+import { checkNewest, closeModelVaults, committedPoints, contentOf, Expected, ModelDisk, watched } from "../model-disk.ts";
 import { tamperObject } from "../recovery/tamper.ts";
 import { expectCode } from "../sink/expectations.ts";
+import { openRepairRig, type RepairRig } from "./repair-rig.ts";
 
 const head = "disks/d/head";
 
 let store: MemoryStore;
-let line: { current: Sink };
+let line: RepairRig["line"];
 let vault: Vault;
 let disk: ModelDisk;
 let expected: Expected;
+let takePoints: RepairRig["takePoints"];
 beforeEach(async () => {
-  store = new MemoryStore();
-  line = { current: new MemorySink({ store }) };
-  vault = await openModelVault(redirected(line));
-  disk = new ModelDisk(contentOf(100_000, 1));
-  expected = new Expected("d");
+  ({ store, line, vault, disk, expected, takePoints } = await openRepairRig());
 });
 afterEach(async () => {
   await closeModelVaults();
 });
-
-/** Points that each have a granule of their own. */
-async function takePoints(count: number): Promise<void> {
-  for (let point = 0; point < count; point += 1) {
-    if (point > 0) contentOf(4096, 100 + point).copy(disk.bytes, ((point * 5) % 24) * 4096);
-    await replicateNoted(vault, line.current, expected, disk);
-  }
-}
 
 const repair = async (): Promise<RepairSummary> => await vault.repair();
 

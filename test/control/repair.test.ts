@@ -29,33 +29,22 @@ import {
 } from "../model-disk.ts";
 import { tamperObject } from "../recovery/tamper.ts";
 import { expectCode, namesIn } from "../sink/expectations.ts";
+import { openRepairRig, type RepairRig } from "./repair-rig.ts";
 
 const head = "disks/d/head";
 
 let store: MemoryStore;
-let line: { current: MemorySink | FaultySink };
+let line: RepairRig["line"];
 let vault: Vault;
 let disk: ModelDisk;
 let expected: Expected;
+let takePoints: RepairRig["takePoints"];
 beforeEach(async () => {
-  store = new MemoryStore();
-  line = { current: new MemorySink({ store }) };
-  vault = await openModelVault(redirected(line));
-  disk = new ModelDisk(contentOf(100_000, 1));
-  expected = new Expected("d");
+  ({ store, line, vault, disk, expected, takePoints } = await openRepairRig());
 });
 afterEach(async () => {
   await closeModelVaults();
 });
-
-/** Points that each have a granule of their own; from the 16th on runs have been merged. */
-async function takePoints(count: number): Promise<void> {
-  for (let point = 0; point < count; point += 1) {
-    if (point > 0) contentOf(4096, 100 + point).copy(disk.bytes, ((point * 5) % 24) * 4096);
-    if (point % 5 === 4) disk.bytes.fill(0, 8192, 16_384);
-    await replicateNoted(vault, line.current, expected, disk);
-  }
-}
 
 const repair = async (): Promise<RepairSummary> => await vault.repair();
 
