@@ -92,7 +92,9 @@ export class DeadPages {
     if (this.#records.get(segment) === undefined) return everything;
     const kept = this.#kept.get(segment);
     if (kept !== undefined) return kept;
-    const pages = await this.#read(store, segment, options);
+    const { pages, etag } = await this.#read(store, segment, options);
+    // An answer that was long under way may be older than what has been learned meanwhile.
+    if (etag !== this.#records.get(segment)) return pages;
     this.#kept.set(segment, pages);
     for (const oldest of this.#kept.keys()) {
       if (this.#kept.size <= keptMax) break;
@@ -101,12 +103,17 @@ export class DeadPages {
     return pages;
   }
 
-  async #read(store: Store, segment: string, options: CallOptions): Promise<PageSet> {
+  async #read(
+    store: Store,
+    segment: string,
+    options: CallOptions,
+  ): Promise<{ readonly pages: PageSet; readonly etag: string | undefined }> {
     try {
       const found = await readDead(store, this.#vault, deadName(segment), options);
-      return found === undefined ? everything : PageSet.ofRuns([...found.document.dead, ...found.document.condemned]);
+      if (found === undefined) return { pages: everything, etag: undefined };
+      return { pages: PageSet.ofRuns([...found.document.dead, ...found.document.condemned]), etag: found.etag };
     } catch (error) {
-      if (hasCode(error, "DAMAGED")) return everything;
+      if (hasCode(error, "DAMAGED")) return { pages: everything, etag: undefined };
       throw error;
     }
   }

@@ -7,8 +7,9 @@ import { fromHex } from "../../engine/format/checksum.ts";
 import { segmentName } from "../../engine/format/names.ts";
 import { collectionName, deadName, encodeCollection, encodeDead } from "../../engine/format/reclaim.ts";
 import { DeadPages } from "../../engine/reclaim/dead-pages.ts";
+import type { StoredObject } from "../../engine/sink.ts";
 import { Store } from "../../engine/store.ts";
-import { FaultySink } from "../../sink/faults.ts";
+import { FaultySink, Gate } from "../../sink/faults.ts";
 import { MemorySink } from "../../sink/memory.ts";
 import { closeModelVaults } from "../model-disk.ts";
 import { ChurnedVault } from "./churned-vault.ts";
@@ -46,6 +47,39 @@ test("records are read one by one as they are asked for, and kept for a few segm
   for (const segment of segments) await pages.of(store, segment, {});
   expect((await pages.of(store, first, {}))?.has(0)).toBe(true);
   expect(recordsRead(sink)).toBe(101);
+});
+
+test("an answer that was under way when more was learned is not what is remembered", async () => {
+  const gate = new Gate();
+  class Late extends MemorySink {
+    isLate = true;
+    override async getObject(...call: Parameters<MemorySink["getObject"]>): Promise<StoredObject> {
+      const answer = await super.getObject(...call);
+      if (this.isLate && call[0].startsWith("reclaim/dead/")) await gate.pass(undefined);
+      return answer;
+    }
+  }
+  const sink = new Late();
+  await sink.createContainer();
+  const store = new Store(sink);
+  const segment = segmentName("a", 1, 0, 0);
+  const condemn = async (collection: string, end: number): Promise<void> => {
+    const record = { vault, collection, segment, clearing: false, kept: 0, dead: [], condemned: [{ from: 0, end }] };
+    await store.replace(deadName(segment), encodeDead(record), await store.etagOf(deadName(segment)));
+    const bytes = encodeCollection({ vault, collection, startedMs: 1 });
+    await store.replace(collectionName, bytes, await store.etagOf(collectionName));
+  };
+  const pages = new DeadPages(fromHex(vault));
+  await condemn("cd".repeat(16), 10);
+  await pages.refresh(store, {});
+  const late = pages.of(store, segment, {});
+  await gate.reached;
+  await condemn("ef".repeat(16), 20);
+  await pages.refresh(store, {});
+  sink.isLate = false;
+  gate.open();
+  await late;
+  expect((await pages.of(store, segment, {}))?.count()).toBe(20);
 });
 
 test("a writer that comes back with what it has saved reads those records only that are new", async () => {
