@@ -39,6 +39,16 @@ export class Store {
     return await this.sink.getObject(name, sizeBytesMax, options);
   }
 
+  /** As `get`; undefined when there is no such object. */
+  async find(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject | undefined> {
+    try {
+      return await this.get(name, sizeBytesMax, options);
+    } catch (error) {
+      if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
+      throw error;
+    }
+  }
+
   /** One put under a condition. Errors: as `Sink.putObject`, OUTCOME_UNKNOWN among them. */
   async put(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<string> {
     this.#requests += 1;
@@ -83,7 +93,7 @@ export class Store {
         if (hasCode(error, "OUTCOME_UNKNOWN")) continue;
         if (!hasCode(error, "OBJECT_EXISTS", "CONDITION_FAILED")) throw error;
         // An earlier try may have been the one that got through.
-        const there = attempt === 0 ? undefined : await this.#find(name, bytes.byteLength, options);
+        const there = attempt === 0 ? undefined : await this.#findOfSize(name, bytes.byteLength, options);
         if (there !== undefined && sameBytes(there.bytes, bytes)) return there.etag;
         throw new TidemarkError("CONDITION_FAILED", `${name} has been written by somebody else meanwhile`, { cause: error });
       }
@@ -91,7 +101,7 @@ export class Store {
     throw unreachable(`writing ${name}`, failure);
   }
 
-  async #find(name: string, sizeBytes: number, options: CallOptions | undefined): Promise<StoredObject | undefined> {
+  async #findOfSize(name: string, sizeBytes: number, options: CallOptions | undefined): Promise<StoredObject | undefined> {
     try {
       if ((await this.stat(name, options)).sizeBytes !== sizeBytes) return undefined;
       return await this.get(name, sizeBytes, options);

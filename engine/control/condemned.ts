@@ -143,13 +143,8 @@ export async function readCondemned(
   signal: AbortSignal | undefined,
 ): Promise<{ readonly condemned: CondemnedDocument | undefined; readonly etag: string | undefined }> {
   const name = condemnedName(disk);
-  try {
-    const { bytes, etag } = await store.get(name, documentBytesMax, { signal });
-    return { condemned: decodeCondemned(bytes, name, { vault, disk }), etag };
-  } catch (error) {
-    if (hasCode(error, "OBJECT_NOT_FOUND")) return { condemned: undefined, etag: undefined };
-    throw error;
-  }
+  const there = await store.find(name, documentBytesMax, { signal });
+  return { condemned: there && decodeCondemned(there.bytes, name, { vault, disk }), etag: there?.etag };
 }
 
 /**

@@ -78,17 +78,13 @@ async function readRanges(
   signal: AbortSignal | undefined,
 ): Promise<{ readonly ranges: readonly ProvedRange[]; readonly etag: string | undefined }> {
   const name = provedName(disk);
+  const there = await store.find(name, documentBytesMax, { signal });
+  if (there === undefined) return { ranges: [], etag: undefined };
   try {
-    const { bytes, etag } = await store.get(name, documentBytesMax, { signal });
-    try {
-      return { ranges: decodeProved(bytes, name, { vault, disk }).ranges, etag };
-    } catch (error) {
-      if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
-      return { ranges: [], etag };
-    }
+    return { ranges: decodeProved(there.bytes, name, { vault, disk }).ranges, etag: there.etag };
   } catch (error) {
-    if (hasCode(error, "OBJECT_NOT_FOUND")) return { ranges: [], etag: undefined };
-    throw error;
+    if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+    return { ranges: [], etag: there.etag };
   }
 }
 

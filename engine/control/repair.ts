@@ -289,13 +289,7 @@ class Repair {
     if (this.#isDry) return;
     const { signal } = this.#options;
     await this.#stopCollections();
-    let etag: string | undefined;
-    try {
-      ({ etag } = await this.#store.stat(name, { signal }));
-    } catch (error) {
-      if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
-    }
-    await this.#store.replace(name, bytes, etag, { signal });
+    await this.#store.replace(name, bytes, await this.#store.etagOf(name, { signal }), { signal });
   }
 
   /** Puts a list of points in the place of the one that is lost. `seat`: of a head that can be read, unless nothing is to be written. */

@@ -18,7 +18,6 @@ import {
   segmentsPrefix,
 } from "../format/names.ts";
 import { claimedId } from "../format/signed-text.ts";
-import type { StoredObject } from "../sink.ts";
 import type { Store } from "../store.ts";
 import { readPoints } from "./history.ts";
 import type { FoundManifest } from "./rebuilt-points.ts";
@@ -134,13 +133,8 @@ async function findHead({
   signal,
 }: Place): Promise<{ readonly head: HeadDocument } | (Pick<Lists, "broken"> & { readonly head: undefined; readonly fault: string })> {
   const name = headName(disk);
-  let there: StoredObject;
-  try {
-    there = await store.get(name, documentBytesMax, { signal });
-  } catch (error) {
-    if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
-    return { head: undefined, broken: undefined, fault: `${name} is gone` };
-  }
+  const there = await store.find(name, documentBytesMax, { signal });
+  if (there === undefined) return { head: undefined, broken: undefined, fault: `${name} is gone` };
   try {
     return { head: decodeHead(there.bytes, name, { vault, disk }) };
   } catch (error) {

@@ -126,11 +126,12 @@ export async function collect(store: Store, vault: string, options: CollectOptio
  * and nothing else depends on it. Errors: those of the store.
  */
 export async function lastCollectedMs(store: Store, vault: string, options: CallOptions): Promise<number | undefined> {
+  const there = await store.find(collectedName, documentBytesMax, options);
+  if (there === undefined) return undefined;
   try {
-    const { bytes } = await store.get(collectedName, documentBytesMax, options);
-    return decodeCollected(bytes, collectedName, vault).collectedMs;
+    return decodeCollected(there.bytes, collectedName, vault).collectedMs;
   } catch (error) {
-    if (hasCode(error, "OBJECT_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) return undefined;
+    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return undefined;
     throw error;
   }
 }

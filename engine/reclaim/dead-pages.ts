@@ -121,13 +121,8 @@ export class DeadPages {
 
 /** The id of the newest collection; null when there has been none. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export async function readCollection(store: Store, vault: string, options: CallOptions): Promise<string | null> {
-  try {
-    const { bytes } = await store.get(collectionName, documentBytesMax, options);
-    return decodeCollection(bytes, collectionName, vault).collection;
-  } catch (error) {
-    if (hasCode(error, "OBJECT_NOT_FOUND")) return null;
-    throw error;
-  }
+  const there = await store.find(collectionName, documentBytesMax, options);
+  return there === undefined ? null : decodeCollection(there.bytes, collectionName, vault).collection;
 }
 
 /** What is recorded of a segment's dead pages; undefined when nothing is. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
@@ -137,11 +132,6 @@ export async function readDead(
   name: string,
   options: CallOptions,
 ): Promise<{ readonly document: DeadDocument; readonly etag: string } | undefined> {
-  try {
-    const { bytes, etag } = await store.get(name, documentBytesMax, options);
-    return { document: decodeDead(bytes, name, vault), etag };
-  } catch (error) {
-    if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
-    throw error;
-  }
+  const there = await store.find(name, documentBytesMax, options);
+  return there === undefined ? undefined : { document: decodeDead(there.bytes, name, vault), etag: there.etag };
 }

@@ -121,17 +121,13 @@ async function readQuarantine(
   options: CallOptions,
 ): Promise<{ readonly offsets: readonly number[]; readonly etag: string | undefined }> {
   const name = quarantineName(segment);
+  const there = await store.find(name, documentBytesMax, options);
+  if (there === undefined) return { offsets: [], etag: undefined };
   try {
-    const { bytes, etag } = await store.get(name, documentBytesMax, options);
-    try {
-      return { offsets: decodeQuarantine(bytes, name, vault).offsets, etag };
-    } catch (error) {
-      if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
-      return { offsets: [], etag };
-    }
+    return { offsets: decodeQuarantine(there.bytes, name, vault).offsets, etag: there.etag };
   } catch (error) {
-    if (hasCode(error, "OBJECT_NOT_FOUND")) return { offsets: [], etag: undefined };
-    throw error;
+    if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+    return { offsets: [], etag: there.etag };
   }
 }
 

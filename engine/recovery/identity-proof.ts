@@ -58,13 +58,9 @@ async function claims(store: Store, kept: VaultDocument | undefined, signal: Abo
   const sound: Claim[] = kept === undefined ? [] : [{ document: kept, isSound: true }];
   const legible: Claim[] = [];
   for (const name of [vaultCopyName, vaultName]) {
-    try {
-      const { bytes } = await store.get(name, documentBytesMax, { signal });
-      const claim = claimOf(bytes, name);
-      if (claim !== undefined) (claim.isSound ? sound : legible).unshift(claim);
-    } catch (error) {
-      if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
-    }
+    const there = await store.find(name, documentBytesMax, { signal });
+    const claim = there === undefined ? undefined : claimOf(there.bytes, name);
+    if (claim !== undefined) (claim.isSound ? sound : legible).unshift(claim);
   }
   return [...sound, ...legible];
 }

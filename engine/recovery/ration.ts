@@ -63,16 +63,12 @@ async function readScrubbed(
   vault: string,
   options: CallOptions,
 ): Promise<{ readonly document: ScrubbedDocument | undefined; readonly etag: string | undefined }> {
+  const there = await store.find(scrubbedName, documentBytesMax, options);
+  if (there === undefined) return { document: undefined, etag: undefined };
   try {
-    const { bytes, etag } = await store.get(scrubbedName, documentBytesMax, options);
-    try {
-      return { document: decodeScrubbed(bytes, scrubbedName, vault), etag };
-    } catch (error) {
-      if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
-      return { document: undefined, etag };
-    }
+    return { document: decodeScrubbed(there.bytes, scrubbedName, vault), etag: there.etag };
   } catch (error) {
-    if (hasCode(error, "OBJECT_NOT_FOUND")) return { document: undefined, etag: undefined };
-    throw error;
+    if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+    return { document: undefined, etag: there.etag };
   }
 }
