@@ -2,13 +2,31 @@
  * Tidemark's engine: what an embedder imports. A store comes from `tidemark/sink`, or is anything that implements `Sink`.
  */
 
-export type { BandwidthTable, BandwidthWindow, Weekday } from "./control/bandwidth.ts";
-export { Bandwidth, bandwidthLimitMin, limited, weekdays } from "./control/bandwidth.ts";
-export { Group } from "./control/groups.ts";
-export type { CommandHookOptions, FunctionHookOptions, Hook } from "./control/hooks.ts";
-export { commandHook, functionHook } from "./control/hooks.ts";
-export { processStat } from "./control/process-identity.ts";
-export { Protection } from "./control/protection.ts";
+export type { BlockDevice, DeviceExtent } from "./device.ts";
+export type { NbdExport } from "./disk/nbd/exports.ts";
+export { NbdVolume } from "./disk/nbd/nbd-volume.ts";
+export type { NbdEndpoint } from "./disk/nbd/protocol.ts";
+export type { NbdServerOptions } from "./disk/nbd/server.ts";
+export { NbdServer } from "./disk/nbd/server.ts";
+export { FileVolume } from "./disk/source/file-volume.ts";
+// For stores that lie in files: the system calls that Node lacks. No part of the API that is promised to embedders.
+export type { Libc } from "./disk/source/libc.ts";
+export { libc, punchHole, unsupportedErrnos } from "./disk/source/libc.ts";
+export { syncFolder } from "./disk/source/sync-folder.ts";
+export { ChangeTracker } from "./disk/tracking/change-tracker.ts";
+export type { ErrorCode, ErrorContext, ErrorDetail } from "./errors.ts";
+export { hasCode, interrupted, systemCode, TidemarkError, throwIfAborted } from "./errors.ts";
+// For measurement: what a benchmark needs to call bare. No part of the API that is promised to embedders.
+export { blockBytesDefault, granuleBytes } from "./limits.ts";
+export type { ChunkPlace } from "./pipeline/dedup-index.ts";
+export { DedupIndex } from "./pipeline/dedup-index.ts";
+export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
+export { workersDefault } from "./pipeline/worker-pool.ts";
+export { Mount } from "./recovery/mount/mount.ts";
+export { Group } from "./replication/protection/groups.ts";
+export type { CommandHookOptions, FunctionHookOptions, Hook } from "./replication/protection/hooks.ts";
+export { commandHook, functionHook } from "./replication/protection/hooks.ts";
+export { Protection } from "./replication/protection/protection.ts";
 export type {
   Finding,
   HealthLevel,
@@ -18,9 +36,12 @@ export type {
   ProtectionState,
   ProtectionStatus,
   ProtectOptions,
-} from "./control/protection-status.ts";
-export type { PointDecision, PruneCounts, PruneOptions, PruneSummary } from "./control/prune.ts";
-export type { LostObject, RepairedObject, RepairOptions, RepairSummary } from "./control/repair.ts";
+} from "./replication/protection/protection-status.ts";
+export type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "./sink.ts";
+export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";
+export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./store/format/documents.ts";
+export { digestNames } from "./store/format/documents.ts";
+export { processStat } from "./store/points/process-identity.ts";
 export type {
   ChangeSource,
   Damage,
@@ -45,41 +66,20 @@ export type {
   VaultSummary,
   VerifyOptions,
   VerifySummary,
-} from "./control/summaries.ts";
-export type { VaultOptions, VaultParameters } from "./control/vault.ts";
-export { Vault } from "./control/vault.ts";
-export type { BlockDevice, DeviceExtent } from "./device.ts";
-export type { ErrorCode, ErrorContext, ErrorDetail } from "./errors.ts";
-export { hasCode, interrupted, systemCode, TidemarkError, throwIfAborted } from "./errors.ts";
-export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./format/documents.ts";
-export { digestNames } from "./format/documents.ts";
-// For measurement: what a benchmark needs to call bare. No part of the API that is promised to embedders.
-export { blockBytesDefault, granuleBytes } from "./limits.ts";
-export { Mount } from "./mount/mount.ts";
-export type { NbdExport } from "./nbd/exports.ts";
-export { NbdVolume } from "./nbd/nbd-volume.ts";
-export type { NbdEndpoint } from "./nbd/protocol.ts";
-export type { NbdServerOptions } from "./nbd/server.ts";
-export { NbdServer } from "./nbd/server.ts";
-export { workersDefault } from "./pipeline/crew.ts";
-export type { ChunkPlace } from "./pipeline/dedup-index.ts";
-export { DedupIndex } from "./pipeline/dedup-index.ts";
-export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
-export type { CollectOptions, CollectSummary } from "./reclaim/collection.ts";
-export type { ScrubOptions, ScrubSummary } from "./recovery/scrub.ts";
-export type { Decision, RetentionPoint } from "./retention/decide.ts";
-export { decide } from "./retention/decide.ts";
-export type { BandsPolicy, KeepPolicy, Period, RetentionBand, RetentionPolicy } from "./retention/policy.ts";
-export { describePolicy, parsePolicy } from "./retention/policy.ts";
-export type { SimulatedTimeline, SimulationOptions } from "./retention/simulate.ts";
-export { simulateRetention } from "./retention/simulate.ts";
-export type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "./sink.ts";
-export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";
-export { FileVolume } from "./source/file-volume.ts";
-// For stores that lie in files: the system calls that Node lacks. No part of the API that is promised to embedders.
-export type { Libc } from "./source/libc.ts";
-export { libc, punchHole, unsupportedErrnos } from "./source/libc.ts";
-export { syncFolder } from "./source/sync-folder.ts";
-export { ChangeTracker } from "./tracking/change-tracker.ts";
+} from "./summaries.ts";
+export type { BandwidthTable, BandwidthWindow, Weekday } from "./throttle.ts";
+export { Bandwidth, bandwidthLimitMin, limited, weekdays } from "./throttle.ts";
+export type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
+export type { PointDecision, PruneCounts, PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
+export type { LostObject, RepairedObject, RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";
+export type { Decision, RetentionPoint } from "./upkeep/retention/decide.ts";
+export { decide } from "./upkeep/retention/decide.ts";
+export type { BandsPolicy, KeepPolicy, Period, RetentionBand, RetentionPolicy } from "./upkeep/retention/policy.ts";
+export { describePolicy, parsePolicy } from "./upkeep/retention/policy.ts";
+export type { SimulatedTimeline, SimulationOptions } from "./upkeep/retention/simulate.ts";
+export { simulateRetention } from "./upkeep/retention/simulate.ts";
+export type { ScrubOptions, ScrubSummary } from "./upkeep/scrub/scrub.ts";
+export type { VaultOptions, VaultParameters } from "./vault.ts";
+export { Vault } from "./vault.ts";
 export { tidemarkVersion } from "./version.ts";
 export type { Consistency, Extent, Volume } from "./volume.ts";

@@ -1,7 +1,8 @@
 /** What the tests of the engine's inner parts share: an identity, a store in memory, bytes that follow from a seed. */
-import { checksum } from "../engine/format/checksum.ts";
+
 import type { Sink } from "../engine/sink.ts";
-import { Store } from "../engine/store.ts";
+import { checksum } from "../engine/store/format/checksum.ts";
+import { Store } from "../engine/store/store.ts";
 import type { PlannedFault } from "../sink/faults.ts";
 import { FaultySink } from "../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../sink/memory.ts";

@@ -3,20 +3,20 @@
  * does hold is read by a reader of our own, without threads, that trusts nothing but formats and digests.
  */
 import assert from "node:assert/strict";
-import { readPoints } from "../engine/control/history.ts";
-import { readHead } from "../engine/control/seat.ts";
-import { readManifest } from "../engine/control/session.ts";
-import type { ReplicateSummary } from "../engine/control/summaries.ts";
-import { Vault, type VaultOptions } from "../engine/control/vault.ts";
 import { hasCode } from "../engine/errors.ts";
-import { fromHex } from "../engine/format/checksum.ts";
-import { decodeVault, documentBytesMax, type PointRecord, type VaultDocument } from "../engine/format/documents.ts";
-import { storedLength, storedLz4Flag } from "../engine/format/frame.ts";
 import { digestBytes, granuleBytes } from "../engine/limits.ts";
-import { type Pieces, PointMap, pieceDigest, pieceIsZero, windowGranules } from "../engine/map/point-map.ts";
 import { createDigest, type DigestKernel, Lz4 } from "../engine/pipeline/kernels.ts";
+import { readManifest } from "../engine/replication/session.ts";
 import type { Sink } from "../engine/sink.ts";
-import { Store } from "../engine/store.ts";
+import { fromHex } from "../engine/store/format/checksum.ts";
+import { decodeVault, documentBytesMax, type PointRecord, type VaultDocument } from "../engine/store/format/documents.ts";
+import { storedLength, storedLz4Flag } from "../engine/store/format/frame.ts";
+import { type Pieces, PointMap, pieceDigest, pieceIsZero, windowGranules } from "../engine/store/map/point-map.ts";
+import { readPoints } from "../engine/store/points/history.ts";
+import { readHead } from "../engine/store/points/writer-lease.ts";
+import { Store } from "../engine/store/store.ts";
+import type { ReplicateSummary } from "../engine/summaries.ts";
+import { Vault, type VaultOptions } from "../engine/vault.ts";
 import type { Consistency, Extent, Volume } from "../engine/volume.ts";
 
 /** The smallest block: small disks then have many. */

@@ -1,10 +1,11 @@
 /** Disks of any number of points without their data: heads and pages only, which is all that listings and look-ups read. */
-import { makeRoom, type Room } from "../engine/control/history.ts";
-import { checksum, toHex } from "../engine/format/checksum.ts";
-import type { GroupRecord, HeadDocument, PointRecord } from "../engine/format/documents.ts";
-import { encodeHead, headPointsMax } from "../engine/format/documents.ts";
-import { headName } from "../engine/format/names.ts";
-import type { Store } from "../engine/store.ts";
+
+import { checksum, toHex } from "../engine/store/format/checksum.ts";
+import type { GroupRecord, HeadDocument, PointRecord } from "../engine/store/format/documents.ts";
+import { encodeHead, headPointsMax } from "../engine/store/format/documents.ts";
+import { headName } from "../engine/store/format/names.ts";
+import { makeRoom, type Room } from "../engine/store/points/history.ts";
+import type { Store } from "../engine/store/store.ts";
 
 export const recordsVault: string = "0".repeat(32);
 /** Time of the point with sequence number 0; one follows every 5 s. */

@@ -8,7 +8,7 @@ import { pathToFileURL } from "node:url";
 import { promisify } from "node:util";
 import ts from "typescript";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { ConfigFolder } from "./agent/configuration.ts";
+import { ConfigFolder } from "./cli/agent/configuration.ts";
 
 const { resolve } = createRequire(import.meta.url);
 const readme = readFileSync(join(import.meta.dirname, "..", "README.md"), "utf8");

@@ -3,16 +3,17 @@
  * there and belong to the parent, else the vault's own map. All three fill the same columns of a slab, so the scan does not know
  * the difference.
  */
+
+import type { FingerprintReader } from "../disk/source/fingerprints.ts";
+import { pageGranules } from "../disk/source/fingerprints.ts";
 import { fingerprintBytes, granuleBytes } from "../limits.ts";
-import type { Pieces, PointMap } from "../map/point-map.ts";
-import { pieceDigest, pieceIsZero, windowGranules } from "../map/point-map.ts";
-import { PointReader, pieceIsProved, pieceOutGranule } from "../recovery/point-reader.ts";
-import type { FingerprintReader } from "../source/fingerprints.ts";
-import { pageGranules } from "../source/fingerprints.ts";
-import type { Store } from "../store.ts";
-import type { Crew } from "./crew.ts";
+import type { Pieces, PointMap } from "../store/map/point-map.ts";
+import { pieceDigest, pieceIsZero, windowGranules } from "../store/map/point-map.ts";
+import type { Store } from "../store/store.ts";
+import { PointReader, pieceIsProved, pieceOutGranule } from "./point-reader.ts";
 import type { Slab } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
+import type { Crew } from "./worker-pool.ts";
 
 export interface Baseline {
   /** What it tells of a block it tells of the whole block only: its chunks. */

@@ -3,12 +3,13 @@
  * writer acknowledges in the middle, and from then on refers to nothing condemned. What it had referred to until then is found in the cycle's own entries
  * when all has been captured, read from the volume once more and put on top of them, where it hides them in every point.
  */
-import { zeroSegment } from "../format/leaf.ts";
+
+import { namedVolume } from "../disk/source/named-volume.ts";
 import { granuleBytes } from "../limits.ts";
-import type { PointMap } from "../map/point-map.ts";
-import type { RunWriter } from "../map/run-writer.ts";
-import { namedVolume } from "../source/named-volume.ts";
-import type { Store } from "../store.ts";
+import { zeroSegment } from "../store/format/leaf.ts";
+import type { PointMap } from "../store/map/point-map.ts";
+import type { RunWriter } from "../store/map/run-writer.ts";
+import type { Store } from "../store/store.ts";
 import type { Extent } from "../volume.ts";
 import { changedBaseline } from "./baseline.ts";
 import type { CaptureOptions, CaptureStatistics } from "./capture.ts";

@@ -9,20 +9,20 @@
  * Memory: slabs (see `scanGeometry`), lanes × 4 MiB, one leaf.
  */
 import assert from "node:assert/strict";
+import type { FingerprintWriter } from "../disk/source/fingerprints.ts";
 import { throwIfAborted } from "../errors.ts";
-import { storedLength, storedLz4Flag } from "../format/frame.ts";
 import { fingerprintBytes, granuleBytes } from "../limits.ts";
-import type { RunWriter } from "../map/run-writer.ts";
-import type { FingerprintWriter } from "../source/fingerprints.ts";
+import { storedLength, storedLz4Flag } from "../store/format/frame.ts";
+import type { RunWriter } from "../store/map/run-writer.ts";
 import type { Extent, Volume } from "../volume.ts";
 import type { Baseline } from "./baseline.ts";
 import type { Catalog } from "./catalog.ts";
-import type { Crew } from "./crew.ts";
 import type { ChunkPlace } from "./dedup-index.ts";
 import type { Lanes } from "./lanes.ts";
 import type { Slab } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
 import type { PlannedRead, ScanResult, SlabSpan } from "./worker.ts";
+import type { Crew } from "./worker-pool.ts";
 
 export interface CaptureOptions {
   readonly volume: Volume;

@@ -15,14 +15,14 @@ import { open, rename, rm } from "node:fs/promises";
 import path from "node:path";
 import { crc32 } from "node:zlib";
 import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../errors.ts";
-import { storedLength } from "../format/frame.ts";
-import { encodeDiskName, parseSegmentName, segmentsPrefix } from "../format/names.ts";
-import { DeadPages } from "../reclaim/dead-pages.ts";
-import type { PageSet } from "../reclaim/page-set.ts";
-import { Quarantine } from "../reclaim/quarantine.ts";
-import type { Store } from "../store.ts";
+import { storedLength } from "../store/format/frame.ts";
+import { encodeDiskName, parseSegmentName, segmentsPrefix } from "../store/format/names.ts";
+import { DeadPages } from "../store/segments/dead-pages.ts";
+import { walkFrames } from "../store/segments/frame-walk.ts";
+import type { PageSet } from "../store/segments/page-set.ts";
+import { Quarantine } from "../store/segments/quarantine.ts";
+import type { Store } from "../store/store.ts";
 import { DedupIndex, indexEntryBytes } from "./dedup-index.ts";
-import { walkFrames } from "./frame-walk.ts";
 
 /** What the catalog knows of a segment. */
 interface Segment {

@@ -10,8 +10,8 @@ import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { createBLAKE3, createXXHash128 } from "hash-wasm";
 import { TidemarkError } from "../errors.ts";
-import type { DigestName } from "../format/documents.ts";
 import { digestBytes, fingerprintBytes } from "../limits.ts";
+import type { DigestName } from "../store/format/documents.ts";
 
 /** Writes the digest of `bytes` to `into[at … at+16)`. */
 export type DigestKernel = (bytes: Uint8Array, into: Uint8Array, at: number) => void;

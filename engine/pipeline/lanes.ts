@@ -12,12 +12,12 @@
  */
 import assert from "node:assert/strict";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
-import { checksum } from "../format/checksum.ts";
-import { decodeFrameHeader, FrameBuilder } from "../format/frame.ts";
-import { segmentName } from "../format/names.ts";
 import { frameBytesMax, segmentBytes } from "../limits.ts";
-import type { Store } from "../store.ts";
-import { unknownOutcomesMax, unreachable } from "../store.ts";
+import { checksum } from "../store/format/checksum.ts";
+import { decodeFrameHeader, FrameBuilder } from "../store/format/frame.ts";
+import { segmentName } from "../store/format/names.ts";
+import type { Store } from "../store/store.ts";
+import { unknownOutcomesMax, unreachable } from "../store/store.ts";
 import type { Catalog } from "./catalog.ts";
 import { regressed } from "./catalog.ts";
 

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { FileVolume, Vault } from "../../engine/index.ts";
 import { DirectorySink } from "../../sink/index.ts";
-import { whyMissing } from "../nbd/server-peer.ts";
+import { whyMissing } from "../engine/disk/nbd/server-peer.ts";
 import { checkFileSystem, whyNotMountable, withMounted } from "../process/mounted-disk.ts";
 import { binary } from "../programs.ts";
 import { changeImage, resizeImage, sameFiles, writeImage } from "./images.ts";

@@ -3,8 +3,8 @@ import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, readFileSync, rmSync, watch } from "node:fs";
 import { describe, expect, onTestFinished, test } from "vitest";
-import { whyMissing } from "../nbd/server-peer.ts";
-import { MemoryDisk, serve } from "../nbd/server-rig.ts";
+import { whyMissing } from "../engine/disk/nbd/server-peer.ts";
+import { MemoryDisk, serve } from "../engine/disk/nbd/server-rig.ts";
 import { writeImage } from "./images.ts";
 import { type Line, Place } from "./tidemark.ts";
 

@@ -6,13 +6,13 @@ import { createHash } from "node:crypto";
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { askAgent } from "../../cli/agent/control-client.ts";
-import type { PointSummary } from "../../engine/control/summaries.ts";
-import { Vault } from "../../engine/control/vault.ts";
+import { command } from "../../engine/disk/nbd/protocol.ts";
 import { hasCode } from "../../engine/errors.ts";
-import { command } from "../../engine/nbd/protocol.ts";
+import type { PointSummary } from "../../engine/summaries.ts";
+import { Vault } from "../../engine/vault.ts";
 import { openSink } from "../../sink/index.ts";
 import type { Running } from "../cli/tidemark.ts";
-import { RawClient } from "../nbd/server-rig.ts";
+import { RawClient } from "../engine/disk/nbd/server-rig.ts";
 import { Client } from "./client.ts";
 import { type StampedWrite, StampLog, sectorBytes } from "./stamps.ts";
 

@@ -2,7 +2,7 @@
 import { execFileSync } from "node:child_process";
 import { ContainerClient, StorageSharedKeyCredential } from "@azure/storage-blob";
 import { expect, type TestContext, test } from "vitest";
-import { headName } from "../../engine/format/names.ts";
+import { headName } from "../../engine/store/format/names.ts";
 import { developmentAccount, developmentKey } from "../../sink/azurite-state.ts";
 import { sameFiles, writeImage } from "../cli/images.ts";
 import type { Running } from "../cli/tidemark.ts";

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { crc32 } from "node:zlib";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { libc, punchHole } from "../../engine/source/libc.ts";
+import { libc, punchHole } from "../../engine/disk/source/libc.ts";
 import { DirectorySink } from "../../sink/directory.ts";
 import { FileLock } from "../../sink/file-lock.ts";
 import { describeSink } from "./conformance.ts";

@@ -2,8 +2,8 @@ import { type FileHandle, mkdtemp, open, rm } from "node:fs/promises";
 import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { type Libc, libc, unsupportedErrnos } from "../../engine/disk/source/libc.ts";
 import { TidemarkError } from "../../engine/errors.ts";
-import { type Libc, libc, unsupportedErrnos } from "../../engine/source/libc.ts";
 import { absentAs, clearFully, translated } from "../../sink/file-system.ts";
 import { expectCode } from "./expectations.ts";
 

@@ -1,0 +1,282 @@
+/**
+ * The NBD server: how operating systems, hypervisors and tools reach a disk of ours. It listens on a Unix socket or on TCP, leads each
+ * client through the handshake and then serves the export that was chosen; what one client does wrong costs that client its
+ * connection and nothing else. Exports come and go while it runs.
+ *
+ *     listen ─► accept ─► negotiate (bounded time) ─► Transmission ─► closed
+ *
+ * Whoever reaches the socket reads and writes the disks. On a Unix socket that is who may open it, which is the owner (mode 0600); on
+ * TCP everybody who reaches the port, unless TLS asks for certificates.
+ */
+import { chmodSync } from "node:fs";
+import { lstat, unlink } from "node:fs/promises";
+import { connect, createServer, type ListenOptions, type Server, type Socket } from "node:net";
+import { systemCode, TidemarkError } from "../../errors.ts";
+import { DirectSocket } from "./direct-socket.ts";
+import { ExportTable, type NbdExport, type ServedExport } from "./exports.ts";
+import { negotiate, type Secure } from "./handshake.ts";
+import type { NbdEndpoint } from "./protocol.ts";
+import { type NbdTls, securing } from "./tls.ts";
+import { Transmission } from "./transmission.ts";
+
+export type { NbdExport, NbdTls };
+
+export interface NbdServerOptions {
+  /** Port 0 takes any free port. A socket file that a dead server left behind is replaced. */
+  readonly listen: NbdEndpoint;
+  /** Serve over TLS only, and only clients with a certificate. */
+  readonly tls?: NbdTls | undefined;
+  /** Time for the whole handshake. Default: 10,000 ms. */
+  readonly handshakeMsMax?: number | undefined;
+  /** Connections at one time; more are closed at once. A connection holds up to about 72 MiB. Default: 64. */
+  readonly connectionsMax?: number | undefined;
+}
+
+/** How long requests under way have when an export is removed, or a server disposed. */
+const graceMsDefault = 10_000;
+
+interface Connection {
+  /** The socket that the client came through; what carries the transmission may lie on top of it. */
+  readonly socket: Socket;
+  /** Set from the handshake's end on. */
+  served: ServedExport | undefined;
+  transmission: Transmission | undefined;
+  /** Settles when the connection is closed and nothing of it is under way at the device any more. Never rejects. */
+  done: Promise<void>;
+}
+
+export class NbdServer implements AsyncDisposable {
+  /** What the operator should know about how the server is reached: sentences. */
+  readonly warnings: readonly string[];
+  /** Where clients find it; with the actual port. */
+  readonly address: NbdEndpoint;
+  readonly #server: Server;
+  readonly #table: ExportTable = new ExportTable();
+  readonly #secure: Secure | undefined;
+  readonly #handshakeMsMax: number;
+  readonly #connectionsMax: number;
+  readonly #connections: Set<Connection> = new Set();
+  #closing: Promise<void> | undefined;
+
+  /**
+   * Starts listening, with no export yet. Errors: INVALID_ARGUMENT (the address is taken or is none, the certificates do not fit),
+   * ACCESS_REFUSED.
+   */
+  static async listen(options: NbdServerOptions): Promise<NbdServer> {
+    const { listen, tls } = options;
+    const secure = tls === undefined ? undefined : securing(tls);
+    // A client may end its side when it has sent its last request and still wants the answers.
+    const server = createServer({ allowHalfOpen: true, noDelay: true, keepAlive: true });
+    if (listen.kind === "unix") await listenOnPath(server, listen.path);
+    else await listenOnPort(server, listen.host, listen.port);
+    return new NbdServer(server, options, secure);
+  }
+
+  private constructor(server: Server, options: NbdServerOptions, secure: Secure | undefined) {
+    const { listen, handshakeMsMax = 10_000, connectionsMax = 64 } = options;
+    this.#server = server;
+    this.#secure = secure;
+    this.#connectionsMax = connectionsMax;
+    this.#handshakeMsMax = handshakeMsMax;
+    this.address = addressOf(server, listen);
+    this.warnings = warningsOf(listen, secure !== undefined);
+    server.on("connection", (socket) => {
+      this.#accept(socket);
+    });
+  }
+
+  /** Clients that are connected, in the handshake or after it. */
+  get connections(): number {
+    return this.#connections.size;
+  }
+
+  /** Offers one more disk. Errors: INVALID_ARGUMENT (the name is taken or is none). */
+  addExport(offered: NbdExport): void {
+    this.#table.add(offered);
+  }
+
+  /**
+   * Offers `name` no more, and ends its connections once their requests under way are answered, by force after 10 s. A name that is
+   * not offered is no error.
+   */
+  async removeExport(name: string): Promise<void> {
+    const served = this.#table.remove(name);
+    if (served === undefined) return;
+    await end(
+      [...this.#connections].filter((connection) => connection.served === served),
+      graceMsDefault,
+    );
+  }
+
+  /** Stops listening and ends every connection once its requests under way are answered, by force after `graceMs`. Idempotent. */
+  close({ graceMs = graceMsDefault }: { readonly graceMs?: number } = {}): Promise<void> {
+    this.#closing ??= this.#close(graceMs);
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #close(graceMs: number): Promise<void> {
+    const closed = new Promise<void>((resolve) => {
+      this.#server.close(() => {
+        resolve();
+      });
+    });
+    await end([...this.#connections], graceMs);
+    await closed;
+  }
+
+  #accept(accepted: Socket): void {
+    if (this.#connections.size >= this.#connectionsMax) {
+      accepted.destroy();
+      return;
+    }
+    // TLS reads the accepted socket itself.
+    const socket = this.#secure === undefined ? DirectSocket.over(accepted) : accepted;
+    // A connection that breaks has nothing more to be told, and what it costs shows in `close`, which always follows.
+    socket.on("error", () => socket.destroy());
+    const connection: Connection = { socket, served: undefined, transmission: undefined, done: Promise.resolve() };
+    this.#connections.add(connection);
+    connection.done = this.#serve(connection);
+  }
+
+  async #serve(connection: Connection): Promise<void> {
+    const { socket } = connection;
+    const timer = setTimeout(() => socket.destroy(), this.#handshakeMsMax);
+    try {
+      const agreement = await negotiate(socket, this.#table, this.#secure);
+      if (agreement === undefined) {
+        // The client may still be reading why.
+        await closed(socket);
+        return;
+      }
+      clearTimeout(timer);
+      // It may have been removed since the client was told of it.
+      if (this.#table.find(agreement.served.name) !== agreement.served || this.#closing !== undefined) return;
+      const transmission = new Transmission(agreement);
+      connection.served = agreement.served;
+      connection.transmission = transmission;
+      await transmission.run();
+    } finally {
+      clearTimeout(timer);
+      socket.destroy();
+      this.#connections.delete(connection);
+    }
+  }
+}
+
+/** Ends `connections`: in their own time first, by force after `graceMs`. What a device still does then, its closing waits for. */
+async function end(connections: readonly Connection[], graceMs: number): Promise<void> {
+  for (const { socket, transmission } of connections) {
+    if (transmission === undefined) socket.destroy();
+    else transmission.stop();
+  }
+  let timer: NodeJS.Timeout | undefined;
+  const forced = new Promise<void>((resolve) => {
+    timer = setTimeout(() => {
+      for (const { socket } of connections) socket.destroy();
+      resolve();
+    }, graceMs);
+  });
+  await Promise.race([Promise.all(connections.map(({ done }) => done)), forced]);
+  clearTimeout(timer);
+}
+
+function closed(socket: Socket): Promise<void> {
+  return new Promise((resolve) => {
+    if (socket.closed) resolve();
+    else socket.once("close", () => resolve());
+  });
+}
+
+/**
+ * Listens on a socket file, mode 0600. One that is there already is replaced if nobody answers at it; anything but a socket is left
+ * alone. The file is made and restricted in one turn of the loop, so that nobody is accepted in between.
+ */
+async function listenOnPath(server: Server, path: string): Promise<void> {
+  const restrict = (): void => {
+    if (server.listening) chmodSync(path, 0o600);
+  };
+  try {
+    await startListening(server, { path }, restrict);
+    return;
+  } catch (error) {
+    if (systemCode(error) !== "EADDRINUSE") throw listenError(path, error);
+  }
+  if (!(await isDeadSocket(path))) {
+    throw new TidemarkError("INVALID_ARGUMENT", `cannot listen on ${path}: a server answers there already, or it is no socket`, {
+      remedy: "stop that server, or choose another path",
+    });
+  }
+  try {
+    await unlink(path);
+    await startListening(server, { path }, restrict);
+  } catch (error) {
+    throw listenError(path, error);
+  }
+}
+
+async function listenOnPort(server: Server, host: string, port: number): Promise<void> {
+  try {
+    await startListening(server, { host, port });
+  } catch (error) {
+    throw listenError(`${host}:${port}`, error);
+  }
+}
+
+function startListening(server: Server, where: ListenOptions, afterBind: () => void = () => undefined): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const settle = (outcome: () => void): void => {
+      server.off("listening", onListening).off("error", onError);
+      outcome();
+    };
+    const onListening = (): void => settle(resolve);
+    const onError = (error: Error): void => settle(() => reject(error));
+    server.on("listening", onListening).on("error", onError);
+    server.listen(where);
+    afterBind();
+  });
+}
+
+/** Whether `path` is a socket that refuses connections, as one does whose server is gone. */
+async function isDeadSocket(path: string): Promise<boolean> {
+  if (!(await lstat(path)).isSocket()) return false;
+  return new Promise((resolve, reject) => {
+    const probe = connect({ path });
+    probe.once("connect", () => {
+      probe.destroy();
+      resolve(false);
+    });
+    probe.once("error", (error) => {
+      if (systemCode(error) === "ECONNREFUSED") resolve(true);
+      else reject(listenError(path, error));
+    });
+  });
+}
+
+function listenError(where: string, cause: unknown): TidemarkError {
+  if (cause instanceof TidemarkError) return cause;
+  const errno = systemCode(cause);
+  const isRefused = errno === "EACCES" || errno === "EPERM";
+  const fact = errno === "EADDRINUSE" ? "another server listens there" : cause instanceof Error ? cause.message : String(cause);
+  return new TidemarkError(isRefused ? "ACCESS_REFUSED" : "INVALID_ARGUMENT", `cannot listen on ${where}: ${fact}`, {
+    remedy: isRefused ? "choose a place where you may listen" : "choose another address, or stop what uses it",
+    detail: { errno },
+    cause,
+  });
+}
+
+function addressOf(server: Server, listen: NbdEndpoint): NbdEndpoint {
+  if (listen.kind === "unix") return listen;
+  const bound = server.address();
+  return { ...listen, port: bound === null || typeof bound === "string" ? listen.port : bound.port };
+}
+
+function warningsOf(listen: NbdEndpoint, isSecure: boolean): readonly string[] {
+  if (listen.kind === "unix" || isSecure || /^(localhost|127\.\d+\.\d+\.\d+|::1)$/.test(listen.host)) return [];
+  return [
+    `everybody who reaches ${listen.host}:${listen.port} can read and write the disks served there: set up TLS, or listen on 127.0.0.1 or a Unix socket`,
+  ];
+}

@@ -1,0 +1,304 @@
+/**
+ * The old content of granules that were overwritten while a cut was still being captured: first in memory, then in a spill file. Both
+ * are bounded, and whoever is going to keep something reserves the room first, so that it never fails half-way for want of it.
+ *
+ *     memory   pages of 1 MiB, made when they are needed and kept for the next cut up to `pooledPagesKept`
+ *     spill    a file in a folder of the caller's choice, unlinked as soon as it is open: it vanishes with the process, however that ends
+ *     table    about 50 bytes a granule kept: 50 MiB when 4 GiB are spilled
+ *
+ * A place is free again as soon as its granule has been taken out.
+ */
+import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
+import { constants } from "node:fs";
+import { unlink } from "node:fs/promises";
+import path from "node:path";
+import { TidemarkError } from "../../errors.ts";
+import { granuleBytes } from "../../limits.ts";
+import { fileError, PositionalFile } from "../source/positional-file.ts";
+
+const pageGranules = 256;
+/** Pages that stay when a cut ends: what a disk of moderate churn needs again at once. */
+const pooledPagesKept = 4;
+
+/** The memory of one disk for old content. It outlives the cuts, which use it one after the other. */
+export class GranulePool {
+  readonly granulesMax: number;
+  readonly #pages: Uint8Array[] = [];
+  readonly #free: number[] = [];
+  #next = 0;
+
+  constructor(bytesMax: number) {
+    this.granulesMax = Math.floor(bytesMax / granuleBytes);
+  }
+
+  /** The number of a free granule, or undefined when all are taken. */
+  take(): number | undefined {
+    const freed = this.#free.pop();
+    if (freed !== undefined) return freed;
+    if (this.#next === this.granulesMax) return undefined;
+    const slot = this.#next;
+    this.#next += 1;
+    const page = Math.floor(slot / pageGranules);
+    if (page === this.#pages.length) {
+      this.#pages.push(new Uint8Array(Math.min(pageGranules, this.granulesMax - page * pageGranules) * granuleBytes));
+    }
+    return slot;
+  }
+
+  give(slot: number): void {
+    this.#free.push(slot);
+  }
+
+  /** The memory of a granule that has been taken. */
+  view(slot: number): Uint8Array {
+    const page = this.#pages[Math.floor(slot / pageGranules)];
+    assert(page !== undefined, "a granule of the pool is looked at after it was taken");
+    const at = (slot % pageGranules) * granuleBytes;
+    return page.subarray(at, at + granuleBytes);
+  }
+
+  /** Everything is free again. */
+  reset(): void {
+    this.#free.length = 0;
+    this.#next = 0;
+    this.#pages.length = Math.min(this.#pages.length, pooledPagesKept);
+  }
+}
+
+export interface SpillOptions {
+  /** Undefined: nothing is spilled. */
+  readonly folder: string | undefined;
+  readonly bytesMax: number;
+}
+
+/** Spilled granules that lie together, in the file and in what is to be filled. */
+interface SpilledRun {
+  readonly slot: number;
+  count: number;
+  readonly at: number;
+}
+
+/** What is kept for one cut. It uses the pool alone until it is closed. */
+export class Preserved {
+  readonly #pool: GranulePool;
+  readonly #folder: string | undefined;
+  readonly #granulesMax: number;
+  /** Granule → its place: a number of the pool, or −1 − a number in the spill file. */
+  readonly #places = new Map<number, number>();
+  readonly #spillFree: number[] = [];
+  #spillNext = 0;
+  #spill: Promise<PositionalFile> | undefined;
+  /** Places that are taken: of granules kept, being written to the file, or being read back. */
+  #used = 0;
+  #reserved = 0;
+  #spilled = 0;
+  #closing: Promise<void> | undefined;
+
+  constructor(pool: GranulePool, spill: SpillOptions) {
+    this.#pool = pool;
+    this.#folder = spill.folder;
+    this.#granulesMax = pool.granulesMax + (spill.folder === undefined ? 0 : Math.floor(spill.bytesMax / granuleBytes));
+  }
+
+  /** Bytes kept, in memory and spilled. */
+  get bytes(): number {
+    return this.#used * granuleBytes;
+  }
+
+  get spilledBytes(): number {
+    return this.#spilled * granuleBytes;
+  }
+
+  has(granule: number): boolean {
+    return this.#places.has(granule);
+  }
+
+  /** Sets room aside for `granules` granules that `keep` will be given. False: there is not that much. */
+  reserve(granules: number): boolean {
+    if (this.#used + this.#reserved + granules > this.#granulesMax) return false;
+    this.#reserved += granules;
+    return true;
+  }
+
+  /** Gives back room that was reserved and will not be used. */
+  unreserve(granules: number): void {
+    if (this.#closing !== undefined) return;
+    this.#reserved -= granules;
+    assert(this.#reserved >= 0, "room is given back once");
+  }
+
+  /** Keeps a granule in memory if `fill` can say at once what it held. False: there is no memory left, or it cannot. */
+  tryKeep(granule: number, fill: (into: Uint8Array) => boolean): boolean {
+    if (this.#used + this.#reserved === this.#granulesMax) return false;
+    const slot = this.#pool.take();
+    if (slot === undefined) return false;
+    let filled = false;
+    try {
+      filled = fill(this.#pool.view(slot));
+    } finally {
+      if (!filled) this.#pool.give(slot);
+    }
+    if (filled) {
+      this.#used += 1;
+      this.#places.set(granule, slot);
+    }
+    return filled;
+  }
+
+  /**
+   * Keeps whole granules from `first` on, for which room has been reserved; `bytes` may be used again when it settles. Errors: NO_SPACE,
+   * ACCESS_REFUSED, TARGET_FAILED when the spill file cannot be written; then those that did not fit in memory are not kept.
+   */
+  async keep(first: number, bytes: Uint8Array): Promise<void> {
+    const count = bytes.byteLength / granuleBytes;
+    assert(Number.isInteger(count) && count > 0, "whole granules are kept");
+    this.unreserve(count);
+    this.#used += count;
+    let done = 0;
+    for (; done < count; done += 1) {
+      const slot = this.#pool.take();
+      if (slot === undefined) break;
+      this.#pool.view(slot).set(bytes.subarray(done * granuleBytes, (done + 1) * granuleBytes));
+      this.#places.set(first + done, slot);
+    }
+    if (done < count) await this.#keepInFile(first + done, bytes.subarray(done * granuleBytes));
+  }
+
+  /**
+   * Takes out what is kept of the granules that `into` covers, from granule `first` on, and copies it there; the rest of `into` is left
+   * alone. True when anything was; a promise while the spill file is being read. Errors: TARGET_FAILED.
+   */
+  take(first: number, into: Uint8Array): boolean | Promise<true> {
+    if (this.#places.size === 0) return false;
+    let isKept = false;
+    const runs: SpilledRun[] = [];
+    for (let at = 0, granule = first; at < into.byteLength; at += granuleBytes, granule += 1) {
+      const place = this.#places.get(granule);
+      if (place === undefined) continue;
+      this.#places.delete(granule);
+      isKept = true;
+      if (place >= 0) {
+        const part = into.subarray(at, at + granuleBytes);
+        part.set(this.#pool.view(place).subarray(0, part.byteLength));
+        this.#pool.give(place);
+        this.#used -= 1;
+        continue;
+      }
+      const slot = -1 - place;
+      const last = runs.at(-1);
+      if (last !== undefined && last.slot + last.count === slot && last.at + last.count * granuleBytes === at) last.count += 1;
+      else runs.push({ slot, count: 1, at });
+    }
+    return runs.length === 0 ? isKept : this.#readBack(runs, into);
+  }
+
+  /** Forgets a granule that is not needed any more. One that is not kept is no error. */
+  drop(granule: number): void {
+    const place = this.#places.get(granule);
+    if (place === undefined) return;
+    this.#places.delete(granule);
+    if (place >= 0) {
+      this.#pool.give(place);
+      this.#used -= 1;
+    } else {
+      this.#freeSpilled(-1 - place, 1);
+    }
+  }
+
+  /** Forgets everything, gives the pool back, and resolves when the spill file is gone. Idempotent. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    this.#places.clear();
+    this.#used = 0;
+    this.#reserved = 0;
+    this.#spilled = 0;
+    this.#pool.reset();
+    if (this.#spill === undefined) return;
+    // A file that could not be opened has nothing to close, and one that fails to close has been forgotten by everybody already.
+    const [opened] = await Promise.allSettled([this.#spill]);
+    if (opened.status === "fulfilled") await Promise.allSettled([opened.value.close()]);
+  }
+
+  async #keepInFile(first: number, bytes: Uint8Array): Promise<void> {
+    const count = bytes.byteLength / granuleBytes;
+    const slots: number[] = [];
+    while (slots.length < count) slots.push(this.#spillFree.pop() ?? this.#nextSpillSlot());
+    slots.sort((a, b) => a - b);
+    this.#spilled += count;
+    try {
+      this.#spill ??= this.#openSpill();
+      const file = await this.#spill;
+      for (let from = 0; from < count; ) {
+        const slot = slots[from] ?? 0;
+        let run = 1;
+        while (slots[from + run] === slot + run) run += 1;
+        await file.write(slot * granuleBytes, bytes.subarray(from * granuleBytes, (from + run) * granuleBytes));
+        from += run;
+      }
+    } catch (error) {
+      if (this.#closing !== undefined) return;
+      for (const slot of slots) this.#freeSpilled(slot, 1);
+      throw fileError(error, {
+        code: "TARGET_FAILED",
+        what: `cannot keep old content in ${this.#folder ?? ""}`,
+        remedy: "free space there or name another folder for spilled content",
+      });
+    }
+    if (this.#closing !== undefined) return;
+    for (const [index, slot] of slots.entries()) this.#places.set(first + index, -1 - slot);
+  }
+
+  #nextSpillSlot(): number {
+    const slot = this.#spillNext;
+    this.#spillNext += 1;
+    return slot;
+  }
+
+  async #openSpill(): Promise<PositionalFile> {
+    assert(this.#folder !== undefined, "without a folder nothing is reserved beyond the memory");
+    const name = path.join(this.#folder, `preserved-${randomUUID()}`);
+    const file = await PositionalFile.open(name, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL, 0o600);
+    try {
+      await unlink(name);
+    } catch (error) {
+      await Promise.allSettled([file.close()]);
+      throw error;
+    }
+    return file;
+  }
+
+  async #readBack(runs: readonly SpilledRun[], into: Uint8Array): Promise<true> {
+    const outcomes = await Promise.allSettled(
+      runs.map(async ({ slot, count, at }) => {
+        const part = into.subarray(at, at + count * granuleBytes);
+        const file = await this.#spill;
+        const read = await file?.read(slot * granuleBytes, part);
+        if (read === part.byteLength) return;
+        throw new TidemarkError("TARGET_FAILED", `old content kept in ${this.#folder ?? ""} cannot be read back: the file is too short`, {
+          remedy: "check the file system of that folder",
+        });
+      }),
+    );
+    if (this.#closing === undefined) for (const { slot, count } of runs) this.#freeSpilled(slot, count);
+    for (const outcome of outcomes) {
+      if (outcome.status === "fulfilled") continue;
+      throw fileError(outcome.reason, {
+        code: "TARGET_FAILED",
+        what: `cannot read back old content kept in ${this.#folder ?? ""}`,
+        remedy: "check the file system of that folder",
+      });
+    }
+    return true;
+  }
+
+  #freeSpilled(slot: number, count: number): void {
+    for (let freed = 0; freed < count; freed += 1) this.#spillFree.push(slot + freed);
+    this.#used -= count;
+    this.#spilled -= count;
+  }
+}

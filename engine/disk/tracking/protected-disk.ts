@@ -1,0 +1,521 @@
+/**
+ * A disk under protection: every write, zero and trim passes through here on its way to what holds the bytes, and leaves a mark. A
+ * write goes
+ *
+ *     durable? ─► gate ─► mark ─► old content kept for the open cut ─► backing ─► acknowledged
+ *        │          │
+ *        │          └ closed while a cut is being prepared
+ *        └ the tracking file says, durably, that its regions may be dirty
+ *
+ * A cut closes the gate, waits for the writes that have passed it, exchanges the bitmap and opens the gate again: what had passed is in
+ * the cut, what waited is not. So a cut holds a prefix of the acknowledged writes, and so do cuts of several disks that are all
+ * prepared before the first of them is made. The gate is never closed for longer than `barrierMsMax`, whoever is slow.
+ *
+ * Two bitmaps change places at every cut. The one that was cut stays with the cut, then with the unsettled points until it has been turned into
+ * runs there; a third one tells what an exact cut has captured. A mark is gone only once its point has been committed and the store can
+ * not lose that point any more.
+ */
+import assert from "node:assert/strict";
+import type { BlockDevice, DeviceExtent } from "../../device.ts";
+import { TidemarkError } from "../../errors.ts";
+import type { Extent } from "../../volume.ts";
+import { GranulePool, Preserved } from "./copy-before-write.ts";
+import type { Cut } from "./cut.ts";
+import { DirtyBitmap, regionGranules } from "./dirty-bitmap.ts";
+import { type Barrier, Gate } from "./gate.ts";
+import { markedBytes, OpenCut } from "./open-cut.ts";
+import type { TrackingFile } from "./tracking-file.ts";
+import { Unsettled } from "./unsettled.ts";
+
+/** What is asked of a tracking file here. */
+export type Tracking = Pick<
+  TrackingFile,
+  "lost" | "isDurable" | "makeDurable" | "expectPoint" | "settled" | "grow" | "closeClean" | "close"
+>;
+
+export interface ProtectedDiskOptions {
+  /** Closed with the protected disk. Nobody else may write to it. */
+  readonly backing: BlockDevice;
+  /** Undefined: marks do not survive the process. Closed with the protected disk. */
+  readonly tracking: Tracking | undefined;
+  /** What has changed since `base`, and since each of `earlierBases`; the protected disk's from now on. */
+  readonly dirty: DirtyBitmap;
+  /** The point that the marks are relative to; undefined: none yet. */
+  readonly base: string | undefined;
+  /** Other points that may be the newest in the store as well: after a crash nobody knows which was committed. */
+  readonly earlierBases?: readonly string[] | undefined;
+  /** Points before `base` to which the store may still go back, oldest first, and all that changed between the first of them and `base`. */
+  readonly unsettled?: { readonly bases: readonly string[]; readonly changes: DirtyBitmap } | undefined;
+  /** Folder for old content that does not fit in memory; undefined: none, and cuts are abandoned sooner. */
+  readonly spillFolder: string | undefined;
+  /** Longest time that a cut holds new writes. Default: 300. */
+  readonly barrierMsMax?: number | undefined;
+  /** Old content kept in memory, and in the spill file. Defaults: 32 MiB and 4 GiB. */
+  readonly preservedBytesMax?: number | undefined;
+  readonly spillBytesMax?: number | undefined;
+  /** How long the store may still forget a point that it has acknowledged. Default: 60,000. */
+  readonly settleMs?: number | undefined;
+  /** Wall clock in ms since 1970. */
+  readonly now?: (() => number) | undefined;
+  /** A clock that cannot be set, in ms. */
+  readonly steadyNow?: (() => number) | undefined;
+}
+
+/** A disk whose gate is closed. It opens by itself when `barrierMsMax` is over, and then no cut can be made of this any more. */
+export interface PreparedCut {
+  /** False once the gate is open again. Of several disks all must be held when the first is cut, in one turn of the event loop. */
+  readonly held: boolean;
+  /** Makes the cut and opens the gate. An exact cut keeps what is overwritten before it is captured. Errors: CUT_TIMED_OUT. */
+  cut(options: { readonly exact: boolean }): Cut;
+  /** Opens the gate without a cut. Idempotent, and nothing after `cut`. */
+  release(): void;
+}
+
+const barrierMsMaxDefault = 300;
+const preservedBytesMaxDefault: number = 32 * 1024 * 1024;
+const spillBytesMaxDefault: number = 4 * 1024 * 1024 * 1024;
+const settleMsDefault = 60_000;
+/** The tracking file forgets no sooner than a part of the settling time after the last time: each costs the disk a flush. */
+const settlesPerSettling = 4;
+/** Points whose commit was tried without an answer, since the last that was committed. */
+const expectedPointsMax = 16;
+
+export class ProtectedDisk implements BlockDevice {
+  readonly description: string;
+  readonly readOnly: boolean;
+  readonly #backing: BlockDevice;
+  readonly #tracking: Tracking | undefined;
+  readonly #barrierMsMax: number;
+  readonly #spill: { readonly folder: string | undefined; readonly bytesMax: number };
+  readonly #now: () => number;
+  readonly #steadyNow: () => number;
+  readonly #gate: Gate;
+  readonly #pool: GranulePool;
+  readonly #settleMs: number;
+  readonly #unsettled: Unsettled;
+  readonly #captured: DirtyBitmap;
+
+  #sizeBytes: number;
+  #current: DirtyBitmap;
+  /** Takes the place of `#current` at the next cut; undefined while a cut or the history has it. */
+  #spare: DirtyBitmap | undefined;
+  #base: string | undefined;
+  /** Ids that the store may have committed although nobody heard of it. All changes since any of them are in `#current` while no cut is open. */
+  readonly #expected = new Set<string>();
+  #open: OpenCut | undefined;
+  /** The open cut, if it is exact: whom writes have to ask. */
+  #keeper: OpenCut | undefined;
+  /** Resolves when whoever prepares or holds a cut, and all who wait before us, have let go. */
+  #turn: Promise<void> = Promise.resolve();
+  /** Calls that are not done, those that wait at the gate included. */
+  #underWay = 0;
+  #idle: (() => void) | undefined;
+  #writtenBytes = 0;
+  #settling: Promise<void> | undefined;
+  #settledAtMs = -Infinity;
+  #closing: Promise<void> | undefined;
+
+  private constructor(options: ProtectedDiskOptions) {
+    const { backing, dirty } = options;
+    assert(dirty.sizeBytes === backing.sizeBytes, "the marks are those of a disk of this size");
+    this.description = backing.description;
+    this.readOnly = backing.readOnly;
+    this.#backing = backing;
+    this.#tracking = options.tracking;
+    this.#barrierMsMax = options.barrierMsMax ?? barrierMsMaxDefault;
+    this.#spill = { folder: options.spillFolder, bytesMax: options.spillBytesMax ?? spillBytesMaxDefault };
+    this.#now = options.now ?? Date.now;
+    this.#steadyNow = options.steadyNow ?? (() => performance.now());
+    this.#gate = new Gate(this.#steadyNow);
+    this.#pool = new GranulePool(options.preservedBytesMax ?? preservedBytesMaxDefault);
+    this.#settleMs = options.settleMs ?? settleMsDefault;
+    this.#unsettled = new Unsettled(this.#settleMs);
+    this.#sizeBytes = backing.sizeBytes;
+    this.#current = dirty;
+    this.#spare = new DirtyBitmap(backing.sizeBytes);
+    this.#captured = new DirtyBitmap(backing.sizeBytes);
+    this.#base = options.base;
+    const { bases, changes } = options.unsettled ?? { bases: [], changes: dirty };
+    for (const [index, earlier] of bases.entries()) {
+      if (index < bases.length - 1) this.#unsettled.note(earlier, this.#steadyNow());
+      else this.#unsettled.push(earlier, changes, this.#steadyNow(), () => undefined);
+    }
+    for (const earlier of options.earlierBases ?? []) {
+      this.#unsettled.note(earlier, this.#steadyNow());
+      this.#expected.add(earlier);
+    }
+  }
+
+  static open(options: ProtectedDiskOptions): ProtectedDisk {
+    return new ProtectedDisk(options);
+  }
+
+  /** The size that is protected: what the backing has grown by counts from `grow` on. */
+  get sizeBytes(): number {
+    return this.#sizeBytes;
+  }
+
+  /** The newest point as far as is known here: what the marks are relative to. */
+  get base(): string | undefined {
+    return this.#base;
+  }
+
+  /** Changed and in no committed point: marks since the last cut, and of the cut that is open. */
+  get dirtyBytes(): number {
+    return Math.min(this.#sizeBytes, markedBytes(this.#current) + (this.#open?.dirtyBytes ?? 0));
+  }
+
+  /** True when something may have been written since the last cut: what was read of the disk since then need not be what it was at the cut. */
+  get isWrittenSinceCut(): boolean {
+    return this.#current.count > 0;
+  }
+
+  /** Why marks do not survive the process any more, if they do not. */
+  get trackingLost(): TidemarkError | undefined {
+    return this.#tracking?.lost;
+  }
+
+  /** Bytes of all writes, zeros and trims so far. */
+  get writtenBytes(): number {
+    return this.#writtenBytes;
+  }
+
+  /** Old content kept for the open cut, in memory and spilled. */
+  get preservedBytes(): number {
+    return this.#open?.preserved?.bytes ?? 0;
+  }
+
+  /** How long writes were held: the last time, and the longest of the last hundred. */
+  get barrier(): { readonly lastMs: number; readonly maxMs: number } {
+    return this.#gate.barriers;
+  }
+
+  // ---- The device ----
+
+  tryRead(offset: number, into: Uint8Array): boolean {
+    return this.#closing === undefined && this.#backing.tryRead(offset, into);
+  }
+
+  async read(offset: number, into: Uint8Array): Promise<void> {
+    await this.#call(() => this.#backing.read(offset, into));
+  }
+
+  tryWrite(offset: number, bytes: Uint8Array): boolean {
+    const length = bytes.byteLength;
+    if (this.#gate.closed !== undefined || this.#closing !== undefined) return false;
+    if (this.#tracking !== undefined && !this.#tracking.isDurable(offset, length)) return false;
+    if (this.#keeper !== undefined && !this.#keeper.tryPreserve(offset, length)) return false;
+    let isWritten = true;
+    try {
+      isWritten = this.#backing.tryWrite(offset, bytes);
+    } finally {
+      // One that failed may have been done in part. Nothing can come between the write and its mark.
+      if (isWritten) this.#mark(offset, length);
+    }
+    return isWritten;
+  }
+
+  async write(offset: number, bytes: Uint8Array): Promise<void> {
+    await this.#change(offset, bytes.byteLength, () => this.#backing.write(offset, bytes));
+  }
+
+  async zero(offset: number, length: number, mayTrim: boolean): Promise<void> {
+    await this.#change(offset, length, () => this.#backing.zero(offset, length, mayTrim));
+  }
+
+  async trim(offset: number, length: number): Promise<void> {
+    await this.#change(offset, length, () => this.#backing.trim(offset, length));
+  }
+
+  async flush(): Promise<void> {
+    await this.#call(() => this.#backing.flush());
+  }
+
+  extents(offset: number, length: number, countMax: number): DeviceExtent[] {
+    return this.#backing.extents(offset, length, countMax);
+  }
+
+  // ---- Cuts ----
+
+  /** Resolves when no cut is open or being prepared: the next one to prepare need not wait. */
+  async ready(): Promise<void> {
+    await this.#turn;
+    await this.#unsettled.compacted;
+  }
+
+  /**
+   * Waits until no other cut is open, then closes the gate and waits for the writes that have passed it. Errors: CUT_TIMED_OUT when they
+   * take longer than `barrierMsMax`, and writes go on as before; DEVICE_FAILED when the disk is closed.
+   */
+  async prepare(): Promise<PreparedCut> {
+    const leave = await this.#takeTurn();
+    try {
+      await this.#unsettled.compacted;
+      this.#throwIfClosed();
+      const barrier = await this.#gate.close(this.#barrierMsMax, () => {
+        // Once there is a cut, its end is the end of the turn.
+        if (this.#open === undefined) leave();
+      });
+      return this.#prepared(barrier, leave);
+    } catch (error) {
+      leave();
+      throw error;
+    }
+  }
+
+  /** Prepares a cut and makes it. Errors: those of `prepare`. */
+  async cut(options: { readonly exact: boolean }): Promise<Cut> {
+    return (await this.prepare()).cut(options);
+  }
+
+  /** Tells the tracking file, before a commit is tried, that `point` may become the newest. Resolves when that is durable. */
+  async expectPoint(point: string): Promise<void> {
+    this.#expected.add(point);
+    const [oldest] = this.#expected;
+    if (oldest !== undefined && this.#expected.size > expectedPointsMax) this.#expected.delete(oldest);
+    await this.#tracking?.expectPoint(point);
+  }
+
+  /**
+   * Takes `point` for the newest that the store holds. `current`: it is the base, or has become it, being one of which nobody could tell
+   * whether it was committed. `earlier`: the store has lost later ones; what they held counts as changed again. `unknown`: nobody here
+   * knows it, and nothing is done. No cut may be open.
+   */
+  rebase(point: string | undefined): "current" | "earlier" | "unknown" {
+    assert(this.#open === undefined, "the base changes only while no cut is open");
+    if (point === this.#base) return "current";
+    if (point === undefined) return "unknown";
+    const isExpected = this.#expected.has(point);
+    const isEarlier = this.#unsettled.goBack(point, this.#current);
+    if (!isExpected && !isEarlier) return "unknown";
+    // A point that was tried: its cut was abandoned, so all that changed since the base before it is marked still.
+    if (!isEarlier && this.#base !== undefined) this.#unsettled.note(this.#base, this.#steadyNow());
+    this.#newBase(point);
+    return isExpected ? "current" : "earlier";
+  }
+
+  /** Counts `extents` as changed, as somebody else has seen them change. Marked at once; when it resolves, durably so. */
+  async markDirty(extents: Iterable<Extent>): Promise<void> {
+    const marked = [...extents];
+    for (const { offset, length } of marked) this.#current.mark(offset, length);
+    for (const { offset, length } of marked) await this.#tracking?.makeDurable(offset, length);
+  }
+
+  /** The backing has grown: what is new counts as changed, and can be written when it resolves. */
+  async grow(): Promise<void> {
+    const { sizeBytes } = this.#backing;
+    if (sizeBytes === this.#sizeBytes) return;
+    await this.#tracking?.grow(sizeBytes);
+    const before = this.#sizeBytes;
+    // Another call may have been faster.
+    if (sizeBytes <= before) return;
+    this.#current.grow(sizeBytes);
+    this.#sizeBytes = sizeBytes;
+    await this.markDirty([{ offset: before, length: sizeBytes - before }]);
+  }
+
+  // ---- The end ----
+
+  /** Lets what is under way be done, saves which granules are marked, and closes tracking and backing. Idempotent. */
+  closeClean(): Promise<void> {
+    this.#closing ??= this.#close(async () => {
+      await this.#backing.flush();
+      await this.#tracking?.closeClean(this.#base, this.#current);
+    });
+    return this.#closing;
+  }
+
+  /** Lets what is under way be done and closes tracking, as a crash would leave it, and backing. Idempotent. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close(async () => {
+      await this.#tracking?.close();
+    });
+    return this.#closing;
+  }
+
+  async #close(last: () => Promise<void>): Promise<void> {
+    // Calls that wait at the gate are under way: a cut that is being prepared makes room for them.
+    this.#gate.openNow();
+    if (this.#underWay > 0) {
+      await new Promise<void>((resolve) => {
+        this.#idle = resolve;
+      });
+    }
+    this.#open?.abandon();
+    await this.ready();
+    await this.#settling;
+    try {
+      await last();
+    } finally {
+      await this.#backing.close();
+    }
+  }
+
+  // ---- How a write goes ----
+
+  async #change(offset: number, length: number, apply: () => Promise<void>): Promise<void> {
+    await this.#call(async () => {
+      for (let isFree = false; !isFree; ) {
+        if (this.#tracking?.isDurable(offset, length) === false) await this.#tracking.makeDurable(offset, length);
+        else if (this.#gate.closed !== undefined) await this.#gate.closed;
+        else isFree = true;
+      }
+      // From the last question to here nothing else has run: what the answers were they still are.
+      this.#mark(offset, length);
+      this.#gate.pass();
+      try {
+        if (this.#keeper?.tryPreserve(offset, length) === false) await this.#keeper.preserve(offset, length);
+        await apply();
+      } finally {
+        this.#gate.done();
+      }
+    });
+  }
+
+  #mark(offset: number, length: number): void {
+    this.#current.mark(offset, length);
+    this.#writtenBytes += length;
+  }
+
+  /** Runs a call that `close` waits for. */
+  async #call(run: () => Promise<void>): Promise<void> {
+    this.#throwIfClosed();
+    this.#underWay += 1;
+    try {
+      await run();
+    } finally {
+      this.#underWay -= 1;
+      if (this.#underWay === 0) this.#idle?.();
+    }
+  }
+
+  #throwIfClosed(): void {
+    if (this.#closing === undefined) return;
+    throw new TidemarkError("DEVICE_FAILED", `${this.description} has been closed`, { remedy: "open the disk again" });
+  }
+
+  // ---- How a cut goes ----
+
+  /** Waits for its turn; what it returns ends it, once. */
+  async #takeTurn(): Promise<() => void> {
+    const before = this.#turn;
+    let leave = (): void => undefined;
+    this.#turn = new Promise<void>((resolve) => {
+      leave = resolve;
+    });
+    await before;
+    return leave;
+  }
+
+  #prepared(barrier: Barrier, leave: () => void): PreparedCut {
+    if (!barrier.held) throw this.#notHeld(barrier);
+    let isMade = false;
+    return {
+      get held(): boolean {
+        return barrier.held;
+      },
+      cut: ({ exact }) => {
+        assert(!isMade, "a prepared cut is made once");
+        if (!barrier.held) throw this.#notHeld(barrier);
+        isMade = true;
+        const cut = this.#exchange(exact, barrier.heldMs, leave);
+        barrier.open();
+        return cut;
+      },
+      release: () => barrier.open(),
+    };
+  }
+
+  #notHeld({ inFlight }: Barrier): TidemarkError {
+    return new TidemarkError(
+      "CUT_TIMED_OUT",
+      `no cut of ${this.description}: new writes were let through before it was made, after ${this.#barrierMsMax} ms at the latest`,
+      {
+        remedy: "the next cycle tries again; if this goes on, look for a slow disk",
+        detail: { inFlight, barrierMsMax: this.#barrierMsMax },
+      },
+    );
+  }
+
+  /** The instant of the cut. */
+  #exchange(exact: boolean, barrierMs: number, leave: () => void): Cut {
+    const frozen = this.#current;
+    const sizeBytes = this.#sizeBytes;
+    assert(this.#spare !== undefined && this.#open === undefined && this.#gate.inFlight === 0, "one cut at a time, behind its barrier");
+    const cut = new OpenCut({
+      backing: this.#backing,
+      frozen,
+      captured: grown(this.#captured, sizeBytes),
+      preserved: exact ? new Preserved(this.#pool, this.#spill) : undefined,
+      timeMs: this.#now(),
+      sizeBytes,
+      barrierMs,
+      onEnd: (ended, point) => this.#end(ended, point, leave),
+    });
+    this.#current = grown(this.#spare, sizeBytes);
+    this.#spare = undefined;
+    this.#open = cut;
+    this.#keeper = exact ? cut : undefined;
+    return cut;
+  }
+
+  #end(cut: OpenCut, point: string | undefined, leave: () => void): void {
+    this.#open = undefined;
+    this.#keeper = undefined;
+    this.#captured.clearAll();
+    const { frozen } = cut;
+    if (point === undefined) this.#current.or(frozen);
+    if (point === undefined || this.#base === undefined) {
+      frozen.clearAll();
+      this.#spare = frozen;
+    } else {
+      this.#unsettled.push(this.#base, frozen, this.#steadyNow(), (bitmap) => {
+        this.#spare = bitmap;
+      });
+    }
+    if (point !== undefined) this.#newBase(point);
+    // The next cut's old content comes when this one's is gone, so that they are never kept both.
+    const closed = cut.preserved?.close() ?? Promise.resolve();
+    closed.then(leave, leave);
+  }
+
+  #newBase(point: string): void {
+    this.#base = point;
+    this.#expected.clear();
+    const nowMs = this.#steadyNow();
+    const isDue = nowMs - this.#settledAtMs >= this.#settleMs / settlesPerSettling || this.#unsettled.isFull;
+    if (!isDue || this.#settling !== undefined || this.#closing !== undefined) return;
+    this.#settledAtMs = nowMs;
+    this.#settling = this.#settle([...this.#unsettled.settle(nowMs), point]).finally(() => {
+      this.#settling = undefined;
+    });
+  }
+
+  /**
+   * Has the tracking file forget what has not changed since the cut of the first of `bases`. What was written before it has to be flushed first:
+   * else a power failure could take back from the disk what the vault holds, and no mark would tell. Nothing is settled meanwhile, so
+   * what is needed is judged by the same points.
+   */
+  async #settle(bases: readonly string[]): Promise<void> {
+    if (this.#tracking === undefined) return;
+    const [flushed] = await Promise.allSettled([this.#backing.flush()]);
+    // A flush that fails is told to every client that flushes. Until one succeeds nothing is forgotten here.
+    if (flushed.status === "fulfilled") this.#tracking.settled(bases, (region) => this.#isNeeded(region));
+  }
+
+  /** True while a granule of the region is marked anywhere: asked whenever the tracking file would forget it. */
+  #isNeeded(region: number): boolean {
+    const first = region * regionGranules;
+    return (
+      this.#current.anyMarked(first, regionGranules) ||
+      this.#open?.frozen.anyMarked(first, regionGranules) === true ||
+      this.#unsettled.anyMarked(first, regionGranules)
+    );
+  }
+}
+
+/** The bitmap itself, as large as the disk is by now. */
+function grown(bitmap: DirtyBitmap, sizeBytes: number): DirtyBitmap {
+  if (bitmap.sizeBytes < sizeBytes) bitmap.grow(sizeBytes);
+  return bitmap;
+}

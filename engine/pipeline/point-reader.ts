@@ -1,0 +1,330 @@
+/**
+ * Reads a point back: resolves its map window by window, fetches payloads in long ranges, lets the crew decompress and prove them,
+ * and hands plain bytes to a consumer.
+ *
+ * Within a window the pieces are ordered by where their chunks lie, and neighbours are fetched with one read: a freshly replicated
+ * disk is read in ranges of megabytes, a scattered one in as few ranges as its history allows. Memory: the crew's slabs.
+ */
+import assert from "node:assert/strict";
+import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import { granuleBytes } from "../limits.ts";
+import { storedLength } from "../store/format/frame.ts";
+import type { Pieces, PointMap } from "../store/map/point-map.ts";
+import { pieceDigest, pieceIsZero, windowGranules } from "../store/map/point-map.ts";
+import type { Store } from "../store/store.ts";
+import type { Slab, SlabGeometry } from "./slabs.ts";
+import type { FingerprintSeed } from "./wasm-kernels.ts";
+import type { Crew } from "./worker-pool.ts";
+
+/** Bytes between two payloads that are rather read and dropped than cost a request of their own. */
+const gapBytesMax = 64 * 1024;
+
+/** Proved plain bytes: pieces `order[from…end)`, the bytes of which lie in the slab's `out`. Holds until the consumer's promise settles. */
+export interface ProvedBatch {
+  readonly pieces: Pieces;
+  readonly order: Uint32Array;
+  readonly from: number;
+  readonly end: number;
+  /** For each of the pieces: its chunk in the slab's table. */
+  readonly chunkOf: Uint32Array;
+  readonly slab: Slab;
+  readonly segment: string;
+  /** Why the range could not be read at all, when that is so: every chunk is then in state 2. */
+  readonly failure: TidemarkError | undefined;
+}
+
+/** Granule of `out` at which the bytes of piece number `at` of a batch begin. */
+export function pieceOutGranule(batch: ProvedBatch, at: number): number {
+  const piece = batch.order[at] ?? 0;
+  const chunk = batch.chunkOf[at - batch.from] ?? 0;
+  return (batch.slab.chunks.start[chunk] ?? 0) + (batch.pieces.chunkOffsets[piece] ?? 0);
+}
+
+/** True when the piece's chunk was proved. */
+export function pieceIsProved(batch: ProvedBatch, at: number): boolean {
+  return batch.slab.chunks.state[batch.chunkOf[at - batch.from] ?? 0] === 1;
+}
+
+export interface PointConsumer {
+  /** Data. Batches overlap in time and come in no promised order within a window. */
+  data(batch: ProvedBatch): Promise<void>;
+  /** Granules [from, end) read as zeros. Absent: long stretches of which no run speaks are jumped over. */
+  zeros?(from: number, end: number): Promise<void>;
+  /** Everything below `granule` has been consumed. Called in ascending order. */
+  done(granule: number): Promise<void>;
+  /** Asked before a chunk is fetched: true leaves it out. */
+  skip?(segment: string, offset: number): boolean;
+}
+
+export interface PointReaderOptions {
+  readonly store: Store;
+  readonly crew: Crew;
+  readonly signal?: AbortSignal | undefined;
+  /** Keep fingerprints of what was proved, under this seed, in the slab's `newPrints`. */
+  readonly seed?: FingerprintSeed | undefined;
+  /** Asked before each range is fetched, with its length: holds the reading up, or ends it with an error. Ranges are then fetched one at a time. */
+  readonly pace?: ((bytes: number) => Promise<void>) | undefined;
+}
+
+/** A range of a segment, and the pieces `order[from…end)` that lie in it. */
+interface Fetch {
+  readonly segment: string;
+  readonly offset: number;
+  readonly bytes: number;
+  readonly from: number;
+  readonly end: number;
+}
+
+/** How some pieces of a window are fetched. */
+export interface ReadPlan {
+  readonly pieces: Pieces;
+  readonly order: Uint32Array;
+  /** The one with the lowest piece, `lowest`, first. */
+  readonly fetches: readonly PlannedFetch[];
+}
+
+export interface PlannedFetch extends Fetch {
+  readonly lowest: number;
+}
+
+export class PointReader {
+  readonly #options: PointReaderOptions;
+  #bytesRead = 0;
+  #chunksProved = 0;
+
+  constructor(options: PointReaderOptions) {
+    this.#options = options;
+  }
+
+  get bytesRead(): number {
+    return this.#bytesRead;
+  }
+
+  get chunksProved(): number {
+    return this.#chunksProved;
+  }
+
+  /**
+   * Reads the whole point from granule `from` on. Damage is the consumer's to judge; errors of the consumer or the store end the
+   * reading.
+   */
+  async read(map: PointMap, from: number, consumer: PointConsumer): Promise<void> {
+    const { crew, signal, pace } = this.#options;
+    const fetchesMax = pace === undefined ? crew.fetches.slabCount : 1;
+    const queue: Promise<void>[] = [];
+    const push = (work: Promise<void>): void => {
+      work.catch(() => undefined); // awaited in order below, or settled in `finally`
+      queue.push(work);
+    };
+    try {
+      for (let at = from; at < map.granules; ) {
+        throwIfAborted(signal);
+        if (consumer.zeros === undefined) at = Math.min(await map.nextMapped(at, signal), map.granules);
+        const end = Math.min(at + windowGranules - (at % windowGranules), map.granules);
+        const pieces = await map.window(at, end, signal);
+        if (consumer.zeros !== undefined) await zerosBetween(pieces, at, end, consumer.zeros.bind(consumer));
+        const order = orderByPlace(pieces, unskipped(pieces, consumer));
+        for (const fetch of planFetches(pieces, order, crew.fetches.shared.geometry)) {
+          while (queue.length >= fetchesMax) await queue.shift();
+          await pace?.(fetch.bytes); // before a slab is leased that others need
+          push(this.#fetch(pieces, order, fetch, consumer));
+        }
+        // A sparse disk has thousands of windows in which there is nothing to fetch.
+        while (queue.length > fetchesMax) await queue.shift();
+        const before = [...queue];
+        push(Promise.all(before).then(async () => await consumer.done(end)));
+        at = end;
+      }
+      while (queue.length > 0) await queue.shift();
+    } finally {
+      await Promise.allSettled(queue);
+    }
+  }
+
+  /** Fetches and proves some pieces of a window only. */
+  async readPieces(pieces: Pieces, wanted: readonly number[], data: PointConsumer["data"]): Promise<void> {
+    const plan = this.plan(pieces, wanted);
+    for (const fetch of plan.fetches) await this.readPlanned(plan, fetch, data);
+  }
+
+  /** Plans how some pieces of a window only are fetched, for a caller who decides himself when each range is. */
+  plan(pieces: Pieces, wanted: readonly number[]): ReadPlan {
+    const order = orderByPlace(pieces, wanted);
+    const lowest = (fetch: Fetch): number => order.subarray(fetch.from, fetch.end).reduce((low, piece) => Math.min(low, piece), Infinity);
+    const fetches = planFetches(pieces, order, this.#options.crew.fetches.shared.geometry)
+      .map((fetch) => ({ ...fetch, lowest: lowest(fetch) }))
+      .sort((a, b) => a.lowest - b.lowest);
+    return { pieces, order, fetches };
+  }
+
+  /** Fetches and proves one range of a plan. */
+  async readPlanned({ pieces, order }: ReadPlan, fetch: PlannedFetch, data: PointConsumer["data"]): Promise<void> {
+    await this.#fetch(pieces, order, fetch, { data });
+  }
+
+  async #fetch(pieces: Pieces, order: Uint32Array, fetch: Fetch, consumer: Pick<PointConsumer, "data">): Promise<void> {
+    const { crew, signal } = this.#options;
+    const slab = await crew.fetches.acquire(signal);
+    try {
+      const chunkOf = new Uint32Array(fetch.end - fetch.from);
+      const chunkCount = fillChunkTable(pieces, order, fetch, slab, chunkOf);
+      const failure = await this.#readRange(fetch, slab, chunkCount);
+      await crew.decode({ slab: slab.number, chunkCount, seed: this.#options.seed });
+      this.#chunksProved += chunkCount;
+      await consumer.data({ pieces, order, from: fetch.from, end: fetch.end, chunkOf, slab, segment: fetch.segment, failure });
+    } finally {
+      crew.fetches.release(slab);
+    }
+  }
+
+  /**
+   * Reads the range; if the object is damaged or gone, what can be read of it chunk by chunk. What cannot is left as zeros, which
+   * no digest matches.
+   */
+  async #readRange(fetch: Fetch, slab: Slab, chunkCount: number): Promise<TidemarkError | undefined> {
+    const { store, signal } = this.#options;
+    try {
+      await store.readPages(fetch.segment, fetch.offset, slab.data.subarray(0, fetch.bytes), { signal });
+      this.#bytesRead += fetch.bytes;
+      return undefined;
+    } catch (error) {
+      if (!hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND")) throw error;
+      slab.data.fill(0, 0, fetch.bytes);
+      if (error.code === "OBJECT_NOT_FOUND") return error;
+      for (let chunk = 0; chunk < chunkCount; chunk += 1) {
+        const at = slab.chunks.offsets[chunk] ?? 0;
+        const bytes = slab.data.subarray(at, at + storedLength(slab.chunks.storedWords[chunk] ?? 0));
+        try {
+          await store.readPages(fetch.segment, fetch.offset + at, bytes, { signal });
+          this.#bytesRead += bytes.length;
+        } catch (chunkError) {
+          if (!hasCode(chunkError, "DAMAGED", "OBJECT_NOT_FOUND")) throw chunkError;
+          bytes.fill(0);
+        }
+      }
+      return error;
+    }
+  }
+}
+
+/** Reports the granules of [from, end) that are ZERO or that nobody ever wrote. */
+async function zerosBetween(pieces: Pieces, from: number, end: number, zeros: NonNullable<PointConsumer["zeros"]>): Promise<void> {
+  let zeroFrom = from;
+  for (let index = 0; index < pieces.count; index += 1) {
+    if (pieceIsZero(pieces, index)) continue;
+    const start = pieces.starts[index] ?? 0;
+    if (start > zeroFrom) await zeros(zeroFrom, start);
+    zeroFrom = start + (pieces.lengths[index] ?? 0);
+  }
+  if (end > zeroFrom) await zeros(zeroFrom, end);
+}
+
+/** Indexes of the pieces that the consumer does not want left out; undefined for all. */
+function unskipped(pieces: Pieces, consumer: PointConsumer): number[] | undefined {
+  if (consumer.skip === undefined) return undefined;
+  const wanted: number[] = [];
+  for (let index = 0; index < pieces.count; index += 1) {
+    if (!pieceIsZero(pieces, index) && !consumer.skip(segmentOf(pieces, index), offsetOf(pieces, index))) wanted.push(index);
+  }
+  return wanted;
+}
+
+function segmentOf(pieces: Pieces, index: number): string {
+  const leaf = pieces.leaves[index];
+  const name = leaf?.names[leaf.segments[pieces.entries[index] ?? 0] ?? 0];
+  assert(name !== undefined, "the leaf was checked when it was decoded");
+  return name;
+}
+
+function offsetOf(pieces: Pieces, index: number): number {
+  return pieces.leaves[index]?.offsets[pieces.entries[index] ?? 0] ?? 0;
+}
+
+function storedWordOf(pieces: Pieces, index: number): number {
+  return pieces.leaves[index]?.storedWords[pieces.entries[index] ?? 0] ?? 0;
+}
+
+function chunkGranulesOf(pieces: Pieces, index: number): number {
+  return (pieces.leaves[index]?.chunkLengths[pieces.entries[index] ?? 0] ?? 0) + 1;
+}
+
+/** Indexes of the pieces that hold data (of `wanted` only, when given), ordered by segment and offset. */
+function orderByPlace(pieces: Pieces, wanted: readonly number[] | undefined): Uint32Array {
+  const indexes = wanted ?? Array.from({ length: pieces.count }, (_, index) => index);
+  const ranks = new Map<string, number>();
+  const rankOf = new Uint32Array(pieces.count);
+  const data = indexes.filter((index) => !pieceIsZero(pieces, index));
+  for (const index of data) {
+    const name = segmentOf(pieces, index);
+    const rank = ranks.get(name) ?? ranks.size;
+    ranks.set(name, rank);
+    rankOf[index] = rank;
+  }
+  return Uint32Array.from(data).sort((a, b) => (rankOf[a] ?? 0) - (rankOf[b] ?? 0) || offsetOf(pieces, a) - offsetOf(pieces, b) || a - b);
+}
+
+/** Cuts the order into ranges that fit into a slab, stored and plain. */
+function planFetches(pieces: Pieces, order: Uint32Array, geometry: SlabGeometry): Fetch[] {
+  const fetches: Fetch[] = [];
+  const outBytes = geometry.outBytes ?? geometry.slabBytes;
+  for (let from = 0; from < order.length; ) {
+    const first = order[from] ?? 0;
+    const segment = segmentOf(pieces, first);
+    const offset = offsetOf(pieces, first);
+    let bytesEnd = offset;
+    let plainBytes = 0;
+    let lastOffset = -1;
+    let end = from;
+    for (; end < order.length; end += 1) {
+      const index = order[end] ?? 0;
+      const at = offsetOf(pieces, index);
+      if (segmentOf(pieces, index) !== segment) break;
+      if (at === lastOffset) continue; // one more window of the same chunk
+      const storedEnd = at + storedLength(storedWordOf(pieces, index));
+      const plain = plainBytes + chunkGranulesOf(pieces, index) * granuleBytes;
+      if (end > from && (at - bytesEnd > gapBytesMax || storedEnd - offset > geometry.slabBytes || plain > outBytes)) break;
+      bytesEnd = Math.max(bytesEnd, storedEnd);
+      plainBytes = plain;
+      lastOffset = at;
+    }
+    fetches.push({ segment, offset, bytes: bytesEnd - offset, from, end });
+    from = end;
+  }
+  return fetches;
+}
+
+function fillChunkTable(pieces: Pieces, order: Uint32Array, fetch: Fetch, slab: Slab, chunkOf: Uint32Array): number {
+  let count = 0;
+  let outGranule = 0;
+  let lastOffset = -1;
+  for (let at = fetch.from; at < fetch.end; at += 1) {
+    const index = order[at] ?? 0;
+    const offset = offsetOf(pieces, index);
+    if (offset !== lastOffset) {
+      const granules = chunkGranulesOf(pieces, index);
+      slab.chunks.start[count] = outGranule;
+      slab.chunks.granules[count] = granules;
+      slab.chunks.offsets[count] = offset - fetch.offset;
+      slab.chunks.storedWords[count] = storedWordOf(pieces, index);
+      pieceDigest(pieces, index, slab.chunks.digests, count * 16);
+      outGranule += granules;
+      lastOffset = offset;
+      count += 1;
+    }
+    chunkOf[at - fetch.from] = count - 1;
+  }
+  return count;
+}
+
+/** The error for a chunk that is not what the map says. */
+export function chunkDamaged(disk: string, point: string, offset: number, length: number, segment: string, cause?: unknown): TidemarkError {
+  return new TidemarkError(
+    "DAMAGED",
+    `point ${point} of disk ${JSON.stringify(disk)} is damaged at bytes ${String(offset)} to ${String(offset + length)} (in ${segment})`,
+    {
+      remedy: "run `tidemark verify` to see what is concerned; other points may hold the range intact",
+      detail: { disk, point, offset, length, object: segment },
+      cause,
+    },
+  );
+}

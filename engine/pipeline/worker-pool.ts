@@ -1,0 +1,91 @@
+/**
+ * The crew: worker threads (Piscina) and the slabs they share. A vault opens one with its first operation and closes it with itself; closing waits for what is
+ * in flight, because a task that were cut off could still write to a slab that somebody else has leased.
+ */
+import { availableParallelism } from "node:os";
+import { Piscina } from "piscina";
+import { TidemarkError } from "../errors.ts";
+import type { DigestName } from "../store/format/documents.ts";
+import type { SlabGeometry } from "./slabs.ts";
+import { SlabPool } from "./slabs.ts";
+import type { CompressTask, DecodeTask, ScanResult, ScanTask, WorkerSetup, WorkerTask } from "./worker.ts";
+
+export interface CrewOptions {
+  /** Of the slabs for scanning, and of those for fetching. */
+  readonly geometry: SlabGeometry;
+  readonly fetchGeometry: SlabGeometry;
+  readonly digest: DigestName;
+  readonly digestKey: Uint8Array;
+  readonly workers: number;
+}
+
+/** One thread a core: hashing and compression keep each of them busy. */
+export const workersDefault: number = Math.min(availableParallelism(), 8);
+
+export class Crew implements AsyncDisposable {
+  /** What scans lease. */
+  readonly slabs: SlabPool;
+  /** What fetches lease: pools of their own, so that a scan that needs to fetch never waits for a slab that a scan holds. */
+  readonly fetches: SlabPool;
+  readonly #pool: Piscina<WorkerTask, ScanResult | undefined>;
+  #closed: Promise<void> | undefined;
+
+  private constructor(options: CrewOptions) {
+    this.slabs = new SlabPool(options.geometry);
+    this.fetches = new SlabPool(options.fetchGeometry);
+    const setup: WorkerSetup = {
+      slabs: this.slabs.shared,
+      fetches: this.fetches.shared,
+      digest: options.digest,
+      digestKey: options.digestKey,
+    };
+    this.#pool = new Piscina({
+      filename: import.meta.resolve("#worker"),
+      minThreads: options.workers,
+      maxThreads: options.workers,
+      // A slab has at most one task at a time, so the leases bound the queue; anything above is a programmer's error.
+      maxQueue: options.geometry.slabCount + options.fetchGeometry.slabCount,
+      workerData: setup,
+    });
+  }
+
+  /** Starts the threads; they load their WASM while the caller goes on. */
+  static open(options: CrewOptions): Crew {
+    return new Crew(options);
+  }
+
+  async scan(task: Omit<ScanTask, "kind">): Promise<ScanResult> {
+    const result = await this.#run({ kind: "scan", ...task });
+    if (result === undefined) throw new TidemarkError("INTERNAL", "a scan gave no result");
+    return result;
+  }
+
+  async compress(task: Omit<CompressTask, "kind">): Promise<void> {
+    await this.#run({ kind: "compress", ...task });
+  }
+
+  async decode(task: Omit<DecodeTask, "kind">): Promise<void> {
+    await this.#run({ kind: "decode", ...task });
+  }
+
+  async #run(task: WorkerTask): Promise<ScanResult | undefined> {
+    try {
+      return await this.#pool.run(task);
+    } catch (error) {
+      throw new TidemarkError("INTERNAL", `a worker thread failed while it ran ${task.kind}`, {
+        remedy: "this is a fault in Tidemark: report it with --debug output; nothing was committed",
+        cause: error,
+      });
+    }
+  }
+
+  /** Waits for the tasks in flight, then ends the threads. Idempotent. */
+  async close(): Promise<void> {
+    this.#closed ??= this.#pool.close();
+    await this.#closed;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}

@@ -1,0 +1,435 @@
+/**
+ * Brings blocks of a point from the store into the cache: for readers who wait for them, and ahead of those who read on.
+ *
+ *     request ─► queue ─► job: neighbours together ─► map ─► ranges of segments, those first that somebody waits for ─► crew: proved ─┐
+ *     ahead ───────────►                                                        cache, and copied to who waits, block by block ◄─┘
+ *
+ * A block is fetched once however many wait for it, and what they wait for is copied to them before anything else can happen to the
+ * block. Blocks hold memory from the first byte of theirs that arrives.
+ *
+ * A writer puts what follows on the disk into several segments in turn, a frame of 4 MiB at a time. So a job that is fetched ahead is long:
+ * then neighbours in a segment make ranges as long as a slab, which cost a store less than short ones.
+ *
+ * Damage costs those who read the damaged granules an error, and nobody else anything: when a job for many blocks meets a map
+ * that it cannot read, each block that somebody waits for is tried by itself. What is damaged or could not be fetched is not kept,
+ * so the next reader tries again.
+ */
+import assert from "node:assert/strict";
+import { hasCode, TidemarkError } from "../../errors.ts";
+import { granuleBytes } from "../../limits.ts";
+import {
+  chunkDamaged,
+  type PlannedFetch,
+  PointReader,
+  type ProvedBatch,
+  pieceIsProved,
+  pieceOutGranule,
+  type ReadPlan,
+} from "../../pipeline/point-reader.ts";
+import type { Crew } from "../../pipeline/worker-pool.ts";
+import { type Pieces, pieceIsZero } from "../../store/map/point-map.ts";
+import type { Store } from "../../store/store.ts";
+import type { Extent } from "../../volume.ts";
+import type { BlockCache } from "./block-cache.ts";
+import type { MountedMap } from "./mounted-map.ts";
+import { type QueuedRange, RangeQueue } from "./range-queue.ts";
+
+/** What is fetched ahead together at most: two frames or so of each of a writer's lanes, where data are halved by compression. */
+const aheadJobBytesMax: number = 64 * 1024 * 1024;
+/** The share of that which is only fetched where it makes ranges longer. */
+const aheadMoreShare: number = 3 / 8;
+
+export interface BlockFetcherOptions {
+  readonly store: Store;
+  readonly crew: Crew;
+  readonly map: MountedMap;
+  readonly cache: BlockCache;
+  /** For messages: the disk, and the point's sequence number. */
+  readonly disk: string;
+  readonly point: string;
+  readonly signal: AbortSignal;
+  /** Told of bytes of the point that cannot be read back, each time that they are met. */
+  readonly onDamage: (extent: Extent, error: TidemarkError) => void;
+  /** Something of what `ahead` began has come: there may be room for more. */
+  readonly onAheadRoom: () => void;
+}
+
+/** A read that waits for blocks: settles when all of it has come, or, when all has come or failed, fails. */
+export class PendingRead {
+  readonly done: Promise<void>;
+  #left = 1;
+  #failure: TidemarkError | undefined;
+  #settle: (failure: TidemarkError | undefined) => void = () => undefined;
+
+  constructor() {
+    this.done = new Promise((resolve, reject) => {
+      this.#settle = (failure) => {
+        if (failure === undefined) resolve();
+        else reject(failure);
+      };
+    });
+  }
+
+  /** One more to wait for. */
+  expect(): void {
+    this.#left += 1;
+  }
+
+  /** One has come, or is not going to. The reader itself calls this once too, when it has asked for everything. */
+  arrived(failure?: TidemarkError): void {
+    this.#failure ??= failure;
+    this.#left -= 1;
+    if (this.#left === 0) this.#settle(this.#failure);
+  }
+}
+
+interface Waiter {
+  readonly read: PendingRead;
+  /** Where in the block its bytes begin. */
+  readonly from: number;
+  readonly into: Uint8Array;
+}
+
+/** A block that is wanted. `alone`: queued, and not to be fetched together with others. */
+interface Wanted {
+  state: "queued" | "alone" | "running";
+  readonly waiters: Waiter[];
+  /** The ranges that bring it, once they are known. */
+  ranges: QueuedRange[];
+}
+
+interface Job {
+  /** Blocks [from, end). Those from `coreEnd` on are fetched only if they lie behind others of the job in a segment. */
+  readonly from: number;
+  readonly coreEnd: number;
+  readonly end: number;
+  /** Of each block: its buffer, once it needs one; granules of data and pieces to come; what of it is damaged. */
+  readonly buffers: (Buffer | undefined)[];
+  readonly granules: Uint32Array;
+  readonly piecesLeft: Uint32Array;
+  readonly damage: (Damage[] | undefined)[];
+  /** 1 where the block is to be fetched by this job, and has not been handed on yet. */
+  readonly isOwed: Uint8Array;
+  /** Blocks of `ahead` that it counts for; 0 where somebody waited when it was begun. */
+  reservedBlocks: number;
+  /** Why no further range of it is fetched. */
+  failure: TidemarkError | undefined;
+}
+
+/** Bytes [from, end) of a block, and what is wrong with them. */
+interface Damage {
+  readonly from: number;
+  readonly end: number;
+  readonly error: TidemarkError;
+}
+
+function newJob(from: number, coreEnd: number, end: number): Job {
+  const count = end - from;
+  return {
+    from,
+    coreEnd,
+    end,
+    buffers: Array.from({ length: count }, () => undefined),
+    granules: new Uint32Array(count),
+    piecesLeft: new Uint32Array(count),
+    damage: Array.from({ length: count }, () => undefined),
+    isOwed: new Uint8Array(count),
+    reservedBlocks: 0,
+    failure: undefined,
+  };
+}
+
+export class BlockFetcher {
+  readonly #options: BlockFetcherOptions;
+  readonly #reader: PointReader;
+  readonly #blockBytes: number;
+  readonly #blockGranules: number;
+  /** Jobs for who waits, and the blocks of each. */
+  readonly #jobsMax: number;
+  readonly #jobBlocksMax: number;
+  /** Blocks of a job that is begun by `ahead`, those that it may take along, and blocks of all such jobs. */
+  readonly #aheadCoreMax: number;
+  readonly #aheadMoreMax: number;
+  readonly #aheadBlocksMax: number;
+  readonly #ranges: RangeQueue;
+  readonly #wanted = new Map<number, Wanted>();
+  /** Blocks in the state `queued` or `alone`, in the order in which they were asked for. */
+  readonly #queue = new Set<number>();
+  readonly #jobs = new Set<Promise<void>>();
+  #waitedJobs = 0;
+  #aheadBlocks = 0;
+
+  constructor(options: BlockFetcherOptions) {
+    const { store, crew, cache, signal } = options;
+    const { geometry } = crew.fetches.shared;
+    this.#options = options;
+    this.#reader = new PointReader({ store, crew, signal });
+    this.#blockBytes = cache.blockBytes;
+    this.#blockGranules = cache.blockBytes / granuleBytes;
+    this.#jobsMax = crew.fetches.slabCount;
+    this.#ranges = new RangeQueue(crew.fetches.slabCount);
+    // All that may be on its way together leaves a sixth of the cache to what is kept.
+    const waitedBytesMax = Math.min(geometry.outBytes ?? geometry.slabBytes, cache.capacityBytes / (3 * this.#jobsMax));
+    this.#jobBlocksMax = Math.max(1, Math.floor(waitedBytesMax / cache.blockBytes));
+    this.#aheadBlocksMax = Math.floor(cache.capacityBytes / 2 / cache.blockBytes);
+    const aheadJobMax = Math.min(Math.floor(aheadJobBytesMax / cache.blockBytes), Math.floor(this.#aheadBlocksMax / 2));
+    this.#aheadMoreMax = Math.floor(aheadJobMax * aheadMoreShare);
+    this.#aheadCoreMax = aheadJobMax - this.#aheadMoreMax;
+  }
+
+  /** Bytes read from the store. */
+  get bytesFetched(): number {
+    return this.#reader.bytesRead;
+  }
+
+  /** The longest range for which `ahead` begins a job, and what may be on its way by it in all. */
+  get aheadBytesMax(): { readonly job: number; readonly all: number } {
+    return { job: this.#aheadCoreMax * this.#blockBytes, all: this.#aheadBlocksMax * this.#blockBytes };
+  }
+
+  /** Has bytes of a block that is not cached copied into `into`, from its byte `from` on. It is fetched from the next `start` on. */
+  request(block: number, from: number, into: Uint8Array, read: PendingRead): void {
+    let wanted = this.#wanted.get(block);
+    if (wanted === undefined) {
+      wanted = { state: "queued", waiters: [], ranges: [] };
+      this.#wanted.set(block, wanted);
+      this.#queue.add(block);
+    }
+    read.expect();
+    wanted.waiters.push({ read, from, into });
+    for (const range of wanted.ranges) this.#ranges.raise(range);
+  }
+
+  /** Begins as many jobs for what has been asked for as there may be. */
+  start(): void {
+    for (const block of this.#queue) {
+      if (this.#waitedJobs >= this.#jobsMax) return;
+      let end = block + 1;
+      if (this.#wanted.get(block)?.state === "queued") {
+        while (end - block < this.#jobBlocksMax && this.#wanted.get(end)?.state === "queued") end += 1;
+      }
+      const job = newJob(block, end, end);
+      for (let at = block; at < end; at += 1) {
+        this.#queue.delete(at);
+        this.#claim(job, at);
+      }
+      this.#waitedJobs += 1;
+      this.#launch(job, () => {
+        this.#waitedJobs -= 1;
+      });
+    }
+  }
+
+  /**
+   * Begins a job for blocks of [from, end) that nobody has asked for yet, if there may be one. Returns the block up to which everything is
+   * cached or on its way now.
+   */
+  ahead(from: number, end: number): number {
+    let first = from;
+    while (first < end && this.#isTaken(first)) first += 1;
+    const coreEnd = Math.min(end, first + this.#aheadCoreMax);
+    const more = Math.min(this.#aheadMoreMax, coreEnd - first);
+    const jobEnd = Math.min(coreEnd + more, Math.ceil(this.#options.map.volumeBytes / this.#blockBytes));
+    const blocks = jobEnd - first;
+    if (first === end || this.#aheadBlocks + blocks > this.#aheadBlocksMax) return first;
+    const job = newJob(first, coreEnd, jobEnd);
+    for (let block = first; block < coreEnd; block += 1) if (!this.#isTaken(block)) this.#claim(job, block);
+    this.#reserve(job, blocks);
+    this.#launch(job, () => this.#reserve(job, 0));
+    return coreEnd;
+  }
+
+  /** Waits for what is under way, which the signal ends. Nothing may be asked for any more. */
+  async close(): Promise<void> {
+    while (this.#jobs.size > 0) await Promise.all(this.#jobs);
+  }
+
+  /** True when a block is cached or on its way. */
+  #isTaken(block: number): boolean {
+    return this.#options.cache.has(block) || this.#wanted.has(block);
+  }
+
+  /** Makes a block one that `job` fetches. */
+  #claim(job: Job, block: number): void {
+    const wanted = this.#wanted.get(block) ?? { state: "running", waiters: [], ranges: [] };
+    wanted.state = "running";
+    this.#wanted.set(block, wanted);
+    job.isOwed[block - job.from] = 1;
+  }
+
+  #reserve(job: Job, blocks: number): void {
+    this.#aheadBlocks += blocks - job.reservedBlocks;
+    job.reservedBlocks = blocks;
+  }
+
+  #launch(job: Job, onDone: () => void): void {
+    const work = this.#run(job).finally(() => {
+      this.#jobs.delete(work);
+      onDone();
+      this.start();
+      this.#options.onAheadRoom();
+    });
+    this.#jobs.add(work);
+  }
+
+  /** Never rejects for what the store or the point is like: those who wait are told. */
+  async #run(job: Job): Promise<void> {
+    const { map } = this.#options;
+    try {
+      const pieces = await map.pieces(job.from * this.#blockGranules, Math.min(job.end * this.#blockGranules, map.granules));
+      const plan = this.#plan(job, pieces);
+      for (let slot = 0; slot < job.coreEnd - job.from; slot += 1) {
+        if (job.isOwed[slot] === 1 && job.piecesLeft[slot] === 0) this.#deliver(job, slot);
+      }
+      await Promise.all(plan.fetches.map(async (fetch) => await this.#fetch(job, plan, fetch)));
+      if (job.failure !== undefined) this.#fail(job, job.failure);
+    } catch (error) {
+      if (!(error instanceof TidemarkError)) throw error;
+      this.#fail(job, error);
+    }
+  }
+
+  /** Plans how the blocks of a job are fetched, and claims those that come along with them. */
+  #plan(job: Job, pieces: Pieces): ReadPlan {
+    for (let piece = 0; piece < pieces.count; piece += 1) {
+      if (pieceIsZero(pieces, piece)) continue;
+      const slot = this.#slotOf(job, pieces, piece);
+      job.piecesLeft[slot] = (job.piecesLeft[slot] ?? 0) + 1;
+      job.granules[slot] = (job.granules[slot] ?? 0) + (pieces.lengths[piece] ?? 0);
+    }
+    const wanted: number[] = [];
+    let coreCount = pieces.count;
+    for (let piece = 0; piece < pieces.count; piece += 1) {
+      const slot = this.#slotOf(job, pieces, piece);
+      const isCore = job.from + slot < job.coreEnd;
+      if (!isCore) coreCount = Math.min(coreCount, piece);
+      // What comes along is a whole block, or the rest of it would have to be fetched too.
+      const isFetched = isCore ? job.isOwed[slot] === 1 : job.piecesLeft[slot] === 1 && !this.#isTaken(job.from + slot);
+      if (isFetched && !pieceIsZero(pieces, piece)) wanted.push(piece);
+    }
+    const plan = this.#reader.plan(pieces, wanted);
+    const fetches = plan.fetches.filter(({ lowest }) => lowest < coreCount);
+    for (const { from, end } of fetches) {
+      for (const piece of plan.order.subarray(from, end))
+        if (piece >= coreCount) this.#claim(job, job.from + this.#slotOf(job, pieces, piece));
+    }
+    if (job.reservedBlocks > 0)
+      this.#reserve(
+        job,
+        job.isOwed.reduce((sum, owed) => sum + owed, 0),
+      );
+    return { ...plan, fetches };
+  }
+
+  /** Fetches one range of a job when its turn comes, unless another has failed before. */
+  async #fetch(job: Job, plan: ReadPlan, fetch: PlannedFetch): Promise<void> {
+    const range: QueuedRange = { isAwaited: false };
+    for (let at = fetch.from; at < fetch.end; at += 1) {
+      const wanted = this.#wanted.get(job.from + this.#slotOf(job, plan.pieces, plan.order[at] ?? 0));
+      assert(wanted !== undefined, "a block of which pieces come is wanted");
+      if (wanted.waiters.length > 0) range.isAwaited = true;
+      if (wanted.ranges.at(-1) !== range) wanted.ranges.push(range);
+    }
+    await this.#ranges.run(range, async () => {
+      if (job.failure !== undefined) return;
+      try {
+        await this.#reader.readPlanned(plan, fetch, (batch) => {
+          this.#take(job, batch);
+          return Promise.resolve();
+        });
+      } catch (error) {
+        if (!(error instanceof TidemarkError)) throw error;
+        job.failure = error;
+      }
+    });
+    this.#options.onAheadRoom();
+  }
+
+  /** The block that holds `piece`, counted from the job's first: a chunk never crosses a block. */
+  #slotOf(job: Job, pieces: Pieces, piece: number): number {
+    return Math.floor((pieces.starts[piece] ?? 0) / this.#blockGranules) - job.from;
+  }
+
+  /** Copies proved bytes to their blocks. */
+  #take(job: Job, batch: ProvedBatch): void {
+    const { pieces, slab } = batch;
+    for (let at = batch.from; at < batch.end; at += 1) {
+      const piece = batch.order[at] ?? 0;
+      const slot = this.#slotOf(job, pieces, piece);
+      const from = ((pieces.starts[piece] ?? 0) - (job.from + slot) * this.#blockGranules) * granuleBytes;
+      const length = (pieces.lengths[piece] ?? 0) * granuleBytes;
+      if (pieceIsProved(batch, at)) {
+        const out = pieceOutGranule(batch, at) * granuleBytes;
+        slab.out.copy(this.#bufferOf(job, slot), from, out, out + length);
+      } else {
+        (job.damage[slot] ??= []).push({ from, end: from + length, error: this.#damaged(job.from + slot, from, length, batch) });
+      }
+      job.piecesLeft[slot] = (job.piecesLeft[slot] ?? 0) - 1;
+      if (job.piecesLeft[slot] === 0) this.#deliver(job, slot);
+    }
+  }
+
+  /** The buffer of a block, with zeros wherever no piece is going to come. */
+  #bufferOf(job: Job, slot: number): Buffer {
+    let buffer = job.buffers[slot];
+    if (buffer === undefined) {
+      buffer = this.#options.cache.lend();
+      if (job.granules[slot] !== this.#blockGranules) buffer.fill(0);
+      job.buffers[slot] = buffer;
+    }
+    return buffer;
+  }
+
+  #damaged(block: number, from: number, length: number, { segment, failure }: Pick<ProvedBatch, "segment" | "failure">): TidemarkError {
+    const { disk, point, map, onDamage } = this.#options;
+    const offset = block * this.#blockBytes + from;
+    const extent = { offset, length: Math.min(length, map.volumeBytes - offset) };
+    const error = chunkDamaged(disk, point, extent.offset, extent.length, segment, failure);
+    onDamage(extent, error);
+    return error;
+  }
+
+  /** Hands a block that is all there to those who wait for it, and keeps it. */
+  #deliver(job: Job, slot: number): void {
+    const { cache } = this.#options;
+    const block = job.from + slot;
+    const bytes = job.buffers[slot];
+    const damage = job.damage[slot] ?? [];
+    const waiters = this.#wanted.get(block)?.waiters ?? [];
+    this.#wanted.delete(block);
+    job.isOwed[slot] = 0;
+    if (job.reservedBlocks > 0) this.#reserve(job, job.reservedBlocks - 1);
+    for (const { read, from, into } of waiters) {
+      const met = damage.find((part) => part.from < from + into.byteLength && from < part.end);
+      if (bytes === undefined) into.fill(0);
+      else if (met === undefined) bytes.copy(into, 0, from, from + into.byteLength);
+      read.arrived(met?.error);
+    }
+    if (damage.length === 0) cache.keep(block, bytes, waiters.length > 0 ? "served" : "expected");
+    else if (bytes !== undefined) cache.giveBack(bytes);
+  }
+
+  /** Gives up what of `job` has not been delivered. */
+  #fail(job: Job, error: TidemarkError): void {
+    const isDamage = hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED");
+    for (let block = job.from; block < job.end; block += 1) {
+      const wanted = this.#wanted.get(block);
+      const slot = block - job.from;
+      // Once it is, somebody else may want it again already.
+      if (job.isOwed[slot] !== 1 || wanted === undefined) continue;
+      const buffer = job.buffers[slot];
+      if (buffer !== undefined) this.#options.cache.giveBack(buffer);
+      if (isDamage && job.end - job.from > 1 && wanted.waiters.length > 0) {
+        wanted.state = "alone";
+        wanted.ranges = [];
+        this.#queue.add(block);
+        continue;
+      }
+      this.#wanted.delete(block);
+      const object = error.detail["object"];
+      const segment = typeof object === "string" ? object : "the store";
+      const told = isDamage && wanted.waiters.length > 0 ? this.#damaged(block, 0, this.#blockBytes, { segment, failure: error }) : error;
+      for (const { read } of wanted.waiters) read.arrived(told);
+    }
+  }
+}

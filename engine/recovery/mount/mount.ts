@@ -1,0 +1,179 @@
+/**
+ * Mounts a point: makes it a disk that can be read at once, and written when an overlay takes the changes. While it is mounted the
+ * point is held against pruning and collection.
+ *
+ *     head ─► hold ─► manifest ─► MountedPoint ─► [OverlaidDisk] ─► a front end
+ */
+import { tmpdir } from "node:os";
+import type { BlockDevice } from "../../device.ts";
+import { hasCode, TidemarkError } from "../../errors.ts";
+import { readManifest, type VaultContext } from "../../replication/session.ts";
+import { fromHex } from "../../store/format/checksum.ts";
+import type { ManifestDocument, PointRecord } from "../../store/format/documents.ts";
+import { damaged } from "../../store/format/fields.ts";
+import { PointMap } from "../../store/map/point-map.ts";
+import { pointSummary, selectPoint } from "../../store/points/points.ts";
+import { holdToRead, type PointHold } from "../../store/points/reader-holds.ts";
+import { readHead } from "../../store/points/writer-lease.ts";
+import { Store } from "../../store/store.ts";
+import type { MountOptions, MountSummary, Notice, PointSummary } from "../../summaries.ts";
+import { cacheBlocksMin } from "./block-cache.ts";
+import { MountedPoint } from "./mounted-point.ts";
+import { OverlaidDisk } from "./overlaid-disk.ts";
+import { OverlayFile } from "./overlay-file.ts";
+
+/** Memory for blocks unless the caller says otherwise. */
+const cacheBytesDefault: number = 256 * 1024 * 1024;
+
+interface MountParts {
+  readonly summary: PointSummary;
+  readonly point: MountedPoint;
+  readonly overlaid: OverlaidDisk | undefined;
+  readonly overlay: string | null;
+  readonly hold: PointHold;
+  readonly onNotice: (notice: Notice) => void;
+}
+
+export class Mount implements AsyncDisposable {
+  /** The point that is mounted. */
+  readonly point: PointSummary;
+  /** The disk. It is closed by `close`, not by whoever serves it. */
+  readonly device: BlockDevice;
+  readonly #parts: MountParts;
+  readonly #startedAt: number = performance.now();
+  #closing: Promise<void> | undefined;
+
+  private constructor(parts: MountParts) {
+    this.#parts = parts;
+    this.point = parts.summary;
+    this.device = parts.overlaid ?? parts.point;
+    parts.hold.signal.addEventListener("abort", this.#tellLostHold, { once: true });
+    if (parts.hold.signal.aborted) this.#tellLostHold();
+  }
+
+  /**
+   * Mounts a point. Errors: DISK_NOT_FOUND, POINT_NOT_FOUND (also when it is being pruned), INVALID_ARGUMENT, DAMAGED, those of `OverlayFile.open` and
+   * of the store.
+   */
+  static async open(context: VaultContext, options: MountOptions): Promise<Mount> {
+    const { document, sink } = context;
+    const { signal } = options;
+    const onNotice = options.onNotice ?? (() => undefined);
+    const cacheBytes = checkedCache(options, document.blockBytes);
+    // Its threads start while the vault is asked.
+    const crew = context.crew();
+    const store = new Store(sink);
+    const disk = options.disk.normalize("NFC");
+    const { head } = await readHead(store, document.vault, disk, signal);
+    const record = await selectPoint(store, head, options.point, signal);
+    const hold = await holdToRead({ store, vault: document.vault, disk, point: record, purpose: "mount", onNotice, signal });
+    try {
+      const manifest = await manifestOf(store, document.vault, disk, record, signal);
+      const overlay = await openOverlay(options, { vault: document.vault, disk, point: record.id, sizeBytes: record.volumeBytes });
+      const point = new MountedPoint({
+        store,
+        crew,
+        map: new PointMap(store, fromHex(document.vault), disk, manifest),
+        runs: manifest.runs.length,
+        blockBytes: document.blockBytes,
+        cacheBytes,
+        disk,
+        sequence: record.sequence,
+        onDamage: (_, error) => onNotice({ code: "POINT_DAMAGED", message: `${error.message}; reads of that range fail` }),
+      });
+      const overlaid = overlay === undefined ? undefined : new OverlaidDisk(point, overlay);
+      return new Mount({ summary: pointSummary(disk, record), point, overlaid, overlay: options.overlay ?? null, hold, onNotice });
+    } catch (error) {
+      await hold.release();
+      throw error;
+    }
+  }
+
+  /** True from the call of `close` on. */
+  get isClosed(): boolean {
+    return this.#closing !== undefined;
+  }
+
+  /** What has been read and written so far. */
+  summary(): MountSummary {
+    const { summary, point, overlaid, overlay } = this.#parts;
+    const written = overlaid?.counts;
+    return {
+      disk: summary.disk,
+      point: summary.point,
+      sequence: summary.sequence,
+      volumeBytes: summary.volumeBytes,
+      writable: overlaid !== undefined,
+      overlay,
+      ...point.counts,
+      bytesRead: written?.bytesRead ?? point.counts.bytesRead,
+      bytesWritten: written?.bytesWritten ?? 0,
+      cachedBytes: point.cachedBytes,
+      elapsedMs: Math.round(performance.now() - this.#startedAt),
+    };
+  }
+
+  /** Ends what is under way, saves the overlay if it is kept, and gives up the hold. Idempotent. Errors: those of `BlockDevice.flush`. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  async #close(): Promise<void> {
+    const { hold } = this.#parts;
+    hold.signal.removeEventListener("abort", this.#tellLostHold);
+    try {
+      await this.device.close();
+    } finally {
+      await hold.release();
+    }
+  }
+
+  readonly #tellLostHold = (): void => {
+    const { hold, summary, onNotice } = this.#parts;
+    const reason: unknown = hold.signal.reason;
+    const why = reason instanceof Error ? reason.message : "nobody knows why";
+    const message = `point ${summary.sequence} is not held any more, so what of it has not been read may be collected: ${why}`;
+    onNotice({ code: "HOLD_LOST", message });
+  };
+}
+
+function checkedCache({ cacheBytes = cacheBytesDefault, overlay, writable }: MountOptions, blockBytes: number): number {
+  const faults: string[] = [];
+  const cacheBytesMin = cacheBlocksMin * blockBytes;
+  if (!Number.isSafeInteger(cacheBytes) || cacheBytes < cacheBytesMin) {
+    faults.push(`a cache of ${cacheBytes} bytes is too small: this vault needs ${cacheBytesMin}`);
+  }
+  if (overlay !== undefined && writable !== true) faults.push("an overlay belongs to a mount that is writable");
+  if (faults.length > 0) throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
+  return cacheBytes;
+}
+
+/** The manifest of a committed point has to be there: where it is not, the point is damaged. */
+async function manifestOf(
+  store: Store,
+  vault: string,
+  disk: string,
+  point: PointRecord,
+  signal: AbortSignal | undefined,
+): Promise<ManifestDocument> {
+  try {
+    return await readManifest(store, vault, disk, point, signal);
+  } catch (error) {
+    if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+    throw damaged(String(error.detail["object"]), "the store does not hold it any more", error);
+  }
+}
+
+async function openOverlay(
+  { writable, overlay, temporaryFolder }: MountOptions,
+  identity: Parameters<typeof OverlayFile.open>[1],
+): Promise<OverlayFile | undefined> {
+  if (writable !== true) return undefined;
+  if (overlay !== undefined) return await OverlayFile.open(overlay, identity);
+  return await OverlayFile.temporary(temporaryFolder ?? tmpdir(), identity.sizeBytes);
+}

@@ -1,0 +1,175 @@
+/**
+ * The map of a mounted point: the pieces of a range for whoever reads it, and what is a hole for whoever asks.
+ *
+ * A map is read from the store, and who asks for holes asks often. So the outline of the map, runs of data and the holes between them, is kept for parts
+ * of the disk that somebody was interested in: there it is told at once. Elsewhere whoever waits (`lookUp`) gets it from the map, and
+ * for those who cannot wait it is fetched meanwhile.
+ *
+ * Memory: the leaves that `PointMap` keeps, and 4 MiB of outlines.
+ */
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { DeviceExtent } from "../../device.ts";
+import { throwIfAborted } from "../../errors.ts";
+import { granuleBytes } from "../../limits.ts";
+import { type Pieces, type PointMap, pieceIsZero } from "../../store/map/point-map.ts";
+
+/** Granules whose outline is fetched and kept together: 64 MiB of disk. */
+const partGranules = 16_384;
+const partBytes: number = partGranules * granuleBytes;
+/** Parts that are looked at in one turn of the event loop, which takes a few ms. */
+const partsPerTurn = 16;
+/** Words of outlines that are kept, and what a part costs besides its own. */
+const outlineWordsMax: number = 1024 * 1024;
+const partWords = 16;
+/** Roots that are fetched at a time. */
+const rootsInFlightMax = 8;
+
+export class MountedMap {
+  readonly volumeBytes: number;
+  readonly granules: number;
+  readonly #map: PointMap;
+  readonly #signal: AbortSignal;
+  /** Resolves when the last one who was let in is done with the map: two at a time would fetch the same leaves twice. */
+  #turn: Promise<unknown>;
+  /** By part: granules at which data begins and ends, alternating. The oldest first. */
+  readonly #outlines = new Map<number, Uint32Array>();
+  #outlineWords = 0;
+  /** By part: outlines on their way. */
+  readonly #looking = new Map<number, Promise<Uint32Array>>();
+
+  /** `runs`: how many the map has. Their roots are fetched side by side at once: the first read needs all of them. */
+  constructor(map: PointMap, runs: number, signal: AbortSignal) {
+    this.#map = map;
+    this.#signal = signal;
+    this.volumeBytes = map.volumeBytes;
+    this.granules = map.granules;
+    // What cannot be fetched is asked for again by whoever needs it, and told to him.
+    this.#turn = Promise.allSettled(Array.from({ length: Math.min(runs, rootsInFlightMax) }, (_, first) => this.#readRoots(first, runs)));
+  }
+
+  /** What granules [from, end) hold, at most `windowGranules` of them. Errors: DAMAGED, OBJECT_NOT_FOUND, FORMAT_UNSUPPORTED, those of the store. */
+  pieces(from: number, end: number): Promise<Pieces> {
+    const work = this.#turn.then(() => {
+      // What the map has in memory would be told even when it is over.
+      throwIfAborted(this.#signal);
+      return this.#map.window(from, end, this.#signal);
+    });
+    this.#turn = work.catch(() => undefined);
+    return work;
+  }
+
+  /** As `BlockDevice.extents`: what is not known is fetched for the next who asks. */
+  extents(offset: number, length: number, countMax: number): DeviceExtent[] {
+    const found: DeviceExtent[] = [];
+    for (const { part, from, end } of partsOf(offset, length)) {
+      const outline = this.#outlines.get(part);
+      if (outline === undefined) {
+        // One at a time: who goes through the disk needs no more. A map that cannot be read is told to those who read the disk there.
+        if (this.#looking.size === 0) this.#lookFor(part).catch(() => undefined);
+        return found;
+      }
+      if (!append(found, outline, from, end, countMax)) return found;
+    }
+    return found;
+  }
+
+  /** As `BlockDevice.lookUp`. */
+  async lookUp(offset: number, length: number, countMax: number): Promise<DeviceExtent[]> {
+    const found: DeviceExtent[] = [];
+    for (const { part, from, end } of partsOf(offset, length)) {
+      const outline = this.#outlines.get(part) ?? (await this.#lookFor(part));
+      if (!append(found, outline, from, end, countMax)) return found;
+    }
+    return found;
+  }
+
+  /** Waits for what is under way, which the signal ends. */
+  async close(): Promise<void> {
+    await this.#turn;
+  }
+
+  #lookFor(part: number): Promise<Uint32Array> {
+    let looking = this.#looking.get(part);
+    if (looking === undefined) {
+      looking = this.#readOutline(part).finally(() => this.#looking.delete(part));
+      this.#looking.set(part, looking);
+    }
+    return looking;
+  }
+
+  async #readRoots(first: number, runs: number): Promise<void> {
+    for (let run = first; run < runs; run += rootsInFlightMax) await this.#map.leavesOf(run, this.#signal);
+  }
+
+  async #readOutline(part: number): Promise<Uint32Array> {
+    // Who asks for much of a disk whose map is in memory leaves the event loop to others now and then.
+    if (part % partsPerTurn === 0) await nextTurn();
+    const from = part * partGranules;
+    const outline = outlineOf(await this.pieces(from, Math.min(from + partGranules, this.granules)));
+    this.#outlines.set(part, outline);
+    this.#outlineWords += outline.length + partWords;
+    for (const [oldest, words] of this.#outlines) {
+      if (this.#outlineWords <= outlineWordsMax) break;
+      this.#outlines.delete(oldest);
+      this.#outlineWords -= words.length + partWords;
+    }
+    return outline;
+  }
+}
+
+/** The parts that a range touches, and where in them it lies. */
+function* partsOf(offset: number, length: number): Generator<{ readonly part: number; readonly from: number; readonly end: number }> {
+  const rangeEnd = offset + length;
+  for (let from = offset; from < rangeEnd; ) {
+    const part = Math.floor(from / partBytes);
+    const end = Math.min(rangeEnd, (part + 1) * partBytes);
+    yield { part, from, end };
+    from = end;
+  }
+}
+
+/** Where the data of `pieces` begins and ends. */
+function outlineOf(pieces: Pieces): Uint32Array {
+  const words: number[] = [];
+  for (let index = 0; index < pieces.count; index += 1) {
+    if (pieceIsZero(pieces, index)) continue;
+    const start = pieces.starts[index] ?? 0;
+    if (words.at(-1) === start) words.pop();
+    else words.push(start);
+    words.push(start + (pieces.lengths[index] ?? 0));
+  }
+  return Uint32Array.from(words);
+}
+
+/** Appends what `outline` says of [from, end) to `found`. False when that is too much. */
+function append(found: DeviceExtent[], outline: Uint32Array, from: number, end: number, countMax: number): boolean {
+  const add = (kind: DeviceExtent["kind"], offset: number, stop: number): boolean => {
+    if (stop <= offset) return true;
+    const last = found.at(-1);
+    if (last?.kind === kind) found[found.length - 1] = { ...last, length: stop - last.offset };
+    else if (found.length < countMax) found.push({ offset, length: stop - offset, kind });
+    else return false;
+    return true;
+  };
+  let at = from;
+  for (let index = firstEndAfter(outline, from); index < outline.length; index += 2) {
+    const start = Math.min(end, Math.max(at, (outline[index] ?? 0) * granuleBytes));
+    const stop = Math.min(end, (outline[index + 1] ?? 0) * granuleBytes);
+    if (!add("hole", at, start) || !add("data", start, stop)) return false;
+    at = Math.max(at, stop);
+    if (at === end) return true;
+  }
+  return add("hole", at, end);
+}
+
+/** Index of the first run of data that ends behind `offset`. */
+function firstEndAfter(outline: Uint32Array, offset: number): number {
+  let low = 0;
+  let high = outline.length / 2;
+  while (low < high) {
+    const middle = Math.floor((low + high) / 2);
+    if ((outline[middle * 2 + 1] ?? 0) * granuleBytes <= offset) low = middle + 1;
+    else high = middle;
+  }
+  return low * 2;
+}

@@ -1,0 +1,233 @@
+/**
+ * A recovery point as a disk that can be read at once, whatever its size: nothing is fetched but what is asked for, what lies beside it in its
+ * block, and what a sequential reader is about to ask for. Every chunk is proved before a byte of it is handed out.
+ *
+ *     read ─► cache: there? copied at once
+ *               └─ not there ─► BlockFetcher ─► map ─► store ─► proved ─► cache ─► copied
+ *     ReadAhead is told of every read ─► ranges ─► BlockFetcher
+ *
+ * A read waits as long as the sink tries to reach the store, then fails; the next one tries again. Damage fails the reads of the damaged
+ * granules only, and is told once.
+ */
+import type { BlockDevice, DeviceExtent } from "../../device.ts";
+import { TidemarkError } from "../../errors.ts";
+import type { Crew } from "../../pipeline/worker-pool.ts";
+import type { PointMap } from "../../store/map/point-map.ts";
+import type { Store } from "../../store/store.ts";
+import type { Extent } from "../../volume.ts";
+import { BlockCache } from "./block-cache.ts";
+import { BlockFetcher, PendingRead } from "./block-fetcher.ts";
+import { MountedMap } from "./mounted-map.ts";
+import { ReadAhead, type Stream } from "./read-ahead.ts";
+
+/** The smallest range that is fetched ahead. */
+const windowBytesMin: number = 256 * 1024;
+/** Damaged extents that are remembered, so that each is told once. */
+const toldMax = 10_000;
+
+export interface MountedPointOptions {
+  readonly store: Store;
+  readonly crew: Crew;
+  readonly map: PointMap;
+  /** Runs that the map has. */
+  readonly runs: number;
+  readonly blockBytes: number;
+  /** At least `cacheBlocksMin` blocks. */
+  readonly cacheBytes: number;
+  /** For messages. */
+  readonly disk: string;
+  readonly sequence: number;
+  /** Told once of each extent that cannot be read back. */
+  readonly onDamage: (extent: Extent, error: TidemarkError) => void;
+}
+
+/** What has been read so far. */
+export interface ReadCounts {
+  /** Bytes handed to readers. */
+  readonly bytesRead: number;
+  /** Bytes read from the store. */
+  readonly bytesFetched: number;
+  /** Blocks that readers found in memory, and blocks that they had to wait for. */
+  readonly cacheHits: number;
+  readonly cacheMisses: number;
+}
+
+export class MountedPoint implements BlockDevice {
+  readonly description: string;
+  readonly readOnly = true;
+  readonly sizeBytes: number;
+  readonly #blockBytes: number;
+  readonly #map: MountedMap;
+  readonly #cache: BlockCache;
+  readonly #fetcher: BlockFetcher;
+  readonly #readAhead: ReadAhead;
+  readonly #ending = new AbortController();
+  readonly #onDamage: MountedPointOptions["onDamage"];
+  readonly #told = new Set<number>();
+  #bytesRead = 0;
+  #cacheHits = 0;
+  #cacheMisses = 0;
+
+  constructor(options: MountedPointOptions) {
+    const { store, crew, map, blockBytes, cacheBytes, disk, sequence } = options;
+    const { signal } = this.#ending;
+    this.description = `point ${sequence} of disk ${JSON.stringify(disk)}`;
+    this.sizeBytes = map.volumeBytes;
+    this.#blockBytes = blockBytes;
+    this.#onDamage = options.onDamage;
+    this.#map = new MountedMap(map, options.runs, signal);
+    this.#cache = new BlockCache(blockBytes, cacheBytes);
+    this.#fetcher = new BlockFetcher({
+      store,
+      crew,
+      map: this.#map,
+      cache: this.#cache,
+      disk,
+      point: String(sequence),
+      signal,
+      onDamage: (extent, error) => this.#tell(extent, error),
+      onAheadRoom: () => {
+        for (const stream of this.#readAhead.active()) this.#fetchAhead(stream);
+      },
+    });
+    const { job, all } = this.#fetcher.aheadBytesMax;
+    this.#readAhead = new ReadAhead({
+      sizeBytes: this.sizeBytes,
+      windowBytesMin: Math.max(blockBytes, Math.min(windowBytesMin, job)),
+      windowBytesMax: job,
+      aheadBytesMax: all,
+    });
+  }
+
+  /** What has been read so far. */
+  get counts(): ReadCounts {
+    return {
+      bytesRead: this.#bytesRead,
+      bytesFetched: this.#fetcher.bytesFetched,
+      cacheHits: this.#cacheHits,
+      cacheMisses: this.#cacheMisses,
+    };
+  }
+
+  /** Memory that blocks take, those on their way included. */
+  get cachedBytes(): number {
+    return this.#cache.heldBytes;
+  }
+
+  tryRead(offset: number, into: Uint8Array): boolean {
+    const length = into.byteLength;
+    if (this.#ending.signal.aborted) return false;
+    let blocks = 0;
+    for (let done = 0; done < length; ) {
+      const at = offset + done;
+      const from = at % this.#blockBytes;
+      const bytes = this.#cache.find((at - from) / this.#blockBytes);
+      if (bytes === undefined) return false;
+      const count = Math.min(this.#blockBytes - from, length - done);
+      bytes.copy(into, done, from, from + count);
+      done += count;
+      blocks += 1;
+    }
+    this.#cacheHits += blocks;
+    this.#noteRead(offset, length);
+    return true;
+  }
+
+  /** Errors: DAMAGED, those of the store, INTERRUPTED once it is being closed. */
+  async read(offset: number, into: Uint8Array): Promise<void> {
+    this.#throwIfClosed();
+    const length = into.byteLength;
+    const read = new PendingRead();
+    for (let done = 0; done < length; ) {
+      const at = offset + done;
+      const from = at % this.#blockBytes;
+      const block = (at - from) / this.#blockBytes;
+      const count = Math.min(this.#blockBytes - from, length - done);
+      const bytes = this.#cache.find(block);
+      if (bytes === undefined) {
+        this.#cacheMisses += 1;
+        this.#fetcher.request(block, from, into.subarray(done, done + count), read);
+      } else {
+        this.#cacheHits += 1;
+        bytes.copy(into, done, from, from + count);
+      }
+      done += count;
+    }
+    this.#fetcher.start();
+    this.#noteRead(offset, length);
+    read.arrived();
+    await read.done;
+  }
+
+  /** Holes and zeros are holes. */
+  extents(offset: number, length: number, countMax: number): DeviceExtent[] {
+    this.#throwIfClosed();
+    return countMax < 1 ? [] : this.#map.extents(offset, length, countMax);
+  }
+
+  async lookUp(offset: number, length: number, countMax: number): Promise<DeviceExtent[]> {
+    this.#throwIfClosed();
+    return countMax < 1 ? [] : await this.#map.lookUp(offset, length, countMax);
+  }
+
+  tryWrite(): boolean {
+    return false;
+  }
+
+  write(): Promise<void> {
+    return Promise.reject(this.#refused());
+  }
+
+  zero(): Promise<void> {
+    return Promise.reject(this.#refused());
+  }
+
+  trim(): Promise<void> {
+    return Promise.reject(this.#refused());
+  }
+
+  async flush(): Promise<void> {
+    // Nothing is ever written.
+  }
+
+  /** Ends what is under way, whose readers get INTERRUPTED, and waits for that. Idempotent. */
+  async close(): Promise<void> {
+    this.#ending.abort();
+    await this.#fetcher.close();
+    await this.#map.close();
+  }
+
+  #noteRead(offset: number, length: number): void {
+    this.#bytesRead += length;
+    const stream = this.#readAhead.note(offset, length);
+    if (stream !== undefined) this.#fetchAhead(stream);
+  }
+
+  #fetchAhead(stream: Stream): void {
+    for (;;) {
+      const range = this.#ending.signal.aborted ? undefined : this.#readAhead.next(stream);
+      if (range === undefined) return;
+      const from = Math.floor(range.from / this.#blockBytes);
+      const reached = this.#fetcher.ahead(from, Math.ceil(range.end / this.#blockBytes)) * this.#blockBytes;
+      if (reached <= range.from) return;
+      stream.aheadTo = reached;
+    }
+  }
+
+  #tell(extent: Extent, error: TidemarkError): void {
+    if (this.#told.has(extent.offset) || this.#told.size >= toldMax) return;
+    this.#told.add(extent.offset);
+    this.#onDamage(extent, error);
+  }
+
+  #throwIfClosed(): void {
+    if (!this.#ending.signal.aborted) return;
+    throw new TidemarkError("DEVICE_FAILED", `${this.description} is not mounted any more`, { remedy: "mount it again" });
+  }
+
+  #refused(): TidemarkError {
+    return new TidemarkError("ACCESS_REFUSED", `${this.description} cannot be written: what is committed never changes`, {
+      remedy: "mount it writable: changes then go to an overlay",
+    });
+  }
+}

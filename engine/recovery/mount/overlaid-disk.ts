@@ -1,0 +1,282 @@
+/**
+ * A disk that can be written on top of one that cannot: changed granules go to an overlay, all others are read below. Nothing is ever written
+ * below.
+ *
+ * A granule that is written in part is first filled with what it held. So that no two writers fill one granule with different
+ * content, changes that touch the same granules go one after the other, in the order in which they came; all others overlap. Zeros
+ * and trims change the record only, and give back the space of what was there.
+ */
+import type { BlockDevice, DeviceExtent } from "../../device.ts";
+import { GroupedCalls } from "../../disk/source/grouped-calls.ts";
+import { TidemarkError } from "../../errors.ts";
+import { granuleBytes } from "../../limits.ts";
+import { type GranuleState, type GranuleStates, granuleState } from "./granule-states.ts";
+import type { OverlayFile } from "./overlay-file.ts";
+
+/** Granules [first, end) that are being changed. */
+interface Change {
+  readonly first: number;
+  readonly end: number;
+  readonly done: Promise<void>;
+}
+
+/** Bytes [at, end) that are in one state. */
+interface Run {
+  readonly state: GranuleState;
+  readonly at: number;
+  readonly end: number;
+}
+
+export class OverlaidDisk implements BlockDevice {
+  readonly description: string;
+  readonly readOnly = false;
+  readonly sizeBytes: number;
+  readonly #below: BlockDevice;
+  readonly #overlay: OverlayFile;
+  readonly #states: GranuleStates;
+  readonly #saves: GroupedCalls;
+  readonly #changes = new Set<Change>();
+  #bytesRead = 0;
+  #bytesWritten = 0;
+  #closing: Promise<void> | undefined;
+
+  /** Both belong to this disk from now on. */
+  constructor(below: BlockDevice, overlay: OverlayFile) {
+    this.description = `${below.description}, with an overlay`;
+    this.sizeBytes = below.sizeBytes;
+    this.#below = below;
+    this.#overlay = overlay;
+    this.#states = overlay.states;
+    this.#saves = new GroupedCalls(() => overlay.save());
+  }
+
+  /** Bytes handed to readers, from wherever they came, and bytes that writers brought, zeros and trims included. */
+  get counts(): { readonly bytesRead: number; readonly bytesWritten: number } {
+    return { bytesRead: this.#bytesRead, bytesWritten: this.#bytesWritten };
+  }
+
+  tryRead(offset: number, into: Uint8Array): boolean {
+    if (this.#closing !== undefined) return false;
+    const end = offset + into.byteLength;
+    for (let at = offset; at < end; ) {
+      const run = this.#run(at, end);
+      const part = into.subarray(at - offset, run.end - offset);
+      if (run.state === granuleState.zeros) part.fill(0);
+      else if (!(run.state === granuleState.data ? this.#overlay : this.#below).tryRead(at, part)) return false;
+      at = run.end;
+    }
+    this.#bytesRead += into.byteLength;
+    return true;
+  }
+
+  /** Errors: those of the disk below, SOURCE_UNREADABLE. */
+  async read(offset: number, into: Uint8Array): Promise<void> {
+    this.#throwIfClosed();
+    await this.#read(offset, into);
+    this.#bytesRead += into.byteLength;
+  }
+
+  tryWrite(offset: number, bytes: Uint8Array): boolean {
+    const { first, end } = granulesOf(offset, bytes.byteLength);
+    if (this.#closing !== undefined || offset % granuleBytes !== 0 || this.#conflicts(first, end).length > 0) return false;
+    if (!this.#overlay.tryWrite(offset, bytes)) return false;
+    this.#states.set(first, end, granuleState.data);
+    this.#bytesWritten += bytes.byteLength;
+    return true;
+  }
+
+  /** Errors: NO_SPACE, ACCESS_REFUSED, DEVICE_FAILED, and for a granule that is written in part those of `read`. */
+  async write(offset: number, bytes: Uint8Array): Promise<void> {
+    await this.#change(offset, bytes.byteLength, async () => await this.#write(offset, bytes));
+  }
+
+  async zero(offset: number, length: number): Promise<void> {
+    await this.#change(offset, length, async () => {
+      const inner = this.#wholeGranules(offset, length);
+      if (inner === undefined) {
+        await this.#write(offset, new Uint8Array(length));
+        return;
+      }
+      const innerEnd = Math.min(inner.end * granuleBytes, offset + length);
+      await this.#write(offset, new Uint8Array(inner.first * granuleBytes - offset));
+      await this.#clear(inner.first, inner.end);
+      await this.#write(innerEnd, new Uint8Array(offset + length - innerEnd));
+    });
+  }
+
+  /** Whole granules become zeros; the rest stays what it was. */
+  async trim(offset: number, length: number): Promise<void> {
+    await this.#change(offset, length, async () => {
+      const inner = this.#wholeGranules(offset, length);
+      if (inner !== undefined) await this.#clear(inner.first, inner.end);
+    });
+  }
+
+  async flush(): Promise<void> {
+    this.#throwIfClosed();
+    await this.#saves.run();
+  }
+
+  extents(offset: number, length: number, countMax: number): DeviceExtent[] {
+    this.#throwIfClosed();
+    const found: DeviceExtent[] = [];
+    for (const { state, at, end } of this.#runs(offset, offset + length)) {
+      if (found.length >= countMax) break;
+      if (state !== granuleState.below) found.push({ offset: at, length: end - at, kind: kindOf(state) });
+      else if (!addAll(found, this.#below.extents(at, end - at, countMax - found.length), end)) break;
+    }
+    return found;
+  }
+
+  async lookUp(offset: number, length: number, countMax: number): Promise<DeviceExtent[]> {
+    this.#throwIfClosed();
+    const below = this.#below;
+    const found: DeviceExtent[] = [];
+    for (const { state, at, end } of this.#runs(offset, offset + length)) {
+      const left = countMax - found.length;
+      if (left <= 0) break;
+      if (state !== granuleState.below) found.push({ offset: at, length: end - at, kind: kindOf(state) });
+      else {
+        const extents = below.lookUp === undefined ? below.extents(at, end - at, left) : await below.lookUp(at, end - at, left);
+        if (!addAll(found, extents, end)) break;
+      }
+    }
+    return found;
+  }
+
+  /** Waits for what is under way, saves the overlay if it is kept, and closes both. Idempotent. Errors: those of `flush`. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    await Promise.all([...this.#changes].map(({ done }) => done));
+    const outcomes = [
+      ...(await Promise.allSettled([this.#saves.run()])),
+      ...(await Promise.allSettled([this.#overlay.close(), this.#below.close()])),
+    ];
+    for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
+  }
+
+  /** The runs of granules in one state that bytes [offset, end) are made of, as they are when one comes to them. */
+  *#runs(offset: number, end: number): Generator<Run> {
+    for (let at = offset; at < end; ) {
+      const run = this.#run(at, end);
+      yield run;
+      at = run.end;
+    }
+  }
+
+  /** From byte `at` to where the state of the granules changes. */
+  #run(at: number, end: number): Run {
+    const granule = Math.floor(at / granuleBytes);
+    const runEnd = this.#states.runEnd(granule, Math.ceil(end / granuleBytes));
+    return { state: this.#states.get(granule), at, end: Math.min(end, runEnd * granuleBytes) };
+  }
+
+  async #read(offset: number, into: Uint8Array): Promise<void> {
+    const end = offset + into.byteLength;
+    const parts: Promise<void>[] = [];
+    for (let at = offset; at < end; ) {
+      const run = this.#run(at, end);
+      const part = into.subarray(at - offset, run.end - offset);
+      if (run.state === granuleState.zeros) part.fill(0);
+      else parts.push((run.state === granuleState.data ? this.#overlay : this.#below).read(at, part));
+      at = run.end;
+    }
+    // All are awaited: who asked may use the buffer again when one has failed.
+    for (const outcome of await Promise.allSettled(parts)) if (outcome.status === "rejected") throw outcome.reason;
+  }
+
+  /** Runs a change once no earlier one touches its granules. */
+  async #change(offset: number, length: number, apply: () => Promise<void>): Promise<void> {
+    this.#throwIfClosed();
+    const { first, end } = granulesOf(offset, length);
+    const earlier = this.#conflicts(first, end);
+    let leave = (): void => undefined;
+    const done = new Promise<void>((resolve) => {
+      leave = resolve;
+    });
+    const change: Change = { first, end, done };
+    this.#changes.add(change);
+    try {
+      for (const { done: over } of earlier) await over;
+      await apply();
+      this.#bytesWritten += length;
+    } finally {
+      this.#changes.delete(change);
+      leave();
+    }
+  }
+
+  #conflicts(first: number, end: number): readonly Change[] {
+    if (this.#changes.size === 0) return [];
+    return [...this.#changes].filter((change) => change.first < end && first < change.end);
+  }
+
+  /** Writes while nobody else changes these granules. */
+  async #write(offset: number, bytes: Uint8Array): Promise<void> {
+    if (bytes.byteLength === 0) return;
+    const { first, end } = granulesOf(offset, bytes.byteLength);
+    const writeEnd = offset + bytes.byteLength;
+    const head = await this.#filled(first, offset, writeEnd, bytes);
+    const tail = end - 1 > first ? await this.#filled(end - 1, offset, writeEnd, bytes) : undefined;
+    const from = head === undefined ? offset : (first + 1) * granuleBytes;
+    const to = tail === undefined ? writeEnd : (end - 1) * granuleBytes;
+    if (head !== undefined) await this.#overlay.write(first * granuleBytes, head);
+    if (to > from) await this.#overlay.write(from, bytes.subarray(from - offset, to - offset));
+    if (tail !== undefined) await this.#overlay.write((end - 1) * granuleBytes, tail);
+    this.#states.set(first, end, granuleState.data);
+  }
+
+  /**
+   * The whole of `granule` as it will be when `bytes` have been written to [offset, writeEnd). Undefined when the bytes can be written as they
+   * are: they cover the granule, or it is in the overlay already.
+   */
+  async #filled(granule: number, offset: number, writeEnd: number, bytes: Uint8Array): Promise<Uint8Array | undefined> {
+    const start = granule * granuleBytes;
+    const end = Math.min(start + granuleBytes, this.sizeBytes);
+    if ((offset <= start && writeEnd >= end) || this.#states.get(granule) === granuleState.data) return undefined;
+    const filled = Buffer.alloc(granuleBytes);
+    await this.#read(start, filled.subarray(0, end - start));
+    const from = Math.max(start, offset);
+    filled.set(bytes.subarray(from - offset, Math.min(end, writeEnd) - offset), from - start);
+    return filled;
+  }
+
+  /** Makes granules zeros and gives back their space. */
+  async #clear(first: number, end: number): Promise<void> {
+    const hasSpace = this.#states.has(granuleState.data, first, end);
+    this.#states.set(first, end, granuleState.zeros);
+    if (hasSpace) await this.#overlay.discard(first * granuleBytes, (end - first) * granuleBytes);
+  }
+
+  /** The granules that a range covers whole, the disk's last one as far as there is one. */
+  #wholeGranules(offset: number, length: number): { readonly first: number; readonly end: number } | undefined {
+    const rangeEnd = offset + length;
+    const first = Math.ceil(offset / granuleBytes);
+    const end = rangeEnd === this.sizeBytes ? Math.ceil(rangeEnd / granuleBytes) : Math.floor(rangeEnd / granuleBytes);
+    return end > first ? { first, end } : undefined;
+  }
+
+  #throwIfClosed(): void {
+    if (this.#closing === undefined) return;
+    throw new TidemarkError("DEVICE_FAILED", `${this.description} is not mounted any more`, { remedy: "mount it again" });
+  }
+}
+
+function granulesOf(offset: number, length: number): { readonly first: number; readonly end: number } {
+  return { first: Math.floor(offset / granuleBytes), end: Math.ceil((offset + length) / granuleBytes) };
+}
+
+function kindOf(state: Exclude<GranuleState, typeof granuleState.below>): DeviceExtent["kind"] {
+  return state === granuleState.data ? "data" : "hole";
+}
+
+/** Puts what the disk below says behind `found`. False when it says less than up to `end`, so that nothing can follow. */
+function addAll(found: DeviceExtent[], below: readonly DeviceExtent[], end: number): boolean {
+  found.push(...below);
+  const last = below.at(-1);
+  return last !== undefined && last.offset + last.length === end;
+}

@@ -1,0 +1,301 @@
+/**
+ * An image file that comes into being. It grows as `<target>.tidemark-partial`, sparse from the start, and gets the target's name
+ * by a rename once it is whole and durable, so no half image ever bears that name.
+ *
+ * A journal, `<target>.tidemark-partial.json`, says which point the partial is of and below which byte it is complete and durable.
+ * The order is: data → fdatasync → journal (written aside, renamed). A run that was killed is resumed from there; bytes beyond may
+ * be stale, so they are cut off and extended again as a hole. A partial of anything else is emptied, after its journal is durably
+ * gone.
+ *
+ * The partial is locked with flock for as long as it is open, which ends with the process however that dies. Where flock is not to
+ * be had, two processes on one target are not kept apart.
+ */
+
+import { createHash } from "node:crypto";
+import { constants } from "node:fs";
+import { lstat, readFile, rename, rm, stat } from "node:fs/promises";
+import { dirname } from "node:path";
+import { libc, lockExclusiveAtOnce } from "../../disk/source/libc.ts";
+import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
+import { systemCode, TidemarkError } from "../../errors.ts";
+import type { ImageFormat } from "../../summaries.ts";
+import { type ImagePlan, type Target, targetExists } from "./targets.ts";
+import { fixedVhdFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
+
+/** A checkpoint costs an fdatasync; a killed run loses at most the work of this time. Early ones also put the disk to work early. */
+const checkpointEveryMs = 500;
+/** How often a partial may be renamed or removed by another process between our opening and locking it. */
+const lockAttemptsMax = 10;
+
+interface Journal {
+  readonly vault: string;
+  readonly point: string;
+  readonly format: ImageFormat;
+  readonly volumeBytes: number;
+  readonly doneBytes: number;
+}
+
+export class FileTarget implements Target {
+  readonly description: string;
+  readonly resumeAt: number;
+  readonly #plan: ImagePlan;
+  readonly #replaces: boolean;
+  readonly #file: PositionalFile;
+  readonly #journalPath: string;
+  #bytesWritten = 0;
+  #notedBytes: number;
+  #notedAtMs: number;
+  #noting = false;
+  #ended: Promise<void> | undefined;
+
+  private constructor(plan: ImagePlan, replaces: boolean, file: PositionalFile, resumeAt: number) {
+    this.description = plan.path;
+    this.resumeAt = resumeAt;
+    this.#plan = plan;
+    this.#replaces = replaces;
+    this.#file = file;
+    this.#journalPath = journalPathOf(plan.path);
+    this.#notedBytes = resumeAt;
+    this.#notedAtMs = plan.clock();
+  }
+
+  /** Starts or resumes the partial. `mode` holds the permissions of the file that will be replaced. */
+  static async open(plan: ImagePlan, existing: { readonly replaces: boolean; readonly mode?: number }): Promise<FileTarget> {
+    const path = partialPathOf(plan.path);
+    let file: PositionalFile | undefined;
+    let resumeAt: number | undefined;
+    try {
+      file = await openLocked(path);
+      resumeAt = resumePoint(await readJournal(journalPathOf(plan.path)), plan, Number((await file.stat()).size));
+      if (resumeAt === 0) {
+        await rm(journalPathOf(plan.path), { force: true });
+        await syncFolder(dirname(path));
+      }
+      // Cuts off what no checkpoint covers; the space up to the end then reads as zeros without being written.
+      await file.truncate(resumeAt);
+      await file.truncate(imageBytes(plan));
+      if (existing.mode !== undefined) await file.chmod(existing.mode);
+      return new FileTarget(plan, existing.replaces, file, resumeAt);
+    } catch (error) {
+      // A partial that nothing can be resumed from is not left lying about.
+      if (resumeAt === 0) await rm(path, { force: true });
+      await file?.close();
+      throw failed(plan.path, error);
+    }
+  }
+
+  get bytesWritten(): number {
+    return this.#bytesWritten;
+  }
+
+  async write(offset: number, bytes: Uint8Array): Promise<void> {
+    try {
+      await this.#file.write(offset, bytes);
+    } catch (error) {
+      throw failed(this.description, error);
+    }
+    this.#bytesWritten += bytes.byteLength;
+  }
+
+  /** Nothing to do: the file is a hole wherever nothing was written. */
+  zero(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  async checkpoint(doneBytes: number): Promise<void> {
+    const nowMs = this.#plan.clock();
+    if (this.#noting || doneBytes <= this.#notedBytes || nowMs - this.#notedAtMs < checkpointEveryMs) return;
+    this.#noting = true;
+    try {
+      await this.#file.datasync();
+      const { vaultId: vault, point, format, volumeBytes } = this.#plan;
+      const journal: Journal = { vault, point, format, volumeBytes, doneBytes };
+      await writeWhole(this.#journalPath, Buffer.from(JSON.stringify(journal)));
+      this.#notedBytes = doneBytes;
+      this.#notedAtMs = this.#plan.clock();
+    } catch (error) {
+      throw failed(this.description, error);
+    } finally {
+      this.#noting = false;
+    }
+  }
+
+  finish(): Promise<void> {
+    if (this.#ended !== undefined)
+      return Promise.reject(new TidemarkError("INTERNAL", `${this.description} is finished or abandoned already`));
+    const finishing = this.#finish();
+    // A failed finish leaves the partial to `abandon`.
+    this.#ended = finishing.catch(() => {
+      this.#ended = undefined;
+    });
+    return finishing;
+  }
+
+  async abandon(): Promise<void> {
+    await this.#ended;
+    this.#ended ??= this.#abandon();
+    await this.#ended;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.abandon();
+  }
+
+  async #finish(): Promise<void> {
+    const { path, format } = this.#plan;
+    try {
+      if (format === "vhd") await this.write(vhdDiskBytes(this.#plan.volumeBytes), planFooter(this.#plan));
+      await this.#file.sync();
+      if (!this.#replaces && (await exists(path))) throw targetExists(path, false);
+      await rename(this.#file.path, path);
+      await syncFolder(dirname(path));
+      await rm(this.#journalPath, { force: true });
+      await this.#file.close();
+    } catch (error) {
+      throw failed(path, error);
+    }
+  }
+
+  async #abandon(): Promise<void> {
+    try {
+      // Removed while it is still locked, so that no other process can have begun to use it.
+      if (this.#notedBytes === 0) await rm(this.#file.path, { force: true });
+      await this.#file.close();
+    } catch (error) {
+      throw failed(this.description, error);
+    }
+  }
+}
+
+/** Name of the file that grows beside the target. */
+export function partialPathOf(path: string): string {
+  return `${path}.tidemark-partial`;
+}
+
+export function journalPathOf(path: string): string {
+  return `${partialPathOf(path)}.json`;
+}
+
+/** The footer of the plan's image. Its UUID follows from vault and point, so a resumed or repeated run writes the same bytes. */
+export function planFooter(plan: Pick<ImagePlan, "vaultId" | "point" | "volumeBytes" | "pointTimeMs">): Buffer {
+  const uuid = createHash("sha256").update(`${plan.vaultId}\n${plan.point}`).digest().subarray(0, 16);
+  return fixedVhdFooter({ diskBytes: vhdDiskBytes(plan.volumeBytes), uuid, createdMs: plan.pointTimeMs });
+}
+
+/** Takes the lock that keeps two processes off one file. Errors: TARGET_FAILED when another has it. */
+export function lockTarget(file: PositionalFile, path: string): void {
+  const calls = libc();
+  const result = calls?.flock(file.fd, lockExclusiveAtOnce);
+  if (calls === undefined || result === undefined || "value" in result) return;
+  // File systems without locks (some network ones) say so; then there is nothing to hold on to.
+  if (result.errno !== calls.errno.wouldBlock) return;
+  throw new TidemarkError("TARGET_FAILED", `another process is writing the target ${path}`, {
+    remedy: "wait until it is done, or name another target",
+    detail: { target: path },
+  });
+}
+
+async function openLocked(path: string): Promise<PositionalFile> {
+  const noFollow = (constants.O_NOFOLLOW as number | undefined) ?? 0;
+  for (let attempt = 0; attempt < lockAttemptsMax; attempt += 1) {
+    const file = await PositionalFile.open(path, constants.O_RDWR | constants.O_CREAT | noFollow);
+    try {
+      lockTarget(file, path.slice(0, -partialPathOf("").length));
+      // Whoever held the lock before us may have given the file its final name, or removed it, since we opened it.
+      const opened = await file.stat();
+      const named = await inodeAt(path);
+      if (named === opened.ino && opened.nlink === 1n) return file;
+      if (named === opened.ino) await rm(path, { force: true });
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+    await file.close();
+  }
+  throw new TidemarkError("TARGET_FAILED", `${path} is being replaced by others all the time`, {
+    remedy: "stop the other processes that write this target",
+  });
+}
+
+async function inodeAt(path: string): Promise<bigint | undefined> {
+  try {
+    return (await stat(path, { bigint: true })).ino;
+  } catch (error) {
+    if (systemCode(error) === "ENOENT") return undefined;
+    throw error;
+  }
+}
+
+async function exists(path: string): Promise<boolean> {
+  try {
+    await lstat(path);
+    return true;
+  } catch (error) {
+    if (systemCode(error) === "ENOENT") return false;
+    throw error;
+  }
+}
+
+/** The journal, or undefined when there is none that can be understood: then everything is written anew. */
+async function readJournal(path: string): Promise<Partial<Journal> | undefined> {
+  let text: string;
+  try {
+    text = await readFile(path, "utf8");
+  } catch (error) {
+    if (systemCode(error) === "ENOENT") return undefined;
+    throw error;
+  }
+  try {
+    const value: unknown = JSON.parse(text);
+    return typeof value === "object" && value !== null ? value : undefined;
+  } catch (error) {
+    if (error instanceof SyntaxError) return undefined;
+    throw error;
+  }
+}
+
+/** Where this plan can go on in the partial that was found; 0: from the start. */
+function resumePoint(journal: Partial<Journal> | undefined, plan: ImagePlan, partialBytes: number): number {
+  if (journal?.vault !== plan.vaultId || journal.point !== plan.point) return 0;
+  if (journal.format !== plan.format || journal.volumeBytes !== plan.volumeBytes) return 0;
+  const done: unknown = journal.doneBytes;
+  const fits = typeof done === "number" && Number.isSafeInteger(done) && done >= 0 && done <= Math.min(plan.volumeBytes, partialBytes);
+  return fits ? done : 0;
+}
+
+function imageBytes(plan: ImagePlan): number {
+  return plan.format === "vhd" ? vhdDiskBytes(plan.volumeBytes) + vhdFooterBytes : plan.volumeBytes;
+}
+
+/** Replaces a small file as a whole. After a power failure either version may be found, and both are true. */
+async function writeWhole(path: string, bytes: Uint8Array): Promise<void> {
+  const aside = `${path}.new`;
+  const file = await PositionalFile.open(aside, constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC);
+  try {
+    await file.write(0, bytes);
+    await file.datasync();
+  } finally {
+    await file.close();
+  }
+  await rename(aside, path);
+}
+
+async function syncFolder(path: string): Promise<void> {
+  // Windows cannot open folders; its file system orders renames by itself.
+  if (process.platform === "win32") return;
+  const folder = await PositionalFile.open(path, constants.O_RDONLY);
+  try {
+    await folder.sync();
+  } finally {
+    await folder.close();
+  }
+}
+
+function failed(path: string, cause: unknown): TidemarkError {
+  return fileError(cause, {
+    code: "TARGET_FAILED",
+    what: `cannot write the target ${path}`,
+    remedy: "check the disk that holds it, then run the command again: it resumes",
+    detail: { target: path },
+  });
+}

@@ -1,0 +1,226 @@
+/**
+ * An existing image or block device that is brought to a recovery point by writing only what differs: every range is read, compared
+ * granule by granule, and runs of differing granules are written. Zeros are compared too, but only where the file system says that
+ * something is. Meanwhile the image is neither its old self nor the point; a run that was interrupted is simply run again.
+ *
+ * A file gets the volume's size. A fixed VHD keeps its UUID and stays a VHD by form at every moment: when its size changes, the new
+ * footer is written before the old one goes. A device keeps what lies behind the volume.
+ */
+import { constants } from "node:fs";
+import { deviceBytes } from "../../disk/source/file-volume.ts";
+import { allocatedExtents } from "../../disk/source/holes.ts";
+import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
+import { systemCode, TidemarkError } from "../../errors.ts";
+import { granuleBytes } from "../../limits.ts";
+import { lockTarget } from "./file-target.ts";
+import type { ImagePlan, Target } from "./targets.ts";
+import { fixedVhdFooter, parseFixedVhdFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
+
+/** A range is read and compared in pieces of this size; each call under way holds one. */
+const pieceBytes: number = 1024 * 1024;
+
+const zeros: Uint8Array = new Uint8Array(pieceBytes);
+
+export class InPlaceTarget implements Target {
+  readonly description: string;
+  readonly resumeAt = 0;
+  readonly #file: PositionalFile;
+  readonly #volumeBytes: number;
+  /** End of the image's disk: behind the volume a VHD is padded with zeros up to here. */
+  readonly #diskBytes: number;
+  readonly #isDevice: boolean;
+  /** Buffers that no call holds at the moment; as many exist as calls have overlapped. */
+  readonly #spare: Uint8Array[] = [];
+  #bytesWritten = 0;
+
+  private constructor(file: PositionalFile, volumeBytes: number, diskBytes: number, isDevice: boolean) {
+    this.description = file.path;
+    this.#file = file;
+    this.#volumeBytes = volumeBytes;
+    this.#diskBytes = diskBytes;
+    this.#isDevice = isDevice;
+  }
+
+  /**
+   * Opens an existing file or device and gives it the size it needs. Errors: TARGET_TOO_SMALL (a device), TARGET_FAILED (in use, or
+   * no VHD).
+   */
+  static async open(plan: ImagePlan, kind: "file" | "device"): Promise<InPlaceTarget> {
+    const file = await openForWriting(plan.path, kind);
+    try {
+      const stats = await file.stat();
+      if (stats.isBlockDevice() !== (kind === "device"))
+        throw wrongForm(plan.path, "was exchanged while it was opened", "run the command again");
+      if (kind === "device") {
+        await refuseTooSmall(file, plan);
+        return new InPlaceTarget(file, plan.volumeBytes, plan.volumeBytes, true);
+      }
+      lockTarget(file, plan.path);
+      const sizeBytes = Number(stats.size);
+      const footer = await readFooter(file, sizeBytes);
+      if (plan.format === "raw") {
+        if (footer !== undefined)
+          throw wrongForm(
+            plan.path,
+            "is a fixed VHD, whose footer would be lost",
+            "say `--format vhd`, or replace the file with `--force`",
+          );
+        await file.truncate(plan.volumeBytes);
+        return new InPlaceTarget(file, plan.volumeBytes, plan.volumeBytes, false);
+      }
+      if (footer === undefined) throw wrongForm(plan.path, "is no fixed VHD", "say `--format raw`, or replace the file with `--force`");
+      const diskBytes = vhdDiskBytes(plan.volumeBytes);
+      const target = new InPlaceTarget(file, plan.volumeBytes, diskBytes, false);
+      if (diskBytes !== footer.diskBytes) await target.#resizeVhd(sizeBytes, fixedVhdFooter({ ...footer, diskBytes }));
+      return target;
+    } catch (error) {
+      await file.close();
+      throw failed(plan.path, error);
+    }
+  }
+
+  get bytesWritten(): number {
+    return this.#bytesWritten;
+  }
+
+  async write(offset: number, bytes: Uint8Array): Promise<void> {
+    for (let from = 0; from < bytes.byteLength; from += pieceBytes) {
+      await this.#update(offset + from, bytes.subarray(from, from + pieceBytes));
+    }
+  }
+
+  async zero(offset: number, length: number): Promise<void> {
+    const end = offset + length;
+    const extents = this.#isDevice ? undefined : allocatedExtents(this.#file.fd, end, offset);
+    for (const extent of extents ?? [{ offset, length }]) {
+      const extentEnd = extent.offset + extent.length;
+      for (let at = extent.offset; at < extentEnd; at += pieceBytes) {
+        await this.#update(at, zeros.subarray(0, Math.min(pieceBytes, extentEnd - at)));
+      }
+    }
+  }
+
+  /** Nothing to note: a later run compares again and so finds what is done. */
+  checkpoint(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  async finish(): Promise<void> {
+    await this.zero(this.#volumeBytes, this.#diskBytes - this.#volumeBytes);
+    try {
+      await this.#file.sync();
+      await this.#file.close();
+    } catch (error) {
+      throw failed(this.description, error);
+    }
+  }
+
+  async abandon(): Promise<void> {
+    await this.#file.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.abandon();
+  }
+
+  /** Makes the range of at most one piece equal to `wanted`, writing the runs of granules that differ. */
+  async #update(offset: number, wanted: Uint8Array): Promise<void> {
+    const buffer = this.#spare.pop() ?? new Uint8Array(pieceBytes);
+    const present = buffer.subarray(0, wanted.byteLength);
+    try {
+      const count = await this.#file.read(offset, present);
+      if (count < present.byteLength) {
+        throw new TidemarkError(
+          "TARGET_FAILED",
+          `the target ${this.description} ended at byte ${String(offset + count)} while it was written`,
+          {
+            remedy: "keep other programs from changing it, then run the command again",
+          },
+        );
+      }
+      const length = wanted.byteLength;
+      for (let at = 0; at < length; ) {
+        const start = at;
+        // Granules are those of the volume, so that a run begins and ends where change tracking would see it.
+        while (at < length && differs(present, wanted, at, granuleEnd(offset, at, length))) at = granuleEnd(offset, at, length);
+        if (at > start) {
+          await this.#file.write(offset + start, wanted.subarray(start, at));
+          this.#bytesWritten += at - start;
+        } else {
+          at = granuleEnd(offset, at, length);
+        }
+      }
+    } catch (error) {
+      throw failed(this.description, error);
+    } finally {
+      this.#spare.push(buffer);
+    }
+  }
+
+  /** New footer first, then the old one goes: cut off when the disk shrinks, overwritten with zeros when it grows. */
+  async #resizeVhd(oldBytes: number, footer: Uint8Array): Promise<void> {
+    await this.#file.write(this.#diskBytes, footer);
+    await this.#file.truncate(this.#diskBytes + vhdFooterBytes);
+    const oldDiskBytes = oldBytes - vhdFooterBytes;
+    if (oldDiskBytes < this.#diskBytes) await this.#update(oldDiskBytes, zeros.subarray(0, vhdFooterBytes));
+  }
+}
+
+/** End, relative to `offset`, of the granule that holds byte `offset + at`. */
+function granuleEnd(offset: number, at: number, length: number): number {
+  return Math.min(length, at + granuleBytes - ((offset + at) % granuleBytes));
+}
+
+function differs(present: Uint8Array, wanted: Uint8Array, start: number, end: number): boolean {
+  return Buffer.compare(present.subarray(start, end), wanted.subarray(start, end)) !== 0;
+}
+
+async function openForWriting(path: string, kind: "file" | "device"): Promise<PositionalFile> {
+  try {
+    // On a block device of Linux O_EXCL claims it for as long as it is open: EBUSY when it is mounted or part of something.
+    return await PositionalFile.open(path, constants.O_RDWR | (kind === "device" ? constants.O_EXCL : 0));
+  } catch (error) {
+    if (systemCode(error) === "EBUSY") {
+      throw new TidemarkError("TARGET_FAILED", `the block device ${path} is mounted or in use`, {
+        remedy: "unmount it and release it from LVM, RAID or swap, then run the command again",
+        detail: { target: path },
+        cause: error,
+      });
+    }
+    throw failed(path, error);
+  }
+}
+
+async function refuseTooSmall(file: PositionalFile, plan: ImagePlan): Promise<void> {
+  const targetBytes = await deviceBytes(file);
+  if (targetBytes >= plan.volumeBytes) return;
+  throw new TidemarkError(
+    "TARGET_TOO_SMALL",
+    `the target ${plan.path} has ${String(targetBytes)} bytes, the volume ${String(plan.volumeBytes)}`,
+    {
+      remedy: "name a larger device",
+      detail: { target: plan.path, targetBytes, volumeBytes: plan.volumeBytes },
+    },
+  );
+}
+
+async function readFooter(file: PositionalFile, sizeBytes: number): Promise<ReturnType<typeof parseFixedVhdFooter>> {
+  if (sizeBytes < vhdFooterBytes) return undefined;
+  const bytes = new Uint8Array(vhdFooterBytes);
+  const count = await file.read(sizeBytes - vhdFooterBytes, bytes);
+  const footer = count === vhdFooterBytes ? parseFixedVhdFooter(bytes) : undefined;
+  return footer?.diskBytes === sizeBytes - vhdFooterBytes ? footer : undefined;
+}
+
+function wrongForm(path: string, fact: string, remedy: string): TidemarkError {
+  return new TidemarkError("TARGET_FAILED", `the target ${path} ${fact}`, { remedy, detail: { target: path } });
+}
+
+function failed(path: string, cause: unknown): TidemarkError {
+  return fileError(cause, {
+    code: "TARGET_FAILED",
+    what: `cannot write the target ${path}`,
+    remedy: "check the disk that holds it, then run the command again",
+    detail: { target: path },
+  });
+}

@@ -1,0 +1,196 @@
+/**
+ * Writes a point out as an image. Every chunk is proved before its bytes are written; zeros are told to the target, which leaves
+ * them as holes where it can.
+ */
+
+import { hasCode, throwIfAborted } from "../../errors.ts";
+import { fingerprintBytes, granuleBytes } from "../../limits.ts";
+import type { PointConsumer, ProvedBatch } from "../../pipeline/point-reader.ts";
+import { chunkDamaged, PointReader, pieceIsProved, pieceOutGranule } from "../../pipeline/point-reader.ts";
+import { paced } from "../../progress.ts";
+import { LocalState } from "../../replication/local-state.ts";
+import type { VaultContext } from "../../replication/session.ts";
+import { readManifest } from "../../replication/session.ts";
+import { fromHex } from "../../store/format/checksum.ts";
+import type { PointRecord } from "../../store/format/documents.ts";
+import { damaged } from "../../store/format/fields.ts";
+import { PointMap } from "../../store/map/point-map.ts";
+import { selectPoint } from "../../store/points/points.ts";
+import { holdToRead } from "../../store/points/reader-holds.ts";
+import { readHead } from "../../store/points/writer-lease.ts";
+import { Store } from "../../store/store.ts";
+import type { MaterializeOptions, MaterializeSummary } from "../../summaries.ts";
+import type { Target } from "./targets.ts";
+import { openTarget } from "./targets.ts";
+
+const printWords = fingerprintBytes / 4;
+
+/** Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, TARGET_…, DAMAGED with the extent, NO_SPACE, INTERRUPTED and those of the store. */
+export async function materialize(context: VaultContext, options: MaterializeOptions): Promise<MaterializeSummary> {
+  const startedAt = performance.now();
+  const { document, sink } = context;
+  const disk = options.disk.normalize("NFC");
+  const store = new Store(sink);
+  const { head } = await readHead(store, document.vault, disk, options.signal);
+  const point = await selectPoint(store, head, options.point, options.signal);
+  const format = options.format ?? (options.to.startsWith("blob:") ? "vhd" : "raw");
+  const onNotice = options.onNotice ?? (() => undefined);
+  const held = { store, vault: document.vault, disk, point, purpose: "materialize", onNotice, signal: options.signal };
+  await using hold = await holdToRead(held);
+  const signal = options.signal === undefined ? hold.signal : AbortSignal.any([options.signal, hold.signal]);
+  const state = new LocalState({ folder: context.stateFolder, vault: document.vault, disk, onNotice });
+  const manifest = await mustExist(readManifest(store, document.vault, disk, point, signal));
+  const target = await openTarget({
+    to: options.to,
+    format,
+    mode: options.mode ?? "create",
+    volumeBytes: point.volumeBytes,
+    vaultId: document.vault,
+    point: point.id,
+    pointTimeMs: point.timeMs,
+    sink,
+    sourceIdentity: await state.source(),
+    overwriteSource: options.overwriteSource === true,
+    signal,
+  });
+  if (target.resumeAt > 0) {
+    onNotice({
+      code: "RESUMED",
+      message: `${target.description}: goes on after ${String(target.resumeAt)} bytes that an interrupted run had written`,
+    });
+  }
+  const reader = new PointReader({ store, crew: context.crew(), signal });
+  const report = paced(options.onProgress);
+  const writer = new ImageWriter(target, disk, point, (doneBytes, position) => {
+    report({ phase: "materialize", doneBytes, totalBytes: point.volumeBytes, transferredBytes: reader.bytesRead }, position);
+  });
+  try {
+    const map = new PointMap(store, fromHex(document.vault), disk, manifest);
+    await mustExist(reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer));
+    throwIfAborted(signal);
+    await writer.settle();
+    await target.finish();
+    return {
+      disk,
+      point: point.id,
+      sequence: point.sequence,
+      target: options.to,
+      format,
+      volumeBytes: point.volumeBytes,
+      bytesWritten: target.bytesWritten,
+      bytesRead: reader.bytesRead,
+      elapsedMs: Math.round(performance.now() - startedAt),
+    };
+  } catch (error) {
+    await Promise.allSettled([writer.settle()]);
+    await target.abandon();
+    throw error;
+  }
+}
+
+/** What a committed point is made of has to be there: where it is not, the point is damaged. */
+async function mustExist<Result>(reading: Promise<Result>): Promise<Result> {
+  try {
+    return await reading;
+  } catch (error) {
+    if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+    throw damaged(String(error.detail["object"]), "the store does not hold it any more", error);
+  }
+}
+
+/** Hands a point's content to a target: neighbouring data in one write, zeros apart. */
+class ImageWriter implements PointConsumer {
+  readonly #target: Target;
+  readonly #disk: string;
+  readonly #point: PointRecord;
+  readonly #report: (doneBytes: number, position?: "last") => void;
+  #checkpoint: Promise<void> | undefined;
+  #checkpointFailure: Error | undefined;
+
+  constructor(target: Target, disk: string, point: PointRecord, report: (doneBytes: number, position?: "last") => void) {
+    this.#target = target;
+    this.#disk = disk;
+    this.#point = point;
+    this.#report = report;
+  }
+
+  async data(batch: ProvedBatch): Promise<void> {
+    const writes: Promise<void>[] = [];
+    // Granules [from, end) of the volume, which lie from `out` on in the slab, all zero or all not.
+    let from = 0;
+    let end = 0;
+    let out = 0;
+    let isZero = false;
+    const flush = (): void => {
+      if (end > from) writes.push(isZero ? this.zeros(from, end) : this.#write(from, end, batch.slab.out, out));
+    };
+    for (let at = batch.from; at < batch.end; at += 1) {
+      const piece = batch.order[at] ?? 0;
+      const start = batch.pieces.starts[piece] ?? 0;
+      const length = batch.pieces.lengths[piece] ?? 0;
+      if (!pieceIsProved(batch, at)) {
+        const offset = start * granuleBytes;
+        await Promise.allSettled(writes);
+        throw chunkDamaged(this.#disk, String(this.#point.sequence), offset, length * granuleBytes, batch.segment, batch.failure);
+      }
+      const pieceOut = pieceOutGranule(batch, at);
+      for (let granule = 0; granule < length; granule += 1) {
+        const zero = granuleIsZero(batch, pieceOut + granule);
+        if (start + granule === end && zero === isZero && pieceOut + granule === out + end - from) {
+          end += 1;
+          continue;
+        }
+        flush();
+        from = start + granule;
+        end = from + 1;
+        out = pieceOut + granule;
+        isZero = zero;
+      }
+    }
+    flush();
+    await settleAll(writes);
+  }
+
+  async #write(from: number, end: number, bytes: Uint8Array, outGranule: number): Promise<void> {
+    const offset = from * granuleBytes;
+    const length = Math.min(end * granuleBytes, this.#point.volumeBytes) - offset;
+    await this.#target.write(offset, bytes.subarray(outGranule * granuleBytes, outGranule * granuleBytes + length));
+  }
+
+  async zeros(from: number, end: number): Promise<void> {
+    const offset = from * granuleBytes;
+    await this.#target.zero(offset, Math.min(end * granuleBytes, this.#point.volumeBytes) - offset);
+  }
+
+  /** Starts a checkpoint unless one is under way: the disk works off what was written while more is fetched. */
+  async done(granule: number): Promise<void> {
+    const doneBytes = Math.min(granule * granuleBytes, this.#point.volumeBytes);
+    if (this.#checkpointFailure !== undefined) throw this.#checkpointFailure;
+    this.#checkpoint ??= this.#target
+      .checkpoint(doneBytes)
+      .catch((error: unknown) => {
+        this.#checkpointFailure = error instanceof Error ? error : new Error(String(error));
+      })
+      .finally(() => {
+        this.#checkpoint = undefined;
+      });
+    this.#report(doneBytes, doneBytes === this.#point.volumeBytes ? "last" : undefined);
+  }
+
+  /** Waits for a checkpoint that is under way. Errors: what it ended with. */
+  async settle(): Promise<void> {
+    await this.#checkpoint;
+    if (this.#checkpointFailure !== undefined) throw this.#checkpointFailure;
+  }
+}
+
+function granuleIsZero(batch: ProvedBatch, outGranule: number): boolean {
+  const words = batch.slab.newPrintWords;
+  const at = outGranule * printWords;
+  return words[at] === 0 && words[at + 1] === 0 && words[at + 2] === 0 && words[at + 3] === 0;
+}
+
+/** Waits for all, then throws the first failure: nothing still uses the slab when it goes back. */
+async function settleAll(work: readonly Promise<void>[]): Promise<void> {
+  for (const outcome of await Promise.allSettled(work)) if (outcome.status === "rejected") throw outcome.reason;
+}

@@ -1,0 +1,191 @@
+/**
+ * Where a recovery point is written out to. `openTarget` looks at what the target names and picks the way:
+ *
+ * | target | mode | way |
+ * |---|---|---|
+ * | no file yet, or one to replace | `create`, `replace`, `in-place` | `FileTarget`: a partial beside it, renamed when whole |
+ * | existing image file | `in-place` | `InPlaceTarget`: only what differs is written |
+ * | block device | `in-place`, `replace` | `InPlaceTarget` |
+ * | `blob:NAME` | `create`, `replace` | `BlobTarget`: a page blob in the vault's container, as Azure attaches it |
+ *
+ * All checks that can refuse a target come before the first change to it.
+ */
+import type { BigIntStats } from "node:fs";
+import { lstat, realpath, stat } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { type FileIdentity, identityFrom, sameObject } from "../../disk/source/file-identity.ts";
+import { fileError } from "../../disk/source/positional-file.ts";
+import { systemCode, TidemarkError } from "../../errors.ts";
+import type { Sink } from "../../sink.ts";
+import type { ImageFormat, MaterializeMode } from "../../summaries.ts";
+import { openBlobTarget } from "./blob-target.ts";
+import { FileTarget } from "./file-target.ts";
+import { InPlaceTarget } from "./in-place-target.ts";
+import { vhdDiskBytes, vhdFileDiskBytesMax, vhdTooLarge } from "./vhd.ts";
+
+/**
+ * Receives the bytes of one image. Calls of `write` and `zero` overlap freely, for disjoint ranges inside the volume; offsets are
+ * multiples of 512. Every range of [resumeAt, volumeBytes) is given to exactly one of them. Ends with `finish` or `abandon`;
+ * disposing without either abandons. Errors common to all calls: TARGET_FAILED, NO_SPACE, ACCESS_REFUSED, and for blobs those of
+ * the `Sink`.
+ */
+export interface Target extends AsyncDisposable {
+  readonly description: string;
+  /** [0, resumeAt) was already written for this very point by a run that was interrupted: a value that run gave to `checkpoint`. */
+  readonly resumeAt: number;
+  /** Bytes written so far by this run; zeros that were left as holes and unchanged ranges do not count. */
+  readonly bytesWritten: number;
+  /** Writes `bytes`, a view of shared memory perhaps, which must not change until the promise has settled. */
+  write(offset: number, bytes: Uint8Array): Promise<void>;
+  /** Makes the range read as zeros. */
+  zero(offset: number, length: number): Promise<void>;
+  /**
+   * Everything below `doneBytes` has been written: makes it durable and notes it for a later run, at most twice a second; cheap
+   * otherwise.
+   */
+  checkpoint(doneBytes: number): Promise<void>;
+  /** Makes the image whole and durable under the target's name. */
+  finish(): Promise<void>;
+  /**
+   * After a failure or an interruption: closes, keeps what a later run can resume, leaves no half image under the target's name.
+   * Idempotent.
+   */
+  abandon(): Promise<void>;
+}
+
+export interface OpenTargetOptions {
+  /** Path of a file or block device, or `blob:NAME`. */
+  readonly to: string;
+  readonly format: ImageFormat;
+  readonly mode: MaterializeMode;
+  readonly volumeBytes: number;
+  readonly vaultId: string;
+  /** Id of the recovery point, which names its exact content. */
+  readonly point: string;
+  /** Time of the point in milliseconds since 1970; a VHD bears it. Default: 0. */
+  readonly pointTimeMs?: number | undefined;
+  /** The vault's store, for `blob:`. */
+  readonly sink: Sink;
+  /** What the disk was last replicated from, when that is known. */
+  readonly sourceIdentity?: FileIdentity | undefined;
+  readonly overwriteSource: boolean;
+  /** Monotonic milliseconds for the pace of checkpoints. Default: `performance.now`. */
+  readonly clock?: (() => number) | undefined;
+  /** Ends calls to the store. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** What a way to write an image needs to know, checked. */
+export interface ImagePlan {
+  /** Absolute path, links resolved. */
+  readonly path: string;
+  readonly format: ImageFormat;
+  readonly volumeBytes: number;
+  readonly vaultId: string;
+  readonly point: string;
+  readonly pointTimeMs: number;
+  readonly clock: () => number;
+}
+
+/**
+ * Opens a target. Errors: TARGET_EXISTS, TARGET_IS_SOURCE, TARGET_TOO_SMALL, TARGET_FAILED, UNSUPPORTED, INVALID_ARGUMENT,
+ * ACCESS_REFUSED, NO_SPACE.
+ */
+export async function openTarget(options: OpenTargetOptions): Promise<Target> {
+  if (options.to.startsWith("blob:")) return openBlobTarget({ ...options, name: options.to.slice("blob:".length) });
+  if (options.to === "")
+    throw new TidemarkError("INVALID_ARGUMENT", "the target has no name", { remedy: "name a file, a block device or `blob:NAME`" });
+  if (options.format === "vhd" && vhdDiskBytes(options.volumeBytes) > vhdFileDiskBytesMax) {
+    throw vhdTooLarge(options.volumeBytes, vhdFileDiskBytesMax);
+  }
+  const found = await look(options.to);
+  const plan: ImagePlan = {
+    path: found.path,
+    format: options.format,
+    volumeBytes: options.volumeBytes,
+    vaultId: options.vaultId,
+    point: options.point,
+    pointTimeMs: options.pointTimeMs ?? 0,
+    clock: options.clock ?? (() => performance.now()),
+  };
+  if (found.stats === undefined) return FileTarget.open(plan, { replaces: false });
+  refuseWrongKind(options, found.path, found.stats);
+  refuseSource(options, identityFrom(found.path, found.stats));
+  if (options.mode === "create") throw targetExists(options.to, found.stats.isBlockDevice());
+  if (found.stats.isBlockDevice()) return InPlaceTarget.open(plan, "device");
+  if (options.mode === "in-place") return InPlaceTarget.open(plan, "file");
+  return FileTarget.open(plan, { replaces: true, mode: Number(found.stats.mode) & 0o777 });
+}
+
+/** The error for a name that is taken, from files and blobs alike. */
+export function targetExists(to: string, isDevice: boolean): TidemarkError {
+  return new TidemarkError(
+    "TARGET_EXISTS",
+    isDevice ? `the target ${to} is a block device, whose content would be lost` : `the target ${to} exists`,
+    {
+      remedy: isDevice
+        ? "write over it with `--in-place`"
+        : "update it with `--in-place`, replace it with `--force`, or name another target",
+      detail: { target: to },
+    },
+  );
+}
+
+/** Resolves links, so that what is renamed or compared is the file itself. `stats` is undefined when nothing bears the name yet. */
+async function look(to: string): Promise<{ readonly path: string; readonly stats: BigIntStats | undefined }> {
+  const absolute = resolve(to);
+  try {
+    await lstat(absolute);
+  } catch (error) {
+    if (systemCode(error) !== "ENOENT") throw targetError(error, `cannot look at the target ${to}`);
+    return { path: join(await parentFolder(to, absolute), basename(absolute)), stats: undefined };
+  }
+  try {
+    const path = await realpath(absolute);
+    return { path, stats: await stat(path, { bigint: true }) };
+  } catch (error) {
+    throw targetError(error, `cannot follow the target ${to}`);
+  }
+}
+
+async function parentFolder(to: string, absolute: string): Promise<string> {
+  const folder = dirname(absolute);
+  try {
+    return await realpath(folder);
+  } catch (error) {
+    if (systemCode(error) !== "ENOENT") throw targetError(error, `cannot look at the folder of the target ${to}`);
+    throw new TidemarkError("TARGET_FAILED", `the folder ${folder} of the target does not exist`, {
+      remedy: "make the folder first",
+      detail: { target: to },
+      cause: error,
+    });
+  }
+}
+
+function refuseWrongKind(options: OpenTargetOptions, path: string, stats: BigIntStats): void {
+  if (stats.isFile()) return;
+  if (!stats.isBlockDevice()) {
+    const kind = stats.isDirectory() ? "a folder" : "neither a file nor a block device";
+    throw new TidemarkError("TARGET_FAILED", `the target ${options.to} is ${kind}`, {
+      remedy: "name a file or a block device",
+      detail: { target: path },
+    });
+  }
+  if (options.format === "vhd") {
+    throw new TidemarkError("INVALID_ARGUMENT", `the target ${options.to} is a block device, which holds a disk and no VHD`, {
+      remedy: "leave `--format vhd` out",
+    });
+  }
+}
+
+function refuseSource(options: OpenTargetOptions, target: FileIdentity): void {
+  if (options.overwriteSource || options.sourceIdentity === undefined || !sameObject(options.sourceIdentity, target)) return;
+  throw new TidemarkError("TARGET_IS_SOURCE", `the target ${options.to} is the very source that this disk was replicated from`, {
+    remedy: "name another target, or add `--force` if the original may be overwritten",
+    detail: { target: target.path },
+  });
+}
+
+function targetError(cause: unknown, what: string): TidemarkError {
+  return fileError(cause, { code: "TARGET_FAILED", what, remedy: "check the path, or name another target" });
+}

@@ -1,0 +1,221 @@
+/**
+ * The local state folder: caches that make the next cycle cheap, never anything that a point depends on. One folder per vault and
+ * disk:
+ *
+ *     STATE/<vault id>/dedup-index
+ *     STATE/<vault id>/<disk>/fingerprints-<point id>      what the disk held at that point
+ *     STATE/<vault id>/<disk>/source.json                  what it was replicated from, so that nobody restores over it unasked
+ *     STATE/<vault id>/<disk>/tracking                     of a protected disk: what may have changed since its newest points
+ *     STATE/vaults/<checksum of the address>               a copy of the vault's document, for when the store cannot be reached
+ *
+ * Trouble with it never fails a cycle: it is reported and the cycle goes on without.
+ */
+import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
+import path from "node:path";
+import type { FileIdentity } from "../disk/source/file-identity.ts";
+import type { FingerprintReader as Reader } from "../disk/source/fingerprints.ts";
+import { FingerprintReader, FingerprintWriter, fingerprintPath, removeOthers } from "../disk/source/fingerprints.ts";
+import { systemCode, TidemarkError } from "../errors.ts";
+import { checksum, toHex } from "../store/format/checksum.ts";
+import type { VaultDocument } from "../store/format/documents.ts";
+import { decodeVault } from "../store/format/documents.ts";
+import { encodeDiskName } from "../store/format/names.ts";
+import type { Notice } from "../summaries.ts";
+
+export interface LocalStateOptions {
+  /** The state folder; absent, nothing is kept. */
+  readonly folder: string | undefined;
+  readonly vault: string;
+  readonly disk: string;
+  readonly onNotice: (notice: Notice) => void;
+}
+
+/** Takes fingerprints and stops taking them, once, when they cannot be kept. */
+export interface PrintSink {
+  put(firstGranule: number, bytes: Uint8Array): void;
+  drain(): Promise<void>;
+  /** Completes the file for a point that is about to be committed. */
+  finish(about: { readonly point: string; readonly volumeBytes: number }): Promise<void>;
+  discard(): Promise<void>;
+}
+
+export class LocalState {
+  readonly #options: LocalStateOptions;
+  readonly vaultFolder: string | undefined;
+  readonly diskFolder: string | undefined;
+
+  constructor(options: LocalStateOptions) {
+    this.#options = options;
+    this.vaultFolder = options.folder === undefined ? undefined : path.join(options.folder, options.vault);
+    this.diskFolder = this.vaultFolder === undefined ? undefined : path.join(this.vaultFolder, encodeDiskName(options.disk));
+  }
+
+  /** Fingerprints of exactly this point, or undefined, with a notice that says why when there should have been some. */
+  async openPrints(point: string): Promise<Reader | undefined> {
+    const { vault, disk, onNotice } = this.#options;
+    const reason = await this.#openPrints(point, vault, disk);
+    if (typeof reason !== "string") return reason;
+    const message = `no local fingerprints of the newest point (${reason}): the disk is compared with the vault instead`;
+    onNotice({ code: "STATE_LOST", message });
+    return undefined;
+  }
+
+  async #openPrints(point: string, vault: string, disk: string): Promise<Reader | string> {
+    if (this.diskFolder === undefined) return "there is no state folder";
+    try {
+      const opened = await FingerprintReader.open(fingerprintPath(this.diskFolder, point), { vaultId: vault, disk, point });
+      return "reader" in opened ? opened.reader : opened.reason;
+    } catch (error) {
+      if (error instanceof TidemarkError || systemCode(error) !== undefined) return error instanceof Error ? error.message : "unreadable";
+      throw error;
+    }
+  }
+
+  /** Starts a fingerprint file. Without a folder, or when it cannot be written, what it is given is dropped. */
+  async createPrints(seed: readonly [number, number]): Promise<PrintSink> {
+    const folder = this.diskFolder;
+    if (folder === undefined) return noPrints;
+    const { vault: vaultId, disk } = this.#options;
+    let writer = await this.#tolerate("STATE_NOT_SAVED", async () => {
+      await mkdir(folder, { recursive: true, mode: 0o700 });
+      return await FingerprintWriter.create(folder, { vaultId, disk, seed });
+    });
+    const attempt = async (work: (live: FingerprintWriter) => Promise<unknown>): Promise<void> => {
+      const live = writer;
+      if (live === undefined) return;
+      const done = await this.#tolerate("STATE_NOT_SAVED", async () => {
+        await work(live);
+        return true;
+      });
+      if (done !== undefined) return;
+      writer = undefined;
+      await this.#tolerate("STATE_NOT_SAVED", async () => {
+        await live.discard();
+      });
+    };
+    return {
+      put: (firstGranule, bytes) => {
+        writer?.put(firstGranule, bytes);
+      },
+      drain: async () => {
+        await attempt(async (live) => {
+          await live.drain();
+        });
+      },
+      finish: async (about) => {
+        await attempt(async (live) => await live.finish(about));
+      },
+      discard: async () => {
+        await attempt(async (live) => {
+          await live.discard();
+        });
+      },
+    };
+  }
+
+  /** After a commit: forgets the fingerprints of earlier points. */
+  async keepOnly(point: string): Promise<void> {
+    const folder = this.diskFolder;
+    if (folder === undefined) return;
+    await this.#tolerate("STATE_NOT_SAVED", async () => {
+      await removeOthers(folder, point);
+    });
+  }
+
+  async rememberSource(identity: FileIdentity): Promise<void> {
+    const folder = this.diskFolder;
+    if (folder === undefined) return;
+    await this.#tolerate("STATE_NOT_SAVED", async () => {
+      await mkdir(folder, { recursive: true, mode: 0o700 });
+      const file = path.join(folder, "source.json");
+      await writeFile(`${file}.new`, `${JSON.stringify(identity)}\n`, { mode: 0o600 });
+      await rename(`${file}.new`, file);
+    });
+  }
+
+  /** What the disk was last replicated from on this machine, if that is known. */
+  async source(): Promise<FileIdentity | undefined> {
+    if (this.diskFolder === undefined) return undefined;
+    let text: string;
+    try {
+      text = await readFile(path.join(this.diskFolder, "source.json"), "utf8");
+    } catch (error) {
+      if (systemCode(error) === undefined) throw error;
+      return undefined;
+    }
+    return parseIdentity(text);
+  }
+
+  /** Runs `work`; when the file system refuses, says so and returns undefined. */
+  async #tolerate<Result>(code: Notice["code"], work: () => Promise<Result>): Promise<Result | undefined> {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof TidemarkError) && systemCode(error) === undefined) throw error;
+      const why = error instanceof Error ? error.message : String(error);
+      this.#options.onNotice({ code, message: `local state cannot be kept, so the next cycle will be slower: ${why}` });
+      return undefined;
+    }
+  }
+
+  /** As `tolerate`, for the vault's own cache. */
+  async saveCache(save: (folder: string) => Promise<void>): Promise<void> {
+    const folder = this.vaultFolder;
+    if (folder === undefined) return;
+    await this.#tolerate("STATE_NOT_SAVED", async () => {
+      await mkdir(folder, { recursive: true, mode: 0o700 });
+      await save(folder);
+    });
+  }
+}
+
+/** For cycles that keep no fingerprints. */
+export const noPrints: PrintSink = {
+  put: () => undefined,
+  drain: () => Promise.resolve(),
+  finish: () => Promise.resolve(),
+  discard: () => Promise.resolve(),
+};
+
+/** The copy of a vault's document that the state folder keeps. A folder that cannot be written keeps none; a copy that is damaged is none. */
+export function documentCopy(
+  folder: string | undefined,
+  address: string,
+): { readonly keep: (bytes: Uint8Array) => Promise<void>; readonly read: () => Promise<VaultDocument | undefined> } {
+  if (folder === undefined) return { keep: () => Promise.resolve(), read: () => Promise.resolve(undefined) };
+  const vaults = path.join(folder, "vaults");
+  const file = path.join(vaults, toHex(checksum(Buffer.from(address))));
+  return {
+    keep: async (bytes) => {
+      try {
+        await mkdir(vaults, { recursive: true, mode: 0o700 });
+        await writeFile(`${file}.new`, bytes, { mode: 0o600 });
+        await rename(`${file}.new`, file);
+      } catch (error) {
+        if (systemCode(error) === undefined) throw error;
+      }
+    },
+    read: async () => {
+      try {
+        return decodeVault(await readFile(file), file);
+      } catch (error) {
+        if (!(error instanceof TidemarkError) && systemCode(error) === undefined) throw error;
+        return undefined;
+      }
+    },
+  };
+}
+
+function parseIdentity(text: string): FileIdentity | undefined {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    if (error instanceof SyntaxError) return undefined;
+    throw error;
+  }
+  const identity = value as Partial<FileIdentity> | null;
+  const texts = [identity?.dev, identity?.ino, identity?.rdev, identity?.path];
+  const whole = texts.every((field) => typeof field === "string") && (identity?.kind === "file" || identity?.kind === "device");
+  return whole ? (identity as FileIdentity) : undefined;
+}

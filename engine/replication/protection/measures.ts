@@ -1,0 +1,157 @@
+/** What a protection measures of itself: lags, rates, and what has failed how often, on a clock that cannot be set. */
+import type { TidemarkError } from "../../errors.ts";
+import { hasCode } from "../../errors.ts";
+import { vaultName } from "../../store/format/names.ts";
+import type { HealthMeasures } from "./health.ts";
+import { Meter, Spell, type SteadyClock } from "./meters.ts";
+import type { Finding, ProtectionState, ProtectionStatus } from "./protection-status.ts";
+
+/** How far a cut has come. */
+export type Stage = "captured" | "shipped" | "committed";
+
+/** What is known at the moment of asking only. */
+export interface Moment {
+  readonly disk: string;
+  readonly state: ProtectionState;
+  readonly backlogBytes: number;
+  readonly spillFolder: string;
+  readonly trackingFull: boolean;
+}
+
+export class Measures {
+  readonly #now: SteadyClock;
+  readonly #startedMs: number;
+  readonly #churn: Meter;
+  readonly #upload: Meter;
+  readonly #storeAway: Spell;
+  readonly #churnAbove: Spell;
+  readonly #paused: Spell;
+  readonly #cutAtMs: Record<Stage, number | undefined> = { captured: undefined, shipped: undefined, committed: undefined };
+  #writtenBytes = 0;
+  #storeSays = "";
+  #cutTimeouts = 0;
+  #cutsAbandoned = 0;
+  #hook: { failuresInARow: number; reason: string } | null = null;
+  #trackingLost: string | null = null;
+  #seat: HealthMeasures["seat"] = null;
+  #failure: HealthMeasures["failure"] = null;
+  #spillFull = false;
+  /** Why no point came about, since the last that did. */
+  #last: TidemarkError | undefined;
+
+  constructor(now: SteadyClock = () => performance.now()) {
+    this.#now = now;
+    this.#startedMs = now();
+    this.#churn = new Meter(now);
+    this.#upload = new Meter(now);
+    this.#storeAway = new Spell(now);
+    this.#churnAbove = new Spell(now);
+    this.#paused = new Spell(now);
+  }
+
+  /** The cut of `cutAtMs`, on the same clock, has come so far. */
+  reached(stage: Stage, cutAtMs: number): void {
+    this.#cutAtMs[stage] = cutAtMs;
+  }
+
+  uploaded(bytes: number): void {
+    this.#upload.add(bytes);
+  }
+
+  /** A point has been committed. */
+  succeeded(): void {
+    this.#last = undefined;
+    this.#storeAway.set(false);
+    this.#cutTimeouts = 0;
+    this.#cutsAbandoned = 0;
+    this.#trackingLost = null;
+    this.#seat = null;
+    this.#spillFull = false;
+  }
+
+  failed(error: TidemarkError): void {
+    this.#last = error;
+    const ofStore = isOfStore(error);
+    this.#storeAway.set(ofStore);
+    if (ofStore) this.#storeSays = error.message;
+    this.#seat = hasCode(error, "WRITER_ACTIVE", "SEAT_LOST")
+      ? { code: error.code as "WRITER_ACTIVE" | "SEAT_LOST", message: error.message }
+      : null;
+    if (error.code === "CUT_TIMED_OUT") this.#cutTimeouts += 1;
+    if (error.code === "CUT_ABANDONED") {
+      this.#cutsAbandoned += 1;
+      this.#spillFull = hasCode(error.cause, "NO_SPACE");
+    }
+  }
+
+  /** What keeps points from being made, where no other finding tells of it. */
+  get unexplained(): Finding | undefined {
+    if (this.#last === undefined || this.#storeAway.elapsedMs !== null || this.#seat !== null) return undefined;
+    const { code, message, remedy } = this.#last;
+    return { level: "Warning", code, cause: `no point can be made: ${message}`, remedy: remedy ?? "mend what the message names" };
+  }
+
+  /** Nothing will be protected any more. */
+  gaveUp(error: TidemarkError): void {
+    this.#failure = { message: error.message, remedy: error.remedy };
+  }
+
+  /** The application was to rest; `reason` says why it did not. */
+  froze(reason: string | undefined): void {
+    this.#hook = reason === undefined ? null : { failuresInARow: (this.#hook?.failuresInARow ?? 0) + 1, reason };
+  }
+
+  lostTracking(reason: string): void {
+    this.#trackingLost = reason;
+  }
+
+  pause(isPaused: boolean): void {
+    this.#paused.set(isPaused);
+  }
+
+  /** `writtenBytes`: of all writes to the disk so far. To be called every few seconds. */
+  sample(writtenBytes: number): void {
+    this.#churn.add(writtenBytes - this.#writtenBytes);
+    this.#writtenBytes = writtenBytes;
+    this.#churnAbove.set(this.#churn.perSecond > this.#upload.perSecond);
+  }
+
+  get rates(): Pick<ProtectionStatus, "churnBytesPerSecond" | "uploadBytesPerSecond"> {
+    return { churnBytesPerSecond: Math.round(this.#churn.perSecond), uploadBytesPerSecond: Math.round(this.#upload.perSecond) };
+  }
+
+  get lag(): ProtectionStatus["lag"] {
+    const nowMs = this.#now();
+    const age = (atMs: number | undefined): number | null => (atMs === undefined ? null : Math.round(nowMs - atMs));
+    const { captured, shipped, committed } = this.#cutAtMs;
+    return { capturedMs: age(captured), shippedMs: age(shipped), committedMs: age(committed) };
+  }
+
+  at({ disk, state, backlogBytes, spillFolder, trackingFull }: Moment): HealthMeasures {
+    const awayMs = this.#storeAway.elapsedMs;
+    return {
+      disk,
+      state,
+      runningMs: this.#now() - this.#startedMs,
+      committedLagMs: this.lag.committedMs,
+      storeUnreachable: awayMs === null ? null : { forMs: awayMs, message: this.#storeSays },
+      cutTimeoutsInARow: this.#cutTimeouts,
+      cutsAbandonedInARow: this.#cutsAbandoned,
+      hook: this.#hook,
+      trackingLost: this.#trackingLost,
+      seat: this.#seat,
+      full: { tracking: trackingFull ? spillFolder : null, spill: this.#spillFull ? spillFolder : null },
+      backlogBytes,
+      ...this.rates,
+      churnAboveUploadMs: this.#churnAbove.elapsedMs,
+      pausedMs: this.#paused.elapsedMs,
+      failure: this.#failure,
+    };
+  }
+}
+
+/** Whether the store is to blame. One that has forgotten the vault is as good as away: nothing can be shipped to it. */
+function isOfStore(error: TidemarkError): boolean {
+  if (hasCode(error, "STORE_REGRESSED")) return error.detail["object"] === vaultName;
+  return hasCode(error, "STORE_UNREACHABLE", "STORE_REFUSED", "ACCESS_REFUSED", "OUTCOME_UNKNOWN", "VAULT_NOT_FOUND", "NO_SPACE");
+}

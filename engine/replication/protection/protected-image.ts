@@ -1,0 +1,73 @@
+/** An image opened for protection: the file, its tracking, the disk that stands on both, and how much is known of what has changed. */
+import { mkdir } from "node:fs/promises";
+import path from "node:path";
+import { LiveFile } from "../../disk/source/live-file.ts";
+import { DirtyBitmap, regionBytes } from "../../disk/tracking/dirty-bitmap.ts";
+import { ProtectedDisk, type ProtectedDiskOptions } from "../../disk/tracking/protected-disk.ts";
+import { type Recovered, TrackingFile } from "../../disk/tracking/tracking-file.ts";
+import { LocalState } from "../local-state.ts";
+import { checkSize } from "../replicate.ts";
+import type { VaultContext } from "../session.ts";
+import type { ProtectOptions } from "./protection-status.ts";
+
+export interface ProtectedImage {
+  /** Closed with `disk`. */
+  readonly live: LiveFile;
+  readonly disk: ProtectedDisk;
+  /** `changed`: the marks tell what has changed. `compare`: they tell it by regions. `scan`: nobody knows. */
+  readonly known: "changed" | "compare" | "scan";
+  /** Why nobody knows. */
+  readonly whyUnknown: string | undefined;
+}
+
+/** Errors: SOURCE_NOT_FOUND, SOURCE_UNREADABLE, WRITER_ACTIVE, ACCESS_REFUSED, UNSUPPORTED, NO_SPACE, DEVICE_FAILED. */
+export async function openProtectedImage(context: VaultContext, options: ProtectOptions): Promise<ProtectedImage> {
+  const { disk, stateFolder, image } = options;
+  const { vault } = context.document;
+  const folder = new LocalState({ folder: stateFolder, vault, disk, onNotice: () => undefined }).diskFolder ?? stateFolder;
+  const live = await LiveFile.open(image);
+  try {
+    checkSize(image, disk, live.sizeBytes, undefined);
+    await mkdir(folder, { recursive: true, mode: 0o700 });
+    const identity = { vault, disk, sizeBytes: live.sizeBytes, image: live.identity() };
+    const { file, recovered } = await TrackingFile.open(path.join(folder, "tracking"), identity);
+    return {
+      live,
+      disk: ProtectedDisk.open({
+        backing: live,
+        tracking: file,
+        ...marksOf(recovered, live.sizeBytes),
+        spillFolder: folder,
+        barrierMsMax: options.policy?.barrierMsMax,
+        preservedBytesMax: options.preservedBytesMax,
+        spillBytesMax: options.spillBytesMax,
+      }),
+      known: recovered.kind === "clean" ? "changed" : recovered.kind === "unclean" ? "compare" : "scan",
+      whyUnknown: recovered.kind === "unknown" ? recovered.reason : undefined,
+    };
+  } catch (error) {
+    await live.close();
+    throw error;
+  }
+}
+
+/** Since which points the marks tell everything, and which older ones the store may go back to. */
+function marksOf(recovered: Recovered, sizeBytes: number): Pick<ProtectedDiskOptions, "dirty" | "base" | "earlierBases" | "unsettled"> {
+  switch (recovered.kind) {
+    case "unknown":
+      return { dirty: new DirtyBitmap(sizeBytes), base: undefined };
+    case "unclean":
+      return { dirty: recovered.dirty, base: recovered.bases.at(-1), earlierBases: recovered.bases.slice(0, -1) };
+    case "clean": {
+      // The exact marks are those since the newest base. What lies between it and an older one is known by regions only.
+      const changes = new DirtyBitmap(sizeBytes);
+      for (const region of recovered.regions) changes.mark(region * regionBytes, Math.min(regionBytes, sizeBytes - region * regionBytes));
+      return {
+        dirty: recovered.dirty,
+        base: recovered.bases.at(-1),
+        earlierBases: recovered.expected,
+        unsettled: { bases: recovered.bases.slice(0, -1), changes },
+      };
+    }
+  }
+}

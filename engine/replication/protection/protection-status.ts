@@ -1,0 +1,112 @@
+/**
+ * What a protected disk is told and what it tells: plain data, made for people and programs alike. The agent prints these very objects
+ * as JSON, so a name here is a contract.
+ */
+import type { TidemarkError } from "../../errors.ts";
+import type { Notice, PointSummary } from "../../summaries.ts";
+import type { RetentionPolicy } from "../../upkeep/retention/policy.ts";
+import type { Group } from "./groups.ts";
+import type { Hook } from "./hooks.ts";
+
+/**
+ * `initial`: the first points ship what the disk holds. `resyncing`: its tracking was lost, so it is compared with the vault;
+ * earlier points stay readable. `protecting`: every cycle gives a crash-consistent point. `waiting`: the store or the seat cannot
+ * be had; writes go on and are tracked.
+ */
+export type ProtectionState = "starting" | "initial" | "resyncing" | "protecting" | "waiting" | "paused" | "stopped" | "failed";
+
+export type HealthLevel = "Normal" | "Warning" | "Critical";
+
+/** One thing that is wrong: a stable code, what causes it and what to do. */
+export interface Finding {
+  readonly level: Exclude<HealthLevel, "Normal">;
+  readonly code: string;
+  readonly cause: string;
+  readonly remedy: string;
+}
+
+export interface ProtectionStatus {
+  readonly disk: string;
+  readonly group: string | null;
+  readonly state: ProtectionState;
+  /** The worst of the findings. */
+  readonly health: HealthLevel;
+  readonly findings: readonly Finding[];
+  readonly sizeBytes: number;
+  /**
+   * How old is what would be lost? Ages in ms of the newest cut whose data has been captured from the disk, has been shipped to the store, and whose
+   * point is committed. Null before the first. Measured on a clock that cannot be set.
+   */
+  readonly lag: { readonly capturedMs: number | null; readonly shippedMs: number | null; readonly committedMs: number | null };
+  /** Bytes written to the disk a second, and sent to the store a second, each over the last minute. */
+  readonly churnBytesPerSecond: number;
+  readonly uploadBytesPerSecond: number;
+  /** Changed on the disk and not yet in a committed point. */
+  readonly backlogBytes: number;
+  /** Points committed by this process. */
+  readonly pointsCommitted: number;
+  readonly latest: PointSummary | null;
+  /** How long cuts held new writes, in ms: the last, and the longest of the last 100. */
+  readonly barrier: { readonly lastMs: number; readonly maxMs: number };
+  /** Old content kept for the open cut, in bytes: in memory and spilled. */
+  readonly preservedBytes: number;
+  /** Null before this process has pruned the disk for the first time, and where the policy keeps everything. */
+  readonly lastPrune: LastPrune | null;
+}
+
+/** What a disk's own prune last came to. */
+export interface LastPrune {
+  /** How long ago in ms, on a clock that cannot be set. */
+  readonly ageMs: number;
+  readonly removedPoints: number;
+  readonly keptPoints: number;
+  /** Of these, points that the policy does not keep, but somebody reads, or has pinned since it was asked. */
+  readonly heldPoints: number;
+}
+
+export interface ProtectionPolicy {
+  /** Default: 5 s. */
+  readonly crashConsistentFrequencyMs?: number | undefined;
+  /** Default: only on demand. */
+  readonly appConsistentFrequencyMs?: number | undefined;
+  /** Health turns to Warning when the newest point is older. Default: none. */
+  readonly recoveryPointThresholdMs?: number | undefined;
+  /** Longest time for which the application is held. Default: 60 s. */
+  readonly freezeTimeoutMs?: number | undefined;
+  /** Longest time for which a cut holds new writes. Default: 300 ms. */
+  readonly barrierMsMax?: number | undefined;
+  /** When the first replication may begin, in ms since 1970. Default: at once. */
+  readonly startTimeMs?: number | undefined;
+  /** Which points stay: the others are dropped within about a minute after the point that makes them too old. Default: all stay. */
+  readonly retention?: RetentionPolicy | undefined;
+}
+
+/** What happened: for logs and for people. */
+export type ProtectionEvent =
+  | { readonly kind: "state"; readonly disk: string; readonly state: ProtectionState; readonly message: string }
+  | { readonly kind: "point"; readonly disk: string; readonly point: PointSummary; readonly message: string }
+  | {
+      readonly kind: "prune";
+      readonly disk: string;
+      readonly removedPoints: number;
+      readonly keptPoints: number;
+      readonly heldPoints: number;
+      readonly message: string;
+    }
+  | { readonly kind: "notice"; readonly disk: string; readonly code: Notice["code"]; readonly message: string }
+  | { readonly kind: "failure"; readonly disk: string; readonly error: TidemarkError; readonly message: string };
+
+export interface ProtectOptions {
+  readonly disk: string;
+  /** Path of the image file or block device. It is locked while it is protected. */
+  readonly image: string;
+  /** Where the tracking file lies, and old content that does not fit in memory. */
+  readonly stateFolder: string;
+  readonly policy?: ProtectionPolicy | undefined;
+  readonly hook?: Hook | undefined;
+  readonly group?: Group | undefined;
+  /** Old content that an open cut keeps in memory, and in a file in the state folder. Defaults: 32 MiB and 4 GiB. Beyond that the cut is given up. */
+  readonly preservedBytesMax?: number | undefined;
+  readonly spillBytesMax?: number | undefined;
+  readonly onEvent?: ((event: ProtectionEvent) => void) | undefined;
+}

@@ -1,0 +1,292 @@
+/**
+ * A cycle from cut to commit for a volume that is scanned, in a session of its own:
+ *
+ *     take seat ─ read parent ─ capture what differs … swap head = committed ─ leave seat
+ *
+ * What the parent held is told by local fingerprints, or by the vault's map when there are none that belong to it.
+ */
+import { randomBytes } from "node:crypto";
+import { FileVolume } from "../disk/source/file-volume.ts";
+import type { FingerprintReader } from "../disk/source/fingerprints.ts";
+import { namedVolume } from "../disk/source/named-volume.ts";
+import { hasCode, TidemarkError } from "../errors.ts";
+import { volumeBytesMax } from "../limits.ts";
+import type { Baseline } from "../pipeline/baseline.ts";
+import { changedBaseline, emptyBaseline, FingerprintBaseline, MapBaseline } from "../pipeline/baseline.ts";
+import { Catalog } from "../pipeline/catalog.ts";
+import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
+import { paced } from "../progress.ts";
+import { fromHex } from "../store/format/checksum.ts";
+import type { ManifestDocument, PointRecord } from "../store/format/documents.ts";
+import { disksPrefix, encodeDiskName, vaultName } from "../store/format/names.ts";
+import { PointMap } from "../store/map/point-map.ts";
+import type { Store } from "../store/store.ts";
+import type { Notice, ReplicateOptions, ReplicateSummary } from "../summaries.ts";
+import type { Consistency, Volume } from "../volume.ts";
+import { LocalState, noPrints } from "./local-state.ts";
+import type { Shipped, VaultContext } from "./session.ts";
+import { Session } from "./session.ts";
+
+/** How often a cycle is started by itself: again when the store went back in time, or when what it relied on turned out to be damaged. */
+const cyclesMax = 4;
+
+/**
+ * Replicates `volume` into a new point. Errors: WRITER_ACTIVE, SEAT_LOST, SOURCE_SHRUNK, SOURCE_UNREADABLE, STORE_UNREACHABLE,
+ * STORE_REGRESSED, NO_SPACE, INTERRUPTED and others of the store.
+ */
+export async function replicate(context: VaultContext, options: ReplicateOptions): Promise<ReplicateSummary> {
+  encodeDiskName(options.disk); // refuses a bad name before anything is touched
+  const disk = options.disk.normalize("NFC");
+  const startedAt = performance.now();
+  const trust: Trust = { prints: true, parent: true };
+  for (let attempt = 1; ; attempt += 1) {
+    const cycle = new Cycle(context, { ...options, disk }, { ...trust });
+    try {
+      const summary = await cycle.run();
+      return { ...summary, elapsedMs: Math.round(performance.now() - startedAt) };
+    } catch (error) {
+      if (attempt >= cyclesMax) throw error;
+      if (cycle.printsBroken) {
+        trust.prints = false;
+        options.onNotice?.({
+          code: "STATE_LOST",
+          message: "local fingerprints are damaged: the cycle starts again and compares with the vault",
+        });
+      } else if (trust.parent && isMapDamage(error, disk)) {
+        trust.parent = false;
+        options.onNotice?.({
+          code: "PARENT_DAMAGED",
+          message: `${error.message}; the cycle starts again and makes a point that does not build on it`,
+        });
+      } else if (hasCode(error, "STORE_REGRESSED") && error.detail["object"] !== vaultName) {
+        options.onNotice?.({ code: "STORE_REGRESSED", message: `${error.message}; the cycle starts again` });
+      } else {
+        throw error;
+      }
+    }
+  }
+}
+
+/** What a cycle may build on. */
+interface Trust {
+  prints: boolean;
+  /** The newest point's map. Without it the new point lists everything anew; what the vault holds is still found by dedup. */
+  parent: boolean;
+}
+
+/** Damage of a manifest, root or leaf of this disk: of what a point builds on, not of data. */
+export function isMapDamage(error: unknown, disk: string): error is TidemarkError {
+  const { object } = error instanceof TidemarkError ? error.detail : {};
+  return hasCode(error, "DAMAGED") && typeof object === "string" && object.startsWith(`${disksPrefix}${encodeDiskName(disk)}/`);
+}
+
+class Cycle {
+  readonly #context: VaultContext;
+  readonly #options: ReplicateOptions;
+  readonly #trust: Trust;
+  readonly #state: LocalState;
+  readonly #notify: (notice: Notice) => void;
+  #session: Session | undefined;
+  #prints: FingerprintBaseline | undefined;
+  /** What must be given back, in this order. */
+  readonly #closing: (() => Promise<void>)[] = [];
+
+  constructor(context: VaultContext, options: ReplicateOptions, trust: Trust) {
+    this.#context = context;
+    this.#options = options;
+    this.#trust = trust;
+    this.#notify = options.onNotice ?? (() => undefined);
+    this.#state = new LocalState({
+      folder: context.stateFolder,
+      vault: context.document.vault,
+      disk: options.disk,
+      onNotice: this.#notify,
+    });
+  }
+
+  /** True when the cycle failed because its local fingerprints cannot be believed. */
+  get printsBroken(): boolean {
+    return this.#prints?.broken === true;
+  }
+
+  async run(): Promise<ReplicateSummary> {
+    const [outcome] = await Promise.allSettled([this.#run()]);
+    const failure = outcome.status === "rejected" ? await this.#diagnose(outcome.reason) : undefined;
+    const failures: unknown[] = [];
+    for (const close of this.#closing.toReversed()) await close().catch((error: unknown) => failures.push(error));
+    // What ended the cycle says more than what then went wrong while it was put away.
+    if (outcome.status === "rejected") this.#options.changes?.abandoned();
+    if (outcome.status === "rejected") throw failure;
+    if (failures.length > 0) throw failures[0];
+    return outcome.value;
+  }
+
+  async #diagnose(reason: unknown): Promise<unknown> {
+    return this.#session === undefined ? reason : await this.#session.diagnose(reason);
+  }
+
+  async #run(): Promise<ReplicateSummary> {
+    const { disk, volume } = this.#options;
+    const session = await Session.open(this.#context, {
+      disk,
+      loadCatalog: async (store, signal) =>
+        await loadCatalog(this.#context, store, { folder: this.#state.vaultFolder, onNotice: this.#notify, signal }),
+      onNotice: this.#notify,
+      signal: this.#options.signal,
+    });
+    this.#session = session;
+    this.#closing.push(async () => await session.close());
+    const named = this.#beginChanges(session);
+    await volume.beginScan?.();
+    const timeMs = Date.now();
+    const volumeBytes = await volume.sizeBytes();
+    checkSize(volume.description, disk, volumeBytes, session.newest);
+    const parent = this.#trust.parent ? await session.manifest() : undefined;
+    const reader =
+      parent === undefined || session.newest === undefined || named !== undefined || !this.#trust.prints
+        ? undefined
+        : await this.#state.openPrints(session.newest.id);
+    if (reader !== undefined) this.#closing.push(async () => await reader.close());
+    const seed = reader?.seed ?? randomSeed();
+    // Of a cycle that looks at a part only, no fingerprints of the whole can be kept.
+    const prints = named === undefined ? await this.#state.createPrints(seed) : noPrints;
+    this.#closing.push(async () => await prints.discard());
+    const progress = paced(this.#options.onProgress);
+    const shipped = await session.ship({
+      volume: named ?? volume,
+      volumeBytes,
+      timeMs,
+      parent,
+      baseline: named === undefined ? this.#openBaseline(session, parent, reader, seed) : changedBaseline,
+      scope: named === undefined ? "whole" : "named",
+      seed,
+      prints,
+      consistency: async () => await this.#judge(),
+      beforeHead: async (id, isReread) => {
+        // What was read twice may have changed in between, and the point shows the later content.
+        if (!isReread) await prints.finish({ point: id, volumeBytes });
+      },
+      leave: true,
+      onProgress: (doneBytes, storedBytes) => {
+        progress({ phase: "scan", doneBytes, totalBytes: volumeBytes, transferredBytes: storedBytes });
+      },
+    });
+    this.#options.changes?.committed(shipped.point.id);
+    await this.#state.keepOnly(shipped.point.id);
+    if (volume instanceof FileVolume) await this.#state.rememberSource(volume.identity());
+    await this.#state.saveCache(async (folder) => await session.catalog.save(folder, fromHex(this.#context.document.vault)));
+    progress({ phase: "commit", doneBytes: volumeBytes, totalBytes: volumeBytes, transferredBytes: shipped.storedBytes }, "last");
+    return replicateSummary(disk, shipped, session.store);
+  }
+
+  /** The volume as a list of changes names it, if there is a list that begins at the newest point. */
+  #beginChanges(session: Session): Volume | undefined {
+    const { changes, volume, disk } = this.#options;
+    if (changes === undefined) return undefined;
+    const extents = changes.begin();
+    if (session.newest !== undefined && session.newest.id === changes.since && this.#trust.parent) {
+      return namedVolume(volume, extents, session.newest.volumeBytes);
+    }
+    if (changes.since !== undefined) {
+      const message = `the list of changes begins at point ${changes.since}, which is not the newest of disk ${JSON.stringify(disk)}`;
+      this.#notify({ code: "STATE_LOST", message: `${message}: the disk is compared whole` });
+    }
+    return undefined;
+  }
+
+  #openBaseline(
+    session: Session,
+    parent: ManifestDocument | undefined,
+    reader: FingerprintReader | undefined,
+    seed: FingerprintSeed,
+  ): Baseline {
+    const { blockBytes } = this.#context.document;
+    if (parent === undefined) return emptyBaseline;
+    if (reader === undefined) return mapBaseline(this.#context, session, parent, seed);
+    this.#prints = new FingerprintBaseline(reader, blockBytes);
+    return this.#prints;
+  }
+
+  async #judge(): Promise<Consistency> {
+    const { volume } = this.#options;
+    const consistency = (await volume.endScan?.()) ?? "fuzzy";
+    if (consistency === "fuzzy" && volume.endScan !== undefined) {
+      this.#notify({
+        code: "SOURCE_CHANGED",
+        message: `${volume.description} changed, or may have, while it was read: the point is fuzzy`,
+      });
+    }
+    return consistency;
+  }
+}
+
+/** The vault's catalog, as the cache in `folder` and the store tell it. */
+export async function loadCatalog(
+  context: Pick<VaultContext, "document" | "indexBytesMax">,
+  store: Store,
+  options: {
+    readonly folder: string | undefined;
+    readonly onNotice: (notice: Notice) => void;
+    readonly signal?: AbortSignal | undefined;
+  },
+): Promise<Catalog> {
+  return await Catalog.load({
+    store,
+    vaultId: fromHex(context.document.vault),
+    indexBytesMax: context.indexBytesMax,
+    folder: options.folder,
+    signal: options.signal,
+    onDamage: (error) => {
+      options.onNotice({ code: "SEGMENT_DAMAGED", message: `${error.message}; its chunks are not referred to any more` });
+    },
+  });
+}
+
+/** What the vault's own map tells of the parent. */
+export function mapBaseline(context: VaultContext, session: Session, parent: ManifestDocument, seed: FingerprintSeed): Baseline {
+  const { document } = context;
+  const { store, signal } = session;
+  const map = new PointMap(store, fromHex(document.vault), parent.disk, parent);
+  return new MapBaseline({ map, store, crew: context.crew(), seed, blockBytes: document.blockBytes, signal });
+}
+
+function replicateSummary(disk: string, shipped: Shipped, store: Store): ReplicateSummary {
+  const { point, statistics, storedBytes } = shipped;
+  return {
+    disk,
+    point: point.id,
+    sequence: point.sequence,
+    consistency: point.consistency,
+    volumeBytes: point.volumeBytes,
+    ...statistics,
+    storedBytes,
+    metadataBytes: store.putBytes,
+    requests: store.requests,
+    elapsedMs: 0,
+  };
+}
+
+/** Errors: UNSUPPORTED when the volume is too large, SOURCE_SHRUNK when the newest point is larger. */
+export function checkSize(source: string, disk: string, volumeBytes: number, newest: PointRecord | undefined): void {
+  if (volumeBytes > volumeBytesMax) {
+    throw new TidemarkError(
+      "UNSUPPORTED",
+      `${source} has ${String(volumeBytes)} bytes; a disk may have ${String(volumeBytesMax)} (16 TiB)`,
+      {
+        remedy: "replicate it in parts, each under a name of its own",
+      },
+    );
+  }
+  if (newest !== undefined && volumeBytes < newest.volumeBytes) {
+    throw new TidemarkError(
+      "SOURCE_SHRUNK",
+      `${source} has ${String(volumeBytes)} bytes, where the newest point of disk ${JSON.stringify(disk)} has ${String(newest.volumeBytes)}`,
+      { remedy: "check that this is the right source; a disk that was made smaller on purpose is replicated under a new name" },
+    );
+  }
+}
+
+export function randomSeed(): FingerprintSeed {
+  const bytes = randomBytes(8);
+  return [bytes.readUInt32LE(0), bytes.readUInt32LE(4)];
+}

@@ -1,0 +1,446 @@
+/**
+ * A writer's session with one disk of a vault: from taking the seat to leaving it. It holds what cycles share (seat, catalog, lanes,
+ * the numbering of map objects, the newest manifest) and takes each cycle the second half of its way:
+ *
+ *     capture ─ flush frames ─ write map ─ write manifest ─ mark head ─ prove ─ swap head = committed
+ *
+ * Order is everything: data before manifest before head. Whatever ends a cycle early leaves bytes that nobody refers to; a session
+ * is then over, because nothing may be written where a frame has failed. The next one has a higher epoch, and its dedup index
+ * finds those bytes again.
+ */
+import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import type { Baseline } from "../pipeline/baseline.ts";
+import type { CaptureOptions, CaptureStatistics } from "../pipeline/capture.ts";
+import { capture } from "../pipeline/capture.ts";
+import { captureForbidden } from "../pipeline/capture-forbidden.ts";
+import type { Catalog } from "../pipeline/catalog.ts";
+import { regressed } from "../pipeline/catalog.ts";
+import { Lanes } from "../pipeline/lanes.ts";
+import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
+import type { Crew } from "../pipeline/worker-pool.ts";
+import type { Sink } from "../sink.ts";
+import { fromHex } from "../store/format/checksum.ts";
+import type {
+  ApplicationRecord,
+  GroupRecord,
+  HeadDocument,
+  ManifestDocument,
+  PointRecord,
+  VaultDocument,
+} from "../store/format/documents.ts";
+import { decodeManifest, decodeVault, documentBytesMax, encodeManifest } from "../store/format/documents.ts";
+import { damaged } from "../store/format/fields.ts";
+import { manifestName, vaultName } from "../store/format/names.ts";
+import { mergeStack } from "../store/map/merge.ts";
+import { PointMap } from "../store/map/point-map.ts";
+import { MapObjects, RunWriter } from "../store/map/run-writer.ts";
+import { Seat } from "../store/points/writer-lease.ts";
+import { Store } from "../store/store.ts";
+import type { Notice } from "../summaries.ts";
+import { tidemarkVersion } from "../version.ts";
+import type { Consistency, Volume } from "../volume.ts";
+
+/** What a vault lends to its operations. */
+export interface VaultContext {
+  readonly sink: Sink;
+  readonly document: VaultDocument;
+  readonly stateFolder: string | undefined;
+  readonly workers: number;
+  readonly lanes: number;
+  readonly indexBytesMax: number;
+  /** The vault's threads and slabs, started by the first call. */
+  readonly crew: () => Crew;
+  /** The catalog that protected disks of this vault share, loaded by the first call. */
+  readonly sharedCatalog: (store: Store, onNotice: (notice: Notice) => void) => Promise<Catalog>;
+  /** To be called when a catalog turned out to tell of what the store has not got: nobody is given it again. */
+  readonly dropCatalog: (catalog: Catalog) => void;
+  /** Disks whose protections are to end their sessions after the present cycle, so that what these have open is closed. Each takes its own out. */
+  readonly renewals: Set<string>;
+}
+
+export interface SessionOptions {
+  readonly disk: string;
+  readonly loadCatalog: (store: Store, signal: AbortSignal) => Promise<Catalog>;
+  readonly onNotice: (notice: Notice) => void;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** What a cycle ships. */
+export interface Shipment {
+  readonly volume: Volume;
+  readonly volumeBytes: number;
+  /** Time of the cut. */
+  readonly timeMs: number;
+  /** What the new point builds on; undefined, it lists everything anew. */
+  readonly parent: ManifestDocument | undefined;
+  readonly baseline: Baseline;
+  readonly scope: CaptureOptions["scope"];
+  readonly seed: FingerprintSeed;
+  readonly prints: CaptureOptions["prints"];
+  /** Asked once everything has been read. */
+  readonly consistency: () => Promise<Consistency>;
+  readonly application?: ApplicationRecord | null;
+  readonly group?: GroupRecord | null;
+  /** Told the new point's id before the head is swapped: from then on the point may exist. `isReread`: some of the volume was read twice. */
+  readonly beforeHead: (id: string, isReread: boolean) => Promise<void>;
+  /** Gives the seat up with the commit. */
+  readonly leave: boolean;
+  readonly onProgress?: ((doneBytes: number, storedBytes: number) => void) | undefined;
+  /** Everything has been read from the disk; everything is durable in the store. */
+  readonly onCaptured?: (() => void) | undefined;
+  readonly onShipped?: (() => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface Shipped {
+  readonly point: PointRecord;
+  readonly statistics: CaptureStatistics;
+  readonly storedBytes: number;
+  readonly metadataBytes: number;
+  readonly requests: number;
+}
+
+const objectsProvedAtOnce = 8;
+/** How often a cycle looks for a collection that waits for it. */
+const collectionPollMs = 5_000;
+
+export class Session implements AsyncDisposable {
+  readonly store: Store;
+  readonly catalog: Catalog;
+  readonly #context: VaultContext;
+  readonly #options: SessionOptions;
+  readonly #seat: Seat;
+  readonly #lanes: Lanes;
+  readonly #objects: MapObjects;
+  readonly #signal: AbortSignal;
+  #manifest: ManifestDocument | undefined;
+  #adoptedAtMs = 0;
+  #closed: Promise<void> | undefined;
+
+  private constructor(context: VaultContext, options: SessionOptions, store: Store, seat: Seat, catalog: Catalog, signal: AbortSignal) {
+    this.#context = context;
+    this.#options = options;
+    this.store = store;
+    this.#seat = seat;
+    this.catalog = catalog;
+    this.#signal = signal;
+    const { disk } = options;
+    const vaultId = fromHex(context.document.vault);
+    this.#lanes = new Lanes({
+      store,
+      catalog,
+      vaultId,
+      disk,
+      epoch: seat.epoch,
+      lanes: context.lanes,
+      assertSeat: async () => await seat.assertHeld(),
+      signal,
+    });
+    this.#objects = new MapObjects({ store, vaultId, disk, epoch: seat.epoch, signal });
+  }
+
+  /** Takes the seat. Errors: WRITER_ACTIVE, STORE_REGRESSED when the vault is gone, and what the store says. */
+  static async open(context: VaultContext, options: SessionOptions): Promise<Session> {
+    const store = new Store(context.sink);
+    context.crew(); // its threads start while the store answers
+    throwIfAborted(options.signal);
+    await proveVault(store, context.document.vault, options.signal); // before a head is made that no vault would know
+    const { disk, onNotice } = options;
+    const seat = await Seat.take({ store, vault: context.document.vault, disk, onNotice, signal: options.signal });
+    try {
+      const signal = options.signal === undefined ? seat.signal : AbortSignal.any([seat.signal, options.signal]);
+      throwIfAborted(signal);
+      let catalog = await options.loadCatalog(store, signal);
+      if (catalog.knowsWriterSince(disk, seat.epoch)) {
+        dropCatalog(context, catalog);
+        catalog = await options.loadCatalog(store, signal);
+      }
+      return new Session(context, options, store, seat, catalog, signal);
+    } catch (error) {
+      await seat.release();
+      throw error;
+    }
+  }
+
+  /** The newest committed point. */
+  get newest(): PointRecord | undefined {
+    return this.#seat.newest;
+  }
+
+  /** Aborts when the seat is lost or the caller wishes. */
+  get signal(): AbortSignal {
+    return this.#signal;
+  }
+
+  /** The disk's head as it was last read or swapped. */
+  get head(): HeadDocument {
+    return this.#seat.head;
+  }
+
+  /** The newest point's manifest. Errors: DAMAGED (also when it is gone), FORMAT_UNSUPPORTED. */
+  async manifest(): Promise<ManifestDocument | undefined> {
+    const { newest } = this;
+    if (newest === undefined || this.#manifest?.sequence === newest.sequence) return this.#manifest;
+    this.#manifest = await readManifest(this.store, this.#context.document.vault, this.#options.disk, newest, this.#signal);
+    return this.#manifest;
+  }
+
+  /**
+   * Between cycles: lets a collection that waits for this writer go on, though nothing is to be committed. Errors: as `ship`, after which the session is
+   * over.
+   */
+  async acknowledge(): Promise<void> {
+    try {
+      if (await this.#adoptCollection(this.#signal)) await this.#seat.publish();
+    } catch (error) {
+      throw await this.diagnose(error);
+    }
+  }
+
+  /** As `acknowledge`, while nothing is due for long. False: the session is over, and whoever opens the next one finds out why. */
+  async rest(): Promise<boolean> {
+    try {
+      await this.acknowledge();
+      return true;
+    } catch (error) {
+      if (!(error instanceof TidemarkError)) throw error;
+      return false;
+    }
+  }
+
+  /** From here on nothing is referred to that has been condemned, and the head will say so. Returns whether it does not yet. */
+  async #adoptCollection(signal: AbortSignal): Promise<boolean> {
+    const collection = await this.catalog.adopt(this.store, signal);
+    this.#adoptedAtMs = performance.now();
+    if (collection === this.#seat.head.collection) return false;
+    this.#seat.acknowledge(collection);
+    return true;
+  }
+
+  /**
+   * In the middle of a cycle that takes long: as `acknowledge`. What the cycle has referred to by now and what is condemned must then be shipped again before
+   * it commits.
+   */
+  async #acknowledgeNowAndThen(signal: AbortSignal): Promise<void> {
+    if (performance.now() - this.#adoptedAtMs < collectionPollMs) return;
+    if (await this.#adoptCollection(signal)) await this.#seat.publish();
+  }
+
+  /** Between cycles: lends the seat to a prune. Errors: those of `prune`, after which the session is over. */
+  async prune<Result>(prune: (seat: Seat) => Promise<Result>): Promise<Result> {
+    try {
+      return await prune(this.#seat);
+    } catch (error) {
+      throw await this.diagnose(error);
+    }
+  }
+
+  /** Makes a point. After an error the session is over. Errors: SEAT_LOST, STORE_REGRESSED, INTERRUPTED, those of the volume and the store. */
+  async ship(shipment: Shipment): Promise<Shipped> {
+    const { store } = this;
+    const signal = shipment.signal === undefined ? this.#signal : AbortSignal.any([this.#signal, shipment.signal]);
+    const before = { requests: store.requests, putBytes: store.putBytes, storedBytes: this.#lanes.storedBytes };
+    const references = new Set<number>();
+    const run = new RunWriter(this.#objects);
+    const again = new RunWriter(this.#objects);
+    const storedBytes = (): number => this.#lanes.storedBytes - before.storedBytes;
+    try {
+      await this.#adoptCollection(signal);
+      const { collection } = this.#seat.head;
+      const capturing: CaptureOptions = {
+        ...shipment,
+        blockBytes: this.#context.document.blockBytes,
+        crew: this.#context.crew(),
+        catalog: this.catalog,
+        lanes: this.#lanes,
+        run,
+        references,
+        onProgress: (doneBytes) => shipment.onProgress?.(doneBytes, storedBytes()),
+        betweenSlabs: async () => await this.#acknowledgeNowAndThen(signal),
+        signal,
+      };
+      const statistics = await capture(capturing);
+      const isReread = collection !== this.#seat.head.collection && (await this.#captureAgain(capturing, again, statistics));
+      shipment.onCaptured?.();
+      await this.#lanes.flush();
+      const deltas = [await again.finish(), await run.finish()].filter((delta) => delta !== undefined);
+      shipment.onShipped?.();
+      const older = shipment.parent?.runs ?? [];
+      const runs = await mergeStack(this.#objects, [...deltas, ...older], shipment.volumeBytes);
+      const { newest } = this;
+      const manifest: ManifestDocument = {
+        vault: this.#context.document.vault,
+        disk: this.#options.disk,
+        sequence: (newest?.sequence ?? 0) + 1,
+        epoch: this.#seat.epoch,
+        parent: newest?.id ?? null,
+        timeMs: Math.max(shipment.timeMs, (newest?.timeMs ?? 0) + 1),
+        consistency: await shipment.consistency(),
+        application: shipment.application ?? null,
+        group: shipment.group ?? null,
+        volumeBytes: shipment.volumeBytes,
+        statistics: { ...statistics, storedBytes: storedBytes() },
+        runs,
+        writtenBy: `tidemark ${tidemarkVersion}`,
+      };
+      const point = await this.#commit(manifest, { references, isReread }, shipment, signal);
+      this.#manifest = manifest;
+      return {
+        point,
+        statistics,
+        storedBytes: storedBytes(),
+        metadataBytes: store.putBytes - before.putBytes,
+        requests: store.requests - before.requests,
+      };
+    } catch (error) {
+      await this.#lanes.settle();
+      await run.settle();
+      await again.settle();
+      throw await this.diagnose(error);
+    }
+  }
+
+  /** Ships again, on top of what has been captured, what of it must not be referred to any more. Returns whether there was any. */
+  async #captureAgain(capturing: CaptureOptions, again: RunWriter, statistics: CaptureStatistics): Promise<boolean> {
+    const delta = await capturing.run.finish();
+    if (delta === undefined) return false;
+    const { store, vaultId, disk } = this.#objects;
+    const captured = new PointMap(store, vaultId, disk, { volumeBytes: capturing.volumeBytes, runs: [delta] });
+    const { scannedBytes, newBytes } = await captureForbidden(capturing, store, captured, again);
+    // It had been taken for known; what had been new itself, and was found to be damaged meanwhile, stays counted once.
+    const known = Math.min(newBytes, statistics.dedupedBytes);
+    statistics.newBytes += known;
+    statistics.dedupedBytes -= known;
+    return scannedBytes > 0;
+  }
+
+  /**
+   * Manifest, mark, proof, head. The head is marked when all is written and before it is proved: a store that goes back behind the mark
+   * refuses the commit, and one that goes back less far still holds what was proved.
+   */
+  async #commit(
+    manifest: ManifestDocument,
+    { references, isReread }: { readonly references: ReadonlySet<number>; readonly isReread: boolean },
+    shipment: Shipment,
+    signal: AbortSignal,
+  ): Promise<PointRecord> {
+    const seat = this.#seat;
+    const { bytes, id } = encodeManifest(manifest);
+    const name = manifestName(manifest.disk, manifest.sequence, manifest.epoch);
+    await seat.assertHeld();
+    const manifestEtag = await this.store.putOnce(name, bytes, { signal });
+    const written = new Map([...this.#objects.put, [name, manifestEtag]]);
+    await shipment.beforeHead(id, isReread);
+    const prove = async (): Promise<void> => {
+      await this.catalog.prove(this.store, references, signal);
+      await proveObjects(this.store, written, signal);
+      await proveVault(this.store, this.#context.document.vault, signal);
+    };
+    for (const [page, etag] of await seat.mark(signal)) written.set(page, etag);
+    await prove();
+    throwIfAborted(signal);
+    const { sequence, epoch, timeMs, consistency, group, volumeBytes, statistics } = manifest;
+    const { changedBytes, newBytes, storedBytes } = statistics;
+    const lagMs = Math.max(0, Date.now() - timeMs);
+    const point: PointRecord = { sequence, epoch, id, timeMs, lagMs, consistency, group, volumeBytes, changedBytes, newBytes, storedBytes };
+    await seat.commit(point, shipment.leave, prove);
+    this.#objects.committed();
+    return point;
+  }
+
+  /**
+   * What a missing object, or one that stands where only we write, says of the store. The names of a session hold its epoch: if one is taken,
+   * another session had the same epoch, and the store has forgotten that one's head. If one is missing and the head is not the one that we
+   * swapped in, the store has forgotten both; if it is, the object is really gone. A container that was there and is not was forgotten.
+   */
+  async diagnose(reason: unknown): Promise<unknown> {
+    if (hasCode(reason, "STORE_REGRESSED")) dropCatalog(this.#context, this.catalog);
+    if (!hasCode(reason, "OBJECT_EXISTS", "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) return reason;
+    try {
+      if (reason.code === "OBJECT_NOT_FOUND" && !(await this.#seat.isForgotten())) {
+        return damaged(String(reason.detail["object"]), "the store does not hold it any more", reason);
+      }
+    } catch (error) {
+      if (error instanceof TidemarkError) return reason;
+      throw error;
+    }
+    dropCatalog(this.#context, this.catalog);
+    return new TidemarkError("STORE_REGRESSED", `the store went back in time: ${reason.message}`, {
+      remedy: "run the command again; the next cycle ships what the store forgot",
+      detail: reason.detail,
+      cause: reason,
+    });
+  }
+
+  /** Waits for what is in flight and leaves the seat. Idempotent. */
+  async close(): Promise<void> {
+    this.#closed ??= this.#close();
+    await this.#closed;
+  }
+
+  async #close(): Promise<void> {
+    await this.#lanes.settle();
+    await this.#seat.release();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+/** The store went back in time, perhaps behind what the catalog tells of: for all who share it. */
+function dropCatalog(context: VaultContext, catalog: Catalog): void {
+  catalog.distrust();
+  context.dropCatalog(catalog);
+}
+
+/** Reads the manifest that the head names. Errors: DAMAGED (also when it is gone), FORMAT_UNSUPPORTED. */
+export async function readManifest(
+  store: Store,
+  vault: string,
+  disk: string,
+  point: PointRecord,
+  signal: AbortSignal | undefined,
+): Promise<ManifestDocument> {
+  const name = manifestName(disk, point.sequence, point.epoch);
+  const { bytes } = await store.get(name, documentBytesMax, { signal });
+  return decodeManifest(bytes, name, { vault, disk, id: point.id });
+}
+
+/**
+ * Asks the store for objects that are about to be referred to, by name and ETag: every one that was written for it. Errors: STORE_REGRESSED.
+ */
+export async function proveObjects(store: Store, written: ReadonlyMap<string, string>, signal: AbortSignal | undefined): Promise<void> {
+  const next = written.entries();
+  const provers = Array.from({ length: objectsProvedAtOnce }, async () => {
+    for (const [name, etag] of next) {
+      try {
+        const there = await store.stat(name, { signal });
+        if (there.etag !== etag) throw regressed(name, 1, 0);
+      } catch (error) {
+        if (hasCode(error, "OBJECT_NOT_FOUND")) throw regressed(name, 1, 0);
+        throw error;
+      }
+    }
+  });
+  await Promise.all(provers);
+}
+
+/**
+ * Makes sure that the store still holds this very vault: one that forgot it may have been given another, in which nobody could read
+ * what we write. Errors: STORE_REGRESSED.
+ */
+export async function proveVault(store: Store, vault: string, signal: AbortSignal | undefined): Promise<void> {
+  let there: string | undefined;
+  try {
+    const { bytes } = await store.get(vaultName, documentBytesMax, { signal });
+    there = decodeVault(bytes, vaultName).vault;
+  } catch (error) {
+    if (!hasCode(error, "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) throw error; // a container that is gone took it along
+  }
+  if (there === vault) return;
+  throw new TidemarkError("STORE_REGRESSED", `${store.description} has forgotten the vault ${vault}`, {
+    remedy: "run the command again: it says what is left; the first replication creates a vault where there is nothing",
+    detail: { object: vaultName },
+  });
+}

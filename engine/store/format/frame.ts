@@ -1,0 +1,225 @@
+/**
+ * A frame: up to 4 MiB written with one page write, and all that is needed to find its chunks again without any map.
+ *
+ *     0        128                            tableOffset            frameBytes (multiple of 512)
+ *     │ header │ payload │ pad │ payload │ pad … │ chunk table │ zeros … │
+ *
+ * Payloads and table begin at multiples of 8: bytes move between threads' shared memory two to three times as fast that way.
+ * The table stands behind the payloads, so a chunk's place in its segment is final the moment it is packed. The header holds
+ * checksums of itself and of the table; every payload is proved by its chunk's digest. All numbers are little-endian.
+ */
+import { digestBytes, frameBytesMax, segmentBytes } from "../../limits.ts";
+import { pageAlignmentBytes } from "../../sink.ts";
+import { checksum, checksumBytes, sameBytes } from "./checksum.ts";
+import { damaged, unsupportedFormat } from "./fields.ts";
+
+export const frameHeaderBytes = 128;
+const frameVersion = 1;
+const frameMagic = 0x52464d54; // "TMFR"
+
+/** Payloads begin at multiples of it, with zeros between. */
+export const payloadAlignment = 8;
+
+/** Most chunks in a frame; it bounds what a reader allocates. */
+export const frameChunksMax = 16_384;
+
+/** Digest, stored word, first granule, granule count. */
+export const tableEntryBytes: number = digestBytes + 4 + 4 + 2;
+
+/** Set in a stored word when the payload is compressed (see `Lz4`), clear when it is the plain bytes. */
+export const storedLz4Flag = 0x8000_0000;
+
+export function storedLength(storedWord: number): number {
+  return storedWord & 0x7fff_ffff;
+}
+
+/** Where a frame belongs. A frame found anywhere else is refused. */
+export interface FramePlace {
+  readonly vaultId: Uint8Array;
+  /** Checksum of the segment's name. */
+  readonly segmentId: Uint8Array;
+  readonly offset: number;
+}
+
+/** Fills one frame at a time in a buffer of `frameBytesMax`, which belongs to it. Reused frame after frame. */
+export class FrameBuilder {
+  readonly #buffer: Buffer = Buffer.alloc(frameBytesMax);
+  readonly #digests: Uint8Array = new Uint8Array(frameChunksMax * digestBytes);
+  readonly #stored: Uint32Array = new Uint32Array(frameChunksMax);
+  readonly #granule: Uint32Array = new Uint32Array(frameChunksMax);
+  readonly #granules: Uint16Array = new Uint16Array(frameChunksMax);
+  #end = frameHeaderBytes;
+  #count = 0;
+
+  get chunkCount(): number {
+    return this.#count;
+  }
+
+  fits(payloadBytes: number): boolean {
+    const tableEnd = aligned(this.#end + payloadBytes, payloadAlignment) + (this.#count + 1) * tableEntryBytes;
+    return this.#count < frameChunksMax && aligned(tableEnd, pageAlignmentBytes) <= frameBytesMax;
+  }
+
+  /**
+   * Packs one chunk and returns the offset of its payload in the frame. The caller has asked `fits`. `digests[digestAt…+16)` is the
+   * chunk's digest, `granule` the first granule of the volume that it came from.
+   */
+  append(payload: Uint8Array, storedWord: number, digests: Uint8Array, digestAt: number, granule: number, granules: number): number {
+    const at = this.#end;
+    const index = this.#count;
+    this.#buffer.set(payload, at);
+    this.#digests.set(digests.subarray(digestAt, digestAt + digestBytes), index * digestBytes);
+    this.#stored[index] = storedWord;
+    this.#granule[index] = granule;
+    this.#granules[index] = granules;
+    const end = at + payload.byteLength;
+    this.#end = aligned(end, payloadAlignment);
+    this.#buffer.fill(0, end, this.#end);
+    this.#count = index + 1;
+    return at;
+  }
+
+  /** Completes the frame and returns its bytes, a view that holds until `reset`. */
+  seal(place: FramePlace): Uint8Array {
+    const count = this.#count;
+    const tableOffset = this.#end;
+    const tableEnd = tableOffset + count * tableEntryBytes;
+    const frameBytes = aligned(tableEnd, pageAlignmentBytes);
+    const buffer = this.#buffer;
+    let at = tableOffset;
+    for (const column of [
+      this.#digests.subarray(0, count * digestBytes),
+      bytesOf(this.#stored.subarray(0, count)),
+      bytesOf(this.#granule.subarray(0, count)),
+      bytesOf(this.#granules.subarray(0, count)),
+    ]) {
+      buffer.set(column, at);
+      at += column.byteLength;
+    }
+    buffer.fill(0, tableEnd, frameBytes);
+    const table = buffer.subarray(tableOffset, tableEnd);
+    buffer.set(encodeFrameHeader({ ...place, frameBytes, tableOffset, chunkCount: count, table }), 0);
+    return buffer.subarray(0, frameBytes);
+  }
+
+  reset(): void {
+    this.#end = frameHeaderBytes;
+    this.#count = 0;
+  }
+}
+
+/** The header of a frame whose table has these bytes. */
+export function encodeFrameHeader(
+  frame: FramePlace & Pick<FrameHeader, "frameBytes" | "tableOffset" | "chunkCount"> & { readonly table: Uint8Array },
+): Uint8Array {
+  const header = Buffer.alloc(frameHeaderBytes);
+  header.writeUInt32LE(frameMagic, 0);
+  header.writeUInt16LE(frameVersion, 4);
+  header.writeUInt16LE(frameHeaderBytes, 6);
+  header.writeUInt32LE(frame.frameBytes, 8);
+  header.writeUInt32LE(frame.tableOffset, 12);
+  header.writeUInt32LE(frame.chunkCount, 16);
+  header.writeBigUInt64LE(BigInt(frame.offset), 24);
+  header.set(frame.vaultId, 32);
+  header.set(frame.segmentId, 48);
+  header.set(checksum(frame.table), 64);
+  header.set(checksum(header.subarray(0, frameHeaderBytes - checksumBytes)), frameHeaderBytes - checksumBytes);
+  return header;
+}
+
+export interface FrameHeader {
+  readonly frameBytes: number;
+  readonly tableOffset: number;
+  readonly tableBytes: number;
+  readonly chunkCount: number;
+  readonly tableChecksum: Uint8Array;
+}
+
+export interface FrameTable {
+  readonly count: number;
+  /** 16 bytes a chunk. */
+  readonly digests: Uint8Array;
+  readonly storedWords: Uint32Array;
+  /** Offset of each payload in the frame. */
+  readonly offsets: Uint32Array;
+  /** First granule of the volume that each chunk came from, and its granules: for rebuilding a vault from its segments. */
+  readonly granule: Uint32Array;
+  readonly granules: Uint16Array;
+}
+
+/** Reads the first `frameHeaderBytes` of a frame. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeFrameHeader(bytes: Uint8Array, object: string, place: FramePlace): FrameHeader {
+  const where = `${object} at byte ${String(place.offset)}`;
+  const view = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  if (view.length < frameHeaderBytes || view.readUInt32LE(0) !== frameMagic) throw damaged(where, "no frame begins here");
+  const version = view.readUInt16LE(4);
+  if (version !== frameVersion) throw unsupportedFormat(where, version, frameVersion);
+  if (
+    !sameBytes(
+      checksum(view.subarray(0, frameHeaderBytes - checksumBytes)),
+      view.subarray(frameHeaderBytes - checksumBytes, frameHeaderBytes),
+    )
+  ) {
+    throw damaged(where, "the checksum of the frame's header does not match");
+  }
+  if (!sameBytes(view.subarray(32, 48), place.vaultId)) throw damaged(where, "the frame belongs to another vault");
+  if (!sameBytes(view.subarray(48, 64), place.segmentId) || view.readBigUInt64LE(24) !== BigInt(place.offset)) {
+    throw damaged(where, "the frame was written for another place");
+  }
+  const frameBytes = view.readUInt32LE(8);
+  const tableOffset = view.readUInt32LE(12);
+  const chunkCount = view.readUInt32LE(16);
+  const tableBytes = chunkCount * tableEntryBytes;
+  const sane =
+    frameBytes <= frameBytesMax &&
+    frameBytes % pageAlignmentBytes === 0 &&
+    place.offset + frameBytes <= segmentBytes &&
+    chunkCount <= frameChunksMax &&
+    tableOffset >= frameHeaderBytes &&
+    tableOffset + tableBytes <= frameBytes;
+  if (!sane) throw damaged(where, "the frame's header contradicts itself");
+  return { frameBytes, tableOffset, tableBytes, chunkCount, tableChecksum: new Uint8Array(view.subarray(64, 80)) };
+}
+
+/** The vault that a frame's header says it is of; undefined when it is no header whose checksum holds. */
+export function frameVault(header: Uint8Array): Uint8Array | undefined {
+  const end = frameHeaderBytes - checksumBytes;
+  const isHeader = header.length === frameHeaderBytes && new DataView(header.buffer, header.byteOffset).getUint32(0, true) === frameMagic;
+  return isHeader && sameBytes(checksum(header.subarray(0, end)), header.subarray(end)) ? header.subarray(32, 48) : undefined;
+}
+
+/** Reads a frame's table of `header.tableBytes`. Errors: DAMAGED. */
+export function decodeFrameTable(bytes: Uint8Array, object: string, header: FrameHeader): FrameTable {
+  if (bytes.byteLength !== header.tableBytes || !sameBytes(checksum(bytes), header.tableChecksum)) {
+    throw damaged(object, "the checksum of a frame's table does not match");
+  }
+  const count = header.chunkCount;
+  // Not `slice`: of a Buffer that would be a view into memory that belongs to others.
+  const copy = new Uint8Array(bytes);
+  let at = 0;
+  const column = (width: number): ArrayBuffer => {
+    const part = copy.buffer.slice(at, at + count * width);
+    at += count * width;
+    return part;
+  };
+  const digests = new Uint8Array(column(digestBytes));
+  const storedWords = new Uint32Array(column(4));
+  const granule = new Uint32Array(column(4));
+  const granules = new Uint16Array(column(2));
+  const offsets = new Uint32Array(count);
+  let offset = frameHeaderBytes;
+  for (let index = 0; index < count; index += 1) {
+    offsets[index] = offset;
+    offset += aligned(storedLength(storedWords[index] ?? 0), payloadAlignment);
+  }
+  if (offset > header.tableOffset) throw damaged(object, "a frame's payloads overlap its table");
+  return { count, digests, storedWords, offsets, granule, granules };
+}
+
+function aligned(value: number, alignment: number): number {
+  return Math.ceil(value / alignment) * alignment;
+}
+
+function bytesOf(array: Uint32Array | Uint16Array): Uint8Array {
+  return new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
+}

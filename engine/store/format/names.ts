@@ -1,0 +1,163 @@
+/**
+ * Names of the objects in a store, and how a disk's name becomes part of them. The layout stands in FORMAT.md. Every name that a
+ * cycle writes holds the writer's epoch, so what a dead writer left behind, or still sends, can never stand in a living writer's
+ * way.
+ */
+import { TidemarkError } from "../../errors.ts";
+
+export const vaultName = "vault.json";
+/** The same bytes once more. */
+export const vaultCopyName = "copy/vault.json";
+export const disksPrefix = "disks/";
+export const segmentsPrefix = "segments/";
+
+/** Longest disk name in bytes of UTF-8: encoded it stays below the 255 bytes that file systems give a name. */
+export const diskNameBytesMax = 80;
+
+/**
+ * Spells a disk's name with [a-z0-9._-] and `~xx` for every other byte of its UTF-8, so that it is safe in URLs, on file systems
+ * that fold case, and as a path component. A leading or trailing dot is spelled `~2e`. Names are compared after Unicode normalization (NFC).
+ * Errors: INVALID_ARGUMENT.
+ */
+export function encodeDiskName(disk: string): string {
+  const normal = disk.normalize("NFC");
+  const bytes = Buffer.from(normal, "utf8");
+  // Control characters would garble terminals and logs; a lone surrogate would not survive UTF-8.
+  const wellFormed = bytes.toString("utf8") === normal && !/\p{Cc}/u.test(normal);
+  if (bytes.length === 0 || bytes.length > diskNameBytesMax || !wellFormed) {
+    throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(disk)} cannot be the name of a disk`, {
+      remedy: `use 1 to ${String(diskNameBytesMax)} bytes of UTF-8 without control characters`,
+    });
+  }
+  let encoded = "";
+  for (const [index, byte] of bytes.entries()) {
+    const character = String.fromCharCode(byte);
+    const plain = /[a-z0-9_-]/.test(character) || (character === "." && index > 0 && index < bytes.length - 1);
+    encoded += plain ? character : `~${byte.toString(16).padStart(2, "0")}`;
+  }
+  return encoded;
+}
+
+/** The disk's name that `encodeDiskName` spelled, or undefined when `encoded` is none of its spellings. */
+export function decodeDiskName(encoded: string): string | undefined {
+  if (!/^(?:[a-z0-9._-]|~[0-9a-f]{2})+$/.test(encoded)) return undefined;
+  const bytes: number[] = [];
+  for (let at = 0; at < encoded.length; at += 1) {
+    if (encoded[at] === "~") {
+      bytes.push(Number.parseInt(encoded.slice(at + 1, at + 3), 16));
+      at += 2;
+    } else {
+      bytes.push(encoded.charCodeAt(at));
+    }
+  }
+  const disk = Buffer.from(bytes).toString("utf8");
+  try {
+    return encodeDiskName(disk) === encoded ? disk : undefined;
+  } catch (error) {
+    if (error instanceof TidemarkError) return undefined;
+    throw error;
+  }
+}
+
+/** Zero-padded, so that listings sort. */
+function padded(value: number): string {
+  return value.toString().padStart(8, "0");
+}
+
+export function headName(disk: string): string {
+  return `${disksPrefix}${encodeDiskName(disk)}/head`;
+}
+
+/** Every manifest of the disk's points begins with it. */
+export function manifestsPrefix(disk: string): string {
+  return `${disksPrefix}${encodeDiskName(disk)}/points/`;
+}
+
+export function manifestName(disk: string, sequence: number, epoch: number): string {
+  return `${manifestsPrefix(disk)}${padded(sequence)}-${padded(epoch)}`;
+}
+
+export function mapName(disk: string, epoch: number, ordinal: number): string {
+  return `${disksPrefix}${encodeDiskName(disk)}/map/${padded(epoch)}-${padded(ordinal)}`;
+}
+
+/** A page of the disk's older points. */
+export function pageName(disk: string, epoch: number, ordinal: number): string {
+  return `${disksPrefix}${encodeDiskName(disk)}/history/${padded(epoch)}-${padded(ordinal)}`;
+}
+
+/** What a name below `disks/` says of the object: its disk as it is spelled there, its kind, and, where the kind has one, the epoch of who wrote it. */
+export interface DiskObject {
+  readonly encodedDisk: string;
+  readonly kind: "head" | "points" | "map" | "history" | "other";
+  /** Sequence number of a manifest, ordinal of a part of the map or of a page. */
+  readonly number: number;
+  readonly epoch: number;
+}
+
+export function parseDiskObject(name: string): DiskObject | undefined {
+  const match = /^disks\/([a-z0-9._~-]+)\/(?:(head)|(points|map|history)\/(\d{8,16})-(\d{8,16})|.+)$/.exec(name);
+  if (match === null) return undefined;
+  const [, encodedDisk = "", head, kind, first, second] = match;
+  if (head !== undefined) return { encodedDisk, kind: "head", number: 0, epoch: 0 };
+  // Manifests are named by sequence and epoch, all else by epoch and ordinal.
+  if (kind === "points") return { encodedDisk, kind, number: Number(first), epoch: Number(second) };
+  if (kind === "map" || kind === "history") return { encodedDisk, kind, number: Number(second), epoch: Number(first) };
+  return { encodedDisk, kind: "other", number: 0, epoch: 0 };
+}
+
+/** The sequence numbers of points that are about to be dropped. */
+export function condemnedName(disk: string): string {
+  return `${disksPrefix}${encodeDiskName(disk)}/condemned`;
+}
+
+/** When the disk's points were last proved. */
+export function provedName(disk: string): string {
+  return `${disksPrefix}${encodeDiskName(disk)}/proved`;
+}
+
+/** What keeps a point from being dropped: a reader's hold, a user's pin. */
+export type KeeperKind = "holds" | "pins";
+
+export function keepersPrefix(kind: KeeperKind, disk: string): string {
+  return `${disksPrefix}${encodeDiskName(disk)}/${kind}/`;
+}
+
+/** `unique`: 32 hexadecimal digits that nobody else uses. */
+export function keeperName(kind: KeeperKind, disk: string, sequence: number, unique: string): string {
+  return `${keepersPrefix(kind, disk)}${padded(sequence)}-${unique}`;
+}
+
+/** Which point the hold or pin `name` keeps, or undefined when it is neither. */
+export function keptSequence(name: string): number | undefined {
+  const match = /^disks\/[a-z0-9._~-]+\/(?:holds|pins)\/(\d{8,16})-[0-9a-f]{32}$/.exec(name);
+  return match === null ? undefined : Number(match[1]);
+}
+
+/** All segments that writers of `disk` made share this prefix. */
+export function segmentDiskPrefix(disk: string): string {
+  return `${segmentsPrefix}${encodeDiskName(disk)}/`;
+}
+
+/** All segments that a writer of `disk` with this epoch made share this prefix. */
+export function segmentEpochPrefix(disk: string, epoch: number): string {
+  return `${segmentDiskPrefix(disk)}${padded(epoch)}-`;
+}
+
+export function segmentName(disk: string, epoch: number, lane: number, ordinal: number): string {
+  return `${segmentEpochPrefix(disk, epoch)}${lane.toString()}-${padded(ordinal)}`;
+}
+
+export interface SegmentIdentity {
+  readonly encodedDisk: string;
+  readonly epoch: number;
+  readonly lane: number;
+  readonly ordinal: number;
+}
+
+/** Parts of a segment's name, or undefined when `name` is not one. */
+export function parseSegmentName(name: string): SegmentIdentity | undefined {
+  const match = /^segments\/([a-z0-9._~-]+)\/(\d{8,16})-(\d{1,3})-(\d{8,16})$/.exec(name);
+  if (match === null) return undefined;
+  return { encodedDisk: match[1] ?? "", epoch: Number(match[2]), lane: Number(match[3]), ordinal: Number(match[4]) };
+}

@@ -1,0 +1,121 @@
+/**
+ * The documents of those who prove what a vault holds: when each point of a disk was last read back whole, which chunks of a segment are damaged, and until
+ * when the share of the day has been taken. All are small and swapped by ETag, by whoever has something to add.
+ */
+import { segmentBytes } from "../../limits.ts";
+import type { Owner } from "./documents.ts";
+import { anyText, checkOwner, hex32 } from "./documents.ts";
+import { damaged } from "./fields.ts";
+import { segmentsPrefix } from "./names.ts";
+import { decode, encode, encodeList } from "./signed-text.ts";
+
+/** When points were last proved: the answers of the disk's points, in rising order of their numbers. */
+export interface ProvedDocument extends Owner {
+  /** At most `provedRangesMax`. A point that is in none has never been proved, or it is not known when. */
+  readonly ranges: readonly ProvedRange[];
+}
+
+/** Points with sequence numbers from `first` to `last` were proved at one time. Numbers in it that are no points say nothing. */
+export interface ProvedRange {
+  readonly first: number;
+  readonly last: number;
+  readonly provedMs: number;
+}
+
+/** So many ranges have 250 KiB at most. */
+export const provedRangesMax = 4096;
+
+/** Chunks that are damaged and have not been healed yet. Writers do not refer to them. */
+export interface QuarantineDocument {
+  readonly vault: string;
+  /** Name of the segment. */
+  readonly segment: string;
+  /** Offsets of payloads in the segment, rising. */
+  readonly offsets: readonly number[];
+}
+
+/** A frame of 4 MiB has at most 16,384 chunks; of more damage than this it is no use to keep a list. */
+export const quarantinedMax = 100_000;
+
+/** What those who scrub a vault tell each other. Times in ms since 1970. */
+export interface ScrubbedDocument {
+  readonly vault: string;
+  /** When the round began that they are in. */
+  readonly roundMs: number;
+  /** Until when the share of the day has been taken. */
+  readonly takenMs: number;
+}
+
+export const scrubbedName = "reclaim/scrubbed";
+export const quarantinePrefix = "reclaim/damaged/";
+
+/** The document that tells of the damaged chunks of a segment. */
+export function quarantineName(segment: string): string {
+  return `${quarantinePrefix}${segment.slice(segmentsPrefix.length)}`;
+}
+
+/** The segment that a quarantine document is of. */
+export function segmentOfQuarantine(name: string): string {
+  return `${segmentsPrefix}${name.slice(quarantinePrefix.length)}`;
+}
+
+export function encodeProved(document: ProvedDocument): Uint8Array {
+  return encodeList("proved", document).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeProved(bytes: Uint8Array, object: string, expected: Owner): ProvedDocument {
+  const { fields } = decode("proved", bytes, object);
+  const document: ProvedDocument = {
+    vault: fields.text("vault", hex32),
+    disk: fields.text("disk", anyText),
+    ranges: fields.list("ranges", provedRangesMax, (range) => ({
+      first: range.integer("first", 1),
+      last: range.integer("last", 1),
+      provedMs: range.integer("provedMs"),
+    })),
+  };
+  checkOwner(document, object, expected);
+  let before = 0;
+  for (const { first, last } of document.ranges) {
+    if (first <= before || last < first) throw damaged(object, "its ranges are not in order");
+    before = last;
+  }
+  return document;
+}
+
+/** Offsets are written as the gaps between them: short numbers. */
+export function encodeQuarantine({ vault, segment, offsets }: QuarantineDocument): Uint8Array {
+  const gaps = offsets.map((offset, index) => offset - (offsets[index - 1] ?? 0));
+  return encode("quarantine", { vault, segment, gaps: gaps.join(" ") }).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeQuarantine(bytes: Uint8Array, object: string, vault: string): QuarantineDocument {
+  const { fields } = decode("quarantine", bytes, object);
+  const gaps = fields.text("gaps", /^(?:[1-9][0-9]{0,9}(?: [1-9][0-9]{0,9})*)?$/);
+  const segment = fields.text("segment", /^segments\/[a-z0-9._~-]{1,240}\/[0-9-]{1,40}$/);
+  const offsets: number[] = [];
+  let offset = 0;
+  for (const gap of gaps === "" ? [] : gaps.split(" ")) {
+    offset += Number(gap);
+    offsets.push(offset);
+  }
+  if (offset >= segmentBytes || offsets.length > quarantinedMax) throw damaged(object, "its offsets are beyond a segment");
+  const document: QuarantineDocument = { vault: fields.text("vault", hex32), segment, offsets };
+  if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
+  if (quarantineName(segment) !== object) throw damaged(object, `it is of segment ${segment}`);
+  return document;
+}
+
+export function encodeScrubbed(document: ScrubbedDocument): Uint8Array {
+  return encode("scrubbed", document).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeScrubbed(bytes: Uint8Array, object: string, vault: string): ScrubbedDocument {
+  const { fields } = decode("scrubbed", bytes, object);
+  const document = { vault: fields.text("vault", hex32), roundMs: fields.integer("roundMs"), takenMs: fields.integer("takenMs") };
+  if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
+  return document;
+}

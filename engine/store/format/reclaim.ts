@@ -1,0 +1,144 @@
+/**
+ * The documents of collections. `reclaim/collection` names the newest one, so that writers notice it; `reclaim/dead/…` says of one segment which
+ * of its pages are dead: whoever reads the segment's frames leaves out the chunks that lie there.
+ */
+
+import { segmentBytes } from "../../limits.ts";
+import { pageAlignmentBytes } from "../../sink.ts";
+import { hex32 } from "./documents.ts";
+import { damaged } from "./fields.ts";
+import { segmentsPrefix } from "./names.ts";
+import { decode, encode } from "./signed-text.ts";
+
+export const collectionName = "reclaim/collection";
+/** Its lease is the collector's seat: at most one works on a vault. */
+export const collectorName = "reclaim/collector";
+/** When the vault was last collected, for those who do it by themselves. */
+export const collectedName = "reclaim/collected";
+export const deadPrefix = "reclaim/dead/";
+
+/** Pages of a segment. */
+export const segmentPages: number = segmentBytes / pageAlignmentBytes;
+
+/** Half-open run of pages of 512 bytes, [from, end). */
+export interface PageRun {
+  readonly from: number;
+  readonly end: number;
+}
+
+export interface CollectionDocument {
+  readonly vault: string;
+  /** 32 hexadecimal digits, random: a writer that has acted on it writes it into its head. */
+  readonly collection: string;
+  readonly startedMs: number;
+}
+
+export interface CollectedDocument {
+  readonly vault: string;
+  /** When a collection came to its end, by the clock of who did it. */
+  readonly collectedMs: number;
+}
+
+export interface DeadDocument {
+  readonly vault: string;
+  /** The collection that wrote this. */
+  readonly collection: string;
+  /** Name of the segment. */
+  readonly segment: string;
+  /** True from before the first of the pages is given back until all of them have been. */
+  readonly clearing: boolean;
+  /** How many pages stay although no chunk that is needed lies in them: what makes frames readable, and what is not worth a request. */
+  readonly kept: number;
+  /** Pages that have been, or are being, given back. Ascending, disjoint, with pages between them. */
+  readonly dead: readonly PageRun[];
+  /** Pages that no writer may refer to any more, but that may have to be kept. The same. */
+  readonly condemned: readonly PageRun[];
+}
+
+/** The document that tells of the dead pages of a segment. */
+export function deadName(segment: string): string {
+  return `${deadPrefix}${segment.slice(segmentsPrefix.length)}`;
+}
+
+/** The segment that a dead document is of. */
+export function segmentOfDead(name: string): string {
+  return `${segmentsPrefix}${name.slice(deadPrefix.length)}`;
+}
+
+export function encodeCollection(document: CollectionDocument): Uint8Array {
+  return encode("collection", document).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeCollection(bytes: Uint8Array, object: string, vault: string): CollectionDocument {
+  const { fields } = decode("collection", bytes, object);
+  const document: CollectionDocument = {
+    vault: fields.text("vault", hex32),
+    collection: fields.text("collection", hex32),
+    startedMs: fields.integer("startedMs"),
+  };
+  if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
+  return document;
+}
+
+export function encodeCollected(document: CollectedDocument): Uint8Array {
+  return encode("collected", document).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeCollected(bytes: Uint8Array, object: string, vault: string): CollectedDocument {
+  const { fields } = decode("collected", bytes, object);
+  const document: CollectedDocument = { vault: fields.text("vault", hex32), collectedMs: fields.integer("collectedMs") };
+  if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
+  return document;
+}
+
+/** Runs are written as gaps and lengths, turn and turn about: short numbers. */
+export function encodeDead(document: DeadDocument): Uint8Array {
+  return encode("dead", { ...document, dead: gapsOf(document.dead).join(" "), condemned: gapsOf(document.condemned).join(" ") }).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeDead(bytes: Uint8Array, object: string, vault: string): DeadDocument {
+  const { fields } = decode("dead", bytes, object);
+  const document: DeadDocument = {
+    vault: fields.text("vault", hex32),
+    collection: fields.text("collection", hex32),
+    segment: fields.text("segment", segmentText),
+    clearing: fields.boolean("clearing"),
+    kept: fields.integer("kept"),
+    dead: runsOf(fields.text("dead", numbers), object),
+    condemned: runsOf(fields.text("condemned", numbers), object),
+  };
+  if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
+  if (deadName(document.segment) !== object) throw damaged(object, `it is of segment ${document.segment}`);
+  return document;
+}
+
+const segmentText = /^segments\/[a-z0-9._~-]{1,240}\/[0-9-]{1,40}$/;
+const numbers = /^[0-9 ]*$/;
+
+function gapsOf(runs: readonly PageRun[]): number[] {
+  const gaps: number[] = [];
+  let at = 0;
+  for (const { from, end } of runs) {
+    gaps.push(from - at, end - from);
+    at = end;
+  }
+  return gaps;
+}
+
+function runsOf(text: string, object: string): PageRun[] {
+  const gaps = text === "" ? [] : text.split(" ").map(Number);
+  if (gaps.length % 2 !== 0) throw damaged(object, "a run of pages has no end");
+  const runs: PageRun[] = [];
+  let at = 0;
+  for (let index = 0; index < gaps.length; index += 2) {
+    const from = at + (gaps[index] ?? 0);
+    const end = from + (gaps[index + 1] ?? 0);
+    if (end <= from || end > segmentPages || (index > 0 && from === at)) throw damaged(object, "its runs of pages do not ascend");
+    runs.push({ from, end });
+    at = end;
+  }
+  return runs;
+}

@@ -1,0 +1,146 @@
+/**
+ * Which points are multi-disk points. The members of a group commit one after the other, each for itself; their points are one
+ * only when every member has its own. So a reader asks the other disks: each of their heads is read once, and their points are
+ * walked from the newest back, no further than a question needs. Likewise a pin or a reader of one member's point keeps all of them.
+ */
+import { hasCode } from "../../errors.ts";
+import type { GroupRecord, HeadDocument, PointRecord } from "../format/documents.ts";
+import type { Store } from "../store.ts";
+import { findPoint, PageCache, readPoints } from "./history.ts";
+import { countedPins } from "./pins.ts";
+import { listHolds } from "./reader-holds.ts";
+import { readHead } from "./writer-lease.ts";
+
+/**
+ * Points of one barrier bear the same time, unless a clock was set back: then each disk counts on from its newest point. Within this
+ * time a member's point is found all the same.
+ */
+const timesApartMaxMs = 60 * 60 * 1000;
+
+export interface GroupMembersOptions {
+  readonly store: Store;
+  readonly vault: string;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Answers for one listing: what it has read once, it does not read again. Asked from the newest point to the oldest it is quickest. */
+export class GroupMembers {
+  readonly #options: GroupMembersOptions;
+  readonly #heads = new Map<string, Promise<HeadDocument>>();
+  readonly #walks = new Map<string, Promise<Walk | undefined>>();
+  readonly #keeping = new Map<string, Promise<Keeping>>();
+
+  constructor(options: GroupMembersOptions) {
+    this.#options = options;
+  }
+
+  /** The head of a disk. Errors: DISK_NOT_FOUND, DAMAGED. */
+  async head(disk: string): Promise<HeadDocument> {
+    const { store, vault, signal } = this.#options;
+    const known = this.#heads.get(disk);
+    if (known !== undefined) return await known;
+    const reading = readHead(store, vault, disk, signal).then(({ head }) => head);
+    this.#heads.set(disk, reading);
+    return await reading;
+  }
+
+  /** The group of `point`, a point of `disk`, or null when it has none or not every member has a point of it that can be read. */
+  async groupOf(disk: string, point: PointRecord): Promise<GroupRecord | null> {
+    const { group, timeMs } = point;
+    if (group === null) return null;
+    for (const member of group.disks) {
+      if (member !== disk && !(await this.#has(member, group.id, timeMs))) return null;
+    }
+    return group;
+  }
+
+  /** Whether a pin or a hold on another disk keeps its part of the group's point, and with it that of `disk`. */
+  async keptElsewhere(disk: string, { id, disks }: GroupRecord): Promise<{ readonly pinned: boolean; readonly held: boolean }> {
+    let [pinned, held] = [false, false];
+    for (const member of disks) {
+      if (member === disk) continue;
+      const keeping = this.#keeping.get(member) ?? this.#readKeeping(member);
+      this.#keeping.set(member, keeping);
+      const { pinnedGroups, heldGroups } = await keeping;
+      pinned ||= pinnedGroups.has(id);
+      held ||= heldGroups.has(id);
+    }
+    return { pinned, held };
+  }
+
+  async #readKeeping(disk: string): Promise<Keeping> {
+    const { store, signal } = this.#options;
+    const pinnedGroups = new Set<string>();
+    const heldGroups = new Set<string>();
+    try {
+      const head = await this.head(disk);
+      const cache = new PageCache();
+      const note = async (sequence: number, groups: Set<string>): Promise<void> => {
+        const group = (await findPoint(store, head, { sequence }, signal, cache))?.group;
+        if (group != null) groups.add(group.id);
+      };
+      for (const pin of await countedPins(store, head, () => undefined, signal)) await note(pin.sequence, pinnedGroups);
+      for (const sequence of (await listHolds(store, disk, signal)).keys()) await note(sequence, heldGroups);
+    } catch (error) {
+      if (!hasCode(error, "DISK_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+    }
+    return { pinnedGroups, heldGroups };
+  }
+
+  async #has(disk: string, group: string, timeMs: number): Promise<boolean> {
+    let walk = await this.#walks.get(disk);
+    if (walk === undefined || timeMs > walk.startedAtMs) {
+      const starting = this.#startWalk(disk, timeMs);
+      this.#walks.set(disk, starting);
+      walk = await starting;
+    }
+    return walk !== undefined && (await walk.reaches(group, timeMs - timesApartMaxMs));
+  }
+
+  /** Undefined when there is no such disk, or its head cannot be read: then no point of it can. */
+  async #startWalk(disk: string, timeMs: number): Promise<Walk | undefined> {
+    const { store, signal } = this.#options;
+    try {
+      const head = await this.head(disk);
+      // What a damaged page lists cannot be read back by way of this disk, so it completes no group.
+      const onDamage = (): void => undefined;
+      return new Walk(readPoints(store, head, { untilMs: timeMs + timesApartMaxMs, onDamage, signal }), timeMs);
+    } catch (error) {
+      if (hasCode(error, "DISK_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) return undefined;
+      throw error;
+    }
+  }
+}
+
+/** Ids of the groups of which a disk's part is pinned, or being read, as far as that can be told. */
+interface Keeping {
+  readonly pinnedGroups: ReadonlySet<string>;
+  readonly heldGroups: ReadonlySet<string>;
+}
+
+/** A way from a time back through a disk's points, which remembers the groups that it has passed. */
+class Walk {
+  /** Points up to this time, and a little younger, are asked for here. */
+  readonly startedAtMs: number;
+  readonly #points: AsyncGenerator<PointRecord>;
+  readonly #groups = new Set<string>();
+  #reachedMs: number = Number.POSITIVE_INFINITY;
+
+  constructor(points: AsyncGenerator<PointRecord>, startedAtMs: number) {
+    this.#points = points;
+    this.startedAtMs = startedAtMs;
+  }
+
+  /** Whether a point that is not older than `sinceMs` belongs to `group`. */
+  async reaches(group: string, sinceMs: number): Promise<boolean> {
+    while (!this.#groups.has(group) && this.#reachedMs >= sinceMs) {
+      const next = await this.#points.next();
+      if (next.done === true) this.#reachedMs = Number.NEGATIVE_INFINITY;
+      else {
+        this.#reachedMs = next.value.timeMs;
+        if (next.value.group !== null) this.#groups.add(next.value.group.id);
+      }
+    }
+    return this.#groups.has(group);
+  }
+}

@@ -1,0 +1,107 @@
+/**
+ * When each point of a disk was last proved whole. Whoever proves points notes it in `disks/<disk>/proved`, which is swapped by ETag: of two who note
+ * at once one reads again and adds to what the other has noted.
+ *
+ * Numbers of points come again only after a store went back in time. A time that is older than the point itself was some other point's, and does not count.
+ */
+import { hasCode } from "../../errors.ts";
+import type { PointRecord } from "../format/documents.ts";
+import { documentBytesMax } from "../format/documents.ts";
+import { provedName } from "../format/names.ts";
+import type { ProvedRange } from "../format/proof.ts";
+import { decodeProved, encodeProved, provedRangesMax } from "../format/proof.ts";
+import type { Store } from "../store.ts";
+import { unknownOutcomesMax } from "../store.ts";
+
+export class ProvedTimes {
+  readonly #ranges: readonly ProvedRange[];
+
+  constructor(ranges: readonly ProvedRange[]) {
+    this.#ranges = ranges;
+  }
+
+  /** When the point was last proved, in ms since 1970; null: never, as far as is known. */
+  of({ sequence, timeMs }: Pick<PointRecord, "sequence" | "timeMs">): number | null {
+    let [from, end] = [0, this.#ranges.length];
+    while (from < end) {
+      const middle = Math.floor((from + end) / 2);
+      if ((this.#ranges[middle]?.last ?? 0) < sequence) from = middle + 1;
+      else end = middle;
+    }
+    const range = this.#ranges[from];
+    return range !== undefined && range.first <= sequence && range.provedMs >= timeMs ? range.provedMs : null;
+  }
+}
+
+/**
+ * Reads the times of a disk's points. A document that cannot be read tells nothing: it only says in which order points are to be proved, and is written anew.
+ * Errors: those of the store.
+ */
+export async function readProved(store: Store, vault: string, disk: string, signal?: AbortSignal): Promise<ProvedTimes> {
+  return new ProvedTimes((await readRanges(store, vault, disk, signal)).ranges);
+}
+
+/**
+ * Notes that the points of the given numbers have just been proved. `points`: all points of the disk, in rising order; what is noted of others is forgotten.
+ * Errors: those of the store.
+ */
+export async function noteProved(
+  store: Store,
+  place: { readonly vault: string; readonly disk: string },
+  points: readonly Pick<PointRecord, "sequence" | "timeMs">[],
+  sequences: ReadonlySet<number>,
+  nowMs: number,
+  signal?: AbortSignal,
+): Promise<void> {
+  const name = provedName(place.disk);
+  for (let attempt = 1; ; attempt += 1) {
+    const { ranges, etag } = await readRanges(store, place.vault, place.disk, signal);
+    const before = new ProvedTimes(ranges);
+    const times = points.map((point) => ({
+      sequence: point.sequence,
+      // A point may be dated in the future.
+      provedMs: sequences.has(point.sequence) ? Math.max(nowMs, point.timeMs) : before.of(point),
+    }));
+    try {
+      await store.replace(name, encodeProved({ ...place, ranges: rangesOf(times) }), etag, { signal });
+      return;
+    } catch (error) {
+      if (!hasCode(error, "CONDITION_FAILED") || attempt >= unknownOutcomesMax) throw error;
+    }
+  }
+}
+
+async function readRanges(
+  store: Store,
+  vault: string,
+  disk: string,
+  signal: AbortSignal | undefined,
+): Promise<{ readonly ranges: readonly ProvedRange[]; readonly etag: string | undefined }> {
+  const name = provedName(disk);
+  const there = await store.find(name, documentBytesMax, { signal });
+  if (there === undefined) return { ranges: [], etag: undefined };
+  try {
+    return { ranges: decodeProved(there.bytes, name, { vault, disk }).ranges, etag: there.etag };
+  } catch (error) {
+    if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+    return { ranges: [], etag: there.etag };
+  }
+}
+
+/** Points side by side that were proved at one time are one range; where there are too many, those that were proved longest ago count as never proved. */
+function rangesOf(times: readonly { readonly sequence: number; readonly provedMs: number | null }[]): ProvedRange[] {
+  const ranges: { first: number; last: number; provedMs: number }[] = [];
+  let isOpen = false;
+  for (const { sequence, provedMs } of times) {
+    const range = ranges.at(-1);
+    if (provedMs === null) isOpen = false;
+    else if (isOpen && range?.provedMs === provedMs) range.last = sequence;
+    else {
+      ranges.push({ first: sequence, last: sequence, provedMs });
+      isOpen = true;
+    }
+  }
+  if (ranges.length <= provedRangesMax) return ranges;
+  const kept = new Set([...ranges].sort((a, b) => b.provedMs - a.provedMs).slice(0, provedRangesMax));
+  return ranges.filter((range) => kept.has(range));
+}

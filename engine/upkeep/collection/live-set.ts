@@ -1,0 +1,168 @@
+/**
+ * What the vault still needs: every object that a committed point leads to, and every page of a segment in which a chunk lies that a committed point shows.
+ *
+ * Not every chunk that a leaf names is shown; which ones are, a `MapWalk` tells.
+ *
+ * Memory: a bit for each 512 bytes of segments, 1/4096 of what is stored, and the names of objects.
+ */
+
+import { hasCode, throwIfAborted } from "../../errors.ts";
+import { readManifest } from "../../replication/session.ts";
+import { pageAlignmentBytes } from "../../sink.ts";
+import { fromHex } from "../../store/format/checksum.ts";
+import type { HeadDocument, ManifestDocument, PageReference, PointRecord } from "../../store/format/documents.ts";
+import { damaged } from "../../store/format/fields.ts";
+import { storedLength } from "../../store/format/frame.ts";
+import type { EntryColumns } from "../../store/format/leaf.ts";
+import { zeroSegment } from "../../store/format/leaf.ts";
+import { manifestName, pageName, segmentDiskPrefix } from "../../store/format/names.ts";
+import { MapWalk } from "../../store/map/map-walk.ts";
+import type { Pieces } from "../../store/map/point-map.ts";
+import { PointMap, pieceIsZero, windowGranules } from "../../store/map/point-map.ts";
+import { readPoints } from "../../store/points/history.ts";
+import { diskNames } from "../../store/points/points.ts";
+import { readHead } from "../../store/points/writer-lease.ts";
+import { PageSet } from "../../store/segments/page-set.ts";
+import type { Store } from "../../store/store.ts";
+
+export interface LiveSetOptions {
+  readonly store: Store;
+  readonly vault: string;
+  readonly signal?: AbortSignal | undefined;
+  /** Points that count as if they were not there any more. */
+  readonly isDropped?: ((disk: string, sequence: number) => boolean) | undefined;
+}
+
+/** What a collection would give back if these points were dropped: both looks read the whole vault's maps. Errors: as `LiveSet.of`. */
+export async function bytesFreed(
+  options: LiveSetOptions & { readonly isDropped: (disk: string, sequence: number) => boolean },
+): Promise<number> {
+  const { store, vault, signal } = options;
+  // One after the other, so that only one is in memory.
+  const { pageCount: now } = await LiveSet.of({ store, vault, signal });
+  const { pageCount: then } = await LiveSet.of(options);
+  return (now - then) * pageAlignmentBytes;
+}
+
+export class LiveSet {
+  /** Manifests, pages of points, leaves and roots. */
+  readonly objects: Set<string> = new Set();
+  /** Pages that hold chunks, by the name of the segment. */
+  readonly pages: Map<string, PageSet> = new Map();
+  /** Segments of which points of the disk that they were made for need something. */
+  readonly ownSegments: Set<string> = new Set();
+  /** Head of each disk, as it was when its points were read. */
+  readonly heads: Map<string, HeadDocument> = new Map();
+  /** What names of segments begin with that were made for the disk which is being looked at. */
+  #ownPrefix = "";
+
+  /** Reads the whole vault. Errors: DAMAGED and FORMAT_UNSUPPORTED when anything cannot be read, and those of the store. */
+  static async of(options: LiveSetOptions): Promise<LiveSet> {
+    const live = new LiveSet();
+    for (const disk of await diskNames(options.store, options.signal)) await live.#addDisk(options, disk);
+    return live;
+  }
+
+  /** Pages that are needed. */
+  get pageCount(): number {
+    let count = 0;
+    for (const pages of this.pages.values()) count += pages.count();
+    return count;
+  }
+
+  /** Bytes of all page sets. */
+  get bytes(): number {
+    let bytes = 0;
+    for (const pages of this.pages.values()) bytes += pages.bytes;
+    return bytes;
+  }
+
+  /** Notes that a chunk of `storedWord` lies at `offset` of the segment. */
+  add(segment: string, offset: number, storedWord: number): void {
+    let pages = this.pages.get(segment);
+    if (pages === undefined) {
+      pages = new PageSet();
+      this.pages.set(segment, pages);
+    }
+    pages.addBytes(offset, storedLength(storedWord));
+  }
+
+  async #addDisk(options: LiveSetOptions, disk: string): Promise<void> {
+    const { store, vault, signal } = options;
+    const { head } = await readHead(store, vault, disk, signal);
+    this.heads.set(disk, head);
+    this.#ownPrefix = segmentDiskPrefix(disk);
+    const newestFirst: PointRecord[] = [];
+    const onPage = ({ epoch, ordinal }: PageReference): void => {
+      this.objects.add(pageName(disk, epoch, ordinal));
+    };
+    for await (const point of readPoints(store, head, { signal, onPage })) {
+      if (options.isDropped?.(disk, point.sequence) !== true) newestFirst.push(point);
+    }
+    const walk = new MapWalk(disk, this.objects);
+    for (const point of newestFirst.reverse()) {
+      throwIfAborted(signal);
+      await mustExist(this.#addPoint(options, walk, disk, point));
+    }
+  }
+
+  async #addPoint({ store, vault, signal }: LiveSetOptions, walk: MapWalk, disk: string, point: PointRecord): Promise<void> {
+    this.objects.add(manifestName(disk, point.sequence, point.epoch));
+    const manifest = await readManifest(store, vault, disk, point, signal);
+    const map = new PointMap(store, fromHex(vault), disk, manifest);
+    const fresh = await walk.newRuns(map, manifest.runs, signal);
+    walk.pass(fresh);
+    const { depth } = fresh;
+    if (depth === 1) await this.#addTopmost(map, signal);
+    else if (depth > 1) await this.#addShown(store, fromHex(vault), disk, { ...manifest, runs: manifest.runs.slice(0, depth) }, signal);
+  }
+
+  /** Nothing lies on top of it, so all of it is shown. */
+  async #addTopmost(map: PointMap, signal: AbortSignal | undefined): Promise<void> {
+    for await (const leaf of map.entriesOf(0, signal)) {
+      for (let entry = 0; entry < leaf.count; entry += 1) this.#addEntry(leaf, entry);
+    }
+  }
+
+  async #addShown(
+    store: Store,
+    vaultId: Uint8Array,
+    disk: string,
+    manifest: ManifestDocument,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const map = new PointMap(store, vaultId, disk, manifest);
+    for (let from = await map.nextMapped(0, signal); from < map.granules; from = await map.nextMapped(from, signal)) {
+      throwIfAborted(signal);
+      const end = Math.min(from + windowGranules, map.granules);
+      this.#addPieces(await map.window(from, end, signal));
+      from = end;
+    }
+  }
+
+  #addPieces(pieces: Pieces): void {
+    for (let piece = 0; piece < pieces.count; piece += 1) {
+      const leaf = pieces.leaves[piece];
+      if (leaf !== undefined && !pieceIsZero(pieces, piece)) this.#addEntry(leaf, pieces.entries[piece] ?? 0);
+    }
+  }
+
+  #addEntry(leaf: EntryColumns, entry: number): void {
+    const segment = leaf.segments[entry] ?? zeroSegment;
+    if (segment === zeroSegment) return;
+    const name = leaf.names[segment];
+    if (name === undefined) return;
+    if (name.startsWith(this.#ownPrefix)) this.ownSegments.add(name);
+    this.add(name, leaf.offsets[entry] ?? 0, leaf.storedWords[entry] ?? 0);
+  }
+}
+
+/** What a committed point is made of has to be there: where it is not, the point is damaged, and nobody knows what it needs. */
+async function mustExist(reading: Promise<void>): Promise<void> {
+  try {
+    await reading;
+  } catch (error) {
+    if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+    throw damaged(String(error.detail["object"]), "the store does not hold it any more", error);
+  }
+}

@@ -1,0 +1,53 @@
+/**
+ * Who keeps points that a plan dooms: readers that live, and pins that were not there, or did not count, when it was made. Of a group's point every member's
+ * reader or pin counts, whether the group is complete or not: a member may have committed its part since.
+ */
+
+import { isExpired, listPins } from "../../store/points/pins.ts";
+import { isHoldAlive, listHolds } from "../../store/points/reader-holds.ts";
+import type { Store } from "../../store/store.ts";
+import type { PlannedPoint } from "./group-retention.ts";
+import type { PlanOptions, PrunePlan } from "./prune-plan.ts";
+
+/**
+ * Points of `doomed` that somebody keeps, and why, in words. With `clear`, holds of readers that have died are removed, those of the disk's other points,
+ * too; without, nothing is changed, and every hold counts, because whether a reader lives cannot be told without asking for its lease.
+ */
+export async function keptOf(
+  options: PlanOptions,
+  plan: PrunePlan,
+  doomed: readonly PlannedPoint[],
+  { clear }: { readonly clear: boolean },
+): Promise<ReadonlyMap<PlannedPoint, string>> {
+  const { store, vault, family, nowMs, onNotice, signal } = options;
+  const kept = new Map<PlannedPoint, string>();
+  if (doomed.length === 0) return kept;
+  const newestMs = plan.points.at(-1)?.timeMs ?? 0;
+  const bySequence = new Map(doomed.map((point) => [point.sequence, point]));
+  const byGroup = new Map(doomed.flatMap((point) => (point.group === null ? [] : [[point.group.id, point] as const])));
+  const idle = new Set(plan.idlePins.map(({ object }) => object));
+  for (const disk of new Set([plan.disk, ...doomed.flatMap(({ group }) => group?.disks ?? [])])) {
+    const isOwn = disk === plan.disk;
+    const on = isOwn ? "" : ` on disk ${disk}`;
+    const find = async (sequence: number): Promise<PlannedPoint | undefined> =>
+      isOwn ? bySequence.get(sequence) : byGroup.get((await family.groupAt(disk, sequence)) ?? "");
+    for (const [sequence, names] of await listHolds(store, disk, signal)) {
+      const point = await find(sequence);
+      if (point === undefined && !(isOwn && clear)) continue;
+      const isRead = clear ? await anyAlive(store, names, signal) : true;
+      if (point !== undefined && isRead) kept.set(point, `being read${on}, unless its reader has died`);
+    }
+    for (const pin of await listPins(store, vault, disk, onNotice, signal)) {
+      const point = await find(pin.sequence);
+      if (point !== undefined && !idle.has(pin.object) && !isExpired(pin, nowMs, newestMs)) kept.set(point, `pinned${on}`);
+    }
+  }
+  return kept;
+}
+
+/** All are asked, so that all holds of dead readers are cleared away. */
+async function anyAlive(store: Store, names: readonly string[], signal: AbortSignal | undefined): Promise<boolean> {
+  let alive = false;
+  for (const name of names) if (await isHoldAlive(store, name, signal)) alive = true;
+  return alive;
+}

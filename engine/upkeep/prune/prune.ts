@@ -1,0 +1,271 @@
+/**
+ * Prune: points that a policy does not keep leave the head and its pages. Manifests name complete runs, so nothing else changes and no data moves; what
+ * nobody refers to any more is given back by a collection.
+ *
+ *     plan (no seat, no writes) ─► seat ─► plan again, as the head is now ─► condemn ─► who keeps any of them? ─► swap head ─► condemn none
+ *
+ * The order of the last four, and why nobody's point is lost to it, stand in `condemned.ts`. A prune that is interrupted has dropped all of its points or
+ * none; the next one goes on.
+ */
+import assert from "node:assert/strict";
+import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
+import { proveObjects, proveVault, type VaultContext } from "../../replication/session.ts";
+import { condemnedRangesMax } from "../../store/format/keeping.ts";
+import { condemnedName, vaultName } from "../../store/format/names.ts";
+import { PageCache } from "../../store/points/history.ts";
+import { deletePin } from "../../store/points/pins.ts";
+import { diskNames } from "../../store/points/points.ts";
+import { clearCondemned, putCondemned, rangesOf } from "../../store/points/prune-fence.ts";
+import { readHead, Seat } from "../../store/points/writer-lease.ts";
+import { Store } from "../../store/store.ts";
+import type { Notice } from "../../summaries.ts";
+import type { Consistency } from "../../volume.ts";
+import type { LiveSetOptions } from "../collection/live-set.ts";
+import { bytesFreed } from "../collection/live-set.ts";
+import type { Decision } from "../retention/decide.ts";
+import type { RetentionPolicy } from "../retention/policy.ts";
+import { Family } from "./group-retention.ts";
+import { keptOf } from "./keepers.ts";
+import type { PlanOptions, PrunePlan } from "./prune-plan.ts";
+import { planPrune } from "./prune-plan.ts";
+
+/** Points that are condemned together: their list fits into its document whatever their numbers are. */
+const condemnedPointsMax: number = condemnedRangesMax;
+
+/** How often a prune is started by itself: again when the store went back in time. */
+const attemptsMax = 4;
+
+export interface PruneOptions {
+  /** Absent: every disk. */
+  readonly disk?: string | undefined;
+  readonly policy: RetentionPolicy;
+  /** Only decides, and changes nothing. */
+  readonly dryRun?: boolean | undefined;
+  /** Of a dry run: leaves `freedBytes` null, because to know it every map of the vault is read. */
+  readonly withoutFreedBytes?: boolean | undefined;
+  /** The time by which ages are counted, in ms since 1970. Default: now. */
+  readonly nowMs?: number | undefined;
+  /** Told what is decided about each point, oldest first, disk by disk. */
+  readonly onDecision?: ((decision: PointDecision) => void) | undefined;
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface PointDecision {
+  readonly disk: string;
+  readonly sequence: number;
+  readonly point: string;
+  readonly time: string;
+  readonly consistency: Consistency;
+  readonly storedBytes: number;
+  readonly keep: boolean;
+  /** The rules that decided, in a few words each. */
+  readonly reasons: readonly string[];
+}
+
+/** What was dropped, or would be. */
+export interface PruneCounts {
+  readonly removedPoints: number;
+  /** Points that are left, as far as they can be read. */
+  readonly keptPoints: number;
+  /** Of these, points that the policy does not keep, but somebody reads, or has pinned since it was asked. */
+  readonly heldPoints: number;
+  /**
+   * What the cycles of the removed points had stored. A collection gives back of it what no other point shares; and on top of it what was stored for earlier
+   * points and only the removed ones still held.
+   */
+  readonly removedStoredBytes: number;
+}
+
+export interface PruneSummary extends PruneCounts {
+  readonly dryRun: boolean;
+  /** Of a dry run: what a collection would then give back. Null when it was not asked for, and when something cannot be read that says so. */
+  readonly freedBytes: number | null;
+  readonly disks: readonly (PruneCounts & { readonly disk: string })[];
+  /** Disks that another writer has, or whose points cannot be read: nothing was dropped there. */
+  readonly skippedDisks: number;
+  readonly requests: number;
+  readonly elapsedMs: number;
+}
+
+/**
+ * Prunes one disk, or all. Where all are meant, a disk that is being written is left out, with a notice: its agent prunes it. Errors: DISK_NOT_FOUND,
+ * WRITER_ACTIVE, SEAT_LOST, STORE_REGRESSED, INTERRUPTED and those of the store.
+ */
+export async function prune(context: VaultContext, options: PruneOptions): Promise<PruneSummary> {
+  const startedAt = performance.now();
+  const { signal, dryRun = false, withoutFreedBytes = false } = options;
+  const onNotice = options.onNotice ?? (() => undefined);
+  const store = new Store(context.sink);
+  const { vault } = context.document;
+  const asked = { store, vault, policy: options.policy, nowMs: options.nowMs ?? Date.now(), cache: new PageCache(), onNotice, signal };
+  const planning: PlanOptions = { ...asked, family: new Family(asked) };
+  const names = options.disk === undefined ? await diskNames(store, signal) : [options.disk.normalize("NFC")];
+  let skippedDisks = 0;
+  /** One disk of many does not end the work for all. */
+  const orSkip = async <Result>(disk: string, work: Promise<Result>): Promise<Result | undefined> => {
+    try {
+      return await work;
+    } catch (error) {
+      if (options.disk !== undefined || !hasCode(error, "WRITER_ACTIVE", "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+      skippedDisks += 1;
+      onNotice({ code: "DISK_SKIPPED", message: `disk ${JSON.stringify(disk)} is not pruned: ${error.message}` });
+      return undefined;
+    }
+  };
+  // All is decided before anything is dropped: a group's points go on all of its disks or on none.
+  const plans: (PrunePlan & { readonly heldPoints: number })[] = [];
+  for (const disk of names) {
+    throwIfAborted(signal);
+    const planned = readHead(store, vault, disk, signal).then(async ({ head }) => {
+      const plan = await planPrune(planning, head);
+      return dryRun ? await foresee(planning, plan) : { ...plan, heldPoints: 0 };
+    });
+    const plan = await orSkip(disk, planned);
+    if (plan === undefined) continue;
+    plans.push(plan);
+    if (options.onDecision !== undefined) tell(plan, options.onDecision);
+  }
+  const disks: (PruneCounts & { readonly disk: string })[] = [];
+  for (const plan of plans) {
+    const counts = dryRun ? countsOf(plan) : await orSkip(plan.disk, pruneDisk(planning, plan));
+    if (counts !== undefined) disks.push({ disk: plan.disk, ...counts });
+  }
+  const sum = (field: keyof PruneCounts): number => disks.reduce((total, counts) => total + counts[field], 0);
+  return {
+    dryRun,
+    freedBytes: dryRun && !withoutFreedBytes ? await foreseeBytes({ store, vault, signal }, plans) : null,
+    removedPoints: sum("removedPoints"),
+    keptPoints: sum("keptPoints"),
+    heldPoints: sum("heldPoints"),
+    removedStoredBytes: sum("removedStoredBytes"),
+    disks,
+    skippedDisks,
+    requests: store.requests,
+    elapsedMs: Math.round(performance.now() - startedAt),
+  };
+}
+
+/**
+ * Drops what a plan dooms, with the seat in hand. After an error it is not known whether the head has been swapped: the seat is to be given up, which makes
+ * sure that it never will be. `leave` gives the seat up with the last swap. Errors: SEAT_LOST, STORE_REGRESSED, INTERRUPTED and those of the store.
+ */
+export async function dropDoomed(options: PlanOptions, plan: PrunePlan, seat: Seat, leave: boolean): Promise<PruneCounts> {
+  const { store, vault, cache, signal } = options;
+  const { disk, doomed } = plan;
+  let removedPoints = 0;
+  let removedStoredBytes = 0;
+  let heldPoints = 0;
+  for (let from = 0; from < doomed.length; from += condemnedPointsMax) {
+    throwIfAborted(signal);
+    const condemned = doomed.slice(from, from + condemnedPointsMax);
+    const isLast = from + condemnedPointsMax >= doomed.length;
+    const document = { vault, disk, epoch: seat.epoch, ranges: rangesOf(condemned.map(({ sequence }) => sequence)) };
+    const etag = await putCondemned(store, document, signal);
+    const kept = await keptOf(options, plan, condemned, { clear: true });
+    const dropped = condemned.filter((point) => !kept.has(point));
+    heldPoints += kept.size;
+    if (dropped.length > 0) {
+      const prove = async (written: ReadonlyMap<string, string>): Promise<void> => {
+        await proveObjects(store, new Map([...written, [condemnedName(disk), etag]]), signal);
+        await proveVault(store, vault, signal);
+      };
+      const sequences = dropped.map(({ sequence }) => sequence);
+      removedPoints += await seat.drop(sequences, { leave: leave && isLast, prove, cache, signal });
+      removedStoredBytes += dropped.reduce((total, { storedBytes }) => total + storedBytes, 0);
+    }
+    try {
+      await clearCondemned(store, document, etag);
+    } catch (error) {
+      // A seat that is given up now makes the list void for all who come upon it.
+      if (!leave || !(error instanceof TidemarkError)) throw error;
+    }
+  }
+  for (const pin of plan.idlePins) await deletePin(store, pin, signal);
+  return { removedPoints, keptPoints: plan.points.length - removedPoints, heldPoints, removedStoredBytes };
+}
+
+async function pruneDisk(options: PlanOptions, first: PrunePlan): Promise<PruneCounts> {
+  const { disk, doomed, points } = first;
+  if (doomed.length === 0) return { removedPoints: 0, keptPoints: points.length, heldPoints: 0, removedStoredBytes: 0 };
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await pruneSeated(options, disk);
+    } catch (error) {
+      const reason = hasCode(error, "OBJECT_EXISTS") ? forgotten(disk, error) : error;
+      const mayTryAgain = hasCode(reason, "STORE_REGRESSED") && reason.detail["object"] !== vaultName && attempt < attemptsMax;
+      if (!mayTryAgain) throw reason;
+      options.onNotice({ code: "STORE_REGRESSED", message: `${reason.message}; the prune of disk ${JSON.stringify(disk)} starts again` });
+    }
+  }
+}
+
+async function pruneSeated(options: PlanOptions, disk: string): Promise<PruneCounts> {
+  const { store, vault, onNotice, signal } = options;
+  const seat = await Seat.take({ store, vault, disk, onNotice, signal }).catch((error: unknown) => {
+    throw hasCode(error, "WRITER_ACTIVE") ? agentPrunes(error) : error;
+  });
+  try {
+    return await dropDoomed(options, await planPrune(options, seat.head), seat, true);
+  } finally {
+    await seat.release();
+  }
+}
+
+/** What a plan comes to when readers stay as they are. */
+async function foresee(options: PlanOptions, plan: PrunePlan): Promise<PrunePlan & { readonly heldPoints: number }> {
+  const kept = await keptOf(options, plan, plan.doomed, { clear: false });
+  const decisions = plan.decisions.map((decision, index): Decision => {
+    const point = plan.points[index];
+    const reason = point === undefined ? undefined : kept.get(point);
+    return reason === undefined ? decision : { ...decision, keep: true, reasons: [reason] };
+  });
+  return { ...plan, decisions, doomed: plan.doomed.filter((point) => !kept.has(point)), heldPoints: kept.size };
+}
+
+function countsOf({ points, doomed, heldPoints }: PrunePlan & { readonly heldPoints: number }): PruneCounts {
+  return {
+    removedPoints: doomed.length,
+    keptPoints: points.length - doomed.length,
+    heldPoints,
+    removedStoredBytes: doomed.reduce((total, { storedBytes }) => total + storedBytes, 0),
+  };
+}
+
+/** Null when something of the vault cannot be read. */
+async function foreseeBytes(options: LiveSetOptions, plans: readonly PrunePlan[]): Promise<number | null> {
+  const dropped = new Map(plans.map(({ disk, doomed }) => [disk, new Set(doomed.map(({ sequence }) => sequence))]));
+  if (plans.every(({ doomed }) => doomed.length === 0)) return 0;
+  try {
+    return await bytesFreed({ ...options, isDropped: (disk, sequence) => dropped.get(disk)?.has(sequence) === true });
+  } catch (error) {
+    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return null;
+    throw error;
+  }
+}
+
+function tell({ disk, points, decisions }: PrunePlan, onDecision: (decision: PointDecision) => void): void {
+  for (const [index, { sequence, id, timeMs, consistency, storedBytes }] of points.entries()) {
+    const decision: Decision | undefined = decisions[index];
+    assert(decision?.sequence === sequence, "there is a decision for each point, in their order");
+    const { keep, reasons } = decision;
+    onDecision({ disk, sequence, point: id, time: new Date(timeMs).toISOString(), consistency, storedBytes, keep, reasons });
+  }
+}
+
+/** A page's name holds the epoch: if it is taken, another writer had the same epoch, and the store has forgotten that one's head. */
+function forgotten(disk: string, cause: TidemarkError): TidemarkError {
+  return new TidemarkError("STORE_REGRESSED", `the store went back in time: it has forgotten a writer of disk ${JSON.stringify(disk)}`, {
+    remedy: "run the command again",
+    detail: cause.detail,
+    cause,
+  });
+}
+
+function agentPrunes(cause: TidemarkError): TidemarkError {
+  return new TidemarkError("WRITER_ACTIVE", cause.message, {
+    remedy: "an agent that protects the disk prunes it by itself, as its `recoveryPointRetention` says; else wait until the writer is done",
+    detail: cause.detail,
+    cause,
+  });
+}

@@ -1,0 +1,186 @@
+/**
+ * What is there of a vault's disks: as the names of objects tell it, which is where a repair begins when lists of points are lost; as those lists do; and as
+ * the points' own manifests do. Here all of it is only read, and what cannot be read is named.
+ */
+import { hasCode, type TidemarkError } from "../../errors.ts";
+import type { HeadDocument, PageReference, PointRecord, RunReference } from "../../store/format/documents.ts";
+import { decodeHead, decodeManifest, documentBytesMax } from "../../store/format/documents.ts";
+import type { DiskObject } from "../../store/format/names.ts";
+import {
+  decodeDiskName,
+  disksPrefix,
+  headName,
+  manifestName,
+  mapName,
+  pageName,
+  parseDiskObject,
+  parseSegmentName,
+  segmentsPrefix,
+} from "../../store/format/names.ts";
+import { claimedId } from "../../store/format/signed-text.ts";
+import { readPoints } from "../../store/points/history.ts";
+import type { Store } from "../../store/store.ts";
+import type { FoundManifest } from "./rebuilt-points.ts";
+
+/** What stands above it in a name is no epoch of a writer: sequence numbers of segments are made of it. */
+const epochMax: number = 2 ** 36;
+
+/** What is there of a disk. */
+export interface Traces {
+  readonly disk: string;
+  /** Manifests, and leaves and roots. */
+  readonly objects: DiskObject[];
+  /** The highest epoch that any name tells of. */
+  epoch: number;
+}
+
+/** What lists a disk's points. */
+export interface Lists {
+  /** Undefined when there is no head that can be read. */
+  readonly head: HeadDocument | undefined;
+  /** Of a head that cannot be read its ETag, and the epoch if that is legible, else 0; undefined when there is none at all. */
+  readonly broken: { readonly etag: string; readonly epoch: number } | undefined;
+  /** Records that can be read. */
+  readonly known: ReadonlyMap<string, PointRecord>;
+  /** Pages that cannot be read. */
+  readonly lostPages: readonly PageReference[];
+  readonly faults: readonly string[];
+}
+
+/** A manifest that is named, or that a list names, and cannot be read. */
+export interface UnreadManifest {
+  readonly sequence: number;
+  readonly name: string;
+  readonly message: string;
+}
+
+export interface ReadManifests {
+  /** In rising order, like the others. */
+  readonly found: readonly FoundManifest[];
+  readonly unread: readonly UnreadManifest[];
+}
+
+/** A disk of a vault. */
+export interface Place {
+  readonly store: Store;
+  readonly vault: string;
+  readonly disk: string;
+  readonly signal: AbortSignal | undefined;
+}
+
+const manifestsReadAtOnce = 8;
+
+/** Every disk that has left anything, by name. Errors: those of the store. */
+export async function findTraces(store: Store, signal: AbortSignal | undefined): Promise<readonly Traces[]> {
+  const found = new Map<string, Traces>();
+  const tracesOf = (encodedDisk: string): Traces | undefined => {
+    const disk = decodeDiskName(encodedDisk);
+    if (disk === undefined) return undefined;
+    const traces = found.get(disk) ?? { disk, objects: [], epoch: 0 };
+    found.set(disk, traces);
+    return traces;
+  };
+  for await (const { name } of store.list(disksPrefix, { signal })) {
+    const parsed = parseDiskObject(name);
+    const traces = parsed === undefined ? undefined : tracesOf(parsed.encodedDisk);
+    if (parsed === undefined || traces === undefined || !isSpelledRight(name, parsed, traces.disk)) continue;
+    if (parsed.kind === "points" || parsed.kind === "map") traces.objects.push(parsed);
+    traces.epoch = Math.max(traces.epoch, parsed.epoch);
+  }
+  for await (const { name } of store.list(segmentsPrefix, { signal })) {
+    const parsed = parseSegmentName(name);
+    const traces = parsed === undefined || parsed.epoch > epochMax ? undefined : tracesOf(parsed.encodedDisk);
+    if (parsed !== undefined && traces !== undefined) traces.epoch = Math.max(traces.epoch, parsed.epoch);
+  }
+  return [...found.values()].sort((a, b) => a.disk.localeCompare(b.disk));
+}
+
+/** Whether the name is one that a writer gives: others lead nowhere, and an epoch out of reach would be nobody's. */
+function isSpelledRight(name: string, { kind, number, epoch }: DiskObject, disk: string): boolean {
+  if (kind === "head" || kind === "other") return true;
+  const spelled = { points: manifestName(disk, number, epoch), map: mapName(disk, epoch, number), history: pageName(disk, epoch, number) };
+  return spelled[kind] === name && epoch <= epochMax;
+}
+
+/** Reads the head and its pages. Errors: FORMAT_UNSUPPORTED and those of the store. */
+export async function readLists({ store, vault, disk, signal }: Place): Promise<Lists> {
+  const known = new Map<string, PointRecord>();
+  const lostPages: PageReference[] = [];
+  const faults: string[] = [];
+  const there = await findHead({ store, vault, disk, signal });
+  if (there.head === undefined) return { head: undefined, broken: there.broken, known, lostPages, faults: [there.fault] };
+  const { head } = there;
+  let last: PageReference | undefined;
+  const onPage = (reference: PageReference): void => {
+    last = reference;
+  };
+  const onDamage = (error: TidemarkError): void => {
+    if (error.code !== "DAMAGED") throw error;
+    if (last !== undefined) lostPages.push(last);
+    faults.push(error.message);
+  };
+  const newestFirst: PointRecord[] = [];
+  for await (const point of readPoints(store, head, { onPage, onDamage, signal })) newestFirst.push(point);
+  for (const point of newestFirst.reverse()) known.set(point.id, point);
+  return { head, broken: undefined, known, lostPages, faults };
+}
+
+/** The head, or what can be had of one that cannot be read: its ETag, and the epoch if that is still legible. */
+async function findHead({
+  store,
+  vault,
+  disk,
+  signal,
+}: Place): Promise<{ readonly head: HeadDocument } | (Pick<Lists, "broken"> & { readonly head: undefined; readonly fault: string })> {
+  const name = headName(disk);
+  const there = await store.find(name, documentBytesMax, { signal });
+  if (there === undefined) return { head: undefined, broken: undefined, fault: `${name} is gone` };
+  try {
+    return { head: decodeHead(there.bytes, name, { vault, disk }) };
+  } catch (error) {
+    if (!hasCode(error, "DAMAGED")) throw error;
+    const epoch = Number(/"epoch": ?(\d{1,12})\b/.exec(Buffer.from(there.bytes.subarray(0, 4096)).toString("latin1"))?.[1] ?? 0);
+    return { head: undefined, broken: { etag: there.etag, epoch: epoch > epochMax ? 0 : epoch }, fault: error.message };
+  }
+}
+
+/** The manifests of the points that are known, or all that there are. One that cannot be read is lost, and with it its point. */
+export async function readManifests(
+  { store, vault, disk, signal }: Place,
+  objects: readonly DiskObject[],
+  known: ReadonlyMap<string, PointRecord> | undefined,
+): Promise<ReadManifests> {
+  const wanted: readonly { readonly sequence: number; readonly epoch: number; readonly id?: string }[] =
+    known !== undefined
+      ? [...known.values()]
+      : objects.filter(({ kind }) => kind === "points").map(({ number, epoch }) => ({ sequence: number, epoch }));
+  const found: FoundManifest[] = [];
+  const unread: UnreadManifest[] = [];
+  // Points side by side name the same runs: each is kept once.
+  const runs = new Map<string, RunReference>();
+  const once = (run: RunReference): RunReference => {
+    const kept = runs.get(run.checksum) ?? run;
+    runs.set(run.checksum, kept);
+    return kept;
+  };
+  const next = wanted.values();
+  const read = async (): Promise<void> => {
+    for (const { sequence, epoch, id: expected } of next) {
+      const name = manifestName(disk, sequence, epoch);
+      try {
+        const { bytes } = await store.get(name, documentBytesMax, { signal });
+        const id = expected ?? claimedId(bytes) ?? "";
+        const manifest = decodeManifest(bytes, name, { vault, disk, id });
+        if (manifest.sequence === sequence && manifest.epoch === epoch)
+          found.push({ id, manifest: { ...manifest, runs: manifest.runs.map(once) } });
+      } catch (error) {
+        if (!hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED")) throw error;
+        if (error.code === "OBJECT_NOT_FOUND" && known === undefined) continue; // collected since its name was listed
+        unread.push({ sequence, name, message: error.message });
+      }
+    }
+  };
+  await Promise.all(Array.from({ length: manifestsReadAtOnce }, read));
+  unread.sort((a, b) => a.sequence - b.sequence);
+  return { found: found.sort((a, b) => a.manifest.sequence - b.manifest.sequence), unread };
+}

@@ -1,0 +1,127 @@
+/**
+ * Which points of a disk stay: a function of the points, the policy and the time, with a reason for each decision. It reads nothing and removes
+ * nothing.
+ *
+ * What holds under every policy, whatever the clock did:
+ *
+ * - The newest point stays. So does a point that is dated later than now, or whose time is no time: nothing is known of its age.
+ * - Ages are counted from the newest point that is not dated later than now, which stays, too: while nothing new arrives, nothing grows older. (After a
+ *   clock was set back, points from the future stand at the end of a disk; nothing grows older until the clock has caught up with them.)
+ * - A policy without a rule keeps everything. A pinned point stays, and whether it is pinned changes nothing for the others.
+ * - A decision does not depend on earlier ones: as long as times rise and the clock is not set back, what is left after deciding now is what deciding
+ *   now would leave of all points that there ever were. So it makes no difference how often a disk is pruned; and deciding again, when
+ *   what was to go has gone, removes nothing more. (`judgeByBands` and `judgeByPeriods` say why, and what pins can change about it.)
+ *
+ * Points of a complete group live and die on all of its disks. One disk's points do not tell what the others would do, so that is decided where all members
+ * are known: what any of them keeps stays on all. Here such a point is the best of its bands and periods, so that members which have cut the same groups
+ * choose the same ones, whatever else they have.
+ */
+import type { Consistency } from "../../volume.ts";
+import { judgeByBands } from "./bands.ts";
+import { calendarMsMax } from "./calendar.ts";
+import type { Contestant, Judgement } from "./contest.ts";
+import { judgeByPeriods } from "./periods.ts";
+import { bandsOfDays, type RetentionPolicy } from "./policy.ts";
+
+/** What a decision needs to know of a point. */
+export interface RetentionPoint {
+  readonly sequence: number;
+  /** Of the cut, ms since 1970. */
+  readonly timeMs: number;
+  readonly consistency: Consistency;
+  /** The id of the point's group, only when every member has its point of it; else null. */
+  readonly group: string | null;
+  /**
+   * How consistent the group's point is, told alike on all of its disks. Absent: all points of groups count as equally good, because a disk's own
+   * consistency does not tell (an application rests on one disk and has nothing on another).
+   */
+  readonly groupConsistency?: Consistency | undefined;
+  readonly pinned: boolean;
+}
+
+export interface Decision {
+  readonly sequence: number;
+  readonly keep: boolean;
+  /** The rules that decided, short: every one that keeps the point, or every one that might have and does not. Never empty. */
+  readonly reasons: readonly string[];
+}
+
+/** Whether each of a disk's points stays. `points`: oldest first, all of them; the answer has their order. `policy`: from `parsePolicy`. Throws nothing. */
+export function decide(points: readonly RetentionPoint[], policy: RetentionPolicy, nowMs: number): readonly Decision[] {
+  const judgements = judge(points, policy, nowMs);
+  return points.map(({ sequence }, index) => {
+    const { keep, explain } = judgements[index] ?? forgotten;
+    return { sequence, keep, reasons: explain() };
+  });
+}
+
+/** The points that stay: `decide` without its reasons, for many points. */
+export function kept<Point extends RetentionPoint>(points: readonly Point[], policy: RetentionPolicy, nowMs: number): Point[] {
+  const judgements = judge(points, policy, nowMs);
+  return points.filter((_, index) => judgements[index]?.keep !== false);
+}
+
+/** The higher, the better. Every point of a group is better than every point of the disk alone. */
+const ranks: Readonly<Record<Consistency, number>> = { fuzzy: 1, crash: 2, app: 3 };
+const groupRank = 3;
+
+/** For a point that no rule has spoken of. There is none; if there were, it would stay. */
+const forgotten: Judgement = { keep: true, explain: () => ["no rule speaks of it"] };
+
+function judge(points: readonly RetentionPoint[], policy: RetentionPolicy, nowMs: number): readonly Judgement[] {
+  // Where there is no time to count from, every point counts as later.
+  const newestAt = points.findLastIndex(({ timeMs }) => isTime(timeMs) && (!isTime(nowMs) || timeMs <= nowMs));
+  const ageZeroMs = points[newestAt]?.timeMs ?? Number.NEGATIVE_INFINITY;
+  const contestants = points.map((point): Contestant => {
+    const { sequence, timeMs } = point;
+    return { sequence, timeMs, rank: rankOf(point), isDated: isTime(timeMs) && timeMs <= ageZeroMs };
+  });
+  const judgements = judgeByRules(contestants, policy, ageZeroMs);
+  return points.map(({ timeMs, pinned }, index) => {
+    const judgement = judgements[index] ?? forgotten;
+    const anyway: string[] = [];
+    if (pinned) anyway.push("pinned");
+    if (index === points.length - 1) anyway.push("newest");
+    else if (index === newestAt) anyway.push("newest that is not dated later than now");
+    if (!isTime(timeMs)) anyway.push("has no time");
+    else if (timeMs > ageZeroMs) anyway.push(`dated later than ${timeMs > nowMs ? "now" : "the newest"}`);
+    return anyway.length === 0 ? judgement : keptAnyway(anyway, judgement);
+  });
+}
+
+function rankOf({ group, groupConsistency, consistency }: RetentionPoint): number {
+  return group === null ? ranks[consistency] : groupRank + ranks[groupConsistency ?? "crash"];
+}
+
+function judgeByRules(contestants: readonly Contestant[], policy: RetentionPolicy, ageZeroMs: number): readonly Judgement[] {
+  switch (policy.kind) {
+    case "everything":
+      return everything(contestants);
+    case "days":
+      return policy.days === 0 ? contestants.map(() => newestOnly) : judgeByBands(contestants, bandsOfDays(policy.days), ageZeroMs);
+    case "bands":
+      return policy.bands.length === 0 ? everything(contestants) : judgeByBands(contestants, policy.bands, ageZeroMs);
+    case "keep": {
+      const { last, periods, withinMs } = policy;
+      const isEmpty = last === null && periods.length === 0 && withinMs === null;
+      return isEmpty ? everything(contestants) : judgeByPeriods(contestants, policy, ageZeroMs);
+    }
+  }
+}
+
+const newestOnly: Judgement = { keep: false, explain: () => ["not the newest"] };
+
+function everything(contestants: readonly Contestant[]): readonly Judgement[] {
+  const judgement: Judgement = { keep: true, explain: () => ["the policy keeps everything"] };
+  return contestants.map(() => judgement);
+}
+
+/** For a point that stays for these reasons, and for those of the policy if it would keep it, too. */
+function keptAnyway(reasons: readonly string[], { keep, explain }: Judgement): Judgement {
+  return { keep: true, explain: () => (keep ? [...reasons, ...explain()] : reasons) };
+}
+
+/** Whether a date can be computed of it, in any time zone. */
+function isTime(timeMs: number): boolean {
+  return Math.abs(timeMs) <= calendarMsMax;
+}

@@ -1,0 +1,173 @@
+/**
+ * Puts bytes back to where they belong in a segment, without changing anything beside them. What lies in the same pages is written back as it was read, twice,
+ * under the ETag that it was read at. A segment that was cut short is given its length back first, and one that is gone is made anew, if committed points need
+ * something of it.
+ *
+ * A segment that its writer may still append to is left alone, because a writer takes a foreign ETag for a store that went back in time. One that is restored
+ * gets the first sequence number of the epoch after its own: no write of its epoch that is still on its way can arrive in it.
+ */
+
+import { hasCode } from "../../errors.ts";
+import { segmentBytes } from "../../limits.ts";
+import { firstSequenceNumber } from "../../pipeline/lanes.ts";
+import type { PagesStat } from "../../sink.ts";
+import { pageAlignmentBytes } from "../../sink.ts";
+import { sameBytes } from "../../store/format/checksum.ts";
+import type { HeadDocument } from "../../store/format/documents.ts";
+import { decodeDiskName, parseSegmentName, segmentEpochPrefix } from "../../store/format/names.ts";
+import { readHead, Seat } from "../../store/points/writer-lease.ts";
+import type { Store } from "../../store/store.ts";
+import { unknownOutcomesMax } from "../../store/store.ts";
+import type { Notice } from "../../summaries.ts";
+
+export interface PatchOptions {
+  readonly store: Store;
+  readonly vault: string;
+  readonly onNotice: (notice: Notice) => void;
+  /** Told of a disk whose writer has something open that needs to be healed. */
+  readonly onOpen?: ((disk: string) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** How a segment is to be patched. */
+export interface Patch {
+  readonly segment: string;
+  readonly offset: number;
+  /** At most a frame. */
+  readonly bytes: Uint8Array;
+  /** Make the segment anew if it is gone. */
+  readonly makes: boolean;
+}
+
+/** What a segment's object is. */
+interface SegmentState {
+  /** Undefined: it is gone. */
+  readonly pages: PagesStat | undefined;
+  /** What is wrong with it as a whole; undefined: nothing. */
+  readonly fault: string | undefined;
+}
+
+const openNow = "its writer may still append to the segment; it can be healed once the writer has left its seat";
+
+/** Writes a patch until `isDone` says that its bytes are there. Returns why that cannot be done, or undefined. Errors: those of the store. */
+export async function patchPages(options: PatchOptions, patch: Patch, isDone: () => Promise<boolean>): Promise<string | undefined> {
+  const { pages, fault } = await stateOf(options, patch.segment);
+  if (pages === undefined && fault === undefined && !patch.makes) return "the segment is gone";
+  if ((await ownership(options, patch.segment)) === "open") return openNow;
+  const refusal = fault === undefined && pages !== undefined ? undefined : await restoreSegment(options, patch.segment);
+  if (refusal !== undefined) return refusal;
+  let failure = "";
+  for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
+    try {
+      const unsound = await write(options, patch);
+      if (unsound !== undefined) return unsound;
+    } catch (error) {
+      // Somebody else has written or cleared pages meanwhile, or nobody knows whether we have: what is there now is read again.
+      if (!hasCode(error, "CONDITION_FAILED", "OUTCOME_UNKNOWN")) throw error;
+      failure = `: ${error.message}`;
+    }
+    if (await isDone()) return undefined;
+  }
+  return `it was written, but does not read back${failure}`;
+}
+
+/**
+ * Gives a segment that is there, but was cut short or whose object is damaged, what it needs to be read and written as far as it is there. Returns what was
+ * wrong, and why it still is; undefined when nothing was. Errors: those of the store.
+ */
+export async function mendSegment(
+  options: PatchOptions,
+  segment: string,
+): Promise<{ readonly fault: string; readonly refusal: string | undefined } | undefined> {
+  const { fault } = await stateOf(options, segment);
+  if (fault === undefined) return undefined;
+  const refusal = (await ownership(options, segment)) === "open" ? openNow : await restoreSegment(options, segment);
+  return { fault, refusal };
+}
+
+async function stateOf({ store, signal }: PatchOptions, segment: string): Promise<SegmentState> {
+  try {
+    const pages = await store.statPages(segment, { signal });
+    const isShort = pages.sizeBytes < segmentBytes;
+    return { pages, fault: isShort ? `${segment} was cut short: it ends at byte ${String(pages.sizeBytes)}` : undefined };
+  } catch (error) {
+    if (hasCode(error, "OBJECT_NOT_FOUND")) return { pages: undefined, fault: undefined };
+    if (hasCode(error, "DAMAGED")) return { pages: undefined, fault: error.message };
+    throw error;
+  }
+}
+
+/** Returns why that cannot be done. */
+async function restoreSegment(options: PatchOptions, segment: string): Promise<string | undefined> {
+  const { store, signal } = options;
+  const parsed = parseSegmentName(segment);
+  const head = await headOf(options, segment);
+  // A segment of an epoch that is still to come, as a store that went back in time lets it appear, will be another writer's.
+  if (parsed === undefined || head === undefined || parsed.epoch > head.epoch)
+    return "nobody can tell whether a writer will make a segment of its name";
+  try {
+    await store.restorePages(segment, segmentBytes, firstSequenceNumber(parsed.epoch + 1), { signal });
+    return undefined;
+  } catch (error) {
+    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return error.message;
+    throw error;
+  }
+}
+
+async function write({ store, signal }: PatchOptions, { segment, offset, bytes }: Patch): Promise<string | undefined> {
+  const from = offset - (offset % pageAlignmentBytes);
+  const end = Math.ceil((offset + bytes.length) / pageAlignmentBytes) * pageAlignmentBytes;
+  const [pages, again] = [new Uint8Array(end - from), new Uint8Array(end - from)];
+  let there: PagesStat;
+  try {
+    there = await store.statPages(segment, { signal });
+    if (there.sizeBytes < end) return `the segment ends at byte ${String(there.sizeBytes)}`;
+    await store.readPages(segment, from, pages, { signal });
+    await store.readPages(segment, from, again, { signal });
+  } catch (error) {
+    if (hasCode(error, "OBJECT_NOT_FOUND")) return "the segment is gone";
+    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return error.message;
+    throw error;
+  }
+  pages.set(bytes, offset - from);
+  again.set(bytes, offset - from);
+  if (!sameBytes(pages, again)) return "what lies beside it does not read the same twice";
+  await store.writePages(segment, from, pages, { sequenceNumber: there.sequenceNumber, etag: there.etag }, { signal });
+  return undefined;
+}
+
+/** Whether a writer may still append to the segment. One that does not live is locked out by taking its seat. */
+async function ownership(options: PatchOptions, segment: string): Promise<"open" | "closed"> {
+  const { store, vault, onNotice, onOpen, signal } = options;
+  const parsed = parseSegmentName(segment);
+  const head = await headOf(options, segment);
+  // Without a head nobody can hold the seat, or come to it.
+  if (parsed === undefined || head === undefined || parsed.epoch < head.epoch || head.writer === null) return "closed";
+  const { disk } = head;
+  for await (const { name } of store.list(segmentEpochPrefix(disk, parsed.epoch), { signal })) {
+    const other = parseSegmentName(name);
+    if (other?.lane === parsed.lane && other.ordinal > parsed.ordinal) return "closed";
+  }
+  try {
+    const seat = await Seat.take({ store, vault, disk, onNotice, signal });
+    await seat.release();
+    return "closed";
+  } catch (error) {
+    if (hasCode(error, "DISK_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) return "closed";
+    if (!hasCode(error, "WRITER_ACTIVE")) throw error;
+    onOpen?.(disk);
+    return "open";
+  }
+}
+
+/** The head of the disk whose writer made the segment; undefined when it is not there or cannot be read. */
+async function headOf({ store, vault, signal }: PatchOptions, segment: string): Promise<HeadDocument | undefined> {
+  const disk = decodeDiskName(parseSegmentName(segment)?.encodedDisk ?? "");
+  if (disk === undefined) return undefined;
+  try {
+    return (await readHead(store, vault, disk, signal)).head;
+  } catch (error) {
+    if (hasCode(error, "DISK_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) return undefined;
+    throw error;
+  }
+}

@@ -1,0 +1,470 @@
+/**
+ * Proves one point at a time: every chunk that it needs is fetched, decompressed and compared with its digest, while the point is held against pruning. With a
+ * source, the point's bytes are compared with it too. A chunk that points share is fetched once. Damage does not end the work: it is collected, with the
+ * extents of the points that it concerns; and healed, if there is somebody to heal it.
+ *
+ * Whoever proves all points of a disk, from the oldest to the newest, looks in each only at what is new in it (`proveNew`). It is held only once damage has
+ * been found: a point that is there then had not been pruned before. Which younger points show what is damaged is looked up for that alone (`trace`).
+ */
+
+import { hasCode, TidemarkError } from "../../errors.ts";
+import { digestBytes, granuleBytes } from "../../limits.ts";
+import type { PointConsumer, ProvedBatch } from "../../pipeline/point-reader.ts";
+import { PointReader, pieceIsProved, pieceOutGranule } from "../../pipeline/point-reader.ts";
+import { paced } from "../../progress.ts";
+import type { VaultContext } from "../../replication/session.ts";
+import { readManifest } from "../../replication/session.ts";
+import { fromHex } from "../../store/format/checksum.ts";
+import type { PointRecord } from "../../store/format/documents.ts";
+import { storedLength } from "../../store/format/frame.ts";
+import type { MapWalk } from "../../store/map/map-walk.ts";
+import { PointMap, pieceIsZero } from "../../store/map/point-map.ts";
+import type { PointHold } from "../../store/points/reader-holds.ts";
+import { holdPoint } from "../../store/points/reader-holds.ts";
+import type { Store } from "../../store/store.ts";
+import type { Damage, Notice, OperationOptions } from "../../summaries.ts";
+import type { Extent, Volume } from "../../volume.ts";
+import type { DamagedChunk, Healer } from "./heal.ts";
+import { ProvedPlaces } from "./proved-places.ts";
+
+/** Damage listed in full; beyond it, a vault is beyond listing. */
+export const damagesMax = 10_000;
+
+export interface PointProverOptions extends Pick<OperationOptions, "onProgress" | "onNotice" | "signal"> {
+  readonly context: VaultContext;
+  readonly store: Store;
+  /** In a word, for those who look into the vault. */
+  readonly purpose: string;
+  /** Chunks that have been judged already. */
+  readonly places?: ProvedPlaces | undefined;
+  /** Heals what is found, while the point is held; without it, damage is only told. */
+  readonly healer?: Healer | undefined;
+  /** Asked before each range is fetched. */
+  readonly pace?: ((bytes: number) => Promise<void>) | undefined;
+}
+
+export interface Proof {
+  /** What is wrong; what has been healed is among it. */
+  readonly damages: readonly Damage[];
+  /** Aborted when the point was dropped while it was proved: then the damages say nothing. */
+  readonly lost: AbortSignal | undefined;
+}
+
+/** Damage to a point, and the chunk that has to be healed for it. */
+export interface FoundDamage {
+  readonly damage: Damage;
+  readonly chunk: DamagedChunk | undefined;
+}
+
+/** What is new in a point that was proved. */
+export interface NewProof {
+  readonly found: readonly FoundDamage[];
+  /** Undefined: all of it has been looked at. Else what `pace` ended the reading with. */
+  readonly ended: ReadingEnds | undefined;
+}
+
+/** How a point is looked at of which the older ones have been. */
+export interface NewPart {
+  /** Knows what is new. */
+  readonly walk: MapWalk;
+  /** The granule to begin at; Infinity: it is known to be whole. */
+  readonly from: number;
+  /** Told up to which granule all has been found whole. */
+  readonly onWhole: (granule: number) => void;
+}
+
+/** What `pace` throws to end a reading in the middle: what was found until then counts. */
+export class ReadingEnds extends Error {}
+
+/** The damage that something is noted for, and the chunk that has to be healed for it. */
+interface Noted {
+  damage: Damage;
+  readonly chunk: string | undefined;
+}
+
+export class PointProver {
+  readonly #options: PointProverOptions;
+  readonly #reader: PointReader;
+  readonly #places: ProvedPlaces;
+  /** Codes of notices that have been given: what holds for one point holds for all. */
+  readonly #told = new Set<Notice["code"]>();
+  #checkedBytes = 0;
+
+  constructor(options: PointProverOptions) {
+    this.#options = options;
+    this.#places = options.places ?? new ProvedPlaces();
+    this.#reader = new PointReader({ store: options.store, crew: options.context.crew(), pace: options.pace, signal: options.signal });
+  }
+
+  /** Plain bytes that were proved. */
+  get checkedBytes(): number {
+    return this.#checkedBytes;
+  }
+
+  get checkedChunks(): number {
+    return this.#reader.chunksProved;
+  }
+
+  /** Errors: POINT_NOT_FOUND when it has been pruned, INTERRUPTED, those of the store and the source. */
+  async prove(disk: string, point: PointRecord, source?: Volume): Promise<Proof> {
+    const notes = new DamageNotes(disk, point);
+    const hold = await this.#hold(disk, point, notes);
+    try {
+      await this.#prove(disk, point, source, notes);
+      if (hold?.signal.aborted !== true) await this.#heal(notes);
+    } finally {
+      await hold?.release();
+    }
+    return { damages: notes.damages, lost: hold?.signal.aborted === true ? hold.signal : undefined };
+  }
+
+  /** Errors: POINT_NOT_FOUND when something was wrong and it has been pruned, INTERRUPTED and those of the store. */
+  async proveNew(disk: string, point: PointRecord, part: NewPart): Promise<NewProof> {
+    const notes = new DamageNotes(disk, point);
+    let ended: ReadingEnds | undefined;
+    try {
+      await this.#readNew(disk, point, part, notes);
+    } catch (error) {
+      if (error instanceof ReadingEnds) ended = error;
+      else notes.add(objectDamageOf(disk, point, error));
+    }
+    if (notes.damages.length === 0) return { found: [], ended };
+    const hold = await this.#hold(disk, point, notes);
+    try {
+      await this.#heal(notes);
+    } finally {
+      await hold?.release();
+    }
+    if (hold?.signal.aborted === true) throw dropped(disk, point);
+    return { found: notes.found, ended };
+  }
+
+  async #readNew(disk: string, point: PointRecord, { walk, from, onWhole }: NewPart, notes: DamageNotes): Promise<void> {
+    const { store, context, signal } = this.#options;
+    const { vault } = context.document;
+    const manifest = await readManifest(store, vault, disk, point, signal);
+    const all = new PointMap(store, fromHex(vault), disk, manifest);
+    const fresh = await walk.newRuns(all, manifest.runs, signal);
+    if (fresh.depth > 0 && from < all.granules) {
+      const map = new PointMap(store, fromHex(vault), disk, { ...manifest, runs: manifest.runs.slice(0, fresh.depth) });
+      await this.#reader.read(map, from, {
+        data: (batch) => {
+          this.#checkBatch(disk, batch, notes);
+          return Promise.resolve();
+        },
+        done: (granule) => {
+          if (notes.damages.length === 0) onWhole(granule);
+          return Promise.resolve();
+        },
+        skip: (segment, offset) => this.#isProved(segment, offset),
+      });
+    }
+    walk.pass(fresh);
+  }
+
+  /** Heals what could not be healed before, while a point that needs it is held. Errors: POINT_NOT_FOUND and those of the store. */
+  async healAgain(disk: string, point: PointRecord, chunks: readonly DamagedChunk[]): Promise<readonly DamagedChunk[]> {
+    const { healer } = this.#options;
+    const hold = await this.#hold(disk, point, new DamageNotes(disk, point));
+    try {
+      const outcomes = (await healer?.heal(chunks)) ?? [];
+      const whole = chunks.filter((_chunk, index) => index in outcomes && outcomes[index] === undefined);
+      for (const { segment, offset } of whole) this.#places.add(segment, offset, "proved");
+      return whole;
+    } finally {
+      await hold?.release();
+    }
+  }
+
+  /** Which of these damages another point of the disk shows, and where; the first of them only, if `first`. Errors: as `PointMap.window`. */
+  async trace(disk: string, point: PointRecord, damages: readonly FoundDamage[], first: boolean): Promise<readonly FoundDamage[]> {
+    const { store, context, signal } = this.#options;
+    const manifest = await readManifest(store, context.document.vault, disk, point, signal);
+    const map = new PointMap(store, fromHex(context.document.vault), disk, manifest);
+    const found: FoundDamage[] = [];
+    for (const { damage, chunk } of damages) {
+      if (chunk === undefined || damage.extent === null) continue;
+      const from = damage.extent.offset / granuleBytes;
+      const end = Math.min(from + damage.extent.length / granuleBytes, map.granules);
+      if (end <= from) continue;
+      const pieces = await map.window(from, end, signal);
+      for (let piece = 0; piece < pieces.count; piece += 1) {
+        const leaf = pieces.leaves[piece];
+        const entry = pieces.entries[piece] ?? 0;
+        if (leaf === undefined || pieceIsZero(pieces, piece)) continue;
+        if (leaf.names[leaf.segments[entry] ?? 0] !== chunk.segment || leaf.offsets[entry] !== chunk.offset) continue;
+        const extent = { offset: (pieces.starts[piece] ?? 0) * granuleBytes, length: (pieces.lengths[piece] ?? 0) * granuleBytes };
+        const message = damage.message.replace(describeExtent(damage.extent), describeExtent(extent));
+        found.push({ damage: { ...damage, sequence: point.sequence, point: point.id, extent, message }, chunk });
+        if (first) return found;
+      }
+    }
+    return found;
+  }
+
+  #isProved(segment: string, offset: number): boolean {
+    return this.#places.has(segment, offset) && !this.#places.isDamaged(segment, offset);
+  }
+
+  /** Undefined, and noted, when what tells of prunes is damaged: that is no reason not to look at the point. */
+  async #hold(disk: string, point: PointRecord, notes: DamageNotes): Promise<PointHold | undefined> {
+    const { store, context, purpose, signal } = this.#options;
+    const onNotice = (notice: Notice): void => {
+      if (!this.#told.has(notice.code)) this.#options.onNotice?.(notice);
+      this.#told.add(notice.code);
+    };
+    try {
+      // What is proved is this disk's part alone, so that of a group's point no other disk is asked: there may be dozens, for each of thousands of points.
+      const part = { ...point, group: null };
+      return await holdPoint({ store, vault: context.document.vault, disk, point: part, purpose, onNotice, signal });
+    } catch (error) {
+      if (!isDamage(error)) throw error;
+      notes.add(objectDamage(disk, error));
+      return undefined;
+    }
+  }
+
+  async #prove(disk: string, point: PointRecord, source: Volume | undefined, notes: DamageNotes): Promise<void> {
+    const { store, context, signal } = this.#options;
+    const { vault } = context.document;
+    try {
+      const manifest = await readManifest(store, vault, disk, point, signal);
+      const map = new PointMap(store, fromHex(vault), disk, manifest);
+      const sourceBytes = source === undefined ? 0 : await source.sizeBytes();
+      if (source !== undefined && sourceBytes !== point.volumeBytes) {
+        const message = `${source.description} has ${String(sourceBytes)} bytes, the point has ${String(point.volumeBytes)}`;
+        notes.note({ extent: null, object: source.description, code: "SOURCE_DIFFERS", message });
+      }
+      const report = paced(this.#options.onProgress);
+      const consumer: PointConsumer = {
+        data: async (batch) => {
+          this.#checkBatch(disk, batch, notes);
+          if (source !== undefined) await compareBatch(point, batch, source, sourceBytes, notes);
+        },
+        zeros: async (from, end) => {
+          if (source !== undefined) await compareZeros(point, from, end, source, sourceBytes, notes);
+        },
+        done: (granule) => {
+          const doneBytes = Math.min(granule * granuleBytes, point.volumeBytes);
+          const progress = { doneBytes, totalBytes: point.volumeBytes, transferredBytes: this.#reader.bytesRead };
+          report({ phase: "verify", ...progress }, doneBytes === point.volumeBytes ? "last" : undefined);
+          return Promise.resolve();
+        },
+        // With a source every byte is needed; without, a chunk that has been judged for another point is not fetched again.
+        ...(source === undefined ? { skip: (segment: string, offset: number): boolean => this.#isProved(segment, offset) } : {}),
+      };
+      await this.#reader.read(map, 0, consumer);
+    } catch (error) {
+      if (!isDamage(error)) throw error;
+      notes.note({ extent: null, object: objectOf(error), code: error.code, message: error.message });
+    }
+  }
+
+  /** Notes each piece whose chunk is damaged, and which chunks have been judged. */
+  #checkBatch(disk: string, batch: ProvedBatch, notes: DamageNotes): void {
+    for (let at = batch.from; at < batch.end; at += 1) {
+      const piece = batch.order[at] ?? 0;
+      const leaf = batch.pieces.leaves[piece];
+      const entry = batch.pieces.entries[piece] ?? 0;
+      const offset = leaf?.offsets[entry] ?? 0;
+      const proved = pieceIsProved(batch, at);
+      this.#places.add(batch.segment, offset, proved ? "proved" : "damaged");
+      const lengthBytes = (batch.pieces.lengths[piece] ?? 0) * granuleBytes;
+      if (proved) {
+        this.#checkedBytes += lengthBytes;
+        continue;
+      }
+      const start = batch.pieces.starts[piece] ?? 0;
+      const extent = { offset: start * granuleBytes, length: lengthBytes };
+      const storedWord = leaf?.storedWords[entry] ?? 0;
+      const stored = String(storedLength(storedWord));
+      const why = batch.failure?.message ?? `its ${stored} bytes from ${String(offset)} on do not give the chunk that they must`;
+      const chunk: DamagedChunk = {
+        segment: batch.segment,
+        offset,
+        storedWord,
+        digest: leaf?.digests.slice(entry * digestBytes, (entry + 1) * digestBytes) ?? new Uint8Array(digestBytes),
+        granules: (leaf?.chunkLengths[entry] ?? 0) + 1,
+        places: [{ disk, granule: start - (batch.pieces.chunkOffsets[piece] ?? 0) }],
+      };
+      notes.note(
+        {
+          extent,
+          object: batch.segment,
+          code: hasCode(batch.failure, "OBJECT_NOT_FOUND") ? "OBJECT_NOT_FOUND" : "DAMAGED",
+          message: `${describeExtent(extent)} cannot be read back: ${batch.segment}: ${why}`,
+        },
+        chunk,
+      );
+    }
+  }
+
+  async #heal(notes: DamageNotes): Promise<void> {
+    const { healer } = this.#options;
+    const { chunks } = notes;
+    if (healer === undefined || chunks.length === 0) return;
+    const outcomes = await healer.heal(chunks);
+    for (const [index, chunk] of chunks.entries()) {
+      const outcome = outcomes[index];
+      if (outcome === undefined) this.#places.add(chunk.segment, chunk.offset, "proved");
+      notes.tell(chunk, outcome);
+    }
+  }
+}
+
+/** What is found out about one point. */
+class DamageNotes {
+  readonly #place: Pick<Damage, "disk" | "sequence" | "point">;
+  readonly #noted: Noted[] = [];
+  readonly #chunks = new Map<string, DamagedChunk>();
+
+  constructor(disk: string, { sequence, id }: PointRecord) {
+    this.#place = { disk, sequence, point: id };
+  }
+
+  get damages(): readonly Damage[] {
+    return this.#noted.map(({ damage }) => damage);
+  }
+
+  get found(): readonly FoundDamage[] {
+    return this.#noted.map(({ damage, chunk }) => ({ damage, chunk: chunk === undefined ? undefined : this.#chunks.get(chunk) }));
+  }
+
+  get chunks(): readonly DamagedChunk[] {
+    return [...this.#chunks.values()];
+  }
+
+  /** Notes something of the point. Damage in one place that continues what was noted last is one damage. */
+  note(found: Pick<Damage, "extent" | "object" | "code" | "message">, chunk?: DamagedChunk): void {
+    const damage: Damage = { ...this.#place, ...found, healed: false };
+    const last = this.#noted.at(-1);
+    const extent = last === undefined ? undefined : joined(last.damage, damage);
+    if (last === undefined || extent === undefined) {
+      this.add(damage, chunk);
+      return;
+    }
+    const message = `${describeExtent(extent)} of ${damage.object} differ from the point`;
+    last.damage = { ...last.damage, extent, message };
+  }
+
+  add(damage: Damage, chunk?: DamagedChunk): void {
+    if (this.#noted.length >= damagesMax) return;
+    const key = chunk === undefined ? undefined : chunkKey(chunk);
+    this.#noted.push({ damage, chunk: key });
+    if (chunk === undefined || key === undefined) return;
+    // A chunk may be shown in several places: any of them may still hold its content.
+    const known = this.#chunks.get(key);
+    const places = [...(known?.places ?? []), ...chunk.places].slice(0, placesMax);
+    this.#chunks.set(key, { ...chunk, places });
+  }
+
+  /** What has become of a chunk. */
+  tell(chunk: DamagedChunk, outcome: string | undefined): void {
+    const key = chunkKey(chunk);
+    for (const noted of this.#noted) {
+      if (noted.chunk !== key) continue;
+      const { damage } = noted;
+      noted.damage =
+        outcome === undefined
+          ? { ...damage, healed: true }
+          : { ...damage, message: `${damage.message}; it could not be healed: ${outcome}` };
+    }
+  }
+}
+
+function describeExtent({ offset, length }: Extent): string {
+  return `bytes ${String(offset)} to ${String(offset + length)}`;
+}
+
+/** Places of one chunk in which its content is looked for. */
+const placesMax = 16;
+
+export function chunkKey({ segment, offset }: Pick<DamagedChunk, "segment" | "offset">): string {
+  return `${segment} ${String(offset)}`;
+}
+
+async function compareBatch(
+  point: PointRecord,
+  batch: ProvedBatch,
+  source: Volume,
+  sourceBytes: number,
+  notes: DamageNotes,
+): Promise<void> {
+  for (let at = batch.from; at < batch.end; at += 1) {
+    if (!pieceIsProved(batch, at)) continue;
+    const piece = batch.order[at] ?? 0;
+    const offset = (batch.pieces.starts[piece] ?? 0) * granuleBytes;
+    const length = Math.min((batch.pieces.lengths[piece] ?? 0) * granuleBytes, point.volumeBytes - offset, sourceBytes - offset);
+    if (length <= 0) continue;
+    const actual = Buffer.alloc(length);
+    await source.read(offset, actual);
+    const out = pieceOutGranule(batch, at) * granuleBytes;
+    if (actual.compare(batch.slab.out, out, out + length) !== 0) noteDifference(notes, source, offset, length);
+  }
+}
+
+async function compareZeros(
+  point: PointRecord,
+  from: number,
+  end: number,
+  source: Volume,
+  sourceBytes: number,
+  notes: DamageNotes,
+): Promise<void> {
+  const limit = Math.min(end * granuleBytes, point.volumeBytes, sourceBytes);
+  const buffer = Buffer.alloc(Math.min(1024 * 1024, Math.max(0, limit - from * granuleBytes)));
+  const zeros = Buffer.alloc(buffer.length);
+  for await (const extent of source.allocated?.(sourceBytes) ?? [{ offset: 0, length: sourceBytes }]) {
+    if (extent.offset >= limit) break;
+    for (let offset = Math.max(extent.offset, from * granuleBytes); offset < Math.min(extent.offset + extent.length, limit); ) {
+      const length = Math.min(buffer.length, extent.offset + extent.length - offset, limit - offset);
+      await source.read(offset, buffer.subarray(0, length));
+      if (buffer.compare(zeros, 0, length, 0, length) !== 0) noteDifference(notes, source, offset, length);
+      offset += length;
+    }
+  }
+}
+
+function noteDifference(notes: DamageNotes, source: Volume, offset: number, length: number): void {
+  notes.note({
+    extent: { offset, length },
+    object: source.description,
+    code: "SOURCE_DIFFERS",
+    message: `${describeExtent({ offset, length })} of ${source.description} differ from the point`,
+  });
+}
+
+/** The extent of two differences that touch, or undefined. */
+function joined(last: Damage, next: Damage): Extent | undefined {
+  if (last.extent === null || next.extent === null || last.code !== "SOURCE_DIFFERS" || next.code !== "SOURCE_DIFFERS") return undefined;
+  const touches = last.extent.offset + last.extent.length === next.extent.offset && last.point === next.point;
+  return touches ? { offset: last.extent.offset, length: last.extent.length + next.extent.length } : undefined;
+}
+
+function dropped(disk: string, { sequence }: PointRecord): TidemarkError {
+  return new TidemarkError("POINT_NOT_FOUND", `point ${String(sequence)} of disk ${JSON.stringify(disk)} was dropped while it was proved`);
+}
+
+/** What a part of a point's map that cannot be read means to the point. Errors: what is no damage. */
+export function objectDamageOf(disk: string, point: PointRecord, error: unknown): Damage {
+  if (!isDamage(error)) throw error;
+  const { code, message } = error;
+  return { disk, sequence: point.sequence, point: point.id, extent: null, object: objectOf(error), code, message, healed: false };
+}
+
+export type DamageError = TidemarkError & { readonly code: "DAMAGED" | "OBJECT_NOT_FOUND" | "FORMAT_UNSUPPORTED" };
+
+export function isDamage(error: unknown): error is DamageError {
+  return hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED");
+}
+
+/** The damage of an object that lists points and cannot be read: how many points that concerns, and which, is not known. */
+export function objectDamage(disk: string, error: DamageError): Damage {
+  const code = hasCode(error.cause, "OBJECT_NOT_FOUND") ? "OBJECT_NOT_FOUND" : error.code;
+  return { disk, sequence: null, point: null, extent: null, object: objectOf(error), code, message: error.message, healed: false };
+}
+
+function objectOf(error: TidemarkError): string {
+  const { object } = error.detail;
+  return typeof object === "string" ? object : "unknown";
+}

@@ -1,0 +1,452 @@
+/**
+ * Scrubbing: a vault is read back a little at a time, so that damage is found while somebody still holds what was there.
+ *
+ *     pass:   what was damaged is looked at again ─► disk by disk, points from the oldest to the newest: what is new in them ─► proved ─► healed
+ *             ─► noted in `disks/<disk>/proved`     until the budget is spent
+ *     round:  passes, until every point has been looked at, and the frames' headers and tables
+ *
+ * What several points share is read once in a round: a `MapWalk` knows what of a point's map no older one had, and `ProvedPlaces` which chunks have been read
+ * already. A pass can end anywhere, also in the middle of a point: the next one goes on there. Points that somebody else has proved since the round
+ * began are passed over.
+ *
+ * Memory: places that have been proved, at most 128 MiB (see `ProvedPlaces`), the names of the maps' objects, the records of all points, and findings. Maps are
+ * read besides the budget: 36 bytes for each chunk.
+ */
+import { setTimeout as delay } from "node:timers/promises";
+import type { BlockDevice } from "../../device.ts";
+import { hasCode, type TidemarkError, throwIfAborted } from "../../errors.ts";
+import type { VaultContext } from "../../replication/session.ts";
+import type { PointRecord } from "../../store/format/documents.ts";
+import { decodeDiskName, parseSegmentName, segmentsPrefix } from "../../store/format/names.ts";
+import { MapWalk } from "../../store/map/map-walk.ts";
+import { readPoints } from "../../store/points/history.ts";
+import { listDisks } from "../../store/points/points.ts";
+import type { ProvedTimes } from "../../store/points/proved.ts";
+import { noteProved, readProved } from "../../store/points/proved.ts";
+import { readHead } from "../../store/points/writer-lease.ts";
+import { sweepQuarantine } from "../../store/segments/quarantine.ts";
+import { Store } from "../../store/store.ts";
+import type { Damage, Notice } from "../../summaries.ts";
+import type { Bandwidth } from "../../throttle.ts";
+import type { Volume } from "../../volume.ts";
+import { Findings, framesKey, listsKey } from "./findings.ts";
+import { FrameProver } from "./frame-repair.ts";
+import { Healer } from "./heal.ts";
+import type { FoundDamage } from "./point-prover.ts";
+import { isDamage, objectDamage, PointProver, ReadingEnds } from "./point-prover.ts";
+import { ProvedPlaces } from "./proved-places.ts";
+import { endRound, takeRation } from "./quota.ts";
+
+export interface ScrubOptions {
+  /** Bytes of segments to read in this pass. Default: as many as there are. */
+  readonly budgetBytes?: number | undefined;
+  /**
+   * Or what share of them a day, from 0 to 1, whoever else scrubs the vault: the pass reads what has come together since the last one of anybody, a day's share
+   * at most. The less of both counts.
+   */
+  readonly sharePerDay?: number | undefined;
+  /** How fast. Default: as fast as it goes. */
+  readonly bandwidth?: Bandwidth | undefined;
+  /** By disk: what may still hold its content, for healing. Disks that the vault protects need not be named. */
+  readonly sources?: ReadonlyMap<string, Volume> | undefined;
+  /** Told of a disk whose writer has something open that needs to be healed: that can be done when the writer has left its seat. */
+  readonly onOpen?: ((disk: string) => void) | undefined;
+  /** Told of each damage that is found, healed or not. */
+  readonly onDamage?: ((damage: Damage) => void) | undefined;
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface ScrubSummary {
+  /** Points that were found to be whole. */
+  readonly provedPoints: number;
+  /** Bytes of segments that were read. */
+  readonly readBytes: number;
+  /** What is damaged now, as far as is known, found by this pass or an earlier one. */
+  readonly damaged: readonly Damage[];
+  /** What this pass has healed. */
+  readonly healed: readonly Damage[];
+  /** Every point has been proved since the round began; the next pass begins another round. */
+  readonly roundEnded: boolean;
+  readonly elapsedMs: number;
+}
+
+/** A disk that is protected: what it holds now, and its writer. */
+interface ProtectedSource {
+  readonly disk: string;
+  readonly device: Pick<BlockDevice, "description" | "sizeBytes" | "read">;
+  status(): { readonly state: string };
+}
+
+/** How long a protection is given to end the cycle that it is in. */
+const renewalMsMax = 60_000;
+const renewalPollMs = 200;
+
+/**
+ * A pass in which protected disks are sources of their own. Where one of them has something open that needs to be healed, it is asked to end its
+ * session after the cycle that it is in, and a second pass heals it. Errors: see `Scrubber`.
+ */
+export async function scrubProtected(
+  scrubber: Scrubber,
+  { renewals }: Pick<VaultContext, "renewals">,
+  protections: Iterable<ProtectedSource>,
+  options: ScrubOptions,
+): Promise<ScrubSummary> {
+  const running = [...protections].filter((protection) => protection.status().state !== "stopped");
+  const sources = new Map([...running.map(({ disk, device }): [string, Volume] => [disk, volumeOf(device)]), ...(options.sources ?? [])]);
+  const open = new Set<string>();
+  const onOpen = (disk: string): void => {
+    if (running.some((protection) => protection.disk === disk)) open.add(disk);
+    options.onOpen?.(disk);
+  };
+  const first = await scrubber.pass({ ...options, sources, onOpen });
+  if (open.size === 0) return first;
+  for (const disk of open) renewals.add(disk);
+  for (let waitedMs = 0; waitedMs < renewalMsMax && [...open].some((disk) => renewals.has(disk)); waitedMs += renewalPollMs) {
+    await delay(renewalPollMs, undefined, { signal: options.signal }).catch(() => undefined);
+    throwIfAborted(options.signal);
+  }
+  const second = await scrubber.healAgain({ ...options, sources });
+  return {
+    ...second,
+    roundEnded: first.roundEnded,
+    provedPoints: first.provedPoints + second.provedPoints,
+    readBytes: first.readBytes + second.readBytes,
+    healed: [...first.healed, ...second.healed],
+    elapsedMs: first.elapsedMs + second.elapsedMs,
+  };
+}
+
+function volumeOf(device: ProtectedSource["device"]): Volume {
+  return {
+    description: device.description,
+    sizeBytes: () => Promise.resolve(device.sizeBytes),
+    read: async (offset, into) => {
+      await device.read(offset, into);
+    },
+  };
+}
+
+/** How long what has been proved is kept to itself. */
+const noteEveryMs = 60_000;
+
+/** A disk's points, oldest first, and when they were proved. */
+interface Listed {
+  readonly points: readonly PointRecord[];
+  readonly times: ProvedTimes;
+}
+
+/** How far a round has come with a disk. */
+interface Progress {
+  readonly walk: MapWalk;
+  /** Numbers of the points that have been looked at. */
+  readonly done: Set<number>;
+  /** The point that the last pass ended in, and up to which granule it was whole. */
+  begun: { readonly sequence: number; granule: number } | undefined;
+}
+
+interface Round {
+  readonly number: number;
+  readonly startedMs: number;
+  readonly places: ProvedPlaces;
+  readonly disks: Map<string, Progress>;
+  /** Segments whose frames have been looked at. */
+  readonly segments: Set<string>;
+  /** Digests of damaged chunks that no other chunk of the vault has. */
+  readonly alone: Set<string>;
+  /** By disk: points that were proved and have not been noted. */
+  readonly unnoted: Map<string, Set<number>>;
+  storedBytes: number | undefined;
+}
+
+export class Scrubber {
+  readonly #context: VaultContext;
+  readonly #findings = new Findings();
+  #round: Round | undefined;
+  #rounds = 0;
+
+  constructor(context: VaultContext) {
+    this.#context = context;
+  }
+
+  /** One pass; one at a time. Errors: INTERRUPTED and those of the store. */
+  async pass(options: ScrubOptions): Promise<ScrubSummary> {
+    const { sharePerDay, signal } = options;
+    if (sharePerDay === undefined) return await this.#pass(options, this.#goOn(), undefined);
+    const { vault } = this.#context.document;
+    const store = new Store(this.#context.sink);
+    const ration = await takeRation(store, vault, Date.now(), { signal });
+    if (ration === undefined) return await this.healAgain(options);
+    const summary = await this.#pass(options, this.#goOn(ration.roundMs), sharePerDay * ration.dayPart);
+    if (summary.roundEnded) await endRound(store, vault, ration.roundMs, Date.now(), { signal });
+    return summary;
+  }
+
+  async #pass(options: ScrubOptions, round: Round, share: number | undefined): Promise<ScrubSummary> {
+    const summary = await new Pass(this.#context, options, round, this.#findings).run("on", share);
+    if (summary.roundEnded) this.#round = undefined;
+    return summary;
+  }
+
+  /** Looks again only at what is damaged. Errors: as `pass`. */
+  async healAgain(options: ScrubOptions): Promise<ScrubSummary> {
+    return await new Pass(this.#context, options, this.#goOn(), this.#findings).run("again");
+  }
+
+  /** The round that we are in; another one when somebody else has ended it, and another one began at `startedMs`. */
+  #goOn(startedMs?: number): Round {
+    if (this.#round === undefined || (startedMs !== undefined && startedMs !== this.#round.startedMs)) {
+      this.#rounds += 1;
+      this.#round = {
+        number: this.#rounds,
+        startedMs: startedMs ?? Date.now(),
+        places: new ProvedPlaces(),
+        disks: new Map(),
+        segments: new Set(),
+        alone: new Set(),
+        unnoted: new Map(),
+        storedBytes: undefined,
+      };
+    }
+    return this.#round;
+  }
+}
+
+class Pass {
+  readonly #context: VaultContext;
+  readonly #options: ScrubOptions;
+  readonly #round: Round;
+  readonly #findings: Findings;
+  readonly #store: Store;
+  readonly #prover: PointProver;
+  readonly #frames: FrameProver;
+  #listed: ReadonlyMap<string, Listed> = new Map();
+  #notedAtMs = performance.now();
+  #budgetBytes = Infinity;
+  #readBytes = 0;
+  #provedPoints = 0;
+
+  constructor(context: VaultContext, options: ScrubOptions, round: Round, findings: Findings) {
+    const { sources = new Map<string, Volume>(), onDamage, onNotice = () => undefined, onOpen, signal } = options;
+    const store = new Store(context.sink);
+    this.#context = context;
+    this.#options = options;
+    this.#round = round;
+    this.#findings = findings;
+    this.#store = store;
+    const { places, alone } = round;
+    const pace = async (bytes: number): Promise<void> => await this.#pace(bytes);
+    const healer = new Healer({ context, store, sources, alone, onNotice, onOpen, signal });
+    this.#prover = new PointProver({ context, store, purpose: "scrub", places, healer, pace, onNotice, signal });
+    this.#frames = new FrameProver({ context, store, vault: context.document.vault, pace, onNotice, onOpen, signal });
+    findings.begin(onDamage);
+  }
+
+  /** `on`: goes on with the round, for at most a share of the vault. `again`: looks only at what is known to be damaged. */
+  async run(how: "on" | "again", share?: number): Promise<ScrubSummary> {
+    const startedAt = performance.now();
+    const { budgetBytes = Infinity } = this.#options;
+    this.#budgetBytes = Math.min(budgetBytes, share === undefined ? Infinity : share * (await this.#storedBytes()));
+    const roundEnded = await this.#runUntilSpent(how);
+    await this.#note();
+    return {
+      provedPoints: this.#provedPoints,
+      readBytes: this.#readBytes,
+      damaged: this.#findings.damages,
+      healed: this.#findings.healed,
+      roundEnded,
+      elapsedMs: Math.round(performance.now() - startedAt),
+    };
+  }
+
+  /** True: the round has ended. */
+  async #runUntilSpent(how: "on" | "again"): Promise<boolean> {
+    try {
+      this.#listed = await this.#list();
+      await this.#lookAgain();
+      if (how === "again") return false;
+      for (const disk of this.#inOrder()) await this.#proveDisk(disk);
+      await this.#proveFrames();
+      await sweepQuarantine(this.#store, { signal: this.#options.signal });
+      return true;
+    } catch (error) {
+      if (error instanceof ReadingEnds) return false;
+      throw error;
+    }
+  }
+
+  async #pace(bytes: number): Promise<void> {
+    const { bandwidth, signal } = this.#options;
+    if (this.#readBytes >= this.#budgetBytes) throw new ReadingEnds("the budget is spent");
+    this.#readBytes += bytes;
+    await bandwidth?.take(bytes, signal);
+  }
+
+  /** What is written in all segments; asked once in a round, and good enough for a share. */
+  async #storedBytes(): Promise<number> {
+    if (this.#round.storedBytes !== undefined) return this.#round.storedBytes;
+    const { signal } = this.#options;
+    let bytes = 0;
+    const segments: string[] = [];
+    for await (const { name } of this.#store.list(segmentsPrefix, { signal }))
+      if (parseSegmentName(name) !== undefined) segments.push(name);
+    for (const segment of segments) {
+      try {
+        bytes += (await this.#store.statPages(segment, { signal })).writtenBytes;
+      } catch (error) {
+        if (!isDamage(error)) throw error; // told of by the points that need it
+      }
+    }
+    this.#round.storedBytes = bytes;
+    return bytes;
+  }
+
+  /** All points that can be listed; what cannot is damage. */
+  async #list(): Promise<ReadonlyMap<string, Listed>> {
+    const { signal } = this.#options;
+    const { vault } = this.#context.document;
+    const listed = new Map<string, Listed>();
+    const { disks, headless } = await listDisks(this.#store, signal);
+    const all = [...disks, ...headless];
+    this.#findings.keepDisks(all);
+    for (const disk of all) {
+      const lists: Damage[] = [];
+      const newestFirst: PointRecord[] = [];
+      try {
+        const { head } = await readHead(this.#store, vault, disk, signal);
+        const onDamage = (error: TidemarkError): void => {
+          if (!isDamage(error)) throw error;
+          lists.push(objectDamage(disk, error));
+        };
+        for await (const point of readPoints(this.#store, head, { onDamage, signal })) newestFirst.push(point);
+      } catch (error) {
+        const lost = hasCode(error, "DISK_NOT_FOUND") ? error.cause : error;
+        if (!isDamage(lost)) throw error;
+        lists.push(objectDamage(disk, lost));
+      }
+      this.#findings.replace(disk, listsKey, lists, this.#round.number);
+      this.#findings.keepPoints(disk, new Set(newestFirst.map(({ sequence }) => sequence)));
+      listed.set(disk, { points: newestFirst.reverse(), times: await readProved(this.#store, vault, disk, signal) });
+    }
+    return listed;
+  }
+
+  /** Disks that can be healed here first, and of those alike the one with the point that was proved longest ago. */
+  #inOrder(): readonly string[] {
+    const { sources } = this.#options;
+    const keys = Array.from(this.#listed, ([disk, { points, times }]) => {
+      const left = points.filter(({ sequence }) => !this.#progressOf(disk).done.has(sequence));
+      const provedMs = left.reduce((oldest, point) => Math.min(oldest, times.of(point) ?? 0), Infinity);
+      return { disk, rank: sources?.has(disk) === true ? 0 : 1, provedMs };
+    });
+    return keys.sort((a, b) => a.rank - b.rank || a.provedMs - b.provedMs).map(({ disk }) => disk);
+  }
+
+  #progressOf(disk: string): Progress {
+    const progress = this.#round.disks.get(disk) ?? { walk: new MapWalk(disk), done: new Set<number>(), begun: undefined };
+    this.#round.disks.set(disk, progress);
+    return progress;
+  }
+
+  /** What could not be healed before: its source may be there now, or its writer have left. */
+  async #lookAgain(): Promise<void> {
+    for (const { disk, sequence, chunks } of this.#findings.damagedPoints()) {
+      const point = this.#listed.get(disk)?.points.find((listed) => listed.sequence === sequence);
+      if (point === undefined) continue;
+      try {
+        const whole = this.#findings.heal(await this.#prover.healAgain(disk, point, chunks));
+        for (const healed of whole)
+          if (this.#progressOf(healed.disk).done.has(healed.sequence)) this.#isWhole(healed.disk, healed.sequence);
+      } catch (error) {
+        if (!hasCode(error, "POINT_NOT_FOUND")) throw error; // pruned since it was listed
+      }
+    }
+    for (const segment of this.#findings.damagedSegments()) await this.#proveSegment(segment);
+  }
+
+  async #proveDisk(disk: string): Promise<void> {
+    const { points, times } = this.#listed.get(disk) ?? { points: [], times: undefined };
+    const { done } = this.#progressOf(disk);
+    for (const [index, point] of points.entries()) {
+      throwIfAborted(this.#options.signal);
+      if (done.has(point.sequence)) continue;
+      // By hand, or by somebody else who scrubs the vault.
+      const isProved = (times?.of(point) ?? 0) >= this.#round.startedMs;
+      try {
+        await this.#provePoint(disk, point, isProved, points.slice(index + 1));
+      } catch (error) {
+        if (!hasCode(error, "POINT_NOT_FOUND")) throw error; // pruned since it was listed
+      }
+      if (performance.now() - this.#notedAtMs > noteEveryMs) await this.#note();
+    }
+  }
+
+  async #provePoint(disk: string, point: PointRecord, isProved: boolean, younger: readonly PointRecord[]): Promise<void> {
+    const { sequence } = point;
+    const progress = this.#progressOf(disk);
+    const begun = progress.begun?.sequence === sequence ? progress.begun : { sequence, granule: 0 };
+    progress.begun = begun;
+    const onWhole = (granule: number): void => {
+      begun.granule = granule;
+    };
+    const from = isProved ? Infinity : begun.granule;
+    const { found, ended } = await this.#prover.proveNew(disk, point, { walk: progress.walk, from, onWhole });
+    await this.#trace(disk, this.#findings.add(disk, sequence, found, this.#round.number), younger);
+    if (ended !== undefined) throw ended;
+    progress.done.add(sequence);
+    progress.begun = undefined;
+    if (this.#findings.finish(disk, sequence, this.#round.number) && !isProved) this.#isWhole(disk, sequence);
+  }
+
+  #isWhole(disk: string, sequence: number): void {
+    this.#provedPoints += 1;
+    const { unnoted } = this.#round;
+    unnoted.set(disk, (unnoted.get(disk) ?? new Set()).add(sequence));
+  }
+
+  /** Which younger points show what has been found to be damaged: from one to the next, until it is hidden in all. */
+  async #trace(disk: string, damages: readonly FoundDamage[], younger: readonly PointRecord[]): Promise<void> {
+    let shown = damages.filter(({ chunk }) => chunk !== undefined);
+    for (const point of younger) {
+      if (shown.length === 0) return;
+      throwIfAborted(this.#options.signal);
+      try {
+        const first = this.#findings.isFull;
+        const found = await this.#prover.trace(disk, point, shown, first);
+        this.#findings.add(disk, point.sequence, found, this.#round.number);
+        if (!first || found.length === 0) shown = [...found];
+      } catch (error) {
+        if (!isDamage(error)) throw error; // of that point it is told when it is looked at
+      }
+    }
+  }
+
+  /** Headers and tables, segment by segment; what stands there is named with the disk that wrote it. */
+  async #proveFrames(): Promise<void> {
+    const { signal } = this.#options;
+    const segments = new Set<string>();
+    for await (const { name } of this.#store.list(segmentsPrefix, { signal })) if (parseSegmentName(name) !== undefined) segments.add(name);
+    this.#findings.damagedSegments(segments);
+    for (const segment of segments) if (!this.#round.segments.has(segment)) await this.#proveSegment(segment);
+  }
+
+  async #proveSegment(segment: string): Promise<void> {
+    const disk = decodeDiskName(parseSegmentName(segment)?.encodedDisk ?? "") ?? "";
+    const damages = await this.#frames.damages(segment);
+    this.#findings.replace(disk, framesKey, damages, this.#round.number, ({ object }) => object === segment);
+    this.#round.segments.add(segment);
+  }
+
+  async #note(): Promise<void> {
+    for (const [disk, sequences] of this.#round.unnoted) {
+      const place = { vault: this.#context.document.vault, disk };
+      try {
+        await noteProved(this.#store, place, this.#listed.get(disk)?.points ?? [], sequences, Date.now(), this.#options.signal);
+      } catch (error) {
+        if (!hasCode(error, "ACCESS_REFUSED")) throw error; // who may only read may prove, too
+      }
+      this.#round.unnoted.delete(disk);
+    }
+    this.#notedAtMs = performance.now();
+  }
+}

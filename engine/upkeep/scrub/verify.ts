@@ -1,0 +1,153 @@
+/**
+ * Proves points by hand: those that are chosen, the newest first, each by a `PointProver`. Damage does not end the work: it is collected, and with
+ * `heal` healed where somebody still holds what was there. Points that turned out to be whole are noted as proved.
+ */
+
+import { hasCode, interrupted, TidemarkError, throwIfAborted } from "../../errors.ts";
+import type { VaultContext } from "../../replication/session.ts";
+import type { HeadDocument, PointRecord } from "../../store/format/documents.ts";
+import { decodeDiskName, parseSegmentName, segmentsPrefix } from "../../store/format/names.ts";
+import { readPoints } from "../../store/points/history.ts";
+import { diskNames, selectPoint } from "../../store/points/points.ts";
+import { noteProved } from "../../store/points/proved.ts";
+import { readHead } from "../../store/points/writer-lease.ts";
+import { Store } from "../../store/store.ts";
+import type { Damage, VerifyOptions, VerifySummary } from "../../summaries.ts";
+import type { Volume } from "../../volume.ts";
+import { FrameProver } from "./frame-repair.ts";
+import { Healer } from "./heal.ts";
+import type { DamageError } from "./point-prover.ts";
+import { damagesMax, isDamage, objectDamage, PointProver } from "./point-prover.ts";
+
+/** Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, SOURCE_…, INTERRUPTED and those of the store. Damage is no error: it is in the summary. */
+export async function verify(context: VaultContext, options: VerifyOptions): Promise<VerifySummary> {
+  return await new Verification(context, options).run();
+}
+
+class Verification {
+  readonly #context: VaultContext;
+  readonly #options: VerifyOptions;
+  readonly #store: Store;
+  readonly #prover: PointProver;
+  readonly #damaged: Damage[] = [];
+  #checkedPoints = 0;
+
+  constructor(context: VaultContext, options: VerifyOptions) {
+    const { disk, source, heal = false, onProgress, onNotice = () => undefined, signal } = options;
+    const store = new Store(context.sink);
+    const sources = new Map<string, Volume>(source === undefined || disk === undefined ? [] : [[disk.normalize("NFC"), source]]);
+    const healer = heal ? new Healer({ context, store, sources, onNotice, signal }) : undefined;
+    this.#context = context;
+    this.#options = options;
+    this.#store = store;
+    this.#prover = new PointProver({ context, store, purpose: "verify", healer, onProgress, onNotice, signal });
+  }
+
+  async run(): Promise<VerifySummary> {
+    const startedAt = performance.now();
+    const { disk, source } = this.#options;
+    if (source !== undefined && disk === undefined) {
+      throw new TidemarkError("INVALID_ARGUMENT", "a source can be compared with one disk only", { remedy: "name the disk" });
+    }
+    const disks = disk === undefined ? await diskNames(this.#store, this.#options.signal) : [disk.normalize("NFC")];
+    for (const name of disks) await this.#verifyDisk(name);
+    if (this.#options.heal === true && this.#options.point === undefined) await this.#healFrames(new Set(disks));
+    return {
+      checkedPoints: this.#checkedPoints,
+      checkedChunks: this.#prover.checkedChunks,
+      checkedBytes: this.#prover.checkedBytes,
+      damaged: this.#damaged,
+      elapsedMs: Math.round(performance.now() - startedAt),
+    };
+  }
+
+  async #verifyDisk(disk: string): Promise<void> {
+    const { signal } = this.#options;
+    const head = await this.#readHead(disk);
+    if (head === undefined) return;
+    const whole = new Set<number>();
+    // Newest first: that is the one a user would need first, and the first to be reported.
+    for await (const point of this.#choosePoints(head)) {
+      throwIfAborted(signal);
+      if (await this.#verifyPoint(disk, point)) whole.add(point.sequence);
+    }
+    if (whole.size > 0) await this.#noteWhole(head, whole);
+  }
+
+  /** Whether the point is whole. One of many that has been pruned since it was listed is none to be proved. */
+  async #verifyPoint(disk: string, point: PointRecord): Promise<boolean> {
+    const isOnly = this.#options.point !== undefined;
+    try {
+      const { source, heal = false } = this.#options;
+      const { damages, lost } = await this.#prover.prove(disk, point, heal ? undefined : source);
+      if (lost !== undefined && isOnly) throw interrupted(lost);
+      if (lost !== undefined) return false; // what was missing in it was missing because it was pruned
+      this.#checkedPoints += 1;
+      for (const damage of damages) this.#note(damage);
+      return damages.every(({ code, healed }) => healed || code === "SOURCE_DIFFERS");
+    } catch (error) {
+      if (isOnly || !hasCode(error, "POINT_NOT_FOUND")) throw error;
+      return false;
+    }
+  }
+
+  async #noteWhole(head: HeadDocument, whole: ReadonlySet<number>): Promise<void> {
+    const { signal } = this.#options;
+    const place = { vault: this.#context.document.vault, disk: head.disk };
+    const points: PointRecord[] = [];
+    // Of points whose page cannot be read nothing is known, and nothing need be kept.
+    for await (const point of readPoints(this.#store, head, { onDamage: () => undefined, signal })) points.push(point);
+    try {
+      await noteProved(this.#store, place, points.reverse(), whole, Date.now(), signal);
+    } catch (error) {
+      if (!hasCode(error, "ACCESS_REFUSED")) throw error; // who may only read may prove, too
+    }
+  }
+
+  /** Points do not need what makes frames readable without a map, so only who heals looks at it. */
+  async #healFrames(disks: ReadonlySet<string>): Promise<void> {
+    const { onNotice = () => undefined, signal } = this.#options;
+    const { vault } = this.#context.document;
+    const frames = new FrameProver({ context: this.#context, store: this.#store, vault, onNotice, signal });
+    const segments: string[] = [];
+    for await (const { name } of this.#store.list(segmentsPrefix, { signal })) segments.push(name);
+    for (const segment of segments) {
+      const disk = decodeDiskName(parseSegmentName(segment)?.encodedDisk ?? "");
+      if (disk === undefined || !disks.has(disk)) continue;
+      for (const damage of await frames.damages(segment)) this.#note(damage);
+    }
+  }
+
+  async *#choosePoints(head: HeadDocument): AsyncGenerator<PointRecord> {
+    const { signal, source, heal = false } = this.#options;
+    const selector = this.#options.point ?? (source === undefined || heal ? undefined : "latest");
+    if (selector !== undefined) {
+      yield await selectPoint(this.#store, head, selector, signal);
+      return;
+    }
+    const onDamage = (error: TidemarkError): void => {
+      if (!isDamage(error)) throw error;
+      this.#noteObject(head.disk, error);
+    };
+    yield* readPoints(this.#store, head, { onDamage, signal });
+  }
+
+  /** Undefined, and noted, when it is damaged and one of many. */
+  async #readHead(disk: string): Promise<HeadDocument | undefined> {
+    try {
+      return (await readHead(this.#store, this.#context.document.vault, disk, this.#options.signal)).head;
+    } catch (error) {
+      if (!isDamage(error) || this.#options.disk !== undefined) throw error;
+      this.#noteObject(disk, error);
+      return undefined;
+    }
+  }
+
+  #noteObject(disk: string, error: DamageError): void {
+    this.#note(objectDamage(disk, error));
+  }
+
+  #note(damage: Damage): void {
+    if (this.#damaged.length < damagesMax) this.#damaged.push(damage);
+  }
+}

@@ -1,0 +1,262 @@
+import { once } from "node:events";
+import { rmSync, writeFileSync } from "node:fs";
+import { request } from "node:http";
+import { createServer } from "node:net";
+import { describe, expect, it, onTestFinished } from "vitest";
+import { Agent } from "../../../cli/agent/agent.ts";
+import { askAgent } from "../../../cli/agent/control-client.ts";
+import type { AgentStatus } from "../../../cli/agent/supervisor.ts";
+import { TidemarkError } from "../../../engine/index.ts";
+import { ConfigFolder } from "./configuration.ts";
+import { KeptLog, ScriptedMachinery, settled, VirtualClock } from "./scripted.ts";
+
+const text = `vaults:
+  main: {address: "dir:vault"}
+policies:
+  gold: {}
+disks:
+  - {name: web, image: web.img, vault: main, policy: gold, listen: "unix:a.sock"}
+control: {socket: agent.sock}
+`;
+
+const { signal } = new AbortController();
+
+class Rig {
+  readonly folder: ConfigFolder = new ConfigFolder("web.img", "db.img");
+  readonly machinery: ScriptedMachinery = new ScriptedMachinery();
+  readonly log: KeptLog = new KeptLog();
+  readonly socket: string = this.folder.path("agent.sock");
+
+  async start(configuration: string = text): Promise<Agent> {
+    const { machinery, log } = this;
+    const options = { environment: {}, machinery, clock: new VirtualClock(), log };
+    const agent = await Agent.start(await this.folder.config(configuration), options);
+    onTestFinished(async () => {
+      await agent.stop({ drain: false });
+      await agent[Symbol.asyncDispose]();
+    });
+    await settled();
+    return agent;
+  }
+
+  async ask(method: "GET" | "POST" | "PUT", path: string, fields?: object): Promise<unknown> {
+    return await askAgent(this.socket, { method, path, fields, signal });
+  }
+
+  /** A request as it is, and what came back. */
+  async raw(
+    method: string,
+    path: string,
+    body = "",
+  ): Promise<{ readonly status: number; readonly text: string; readonly allow: string | undefined }> {
+    const sent = request({ socketPath: this.socket, method, path, agent: false });
+    sent.on("error", () => sent.destroy());
+    sent.end(body);
+    const [response] = (await once(sent, "response")) as [import("node:http").IncomingMessage];
+    const parts: Buffer[] = [];
+    for await (const part of response as AsyncIterable<Buffer>) parts.push(part);
+    return { status: response.statusCode ?? 0, text: Buffer.concat(parts).toString(), allow: response.headers.allow };
+  }
+}
+
+describe("the control API", () => {
+  it("tells the status of all disks and of one", async () => {
+    const rig = new Rig();
+    await rig.start();
+    expect(await rig.ask("GET", "/v1/status")).toMatchObject({
+      state: "running",
+      health: "Normal",
+      disks: [{ disk: "web", vault: "main" }],
+    });
+    expect(await rig.ask("GET", "/v1/disks/web")).toMatchObject({ disk: "web", listen: `unix:${rig.folder.path("a.sock")}` });
+    await expect(rig.ask("GET", "/v1/disks/w%C3%A9b")).rejects.toMatchObject({
+      code: "DISK_NOT_FOUND",
+      message: "the agent has no disk wéb",
+    });
+    expect(await rig.ask("GET", "/healthz")).toEqual({ health: "Normal" });
+  });
+
+  it("answers a point request when the point is committed", async () => {
+    const rig = new Rig();
+    await rig.start();
+    expect(await rig.ask("POST", "/v1/point", { disk: "web" })).toMatchObject({
+      points: [{ disk: "web", sequence: 1, consistency: "crash" }],
+    });
+    const app = await rig.ask("POST", "/v1/point", { disk: "web", applicationConsistent: true });
+    expect(app).toMatchObject({ points: [{ sequence: 2, consistency: "app" }] });
+  });
+
+  it("gives a point request up when its client goes away", async () => {
+    const rig = new Rig();
+    await rig.start();
+    const protection = rig.machinery.protection("web");
+    protection.gate = new Promise(() => undefined);
+    const client = new AbortController();
+    const asked = askAgent(rig.socket, { method: "POST", path: "/v1/point", fields: { disk: "web" }, signal: client.signal });
+    asked.catch(() => undefined);
+    while (!protection.calls.includes("point")) await settled();
+    client.abort();
+    await expect(asked).rejects.toMatchObject({ code: "INTERRUPTED" });
+    while (!protection.calls.includes("point given up")) await settled();
+  });
+
+  it("pauses, resumes and limits", async () => {
+    const rig = new Rig();
+    await rig.start();
+    expect(await rig.ask("POST", "/v1/pause", {})).toEqual({ disks: ["web"] });
+    expect(await rig.ask("POST", "/v1/resume", { disk: "web" })).toEqual({ disks: ["web"] });
+    expect(rig.machinery.protection("web").calls).toEqual(["pause", "resume"]);
+    await rig.ask("PUT", "/v1/limit", { vault: "main", bytesPerSecond: 1_048_576 });
+    expect(rig.machinery.limits.get("main")).toBe(1_048_576);
+    await rig.ask("PUT", "/v1/limit", { vault: "main", bytesPerSecond: "off" });
+    expect((await rig.ask("GET", "/v1/status")) as AgentStatus).toMatchObject({ vaults: [{ limitBytesPerSecond: "off" }] });
+    await rig.ask("PUT", "/v1/limit", { vault: "main", bytesPerSecond: null });
+    expect(rig.machinery.limits.get("main")).toBeUndefined();
+  });
+
+  it("reloads, and refuses a configuration with faults whole", async () => {
+    const rig = new Rig();
+    await rig.start();
+    const second = '  - {name: db, image: db.img, vault: main, policy: gold, listen: "unix:a.sock"}\ncontrol:';
+    rig.folder.write(text.replace("control:", second));
+    expect(await rig.ask("POST", "/v1/reload")).toMatchObject({ added: ["db"] });
+    rig.folder.write(text.replace("gold: {}", "gold: {crashConsistentFrequency: x}").replace("web.img", "none.img"));
+    await expect(rig.ask("POST", "/v1/reload")).rejects.toMatchObject({ code: "INVALID_ARGUMENT", detail: { faults: 2 } });
+    expect(await rig.ask("GET", "/v1/status")).toMatchObject({ disks: [{ disk: "web" }, { disk: "db" }] });
+    expect(rig.log.lines.filter(({ level }) => level === "error")).toHaveLength(2);
+  });
+
+  it("stops and resumes one disk, and goes on", async () => {
+    const rig = new Rig();
+    await rig.start();
+    expect(await rig.ask("POST", "/v1/stop", { disk: "web", drain: false })).toEqual({ disks: ["web"], notDrained: ["web"] });
+    expect(rig.machinery.protection("web").calls).toEqual(["stop"]);
+    expect(await rig.ask("GET", "/v1/disks/web")).toMatchObject({ state: "stopped" });
+    expect((await rig.raw("GET", "/metrics")).text).toContain('tidemark_state{disk="web",state="stopped"} 1');
+    await expect(rig.ask("POST", "/v1/point", { disk: "web" })).rejects.toMatchObject({ message: "the disk web has been stopped" });
+    expect(await rig.ask("POST", "/v1/resume", { disk: "web" })).toEqual({ disks: ["web"] });
+    await settled();
+    expect(await rig.ask("GET", "/v1/disks/web")).toMatchObject({ state: "protecting" });
+  });
+
+  it("answers a stop after the last points, and then ends", async () => {
+    const rig = new Rig();
+    const agent = await rig.start();
+    expect(await rig.ask("POST", "/v1/stop", {})).toEqual({ stopped: true });
+    expect(rig.machinery.protection("web").calls).toEqual(["drain"]);
+    await agent.ended;
+    await agent[Symbol.asyncDispose]();
+    await expect(rig.ask("GET", "/v1/status")).rejects.toMatchObject({ code: "AGENT_UNREACHABLE" });
+  });
+
+  it.each([
+    ["GET", "/v2", "", 404, "GET /v1/status, GET /v1/disks/NAME, POST /v1/point"],
+    ["DELETE", "/v1/status", "", 405, "use GET"],
+    ["POST", "/v1/point", "{", 400, "the request is no JSON"],
+    ["POST", "/v1/point", "[]", 400, "the request is no JSON object"],
+    ["POST", "/v1/point", "{}", 400, "neither disk nor group is named"],
+    ["POST", "/v1/point", '{"disk":"web","group":"g"}', 400, "both disk and group are named"],
+    ["POST", "/v1/point", '{"disk":"web","appConsistent":true}', 400, "appConsistent is no field of this request"],
+    ["POST", "/v1/point", '{"disk":"web","applicationConsistent":"yes"}', 400, "neither true nor false"],
+    ["POST", "/v1/pause", `{"disk":"${"x".repeat(20_000)}"}`, 413, "larger than 16384 bytes"],
+    ["POST", "/v1/pause", '{"group":"g"}', 404, "the agent has no group g"],
+    ["POST", "/v1/stop", '{"disk":"wob"}', 404, "it has web"],
+    ["POST", "/v1/stop", '{"disk":"web","group":"g"}', 400, "both disk and group are named"],
+    ["PUT", "/v1/limit", '{"vault":"main","bytesPerSecond":0}', 400, "bytesPerSecond is no limit"],
+    ["PUT", "/v1/limit", '{"vault":"x","bytesPerSecond":4096}', 404, "its vaults are main"],
+    ["GET", "/v1/disks/%FF", "", 400, "not encoded as a URL"],
+  ])("answers %s %s with %s as the command line would", async (method, path, body, status, says) => {
+    const rig = new Rig();
+    await rig.start();
+    const answer = await rig.raw(method, path, body);
+    expect(answer.status).toBe(status);
+    expect(answer.text).toContain(says);
+    expect(JSON.parse(answer.text)).toMatchObject({
+      type: "error",
+      code: expect.any(String) as string,
+      remedy: expect.any(String) as string,
+    });
+    expect(await rig.ask("GET", "/healthz")).toEqual({ health: "Normal" });
+  });
+
+  it("serves metrics that agree with the status, and forgets removed disks", async () => {
+    const rig = new Rig();
+    await rig.start();
+    await rig.ask("POST", "/v1/point", { disk: "web" });
+    rig.machinery.protection("web").emit({ kind: "failure", message: "barrier", code: "CUT_TIMED_OUT" });
+    const { text: metrics } = await rig.raw("GET", "/metrics");
+    for (const line of [
+      'tidemark_lag_seconds{disk="web",stage="captured"} 0.1',
+      'tidemark_lag_seconds{disk="web",stage="committed"} 0.3',
+      'tidemark_churn_bytes_per_second{disk="web"} 2048',
+      'tidemark_backlog_bytes{disk="web"} 512',
+      'tidemark_health{disk="web"} 0',
+      'tidemark_state{disk="web",state="protecting"} 1',
+      'tidemark_points_total{disk="web"} 1',
+      'tidemark_failures_total{disk="web",code="CUT_TIMED_OUT"} 1',
+      'tidemark_barrier_seconds_count{disk="web"} 1',
+      'tidemark_control_requests_total{route="/v1/point",status="200"} 1',
+      "process_resident_memory_bytes",
+    ]) {
+      expect(metrics).toContain(line);
+    }
+    rig.folder.write(text.replaceAll("web", "db"));
+    await rig.ask("POST", "/v1/reload");
+    expect((await rig.raw("GET", "/metrics")).text).not.toContain('tidemark_backlog_bytes{disk="web"}');
+  });
+});
+
+describe("an agent", () => {
+  it("gives way to another one before it touches a disk", async () => {
+    const rig = new Rig();
+    await rig.start();
+    const second = new ScriptedMachinery();
+    const options = { environment: {}, machinery: second, clock: new VirtualClock(), log: new KeptLog() };
+    await expect(Agent.start(await rig.folder.config(text), options)).rejects.toMatchObject({ code: "WRITER_ACTIVE" });
+    await settled();
+    expect(second.calls).toEqual([]);
+  });
+
+  it("goes on with its old configuration when SIGHUP finds faults, and opens its log again", async () => {
+    const rig = new Rig();
+    const agent = await rig.start();
+    rmSync(rig.folder.file);
+    await agent.refresh();
+    expect(rig.log.lines.map(({ message }) => message)).toContain("reopened");
+    expect(rig.log.lines.at(-1)).toMatchObject({ level: "error", fields: { code: "INVALID_ARGUMENT" } });
+    expect(await rig.ask("GET", "/v1/status")).toMatchObject({ disks: [{ disk: "web" }] });
+  });
+
+  it("logs what happens to its disks", async () => {
+    const rig = new Rig();
+    rig.machinery.fail("protect web", new TidemarkError("SOURCE_UNREADABLE", "no", { remedy: "look" }));
+    await rig.start();
+    expect(rig.log.lines).toContainEqual({
+      level: "warn",
+      message: "no: tried again in 1 s; look",
+      fields: { disk: "web", kind: "failure", code: "SOURCE_UNREADABLE" },
+    });
+  });
+});
+
+describe("a client", () => {
+  it("says AGENT_UNREACHABLE where there is no agent", async () => {
+    const folder = new ConfigFolder();
+    const ask = async (socket: string): Promise<unknown> => await askAgent(socket, { method: "GET", path: "/v1/status", signal });
+    writeFileSync(folder.path("file"), "");
+    for (const name of ["none.sock", "file", "file/below"]) {
+      await expect(ask(folder.path(name))).rejects.toMatchObject({ code: "AGENT_UNREACHABLE" });
+    }
+    const stranger = createServer((socket) => {
+      socket.on("error", () => socket.destroy());
+      socket.once("data", () => socket.end("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"));
+    });
+    stranger.listen(folder.path("s.sock"));
+    onTestFinished(() => void stranger.close());
+    await once(stranger, "listening");
+    await expect(ask(folder.path("s.sock"))).rejects.toMatchObject({
+      code: "AGENT_UNREACHABLE",
+      message: expect.stringContaining("no agent") as string,
+    });
+  });
+});

@@ -1,0 +1,170 @@
+/** TLS: nothing is to be had before it, and nobody gets in without a certificate of our authority. */
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type ConnectionOptions, connect } from "node:tls";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { command, option, optionReply } from "../../../../engine/disk/nbd/protocol.ts";
+import { NbdServer } from "../../../../engine/disk/nbd/server.ts";
+import type { NbdTls } from "../../../../engine/disk/nbd/tls.ts";
+import { whyMissing } from "./server-peer.ts";
+import { infoQuery, MemoryDisk, metaQuery, optionBytesOf, RawClient, serve } from "./server-rig.ts";
+
+const missing = whyMissing("openssl");
+
+describe.skipIf(missing !== undefined)(`over TLS${missing === undefined ? "" : ` (${missing})`}`, () => {
+  let folder: string;
+  let server: NbdTls;
+  let client: ConnectionOptions;
+  let stranger: ConnectionOptions;
+
+  beforeAll(() => {
+    folder = mkdtempSync(join(tmpdir(), "nbd-tls-"));
+    for (const authority of ["ca", "other"]) {
+      openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        `/CN=${authority}`,
+        "-keyout",
+        `${authority}-key.pem`,
+        "-out",
+        `${authority}-cert.pem`,
+      );
+    }
+    writeFileSync(join(folder, "names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n");
+    for (const [name, authority] of [
+      ["server", "ca"],
+      ["client", "ca"],
+      ["stranger", "other"],
+    ] as const) {
+      openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", `/CN=${name}`, "-keyout", `${name}-key.pem`, "-out", `${name}.csr`);
+      openssl(
+        "x509",
+        "-req",
+        "-days",
+        "2",
+        "-in",
+        `${name}.csr`,
+        "-CA",
+        `${authority}-cert.pem`,
+        "-CAkey",
+        `${authority}-key.pem`,
+        "-CAcreateserial",
+        "-extfile",
+        "names",
+        "-out",
+        `${name}-cert.pem`,
+      );
+    }
+    const ca = pem("ca-cert");
+    server = { key: pem("server-key"), cert: pem("server-cert"), ca };
+    client = { key: pem("client-key"), cert: pem("client-cert"), ca };
+    stranger = { key: pem("stranger-key"), cert: pem("stranger-cert"), ca };
+  });
+  afterAll(() => rmSync(folder, { recursive: true }));
+
+  const pem = (name: string): string => readFileSync(join(folder, `${name}.pem`), "utf8");
+  const openssl = (...args: readonly string[]): void => {
+    execFileSync("openssl", args, { cwd: folder, stdio: "ignore" });
+  };
+
+  /** Goes over to TLS on a connection that is ready for options. */
+  async function upgraded(plain: RawClient, options: ConnectionOptions): Promise<RawClient> {
+    expect(await plain.ask(option.startTls)).toMatchObject([{ type: optionReply.ack }]);
+    plain.socket.removeAllListeners("data");
+    return new RawClient(connect({ ...options, socket: plain.socket, servername: "localhost" }));
+  }
+
+  test("a plain client is refused everything but TLS and the end", async () => {
+    const { address } = await serve(new MemoryDisk(), { tls: server });
+    const plain = await RawClient.ready(address);
+    for (const [id, data] of [
+      [option.list, undefined],
+      [option.go, infoQuery("disk")],
+      [option.info, infoQuery("disk")],
+      [option.structuredReply, undefined],
+      [option.setMetaContext, metaQuery("disk")],
+      [999, undefined],
+    ] as const) {
+      expect(await plain.ask(id, data)).toMatchObject([{ type: optionReply.errTlsReqd }]);
+    }
+    expect(await plain.ask(option.abort)).toMatchObject([{ type: optionReply.ack }]);
+    await plain.closed;
+    const bold = await RawClient.ready(address);
+    bold.sendOption(option.exportName, Buffer.from("disk"));
+    await bold.closed;
+    expect(bold.untaken).toBe(0);
+  });
+
+  test.each(["TLSv1.2", "TLSv1.3"] as const)(
+    "a client with our certificate is served over %s, pipelined and in megabytes",
+    async (version) => {
+      const disk = new MemoryDisk(8 * 1024 * 1024);
+      const { address } = await serve(disk, { tls: server });
+      const secure = await upgraded(await RawClient.ready(address), { ...client, minVersion: version, maxVersion: version });
+      expect(await secure.ask(option.startTls)).toMatchObject([{ type: optionReply.errInvalid }]);
+      expect((await secure.ask(option.go, infoQuery("disk"))).at(-1)).toMatchObject({ type: optionReply.ack });
+      const payload = Buffer.from(Uint8Array.from({ length: 1024 * 1024 }, (_, index) => (index * 7) % 253));
+      for (let index = 0; index < 8; index += 1) secure.request({ type: command.write, offset: index * payload.byteLength, payload });
+      for (let index = 0; index < 8; index += 1) expect(await secure.takeReply()).toMatchObject({ error: 0 });
+      for (let index = 0; index < 8; index += 1)
+        secure.request({ type: command.read, offset: index * payload.byteLength, length: payload.byteLength });
+      for (let index = 0; index < 8; index += 1) {
+        expect(await secure.takeReply()).toMatchObject({ error: 0 });
+        expect((await secure.take(payload.byteLength)).equals(payload)).toBe(true);
+      }
+      secure.request({ type: command.disconnect });
+      await secure.closed;
+    },
+  );
+
+  test("a client of another authority, or without a certificate, learns nothing", async () => {
+    const tlsServer = await serve(new MemoryDisk(), { tls: server });
+    for (const options of [stranger, { ca: client.ca ?? "" }]) {
+      const secure = await upgraded(await RawClient.ready(tlsServer.address), options);
+      secure.sendOption(option.list);
+      await secure.closed;
+      expect(secure.untaken).toBe(0);
+    }
+    await expect.poll(() => tlsServer.connections).toBe(0);
+  });
+
+  test("words that came before the encryption close the connection", async () => {
+    const { address } = await serve(new MemoryDisk(), { tls: server });
+    const plain = await RawClient.ready(address);
+    plain.send(optionBytesOf(option.startTls), optionBytesOf(option.list));
+    await plain.closed;
+    expect(plain.untaken).toBe(0);
+  });
+
+  test("a client that stops in the TLS handshake is sent away when its time is over", async () => {
+    const tlsServer = await serve(new MemoryDisk(), { tls: server, handshakeMsMax: 100 });
+    const plain = await RawClient.ready(tlsServer.address);
+    await plain.ask(option.startTls);
+    await plain.closed;
+    await expect.poll(() => tlsServer.connections).toBe(0);
+  });
+
+  test("keys that do not fit are refused before anybody listens", async () => {
+    const listen = { kind: "tcp", host: "127.0.0.1", port: 0 } as const;
+    await expect(NbdServer.listen({ listen, tls: { ...server, key: pem("client-key") } })).rejects.toMatchObject({
+      code: "INVALID_ARGUMENT",
+    });
+    await expect(NbdServer.listen({ listen, tls: { ...server, cert: "nonsense" } })).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+  });
+
+  test("the server closes while a client is connected", async () => {
+    const tlsServer = await serve(new MemoryDisk(), { tls: server });
+    const secure = await upgraded(await RawClient.ready(tlsServer.address), client);
+    await secure.ask(option.go, infoQuery("disk"));
+    await tlsServer.close({ graceMs: 5000 });
+    await secure.closed;
+  });
+});

@@ -1,0 +1,217 @@
+import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { createDigest, createFingerprint, isZero, Lz4, looksIncompressible, sameWords } from "../../../engine/pipeline/kernels.ts";
+import { digestNames } from "../../../engine/store/format/documents.ts";
+import { numbersFrom, randomBytes } from "../../engine-model.ts";
+
+const key = randomBytes(32, 5);
+
+describe("LZ4", () => {
+  const lz4 = new Lz4();
+  /** Bytes of which some can be compressed well, some a little, some not at all. */
+  const bytes = fc.oneof(
+    fc.uint8Array({ maxLength: 300 }),
+    fc.tuple(fc.nat(70_000), fc.nat(255), fc.nat()).map(([length, repeat, seed]) => {
+      const data = randomBytes(length, seed);
+      for (let at = repeat; at < length; at += 1) if (at % 256 < repeat) data[at] = data[at - repeat] ?? 0;
+      return data;
+    }),
+    fc.nat(1_048_576).map((length) => new Uint8Array(length).fill(7)),
+  );
+
+  test("gives any bytes back that it made smaller, and says so when it did not", () => {
+    fc.assert(
+      fc.property(bytes, fc.nat(100), (plain, at) => {
+        const into = new Uint8Array(at + plain.length + 50).fill(0xee);
+        const blockBytes = lz4.compress(plain, into, at);
+        expect(blockBytes === 0 || blockBytes < plain.length).toBe(true);
+        // Nothing around its place is touched.
+        expect(into.subarray(0, at).every((byte) => byte === 0xee)).toBe(true);
+        expect(into.subarray(at + blockBytes).every((byte) => byte === 0xee)).toBe(true);
+        if (blockBytes === 0) return;
+        const back = new Uint8Array(plain.length + 20).fill(0xdd);
+        lz4.decompress(into.subarray(at, at + blockBytes), plain.length, back, 10);
+        expect(Buffer.compare(back.subarray(10, 10 + plain.length), plain)).toBe(0);
+        expect(back.subarray(10 + plain.length).every((byte) => byte === 0xdd)).toBe(true);
+      }),
+      { numRuns: 150 },
+    );
+  });
+
+  test("refuses garbage and wrong lengths as DAMAGED and works afterwards", () => {
+    const plain = new Uint8Array(65_536).map((_, index) => index % 97);
+    const block = new Uint8Array(65_536);
+    const blockBytes = lz4.compress(plain, block, 0);
+    expect(blockBytes).toBeGreaterThan(0);
+    const into = new Uint8Array(65_536);
+    const worksStill = (): void => {
+      into.fill(0);
+      lz4.decompress(block.subarray(0, blockBytes), plain.length, into, 0);
+      expect(Buffer.compare(into, plain)).toBe(0);
+    };
+    const damaged = expect.objectContaining({ name: "TidemarkError", code: "DAMAGED" }) as Error;
+    for (const plainBytes of [1, 4096, 65_535, 65_537, 1_048_576]) {
+      expect(() => {
+        lz4.decompress(block.subarray(0, blockBytes), plainBytes, new Uint8Array(1_048_576), 0);
+      }).toThrow(damaged);
+      worksStill();
+    }
+    let refused = 0;
+    fc.assert(
+      fc.property(fc.uint8Array({ maxLength: 200 }), (garbage) => {
+        try {
+          lz4.decompress(garbage, 65_536, into, 0);
+        } catch (error) {
+          expect(error).toEqual(damaged);
+          refused += 1;
+        }
+        worksStill();
+      }),
+    );
+    expect(refused).toBeGreaterThan(50);
+  });
+
+  test("ends in DAMAGED or in bytes of the right length when a block is altered anywhere", () => {
+    const plain = Buffer.from("a sentence that repeats, a sentence that repeats, and ends. ".repeat(200));
+    const block = new Uint8Array(plain.length);
+    const blockBytes = lz4.compress(plain, block, 0);
+    const into = new Uint8Array(plain.length);
+    fc.assert(
+      fc.property(fc.nat(blockBytes - 1), fc.integer({ min: 1, max: 255 }), (at, difference) => {
+        const altered = block.slice(0, blockBytes);
+        altered[at] = (altered[at] ?? 0) ^ difference;
+        try {
+          lz4.decompress(altered, plain.length, into, 0);
+        } catch (error) {
+          expect(error).toMatchObject({ code: "DAMAGED" });
+        }
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  test("keeps its memory bounded over thousands of blocks", () => {
+    const plain = new Uint8Array(65_536).map((_, index) => (index * 7) % 251);
+    const random = randomBytes(65_536, 1);
+    const into = new Uint8Array(65_536);
+    const back = new Uint8Array(65_536);
+    const before = process.memoryUsage().rss;
+    for (let round = 0; round < 2000; round += 1) {
+      expect(lz4.compress(random, into, 0)).toBe(0);
+      const blockBytes = lz4.compress(plain, into, 0);
+      lz4.decompress(into.subarray(0, blockBytes), plain.length, back, 0);
+    }
+    // 2000 rounds that each leaked a block would take 256 MiB.
+    expect(process.memoryUsage().rss - before).toBeLessThan(64 * 1024 * 1024);
+  });
+});
+
+describe("the early answer on compressibility", () => {
+  test("is yes for random bytes of any chunk length from 16 KiB on", () => {
+    for (let seed = 0; seed < 200; seed += 1) {
+      const length = [16_384, 20_480, 65_536, 262_144, 1_048_576][seed % 5] ?? 0;
+      expect(looksIncompressible(randomBytes(length, seed))).toBe(true);
+    }
+  });
+
+  test("is no for text, code, numbers, zeros and short chunks", () => {
+    const text = readFileSync(new URL("../../../package-lock.json", import.meta.url)).subarray(0, 65_536);
+    const code = readFileSync(process.execPath).subarray(8_000_000, 8_065_536);
+    const numbers = new Uint8Array(Uint32Array.from({ length: 16_384 }, (_, index) => index * 3).buffer);
+    for (const bytes of [text, code, numbers, new Uint8Array(65_536)]) expect(looksIncompressible(bytes)).toBe(false);
+    expect(looksIncompressible(randomBytes(16_383, 1))).toBe(false);
+  });
+
+  test("is no for bytes that are half random and half zero, which LZ4 makes smaller", () => {
+    const half = randomBytes(65_536, 2);
+    half.fill(0, 0, 32_768);
+    expect(looksIncompressible(half)).toBe(false);
+  });
+});
+
+describe("the digests", () => {
+  test("depend on every bit of the data and on the key, and write 16 bytes where they are told", async () => {
+    for (const name of digestNames) {
+      const digest = await createDigest(name, key);
+      const keyed = await createDigest(name, randomBytes(32, 6));
+      const data = randomBytes(8192, 1);
+      const into = new Uint8Array(48).fill(0xee);
+      digest(data, into, 16);
+      const first = into.slice(16, 32);
+      expect([...into.subarray(0, 16), ...into.subarray(32)].every((byte) => byte === 0xee)).toBe(true);
+      digest(data, into, 0);
+      expect(into.slice(0, 16)).toEqual(first);
+      keyed(data, into, 0);
+      expect(into.slice(0, 16)).not.toEqual(first);
+      data[8191] = (data[8191] ?? 0) ^ 1;
+      digest(data, into, 0);
+      expect(into.slice(0, 16)).not.toEqual(first);
+    }
+  });
+
+  test("read shared memory as they read any other", async () => {
+    const plain = randomBytes(4096, 9);
+    const shared = Buffer.from(new SharedArrayBuffer(8192), 1024, 4096);
+    shared.set(plain);
+    for (const name of digestNames) {
+      const digest = await createDigest(name, key);
+      const [a, b] = [new Uint8Array(16), new Uint8Array(16)];
+      digest(plain, a, 0);
+      digest(shared, b, 0);
+      expect(b).toEqual(a);
+    }
+  });
+
+  test("by SHA-256 are those of key and data", async () => {
+    const digest = await createDigest("sha256", key);
+    const into = new Uint8Array(16);
+    digest(Buffer.from("abc"), into, 0);
+    const expected = createHash("sha256")
+      .update(Buffer.concat([key, Buffer.from("abc")]))
+      .digest();
+    expect(Buffer.from(into).toString("hex")).toBe(expected.subarray(0, 16).toString("hex"));
+  });
+});
+
+describe("the granule kernels", () => {
+  test("find a zero granule, and none that has a single bit", () => {
+    const zeros = Buffer.alloc(4096);
+    const granule = Buffer.alloc(4096);
+    expect(isZero(granule, zeros)).toBe(true);
+    for (const at of [0, 1, 2048, 4095]) {
+      granule[at] = 1;
+      expect(isZero(granule, zeros)).toBe(false);
+      granule[at] = 0;
+    }
+  });
+
+  test("fingerprint by seed, without collisions among 20,000 granules that differ in a counter", async () => {
+    const print = await createFingerprint([1, 2]);
+    const seeded = await createFingerprint([1, 3]);
+    const granule = new Uint8Array(4096);
+    const words = new Uint32Array(granule.buffer);
+    const next = numbersFrom(1);
+    const seen = new Set<string>();
+    const [into, other] = [Buffer.alloc(16), Buffer.alloc(16)];
+    for (let counter = 0; counter < 20_000; counter += 1) {
+      words[next() % 1024] = counter + 1;
+      print(granule, into, 0);
+      seen.add(into.toString("latin1"));
+    }
+    seeded(granule, other, 0);
+    expect(seen.size).toBe(20_000);
+    expect(other.equals(into)).toBe(false);
+  });
+
+  test("compare four words, each of them", () => {
+    const a = Uint32Array.of(9, 1, 2, 3, 4);
+    expect(sameWords(a, 1, Uint32Array.of(1, 2, 3, 4), 0)).toBe(true);
+    for (let word = 0; word < 4; word += 1) {
+      const b = Uint32Array.of(1, 2, 3, 4);
+      b[word] = 7;
+      expect(sameWords(a, 1, b, 0)).toBe(false);
+    }
+  });
+});

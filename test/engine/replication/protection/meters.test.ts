@@ -1,0 +1,109 @@
+/** Meters on a clock that tests move, against sums over plain lists. */
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { Durations, Meter, Spell } from "../../../../engine/replication/protection/meters.ts";
+
+describe("a meter", () => {
+  test("tells the average of the last minute", () => {
+    let nowMs = 12_345_000;
+    const meter = new Meter(() => nowMs);
+    for (let second = 0; second < 600; second++) {
+      meter.add(1000);
+      nowMs += 1000;
+    }
+    expect(meter.perSecond).toBe(1000);
+    expect(meter.total).toBe(600_000);
+    nowMs += 30_000;
+    expect(meter.perSecond).toBeCloseTo(500, -2);
+    nowMs += 30_000;
+    expect(meter.perSecond).toBe(0);
+  });
+
+  test("tells the average of its life while that is shorter than a minute", () => {
+    let nowMs = 999;
+    const meter = new Meter(() => nowMs);
+    meter.add(5000);
+    expect(meter.perSecond).toBe(5000);
+    nowMs += 10_000;
+    expect(meter.perSecond).toBe(500);
+  });
+
+  test("forgets everything after a long silence", () => {
+    let nowMs = 0;
+    const meter = new Meter(() => nowMs);
+    meter.add(5000);
+    nowMs = 1e9;
+    expect(meter.perSecond).toBe(0);
+    meter.add(590);
+    expect(meter.perSecond).toBeCloseTo(10);
+  });
+
+  test("agrees with a list of everything that was added", () => {
+    const steps = fc.array(fc.record({ afterMs: fc.integer({ min: 0, max: 40_000 }), amount: fc.integer({ min: 0, max: 1e9 }) }));
+    fc.assert(
+      fc.property(fc.integer({ min: 0, max: 1e6 }), steps, (startMs, additions) => {
+        let nowMs = startMs;
+        const meter = new Meter(() => nowMs);
+        const list: { ms: number; amount: number }[] = [];
+        for (const { afterMs, amount } of additions) {
+          nowMs += afterMs;
+          meter.add(amount);
+          list.push({ ms: nowMs, amount });
+          const windowStartMs = (Math.floor(nowMs / 1000) - 59) * 1000;
+          const sum = list.filter(({ ms }) => ms >= windowStartMs).reduce((total, item) => total + item.amount, 0);
+          const seconds = Math.min(nowMs - windowStartMs, Math.max(1000, nowMs - startMs)) / 1000;
+          expect(meter.perSecond).toBeCloseTo(sum / seconds, 3);
+        }
+      }),
+    );
+  });
+});
+
+describe("durations", () => {
+  test("say nothing before the first", () => {
+    const durations = new Durations();
+    expect([durations.count, durations.lastMs, durations.maxMs, durations.quantileMs(0.99), ...durations.histogram([1])]).toEqual([
+      0, 0, 0, 0, 0,
+    ]);
+  });
+
+  test("keep the last hundred, and agree with a list of them", () => {
+    fc.assert(
+      fc.property(fc.array(fc.double({ min: 0, max: 1000, noNaN: true }), { minLength: 1, maxLength: 250 }), (all) => {
+        const durations = new Durations();
+        for (const elapsedMs of all) durations.record(elapsedMs);
+        const kept = all.slice(-100).sort((a, b) => a - b);
+        expect(durations.count).toBe(all.length);
+        expect(durations.lastMs).toBe(all.at(-1));
+        expect(durations.maxMs).toBe(kept.at(-1));
+        expect(durations.quantileMs(1)).toBe(kept.at(-1));
+        expect(durations.quantileMs(0)).toBe(kept[0]);
+        expect(durations.histogram([10, 500, Infinity])).toEqual([
+          kept.filter((ms) => ms <= 10).length,
+          kept.filter((ms) => ms <= 500).length,
+          kept.length,
+        ]);
+      }),
+    );
+  });
+
+  test("have quantiles by the nearest rank", () => {
+    const durations = new Durations();
+    for (let ms = 1; ms <= 100; ms++) durations.record(ms);
+    expect([durations.quantileMs(0.5), durations.quantileMs(0.99), durations.sumMs]).toEqual([50, 99, 5050]);
+  });
+});
+
+test("a spell lasts from when something became so until it is so no more", () => {
+  let nowMs = 100;
+  const spell = new Spell(() => nowMs);
+  expect(spell.elapsedMs).toBeNull();
+  spell.set(true);
+  nowMs = 300;
+  spell.set(true);
+  expect(spell.elapsedMs).toBe(200);
+  spell.set(false);
+  expect(spell.elapsedMs).toBeNull();
+  spell.set(true);
+  expect(spell.elapsedMs).toBe(0);
+});

@@ -1,0 +1,285 @@
+/** Healing in place: what can be healed is what it was, bit for bit; what cannot is named, is left as it is, and is referred to by nobody any more. */
+import fc from "fast-check";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { Catalog } from "../../../../engine/pipeline/catalog.ts";
+import { fromHex } from "../../../../engine/store/format/checksum.ts";
+import { decodeHead, documentBytesMax, encodeHead } from "../../../../engine/store/format/documents.ts";
+import { Store } from "../../../../engine/store/store.ts";
+import type { VerifySummary } from "../../../../engine/summaries.ts";
+import type { Vault } from "../../../../engine/vault.ts";
+import { CrashError, FaultySink } from "../../../../sink/faults.ts";
+import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
+import {
+  checkNewest,
+  closeModelVaults,
+  committedPoints,
+  contentOf,
+  Expected,
+  ModelDisk,
+  openModelVault,
+  pointBytes,
+  redirected,
+  replicateNoted,
+} from "../../../model-disk.ts";
+import { changedSegments, contentOfSegments, damagings, invert, spoil, sprinkle } from "./damaged-vault.ts";
+
+const sizeBytes = 100_000;
+const first = "segments/d/00000001-0-00000000";
+/** In the payload of the disk's first block. */
+const inPayload = 128 + 10;
+
+let store: MemoryStore;
+let line: { current: MemorySink | FaultySink };
+let vault: Vault;
+let disk: ModelDisk;
+let expected: Expected;
+let whole: Map<string, Buffer>;
+/** The disk as it was at its first point. */
+const original = new ModelDisk(contentOf(sizeBytes, 1));
+beforeEach(async () => {
+  store = new MemoryStore();
+  line = { current: new MemorySink({ store }) };
+  vault = await openModelVault(redirected(line));
+  disk = new ModelDisk(contentOf(sizeBytes, 1));
+  expected = new Expected("d");
+  for (const seed of [11, 12, 13]) {
+    await replicateNoted(vault, line.current, expected, disk);
+    contentOf(4096, seed).copy(disk.bytes, (seed - 10) * 16_384);
+  }
+  whole = contentOfSegments(store);
+});
+afterEach(async () => {
+  await closeModelVaults();
+});
+
+const heal = async (source?: ModelDisk): Promise<VerifySummary> => await vault.verify({ disk: "d", source, heal: true });
+
+/** Sequence numbers of the points with damage that is left. */
+function left({ damaged }: VerifySummary): (number | null)[] {
+  return damaged.filter(({ healed }) => !healed).map(({ sequence }) => sequence);
+}
+
+describe("a damaged chunk", () => {
+  test.each([
+    ["one byte", inPayload, 1],
+    ["the end of one and the beginning of the next", 16_300, 400],
+    ["many", 2_000, 60_000],
+  ])("is healed from the disk that still holds it: %s", async (_what, offset, length) => {
+    invert(store, first, offset, length);
+    const summary = await heal(original);
+    expect(summary.damaged.length).toBeGreaterThan(0);
+    expect(left(summary)).toEqual([]);
+    expect((await vault.verify()).damaged).toEqual([]);
+    await expected.check(line.current);
+  });
+
+  test("is written as it was, and nothing else changes", async () => {
+    invert(store, first, inPayload, 3);
+    await heal(disk);
+    expect(changedSegments(store, whole)).toEqual([]);
+  });
+
+  test("that reads as zeros is healed like any other", async () => {
+    spoil(store, first, 128, Buffer.alloc(30_000));
+    expect(left(await heal(original))).toEqual([]);
+    await expected.check(line.current);
+  });
+
+  test("is told of with the points and extents that need it, and why it was not healed", async () => {
+    invert(store, first, inPayload);
+    const { damaged } = await heal(new ModelDisk(contentOf(sizeBytes, 99)));
+    expect(damaged.map(({ sequence }) => sequence)).toEqual([3, 2, 1]);
+    for (const damage of damaged) {
+      expect(damage).toMatchObject({ healed: false, object: first, extent: { offset: 0, length: 16_384 } });
+      expect(damage.message).toContain("it could not be healed: neither a source nor another chunk");
+    }
+  });
+
+  test("that no source holds is left as it is, byte for byte", async () => {
+    invert(store, first, inPayload);
+    const before = contentOfSegments(store);
+    await heal(new ModelDisk(contentOf(sizeBytes, 99)));
+    expect(changedSegments(store, before)).toEqual([]);
+  });
+
+  test("is not touched when it was only misread", async () => {
+    const faulty = new FaultySink(line.current, [{ on: "readPages", prefix: first, when: 1, fault: { kind: "flipped" } }]);
+    line.current = faulty;
+    const summary = await heal(disk);
+    faulty.assertAllFired();
+    expect(summary.damaged.length).toBeGreaterThan(0);
+    expect(left(summary)).toEqual([]);
+    expect(faulty.calls.filter((call) => call.startsWith("writePages"))).toEqual([]);
+  });
+
+  test("is left alone while what lies beside it does not read the same twice", async () => {
+    invert(store, first, inPayload);
+    const before = contentOfSegments(store);
+    // Reads of the segment: the range of all chunks, the chunk by itself, and then its pages, twice.
+    const faulty = new FaultySink(
+      line.current,
+      [3, 5, 7].map((when) => ({ on: "readPages", prefix: first, when, fault: { kind: "truncated" } }) as const),
+    );
+    line.current = faulty;
+    await heal(disk);
+    line.current = new MemorySink({ store });
+    const now = contentOfSegments(store).get(first);
+    expect(now?.equals(before.get(first) ?? Buffer.alloc(0)) === true || now?.equals(whole.get(first) ?? Buffer.alloc(0)) === true).toBe(
+      true,
+    );
+  });
+
+  test("of a segment that is gone is healed in one that is made anew", async () => {
+    store.objects?.delete(first);
+    const summary = await heal(original);
+    expect(summary.damaged.length).toBeGreaterThan(0);
+    expect(left(summary)).toEqual([]);
+    await expected.check(line.current);
+    // Where points need all that a frame held, it is what its writer wrote.
+    expect(changedSegments(store, whole)).toEqual([]);
+    // No write of its epoch that is still on its way can arrive in it.
+    const { sizeBytes: segmentBytes, sequenceNumber } = await line.current.statPages(first);
+    expect([segmentBytes, sequenceNumber]).toEqual([2 ** 30, 2 * 65_536]);
+    expect(await vault.collect()).toMatchObject({ waitingFor: [] });
+    await expected.check(line.current);
+  });
+
+  test("of a segment that was cut short is healed where it lay", async () => {
+    await sprinkle(line.current, [{ segment: 0, at: 0.4, length: 0, how: "cut" }]);
+    expect(left(await heal(original))).toEqual([]);
+    await expected.check(line.current);
+    expect((await vault.collect()).waitingFor).toEqual([]);
+    expect((await heal()).damaged).toEqual([]);
+  });
+
+  test("of a segment that is gone, and that nobody can heal, leaves nothing behind", async () => {
+    store.objects?.delete(first);
+    const { damaged } = await heal(new ModelDisk(contentOf(sizeBytes, 99)));
+    expect(damaged.every(({ healed, code }) => !healed && code === "OBJECT_NOT_FOUND")).toBe(true);
+    expect(store.objects?.has(first)).toBe(false);
+  });
+
+  test("of a segment that is gone is not healed where a writer may make one of its name", async () => {
+    store.objects?.delete(first);
+    const { bytes, etag } = await line.current.getObject("disks/d/head", documentBytesMax);
+    const head = decodeHead(bytes, "disks/d/head", { vault: vault.id, disk: "d" });
+    await line.current.putObject("disks/d/head", encodeHead({ ...head, epoch: 0 }), { ifMatch: etag });
+    const { damaged } = await heal(original);
+    expect(damaged[0]?.message).toContain("nobody can tell whether a writer will make a segment of its name");
+    expect(store.objects?.has(first)).toBe(false);
+  });
+
+  test("is not healed under the hands of a writer that may still append", async () => {
+    invert(store, first, inPayload);
+    const { bytes, etag } = await line.current.getObject("disks/d/head", documentBytesMax);
+    const head = decodeHead(bytes, "disks/d/head", { vault: vault.id, disk: "d" });
+    const writer = { session: "0".repeat(32), machine: "another", pid: 1, startTicks: 1, host: "elsewhere" };
+    await line.current.putObject("disks/d/head", encodeHead({ ...head, epoch: 1, writer }), { ifMatch: etag });
+    const lease = "00000000-0000-4000-8000-000000000000";
+    await line.current.acquireLease("disks/d/head", lease, 60);
+    const { damaged } = await heal(disk);
+    expect(damaged[0]?.message).toContain("its writer may still append to the segment");
+    await line.current.releaseLease("disks/d/head", lease);
+    expect(left(await heal(disk))).toEqual([]);
+    await expected.check(line.current);
+  });
+});
+
+describe("a chunk in quarantine", () => {
+  beforeEach(async () => {
+    invert(store, first, inPayload);
+    expect(left(await heal())).toEqual([3, 2, 1]);
+  });
+
+  test("is shipped anew by whoever meets its content, and healed from there", async () => {
+    const copy = new ModelDisk(contentOf(16_384, 1));
+    expect((await vault.replicate({ disk: "e", volume: copy })).newBytes).toBe(16_384);
+    await checkNewest(line.current, "e", copy.bytes);
+    expect(left(await heal())).toEqual([]);
+    expect((await vault.verify()).damaged).toEqual([]);
+    await expected.check(line.current);
+  });
+
+  test("is forgotten by a catalog that was loaded before", async () => {
+    const load = async (): Promise<Catalog> => {
+      const options = { vaultId: fromHex(vault.id), indexBytesMax: 2 ** 20, onDamage: () => undefined };
+      return await Catalog.load({ ...options, store: new Store(line.current) });
+    };
+    const known = (await load()).index.count;
+    await heal(original);
+    const catalog = await load();
+    expect(catalog.index.count).toBe(known + 1);
+    invert(store, first, inPayload);
+    await heal();
+    await catalog.adopt(new Store(line.current), undefined);
+    expect(catalog.index.count).toBe(known);
+  });
+
+  test("can be referred to again once it has been healed", async () => {
+    expect(left(await heal(disk))).toEqual([]);
+    expect((await vault.replicate({ disk: "e", volume: new ModelDisk(contentOf(16_384, 1)) })).newBytes).toBe(0);
+  });
+
+  test("keeps no collection from its work", async () => {
+    await vault.replicate({ disk: "d", volume: disk });
+    expect(await vault.collect()).toMatchObject({ waitingFor: [] });
+    expect(left(await heal(disk))).toEqual([]);
+  });
+});
+
+test("a healing that is interrupted at any call harms nothing, and the next one ends it", async () => {
+  store.objects?.delete(first);
+  const gone = store.snapshot();
+  const counted = new FaultySink(new MemorySink({ store }), []);
+  line.current = counted;
+  await heal(original);
+  const calls = counted.calls.length;
+  expect(calls).toBeGreaterThan(20);
+  expect(changedSegments(store, whole)).toEqual([]);
+  invert(store, first, inPayload);
+  invert(store, first, 40_000, 3_000);
+  const spoiled = store.snapshot();
+  let nowMs = Date.now();
+  for (let call = 1; call <= calls; call += 3) {
+    store.restore(call % 2 === 0 ? gone : spoiled);
+    nowMs += 3_600_000; // whoever died holds no lease any more
+    line.current = new FaultySink(new MemorySink({ store, clock: () => nowMs }), [
+      { on: "any", when: call, fault: { kind: "crash", effect: call % 4 < 2 ? "before" : "after" } },
+    ]);
+    await heal(original).catch((error: unknown) => {
+      if (!(error instanceof CrashError)) throw error;
+    });
+    nowMs += 3_600_000;
+    line.current = new MemorySink({ store, clock: () => nowMs });
+    expect(left(await heal(original))).toEqual([]);
+    expect(changedSegments(store, whole)).toEqual([]);
+  }
+});
+
+test("random damage is found, named and healed as far as the disk still holds what was there", async () => {
+  const sound = store.snapshot();
+  await fc.assert(
+    fc.asyncProperty(damagings(6), fc.boolean(), async (damages, hasSource) => {
+      store.restore(sound);
+      await sprinkle(line.current, damages);
+      const found = await vault.verify({ disk: "d" });
+      const summary = await heal(hasSource ? disk : undefined);
+      // Frames' headers and tables are looked at by who heals only.
+      const ofPoints = summary.damaged.filter(({ sequence }) => sequence !== null);
+      expect(ofPoints.length).toBeLessThanOrEqual(found.damaged.length);
+      const unhealed = ofPoints.filter(({ healed }) => !healed);
+      for (const point of await committedPoints(line.current, "d")) {
+        const isWhole = await pointBytes(line.current, "d", point).then(
+          () => true,
+          () => false,
+        );
+        expect(unhealed.some(({ sequence }) => sequence === point.sequence)).toBe(!isWhole);
+      }
+      if (unhealed.length === 0) await expected.check(line.current);
+      // Whatever has been lost, who walks from frame to frame stumbles over nothing any more.
+      const left = (await heal(hasSource ? disk : undefined)).damaged.filter(({ sequence }) => sequence === null);
+      expect(left).toEqual([]);
+    }),
+    { numRuns: 12 },
+  );
+});
