@@ -18,55 +18,37 @@ export type { ErrorCode, ErrorContext, ErrorDetail } from "./errors.ts";
 export { hasCode, interrupted, systemCode, TidemarkError, throwIfAborted } from "./errors.ts";
 // For measurement: what a benchmark needs to call bare. No part of the API that is promised to embedders.
 export { blockBytesDefault, granuleBytes } from "./limits.ts";
+export type { Notice } from "./notice.ts";
 export type { ChunkPlace } from "./pipeline/dedup-index.ts";
 export { DedupIndex } from "./pipeline/dedup-index.ts";
 export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
 export { workersDefault } from "./pipeline/worker-pool.ts";
+export type { OperationOptions, Progress } from "./progress.ts";
+export type { MountOptions, MountSummary } from "./recovery/mount/mount.ts";
 export { Mount } from "./recovery/mount/mount.ts";
+export type { MaterializeOptions, MaterializeSummary } from "./recovery/restore/materialize.ts";
+export type { ImageFormat, MaterializeMode } from "./recovery/restore/target.ts";
 export { Group } from "./replication/protection/groups.ts";
+export type { Finding, HealthLevel } from "./replication/protection/health.ts";
 export type { CommandHookOptions, FunctionHookOptions, Hook } from "./replication/protection/hooks.ts";
 export { commandHook, functionHook } from "./replication/protection/hooks.ts";
 export { Protection } from "./replication/protection/protection.ts";
+export type { ProtectionState } from "./replication/protection/protection-state.ts";
 export type {
-  Finding,
-  HealthLevel,
   LastPrune,
   ProtectionEvent,
   ProtectionPolicy,
-  ProtectionState,
   ProtectionStatus,
   ProtectOptions,
 } from "./replication/protection/protection-status.ts";
+export type { ReplicateOptions, ReplicateSummary } from "./replication/replicate.ts";
 export type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "./sink.ts";
 export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";
 export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./store/format/documents.ts";
 export { digestNames } from "./store/format/documents.ts";
+export type { PinOptions, PinSummary } from "./store/points/pins.ts";
+export type { DiskSummary, ListedPoint, PointDetail, PointSummary, PointsOptions } from "./store/points/points.ts";
 export { processStat } from "./store/points/process-identity.ts";
-export type {
-  ChangeSource,
-  Damage,
-  DiskSummary,
-  ImageFormat,
-  ListedPoint,
-  MaterializeMode,
-  MaterializeOptions,
-  MaterializeSummary,
-  MountOptions,
-  MountSummary,
-  Notice,
-  OperationOptions,
-  PinOptions,
-  PinSummary,
-  PointDetail,
-  PointSummary,
-  PointsOptions,
-  Progress,
-  ReplicateOptions,
-  ReplicateSummary,
-  VaultSummary,
-  VerifyOptions,
-  VerifySummary,
-} from "./summaries.ts";
 export type { BandwidthTable, BandwidthWindow, Weekday } from "./throttle.ts";
 export { Bandwidth, bandwidthLimitMin, limited, weekdays } from "./throttle.ts";
 export type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
@@ -78,8 +60,10 @@ export type { BandsPolicy, KeepPolicy, Period, RetentionBand, RetentionPolicy } 
 export { describePolicy, parsePolicy } from "./upkeep/retention/policy.ts";
 export type { SimulatedTimeline, SimulationOptions } from "./upkeep/retention/simulate.ts";
 export { simulateRetention } from "./upkeep/retention/simulate.ts";
+export type { Damage } from "./upkeep/scrub/damage.ts";
 export type { ScrubOptions, ScrubSummary } from "./upkeep/scrub/scrub.ts";
-export type { VaultOptions, VaultParameters } from "./vault.ts";
+export type { VerifyOptions, VerifySummary } from "./upkeep/scrub/verify.ts";
+export type { VaultOptions, VaultParameters, VaultSummary } from "./vault.ts";
 export { Vault } from "./vault.ts";
 export { tidemarkVersion } from "./version.ts";
-export type { Consistency, Extent, Volume } from "./volume.ts";
+export type { ChangeSource, Consistency, Extent, Volume } from "./volume.ts";

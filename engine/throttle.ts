@@ -11,7 +11,6 @@
  * and clocks that are set need no thought: what counts is what a clock on the wall shows.
  */
 import { interrupted, TidemarkError, throwIfAborted } from "./errors.ts";
-import type { Meter } from "./replication/protection/meters.ts";
 import type { Sink } from "./sink.ts";
 
 export type Weekday = "Mon" | "Tue" | "Wed" | "Thu" | "Fri" | "Sat" | "Sun";
@@ -183,36 +182,30 @@ export class Bandwidth {
 }
 
 /**
- * A sink whose writes of pages and objects wait for their bytes before they are sent, and are counted by `meter` once they are stored. With
- * `reads`, what is read waits and counts, too: an object for what it turned out to hold, afterwards. Everything else of the port goes through as it
+ * A sink whose writes of pages and objects wait for their bytes before they are sent. With `reads`, what is read waits, too: an object
+ * for what it turned out to hold, afterwards. Everything else of the port goes through as it
  * is, also what is added to it one day; for that reason it is a proxy and no list of members.
  */
-export function limited(sink: Sink, bandwidth: Bandwidth, meter?: Meter, options: { readonly reads?: boolean } = {}): Sink {
+export function limited(sink: Sink, bandwidth: Bandwidth, options: { readonly reads?: boolean } = {}): Sink {
   const writes: Pick<Sink, "putObject" | "writePages"> = {
     async putObject(name, bytes, condition, call) {
       await bandwidth.take(bytes.length, call?.signal);
-      const stored = await sink.putObject(name, bytes, condition, call);
-      meter?.add(bytes.length);
-      return stored;
+      return await sink.putObject(name, bytes, condition, call);
     },
     async writePages(name, offset, bytes, fence, call) {
       await bandwidth.take(bytes.length, call?.signal);
-      const stored = await sink.writePages(name, offset, bytes, fence, call);
-      meter?.add(bytes.length);
-      return stored;
+      return await sink.writePages(name, offset, bytes, fence, call);
     },
   };
   const reads: Pick<Sink, "getObject" | "readPages"> = {
     async getObject(name, sizeBytesMax, call) {
       const object = await sink.getObject(name, sizeBytesMax, call);
       await bandwidth.take(object.bytes.length, call?.signal);
-      meter?.add(object.bytes.length);
       return object;
     },
     async readPages(name, offset, into, call) {
       await bandwidth.take(into.length, call?.signal);
       await sink.readPages(name, offset, into, call);
-      meter?.add(into.length);
     },
   };
   const ours = new Map<PropertyKey, unknown>(Object.entries(options.reads === true ? { ...writes, ...reads } : writes));

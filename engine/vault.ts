@@ -3,19 +3,20 @@
  */
 import { randomBytes } from "node:crypto";
 import path from "node:path";
+import { documentCopy } from "./disk/source/local-state.ts";
 import { hasCode, TidemarkError } from "./errors.ts";
 import { blockBytesDefault, blockBytesMax, blockBytesMin, granuleBytes } from "./limits.ts";
+import type { Notice } from "./notice.ts";
 import type { Catalog } from "./pipeline/catalog.ts";
+import { loadCatalog } from "./pipeline/catalog.ts";
 import { fetchGeometry, scanGeometry } from "./pipeline/slabs.ts";
+import type { VaultContext } from "./pipeline/vault-context.ts";
 import { Crew, workersDefault } from "./pipeline/worker-pool.ts";
-import { Mount } from "./recovery/mount/mount.ts";
-import { materialize } from "./recovery/restore/materialize.ts";
-import { documentCopy } from "./replication/local-state.ts";
+import { Mount, type MountOptions } from "./recovery/mount/mount.ts";
+import { type MaterializeOptions, type MaterializeSummary, materialize } from "./recovery/restore/materialize.ts";
 import { Protection } from "./replication/protection/protection.ts";
 import type { ProtectOptions } from "./replication/protection/protection-status.ts";
-import { loadCatalog, replicate } from "./replication/replicate.ts";
-import type { VaultContext } from "./replication/session.ts";
-import { readManifest } from "./replication/session.ts";
+import { type ReplicateOptions, type ReplicateSummary, replicate } from "./replication/replicate.ts";
 import type { Sink } from "./sink.ts";
 import { fromHex, toHex } from "./store/format/checksum.ts";
 import type { DigestName, VaultDocument } from "./store/format/documents.ts";
@@ -24,30 +25,25 @@ import { vaultCopyName } from "./store/format/names.ts";
 import { GroupMembers } from "./store/points/group-members.ts";
 import type { IdentityFault } from "./store/points/identity.ts";
 import { createIdentity, identityFaults, mendIdentity, readIdentity } from "./store/points/identity.ts";
-import { listPins, putPin, removePins } from "./store/points/pins.ts";
-import { diskNames, diskSummary, listPoints, pointDetail, pointSummary, selectPoint } from "./store/points/points.ts";
+import { readManifest } from "./store/points/manifest.ts";
+import { listPins, type PinOptions, type PinSummary, putPin, removePins } from "./store/points/pins.ts";
+import {
+  type DiskSummary,
+  diskNames,
+  diskSummary,
+  type ListedPoint,
+  listPoints,
+  type PointDetail,
+  type PointSummary,
+  type PointsOptions,
+  pointDetail,
+  pointSummary,
+  selectPoint,
+} from "./store/points/points.ts";
 import { readProved } from "./store/points/proved.ts";
 import type { PointPlace } from "./store/points/prune-fence.ts";
 import { readHead } from "./store/points/writer-lease.ts";
 import { Store } from "./store/store.ts";
-import type {
-  DiskSummary,
-  ListedPoint,
-  MaterializeOptions,
-  MaterializeSummary,
-  MountOptions,
-  Notice,
-  PinOptions,
-  PinSummary,
-  PointDetail,
-  PointSummary,
-  PointsOptions,
-  ReplicateOptions,
-  ReplicateSummary,
-  VaultSummary,
-  VerifyOptions,
-  VerifySummary,
-} from "./summaries.ts";
 import type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
 import { collect, lastCollectedMs } from "./upkeep/collection/collection.ts";
 import type { PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
@@ -57,7 +53,7 @@ import type { RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";
 import { repair } from "./upkeep/repair/repair.ts";
 import type { ScrubOptions, ScrubSummary } from "./upkeep/scrub/scrub.ts";
 import { Scrubber, scrubProtected } from "./upkeep/scrub/scrub.ts";
-import { verify } from "./upkeep/scrub/verify.ts";
+import { type VerifyOptions, type VerifySummary, verify } from "./upkeep/scrub/verify.ts";
 import { tidemarkVersion } from "./version.ts";
 
 /** How this process works with a vault. None of it is stored. */
@@ -474,4 +470,17 @@ function resolveOptions(options: VaultOptions): Omit<VaultParts, "sink" | "docum
 
 function refuse(faults: readonly string[]): void {
   if (faults.length > 0) throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
+}
+
+export interface VaultSummary {
+  readonly vault: string;
+  readonly description: string;
+  readonly formatVersion: number;
+  readonly blockBytes: number;
+  readonly granuleBytes: number;
+  readonly digest: DigestName;
+  readonly codec: "lz4";
+  readonly encryption: "none";
+  readonly created: string;
+  readonly disks: number;
 }

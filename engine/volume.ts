@@ -44,3 +44,18 @@ export interface Volume {
   endScan?(): Promise<Consistency>;
   close?(): Promise<void>;
 }
+
+/** A list of changes since a point; `ChangeTracker` is one. */
+export interface ChangeSource {
+  /** Id of the point that the list begins at. While the disk's newest point is another, the list is not used. */
+  readonly since: string | undefined;
+  /**
+   * What may have changed, sorted and disjoint. Called when a cycle begins, whether it uses the list or not: what changes from then
+   * on belongs to the next list.
+   */
+  begin(): Iterable<Extent> | AsyncIterable<Extent>;
+  /** The cycle's point is committed. */
+  committed(point: string): void;
+  /** No point came of it. */
+  abandoned(): void;
+}

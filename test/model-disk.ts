@@ -6,16 +6,16 @@ import assert from "node:assert/strict";
 import { hasCode } from "../engine/errors.ts";
 import { digestBytes, granuleBytes } from "../engine/limits.ts";
 import { createDigest, type DigestKernel, Lz4 } from "../engine/pipeline/kernels.ts";
-import { readManifest } from "../engine/replication/session.ts";
+import type { ReplicateSummary } from "../engine/replication/replicate.ts";
 import type { Sink } from "../engine/sink.ts";
 import { fromHex } from "../engine/store/format/checksum.ts";
 import { decodeVault, documentBytesMax, type PointRecord, type VaultDocument } from "../engine/store/format/documents.ts";
 import { storedLength, storedLz4Flag } from "../engine/store/format/frame.ts";
 import { type Pieces, PointMap, pieceDigest, pieceIsZero, windowGranules } from "../engine/store/map/point-map.ts";
 import { readPoints } from "../engine/store/points/history.ts";
+import { readManifest } from "../engine/store/points/manifest.ts";
 import { readHead } from "../engine/store/points/writer-lease.ts";
 import { Store } from "../engine/store/store.ts";
-import type { ReplicateSummary } from "../engine/summaries.ts";
 import { Vault, type VaultOptions } from "../engine/vault.ts";
 import type { Consistency, Extent, Volume } from "../engine/volume.ts";
 

@@ -19,6 +19,34 @@ import {
 const fileLinesMax = 600;
 const lineCharactersMax = 160;
 
+/**
+ * The order of the engine's rooms, lowest first: a file imports from its own room and from rooms before it. Rooms of one wing stand
+ * together, so wings are ordered too. A file that is named stands alone; the root's other files know nothing but one another.
+ */
+const engineLayers: readonly string[] = [
+  "engine",
+  "engine/store/format",
+  "engine/store/store.ts",
+  "engine/store/map",
+  "engine/store/segments",
+  "engine/store/points",
+  "engine/disk/source",
+  "engine/disk/tracking",
+  "engine/disk/nbd",
+  "engine/pipeline",
+  "engine/recovery/restore",
+  "engine/recovery/mount",
+  "engine/upkeep/retention",
+  "engine/upkeep/collection",
+  "engine/upkeep/prune",
+  "engine/upkeep/scrub",
+  "engine/upkeep/repair",
+  "engine/replication",
+  "engine/replication/protection",
+  "engine/vault.ts",
+  "engine/index.ts",
+];
+
 const sources = readSources();
 const shipped = sources.filter(({ room }) => room !== "" && room !== "test");
 const declarations = (source: SourceFile): boolean => source.path.endsWith(".d.ts");
@@ -26,6 +54,14 @@ const declarations = (source: SourceFile): boolean => source.path.endsWith(".d.t
 describe("the rooms", () => {
   it("import one way and enter one another through index.ts", () => {
     expect(findings(sources, wallFindings)).toEqual([]);
+  });
+
+  it("of the engine import downward only", () => {
+    expect(findings(sources, layerFindings)).toEqual([]);
+  });
+
+  it("hold no circle of imports", () => {
+    expect(circlesOf(sources)).toEqual([]);
   });
 
   it("hold no module that no entry point reaches", () => {
@@ -107,6 +143,14 @@ describe("the checks themselves", () => {
     ["engine imports sink", "engine/a/b.ts", 'import { x } from "../../sink/index.ts";', wallFindings],
     ["engine loads the SDK lazily", "engine/a.ts", 'await import("@azure/storage-blob");', wallFindings],
     ["cli passes by the front door", "cli/a.ts", 'import type { X } from "../engine/errors.ts";', wallFindings],
+    ...engineLayers.slice(0, -1).map((layer, index) => {
+      const above = engineLayers[index + 1] ?? "";
+      const fileOf = (place: string): string => (place.endsWith(".ts") ? place : `${place}/a.ts`);
+      const path = fileOf(layer);
+      const text = `import { x } from "${"../".repeat(path.split("/").length - 1)}${fileOf(above)}";`;
+      return [`${layer} imports ${above}`, path, text, layerFindings] as const;
+    }),
+    ["a room that has no place in the order", "engine/attic/a.ts", "", layerFindings],
     ["a suffix is missing", "engine/a.ts", 'export { x } from "./b";', wallFindings],
     ["an enum", "engine/a.ts", "enum A { B }", constructFindings],
     ["a namespace", "engine/a.ts", "namespace A { export const b = 1; }", constructFindings],
@@ -127,6 +171,16 @@ describe("the checks themselves", () => {
 
   it.each(faults)("find %s", (_fact, path, text, check) => {
     expect(check(parseSource(path, text))).toHaveLength(1);
+  });
+
+  it("find a circle of imports", () => {
+    const files = [
+      parseSource("engine/a.ts", 'import type { B } from "./b.ts";'),
+      parseSource("engine/b.ts", 'export { c } from "./c.ts";'),
+      parseSource("engine/c.ts", 'import { a } from "./a.ts";'),
+      parseSource("engine/d.ts", 'import { a } from "./a.ts";'),
+    ];
+    expect(circlesOf(files)).toEqual(["engine/a.ts → engine/b.ts → engine/c.ts → engine/a.ts"]);
   });
 
   it("accept what is allowed", () => {
@@ -166,6 +220,39 @@ function wallFindings(source: SourceFile): readonly Finding[] {
     }
   }
   return found;
+}
+
+function layerOf(path: string): number {
+  const folder = path.slice(0, path.lastIndexOf("/"));
+  const alone = engineLayers.indexOf(path);
+  if (alone >= 0) return alone;
+  return engineLayers.indexOf(folder);
+}
+
+function layerFindings({ path, imports }: SourceFile): readonly Finding[] {
+  if (!path.startsWith("engine/")) return [];
+  const layer = layerOf(path);
+  if (layer < 0) return [{ line: 1, fact: "its folder is no room of the engine" }];
+  return imports.flatMap(({ target, line }) => {
+    if (target?.startsWith("engine/") !== true || layerOf(target) <= layer) return [];
+    return [{ line, fact: `imports ${target}, which stands above it` }];
+  });
+}
+
+/** Files that import one another in a circle, each circle once. */
+function circlesOf(files: readonly Pick<SourceFile, "path" | "imports">[]): readonly string[] {
+  const targets = new Map(files.map(({ path, imports }) => [path, imports.flatMap(({ target }) => target ?? [])]));
+  const circles: string[] = [];
+  const done = new Set<string>();
+  const follow = (path: string, way: readonly string[]): void => {
+    const start = way.indexOf(path);
+    if (start >= 0) circles.push([...way.slice(start), path].join(" → "));
+    if (start >= 0 || done.has(path)) return;
+    for (const target of targets.get(path) ?? []) follow(target, [...way, path]);
+    done.add(path);
+  };
+  for (const path of targets.keys()) follow(path, []);
+  return circles;
 }
 
 const bitwiseOperators: ReadonlySet<ts.SyntaxKind> = new Set([

@@ -15,6 +15,9 @@ import { open, rename, rm } from "node:fs/promises";
 import path from "node:path";
 import { crc32 } from "node:zlib";
 import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import type { Notice } from "../notice.ts";
+import { fromHex } from "../store/format/checksum.ts";
+import type { VaultDocument } from "../store/format/documents.ts";
 import { storedLength } from "../store/format/frame.ts";
 import { encodeDiskName, parseSegmentName, segmentsPrefix } from "../store/format/names.ts";
 import { DeadPages } from "../store/segments/dead-pages.ts";
@@ -22,6 +25,7 @@ import { walkFrames } from "../store/segments/frame-walk.ts";
 import type { PageSet } from "../store/segments/page-set.ts";
 import { Quarantine } from "../store/segments/quarantine.ts";
 import type { Store } from "../store/store.ts";
+import { regressed } from "../store/store.ts";
 import { DedupIndex, indexEntryBytes } from "./dedup-index.ts";
 
 /** What the catalog knows of a segment. */
@@ -398,10 +402,24 @@ function parseCache(bytes: Buffer, vaultId: Uint8Array): Cache | undefined {
   return ours && header.count * indexEntryBytes === entries.length ? { segments: header.segments, entries } : undefined;
 }
 
-/** The error for a store that no longer has what it acknowledged. */
-export function regressed(object: string, expectedBytes: number, foundBytes: number): TidemarkError {
-  return new TidemarkError("STORE_REGRESSED", `the store went back in time: ${object} lost data that had been acknowledged`, {
-    remedy: "run the command again; the next cycle ships what the store forgot",
-    detail: { object, expectedBytes, foundBytes },
+/** The vault's catalog, as the cache in `folder` and the store tell it. */
+export async function loadCatalog(
+  context: { readonly document: VaultDocument; readonly indexBytesMax: number },
+  store: Store,
+  options: {
+    readonly folder: string | undefined;
+    readonly onNotice: (notice: Notice) => void;
+    readonly signal?: AbortSignal | undefined;
+  },
+): Promise<Catalog> {
+  return await Catalog.load({
+    store,
+    vaultId: fromHex(context.document.vault),
+    indexBytesMax: context.indexBytesMax,
+    folder: options.folder,
+    signal: options.signal,
+    onDamage: (error) => {
+      options.onNotice({ code: "SEGMENT_DAMAGED", message: `${error.message}; its chunks are not referred to any more` });
+    },
   });
 }

@@ -15,19 +15,10 @@ import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { frameBytesMax, segmentBytes } from "../limits.ts";
 import { checksum } from "../store/format/checksum.ts";
 import { decodeFrameHeader, FrameBuilder } from "../store/format/frame.ts";
-import { segmentName } from "../store/format/names.ts";
+import { firstSequenceNumber, segmentName } from "../store/format/names.ts";
 import type { Store } from "../store/store.ts";
-import { unknownOutcomesMax, unreachable } from "../store/store.ts";
+import { regressed, unknownOutcomesMax, unreachable } from "../store/store.ts";
 import type { Catalog } from "./catalog.ts";
-import { regressed } from "./catalog.ts";
-
-/** Sequence numbers of one epoch: the epoch in the high digits, resolved unknown outcomes in the low ones. */
-const sequenceNumbersPerEpoch = 65_536;
-
-/** The sequence number that a writer of this epoch starts its segments with; raising a segment to it locks every earlier epoch out. */
-export function firstSequenceNumber(epoch: number): number {
-  return epoch * sequenceNumbersPerEpoch;
-}
 
 export interface LanesOptions {
   readonly store: Store;

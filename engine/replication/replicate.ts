@@ -8,23 +8,24 @@
 import { randomBytes } from "node:crypto";
 import { FileVolume } from "../disk/source/file-volume.ts";
 import type { FingerprintReader } from "../disk/source/fingerprints.ts";
+import { LocalState, noPrints } from "../disk/source/local-state.ts";
 import { namedVolume } from "../disk/source/named-volume.ts";
 import { hasCode, TidemarkError } from "../errors.ts";
 import { volumeBytesMax } from "../limits.ts";
+import type { Notice } from "../notice.ts";
 import type { Baseline } from "../pipeline/baseline.ts";
 import { changedBaseline, emptyBaseline, FingerprintBaseline, MapBaseline } from "../pipeline/baseline.ts";
-import { Catalog } from "../pipeline/catalog.ts";
+import { loadCatalog } from "../pipeline/catalog.ts";
+import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
-import { paced } from "../progress.ts";
+import { type OperationOptions, paced } from "../progress.ts";
 import { fromHex } from "../store/format/checksum.ts";
 import type { ManifestDocument, PointRecord } from "../store/format/documents.ts";
 import { disksPrefix, encodeDiskName, vaultName } from "../store/format/names.ts";
 import { PointMap } from "../store/map/point-map.ts";
 import type { Store } from "../store/store.ts";
-import type { Notice, ReplicateOptions, ReplicateSummary } from "../summaries.ts";
-import type { Consistency, Volume } from "../volume.ts";
-import { LocalState, noPrints } from "./local-state.ts";
-import type { Shipped, VaultContext } from "./session.ts";
+import type { ChangeSource, Consistency, Volume } from "../volume.ts";
+import type { Shipped } from "./session.ts";
 import { Session } from "./session.ts";
 
 /** How often a cycle is started by itself: again when the store went back in time, or when what it relied on turned out to be damaged. */
@@ -220,28 +221,6 @@ class Cycle {
   }
 }
 
-/** The vault's catalog, as the cache in `folder` and the store tell it. */
-export async function loadCatalog(
-  context: Pick<VaultContext, "document" | "indexBytesMax">,
-  store: Store,
-  options: {
-    readonly folder: string | undefined;
-    readonly onNotice: (notice: Notice) => void;
-    readonly signal?: AbortSignal | undefined;
-  },
-): Promise<Catalog> {
-  return await Catalog.load({
-    store,
-    vaultId: fromHex(context.document.vault),
-    indexBytesMax: context.indexBytesMax,
-    folder: options.folder,
-    signal: options.signal,
-    onDamage: (error) => {
-      options.onNotice({ code: "SEGMENT_DAMAGED", message: `${error.message}; its chunks are not referred to any more` });
-    },
-  });
-}
-
 /** What the vault's own map tells of the parent. */
 export function mapBaseline(context: VaultContext, session: Session, parent: ManifestDocument, seed: FingerprintSeed): Baseline {
   const { document } = context;
@@ -289,4 +268,37 @@ export function checkSize(source: string, disk: string, volumeBytes: number, new
 export function randomSeed(): FingerprintSeed {
   const bytes = randomBytes(8);
   return [bytes.readUInt32LE(0), bytes.readUInt32LE(4)];
+}
+
+export interface ReplicateOptions extends OperationOptions {
+  readonly disk: string;
+  readonly volume: Volume;
+  /** What has changed, if somebody knows: only that is read. Absent: the whole volume is looked at. */
+  readonly changes?: ChangeSource | undefined;
+}
+
+export interface ReplicateSummary {
+  readonly disk: string;
+  /** The new point's id: 32 hexadecimal digits that name its exact content. */
+  readonly point: string;
+  readonly sequence: number;
+  readonly consistency: Consistency;
+  readonly volumeBytes: number;
+  /** Bytes read from the source. */
+  readonly scannedBytes: number;
+  /** Bytes of the granules that differ from the parent point; granules that became zero count. */
+  readonly changedBytes: number;
+  /** Bytes of the granules that became zero. */
+  readonly zeroBytes: number;
+  /** Plain bytes of chunks that the vault already held. */
+  readonly dedupedBytes: number;
+  /** Plain bytes of chunks that were new. */
+  readonly newBytes: number;
+  /** Bytes written to segments: compressed payloads, tables and padding. */
+  readonly storedBytes: number;
+  /** Bytes written as map, manifest and head. */
+  readonly metadataBytes: number;
+  /** Calls made to the store. */
+  readonly requests: number;
+  readonly elapsedMs: number;
 }

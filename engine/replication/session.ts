@@ -9,54 +9,28 @@
  * finds those bytes again.
  */
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import type { Notice } from "../notice.ts";
 import type { Baseline } from "../pipeline/baseline.ts";
 import type { CaptureOptions, CaptureStatistics } from "../pipeline/capture.ts";
 import { capture } from "../pipeline/capture.ts";
 import { captureForbidden } from "../pipeline/capture-forbidden.ts";
 import type { Catalog } from "../pipeline/catalog.ts";
-import { regressed } from "../pipeline/catalog.ts";
 import { Lanes } from "../pipeline/lanes.ts";
+import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
-import type { Crew } from "../pipeline/worker-pool.ts";
-import type { Sink } from "../sink.ts";
 import { fromHex } from "../store/format/checksum.ts";
-import type {
-  ApplicationRecord,
-  GroupRecord,
-  HeadDocument,
-  ManifestDocument,
-  PointRecord,
-  VaultDocument,
-} from "../store/format/documents.ts";
-import { decodeManifest, decodeVault, documentBytesMax, encodeManifest } from "../store/format/documents.ts";
+import type { ApplicationRecord, GroupRecord, HeadDocument, ManifestDocument, PointRecord } from "../store/format/documents.ts";
+import { encodeManifest } from "../store/format/documents.ts";
 import { damaged } from "../store/format/fields.ts";
-import { manifestName, vaultName } from "../store/format/names.ts";
+import { manifestName } from "../store/format/names.ts";
 import { mergeStack } from "../store/map/merge.ts";
 import { PointMap } from "../store/map/point-map.ts";
 import { MapObjects, RunWriter } from "../store/map/run-writer.ts";
+import { proveObjects, proveVault, readManifest } from "../store/points/manifest.ts";
 import { Seat } from "../store/points/writer-lease.ts";
 import { Store } from "../store/store.ts";
-import type { Notice } from "../summaries.ts";
 import { tidemarkVersion } from "../version.ts";
 import type { Consistency, Volume } from "../volume.ts";
-
-/** What a vault lends to its operations. */
-export interface VaultContext {
-  readonly sink: Sink;
-  readonly document: VaultDocument;
-  readonly stateFolder: string | undefined;
-  readonly workers: number;
-  readonly lanes: number;
-  readonly indexBytesMax: number;
-  /** The vault's threads and slabs, started by the first call. */
-  readonly crew: () => Crew;
-  /** The catalog that protected disks of this vault share, loaded by the first call. */
-  readonly sharedCatalog: (store: Store, onNotice: (notice: Notice) => void) => Promise<Catalog>;
-  /** To be called when a catalog turned out to tell of what the store has not got: nobody is given it again. */
-  readonly dropCatalog: (catalog: Catalog) => void;
-  /** Disks whose protections are to end their sessions after the present cycle, so that what these have open is closed. Each takes its own out. */
-  readonly renewals: Set<string>;
-}
 
 export interface SessionOptions {
   readonly disk: string;
@@ -100,7 +74,6 @@ export interface Shipped {
   readonly requests: number;
 }
 
-const objectsProvedAtOnce = 8;
 /** How often a cycle looks for a collection that waits for it. */
 const collectionPollMs = 5_000;
 
@@ -392,55 +365,4 @@ export class Session implements AsyncDisposable {
 function dropCatalog(context: VaultContext, catalog: Catalog): void {
   catalog.distrust();
   context.dropCatalog(catalog);
-}
-
-/** Reads the manifest that the head names. Errors: DAMAGED (also when it is gone), FORMAT_UNSUPPORTED. */
-export async function readManifest(
-  store: Store,
-  vault: string,
-  disk: string,
-  point: PointRecord,
-  signal: AbortSignal | undefined,
-): Promise<ManifestDocument> {
-  const name = manifestName(disk, point.sequence, point.epoch);
-  const { bytes } = await store.get(name, documentBytesMax, { signal });
-  return decodeManifest(bytes, name, { vault, disk, id: point.id });
-}
-
-/**
- * Asks the store for objects that are about to be referred to, by name and ETag: every one that was written for it. Errors: STORE_REGRESSED.
- */
-export async function proveObjects(store: Store, written: ReadonlyMap<string, string>, signal: AbortSignal | undefined): Promise<void> {
-  const next = written.entries();
-  const provers = Array.from({ length: objectsProvedAtOnce }, async () => {
-    for (const [name, etag] of next) {
-      try {
-        const there = await store.stat(name, { signal });
-        if (there.etag !== etag) throw regressed(name, 1, 0);
-      } catch (error) {
-        if (hasCode(error, "OBJECT_NOT_FOUND")) throw regressed(name, 1, 0);
-        throw error;
-      }
-    }
-  });
-  await Promise.all(provers);
-}
-
-/**
- * Makes sure that the store still holds this very vault: one that forgot it may have been given another, in which nobody could read
- * what we write. Errors: STORE_REGRESSED.
- */
-export async function proveVault(store: Store, vault: string, signal: AbortSignal | undefined): Promise<void> {
-  let there: string | undefined;
-  try {
-    const { bytes } = await store.get(vaultName, documentBytesMax, { signal });
-    there = decodeVault(bytes, vaultName).vault;
-  } catch (error) {
-    if (!hasCode(error, "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) throw error; // a container that is gone took it along
-  }
-  if (there === vault) return;
-  throw new TidemarkError("STORE_REGRESSED", `${store.description} has forgotten the vault ${vault}`, {
-    remedy: "run the command again: it says what is left; the first replication creates a vault where there is nothing",
-    detail: { object: vaultName },
-  });
 }

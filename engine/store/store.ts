@@ -200,3 +200,11 @@ export function unreachable(doing: string, cause: unknown): TidemarkError {
     cause,
   });
 }
+
+/** The error for a store that no longer has what it acknowledged. */
+export function regressed(object: string, expectedBytes: number, foundBytes: number): TidemarkError {
+  return new TidemarkError("STORE_REGRESSED", `the store went back in time: ${object} lost data that had been acknowledged`, {
+    remedy: "run the command again; the next cycle ships what the store forgot",
+    detail: { object, expectedBytes, foundBytes },
+  });
+}

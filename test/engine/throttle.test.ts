@@ -1,7 +1,6 @@
 /** Limits on virtual time: nothing here waits for a real clock. */
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
-import { Meter } from "../../engine/replication/protection/meters.ts";
 import type { Sink } from "../../engine/sink.ts";
 import { Bandwidth, type BandwidthTable, limited, type Weekday } from "../../engine/throttle.ts";
 import { FaultySink } from "../../sink/faults.ts";
@@ -300,16 +299,16 @@ describe("a table", () => {
 
 describe("a limited sink", () => {
   const fence = { sequenceNumber: 1 };
-  async function open(options?: { reads: boolean }): Promise<{ inner: FaultySink; sink: Sink; bandwidth: Bandwidth; meter: Meter }> {
+  async function open(options?: { reads: boolean }): Promise<{ inner: FaultySink; sink: Sink; bandwidth: Bandwidth }> {
     const inner = new FaultySink(new MemorySink({ store: new MemoryStore() }), []);
-    const [bandwidth, meter] = [await drained(100 * kib), new Meter()];
+    const bandwidth = await drained(100 * kib);
     await inner.createContainer();
     await inner.createPages("p", 1 * mib, 1);
-    return { inner, sink: limited(inner, bandwidth, meter, options), bandwidth, meter };
+    return { inner, sink: limited(inner, bandwidth, options), bandwidth };
   }
 
-  test("sends pages and objects when their bytes have accrued, and counts them", async () => {
-    const { inner, sink, meter } = await open();
+  test("sends pages and objects when their bytes have accrued", async () => {
+    const { inner, sink } = await open();
     const writing = Promise.all([
       sink.writePages("p", 0, new Uint8Array(100 * kib), fence),
       sink.putObject("o", new Uint8Array(50 * kib), { ifAbsent: true }),
@@ -321,11 +320,10 @@ describe("a limited sink", () => {
     await vi.advanceTimersByTimeAsync(500);
     await writing;
     expect(inner.calls.slice(2)).toEqual(["writePages p", "putObject o"]);
-    expect(meter.total).toBe(150 * kib);
   });
 
-  test("does not count what was refused, and does not send what was given up", async () => {
-    const { inner, sink, meter } = await open();
+  test("passes on a refusal and does not send what was given up", async () => {
+    const { inner, sink } = await open();
     const refused = sink.writePages("p", 0, new Uint8Array(1 * kib), { sequenceNumber: 7 });
     const isRefused = expect(refused).rejects.toMatchObject({ code: "CONDITION_FAILED" });
     await vi.advanceTimersByTimeAsync(20);
@@ -335,13 +333,11 @@ describe("a limited sink", () => {
     stop.abort();
     await expect(given).rejects.toMatchObject({ code: "INTERRUPTED" });
     expect(inner.calls).not.toContain("putObject o");
-    expect(meter.total).toBe(0);
   });
 
   test("reads without waiting, unless it is told to", async () => {
     const free = await open();
     await free.sink.readPages("p", 0, new Uint8Array(1 * mib));
-    expect(free.meter.total).toBe(0);
     const held = await open({ reads: true });
     const reading = held.sink.readPages("p", 0, new Uint8Array(100 * kib));
     await vi.advanceTimersByTimeAsync(900);
@@ -353,7 +349,6 @@ describe("a limited sink", () => {
     await vi.waitFor(() => expect(held.bandwidth.waiting).toBe(1));
     await vi.advanceTimersByTimeAsync(1100);
     expect((await getting).bytes).toHaveLength(100 * kib);
-    expect(held.meter.total).toBe(200 * kib);
   });
 
   test("is the sink in everything else, also in what only some sinks have", async () => {

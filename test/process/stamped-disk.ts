@@ -8,7 +8,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { askAgent } from "../../cli/agent/control-client.ts";
 import { command } from "../../engine/disk/nbd/protocol.ts";
 import { hasCode } from "../../engine/errors.ts";
-import type { PointSummary } from "../../engine/summaries.ts";
+import type { PointSummary } from "../../engine/store/points/points.ts";
 import { Vault } from "../../engine/vault.ts";
 import { openSink } from "../../sink/index.ts";
 import type { Running } from "../cli/tidemark.ts";

@@ -5,8 +5,7 @@
  * It knows which point its list begins at. If the vault's newest point is another (somebody else wrote, the store went back in
  * time, this is a new process), it does not apply, and the disk is compared whole.
  */
-import type { ChangeSource } from "../../summaries.ts";
-import type { Extent } from "../../volume.ts";
+import type { ChangeSource, Extent } from "../../volume.ts";
 import { DirtyBitmap } from "./dirty-bitmap.ts";
 
 export class ChangeTracker implements ChangeSource {

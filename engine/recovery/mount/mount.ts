@@ -7,16 +7,17 @@
 import { tmpdir } from "node:os";
 import type { BlockDevice } from "../../device.ts";
 import { hasCode, TidemarkError } from "../../errors.ts";
-import { readManifest, type VaultContext } from "../../replication/session.ts";
+import type { Notice } from "../../notice.ts";
+import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { ManifestDocument, PointRecord } from "../../store/format/documents.ts";
 import { damaged } from "../../store/format/fields.ts";
 import { PointMap } from "../../store/map/point-map.ts";
-import { pointSummary, selectPoint } from "../../store/points/points.ts";
+import { readManifest } from "../../store/points/manifest.ts";
+import { type PointSummary, pointSummary, selectPoint } from "../../store/points/points.ts";
 import { holdToRead, type PointHold } from "../../store/points/reader-holds.ts";
 import { readHead } from "../../store/points/writer-lease.ts";
 import { Store } from "../../store/store.ts";
-import type { MountOptions, MountSummary, Notice, PointSummary } from "../../summaries.ts";
 import { cacheBlocksMin } from "./block-cache.ts";
 import { MountedPoint } from "./mounted-point.ts";
 import { OverlaidDisk } from "./overlaid-disk.ts";
@@ -176,4 +177,45 @@ async function openOverlay(
   if (writable !== true) return undefined;
   if (overlay !== undefined) return await OverlayFile.open(overlay, identity);
   return await OverlayFile.temporary(temporaryFolder ?? tmpdir(), identity.sizeBytes);
+}
+
+export interface MountOptions {
+  readonly disk: string;
+  /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
+  readonly point: string;
+  /** Take writes, into an overlay. The vault is never changed. Default: false. */
+  readonly writable?: boolean | undefined;
+  /** File that keeps what is written; it is made, or goes on where it was left. Absent: what is written is gone with the mount. */
+  readonly overlay?: string | undefined;
+  /** Memory for blocks, at least 16 of the vault's. Default: 256 MiB. */
+  readonly cacheBytes?: number | undefined;
+  /** Where an overlay without a name lies. Default: the system's folder for temporary files. */
+  readonly temporaryFolder?: string | undefined;
+  /** Told while it is mounted, too: POINT_DAMAGED once for each range that cannot be read back, HOLD_LOST. */
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  /** Ends the mounting, not what has been mounted. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** What has been read and written of a mounted point so far. */
+export interface MountSummary {
+  readonly disk: string;
+  readonly point: string;
+  readonly sequence: number;
+  readonly volumeBytes: number;
+  readonly writable: boolean;
+  /** The overlay that is kept; null when there is none, or none that is kept. */
+  readonly overlay: string | null;
+  /** Bytes handed to readers, from wherever they came. */
+  readonly bytesRead: number;
+  /** Bytes that writers brought, zeros and trims included. */
+  readonly bytesWritten: number;
+  /** Bytes read from the store's segments, those read ahead included. */
+  readonly bytesFetched: number;
+  /** Blocks of the point that readers found in memory, and blocks that they waited for. */
+  readonly cacheHits: number;
+  readonly cacheMisses: number;
+  /** Memory that blocks take now. */
+  readonly cachedBytes: number;
+  readonly elapsedMs: number;
 }

@@ -13,10 +13,9 @@
 import { randomInt } from "node:crypto";
 import { hasCode, TidemarkError } from "../../errors.ts";
 import { pageAlignmentBytes, pageWriteBytesMax, type Sink } from "../../sink.ts";
-import type { ImageFormat, MaterializeMode } from "../../summaries.ts";
-import { planFooter } from "./file-target.ts";
-import { type Target, targetExists } from "./targets.ts";
-import { vhdBlobBytesMax, vhdDiskBytes, vhdFooterBytes, vhdTooLarge } from "./vhd.ts";
+import type { ImageFormat, MaterializeMode, Target } from "./target.ts";
+import { targetExists } from "./target.ts";
+import { planFooter, vhdBlobBytesMax, vhdDiskBytes, vhdFooterBytes, vhdTooLarge } from "./vhd.ts";
 
 const windowBytes: number = pageWriteBytesMax;
 /** Windows that may gather bytes at the same time: 32 MiB. */

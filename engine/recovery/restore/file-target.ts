@@ -10,17 +10,14 @@
  * The partial is locked with flock for as long as it is open, which ends with the process however that dies. Where flock is not to
  * be had, two processes on one target are not kept apart.
  */
-
-import { createHash } from "node:crypto";
 import { constants } from "node:fs";
 import { lstat, readFile, rename, rm, stat } from "node:fs/promises";
 import { dirname } from "node:path";
-import { libc, lockExclusiveAtOnce } from "../../disk/source/libc.ts";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
 import { systemCode, TidemarkError } from "../../errors.ts";
-import type { ImageFormat } from "../../summaries.ts";
-import { type ImagePlan, type Target, targetExists } from "./targets.ts";
-import { fixedVhdFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
+import type { ImageFormat, ImagePlan, Target } from "./target.ts";
+import { lockTarget, targetExists } from "./target.ts";
+import { planFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
 
 /** A checkpoint costs an fdatasync; a killed run loses at most the work of this time. Early ones also put the disk to work early. */
 const checkpointEveryMs = 500;
@@ -174,25 +171,6 @@ export function partialPathOf(path: string): string {
 
 export function journalPathOf(path: string): string {
   return `${partialPathOf(path)}.json`;
-}
-
-/** The footer of the plan's image. Its UUID follows from vault and point, so a resumed or repeated run writes the same bytes. */
-export function planFooter(plan: Pick<ImagePlan, "vaultId" | "point" | "volumeBytes" | "pointTimeMs">): Buffer {
-  const uuid = createHash("sha256").update(`${plan.vaultId}\n${plan.point}`).digest().subarray(0, 16);
-  return fixedVhdFooter({ diskBytes: vhdDiskBytes(plan.volumeBytes), uuid, createdMs: plan.pointTimeMs });
-}
-
-/** Takes the lock that keeps two processes off one file. Errors: TARGET_FAILED when another has it. */
-export function lockTarget(file: PositionalFile, path: string): void {
-  const calls = libc();
-  const result = calls?.flock(file.fd, lockExclusiveAtOnce);
-  if (calls === undefined || result === undefined || "value" in result) return;
-  // File systems without locks (some network ones) say so; then there is nothing to hold on to.
-  if (result.errno !== calls.errno.wouldBlock) return;
-  throw new TidemarkError("TARGET_FAILED", `another process is writing the target ${path}`, {
-    remedy: "wait until it is done, or name another target",
-    detail: { target: path },
-  });
 }
 
 async function openLocked(path: string): Promise<PositionalFile> {

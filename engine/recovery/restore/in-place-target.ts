@@ -12,8 +12,8 @@ import { allocatedExtents } from "../../disk/source/holes.ts";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
 import { systemCode, TidemarkError } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
-import { lockTarget } from "./file-target.ts";
-import type { ImagePlan, Target } from "./targets.ts";
+import type { ImagePlan, Target } from "./target.ts";
+import { lockTarget } from "./target.ts";
 import { fixedVhdFooter, parseFixedVhdFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
 
 /** A range is read and compared in pieces of this size; each call under way holds one. */

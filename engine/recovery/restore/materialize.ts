@@ -3,24 +3,23 @@
  * them as holes where it can.
  */
 
+import { LocalState } from "../../disk/source/local-state.ts";
 import { hasCode, throwIfAborted } from "../../errors.ts";
 import { fingerprintBytes, granuleBytes } from "../../limits.ts";
 import type { PointConsumer, ProvedBatch } from "../../pipeline/point-reader.ts";
 import { chunkDamaged, PointReader, pieceIsProved, pieceOutGranule } from "../../pipeline/point-reader.ts";
-import { paced } from "../../progress.ts";
-import { LocalState } from "../../replication/local-state.ts";
-import type { VaultContext } from "../../replication/session.ts";
-import { readManifest } from "../../replication/session.ts";
+import type { VaultContext } from "../../pipeline/vault-context.ts";
+import { type OperationOptions, paced } from "../../progress.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
 import { damaged } from "../../store/format/fields.ts";
 import { PointMap } from "../../store/map/point-map.ts";
+import { readManifest } from "../../store/points/manifest.ts";
 import { selectPoint } from "../../store/points/points.ts";
 import { holdToRead } from "../../store/points/reader-holds.ts";
 import { readHead } from "../../store/points/writer-lease.ts";
 import { Store } from "../../store/store.ts";
-import type { MaterializeOptions, MaterializeSummary } from "../../summaries.ts";
-import type { Target } from "./targets.ts";
+import type { ImageFormat, MaterializeMode, Target } from "./target.ts";
 import { openTarget } from "./targets.ts";
 
 const printWords = fingerprintBytes / 4;
@@ -193,4 +192,32 @@ function granuleIsZero(batch: ProvedBatch, outGranule: number): boolean {
 /** Waits for all, then throws the first failure: nothing still uses the slab when it goes back. */
 async function settleAll(work: readonly Promise<void>[]): Promise<void> {
   for (const outcome of await Promise.allSettled(work)) if (outcome.status === "rejected") throw outcome.reason;
+}
+
+export interface MaterializeOptions extends OperationOptions {
+  readonly disk: string;
+  /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
+  readonly point: string;
+  /** Path of a file or block device, or `blob:NAME` for a page blob in the vault's container. */
+  readonly to: string;
+  /** Default: `vhd` for `blob:`, else `raw`. */
+  readonly format?: ImageFormat | undefined;
+  /** Default: `create`. A block device needs `in-place` or `replace`, which mean the same there. */
+  readonly mode?: MaterializeMode | undefined;
+  /** Needed to write over the very file or device that this disk was last replicated from. Default: false, TARGET_IS_SOURCE. */
+  readonly overwriteSource?: boolean | undefined;
+}
+
+export interface MaterializeSummary {
+  readonly disk: string;
+  readonly point: string;
+  readonly sequence: number;
+  readonly target: string;
+  readonly format: ImageFormat;
+  readonly volumeBytes: number;
+  /** Bytes written to the target; zeros left as holes and unchanged ranges do not count. */
+  readonly bytesWritten: number;
+  /** Bytes read from the store. */
+  readonly bytesRead: number;
+  readonly elapsedMs: number;
 }

@@ -17,41 +17,12 @@ import { type FileIdentity, identityFrom, sameObject } from "../../disk/source/f
 import { fileError } from "../../disk/source/positional-file.ts";
 import { systemCode, TidemarkError } from "../../errors.ts";
 import type { Sink } from "../../sink.ts";
-import type { ImageFormat, MaterializeMode } from "../../summaries.ts";
 import { openBlobTarget } from "./blob-target.ts";
 import { FileTarget } from "./file-target.ts";
 import { InPlaceTarget } from "./in-place-target.ts";
+import type { ImageFormat, ImagePlan, MaterializeMode, Target } from "./target.ts";
+import { targetExists } from "./target.ts";
 import { vhdDiskBytes, vhdFileDiskBytesMax, vhdTooLarge } from "./vhd.ts";
-
-/**
- * Receives the bytes of one image. Calls of `write` and `zero` overlap freely, for disjoint ranges inside the volume; offsets are
- * multiples of 512. Every range of [resumeAt, volumeBytes) is given to exactly one of them. Ends with `finish` or `abandon`;
- * disposing without either abandons. Errors common to all calls: TARGET_FAILED, NO_SPACE, ACCESS_REFUSED, and for blobs those of
- * the `Sink`.
- */
-export interface Target extends AsyncDisposable {
-  readonly description: string;
-  /** [0, resumeAt) was already written for this very point by a run that was interrupted: a value that run gave to `checkpoint`. */
-  readonly resumeAt: number;
-  /** Bytes written so far by this run; zeros that were left as holes and unchanged ranges do not count. */
-  readonly bytesWritten: number;
-  /** Writes `bytes`, a view of shared memory perhaps, which must not change until the promise has settled. */
-  write(offset: number, bytes: Uint8Array): Promise<void>;
-  /** Makes the range read as zeros. */
-  zero(offset: number, length: number): Promise<void>;
-  /**
-   * Everything below `doneBytes` has been written: makes it durable and notes it for a later run, at most twice a second; cheap
-   * otherwise.
-   */
-  checkpoint(doneBytes: number): Promise<void>;
-  /** Makes the image whole and durable under the target's name. */
-  finish(): Promise<void>;
-  /**
-   * After a failure or an interruption: closes, keeps what a later run can resume, leaves no half image under the target's name.
-   * Idempotent.
-   */
-  abandon(): Promise<void>;
-}
 
 export interface OpenTargetOptions {
   /** Path of a file or block device, or `blob:NAME`. */
@@ -73,18 +44,6 @@ export interface OpenTargetOptions {
   readonly clock?: (() => number) | undefined;
   /** Ends calls to the store. */
   readonly signal?: AbortSignal | undefined;
-}
-
-/** What a way to write an image needs to know, checked. */
-export interface ImagePlan {
-  /** Absolute path, links resolved. */
-  readonly path: string;
-  readonly format: ImageFormat;
-  readonly volumeBytes: number;
-  readonly vaultId: string;
-  readonly point: string;
-  readonly pointTimeMs: number;
-  readonly clock: () => number;
 }
 
 /**
@@ -115,20 +74,6 @@ export async function openTarget(options: OpenTargetOptions): Promise<Target> {
   if (found.stats.isBlockDevice()) return InPlaceTarget.open(plan, "device");
   if (options.mode === "in-place") return InPlaceTarget.open(plan, "file");
   return FileTarget.open(plan, { replaces: true, mode: Number(found.stats.mode) & 0o777 });
-}
-
-/** The error for a name that is taken, from files and blobs alike. */
-export function targetExists(to: string, isDevice: boolean): TidemarkError {
-  return new TidemarkError(
-    "TARGET_EXISTS",
-    isDevice ? `the target ${to} is a block device, whose content would be lost` : `the target ${to} exists`,
-    {
-      remedy: isDevice
-        ? "write over it with `--in-place`"
-        : "update it with `--in-place`, replace it with `--force`, or name another target",
-      detail: { target: to },
-    },
-  );
 }
 
 /** Resolves links, so that what is renamed or compared is the file itself. `stats` is undefined when nothing bears the name yet. */

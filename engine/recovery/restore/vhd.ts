@@ -7,7 +7,10 @@
  * the creator application: for `win ` (Hyper-V), which we write, it takes the size; for names that it does not know, the geometry,
  * which would cut the disk's end off.
  */
+
+import { createHash } from "node:crypto";
 import { TidemarkError } from "../../errors.ts";
+import type { ImagePlan } from "./target.ts";
 
 export const vhdFooterBytes = 512;
 /** Azure wants the disk to be a multiple of this. */
@@ -123,4 +126,10 @@ function footerChecksum(footer: Uint8Array): number {
   let sum = 0;
   for (const [at, byte] of footer.entries()) if (at < 64 || at >= 68) sum += byte;
   return ~sum >>> 0;
+}
+
+/** The footer of the plan's image. Its UUID follows from vault and point, so a resumed or repeated run writes the same bytes. */
+export function planFooter(plan: Pick<ImagePlan, "vaultId" | "point" | "volumeBytes" | "pointTimeMs">): Buffer {
+  const uuid = createHash("sha256").update(`${plan.vaultId}\n${plan.point}`).digest().subarray(0, 16);
+  return fixedVhdFooter({ diskBytes: vhdDiskBytes(plan.volumeBytes), uuid, createdMs: plan.pointTimeMs });
 }

@@ -12,9 +12,9 @@ import type { Cut } from "../../disk/tracking/cut.ts";
 import type { PreparedCut, ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import { toHex } from "../../store/format/checksum.ts";
 import type { ApplicationRecord, GroupRecord } from "../../store/format/documents.ts";
+import type { Finding } from "./health.ts";
 import type { Hook } from "./hooks.ts";
 import { withFreeze } from "./hooks.ts";
-import type { Finding } from "./protection-status.ts";
 import type { Instant } from "./schedule.ts";
 
 /** What a member brings to the meeting. */

@@ -26,7 +26,7 @@
  * POINT_OVERDUE is the first sign of a store that has fallen silent, while requests to it are still being repeated. It holds in state `protecting`
  * only: in every other one no point is due each cycle (an initial replication, a comparison, a pause) or another finding tells why there is none.
  */
-import type { Finding, HealthLevel, ProtectionState } from "./protection-status.ts";
+import type { ProtectionState } from "./protection-state.ts";
 
 /** From when on something is wrong. Times in ms; `InARow` counts failures without a success between them. */
 export const healthLimits = {
@@ -279,4 +279,14 @@ function minutes(ms: number): string {
 function mebibytes(bytes: number): string {
   const value = bytes / 1024 ** 2;
   return `${value.toFixed(value < 9.95 ? 1 : 0)} MiB`;
+}
+
+export type HealthLevel = "Normal" | "Warning" | "Critical";
+
+/** One thing that is wrong: a stable code, what causes it and what to do. */
+export interface Finding {
+  readonly level: Exclude<HealthLevel, "Normal">;
+  readonly code: string;
+  readonly cause: string;
+  readonly remedy: string;
 }

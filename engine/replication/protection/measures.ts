@@ -2,9 +2,10 @@
 import type { TidemarkError } from "../../errors.ts";
 import { hasCode } from "../../errors.ts";
 import { vaultName } from "../../store/format/names.ts";
-import type { HealthMeasures } from "./health.ts";
+import type { Finding, HealthMeasures } from "./health.ts";
 import { Meter, Spell, type SteadyClock } from "./meters.ts";
-import type { Finding, ProtectionState, ProtectionStatus } from "./protection-status.ts";
+import type { ProtectionState } from "./protection-state.ts";
+import type { ProtectionStatus } from "./protection-status.ts";
 
 /** How far a cut has come. */
 export type Stage = "captured" | "shipped" | "committed";

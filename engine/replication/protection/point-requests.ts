@@ -1,6 +1,6 @@
 /** Points that somebody has asked for and waits for, until one is committed whose cut was made after they were asked for. */
 import { interrupted, TidemarkError, throwIfAborted } from "../../errors.ts";
-import type { PointSummary } from "../../summaries.ts";
+import type { PointSummary } from "../../store/points/points.ts";
 
 export interface PointRequest {
   readonly applicationConsistent: boolean;

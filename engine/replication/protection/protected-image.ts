@@ -2,12 +2,12 @@
 import { mkdir } from "node:fs/promises";
 import path from "node:path";
 import { LiveFile } from "../../disk/source/live-file.ts";
+import { LocalState } from "../../disk/source/local-state.ts";
 import { DirtyBitmap, regionBytes } from "../../disk/tracking/dirty-bitmap.ts";
 import { ProtectedDisk, type ProtectedDiskOptions } from "../../disk/tracking/protected-disk.ts";
 import { type Recovered, TrackingFile } from "../../disk/tracking/tracking-file.ts";
-import { LocalState } from "../local-state.ts";
+import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { checkSize } from "../replicate.ts";
-import type { VaultContext } from "../session.ts";
 import type { ProtectOptions } from "./protection-status.ts";
 
 export interface ProtectedImage {

@@ -3,27 +3,13 @@
  * as JSON, so a name here is a contract.
  */
 import type { TidemarkError } from "../../errors.ts";
-import type { Notice, PointSummary } from "../../summaries.ts";
+import type { Notice } from "../../notice.ts";
+import type { PointSummary } from "../../store/points/points.ts";
 import type { RetentionPolicy } from "../../upkeep/retention/policy.ts";
 import type { Group } from "./groups.ts";
+import type { Finding, HealthLevel } from "./health.ts";
 import type { Hook } from "./hooks.ts";
-
-/**
- * `initial`: the first points ship what the disk holds. `resyncing`: its tracking was lost, so it is compared with the vault;
- * earlier points stay readable. `protecting`: every cycle gives a crash-consistent point. `waiting`: the store or the seat cannot
- * be had; writes go on and are tracked.
- */
-export type ProtectionState = "starting" | "initial" | "resyncing" | "protecting" | "waiting" | "paused" | "stopped" | "failed";
-
-export type HealthLevel = "Normal" | "Warning" | "Critical";
-
-/** One thing that is wrong: a stable code, what causes it and what to do. */
-export interface Finding {
-  readonly level: Exclude<HealthLevel, "Normal">;
-  readonly code: string;
-  readonly cause: string;
-  readonly remedy: string;
-}
+import type { ProtectionState } from "./protection-state.ts";
 
 export interface ProtectionStatus {
   readonly disk: string;

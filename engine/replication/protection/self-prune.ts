@@ -8,15 +8,16 @@
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { TidemarkError } from "../../errors.ts";
+import type { Notice } from "../../notice.ts";
 import { PageCache } from "../../store/points/history.ts";
-import type { Notice } from "../../summaries.ts";
 import { Family } from "../../upkeep/prune/group-retention.ts";
 import { dropDoomed } from "../../upkeep/prune/prune.ts";
 import type { PlanOptions, PrunePlan } from "../../upkeep/prune/prune-plan.ts";
 import { planPrune } from "../../upkeep/prune/prune-plan.ts";
 import type { RetentionPolicy } from "../../upkeep/retention/policy.ts";
 import type { Session } from "../session.ts";
-import type { Finding, LastPrune, ProtectOptions } from "./protection-status.ts";
+import type { Finding } from "./health.ts";
+import type { LastPrune, ProtectOptions } from "./protection-status.ts";
 
 const timing = {
   everyMs: 60_000,

@@ -161,3 +161,11 @@ export function parseSegmentName(name: string): SegmentIdentity | undefined {
   if (match === null) return undefined;
   return { encodedDisk: match[1] ?? "", epoch: Number(match[2]), lane: Number(match[3]), ordinal: Number(match[4]) };
 }
+
+/** Sequence numbers of one epoch: the epoch in the high digits, resolved unknown outcomes in the low ones. */
+const sequenceNumbersPerEpoch = 65_536;
+
+/** The sequence number that a writer of this epoch starts its segments with; raising a segment to it locks every earlier epoch out. */
+export function firstSequenceNumber(epoch: number): number {
+  return epoch * sequenceNumbersPerEpoch;
+}

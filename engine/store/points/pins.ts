@@ -7,7 +7,7 @@
  */
 import { randomBytes } from "node:crypto";
 import { hasCode, TidemarkError } from "../../errors.ts";
-import type { Notice } from "../../summaries.ts";
+import type { Notice } from "../../notice.ts";
 import { toHex } from "../format/checksum.ts";
 import type { HeadDocument, PointRecord } from "../format/documents.ts";
 import { documentBytesMax } from "../format/documents.ts";
@@ -152,4 +152,21 @@ function checkRequest({ name, untilMs, nowMs }: PinRequest): void {
       remedy: "give a time in the future, such as 2030-05-01T12:00:00Z, or none",
     });
   }
+}
+
+/** A user's wish that a point stays. */
+export interface PinSummary {
+  readonly name: string | null;
+  /** ISO 8601 in UTC; null: for good. */
+  readonly until: string | null;
+}
+
+export interface PinOptions {
+  readonly disk: string;
+  /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
+  readonly point: string;
+  /** What the pin is called. A point may have several, of different names. */
+  readonly name?: string | undefined;
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
 }

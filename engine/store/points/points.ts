@@ -1,14 +1,15 @@
 /** Lists disks and points, and finds the point that a user means. */
 import { TidemarkError } from "../../errors.ts";
-import type { DiskSummary, ListedPoint, PinSummary, PointDetail, PointSummary, PointsOptions } from "../../summaries.ts";
-import type { GroupRecord, HeadDocument, ManifestDocument, PointRecord } from "../format/documents.ts";
+import type { Notice } from "../../notice.ts";
+import type { Consistency } from "../../volume.ts";
+import type { ApplicationRecord, GroupRecord, HeadDocument, ManifestDocument, PointRecord } from "../format/documents.ts";
 import { countPoints } from "../format/documents.ts";
 import { decodeDiskName, disksPrefix, parseDiskObject } from "../format/names.ts";
 import type { Store } from "../store.ts";
 import type { GroupMembers } from "./group-members.ts";
 import type { PointKey } from "./history.ts";
 import { findPoint, readPoints } from "./history.ts";
-import { countedPins, isOf, type StoredPin } from "./pins.ts";
+import { countedPins, isOf, type PinSummary, type StoredPin } from "./pins.ts";
 import { readProved } from "./proved.ts";
 import { listHolds } from "./reader-holds.ts";
 
@@ -149,4 +150,68 @@ function keyOf(selector: string): PointKey | "latest" {
     });
   }
   return { timeMs };
+}
+
+export interface DiskSummary {
+  readonly disk: string;
+  readonly points: number;
+  /** Newest point, absent while the disk has none. */
+  readonly latest?: PointSummary;
+}
+
+/** What lists points. */
+export interface PointsOptions {
+  /** Only the newest so many. Default: all. */
+  readonly limit?: number | undefined;
+  /** Told of pages of points that cannot be read, whose points are then left out. Absent, one ends the listing with DAMAGED. */
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface PointSummary {
+  readonly disk: string;
+  readonly sequence: number;
+  readonly point: string;
+  /** Time of the cut, ISO 8601 in UTC. */
+  readonly time: string;
+  readonly consistency: Consistency;
+  /** The multi-disk point that this one is a part of; null also while a disk of the group has no point with this id. */
+  readonly group: { readonly id: string; readonly name: string } | null;
+  /** From the cut to the commit; null where it was not measured. */
+  readonly lagMs: number | null;
+  readonly volumeBytes: number;
+  readonly changedBytes: number;
+  readonly newBytes: number;
+  readonly storedBytes: number;
+}
+
+/** A point of a list, and what keeps it from being pruned: what keeps one disk's part of a group's point keeps all of them. */
+export interface ListedPoint extends PointSummary {
+  /** By a pin that has not expired. */
+  readonly pinned: boolean;
+  /** Somebody reads it, or did so until lately: a hold is cleared away by the first prune that finds its reader dead. */
+  readonly held: boolean;
+  /** When all of it was last read back and proved, ISO 8601 in UTC; null: never, as far as is known. */
+  readonly proved: string | null;
+}
+
+export interface PointDetail extends PointSummary {
+  /** What keeps it from being pruned. */
+  readonly pins: readonly PinSummary[];
+  /** When all of it was last read back and proved, ISO 8601 in UTC; null: never, as far as is known. */
+  readonly proved: string | null;
+  /** Null for a point that was not cut together with others. */
+  readonly group: GroupRecord | null;
+  /** True when a disk of `group` has no point that bears its id: then this is a point of its own. */
+  readonly groupIncomplete: boolean;
+  /** How the application was brought to rest; null when none was asked to. */
+  readonly application: ApplicationRecord | null;
+  /** Id of the point it was made from, null for the first. */
+  readonly parent: string | null;
+  readonly zeroBytes: number;
+  readonly dedupedBytes: number;
+  /** Sorted tables whose overlay is the point's map, newest first. */
+  readonly runs: readonly { readonly entries: number; readonly leaves: number; readonly bytes: number }[];
+  /** The version of Tidemark that wrote it. */
+  readonly writtenBy: string;
 }

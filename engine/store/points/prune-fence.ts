@@ -15,8 +15,8 @@
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
+import type { Notice } from "../../notice.ts";
 import type { PutCondition } from "../../sink.ts";
-import type { Notice } from "../../summaries.ts";
 import type { HeadDocument, PointRecord } from "../format/documents.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import type { CondemnedDocument, SequenceRange } from "../format/keeping.ts";

@@ -8,7 +8,7 @@
  */
 import { randomBytes, randomUUID } from "node:crypto";
 import { type ErrorCode, hasCode, TidemarkError } from "../../errors.ts";
-import type { Notice } from "../../summaries.ts";
+import type { Notice } from "../../notice.ts";
 import { toHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { encodeHold } from "../format/keeping.ts";

@@ -22,6 +22,7 @@
 import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
+import type { Notice } from "../../notice.ts";
 import type { CallOptions } from "../../sink.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex, toHex } from "../../store/format/checksum.ts";
@@ -46,7 +47,6 @@ import { CollectorSeat } from "../../store/segments/collector-lease.ts";
 import { readDead } from "../../store/segments/dead-pages.ts";
 import { PageSet } from "../../store/segments/page-set.ts";
 import type { Store } from "../../store/store.ts";
-import type { Notice } from "../../summaries.ts";
 import { LiveSet } from "./live-set.ts";
 import { isWorthPlanning, planSegment } from "./segment-plan.ts";
 import { Unfinished } from "./unfinished.ts";

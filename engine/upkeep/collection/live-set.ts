@@ -7,7 +7,6 @@
  */
 
 import { hasCode, throwIfAborted } from "../../errors.ts";
-import { readManifest } from "../../replication/session.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { HeadDocument, ManifestDocument, PageReference, PointRecord } from "../../store/format/documents.ts";
@@ -20,6 +19,7 @@ import { MapWalk } from "../../store/map/map-walk.ts";
 import type { Pieces } from "../../store/map/point-map.ts";
 import { PointMap, pieceIsZero, windowGranules } from "../../store/map/point-map.ts";
 import { readPoints } from "../../store/points/history.ts";
+import { readManifest } from "../../store/points/manifest.ts";
 import { diskNames } from "../../store/points/points.ts";
 import { readHead } from "../../store/points/writer-lease.ts";
 import { PageSet } from "../../store/segments/page-set.ts";

@@ -9,16 +9,17 @@
  */
 import assert from "node:assert/strict";
 import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
-import { proveObjects, proveVault, type VaultContext } from "../../replication/session.ts";
+import type { Notice } from "../../notice.ts";
+import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { condemnedRangesMax } from "../../store/format/keeping.ts";
 import { condemnedName, vaultName } from "../../store/format/names.ts";
 import { PageCache } from "../../store/points/history.ts";
+import { proveObjects, proveVault } from "../../store/points/manifest.ts";
 import { deletePin } from "../../store/points/pins.ts";
 import { diskNames } from "../../store/points/points.ts";
 import { clearCondemned, putCondemned, rangesOf } from "../../store/points/prune-fence.ts";
 import { readHead, Seat } from "../../store/points/writer-lease.ts";
 import { Store } from "../../store/store.ts";
-import type { Notice } from "../../summaries.ts";
 import type { Consistency } from "../../volume.ts";
 import type { LiveSetOptions } from "../collection/live-set.ts";
 import { bytesFreed } from "../collection/live-set.ts";

@@ -18,21 +18,28 @@ import { randomUUID } from "node:crypto";
 import { rm } from "node:fs/promises";
 import path from "node:path";
 import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
-import { firstSequenceNumber } from "../../pipeline/lanes.ts";
-import { loadCatalog } from "../../replication/replicate.ts";
-import { proveObjects, proveVault, type VaultContext } from "../../replication/session.ts";
+import type { Notice } from "../../notice.ts";
+import { loadCatalog } from "../../pipeline/catalog.ts";
+import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { HeadDocument, PointRecord } from "../../store/format/documents.ts";
 import { decodeHead, documentBytesMax, encodeHead } from "../../store/format/documents.ts";
-import { condemnedName, decodeDiskName, headName, parseSegmentName, segmentsPrefix } from "../../store/format/names.ts";
+import {
+  condemnedName,
+  decodeDiskName,
+  firstSequenceNumber,
+  headName,
+  parseSegmentName,
+  segmentsPrefix,
+} from "../../store/format/names.ts";
 import type { Room } from "../../store/points/history.ts";
 import { layOutPoints } from "../../store/points/history.ts";
 import { identityFaults, mendIdentity } from "../../store/points/identity.ts";
+import { proveObjects, proveVault } from "../../store/points/manifest.ts";
 import { putCondemned, readCondemned } from "../../store/points/prune-fence.ts";
 import { Seat } from "../../store/points/writer-lease.ts";
 import { CollectorSeat } from "../../store/segments/collector-lease.ts";
 import { Store } from "../../store/store.ts";
-import type { Notice } from "../../summaries.ts";
 import type { Extent } from "../../volume.ts";
 import type { Lists, Place, Traces, UnreadManifest } from "./inventory.ts";
 import { findTraces, readLists, readManifests } from "./inventory.ts";

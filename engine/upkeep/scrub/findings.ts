@@ -2,7 +2,7 @@
  * What of a vault is damaged, as far as is known: by disk and point, and what is no point's. A finding stays until its point has been looked at again in full,
  * or its chunk has been healed. At most ten thousand are kept, and one for each further point that is damaged.
  */
-import type { Damage } from "../../summaries.ts";
+import type { Damage } from "./damage.ts";
 import type { DamagedChunk } from "./heal.ts";
 import type { FoundDamage } from "./point-prover.ts";
 import { chunkKey, damagesMax } from "./point-prover.ts";

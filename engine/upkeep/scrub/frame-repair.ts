@@ -14,7 +14,7 @@
 import { hasCode, throwIfAborted } from "../../errors.ts";
 import { digestBytes, frameBytesMax, granuleBytes, segmentBytes } from "../../limits.ts";
 import { createDigest, type DigestKernel, Lz4 } from "../../pipeline/kernels.ts";
-import type { VaultContext } from "../../replication/session.ts";
+import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { checksum, checksumBytes, fromHex, sameBytes } from "../../store/format/checksum.ts";
 import type { FrameHeader, FramePlace } from "../../store/format/frame.ts";
@@ -34,7 +34,7 @@ import { deadName } from "../../store/format/reclaim.ts";
 import { readDead } from "../../store/segments/dead-pages.ts";
 import { PageSet } from "../../store/segments/page-set.ts";
 import { quarantine } from "../../store/segments/quarantine.ts";
-import type { Damage } from "../../summaries.ts";
+import type { Damage } from "./damage.ts";
 import type { FrameLayout, KnownChunk, LaidChunk } from "./frame-layout.ts";
 import { layFrame } from "./frame-layout.ts";
 import { plainOf } from "./heal.ts";

@@ -12,8 +12,9 @@
 
 import { hasCode, throwIfAborted } from "../../errors.ts";
 import { digestBytes, granuleBytes } from "../../limits.ts";
+import type { Notice } from "../../notice.ts";
 import { createDigest, type DigestKernel, Lz4 } from "../../pipeline/kernels.ts";
-import type { VaultContext } from "../../replication/session.ts";
+import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { fromHex, sameBytes, toHex } from "../../store/format/checksum.ts";
 import { payloadAlignment, storedLength, storedLz4Flag } from "../../store/format/frame.ts";
 import { parseSegmentName, segmentsPrefix } from "../../store/format/names.ts";
@@ -23,7 +24,6 @@ import { walkFrames } from "../../store/segments/frame-walk.ts";
 import { PageSet } from "../../store/segments/page-set.ts";
 import { quarantine, release } from "../../store/segments/quarantine.ts";
 import type { Store } from "../../store/store.ts";
-import type { Notice } from "../../summaries.ts";
 import type { Volume } from "../../volume.ts";
 import type { PatchOptions } from "./page-patch.ts";
 import { mendSegment, patchPages } from "./page-patch.ts";

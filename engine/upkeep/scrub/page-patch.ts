@@ -9,16 +9,15 @@
 
 import { hasCode } from "../../errors.ts";
 import { segmentBytes } from "../../limits.ts";
-import { firstSequenceNumber } from "../../pipeline/lanes.ts";
+import type { Notice } from "../../notice.ts";
 import type { PagesStat } from "../../sink.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { sameBytes } from "../../store/format/checksum.ts";
 import type { HeadDocument } from "../../store/format/documents.ts";
-import { decodeDiskName, parseSegmentName, segmentEpochPrefix } from "../../store/format/names.ts";
+import { decodeDiskName, firstSequenceNumber, parseSegmentName, segmentEpochPrefix } from "../../store/format/names.ts";
 import { readHead, Seat } from "../../store/points/writer-lease.ts";
 import type { Store } from "../../store/store.ts";
 import { unknownOutcomesMax } from "../../store/store.ts";
-import type { Notice } from "../../summaries.ts";
 
 export interface PatchOptions {
   readonly store: Store;

@@ -9,21 +9,22 @@
 
 import { hasCode, TidemarkError } from "../../errors.ts";
 import { digestBytes, granuleBytes } from "../../limits.ts";
+import type { Notice } from "../../notice.ts";
 import type { PointConsumer, ProvedBatch } from "../../pipeline/point-reader.ts";
 import { PointReader, pieceIsProved, pieceOutGranule } from "../../pipeline/point-reader.ts";
-import { paced } from "../../progress.ts";
-import type { VaultContext } from "../../replication/session.ts";
-import { readManifest } from "../../replication/session.ts";
+import type { VaultContext } from "../../pipeline/vault-context.ts";
+import { type OperationOptions, paced } from "../../progress.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
 import { storedLength } from "../../store/format/frame.ts";
 import type { MapWalk } from "../../store/map/map-walk.ts";
 import { PointMap, pieceIsZero } from "../../store/map/point-map.ts";
+import { readManifest } from "../../store/points/manifest.ts";
 import type { PointHold } from "../../store/points/reader-holds.ts";
 import { holdPoint } from "../../store/points/reader-holds.ts";
 import type { Store } from "../../store/store.ts";
-import type { Damage, Notice, OperationOptions } from "../../summaries.ts";
 import type { Extent, Volume } from "../../volume.ts";
+import type { Damage } from "./damage.ts";
 import type { DamagedChunk, Healer } from "./heal.ts";
 import { ProvedPlaces } from "./proved-places.ts";
 

@@ -4,7 +4,8 @@
  */
 
 import { hasCode, interrupted, TidemarkError, throwIfAborted } from "../../errors.ts";
-import type { VaultContext } from "../../replication/session.ts";
+import type { VaultContext } from "../../pipeline/vault-context.ts";
+import type { OperationOptions } from "../../progress.ts";
 import type { HeadDocument, PointRecord } from "../../store/format/documents.ts";
 import { decodeDiskName, parseSegmentName, segmentsPrefix } from "../../store/format/names.ts";
 import { readPoints } from "../../store/points/history.ts";
@@ -12,8 +13,8 @@ import { diskNames, selectPoint } from "../../store/points/points.ts";
 import { noteProved } from "../../store/points/proved.ts";
 import { readHead } from "../../store/points/writer-lease.ts";
 import { Store } from "../../store/store.ts";
-import type { Damage, VerifyOptions, VerifySummary } from "../../summaries.ts";
 import type { Volume } from "../../volume.ts";
+import type { Damage } from "./damage.ts";
 import { FrameProver } from "./frame-repair.ts";
 import { Healer } from "./heal.ts";
 import type { DamageError } from "./point-prover.ts";
@@ -150,4 +151,27 @@ class Verification {
   #note(damage: Damage): void {
     if (this.#damaged.length < damagesMax) this.#damaged.push(damage);
   }
+}
+
+export interface VerifyOptions extends OperationOptions {
+  /** Absent: every disk. */
+  readonly disk?: string | undefined;
+  /** Absent: every point. */
+  readonly point?: string | undefined;
+  /** Compare the point (default `latest`) with this volume too. */
+  readonly source?: Volume | undefined;
+  /**
+   * Heal damaged chunks whose content the source, or another chunk of the vault, still holds. Points are then not compared with the source. Default: only tell
+   * of them.
+   */
+  readonly heal?: boolean | undefined;
+}
+
+export interface VerifySummary {
+  readonly checkedPoints: number;
+  readonly checkedChunks: number;
+  /** Plain bytes that were proved. */
+  readonly checkedBytes: number;
+  readonly damaged: readonly Damage[];
+  readonly elapsedMs: number;
 }

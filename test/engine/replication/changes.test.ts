@@ -1,7 +1,7 @@
 import { afterEach, expect, test } from "vitest";
 import { ChangeTracker } from "../../../engine/disk/tracking/change-tracker.ts";
 import { granuleBytes } from "../../../engine/limits.ts";
-import type { Notice } from "../../../engine/summaries.ts";
+import type { Notice } from "../../../engine/notice.ts";
 import { MemorySink } from "../../../sink/memory.ts";
 import { checkNewest, closeModelVaults, contentOf, ModelDisk, openModelVault } from "../../model-disk.ts";
 

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
 import { TidemarkError } from "../../../engine/errors.ts";
-import type { Notice } from "../../../engine/summaries.ts";
+import type { Notice } from "../../../engine/notice.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import type { Extent, Volume } from "../../../engine/volume.ts";
 import { FaultySink, Gate } from "../../../sink/faults.ts";

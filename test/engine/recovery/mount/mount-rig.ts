@@ -4,9 +4,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { onTestFinished } from "vitest";
 import type { BlockDevice, DeviceExtent } from "../../../../engine/device.ts";
-import type { Mount } from "../../../../engine/recovery/mount/mount.ts";
+import type { Notice } from "../../../../engine/notice.ts";
+import type { Mount, MountOptions } from "../../../../engine/recovery/mount/mount.ts";
 import type { Sink } from "../../../../engine/sink.ts";
-import type { MountOptions, Notice } from "../../../../engine/summaries.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../../sink/memory.ts";
 import {

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { FileVolume } from "../../../../engine/disk/source/file-volume.ts";
-import type { Progress } from "../../../../engine/summaries.ts";
+import type { Progress } from "../../../../engine/progress.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { FaultySink, Gate } from "../../../../sink/faults.ts";
 import { MemorySink } from "../../../../sink/memory.ts";

@@ -2,7 +2,7 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { assessHealth, type HealthMeasures, type HealthPolicy, healthOf } from "../../../../engine/replication/protection/health.ts";
-import type { ProtectionState } from "../../../../engine/replication/protection/protection-status.ts";
+import type { ProtectionState } from "../../../../engine/replication/protection/protection-state.ts";
 
 const minuteMs = 60_000;
 const mib = 1024 ** 2;

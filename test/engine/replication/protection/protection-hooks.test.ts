@@ -1,7 +1,7 @@
 /** Application-consistent points of a disk: what its hook does, and what the point then says of itself. */
 import { describe, expect, test } from "vitest";
 import { functionHook, type Hook } from "../../../../engine/replication/protection/hooks.ts";
-import type { PointDetail } from "../../../../engine/summaries.ts";
+import type { PointDetail } from "../../../../engine/store/points/points.ts";
 import { contentOf } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
 import { type Machine, machineForEachTest, type ProtectedImage } from "./protection-rig.ts";

@@ -1,13 +1,13 @@
 /** A point counts as one of a group only when every member has a point of that group. */
 import { beforeEach, describe, expect, test } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
+import type { Notice } from "../../../../engine/notice.ts";
 import { checksum, toHex } from "../../../../engine/store/format/checksum.ts";
 import type { GroupRecord, PointRecord } from "../../../../engine/store/format/documents.ts";
 import { pageName } from "../../../../engine/store/format/names.ts";
 import { GroupMembers } from "../../../../engine/store/points/group-members.ts";
-import { diskSummary, listPoints, pointDetail } from "../../../../engine/store/points/points.ts";
+import { diskSummary, listPoints, type PointSummary, type PointsOptions, pointDetail } from "../../../../engine/store/points/points.ts";
 import { Store } from "../../../../engine/store/store.ts";
-import type { Notice, PointSummary, PointsOptions } from "../../../../engine/summaries.ts";
 import { FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
 import { recordOf, recordsOf, recordsVault, writeHistory } from "../../../point-records.ts";

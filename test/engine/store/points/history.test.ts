@@ -1,6 +1,7 @@
 /** The points of a disk in head and pages: none is lost, none comes twice, and the head stays small however many there are. */
 import { beforeEach, describe, expect, test, vi } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
+import type { Notice } from "../../../../engine/notice.ts";
 import type { HeadDocument, PageReference, PointRecord } from "../../../../engine/store/format/documents.ts";
 import { countPoints, encodeHead } from "../../../../engine/store/format/documents.ts";
 import { headName, pageName } from "../../../../engine/store/format/names.ts";
@@ -9,7 +10,6 @@ import type { ProcessIdentity } from "../../../../engine/store/points/process-id
 import { liveSessions } from "../../../../engine/store/points/process-identity.ts";
 import { readHead, Seat } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
-import type { Notice } from "../../../../engine/summaries.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
 import { cycleMs, idOf, recordOf, recordsOf, recordsVault, timeOf, writeHistory } from "../../../point-records.ts";

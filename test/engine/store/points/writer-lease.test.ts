@@ -4,11 +4,11 @@ import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
+import type { Notice } from "../../../../engine/notice.ts";
 import type { ProcessIdentity } from "../../../../engine/store/points/process-identity.ts";
 import { liveSessions } from "../../../../engine/store/points/process-identity.ts";
 import { Seat } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
-import type { Notice } from "../../../../engine/summaries.ts";
 import { CrashError, FaultySink, Gate, type SinkMethod } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
 import {

@@ -1,10 +1,10 @@
 /** A vault in memory whose disks change, whose points come and go, and which is collected meanwhile; and what every point of it must hold. */
 import assert from "node:assert/strict";
+import type { OperationOptions } from "../../../../engine/progress.ts";
 import type { Sink } from "../../../../engine/sink.ts";
 import type { PointRecord } from "../../../../engine/store/format/documents.ts";
 import { Seat } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
-import type { OperationOptions } from "../../../../engine/summaries.ts";
 import { type CollectOptions, type CollectSummary, collect } from "../../../../engine/upkeep/collection/collection.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";

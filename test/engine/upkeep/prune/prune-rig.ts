@@ -1,6 +1,6 @@
 /** What the tests of prunes, holds and pins share: disks that are heads and pages only, in a vault that is a document only. */
-
-import type { VaultContext } from "../../../../engine/replication/session.ts";
+import type { Notice } from "../../../../engine/notice.ts";
+import type { VaultContext } from "../../../../engine/pipeline/vault-context.ts";
 import type { Sink } from "../../../../engine/sink.ts";
 import type { GroupRecord, PointRecord } from "../../../../engine/store/format/documents.ts";
 import { encodeVault } from "../../../../engine/store/format/documents.ts";
@@ -9,7 +9,6 @@ import { readPoints } from "../../../../engine/store/points/history.ts";
 import { type HoldOptions, holdPoint, type PointHold } from "../../../../engine/store/points/reader-holds.ts";
 import { readHead, Seat } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
-import type { Notice } from "../../../../engine/summaries.ts";
 import { type PruneOptions, type PruneSummary, prune } from "../../../../engine/upkeep/prune/prune.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
 import { recordOf, recordsVault } from "../../../point-records.ts";

@@ -5,7 +5,7 @@ import { Catalog } from "../../../../engine/pipeline/catalog.ts";
 import { fromHex } from "../../../../engine/store/format/checksum.ts";
 import { decodeHead, documentBytesMax, encodeHead } from "../../../../engine/store/format/documents.ts";
 import { Store } from "../../../../engine/store/store.ts";
-import type { VerifySummary } from "../../../../engine/summaries.ts";
+import type { VerifySummary } from "../../../../engine/upkeep/scrub/verify.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";

@@ -12,15 +12,15 @@
  */
 import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
 import path from "node:path";
-import type { FileIdentity } from "../disk/source/file-identity.ts";
-import type { FingerprintReader as Reader } from "../disk/source/fingerprints.ts";
-import { FingerprintReader, FingerprintWriter, fingerprintPath, removeOthers } from "../disk/source/fingerprints.ts";
-import { systemCode, TidemarkError } from "../errors.ts";
-import { checksum, toHex } from "../store/format/checksum.ts";
-import type { VaultDocument } from "../store/format/documents.ts";
-import { decodeVault } from "../store/format/documents.ts";
-import { encodeDiskName } from "../store/format/names.ts";
-import type { Notice } from "../summaries.ts";
+import { systemCode, TidemarkError } from "../../errors.ts";
+import type { Notice } from "../../notice.ts";
+import { checksum, toHex } from "../../store/format/checksum.ts";
+import type { VaultDocument } from "../../store/format/documents.ts";
+import { decodeVault } from "../../store/format/documents.ts";
+import { encodeDiskName } from "../../store/format/names.ts";
+import type { FileIdentity } from "./file-identity.ts";
+import type { FingerprintReader as Reader } from "./fingerprints.ts";
+import { FingerprintReader, FingerprintWriter, fingerprintPath, removeOthers } from "./fingerprints.ts";
 
 export interface LocalStateOptions {
   /** The state folder; absent, nothing is kept. */

@@ -1,0 +1,23 @@
+/** Notices: what an operation reports while it goes on. */
+
+/** Something a user should hear of although the operation goes on: one sentence, with a stable code. */
+export interface Notice {
+  readonly code:
+    | "STATE_LOST"
+    | "STATE_NOT_SAVED"
+    | "SEAT_TAKEN_OVER"
+    | "STORE_REGRESSED"
+    | "SEGMENT_DAMAGED"
+    | "PARENT_DAMAGED"
+    | "HISTORY_DAMAGED"
+    | "HOLD_REFUSED"
+    | "HOLD_LOST"
+    | "POINT_DAMAGED"
+    | "PIN_DAMAGED"
+    | "PRUNE_FAILED"
+    | "DISK_SKIPPED"
+    | "VAULT_AT_RISK"
+    | "SOURCE_CHANGED"
+    | "RESUMED";
+  readonly message: string;
+}
