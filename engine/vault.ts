@@ -11,7 +11,7 @@ import type { Catalog } from "./pipeline/catalog.ts";
 import { loadCatalog } from "./pipeline/catalog.ts";
 import { fetchGeometry, scanGeometry } from "./pipeline/slabs.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
-import { Crew, workersDefault } from "./pipeline/worker-pool.ts";
+import { WorkerPool, workersDefault } from "./pipeline/worker-pool.ts";
 import { Mount, type MountOptions } from "./recovery/mount/mount.ts";
 import { type MaterializeOptions, type MaterializeSummary, materialize } from "./recovery/restore/materialize.ts";
 import { Protection } from "./replication/protection/protection.ts";
@@ -78,7 +78,7 @@ export interface VaultParameters {
 }
 
 /** What a vault knows before it lends anything. */
-type VaultParts = Omit<VaultContext, "crew" | "sharedCatalog" | "dropCatalog" | "renewals">;
+type VaultParts = Omit<VaultContext, "workerPool" | "sharedCatalog" | "dropCatalog" | "renewals">;
 
 /** The catalog that protected disks share, while it is being loaded and afterwards. */
 interface SharedCatalog {
@@ -93,7 +93,7 @@ export class Vault implements AsyncDisposable {
   readonly #running = new Set<Promise<unknown>>();
   readonly #protections = new Set<Protection>();
   readonly #mounts = new Set<Mount>();
-  #crew: Crew | undefined;
+  #workerPool: WorkerPool | undefined;
   #catalog: SharedCatalog | undefined;
   #scrubber: Scrubber | undefined;
   /** A session of this process has seen that what the vault is stands in the store twice. */
@@ -103,7 +103,7 @@ export class Vault implements AsyncDisposable {
   private constructor(parts: VaultParts) {
     this.#context = {
       ...parts,
-      crew: () => this.#openCrew(),
+      workerPool: () => this.#openWorkerPool(),
       sharedCatalog: async (store, onNotice) => await this.#openCatalog(store, onNotice),
       dropCatalog: (catalog) => {
         if (this.#catalog?.loaded === catalog) this.#catalog = undefined;
@@ -340,7 +340,7 @@ export class Vault implements AsyncDisposable {
     for (const protection of this.#protections) await protection.stop({ drain: false });
     const unmounted = await Promise.allSettled([...this.#mounts].map(async (mount) => await mount.close()));
     await Promise.allSettled(this.#running);
-    await this.#crew?.close();
+    await this.#workerPool?.close();
     for (const outcome of unmounted) if (outcome.status === "rejected") throw outcome.reason;
   }
 
@@ -383,16 +383,16 @@ export class Vault implements AsyncDisposable {
     }
   }
 
-  #openCrew(): Crew {
+  #openWorkerPool(): WorkerPool {
     const { document, workers } = this.#context;
-    this.#crew ??= Crew.open({
+    this.#workerPool ??= WorkerPool.open({
       geometry: scanGeometry(document.blockBytes),
       fetchGeometry: fetchGeometry(document.blockBytes),
       digest: document.digest,
       digestKey: fromHex(document.digestKey),
       workers,
     });
-    return this.#crew;
+    return this.#workerPool;
   }
 
   async #openCatalog(store: Store, onNotice: (notice: Notice) => void): Promise<Catalog> {

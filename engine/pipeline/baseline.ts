@@ -13,7 +13,7 @@ import type { Store } from "../store/store.ts";
 import { PointReader, pieceIsProved, pieceOutGranule } from "./point-reader.ts";
 import type { Slab } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
-import type { Crew } from "./worker-pool.ts";
+import type { WorkerPool } from "./worker-pool.ts";
 
 export interface Baseline {
   /** What it tells of a block it tells of the whole block only: its chunks. */
@@ -143,7 +143,7 @@ export class MapBaseline implements Baseline {
   constructor(options: {
     readonly map: PointMap;
     readonly store: Store;
-    readonly crew: Crew;
+    readonly workerPool: WorkerPool;
     readonly seed: FingerprintSeed;
     readonly blockBytes: number;
     readonly signal?: AbortSignal | undefined;
@@ -151,7 +151,7 @@ export class MapBaseline implements Baseline {
     this.#map = options.map;
     this.#blockGranules = options.blockBytes / granuleBytes;
     this.#signal = options.signal;
-    this.#reader = new PointReader({ store: options.store, crew: options.crew, signal: options.signal, seed: options.seed });
+    this.#reader = new PointReader({ store: options.store, workerPool: options.workerPool, signal: options.signal, seed: options.seed });
   }
 
   async nextHeld(block: number): Promise<number> {

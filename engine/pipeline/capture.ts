@@ -22,14 +22,14 @@ import type { Lanes } from "./lanes.ts";
 import type { Slab } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
 import type { PlannedRead, ScanResult, SlabSpan } from "./worker.ts";
-import type { Crew } from "./worker-pool.ts";
+import type { WorkerPool } from "./worker-pool.ts";
 
 export interface CaptureOptions {
   readonly volume: Volume;
   readonly volumeBytes: number;
   readonly baseline: Baseline;
   readonly blockBytes: number;
-  readonly crew: Crew;
+  readonly workerPool: WorkerPool;
   /** Seed of the fingerprints that the baseline tells and `prints` receives. */
   readonly seed: FingerprintSeed;
   readonly catalog: Catalog;
@@ -97,8 +97,8 @@ class Capture {
   }
 
   async run(): Promise<CaptureStatistics> {
-    const { crew, signal } = this.#options;
-    const { slabs } = crew;
+    const { workerPool, signal } = this.#options;
+    const { slabs } = workerPool;
     const queue: Work[] = [];
     try {
       for (let planned = true; planned || queue.length > 0; ) {
@@ -132,7 +132,7 @@ class Capture {
 
   /** Plans blocks into a leased slab and sets them going. Undefined, and the slab given back, when there are no more. */
   async #start(slab: Slab): Promise<Work | undefined> {
-    const { slabs } = this.#options.crew;
+    const { slabs } = this.#options.workerPool;
     let plan: Plan | undefined;
     try {
       plan = await this.#planner.next(slab);
@@ -146,18 +146,18 @@ class Capture {
   }
 
   async #scan(slab: Slab, plan: Plan): Promise<ScanResult> {
-    const { volume, crew, seed } = this.#options;
+    const { volume, workerPool, seed } = this.#options;
     markPresent(slab, plan);
     const { expectedCount, reads } = plan;
     const spans = plan.spans.map(({ at, granules }) => ({ at, granules }));
     const task = { slab: slab.number, spans, expectedCount, seed, scope: this.#options.scope };
     const { descriptor } = volume;
     let result: ScanResult | undefined;
-    if (descriptor !== undefined) result = await crew.scan({ ...task, source: { descriptor, reads } });
+    if (descriptor !== undefined) result = await workerPool.scan({ ...task, source: { descriptor, reads } });
     // Where a worker's read failed, the volume's own says why, or gets through.
     if (result?.isRead !== true) await readAll(volume, reads, slab);
     else if (!(await amendAll(volume, reads, slab))) return await this.#compress(slab, result);
-    return await this.#compress(slab, await crew.scan(task));
+    return await this.#compress(slab, await workerPool.scan(task));
   }
 
   /** Compresses those of a slab's chunks that the vault does not hold. */
@@ -168,7 +168,7 @@ class Capture {
       slab.chunks.state[chunk] = 2;
       wanted += 1;
     }
-    if (wanted > 0) await this.#options.crew.compress({ slab: slab.number, chunkCount: result.chunkCount });
+    if (wanted > 0) await this.#options.workerPool.compress({ slab: slab.number, chunkCount: result.chunkCount });
     return result;
   }
 
@@ -307,8 +307,8 @@ class Planner {
 
   /** Plans the next spans into `slab`, as many as it holds, and fills its columns of the parent's content. */
   async next(slab: Slab): Promise<Plan | undefined> {
-    const { baseline, crew } = this.#options;
-    const capacity = crew.slabs.shared.geometry.slabBytes / granuleBytes;
+    const { baseline, workerPool } = this.#options;
+    const capacity = workerPool.slabs.shared.geometry.slabBytes / granuleBytes;
     const plan: Plan = { spans: [], reads: [], expectedCount: 0 };
     slab.oldPrints.fill(0);
     for (let at = 0; ; ) {

@@ -29,7 +29,7 @@ export interface LanesOptions {
   /** One lane is being filled while the others send. */
   readonly lanes: number;
   /** Asked before a segment is created, which no fence guards: throws when the seat is lost. */
-  readonly assertSeat: () => Promise<void>;
+  readonly assertLease: () => Promise<void>;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -150,8 +150,8 @@ export class Lanes {
   }
 
   async #createSegment(lane: Lane): Promise<OpenSegment> {
-    const { store, catalog, disk, epoch, assertSeat, signal } = this.#options;
-    await assertSeat();
+    const { store, catalog, disk, epoch, assertLease, signal } = this.#options;
+    await assertLease();
     const name = segmentName(disk, epoch, lane.number, lane.segmentsMade);
     lane.segmentsMade += 1;
     const sequenceNumber = firstSequenceNumber(epoch);
@@ -203,7 +203,7 @@ export class Lanes {
       await store.raiseSequenceNumber(segment.name, segment.sequenceNumber, { signal });
       const there = await store.statPages(segment.name, { signal });
       if (there.writtenBytes < segment.endBytes) throw regressed(segment.name, segment.endBytes, there.writtenBytes);
-      if (there.sequenceNumber !== segment.sequenceNumber) throw seatLost(segment.name);
+      if (there.sequenceNumber !== segment.sequenceNumber) throw writerLeaseLost(segment.name);
       segment.etag = there.etag;
     } catch (error) {
       if (hasCode(error, "OBJECT_NOT_FOUND")) throw regressed(segment.name, segment.endBytes, 0);
@@ -216,7 +216,7 @@ export class Lanes {
     const { store, signal } = this.#options;
     try {
       const there = await store.statPages(segment.name, { signal });
-      if (there.sequenceNumber > segment.sequenceNumber) return seatLost(segment.name, cause);
+      if (there.sequenceNumber > segment.sequenceNumber) return writerLeaseLost(segment.name, cause);
       return regressed(segment.name, segment.endBytes, there.writtenBytes);
     } catch (error) {
       if (hasCode(error, "OBJECT_NOT_FOUND")) return regressed(segment.name, segment.endBytes, 0);
@@ -225,7 +225,7 @@ export class Lanes {
   }
 }
 
-function seatLost(segment: string, cause?: unknown): TidemarkError {
+function writerLeaseLost(segment: string, cause?: unknown): TidemarkError {
   return new TidemarkError("SEAT_LOST", `another writer has taken over this disk and locked ${segment}`, {
     remedy: "let the other writer work, or stop it and run the command again",
     detail: { object: segment },

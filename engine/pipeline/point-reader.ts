@@ -14,7 +14,7 @@ import { pieceDigest, pieceIsZero, windowGranules } from "../store/map/point-map
 import type { Store } from "../store/store.ts";
 import type { Slab, SlabGeometry } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
-import type { Crew } from "./worker-pool.ts";
+import type { WorkerPool } from "./worker-pool.ts";
 
 /** Bytes between two payloads that are rather read and dropped than cost a request of their own. */
 const gapBytesMax = 64 * 1024;
@@ -58,7 +58,7 @@ export interface PointConsumer {
 
 export interface PointReaderOptions {
   readonly store: Store;
-  readonly crew: Crew;
+  readonly workerPool: WorkerPool;
   readonly signal?: AbortSignal | undefined;
   /** Keep fingerprints of what was proved, under this seed, in the slab's `newPrints`. */
   readonly seed?: FingerprintSeed | undefined;
@@ -109,8 +109,8 @@ export class PointReader {
    * reading.
    */
   async read(map: PointMap, from: number, consumer: PointConsumer): Promise<void> {
-    const { crew, signal, pace } = this.#options;
-    const fetchesMax = pace === undefined ? crew.fetches.slabCount : 1;
+    const { workerPool, signal, pace } = this.#options;
+    const fetchesMax = pace === undefined ? workerPool.fetches.slabCount : 1;
     const queue: Promise<void>[] = [];
     const push = (work: Promise<void>): void => {
       work.catch(() => undefined); // awaited in order below, or settled in `finally`
@@ -124,7 +124,7 @@ export class PointReader {
         const pieces = await map.window(at, end, signal);
         if (consumer.zeros !== undefined) await zerosBetween(pieces, at, end, consumer.zeros.bind(consumer));
         const order = orderByPlace(pieces, unskipped(pieces, consumer));
-        for (const fetch of planFetches(pieces, order, crew.fetches.shared.geometry)) {
+        for (const fetch of planFetches(pieces, order, workerPool.fetches.shared.geometry)) {
           while (queue.length >= fetchesMax) await queue.shift();
           await pace?.(fetch.bytes); // before a slab is leased that others need
           push(this.#fetch(pieces, order, fetch, consumer));
@@ -151,7 +151,7 @@ export class PointReader {
   plan(pieces: Pieces, wanted: readonly number[]): ReadPlan {
     const order = orderByPlace(pieces, wanted);
     const lowest = (fetch: Fetch): number => order.subarray(fetch.from, fetch.end).reduce((low, piece) => Math.min(low, piece), Infinity);
-    const fetches = planFetches(pieces, order, this.#options.crew.fetches.shared.geometry)
+    const fetches = planFetches(pieces, order, this.#options.workerPool.fetches.shared.geometry)
       .map((fetch) => ({ ...fetch, lowest: lowest(fetch) }))
       .sort((a, b) => a.lowest - b.lowest);
     return { pieces, order, fetches };
@@ -163,17 +163,17 @@ export class PointReader {
   }
 
   async #fetch(pieces: Pieces, order: Uint32Array, fetch: Fetch, consumer: Pick<PointConsumer, "data">): Promise<void> {
-    const { crew, signal } = this.#options;
-    const slab = await crew.fetches.acquire(signal);
+    const { workerPool, signal } = this.#options;
+    const slab = await workerPool.fetches.acquire(signal);
     try {
       const chunkOf = new Uint32Array(fetch.end - fetch.from);
       const chunkCount = fillChunkTable(pieces, order, fetch, slab, chunkOf);
       const failure = await this.#readRange(fetch, slab, chunkCount);
-      await crew.decode({ slab: slab.number, chunkCount, seed: this.#options.seed });
+      await workerPool.decode({ slab: slab.number, chunkCount, seed: this.#options.seed });
       this.#chunksProved += chunkCount;
       await consumer.data({ pieces, order, from: fetch.from, end: fetch.end, chunkOf, slab, segment: fetch.segment, failure });
     } finally {
-      crew.fetches.release(slab);
+      workerPool.fetches.release(slab);
     }
   }
 

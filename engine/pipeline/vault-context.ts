@@ -5,7 +5,7 @@ import type { Sink } from "../sink.ts";
 import type { VaultDocument } from "../store/format/documents.ts";
 import { Store } from "../store/store.ts";
 import type { Catalog } from "./catalog.ts";
-import type { Crew } from "./worker-pool.ts";
+import type { WorkerPool } from "./worker-pool.ts";
 
 /** Passed to every operation; `Vault` makes one when it opens. */
 export interface VaultContext {
@@ -16,7 +16,7 @@ export interface VaultContext {
   readonly lanes: number;
   readonly indexBytesMax: number;
   /** The vault's threads and slabs, started by the first call. */
-  readonly crew: () => Crew;
+  readonly workerPool: () => WorkerPool;
   /** The catalog that protected disks of this vault share, loaded by the first call. */
   readonly sharedCatalog: (store: Store, onNotice: (notice: Notice) => void) => Promise<Catalog>;
   /** To be called when a catalog turned out to tell of what the store has not got: nobody is given it again. */

@@ -10,7 +10,7 @@ import type { SlabGeometry } from "./slabs.ts";
 import { SlabPool } from "./slabs.ts";
 import type { CompressTask, DecodeTask, ScanResult, ScanTask, WorkerSetup, WorkerTask } from "./worker.ts";
 
-export interface CrewOptions {
+export interface WorkerPoolOptions {
   /** Of the slabs for scanning, and of those for fetching. */
   readonly geometry: SlabGeometry;
   readonly fetchGeometry: SlabGeometry;
@@ -22,7 +22,7 @@ export interface CrewOptions {
 /** One thread a core: hashing and compression keep each of them busy. */
 export const workersDefault: number = Math.min(availableParallelism(), 8);
 
-export class Crew implements AsyncDisposable {
+export class WorkerPool implements AsyncDisposable {
   /** What scans lease. */
   readonly slabs: SlabPool;
   /** What fetches lease: pools of their own, so that a scan that needs to fetch never waits for a slab that a scan holds. */
@@ -30,7 +30,7 @@ export class Crew implements AsyncDisposable {
   readonly #pool: Piscina<WorkerTask, ScanResult | undefined>;
   #closed: Promise<void> | undefined;
 
-  private constructor(options: CrewOptions) {
+  private constructor(options: WorkerPoolOptions) {
     this.slabs = new SlabPool(options.geometry);
     this.fetches = new SlabPool(options.fetchGeometry);
     const setup: WorkerSetup = {
@@ -50,8 +50,8 @@ export class Crew implements AsyncDisposable {
   }
 
   /** Starts the threads; they load their WASM while the caller goes on. */
-  static open(options: CrewOptions): Crew {
-    return new Crew(options);
+  static open(options: WorkerPoolOptions): WorkerPool {
+    return new WorkerPool(options);
   }
 
   async scan(task: Omit<ScanTask, "kind">): Promise<ScanResult> {

@@ -226,7 +226,7 @@ export function mapBaseline(context: VaultContext, session: Session, parent: Man
   const { document } = context;
   const { store, signal } = session;
   const map = new PointMap(store, fromHex(document.vault), parent.disk, parent);
-  return new MapBaseline({ map, store, crew: context.crew(), seed, blockBytes: document.blockBytes, signal });
+  return new MapBaseline({ map, store, workerPool: context.workerPool(), seed, blockBytes: document.blockBytes, signal });
 }
 
 function replicateSummary(disk: string, shipped: Shipped, store: Store): ReplicateSummary {

@@ -27,7 +27,7 @@ import { mergeStack } from "../store/map/merge.ts";
 import { PointMap } from "../store/map/point-map.ts";
 import { MapObjects, RunWriter } from "../store/map/run-writer.ts";
 import { proveObjects, proveVault, readManifest } from "../store/points/manifest.ts";
-import { Seat } from "../store/points/writer-lease.ts";
+import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store } from "../store/store.ts";
 import { tidemarkVersion } from "../version.ts";
 import type { Consistency, Volume } from "../volume.ts";
@@ -82,7 +82,7 @@ export class Session implements AsyncDisposable {
   readonly catalog: Catalog;
   readonly #context: VaultContext;
   readonly #options: SessionOptions;
-  readonly #seat: Seat;
+  readonly #writerLease: WriterLease;
   readonly #lanes: Lanes;
   readonly #objects: MapObjects;
   readonly #signal: AbortSignal;
@@ -90,11 +90,18 @@ export class Session implements AsyncDisposable {
   #adoptedAtMs = 0;
   #closed: Promise<void> | undefined;
 
-  private constructor(context: VaultContext, options: SessionOptions, store: Store, seat: Seat, catalog: Catalog, signal: AbortSignal) {
+  private constructor(
+    context: VaultContext,
+    options: SessionOptions,
+    store: Store,
+    writerLease: WriterLease,
+    catalog: Catalog,
+    signal: AbortSignal,
+  ) {
     this.#context = context;
     this.#options = options;
     this.store = store;
-    this.#seat = seat;
+    this.#writerLease = writerLease;
     this.catalog = catalog;
     this.#signal = signal;
     const { disk } = options;
@@ -104,40 +111,40 @@ export class Session implements AsyncDisposable {
       catalog,
       vaultId,
       disk,
-      epoch: seat.epoch,
+      epoch: writerLease.epoch,
       lanes: context.lanes,
-      assertSeat: async () => await seat.assertHeld(),
+      assertLease: async () => await writerLease.assertHeld(),
       signal,
     });
-    this.#objects = new MapObjects({ store, vaultId, disk, epoch: seat.epoch, signal });
+    this.#objects = new MapObjects({ store, vaultId, disk, epoch: writerLease.epoch, signal });
   }
 
   /** Takes the seat. Errors: WRITER_ACTIVE, STORE_REGRESSED when the vault is gone, and what the store says. */
   static async open(context: VaultContext, options: SessionOptions): Promise<Session> {
     const store = new Store(context.sink);
-    context.crew(); // its threads start while the store answers
+    context.workerPool(); // its threads start while the store answers
     throwIfAborted(options.signal);
     await proveVault(store, context.document.vault, options.signal); // before a head is made that no vault would know
     const { disk, onNotice } = options;
-    const seat = await Seat.take({ store, vault: context.document.vault, disk, onNotice, signal: options.signal });
+    const writerLease = await WriterLease.take({ store, vault: context.document.vault, disk, onNotice, signal: options.signal });
     try {
-      const signal = options.signal === undefined ? seat.signal : AbortSignal.any([seat.signal, options.signal]);
+      const signal = options.signal === undefined ? writerLease.signal : AbortSignal.any([writerLease.signal, options.signal]);
       throwIfAborted(signal);
       let catalog = await options.loadCatalog(store, signal);
-      if (catalog.knowsWriterSince(disk, seat.epoch)) {
+      if (catalog.knowsWriterSince(disk, writerLease.epoch)) {
         dropCatalog(context, catalog);
         catalog = await options.loadCatalog(store, signal);
       }
-      return new Session(context, options, store, seat, catalog, signal);
+      return new Session(context, options, store, writerLease, catalog, signal);
     } catch (error) {
-      await seat.release();
+      await writerLease.release();
       throw error;
     }
   }
 
   /** The newest committed point. */
   get newest(): PointRecord | undefined {
-    return this.#seat.newest;
+    return this.#writerLease.newest;
   }
 
   /** Aborts when the seat is lost or the caller wishes. */
@@ -147,7 +154,7 @@ export class Session implements AsyncDisposable {
 
   /** The disk's head as it was last read or swapped. */
   get head(): HeadDocument {
-    return this.#seat.head;
+    return this.#writerLease.head;
   }
 
   /** The newest point's manifest. Errors: DAMAGED (also when it is gone), FORMAT_UNSUPPORTED. */
@@ -164,7 +171,7 @@ export class Session implements AsyncDisposable {
    */
   async acknowledge(): Promise<void> {
     try {
-      if (await this.#adoptCollection(this.#signal)) await this.#seat.publish();
+      if (await this.#adoptCollection(this.#signal)) await this.#writerLease.publish();
     } catch (error) {
       throw await this.diagnose(error);
     }
@@ -185,8 +192,8 @@ export class Session implements AsyncDisposable {
   async #adoptCollection(signal: AbortSignal): Promise<boolean> {
     const collection = await this.catalog.adopt(this.store, signal);
     this.#adoptedAtMs = performance.now();
-    if (collection === this.#seat.head.collection) return false;
-    this.#seat.acknowledge(collection);
+    if (collection === this.#writerLease.head.collection) return false;
+    this.#writerLease.acknowledge(collection);
     return true;
   }
 
@@ -196,13 +203,13 @@ export class Session implements AsyncDisposable {
    */
   async #acknowledgeNowAndThen(signal: AbortSignal): Promise<void> {
     if (performance.now() - this.#adoptedAtMs < collectionPollMs) return;
-    if (await this.#adoptCollection(signal)) await this.#seat.publish();
+    if (await this.#adoptCollection(signal)) await this.#writerLease.publish();
   }
 
   /** Between cycles: lends the seat to a prune. Errors: those of `prune`, after which the session is over. */
-  async prune<Result>(prune: (seat: Seat) => Promise<Result>): Promise<Result> {
+  async prune<Result>(prune: (writerLease: WriterLease) => Promise<Result>): Promise<Result> {
     try {
-      return await prune(this.#seat);
+      return await prune(this.#writerLease);
     } catch (error) {
       throw await this.diagnose(error);
     }
@@ -219,11 +226,11 @@ export class Session implements AsyncDisposable {
     const storedBytes = (): number => this.#lanes.storedBytes - before.storedBytes;
     try {
       await this.#adoptCollection(signal);
-      const { collection } = this.#seat.head;
+      const { collection } = this.#writerLease.head;
       const capturing: CaptureOptions = {
         ...shipment,
         blockBytes: this.#context.document.blockBytes,
-        crew: this.#context.crew(),
+        workerPool: this.#context.workerPool(),
         catalog: this.catalog,
         lanes: this.#lanes,
         run,
@@ -233,7 +240,7 @@ export class Session implements AsyncDisposable {
         signal,
       };
       const statistics = await capture(capturing);
-      const isReread = collection !== this.#seat.head.collection && (await this.#captureAgain(capturing, again, statistics));
+      const isReread = collection !== this.#writerLease.head.collection && (await this.#captureAgain(capturing, again, statistics));
       shipment.onCaptured?.();
       await this.#lanes.flush();
       const deltas = [await again.finish(), await run.finish()].filter((delta) => delta !== undefined);
@@ -245,7 +252,7 @@ export class Session implements AsyncDisposable {
         vault: this.#context.document.vault,
         disk: this.#options.disk,
         sequence: (newest?.sequence ?? 0) + 1,
-        epoch: this.#seat.epoch,
+        epoch: this.#writerLease.epoch,
         parent: newest?.id ?? null,
         timeMs: Math.max(shipment.timeMs, (newest?.timeMs ?? 0) + 1),
         consistency: await shipment.consistency(),
@@ -297,10 +304,10 @@ export class Session implements AsyncDisposable {
     shipment: Shipment,
     signal: AbortSignal,
   ): Promise<PointRecord> {
-    const seat = this.#seat;
+    const writerLease = this.#writerLease;
     const { bytes, id } = encodeManifest(manifest);
     const name = manifestName(manifest.disk, manifest.sequence, manifest.epoch);
-    await seat.assertHeld();
+    await writerLease.assertHeld();
     const manifestEtag = await this.store.putOnce(name, bytes, { signal });
     const written = new Map([...this.#objects.put, [name, manifestEtag]]);
     await shipment.beforeHead(id, isReread);
@@ -309,14 +316,14 @@ export class Session implements AsyncDisposable {
       await proveObjects(this.store, written, signal);
       await proveVault(this.store, this.#context.document.vault, signal);
     };
-    for (const [page, etag] of await seat.mark(signal)) written.set(page, etag);
+    for (const [page, etag] of await writerLease.mark(signal)) written.set(page, etag);
     await prove();
     throwIfAborted(signal);
     const { sequence, epoch, timeMs, consistency, group, volumeBytes, statistics } = manifest;
     const { changedBytes, newBytes, storedBytes } = statistics;
     const lagMs = Math.max(0, Date.now() - timeMs);
     const point: PointRecord = { sequence, epoch, id, timeMs, lagMs, consistency, group, volumeBytes, changedBytes, newBytes, storedBytes };
-    await seat.commit(point, shipment.leave, prove);
+    await writerLease.commit(point, shipment.leave, prove);
     this.#objects.committed();
     return point;
   }
@@ -330,7 +337,7 @@ export class Session implements AsyncDisposable {
     if (hasCode(reason, "STORE_REGRESSED")) dropCatalog(this.#context, this.catalog);
     if (!hasCode(reason, "OBJECT_EXISTS", "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) return reason;
     try {
-      if (reason.code === "OBJECT_NOT_FOUND" && !(await this.#seat.isForgotten())) {
+      if (reason.code === "OBJECT_NOT_FOUND" && !(await this.#writerLease.isForgotten())) {
         return damaged(String(reason.detail["object"]), "the store does not hold it any more", reason);
       }
     } catch (error) {
@@ -353,7 +360,7 @@ export class Session implements AsyncDisposable {
 
   async #close(): Promise<void> {
     await this.#lanes.settle();
-    await this.#seat.release();
+    await this.#writerLease.release();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

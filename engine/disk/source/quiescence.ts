@@ -17,7 +17,7 @@ import type { FileIdentity } from "./file-identity.ts";
 import { deviceBytes, sysfsFolder } from "./file-volume.ts";
 import { fileError, PositionalFile } from "./positional-file.ts";
 
-export interface RestMark {
+export interface QuiescenceSignature {
   readonly sizeBytes: number;
   /** At most `restSignatureCharactersMax` digits, small letters, spaces and hyphens, to be compared as a whole. */
   readonly signature: string;
@@ -32,7 +32,7 @@ const readingsMax = 50;
  * How the image lies now; undefined when nobody can tell. To be asked when no write of ours is under way. What others left in a device's page
  * cache is written first, so that it counts. Errors: SOURCE_UNREADABLE, ACCESS_REFUSED, NO_SPACE (below a thin device).
  */
-export async function restMark(image: FileIdentity): Promise<RestMark | undefined> {
+export async function quiescenceSignature(image: FileIdentity): Promise<QuiescenceSignature | undefined> {
   try {
     return image.kind === "device" ? await deviceMark(image.path) : await fileMark(image.path);
   } catch (error) {
@@ -41,12 +41,12 @@ export async function restMark(image: FileIdentity): Promise<RestMark | undefine
 }
 
 /** Inode and device are no part of it: who compares knows which file it is, and device numbers change across reboots. */
-async function fileMark(path: string): Promise<RestMark> {
+async function fileMark(path: string): Promise<QuiescenceSignature> {
   const { size, mtimeNs, ctimeNs } = await stat(path, { bigint: true });
   return { sizeBytes: Number(size), signature: `modified ${String(mtimeNs)} changed ${String(ctimeNs)}` };
 }
 
-async function deviceMark(path: string): Promise<RestMark | undefined> {
+async function deviceMark(path: string): Promise<QuiescenceSignature | undefined> {
   if (process.platform !== "linux") return undefined;
   const device = await PositionalFile.open(path, constants.O_RDONLY | constants.O_NONBLOCK);
   try {

@@ -80,7 +80,7 @@ interface SpilledRun {
 }
 
 /** What is kept for one cut. It uses the pool alone until it is closed. */
-export class Preserved {
+export class CopyBeforeWriteArea {
   readonly #pool: GranulePool;
   readonly #folder: string | undefined;
   readonly #granulesMax: number;

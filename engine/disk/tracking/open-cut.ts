@@ -26,7 +26,7 @@ import type { BlockDevice } from "../../device.ts";
 import { TidemarkError } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
 import type { Extent } from "../../volume.ts";
-import type { Preserved } from "./copy-before-write.ts";
+import type { CopyBeforeWriteArea } from "./copy-before-write.ts";
 import type { Cut } from "./cut.ts";
 import type { DirtyBitmap } from "./dirty-bitmap.ts";
 
@@ -44,7 +44,7 @@ export interface OpenCutOptions {
   /** Without marks, of the same size; the cut's until `onEnd`. */
   readonly captured: DirtyBitmap;
   /** Undefined: an inexact cut, which keeps nothing. */
-  readonly preserved: Preserved | undefined;
+  readonly preserved: CopyBeforeWriteArea | undefined;
   readonly timeMs: number;
   readonly sizeBytes: number;
   readonly barrierMs: number;
@@ -58,7 +58,7 @@ export class OpenCut implements Cut {
   readonly barrierMs: number;
   readonly dirtyBytes: number;
   readonly frozen: DirtyBitmap;
-  readonly preserved: Preserved | undefined;
+  readonly preserved: CopyBeforeWriteArea | undefined;
   readonly #backing: BlockDevice;
   readonly #captured: DirtyBitmap;
   readonly #onEnd: OpenCutOptions["onEnd"];
@@ -202,7 +202,7 @@ export class OpenCut implements Cut {
   }
 
   /** Keeps `wanted`, ascending, for which room is reserved, in runs of neighbours. */
-  async #keepAll(wanted: readonly number[], preserved: Preserved): Promise<void> {
+  async #keepAll(wanted: readonly number[], preserved: CopyBeforeWriteArea): Promise<void> {
     const buffer = await this.#copies.acquire();
     let done = 0;
     try {

@@ -19,7 +19,7 @@ import assert from "node:assert/strict";
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
 import { TidemarkError } from "../../errors.ts";
 import type { Extent } from "../../volume.ts";
-import { GranulePool, Preserved } from "./copy-before-write.ts";
+import { CopyBeforeWriteArea, GranulePool } from "./copy-before-write.ts";
 import type { Cut } from "./cut.ts";
 import { DirtyBitmap, regionGranules } from "./dirty-bitmap.ts";
 import { type Barrier, Gate } from "./gate.ts";
@@ -446,7 +446,7 @@ export class ProtectedDisk implements BlockDevice {
       backing: this.#backing,
       frozen,
       captured: grown(this.#captured, sizeBytes),
-      preserved: exact ? new Preserved(this.#pool, this.#spill) : undefined,
+      preserved: exact ? new CopyBeforeWriteArea(this.#pool, this.#spill) : undefined,
       timeMs: this.#now(),
       sizeBytes,
       barrierMs,

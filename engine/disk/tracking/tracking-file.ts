@@ -22,7 +22,7 @@
 import assert from "node:assert/strict";
 import { TidemarkError } from "../../errors.ts";
 import { fileError } from "../source/positional-file.ts";
-import { type RestMark, restMark } from "../source/quiescence.ts";
+import { type QuiescenceSignature, quiescenceSignature } from "../source/quiescence.ts";
 import { type DirtyBitmap, regionBytes } from "./dirty-bitmap.ts";
 import { writeExactArea } from "./exact-area.ts";
 import { bitsSet, byteAt, clearBit, hasBit, setBit } from "./region-bits.ts";
@@ -54,7 +54,7 @@ export interface TrackingOptions {
   /** What the file is kept in. Default: the file at `path`, locked. */
   readonly storage?: ((path: string) => Promise<TrackingStorage>) | undefined;
   /** How the image lies. Default: its own mark, see `restMark`. */
-  readonly restMark?: (() => Promise<RestMark | undefined>) | undefined;
+  readonly quiescenceSignature?: (() => Promise<QuiescenceSignature | undefined>) | undefined;
 }
 
 const hotRegionsMaxDefault = 256;
@@ -76,7 +76,7 @@ export class TrackingFile implements AsyncDisposable {
   readonly path: string;
   readonly #identity: TrackingIdentity;
   readonly #storage: TrackingStorage;
-  readonly #restMark: () => Promise<RestMark | undefined>;
+  readonly #quiescenceSignature: () => Promise<QuiescenceSignature | undefined>;
   readonly #hotRegionsMax: number;
 
   /** `clean`: the file on disk claims a clean shutdown. `fresh`: nothing of it is valid yet. */
@@ -116,7 +116,7 @@ export class TrackingFile implements AsyncDisposable {
     this.path = path;
     this.#identity = identity;
     this.#storage = storage;
-    this.#restMark = options.restMark ?? (() => restMark(identity.image));
+    this.#quiescenceSignature = options.quiescenceSignature ?? (() => quiescenceSignature(identity.image));
     this.#hotRegionsMax = options.hotRegionsMax ?? hotRegionsMaxDefault;
     this.#sizeBytes = identity.sizeBytes;
     this.#wanted = new Uint8Array(pagesOf(identity.sizeBytes) * pageBitmapBytes);
@@ -138,7 +138,7 @@ export class TrackingFile implements AsyncDisposable {
     const storage = await (options.storage ?? openTrackingStorage)(path);
     try {
       const file = new TrackingFile(path, identity, storage, options);
-      const known = await recoverTracking(path, storage, identity, file.#restMark);
+      const known = await recoverTracking(path, storage, identity, file.#quiescenceSignature);
       if ("reason" in known) {
         await file.#nextBatch();
         return { file, recovered: { kind: "unknown", reason: known.reason } };
@@ -485,7 +485,7 @@ export class TrackingFile implements AsyncDisposable {
       const { areaBytes, areaCrc } = await writeExactArea(this.#storage, areaAt, dirty);
       await this.#storage.truncate(areaAt + areaBytes);
       await this.#storage.datasync();
-      const rest = (await this.#restMark()) ?? null;
+      const rest = (await this.#quiescenceSignature()) ?? null;
       await this.#writeHeader({ base: this.#bases.indexOf(base), areaAt, areaBytes, areaCrc, rest });
       await this.#storage.datasync();
     } catch (error) {

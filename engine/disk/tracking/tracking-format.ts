@@ -20,7 +20,7 @@ import { crc32 } from "node:zlib";
 import { TidemarkError } from "../../errors.ts";
 import { damaged, Fields, unsupportedFormat } from "../../store/format/fields.ts";
 import type { FileIdentity } from "../source/file-identity.ts";
-import { type RestMark, restSignatureCharactersMax } from "../source/quiescence.ts";
+import { type QuiescenceSignature, restSignatureCharactersMax } from "../source/quiescence.ts";
 import { regionBitmapBytes, regionBytes } from "./dirty-bitmap.ts";
 
 export const headerSlotBytes: number = 16 * 1024;
@@ -72,7 +72,7 @@ export interface CleanRecord {
   readonly areaBytes: number;
   readonly areaCrc: number;
   /** How the image lay; null when nobody could tell. */
-  readonly rest: RestMark | null;
+  readonly rest: QuiescenceSignature | null;
 }
 
 export interface TrackingHeader extends TrackingIdentity {

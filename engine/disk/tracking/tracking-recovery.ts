@@ -8,7 +8,7 @@
  */
 import { hasCode, systemCode } from "../../errors.ts";
 import type { FileIdentity } from "../source/file-identity.ts";
-import type { RestMark } from "../source/quiescence.ts";
+import type { QuiescenceSignature } from "../source/quiescence.ts";
 import { DirtyBitmap, regionBytes } from "./dirty-bitmap.ts";
 import { readExactArea } from "./exact-area.ts";
 import { bitsSet } from "./region-bits.ts";
@@ -65,9 +65,9 @@ export async function recoverTracking(
   path: string,
   storage: TrackingStorage,
   identity: TrackingIdentity,
-  restMark: () => Promise<RestMark | undefined>,
+  quiescenceSignature: () => Promise<QuiescenceSignature | undefined>,
 ): Promise<KnownTracking | { readonly reason: string }> {
-  const rest = await restMark();
+  const rest = await quiescenceSignature();
   try {
     // A killed process leaves writes in the page cache that read back and that a power failure would still undo.
     await storage.datasync();
@@ -85,7 +85,7 @@ export async function recoverTracking(
 }
 
 /** Why a sound header does not tell of this disk as it lies now. */
-function mismatch(header: TrackingHeader, identity: TrackingIdentity, rest: RestMark | undefined): string | undefined {
+function mismatch(header: TrackingHeader, identity: TrackingIdentity, rest: QuiescenceSignature | undefined): string | undefined {
   if (header.vault !== identity.vault) return "the tracking is of another vault";
   if (header.disk !== identity.disk) return "the tracking is of another disk";
   if (!surelySameImage(header.image, identity.image)) return "the tracking is of another image";
@@ -96,7 +96,11 @@ function mismatch(header: TrackingHeader, identity: TrackingIdentity, rest: Rest
 }
 
 /** Why what was left in good order may have been written since; undefined when it surely was not. */
-function changeAtRest(left: RestMark | null, found: RestMark | undefined, kind: FileIdentity["kind"]): string | undefined {
+function changeAtRest(
+  left: QuiescenceSignature | null,
+  found: QuiescenceSignature | undefined,
+  kind: FileIdentity["kind"],
+): string | undefined {
   if (left === null || found === undefined) return "nobody can tell whether the device was changed while it was not protected";
   if (left.sizeBytes === found.sizeBytes && left.signature === found.signature) return undefined;
   if (kind === "file") return "the image was changed while it was not protected";

@@ -26,7 +26,7 @@ import {
   pieceOutGranule,
   type ReadPlan,
 } from "../../pipeline/point-reader.ts";
-import type { Crew } from "../../pipeline/worker-pool.ts";
+import type { WorkerPool } from "../../pipeline/worker-pool.ts";
 import { type Pieces, pieceIsZero } from "../../store/map/point-map.ts";
 import type { Store } from "../../store/store.ts";
 import type { Extent } from "../../volume.ts";
@@ -41,7 +41,7 @@ const aheadMoreShare: number = 3 / 8;
 
 export interface BlockFetcherOptions {
   readonly store: Store;
-  readonly crew: Crew;
+  readonly workerPool: WorkerPool;
   readonly map: MountedMap;
   readonly cache: BlockCache;
   /** For messages: the disk, and the point's sequence number. */
@@ -160,14 +160,14 @@ export class BlockFetcher {
   #aheadBlocks = 0;
 
   constructor(options: BlockFetcherOptions) {
-    const { store, crew, cache, signal } = options;
-    const { geometry } = crew.fetches.shared;
+    const { store, workerPool, cache, signal } = options;
+    const { geometry } = workerPool.fetches.shared;
     this.#options = options;
-    this.#reader = new PointReader({ store, crew, signal });
+    this.#reader = new PointReader({ store, workerPool, signal });
     this.#blockBytes = cache.blockBytes;
     this.#blockGranules = cache.blockBytes / granuleBytes;
-    this.#jobsMax = crew.fetches.slabCount;
-    this.#ranges = new RangeQueue(crew.fetches.slabCount);
+    this.#jobsMax = workerPool.fetches.slabCount;
+    this.#ranges = new RangeQueue(workerPool.fetches.slabCount);
     // All that may be on its way together leaves a sixth of the cache to what is kept.
     const waitedBytesMax = Math.min(geometry.outBytes ?? geometry.slabBytes, cache.capacityBytes / (3 * this.#jobsMax));
     this.#jobBlocksMax = Math.max(1, Math.floor(waitedBytesMax / cache.blockBytes));

@@ -62,7 +62,7 @@ export class Mount implements AsyncDisposable {
     const onNotice = options.onNotice ?? (() => undefined);
     const cacheBytes = checkedCache(options, document.blockBytes);
     // Its threads start while the vault is asked.
-    const crew = context.crew();
+    const workerPool = context.workerPool();
     const store = new Store(sink);
     const disk = options.disk.normalize("NFC");
     const { head } = await readHead(store, document.vault, disk, signal);
@@ -73,7 +73,7 @@ export class Mount implements AsyncDisposable {
       const overlay = await openOverlay(options, { vault: document.vault, disk, point: record.id, sizeBytes: record.volumeBytes });
       const point = new MountedPoint({
         store,
-        crew,
+        workerPool,
         map: new PointMap(store, fromHex(document.vault), disk, manifest),
         runs: manifest.runs.length,
         blockBytes: document.blockBytes,

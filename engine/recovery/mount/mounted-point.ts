@@ -11,7 +11,7 @@
  */
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
 import { TidemarkError } from "../../errors.ts";
-import type { Crew } from "../../pipeline/worker-pool.ts";
+import type { WorkerPool } from "../../pipeline/worker-pool.ts";
 import type { PointMap } from "../../store/map/point-map.ts";
 import type { Store } from "../../store/store.ts";
 import type { Extent } from "../../volume.ts";
@@ -27,7 +27,7 @@ const toldMax = 10_000;
 
 export interface MountedPointOptions {
   readonly store: Store;
-  readonly crew: Crew;
+  readonly workerPool: WorkerPool;
   readonly map: PointMap;
   /** Runs that the map has. */
   readonly runs: number;
@@ -69,7 +69,7 @@ export class MountedPoint implements BlockDevice {
   #cacheMisses = 0;
 
   constructor(options: MountedPointOptions) {
-    const { store, crew, map, blockBytes, cacheBytes, disk, sequence } = options;
+    const { store, workerPool, map, blockBytes, cacheBytes, disk, sequence } = options;
     const { signal } = this.#ending;
     this.description = `point ${sequence} of disk ${JSON.stringify(disk)}`;
     this.sizeBytes = map.volumeBytes;
@@ -79,7 +79,7 @@ export class MountedPoint implements BlockDevice {
     this.#cache = new BlockCache(blockBytes, cacheBytes);
     this.#fetcher = new BlockFetcher({
       store,
-      crew,
+      workerPool,
       map: this.#map,
       cache: this.#cache,
       disk,

@@ -58,7 +58,7 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
       message: `${target.description}: goes on after ${String(target.resumeAt)} bytes that an interrupted run had written`,
     });
   }
-  const reader = new PointReader({ store, crew: context.crew(), signal });
+  const reader = new PointReader({ store, workerPool: context.workerPool(), signal });
   const report = paced(options.onProgress);
   const writer = new ImageWriter(target, disk, point, (doneBytes, position) => {
     report({ phase: "materialize", doneBytes, totalBytes: point.volumeBytes, transferredBytes: reader.bytesRead }, position);

@@ -64,7 +64,7 @@ export interface HealthMeasures {
   /** Why it is not known what changed, until a point has been made of the comparison. */
   readonly trackingLost: string | null;
   /** Who has the disk, when we do not: its writer refused us at the start, or took the seat from us. */
-  readonly seat: { readonly code: "WRITER_ACTIVE" | "SEAT_LOST"; readonly message: string } | null;
+  readonly writerLease: { readonly code: "WRITER_ACTIVE" | "SEAT_LOST"; readonly message: string } | null;
   /** Local folders that are full. */
   readonly full: { readonly tracking: string | null; readonly spill: string | null };
   readonly backlogBytes: number;
@@ -108,7 +108,7 @@ const rules: readonly Rule[] = [
     };
   },
 
-  function seat({ seat: lost }) {
+  function writerLease({ writerLease: lost }) {
     if (lost === null) return undefined;
     const remedy = "stop the other writer of this disk, or protect this one under another name";
     return { level: "Critical", code: lost.code, cause: lost.message, remedy };

@@ -3,7 +3,7 @@ import type { TidemarkError } from "../../errors.ts";
 import { hasCode } from "../../errors.ts";
 import { vaultName } from "../../store/format/names.ts";
 import type { Finding, HealthMeasures } from "./health.ts";
-import { Meter, Spell, type SteadyClock } from "./meters.ts";
+import { Meter, type SteadyClock, Stopwatch } from "./meters.ts";
 import type { ProtectionState } from "./protection-state.ts";
 import type { ProtectionStatus } from "./protection-status.ts";
 
@@ -24,9 +24,9 @@ export class Measures {
   readonly #startedMs: number;
   readonly #churn: Meter;
   readonly #upload: Meter;
-  readonly #storeAway: Spell;
-  readonly #churnAbove: Spell;
-  readonly #paused: Spell;
+  readonly #storeAway: Stopwatch;
+  readonly #churnAbove: Stopwatch;
+  readonly #paused: Stopwatch;
   readonly #cutAtMs: Record<Stage, number | undefined> = { captured: undefined, shipped: undefined, committed: undefined };
   #writtenBytes = 0;
   #storeSays = "";
@@ -34,7 +34,7 @@ export class Measures {
   #cutsAbandoned = 0;
   #hook: { failuresInARow: number; reason: string } | null = null;
   #trackingLost: string | null = null;
-  #seat: HealthMeasures["seat"] = null;
+  #writerLease: HealthMeasures["writerLease"] = null;
   #failure: HealthMeasures["failure"] = null;
   #spillFull = false;
   /** Why no point came about, since the last that did. */
@@ -45,9 +45,9 @@ export class Measures {
     this.#startedMs = now();
     this.#churn = new Meter(now);
     this.#upload = new Meter(now);
-    this.#storeAway = new Spell(now);
-    this.#churnAbove = new Spell(now);
-    this.#paused = new Spell(now);
+    this.#storeAway = new Stopwatch(now);
+    this.#churnAbove = new Stopwatch(now);
+    this.#paused = new Stopwatch(now);
   }
 
   /** The cut of `cutAtMs`, on the same clock, has come so far. */
@@ -66,7 +66,7 @@ export class Measures {
     this.#cutTimeouts = 0;
     this.#cutsAbandoned = 0;
     this.#trackingLost = null;
-    this.#seat = null;
+    this.#writerLease = null;
     this.#spillFull = false;
   }
 
@@ -75,7 +75,7 @@ export class Measures {
     const ofStore = isOfStore(error);
     this.#storeAway.set(ofStore);
     if (ofStore) this.#storeSays = error.message;
-    this.#seat = hasCode(error, "WRITER_ACTIVE", "SEAT_LOST")
+    this.#writerLease = hasCode(error, "WRITER_ACTIVE", "SEAT_LOST")
       ? { code: error.code as "WRITER_ACTIVE" | "SEAT_LOST", message: error.message }
       : null;
     if (error.code === "CUT_TIMED_OUT") this.#cutTimeouts += 1;
@@ -87,7 +87,7 @@ export class Measures {
 
   /** What keeps points from being made, where no other finding tells of it. */
   get unexplained(): Finding | undefined {
-    if (this.#last === undefined || this.#storeAway.elapsedMs !== null || this.#seat !== null) return undefined;
+    if (this.#last === undefined || this.#storeAway.elapsedMs !== null || this.#writerLease !== null) return undefined;
     const { code, message, remedy } = this.#last;
     return { level: "Warning", code, cause: `no point can be made: ${message}`, remedy: remedy ?? "mend what the message names" };
   }
@@ -140,7 +140,7 @@ export class Measures {
       cutsAbandonedInARow: this.#cutsAbandoned,
       hook: this.#hook,
       trackingLost: this.#trackingLost,
-      seat: this.#seat,
+      writerLease: this.#writerLease,
       full: { tracking: trackingFull ? spillFolder : null, spill: this.#spillFull ? spillFolder : null },
       backlogBytes,
       ...this.rates,

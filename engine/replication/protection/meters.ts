@@ -117,7 +117,7 @@ export class Durations {
 }
 
 /** For how long something has been so without a break. */
-export class Spell {
+export class Stopwatch {
   readonly #now: SteadyClock;
   #sinceMs: number | undefined;
 

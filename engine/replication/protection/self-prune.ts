@@ -10,8 +10,8 @@ import { setTimeout as delay } from "node:timers/promises";
 import { TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import { PageCache } from "../../store/points/history.ts";
-import { Family } from "../../upkeep/prune/group-retention.ts";
-import { dropDoomed } from "../../upkeep/prune/prune.ts";
+import { GroupRetention } from "../../upkeep/prune/group-retention.ts";
+import { dropPlanned } from "../../upkeep/prune/prune.ts";
 import type { PlanOptions, PrunePlan } from "../../upkeep/prune/prune-plan.ts";
 import { planPrune } from "../../upkeep/prune/prune-plan.ts";
 import type { RetentionPolicy } from "../../upkeep/retention/policy.ts";
@@ -81,12 +81,12 @@ export class SelfPrune {
     const newest = session.newest?.sequence ?? 0;
     if (this.#planning === undefined && (performance.now() < this.#nextAtMs || newest === this.#seen)) return true;
     const planning = (this.#planning ??= this.#begin(session, policy));
-    let isSeatLent = false;
+    let isLeaseLent = false;
     try {
       const plan = await within(planning.plan, Math.min(timing.patienceMsMax, Math.max(timing.patienceMsMin, cycleMs * timing.patience)));
       if (plan === undefined) return true;
-      isSeatLent = plan.doomed.length > 0;
-      const counts = isSeatLent ? await this.#drop(planning, plan) : { removedPoints: 0, keptPoints: plan.points.length, heldPoints: 0 };
+      isLeaseLent = plan.toDrop.length > 0;
+      const counts = isLeaseLent ? await this.#drop(planning, plan) : { removedPoints: 0, keptPoints: plan.points.length, heldPoints: 0 };
       this.#last = { ...counts, atMs: performance.now() };
       this.#over(newest);
       this.#failuresInRow = 0;
@@ -96,7 +96,7 @@ export class SelfPrune {
       if (!(error instanceof TidemarkError)) throw error;
       this.#over(0);
       if (error.code !== "INTERRUPTED") this.#failed(error);
-      return !isSeatLent;
+      return !isLeaseLent;
     }
   }
 
@@ -136,14 +136,16 @@ export class SelfPrune {
       this.#notice(code, message);
     };
     const asked = { store: session.store, vault: this.#vault, policy, nowMs: Date.now(), cache: this.#cache, onNotice, signal };
-    const options: PlanOptions = { ...asked, family: new Family(asked) };
+    const options: PlanOptions = { ...asked, groupRetention: new GroupRetention(asked) };
     const plan = planPrune(options, session.head);
     plan.catch(() => undefined); // heard of after a point, or not at all
     return { session, options, abort, plan };
   }
 
   async #drop({ session, options }: Planning, plan: PrunePlan): Promise<Omit<LastPrune, "ageMs">> {
-    const { removedPoints, keptPoints, heldPoints } = await session.prune(async (seat) => await dropDoomed(options, plan, seat, false));
+    const { removedPoints, keptPoints, heldPoints } = await session.prune(
+      async (writerLease) => await dropPlanned(options, plan, writerLease, false),
+    );
     const counts = { removedPoints, keptPoints, heldPoints };
     if (removedPoints === 0) return counts;
     const held = heldPoints === 0 ? "" : `, ${String(heldPoints)} of them because somebody reads or has pinned them`;

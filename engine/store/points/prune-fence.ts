@@ -25,7 +25,7 @@ import { condemnedName, headName } from "../format/names.ts";
 import type { Store } from "../store.ts";
 import { unknownOutcomesMax, unreachable } from "../store.ts";
 import { findPoint, PageCache, readPoints } from "./history.ts";
-import { readHead, Seat } from "./writer-lease.ts";
+import { readHead, WriterLease } from "./writer-lease.ts";
 
 const timing = {
   /** How long a keeper waits for a prune that has condemned its point, before it looks whether the pruner still lives. */
@@ -105,8 +105,8 @@ async function decided(
       continue;
     }
     try {
-      const seat = await Seat.take({ store, vault, disk, onNotice, signal });
-      await seat.release();
+      const writerLease = await WriterLease.take({ store, vault, disk, onNotice, signal });
+      await writerLease.release();
     } catch (error) {
       if (hasCode(error, "WRITER_ACTIVE")) throw beingDropped(own, point, disk, error);
       throw error;
@@ -159,7 +159,7 @@ export async function putCondemned(store: Store, document: CondemnedDocument, si
   let failure: unknown;
   for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
     const { condemned, etag } = await readReplaceable(store, vault, disk, signal);
-    if (condemned !== undefined && condemned.epoch > epoch) throw seatLost(disk);
+    if (condemned !== undefined && condemned.epoch > epoch) throw writerLeaseLost(disk);
     const condition: PutCondition = etag === undefined ? { ifAbsent: true } : { ifMatch: etag };
     try {
       return await store.put(name, bytes, condition, { signal });
@@ -210,7 +210,7 @@ export function rangesOf(sequences: readonly number[]): SequenceRange[] {
   return ranges;
 }
 
-function seatLost(disk: string): TidemarkError {
+function writerLeaseLost(disk: string): TidemarkError {
   return new TidemarkError("SEAT_LOST", `another writer has taken over disk ${JSON.stringify(disk)}, and prunes it`, {
     remedy: "let the other writer work, or stop it and run the command again",
     detail: { disk },

@@ -40,7 +40,7 @@ const timing = {
 /** How long giving up a lease may take: it ends by itself, and whoever leaves is in a hurry. */
 const giveUpMs = 1_500;
 
-export interface SeatOptions {
+export interface WriterLeaseOptions {
   readonly store: Store;
   readonly vault: string;
   readonly disk: string;
@@ -75,8 +75,8 @@ async function hasPoints(store: Store, disk: string, signal: AbortSignal | undef
   return false;
 }
 
-export class Seat implements AsyncDisposable {
-  readonly #options: SeatOptions;
+export class WriterLease implements AsyncDisposable {
+  readonly #options: WriterLeaseOptions;
   readonly #writer: WriterRecord;
   readonly #leaseId: string;
   readonly #lost = new AbortController();
@@ -89,7 +89,7 @@ export class Seat implements AsyncDisposable {
   #renewedAtMs: { readonly wall: number; readonly steady: number };
   #released: Promise<void> | undefined;
 
-  private constructor(options: SeatOptions, writer: WriterRecord, leaseId: string, head: HeadDocument, etag: string) {
+  private constructor(options: WriterLeaseOptions, writer: WriterRecord, leaseId: string, head: HeadDocument, etag: string) {
     this.#options = options;
     this.#writer = writer;
     this.#leaseId = leaseId;
@@ -103,7 +103,7 @@ export class Seat implements AsyncDisposable {
   }
 
   /** Takes the seat, creating the disk if it is new. Errors: WRITER_ACTIVE. */
-  static async take(options: SeatOptions): Promise<Seat> {
+  static async take(options: WriterLeaseOptions): Promise<WriterLease> {
     const { store, vault, disk, signal } = options;
     const identity = await identifyProcess();
     const writer: WriterRecord = { ...identity, session: toHex(randomBytes(16)) };
@@ -118,11 +118,11 @@ export class Seat implements AsyncDisposable {
         await delay(timing.handoverPollMs, undefined, { signal }).catch(() => undefined);
         continue;
       }
-      const outcome = await enthrone(options, head, etag, epoch, writer, leaseId).catch(async (error: unknown) => {
+      const outcome = await takeOver(options, head, etag, epoch, writer, leaseId).catch(async (error: unknown) => {
         await handBack(options, epoch, writer, leaseId);
         throw error;
       });
-      if (outcome !== undefined) return new Seat(options, writer, leaseId, outcome.head, outcome.etag);
+      if (outcome !== undefined) return new WriterLease(options, writer, leaseId, outcome.head, outcome.etag);
       await handBack(options, epoch, writer, leaseId);
       if (Date.now() > deadline) throw writerActive(disk, (await readHead(store, vault, disk, signal)).head.writer);
     }
@@ -424,7 +424,7 @@ export class Seat implements AsyncDisposable {
   }
 }
 
-async function readOrCreateHead(options: SeatOptions): Promise<{ readonly head: HeadDocument; readonly etag: string }> {
+async function readOrCreateHead(options: WriterLeaseOptions): Promise<{ readonly head: HeadDocument; readonly etag: string }> {
   const { store, vault, disk, signal } = options;
   try {
     return await readHead(store, vault, disk, signal);
@@ -445,7 +445,7 @@ async function readOrCreateHead(options: SeatOptions): Promise<{ readonly head: 
  * Takes the lease if it is free, or was a dead process's of this machine. False: somebody is just taking or leaving the seat.
  * Errors: WRITER_ACTIVE.
  */
-async function takeLease(options: SeatOptions, head: HeadDocument, machine: string, leaseId: string): Promise<boolean> {
+async function takeLease(options: WriterLeaseOptions, head: HeadDocument, machine: string, leaseId: string): Promise<boolean> {
   const { store, vault, disk, onNotice, signal } = options;
   const name = headName(disk);
   try {
@@ -474,7 +474,7 @@ async function takeLease(options: SeatOptions, head: HeadDocument, machine: stri
  * Gives up a lease that did not lead to the seat. While a process of this machine holds the seat with this epoch, the lease is its
  * own: the id is the same.
  */
-async function handBack(options: SeatOptions, epoch: number, writer: WriterRecord, leaseId: string): Promise<void> {
+async function handBack(options: WriterLeaseOptions, epoch: number, writer: WriterRecord, leaseId: string): Promise<void> {
   const { store, vault, disk } = options;
   const signal = AbortSignal.timeout(giveUpMs);
   try {
@@ -488,8 +488,8 @@ async function handBack(options: SeatOptions, epoch: number, writer: WriterRecor
 }
 
 /** With the lease in hand: locks the former writer out and writes our name into the head. Undefined: somebody else was faster. */
-async function enthrone(
-  options: SeatOptions,
+async function takeOver(
+  options: WriterLeaseOptions,
   head: HeadDocument,
   etag: string,
   epoch: number,
@@ -515,7 +515,7 @@ async function enthrone(
 
 /** Undefined: the head is not the one that was read any more, and not ours either. */
 async function swapHead(
-  options: SeatOptions,
+  options: WriterLeaseOptions,
   next: HeadDocument,
   etag: string,
   leaseId: string,

@@ -6,7 +6,7 @@ import type { Store } from "../store.ts";
 
 const timing = { leaseSeconds: 60, renewEveryMs: 15_000, giveUpMs: 1_500 } as const;
 
-export class CollectorSeat implements AsyncDisposable {
+export class CollectorLease implements AsyncDisposable {
   readonly #store: Store;
   readonly #leaseId: string;
   readonly #lost = new AbortController();
@@ -22,12 +22,12 @@ export class CollectorSeat implements AsyncDisposable {
   }
 
   /** Errors: COLLECTION_ACTIVE. */
-  static async take(store: Store, signal: AbortSignal | undefined): Promise<CollectorSeat> {
+  static async take(store: Store, signal: AbortSignal | undefined): Promise<CollectorLease> {
     const leaseId = randomUUID();
     for (;;) {
       try {
         await store.lease().acquireLease(collectorName, leaseId, timing.leaseSeconds, { signal });
-        return new CollectorSeat(store, leaseId);
+        return new CollectorLease(store, leaseId);
       } catch (error) {
         if (hasCode(error, "LEASE_HELD")) throw active(error);
         if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;

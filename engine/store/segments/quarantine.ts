@@ -22,7 +22,7 @@ import {
 import { collectionName, encodeCollection } from "../format/reclaim.ts";
 import type { Store } from "../store.ts";
 import { unknownOutcomesMax } from "../store.ts";
-import { CollectorSeat } from "./collector-lease.ts";
+import { CollectorLease } from "./collector-lease.ts";
 
 /** What a catalog knows of it. */
 export class Quarantine {
@@ -135,8 +135,8 @@ async function readQuarantine(
 async function announce(store: Store, vault: string, options: CallOptions): Promise<void> {
   const bytes = encodeCollection({ vault, collection: toHex(randomBytes(16)), startedMs: Date.now() });
   try {
-    await using seat = await CollectorSeat.take(store, options.signal);
-    const signal = options.signal === undefined ? seat.signal : AbortSignal.any([seat.signal, options.signal]);
+    await using writerLease = await CollectorLease.take(store, options.signal);
+    const signal = options.signal === undefined ? writerLease.signal : AbortSignal.any([writerLease.signal, options.signal]);
     await store.replace(collectionName, bytes, await store.etagOf(collectionName, { signal }), { signal });
   } catch (error) {
     if (!hasCode(error, "COLLECTION_ACTIVE", "CONDITION_FAILED")) throw error;

@@ -42,8 +42,8 @@ import {
   segmentOfDead,
 } from "../../store/format/reclaim.ts";
 import { diskNames } from "../../store/points/points.ts";
-import { readHead, Seat } from "../../store/points/writer-lease.ts";
-import { CollectorSeat } from "../../store/segments/collector-lease.ts";
+import { readHead, WriterLease } from "../../store/points/writer-lease.ts";
+import { CollectorLease } from "../../store/segments/collector-lease.ts";
 import { readDead } from "../../store/segments/dead-pages.ts";
 import { PageSet } from "../../store/segments/page-set.ts";
 import type { Store } from "../../store/store.ts";
@@ -109,8 +109,8 @@ const atOnce = 8;
 /** Errors: COLLECTION_ACTIVE, DAMAGED (nothing has been deleted then), INTERRUPTED and those of the store. */
 export async function collect(store: Store, vault: string, options: CollectOptions = {}): Promise<CollectSummary> {
   if (options.dryRun === true) return await new Collection(store, vault, options, options.signal).run();
-  await using seat = await CollectorSeat.take(store, options.signal);
-  const signal = options.signal === undefined ? seat.signal : AbortSignal.any([seat.signal, options.signal]);
+  await using writerLease = await CollectorLease.take(store, options.signal);
+  const signal = options.signal === undefined ? writerLease.signal : AbortSignal.any([writerLease.signal, options.signal]);
   const summary = await new Collection(store, vault, options, signal).run();
   if (summary.waitingFor.length === 0) {
     const bytes = encodeCollected({ vault, collectedMs: Date.now() });
@@ -314,8 +314,8 @@ class Collection {
     if (head.writer === null || head.collection === this.#id) return true;
     const onNotice = this.#options.onNotice ?? (() => undefined);
     try {
-      const seat = await Seat.take({ store: this.#store, vault: this.#vault, disk, onNotice, signal: this.#signal });
-      await seat.release();
+      const writerLease = await WriterLease.take({ store: this.#store, vault: this.#vault, disk, onNotice, signal: this.#signal });
+      await writerLease.release();
       return true;
     } catch (error) {
       if (hasCode(error, "WRITER_ACTIVE")) return false;

@@ -17,7 +17,7 @@ import type { Consistency } from "../../volume.ts";
 import { kept, type RetentionPoint } from "../retention/decide.ts";
 import type { RetentionPolicy } from "../retention/policy.ts";
 
-export interface FamilyOptions {
+export interface GroupRetentionOptions {
   readonly store: Store;
   readonly vault: string;
   /** What any member would keep by this policy stays on all: members of a group have one. */
@@ -48,14 +48,14 @@ interface Member {
   readonly bySequence: ReadonlyMap<number, PlannedPoint>;
 }
 
-export class Family {
-  readonly #options: FamilyOptions;
+export class GroupRetention {
+  readonly #options: GroupRetentionOptions;
   readonly #members = new Map<string, Promise<Member | undefined>>();
   readonly #complete = new Map<string, Consistency | undefined>();
   readonly #pins = new Map<string, Promise<readonly StoredPin[]>>();
   readonly #kept = new Map<string, Promise<ReadonlySet<string>>>();
 
-  constructor(options: FamilyOptions) {
+  constructor(options: GroupRetentionOptions) {
     this.#options = options;
   }
 

@@ -16,21 +16,21 @@ import type { PlanOptions, PrunePlan } from "./prune-plan.ts";
 export async function keptOf(
   options: PlanOptions,
   plan: PrunePlan,
-  doomed: readonly PlannedPoint[],
+  toDrop: readonly PlannedPoint[],
   { clear }: { readonly clear: boolean },
 ): Promise<ReadonlyMap<PlannedPoint, string>> {
-  const { store, vault, family, nowMs, onNotice, signal } = options;
+  const { store, vault, groupRetention, nowMs, onNotice, signal } = options;
   const kept = new Map<PlannedPoint, string>();
-  if (doomed.length === 0) return kept;
+  if (toDrop.length === 0) return kept;
   const newestMs = plan.points.at(-1)?.timeMs ?? 0;
-  const bySequence = new Map(doomed.map((point) => [point.sequence, point]));
-  const byGroup = new Map(doomed.flatMap((point) => (point.group === null ? [] : [[point.group.id, point] as const])));
+  const bySequence = new Map(toDrop.map((point) => [point.sequence, point]));
+  const byGroup = new Map(toDrop.flatMap((point) => (point.group === null ? [] : [[point.group.id, point] as const])));
   const idle = new Set(plan.idlePins.map(({ object }) => object));
-  for (const disk of new Set([plan.disk, ...doomed.flatMap(({ group }) => group?.disks ?? [])])) {
+  for (const disk of new Set([plan.disk, ...toDrop.flatMap(({ group }) => group?.disks ?? [])])) {
     const isOwn = disk === plan.disk;
     const on = isOwn ? "" : ` on disk ${disk}`;
     const find = async (sequence: number): Promise<PlannedPoint | undefined> =>
-      isOwn ? bySequence.get(sequence) : byGroup.get((await family.groupAt(disk, sequence)) ?? "");
+      isOwn ? bySequence.get(sequence) : byGroup.get((await groupRetention.groupAt(disk, sequence)) ?? "");
     for (const [sequence, names] of await listHolds(store, disk, signal)) {
       const point = await find(sequence);
       if (point === undefined && !(isOwn && clear)) continue;

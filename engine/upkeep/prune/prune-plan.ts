@@ -5,11 +5,11 @@ import { readPoints } from "../../store/points/history.ts";
 import { isExpired, isOf, type StoredPin } from "../../store/points/pins.ts";
 import type { Decision } from "../retention/decide.ts";
 import { decide } from "../retention/decide.ts";
-import { type Family, type FamilyOptions, type PlannedPoint, slimming } from "./group-retention.ts";
+import { type GroupRetention, type GroupRetentionOptions, type PlannedPoint, slimming } from "./group-retention.ts";
 
-export interface PlanOptions extends FamilyOptions {
+export interface PlanOptions extends GroupRetentionOptions {
   /** What is known of other disks: the same for all that are pruned together. */
-  readonly family: Family;
+  readonly groupRetention: GroupRetention;
 }
 
 /** What is decided about one disk. */
@@ -20,7 +20,7 @@ export interface PrunePlan {
   /** One for each of `points`. */
   readonly decisions: readonly Decision[];
   /** Those that go, oldest first. */
-  readonly doomed: readonly PlannedPoint[];
+  readonly toDrop: readonly PlannedPoint[];
   /** Pins that have expired, or whose point is gone. */
   readonly idlePins: readonly StoredPin[];
 }
@@ -30,31 +30,31 @@ export interface PrunePlan {
  * store.
  */
 export async function planPrune(options: PlanOptions, head: HeadDocument): Promise<PrunePlan> {
-  const { family, policy, nowMs } = options;
+  const { groupRetention, policy, nowMs } = options;
   const { disk } = head;
   const { points, isWhole } = await readAll(options, head);
   // Pins change nothing for other points, so they need not be asked for where nothing goes.
-  const unpinned = decide(await family.candidates(points), policy, nowMs);
-  if (unpinned.every(({ keep }) => keep)) return { disk, points, decisions: unpinned, doomed: [], idlePins: [] };
-  const { used, idle } = pinsByUse(await family.pinsOf(disk), points, isWhole, nowMs);
+  const unpinned = decide(await groupRetention.candidates(points), policy, nowMs);
+  if (unpinned.every(({ keep }) => keep)) return { disk, points, decisions: unpinned, toDrop: [], idlePins: [] };
+  const { used, idle } = pinsByUse(await groupRetention.pinsOf(disk), points, isWhole, nowMs);
   const pinned = new Set(used.map(({ sequence }) => sequence));
-  const alone = decide(await family.candidates(points, ({ sequence }) => pinned.has(sequence)), policy, nowMs);
+  const alone = decide(await groupRetention.candidates(points, ({ sequence }) => pinned.has(sequence)), policy, nowMs);
   const decisions: Decision[] = [];
   for (const [index, decision] of alone.entries()) {
     const point = points[index];
-    const reason = decision.keep || point === undefined ? undefined : await keptByMember(family, disk, point);
+    const reason = decision.keep || point === undefined ? undefined : await keptByMember(groupRetention, disk, point);
     decisions.push(reason === undefined ? decision : { ...decision, keep: true, reasons: [reason] });
   }
-  return { disk, points, decisions, doomed: points.filter((_, index) => decisions[index]?.keep === false), idlePins: idle };
+  return { disk, points, decisions, toDrop: points.filter((_, index) => decisions[index]?.keep === false), idlePins: idle };
 }
 
 /** Why a point stays that its own disk would let go: another disk has pinned, or would keep, its part of the group's point. */
-async function keptByMember(family: Family, disk: string, { group }: PlannedPoint): Promise<string | undefined> {
+async function keptByMember(groupRetention: GroupRetention, disk: string, { group }: PlannedPoint): Promise<string | undefined> {
   if (group === null) return undefined;
   for (const member of group.disks) {
     if (member === disk) continue;
-    if ((await family.groupsPinnedOn(member)).has(group.id)) return `pinned on disk ${member}`;
-    if ((await family.groupsKeptOn(member)).has(group.id)) return `its group's point is kept on disk ${member}`;
+    if ((await groupRetention.groupsPinnedOn(member)).has(group.id)) return `pinned on disk ${member}`;
+    if ((await groupRetention.groupsKeptOn(member)).has(group.id)) return `its group's point is kept on disk ${member}`;
   }
   return undefined;
 }
@@ -79,7 +79,7 @@ function pinsByUse(
 }
 
 async function readAll(
-  { store, cache, family, onNotice, signal }: PlanOptions,
+  { store, cache, groupRetention, onNotice, signal }: PlanOptions,
   head: HeadDocument,
 ): Promise<{ readonly points: readonly PlannedPoint[]; readonly isWhole: boolean }> {
   const newestFirst: PlannedPoint[] = [];
@@ -91,6 +91,6 @@ async function readAll(
   };
   for await (const point of readPoints(store, head, { cache, onDamage, signal })) newestFirst.push(slim(point));
   const points = newestFirst.reverse();
-  family.note(head.disk, points);
+  groupRetention.note(head.disk, points);
   return { points, isWhole };
 }

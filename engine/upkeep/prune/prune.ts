@@ -18,14 +18,14 @@ import { proveObjects, proveVault } from "../../store/points/manifest.ts";
 import { deletePin } from "../../store/points/pins.ts";
 import { diskNames } from "../../store/points/points.ts";
 import { clearCondemned, putCondemned, rangesOf } from "../../store/points/prune-fence.ts";
-import { readHead, Seat } from "../../store/points/writer-lease.ts";
+import { readHead, WriterLease } from "../../store/points/writer-lease.ts";
 import { Store } from "../../store/store.ts";
 import type { Consistency } from "../../volume.ts";
 import type { LiveSetOptions } from "../collection/live-set.ts";
 import { bytesFreed } from "../collection/live-set.ts";
 import type { Decision } from "../retention/decide.ts";
 import type { RetentionPolicy } from "../retention/policy.ts";
-import { Family } from "./group-retention.ts";
+import { GroupRetention } from "./group-retention.ts";
 import { keptOf } from "./keepers.ts";
 import type { PlanOptions, PrunePlan } from "./prune-plan.ts";
 import { planPrune } from "./prune-plan.ts";
@@ -100,7 +100,7 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
   const store = new Store(context.sink);
   const { vault } = context.document;
   const asked = { store, vault, policy: options.policy, nowMs: options.nowMs ?? Date.now(), cache: new PageCache(), onNotice, signal };
-  const planning: PlanOptions = { ...asked, family: new Family(asked) };
+  const planning: PlanOptions = { ...asked, groupRetention: new GroupRetention(asked) };
   const names = options.disk === undefined ? await diskNames(store, signal) : [options.disk.normalize("NFC")];
   let skippedDisks = 0;
   /** One disk of many does not end the work for all. */
@@ -151,17 +151,17 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
  * Drops what a plan dooms, with the seat in hand. After an error it is not known whether the head has been swapped: the seat is to be given up, which makes
  * sure that it never will be. `leave` gives the seat up with the last swap. Errors: SEAT_LOST, STORE_REGRESSED, INTERRUPTED and those of the store.
  */
-export async function dropDoomed(options: PlanOptions, plan: PrunePlan, seat: Seat, leave: boolean): Promise<PruneCounts> {
+export async function dropPlanned(options: PlanOptions, plan: PrunePlan, writerLease: WriterLease, leave: boolean): Promise<PruneCounts> {
   const { store, vault, cache, signal } = options;
-  const { disk, doomed } = plan;
+  const { disk, toDrop } = plan;
   let removedPoints = 0;
   let removedStoredBytes = 0;
   let heldPoints = 0;
-  for (let from = 0; from < doomed.length; from += condemnedPointsMax) {
+  for (let from = 0; from < toDrop.length; from += condemnedPointsMax) {
     throwIfAborted(signal);
-    const condemned = doomed.slice(from, from + condemnedPointsMax);
-    const isLast = from + condemnedPointsMax >= doomed.length;
-    const document = { vault, disk, epoch: seat.epoch, ranges: rangesOf(condemned.map(({ sequence }) => sequence)) };
+    const condemned = toDrop.slice(from, from + condemnedPointsMax);
+    const isLast = from + condemnedPointsMax >= toDrop.length;
+    const document = { vault, disk, epoch: writerLease.epoch, ranges: rangesOf(condemned.map(({ sequence }) => sequence)) };
     const etag = await putCondemned(store, document, signal);
     const kept = await keptOf(options, plan, condemned, { clear: true });
     const dropped = condemned.filter((point) => !kept.has(point));
@@ -172,7 +172,7 @@ export async function dropDoomed(options: PlanOptions, plan: PrunePlan, seat: Se
         await proveVault(store, vault, signal);
       };
       const sequences = dropped.map(({ sequence }) => sequence);
-      removedPoints += await seat.drop(sequences, { leave: leave && isLast, prove, cache, signal });
+      removedPoints += await writerLease.drop(sequences, { leave: leave && isLast, prove, cache, signal });
       removedStoredBytes += dropped.reduce((total, { storedBytes }) => total + storedBytes, 0);
     }
     try {
@@ -187,11 +187,11 @@ export async function dropDoomed(options: PlanOptions, plan: PrunePlan, seat: Se
 }
 
 async function pruneDisk(options: PlanOptions, first: PrunePlan): Promise<PruneCounts> {
-  const { disk, doomed, points } = first;
-  if (doomed.length === 0) return { removedPoints: 0, keptPoints: points.length, heldPoints: 0, removedStoredBytes: 0 };
+  const { disk, toDrop, points } = first;
+  if (toDrop.length === 0) return { removedPoints: 0, keptPoints: points.length, heldPoints: 0, removedStoredBytes: 0 };
   for (let attempt = 1; ; attempt += 1) {
     try {
-      return await pruneSeated(options, disk);
+      return await pruneUnderLease(options, disk);
     } catch (error) {
       const reason = hasCode(error, "OBJECT_EXISTS") ? forgotten(disk, error) : error;
       const mayTryAgain = hasCode(reason, "STORE_REGRESSED") && reason.detail["object"] !== vaultName && attempt < attemptsMax;
@@ -201,42 +201,42 @@ async function pruneDisk(options: PlanOptions, first: PrunePlan): Promise<PruneC
   }
 }
 
-async function pruneSeated(options: PlanOptions, disk: string): Promise<PruneCounts> {
+async function pruneUnderLease(options: PlanOptions, disk: string): Promise<PruneCounts> {
   const { store, vault, onNotice, signal } = options;
-  const seat = await Seat.take({ store, vault, disk, onNotice, signal }).catch((error: unknown) => {
+  const writerLease = await WriterLease.take({ store, vault, disk, onNotice, signal }).catch((error: unknown) => {
     throw hasCode(error, "WRITER_ACTIVE") ? agentPrunes(error) : error;
   });
   try {
-    return await dropDoomed(options, await planPrune(options, seat.head), seat, true);
+    return await dropPlanned(options, await planPrune(options, writerLease.head), writerLease, true);
   } finally {
-    await seat.release();
+    await writerLease.release();
   }
 }
 
 /** What a plan comes to when readers stay as they are. */
 async function foresee(options: PlanOptions, plan: PrunePlan): Promise<PrunePlan & { readonly heldPoints: number }> {
-  const kept = await keptOf(options, plan, plan.doomed, { clear: false });
+  const kept = await keptOf(options, plan, plan.toDrop, { clear: false });
   const decisions = plan.decisions.map((decision, index): Decision => {
     const point = plan.points[index];
     const reason = point === undefined ? undefined : kept.get(point);
     return reason === undefined ? decision : { ...decision, keep: true, reasons: [reason] };
   });
-  return { ...plan, decisions, doomed: plan.doomed.filter((point) => !kept.has(point)), heldPoints: kept.size };
+  return { ...plan, decisions, toDrop: plan.toDrop.filter((point) => !kept.has(point)), heldPoints: kept.size };
 }
 
-function countsOf({ points, doomed, heldPoints }: PrunePlan & { readonly heldPoints: number }): PruneCounts {
+function countsOf({ points, toDrop, heldPoints }: PrunePlan & { readonly heldPoints: number }): PruneCounts {
   return {
-    removedPoints: doomed.length,
-    keptPoints: points.length - doomed.length,
+    removedPoints: toDrop.length,
+    keptPoints: points.length - toDrop.length,
     heldPoints,
-    removedStoredBytes: doomed.reduce((total, { storedBytes }) => total + storedBytes, 0),
+    removedStoredBytes: toDrop.reduce((total, { storedBytes }) => total + storedBytes, 0),
   };
 }
 
 /** Null when something of the vault cannot be read. */
 async function foreseeBytes(options: LiveSetOptions, plans: readonly PrunePlan[]): Promise<number | null> {
-  const dropped = new Map(plans.map(({ disk, doomed }) => [disk, new Set(doomed.map(({ sequence }) => sequence))]));
-  if (plans.every(({ doomed }) => doomed.length === 0)) return 0;
+  const dropped = new Map(plans.map(({ disk, toDrop }) => [disk, new Set(toDrop.map(({ sequence }) => sequence))]));
+  if (plans.every(({ toDrop }) => toDrop.length === 0)) return 0;
   try {
     return await bytesFreed({ ...options, isDropped: (disk, sequence) => dropped.get(disk)?.has(sequence) === true });
   } catch (error) {

@@ -26,7 +26,7 @@ import type { FoundManifest } from "./rebuilt-points.ts";
 const epochMax: number = 2 ** 36;
 
 /** What is there of a disk. */
-export interface Traces {
+export interface Inventory {
   readonly disk: string;
   /** Manifests, and leaves and roots. */
   readonly objects: DiskObject[];
@@ -71,26 +71,26 @@ export interface Place {
 const manifestsReadAtOnce = 8;
 
 /** Every disk that has left anything, by name. Errors: those of the store. */
-export async function findTraces(store: Store, signal: AbortSignal | undefined): Promise<readonly Traces[]> {
-  const found = new Map<string, Traces>();
-  const tracesOf = (encodedDisk: string): Traces | undefined => {
+export async function takeInventory(store: Store, signal: AbortSignal | undefined): Promise<readonly Inventory[]> {
+  const found = new Map<string, Inventory>();
+  const inventoryOf = (encodedDisk: string): Inventory | undefined => {
     const disk = decodeDiskName(encodedDisk);
     if (disk === undefined) return undefined;
-    const traces = found.get(disk) ?? { disk, objects: [], epoch: 0 };
-    found.set(disk, traces);
-    return traces;
+    const inventory = found.get(disk) ?? { disk, objects: [], epoch: 0 };
+    found.set(disk, inventory);
+    return inventory;
   };
   for await (const { name } of store.list(disksPrefix, { signal })) {
     const parsed = parseDiskObject(name);
-    const traces = parsed === undefined ? undefined : tracesOf(parsed.encodedDisk);
-    if (parsed === undefined || traces === undefined || !isSpelledRight(name, parsed, traces.disk)) continue;
-    if (parsed.kind === "points" || parsed.kind === "map") traces.objects.push(parsed);
-    traces.epoch = Math.max(traces.epoch, parsed.epoch);
+    const inventory = parsed === undefined ? undefined : inventoryOf(parsed.encodedDisk);
+    if (parsed === undefined || inventory === undefined || !isSpelledRight(name, parsed, inventory.disk)) continue;
+    if (parsed.kind === "points" || parsed.kind === "map") inventory.objects.push(parsed);
+    inventory.epoch = Math.max(inventory.epoch, parsed.epoch);
   }
   for await (const { name } of store.list(segmentsPrefix, { signal })) {
     const parsed = parseSegmentName(name);
-    const traces = parsed === undefined || parsed.epoch > epochMax ? undefined : tracesOf(parsed.encodedDisk);
-    if (parsed !== undefined && traces !== undefined) traces.epoch = Math.max(traces.epoch, parsed.epoch);
+    const inventory = parsed === undefined || parsed.epoch > epochMax ? undefined : inventoryOf(parsed.encodedDisk);
+    if (parsed !== undefined && inventory !== undefined) inventory.epoch = Math.max(inventory.epoch, parsed.epoch);
   }
   return [...found.values()].sort((a, b) => a.disk.localeCompare(b.disk));
 }

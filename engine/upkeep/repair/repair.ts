@@ -37,12 +37,12 @@ import { layOutPoints } from "../../store/points/history.ts";
 import { identityFaults, mendIdentity } from "../../store/points/identity.ts";
 import { proveObjects, proveVault } from "../../store/points/manifest.ts";
 import { putCondemned, readCondemned } from "../../store/points/prune-fence.ts";
-import { Seat } from "../../store/points/writer-lease.ts";
-import { CollectorSeat } from "../../store/segments/collector-lease.ts";
+import { WriterLease } from "../../store/points/writer-lease.ts";
+import { CollectorLease } from "../../store/segments/collector-lease.ts";
 import { Store } from "../../store/store.ts";
 import type { Extent } from "../../volume.ts";
-import type { Lists, Place, Traces, UnreadManifest } from "./inventory.ts";
-import { findTraces, readLists, readManifests } from "./inventory.ts";
+import type { Inventory, Lists, Place, UnreadManifest } from "./inventory.ts";
+import { readLists, readManifests, takeInventory } from "./inventory.ts";
 import type { DamagedTable } from "./map-repair.ts";
 import { repairMap } from "./map-repair.ts";
 import type { ChosenPoints, FoundManifest } from "./rebuilt-points.ts";
@@ -120,7 +120,7 @@ class Repair {
   readonly #store: Store;
   readonly #repaired: RepairedObject[] = [];
   readonly #lost: LostObject[] = [];
-  #collector: CollectorSeat | undefined;
+  #collector: CollectorLease | undefined;
   /** Records of collections that were rebuilt, whether or not they have been written. */
   readonly #records = new Map<string, Uint8Array>();
   /** Why a disk could not be repaired now. */
@@ -137,10 +137,10 @@ class Repair {
     const startedAt = performance.now();
     await this.#repairIdentity();
     const areRecordsSound = await this.#repairRecords();
-    const all = await findTraces(this.#store, this.#options.signal);
-    for (const traces of all) {
+    const all = await takeInventory(this.#store, this.#options.signal);
+    for (const inventory of all) {
       throwIfAborted(this.#options.signal);
-      await this.#repairDisk(traces);
+      await this.#repairDisk(inventory);
     }
     if (areRecordsSound) await this.#checkIndex();
     if (this.#refused !== undefined) throw this.#refused;
@@ -196,13 +196,13 @@ class Repair {
     return this.#isDry ? damaged.length === 0 : damaged.every(({ isRebuilt }) => isRebuilt);
   }
 
-  async #repairDisk(traces: Traces): Promise<void> {
-    const { disk } = traces;
+  async #repairDisk(inventory: Inventory): Promise<void> {
+    const { disk } = inventory;
     try {
       const lists = await readLists(this.#place(disk));
-      if (lists.head === undefined) await this.#mend(await this.#lookAgain(traces), lists, undefined);
-      else if (lists.lostPages.length === 0 || this.#isDry) await this.#mend(traces, lists, undefined);
-      else await this.#mendSeated(traces);
+      if (lists.head === undefined) await this.#mend(await this.#lookAgain(inventory), lists, undefined);
+      else if (lists.lostPages.length === 0 || this.#isDry) await this.#mend(inventory, lists, undefined);
+      else await this.#mendUnderLease(inventory);
       await this.#mendCondemned(disk);
     } catch (error) {
       if (hasCode(error, "FORMAT_UNSUPPORTED")) {
@@ -216,20 +216,20 @@ class Repair {
   }
 
   /** Points may have been committed, and collected, before the head was lost, while other disks were looked at. */
-  async #lookAgain(traces: Traces): Promise<Traces> {
+  async #lookAgain(inventory: Inventory): Promise<Inventory> {
     await this.#stopCollections();
-    const again = await findTraces(this.#store, this.#options.signal);
-    return again.find(({ disk }) => disk === traces.disk) ?? traces;
+    const again = await takeInventory(this.#store, this.#options.signal);
+    return again.find(({ disk }) => disk === inventory.disk) ?? inventory;
   }
 
   /** The head can be read, not all of its pages: whoever has the seat knows that nobody drops or adds a point. */
-  async #mendSeated(traces: Traces): Promise<void> {
+  async #mendUnderLease(inventory: Inventory): Promise<void> {
     const { signal, onNotice = () => undefined } = this.#options;
     const { vault } = this.#context.document;
-    const { disk } = traces;
+    const { disk } = inventory;
     await this.#stopCollections();
-    await using seat = await Seat.take({ store: this.#store, vault, disk, onNotice, signal });
-    await this.#mend(traces, await readLists(this.#place(disk)), seat);
+    await using writerLease = await WriterLease.take({ store: this.#store, vault, disk, onNotice, signal });
+    await this.#mend(inventory, await readLists(this.#place(disk)), writerLease);
   }
 
   /** While a list of what is about to be dropped cannot be read, nobody may read any point. Whoever has the seat knows that nothing is. */
@@ -242,27 +242,27 @@ class Repair {
       if (!hasCode(error, "DAMAGED")) throw error;
       if (!this.#isDry) {
         if ((await readLists(this.#place(disk))).head === undefined) return; // and no seat
-        await using seat = await Seat.take({ store: this.#store, vault, disk, onNotice, signal });
-        await putCondemned(this.#store, { vault, disk, epoch: seat.epoch, ranges: [] }, signal);
+        await using writerLease = await WriterLease.take({ store: this.#store, vault, disk, onNotice, signal });
+        await putCondemned(this.#store, { vault, disk, epoch: writerLease.epoch, ranges: [] }, signal);
       }
       const message = `${error.message}; it says again that no point is about to be dropped`;
       this.#tellRepaired({ disk, object: condemnedName(disk), kind: "condemned", message });
     }
   }
 
-  async #mend(traces: Traces, lists: Lists, seat: Seat | undefined): Promise<void> {
-    const { disk } = traces;
+  async #mend(inventory: Inventory, lists: Lists, writerLease: WriterLease | undefined): Promise<void> {
+    const { disk } = inventory;
     const { signal } = this.#options;
     const vaultId = fromHex(this.#context.document.vault);
     const areListsWhole = lists.head !== undefined && lists.lostPages.length === 0;
     if (!areListsWhole) await this.#stopCollections();
-    const { found: manifests, unread } = await readManifests(this.#place(disk), traces.objects, areListsWhole ? lists.known : undefined);
+    const { found: manifests, unread } = await readManifests(this.#place(disk), inventory.objects, areListsWhole ? lists.known : undefined);
     const { tables, store } = await repairMap({
       store: this.#store,
       vaultId,
       disk,
       manifests: manifests.map(({ manifest }) => manifest),
-      objects: traces.objects.filter(({ kind }) => kind === "map").map(({ epoch, number }) => ({ epoch, ordinal: number })),
+      objects: inventory.objects.filter(({ kind }) => kind === "map").map(({ epoch, number }) => ({ epoch, ordinal: number })),
       rebuilt: this.#records,
       put: async (name, bytes) => {
         await this.#put(name, bytes);
@@ -273,7 +273,7 @@ class Repair {
     if (!areListsWhole) {
       const inQuestion = manifests.filter((found) => lists.known.has(found.id) || isInQuestion(found, lists));
       chosen = withUnread(await choosePoints({ store, vaultId, manifests: inQuestion, known: lists.known, signal }), lists);
-      await this.#relist(traces, lists, seat, chosen);
+      await this.#relist(inventory, lists, writerLease, chosen);
     }
     this.#points += chosen.points.length;
     const isLacking = unread.length > 0 || tables.some(({ isRebuilt }) => !isRebuilt);
@@ -289,7 +289,7 @@ class Repair {
   // ---- What is written ----
 
   async #stopCollections(): Promise<void> {
-    if (!this.#isDry) this.#collector ??= await CollectorSeat.take(this.#store, this.#options.signal);
+    if (!this.#isDry) this.#collector ??= await CollectorLease.take(this.#store, this.#options.signal);
   }
 
   async #put(name: string, bytes: Uint8Array): Promise<void> {
@@ -300,8 +300,8 @@ class Repair {
   }
 
   /** Puts a list of points in the place of the one that is lost. `seat`: of a head that can be read, unless nothing is to be written. */
-  async #relist(traces: Traces, lists: Lists, seat: Seat | undefined, { points, left }: ChosenPoints): Promise<void> {
-    const { disk } = traces;
+  async #relist(inventory: Inventory, lists: Lists, writerLease: WriterLease | undefined, { points, left }: ChosenPoints): Promise<void> {
+    const { disk } = inventory;
     for (const { sequence, id, why } of left) {
       const message = `point ${String(sequence)} (${id}) is left out: ${why}`;
       this.#tellLost({ disk, object: headName(disk), points: [sequence], extent: null, message });
@@ -311,23 +311,23 @@ class Repair {
       this.#tellLost({ disk, object: headName(disk), points: [], extent: null, message });
       return;
     }
-    if (lists.head === undefined) await this.#replaceHead(traces, lists, points);
-    else if (seat !== undefined) await this.#replacePages(seat, points);
+    if (lists.head === undefined) await this.#replaceHead(inventory, lists, points);
+    else if (writerLease !== undefined) await this.#replacePages(writerLease, points);
     const kind = lists.head === undefined ? "head" : "pages";
     const message = `${lists.faults.join("; ")}; ${String(points.length)} points are listed again${unknownNumbers(points, left)}`;
     this.#tellRepaired({ disk, object: headName(disk), kind, message });
   }
 
-  async #replacePages(seat: Seat, points: readonly PointRecord[]): Promise<void> {
+  async #replacePages(writerLease: WriterLease, points: readonly PointRecord[]): Promise<void> {
     const { signal } = this.#options;
-    const { head } = seat;
-    const room = await layOutPoints({ store: this.#store, head, epoch: seat.epoch, takeOrdinal: ordinals(), signal }, points);
-    await seat.relist(room, async (written) => {
+    const { head } = writerLease;
+    const room = await layOutPoints({ store: this.#store, head, epoch: writerLease.epoch, takeOrdinal: ordinals(), signal }, points);
+    await writerLease.relist(room, async (written) => {
       await this.#prove(written);
     });
   }
 
-  async #replaceHead({ disk, epoch: seen }: Traces, { broken }: Lists, points: readonly PointRecord[]): Promise<void> {
+  async #replaceHead({ disk, epoch: seen }: Inventory, { broken }: Lists, points: readonly PointRecord[]): Promise<void> {
     if (this.#isDry) return;
     const { signal } = this.#options;
     const { vault } = this.#context.document;

@@ -90,7 +90,7 @@ export class Healer {
       else outcomes[index] = await this.#restore(chunk, plain);
     }
     for (const index of orphans) outcomes[index] = noPlace;
-    await this.#findTwins(
+    await this.#findDuplicates(
       orphans.flatMap((index) => chunks[index] ?? []),
       async (chunk, plain) => {
         outcomes[chunks.indexOf(chunk)] = await this.#restore(chunk, plain);
@@ -143,7 +143,7 @@ export class Healer {
    * Looks for other chunks with one of the wanted digests, and hands over the plain bytes of each that is found and proved. Segments are looked through
    * as far as their frames can be read.
    */
-  async #findTwins(wanted: readonly DamagedChunk[], found: (chunk: DamagedChunk, plain: Uint8Array) => Promise<void>): Promise<void> {
+  async #findDuplicates(wanted: readonly DamagedChunk[], found: (chunk: DamagedChunk, plain: Uint8Array) => Promise<void>): Promise<void> {
     const { store, signal } = this.#options;
     const missing = new Map<string, DamagedChunk[]>();
     for (const chunk of wanted) {

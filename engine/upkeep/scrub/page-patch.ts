@@ -15,7 +15,7 @@ import { pageAlignmentBytes } from "../../sink.ts";
 import { sameBytes } from "../../store/format/checksum.ts";
 import type { HeadDocument } from "../../store/format/documents.ts";
 import { decodeDiskName, firstSequenceNumber, parseSegmentName, segmentEpochPrefix } from "../../store/format/names.ts";
-import { readHead, Seat } from "../../store/points/writer-lease.ts";
+import { readHead, WriterLease } from "../../store/points/writer-lease.ts";
 import type { Store } from "../../store/store.ts";
 import { unknownOutcomesMax } from "../../store/store.ts";
 
@@ -148,8 +148,8 @@ async function ownership(options: PatchOptions, segment: string): Promise<"open"
     if (other?.lane === parsed.lane && other.ordinal > parsed.ordinal) return "closed";
   }
   try {
-    const seat = await Seat.take({ store, vault, disk, onNotice, signal });
-    await seat.release();
+    const writerLease = await WriterLease.take({ store, vault, disk, onNotice, signal });
+    await writerLease.release();
     return "closed";
   } catch (error) {
     if (hasCode(error, "DISK_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) return "closed";

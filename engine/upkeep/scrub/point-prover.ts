@@ -94,7 +94,12 @@ export class PointProver {
   constructor(options: PointProverOptions) {
     this.#options = options;
     this.#places = options.places ?? new ProvedPlaces();
-    this.#reader = new PointReader({ store: options.store, crew: options.context.crew(), pace: options.pace, signal: options.signal });
+    this.#reader = new PointReader({
+      store: options.store,
+      workerPool: options.context.workerPool(),
+      pace: options.pace,
+      signal: options.signal,
+    });
   }
 
   /** Plain bytes that were proved. */

@@ -12,7 +12,7 @@ import { decodeScrubbed, encodeScrubbed, type ScrubbedDocument, scrubbedName } f
 import type { Store } from "../../store/store.ts";
 import { unknownOutcomesMax } from "../../store/store.ts";
 
-export interface Ration {
+export interface Quota {
   /** What part of a day's share it is, from 0 to 1. */
   readonly dayPart: number;
   /** When the round began, in ms since 1970. */
@@ -26,18 +26,18 @@ const firstMs = 3_600_000;
 const leastMs = 60_000;
 
 /** Takes what has come together by now. Undefined: somebody else has just taken it. Errors: those of the store. */
-export async function takeRation(store: Store, vault: string, nowMs: number, options: CallOptions): Promise<Ration | undefined> {
+export async function claimQuota(store: Store, vault: string, nowMs: number, options: CallOptions): Promise<Quota | undefined> {
   const { document, etag } = await readScrubbed(store, vault, options);
   const sinceMs = nowMs - (document?.takenMs ?? nowMs - firstMs);
   // A time that is far in the future was some clock's that has been set right since.
   if (sinceMs < leastMs && sinceMs > -dayMs) return undefined;
-  const ration = { dayPart: sinceMs < 0 ? firstMs / dayMs : Math.min(1, sinceMs / dayMs), roundMs: document?.roundMs ?? nowMs };
+  const quota = { dayPart: sinceMs < 0 ? firstMs / dayMs : Math.min(1, sinceMs / dayMs), roundMs: document?.roundMs ?? nowMs };
   try {
-    await store.replace(scrubbedName, encodeScrubbed({ vault, roundMs: ration.roundMs, takenMs: nowMs }), etag, options);
-    return ration;
+    await store.replace(scrubbedName, encodeScrubbed({ vault, roundMs: quota.roundMs, takenMs: nowMs }), etag, options);
+    return quota;
   } catch (error) {
     if (hasCode(error, "CONDITION_FAILED")) return undefined;
-    if (hasCode(error, "ACCESS_REFUSED")) return ration; // who may only read may prove, too
+    if (hasCode(error, "ACCESS_REFUSED")) return quota; // who may only read may prove, too
     throw error;
   }
 }

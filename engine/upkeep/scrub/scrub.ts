@@ -36,7 +36,7 @@ import { Healer } from "./heal.ts";
 import type { FoundDamage } from "./point-prover.ts";
 import { isDamage, objectDamage, PointProver, ReadingEnds } from "./point-prover.ts";
 import { ProvedPlaces } from "./proved-places.ts";
-import { endRound, takeRation } from "./quota.ts";
+import { claimQuota, endRound } from "./quota.ts";
 
 export interface ScrubOptions {
   /** Bytes of segments to read in this pass. Default: as many as there are. */
@@ -176,10 +176,10 @@ export class Scrubber {
     if (sharePerDay === undefined) return await this.#pass(options, this.#goOn(), undefined);
     const { vault } = this.#context.document;
     const store = new Store(this.#context.sink);
-    const ration = await takeRation(store, vault, Date.now(), { signal });
-    if (ration === undefined) return await this.healAgain(options);
-    const summary = await this.#pass(options, this.#goOn(ration.roundMs), sharePerDay * ration.dayPart);
-    if (summary.roundEnded) await endRound(store, vault, ration.roundMs, Date.now(), { signal });
+    const quota = await claimQuota(store, vault, Date.now(), { signal });
+    if (quota === undefined) return await this.healAgain(options);
+    const summary = await this.#pass(options, this.#goOn(quota.roundMs), sharePerDay * quota.dayPart);
+    if (summary.roundEnded) await endRound(store, vault, quota.roundMs, Date.now(), { signal });
     return summary;
   }
 

@@ -15,7 +15,7 @@ import { Catalog } from "../../../engine/pipeline/catalog.ts";
 import type { DigestKernel } from "../../../engine/pipeline/kernels.ts";
 import { createDigest, Lz4 } from "../../../engine/pipeline/kernels.ts";
 import { Lanes } from "../../../engine/pipeline/lanes.ts";
-import { Crew } from "../../../engine/pipeline/worker-pool.ts";
+import { WorkerPool } from "../../../engine/pipeline/worker-pool.ts";
 import type { DigestName, RunReference } from "../../../engine/store/format/documents.ts";
 import { storedLength, storedLz4Flag } from "../../../engine/store/format/frame.ts";
 import { PointMap, pieceDigest, pieceIsZero, windowGranules } from "../../../engine/store/map/point-map.ts";
@@ -55,8 +55,8 @@ export interface Cycle {
 
 export class CaptureRig implements AsyncDisposable {
   readonly blockBytes: number;
-  readonly crew: Crew;
-  readonly #readingCrew: Crew;
+  readonly workerPool: WorkerPool;
+  readonly #readingCrew: WorkerPool;
   readonly #prove: DigestKernel;
   readonly #folder: string;
   sink: FaultySink;
@@ -73,8 +73,8 @@ export class CaptureRig implements AsyncDisposable {
     this.blockBytes = blockBytes;
     // Three slabs of four blocks: small disks then take many of them, again and again.
     const geometry = { slabCount: 3, slabBytes: blockBytes * 4, blockBytes };
-    this.crew = Crew.open({ geometry, fetchGeometry: geometry, digest, digestKey, workers: 2 });
-    this.#readingCrew = Crew.open({ geometry, fetchGeometry: geometry, digest, digestKey, workers: 1 });
+    this.workerPool = WorkerPool.open({ geometry, fetchGeometry: geometry, digest, digestKey, workers: 2 });
+    this.#readingCrew = WorkerPool.open({ geometry, fetchGeometry: geometry, digest, digestKey, workers: 1 });
     this.#prove = prove;
     this.#folder = folder;
     this.sink = memory.sink;
@@ -95,18 +95,18 @@ export class CaptureRig implements AsyncDisposable {
   async cycle(volume: Volume, options: CycleOptions = {}): Promise<Cycle> {
     const { disk = "disk", parent, knowing = "prints", scope = "whole", signal } = options;
     this.#epoch += 1;
-    const { store, blockBytes, crew } = this;
+    const { store, blockBytes, workerPool } = this;
     const epoch = this.#epoch;
     const volumeBytes = await volume.sizeBytes();
     const catalog = await Catalog.load({ store, vaultId, indexBytesMax: 2 ** 20, onDamage: rethrow });
-    const lanes = new Lanes({ store, catalog, vaultId, disk, epoch, lanes: 3, assertSeat: () => Promise.resolve(), signal });
+    const lanes = new Lanes({ store, catalog, vaultId, disk, epoch, lanes: 3, assertLease: () => Promise.resolve(), signal });
     const run = new RunWriter(new MapObjects({ store, vaultId, disk, epoch, signal }));
     const prints = await FingerprintWriter.create(this.#folder, { vaultId: "vault", disk, seed });
     const opened = await this.#open(disk, parent, knowing);
     const baseline = scope === "named" ? namedOnly(opened.baseline) : opened.baseline;
     try {
       const statistics = await capture({
-        ...{ volume, volumeBytes, baseline, blockBytes, crew, seed, catalog, lanes, run, prints, signal },
+        ...{ volume, volumeBytes, baseline, blockBytes, workerPool, seed, catalog, lanes, run, prints, signal },
         ...{ references: new Set<number>(), scope },
         onProgress: () => undefined,
       });
@@ -164,7 +164,7 @@ export class CaptureRig implements AsyncDisposable {
     const { store, blockBytes } = this;
     if (knowing === "map") {
       const map = new PointMap(store, vaultId, disk, parent);
-      return { baseline: new MapBaseline({ map, store, crew: this.#readingCrew, seed, blockBytes }), close };
+      return { baseline: new MapBaseline({ map, store, workerPool: this.#readingCrew, seed, blockBytes }), close };
     }
     const point = path.basename(parent.printsPath).replace(/^fingerprints-/, "");
     const opened = await FingerprintReader.open(parent.printsPath, { vaultId: "vault", disk, point });
@@ -173,7 +173,7 @@ export class CaptureRig implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.crew.close();
+    await this.workerPool.close();
     await this.#readingCrew.close();
     await rm(this.#folder, { recursive: true });
   }

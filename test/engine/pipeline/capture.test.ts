@@ -5,7 +5,7 @@ import fc from "fast-check";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { TidemarkError } from "../../../engine/errors.ts";
 import { granuleBytes } from "../../../engine/limits.ts";
-import { Crew } from "../../../engine/pipeline/worker-pool.ts";
+import { WorkerPool } from "../../../engine/pipeline/worker-pool.ts";
 import { digestNames } from "../../../engine/store/format/documents.ts";
 import type { Extent, Volume } from "../../../engine/volume.ts";
 import { Gate } from "../../../sink/faults.ts";
@@ -150,7 +150,7 @@ describe.each(kinds)("a capture with $digest and blocks of $blockBytes bytes", (
             before = Buffer.from(volume.bytes);
           }
           for (const { point, bytes } of kept) expect((await rig.read(point)).equals(bytes)).toBe(true);
-          expect(rig.crew.slabs.leasedCount).toBe(0);
+          expect(rig.workerPool.slabs.leasedCount).toBe(0);
         },
       ),
       { numRuns: 10 },
@@ -268,7 +268,7 @@ describe("a capture", () => {
         return Promise.resolve();
       };
       await expectCode(rig.cycle(volume, { signal: aborter.signal }), "INTERRUPTED");
-      expect(rig.crew.slabs.leasedCount).toBe(0);
+      expect(rig.workerPool.slabs.leasedCount).toBe(0);
       const calls = rig.sink.calls.length;
       for (let turn = 0; turn < 20; turn += 1) await namesOf(rig.sink.inner);
       expect(rig.sink.calls).toHaveLength(calls);
@@ -301,10 +301,10 @@ describe("a capture", () => {
     await gate.reached;
     for (let turn = 0; turn < 50; turn += 1) await namesOf(rig.sink.inner);
     // The other read still writes to the slab, so the slab is not free yet.
-    expect([reading, rig.crew.slabs.leasedCount]).toEqual([1, 1]);
+    expect([reading, rig.workerPool.slabs.leasedCount]).toEqual([1, 1]);
     gate.open();
     expect(await ended).toBe(unreadable);
-    expect([reading, rig.crew.slabs.leasedCount]).toEqual([0, 0]);
+    expect([reading, rig.workerPool.slabs.leasedCount]).toEqual([0, 0]);
     expect(await namesOf(rig.sink, "segments/")).toEqual([]);
   });
 
@@ -347,14 +347,14 @@ describe("a capture", () => {
       },
     };
     await expect(rig.cycle(volume)).rejects.toThrow(/sorted and disjoint/);
-    expect([rig.crew.slabs.leasedCount, await namesOf(rig.sink, "segments/")]).toEqual([0, []]);
+    expect([rig.workerPool.slabs.leasedCount, await namesOf(rig.sink, "segments/")]).toEqual([0, []]);
   });
 
   test("ends with the store's error when a frame cannot be written, and gives all slabs back", async () => {
     const full = new TidemarkError("NO_SPACE", "the store is full");
     await rig.empty([{ on: "writePages", when: 2, fault: { kind: "refused", error: full } }]);
     await expect(rig.cycle(new ByteVolume(randomBytes(300 * blockBytes, 1)))).rejects.toBe(full);
-    expect(rig.crew.slabs.leasedCount).toBe(0);
+    expect(rig.workerPool.slabs.leasedCount).toBe(0);
     rig.sink.assertAllFired();
   });
 });
@@ -362,17 +362,17 @@ describe("a capture", () => {
 test("a crew that is closed leaves no thread behind", async () => {
   const threads = (): number => process.getActiveResourcesInfo().filter((kind) => /MessagePort|Worker/.test(kind)).length;
   const before = threads();
-  const crew = Crew.open({
+  const workerPool = WorkerPool.open({
     geometry: { slabCount: 2, slabBytes: 65_536, blockBytes: 65_536 },
     fetchGeometry: { slabCount: 2, slabBytes: 65_536, blockBytes: 65_536 },
     digest: "blake3",
     digestKey: new Uint8Array(32),
     workers: 3,
   });
-  const slab = await crew.slabs.acquire();
-  const scanned = crew.scan({ slab: slab.number, spans: [{ at: 0, granules: 16 }], expectedCount: 0, seed: [1, 2], scope: "whole" });
+  const slab = await workerPool.slabs.acquire();
+  const scanned = workerPool.scan({ slab: slab.number, spans: [{ at: 0, granules: 16 }], expectedCount: 0, seed: [1, 2], scope: "whole" });
   expect(threads()).toBeGreaterThan(before);
-  await Promise.all([crew.close(), crew.close()]);
+  await Promise.all([workerPool.close(), workerPool.close()]);
   // Closing waits for what is in flight.
   expect(await scanned).toMatchObject({ chunkCount: 0 });
   expect(threads()).toBe(before);

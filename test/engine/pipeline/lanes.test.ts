@@ -40,7 +40,7 @@ async function open(
   options: {
     readonly lanes?: number;
     readonly signal?: AbortSignal;
-    readonly assertSeat?: () => Promise<void>;
+    readonly assertLease?: () => Promise<void>;
     readonly inner?: MemorySink;
   } = {},
 ): Promise<Opened> {
@@ -54,8 +54,8 @@ async function open(
       throw error;
     },
   });
-  const { lanes = 3, signal, assertSeat = async () => Promise.resolve() } = options;
-  return { sink, catalog, lanes: new Lanes({ store, catalog, vaultId, disk, epoch, lanes, assertSeat, signal }) };
+  const { lanes = 3, signal, assertLease = async () => Promise.resolve() } = options;
+  return { sink, catalog, lanes: new Lanes({ store, catalog, vaultId, disk, epoch, lanes, assertLease, signal }) };
 }
 
 interface Packed {
@@ -174,12 +174,12 @@ describe("lanes", () => {
   test("ask for the seat before each segment that they create", async () => {
     let asked = 0;
     const refusal = new TidemarkError("SEAT_LOST", "taken over");
-    const assertSeat = async (): Promise<void> => {
+    const assertLease = async (): Promise<void> => {
       asked += 1;
       if (asked === 2) throw refusal;
       return Promise.resolve();
     };
-    const opened = await open([], { assertSeat });
+    const opened = await open([], { assertLease });
     await pack(opened, 0, wholeFrame);
     await expect(pack(opened, 1, wholeFrame)).rejects.toBe(refusal);
     await opened.lanes.settle();

@@ -3,7 +3,7 @@ import { setImmediate } from "node:timers/promises";
 import { expect, test } from "vitest";
 import { PointReader } from "../../../engine/pipeline/point-reader.ts";
 import { fetchGeometry, scanGeometry } from "../../../engine/pipeline/slabs.ts";
-import { Crew } from "../../../engine/pipeline/worker-pool.ts";
+import { WorkerPool } from "../../../engine/pipeline/worker-pool.ts";
 import { PointMap, windowGranules } from "../../../engine/store/map/point-map.ts";
 import { openMemory, vaultId } from "../../engine-model.ts";
 import { modelBlockBytes } from "../../model-disk.ts";
@@ -11,7 +11,7 @@ import { modelBlockBytes } from "../../model-disk.ts";
 test("a disk with nothing on it is read no faster than its zeros are taken", async () => {
   const { store } = await openMemory();
   const windows = 1000;
-  const crew = Crew.open({
+  const workerPool = WorkerPool.open({
     geometry: scanGeometry(modelBlockBytes),
     fetchGeometry: fetchGeometry(modelBlockBytes),
     digest: "blake3",
@@ -19,7 +19,7 @@ test("a disk with nothing on it is read no faster than its zeros are taken", asy
     workers: 1,
   });
   try {
-    const reader = new PointReader({ store, crew });
+    const reader = new PointReader({ store, workerPool });
     const map = new PointMap(store, vaultId, "d", { volumeBytes: windows * windowGranules * 4096, runs: [] });
     let told = 0;
     let open: () => void = () => undefined;
@@ -40,6 +40,6 @@ test("a disk with nothing on it is read no faster than its zeros are taken", asy
     await reading;
     expect(told).toBe(windows);
   } finally {
-    await crew.close();
+    await workerPool.close();
   }
 });

@@ -6,7 +6,7 @@ import { basename, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, type TestContext } from "vitest";
 import { fileIdentity } from "../../../../engine/disk/source/file-identity.ts";
 import { LiveFile } from "../../../../engine/disk/source/live-file.ts";
-import { type RestMark, restMark, restSignatureCharactersMax } from "../../../../engine/disk/source/quiescence.ts";
+import { type QuiescenceSignature, quiescenceSignature, restSignatureCharactersMax } from "../../../../engine/disk/source/quiescence.ts";
 import { attachLoop } from "../../../loop-device.ts";
 
 const granule = 4096;
@@ -41,7 +41,7 @@ describe("the mark of a file", () => {
 
   it("is asked of a file that exists", async () => {
     const identity = await fileIdentity(image);
-    await expect(restMark({ ...identity, path: join(folder, "none") })).rejects.toMatchObject({ code: "SOURCE_UNREADABLE" });
+    await expect(quiescenceSignature({ ...identity, path: join(folder, "none") })).rejects.toMatchObject({ code: "SOURCE_UNREADABLE" });
   });
 });
 
@@ -127,11 +127,11 @@ describe("the mark of a device", () => {
   });
 });
 
-async function markOf(path: string): Promise<RestMark | undefined> {
-  return restMark(await fileIdentity(path));
+async function markOf(path: string): Promise<QuiescenceSignature | undefined> {
+  return quiescenceSignature(await fileIdentity(path));
 }
 
-async function known(path: string): Promise<RestMark> {
+async function known(path: string): Promise<QuiescenceSignature> {
   const mark = await markOf(path);
   if (mark === undefined) throw new Error(`${path} has no mark`);
   return mark;

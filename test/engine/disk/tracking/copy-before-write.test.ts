@@ -3,7 +3,7 @@ import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterEach, beforeEach, describe, expect, it, type TestContext } from "vitest";
-import { GranulePool, Preserved } from "../../../../engine/disk/tracking/copy-before-write.ts";
+import { CopyBeforeWriteArea, GranulePool } from "../../../../engine/disk/tracking/copy-before-write.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
 import { mountSmallDisk } from "../../../small-disk.ts";
 
@@ -106,7 +106,7 @@ describe("old content", () => {
   });
 
   it("is told when the spill file cannot be made, and its room is free again", async () => {
-    const store = new Preserved(new GranulePool(0), { folder: path.join(folder, "absent"), bytesMax: granuleBytes });
+    const store = new CopyBeforeWriteArea(new GranulePool(0), { folder: path.join(folder, "absent"), bytesMax: granuleBytes });
     expect(store.reserve(1)).toBe(true);
     await expect(store.keep(0, granules(0, 1))).rejects.toMatchObject({ code: "TARGET_FAILED" });
     expect(store.bytes).toBe(0);
@@ -120,7 +120,7 @@ describe("old content", () => {
       return;
     }
     try {
-      const store = new Preserved(new GranulePool(0), { folder: small.path, bytesMax: 100 * granuleBytes });
+      const store = new CopyBeforeWriteArea(new GranulePool(0), { folder: small.path, bytesMax: 100 * granuleBytes });
       expect(store.reserve(60)).toBe(true);
       await expect(store.keep(0, granules(0, 60))).rejects.toMatchObject({ code: "NO_SPACE" });
       await store.close();
@@ -132,7 +132,7 @@ describe("old content", () => {
   it("shares its memory with the next cut, which finds all of it free", async () => {
     const pool = new GranulePool(2 * granuleBytes);
     for (let cut = 0; cut < 3; cut += 1) {
-      const store = new Preserved(pool, { folder: undefined, bytesMax: 0 });
+      const store = new CopyBeforeWriteArea(pool, { folder: undefined, bytesMax: 0 });
       expect(store.reserve(2)).toBe(true);
       await store.keep(cut, granules(cut, 2));
       await store.close();
@@ -141,9 +141,12 @@ describe("old content", () => {
   });
 });
 
-function preserved(limits: { readonly memory: number; readonly spill: number }): Preserved {
+function preserved(limits: { readonly memory: number; readonly spill: number }): CopyBeforeWriteArea {
   const folderOrNone = limits.spill === 0 ? undefined : folder;
-  return new Preserved(new GranulePool(limits.memory * granuleBytes), { folder: folderOrNone, bytesMax: limits.spill * granuleBytes });
+  return new CopyBeforeWriteArea(new GranulePool(limits.memory * granuleBytes), {
+    folder: folderOrNone,
+    bytesMax: limits.spill * granuleBytes,
+  });
 }
 
 /** Granules that tell which they are. */

@@ -296,7 +296,7 @@ class Tracker {
   static async open(storage: CrashStorage<Note>, truth: Truth, hotRegionsMax: number, random: () => number): Promise<Tracker> {
     const { file, recovered } = await TrackingFile.open("tracking", identityOf(truth.sizeBytes), {
       storage: () => Promise.resolve(storage),
-      restMark: atRest,
+      quiescenceSignature: atRest,
       hotRegionsMax,
     });
     check(recovered, truth);

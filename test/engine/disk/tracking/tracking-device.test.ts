@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { fileIdentity } from "../../../../engine/disk/source/file-identity.ts";
 import { LiveFile } from "../../../../engine/disk/source/live-file.ts";
-import type { RestMark } from "../../../../engine/disk/source/quiescence.ts";
+import type { QuiescenceSignature } from "../../../../engine/disk/source/quiescence.ts";
 import { DirtyBitmap, regionBytes } from "../../../../engine/disk/tracking/dirty-bitmap.ts";
 import { ProtectedDisk } from "../../../../engine/disk/tracking/protected-disk.ts";
 import { type Recovered, TrackingFile, type TrackingOptions } from "../../../../engine/disk/tracking/tracking-file.ts";
@@ -58,17 +58,17 @@ describe("a device that was stopped cleanly", () => {
     }
   });
 
-  const mark: RestMark = { sizeBytes, signature: "boot 1 written 8" };
-  it.each<[string, RestMark | undefined, RestMark | undefined, RegExp]>([
+  const mark: QuiescenceSignature = { sizeBytes, signature: "boot 1 written 8" };
+  it.each<[string, QuiescenceSignature | undefined, QuiescenceSignature | undefined, RegExp]>([
     ["the machine was restarted", mark, { sizeBytes, signature: "boot 2 written 8" }, /or the machine restarted/],
     ["nothing could tell how it was left", undefined, mark, /^nobody can tell/],
     ["nothing can tell how it lies now", mark, undefined, /^nobody can tell/],
     ["nothing ever tells how it lies", undefined, undefined, /^nobody can tell/],
   ])("is compared when %s", async (_fact, left, found, reason) => {
-    const { file } = await track({ restMark: () => Promise.resolve(left) });
+    const { file } = await track({ quiescenceSignature: () => Promise.resolve(left) });
     await file.rebase([base], []);
     await file.closeClean(base, new DirtyBitmap(sizeBytes));
-    const { file: again, recovered } = await track({ restMark: () => Promise.resolve(found) });
+    const { file: again, recovered } = await track({ quiescenceSignature: () => Promise.resolve(found) });
     await again.close();
     expect(reasonOf(recovered)).toMatch(reason);
   });

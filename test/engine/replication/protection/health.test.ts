@@ -18,7 +18,7 @@ const well: HealthMeasures = {
   cutsAbandonedInARow: 0,
   hook: null,
   trackingLost: null,
-  seat: null,
+  writerLease: null,
   full: { tracking: null, spill: null },
   backlogBytes: 10 * mib,
   uploadBytesPerSecond: 2 * mib,
@@ -77,8 +77,8 @@ test.for<readonly [rule: string, changes: Partial<HealthMeasures>, expected: rea
   ["a hook that fails again and again is critical", { hook: { failuresInARow: 3, reason: "r" } }, ["Critical HOOK_FAILED"]],
   ["a hook that works again is well", { hook: { failuresInARow: 0, reason: "r" } }, []],
   ["lost tracking is a warning", { state: "resyncing", trackingLost: "torn" }, ["Warning TRACKING_LOST"]],
-  ["a lost seat is critical", { seat: { code: "SEAT_LOST", message: "m" } }, ["Critical SEAT_LOST"]],
-  ["another writer is critical", { seat: { code: "WRITER_ACTIVE", message: "m" } }, ["Critical WRITER_ACTIVE"]],
+  ["a lost seat is critical", { writerLease: { code: "SEAT_LOST", message: "m" } }, ["Critical SEAT_LOST"]],
+  ["another writer is critical", { writerLease: { code: "WRITER_ACTIVE", message: "m" } }, ["Critical WRITER_ACTIVE"]],
   ["no space to track is critical", { full: { tracking: "/a", spill: null } }, ["Critical NO_SPACE"]],
   ["no space to keep old content is a warning", { full: { tracking: null, spill: "/b" } }, ["Warning NO_SPACE"]],
   ["a full disk that holds both is one finding", { full: { tracking: "/a", spill: "/a" } }, ["Critical NO_SPACE"]],
@@ -143,7 +143,7 @@ test("the worst comes first, each code once, with a cause and a remedy, and make
     cutsAbandonedInARow: fc.nat(5),
     hook: fc.option(fc.record({ failuresInARow: fc.nat(5), reason: fc.string() }), { nil: null }),
     trackingLost: fc.option(fc.string(), { nil: null }),
-    seat: fc.option(fc.record({ code: fc.constantFrom("WRITER_ACTIVE" as const, "SEAT_LOST" as const), message: fc.string() }), {
+    writerLease: fc.option(fc.record({ code: fc.constantFrom("WRITER_ACTIVE" as const, "SEAT_LOST" as const), message: fc.string() }), {
       nil: null,
     }),
     full: fc.record({ tracking: fc.option(fc.string(), { nil: null }), spill: fc.option(fc.string(), { nil: null }) }),

@@ -1,7 +1,7 @@
 /** Meters on a clock that tests move, against sums over plain lists. */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { Durations, Meter, Spell } from "../../../../engine/replication/protection/meters.ts";
+import { Durations, Meter, Stopwatch } from "../../../../engine/replication/protection/meters.ts";
 
 describe("a meter", () => {
   test("tells the average of the last minute", () => {
@@ -96,7 +96,7 @@ describe("durations", () => {
 
 test("a spell lasts from when something became so until it is so no more", () => {
   let nowMs = 100;
-  const spell = new Spell(() => nowMs);
+  const spell = new Stopwatch(() => nowMs);
   expect(spell.elapsedMs).toBeNull();
   spell.set(true);
   nowMs = 300;

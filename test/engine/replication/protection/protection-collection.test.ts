@@ -1,7 +1,7 @@
 /** Collections beside disks that are protected for weeks: their writers acknowledge without being disturbed, and forget what is condemned. */
 import { afterEach, expect, test, vi } from "vitest";
 import type { ProtectionPolicy } from "../../../../engine/replication/protection/protection-status.ts";
-import { Seat } from "../../../../engine/store/points/writer-lease.ts";
+import { WriterLease } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import { contentOf, ModelDisk } from "../../../model-disk.ts";
 import { type Machine, machineForEachTest, type ProtectedImage } from "./protection-rig.ts";
@@ -31,8 +31,13 @@ async function passOn(policy: ProtectionPolicy = { crashConsistentFrequencyMs: 2
   await disk.point();
   other.bytes.fill(1);
   await vault.replicate({ disk: "other", volume: other });
-  await using seat = await Seat.take({ store: new Store(machine.plain), vault: vault.id, disk: "other", onNotice: () => undefined });
-  await seat.drop([1], { leave: true, prove: () => Promise.resolve() });
+  await using writerLease = await WriterLease.take({
+    store: new Store(machine.plain),
+    vault: vault.id,
+    disk: "other",
+    onNotice: () => undefined,
+  });
+  await writerLease.drop([1], { leave: true, prove: () => Promise.resolve() });
 }
 
 test("a disk that rests acknowledges a collection, and then stores anew what that has given back", async () => {

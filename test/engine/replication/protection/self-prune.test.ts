@@ -6,7 +6,7 @@ import { SelfPrune } from "../../../../engine/replication/protection/self-prune.
 import type { Session } from "../../../../engine/replication/session.ts";
 import type { Sink } from "../../../../engine/sink.ts";
 import { liveSessions } from "../../../../engine/store/points/process-identity.ts";
-import type { Seat } from "../../../../engine/store/points/writer-lease.ts";
+import type { WriterLease } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import { FaultySink, Gate } from "../../../../sink/faults.ts";
@@ -21,7 +21,7 @@ let rig: PruneRig;
 let steadyMs: number;
 let events: ProtectionEvent[];
 let pruning: SelfPrune;
-let seats: Seat[];
+let seats: WriterLease[];
 beforeEach(async () => {
   liveSessions().clear();
   rig = await PruneRig.open();
@@ -34,42 +34,42 @@ beforeEach(async () => {
 });
 afterEach(async () => {
   await pruning.abandon();
-  for (const seat of seats) await seat.release();
+  for (const writerLease of seats) await writerLease.release();
   vi.restoreAllMocks();
 });
 
 /** What a session lends: its seat, on `sink`. */
-async function session(sink: Sink = rig.connect()): Promise<{ readonly seat: Seat; readonly session: Session }> {
-  const seat = await rig.takeSeat("d", sink);
-  seats.push(seat);
+async function session(sink: Sink = rig.connect()): Promise<{ readonly writerLease: WriterLease; readonly session: Session }> {
+  const writerLease = await rig.takeSeat("d", sink);
+  seats.push(writerLease);
   const lent = {
     store: new Store(sink),
     get head() {
-      return seat.head;
+      return writerLease.head;
     },
     get newest() {
-      return seat.newest;
+      return writerLease.newest;
     },
-    signal: seat.signal,
-    prune: async (prune: (lentSeat: Seat) => Promise<unknown>) => await prune(seat),
+    signal: writerLease.signal,
+    prune: async (prune: (lentSeat: WriterLease) => Promise<unknown>) => await prune(writerLease),
   };
-  return { seat, session: lent as unknown as Session };
+  return { writerLease, session: lent as unknown as Session };
 }
 
-async function commit(seat: Seat): Promise<void> {
-  await seat.mark();
-  await seat.commit(recordOf((seat.newest?.sequence ?? 0) + 1), false, async () => await Promise.resolve());
+async function commit(writerLease: WriterLease): Promise<void> {
+  await writerLease.mark();
+  await writerLease.commit(recordOf((writerLease.newest?.sequence ?? 0) + 1), false, async () => await Promise.resolve());
 }
 
 describe("a disk that prunes itself", () => {
   test("does so once a minute, when there is a newer point", async () => {
-    const { seat, session: lent } = await session();
+    const { writerLease, session: lent } = await session();
     expect(await pruning.afterPoint(lent, policy, cycleMs)).toBe(true);
     expect(await rig.sequences()).toEqual([18, 19, 20]);
     expect(events).toEqual([
       { kind: "prune", disk: "d", removedPoints: 17, keptPoints: 3, heldPoints: 0, message: "17 points pruned, 3 left" },
     ]);
-    await commit(seat);
+    await commit(writerLease);
     await pruning.afterPoint(lent, policy, cycleMs);
     expect(await rig.sequences()).toEqual([18, 19, 20, 21]);
     steadyMs += minuteMs;
@@ -89,10 +89,10 @@ describe("a disk that prunes itself", () => {
   test("leaves a plan that takes long to itself, and acts on it after a later point", async () => {
     const gate = new Gate();
     const sink = new FaultySink(rig.connect(), [{ on: "list", prefix: "disks/d/pins/", when: 1, fault: { kind: "slow", gate } }]);
-    const { seat, session: lent } = await session(sink);
+    const { writerLease, session: lent } = await session(sink);
     expect(await pruning.afterPoint(lent, policy, 0)).toBe(true);
     expect(events).toEqual([]);
-    await commit(seat);
+    await commit(writerLease);
     gate.open();
     await pruning.afterPoint(lent, policy, cycleMs);
     // What was planned is done: point 18 was not too old then.
@@ -104,7 +104,7 @@ describe("a disk that prunes itself", () => {
     const sink = new FaultySink(rig.connect(), [{ on: "list", prefix: "disks/d/pins/", when: 1, fault: { kind: "slow", gate } }]);
     const first = await session(sink);
     await pruning.afterPoint(first.session, policy, 0);
-    await first.seat.release();
+    await first.writerLease.release();
     const second = await session();
     await pruning.afterPoint(second.session, policy, cycleMs);
     expect(await rig.sequences()).toEqual([18, 19, 20]);
@@ -114,11 +114,11 @@ describe("a disk that prunes itself", () => {
   test("drops nothing by a policy that has been taken back while its plan was made", async () => {
     const gate = new Gate();
     const sink = new FaultySink(rig.connect(), [{ on: "list", prefix: "disks/d/pins/", when: 1, fault: { kind: "slow", gate } }]);
-    const { seat, session: lent } = await session(sink);
+    const { writerLease, session: lent } = await session(sink);
     await pruning.afterPoint(lent, policy, 0);
     gate.open();
     await pruning.afterPoint(lent, parsePolicy("none"), cycleMs);
-    await commit(seat);
+    await commit(writerLease);
     steadyMs += minuteMs;
     await pruning.afterPoint(lent, parsePolicy("keep:last=10"), cycleMs);
     expect(await rig.sequences()).toHaveLength(10);
@@ -145,12 +145,12 @@ describe("a disk that prunes itself", () => {
       rig.connect(),
       [1, 2, 3].map((when) => ({ on: "list", prefix: "disks/d/pins/", when, fault: { kind: "refused", error } }) as const),
     );
-    const { seat, session: lent } = await session(sink);
+    const { writerLease, session: lent } = await session(sink);
     for (let failure = 1; failure <= 3; failure += 1) {
       expect(pruning.finding).toBeUndefined();
       expect(await pruning.afterPoint(lent, policy, cycleMs)).toBe(true);
       steadyMs += minuteMs;
-      await commit(seat);
+      await commit(writerLease);
     }
     sink.assertAllFired();
     expect(pruning.finding).toMatchObject({ level: "Warning", code: "PRUNE_FAILED", remedy: "come tomorrow" });

@@ -8,7 +8,7 @@ import { headName, pageName } from "../../../../engine/store/format/names.ts";
 import { findPoint, makeRoom, readPoints } from "../../../../engine/store/points/history.ts";
 import type { ProcessIdentity } from "../../../../engine/store/points/process-identity.ts";
 import { liveSessions } from "../../../../engine/store/points/process-identity.ts";
-import { readHead, Seat } from "../../../../engine/store/points/writer-lease.ts";
+import { readHead, WriterLease } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
@@ -37,8 +37,11 @@ beforeEach(async () => {
 const connect = (): MemorySink => new MemorySink({ store: memory, clock: () => nowMs });
 const proved = async (): Promise<void> => await Promise.resolve();
 
-async function takeSeat(sink: MemorySink | FaultySink = connect(), onNotice: (notice: Notice) => void = () => undefined): Promise<Seat> {
-  return await Seat.take({ store: new Store(sink), vault: recordsVault, disk: "d", onNotice });
+async function takeSeat(
+  sink: MemorySink | FaultySink = connect(),
+  onNotice: (notice: Notice) => void = () => undefined,
+): Promise<WriterLease> {
+  return await WriterLease.take({ store: new Store(sink), vault: recordsVault, disk: "d", onNotice });
 }
 
 /** Sequence numbers as they are read, newest first. */
@@ -61,19 +64,19 @@ function pageAt(head: HeadDocument, index: number): PageReference {
 describe("a seat", () => {
   test("keeps 512 points in the head; the next commit moves the oldest 256 into a page", async () => {
     await writeHistory(store, recordsOf(1, 512));
-    await using seat = await takeSeat();
-    expect(await seat.mark()).toEqual(new Map());
-    await seat.commit(recordOf(512), false, proved);
-    expect(seat.head.points).toHaveLength(512);
+    await using writerLease = await takeSeat();
+    expect(await writerLease.mark()).toEqual(new Map());
+    await writerLease.commit(recordOf(512), false, proved);
+    expect(writerLease.head.points).toHaveLength(512);
     expect(await namesIn(connect(), "disks/d/history/")).toEqual([]);
 
-    const written = await seat.mark();
+    const written = await writerLease.mark();
     expect([...written.keys()]).toEqual(["disks/d/history/00000002-00000000"]);
     for (const [name, etag] of written) expect((await store.stat(name)).etag).toBe(etag);
     // The mark itself names no page: what it relies on is proved after it.
     expect((await storedHead()).pages).toEqual([]);
-    await seat.commit(recordOf(513), false, proved);
-    expect(seat.newest).toEqual(recordOf(513));
+    await writerLease.commit(recordOf(513), false, proved);
+    expect(writerLease.newest).toEqual(recordOf(513));
     const head = await storedHead();
     expect(head.points.map(({ sequence }) => sequence)).toEqual(countdown(513, 257).reverse());
     expect(head.pages).toMatchObject([
@@ -84,10 +87,10 @@ describe("a seat", () => {
 
   test("gives each page of its epoch a name of its own", async () => {
     await writeHistory(store, recordsOf(1, 513));
-    await using seat = await takeSeat();
+    await using writerLease = await takeSeat();
     for (let sequence = 513; sequence <= 513 + 256; sequence += 1) {
-      await seat.mark();
-      await seat.commit(recordOf(sequence), false, proved);
+      await writerLease.mark();
+      await writerLease.commit(recordOf(sequence), false, proved);
     }
     expect((await storedHead()).pages.map(nameOf)).toEqual(["disks/d/history/00000002-00000000", "disks/d/history/00000002-00000001"]);
     expect(await sequences(await storedHead())).toEqual(countdown(769));
@@ -95,14 +98,14 @@ describe("a seat", () => {
 
   test("does not commit a head that nobody could read", async () => {
     await writeHistory(store, recordsOf(1, 10));
-    await using seat = await takeSeat();
+    await using writerLease = await takeSeat();
     const before = await storedHead();
-    await seat.mark();
+    await writerLease.mark();
     for (const wrong of [recordOf(9), { ...recordOf(10), timeMs: timeOf(9) }, { ...recordOf(10), lagMs: -1 }]) {
-      await expectCode(seat.commit(wrong, false, proved), "DAMAGED");
+      await expectCode(writerLease.commit(wrong, false, proved), "DAMAGED");
     }
     expect(await storedHead()).toEqual(before);
-    await seat.commit(recordOf(10), true, proved);
+    await writerLease.commit(recordOf(10), true, proved);
     expect(await sequences(await storedHead())).toEqual(countdown(10));
   });
 
@@ -119,20 +122,22 @@ describe("a seat", () => {
         ["disks/d/head", 3],
       ] as const) {
         const sink = new FaultySink(connect(), [{ on: "putObject", prefix, when, fault: { kind: "crash", effect } }]);
-        const seat = await takeSeat(sink);
-        const newest = (seat.newest?.sequence ?? 0) + 1;
-        await expect(seat.mark().then(async () => await seat.commit(recordOf(newest), false, proved))).rejects.toThrow(CrashError);
+        const writerLease = await takeSeat(sink);
+        const newest = (writerLease.newest?.sequence ?? 0) + 1;
+        await expect(writerLease.mark().then(async () => await writerLease.commit(recordOf(newest), false, proved))).rejects.toThrow(
+          CrashError,
+        );
         sink.assertAllFired();
         nowMs += 61_000;
         liveSessions().clear();
         const head = await storedHead();
         expect(await sequences(head)).toEqual(countdown(head.points.at(-1)?.sequence ?? 0));
       }
-      const seat = await takeSeat();
-      await seat.mark();
-      const newest = (seat.newest?.sequence ?? 0) + 1;
-      await seat.commit(recordOf(newest), true, proved);
-      await seat.release();
+      const writerLease = await takeSeat();
+      await writerLease.mark();
+      const newest = (writerLease.newest?.sequence ?? 0) + 1;
+      await writerLease.commit(recordOf(newest), true, proved);
+      await writerLease.release();
       expect(await sequences(await storedHead())).toEqual(countdown(newest));
       expect(newest).toBe(effect === "before" ? 513 : 514);
     }
@@ -144,9 +149,9 @@ describe("a seat", () => {
     const stalePages = await stale.mark();
     pretended.identity = { machine: "another" };
     nowMs += 61_000;
-    await using seat = await takeSeat();
-    const pages = await seat.mark();
-    await seat.commit(recordOf(513), false, proved);
+    await using writerLease = await takeSeat();
+    const pages = await writerLease.mark();
+    await writerLease.commit(recordOf(513), false, proved);
     await expectCode(stale.commit({ ...recordOf(513), id: idOf("other", 513) }, false, proved), "SEAT_LOST");
     expect([...stalePages.keys()]).toEqual(["disks/d/history/00000002-00000000"]);
     expect([...pages.keys()]).toEqual(["disks/d/history/00000003-00000000"]);
@@ -162,11 +167,11 @@ describe("a seat", () => {
       { on: "putObject", prefix: "disks/d/history/", when: 1, fault: { kind: "unacknowledged" } },
       { on: "putObject", prefix: "disks/d/head", when: 3, fault: { kind: "unacknowledged" } },
     ]);
-    await using seat = await takeSeat(sink);
-    await seat.mark();
-    await seat.commit(recordOf(513), false, proved);
-    await seat.mark();
-    await seat.commit(recordOf(514), false, proved);
+    await using writerLease = await takeSeat(sink);
+    await writerLease.mark();
+    await writerLease.commit(recordOf(513), false, proved);
+    await writerLease.mark();
+    await writerLease.commit(recordOf(514), false, proved);
     sink.assertAllFired();
     expect(await sequences(await storedHead())).toEqual(countdown(514));
   });
@@ -176,9 +181,9 @@ describe("a seat", () => {
     expect(head.pages).toHaveLength(64);
     tamperObject(memory, nameOf(pageAt(head, 3)), "flipped", memory);
     const notices: Notice[] = [];
-    await using seat = await takeSeat(connect(), (notice) => notices.push(notice));
-    await seat.mark();
-    await seat.commit(recordOf(512 + 64 * 256 + 1), false, proved);
+    await using writerLease = await takeSeat(connect(), (notice) => notices.push(notice));
+    await writerLease.mark();
+    await writerLease.commit(recordOf(512 + 64 * 256 + 1), false, proved);
     expect(notices.map(({ code }) => code)).toEqual(["HISTORY_DAMAGED"]);
     expect(notices[0]?.message).toContain(nameOf(pageAt(head, 3)));
   });

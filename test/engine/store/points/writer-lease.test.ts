@@ -7,7 +7,7 @@ import { TidemarkError } from "../../../../engine/errors.ts";
 import type { Notice } from "../../../../engine/notice.ts";
 import type { ProcessIdentity } from "../../../../engine/store/points/process-identity.ts";
 import { liveSessions } from "../../../../engine/store/points/process-identity.ts";
-import { Seat } from "../../../../engine/store/points/writer-lease.ts";
+import { WriterLease } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import { CrashError, FaultySink, Gate, type SinkMethod } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
@@ -51,8 +51,8 @@ afterEach(async () => {
 
 const connect = (): MemorySink => new MemorySink({ store, clock: () => nowMs });
 
-async function takeSeat(sink: MemorySink | FaultySink, onNotice: (notice: Notice) => void = () => undefined): Promise<Seat> {
-  return await Seat.take({ store: new Store(sink), vault: vaultId, disk: "d", onNotice });
+async function takeSeat(sink: MemorySink | FaultySink, onNotice: (notice: Notice) => void = () => undefined): Promise<WriterLease> {
+  return await WriterLease.take({ store: new Store(sink), vault: vaultId, disk: "d", onNotice });
 }
 
 /** Begins a replication that waits before the first call of `method` on `prefix`. */
@@ -112,8 +112,8 @@ describe("the seat of a disk", () => {
     await takeSeat(new FaultySink(sink, []));
     pretended.identity = {};
     const notices: Notice[] = [];
-    await using seat = await takeSeat(sink, (notice) => notices.push(notice));
-    expect(seat.epoch).toBe(2);
+    await using writerLease = await takeSeat(sink, (notice) => notices.push(notice));
+    expect(writerLease.epoch).toBe(2);
     expect(notices.map(({ code }) => code)).toEqual(["SEAT_TAKEN_OVER"]);
   });
 
@@ -143,8 +143,8 @@ describe("the seat of a disk", () => {
     pretended.identity = { pid: 1, startTicks: 999_999_999 };
     await takeSeat(sink);
     pretended.identity = {};
-    await using seat = await takeSeat(sink);
-    expect(seat.epoch).toBe(2);
+    await using writerLease = await takeSeat(sink);
+    expect(writerLease.epoch).toBe(2);
   });
 
   test("that was left in good order is taken without fencing anything", async () => {

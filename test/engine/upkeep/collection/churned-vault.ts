@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import type { OperationOptions } from "../../../../engine/progress.ts";
 import type { Sink } from "../../../../engine/sink.ts";
 import type { PointRecord } from "../../../../engine/store/format/documents.ts";
-import { Seat } from "../../../../engine/store/points/writer-lease.ts";
+import { WriterLease } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import { type CollectOptions, type CollectSummary, collect } from "../../../../engine/upkeep/collection/collection.ts";
 import type { Vault } from "../../../../engine/vault.ts";
@@ -68,8 +68,8 @@ export class ChurnedVault {
   /** Drops points as a prune does. */
   async drop(name: string, sequences: readonly number[]): Promise<void> {
     const vault = (await this.vault()).id;
-    await using seat = await Seat.take({ store: new Store(this.plain), vault, disk: name, onNotice: () => undefined });
-    await seat.drop(sequences, { leave: true, prove: () => Promise.resolve() });
+    await using writerLease = await WriterLease.take({ store: new Store(this.plain), vault, disk: name, onNotice: () => undefined });
+    await writerLease.drop(sequences, { leave: true, prove: () => Promise.resolve() });
   }
 
   async points(name: string): Promise<readonly PointRecord[]> {

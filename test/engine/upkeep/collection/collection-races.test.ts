@@ -157,14 +157,14 @@ test("a point that refers to what was condemned and not given back is listed aga
 });
 
 test("of two that are the first ever and begin at once, one collects and the other yields", async () => {
-  const seat = slow("putObject", "reclaim/collector", 1);
-  const late = churned.collect({ sink: seat.sink });
+  const writerLease = slow("putObject", "reclaim/collector", 1);
+  const late = churned.collect({ sink: writerLease.sink });
   late.catch(() => undefined);
-  await seat.gate.reached;
+  await writerLease.gate.reached;
   const look = slow("list", "segments/", 1);
   const early = churned.collect({ sink: look.sink });
   await look.gate.reached;
-  seat.gate.open();
+  writerLease.gate.open();
   await expectCode(late, "COLLECTION_ACTIVE");
   look.gate.open();
   expect((await early).deletedSegments).toBe(1);

@@ -7,7 +7,7 @@ import { encodeVault } from "../../../../engine/store/format/documents.ts";
 import { vaultName } from "../../../../engine/store/format/names.ts";
 import { readPoints } from "../../../../engine/store/points/history.ts";
 import { type HoldOptions, holdPoint, type PointHold } from "../../../../engine/store/points/reader-holds.ts";
-import { readHead, Seat } from "../../../../engine/store/points/writer-lease.ts";
+import { readHead, WriterLease } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import { type PruneOptions, type PruneSummary, prune } from "../../../../engine/upkeep/prune/prune.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
@@ -71,17 +71,17 @@ export class PruneRig {
     return (await this.points(disk)).map(({ sequence }) => sequence);
   }
 
-  async takeSeat(disk = "d", sink: Sink = this.connect()): Promise<Seat> {
-    return await Seat.take({ store: new Store(sink), vault: recordsVault, disk, onNotice: this.onNotice });
+  async takeSeat(disk = "d", sink: Sink = this.connect()): Promise<WriterLease> {
+    return await WriterLease.take({ store: new Store(sink), vault: recordsVault, disk, onNotice: this.onNotice });
   }
 
   /** Commits points, each with its cut one cycle after the one before it. */
   async commit(count: number, disk = "d", group: (sequence: number) => GroupRecord | null = () => null): Promise<void> {
-    await using seat = await this.takeSeat(disk);
+    await using writerLease = await this.takeSeat(disk);
     for (let committed = 0; committed < count; committed += 1) {
-      await seat.mark();
-      const sequence = (seat.newest?.sequence ?? 0) + 1;
-      await seat.commit(recordOf(sequence, group(sequence), disk), committed === count - 1, async () => await Promise.resolve());
+      await writerLease.mark();
+      const sequence = (writerLease.newest?.sequence ?? 0) + 1;
+      await writerLease.commit(recordOf(sequence, group(sequence), disk), committed === count - 1, async () => await Promise.resolve());
     }
   }
 }
@@ -97,7 +97,7 @@ function contextOf(sink: Sink): VaultContext {
     workers: 1,
     lanes: 2,
     indexBytesMax: 1024 * 1024,
-    crew: unused,
+    workerPool: unused,
     sharedCatalog: unused,
     dropCatalog: unused,
     renewals: new Set(),

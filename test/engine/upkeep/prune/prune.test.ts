@@ -118,16 +118,18 @@ describe("a prune", () => {
     const points = numbers(1, 111);
     await writeGathered(rig.store, gathered);
     expect(await rig.sequences()).toEqual(points);
-    const doomed = points.slice(0, 70);
-    const seat = await rig.takeSeat();
-    expect(await seat.drop(doomed, { leave: false, prove: async () => await Promise.resolve() })).toBe(70);
+    const toDrop = points.slice(0, 70);
+    const writerLease = await rig.takeSeat();
+    expect(await writerLease.drop(toDrop, { leave: false, prove: async () => await Promise.resolve() })).toBe(70);
     expect(await rig.sequences()).toEqual(points.slice(70));
     const { head } = await readHead(rig.store, recordsVault, "d");
     expect(head.pages[0]).toMatchObject({ level: 1, firstSequence: 71, count: gathered - 70 });
-    expect(await seat.drop(points.slice(70, gathered), { leave: false, prove: async () => await Promise.resolve() })).toBe(gathered - 70);
+    expect(await writerLease.drop(points.slice(70, gathered), { leave: false, prove: async () => await Promise.resolve() })).toBe(
+      gathered - 70,
+    );
     expect((await readHead(rig.store, recordsVault, "d")).head.pages.every(({ level }) => level === 0)).toBe(true);
     expect(await rig.sequences()).toEqual(points.slice(gathered));
-    await seat.release();
+    await writerLease.release();
   });
 
   test("leaves what it cannot read, says so, and drops the rest", async () => {
@@ -146,7 +148,7 @@ describe("a prune", () => {
   test("of a disk that is being written is refused, and left out where all disks are meant", async () => {
     await writeHistory(rig.store, recordsOf(1, 20));
     await writeHistory(rig.store, recordsOf(1, 20, undefined, "e"), "e");
-    await using seat = await rig.takeSeat("d");
+    await using writerLease = await rig.takeSeat("d");
     const policy = parsePolicy("keep:last=2");
     const refused = await expectCode(rig.prune({ policy, disk: "d" }), "WRITER_ACTIVE");
     expect(refused.remedy).toContain("agent");
@@ -155,7 +157,7 @@ describe("a prune", () => {
     expect(rig.codes).toContain("DISK_SKIPPED");
     expect(await rig.sequences("d")).toHaveLength(19);
     expect(await rig.sequences("e")).toEqual([18, 19]);
-    expect(seat.signal.aborted).toBe(false);
+    expect(writerLease.signal.aborted).toBe(false);
     await expectCode(rig.prune({ policy, disk: "nobody" }), "DISK_NOT_FOUND");
   });
 

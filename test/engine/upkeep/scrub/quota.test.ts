@@ -2,7 +2,7 @@
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { encodeScrubbed, scrubbedName } from "../../../../engine/store/format/proof.ts";
 import { Store } from "../../../../engine/store/store.ts";
-import { endRound, takeRation } from "../../../../engine/upkeep/scrub/quota.ts";
+import { claimQuota, endRound } from "../../../../engine/upkeep/scrub/quota.ts";
 import { FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
 import { closeModelVaults, contentOf, ModelDisk, openModelVault } from "../../../model-disk.ts";
@@ -25,7 +25,7 @@ afterEach(async () => {
   await closeModelVaults();
 });
 
-const take = async (nowMs: number, through = store): Promise<number | undefined> => (await takeRation(through, vault, nowMs, {}))?.dayPart;
+const take = async (nowMs: number, through = store): Promise<number | undefined> => (await claimQuota(through, vault, nowMs, {}))?.dayPart;
 
 test("several who come from time to time take together what one would", async () => {
   expect(await take(startMs)).toBeCloseTo(1 / 24, 9);
@@ -70,7 +70,7 @@ test("a lost answer takes it no second time", async () => {
 });
 
 test("a round is begun by the first who ends the one before", async () => {
-  const round = async (nowMs: number): Promise<number | undefined> => (await takeRation(store, vault, nowMs, {}))?.roundMs;
+  const round = async (nowMs: number): Promise<number | undefined> => (await claimQuota(store, vault, nowMs, {}))?.roundMs;
   expect(await round(startMs)).toBe(startMs);
   expect(await round(startMs + hourMs)).toBe(startMs);
   await endRound(store, vault, startMs, startMs + 2, {});
