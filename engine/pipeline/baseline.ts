@@ -1,7 +1,9 @@
 /**
- * What the parent point holds, so that a scan can tell what changed: nothing for a first point, local fingerprints when they are
- * there and belong to the parent, else the vault's own map. All three fill the same columns of a slab, so the scan does not know
- * the difference.
+ * Baseline of a scan: what the parent point holds, so that the scan can tell what changed.
+ *
+ * There are three: empty for a first point, local fingerprints if they belong to the parent, else
+ * the vault's own map. All fill the same columns of a slab, so the scan does not know the
+ * difference.
  */
 
 import type { FingerprintReader } from "../disk/source/fingerprints.ts";
@@ -18,12 +20,16 @@ import type { WorkerPool } from "./worker-pool.ts";
 export interface Baseline {
   /** What it tells of a block it tells of the whole block only: its chunks. */
   readonly blockwise: boolean;
-  /** First block at or after `block` in which the parent may hold anything but zeros, or Infinity. Asked in ascending order. */
+  /**
+   * First block at or after `block` in which the parent may hold anything but zeros, or Infinity.
+   * Asked in ascending order.
+   */
   nextHeld(block: number): Promise<number>;
   /**
-   * Tells what the parent holds in `granules` granules from the volume's granule `first` on, for the slab's granules from
-   * `slabGranule` on. `oldPrints` is zero there already. `expectedCount` entries of the slab's `expected` are taken; returns how
-   * many are then. Asked in ascending order.
+   * Tells what the parent holds in `granules` granules from the volume's granule `first` on, for
+   * the slab's granules from `slabGranule` on. `oldPrints` is zero there already. `expectedCount`
+   * entries of the slab's `expected` are taken; returns how many are then. Asked in ascending
+   * order.
    */
   expect(first: number, granules: number, slab: Slab, slabGranule: number, expectedCount: number): Promise<number>;
 }
@@ -35,7 +41,10 @@ export const emptyBaseline: Baseline = {
   expect: (_first, _granules, _slab, _slabGranule, expectedCount) => Promise.resolve(expectedCount),
 };
 
-/** The baseline of granules that are known to have been written: every one that is looked at counts as changed. */
+/**
+ * The baseline of granules that are known to have been written: every one that is looked at counts
+ * as changed.
+ */
 export const changedBaseline: Baseline = {
   blockwise: false,
   nextHeld: () => Promise.resolve(Infinity),
@@ -70,8 +79,8 @@ export class FingerprintBaseline implements Baseline {
   }
 
   /**
-   * True once the file turned out not to be what it was; the call that found it out threw, and the cycle cannot go on with this
-   * baseline.
+   * True once the file turned out not to be what it was; the call that found it out threw, and the
+   * cycle cannot go on with this baseline.
    */
   get broken(): boolean {
     return this.#broken;
@@ -124,8 +133,9 @@ function firstAtOrAfter(sorted: readonly number[], value: number): number {
 }
 
 /**
- * The baseline that the parent's map gives when local fingerprints are missing. A chunk that shows whole is proved by its digest,
- * which costs no download; of a chunk of which only a part shows, the digest says nothing, so it is fetched and fingerprinted.
+ * The baseline that the parent's map gives when local fingerprints are missing. A chunk that shows
+ * whole is proved by its digest, which costs no download; of a chunk of which only a part shows,
+ * the digest says nothing, so it is fetched and fingerprinted.
  */
 export class MapBaseline implements Baseline {
   readonly blockwise = true;
@@ -191,7 +201,8 @@ export class MapBaseline implements Baseline {
     this.#from = from;
     this.#pieces = pieces;
     this.#at = 0;
-    // What cannot be proved counts as changed and is shipped again: no content has this fingerprint.
+    // What cannot be proved counts as changed and is shipped again: no content has this
+    // fingerprint.
     this.#prints.fill(0xff);
     const partial: number[] = [];
     for (let index = 0; index < pieces.count; index += 1) {

@@ -1,11 +1,11 @@
 /**
- * The digest kernel, in AssemblyScript: keyed BLAKE3 of whole granules with WASM SIMD, straight on the slabs' shared memory. `npm
- * run build` compiles it; the TypeScript compiler leaves it alone.
+ * Digest kernel, in AssemblyScript: keyed BLAKE3 of whole granules with WASM SIMD, on the slabs'
+ * shared memory. `npm run build` compiles it; the TypeScript compiler ignores it.
  *
- * BLAKE3 cuts its input into chunks of 1,024 bytes, hashes each by itself and joins the results as a binary tree. A granule is four
- * such chunks, so four are always hashed side by side, one in each lane of a vector; the nodes of the tree are joined four at a
- * time by the same code. A test holds the result against hash-wasm. Source: the BLAKE3 paper,
- * https://github.com/BLAKE3-team/BLAKE3-specs.
+ * BLAKE3 cuts its input into chunks of 1,024 bytes, hashes each by itself and joins the results as
+ * a binary tree. A granule is four such chunks, so four are hashed side by side, one in each lane
+ * of a vector; the nodes of the tree are joined four at a time by the same code. A test compares
+ * the result with hash-wasm. Source: the BLAKE3 paper, https://github.com/BLAKE3-team/BLAKE3-specs.
  */
 const chunkBytes: usize = 1024;
 const blockBytes: usize = 64;
@@ -18,16 +18,16 @@ const root: i32 = 8;
 const keyedHash: i32 = 16;
 
 /**
- * Writes the first 16 bytes of the digest of [data, data + granules × 4096) to `out`. `key` points at 32 bytes; `values` at room
- * for one chaining value of 32 bytes a chunk and 512 bytes more.
+ * Writes the first 16 bytes of the digest of [data, data + granules × 4096) to `out`. `key` points
+ * at 32 bytes; `values` at room for one chaining value of 32 bytes a chunk and 512 bytes more.
  */
 export function digestGranules(data: usize, granules: i32, out: usize, key: usize, values: usize): void {
   let count: usize = <usize>granules * 4;
   for (let chunk: usize = 0; chunk < count; chunk += 4) {
     hashFour(data + chunk * chunkBytes, chunkBytes, 16, <i32>chunk, 1, chunkStart, chunkEnd, key, values + chunk * valueBytes);
   }
-  // Level by level: neighbours are joined, an odd one at the end moves up as it is. A level's results overwrite its inputs, which
-  // lie ahead of them.
+  // Level by level: neighbours are joined, an odd one at the end moves up as it is. A level's
+  // results overwrite its inputs, which lie ahead of them.
   while (count > 2) {
     const pairs = count >> 1;
     // Read first: four results may be written where fewer are wanted.
@@ -47,8 +47,9 @@ export function digestGranules(data: usize, granules: i32, out: usize, key: usiz
 }
 
 /**
- * Hashes four inputs of `blocks` blocks each, which begin at `at`, `at + stride`, …, side by side. Lane j has the counter `counter
- * + j × counterStep`. Writes four chaining values to `out`, after everything has been read.
+ * Hashes four inputs of `blocks` blocks each, which begin at `at`, `at + stride`, …, side by side.
+ * Lane j has the counter `counter + j × counterStep`. Writes four chaining values to `out`, after
+ * everything has been read.
  */
 function hashFour(
   at: usize,

@@ -1,7 +1,12 @@
 /**
- * Ships again what a cycle had referred to before a collection condemned it. A cycle may take hours, and a collection that waits for it has to go on: so the
- * writer acknowledges in the middle, and from then on refers to nothing condemned. What it had referred to until then is found in the cycle's own entries
- * when all has been captured, read from the volume once more and put on top of them, where it hides them in every point.
+ * Re-shipping of condemned chunks: a cycle replaces references that a garbage collection condemned
+ * while the cycle ran.
+ *
+ * A cycle may take hours, and a collection that waits for it must go on. So the writer acknowledges
+ * the collection in the middle of the cycle, and from then on refers to nothing condemned. Its
+ * earlier references to condemned chunks are found in the cycle's own entries when everything is
+ * captured. The writer reads those ranges from the volume again and puts the new entries on top,
+ * where they hide the old ones in every point.
  */
 
 import { namedVolume } from "../disk/source/named-volume.ts";
@@ -24,8 +29,8 @@ interface Reference extends Extent {
 }
 
 /**
- * `captured`: the entries of the cycle, made with `options`, whose references afterwards are those that the point will show. Errors: as `capture`, and
- * those of reading the entries.
+ * `captured`: the entries of the cycle, made with `options`, whose references afterwards are those
+ * that the point will show. Errors: as `capture`, and those of reading the entries.
  */
 export async function captureForbidden(
   options: CaptureOptions,

@@ -1,10 +1,11 @@
 /**
- * One cycle's way from the volume to durable frames. One loop owns its state:
+ * Capture: one cycle's way from the volume to durable frames. One loop owns its state:
  *
  *     plan ─ lease slab ─ parent's content ─► [ read ─ scan ─ look up ─ compress ] ─► pack, in order ─ release slab
  *
- * The bracket runs for as many slabs at once as there are slabs; everything else happens in the loop, in the order of the volume.
- * So map entries come out sorted, frames are the same for the same input, and nothing waits in any queue but leased slabs.
+ * The steps in brackets run for all slabs at once; everything else happens in the loop, in the
+ * order of the volume. So map entries come out sorted, the same input gives the same frames, and
+ * only leased slabs wait in a queue.
  *
  * Memory: slabs (see `scanGeometry`), lanes × 4 MiB, one leaf.
  */
@@ -40,8 +41,8 @@ export interface CaptureOptions {
   /** Receives the segments that the map entries refer to. */
   readonly references: Set<number>;
   /**
-   * `whole`: what the volume does not name as allocated is zeros. `named`: what it does not name is as the parent has it, and is
-   * not looked at.
+   * `whole`: what the volume does not name as allocated is zeros. `named`: what it does not name is
+   * as the parent has it, and is not looked at.
    */
   readonly scope: "whole" | "named";
   readonly onProgress: (doneBytes: number) => void;
@@ -78,8 +79,8 @@ interface Work {
 }
 
 /**
- * Ships what differs from the baseline. When it returns, everything has been packed; the last frames may still be on their way
- * (`Lanes.flush`).
+ * Ships what differs from the baseline. When it returns, everything has been packed; the last
+ * frames may still be on their way (`Lanes.flush`).
  */
 export async function capture(options: CaptureOptions): Promise<CaptureStatistics> {
   return await new Capture(options).run();
@@ -104,8 +105,8 @@ class Capture {
       for (let planned = true; planned || queue.length > 0; ) {
         throwIfAborted(signal);
         while (planned) {
-          // Holding none, wait for a lease; holding some, work on instead, so that operations that share the slabs never wait for
-          // each other.
+          // Holding none, wait for a lease; holding some, work on instead, so that operations that
+          // share the slabs never wait for each other.
           const slab = queue.length === 0 ? await slabs.acquire(signal) : slabs.tryAcquire();
           if (slab === undefined) break;
           const work = await this.#start(slab);
@@ -130,7 +131,10 @@ class Capture {
     return this.#statistics;
   }
 
-  /** Plans blocks into a leased slab and sets them going. Undefined, and the slab given back, when there are no more. */
+  /**
+   * Plans blocks into a leased slab and sets them going. Undefined, and the slab given back, when
+   * there are no more.
+   */
   async #start(slab: Slab): Promise<Work | undefined> {
     const { slabs } = this.#options.workerPool;
     let plan: Plan | undefined;
@@ -206,7 +210,8 @@ class Capture {
         await run.append(start, granules, catalog.nameOf(segment), offset, storedWord, 0, granules, chunks.digests, chunk * 16);
         continue;
       }
-      // In state 1 it was known when it was scanned and has been forgotten since: it goes out plain.
+      // In state 1 it was known when it was scanned and has been forgotten since: it goes out
+      // plain.
       const storedWord = chunks.state[chunk] === 2 ? (chunks.storedWords[chunk] ?? plainBytes) : plainBytes;
       const at = from * granuleBytes;
       const payload = (storedWord >= storedLz4Flag ? slab.out : slab.data).subarray(at, at + storedLength(storedWord));
@@ -235,7 +240,10 @@ function spanAt({ spans }: Plan, index: number): PlannedSpan {
   return span;
 }
 
-/** All of the reads settle before the slab is looked at or given back: one that is under way still writes to it. */
+/**
+ * All of the reads settle before the slab is looked at or given back: one that is under way still
+ * writes to it.
+ */
 async function readAll(volume: Volume, reads: readonly PlannedRead[], slab: Slab): Promise<void> {
   const outcomes = await Promise.allSettled(
     reads.map(async ({ offset, length, at }) => {
@@ -257,8 +265,8 @@ async function amendAll(volume: Volume, reads: readonly PlannedRead[], slab: Sla
 }
 
 /**
- * Notes which granules are read, and zeros what a read leaves of its first and last granule: the volume's end, extents that no
- * granule bounds.
+ * Notes which granules are read, and zeros what a read leaves of its first and last granule: the
+ * volume's end, extents that no granule bounds.
  */
 function markPresent(slab: Slab, plan: Plan): void {
   slab.present.fill(0);
@@ -280,8 +288,9 @@ interface NextSpan {
 }
 
 /**
- * Chooses what to look at: the blocks in which the volume may hold something, and those in which the parent did; or, where only what
- * the volume names is looked at, of each block the part between the first and the last granule named, so that many fit in a slab.
+ * Chooses what to look at: the blocks in which the volume may hold something, and those in which
+ * the parent did; or, where only what the volume names is looked at, of each block the part between
+ * the first and the last granule named, so that many fit in a slab.
  */
 class Planner {
   readonly #options: CaptureOptions;
@@ -305,7 +314,10 @@ class Planner {
     await this.#extents.return?.();
   }
 
-  /** Plans the next spans into `slab`, as many as it holds, and fills its columns of the parent's content. */
+  /**
+   * Plans the next spans into `slab`, as many as it holds, and fills its columns of the parent's
+   * content.
+   */
   async next(slab: Slab): Promise<Plan | undefined> {
     const { baseline, workerPool } = this.#options;
     const capacity = workerPool.slabs.shared.geometry.slabBytes / granuleBytes;
@@ -337,7 +349,9 @@ class Planner {
     return { first, granules: Math.ceil(named.to / granuleBytes) - first, ranges };
   }
 
-  /** The next block in which the volume or the parent may hold anything; Infinity after the last. */
+  /**
+   * The next block in which the volume or the parent may hold anything; Infinity after the last.
+   */
   async #nextBlock(): Promise<number> {
     if (!this.#started) await this.#nextExtent(0);
     this.#started = true;

@@ -1,13 +1,15 @@
 /**
- * The catalog: which segments the vault has, and through the dedup index which chunks they hold. It is rebuilt from the frames'
- * tables and cached in the local state folder. The cache is only believed segment by segment, while the segment's ETag is still the
- * one that was cached.
+ * Catalog: which segments the vault has and, through the dedup index, which chunks they hold.
  *
- * A point may refer to a segment only if the store still has what the catalog read. So before a commit `prove` asks the store for
- * every segment that the cycle wrote or referred to: a store that went back in time meanwhile is found out there.
+ * It is rebuilt from the frames' tables and cached in the local state folder. A segment's part of
+ * the cache is believed only while the segment's ETag is the cached one.
  *
- * Several disks of a process may share a catalog. What one of them is still sending is then known to all, but only its own lanes may
- * refer to it; to the others it counts from when it is durable.
+ * Invariant: a point refers to a segment only if the store still has what the catalog read. So
+ * before a commit `prove` asks the store for every segment that the cycle wrote or referred to,
+ * which detects a store that went back in time.
+ *
+ * Several disks of a process may share a catalog. Chunks that one disk is still sending are known
+ * to all, but only its own lanes refer to them; other disks do so when they are durable.
  */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
@@ -43,7 +45,10 @@ export interface CatalogOptions {
   readonly indexBytesMax: number;
   /** Folder of the cache; absent, nothing is cached. */
   readonly folder?: string | undefined;
-  /** Told of a segment of which a part could not be read; its chunks are then stored again when they recur. */
+  /**
+   * Told of a segment of which a part could not be read; its chunks are then stored again when they
+   * recur.
+   */
   readonly onDamage: (error: TidemarkError) => void;
   readonly signal?: AbortSignal | undefined;
 }
@@ -64,7 +69,7 @@ export class Catalog {
   readonly #ids = new Map<string, number>();
   readonly #dead: DeadPages;
   readonly #quarantine: Quarantine;
-  /** Segments of whose dead pages something has been learned that the index does not know yet. */
+  /** Segments with newly learned dead pages that the index does not know yet. */
   readonly #learned = new Set<string>();
   #adopting: Promise<unknown> = Promise.resolve();
   /** The collection that was the newest when the quarantine was last looked at. */
@@ -78,7 +83,10 @@ export class Catalog {
     this.#quarantine = new Quarantine(vaultId);
   }
 
-  /** Lists the vault's segments, takes from the cache what still holds, and reads the frame tables of the rest. */
+  /**
+   * Lists the vault's segments, takes from the cache what still holds, and reads the frame tables
+   * of the rest.
+   */
   static async load(options: CatalogOptions): Promise<Catalog> {
     const catalog = new Catalog(options);
     const cache = options.folder === undefined ? undefined : await readCache(options.folder, options.vaultId);
@@ -109,8 +117,9 @@ export class Catalog {
   }
 
   /**
-   * True when it tells of a segment of the disk that a writer of this epoch or of a later one made. To a writer that has just been given the epoch
-   * that means: the store has forgotten that other writer, and perhaps its segments, whose names will be given again.
+   * True when it tells of a segment of the disk that a writer of this epoch or of a later one made.
+   * To a writer that has just been given the epoch that means: the store has forgotten that other
+   * writer, and perhaps its segments, whose names will be given again.
    */
   knowsWriterSince(disk: string, epoch: number): boolean {
     const encodedDisk = encodeDiskName(disk);
@@ -121,9 +130,10 @@ export class Catalog {
   }
 
   /**
-   * Forgets the chunks that collections have condemned, or that have been found to be damaged, since. Returns the newest collection that was known to
-   * the store when this was called, or a newer one: who refers to nothing but what is found here from now on refers to nothing that it condemned.
-   * Errors: DAMAGED and those of the store.
+   * Forgets the chunks that collections have condemned, or that have been found to be damaged,
+   * since. Returns the newest collection that was known to the store when this was called, or a
+   * newer one. A writer that refers only to what it finds here from now on refers to nothing that
+   * this collection condemned. Errors: DAMAGED and those of the store.
    */
   async adopt(store: Store, signal: AbortSignal | undefined): Promise<string | null> {
     const adopted = this.#adopting.then(async () => {
@@ -141,7 +151,10 @@ export class Catalog {
     return await adopted;
   }
 
-  /** Acts upon what has been learned of segments that the index knows. What an error leaves is acted upon the next time. */
+  /**
+   * Acts upon what has been learned of segments that the index knows. What an error leaves is acted
+   * upon the next time.
+   */
   async #forgetDead(store: Store, signal: AbortSignal | undefined): Promise<void> {
     for (const name of this.#learned) if (!this.#ids.has(name)) this.#learned.delete(name);
     const names = [...this.#learned];
@@ -159,7 +172,10 @@ export class Catalog {
     }
   }
 
-  /** A segment is deleted together with its record: who wrote nothing meanwhile, and was not waited for, has never seen that. */
+  /**
+   * A segment is deleted together with its record. A writer that wrote nothing meanwhile, and was
+   * not waited for, has not seen that.
+   */
   async #forgetDeleted(store: Store, signal: AbortSignal | undefined): Promise<void> {
     const known = this.#segments.length; // what we make from now on need not be listed
     const there = await listSegments(store, signal);
@@ -175,7 +191,10 @@ export class Catalog {
     this.#dirty = true;
   }
 
-  /** What of a segment nothing may refer to, as it is condemned, or has been found to be damaged. Errors: those of the store. */
+  /**
+   * What of a segment nothing may refer to, as it is condemned, or has been found to be damaged.
+   * Errors: those of the store.
+   */
   async forbiddenIn(
     store: Store,
     segment: string,
@@ -185,7 +204,10 @@ export class Catalog {
     return (offset, storedWord) => dead?.touches(offset, storedLength(storedWord)) === true || this.#quarantine.has(segment, offset);
   }
 
-  /** The store does not hold what this tells of: nobody who shares the catalog may commit any more what refers to it. */
+  /**
+   * The store does not hold what this catalog tells of: no session that shares it may commit any
+   * more.
+   */
   distrust(): void {
     this.#isDistrusted = true;
   }
@@ -230,11 +252,13 @@ export class Catalog {
     for (const segment of wanted) {
       const etag = there.get(segment.name);
       if (etag === segment.etag) continue;
-      // Another writer may have appended to its segment since: that is no harm. What we indexed must still be there.
+      // Another writer may have appended to its segment since: that is no harm. What we indexed
+      // must still be there.
       const endBytes = etag === undefined ? 0 : (await store.statPages(segment.name, { signal })).writtenBytes;
       if (endBytes < segment.endBytes) throw regressed(segment.name, segment.endBytes, endBytes);
     }
-    // Asked last: another disk's writer may find it out meanwhile, and then gives the names of lost segments to new ones.
+    // Asked last: another disk's writer may find it out meanwhile, and then gives the names of lost
+    // segments to new ones.
     if (this.#isDistrusted) {
       throw new TidemarkError("STORE_REGRESSED", "the store went back in time, as the writer of another disk has found", {
         remedy: "run the command again; the next cycle ships what the store forgot",
@@ -273,7 +297,10 @@ export class Catalog {
     }
   }
 
-  /** Writes the cache: temp file and rename. Errors are the caller's to report; the cache is only a cache. */
+  /**
+   * Writes the cache: temp file and rename. Errors are the caller's to report; the cache is only a
+   * cache.
+   */
   async save(folder: string, vaultId: Uint8Array): Promise<void> {
     if (!this.#dirty) return;
     const file = path.join(folder, cacheName);
@@ -326,7 +353,8 @@ export class Catalog {
 
   /** Takes over what the cache holds of segments that have not changed since. */
   #takeCache(cache: Cache, listed: ReadonlyMap<string, { readonly etag: string }>): void {
-    // Numbers in the file → numbers here; a segment that changed is left out and read from the store.
+    // Numbers in the file → numbers here; a segment that changed is left out and read from the
+    // store.
     const ids = cache.segments.map(({ name, etag, endBytes }) => {
       if (listed.get(name)?.etag !== etag) return -1;
       const id = this.#segments.push({ name, etag, endBytes }) - 1;
@@ -365,7 +393,10 @@ async function statSegments(store: Store, segments: readonly Segment[], signal: 
 }
 
 interface Cache {
-  /** `record`: ETag of the record of dead pages whose chunks are not among the entries; null when there was none. */
+  /**
+   * `record`: ETag of the record of dead pages whose chunks are not among the entries; null when
+   * there was none.
+   */
   readonly segments: readonly { readonly name: string; readonly etag: string; readonly endBytes: number; readonly record: string | null }[];
   readonly entries: Uint8Array;
 }

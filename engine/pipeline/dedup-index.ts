@@ -1,12 +1,14 @@
 /**
- * The dedup index: digest → place in the store. Open addressing on typed arrays, 28 bytes an entry (digest 16, segment 4, offset 4,
- * stored word 4).
+ * Deduplication index: digest → place in the store. Open addressing on typed arrays, 28 bytes an
+ * entry (digest 16, segment 4, offset 4, stored word 4).
  *
- * It is cut into 64 shards by the digest's first bits; a shard that is 7/8 full grows by a quarter, so its load stays above 0.7 and
- * an entry costs at most 28 / 0.7 = 40 bytes, also while it grows, because only one small shard is copied at a time. Slots are
- * chosen by scaling the hash to the capacity, which needs no power of two. Once the configured ceiling is reached a shard stops
- * growing and forgets: a new entry takes the place of an old one, whose data would then be stored twice, which is the price of a
- * bounded index.
+ * The index is cut into 64 shards by the digest's first bits. A shard that is 7/8 full grows by a
+ * quarter, so its load stays above 0.7. An entry costs at most 28 / 0.7 = 40 bytes, also while the
+ * index grows, because only one shard is copied at a time. Slots are chosen by scaling the hash to
+ * the capacity, which needs no power of two.
+ *
+ * At the configured ceiling a shard stops growing: a new entry replaces an old one, whose data
+ * would then be stored twice.
  */
 import assert from "node:assert/strict";
 import { digestBytes } from "../limits.ts";
@@ -84,8 +86,8 @@ export class DedupIndex {
           slot = probe(shard, words, at);
           shard.count += 1;
         } else {
-          // Writing over the entry in the home slot keeps every other chain whole; a free home slot must stay free, so that chains
-          // go on to end.
+          // Writing over the entry in the home slot keeps every other chain whole; a free home slot
+          // must stay free, so that chains go on to end.
           this.#forgotten += 1;
           slot = homeSlot(shard, words, at);
           if (shard.places[slot * 3] === 0) return;
@@ -97,7 +99,10 @@ export class DedupIndex {
     write(shard, slot, words, at, segment + 1, offset, storedWord);
   }
 
-  /** Every entry, as (digest words, index of the digest in them, place). The arrays are the index's own. */
+  /**
+   * Every entry, as (digest words, index of the digest in them, place). The arrays are the index's
+   * own.
+   */
   forEach(visit: (words: Uint32Array, at: number, segment: number, offset: number, storedWord: number) => void): void {
     for (const shard of this.#shards) {
       for (let slot = 0; slot < shard.capacity; slot += 1) {
@@ -117,7 +122,8 @@ export class DedupIndex {
         if (segment !== 0 && isDropped(segment - 1, places[slot * 3 + 1] ?? 0, places[slot * 3 + 2] ?? 0)) dropped.add(slot);
       }
       if (dropped.size === 0) continue;
-      // A slot that became free would end the chains that lead across it: the others are entered anew.
+      // A slot that became free would end the chains that lead across it: the others are entered
+      // anew.
       const fresh = newShard(capacity);
       Object.assign(shard, fresh, { count: count - dropped.size });
       for (let slot = 0; slot < capacity; slot += 1) {
@@ -139,7 +145,10 @@ function homeSlot(shard: Shard, words: Uint32Array, at: number): number {
   return Math.floor(((words[at + 1] ?? 0) / 4294967296) * shard.capacity);
 }
 
-/** The slot that holds the digest, or the free slot where its chain ends. A shard is never full, so a chain ends. */
+/**
+ * The slot that holds the digest, or the free slot where its chain ends. A shard is never full, so
+ * a chain ends.
+ */
 function probe(shard: Shard, words: Uint32Array, at: number): number {
   const { digests, places, capacity } = shard;
   const w0 = words[at];

@@ -1,9 +1,11 @@
 /**
- * The kernels that come from libraries: LZ4, the digests that are not BLAKE3, the zero test, and the early answer whether compressing is
- * worth it. Each instance belongs to one thread. Fingerprints and BLAKE3 are our own, see `wasm-kernels.ts`.
+ * Kernels from libraries: LZ4, digests other than BLAKE3, the zero test, and the early test for
+ * incompressible data. Each instance belongs to one thread. Fingerprints and BLAKE3 are our own
+ * kernels, see `wasm-kernels.ts`.
  *
- * Arithmetic, measured on one core (`tidemark bench kernels`, `bench pipeline`): fingerprint 9 GB/s, BLAKE3 1.3 to 1.8, LZ4 0.4 to 0.5. So
- * a byte that is unchanged costs 0.1 ns, one that is new but known 0.7 ns, one that must be shipped 3 ns.
+ * Measured on one core (`tidemark bench kernels`, `bench pipeline`): fingerprint 9 GB/s, BLAKE3 1.3
+ * to 1.8, LZ4 0.4 to 0.5. So an unchanged byte costs 0.1 ns, a byte of a known chunk 0.7 ns, a byte
+ * that must be shipped 3 ns.
  */
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -16,7 +18,10 @@ import type { DigestName } from "../store/format/documents.ts";
 /** Writes the digest of `bytes` to `into[at … at+16)`. */
 export type DigestKernel = (bytes: Uint8Array, into: Uint8Array, at: number) => void;
 
-/** The vault's digest as libraries compute it; for `blake3` the reference that our own kernel is held against. `key` has 32 bytes. */
+/**
+ * The vault's digest as libraries compute it; for `blake3` the reference that our own kernel is
+ * held against. `key` has 32 bytes.
+ */
 export async function createDigest(name: DigestName, key: Uint8Array): Promise<DigestKernel> {
   switch (name) {
     case "blake3": {
@@ -28,7 +33,8 @@ export async function createDigest(name: DigestName, key: Uint8Array): Promise<D
       };
     }
     case "sha256":
-      // Node's own SHA-256 uses the processor's instructions and is several times faster than any WASM.
+      // Node's own SHA-256 uses the processor's instructions and is several times faster than any
+      // WASM.
       return (bytes, into, at) => {
         into.set(createHash("sha256").update(key).update(bytes).digest().subarray(0, digestBytes), at);
       };
@@ -50,8 +56,8 @@ export async function createFingerprint(seed: readonly [number, number]): Promis
 }
 
 /**
- * True when all-zero. Compares with a page of zeros, which ends at the first byte that differs. `zeros` is at least as long as
- * `bytes`.
+ * True when all-zero. Compares with a page of zeros, which ends at the first byte that differs.
+ * `zeros` is at least as long as `bytes`.
  */
 export function isZero(bytes: Buffer, zeros: Buffer): boolean {
   return bytes.compare(zeros, 0, bytes.length) === 0;
@@ -65,8 +71,9 @@ export function sameWords(a: Uint32Array, atA: number, b: Uint32Array, atB: numb
 export const fingerprintWords: number = fingerprintBytes / 4;
 
 /**
- * How looksIncompressible samples: 64 bytes at 32 places. For 2,048 bytes drawn from a uniform source the sum of squared counts is
- * 2048²/256 + 2048 ≈ 18,400 with a deviation of about 180; English text or machine code lies above 40,000.
+ * How looksIncompressible samples: 64 bytes at 32 places. For 2,048 bytes drawn from a uniform
+ * source the sum of squared counts is 2048²/256 + 2048 ≈ 18,400 with a deviation of about 180;
+ * English text or machine code lies above 40,000.
  */
 const sampleRuns = 32;
 const sampleRunBytes = 64;
@@ -74,8 +81,9 @@ const sampleSquaresMax = 19_400;
 const histogram = new Uint16Array(256);
 
 /**
- * Cheap early answer whether LZ4 would be wasted on `bytes`: encrypted, compressed and random data have a flat histogram. 3 µs for
- * a chunk of any size against 35 µs for letting LZ4 find out on 64 KiB. Short chunks are simply tried.
+ * Cheap early answer whether LZ4 would be wasted on `bytes`: encrypted, compressed and random data
+ * have a flat histogram. 3 µs for a chunk of any size against 35 µs for letting LZ4 find out on 64
+ * KiB. Short chunks are simply tried.
  */
 export function looksIncompressible(bytes: Uint8Array): boolean {
   if (bytes.length < 16 * 1024) return false;
@@ -106,9 +114,10 @@ interface Lz4Exports {
 }
 
 /**
- * lz4-wasm's module through its raw exports. The package is made for bundlers, whose glue copies each result twice and cannot be
- * imported by Node; here input is copied in once and output copied out once, to where the caller wants it. What the module makes,
- * and we store, is the plain length (u32, little-endian) and an LZ4 block.
+ * lz4-wasm's module through its raw exports. The package is made for bundlers, whose glue copies
+ * each result twice and cannot be imported by Node; here input is copied in once and output copied
+ * out once, to where the caller wants it. What the module makes, and we store, is the plain length
+ * (u32, little-endian) and an LZ4 block.
  */
 export class Lz4 {
   static readonly #module: WebAssembly.Module = new WebAssembly.Module(
@@ -130,8 +139,8 @@ export class Lz4 {
   }
 
   /**
-   * Compresses `plain` to `into[at…]` when that makes it smaller: returns the length of the result, or 0. `into` has `plain.length`
-   * bytes from `at` on.
+   * Compresses `plain` to `into[at…]` when that makes it smaller: returns the length of the result,
+   * or 0. `into` has `plain.length` bytes from `at` on.
    */
   compress(plain: Uint8Array, into: Uint8Array, at: number): number {
     const wasm = this.#wasm;
@@ -150,7 +159,9 @@ export class Lz4 {
     return smaller ? outputBytes : 0;
   }
 
-  /** Decompresses `packed`, which must give exactly `plainBytes`, to `into[at…]`. Errors: DAMAGED. */
+  /**
+   * Decompresses `packed`, which must give exactly `plainBytes`, to `into[at…]`. Errors: DAMAGED.
+   */
   decompress(packed: Uint8Array, plainBytes: number, into: Uint8Array, at: number): void {
     try {
       // Checked first: the module allocates as much as is written there.

@@ -1,14 +1,19 @@
 /**
- * Lanes: each owns one open segment and writes frames to it, one after the other; several lanes keep several page writes in flight.
+ * Lanes: log-structured writers. Each lane owns one open segment and appends frames to it; several
+ * lanes keep several page writes in flight.
  *
- * One frame is filled at a time, in the buffer of the lane that will send it. Its place is known from the start (the lane's end),
- * so chunks can be referred to before they are sent. Every page write carries the segment's sequence number and its last ETag. A
- * write whose outcome is unknown is resolved in three steps before it is repeated: raise the sequence number, so that a late
- * original fails; look whether all that had been acknowledged is still there; take the ETag that now holds.
+ * One frame is filled at a time, in the buffer of the lane that will send it. Its place is known
+ * from the start (the lane's end), so chunks can be referred to before they are sent. Every page
+ * write carries the segment's sequence number (the fencing token) and its last ETag.
  *
- * Once a write has failed the lanes are done for: what they had packed is nowhere, and nothing may be appended in its place.
+ * A write with an unknown outcome is resolved in three steps before it is repeated: raise the
+ * sequence number, so that a late original fails at the store; check that everything acknowledged
+ * is still there; take the ETag that now holds.
  *
- * Memory: (lanes) × 4 MiB of frame, and as much again inside the HTTP client while it is sent.
+ * After a failed write no lane appends any more, because the place of the lost frame must stay
+ * empty.
+ *
+ * Memory: lanes × 4 MiB of frame, and as much again inside the HTTP client while it is sent.
  */
 import assert from "node:assert/strict";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
@@ -28,7 +33,9 @@ export interface LanesOptions {
   readonly epoch: number;
   /** One lane is being filled while the others send. */
   readonly lanes: number;
-  /** Asked before a segment is created, which no fence guards: throws when the seat is lost. */
+  /**
+   * Asked before a segment is created, which no fence guards: throws if the writer lease is lost.
+   */
   readonly assertLease: () => Promise<void>;
   readonly signal?: AbortSignal | undefined;
 }
@@ -75,8 +82,9 @@ export class Lanes {
   }
 
   /**
-   * Packs one chunk. Returns the segment's number; the payload's offset in the segment is `placedAt`. Waits only when a frame is
-   * full and every lane is still sending. Errors: what a lane's write ended with.
+   * Packs one chunk. Returns the segment's number; the payload's offset in the segment is
+   * `placedAt`. Waits only when a frame is full and every lane is still sending. Errors: what a
+   * lane's write ended with.
    */
   async pack(
     payload: Uint8Array,
@@ -100,19 +108,25 @@ export class Lanes {
     return this.#placedAt;
   }
 
-  /** Whether the segment is one that these lanes are writing: what they have packed into it is durable once they are flushed. */
+  /**
+   * Whether the segment is one that these lanes are writing: what they have packed into it is
+   * durable once they are flushed.
+   */
   owns(segment: number): boolean {
     return this.#lanes.some((lane) => lane.segment?.id === segment);
   }
 
-  /** Sends the frame that is being filled and waits until every frame is durable. Errors: what a lane's write ended with. */
+  /**
+   * Sends the frame that is being filled and waits until every frame is durable. Errors: what a
+   * lane's write ended with.
+   */
   async flush(): Promise<void> {
     this.#sendFilling();
     await this.settle();
     if (this.#failure !== undefined) throw this.#failure;
   }
 
-  /** Waits until nothing is in flight, whatever came of it. */
+  /** Waits until nothing is in flight, be it written or failed. */
   async settle(): Promise<void> {
     await Promise.all(this.#sending());
   }

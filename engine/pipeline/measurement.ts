@@ -1,6 +1,6 @@
 /**
- * For measurement: the kernels as a worker thread runs them, bare, on the caller's thread and on memory of its own. In operation only
- * worker threads load them, so they are loaded on demand: whoever merely imports the engine does not pay for compiling WASM.
+ * Kernels for benchmarks: what a worker thread runs, on the caller's thread and its own memory.
+ * They are loaded on demand, so that importing the engine compiles no WASM.
  */
 import assert from "node:assert/strict";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
@@ -19,7 +19,10 @@ export interface MeasuredKernels extends Pick<typeof Kernels, "createDigest" | "
   readonly digest: (from: number, end: number, into: Uint8Array, at: number) => void;
 }
 
-/** The kernels with `dataBytes` bytes to work on, whole granules. Key and seed are fixed, so results can be compared. */
+/**
+ * The kernels with `dataBytes` bytes to work on, whole granules. Key and seed are fixed, so results
+ * can be compared.
+ */
 export async function openKernels(dataBytes: number): Promise<MeasuredKernels> {
   const { createDigest, isZero, looksIncompressible, Lz4 } = await import("./kernels.ts");
   const { expandSeed, openWasmKernels } = await import("./wasm-kernels.ts");

@@ -1,9 +1,12 @@
 /**
- * Reads a point back: resolves its map window by window, fetches payloads in long ranges, lets the crew decompress and prove them,
- * and hands plain bytes to a consumer.
+ * Point reader: resolves a point's map window by window, fetches payloads in long ranges, has the
+ * worker pool decompress and prove them, and hands plain bytes to a consumer.
  *
- * Within a window the pieces are ordered by where their chunks lie, and neighbours are fetched with one read: a freshly replicated
- * disk is read in ranges of megabytes, a scattered one in as few ranges as its history allows. Memory: the crew's slabs.
+ * Within a window the pieces are ordered by the place of their chunks, and neighbours are fetched
+ * with one read. So a freshly replicated disk is read in ranges of megabytes, a scattered one in as
+ * few ranges as its history allows.
+ *
+ * Memory: the slabs of the worker pool.
  */
 import assert from "node:assert/strict";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
@@ -19,7 +22,10 @@ import type { WorkerPool } from "./worker-pool.ts";
 /** Bytes between two payloads that are rather read and dropped than cost a request of their own. */
 const gapBytesMax = 64 * 1024;
 
-/** Proved plain bytes: pieces `order[from…end)`, the bytes of which lie in the slab's `out`. Holds until the consumer's promise settles. */
+/**
+ * Proved plain bytes: pieces `order[from…end)`, the bytes of which lie in the slab's `out`. Holds
+ * until the consumer's promise settles.
+ */
 export interface ProvedBatch {
   readonly pieces: Pieces;
   readonly order: Uint32Array;
@@ -48,7 +54,10 @@ export function pieceIsProved(batch: ProvedBatch, at: number): boolean {
 export interface PointConsumer {
   /** Data. Batches overlap in time and come in no promised order within a window. */
   data(batch: ProvedBatch): Promise<void>;
-  /** Granules [from, end) read as zeros. Absent: long stretches of which no run speaks are jumped over. */
+  /**
+   * Granules [from, end) read as zeros. Absent: long stretches of which no run speaks are jumped
+   * over.
+   */
   zeros?(from: number, end: number): Promise<void>;
   /** Everything below `granule` has been consumed. Called in ascending order. */
   done(granule: number): Promise<void>;
@@ -62,7 +71,10 @@ export interface PointReaderOptions {
   readonly signal?: AbortSignal | undefined;
   /** Keep fingerprints of what was proved, under this seed, in the slab's `newPrints`. */
   readonly seed?: FingerprintSeed | undefined;
-  /** Asked before each range is fetched, with its length: holds the reading up, or ends it with an error. Ranges are then fetched one at a time. */
+  /**
+   * Asked before each range is fetched, with its length: holds the reading up, or ends it with an
+   * error. Ranges are then fetched one at a time.
+   */
   readonly pace?: ((bytes: number) => Promise<void>) | undefined;
 }
 
@@ -105,8 +117,8 @@ export class PointReader {
   }
 
   /**
-   * Reads the whole point from granule `from` on. Damage is the consumer's to judge; errors of the consumer or the store end the
-   * reading.
+   * Reads the whole point from granule `from` on. Damage is the consumer's to judge; errors of the
+   * consumer or the store end the reading.
    */
   async read(map: PointMap, from: number, consumer: PointConsumer): Promise<void> {
     const { workerPool, signal, pace } = this.#options;
@@ -147,7 +159,10 @@ export class PointReader {
     for (const fetch of plan.fetches) await this.readPlanned(plan, fetch, data);
   }
 
-  /** Plans how some pieces of a window only are fetched, for a caller who decides himself when each range is. */
+  /**
+   * Plans how some pieces of a window are fetched, for a caller that decides when each range is
+   * fetched.
+   */
   plan(pieces: Pieces, wanted: readonly number[]): ReadPlan {
     const order = orderByPlace(pieces, wanted);
     const lowest = (fetch: Fetch): number => order.subarray(fetch.from, fetch.end).reduce((low, piece) => Math.min(low, piece), Infinity);
@@ -178,8 +193,8 @@ export class PointReader {
   }
 
   /**
-   * Reads the range; if the object is damaged or gone, what can be read of it chunk by chunk. What cannot is left as zeros, which
-   * no digest matches.
+   * Reads the range; if the object is damaged or gone, what can be read of it chunk by chunk. What
+   * cannot is left as zeros, which no digest matches.
    */
   async #readRange(fetch: Fetch, slab: Slab, chunkCount: number): Promise<TidemarkError | undefined> {
     const { store, signal } = this.#options;
@@ -207,7 +222,7 @@ export class PointReader {
   }
 }
 
-/** Reports the granules of [from, end) that are ZERO or that nobody ever wrote. */
+/** Reports the granules of [from, end) that are ZERO or were never written. */
 async function zerosBetween(pieces: Pieces, from: number, end: number, zeros: NonNullable<PointConsumer["zeros"]>): Promise<void> {
   let zeroFrom = from;
   for (let index = 0; index < pieces.count; index += 1) {
@@ -248,7 +263,10 @@ function chunkGranulesOf(pieces: Pieces, index: number): number {
   return (pieces.leaves[index]?.chunkLengths[pieces.entries[index] ?? 0] ?? 0) + 1;
 }
 
-/** Indexes of the pieces that hold data (of `wanted` only, when given), ordered by segment and offset. */
+/**
+ * Indexes of the pieces that hold data (of `wanted` only, when given), ordered by segment and
+ * offset.
+ */
 function orderByPlace(pieces: Pieces, wanted: readonly number[] | undefined): Uint32Array {
   const indexes = wanted ?? Array.from({ length: pieces.count }, (_, index) => index);
   const ranks = new Map<string, number>();

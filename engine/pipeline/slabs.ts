@@ -1,12 +1,15 @@
 /**
- * Shared memory for the pipeline, cut into slabs. A slab carries a batch through reading, hashing and packing, or through fetching
- * and proving; threads are told its number, never handed its bytes. Whoever wants to read must lease a slab first, and there are
- * only so many: waiting for a lease is the pipeline's back-pressure, and the pool's size is its memory.
+ * Slabs: the pipeline's shared memory, and its back-pressure. A slab carries a batch through
+ * reading, hashing and packing, or through fetching and proving. Threads get its number, never its
+ * bytes.
+ *
+ * A reader leases a slab before it reads. The number of slabs is fixed, so waiting for a lease is
+ * the back-pressure of the pipeline, and the size of the pool is its memory.
  *
  *     slab:  data │ out │ old fingerprints │ new fingerprints │ chunk table │ expectations
  *
- * `data` holds what was read (volume blocks, or stored payloads); `out` what a worker made of it (compressed payloads, or plain
- * bytes).
+ * `data` holds what was read (volume blocks, or stored payloads); `out` holds what a worker made of
+ * it (compressed payloads, or plain bytes).
  */
 import assert from "node:assert/strict";
 import { throwIfAborted } from "../errors.ts";
@@ -30,12 +33,18 @@ export interface SharedSlabs {
 
 /** The views of one slab. Every thread makes its own over the same memory. */
 export interface SlabViews {
-  /** 1 for each granule of `data` that was read; where 0 stands, the volume has a hole and `data` has not been cleared. */
+  /**
+   * 1 for each granule of `data` that was read; where 0 stands, the volume has a hole and `data`
+   * has not been cleared.
+   */
   readonly present: Uint8Array;
   readonly kernel: KernelRoom;
   readonly data: Buffer;
   readonly out: Buffer;
-  /** 16 bytes a granule: of the parent point, and of what was read. All zero means that the granule is zero. */
+  /**
+   * 16 bytes a granule: of the parent point, and of what was read. All zero means that the granule
+   * is zero.
+   */
   readonly oldPrints: Uint8Array;
   readonly newPrints: Uint8Array;
   readonly oldPrintWords: Uint32Array;
@@ -96,14 +105,18 @@ function slabStride(geometry: SlabGeometry): number {
   return geometry.slabBytes + outBytesOf(geometry) + granulesPerSlab(geometry) * perGranule + kernelRoomBytes;
 }
 
-/** Slabs for scanning: 8 of 4 MiB, and as much for compressed payloads, make 64 MiB. A task is then long enough to hide its dispatch. */
+/**
+ * Slabs for scanning: 8 of 4 MiB, and as much for compressed payloads, make 64 MiB. A task is then
+ * long enough to hide its dispatch.
+ */
 export function scanGeometry(blockBytes: number): SlabGeometry {
   return { slabCount: 8, slabBytes: 4 * 1024 * 1024, blockBytes };
 }
 
 /**
- * Slabs for fetching: 4 ranges of up to 6 MiB, and twice as much for what they decompress to, make 72 MiB. Memory that is never touched costs
- * nothing. Azurite reads a range of up to 4 MiB twice, to checksum it, so longer ones come twice as fast.
+ * Slabs for fetching: 4 ranges of up to 6 MiB, and twice as much for what they decompress to, make
+ * 72 MiB. Memory that is never touched costs nothing. Azurite reads a range of up to 4 MiB twice,
+ * to checksum it, so longer ones come twice as fast.
  */
 export function fetchGeometry(blockBytes: number): SlabGeometry {
   return { slabCount: 4, slabBytes: 6 * 1024 * 1024, outBytes: 12 * 1024 * 1024, blockBytes };
@@ -168,7 +181,7 @@ export function viewSlabs(shared: SharedSlabs): SlabViews[] {
   });
 }
 
-/** A leased slab: its number and its views. It has one owner, who releases it once. */
+/** A leased slab: its number and its views. It has one owner, which releases it once. */
 export interface Slab extends SlabViews {
   readonly number: number;
 }
@@ -195,7 +208,10 @@ export class SlabPool {
     return this.#leased.size;
   }
 
-  /** A slab if one is free. Whoever holds slabs already asks this way: two who hold some and wait for more would wait for each other. */
+  /**
+   * A slab if one is free. A caller that already holds slabs asks this way: two such callers that
+   * wait would wait for each other.
+   */
   tryAcquire(): Slab | undefined {
     const slab = this.#free.pop();
     if (slab !== undefined) this.#leased.add(slab);

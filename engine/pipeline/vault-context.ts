@@ -19,8 +19,13 @@ export interface VaultContext {
   readonly workerPool: () => WorkerPool;
   /** The catalog that protected disks of this vault share, loaded by the first call. */
   readonly sharedCatalog: (store: Store, onNotice: (notice: Notice) => void) => Promise<Catalog>;
-  /** To be called when a catalog turned out to tell of what the store has not got: nobody is given it again. */
+  /**
+   * Called when a catalog tells of data that the store does not hold: it is not handed out again.
+   */
   readonly dropCatalog: (catalog: Catalog) => void;
-  /** Disks whose protections are to end their sessions after the present cycle, so that what these have open is closed. Each takes its own out. */
+  /**
+   * Disks whose protections are to end their sessions after the present cycle, so that what these
+   * have open is closed. Each takes its own out.
+   */
   readonly renewals: Set<string>;
 }

@@ -1,9 +1,11 @@
 /**
- * The host's side of our own WASM kernels, `xxh3.as.ts` and `blake3.as.ts`. They work on the slabs in place: the slabs' shared
- * memory is their memory, and a call names addresses in it, so nothing is copied and one call does a whole block.
+ * Host side of our WASM kernels, `xxh3.as.ts` and `blake3.as.ts`. They work on the slabs in place:
+ * the slabs' shared memory is the kernels' memory, and a call passes addresses in it. So nothing is
+ * copied and one call processes a whole block.
  *
- * A fingerprint tells whether a granule still is what it was at the last point. It is XXH3-128 under a random 64-bit seed that
- * never leaves this machine: whoever writes to a protected disk does not know the seed, and cannot learn it from what is stored.
+ * A fingerprint tells whether a granule is unchanged since the last point. It is XXH3-128 under a
+ * random 64-bit seed that never leaves this machine, so a program that writes to a protected disk
+ * neither knows the seed nor learns it from what is stored.
  */
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -13,7 +15,10 @@ export type FingerprintSeed = readonly [low: number, high: number];
 /** Bytes that a seed is expanded to. */
 export const secretBytes = 192;
 
-/** The default secret of XXH3 (its first 192 bytes), to which the seed is added. Source: the xxHash specification. */
+/**
+ * The default secret of XXH3 (its first 192 bytes), to which the seed is added. Source: the xxHash
+ * specification.
+ */
 const defaultSecret: Buffer = Buffer.from(
   "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671fcb79e64eccc0e578825ad07dccff7221b8084674f743248ee03590e6813a264c" +
     "3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364" +
@@ -32,14 +37,23 @@ export function expandSeed(seed: FingerprintSeed): Uint8Array {
   return secret;
 }
 
-/** The chaining values of a chunk's tree: 32 bytes for each of the 1,024 pieces of a 1 MiB block, and what the kernel asks for on top. */
+/**
+ * The chaining values of a chunk's tree: 32 bytes for each of the 1,024 pieces of a 1 MiB block,
+ * and what the kernel asks for on top.
+ */
 export const treeBytes: number = 32 * 1024 + 512;
 
 /** All arguments but `granules` are addresses in the shared memory; `data` is granule-aligned. */
 export interface WasmKernels {
-  /** Fingerprints each of `granules` granules to `out`, 16 bytes apiece; a granule of zeros gives zeros. `secret` is an expanded seed. */
+  /**
+   * Fingerprints each of `granules` granules to `out`, 16 bytes apiece; a granule of zeros gives
+   * zeros. `secret` is an expanded seed.
+   */
   fingerprintGranules(data: number, granules: number, out: number, secret: number): void;
-  /** Keyed BLAKE3 of the `granules` granules together: 16 bytes to `out`. `key` has 32 bytes, `tree` is scratch of `treeBytes`. */
+  /**
+   * Keyed BLAKE3 of the `granules` granules together: 16 bytes to `out`. `key` has 32 bytes, `tree`
+   * is scratch of `treeBytes`.
+   */
   digestGranules(data: number, granules: number, out: number, key: number, tree: number): void;
 }
 

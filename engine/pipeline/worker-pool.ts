@@ -1,6 +1,7 @@
 /**
- * The crew: worker threads (Piscina) and the slabs they share. A vault opens one with its first operation and closes it with itself; closing waits for what is
- * in flight, because a task that were cut off could still write to a slab that somebody else has leased.
+ * Worker pool: worker threads (Piscina) and the slabs that they share. A vault opens one with its
+ * first operation and closes it when it is closed. Closing waits for the tasks in flight, because a
+ * task that is cut off could still write to a slab that has another owner.
  */
 import { availableParallelism } from "node:os";
 import { Piscina } from "piscina";
@@ -25,7 +26,10 @@ export const workersDefault: number = Math.min(availableParallelism(), 8);
 export class WorkerPool implements AsyncDisposable {
   /** What scans lease. */
   readonly slabs: SlabPool;
-  /** What fetches lease: pools of their own, so that a scan that needs to fetch never waits for a slab that a scan holds. */
+  /**
+   * What fetches lease: pools of their own, so that a scan that needs to fetch never waits for a
+   * slab that a scan holds.
+   */
   readonly fetches: SlabPool;
   readonly #pool: Piscina<WorkerTask, ScanResult | undefined>;
   #closed: Promise<void> | undefined;
@@ -43,7 +47,8 @@ export class WorkerPool implements AsyncDisposable {
       filename: import.meta.resolve("#worker"),
       minThreads: options.workers,
       maxThreads: options.workers,
-      // A slab has at most one task at a time, so the leases bound the queue; anything above is a programmer's error.
+      // A slab has at most one task at a time, so the leases bound the queue; anything above is a
+      // programmer's error.
       maxQueue: options.geometry.slabCount + options.fetchGeometry.slabCount,
       workerData: setup,
     });

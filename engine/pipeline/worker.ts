@@ -1,11 +1,12 @@
 /**
- * The worker thread's side of the pipeline: three tasks over a slab that is named by its number.
+ * Worker thread of the pipeline: three tasks over a slab that is named by its number.
  *
  *     scan      prove what is unchanged, find zeros, cut the rest into chunks and digest them
  *     compress  LZ4 over the chunks that the vault does not hold
  *     decode    decompress fetched payloads and prove them by digest
  *
- * A task is one batch of up to a slab; its results are columns in the slab. Nothing is allocated per block.
+ * A task is one batch of up to a slab; its results are columns in the slab. Nothing is allocated
+ * per block.
  */
 import assert from "node:assert/strict";
 import { readSync } from "node:fs";
@@ -82,7 +83,10 @@ export interface DecodeTask {
   readonly kind: "decode";
   readonly slab: number;
   readonly chunkCount: number;
-  /** Fill `newPrints` for what was proved, granule by granule of `out`; without a seed only zero granules are told, as all-zero prints. */
+  /**
+   * Fill `newPrints` for what was proved, granule by granule of `out`; without a seed only zero
+   * granules are told, as all-zero prints.
+   */
   readonly seed?: FingerprintSeed | undefined;
 }
 
@@ -96,7 +100,10 @@ const kernels = { data: openWasmKernels(setup.slabs.memory), out: openWasmKernel
 const library = setup.digest === "blake3" ? undefined : await createDigest(setup.digest, setup.digestKey);
 const lz4 = new Lz4();
 const zeros = Buffer.alloc(granuleBytes);
-/** How much is read at a time: it stays in a core's second-level cache until it has been fingerprinted. */
+/**
+ * How much is read at a time: it stays in a core's second-level cache until it has been
+ * fingerprinted.
+ */
 const pieceBytes = 256 * 1024;
 const scratch = new Uint8Array(digestBytes);
 const scratchWords = new Uint32Array(scratch.buffer);
@@ -106,8 +113,8 @@ let expanded: { readonly seed: FingerprintSeed; readonly secret: Uint8Array } | 
 let hasGivenWay = false;
 
 /**
- * On Linux a process's threads have priorities of their own: whoever writes to the disk goes first, and the capture takes what is left. A
- * thread that only brings back does not give way, because somebody waits for it.
+ * On Linux each thread has its own priority: the front end goes first, and capture takes what is
+ * left. A thread that only restores does not give way, because a reader waits for it.
  */
 function giveWay(): void {
   if (hasGivenWay || process.platform !== "linux") return;
@@ -133,7 +140,10 @@ function digest(slab: SlabViews, region: "data" | "out", from: number, end: numb
   into.set(kernel.digestView, at);
 }
 
-/** Clears the holes among granules [from, end) of `data`, which were left as they were because nearly nobody looks at them. */
+/**
+ * Clears the holes among granules [from, end) of `data`, which were left as they were because
+ * hardly any code looks at them.
+ */
 function clearHoles(slab: SlabViews, from: number, end: number): void {
   for (let granule = from; granule < end; granule += 1) {
     if (slab.present[granule] === 0) slab.data.fill(0, granule * granuleBytes, (granule + 1) * granuleBytes);
@@ -165,7 +175,9 @@ function slabOf(task: WorkerTask): SlabViews {
   return slab;
 }
 
-/** Finds what changed and cuts it into chunks. Results: `chunks` (count in the result), `newPrints`. */
+/**
+ * Finds what changed and cuts it into chunks. Results: `chunks` (count in the result), `newPrints`.
+ */
 function scan(task: ScanTask): ScanResult {
   const slab = slabOf(task);
   placeSecret(slab, task.seed);
@@ -194,7 +206,10 @@ function leaveUnnamed(slab: SlabViews, from: number, end: number): void {
   }
 }
 
-/** Reads a slab piece by piece, a little ahead of whoever looks at it: what has just been read is still in the core's cache. */
+/**
+ * Reads a slab piece by piece, a little ahead of the scan: what has just been read is
+ * still in the core's cache.
+ */
 class SlabReader {
   readonly #slab: SlabViews;
   readonly #source: ScanSource;
@@ -228,7 +243,10 @@ class SlabReader {
   }
 }
 
-/** Where the parent's content is known only by its chunks' digests: what still has the digest is unchanged, anything else has changed. */
+/**
+ * Where the parent's content is known only by its chunks' digests: what still has the digest is
+ * unchanged, anything else has changed.
+ */
 function proveExpected(slab: SlabViews, count: number): void {
   const { expected } = slab;
   for (let index = 0; index < count; index += 1) {
@@ -245,8 +263,8 @@ function proveExpected(slab: SlabViews, count: number): void {
 }
 
 /**
- * Cuts one block's changed granules into chunks: the whole block, if it was read, once more than half has changed; else runs; zeros
- * apart.
+ * Cuts one block's changed granules into chunks: the whole block, if it was read, once more than
+ * half has changed; else runs; zeros apart.
  */
 function cutBlock(
   slab: SlabViews,
@@ -305,8 +323,8 @@ function addChunk(slab: SlabViews, start: number, end: number, isData: boolean, 
 }
 
 /**
- * Compresses the chunks in state 2 to `out`, each at its own place in `data`. Result: `storedWords`; plain where LZ4 does not make
- * it smaller.
+ * Compresses the chunks in state 2 to `out`, each at its own place in `data`. Result:
+ * `storedWords`; plain where LZ4 does not make it smaller.
  */
 function compress(task: CompressTask): void {
   const { chunks, data, out } = slabOf(task);
@@ -320,7 +338,10 @@ function compress(task: CompressTask): void {
   }
 }
 
-/** Decodes payloads at `offsets` of `data` to granule `start` of `out`. Result: `state` of each chunk, `newPrints` of each granule. */
+/**
+ * Decodes payloads at `offsets` of `data` to granule `start` of `out`. Result: `state` of each
+ * chunk, `newPrints` of each granule.
+ */
 function decode(task: DecodeTask): void {
   const slab = slabOf(task);
   for (let index = 0; index < task.chunkCount; index += 1) slab.chunks.state[index] = decodeChunk(slab, index) ? 1 : 2;

@@ -1,10 +1,13 @@
 /**
- * The fingerprint kernel, in AssemblyScript: XXH3-128 of whole granules with WASM SIMD, straight on the slabs' shared memory. `npm
- * run build` compiles it to `dist/engine/pipeline/kernels.wasm`; the TypeScript compiler leaves it alone.
+ * Fingerprint kernel, in AssemblyScript: XXH3-128 of whole granules with WASM SIMD, on the slabs'
+ * shared memory. `npm run build` compiles it to `dist/engine/pipeline/kernels.wasm`; the TypeScript
+ * compiler ignores it.
  *
- * It is bit for bit XXH3-128 with a seed for inputs of 4,096 bytes (a test holds it against hash-wasm), which is: four blocks of
- * sixteen stripes of 64 bytes, each stripe mixed into eight accumulators, a scramble after each block, one last stripe, and a
- * merge. Source: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md. Accumulators are held as four pairs a, b, c, d.
+ * It is XXH3-128 with a seed, bit for bit, for inputs of 4,096 bytes (a test compares it with
+ * hash-wasm): four blocks of sixteen stripes of 64 bytes, each stripe mixed into eight
+ * accumulators, a scramble after each block, one last stripe, and a merge. Source:
+ * https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md. Accumulators are held as four
+ * pairs a, b, c, d.
  */
 const granuleBytes: usize = 4096;
 const blockBytes: usize = 1024;
@@ -20,8 +23,8 @@ const prime64x4: u64 = 0x85ebca77c2b2ae63;
 const prime64x5: u64 = 0x27d4eb2f165667c5;
 
 /**
- * Writes 16 bytes to `out` for each of `granules` granules from `data` on: its fingerprint, or zeros when all of it is zero.
- * `secret` points at the 192 bytes that were derived from the seed.
+ * Writes 16 bytes to `out` for each of `granules` granules from `data` on: its fingerprint, or
+ * zeros when all of it is zero. `secret` points at the 192 bytes that were derived from the seed.
  */
 export function fingerprintGranules(data: usize, granules: i32, out: usize, secret: usize): void {
   for (let granule = 0; granule < granules; granule++) {

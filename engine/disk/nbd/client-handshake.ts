@@ -1,8 +1,8 @@
 /**
- * How a client comes to terms with an NBD server: connect, greet, TLS where it is wanted, structured replies, metadata contexts, and
- * the export. Everything that the server says is checked and bounded here, in length and in number; it is never trusted.
+ * NBD client handshake: connect, greeting, TLS, structured replies, metadata contexts, export.
  *
- * Only the fixed newstyle handshake with GO is spoken, which every server of the last years knows.
+ * The client speaks the fixed newstyle handshake with GO only; servers have offered it since 2016.
+ * The server is not trusted: every length and every count that it sends is checked and bounded.
  */
 import net from "node:net";
 import tls from "node:tls";
@@ -33,17 +33,26 @@ export interface NbdTls {
   /** The client's own certificate and key, where the server wants them. */
   readonly cert?: string | Buffer | undefined;
   readonly key?: string | Buffer | undefined;
-  /** The name that the server's certificate must bear. Default: the host, or `localhost` on a Unix socket. */
+  /**
+   * The name that the server's certificate must bear. Default: the host, or `localhost` on a Unix
+   * socket.
+   */
   readonly serverName?: string | undefined;
 }
 
 export type NbdConnectOptions = NbdEndpoint & {
   /** Name of the export; empty for the server's default. */
   readonly exportName: string;
-  /** Metadata contexts to ask for, such as `base:allocation`. Those that the server does not have are left out. */
+  /**
+   * Metadata contexts to ask for, such as `base:allocation`. Those that the server does not have
+   * are left out.
+   */
   readonly contexts?: readonly string[] | undefined;
   readonly tls?: NbdTls | undefined;
-  /** How long the server may be silent while we wait for it, connecting included, in ms. Default: 60 s. */
+  /**
+   * How long the server may be silent while we wait for it, connecting included, in ms. Default: 60
+   * s.
+   */
   readonly silenceMsMax?: number | undefined;
   /** Ends the connecting with INTERRUPTED. */
   readonly signal?: AbortSignal | undefined;
@@ -65,9 +74,15 @@ export interface ClientAgreement {
 }
 
 export const silenceMsDefault = 60_000;
-/** Option replies carry strings of 4 KiB at most and a few numbers; descriptions may be longer in theory. */
+/**
+ * Option replies carry strings of 4 KiB at most and a few numbers; descriptions may be longer in
+ * theory.
+ */
 const replyBytesMax: number = 64 * 1024;
-/** More replies than this to one option are a flood: we ask for a handful of contexts and one export. */
+/**
+ * More replies than this to one option are a flood: we ask for a handful of contexts and one
+ * export.
+ */
 const repliesMax = 256;
 const alignmentBytesMax: number = 64 * 1024;
 /** Servers must serve requests this large, unless the whole export is smaller. */
@@ -82,9 +97,10 @@ export function nbdAddress(options: NbdConnectOptions): string {
 }
 
 /**
- * Connects and negotiates. Errors: SOURCE_NOT_FOUND (nobody listens there; the export is unknown), ACCESS_REFUSED (TLS is needed, missing
- * or fails; the server's policy), FORMAT_UNSUPPORTED (no NBD server, or one too old), SOURCE_UNREADABLE (it went away, was silent or
- * broke the protocol), INTERRUPTED.
+ * Connects and negotiates. Errors: SOURCE_NOT_FOUND (no server listens there; the export is
+ * unknown), ACCESS_REFUSED (TLS is needed, missing or fails; the server's policy),
+ * FORMAT_UNSUPPORTED (no NBD server, or one too old), SOURCE_UNREADABLE (it went away, was silent
+ * or broke the protocol), INTERRUPTED.
  */
 export async function agree(options: NbdConnectOptions): Promise<ClientAgreement> {
   throwIfAborted(options.signal);
@@ -131,7 +147,7 @@ class Handshake {
     const structured = await this.#askStructured();
     const contexts = structured ? await this.#askContexts() : new Map<string, number>();
     const terms = await this.#go();
-    if (this.#wire.release().byteLength > 0) throw brokenProtocol(this.#address, "it answers what nobody asked");
+    if (this.#wire.release().byteLength > 0) throw brokenProtocol(this.#address, "it sends an answer without a request");
     if (this.#socket.destroyed) throw this.#gone();
     return { socket: this.#socket, structured, contexts, ...terms };
   }
@@ -140,7 +156,10 @@ class Handshake {
     this.#socket.destroy();
   }
 
-  /** From here on the socket is the caller's, listeners and all. A late error of an abandoned one is nobody's business. */
+  /**
+   * From here on the socket and its listeners belong to the caller. A late error of an abandoned
+   * socket is ignored.
+   */
   unwatch(): void {
     this.#options.signal?.removeEventListener("abort", this.#onAbort);
     this.#socket.off("timeout", this.#onSilence);
@@ -204,7 +223,7 @@ class Handshake {
       );
     }
     if (reply.type !== optionReply.ack) throw this.#refusal(reply);
-    // Whatever came in clear after the agreement was put there by somebody on the way.
+    // Clear text after the agreement on TLS may have been injected on the network.
     if (this.#wire.release().byteLength > 0) throw brokenProtocol(this.#address, "it sends data in clear after TLS was agreed");
     const host = this.#options.kind === "tcp" ? this.#options.host : "localhost";
     const name = wanted.serverName ?? host;
@@ -422,7 +441,10 @@ export function serverText(bytes: Uint8Array): string {
   return words === "" ? "" : ` (${words})`;
 }
 
-/** A string with its length before it. Errors: INVALID_ARGUMENT when the protocol does not allow it so long. */
+/**
+ * A string with its length before it. Errors: INVALID_ARGUMENT when the protocol does not allow it
+ * so long.
+ */
 function text(value: string): Buffer {
   const length = Buffer.byteLength(value);
   if (length > stringBytesMax) {

@@ -1,9 +1,10 @@
 /**
- * What a server answers during the transmission, cut out of the stream and checked. Every length is checked against the request that it
- * answers before a byte of it is taken. Bytes are copied once: headers and small payloads into memory of the parser, data into that
- * of the caller.
+ * NBD client replies: parses the server's answers during transmission.
  *
- *     header ─► which request? does the part fit it? ─► payload ─► once the part says "done": is the answer whole? ─► settled
+ * Each length is checked against the request that it answers before a byte is taken. Bytes are
+ * copied once: headers and small payloads into the parser's memory, data into the caller's.
+ *
+ *     header ─► find the request, check the part ─► payload ─► last part: is the answer whole? ─► settle
  */
 import { TidemarkError } from "../../errors.ts";
 import { accessRefused, brokenProtocol, type ClientAgreement, serverText } from "./client-handshake.ts";
@@ -27,7 +28,10 @@ export interface NbdStatus {
 
 /** Extents in one answer: nbdkit sends up to a Mi, 8 MiB on the wire. */
 const statusExtentsMax: number = 1024 * 1024;
-/** Parts, in any order, of which one read's data may have arrived apart from each other. Servers send them in order. */
+/**
+ * Parts, in any order, of which one read's data may have arrived apart from each other. Servers
+ * send them in order.
+ */
 const fragmentsMax = 1024;
 /** Error chunks that one request may be answered with. */
 const errorChunksMax = 64;
@@ -67,7 +71,10 @@ export function readOf(into: Uint8Array): ReadAnswer {
   return { kind: "read", into, coverage: new Coverage() };
 }
 
-/** One context's answer to a status request, checked when it arrived. Kept as it came: eight bytes an extent. */
+/**
+ * One context's answer to a status request, checked when it arrived. Kept as it came: eight bytes
+ * an extent.
+ */
 export class StatusReply {
   readonly #extents: DataView;
   readonly coveredBytes: number;
@@ -86,7 +93,10 @@ export class StatusReply {
   }
 }
 
-/** Cuts the stream of replies; `onSettled` hears of each request in `pending` whose answer is whole. */
+/**
+ * Parses the stream of replies; `onSettled` is called for each request in `pending` whose answer is
+ * whole.
+ */
 export class ReplyParser {
   readonly #pending: ReadonlyMap<number, Pending>;
   readonly #agreement: ClientAgreement;
@@ -241,11 +251,11 @@ export class ReplyParser {
   #pendingOf(): readonly [cookie: number, pending: Pending] {
     const cookie = Number(this.#header.readBigUInt64BE(8));
     const pending = this.#pending.get(cookie);
-    if (pending === undefined) throw this.#broken("it answers what nobody asked");
+    if (pending === undefined) throw this.#broken("it sends an answer without a request");
     return [cookie, pending];
   }
 
-  /** Where in the answer a part begins whose offset on the disk `head` starts with. */
+  /** Offset in the answer of a part; `head` starts with the part's offset on the disk. */
   #within(pending: Pending, head: Buffer, length: number): number {
     const offset = Number(head.readBigUInt64BE(0));
     if (length === 0 || offset < pending.offset || offset + length > pending.offset + pending.length) {
@@ -301,7 +311,10 @@ export class ReplyParser {
   }
 }
 
-/** Which parts of a read have arrived. Sorted, disjoint, neighbours joined: one part, as long as the server sends in order. */
+/**
+ * Which parts of a read have arrived. Sorted, disjoint, neighbours joined: one part, as long as the
+ * server sends in order.
+ */
 class Coverage {
   readonly #parts: { from: number; to: number }[] = [];
 

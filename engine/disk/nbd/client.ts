@@ -1,12 +1,15 @@
 /**
- * A client of one NBD export: reads and block status, many requests in flight, answered in any order.
+ * NBD client for one export: reads and block status, many requests in flight, answered in any
+ * order.
  *
- *     request ─► pending[cookie] ─► server ─► header ─► checked against what is pending ─► payload ─► the caller's memory
+ *     request ─► pending[cookie] ─► server ─► header ─► checked against pending ─► payload ─► caller's memory
  *
- * The server is not trusted. Every length is checked against the request it answers before a byte of it is taken; data go straight into
- * the memory of the caller, so that a server can make us hold no more than we asked for: 1 MiB a read in flight, and one list of extents a
- * status. Whatever does not fit ends the connection, and with it everything that is pending. An error that the server reports in
- * the protocol's own way ends its request only.
+ * The server is not trusted. Each length is checked against its request before a byte is taken, and
+ * data goes straight into the caller's memory. So the server makes the client hold at most what the
+ * client asked for: 1 MiB a read in flight, and one list of extents a status request.
+ *
+ * An answer that breaks the protocol ends the connection and every pending request. An error that
+ * the server reports within the protocol ends its own request only.
  */
 import type { Socket } from "node:net";
 import { TidemarkError } from "../../errors.ts";
@@ -26,7 +29,10 @@ import { command, requestBytes, transmissionMagic } from "./protocol.ts";
 const requestsInFlightMax = 16;
 /** A larger read is split, so that several parts are on their way at once. */
 const readBytesMax: number = 1024 * 1024;
-/** How much of the export one status request asks about. qemu-nbd and nbdkit answer with a beginning of it when that has many extents. */
+/**
+ * How much of the export one status request asks about. qemu-nbd and nbdkit answer with a beginning
+ * of it when that has many extents.
+ */
 const statusBytesMax: number = 1024 * 1024 * 1024;
 /** Status requests on their way ahead of what the caller has taken. */
 const statusAheadMax = 4;
@@ -90,8 +96,8 @@ export class NbdClient implements AsyncDisposable {
   }
 
   /**
-   * Fills `into` from `offset`. When it settles, nothing writes to `into` any more. Errors: SOURCE_UNREADABLE (the server cannot read it, or is
-   * gone), ACCESS_REFUSED.
+   * Fills `into` from `offset`. When it settles, nothing writes to `into` any more. Errors:
+   * SOURCE_UNREADABLE (the server cannot read it, or is gone), ACCESS_REFUSED.
    */
   async read(offset: number, into: Uint8Array): Promise<void> {
     const end = offset + into.byteLength;
@@ -108,8 +114,9 @@ export class NbdClient implements AsyncDisposable {
   }
 
   /**
-   * What `context` says of [offset, offset + length): sorted, without gaps, neighbours of equal flags joined. Errors: SOURCE_NOT_FOUND when the
-   * server has not granted the context, and those of `read`.
+   * What `context` says of [offset, offset + length): sorted, without gaps, neighbours of equal
+   * flags joined. Errors: SOURCE_NOT_FOUND when the server has not granted the context, and those
+   * of `read`.
    */
   async *status(context: string, offset: number, length: number): AsyncGenerator<NbdStatus, void, undefined> {
     const id = this.#agreement.contexts.get(context);
@@ -127,7 +134,7 @@ export class NbdClient implements AsyncDisposable {
       for (; next < end && ahead.length < statusAheadMax; next += statusBytesMax) {
         const to = Math.min(next + statusBytesMax, this.#alignedAbove(end));
         const reply = this.#statusOf(id, next, to - next);
-        // It is awaited below; should the caller stop before that, its failure is nobody's.
+        // It is awaited below; if the caller stops before that, its failure is ignored.
         reply.catch(() => undefined);
         ahead.push({ from: next, to, reply });
       }
@@ -146,7 +153,8 @@ export class NbdClient implements AsyncDisposable {
           }
           told = to;
         }
-        // A server may tell the beginning only; the next question starts at a multiple of its blocks again.
+        // A server may tell the beginning only; the next question starts at a multiple of its
+        // blocks again.
         const reached = at + reply.coveredBytes;
         if (reached >= asked.to) break;
         if (this.#alignedBelow(reached) === at)
@@ -182,7 +190,8 @@ export class NbdClient implements AsyncDisposable {
         clearTimeout(late);
         resolve();
       });
-      // Once it is handed to the system there is nothing left to say or to hear: the server does not answer it.
+      // Once it is handed to the system there is nothing left to say or to hear: the server does
+      // not answer it.
       socket.end(requestOf(command.disconnect, 0, 0, 0), () => socket.destroy());
     });
   }
@@ -232,13 +241,18 @@ export class NbdClient implements AsyncDisposable {
     return offset - (offset % this.#agreement.alignmentBytes);
   }
 
-  /** A size that is no multiple of the alignment ends in a part that can only be asked for as it is. */
+  /**
+   * A size that is no multiple of the alignment ends in a part that can only be asked for as it is.
+   */
   #alignedAbove(offset: number): number {
     const { alignmentBytes } = this.#agreement;
     return Math.min(Math.ceil(offset / alignmentBytes) * alignmentBytes, this.sizeBytes);
   }
 
-  /** Waits until a request may be sent. The request that follows gives the slot back when it is settled. */
+  /**
+   * Waits until a request may be sent. The request that follows gives the slot back when it is
+   * settled.
+   */
   async #slot(): Promise<void> {
     if (this.#free > 0) {
       this.#free -= 1;
@@ -289,7 +303,10 @@ export class NbdClient implements AsyncDisposable {
     if (fault !== undefined) this.#fail(fault);
   }
 
-  /** Ends the connection; everything pending and everything to come fails with the first fault, which is returned. */
+  /**
+   * Ends the connection; everything pending and everything to come fails with the first fault,
+   * which is returned.
+   */
   #fail(fault: TidemarkError): TidemarkError {
     if (this.#fault !== undefined) return this.#fault;
     this.#fault = fault;

@@ -1,10 +1,13 @@
 /**
- * An accepted connection that is read into buffers of our choice. Node gives every piece of input, 64 KiB at most, a buffer of its own: at
- * a gigabyte a second that is most of the work, in page faults, collected garbage and copies to where a payload becomes whole. For
- * connections that it makes itself, Node offers `onread` instead; for accepted ones nobody can ask, so the handle of an accepted
- * socket is moved to one that has it. Where that is not possible the accepted socket is used as it is.
+ * Accepted sockets with caller-owned input buffers.
  *
- * Until somebody takes the input, it arrives as a stream, as from any socket.
+ * Node allocates a buffer of up to 64 KiB for every piece of input. At 1 GB/s that allocation, its
+ * garbage collection and the copy to the payload's place are most of the work. Node offers `onread`
+ * (input into a buffer of the caller's) for connections that it makes, and not for those that it
+ * accepts. This file moves the handle of an accepted socket to a socket that has `onread`.
+ *
+ * The handle is undocumented. Where the move is not possible the accepted socket is used as it is.
+ * Until a reader takes over, input arrives as a stream, as from any socket.
  */
 import { Socket } from "node:net";
 
@@ -14,19 +17,28 @@ export interface Intake {
   place(): Buffer | undefined;
   /** `count` bytes have been put where they belong. */
   placed(count: number): void;
-  /** Input that nobody had a place for. Its bytes stay what they are until the next call, which does not come while the socket is paused. */
+  /**
+   * Input that arrived before a reader gave a buffer. Its bytes stay unchanged until the next call,
+   * which does not come while the socket is paused.
+   */
   receive(input: Buffer): void;
 }
 
 /** A handshake is small. */
 const streamBufferBytes: number = 16 * 1024;
-/** Requests of up to 128 KiB mostly come whole; the system's own buffer of a Unix socket holds about as much. */
+/**
+ * Requests of up to 128 KiB mostly come whole; the system's own buffer of a Unix socket holds about
+ * as much.
+ */
 const intakeBufferBytes: number = 256 * 1024;
 
 export class DirectSocket extends Socket {
   readonly #reader: Reader;
 
-  /** `accepted` as a socket that is read into buffers of our choice, or `accepted` itself where the runtime does not let us. */
+  /**
+   * `accepted` as a socket that is read into buffers of our choice, or `accepted` itself where the
+   * runtime does not let us.
+   */
   static over(accepted: Socket): Socket {
     // Not part of what Node documents: hence looked at before it is used.
     const handle: unknown = Reflect.get(accepted, "_handle");

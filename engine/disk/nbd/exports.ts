@@ -1,5 +1,5 @@
 /**
- * What a server offers. An export is a device under a name; all connections to it share the device, and so share its flushes.
+ * NBD exports: devices under names. All connections to an export share its device and its flushes.
  */
 import type { BlockDevice } from "../../device.ts";
 import { TidemarkError } from "../../errors.ts";
@@ -9,7 +9,9 @@ import { stringBytesMax } from "./protocol.ts";
 export interface NbdExport {
   /** At most 4096 bytes of UTF-8. May be empty: the export of clients that name none. */
   readonly name: string;
-  /** Belongs to the caller, who closes it after the export has been removed or the server closed. */
+  /**
+   * Belongs to the caller, which closes it after the export has been removed or the server closed.
+   */
   readonly device: BlockDevice;
   /** One sentence for people, shown by listings. */
   readonly description?: string;
@@ -67,7 +69,10 @@ export class ExportTable {
     return served;
   }
 
-  /** The export called `name`. Who names none gets the one without a name, or the only one there is. */
+  /**
+   * The export called `name`. A client that names none gets the export without a name, or the only
+   * export.
+   */
   find(name: string): ServedExport | undefined {
     const served = this.#byName.get(name);
     if (served !== undefined || name !== "" || this.#byName.size !== 1) return served;

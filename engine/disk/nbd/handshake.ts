@@ -1,9 +1,10 @@
 /**
- * The handshake of a connection, as fixed newstyle has it: a greeting, then options, each with a reply, until one of them chooses an
- * export. Nothing here is fast; everything is bounded: the length of an option, their number, what waits to be read by the client,
- * and, by its caller, the time.
+ * NBD server handshake (fixed newstyle): a greeting, then options with replies, until one option
+ * chooses an export.
  *
- * With TLS there is nothing to be had before it: every option but `startTls` and `abort` is refused.
+ * Everything is bounded: the length of an option, the number of options, the replies that the
+ * client has not read, and, by the caller, the time. With TLS configured, every option except
+ * `startTls` and `abort` is refused before the connection is encrypted.
  */
 import type { Socket } from "node:net";
 import { TLSSocket } from "node:tls";
@@ -29,21 +30,29 @@ import {
 } from "./protocol.ts";
 import { Wire } from "./wire.ts";
 
-/** Longer options are skipped and refused. A name of the greatest length with a hundred queries fits. */
+/**
+ * Longer options are skipped and refused. A name of the greatest length with a hundred queries
+ * fits.
+ */
 const optionBytesMax = 64 * 1024;
 
-/** Nobody needs so many. */
+/** More than any client needs. */
 const optionsMax = 256;
 
 /** Identifies `base:allocation` in replies to block status. */
 export const allocationContextId = 1;
 
-/** Turns a plain socket into a TLS one, or gives undefined when the client cannot prove who it is. */
+/**
+ * Turns a plain socket into a TLS one, or gives undefined if the client has no valid certificate.
+ */
 export type Secure = (socket: Socket) => Promise<Socket | undefined>;
 
 /** How a client and the server agreed to go on. */
 export interface Agreement {
-  /** The socket that carries the transmission: another one than the handshake began with, when it went over to TLS. */
+  /**
+   * The socket that carries the transmission: another one than the handshake began with, when it
+   * went over to TLS.
+   */
   readonly socket: Socket;
   /** What the client has sent behind the handshake already. */
   readonly early: Buffer;
@@ -53,7 +62,10 @@ export interface Agreement {
   readonly allocation: boolean;
 }
 
-/** Leads the handshake. Undefined when it ends without an export; the connection then closes as soon as the client has read the last reply. */
+/**
+ * Leads the handshake. Undefined when it ends without an export; the connection then closes as soon
+ * as the client has read the last reply.
+ */
 export async function negotiate(socket: Socket, table: ExportTable, secure: Secure | undefined): Promise<Agreement | undefined> {
   return new Handshake(socket, table, secure).run();
 }
@@ -67,7 +79,7 @@ class Handshake {
   #wire: Wire;
   #noZeroes = false;
   #structuredReplies = false;
-  /** The export whose allocation the client wants to be told. */
+  /** The export for which the client asked for block status. */
   #allocationOf: ServedExport | undefined;
 
   constructor(socket: Socket, table: ExportTable, secure: Secure | undefined) {
@@ -114,7 +126,8 @@ class Handshake {
     if (header?.readBigUInt64BE(0) !== handshakeMagic.option) return "end";
     const id = header.readUInt32BE(8);
     const length = header.readUInt32BE(12);
-    // Without fixed newstyle there is only one option, and no way to say that another one is not understood.
+    // Without fixed newstyle there is only one option, and no way to say that another one is not
+    // understood.
     if (!isFixed && id !== option.exportName) return "end";
     if (length > optionBytesMax) {
       if (id === option.exportName || !(await this.#wire.skip(length))) return "end";
@@ -159,7 +172,8 @@ class Handshake {
     if (id === option.abort) return this.#answer(id, data);
     if (id !== option.startTls) return this.#refuse(id, optionReply.errTlsReqd, "this server talks over TLS only");
     if (data.byteLength > 0) return this.#refuse(id, optionReply.errInvalid, "this option carries no data");
-    // What came before the encryption could be anybody's words and must not be taken for the client's.
+    // Input from before the encryption may have been injected on the network and is not taken for
+    // the client's.
     if (this.#wire.heldBytes > 0) return "end";
     await this.#reply(id, optionReply.ack);
     this.#wire.release();
@@ -217,7 +231,9 @@ class Handshake {
     return id === option.go ? served : "next";
   }
 
-  /** Lists or selects metadata contexts. A selection replaces the one before, also when it fails. */
+  /**
+   * Lists or selects metadata contexts. A selection replaces the one before, also when it fails.
+   */
   async #metaContexts(id: number, data: Buffer): Promise<Outcome> {
     const isSelection = id === option.setMetaContext;
     if (isSelection) this.#allocationOf = undefined;
@@ -226,7 +242,7 @@ class Handshake {
     const name = fields.text();
     const count = fields.uint32();
     const queries: string[] = [];
-    // Each query takes four bytes at least, so the option's length bounds the loop whatever the count says.
+    // Each query takes four bytes at least, so the option's length bounds the loop, not the count.
     let isWhole = name !== undefined;
     while (isWhole && fields.left > 0) {
       const query = fields.text();
@@ -279,7 +295,10 @@ class Handshake {
   }
 }
 
-/** The fields of an option's data, one after another; undefined where the data ends too early or is no text. */
+/**
+ * The fields of an option's data, one after another; undefined where the data ends too early or is
+ * no text.
+ */
 class Fields {
   readonly #data: Buffer;
   #at = 0;
@@ -316,7 +335,9 @@ class Fields {
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** The text of a string on the wire, undefined when it is none: too long, not UTF-8, or with a NUL. */
+/**
+ * The text of a string on the wire, undefined when it is none: too long, not UTF-8, or with a NUL.
+ */
 function textOf(bytes: Buffer): string | undefined {
   if (bytes.byteLength > stringBytesMax || bytes.includes(0)) return undefined;
   try {

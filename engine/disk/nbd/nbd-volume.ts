@@ -1,12 +1,14 @@
 /**
- * An NBD export as a volume: another machine's disk, a virtual machine's, or whatever qemu-nbd and nbdkit can open. Holes are told by
- * `base:allocation`; a dirty bitmap that QEMU keeps for the disk tells what has changed, so that a cycle reads nothing else.
+ * NBD export as a volume: a disk of another machine, or anything that qemu-nbd and nbdkit can open.
  *
- * Named by URI, as all NBD tools do (doc/uri.md of the NetworkBlockDevice project):
+ * `base:allocation` tells holes. A QEMU dirty bitmap tells what changed, so that a cycle reads
+ * nothing else.
+ *
+ * An export is named by URI, as NBD tools do (doc/uri.md of the NetworkBlockDevice project):
  *
  *     nbd://host[:port]/export      nbd+unix:///export?socket=PATH      the same with nbds for TLS
- *     ?tls-certificates=FOLDER      with ca-cert.pem, and client-cert.pem and client-key.pem when the server wants them
- *     ?tls-hostname=NAME            the name that the server's certificate bears, when it is not the host's
+ *     ?tls-certificates=FOLDER      holds ca-cert.pem, and client-cert.pem, client-key.pem if wanted
+ *     ?tls-hostname=NAME            the name in the server's certificate, if it is not the host's
  */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -18,7 +20,10 @@ import type { NbdConnectOptions, NbdTls } from "./client-handshake.ts";
 import { allocationContext, allocationFlag, type NbdEndpoint } from "./protocol.ts";
 
 export interface NbdVolumeOptions {
-  /** Contexts for `changed`, such as `qemu:dirty-bitmap:NAME`. A server tells only those that are asked for when we connect. */
+  /**
+   * Contexts for `changed`, such as `qemu:dirty-bitmap:NAME`. A server tells only those that are
+   * asked for when we connect.
+   */
   readonly bitmaps?: readonly string[] | undefined;
   /** How long the server may be silent while we wait for it, in ms. Default: 60 s. */
   readonly silenceMsMax?: number | undefined;
@@ -46,7 +51,10 @@ export class NbdVolume implements Volume, AsyncDisposable {
     this.#client = client;
   }
 
-  /** Connects to the export that `uri` names. Errors: INVALID_ARGUMENT (the URI, the certificates), and those of `NbdClient.connect`. */
+  /**
+   * Connects to the export that `uri` names. Errors: INVALID_ARGUMENT (the URI, the certificates),
+   * and those of `NbdClient.connect`.
+   */
   static async open(uri: string, options: NbdVolumeOptions = {}): Promise<NbdVolume> {
     const { endpoint, exportName, tls } = parseNbdUri(uri);
     const connect: NbdConnectOptions = {
@@ -69,7 +77,9 @@ export class NbdVolume implements Volume, AsyncDisposable {
     return this.#client.read(offset, into);
   }
 
-  /** All that does not read as zeros, as far as the server knows; everything, when it tells nothing. */
+  /**
+   * All that does not read as zeros, as far as the server knows; everything, when it tells nothing.
+   */
   async *allocated(sizeBytes: number): AsyncGenerator<Extent, void, undefined> {
     const length = Math.min(sizeBytes, this.#client.sizeBytes);
     if (!this.#client.hasContext(allocationContext)) {
@@ -80,14 +90,18 @@ export class NbdVolume implements Volume, AsyncDisposable {
   }
 
   /**
-   * What the bitmap marks as changed. Ranges are told whole, whether they hold data or not: a range that became a hole is a change
-   * too. Errors: SOURCE_NOT_FOUND when the export does not have this bitmap, SOURCE_UNREADABLE.
+   * What the bitmap marks as changed. Ranges are told whole, whether they hold data or not: a range
+   * that became a hole is a change too. Errors: SOURCE_NOT_FOUND when the export does not have this
+   * bitmap, SOURCE_UNREADABLE.
    */
   changed(bitmapContext: string): AsyncGenerator<Extent, void, undefined> {
     return this.#extents(bitmapContext, this.#client.sizeBytes, (flags) => (flags & dirtyFlag) !== 0);
   }
 
-  /** Nobody can write an export that is read-only through NBD; of any other we cannot tell whether it was still. */
+  /**
+   * A read-only export cannot be written through NBD. For any other it is unknown whether it was
+   * still.
+   */
   async endScan(): Promise<Consistency> {
     return this.#client.readOnly ? "crash" : "fuzzy";
   }
@@ -117,7 +131,10 @@ export class NbdVolume implements Volume, AsyncDisposable {
   }
 }
 
-/** Takes an NBD URI apart. Errors: INVALID_ARGUMENT, without repeating the URI, which may hold what is nobody's business. */
+/**
+ * Takes an NBD URI apart. Errors: INVALID_ARGUMENT, without repeating the URI, which may hold a
+ * secret.
+ */
 export function parseNbdUri(uri: string): NbdUri {
   if (!URL.canParse(uri)) throw invalidUri("it is no URI");
   const url = new URL(uri);

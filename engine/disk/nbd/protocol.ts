@@ -1,7 +1,9 @@
 /**
- * The words of the network block device protocol: magic numbers, options, commands, flags and errors, as the protocol document of
- * the NetworkBlockDevice project defines them, and how its fields are written. All integers on the wire are big-endian. Names follow
- * the document, without `NBD_`.
+ * NBD protocol constants: magic numbers, options, commands, flags, errors, and how fields are
+ * written.
+ *
+ * Source: doc/proto.md of the NetworkBlockDevice project. Names follow that document, without
+ * `NBD_`. All integers on the wire are big-endian.
  */
 
 /** Where a server listens and clients find it. */
@@ -79,7 +81,7 @@ export const chunkType = { none: 0, offsetData: 1, offsetHole: 2, blockStatus: 5
 /** Flag of the last chunk of a structured reply. */
 export const chunkFlagDone = 1;
 
-/** Error values on the wire, whatever the platform calls them. */
+/** Error values on the wire; they do not depend on the platform. */
 export const wireError = { perm: 1, io: 5, noMem: 12, inval: 22, noSpc: 28, overflow: 75, notSup: 95, shutdown: 108 } as const;
 
 /** Flags of a `base:allocation` descriptor. */
@@ -99,7 +101,10 @@ export const chunkHeaderBytes = 20;
 /** Strings (export names, queries, messages) are at most this long. */
 export const stringBytesMax = 4096;
 
-/** What a server of ours advertises: any alignment is served, whole granules best, and one request moves at most 32 MiB. */
+/**
+ * What a server of ours advertises: any alignment is served, whole granules best, and one request
+ * moves at most 32 MiB.
+ */
 export const blockBytesMin = 1;
 export const blockBytesPreferred = 4096;
 export const payloadBytesMax: number = 32 * 1024 * 1024;
@@ -116,7 +121,10 @@ export function uint32(value: number): Buffer {
   return bytes;
 }
 
-/** A string as the protocol carries it: its length in bytes, then UTF-8. That it has at most `stringBytesMax` is up to the caller. */
+/**
+ * A string as the protocol carries it: its length in bytes, then UTF-8. That it has at most
+ * `stringBytesMax` is up to the caller.
+ */
 export function lengthAndText(text: string): Buffer {
   const bytes = Buffer.from(text);
   return Buffer.concat([uint32(bytes.byteLength), bytes]);

@@ -1,6 +1,8 @@
 /**
- * Replies to requests, as the client agreed to have them: simple, or in structured chunks, which reads then need and which alone can
- * carry holes and block status. Requests without data in their reply are answered simply in both cases, as the protocol allows.
+ * NBD server replies: simple or structured, as the client negotiated.
+ *
+ * Structured replies are required for reads with holes and for block status. A request whose reply
+ * holds no data is answered with a simple reply in both cases, which the protocol allows.
  */
 import type { Socket } from "node:net";
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
@@ -25,7 +27,10 @@ const holeChunkBytes: number = chunkHeaderBytes + 12;
 const dataChunkHeadBytes: number = chunkHeaderBytes + offsetBytes;
 const descriptorBytes = 8;
 
-/** Data that was read in its own time is copied behind the other replies up to this length, and sent by itself above it. */
+/**
+ * Data that was read in its own time is copied behind the other replies up to this length, and sent
+ * by itself above it.
+ */
 const copiedBytesMax: number = 16 * 1024;
 
 /** What a person is told in a structured error. It names nothing of the server's own. */
@@ -77,7 +82,7 @@ export class Replies {
     this.#batch.commit(simpleReplyBytes);
   }
 
-  /** Answers a request that failed, whatever it was. */
+  /** Answers a failed request of any kind. */
   failure(cookie: Cookie, type: number, error: number): void {
     if (!this.#isStructured || (type !== command.read && type !== command.blockStatus)) {
       this.simple(cookie, error);
@@ -102,7 +107,10 @@ export class Replies {
     this.#batch.commit(chunkHeaderBytes);
   }
 
-  /** Answers a read with what `device` can give at once. False, having answered nothing, when it cannot. */
+  /**
+   * Answers a read with what `device` can give at once. False, having answered nothing, when it
+   * cannot.
+   */
   tryRead(request: Request, device: BlockDevice): boolean {
     const { offset, length } = request;
     const headBytes = this.#readHeadBytes;
@@ -130,8 +138,8 @@ export class Replies {
   }
 
   /**
-   * Answers a read in structured chunks, data and holes, with what `device` can give at once. `extents` cover the request. False,
-   * having answered nothing, when it cannot.
+   * Answers a read in structured chunks, data and holes, with what `device` can give at once.
+   * `extents` cover the request. False, having answered nothing, when it cannot.
    */
   trySparseRead(cookie: Cookie, device: BlockDevice, extents: readonly DeviceExtent[]): boolean {
     const replyBytes = extents.reduce((sum, { kind, length }) => sum + (kind === "hole" ? holeChunkBytes : dataChunkHeadBytes + length), 0);
@@ -172,7 +180,9 @@ export class Replies {
     this.#batch.commit(chunkHeaderBytes + payloadBytes);
   }
 
-  /** Lays down the head of a chunk that is not committed yet, and returns where its payload begins. */
+  /**
+   * Lays down the head of a chunk that is not committed yet, and returns where its payload begins.
+   */
   #chunk(cookie: Cookie, type: number, flags: number, payloadBytes: number): number {
     this.#batch.reserve(chunkHeaderBytes + payloadBytes);
     chunkHead(this.#batch.buffer, this.#batch.at, cookie, type, flags, payloadBytes);

@@ -1,18 +1,24 @@
 /**
- * The replies of one connection on their way to its socket. Replies to the requests of one turn are laid one behind the other into a
- * buffer, which goes out with one write; read data is put there by the device itself, so it is copied once, into the kernel.
+ * Batching of NBD replies: the replies of one event-loop turn leave with one write.
  *
- *     reserve ─► fill `buffer` from `at` on ─► commit … ─► flush        a reservation that is not committed is simply gone
+ *     reserve ─► fill `buffer` from `at` on ─► commit … ─► flush       an uncommitted reservation is dropped
  *
- * A buffer that the socket took at once, as it does while the client keeps up, is used again for the next turn. Otherwise it is the
- * socket's until all that waits there has been written, and meanwhile replies gather until it is worth another write.
+ * The device puts read data straight into the buffer, so it is copied once, into the kernel.
+ *
+ * If the socket takes the buffer at once, the next turn uses it again. Otherwise the buffer belongs
+ * to the socket until it is written; meanwhile replies gather in another until a write is
+ * worthwhile.
  */
 import type { Socket } from "node:net";
 
-/** Room for the replies of one turn: thirty 4 KiB reads. Larger replies get buffers of their own. */
+/**
+ * Room for the replies of one turn: thirty 4 KiB reads. Larger replies get buffers of their own.
+ */
 const batchBytes: number = 128 * 1024;
 
-/** Buffers are kept for reuse up to this sum; making a large one anew costs more than filling it. */
+/**
+ * Buffers are kept for reuse up to this sum; making a large one anew costs more than filling it.
+ */
 const spareBytesMax: number = 4 * 1024 * 1024;
 
 export class ReplyBatch {
@@ -61,7 +67,10 @@ export class ReplyBatch {
     if (this.#socket.writable) this.#socket.write(reply, this.#onWritten);
   }
 
-  /** Hands what has been laid down to the socket, unless it is little and the socket has not got rid of the last yet. */
+  /**
+   * Hands what has been laid down to the socket, unless it is little and the socket has not got rid
+   * of the last yet.
+   */
   flush(): void {
     const waits = this.#socket.writableLength > 0;
     if (!waits) this.#reclaim();

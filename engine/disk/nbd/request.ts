@@ -1,6 +1,8 @@
 /**
- * One request of a transmission, and whether it may be carried out at all. A connection has one such object and fills it again for
- * each request, because there are hundreds of thousands a second.
+ * NBD request: one request of a transmission, and whether the server may carry it out.
+ *
+ * A connection has one such object and fills it again for each request, because there are hundreds
+ * of thousands a second.
  */
 import type { Agreement } from "./handshake.ts";
 import { command, commandFlag, payloadBytesMax, transmissionMagic, wireError } from "./protocol.ts";
@@ -22,7 +24,10 @@ export function emptyRequest(): Request {
   return { cookieHigh: 0, cookieLow: 0, type: 0, flags: 0, offset: 0, length: 0 };
 }
 
-/** Offsets from 2^32 up are put together from halves; no bitwise operator comes near them. Above 2^53 they are rounded, and refused. */
+/**
+ * Offsets from 2^32 up are put together from halves; no bitwise operator comes near them. Above
+ * 2^53 they are rounded, and refused.
+ */
 const highHalf: number = 2 ** 32;
 
 /** Reads the request that begins at `at`. False when no request begins there. */
@@ -37,7 +42,10 @@ export function decodeRequest(into: Request, bytes: Buffer, at: number): boolean
   return true;
 }
 
-/** The error that `request` deserves before anything is done, or 0. What the protocol leaves open is decided as its other servers do. */
+/**
+ * The error that `request` deserves before anything is done, or 0. What the protocol leaves open is
+ * decided as its other servers do.
+ */
 export function refusalOf(request: Request, { served, structuredReplies, allocation }: Agreement): number {
   const { type, flags, offset, length } = request;
   const sizeBytes = served.device.sizeBytes;
@@ -59,7 +67,7 @@ export function refusalOf(request: Request, { served, structuredReplies, allocat
       if (served.readOnly) return wireError.perm;
       if (hasOther(flags, commandFlag.fua | commandFlag.noHole | commandFlag.fastZero)) return wireError.inval;
       if (isBeyondEnd) return wireError.noSpc;
-      // Old content may have to be saved first, so nobody is promised that zeroing is fast.
+      // Old content may have to be saved first, so fast zeroing is not promised.
       return hasFlag(flags, commandFlag.fastZero) ? wireError.notSup : 0;
     case command.blockStatus:
       if (!allocation || hasOther(flags, commandFlag.fua | commandFlag.reqOne)) return wireError.inval;

@@ -1,12 +1,15 @@
 /**
- * The NBD server: how operating systems, hypervisors and tools reach a disk of ours. It listens on a Unix socket or on TCP, leads each
- * client through the handshake and then serves the export that was chosen; what one client does wrong costs that client its
- * connection and nothing else. Exports come and go while it runs.
+ * NBD server: how operating systems, hypervisors and tools reach a disk of Tidemark.
  *
  *     listen ─► accept ─► negotiate (bounded time) ─► Transmission ─► closed
  *
- * Whoever reaches the socket reads and writes the disks. On a Unix socket that is who may open it, which is the owner (mode 0600); on
- * TCP everybody who reaches the port, unless TLS asks for certificates.
+ * The server listens on a Unix socket or on TCP. A client that breaks the protocol loses its
+ * connection; other clients are not affected. Exports can be added and removed while the server
+ * runs.
+ *
+ * Access: a client that reaches the socket can read and write the disks. A Unix socket is open to
+ * its owner only (mode 0600). A TCP port is open to every host that reaches it, unless TLS requires
+ * client certificates.
  */
 import { chmodSync } from "node:fs";
 import { lstat, unlink } from "node:fs/promises";
@@ -28,7 +31,10 @@ export interface NbdServerOptions {
   readonly tls?: NbdTls | undefined;
   /** Time for the whole handshake. Default: 10,000 ms. */
   readonly handshakeMsMax?: number | undefined;
-  /** Connections at one time; more are closed at once. A connection holds up to about 72 MiB. Default: 64. */
+  /**
+   * Connections at one time; more are closed at once. A connection holds up to about 72 MiB.
+   * Default: 64.
+   */
   readonly connectionsMax?: number | undefined;
 }
 
@@ -36,12 +42,17 @@ export interface NbdServerOptions {
 const graceMsDefault = 10_000;
 
 interface Connection {
-  /** The socket that the client came through; what carries the transmission may lie on top of it. */
+  /**
+   * The socket that the client came through; what carries the transmission may lie on top of it.
+   */
   readonly socket: Socket;
   /** Set from the handshake's end on. */
   served: ServedExport | undefined;
   transmission: Transmission | undefined;
-  /** Settles when the connection is closed and nothing of it is under way at the device any more. Never rejects. */
+  /**
+   * Settles when the connection is closed and nothing of it is under way at the device any more.
+   * Never rejects.
+   */
   done: Promise<void>;
 }
 
@@ -59,8 +70,8 @@ export class NbdServer implements AsyncDisposable {
   #closing: Promise<void> | undefined;
 
   /**
-   * Starts listening, with no export yet. Errors: INVALID_ARGUMENT (the address is taken or is none, the certificates do not fit),
-   * ACCESS_REFUSED.
+   * Starts listening, with no export yet. Errors: INVALID_ARGUMENT (the address is taken or is
+   * none, the certificates do not fit), ACCESS_REFUSED.
    */
   static async listen(options: NbdServerOptions): Promise<NbdServer> {
     const { listen, tls } = options;
@@ -96,8 +107,8 @@ export class NbdServer implements AsyncDisposable {
   }
 
   /**
-   * Offers `name` no more, and ends its connections once their requests under way are answered, by force after 10 s. A name that is
-   * not offered is no error.
+   * Offers `name` no more, and ends its connections once their requests under way are answered, by
+   * force after 10 s. A name that is not offered is no error.
    */
   async removeExport(name: string): Promise<void> {
     const served = this.#table.remove(name);
@@ -108,7 +119,10 @@ export class NbdServer implements AsyncDisposable {
     );
   }
 
-  /** Stops listening and ends every connection once its requests under way are answered, by force after `graceMs`. Idempotent. */
+  /**
+   * Stops listening and ends every connection once its requests under way are answered, by force
+   * after `graceMs`. Idempotent.
+   */
   close({ graceMs = graceMsDefault }: { readonly graceMs?: number } = {}): Promise<void> {
     this.#closing ??= this.#close(graceMs);
     return this.#closing;
@@ -135,7 +149,8 @@ export class NbdServer implements AsyncDisposable {
     }
     // TLS reads the accepted socket itself.
     const socket = this.#secure === undefined ? DirectSocket.over(accepted) : accepted;
-    // A connection that breaks has nothing more to be told, and what it costs shows in `close`, which always follows.
+    // A connection that breaks has nothing more to be told, and what it costs shows in `close`,
+    // which always follows.
     socket.on("error", () => socket.destroy());
     const connection: Connection = { socket, served: undefined, transmission: undefined, done: Promise.resolve() };
     this.#connections.add(connection);
@@ -167,7 +182,10 @@ export class NbdServer implements AsyncDisposable {
   }
 }
 
-/** Ends `connections`: in their own time first, by force after `graceMs`. What a device still does then, its closing waits for. */
+/**
+ * Ends `connections`: in their own time first, by force after `graceMs`. What a device still does
+ * then, its closing waits for.
+ */
 async function end(connections: readonly Connection[], graceMs: number): Promise<void> {
   for (const { socket, transmission } of connections) {
     if (transmission === undefined) socket.destroy();
@@ -192,8 +210,9 @@ function closed(socket: Socket): Promise<void> {
 }
 
 /**
- * Listens on a socket file, mode 0600. One that is there already is replaced if nobody answers at it; anything but a socket is left
- * alone. The file is made and restricted in one turn of the loop, so that nobody is accepted in between.
+ * Listens on a socket file, mode 0600. An existing socket is replaced if no server answers at it;
+ * anything but a socket is left alone. The file is made and restricted in one turn of the loop, so
+ * that no client is accepted in between.
  */
 async function listenOnPath(server: Server, path: string): Promise<void> {
   const restrict = (): void => {
@@ -240,7 +259,7 @@ function startListening(server: Server, where: ListenOptions, afterBind: () => v
   });
 }
 
-/** Whether `path` is a socket that refuses connections, as one does whose server is gone. */
+/** Whether `path` is a socket that refuses connections, which is so when its server is gone. */
 async function isDeadSocket(path: string): Promise<boolean> {
   if (!(await lstat(path)).isSocket()) return false;
   return new Promise((resolve, reject) => {
@@ -277,6 +296,6 @@ function addressOf(server: Server, listen: NbdEndpoint): NbdEndpoint {
 function warningsOf(listen: NbdEndpoint, isSecure: boolean): readonly string[] {
   if (listen.kind === "unix" || isSecure || /^(localhost|127\.\d+\.\d+\.\d+|::1)$/.test(listen.host)) return [];
   return [
-    `everybody who reaches ${listen.host}:${listen.port} can read and write the disks served there: set up TLS, or listen on 127.0.0.1 or a Unix socket`,
+    `every client that reaches ${listen.host}:${listen.port} can read and write the disks served there: set up TLS, or listen on 127.0.0.1 or a Unix socket`,
   ];
 }

@@ -1,6 +1,6 @@
 /**
- * TLS under a connection that began without it. Clients prove who they are: a certificate that our authority has not signed ends the
- * connection before anything was said.
+ * TLS for NBD connections (STARTTLS), with client certificates: a certificate that the configured
+ * authority has not signed ends the connection before the handshake goes on.
  */
 import type { Socket } from "node:net";
 import { createSecureContext, createServer, type TLSSocket } from "node:tls";
@@ -14,7 +14,10 @@ export interface NbdTls {
   readonly ca: Buffer | string;
 }
 
-/** Prepares the upgrade of sockets. Errors: INVALID_ARGUMENT (key, certificate and authority do not fit or are none). */
+/**
+ * Prepares the upgrade of sockets. Errors: INVALID_ARGUMENT (key, certificate and authority do not
+ * fit or are none).
+ */
 export function securing({ key, cert, ca }: NbdTls): Secure {
   const options = { key, cert, ca, minVersion: "TLSv1.2", requestCert: true, rejectUnauthorized: true } as const;
   try {
@@ -29,8 +32,8 @@ export function securing({ key, cert, ca }: NbdTls): Secure {
 }
 
 /**
- * A server that listens nowhere judges this one socket: of all of Node's interfaces, only a server refuses untrusted clients by
- * itself. Undefined when it refuses, or when the client leaves.
+ * A server that listens nowhere judges this one socket: of all of Node's interfaces, only a server
+ * refuses untrusted clients by itself. Undefined when it refuses, or when the client leaves.
  */
 function secured(socket: Socket, options: Parameters<typeof createServer>[0]): Promise<TLSSocket | undefined> {
   return new Promise((resolve) => {

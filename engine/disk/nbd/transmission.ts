@@ -1,14 +1,17 @@
 /**
- * The transmission of one connection: requests in, replies out. Requests are read where the socket put them. What the device can do
- * at once (`tryRead`, `tryWrite`) is done at once, without a promise; the rest goes on while the next requests are read, and is
- * answered when it is done, in any order. The replies of one turn leave together.
+ * NBD transmission: the requests of one connection in, the replies out.
  *
  *     socket ─► take a request ─► perform it ─┬─ at once ─────────────────► reply batch ─► socket
  *                                             └─ under way (a promise) ───┘
  *
- * Memory is bounded: no request is begun while too many are under way, while they hold too many bytes, or while the client leaves
- * too many replies unread; the socket is not read then. No turn is longer than a few ms of work, so that one client does not starve
- * the others. A client that breaks the protocol loses its connection, and only that.
+ * Requests are read where the socket put them. What the device can do at once (`tryRead`,
+ * `tryWrite`) is done at once, without a promise. The rest goes on while the next requests are
+ * read, and is answered when it is done, in any order. The replies of one turn leave together.
+ *
+ * Memory is bounded: while too many requests are under way, or hold too many bytes, or the client
+ * leaves too many replies unread, the server does not read the socket. A turn takes a few ms at
+ * most, so that one client does not starve the others. A client that breaks the protocol loses its
+ * connection only.
  */
 import type { Socket } from "node:net";
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
@@ -19,7 +22,9 @@ import { command, commandFlag, payloadBytesMax, requestBytes } from "./protocol.
 import { Replies, wireErrorOf } from "./replies.ts";
 import { type Cookie, decodeRequest, emptyRequest, hasFlag, type Request, refusalOf } from "./request.ts";
 
-/** What one connection may have under way; the request that goes beyond the bytes is still begun. */
+/**
+ * What one connection may have under way; the request that goes beyond the bytes is still begun.
+ */
 const requestsInFlightMax = 256;
 const bytesInFlightMax: number = payloadBytesMax;
 
@@ -35,7 +40,10 @@ const placedBytesMin: number = 64 * 1024;
 /** Buffers for payloads that are kept to be used again. */
 const spareBytesMax: number = 8 * 1024 * 1024;
 
-/** A turn ends after so many bytes were moved at once. A look at the device's map counts as a transfer of `mapLookBytes`. */
+/**
+ * A turn ends after so many bytes were moved at once. A look at the device's map counts as a
+ * transfer of `mapLookBytes`.
+ */
 const turnBytesMax: number = 4 * 1024 * 1024;
 const mapLookBytes: number = 64 * 1024;
 
@@ -55,7 +63,10 @@ export class Transmission implements Intake {
   readonly #socket: Socket;
   readonly #replies: Replies;
 
-  /** What came from the socket, valid while it is dealt with and while the socket is paused; what lies before `#at` has been dealt with. */
+  /**
+   * What came from the socket, valid while it is dealt with and while the socket is paused; what
+   * lies before `#at` has been dealt with.
+   */
   #input: Buffer = noBytes;
   #at = 0;
   #isPaused = false;
@@ -94,7 +105,10 @@ export class Transmission implements Intake {
     });
   }
 
-  /** Serves the client. Resolves when the connection is closed and nothing of it is under way at the device any more. Called once. */
+  /**
+   * Serves the client. Resolves when the connection is closed and nothing of it is under way at the
+   * device any more. Called once.
+   */
   run(): Promise<void> {
     if (this.#socket.destroyed) return Promise.resolve();
     return new Promise((resolve) => {
@@ -123,7 +137,8 @@ export class Transmission implements Intake {
   stop(): void {
     if (this.#isOver) return;
     this.#isOver = true;
-    // What still comes is read and dropped: closing with bytes unread would reset the connection, and lose the replies with it.
+    // What still comes is read and dropped: closing with bytes unread would reset the connection,
+    // and lose the replies with it.
     this.#input = noBytes;
     this.#payload = noBytes;
     this.#socket.resume();
@@ -224,7 +239,7 @@ export class Transmission implements Intake {
     }
     const request = this.#request;
     if (!isRequest) {
-      // Nobody knows where the next request begins.
+      // The start of the next request is unknown.
       this.#isOver = true;
       this.#input = noBytes;
       this.#socket.destroy();
@@ -255,7 +270,7 @@ export class Transmission implements Intake {
     this.#payload = this.#buffer(length);
   }
 
-  /** Takes what has come of a payload; that of a refused write is dropped, whatever its length. */
+  /** Takes what has arrived of a payload; the payload of a refused write is dropped. */
   #takePayload(): void {
     const { length } = this.#request;
     const count = Math.min(this.#payloadLeft, this.#input.byteLength - this.#at);
@@ -276,7 +291,10 @@ export class Transmission implements Intake {
     this.#write(payload.subarray(0, this.#request.length), payload);
   }
 
-  /** A buffer for a payload of `length`, in its full size from the start: pages that nothing was written to cost nothing. */
+  /**
+   * A buffer for a payload of `length`, in its full size from the start: pages that nothing was
+   * written to cost nothing.
+   */
   #buffer(length: number): Buffer {
     const index = this.#spares.findIndex(({ byteLength }) => byteLength >= length);
     const [spare] = index < 0 ? [] : this.#spares.splice(index, 1);
@@ -292,7 +310,10 @@ export class Transmission implements Intake {
 
   // ---- Commands ----
 
-  /** Writes `payload`. `owned` is the buffer to be used again afterwards; it is empty when the payload lies in what the socket gave. */
+  /**
+   * Writes `payload`. `owned` is the buffer to be used again afterwards; it is empty when the
+   * payload lies in what the socket gave.
+   */
   #write(payload: Buffer, owned: Buffer): void {
     const request = this.#request;
     const { offset, length } = request;
@@ -403,7 +424,10 @@ export class Transmission implements Intake {
     this.#replies.blockStatus(cookie, extents.length > 0 ? joined(extents) : [{ ...asked, kind: "data" }]);
   }
 
-  /** Answers the request that is being taken once `work`, which holds `bytes`, has settled. The work of a question answers its success itself. */
+  /**
+   * Answers the request that is being taken once `work`, which holds `bytes`, has settled. The work
+   * of a question answers its success itself.
+   */
   #answerLater(bytes: number, work: Promise<void>): void {
     this.#requestsInFlight += 1;
     this.#bytesInFlight += bytes;

@@ -1,6 +1,6 @@
 /**
- * A socket read in pieces of known length, for the handshake, where clarity counts and speed does not. It holds little: while more has
- * come than anybody asked for, the socket is not read.
+ * Exact-length reads from a socket, for the NBD handshakes. While more input is buffered than was
+ * asked for, the socket is paused.
  */
 import type { Socket } from "node:net";
 
@@ -27,17 +27,19 @@ export class Wire {
   constructor(socket: Socket) {
     this.socket = socket;
     this.#isOver = socket.destroyed;
-    // An error is followed by `close`; whoever owns the socket listens to it.
+    // An error is followed by `close`, to which the socket's owner listens.
     socket.on("data", this.#onData).on("end", this.#onOver).on("close", this.#onOver);
     socket.resume();
   }
 
-  /** Bytes that have come and that nobody has taken. */
+  /** Bytes that have arrived and have not been taken. */
   get heldBytes(): number {
     return this.#heldBytes;
   }
 
-  /** The next `count` bytes, at most 64 KiB, or undefined when the peer has gone before they came. */
+  /**
+   * The next `count` bytes, at most 64 KiB, or undefined when the peer has gone before they came.
+   */
   async take(count: number): Promise<Buffer | undefined> {
     while (this.#heldBytes < count) {
       if (this.#isOver) return undefined;
@@ -70,7 +72,9 @@ export class Wire {
     });
   }
 
-  /** Leaves the socket, paused, to somebody else, with the bytes that have come and that nobody has taken. */
+  /**
+   * Hands the socket over, paused, with the bytes that have arrived and have not been taken.
+   */
   release(): Buffer {
     this.socket.pause();
     this.socket.off("data", this.#onData).off("end", this.#onOver).off("close", this.#onOver);

@@ -1,7 +1,9 @@
 /**
- * Which file or device a path stands for, in a form that can be kept in a file and compared later: it answers whether a target is
- * the very thing that a disk was replicated from. In doubt it says yes, because the question guards against overwriting the
- * original.
+ * File identity: which file or device a path names, in a form that can be stored and compared
+ * later.
+ *
+ * It answers whether a restore target is the source that a disk was replicated from. In doubt the
+ * answer is yes, because the question guards the source against being overwritten.
  */
 import type { BigIntStats } from "node:fs";
 import { realpath, stat } from "node:fs/promises";
@@ -39,8 +41,8 @@ export function identityFrom(path: string, stats: BigIntStats): FileIdentity {
 }
 
 /**
- * True when both may be the same object: one path, one inode (hard links, bind mounts), or one device number. Device numbers change
- * across reboots, paths across mounts; either is enough.
+ * True when both may be the same object: one path, one inode (hard links, bind mounts), or one
+ * device number. Device numbers change across reboots, paths across mounts; either is enough.
  */
 export function sameObject(a: FileIdentity, b: FileIdentity): boolean {
   if (a.path === b.path) return true;

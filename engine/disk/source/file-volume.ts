@@ -1,18 +1,21 @@
 /**
- * A disk image file or block device as a volume: read-only, sized by what it is now, holes told by the file system.
+ * Image file or block device as a volume: read-only, holes told by the file system.
  *
- * How still it was between `beginScan` and `endScan` is judged from outside, without the help of whoever writes it:
+ * Whether the source was still between `beginScan` and `endScan` is judged from outside, without
+ * the help of its writers:
  *
- * - A file was still when size, modification time, change time and inode are the same before and after, and its path still names it.
- *   A second write within one tick of the file system's clock leaves the times as they are, so a file that changed a moment ago is first
- *   watched
- *   until its clock has moved on.
- * - A block device was still when nobody had mounted or claimed it at either end and the kernel's counters of writes and discards
- *   stand where they stood. Flushing the device first, at both ends, brings buffered writes into those counters.
+ * - A file was still if its size, modification time, change time and inode are the same before and
+ *   after, and its path still names it. A second write within one tick of the file system's clock
+ *   leaves the times unchanged. So a file that changed a moment ago is watched until the clock
+ *   ticks.
+ * - A block device was still if it was not mounted or claimed at either end and the kernel's
+ *   counters of writes and discards did not move. The device is flushed at both ends, which brings
+ *   buffered writes into the counters.
  *
- * What this cannot see: a process that keeps storing through a shared mapping into pages which were dirty before the scan began
- * moves no time stamp until the kernel writes them back; a write to a whole disk does not show in the counters of its partition.
- * Whoever has such writers takes a snapshot and replicates that. Every other doubt gives `fuzzy`.
+ * Not seen: a process that stores through a shared mapping into pages that were dirty before the
+ * scan began moves no time stamp until the kernel writes them back. A write to a whole disk does
+ * not show in the counters of its partition. For such writers, replicate a snapshot. Every other
+ * doubt gives `fuzzy`.
  */
 import { type BigIntStats, constants } from "node:fs";
 import { readFile, realpath, stat } from "node:fs/promises";
@@ -28,7 +31,10 @@ import { fileError, PositionalFile } from "./positional-file.ts";
 const tickMs = 50;
 /** Longer than the tick of file systems that count in one or two seconds. */
 const coarseTickMs = 2100;
-/** A change older than this lies behind every tick, even when the clock of a file server is some seconds off. */
+/**
+ * A change older than this lies behind every tick, even when the clock of a file server is some
+ * seconds off.
+ */
 const settledAfterMs = 10_000;
 /** How often a file may change while we wait for it to rest. */
 const watchesMax = 4;
@@ -50,11 +56,14 @@ export class FileVolume implements Volume {
     this.#identity = identity;
   }
 
-  /** Opens an image file or block device for reading. Errors: SOURCE_NOT_FOUND, ACCESS_REFUSED, SOURCE_UNREADABLE (a folder, a pipe, …). */
+  /**
+   * Opens an image file or block device for reading. Errors: SOURCE_NOT_FOUND, ACCESS_REFUSED,
+   * SOURCE_UNREADABLE (a folder, a pipe, …).
+   */
   static async open(path: string): Promise<FileVolume> {
     try {
-      // Looked at first, because opening a pipe would wait for its writer; and again when it is open, because it may have been
-      // exchanged.
+      // Looked at first, because opening a pipe would wait for its writer; and again when it is
+      // open, because it may have been exchanged.
       kindOf(path, await stat(path, { bigint: true }));
       const file = await PositionalFile.open(path, constants.O_RDONLY | ((constants.O_NONBLOCK as number | undefined) ?? 0));
       try {
@@ -98,7 +107,8 @@ export class FileVolume implements Volume {
     }
     if (count === into.byteLength) return;
     throw new TidemarkError("SOURCE_SHRUNK", `the source ${this.description} ended at byte ${String(offset + count)} while it was read`, {
-      remedy: "let whatever shortened it finish, then replicate again; a disk that was made smaller for good needs a new disk name",
+      remedy:
+        "wait until the program that shortened it has finished, then replicate again; replicate a disk that stays smaller under a new disk name",
       detail: { path: this.description, offset: offset + count, wantedBytes: into.byteLength - count },
     });
   }
@@ -146,14 +156,17 @@ export class FileVolume implements Volume {
       if (waitMs === 0) return fileMark(stats);
       await delay(waitMs);
       const later = await this.#stat();
-      // Nothing moved for longer than a tick: whatever is written from now on carries a later time.
+      // Nothing moved for longer than a tick: a write from now on carries a later time.
       if (fileMark(later) === fileMark(stats)) return fileMark(later);
       stats = later;
     }
     return undefined;
   }
 
-  /** Whether the path still leads to what we have open: a file that was replaced by a rename was not read at one instant of the disk. */
+  /**
+   * Whether the path still leads to what we have open: a file that was replaced by a rename was not
+   * read at one instant of the disk.
+   */
   async #stillNamed(): Promise<boolean> {
     try {
       const now = identityFrom(this.#identity.path, await stat(this.description, { bigint: true }));
@@ -166,9 +179,9 @@ export class FileVolume implements Volume {
 }
 
 /**
- * How long a file with these times has to be watched before a later write is sure to change them: 0 when its last change lies far
- * back. The clock that stamps it may be a server's, so a time in the future counts as recent, and whole seconds as the mark of a
- * coarse clock.
+ * How long a file with these times has to be watched before a later write is sure to change them: 0
+ * when its last change lies far back. The clock that stamps it may be a server's, so a time in the
+ * future counts as recent, and whole seconds as the mark of a coarse clock.
  */
 export function restMs(stats: Pick<BigIntStats, "ctimeNs">, nowMs: number): number {
   const ageMs = nowMs - Number(stats.ctimeNs / 1_000_000n);
@@ -180,11 +193,15 @@ function fileMark(stats: BigIntStats): StillnessMark {
   return [stats.dev, stats.ino, stats.size, stats.mtimeNs, stats.ctimeNs].join(" ");
 }
 
-/** Size, writes and discards of a device that nobody else uses; undefined when it is in use or the kernel does not count. */
+/**
+ * Size, writes and discards of a device that no other program uses; undefined if it is in use or
+ * the kernel does not count.
+ */
 async function deviceMark(file: PositionalFile): Promise<StillnessMark | undefined> {
   if (process.platform !== "linux") return undefined;
   try {
-    // On a block device O_EXCL asks for a claim, and fails with EBUSY when a mount, a volume group or another claimant has it.
+    // On a block device O_EXCL asks for a claim, and fails with EBUSY when a mount, a volume group
+    // or another claimant has it.
     const claim = await PositionalFile.open(file.path, constants.O_RDONLY | constants.O_EXCL);
     await claim.close();
     await file.sync();
@@ -196,8 +213,8 @@ async function deviceMark(file: PositionalFile): Promise<StillnessMark | undefin
     ]);
     const writesUnderWay = underWay.trim().split(/\s+/)[1];
     if (counting.trim() !== "1" || writesUnderWay !== "0") return undefined;
-    // Sectors written and sectors discarded (Documentation/block/stat.rst); requests are not compared, because our own flush counts
-    // as one.
+    // Sectors written and sectors discarded (Documentation/block/stat.rst); requests are not
+    // compared, because our own flush counts as one.
     const fields = counters.trim().split(/\s+/);
     return `${String(await deviceBytes(file))} ${fields[6] ?? "-"} ${fields[13] ?? "-"}`;
   } catch (error) {
@@ -215,20 +232,26 @@ async function readFirst(path: string, otherwise: string): Promise<string> {
   }
 }
 
-/** Where Linux tells about the block device of this number: 12 bits of major, 20 of minor number, spread as in `gnu_dev_major`. */
+/**
+ * Where Linux tells about the block device of this number: 12 bits of major, 20 of minor number,
+ * spread as in `gnu_dev_major`.
+ */
 export function sysfsFolder(rdev: bigint): string {
   const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & 0xfffff000n);
   const minor = (rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n);
   return `/sys/dev/block/${String(major)}:${String(minor)}`;
 }
 
-/** Size of an open block device, which `fstat` gives as 0. Errors: SOURCE_UNREADABLE when nobody tells. */
+/**
+ * Size of an open block device, which `fstat` gives as 0. Errors: SOURCE_UNREADABLE if the system
+ * does not tell it.
+ */
 export async function deviceBytes(file: PositionalFile): Promise<number> {
   const calls = libc();
   const sought = calls?.lseek(file.fd, 0, seekEnd);
   if (sought !== undefined && "value" in sought && sought.value > 0) return sought.value;
   try {
-    // Counted in sectors of 512 bytes, whatever the device's own are.
+    // Counted in sectors of 512 bytes; the device's own sector size does not matter.
     return Number(await readFile(`${sysfsFolder((await file.stat()).rdev)}/size`, "utf8")) * 512;
   } catch (error) {
     throw fileError(error, {
@@ -264,7 +287,10 @@ function* wholeVolume(sizeBytes: number): Generator<Extent, void, undefined> {
   if (sizeBytes > 0) yield { offset: 0, length: sizeBytes };
 }
 
-/** The same extents as an asynchronous sequence: the port is asynchronous for volumes that have to ask over a network. */
+/**
+ * The same extents as an asynchronous sequence: the port is asynchronous for volumes that have to
+ * ask over a network.
+ */
 function asynchronous(extents: Iterator<Extent, void, undefined>): AsyncIterable<Extent> {
   return {
     [Symbol.asyncIterator]: () => ({

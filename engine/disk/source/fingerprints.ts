@@ -1,19 +1,23 @@
 /**
- * The local memory of what a disk looked like at one recovery point: a keyed 16-byte fingerprint per granule, all zeros for a
- * granule of zeros. With it the next scan tells changed granules from unchanged ones without asking the vault.
+ * Fingerprint file: a local cache of what a disk held at one recovery point. It stores a keyed
+ * 16-byte fingerprint for each granule, all zeros for a granule of zeros. A scan compares with it
+ * to find changed granules without asking the vault.
  *
- * It is a cache and never trusted. It is bound to vault, disk, point and volume size; header, table and every page carry a CRC-32;
- * and any doubt makes `open` give a reason instead of a reader, or `page` throw DAMAGED, upon which the caller recomputes the
- * fingerprints from the vault. That is why nothing here is fsynced: a file torn by a power failure is found out, and costs one
- * slower cycle. The file is written under a temporary name and gets its own only when it is whole.
+ * It is a cache and is never trusted. It is bound to vault, disk, point and volume size. Header,
+ * table and pages each carry a CRC-32. On any doubt `open` gives a reason instead of a reader, or
+ * `page` throws DAMAGED, and the caller computes the fingerprints from the vault. So nothing here
+ * is synced: a file that a power failure tore is detected and costs one slower cycle. The file is
+ * written under a temporary name and renamed when it is whole.
  *
  *     0            header, 4096 bytes, little-endian
- *                    0 magic "TMFINGER" · 8 version u32 · 12 CRC of the table u32 · 16 volume bytes u64 · 24 seed 2 × u32
- *                    32 vault id, disk, point: each u16 length and UTF-8 · 4092 CRC of [0, 4092) u32
+ *                    0 magic "TMFINGER" · 8 version u32 · 12 CRC of the table u32 · 16 volume bytes u64
+ *                    24 seed 2 × u32 · 32 vault id, disk, point: each u16 length and UTF-8
+ *                    4092 CRC of [0, 4092) u32
  *     4096         pages of 64 KiB, 4096 granules each; a page of zeros is never written, it stays a hole
- *     behind them  table: per page u32, 0 for a page of zeros, else its CRC (1 where the CRC happens to be 0)
+ *     behind them  table: per page u32, 0 for a page of zeros, else its CRC (1 if the CRC is 0)
  *
- * A dense 1 TiB disk has 4 GiB of fingerprints and 256 KiB of table; of a sparse one only the pages that hold something exist.
+ * Size: 4 GiB of fingerprints and 256 KiB of table for a dense 1 TiB disk. A sparse disk has only
+ * the pages that hold something.
  */
 import { constants } from "node:fs";
 import { readdir, rename, rm } from "node:fs/promises";
@@ -44,7 +48,10 @@ let writersMade = 0;
 /** A 64-bit seed as two unsigned 32-bit halves. */
 export type FingerprintSeed = readonly [number, number];
 
-/** What a file of fingerprints is about. Each text is at most 1000 bytes of UTF-8; `point` becomes part of a file name. */
+/**
+ * What a file of fingerprints is about. Each text is at most 1000 bytes of UTF-8; `point` becomes
+ * part of a file name.
+ */
 export interface FingerprintBinding {
   readonly vaultId: string;
   readonly disk: string;
@@ -59,8 +66,8 @@ export function fingerprintPath(folder: string, point: string): string {
 }
 
 /**
- * Removes the fingerprints of every other point, and what killed runs left half written. Called after the commit; the disk has one
- * writer.
+ * Removes the fingerprints of every other point, and what killed runs left half written. Called
+ * after the commit; the disk has one writer.
  */
 export async function removeOthers(folder: string, keepPoint: string): Promise<void> {
   const kept = filePrefix + keepPoint;
@@ -96,8 +103,8 @@ export class FingerprintReader {
   }
 
   /**
-   * Opens the file when it is whole and about exactly this; otherwise says in a few words why it cannot be used. Never throws for
-   * what the file is.
+   * Opens the file when it is whole and about exactly this; otherwise says in a few words why it
+   * cannot be used. Never throws for what the file is.
    */
   static async open(
     path: string,
@@ -146,8 +153,8 @@ export class FingerprintReader {
   }
 
   /**
-   * The 64 KiB of fingerprints of granules [index × 4096, (index + 1) × 4096), zeros behind the volume's end. The bytes are shared
-   * with other callers: read only. Errors: DAMAGED.
+   * The 64 KiB of fingerprints of granules [index × 4096, (index + 1) × 4096), zeros behind the
+   * volume's end. The bytes are shared with other callers: read only. Errors: DAMAGED.
    */
   page(index: number): Promise<Uint8Array> {
     const crc = this.#table[index];
@@ -189,9 +196,10 @@ export class FingerprintReader {
 }
 
 /**
- * Writes the fingerprints of a point that is being made. `put` copies into the page that is being filled and never waits; full
- * pages are written behind it, and the caller awaits `drain` now and then to bound them. A failed write surfaces in `drain` and
- * `finish`: NO_SPACE, ACCESS_REFUSED or TARGET_FAILED; the caller then goes on without.
+ * Writes the fingerprints of a point that is being made. `put` copies into the page that is being
+ * filled and never waits; full pages are written behind it, and the caller awaits `drain` now and
+ * then to bound them. A failed write surfaces in `drain` and `finish`: NO_SPACE, ACCESS_REFUSED or
+ * TARGET_FAILED; the caller then goes on without.
  */
 export class FingerprintWriter {
   readonly #folder: string;
@@ -241,8 +249,8 @@ export class FingerprintWriter {
   }
 
   /**
-   * Notes the fingerprints of the granules from `firstGranule` on: 16 bytes each, copied at once. Calls come in ascending order;
-   * granules that are left out are zero.
+   * Notes the fingerprints of the granules from `firstGranule` on: 16 bytes each, copied at once.
+   * Calls come in ascending order; granules that are left out are zero.
    */
   put(firstGranule: number, bytes: Uint8Array): void {
     if (firstGranule < this.#nextGranule || bytes.byteLength % fingerprintBytes !== 0) {
@@ -272,17 +280,24 @@ export class FingerprintWriter {
     this.#nextGranule = granule;
   }
 
-  /** Resolves when fewer than 16 pages (1 MiB) are on their way to the file. Errors: that of the first write that failed. */
+  /**
+   * Resolves when fewer than 16 pages (1 MiB) are on their way to the file. Errors: that of the
+   * first write that failed.
+   */
   async drain(): Promise<void> {
     while (this.#inFlight.size >= pagesInFlightMax) await Promise.race(this.#inFlight);
     if (this.#failure !== undefined) throw this.#failure;
   }
 
-  /** Completes the file and gives it its name; returns its path. On failure nothing but the temporary file is left, for `discard`. */
+  /**
+   * Completes the file and gives it its name; returns its path. On failure nothing but the
+   * temporary file is left, for `discard`.
+   */
   finish(about: { readonly point: string; readonly volumeBytes: number }): Promise<string> {
     if (this.#ended !== undefined) return Promise.reject(new TidemarkError("INTERNAL", "the fingerprints are finished already"));
     const finishing = this.#finish(about.point, about.volumeBytes);
-    // Kept apart from the caller's promise, so that a later `discard` waits for the outcome without taking over the error.
+    // Kept apart from the caller's promise, so that a later `discard` waits for the outcome without
+    // taking over the error.
     this.#ended = finishing.then(
       () => true,
       () => undefined,
@@ -290,7 +305,10 @@ export class FingerprintWriter {
     return finishing;
   }
 
-  /** Gives up: closes and removes the temporary file. After a successful `finish`, and the second time, it does nothing. */
+  /**
+   * Gives up: closes and removes the temporary file. After a successful `finish`, and the second
+   * time, it does nothing.
+   */
   async discard(): Promise<void> {
     const before = this.#ended;
     if ((await before) === true) return;
@@ -308,7 +326,7 @@ export class FingerprintWriter {
     }
   }
 
-  /** Sends the page being filled on its way and notes its CRC. */
+  /** Begins writing the page that was being filled, and notes its CRC. */
   #seal(): void {
     const bytes = this.#bytes;
     this.#bytes = undefined;

@@ -1,6 +1,9 @@
 /**
- * One call at a time for many callers. Whoever comes while a call is under way cannot share it, because it may have passed already what
- * they care for; so they wait for the next, which all who came meanwhile share.
+ * Call coalescing (group commit): one call at a time for many callers.
+ *
+ * A caller that arrives while a call runs cannot share it, because that call may already have
+ * passed what the caller needs. It waits for the next call, which all callers that arrived
+ * meanwhile share.
  */
 
 /** Groups the calls of one function. */

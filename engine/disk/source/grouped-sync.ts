@@ -1,8 +1,8 @@
 /**
- * fdatasync for many callers, grouped: the kernel may have passed a caller's pages when a sync is under way already.
+ * Grouped fdatasync: concurrent callers share one sync that began after all of them asked.
  *
- * A sync that failed is never repeated with success: the kernel marks the pages that it could not write as clean, so that the next
- * fdatasync would report a health that is not there.
+ * A sync that failed is final. The kernel marks pages that it could not write as clean, so a second
+ * fdatasync would succeed although the data is lost.
  */
 import { systemCode, TidemarkError } from "../../errors.ts";
 import { GroupedCalls } from "./grouped-calls.ts";
@@ -20,7 +20,10 @@ export class GroupedSync {
     this.#path = path;
   }
 
-  /** When it resolves, what had been written when it was called is durable. Errors: DEVICE_FAILED, from the first failure on for good. */
+  /**
+   * When it resolves, what had been written when it was called is durable. Errors: DEVICE_FAILED,
+   * from the first failure on for good.
+   */
   sync(): Promise<void> {
     return this.#failure === undefined ? this.#syncs.run() : Promise.reject(this.#failure);
   }
@@ -43,7 +46,7 @@ export class GroupedSync {
       `cannot make ${this.#path} durable: writes since its last flush may be lost (${errno ?? "?"})`,
       {
         remedy:
-          "stop whoever writes it, check the device and the space on it, then bring the disk back from the newest point or check its content",
+          "stop the programs that write it, check the device and its free space, then restore the disk from the newest point or check its content",
         detail: { path: this.#path, errno },
         cause,
       },

@@ -1,8 +1,13 @@
 /**
- * The system calls that Node lacks and that we cannot do without: `lseek`, to ask a file system for holes and a device for its
- * size, and `flock`, the only lock that dies with its holder; on Linux also `preadv2`, which reads what is cached and never waits,
- * `fallocate`, which gives space back, and `posix_fadvise`, which stops read-ahead. They are reached through koffi, which ships its
- * binary; where it cannot be loaded, or the platform has other calls, `libc()` is undefined and every caller has a slower or plainer way.
+ * System calls that Node lacks, through koffi.
+ *
+ * - `lseek`: holes of a file, size of a device
+ * - `flock`: a lock that the kernel drops when its holder dies
+ * - on Linux: `preadv2` (reads what is cached and never waits), `fallocate` (gives space back),
+ *   `posix_fadvise` (stops read-ahead)
+ *
+ * Where koffi cannot be loaded or the platform lacks a call, `libc()` is undefined and each caller
+ * has a slower or plainer way.
  */
 import { createRequire } from "node:module";
 import type * as Koffi from "koffi";
@@ -11,17 +16,26 @@ import type * as Koffi from "koffi";
 export type CallResult = { readonly value: number } | { readonly errno: number };
 
 export interface Libc {
-  /** Moves the position of `fd`. Harmless to us: every read and write here names its own position. */
+  /**
+   * Moves the position of `fd`. Harmless to us: every read and write here names its own position.
+   */
   lseek(fd: number, offset: number, whence: number): CallResult;
   flock(fd: number, operation: number): CallResult;
   /**
-   * Reads what the page cache holds of the range and never waits for a disk: the count may be short, and nothing cached is
-   * `wouldBlock`. `into` must not be empty. Absent where the C library has no preadv2.
+   * Reads what the page cache holds of the range and never waits for a disk: the count may be
+   * short, and nothing cached is `wouldBlock`. `into` must not be empty. Absent where the C library
+   * has no preadv2.
    */
   readonly readCached?: ((fd: number, offset: number, into: Uint8Array) => CallResult) | undefined;
-  /** Changes how the range is allocated, on a thread of the pool, because it may take seconds. Absent where the C library has no fallocate. */
+  /**
+   * Changes how the range is allocated, on a thread of the pool, because it may take seconds.
+   * Absent where the C library has no fallocate.
+   */
   readonly fallocate?: ((fd: number, mode: number, offset: number, length: number) => Promise<CallResult>) | undefined;
-  /** Has the kernel read nothing ahead for this open file. Absent where the C library has no posix_fadvise. */
+  /**
+   * Has the kernel read nothing ahead for this open file. Absent where the C library has no
+   * posix_fadvise.
+   */
   readonly adviseRandom?: ((fd: number) => CallResult) | undefined;
   readonly seekData: number;
   readonly seekHole: number;
@@ -32,10 +46,16 @@ export interface Libc {
 export const seekEnd = 2;
 /** LOCK_EX | LOCK_NB: take the lock or fail at once. */
 export const lockExclusiveAtOnce = 6;
-/** Modes of `fallocate` (linux/falloc.h), each with FALLOC_FL_KEEP_SIZE: make a hole; make zeros that stay allocated. */
+/**
+ * Modes of `fallocate` (linux/falloc.h), each with FALLOC_FL_KEEP_SIZE: make a hole; make zeros
+ * that stay allocated.
+ */
 export const punchHole = 0x03;
 export const zeroRange = 0x11;
-/** Linux's numbers of the errors with which a file system says that it does not know a call or a mode of it. */
+/**
+ * Linux's numbers of the errors with which a file system says that it does not know a call or a
+ * mode of it.
+ */
 export const unsupportedErrnos: readonly number[] = [22 /* EINVAL */, 38 /* ENOSYS */, 95 /* EOPNOTSUPP */];
 
 /** Where `off_t` is 32 bits wide a plain `lseek` could not name an offset above 2 GiB. */
@@ -73,7 +93,8 @@ function bind(): Libc | undefined {
       errno: { noMoreData: 6, wouldBlock: linux ? 11 : 35 },
     };
   } catch {
-    // A native addon may fail to load in any number of ways; each means the same to us: this machine does not offer the calls.
+    // A native addon may fail to load in any number of ways; each means the same to us: this
+    // machine does not offer the calls.
     return undefined;
   }
 }
@@ -105,7 +126,8 @@ function bindFallocate(koffi: typeof Koffi, self: Koffi.LibraryHandle): Libc["fa
   return (fd, mode, offset, length) =>
     new Promise((resolve, reject) => {
       fallocate.async(fd, mode, offset, length, (error: unknown, value: number) => {
-        // koffi carries the errno of the pool's thread over to this callback, in which it has to be asked for.
+        // koffi carries the errno of the pool's thread over to this callback, in which it has to be
+        // asked for.
         if (error !== null && error !== undefined) reject(error instanceof Error ? error : new Error("fallocate could not be called"));
         else resolve(value < 0 ? { errno: koffi.errno() } : { value });
       });
@@ -126,7 +148,9 @@ function bindAdviseRandom(self: Koffi.LibraryHandle): Libc["adviseRandom"] {
   };
 }
 
-/** A C library may lack a call (musl before 1.2.5 has no preadv2), which must not cost the others. */
+/**
+ * A C library may lack a call (musl before 1.2.5 has no preadv2), which must not cost the others.
+ */
 function funcIfThere(self: Koffi.LibraryHandle, declaration: string): ReturnType<Koffi.LibraryHandle["func"]> | undefined {
   try {
     return self.func(declaration);

@@ -1,54 +1,62 @@
 /**
- * An image file or block device that is read and written while it is protected: the bottom of every live disk.
+ * Live file: the image file or block device below a protected disk, read and written at once.
  *
- * Most requests are small and are answered by the page cache, so they are done at once, in the caller's turn of the event loop; what
- * might wait for a disk goes to the thread pool instead, because a loop that waits serves nobody:
+ * Most requests are small and answered by the page cache. Those are done synchronously, in the
+ * caller's turn of the event loop. A request that might wait for the disk goes to the thread pool.
  *
- * - Reads ask with RWF_NOWAIT, which gives what is cached and refuses the rest. Where the file system does not know it, every read
- *   takes the long way; except on tmpfs, which has no disk to wait for.
- * - Writes go to the page cache with a plain write. It waits when the kernel throttles us (too many dirty pages), when it must read the
- *   rest of a page first, or when a longer call holds the file's lock. So only whole pages are written at once, none while such a
- *   call is under way, and after a write that took long the others go the long way for a moment.
+ * - Reads use RWF_NOWAIT, which returns what is cached and refuses the rest. Where the file system
+ *   does not know the flag, every read goes to the thread pool, except on tmpfs, which has no disk.
+ * - Writes go to the page cache with a plain write. Such a write waits if the kernel throttles
+ *   dirty pages, if it must read the rest of a page first, or if a longer call holds the file's
+ *   lock. So only whole pages are written synchronously, none while such a call is under way, and
+ *   after one slow write the following ones go to the thread pool for a moment.
  *
- * Nothing is durable before `flush`. A flush that failed is never repeated with success: the kernel forgets the pages that it could
- * not write, so a later fdatasync would report health that is not there.
+ * Durability: nothing is durable before `flush`. A flush that failed is final: the kernel forgets
+ * the pages that it could not write, so a later fdatasync would succeed although the data is lost.
  *
- * One writer: an image file is locked with flock(2), a device is claimed (O_EXCL), which also fails while it is mounted and keeps others
- * from mounting it.
+ * One writer: an image file is locked with flock(2). A device is claimed with O_EXCL, which fails
+ * while the device is mounted and keeps others from mounting it.
  */
-import fs, { type BigIntStats, constants } from "node:fs";
-import { realpath, stat, statfs } from "node:fs/promises";
+import fs, { type BigIntStats } from "node:fs";
 import { getSystemErrorName } from "node:util";
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
 import { systemCode, TidemarkError } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
 import type { Extent, Volume } from "../../volume.ts";
-import { type FileIdentity, identityFrom } from "./file-identity.ts";
+import type { FileIdentity } from "./file-identity.ts";
 import { deviceBytes } from "./file-volume.ts";
 import { GroupedSync } from "./grouped-sync.ts";
 import { allocatedExtents } from "./holes.ts";
-import { type Libc, libc, lockExclusiveAtOnce, punchHole, unsupportedErrnos, zeroRange } from "./libc.ts";
-import { fileError, PositionalFile } from "./positional-file.ts";
+import { type Libc, libc, punchHole, unsupportedErrnos, zeroRange } from "./libc.ts";
+import { type OpenImage, openImage } from "./open-image.ts";
+import { fileError, type PositionalFile } from "./positional-file.ts";
 
-/** Larger requests take the long way: copying 128 KiB takes some 10 µs, about what a turn through the pool costs. */
+/**
+ * Larger requests take the long way: copying 128 KiB takes some 10 µs, about what a turn through
+ * the pool costs.
+ */
 const atOnceBytesMax: number = 128 * 1024;
 /** A call into the page cache that took longer than this met something other than memory. */
 const slowMs = 10;
 /**
- * After that its kind takes the long way for so many times as long. So a kernel that throttles, in pauses of up to 200 ms, holds the loop up for a
- * ninth of the time, and a busy machine that took the processor away for a moment costs little.
+ * After that its kind takes the long way for so many times as long. So a kernel that throttles, in
+ * pauses of up to 200 ms, holds the loop up for a ninth of the time, and a busy machine that took
+ * the processor away for a moment costs little.
  */
 const longWayTimes = 8;
-/** Reads up to this are taken to be random ones. Whoever goes through a disk asks for more at a time: kernels read ahead by 128 KiB. */
+/**
+ * Reads up to this size count as random. A sequential reader asks for more at a time: kernels read
+ * ahead by 128 KiB.
+ */
 const scatteredBytesMax: number = 64 * 1024;
 /** One fallocate covers at most this, which bounds how long it holds the file's lock. */
 const fallocateBytesMax: number = 1024 * 1024 * 1024;
 /** Zeros are written in pieces of this. */
 const zeroPiece: Uint8Array = new Uint8Array(1024 * 1024);
-/** Types that statfs(2) gives file systems which live in memory: tmpfs, ramfs. */
-const memoryFileSystems: readonly number[] = [0x01021994, 0x858458f6];
 
-/** What a live file asks of the system besides a `PositionalFile`; tests put faults in its place. */
+/**
+ * What a live file asks of the system besides a `PositionalFile`; tests put faults in its place.
+ */
 export interface LiveFileSystem {
   readonly libc: Libc | undefined;
   /** As `fs.writeSync`: returns how much was written, throws Node's own error. */
@@ -68,7 +76,10 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
   readonly description: string;
   readonly readOnly: boolean;
   readonly #file: PositionalFile;
-  /** The same file for reads here and there, without read-ahead; where that cannot be had, `#file` itself. */
+  /**
+   * The same file for reads here and there, without read-ahead; where that cannot be had, `#file`
+   * itself.
+   */
   readonly #scattered: PositionalFile;
   readonly #kind: "file" | "device";
   readonly #identity: FileIdentity;
@@ -79,65 +90,51 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
   #sizeBytes = 0;
   #writeLongUntilMs = 0;
   #readLongUntilMs = 0;
-  /** Until then nobody asks the file system where data lies. */
+  /** Until then the file system is not asked where data lies. */
   #mapUnaskedUntilMs = 0;
-  /** Calls under way that may hold the file's lock for long: large writes, changes of allocation. */
+  /**
+   * Calls under way that may hold the file's lock for long: large writes, changes of allocation.
+   */
   #lockHolders = 0;
-  /** Calls under way that take several steps; a close waits for them before it closes to single steps. */
+  /**
+   * Calls under way that take several steps; a close waits for them before it closes to single
+   * steps.
+   */
   readonly #operations = new Set<Promise<void>>();
   readonly #unsupportedModes = new Set<number>();
   #closing: Promise<void> | undefined;
 
-  private constructor(parts: LiveFileParts) {
-    this.description = parts.file.path;
-    this.readOnly = parts.readOnly;
-    this.#file = parts.file;
-    this.#scattered = parts.scattered;
-    this.#kind = parts.kind;
-    this.#identity = parts.identity;
-    this.#system = parts.system;
-    if (parts.system.libc?.readCached !== undefined && !parts.inMemory) this.#readsAtOnce = "cached";
-    else this.#readsAtOnce = parts.inMemory ? "plain" : "never";
-    this.#syncs = new GroupedSync(() => parts.system.datasync(parts.file), parts.file.path);
+  private constructor(image: OpenImage, system: LiveFileSystem) {
+    const { file, inMemory } = image;
+    this.description = file.path;
+    this.readOnly = image.readOnly;
+    this.#file = file;
+    this.#scattered = image.scattered;
+    this.#kind = image.kind;
+    this.#identity = image.identity;
+    this.#system = system;
+    if (system.libc?.readCached !== undefined && !inMemory) this.#readsAtOnce = "cached";
+    else this.#readsAtOnce = inMemory ? "plain" : "never";
+    this.#syncs = new GroupedSync(() => system.datasync(file), file.path);
   }
 
   /**
-   * Opens an image file or block device that exists. Errors: SOURCE_NOT_FOUND, SOURCE_UNREADABLE (a folder, a pipe, …), ACCESS_REFUSED,
-   * WRITER_ACTIVE (another process, or another part of this one, has it open for writing or, a device, mounted), UNSUPPORTED (nobody can
-   * lock a file on this platform).
+   * Opens an image file or block device that exists. Errors: SOURCE_NOT_FOUND, SOURCE_UNREADABLE (a
+   * folder, a pipe, …), ACCESS_REFUSED, WRITER_ACTIVE (another process, or another part of this
+   * one, has it open for writing or, a device, mounted), UNSUPPORTED (no file locks on this
+   * platform).
    */
   static async open(path: string, options: LiveFileOptions = {}): Promise<LiveFile> {
     const system: LiveFileSystem = { ...ownSystem(), ...options.system };
-    const readOnly = options.readOnly ?? false;
+    const image = await openImage(path, options.readOnly ?? false, system.libc);
+    const live = new LiveFile(image, system);
     try {
-      // Looked at first, because opening a pipe would wait, and because a device is opened with a claim; and again when it is open,
-      // because it may have been exchanged.
-      const kind = kindOf(path, await stat(path, { bigint: true }));
-      const claim = kind === "device" && !readOnly ? constants.O_EXCL : 0;
-      const nonBlocking = (constants.O_NONBLOCK as number | undefined) ?? 0;
-      const file = await PositionalFile.open(path, (readOnly ? constants.O_RDONLY : constants.O_RDWR) | claim | nonBlocking);
-      try {
-        const stats = await file.stat();
-        if (kindOf(path, stats) !== kind) throw exchanged(path);
-        if (!readOnly && kind === "file") lock(file, system.libc);
-        const inMemory = kind === "file" && memoryFileSystems.includes((await statfs(path)).type);
-        const identity = identityFrom(await realpath(path), stats);
-        const scattered = await openScattered(file, system.libc);
-        const live = new LiveFile({ file, scattered, kind, identity, readOnly, inMemory, system });
-        try {
-          await live.refreshSize();
-        } catch (error) {
-          if (scattered !== file) await scattered.close();
-          throw error;
-        }
-        return live;
-      } catch (error) {
-        await file.close();
-        throw error;
-      }
+      await live.refreshSize();
     } catch (error) {
-      throw openFailure(path, error);
+      await live.close();
+      throw error;
     }
+    return live;
   }
 
   /** Size as of the last `refreshSize`. */
@@ -225,8 +222,9 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
   }
 
   /**
-   * As `BlockDevice.extents`. What nobody can tell counts as data; zeros that were allocated and never written may be told as a hole. One
-   * question to the file system per extent, about a microsecond; but tmpfs looks at every page, so one that took long is not repeated for a while.
+   * As `BlockDevice.extents`. An unknown range counts as data; zeros that were allocated and
+   * never written may be told as a hole. One question to the file system per extent, about a
+   * microsecond; but tmpfs looks at every page, so one that took long is not repeated for a while.
    */
   extents(offset: number, length: number, countMax: number): DeviceExtent[] {
     if (this.#closing !== undefined) throw this.#closed();
@@ -249,7 +247,10 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
     return this.#identity;
   }
 
-  /** Looks how large it is now, and returns that. Errors: SOURCE_SHRUNK, which leaves the size as it was known; SOURCE_UNREADABLE. */
+  /**
+   * Looks how large it is now, and returns that. Errors: SOURCE_SHRUNK, which leaves the size as it
+   * was known; SOURCE_UNREADABLE.
+   */
   async refreshSize(): Promise<number> {
     const sizeBytes = this.#kind === "device" ? await deviceBytes(this.#file) : Number((await this.#stat()).size);
     if (sizeBytes < this.#sizeBytes) throw this.#shrunk(sizeBytes);
@@ -258,9 +259,10 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
   }
 
   /**
-   * A read-only view, valid until the file is closed, for reading all of it or here and there: then nothing is read ahead, which would be most of the work, and
-   * in a sparse file fill the cache with zeros. It tells nothing of stillness, so a scan of it alone is fuzzy. Closing the
-   * view does not close the file.
+   * A read-only view, valid until the file is closed, for reading all of it or here and there: then
+   * nothing is read ahead, which would be most of the work, and in a sparse file fill the cache
+   * with zeros. It tells nothing of stillness, so a scan of it alone is fuzzy. Closing the view
+   * does not close the file.
    */
   volume(access: "whole" | "scattered"): Volume {
     return {
@@ -322,7 +324,9 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
     return length > scatteredBytesMax ? this.#file : this.#scattered;
   }
 
-  /** On a file system in memory only swapping can make a read wait; that is measured, like writes. */
+  /**
+   * On a file system in memory only swapping can make a read wait; that is measured, like writes.
+   */
   #tryPlainRead(offset: number, into: Uint8Array): boolean {
     const startedMs = this.#system.now();
     if (startedMs < this.#readLongUntilMs) return false;
@@ -337,7 +341,9 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
     }
   }
 
-  /** Until when calls take the long way after one that was made at once and began at `startedMs`. */
+  /**
+   * Until when calls take the long way after one that was made at once and began at `startedMs`.
+   */
   #longWayUntil(startedMs: number): number {
     const endedMs = this.#system.now();
     return endedMs - startedMs > slowMs ? endedMs + longWayTimes * (endedMs - startedMs) : 0;
@@ -353,7 +359,10 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
     await this.#writeZeros(end, offset + length - end);
   }
 
-  /** Applies `mode` to `range` as far as the system knows how; returns what is left to do some other way. */
+  /**
+   * Applies `mode` to `range` as far as the system knows how; returns what is left to do some other
+   * way.
+   */
   async #allocate(mode: number, range: Extent): Promise<Extent> {
     let { offset, length } = range;
     while (length > 0) {
@@ -426,7 +435,7 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
 
   #shrunk(endBytes: number): TidemarkError {
     return new TidemarkError("SOURCE_SHRUNK", `${this.description} ends at byte ${endBytes}, before its ${this.#sizeBytes} bytes`, {
-      remedy: "let whatever shortened it bring it back to its size; a disk that was made smaller for good needs a new disk name",
+      remedy: "bring it back to its size; protect a disk that stays smaller under a new disk name",
       detail: { path: this.description, offset: endBytes, sizeBytes: this.#sizeBytes },
     });
   }
@@ -441,31 +450,6 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
   }
 }
 
-interface LiveFileParts {
-  readonly file: PositionalFile;
-  readonly scattered: PositionalFile;
-  readonly kind: "file" | "device";
-  readonly identity: FileIdentity;
-  readonly readOnly: boolean;
-  readonly inMemory: boolean;
-  readonly system: LiveFileSystem;
-}
-
-/** Opens an open file again, whatever its name has come to mean; where that cannot be had, gives it back. */
-async function openScattered(file: PositionalFile, calls: Libc | undefined): Promise<PositionalFile> {
-  if (calls?.adviseRandom === undefined) return file;
-  let again: PositionalFile;
-  try {
-    again = await PositionalFile.open(`/proc/self/fd/${file.fd}`, constants.O_RDONLY);
-  } catch (error) {
-    if (systemCode(error) === undefined) throw error;
-    return file; // no /proc, or no right to read the file by its mode
-  }
-  if ("value" in calls.adviseRandom(again.fd)) return again;
-  await again.close();
-  return file;
-}
-
 function ownSystem(): LiveFileSystem {
   return {
     libc: libc(),
@@ -477,7 +461,10 @@ function ownSystem(): LiveFileSystem {
 
 const interruptedErrno = 4;
 
-/** A signal may interrupt a call on a network or FUSE file system; it did nothing for good, so it is made again. */
+/**
+ * A signal may interrupt a call on a network or FUSE file system; it did nothing for good, so it is
+ * made again.
+ */
 async function uninterrupted<Result>(call: () => Promise<Result>): Promise<Result> {
   for (;;) {
     try {
@@ -498,61 +485,4 @@ function wholeGranules(offset: number, length: number): Extent {
 async function* dataExtents(extents: Iterable<Extent> | undefined, sizeBytes: number): AsyncGenerator<Extent, void, undefined> {
   if (extents !== undefined) yield* extents;
   else if (sizeBytes > 0) yield { offset: 0, length: sizeBytes };
-}
-
-function lock(file: PositionalFile, calls: Libc | undefined): void {
-  if (calls === undefined) {
-    throw new TidemarkError(
-      "UNSUPPORTED",
-      `${file.path} cannot be locked on this platform, so it cannot be protected while it is written`,
-      {
-        remedy: "run the agent on Linux or macOS on a 64-bit processor",
-        detail: { path: file.path },
-      },
-    );
-  }
-  const result = calls.flock(file.fd, lockExclusiveAtOnce);
-  if (!("errno" in result)) return;
-  if (result.errno === calls.errno.wouldBlock) throw writerActive(file.path, "is open for writing elsewhere");
-  const name = getSystemErrorName(-result.errno);
-  throw new TidemarkError("UNSUPPORTED", `${file.path} cannot be locked: its file system answers ${name}`, {
-    remedy: "keep the image on a file system that supports flock",
-    detail: { path: file.path, errno: name },
-  });
-}
-
-function writerActive(path: string, fact: string): TidemarkError {
-  return new TidemarkError("WRITER_ACTIVE", `${path} ${fact}`, {
-    remedy: "stop the other agent or program that has it open, or unmount it, then start again",
-    detail: { path },
-  });
-}
-
-function exchanged(path: string): TidemarkError {
-  return new TidemarkError("SOURCE_UNREADABLE", `${path} was exchanged while it was opened`, { remedy: "try again", detail: { path } });
-}
-
-function kindOf(path: string, stats: BigIntStats): "file" | "device" {
-  if (stats.isFile()) return "file";
-  if (stats.isBlockDevice()) return "device";
-  const kind = stats.isDirectory() ? "a folder" : "neither a file nor a block device";
-  throw new TidemarkError("SOURCE_UNREADABLE", `${path} is ${kind}`, {
-    remedy: "name a disk image file or a block device",
-    detail: { path },
-  });
-}
-
-function openFailure(path: string, error: unknown): TidemarkError {
-  const errno = systemCode(error);
-  if (errno === "EBUSY" || errno === "ETXTBSY") return writerActive(path, "is mounted or claimed by another program");
-  if (errno === "ENOENT" || errno === "ENOTDIR" || errno === "ENXIO" || errno === "ENODEV" || errno === "ENOMEDIUM") {
-    const fact = errno === "ENOENT" || errno === "ENOTDIR" ? "does not exist" : "names a device that is not there";
-    return new TidemarkError("SOURCE_NOT_FOUND", `${path} ${fact}`, { remedy: "check the path", detail: { path, errno }, cause: error });
-  }
-  return fileError(error, {
-    code: "SOURCE_UNREADABLE",
-    what: `cannot open ${path}`,
-    remedy: "check the device that holds it",
-    detail: { path },
-  });
 }

@@ -1,14 +1,15 @@
 /**
- * The local state folder: caches that make the next cycle cheap, never anything that a point depends on. One folder per vault and
- * disk:
+ * Local state folder: caches that make the next cycle cheap. No point depends on them. One folder
+ * per vault and disk:
  *
  *     STATE/<vault id>/dedup-index
- *     STATE/<vault id>/<disk>/fingerprints-<point id>      what the disk held at that point
- *     STATE/<vault id>/<disk>/source.json                  what it was replicated from, so that nobody restores over it unasked
- *     STATE/<vault id>/<disk>/tracking                     of a protected disk: what may have changed since its newest points
- *     STATE/vaults/<checksum of the address>               a copy of the vault's document, for when the store cannot be reached
+ *     STATE/<vault id>/<disk>/fingerprints-<point id>   what the disk held at that point
+ *     STATE/<vault id>/<disk>/source.json               the source, so that no restore overwrites it unasked
+ *     STATE/<vault id>/<disk>/tracking                  protected disk: what may have changed since its newest points
+ *     STATE/vaults/<checksum of the address>            copy of the vault's document, for an unreachable store
  *
- * Trouble with it never fails a cycle: it is reported and the cycle goes on without.
+ * A failure here never fails a cycle: it is reported as a notice and the cycle goes on without the
+ * cache.
  */
 import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
 import path from "node:path";
@@ -50,7 +51,10 @@ export class LocalState {
     this.diskFolder = this.vaultFolder === undefined ? undefined : path.join(this.vaultFolder, encodeDiskName(options.disk));
   }
 
-  /** Fingerprints of exactly this point, or undefined, with a notice that says why when there should have been some. */
+  /**
+   * Fingerprints of exactly this point, or undefined, with a notice that says why when there should
+   * have been some.
+   */
   async openPrints(point: string): Promise<Reader | undefined> {
     const { vault, disk, onNotice } = this.#options;
     const reason = await this.#openPrints(point, vault, disk);
@@ -71,7 +75,10 @@ export class LocalState {
     }
   }
 
-  /** Starts a fingerprint file. Without a folder, or when it cannot be written, what it is given is dropped. */
+  /**
+   * Starts a fingerprint file. Without a folder, or when it cannot be written, what it is given is
+   * dropped.
+   */
   async createPrints(seed: readonly [number, number]): Promise<PrintSink> {
     const folder = this.diskFolder;
     if (folder === undefined) return noPrints;
@@ -177,7 +184,10 @@ export const noPrints: PrintSink = {
   discard: () => Promise.resolve(),
 };
 
-/** The copy of a vault's document that the state folder keeps. A folder that cannot be written keeps none; a copy that is damaged is none. */
+/**
+ * The copy of a vault's document that the state folder keeps. A folder that cannot be written keeps
+ * none; a copy that is damaged is none.
+ */
 export function documentCopy(
   folder: string | undefined,
   address: string,

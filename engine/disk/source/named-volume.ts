@@ -1,10 +1,10 @@
-/** A volume of which a cycle looks at a part only, because somebody knows what has changed. */
+/** Volume of named extents: a cycle reads only the ranges that a change list names. */
 import { granuleBytes } from "../../limits.ts";
 import type { Extent, Volume } from "../../volume.ts";
 
 /**
- * `volume`, of which only `extents` are looked at, and what it has grown by since the parent. Extents are widened to granules and cut
- * off at the volume's end.
+ * `volume`, of which only `extents` are looked at, and what it has grown by since the parent.
+ * Extents are widened to granules and cut off at the volume's end.
  */
 export function namedVolume(volume: Volume, extents: Iterable<Extent> | AsyncIterable<Extent>, parentBytes: number): Volume {
   const amend = volume.amend?.bind(volume);

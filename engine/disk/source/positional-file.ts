@@ -1,7 +1,9 @@
 /**
- * An open file that is read and written at positions, by many callers at once. It exists because a descriptor must never be closed
- * while a call is under way: the system may hand its number to another file. So `close` waits for the calls that are under way and
- * refuses later ones. The callback forms on a bare descriptor, one promise around all of a range, spare the objects that
+ * Positional file: one open file, read and written at offsets by many callers at once.
+ *
+ * A descriptor must not be closed while a call uses it, because the system may give its number to
+ * another file. So `close` waits for the calls under way and refuses later ones. It uses the
+ * callback forms on a bare descriptor, one promise for a whole range, which spares the objects that
  * `FileHandle` makes per call.
  */
 import fs from "node:fs";
@@ -19,7 +21,10 @@ export class PositionalFile {
     this.path = path;
   }
 
-  /** Opens `path` with the flags of open(2). Rejects with Node's own error: only the caller knows what the path means. */
+  /**
+   * Opens `path` with the flags of open(2). Rejects with Node's own error: only the caller knows
+   * what the path means.
+   */
   static async open(path: string, flags: number, mode = 0o666): Promise<PositionalFile> {
     const fd = await new Promise<number>((resolve, reject) => {
       fs.open(path, flags, mode, (error, opened) => {
@@ -30,7 +35,10 @@ export class PositionalFile {
     return new PositionalFile(fd, path);
   }
 
-  /** Fills `into` from `offset` as far as the file goes; returns the bytes read, fewer than asked for only at the end of the file. */
+  /**
+   * Fills `into` from `offset` as far as the file goes; returns the bytes read, fewer than asked
+   * for only at the end of the file.
+   */
   read(offset: number, into: Uint8Array): Promise<number> {
     return this.#run<number>((settle, fail) => {
       let done = 0;
@@ -153,7 +161,10 @@ export class PositionalFile {
   }
 }
 
-/** How a failed file call is told to the user: the fact, and what to do when the cause is none of those that we know by name. */
+/**
+ * How a failed file call is told to the user: the fact, and what to do when the cause is none of
+ * those that we know by name.
+ */
 export interface FileFailure {
   readonly code: ErrorCode;
   /** Starts the message: names the object and what was tried, as in `cannot read /dev/sdb`. */
@@ -162,7 +173,10 @@ export interface FileFailure {
   readonly detail?: ErrorDetail;
 }
 
-/** Translates a system error once: a full disk is NO_SPACE, missing rights are ACCESS_REFUSED, anything else is `failure.code`. */
+/**
+ * Translates a system error once: a full disk is NO_SPACE, missing rights are ACCESS_REFUSED,
+ * anything else is `failure.code`.
+ */
 export function fileError(cause: unknown, failure: FileFailure): TidemarkError {
   if (cause instanceof TidemarkError) return cause;
   const errno = systemCode(cause);

@@ -1,13 +1,16 @@
 /**
- * How an image lies at rest, in a form that can be kept: when it is the same later, nobody has written it meanwhile.
+ * Quiescence signature: the state of an image at rest, in a form that can be stored. If the
+ * signature is the same later, no program has written the image meanwhile.
  *
- * A file bears times. A block device bears none, but Linux counts the sectors that are written to it and discarded
- * (Documentation/block/stat.rst), from zero at each boot. So the mark of a device holds for one boot, and for one life of the device:
- * its `diskseq` is another one after it was unplugged, or attached to another file.
+ * A file has time stamps. A block device has none, but Linux counts the sectors written and
+ * discarded (Documentation/block/stat.rst), from zero at each boot. So the signature of a device is
+ * valid for one boot and one attachment: `diskseq` changes when the device is unplugged or attached
+ * to another file.
  *
- * Sectors are compared, not requests: every change has sectors, while a flush that writes nothing counts as a request, our own too. What
- * is not counted is not seen: writes to what a mapped device, an array or a virtual machine's disk is made of, and commands that
- * go past the block layer (SG_IO). For a loop device its file's times are looked at, too.
+ * Sectors are compared, not requests: every change has sectors, while a flush that writes nothing
+ * counts as a request. Not seen: writes to the devices below a mapped device, an array or a virtual
+ * machine's disk, and commands that bypass the block layer (SG_IO). For a loop device the time
+ * stamps of its file are compared too.
  */
 import { constants, readdirSync, readFileSync } from "node:fs";
 import { readFile, realpath, stat } from "node:fs/promises";
@@ -19,18 +22,25 @@ import { fileError, PositionalFile } from "./positional-file.ts";
 
 export interface QuiescenceSignature {
   readonly sizeBytes: number;
-  /** At most `restSignatureCharactersMax` digits, small letters, spaces and hyphens, to be compared as a whole. */
+  /**
+   * At most `restSignatureCharactersMax` digits, small letters, spaces and hyphens, to be compared
+   * as a whole.
+   */
   readonly signature: string;
 }
 
 export const restSignatureCharactersMax = 400;
 
-/** So often the counters of a disk are read, until none of its other partitions was written meanwhile: some 10 µs a partition each time. */
+/**
+ * So often the counters of a disk are read, until none of its other partitions was written
+ * meanwhile: some 10 µs a partition each time.
+ */
 const readingsMax = 50;
 
 /**
- * How the image lies now; undefined when nobody can tell. To be asked when no write of ours is under way. What others left in a device's page
- * cache is written first, so that it counts. Errors: SOURCE_UNREADABLE, ACCESS_REFUSED, NO_SPACE (below a thin device).
+ * The signature of the image now; undefined if it is unknown. The caller has no write under way.
+ * Data that other programs left in a device's page cache is written first, so that it counts.
+ * Errors: SOURCE_UNREADABLE, ACCESS_REFUSED, NO_SPACE (below a thin device).
  */
 export async function quiescenceSignature(image: FileIdentity): Promise<QuiescenceSignature | undefined> {
   try {
@@ -40,7 +50,10 @@ export async function quiescenceSignature(image: FileIdentity): Promise<Quiescen
   }
 }
 
-/** Inode and device are no part of it: who compares knows which file it is, and device numbers change across reboots. */
+/**
+ * Inode and device are not part of it: the caller knows which file it is, and device numbers change
+ * across reboots.
+ */
 async function fileMark(path: string): Promise<QuiescenceSignature> {
   const { size, mtimeNs, ctimeNs } = await stat(path, { bigint: true });
   return { sizeBytes: Number(size), signature: `modified ${String(mtimeNs)} changed ${String(ctimeNs)}` };
@@ -76,7 +89,8 @@ async function deviceSignature(rdev: bigint): Promise<string | undefined> {
     const { ino, size, mtimeNs, ctimeNs } = await stat(backing, { bigint: true });
     return `${signature} on ${[ino, size, mtimeNs, ctimeNs].join(" ")}`;
   } catch (error) {
-    // No such counters, or a loop device whose file has lost its name: nobody can tell, which costs a comparison.
+    // No such counters, or a loop device whose file has lost its name: the answer is unknown, which
+    // costs a comparison.
     if (systemCode(error) !== undefined) return undefined;
     throw error;
   }
@@ -88,9 +102,10 @@ interface Sectors {
 }
 
 /**
- * What was changed on the disk at `disk` in sysfs, except for what was written through partitions that have no sector in common with
- * `partition`: the disk may be written around its partitions, while the system's own partition beside ours is written all the time.
- * A disk counts what goes through its partitions, too. Undefined when that cannot be told.
+ * What was changed on the disk at `disk` in sysfs, except for what was written through partitions
+ * that have no sector in common with `partition`: the disk may be written around its partitions,
+ * while the system's own partition beside ours is written all the time. A disk counts what goes
+ * through its partitions, too. Undefined when that cannot be told.
  */
 function sectorsChanged(disk: string, partition: string | undefined): Sectors | undefined {
   const apart = partition === undefined ? [] : partitionsApart(disk, partition);
@@ -106,7 +121,10 @@ function sectorsChanged(disk: string, partition: string | undefined): Sectors | 
   return undefined;
 }
 
-/** Folders of the other partitions of `disk` that do not overlap with `partition`, as extended ones do. */
+/**
+ * Folders of the other partitions of `disk` that do not overlap with `partition`, as extended ones
+ * do.
+ */
 function partitionsApart(disk: string, partition: string): string[] {
   const range = (folder: string): { start: number; end: number } => {
     const [start, size] = ["start", "size"].map((name) => Number(readFileSync(`${folder}/${name}`, "utf8")));
@@ -130,7 +148,10 @@ function sumOf(folders: readonly string[]): Sectors {
   };
 }
 
-/** Read at once, not by the thread pool: sysfs lies in memory, and counters of one moment are wanted. */
+/**
+ * Read at once, not by the thread pool: sysfs lies in memory, and counters of one moment are
+ * wanted.
+ */
 function countersOf(folder: string): Sectors & { readonly requests: number } {
   const fields = readFileSync(`${folder}/stat`, "utf8").trim().split(/\s+/).map(Number);
   // Discards are counted since Linux 4.18.

@@ -1,8 +1,11 @@
-/** Names are durable only when their folder is. */
+/** Folder sync: a file's name is durable only when its folder has been synced. */
 import { open } from "node:fs/promises";
 import { systemCode } from "../../errors.ts";
 
-/** Makes the names in a folder durable. Rejects with Node's own error: only the caller knows what the folder means. */
+/**
+ * Makes the names in a folder durable. Rejects with Node's own error: only the caller knows what
+ * the folder means.
+ */
 export async function syncFolder(path: string): Promise<void> {
   const folder = await open(path, "r");
   try {

@@ -1,9 +1,12 @@
 /**
- * For agents that have a changed-block list of their own: it gathers what they report, and gives `replicate` only that to read. What
- * is reported while a cycle runs belongs to the next one; what a failed cycle was to ship stays changed.
+ * Change tracker: a changed-block list for embedders that see the writes themselves. `replicate`
+ * then reads only what the list names.
  *
- * It knows which point its list begins at. If the vault's newest point is another (somebody else wrote, the store went back in
- * time, this is a new process), it does not apply, and the disk is compared whole.
+ * Changes that are reported while a cycle runs belong to the next cycle. Changes of a cycle that
+ * failed stay in the list.
+ *
+ * The list begins at one point. If the vault's newest point is another (another writer, a store
+ * that went back in time, a new process), the list does not apply and the whole disk is compared.
  */
 import type { ChangeSource, Extent } from "../../volume.ts";
 import { DirtyBitmap } from "./dirty-bitmap.ts";
@@ -14,7 +17,10 @@ export class ChangeTracker implements ChangeSource {
   #shipping: DirtyBitmap | undefined;
   #sizeBytes: number;
 
-  /** `since`: id of the point that the list begins at; absent, the next cycle compares the disk whole. */
+  /**
+   * `since`: id of the point that the list begins at; absent, the next cycle compares the disk
+   * whole.
+   */
   constructor(sizeBytes: number, since?: string) {
     this.#sizeBytes = sizeBytes;
     this.#changed = new DirtyBitmap(sizeBytes);
@@ -30,7 +36,9 @@ export class ChangeTracker implements ChangeSource {
     return (this.#changed.count + (this.#shipping?.count ?? 0)) * 4096;
   }
 
-  /** Reports what has been written, or may have been. To be called before the write is acknowledged to whoever made it. */
+  /**
+   * Reports what has been written, or may have been. Call it before the write is acknowledged.
+   */
   markDirty(extents: Iterable<Extent>): void {
     for (const { offset, length } of extents) {
       if (offset + length > this.#sizeBytes) this.#grow(offset + length);

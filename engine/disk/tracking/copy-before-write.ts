@@ -1,12 +1,14 @@
 /**
- * The old content of granules that were overwritten while a cut was still being captured: first in memory, then in a spill file. Both
- * are bounded, and whoever is going to keep something reserves the room first, so that it never fails half-way for want of it.
+ * Copy-before-write area: the old content of granules that are overwritten while a cut is captured.
+ * It lies in memory first, then in a spill file.
  *
- *     memory   pages of 1 MiB, made when they are needed and kept for the next cut up to `pooledPagesKept`
- *     spill    a file in a folder of the caller's choice, unlinked as soon as it is open: it vanishes with the process, however that ends
+ *     memory   pages of 1 MiB, made on demand; `pooledPagesKept` of them are kept for the next cut
+ *     spill    a file in a folder of the caller's choice, unlinked as soon as it is open, so it vanishes
+ *              with the process
  *     table    about 50 bytes a granule kept: 50 MiB when 4 GiB are spilled
  *
- * A place is free again as soon as its granule has been taken out.
+ * Both are bounded. A writer reserves the room before it keeps something, so keeping never fails
+ * half-way for want of room. A place is free again as soon as its granule has been taken out.
  */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
@@ -21,7 +23,9 @@ const pageGranules = 256;
 /** Pages that stay when a cut ends: what a disk of moderate churn needs again at once. */
 const pooledPagesKept = 4;
 
-/** The memory of one disk for old content. It outlives the cuts, which use it one after the other. */
+/**
+ * The memory of one disk for old content. It outlives the cuts, which use it one after the other.
+ */
 export class GranulePool {
   readonly granulesMax: number;
   readonly #pages: Uint8Array[] = [];
@@ -114,7 +118,10 @@ export class CopyBeforeWriteArea {
     return this.#places.has(granule);
   }
 
-  /** Sets room aside for `granules` granules that `keep` will be given. False: there is not that much. */
+  /**
+   * Sets room aside for `granules` granules that `keep` will be given. False: there is not that
+   * much.
+   */
   reserve(granules: number): boolean {
     if (this.#used + this.#reserved + granules > this.#granulesMax) return false;
     this.#reserved += granules;
@@ -128,7 +135,10 @@ export class CopyBeforeWriteArea {
     assert(this.#reserved >= 0, "room is given back once");
   }
 
-  /** Keeps a granule in memory if `fill` can say at once what it held. False: there is no memory left, or it cannot. */
+  /**
+   * Keeps a granule in memory if `fill` can say at once what it held. False: there is no memory
+   * left, or it cannot.
+   */
   tryKeep(granule: number, fill: (into: Uint8Array) => boolean): boolean {
     if (this.#used + this.#reserved === this.#granulesMax) return false;
     const slot = this.#pool.take();
@@ -147,8 +157,9 @@ export class CopyBeforeWriteArea {
   }
 
   /**
-   * Keeps whole granules from `first` on, for which room has been reserved; `bytes` may be used again when it settles. Errors: NO_SPACE,
-   * ACCESS_REFUSED, TARGET_FAILED when the spill file cannot be written; then those that did not fit in memory are not kept.
+   * Keeps whole granules from `first` on, for which room has been reserved; `bytes` may be used
+   * again when it settles. Errors: NO_SPACE, ACCESS_REFUSED, TARGET_FAILED when the spill file
+   * cannot be written; then those that did not fit in memory are not kept.
    */
   async keep(first: number, bytes: Uint8Array): Promise<void> {
     const count = bytes.byteLength / granuleBytes;
@@ -166,8 +177,9 @@ export class CopyBeforeWriteArea {
   }
 
   /**
-   * Takes out what is kept of the granules that `into` covers, from granule `first` on, and copies it there; the rest of `into` is left
-   * alone. True when anything was; a promise while the spill file is being read. Errors: TARGET_FAILED.
+   * Takes out what is kept of the granules that `into` covers, from granule `first` on, and copies
+   * it there; the rest of `into` is left alone. True when anything was; a promise while the spill
+   * file is being read. Errors: TARGET_FAILED.
    */
   take(first: number, into: Uint8Array): boolean | Promise<true> {
     if (this.#places.size === 0) return false;
@@ -206,7 +218,9 @@ export class CopyBeforeWriteArea {
     }
   }
 
-  /** Forgets everything, gives the pool back, and resolves when the spill file is gone. Idempotent. */
+  /**
+   * Forgets everything, gives the pool back, and resolves when the spill file is gone. Idempotent.
+   */
   close(): Promise<void> {
     this.#closing ??= this.#close();
     return this.#closing;
@@ -219,7 +233,8 @@ export class CopyBeforeWriteArea {
     this.#spilled = 0;
     this.#pool.reset();
     if (this.#spill === undefined) return;
-    // A file that could not be opened has nothing to close, and one that fails to close has been forgotten by everybody already.
+    // A file that could not be opened has nothing to close, and one that fails to close has been
+    // forgotten already.
     const [opened] = await Promise.allSettled([this.#spill]);
     if (opened.status === "fulfilled") await Promise.allSettled([opened.value.close()]);
   }

@@ -1,6 +1,7 @@
 /**
- * A cut: the instant of which a recovery point tells, and what has to be captured for it. While it is open the disk goes on being
- * written; an exact cut keeps the old content of what is overwritten before it has been captured.
+ * Cut: the instant of a recovery point, and what has to be captured for it. The disk goes on being
+ * written while the cut is open; an exact cut keeps the old content of granules that are
+ * overwritten before they are captured.
  */
 import type { Extent, Volume } from "../../volume.ts";
 
@@ -9,28 +10,40 @@ export interface Cut {
   readonly timeMs: number;
   /** Size of the disk at the cut. */
   readonly sizeBytes: number;
-  /** True: what is captured is exactly the writes acknowledged before the cut. False: the disk may move while it is captured. */
+  /**
+   * True: what is captured is exactly the writes acknowledged before the cut. False: the disk may
+   * move while it is captured.
+   */
   readonly exact: boolean;
   /** How long new writes were held, in ms. */
   readonly barrierMs: number;
   readonly dirtyBytes: number;
-  /** Aborts, with CUT_ABANDONED as its reason, when there is no room left to keep old content in. */
+  /**
+   * Aborts, with CUT_ABANDONED as its reason, when there is no room left to keep old content in.
+   */
   readonly signal: AbortSignal;
-  /** What may have changed since the base point: sorted, disjoint, bounded by granules and by `sizeBytes`. */
+  /**
+   * What may have changed since the base point: sorted, disjoint, bounded by granules and by
+   * `sizeBytes`.
+   */
   extents(): Iterable<Extent>;
   /**
-   * Fills `into` with what the disk held at the cut, from `offset`, a multiple of a granule. The range lies within `extents()`; each range is
-   * read once, after which its old content is not kept any more. Errors: SOURCE_UNREADABLE, CUT_ABANDONED.
+   * Fills `into` with what the disk held at the cut, from `offset`, a multiple of a granule. The
+   * range lies within `extents()`; each range is read once, after which its old content is not kept
+   * any more. Errors: SOURCE_UNREADABLE, CUT_ABANDONED.
    */
   read(offset: number, into: Uint8Array): Promise<void>;
   /**
-   * The second half of `read`, for callers that have read the range from the disk itself since the cut: puts in what has been overwritten
-   * meanwhile. True when that changed `into`.
+   * The second half of `read`, for callers that have read the range from the disk itself since the
+   * cut: puts in what has been overwritten meanwhile. True when that changed `into`.
    */
   amend(offset: number, into: Uint8Array): boolean | Promise<boolean>;
   /** The point that was made of it is committed as `point`, which is the base from now on. */
   committed(point: string): void;
-  /** No point came of it: what was to be captured counts as changed again. Idempotent, and nothing after `committed`. */
+  /**
+   * No point came of it: what was to be captured counts as changed again. Idempotent, and nothing
+   * after `committed`.
+   */
   abandon(): void;
 }
 

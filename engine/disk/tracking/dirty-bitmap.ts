@@ -1,14 +1,17 @@
 /**
- * Which granules of a disk have changed: a bit a granule in shared memory, a count of marks a region of 4 MiB, and a bit a region
- * that says whether the count is above zero. Whoever walks the marks visits regions that hold one and skips the rest 32 at a time, so a cut
- * of a quiet disk of 1 TiB looks at 32 KiB.
+ * Dirty bitmap: which granules of a disk changed. It has one bit for each granule, in shared
+ * memory, a count of marks for each region of 4 MiB, and one bit for each region with a count above
+ * zero.
  *
- *     granule bits    1 bit / 4 KiB      1 TiB of disk: 32 MiB of address space; pages of it that hold no mark take no memory
+ *     granule bits    1 bit / 4 KiB      1 TiB of disk: 32 MiB of address space; untouched pages take no memory
  *     region counts   2 bytes / 4 MiB                   512 KiB
  *     region bits     1 bit / 4 MiB                      32 KiB
  *
- * One thread marks and clears. The words are shared memory so that other threads may look on, and are never read as if they were a
- * snapshot: a walk that yields sees the marks made meanwhile where it has not been yet.
+ * A walk over the marks visits only regions that hold one and skips the rest 32 at a time: for a
+ * quiet disk of 1 TiB it reads 32 KiB.
+ *
+ * One thread marks and clears. Other threads may look at the shared words, and never treat them as
+ * a snapshot: a walk that yields sees marks made meanwhile in the part that it has not reached.
  */
 import assert from "node:assert/strict";
 import { granuleBytes, volumeBytesMax } from "../../limits.ts";
@@ -28,7 +31,10 @@ const regionWords = regionGranules / wordBits;
 assert(Number.isInteger(regionWords), "a region holds whole words");
 assert(regionGranules < 2 ** 16, "the marks of a region fit in its count");
 
-/** The marks of one disk. Every range given must lie inside the disk: marking outside of it is a fault of the caller and asserts. */
+/**
+ * The marks of one disk. Every range given must lie inside the disk: marking outside of it is a
+ * fault of the caller and asserts.
+ */
 export class DirtyBitmap {
   #sizeBytes: number;
   #granules: number;
@@ -89,7 +95,10 @@ export class DirtyBitmap {
     return granule >= 0 && granule < this.#granules && (at(this.#words, granule >>> 5) & (1 << (granule & 31))) !== 0;
   }
 
-  /** True when one of `granules` granules from `firstGranule` on is marked; what lies behind the disk's end is not. */
+  /**
+   * True when one of `granules` granules from `firstGranule` on is marked; what lies behind the
+   * disk's end is not.
+   */
   anyMarked(firstGranule: number, granules: number): boolean {
     return this.#next(firstGranule, Math.min(firstGranule + granules, this.#granules)) !== undefined;
   }
@@ -121,7 +130,10 @@ export class DirtyBitmap {
     this.#count = 0;
   }
 
-  /** Marks what `other` marks, in time proportional to the regions that `other` holds marks in. `other` is of a disk no larger than this. */
+  /**
+   * Marks what `other` marks, in time proportional to the regions that `other` holds marks in.
+   * `other` is of a disk no larger than this.
+   */
   or(other: DirtyBitmap): void {
     assert(other.#granules <= this.#granules, "the marks of a larger disk do not fit");
     for (let region = other.#nextRegion(0); region !== undefined; region = other.#nextRegion(region + 1)) {
@@ -134,8 +146,9 @@ export class DirtyBitmap {
   }
 
   /**
-   * What is marked, from `fromGranule` on: sorted, disjoint, never adjacent, bounded by granules and by the disk's end. Marks may change
-   * between two steps; each extent is true when it is given.
+   * What is marked, from `fromGranule` on: sorted, disjoint, never adjacent, bounded by granules
+   * and by the disk's end. Marks may change between two steps; each extent is true when it is
+   * given.
    */
   *extents(fromGranule = 0): Generator<Extent, void, undefined> {
     let first = this.#next(fromGranule, this.#granules);
@@ -147,12 +160,17 @@ export class DirtyBitmap {
     }
   }
 
-  /** Copies the marks of one region into `into`, 128 bytes: granule i of the region is bit i % 8 of byte i / 8. */
+  /**
+   * Copies the marks of one region into `into`, 128 bytes: granule i of the region is bit i % 8 of
+   * byte i / 8.
+   */
   readRegion(region: number, into: Uint8Array): void {
     into.set(new Uint8Array(this.#words.buffer, region * regionBitmapBytes, regionBitmapBytes));
   }
 
-  /** Marks what `bits`, in the form of `readRegion`, marks; bits behind the disk's end are ignored. */
+  /**
+   * Marks what `bits`, in the form of `readRegion`, marks; bits behind the disk's end are ignored.
+   */
   markRegion(region: number, bits: Uint8Array): void {
     for (let index = 0; index < regionWords; index += 1) {
       const byte = index * 4;
@@ -168,7 +186,10 @@ export class DirtyBitmap {
     for (let region = this.#nextRegion(0); region !== undefined; region = this.#nextRegion(region + 1)) yield region;
   }
 
-  /** Makes room for a disk that has grown. What is new is not marked. The memory is replaced, so nobody may hold on to the former. */
+  /**
+   * Makes room for a disk that has grown. What is new is not marked. The memory is replaced, so no
+   * reference to the old memory may be kept.
+   */
   grow(sizeBytes: number): void {
     assert(sizeBytes >= this.#sizeBytes, "a disk does not shrink");
     const grown = new DirtyBitmap(sizeBytes);
@@ -238,7 +259,9 @@ export class DirtyBitmap {
     return this.#granules;
   }
 
-  /** The first region from `from` on that holds a mark, or undefined; the search may end at `end`. */
+  /**
+   * The first region from `from` on that holds a mark, or undefined; the search may end at `end`.
+   */
   #nextRegion(from: number, end: number = this.#regionCounts.length): number | undefined {
     const wordEnd = Math.ceil(end / wordBits);
     let mask = -1 << (from & 31);

@@ -1,7 +1,9 @@
 /**
- * The exact granule bitmap that a clean shutdown leaves behind the pages of a tracking file: for each region that holds a mark its
- * index and 1,024 bits, 132 bytes. However the marks are scattered, a disk of 1 TiB needs at most 33 MiB. The CRC-32 stands in the
- * header's clean record, which is written when all of this is durable.
+ * Exact area of a tracking file: the granule bitmap that a clean shutdown stores behind the pages.
+ *
+ * For each region that holds a mark it stores the index and 1,024 bits, 132 bytes. However the
+ * marks are scattered, a disk of 1 TiB needs at most 33 MiB. The CRC-32 is in the header's clean
+ * record, which is written when all of this is durable.
  */
 import { crc32 } from "node:zlib";
 import { DirtyBitmap } from "./dirty-bitmap.ts";
@@ -11,7 +13,7 @@ import type { TrackingStorage } from "./tracking-storage.ts";
 /** Records that are read and written at once: 528 KiB. */
 const recordsAtOnce = 4096;
 
-/** Writes the marks of `dirty` from `areaAt` on. Rejects with whatever the storage says. */
+/** Writes the marks of `dirty` from `areaAt` on. Rejects with the error of the storage. */
 export async function writeExactArea(
   storage: TrackingStorage,
   areaAt: number,
@@ -39,8 +41,9 @@ export async function writeExactArea(
 }
 
 /**
- * The exact bitmap, for a disk that now has `sizeNow` bytes; undefined when there is none or it is not what was written. The region bits
- * then tell enough, since they are a superset of it and the image is at rest.
+ * The exact bitmap, for a disk that now has `sizeNow` bytes; undefined when there is none or it is
+ * not what was written. The region bits then tell enough, since they are a superset of it and the
+ * image is at rest.
  */
 export async function readExactArea(
   storage: TrackingStorage,

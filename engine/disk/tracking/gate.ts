@@ -1,6 +1,9 @@
 /**
- * The gate that writes pass before they touch a disk. It is closed for the moment of a cut: those that have passed go on to their
- * end, those that come wait in their order. It never stays closed for longer than it was told, whoever has forgotten it.
+ * Write gate: the barrier that makes a cut exact. Writes pass the gate before they touch the disk.
+ *
+ * The gate closes for the moment of a cut. Writes that have passed it run to their end; writes that
+ * arrive wait in order. It opens by itself after a given time, so a caller that forgets it delays
+ * writes but never stops them.
  */
 
 /** What `Gate.close` gives: the gate is closed while `held`. */
@@ -27,7 +30,7 @@ export class Gate {
     this.#steadyNow = steadyNow;
   }
 
-  /** While the gate is closed: resolves when it opens. Whoever awaited it asks again. */
+  /** While the gate is closed: resolves when it opens. A writer that awaited it asks again. */
   get closed(): Promise<void> | undefined {
     return this.#barrier?.opened;
   }
@@ -53,8 +56,9 @@ export class Gate {
   }
 
   /**
-   * Closes the open gate and waits until what has passed it is done, but no longer than until the gate opens again: after `heldMsMax`, or
-   * because of `open` or `openNow`. Then the barrier is not held any more. `onOpen` is called when it opens.
+   * Closes the open gate and waits until what has passed it is done, but no longer than until the
+   * gate opens again: after `heldMsMax`, or because of `open` or `openNow`. Then the barrier is not
+   * held any more. `onOpen` is called when it opens.
    */
   async close(heldMsMax: number, onOpen: () => void): Promise<Barrier> {
     const barrier = new ClosedBarrier(this.#steadyNow, heldMsMax, () => {

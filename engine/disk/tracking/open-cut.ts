@@ -1,25 +1,30 @@
 /**
- * A cut while it is being captured. The disk goes on being written, and still every read of an exact cut returns what the disk held at
- * the cut. For each granule that the cut wants:
+ * Open cut: copy-before-write snapshot of a disk that goes on being written while it is captured.
+ * Every read of an exact cut returns what the disk held at the cut. For each granule that the cut
+ * wants:
  *
  *     untouched ──first write admitted──► being kept ──copy is complete──► kept
  *         └──────────────── read ───────────────┴──────────── read ─────────┴──► captured
  *
- * Why that is exact. All steps but reading and writing the disk run in one thread, and a step is never interrupted.
+ * Why that is exact. All steps except reading and writing the disk run in one thread, and a step is
+ * never interrupted.
  *
- * 1. At the cut no write is under way: the barrier has waited for all. So every write to a granule that the cut could confuse is
- *    admitted after it, and admission asks the cut first.
- * 2. A write admitted while its granule is untouched makes it *being kept*, reads its content from the disk, and is issued only once that is
- *    complete. Writes that come in between wait for the same copy. So until a granule is kept no write to it has been issued since the cut, the disk
- *    holds its content of the cut, and the copy is exact.
- * 3. A read first reads the disk, and only then, in one step, looks at the states. Untouched or being kept: no write had been issued when
- *    the disk was read, by 2, so what was read is exact. Kept: what was read may be torn or new, and the copy replaces it.
- * 4. The same step makes the granules captured. Writes admitted from then on are issued at once: the bytes are already out. A copy that becomes
- *    complete later is dropped.
- * 5. When there is no room for a copy or the copy fails, the cut is given up before the write is issued: reads that have not
- *    returned throw, those that have returned were exact. So the write need not wait and no read ever returns what it wrote.
+ * 1. At the cut no write is under way: the barrier has waited for all of them. So every write that
+ *    the cut could confuse is admitted after the cut, and admission asks the cut first.
+ * 2. A write that is admitted while its granule is *untouched* makes it *being kept*, reads its
+ *    content from the disk, and is issued only when that copy is complete. Writes that arrive in
+ *    between wait for the same copy. So until a granule is *kept*, no write to it has been issued
+ *    since the cut, the disk holds its content of the cut, and the copy is exact.
+ * 3. A read first reads the disk, and then, in one step, looks at the states. *Untouched* or *being
+ *    kept*: no write had been issued when the disk was read, by 2, so the bytes are exact. *Kept*:
+ *    the bytes may be torn or new, and the copy replaces them.
+ * 4. The same step makes the granules *captured*. Writes that are admitted from then on are issued
+ *    at once, because the bytes are already out. A copy that becomes complete later is dropped.
+ * 5. If there is no room for a copy, or the copy fails, the cut is abandoned before the write is
+ *    issued. Reads that have not returned throw; reads that have returned were exact. So the write
+ *    does not wait, and no read ever returns what it wrote.
  *
- * Granules that the cut does not want are never asked for, so nobody keeps them.
+ * Granules that the cut does not want are never kept.
  */
 import assert from "node:assert/strict";
 import type { BlockDevice } from "../../device.ts";
@@ -32,9 +37,15 @@ import type { DirtyBitmap } from "./dirty-bitmap.ts";
 
 /** What is kept with one read and at most a few writes: 256 KiB. */
 const keptGranulesMax = 64;
-/** Copies under way at once for one disk; each holds a buffer of `keptGranulesMax` granules, so 2 MiB. */
+/**
+ * Copies under way at once for one disk; each holds a buffer of `keptGranulesMax` granules, so 2
+ * MiB.
+ */
 const copiesMax = 8;
-/** Writes that touch more granules than this leave the short way, so that one request does not hold up the event loop. */
+/**
+ * Writes that touch more granules than this leave the short way, so that one request does not hold
+ * up the event loop.
+ */
 const shortWayGranulesMax = 32;
 
 export interface OpenCutOptions {
@@ -48,7 +59,10 @@ export interface OpenCutOptions {
   readonly timeMs: number;
   readonly sizeBytes: number;
   readonly barrierMs: number;
-  /** Called once, in the step that ends the cut. `point` is the id that it was committed as, if it was. */
+  /**
+   * Called once, in the step that ends the cut. `point` is the id that it was committed as, if it
+   * was.
+   */
   readonly onEnd: (cut: OpenCut, point: string | undefined) => void;
 }
 
@@ -132,8 +146,9 @@ export class OpenCut implements Cut {
   }
 
   /**
-   * Asked before a write is issued: keeps at once what the write would overwrite of an exact cut. False: that would take time or room, so
-   * `preserve` has to be awaited; what has been kept by then is kept.
+   * Asked before a write is issued: keeps at once what the write would overwrite of an exact cut.
+   * False: that would take time or room, so `preserve` has to be awaited; what has been kept by
+   * then is kept.
    */
   tryPreserve(offset: number, length: number): boolean {
     const first = Math.floor(offset / granuleBytes);
@@ -155,7 +170,10 @@ export class OpenCut implements Cut {
     return true;
   }
 
-  /** The same, however long it takes. It never rejects: a cut that cannot keep what it has to is given up. */
+  /**
+   * The same, however long it takes. It never rejects: a cut that cannot keep what it has to is
+   * given up.
+   */
   async preserve(offset: number, length: number): Promise<void> {
     const first = Math.floor(offset / granuleBytes);
     const end = Math.ceil((offset + length) / granuleBytes);
@@ -259,7 +277,9 @@ export function markedBytes(bitmap: DirtyBitmap): number {
   return count * granuleBytes - (bitmap.isMarked(granules - 1) ? granules * granuleBytes - sizeBytes : 0);
 }
 
-/** The buffers that old content passes through on its way; whoever finds all of them in use waits. */
+/**
+ * Buffers that old content passes through; a writer that finds all of them in use waits.
+ */
 class Copies {
   readonly #free: Uint8Array[] = [];
   readonly #waiting: ((buffer: Uint8Array) => void)[] = [];

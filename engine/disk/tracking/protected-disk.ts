@@ -1,31 +1,35 @@
 /**
- * A disk under protection: every write, zero and trim passes through here on its way to what holds the bytes, and leaves a mark. A
- * write goes
+ * Protected disk: change tracking and exact snapshots (cuts) of a disk that is being written. Every
+ * write, zero and trim passes through here and leaves a mark:
  *
  *     durable? ─► gate ─► mark ─► old content kept for the open cut ─► backing ─► acknowledged
  *        │          │
  *        │          └ closed while a cut is being prepared
- *        └ the tracking file says, durably, that its regions may be dirty
+ *        └ the tracking file says, durably, that the write's regions may be dirty
  *
- * A cut closes the gate, waits for the writes that have passed it, exchanges the bitmap and opens the gate again: what had passed is in
- * the cut, what waited is not. So a cut holds a prefix of the acknowledged writes, and so do cuts of several disks that are all
- * prepared before the first of them is made. The gate is never closed for longer than `barrierMsMax`, whoever is slow.
+ * A cut closes the gate, waits for the writes that have passed it, exchanges the bitmap and opens
+ * the gate. Writes that had passed are in the cut; writes that waited are not. So a cut holds a
+ * prefix of the acknowledged writes. So do the cuts of several disks, if all are prepared before
+ * the first is made. The gate is never closed for longer than `barrierMsMax`.
  *
- * Two bitmaps change places at every cut. The one that was cut stays with the cut, then with the unsettled points until it has been turned into
- * runs there; a third one tells what an exact cut has captured. A mark is gone only once its point has been committed and the store can
- * not lose that point any more.
+ * Two bitmaps change places at every cut. The one that was cut stays with the cut, and then with
+ * the unsettled points until it has been turned into runs. A third bitmap tells what an exact cut
+ * has captured.
+ *
+ * Invariant: a mark is cleared only when its point is committed and the store can no longer lose
+ * that point.
  */
 import assert from "node:assert/strict";
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
 import { TidemarkError } from "../../errors.ts";
 import type { Extent } from "../../volume.ts";
+import { Bases } from "./bases.ts";
 import { CopyBeforeWriteArea, GranulePool } from "./copy-before-write.ts";
 import type { Cut } from "./cut.ts";
 import { DirtyBitmap, regionGranules } from "./dirty-bitmap.ts";
 import { type Barrier, Gate } from "./gate.ts";
 import { markedBytes, OpenCut } from "./open-cut.ts";
 import type { TrackingFile } from "./tracking-file.ts";
-import { Unsettled } from "./unsettled.ts";
 
 /** What is asked of a tracking file here. */
 export type Tracking = Pick<
@@ -34,19 +38,31 @@ export type Tracking = Pick<
 >;
 
 export interface ProtectedDiskOptions {
-  /** Closed with the protected disk. Nobody else may write to it. */
+  /** Closed with the protected disk. Nothing else may write to it. */
   readonly backing: BlockDevice;
   /** Undefined: marks do not survive the process. Closed with the protected disk. */
   readonly tracking: Tracking | undefined;
-  /** What has changed since `base`, and since each of `earlierBases`; the protected disk's from now on. */
+  /**
+   * What has changed since `base`, and since each of `earlierBases`; the protected disk's from now
+   * on.
+   */
   readonly dirty: DirtyBitmap;
   /** The point that the marks are relative to; undefined: none yet. */
   readonly base: string | undefined;
-  /** Other points that may be the newest in the store as well: after a crash nobody knows which was committed. */
+  /**
+   * Other points that may be the newest in the store as well: after a crash it is unknown which was
+   * committed.
+   */
   readonly earlierBases?: readonly string[] | undefined;
-  /** Points before `base` to which the store may still go back, oldest first, and all that changed between the first of them and `base`. */
+  /**
+   * Points before `base` to which the store may still go back, oldest first, and all that changed
+   * between the first of them and `base`.
+   */
   readonly unsettled?: { readonly bases: readonly string[]; readonly changes: DirtyBitmap } | undefined;
-  /** Folder for old content that does not fit in memory; undefined: none, and cuts are abandoned sooner. */
+  /**
+   * Folder for old content that does not fit in memory; undefined: none, and cuts are abandoned
+   * sooner.
+   */
   readonly spillFolder: string | undefined;
   /** Longest time that a cut holds new writes. Default: 300. */
   readonly barrierMsMax?: number | undefined;
@@ -61,11 +77,20 @@ export interface ProtectedDiskOptions {
   readonly steadyNow?: (() => number) | undefined;
 }
 
-/** A disk whose gate is closed. It opens by itself when `barrierMsMax` is over, and then no cut can be made of this any more. */
+/**
+ * A disk whose gate is closed. It opens by itself after `barrierMsMax`; then this can no longer
+ * make a cut.
+ */
 export interface PreparedCut {
-  /** False once the gate is open again. Of several disks all must be held when the first is cut, in one turn of the event loop. */
+  /**
+   * False once the gate is open again. Of several disks all must be held when the first is cut, in
+   * one turn of the event loop.
+   */
   readonly held: boolean;
-  /** Makes the cut and opens the gate. An exact cut keeps what is overwritten before it is captured. Errors: CUT_TIMED_OUT. */
+  /**
+   * Makes the cut and opens the gate. An exact cut keeps what is overwritten before it is captured.
+   * Errors: CUT_TIMED_OUT.
+   */
   cut(options: { readonly exact: boolean }): Cut;
   /** Opens the gate without a cut. Idempotent, and nothing after `cut`. */
   release(): void;
@@ -75,10 +100,6 @@ const barrierMsMaxDefault = 300;
 const preservedBytesMaxDefault: number = 32 * 1024 * 1024;
 const spillBytesMaxDefault: number = 4 * 1024 * 1024 * 1024;
 const settleMsDefault = 60_000;
-/** The tracking file forgets no sooner than a part of the settling time after the last time: each costs the disk a flush. */
-const settlesPerSettling = 4;
-/** Points whose commit was tried without an answer, since the last that was committed. */
-const expectedPointsMax = 16;
 
 export class ProtectedDisk implements BlockDevice {
   readonly description: string;
@@ -91,28 +112,25 @@ export class ProtectedDisk implements BlockDevice {
   readonly #steadyNow: () => number;
   readonly #gate: Gate;
   readonly #pool: GranulePool;
-  readonly #settleMs: number;
-  readonly #unsettled: Unsettled;
+  readonly #bases: Bases;
   readonly #captured: DirtyBitmap;
 
   #sizeBytes: number;
   #current: DirtyBitmap;
   /** Takes the place of `#current` at the next cut; undefined while a cut or the history has it. */
   #spare: DirtyBitmap | undefined;
-  #base: string | undefined;
-  /** Ids that the store may have committed although nobody heard of it. All changes since any of them are in `#current` while no cut is open. */
-  readonly #expected = new Set<string>();
   #open: OpenCut | undefined;
-  /** The open cut, if it is exact: whom writes have to ask. */
+  /** The open cut, if it is exact: writes ask it before they are issued. */
   #keeper: OpenCut | undefined;
-  /** Resolves when whoever prepares or holds a cut, and all who wait before us, have let go. */
+  /**
+   * Resolves when the caller that prepares or holds a cut, and all callers in the queue before us,
+   * have let go.
+   */
   #turn: Promise<void> = Promise.resolve();
   /** Calls that are not done, those that wait at the gate included. */
   #underWay = 0;
   #idle: (() => void) | undefined;
   #writtenBytes = 0;
-  #settling: Promise<void> | undefined;
-  #settledAtMs = -Infinity;
   #closing: Promise<void> | undefined;
 
   private constructor(options: ProtectedDiskOptions) {
@@ -128,22 +146,16 @@ export class ProtectedDisk implements BlockDevice {
     this.#steadyNow = options.steadyNow ?? (() => performance.now());
     this.#gate = new Gate(this.#steadyNow);
     this.#pool = new GranulePool(options.preservedBytesMax ?? preservedBytesMaxDefault);
-    this.#settleMs = options.settleMs ?? settleMsDefault;
-    this.#unsettled = new Unsettled(this.#settleMs);
     this.#sizeBytes = backing.sizeBytes;
     this.#current = dirty;
     this.#spare = new DirtyBitmap(backing.sizeBytes);
     this.#captured = new DirtyBitmap(backing.sizeBytes);
-    this.#base = options.base;
-    const { bases, changes } = options.unsettled ?? { bases: [], changes: dirty };
-    for (const [index, earlier] of bases.entries()) {
-      if (index < bases.length - 1) this.#unsettled.note(earlier, this.#steadyNow());
-      else this.#unsettled.push(earlier, changes, this.#steadyNow(), () => undefined);
-    }
-    for (const earlier of options.earlierBases ?? []) {
-      this.#unsettled.note(earlier, this.#steadyNow());
-      this.#expected.add(earlier);
-    }
+    this.#bases = new Bases({
+      ...options,
+      settleMs: options.settleMs ?? settleMsDefault,
+      now: this.#steadyNow,
+      settle: (bases) => this.#settle(bases),
+    });
   }
 
   static open(options: ProtectedDiskOptions): ProtectedDisk {
@@ -157,7 +169,7 @@ export class ProtectedDisk implements BlockDevice {
 
   /** The newest point as far as is known here: what the marks are relative to. */
   get base(): string | undefined {
-    return this.#base;
+    return this.#bases.newest;
   }
 
   /** Changed and in no committed point: marks since the last cut, and of the cut that is open. */
@@ -165,7 +177,10 @@ export class ProtectedDisk implements BlockDevice {
     return Math.min(this.#sizeBytes, markedBytes(this.#current) + (this.#open?.dirtyBytes ?? 0));
   }
 
-  /** True when something may have been written since the last cut: what was read of the disk since then need not be what it was at the cut. */
+  /**
+   * True when something may have been written since the last cut: what was read of the disk since
+   * then need not be what it was at the cut.
+   */
   get isWrittenSinceCut(): boolean {
     return this.#current.count > 0;
   }
@@ -209,7 +224,8 @@ export class ProtectedDisk implements BlockDevice {
     try {
       isWritten = this.#backing.tryWrite(offset, bytes);
     } finally {
-      // One that failed may have been done in part. Nothing can come between the write and its mark.
+      // One that failed may have been done in part. Nothing can come between the write and its
+      // mark.
       if (isWritten) this.#mark(offset, length);
     }
     return isWritten;
@@ -240,17 +256,18 @@ export class ProtectedDisk implements BlockDevice {
   /** Resolves when no cut is open or being prepared: the next one to prepare need not wait. */
   async ready(): Promise<void> {
     await this.#turn;
-    await this.#unsettled.compacted;
+    await this.#bases.compacted;
   }
 
   /**
-   * Waits until no other cut is open, then closes the gate and waits for the writes that have passed it. Errors: CUT_TIMED_OUT when they
-   * take longer than `barrierMsMax`, and writes go on as before; DEVICE_FAILED when the disk is closed.
+   * Waits until no other cut is open, then closes the gate and waits for the writes that have
+   * passed it. Errors: CUT_TIMED_OUT when they take longer than `barrierMsMax`, and writes go on as
+   * before; DEVICE_FAILED when the disk is closed.
    */
   async prepare(): Promise<PreparedCut> {
     const leave = await this.#takeTurn();
     try {
-      await this.#unsettled.compacted;
+      await this.#bases.compacted;
       this.#throwIfClosed();
       const barrier = await this.#gate.close(this.#barrierMsMax, () => {
         // Once there is a cut, its end is the end of the turn.
@@ -268,33 +285,30 @@ export class ProtectedDisk implements BlockDevice {
     return (await this.prepare()).cut(options);
   }
 
-  /** Tells the tracking file, before a commit is tried, that `point` may become the newest. Resolves when that is durable. */
+  /**
+   * Tells the tracking file, before a commit is tried, that `point` may become the newest. Resolves
+   * when that is durable.
+   */
   async expectPoint(point: string): Promise<void> {
-    this.#expected.add(point);
-    const [oldest] = this.#expected;
-    if (oldest !== undefined && this.#expected.size > expectedPointsMax) this.#expected.delete(oldest);
+    this.#bases.expect(point);
     await this.#tracking?.expectPoint(point);
   }
 
   /**
-   * Takes `point` for the newest that the store holds. `current`: it is the base, or has become it, being one of which nobody could tell
-   * whether it was committed. `earlier`: the store has lost later ones; what they held counts as changed again. `unknown`: nobody here
-   * knows it, and nothing is done. No cut may be open.
+   * Takes `point` for the newest that the store holds. `current`: it is the base, or has become it,
+   * because it was unknown whether it had been committed. `earlier`: the store has lost later
+   * points; what they held counts as changed again. `unknown`: it is not known here, and nothing is
+   * done. No cut may be open.
    */
   rebase(point: string | undefined): "current" | "earlier" | "unknown" {
     assert(this.#open === undefined, "the base changes only while no cut is open");
-    if (point === this.#base) return "current";
-    if (point === undefined) return "unknown";
-    const isExpected = this.#expected.has(point);
-    const isEarlier = this.#unsettled.goBack(point, this.#current);
-    if (!isExpected && !isEarlier) return "unknown";
-    // A point that was tried: its cut was abandoned, so all that changed since the base before it is marked still.
-    if (!isEarlier && this.#base !== undefined) this.#unsettled.note(this.#base, this.#steadyNow());
-    this.#newBase(point);
-    return isExpected ? "current" : "earlier";
+    return this.#bases.goTo(point, this.#current);
   }
 
-  /** Counts `extents` as changed, as somebody else has seen them change. Marked at once; when it resolves, durably so. */
+  /**
+   * Marks `extents` as changed by another observer. They are marked at once, and durably when it
+   * resolves.
+   */
   async markDirty(extents: Iterable<Extent>): Promise<void> {
     const marked = [...extents];
     for (const { offset, length } of marked) this.#current.mark(offset, length);
@@ -316,16 +330,22 @@ export class ProtectedDisk implements BlockDevice {
 
   // ---- The end ----
 
-  /** Lets what is under way be done, saves which granules are marked, and closes tracking and backing. Idempotent. */
+  /**
+   * Lets what is under way be done, saves which granules are marked, and closes tracking and
+   * backing. Idempotent.
+   */
   closeClean(): Promise<void> {
     this.#closing ??= this.#close(async () => {
       await this.#backing.flush();
-      await this.#tracking?.closeClean(this.#base, this.#current);
+      await this.#tracking?.closeClean(this.#bases.newest, this.#current);
     });
     return this.#closing;
   }
 
-  /** Lets what is under way be done and closes tracking, as a crash would leave it, and backing. Idempotent. */
+  /**
+   * Lets what is under way be done and closes tracking, as a crash would leave it, and backing.
+   * Idempotent.
+   */
   close(): Promise<void> {
     this.#closing ??= this.#close(async () => {
       await this.#tracking?.close();
@@ -343,7 +363,7 @@ export class ProtectedDisk implements BlockDevice {
     }
     this.#open?.abandon();
     await this.ready();
-    await this.#settling;
+    await this.#bases.settled();
     try {
       await last();
     } finally {
@@ -463,53 +483,45 @@ export class ProtectedDisk implements BlockDevice {
     this.#open = undefined;
     this.#keeper = undefined;
     this.#captured.clearAll();
-    const { frozen } = cut;
-    if (point === undefined) this.#current.or(frozen);
-    if (point === undefined || this.#base === undefined) {
-      frozen.clearAll();
-      this.#spare = frozen;
+    const free = (bitmap: DirtyBitmap): void => {
+      this.#spare = bitmap;
+    };
+    if (point !== undefined) {
+      this.#bases.follow(point, cut.frozen, free);
     } else {
-      this.#unsettled.push(this.#base, frozen, this.#steadyNow(), (bitmap) => {
-        this.#spare = bitmap;
-      });
+      this.#current.or(cut.frozen);
+      cut.frozen.clearAll();
+      free(cut.frozen);
     }
-    if (point !== undefined) this.#newBase(point);
     // The next cut's old content comes when this one's is gone, so that they are never kept both.
     const closed = cut.preserved?.close() ?? Promise.resolve();
     closed.then(leave, leave);
   }
 
-  #newBase(point: string): void {
-    this.#base = point;
-    this.#expected.clear();
-    const nowMs = this.#steadyNow();
-    const isDue = nowMs - this.#settledAtMs >= this.#settleMs / settlesPerSettling || this.#unsettled.isFull;
-    if (!isDue || this.#settling !== undefined || this.#closing !== undefined) return;
-    this.#settledAtMs = nowMs;
-    this.#settling = this.#settle([...this.#unsettled.settle(nowMs), point]).finally(() => {
-      this.#settling = undefined;
-    });
-  }
-
   /**
-   * Has the tracking file forget what has not changed since the cut of the first of `bases`. What was written before it has to be flushed first:
-   * else a power failure could take back from the disk what the vault holds, and no mark would tell. Nothing is settled meanwhile, so
-   * what is needed is judged by the same points.
+   * Has the tracking file forget what has not changed since the cut of the first of `bases`. What
+   * was written before it has to be flushed first: else a power failure could take back from the
+   * disk what the vault holds, and no mark would tell. Nothing is settled meanwhile, so what is
+   * needed is judged by the same points.
    */
   async #settle(bases: readonly string[]): Promise<void> {
     if (this.#tracking === undefined) return;
     const [flushed] = await Promise.allSettled([this.#backing.flush()]);
-    // A flush that fails is told to every client that flushes. Until one succeeds nothing is forgotten here.
+    // A flush that fails is told to every client that flushes. Until one succeeds nothing is
+    // forgotten here.
     if (flushed.status === "fulfilled") this.#tracking.settled(bases, (region) => this.#isNeeded(region));
   }
 
-  /** True while a granule of the region is marked anywhere: asked whenever the tracking file would forget it. */
+  /**
+   * True while a granule of the region is marked anywhere: asked whenever the tracking file would
+   * forget it.
+   */
   #isNeeded(region: number): boolean {
     const first = region * regionGranules;
     return (
       this.#current.anyMarked(first, regionGranules) ||
       this.#open?.frozen.anyMarked(first, regionGranules) === true ||
-      this.#unsettled.anyMarked(first, regionGranules)
+      this.#bases.anyMarked(first, regionGranules)
     );
   }
 }

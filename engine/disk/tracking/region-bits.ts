@@ -1,6 +1,4 @@
-/**
- * Bits in bytes, as pages of a tracking file hold them: bit i is bit i % 8 of byte i / 8.
- */
+/** Bit set in bytes, as the pages of a tracking file hold it: bit i is bit i % 8 of byte i / 8. */
 
 export function hasBit(bits: Uint8Array, index: number): boolean {
   return (byteAt(bits, index >>> 3) & (1 << (index & 7))) !== 0;

@@ -1,19 +1,22 @@
 /**
- * The bytes of a tracking file: a header and pages of region bits, each in two slots that are written in turn, so that a write which is
- * cut short leaves the other slot; and, after a clean shutdown, the exact granule bitmap behind them.
+ * Byte format of a tracking file: a header and pages of region bits, each in two slots that are
+ * written in turn, so that a torn write leaves the other slot; behind them, after a clean shutdown,
+ * the exact granule bitmap.
  *
  *     0         header, slots 0 and 1                      16 KiB each
  *     32 KiB    page 0, slots 0 and 1; page 1, …            4 KiB each; 31,232 regions a page = 122 GiB of disk
  *     behind    exact bitmap: 132 bytes for each region that holds a mark (index u32, 1,024 bits)
  *
- * A disk of 1 TiB has 104 KiB of headers and pages. They are written whole when the file is made, so marking a region never needs space.
+ * A disk of 1 TiB has 104 KiB of headers and pages. They are written whole when the file is made,
+ * so marking a region never needs space.
  *
- * A slot is made of sectors of 512 bytes, each with its own trailer. Storage writes a sector whole or not at all, so what a cut-short
- * write leaves is a slot of sound sectors of two generations: *torn*, and the other slot counts. A sector that is not sound was not
- * left by a crash but by rot or by another program: then nothing here can be believed, because the slot that rotted may have been the newer
- * one.
+ * A slot consists of sectors of 512 bytes, each with a trailer. Storage writes a sector whole or
+ * not at all, so a torn write leaves sound sectors of two generations, and the other slot counts. A
+ * sector that is not sound was not left by a crash but by decay or by another program. Then the
+ * file is not believed, because the damaged slot may have been the newer one.
  *
- *     0 payload · 488 magic "TMTK" · 492 page u32 (the header: 0xffffffff) · 496 slot u16 · 498 sector u16 · 500 generation u64 · 508 CRC-32
+ *     0 payload · 488 magic "TMTK" · 492 page u32 (the header: 0xffffffff) · 496 slot u16
+ *     498 sector u16 · 500 generation u64 · 508 CRC-32
  */
 import assert from "node:assert/strict";
 import { crc32 } from "node:zlib";
@@ -31,7 +34,10 @@ const sectorBytes = 512;
 const sectorPayloadBytes = 488;
 const sectorMagic = Buffer.from("TMTK");
 
-/** Bytes of region bits in a page, and the regions they speak of. Region i of a page is bit i % 8 of byte i / 8. */
+/**
+ * Bytes of region bits in a page, and the regions they speak of. Region i of a page is bit i % 8 of
+ * byte i / 8.
+ */
 export const pageBitmapBytes: number = (pageSlotBytes / sectorBytes) * sectorPayloadBytes;
 export const pageRegions: number = pageBitmapBytes * 8;
 
@@ -71,7 +77,7 @@ export interface CleanRecord {
   readonly areaAt: number;
   readonly areaBytes: number;
   readonly areaCrc: number;
-  /** How the image lay; null when nobody could tell. */
+  /** Quiescence signature of the image; null if it was unknown. */
   readonly rest: QuiescenceSignature | null;
 }
 
@@ -81,7 +87,10 @@ export interface TrackingHeader extends TrackingIdentity {
   readonly clean: CleanRecord | null;
 }
 
-/** What stands in a pair of slots: the newest whole slot. The next write goes to the other slot, with a generation above all seen. */
+/**
+ * What stands in a pair of slots: the newest whole slot. The next write goes to the other slot,
+ * with a generation above all seen.
+ */
 export interface Pair {
   readonly payload: Uint8Array;
   readonly slot: number;
@@ -142,8 +151,8 @@ export function encodeHeader(slot: number, generation: number, header: TrackingH
 }
 
 /**
- * What the two header slots in `bytes` say; undefined when they are all zeros, which is what a file that was never completed, or was given
- * up, begins with. Errors: DAMAGED, FORMAT_UNSUPPORTED.
+ * What the two header slots in `bytes` say; undefined when they are all zeros, which is what a file
+ * that was never completed, or was given up, begins with. Errors: DAMAGED, FORMAT_UNSUPPORTED.
  */
 export function decodeHeader(bytes: Uint8Array, object: string): { readonly header: TrackingHeader; readonly pair: Pair } | undefined {
   if (bytes.every((byte) => byte === 0)) return undefined;
@@ -219,8 +228,9 @@ interface Slot {
 }
 
 /**
- * Slots are written in turn, each only once the other is durable. So at most one is torn, and then it is the one that was being
- * written: some of its sectors are younger than the whole slot. Everything else is damage.
+ * Slots are written in turn, each only once the other is durable. So at most one is torn, and then
+ * it is the one that was being written: some of its sectors are younger than the whole slot.
+ * Everything else is damage.
  */
 function choose(bytes: Uint8Array, slotBytes: number, page: number, object: string): Pair {
   const slots = [0, 1].map((slot) => unseal(bytes.subarray(slot * slotBytes, (slot + 1) * slotBytes), page, slot, object));

@@ -1,10 +1,14 @@
 /**
- * What a tracking file tells after a start: the exact bitmap when the disk was left in good order, the marked regions when it was not, and
- * nothing at all when there is any doubt. In doubt the whole disk is compared with the vault, which is slow and always right.
+ * Recovery of a tracking file: the exact bitmap after a clean shutdown, the marked regions after a
+ * crash, nothing in doubt. In doubt the whole disk is compared with the vault, which is slow and
+ * always right.
  *
- * What is believed of it rests on: the header (identity, bases) and every page are sound; the image is the same object, not smaller, and, after a
- * clean shutdown, lies as it was left, for sure. Nobody can tell whether another program wrote to the image between a crash and this start:
- * such writes go unseen, as they do on any disk that is changed behind the back of its tracker.
+ * The file is believed if the header (identity, bases) and every page are sound, and the image is
+ * the same object and not smaller; after a clean shutdown also if the image's quiescence signature
+ * is unchanged.
+ *
+ * Limit: a write by another program between a crash and this start is not seen, as on every disk
+ * that is changed behind its tracker.
  */
 import { hasCode, systemCode } from "../../errors.ts";
 import type { FileIdentity } from "../source/file-identity.ts";
@@ -33,7 +37,10 @@ export type Recovered =
       readonly kind: "clean";
       /** Points, oldest first. `dirty` is exact relative to the last of them. */
       readonly bases: readonly string[];
-      /** Points younger than those that may have been committed. `dirty` holds every change since any of them. */
+      /**
+       * Points younger than those that may have been committed. `dirty` holds every change since
+       * any of them.
+       */
       readonly expected: readonly string[];
       readonly dirty: DirtyBitmap;
       /** Whole regions: every change since any of `bases`. */
@@ -58,8 +65,8 @@ export interface KnownTracking {
 }
 
 /**
- * Reads what the file says about the disk of `identity`. Whatever is wrong with it becomes a reason. `restMark` looks at the image; its
- * errors are the caller's.
+ * Reads what the file says about the disk of `identity`. Any fault in it becomes a reason.
+ * `quiescenceSignature` looks at the image; its errors are passed on.
  */
 export async function recoverTracking(
   path: string,
@@ -69,7 +76,8 @@ export async function recoverTracking(
 ): Promise<KnownTracking | { readonly reason: string }> {
   const rest = await quiescenceSignature();
   try {
-    // A killed process leaves writes in the page cache that read back and that a power failure would still undo.
+    // A killed process leaves writes in the page cache that read back and that a power failure
+    // would still undo.
     await storage.datasync();
     const decoded = decodeHeader(await readPadded(storage, 0, 2 * headerSlotBytes), path);
     if (decoded === undefined) return { reason: "there is no tracking of this disk" };
@@ -95,21 +103,23 @@ function mismatch(header: TrackingHeader, identity: TrackingIdentity, rest: Quie
   return changeAtRest(header.clean.rest, rest, identity.image.kind);
 }
 
-/** Why what was left in good order may have been written since; undefined when it surely was not. */
+/**
+ * Why what was left in good order may have been written since; undefined when it surely was not.
+ */
 function changeAtRest(
   left: QuiescenceSignature | null,
   found: QuiescenceSignature | undefined,
   kind: FileIdentity["kind"],
 ): string | undefined {
-  if (left === null || found === undefined) return "nobody can tell whether the device was changed while it was not protected";
+  if (left === null || found === undefined) return "it is unknown whether the device was changed while it was not protected";
   if (left.sizeBytes === found.sizeBytes && left.signature === found.signature) return undefined;
   if (kind === "file") return "the image was changed while it was not protected";
-  return "the device was changed while it was not protected, or the machine restarted or the device was attached anew, so nobody can tell";
+  return "the device was changed while it was not protected, or the machine restarted or the device was attached anew, which resets the kernel's counters";
 }
 
 /**
- * The opposite of `sameObject`: in doubt no. A file that replaced another under its path has another inode; a path or a device number alone may
- * have changed across a reboot.
+ * The opposite of `sameObject`: in doubt no. A file that replaced another under its path has
+ * another inode; a path or a device number alone may have changed across a reboot.
  */
 function surelySameImage(a: FileIdentity, b: FileIdentity): boolean {
   if (a.kind !== b.kind) return false;
@@ -146,7 +156,10 @@ async function readMarks(
   return { header, headerPair, bits, pages, recovered: { kind: "clean", bases, expected, dirty, regions } };
 }
 
-/** Reads a range; what lies behind the file's end reads as zeros, as it does where a file was extended and the write was lost. */
+/**
+ * Reads a range; what lies behind the file's end reads as zeros, as it does where a file was
+ * extended and the write was lost.
+ */
 async function readPadded(storage: TrackingStorage, offset: number, length: number): Promise<Uint8Array> {
   const bytes = new Uint8Array(length);
   await storage.read(offset, bytes);

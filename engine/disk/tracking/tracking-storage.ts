@@ -1,6 +1,6 @@
 /**
- * What a tracking file is kept in: a few calls on one open, locked file. It is a seam: tests put a storage behind it that forgets, tears
- * and fails.
+ * Storage of a tracking file: a few calls on one open, locked file. Tests put a storage behind it
+ * that forgets, tears and fails.
  */
 import { constants } from "node:fs";
 import { rm } from "node:fs/promises";
@@ -10,29 +10,34 @@ import { libc, lockExclusiveAtOnce } from "../source/libc.ts";
 import { fileError, PositionalFile } from "../source/positional-file.ts";
 import { syncFolder } from "../source/sync-folder.ts";
 
-/** Calls on different ranges overlap. They reject with whatever the system says. */
+/** Calls on different ranges overlap. They reject with the error of the system. */
 export interface TrackingStorage {
   /** Returns the bytes read, fewer than asked for only at the end of the file. */
   read(offset: number, into: Uint8Array): Promise<number>;
   write(offset: number, bytes: Uint8Array): Promise<void>;
   truncate(sizeBytes: number): Promise<void>;
-  /** When it resolves, every write that had resolved when it was called survives a power failure. */
+  /**
+   * When it resolves, every write that had resolved when it was called survives a power failure.
+   */
   datasync(): Promise<void>;
-  /** Takes the file's name away, durably. What is open stays usable and is seen by nobody else any more. */
+  /**
+   * Takes the file's name away, durably. The open file stays usable, and no other process can open
+   * it.
+   */
   remove(): Promise<void>;
   close(): Promise<void>;
 }
 
 /**
- * Opens or makes the file at `path` and locks it until `close` or the end of the process. Errors: WRITER_ACTIVE, UNSUPPORTED (no flock
- * here), NO_SPACE, ACCESS_REFUSED, DEVICE_FAILED.
+ * Opens or makes the file at `path` and locks it until `close` or the end of the process. Errors:
+ * WRITER_ACTIVE, UNSUPPORTED (no flock here), NO_SPACE, ACCESS_REFUSED, DEVICE_FAILED.
  */
 export async function openTrackingStorage(path: string): Promise<TrackingStorage> {
   let file: PositionalFile | undefined;
   try {
     file = await PositionalFile.open(path, constants.O_RDWR | constants.O_CREAT, 0o600);
     lock(file);
-    // A file whose name is lost in a crash would cost a comparison of the whole disk.
+    // Losing the file's name in a crash would cost a comparison of the whole disk.
     if (Number((await file.stat()).size) === 0) await syncFolder(dirname(path));
     return new FileStorage(file);
   } catch (error) {
@@ -87,4 +92,33 @@ function lock(file: PositionalFile): void {
     remedy: "keep the state folder on a local file system of Linux or macOS",
     detail: { errno: result?.errno },
   });
+}
+
+/**
+ * Makes a tracking file say nothing, in the first way that works: zeros over its first
+ * `headerBytes`, no length, no name. Undefined when no way works, and the file may still be believed.
+ */
+export async function makeVoid(storage: TrackingStorage, headerBytes: number): Promise<"emptied" | "removed" | undefined> {
+  const ways = [
+    async () => {
+      await storage.write(0, new Uint8Array(headerBytes));
+      await storage.datasync();
+      return "emptied" as const;
+    },
+    async () => {
+      await storage.truncate(0);
+      await storage.datasync();
+      return "emptied" as const;
+    },
+    async () => {
+      await storage.remove();
+      return "removed" as const;
+    },
+  ];
+  for (const way of ways) {
+    // The caller reports the failure that led here. A failure of a way leads to the next way.
+    const outcome = await way().catch(() => undefined);
+    if (outcome !== undefined) return outcome;
+  }
+  return undefined;
 }

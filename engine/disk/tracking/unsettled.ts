@@ -1,12 +1,16 @@
 /**
- * What changed between the points of the last minute. A store may go back in time and forget points that it had acknowledged; what
- * they held then counts as changed again, although the disk's own bitmap has long been cleared of it.
+ * Unsettled changes: what changed between the points of the last minute. A store may go back in
+ * time and forget points that it acknowledged. What those points held then counts as changed again,
+ * although the disk's own bitmap has been cleared of it.
  *
  *     entries   P1 ──changes──► P2 ──changes──► P3 = base ──current bitmap──► now
  *
- * The newest entry holds the bitmap of its cut until that has been turned into runs, a slice at a time, and the bitmap is free for the
- * next cut. Memory: 8 bytes a run, `unsettledBytesMax` in all; beyond that the oldest sets are merged into one of whole regions, at
- * most 1 MiB for each TiB of disk. A point may so be given more than had changed since it, never less.
+ * The newest entry holds the bitmap of its cut until that has been turned into runs, a slice at a
+ * time; then the bitmap is free for the next cut.
+ *
+ * Memory: 8 bytes a run, `unsettledBytesMax` in all. Beyond that the oldest sets are merged into
+ * one set of whole regions, at most 1 MiB for each TiB of disk. So a point may be given more than
+ * changed since it, never less.
  */
 import { setImmediate } from "node:timers/promises";
 import { granuleBytes } from "../../limits.ts";
@@ -14,7 +18,10 @@ import type { DirtyBitmap } from "./dirty-bitmap.ts";
 import { regionGranules } from "./dirty-bitmap.ts";
 
 const unsettledBytesMax = 64 * 1024 * 1024;
-/** A point a second for the settling time. When more have come together it is time to settle, and the oldest are forgotten. */
+/**
+ * A point a second for the settling time. When more have come together it is time to settle, and
+ * the oldest are forgotten.
+ */
 const unsettledPointsMax = 64;
 /** Runs made between two turns of the event loop: less than a millisecond of work. */
 const runsPerTurn = 4096;
@@ -59,7 +66,10 @@ export class Unsettled {
     this.#entries.push({ base, changes: noRuns, endedMs: nowMs });
   }
 
-  /** Notes what changed between `base` and the point that follows it. `free` gets the bitmap back, without marks. */
+  /**
+   * Notes what changed between `base` and the point that follows it. `free` gets the bitmap back,
+   * without marks.
+   */
   push(base: string, changes: DirtyBitmap, nowMs: number, free: (bitmap: DirtyBitmap) => void): void {
     const entry: Entry = { base, changes, endedMs: nowMs };
     this.#entries.push(entry);
@@ -71,17 +81,24 @@ export class Unsettled {
     return this.#entries.length > unsettledPointsMax;
   }
 
-  /** Forgets the points that the store cannot lose any more, and returns those that are left: `bases`. */
+  /**
+   * Forgets the points that the store cannot lose any more, and returns those that are left:
+   * `bases`.
+   */
   settle(nowMs: number): readonly string[] {
     this.#entries = this.#entries.filter(({ endedMs }) => nowMs - endedMs <= this.#settleMs).slice(-unsettledPointsMax);
     return this.bases;
   }
 
-  /** Marks in `into` all that changed since `point`, which is the newest from now on. False: `point` is none of these, and nothing is done. */
+  /**
+   * Marks in `into` all that changed since `point`, which is the newest from now on. False: `point`
+   * is none of these, and nothing is done.
+   */
   goBack(point: string, into: DirtyBitmap): boolean {
     const index = this.#entries.findIndex(({ base }) => base === point);
     if (index < 0) return false;
-    // The newest may be a bitmap still that is being turned into runs; it is given back all the same.
+    // The newest may be a bitmap still that is being turned into runs; it is given back all the
+    // same.
     for (const { changes } of this.#entries.splice(index)) {
       if (changes instanceof Runs) changes.addTo(into);
       else into.or(changes);
@@ -89,7 +106,10 @@ export class Unsettled {
     return true;
   }
 
-  /** True when one of `granules` granules from `firstGranule` on changed since the oldest of the points. */
+  /**
+   * True when one of `granules` granules from `firstGranule` on changed since the oldest of the
+   * points.
+   */
   anyMarked(firstGranule: number, granules: number): boolean {
     return this.#entries.some(({ changes }) => changes.anyMarked(firstGranule, granules));
   }
@@ -119,7 +139,10 @@ export class Unsettled {
   }
 }
 
-/** Sorted, disjoint runs of granules, as two columns: first and last granule, which both fit in 32 bits on the largest disk. */
+/**
+ * Sorted, disjoint runs of granules, as two columns: first and last granule, which both fit in 32
+ * bits on the largest disk.
+ */
 class Runs {
   readonly coarse: boolean;
   #first: Uint32Array;
