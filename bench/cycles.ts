@@ -1,7 +1,9 @@
 /**
- * Whole cycles against a store, each with its yardstick in the same run. Every run has a fresh vault under a prefix of its own and a
- * fresh state folder. From the second run on Tidemark and its yardstick take turns in going first, so that neither always meets the
- * younger store; in the first run Tidemark goes first, so that its peak of memory is its own.
+ * Benchmark: whole cycles against a store, each with its yardstick in the same run.
+ *
+ * Every run has a fresh vault under a prefix of its own and a fresh state folder. In the first run
+ * Tidemark goes first, so that its peak memory is its own. From the second run on Tidemark and its
+ * yardstick take turns in going first, so that neither always meets the younger store.
  */
 import { randomUUID } from "node:crypto";
 import { rm } from "node:fs/promises";
@@ -66,7 +68,10 @@ export async function benchInitial(config: BenchConfig, store: Sink): Promise<Ca
   }
 }
 
-/** A cycle after scattered writes, and one after none, against reading the image once. The image is copied before it is written to. */
+/**
+ * A cycle after scattered writes, and one after none, against reading the image once. The image is
+ * copied before it is written to.
+ */
 export async function benchScattered(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
   const log = new StepLog(config);
   const [changedStep, unchangedStep, readStep] = ["after scattered writes", "unchanged disk", "read what is allocated once"] as const;
@@ -118,7 +123,10 @@ export async function benchScattered(config: BenchConfig, store: Sink): Promise<
   return { image: { ...image, path: config.image }, steps: log.steps(), marks, counts, hashes, peakRssBytes: peakBytes };
 }
 
-/** Bringing a point back to a new raw file, against reading the same stored bytes from the store and dropping them. */
+/**
+ * Bringing a point back to a new raw file, against reading the same stored bytes from the store and
+ * dropping them.
+ */
 export async function benchRestore(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
   const log = new StepLog(config);
   const [restoreStep, ceilingStep] = ["restore to a new raw file", `Get ceiling, 4 MiB × ${yardstickLanes}`] as const;
@@ -223,7 +231,10 @@ async function inVault<Result>(place: VaultPlace, work: (vault: Vault) => Promis
   }
 }
 
-/** Hashes the image, which also brings it into the system's cache: the store is what is measured, not the disk below the image. */
+/**
+ * Hashes the image, which also brings it into the system's cache: the store is what is measured,
+ * not the disk below the image.
+ */
 async function readImage(config: BenchConfig): Promise<string> {
   config.begin("read the image");
   return await contentHash(config.image, config.signal);
@@ -238,7 +249,10 @@ async function provePoint(config: BenchConfig, place: VaultPlace, wantedHash: st
   return hash;
 }
 
-/** The hash of `path`, which must be `wantedHash`: a figure for a wrong result is none. Errors: DAMAGED. */
+/**
+ * The hash of `path`, which must be `wantedHash`: a figure for a wrong result is none. Errors:
+ * DAMAGED.
+ */
 async function sameContent(config: BenchConfig, path: string, wantedHash: string): Promise<string> {
   const hash = await contentHash(path, config.signal);
   if (hash === wantedHash) return hash;

@@ -1,6 +1,7 @@
 /**
- * A store that takes pages at no cost and forgets them: what is left of a cycle is Tidemark's own work. Plain objects are kept in
- * memory, and of pages how far they were written, because a cycle asks for that before it commits.
+ * Discarding sink: takes pages at no cost and forgets them, so that a cycle's cost is Tidemark's
+ * own work. It keeps plain objects in memory, and of pages how far they were written, because a
+ * cycle asks for that before it commits.
  */
 import type { CallOptions, ListedObject, PagesStat } from "../engine/index.ts";
 import { TidemarkError } from "../engine/index.ts";
@@ -35,7 +36,7 @@ export class DiscardingSink extends MemorySink {
     return { etag };
   }
 
-  /** Fences are not looked at: nobody else has this store. */
+  /** Fences are not checked: the store has one user. */
   override async writePages(name: string, offset: number, bytes: Uint8Array): Promise<{ readonly etag: string }> {
     const pages = this.#changed(name);
     pages.writtenBytes = Math.max(pages.writtenBytes, offset + bytes.length);

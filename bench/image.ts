@@ -1,6 +1,7 @@
 /**
- * What the benchmarks do with a disk image besides replicating it: walk what it holds, copy it with its holes, overwrite it at random,
- * and tell whether two images hold the same. Everything asks the file system for holes, so 8 GiB with 2 GiB in them cost 2 GiB.
+ * Disk images for benchmarks: walk the allocated data, copy with holes, overwrite at random,
+ * compare. All of it asks the file system for holes, so an image of 8 GiB with 2 GiB of data costs
+ * 2 GiB.
  */
 import { createHash } from "node:crypto";
 import { type FileHandle, open } from "node:fs/promises";
@@ -12,7 +13,7 @@ export const rangeBytes: number = 4 * 1024 * 1024;
 /** Ranges that are read while one is used. */
 const rangesAhead = 4;
 
-/** What is told of an image in the report. */
+/** Facts of an image in the report. */
 export interface ImageFacts {
   readonly path: string;
   readonly sizeBytes: number;
@@ -26,7 +27,7 @@ export async function imageFacts(volume: FileVolume): Promise<ImageFacts> {
   return { path: volume.description, sizeBytes: await volume.sizeBytes(), allocatedBytes };
 }
 
-/** The facts of an image that nobody has open. */
+/** The facts of an image that no program has open. */
 export async function imageFactsOf(path: string): Promise<ImageFacts> {
   const volume = await FileVolume.open(path);
   try {
@@ -37,8 +38,9 @@ export async function imageFactsOf(path: string): Promise<ImageFacts> {
 }
 
 /**
- * The parts of a volume that may hold data, as runs of whole units of `unitBytes` (the last may be cut short by the volume's end),
- * ascending, disjoint, none longer than `runBytesMax`, none across a multiple of it.
+ * The parts of a volume that may hold data, as runs of whole units of `unitBytes` (the last may be
+ * cut short by the volume's end), ascending, disjoint, none longer than `runBytesMax`, none across
+ * a multiple of it.
  */
 export async function* allocatedRuns(volume: FileVolume, unitBytes: number, runBytesMax: number): AsyncGenerator<Extent, void> {
   const sizeBytes = await volume.sizeBytes();
@@ -72,8 +74,9 @@ export function allZero(bytes: Buffer): boolean {
 const zeros = Buffer.alloc(rangeBytes);
 
 /**
- * SHA-256 over size, and offset and bytes of every 64 KiB block that is not zero: the same for all images that hold the same, whatever
- * their holes. Reading everything also leaves the image in the system's cache, where every step that is measured finds it.
+ * SHA-256 over size, and offset and bytes of every 64 KiB block that is not zero: equal for all
+ * images with equal content, wherever their holes are. Reading everything also leaves the image in
+ * the system's cache, where every step that is measured finds it.
  */
 export async function contentHash(path: string, signal: AbortSignal | undefined): Promise<string> {
   const blockBytes = 65_536;
@@ -99,7 +102,10 @@ interface Reading {
   readonly done: Promise<void>;
 }
 
-/** Reads extents in their order, the next few while one is being used: a scattered image is many small reads. */
+/**
+ * Reads extents in their order, the next few while one is being used: a scattered image is many
+ * small reads.
+ */
 async function* readAhead(volume: FileVolume, extents: AsyncIterable<Extent>): AsyncGenerator<Reading, void> {
   const readings: Reading[] = [];
   try {
@@ -124,7 +130,10 @@ async function* oldest(readings: Reading[]): AsyncGenerator<Reading, void> {
   yield reading;
 }
 
-/** Copies an image to a new file, leaving its holes holes; what `fs.copyFile` does with them depends on the file system. */
+/**
+ * Copies an image to a new file, leaving its holes holes; what `fs.copyFile` does with them depends
+ * on the file system.
+ */
 export async function copySparsely(from: string, to: string, signal: AbortSignal | undefined): Promise<void> {
   const volume = await FileVolume.open(from);
   try {
@@ -148,8 +157,9 @@ export async function copySparsely(from: string, to: string, signal: AbortSignal
 }
 
 /**
- * Overwrites `count` granules at random places, and makes that durable. Of each granule every other KiB is incompressible, and the rest
- * repeats the number of the write. Returns how many distinct granules it hit.
+ * Overwrites `count` granules at random places, and makes that durable. Of each granule every other
+ * KiB is incompressible, and the rest repeats the number of the write. Returns how many distinct
+ * granules it hit.
  */
 export async function scatterWrites(path: string, count: number, seed: number, signal: AbortSignal | undefined): Promise<number> {
   const file = await open(path, "r+");
@@ -176,7 +186,10 @@ async function writeAll(file: FileHandle, bytes: Uint8Array, offset: number): Pr
   for (let done = 0; done < bytes.length; ) done += (await file.write(bytes, done, bytes.length - done, offset + done)).bytesWritten;
 }
 
-/** Random 32-bit words from a seed that is not 0: xorshift (Marsaglia, 2003), of the same bytes on every machine. */
+/**
+ * Random 32-bit words from a seed that is not 0: xorshift (Marsaglia, 2003), of the same bytes on
+ * every machine.
+ */
 export function randomWords(seed: number): () => number {
   let state = seed >>> 0;
   return () => {

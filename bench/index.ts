@@ -1,12 +1,13 @@
 /**
- * The benchmarks: what Tidemark costs on this machine, each figure with the yardstick that it has to be read against, measured in the
- * same run. The command line runs them on real disks, the tests on a small one, so that they cannot rot.
+ * Benchmarks: what Tidemark costs on this machine, each figure with a yardstick measured in the
+ * same run. The command line runs them on real disks; the tests run them on a small disk, so that
+ * they keep working.
  *
- *     kernels    the inner loops, bare                            how fast could it be here
- *     pipeline   a cycle into a sink that discards                what of that the engine makes use of
- *     initial, scattered, restore   whole cycles against a store  what a user waits for
- *     front, burst, churn, restart  a disk that is written        what those who write to it wait for, and what they may lose
- *     mount, prune, open, collect   points that last              what those who read, thin and clean up wait for
+ *     kernels                       the inner loops alone               the bound of this machine
+ *     pipeline                      a cycle into a discarding sink      the share of that bound that is used
+ *     initial, scattered, restore   whole cycles against a store        what a user waits for
+ *     front, burst, churn, restart  a disk that is being written        what its clients wait for and may lose
+ *     mount, prune, open, collect   points that are kept                what readers and upkeep wait for
  */
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
@@ -34,8 +35,9 @@ export type { BenchReport } from "./report.ts";
 export { formatBench } from "./report.ts";
 
 /**
- * Runs one case and reports it. Errors: INVALID_ARGUMENT, INTERRUPTED, DAMAGED (what was brought back is not what was replicated), and
- * those of the vault, of the image and of the store; UNSUPPORTED where a program is not installed that a case is measured with.
+ * Runs one case and reports it. Errors: INVALID_ARGUMENT, INTERRUPTED, DAMAGED (what was brought
+ * back is not what was replicated), and those of the vault, of the image and of the store;
+ * UNSUPPORTED where a program is not installed that a case is measured with.
  */
 export async function runBench(options: BenchOptions): Promise<BenchReport> {
   const machine = machineFacts(new Date());

@@ -1,9 +1,10 @@
 /**
- * The loops that touch every byte, bare: one thread, data in cache, nothing around them. They bound what the pipeline can reach, and tell
- * on which machine a figure is worth what.
+ * Benchmark: the loops that touch every byte, alone on one thread with data in cache. They bound
+ * what the pipeline can reach, and characterize the machine.
  *
- * One iteration works through a corpus of 4 MiB, in blocks or granules as in operation. The corpus is made from a seed;
- * what the kernels give for it is hashed and printed, so that two machines, or two versions, can be seen to have done the same work.
+ * One iteration processes a corpus of 4 MiB, in blocks or granules as in operation. The corpus is
+ * made from a seed, and the hash of the kernels' results is printed, so that two machines or two
+ * versions can be seen to have done the same work.
  */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
@@ -100,7 +101,10 @@ async function byteKernels(seed: number): Promise<Kernel[]> {
   return loops.map(([name, loop]) => ({ name, unit: "bytes", amount: corpusBytes, prepare: () => undefined, ...loop }));
 }
 
-/** The corpus is put into the kernels' own memory once, before the clock starts: in operation it is read there. */
+/**
+ * The corpus is put into the kernels' own memory once, before the clock starts: in operation it is
+ * read there.
+ */
 function fingerprinting({ data, prints, fingerprint }: MeasuredKernels, corpus: Buffer): Loop {
   return {
     prepare: () => {
@@ -185,7 +189,9 @@ function eachUnit(corpus: Buffer, unitBytes: number, visit: (unit: Buffer, at: n
   for (let at = 0; at < corpus.length; at += unitBytes) visit(corpus.subarray(at, at + unitBytes), at);
 }
 
-/** The dedup index with random digests: filling an empty one, and finding each entry of a full one. */
+/**
+ * The dedup index with random digests: filling an empty one, and finding each entry of a full one.
+ */
 class IndexKernels {
   readonly insert: Kernel;
   readonly lookup: Kernel;
@@ -243,7 +249,10 @@ function randomCorpus(seed: number): Buffer {
   return corpus;
 }
 
-/** Words of a made-up language, a few of them frequent: LZ4 makes about half of it, as of source code. */
+/**
+ * Words of a made-up language, a few of them frequent: LZ4 makes about half of it, as of source
+ * code.
+ */
 function textCorpus(seed: number): Buffer {
   const next = randomWords(seed);
   const vocabulary = Array.from({ length: 4_096 }, () =>

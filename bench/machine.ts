@@ -1,6 +1,4 @@
-/**
- * What a figure was measured on. A rate without its machine says nothing, so every report carries these facts.
- */
+/** Machine facts: every report states what its figures were measured on. */
 import { availableParallelism, cpus, loadavg, platform, release, totalmem } from "node:os";
 import { tidemarkVersion } from "../engine/index.ts";
 
@@ -15,7 +13,10 @@ export interface MachineFacts {
   readonly node: string;
   readonly v8: string;
   readonly tidemark: string;
-  /** Load of the last minute before the measurement: well above zero, others were at work and the figures are too low. */
+  /**
+   * Load of the last minute before the measurement: well above zero, others were at work and the
+   * figures are too low.
+   */
   readonly loadAverage: number;
   /** When the measurement began, ISO 8601 in UTC. */
   readonly date: string;
@@ -37,7 +38,10 @@ export function machineFacts(now: Date): MachineFacts {
   };
 }
 
-/** The most memory that this process has had resident at once. An Azurite of ours is another process. */
+/**
+ * The most memory that this process has had resident at once. An Azurite of ours is another
+ * process.
+ */
 export function peakRssBytes(): number {
   // libuv gives kibibytes on every platform.
   return process.resourceUsage().maxRSS * 1024;

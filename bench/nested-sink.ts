@@ -1,6 +1,6 @@
 /**
- * A store within a store: everything lies under a prefix of its own. So each run has a fresh vault in whatever container it is given,
- * nothing that was there before is touched, and what was written can be found again and removed.
+ * Nested sink: a store within a store, under a prefix of its own. Each run has a fresh vault in the
+ * container it is given, touches nothing that was there before, and can remove what it wrote.
  */
 import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
 import { hasCode, type TidemarkError } from "../engine/index.ts";
@@ -26,8 +26,8 @@ export class NestedSink implements Sink {
   }
 
   /**
-   * Deletes what can be deleted under the prefix, and only then says what is still leased: by a process that was killed, until its lease ends.
-   * Errors: LEASE_HELD.
+   * Deletes what can be deleted under the prefix, and only then says what is still leased: by a
+   * process that was killed, until its lease ends. Errors: LEASE_HELD.
    */
   async removeAll(): Promise<void> {
     const names: string[] = [];

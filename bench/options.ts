@@ -1,6 +1,4 @@
-/**
- * What a caller may ask of the benchmarks, and what they read once it has been checked.
- */
+/** Options of the benchmarks: what a caller may ask for, and the checked configuration. */
 import { readFile } from "node:fs/promises";
 import type { Sink } from "../engine/index.ts";
 import { systemCode, TidemarkError, workersDefault } from "../engine/index.ts";
@@ -9,10 +7,15 @@ import type { StoreAddress } from "./live/orders.ts";
 /** Disks that are written while they are protected, by a process of its own. */
 export type LiveKind = "front" | "burst" | "churn" | "restart" | "soak";
 
-/** Points that are to last: mounted, pruned, opened at the end of a long chain, collected beside. */
+/**
+ * Points that are to last: mounted, pruned, opened at the end of a long chain, collected beside.
+ */
 export type KeepKind = "mount" | "prune" | "open" | "collect";
 
-/** `kernels`: the inner loops, bare. `pipeline`: a whole cycle into a sink that discards. The others: whole cycles against a store. */
+/**
+ * `kernels`: the inner loops, bare. `pipeline`: a whole cycle into a sink that discards. The
+ * others: whole cycles against a store.
+ */
 export type BenchKind = "kernels" | "pipeline" | "initial" | "scattered" | "restore" | LiveKind | KeepKind;
 
 export const liveKinds: readonly LiveKind[] = ["front", "burst", "churn", "restart", "soak"];
@@ -34,7 +37,10 @@ export interface BenchProgress {
 
 export interface BenchOptions {
   readonly kind: BenchKind;
-  /** Path of the disk image; needed by `initial`, `scattered`, `restore` and `pipeline`. It is read, never written to: `front`, `burst` and `mount` copy it. */
+  /**
+   * Path of the disk image; needed by `initial`, `scattered`, `restore` and `pipeline`. It is read,
+   * never written to: `front`, `burst` and `mount` copy it.
+   */
   readonly image?: string | undefined;
   /** How often each step is measured, 1 to 100; medians are reported. Default: 1. */
   readonly runs?: number | undefined;
@@ -43,7 +49,10 @@ export interface BenchOptions {
    * {"peer":"…","step":"first-backup|scattered-backup|restore","seconds":…}.
    */
   readonly peerFile?: string | undefined;
-  /** `initial`: bring the point back and compare it with the image. Default: false. `restore` always does. */
+  /**
+   * `initial`: bring the point back and compare it with the image. Default: false. `restore` always
+   * does.
+   */
   readonly check?: boolean | undefined;
   /** Writes of 4 KiB that `scattered` and `burst` make. Default: 20,000. */
   readonly scatterWrites?: number | undefined;
@@ -55,11 +64,15 @@ export interface BenchOptions {
   readonly lanes?: number | undefined;
   /** Time given to each kernel. Default: 1,000. */
   readonly kernelMs?: number | undefined;
-  /** Entries that the dedup index is measured with. Default: 1,048,576, which is far beyond a processor's own cache. */
+  /**
+   * Entries that the dedup index is measured with. Default: 1,048,576, which is far beyond a
+   * processor's own cache.
+   */
   readonly indexEntries?: number | undefined;
   /**
-   * `front`, each pattern; `mount`, the random reads; `churn`, the load; `restart`, the load before the kill; `collect`, the load before the
-   * collection: in seconds, 0.1 to 604,800. Defaults: 3, 3, 60, 5, 60.
+   * `front`, each pattern; `mount`, the random reads; `churn`, the load; `restart`, the load before
+   * the kill; `collect`, the load before the collection: in seconds, 0.1 to 604,800. Defaults: 3,
+   * 3, 60, 5, 60.
    */
   readonly seconds?: number | undefined;
   /** `churn`, `collect`: MB (10⁶ bytes) written a second. Defaults: 100, 20. */
@@ -69,26 +82,38 @@ export interface BenchOptions {
   /** `churn`, `restart`, `collect`: time between points in ms. Default: 5,000. */
   readonly cycleMs?: number | undefined;
   /**
-   * Size of the disk that a case makes, from 16 MiB. Defaults: 2 GiB for `front`, 8 GiB for `burst` and `churn`, 1 GiB for `collect`, 1 TiB for
-   * `restart`, `mount`, `prune` and `open`.
+   * Size of the disk that a case makes, from 16 MiB. Defaults: 2 GiB for `front`, 8 GiB for `burst`
+   * and `churn`, 1 GiB for `collect`, 1 TiB for `restart`, `mount`, `prune` and `open`.
    */
   readonly diskBytes?: number | undefined;
-  /** `restart`, `mount`, `prune`, `open`: the part of the disk that is written, from 16 MiB. Default: 1 GiB. */
+  /**
+   * `restart`, `mount`, `prune`, `open`: the part of the disk that is written, from 16 MiB.
+   * Default: 1 GiB.
+   */
   readonly hotBytes?: number | undefined;
   /** `front`: cuts that are made with 32 writes in flight. Default: 300. */
   readonly cuts?: number | undefined;
   /** `prune`, `open`: points of the chain, 8 to 1,000,000. Defaults: 1,000 and 5,000. */
   readonly points?: number | undefined;
-  /** `collect`: bytes that are dead before the collection, from 16 MiB. Default: 10 GB, or as many as there is room for. */
+  /**
+   * `collect`: bytes that are dead before the collection, from 16 MiB. Default: 10 GB, or as many
+   * as there is room for.
+   */
   readonly deadBytes?: number | undefined;
-  /** The live cases, `mount` and `collect`: the store that `openVaultSink` opens, as another process opens it. */
+  /**
+   * The live cases, `mount` and `collect`: the store that `openVaultSink` opens, as another process
+   * opens it.
+   */
   readonly storeAddress?: StoreAddress | undefined;
   /**
-   * Opens the store for all cases but `pipeline` and `kernels`; called once, before any clock starts. The benchmark works under a prefix
-   * of its own in that store, removes what it wrote and disposes of the sink.
+   * Opens the store for all cases but `pipeline` and `kernels`; called once, before any clock
+   * starts. The benchmark works under a prefix of its own in that store, removes what it wrote and
+   * disposes of the sink.
    */
   readonly openVaultSink: () => Promise<Sink>;
-  /** Images, copies and local state go into a new folder in this one, which is removed at the end. */
+  /**
+   * Images, copies and local state go into a new folder in this one, which is removed at the end.
+   */
   readonly temporaryFolder: string;
   readonly onProgress?: ((progress: BenchProgress) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -120,7 +145,10 @@ export interface BenchConfig {
   readonly live: LiveConfig;
   readonly keep: KeepConfig;
   readonly temporaryFolder: string;
-  /** Announces a step and ends the benchmark there when it has been interrupted. `run` counts from 0. */
+  /**
+   * Announces a step and ends the benchmark there when it has been interrupted. `run` counts from
+   * 0.
+   */
   readonly begin: (step: string, run?: number) => void;
   readonly signal: AbortSignal | undefined;
 }
@@ -164,7 +192,9 @@ const diskBytesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
   open: 1024 * gibibyte,
 };
 
-/** Errors: INVALID_ARGUMENT with every fault at once, and what reading the peers' file ended with. */
+/**
+ * Errors: INVALID_ARGUMENT with every fault at once, and what reading the peers' file ended with.
+ */
 export async function resolveOptions(options: BenchOptions, temporaryFolder: string): Promise<BenchConfig> {
   const { kind, image = "", runs = 1, check = false, scatterWrites = 20_000, seed = 7, workers = workersDefault } = options;
   const { kernelMs = 1_000, indexEntries = 1_048_576, signal, onProgress } = options;

@@ -1,7 +1,7 @@
 /**
- * How much of the machine the pipeline turns into work. A whole first cycle goes into a sink that discards, and is held against the sum
- * of its bare kernels over the same blocks, divided by the worker threads: what a pipeline would need that did nothing but hash and
- * compress.
+ * Benchmark: how much of the machine the pipeline uses. A whole first cycle goes into a discarding
+ * sink. The yardstick is the sum of its kernels over the same blocks, divided by the worker
+ * threads: a pipeline that only hashes and compresses.
  */
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
@@ -52,7 +52,7 @@ export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
   }
 }
 
-/** One cycle in a fresh vault that is made without wishes. */
+/** One cycle in a fresh vault with default parameters. */
 async function cycle(
   config: BenchConfig,
   volume: FileVolume,
@@ -92,9 +92,10 @@ interface Work {
 type BareKernels = Readonly<Record<(typeof kernelNames)[number], Work>>;
 
 /**
- * The work of a first cycle without the cycle, on one thread: every granule outside holes fingerprinted, which finds the zeros; every
- * block cut into chunks by the rule of the scan and digested; every chunk that is new compressed, if it looks as if it could be.
- * Reading is not counted, nor is looking up what is known.
+ * The work of a first cycle without the cycle, on one thread: every granule outside holes
+ * fingerprinted, which finds the zeros; every block cut into chunks by the rule of the scan and
+ * digested; every chunk that is new compressed, if it looks as if it could be. Reading is not
+ * counted, nor is looking up what is known.
  */
 async function runKernels(volume: FileVolume, blockBytes: number, signal: AbortSignal | undefined): Promise<BareKernels> {
   const kernels = await openKernels(windowBytes);
@@ -149,7 +150,10 @@ interface Run {
   readonly end: number;
 }
 
-/** A window of the volume that holds something, read to `data`: zeros where it has holes, and the runs of granules outside them. */
+/**
+ * A window of the volume that holds something, read to `data`: zeros where it has holes, and the
+ * runs of granules outside them.
+ */
 interface Window {
   readonly offset: number;
   readonly runs: Run[];
@@ -174,8 +178,9 @@ async function* readWindows(volume: FileVolume, data: Buffer): AsyncGenerator<Wi
 }
 
 /**
- * The scan's rule for a first point: a block of which more than half holds data is one chunk, any other gives the runs of its data. A
- * block that the volume's end cuts short is as long as what is left of it.
+ * The scan's rule for a first point: a block of which more than half holds data is one chunk, any
+ * other gives the runs of its data. A block that the volume's end cuts short is as long as what is
+ * left of it.
  */
 function cutChunks(prints: Uint32Array, window: Window, sizeBytes: number, blockBytes: number): Run[] {
   const chunks: Run[] = [];

@@ -1,6 +1,6 @@
 /**
- * What a benchmark found out: one object, printed as JSON for programs and as a table of 80 columns for people. Ratios are held against
- * what we set out to reach, whether it was reached or not.
+ * Benchmark report: one object, printed as JSON for programs and as a table of 80 columns for
+ * people. Ratios are shown with the goals, whether these were reached or not.
  */
 import type { ImageFacts } from "./image.ts";
 import type { MachineFacts } from "./machine.ts";
@@ -29,8 +29,9 @@ export interface CaseOutcome {
   /** SHA-256 of what was worked on and of what came out, in hexadecimal. */
   readonly hashes: Readonly<Record<string, string>>;
   /**
-   * The most memory that Tidemark's process had resident: that which protects the disk, where it is one of its own, else this one,
-   * until Tidemark's part of the first run was over, before any yardstick took some.
+   * The most memory that Tidemark's process had resident: that which protects the disk, where it is
+   * one of its own, else this one, until Tidemark's part of the first run was over, before any
+   * yardstick took some.
    */
   readonly peakRssBytes: number;
 }
@@ -113,7 +114,10 @@ function amount({ unit, amount: done }: Step): string {
   return unit === "bytes" ? size(done) : figure(done);
 }
 
-/** Kernels are told in GB/s, as memory is; transfers in MiB/s, and what would be next to nothing of that in smaller units. */
+/**
+ * Kernels are told in GB/s, as memory is; transfers in MiB/s, and what would be next to nothing of
+ * that in smaller units.
+ */
 function rate({ unit, role, perSecond }: Step): string {
   if (unit === "operations") {
     if (perSecond < 1e3) return `${perSecond.toFixed(1)} /s`;

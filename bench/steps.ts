@@ -1,6 +1,4 @@
-/**
- * Clocked steps: each has a name, an amount of work and one time a run; what is reported of them is the median.
- */
+/** Timed steps: each has a name, an amount of work and one time a run; the median is reported. */
 import type { BenchConfig } from "./options.ts";
 
 /** Whether Tidemark did it, or it is what Tidemark is held against. */
@@ -83,7 +81,7 @@ export class StepLog {
   }
 }
 
-/** A step from times that somebody else has summed up. */
+/** A step from times that were summed up elsewhere. */
 export function stepOf(
   name: string,
   traits: StepTraits,

@@ -1,6 +1,7 @@
 /**
- * What Tidemark is held against: the plainest program that does the same transfer through the same sink, without change tracking,
- * deduplication, compression or proof. Each is measured in the same run, on the same store and the same bytes.
+ * Yardsticks: the plainest program that does the same transfer through the same sink, without
+ * change tracking, deduplication, compression or proof. Each is measured in the same run, on the
+ * same store and the same bytes.
  *
  * Memory: lanes × 4 MiB.
  */
@@ -11,11 +12,12 @@ import { allocatedRuns, allZero, rangeBytes } from "./image.ts";
 /** Transfers in flight. */
 export const yardstickLanes = 4;
 
-/** Nothing but what is allocated is read: a range that is a little longer would flatter whoever is compared with it. */
+/** Only allocated ranges are read: longer ranges would flatter Tidemark. */
 const readUnitBytes = 4096;
 
 /**
- * Uploads an image as it is to one page object: every 4 MiB range that holds something, four at a time. Returns the bytes sent.
+ * Uploads an image as it is to one page object: every 4 MiB range that holds something, four at a
+ * time. Returns the bytes sent.
  */
 export async function uploadPlainly(volume: FileVolume, sink: Sink, name: string, signal: AbortSignal | undefined): Promise<number> {
   const sizeBytes = await volume.sizeBytes();
@@ -31,7 +33,10 @@ export async function uploadPlainly(volume: FileVolume, sink: Sink, name: string
   return sentBytes;
 }
 
-/** Reads what an image holds once, from front to back, with one read of up to 4 MiB after the other. Returns the bytes read. */
+/**
+ * Reads what an image holds once, from front to back, with one read of up to 4 MiB after the other.
+ * Returns the bytes read.
+ */
 export async function readOnce(volume: FileVolume, signal: AbortSignal | undefined): Promise<number> {
   const buffer = Buffer.alloc(rangeBytes);
   let bytesRead = 0;
@@ -58,7 +63,10 @@ export async function storedSegments(sink: Sink, signal: AbortSignal | undefined
   return segments;
 }
 
-/** The Get ceiling: reads everything that is stored back, 4 MiB × 4 in flight, and drops it. Returns the bytes read. */
+/**
+ * The Get ceiling: reads everything that is stored back, 4 MiB × 4 in flight, and drops it. Returns
+ * the bytes read.
+ */
 export async function getCeiling(sink: Sink, segments: readonly StoredPages[], signal: AbortSignal | undefined): Promise<number> {
   let bytesRead = 0;
   await inLanes(rangesOf(segments), signal, async ({ name, offset, length }, buffer) => {
@@ -77,8 +85,8 @@ async function* rangesOf(segments: readonly StoredPages[]): AsyncGenerator<{ nam
 }
 
 /**
- * Works through `items`, one per lane at a time, each lane with a buffer of 4 MiB. After a failure the other lanes finish what they
- * have.
+ * Works through `items`, one per lane at a time, each lane with a buffer of 4 MiB. After a failure
+ * the other lanes finish what they have.
  */
 async function inLanes<Item>(
   items: AsyncGenerator<Item, void>,

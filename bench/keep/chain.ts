@@ -1,7 +1,7 @@
 /**
- * A disk with many points, each a little different from the one before. They are made as an agent makes them, by the loop that protects a
- * disk, only that the next is asked for when the last is committed instead of five seconds later. So heads, pages, manifests and maps are
- * those of a real chain, and what they take up is what an hour of operation would write.
+ * A disk with many points, each slightly different from the one before. The protection loop makes
+ * them, as in an agent; only the next point is requested at once instead of after five seconds. So
+ * heads, pages, manifests and maps are those of a real chain.
  */
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
@@ -25,7 +25,10 @@ export interface Chain {
   /** A granule that was written before the last point, and what it holds. */
   readonly offset: number;
   readonly bytes: Uint8Array;
-  /** Written to the store for a point besides its data, on the average: manifest, map, head and pages. */
+  /**
+   * Written to the store for a point besides its data, on the average: manifest, map, head and
+   * pages.
+   */
   readonly metadataBytesAPoint: number;
 }
 

@@ -1,11 +1,14 @@
 /**
- * What does a disk notice of a collection that goes on beside it? A vault is given many gigabytes that no point needs any more, and a disk that
- * is written steadily. Its cycles, from cut to commit, are timed for a while, and then while a process of its own (this one) collects.
+ * Benchmark: garbage collection beside a protected disk that is written steadily. The cycles of the
+ * disk, from cut to commit, are timed alone and then while this process collects a vault with many
+ * gigabytes of dead data.
  *
- * Of what is dead, three fifths lie in a part of a disk of which nothing stays: of ten gigabytes that is more than the first segments of all lanes hold, so
- * whole segments can be deleted. Of the rest one MiB in sixteen stays, so that pages are cleared around what is needed.
+ * Three fifths of the dead data lie in a part of a disk of which nothing stays, so that whole
+ * segments can be deleted. Of the rest one MiB in sixteen stays, so that pages are cleared around
+ * live data.
  *
- * Room: the dead bytes once, on the disk of the store; what the load writes; and twice the live disk.
+ * Room needed: the dead bytes once on the disk of the store, what the load writes, and twice the
+ * live disk.
  */
 import { mkdir, statfs } from "node:fs/promises";
 import { join } from "node:path";
@@ -37,7 +40,10 @@ const slowdownMax = 1.2;
 const storedPerLiveMax = 1.25;
 
 const deadBytesDefault = 10_000_000_000;
-/** Of the room on the disk, at most this much is taken for the dead bytes unless the caller says how many. */
+/**
+ * Of the room on the disk, at most this much is taken for the dead bytes unless the caller says how
+ * many.
+ */
 const roomShareMax = 0.4;
 const mebibyte: number = 1024 * 1024;
 /** Of so many bytes `survivorBytes` stay, in the part of which something stays. */
@@ -49,7 +55,7 @@ const goneShare = 0.6;
 
 const requestBytes = 16_384;
 const compressiblePercent = 50;
-/** For leaving the seat, when there is no time for more. */
+/** Time to release the writer lease on an interruption. */
 const endMsMax = 5_000;
 /** The load ends when it is told to. */
 const loadSecondsMax = 86_400;
@@ -112,7 +118,10 @@ async function roomFor({ temporaryFolder, live }: BenchConfig): Promise<number> 
   return Math.max(survivorEveryBytes, Math.min(deadBytesDefault, Math.floor(bavail * bsize * roomShareMax)));
 }
 
-/** Fills the vault with what no point needs when this is done, but for some survivors. Returns the hash of the disk that they are. */
+/**
+ * Fills the vault with what no point needs when this is done, but for some survivors. Returns the
+ * hash of the disk that they are.
+ */
 async function makeDead(config: BenchConfig, place: KeepPlace, log: StepLog, deadBytes: number): Promise<string> {
   const { seed, signal } = config;
   const wholes = Math.max(1, Math.floor(deadBytes / survivorEveryBytes));
@@ -138,7 +147,10 @@ interface Measured {
   readonly condition: Condition;
 }
 
-/** Has a disk written and protected by a process of its own, first for `live.seconds`, then for as long as a collection takes. */
+/**
+ * Has a disk written and protected by a process of its own, first for `live.seconds`, then for as
+ * long as a collection takes.
+ */
 async function measure(config: BenchConfig, place: KeepPlace, log: StepLog, image: string): Promise<Measured> {
   const { temporaryFolder, workers, lanes, live, signal } = config;
   const stateFolder = join(temporaryFolder, "state");
@@ -157,7 +169,8 @@ async function measure(config: BenchConfig, place: KeepPlace, log: StepLog, imag
       lanes,
       indexBytesMax: undefined,
     },
-    // It is to leave its seat when we are interrupted, so it has to be told then: nobody could remove what is leased.
+    // On an interruption the load must release its writer lease, because a leased object cannot be
+    // removed.
     undefined,
   );
   try {
@@ -243,8 +256,9 @@ class SteadyLoad {
   }
 
   /**
-   * Does `work` under the load, at whose end it is interrupted. Returns the points too whose cycles were under way meanwhile, oldest first.
-   * Errors: those of the work and of the load; INVALID_ARGUMENT when no cycle was under way.
+   * Does `work` under the load, at whose end it is interrupted. Returns the points too whose cycles
+   * were under way meanwhile, oldest first. Errors: those of the work and of the load;
+   * INVALID_ARGUMENT when no cycle was under way.
    */
   async during<Result>(
     process: ProtectingProcess,
@@ -261,7 +275,7 @@ class SteadyLoad {
       await Promise.race([working, ended]);
     } finally {
       over.abort();
-      await Promise.allSettled([working]); // nobody works on in a place that is being emptied
+      await Promise.allSettled([working]); // no work goes on in a place that is being emptied
     }
     const result = await working;
     const endedAtMs = Date.now();
@@ -285,7 +299,9 @@ function cycleMsOf({ cutAtMs, committedAtMs }: SeenPoint): number {
   return committedAtMs - cutAtMs;
 }
 
-/** The amount of a cycle is what the load wrote since the cut before it, fio keeping to its rate. */
+/**
+ * The amount of a cycle is what the load wrote since the cut before it, fio keeping to its rate.
+ */
 function addCycles({ live }: BenchConfig, log: StepLog, step: typeof aloneStep | typeof besideStep, points: readonly SeenPoint[]): void {
   for (const [index, point] of points.entries()) {
     const sinceMs = point.cutAtMs - (points[index - 1]?.cutAtMs ?? point.cutAtMs - live.cycleMs);
@@ -313,7 +329,10 @@ function marksOf(log: StepLog, storedPerLive: number): Mark[] {
   ];
 }
 
-/** Bytes of the pages of all segments that are not zero, read one by one: what a collector believes to have given back is not asked. */
+/**
+ * Bytes of the pages of all segments that are not zero, read one by one: what a collector believes
+ * to have given back is not asked.
+ */
 async function occupiedBytes(sink: Sink, signal: AbortSignal | undefined): Promise<number> {
   let bytes = 0;
   const buffer = Buffer.alloc(rangeBytes);

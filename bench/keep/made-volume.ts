@@ -1,7 +1,7 @@
 /**
- * A disk that is nowhere: what it holds is made when it is read, always the same, and LZ4 makes nothing of it. So a store can be given many
- * gigabytes without a source that takes the same room again. Each granule is a seeded random one, stamped with its number, so no two
- * are alike.
+ * Synthetic volume: its content is computed when it is read, is always the same, and does not
+ * compress. So a store can be filled with many gigabytes without a source of that size. Each
+ * granule is seeded random data stamped with its number, so no two are alike.
  */
 import { type Extent, granuleBytes, type Volume } from "../../engine/index.ts";
 import { randomWords } from "../image.ts";
@@ -14,7 +14,10 @@ export class MadeVolume implements Volume {
   readonly #extents: readonly Extent[];
   readonly #pattern: Buffer;
 
-  /** What is outside `extents`, which are whole granules, is zero. `sizeBytes` is a multiple of 4 KiB. */
+  /**
+   * What is outside `extents`, which are whole granules, is zero. `sizeBytes` is a multiple of 4
+   * KiB.
+   */
   constructor(sizeBytes: number, extents: readonly Extent[], seed: number) {
     this.#sizeBytes = sizeBytes;
     this.#extents = extents;

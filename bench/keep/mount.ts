@@ -1,15 +1,16 @@
 /**
- * What does a reader notice of a point that is mounted instead of brought back? A disk of 1 TiB that is empty but for its front is replicated, and
- * its newest point mounted by a process of its own, anew for each run:
+ * Benchmark: reading a mounted point. A sparse disk of 1 TiB with data at its front is replicated,
+ * and its newest point is mounted by a process of its own, anew for each run:
  *
- *   - until the first 4 KiB are there, through the NBD server;
- *   - all data read once from front to back, beside the Get ceiling: fetching what they are stored as, and dropping it;
- *   - what lies in the cache read at random, beside qemu-nbd on a file that holds the same.
+ *   - time until the first 4 KiB arrive through the NBD server;
+ *   - all data read once in order, beside the Get ceiling: fetching the stored bytes and dropping
+ *     them;
+ *   - cached data read at random, beside qemu-nbd on a file with the same content.
  *
- * What the mount gave is compared with the point brought back.
+ * The bytes that the mount returns are compared with the restored point.
  *
- * The ceiling fetches what is stored, and a reader is handed what that is unpacked to. So the share of the ceiling depends on the data: it is the
- * lower the better they can be compressed. Those that are made here LZ4 halves.
+ * The ceiling fetches stored bytes, while a reader receives decompressed bytes. So the share of the
+ * ceiling depends on how well the data compresses; LZ4 halves the data used here.
  */
 import { createHash } from "node:crypto";
 import { open, truncate } from "node:fs/promises";
@@ -225,7 +226,9 @@ function marksOf(log: StepLog): Mark[] {
   ];
 }
 
-/** A disk of `live.diskBytes` that holds the given image at its front, or `live.hotBytes` of data. */
+/**
+ * A disk of `live.diskBytes` that holds the given image at its front, or `live.hotBytes` of data.
+ */
 async function makeDisk(config: BenchConfig, place: KeepPlace): Promise<Disk> {
   const { image, live, seed, signal, temporaryFolder, begin } = config;
   begin("write the disk");
@@ -241,7 +244,10 @@ async function makeDisk(config: BenchConfig, place: KeepPlace): Promise<Disk> {
   return { image: path, spanBytes: live.hotBytes };
 }
 
-/** Fills the front of a file. Every other KiB is incompressible, and the rest repeats the number of its range. */
+/**
+ * Fills the front of a file. Every other KiB is incompressible, and the rest repeats the number of
+ * its range.
+ */
 async function fillFront(path: string, spanBytes: number, seed: number, signal: AbortSignal | undefined): Promise<void> {
   const file = await open(path, "r+");
   try {

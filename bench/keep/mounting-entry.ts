@@ -1,10 +1,12 @@
 /**
- * The process that mounts and serves one point for a benchmark: the very `Vault.mount` and `NbdServer` of `tidemark mount`, in a process of
- * its own, as any other NBD server is. Started by `MountingProcess`, which tells it everything; it ends when told to, or with whoever
- * started it, and gives up the point's hold either way: nobody could remove that while it is leased.
+ * Process that mounts and serves one point for a benchmark: the `Vault.mount` and `NbdServer` of
+ * `tidemark mount`, in a process of its own, as any other NBD server is. `MountingProcess` starts
+ * it. It ends when told to, or with its parent, and gives up the reader hold in both cases, because
+ * a leased object cannot be removed.
  *
- * What the two say to each other goes over the channel that Node gives parent and child: the plan first, so that no credential is in an argument or in
- * the environment; then, once, that it is to stop. Whoever imports the types of that imports nothing else.
+ * Parent and child talk over the channel that Node gives them: first the plan, so that no
+ * credential is in an argument or in the environment, and at the end the order to stop. A module
+ * that imports the types of those messages imports nothing else.
  */
 import process from "node:process";
 import { type MountSummary, NbdServer, TidemarkError, Vault } from "../../engine/index.ts";
@@ -82,7 +84,7 @@ async function answer(told: MountTold): Promise<void> {
 }
 
 process.on("message", (told: MountTold) => void answer(told));
-// Whoever started us is gone, or does not want to know any more.
+// The parent is gone or has closed the channel.
 process.once("disconnect", () => {
   const end = (): never => process.exit(0);
   if (closing === undefined) end();

@@ -1,6 +1,6 @@
 /**
- * A point that is mounted and served by a process of its own, as its benchmark holds it. The process ends by `stop` or `end`, when this
- * object is disposed of, and with us, however we end.
+ * Handle of a process that mounts and serves a point. The process ends by `stop` or `end`, when
+ * this object is disposed of, and with its parent.
  */
 import { fork } from "node:child_process";
 import { setTimeout as delay } from "node:timers/promises";
@@ -26,8 +26,8 @@ export class MountingProcess implements AsyncDisposable {
   }
 
   /**
-   * Resolves when the point is served, with the time that took from the moment when the process had the plan. Errors: those of
-   * `Vault.mount` and of the store.
+   * Resolves when the point is served, with the time that took from the moment when the process had
+   * the plan. Errors: those of `Vault.mount` and of the store.
    */
   static async start(
     plan: MountPlan,
@@ -58,7 +58,10 @@ export class MountingProcess implements AsyncDisposable {
     return answer;
   }
 
-  /** Ends the process, in good order if that does not take long. Resolves when it is gone. Idempotent. */
+  /**
+   * Ends the process, in good order if that does not take long. Resolves when it is gone.
+   * Idempotent.
+   */
   async end(): Promise<void> {
     const { child, ended } = this.#program;
     const stop: MountTold = "stop";

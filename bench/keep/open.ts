@@ -1,6 +1,6 @@
 /**
- * How long is the way from the head to the first byte of the newest point when thousands of points are behind it? And what do points that
- * come every five seconds write besides data? Beside it, the same objects fetched bare.
+ * Benchmark: opening the newest of thousands of points, from the head to the first byte, and the
+ * metadata that points every five seconds write. The yardstick fetches the same objects alone.
  */
 import { granuleBytes, type Sink, TidemarkError } from "../../engine/index.ts";
 import { imageFactsOf } from "../image.ts";
@@ -58,7 +58,9 @@ export async function benchOpen(config: BenchConfig, store: Sink): Promise<CaseO
   });
 }
 
-/** Opens vault and point as a process would that does nothing else, and reads what was written last. */
+/**
+ * Opens vault and point as a process would that does nothing else, and reads what was written last.
+ */
 async function openOnce(
   config: BenchConfig,
   place: KeepPlace,

@@ -1,6 +1,6 @@
 /**
- * Where a case about points that last works: a vault under a prefix of its own in the store, which is emptied again; and the proof that its
- * newest point is still what was replicated.
+ * Place of a benchmark about kept points: a vault under a prefix of its own in the store, emptied
+ * afterwards, and the proof that the newest point still equals what was replicated.
  */
 import { randomUUID } from "node:crypto";
 import { open, rm } from "node:fs/promises";
@@ -39,7 +39,10 @@ export class KeepPlace {
     return new RecordingSink(this.#store, this.prefix);
   }
 
-  /** Opens the vault, or creates it, for `work`. There is no state folder: nothing local speeds anything up. */
+  /**
+   * Opens the vault, or creates it, for `work`. There is no state folder: nothing local speeds
+   * anything up.
+   */
   async inVault<Result>(work: (vault: Vault) => Promise<Result>, sink: Sink = this.sink): Promise<Result> {
     const { workers, lanes, signal } = this.#config;
     const vault = await Vault.openOrCreate(sink, { workers, lanes, signal });
@@ -74,7 +77,10 @@ export class KeepPlace {
     }
   }
 
-  /** Brings the newest point of `disk` back and compares it with its image, which nobody writes any more. Errors: DAMAGED. */
+  /**
+   * Restores the newest point of `disk` and compares it with the image, which is no longer written.
+   * Errors: DAMAGED.
+   */
   async prove(disk: string, image: string): Promise<Record<"image" | "point", string>> {
     const { signal, begin } = this.#config;
     begin("compare the newest point with the disk");

@@ -1,6 +1,7 @@
 /**
- * A disk of many points is thinned to one in twenty, spread over its whole time, in one go: every page of points loses most of what it lists.
- * Beside it, the same objects read and written bare: what the store alone takes for them.
+ * Benchmark: pruning. A disk of many points is thinned to one in twenty, spread over its whole
+ * time, in one go, so that every page of points loses most of its entries. The yardstick reads and
+ * writes the same objects alone.
  */
 import { type RetentionPolicy, type Sink, TidemarkError } from "../../engine/index.ts";
 import { imageFactsOf } from "../image.ts";

@@ -1,6 +1,6 @@
 /**
- * Notes which objects and ranges went through it, so that the very same transfers can be made once more, bare: what an operation costs beyond
- * what its store takes for them.
+ * Recording sink: notes the objects and ranges that pass through it, so that a yardstick can repeat
+ * the same transfers alone.
  */
 import type { CallOptions, PutCondition, Sink, StoredObject } from "../../engine/index.ts";
 import { throwIfAborted } from "../../engine/index.ts";
@@ -47,8 +47,9 @@ export class RecordingSink extends NestedSink {
   }
 
   /**
-   * Makes all transfers again, one after the other. What was written goes to names of its own below `prefix`, which is used once. Nothing
-   * that was read may have been deleted meanwhile. Returns the bytes transferred.
+   * Makes all transfers again, one after the other. What was written goes to names of its own below
+   * `prefix`, which is used once. Nothing that was read may have been deleted meanwhile. Returns
+   * the bytes transferred.
    */
   async repeat(sink: Sink, prefix: string, signal: AbortSignal | undefined): Promise<number> {
     for (const [index, transfer] of this.#transfers.entries()) {

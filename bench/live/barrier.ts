@@ -1,6 +1,7 @@
 /**
- * How long does a cut hold the writes that come while it is made? Many cuts in a row of a disk that 32 writers never leave alone. In this process
- * and into a store that discards, so that nothing but the barrier is measured.
+ * Benchmark: how long a cut holds writes. Many cuts in a row, of a disk to which 32 writers write
+ * without a pause. It runs in this process and into a discarding sink, so that only the barrier is
+ * measured.
  */
 import { mkdir, open } from "node:fs/promises";
 import { join } from "node:path";

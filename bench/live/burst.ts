@@ -1,6 +1,6 @@
 /**
- * Many scattered writes at once, then a point: how long from the cut until it is committed? Against peers, which have to read the disk to find
- * out what was written.
+ * Benchmark: a burst of scattered writes, then a point: time from the cut to the commit. Peers have
+ * to read the disk to find out what was written.
  */
 import type { Sink } from "../../engine/index.ts";
 import { granuleBytes } from "../../engine/index.ts";

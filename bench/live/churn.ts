@@ -1,6 +1,6 @@
 /**
- * A disk that is written without a pause, at a given rate: does every cycle give its point, how far is the newest behind when the load ends, and how
- * much memory does it take? And how high may the rate be until that is no longer so?
+ * Benchmark: a disk that is written without a pause at a given rate. It reports whether every cycle
+ * gave its point, the lag at the end, the memory used, and the highest rate that holds.
  */
 import type { Sink } from "../../engine/index.ts";
 import { imageFactsOf } from "../image.ts";
@@ -110,7 +110,8 @@ async function churn(
   await process.point();
   const leftMs = performance.now() - leftFrom;
   const settled = await process.order({ kind: "status" });
-  // A point that was cut under the load and committed later was not missed: how late it was is told by the lag.
+  // A point that was cut under the load and committed later was not missed: how late it was is told
+  // by the lag.
   const points = settled.points.filter(({ cutAtMs }) => cutAtMs >= startedAtMs && cutAtMs <= endedAtMs);
   return {
     bytesPerSecond: figures.bytes / (figures.elapsedMs / 1_000),
@@ -149,7 +150,10 @@ function marksOf(wantedBytesPerSecond: number, load: Churn): Mark[] {
   ];
 }
 
-/** Doubles the rate while it holds and halves the rest from then on. Returns the highest that held, in bytes a second; 0 for none. */
+/**
+ * Doubles the rate while it holds and halves the rest from then on. Returns the highest that held,
+ * in bytes a second; 0 for none.
+ */
 async function findLimit(
   config: BenchConfig,
   asked: Churn,

@@ -1,6 +1,6 @@
 /**
- * fio with its own NBD client: the load, and the clock, of every measurement at a server. Where what is shipped counts, it makes fresh data
- * for every write, so that nothing is saved by having seen it before.
+ * fio with its own NBD client: the load and the clock of every measurement at a server. Where
+ * shipped bytes count, fio makes fresh data for every write, so that deduplication saves nothing.
  */
 import { TidemarkError, throwIfAborted } from "../../engine/index.ts";
 import { type Ended, runProgram } from "./programs.ts";
@@ -16,7 +16,10 @@ export interface FioJob {
   /** How long, or how many bytes in all. */
   readonly extent: { readonly seconds: number } | { readonly bytes: number };
   readonly bytesPerSecondMax?: number | undefined;
-  /** True: no two writes carry the same bytes, which costs fio time. False: the same few over and over. */
+  /**
+   * True: no two writes carry the same bytes, which costs fio time. False: the same few over and
+   * over.
+   */
   readonly freshData: boolean;
   /** How much of fresh data can be compressed away. Default: next to none. */
   readonly compressiblePercent?: number | undefined;
@@ -38,14 +41,17 @@ export interface FioFigures {
 /** Requests in flight. */
 const depth = 32;
 
-/** Errors: UNSUPPORTED (no fio, or one without NBD), DEVICE_FAILED (the server refused or broke off), INTERRUPTED. */
+/**
+ * Errors: UNSUPPORTED (no fio, or one without NBD), DEVICE_FAILED (the server refused or broke
+ * off), INTERRUPTED.
+ */
 export async function runFio(job: FioJob): Promise<FioFigures> {
   return figuresOf(await runProgram("fio", words(job), job.folder, job.signal));
 }
 
 /**
- * A load that lasts until `stop`, and under which the server may die: how fio ends says nothing, and having lost its server it may not end
- * at all. Errors: UNSUPPORTED, INTERRUPTED.
+ * A load that lasts until `stop`, and under which the server may die: how fio ends says nothing,
+ * and having lost its server it may not end at all. Errors: UNSUPPORTED, INTERRUPTED.
  */
 export async function runFioUntil(job: FioJob, stop: AbortSignal): Promise<void> {
   const either = job.signal === undefined ? stop : AbortSignal.any([job.signal, stop]);

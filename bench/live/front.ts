@@ -1,9 +1,10 @@
 /**
- * What do those who write to a protected disk notice of it? fio's patterns at our server, while replication rests and while a cycle drains to the
- * store, beside qemu-nbd on a disk of the same content; and how long a cut holds the writes that come while it is made.
+ * Benchmark: the front end of a protected disk. fio's patterns run against our server while
+ * replication rests and while a cycle drains to the store, beside qemu-nbd on a disk with the same
+ * content; and the time for which a cut holds writes.
  *
- * Both servers are processes of their own on files that lie in the page cache, as fio is: what is measured is the way to the disk, not the disk.
- * The two take turns, pattern by pattern.
+ * Both servers and fio are processes of their own on files in the page cache, so the way to the
+ * disk is measured and not the disk. The two servers take turns, pattern by pattern.
  */
 import { randomFillSync } from "node:crypto";
 import { open } from "node:fs/promises";
@@ -38,7 +39,10 @@ const patterns: readonly Pattern[] = [
 
 /** Of the own rate while replication rests. */
 const drainingWanted = 0.4;
-/** A cycle has to be under way for as long as fio runs: more than any store here takes in that time, as far as the disk is large enough. */
+/**
+ * A cycle has to be under way for as long as fio runs: more than any store here takes in that time,
+ * as far as the disk is large enough.
+ */
 const drainBytesPerSecond = 400 * 1024 * 1024;
 
 /** One way to serve the disk, in one pattern: what each run gave. */
@@ -114,7 +118,10 @@ export async function benchFront(config: BenchConfig, store: Sink): Promise<Case
   });
 }
 
-/** qemu-nbd on a raw file. It shares our page cache: what it is told to write is written when it says so, as with ours. */
+/**
+ * qemu-nbd on a raw file. It shares our page cache: what it is told to write is written when it
+ * says so, as with ours.
+ */
 class QemuNbd {
   readonly uri: string;
   readonly end: () => Promise<void>;
@@ -146,7 +153,10 @@ async function loadOnce(config: BenchConfig, pattern: Pattern, uri: string, span
   });
 }
 
-/** Loads the disk while a cycle that has much to ship is under way, and notes for which share of the load it was. */
+/**
+ * Loads the disk while a cycle that has much to ship is under way, and notes for which share of the
+ * load it was.
+ */
 async function whileDraining(
   process: ProtectingProcess,
   config: BenchConfig,
@@ -159,7 +169,8 @@ async function whileDraining(
   const elapsedMs = performance.now() - startedAt;
   const { drainedMs } = await process.order({ kind: "rest" });
   drained.push(Math.min(1, drainedMs / elapsedMs));
-  // What was written under the last point is shipped too, so that the next pattern begins with a disk at rest.
+  // What was written under the last point is shipped too, so that the next pattern begins with a
+  // disk at rest.
   await process.point();
   await process.order({ kind: "pause" });
   return figures;
@@ -205,7 +216,7 @@ async function fill(path: string, sizeBytes: number, signal: AbortSignal | undef
   }
 }
 
-/** Nobody waits for the disk below while somebody else is measured. */
+/** The disk below is idle before each measurement. */
 async function settle(paths: readonly string[]): Promise<void> {
   for (const path of paths) {
     const file = await open(path, "r+");

@@ -1,6 +1,7 @@
 /**
- * What a benchmark and the process that protects its disk say to each other, over the channel that Node gives parent and child. The
- * plan comes first, so that no credential is in an argument or in the environment; then orders, each with an answer.
+ * Messages between a benchmark and the process that protects its disk, over the channel that Node
+ * gives parent and child: first the plan, so that no credential is in an argument or in the
+ * environment, then orders, each with an answer.
  */
 import type { ErrorCode, PointSummary, ProtectionState } from "../../engine/index.ts";
 import type { AzureCredentials, ProxyOptions } from "../../sink/index.ts";
@@ -30,8 +31,9 @@ export interface ProtectionPlan {
 }
 
 /**
- * `point`: take one, answer when it is committed. `drain`: change `bytes` at the front of the disk, then take one point after the
- * other until `rest`. `pause`: take none. `stop`: end and save the exact marks; the process ends after its answer.
+ * `point`: take one, answer when it is committed. `drain`: change `bytes` at the front of the disk,
+ * then take one point after the other until `rest`. `pause`: take none. `stop`: end and save the
+ * exact marks; the process ends after its answer.
  */
 export type Order =
   | { readonly kind: "point" }

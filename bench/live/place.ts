@@ -1,6 +1,7 @@
 /**
- * Where a live case works: a disk image of its own, a vault under a prefix of its own in the store, and the processes that protect
- * that disk. At the end the newest point is brought back and compared with the image: a figure for a wrong result is none.
+ * Place of a benchmark of live disks: a disk image, a vault under a prefix of its own in the store,
+ * and the processes that protect the disk. At the end the newest point is restored and compared
+ * with the image, because a figure for a wrong result is worthless.
  */
 import { randomUUID } from "node:crypto";
 import { mkdir, open, rm } from "node:fs/promises";
@@ -34,7 +35,10 @@ export class LivePlace {
     this.#stateFolder = join(temporaryFolder, "state");
   }
 
-  /** Lends a place with the copy of the given image as its disk, or a new empty one, and empties it again. */
+  /**
+   * Lends a place with the copy of the given image as its disk, or a new empty one, and empties it
+   * again.
+   */
   static async use<Result>(config: BenchConfig, store: Sink, work: (place: LivePlace) => Promise<Result>): Promise<Result> {
     const place = new LivePlace(config, store);
     await mkdir(place.#stateFolder);
@@ -47,7 +51,10 @@ export class LivePlace {
     return outcome.value;
   }
 
-  /** Has `work` done while a process protects the disk, which is gone afterwards, whatever happens. Errors: those of both. */
+  /**
+   * Runs `work` while a process protects the disk. The process is gone afterwards, also after a
+   * failure. Errors: those of both.
+   */
   async protecting<Result>(
     cycleMs: number,
     work: (process: ProtectingProcess, condition: Condition) => Promise<Result>,
@@ -77,7 +84,10 @@ export class LivePlace {
     }
   }
 
-  /** Brings the newest point back and compares it with the disk, which nobody writes any more. Errors: DAMAGED. */
+  /**
+   * Restores the newest point and compares it with the disk, which is no longer written. Errors:
+   * DAMAGED.
+   */
   async prove(): Promise<Record<"image" | "point", string>> {
     const { temporaryFolder, workers, lanes, signal, begin } = this.#config;
     begin("compare the newest point with the disk");

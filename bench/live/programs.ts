@@ -1,5 +1,6 @@
 /**
- * Programs that a benchmark starts. Each ends with us, however we end (short of kill -9), and is only ever ended by its own process.
+ * Child programs of a benchmark. Each ends with its parent (short of kill -9), and only the process
+ * that started it ends it.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -79,7 +80,10 @@ function start(name: string, words: readonly string[], folder: string): { progra
   return { program: new Program(child, name), said };
 }
 
-/** Runs a program to its end. Errors: UNSUPPORTED (it is not installed), INTERRUPTED; how it ended is the caller's to judge. */
+/**
+ * Runs a program to its end. Errors: UNSUPPORTED (it is not installed), INTERRUPTED; how it ended
+ * is the caller's to judge.
+ */
 export async function runProgram(name: string, words: readonly string[], folder: string, signal: AbortSignal | undefined): Promise<Ended> {
   throwIfAborted(signal);
   const { program, said } = start(name, words, folder);
@@ -95,7 +99,10 @@ export async function runProgram(name: string, words: readonly string[], folder:
   return { exitCode: program.child.exitCode, ...said };
 }
 
-/** Starts a server that listens on the Unix socket `path`; resolves when it does. Errors: as of `runProgram`, and INTERNAL. */
+/**
+ * Starts a server that listens on the Unix socket `path`; resolves when it does. Errors: as of
+ * `runProgram`, and INTERNAL.
+ */
 export async function startServer(
   name: string,
   words: readonly string[],

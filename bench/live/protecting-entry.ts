@@ -1,7 +1,7 @@
 /**
- * The process that protects and serves one disk for a benchmark: the very `Vault.protect` and `NbdServer` of `tidemark protect`, in a
- * process of its own, as any other NBD server is. Started by `ProtectingProcess`, which tells it everything; it ends when told to,
- * or with whoever started it.
+ * Process that protects and serves one disk for a benchmark: the `Vault.protect` and `NbdServer` of
+ * `tidemark protect`, in a process of its own, as any other NBD server is. `ProtectingProcess`
+ * starts it. It ends when told to, or with its parent.
  */
 import { randomFillSync } from "node:crypto";
 import process from "node:process";
@@ -92,7 +92,10 @@ class Protecting {
     if (event.kind === "failure") this.#failures.push(event.message);
   }
 
-  /** One point after the other. The first is of what was changed for it, and what clients write meanwhile is in the next. */
+  /**
+   * One point after the other. The first is of what was changed for it, and what clients write
+   * meanwhile is in the next.
+   */
   #drain(protection: Protection): void {
     const state = { isOver: false, done: Promise.resolve(0) };
     protection.resume();
@@ -181,5 +184,5 @@ process.on("message", (told: Told) => {
     order.kind === "stop",
   );
 });
-// Whoever started us is gone.
+// The parent is gone.
 process.once("disconnect", () => process.exit(0));

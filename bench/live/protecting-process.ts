@@ -1,6 +1,6 @@
 /**
- * A disk that is protected and served by a process of its own, as its benchmark holds it. The process ends by `stop` or `kill`, when
- * this object is disposed of, and with us, however we end.
+ * Handle of a process that protects and serves a disk. The process ends by `stop` or `kill`, when
+ * this object is disposed of, and with its parent.
  */
 import { fork } from "node:child_process";
 import { fileURLToPath } from "node:url";

@@ -1,6 +1,7 @@
 /**
- * The protecting process dies under the load, and is started again: how long until there is a committed point? A disk of 1 TiB would take hours
- * to compare; what the tracking file knows to be hot is compared in seconds.
+ * Benchmark: restart after a crash. The protecting process is killed under load and started again;
+ * the time until a committed point is measured. Comparing a disk of 1 TiB would take hours; the hot
+ * regions of the tracking file are compared in seconds.
  */
 import { setTimeout as delay } from "node:timers/promises";
 import type { Sink } from "../../engine/index.ts";
@@ -14,12 +15,18 @@ import { LivePlace } from "./place.ts";
 
 const restartMsMax = 10_000;
 const requestBytes = 65_536;
-/** Enough to keep all hot regions hot, and not so much that the load, and not the restart, is what is measured. */
+/**
+ * Enough to keep all hot regions hot, and not so much that the load, and not the restart, is what
+ * is measured.
+ */
 const loadBytesPerSecond = 50_000_000;
 const ours: StepTraits = { role: "tidemark", unit: "bytes" };
 const restartStep = "restart to committed point";
 
-/** `hotBytes` at the front of the disk are written, then overwritten at random; in the midst of that the process is killed. */
+/**
+ * `hotBytes` at the front of the disk are written, then overwritten at random; in the midst of that
+ * the process is killed.
+ */
 export async function benchRestart(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
   const log = new StepLog(config);
   const { live } = config;
@@ -86,7 +93,10 @@ export async function benchRestart(config: BenchConfig, store: Sink): Promise<Ca
   });
 }
 
-/** Waits while the load goes on. Errors: DEVICE_FAILED when it ends by itself, and those of the load. */
+/**
+ * Waits while the load goes on. Errors: DEVICE_FAILED when it ends by itself, and those of the
+ * load.
+ */
 async function sleepUnless(load: Promise<void>, ms: number): Promise<void> {
   const over = new AbortController();
   const ended = load.then(() => {

@@ -1,8 +1,10 @@
 /**
- * A disk that is written for an hour while it is protected: does the memory of the process stay where it is, and does it give back what it opens?
- * Only the second half counts, once caches and indexes have the size that they keep; the dedup index is given a low ceiling for that.
+ * Benchmark: an hour of writes to a protected disk, to see that memory and open handles stay flat.
+ * Only the second half counts, when caches and indexes have their final size; the dedup index has a
+ * low ceiling for that.
  *
- * What an hour needs: 20 MB/s × 3,600 s = 72 GB are written, of which LZ4 leaves about a tenth, so some 10 GB of room for the store.
+ * Room needed: 20 MB/s × 3,600 s = 72 GB are written, of which LZ4 leaves about a tenth, so about
+ * 10 GB for the store.
  */
 import { readdir, readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
@@ -43,7 +45,10 @@ interface Measured {
   readonly peakRssBytes: number;
 }
 
-/** Writes at `live.bytesPerSecond` for `live.seconds`. Errors: UNSUPPORTED where the system does not tell about processes (no /proc) or fio is missing. */
+/**
+ * Writes at `live.bytesPerSecond` for `live.seconds`. Errors: UNSUPPORTED where the system does not
+ * tell about processes (no /proc) or fio is missing.
+ */
 export async function benchSoak(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
   const log = new StepLog(config);
   const { live } = config;
