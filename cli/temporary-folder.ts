@@ -1,12 +1,16 @@
-/** A folder that is gone when we are, however we end (short of kill -9). */
+/**
+ * Temporary folder of a command, removed when the command ends, by any way but kill -9.
+ *
+ * Disposal comes after every server and process that works in the folder has ended. The handler of the process's exit cannot wait:
+ * a server that is ending may still write, so removal is tried again for a second.
+ */
 import { rmSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 
-/** A server that is just ending may still write into the folder while it is removed. */
-const removal = { recursive: true, force: true, maxRetries: 5, retryDelay: 50 } as const;
+const atExit = { recursive: true, force: true, maxRetries: 5, retryDelay: 50 } as const;
 
 export class TemporaryFolder implements AsyncDisposable {
   readonly path: string;
@@ -21,11 +25,11 @@ export class TemporaryFolder implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await rm(this.path, removal);
+    await rm(this.path, { recursive: true, force: true });
     process.off("exit", this.#removeAtExit);
   }
 
   readonly #removeAtExit = (): void => {
-    rmSync(this.path, removal);
+    rmSync(this.path, atExit);
   };
 }

@@ -1,80 +1,41 @@
 /**
- * The store in Azure Storage, and in Azurite: one blob container, objects as block blobs, page objects as page blobs.
+ * Sink on Azure Blob Storage and on Azurite: one container, objects as block blobs, page objects as page blobs.
  *
- * The SDK does the protocol and the signing, nothing else: it sends every request once. Repeating, deadlines and outcomes are in
- * azure-retry.ts, the meaning of errors in azure-errors.ts, sockets and proxies in azure-connection.ts, credentials in azure-access.ts.
+ * The SDK speaks the protocol and signs requests; it sends every request once. Retries, deadlines and outcomes are in
+ * azure-retry.ts, the meaning of errors in azure-errors.ts, page blobs in azure-pages.ts, sockets and proxies in
+ * azure-connection.ts, credentials in azure-access.ts.
  *
- * Azure's rules hold for every request before it leaves, because Azurite does not enforce them: it takes page writes of more than 4 MiB, and
- * writes and clears beyond the blob's end. To know the end, a sink remembers the sizes of the page blobs it has seen; a page object never changes its size, but
- * for one that is restored.
+ * Invariant: a request that Azure would refuse is refused here before it leaves, because Azurite does not enforce Azure's limits.
  *
- * Page writes carry no checksum: chunks are verified against their digests when they are read, and Azurite ignores it. Small objects
- * carry an MD5, which both servers verify.
+ * Objects up to 256 KiB carry an MD5, which both servers verify: 2 ms of one core per MiB.
  */
 import { createHash } from "node:crypto";
 import type { Agent } from "node:http";
-import {
-  type BlobDownloadResponseParsed,
-  ContainerClient,
-  newPipeline,
-  type PageBlobClient,
-  type RequestPolicyFactory,
-  type StoragePipelineOptions,
-} from "@azure/storage-blob";
+import { ContainerClient, newPipeline, type PageBlobClient, type StoragePipelineOptions } from "@azure/storage-blob";
 import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
 import { hasCode, TidemarkError } from "../engine/index.ts";
 import { type AzureAccess, credentialOf, sasExpiry, secretsOf } from "./azure-access.ts";
-import { openAgent, type ProxyOptions, socketsMaxDefault } from "./azure-connection.ts";
-import { changedCodes, type ErrorMeanings, existsCodes, fenceCodes, leaseCodes, type StoreFacts } from "./azure-errors.ts";
-import { Caller, type RetryOptions } from "./azure-retry.ts";
-import {
-  checkInside,
-  checkLeaseId,
-  checkLeaseSeconds,
-  checkName,
-  checkObjectBytes,
-  checkPagesSize,
-  checkPageWrite,
-  checkPrefix,
-  checkReadOffset,
-  checkSequenceNumber,
-  checkWholePages,
-  endsBefore,
-  tooLarge,
-  wrongKind,
-} from "./rules.ts";
+import { openAgent, socketsMaxDefault } from "./azure-connection.ts";
+import { changedCodes, type ErrorMeanings, existsCodes, leaseCodes, type StoreFacts } from "./azure-errors.ts";
+import type { AzureSinkOptions } from "./azure-options.ts";
+import { AzurePages, blobProperties } from "./azure-pages.ts";
+import { Caller } from "./azure-retry.ts";
+import { asBuffer, discard, fill, httpEtag, pinnedVersion, plainEtag } from "./azure-wire.ts";
+import { checkLeaseId, checkLeaseSeconds, checkName, checkObjectBytes, checkPrefix, tooLarge, wrongKind } from "./rules.ts";
 
-export interface AzureSinkOptions extends RetryOptions {
-  readonly proxy?: ProxyOptions | undefined;
-  /** Most connections at a time. */
-  readonly socketsMax?: number | undefined;
-  /** How the store is called in messages, when its URL says little. */
-  readonly description?: string | undefined;
-  /** Disposed after the sink: the server that was started for it. */
-  readonly server?: AsyncDisposable | undefined;
-}
-
-/** The newest service version that Azurite 3.35 knows; the SDK's own is newer, and Azurite refuses it. */
-const serviceVersion = "2025-11-05";
-
-/** Objects up to this size are sent with their MD5: 2 ms of one core per MiB. */
+/** Objects up to this size are sent with their MD5. */
 const checksummedBytesMax = 256 * 1024;
 
-/** Page blobs whose client and size are remembered. */
-const rememberedPagesMax = 256;
-
-/** An Azurite saves what it knows every five seconds, which takes up to a second or so; what came after the last time it forgets when it is killed. */
+/**
+ * Azurite saves its metadata every 5 s, and a save of a large database takes a second or so. A killed Azurite forgets every write since
+ * the last save. Three intervals leave room for a slow machine.
+ */
 const azuriteSettlingMs = 15_000;
 
-/** Blobs and ranges asked for per request; Azure's own limits are 5000 and 10,000. */
+/** Blobs per list request; Azure's limit is 5000. */
 const blobsPerPage = 1000;
-const rangesPerPage = 10_000;
 
-interface PageBlob {
-  readonly client: PageBlobClient;
-  sizeBytes: number | undefined;
-}
-
+/** A container of Azure Storage or Azurite as a `Sink`. `openSink` makes one from a vault's address. */
 export class AzureSink implements Sink {
   readonly description: string;
   readonly capabilities: Sink["capabilities"];
@@ -83,7 +44,7 @@ export class AzureSink implements Sink {
   readonly #agent: Agent;
   readonly #calls: Caller;
   readonly #server: AsyncDisposable | undefined;
-  readonly #pages = new Map<string, PageBlob>();
+  readonly #pages: AzurePages;
 
   private constructor(
     description: string,
@@ -99,19 +60,21 @@ export class AzureSink implements Sink {
     this.#agent = agent;
     this.#calls = calls;
     this.#server = server;
+    this.#pages = new AzurePages(container, calls);
     const isAzure = /\.blob\.(?:core\.|storage\.)[a-z.]+$/.test(new URL(container.url).hostname);
     this.capabilities = { attachablePages: true, settlingMs: isAzure ? 0 : azuriteSettlingMs };
   }
 
   /**
-   * Opens the container at `containerUrl` (without SAS). Sends nothing yet: the first call shows whether the store is there.
-   * Errors: INVALID_ARGUMENT.
+   * Opens the container at `containerUrl`, a URL without SAS. Sends no request: the first call shows whether the store is there.
+   *
+   * @throws TidemarkError INVALID_ARGUMENT: a token over plain http, or a proxy URL that cannot be parsed.
    */
   static open(containerUrl: string, access: AzureAccess, options: AzureSinkOptions = {}): AzureSink {
     const url = new URL(containerUrl);
     if (access.kind === "token" && url.protocol !== "https:") {
-      throw new TidemarkError("INVALID_ARGUMENT", `${url.host} would be sent a token over plain http`, {
-        remedy: "use https, an account key or a SAS",
+      throw new TidemarkError("INVALID_ARGUMENT", `a token cannot be sent to ${url.host} over plain http`, {
+        remedy: "use an https URL, or give an account key or a SAS",
       });
     }
     const description = options.description ?? `${url.origin}${url.pathname}`;
@@ -126,7 +89,7 @@ export class AzureSink implements Sink {
     const agent = openAgent(url, options.proxy, options.socketsMax ?? socketsMaxDefault, () => {
       calls.connectionLost();
     });
-    // `agent` reaches the SDK's HTTP client although its type does not name it.
+    // The SDK hands `agent` to its HTTP client, although the type of its options does not name it.
     const pipelineOptions: StoragePipelineOptions & { readonly agent: Agent } = { retryOptions: { maxTries: 1 }, agent };
     const pipeline = newPipeline(credentialOf(access), pipelineOptions);
     pipeline.factories.push(pinnedVersion);
@@ -151,7 +114,7 @@ export class AzureSink implements Sink {
       return true;
     } catch (error) {
       if (hasCode(error, "VAULT_EXISTS")) return false;
-      // A SAS of the container may do everything in it but not create it; whether it exists, a list tells.
+      // A SAS for one container may not create that container. A list shows whether it exists.
       if (this.#isSas && hasCode(error, "ACCESS_REFUSED") && (await this.#canList(options))) return false;
       throw error;
     }
@@ -197,7 +160,7 @@ export class AzureSink implements Sink {
       action: `write ${name}`,
       name,
       bytes: body.length,
-      // Only what exists can be leased.
+      // A lease exists only on an existing object.
       codes: absent ? { ...existsCodes, LeaseIdMissing: "OBJECT_EXISTS" } : { ...changedCodes, ...leaseCodes },
       signal: options.signal,
       send: (abortSignal) => client.upload(body, body.length, { abortSignal, conditions, ...checksum }),
@@ -207,13 +170,13 @@ export class AzureSink implements Sink {
 
   async statObject(name: string, options: CallOptions = {}): Promise<ObjectStat> {
     checkName(name);
-    const properties = await this.#properties(name, options);
+    const properties = await blobProperties(this.#container, this.#calls, name, options);
     return { etag: plainEtag(properties.etag), sizeBytes: properties.contentLength ?? 0 };
   }
 
   async deleteObject(name: string, options: CallOptions = {}): Promise<void> {
     checkName(name);
-    this.#pages.delete(name);
+    this.#pages.forget(name);
     const client = this.#container.getBlobClient(name);
     try {
       await this.#calls.run({
@@ -244,7 +207,7 @@ export class AzureSink implements Sink {
   async acquireLease(name: string, leaseId: string, durationSeconds: number, options: CallOptions = {}): Promise<void> {
     checkLeaseSeconds(durationSeconds);
     await this.#lease(
-      "take",
+      "acquire",
       name,
       leaseId,
       { LeaseAlreadyPresent: "LEASE_HELD", LeaseIsBreakingAndCannotBeAcquired: "LEASE_HELD" },
@@ -259,204 +222,56 @@ export class AzureSink implements Sink {
 
   async changeLease(name: string, fromId: string, toId: string, options: CallOptions = {}): Promise<void> {
     checkLeaseId(toId);
-    await this.#lease("hand over", name, fromId, leaseCodes, options, (lease, abortSignal) => lease.changeLease(toId, { abortSignal }));
-    // A change keeps the time that was left.
+    await this.#lease("change", name, fromId, leaseCodes, options, (lease, abortSignal) => lease.changeLease(toId, { abortSignal }));
+    // A change keeps the remaining time; the renewal starts the full duration again.
     await this.renewLease(name, toId, options);
   }
 
   async releaseLease(name: string, leaseId: string, options: CallOptions = {}): Promise<void> {
     try {
-      await this.#lease("give up", name, leaseId, leaseCodes, options, (lease, abortSignal) => lease.releaseLease({ abortSignal }));
+      await this.#lease("release", name, leaseId, leaseCodes, options, (lease, abortSignal) => lease.releaseLease({ abortSignal }));
     } catch (error) {
       if (!hasCode(error, "LEASE_LOST", "OBJECT_NOT_FOUND")) throw error;
     }
   }
 
-  async createPages(
-    name: string,
-    sizeBytes: number,
-    sequenceNumber: number,
-    options: CallOptions = {},
-  ): Promise<{ readonly etag: string }> {
-    checkName(name);
-    checkPagesSize(name, sizeBytes);
-    checkSequenceNumber(sequenceNumber);
-    return await this.#create("write", name, sizeBytes, sequenceNumber, options);
+  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<{ readonly etag: string }> {
+    return this.#pages.create(name, sizeBytes, sequenceNumber, options);
   }
 
-  async writePages(
-    name: string,
-    offset: number,
-    bytes: Uint8Array,
-    fence: PageFence,
-    options: CallOptions = {},
-  ): Promise<{ readonly etag: string }> {
-    checkName(name);
-    checkPageWrite(name, offset, bytes);
-    checkSequenceNumber(fence.sequenceNumber);
-    const client = await this.#pageInside(name, offset, bytes.length, options);
-    const conditions = {
-      ifSequenceNumberEqualTo: fence.sequenceNumber,
-      ...(fence.etag === undefined ? {} : { ifMatch: httpEtag(fence.etag) }),
-    };
-    const response = await this.#calls.run({
-      kind: "write",
-      action: `write ${String(bytes.length)} bytes at ${String(offset)} of ${name}`,
-      name,
-      bytes: bytes.length,
-      codes: fenceCodes,
-      signal: options.signal,
-      send: (abortSignal) => client.uploadPages(asBuffer(bytes), offset, bytes.length, { abortSignal, conditions }),
-    });
-    return { etag: plainEtag(response.etag) };
+  writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence, options?: CallOptions): Promise<{ readonly etag: string }> {
+    return this.#pages.write(name, offset, bytes, fence, options);
   }
 
-  async readPages(name: string, offset: number, into: Uint8Array, options: CallOptions = {}): Promise<void> {
-    checkName(name);
-    checkReadOffset(name, offset);
-    if (into.length === 0) return;
-    const { client } = this.#page(name);
-    await this.#calls.run({
-      kind: "idempotent",
-      action: `read ${String(into.length)} bytes at ${String(offset)} of ${name}`,
-      name,
-      bytes: into.length,
-      codes: { InvalidRange: "DAMAGED" },
-      signal: options.signal,
-      send: async (abortSignal) => {
-        const response = await client.download(offset, into.length, { abortSignal, maxRetryRequests: 0 });
-        const sizeBytes = Number(/\/(\d+)$/.exec(response.contentRange ?? "")?.[1] ?? Number.NaN);
-        if (response.blobType !== "PageBlob" || sizeBytes < offset + into.length) {
-          discard(response);
-          throw response.blobType === "PageBlob" ? endsBefore(name, offset + into.length, sizeBytes) : wrongKind(name, "page object");
-        }
-        await fill(into, response, name);
-      },
-    });
+  readPages(name: string, offset: number, into: Uint8Array, options?: CallOptions): Promise<void> {
+    return this.#pages.read(name, offset, into, options);
   }
 
-  async clearPages(name: string, offset: number, length: number, options: CallOptions = {}): Promise<void> {
-    checkName(name);
-    checkWholePages(name, offset, length);
-    const client = await this.#pageInside(name, offset, length, options);
-    await this.#calls.run({
-      kind: "idempotent",
-      action: `clear ${String(length)} bytes at ${String(offset)} of ${name}`,
-      name,
-      signal: options.signal,
-      send: (abortSignal) => client.clearPages(offset, length, { abortSignal }),
-    });
+  clearPages(name: string, offset: number, length: number, options?: CallOptions): Promise<void> {
+    return this.#pages.clear(name, offset, length, options);
   }
 
-  async restorePages(name: string, sizeBytes: number, sequenceNumber: number, options: CallOptions = {}): Promise<void> {
-    checkName(name);
-    checkPagesSize(name, sizeBytes);
-    checkSequenceNumber(sequenceNumber);
-    const found = await this.#pagesFound(name, options);
-    if (found === undefined) {
-      await this.#create("idempotent", name, sizeBytes, sequenceNumber, options).catch((error: unknown) => {
-        if (!hasCode(error, "OBJECT_EXISTS")) throw error; // somebody else has made it meanwhile, or we have
-      });
-      return;
-    }
-    const page = this.#page(name);
-    page.sizeBytes = found.contentLength ?? 0;
-    if (page.sizeBytes < sizeBytes) {
-      // Sent late or twice it changes nothing more: nobody gives a page object another length.
-      await this.#calls.run({
-        kind: "idempotent",
-        action: `give ${name} its length back`,
-        name,
-        signal: options.signal,
-        send: (abortSignal) => page.client.resize(sizeBytes, { abortSignal }),
-      });
-      page.sizeBytes = sizeBytes;
-    }
-    if ((found.blobSequenceNumber ?? 0) < sequenceNumber) await this.raiseSequenceNumber(name, sequenceNumber, options);
+  restorePages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<void> {
+    return this.#pages.restore(name, sizeBytes, sequenceNumber, options);
   }
 
-  async statPages(name: string, options: CallOptions = {}): Promise<PagesStat> {
-    checkName(name);
-    // Properties first: ranges may then be newer than the ETag, and a write fenced by that ETag is refused; never the other way.
-    const properties = await this.#pageProperties(name, options);
-    const sizeBytes = properties.contentLength ?? 0;
-    const page = this.#page(name);
-    page.sizeBytes = sizeBytes;
-    const writtenBytes = await this.#writtenBytes(name, page.client, options);
-    return {
-      etag: plainEtag(properties.etag),
-      sizeBytes,
-      sequenceNumber: properties.blobSequenceNumber ?? 0,
-      writtenBytes: Math.min(writtenBytes, sizeBytes),
-    };
+  statPages(name: string, options?: CallOptions): Promise<PagesStat> {
+    return this.#pages.stat(name, options);
   }
 
-  async raiseSequenceNumber(
+  raiseSequenceNumber(
     name: string,
     atLeast: number,
-    options: CallOptions = {},
+    options?: CallOptions,
   ): Promise<{ readonly etag: string; readonly sequenceNumber: number }> {
-    checkName(name);
-    checkSequenceNumber(atLeast);
-    const { client } = this.#page(name);
-    const response = await this.#calls.run({
-      kind: "idempotent",
-      action: `raise the sequence number of ${name}`,
-      name,
-      signal: options.signal,
-      send: (abortSignal) => client.updateSequenceNumber("max", atLeast, { abortSignal }),
-    });
-    return { etag: plainEtag(response.etag), sequenceNumber: response.blobSequenceNumber ?? atLeast };
+    return this.#pages.raise(name, atLeast, options);
   }
 
-  /** Ends what is under way and closes the connections. Idempotent. */
+  /** Aborts calls in flight, waits for them, closes the connections, then disposes of the server. Idempotent. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#calls.close();
     this.#agent.destroy();
     await this.#server?.[Symbol.asyncDispose]();
-  }
-
-  #properties(name: string, options: CallOptions) {
-    const client = this.#container.getBlobClient(name);
-    return this.#calls.run({
-      kind: "idempotent",
-      action: `look up ${name}`,
-      name,
-      signal: options.signal,
-      send: (abortSignal) => client.getProperties({ abortSignal }),
-    });
-  }
-
-  async #pageProperties(name: string, options: CallOptions) {
-    const properties = await this.#properties(name, options);
-    if (properties.blobType !== "PageBlob") throw wrongKind(name, "page object");
-    return properties;
-  }
-
-  /** Undefined when there is none. */
-  async #pagesFound(name: string, options: CallOptions) {
-    try {
-      return await this.#pageProperties(name, options);
-    } catch (error) {
-      if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
-      throw error;
-    }
-  }
-
-  /** Sent twice, it finds what it made. */
-  async #create(kind: "write" | "idempotent", name: string, sizeBytes: number, sequenceNumber: number, options: CallOptions) {
-    const page = this.#page(name);
-    const conditions = { ifNoneMatch: "*" };
-    const response = await this.#calls.run({
-      kind,
-      action: `create ${name}`,
-      name,
-      codes: { ...existsCodes, LeaseIdMissing: "OBJECT_EXISTS" },
-      signal: options.signal,
-      send: (abortSignal) => page.client.create(sizeBytes, { abortSignal, blobSequenceNumber: sequenceNumber, conditions }),
-    });
-    page.sizeBytes = sizeBytes;
-    return { etag: plainEtag(response.etag) };
   }
 
   #listPage(prefix: string, continuationToken: string | undefined, maxPageSize: number, options: CallOptions) {
@@ -470,7 +285,7 @@ export class AzureSink implements Sink {
           .listBlobsFlat({ abortSignal, ...(prefix === "" ? {} : { prefix }) })
           .byPage({ maxPageSize, ...(continuationToken === undefined ? {} : { continuationToken }) });
         const next = await pages.next();
-        if (next.done === true) throw new TidemarkError("STORE_REFUSED", `${this.description} answered a list without a page`);
+        if (next.done === true) throw new TidemarkError("STORE_REFUSED", `${this.description} answered a list request without a page`);
         return next.value;
       },
     });
@@ -484,26 +299,6 @@ export class AzureSink implements Sink {
       if (hasCode(error, "ACCESS_REFUSED", "VAULT_NOT_FOUND")) return false;
       throw error;
     }
-  }
-
-  /** The largest end of all ranges: what was cleared lies between them. Azurite gives them all at once and does not merge adjacent ones. */
-  #writtenBytes(name: string, client: PageBlobClient, options: CallOptions): Promise<number> {
-    return this.#calls.run({
-      kind: "idempotent",
-      action: `list the pages of ${name}`,
-      name,
-      signal: options.signal,
-      send: async (abortSignal) => {
-        let end = 0;
-        for await (const page of client.listPageRanges(0, undefined, { abortSignal }).byPage({ maxPageSize: rangesPerPage })) {
-          for (const range of page.pageRange ?? []) {
-            // The last byte of a range belongs to it.
-            end = Math.max(end, range.end + 1);
-          }
-        }
-        return end;
-      },
-    });
   }
 
   #lease(
@@ -526,70 +321,4 @@ export class AzureSink implements Sink {
       send: (abortSignal) => send(blob.getBlobLeaseClient(leaseId), abortSignal),
     });
   }
-
-  /** The client of a page blob in which the range lies. Errors: INVALID_ARGUMENT, and those of looking up its size when that is unknown. */
-  async #pageInside(name: string, offset: number, length: number, options: CallOptions): Promise<PageBlobClient> {
-    const page = this.#page(name);
-    page.sizeBytes ??= (await this.#pageProperties(name, options)).contentLength ?? 0;
-    checkInside(name, offset, length, page.sizeBytes);
-    return page.client;
-  }
-
-  /** The page blob's client and, once known, size; the least recently used are forgotten. */
-  #page(name: string): PageBlob {
-    const page = this.#pages.get(name) ?? { client: this.#container.getPageBlobClient(name), sizeBytes: undefined };
-    this.#pages.delete(name);
-    this.#pages.set(name, page);
-    if (this.#pages.size > rememberedPagesMax) {
-      for (const oldest of this.#pages.keys()) {
-        this.#pages.delete(oldest);
-        break;
-      }
-    }
-    return page;
-  }
-}
-
-/** Sets the version before the request is signed. */
-const pinnedVersion: RequestPolicyFactory = {
-  create: (next) => ({
-    sendRequest: (request) => {
-      request.headers.set("x-ms-version", serviceVersion);
-      return next.sendRequest(request);
-    },
-  }),
-};
-
-/** Streams the body into `into`. A body that ends early throws, and the call is made again. */
-async function fill(into: Uint8Array, response: BlobDownloadResponseParsed, name: string): Promise<void> {
-  let filled = 0;
-  // Without an encoding set, a Node stream yields bytes.
-  for await (const piece of (response.readableStreamBody ?? []) as AsyncIterable<Uint8Array>) {
-    if (filled + piece.length > into.length) break;
-    into.set(piece, filled);
-    filled += piece.length;
-  }
-  if (filled !== into.length) throw new Error(`the answer for ${name} does not have ${String(into.length)} bytes`);
-}
-
-/** Drops the body of an answer, and with it the connection. */
-function discard(response: BlobDownloadResponseParsed): void {
-  const body = response.readableStreamBody;
-  if (body === undefined || !("destroy" in body) || typeof body.destroy !== "function") return;
-  body.on("error", () => undefined);
-  body.destroy();
-}
-
-/** The bytes as a Buffer over the same memory, which the SDK sends without a copy. */
-function asBuffer(bytes: Uint8Array): Buffer {
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-}
-
-/** Headers carry ETags in quotes, lists do not; outside this file they bear none. */
-function plainEtag(etag: string | undefined): string {
-  return (etag ?? "").replaceAll('"', "");
-}
-
-function httpEtag(etag: string): string {
-  return `"${plainEtag(etag)}"`;
 }

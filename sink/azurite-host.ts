@@ -1,35 +1,42 @@
 /**
- * The process that runs an Azurite of our own: `node azurite-host.js DIR`, started by `Azurite.start` and outliving it only as long as needed.
+ * Host process of an on-demand Azurite: `node azurite-host.js DIR`, started by `Azurite.start`; it ends when its last user has gone.
  *
- *   take the server lock ─► open the databases ─► listen on a free port of 127.0.0.1 ─► say where, in tidemark-server.json
+ *   take the server lock ─► open the databases ─► listen on a free port of 127.0.0.1 ─► write the port to tidemark-server.json
  *   stdin ends (the starter closed it, or died) ─► ten times a second, try the users lock exclusively
- *   obtained: nobody uses the server ─► close, save, end; both locks go with the process
+ *   obtained: the server has no user ─► close, save, end; both locks go with the process
  *
- * So a server is never left behind by a tidemark that was killed, and never taken away from another that still uses it. A user that comes
+ * A starter that is killed leaves no server behind, and the server stays as long as another process uses it. A new user that comes
  * while the host is ending waits for the users lock, and thereby for the host's end.
  *
- * It shares nothing with its starter but the folder: own process group, output to the log file.
+ * Invariant: a host that is let go before it has the server lock touches no file. A second host that was started at the same time may
+ * come up after the first server has ended, when its folder is being removed.
+ *
+ * It shares only the folder with its starter: own process group, output to the log file.
  */
 import { readFile, stat } from "node:fs/promises";
+import { dirname } from "node:path";
 import process from "node:process";
-import BlobConfigurationModule from "azurite/dist/src/blob/BlobConfiguration.js";
-import BlobServerModule from "azurite/dist/src/blob/BlobServer.js";
-import { systemCode, TidemarkError } from "../engine/index.ts";
+import { setImmediate as nextTurn } from "node:timers/promises";
+import { hasCode, systemCode, TidemarkError } from "../engine/index.ts";
 import { type AzuritePaths, azuritePaths, exitOtherHost, type ProcessIdentity, processStartTime, writeHostState } from "./azurite-state.ts";
 import { FileLock } from "./file-lock.ts";
 
-type BlobServer = InstanceType<typeof BlobServerModule.default>;
+type Modules = readonly [
+  typeof import("azurite/dist/src/blob/BlobConfiguration.js").default,
+  typeof import("azurite/dist/src/blob/BlobServer.js").default,
+];
+type BlobServer = InstanceType<Modules[1]["default"]>;
 
-/** A predecessor that is ending, or a starter that is looking, may hold the server lock for a moment. */
+/** A predecessor that is ending, or a starter that tests the lock, may hold the server lock for a moment. */
 const serverLockWaitMs = 1000;
 const usersPollMs = 100;
-/** Longer than our clients keep idle sockets, so that a connection closed by the server means that something happened. */
+/** Longer than the sink keeps idle sockets, so a connection that the server closes is a sign of a failure. */
 const keepAliveSeconds = 60;
 const extentsAtATime = 50;
 
 const exitFailed = 1;
 
-/** Set once the server closes because we want it to. */
+/** True once this process closes the server on purpose. */
 let ending = false;
 
 await main();
@@ -38,28 +45,31 @@ async function main(): Promise<void> {
   const dir = process.argv[2];
   if (dir === undefined) throw new TidemarkError("INVALID_ARGUMENT", "the folder is missing");
   const paths = azuritePaths(dir);
-  const serverLock = await takeServerLock(paths);
-  if (serverLock === undefined) {
-    process.exit(exitOtherHost);
-  }
+  const starterGone = new AbortController();
+  const stdinEnded = stdinEnd().then(() => starterGone.abort());
+  const modules = await loadAzurite();
+  // An end of stdin that came during the start is seen in a turn of the event loop.
+  await nextTurn();
+  const serverLock = await takeServerLock(paths, starterGone.signal);
+  if (serverLock === undefined || starterGone.signal.aborted) process.exit(exitOtherHost);
   const self: ProcessIdentity = { pid: process.pid, startTime: (await processStartTime(process.pid)) ?? null };
-  // Azurite throws some failures of its databases out of callbacks, where no caller can catch them.
+  // Azurite throws some database failures out of callbacks, where no caller can catch them.
   process.on("uncaughtException", (error) => {
     void fail(paths, self, error);
   });
   try {
     await writeHostState(paths.state, { ...self, state: "starting" });
-    const server = await startServer(paths);
+    const server = await startServer(paths, modules);
     const address = server.httpServer.address();
     if (address === null || typeof address === "string") throw new TidemarkError("INTERNAL", "Azurite listens on no port");
-    // Azurite closes itself, and nothing else, when its garbage collection fails.
+    // Azurite closes its server when its garbage collection fails, and the process goes on.
     server.httpServer.once("close", () => {
       if (!ending) void fail(paths, self, new TidemarkError("STORE_UNREACHABLE", "Azurite closed itself"));
     });
     await writeHostState(paths.state, { ...self, state: "listening", port: address.port });
     process.once("SIGTERM", () => void end(server));
     process.once("SIGINT", () => void end(server));
-    await stdinEnd();
+    await stdinEnded;
     await usersGone(paths);
     await end(server);
   } catch (error) {
@@ -67,21 +77,29 @@ async function main(): Promise<void> {
   }
 }
 
-async function takeServerLock(paths: AzuritePaths): Promise<FileLock | undefined> {
+/** Undefined when another host holds the lock, or when `signal` aborts first. */
+async function takeServerLock(paths: AzuritePaths, signal: AbortSignal): Promise<FileLock | undefined> {
   try {
-    return await FileLock.acquire(paths.serverLock, "exclusive", { waitMsMax: serverLockWaitMs });
+    return await FileLock.acquire(paths.serverLock, "exclusive", { waitMsMax: serverLockWaitMs, signal });
   } catch (error) {
-    if (error instanceof TidemarkError && error.code === "STORE_UNREACHABLE") return undefined;
+    if (hasCode(error, "STORE_UNREACHABLE", "INTERRUPTED")) return undefined;
     throw error;
   }
 }
 
-async function startServer(paths: AzuritePaths): Promise<BlobServer> {
+async function loadAzurite(): Promise<Modules> {
+  return [
+    (await import("azurite/dist/src/blob/BlobConfiguration.js")).default,
+    (await import("azurite/dist/src/blob/BlobServer.js")).default,
+  ];
+}
+
+async function startServer(paths: AzuritePaths, [configurationModule, serverModule]: Modules): Promise<BlobServer> {
   await refuseEmptyDatabase(paths.blobDatabase);
   await refuseEmptyDatabase(paths.extentDatabase);
-  // Accounts come from the environment in Azurite; ours is the published one.
+  // Azurite takes accounts from the environment; this server has the published one only.
   delete process.env["AZURITE_ACCOUNTS"];
-  const configuration = new BlobConfigurationModule.default(
+  const configuration = new configurationModule.default(
     "127.0.0.1",
     0,
     keepAliveSeconds,
@@ -101,12 +119,12 @@ async function startServer(paths: AzuritePaths): Promise<BlobServer> {
     true,
     false,
   );
-  const server = new BlobServerModule.default(configuration);
+  const server = new serverModule.default(configuration);
   await server.start();
   return server;
 }
 
-/** Azurite takes an empty database, as a power failure leaves it, for a new one, and then collects all data as garbage. */
+/** A power failure may leave an empty database. Azurite treats it as a new one and then collects all data as garbage. */
 async function refuseEmptyDatabase(path: string): Promise<void> {
   try {
     if ((await stat(path)).size === 0) throw damaged(path, "is empty");
@@ -121,7 +139,7 @@ function stdinEnd(): Promise<void> {
   });
 }
 
-/** Resolves holding the users lock exclusively: from now on nobody can come to use this server. */
+/** Resolves when this process holds the users lock exclusively: no process uses the server, and none can begin to. */
 async function usersGone(paths: AzuritePaths): Promise<void> {
   for (;;) {
     if ((await FileLock.tryAcquire(paths.usersLock, "exclusive")) !== undefined) return;
@@ -133,7 +151,7 @@ async function end(server: BlobServer): Promise<void> {
   if (ending) return;
   ending = true;
   await server.close();
-  // Closing skips a save that is already under way; asking for one more waits for it, and tells when it fails.
+  // `close` skips a save that is in progress. One more save waits for that one and reports a failure.
   await save(server.extentMetadataStore.db);
   await save(server.metadataStore.db);
   process.exit(0);
@@ -148,7 +166,7 @@ function save(database: BlobServer["metadataStore"]["db"]): Promise<void> {
   });
 }
 
-/** Tells why, and ends without saving: what is in memory cannot be trusted. */
+/** Writes the reason to the state file and ends without saving: the state in memory cannot be trusted. */
 async function fail(paths: AzuritePaths, self: ProcessIdentity, error: unknown): Promise<void> {
   process.stderr.write(`${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);
   const reason = await explain(paths, error);
@@ -170,11 +188,11 @@ async function explain(paths: AzuritePaths, error: unknown): Promise<TidemarkErr
   const code = systemCode(error);
   if (code === "ENOSPC" || code === "EDQUOT")
     return new TidemarkError("NO_SPACE", `no space is left for Azurite's data beside ${paths.blobDatabase}`, {
-      remedy: "make room, then run the command again",
+      remedy: "free some space, then run the command again",
     });
   if (code === "EACCES" || code === "EPERM" || code === "EROFS") {
     return new TidemarkError("ACCESS_REFUSED", `Azurite may not write beside ${paths.blobDatabase}`, {
-      remedy: "check who owns the folder and its files",
+      remedy: `check the owner of the folder and its files: ls -l ${dirname(paths.blobDatabase)}`,
     });
   }
   for (const path of [paths.blobDatabase, paths.extentDatabase]) {
@@ -182,7 +200,7 @@ async function explain(paths: AzuritePaths, error: unknown): Promise<TidemarkErr
       JSON.parse(await readFile(path, "utf8"));
     } catch (cause) {
       if (cause instanceof SyntaxError) return damaged(path, "is not valid JSON");
-      // An unreadable file explains nothing more than the error at hand.
+      // A file that cannot be read explains no more than `error` does.
       if (systemCode(cause) === undefined) throw cause;
     }
   }
@@ -193,6 +211,6 @@ async function explain(paths: AzuritePaths, error: unknown): Promise<TidemarkErr
 
 function damaged(path: string, fact: string): TidemarkError {
   return new TidemarkError("DAMAGED", `Azurite's database ${path} ${fact}`, {
-    remedy: "bring the folder back from a copy; if there is none, use a new folder and replicate again",
+    remedy: "restore the folder from a copy, or use a new folder and replicate again",
   });
 }

@@ -1,10 +1,13 @@
 /**
- * An Azurite of our own on a folder: found and shared when one runs there, started when none does, gone when nobody uses it.
+ * Shared on-demand server: one Azurite per folder, started by its first user and ended after its last.
  *
- * Azurite itself does not notice a second server on its folder, and two destroy it. So the host process (azurite-host.ts) holds a lock
- * for its whole life, every user holds a shared one, and both are the kernel's: whatever dies, and however, nothing is left to clean up.
- * A host that holds its lock but does not answer (stopped, or stuck) is killed and replaced, after it has been made sure that the
- * process is the one that wrote tidemark-server.json.
+ * Azurite does not notice a second server on its folder, and two servers destroy it. So the host process (azurite-host.ts) holds
+ * an exclusive file lock for its whole life, and every user holds a shared lock on another file. The kernel drops both locks when
+ * their process dies, so a crash leaves nothing to clean up. A host that holds its lock and does not answer (stopped or stuck) is killed
+ * and replaced, after a check that the process is the one that wrote tidemark-server.json.
+ *
+ * Invariant: when `stop` of the last user, or a failed `start`, has settled, no host that this process started is left on the folder.
+ * The caller may remove the folder.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { mkdir, open, readdir, readFile, readlink, realpath } from "node:fs/promises";
@@ -27,13 +30,14 @@ import {
 } from "./azurite-state.ts";
 import { FileLock } from "./file-lock.ts";
 
+/** Options of `Azurite.start`. */
 export interface AzuriteOptions {
   readonly signal?: AbortSignal | undefined;
-  /** A host that has not answered for so long is taken for dead. */
+  /** A host that has not answered for this long counts as dead. Default: 10 s. */
   readonly frozenAfterMs?: number | undefined;
 }
 
-/** Azurite stands still for a moment whenever it saves; a big database takes seconds to load. */
+/** Azurite does not answer while it saves; a big database takes seconds to load. */
 const frozenAfterMsDefault = 10_000;
 const startMsMax = 60_000;
 const stopMsMax = 20_000;
@@ -41,7 +45,15 @@ const usersWaitMsMax = 30_000;
 const pollMs = 20;
 const logBytesMax = 1024 * 1024;
 
-/** Our use of the Azurite on a folder, from `start` to `stop`. */
+/**
+ * One use of the Azurite on a folder, from `start` to `stop`. Needs the package `azurite`.
+ *
+ * @example
+ * ```ts
+ * await using server = await Azurite.start("/srv/azurite");
+ * console.log(server.endpoint);
+ * ```
+ */
 export class Azurite implements AsyncDisposable {
   /** The folder, with links resolved. */
   readonly dir: string;
@@ -51,6 +63,7 @@ export class Azurite implements AsyncDisposable {
   readonly pid: number;
   readonly #paths: AzuritePaths;
   readonly #users: FileLock;
+  /** A host that this process started: the server, or one that another host was faster than. */
   readonly #child: ChildProcess | undefined;
   readonly #host: HostState;
   #stopped: Promise<void> | undefined;
@@ -66,9 +79,11 @@ export class Azurite implements AsyncDisposable {
   }
 
   /**
-   * Uses the Azurite on `dir`, starting one if none runs; makes the folder when it is absent.
-   * Errors: INVALID_ARGUMENT (the folder holds other things, or a foreign Azurite uses it), DAMAGED (its database cannot be read),
-   * STORE_UNREACHABLE, ACCESS_REFUSED, NO_SPACE, UNSUPPORTED, INTERRUPTED.
+   * Uses the Azurite on `dir` and starts one if none runs. Creates the folder when it is absent.
+   *
+   * @throws TidemarkError INVALID_ARGUMENT: the folder holds other files, or an Azurite that Tidemark did not start uses it; DAMAGED: its
+   * database cannot be read; UNSUPPORTED: the package `azurite` is not installed, or there is no flock; STORE_UNREACHABLE, ACCESS_REFUSED,
+   * NO_SPACE, INTERRUPTED.
    */
   static async start(dir: string, options: AzuriteOptions = {}): Promise<Azurite> {
     const folder = await prepareFolder(dir);
@@ -80,8 +95,8 @@ export class Azurite implements AsyncDisposable {
       const silence = new Silence(options.frozenAfterMs ?? frozenAfterMsDefault);
       while (performance.now() < deadlineMs) {
         throwIfAborted(options.signal);
-        // Asked before its state is read: a host writes why it failed before it ends.
-        const ended = child === undefined || child.exitCode !== null || child.signalCode !== null;
+        // Checked before the state is read: a host writes why it failed before it ends.
+        const ended = child === undefined || hasEnded(child);
         const held = await lockIsHeld(paths.serverLock);
         const written = await readHostState(paths.state);
         const state = written?.state === "failed" || (written !== undefined && (await isRunning(written))) ? written : undefined;
@@ -89,8 +104,8 @@ export class Azurite implements AsyncDisposable {
           throw new TidemarkError(state.code, state.message, { remedy: state.remedy });
         if (held) {
           if (state?.state === "listening" && (await answers(state.port, silence.probeMs, options.signal))) {
-            if (child !== undefined && child.pid !== state.pid) abandon(child);
-            return new Azurite(folder, state.port, state, users, child?.pid === state.pid ? child : undefined);
+            if (child !== undefined && child.pid !== state.pid) letGo(child);
+            return new Azurite(folder, state.port, state, users, child);
           }
           if (state !== undefined && silence.isOver(state)) await kill(state, folder);
         } else if (ended) {
@@ -104,15 +119,16 @@ export class Azurite implements AsyncDisposable {
         remedy: `see ${paths.log}`,
       });
     } catch (error) {
-      if (child !== undefined) abandon(child);
       await users.release();
+      if (child !== undefined) await gone(child, paths);
       throw error;
     }
   }
 
   /**
-   * Ends our use. When it was the last one, waits until the server has saved and ended. Idempotent.
-   * Errors: those that kept the server from saving; STORE_UNREACHABLE when it did not end and was killed.
+   * Ends this use. If it was the last one, waits until the server has saved and ended. Idempotent.
+   *
+   * @throws TidemarkError STORE_UNREACHABLE: the server did not end and was killed; and the error that kept the server from saving.
    */
   stop(): Promise<void> {
     this.#stopped ??= this.#stop();
@@ -125,7 +141,8 @@ export class Azurite implements AsyncDisposable {
 
   async #stop(): Promise<void> {
     await this.#users.release();
-    if (this.#child !== undefined) abandon(this.#child);
+    if (this.#child !== undefined && this.#child.pid !== this.pid) await gone(this.#child, this.#paths);
+    else if (this.#child !== undefined) letGo(this.#child);
     const deadlineMs = performance.now() + stopMsMax;
     while (await lockIsHeld(this.#paths.serverLock)) {
       if (await isUsedByOthers(this.#paths.usersLock)) return;
@@ -146,7 +163,10 @@ export class Azurite implements AsyncDisposable {
   }
 }
 
-/** A host that we started has ended: because another was there first, or was killed, and then it is started again; or it fell over, and then not. */
+/**
+ * For a host that this process started and that has ended. One that found another host, or was killed, is started again; one that failed
+ * throws STORE_UNREACHABLE.
+ */
 function refuseFallen(child: ChildProcess, dir: string, paths: AzuritePaths): void {
   if (child.exitCode === null || child.exitCode === 0 || child.exitCode === exitOtherHost) return;
   throw new TidemarkError("STORE_UNREACHABLE", `the Azurite on ${dir} could not be started (exit code ${String(child.exitCode)})`, {
@@ -154,7 +174,7 @@ function refuseFallen(child: ChildProcess, dir: string, paths: AzuritePaths): vo
   });
 }
 
-/** How long one and the same host has given no sign of life. */
+/** Measures for how long the same host has not answered. */
 class Silence {
   /** How long to wait for one answer. */
   readonly probeMs: number;
@@ -179,7 +199,7 @@ class Silence {
   }
 }
 
-/** Makes the folder if need be. One that holds other things is refused, lest a wrong path fill somebody's home with a database. */
+/** Creates the folder if it is absent. A folder with other files is refused: a wrong path must not fill a home directory with a database. */
 async function prepareFolder(dir: string): Promise<string> {
   try {
     await mkdir(dir, { recursive: true });
@@ -192,8 +212,8 @@ async function prepareFolder(dir: string): Promise<string> {
   } catch (error) {
     throw folderError(error, dir);
   }
-  throw new TidemarkError("INVALID_ARGUMENT", `${dir} holds other things than an Azurite's data`, {
-    remedy: "name an empty or absent folder, or one that an Azurite made",
+  throw new TidemarkError("INVALID_ARGUMENT", `${dir} holds files that are not an Azurite's data`, {
+    remedy: "name an empty or absent folder, or one that an Azurite created",
   });
 }
 
@@ -205,11 +225,14 @@ function folderError(error: unknown, dir: string): unknown {
     case "EACCES":
     case "EPERM":
     case "EROFS":
-      return new TidemarkError("ACCESS_REFUSED", `${dir} may not be written`, { remedy: "check who owns the folder", cause: error });
+      return new TidemarkError("ACCESS_REFUSED", `this user may not write to ${dir}`, {
+        remedy: `check the owner of the folder: ls -ld ${dir}`,
+        cause: error,
+      });
     case "ENOSPC":
     case "EDQUOT":
-      return new TidemarkError("NO_SPACE", `no space is left to make ${dir}`, {
-        remedy: "make room, then run the command again",
+      return new TidemarkError("NO_SPACE", `no space is left to create ${dir}`, {
+        remedy: "free some space, then run the command again",
         cause: error,
       });
     default:
@@ -227,7 +250,7 @@ async function spawnHost(dir: string, paths: AzuritePaths): Promise<ChildProcess
       detached: true,
       stdio: ["pipe", log.fd, log.fd],
     });
-    // The pipe breaks when the host dies, which shows elsewhere; a child that cannot be spawned at all shows as one that has exited.
+    // The pipe breaks when the host dies, and `start` sees that by the lock. A child that cannot be spawned counts as one that has exited.
     child.stdin?.on("error", () => undefined);
     child.on("error", () => undefined);
     child.unref();
@@ -238,9 +261,23 @@ async function spawnHost(dir: string, paths: AzuritePaths): Promise<ChildProcess
   }
 }
 
-/** Lets go of a host that we started: it ends as soon as nobody uses it. */
-function abandon(child: ChildProcess): void {
+/** Closes the host's standard input: it ends at once if it does not serve yet, otherwise when it has no user. */
+function letGo(child: ChildProcess): void {
   child.stdin?.destroy();
+}
+
+/** Lets go of a host and waits until it has ended, or serves other users. */
+async function gone(child: ChildProcess, paths: AzuritePaths): Promise<void> {
+  letGo(child);
+  for (const deadlineMs = performance.now() + stopMsMax; !hasEnded(child) && performance.now() < deadlineMs; ) {
+    const serves = (await readHostState(paths.state))?.pid === child.pid;
+    if (serves && (await isUsedByOthers(paths.usersLock))) return;
+    await sleep(pollMs);
+  }
+}
+
+function hasEnded(child: ChildProcess): boolean {
+  return child.pid === undefined || child.exitCode !== null || child.signalCode !== null;
 }
 
 async function lockIsHeld(path: string): Promise<boolean> {
@@ -249,7 +286,7 @@ async function lockIsHeld(path: string): Promise<boolean> {
   return lock === undefined;
 }
 
-/** True when other processes use the server; false when nobody does, or when the host has already seen that and holds the lock to end. */
+/** True when other processes use the server. False when none does, or when the host holds the lock exclusively because it is ending. */
 async function isUsedByOthers(usersLock: string): Promise<boolean> {
   if (!(await lockIsHeld(usersLock))) return false;
   const shared = await FileLock.tryAcquire(usersLock, "shared");
@@ -257,7 +294,7 @@ async function isUsedByOthers(usersLock: string): Promise<boolean> {
   return shared !== undefined;
 }
 
-/** Asks the server for anything. Any answer that Azurite signs is one, a refusal too. */
+/** Sends the server a request. Any answer of an Azurite counts, a refusal too. */
 function answers(port: number, timeoutMs: number, signal: AbortSignal | undefined): Promise<boolean> {
   return new Promise((resolve) => {
     const request = http.get(
@@ -275,13 +312,13 @@ function answers(port: number, timeoutMs: number, signal: AbortSignal | undefine
   });
 }
 
-/** True when the process that wrote the state still runs: its id has not been given to another. */
+/** True when the process that wrote the state still runs, and its id does not belong to a later process. */
 async function isRunning(host: HostState): Promise<boolean> {
   const startTime = await processStartTime(host.pid);
   return startTime === host.startTime;
 }
 
-/** Kills the host, if its process is certain to be the one that wrote the state. */
+/** Kills the host, after a check that its process is the one that wrote the state. */
 async function kill(host: HostState, dir: string): Promise<void> {
   if (!(await isRunning(host))) return;
   if (host.startTime === null) {
@@ -296,13 +333,13 @@ async function kill(host: HostState, dir: string): Promise<void> {
   }
 }
 
-/** Refuses a folder that an Azurite which we did not start works on: that one takes no lock. Linux only, where /proc tells. */
+/** Refuses a folder that is in use by an Azurite that Tidemark did not start: it takes no lock. Linux only: needs /proc. */
 async function refuseForeignAzurite(dir: string): Promise<void> {
   if (process.platform !== "linux") return;
   for (const entry of await readdir("/proc")) {
     if (!/^\d+$/.test(entry) || !(await isAzuriteOn(entry, dir))) continue;
-    throw new TidemarkError("INVALID_ARGUMENT", `an Azurite that Tidemark did not start (process ${entry}) works on ${dir}`, {
-      remedy: "stop it, or use it by its URL: http://127.0.0.1:10000/devstoreaccount1/CONTAINER",
+    throw new TidemarkError("INVALID_ARGUMENT", `an Azurite that Tidemark did not start (process ${entry}) uses ${dir}`, {
+      remedy: "stop it, or use its URL: http://127.0.0.1:10000/devstoreaccount1/CONTAINER",
     });
   }
 }
@@ -310,7 +347,7 @@ async function refuseForeignAzurite(dir: string): Promise<void> {
 async function isAzuriteOn(pid: string, dir: string): Promise<boolean> {
   try {
     const args = (await readFile(`/proc/${pid}/cmdline`, "utf8")).split("\0");
-    // Our own hosts are `azurite-host.js`, which is neither.
+    // Tidemark's own hosts run `azurite-host.js`, which matches neither name.
     const script = args.slice(0, 3).find((arg) => /(^|\/)azurite(-blob)?$|\/azurite\/dist\/src\/.*main\.js$/.test(arg));
     if (script === undefined) return false;
     const cwd = await readlink(`/proc/${pid}/cwd`);
@@ -318,7 +355,7 @@ async function isAzuriteOn(pid: string, dir: string): Promise<boolean> {
     const location = at === -1 ? args.find((arg) => arg.startsWith("--location="))?.slice("--location=".length) : args[at + 1];
     return (await realpath(resolve(cwd, location ?? "."))) === dir;
   } catch (error) {
-    // Processes end while we look at them, and those of other users cannot be looked into; either is none of ours.
+    // Processes end during the scan, and those of other users cannot be read; neither is a server that this user started.
     const code = systemCode(error);
     if (code === "ENOENT" || code === "ESRCH" || code === "EACCES" || code === "EPERM") return false;
     throw error;

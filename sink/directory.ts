@@ -1,37 +1,24 @@
 /**
- * A store in a folder of a local or shared disk.
+ * Sink in a folder of a local or shared file system.
  *
- *     ROOT/vault.json, ROOT/disks/…/head     objects, under their own names
- *     ROOT/segments/…/1-0-0@pages            page objects (see `PageFile`)
- *     ROOT/disks/…/head@lease                the lease on the object beside it
- *     ROOT/@tidemark/lock                    the lock that every change of names takes; this folder marks ROOT as a store
- *     ROOT/@tidemark/clock                   the last time that was given to an object
- *     ROOT/@tidemark/temp-…                  files that are being written; what a crash leaves is removed after a day
- *
- * `@` is no character of a name, so nothing of ours can be taken for an object.
- *
- * An object is written to a temporary file, flushed, and renamed to its name under the lock, where the condition is checked; then its folder
- * is flushed. Readers need no lock: they see the old file or the new one.
- *
- * ETags. An object's ETag is its file's modification time and size. The time is not left to the kernel, whose clock ticks every few
- * milliseconds: each version gets one microsecond of its own, greater than the one before in the whole store and not less than the wall clock. The
- * last one given is kept in `@tidemark/clock`, so not even a clock that is set back gives one twice. Only a power failure that takes
- * the newest entry of that file, together with a clock that is set back to exactly that microsecond and an object of the same size, could. A page
- * object's ETag is a random tag in its header. Copying the folder with its times (`cp -a`) keeps every ETag.
+ * A put writes a temporary file, flushes it, and renames it to the object's name under the vault's lock, where the condition is
+ * checked; then the folder is flushed. Readers take no lock: they see the old file or the new one. directory-tree.ts says which
+ * files stand where and how an ETag is made; page-file.ts does page objects.
  *
  * Leases expire by the wall clock. Hosts that share the folder need clocks that agree to within a few seconds, and a file system
- * whose flock reaches across hosts (NFS 4 and SMB do, as Linux mounts them).
+ * whose flock reaches across hosts (NFS 4 and SMB, as Linux mounts them).
+ *
+ * Cost: a put is two flushes, a page write one. At most `pageFilesOpenMax` page files stay open.
  */
 import assert from "node:assert/strict";
-import { randomUUID } from "node:crypto";
-import type { BigIntStats } from "node:fs";
-import { constants, mkdir, open, readdir, rename, stat, unlink, writeFile } from "node:fs/promises";
-import { dirname, join, resolve } from "node:path";
+import { constants, open, readdir, rename, stat, unlink, writeFile } from "node:fs/promises";
+import { join, resolve } from "node:path";
 import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
-import { hasCode, syncFolder, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
-import { FileLock, type LockOptions, Turnstile } from "./file-lock.ts";
-import { absentAs, changedByOthers, isAbsence, outcomeUnknown, readFully, syncFolderIfAllowed, translated } from "./file-system.ts";
-import { acquireLease, changeLease, type Lease, parseLease, passDelete, passWrite, releaseLease, renewLease } from "./lease.ts";
+import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { DirectoryTree, etagOf, type Found, leaseSuffix, lockOptions, pagesSuffix } from "./directory-tree.ts";
+import type { LockOptions } from "./file-lock.ts";
+import { absentAs, changedByOthers, isAbsence, readFully, translated } from "./file-system.ts";
+import { acquireLease, changeLease, type Lease, passDelete, passWrite, releaseLease, renewLease } from "./lease.ts";
 import { PageFile, pageFileDataAt } from "./page-file.ts";
 import { PageFilePool } from "./page-file-pool.ts";
 import {
@@ -47,98 +34,74 @@ import {
   checkWholePages,
   conditionFailed,
   isNamePart,
-  nameBlocked,
   objectExists,
-  objectNotFound,
   tooLarge,
   vaultNotFound,
   wrongKind,
 } from "./rules.ts";
 
-const ownFolder = "@tidemark";
-const pagesSuffix = "@pages";
-const leaseSuffix = "@lease";
-
-/** A mount point of its own is an ordinary place for a vault, and holds this from the start. */
-const harmlessInEmptyFolder: readonly string[] = ["lost+found"];
-
-/** Page files kept open: every lane's segment while writing, and the segments that a restore reads in turn. */
+/** Page files kept open: the segment of every writing lane, and the segments that a restore reads in turn. */
 const pageFilesOpenMax = 32;
 
-/** The lock is held for a few file calls. Whoever holds it longer has been stopped. */
-const lockWaitMsMax = 30_000;
-
-/** A temporary file is written in seconds; one of this age has lost its writer. */
-const tempAgeMsMax: number = 24 * 60 * 60 * 1000;
-
+/** Options of `DirectorySink.open`. */
 export interface DirectorySinkOptions {
-  /** Milliseconds since 1970, by which leases expire and versions are dated. Default: the system's clock. */
+  /** Milliseconds since 1970: leases expire and versions are dated by it. Default: the system's clock. */
   readonly clock?: (() => number) | undefined;
 }
 
+/**
+ * A vault in a folder: the adapter behind `dir:`.
+ *
+ * @example
+ * ```ts
+ * await using sink = await DirectorySink.open("/srv/vault");
+ * await sink.createContainer();
+ * ```
+ */
 export class DirectorySink implements Sink {
   readonly description: string;
   readonly capabilities: Sink["capabilities"] = { attachablePages: false, settlingMs: 0 };
   readonly interruptions = 0;
-  readonly #root: string;
   readonly #clock: () => number;
-  readonly #turnstile = new Turnstile();
+  readonly #tree: DirectoryTree;
   readonly #pageFiles: PageFilePool;
-  /** Folders that exist and whose names are durable. */
-  readonly #folders = new Set<string>();
-  #sweeping: Promise<void> | undefined;
   #disposed = false;
 
   private constructor(root: string, options: DirectorySinkOptions) {
-    this.#root = resolve(root);
     this.#clock = options.clock ?? Date.now;
-    this.description = `dir:${this.#root}`;
-    this.#pageFiles = new PageFilePool(pageFilesOpenMax, (name) => PageFile.open(name, this.#path(name) + pagesSuffix));
+    this.description = `dir:${resolve(root)}`;
+    this.#tree = new DirectoryTree(resolve(root), this.description, this.#clock);
+    this.#pageFiles = new PageFilePool(pageFilesOpenMax, (name) => PageFile.open(name, this.#tree.path(name) + pagesSuffix));
   }
 
-  /** Nothing is made, and nothing has to be there, before `createContainer`. Errors: INVALID_ARGUMENT (`root` is no folder), ACCESS_REFUSED. */
+  /**
+   * Opens the vault in the folder `root`, which may be absent until `createContainer`. Creates nothing.
+   *
+   * @throws TidemarkError INVALID_ARGUMENT: `root` is not a folder; ACCESS_REFUSED.
+   */
   static async open(root: string, options: DirectorySinkOptions = {}): Promise<DirectorySink> {
     const sink = new DirectorySink(root, options);
-    const found = await absentAs(undefined, stat(sink.#root)).catch((error: unknown) => {
-      throw translated(error, sink.#root, "STORE_REFUSED");
+    const found = await absentAs(undefined, stat(sink.#tree.root)).catch((error: unknown) => {
+      throw translated(error, sink.#tree.root, "STORE_REFUSED");
     });
     if (found?.isDirectory() === false) {
-      throw new TidemarkError("INVALID_ARGUMENT", `${sink.#root} is not a folder`, { remedy: "name a folder for the vault" });
+      throw new TidemarkError("INVALID_ARGUMENT", `${sink.#tree.root} is not a folder`, { remedy: "name a folder for the vault" });
     }
     return sink;
   }
 
   createContainer(options?: CallOptions): Promise<boolean> {
-    return this.#call("the vault's folder", options, async () => {
-      await mkdir(this.#root, { recursive: true });
-      const entries = (await readdir(this.#root)).filter((entry) => !harmlessInEmptyFolder.includes(entry));
-      if (entries.length > 0 && !(await this.#hasContainer())) {
-        throw new TidemarkError("INVALID_ARGUMENT", `${this.#root} holds other files`, {
-          remedy: "name an empty or a new folder for the vault",
-        });
-      }
-      try {
-        await mkdir(join(this.#root, ownFolder));
-      } catch (error) {
-        if (systemCode(error) === "EEXIST") return false;
-        throw error;
-      }
-      this.#folders.clear();
-      for (let folder = this.#root; ; folder = dirname(folder)) {
-        // Every folder above may have been made just now. What lies above those that we may not open was there before.
-        if (!(await syncFolderIfAllowed(folder)) || folder === dirname(folder)) return true;
-      }
-    });
+    return this.#call("the vault's folder", options, () => this.#tree.createContainer());
   }
 
   getObject(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject> {
     return this.#call(name, options, async () => {
       checkName(name);
-      const handle = await absentAs(undefined, open(this.#path(name), constants.O_RDONLY));
-      if (handle === undefined) throw await this.#absent(name, "object");
+      const handle = await absentAs(undefined, open(this.#tree.path(name), constants.O_RDONLY));
+      if (handle === undefined) throw await this.#tree.absent(name, "object");
       try {
         const found = await handle.stat({ bigint: true });
-        if (!found.isFile()) throw await this.#absent(name, "object");
+        if (!found.isFile()) throw await this.#tree.absent(name, "object");
         if (found.size > sizeBytesMax) throw tooLarge(name, Number(found.size), sizeBytesMax);
         const bytes = new Uint8Array(Number(found.size));
         if ((await readFully(handle, bytes, 0)) < bytes.length) throw changedByOthers(name);
@@ -154,19 +117,19 @@ export class DirectorySink implements Sink {
       checkName(name);
       checkObjectBytes(name, bytes);
       if ("leaseId" in condition) checkLeaseId(condition.leaseId);
-      return await this.#withTemp(async (temp) => {
-        const etag = await this.#writeTemp(temp, bytes, options);
-        await this.#makeFolder(dirname(this.#path(name)), name);
-        await this.#locked(options, async () => {
-          const found = await this.#find(name);
+      return await this.#tree.withTemp(async (temp) => {
+        const etag = await this.#tree.writeTemp(temp, bytes, options);
+        await this.#tree.makeFolderOf(name);
+        await this.#tree.locked(options, async () => {
+          const found = await this.#tree.find(name);
           if ("ifAbsent" in condition) {
             if (found !== undefined) throw objectExists(name);
           } else {
             await this.#passPut(name, found, condition.ifMatch, condition.leaseId);
           }
-          await rename(temp, this.#path(name));
+          await rename(temp, this.#tree.path(name));
         });
-        await this.#publish(name);
+        await this.#tree.publish(name);
         return { etag };
       });
     });
@@ -175,8 +138,8 @@ export class DirectorySink implements Sink {
   statObject(name: string, options?: CallOptions): Promise<ObjectStat> {
     return this.#call(name, options, async () => {
       checkName(name);
-      const found = await this.#find(name);
-      if (found === undefined) throw await this.#absent(name, "object");
+      const found = await this.#tree.find(name);
+      if (found === undefined) throw await this.#tree.absent(name, "object");
       if (found.kind === "object") return { etag: etagOf(found.stats), sizeBytes: Number(found.stats.size) };
       const { etag, sizeBytes } = await this.#pageFiles.use(name, (file) => file.stat(lockOptions(options)));
       return { etag, sizeBytes };
@@ -186,34 +149,34 @@ export class DirectorySink implements Sink {
   deleteObject(name: string, options?: CallOptions): Promise<void> {
     return this.#call(name, options, async () => {
       checkName(name);
-      await this.#checkContainer();
-      const removed = await this.#locked(options, async () => {
-        const found = await this.#find(name);
+      await this.#tree.checkContainer();
+      const removed = await this.#tree.locked(options, async () => {
+        const found = await this.#tree.find(name);
         if (found === undefined) return false;
         if (found.kind === "object") {
-          const lease = await this.#readLease(name);
+          const lease = await this.#tree.readLease(name);
           passDelete(name, lease, this.#clock());
-          // The lease goes first: a crash between the two must not leave one for an object that comes later.
-          if (lease !== undefined) await unlink(this.#path(name) + leaseSuffix);
-          await unlink(this.#path(name));
+          // The lease is removed first: a crash between the two must not leave a lease for a later object of this name.
+          if (lease !== undefined) await unlink(this.#tree.path(name) + leaseSuffix);
+          await unlink(this.#tree.path(name));
         } else {
-          await unlink(this.#path(name) + pagesSuffix);
+          await unlink(this.#tree.path(name) + pagesSuffix);
         }
         return true;
       });
       await this.#pageFiles.forget(name);
-      if (removed) await this.#publish(name);
+      if (removed) await this.#tree.publish(name);
     });
   }
 
   async *list(prefix: string, options?: CallOptions): AsyncGenerator<ListedObject, void> {
     await this.#call(prefix, options, async () => {
       checkPrefix(prefix);
-      await this.#checkContainer();
+      await this.#tree.checkContainer();
     });
     const folders = [prefix.slice(0, prefix.lastIndexOf("/") + 1)];
     for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
-      const path = join(this.#root, folder);
+      const path = join(this.#tree.root, folder);
       const entries = await this.#call(folder, options, () => absentAs([], readdir(path, { withFileTypes: true })));
       for (const entry of entries) {
         const kind = entry.name.endsWith(pagesSuffix) ? "pages" : "object";
@@ -257,10 +220,10 @@ export class DirectorySink implements Sink {
     return this.#call(name, options, async () => {
       checkName(name);
       checkLeaseId(leaseId);
-      await this.#checkContainer();
-      await this.#locked(options, async () => {
-        const lease = await this.#readLease(name);
-        if (lease !== undefined && releaseLease(lease, leaseId) === undefined) await unlink(this.#path(name) + leaseSuffix);
+      await this.#tree.checkContainer();
+      await this.#tree.locked(options, async () => {
+        const lease = await this.#tree.readLease(name);
+        if (lease !== undefined && releaseLease(lease, leaseId) === undefined) await unlink(this.#tree.path(name) + leaseSuffix);
       });
     });
   }
@@ -270,21 +233,21 @@ export class DirectorySink implements Sink {
       checkName(name);
       checkPagesSize(name, sizeBytes);
       checkSequenceNumber(sequenceNumber);
-      return await this.#withTemp(async (temp) => {
+      return await this.#tree.withTemp(async (temp) => {
         const etag = await PageFile.create(temp, sizeBytes, sequenceNumber);
-        await this.#makeFolder(dirname(this.#path(name)), name);
-        await this.#locked(options, async () => {
-          if ((await this.#find(name)) !== undefined) throw objectExists(name);
-          await rename(temp, this.#path(name) + pagesSuffix);
+        await this.#tree.makeFolderOf(name);
+        await this.#tree.locked(options, async () => {
+          if ((await this.#tree.find(name)) !== undefined) throw objectExists(name);
+          await rename(temp, this.#tree.path(name) + pagesSuffix);
         });
-        await this.#publish(name);
+        await this.#tree.publish(name);
         return { etag };
       });
     });
   }
 
   writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence, options?: CallOptions): Promise<{ readonly etag: string }> {
-    // Once the pages are being written, an input/output error leaves nobody knowing what arrived.
+    // After an input/output error during the write it is unknown which pages arrived.
     return this.#pagesCall(name, options, "OUTCOME_UNKNOWN", (lock) => {
       checkPageWrite(name, offset, bytes);
       return this.#pageFiles.use(name, (file) => file.write(offset, bytes, fence, lock));
@@ -320,7 +283,7 @@ export class DirectorySink implements Sink {
       try {
         await this.createPages(name, sizeBytes, sequenceNumber, options);
       } catch (error) {
-        // Somebody else has made it meanwhile, or we have: it is looked at again.
+        // Another process, or an earlier try, has created it: look again.
         if (!hasCode(error, "OBJECT_EXISTS", "OUTCOME_UNKNOWN")) throw error;
       }
     }
@@ -354,18 +317,17 @@ export class DirectorySink implements Sink {
     action: () => Promise<T>,
     fallback: "STORE_REFUSED" | "OUTCOME_UNKNOWN" = "STORE_REFUSED",
   ): Promise<T> {
-    assert(!this.#disposed, `${this.description} was used after it had been disposed of`);
+    assert(!this.#disposed, `${this.description} is used after its disposal`);
     throwIfAborted(options?.signal);
     try {
       return await action();
     } catch (error) {
-      // Our own folder is missing when the store is.
-      if (systemCode(error) === "ENOENT" && !(await this.#hasContainer())) throw vaultNotFound(this.description);
+      if (systemCode(error) === "ENOENT" && !(await this.#tree.hasContainer())) throw vaultNotFound(this.description);
       throw translated(error, name, fallback);
     }
   }
 
-  /** A call on a page object: whatever it does first, the file is opened by its name. */
+  /** A call on a page object. A file that cannot be opened becomes OBJECT_NOT_FOUND, VAULT_NOT_FOUND or DAMAGED. */
   #pagesCall<T>(
     name: string,
     options: CallOptions | undefined,
@@ -380,7 +342,7 @@ export class DirectorySink implements Sink {
         try {
           return await action(lockOptions(options));
         } catch (error) {
-          if (isAbsence(error)) throw await this.#absent(name, "page object");
+          if (isAbsence(error)) throw await this.#tree.absent(name, "page object");
           throw error;
         }
       },
@@ -388,53 +350,8 @@ export class DirectorySink implements Sink {
     );
   }
 
-  /** One change of names at a time, over all processes. */
-  #locked<T>(options: CallOptions | undefined, task: () => Promise<T>): Promise<T> {
-    return this.#turnstile.pass(async () => {
-      const lock = await FileLock.acquire(join(this.#root, ownFolder, "lock"), "exclusive", lockOptions(options));
-      try {
-        return await task();
-      } finally {
-        await lock.release();
-      }
-    });
-  }
-
-  // ---- The container ----
-
-  async #hasContainer(): Promise<boolean> {
-    const found = await absentAs(undefined, stat(join(this.#root, ownFolder)));
-    return found?.isDirectory() === true;
-  }
-
-  async #checkContainer(): Promise<void> {
-    if (!(await this.#hasContainer())) throw vaultNotFound(this.description);
-  }
-
-  /** Why a name could not be opened as what was wanted: the container is absent, the object is, or it is of the other kind. */
-  async #absent(name: string, wanted: "object" | "page object"): Promise<TidemarkError> {
-    if (!(await this.#hasContainer())) return vaultNotFound(this.description);
-    const other = await absentAs(undefined, stat(this.#path(name) + (wanted === "object" ? pagesSuffix : "")));
-    return other?.isFile() === true ? wrongKind(name, wanted) : objectNotFound(name);
-  }
-
-  // ---- Names ----
-
-  #path(name: string): string {
-    return join(this.#root, name);
-  }
-
-  async #find(name: string): Promise<Found | undefined> {
-    const path = this.#path(name);
-    const stats = await absentAs(undefined, stat(path, { bigint: true }));
-    if (stats?.isFile() === true) return { kind: "object", stats };
-    if (stats !== undefined) throw nameBlocked(name);
-    const pages = await absentAs(undefined, stat(path + pagesSuffix, { bigint: true }));
-    return pages === undefined ? undefined : { kind: "pages", stats: pages };
-  }
-
   async #statListed(name: string, kind: "object" | "pages", options: CallOptions | undefined): Promise<ObjectStat | undefined> {
-    const path = this.#path(name);
+    const path = this.#tree.path(name);
     const found = await absentAs(undefined, stat(kind === "pages" ? path + pagesSuffix : path, { bigint: true }));
     if (found === undefined) return undefined;
     if (kind === "object") return { etag: etagOf(found), sizeBytes: Number(found.size) };
@@ -442,144 +359,36 @@ export class DirectorySink implements Sink {
       return await this.#pageFiles.use(name, (file) => file.stat(lockOptions(options)));
     } catch (error) {
       if (isAbsence(error)) return undefined;
-      // One damaged object must not hide all others. Whoever opens it is told.
+      // A damaged object must not hide the others. Opening it throws the error.
       if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED"))
         return { etag: etagOf(found), sizeBytes: Math.max(0, Number(found.size) - pageFileDataAt) };
       throw error;
     }
   }
 
-  /** Makes the folder and those above it, durably. `name` is the object on whose account. */
-  async #makeFolder(folder: string, name: string): Promise<void> {
-    if (folder === this.#root || this.#folders.has(folder)) return;
-    await this.#makeFolder(dirname(folder), name);
-    if ((await absentAs(undefined, stat(folder + pagesSuffix))) !== undefined) throw nameBlocked(name);
-    try {
-      await mkdir(folder);
-    } catch (error) {
-      if (systemCode(error) !== "EEXIST") throw error;
-      if (!(await stat(folder)).isDirectory()) throw nameBlocked(name, error);
-    }
-    // Also when it was there: who made it may have died before the flush.
-    await syncFolder(dirname(folder));
-    this.#folders.add(folder);
-  }
+  // ---- Leases, under the lock ----
 
-  /** Makes a change of a name that has just been done durable. */
-  async #publish(name: string): Promise<void> {
-    try {
-      await syncFolder(dirname(this.#path(name)));
-    } catch (error) {
-      throw outcomeUnknown(name, error);
-    }
-  }
-
-  // ---- Temporary files and times ----
-
-  async #withTemp<T>(task: (temp: string) => Promise<T>): Promise<T> {
-    this.#sweeping ??= this.#sweep();
-    await this.#sweeping;
-    const temp = join(this.#root, ownFolder, `temp-${randomUUID()}`);
-    try {
-      return await task(temp);
-    } finally {
-      // Once it has been renamed there is nothing left to remove.
-      await absentAs(undefined, unlink(temp));
-    }
-  }
-
-  /** Removes what writers that died have left. */
-  async #sweep(): Promise<void> {
-    const folder = join(this.#root, ownFolder);
-    const temps = (await absentAs([], readdir(folder))).filter((entry) => entry.startsWith("temp-"));
-    for (const temp of temps) {
-      const found = await absentAs(undefined, stat(join(folder, temp)));
-      if (found !== undefined && Date.now() - found.mtimeMs > tempAgeMsMax) await absentAs(undefined, unlink(join(folder, temp)));
-    }
-  }
-
-  /** Writes `bytes` durably to `temp` under a time that no other version bears; gives the ETag that follows from it. */
-  async #writeTemp(temp: string, bytes: Uint8Array, options: CallOptions | undefined): Promise<string> {
-    const handle = await open(temp, "wx", 0o666);
-    try {
-      await handle.writeFile(bytes);
-      const timeUs = await this.#locked(options, () => this.#nextTimeUs());
-      // Half a microsecond more: whether seconds are rounded or cut on their way to the file, they end in this microsecond and no other.
-      const seconds = (timeUs + 0.5) / 1e6;
-      await handle.utimes(seconds, seconds);
-      await handle.sync();
-      const found = await handle.stat({ bigint: true });
-      if (Number(found.mtimeNs / 1000n) !== timeUs) {
-        throw new TidemarkError("UNSUPPORTED", `the file system of ${this.#root} does not keep times to the microsecond`, {
-          remedy: "use a folder on ext4, XFS, Btrfs, ZFS or APFS",
-        });
-      }
-      return etagOf(found);
-    } finally {
-      await handle.close();
-    }
-  }
-
-  /** The next time to give to an object, in microseconds since 1970. Needs no flush: see ETags above. */
-  async #nextTimeUs(): Promise<number> {
-    const handle = await open(join(this.#root, ownFolder, "clock"), constants.O_RDWR | constants.O_CREAT, 0o666);
-    try {
-      // An empty or torn file is one that a power failure took; then the wall clock alone has to do.
-      const last = Number.parseInt(await handle.readFile("latin1"), 10);
-      const timeUs = Math.max(Math.floor(this.#clock() * 1000), Number.isSafeInteger(last) ? last + 1 : 0);
-      await handle.write(timeUs.toString().padStart(16, "0"), 0, "latin1");
-      return timeUs;
-    } finally {
-      await handle.close();
-    }
-  }
-
-  // ---- Leases, always under the lock ----
-
-  /** Checks that a put may replace what was found, and ends a lease that has expired. */
+  /** Checks that a put may replace the object that was found, and removes an expired lease. */
   async #passPut(name: string, found: Found | undefined, ifMatch: string, leaseId: string | undefined): Promise<void> {
     if (found === undefined) throw conditionFailed(name, "it does not exist");
     if (found.kind !== "object") throw wrongKind(name, "object");
-    const before = await this.#readLease(name);
+    const before = await this.#tree.readLease(name);
     const after = passWrite(name, before, leaseId, this.#clock());
     const etag = etagOf(found.stats);
     if (etag !== ifMatch) throw conditionFailed(name, `its ETag is ${etag}, not ${ifMatch}`);
-    if (before !== undefined && after === undefined) await unlink(this.#path(name) + leaseSuffix);
+    if (before !== undefined && after === undefined) await unlink(this.#tree.path(name) + leaseSuffix);
   }
 
   #changeLease(name: string, options: CallOptions | undefined, change: (lease: Lease | undefined) => Lease): Promise<void> {
     checkName(name);
-    return this.#withTemp((temp) =>
-      this.#locked(options, async () => {
-        const found = await this.#find(name);
-        if (found?.kind !== "object") throw await this.#absent(name, "object");
-        const lease = change(await this.#readLease(name));
+    return this.#tree.withTemp((temp) =>
+      this.#tree.locked(options, async () => {
+        const found = await this.#tree.find(name);
+        if (found?.kind !== "object") throw await this.#tree.absent(name, "object");
+        const lease = change(await this.#tree.readLease(name));
         await writeFile(temp, JSON.stringify(lease), { flag: "wx", flush: true });
-        await rename(temp, this.#path(name) + leaseSuffix);
+        await rename(temp, this.#tree.path(name) + leaseSuffix);
       }),
     );
   }
-
-  async #readLease(name: string): Promise<Lease | undefined> {
-    const handle = await absentAs(undefined, open(this.#path(name) + leaseSuffix, constants.O_RDONLY));
-    if (handle === undefined) return undefined;
-    try {
-      return parseLease(name, await handle.readFile("utf8"));
-    } finally {
-      await handle.close();
-    }
-  }
-}
-
-interface Found {
-  readonly kind: "object" | "pages";
-  readonly stats: BigIntStats;
-}
-
-function lockOptions(options: CallOptions | undefined): LockOptions {
-  return { signal: options?.signal, waitMsMax: lockWaitMsMax };
-}
-
-function etagOf(found: BigIntStats): string {
-  return `${found.mtimeNs.toString(16)}-${found.size.toString(16)}`;
 }

@@ -1,8 +1,8 @@
 /** The stores that a vault can lie in. `openSink` takes what a user writes; the classes are there for those who build their own. */
 
-export type { AzureSinkOptions } from "./azure.ts";
 export type { AzureAccess } from "./azure-access.ts";
 export type { ProxyOptions } from "./azure-connection.ts";
+export type { AzureSinkOptions } from "./azure-options.ts";
 export type { RetryOptions } from "./azure-retry.ts";
 export { Azurite, type AzuriteOptions } from "./azurite.ts";
 export { DirectorySink, type DirectorySinkOptions } from "./directory.ts";

@@ -4,11 +4,10 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { onTestFinished } from "vitest";
 import { repositoryRoot } from "../source-tree.ts";
+import { createFolder, removeFolder } from "../temporary-folder.ts";
 
 const program = join(repositoryRoot, "dist", "cli", "main.js");
 
@@ -80,12 +79,10 @@ export class Running {
 
 /** A folder that is removed after the test, with its own local state. */
 export class Place {
-  readonly folder: string = mkdtempSync(join(tmpdir(), "tidemark-cli-"));
+  readonly folder: string = createFolder("cli");
 
   constructor() {
-    onTestFinished(() => {
-      rmSync(this.folder, { recursive: true, force: true, maxRetries: 5 });
-    });
+    onTestFinished(async () => await removeFolder(this.folder));
   }
 
   path(name: string): string {

@@ -9,9 +9,9 @@ import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { onTestFinished } from "vitest";
-import { systemCode } from "../../engine/errors.ts";
 import { azuritePaths, developmentAccount } from "../../sink/azurite-state.ts";
 import { FileLock } from "../../sink/file-lock.ts";
+import { unlessGone } from "../temporary-folder.ts";
 
 const main = join(dirname(createRequire(import.meta.url).resolve("azurite/dist/src/main.js")), "blob", "main.js");
 
@@ -105,14 +105,4 @@ function socketsThatListen(): ReadonlySet<string> {
   const rows = ["/proc/net/tcp", "/proc/net/tcp6"].flatMap((path) => unlessGone(() => readFileSync(path, "utf8"), "").split("\n"));
   const fields = rows.map((row) => row.trim().split(/\s+/));
   return new Set(fields.filter(([, , , state]) => state === "0A").map((field) => `socket:[${field[9] ?? ""}]`));
-}
-
-/** What `read` gives, or `otherwise` when it is not there: processes end while we look at them. */
-function unlessGone<T>(read: () => T, otherwise: T): T {
-  try {
-    return read();
-  } catch (error) {
-    if (["ENOENT", "ESRCH", "EACCES"].includes(systemCode(error) ?? "")) return otherwise;
-    throw error;
-  }
 }

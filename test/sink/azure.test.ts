@@ -1,18 +1,17 @@
 import { randomBytes, randomUUID } from "node:crypto";
-import { mkdtemp, rm } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { createServer } from "node:net";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { inspect } from "node:util";
 import { ContainerSASPermissions, generateBlobSASQueryParameters, StorageSharedKeyCredential } from "@azure/storage-blob";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
-import { AzureSink, type AzureSinkOptions } from "../../sink/azure.ts";
+import { AzureSink } from "../../sink/azure.ts";
 import type { AzureAccess } from "../../sink/azure-access.ts";
 import { bypassesProxy } from "../../sink/azure-connection.ts";
+import type { AzureSinkOptions } from "../../sink/azure-options.ts";
 import { Azurite } from "../../sink/azurite.ts";
 import { developmentAccount, developmentKey } from "../../sink/azurite-state.ts";
+import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { describeSink } from "./conformance.ts";
 import { FaultProxy } from "./fault-proxy.ts";
 
@@ -23,13 +22,13 @@ let folder: string;
 let azurite: Azurite;
 
 beforeAll(async () => {
-  folder = await mkdtemp(join(tmpdir(), "tidemark-azure-"));
+  folder = createFolder("azure");
   azurite = await Azurite.start(folder);
 });
 
 afterAll(async () => {
   await azurite.stop();
-  await rm(folder, { recursive: true });
+  await removeFolder(folder);
 });
 
 function containerUrl(): string {

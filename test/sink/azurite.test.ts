@@ -1,8 +1,8 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { access, mkdir, mkdtemp, readFile, realpath, rm, truncate, writeFile } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { mkdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
@@ -11,15 +11,16 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
 import { AzureSink } from "../../sink/azure.ts";
 import { Azurite } from "../../sink/azurite.ts";
-import { azuritePaths, developmentAccount, developmentKey, processStartTime } from "../../sink/azurite-state.ts";
+import { azuritePaths, developmentAccount, developmentKey, exitOtherHost, processStartTime } from "../../sink/azurite-state.ts";
 import { FileLock } from "../../sink/file-lock.ts";
+import { createFolder, processesIn, removeFolder } from "../temporary-folder.ts";
 
 let folder: string;
 let dir: string;
 const children = new Set<ChildProcess>();
 
-beforeEach(async () => {
-  folder = await realpath(await mkdtemp(join(tmpdir(), "tidemark-azurite-")));
+beforeEach(() => {
+  folder = createFolder("azurite");
   dir = join(folder, "data");
 });
 
@@ -29,18 +30,12 @@ afterEach(async () => {
     if (child.exitCode === null && child.signalCode === null) await once(child, "exit");
   }
   children.clear();
-  await serverGone();
-  await rm(folder, { recursive: true });
+  await removeFolder(folder);
 });
 
 /** Resolves when no server holds the folder. */
 async function serverGone(): Promise<void> {
-  const paths = azuritePaths(dir);
-  const exists = await access(paths.serverLock).then(
-    () => true,
-    () => false,
-  );
-  if (exists) await (await FileLock.acquire(paths.serverLock, "exclusive", { waitMsMax: 10_000 })).release();
+  await (await FileLock.acquire(azuritePaths(dir).serverLock, "exclusive", { waitMsMax: 10_000 })).release();
 }
 
 /** Another process that starts the Azurite on `dir` and keeps using it; resolves to the server's id. */
@@ -108,6 +103,23 @@ describe("users of one folder", () => {
     expect(elsewhere.serverPid).toBe(first.pid);
     await killed(elsewhere.child, "SIGTERM");
     await Promise.all([first.stop(), second.stop()]);
+  });
+
+  test("when the last user has stopped, no host is left, not even one that another was faster than", async () => {
+    const [first, second] = await Promise.all([Azurite.start(dir), Azurite.start(dir)]);
+    await first.stop();
+    await second.stop();
+    expect(processesIn(dir)).toEqual([]);
+  });
+
+  test("a host that is let go before it has the folder's lock leaves the folder as it is", async () => {
+    await mkdir(dir);
+    const script = fileURLToPath(new URL("../../dist/sink/azurite-host.js", import.meta.url));
+    const host = spawn(process.execPath, [script, dir], { stdio: ["ignore", "inherit", "inherit"] });
+    children.add(host);
+    const [code] = (await once(host, "exit")) as [number];
+    expect(code).toBe(exitOtherHost);
+    expect(existsSync(azuritePaths(dir).state)).toBe(false);
   });
 
   test("the server stays until the last user has stopped, whoever started it", async () => {
@@ -190,6 +202,7 @@ test("an aborted start ends with INTERRUPTED and leaves no server", async () => 
     controller.abort();
   });
   expect((await start).code).toBe("INTERRUPTED");
+  expect(processesIn(folder)).toEqual([]);
 });
 
 describe("a folder that cannot be used", () => {

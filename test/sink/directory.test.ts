@@ -1,13 +1,13 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { chmod, mkdir, mkdtemp, open, readdir, readFile, readlink, rm, stat, truncate, utimes, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { chmod, mkdir, open, readdir, readFile, readlink, stat, truncate, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { crc32 } from "node:zlib";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { libc, punchHole } from "../../engine/disk/source/libc.ts";
 import { DirectorySink } from "../../sink/directory.ts";
 import { FileLock } from "../../sink/file-lock.ts";
+import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { describeSink } from "./conformance.ts";
 import { expectCode, namesIn } from "./expectations.ts";
 
@@ -16,7 +16,7 @@ let nowMs = Date.now();
 describeSink(
   "DirectorySink",
   async () => {
-    const folder = await mkdtemp(join(tmpdir(), "tidemark-directory-"));
+    const folder = createFolder("directory");
     const options = { clock: () => nowMs };
     const a = await DirectorySink.open(join(folder, "new/vault"), options);
     const b = await DirectorySink.open(join(folder, "new/vault"), options);
@@ -28,7 +28,7 @@ describeSink(
       absent,
       cleanup: async () => {
         await Promise.all([a, b, absent].map((sink) => sink[Symbol.asyncDispose]()));
-        await rm(folder, { recursive: true });
+        await removeFolder(folder);
       },
     };
   },
@@ -45,7 +45,7 @@ describe("DirectorySink", () => {
   let sink: DirectorySink;
 
   beforeEach(async () => {
-    folder = await mkdtemp(join(tmpdir(), "tidemark-directory-"));
+    folder = createFolder("directory");
     root = join(folder, "vault");
     sink = await DirectorySink.open(root);
     await sink.createContainer();
@@ -53,7 +53,7 @@ describe("DirectorySink", () => {
 
   afterEach(async () => {
     await sink[Symbol.asyncDispose]();
-    await rm(folder, { recursive: true });
+    await removeFolder(folder);
   });
 
   test("an object is a plain file under its own name", async () => {

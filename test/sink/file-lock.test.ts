@@ -1,11 +1,11 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtemp, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { FileLock, Turnstile } from "../../sink/file-lock.ts";
+import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { expectCode } from "./expectations.ts";
 
 describe("FileLock", () => {
@@ -13,12 +13,12 @@ describe("FileLock", () => {
   let path: string;
 
   beforeEach(async () => {
-    folder = await mkdtemp(join(tmpdir(), "tidemark-lock-"));
+    folder = createFolder("lock");
     path = join(folder, "lock");
   });
 
   afterEach(async () => {
-    await rm(folder, { recursive: true });
+    await removeFolder(folder);
   });
 
   test("an exclusive lock excludes every other, also in one process", async () => {

@@ -1,10 +1,11 @@
-import { type FileHandle, mkdtemp, open, rm } from "node:fs/promises";
-import { constants, tmpdir } from "node:os";
+import { type FileHandle, open } from "node:fs/promises";
+import { constants } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type Libc, libc, unsupportedErrnos } from "../../engine/disk/source/libc.ts";
 import { TidemarkError } from "../../engine/errors.ts";
 import { absentAs, clearFully, translated } from "../../sink/file-system.ts";
+import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { expectCode } from "./expectations.ts";
 
 function systemError(code: string): Error {
@@ -55,14 +56,14 @@ describe("a range of a file that is cleared", () => {
   let handle: FileHandle;
 
   beforeEach(async () => {
-    folder = await mkdtemp(join(tmpdir(), "tidemark-clear-"));
+    folder = createFolder("clear");
     handle = await open(join(folder, "file"), "wx+");
     await handle.write(new Uint8Array(sizeBytes).fill(7), 0, sizeBytes, 0);
   });
 
   afterEach(async () => {
     await handle.close();
-    await rm(folder, { recursive: true });
+    await removeFolder(folder);
   });
 
   async function expectClear(start: number, end: number): Promise<void> {

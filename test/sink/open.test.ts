@@ -1,10 +1,9 @@
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
 import { processStartTime, readHostState } from "../../sink/azurite-state.ts";
 import { type OpenSinkOptions, openSink, parseVaultSpec } from "../../sink/open.ts";
+import { createFolder, removeFolder } from "../temporary-folder.ts";
 
 async function failure(spec: string, options?: OpenSinkOptions): Promise<TidemarkError> {
   try {
@@ -126,7 +125,7 @@ test("memory stores of one name are one store, those without a name are not", as
 });
 
 test("a directory and an Azurite are opened by their folders, and the Azurite ends with its sink", async () => {
-  const folder = await mkdtemp(join(tmpdir(), "tidemark-open-"));
+  const folder = createFolder("open");
   try {
     await using directory = await openSink(`dir:${join(folder, "plain")}`);
     expect(await directory.createContainer()).toBe(true);
@@ -140,7 +139,7 @@ test("a directory and an Azurite are opened by their folders, and the Azurite en
     await sink[Symbol.asyncDispose]();
     expect(await processStartTime(host?.pid ?? 0)).toBeUndefined();
   } finally {
-    await rm(folder, { recursive: true });
+    await removeFolder(folder);
   }
 });
 

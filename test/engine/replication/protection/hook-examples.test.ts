@@ -1,14 +1,14 @@
 /** The hooks that we give as examples, run against the real software where it is installed. */
 import { execFile, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { chownSync, cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { chownSync, cpSync, mkdirSync, readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { commandHook, type Hook, withFreeze } from "../../../../engine/replication/protection/hooks.ts";
 import { attachLoop } from "../../../loop-device.ts";
 import { binary, isInstalled, postgresUser } from "../../../programs.ts";
+import { createFolder, removeFolder } from "../../../temporary-folder.ts";
 
 const run = promisify(execFile);
 const generous = { timeoutMs: 20_000 };
@@ -16,10 +16,10 @@ const generous = { timeoutMs: 20_000 };
 let folder: string;
 let state: string;
 beforeEach(() => {
-  folder = mkdtempSync(join(tmpdir(), "hook-examples-"));
+  folder = createFolder("hook-examples");
   state = join(folder, "state");
   // Registered first, so done last: after what a test mounted or started is gone.
-  onTestFinished(() => rmSync(folder, { recursive: true }));
+  onTestFinished(async () => await removeFolder(folder));
 });
 
 function example(name: string, argument: string, env: Record<string, string> = {}): Hook {

@@ -1,24 +1,24 @@
 /** Hooks with real processes: what is frozen is thawed, whatever happens to the command, to the work or to us. */
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync, watch, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync, watch, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
 import type { CommandHookOptions, Hook } from "../../../../engine/replication/protection/hooks.ts";
 import { commandHook, functionHook, withFreeze } from "../../../../engine/replication/protection/hooks.ts";
 import type { HookStep } from "../../../../engine/store/format/documents.ts";
+import { createFolder, removeFolder } from "../../../temporary-folder.ts";
 
 let folder: string;
 let log: string;
 beforeEach(() => {
-  folder = mkdtempSync(join(tmpdir(), "hooks-"));
+  folder = createFolder("hooks");
   log = join(folder, "log");
   writeFileSync(log, "");
 });
-afterEach(() => {
-  rmSync(folder, { recursive: true });
+afterEach(async () => {
+  await removeFolder(folder);
 });
 
 const logged = (): string[] => readFileSync(log, "utf8").split("\n").slice(0, -1);

@@ -1,0 +1,54 @@
+/**
+ * Wire format of Azure Blob requests and answers: service version, ETags, bodies.
+ *
+ * The SDK sends the service version of its own release, which Azurite 3.35 refuses, so every request carries a pinned one.
+ */
+import type { BlobDownloadResponseParsed, RequestPolicyFactory } from "@azure/storage-blob";
+
+/** The newest service version that Azurite 3.35 knows. */
+const serviceVersion = "2025-11-05";
+
+/** SDK policy that sets the service version before the request is signed. */
+export const pinnedVersion: RequestPolicyFactory = {
+  create: (next) => ({
+    sendRequest: (request) => {
+      request.headers.set("x-ms-version", serviceVersion);
+      return next.sendRequest(request);
+    },
+  }),
+};
+
+/** Streams the body into `into`. A body of another length throws a plain Error, which the retry policy treats as a lost connection. */
+export async function fill(into: Uint8Array, response: BlobDownloadResponseParsed, name: string): Promise<void> {
+  let filled = 0;
+  // Without an encoding set, a Node stream yields bytes.
+  for await (const piece of (response.readableStreamBody ?? []) as AsyncIterable<Uint8Array>) {
+    if (filled + piece.length > into.length) break;
+    into.set(piece, filled);
+    filled += piece.length;
+  }
+  if (filled !== into.length) throw new Error(`the answer for ${name} does not have ${String(into.length)} bytes`);
+}
+
+/** Destroys the body of an answer, and with it the connection. */
+export function discard(response: BlobDownloadResponseParsed): void {
+  const body = response.readableStreamBody;
+  if (body === undefined || !("destroy" in body) || typeof body.destroy !== "function") return;
+  body.on("error", () => undefined);
+  body.destroy();
+}
+
+/** The bytes as a Buffer over the same memory, which the SDK sends without a copy. */
+export function asBuffer(bytes: Uint8Array): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+/** An ETag without quotes: headers carry it in quotes, lists do not, and the engine sees none. */
+export function plainEtag(etag: string | undefined): string {
+  return (etag ?? "").replaceAll('"', "");
+}
+
+/** The ETag as a request header carries it, in quotes. */
+export function httpEtag(etag: string): string {
+  return `"${plainEtag(etag)}"`;
+}
