@@ -13,13 +13,13 @@ import { type ControlTarget, createControlServer, createMonitoringServer } from 
 import { type ClaimedSocket, claimSocket, formatListen } from "./listen.ts";
 import type { Log } from "./log.ts";
 import { Metrics } from "./metrics.ts";
-import type { Clock, DiskEvent, Machinery } from "./ports.ts";
+import type { Clock, DiskEvent, EngineAdapter } from "./ports.ts";
 import type { LogLevel } from "./schema.ts";
 import { type ReloadSummary, Supervisor } from "./supervisor.ts";
 
 export interface AgentOptions {
   readonly environment: Environment;
-  readonly machinery: Machinery;
+  readonly engine: EngineAdapter;
   readonly clock: Clock;
   readonly log: Log;
 }
@@ -48,7 +48,7 @@ export class Agent implements AsyncDisposable {
   readonly #servers: Server[];
   #end: () => void = () => undefined;
 
-  private constructor(config: AgentConfig, { environment, machinery, clock, log }: AgentOptions, socket: ClaimedSocket, server: Server) {
+  private constructor(config: AgentConfig, { environment, engine, clock, log }: AgentOptions, socket: ClaimedSocket, server: Server) {
     this.#environment = environment;
     this.#log = log;
     this.#socket = socket;
@@ -57,7 +57,7 @@ export class Agent implements AsyncDisposable {
       this.#end = resolve;
     });
     this.#metrics = new Metrics(() => this.#supervisor.status());
-    this.#supervisor = new Supervisor(config, { machinery, clock, onEvent: (event) => this.#onEvent(event) });
+    this.#supervisor = new Supervisor(config, { engine, clock, onEvent: (event) => this.#onEvent(event) });
   }
 
   /**

@@ -5,8 +5,8 @@
 import { type CollectOptions, type CollectSummary, hasCode } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
+import { PeriodicTask } from "./periodic-task.ts";
 import type { Clock, DiskEvent } from "./ports.ts";
-import { Rounds } from "./rounds.ts";
 
 export interface CollectingParts {
   readonly collect: (options: CollectOptions) => Promise<CollectSummary>;
@@ -24,7 +24,7 @@ const firstAfterMs = 600_000;
 
 export class Collecting {
   readonly #parts: CollectingParts;
-  readonly #rounds: Rounds;
+  readonly #task: PeriodicTask;
   #everyMs: number | undefined;
 
   /** `everyMs` undefined: never. */
@@ -32,19 +32,19 @@ export class Collecting {
     this.#parts = parts;
     this.#everyMs = everyMs;
     const work = async (signal: AbortSignal): Promise<void> => await this.#collect(signal);
-    this.#rounds = new Rounds({ clock: parts.clock, firstAfterMs, everyMs: lookEveryMs, work });
+    this.#task = new PeriodicTask({ clock: parts.clock, firstAfterMs, everyMs: lookEveryMs, work });
   }
 
   /** From now on, as often as this. */
   set(everyMs: number | undefined): void {
     if (everyMs === this.#everyMs) return;
     this.#everyMs = everyMs;
-    this.#rounds.hurry();
+    this.#task.hurry();
   }
 
   /** Waits for the collection that is under way, which ends at once. Idempotent. */
   async stop(): Promise<void> {
-    await this.#rounds.stop();
+    await this.#task.stop();
   }
 
   /** Throws nothing: what a collection has not come to, the next one does. */

@@ -13,7 +13,7 @@ import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import { formatListen } from "./listen.ts";
-import type { Clock, DiskEvent, Machinery, ProtectionPort, ServerPort, VaultPort } from "./ports.ts";
+import type { Clock, DiskEvent, EngineAdapter, ProtectionPort, ServerPort, VaultPort } from "./ports.ts";
 import type { Share, SharedResources } from "./shared.ts";
 
 /** A disk as the agent tells of it: its protection, and where it is found. */
@@ -29,7 +29,7 @@ export interface DiskStatus extends ProtectionStatus {
 }
 
 export interface RunnerParts {
-  readonly machinery: Machinery;
+  readonly engine: EngineAdapter;
   readonly clock: Clock;
   readonly vaults: SharedResources<VaultPort>;
   readonly servers: SharedResources<ServerPort>;
@@ -216,7 +216,7 @@ export class DiskRunner {
   async #export(protection: ProtectionPort, signal: AbortSignal): Promise<void> {
     const { name, listen, readOnly } = this.#disk;
     const address = listenKey(this.#disk);
-    const server = await this.#parts.servers.acquire(address, async () => await this.#parts.machinery.listen(listen, signal));
+    const server = await this.#parts.servers.acquire(address, async () => await this.#parts.engine.listen(listen, signal));
     try {
       server.resource.addExport({ name, device: protection.device, readOnly });
     } catch (error) {

@@ -1,6 +1,6 @@
 /**
  * What the agent needs of the engine, as narrow as the agent can do with: vaults that protect disks, and servers that export
- * them. machinery.ts implements it with the real ones; tests script it.
+ * them. engine-adapter.ts implements it with the real ones; tests script it.
  */
 import type { BlockDevice, PointSummary, ProtectionStatus } from "../../engine/index.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
@@ -59,7 +59,7 @@ export interface ServerPort {
   close(): Promise<void>;
 }
 
-export interface Machinery {
+export interface EngineAdapter {
   openVault(config: VaultConfig, signal: AbortSignal): Promise<VaultPort>;
   listen(config: ListenConfig, signal: AbortSignal): Promise<ServerPort>;
 }

@@ -15,8 +15,8 @@ import {
 } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
 import { formatNumberOf } from "../quantities.ts";
+import { PeriodicTask } from "./periodic-task.ts";
 import type { Clock, DiskEvent } from "./ports.ts";
-import { Rounds } from "./rounds.ts";
 import type { ScrubEntry } from "./schema.ts";
 
 export interface ScrubbingParts {
@@ -34,7 +34,7 @@ const namedMax = 5;
 export class Scrubbing {
   readonly #parts: ScrubbingParts;
   readonly #bandwidth = new Bandwidth();
-  readonly #rounds: Rounds;
+  readonly #task: PeriodicTask;
   #entry: ScrubEntry | undefined;
   #damaged: readonly Damage[] = [];
 
@@ -42,13 +42,13 @@ export class Scrubbing {
     this.#parts = parts;
     this.#setEntry(entry);
     const work = async (signal: AbortSignal): Promise<void> => await this.#pass(signal);
-    this.#rounds = new Rounds({ clock: parts.clock, firstAfterMs, everyMs, work });
+    this.#task = new PeriodicTask({ clock: parts.clock, firstAfterMs, everyMs, work });
   }
 
   /** From now on, at another pace. */
   set(entry: ScrubEntry | undefined): void {
     this.#setEntry(entry);
-    this.#rounds.hurry();
+    this.#task.hurry();
   }
 
   #setEntry(entry: ScrubEntry | undefined): void {
@@ -77,7 +77,7 @@ export class Scrubbing {
 
   /** Waits for the pass that is under way, which ends at once. Idempotent. */
   async stop(): Promise<void> {
-    await this.#rounds.stop();
+    await this.#task.stop();
   }
 
   /** Throws nothing: a store that does not answer is found out by the disks' own cycles, and the next pass tries again. */

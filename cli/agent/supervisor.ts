@@ -11,11 +11,11 @@ import { type HealthLevel, type PointSummary, TidemarkError, tidemarkVersion } f
 import type { AgentConfig, DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import { DiskRunner, type DiskStatus, listenKey, needsReopening, type RunnerParts, resumeRemedy, worst } from "./disk-runner.ts";
 import { groupPoint } from "./group-point.ts";
-import type { Clock, DiskEvent, Machinery, ServerPort, VaultPort } from "./ports.ts";
+import type { Clock, DiskEvent, EngineAdapter, ServerPort, VaultPort } from "./ports.ts";
 import { SharedResources } from "./shared.ts";
 
 export interface SupervisorParts {
-  readonly machinery: Machinery;
+  readonly engine: EngineAdapter;
   readonly clock: Clock;
   readonly onEvent: (event: DiskEvent) => void;
 }
@@ -86,12 +86,12 @@ export class Supervisor {
   #stopping = false;
 
   /** Starts protecting. What fails is retried and shown in the status. */
-  constructor(config: AgentConfig, { machinery, clock, onEvent }: SupervisorParts) {
+  constructor(config: AgentConfig, { engine, clock, onEvent }: SupervisorParts) {
     this.#config = config;
     this.#clock = clock;
     this.#startedAtMs = clock.now();
     this.#parts = {
-      machinery,
+      engine,
       clock,
       onEvent: (event) => {
         onEvent(event);
@@ -306,7 +306,7 @@ export class Supervisor {
     const config = this.#config.vaults.get(name);
     if (config === undefined)
       throw new TidemarkError("VAULT_NOT_FOUND", `the agent has no vault ${name}`, { remedy: "reload the configuration" });
-    const vault = await this.#parts.machinery.openVault(config, signal);
+    const vault = await this.#parts.engine.openVault(config, signal);
     const override = this.#overrides.get(name);
     if (override !== undefined) vault.setLimit(override);
     return vault;

@@ -4,9 +4,9 @@ import { type PointSummary, TidemarkError } from "../../engine/index.ts";
 import { Agent } from "../agent/agent.ts";
 import { type AgentConfig, configError, formatFault, loadConfig } from "../agent/config.ts";
 import { askAgent } from "../agent/control-client.ts";
+import { openEngineAdapter, systemClock } from "../agent/engine-adapter.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
 import { openLog } from "../agent/log.ts";
-import { openMachinery, systemClock } from "../agent/machinery.ts";
 import { parseRate } from "../agent/schema.ts";
 import { describeAgent } from "../agent/status-table.ts";
 import type { AgentStatus, ReloadSummary, StopSummary } from "../agent/supervisor.ts";
@@ -118,7 +118,7 @@ async function run(context: CommandContext, { config: path, check }: AgentFlags)
   const { environment } = context;
   const log = openLog(config.logging, environment);
   try {
-    const options = { environment, machinery: openMachinery(environment), clock: systemClock, log };
+    const options = { environment, engine: openEngineAdapter(environment), clock: systemClock, log };
     const agent = await Agent.start(config, options);
     // Neither rejects before the disks are stopped; what fails meanwhile is in the log.
     const drained = new Promise<void>((resolve, reject) => {

@@ -4,9 +4,9 @@ import process from "node:process";
 import { Command, InvalidArgumentError } from "commander";
 import { FileVolume, TidemarkError } from "../../engine/index.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "../agent/config.ts";
+import { openEngineAdapter, systemClock } from "../agent/engine-adapter.ts";
 import { formatListen, parseListen } from "../agent/listen.ts";
-import { openMachinery, systemClock } from "../agent/machinery.ts";
-import type { DiskEvent, Machinery, ProtectionPort, ServerPort, VaultPort } from "../agent/ports.ts";
+import type { DiskEvent, EngineAdapter, ProtectionPort, ServerPort, VaultPort } from "../agent/ports.ts";
 import { parseRetention } from "../agent/retention.ts";
 import { checkPolicy } from "../agent/schema.ts";
 import { statusLine } from "../agent/status-table.ts";
@@ -75,21 +75,21 @@ async function protect(context: CommandContext, image: string, flags: ProtectFla
   await refuseInsideVault(flags, image, "image");
   // Before the vault is opened: an image that is missing creates none.
   await (await FileVolume.open(plan.disk.image)).close();
-  const machinery = openMachinery(environment);
-  const vault = await machinery.openVault(plan.vault, signal);
+  const engine = openEngineAdapter(environment);
+  const vault = await engine.openVault(plan.vault, signal);
   try {
-    await protectIn(context, machinery, vault, plan);
+    await protectIn(context, engine, vault, plan);
   } finally {
     await vault.close();
   }
 }
 
-async function protectIn(context: CommandContext, machinery: Machinery, vault: VaultPort, plan: Plan): Promise<void> {
+async function protectIn(context: CommandContext, engine: EngineAdapter, vault: VaultPort, plan: Plan): Promise<void> {
   const { output, signal } = context;
   const onEvent = (event: DiskEvent): void => output.item("event", event, event.kind === "point" ? undefined : printable(event.message));
   const protection = await vault.protect({ disk: plan.disk, policy: plan.policy, onEvent }, signal);
   try {
-    await serveUntilStopped(context, machinery, protection, plan);
+    await serveUntilStopped(context, engine, protection, plan);
   } catch (error) {
     await protection.stop({ drain: false, signal });
     throw error;
@@ -100,9 +100,14 @@ async function protectIn(context: CommandContext, machinery: Machinery, vault: V
   output.summary("protect", status, `${formatNumberOf(status.pointsCommitted, "point")} of disk ${printable(plan.disk.name)} committed`);
 }
 
-async function serveUntilStopped(context: CommandContext, machinery: Machinery, protection: ProtectionPort, { disk }: Plan): Promise<void> {
+async function serveUntilStopped(
+  context: CommandContext,
+  engine: EngineAdapter,
+  protection: ProtectionPort,
+  { disk }: Plan,
+): Promise<void> {
   const { output, signal } = context;
-  const server: ServerPort = await machinery.listen(disk.listen, signal);
+  const server: ServerPort = await engine.listen(disk.listen, signal);
   try {
     server.addExport({ name: disk.name, device: protection.device, readOnly: disk.readOnly });
     const stopped = new Promise<void>((resolve) => context.answerSignals({ stop: () => resolve() }));

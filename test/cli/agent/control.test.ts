@@ -8,7 +8,7 @@ import { askAgent } from "../../../cli/agent/control-client.ts";
 import type { AgentStatus } from "../../../cli/agent/supervisor.ts";
 import { TidemarkError } from "../../../engine/index.ts";
 import { ConfigFolder } from "./configuration.ts";
-import { KeptLog, ScriptedMachinery, settled, VirtualClock } from "./scripted.ts";
+import { KeptLog, ScriptedEngine, settled, VirtualClock } from "./scripted.ts";
 
 const text = `vaults:
   main: {address: "dir:vault"}
@@ -23,13 +23,13 @@ const { signal } = new AbortController();
 
 class Rig {
   readonly folder: ConfigFolder = new ConfigFolder("web.img", "db.img");
-  readonly machinery: ScriptedMachinery = new ScriptedMachinery();
+  readonly engine: ScriptedEngine = new ScriptedEngine();
   readonly log: KeptLog = new KeptLog();
   readonly socket: string = this.folder.path("agent.sock");
 
   async start(configuration: string = text): Promise<Agent> {
-    const { machinery, log } = this;
-    const options = { environment: {}, machinery, clock: new VirtualClock(), log };
+    const { engine, log } = this;
+    const options = { environment: {}, engine, clock: new VirtualClock(), log };
     const agent = await Agent.start(await this.folder.config(configuration), options);
     onTestFinished(async () => {
       await agent.stop({ drain: false });
@@ -89,7 +89,7 @@ describe("the control API", () => {
   it("gives a point request up when its client goes away", async () => {
     const rig = new Rig();
     await rig.start();
-    const protection = rig.machinery.protection("web");
+    const protection = rig.engine.protection("web");
     protection.gate = new Promise(() => undefined);
     const client = new AbortController();
     const asked = askAgent(rig.socket, { method: "POST", path: "/v1/point", fields: { disk: "web" }, signal: client.signal });
@@ -105,13 +105,13 @@ describe("the control API", () => {
     await rig.start();
     expect(await rig.ask("POST", "/v1/pause", {})).toEqual({ disks: ["web"] });
     expect(await rig.ask("POST", "/v1/resume", { disk: "web" })).toEqual({ disks: ["web"] });
-    expect(rig.machinery.protection("web").calls).toEqual(["pause", "resume"]);
+    expect(rig.engine.protection("web").calls).toEqual(["pause", "resume"]);
     await rig.ask("PUT", "/v1/limit", { vault: "main", bytesPerSecond: 1_048_576 });
-    expect(rig.machinery.limits.get("main")).toBe(1_048_576);
+    expect(rig.engine.limits.get("main")).toBe(1_048_576);
     await rig.ask("PUT", "/v1/limit", { vault: "main", bytesPerSecond: "off" });
     expect((await rig.ask("GET", "/v1/status")) as AgentStatus).toMatchObject({ vaults: [{ limitBytesPerSecond: "off" }] });
     await rig.ask("PUT", "/v1/limit", { vault: "main", bytesPerSecond: null });
-    expect(rig.machinery.limits.get("main")).toBeUndefined();
+    expect(rig.engine.limits.get("main")).toBeUndefined();
   });
 
   it("reloads, and refuses a configuration with faults whole", async () => {
@@ -130,7 +130,7 @@ describe("the control API", () => {
     const rig = new Rig();
     await rig.start();
     expect(await rig.ask("POST", "/v1/stop", { disk: "web", drain: false })).toEqual({ disks: ["web"], notDrained: ["web"] });
-    expect(rig.machinery.protection("web").calls).toEqual(["stop"]);
+    expect(rig.engine.protection("web").calls).toEqual(["stop"]);
     expect(await rig.ask("GET", "/v1/disks/web")).toMatchObject({ state: "stopped" });
     expect((await rig.raw("GET", "/metrics")).text).toContain('tidemark_state{disk="web",state="stopped"} 1');
     await expect(rig.ask("POST", "/v1/point", { disk: "web" })).rejects.toMatchObject({ message: "the disk web has been stopped" });
@@ -143,7 +143,7 @@ describe("the control API", () => {
     const rig = new Rig();
     const agent = await rig.start();
     expect(await rig.ask("POST", "/v1/stop", {})).toEqual({ stopped: true });
-    expect(rig.machinery.protection("web").calls).toEqual(["drain"]);
+    expect(rig.engine.protection("web").calls).toEqual(["drain"]);
     await agent.ended;
     await agent[Symbol.asyncDispose]();
     await expect(rig.ask("GET", "/v1/status")).rejects.toMatchObject({ code: "AGENT_UNREACHABLE" });
@@ -183,7 +183,7 @@ describe("the control API", () => {
     const rig = new Rig();
     await rig.start();
     await rig.ask("POST", "/v1/point", { disk: "web" });
-    rig.machinery.protection("web").emit({ kind: "failure", message: "barrier", code: "CUT_TIMED_OUT" });
+    rig.engine.protection("web").emit({ kind: "failure", message: "barrier", code: "CUT_TIMED_OUT" });
     const { text: metrics } = await rig.raw("GET", "/metrics");
     for (const line of [
       'tidemark_lag_seconds{disk="web",stage="captured"} 0.1',
@@ -210,8 +210,8 @@ describe("an agent", () => {
   it("gives way to another one before it touches a disk", async () => {
     const rig = new Rig();
     await rig.start();
-    const second = new ScriptedMachinery();
-    const options = { environment: {}, machinery: second, clock: new VirtualClock(), log: new KeptLog() };
+    const second = new ScriptedEngine();
+    const options = { environment: {}, engine: second, clock: new VirtualClock(), log: new KeptLog() };
     await expect(Agent.start(await rig.folder.config(text), options)).rejects.toMatchObject({ code: "WRITER_ACTIVE" });
     await settled();
     expect(second.calls).toEqual([]);
@@ -229,7 +229,7 @@ describe("an agent", () => {
 
   it("logs what happens to its disks", async () => {
     const rig = new Rig();
-    rig.machinery.fail("protect web", new TidemarkError("SOURCE_UNREADABLE", "no", { remedy: "look" }));
+    rig.engine.fail("protect web", new TidemarkError("SOURCE_UNREADABLE", "no", { remedy: "look" }));
     await rig.start();
     expect(rig.log.lines).toContainEqual({
       level: "warn",

@@ -3,7 +3,7 @@
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "../../../cli/agent/config.ts";
 import { formatListen } from "../../../cli/agent/listen.ts";
 import type { Log, LogFields } from "../../../cli/agent/log.ts";
-import type { Clock, DiskEvent, Machinery, ProtectionPort, ProtectOptions, ServerPort, VaultPort } from "../../../cli/agent/ports.ts";
+import type { Clock, DiskEvent, EngineAdapter, ProtectionPort, ProtectOptions, ServerPort, VaultPort } from "../../../cli/agent/ports.ts";
 import type { LogLevel } from "../../../cli/agent/schema.ts";
 import type { BlockDevice, PointSummary, ProtectionStatus } from "../../../engine/index.ts";
 
@@ -165,7 +165,7 @@ export class ScriptedProtection implements ProtectionPort {
   }
 }
 
-export class ScriptedMachinery implements Machinery {
+export class ScriptedEngine implements EngineAdapter {
   /** What happened to vaults and servers, in order. */
   readonly calls: string[] = [];
   /** The newest protection of each disk. */

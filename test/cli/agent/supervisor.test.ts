@@ -4,7 +4,7 @@ import type { DiskEvent } from "../../../cli/agent/ports.ts";
 import { Supervisor } from "../../../cli/agent/supervisor.ts";
 import { TidemarkError } from "../../../engine/index.ts";
 import { ConfigFolder } from "./configuration.ts";
-import { ScriptedMachinery, settled, VirtualClock } from "./scripted.ts";
+import { ScriptedEngine, settled, VirtualClock } from "./scripted.ts";
 
 const two = `vaults:
   main: {address: "dir:vault", limit: 10MiB/s}
@@ -19,14 +19,14 @@ const other = 'disks:\n  - {name: log, image: log.img, vault: main, policy: gold
 
 class Rig {
   readonly folder: ConfigFolder = new ConfigFolder("web.img", "db.img", "log.img");
-  readonly machinery: ScriptedMachinery = new ScriptedMachinery();
+  readonly engine: ScriptedEngine = new ScriptedEngine();
   readonly clock: VirtualClock = new VirtualClock();
   readonly events: DiskEvent[] = [];
   readonly signal: AbortSignal = new AbortController().signal;
 
   async start(text: string = two): Promise<Supervisor> {
     const supervisor = new Supervisor(await this.folder.config(text), {
-      machinery: this.machinery,
+      engine: this.engine,
       clock: this.clock,
       onEvent: (event) => this.events.push(event),
     });
@@ -41,7 +41,7 @@ class Rig {
 
   /** Names exported on an address. */
   exported(socket: string): readonly string[] {
-    return [...(this.machinery.exports.get(`unix:${this.folder.path(socket)}`) ?? [])].sort();
+    return [...(this.engine.exports.get(`unix:${this.folder.path(socket)}`) ?? [])].sort();
   }
 }
 
@@ -51,8 +51,8 @@ describe("a start", () => {
   it("opens a vault once for all of its disks, and one server for all exports of an address", async () => {
     const rig = new Rig();
     const supervisor = await rig.start();
-    expect(rig.machinery.calls.filter((call) => call === "open main")).toHaveLength(1);
-    expect(rig.machinery.calls.filter((call) => call.startsWith("listen "))).toHaveLength(1);
+    expect(rig.engine.calls.filter((call) => call === "open main")).toHaveLength(1);
+    expect(rig.engine.calls.filter((call) => call.startsWith("listen "))).toHaveLength(1);
     expect(rig.exported("a.sock")).toEqual(["db", "web"]);
     expect(supervisor.status()).toMatchObject({ health: "Normal", state: "running", disks: [{ disk: "web" }, { disk: "db" }] });
   });
@@ -60,7 +60,7 @@ describe("a start", () => {
   it("is spread over two seconds, the same way each time", async () => {
     const delays = await Promise.all(
       [new Rig(), new Rig()].map(async (rig) => {
-        const parts = { machinery: rig.machinery, clock: rig.clock, onEvent: () => undefined };
+        const parts = { engine: rig.engine, clock: rig.clock, onEvent: () => undefined };
         const supervisor = new Supervisor(await rig.config(two), parts);
         await settled();
         const pending = rig.clock.pendingMs;
@@ -76,7 +76,7 @@ describe("a start", () => {
 
   it("that fails concerns no other disk, is Critical, and is tried again after 1, 2, 4 … 60 s", async () => {
     const rig = new Rig();
-    rig.machinery.fail("protect db", ...Array.from({ length: 9 }, unreachable));
+    rig.engine.fail("protect db", ...Array.from({ length: 9 }, unreachable));
     const supervisor = await rig.start();
     expect(rig.exported("a.sock")).toEqual(["web"]);
     expect(supervisor.disk("db")).toMatchObject({
@@ -100,14 +100,14 @@ describe("a start", () => {
 
   it("keeps the protection when only the address cannot be had, and its findings", async () => {
     const rig = new Rig();
-    rig.machinery.fail(`listen unix:${rig.folder.path("a.sock")}`, unreachable(), unreachable());
+    rig.engine.fail(`listen unix:${rig.folder.path("a.sock")}`, unreachable(), unreachable());
     const supervisor = await rig.start(two.replace(/ {2}- \{name: db.*\n/, ""));
-    rig.machinery.protection("web").state = { health: "Warning", findings: [{ level: "Warning", code: "X", cause: "x", remedy: "y" }] };
+    rig.engine.protection("web").state = { health: "Warning", findings: [{ level: "Warning", code: "X", cause: "x", remedy: "y" }] };
     expect(supervisor.disk("web")).toMatchObject({ state: "protecting", health: "Critical", connections: null });
     expect(supervisor.disk("web").findings.map(({ code }) => code)).toEqual(["STORE_UNREACHABLE", "X"]);
     await rig.clock.advance(2_000);
     expect(supervisor.disk("web").connections).toBe(0);
-    expect(rig.machinery.calls.filter((call) => call === "protect web")).toHaveLength(1);
+    expect(rig.engine.calls.filter((call) => call === "protect web")).toHaveLength(1);
   });
 });
 
@@ -119,7 +119,7 @@ describe("points", () => {
   it("are taken of a disk, and of all disks of a group, where one has the hooks", async () => {
     const rig = new Rig();
     const supervisor = await rig.start(grouped);
-    for (const disk of ["web", "db"]) rig.machinery.protection(disk).meetings.push("a");
+    for (const disk of ["web", "db"]) rig.engine.protection(disk).meetings.push("a");
     const options = { applicationConsistent: true, signal: rig.signal };
     expect(await supervisor.point({ group: "shop" }, options)).toMatchObject([
       { disk: "web", consistency: "crash" },
@@ -133,8 +133,8 @@ describe("points", () => {
   it("of a group are of one meeting, also when one disk answers a meeting later", async () => {
     const rig = new Rig();
     const supervisor = await rig.start(grouped);
-    rig.machinery.protection("web").meetings.push("a", "b");
-    rig.machinery.protection("db").meetings.push("a");
+    rig.engine.protection("web").meetings.push("a", "b");
+    rig.engine.protection("db").meetings.push("a");
     const points = await supervisor.point({ group: "shop" }, { applicationConsistent: false, signal: rig.signal });
     expect(points.map(({ disk, group }) => [disk, group?.id])).toEqual([
       ["web", "a"],
@@ -145,18 +145,18 @@ describe("points", () => {
   it("of a group are not given out where one disk was not there for the hooks", async () => {
     const rig = new Rig();
     const supervisor = await rig.start(grouped);
-    rig.machinery.protection("web").meetings.push("a");
-    rig.machinery.protection("db").meetings.push("a", "b");
+    rig.engine.protection("web").meetings.push("a");
+    rig.engine.protection("db").meetings.push("a", "b");
     const asked = supervisor.point({ group: "shop" }, { applicationConsistent: true, signal: rig.signal });
     // The meeting whose answer came with the hooks is b, and web never has a share of it.
     await expect(asked).rejects.toMatchObject({ code: "CUT_TIMED_OUT", detail: { group: "shop" } });
-    expect(rig.machinery.protection("web").calls).toEqual(["point", "point", "point"]);
-    expect(rig.machinery.protection("db").calls).toEqual(["app point"]);
+    expect(rig.engine.protection("web").calls).toEqual(["point", "point", "point"]);
+    expect(rig.engine.protection("db").calls).toEqual(["app point"]);
   });
 
   it("of a disk that could not be started fail with its reason", async () => {
     const rig = new Rig();
-    rig.machinery.fail("open main", unreachable(), unreachable());
+    rig.engine.fail("open main", unreachable(), unreachable());
     const supervisor = await rig.start(two.replace(/ {2}- \{name: db.*\n/, ""));
     const asked = supervisor.point({ disk: "web" }, { applicationConsistent: false, signal: rig.signal });
     await expect(asked).rejects.toMatchObject({ code: "STORE_UNREACHABLE" });
@@ -166,14 +166,14 @@ describe("points", () => {
 describe("pause", () => {
   it("concerns one disk or all, and holds for a disk that is still starting", async () => {
     const rig = new Rig();
-    rig.machinery.fail("protect db", unreachable());
+    rig.engine.fail("protect db", unreachable());
     const supervisor = await rig.start();
     expect(supervisor.pause({})).toEqual(["web", "db"]);
     await rig.clock.advance(1_000);
-    expect(rig.machinery.protection("web").calls).toEqual(["pause"]);
-    expect(rig.machinery.protection("db").calls).toEqual(["pause"]);
+    expect(rig.engine.protection("web").calls).toEqual(["pause"]);
+    expect(rig.engine.protection("db").calls).toEqual(["pause"]);
     expect(await supervisor.resume({ disk: "db" })).toEqual(["db"]);
-    expect(rig.machinery.protection("db").calls).toEqual(["pause", "resume"]);
+    expect(rig.engine.protection("db").calls).toEqual(["pause", "resume"]);
   });
 });
 
@@ -184,10 +184,10 @@ describe("a stop of one disk", () => {
   it("ends its export after a last point, and leaves the agent and the others alone", async () => {
     const rig = new Rig();
     const supervisor = await rig.start();
-    rig.machinery.protection("web").state = { backlogBytes: 0 };
+    rig.engine.protection("web").state = { backlogBytes: 0 };
     expect(await supervisor.stopDisks({ disk: "web" }, drained)).toEqual({ disks: ["web"], notDrained: [] });
-    expect(rig.machinery.protection("web").calls).toEqual(["drain"]);
-    expect(rig.machinery.protection("db").calls).toEqual([]);
+    expect(rig.engine.protection("web").calls).toEqual(["drain"]);
+    expect(rig.engine.protection("db").calls).toEqual([]);
     expect(rig.exported("a.sock")).toEqual(["db"]);
     expect(supervisor.status()).toMatchObject({
       state: "running",
@@ -198,26 +198,26 @@ describe("a stop of one disk", () => {
       ],
     });
     expect(await supervisor.stopDisks({ disk: "web" }, drained)).toMatchObject({ disks: ["web"] });
-    expect(rig.machinery.protection("web").calls).toEqual(["drain"]);
-    expect(rig.machinery.calls).not.toContain("close main");
+    expect(rig.engine.protection("web").calls).toEqual(["drain"]);
+    expect(rig.engine.calls).not.toContain("close main");
   });
 
   it("names a disk that was left with changes, and hurries one that drains when asked again without", async () => {
     const rig = new Rig();
     const supervisor = await rig.start();
-    rig.machinery.protection("web").gate = new Promise(() => undefined);
+    rig.engine.protection("web").gate = new Promise(() => undefined);
     const slow = supervisor.stopDisks({ disk: "web" }, drained);
     await settled();
     expect(await supervisor.stopDisks({ disk: "web" }, { drain: false })).toEqual({ disks: ["web"], notDrained: ["web"] });
     expect(await slow).toMatchObject({ notDrained: ["web"] });
-    expect(rig.machinery.protection("web").calls).toEqual(["drain", "cut short"]);
+    expect(rig.engine.protection("web").calls).toEqual(["drain", "cut short"]);
     expect(supervisor.disk("web").findings[0]?.cause).toContain("512 B of it were not in the vault");
   });
 
   it("is undone by resume, which waits for its end and protects the disk once", async () => {
     const rig = new Rig();
     const supervisor = await rig.start();
-    const first = rig.machinery.protection("web");
+    const first = rig.engine.protection("web");
     let open = (): void => undefined;
     first.gate = new Promise((resolve) => {
       open = resolve;
@@ -226,12 +226,12 @@ describe("a stop of one disk", () => {
     await settled();
     const resumed = Promise.all([supervisor.resume({ disk: "web" }), supervisor.resume({})]);
     await settled();
-    expect(rig.machinery.protection("web")).toBe(first);
+    expect(rig.engine.protection("web")).toBe(first);
     open();
     expect(await resumed).toEqual([["web"], ["web", "db"]]);
     await stopped;
     await settled();
-    expect(rig.machinery.calls.filter((call) => call === "protect web")).toHaveLength(2);
+    expect(rig.engine.calls.filter((call) => call === "protect web")).toHaveLength(2);
     expect(supervisor.disk("web")).toMatchObject({ state: "protecting", health: "Normal", findings: [] });
     expect(rig.exported("a.sock")).toEqual(["db", "web"]);
   });
@@ -260,7 +260,7 @@ describe("a stop of one disk", () => {
     const points = await supervisor.point({ group: "shop" }, { ...plain, signal: rig.signal });
     expect(points.map(({ disk }) => disk)).toEqual(["db"]);
     expect(await supervisor.stopDisks({ group: "shop" }, drained)).toMatchObject({ disks: ["web", "db"] });
-    expect(rig.machinery.protection("db").calls).toEqual(["point", "drain"]);
+    expect(rig.engine.protection("db").calls).toEqual(["point", "drain"]);
     expect(() => supervisor.pause({ group: "shop" })).toThrow(
       expect.objectContaining({
         message: "all disks of the group shop have been stopped",
@@ -279,7 +279,7 @@ describe("a stop of one disk", () => {
     expect(supervisor.disk("web")).toMatchObject({ state: "stopped", image: rig.folder.path("log.img") });
     await supervisor.resume({ disk: "web" });
     await settled();
-    expect(rig.machinery.protection("web").disk.image).toBe(rig.folder.path("log.img"));
+    expect(rig.engine.protection("web").disk.image).toBe(rig.folder.path("log.img"));
     await supervisor.stopDisks({ disk: "web" }, drained);
     expect(await supervisor.reload(await rig.config(changed.replace(/ {2}- \{name: web.*\n/, "")))).toMatchObject({ removed: ["web"] });
     expect(() => supervisor.disk("web")).toThrow("the agent has no disk web");
@@ -287,7 +287,7 @@ describe("a stop of one disk", () => {
 
   it("of one that never came up ends the attempts and what they said", async () => {
     const rig = new Rig();
-    rig.machinery.fail("protect db", unreachable(), unreachable(), unreachable());
+    rig.engine.fail("protect db", unreachable(), unreachable(), unreachable());
     const supervisor = await rig.start();
     await supervisor.stopDisks({ disk: "db" }, drained);
     expect(rig.clock.pendingMs).toEqual([]);
@@ -302,8 +302,8 @@ describe("a stop of one disk", () => {
     await expect(supervisor.resume({ disk: "web" })).rejects.toMatchObject({ code: "INTERRUPTED" });
     await expect(supervisor.stopDisks({ disk: "db" }, drained)).rejects.toMatchObject({ code: "INTERRUPTED" });
     await ended;
-    expect(rig.machinery.protection("web").calls).toEqual(["drain"]);
-    expect(rig.machinery.calls.filter((call) => call === "close main")).toHaveLength(1);
+    expect(rig.engine.protection("web").calls).toEqual(["drain"]);
+    expect(rig.engine.calls.filter((call) => call === "close main")).toHaveLength(1);
   });
 });
 
@@ -312,11 +312,11 @@ describe("a limit", () => {
     const rig = new Rig();
     const supervisor = await rig.start();
     supervisor.setLimit("main", 4096);
-    expect(rig.machinery.limits.get("main")).toBe(4096);
-    rig.machinery.limits.clear();
+    expect(rig.engine.limits.get("main")).toBe(4096);
+    rig.engine.limits.clear();
     await supervisor.reload(await rig.config(two.replace("dir:vault", "dir:vault2")));
     await rig.clock.advance(2_000);
-    expect(rig.machinery.limits.get("main")).toBe(4096);
+    expect(rig.engine.limits.get("main")).toBe(4096);
     expect(supervisor.status().vaults).toEqual([{ vault: "main", open: true, limitBytesPerSecond: 4096 }]);
     supervisor.setLimit("main", undefined);
     expect(supervisor.status().vaults[0]?.limitBytesPerSecond).toBeNull();
@@ -328,16 +328,16 @@ describe("a reload", () => {
   it("of the same configuration touches nothing", async () => {
     const rig = new Rig();
     const supervisor = await rig.start();
-    const before = [...rig.machinery.calls];
+    const before = [...rig.engine.calls];
     const summary = await supervisor.reload(await rig.config(two));
     expect(Object.values(summary).flat()).toEqual([]);
-    expect(rig.machinery.calls).toEqual(before);
+    expect(rig.engine.calls).toEqual(before);
   });
 
   it("adds, removes and changes disks, and leaves the others alone", async () => {
     const rig = new Rig();
     const supervisor = await rig.start();
-    const [web, db] = [rig.machinery.protection("web"), rig.machinery.protection("db")];
+    const [web, db] = [rig.engine.protection("web"), rig.engine.protection("db")];
     const text = two.replace(/ {2}- \{name: db.*\n/, "").replace("disks:", other);
     const summary = await supervisor.reload(await rig.config(text));
     await rig.clock.advance(2_000);
@@ -358,29 +358,29 @@ describe("a reload", () => {
     const summary = await supervisor.reload(await rig.config(text));
     await settled();
     expect(summary).toMatchObject({ restarted: [], changed: ["web"], limits: ["main"] });
-    expect(rig.machinery.protection("web")).toMatchObject({ calls: [], policy: { crashConsistentFrequency: 60_000 } });
-    expect(rig.machinery.calls).toContain(`bandwidth main ${20 * 1024 ** 2}`);
+    expect(rig.engine.protection("web")).toMatchObject({ calls: [], policy: { crashConsistentFrequency: 60_000 } });
+    expect(rig.engine.calls).toContain(`bandwidth main ${20 * 1024 ** 2}`);
     expect([rig.exported("a.sock"), rig.exported("b.sock")]).toEqual([["db"], ["web"]]);
   });
 
   it("restarts a disk whose image changed, and every disk of a vault that moved", async () => {
     const rig = new Rig();
     const supervisor = await rig.start();
-    const first = rig.machinery.protection("web");
+    const first = rig.engine.protection("web");
     expect(await supervisor.reload(await rig.config(two.replace("web.img", "log.img")))).toMatchObject({ restarted: ["web"] });
     await rig.clock.advance(2_000);
     expect(first.calls).toEqual(["drain"]);
-    expect(rig.machinery.protection("web").disk.image).toBe(rig.folder.path("log.img"));
+    expect(rig.engine.protection("web").disk.image).toBe(rig.folder.path("log.img"));
     expect(await supervisor.reload(await rig.config(two.replace("dir:vault", "dir:other")))).toMatchObject({ restarted: ["web", "db"] });
     await rig.clock.advance(2_000);
-    expect(rig.machinery.calls.filter((call) => /^(open|close)/.test(call))).toEqual(["open main", "close main", "open main"]);
+    expect(rig.engine.calls.filter((call) => /^(open|close)/.test(call))).toEqual(["open main", "close main", "open main"]);
     expect(rig.exported("a.sock")).toEqual(["db", "web"]);
   });
 
   it("takes up what images have grown by", async () => {
     const rig = new Rig();
     const supervisor = await rig.start();
-    rig.machinery.protection("db").grownBytes = 8192;
+    rig.engine.protection("db").grownBytes = 8192;
     expect(await supervisor.reload(await rig.config(two))).toMatchObject({ grown: ["db"], restarted: [], changed: [] });
     expect(supervisor.disk("db").sizeBytes).toBe(8192);
   });
@@ -398,40 +398,40 @@ describe("a stop", () => {
     const rig = new Rig();
     const supervisor = await rig.start();
     await supervisor.stop({ drain: true });
-    expect(rig.machinery.protection("web").calls).toEqual(["drain"]);
-    expect(rig.machinery.protection("db").calls).toEqual(["drain"]);
-    expect(rig.machinery.exports.size).toBe(0);
-    expect(rig.machinery.calls.filter((call) => call === "close main")).toHaveLength(1);
+    expect(rig.engine.protection("web").calls).toEqual(["drain"]);
+    expect(rig.engine.protection("db").calls).toEqual(["drain"]);
+    expect(rig.engine.exports.size).toBe(0);
+    expect(rig.engine.calls.filter((call) => call === "close main")).toHaveLength(1);
     expect(rig.clock.pendingMs).toEqual([]);
     await supervisor.stop({ drain: true });
-    expect(rig.machinery.protection("web").calls).toEqual(["drain"]);
+    expect(rig.engine.protection("web").calls).toEqual(["drain"]);
     await expect(supervisor.reload(await rig.config(two))).rejects.toMatchObject({ code: "INTERRUPTED" });
   });
 
   it("cuts last points short after a minute", async () => {
     const rig = new Rig();
     const supervisor = await rig.start();
-    rig.machinery.protection("db").gate = new Promise(() => undefined);
+    rig.engine.protection("db").gate = new Promise(() => undefined);
     const stopped = supervisor.stop({ drain: true });
     await settled();
     expect(supervisor.status().state).toBe("stopping");
     await rig.clock.advance(60_000);
     await stopped;
-    expect(rig.machinery.protection("db").calls).toEqual(["drain", "cut short"]);
+    expect(rig.engine.protection("db").calls).toEqual(["drain", "cut short"]);
   });
 
   it("saves the tracking of a disk whose last point failed, and tells why", async () => {
     const rig = new Rig();
     const supervisor = await rig.start();
-    rig.machinery.protection("db").stopFailure = unreachable();
+    rig.engine.protection("db").stopFailure = unreachable();
     await supervisor.stop({ drain: true });
-    expect(rig.machinery.protection("db").calls).toEqual(["drain", "stop"]);
+    expect(rig.engine.protection("db").calls).toEqual(["drain", "stop"]);
     expect(rig.events.at(-1)).toMatchObject({ kind: "failure", disk: "db", code: "STORE_UNREACHABLE" });
   });
 
   it("does not wait for a disk that is only being retried", async () => {
     const rig = new Rig();
-    rig.machinery.fail("protect db", unreachable());
+    rig.engine.fail("protect db", unreachable());
     const supervisor = await rig.start();
     await supervisor.stop({ drain: true });
     expect(rig.clock.pendingMs).toEqual([]);

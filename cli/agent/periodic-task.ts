@@ -1,7 +1,7 @@
 /** Work that comes round while the agent runs, and ends with it. */
 import type { Clock } from "./ports.ts";
 
-export interface RoundsOptions {
+export interface PeriodicTaskOptions {
   readonly clock: Clock;
   readonly firstAfterMs: number;
   readonly everyMs: number;
@@ -9,13 +9,13 @@ export interface RoundsOptions {
   readonly work: (signal: AbortSignal) => Promise<void>;
 }
 
-export class Rounds {
-  readonly #options: RoundsOptions;
+export class PeriodicTask {
+  readonly #options: PeriodicTaskOptions;
   readonly #stopping = new AbortController();
   readonly #running: Promise<void>;
   #sleeping = new AbortController();
 
-  constructor(options: RoundsOptions) {
+  constructor(options: PeriodicTaskOptions) {
     this.#options = options;
     this.#running = this.#run();
   }

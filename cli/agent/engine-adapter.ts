@@ -24,7 +24,7 @@ import { openSink } from "../../sink/index.ts";
 import { type Environment, sinkOptions, vaultOptions } from "../settings.ts";
 import { Collecting } from "./collecting.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
-import type { Clock, DiskEvent, Machinery, ProtectionPort, ProtectOptions, ServerPort, VaultPort } from "./ports.ts";
+import type { Clock, DiskEvent, EngineAdapter, ProtectionPort, ProtectOptions, ServerPort, VaultPort } from "./ports.ts";
 import type { ScrubEntry, StartTime, TlsFiles } from "./schema.ts";
 import { Scrubbing } from "./scrubbing.ts";
 
@@ -41,7 +41,7 @@ export const systemClock: Clock = {
 };
 
 /** `environment` gives credentials, proxies and the default state folder. */
-export function openMachinery(environment: Environment): Machinery {
+export function openEngineAdapter(environment: Environment): EngineAdapter {
   return {
     openVault: async (config, signal) => await EngineVault.open(config, environment, signal),
     listen: openServer,
