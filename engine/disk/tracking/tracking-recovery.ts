@@ -6,7 +6,7 @@
  * clean shutdown, lies as it was left, for sure. Nobody can tell whether another program wrote to the image between a crash and this start:
  * such writes go unseen, as they do on any disk that is changed behind the back of its tracker.
  */
-import { hasCode, systemCode } from "../../errors.ts";
+import { isUnreadable, systemCode } from "../../errors.ts";
 import type { FileIdentity } from "../source/file-identity.ts";
 import type { QuiescenceSignature } from "../source/quiescence.ts";
 import { DirtyBitmap, regionBytes } from "./dirty-bitmap.ts";
@@ -77,7 +77,7 @@ export async function recoverTracking(
     if (reason !== undefined) return { reason };
     return await readMarks(path, storage, identity, decoded);
   } catch (error) {
-    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return { reason: error.message };
+    if (isUnreadable(error)) return { reason: error.message };
     const errno = systemCode(error);
     if (errno === undefined) throw error;
     return { reason: `${path} cannot be read (${errno})` };
