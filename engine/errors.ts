@@ -81,6 +81,21 @@ export function hasCode(error: unknown, ...codes: readonly ErrorCode[]): error i
   return error instanceof TidemarkError && codes.includes(error.code);
 }
 
+/** True when an object is there and its bytes are of no use: damaged, or written in a format that this version does not know. */
+export function isUnreadable(error: unknown): error is TidemarkError {
+  return hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED");
+}
+
+/** True when an object is of no use: unreadable, or gone from the store. */
+export function isUnreadableOrGone(error: unknown): error is TidemarkError {
+  return isUnreadable(error) || hasCode(error, "OBJECT_NOT_FOUND");
+}
+
+/** True when the points of a disk cannot be told: its head is unreadable, or the vault holds no such disk. */
+export function isDiskUnreadable(error: unknown): error is TidemarkError {
+  return isUnreadable(error) || hasCode(error, "DISK_NOT_FOUND");
+}
+
 /** The `code` of a Node system error (`ENOENT`, …), or undefined. */
 export function systemCode(error: unknown): string | undefined {
   if (!(error instanceof Error) || !("code" in error)) return undefined;

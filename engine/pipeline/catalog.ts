@@ -16,7 +16,7 @@ import { randomUUID } from "node:crypto";
 import { open, rename, rm } from "node:fs/promises";
 import path from "node:path";
 import { crc32 } from "node:zlib";
-import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import { hasCode, isUnreadable, systemCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import type { Notice } from "../notice.ts";
 import { fromHex } from "../store/format/checksum.ts";
 import type { VaultDocument } from "../store/format/documents.ts";
@@ -292,7 +292,7 @@ export class Catalog {
       }
     } catch (error) {
       if (hasCode(error, "OBJECT_NOT_FOUND")) return; // a collection has deleted it since it was listed
-      if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+      if (!isUnreadable(error)) throw error;
       options.onDamage(error);
     }
   }

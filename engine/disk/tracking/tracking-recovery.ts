@@ -10,7 +10,7 @@
  * Limit: a write by another program between a crash and this start is not seen, as on every disk
  * that is changed behind its tracker.
  */
-import { hasCode, systemCode } from "../../errors.ts";
+import { isUnreadable, systemCode } from "../../errors.ts";
 import type { FileIdentity } from "../source/file-identity.ts";
 import type { QuiescenceSignature } from "../source/quiescence.ts";
 import { DirtyBitmap, regionBytes } from "./dirty-bitmap.ts";
@@ -85,7 +85,7 @@ export async function recoverTracking(
     if (reason !== undefined) return { reason };
     return await readMarks(path, storage, identity, decoded);
   } catch (error) {
-    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return { reason: error.message };
+    if (isUnreadable(error)) return { reason: error.message };
     const errno = systemCode(error);
     if (errno === undefined) throw error;
     return { reason: `${path} cannot be read (${errno})` };

@@ -15,7 +15,7 @@
  * so the next reader tries again.
  */
 import assert from "node:assert/strict";
-import { hasCode, TidemarkError } from "../../errors.ts";
+import { isUnreadableOrGone, TidemarkError } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
 import {
   chunkDamaged,
@@ -411,7 +411,7 @@ export class BlockFetcher {
 
   /** Gives up what of `job` has not been delivered. */
   #fail(job: Job, error: TidemarkError): void {
-    const isDamage = hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED");
+    const isDamage = isUnreadableOrGone(error);
     for (let block = job.from; block < job.end; block += 1) {
       const wanted = this.#wanted.get(block);
       const slot = block - job.from;

@@ -3,7 +3,7 @@
  * only when every member has its own. So a reader asks the other disks: each of their heads is read once, and their points are
  * walked from the newest back, no further than a question needs. Likewise a pin or a reader of one member's point keeps all of them.
  */
-import { hasCode } from "../../errors.ts";
+import { isDiskUnreadable } from "../../errors.ts";
 import type { GroupRecord, HeadDocument, PointRecord } from "../format/documents.ts";
 import type { Store } from "../store.ts";
 import { findPoint, PageCache, readPoints } from "./history.ts";
@@ -82,7 +82,7 @@ export class GroupMembers {
       for (const pin of await countedPins(store, head, () => undefined, signal)) await note(pin.sequence, pinnedGroups);
       for (const sequence of (await listHolds(store, disk, signal)).keys()) await note(sequence, heldGroups);
     } catch (error) {
-      if (!hasCode(error, "DISK_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+      if (!isDiskUnreadable(error)) throw error;
     }
     return { pinnedGroups, heldGroups };
   }
@@ -106,7 +106,7 @@ export class GroupMembers {
       const onDamage = (): void => undefined;
       return new Walk(readPoints(store, head, { untilMs: timeMs + timesApartMaxMs, onDamage, signal }), timeMs);
     } catch (error) {
-      if (hasCode(error, "DISK_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) return undefined;
+      if (isDiskUnreadable(error)) return undefined;
       throw error;
     }
   }

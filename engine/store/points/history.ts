@@ -21,7 +21,7 @@
  * its own points and no others.
  */
 import assert from "node:assert/strict";
-import { hasCode, type TidemarkError } from "../../errors.ts";
+import { hasCode, isUnreadable, type TidemarkError } from "../../errors.ts";
 import type { HeadDocument, PageReference, PointList, PointRecord } from "../format/documents.ts";
 import { decodePage, documentBytesMax, encodePage, headPointsMax, pagePointsMax, referTo } from "../format/documents.ts";
 import { damaged } from "../format/fields.ts";
@@ -414,7 +414,7 @@ async function readPage({ store, head, cache, signal }: PageSource, reference: P
     cache?.add(reference, page);
     return page;
   } catch (error) {
-    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return error;
+    if (isUnreadable(error)) return error;
     if (hasCode(error, "OBJECT_NOT_FOUND")) return damaged(name, "the store does not hold it any more", error);
     throw error;
   }

@@ -9,7 +9,7 @@
  * The copy is younger than `vault.json`, and everything else is younger, too. So where any of it is there and `vault.json` is not, a vault has lost it, and no
  * other vault is created in that place: whose chunks and points these are, nobody could say any more.
  */
-import { hasCode, TidemarkError } from "../../errors.ts";
+import { hasCode, isUnreadable, TidemarkError } from "../../errors.ts";
 import type { VaultDocument } from "../format/documents.ts";
 import { decodeVault, documentBytesMax, encodeVault } from "../format/documents.ts";
 import { disksPrefix, segmentsPrefix, vaultCopyName, vaultName } from "../format/names.ts";
@@ -77,7 +77,7 @@ export async function identityFaults(
       else if (there.document.vault !== document.vault)
         faults.push(foreign(name, `it is of vault ${there.document.vault}, not of this one`));
     } catch (error) {
-      if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+      if (!isUnreadable(error)) throw error;
       const etag = await store.etagOf(name, { signal });
       if (error.code === "FORMAT_UNSUPPORTED") faults.push(foreign(name, error.message));
       else faults.push({ name, etag, isForeign: false, message: error.message });
@@ -99,7 +99,7 @@ export async function mendIdentity(
   signal: AbortSignal | undefined,
 ): Promise<void> {
   const other = await find(store, name === vaultName ? vaultCopyName : vaultName, signal).catch((error: unknown) => {
-    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return undefined;
+    if (isUnreadable(error)) return undefined;
     throw error;
   });
   const bytes = other?.document.vault === document.vault ? other.bytes : encodeVault(document);

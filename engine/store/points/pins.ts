@@ -6,7 +6,7 @@
  * do not take it from each other. Pins that have expired, or whose point is gone, are cleared away by the next prune.
  */
 import { randomBytes } from "node:crypto";
-import { hasCode, TidemarkError } from "../../errors.ts";
+import { hasCode, isUnreadable, TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import { toHex } from "../format/checksum.ts";
 import type { HeadDocument, PointRecord } from "../format/documents.ts";
@@ -103,7 +103,7 @@ export async function listPins(
         pins.push({ object, sequence, document: decodePin(bytes, object, { vault, disk }) });
       } catch (error) {
         if (hasCode(error, "OBJECT_NOT_FOUND")) continue; // removed since it was listed
-        if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+        if (!isUnreadable(error)) throw error;
         onNotice({ code: "PIN_DAMAGED", message: `${error.message}; the point that it names stays pinned` });
         pins.push({ object, sequence, document: undefined });
       }

@@ -4,7 +4,7 @@
  *
  * Numbers of points come again only after a store went back in time. A time that is older than the point itself was some other point's, and does not count.
  */
-import { hasCode } from "../../errors.ts";
+import { hasCode, isUnreadable } from "../../errors.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import { provedName } from "../format/names.ts";
@@ -83,7 +83,7 @@ async function readRanges(
   try {
     return { ranges: decodeProved(there.bytes, name, { vault, disk }).ranges, etag: there.etag };
   } catch (error) {
-    if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+    if (!isUnreadable(error)) throw error;
     return { ranges: [], etag: there.etag };
   }
 }

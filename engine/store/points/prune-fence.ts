@@ -14,7 +14,7 @@
  * has its point whatever comes of that: what such a prune drops had been doomed before, and the point is none of a group any more.
  */
 import { setTimeout as delay } from "node:timers/promises";
-import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
+import { hasCode, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { PutCondition } from "../../sink.ts";
 import type { HeadDocument, PointRecord } from "../format/documents.ts";
@@ -80,11 +80,7 @@ async function isGroupSafe(place: PointPlace, member: string, cache: PageCache):
     return true;
   } catch (error) {
     // Where no point can be read there is none to be dropped.
-    if (
-      hasCode(error, "DISK_NOT_FOUND") ||
-      (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED") && error.detail["object"] === headName(member))
-    )
-      return true;
+    if (hasCode(error, "DISK_NOT_FOUND") || (isUnreadable(error) && error.detail["object"] === headName(member))) return true;
     throw error;
   }
 }

@@ -7,7 +7,7 @@
  * them look before their next cycle, and whoever loads a catalog looks in any case.
  */
 import { randomBytes } from "node:crypto";
-import { hasCode } from "../../errors.ts";
+import { hasCode, isUnreadable } from "../../errors.ts";
 import type { CallOptions } from "../../sink.ts";
 import { toHex } from "../format/checksum.ts";
 import { documentBytesMax } from "../format/documents.ts";
@@ -85,7 +85,7 @@ export async function sweepQuarantine(store: Store, options: CallOptions): Promi
     try {
       if ((await store.etagOf(segmentOfQuarantine(name), options)) === undefined) orphans.push(name);
     } catch (error) {
-      if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error; // it is there, in whatever state
+      if (!isUnreadable(error)) throw error; // it is there, in whatever state
     }
   }
   for (const name of orphans) await store.delete(name, options);
@@ -126,7 +126,7 @@ async function readQuarantine(
   try {
     return { offsets: decodeQuarantine(there.bytes, name, vault).offsets, etag: there.etag };
   } catch (error) {
-    if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+    if (!isUnreadable(error)) throw error;
     return { offsets: [], etag: there.etag };
   }
 }

@@ -21,7 +21,7 @@
  */
 import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
-import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
+import { hasCode, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { CallOptions } from "../../sink.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
@@ -131,7 +131,7 @@ export async function lastCollectedMs(store: Store, vault: string, options: Call
   try {
     return decodeCollected(there.bytes, collectedName, vault).collectedMs;
   } catch (error) {
-    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return undefined;
+    if (isUnreadable(error)) return undefined;
     throw error;
   }
 }

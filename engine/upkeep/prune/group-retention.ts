@@ -6,7 +6,7 @@
  * What has been read stays as it was read: so all disks that are pruned together are judged by the same groups, also when the first of them has lost
  * its part of one.
  */
-import { hasCode } from "../../errors.ts";
+import { isDiskUnreadable } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { GroupRecord, PointRecord } from "../../store/format/documents.ts";
 import { findPoint, type PageCache, readPoints } from "../../store/points/history.ts";
@@ -184,7 +184,7 @@ async function orUnread<Result>(reading: Promise<Result>): Promise<Result | unde
   try {
     return await reading;
   } catch (error) {
-    if (hasCode(error, "DISK_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) return undefined;
+    if (isDiskUnreadable(error)) return undefined;
     throw error;
   }
 }

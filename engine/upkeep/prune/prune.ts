@@ -8,7 +8,7 @@
  * none; the next one goes on.
  */
 import assert from "node:assert/strict";
-import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
+import { hasCode, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { condemnedRangesMax } from "../../store/format/keeping.ts";
@@ -240,7 +240,7 @@ async function foreseeBytes(options: LiveSetOptions, plans: readonly PrunePlan[]
   try {
     return await bytesFreed({ ...options, isDropped: (disk, sequence) => dropped.get(disk)?.has(sequence) === true });
   } catch (error) {
-    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return null;
+    if (isUnreadable(error)) return null;
     throw error;
   }
 }

@@ -9,7 +9,7 @@
  * The vault's id stands in every frame and document, block size and digest can be told from frames. The key stands nowhere else: 256 random bits. Without it
  * chunks are still there and nothing that is read of them can be proved, so nothing is read.
  */
-import { hasCode, TidemarkError } from "../../errors.ts";
+import { hasCode, isUnreadableOrGone, TidemarkError } from "../../errors.ts";
 import { digestBytes } from "../../limits.ts";
 import { createDigest, Lz4 } from "../../pipeline/kernels.ts";
 import { fromHex, sameBytes, toHex } from "../../store/format/checksum.ts";
@@ -139,7 +139,7 @@ class Chunks {
         }
       } catch (error) {
         // Another segment, or what has been read of this one, may tell.
-        if (!hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED")) throw error;
+        if (!isUnreadableOrGone(error)) throw error;
       }
     }
     return tried === 0 ? "no chunk" : "disproved";
@@ -155,7 +155,7 @@ class Chunks {
     try {
       await this.#store.readPages(segment, 0, header, { signal: this.#signal });
     } catch (error) {
-      if (hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED")) return undefined;
+      if (isUnreadableOrGone(error)) return undefined;
       throw error;
     }
     const vault = frameVault(header);

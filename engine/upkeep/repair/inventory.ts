@@ -2,7 +2,7 @@
  * What is there of a vault's disks: as the names of objects tell it, which is where a repair begins when lists of points are lost; as those lists do; and as
  * the points' own manifests do. Here all of it is only read, and what cannot be read is named.
  */
-import { hasCode, type TidemarkError } from "../../errors.ts";
+import { hasCode, isUnreadableOrGone, type TidemarkError } from "../../errors.ts";
 import type { HeadDocument, PageReference, PointRecord, RunReference } from "../../store/format/documents.ts";
 import { decodeHead, decodeManifest, documentBytesMax } from "../../store/format/documents.ts";
 import type { DiskObject } from "../../store/format/names.ts";
@@ -174,7 +174,7 @@ export async function readManifests(
         if (manifest.sequence === sequence && manifest.epoch === epoch)
           found.push({ id, manifest: { ...manifest, runs: manifest.runs.map(once) } });
       } catch (error) {
-        if (!hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED")) throw error;
+        if (!isUnreadableOrGone(error)) throw error;
         if (error.code === "OBJECT_NOT_FOUND" && known === undefined) continue; // collected since its name was listed
         unread.push({ sequence, name, message: error.message });
       }

@@ -10,7 +10,7 @@
  *
  * The newest point is never pruned. So where nothing at all is whole, the newest one of which nothing has been given back counts as listed.
  */
-import { hasCode, throwIfAborted } from "../../errors.ts";
+import { hasCode, isUnreadable, isUnreadableOrGone, throwIfAborted } from "../../errors.ts";
 import { toHex } from "../../store/format/checksum.ts";
 import type { ManifestDocument, PointRecord } from "../../store/format/documents.ts";
 import { storedLength } from "../../store/format/frame.ts";
@@ -193,7 +193,7 @@ class PartsCheck {
         if (!this.#wholeRuns.has(checksum)) isWhole = (await this.#isRunWhole(map, index, checksum)) && isWhole;
         if (readable === index) readable += 1;
       } catch (error) {
-        if (!hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED")) throw error;
+        if (!isUnreadableOrGone(error)) throw error;
         const { object } = error.detail;
         if (error.code === "OBJECT_NOT_FOUND" && typeof object === "string") faults.absent(object);
         else faults.damaged(error.message);
@@ -262,7 +262,7 @@ class PartsCheck {
       const record = await readDead(store, toHex(vaultId), deadName(segment), { signal });
       return record === undefined ? undefined : PageSet.ofRuns(record.document.dead);
     } catch (error) {
-      if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return undefined;
+      if (isUnreadable(error)) return undefined;
       throw error;
     }
   }
@@ -274,7 +274,7 @@ class PartsCheck {
       return (await store.statPages(segment, { signal })).writtenBytes;
     } catch (error) {
       if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
-      if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return Infinity;
+      if (isUnreadable(error)) return Infinity;
       throw error;
     }
   }

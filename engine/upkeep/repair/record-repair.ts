@@ -6,7 +6,7 @@
  *   - *The newest collection* is a random id. A new one has every writer look at all records before it goes on, and no more.
  */
 import { randomBytes } from "node:crypto";
-import { hasCode, throwIfAborted } from "../../errors.ts";
+import { hasCode, isUnreadable, throwIfAborted } from "../../errors.ts";
 import { digestBytes } from "../../limits.ts";
 import { createDigest, type DigestKernel, Lz4 } from "../../pipeline/kernels.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
@@ -90,7 +90,7 @@ async function faultOf(read: () => Promise<unknown>): Promise<{ readonly message
     await read();
     return undefined;
   } catch (error) {
-    if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+    if (!isUnreadable(error)) throw error;
     return { message: error.message, isUnknown: error.code === "FORMAT_UNSUPPORTED" };
   }
 }
@@ -121,7 +121,7 @@ async function deadPages({ store, document, signal }: RecordRepairOptions, segme
     return without(zeros, sound);
   } catch (error) {
     if (hasCode(error, "OBJECT_NOT_FOUND")) return new PageSet();
-    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return undefined;
+    if (isUnreadable(error)) return undefined;
     throw error;
   }
 }

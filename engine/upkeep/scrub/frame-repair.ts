@@ -11,7 +11,7 @@
  * Points do not need headers and tables; deduplication and collections do, and a collection ends at the first frame that it cannot read.
  */
 
-import { hasCode, throwIfAborted } from "../../errors.ts";
+import { hasCode, isUnreadable, throwIfAborted } from "../../errors.ts";
 import { digestBytes, frameBytesMax, granuleBytes, segmentBytes } from "../../limits.ts";
 import { createDigest, type DigestKernel, Lz4 } from "../../pipeline/kernels.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
@@ -116,7 +116,7 @@ export class FrameProver {
       }
     } catch (error) {
       if (hasCode(error, "OBJECT_NOT_FOUND")) return faults;
-      if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+      if (!isUnreadable(error)) throw error;
       if (faults.length === 0 || error.code === "FORMAT_UNSUPPORTED")
         faults.push({ message: error.message, outcome: "what cannot be read is left alone" });
     }
@@ -346,7 +346,7 @@ function headerOf(bytes: Buffer, segment: string, place: FramePlace): FrameHeade
   try {
     return decodeFrameHeader(bytes, segment, place);
   } catch (error) {
-    if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+    if (!isUnreadable(error)) throw error;
     const [said, summed] = [bytes.subarray(0, frameHeaderBytes - checksumBytes), bytes.subarray(frameHeaderBytes - checksumBytes)];
     if (error.code === "FORMAT_UNSUPPORTED" && sameBytes(checksum(said), summed)) throw error;
     return error;

@@ -10,7 +10,7 @@
  * What cannot be healed is put into quarantine.
  */
 
-import { hasCode, throwIfAborted } from "../../errors.ts";
+import { hasCode, isUnreadableOrGone, throwIfAborted } from "../../errors.ts";
 import { digestBytes, granuleBytes } from "../../limits.ts";
 import type { Notice } from "../../notice.ts";
 import { createDigest, type DigestKernel, Lz4 } from "../../pipeline/kernels.ts";
@@ -112,7 +112,7 @@ export class Healer {
     try {
       await store.readPages(chunk.segment, chunk.offset, payload, { signal });
     } catch (error) {
-      if (hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED")) return undefined;
+      if (isUnreadableOrGone(error)) return undefined;
       throw error;
     }
     const plain = plainOf(payload, chunk, this.#lz4);
@@ -176,7 +176,7 @@ export class Healer {
           }
         }
       } catch (error) {
-        if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED", "OBJECT_NOT_FOUND")) throw error;
+        if (!isUnreadableOrGone(error)) throw error;
       }
     }
     for (const digest of missing.keys()) this.#alone.add(digest);

@@ -5,7 +5,7 @@
  * Memory: a hundred thousand chunks at a time, the first ones from a place on; who needs those behind them asks again.
  */
 
-import { hasCode, throwIfAborted } from "../../errors.ts";
+import { hasCode, isUnreadableOrGone, throwIfAborted } from "../../errors.ts";
 import { digestBytes, segmentBytes } from "../../limits.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { EntryColumns } from "../../store/format/leaf.ts";
@@ -77,7 +77,7 @@ async function addDisk(options: KnownOptions, disk: string, found: Found, onDama
         for await (const leaf of map.entriesOf(index, signal, run.kind === "root" ? isNew : undefined)) found.add(leaf);
       }
     } catch (error) {
-      if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED", "OBJECT_NOT_FOUND")) throw error;
+      if (!isUnreadableOrGone(error)) throw error;
       onDamage();
     }
   }

@@ -7,7 +7,7 @@
  * gets the first sequence number of the epoch after its own: no write of its epoch that is still on its way can arrive in it.
  */
 
-import { hasCode } from "../../errors.ts";
+import { hasCode, isDiskUnreadable, isUnreadable } from "../../errors.ts";
 import { segmentBytes } from "../../limits.ts";
 import type { Notice } from "../../notice.ts";
 import type { PagesStat } from "../../sink.ts";
@@ -108,7 +108,7 @@ async function restoreSegment(options: PatchOptions, segment: string): Promise<s
     await store.restorePages(segment, segmentBytes, firstSequenceNumber(parsed.epoch + 1), { signal });
     return undefined;
   } catch (error) {
-    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return error.message;
+    if (isUnreadable(error)) return error.message;
     throw error;
   }
 }
@@ -125,7 +125,7 @@ async function write({ store, signal }: PatchOptions, { segment, offset, bytes }
     await store.readPages(segment, from, again, { signal });
   } catch (error) {
     if (hasCode(error, "OBJECT_NOT_FOUND")) return "the segment is gone";
-    if (hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) return error.message;
+    if (isUnreadable(error)) return error.message;
     throw error;
   }
   pages.set(bytes, offset - from);
@@ -152,7 +152,7 @@ async function ownership(options: PatchOptions, segment: string): Promise<"open"
     await writerLease.release();
     return "closed";
   } catch (error) {
-    if (hasCode(error, "DISK_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) return "closed";
+    if (isDiskUnreadable(error)) return "closed";
     if (!hasCode(error, "WRITER_ACTIVE")) throw error;
     onOpen?.(disk);
     return "open";
@@ -166,7 +166,7 @@ async function headOf({ store, vault, signal }: PatchOptions, segment: string): 
   try {
     return (await readHead(store, vault, disk, signal)).head;
   } catch (error) {
-    if (hasCode(error, "DISK_NOT_FOUND", "DAMAGED", "FORMAT_UNSUPPORTED")) return undefined;
+    if (isDiskUnreadable(error)) return undefined;
     throw error;
   }
 }

@@ -7,7 +7,7 @@
  * been found: a point that is there then had not been pruned before. Which younger points show what is damaged is looked up for that alone (`trace`).
  */
 
-import { hasCode, TidemarkError } from "../../errors.ts";
+import { hasCode, isUnreadableOrGone, TidemarkError } from "../../errors.ts";
 import { digestBytes, granuleBytes } from "../../limits.ts";
 import type { Notice } from "../../notice.ts";
 import type { PointConsumer, ProvedBatch } from "../../pipeline/point-reader.ts";
@@ -461,7 +461,7 @@ export function objectDamageOf(disk: string, point: PointRecord, error: unknown)
 export type DamageError = TidemarkError & { readonly code: "DAMAGED" | "OBJECT_NOT_FOUND" | "FORMAT_UNSUPPORTED" };
 
 export function isDamage(error: unknown): error is DamageError {
-  return hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED");
+  return isUnreadableOrGone(error);
 }
 
 /** The damage of an object that lists points and cannot be read: how many points that concerns, and which, is not known. */

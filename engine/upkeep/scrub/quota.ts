@@ -5,7 +5,7 @@
  *
  * It also says when the round began that they are all in: what one of them has proved since, no other reads again.
  */
-import { hasCode } from "../../errors.ts";
+import { hasCode, isUnreadable } from "../../errors.ts";
 import type { CallOptions } from "../../sink.ts";
 import { documentBytesMax } from "../../store/format/documents.ts";
 import { decodeScrubbed, encodeScrubbed, type ScrubbedDocument, scrubbedName } from "../../store/format/proof.ts";
@@ -68,7 +68,7 @@ async function readScrubbed(
   try {
     return { document: decodeScrubbed(there.bytes, scrubbedName, vault), etag: there.etag };
   } catch (error) {
-    if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
+    if (!isUnreadable(error)) throw error;
     return { document: undefined, etag: there.etag };
   }
 }
