@@ -52,6 +52,7 @@ export { processStat } from "./store/points/process-identity.ts";
 export type { BandwidthTable, BandwidthWindow, Weekday } from "./throttle.ts";
 export { Bandwidth, bandwidthLimitMin, limited, weekdays } from "./throttle.ts";
 export type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
+export type { DiskStats, SpaceCounts, StatsOptions, VaultStats } from "./upkeep/collection/vault-stats.ts";
 export type { PointDecision, PruneCounts, PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
 export type { LostObject, RepairedObject, RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";
 export type { Decision, RetentionPoint } from "./upkeep/retention/decide.ts";

@@ -46,6 +46,7 @@ import { readHead } from "./store/points/writer-lease.ts";
 import { Store } from "./store/store.ts";
 import type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
 import { collect, lastCollectedMs } from "./upkeep/collection/collection.ts";
+import { type StatsOptions, type VaultStats, vaultStats } from "./upkeep/collection/vault-stats.ts";
 import type { PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
 import { prune } from "./upkeep/prune/prune.ts";
 import { findIdentity } from "./upkeep/repair/identity-proof.ts";
@@ -189,6 +190,19 @@ export class Vault implements AsyncDisposable {
       created: new Date(document.createdMs).toISOString(),
       disks: (await diskNames(new Store(sink))).length,
     };
+  }
+
+  /**
+   * Counts what the vault's points take: as full images, deduplicated, compressed, and their metadata, in
+   * bytes, for each disk and in all. Reads every map, and no data. `SpaceCounts` defines each number.
+   *
+   * @throws TidemarkError DAMAGED or FORMAT_UNSUPPORTED when a head, manifest or map cannot be read; INTERRUPTED.
+   * @example
+   * const { uniqueBytes, storedBytes } = await vault.stats();
+   * console.log(`compressed ${(uniqueBytes / storedBytes).toFixed(1)} : 1`);
+   */
+  async stats(options: StatsOptions = {}): Promise<VaultStats> {
+    return await this.#track(async () => await vaultStats(new Store(this.#context.sink), this.id, options));
   }
 
   /** All disks, sorted by name. */

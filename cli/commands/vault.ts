@@ -1,4 +1,4 @@
-/** `tidemark vault init`, `show` and `repair`: a vault's identity and what is fixed for its life; and what is lost of it, rebuilt. */
+/** `tidemark vault init`, `show`, `stats` and `repair`: a vault's identity and what is fixed for its life; and what is lost of it, rebuilt. */
 import { Command, InvalidArgumentError, Option } from "commander";
 import {
   type DigestName,
@@ -16,6 +16,7 @@ import { formatBytes, formatCount, formatDuration, formatNumberOf, parseBytes } 
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { fields, printable } from "../text.ts";
 import { type CommandContext, openForRepair, withVault } from "./context.ts";
+import { addStatsCommand } from "./vault-stats.ts";
 
 interface InitFlags extends VaultFlags {
   readonly blockSize?: number;
@@ -28,7 +29,7 @@ interface RepairFlags extends VaultFlags {
 
 export function vaultCommand(context: CommandContext): Command {
   const vault = new Command("vault")
-    .description("create a vault, show what one is, or repair one")
+    .description("create a vault, show what one is and takes, or repair one")
     .addHelpText("after", "\nExample:\n  $ tidemark vault show --vault azurite:/srv/azurite");
   withVaultOptions(vault.command("init"))
     .description("create a vault; block size and digest are fixed for its life")
@@ -69,6 +70,7 @@ Examples:
   $ tidemark vault repair --vault azurite:/srv/azurite`,
     )
     .action(async (flags: RepairFlags) => await repair(context, flags));
+  addStatsCommand(context, vault);
   return vault;
 }
 

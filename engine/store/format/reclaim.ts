@@ -10,6 +10,7 @@ import { damaged } from "./fields.ts";
 import { segmentsPrefix } from "./names.ts";
 import { decode, encode } from "./signed-text.ts";
 
+export const reclaimPrefix = "reclaim/";
 export const collectionName = "reclaim/collection";
 /** Its lease is the collector's seat: at most one works on a vault. */
 export const collectorName = "reclaim/collector";

@@ -31,6 +31,10 @@ export interface LiveSetOptions {
   readonly signal?: AbortSignal | undefined;
   /** Points that count as if they were not there any more. */
   readonly isDropped?: ((disk: string, sequence: number) => boolean) | undefined;
+  /** Told of each point before its map is read. */
+  readonly onPoint?: ((disk: string, point: PointRecord) => void) | undefined;
+  /** Is given each map entry that a point of `disk` shows, instead of the page sets, which then stay empty. A chunk may come several times. */
+  readonly onEntry?: ((disk: string, leaf: EntryColumns, entry: number) => void) | undefined;
 }
 
 /** What a collection would give back if these points were dropped: both looks read the whole vault's maps. Errors: as `LiveSet.of`. */
@@ -55,6 +59,7 @@ export class LiveSet {
   readonly heads: Map<string, HeadDocument> = new Map();
   /** What names of segments begin with that were made for the disk which is being looked at. */
   #ownPrefix = "";
+  #take: (leaf: EntryColumns, entry: number) => void = (leaf, entry) => this.#addEntry(leaf, entry);
 
   /** Reads the whole vault. Errors: DAMAGED and FORMAT_UNSUPPORTED when anything cannot be read, and those of the store. */
   static async of(options: LiveSetOptions): Promise<LiveSet> {
@@ -92,6 +97,8 @@ export class LiveSet {
     const { head } = await readHead(store, vault, disk, signal);
     this.heads.set(disk, head);
     this.#ownPrefix = segmentDiskPrefix(disk);
+    const { onEntry } = options;
+    if (onEntry !== undefined) this.#take = (leaf, entry) => onEntry(disk, leaf, entry);
     const newestFirst: PointRecord[] = [];
     const onPage = ({ epoch, ordinal }: PageReference): void => {
       this.objects.add(pageName(disk, epoch, ordinal));
@@ -106,7 +113,8 @@ export class LiveSet {
     }
   }
 
-  async #addPoint({ store, vault, signal }: LiveSetOptions, walk: MapWalk, disk: string, point: PointRecord): Promise<void> {
+  async #addPoint({ store, vault, onPoint, signal }: LiveSetOptions, walk: MapWalk, disk: string, point: PointRecord): Promise<void> {
+    onPoint?.(disk, point);
     this.objects.add(manifestName(disk, point.sequence, point.epoch));
     const manifest = await readManifest(store, vault, disk, point, signal);
     const map = new PointMap(store, fromHex(vault), disk, manifest);
@@ -120,7 +128,7 @@ export class LiveSet {
   /** Nothing lies on top of it, so all of it is shown. */
   async #addTopmost(map: PointMap, signal: AbortSignal | undefined): Promise<void> {
     for await (const leaf of map.entriesOf(0, signal)) {
-      for (let entry = 0; entry < leaf.count; entry += 1) this.#addEntry(leaf, entry);
+      for (let entry = 0; entry < leaf.count; entry += 1) this.#take(leaf, entry);
     }
   }
 
@@ -143,7 +151,7 @@ export class LiveSet {
   #addPieces(pieces: Pieces): void {
     for (let piece = 0; piece < pieces.count; piece += 1) {
       const leaf = pieces.leaves[piece];
-      if (leaf !== undefined && !pieceIsZero(pieces, piece)) this.#addEntry(leaf, pieces.entries[piece] ?? 0);
+      if (leaf !== undefined && !pieceIsZero(pieces, piece)) this.#take(leaf, pieces.entries[piece] ?? 0);
     }
   }
 
