@@ -2,7 +2,8 @@
 import { Command, Option } from "commander";
 import { type PointSummary, TidemarkError } from "../../engine/index.ts";
 import { Agent } from "../agent/agent.ts";
-import { type AgentConfig, configError, formatFault, loadConfig } from "../agent/config.ts";
+import { type AgentConfig, configError, formatFault } from "../agent/config.ts";
+import { loadConfig } from "../agent/config-file.ts";
 import { askAgent } from "../agent/control-client.ts";
 import { openEngineAdapter, systemClock } from "../agent/engine-adapter.ts";
 import { controlSocketDefault } from "../agent/listen.ts";

@@ -3,7 +3,8 @@ import { chmodSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "nod
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { onTestFinished } from "vitest";
-import { type AgentConfig, formatFault, loadConfig } from "../../../cli/agent/config.ts";
+import { type AgentConfig, formatFault } from "../../../cli/agent/config.ts";
+import { loadConfig } from "../../../cli/agent/config-file.ts";
 
 export class ConfigFolder {
   readonly folder: string = mkdtempSync(join(tmpdir(), "tidemark-agent-"));
