@@ -86,6 +86,11 @@ export function isUnreadable(error: unknown): error is TidemarkError {
   return hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED");
 }
 
+/** True when the store does not hold an object: OBJECT_NOT_FOUND, or DAMAGED where another object refers to it. */
+export function isGone(error: unknown): error is TidemarkError {
+  return hasCode(error, "OBJECT_NOT_FOUND") || (hasCode(error, "DAMAGED") && error.detail["isGone"] === true);
+}
+
 /** True when an object is of no use: unreadable, or gone from the store. */
 export function isUnreadableOrGone(error: unknown): error is TidemarkError {
   return isUnreadable(error) || hasCode(error, "OBJECT_NOT_FOUND");

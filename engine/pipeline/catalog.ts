@@ -16,7 +16,8 @@ import { randomUUID } from "node:crypto";
 import { open, rename, rm } from "node:fs/promises";
 import path from "node:path";
 import { crc32 } from "node:zlib";
-import { hasCode, isUnreadable, systemCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import { forEachAtOnce } from "../concurrency.ts";
+import { hasCode, isUnreadable, systemCode, TidemarkError } from "../errors.ts";
 import type { Notice } from "../notice.ts";
 import { fromHex } from "../store/format/checksum.ts";
 import type { VaultDocument } from "../store/format/documents.ts";
@@ -101,14 +102,10 @@ export class Catalog {
     if (cache !== undefined) catalog.#takeCache(cache, listed);
     await catalog.#forgetDead(options.store, options.signal);
     const unread = [...listed].filter(([name]) => !catalog.#ids.has(name));
-    const next = unread.values();
-    const readers = Array.from({ length: segmentsReadAtOnce }, async () => {
-      for (const [name, { etag, sizeBytes }] of next) {
-        throwIfAborted(options.signal);
-        await catalog.#readSegment(options, name, etag, sizeBytes);
-      }
-    });
-    await Promise.all(readers);
+    const readOne = async ([name, { etag, sizeBytes }]: (typeof unread)[number]): Promise<void> => {
+      await catalog.#readSegment(options, name, etag, sizeBytes);
+    };
+    await forEachAtOnce(unread, segmentsReadAtOnce, readOne, options.signal);
     return catalog;
   }
 
@@ -159,15 +156,14 @@ export class Catalog {
     for (const name of this.#learned) if (!this.#ids.has(name)) this.#learned.delete(name);
     const names = [...this.#learned];
     for (let from = 0; from < names.length; from += recordsAtOnce) {
-      throwIfAborted(signal);
-      const next = names.slice(from, from + recordsAtOnce).values();
+      const batch = names.slice(from, from + recordsAtOnce);
       const dead: (PageSet | undefined)[] = [];
-      const reader = async (): Promise<void> => {
-        for (const name of next) dead[this.idOf(name)] = await this.#dead.of(store, name, { signal });
+      const readOne = async (name: string): Promise<void> => {
+        dead[this.idOf(name)] = await this.#dead.of(store, name, { signal });
       };
-      await Promise.all(Array.from({ length: segmentsReadAtOnce }, reader));
+      await forEachAtOnce(batch, segmentsReadAtOnce, readOne, signal);
       this.index.dropWhere((segment, offset, storedWord) => dead[segment]?.touches(offset, storedLength(storedWord)) === true);
-      for (const name of names.slice(from, from + recordsAtOnce)) this.#learned.delete(name);
+      for (const name of batch) this.#learned.delete(name);
       this.#dirty = true;
     }
   }

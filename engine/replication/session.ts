@@ -8,7 +8,7 @@
  * is then over, because nothing may be written where a frame has failed. The next one has a higher epoch, and its dedup index
  * finds those bytes again.
  */
-import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import { hasCode, isGone, TidemarkError, throwIfAborted } from "../errors.ts";
 import type { Notice } from "../notice.ts";
 import type { Baseline } from "../pipeline/baseline.ts";
 import type { CaptureOptions, CaptureStatistics } from "../pipeline/capture.ts";
@@ -21,7 +21,7 @@ import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
 import { fromHex } from "../store/format/checksum.ts";
 import type { ApplicationRecord, GroupRecord, HeadDocument, ManifestDocument, PointRecord } from "../store/format/documents.ts";
 import { encodeManifest } from "../store/format/documents.ts";
-import { damaged } from "../store/format/fields.ts";
+import { gone } from "../store/format/fields.ts";
 import { manifestName } from "../store/format/names.ts";
 import { mergeStack } from "../store/map/merge.ts";
 import { PointMap } from "../store/map/point-map.ts";
@@ -157,12 +157,16 @@ export class Session implements AsyncDisposable {
     return this.#writerLease.head;
   }
 
-  /** The newest point's manifest. Errors: DAMAGED (also when it is gone), FORMAT_UNSUPPORTED. */
+  /** The newest point's manifest. Errors: DAMAGED (also when it is gone), FORMAT_UNSUPPORTED; STORE_REGRESSED when the store forgot it. */
   async manifest(): Promise<ManifestDocument | undefined> {
     const { newest } = this;
     if (newest === undefined || this.#manifest?.sequence === newest.sequence) return this.#manifest;
-    this.#manifest = await readManifest(this.store, this.#context.document.vault, this.#options.disk, newest, this.#signal);
-    return this.#manifest;
+    try {
+      this.#manifest = await readManifest(this.store, this.#context.document.vault, this.#options.disk, newest, this.#signal);
+      return this.#manifest;
+    } catch (error) {
+      throw await this.diagnose(error);
+    }
   }
 
   /**
@@ -335,10 +339,10 @@ export class Session implements AsyncDisposable {
    */
   async diagnose(reason: unknown): Promise<unknown> {
     if (hasCode(reason, "STORE_REGRESSED")) dropCatalog(this.#context, this.catalog);
-    if (!hasCode(reason, "OBJECT_EXISTS", "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) return reason;
+    if (!isGone(reason) && !hasCode(reason, "OBJECT_EXISTS", "VAULT_NOT_FOUND")) return reason;
     try {
-      if (reason.code === "OBJECT_NOT_FOUND" && !(await this.#writerLease.isForgotten())) {
-        return damaged(String(reason.detail["object"]), "the store does not hold it any more", reason);
+      if (isGone(reason) && !(await this.#writerLease.isForgotten())) {
+        return reason.code === "DAMAGED" ? reason : gone(String(reason.detail["object"]), reason);
       }
     } catch (error) {
       if (error instanceof TidemarkError) return reason;

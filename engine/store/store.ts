@@ -7,6 +7,7 @@
 import { hasCode, TidemarkError } from "../errors.ts";
 import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../sink.ts";
 import { sameBytes } from "./format/checksum.ts";
+import { gone } from "./format/fields.ts";
 
 /** How often an unknown outcome is resolved and the write repeated before the store is given up. */
 export const unknownOutcomesMax = 8;
@@ -190,6 +191,19 @@ export class Store {
   lease(): Sink {
     this.#requests += 1;
     return this.sink;
+  }
+}
+
+/**
+ * Reads an object that a durable object refers to, so that its absence is damage.
+ *
+ * @throws DAMAGED when the store does not hold it; otherwise as `Store.get`.
+ */
+export async function getReferred(store: Store, name: string, sizeBytesMax: number, options?: CallOptions): Promise<Uint8Array> {
+  try {
+    return (await store.get(name, sizeBytesMax, options)).bytes;
+  } catch (error) {
+    throw hasCode(error, "OBJECT_NOT_FOUND") ? gone(name, error) : error;
   }
 }
 

@@ -6,12 +6,10 @@
  */
 import { tmpdir } from "node:os";
 import type { BlockDevice } from "../../device.ts";
-import { hasCode, TidemarkError } from "../../errors.ts";
+import { TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { fromHex } from "../../store/format/checksum.ts";
-import type { ManifestDocument, PointRecord } from "../../store/format/documents.ts";
-import { damaged } from "../../store/format/fields.ts";
 import { PointMap } from "../../store/map/point-map.ts";
 import { readManifest } from "../../store/points/manifest.ts";
 import { type PointSummary, pointSummary, selectPoint } from "../../store/points/points.ts";
@@ -69,7 +67,7 @@ export class Mount implements AsyncDisposable {
     const record = await selectPoint(store, head, options.point, signal);
     const hold = await holdToRead({ store, vault: document.vault, disk, point: record, purpose: "mount", onNotice, signal });
     try {
-      const manifest = await manifestOf(store, document.vault, disk, record, signal);
+      const manifest = await readManifest(store, document.vault, disk, record, signal);
       const overlay = await openOverlay(options, { vault: document.vault, disk, point: record.id, sizeBytes: record.volumeBytes });
       const point = new MountedPoint({
         store,
@@ -152,22 +150,6 @@ function checkedCache({ cacheBytes = cacheBytesDefault, overlay, writable }: Mou
   if (overlay !== undefined && writable !== true) faults.push("an overlay belongs to a mount that is writable");
   if (faults.length > 0) throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
   return cacheBytes;
-}
-
-/** The manifest of a committed point has to be there: where it is not, the point is damaged. */
-async function manifestOf(
-  store: Store,
-  vault: string,
-  disk: string,
-  point: PointRecord,
-  signal: AbortSignal | undefined,
-): Promise<ManifestDocument> {
-  try {
-    return await readManifest(store, vault, disk, point, signal);
-  } catch (error) {
-    if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
-    throw damaged(String(error.detail["object"]), "the store does not hold it any more", error);
-  }
 }
 
 async function openOverlay(

@@ -4,7 +4,7 @@
  */
 
 import { LocalState } from "../../disk/source/local-state.ts";
-import { hasCode, throwIfAborted } from "../../errors.ts";
+import { throwIfAborted } from "../../errors.ts";
 import { fingerprintBytes, granuleBytes } from "../../limits.ts";
 import type { PointConsumer, ProvedBatch } from "../../pipeline/point-reader.ts";
 import { chunkDamaged, PointReader, pieceIsProved, pieceOutGranule } from "../../pipeline/point-reader.ts";
@@ -12,7 +12,6 @@ import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { type OperationOptions, paced } from "../../progress.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
-import { damaged } from "../../store/format/fields.ts";
 import { PointMap } from "../../store/map/point-map.ts";
 import { readManifest } from "../../store/points/manifest.ts";
 import { selectPoint } from "../../store/points/points.ts";
@@ -38,7 +37,7 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   await using hold = await holdToRead(held);
   const signal = options.signal === undefined ? hold.signal : AbortSignal.any([options.signal, hold.signal]);
   const state = new LocalState({ folder: context.stateFolder, vault: document.vault, disk, onNotice });
-  const manifest = await mustExist(readManifest(store, document.vault, disk, point, signal));
+  const manifest = await readManifest(store, document.vault, disk, point, signal);
   const target = await openTarget({
     to: options.to,
     format,
@@ -65,7 +64,7 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   });
   try {
     const map = new PointMap(store, fromHex(document.vault), disk, manifest);
-    await mustExist(reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer));
+    await reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer);
     throwIfAborted(signal);
     await writer.settle();
     await target.finish();
@@ -84,16 +83,6 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
     await Promise.allSettled([writer.settle()]);
     await target.abandon();
     throw error;
-  }
-}
-
-/** What a committed point is made of has to be there: where it is not, the point is damaged. */
-async function mustExist<Result>(reading: Promise<Result>): Promise<Result> {
-  try {
-    return await reading;
-  } catch (error) {
-    if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
-    throw damaged(String(error.detail["object"]), "the store does not hold it any more", error);
   }
 }
 

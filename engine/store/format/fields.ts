@@ -4,11 +4,23 @@
  */
 import { TidemarkError } from "../../errors.ts";
 
+const damageRemedy =
+  "run `tidemark vault repair` to rebuild what can be, `tidemark verify` to see which points are concerned; others stay readable";
+
 /** The error for bytes that are not what they must be. */
 export function damaged(object: string, fact: string, cause?: unknown): TidemarkError {
   return new TidemarkError("DAMAGED", `${object} is damaged: ${fact}`, {
-    remedy: "run `tidemark vault repair` to rebuild what can be, `tidemark verify` to see which points are concerned; others stay readable",
+    remedy: damageRemedy,
     detail: { object },
+    cause,
+  });
+}
+
+/** The error for an object that a durable object refers to and that the store does not hold. `isGone` recognizes it. */
+export function gone(object: string, cause: unknown): TidemarkError {
+  return new TidemarkError("DAMAGED", `${object} is damaged: the store does not hold it any more`, {
+    remedy: damageRemedy,
+    detail: { object, isGone: true },
     cause,
   });
 }

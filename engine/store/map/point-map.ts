@@ -14,7 +14,7 @@ import { damaged } from "../format/fields.ts";
 import type { EntryColumns, LeafReference } from "../format/leaf.ts";
 import { decodeLeaf, decodeRoot, zeroSegment } from "../format/leaf.ts";
 import { mapName } from "../format/names.ts";
-import type { Store } from "../store.ts";
+import { getReferred, type Store } from "../store.ts";
 
 /** Granules that are resolved at a time: 256 MiB of disk. */
 export const windowGranules = 65_536;
@@ -65,7 +65,7 @@ export class PointMap {
     this.#runs = source.runs.map((reference) => ({ reference, leaves: undefined }));
   }
 
-  /** Leaves of run `index` in order, from its root or its reference. Errors: DAMAGED, FORMAT_UNSUPPORTED, OBJECT_NOT_FOUND. */
+  /** Leaves of run `index` in order, from its root or its reference. Errors: DAMAGED (also when a root or leaf is gone), FORMAT_UNSUPPORTED. */
   async leavesOf(index: number, signal?: AbortSignal): Promise<readonly LeafReference[]> {
     const run = this.#runs[index];
     assert(run !== undefined, "the map has this run");
@@ -130,7 +130,7 @@ export class PointMap {
     const expected = fromHex(reference.checksum);
     if (reference.kind === "root") {
       const name = mapName(this.#disk, reference.epoch, reference.ordinal);
-      const { bytes } = await this.#store.get(name, reference.bytes, { signal });
+      const bytes = await getReferred(this.#store, name, reference.bytes, { signal });
       return decodeRoot(bytes, name, this.#vaultId, expected);
     }
     const { epoch, ordinal, bytes, entries } = reference;
@@ -149,7 +149,7 @@ export class PointMap {
       this.#cache.set(name, cached);
       return cached.leaf;
     }
-    const { bytes } = await this.#store.get(name, reference.bytes, { signal });
+    const bytes = await getReferred(this.#store, name, reference.bytes, { signal });
     const leaf = decodeLeaf(bytes, name, this.#vaultId, reference.checksum);
     if (leaf.count !== reference.entries)
       throw damaged(name, `it has ${String(leaf.count)} entries where ${String(reference.entries)} are expected`);

@@ -21,12 +21,12 @@
  * its own points and no others.
  */
 import assert from "node:assert/strict";
-import { hasCode, isUnreadable, type TidemarkError } from "../../errors.ts";
+import { forEachAtOnce } from "../../concurrency.ts";
+import { isUnreadable, type TidemarkError } from "../../errors.ts";
 import type { HeadDocument, PageReference, PointList, PointRecord } from "../format/documents.ts";
 import { decodePage, documentBytesMax, encodePage, headPointsMax, pagePointsMax, referTo } from "../format/documents.ts";
-import { damaged } from "../format/fields.ts";
 import { pageName } from "../format/names.ts";
-import type { Store } from "../store.ts";
+import { getReferred, type Store } from "../store.ts";
 
 /** The policy; its arithmetic stands above. */
 const policy = {
@@ -359,11 +359,9 @@ class Pages {
   /** The pages in the order of their references. */
   async #readAll(references: readonly PageReference[]): Promise<readonly (PointList | DamagedPage)[]> {
     const pages: (PointList | DamagedPage)[] = [];
-    const next = references.entries();
-    const readers = Array.from({ length: policy.readsAtOnce }, async () => {
-      for (const [index, reference] of next) pages[index] = await readPage(this.#options, reference);
+    await forEachAtOnce(references.entries(), policy.readsAtOnce, async ([index, reference]) => {
+      pages[index] = await readPage(this.#options, reference);
     });
-    await Promise.all(readers);
     return pages;
   }
 }
@@ -409,13 +407,12 @@ async function readPage({ store, head, cache, signal }: PageSource, reference: P
   if (known !== undefined) return known;
   const name = pageName(head.disk, reference.epoch, reference.ordinal);
   try {
-    const { bytes } = await store.get(name, documentBytesMax, { signal });
+    const bytes = await getReferred(store, name, documentBytesMax, { signal });
     const page = decodePage(bytes, name, { vault: head.vault, disk: head.disk, reference });
     cache?.add(reference, page);
     return page;
   } catch (error) {
     if (isUnreadable(error)) return error;
-    if (hasCode(error, "OBJECT_NOT_FOUND")) return damaged(name, "the store does not hold it any more", error);
     throw error;
   }
 }

@@ -4,7 +4,7 @@ import { hasCode, TidemarkError } from "../../errors.ts";
 import type { ManifestDocument, PointRecord } from "../format/documents.ts";
 import { decodeManifest, decodeVault, documentBytesMax } from "../format/documents.ts";
 import { manifestName, vaultName } from "../format/names.ts";
-import { regressed, Store } from "../store.ts";
+import { getReferred, regressed, type Store } from "../store.ts";
 
 const objectsProvedAtOnce = 8;
 
@@ -17,7 +17,7 @@ export async function readManifest(
   signal: AbortSignal | undefined,
 ): Promise<ManifestDocument> {
   const name = manifestName(disk, point.sequence, point.epoch);
-  const { bytes } = await store.get(name, documentBytesMax, { signal });
+  const bytes = await getReferred(store, name, documentBytesMax, { signal });
   return decodeManifest(bytes, name, { vault, disk, id: point.id });
 }
 

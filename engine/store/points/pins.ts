@@ -6,6 +6,7 @@
  * do not take it from each other. Pins that have expired, or whose point is gone, are cleared away by the next prune.
  */
 import { randomBytes } from "node:crypto";
+import { forEachAtOnce } from "../../concurrency.ts";
 import { hasCode, isUnreadable, TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import { toHex } from "../format/checksum.ts";
@@ -95,21 +96,17 @@ export async function listPins(
     if (sequence !== undefined) names.push({ object: name, sequence });
   }
   const pins: StoredPin[] = [];
-  const next = names.values();
-  const readers = Array.from({ length: Math.min(readsAtOnce, names.length) }, async () => {
-    for (const { object, sequence } of next) {
-      try {
-        const { bytes } = await store.get(object, documentBytesMax, { signal });
-        pins.push({ object, sequence, document: decodePin(bytes, object, { vault, disk }) });
-      } catch (error) {
-        if (hasCode(error, "OBJECT_NOT_FOUND")) continue; // removed since it was listed
-        if (!isUnreadable(error)) throw error;
-        onNotice({ code: "PIN_DAMAGED", message: `${error.message}; the point that it names stays pinned` });
-        pins.push({ object, sequence, document: undefined });
-      }
+  await forEachAtOnce(names, readsAtOnce, async ({ object, sequence }) => {
+    try {
+      const { bytes } = await store.get(object, documentBytesMax, { signal });
+      pins.push({ object, sequence, document: decodePin(bytes, object, { vault, disk }) });
+    } catch (error) {
+      if (hasCode(error, "OBJECT_NOT_FOUND")) return; // removed since it was listed
+      if (!isUnreadable(error)) throw error;
+      onNotice({ code: "PIN_DAMAGED", message: `${error.message}; the point that it names stays pinned` });
+      pins.push({ object, sequence, document: undefined });
     }
   });
-  await Promise.all(readers);
   return pins;
 }
 

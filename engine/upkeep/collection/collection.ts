@@ -21,6 +21,7 @@
  */
 import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
+import { forEachAtOnce } from "../../concurrency.ts";
 import { hasCode, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { CallOptions } from "../../sink.ts";
@@ -398,15 +399,7 @@ class Collection {
   }
 
   async #each<Item>(items: readonly Item[], work: (item: Item) => Promise<void>): Promise<void> {
-    const next = items.values();
-    const worker = async (): Promise<void> => {
-      for (const item of next) {
-        throwIfAborted(this.#signal);
-        await work(item);
-      }
-    };
-    const workers = await Promise.allSettled(Array.from({ length: atOnce }, worker));
-    for (const outcome of workers) if (outcome.status === "rejected") throw outcome.reason;
+    await forEachAtOnce(items, atOnce, work, this.#signal);
   }
 }
 

@@ -6,11 +6,10 @@
  * Memory: a bit for each 512 bytes of segments, 1/4096 of what is stored, and the names of objects.
  */
 
-import { hasCode, throwIfAborted } from "../../errors.ts";
+import { throwIfAborted } from "../../errors.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { HeadDocument, ManifestDocument, PageReference, PointRecord } from "../../store/format/documents.ts";
-import { damaged } from "../../store/format/fields.ts";
 import { storedLength } from "../../store/format/frame.ts";
 import type { EntryColumns } from "../../store/format/leaf.ts";
 import { zeroSegment } from "../../store/format/leaf.ts";
@@ -109,7 +108,7 @@ export class LiveSet {
     const walk = new MapWalk(disk, this.objects);
     for (const point of newestFirst.reverse()) {
       throwIfAborted(signal);
-      await mustExist(this.#addPoint(options, walk, disk, point));
+      await this.#addPoint(options, walk, disk, point);
     }
   }
 
@@ -162,15 +161,5 @@ export class LiveSet {
     if (name === undefined) return;
     if (name.startsWith(this.#ownPrefix)) this.ownSegments.add(name);
     this.add(name, leaf.offsets[entry] ?? 0, leaf.storedWords[entry] ?? 0);
-  }
-}
-
-/** What a committed point is made of has to be there: where it is not, the point is damaged, and nobody knows what it needs. */
-async function mustExist(reading: Promise<void>): Promise<void> {
-  try {
-    await reading;
-  } catch (error) {
-    if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
-    throw damaged(String(error.detail["object"]), "the store does not hold it any more", error);
   }
 }

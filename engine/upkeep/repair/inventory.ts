@@ -2,6 +2,7 @@
  * What is there of a vault's disks: as the names of objects tell it, which is where a repair begins when lists of points are lost; as those lists do; and as
  * the points' own manifests do. Here all of it is only read, and what cannot be read is named.
  */
+import { forEachAtOnce } from "../../concurrency.ts";
 import { hasCode, isUnreadableOrGone, type TidemarkError } from "../../errors.ts";
 import type { HeadDocument, PageReference, PointRecord, RunReference } from "../../store/format/documents.ts";
 import { decodeHead, decodeManifest, documentBytesMax } from "../../store/format/documents.ts";
@@ -163,24 +164,20 @@ export async function readManifests(
     runs.set(run.checksum, kept);
     return kept;
   };
-  const next = wanted.values();
-  const read = async (): Promise<void> => {
-    for (const { sequence, epoch, id: expected } of next) {
-      const name = manifestName(disk, sequence, epoch);
-      try {
-        const { bytes } = await store.get(name, documentBytesMax, { signal });
-        const id = expected ?? claimedId(bytes) ?? "";
-        const manifest = decodeManifest(bytes, name, { vault, disk, id });
-        if (manifest.sequence === sequence && manifest.epoch === epoch)
-          found.push({ id, manifest: { ...manifest, runs: manifest.runs.map(once) } });
-      } catch (error) {
-        if (!isUnreadableOrGone(error)) throw error;
-        if (error.code === "OBJECT_NOT_FOUND" && known === undefined) continue; // collected since its name was listed
-        unread.push({ sequence, name, message: error.message });
-      }
+  await forEachAtOnce(wanted, manifestsReadAtOnce, async ({ sequence, epoch, id: expected }) => {
+    const name = manifestName(disk, sequence, epoch);
+    try {
+      const { bytes } = await store.get(name, documentBytesMax, { signal });
+      const id = expected ?? claimedId(bytes) ?? "";
+      const manifest = decodeManifest(bytes, name, { vault, disk, id });
+      if (manifest.sequence === sequence && manifest.epoch === epoch)
+        found.push({ id, manifest: { ...manifest, runs: manifest.runs.map(once) } });
+    } catch (error) {
+      if (!isUnreadableOrGone(error)) throw error;
+      if (error.code === "OBJECT_NOT_FOUND" && known === undefined) return; // collected since its name was listed
+      unread.push({ sequence, name, message: error.message });
     }
-  };
-  await Promise.all(Array.from({ length: manifestsReadAtOnce }, read));
+  });
   unread.sort((a, b) => a.sequence - b.sequence);
   return { found: found.sort((a, b) => a.manifest.sequence - b.manifest.sequence), unread };
 }

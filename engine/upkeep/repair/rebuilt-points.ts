@@ -10,7 +10,7 @@
  *
  * The newest point is never pruned. So where nothing at all is whole, the newest one of which nothing has been given back counts as listed.
  */
-import { hasCode, isUnreadable, isUnreadableOrGone, throwIfAborted } from "../../errors.ts";
+import { hasCode, isGone, isUnreadable, isUnreadableOrGone, throwIfAborted } from "../../errors.ts";
 import { toHex } from "../../store/format/checksum.ts";
 import type { ManifestDocument, PointRecord } from "../../store/format/documents.ts";
 import { storedLength } from "../../store/format/frame.ts";
@@ -195,7 +195,7 @@ class PartsCheck {
       } catch (error) {
         if (!isUnreadableOrGone(error)) throw error;
         const { object } = error.detail;
-        if (error.code === "OBJECT_NOT_FOUND" && typeof object === "string") faults.absent(object);
+        if (isGone(error) && typeof object === "string") faults.absent(object);
         else faults.damaged(error.message);
       }
     }

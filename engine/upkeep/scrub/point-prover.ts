@@ -7,7 +7,7 @@
  * been found: a point that is there then had not been pruned before. Which younger points show what is damaged is looked up for that alone (`trace`).
  */
 
-import { hasCode, isUnreadableOrGone, TidemarkError } from "../../errors.ts";
+import { hasCode, isGone, isUnreadableOrGone, TidemarkError } from "../../errors.ts";
 import { digestBytes, granuleBytes } from "../../limits.ts";
 import type { Notice } from "../../notice.ts";
 import type { PointConsumer, ProvedBatch } from "../../pipeline/point-reader.ts";
@@ -262,7 +262,7 @@ export class PointProver {
       await this.#reader.read(map, 0, consumer);
     } catch (error) {
       if (!isDamage(error)) throw error;
-      notes.note({ extent: null, object: objectOf(error), code: error.code, message: error.message });
+      notes.note({ extent: null, object: objectOf(error), code: codeOf(error), message: error.message });
     }
   }
 
@@ -454,7 +454,8 @@ function dropped(disk: string, { sequence }: PointRecord): TidemarkError {
 /** What a part of a point's map that cannot be read means to the point. Errors: what is no damage. */
 export function objectDamageOf(disk: string, point: PointRecord, error: unknown): Damage {
   if (!isDamage(error)) throw error;
-  const { code, message } = error;
+  const { message } = error;
+  const code = codeOf(error);
   return { disk, sequence: point.sequence, point: point.id, extent: null, object: objectOf(error), code, message, healed: false };
 }
 
@@ -466,8 +467,13 @@ export function isDamage(error: unknown): error is DamageError {
 
 /** The damage of an object that lists points and cannot be read: how many points that concerns, and which, is not known. */
 export function objectDamage(disk: string, error: DamageError): Damage {
-  const code = hasCode(error.cause, "OBJECT_NOT_FOUND") ? "OBJECT_NOT_FOUND" : error.code;
+  const code = codeOf(error);
   return { disk, sequence: null, point: null, extent: null, object: objectOf(error), code, message: error.message, healed: false };
+}
+
+function codeOf(error: DamageError): DamageError["code"] {
+  const { code } = error;
+  return isGone(error) ? "OBJECT_NOT_FOUND" : code;
 }
 
 function objectOf(error: TidemarkError): string {
