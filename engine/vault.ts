@@ -48,7 +48,7 @@ import type { CollectOptions, CollectSummary } from "./upkeep/collection/collect
 import { collect, lastCollectedMs } from "./upkeep/collection/collection.ts";
 import type { PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
 import { prune } from "./upkeep/prune/prune.ts";
-import { findIdentity } from "./upkeep/repair/identity-proof.ts";
+import { findIdentity } from "./upkeep/repair/lost-identity.ts";
 import type { RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";
 import { repair } from "./upkeep/repair/repair.ts";
 import type { ScrubOptions, ScrubSummary } from "./upkeep/scrub/scrub.ts";
