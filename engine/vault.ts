@@ -49,7 +49,7 @@ import { collect, lastCollectedMs } from "./upkeep/collection/collection.ts";
 import { type StatsOptions, type VaultStats, vaultStats } from "./upkeep/collection/vault-stats.ts";
 import type { PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
 import { prune } from "./upkeep/prune/prune.ts";
-import { findIdentity } from "./upkeep/repair/identity-proof.ts";
+import { findIdentity } from "./upkeep/repair/lost-identity.ts";
 import type { RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";
 import { repair } from "./upkeep/repair/repair.ts";
 import type { ScrubOptions, ScrubSummary } from "./upkeep/scrub/scrub.ts";

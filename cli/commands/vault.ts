@@ -58,9 +58,9 @@ Example:
     .addHelpText(
       "after",
       `
-What the vault is comes back from its copy, a disk's list of points from the
-points themselves, parts of maps from whatever has their checksum, records of
-collections from the segments; nothing is guessed, and nothing is deleted.
+The vault's identity comes back from a copy, a disk's list of points from the
+points themselves, records of collections from the segments. Nothing is guessed,
+and nothing is deleted. A lost part of a map is named with the points that need it.
 Points of which anything has been given back already are left out, and named. A
 disk that needs no repair is not touched; one that needs it must have no writer.
 Damaged chunks are healed by \`tidemark verify --heal\`.

@@ -80,11 +80,6 @@ export interface EncodedTable {
   readonly checksum: Uint8Array;
 }
 
-/** The checksum that a leaf or root says it has; whether it has, decoding tells. */
-export function claimedChecksum(bytes: Uint8Array): Uint8Array {
-  return bytes.slice(headerBytes - checksumBytes, headerBytes);
-}
-
 export function encodeLeaf(columns: EntryColumns, vaultId: Uint8Array): EncodedTable {
   const { count } = columns;
   const names = Buffer.from(columns.names.join("\n"), "latin1");

@@ -85,6 +85,7 @@ interface Segment {
 /** A segment of which something was condemned. */
 interface Condemned extends Segment {
   readonly isDead: boolean;
+  readonly writtenBytes: number;
   readonly storedPages: number;
 }
 
@@ -261,17 +262,23 @@ class Collection {
         this.#storedPages += stored;
         return;
       }
-      const plan = await planSegment(this.#store, fromHex(this.#vault), segment, pages, { signal: this.#signal });
+      const plan = await planSegment(this.#store, fromHex(this.#vault), { ...segment, writtenBytes }, pages, { signal: this.#signal });
+      if (plan.fault !== undefined) this.#noticeDamagedFrame(name, plan.fault);
       this.#storedPages += plan.storedPages;
       this.#condemnedChunks += plan.condemnedChunks;
       this.#condemnedPages += pagesIn(plan.condemned);
       if (plan.condemned.length === 0 && !plan.isDead && isDecided) return;
-      condemned.push({ ...segment, isDead: plan.isDead, storedPages: plan.storedPages });
+      condemned.push({ ...segment, isDead: plan.isDead, writtenBytes, storedPages: plan.storedPages });
       if (this.#options.dryRun === true) return;
       await this.#record(name, recorded?.etag, { dead: gone, condemned: plan.condemned, clearing, kept });
     });
     if (this.#options.dryRun !== true) await this.#removeOrphans(known);
     return condemned;
+  }
+
+  #noticeDamagedFrame(segment: string, { message }: TidemarkError): void {
+    const fate = `a collection keeps what lies behind it until no point needs anything of ${segment}, and then deletes the segment`;
+    this.#options.onNotice?.({ code: "SEGMENT_DAMAGED", message: `${message}. No point needs that to be read; ${fate}` });
   }
 
   /** Records of segments that are gone. */

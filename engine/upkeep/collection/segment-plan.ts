@@ -1,7 +1,16 @@
 /**
- * What of a segment can be given back. A frame of which something is needed keeps its header and its table, so that its chunks can be found again without
- * any map; the last frame keeps them in any case, because a segment that ends earlier than a writer remembers looks like one of which the store has
- * forgotten a part. Pages are cleared where they lie: page objects are sparse, so nothing has to be moved, and every place stays what it was.
+ * Garbage collection of one segment: which of its pages can be freed.
+ *
+ * Pages are cleared where they lie: page objects are sparse, so nothing has to be moved and every chunk keeps its place. A
+ * frame of which a chunk is needed keeps its header and its table, so that its chunks can be found again without any map. The
+ * last frame keeps them in any case: a segment that ends earlier than a writer remembers looks like a store that went back in
+ * time.
+ *
+ * A frame whose header or table is damaged hides the frames behind it. What lies there cannot be told apart, so it is kept
+ * until no point needs anything of the segment; then the segment is deleted as a whole.
+ *
+ * Invariant: no page with a chunk that a committed point needs is freed.
+ * Cost: a read for each frame. Memory: the segment's tables and a bit for each of its pages.
  */
 import type { TidemarkError } from "../../errors.ts";
 import type { CallOptions } from "../../sink.ts";
@@ -10,35 +19,39 @@ import { damaged } from "../../store/format/fields.ts";
 import { frameHeaderBytes, storedLength } from "../../store/format/frame.ts";
 import type { PageRun } from "../../store/format/reclaim.ts";
 import type { WalkedFrame } from "../../store/segments/frame-walk.ts";
-import { walkFrames } from "../../store/segments/frame-walk.ts";
 import { PageSet } from "../../store/segments/page-set.ts";
+import { readableFrames } from "../../store/segments/readable-frames.ts";
 import type { Store } from "../../store/store.ts";
 
-/** Giving back less is not worth a request. */
+/** Freeing fewer pages in a row is not worth a request. */
 const runPagesMin = 4;
-/** Tables are read when at least so much of a segment may be given back. */
+/** Tables are read when at least this share of a segment may be freed. */
 const worthwhileShare = 0.05;
 
 export interface SegmentPlan {
-  /** Pages that frames take and that have not been given back. */
+  /** Pages that frames take and that have not been freed. */
   readonly storedPages: number;
-  /** Nothing in it is needed: it can be deleted as a whole. */
+  /** No point needs anything of the segment: it can be deleted as a whole. */
   readonly isDead: boolean;
-  /** Pages to give back. */
+  /** Pages to free. */
   readonly condemned: readonly PageRun[];
-  /** Chunks that lie in them, wholly or in part. */
+  /** Chunks that lie in them, wholly or in part, as far as frames can be read. */
   readonly condemnedChunks: number;
+  /** Why frames cannot be read to the end of the segment; undefined: they can. */
+  readonly fault: TidemarkError | undefined;
 }
 
-/** What a segment is judged by: pages with chunks that are needed, and pages that have been given back. */
+/** What a segment is judged by: pages with chunks that are needed, and pages that have been freed. */
 export interface SegmentPages {
   readonly live: PageSet;
   readonly dead: PageSet;
 }
 
 /**
- * Whether enough may be given back to read the frames' tables. `stored`: pages that were written and have not been given back; `kept`: how many of them had
- * to stay the last time. Errors: DAMAGED when what is needed has been given back or was never written.
+ * Whether enough may be freed to read the frames' tables. `stored`: pages that were written and have not been freed; `kept`:
+ * how many of them had to stay the last time.
+ *
+ * @throws `DAMAGED` when a page that is needed has been freed or was never written.
  */
 export function isWorthPlanning(
   segment: string,
@@ -53,50 +66,56 @@ export function isWorthPlanning(
 }
 
 /**
- * Reads the frames' tables. Errors: DAMAGED when a frame cannot be read, or when what is needed has been given back or is not there; and those of the
+ * Reads the frames' tables and decides. `writtenBytes`: how far the segment has been written.
+ *
+ * @throws `DAMAGED` when a page that is needed has been freed or was never written; `OBJECT_NOT_FOUND`, and the errors of the
  * store.
  */
 export async function planSegment(
   store: Store,
   vaultId: Uint8Array,
-  segment: { readonly name: string; readonly sizeBytes: number },
+  segment: { readonly name: string; readonly sizeBytes: number; readonly writtenBytes: number },
   { live, dead }: SegmentPages,
   options: CallOptions,
 ): Promise<SegmentPlan> {
-  const frames: WalkedFrame[] = [];
-  for await (const frame of walkFrames(store, vaultId, { ...segment, dead }, options)) frames.push(frame);
+  const { frames, endBytes, fault } = await readableFrames(store, vaultId, { ...segment, dead }, options);
+  const hidden = { from: endBytes / pageAlignmentBytes, end: Math.max(endBytes, segment.writtenBytes) / pageAlignmentBytes };
   const kept = new PageSet();
   const deadFrames = new PageSet();
   let livePages = 0;
   let storedPages = 0;
-  for (const frame of frames) {
-    const { from, end } = pagesOf(frame);
+  const count = ({ from, end }: PageRun): number => {
     let needed = 0;
     for (let page = from; page < end; page += 1) {
       if (dead.has(page)) continue;
       storedPages += 1;
       if (live.has(page)) needed += 1;
     }
-    if (needed > 0 || frame === frames.at(-1)) keepHeaderAndTable(kept, frame);
-    else deadFrames.add(from, end);
     livePages += needed;
+    return needed;
+  };
+  for (const frame of frames) {
+    const run = pagesOf(frame);
+    if (count(run) > 0 || frame === frames.at(-1)) keepHeaderAndTable(kept, frame);
+    else deadFrames.add(run.from, run.end);
   }
+  count(hidden);
+  kept.add(hidden.from, hidden.end);
   if (livePages !== live.count()) throw unreadable(segment.name);
   const isDead = livePages === 0;
   const condemned = new PageSet();
-  for (const frame of frames) {
-    const { from, end } = pagesOf(frame);
+  for (const { from, end } of [...frames.map(pagesOf), hidden]) {
     for (let page = from; page < end; page += 1) {
       if (!dead.has(page) && (isDead || !(live.has(page) || kept.has(page)))) condemned.add(page, page + 1);
     }
   }
-  // Of a frame that goes, header and table go together, however little each is by now: whoever walks the segment would stumble over either alone.
+  // The header and the table of a frame that is freed go together: a reader of frames would stumble over either alone.
   const runs = condemned.runs().filter(({ from, end }) => isDead || end - from >= runPagesMin || deadFrames.touchesPages(from, end));
-  return { storedPages, isDead, condemned: runs, condemnedChunks: chunksIn(frames, PageSet.ofRuns(runs)) };
+  return { storedPages, isDead, condemned: runs, condemnedChunks: chunksIn(frames, PageSet.ofRuns(runs)), fault };
 }
 
 function unreadable(segment: string): TidemarkError {
-  return damaged(segment, "committed points need pages of it that have been given back or were never written");
+  return damaged(segment, "committed points need pages of it that have been freed or were never written");
 }
 
 function pagesOf({ offset, header }: WalkedFrame): PageRun {

@@ -39,8 +39,8 @@ export interface Inventory {
 export interface Lists {
   /** Undefined when there is no head that can be read. */
   readonly head: HeadDocument | undefined;
-  /** Of a head that cannot be read its ETag, and the epoch if that is legible, else 0; undefined when there is none at all. */
-  readonly broken: { readonly etag: string; readonly epoch: number } | undefined;
+  /** Of a head that cannot be read; undefined when there is none at all. */
+  readonly broken: { readonly etag: string } | undefined;
   /** Records that can be read. */
   readonly known: ReadonlyMap<string, PointRecord>;
   /** Pages that cannot be read. */
@@ -126,7 +126,7 @@ export async function readLists({ store, vault, disk, signal }: Place): Promise<
   return { head, broken: undefined, known, lostPages, faults };
 }
 
-/** The head, or what can be had of one that cannot be read: its ETag, and the epoch if that is still legible. */
+/** The head, or the ETag of one that cannot be read. */
 async function findHead({
   store,
   vault,
@@ -140,8 +140,7 @@ async function findHead({
     return { head: decodeHead(there.bytes, name, { vault, disk }) };
   } catch (error) {
     if (!hasCode(error, "DAMAGED")) throw error;
-    const epoch = Number(/"epoch": ?(\d{1,12})\b/.exec(Buffer.from(there.bytes.subarray(0, 4096)).toString("latin1"))?.[1] ?? 0);
-    return { head: undefined, broken: { etag: there.etag, epoch: epoch > epochMax ? 0 : epoch }, fault: error.message };
+    return { head: undefined, broken: { etag: there.etag }, fault: error.message };
   }
 }
 

@@ -51,6 +51,8 @@ export interface ChooseOptions {
   readonly manifests: readonly FoundManifest[];
   /** Records that can still be read, by id: they know more than the manifests. */
   readonly known: ReadonlyMap<string, PointRecord>;
+  /** By segment: pages that have been freed, where the record of them was rebuilt; a dry run does not write it. */
+  readonly rebuiltRecords?: ReadonlyMap<string, PageSet> | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -257,7 +259,9 @@ class PartsCheck {
 
   /** What has been condemned only is still there. A record that cannot be read says nothing. */
   async #dead(segment: string): Promise<PageSet | undefined> {
-    const { store, vaultId, signal } = this.#options;
+    const { store, vaultId, rebuiltRecords, signal } = this.#options;
+    const rebuilt = rebuiltRecords?.get(segment);
+    if (rebuilt !== undefined) return rebuilt;
     try {
       const record = await readDead(store, toHex(vaultId), deadName(segment), { signal });
       return record === undefined ? undefined : PageSet.ofRuns(record.document.dead);

@@ -34,6 +34,8 @@ export interface RecordRepairOptions {
 export interface DamagedRecord {
   readonly name: string;
   readonly isRebuilt: boolean;
+  /** Of a record of dead pages that was rebuilt. */
+  readonly dead?: { readonly segment: string; readonly pages: PageSet } | undefined;
   readonly message: string;
 }
 
@@ -59,7 +61,8 @@ export async function repairRecords(options: RecordRepairOptions): Promise<reado
       );
     const fate =
       dead === undefined ? "the frames of its segment do not tell what stood there" : "the frames of its segment tell what stood there";
-    found.push({ name, isRebuilt: dead !== undefined, message: `${fault.message}; ${fate}` });
+    const rebuilt = dead === undefined ? undefined : { segment, pages: dead };
+    found.push({ name, isRebuilt: dead !== undefined, dead: rebuilt, message: `${fault.message}; ${fate}` });
   }
   const fault = await faultOf(async () => await readCollection(store, document.vault, { signal }));
   const message =

@@ -39,12 +39,13 @@ import { proveObjects, proveVault } from "../../store/points/manifest.ts";
 import { putCondemned, readCondemned } from "../../store/points/prune-fence.ts";
 import { WriterLease } from "../../store/points/writer-lease.ts";
 import { CollectorLease } from "../../store/segments/collector-lease.ts";
+import type { PageSet } from "../../store/segments/page-set.ts";
 import { Store } from "../../store/store.ts";
 import type { Extent } from "../../volume.ts";
 import type { Inventory, Lists, Place, UnreadManifest } from "./inventory.ts";
 import { readLists, readManifests, takeInventory } from "./inventory.ts";
-import type { DamagedTable } from "./map-repair.ts";
-import { repairMap } from "./map-repair.ts";
+import type { UnreadTable } from "./map-check.ts";
+import { unreadTables } from "./map-check.ts";
 import type { ChosenPoints, FoundManifest } from "./rebuilt-points.ts";
 import { choosePoints } from "./rebuilt-points.ts";
 import { repairRecords } from "./record-repair.ts";
@@ -64,7 +65,7 @@ export interface RepairedObject {
   /** Null: of the vault as a whole. */
   readonly disk: string | null;
   readonly object: string;
-  readonly kind: "vault" | "record" | "head" | "pages" | "condemned" | "root" | "leaf" | "index";
+  readonly kind: "vault" | "record" | "head" | "pages" | "condemned" | "index";
   readonly message: string;
 }
 
@@ -90,10 +91,12 @@ export interface RepairSummary {
   readonly elapsedMs: number;
 }
 
-/** A writer may have taken the seat and named nothing yet. */
-const epochsSpared = 1000;
+/** Writers may have taken the lease, each with a higher epoch, and named nothing: how often, only the lost head said. */
+const epochsSpared = 65_536;
 const leaseSeconds = 60;
 const gapsToldMax = 10;
+const lostTableRemedy =
+  "what it maps of these points is lost. Run `tidemark replicate` to make a point that does not need it, and `tidemark prune` to drop those that do";
 
 /**
  * Errors: WRITER_ACTIVE and SEAT_LOST, after everything else has been repaired; COLLECTION_ACTIVE, STORE_REGRESSED, INTERRUPTED and those of the store.
@@ -110,7 +113,7 @@ export async function repair(context: VaultContext, options: RepairOptions = {})
 /** What is missing of points. */
 interface UnreadParts {
   readonly unread: readonly UnreadManifest[];
-  readonly tables: readonly DamagedTable[];
+  readonly tables: readonly UnreadTable[];
   readonly damaged: ChosenPoints["damaged"];
 }
 
@@ -121,8 +124,8 @@ class Repair {
   readonly #repaired: RepairedObject[] = [];
   readonly #lost: LostObject[] = [];
   #collector: CollectorLease | undefined;
-  /** Records of collections that were rebuilt, whether or not they have been written. */
-  readonly #records = new Map<string, Uint8Array>();
+  /** By segment: freed pages of which the record was rebuilt, whether or not it has been written. */
+  readonly #rebuiltRecords = new Map<string, PageSet>();
   /** Why a disk could not be repaired now. */
   #refused: TidemarkError | undefined;
   #points = 0;
@@ -184,12 +187,12 @@ class Repair {
   /** Before the disks, because it tells what of their points has been given back. Returns whether all records can be read now. */
   async #repairRecords(): Promise<boolean> {
     const put = async (name: string, bytes: Uint8Array): Promise<void> => {
-      this.#records.set(name, bytes);
       await this.#put(name, bytes);
     };
     const { document } = this.#context;
     const damaged = await repairRecords({ store: this.#store, document, put, signal: this.#options.signal });
-    for (const { name: object, isRebuilt, message } of damaged) {
+    for (const { name: object, isRebuilt, dead, message } of damaged) {
+      if (dead !== undefined) this.#rebuiltRecords.set(dead.segment, dead.pages);
       if (isRebuilt) this.#tellRepaired({ disk: null, object, kind: "record", message });
       else this.#tellLost({ disk: null, object, points: [], extent: null, message });
     }
@@ -257,26 +260,17 @@ class Repair {
     const areListsWhole = lists.head !== undefined && lists.lostPages.length === 0;
     if (!areListsWhole) await this.#stopCollections();
     const { found: manifests, unread } = await readManifests(this.#place(disk), inventory.objects, areListsWhole ? lists.known : undefined);
-    const { tables, store } = await repairMap({
-      store: this.#store,
-      vaultId,
-      disk,
-      manifests: manifests.map(({ manifest }) => manifest),
-      objects: inventory.objects.filter(({ kind }) => kind === "map").map(({ epoch, number }) => ({ epoch, ordinal: number })),
-      rebuilt: this.#records,
-      put: async (name, bytes) => {
-        await this.#put(name, bytes);
-      },
-      signal,
-    });
+    const store = this.#store;
+    const tables = await unreadTables({ store, vaultId, disk, manifests: manifests.map(({ manifest }) => manifest), signal });
     let chosen: ChosenPoints = { points: [...lists.known.values()], damaged: [], left: [] };
     if (!areListsWhole) {
       const inQuestion = manifests.filter((found) => lists.known.has(found.id) || isInQuestion(found, lists));
-      chosen = withUnread(await choosePoints({ store, vaultId, manifests: inQuestion, known: lists.known, signal }), lists);
+      const options = { store, vaultId, manifests: inQuestion, known: lists.known, rebuiltRecords: this.#rebuiltRecords, signal };
+      chosen = withUnread(await choosePoints(options), lists);
       await this.#relist(inventory, lists, writerLease, chosen);
     }
     this.#points += chosen.points.length;
-    const isLacking = unread.length > 0 || tables.some(({ isRebuilt }) => !isRebuilt);
+    const isLacking = unread.length + tables.length > 0;
     // Nobody kept points from being dropped and collected since they were listed.
     const listed = areListsWhole && isLacking ? [...(await readLists(this.#place(disk))).known.values()] : chosen.points;
     this.#tellParts(disk, areListsWhole, listed, { unread, tables, damaged: chosen.damaged });
@@ -331,7 +325,7 @@ class Repair {
     if (this.#isDry) return;
     const { signal } = this.#options;
     const { vault } = this.#context.document;
-    const epoch = Math.max(seen, broken?.epoch ?? 0) + epochsSpared;
+    const epoch = seen + epochsSpared;
     const empty: HeadDocument = { vault, disk, epoch, writer: null, collection: null, pages: [], points: [] };
     const name = headName(disk);
     const leaseId = randomUUID();
@@ -403,16 +397,12 @@ class Repair {
       this.#tellLost({ disk, object: name, points: [sequence], extent: null, message });
     }
     const told = new Set<number>();
-    for (const { name, kind, isRebuilt, points: needing, extent, message } of tables) {
-      if (isRebuilt) {
-        this.#tellRepaired({ disk, object: name, kind, message });
-        continue;
-      }
-      // Of points that are left out, that has been told.
+    for (const { name, points: needing, extent, message } of tables) {
+      // Points that are left out have been told of.
       const points = needing.filter((sequence) => isListed.has(sequence));
       if (points.length === 0) continue;
       for (const sequence of points) told.add(sequence);
-      this.#tellLost({ disk, object: name, points, extent, message: `${message}, and nothing is left to rebuild it from` });
+      this.#tellLost({ disk, object: name, points, extent, message: `${message}; ${lostTableRemedy}` });
     }
     for (const { sequence, id, why } of damaged) {
       if (told.has(sequence)) continue;

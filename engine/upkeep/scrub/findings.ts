@@ -1,19 +1,24 @@
 /**
- * What of a vault is damaged, as far as is known: by disk and point, and what is no point's. A finding stays until its point has been looked at again in full,
- * or its chunk has been healed. At most ten thousand are kept, and one for each further point that is damaged.
+ * Registry of known damage: what scrub passes have found and not yet seen healed, by disk and point.
+ *
+ * A finding stays until its point has been looked at again in full, or its chunk has been healed. Findings that concern no
+ * single point stand under a key of their own: what lists points, and segments as wholes.
+ *
+ * Memory: at most ten thousand findings, and one for each further point that is damaged.
  */
-import type { Damage } from "./damage.ts";
+import { type Damage, damageOf, type Finding, identityOf } from "./damage.ts";
 import type { DamagedChunk } from "./heal.ts";
-import type { FoundDamage } from "./point-prover.ts";
 import { chunkKey, damagesMax } from "./point-prover.ts";
 
-/** Stand for a point's number: what lists points, and what makes frames readable. */
+/** In place of a point's number: what lists points. */
 export const listsKey = 0;
-export const framesKey = -1;
+/** In place of a point's number: segments as wholes. */
+export const segmentsKey = -1;
 
-interface Finding extends FoundDamage {
+interface KnownFinding {
+  readonly finding: Finding;
   /** The round in which it was seen last. */
-  round: number;
+  readonly round: number;
 }
 
 /** Chunks that are damaged, and a point that needs them. */
@@ -24,12 +29,12 @@ export interface DamagedPoint {
 }
 
 export class Findings {
-  readonly #byDisk = new Map<string, Map<number, readonly Finding[]>>();
+  readonly #byDisk = new Map<string, Map<number, readonly KnownFinding[]>>();
   #count = 0;
-  #healed: Damage[] = [];
+  #healed: Finding[] = [];
   #onDamage: ((damage: Damage) => void) | undefined;
 
-  /** A pass begins. `onDamage` is told of what is found in it and was not known. */
+  /** A pass begins. `onDamage` is called with what is found in it and was not known. */
   begin(onDamage: ((damage: Damage) => void) | undefined): void {
     this.#healed = [];
     this.#onDamage = onDamage;
@@ -37,11 +42,11 @@ export class Findings {
 
   /** What has been healed since the pass began. */
   get healed(): readonly Damage[] {
-    return this.#healed;
+    return this.#healed.map(damageOf);
   }
 
   get damages(): readonly Damage[] {
-    return [...this.#byDisk.values()].flatMap((points) => [...points.values()].flat()).map(({ damage }) => damage);
+    return [...this.#byDisk.values()].flatMap((points) => [...points.values()].flat()).map(({ finding }) => damageOf(finding));
   }
 
   /** There are so many that of each further point only one is kept. */
@@ -50,50 +55,52 @@ export class Findings {
   }
 
   /** Takes note of what was found. Returns what has not been found in this round before, and is not healed. */
-  add(disk: string, key: number, found: readonly FoundDamage[], round: number): readonly FoundDamage[] {
-    const known = new Map((this.#byDisk.get(disk)?.get(key) ?? []).map((finding) => [identityOf(finding.damage), finding]));
-    const fresh: FoundDamage[] = [];
-    for (const { damage, chunk } of found) {
-      const identity = identityOf(damage);
+  add(disk: string, key: number, found: readonly Finding[], round: number): readonly Finding[] {
+    const known = new Map(this.#known(disk, key).map((before) => [identityOf(before.finding), before]));
+    const fresh: Finding[] = [];
+    for (const finding of found) {
+      const identity = identityOf(finding);
       const before = known.get(identity);
-      if (damage.healed) this.#healed.push(damage);
-      if (before === undefined) this.#onDamage?.(damage);
-      if (damage.healed) known.delete(identity);
-      if (damage.healed || before?.round === round) continue;
-      fresh.push({ damage, chunk });
-      if (!this.isFull || known.size === 0 || before !== undefined) known.set(identity, { damage, chunk, round });
+      if (before === undefined) this.#onDamage?.(damageOf(finding));
+      if (finding.healed) {
+        this.#healed.push(finding);
+        known.delete(identity);
+        continue;
+      }
+      if (before?.round === round) continue;
+      fresh.push(finding);
+      if (!this.isFull || known.size === 0 || before !== undefined) known.set(identity, { finding, round });
     }
     this.#set(disk, key, [...known.values()]);
     return fresh;
   }
 
-  /** All of a point has been looked at in this round: what was found in earlier ones only is no more. Returns whether the point is whole. */
+  /** All of a point has been looked at in this round: what was found in earlier rounds only is no more. Returns whether the point is whole. */
   finish(disk: string, key: number, round: number): boolean {
-    const left = (this.#byDisk.get(disk)?.get(key) ?? []).filter((finding) => finding.round === round);
+    const left = this.#known(disk, key).filter((known) => known.round === round);
     this.#set(disk, key, left);
     return left.length === 0;
   }
 
-  /** What is damaged now of what `isOf` tells; by default all that was noted under the key. */
-  replace(disk: string, key: number, damages: readonly Damage[], round: number, isOf: (damage: Damage) => boolean = () => true): void {
-    const before = this.#byDisk.get(disk)?.get(key) ?? [];
-    const known = new Set(before.map(({ damage }) => damage.message));
-    for (const damage of damages) {
-      if (damage.healed) this.#healed.push(damage);
-      if (!known.has(damage.message)) this.#onDamage?.(damage);
+  /** What is damaged now of what `isOf` selects; by default all that was noted under the key. */
+  replace(disk: string, key: number, found: readonly Finding[], round: number, isOf: (finding: Finding) => boolean = () => true): void {
+    const before = this.#known(disk, key);
+    const known = new Set(before.map(({ finding }) => identityOf(finding)));
+    for (const finding of found) {
+      if (finding.healed) this.#healed.push(finding);
+      if (!known.has(identityOf(finding))) this.#onDamage?.(damageOf(finding));
     }
-    const left = damages.filter(({ healed }) => !healed).map((damage) => ({ damage, chunk: undefined, round }));
-    this.#set(disk, key, [...before.filter(({ damage }) => !isOf(damage)), ...left]);
+    const left = found.filter(({ healed }) => !healed).map((finding) => ({ finding, round }));
+    this.#set(disk, key, [...before.filter(({ finding }) => !isOf(finding)), ...left]);
   }
 
-  /** Segments with frames that could not be put right, and only those of `segments`, others being gone. */
+  /** Segments that are damaged as wholes; `segments`: those that exist, the others are forgotten. */
   damagedSegments(segments?: ReadonlySet<string>): ReadonlySet<string> {
     const damaged = new Set<string>();
-    for (const [disk, points] of this.#byDisk) {
-      const frames = points.get(framesKey) ?? [];
-      const left = segments === undefined ? frames : frames.filter(({ damage }) => segments.has(damage.object));
-      this.#set(disk, framesKey, left);
-      for (const { damage } of left) damaged.add(damage.object);
+    for (const disk of this.#byDisk.keys()) {
+      const left = this.#known(disk, segmentsKey).filter(({ finding }) => segments?.has(finding.object) !== false);
+      this.#set(disk, segmentsKey, left);
+      for (const { finding } of left) damaged.add(finding.object);
     }
     return damaged;
   }
@@ -103,8 +110,8 @@ export class Findings {
     const seen = new Set<string>();
     const damaged: DamagedPoint[] = [];
     for (const [disk, points] of this.#byDisk) {
-      for (const [sequence, findings] of points) {
-        const chunks = findings.flatMap(({ chunk }) => {
+      for (const [sequence, known] of points) {
+        const chunks = known.flatMap(({ finding: { chunk } }) => {
           if (chunk === undefined || seen.has(chunkKey(chunk))) return [];
           seen.add(chunkKey(chunk));
           return [chunk];
@@ -118,12 +125,14 @@ export class Findings {
   /** Chunks have been healed. Returns the points that are whole now, as far as is known. */
   heal(chunks: readonly DamagedChunk[]): readonly { readonly disk: string; readonly sequence: number }[] {
     const keys = new Set(chunks.map(chunkKey));
+    const isHealed = ({ finding: { chunk } }: KnownFinding): boolean => chunk !== undefined && keys.has(chunkKey(chunk));
     const whole: { readonly disk: string; readonly sequence: number }[] = [];
     for (const [disk, points] of this.#byDisk) {
-      for (const [sequence, findings] of points) {
-        const [healed, left] = [findings.filter(isAmong(keys, true)), findings.filter(isAmong(keys, false))];
+      for (const [sequence, known] of points) {
+        const healed = known.filter(isHealed);
         if (healed.length === 0) continue;
-        for (const { damage } of healed) this.#healed.push({ ...damage, healed: true });
+        for (const { finding } of healed) this.#healed.push({ ...finding, unhealed: undefined, healed: true });
+        const left = known.filter((one) => !isHealed(one));
         this.#set(disk, sequence, left);
         if (left.length === 0) whole.push({ disk, sequence });
       }
@@ -141,24 +150,20 @@ export class Findings {
     for (const key of this.#byDisk.get(disk)?.keys() ?? []) if (key > 0 && !sequences.has(key)) this.#set(disk, key, []);
   }
 
+  #known(disk: string, key: number): readonly KnownFinding[] {
+    return this.#byDisk.get(disk)?.get(key) ?? [];
+  }
+
   #drop(disk: string): void {
     for (const key of this.#byDisk.get(disk)?.keys() ?? []) this.#set(disk, key, []);
     this.#byDisk.delete(disk);
   }
 
-  #set(disk: string, key: number, findings: readonly Finding[]): void {
-    const points = this.#byDisk.get(disk) ?? new Map<number, readonly Finding[]>();
+  #set(disk: string, key: number, findings: readonly KnownFinding[]): void {
+    const points = this.#byDisk.get(disk) ?? new Map<number, readonly KnownFinding[]>();
     this.#byDisk.set(disk, points);
     this.#count += findings.length - (points.get(key)?.length ?? 0);
     if (findings.length > 0) points.set(key, findings);
     else points.delete(key);
   }
-}
-
-function identityOf({ object, extent, message }: Damage): string {
-  return `${object} ${extent === null ? message : String(extent.offset)}`;
-}
-
-function isAmong(keys: ReadonlySet<string>, wanted: boolean): (finding: Finding) => boolean {
-  return ({ chunk }) => (chunk !== undefined && keys.has(chunkKey(chunk))) === wanted;
 }

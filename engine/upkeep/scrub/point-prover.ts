@@ -24,7 +24,7 @@ import type { PointHold } from "../../store/points/reader-holds.ts";
 import { holdPoint } from "../../store/points/reader-holds.ts";
 import type { Store } from "../../store/store.ts";
 import type { Extent, Volume } from "../../volume.ts";
-import type { Damage } from "./damage.ts";
+import type { DamageCause, Finding } from "./damage.ts";
 import type { DamagedChunk, Healer } from "./heal.ts";
 import { ProvedPlaces } from "./proved-places.ts";
 
@@ -46,20 +46,14 @@ export interface PointProverOptions extends Pick<OperationOptions, "onProgress" 
 
 export interface Proof {
   /** What is wrong; what has been healed is among it. */
-  readonly damages: readonly Damage[];
+  readonly found: readonly Finding[];
   /** Aborted when the point was dropped while it was proved: then the damages say nothing. */
   readonly lost: AbortSignal | undefined;
 }
 
-/** Damage to a point, and the chunk that has to be healed for it. */
-export interface FoundDamage {
-  readonly damage: Damage;
-  readonly chunk: DamagedChunk | undefined;
-}
-
 /** What is new in a point that was proved. */
 export interface NewProof {
-  readonly found: readonly FoundDamage[];
+  readonly found: readonly Finding[];
   /** Undefined: all of it has been looked at. Else what `pace` ended the reading with. */
   readonly ended: ReadingEnds | undefined;
 }
@@ -76,12 +70,6 @@ export interface NewPart {
 
 /** What `pace` throws to end a reading in the middle: what was found until then counts. */
 export class ReadingEnds extends Error {}
-
-/** The damage that something is noted for, and the chunk that has to be healed for it. */
-interface Noted {
-  damage: Damage;
-  readonly chunk: string | undefined;
-}
 
 export class PointProver {
   readonly #options: PointProverOptions;
@@ -113,7 +101,7 @@ export class PointProver {
 
   /** Errors: POINT_NOT_FOUND when it has been pruned, INTERRUPTED, those of the store and the source. */
   async prove(disk: string, point: PointRecord, source?: Volume): Promise<Proof> {
-    const notes = new DamageNotes(disk, point);
+    const notes = new PointNotes(disk, point);
     const hold = await this.#hold(disk, point, notes);
     try {
       await this.#prove(disk, point, source, notes);
@@ -121,20 +109,20 @@ export class PointProver {
     } finally {
       await hold?.release();
     }
-    return { damages: notes.damages, lost: hold?.signal.aborted === true ? hold.signal : undefined };
+    return { found: notes.found, lost: hold?.signal.aborted === true ? hold.signal : undefined };
   }
 
   /** Errors: POINT_NOT_FOUND when something was wrong and it has been pruned, INTERRUPTED and those of the store. */
   async proveNew(disk: string, point: PointRecord, part: NewPart): Promise<NewProof> {
-    const notes = new DamageNotes(disk, point);
+    const notes = new PointNotes(disk, point);
     let ended: ReadingEnds | undefined;
     try {
       await this.#readNew(disk, point, part, notes);
     } catch (error) {
       if (error instanceof ReadingEnds) ended = error;
-      else notes.add(objectDamageOf(disk, point, error));
+      else notes.add(pointFinding(disk, point, error));
     }
-    if (notes.damages.length === 0) return { found: [], ended };
+    if (notes.isEmpty) return { found: [], ended };
     const hold = await this.#hold(disk, point, notes);
     try {
       await this.#heal(notes);
@@ -145,7 +133,7 @@ export class PointProver {
     return { found: notes.found, ended };
   }
 
-  async #readNew(disk: string, point: PointRecord, { walk, from, onWhole }: NewPart, notes: DamageNotes): Promise<void> {
+  async #readNew(disk: string, point: PointRecord, { walk, from, onWhole }: NewPart, notes: PointNotes): Promise<void> {
     const { store, context, signal } = this.#options;
     const { vault } = context.document;
     const manifest = await readManifest(store, vault, disk, point, signal);
@@ -159,7 +147,7 @@ export class PointProver {
           return Promise.resolve();
         },
         done: (granule) => {
-          if (notes.damages.length === 0) onWhole(granule);
+          if (notes.isEmpty) onWhole(granule);
           return Promise.resolve();
         },
         skip: (segment, offset) => this.#isProved(segment, offset),
@@ -171,7 +159,7 @@ export class PointProver {
   /** Heals what could not be healed before, while a point that needs it is held. Errors: POINT_NOT_FOUND and those of the store. */
   async healAgain(disk: string, point: PointRecord, chunks: readonly DamagedChunk[]): Promise<readonly DamagedChunk[]> {
     const { healer } = this.#options;
-    const hold = await this.#hold(disk, point, new DamageNotes(disk, point));
+    const hold = await this.#hold(disk, point, new PointNotes(disk, point));
     try {
       const outcomes = (await healer?.heal(chunks)) ?? [];
       const whole = chunks.filter((_chunk, index) => index in outcomes && outcomes[index] === undefined);
@@ -182,16 +170,17 @@ export class PointProver {
     }
   }
 
-  /** Which of these damages another point of the disk shows, and where; the first of them only, if `first`. Errors: as `PointMap.window`. */
-  async trace(disk: string, point: PointRecord, damages: readonly FoundDamage[], first: boolean): Promise<readonly FoundDamage[]> {
+  /** Which of these findings another point of the disk shows, and where; the first of them only, if `first`. Errors: as `PointMap.window`. */
+  async trace(disk: string, point: PointRecord, findings: readonly Finding[], first: boolean): Promise<readonly Finding[]> {
     const { store, context, signal } = this.#options;
     const manifest = await readManifest(store, context.document.vault, disk, point, signal);
     const map = new PointMap(store, fromHex(context.document.vault), disk, manifest);
-    const found: FoundDamage[] = [];
-    for (const { damage, chunk } of damages) {
-      if (chunk === undefined || damage.extent === null) continue;
-      const from = damage.extent.offset / granuleBytes;
-      const end = Math.min(from + damage.extent.length / granuleBytes, map.granules);
+    const found: Finding[] = [];
+    for (const finding of findings) {
+      const { chunk, extent: shown } = finding;
+      if (chunk === undefined || shown === null) continue;
+      const from = shown.offset / granuleBytes;
+      const end = Math.min(from + shown.length / granuleBytes, map.granules);
       if (end <= from) continue;
       const pieces = await map.window(from, end, signal);
       for (let piece = 0; piece < pieces.count; piece += 1) {
@@ -200,8 +189,7 @@ export class PointProver {
         if (leaf === undefined || pieceIsZero(pieces, piece)) continue;
         if (leaf.names[leaf.segments[entry] ?? 0] !== chunk.segment || leaf.offsets[entry] !== chunk.offset) continue;
         const extent = { offset: (pieces.starts[piece] ?? 0) * granuleBytes, length: (pieces.lengths[piece] ?? 0) * granuleBytes };
-        const message = damage.message.replace(describeExtent(damage.extent), describeExtent(extent));
-        found.push({ damage: { ...damage, sequence: point.sequence, point: point.id, extent, message }, chunk });
+        found.push({ ...finding, sequence: point.sequence, point: point.id, extent });
         if (first) return found;
       }
     }
@@ -213,7 +201,7 @@ export class PointProver {
   }
 
   /** Undefined, and noted, when what tells of prunes is damaged: that is no reason not to look at the point. */
-  async #hold(disk: string, point: PointRecord, notes: DamageNotes): Promise<PointHold | undefined> {
+  async #hold(disk: string, point: PointRecord, notes: PointNotes): Promise<PointHold | undefined> {
     const { store, context, purpose, signal } = this.#options;
     const onNotice = (notice: Notice): void => {
       if (!this.#told.has(notice.code)) this.#options.onNotice?.(notice);
@@ -225,12 +213,12 @@ export class PointProver {
       return await holdPoint({ store, vault: context.document.vault, disk, point: part, purpose, onNotice, signal });
     } catch (error) {
       if (!isDamage(error)) throw error;
-      notes.add(objectDamage(disk, error));
+      notes.add(listFinding(disk, error));
       return undefined;
     }
   }
 
-  async #prove(disk: string, point: PointRecord, source: Volume | undefined, notes: DamageNotes): Promise<void> {
+  async #prove(disk: string, point: PointRecord, source: Volume | undefined, notes: PointNotes): Promise<void> {
     const { store, context, signal } = this.#options;
     const { vault } = context.document;
     try {
@@ -238,8 +226,8 @@ export class PointProver {
       const map = new PointMap(store, fromHex(vault), disk, manifest);
       const sourceBytes = source === undefined ? 0 : await source.sizeBytes();
       if (source !== undefined && sourceBytes !== point.volumeBytes) {
-        const message = `${source.description} has ${String(sourceBytes)} bytes, the point has ${String(point.volumeBytes)}`;
-        notes.note({ extent: null, object: source.description, code: "SOURCE_DIFFERS", message });
+        const cause = { kind: "size", sourceBytes, pointBytes: point.volumeBytes } as const;
+        notes.note({ extent: null, object: source.description, code: "SOURCE_DIFFERS", cause });
       }
       const report = paced(this.#options.onProgress);
       const consumer: PointConsumer = {
@@ -261,13 +249,12 @@ export class PointProver {
       };
       await this.#reader.read(map, 0, consumer);
     } catch (error) {
-      if (!isDamage(error)) throw error;
-      notes.note({ extent: null, object: objectOf(error), code: codeOf(error), message: error.message });
+      notes.add(pointFinding(disk, point, error));
     }
   }
 
   /** Notes each piece whose chunk is damaged, and which chunks have been judged. */
-  #checkBatch(disk: string, batch: ProvedBatch, notes: DamageNotes): void {
+  #checkBatch(disk: string, batch: ProvedBatch, notes: PointNotes): void {
     for (let at = batch.from; at < batch.end; at += 1) {
       const piece = batch.order[at] ?? 0;
       const leaf = batch.pieces.leaves[piece];
@@ -284,7 +271,7 @@ export class PointProver {
       const extent = { offset: start * granuleBytes, length: lengthBytes };
       const storedWord = leaf?.storedWords[entry] ?? 0;
       const stored = String(storedLength(storedWord));
-      const why = batch.failure?.message ?? `its ${stored} bytes from ${String(offset)} on do not give the chunk that they must`;
+      const what = batch.failure?.message ?? `its ${stored} bytes from ${String(offset)} on do not give the chunk that they must`;
       const chunk: DamagedChunk = {
         segment: batch.segment,
         offset,
@@ -298,14 +285,14 @@ export class PointProver {
           extent,
           object: batch.segment,
           code: hasCode(batch.failure, "OBJECT_NOT_FOUND") ? "OBJECT_NOT_FOUND" : "DAMAGED",
-          message: `${describeExtent(extent)} cannot be read back: ${batch.segment}: ${why}`,
+          cause: { kind: "chunk", what },
         },
         chunk,
       );
     }
   }
 
-  async #heal(notes: DamageNotes): Promise<void> {
+  async #heal(notes: PointNotes): Promise<void> {
     const { healer } = this.#options;
     const { chunks } = notes;
     if (healer === undefined || chunks.length === 0) return;
@@ -313,73 +300,64 @@ export class PointProver {
     for (const [index, chunk] of chunks.entries()) {
       const outcome = outcomes[index];
       if (outcome === undefined) this.#places.add(chunk.segment, chunk.offset, "proved");
-      notes.tell(chunk, outcome);
+      notes.settle(chunk, outcome);
     }
   }
 }
 
 /** What is found out about one point. */
-class DamageNotes {
-  readonly #place: Pick<Damage, "disk" | "sequence" | "point">;
-  readonly #noted: Noted[] = [];
+class PointNotes {
+  readonly #place: Pick<Finding, "disk" | "sequence" | "point">;
+  readonly #findings: Finding[] = [];
+  /** A chunk may be shown in several places: any of them may still hold its content. */
   readonly #chunks = new Map<string, DamagedChunk>();
 
   constructor(disk: string, { sequence, id }: PointRecord) {
     this.#place = { disk, sequence, point: id };
   }
 
-  get damages(): readonly Damage[] {
-    return this.#noted.map(({ damage }) => damage);
+  get isEmpty(): boolean {
+    return this.#findings.length === 0;
   }
 
-  get found(): readonly FoundDamage[] {
-    return this.#noted.map(({ damage, chunk }) => ({ damage, chunk: chunk === undefined ? undefined : this.#chunks.get(chunk) }));
+  get found(): readonly Finding[] {
+    return this.#findings.map((finding) => {
+      const { chunk } = finding;
+      return chunk === undefined ? finding : { ...finding, chunk: this.#chunks.get(chunkKey(chunk)) };
+    });
   }
 
   get chunks(): readonly DamagedChunk[] {
     return [...this.#chunks.values()];
   }
 
-  /** Notes something of the point. Damage in one place that continues what was noted last is one damage. */
-  note(found: Pick<Damage, "extent" | "object" | "code" | "message">, chunk?: DamagedChunk): void {
-    const damage: Damage = { ...this.#place, ...found, healed: false };
-    const last = this.#noted.at(-1);
-    const extent = last === undefined ? undefined : joined(last.damage, damage);
-    if (last === undefined || extent === undefined) {
-      this.add(damage, chunk);
-      return;
-    }
-    const message = `${describeExtent(extent)} of ${damage.object} differ from the point`;
-    last.damage = { ...last.damage, extent, message };
+  /** Notes something of the point. A difference that continues the one that was noted last is one with it. */
+  note(found: Pick<Finding, "extent" | "object" | "code"> & { readonly cause: DamageCause }, chunk?: DamagedChunk): void {
+    const finding: Finding = { ...this.#place, ...found, chunk, unhealed: undefined, healed: false };
+    const last = this.#findings.at(-1);
+    const extent = last === undefined ? undefined : joined(last, finding);
+    if (extent === undefined) this.add(finding);
+    else this.#findings[this.#findings.length - 1] = { ...finding, extent };
   }
 
-  add(damage: Damage, chunk?: DamagedChunk): void {
-    if (this.#noted.length >= damagesMax) return;
-    const key = chunk === undefined ? undefined : chunkKey(chunk);
-    this.#noted.push({ damage, chunk: key });
-    if (chunk === undefined || key === undefined) return;
-    // A chunk may be shown in several places: any of them may still hold its content.
-    const known = this.#chunks.get(key);
-    const places = [...(known?.places ?? []), ...chunk.places].slice(0, placesMax);
+  add(finding: Finding): void {
+    if (this.#findings.length >= damagesMax) return;
+    this.#findings.push(finding);
+    const { chunk } = finding;
+    if (chunk === undefined) return;
+    const key = chunkKey(chunk);
+    const places = [...(this.#chunks.get(key)?.places ?? []), ...chunk.places].slice(0, placesMax);
     this.#chunks.set(key, { ...chunk, places });
   }
 
-  /** What has become of a chunk. */
-  tell(chunk: DamagedChunk, outcome: string | undefined): void {
-    const key = chunkKey(chunk);
-    for (const noted of this.#noted) {
-      if (noted.chunk !== key) continue;
-      const { damage } = noted;
-      noted.damage =
-        outcome === undefined
-          ? { ...damage, healed: true }
-          : { ...damage, message: `${damage.message}; it could not be healed: ${outcome}` };
+  /** Notes what has become of a chunk: `unhealed` says why it could not be healed. */
+  settle(healed: DamagedChunk, unhealed: string | undefined): void {
+    const key = chunkKey(healed);
+    for (const [index, finding] of this.#findings.entries()) {
+      if (finding.chunk !== undefined && chunkKey(finding.chunk) === key)
+        this.#findings[index] = { ...finding, unhealed, healed: unhealed === undefined };
     }
   }
-}
-
-function describeExtent({ offset, length }: Extent): string {
-  return `bytes ${String(offset)} to ${String(offset + length)}`;
 }
 
 /** Places of one chunk in which its content is looked for. */
@@ -389,13 +367,7 @@ export function chunkKey({ segment, offset }: Pick<DamagedChunk, "segment" | "of
   return `${segment} ${String(offset)}`;
 }
 
-async function compareBatch(
-  point: PointRecord,
-  batch: ProvedBatch,
-  source: Volume,
-  sourceBytes: number,
-  notes: DamageNotes,
-): Promise<void> {
+async function compareBatch(point: PointRecord, batch: ProvedBatch, source: Volume, sourceBytes: number, notes: PointNotes): Promise<void> {
   for (let at = batch.from; at < batch.end; at += 1) {
     if (!pieceIsProved(batch, at)) continue;
     const piece = batch.order[at] ?? 0;
@@ -415,7 +387,7 @@ async function compareZeros(
   end: number,
   source: Volume,
   sourceBytes: number,
-  notes: DamageNotes,
+  notes: PointNotes,
 ): Promise<void> {
   const limit = Math.min(end * granuleBytes, point.volumeBytes, sourceBytes);
   const buffer = Buffer.alloc(Math.min(1024 * 1024, Math.max(0, limit - from * granuleBytes)));
@@ -431,19 +403,20 @@ async function compareZeros(
   }
 }
 
-function noteDifference(notes: DamageNotes, source: Volume, offset: number, length: number): void {
+function noteDifference(notes: PointNotes, source: Volume, offset: number, length: number): void {
   notes.note({
     extent: { offset, length },
     object: source.description,
     code: "SOURCE_DIFFERS",
-    message: `${describeExtent({ offset, length })} of ${source.description} differ from the point`,
+    cause: { kind: "difference" },
   });
 }
 
 /** The extent of two differences that touch, or undefined. */
-function joined(last: Damage, next: Damage): Extent | undefined {
-  if (last.extent === null || next.extent === null || last.code !== "SOURCE_DIFFERS" || next.code !== "SOURCE_DIFFERS") return undefined;
-  const touches = last.extent.offset + last.extent.length === next.extent.offset && last.point === next.point;
+function joined(last: Finding, next: Finding): Extent | undefined {
+  if (last.cause.kind !== "difference" || next.cause.kind !== "difference" || last.extent === null || next.extent === null)
+    return undefined;
+  const touches = last.extent.offset + last.extent.length === next.extent.offset;
   return touches ? { offset: last.extent.offset, length: last.extent.length + next.extent.length } : undefined;
 }
 
@@ -452,11 +425,9 @@ function dropped(disk: string, { sequence }: PointRecord): TidemarkError {
 }
 
 /** What a part of a point's map that cannot be read means to the point. Errors: what is no damage. */
-export function objectDamageOf(disk: string, point: PointRecord, error: unknown): Damage {
+function pointFinding(disk: string, { sequence, id }: PointRecord, error: unknown): Finding {
   if (!isDamage(error)) throw error;
-  const { message } = error;
-  const code = codeOf(error);
-  return { disk, sequence: point.sequence, point: point.id, extent: null, object: objectOf(error), code, message, healed: false };
+  return { ...listFinding(disk, error), sequence, point: id };
 }
 
 export type DamageError = TidemarkError & { readonly code: "DAMAGED" | "OBJECT_NOT_FOUND" | "FORMAT_UNSUPPORTED" };
@@ -466,17 +437,16 @@ export function isDamage(error: unknown): error is DamageError {
 }
 
 /** The damage of an object that lists points and cannot be read: how many points that concerns, and which, is not known. */
-export function objectDamage(disk: string, error: DamageError): Damage {
-  const code = codeOf(error);
-  return { disk, sequence: null, point: null, extent: null, object: objectOf(error), code, message: error.message, healed: false };
-}
-
-function codeOf(error: DamageError): DamageError["code"] {
-  const { code } = error;
-  return isGone(error) ? "OBJECT_NOT_FOUND" : code;
-}
-
-function objectOf(error: TidemarkError): string {
-  const { object } = error.detail;
-  return typeof object === "string" ? object : "unknown";
+export function listFinding(disk: string, error: DamageError): Finding {
+  const { code, message, detail } = error;
+  const object = typeof detail["object"] === "string" ? detail["object"] : "unknown";
+  const place = { disk, sequence: null, point: null, extent: null, object };
+  return {
+    ...place,
+    code: isGone(error) ? "OBJECT_NOT_FOUND" : code,
+    cause: { kind: "object", what: message },
+    chunk: undefined,
+    unhealed: undefined,
+    healed: false,
+  };
 }

@@ -29,14 +29,13 @@ import { sweepQuarantine } from "../../store/segments/quarantine.ts";
 import { Store } from "../../store/store.ts";
 import type { Bandwidth } from "../../throttle.ts";
 import type { Volume } from "../../volume.ts";
-import type { Damage } from "./damage.ts";
-import { Findings, framesKey, listsKey } from "./findings.ts";
-import { FrameProver } from "./frame-repair.ts";
+import type { Damage, Finding } from "./damage.ts";
+import { Findings, listsKey, segmentsKey } from "./findings.ts";
 import { Healer } from "./heal.ts";
-import type { FoundDamage } from "./point-prover.ts";
-import { isDamage, objectDamage, PointProver, ReadingEnds } from "./point-prover.ts";
+import { isDamage, listFinding, PointProver, ReadingEnds } from "./point-prover.ts";
 import { ProvedPlaces } from "./proved-places.ts";
 import { claimQuota, endRound } from "./quota.ts";
+import { proveSegment, type SegmentProofOptions } from "./segment-prover.ts";
 
 export interface ScrubOptions {
   /** Bytes of segments to read in this pass. Default: as many as there are. */
@@ -220,7 +219,7 @@ class Pass {
   readonly #findings: Findings;
   readonly #store: Store;
   readonly #prover: PointProver;
-  readonly #frames: FrameProver;
+  readonly #segmentProof: SegmentProofOptions;
   #listed: ReadonlyMap<string, Listed> = new Map();
   #notedAtMs = performance.now();
   #budgetBytes = Infinity;
@@ -239,7 +238,7 @@ class Pass {
     const pace = async (bytes: number): Promise<void> => await this.#pace(bytes);
     const healer = new Healer({ context, store, sources, alone, onNotice, onOpen, signal });
     this.#prover = new PointProver({ context, store, purpose: "scrub", places, healer, pace, onNotice, signal });
-    this.#frames = new FrameProver({ context, store, vault: context.document.vault, pace, onNotice, onOpen, signal });
+    this.#segmentProof = { store, vault: context.document.vault, pace, onNotice, onOpen, signal };
     findings.begin(onDamage);
   }
 
@@ -267,7 +266,7 @@ class Pass {
       await this.#lookAgain();
       if (how === "again") return false;
       for (const disk of this.#inOrder()) await this.#proveDisk(disk);
-      await this.#proveFrames();
+      await this.#proveSegments();
       await sweepQuarantine(this.#store, { signal: this.#options.signal });
       return true;
     } catch (error) {
@@ -311,19 +310,19 @@ class Pass {
     const all = [...disks, ...headless];
     this.#findings.keepDisks(all);
     for (const disk of all) {
-      const lists: Damage[] = [];
+      const lists: Finding[] = [];
       const newestFirst: PointRecord[] = [];
       try {
         const { head } = await readHead(this.#store, vault, disk, signal);
         const onDamage = (error: TidemarkError): void => {
           if (!isDamage(error)) throw error;
-          lists.push(objectDamage(disk, error));
+          lists.push(listFinding(disk, error));
         };
         for await (const point of readPoints(this.#store, head, { onDamage, signal })) newestFirst.push(point);
       } catch (error) {
         const lost = hasCode(error, "DISK_NOT_FOUND") ? error.cause : error;
         if (!isDamage(lost)) throw error;
-        lists.push(objectDamage(disk, lost));
+        lists.push(listFinding(disk, lost));
       }
       this.#findings.replace(disk, listsKey, lists, this.#round.number);
       this.#findings.keepPoints(disk, new Set(newestFirst.map(({ sequence }) => sequence)));
@@ -406,7 +405,7 @@ class Pass {
   }
 
   /** Which younger points show what has been found to be damaged: from one to the next, until it is hidden in all. */
-  async #trace(disk: string, damages: readonly FoundDamage[], younger: readonly PointRecord[]): Promise<void> {
+  async #trace(disk: string, damages: readonly Finding[], younger: readonly PointRecord[]): Promise<void> {
     let shown = damages.filter(({ chunk }) => chunk !== undefined);
     for (const point of younger) {
       if (shown.length === 0) return;
@@ -422,8 +421,8 @@ class Pass {
     }
   }
 
-  /** Headers and tables, segment by segment; what stands there is named with the disk that wrote it. */
-  async #proveFrames(): Promise<void> {
+  /** Segments as wholes, each named with the disk that wrote it. */
+  async #proveSegments(): Promise<void> {
     const { signal } = this.#options;
     const segments = new Set<string>();
     for await (const { name } of this.#store.list(segmentsPrefix, { signal })) if (parseSegmentName(name) !== undefined) segments.add(name);
@@ -433,8 +432,8 @@ class Pass {
 
   async #proveSegment(segment: string): Promise<void> {
     const disk = decodeDiskName(parseSegmentName(segment)?.encodedDisk ?? "") ?? "";
-    const damages = await this.#frames.damages(segment);
-    this.#findings.replace(disk, framesKey, damages, this.#round.number, ({ object }) => object === segment);
+    const found = await proveSegment(this.#segmentProof, segment);
+    this.#findings.replace(disk, segmentsKey, found, this.#round.number, ({ object }) => object === segment);
     this.#round.segments.add(segment);
   }
 

@@ -14,11 +14,11 @@ import { noteProved } from "../../store/points/proved.ts";
 import { readHead } from "../../store/points/writer-lease.ts";
 import { Store } from "../../store/store.ts";
 import type { Volume } from "../../volume.ts";
-import type { Damage } from "./damage.ts";
-import { FrameProver } from "./frame-repair.ts";
+import { type Damage, damageOf, type Finding } from "./damage.ts";
 import { Healer } from "./heal.ts";
 import type { DamageError } from "./point-prover.ts";
-import { damagesMax, isDamage, objectDamage, PointProver } from "./point-prover.ts";
+import { damagesMax, isDamage, listFinding, PointProver } from "./point-prover.ts";
+import { proveSegment } from "./segment-prover.ts";
 
 /** Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, SOURCE_…, INTERRUPTED and those of the store. Damage is no error: it is in the summary. */
 export async function verify(context: VaultContext, options: VerifyOptions): Promise<VerifySummary> {
@@ -52,7 +52,7 @@ class Verification {
     }
     const disks = disk === undefined ? await diskNames(this.#store, this.#options.signal) : [disk.normalize("NFC")];
     for (const name of disks) await this.#verifyDisk(name);
-    if (this.#options.heal === true && this.#options.point === undefined) await this.#healFrames(new Set(disks));
+    if (this.#options.heal === true && this.#options.point === undefined) await this.#mendSegments(new Set(disks));
     return {
       checkedPoints: this.#checkedPoints,
       checkedChunks: this.#prover.checkedChunks,
@@ -80,12 +80,12 @@ class Verification {
     const isOnly = this.#options.point !== undefined;
     try {
       const { source, heal = false } = this.#options;
-      const { damages, lost } = await this.#prover.prove(disk, point, heal ? undefined : source);
+      const { found, lost } = await this.#prover.prove(disk, point, heal ? undefined : source);
       if (lost !== undefined && isOnly) throw interrupted(lost);
       if (lost !== undefined) return false; // what was missing in it was missing because it was pruned
       this.#checkedPoints += 1;
-      for (const damage of damages) this.#note(damage);
-      return damages.every(({ code, healed }) => healed || code === "SOURCE_DIFFERS");
+      for (const finding of found) this.#note(finding);
+      return found.every(({ code, healed }) => healed || code === "SOURCE_DIFFERS");
     } catch (error) {
       if (isOnly || !hasCode(error, "POINT_NOT_FOUND")) throw error;
       return false;
@@ -105,17 +105,16 @@ class Verification {
     }
   }
 
-  /** Points do not need what makes frames readable without a map, so only who heals looks at it. */
-  async #healFrames(disks: ReadonlySet<string>): Promise<void> {
+  /** Segments that the disks' writers made, as wholes. Points do not need their frames, so only a healing looks at them. */
+  async #mendSegments(disks: ReadonlySet<string>): Promise<void> {
     const { onNotice = () => undefined, signal } = this.#options;
     const { vault } = this.#context.document;
-    const frames = new FrameProver({ context: this.#context, store: this.#store, vault, onNotice, signal });
     const segments: string[] = [];
     for await (const { name } of this.#store.list(segmentsPrefix, { signal })) segments.push(name);
     for (const segment of segments) {
       const disk = decodeDiskName(parseSegmentName(segment)?.encodedDisk ?? "");
       if (disk === undefined || !disks.has(disk)) continue;
-      for (const damage of await frames.damages(segment)) this.#note(damage);
+      for (const finding of await proveSegment({ store: this.#store, vault, onNotice, signal }, segment)) this.#note(finding);
     }
   }
 
@@ -145,11 +144,11 @@ class Verification {
   }
 
   #noteObject(disk: string, error: DamageError): void {
-    this.#note(objectDamage(disk, error));
+    this.#note(listFinding(disk, error));
   }
 
-  #note(damage: Damage): void {
-    if (this.#damaged.length < damagesMax) this.#damaged.push(damage);
+  #note(finding: Finding): void {
+    if (this.#damaged.length < damagesMax) this.#damaged.push(damageOf(finding));
   }
 }
 

@@ -32,6 +32,11 @@ async function write(store: Store, frames: readonly (readonly number[])[]): Prom
   }
 }
 
+async function segmentIn(store: Store): Promise<Parameters<typeof planSegment>[2]> {
+  const { writtenBytes } = await store.statPages(name);
+  return { name, sizeBytes: segmentBytes, writtenBytes };
+}
+
 interface Found {
   /** Its number among the frames that were found, and in it. */
   readonly frame: number;
@@ -74,7 +79,7 @@ test("whoever walks the segment finds every chunk that is needed, however often 
         });
         const live = new PageSet();
         for (const chunk of needed) live.addBytes(chunk.at, chunk.size);
-        const plan = await planSegment(store, vaultId, { name, sizeBytes: segmentBytes }, { live, dead }, {});
+        const plan = await planSegment(store, vaultId, await segmentIn(store), { live, dead }, {});
         if (plan.isDead) return;
         for (const { from, end } of plan.condemned) {
           expect(live.touchesPages(from, end)).toBe(false);
