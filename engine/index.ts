@@ -47,6 +47,8 @@ export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax
 export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./store/format/documents.ts";
 export { digestNames } from "./store/format/documents.ts";
 export type { PinOptions, PinSummary } from "./store/points/pins.ts";
+export type { DiffOptions } from "./store/points/point-diff.ts";
+export { PointDiff } from "./store/points/point-diff.ts";
 export type { DiskSummary, ListedPoint, PointDetail, PointSummary, PointsOptions } from "./store/points/points.ts";
 export { processStat } from "./store/points/process-identity.ts";
 export type { BandwidthTable, BandwidthWindow, Weekday } from "./throttle.ts";

@@ -27,6 +27,7 @@ import type { IdentityFault } from "./store/points/identity.ts";
 import { createIdentity, identityFaults, mendIdentity, readIdentity } from "./store/points/identity.ts";
 import { readManifest } from "./store/points/manifest.ts";
 import { listPins, type PinOptions, type PinSummary, putPin, removePins } from "./store/points/pins.ts";
+import { type DiffOptions, PointDiff } from "./store/points/point-diff.ts";
 import {
   type DiskSummary,
   diskNames,
@@ -234,6 +235,15 @@ export class Vault implements AsyncDisposable {
     const pins = await listPins(store, this.id, head.disk, () => undefined, undefined);
     const times = await readProved(store, this.id, head.disk);
     return await pointDetail(members, head.disk, record, manifest, pins, times.of(record));
+  }
+
+  /**
+   * The extents in which a point differs from another one of its disk, as an async iterable: see `PointDiff`. No data is read.
+   *
+   * @throws TidemarkError DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT, DAMAGED and the errors of the store.
+   */
+  async diff(options: DiffOptions): Promise<PointDiff> {
+    return await this.#track(async () => await PointDiff.open(new Store(this.#context.sink), this.id, options));
   }
 
   /**
