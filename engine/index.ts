@@ -26,6 +26,8 @@ export { workersDefault } from "./pipeline/worker-pool.ts";
 export type { OperationOptions, Progress } from "./progress.ts";
 export type { MountOptions, MountSummary } from "./recovery/mount/mount.ts";
 export { Mount } from "./recovery/mount/mount.ts";
+export type { OpenPointOptions, StreamOptions } from "./recovery/mount/point-handle.ts";
+export { PointHandle } from "./recovery/mount/point-handle.ts";
 export type { MaterializeOptions, MaterializeSummary } from "./recovery/restore/materialize.ts";
 export type { ImageFormat, MaterializeMode } from "./recovery/restore/target.ts";
 export { Group } from "./replication/protection/groups.ts";
