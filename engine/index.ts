@@ -26,6 +26,8 @@ export { workersDefault } from "./pipeline/worker-pool.ts";
 export type { OperationOptions, Progress } from "./progress.ts";
 export type { MountOptions, MountSummary } from "./recovery/mount/mount.ts";
 export { Mount } from "./recovery/mount/mount.ts";
+export type { OpenPointOptions, StreamOptions } from "./recovery/mount/point-handle.ts";
+export { PointHandle } from "./recovery/mount/point-handle.ts";
 export type { MaterializeOptions, MaterializeSummary } from "./recovery/restore/materialize.ts";
 export type { ImageFormat, MaterializeMode } from "./recovery/restore/target.ts";
 export { Group } from "./replication/protection/groups.ts";
@@ -47,6 +49,8 @@ export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax
 export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./store/format/documents.ts";
 export { digestNames } from "./store/format/documents.ts";
 export type { PinOptions, PinSummary } from "./store/points/pins.ts";
+export type { DiffOptions } from "./store/points/point-diff.ts";
+export { PointDiff } from "./store/points/point-diff.ts";
 export type { DiskSummary, ListedPoint, PointDetail, PointSummary, PointsOptions } from "./store/points/points.ts";
 export { processStat } from "./store/points/process-identity.ts";
 export type { BandwidthTable, BandwidthWindow, Weekday } from "./throttle.ts";

@@ -13,6 +13,7 @@ import { fetchGeometry, scanGeometry } from "./pipeline/slabs.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
 import { WorkerPool, workersDefault } from "./pipeline/worker-pool.ts";
 import { Mount, type MountOptions } from "./recovery/mount/mount.ts";
+import { type OpenPointOptions, PointHandle } from "./recovery/mount/point-handle.ts";
 import { type MaterializeOptions, type MaterializeSummary, materialize } from "./recovery/restore/materialize.ts";
 import { Protection } from "./replication/protection/protection.ts";
 import type { ProtectOptions } from "./replication/protection/protection-status.ts";
@@ -27,6 +28,7 @@ import type { IdentityFault } from "./store/points/identity.ts";
 import { createIdentity, identityFaults, mendIdentity, readIdentity } from "./store/points/identity.ts";
 import { readManifest } from "./store/points/manifest.ts";
 import { listPins, type PinOptions, type PinSummary, putPin, removePins } from "./store/points/pins.ts";
+import { type DiffOptions, PointDiff } from "./store/points/point-diff.ts";
 import {
   type DiskSummary,
   diskNames,
@@ -93,7 +95,7 @@ export class Vault implements AsyncDisposable {
   readonly #context: VaultContext;
   readonly #running = new Set<Promise<unknown>>();
   readonly #protections = new Set<Protection>();
-  readonly #mounts = new Set<Mount>();
+  readonly #mounts = new Set<Mount | PointHandle>();
   #workerPool: WorkerPool | undefined;
   #catalog: SharedCatalog | undefined;
   #scrubber: Scrubber | undefined;
@@ -237,6 +239,15 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
+   * The extents in which a point differs from another one of its disk, as an async iterable: see `PointDiff`. No data is read.
+   *
+   * @throws TidemarkError DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT, DAMAGED and the errors of the store.
+   */
+  async diff(options: DiffOptions): Promise<PointDiff> {
+    return await this.#track(async () => await PointDiff.open(new Store(this.#context.sink), this.id, options));
+  }
+
+  /**
    * Keeps a point from being pruned, until a time or for good. It needs no seat. A pin of the same name that the point has is replaced.
    * Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT.
    */
@@ -300,15 +311,33 @@ export class Vault implements AsyncDisposable {
 
   /** Makes a point a disk that can be read at once, until the mount or the vault is closed. Errors: see `Mount.open`. */
   async mount(options: MountOptions): Promise<Mount> {
+    return await this.#keepOpen(async () => await Mount.open(this.#context, options));
+  }
+
+  /**
+   * Opens a point to be read as bytes or streams: see `PointHandle`. It is closed with the vault at the latest.
+   *
+   * @throws TidemarkError DISK_NOT_FOUND; POINT_NOT_FOUND, also when it is being pruned; INVALID_ARGUMENT; DAMAGED; and
+   * the errors of the store.
+   * @example
+   * await using point = await vault.openPoint({ disk: "web", point: "latest" });
+   * for await (const piece of point.stream({ offset: 0, length: 1024 ** 2 })) process.stdout.write(piece);
+   */
+  async openPoint(options: OpenPointOptions): Promise<PointHandle> {
+    return await this.#keepOpen(async () => await PointHandle.open(this.#context, options));
+  }
+
+  /** Opens what is to be closed with the vault at the latest. */
+  async #keepOpen<Opened extends Mount | PointHandle>(open: () => Promise<Opened>): Promise<Opened> {
     return await this.#track(async () => {
-      const mount = await Mount.open(this.#context, options);
+      const opened = await open();
       if (this.#closed) {
-        await mount.close();
+        await opened.close();
         throw closedVault();
       }
       for (const other of this.#mounts) if (other.isClosed) this.#mounts.delete(other);
-      this.#mounts.add(mount);
-      return mount;
+      this.#mounts.add(opened);
+      return opened;
     });
   }
 

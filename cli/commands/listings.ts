@@ -1,10 +1,11 @@
-/** `tidemark disks list` and `tidemark points list|show|pin|unpin`. */
+/** `tidemark disks list` and `tidemark points list|show|pin|unpin`; the files beside add more. */
 import { Command, InvalidArgumentError } from "commander";
 import type { ListedPoint, PointDetail } from "../../engine/index.ts";
 import { formatBytes, formatCount, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, wholeNumber, withVaultOptions } from "../settings.ts";
 import { displayWidth, fields, printable, table } from "../text.ts";
 import { type CommandContext, withVault } from "./context.ts";
+import { addDiffCommand } from "./points-diff.ts";
 
 interface DiskFlags extends VaultFlags {
   readonly disk: string;
@@ -41,7 +42,7 @@ Example:
 
 export function pointsCommand(context: CommandContext): Command {
   const points = new Command("points")
-    .description("list, show and pin the recovery points of a disk")
+    .description("list, show, pin and compare the recovery points of a disk")
     .addHelpText("after", "\nExample:\n  $ tidemark points list --disk web --vault azurite:/srv/azurite");
   withVaultOptions(points.command("list").requiredOption("--disk <name>", "name of the disk in the vault"))
     .option("--limit <count>", "only the newest so many", wholeNumber)
@@ -66,6 +67,7 @@ Examples:
     )
     .action(async (flags: PointFlags) => await showPoint(context, flags));
   addPinCommands(context, points);
+  addDiffCommand(context, points);
   return points;
 }
 

@@ -54,7 +54,7 @@ export class Mount implements AsyncDisposable {
    * Mounts a point. Errors: DISK_NOT_FOUND, POINT_NOT_FOUND (also when it is being pruned), INVALID_ARGUMENT, DAMAGED, those of `OverlayFile.open` and
    * of the store.
    */
-  static async open(context: VaultContext, options: MountOptions): Promise<Mount> {
+  static async open(context: VaultContext, options: MountOptions, purpose = "mount"): Promise<Mount> {
     const { document, sink } = context;
     const { signal } = options;
     const onNotice = options.onNotice ?? (() => undefined);
@@ -65,7 +65,7 @@ export class Mount implements AsyncDisposable {
     const disk = options.disk.normalize("NFC");
     const { head } = await readHead(store, document.vault, disk, signal);
     const record = await selectPoint(store, head, options.point, signal);
-    const hold = await holdToRead({ store, vault: document.vault, disk, point: record, purpose: "mount", onNotice, signal });
+    const hold = await holdToRead({ store, vault: document.vault, disk, point: record, purpose, onNotice, signal });
     try {
       const manifest = await readManifest(store, document.vault, disk, record, signal);
       const overlay = await openOverlay(options, { vault: document.vault, disk, point: record.id, sizeBytes: record.volumeBytes });

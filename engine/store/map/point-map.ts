@@ -39,6 +39,30 @@ export function pieceIsZero(pieces: Pieces, index: number): boolean {
   return pieces.leaves[index]?.segments[pieces.entries[index] ?? 0] === zeroSegment;
 }
 
+/** Decoded leaves by the name of their object, most recently used last. Maps of one vault may share one. */
+export class LeafCache {
+  readonly #leaves = new Map<string, { readonly leaf: EntryColumns; readonly bytes: number }>();
+  #bytes = 0;
+
+  find(name: string): EntryColumns | undefined {
+    const cached = this.#leaves.get(name);
+    if (cached === undefined) return undefined;
+    this.#leaves.delete(name);
+    this.#leaves.set(name, cached);
+    return cached.leaf;
+  }
+
+  add(name: string, leaf: EntryColumns, bytes: number): void {
+    if (!this.#leaves.has(name)) this.#bytes += bytes; // else another window has read it meanwhile
+    this.#leaves.set(name, { leaf, bytes });
+    for (const [oldest, entry] of this.#leaves) {
+      if (this.#bytes <= leafCacheBytesMax || oldest === name) break;
+      this.#leaves.delete(oldest);
+      this.#bytes -= entry.bytes;
+    }
+  }
+}
+
 interface Run {
   readonly reference: RunReference;
   leaves: LeafReference[] | undefined;
@@ -51,13 +75,18 @@ export class PointMap {
   readonly #vaultId: Uint8Array;
   readonly #disk: string;
   readonly #runs: readonly Run[];
-  /** Most recently used last. */
-  readonly #cache = new Map<string, { readonly leaf: EntryColumns; readonly bytes: number }>();
-  #cacheBytes = 0;
+  readonly #cache: LeafCache;
   readonly #owners: Int32Array = new Int32Array(windowGranules);
 
-  constructor(store: Store, vaultId: Uint8Array, disk: string, source: Pick<ManifestDocument, "volumeBytes" | "runs">) {
+  constructor(
+    store: Store,
+    vaultId: Uint8Array,
+    disk: string,
+    source: Pick<ManifestDocument, "volumeBytes" | "runs">,
+    cache: LeafCache = new LeafCache(),
+  ) {
     this.#store = store;
+    this.#cache = cache;
     this.#vaultId = vaultId;
     this.#disk = disk;
     this.volumeBytes = source.volumeBytes;
@@ -143,23 +172,13 @@ export class PointMap {
 
   async #leaf(reference: LeafReference, signal: AbortSignal | undefined): Promise<EntryColumns> {
     const name = mapName(this.#disk, reference.epoch, reference.ordinal);
-    const cached = this.#cache.get(name);
-    if (cached !== undefined) {
-      this.#cache.delete(name);
-      this.#cache.set(name, cached);
-      return cached.leaf;
-    }
+    const cached = this.#cache.find(name);
+    if (cached !== undefined) return cached;
     const bytes = await getReferred(this.#store, name, reference.bytes, { signal });
     const leaf = decodeLeaf(bytes, name, this.#vaultId, reference.checksum);
     if (leaf.count !== reference.entries)
       throw damaged(name, `it has ${String(leaf.count)} entries where ${String(reference.entries)} are expected`);
-    if (!this.#cache.has(name)) this.#cacheBytes += bytes.byteLength; // else another window has read it meanwhile
-    this.#cache.set(name, { leaf, bytes: bytes.byteLength });
-    for (const [oldest, entry] of this.#cache) {
-      if (this.#cacheBytes <= leafCacheBytesMax || oldest === name) break;
-      this.#cache.delete(oldest);
-      this.#cacheBytes -= entry.bytes;
-    }
+    this.#cache.add(name, leaf, bytes.byteLength);
     return leaf;
   }
 }
