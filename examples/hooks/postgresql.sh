@@ -1,12 +1,12 @@
 #!/bin/sh
-# Brings a PostgreSQL cluster's files up to date for the instant of a recovery point: every transaction that was committed before pre, also
-# one with synchronous_commit = off, is on the disk, and what is restored starts with next to nothing to replay.
+# Checkpoints a PostgreSQL cluster for the instant of a recovery point: every transaction that was committed before pre, also one with
+# synchronous_commit = off, is on the disk, and a restored cluster has next to nothing to replay.
 #
 #   tidemark protect disk.img --disk pg --vault ... --listen unix:/run/pg.sock \
 #     --pre "$PWD/examples/hooks/postgresql.sh pre /srv/pg" --post "$PWD/examples/hooks/postgresql.sh post /srv/pg"
 #
-# Needs psql and a superuser (or a member of pg_checkpoint); PGHOST, PGPORT and PGUSER tell where, a ~/.pgpass holds the password. Put what it
-# needs into the command: --pre "PGHOST=/run/postgresql PGUSER=postgres $PWD/examples/hooks/postgresql.sh pre".
+# Needs psql and a superuser (or a member of pg_checkpoint); PGHOST, PGPORT and PGUSER select the server, and ~/.pgpass holds the password. Put the
+# variables into the command: --pre "PGHOST=/run/postgresql PGUSER=postgres $PWD/examples/hooks/postgresql.sh pre".
 #
 # PostgreSQL needs no more than that: a point is one instant of the disk, and from one instant its log recovers. Without MOUNTPOINT,
 # transactions go on between the checkpoint and the point, and those committed by then are in it. With MOUNTPOINT (root, fsfreeze) the file

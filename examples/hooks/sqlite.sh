@@ -1,5 +1,5 @@
 #!/bin/sh
-# Holds a SQLite database still for the instant of a recovery point: no transaction is open, every committed one is on the disk.
+# Locks a SQLite database for the instant of a recovery point: no transaction is open, and every committed one is on the disk.
 # Readers go on; writers wait (give them a busy timeout).
 #
 #   tidemark protect disk.img --disk data --vault ... --listen unix:/run/data.sock \
@@ -68,7 +68,7 @@ case $phase in
   post)
     # Post also runs when pre failed, and may run twice.
     [ -d "$hold" ] || exit 0
-    # A lock that went before its time did not hold the database still: this fails, and the point is not called application-consistent.
+    # If the lock was lost before post, the database was not locked at the cut: this fails, and the point is not labelled application-consistent.
     status=0
     if held; then
       release || { echo "sqlite.sh: the lock on $database cannot be released" >&2; exit 1; }
