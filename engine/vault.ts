@@ -19,7 +19,7 @@ import { Protection } from "./replication/protection/protection.ts";
 import type { ProtectOptions } from "./replication/protection/protection-status.ts";
 import { type ReplicateOptions, type ReplicateSummary, replicate } from "./replication/replicate.ts";
 import type { Sink } from "./sink.ts";
-import { fromHex, toHex } from "./store/format/checksum.ts";
+import { fromHex, openChecksum, toHex } from "./store/format/checksum.ts";
 import type { DigestName, VaultDocument } from "./store/format/documents.ts";
 import { digestNames, formatVersion } from "./store/format/documents.ts";
 import { vaultCopyName } from "./store/format/names.ts";
@@ -119,6 +119,7 @@ export class Vault implements AsyncDisposable {
   static async create(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
     const document = newDocument(options);
     const resolved = resolveOptions(options);
+    await openChecksum();
     await sink.createContainer({ signal: options.signal });
     const bytes = await createIdentity(new Store(sink), document, options.signal);
     await documentCopy(options.stateFolder, sink.description).keep(bytes);
@@ -132,6 +133,7 @@ export class Vault implements AsyncDisposable {
    */
   static async open(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
     const resolved = resolveOptions(options);
+    await openChecksum();
     const copy = documentCopy(options.stateFolder, sink.description);
     try {
       const { bytes, document } = await readIdentity(new Store(sink), options.signal);
