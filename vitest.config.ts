@@ -18,6 +18,7 @@ class LongFirst extends BaseSequencer {
 const config: ViteUserConfig = {
   test: {
     include: ["test/**/*.test.ts"],
+    setupFiles: ["test/open-checksum.ts"],
     pool: "forks",
     maxWorkers: 2,
     sequence: { sequencer: LongFirst },

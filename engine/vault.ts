@@ -17,7 +17,7 @@ import { loadCatalog, replicate } from "./replication/replicate.ts";
 import type { VaultContext } from "./replication/session.ts";
 import { readManifest } from "./replication/session.ts";
 import type { Sink } from "./sink.ts";
-import { fromHex, toHex } from "./store/format/checksum.ts";
+import { fromHex, openChecksum, toHex } from "./store/format/checksum.ts";
 import type { DigestName, VaultDocument } from "./store/format/documents.ts";
 import { digestNames, formatVersion } from "./store/format/documents.ts";
 import { vaultCopyName } from "./store/format/names.ts";
@@ -120,6 +120,7 @@ export class Vault implements AsyncDisposable {
   static async create(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
     const document = newDocument(options);
     const resolved = resolveOptions(options);
+    await openChecksum();
     await sink.createContainer({ signal: options.signal });
     const bytes = await createIdentity(new Store(sink), document, options.signal);
     await documentCopy(options.stateFolder, sink.description).keep(bytes);
@@ -133,6 +134,7 @@ export class Vault implements AsyncDisposable {
    */
   static async open(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
     const resolved = resolveOptions(options);
+    await openChecksum();
     const copy = documentCopy(options.stateFolder, sink.description);
     try {
       const { bytes, document } = await readIdentity(new Store(sink), options.signal);

@@ -2,14 +2,24 @@
  * The checksum of everything that is not chunk data: BLAKE3, unkeyed, cut to 128 bits. It names manifests (a point's id) and chains
  * manifest → roots → leaves, so a map that was altered anywhere no longer matches its point's id.
  */
-import { createBLAKE3 } from "hash-wasm";
+import assert from "node:assert/strict";
+import { createBLAKE3, type IHasher } from "hash-wasm";
 
-const hasher = await createBLAKE3(128);
+let hasher: IHasher | undefined;
+
+/**
+ * Compiles the hash. `Vault` awaits it before anything computes a checksum; it is no top-level await, because `require()` cannot load
+ * a module that has one.
+ */
+export async function openChecksum(): Promise<void> {
+  hasher ??= await createBLAKE3(128);
+}
 
 export const checksumBytes = 16;
 
 /** Checksum of the concatenated `parts`: 16 bytes, freshly allocated. */
 export function checksum(...parts: readonly Uint8Array[]): Uint8Array {
+  assert(hasher !== undefined, "openChecksum has been awaited");
   hasher.init();
   for (const part of parts) hasher.update(part);
   return hasher.digest("binary");
