@@ -4,24 +4,17 @@
 
 export type { BlockDevice, DeviceExtent } from "./device.ts";
 export type { NbdExport } from "./disk/nbd/exports.ts";
+export type { NbdVolumeOptions } from "./disk/nbd/nbd-volume.ts";
 export { NbdVolume } from "./disk/nbd/nbd-volume.ts";
 export type { NbdEndpoint } from "./disk/nbd/protocol.ts";
 export type { NbdServerOptions } from "./disk/nbd/server.ts";
 export { NbdServer } from "./disk/nbd/server.ts";
+export type { NbdTls } from "./disk/nbd/tls.ts";
+export type { FileIdentity } from "./disk/source/file-identity.ts";
 export { FileVolume } from "./disk/source/file-volume.ts";
-// For stores that lie in files: the system calls that Node lacks. No part of the API that is promised to embedders.
-export type { Libc } from "./disk/source/libc.ts";
-export { libc, punchHole, unsupportedErrnos } from "./disk/source/libc.ts";
-export { syncFolder } from "./disk/source/sync-folder.ts";
 export { ChangeTracker } from "./disk/tracking/change-tracker.ts";
 export type { ErrorCode, ErrorContext, ErrorDetail } from "./errors.ts";
 export { hasCode, interrupted, systemCode, TidemarkError, throwIfAborted } from "./errors.ts";
-// For measurement: what a benchmark needs to call bare. No part of the API that is promised to embedders.
-export { blockBytesDefault, granuleBytes } from "./limits.ts";
-export type { ChunkPlace } from "./pipeline/dedup-index.ts";
-export { DedupIndex } from "./pipeline/dedup-index.ts";
-export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
-export { workersDefault } from "./pipeline/worker-pool.ts";
 export { Mount } from "./recovery/mount/mount.ts";
 export { Group } from "./replication/protection/groups.ts";
 export type { CommandHookOptions, FunctionHookOptions, Hook } from "./replication/protection/hooks.ts";
@@ -41,7 +34,6 @@ export type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCo
 export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";
 export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./store/format/documents.ts";
 export { digestNames } from "./store/format/documents.ts";
-export { processStat } from "./store/points/process-identity.ts";
 export type {
   ChangeSource,
   Damage,
@@ -67,7 +59,7 @@ export type {
   VerifyOptions,
   VerifySummary,
 } from "./summaries.ts";
-export type { BandwidthTable, BandwidthWindow, Weekday } from "./throttle.ts";
+export type { BandwidthClocks, BandwidthTable, BandwidthWindow, Weekday } from "./throttle.ts";
 export { Bandwidth, bandwidthLimitMin, limited, weekdays } from "./throttle.ts";
 export type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
 export type { PointDecision, PruneCounts, PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";

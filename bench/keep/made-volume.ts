@@ -3,7 +3,8 @@
  * gigabytes without a source that takes the same room again. Each granule is a seeded random one, stamped with its number, so no two
  * are alike.
  */
-import { type Extent, granuleBytes, type Volume } from "../../engine/index.ts";
+import type { Extent, Volume } from "../../engine/index.ts";
+import { granuleBytes } from "../../engine/internal.ts";
 import { randomWords } from "../image.ts";
 
 const patternBytes: number = 1024 * 1024;

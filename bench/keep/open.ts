@@ -2,7 +2,8 @@
  * How long is the way from the head to the first byte of the newest point when thousands of points are behind it? And what do points that
  * come every five seconds write besides data? Beside it, the same objects fetched bare.
  */
-import { granuleBytes, type Sink, TidemarkError } from "../../engine/index.ts";
+import { type Sink, TidemarkError } from "../../engine/index.ts";
+import { granuleBytes } from "../../engine/internal.ts";
 import { imageFactsOf } from "../image.ts";
 import { peakRssBytes } from "../machine.ts";
 import type { BenchConfig } from "../options.ts";
