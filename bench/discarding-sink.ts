@@ -5,7 +5,7 @@
  */
 import type { CallOptions, ListedObject, PagesStat } from "../engine/index.ts";
 import { TidemarkError } from "../engine/index.ts";
-import { MemorySink } from "../sink/index.ts";
+import { MemorySink } from "../sink/testing.ts";
 
 interface Discarded {
   etag: string;

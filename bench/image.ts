@@ -6,7 +6,8 @@
 import { createHash } from "node:crypto";
 import { type FileHandle, open } from "node:fs/promises";
 import type { Extent } from "../engine/index.ts";
-import { FileVolume, granuleBytes, throwIfAborted } from "../engine/index.ts";
+import { FileVolume, throwIfAborted } from "../engine/index.ts";
+import { granuleBytes } from "../engine/internal.ts";
 
 /** The unit of the yardsticks: as much as one page write carries. */
 export const rangeBytes: number = 4 * 1024 * 1024;

@@ -9,16 +9,9 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { Bench } from "tinybench";
-import {
-  blockBytesDefault,
-  type ChunkPlace,
-  DedupIndex,
-  granuleBytes,
-  type MeasuredKernels,
-  openKernels,
-  TidemarkError,
-} from "../engine/index.ts";
+import type { Bench } from "tinybench";
+import { TidemarkError } from "../engine/index.ts";
+import { blockBytesDefault, type ChunkPlace, DedupIndex, granuleBytes, type MeasuredKernels, openKernels } from "../engine/internal.ts";
 import { randomWords } from "./image.ts";
 import { peakRssBytes } from "./machine.ts";
 import type { BenchConfig } from "./options.ts";
@@ -56,8 +49,21 @@ export async function benchKernels(config: BenchConfig): Promise<CaseOutcome> {
   return { image: null, steps, marks, counts, hashes, peakRssBytes: peakRssBytes() };
 }
 
+/** tinybench is an optional peer: only this benchmark needs it. */
+async function loadBench(): Promise<typeof Bench> {
+  try {
+    return (await import("tinybench")).Bench;
+  } catch (cause) {
+    throw new TidemarkError("UNSUPPORTED", "`tidemark bench kernels` needs the package tinybench, which is not installed", {
+      remedy: "run `npm install tinybench` where tidemark is installed",
+      cause,
+    });
+  }
+}
+
 async function measure(kernel: Kernel, config: BenchConfig): Promise<Step> {
-  const bench = new Bench({
+  const BenchClass = await loadBench();
+  const bench = new BenchClass({
     time: config.kernelMs,
     iterations: iterationsMin,
     warmupTime: config.kernelMs / 4,

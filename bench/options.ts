@@ -1,7 +1,8 @@
 /** Options of the benchmarks: what a caller may ask for, and the checked configuration. */
 import { readFile } from "node:fs/promises";
 import type { Sink } from "../engine/index.ts";
-import { systemCode, TidemarkError, workersDefault } from "../engine/index.ts";
+import { systemCode, TidemarkError } from "../engine/index.ts";
+import { workersDefault } from "../engine/internal.ts";
 import type { StoreAddress } from "./live/orders.ts";
 
 /** Disks that are written while they are protected, by a process of its own. */

@@ -6,7 +6,8 @@
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { ReplicateSummary } from "../engine/index.ts";
-import { type ChunkPlace, DedupIndex, FileVolume, granuleBytes, openKernels, throwIfAborted, Vault } from "../engine/index.ts";
+import { FileVolume, throwIfAborted, Vault } from "../engine/index.ts";
+import { type ChunkPlace, DedupIndex, granuleBytes, openKernels } from "../engine/internal.ts";
 import { DiscardingSink } from "./discarding-sink.ts";
 import { allocatedRuns, contentHash, imageFacts } from "./image.ts";
 import { peakRssBytes } from "./machine.ts";

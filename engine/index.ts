@@ -4,25 +4,18 @@
 
 export type { BlockDevice, DeviceExtent } from "./device.ts";
 export type { NbdExport } from "./disk/nbd/exports.ts";
+export type { NbdVolumeOptions } from "./disk/nbd/nbd-volume.ts";
 export { NbdVolume } from "./disk/nbd/nbd-volume.ts";
 export type { NbdEndpoint } from "./disk/nbd/protocol.ts";
 export type { NbdServerOptions } from "./disk/nbd/server.ts";
 export { NbdServer } from "./disk/nbd/server.ts";
+export type { NbdTls } from "./disk/nbd/tls.ts";
+export type { FileIdentity } from "./disk/source/file-identity.ts";
 export { FileVolume } from "./disk/source/file-volume.ts";
-// For stores that lie in files: the system calls that Node lacks. No part of the API that is promised to embedders.
-export type { Libc } from "./disk/source/libc.ts";
-export { libc, punchHole, unsupportedErrnos } from "./disk/source/libc.ts";
-export { syncFolder } from "./disk/source/sync-folder.ts";
 export { ChangeTracker } from "./disk/tracking/change-tracker.ts";
 export type { ErrorCode, ErrorContext, ErrorDetail } from "./errors.ts";
 export { hasCode, interrupted, systemCode, TidemarkError, throwIfAborted } from "./errors.ts";
-// For measurement: what a benchmark needs to call bare. No part of the API that is promised to embedders.
-export { blockBytesDefault, granuleBytes } from "./limits.ts";
 export type { Notice } from "./notice.ts";
-export type { ChunkPlace } from "./pipeline/dedup-index.ts";
-export { DedupIndex } from "./pipeline/dedup-index.ts";
-export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
-export { workersDefault } from "./pipeline/worker-pool.ts";
 export type { OperationOptions, Progress } from "./progress.ts";
 export type { MountOptions, MountSummary } from "./recovery/mount/mount.ts";
 export { Mount } from "./recovery/mount/mount.ts";
@@ -52,8 +45,7 @@ export type { PinOptions, PinSummary } from "./store/points/pins.ts";
 export type { DiffOptions } from "./store/points/point-diff.ts";
 export { PointDiff } from "./store/points/point-diff.ts";
 export type { DiskSummary, ListedPoint, PointDetail, PointSummary, PointsOptions } from "./store/points/points.ts";
-export { processStat } from "./store/points/process-identity.ts";
-export type { BandwidthTable, BandwidthWindow, Weekday } from "./throttle.ts";
+export type { BandwidthClocks, BandwidthTable, BandwidthWindow, Weekday } from "./throttle.ts";
 export { Bandwidth, bandwidthLimitMin, limited, weekdays } from "./throttle.ts";
 export type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
 export type { DiskStats, SpaceCounts, StatsOptions, VaultStats } from "./upkeep/collection/vault-stats.ts";

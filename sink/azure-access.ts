@@ -1,18 +1,12 @@
-/** How requests to Azure Storage prove that they may, and what of that must never be shown. */
-
-import type { TokenCredential } from "@azure/identity";
+/**
+ * Authentication of requests to Azure Storage: the SDK's form of a credential, and the secrets that no message may contain.
+ */
 import { AnonymousCredential, StorageSharedKeyCredential } from "@azure/storage-blob";
-import { type ProxyOptions, parseProxyUrl } from "./azure-connection.ts";
+import type { AzureAccess, AzureCredential } from "./credential.ts";
+import { type ProxyOptions, parseProxyUrl } from "./proxy.ts";
 
-/** How a request proves that it may. */
-export type AzureAccess =
-  | { readonly kind: "key"; readonly account: string; readonly key: string }
-  /** `sas` is a query string without its `?`. */
-  | { readonly kind: "sas"; readonly sas: string }
-  | { readonly kind: "token"; readonly credential: TokenCredential };
-
-/** The SDK's form of it. A SAS is part of the URL and needs none. */
-export function credentialOf(access: AzureAccess): AnonymousCredential | StorageSharedKeyCredential | TokenCredential {
+/** The SDK's form of `access`. A SAS is part of the URL and needs no credential. */
+export function credentialOf(access: AzureAccess): AnonymousCredential | StorageSharedKeyCredential | AzureCredential {
   switch (access.kind) {
     case "key":
       return new StorageSharedKeyCredential(access.account, access.key);
@@ -23,7 +17,7 @@ export function credentialOf(access: AzureAccess): AnonymousCredential | Storage
   }
 }
 
-/** Every string that no message may hold. */
+/** Strings that no message may contain. */
 export function secretsOf(access: AzureAccess, proxy: ProxyOptions | undefined): string[] {
   const secrets: string[] = [];
   if (access.kind === "key") secrets.push(access.key);
@@ -39,7 +33,7 @@ export function secretsOf(access: AzureAccess, proxy: ProxyOptions | undefined):
   return secrets.filter((secret) => secret !== "");
 }
 
-/** When the SAS expires, if there is one that says so. */
+/** When the SAS expires, in milliseconds since 1970; undefined when it does not say. */
 export function sasExpiry(access: AzureAccess): number | undefined {
   const expiry = access.kind === "sas" ? Date.parse(new URLSearchParams(access.sas).get("se") ?? "") : Number.NaN;
   return Number.isNaN(expiry) ? undefined : expiry;

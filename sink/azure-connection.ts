@@ -1,31 +1,23 @@
 /**
- * The sockets of one Azure sink: kept alive, bounded in number, through a proxy where one is configured, and gone when the sink is.
+ * Connection pool of an Azure sink: keep-alive sockets, bounded in number, through a proxy if one is configured.
  *
- * The environment's proxies are never used by themselves: the SDK would send even requests to 127.0.0.1 through them. Whoever wants
- * them passes them. An agent of our own also tells us of connections that the store closed while they lay idle, which is
- * how a store that was restarted between two requests shows itself.
+ * The proxies of the environment are not used: the SDK would send even requests to 127.0.0.1 through them. The agent also reports
+ * connections that the store closed while they were idle: that is how a store that was restarted between two requests shows.
  */
 import http from "node:http";
 import https from "node:https";
 import type { Duplex } from "node:stream";
 import { HttpProxyAgent } from "http-proxy-agent";
 import { HttpsProxyAgent } from "https-proxy-agent";
-import { TidemarkError } from "../engine/index.ts";
+import { bypassesProxy, type ProxyOptions, parseProxyUrl } from "./proxy.ts";
 
-export interface ProxyOptions {
-  /** `http://[USER:PASSWORD@]HOST:PORT`, or https. */
-  readonly url: string;
-  /** Hosts reached directly: `host`, `host:port`, `.suffix`, `*.suffix` or `*`. Loopback always is. */
-  readonly bypass?: readonly string[] | undefined;
-}
-
-/** One more than the lanes in flight need; Azure and Azurite both serve few connections better than many. */
+/** More than the lanes in flight need. Azure and Azurite serve few connections better than many. */
 export const socketsMaxDefault = 16;
 
-/** Idle sockets are closed by us before Azure or a firewall drops them silently. */
+/** Idle sockets are closed before Azure or a firewall drops them silently. */
 const idleMsMax = 20_000;
 
-/** Makes the agent for `url`. `onIdleLost` is called whenever the store closes a connection that no request uses. */
+/** Creates the agent for `url`. Calls `onIdleLost` whenever the store closes an idle connection. */
 export function openAgent(url: URL, proxy: ProxyOptions | undefined, socketsMax: number, onIdleLost: () => void): http.Agent {
   const secure = url.protocol === "https:";
   const options = { keepAlive: true, maxSockets: socketsMax, maxFreeSockets: socketsMax, timeout: idleMsMax };
@@ -39,39 +31,7 @@ export function openAgent(url: URL, proxy: ProxyOptions | undefined, socketsMax:
   return agent;
 }
 
-/** True when `url` is reached without the proxy. */
-export function bypassesProxy(url: URL, bypass: readonly string[]): boolean {
-  const host = url.hostname.toLowerCase();
-  const port = url.port === "" ? (url.protocol === "https:" ? "443" : "80") : url.port;
-  if (isLoopback(host)) return true;
-  return bypass.some((entry) => {
-    const pattern = entry.trim().toLowerCase();
-    if (pattern === "*") return true;
-    const withPort = /^(.*[^:]):(\d+)$/.exec(pattern);
-    if (withPort !== null && withPort[2] !== port) return false;
-    const name = (withPort?.[1] ?? pattern).replace(/^\*(?=\.)/, "");
-    if (name === "") return false;
-    return name.startsWith(".") ? host.endsWith(name) || host === name.slice(1) : host === name;
-  });
-}
-
-/** True for names and addresses of this machine itself, as URLs write them. */
-export function isLoopback(host: string): boolean {
-  return host === "localhost" || host.endsWith(".localhost") || /^127(\.\d{1,3}){3}$/.test(host) || host === "[::1]";
-}
-
-/** Parses a proxy's URL without ever repeating it in an error, since it may hold a password. */
-export function parseProxyUrl(text: string): URL {
-  const url = URL.canParse(text) ? new URL(text) : undefined;
-  if (url === undefined || (url.protocol !== "http:" && url.protocol !== "https:")) {
-    throw new TidemarkError("INVALID_ARGUMENT", "the proxy's URL cannot be used", {
-      remedy: "give it as http://[USER:PASSWORD@]HOST:PORT",
-    });
-  }
-  return url;
-}
-
-/** Calls `onLost` when a socket is closed from the other side while it waits in the agent for its next request. */
+/** Calls `onLost` when the other side closes a socket that is idle in the agent. */
 function watchIdleSockets(agent: http.Agent, onLost: () => void): void {
   const idle = new WeakSet<Duplex>();
   const watched = new WeakSet<Duplex>();
@@ -82,7 +42,7 @@ function watchIdleSockets(agent: http.Agent, onLost: () => void): void {
     idle.add(socket);
     if (!watched.has(socket)) {
       watched.add(socket);
-      // Our own closing, by idle time or with the agent, destroys the socket before the other side has ended it.
+      // A close from this side, by idle time or with the agent, destroys the socket before the other side ends it.
       socket.once("end", () => {
         if (idle.has(socket)) onLost();
       });

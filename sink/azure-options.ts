@@ -1,8 +1,9 @@
 /**
  * Options of an Azure sink. They stand apart from azure.ts so that their types need none of the Azure packages, which are optional.
  */
-import type { ProxyOptions } from "./azure-connection.ts";
+
 import type { RetryOptions } from "./azure-retry.ts";
+import type { ProxyOptions } from "./proxy.ts";
 
 /** How an Azure sink connects and retries. */
 export interface AzureSinkOptions extends RetryOptions {

@@ -14,13 +14,14 @@ import type { Agent } from "node:http";
 import { ContainerClient, newPipeline, type PageBlobClient, type StoragePipelineOptions } from "@azure/storage-blob";
 import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
 import { hasCode, TidemarkError } from "../engine/index.ts";
-import { type AzureAccess, credentialOf, sasExpiry, secretsOf } from "./azure-access.ts";
+import { credentialOf, sasExpiry, secretsOf } from "./azure-access.ts";
 import { openAgent, socketsMaxDefault } from "./azure-connection.ts";
 import { changedCodes, type ErrorMeanings, existsCodes, leaseCodes, type StoreFacts } from "./azure-errors.ts";
 import type { AzureSinkOptions } from "./azure-options.ts";
 import { AzurePages, blobProperties } from "./azure-pages.ts";
 import { Caller } from "./azure-retry.ts";
 import { asBuffer, discard, fill, httpEtag, pinnedVersion, plainEtag } from "./azure-wire.ts";
+import type { AzureAccess } from "./credential.ts";
 import { checkLeaseId, checkLeaseSeconds, checkName, checkObjectBytes, checkPrefix, tooLarge, wrongKind } from "./rules.ts";
 
 /** Objects up to this size are sent with their MD5. */

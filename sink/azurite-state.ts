@@ -8,7 +8,8 @@
  */
 import { readFile, rename, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type ErrorCode, processStat, systemCode } from "../engine/index.ts";
+import { type ErrorCode, systemCode } from "../engine/index.ts";
+import { processStat } from "../engine/internal.ts";
 
 /** Azurite's own names, so that a plain `azurite -l DIR` can open the folder. */
 export const blobDatabaseName = "__azurite_db_blob__.json";

@@ -29,6 +29,7 @@ import {
   readHostState,
 } from "./azurite-state.ts";
 import { FileLock } from "./file-lock.ts";
+import { checkInstalled } from "./optional-package.ts";
 
 /** Options of `Azurite.start`. */
 export interface AzuriteOptions {
@@ -86,6 +87,7 @@ export class Azurite implements AsyncDisposable {
    * NO_SPACE, INTERRUPTED.
    */
   static async start(dir: string, options: AzuriteOptions = {}): Promise<Azurite> {
+    checkInstalled("an Azurite", ["azurite"]);
     const folder = await prepareFolder(dir);
     const paths = azuritePaths(folder);
     const users = await FileLock.acquire(paths.usersLock, "shared", { signal: options.signal, waitMsMax: usersWaitMsMax });

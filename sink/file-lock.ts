@@ -12,7 +12,8 @@
 import { type FileHandle, open, stat } from "node:fs/promises";
 import { constants } from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
-import { interrupted, libc, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { interrupted, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { libc } from "../engine/internal.ts";
 
 /** Shared locks admit each other; an exclusive lock admits no other. */
 export type LockMode = "shared" | "exclusive";

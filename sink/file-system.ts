@@ -5,7 +5,8 @@
 import type { FileHandle } from "node:fs/promises";
 import { constants } from "node:os";
 import { getSystemErrorName } from "node:util";
-import { type Libc, libc, punchHole, syncFolder, systemCode, TidemarkError, throwIfAborted, unsupportedErrnos } from "../engine/index.ts";
+import { systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { type Libc, libc, punchHole, syncFolder, unsupportedErrnos } from "../engine/internal.ts";
 
 /** One system call makes a hole of at most this, which bounds how long it keeps others from the file and an abort waiting. */
 const holeBytesMax: number = 1024 * 1024 * 1024;

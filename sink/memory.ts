@@ -69,7 +69,7 @@ export class MemorySnapshot {
 
 /** The far side that several sinks may share. */
 export class MemoryStore {
-  /** Undefined until a sink creates the container. Only `MemorySink` touches it. */
+  /** Undefined until a sink creates the container. Only `MemorySink` touches it. @internal */
   objects: Map<string, Stored> | undefined;
   /** Every path that has stood before a slash in a name. Like the folders of a directory store they stay when what was in them is gone. */
   readonly folders: Set<string> = new Set<string>();

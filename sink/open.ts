@@ -1,26 +1,27 @@
 /**
- * From what a user writes to an open store. The four forms:
+ * Vault addresses: parses what a user writes and opens the sink that it names. The four forms:
  *
- *   azurite:DIR                     an Azurite of our own on DIR, started and stopped with us
+ *   azurite:DIR                     an Azurite on DIR, started with the sink and ended with it
  *   dir:DIR                         a plain folder
- *   http(s)://…/CONTAINER[?SAS]     Azure Storage, or somebody's Azurite (http://127.0.0.1:10000/devstoreaccount1/CONTAINER)
- *   memory:[NAME]                   for tests; those of one name are one store within this process
+ *   http(s)://…/CONTAINER[?SAS]     Azure Storage, or an Azurite that runs already (http://127.0.0.1:10000/devstoreaccount1/CONTAINER)
+ *   memory:[NAME]                   for tests; sinks of the same name share one store within this process
  *
- * Nothing here reads the environment: credentials and proxy come as options. A spec may hold a SAS, so no error repeats its query.
+ * Nothing here reads the environment: credentials and proxy are options. An address may hold a SAS, so no error repeats its query.
+ * The Azure packages are optional and loaded when an address needs them.
  */
 import { statfs } from "node:fs/promises";
-import type { TokenCredential } from "@azure/identity";
 import type { Sink } from "../engine/index.ts";
 import { TidemarkError, throwIfAborted } from "../engine/index.ts";
-import type { AzureAccess } from "./azure-access.ts";
-import { bypassesProxy, isLoopback, type ProxyOptions, parseProxyUrl } from "./azure-connection.ts";
 import type { AzureSinkOptions } from "./azure-options.ts";
 import { Azurite } from "./azurite.ts";
 import { developmentAccount, developmentKey } from "./azurite-state.ts";
+import type { AzureAccess, AzureCredential } from "./credential.ts";
 import { DirectorySink } from "./directory.ts";
 import { MemorySink, MemoryStore } from "./memory.ts";
+import { checkInstalled } from "./optional-package.ts";
+import { bypassesProxy, isLoopback, type ProxyOptions, parseProxyUrl } from "./proxy.ts";
 
-/** A vault's address, taken apart. */
+/** A parsed vault address. */
 export type VaultSpec =
   | { readonly kind: "azurite"; readonly dir: string }
   | { readonly kind: "directory"; readonly dir: string }
@@ -29,20 +30,24 @@ export type VaultSpec =
       readonly kind: "azure";
       /** The container, without SAS. */
       readonly containerUrl: string;
-      /** Undefined where a host of one's own does not tell it. */
+      /** Undefined when the host name does not contain it. */
       readonly account: string | undefined;
       readonly sas: string | undefined;
     };
 
-/** How to prove that one may use a storage account. A SAS in the vault's URL goes before all of them, a key before a credential. */
+/**
+ * Credentials for a storage account. Precedence: a SAS in the vault's URL, the account key, the connection string, the credential.
+ */
 export interface AzureCredentials {
+  /** The account key, base64, from the portal's Access keys. */
   readonly accountKey?: string | undefined;
-  /** The portal's `AccountName=…;AccountKey=…;…`, or one with SharedAccessSignature. Its end points are not used: the vault's URL names it. */
+  /** The portal's `AccountName=…;AccountKey=…;…`, or one with SharedAccessSignature. Its endpoints are ignored: the vault's URL names the endpoint. */
   readonly connectionString?: string | undefined;
-  /** Any Azure identity; by default the one of `az login`, the machine or the workload (DefaultAzureCredential). */
-  readonly credential?: TokenCredential | undefined;
+  /** An Azure identity. Default: that of `az login`, the machine or the workload (DefaultAzureCredential of `@azure/identity`). */
+  readonly credential?: AzureCredential | undefined;
 }
 
+/** Options of `openSink`. */
 export interface OpenSinkOptions extends Omit<AzureSinkOptions, "description" | "server" | "explain"> {
   readonly credentials?: AzureCredentials | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -50,20 +55,28 @@ export interface OpenSinkOptions extends Omit<AzureSinkOptions, "description" | 
 
 const specRemedy = "name it as azurite:DIR, dir:DIR, https://ACCOUNT.blob.core.windows.net/CONTAINER[?SAS] or memory:";
 
-/** The container of a vault in an Azurite of our own. */
+/** The container of an `azurite:` vault. */
 const azuriteContainer = "tidemark";
 
 /** Three to 63 letters, digits and single hyphens (Naming Containers). */
 const containerPattern = /^[a-z0-9](?:-?[a-z0-9]){2,62}$/;
 
-/** A disk with less room than this, a frame and what Azurite saves beside it, counts as full. */
+/** A file system with less free space than this counts as full: a frame, and the database that Azurite saves. */
 const fullBelowBytes = 8 * 1024 * 1024;
 
 const memoryStores = new Map<string, MemoryStore>();
 
 /**
- * Opens the store that `spec` names. Of `azurite:DIR` the server runs until the sink is disposed of; for the others nothing has been asked
- * yet, and the first call tells whether the store is there. Errors: INVALID_ARGUMENT, INTERRUPTED, and those of `Azurite.start`.
+ * Opens the sink that the address `spec` names. The server of `azurite:DIR` runs until the sink is disposed of. For the other forms no
+ * request is sent: the first call shows whether the store is there.
+ *
+ * @throws TidemarkError INVALID_ARGUMENT; UNSUPPORTED: an optional package is not installed; INTERRUPTED; and those of `Azurite.start`.
+ *
+ * @example
+ * ```ts
+ * await using sink = await openSink("dir:/srv/vault");
+ * const vault = await Vault.openOrCreate(sink);
+ * ```
  */
 export async function openSink(spec: string, options: OpenSinkOptions = {}): Promise<Sink> {
   throwIfAborted(options.signal);
@@ -80,7 +93,11 @@ export async function openSink(spec: string, options: OpenSinkOptions = {}): Pro
   }
 }
 
-/** Takes a vault's address apart. Errors: INVALID_ARGUMENT, with the forms that are allowed. */
+/**
+ * Parses a vault's address.
+ *
+ * @throws TidemarkError INVALID_ARGUMENT, with the allowed forms.
+ */
 export function parseVaultSpec(spec: string): VaultSpec {
   const scheme = /^([a-z]+):/i.exec(spec)?.[1]?.toLowerCase();
   switch (scheme) {
@@ -104,18 +121,18 @@ function parseContainerUrl(spec: string): VaultSpec {
   const shown = withoutQuery(spec);
   if (!URL.canParse(spec)) throw invalid(`${shown} is not a URL`);
   const url = new URL(spec);
-  if (url.username !== "" || url.password !== "") throw invalid("a vault's URL holds no user name or password");
+  if (url.username !== "" || url.password !== "") throw invalid("a vault's URL must not contain a user name or a password");
   const parts = url.pathname.split("/").filter((part) => part !== "");
   const isAddress = isLoopback(url.hostname) || /^(\d+\.){3}\d+$|^\[/.test(url.hostname);
   const account = isAddress || parts.length === 2 ? parts.shift() : accountOfHost(url.hostname);
   const [container, ...rest] = parts;
   if (container === undefined || rest.length > 0) {
-    throw invalid(`${shown} has to name one container${isAddress ? ", as in http://127.0.0.1:10000/devstoreaccount1/CONTAINER" : ""}`);
+    throw invalid(`${shown} must name one container${isAddress ? ", as in http://127.0.0.1:10000/devstoreaccount1/CONTAINER" : ""}`);
   }
   if (!containerPattern.test(container))
-    throw invalid(`${JSON.stringify(container)} is no name of a container: 3 to 63 of a-z, 0-9 and single hyphens`);
+    throw invalid(`${JSON.stringify(container)} is not a container name: 3 to 63 of a-z, 0-9 and single hyphens`);
   const sas = url.search.slice(1);
-  if (sas !== "" && !url.searchParams.has("sig")) throw invalid(`what follows the ? of ${shown} is not a SAS`);
+  if (sas !== "" && !url.searchParams.has("sig")) throw invalid(`the query of ${shown} is not a SAS`);
   return { kind: "azure", containerUrl: `${url.origin}${url.pathname.replace(/\/$/, "")}`, account, sas: sas === "" ? undefined : sas };
 }
 
@@ -123,16 +140,20 @@ function accountOfHost(host: string): string | undefined {
   return /^([a-z0-9]{3,24})(?:-secondary)?\.(?:z\d+\.)?blob\./.exec(host)?.[1];
 }
 
-// The SDK takes a quarter of a second to load, which only those who need it wait for, and with `azurite:` while the server starts.
-const loadAzure = () => import("./azure.ts");
+/** The SDK takes a quarter of a second to load; with `azurite:` it loads while the server starts. */
+async function loadAzure(): Promise<typeof import("./azure.ts")> {
+  return await import("./azure.ts");
+}
 
 async function openAzure(spec: Extract<VaultSpec, { readonly kind: "azure" }>, options: OpenSinkOptions): Promise<Sink> {
+  checkInstalled("a vault in Azure Storage", ["@azure/storage-blob"]);
   const access = await accessTo(spec, options);
   const { AzureSink } = await loadAzure();
   return AzureSink.open(spec.containerUrl, access, options);
 }
 
 async function openAzurite(dir: string, options: OpenSinkOptions): Promise<Sink> {
+  checkInstalled(`azurite:${dir}`, ["azurite", "@azure/storage-blob"]);
   const loading = loadAzure();
   loading.catch(() => undefined); // awaited below
   const server = await Azurite.start(dir, { signal: options.signal });
@@ -147,12 +168,12 @@ async function openAzurite(dir: string, options: OpenSinkOptions): Promise<Sink>
   }
 }
 
-/** Azurite answers a full disk with 500, as it does everything that it did not expect. */
+/** Azurite answers 500 when its disk is full, as for every unexpected failure. */
 async function explainOwn(dir: string): Promise<TidemarkError | undefined> {
   const { bavail, bsize } = await statfs(dir);
   if (bavail * bsize >= fullBelowBytes) return undefined;
   return new TidemarkError("NO_SPACE", `no space is left for the Azurite in ${dir}`, {
-    remedy: "make room, then run the command again; what was shipped is reused",
+    remedy: "free some space, then run the command again; shipped data is reused",
     detail: { path: dir, freeBytes: bavail * bsize },
   });
 }
@@ -167,17 +188,21 @@ async function accessTo(spec: Extract<VaultSpec, { readonly kind: "azure" }>, op
   if (spec.account === developmentAccount && isLoopback(url.hostname))
     return { kind: "key", account: developmentAccount, key: developmentKey };
   if (url.protocol !== "https:")
-    throw invalid(`${spec.containerUrl} needs an account key, a connection string or a SAS: an identity is not sent over plain http`);
-  // Signing in draws in a large library; only those who need it pay for it.
+    throw invalid(`${spec.containerUrl} needs an account key, a connection string or a SAS: a token is not sent over plain http`);
+  checkInstalled("signing in to Azure without a key or a SAS", ["@azure/identity"]);
   const { DefaultAzureCredential } = await import("@azure/identity");
   return { kind: "token", credential: new DefaultAzureCredential(signInProxy(options.proxy)) };
 }
 
 function keyAccess(spec: Extract<VaultSpec, { readonly kind: "azure" }>, key: string): AzureAccess {
   if (spec.account === undefined)
-    throw invalid(`${spec.containerUrl} does not tell the account that the key belongs to: use its address under blob.core.windows.net`);
+    throw invalid(
+      `${spec.containerUrl} does not contain the account name that the key needs: use the account's address under blob.core.windows.net`,
+    );
   if (!/^[A-Za-z0-9+/]+={0,2}$/.test(key))
-    throw new TidemarkError("INVALID_ARGUMENT", "the account key is not base64", { remedy: "copy it whole from the portal's Access keys" });
+    throw new TidemarkError("INVALID_ARGUMENT", "the account key is not base64", {
+      remedy: "copy the whole string from the portal's Access keys",
+    });
   return { kind: "key", account: spec.account, key };
 }
 
@@ -199,11 +224,11 @@ function connectionAccess(spec: Extract<VaultSpec, { readonly kind: "azure" }>, 
   if (key !== undefined) return keyAccess({ ...spec, account: account ?? spec.account }, key);
   if (sas !== undefined) return { kind: "sas", sas: sas.replace(/^\?/, "") };
   throw new TidemarkError("INVALID_ARGUMENT", "the connection string holds neither AccountKey nor SharedAccessSignature", {
-    remedy: "copy it whole from the portal's Access keys",
+    remedy: "copy the whole string from the portal's Access keys",
   });
 }
 
-/** The sign-in's own requests go through the same proxy, unless everything bypasses it. */
+/** Sign-in requests use the same proxy, unless the bypass list names their host. */
 function signInProxy(proxy: ProxyOptions | undefined): {
   readonly proxyOptions?: { host: string; port: number; username?: string; password?: string };
 } {
@@ -214,7 +239,7 @@ function signInProxy(proxy: ProxyOptions | undefined): {
   return { proxyOptions: { host: `${url.protocol}//${url.hostname}`, port, ...user } };
 }
 
-/** The store of that name, made at its first use; without a name, a store of its own. */
+/** The store of that name, created at its first use. Without a name, a new store. */
 function memoryStore(name: string): MemoryStore {
   if (name === "") return new MemoryStore();
   let store = memoryStores.get(name);

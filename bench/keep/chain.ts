@@ -5,7 +5,8 @@
  */
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import { type BlockDevice, granuleBytes, Vault } from "../../engine/index.ts";
+import { type BlockDevice, Vault } from "../../engine/index.ts";
+import { granuleBytes } from "../../engine/internal.ts";
 import { randomWords } from "../image.ts";
 import { onDemandMs } from "../live/place.ts";
 import type { BenchConfig } from "../options.ts";

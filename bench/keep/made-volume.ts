@@ -3,7 +3,8 @@
  * compress. So a store can be filled with many gigabytes without a source of that size. Each
  * granule is seeded random data stamped with its number, so no two are alike.
  */
-import { type Extent, granuleBytes, type Volume } from "../../engine/index.ts";
+import type { Extent, Volume } from "../../engine/index.ts";
+import { granuleBytes } from "../../engine/internal.ts";
 import { randomWords } from "../image.ts";
 
 const patternBytes: number = 1024 * 1024;

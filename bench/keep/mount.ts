@@ -15,7 +15,8 @@
 import { createHash } from "node:crypto";
 import { open, truncate } from "node:fs/promises";
 import { join } from "node:path";
-import { FileVolume, granuleBytes, NbdVolume, type Sink, throwIfAborted, type Volume } from "../../engine/index.ts";
+import { FileVolume, NbdVolume, type Sink, throwIfAborted, type Volume } from "../../engine/index.ts";
+import { granuleBytes } from "../../engine/internal.ts";
 import { copySparsely, imageFacts, imageFactsOf, randomWords, rangeBytes } from "../image.ts";
 import { type FioFigures, type FioPattern, runFio } from "../live/fio.ts";
 import { startServer } from "../live/programs.ts";

@@ -2,7 +2,8 @@
  * Benchmark: opening the newest of thousands of points, from the head to the first byte, and the
  * metadata that points every five seconds write. The yardstick fetches the same objects alone.
  */
-import { granuleBytes, type Sink, TidemarkError } from "../../engine/index.ts";
+import { type Sink, TidemarkError } from "../../engine/index.ts";
+import { granuleBytes } from "../../engine/internal.ts";
 import { imageFactsOf } from "../image.ts";
 import { peakRssBytes } from "../machine.ts";
 import type { BenchConfig } from "../options.ts";

@@ -5,7 +5,8 @@
  */
 import { mkdir, open } from "node:fs/promises";
 import { join } from "node:path";
-import { type BlockDevice, granuleBytes, Vault } from "../../engine/index.ts";
+import { type BlockDevice, Vault } from "../../engine/index.ts";
+import { granuleBytes } from "../../engine/internal.ts";
 import { DiscardingSink } from "../discarding-sink.ts";
 import { randomWords } from "../image.ts";
 import type { BenchConfig } from "../options.ts";

@@ -3,7 +3,7 @@
  * to read the disk to find out what was written.
  */
 import type { Sink } from "../../engine/index.ts";
-import { granuleBytes } from "../../engine/index.ts";
+import { granuleBytes } from "../../engine/internal.ts";
 import { type ImageFacts, imageFactsOf } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome, Mark } from "../report.ts";

@@ -10,7 +10,7 @@ import { chmod, mkdir, rename, rm, stat } from "node:fs/promises";
 import { createConnection, type Server } from "node:net";
 import { dirname, isAbsolute, join, resolve } from "node:path";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
-import { FileLock } from "../../sink/index.ts";
+import { FileLock } from "../../sink/internal.ts";
 import { type Environment, vaultOptions } from "../settings.ts";
 
 export type ListenAddress =

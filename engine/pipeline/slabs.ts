@@ -11,9 +11,11 @@
  * `data` holds what was read (volume blocks, or stored payloads); `out` holds what a worker made of
  * it (compressed payloads, or plain bytes).
  */
+
 import assert from "node:assert/strict";
 import { throwIfAborted } from "../errors.ts";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
+import type { WasmMemory } from "./wasm-kernels.ts";
 import { secretBytes, treeBytes } from "./wasm-kernels.ts";
 
 export interface SlabGeometry {
@@ -28,7 +30,7 @@ export interface SlabGeometry {
 /** What is shared with every worker thread. */
 export interface SharedSlabs {
   readonly geometry: SlabGeometry;
-  readonly memory: WebAssembly.Memory;
+  readonly memory: WasmMemory;
 }
 
 /** The views of one slab. Every thread makes its own over the same memory. */

@@ -59,6 +59,11 @@ export interface WasmKernels {
 
 const compiled = new WebAssembly.Module(readFileSync(fileURLToPath(import.meta.resolve("#kernels-wasm"))));
 
-export function openWasmKernels(memory: WebAssembly.Memory): WasmKernels {
+/** A memory of WebAssembly, as a type that needs neither the DOM library nor a global declaration. */
+export interface WasmMemory {
+  readonly buffer: ArrayBufferLike;
+}
+
+export function openWasmKernels(memory: WasmMemory): WasmKernels {
   return new WebAssembly.Instance(compiled, { env: { memory } }).exports as unknown as WasmKernels;
 }

@@ -1,12 +1,14 @@
 /**
- * What engine/sink.ts promises, as tests that every adapter passes. `a` and `b` are two clients of one store, as two machines would be;
- * `absent` is a client of a container that was never created.
+ * Conformance suite of a sink: what the contract of `Sink` promises, as checks that every adapter passes.
+ *
+ * `a` and `b` are two clients of one store, as two machines would be; `absent` is a client of a container that was never created.
  */
+import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import type { Sink } from "../../engine/sink.ts";
-import { describeLeases } from "./conformance-leases.ts";
-import { describePages } from "./conformance-pages.ts";
+import type { Sink } from "../../engine/index.ts";
+import { type Check, CheckList } from "./checks.ts";
+import { checkLeases } from "./conformance-leases.ts";
+import { checkPages } from "./conformance-pages.ts";
 import {
   expectCode,
   expectOneWinner,
@@ -21,37 +23,51 @@ import {
   utf8,
 } from "./expectations.ts";
 
-/** Registers the suite for one adapter. `open` gives an empty store for each test, with the container of `a` and `b` created. */
-export function describeSink(name: string, open: () => Promise<OpenedSinks>, traits: SinkTraits = {}): void {
-  describe(`${name} keeps the contract of a sink:`, () => {
+/**
+ * The suite for one adapter. `open` is called for each check and returns three sinks: two on one new, empty store, with its container created,
+ * and one on a container that does not exist. `cleanup` is called after each check.
+ *
+ * Run the checks one after the other: they share variables.
+ *
+ * @example
+ * ```ts
+ * import { test } from "node:test";
+ * import { sinkConformance } from "tidemark/testing";
+ *
+ * for (const { group, name, run } of sinkConformance(openMySinks)) test([...group, name].join(": "), run);
+ * ```
+ */
+export function sinkConformance(open: () => Promise<OpenedSinks>, traits: SinkTraits = {}): readonly Check[] {
+  const list = new CheckList();
+  list.group("a sink", () => {
     let opened: OpenedSinks;
     let a: Sink;
     let b: Sink;
     let absent: Sink;
 
-    beforeEach(async () => {
+    list.before(async () => {
       opened = await open();
       ({ a, b, absent } = opened);
     });
 
-    afterEach(async () => {
+    list.after(async () => {
       await opened.cleanup();
     });
 
-    describe("container", () => {
-      test("one that exists is not created again", async () => {
-        expect(await a.createContainer()).toBe(false);
-        expect(await b.createContainer()).toBe(false);
+    list.group("container", () => {
+      list.check("one that exists is not created again", async () => {
+        assert.equal(await a.createContainer(), false);
+        assert.equal(await b.createContainer(), false);
       });
 
-      test("exactly one of several creators at once creates it", async () => {
+      list.check("exactly one of several creators at once creates it", async () => {
         const created = await Promise.all([absent.createContainer(), absent.createContainer(), absent.createContainer()]);
-        expect(created.filter(Boolean)).toHaveLength(1);
+        assert.equal(created.filter(Boolean).length, 1);
         await absent.putObject("now/it-works", utf8("x"), { ifAbsent: true });
-        expect(await textOf(absent, "now/it-works")).toBe("x");
+        assert.equal(await textOf(absent, "now/it-works"), "x");
       });
 
-      test("every call on an absent one fails with VAULT_NOT_FOUND, also those that tolerate absent objects", async () => {
+      list.check("every call on an absent one fails with VAULT_NOT_FOUND, also those that tolerate absent objects", async () => {
         const id = randomUUID();
         const calls: (() => Promise<unknown>)[] = [
           () => absent.getObject("x", 10),
@@ -76,79 +92,79 @@ export function describeSink(name: string, open: () => Promise<OpenedSinks>, tra
       });
     });
 
-    describe("objects", () => {
-      test("what one client has put, another reads, with the ETag of the put", async () => {
+    list.group("objects", () => {
+      list.check("what one client has put, another reads, with the ETag of the put", async () => {
         const etag = await put(a, "disks/d/head", "first");
         const read = await b.getObject("disks/d/head", 5);
-        expect(new TextDecoder().decode(read.bytes)).toBe("first");
-        expect(read.etag).toBe(etag);
-        expect(await b.statObject("disks/d/head")).toEqual({ etag, sizeBytes: 5 });
+        assert.equal(new TextDecoder().decode(read.bytes), "first");
+        assert.equal(read.etag, etag);
+        assert.deepEqual(await b.statObject("disks/d/head"), { etag, sizeBytes: 5 });
       });
 
-      test("an object of no bytes is an object", async () => {
+      list.check("an object of no bytes is an object", async () => {
         const etag = await put(a, "empty", "");
-        expect((await b.getObject("empty", 0)).bytes).toHaveLength(0);
-        expect(await b.statObject("empty")).toEqual({ etag, sizeBytes: 0 });
+        assert.equal((await b.getObject("empty", 0)).bytes.length, 0);
+        assert.deepEqual(await b.statObject("empty"), { etag, sizeBytes: 0 });
       });
 
-      test("an object of several MiB comes back as it was", async () => {
+      list.check("an object of several MiB comes back as it was", async () => {
         const bytes = pattern(5 * mebibyte + 7, 3);
         await a.putObject("map/large", bytes, { ifAbsent: true });
         const read = await b.getObject("map/large", bytes.length);
-        expect(Buffer.compare(read.bytes, bytes)).toBe(0);
+        assert.equal(Buffer.compare(read.bytes, bytes), 0);
       });
 
-      test("one that is larger than its reader expects is refused as damaged", async () => {
+      list.check("one that is larger than its reader expects is refused as damaged", async () => {
         await put(a, "large", "123456");
         await expectCode(b.getObject("large", 5), "DAMAGED");
       });
 
-      test("only absence is reported as absence", async () => {
+      list.check("only absence is reported as absence", async () => {
         await expectCode(a.getObject("no/such", 10), "OBJECT_NOT_FOUND");
         await expectCode(a.statObject("no/such"), "OBJECT_NOT_FOUND");
         await a.deleteObject("no/such");
       });
 
-      test("ifAbsent does not replace what is there", async () => {
+      list.check("ifAbsent does not replace what is there", async () => {
         const etag = await put(a, "vault.json", "mine");
         await expectCode(b.putObject("vault.json", utf8("yours"), { ifAbsent: true }), "OBJECT_EXISTS");
-        expect(await objectOf(b, "vault.json")).toEqual({ bytes: utf8("mine"), etag });
+        assert.deepEqual(await objectOf(b, "vault.json"), { bytes: utf8("mine"), etag });
       });
 
-      test("ifMatch replaces only the version it names", async () => {
+      list.check("ifMatch replaces only the version it names", async () => {
         const first = await put(a, "head", "1");
         const second = (await b.putObject("head", utf8("2"), { ifMatch: first })).etag;
         await expectCode(a.putObject("head", utf8("3"), { ifMatch: first }), "CONDITION_FAILED");
-        expect(await objectOf(b, "head")).toEqual({ bytes: utf8("2"), etag: second });
+        assert.deepEqual(await objectOf(b, "head"), { bytes: utf8("2"), etag: second });
       });
 
-      test("ifMatch fails on an absent object", async () => {
+      list.check("ifMatch fails on an absent object", async () => {
         const etag = await put(a, "gone", "1");
         await a.deleteObject("gone");
         await expectCode(a.putObject("gone", utf8("2"), { ifMatch: etag }), "CONDITION_FAILED");
         await expectCode(a.getObject("gone", 10), "OBJECT_NOT_FOUND");
       });
 
-      test("of ten puts with ifAbsent at once exactly one succeeds, and its bytes are there", async () => {
+      list.check("of ten puts with ifAbsent at once exactly one succeeds, and its bytes are there", async () => {
         const writers = Array.from({ length: 10 }, (_, index) => `writer ${String(index)}`);
         const results = await Promise.allSettled(
           writers.map((text, index) => (index % 2 === 0 ? a : b).putObject("race", utf8(text), { ifAbsent: true })),
         );
         expectOneWinner(results, "OBJECT_EXISTS");
-        expect(await textOf(b, "race")).toBe(writers[results.findIndex(({ status }) => status === "fulfilled")]);
+        assert.equal(await textOf(b, "race"), writers[results.findIndex(({ status }) => status === "fulfilled")]);
       });
 
-      test("of ten compare-and-swaps at once exactly one succeeds, and its bytes are there", async () => {
+      list.check("of ten compare-and-swaps at once exactly one succeeds, and its bytes are there", async () => {
         const etag = await put(a, "race", "start");
         const writers = Array.from({ length: 10 }, (_, index) => `writer ${String(index)}`);
         const results = await Promise.allSettled(
           writers.map((text, index) => (index % 2 === 0 ? a : b).putObject("race", utf8(text), { ifMatch: etag })),
         );
         expectOneWinner(results, "CONDITION_FAILED");
-        expect(await textOf(a, "race")).toBe(writers[results.findIndex(({ status }) => status === "fulfilled")]);
+        assert.equal(await textOf(a, "race"), writers[results.findIndex(({ status }) => status === "fulfilled")]);
       });
 
-      test("an ETag is never used twice for one name, also for the same bytes and after a deletion", async () => {
+      list.check("an ETag is never used twice for one name, also for the same bytes and after a deletion", async () => {
         const etags = [await put(a, "same", "x")];
         for (let round = 0; round < 8; round++) {
           const latest = etags.at(-1) ?? "";
@@ -156,17 +172,17 @@ export function describeSink(name: string, open: () => Promise<OpenedSinks>, tra
           await a.deleteObject("same");
           etags.push(await put(a, "same", "x"));
         }
-        expect(new Set(etags).size).toBe(etags.length);
+        assert.equal(new Set(etags).size, etags.length);
       });
 
-      test("a deleted object is gone, and deleting it again is no error", async () => {
+      list.check("a deleted object is gone, and deleting it again is no error", async () => {
         await put(a, "a/b", "x");
         await b.deleteObject("a/b");
         await expectCode(a.getObject("a/b", 10), "OBJECT_NOT_FOUND");
         await a.deleteObject("a/b");
       });
 
-      test("a reader never sees a part of a put", async () => {
+      list.check("a reader never sees a part of a put", async () => {
         const sizeBytes = 256 * 1024;
         let etag = (await a.putObject("whole", new Uint8Array(sizeBytes).fill(0), { ifAbsent: true })).etag;
         const progress = { writing: true };
@@ -182,39 +198,39 @@ export function describeSink(name: string, open: () => Promise<OpenedSinks>, tra
           if (bytes.length !== sizeBytes || bytes.some((byte) => byte !== bytes[0])) torn.push(bytes.length);
         }
         await writer;
-        expect(torn).toEqual([]);
+        assert.deepEqual(torn, []);
       });
 
-      test("bytes are not shared with the caller, neither those given nor those returned", async () => {
+      list.check("bytes are not shared with the caller, neither those given nor those returned", async () => {
         const given = utf8("given");
         await a.putObject("mine", given, { ifAbsent: true });
         given.fill(0);
         const first = await a.getObject("mine", 10);
-        expect(Uint8Array.from(first.bytes)).toEqual(utf8("given"));
+        assert.deepEqual(Uint8Array.from(first.bytes), utf8("given"));
         first.bytes.fill(0);
-        expect((await objectOf(a, "mine")).bytes).toEqual(utf8("given"));
+        assert.deepEqual((await objectOf(a, "mine")).bytes, utf8("given"));
       });
 
-      test("a view of shared memory is a body like any other", async () => {
+      list.check("a view of shared memory is a body like any other", async () => {
         const shared = new Uint8Array(new SharedArrayBuffer(64), 16, 6);
         shared.set(utf8("shared"));
         await a.putObject("shared", shared, { ifAbsent: true });
-        expect(await textOf(b, "shared")).toBe("shared");
+        assert.equal(await textOf(b, "shared"), "shared");
       });
     });
 
-    describe("names", () => {
-      test("every allowed character and the greatest lengths work", async () => {
+    list.group("names", () => {
+      list.check("every allowed character and the greatest lengths work", async () => {
         const names = ["0123456789", "abcdefghijklmnopqrstuvwxyz", ".hidden", "~", "-", "_", "a..b", "x/.y/~z/_-.~"];
         names.push("p".repeat(240), `${"q".repeat(240)}/${"r".repeat(240)}/${"s".repeat(30)}`);
         for (const object of names) {
           await put(a, object, object);
-          expect(await textOf(b, object)).toBe(object);
+          assert.equal(await textOf(b, object), object);
         }
-        expect((await namesIn(a, "")).sort()).toEqual([...names].sort());
+        assert.deepEqual((await namesIn(a, "")).sort(), [...names].sort());
       });
 
-      test.each([
+      for (const object of [
         "",
         "/",
         "a/",
@@ -232,52 +248,57 @@ export function describeSink(name: string, open: () => Promise<OpenedSinks>, tra
         "a\0",
         "x".repeat(513),
         "y".repeat(241),
-      ])("%j is refused", async (object) => {
-        await expectCode(a.putObject(object, utf8("x"), { ifAbsent: true }), "INVALID_ARGUMENT");
-        await expectCode(a.getObject(object, 10), "INVALID_ARGUMENT");
-        await expectCode(a.createPages(object, 512, 1), "INVALID_ARGUMENT");
-      });
+      ]) {
+        list.check(`${JSON.stringify(object)} is refused`, async () => {
+          await expectCode(a.putObject(object, utf8("x"), { ifAbsent: true }), "INVALID_ARGUMENT");
+          await expectCode(a.getObject(object, 10), "INVALID_ARGUMENT");
+          await expectCode(a.createPages(object, 512, 1), "INVALID_ARGUMENT");
+        });
+      }
     });
 
-    describe("list", () => {
-      test("names everything under a prefix, also one that ends inside a part, with size and ETag", async () => {
+    list.group("list", () => {
+      list.check("names everything under a prefix, also one that ends inside a part, with size and ETag", async () => {
         const etag = await put(a, "disks/one/head", "12345");
         await put(a, "disks/other/head", "x");
         await put(a, "vault.json", "x");
         const pages = await a.createPages("disks/on", 1024, 1);
         const listed = [];
         for await (const object of b.list("disks/on")) listed.push(object);
-        expect(listed.sort((x, y) => x.name.localeCompare(y.name))).toMatchObject([
-          { name: "disks/on", sizeBytes: 1024, etag: pages.etag },
-          { name: "disks/one/head", sizeBytes: 5, etag },
-        ]);
+        assert.deepEqual(
+          listed.sort((x, y) => x.name.localeCompare(y.name)).map((object) => [object.name, object.sizeBytes, object.etag]),
+          [
+            ["disks/on", 1024, pages.etag],
+            ["disks/one/head", 5, etag],
+          ],
+        );
       });
 
-      test("gives nothing under a prefix that no name has", async () => {
+      list.check("gives nothing under a prefix that no name has", async () => {
         await put(a, "disks/one/head", "x");
-        expect(await namesIn(a, "disks/one/head/")).toEqual([]);
-        expect(await namesIn(a, "no/such/prefix")).toEqual([]);
+        assert.deepEqual(await namesIn(a, "disks/one/head/"), []);
+        assert.deepEqual(await namesIn(a, "no/such/prefix"), []);
       });
 
-      test("tells all of many names, each once", async () => {
+      list.check("tells all of many names, each once", async () => {
         const names = Array.from({ length: 45 }, (_, index) => `points/${String(index).padStart(3, "0")}`);
         await Promise.all(names.map((object) => put(a, object, object)));
-        expect((await namesIn(b, "points/")).sort()).toEqual(names);
+        assert.deepEqual((await namesIn(b, "points/")).sort(), names);
       });
 
-      test("does not tell what has been deleted, nor leases", async () => {
+      list.check("does not tell what has been deleted, nor leases", async () => {
         await put(a, "x/kept", "1");
         await put(a, "x/gone", "2");
         await a.acquireLease("x/kept", randomUUID(), 60);
         await a.deleteObject("x/gone");
-        expect(await namesIn(b, "x/")).toEqual(["x/kept"]);
+        assert.deepEqual(await namesIn(b, "x/"), ["x/kept"]);
       });
     });
 
-    describeLeases(() => opened, traits);
-    describePages(() => opened);
+    checkLeases(list, () => opened, traits);
+    checkPages(list, () => opened);
 
-    test("a signal that has been aborted ends every call, and nothing is written", async () => {
+    list.check("a signal that has been aborted ends every call, and nothing is written", async () => {
       const etag = await put(a, "object", "x");
       await a.createPages("pages", 4096, 1);
       const before = await a.statPages("pages");
@@ -304,23 +325,29 @@ export function describeSink(name: string, open: () => Promise<OpenedSinks>, tra
         () => a.restorePages("lost-pages", 512, 2, options),
       ];
       for (const call of calls) await expectCode(call(), "INTERRUPTED");
-      expect((await namesIn(b, "")).sort()).toEqual(["object", "pages"]);
-      expect((await b.statObject("object")).etag).toBe(etag);
-      expect(await b.statPages("pages")).toEqual(before);
+      assert.deepEqual((await namesIn(b, "")).sort(), ["object", "pages"]);
+      assert.equal((await b.statObject("object")).etag, etag);
+      assert.deepEqual(await b.statPages("pages"), before);
     });
 
-    test("an outage that nobody suffered is not counted", async () => {
+    list.check("the settling time is a number of milliseconds from 0 up", () => {
+      const { settlingMs } = a.capabilities;
+      assert(Number.isFinite(settlingMs) && settlingMs >= 0);
+    });
+
+    list.check("without a lost connection no interruption is counted", async () => {
       await put(a, "object", "x");
-      expect(a.interruptions).toBe(0);
+      assert.equal(a.interruptions, 0);
     });
 
-    test("it says where it is", () => {
-      expect(a.description).not.toBe("");
+    list.check("it says where it is", () => {
+      assert.notEqual(a.description, "");
     });
 
-    test("disposing of it twice is the same as once", async () => {
+    list.check("disposing of it twice is the same as once", async () => {
       await b[Symbol.asyncDispose]();
       await b[Symbol.asyncDispose]();
     });
   });
+  return list.checks;
 }

@@ -1,18 +1,22 @@
-/** What the tests of stores share: two clients of one store, and the questions that every test asks of them. */
-import { expect } from "vitest";
-import { type ErrorCode, TidemarkError } from "../../engine/errors.ts";
-import type { Sink, StoredObject } from "../../engine/sink.ts";
+/** What the checks of sinks share: two clients of one store, and common assertions. */
+import assert from "node:assert/strict";
+import { type ErrorCode, type Sink, type StoredObject, TidemarkError } from "../../engine/index.ts";
 
+/** Three clients for one check. */
 export interface OpenedSinks {
+  /** A client of a new, empty store whose container exists. */
   readonly a: Sink;
+  /** Another client of the same store. */
   readonly b: Sink;
+  /** A client of a container that does not exist. */
   readonly absent: Sink;
   /** Disposes of the sinks and removes what they stored. */
   readonly cleanup: () => Promise<void>;
 }
 
+/** What an adapter lets the suite do. */
 export interface SinkTraits {
-  /** Moves the clock by which the store's leases expire. Absent: the store has a clock of its own, and expiry is not tested. */
+  /** Moves the clock by which leases expire, in milliseconds. Absent: the store has a clock of its own, and expiry is not checked. */
   readonly advanceMs?: (ms: number) => void;
 }
 
@@ -28,20 +32,20 @@ export async function textOf(sink: Sink, object: string): Promise<string> {
   return new TextDecoder().decode((await sink.getObject(object, mebibyte)).bytes);
 }
 
-/** An object as plain bytes: a Buffer is an honest answer too, but does not equal them. */
+/** An object with its bytes as a plain Uint8Array: an adapter may return a Buffer, which is not deeply equal to one. */
 export async function objectOf(sink: Sink, object: string): Promise<StoredObject> {
   const { bytes, etag } = await sink.getObject(object, mebibyte);
   return { bytes: Uint8Array.from(bytes), etag };
 }
 
-/** A range of a page object, read into a buffer whose old content must not shine through. */
+/** A range of a page object, read into a buffer whose old content must be overwritten. */
 export async function pagesOf(sink: Sink, object: string, offset: number, length: number): Promise<Uint8Array> {
   const into = new Uint8Array(length).fill(0xee);
   await sink.readPages(object, offset, into);
   return into;
 }
 
-/** Every name that `list` tells. */
+/** Every name that `list` yields. */
 export async function namesIn(sink: Sink, prefix: string, options: { readonly signal?: AbortSignal } = {}): Promise<string[]> {
   const names: string[] = [];
   for await (const { name } of sink.list(prefix, options)) names.push(name);
@@ -55,7 +59,7 @@ export async function expectCode(call: Promise<unknown>, code: ErrorCode): Promi
     (reason: unknown) => reason,
   );
   if (!(error instanceof TidemarkError)) throw new Error(`expected ${code}, but: ${String(error)}`, { cause: error });
-  expect(error.code, error.message).toBe(code);
+  assert.equal(error.code, code, error.message);
   return error;
 }
 
@@ -63,8 +67,11 @@ export async function expectCode(call: Promise<unknown>, code: ErrorCode): Promi
 export function expectOneWinner(results: readonly PromiseSettledResult<unknown>[], losersCode: ErrorCode): void {
   const winners = results.filter(({ status }) => status === "fulfilled");
   const codes = results.flatMap((result) => (result.status === "rejected" ? [codeOf(result.reason)] : []));
-  expect(winners).toHaveLength(1);
-  expect(codes).toEqual(Array.from({ length: results.length - 1 }, () => losersCode));
+  assert.equal(winners.length, 1);
+  assert.deepEqual(
+    codes,
+    Array.from({ length: results.length - 1 }, () => losersCode),
+  );
 }
 
 function codeOf(error: unknown): string {
@@ -82,4 +89,9 @@ export function pattern(length: number, seed: number): Uint8Array {
 
 export function isZero(bytes: Uint8Array): boolean {
   return bytes.every((byte) => byte === 0);
+}
+
+/** Fails unless the fields of `expected` are those of `actual`; others are ignored. */
+export function matches<T extends object>(actual: T, expected: Partial<T>): void {
+  assert.deepEqual(Object.fromEntries(Object.keys(expected).map((key) => [key, actual[key as keyof T]])), { ...expected });
 }

@@ -6,7 +6,8 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { contentHash, copySparsely, randomWords, scatterWrites } from "../../bench/image.ts";
 import { type BenchKind, type BenchOptions, type BenchProgress, type BenchReport, formatBench, runBench } from "../../bench/index.ts";
 import { median } from "../../bench/steps.ts";
-import { DirectorySink, MemorySink, MemoryStore } from "../../sink/index.ts";
+import { DirectorySink } from "../../sink/index.ts";
+import { MemorySink, MemoryStore } from "../../sink/testing.ts";
 
 const mib = 1024 * 1024;
 const imageBytes = 24 * mib;

@@ -6,7 +6,8 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type BenchKind, type BenchOptions, type BenchProgress, type BenchReport, formatBench, runBench } from "../../bench/index.ts";
 import { MadeVolume } from "../../bench/keep/made-volume.ts";
 import { RecordingSink } from "../../bench/keep/recording-sink.ts";
-import { DirectorySink, MemorySink } from "../../sink/index.ts";
+import { DirectorySink } from "../../sink/index.ts";
+import { MemorySink } from "../../sink/testing.ts";
 import { children, missing } from "./programs-here.ts";
 
 const mib = 1024 * 1024;

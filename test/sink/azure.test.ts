@@ -6,11 +6,11 @@ import { ContainerSASPermissions, generateBlobSASQueryParameters, StorageSharedK
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
 import { AzureSink } from "../../sink/azure.ts";
-import type { AzureAccess } from "../../sink/azure-access.ts";
-import { bypassesProxy } from "../../sink/azure-connection.ts";
 import type { AzureSinkOptions } from "../../sink/azure-options.ts";
 import { Azurite } from "../../sink/azurite.ts";
 import { developmentAccount, developmentKey } from "../../sink/azurite-state.ts";
+import type { AzureAccess } from "../../sink/credential.ts";
+import { bypassesProxy } from "../../sink/proxy.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { describeSink } from "./conformance.ts";
 import { FaultProxy } from "./fault-proxy.ts";

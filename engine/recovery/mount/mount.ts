@@ -53,6 +53,8 @@ export class Mount implements AsyncDisposable {
   /**
    * Mounts a point. Errors: DISK_NOT_FOUND, POINT_NOT_FOUND (also when it is being pruned), INVALID_ARGUMENT, DAMAGED, those of `OverlayFile.open` and
    * of the store.
+   *
+   * @internal
    */
   static async open(context: VaultContext, options: MountOptions, purpose = "mount"): Promise<Mount> {
     const { document, sink } = context;

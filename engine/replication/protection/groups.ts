@@ -91,7 +91,7 @@ export class Group {
     };
   }
 
-  /** Adds a member. Returns the instant from which all members count their ticks, so that they fall on the same moments. */
+  /** Adds a member. Returns the instant from which all members count their ticks, so that they fall on the same moments. @internal */
   add(disk: string, bell: MemberBell, now: Instant): Instant {
     this.#members.add(disk);
     this.#bells.set(disk, bell);
@@ -116,6 +116,8 @@ export class Group {
   /**
    * Comes to the meeting. Undefined: the group did not come together, so the member takes a point of its own. `signal` ends the waiting; once the
    * meeting has begun its cut is awaited, because applications rest for it and a cut that nobody takes would stay open.
+   *
+   * @internal
    */
   async join(member: GroupMember, wish: Wish, signal: AbortSignal): Promise<MadeCut | undefined> {
     return await new Promise<MadeCut | undefined>((resolve, reject) => {

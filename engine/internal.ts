@@ -1,0 +1,15 @@
+/**
+ * What the sinks, the benchmarks and the command line need of the engine beyond its API. Not promised: it may change in any release.
+ */
+
+// The system calls that Node lacks, for stores that lie in files.
+export type { CallResult, Libc } from "./disk/source/libc.ts";
+export { libc, punchHole, unsupportedErrnos } from "./disk/source/libc.ts";
+export { syncFolder } from "./disk/source/sync-folder.ts";
+// What a benchmark calls bare.
+export { blockBytesDefault, granuleBytes } from "./limits.ts";
+export type { ChunkPlace } from "./pipeline/dedup-index.ts";
+export { DedupIndex } from "./pipeline/dedup-index.ts";
+export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
+export { workersDefault } from "./pipeline/worker-pool.ts";
+export { processStat } from "./store/points/process-identity.ts";

@@ -1,0 +1,3 @@
+/** What the command line needs of the sinks and the package does not promise to others. */
+
+export { FileLock } from "./file-lock.ts";
