@@ -1,4 +1,4 @@
-/** A folder that is gone when we are, however we end (short of kill -9). */
+/** Temporary folder: removed at the end of the process, however it ends (except kill -9). */
 import { rmSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";

@@ -195,7 +195,7 @@ export class Supervisor {
    * stopped, through reloads too, until `resume`. What is stopped already is no error. Errors: DISK_NOT_FOUND, INTERRUPTED.
    */
   async stopDisks(target: Target, options: { readonly drain: boolean }): Promise<StopSummary> {
-    // In the queue they only begin to stop, so that nobody waits behind their last points.
+    // The queue only begins the stops, so that no other request waits for the last points.
     const { runners, ended } = await this.#enqueue(async () => {
       this.#refuseAtTheEnd("all of its disks are being stopped");
       const selected = this.#select(target);

@@ -47,7 +47,7 @@ Examples:
     .action(() => output.help(manPage(describeProgram(programOf(command)))));
 }
 
-/** What a user types who knows another program, what it is called here, and the command to type. */
+/** Names of other programs, our name, and the command to type. */
 const otherNames: readonly (readonly [name: string, here: string, remedy: string])[] = [
   ["backup", "replicate", "run `tidemark replicate IMAGE --disk NAME --vault VAULT`"],
   [
