@@ -234,7 +234,7 @@ async function makePlain(path: string, files: readonly FoundFile[], volumeBytes:
   await truncate(path, volumeBytes);
 }
 
-/** What comes of reading somebody's file or folder; undefined when it went away meanwhile or is not for us, and then the demo does without. */
+/** The result of reading a file or folder of this machine; undefined when it went away meanwhile or is not for us, and then the demo does without. */
 async function unlessUnreadable<Result>(reading: Promise<Result>): Promise<Result | undefined> {
   try {
     return await reading;

@@ -1,9 +1,12 @@
 /**
- * From an error to what a user and a script see of it: one line with a remedy, and an exit code. The codes are a contract.
+ * Report of an error to a user and to a script: one line with a remedy, and an exit code. The codes are a contract.
+ *
+ * Invariant: nothing is printed before signatures, keys and passwords in it have been masked.
  */
 import { inspect } from "node:util";
 import type { CommanderError } from "commander";
 import { type ErrorCode, type ErrorDetail, TidemarkError } from "../engine/index.ts";
+import { errorTable } from "./error-table.ts";
 
 export const exitCodes = {
   done: 0,
@@ -15,6 +18,18 @@ export const exitCodes = {
   accessRefused: 12,
   interrupted: 130,
 } as const;
+
+/** For help and documents, in ascending order. */
+export const exitCodeMeanings: readonly (readonly [code: number, meaning: string])[] = [
+  [exitCodes.done, "done"],
+  [exitCodes.failed, "failed"],
+  [exitCodes.wrongUse, "wrong use"],
+  [exitCodes.damageFound, "damage found"],
+  [exitCodes.notFound, "no such vault, disk or point"],
+  [exitCodes.writerActive, "another writer is active"],
+  [exitCodes.accessRefused, "access refused"],
+  [exitCodes.interrupted, "interrupted"],
+];
 
 /** An error as `--json` prints it. */
 export interface ErrorReport {
@@ -48,21 +63,21 @@ export function exitCodeOf(error: unknown): number {
   }
 }
 
-/** What is told of `error`. Anything but a TidemarkError is a fault of ours. */
+/** The report of `error`. Anything but a TidemarkError is a fault in Tidemark, with the code INTERNAL. */
 export function errorReport(error: unknown): ErrorReport {
   if (error instanceof TidemarkError) {
     const { code, message, detail } = error;
     return {
       code,
       message: withoutSecrets(message),
-      remedy: withoutSecrets(error.remedy ?? "run the command again with --debug to see where it failed"),
+      remedy: withoutSecrets(error.remedy ?? errorTable[code].remedy),
       ...(Object.keys(detail).length > 0 ? { detail: maskedDetail(detail) } : {}),
     };
   }
   return {
     code: "INTERNAL",
     message: withoutSecrets(`internal error: ${error instanceof Error ? error.message : String(error)}`),
-    remedy: "this is a fault in Tidemark: run the command again with --debug and report what it prints",
+    remedy: errorTable.INTERNAL.remedy,
   };
 }
 
@@ -81,18 +96,18 @@ export function errorStacks(error: unknown): string {
   return withoutSecrets(stacks.join("\ncaused by "));
 }
 
-/** Words that `command` cannot parse, as an error like every other. */
+/** Translates what commander says about words that `command` cannot parse. */
 export function wrongUse(error: CommanderError, command: string): TidemarkError {
   const [first = "", ...rest] = error.message.replace(/^error: /, "").split("\n");
   const suggestion = /\(Did you mean (.*)\?\)/i.exec(rest.join(" "))?.[1];
-  const help = `\`${command} --help\` shows what it takes`;
-  const message = error.code === "commander.help" ? `${command} needs a command` : first.replace(/\.$/, "");
+  const help = `run \`${command} --help\` to see what it takes`;
+  const message = error.code === "commander.help" ? `${command} needs a command` : `${command}: ${first.replace(/\.$/, "")}`;
   return new TidemarkError("INVALID_ARGUMENT", message, {
-    remedy: suggestion === undefined ? help : `did you mean ${suggestion}? ${help}`,
+    remedy: suggestion === undefined ? help : `did you mean ${suggestion}? If not, ${help}`,
   });
 }
 
-/** The last guard before anything is printed: signatures and keys, wherever they came from, are masked. */
+/** Masks signatures, keys and passwords, wherever they came from. Everything that is printed passes through it. */
 export function withoutSecrets(text: string): string {
   return text
     .replace(/\b(sig=)[^&;\s"']+/gi, "$1…")

@@ -1,18 +1,18 @@
 /**
- * ^C and its relatives. The first signal aborts the command, which then comes to rest by itself: what it had open is closed, nothing half is
- * left. Should that take too long, and at the second signal, the process ends at once; the formats are made for that too.
+ * Signals: SIGINT (^C), SIGTERM, SIGHUP. The first one aborts the command, which closes what it has open and leaves nothing incomplete.
+ * If that takes too long, or at a second signal, the process ends at once; the stored formats survive that too.
  */
 import { setMaxListeners } from "node:events";
 import process from "node:process";
 import { TidemarkError } from "../engine/index.ts";
 import { exitCodes } from "./errors.ts";
 
-/** Two seconds are promised; the rest is for starting to stop and for ending the process. */
+/** The promise is two seconds; the difference is for the start and the end of the process. */
 const restMsMax = 1_700;
 
-/** How a command that runs for weeks answers signals. */
+/** Signal handlers of a command that runs until it is stopped. */
 export interface SignalAnswers {
-  /** To come to rest in good order, which may take its time; the second such signal ends the process at once. */
+  /** Stops in good order, without a limit; a second signal ends the process at once. */
   readonly stop: (name: NodeJS.Signals) => void;
   /** SIGHUP; without it, that stops too. */
   readonly reload?: () => void;

@@ -1,33 +1,51 @@
 /**
- * What a command says, for people or for programs.
+ * Output of a command, for people or for programs.
  *
- * People: results on stdout; notices, errors and the progress line on stderr, the latter on a terminal only. Programs (`--json`): one object a
- * line on stdout, each with a `type`, the last one `summary` or `error`; stderr stays empty (`--debug` puts stacks there).
+ * People: results go to stdout; notes, errors and progress go to stderr. Programs (`--json`): stdout holds one object a line, each with
+ * a `type`, the last one `summary` or `error`; stderr stays empty, unless `--debug` puts stacks and events there.
  *
- * A reader that goes away (`| head`) does not end the work: the rest is said to nobody, and the exit code still tells how it went.
+ * `--quiet` leaves out progress, notes and the summary of work that went well. Answers (what a listing or a question asks for) and
+ * errors stay. `--verbose` adds codes and facts to errors and notes, says what the command works with, and lets tables grow wide.
+ *
+ * A reader that closes its end (`| head`) does not end the work: the rest is not printed, and the exit code tells the outcome.
  */
 import process from "node:process";
 import { styleText } from "node:util";
 import type { Notice, Progress } from "../engine/index.ts";
 import { errorReport, errorStacks } from "./errors.ts";
-import { ProgressLine } from "./progress-line.ts";
-import type { Environment, OutputFlags } from "./settings.ts";
+import type { JsonItems, JsonSummaries } from "./json.ts";
+import { ProgressLine, ProgressLines } from "./progress-line.ts";
+import { type Environment, type OutputFlags, progressFps } from "./settings.ts";
 import { printable } from "./text.ts";
+import { formatLocal } from "./times.ts";
+
+export type Colour = "red" | "yellow" | "green" | "gray";
 
 export interface Output {
-  /** Width to wrap help at. */
+  /** Width to wrap help and tables at. */
   readonly columns: number;
   /** One of many results. `text` is for people, who get nothing when it is left out; else `fields` are printed as they are. */
-  item(type: string, fields: object, text?: string): void;
+  item<Type extends keyof JsonItems>(type: Type, fields: JsonItems[Type], text?: string): void;
   progress(progress: Progress): void;
   /** Progress of another kind: the beginning of a step. */
   step(fields: object, text: string): void;
   notice(notice: Notice): void;
-  /** The result, last. */
-  summary(command: string, fields: object, text: string): void;
+  /** What the command works with; printed with `--verbose` only. */
+  detail(text: string): void;
+  /** What the command did, last. */
+  summary<Name extends keyof JsonSummaries>(command: Name, fields: JsonSummaries[Name], text: string): void;
+  /** What the command was asked for, last. As `summary`, but `--quiet` prints it too. */
+  answer<Name extends keyof JsonSummaries>(command: Name, fields: JsonSummaries[Name], text: string): void;
   /** What ended the command, last. */
   error(error: unknown): void;
+  /** Text that is the result itself: help, a script, a page. */
   help(text: string): void;
+  /** A time as this output shows it. Takes ISO 8601 in UTC. */
+  time(iso: string): string;
+  /** `text` in a colour, where stdout shows colours. */
+  paint(colour: Colour, text: string): string;
+  /** Replaces what the last call showed. Where stdout is no terminal, each text follows the one before. */
+  screen(text: string): void;
   /** Waits until everything has been handed to the system. */
   close(): Promise<void>;
 }
@@ -36,22 +54,33 @@ const columnsDefault = 80;
 const columnsMax = 120;
 const jsonProgressEveryMs = 1_000;
 
+/** Second screen of a terminal, on which `screen` draws; leaving it brings back what was there before. */
+const enterScreen = "\u001b[?1049h\u001b[?25l";
+const leaveScreen = "\u001b[?25h\u001b[?1049l";
+
 export function openOutput(flags: OutputFlags, environment: Environment): Output {
   for (const stream of [process.stdout, process.stderr]) stream.on("error", refuseAllButGone);
-  return flags.json ? new JsonOutput(flags.debug) : new HumanOutput(flags.debug, environment);
+  return flags.json ? new JsonOutput(flags, environment) : new HumanOutput(flags, environment);
 }
 
 class HumanOutput implements Output {
-  readonly columns: number = Math.min(process.stdout.isTTY ? process.stdout.columns : columnsDefault, columnsMax);
-  readonly #debug: boolean;
-  readonly #colourful: boolean;
-  readonly #line: ProgressLine | undefined;
+  readonly columns: number;
+  readonly #flags: OutputFlags;
+  readonly #colours: { readonly stdout: boolean; readonly stderr: boolean };
+  readonly #line: ProgressLine | ProgressLines | undefined;
+  #hasScreen = false;
 
-  constructor(debug: boolean, environment: Environment) {
-    this.#debug = debug;
-    const terminal = process.stderr.isTTY && environment["TERM"] !== "dumb";
-    this.#colourful = terminal && (environment["NO_COLOR"] ?? "") === "";
-    this.#line = terminal ? new ProgressLine(process.stderr) : undefined;
+  constructor(flags: OutputFlags, environment: Environment) {
+    this.#flags = flags;
+    const width = Math.min(process.stdout.isTTY ? process.stdout.columns : columnsDefault, columnsMax);
+    this.columns = flags.verbose ? Math.max(width, columnsMax) : width;
+    const isPlain = environment["TERM"] === "dumb";
+    const wantsColours = !isPlain && (environment["NO_COLOR"] ?? "") === "";
+    this.#colours = { stdout: wantsColours && process.stdout.isTTY, stderr: wantsColours && process.stderr.isTTY };
+    const fps = progressFps(environment);
+    if (flags.quiet) this.#line = undefined;
+    else if (process.stderr.isTTY && !isPlain) this.#line = new ProgressLine(process.stderr, fps);
+    else if (fps !== undefined) this.#line = new ProgressLines(process.stderr, fps);
   }
 
   item(_type: string, _fields: object, text?: string): void {
@@ -66,27 +95,65 @@ class HumanOutput implements Output {
     this.#line?.show(text);
   }
 
-  notice({ message }: Notice): void {
-    this.#print(process.stderr, `${this.#label("yellow", "note:")} ${printable(message)}`);
+  notice({ code, message }: Notice): void {
+    if (this.#flags.quiet) return;
+    this.#print(process.stderr, `${this.#label("yellow", "note:")} ${printable(message)}${this.#flags.verbose ? ` (${code})` : ""}`);
+  }
+
+  detail(text: string): void {
+    if (this.#flags.verbose) this.#print(process.stderr, this.#label("gray", printable(text)));
   }
 
   summary(_command: string, _fields: object, text: string): void {
+    if (!this.#flags.quiet) this.#print(process.stdout, text);
+  }
+
+  answer(_command: string, _fields: object, text: string): void {
     this.#print(process.stdout, text);
   }
 
   error(error: unknown): void {
-    const { message, remedy } = errorReport(error);
-    this.#print(process.stderr, `${this.#label("red", "error:")} ${printable(message)}\n  ${printable(remedy)}`);
-    if (this.#debug) this.#print(process.stderr, errorStacks(error));
+    const { code, message, remedy, detail = {} } = errorReport(error);
+    const facts = this.#flags.verbose ? [`code ${code}`, ...Object.entries(detail).map(([name, value]) => `${name} ${String(value)}`)] : [];
+    const lines = [`${this.#label("red", "error:")} ${printable(message)}`, ...[remedy, ...facts].map((line) => `  ${printable(line)}`)];
+    this.#leaveScreen();
+    this.#print(process.stderr, lines.join("\n"));
+    if (this.#flags.debug) this.#print(process.stderr, errorStacks(error));
   }
 
   help(text: string): void {
     this.#print(process.stdout, text.trimEnd());
   }
 
+  time(iso: string): string {
+    return process.stdout.isTTY && !this.#flags.utc ? formatLocal(iso) : iso;
+  }
+
+  paint(colour: Colour, text: string): string {
+    return this.#colours.stdout ? styleText(colour, text) : text;
+  }
+
+  screen(text: string): void {
+    if (!process.stdout.isTTY) {
+      this.#print(process.stdout, `${text}\n`);
+      return;
+    }
+    const { rows } = process.stdout;
+    if (!this.#hasScreen) process.stdout.write(enterScreen);
+    this.#hasScreen = true;
+    const lines = text.split("\n").slice(0, rows - 1);
+    process.stdout.write(`\u001b[H${lines.map((line) => `${line}\u001b[K\n`).join("")}\u001b[J`);
+  }
+
   async close(): Promise<void> {
     this.#line?.clear();
+    this.#leaveScreen();
     await Promise.all([flushed(process.stdout), flushed(process.stderr)]);
+  }
+
+  #leaveScreen(): void {
+    if (this.#hasScreen) process.stdout.write(leaveScreen);
+    this.#hasScreen = false;
   }
 
   #print(stream: NodeJS.WriteStream, text: string): void {
@@ -94,18 +161,21 @@ class HumanOutput implements Output {
     if (text !== "") stream.write(`${text}\n`);
   }
 
-  #label(colour: "red" | "yellow", text: string): string {
-    return this.#colourful ? styleText(colour, text) : text;
+  #label(colour: Colour, text: string): string {
+    return this.#colours.stderr ? styleText(colour, text) : text;
   }
 }
 
 class JsonOutput implements Output {
   readonly columns: number = columnsDefault;
-  readonly #debug: boolean;
+  readonly #flags: OutputFlags;
+  readonly #progressEveryMs: number;
   #nextProgressAtMs = 0;
 
-  constructor(debug: boolean) {
-    this.#debug = debug;
+  constructor(flags: OutputFlags, environment: Environment) {
+    this.#flags = flags;
+    const fps = progressFps(environment);
+    this.#progressEveryMs = fps === undefined ? jsonProgressEveryMs : 1_000 / fps;
   }
 
   item(type: string, fields: object): void {
@@ -114,30 +184,50 @@ class JsonOutput implements Output {
 
   progress(progress: Progress): void {
     const atMs = performance.now();
-    if (atMs < this.#nextProgressAtMs) return;
-    this.#nextProgressAtMs = atMs + jsonProgressEveryMs;
+    if (this.#flags.quiet || atMs < this.#nextProgressAtMs) return;
+    this.#nextProgressAtMs = atMs + this.#progressEveryMs;
     this.#line({ type: "progress", ...progress });
   }
 
   step(fields: object): void {
-    this.#line({ type: "progress", ...fields });
+    if (!this.#flags.quiet) this.#line({ type: "progress", ...fields });
   }
 
   notice({ code, message }: Notice): void {
-    this.#line({ type: "notice", code, message });
+    if (!this.#flags.quiet) this.#line({ type: "notice", code, message });
+  }
+
+  detail(text: string): void {
+    if (this.#flags.verbose) this.#line({ type: "detail", message: text });
   }
 
   summary(command: string, fields: object): void {
     this.#line({ type: "summary", command, ...fields });
   }
 
+  answer(command: string, fields: object): void {
+    this.summary(command, fields);
+  }
+
   error(error: unknown): void {
-    if (this.#debug) process.stderr.write(`${errorStacks(error)}\n`);
+    if (this.#flags.debug) process.stderr.write(`${errorStacks(error)}\n`);
     this.#line({ type: "error", ...errorReport(error) });
   }
 
   help(text: string): void {
     process.stdout.write(text);
+  }
+
+  time(iso: string): string {
+    return iso;
+  }
+
+  paint(_colour: Colour, text: string): string {
+    return text;
+  }
+
+  screen(): void {
+    // A program gets the objects that the screen is made of.
   }
 
   async close(): Promise<void> {
@@ -149,7 +239,7 @@ class JsonOutput implements Output {
   }
 }
 
-/** A reader that has gone is no error of ours; everything else that keeps us from speaking is. */
+/** A reader that closed its end is no error. Every other failure to print is. */
 function refuseAllButGone(error: NodeJS.ErrnoException): void {
   if (error.code !== "EPIPE" && error.code !== "ERR_STREAM_DESTROYED") throw error;
 }

@@ -1,10 +1,12 @@
 /**
- * The command line from its words to an exit code: parse, run one command, tell what went wrong.
+ * The command line from its words to an exit code: parse, run one command, report what went wrong.
  *
- * Commands get a context, never `process`: the output, the environment and the signal that ^C aborts. They return normally when they did
- * what was asked; `exitCode` is for the one outcome that is neither success nor error, damage that was found.
+ * Commands get a context, never `process`: the output, the environment and the signal that ^C aborts. A command returns when it did
+ * what was asked, and throws when it could not. `exitCode` is for the outcome that is neither: damage that was found.
+ *
+ * A new command is one function from the context to a commander `Command`, named in `commandsOf`, with its summary in json.ts.
  */
-import { Command, CommanderError } from "commander";
+import { Command, CommanderError, Option } from "commander";
 import { tidemarkVersion } from "../engine/index.ts";
 import { agentCommand } from "./commands/agent.ts";
 import { benchCommand } from "./commands/bench.ts";
@@ -16,19 +18,24 @@ import { materializeCommand } from "./commands/materialize.ts";
 import { mountCommand } from "./commands/mount.ts";
 import { protectCommand } from "./commands/protect.ts";
 import { pruneCommand } from "./commands/prune.ts";
+import { completionCommand, manCommand, otherNameCommands, versionCommand } from "./commands/reference.ts";
 import { replicateCommand } from "./commands/replicate.ts";
 import { retentionCommand } from "./commands/retention.ts";
 import { vaultCommand } from "./commands/vault.ts";
 import { verifyCommand } from "./commands/verify.ts";
+import { debugChannels, printDebugEvents } from "./debug.ts";
 import { exitCodeOf, exitCodes, wrongUse } from "./errors.ts";
 import { Interruption } from "./interruption.ts";
 import { openOutput } from "./output.ts";
-import { type Environment, environmentHelp, outputFlags } from "./settings.ts";
+import { isHidden, nameOf, optionText, termOfCommand, usageOf } from "./reference/definitions.ts";
+import { checkEnvironment, type Environment, environmentHelp, outputFlags } from "./settings.ts";
 
 /** Runs the command that `words` (without program and script) ask for and gives the exit code. Throws nothing. */
 export async function runCommandLine(words: readonly string[], environment: Environment): Promise<number> {
-  // Needed before the words are parsed: how to print an error in them.
-  const output = openOutput(outputFlags(words, environment), environment);
+  // Needed before the words are parsed: an error in the words is printed in the form that they ask for.
+  const flags = outputFlags(words, environment);
+  const output = openOutput(flags, environment);
+  const debugging = printDebugEvents(flags.debug ? debugChannels : []);
   const interruption = Interruption.listen((error) => output.error(error));
   const context: CommandContext = {
     output,
@@ -36,8 +43,10 @@ export async function runCommandLine(words: readonly string[], environment: Envi
     signal: interruption.signal,
     answerSignals: (answers) => interruption.handOver(answers),
     exitCode: exitCodes.done,
+    utc: flags.utc,
   };
   try {
+    checkEnvironment(environment);
     await createProgram(context).parseAsync(words, { from: "user" });
     return context.exitCode;
   } catch (error) {
@@ -47,39 +56,14 @@ export async function runCommandLine(words: readonly string[], environment: Envi
     return exitCodeOf(error);
   } finally {
     interruption[Symbol.dispose]();
+    debugging[Symbol.dispose]();
     await output.close();
   }
 }
 
-function createProgram(context: CommandContext): Command {
-  const { output, environment } = context;
-  const program = new Command("tidemark")
-    .description("Replicates disks into a vault as recovery points, incrementally and deduplicated, and brings any point back bit for bit.")
-    .version(tidemarkVersion, "-V, --version", "print the version")
-    .option("--json", "print one JSON object a line (env: TIDEMARK_JSON=1)")
-    .option("--debug", "print stack traces with errors (env: TIDEMARK_DEBUG=1)")
-    .addHelpText(
-      "after",
-      `
-Vaults:
-  azurite:DIR                an Azurite of our own, its data in DIR
-  dir:DIR                    a plain folder
-  https://…/CONTAINER[?SAS]  a container of Azure Storage (http for an Azurite)
-  memory:                    gone when the program ends; for tests
-
-${environmentHelp}
-Exit codes:
-  0 done · 1 failed · 2 wrong use · 3 damage found · 130 interrupted
-  10 no such vault, disk or point · 11 another writer · 12 access refused
-
-Examples:
-  $ tidemark demo
-  $ export TIDEMARK_VAULT=azurite:/srv/vault
-  $ tidemark replicate web.img --disk web
-  $ tidemark points list --disk web
-  $ tidemark materialize --disk web --point latest --to back.img`,
-    );
-  const commands = [
+/** The commands in the order in which help lists them. */
+function commandsOf(context: CommandContext): readonly Command[] {
+  const definitions = [
     demoCommand,
     vaultCommand,
     replicateCommand,
@@ -94,31 +78,78 @@ Examples:
     collectCommand,
     retentionCommand,
     benchCommand,
+    versionCommand,
+    completionCommand,
+    manCommand,
   ];
-  for (const command of commands) program.addCommand(command(context));
+  return definitions.map((definition) => definition(context));
+}
+
+/** The definitions of all commands. Nothing runs before the result is given words to parse. */
+export function createProgram(context: CommandContext): Command {
+  const { output, environment } = context;
+  const program = new Command("tidemark")
+    .description("replicate disks into a vault as recovery points, and bring any point back bit for bit")
+    .version(tidemarkVersion, "-V, --version", "print the version")
+    .option("--json", "print one JSON object a line")
+    .addOption(new Option("-q, --quiet", "print answers and errors only").conflicts("verbose"))
+    .option("-v, --verbose", "print codes, facts and wide tables too")
+    .option("--utc", "show times in UTC on a terminal too")
+    .option("--debug", "print stack traces and events of the engine")
+    .addHelpText(
+      "after",
+      `
+Vaults:
+  azurite:DIR                an Azurite that Tidemark starts, its data in DIR
+  dir:DIR                    a plain folder
+  https://…/CONTAINER[?SAS]  a container of Azure Storage (http for an Azurite)
+  memory:                    gone when the program ends; for tests
+
+Times:
+  2026-05-01T12:00:00Z       ISO 8601 with a zone: Z, or an offset like +02:00
+  2 hours ago                a number and a unit (seconds, minutes, hours, days,
+                             weeks), several in a row: "1 day 6 hours ago"
+  A terminal shows local time with its offset; pipes, --utc and --json show UTC.
+
+${environmentHelp}
+Exit codes:
+  0 done · 1 failed · 2 wrong use · 3 damage found · 130 interrupted
+  10 no such vault, disk or point · 11 another writer · 12 access refused
+
+Examples:
+  $ tidemark demo
+  $ export TIDEMARK_VAULT=azurite:/srv/vault
+  $ tidemark replicate web.img --disk web
+  $ tidemark points list --disk web
+  $ tidemark materialize --disk web --point latest --to back.img`,
+    );
+  for (const command of commandsOf(context)) program.addCommand(command);
+  for (const command of otherNameCommands()) program.addCommand(command, { hidden: true });
   for (const command of withSubcommands(program)) {
     // A variable that is set to nothing counts as not set.
     for (const option of command.options) if (option.envVar !== undefined && environment[option.envVar] === "") delete option.envVar;
     command
       .exitOverride((error) => {
-        throw error.exitCode === 0 ? error : wrongUse(error, nameOf(command));
+        if (error.exitCode === 0) throw error;
+        if (error.code !== "commander.help" || command !== program) throw wrongUse(error, nameOf(command));
+        // `tidemark` alone asks what it can do.
+        program.outputHelp();
+        throw new CommanderError(exitCodes.done, error.code, error.message);
       })
       .helpCommand(false)
       .configureHelp({
         helpWidth: output.columns,
         showGlobalOptions: command !== program,
         visibleGlobalOptions: () => program.options.filter(({ long }) => long !== "--version"),
+        commandUsage: usageOf,
+        subcommandTerm: termOfCommand,
+        optionDescription: optionText,
       })
-      // What commander would print about an error comes to us as an exception, and is printed like every other.
+      // An error of commander arrives as an exception and is printed like every other error.
       .configureOutput({ writeOut: (text) => output.help(text), writeErr: () => undefined, outputError: () => undefined })
-      .helpOption("-h, --help", "print this help");
+      .helpOption(isHidden(command) ? false : "-h, --help", "print this help");
   }
   return program;
-}
-
-/** `tidemark points list` */
-function nameOf(command: Command): string {
-  return command.parent === null ? command.name() : `${nameOf(command.parent)} ${command.name()}`;
 }
 
 function withSubcommands(command: Command): readonly Command[] {

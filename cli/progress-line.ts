@@ -1,43 +1,65 @@
 /**
- * The one line that tells on a terminal how far a command is: rewritten in place, cleared when something else is printed.
+ * Progress of a command on stderr: one line that is rewritten in place on a terminal, or a line from time to time in a pipe.
  *
- *     scan       45 %  3.6 GiB of 8.0 GiB  640 MiB/s  stored 210 MiB  0:07 left
+ *     scan       [#########           ]  45 %  3.6 GiB of 8.0 GiB  640 MiB/s  stored 210 MiB  0:07 left
+ *
+ * The rate of lines is `TIDEMARK_PROGRESS_FPS` (lines a second). On a terminal each report is drawn unless it is set.
  */
 import type { Progress } from "../engine/index.ts";
 import { formatBytes, formatDuration, formatRate } from "./quantities.ts";
 import { cut } from "./text.ts";
 
-/** The rate is that of the last few seconds: steady enough to read, quick enough to be true. */
+/** The rate shown is that of this window: long enough to be steady, short enough to be current. */
 const windowMs = 5_000;
 /** A rate over less than this is noise, and an estimate from less than that a guess. */
 const rateAfterMs = 400;
 const estimateAfterMs = 1_000;
 
 const clearLine = "\r\u001b[K";
+const barColumns = 20;
 
 interface Sample {
   readonly atMs: number;
   readonly doneBytes: number;
 }
 
-export class ProgressLine {
-  readonly #stream: NodeJS.WriteStream;
+/** The reports of one phase that the rate is computed from. */
+class RecentProgress {
   #samples: Sample[] = [];
   #phase: Progress["phase"] | undefined;
-  #drawn = false;
 
-  constructor(stream: NodeJS.WriteStream) {
-    this.#stream = stream;
-  }
-
-  draw(progress: Progress): void {
+  /** Takes a report and gives the line that shows it. */
+  text(progress: Progress): string {
     const atMs = performance.now();
     // Another phase, or another point of the same one, begins from the start.
     if (progress.phase !== this.#phase || progress.doneBytes < (this.#samples.at(-1)?.doneBytes ?? 0)) this.#samples = [];
     this.#phase = progress.phase;
     this.#samples.push({ atMs, doneBytes: progress.doneBytes });
     while (this.#samples.length > 2 && atMs - (this.#samples[1]?.atMs ?? atMs) > windowMs) this.#samples.shift();
-    this.show(progressText(progress, this.#samples));
+    return progressText(progress, this.#samples);
+  }
+}
+
+/** One line on a terminal, rewritten in place and cleared when something else is printed. */
+export class ProgressLine {
+  readonly #stream: NodeJS.WriteStream;
+  readonly #everyMs: number;
+  readonly #recent = new RecentProgress();
+  #nextAtMs = 0;
+  #drawn = false;
+
+  /** `fps`: redraws a second at most; undefined draws every report. */
+  constructor(stream: NodeJS.WriteStream, fps: number | undefined) {
+    this.#stream = stream;
+    this.#everyMs = fps === undefined ? 0 : 1_000 / fps;
+  }
+
+  draw(progress: Progress): void {
+    const text = this.#recent.text(progress);
+    const atMs = performance.now();
+    if (atMs < this.#nextAtMs) return;
+    this.#nextAtMs = atMs + this.#everyMs;
+    this.show(text);
   }
 
   /** Shows any other text in the line. */
@@ -47,10 +69,43 @@ export class ProgressLine {
     this.#drawn = true;
   }
 
-  /** Takes the line away, so that something else can be printed. */
+  /** Removes the line, so that something else can be printed. */
   clear(): void {
     if (this.#drawn) this.#stream.write(clearLine);
     this.#drawn = false;
+  }
+}
+
+/** Whole lines in a pipe or a file, at most `fps` a second. */
+export class ProgressLines {
+  readonly #stream: NodeJS.WriteStream;
+  readonly #everyMs: number;
+  readonly #recent = new RecentProgress();
+  #nextAtMs = 0;
+
+  constructor(stream: NodeJS.WriteStream, fps: number) {
+    this.#stream = stream;
+    this.#everyMs = 1_000 / fps;
+  }
+
+  draw(progress: Progress): void {
+    this.#write(this.#recent.text(progress));
+  }
+
+  show(text: string): void {
+    this.#write(text);
+  }
+
+  /** Lines that were written stay. */
+  clear(): void {
+    return;
+  }
+
+  #write(text: string): void {
+    const atMs = performance.now();
+    if (atMs < this.#nextAtMs) return;
+    this.#nextAtMs = atMs + this.#everyMs;
+    this.#stream.write(`${text}\n`);
   }
 }
 
@@ -62,7 +117,9 @@ export function progressText(progress: Progress, samples: readonly Sample[]): st
   const last = samples.at(-1);
   const elapsedMs = first === undefined || last === undefined ? 0 : last.atMs - first.atMs;
   const advancedBytes = first === undefined || last === undefined ? 0 : last.doneBytes - first.doneBytes;
-  const parts = [`${phase.padEnd(11)} ${String(share).padStart(3)} %`, `${formatBytes(doneBytes)} of ${formatBytes(totalBytes)}`];
+  const filled = Math.floor((share / 100) * barColumns);
+  const bar = `[${"#".repeat(filled)}${" ".repeat(barColumns - filled)}]`;
+  const parts = [`${phase.padEnd(11)} ${bar} ${String(share).padStart(3)} %`, `${formatBytes(doneBytes)} of ${formatBytes(totalBytes)}`];
   if (elapsedMs >= rateAfterMs) parts.push(formatRate(advancedBytes, elapsedMs));
   parts.push(`${phase === "scan" || phase === "commit" ? "stored" : "read"} ${formatBytes(transferredBytes)}`);
   if (elapsedMs >= estimateAfterMs && advancedBytes > 0 && doneBytes < totalBytes) {

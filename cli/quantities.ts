@@ -1,4 +1,4 @@
-/** Sizes, rates and times as people read and write them. Sizes are in binary units. */
+/** Sizes, rates and durations: formatted for people and parsed from flags. Sizes are in binary units. */
 
 const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"] as const;
 

@@ -1,18 +1,25 @@
 /**
- * What flags and environment say, in one place: options that several commands share, their mirrors among the variables, credentials and
- * proxies. The rooms below read no environment; here it becomes arguments.
+ * Flags and environment variables that several commands share: where the vault is, threads, credentials, proxies, output.
+ *
+ * The engine and the sinks read no environment; here it becomes arguments. `environmentVariables` is the list that help, the man page
+ * and docs/cli.md are made from.
  */
 import { homedir } from "node:os";
 import { isAbsolute, join } from "node:path";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { TidemarkError, type VaultOptions } from "../engine/index.ts";
 import type { OpenSinkOptions, ProxyOptions } from "../sink/index.ts";
+import { required } from "./reference/definitions.ts";
 
 export type Environment = Readonly<Record<string, string | undefined>>;
 
 export interface OutputFlags {
   readonly json: boolean;
   readonly debug: boolean;
+  readonly quiet: boolean;
+  readonly verbose: boolean;
+  /** Times in UTC on a terminal too. */
+  readonly utc: boolean;
 }
 
 /** Flags of every command that opens a vault. */
@@ -23,30 +30,69 @@ export interface VaultFlags {
   readonly lanes?: number | undefined;
 }
 
+/** A variable that a flag has is named with that flag; these have none, or stand for a flag of all commands. */
+export const environmentVariables: readonly (readonly [names: string, meaning: string])[] = [
+  ["TIDEMARK_JSON, TIDEMARK_QUIET, TIDEMARK_VERBOSE, TIDEMARK_UTC, TIDEMARK_DEBUG", "1 stands for the flag of that name."],
+  ["TIDEMARK_PROGRESS_FPS", "Lines of progress a second, 0.01 to 60. Without it, progress goes to a terminal only."],
+  [
+    "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY",
+    "Open a storage account. Without them and a SAS, the identity of the machine or of `az login` does.",
+  ],
+  ["HTTPS_PROXY, HTTP_PROXY, NO_PROXY", "Proxy for a container's URL; small letters go first."],
+  ["XDG_STATE_HOME, XDG_RUNTIME_DIR", "Folders of local caches and of the agent's control socket."],
+  ["NO_COLOR", "No colours when it is set to anything."],
+];
+
 /** For `--help`. */
 export const environmentHelp = `Environment:
-  TIDEMARK_VAULT, TIDEMARK_STATE, TIDEMARK_WORKERS, TIDEMARK_LANES,
-  TIDEMARK_JSON=1 and TIDEMARK_DEBUG=1 stand for the flags; a flag goes first. A
-  SAS is safer in TIDEMARK_VAULT than in a command, which other users can see.
-  AZURE_STORAGE_CONNECTION_STRING or AZURE_STORAGE_KEY open a storage account;
-  without them and a SAS, the identity of the machine or of \`az login\` does.
-  HTTPS_PROXY, HTTP_PROXY and NO_PROXY are heeded. NO_COLOR: no colours.
+  TIDEMARK_VAULT and other variables that flags name stand for these flags, and
+  TIDEMARK_JSON=1, _QUIET, _VERBOSE, _UTC, _DEBUG for those above. A flag goes
+  first. A SAS is safer in TIDEMARK_VAULT than in a command, which other users
+  can see. AZURE_STORAGE_CONNECTION_STRING or AZURE_STORAGE_KEY open a storage
+  account; without them and a SAS, the identity of the machine or of \`az login\`
+  does. HTTPS_PROXY, HTTP_PROXY and NO_PROXY are used for URLs.
+  TIDEMARK_PROGRESS_FPS=1 prints a line of progress a second into a pipe.
+  NO_COLOR=1: no colours.
 `;
 
-/** Whether to print JSON and stacks, found without parsing, so that it is known even when parsing fails. */
+/** Flags of every command, found without parsing, so that they are known even when parsing fails. */
 export function outputFlags(words: readonly string[], environment: Environment): OutputFlags {
   const end = words.indexOf("--");
   const flags = end === -1 ? words : words.slice(0, end);
+  const isGiven = (name: string, short?: string): boolean =>
+    flags.includes(`--${name}`) || (short !== undefined && flags.includes(short)) || isOn(environment[`TIDEMARK_${name.toUpperCase()}`]);
   return {
-    json: flags.includes("--json") || isOn(environment["TIDEMARK_JSON"]),
-    debug: flags.includes("--debug") || isOn(environment["TIDEMARK_DEBUG"]),
+    json: isGiven("json"),
+    debug: isGiven("debug"),
+    quiet: isGiven("quiet", "-q"),
+    verbose: isGiven("verbose", "-v"),
+    utc: isGiven("utc"),
   };
+}
+
+const progressFpsMin = 0.01;
+const progressFpsMax = 60;
+
+/** Lines of progress a second; undefined when the variable is not set, or holds no such number. */
+export function progressFps(environment: Environment): number | undefined {
+  const text = said(environment["TIDEMARK_PROGRESS_FPS"]);
+  const fps = text === undefined ? Number.NaN : Number(text);
+  return fps >= progressFpsMin && fps <= progressFpsMax ? fps : undefined;
+}
+
+/** Refuses a variable that holds what it cannot hold. Errors: INVALID_ARGUMENT. */
+export function checkEnvironment(environment: Environment): void {
+  const text = said(environment["TIDEMARK_PROGRESS_FPS"]);
+  if (text === undefined || progressFps(environment) !== undefined) return;
+  throw new TidemarkError("INVALID_ARGUMENT", `TIDEMARK_PROGRESS_FPS is ${JSON.stringify(text)}, which is not a number of lines a second`, {
+    remedy: `set it to a number from ${progressFpsMin} to ${progressFpsMax}, such as TIDEMARK_PROGRESS_FPS=1, or unset it`,
+  });
 }
 
 /** Adds `--vault` and `--state`. */
 export function withVaultOptions(command: Command): Command {
   return command
-    .addOption(new Option("--vault <vault>", "where the vault is").env("TIDEMARK_VAULT"))
+    .addOption(required(new Option("--vault <vault>", "where the vault is").env("TIDEMARK_VAULT")))
     .addOption(new Option("--state <dir>", "local caches (default: ~/.local/state/tidemark)").env("TIDEMARK_STATE"));
 }
 
@@ -58,7 +104,7 @@ export function withWorkersOption(command: Command): Command {
 
 /** Adds `--lanes`, for commands that write to the vault. */
 export function withLanesOption(command: Command): Command {
-  const lanes = new Option("--lanes <count>", "frames in the works, 2 to 32 (default: 5)");
+  const lanes = new Option("--lanes <count>", "frames in flight, 2 to 32 (default: 5)");
   return command.addOption(lanes.env("TIDEMARK_LANES").argParser(wholeNumber));
 }
 

@@ -1,6 +1,6 @@
 /** Text on a terminal: columns that align, and names that cannot garble it. */
 
-/** Control characters, and those that turn the direction of writing. */
+/** Control characters, and those that change the direction of writing. */
 const unprintable = /[\p{Cc}\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
 
 /** Emoji and the scripts whose characters fill two columns. */
@@ -8,7 +8,7 @@ const wide = /\p{Emoji_Presentation}|[\p{Script=Han}\p{Script=Hiragana}\p{Script
 
 const graphemes = new Intl.Segmenter("en", { granularity: "grapheme" });
 
-/** `text` in one line: what a terminal would obey rather than show is spelled `\u{…}`. */
+/** `text` in one line: characters that a terminal would act on are spelled `\u{…}`. */
 export function printable(text: string): string {
   return text.replace(unprintable, (character) => `\\u{${(character.codePointAt(0) ?? 0).toString(16)}}`);
 }
@@ -32,16 +32,68 @@ export function cut(text: string, columns: number): string {
   return taken;
 }
 
+/** Columns of a table whose rows are made of `Row`. */
+export interface Column<Row> {
+  readonly heading: string;
+  readonly align: "l" | "r";
+  /** Columns are left out in this order, 1 first, until lines fit. Absent: never. */
+  readonly dropped?: number;
+  /** A row that has nothing to say gives `-`. */
+  readonly cell: (row: Row) => string;
+  /** Colours a cell after it has been padded. */
+  readonly paint?: (padded: string, row: Row) => string;
+}
+
+/** Columns that the first column of a table keeps when it is shortened. */
+const firstColumnMin = 8;
+
+/**
+ * A table in at most `width` columns: a column that says `-` in all rows is left out, then columns in the order of `dropped`, then the
+ * first column is shortened.
+ */
+export function fittedTable<Row>(columns: readonly Column<Row>[], rows: readonly Row[], width: number): string {
+  let kept = columns.filter(({ cell }) => rows.some((row) => cell(row) !== "-"));
+  const cells = (): string[][] => rows.map((row) => kept.map(({ cell }) => printable(cell(row))));
+  let widths = columnWidths(kept, cells());
+  const excess = (): number => widths.reduce((sum, columnWidth) => sum + columnWidth, 2 * (widths.length - 1)) - width;
+  for (let order = 1; excess() > 0 && kept.some(({ dropped = 0 }) => dropped >= order); order += 1) {
+    kept = kept.filter(({ dropped }) => dropped !== order);
+    widths = columnWidths(kept, cells());
+  }
+  const [first = 0, ...others] = widths;
+  widths = [Math.max(Math.min(first, firstColumnMin), first - Math.max(excess(), 0)), ...others];
+  const line = (texts: readonly string[], row?: Row): string =>
+    texts
+      .map((text, index) => {
+        const padded = pad(shortened(text, widths[index] ?? 0), widths[index] ?? 0, kept[index]?.align ?? "l");
+        return row === undefined ? padded : (kept[index]?.paint?.(padded, row) ?? padded);
+      })
+      .join("  ")
+      .trimEnd();
+  const body = cells();
+  return [line(kept.map(({ heading }) => heading)), ...rows.map((row, index) => line(body[index] ?? [], row))].join("\n");
+}
+
+function columnWidths<Row>(columns: readonly Column<Row>[], cells: readonly (readonly string[])[]): number[] {
+  return columns.map(({ heading }, index) => Math.max(displayWidth(heading), ...cells.map((row) => displayWidth(row[index] ?? ""))));
+}
+
+function shortened(text: string, width: number): string {
+  return displayWidth(text) <= width ? text : `${cut(text, width - 1)}…`;
+}
+
+function pad(text: string, width: number, align: "l" | "r"): string {
+  const gap = " ".repeat(Math.max(width - displayWidth(text), 0));
+  return align === "r" ? gap + text : text + gap;
+}
+
 /** Rows under a heading, two spaces between columns. `align` has one letter a column: `l` or `r`. */
 export function table(heading: readonly string[], rows: readonly (readonly string[])[], align: string): string {
   const all = [heading, ...rows.map((row) => row.map(printable))];
   const widths = heading.map((_, column) => Math.max(...all.map((row) => displayWidth(row[column] ?? ""))));
   const line = (row: readonly string[]): string =>
     row
-      .map((cell, column) => {
-        const gap = " ".repeat((widths[column] ?? 0) - displayWidth(cell));
-        return align[column] === "r" ? gap + cell : cell + gap;
-      })
+      .map((cell, column) => pad(cell, widths[column] ?? 0, align[column] === "r" ? "r" : "l"))
       .join("  ")
       .trimEnd();
   return all.map(line).join("\n");

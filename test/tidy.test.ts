@@ -127,11 +127,11 @@ describe("the documents", () => {
     expect(exists(path)).toBe(true);
   });
 
-  it("explain every error code in the table of docs/errors.md", () => {
-    const table = readText("docs/errors.md") ?? "";
+  it("explain every error code in docs/errors.md", () => {
+    const document = readText("docs/errors.md") ?? "";
     const codes = errorCodes();
     expect(codes.length).toBeGreaterThan(20);
-    expect(codes.filter((code) => !new RegExp(`^\\|[^|]*\`${code}\``, "m").test(table))).toEqual([]);
+    expect(codes.filter((code) => !document.includes(`\n| \`${code}\` |`))).toEqual([]);
   });
 
   it("name in ARCHITECTURE.md only files that exist", () => {

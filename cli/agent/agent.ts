@@ -1,6 +1,6 @@
 /**
- * The agent as a whole: its disks, its control socket, its metrics and its log, from start to the last point. The command
- * `tidemark agent` is this and an ear for signals.
+ * Life cycle of the agent: its disks, control socket, metrics and log, from the start to the last point. The command `tidemark agent`
+ * runs it and passes signals on.
  */
 import { once } from "node:events";
 import type { Server } from "node:http";
@@ -28,7 +28,7 @@ export interface AgentOptions {
 /** Answers that are under way at the end have this long. */
 const lastAnswersMsMax = 2_000;
 
-/** Points come every few seconds for weeks, so they are for those who look for something. */
+/** Points come every few seconds for weeks, so they are logged at `debug`. */
 const eventLevels: Readonly<Record<DiskEvent["kind"], LogLevel>> = {
   state: "info",
   point: "debug",
@@ -39,7 +39,7 @@ const eventLevels: Readonly<Record<DiskEvent["kind"], LogLevel>> = {
 };
 
 export class Agent implements AsyncDisposable {
-  /** Resolves once every disk has been stopped, whoever asked for it. */
+  /** Resolves once every disk has been stopped, by any request. */
   readonly ended: Promise<void>;
   readonly #environment: Environment;
   readonly #log: Log;

@@ -1,6 +1,7 @@
 /**
- * The agent's collecting of one vault: when nobody has collected it for as long as the configuration says, it does. Agents that share a vault share the work:
- * the vault remembers when it was last collected, and of two that begin at once one yields.
+ * Garbage collection of one vault by the agent: the agent collects when the last collection is older than the configured interval.
+ *
+ * The vault stores the time of the last collection, so agents that share a vault share the work. If two begin at once, one yields.
  */
 import { type CollectOptions, type CollectSummary, hasCode } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
@@ -14,7 +15,7 @@ export interface CollectingParts {
   readonly clock: Clock;
   /** Milliseconds since 1970. */
   readonly wallMs: () => number;
-  /** Told with `disk` empty: it concerns all of the vault. */
+  /** Events have an empty `disk`: they concern the whole vault. */
   readonly onEvent: (event: DiskEvent) => void;
 }
 
@@ -26,6 +27,8 @@ export class Collecting {
   readonly #parts: CollectingParts;
   readonly #task: PeriodicTask;
   #everyMs: number | undefined;
+  #storedBytes: number | null = null;
+  #lastMs: number | undefined;
 
   /** `everyMs` undefined: never. */
   constructor(everyMs: number | undefined, parts: CollectingParts) {
@@ -33,6 +36,16 @@ export class Collecting {
     this.#everyMs = everyMs;
     const work = async (signal: AbortSignal): Promise<void> => await this.#collect(signal);
     this.#task = new PeriodicTask({ clock: parts.clock, firstAfterMs, everyMs: lookEveryMs, work });
+  }
+
+  /** Bytes of segments that this agent's last collection left; null before the first. */
+  get storedBytes(): number | null {
+    return this.#storedBytes;
+  }
+
+  /** Time since the last collection by any process; null when none is known. */
+  get ageMs(): number | null {
+    return this.#lastMs === undefined ? null : Math.max(this.#parts.wallMs() - this.#lastMs, 0);
   }
 
   /** From now on, as often as this. */
@@ -47,21 +60,23 @@ export class Collecting {
     await this.#task.stop();
   }
 
-  /** Throws nothing: what a collection has not come to, the next one does. */
+  /** Throws nothing: the next collection continues an incomplete one. */
   async #collect(signal: AbortSignal): Promise<void> {
     const { collect, onEvent } = this.#parts;
     try {
       if (!(await this.#isDue(signal))) return;
       const { storedBytesBefore, storedBytesAfter, waitingFor } = await collect({ signal });
+      this.#storedBytes = storedBytesAfter;
+      if (waitingFor.length === 0) this.#lastMs = this.#parts.wallMs();
       if (waitingFor.length > 0) {
-        const message = `the vault could not be collected: ${waitingFor.join(", ")} had not acknowledged in time; it is tried again`;
+        const message = `the vault could not be collected: ${waitingFor.join(", ")} did not acknowledge in time; the next collection tries again`;
         onEvent({ kind: "notice", disk: "", code: "WRITER_ACTIVE", message });
       } else if (storedBytesBefore > storedBytesAfter) {
-        const given = `${formatBytes(storedBytesBefore - storedBytesAfter)} of the vault given back`;
+        const given = `${formatBytes(storedBytesBefore - storedBytesAfter)} of the vault freed`;
         onEvent({ kind: "collect", disk: "", message: `${given}: ${formatBytes(storedBytesAfter)} stored` });
       }
     } catch (error) {
-      // Another one collects, or the store does not answer, which the disks' own cycles find out.
+      // Another process collects, or the store is unreachable, which the cycles of the disks report.
       if (signal.aborted || hasCode(error, "COLLECTION_ACTIVE", "STORE_UNREACHABLE")) return;
       const { code, message } = errorReport(error);
       onEvent({ kind: "failure", disk: "", code, message: `the vault could not be collected: ${message}` });
@@ -69,9 +84,10 @@ export class Collecting {
   }
 
   async #isDue(signal: AbortSignal): Promise<boolean> {
-    if (this.#everyMs === undefined) return false;
     const lastMs = await this.#parts.lastCollectedMs(signal);
-    // A time that lies ahead is that of a clock that was wrong.
+    this.#lastMs = lastMs;
+    if (this.#everyMs === undefined) return false;
+    // A time in the future was written by a wrong clock.
     return lastMs === undefined || Math.abs(this.#parts.wallMs() - lastMs) >= this.#everyMs;
   }
 }

@@ -1,4 +1,4 @@
-/** The other end of the control socket: one request, and its answer or its error as if it had happened here. */
+/** Client of the control socket: sends one request, and gives its answer or throws the error that the agent reports. */
 import { request as httpRequest, type IncomingMessage } from "node:http";
 import { type ErrorCode, type ErrorDetail, interrupted, systemCode, TidemarkError } from "../../engine/index.ts";
 
@@ -13,8 +13,8 @@ export interface ControlRequest {
 const answerBytesMax = 64 * 1024 * 1024;
 
 /**
- * Asks the agent behind `socket` and gives its JSON. Waits as long as it takes, which for a point is until it is committed. Errors: AGENT_UNREACHABLE,
- * ACCESS_REFUSED, INTERRUPTED, and whatever the agent answers.
+ * Asks the agent behind `socket` and gives its JSON. Waits without a limit: a point is answered when it is committed. Errors: AGENT_UNREACHABLE,
+ * ACCESS_REFUSED, INTERRUPTED, and the error that the agent reports.
  */
 export async function askAgent(socket: string, { method, path, fields, signal }: ControlRequest): Promise<unknown> {
   const body = method === "GET" ? undefined : JSON.stringify(fields ?? {});
@@ -44,7 +44,7 @@ async function readAnswer(response: IncomingMessage, socket: string): Promise<un
   try {
     return JSON.parse(Buffer.concat(parts).toString("utf8"));
   } catch (error) {
-    if (error instanceof SyntaxError) throw noAgent(socket, "what answers there is no agent", error);
+    if (error instanceof SyntaxError) throw noAgent(socket, "the program that answers there is no agent", error);
     throw error;
   }
 }
@@ -53,7 +53,8 @@ async function readAnswer(response: IncomingMessage, socket: string): Promise<un
 function errorOf(answer: unknown, status: number, socket: string): TidemarkError {
   const field = (name: string): unknown => (typeof answer === "object" && answer !== null ? Reflect.get(answer, name) : undefined);
   const [code, message, remedy, detail] = [field("code"), field("message"), field("remedy"), field("detail")];
-  if (typeof code !== "string" || typeof message !== "string") return noAgent(socket, `what answers there is no agent (status ${status})`);
+  if (typeof code !== "string" || typeof message !== "string")
+    return noAgent(socket, `the program that answers there is no agent (status ${status})`);
   return new TidemarkError(code as ErrorCode, message, {
     ...(typeof remedy === "string" ? { remedy } : {}),
     ...(typeof detail === "object" && detail !== null ? { detail: detail as ErrorDetail } : {}),

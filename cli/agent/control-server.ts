@@ -1,5 +1,5 @@
 /**
- * The agent's control API: HTTP/1.1 with JSON bodies on a Unix socket that only its user can open.
+ * Control API of the agent: HTTP/1.1 with JSON bodies on a Unix socket that only its user can open.
  *
  *     GET  /v1/status                                        AgentStatus
  *     GET  /v1/disks/NAME                                    DiskStatus
@@ -11,10 +11,10 @@
  *                      {disk|group, drain?: true}            {disks: [NAME], notDrained: [NAME]}, likewise; the agent goes on
  *     PUT  /v1/limit   {vault, bytesPerSecond}               likewise; a number, "off", or null: as the configuration says
  *     GET  /metrics                                          Prometheus text
- *     GET  /healthz                                          {health}; 200 as long as the agent answers
+ *     GET  /healthz                                          {health}; 200, or 503 when it is Critical
  *
- * An error is what the command line prints with `--json`: {type: "error", code, message, remedy, detail?}, with a status that goes
- * with the code. A client that goes away takes its point request with it; the disk's own schedule goes on.
+ * An error is the object that the command line prints with `--json`: {type: "error", code, message, remedy, detail?}; its HTTP status
+ * follows from the code. When a client disconnects, its point request is given up; the disk's own schedule goes on.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { type ErrorCode, TidemarkError } from "../../engine/index.ts";
@@ -36,8 +36,8 @@ interface Call {
   readonly signal: AbortSignal;
 }
 
-/** A JSON value, or a text of another kind. */
-type Reply = { readonly json: object } | { readonly text: string; readonly contentType: string };
+/** A JSON value, with status 200 unless it names another, or a text of another kind. */
+type Reply = { readonly json: object; readonly status?: number } | { readonly text: string; readonly contentType: string };
 
 interface Route {
   readonly method: "GET" | "POST" | "PUT";
@@ -55,7 +55,14 @@ const monitoringRoutes: readonly Route[] = [
     path: "/metrics",
     answer: async ({ metrics }) => ({ text: await metrics.text(), contentType: metrics.contentType }),
   },
-  { method: "GET", path: "/healthz", answer: async ({ supervisor }) => ({ json: { health: supervisor.status().health } }) },
+  {
+    method: "GET",
+    path: "/healthz",
+    answer: async ({ supervisor }) => {
+      const { health } = supervisor.status();
+      return { json: { health }, status: health === "Critical" ? 503 : 200 };
+    },
+  },
 ];
 
 const controlRoutes: readonly Route[] = [
@@ -115,12 +122,12 @@ const controlRoutes: readonly Route[] = [
   ...monitoringRoutes,
 ];
 
-/** The API. It listens on nothing yet, and may do so before what it acts on is there: requests wait for that. */
+/** The server of the API, not listening yet. It may listen before `target` resolves: requests wait for that. */
 export function createControlServer(target: Promise<ControlTarget>): Server {
   return serverOf(controlRoutes, target);
 }
 
-/** Metrics and health only, for an address that others reach too. */
+/** Metrics and health only, for an address that other machines reach. */
 export function createMonitoringServer(target: Promise<ControlTarget>): Server {
   return serverOf(monitoringRoutes, target);
 }
@@ -131,11 +138,11 @@ function serverOf(routes: readonly Route[], target: Promise<ControlTarget>): Ser
   });
 }
 
-/** Rejects never: whatever goes wrong is the response. */
+/** Never rejects: every failure becomes the response. */
 async function serve(routes: readonly Route[], target: ControlTarget, request: IncomingMessage, response: ServerResponse): Promise<void> {
   const gone = new AbortController();
-  response.on("close", () => gone.abort(new TidemarkError("INTERRUPTED", "the client went away", { remedy: "ask again" })));
-  // A client that resets its connection is gone, which `close` tells too.
+  response.on("close", () => gone.abort(new TidemarkError("INTERRUPTED", "the client disconnected", { remedy: "send the request again" })));
+  // A reset connection also emits `close`.
   response.on("error", () => gone.abort());
   let pattern = "unknown";
   try {
@@ -143,12 +150,12 @@ async function serve(routes: readonly Route[], target: ControlTarget, request: I
     pattern = route.path;
     const fields = route.method === "GET" ? {} : await readFields(request);
     const reply = await route.answer(target, { fields, rest, signal: gone.signal });
-    if ("json" in reply) send(response, 200, "application/json", `${JSON.stringify(reply.json)}\n`);
+    if ("json" in reply) send(response, reply.status ?? 200, "application/json", `${JSON.stringify(reply.json)}\n`);
     else send(response, 200, reply.contentType, reply.text);
   } catch (error) {
     const status = error instanceof HttpError ? error.status : statusOf(error);
     if (error instanceof HttpError && error.allow !== undefined) response.setHeader("Allow", error.allow);
-    // What is left of a body that was refused would be read as the next request.
+    // The unread rest of a refused body would be parsed as the next request.
     if (!request.complete) response.setHeader("Connection", "close");
     send(response, status, "application/json", `${JSON.stringify({ type: "error", ...errorReport(error) })}\n`);
   }
@@ -192,7 +199,7 @@ async function readFields(request: IncomingMessage): Promise<Readonly<Record<str
   const text = Buffer.concat(parts).toString("utf8");
   if (text.trim() === "") return {};
   const value = parsed(text);
-  if (typeof value !== "object" || value === null || Array.isArray(value)) throw wrong("the request is no JSON object", "send {…}");
+  if (typeof value !== "object" || value === null || Array.isArray(value)) throw wrong("the request is not a JSON object", "send {…}");
   return Object.fromEntries(Object.entries(value));
 }
 
@@ -200,16 +207,16 @@ function parsed(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch (error) {
-    if (error instanceof SyntaxError) throw wrong("the request is no JSON", "send a JSON object");
+    if (error instanceof SyntaxError) throw wrong("the request is not JSON", "send a JSON object");
     throw error;
   }
 }
 
-/** `fields`, when it has no others than `names`: a misspelt one must not be taken for one that was left out. */
+/** `fields`, when all of them are in `names`: a misspelt field is refused, not ignored. */
 function only(fields: Readonly<Record<string, unknown>>, ...names: readonly string[]): Readonly<Record<string, unknown>> {
   const unknown = Object.keys(fields).find((name) => !names.includes(name));
   if (unknown === undefined) return fields;
-  throw wrong(`${unknown} is no field of this request`, names.length === 0 ? "send none" : `its fields are ${names.join(", ")}`);
+  throw wrong(`${unknown} is not a field of this request`, names.length === 0 ? "send none" : `its fields are ${names.join(", ")}`);
 }
 
 function targetOf({ disk, group }: Readonly<Record<string, unknown>>): Target {
@@ -227,7 +234,7 @@ function limitOf(value: unknown): number | undefined {
   if (value === null) return undefined;
   if (value === "off") return Number.POSITIVE_INFINITY;
   if (typeof value === "number" && Number.isSafeInteger(value) && value >= 1024) return value;
-  throw wrong("bytesPerSecond is no limit", 'give a whole number from 1024, "off", or null for what the configuration says');
+  throw wrong("bytesPerSecond is not a limit", 'give a whole number from 1024, "off", or null for the limits of the configuration');
 }
 
 function flag(value: unknown, name: string, byDefault: boolean): boolean {

@@ -1,12 +1,12 @@
 /**
- * One disk's life in the agent: its vault is opened, its protection started, its export made; each step is retried by itself until it
- * holds, and what has been reached stays. A running protection deals with a store that goes away by itself; it is never torn down for that,
- * because its clients would lose their disk.
+ * Life cycle of one disk in the agent: open its vault, start its protection, export it. Each step is retried until it succeeds; steps
+ * that succeeded stay. A running protection survives a store that cannot be reached: the runner never ends it for that, because its
+ * clients would lose their disk.
  *
  *     starting ─► vault ─► protection ─► export ─► up ─ (another address) ─► export
  *         ▲         └───────────┴───────────┴─ failed: wait 1, 2, 4 … 60 s
  *
- * A stop is for good and goes the other way; whoever wants the disk protected again makes another runner.
+ * A stop is final and undoes the steps in reverse order. The supervisor makes another runner to protect the disk again.
  */
 import { type Finding, type HealthLevel, type PointSummary, type ProtectionStatus, TidemarkError } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
@@ -66,8 +66,8 @@ export class DiskRunner {
   #paused = false;
   #running: Promise<void> = Promise.resolve();
   #ended: Promise<void> | undefined;
-  /** Once it has ended. */
-  #stopped: ProtectionStatus | undefined;
+  /** The status that the disk was left in, and when. */
+  #stopped: { readonly status: ProtectionStatus; readonly atMs: number } | undefined;
 
   /** Begins after `startAfterMs`. Nothing that fails is thrown; it is told and tried again. */
   constructor(disk: DiskConfig, policy: PolicyConfig, parts: RunnerParts, startAfterMs: number) {
@@ -92,7 +92,7 @@ export class DiskRunner {
 
   status(): DiskStatus {
     const { vault, policy, image, listen, readOnly } = this.#disk;
-    const status = this.#stopped ?? this.#protection?.status() ?? this.#absentStatus();
+    const status = this.#stoppedStatus() ?? this.#protection?.status() ?? this.#absentStatus();
     const failure = this.#stopped === undefined ? this.#failure : undefined;
     const findings = [...(failure === undefined ? [] : [failureFinding(failure)]), ...status.findings];
     return {
@@ -173,7 +173,7 @@ export class DiskRunner {
     }
     await this.#told("the vault could not be closed", async () => await this.#vault?.release());
     this.#vault = undefined;
-    this.#stopped = stoppedStatus(protection?.status() ?? this.#absentStatus());
+    this.#stopped = { status: stoppedStatus(protection?.status() ?? this.#absentStatus()), atMs: this.#parts.clock.now() };
   }
 
   async #run(startAfterMs: number): Promise<void> {
@@ -262,6 +262,16 @@ export class DiskRunner {
     this.#parts.onEvent({ kind, disk: this.#disk.name, code, message: `${message}: ${what}; ${remedy}` });
   }
 
+  /** The ages of the newest cuts grow while the disk is stopped. */
+  #stoppedStatus(): ProtectionStatus | undefined {
+    if (this.#stopped === undefined) return undefined;
+    const { status, atMs } = this.#stopped;
+    const elapsedMs = this.#parts.clock.now() - atMs;
+    const aged = (ageMs: number | null): number | null => (ageMs === null ? null : Math.round(ageMs + elapsedMs));
+    const { capturedMs, shippedMs, committedMs } = status.lag;
+    return { ...status, lag: { capturedMs: aged(capturedMs), shippedMs: aged(shippedMs), committedMs: aged(committedMs) } };
+  }
+
   #absentStatus(): ProtectionStatus {
     return {
       disk: this.#disk.name,
@@ -270,6 +280,7 @@ export class DiskRunner {
       health: "Normal",
       findings: [],
       sizeBytes: 0,
+      lag: { capturedMs: null, shippedMs: null, committedMs: null },
       ...atRest,
       backlogBytes: 0,
       pointsCommitted: 0,
@@ -279,20 +290,19 @@ export class DiskRunner {
   }
 }
 
-/** What nobody measures while there is no protection. */
+/** What is not measured while there is no protection. */
 const atRest = {
-  lag: { capturedMs: null, shippedMs: null, committedMs: null },
   churnBytesPerSecond: 0,
   uploadBytesPerSecond: 0,
   preservedBytes: 0,
   lastPrune: null,
 } as const;
 
-/** How the disk was left. A stop that was forgotten has to show, as a pause does. */
+/** How the disk was left. The warning reminds the operator of a stop that was forgotten. */
 function stoppedStatus(last: ProtectionStatus): ProtectionStatus {
   const { disk, backlogBytes } = last;
   const left =
-    backlogBytes === 0 ? "" : `; ${formatBytes(backlogBytes)} of it were not in the vault then, and are shipped when it is resumed`;
+    backlogBytes === 0 ? "" : `; ${formatBytes(backlogBytes)} of it were not in the vault then and will be shipped when it is resumed`;
   const finding: Finding = {
     level: "Warning",
     code: "STOPPED",

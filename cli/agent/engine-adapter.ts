@@ -1,6 +1,4 @@
-/**
- * The real engine behind the agent's ports: a vault with its store and its bandwidth, protections in it, and NBD servers.
- */
+/** Adapter from the agent's ports to the engine: vaults with their stores and bandwidth limits, protections, NBD servers. */
 import { readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import {
@@ -24,7 +22,7 @@ import { openSink } from "../../sink/index.ts";
 import { type Environment, sinkOptions, vaultOptions } from "../settings.ts";
 import { Collecting } from "./collecting.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
-import type { Clock, DiskEvent, EngineAdapter, ProtectionPort, ProtectOptions, ServerPort, VaultPort } from "./ports.ts";
+import type { Clock, DiskEvent, EngineAdapter, ProtectionPort, ProtectOptions, ServerPort, VaultFacts, VaultPort } from "./ports.ts";
 import type { ScrubEntry, StartTime, TlsFiles } from "./schema.ts";
 import { Scrubbing } from "./scrubbing.ts";
 
@@ -123,7 +121,7 @@ class EngineVault implements VaultPort {
     return { ...port, stop };
   }
 
-  /** What concerns a disk that nobody protects here is told with another's events. */
+  /** Events of a disk that this agent does not protect are reported with its first disk. */
   #tell(event: DiskEvent): void {
     const [first] = this.#listeners;
     const [disk, listener] = this.#listeners.has(event.disk) ? [event.disk, this.#listeners.get(event.disk)] : (first ?? []);
@@ -138,6 +136,11 @@ class EngineVault implements VaultPort {
     this.#bandwidth.setTable(tableOf(config));
     this.#scrubbing.set(config.scrub);
     this.#collecting.set(config.collect);
+  }
+
+  facts(): VaultFacts {
+    const { storedBytes, ageMs: collectionAgeMs } = this.#collecting;
+    return { storedBytes, scrubAgeMs: this.#scrubbing.ageMs, collectionAgeMs };
   }
 
   async close(): Promise<void> {
@@ -232,7 +235,7 @@ function policyOf(policy: PolicyConfig): ProtectionPolicy {
   };
 }
 
-/** A time of the day is its next occurrence on this machine's clock, as in the original. */
+/** A time of the day is its next occurrence on this machine's clock, as in Azure Site Recovery. */
 export function startTimeMs(startTime: StartTime, now: Date): number | undefined {
   switch (startTime.kind) {
     case "immediately":

@@ -1,24 +1,26 @@
 /**
- * A point of a whole group on demand. Each disk's own loop comes to the group's meeting, and one that was just on its way there may answer
- * its request one meeting later than the others. So it is not enough to ask every disk: what counts is a meeting that was held on our
- * request and of which every disk has committed its share.
+ * Group point on demand: a barrier over participants, found from the points that they commit.
+ *
+ * Each disk's own loop takes part in the group's barriers. A disk that was already on its way to a barrier answers a request one barrier
+ * later than the others. So it is not enough to ask every disk: the answer is a barrier that was held on request and of which every
+ * disk has committed its point.
  */
 import { type PointSummary, TidemarkError } from "../../engine/index.ts";
 
 /** A disk of the group that can be asked. */
 export interface GroupDisk {
   readonly name: string;
-  /** True when its answer tells that the meeting was of the kind that is wanted. */
+  /** True when its answer shows that the barrier was of the wanted kind. */
   readonly isDecisive: boolean;
   readonly point: () => Promise<PointSummary>;
 }
 
-/** Those who come too late are asked again; a group that has not come together by then has a member that cannot. */
+/** A disk that is late is asked again. A group without a common barrier after these rounds has a disk that cannot take part. */
 const roundsMax = 3;
 
 /**
- * Gives the points of one meeting, in the order of `disks`. `committed` tells of every point that any disk commits meanwhile; it gives the function
- * that ends this. Errors: those of a disk's point, CUT_TIMED_OUT when the disks do not come together.
+ * Gives the points of one barrier, in the order of `disks`. `committed` calls its listener for every point that a disk commits meanwhile,
+ * and gives the function that ends this. Errors: those of a disk's point, CUT_TIMED_OUT when the disks have no common barrier.
  */
 export async function groupPoint(
   group: string,
@@ -28,8 +30,8 @@ export async function groupPoint(
   const shares = new Map<string, Map<string, PointSummary>>();
   const note = (point: PointSummary): void => {
     if (point.group === null) return;
-    const meeting = shares.get(point.group.id) ?? new Map<string, PointSummary>();
-    shares.set(point.group.id, meeting.set(point.disk, point));
+    const barrier = shares.get(point.group.id) ?? new Map<string, PointSummary>();
+    shares.set(point.group.id, barrier.set(point.disk, point));
   };
   const end = committed(note);
   try {
@@ -48,8 +50,8 @@ export async function groupPoint(
   } finally {
     end();
   }
-  throw new TidemarkError("CUT_TIMED_OUT", `the disks of the group ${group} did not come together`, {
-    remedy: "look with `tidemark agent status` which of them is paused, compared or waiting; each has taken points of its own",
+  throw new TidemarkError("CUT_TIMED_OUT", `the disks of the group ${group} took part in no common barrier`, {
+    remedy: "find the disk that is paused, resyncing or waiting with `tidemark agent status`, then try again",
     detail: { group },
   });
 }
@@ -64,8 +66,8 @@ async function askAll(disks: readonly GroupDisk[]): Promise<readonly { readonly 
 /** The points of all disks, if all are there. */
 function sharesOf(
   disks: readonly GroupDisk[],
-  meeting: ReadonlyMap<string, PointSummary> | undefined,
+  barrier: ReadonlyMap<string, PointSummary> | undefined,
 ): readonly PointSummary[] | undefined {
-  const points = disks.flatMap(({ name }) => meeting?.get(name) ?? []);
+  const points = disks.flatMap(({ name }) => barrier?.get(name) ?? []);
   return points.length === disks.length ? points : undefined;
 }

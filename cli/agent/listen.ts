@@ -1,8 +1,8 @@
 /**
  * Addresses that something listens on, as users write them, and the control socket of an agent.
  *
- * One agent per socket: the one that holds the lock beside it. The lock ends with its process, so whoever gets it knows that a socket
- * which is still there is a leftover of a killed agent, and replaces it.
+ * Invariant: one agent per socket, the one that holds the lock file beside it. The lock ends with its process, so an agent that gets it
+ * knows that an existing socket was left by a killed agent, and replaces it.
  */
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
@@ -85,7 +85,7 @@ export async function claimSocket(server: Server, path: string): Promise<Claimed
   };
 }
 
-/** What is at the path may be replaced if it is a socket and nobody answers there. */
+/** Refuses a path that may not be replaced: it is no socket, or a process answers there. */
 async function refuseOthers(path: string): Promise<void> {
   const status = await stat(path).catch(undefinedWhenAbsent);
   if (status === undefined) return;
@@ -111,7 +111,7 @@ async function listenPrivately(server: Server, path: string): Promise<void> {
   }
 }
 
-/** Whether a process accepts connections on `path`. A path that is gone or has nobody behind it says no. */
+/** Whether a process accepts connections on `path`. False for a path that is gone, or that no process listens on. */
 async function isLiving(path: string): Promise<boolean> {
   const socket = createConnection(path);
   try {
@@ -121,7 +121,7 @@ async function isLiving(path: string): Promise<boolean> {
     if (["ECONNREFUSED", "ENOENT", "ENOTSOCK"].includes(systemCode(error) ?? "")) return false;
     throw error;
   } finally {
-    // It was only asked whether it is there; that it hangs up is no error.
+    // The probe ends here; a reset by the other end is no error.
     socket.on("error", () => socket.destroy());
     socket.destroy();
   }

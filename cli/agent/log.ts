@@ -1,8 +1,8 @@
 /**
- * The agent's log: JSON, one object a line, or one line for people on a terminal. Whatever is logged passes the same guard as what is
- * printed: signatures and keys are masked.
+ * Log of the agent: JSON, one object a line, or one line for people on a terminal.
  *
- * A log that cannot be written (its disk is full) is no reason to stop protecting disks: that is said once on stderr, where the rest goes too.
+ * Invariant: signatures and keys are masked in every line. A log file that cannot be written (its disk is full) stops no protection: the
+ * failure is reported once on stderr, and later lines go there too.
  */
 import process from "node:process";
 import { styleText } from "node:util";
@@ -10,6 +10,7 @@ import { type DestinationStream, destination, type Logger, pino, stdTimeFunction
 import { withoutSecrets } from "../errors.ts";
 import type { Environment } from "../settings.ts";
 import { printable } from "../text.ts";
+import { formatLocal } from "../times.ts";
 import type { LoggingEntry, LogLevel } from "./schema.ts";
 
 /** Facts that go with a message; names as in the agent's JSON. */
@@ -18,20 +19,31 @@ export type LogFields = Readonly<Record<string, string | number | boolean | null
 export interface Log {
   write(level: LogLevel, message: string, fields?: LogFields): void;
   setLevel(level: LogLevel): void;
-  /** Opens the file again, which something like logrotate has moved away. */
+  /** Opens the file again after a program such as logrotate has moved it. */
   reopen(): void;
   /** Everything has been handed to the system. */
   close(): void;
 }
 
-/** Opens the log. `write` takes lines where there is no file; by default they go to stderr. */
-export function openLog(entry: LoggingEntry, environment: Environment, write: (line: string) => void = toStderr): Log {
+/** Opens the log. `write` takes lines where there is no file; by default they go to stderr. `utc`: times for people in UTC. */
+export function openLog(
+  entry: LoggingEntry,
+  environment: Environment,
+  { utc = false, write = toStderr }: { readonly utc?: boolean; readonly write?: (line: string) => void } = {},
+): Log {
   const file = entry.file === undefined ? undefined : new LogFile(entry.file, write);
   const pretty = entry.format === "pretty" || (entry.format === "auto" && entry.file === undefined && process.stderr.isTTY);
   const colourful = process.stderr.isTTY && (environment["NO_COLOR"] ?? "") === "" && environment["TERM"] !== "dumb";
   const put = file === undefined ? write : (line: string): void => file.write(line);
   const stream: DestinationStream = {
-    write: (line) => put(withoutSecrets(pretty ? prettyLine(line, colourful && file === undefined) : line)),
+    write: (line) =>
+      put(
+        withoutSecrets(
+          pretty
+            ? prettyLine(line, { colourful: colourful && file === undefined, utc: utc || file !== undefined || !process.stderr.isTTY })
+            : line,
+        ),
+      ),
   };
   return new PinoLog(pino(loggerOptions(entry.level), stream), file);
 }
@@ -120,13 +132,14 @@ class LogFile {
 const levelColours = { debug: "gray", info: "green", warn: "yellow", error: "red" } as const;
 
 /** `12:04:05 warn  web: the store cannot be reached (STORE_UNREACHABLE)` */
-function prettyLine(line: string, colourful: boolean): string {
+function prettyLine(line: string, { colourful, utc }: { readonly colourful: boolean; readonly utc: boolean }): string {
   const { time, level, message, disk, code } = JSON.parse(line) as Readonly<Record<string, unknown>>;
   const word = logLevel(level);
   const label = colourful ? styleText(levelColours[word], word.padEnd(5)) : word.padEnd(5);
   const subject = typeof disk === "string" ? `${printable(disk)}: ` : "";
   const suffix = typeof code === "string" ? ` (${printable(code)})` : "";
-  return `${String(time).slice(11, 19)} ${label} ${subject}${printable(String(message))}${suffix}\n`;
+  const clock = (utc ? String(time) : formatLocal(String(time))).slice(11, 19);
+  return `${clock} ${label} ${subject}${printable(String(message))}${suffix}\n`;
 }
 
 function logLevel(level: unknown): LogLevel {

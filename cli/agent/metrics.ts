@@ -1,13 +1,18 @@
 /**
- * What Prometheus reads of the agent. Gauges are filled from the status at each reading, so that they never tell anything else than
+ * Prometheus metrics of the agent. Gauges are filled from the status at each reading, so that they never differ from
  * `tidemark agent status`; counters and histograms are fed by events.
+ *
+ * Series of a disk have the label `disk`. While the disk is stopped they stay, with the additional label `state="stopped"`, so that an
+ * alert can leave out disks that an operator stopped on purpose. Series of a disk that the configuration no longer has go away.
  */
+import process from "node:process";
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import { type PointSummary, tidemarkVersion } from "../../engine/index.ts";
 import type { DiskStatus } from "./disk-runner.ts";
 import type { DiskEvent } from "./ports.ts";
-import type { AgentStatus } from "./supervisor.ts";
+import type { AgentStatus, VaultStatus } from "./supervisor.ts";
 
-/** A barrier is to be below 20 ms and is given up after 300. */
+/** A barrier should take less than 20 ms and is given up after 300 ms. */
 const barrierBucketsSeconds: number[] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 1];
 
 const healthNumbers = { Normal: 0, Warning: 1, Critical: 2 } as const;
@@ -22,17 +27,37 @@ const diskGauges: readonly (readonly [name: string, help: string, of: (disk: Dis
     ({ uploadBytesPerSecond }) => uploadBytesPerSecond,
   ],
   ["tidemark_backlog_bytes", "Changed on the disk and not yet in a committed point.", ({ backlogBytes }) => backlogBytes],
-  ["tidemark_preserved_bytes", "Old content kept for the open cut, in memory and spilled.", ({ preservedBytes }) => preservedBytes],
+  ["tidemark_preserved_bytes", "Old content in the copy-before-write area of the open cut.", ({ preservedBytes }) => preservedBytes],
   ["tidemark_health", "0 Normal, 1 Warning, 2 Critical.", ({ health }) => healthNumbers[health]],
   ["tidemark_latest_sequence", "Sequence number of the newest committed point.", ({ latest }) => latest?.sequence],
   ["tidemark_points_kept", "Points that the last prune left.", ({ lastPrune }) => lastPrune?.keptPoints],
   ["tidemark_connections", "Connections to the address that the disk is exported on.", ({ connections }) => connections ?? undefined],
 ];
 
+/** The same for vaults. */
+const vaultGauges: readonly (readonly [name: string, help: string, of: (vault: VaultStatus) => number | null])[] = [
+  ["tidemark_vault_stored_bytes", "Bytes of segments that the last collection of this agent left.", ({ storedBytes }) => storedBytes],
+  ["tidemark_vault_scrub_age_seconds", "Time since the last scrub pass of this agent.", ({ scrubAgeMs }) => seconds(scrubAgeMs)],
+  [
+    "tidemark_vault_collection_age_seconds",
+    "Time since the last collection by any process.",
+    ({ collectionAgeMs }) => seconds(collectionAgeMs),
+  ],
+];
+
+/** Bytes of committed points, summed up. */
+const pointCounters: readonly (readonly [name: string, help: string, of: (point: PointSummary) => number])[] = [
+  ["tidemark_changed_bytes_total", "Bytes that differ from the parent point.", ({ changedBytes }) => changedBytes],
+  ["tidemark_new_bytes_total", "Plain bytes of chunks that the vault did not hold.", ({ newBytes }) => newBytes],
+  ["tidemark_stored_bytes_total", "Bytes written to segments.", ({ storedBytes }) => storedBytes],
+];
+
 export class Metrics {
   readonly #registry = new Registry();
   readonly #status: () => AgentStatus;
   readonly #gauges: readonly (readonly [gauge: Gauge, of: (disk: DiskStatus) => number | undefined])[];
+  readonly #vaultGauges: readonly (readonly [gauge: Gauge, of: (vault: VaultStatus) => number | null])[];
+  readonly #pointCounters: readonly (readonly [counter: Counter, of: (point: PointSummary) => number])[];
   readonly #lag: Gauge;
   readonly #state: Gauge;
   readonly #points: Counter;
@@ -43,11 +68,15 @@ export class Metrics {
   constructor(status: () => AgentStatus) {
     this.#status = status;
     const registers = [this.#registry];
-    this.#gauges = diskGauges.map(([name, help, of]) => [new Gauge({ name, help, labelNames: ["disk"], registers }), of]);
+    this.#gauges = diskGauges.map(([name, help, of]) => [new Gauge({ name, help, labelNames: ["disk", "state"], registers }), of]);
+    this.#vaultGauges = vaultGauges.map(([name, help, of]) => [new Gauge({ name, help, labelNames: ["vault"], registers }), of]);
+    this.#pointCounters = pointCounters.map(([name, help, of]) => [new Counter({ name, help, labelNames: ["disk"], registers }), of]);
+    const build = { name: "tidemark_build_info", help: "1, with the versions as labels.", labelNames: ["version", "node"], registers };
+    new Gauge(build).set({ version: tidemarkVersion, node: process.versions.node }, 1);
     this.#lag = new Gauge({
       name: "tidemark_lag_seconds",
       help: "Age of the newest cut that has been captured, shipped, committed.",
-      labelNames: ["disk", "stage"],
+      labelNames: ["disk", "stage", "state"],
       registers,
     });
     this.#state = new Gauge({
@@ -83,10 +112,11 @@ export class Metrics {
     return this.#registry.contentType;
   }
 
-  onEvent({ kind, disk, code }: DiskEvent): void {
+  onEvent({ kind, disk, code, point }: DiskEvent): void {
     if (kind === "failure") this.#failures.inc({ disk, code: code ?? "UNKNOWN" });
     if (kind !== "point") return;
     this.#points.inc({ disk });
+    if (point !== undefined) for (const [counter, of] of this.#pointCounters) counter.inc({ disk }, of(point));
     const status = this.#status().disks.find((other) => other.disk === disk);
     if (status !== undefined) this.#barrier.observe({ disk }, status.barrier.lastMs / 1_000);
   }
@@ -98,21 +128,32 @@ export class Metrics {
 
   /** In the text format of Prometheus. */
   async text(): Promise<string> {
-    const { disks } = this.#status();
-    // A disk that was removed must not go on being reported.
-    for (const [gauge] of this.#gauges) gauge.reset();
+    const { disks, vaults } = this.#status();
+    // Series of a disk or vault that was removed go away.
+    for (const [gauge] of [...this.#gauges, ...this.#vaultGauges]) gauge.reset();
     this.#lag.reset();
     this.#state.reset();
     for (const status of disks) {
       const { disk, lag, state } = status;
+      const labels = state === "stopped" ? { disk, state } : { disk };
       for (const [gauge, of] of this.#gauges) {
         const value = of(status);
-        if (value !== undefined) gauge.set({ disk }, value);
+        if (value !== undefined) gauge.set(labels, value);
       }
       const stages = { captured: lag.capturedMs, shipped: lag.shippedMs, committed: lag.committedMs };
-      for (const [stage, ageMs] of Object.entries(stages)) if (ageMs !== null) this.#lag.set({ disk, stage }, ageMs / 1_000);
+      for (const [stage, ageMs] of Object.entries(stages)) if (ageMs !== null) this.#lag.set({ ...labels, stage }, ageMs / 1_000);
       this.#state.set({ disk, state }, 1);
+    }
+    for (const status of vaults) {
+      for (const [gauge, of] of this.#vaultGauges) {
+        const value = of(status);
+        if (value !== null) gauge.set({ vault: status.vault }, value);
+      }
     }
     return await this.#registry.metrics();
   }
+}
+
+function seconds(elapsedMs: number | null): number | null {
+  return elapsedMs === null ? null : elapsedMs / 1_000;
 }

@@ -1,4 +1,4 @@
-/** Work that comes round while the agent runs, and ends with it. */
+/** Periodic task: work that the agent repeats while it runs, and that ends with it. */
 import type { Clock } from "./ports.ts";
 
 export interface PeriodicTaskOptions {
@@ -20,12 +20,12 @@ export class PeriodicTask {
     this.#running = this.#run();
   }
 
-  /** Ends the present pause: what the work goes by has changed. */
+  /** Ends the current pause, because the settings of the work have changed. */
   hurry(): void {
     this.#sleeping.abort();
   }
 
-  /** Waits for the work that is under way, whose signal aborts. Idempotent. */
+  /** Aborts the signal of the work under way and waits for its end. Idempotent. */
   async stop(): Promise<void> {
     this.#stopping.abort();
     this.#sleeping.abort();

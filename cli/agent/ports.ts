@@ -1,11 +1,12 @@
 /**
- * What the agent needs of the engine, as narrow as the agent can do with: vaults that protect disks, and servers that export
- * them. engine-adapter.ts implements it with the real ones; tests script it.
+ * Ports of the agent: the part of the engine that the agent uses. Vaults protect disks, servers export them.
+ *
+ * engine-adapter.ts implements the ports with the engine; tests implement them with scripts.
  */
 import type { BlockDevice, PointSummary, ProtectionStatus } from "../../engine/index.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
 
-/** Something that happened to a disk and that somebody may want to read later. */
+/** Something that happened to a disk, for the log and for metrics. */
 export interface DiskEvent {
   readonly kind: "state" | "point" | "prune" | "collect" | "notice" | "failure";
   readonly disk: string;
@@ -37,6 +38,16 @@ export interface ProtectOptions {
   readonly onEvent: (event: DiskEvent) => void;
 }
 
+/** What the agent knows of a vault, as its scrubs and collections found it. Null: not known yet. */
+export interface VaultFacts {
+  /** Bytes of segments that this agent's last collection left. */
+  readonly storedBytes: number | null;
+  /** Time since this agent's last scrub pass. */
+  readonly scrubAgeMs: number | null;
+  /** Time since the last collection by any process. */
+  readonly collectionAgeMs: number | null;
+}
+
 /** An open vault; its disks share it. */
 export interface VaultPort {
   /** Disks that name the same group are cut together. The signal ends waiting, not the protection. */
@@ -45,13 +56,14 @@ export interface VaultPort {
   setLimit(bytesPerSecond: number | undefined): void;
   /** The table and limits of a changed configuration, and how it is scrubbed and collected, from now on. */
   setBandwidth(config: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone" | "scrub" | "collect">): void;
+  facts(): VaultFacts;
   close(): Promise<void>;
 }
 
 /** What listens on one address, for all disks that are exported there. */
 export interface ServerPort {
   readonly connections: number;
-  /** What the operator should know about how it is reached: sentences. */
+  /** Warnings about the address: sentences. */
   readonly warnings: readonly string[];
   addExport(options: { readonly name: string; readonly device: BlockDevice; readonly readOnly: boolean }): void;
   /** Resolves when no client uses the export any more; clients that stay are cut off. */

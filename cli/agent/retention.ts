@@ -1,7 +1,7 @@
 /**
- * How long points are kept, as a configuration says it: a time, as in the original, or a retention policy in full.
+ * Retention policy from a configuration: a time, as in Azure Site Recovery, or a policy in full.
  *
- * The original knows 0 to 15 days. A time that is none of these is read in the spirit of its table: everything for 2 hours, then one point an hour up to a
+ * Azure Site Recovery has 0 to 15 days. Any other time extends its table: everything for 2 hours, then one point an hour up to a
  * day, or one per 2 hours up to 7 days, or one per 2 hours for 7 days and one per 4 hours from there.
  */
 import { parsePolicy, type RetentionPolicy } from "../../engine/index.ts";
@@ -45,7 +45,7 @@ function tableOf(lengthMs: number): RetentionPolicy {
     if (from >= lengthMs) break;
     const last = rows.pop();
     const end = Math.min(ageMsMax, lengthMs);
-    // What is left over is too short for a point of its own: the band before it covers that too.
+    // A remainder shorter than one interval joins the band before it.
     if (last !== undefined && everyMs !== null && end - from < everyMs) rows.push({ ...last, ageMsMax: end });
     else rows.push(...(last === undefined ? [] : [last]), { ageMsMax: end, everyMs });
   }

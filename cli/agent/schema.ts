@@ -1,6 +1,6 @@
 /**
- * The shape of the agent's configuration file: which fields there are, what each may hold, and its default. What one field says
- * about another is judged in config.ts.
+ * Schema of the agent's configuration file: its fields, their types, bounds and defaults. config-file.ts judges what one field says
+ * about another.
  *
  * Every entry (a vault, a policy, a disk) is checked by itself, so that a fault in one hides no fault in another. A schema turns what the
  * user wrote into what the agent reads: durations into milliseconds, rates into bytes a second.
@@ -43,7 +43,7 @@ export interface BandwidthWindow {
   readonly limit: number | undefined;
 }
 
-/** Named as in the original; times in milliseconds, undefined for `off`. */
+/** Named as in Azure Site Recovery; times in milliseconds, undefined for `off`. */
 export interface PolicyEntry {
   readonly crashConsistentFrequency: number;
   readonly appConsistentFrequency: number | undefined;

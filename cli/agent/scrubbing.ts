@@ -1,8 +1,8 @@
 /**
- * The agent's scrubbing of one vault: every hour it reads back what of the day's share has come together, and heals what it can from the disks that it
- * protects. What is damaged and could not be healed is a finding of its disk until a later pass finds it whole.
+ * Scrubbing of one vault by the agent: every hour the agent claims the accrued part of the vault's daily quota, reads that much back, and
+ * heals damage from the disks that it protects. Damage that cannot be healed is a finding of its disk until a later pass finds it whole.
  *
- * The share is one of the vault: the engine sees to it that agents who scrub the same vault read it together, not each all of it.
+ * The quota belongs to the vault: the engine shares it among all agents that scrub the vault.
  */
 import {
   Bandwidth,
@@ -22,7 +22,7 @@ import type { ScrubEntry } from "./schema.ts";
 export interface ScrubbingParts {
   readonly scrub: (options: ScrubOptions) => Promise<ScrubSummary>;
   readonly clock: Clock;
-  /** For a disk that is protected here; others' damage is told of with the first of them. */
+  /** Events of disks that another agent protects are reported with the first disk of this one. */
   readonly onEvent: (event: DiskEvent) => void;
 }
 
@@ -37,6 +37,7 @@ export class Scrubbing {
   readonly #task: PeriodicTask;
   #entry: ScrubEntry | undefined;
   #damaged: readonly Damage[] = [];
+  #lastAtMs: number | undefined;
 
   constructor(entry: ScrubEntry | undefined, parts: ScrubbingParts) {
     this.#parts = parts;
@@ -56,7 +57,12 @@ export class Scrubbing {
     this.#bandwidth.setLimit(entry?.rate ?? Infinity);
   }
 
-  /** What is damaged of a disk, as far as is known. */
+  /** Time since the last pass that ended, or null before the first. */
+  get ageMs(): number | null {
+    return this.#lastAtMs === undefined ? null : this.#parts.clock.now() - this.#lastAtMs;
+  }
+
+  /** The known damage of a disk. */
   findings(disk: string): readonly Finding[] {
     const damages = this.#damaged.filter((damage) => damage.disk === disk);
     const [first] = damages;
@@ -80,7 +86,7 @@ export class Scrubbing {
     await this.#task.stop();
   }
 
-  /** Throws nothing: a store that does not answer is found out by the disks' own cycles, and the next pass tries again. */
+  /** Throws nothing. The cycles of the disks report an unreachable store, and the next pass tries again. */
   async #pass(signal: AbortSignal): Promise<void> {
     const { scrub, onEvent } = this.#parts;
     const sharePerDay = this.#entry?.sharePerDay ?? 0;
@@ -89,12 +95,13 @@ export class Scrubbing {
       const onDamage = ({ disk, code, message, healed }: Damage): void => {
         if (!healed) onEvent({ kind: "failure", disk, code, message: `damage found: ${message}` });
       };
-      // Others are of the pass, and told of again by every one.
+      // Every pass repeats its other notices.
       const onNotice = ({ code, message }: Notice): void => {
         if (code === "VAULT_AT_RISK") onEvent({ kind: "notice", disk: "", code, message });
       };
       const { damaged, healed } = await scrub({ sharePerDay, bandwidth: this.#bandwidth, onDamage, onNotice, signal });
       this.#damaged = damaged;
+      this.#lastAtMs = this.#parts.clock.now();
       for (const disk of new Set(healed.map((damage) => damage.disk))) {
         const count = healed.filter((damage) => damage.disk === disk).length;
         onEvent({ kind: "notice", disk, code: "DAMAGE_HEALED", message: `${formatNumberOf(count, "damage")} of the vault healed` });

@@ -1,9 +1,11 @@
 /**
- * Things that several disks use and nobody owns: a vault, a listening server. The first who asks opens one, the last who leaves
- * closes it, and whoever asks while it is being closed waits for that, because an address or a folder is free only then.
+ * Reference-counted resources that several disks share: a vault, a listening server.
+ *
+ * The first user opens a resource, the last user to release it closes it. A user that asks while it closes waits for the end, because
+ * an address or a folder is free only then.
  */
 
-/** What a holder gives back, once; giving back again does nothing. */
+/** One use of a resource. Releasing it again does nothing. */
 export interface Share<Resource> {
   readonly resource: Resource;
   release(): Promise<void>;
@@ -56,7 +58,7 @@ export class SharedResources<Resource extends { close(): Promise<void> }> {
   async #close(name: string, held: Held<Resource>): Promise<void> {
     this.#held.delete(name);
     const closing = held.value.current?.close() ?? Promise.resolve();
-    // Whoever waits for the name only needs to know that it is over; how it went is told to the one who closes.
+    // Users that wait for the name need to know that it is over; a failure is thrown to the user that closes.
     const over = closing.then(
       () => undefined,
       () => undefined,

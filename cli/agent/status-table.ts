@@ -1,41 +1,59 @@
-/** How disks stand, for people: a table with what is wrong below it, and one line for a terminal. */
-import type { ProtectionStatus } from "../../engine/index.ts";
+/**
+ * Status of the agent for people: a line about the agent, a table of its disks, and each finding with its remedy.
+ *
+ * Invariant: the table has at most as many columns as the output; the columns that say least are left out first.
+ */
+import type { HealthLevel, ProtectionStatus } from "../../engine/index.ts";
+import type { Output } from "../output.ts";
 import { formatBytes, formatCount, formatDuration, formatNumberOf, formatRate } from "../quantities.ts";
-import { printable, table } from "../text.ts";
+import { type Column, fittedTable, printable } from "../text.ts";
 import type { AgentStatus } from "./supervisor.ts";
 
+/** What colours and widths the table has. */
+type Canvas = Pick<Output, "columns" | "paint">;
+
+const healthColours = { Normal: "green", Warning: "yellow", Critical: "red" } as const satisfies Record<HealthLevel, string>;
+
 /** The agent in a line, its disks in a table, and under it each finding with its remedy. */
-export function describeAgent(status: AgentStatus): string {
+export function describeAgent(status: AgentStatus, canvas: Canvas): string {
   const { disks } = status;
   const limited = status.vaults.filter(({ limitBytesPerSecond }) => limitBytesPerSecond !== null);
-  const head = `agent ${status.state} for ${formatDuration(status.uptimeMs)}, ${formatNumberOf(disks.length, "disk")}, health ${status.health}`;
+  const number = formatNumberOf(disks.length, "disk");
+  const health = canvas.paint(healthColours[status.health], status.health);
+  const head = `agent ${status.state} for ${formatDuration(status.uptimeMs)}, ${number}, health ${health}`;
   const limits = limited.map(({ vault, limitBytesPerSecond: limit }) => {
     const what = typeof limit === "number" ? formatRate(limit, 1_000) : "no limit";
     return `vault ${printable(vault)}: ${what}, until the agent ends or \`tidemark agent limit config\``;
   });
-  return [head, ...limits, "", ...(disks.length === 0 ? [] : [describeDisks(disks)])].join("\n").trimEnd();
+  return [head, ...limits, "", ...(disks.length === 0 ? [] : [describeDisks(disks, canvas)])].join("\n").trimEnd();
 }
 
-/** The table and the findings. */
-export function describeDisks(disks: readonly ProtectionStatus[]): string {
-  const heading = ["DISK", "STATE", "HEALTH", "CAPTURED", "SHIPPED", "COMMITTED", "CHURN", "UPLOAD", "BACKLOG", "POINTS", "PRUNED"];
-  const rows = disks.map((status) => [
-    status.disk,
-    status.state,
-    status.health,
-    formatAge(status.lag.capturedMs),
-    formatAge(status.lag.shippedMs),
-    formatAge(status.lag.committedMs),
-    formatRate(status.churnBytesPerSecond, 1_000),
-    formatRate(status.uploadBytesPerSecond, 1_000),
-    formatBytes(status.backlogBytes),
-    formatCount(status.pointsCommitted),
-    formatAge(status.lastPrune?.ageMs ?? null),
-  ]);
+function describeDisks(disks: readonly ProtectionStatus[], canvas: Canvas): string {
+  const columns: readonly Column<ProtectionStatus>[] = [
+    { heading: "DISK", align: "l", cell: ({ disk }) => disk },
+    { heading: "STATE", align: "l", cell: ({ state }) => state },
+    {
+      heading: "HEALTH",
+      align: "l",
+      cell: ({ health }) => health,
+      paint: (padded, { health }) => canvas.paint(healthColours[health], padded),
+    },
+    { heading: "CAPTURED", align: "r", dropped: 2, cell: ({ lag }) => formatAge(lag.capturedMs) },
+    { heading: "SHIPPED", align: "r", dropped: 3, cell: ({ lag }) => formatAge(lag.shippedMs) },
+    { heading: "COMMITTED", align: "r", cell: ({ lag }) => formatAge(lag.committedMs) },
+    { heading: "CHURN", align: "r", dropped: 6, cell: (status) => formatRate(status.churnBytesPerSecond, 1_000) },
+    { heading: "UPLOAD", align: "r", dropped: 5, cell: (status) => formatRate(status.uploadBytesPerSecond, 1_000) },
+    { heading: "BACKLOG", align: "r", cell: ({ backlogBytes }) => formatBytes(backlogBytes) },
+    { heading: "POINTS", align: "r", dropped: 4, cell: ({ pointsCommitted }) => formatCount(pointsCommitted) },
+    { heading: "PRUNED", align: "r", dropped: 1, cell: ({ lastPrune }) => formatAge(lastPrune?.ageMs ?? null) },
+  ];
   const findings = disks.flatMap(({ disk, findings: found }) =>
-    found.map(({ level, code, cause, remedy }) => `${printable(disk)}: ${level}: ${printable(cause)} (${code})\n  ${printable(remedy)}`),
+    found.map(({ level, code, cause, remedy }) => {
+      const label = canvas.paint(healthColours[level], level);
+      return `${printable(disk)}: ${label}: ${printable(cause)} (${code})\n  ${printable(remedy)}`;
+    }),
   );
-  return [table(heading, rows, "lllrrrrrrrr"), ...(findings.length === 0 ? [] : ["", ...findings])].join("\n");
+  return [fittedTable(columns, disks, canvas.columns), ...(findings.length === 0 ? [] : ["", ...findings])].join("\n");
 }
 
 /** `protecting  committed 4.1 s ago  written 12 MiB/s  sent 3.0 MiB/s  backlog 40 MiB  12 points` */

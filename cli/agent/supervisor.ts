@@ -1,9 +1,9 @@
 /**
- * The agent's disks together: started spread out, found by name or group, brought from one configuration to the next, and stopped. A
- * disk that fails concerns no other.
+ * Supervisor of the agent's disks: starts them, finds them by name or group, reloads the configuration, and stops them. A disk that
+ * fails does not affect another.
  *
- * Everything that changes the set of disks (reload, stop, resuming what was stopped) goes through one queue, so that two reloads never
- * work on it at once. A disk that was stopped by itself keeps its place, and its runner, until it is resumed.
+ * Invariant: everything that changes the set of disks (reload, stop, resume of a stopped disk) goes through one queue, so that two
+ * reloads never run at once. A disk that was stopped by itself keeps its runner until it is resumed.
  */
 import { createHash } from "node:crypto";
 import process from "node:process";
@@ -11,7 +11,7 @@ import { type HealthLevel, type PointSummary, TidemarkError, tidemarkVersion } f
 import type { AgentConfig, DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import { DiskRunner, type DiskStatus, listenKey, needsReopening, type RunnerParts, resumeRemedy, worst } from "./disk-runner.ts";
 import { groupPoint } from "./group-point.ts";
-import type { Clock, DiskEvent, EngineAdapter, ServerPort, VaultPort } from "./ports.ts";
+import type { Clock, DiskEvent, EngineAdapter, ServerPort, VaultFacts, VaultPort } from "./ports.ts";
 import { SharedResources } from "./shared.ts";
 
 export interface SupervisorParts {
@@ -38,12 +38,14 @@ export interface AgentStatus {
   readonly disks: readonly DiskStatus[];
 }
 
-export interface VaultStatus {
+export interface VaultStatus extends VaultFacts {
   readonly vault: string;
   readonly open: boolean;
   /** Set by `agent limit`; null while the configuration's limits hold. */
   readonly limitBytesPerSecond: number | "off" | null;
 }
+
+const unknownFacts: VaultFacts = { storedBytes: null, scrubAgeMs: null, collectionAgeMs: null };
 
 /** What a reload did. */
 export interface ReloadSummary {
@@ -121,6 +123,7 @@ export class Supervisor {
         vault,
         open: this.#parts.vaults.get(vault) !== undefined,
         limitBytesPerSecond: shownLimit(this.#overrides.get(vault)),
+        ...(this.#parts.vaults.get(vault)?.facts() ?? unknownFacts),
       })),
       disks,
     };
@@ -192,7 +195,7 @@ export class Supervisor {
    * stopped, through reloads too, until `resume`. What is stopped already is no error. Errors: DISK_NOT_FOUND, INTERRUPTED.
    */
   async stopDisks(target: Target, options: { readonly drain: boolean }): Promise<StopSummary> {
-    // In the queue they only begin to stop, so that nobody waits behind their last points.
+    // The queue only begins the stops, so that no other request waits for the last points.
     const { runners, ended } = await this.#enqueue(async () => {
       this.#refuseAtTheEnd("all of its disks are being stopped");
       const selected = this.#select(target);

@@ -1,4 +1,4 @@
-/** `tidemark agent`: protects the disks of a configuration, and the commands that talk to a running one. */
+/** `tidemark agent`: the daemon that protects the disks of a configuration, and the commands that talk to it. */
 import { Command, Option } from "commander";
 import { type PointSummary, TidemarkError } from "../../engine/index.ts";
 import { Agent } from "../agent/agent.ts";
@@ -29,9 +29,15 @@ interface TargetFlags extends ClientFlags {
   readonly group?: string;
 }
 
+interface StatusFlags extends TargetFlags {
+  readonly watch?: true;
+}
+
 interface PointFlags extends TargetFlags {
   readonly appConsistent?: true;
 }
+
+const watchEveryMs = 1_000;
 
 interface LimitFlags extends ClientFlags {
   readonly vault: string;
@@ -39,16 +45,16 @@ interface LimitFlags extends ClientFlags {
 
 export function agentCommand(context: CommandContext): Command {
   const agent = new Command("agent")
-    .description("protect the disks of a configuration for weeks, or talk to the agent that does")
+    .description("run the agent that protects the disks of a configuration, or talk to it")
     .addOption(new Option("--config <file>", "YAML file with vaults, policies and disks").env("TIDEMARK_CONFIG"))
-    .option("--check", "only check the configuration: exit 2 with every fault in it")
+    .option("--check", "check the configuration and exit; exit 2 with every fault in it")
     .addHelpText(
       "after",
       `
-Without a command, it runs the agent in the foreground: SIGTERM and ^C take last
-points and end it, a second one ends it at once, SIGHUP reads the configuration
-again. The commands talk to it through its control socket, by default
-$XDG_RUNTIME_DIR/tidemark/agent.sock; TIDEMARK_SOCKET stands for --socket.
+Without a command, the agent runs in the foreground. SIGTERM and ^C take last
+points and end it; a second signal ends it at once; SIGHUP reads the
+configuration again. The commands talk to the agent through its control socket,
+by default $XDG_RUNTIME_DIR/tidemark/agent.sock.
 
 Examples:
   $ tidemark agent --config agent.yaml --check
@@ -58,36 +64,47 @@ Examples:
     )
     .action(async (flags: AgentFlags) => await run(context, flags));
   withSocket(agent.command("status"))
-    .description("how the agent's disks stand: state, health, lag, churn, backlog, and what to do")
+    .description("show state, health, lag and backlog of the agent's disks, and what to do")
     .option("--disk <name>", "only this disk")
     .option("--group <name>", "only the disks of this group")
-    .addHelpText("after", "\nExample:\n  $ tidemark agent status")
-    .action(async (flags: TargetFlags) => await status(context, flags));
-  withTarget(withSocket(agent.command("point")))
-    .description("take a point now, of a group at one barrier; returns when it is committed")
-    .option("--app-consistent", "with the disk's hooks")
-    .addHelpText("after", "\nExample:\n  $ tidemark agent point --disk web --app-consistent --json")
-    .action(async (flags: PointFlags) => await point(context, flags));
-  withTarget(withSocket(agent.command("pause")))
-    .description("take no points until resumed; writes go on and are tracked")
-    .addHelpText("after", "\nWithout a name it concerns every disk.\n\nExample:\n  $ tidemark agent pause --disk web")
-    .action(async (flags: TargetFlags) => await pauseOrResume(context, "pause", flags));
-  withTarget(withSocket(agent.command("resume").alias("start")))
-    .description("take points again of what was paused, protect again what was stopped")
-    .addHelpText("after", "\nWithout a name it concerns every disk.\n\nExample:\n  $ tidemark agent resume --disk web")
-    .action(async (flags: TargetFlags) => await pauseOrResume(context, "resume", flags));
-  withSocket(agent.command("reload"))
-    .description("read the configuration again; one with faults is refused whole")
-    .addHelpText("after", "\nExample:\n  $ tidemark agent reload")
-    .action(async (flags: ClientFlags) => await reload(context, flags));
-  withTarget(withSocket(agent.command("stop")))
-    .description("take last points and end the agent, or end the protection of the disks that are named; returns when it is done")
+    .option("--watch", "show it again every second, until ^C")
     .addHelpText(
       "after",
       `
-With a name the agent and all other disks go on. A stopped disk is not exported;
-it stays stopped, through reloads too, until \`tidemark agent resume\` or the next
-start of the agent.
+Columns that do not fit are left out; --verbose shows more of them. With --json,
+--watch prints the disks of each second and one summary at the end.
+
+Examples:
+  $ tidemark agent status
+  $ tidemark agent status --watch
+  $ tidemark agent status --group db --json`,
+    )
+    .action(async (flags: StatusFlags) => await (flags.watch === true ? watch(context, flags) : status(context, flags)));
+  withTarget(withSocket(agent.command("point")))
+    .description("take a point of a disk, or of a group at one barrier; return when it is committed")
+    .option("--app-consistent", "run the hooks, for an application-consistent point")
+    .addHelpText("after", "\nExample:\n  $ tidemark agent point --disk web --app-consistent --json")
+    .action(async (flags: PointFlags) => await point(context, flags));
+  withTarget(withSocket(agent.command("pause")))
+    .description("take no points until `agent resume`; writes go on and are tracked")
+    .addHelpText("after", "\nWithout a name it pauses every disk.\n\nExample:\n  $ tidemark agent pause --disk web")
+    .action(async (flags: TargetFlags) => await pauseOrResume(context, "pause", flags));
+  withTarget(withSocket(agent.command("resume").alias("start")))
+    .description("take points of paused disks again, and protect stopped disks again")
+    .addHelpText("after", "\nWithout a name it pauses every disk.\n\nExample:\n  $ tidemark agent resume --disk web")
+    .action(async (flags: TargetFlags) => await pauseOrResume(context, "resume", flags));
+  withSocket(agent.command("reload"))
+    .description("read the configuration again; a configuration with faults changes nothing")
+    .addHelpText("after", "\nExample:\n  $ tidemark agent reload")
+    .action(async (flags: ClientFlags) => await reload(context, flags));
+  withTarget(withSocket(agent.command("stop")))
+    .description("take last points, then end the agent or the protection of one disk or group")
+    .addHelpText(
+      "after",
+      `
+With a name, the agent and all other disks go on. A stopped disk is not exported.
+It stays stopped, through reloads too, until \`tidemark agent resume\` or the next
+start of the agent. The command returns when all has stopped.
 
 Examples:
   $ tidemark agent stop
@@ -95,8 +112,8 @@ Examples:
     )
     .action(async (flags: TargetFlags) => await stop(context, flags));
   withSocket(agent.command("limit"))
-    .description("limit what is sent to a vault, until it is set again or the agent ends")
-    .argument("<rate>", "20MiB/s, `off`, or `config` for the configuration's limits")
+    .description("limit the upload to a vault, until the next limit or the end of the agent")
+    .argument("<rate>", "20MiB/s, `off`, or `config` for the limits of the configuration")
     .requiredOption("--vault <name>", "the vault's name in the configuration")
     .addHelpText("after", "\nExamples:\n  $ tidemark agent limit 5MiB/s --vault main\n  $ tidemark agent limit config --vault main")
     .action(async (rate: string, flags: LimitFlags) => await limit(context, rate, flags));
@@ -106,22 +123,22 @@ Examples:
 async function run(context: CommandContext, { config: path, check }: AgentFlags): Promise<void> {
   if (path === undefined) {
     throw new TidemarkError("INVALID_ARGUMENT", "no configuration is named", {
-      remedy: "add `--config FILE`, or see `tidemark agent --help` for the commands that talk to a running agent",
+      remedy: "run `tidemark agent --config FILE`, or `tidemark agent --help` for the commands that talk to a running agent",
     });
   }
   const config = await checkedConfig(context, path);
   const counts = { vaults: config.vaults.size, policies: config.policies.size, disks: config.disks.size };
   if (check === true) {
-    const text = `${printable(path)} is sound: ${formatNumberOf(counts.disks, "disk")}, ${formatNumberOf(counts.vaults, "vault")}`;
+    const text = `${printable(path)} has no fault: ${formatNumberOf(counts.disks, "disk")}, ${formatNumberOf(counts.vaults, "vault")}`;
     context.output.summary("agent", { config: config.path, ...counts }, text);
     return;
   }
   const { environment } = context;
-  const log = openLog(config.logging, environment);
+  const log = openLog(config.logging, environment, { utc: context.utc });
   try {
     const options = { environment, engine: openEngineAdapter(environment), clock: systemClock, log };
     const agent = await Agent.start(config, options);
-    // Neither rejects before the disks are stopped; what fails meanwhile is in the log.
+    // Rejects only after all disks have stopped; earlier failures are in the log.
     const drained = new Promise<void>((resolve, reject) => {
       context.answerSignals({
         stop: () => void agent.stop({ drain: true }).then(resolve, reject),
@@ -144,13 +161,35 @@ async function checkedConfig({ output, environment }: CommandContext, path: stri
 }
 
 async function status(context: CommandContext, flags: TargetFlags): Promise<void> {
-  const whole = (await ask(context, flags, "GET", "/v1/status")) as AgentStatus;
-  const answer = { ...whole, disks: chosen(whole.disks, flags) };
-  for (const disk of answer.disks) context.output.item("disk", disk);
-  context.output.summary("agent status", { ...answer, disks: answer.disks.length }, describeAgent(answer));
+  const { output, signal } = context;
+  const answer = await askStatus(context, flags, signal);
+  for (const disk of answer.disks) output.item("disk", disk);
+  output.answer("agent status", { ...answer, disks: answer.disks.length }, describeAgent(answer, output));
 }
 
-/** Those that are named; all when none is. Errors: DISK_NOT_FOUND. */
+/** Shows the status every second until ^C, which is the regular end. Errors: those of `status`. */
+async function watch(context: CommandContext, flags: TargetFlags): Promise<void> {
+  const { output } = context;
+  const stopped = new AbortController();
+  context.answerSignals({ stop: () => stopped.abort() });
+  let last = await askStatus(context, flags, stopped.signal);
+  for (;;) {
+    for (const disk of last.disks) output.item("disk", disk);
+    output.screen(describeAgent(last, output));
+    await systemClock.sleep(watchEveryMs, stopped.signal);
+    if (stopped.signal.aborted) break;
+    last = await askStatus(context, flags, stopped.signal);
+  }
+  output.answer("agent status", { ...last, disks: last.disks.length }, "");
+}
+
+async function askStatus(context: CommandContext, flags: TargetFlags, signal: AbortSignal): Promise<AgentStatus> {
+  const socket = flags.socket ?? controlSocketDefault(context.environment);
+  const whole = (await askAgent(socket, { method: "GET", path: "/v1/status", signal })) as AgentStatus;
+  return { ...whole, disks: chosen(whole.disks, flags) };
+}
+
+/** The disks of the target; all when it names none. Errors: DISK_NOT_FOUND. */
 function chosen(disks: AgentStatus["disks"], { disk, group }: TargetFlags): AgentStatus["disks"] {
   if (disk === undefined && group === undefined) return disks;
   const found = disks.filter(
@@ -159,7 +198,9 @@ function chosen(disks: AgentStatus["disks"], { disk, group }: TargetFlags): Agen
   );
   if (found.length > 0) return found;
   const named = [...(disk === undefined ? [] : [`disk ${disk}`]), ...(group === undefined ? [] : [`group ${group}`])].join(" in the ");
-  throw new TidemarkError("DISK_NOT_FOUND", `the agent has no ${named}`, { remedy: "`tidemark agent status` shows its disks" });
+  throw new TidemarkError("DISK_NOT_FOUND", `the agent has no ${named}`, {
+    remedy: "list its disks with `tidemark agent status`",
+  });
 }
 
 async function point(context: CommandContext, flags: PointFlags): Promise<void> {
@@ -168,7 +209,7 @@ async function point(context: CommandContext, flags: PointFlags): Promise<void> 
   const wanted = points.some(({ consistency }) => consistency === "app") || flags.appConsistent !== true;
   const text = [
     ...points.map(({ disk, sequence, consistency }) => `point ${sequence} of disk ${printable(disk)} is committed (${consistency})`),
-    ...(wanted ? [] : ["the application was not brought to rest; `tidemark points show` tells why"]),
+    ...(wanted ? [] : ["the application was not frozen: see why with `tidemark points show`"]),
   ];
   const [only, ...others] = points;
   if (only !== undefined && others.length === 0) {
@@ -228,7 +269,7 @@ function limitOf(text: string): number | "off" | null {
   if (text === "off") return text;
   const bytesPerSecond = parseRate(text);
   if (typeof bytesPerSecond === "number") return bytesPerSecond;
-  throw new TidemarkError("INVALID_ARGUMENT", `${text} is no rate`, {
+  throw new TidemarkError("INVALID_ARGUMENT", `${text} is not a rate`, {
     remedy: "write it as 20MiB/s, at least 1KiB/s, or `off`, or `config`",
   });
 }

@@ -73,7 +73,7 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
   if (image === "optional") command.option("--image <path>", "disk image of which a copy is worked on (default: a new disk)");
   if (kind !== "kernels") withWorkersOption(command);
   if (needsVault) {
-    // Not mirrored by TIDEMARK_VAULT: nobody wants to measure on a vault in use because of a forgotten variable.
+    // No TIDEMARK_VAULT: a forgotten variable must not lead a benchmark to a vault in use.
     command.option("--vault <vault>", "store to measure with (default: a new Azurite)");
     withLanesOption(command);
   }
@@ -147,7 +147,7 @@ async function bench(context: CommandContext, kind: BenchKind, flags: BenchFlags
     });
   });
   output.item("bench", report);
-  output.summary(`bench ${kind}`, { case: report.case, marks: report.marks }, formatBench(report));
+  output.answer(`bench ${kind}`, { case: report.case, marks: report.marks }, formatBench(report));
   if (kind === "soak" && report.marks.some(({ met }) => !met)) context.exitCode = exitCodes.failed;
 }
 

@@ -1,4 +1,4 @@
-/** `tidemark collect`: gives back the space that no point needs any more. */
+/** `tidemark collect`: garbage collection. Frees the space that no point needs any more. */
 import { Command, InvalidArgumentError } from "commander";
 import type { CollectSummary } from "../../engine/index.ts";
 import { exitCodes } from "../errors.ts";
@@ -14,18 +14,18 @@ interface CollectFlags extends VaultFlags {
 
 export function collectCommand(context: CommandContext): Command {
   const command = new Command("collect")
-    .description("give back the space that no point needs any more")
-    .option("--dry-run", "say what would be given back, and change nothing")
-    .option("--wait <time>", "for writers that do not acknowledge (default: 60s)", waitTime);
+    .description("free the space that no point needs any more (garbage collection)")
+    .option("--dry-run", "show what would be freed, and change nothing")
+    .option("--wait <time>", "how long to wait for writers that do not acknowledge (default: 60s)", waitTime);
   return withVaultOptions(command)
     .addHelpText(
       "after",
       `
-Writers and readers go on meanwhile. What is found to be needed by nobody is
-first condemned; when every writer has acknowledged that, pages are cleared, and
-segments and other objects deleted. A writer that does not acknowledge in time
-ends it with exit code 11, and nothing is given back. Interrupted anywhere, the
-next collection does what is left.
+Writers and readers go on meanwhile. The collection first condemns the chunks
+that no point needs. When every writer has acknowledged them, it clears their
+pages and deletes segments and other objects. If a writer does not acknowledge
+in time, nothing is freed and the exit code is 11. After an interruption, the
+next collection continues.
 
 Examples:
   $ tidemark collect --vault azurite:/srv/azurite --dry-run
@@ -42,21 +42,23 @@ async function collect(context: CommandContext, flags: CollectFlags): Promise<vo
     async (vault) =>
       await vault.collect({ dryRun: flags.dryRun, waitMsMax: flags.wait, signal, onNotice: (notice) => output.notice(notice) }),
   );
-  output.summary("collect", summary, printable(describe(summary, flags.dryRun === true)));
+  const text = printable(describe(summary, flags.dryRun === true));
   if (summary.waitingFor.length > 0) context.exitCode = exitCodes.writerActive;
+  if (flags.dryRun === true || summary.waitingFor.length > 0) output.answer("collect", summary, text);
+  else output.summary("collect", summary, text);
 }
 
 function describe(summary: CollectSummary, isDryRun: boolean): string {
   const { storedBytesBefore, storedBytesAfter, liveBytes, condemnedChunks, deletedSegments, deletedObjects, elapsedMs, waitingFor } =
     summary;
-  const took = `looked at in ${formatDuration(elapsedMs)}`;
+  const took = `examined in ${formatDuration(elapsedMs)}`;
   if (waitingFor.length > 0) {
-    return `nothing given back yet: ${waitingFor.join(", ")} had not acknowledged in time; the next collection goes on`;
+    return `nothing freed: the writers of ${waitingFor.join(", ")} did not acknowledge in time; run \`tidemark collect\` again to continue`;
   }
   const freed = formatBytes(storedBytesBefore - storedBytesAfter);
   const what = `${formatNumberOf(condemnedChunks, "chunk")}, ${formatNumberOf(deletedSegments, "segment")}, ${formatNumberOf(deletedObjects, "object")}`;
   const sizes = `${formatBytes(storedBytesBefore)} → ${formatBytes(storedBytesAfter)} stored, ${formatBytes(liveBytes)} needed`;
-  return `${freed} ${isDryRun ? "would be" : "were"} given back (${what}): ${sizes}; ${took}`;
+  return `${freed} ${isDryRun ? "would be" : "were"} freed (${what}): ${sizes}; ${took}`;
 }
 
 function waitTime(text: string): number {

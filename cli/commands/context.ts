@@ -1,10 +1,9 @@
-/**
- * What every command is given, and the way from its flags to an open vault and back.
- */
+/** Context of a command, and the vault that its flags name: opened, used and closed. */
 import { realpath, stat } from "node:fs/promises";
 import { dirname, resolve, sep } from "node:path";
 import { type Sink, systemCode, TidemarkError, Vault, type VaultOptions, type VaultParameters } from "../../engine/index.ts";
 import { openSink, parseVaultSpec } from "../../sink/index.ts";
+import { withoutSecrets } from "../errors.ts";
 import type { SignalAnswers } from "../interruption.ts";
 import type { Output } from "../output.ts";
 import { type Environment, sinkOptions, type VaultFlags, vaultAddress, vaultOptions } from "../settings.ts";
@@ -18,6 +17,8 @@ export interface CommandContext {
   readonly answerSignals: (answers: SignalAnswers) => void;
   /** What the process ends with unless the command throws. */
   exitCode: number;
+  /** Times in UTC on a terminal too. */
+  readonly utc: boolean;
 }
 
 /** How a command comes by its vault. */
@@ -36,6 +37,7 @@ export async function withVault<Result>(
   const options = { ...vaultOptions(flags, environment, signal), blockBytes, digest };
   // An Azurite would make its folder, and a wrong address would look like an empty vault.
   if (open === openExisting || open === openForRepair) await refuseAbsentAzurite(address);
+  context.output.detail(`vault ${withoutSecrets(address)}, local caches in ${options.stateFolder ?? ""}`);
   const sink = await openSink(address, sinkOptions(address, environment, signal));
   return await closing(sink, async () => {
     const vault = await open(sink, options);
@@ -64,7 +66,7 @@ export async function closing<Result>(thing: AsyncDisposable, use: () => Promise
   return outcome.value;
 }
 
-/** For a vault that may have lost what says what it is. */
+/** Opens a vault whose `vault.json` may be lost. */
 export async function openForRepair(sink: Sink, options: VaultOptions): Promise<Vault> {
   return await Vault.openForRepair(sink, options);
 }

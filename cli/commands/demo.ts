@@ -1,6 +1,6 @@
 /**
- * `tidemark demo`: the main job on real data, from beginning to end, in half a minute. A disk goes into a vault in three points with
- * changes between, two of them come back and are compared with what the disk was, and everything in the vault is proved.
+ * `tidemark demo`: the main job on real data, from beginning to end, in half a minute. It takes three points of a disk with changes
+ * between, writes two of them out, compares them with the disk as it was, and proves every chunk of the vault.
  */
 import { mkdir, readdir, rm } from "node:fs/promises";
 import { basename, join, relative, resolve } from "node:path";
@@ -17,6 +17,7 @@ import {
 import { openSink } from "../../sink/index.ts";
 import { copyAndOverwrite, copyDisk, type DemoDisk, hashOf, makeDisk, overwriteAndDelete } from "../demo-disk.ts";
 import { exitCodes } from "../errors.ts";
+import type { DemoStep } from "../json.ts";
 import { formatBytes, formatDuration, formatNumberOf, formatRate, formatRatio } from "../quantities.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
 import { table } from "../text.ts";
@@ -44,15 +45,15 @@ interface ReturnedPoint {
 
 export function demoCommand(context: CommandContext): Command {
   return new Command("demo")
-    .description("the main job on real files found here, in half a minute")
+    .description("run the main job on real files found here, in half a minute")
     .option("--image <path>", "work on a copy of this image instead")
     .option("--keep <dir>", "work in this folder, which must be empty or absent, and keep everything")
     .addHelpText(
       "after",
       `
-It makes a disk of files found on this machine, takes three points of it into a
-vault of its own with changes between, brings two back and compares them with
-what the disk was. It needs no arguments and leaves nothing behind. Exit 0 means
+It makes a disk from files of this machine, takes three points of it into a new
+vault with changes between, writes two of them out and compares them with the
+disk as it was. It needs no arguments and leaves nothing behind. Exit 0 means
 that all was equal.
 
 Examples:
@@ -85,7 +86,7 @@ async function runIn(context: CommandContext, flags: DemoFlags, folder: string):
   const sink = await openSink(address, { signal });
   const result = await closing(sink, async () => {
     const vault = await Vault.openOrCreate(sink, { stateFolder: join(folder, "state"), signal });
-    say(context, "vault", "new, in an Azurite of our own", azuriteAt);
+    say(context, "vault", "new, in an Azurite of its own", azuriteAt);
     return await closing(vault, async () => await new Demo(context, vault, disk, { folder, keeps: flags.keep !== undefined }).run());
   });
   const elapsedMs = Math.round(performance.now() - startedAt);
@@ -162,7 +163,7 @@ class Demo {
     const to = join(this.#folder, `point-${sequence}.img`);
     const summary = await this.#vault.materialize({ disk: diskName, point: String(sequence), to, ...this.#reporting() });
     const equal = (await hashOf(to, this.#context.signal)) === hash;
-    // Room for one image beside the disk is enough, unless somebody wants to look at them.
+    // One image at a time, so that room for one is enough, unless the user keeps them.
     if (!this.#keeps) await rm(to);
     say(this.#context, "back", `point ${sequence} ${equal ? "equals the disk as it was" : "DIFFERS from the disk as it was"}`, startedAt, {
       ...summary,
@@ -178,10 +179,10 @@ class Demo {
 }
 
 /** One step is done. */
-function say({ output }: CommandContext, step: string, what: string, startedAt: number, fields: object = {}): void {
+function say({ output }: CommandContext, step: string, what: string, startedAt: number, fields: Partial<DemoStep> = {}): void {
   const elapsedMs = Math.round(performance.now() - startedAt);
   const text = `${step.padEnd(8)} ${what.padEnd(60)} ${formatDuration(elapsedMs).padStart(7)}`;
-  output.item("step", { step, what, elapsedMs, ...fields }, text);
+  output.item("step", { ...fields, step, what, elapsedMs: fields.elapsedMs ?? elapsedMs } as DemoStep, text);
 }
 
 interface Totals {

@@ -1,9 +1,12 @@
-/** `tidemark disks list` and `tidemark points list|show|pin|unpin`; the files beside add more. */
-import { Command, InvalidArgumentError } from "commander";
-import type { ListedPoint, PointDetail } from "../../engine/index.ts";
+/** `tidemark disks list` and `tidemark points list|show|pin|unpin`: what a vault holds, and what keeps a point. */
+import { Command } from "commander";
+import { type ListedPoint, type PointDetail, TidemarkError } from "../../engine/index.ts";
+import type { PointsSummary } from "../json.ts";
+import type { Output } from "../output.ts";
 import { formatBytes, formatCount, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, wholeNumber, withVaultOptions } from "../settings.ts";
-import { displayWidth, fields, printable, table } from "../text.ts";
+import { type Column, fields, fittedTable, printable, table } from "../text.ts";
+import { pointSelector, requireTime, timeForms } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
 import { addDiffCommand } from "./points-diff.ts";
 
@@ -12,7 +15,11 @@ interface DiskFlags extends VaultFlags {
 }
 
 interface ListFlags extends DiskFlags {
-  readonly limit?: number | undefined;
+  readonly last?: number;
+  readonly since?: string;
+  readonly until?: string;
+  readonly app?: true;
+  readonly pinned?: true;
 }
 
 interface PointFlags extends DiskFlags {
@@ -21,7 +28,7 @@ interface PointFlags extends DiskFlags {
 
 interface PinFlags extends PointFlags {
   readonly name?: string;
-  readonly until?: number;
+  readonly until?: string;
 }
 
 export function disksCommand(context: CommandContext): Command {
@@ -45,18 +52,26 @@ export function pointsCommand(context: CommandContext): Command {
     .description("list, show, pin and compare the recovery points of a disk")
     .addHelpText("after", "\nExample:\n  $ tidemark points list --disk web --vault azurite:/srv/azurite");
   withVaultOptions(points.command("list").requiredOption("--disk <name>", "name of the disk in the vault"))
-    .option("--limit <count>", "only the newest so many", wholeNumber)
-    .description("list the recovery points of a disk, oldest first")
+    .option("--since <time>", "only points cut at or after this time")
+    .option("--until <time>", "only points cut at or before this time")
+    .option("--app", "only application-consistent points")
+    .option("--pinned", "only points that a pin keeps")
+    .option("--last <count>", "only the newest points of those, this many", wholeNumber)
+    .description("list the recovery points of a disk, newest last")
     .addHelpText(
       "after",
       `
+A time is ${timeForms}.
+The last line counts the points that are listed, and adds up their bytes.
+
 Examples:
   $ tidemark points list --disk web --vault azurite:/srv/azurite
-  $ tidemark points list --disk web --limit 20 --vault azurite:/srv/azurite`,
+  $ tidemark points list --disk web --last 20 --vault azurite:/srv/azurite
+  $ tidemark points list --disk web --since "2 days ago" --app --vault dir:/v`,
     )
     .action(async (flags: ListFlags) => await listPoints(context, flags));
   const show = points.command("show").requiredOption("--disk <name>", "name of the disk in the vault");
-  withVaultOptions(show.option("--point <point>", "sequence number, id, `latest` or an ISO time", "latest"))
+  withVaultOptions(show.option("--point <point>", "sequence number, id, `latest` (default), a time or an age", "latest"))
     .description("show one recovery point in full")
     .addHelpText(
       "after",
@@ -71,12 +86,12 @@ Examples:
   return points;
 }
 
-/** Both work at any time: they need no seat. */
+/** Pins need no writer lease, so both commands work while the disk is written. */
 function addPinCommands(context: CommandContext, points: Command): void {
   const pin = points.command("pin").requiredOption("--disk <name>", "name of the disk in the vault");
-  withVaultOptions(pin.requiredOption("--point <point>", "sequence number, id, `latest` or an ISO time"))
-    .option("--name <name>", "what the pin is called: a point may have several")
-    .option("--until <time>", "when it ends, such as 2030-05-01T12:00:00Z (default: never)", isoTime)
+  withVaultOptions(pin.requiredOption("--point <point>", "sequence number, id, `latest`, a time or an age"))
+    .option("--name <name>", "name of the pin; a point may have several pins")
+    .option("--until <time>", "when the pin ends, such as 2030-05-01T12:00:00Z (default: never)")
     .description("keep a recovery point from being pruned")
     .addHelpText(
       "after",
@@ -88,32 +103,27 @@ Examples:
     )
     .action(async (flags: PinFlags) => await pinPoint(context, flags));
   const unpin = points.command("unpin").requiredOption("--disk <name>", "name of the disk in the vault");
-  withVaultOptions(unpin.requiredOption("--point <point>", "sequence number, id, `latest` or an ISO time"))
-    .option("--name <name>", "only the pin of this name (default: all of the point)")
-    .description("remove what was pinned")
+  withVaultOptions(unpin.requiredOption("--point <point>", "sequence number, id, `latest`, a time or an age"))
+    .option("--name <name>", "only the pin of this name (default: all pins of the point)")
+    .description("remove pins of a recovery point")
     .addHelpText("after", "\nExample:\n  $ tidemark points unpin --disk web --point 1234 --vault dir:/v")
     .action(async (flags: PinFlags) => await unpinPoint(context, flags));
 }
 
-function isoTime(text: string): number {
-  const timeMs = /^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d))?$/.test(text) ? Date.parse(text) : Number.NaN;
-  if (Number.isNaN(timeMs)) throw new InvalidArgumentError("It is not a time such as 2030-05-01T12:00:00Z.");
-  return timeMs;
-}
-
 async function pinPoint(context: CommandContext, flags: PinFlags): Promise<void> {
   const { output, signal } = context;
-  const { disk, point, name, until: untilMs } = flags;
-  const options = { disk, point, name, untilMs, signal, onNotice: output.notice.bind(output) };
+  const { disk, name } = flags;
+  const untilMs = flags.until === undefined ? undefined : requireTime("--until", flags.until, Date.now());
+  const options = { disk, point: pointSelector(flags.point), name, untilMs, signal, onNotice: output.notice.bind(output) };
   const pinned = await withVault(context, flags, async (vault) => await vault.pin(options));
-  const until = pinned.pin.until === null ? "for good" : `until ${pinned.pin.until}`;
+  const until = pinned.pin.until === null ? "for good" : `until ${output.time(pinned.pin.until)}`;
   output.summary("points pin", pinned, `point ${pinned.sequence} of disk ${printable(pinned.disk)} is pinned ${until}`);
 }
 
 async function unpinPoint(context: CommandContext, flags: PinFlags): Promise<void> {
   const { output, signal } = context;
-  const { disk, point, name } = flags;
-  const options = { disk, point, name, signal, onNotice: output.notice.bind(output) };
+  const { disk, name } = flags;
+  const options = { disk, point: pointSelector(flags.point), name, signal, onNotice: output.notice.bind(output) };
   const unpinned = await withVault(context, flags, async (vault) => await vault.unpin(options));
   const what = formatNumberOf(unpinned.removedPins, "pin");
   output.summary("points unpin", unpinned, `${what} of point ${unpinned.sequence} of disk ${printable(unpinned.disk)} removed`);
@@ -121,69 +131,91 @@ async function unpinPoint(context: CommandContext, flags: PinFlags): Promise<voi
 
 async function listDisks(context: CommandContext, flags: VaultFlags): Promise<void> {
   const disks = await withVault(context, flags, async (vault) => await vault.disks());
-  for (const disk of disks) context.output.item("disk", disk);
+  const { output } = context;
+  for (const disk of disks) output.item("disk", disk);
   const rows = disks.map(({ disk, points, latest }) => [
     disk,
     formatCount(points),
-    latest?.time ?? "-",
+    latest === undefined ? "-" : output.time(latest.time),
     latest?.consistency ?? "-",
     latest === undefined ? "-" : formatBytes(latest.volumeBytes),
   ]);
   const text = table(["DISK", "POINTS", "NEWEST", "CONSISTENCY", "SIZE"], rows, "lrllr");
-  context.output.summary("disks list", { disks: disks.length }, disks.length === 0 ? "the vault holds no disk yet" : text);
+  output.answer("disks list", { disks: disks.length }, disks.length === 0 ? "the vault holds no disk yet" : text);
 }
 
 async function listPoints(context: CommandContext, flags: ListFlags): Promise<void> {
   const { output, signal } = context;
-  const options = { limit: flags.limit, signal, onNotice: output.notice.bind(output) };
-  const points = await withVault(context, flags, async (vault) => await vault.points(flags.disk, options));
+  const filter = filterOf(flags, Date.now());
+  // Without a filter the vault reads no more pages of the list than it needs.
+  const limit = filter === undefined ? flags.last : undefined;
+  const options = { limit, signal, onNotice: output.notice.bind(output) };
+  const all = await withVault(context, flags, async (vault) => await vault.points(flags.disk, options));
+  const found = filter === undefined ? all : all.filter(filter);
+  const points = flags.last === undefined ? found : found.slice(-flags.last);
   for (const point of points) output.item("point", point);
-  const text = points.length === 0 ? `disk ${printable(flags.disk)} has no point yet` : pointsTable(points, output.columns);
-  output.summary("points list", { disk: flags.disk.normalize("NFC"), points: points.length }, text);
+  const totals = totalsOf(points);
+  const disk = flags.disk.normalize("NFC");
+  const none = filter === undefined ? `disk ${printable(disk)} has no point yet` : `no point of disk ${printable(disk)} matches`;
+  const text = points.length === 0 ? none : `${pointsTable(points, output)}\n${describeTotals(totals)}`;
+  output.answer("points list", { disk, ...totals }, text);
 }
 
-interface Column {
-  readonly heading: string;
-  readonly align: "l" | "r";
-  /** Columns with a higher number are the first to be left out when the lines are too long. */
-  readonly dropped?: number;
-  readonly cell: (point: ListedPoint) => string;
-}
-
-const pointColumns: readonly Column[] = [
-  { heading: "POINT", align: "r", cell: ({ sequence }) => String(sequence) },
-  { heading: "ID", align: "l", cell: ({ point }) => point.slice(0, 8) },
-  { heading: "TIME", align: "l", cell: ({ time }) => time },
-  { heading: "CONS.", align: "l", cell: ({ consistency }) => consistency },
-  { heading: "GROUP", align: "l", cell: ({ group }) => group?.name ?? "-" },
-  { heading: "KEPT", align: "l", cell: ({ pinned, held }) => (pinned ? "pinned" : held ? "read" : "-") },
-  { heading: "LAG", align: "r", cell: ({ lagMs }) => (lagMs === null ? "-" : formatDuration(lagMs)) },
-  { heading: "SIZE", align: "r", dropped: 2, cell: ({ volumeBytes }) => formatBytes(volumeBytes) },
-  { heading: "CHANGED", align: "r", cell: ({ changedBytes }) => formatBytes(changedBytes) },
-  { heading: "STORED", align: "r", dropped: 1, cell: ({ storedBytes }) => formatBytes(storedBytes) },
-];
-
-/** Points in as many columns as fit into `width`: a column in which no point has anything to say is left out, then those that say least. */
-export function pointsTable(points: readonly ListedPoint[], width: number): string {
-  const told = pointColumns.filter(({ cell }) => points.some((point) => cell(point) !== "-"));
-  for (let kept = 2; ; kept -= 1) {
-    const columns = told.filter(({ dropped = 0 }) => dropped <= kept);
-    const rows = points.map((point) => columns.map(({ cell }) => cell(point)));
-    const text = table(
-      columns.map(({ heading }) => heading),
-      rows,
-      columns.map(({ align }) => align).join(""),
-    );
-    if (kept === 0 || text.split("\n").every((line) => displayWidth(line) <= width)) return text;
+/** Which points are listed; undefined: all. */
+function filterOf({ since, until, app, pinned, last }: ListFlags, nowMs: number): ((point: ListedPoint) => boolean) | undefined {
+  if (last === 0) {
+    throw new TidemarkError("INVALID_ARGUMENT", "--last 0 lists no point", { remedy: "write --last 1 or more, or leave it out" });
   }
+  if (since === undefined && until === undefined && app === undefined && pinned === undefined) return undefined;
+  const sinceMs = since === undefined ? -Infinity : requireTime("--since", since, nowMs);
+  const untilMs = until === undefined ? Infinity : requireTime("--until", until, nowMs);
+  return (point) => {
+    const timeMs = Date.parse(point.time);
+    return timeMs >= sinceMs && timeMs <= untilMs && (app !== true || point.consistency === "app") && (pinned !== true || point.pinned);
+  };
+}
+
+type Totals = Omit<PointsSummary, "disk">;
+
+function totalsOf(points: readonly ListedPoint[]): Totals {
+  const sum = (of: (point: ListedPoint) => number): number => points.reduce((total, point) => total + of(point), 0);
+  return {
+    points: points.length,
+    pinnedPoints: sum(({ pinned }) => (pinned ? 1 : 0)),
+    changedBytes: sum(({ changedBytes }) => changedBytes),
+    newBytes: sum(({ newBytes }) => newBytes),
+    storedBytes: sum(({ storedBytes }) => storedBytes),
+  };
+}
+
+function describeTotals({ points, pinnedPoints, changedBytes, storedBytes }: Totals): string {
+  const pinned = pinnedPoints === 0 ? "" : `, ${formatCount(pinnedPoints)} pinned`;
+  return `${formatNumberOf(points, "point")}${pinned}, ${formatBytes(changedBytes)} changed, ${formatBytes(storedBytes)} stored`;
+}
+
+/** Points in as many columns as fit. A column in which no point says anything is left out, then those that say least. */
+export function pointsTable(points: readonly ListedPoint[], output: Pick<Output, "columns" | "time">): string {
+  const columns: readonly Column<ListedPoint>[] = [
+    { heading: "POINT", align: "r", cell: ({ sequence }) => String(sequence) },
+    { heading: "ID", align: "l", dropped: 3, cell: ({ point }) => point.slice(0, 8) },
+    { heading: "TIME", align: "l", cell: ({ time }) => output.time(time) },
+    { heading: "CONS.", align: "l", cell: ({ consistency }) => consistency },
+    { heading: "GROUP", align: "l", cell: ({ group }) => group?.name ?? "-" },
+    { heading: "KEPT", align: "l", cell: ({ pinned, held }) => (pinned ? "pinned" : held ? "read" : "-") },
+    { heading: "LAG", align: "r", cell: ({ lagMs }) => (lagMs === null ? "-" : formatDuration(lagMs)) },
+    { heading: "SIZE", align: "r", dropped: 1, cell: ({ volumeBytes }) => formatBytes(volumeBytes) },
+    { heading: "CHANGED", align: "r", cell: ({ changedBytes }) => formatBytes(changedBytes) },
+    { heading: "STORED", align: "r", dropped: 2, cell: ({ storedBytes }) => formatBytes(storedBytes) },
+  ];
+  return fittedTable(columns, points, output.columns);
 }
 
 async function showPoint(context: CommandContext, flags: PointFlags): Promise<void> {
-  const point = await withVault(context, flags, async (vault) => await vault.point(flags.disk, flags.point));
-  context.output.summary("points show", point, describe(point));
+  const point = await withVault(context, flags, async (vault) => await vault.point(flags.disk, pointSelector(flags.point)));
+  context.output.answer("points show", point, describe(point, context.output));
 }
 
-function describe(point: PointDetail): string {
+function describe(point: PointDetail, output: Pick<Output, "time">): string {
   const entries = point.runs.reduce((sum, run) => sum + run.entries, 0);
   const mapBytes = point.runs.reduce((sum, run) => sum + run.bytes, 0);
   return [
@@ -191,13 +223,16 @@ function describe(point: PointDetail): string {
     fields([
       ["point", point.point],
       ["parent", point.parent ?? "none"],
-      ["time", point.time],
+      ["time", output.time(point.time)],
       ["consistency", point.consistency],
       ...describeApplication(point),
       ...describeGroup(point),
-      ["proved", point.proved ?? "never, as far as is known"],
+      ["proved", point.proved === null ? "never, as far as the vault records" : output.time(point.proved)],
       ...point.pins.map(
-        ({ name, until }): Field => ["pinned", `${until === null ? "for good" : `until ${until}`}${name === null ? "" : `: ${name}`}`],
+        ({ name, until }): Field => [
+          "pinned",
+          `${until === null ? "for good" : `until ${output.time(until)}`}${name === null ? "" : `: ${name}`}`,
+        ],
       ),
       ["lag", point.lagMs === null ? "not measured" : `${formatDuration(point.lagMs)} from the cut to the commit`],
       ["volume", formatBytes(point.volumeBytes)],

@@ -1,9 +1,10 @@
-/** `tidemark materialize`: writes a recovery point out as an image. */
+/** `tidemark materialize`: restores a recovery point as a file, a block device or a page blob. */
 import { Command, Option } from "commander";
 import type { ImageFormat, MaterializeMode, MaterializeSummary } from "../../engine/index.ts";
 import { formatBytes, formatDuration, formatRate } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
+import { pointSelector } from "../times.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
 
 interface MaterializeFlags extends VaultFlags {
@@ -19,7 +20,7 @@ export function materializeCommand(context: CommandContext): Command {
   const command = new Command("materialize")
     .description("write a recovery point out as an image, every chunk verified")
     .requiredOption("--disk <name>", "name of the disk in the vault")
-    .requiredOption("--point <point>", "sequence number, id, `latest`, or an ISO time")
+    .requiredOption("--point <point>", "sequence number, id, `latest`, a time or an age")
     .requiredOption("--to <target>", "file, block device, or blob:NAME for a page blob in the vault's container")
     .addOption(new Option("--format <format>", "raw, or a fixed VHD (default: raw; vhd for blob:)").choices(["raw", "vhd"]))
     .option("--in-place", "change an existing image where it differs; needed for a block device")
@@ -28,21 +29,22 @@ export function materializeCommand(context: CommandContext): Command {
     .addHelpText(
       "after",
       `
-A file comes into being beside the target and gets its name when it is whole. A
-run that was interrupted or killed goes on where it stopped when it is repeated.
+A file is written beside the target and gets the target's name when it is
+complete. Repeat a run that was interrupted or killed: it continues where it
+stopped.
 
   neither flag        the target must not exist
-  --force             a file that exists is replaced once the new image is whole
+  --force             an existing file is replaced when the new one is complete
   --in-place          an image or block device is written where it differs;
-                      until that is done it is half one, half the other
-  --in-place --force  the same, and it may be the source that the disk is
-                      replicated from
+                      until the end it holds a mix of old and new
+  --in-place --force  the same, and the target may be the source that the disk
+                      is replicated from
 
 Examples:
   $ tidemark materialize --disk web --point latest --to back.img --vault dir:/v
   $ tidemark materialize --disk web --point 3 --to web.vhd --format vhd \\
       --vault dir:/v
-  $ tidemark materialize --disk web --point 2026-05-01T12:00:00Z --to web.img \\
+  $ tidemark materialize --disk web --point "2 hours ago" --to web.img \\
       --in-place --force --vault dir:/v
   $ tidemark materialize --disk web --point latest --to blob:web.vhd \\
       --vault azurite:/v`,
@@ -59,7 +61,7 @@ async function materialize(context: CommandContext, flags: MaterializeFlags): Pr
     async (vault) =>
       await vault.materialize({
         disk: flags.disk,
-        point: flags.point,
+        point: pointSelector(flags.point),
         to: flags.to,
         format: flags.format,
         mode: modeOf(flags),
@@ -80,7 +82,7 @@ function modeOf({ inPlace, force }: MaterializeFlags): MaterializeMode {
 function describe(summary: MaterializeSummary): string {
   const { volumeBytes, bytesWritten, bytesRead, elapsedMs } = summary;
   return [
-    `point ${summary.sequence} of disk ${printable(summary.disk)} is back`,
+    `point ${summary.sequence} of disk ${printable(summary.disk)} is written out`,
     fields([
       ["target", `${summary.target} (${summary.format})`],
       ["volume", formatBytes(volumeBytes)],

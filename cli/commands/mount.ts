@@ -1,4 +1,4 @@
-/** `tidemark mount`: any point as a disk over NBD, at once, in the foreground until ^C. */
+/** `tidemark mount`: instant restore. Serves any point as a disk over NBD, in the foreground until ^C. */
 import { resolve } from "node:path";
 import process from "node:process";
 import { Command, InvalidArgumentError } from "commander";
@@ -7,6 +7,7 @@ import { formatListen, type ListenAddress, parseListen } from "../agent/listen.t
 import { formatBytes, formatCount, formatDuration, parseBytes } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
+import { pointSelector } from "../times.ts";
 import { type CommandContext, closing, refuseInsideVault, withVault } from "./context.ts";
 
 interface MountFlags extends VaultFlags {
@@ -22,21 +23,20 @@ const statusEveryMs = 1_000;
 
 export function mountCommand(context: CommandContext): Command {
   const command = new Command("mount")
-    .description("serve any point over NBD at once, without bringing it back first; until ^C")
+    .description("serve any point over NBD at once, without writing it out; until ^C")
     .requiredOption("--disk <name>", "name of the disk in the vault, and of the export")
-    .requiredOption("--point <point>", "sequence number, id, `latest`, or an ISO time")
+    .requiredOption("--point <point>", "sequence number, id, `latest`, a time or an age")
     .requiredOption("--listen <address>", "unix:PATH or tcp:HOST:PORT; port 0 takes any")
-    .option("--writable", "clients may write; the vault is not changed by that")
-    .option("--overlay <path>", "keep what is written in this file (default: it is gone at the end)")
+    .option("--writable", "clients may write; the vault does not change")
+    .option("--overlay <path>", "keep what clients write in this file (default: discard it)")
     .option("--cache <size>", "memory for blocks that were read (default: 256MiB)", bytes);
   return withWorkersOption(withVaultOptions(command))
     .addHelpText(
       "after",
       `
-Only what is read is fetched, proved, and kept in the cache; who reads on is
-fetched for in advance. While it is mounted the point cannot be pruned. An
-overlay belongs to one point: mounted with it again, that point is as it was
-left.
+Blocks are fetched, proved and cached when a client reads them; sequential
+reads are fetched ahead. A mounted point cannot be pruned. An overlay belongs to
+one point: mount that point with it again to continue where clients left it.
 
 Examples:
   $ tidemark mount --disk web --point latest --vault dir:/srv/vault \\
@@ -59,7 +59,7 @@ async function mount(context: CommandContext, flags: MountFlags): Promise<void> 
   const summary = await withVault(context, flags, async (vault) => {
     const mounted = await vault.mount({
       disk: flags.disk,
-      point: flags.point,
+      point: pointSelector(flags.point),
       writable: flags.writable,
       overlay: flags.overlay === undefined ? undefined : resolve(flags.overlay),
       cacheBytes: flags.cache,
@@ -71,7 +71,7 @@ async function mount(context: CommandContext, flags: MountFlags): Promise<void> 
   output.summary("mount", summary, describe(summary));
 }
 
-/** Serves the mount until a signal comes. What it returns is told when it is closed, too. */
+/** Serves the mount until a signal comes, and gives what clients read and wrote. */
 async function serveUntilStopped(context: CommandContext, mounted: Mount, address: ListenAddress): Promise<MountSummary> {
   const { output } = context;
   const { disk, sequence, point, time } = mounted.point;
@@ -91,7 +91,7 @@ async function serveUntilStopped(context: CommandContext, mounted: Mount, addres
   });
 }
 
-/** How NBD clients are told where an export is: the URI of the NBD project. */
+/** The address of an export as NBD clients take it: the URI of the NBD project. */
 function uriOf(address: NbdEndpoint, name: string): string {
   const path = encodeURIComponent(name);
   if (address.kind === "unix") return `nbd+unix:///${path}?socket=${encodeURIComponent(address.path).replaceAll("%2F", "/")}`;

@@ -33,24 +33,24 @@ const drainMsMax = 60_000;
 
 export function protectCommand(context: CommandContext): Command {
   const command = new Command("protect")
-    .description("serve a disk over NBD and take points of it while it is written; ^C takes a last one")
+    .description("serve a disk over NBD and take points while clients write; ^C takes a last one")
     .argument("<image>", "image file or block device")
     .requiredOption("--disk <name>", "name of the disk in the vault, and of the export")
     .requiredOption("--listen <address>", "unix:PATH or tcp:HOST:PORT")
     .option("--cycle <duration>", "time between points, from 1s (default: 5s)", cycle)
     .option("--retention <policy>", "which points stay: 1d, days:7, keep:last=100,daily=7 (default: all)")
-    .option("--pre <command>", "brings the application to rest, once an hour")
-    .option("--post <command>", "wakes it again")
+    .option("--pre <command>", "command that freezes the application, once an hour")
+    .option("--post <command>", "command that thaws it again")
     .option("--group <name>", "name of the group that the disk belongs to")
     .option("--read-only", "clients may only read");
   return withVaultOptions(command)
     .addHelpText(
       "after",
       `
-Every write to the export is tracked; each cycle gives a point that holds
-exactly the writes acknowledged before it. Several disks of one machine, cut at
-one barrier, are for \`tidemark agent\`. The first ^C takes a last point, the
-second ends at once; nothing is lost either way.
+Every write to the export is tracked; each cycle takes a point that holds
+exactly the writes acknowledged before it. The first ^C takes a last point, the
+second ends at once; nothing is lost either way. For several disks that are cut
+at one barrier, use \`tidemark agent\`.
 
 Examples:
   $ tidemark protect web.img --disk web --vault dir:/srv/vault \\
@@ -149,7 +149,7 @@ function planOf(context: CommandContext, image: string, flags: ProtectFlags): Pl
   const [first] = checked.faults;
   // Nothing else in it comes from a flag.
   if (checked.entry === undefined || first !== undefined) {
-    throw wrongFlag(`--cycle ${flags.cycle ?? ""} is no time between points`, first?.remedy ?? "write it as 5s");
+    throw wrongFlag(`--cycle ${flags.cycle ?? ""} is not a time between points`, first?.remedy ?? "write it as 5s");
   }
   const { stateFolder } = vaultOptions(flags, context.environment, context.signal);
   return {

@@ -1,9 +1,11 @@
-/** `tidemark prune`: drops the recovery points that a policy does not keep, or says which and why. */
+/** `tidemark prune`: applies a retention policy. Drops the points that it does not keep, or lists them with reasons. */
 import { Command } from "commander";
 import { type PointDecision, type PruneSummary, parsePolicy, TidemarkError } from "../../engine/index.ts";
+import type { Output } from "../output.ts";
 import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { fields, printable, table } from "../text.ts";
+import { pointSelector } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
 
 interface PruneFlags extends VaultFlags {
@@ -22,17 +24,17 @@ export function pruneCommand(context: CommandContext): Command {
     .description("drop the recovery points that a policy does not keep")
     .option("--disk <name>", "only this disk (default: every disk)")
     .requiredOption("--policy <policy>", "days:N, bands:AGE=EVERY,… or keep:last=N,hourly=N,daily=N,…")
-    .option("--dry-run", "say which points would go, and why; change nothing")
-    .option("--explain <point>", "say what is decided about one point of the disk, and why; change nothing");
+    .option("--dry-run", "list the points that would go, with reasons; change nothing")
+    .option("--explain <point>", "show the decision about one point of the disk, with reasons; change nothing");
   return withVaultOptions(command)
     .addHelpText(
       "after",
       `
 The newest point of a disk stays, and so does a point that is pinned or being
-read. Ages count from the newest point: where nothing new arrives nothing goes.
-A pruned point gives no space back by itself: \`tidemark collect\` does. A disk
-that an agent protects is pruned by its agent. Of a point of several disks all
-parts go where one policy prunes all of these disks.
+read. Ages count from the newest point, so a disk without new points loses none.
+Pruning frees no space: run \`tidemark collect\` afterwards. An agent prunes the
+disks that it protects. The points of a group stay or go on all its disks
+together.
 
 Policies:
   days:7                      all of 2 hours, then one per 2 hours, for 7 days
@@ -52,11 +54,11 @@ async function prune(context: CommandContext, flags: PruneFlags): Promise<void> 
   const { disk, explain } = flags;
   if (explain !== undefined) {
     if (disk === undefined) {
-      throw new TidemarkError("INVALID_ARGUMENT", "`--explain` asks about a point of one disk, and none is named", {
+      throw new TidemarkError("INVALID_ARGUMENT", "`--explain` needs a disk, and none is named", {
         remedy: "add `--disk NAME`",
       });
     }
-    await explainPoint(context, flags, disk, explain, policy);
+    await explainPoint(context, flags, disk, pointSelector(explain), policy);
     return;
   }
   const { output, signal } = context;
@@ -72,7 +74,9 @@ async function prune(context: CommandContext, flags: PruneFlags): Promise<void> 
     flags,
     async (vault) => await vault.prune({ disk, policy, dryRun, onNotice, signal, ...(dryRun ? { onDecision } : {}) }),
   );
-  output.summary("prune", summary, [...going.lines(), describe(summary)].join("\n"));
+  const text = [...going.lines(output), describe(summary)].join("\n");
+  if (dryRun) output.answer("prune", summary, text);
+  else output.summary("prune", summary, text);
 }
 
 async function explainPoint(
@@ -92,23 +96,23 @@ async function explainPoint(
     const onNotice = output.notice.bind(output);
     await vault.prune({ disk, policy, dryRun: true, withoutFreedBytes: true, onDecision, onNotice, signal });
     if (found !== undefined) return found;
-    throw new TidemarkError("POINT_NOT_FOUND", `point ${sequence} of disk ${JSON.stringify(disk)} was pruned a moment ago`, {
-      remedy: "`tidemark points list` shows the points that are left",
+    throw new TidemarkError("POINT_NOT_FOUND", `point ${sequence} of disk ${JSON.stringify(disk)} has just been pruned`, {
+      remedy: `list the points that are left with \`tidemark points list --disk ${disk}\``,
     });
   });
   const text = [
     `point ${decision.sequence} of disk ${printable(decision.disk)} ${decision.keep ? "stays" : "goes"}`,
     fields([
       ["point", decision.point],
-      ["time", decision.time],
+      ["time", output.time(decision.time)],
       ["consistency", decision.consistency],
       ...decision.reasons.map((reason, index): readonly [string, string] => [index === 0 ? "because" : "", reason]),
     ]),
   ].join("\n");
-  output.summary("prune", decision, text);
+  output.answer("prune", decision, text);
 }
 
-/** The first and the last of a list that may be long, and how many lie between. */
+/** The first and the last entries of a long list, and how many lie between. */
 class Shortened {
   readonly #first: PointDecision[] = [];
   readonly #last: PointDecision[] = [];
@@ -125,12 +129,12 @@ class Shortened {
     this.#between += 1;
   }
 
-  lines(): string[] {
+  lines(output: Pick<Output, "time">): string[] {
     if (this.#first.length === 0) return [];
     const row = ({ disk, sequence, time, consistency, storedBytes, reasons }: PointDecision): string[] => [
       disk,
       String(sequence),
-      time,
+      output.time(time),
       consistency,
       formatBytes(storedBytes),
       reasons.join("; "),
@@ -148,11 +152,11 @@ class Shortened {
 function describe(summary: PruneSummary): string {
   const { dryRun, removedPoints, keptPoints, heldPoints, removedStoredBytes, freedBytes, skippedDisks, elapsedMs } = summary;
   const what = `${formatNumberOf(removedPoints, "point")} ${dryRun ? "would go" : "pruned"}, ${formatNumberOf(keptPoints, "point")} left`;
-  const held = heldPoints === 0 ? "" : `; ${formatNumberOf(heldPoints, "point")} of them only because somebody reads or has pinned them`;
-  const skipped = skippedDisks === 0 ? "" : `; ${formatNumberOf(skippedDisks, "disk")} left out`;
+  const held = heldPoints === 0 ? "" : `; ${formatNumberOf(heldPoints, "point")} of them kept only by a reader or a pin`;
+  const skipped = skippedDisks === 0 ? "" : `; ${formatNumberOf(skippedDisks, "disk")} skipped`;
   const stored =
     freedBytes === null
-      ? `what they had stored: ${formatBytes(removedStoredBytes)}, less what other points share`
-      : `\`tidemark collect\` would then give back ${formatBytes(freedBytes)}`;
+      ? `they stored ${formatBytes(removedStoredBytes)}; what other points share stays`
+      : `\`tidemark collect\` would then free ${formatBytes(freedBytes)}`;
   return `${what}${held}${skipped} (${formatDuration(elapsedMs)})${removedPoints === 0 ? "" : `\n${stored}`}`;
 }

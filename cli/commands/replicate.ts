@@ -1,9 +1,19 @@
-/** `tidemark replicate`: takes a recovery point of an image file, a block device or an NBD export. */
+/** `tidemark replicate`: takes a recovery point of an image file, a block device or an NBD export, by scan or by bitmap. */
 import { Command } from "commander";
-import { type ChangeSource, FileVolume, NbdVolume, type ReplicateSummary, TidemarkError, Vault } from "../../engine/index.ts";
+import {
+  type ChangeSource,
+  FileVolume,
+  NbdVolume,
+  type Progress,
+  type ReplicateSummary,
+  TidemarkError,
+  Vault,
+} from "../../engine/index.ts";
+import { AllocatedRanges } from "../allocated-ranges.ts";
 import { formatBytes, formatCount, formatDuration, formatRate, formatRatio } from "../quantities.ts";
 import { type VaultFlags, withLanesOption, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
+import { pointSelector } from "../times.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
 
 interface ReplicateFlags extends VaultFlags {
@@ -12,13 +22,13 @@ interface ReplicateFlags extends VaultFlags {
   readonly since?: string;
 }
 
-/** A bitmap that the source's server keeps, and the point since which it tells. */
+/** A bitmap of the source's server, and the point since which it marks changes. */
 interface Marks {
   readonly context: string;
   readonly since: string;
 }
 
-/** Whatever comes after `nbd+`: what is wrong with an address says more than that there is no such file. */
+/** Any address that begins like one of NBD: a fault in the address is reported rather than a missing file. */
 const nbdAddress = /^nbds?(\+[a-z]+)?:\/\//i;
 
 export function replicateCommand(context: CommandContext): Command {
@@ -27,7 +37,7 @@ export function replicateCommand(context: CommandContext): Command {
     .argument("<source>", "image file, block device or nbd://… address")
     .requiredOption("--disk <name>", "name of the disk in the vault, up to 80 bytes")
     .option("--bitmap <name>", "of an NBD export: read only what this QEMU dirty bitmap marks")
-    .option("--since <point>", "the point that was taken after the bitmap was begun");
+    .option("--since <point>", "the point that was taken after the bitmap was added");
   return withLanesOption(withWorkersOption(withVaultOptions(command)))
     .addHelpText(
       "after",
@@ -40,10 +50,10 @@ An NBD export is nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH;
 with nbds for TLS, and tls-certificates=FOLDER (ca-cert.pem, client-cert.pem,
 client-key.pem). A read-only export counts as still.
 
-A bitmap has to mark all that changed since the point; more does no harm. So
-begin it before the point is taken, and clear it never: begin another before a
-later point. If the disk's newest point is not the one of --since, the whole
-export is compared.
+A bitmap has to mark all changes since the point of --since; it may mark more.
+So add the bitmap before that point is taken and never clear it; add another
+bitmap before a later point. If --since is not the disk's newest point, the
+whole export is compared.
 
 Examples:
   $ tidemark replicate web.img --disk web --vault azurite:/srv/azurite
@@ -67,6 +77,7 @@ async function replicate(context: CommandContext, source: string, flags: Replica
   const volume = await openSource(source, marks, signal);
   try {
     if (volume instanceof FileVolume) await refuseInsideVault(flags, source, "source");
+    const measure = await readShare(volume, marks);
     const summary = await withVault(
       context,
       flags,
@@ -76,7 +87,7 @@ async function replicate(context: CommandContext, source: string, flags: Replica
           volume,
           changes: volume instanceof NbdVolume && marks !== undefined ? await markedChanges(vault, flags.disk, volume, marks) : undefined,
           signal,
-          onProgress: (progress) => output.progress(progress),
+          onProgress: (progress) => output.progress(measure(progress)),
           onNotice: (notice) => output.notice(notice),
         }),
       // A point to go on from is not in a vault that is only now created.
@@ -88,7 +99,7 @@ async function replicate(context: CommandContext, source: string, flags: Replica
   }
 }
 
-/** What --bitmap and --since say. A bitmap without its point would one day be believed wrongly. Errors: INVALID_ARGUMENT. */
+/** What --bitmap and --since say. A bitmap without its point cannot be trusted. Errors: INVALID_ARGUMENT. */
 function marksOf(source: string, { bitmap, since }: ReplicateFlags): Marks | undefined {
   if (bitmap === undefined && since === undefined) return undefined;
   if (!nbdAddress.test(source)) {
@@ -104,12 +115,25 @@ function marksOf(source: string, { bitmap, since }: ReplicateFlags): Marks | und
   return { context: `qemu:dirty-bitmap:${bitmap}`, since };
 }
 
+/**
+ * Progress in bytes that will be read, rather than in positions on the disk: a hole takes no time, so it counts nothing. Only a file
+ * tells its holes before it is read; progress of other sources stays as it is.
+ */
+async function readShare(volume: FileVolume | NbdVolume, marks: Marks | undefined): Promise<(progress: Progress) => Progress> {
+  if (!(volume instanceof FileVolume) || marks !== undefined) return (progress) => progress;
+  const ranges = await AllocatedRanges.of(volume);
+  return (progress) => {
+    if (progress.phase !== "scan" && progress.phase !== "commit") return progress;
+    return { ...progress, doneBytes: ranges.bytesBelow(progress.doneBytes), totalBytes: ranges.totalBytes };
+  };
+}
+
 async function openSource(source: string, marks: Marks | undefined, signal: AbortSignal): Promise<FileVolume | NbdVolume> {
   if (!nbdAddress.test(source)) return await FileVolume.open(source);
   if (marks === undefined) return await NbdVolume.open(source, { signal });
   const volume = await NbdVolume.open(source, { bitmaps: [marks.context], signal });
   try {
-    // A bitmap that the server does not have is told now, and not only when its turn comes.
+    // Asks for the bitmap now, so that a bitmap that the server lacks is reported before the vault is opened.
     const changed = volume.changed(marks.context);
     await changed.next();
     await changed.return();
@@ -120,12 +144,12 @@ async function openSource(source: string, marks: Marks | undefined, signal: Abor
   }
 }
 
-/** The bitmap as a list of changes. It is its server's: what becomes of the point concerns it not. */
+/** The bitmap as a list of changes. The server owns it, so a commit does not change it. */
 async function markedChanges(vault: Vault, disk: string, volume: NbdVolume, { context, since }: Marks): Promise<ChangeSource> {
   // An id needs no looking up: when the vault does not know it any more, it is not the newest point's either.
   const isId = /^[0-9a-f]{32}$/.test(since);
   return {
-    since: isId ? since : (await vault.point(disk, since)).point,
+    since: isId ? since : (await vault.point(disk, pointSelector(since))).point,
     begin: () => volume.changed(context),
     committed: () => undefined,
     abandoned: () => undefined,

@@ -1,6 +1,7 @@
-/** `tidemark retention simulate`: shows what a policy would leave of points that come at regular times. */
+/** `tidemark retention simulate`: shows which of regular points a retention policy keeps. */
 import { Command, InvalidArgumentError } from "commander";
 import { describePolicy, parsePolicy, type SimulatedTimeline, simulateRetention } from "../../engine/index.ts";
+import type { AgeBand } from "../json.ts";
 import { formatCount, formatNumberOf, parseDuration } from "../quantities.ts";
 import { wholeNumber } from "../settings.ts";
 import { table } from "../text.ts";
@@ -12,38 +13,31 @@ interface SimulateFlags {
   readonly every: number;
 }
 
-/** Points of an age of more than `fromMs`, up to and including `toMs`; the newest point, whose age is 0, counts in the first. */
-interface AgeBand {
-  readonly fromMs: number;
-  readonly toMs: number;
-  readonly points: number;
-}
-
 const secondMs = 1_000;
 const minuteMs: number = 60 * secondMs;
 const hourMs: number = 60 * minuteMs;
 const dayMs: number = 24 * hourMs;
 
-/** Where bands of age end, as people speak of them. */
+/** Where bands of age end, as people name them. */
 const ladderMs: readonly number[] = [
   ...[1, 10].map((minutes) => minutes * minuteMs),
   ...[1, 2, 6, 12].map((hours) => hours * hourMs),
   ...[1, 2, 4, 7, 15, 30, 60, 90, 180, 365, 730, 1_825, 3_650].map((days) => days * dayMs),
 ];
 
-/** An instant on no full hour, so that what is shown is no special case. The same for everybody, so that results can be compared. */
+/** An instant on no full hour, so that what is shown is no special case. The same in every run, so that results can be compared. */
 const endMs: number = Date.UTC(2026, 5, 17, 12, 10);
 
 export function retentionCommand(context: CommandContext): Command {
   const retention = new Command("retention")
-    .description("try out how long points would be kept")
+    .description("try out a retention policy")
     .addHelpText("after", "\nExample:\n  $ tidemark retention simulate --policy days:7 --days 30");
   retention
     .command("simulate")
     .requiredOption("--policy <policy>", "days:N, bands:AGE=EVERY,… or keep:last=7,daily=30,…")
     .requiredOption("--days <count>", "for how many days points have been made", wholeNumber)
     .option("--every <duration>", "how often a point is made (default: 5s)", duration)
-    .description("draw which points a policy would leave")
+    .description("draw which points a policy would keep")
     .addHelpText(
       "after",
       `
@@ -82,7 +76,7 @@ async function simulate({ output, signal }: CommandContext, { policy: text, days
     oldestAgeMs: agesMs.at(-1) ?? 0,
     bands,
   };
-  output.summary("retention simulate", summary, draw(timeline, summary));
+  output.answer("retention simulate", summary, draw(timeline, summary));
 }
 
 function bandsOf({ agesMs }: SimulatedTimeline, spanMs: number): AgeBand[] {

@@ -1,4 +1,4 @@
-/** `tidemark vault init`, `show`, `stats` and `repair`: a vault's identity and what is fixed for its life; and what is lost of it, rebuilt. */
+/** `tidemark vault init`, `show`, `stats` and `repair`: identity, parameters and space of a vault, and rebuilding of its lost metadata. */
 import { Command, InvalidArgumentError, Option } from "commander";
 import {
   type DigestName,
@@ -12,6 +12,7 @@ import {
   type VaultSummary,
 } from "../../engine/index.ts";
 import { exitCodes } from "../errors.ts";
+import type { Output } from "../output.ts";
 import { formatBytes, formatCount, formatDuration, formatNumberOf, parseBytes } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { fields, printable } from "../text.ts";
@@ -29,7 +30,7 @@ interface RepairFlags extends VaultFlags {
 
 export function vaultCommand(context: CommandContext): Command {
   const vault = new Command("vault")
-    .description("create a vault, show what one is and takes, or repair one")
+    .description("create, show, measure or repair a vault")
     .addHelpText("after", "\nExample:\n  $ tidemark vault show --vault azurite:/srv/azurite");
   withVaultOptions(vault.command("init"))
     .description("create a vault; block size and digest are fixed for its life")
@@ -53,17 +54,17 @@ Example:
     )
     .action(async (flags: VaultFlags) => await show(context, flags));
   withVaultOptions(vault.command("repair"))
-    .description("rebuild what a vault is read by, where it is lost; exit 3 when something cannot be saved")
-    .option("--dry-run", "say what would be rebuilt, and change nothing")
+    .description("rebuild lost metadata of a vault; exit 3 when something cannot be rebuilt")
+    .option("--dry-run", "list what would be rebuilt, and change nothing")
     .addHelpText(
       "after",
       `
-The vault's identity comes back from a copy, a disk's list of points from the
-points themselves, records of collections from the segments. Nothing is guessed,
-and nothing is deleted. A lost part of a map is named with the points that need it.
-Points of which anything has been given back already are left out, and named. A
-disk that needs no repair is not touched; one that needs it must have no writer.
-Damaged chunks are healed by \`tidemark verify --heal\`.
+\`vault.json\` is restored from its copy, a disk's list of points from the
+manifests of its points, and records of collections from the segments. Nothing
+is guessed or deleted. A lost part of a map is named with the points that need
+it. A point that needs freed space is left out and named. A disk that needs no
+repair is not touched; a disk that needs it must have no writer. Heal damaged
+chunks with \`tidemark verify --heal\`.
 
 Examples:
   $ tidemark vault repair --vault azurite:/srv/azurite --dry-run
@@ -99,38 +100,38 @@ function ownerOf({ disk }: RepairedObject | LostObject): string {
   return disk === null ? "the vault" : `disk ${disk}`;
 }
 
-/** The points that need what is lost. */
+/** The points that need the lost object. */
 function pointsOf({ points, extent }: LostObject): string {
   if (extent === null && points.length <= 1) return "";
   const where = extent === null ? "" : ` at bytes ${extent.offset} to ${extent.offset + extent.length}`;
   const shown = points.slice(0, 20).join(", ");
-  return `; it concerns ${points.length === 1 ? "point" : "points"} ${shown}${points.length > 20 ? ", …" : ""}${where}`;
+  return `; needed by ${points.length === 1 ? "point" : "points"} ${shown}${points.length > 20 ? ", …" : ""}${where}`;
 }
 
 function describeRepair({ dryRun, disks, points, repaired, lost, elapsedMs }: RepairSummary): string {
-  const scope = `${formatNumberOf(disks, "disk")}, ${formatNumberOf(points, "point")} looked at in ${formatDuration(elapsedMs)}`;
+  const scope = `${formatNumberOf(disks, "disk")}, ${formatNumberOf(points, "point")} examined in ${formatDuration(elapsedMs)}`;
   if (repaired.length === 0 && lost.length === 0) return `nothing to repair: ${scope}`;
   const count = repaired.length === 0 ? "nothing" : formatNumberOf(repaired.length, "object");
-  const fate = lost.length === 0 ? "nothing is lost" : `${formatCount(lost.length)} cannot be saved`;
-  return `${count} ${dryRun ? "would be rebuilt" : "rebuilt"}, ${fate}: ${scope}\n\`tidemark verify\` proves every chunk of what is listed`;
+  const fate = lost.length === 0 ? "nothing is lost" : `${formatCount(lost.length)} cannot be rebuilt`;
+  return `${count} ${dryRun ? "would be rebuilt" : "rebuilt"}, ${fate}: ${scope}\n\`tidemark verify\` proves every chunk of the listed points`;
 }
 
 async function init(context: CommandContext, { blockSize: blockBytes, ...flags }: InitFlags): Promise<void> {
   const create = async (sink: Sink, options: VaultOptions): Promise<Vault> => await Vault.create(sink, options);
   const summary = await withVault(context, { ...flags, blockBytes }, async (vault) => await vault.summary(), create);
-  context.output.summary("vault init", summary, `vault created\n${describe(summary)}`);
+  context.output.summary("vault init", summary, `vault created\n${describe(summary, context.output)}`);
 }
 
 async function show(context: CommandContext, flags: VaultFlags): Promise<void> {
   const summary = await withVault(context, flags, async (vault) => await vault.summary());
-  context.output.summary("vault show", summary, describe(summary));
+  context.output.answer("vault show", summary, describe(summary, context.output));
 }
 
-function describe(summary: VaultSummary): string {
+function describe(summary: VaultSummary, output: Pick<Output, "time">): string {
   return fields([
     ["vault", summary.vault],
     ["at", summary.description],
-    ["created", summary.created],
+    ["created", output.time(summary.created)],
     ["disks", formatCount(summary.disks)],
     ["block", `${formatBytes(summary.blockBytes)}, in granules of ${formatBytes(summary.granuleBytes)}`],
     ["digest", summary.digest],

@@ -1,10 +1,11 @@
-/** `tidemark verify`: proves points chunk by chunk, and compares one with a disk. */
+/** `tidemark verify`: proves points chunk by chunk, heals damage, and compares a point with a disk. */
 import { Command } from "commander";
 import { type Damage, FileVolume, TidemarkError, type VerifySummary } from "../../engine/index.ts";
 import { exitCodes } from "../errors.ts";
 import { formatBytes, formatDuration, formatNumberOf, formatRate } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { printable } from "../text.ts";
+import { pointSelector } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
 
 interface VerifyFlags extends VaultFlags {
@@ -18,20 +19,20 @@ export function verifyCommand(context: CommandContext): Command {
   const command = new Command("verify")
     .description("prove that points can be read back; exit 3 when damage is found")
     .option("--disk <name>", "only this disk (default: every disk)")
-    .option("--point <point>", "only this point: sequence number, id, `latest` or an ISO time (default: every point)")
+    .option("--point <point>", "only this point: sequence number, id, `latest`, a time or an age (default: every point)")
     .option("--source <path>", "compare the point (default: latest) with this image or block device, byte for byte")
-    .option("--heal", "heal what is damaged, from `--source` or from the vault itself");
+    .option("--heal", "heal damaged chunks from `--source` or from duplicates in the vault");
   return withWorkersOption(withVaultOptions(command))
     .addHelpText(
       "after",
       `
-Every chunk that the points need is fetched and compared with its digest; one
-that several points share is fetched once. Damage is listed with the points and
-extents that it concerns.
+Every chunk that the points need is fetched and compared with its digest; a
+chunk that several points share is fetched once. Damage is listed with the
+points and byte ranges that need the chunk.
 
-With --heal, damaged chunks are written again where they lie, if the image that
---source names, or another chunk of the vault, still holds their content; points
-are then not compared with the image. The exit code tells of what is left.
+With --heal, a damaged chunk is written again in its place if the image of
+--source, or a duplicate in the vault, holds its content; points are then not
+compared with the image. Exit code 3 means that damage is left.
 
 Examples:
   $ tidemark verify --vault azurite:/srv/azurite
@@ -57,7 +58,7 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
       async (vault) =>
         await vault.verify({
           disk: flags.disk,
-          point: flags.point,
+          point: flags.point === undefined ? undefined : pointSelector(flags.point),
           source,
           heal: flags.heal,
           signal: context.signal,
@@ -66,8 +67,9 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
         }),
     );
     for (const damage of summary.damaged) output.item("damage", damage, describeDamage(damage));
-    output.summary("verify", summary, describe(summary));
     if (summary.damaged.some(({ healed }) => !healed)) context.exitCode = exitCodes.damageFound;
+    if (summary.damaged.length === 0) output.summary("verify", summary, describe(summary));
+    else output.answer("verify", summary, describe(summary));
   } finally {
     await source?.close();
   }

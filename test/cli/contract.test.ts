@@ -109,10 +109,10 @@ describe("a point", () => {
     for (const selector of ["1", String(first["point"]), String(lines[0]?.["time"])]) {
       expect(await place.json("points", "show", "--disk", "a", "--point", selector)).toMatchObject({ code: 0, last: { sequence: 1 } });
     }
-    for (const selector of ["latest", "2", "2999-01-01"]) {
+    for (const selector of ["latest", "2", "2999-01-01T00:00:00Z", "0 seconds ago"]) {
       expect(await place.json("points", "show", "--disk", "a", "--point", selector)).toMatchObject({ code: 0, last: { sequence: 2 } });
     }
-    for (const selector of ["3", "0".repeat(32), "1999-01-01T00:00:00Z"]) {
+    for (const selector of ["3", "0".repeat(32), "1999-01-01T00:00:00Z", "520 weeks ago"]) {
       expect(await place.json("points", "show", "--disk", "a", "--point", selector)).toMatchObject({
         code: 10,
         last: { code: "POINT_NOT_FOUND" },
@@ -196,9 +196,54 @@ describe("without --json", () => {
     expect(done.stdout).toMatch(/^point 1 of disk a is committed \(crash\)\n/);
     const failed = await place.run(["points", "list", "--disk", "b", "--vault", "dir:vault"]);
     expect(failed).toMatchObject({ code: 10, stdout: "" });
-    expect(failed.stderr).toBe('error: the vault holds no disk "b"\n  `tidemark disks list` shows the disks that it holds\n');
+    expect(failed.stderr).toMatch(/^error: the vault holds no disk "b"\n {2}.*`tidemark disks list`.*\n$/);
     const debug = await place.run(["points", "list", "--disk", "b", "--vault", "dir:vault", "--debug"]);
     expect(debug.stderr).toMatch(/\n\s+at /);
+  });
+
+  it("--quiet prints answers and errors only, --verbose codes and what the command works with", async () => {
+    const place = new Place();
+    writeImage(place.path("a.img"), 1);
+    const quiet = await place.run(["replicate", "a.img", "--disk", "a", "--vault", "dir:vault", "--quiet"]);
+    expect(quiet).toMatchObject({ code: 0, stdout: "", stderr: "" });
+    const listed = await place.run(["points", "list", "--disk", "a", "--vault", "dir:vault", "-q"]);
+    expect(listed.stdout).toMatch(/^POINT .*\n +1 .*\n1 point, 1 MiB changed, .* stored\n$/);
+    const verbose = await place.run(["points", "list", "--disk", "b", "--vault", "dir:vault", "-v"]);
+    expect(verbose.stderr).toMatch(/^vault dir:vault, local caches in /);
+    expect(verbose.stderr).toContain("\n  code DISK_NOT_FOUND\n");
+  });
+
+  it("TIDEMARK_PROGRESS_FPS prints lines of progress into a pipe, whose share counts what is read", async () => {
+    const place = new Place();
+    writeImage(place.path("a.img"), 4);
+    resizeImage(place.path("a.img"), 1024 ** 3);
+    const words = ["replicate", "a.img", "--disk", "a", "--vault", "dir:vault"];
+    const { code, stderr } = await place.run(words, { TIDEMARK_PROGRESS_FPS: "60" });
+    expect(code).toBe(0);
+    expect(stderr).toMatch(/^scan +\[#* *\] +\d+ % {2}\S+ MiB of \S+ MiB/);
+    expect(stderr).not.toContain("GiB");
+    const wrong = await place.run(words, { TIDEMARK_PROGRESS_FPS: "often" });
+    expect(wrong).toMatchObject({ code: 2, stdout: "" });
+  });
+
+  it("points list filters by time and kind, and adds up what it lists", async () => {
+    const place = new Place();
+    for (const content of ["one", "two", "three"]) {
+      writeFileSync(place.path("a.img"), content);
+      await place.json("replicate", "a.img", "--disk", "a");
+    }
+    await place.json("points", "pin", "--disk", "a", "--point", "2");
+    const list = async (...flags: readonly string[]): Promise<readonly unknown[]> =>
+      (await place.json("points", "list", "--disk", "a", ...flags)).lines.slice(0, -1).map((line) => line["sequence"]);
+    const second = (await place.json("points", "show", "--disk", "a", "--point", "2")).last["time"] as string;
+    expect(await list()).toEqual([1, 2, 3]);
+    expect(await list("--last", "2")).toEqual([2, 3]);
+    expect(await list("--since", second)).toEqual([2, 3]);
+    expect(await list("--until", second, "--last", "1")).toEqual([2]);
+    expect(await list("--pinned")).toEqual([2]);
+    expect(await list("--app")).toEqual([]);
+    expect(await list("--since", "1 hour ago")).toEqual([1, 2, 3]);
+    expect((await place.json("points", "list", "--disk", "a")).last).toMatchObject({ points: 3, pinnedPoints: 1 });
   });
 
   it("a reader that goes away ends nothing", async () => {

@@ -3,6 +3,8 @@ import { describe, expect, it } from "vitest";
 import { pointsTable } from "../../cli/commands/listings.ts";
 import type { ListedPoint } from "../../engine/index.ts";
 
+const canvas = (columns: number): { readonly columns: number; readonly time: (iso: string) => string } => ({ columns, time: (iso) => iso });
+
 const point: ListedPoint = {
   disk: "web",
   sequence: 17_280,
@@ -23,7 +25,7 @@ const alone: ListedPoint = { ...point, sequence: 17_281, consistency: "app", gro
 
 describe("the table of points", () => {
   it("shows everything where there is room", () => {
-    expect(pointsTable([point, alone], 100).split("\n")).toEqual([
+    expect(pointsTable([point, alone], canvas(100)).split("\n")).toEqual([
       "POINT  ID        TIME                      CONS.  GROUP    LAG    SIZE  CHANGED   STORED",
       "17280  01234567  2026-05-01T12:00:00.123Z  crash  shop   0.4 s  64 GiB  8.6 MiB  3.8 MiB",
       "17281  01234567  2026-05-01T12:00:00.123Z  app    -      1.9 s     0 B  8.6 MiB  3.8 MiB",
@@ -31,15 +33,15 @@ describe("the table of points", () => {
   });
 
   it("leaves out the disk's size, then what was stored, where lines would be longer than 80 columns", () => {
-    const narrow = pointsTable([point, alone], 80);
+    const narrow = pointsTable([point, alone], canvas(80));
     expect(narrow.split("\n")[0]).toBe("POINT  ID        TIME                      CONS.  GROUP    LAG  CHANGED   STORED");
     expect(Math.max(...narrow.split("\n").map((line) => line.length))).toBe(80);
     const longNamed = { ...point, group: { id: "f".repeat(32), name: "a-long-name" } };
-    expect(pointsTable([longNamed, alone], 80).split("\n")[0]).not.toMatch(/SIZE|STORED/);
+    expect(pointsTable([longNamed, alone], canvas(80)).split("\n")[0]).not.toMatch(/SIZE|STORED/);
   });
 
   it("says what keeps a point, where something does", () => {
-    const rows = pointsTable([{ ...alone, pinned: true, held: true }, { ...alone, held: true }, alone], 100).split("\n");
+    const rows = pointsTable([{ ...alone, pinned: true, held: true }, { ...alone, held: true }, alone], canvas(100)).split("\n");
     expect(rows.map((row) => row.slice(row.indexOf("app"), row.indexOf("app") + 13))).toEqual([
       expect.anything(),
       "app    pinned",
@@ -51,6 +53,8 @@ describe("the table of points", () => {
 
   it("has no column for groups and lags where no point has any", () => {
     const scanned = { ...alone, lagMs: null };
-    expect(pointsTable([scanned], 80).split("\n")[0]).toBe("POINT  ID        TIME                      CONS.  SIZE  CHANGED   STORED");
+    expect(pointsTable([scanned], canvas(80)).split("\n")[0]).toBe(
+      "POINT  ID        TIME                      CONS.  SIZE  CHANGED   STORED",
+    );
   });
 });

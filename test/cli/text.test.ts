@@ -66,12 +66,16 @@ describe("text", () => {
 
   it("of progress names share, rate and what is left", () => {
     const progress = { phase: "scan", doneBytes: 50 * mebibyte, totalBytes: 200 * mebibyte, transferredBytes: 10 * mebibyte } as const;
-    expect(progressText(progress, [{ atMs: 0, doneBytes: 50 * mebibyte }])).toBe("scan         25 %  50 MiB of 200 MiB  stored 10 MiB");
+    expect(progressText(progress, [{ atMs: 0, doneBytes: 50 * mebibyte }])).toBe(
+      "scan        [#####               ]  25 %  50 MiB of 200 MiB  stored 10 MiB",
+    );
     const samples = [
       { atMs: 0, doneBytes: 0 },
       { atMs: 2000, doneBytes: 50 * mebibyte },
     ];
-    expect(progressText(progress, samples)).toBe("scan         25 %  50 MiB of 200 MiB  25 MiB/s  stored 10 MiB  6.0 s left");
+    expect(progressText(progress, samples)).toBe(
+      "scan        [#####               ]  25 %  50 MiB of 200 MiB  25 MiB/s  stored 10 MiB  6.0 s left",
+    );
     expect(progressText({ ...progress, doneBytes: 0, totalBytes: 0 }, [])).toMatch(/100 %/);
   });
 });
@@ -122,7 +126,13 @@ describe("the environment", () => {
   });
 
   it("switches JSON on, as its flag does anywhere before --", () => {
-    expect(outputFlags(["disks", "list"], { TIDEMARK_JSON: "1", TIDEMARK_DEBUG: "0" })).toEqual({ json: true, debug: false });
-    expect(outputFlags(["replicate", "--", "--json"], {})).toEqual({ json: false, debug: false });
+    expect(outputFlags(["disks", "list"], { TIDEMARK_JSON: "1", TIDEMARK_DEBUG: "0" })).toMatchObject({ json: true, debug: false });
+    expect(outputFlags(["replicate", "-q", "--", "--json"], { TIDEMARK_UTC: "yes" })).toEqual({
+      json: false,
+      debug: false,
+      quiet: true,
+      verbose: false,
+      utc: true,
+    });
   });
 });

@@ -1,9 +1,23 @@
 /** Wrong use is told in one line with a remedy; help and version are there. */
 import { describe, expect, it } from "vitest";
+import { openOutput } from "../../cli/output.ts";
+import { createProgram } from "../../cli/program.ts";
 import { Place, parseLines } from "./tidemark.ts";
 
 const wrong: readonly (readonly [fact: string, words: readonly string[], told: RegExp])[] = [
-  ["no command", [], /needs a command/],
+  ["a restore", ["restore", "--disk", "web", "x"], /is called `tidemark materialize`/],
+  ["snapshots", ["snapshots"], /is called `tidemark points list`/],
+  ["a status", ["status", "--help"], /is called `tidemark agent status`/],
+  ["a list", ["list"], /is called `tidemark disks list`/],
+  ["a backup", ["backup", "a.img"], /is called `tidemark replicate`/],
+  ["a shell without completion", ["completion", "tcsh"], /bash, zsh, fish/],
+  ["quiet and verbose at once", ["version", "--quiet", "--verbose"], /cannot be used with/],
+  [
+    "a time without a zone",
+    ["points", "show", "--vault", "dir:v", "--disk", "a", "--point", "2026-05-01T12:00"],
+    /as local time, and 2026-05-01T12:00:00Z as UTC/,
+  ],
+  ["an age in an unknown unit", ["points", "list", "--vault", "dir:v", "--disk", "a", "--since", "2 moons ago"], /unknown unit moons/],
   ["an unknown command", ["replicat"], /unknown command/],
   ["a group without a command", ["points"], /needs a command/],
   ["an unknown flag", ["disks", "list", "--vautl", "x"], /unknown option/],
@@ -42,6 +56,17 @@ describe("wrong use", () => {
     ]);
   });
 });
+
+/** What `--help` prints after these words, without a process of its own. */
+async function helpText(words: readonly string[]): Promise<string> {
+  const output = openOutput({ json: true, debug: false, quiet: false, verbose: false, utc: false }, {});
+  let text = "";
+  output.help = (part) => (text += part);
+  const { signal } = new AbortController();
+  const program = createProgram({ output, environment: {}, signal, answerSignals: () => undefined, exitCode: 0, utc: false });
+  await expect(program.parseAsync([...words, "--help"], { from: "user" })).rejects.toMatchObject({ exitCode: 0 });
+  return text;
+}
 
 const commands = [
   "demo",
@@ -83,20 +108,38 @@ const commands = [
   "bench prune",
   "bench open",
   "bench collect",
+  "version",
+  "completion",
+  "man",
 ];
 
 describe("help", () => {
   it.each(["", ...commands])("of `tidemark %s` has an example and fits 80 columns", async (command) => {
-    const ended = await new Place().run([...command.split(" ").filter((word) => word !== ""), "--help"]);
+    const text = await helpText(command.split(" ").filter((word) => word !== ""));
+    expect(text).toMatch(/^Usage: tidemark /);
+    expect(text).toMatch(/Examples?:\n {2}\$ /);
+    expect(text.split("\n").filter((line) => line.length > 80)).toEqual([]);
+  });
+
+  it("is what `tidemark` alone prints, with exit code 0", async () => {
+    const ended = await new Place().run([]);
     expect(ended).toMatchObject({ code: 0, stderr: "" });
     expect(ended.stdout).toMatch(/^Usage: tidemark /);
-    expect(ended.stdout).toMatch(/Examples?:\n {2}\$ /);
-    expect(ended.stdout.split("\n").filter((line) => line.length > 80)).toEqual([]);
+    expect(ended.stdout).toContain("Exit codes:");
+    expect(ended.stdout).not.toMatch(/^ {2}restore/m);
+  });
+
+  it("marks what is required", async () => {
+    const { stdout } = await new Place().run(["materialize", "--help"]);
+    expect(stdout).toMatch(/^Usage: tidemark materialize --disk <name> --point <point> --to <target> --vault\n? *<vault>/);
+    expect(stdout).toMatch(/--disk <name> +name of the disk in the vault \(required\)/);
   });
 
   it("includes the version", async () => {
     const ended = await new Place().run(["--version"]);
     expect(ended.code).toBe(0);
     expect(ended.stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
+    const version = await new Place().run(["version"]);
+    expect(version.stdout).toMatch(/^tidemark \d+\.\d+\.\d+ \(Node\.js \d/);
   });
 });

@@ -88,15 +88,15 @@ test("never is never, until the configuration says otherwise", async () => {
   await rig.collecting.stop();
 });
 
-test("what was given back is told, and so is whoever has not acknowledged, an hour before the next try", async () => {
+test("a collection reports what it freed, and which writers did not acknowledge, an hour before the next try", async () => {
   const rig = new Rig(dayMs);
   rig.next = { waitingFor: ["web"] };
   await rig.hours(1);
   rig.next = { storedBytesBefore: 3 * 2 ** 30, storedBytesAfter: 2 ** 30 };
   await rig.hours(1);
   expect(rig.events).toEqual([
-    { kind: "notice", disk: "", code: "WRITER_ACTIVE", message: expect.stringContaining("web had not acknowledged in time") as string },
-    { kind: "collect", disk: "", message: "2 GiB of the vault given back: 1 GiB stored" },
+    { kind: "notice", disk: "", code: "WRITER_ACTIVE", message: expect.stringContaining("web did not acknowledge in time") as string },
+    { kind: "collect", disk: "", message: "2 GiB of the vault freed: 1 GiB stored" },
   ]);
   await rig.collecting.stop();
 });

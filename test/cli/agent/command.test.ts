@@ -60,7 +60,7 @@ describe("tidemark agent", () => {
     const status = await place.json("agent", "status", ...socket);
     expect(status.lines[0]).toMatchObject({ type: "disk", disk: "web", state: "protecting", health: "Normal", vault: "main" });
     const table = await place.run(["agent", "status", ...socket]);
-    expect(table.stdout).toMatch(/^agent running for .*health Normal\n\nDISK +STATE +HEALTH +CAPTURED/);
+    expect(table.stdout).toMatch(/^agent running for .*health Normal\n\nDISK +STATE +HEALTH +COMMITTED/);
     expect((await place.json("agent", "status", "--disk", "web", ...socket)).lines).toMatchObject([{ disk: "web" }, { disks: 1 }]);
     expect(await place.json("agent", "status", "--group", "web", ...socket)).toMatchObject({ code: 10, last: { code: "DISK_NOT_FOUND" } });
     expect(await place.json("agent", "pause", ...socket)).toMatchObject({ last: { disks: ["web"] } });
@@ -146,7 +146,7 @@ describe("tidemark protect", () => {
   it.each([
     [["--listen", "10809"], "is neither unix:PATH nor tcp:HOST:PORT"],
     [["--listen", "unix:a.sock", "--cycle", "5"], "It is not a duration such as 5s"],
-    [["--listen", "unix:a.sock", "--cycle", "10ms"], "--cycle 10ms is no time between points"],
+    [["--listen", "unix:a.sock", "--cycle", "10ms"], "--cycle 10ms is not a time between points"],
     [["--listen", "unix:a.sock", "--pre", "true"], "--pre and --post belong together"],
   ])("refuses %s", async (words, says) => {
     const place = placeWith();

@@ -132,7 +132,10 @@ describe("the control API", () => {
     expect(await rig.ask("POST", "/v1/stop", { disk: "web", drain: false })).toEqual({ disks: ["web"], notDrained: ["web"] });
     expect(rig.engine.protection("web").calls).toEqual(["stop"]);
     expect(await rig.ask("GET", "/v1/disks/web")).toMatchObject({ state: "stopped" });
-    expect((await rig.raw("GET", "/metrics")).text).toContain('tidemark_state{disk="web",state="stopped"} 1');
+    const { text: metrics } = await rig.raw("GET", "/metrics");
+    expect(metrics).toContain('tidemark_state{disk="web",state="stopped"} 1');
+    expect(metrics).toContain('tidemark_lag_seconds{disk="web",state="stopped",stage="committed"} 0.3');
+    expect(metrics).toContain('tidemark_backlog_bytes{disk="web",state="stopped"} 512');
     await expect(rig.ask("POST", "/v1/point", { disk: "web" })).rejects.toMatchObject({ message: "the disk web has been stopped" });
     expect(await rig.ask("POST", "/v1/resume", { disk: "web" })).toEqual({ disks: ["web"] });
     await settled();
@@ -152,17 +155,17 @@ describe("the control API", () => {
   it.each([
     ["GET", "/v2", "", 404, "GET /v1/status, GET /v1/disks/NAME, POST /v1/point"],
     ["DELETE", "/v1/status", "", 405, "use GET"],
-    ["POST", "/v1/point", "{", 400, "the request is no JSON"],
-    ["POST", "/v1/point", "[]", 400, "the request is no JSON object"],
+    ["POST", "/v1/point", "{", 400, "the request is not JSON"],
+    ["POST", "/v1/point", "[]", 400, "the request is not a JSON object"],
     ["POST", "/v1/point", "{}", 400, "neither disk nor group is named"],
     ["POST", "/v1/point", '{"disk":"web","group":"g"}', 400, "both disk and group are named"],
-    ["POST", "/v1/point", '{"disk":"web","appConsistent":true}', 400, "appConsistent is no field of this request"],
+    ["POST", "/v1/point", '{"disk":"web","appConsistent":true}', 400, "appConsistent is not a field of this request"],
     ["POST", "/v1/point", '{"disk":"web","applicationConsistent":"yes"}', 400, "neither true nor false"],
     ["POST", "/v1/pause", `{"disk":"${"x".repeat(20_000)}"}`, 413, "larger than 16384 bytes"],
     ["POST", "/v1/pause", '{"group":"g"}', 404, "the agent has no group g"],
     ["POST", "/v1/stop", '{"disk":"wob"}', 404, "it has web"],
     ["POST", "/v1/stop", '{"disk":"web","group":"g"}', 400, "both disk and group are named"],
-    ["PUT", "/v1/limit", '{"vault":"main","bytesPerSecond":0}', 400, "bytesPerSecond is no limit"],
+    ["PUT", "/v1/limit", '{"vault":"main","bytesPerSecond":0}', 400, "bytesPerSecond is not a limit"],
     ["PUT", "/v1/limit", '{"vault":"x","bytesPerSecond":4096}', 404, "its vaults are main"],
     ["GET", "/v1/disks/%FF", "", 400, "not encoded as a URL"],
   ])("answers %s %s with %s as the command line would", async (method, path, body, status, says) => {
@@ -182,6 +185,7 @@ describe("the control API", () => {
   it("serves metrics that agree with the status, and forgets removed disks", async () => {
     const rig = new Rig();
     await rig.start();
+    rig.engine.facts = { storedBytes: 4096, scrubAgeMs: 60_000, collectionAgeMs: null };
     await rig.ask("POST", "/v1/point", { disk: "web" });
     rig.engine.protection("web").emit({ kind: "failure", message: "barrier", code: "CUT_TIMED_OUT" });
     const { text: metrics } = await rig.raw("GET", "/metrics");
@@ -193,6 +197,10 @@ describe("the control API", () => {
       'tidemark_health{disk="web"} 0',
       'tidemark_state{disk="web",state="protecting"} 1',
       'tidemark_points_total{disk="web"} 1',
+      'tidemark_stored_bytes_total{disk="web"} 0',
+      'tidemark_vault_stored_bytes{vault="main"} 4096',
+      'tidemark_vault_scrub_age_seconds{vault="main"} 60',
+      'tidemark_build_info{version="',
       'tidemark_failures_total{disk="web",code="CUT_TIMED_OUT"} 1',
       'tidemark_barrier_seconds_count{disk="web"} 1',
       'tidemark_control_requests_total{route="/v1/point",status="200"} 1',
@@ -203,6 +211,18 @@ describe("the control API", () => {
     rig.folder.write(text.replaceAll("web", "db"));
     await rig.ask("POST", "/v1/reload");
     expect((await rig.raw("GET", "/metrics")).text).not.toContain('tidemark_backlog_bytes{disk="web"}');
+  });
+});
+
+describe("/healthz", () => {
+  it("answers 503 while the worst health is Critical", async () => {
+    const rig = new Rig();
+    await rig.start();
+    const finding = { level: "Critical", code: "X", cause: "x", remedy: "y" } as const;
+    rig.engine.protection("web").state = { health: "Critical", findings: [finding] };
+    expect(await rig.raw("GET", "/healthz")).toMatchObject({ status: 503, text: '{"health":"Critical"}\n' });
+    rig.engine.protection("web").state = {};
+    expect(await rig.raw("GET", "/healthz")).toMatchObject({ status: 200 });
   });
 });
 

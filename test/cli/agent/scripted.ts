@@ -3,7 +3,16 @@
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "../../../cli/agent/config.ts";
 import { formatListen } from "../../../cli/agent/listen.ts";
 import type { Log, LogFields } from "../../../cli/agent/log.ts";
-import type { Clock, DiskEvent, EngineAdapter, ProtectionPort, ProtectOptions, ServerPort, VaultPort } from "../../../cli/agent/ports.ts";
+import type {
+  Clock,
+  DiskEvent,
+  EngineAdapter,
+  ProtectionPort,
+  ProtectOptions,
+  ServerPort,
+  VaultFacts,
+  VaultPort,
+} from "../../../cli/agent/ports.ts";
 import type { LogLevel } from "../../../cli/agent/schema.ts";
 import type { BlockDevice, PointSummary, ProtectionStatus } from "../../../engine/index.ts";
 
@@ -174,6 +183,8 @@ export class ScriptedEngine implements EngineAdapter {
   /** Errors for the next calls, by `open NAME`, `protect DISK`, `listen ADDRESS`. */
   readonly failures: Map<string, Error[]> = new Map();
   readonly limits: Map<string, number | undefined> = new Map();
+  /** What every vault tells of itself. */
+  facts: VaultFacts = { storedBytes: null, scrubAgeMs: null, collectionAgeMs: null };
 
   protection(disk: string): ScriptedProtection {
     const protection = this.protections.get(disk);
@@ -196,6 +207,7 @@ export class ScriptedEngine implements EngineAdapter {
       },
       setLimit: (limit) => this.limits.set(config.name, limit),
       setBandwidth: ({ limit }) => this.calls.push(`bandwidth ${config.name} ${String(limit)}`),
+      facts: () => this.facts,
       close: async () => {
         this.calls.push(`close ${config.name}`);
       },

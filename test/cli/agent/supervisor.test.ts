@@ -193,7 +193,7 @@ describe("a stop of one disk", () => {
       state: "running",
       health: "Warning",
       disks: [
-        { disk: "web", state: "stopped", connections: null, sizeBytes: 4096, lag: { committedMs: null }, findings: [{ code: "STOPPED" }] },
+        { disk: "web", state: "stopped", connections: null, sizeBytes: 4096, lag: { committedMs: 300 }, findings: [{ code: "STOPPED" }] },
         { disk: "db", state: "protecting", health: "Normal" },
       ],
     });
@@ -317,7 +317,7 @@ describe("a limit", () => {
     await supervisor.reload(await rig.config(two.replace("dir:vault", "dir:vault2")));
     await rig.clock.advance(2_000);
     expect(rig.engine.limits.get("main")).toBe(4096);
-    expect(supervisor.status().vaults).toEqual([{ vault: "main", open: true, limitBytesPerSecond: 4096 }]);
+    expect(supervisor.status().vaults).toMatchObject([{ vault: "main", open: true, limitBytesPerSecond: 4096 }]);
     supervisor.setLimit("main", undefined);
     expect(supervisor.status().vaults[0]?.limitBytesPerSecond).toBeNull();
     expect(() => supervisor.setLimit("man", 4096)).toThrow("the agent has no vault man");

@@ -19,14 +19,15 @@ async function said(...words: readonly string[]): Promise<Said> {
   let result: Said = { fields: {}, lines: [] };
   const silent = (): void => undefined;
   const output: Output = {
-    ...{ columns: 80, item: silent, progress: silent, step: silent, notice: silent, error: silent, help: silent },
-    summary: (_command, fields, text) => {
+    ...{ columns: 80, item: silent, progress: silent, step: silent, notice: silent, error: silent, help: silent, detail: silent },
+    ...{ time: (iso: string) => iso, paint: (_colour: unknown, text: string) => text, screen: silent, summary: silent },
+    answer: (_command, fields, text) => {
       result = { fields: { ...fields }, lines: text.split("\n") };
     },
     close: () => Promise.resolve(),
   };
   const { signal } = new AbortController();
-  const context: CommandContext = { output, environment: {}, signal, answerSignals: silent, exitCode: 0 };
+  const context: CommandContext = { output, environment: {}, signal, answerSignals: silent, exitCode: 0, utc: true };
   const program = new Command("tidemark").exitOverride().configureOutput({ writeErr: silent });
   await program.addCommand(retentionCommand(context)).parseAsync(["retention", "simulate", ...words], { from: "user" });
   return result;

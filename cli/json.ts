@@ -1,0 +1,222 @@
+/**
+ * The contract of `--json`: which object each command prints. `docs/json.md` is generated from these types.
+ *
+ * A command prints items first, one object a line with its `type`, and one summary last, with `type: "summary"` and the command's
+ * name. A command that is added gets an entry in `JsonSummaries`, and one in `JsonItems` for each type of item that it adds.
+ */
+import type { BenchKind, BenchReport } from "../bench/index.ts";
+import type {
+  CollectSummary,
+  Damage,
+  DiskSummary,
+  Extent,
+  ListedPoint,
+  LostObject,
+  MaterializeSummary,
+  MountSummary,
+  PinSummary,
+  PointDecision,
+  PointDetail,
+  PointSummary,
+  ProtectionStatus,
+  PruneSummary,
+  RepairedObject,
+  RepairSummary,
+  ReplicateSummary,
+  VaultStats,
+  VaultSummary,
+  VerifySummary,
+} from "../engine/index.ts";
+import type { ConfigFault } from "./agent/config.ts";
+import type { DiskStatus } from "./agent/disk-runner.ts";
+import type { DiskEvent } from "./agent/ports.ts";
+import type { AgentStatus, ReloadSummary, StopSummary } from "./agent/supervisor.ts";
+
+/** Items by their `type`. */
+export interface JsonItems {
+  /** `disks list`: a disk of the vault. `agent status`: a disk of the agent. */
+  readonly disk: DiskSummary | DiskStatus;
+  /** `points list`: a point of the disk. `agent point`: a point that was committed for a group. */
+  readonly point: ListedPoint | PointSummary;
+  /** `verify`: one thing that is damaged. */
+  readonly damage: Damage;
+  /** `points diff`: a range that differs. */
+  readonly extent: Extent;
+  /** `vault repair`: an object that was rebuilt. */
+  readonly repaired: RepairedObject;
+  /** `vault repair`: an object that cannot be rebuilt. */
+  readonly lost: LostObject;
+  /** `prune --dry-run`: what the policy decides about one point. */
+  readonly decision: PointDecision;
+  /** `agent --check`: one fault of the configuration. */
+  readonly fault: ConfigFault;
+  /** `protect` and `mount`: the export answers. */
+  readonly ready: ReadyItem;
+  /** `protect` and `mount`: something happened to the disk. */
+  readonly event: DiskEvent;
+  /** `demo`: a step is done. */
+  readonly step: DemoStep;
+  /** `bench`: the report of the case. */
+  readonly bench: BenchReport;
+}
+
+interface FixedSummaries {
+  readonly version: VersionSummary;
+  readonly demo: DemoSummary;
+  readonly "vault init": VaultSummary;
+  readonly "vault show": VaultSummary;
+  readonly "vault stats": VaultStats;
+  readonly "vault repair": RepairSummary;
+  readonly replicate: ReplicateSummary;
+  readonly protect: ProtectionStatus;
+  readonly agent: AgentSummary;
+  readonly "agent status": AgentStatusSummary;
+  readonly "agent point": PointSummary | GroupPointSummary;
+  readonly "agent pause": NamedDisks;
+  readonly "agent resume": NamedDisks;
+  readonly "agent reload": ReloadSummary;
+  readonly "agent stop": StopSummary | AgentStopped;
+  readonly "agent limit": LimitSummary;
+  readonly "disks list": DisksSummary;
+  readonly "points list": PointsSummary;
+  readonly "points diff": PointsDiffSummary;
+  readonly "points show": PointDetail;
+  readonly "points pin": PinnedPoint;
+  readonly "points unpin": UnpinnedPoint;
+  readonly materialize: MaterializeSummary;
+  readonly mount: MountSummary;
+  readonly verify: VerifySummary;
+  readonly prune: PruneSummary | PointDecision;
+  readonly collect: CollectSummary;
+  readonly "retention simulate": SimulationSummary;
+}
+
+/** Summaries by the command's name. */
+export type JsonSummaries = FixedSummaries & Readonly<Record<`bench ${BenchKind}`, BenchSummary>>;
+
+export interface VersionSummary {
+  readonly version: string;
+  /** The version of Node.js. */
+  readonly node: string;
+  /** Operating system and processor, such as `linux-x64`. */
+  readonly platform: string;
+}
+
+export interface ReadyItem {
+  readonly disk: string;
+  /** `unix:PATH` or `tcp:HOST:PORT`. */
+  readonly listen: string;
+  /** Id of the mounted point; `mount` only. */
+  readonly point?: string;
+  /** Sequence number of the mounted point; `mount` only. */
+  readonly sequence?: number;
+  /** NBD URI of the export; `mount` only. */
+  readonly uri?: string;
+}
+
+interface DoneStep {
+  readonly step: string;
+  readonly what: string;
+  readonly elapsedMs: number;
+}
+
+/** A step, with the summary of the point or image that it made. */
+export type DemoStep = DoneStep | (DoneStep & ReplicateSummary) | (DoneStep & MaterializeSummary & { readonly equal: boolean });
+
+export interface DemoSummary {
+  /** Whether all that came back was equal. */
+  readonly equal: boolean;
+  readonly points: number;
+  readonly volumeBytes: number;
+  readonly scannedBytes: number;
+  readonly changedBytes: number;
+  readonly dedupedBytes: number;
+  readonly newBytes: number;
+  readonly storedBytes: number;
+  readonly replicateMs: number;
+  readonly checkedChunks: number;
+  readonly damaged: readonly Damage[];
+  readonly elapsedMs: number;
+}
+
+export interface AgentSummary {
+  /** Path of the configuration. */
+  readonly config: string;
+  readonly vaults: number;
+  readonly policies: number;
+  readonly disks: number;
+}
+
+export type AgentStatusSummary = Omit<AgentStatus, "disks"> & {
+  /** Number of disks; each is an item before. */
+  readonly disks: number;
+};
+
+export interface GroupPointSummary {
+  readonly group: string | null;
+  /** Number of points; each is an item before. */
+  readonly points: number;
+}
+
+export interface NamedDisks {
+  readonly disks: readonly string[];
+}
+
+export interface AgentStopped {
+  readonly stopped: true;
+}
+
+export interface LimitSummary {
+  readonly vault: string;
+  /** `off`: no limit. Null: the limits of the configuration hold. */
+  readonly bytesPerSecond: number | "off" | null;
+}
+
+export interface DisksSummary {
+  readonly disks: number;
+}
+
+/** Totals of the points that were listed. */
+export interface PointsSummary {
+  readonly disk: string;
+  readonly points: number;
+  readonly pinnedPoints: number;
+  readonly changedBytes: number;
+  readonly newBytes: number;
+  readonly storedBytes: number;
+}
+
+/** How much two points of a disk differ. Each extent is an item before. */
+export interface PointsDiffSummary {
+  readonly disk: string;
+  readonly from: PointSummary;
+  readonly to: PointSummary;
+  readonly extents: number;
+  readonly differingBytes: number;
+}
+
+export type PinnedPoint = PointSummary & { readonly pin: PinSummary };
+export type UnpinnedPoint = PointSummary & { readonly removedPins: number };
+
+export interface SimulationSummary {
+  readonly policy: string;
+  readonly days: number;
+  readonly everyMs: number;
+  readonly pointsMade: number;
+  /** Points that the policy keeps. */
+  readonly points: number;
+  readonly oldestAgeMs: number;
+  readonly bands: readonly AgeBand[];
+}
+
+/** Points older than `fromMs`, up to and including `toMs`. The newest point, whose age is 0, counts in the first band. */
+export interface AgeBand {
+  readonly fromMs: number;
+  readonly toMs: number;
+  readonly points: number;
+}
+
+export interface BenchSummary {
+  readonly case: BenchReport["case"];
+  readonly marks: BenchReport["marks"];
+}
