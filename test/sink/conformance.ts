@@ -309,11 +309,6 @@ export function describeSink(name: string, open: () => Promise<OpenedSinks>, tra
       expect(await b.statPages("pages")).toEqual(before);
     });
 
-    test("an outage that nobody suffered is not counted", async () => {
-      await put(a, "object", "x");
-      expect(a.interruptions).toBe(0);
-    });
-
     test("it says where it is", () => {
       expect(a.description).not.toBe("");
     });
