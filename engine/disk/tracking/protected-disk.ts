@@ -17,7 +17,9 @@
  */
 import assert from "node:assert/strict";
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
+import { publish } from "../../diagnostics.ts";
 import { TidemarkError } from "../../errors.ts";
+import { protectionTiming } from "../../timing.ts";
 import type { Extent } from "../../volume.ts";
 import { CopyBeforeWriteArea, GranulePool } from "./copy-before-write.ts";
 import type { Cut } from "./cut.ts";
@@ -53,8 +55,8 @@ export interface ProtectedDiskOptions {
   /** Old content kept in memory, and in the spill file. Defaults: 32 MiB and 4 GiB. */
   readonly preservedBytesMax?: number | undefined;
   readonly spillBytesMax?: number | undefined;
-  /** How long the store may still forget a point that it has acknowledged. Default: 60,000. */
-  readonly settleMs?: number | undefined;
+  /** How long the store may still forget a point that it has acknowledged, in ms: `Sink.capabilities.settlingMs`. */
+  readonly settleMs: number;
   /** Wall clock in ms since 1970. */
   readonly now?: (() => number) | undefined;
   /** A clock that cannot be set, in ms. */
@@ -71,12 +73,8 @@ export interface PreparedCut {
   release(): void;
 }
 
-const barrierMsMaxDefault = 300;
 const preservedBytesMaxDefault: number = 32 * 1024 * 1024;
 const spillBytesMaxDefault: number = 4 * 1024 * 1024 * 1024;
-const settleMsDefault = 60_000;
-/** The tracking file forgets no sooner than a part of the settling time after the last time: each costs the disk a flush. */
-const settlesPerSettling = 4;
 /** Points whose commit was tried without an answer, since the last that was committed. */
 const expectedPointsMax = 16;
 
@@ -91,7 +89,6 @@ export class ProtectedDisk implements BlockDevice {
   readonly #steadyNow: () => number;
   readonly #gate: Gate;
   readonly #pool: GranulePool;
-  readonly #settleMs: number;
   readonly #unsettled: Unsettled;
   readonly #captured: DirtyBitmap;
 
@@ -122,14 +119,13 @@ export class ProtectedDisk implements BlockDevice {
     this.readOnly = backing.readOnly;
     this.#backing = backing;
     this.#tracking = options.tracking;
-    this.#barrierMsMax = options.barrierMsMax ?? barrierMsMaxDefault;
+    this.#barrierMsMax = options.barrierMsMax ?? protectionTiming.barrierMsMaxDefault;
     this.#spill = { folder: options.spillFolder, bytesMax: options.spillBytesMax ?? spillBytesMaxDefault };
     this.#now = options.now ?? Date.now;
     this.#steadyNow = options.steadyNow ?? (() => performance.now());
     this.#gate = new Gate(this.#steadyNow);
     this.#pool = new GranulePool(options.preservedBytesMax ?? preservedBytesMaxDefault);
-    this.#settleMs = options.settleMs ?? settleMsDefault;
-    this.#unsettled = new Unsettled(this.#settleMs);
+    this.#unsettled = new Unsettled(options.settleMs);
     this.#sizeBytes = backing.sizeBytes;
     this.#current = dirty;
     this.#spare = new DirtyBitmap(backing.sizeBytes);
@@ -456,6 +452,7 @@ export class ProtectedDisk implements BlockDevice {
     this.#spare = undefined;
     this.#open = cut;
     this.#keeper = exact ? cut : undefined;
+    publish("cut.made", { device: this.description, timeMs: cut.timeMs, sizeBytes, dirtyBytes: cut.dirtyBytes, barrierMs, exact });
     return cut;
   }
 
@@ -483,7 +480,7 @@ export class ProtectedDisk implements BlockDevice {
     this.#base = point;
     this.#expected.clear();
     const nowMs = this.#steadyNow();
-    const isDue = nowMs - this.#settledAtMs >= this.#settleMs / settlesPerSettling || this.#unsettled.isFull;
+    const isDue = nowMs - this.#settledAtMs >= protectionTiming.settleEveryMs || this.#unsettled.isFull;
     if (!isDue || this.#settling !== undefined || this.#closing !== undefined) return;
     this.#settledAtMs = nowMs;
     this.#settling = this.#settle([...this.#unsettled.settle(nowMs), point]).finally(() => {

@@ -32,14 +32,16 @@ import {
   parseSegmentName,
   segmentsPrefix,
 } from "../../store/format/names.ts";
+import type { HeldLease } from "../../store/held-lease.ts";
 import type { Room } from "../../store/points/history.ts";
 import { layOutPoints } from "../../store/points/history.ts";
 import { identityFaults, mendIdentity } from "../../store/points/identity.ts";
 import { proveObjects, proveVault } from "../../store/points/manifest.ts";
 import { putCondemned, readCondemned } from "../../store/points/prune-fence.ts";
 import { WriterLease } from "../../store/points/writer-lease.ts";
-import { CollectorLease } from "../../store/segments/collector-lease.ts";
+import { takeCollectorLease } from "../../store/segments/collector-lease.ts";
 import { Store } from "../../store/store.ts";
+import { leaseTiming } from "../../timing.ts";
 import type { Extent } from "../../volume.ts";
 import type { Inventory, Lists, Place, UnreadManifest } from "./inventory.ts";
 import { readLists, readManifests, takeInventory } from "./inventory.ts";
@@ -92,7 +94,6 @@ export interface RepairSummary {
 
 /** A writer may have taken the seat and named nothing yet. */
 const epochsSpared = 1000;
-const leaseSeconds = 60;
 const gapsToldMax = 10;
 
 /**
@@ -120,7 +121,7 @@ class Repair {
   readonly #store: Store;
   readonly #repaired: RepairedObject[] = [];
   readonly #lost: LostObject[] = [];
-  #collector: CollectorLease | undefined;
+  #collector: HeldLease | undefined;
   /** Records of collections that were rebuilt, whether or not they have been written. */
   readonly #records = new Map<string, Uint8Array>();
   /** Why a disk could not be repaired now. */
@@ -289,7 +290,7 @@ class Repair {
   // ---- What is written ----
 
   async #stopCollections(): Promise<void> {
-    if (!this.#isDry) this.#collector ??= await CollectorLease.take(this.#store, this.#options.signal);
+    if (!this.#isDry) this.#collector ??= await takeCollectorLease(this.#store, this.#options.signal);
   }
 
   async #put(name: string, bytes: Uint8Array): Promise<void> {
@@ -351,14 +352,14 @@ class Repair {
       if (hasCode(error, "OBJECT_EXISTS", "CONDITION_FAILED", "LEASE_LOST")) throw writerActive(disk, error);
       throw error;
     } finally {
-      if (broken !== undefined) await this.#store.lease().releaseLease(name, leaseId);
+      if (broken !== undefined) await this.#store.releaseLease(name, leaseId);
     }
   }
 
   /** Whoever writes the disk has the lease of its head, even when the head is damaged. Errors: WRITER_ACTIVE. */
   async #lease(disk: string, leaseId: string): Promise<void> {
     try {
-      await this.#store.lease().acquireLease(headName(disk), leaseId, leaseSeconds, { signal: this.#options.signal });
+      await this.#store.acquireLease(headName(disk), leaseId, leaseTiming.seconds, { signal: this.#options.signal });
     } catch (error) {
       throw hasCode(error, "LEASE_HELD") ? writerActive(disk, error) : error;
     }

@@ -12,10 +12,10 @@ import type { EntryColumns } from "../../store/format/leaf.ts";
 import { zeroSegment } from "../../store/format/leaf.ts";
 import { mapName } from "../../store/format/names.ts";
 import { PointMap } from "../../store/map/point-map.ts";
+import { readHead } from "../../store/points/head.ts";
 import { readPoints } from "../../store/points/history.ts";
 import { readManifest } from "../../store/points/manifest.ts";
 import { listDisks } from "../../store/points/points.ts";
-import { readHead } from "../../store/points/writer-lease.ts";
 import type { Store } from "../../store/store.ts";
 import type { KnownChunk } from "./frame-layout.ts";
 

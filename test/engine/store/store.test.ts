@@ -83,7 +83,7 @@ test("calls and bytes are counted", async () => {
   await store.raiseSequenceNumber("p", 2);
   const names: string[] = [];
   for await (const { name } of store.list("")) names.push(name);
-  await store.lease().acquireLease("a", "00000000-0000-4000-8000-000000000001", 15);
+  await store.acquireLease("a", "00000000-0000-4000-8000-000000000001", 15);
   expect([store.requests, store.putBytes, names.length]).toEqual([10, 5, 2]);
   expect(store.description).toBe("memory:");
 });

@@ -6,7 +6,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import type { Notice } from "../../../../engine/notice.ts";
 import { encodeHead } from "../../../../engine/store/format/documents.ts";
 import { headName, manifestName } from "../../../../engine/store/format/names.ts";
-import { readHead } from "../../../../engine/store/points/writer-lease.ts";
+import { readHead } from "../../../../engine/store/points/head.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { FaultySink, Gate } from "../../../../sink/faults.ts";

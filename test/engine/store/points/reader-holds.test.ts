@@ -5,10 +5,11 @@ import type { Sink } from "../../../../engine/sink.ts";
 import { encodeHead } from "../../../../engine/store/format/documents.ts";
 import { encodeCondemned } from "../../../../engine/store/format/keeping.ts";
 import { condemnedName, headName } from "../../../../engine/store/format/names.ts";
+import { readHead } from "../../../../engine/store/points/head.ts";
 import { liveSessions } from "../../../../engine/store/points/process-identity.ts";
-import { readHead } from "../../../../engine/store/points/writer-lease.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import { CrashError, FaultySink, Gate, type PlannedFault } from "../../../../sink/faults.ts";
+import { redirected } from "../../../model-disk.ts";
 import { recordOf, recordsOf, recordsVault, writeHistory } from "../../../point-records.ts";
 import { expectCode, namesIn } from "../../../sink/expectations.ts";
 import { PruneRig } from "../../upkeep/prune/prune-rig.ts";
@@ -150,16 +151,16 @@ describe("a hold that is held for long", () => {
   });
 
   test("is not lost while the store cannot be reached", async () => {
-    const line: { sink: Sink } = { sink: rig.connect() };
+    const line: { current: Sink } = { current: rig.connect() };
     const error = new TidemarkError("STORE_UNREACHABLE", "nobody answers");
     const cut = new FaultySink(rig.connect(), [{ on: "renewLease", when: { probability: 1 }, fault: { kind: "refused", error } }]);
-    const hold = await rig.hold(held, { sink: new Proxy(line.sink, { get: (_, property) => bound(line.sink, property) }) });
-    line.sink = cut;
+    const hold = await rig.hold(held, { sink: redirected(line) });
+    line.current = cut;
     await tick();
     await tick();
     cut.assertAllFired();
     expect(hold.signal.aborted).toBe(false);
-    line.sink = rig.connect();
+    line.current = rig.connect();
     await tick();
     await tick();
     await rig.prune({ policy });
@@ -167,11 +168,6 @@ describe("a hold that is held for long", () => {
     await hold.release();
   });
 });
-
-function bound(sink: Sink, property: string | symbol): unknown {
-  const value: unknown = Reflect.get(sink, property, sink);
-  return typeof value === "function" ? (value.bind(sink) as unknown) : value;
-}
 
 describe("a reader and a pruner", () => {
   const slowAt = (call: number, gate: Gate): PlannedFault => ({ on: "any", when: call, fault: { kind: "slow", gate } });
