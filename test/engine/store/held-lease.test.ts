@@ -48,7 +48,7 @@ async function pass(elapsedMs: number): Promise<void> {
 const renewals = ({ calls }: FaultySink): number => calls.filter((call) => call.startsWith("renewLease")).length;
 
 describe("a held lease", () => {
-  test("is renewed every 15 s, so that nobody else gets it, and is free once it is released", async () => {
+  test("is renewed every 15 s, so that no other client gets it, and is free once it is released", async () => {
     const sink = connect();
     const lease = await take(sink);
     await pass(300_000);

@@ -54,7 +54,7 @@ test("the next cycle proves the page it wrote before the head names it, and ever
   const [page] = await namesIn(connect(), "disks/d/history/");
   const ofInterest = sink.calls.filter((call) => call === "putObject disks/d/head" || call.endsWith(String(page)));
   expect(ofInterest).toEqual([
-    "putObject disks/d/head", // the seat
+    "putObject disks/d/head", // the writer lease
     `putObject ${String(page)}`,
     "putObject disks/d/head", // the mark
     `statObject ${String(page)}`,

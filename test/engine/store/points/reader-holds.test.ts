@@ -1,4 +1,4 @@
-/** Holds and prunes meet: whoever comes first wins, and a point that somebody holds is never gone. */
+/** Holds and prunes at once: a point that is held is never dropped. */
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { hasCode, TidemarkError } from "../../../../engine/errors.ts";
 import type { Sink } from "../../../../engine/sink.ts";
@@ -152,7 +152,7 @@ describe("a hold that is held for long", () => {
 
   test("is not lost while the store cannot be reached", async () => {
     const line: { current: Sink } = { current: rig.connect() };
-    const error = new TidemarkError("STORE_UNREACHABLE", "nobody answers");
+    const error = new TidemarkError("STORE_UNREACHABLE", "no answer");
     const cut = new FaultySink(rig.connect(), [{ on: "renewLease", when: { probability: 1 }, fault: { kind: "refused", error } }]);
     const hold = await rig.hold(held, { sink: redirected(line) });
     line.current = cut;
@@ -179,7 +179,7 @@ describe("a reader and a pruner", () => {
     return length;
   };
 
-  /** Whoever won: a point that is held is listed, one that is not held is not. Returns whether it is. */
+  /** A point that is held is listed, and one that is not held is not. Returns whether it is held. */
   async function settled(holding: Promise<AsyncDisposable>): Promise<boolean> {
     const [outcome] = await Promise.allSettled([holding]);
     const listed = await rig.sequences();
@@ -241,7 +241,7 @@ describe("a reader and a pruner", () => {
     expect(outcomes.gone).toBeGreaterThan(0);
   }, 60_000);
 
-  test("that died with points condemned keeps nobody from them for long: its seat is taken, and its list is void", async () => {
+  test("that died with points condemned does not keep readers from them: its writer lease is taken over, and its list is void", async () => {
     const sink = new FaultySink(rig.connect(), [
       { on: "list", prefix: "disks/d/holds/", when: 1, fault: { kind: "crash", effect: "before" } },
     ]);
