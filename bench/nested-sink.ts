@@ -21,10 +21,6 @@ export class NestedSink implements Sink {
     return this.#outer.capabilities;
   }
 
-  get interruptions(): number {
-    return this.#outer.interruptions;
-  }
-
   /**
    * Deletes what can be deleted under the prefix, and only then says what is still leased: by a
    * process that was killed, until its lease ends. Errors: LEASE_HELD.

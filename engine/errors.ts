@@ -1,11 +1,13 @@
 /**
- * The one error class of Tidemark. Callers match on `code`, never on text; the README holds the table code → meaning → remedy.
- * Foreign errors (SDK, file system, WASM) are translated once, where they enter, and kept as `cause`.
+ * Errors: the one error class of Tidemark.
+ *
+ * Callers match on `code`, never on text; README holds the table code → meaning → remedy. Errors of
+ * the SDK, the file system and WASM are translated once, where they enter, and kept as `cause`.
  */
 
 /** Every code that can reach a caller. Codes are stable: they are added, never renamed. */
 export type ErrorCode =
-  // What the caller asked for.
+  // Arguments and names.
   | "INVALID_ARGUMENT"
   | "UNSUPPORTED"
   | "INTERRUPTED"
@@ -13,12 +15,12 @@ export type ErrorCode =
   | "VAULT_EXISTS"
   | "DISK_NOT_FOUND"
   | "POINT_NOT_FOUND"
-  // Who may write.
+  // Exclusion of writers and collectors.
   | "WRITER_ACTIVE"
   | "SEAT_LOST"
   | "COLLECTION_ACTIVE"
   | "ACCESS_REFUSED"
-  // What the store says (the codes that a `Sink` throws).
+  // The store (the codes that a `Sink` throws).
   | "OBJECT_NOT_FOUND"
   | "OBJECT_EXISTS"
   | "CONDITION_FAILED"
@@ -28,10 +30,10 @@ export type ErrorCode =
   | "STORE_UNREACHABLE"
   | "STORE_REFUSED"
   | "STORE_REGRESSED"
-  // What the bytes say.
+  // Stored bytes.
   | "DAMAGED"
   | "FORMAT_UNSUPPORTED"
-  // The machine around us.
+  // Sources, targets and devices of this machine.
   | "SOURCE_NOT_FOUND"
   | "SOURCE_UNREADABLE"
   | "SOURCE_SHRUNK"
@@ -48,19 +50,28 @@ export type ErrorCode =
   | "AGENT_UNREACHABLE"
   | "INTERNAL";
 
-/** Facts about an error that a program may want: names, offsets in bytes, HTTP status. Never a secret. */
+/** Facts about an error for programs: names, offsets in bytes, HTTP status. Never a secret. */
 export type ErrorDetail = Readonly<Record<string, string | number | boolean | null | undefined>>;
 
+/** What an error may bear besides code and message. */
 export interface ErrorContext {
-  /** What the user can do about it: one imperative sentence. */
+  /** What the user can do: an imperative, with the command to type. */
   readonly remedy?: string;
   readonly detail?: ErrorDetail;
   readonly cause?: unknown;
 }
 
 /**
- * An operating error: it names the object, the fact and, as `remedy`, what to do. Programmer errors are thrown by `assert` and are
- * never caught to carry on.
+ * An operating error: its message names the object and the fact, `remedy` says what to do.
+ * Programmer errors are thrown by `assert` and are never caught to carry on.
+ *
+ * @example
+ * try {
+ *   await vault.replicate({ disk: "web", volume });
+ * } catch (error) {
+ *   if (!hasCode(error, "WRITER_ACTIVE")) throw error;
+ *   console.error(error.message, error.remedy);
+ * }
  */
 export class TidemarkError extends Error {
   override readonly name = "TidemarkError";
@@ -76,27 +87,33 @@ export class TidemarkError extends Error {
   }
 }
 
-/** True when `error` is a TidemarkError that bears one of `codes`. */
+/** True when `error` is a TidemarkError with one of `codes`. */
 export function hasCode(error: unknown, ...codes: readonly ErrorCode[]): error is TidemarkError {
   return error instanceof TidemarkError && codes.includes(error.code);
 }
 
-/** True when an object is there and its bytes are of no use: damaged, or written in a format that this version does not know. */
+/**
+ * True when an object is there and cannot be read: damaged, or in a format that this version does
+ * not know.
+ */
 export function isUnreadable(error: unknown): error is TidemarkError {
   return hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED");
 }
 
-/** True when the store does not hold an object: OBJECT_NOT_FOUND, or DAMAGED where another object refers to it. */
+/**
+ * True when the store does not hold an object: OBJECT_NOT_FOUND, or DAMAGED where another object
+ * refers to it.
+ */
 export function isGone(error: unknown): error is TidemarkError {
   return hasCode(error, "OBJECT_NOT_FOUND") || (hasCode(error, "DAMAGED") && error.detail["isGone"] === true);
 }
 
-/** True when an object is of no use: unreadable, or gone from the store. */
+/** True when an object is unreadable or gone. */
 export function isUnreadableOrGone(error: unknown): error is TidemarkError {
   return isUnreadable(error) || hasCode(error, "OBJECT_NOT_FOUND");
 }
 
-/** True when the points of a disk cannot be told: its head is unreadable, or the vault holds no such disk. */
+/** True when a disk's head is unreadable, or the vault holds no such disk. */
 export function isDiskUnreadable(error: unknown): error is TidemarkError {
   return isUnreadable(error) || hasCode(error, "DISK_NOT_FOUND");
 }
@@ -107,12 +124,14 @@ export function systemCode(error: unknown): string | undefined {
   return typeof error.code === "string" ? error.code : undefined;
 }
 
-/** Throws INTERRUPTED when `signal` has been aborted. Called at stage boundaries. */
+/** Throws `interrupted(signal)` when `signal` has aborted. Called at stage boundaries. */
 export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted === true) throw interrupted(signal);
 }
 
-/** The error for work that `signal` ended. */
+/**
+ * The error for work that `signal` ended: its reason if that is a TidemarkError, else INTERRUPTED.
+ */
 export function interrupted(signal: AbortSignal): TidemarkError {
   const reason: unknown = signal.reason;
   if (reason instanceof TidemarkError) return reason;

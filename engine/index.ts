@@ -3,6 +3,8 @@
  */
 
 export type { BlockDevice, DeviceExtent } from "./device.ts";
+export type { DiagnosticEvent, DiagnosticEvents, DiagnosticName } from "./diagnostics.ts";
+export { diagnosticNames, subscribeDiagnostics } from "./diagnostics.ts";
 export type { NbdExport } from "./disk/nbd/exports.ts";
 export type { NbdVolumeOptions } from "./disk/nbd/nbd-volume.ts";
 export { NbdVolume } from "./disk/nbd/nbd-volume.ts";
@@ -39,6 +41,7 @@ export type {
 export type { ReplicateOptions, ReplicateSummary } from "./replication/replicate.ts";
 export type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "./sink.ts";
 export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";
+export { SinkDecorator } from "./sink-decorator.ts";
 export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./store/format/documents.ts";
 export { digestNames } from "./store/format/documents.ts";
 export type { PinOptions, PinSummary } from "./store/points/pins.ts";

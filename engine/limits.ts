@@ -1,14 +1,14 @@
 /**
- * Every number that more than one file must agree on, with its unit, and the relations that must hold between them, asserted when
- * the module is loaded.
+ * Limits: every size that more than one file must agree on, with its unit. The relations between
+ * them are asserted when the module is loaded.
  */
 import assert from "node:assert/strict";
 import { pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";
 
-/** The unit of change tracking. */
+/** The unit of change tracking, in bytes. */
 export const granuleBytes = 4096;
 
-/** The window a chunk never crosses; a power of two, fixed per vault. */
+/** The window that a chunk never crosses; a power of two, fixed per vault. */
 export const blockBytesMin: number = 16 * 1024;
 export const blockBytesMax: number = 1024 * 1024;
 export const blockBytesDefault: number = 64 * 1024;
@@ -20,15 +20,18 @@ export const volumeBytesMax: number = 2 ** 32 * granuleBytes;
 export const frameBytesMax: number = pageWriteBytesMax;
 
 /**
- * Size of a segment. It costs only what is written. Offsets inside a segment are 32-bit in maps, and a chunk location has to
- * survive in 28 bytes of dedup index, so a segment stays well below 4 GiB.
+ * Size of a segment. Only what is written takes space. Offsets inside a segment are 32-bit in maps,
+ * and a chunk location has to fit in 28 bytes of dedup index, so a segment stays well below 4 GiB.
  */
 export const segmentBytes: number = 1024 * 1024 * 1024;
 
-/** Identity of a chunk: a keyed 128-bit digest. FORMAT.md says why 128 bits are enough when the key is the vault's. */
+/**
+ * Length of a digest, the identity of a chunk: 128 bits, keyed. FORMAT.md says why 128 bits are
+ * enough with a key per vault.
+ */
 export const digestBytes = 16;
 
-/** Local fingerprint of a granule. */
+/** Length of a local fingerprint of a granule. */
 export const fingerprintBytes = 16;
 
 assert(blockBytesMin % granuleBytes === 0, "a block holds whole granules");

@@ -1,6 +1,9 @@
-/** Notices: what an operation reports while it goes on. */
+/** Notices: facts that an operation reports while it goes on. */
 
-/** Something a user should hear of although the operation goes on: one sentence, with a stable code. */
+/**
+ * A fact that the user should know although the operation goes on: one sentence for people, and a
+ * stable code for programs.
+ */
 export interface Notice {
   readonly code:
     | "STATE_LOST"

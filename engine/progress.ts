@@ -1,29 +1,34 @@
-/** Progress of long operations: what is reported, and the pace of the reports. */
+/** Progress of long operations: the reports, and their pace. */
 import type { Notice } from "./notice.ts";
 
-/** Where an operation stands. Emitted a few times a second and once at the end. */
+/** State of an operation. Reported a few times a second and once at the end. */
 export interface Progress {
+  /** The stage that the operation is in. */
   readonly phase: "scan" | "commit" | "materialize" | "verify";
-  /** Bytes of the volume dealt with so far, holes included. */
+  /** Bytes of the volume that are done, holes included. */
   readonly doneBytes: number;
-  /** Bytes of the volume to deal with. */
+  /** Bytes of the volume in all. */
   readonly totalBytes: number;
-  /** Bytes sent to the store (replicate) or read from it (materialize, verify). */
+  /** Bytes that were sent to the store (replicate) or read from it (materialize, verify). */
   readonly transferredBytes: number;
 }
 
-/** What every long operation takes. */
+/** Options of every long operation. */
 export interface OperationOptions {
+  /** Gets the reports; at most five a second, and the last one. */
   readonly onProgress?: ((progress: Progress) => void) | undefined;
+  /** Gets the notices. Absent: they are dropped. */
   readonly onNotice?: ((notice: Notice) => void) | undefined;
-  /** Ends the operation with INTERRUPTED; nothing is written after it settles. */
+  /** Ends the operation with INTERRUPTED. Nothing is written after its promise has settled. */
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Between two reports: a terminal or an embedder wants a few a second, whatever the pace of the pipeline. */
+/** Between two reports: a terminal shows no more than a few a second. */
 const everyMs = 200;
 
-/** Passes on the first report, then at most five a second, and always the one marked `last`. */
+/**
+ * Passes on the first report, then at most five a second, and always the one that is marked `last`.
+ */
 export function paced(report: OperationOptions["onProgress"]): (progress: Progress, position?: "last") => void {
   let nextAt = 0;
   return (progress, position) => {

@@ -1,57 +1,72 @@
 /**
- * How fast a vault may be written to: a limit by the time of day, which can be changed while it holds somebody up.
+ * Bandwidth limit: a token bucket with a first-in-first-out queue, whose rate follows the time of
+ * day.
  *
  *     lanes, commits ──take(bytes)──► queue, first come first served ──► bytes accrue at the limit ──► sent
  *
- * The head of the queue collects bytes as they accrue and goes when it has all of its own, so a request may be larger than what the limit gives
- * in a second, and a large one is not overtaken for ever by small ones. Idle time saves up a quarter of a second and no more: in any span of t
- * seconds at most limit × (t + ¼) bytes and one request are let go.
+ * The first request in the queue collects bytes as they accrue and leaves when it has all of its
+ * own. So a request may be larger than what the limit gives in a second, and small requests cannot
+ * overtake a large one for ever. Idle time saves up a quarter of a second.
  *
- * Rates are measured on the steady clock. The table is read on the wall clock of its time zone, minute by minute, so days of 23 or 25 hours
- * and clocks that are set need no thought: what counts is what a clock on the wall shows.
+ * Invariant: in any span of t seconds at most limit × (t + ¼) bytes and one request are let
+ * through.
+ *
+ * Rates are measured on the steady clock. The table is read on the wall clock of its time zone,
+ * minute by minute, so days of 23 or 25 hours and clocks that are set need no special case.
  */
 import { interrupted, TidemarkError, throwIfAborted } from "./errors.ts";
-import type { Sink } from "./sink.ts";
+import type { Sink, StoredObject } from "./sink.ts";
+import { SinkDecorator } from "./sink-decorator.ts";
 
 export type Weekday = "Mon" | "Tue" | "Wed" | "Thu" | "Fri" | "Sat" | "Sun";
 
 /** Every day of a week, in order. */
 export const weekdays: readonly Weekday[] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 
-/** A time of day with a limit of its own. */
+/** A span of the day with a limit of its own. */
 export interface BandwidthWindow {
-  /** `HH:MM`, from then on. */
+  /** `HH:MM`: the span begins then. */
   readonly from: string;
-  /** `HH:MM`, until before then; `24:00` is the end of the day. Earlier than `from`, or equal to it: on the next day. */
+  /**
+   * `HH:MM`: the span ends before then; `24:00` is the end of the day. A time not later than `from`
+   * is one of the next day.
+   */
   readonly to: string;
-  /** The days on which it begins. Absent: every day. */
+  /** The days on which the span begins. Absent: every day. */
   readonly days?: readonly Weekday[] | undefined;
-  /** `undefined`: no limit. */
+  /** At least `bandwidthLimitMin`; `undefined`: no limit. */
   readonly bytesPerSecond: number | undefined;
 }
 
+/** A limit by the time of day. */
 export interface BandwidthTable {
   /** IANA name, such as `Europe/Berlin`. Default: `UTC`. */
   readonly timeZone?: string | undefined;
-  /** The first that fits counts. */
+  /** The first window that covers an instant gives its limit. */
   readonly windows?: readonly BandwidthWindow[] | undefined;
-  /** When none fits. `undefined`: no limit. */
+  /** The limit where no window fits, at least `bandwidthLimitMin`; `undefined`: no limit. */
   readonly bytesPerSecond?: number | undefined;
 }
 
 export interface BandwidthClocks {
-  /** ms from anywhere; never goes back. */
+  /** ms since an arbitrary instant; never goes back. */
   readonly steadyMs: () => number;
   /** ms since 1970. */
   readonly wallMs: () => number;
 }
 
-/** A lower limit would hold a lease-bound commit up for minutes. Who wants nothing sent pauses the disk. */
+/**
+ * Lowest limit, in bytes a second: a lower one would delay a commit beyond its lease. To send
+ * nothing, pause the disk.
+ */
 export const bandwidthLimitMin = 1024;
 
-/** What idle time saves up, in seconds of the limit. */
+/** Longest idle time that is saved up, in seconds. */
 const savedSecondsMax = 0.25;
-/** A timer that fires early would only be set again; one that fires late costs nothing, because what accrued meanwhile counts. */
+/**
+ * A timer that fires early would only be set again; one that fires late costs nothing, because what
+ * accrued meanwhile counts.
+ */
 const timerMsMin = 5;
 const minuteMs = 60_000;
 
@@ -61,22 +76,28 @@ interface Waiter {
   readonly go: () => void;
 }
 
-/** A limit that several may share. */
+/**
+ * A limit that several sinks and disks may share.
+ *
+ * @example
+ * const bandwidth = new Bandwidth({ windows: [{ from: "08:00", to: "18:00", bytesPerSecond: 5_000_000 }] });
+ * const vault = await Vault.open(limited(sink, bandwidth), {});
+ */
 export class Bandwidth {
   readonly #clocks: BandwidthClocks;
   #table: CheckedTable;
   #override: number | undefined;
   readonly #queue: Waiter[] = [];
   #timer: NodeJS.Timeout | undefined;
-  /** What may be sent at once. */
+  /** Bytes that may be sent at once. */
   #savedBytes = 0;
   #accruedAtMs: number;
-  /** The limit since then; `Infinity`: none. */
+  /** The limit since `#accruedAtMs`; `Infinity`: none. */
   #rate: number;
-  /** What the table says until the minute ends. */
+  /** The table's limit until the minute ends. */
   #minute: { readonly index: number; readonly limit: number } | undefined;
 
-  /** Errors: INVALID_ARGUMENT, naming everything that is wrong with the table. */
+  /** @throws INVALID_ARGUMENT, with a message that names every fault of the table. */
   constructor(table: BandwidthTable = {}, clocks: BandwidthClocks = { steadyMs: () => performance.now(), wallMs: Date.now }) {
     this.#clocks = clocks;
     this.#table = checkTable(table);
@@ -95,7 +116,12 @@ export class Bandwidth {
     return this.#queue.length;
   }
 
-  /** A limit in place of the table's from now on (`Infinity`: none), or the table's again (`undefined`). Whoever waits goes on by it at once. */
+  /**
+   * Overrides the table from now on (`Infinity`: no limit), or ends the override (`undefined`).
+   * Waiting calls go on by the new limit.
+   *
+   * @throws INVALID_ARGUMENT for a limit below `bandwidthLimitMin`.
+   */
   setLimit(bytesPerSecond: number | undefined): void {
     const fault = bytesPerSecond === undefined ? undefined : faultOfLimit(bytesPerSecond);
     if (fault !== undefined) throw invalid([fault]);
@@ -104,7 +130,11 @@ export class Bandwidth {
     this.#serve();
   }
 
-  /** Another table from now on; an override stays. Errors: INVALID_ARGUMENT, and the old one stays. */
+  /**
+   * Replaces the table; an override stays.
+   *
+   * @throws INVALID_ARGUMENT as the constructor; the old table then stays.
+   */
   setTable(table: BandwidthTable): void {
     const checked = checkTable(table);
     this.#accrue();
@@ -113,7 +143,12 @@ export class Bandwidth {
     this.#serve();
   }
 
-  /** Waits until `bytes` may be sent. Errors: INTERRUPTED; what had accrued for it goes to the next. */
+  /**
+   * Waits until `bytes` bytes may be sent.
+   *
+   * @throws INTERRUPTED when `signal` aborts; the bytes that had accrued for this call go to the
+   * next one.
+   */
   async take(bytes: number, signal?: AbortSignal): Promise<void> {
     throwIfAborted(signal);
     this.#accrue();
@@ -140,10 +175,13 @@ export class Bandwidth {
     });
   }
 
-  /** Counts what has accrued since the last call at the rate that held meanwhile, and looks up the rate that holds from now on. */
+  /**
+   * Counts what has accrued since the last call at the rate that held meanwhile, and looks up the
+   * rate that holds from now on.
+   */
   #accrue(): void {
     const nowMs = this.#clocks.steadyMs();
-    // Without a limit there is no end to what may be sent, and nothing to add to it.
+    // Without a limit an unlimited number of bytes is saved already.
     if (this.#rate !== Infinity) this.#savedBytes += (this.#rate * (nowMs - this.#accruedAtMs)) / 1000;
     this.#accruedAtMs = nowMs;
     this.#rate = this.#limit();
@@ -151,7 +189,10 @@ export class Bandwidth {
     else if (this.#queue.length === 0) this.#savedBytes = Math.min(this.#savedBytes, this.#rate * savedSecondsMax);
   }
 
-  /** Gives what has been saved to those who wait, in turn, and comes back when the next has all of its own. */
+  /**
+   * Gives the saved bytes to the waiting calls, in turn, and sets a timer for when the next one has
+   * all of its own.
+   */
   #serve(): void {
     this.#accrue();
     clearTimeout(this.#timer);
@@ -182,41 +223,49 @@ export class Bandwidth {
 }
 
 /**
- * A sink whose writes of pages and objects wait for their bytes before they are sent. With `reads`, what is read waits, too: an object
- * for what it turned out to hold, afterwards. Everything else of the port goes through as it
- * is, also what is added to it one day; for that reason it is a proxy and no list of members.
+ * A sink whose writes of pages and objects wait for their bytes before they are sent. With `reads`,
+ * reads wait too: of pages before they are sent, of an object afterwards, for the bytes that it
+ * turned out to hold. Every other call passes at once. Closing it closes `sink`.
+ *
+ * @throws INTERRUPTED from a call whose signal aborts while it waits; otherwise as `sink`.
  */
 export function limited(sink: Sink, bandwidth: Bandwidth, options: { readonly reads?: boolean } = {}): Sink {
-  const writes: Pick<Sink, "putObject" | "writePages"> = {
-    async putObject(name, bytes, condition, call) {
-      await bandwidth.take(bytes.length, call?.signal);
-      return await sink.putObject(name, bytes, condition, call);
-    },
-    async writePages(name, offset, bytes, fence, call) {
-      await bandwidth.take(bytes.length, call?.signal);
-      return await sink.writePages(name, offset, bytes, fence, call);
-    },
-  };
-  const reads: Pick<Sink, "getObject" | "readPages"> = {
-    async getObject(name, sizeBytesMax, call) {
-      const object = await sink.getObject(name, sizeBytesMax, call);
-      await bandwidth.take(object.bytes.length, call?.signal);
-      return object;
-    },
-    async readPages(name, offset, into, call) {
-      await bandwidth.take(into.length, call?.signal);
-      await sink.readPages(name, offset, into, call);
-    },
-  };
-  const ours = new Map<PropertyKey, unknown>(Object.entries(options.reads === true ? { ...writes, ...reads } : writes));
-  return new Proxy(sink, {
-    get(target, key) {
-      if (ours.has(key)) return ours.get(key);
-      const value: unknown = Reflect.get(target, key, target);
-      // An adapter's methods reach private fields, which the proxy has not.
-      return typeof value === "function" ? (...given: readonly unknown[]): unknown => Reflect.apply(value, target, given) : value;
-    },
-  });
+  return new LimitedSink(sink, bandwidth, options.reads === true);
+}
+
+class LimitedSink extends SinkDecorator {
+  readonly #bandwidth: Bandwidth;
+  readonly #limitsReads: boolean;
+
+  constructor(inner: Sink, bandwidth: Bandwidth, limitsReads: boolean) {
+    super(inner);
+    this.#bandwidth = bandwidth;
+    this.#limitsReads = limitsReads;
+  }
+
+  override async putObject(...call: Parameters<Sink["putObject"]>): ReturnType<Sink["putObject"]> {
+    const [, bytes, , options] = call;
+    await this.#bandwidth.take(bytes.length, options?.signal);
+    return await super.putObject(...call);
+  }
+
+  override async writePages(...call: Parameters<Sink["writePages"]>): ReturnType<Sink["writePages"]> {
+    const [, , bytes, , options] = call;
+    await this.#bandwidth.take(bytes.length, options?.signal);
+    return await super.writePages(...call);
+  }
+
+  override async getObject(...call: Parameters<Sink["getObject"]>): Promise<StoredObject> {
+    const object = await super.getObject(...call);
+    if (this.#limitsReads) await this.#bandwidth.take(object.bytes.length, call[2]?.signal);
+    return object;
+  }
+
+  override async readPages(...call: Parameters<Sink["readPages"]>): Promise<void> {
+    const [, , into, options] = call;
+    if (this.#limitsReads) await this.#bandwidth.take(into.length, options?.signal);
+    await super.readPages(...call);
+  }
 }
 
 // ---- The table ----
@@ -284,7 +333,10 @@ function clockOf(timeZone: string): Intl.DateTimeFormat | undefined {
   }
 }
 
-/** What the table says at an instant: by weekday and minute, as a clock on the wall of its time zone shows them. */
+/**
+ * The table's limit at an instant, by weekday and minute as a wall clock of its time zone shows
+ * them.
+ */
 function limitAt({ clock, windows, limit }: CheckedTable, wallMs: number): number {
   const shown = new Map(clock.formatToParts(wallMs).map(({ type, value }) => [type, value]));
   const day = weekdays.findIndex((weekday) => weekday === shown.get("weekday"));

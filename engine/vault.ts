@@ -24,6 +24,7 @@ import type { DigestName, VaultDocument } from "./store/format/documents.ts";
 import { digestNames, formatVersion } from "./store/format/documents.ts";
 import { vaultCopyName } from "./store/format/names.ts";
 import { GroupMembers } from "./store/points/group-members.ts";
+import { readHead } from "./store/points/head.ts";
 import type { IdentityFault } from "./store/points/identity.ts";
 import { createIdentity, identityFaults, mendIdentity, readIdentity } from "./store/points/identity.ts";
 import { readManifest } from "./store/points/manifest.ts";
@@ -44,7 +45,6 @@ import {
 } from "./store/points/points.ts";
 import { readProved } from "./store/points/proved.ts";
 import type { PointPlace } from "./store/points/prune-fence.ts";
-import { readHead } from "./store/points/writer-lease.ts";
 import { Store } from "./store/store.ts";
 import type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
 import { collect, lastCollectedMs } from "./upkeep/collection/collection.ts";

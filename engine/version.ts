@@ -1,2 +1,5 @@
-/** The version of Tidemark: stands in every document that it writes, so that points of a faulty version can be told apart later. */
+/**
+ * The version of Tidemark. Every document that it writes names it, so that the points of a faulty
+ * version can be found later.
+ */
 export const tidemarkVersion = "0.1.0";

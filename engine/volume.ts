@@ -1,61 +1,91 @@
 /**
- * What the engine can read: an image file, a block device, or anything an embedder implements. A volume knows its size and its
- * bytes; what it can tell of holes and of its own stillness is optional.
+ * Volume: the port through which the engine reads a disk. An image file, a block device, an NBD
+ * export, or what an embedder implements. A volume has a size and bytes; what it can tell of holes
+ * and of its consistency is optional.
  */
 
-/** Half-open byte range [offset, offset + length). Lists of extents are sorted and disjoint. */
+/**
+ * Half-open range [offset, offset + length), in bytes. Lists of extents are sorted and disjoint.
+ */
 export interface Extent {
   readonly offset: number;
   readonly length: number;
 }
 
 /**
- * How far a point can be trusted to be one instant of the disk. `crash`: exactly what a power failure at the cut would have left.
- * `app`: the application had come to rest. `fuzzy`: the source changed, or may have changed, while it was read.
+ * Consistency of a point. `crash`: exactly what a power failure at the cut would have left. `app`:
+ * the same, and hooks had frozen the application. `fuzzy`: the source changed, or may have changed,
+ * while it was read.
  */
 export type Consistency = "crash" | "app" | "fuzzy";
 
-/** A source of bytes. Calls to `read` overlap; everything else is called by one caller at a time. */
+/**
+ * A source of bytes. Calls of `read` overlap; all other calls come one at a time.
+ *
+ * @example
+ * const volume: Volume = {
+ *   description: "zeros",
+ *   sizeBytes: () => Promise.resolve(4096),
+ *   read: (_offset, into) => Promise.resolve(void into.fill(0)),
+ * };
+ */
 export interface Volume {
-  /** For messages: a path or a name. */
+  /** A path or a name, for messages. */
   readonly description: string;
-  /** Size in bytes, any number from 0 up. Read again at each cycle's cut, so a volume may grow between cycles. */
+  /**
+   * Size in bytes, 0 or more, of any alignment. Asked at each cycle's cut, so a volume may grow
+   * between cycles.
+   */
   sizeBytes(): Promise<number>;
-  /** Fills `into` (a view of shared memory) from `offset`; the range lies inside the volume. Errors: SOURCE_UNREADABLE, SOURCE_SHRUNK. */
+  /**
+   * Fills `into` from byte `offset`; the range lies inside the volume. `into` is a view of shared
+   * memory that the caller owns: the volume keeps no reference to it after the promise has settled.
+   * Errors: SOURCE_UNREADABLE, SOURCE_SHRUNK.
+   */
   read(offset: number, into: Uint8Array): Promise<void>;
   /**
-   * Descriptor at which pread(2) reads what `read` reads, if there is one: worker threads then read for themselves, which spares
-   * two hand-overs a slab, and `read` is asked only for what they could not get.
+   * File descriptor at which pread(2) reads what `read` reads, if there is one. Worker threads then
+   * read for themselves, which saves two hand-overs a slab; `read` is called only for what they
+   * could not read.
    */
   readonly descriptor?: number | undefined;
   /**
-   * Called for each range that was read at `descriptor`, once: puts right what `read` would have given otherwise. True when it
-   * changed anything.
+   * Called once for each range that was read at `descriptor`: corrects what `read` would have
+   * returned differently. Returns whether it changed anything.
    */
   amend?(offset: number, into: Uint8Array): boolean | Promise<boolean>;
   /**
-   * The extents that may hold anything but zeros, sorted and disjoint, of any alignment. Absent: the whole volume may. What it
-   * leaves out must read as zeros.
+   * The extents that may hold data, sorted and disjoint, of any alignment. Everything else must
+   * read as zeros. Absent: the whole volume may hold data.
    */
   allocated?(sizeBytes: number): AsyncIterable<Extent>;
   /** Called once before the first read of a scan. */
   beginScan?(): Promise<void>;
-  /** Called once after the last read: how consistent was what has been read since `beginScan`? Absent: `fuzzy`. */
+  /**
+   * Called once after the last read of a scan. Returns the consistency of what was read since
+   * `beginScan`. Absent: `fuzzy`.
+   */
   endScan?(): Promise<Consistency>;
+  /**
+   * Releases what the volume holds. The engine does not call it: the volume belongs to the caller.
+   */
   close?(): Promise<void>;
 }
 
-/** A list of changes since a point; `ChangeTracker` is one. */
+/** A list of the changes since a point. `ChangeTracker` implements it. */
 export interface ChangeSource {
-  /** Id of the point that the list begins at. While the disk's newest point is another, the list is not used. */
+  /**
+   * Id of the point since which the list holds all changes. The list is not used while another
+   * point is the disk's newest.
+   */
   readonly since: string | undefined;
   /**
-   * What may have changed, sorted and disjoint. Called when a cycle begins, whether it uses the list or not: what changes from then
-   * on belongs to the next list.
+   * The extents that may have changed, sorted and disjoint. Called when a cycle begins, whether it
+   * uses the list or not. Later changes belong to the next list.
    */
   begin(): Iterable<Extent> | AsyncIterable<Extent>;
-  /** The cycle's point is committed. */
+  /** The cycle has committed the point with this id. */
   committed(point: string): void;
-  /** No point came of it. */
+  /** The cycle has ended without a point: its changes belong to the next list again. */
   abandoned(): void;
 }

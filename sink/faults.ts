@@ -9,7 +9,7 @@ import assert from "node:assert/strict";
 import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
 import { interrupted, TidemarkError } from "../engine/index.ts";
 
-export type SinkMethod = Exclude<keyof Sink, "description" | "capabilities" | "interruptions" | typeof Symbol.asyncDispose>;
+export type SinkMethod = Exclude<keyof Sink, "description" | "capabilities" | typeof Symbol.asyncDispose>;
 
 /** What goes wrong. */
 export type Fault =
@@ -132,7 +132,7 @@ export class FaultySink implements Sink {
   }
 
   get interruptions(): number {
-    return this.inner.interruptions + this.#interruptions;
+    return this.#interruptions;
   }
 
   /** Lets every held-back original arrive at the store, in the order of their sending; tells what the store made of each. */

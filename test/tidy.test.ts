@@ -27,6 +27,7 @@ const engineLayers: readonly string[] = [
   "engine",
   "engine/store/format",
   "engine/store/store.ts",
+  "engine/store/held-lease.ts",
   "engine/store/map",
   "engine/store/segments",
   "engine/store/points",

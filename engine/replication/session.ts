@@ -28,7 +28,8 @@ import { PointMap } from "../store/map/point-map.ts";
 import { MapObjects, RunWriter } from "../store/map/run-writer.ts";
 import { proveObjects, proveVault, readManifest } from "../store/points/manifest.ts";
 import { WriterLease } from "../store/points/writer-lease.ts";
-import { Store } from "../store/store.ts";
+import { Store, storeRegressed } from "../store/store.ts";
+import { collectionTiming } from "../timing.ts";
 import { tidemarkVersion } from "../version.ts";
 import type { Consistency, Volume } from "../volume.ts";
 
@@ -73,9 +74,6 @@ export interface Shipped {
   readonly metadataBytes: number;
   readonly requests: number;
 }
-
-/** How often a cycle looks for a collection that waits for it. */
-const collectionPollMs = 5_000;
 
 export class Session implements AsyncDisposable {
   readonly store: Store;
@@ -206,7 +204,7 @@ export class Session implements AsyncDisposable {
    * it commits.
    */
   async #acknowledgeNowAndThen(signal: AbortSignal): Promise<void> {
-    if (performance.now() - this.#adoptedAtMs < collectionPollMs) return;
+    if (performance.now() - this.#adoptedAtMs < collectionTiming.writerPollMs) return;
     if (await this.#adoptCollection(signal)) await this.#writerLease.publish();
   }
 
@@ -349,11 +347,8 @@ export class Session implements AsyncDisposable {
       throw error;
     }
     dropCatalog(this.#context, this.catalog);
-    return new TidemarkError("STORE_REGRESSED", `the store went back in time: ${reason.message}`, {
-      remedy: "run the command again; the next cycle ships what the store forgot",
-      detail: reason.detail,
-      cause: reason,
-    });
+    const message = `the store went back in time: ${reason.message}`;
+    return storeRegressed(String(reason.detail["object"] ?? this.store.description), message, { detail: reason.detail, cause: reason });
   }
 
   /** Waits for what is in flight and leaves the seat. Idempotent. */

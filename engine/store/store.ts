@@ -1,10 +1,17 @@
 /**
- * The engine's view of a store: the sink's calls, counted, with the protocols that make a write of unknown outcome safe to repeat.
+ * Store: the sink's calls, counted, with the protocols that make a write of unknown outcome safe to
+ * repeat.
  *
- * A write-once object has a name that only its writer uses (it holds the writer's epoch), so repeating the put is safe: if the name
- * is taken, what stands there must be our own bytes. Heads and segments have protocols of their own, in `Seat` and `Lane`.
+ * A write-once object has a name that only one writer uses, because the name holds the writer's
+ * epoch or is random. So repeating the put is safe: if the name is taken, the bytes there must be
+ * those of the writer. An object that several processes write is replaced by ETag. Heads and
+ * segments have protocols of their own, in `WriterLease` and `Lane`.
+ *
+ * Invariant: after `putOnce`, `replace` or `createPages` has resolved, the object is what was
+ * written, and no earlier try can change it.
  */
-import { hasCode, TidemarkError } from "../errors.ts";
+import { publish } from "../diagnostics.ts";
+import { type ErrorContext, hasCode, TidemarkError } from "../errors.ts";
 import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../sink.ts";
 import { sameBytes } from "./format/checksum.ts";
 import { gone } from "./format/fields.ts";
@@ -12,6 +19,7 @@ import { gone } from "./format/fields.ts";
 /** How often an unknown outcome is resolved and the write repeated before the store is given up. */
 export const unknownOutcomesMax = 8;
 
+/** The calls of one operation or session on a vault's store. The sink stays its owner's. */
 export class Store {
   readonly sink: Sink;
   #requests = 0;
@@ -25,16 +33,20 @@ export class Store {
     return this.sink.description;
   }
 
-  /** Calls made so far. */
+  /** Calls that were made so far. */
   get requests(): number {
     return this.#requests;
   }
 
-  /** Bytes of objects written so far; pages do not count. */
+  /** Bytes of objects that were written so far, without pages. */
   get putBytes(): number {
     return this.#putBytes;
   }
 
+  /**
+   * Reads a whole object. Errors: OBJECT_NOT_FOUND; DAMAGED when it has more than `sizeBytesMax`
+   * bytes.
+   */
   async get(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject> {
     this.#requests += 1;
     return await this.sink.getObject(name, sizeBytesMax, options);
@@ -50,7 +62,10 @@ export class Store {
     }
   }
 
-  /** One put under a condition. Errors: as `Sink.putObject`, OUTCOME_UNKNOWN among them. */
+  /**
+   * One put under a condition. Returns the ETag. Errors: as `Sink.putObject`, OUTCOME_UNKNOWN among
+   * them.
+   */
   async put(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<string> {
     this.#requests += 1;
     const { etag } = await this.sink.putObject(name, bytes, condition, options);
@@ -59,8 +74,8 @@ export class Store {
   }
 
   /**
-   * Writes an object whose name nobody else uses, whatever happens to the connection. Errors: OBJECT_EXISTS when other bytes stand
-   * there.
+   * Writes an object whose name no other writer uses, and repeats a put of unknown outcome. Returns
+   * its ETag. Errors: OBJECT_EXISTS when other bytes stand there; STORE_UNREACHABLE.
    */
   async putOnce(name: string, bytes: Uint8Array, options?: CallOptions): Promise<string> {
     let failure: unknown;
@@ -81,8 +96,9 @@ export class Store {
   }
 
   /**
-   * Writes an object that others write, too, if it is still the one with ETag `expected` (undefined: if there is none), whatever happens to the connection.
-   * Returns its ETag. Errors: CONDITION_FAILED when it is another one.
+   * Replaces an object that other processes write too, if its ETag is `expected` (undefined: if
+   * there is none), and repeats a put of unknown outcome. Returns its ETag. Errors:
+   * CONDITION_FAILED when it is another object; STORE_UNREACHABLE.
    */
   async replace(name: string, bytes: Uint8Array, expected: string | undefined, options?: CallOptions): Promise<string> {
     let failure: unknown;
@@ -93,10 +109,10 @@ export class Store {
         failure = error;
         if (hasCode(error, "OUTCOME_UNKNOWN")) continue;
         if (!hasCode(error, "OBJECT_EXISTS", "CONDITION_FAILED")) throw error;
-        // An earlier try may have been the one that got through.
+        // An earlier try may have succeeded.
         const there = attempt === 0 ? undefined : await this.#findOfSize(name, bytes.byteLength, options);
         if (there !== undefined && sameBytes(there.bytes, bytes)) return there.etag;
-        throw new TidemarkError("CONDITION_FAILED", `${name} has been written by somebody else meanwhile`, { cause: error });
+        throw new TidemarkError("CONDITION_FAILED", `another process has written ${name} meanwhile`, { cause: error });
       }
     }
     throw unreachable(`writing ${name}`, failure);
@@ -112,7 +128,7 @@ export class Store {
     }
   }
 
-  /** Deletes an object or page object; one that is absent is no error. */
+  /** Deletes an object or page object. An absent one is no error. Errors: LEASE_HELD. */
   async delete(name: string, options?: CallOptions): Promise<void> {
     this.#requests += 1;
     await this.sink.deleteObject(name, options);
@@ -138,7 +154,10 @@ export class Store {
     yield* this.sink.list(prefix, options);
   }
 
-  /** Creates a page object whose name nobody else uses. Returns its ETag. */
+  /**
+   * Creates a page object whose name no other writer uses. Returns its ETag. Errors: OBJECT_EXISTS,
+   * STORE_UNREACHABLE.
+   */
   async createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<string> {
     let failure: unknown;
     for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
@@ -187,10 +206,24 @@ export class Store {
     await this.sink.raiseSequenceNumber(name, atLeast, options);
   }
 
-  /** The sink, for lease calls; they count too. */
-  lease(): Sink {
+  async acquireLease(name: string, leaseId: string, durationSeconds: number, options?: CallOptions): Promise<void> {
     this.#requests += 1;
-    return this.sink;
+    await this.sink.acquireLease(name, leaseId, durationSeconds, options);
+  }
+
+  async renewLease(name: string, leaseId: string, options?: CallOptions): Promise<void> {
+    this.#requests += 1;
+    await this.sink.renewLease(name, leaseId, options);
+  }
+
+  async changeLease(name: string, fromId: string, toId: string, options?: CallOptions): Promise<void> {
+    this.#requests += 1;
+    await this.sink.changeLease(name, fromId, toId, options);
+  }
+
+  async releaseLease(name: string, leaseId: string, options?: CallOptions): Promise<void> {
+    this.#requests += 1;
+    await this.sink.releaseLease(name, leaseId, options);
   }
 }
 
@@ -207,7 +240,7 @@ export async function getReferred(store: Store, name: string, sizeBytesMax: numb
   }
 }
 
-/** The error after every attempt to resolve an unknown outcome has ended in another one. */
+/** The error for a call of which every try has ended with an unknown outcome. */
 export function unreachable(doing: string, cause: unknown): TidemarkError {
   return new TidemarkError("STORE_UNREACHABLE", `${doing} ended without an answer ${String(unknownOutcomesMax)} times`, {
     remedy: "check the network and the store, then run the command again; what was shipped is reused",
@@ -215,10 +248,21 @@ export function unreachable(doing: string, cause: unknown): TidemarkError {
   });
 }
 
-/** The error for a store that no longer has what it acknowledged. */
-export function regressed(object: string, expectedBytes: number, foundBytes: number): TidemarkError {
-  return new TidemarkError("STORE_REGRESSED", `the store went back in time: ${object} lost data that had been acknowledged`, {
+/**
+ * The error for a store that does not hold any more what it acknowledged; `object` is where that
+ * was found. Publishes `store.regressed`.
+ */
+export function storeRegressed(object: string, message: string, context: ErrorContext = {}): TidemarkError {
+  publish("store.regressed", { object, message });
+  return new TidemarkError("STORE_REGRESSED", message, {
     remedy: "run the command again; the next cycle ships what the store forgot",
-    detail: { object, expectedBytes, foundBytes },
+    ...context,
+    detail: { object, ...context.detail },
   });
+}
+
+/** As `storeRegressed`, for an object that is gone or ends too early. */
+export function regressed(object: string, expectedBytes: number, foundBytes: number): TidemarkError {
+  const message = `the store went back in time: ${object} lost data that had been acknowledged`;
+  return storeRegressed(object, message, { detail: { expectedBytes, foundBytes } });
 }

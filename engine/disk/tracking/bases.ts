@@ -9,13 +9,12 @@
  * Invariant: while no cut is open, the disk's bitmap and what `Unsettled` keeps hold every change
  * since each of these points. So after a store went back to one of them, `goTo` finds what to ship.
  */
+import { protectionTiming } from "../../timing.ts";
 import type { DirtyBitmap } from "./dirty-bitmap.ts";
 import { Unsettled } from "./unsettled.ts";
 
 /** Points since the last committed one whose commit was tried and got no answer. */
 const expectedPointsMax = 16;
-/** At most this many settlements for each settling time: each costs the disk a flush. */
-const settlesPerSettling = 4;
 
 export interface BasesOptions {
   readonly base: string | undefined;
@@ -125,9 +124,9 @@ export class Bases {
   #take(point: string): void {
     this.#newest = point;
     this.#expected.clear();
-    const { settleMs, now, settle } = this.#options;
+    const { now, settle } = this.#options;
     const nowMs = now();
-    const isDue = nowMs - this.#settledAtMs >= settleMs / settlesPerSettling || this.#unsettled.isFull;
+    const isDue = nowMs - this.#settledAtMs >= protectionTiming.settleEveryMs || this.#unsettled.isFull;
     if (!isDue || this.#settling !== undefined || this.#isClosed) return;
     this.#settledAtMs = nowMs;
     this.#settling = settle([...this.#unsettled.settle(nowMs), point]).finally(() => {

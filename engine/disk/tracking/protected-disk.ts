@@ -21,7 +21,9 @@
  */
 import assert from "node:assert/strict";
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
+import { publish } from "../../diagnostics.ts";
 import { TidemarkError } from "../../errors.ts";
+import { protectionTiming } from "../../timing.ts";
 import type { Extent } from "../../volume.ts";
 import { Bases } from "./bases.ts";
 import { CopyBeforeWriteArea, GranulePool } from "./copy-before-write.ts";
@@ -69,8 +71,8 @@ export interface ProtectedDiskOptions {
   /** Old content kept in memory, and in the spill file. Defaults: 32 MiB and 4 GiB. */
   readonly preservedBytesMax?: number | undefined;
   readonly spillBytesMax?: number | undefined;
-  /** How long the store may still forget a point that it has acknowledged. Default: 60,000. */
-  readonly settleMs?: number | undefined;
+  /** How long the store may still forget a point that it has acknowledged, in ms: `Sink.capabilities.settlingMs`. */
+  readonly settleMs: number;
   /** Wall clock in ms since 1970. */
   readonly now?: (() => number) | undefined;
   /** A clock that cannot be set, in ms. */
@@ -96,10 +98,8 @@ export interface PreparedCut {
   release(): void;
 }
 
-const barrierMsMaxDefault = 300;
 const preservedBytesMaxDefault: number = 32 * 1024 * 1024;
 const spillBytesMaxDefault: number = 4 * 1024 * 1024 * 1024;
-const settleMsDefault = 60_000;
 
 export class ProtectedDisk implements BlockDevice {
   readonly description: string;
@@ -140,7 +140,7 @@ export class ProtectedDisk implements BlockDevice {
     this.readOnly = backing.readOnly;
     this.#backing = backing;
     this.#tracking = options.tracking;
-    this.#barrierMsMax = options.barrierMsMax ?? barrierMsMaxDefault;
+    this.#barrierMsMax = options.barrierMsMax ?? protectionTiming.barrierMsMaxDefault;
     this.#spill = { folder: options.spillFolder, bytesMax: options.spillBytesMax ?? spillBytesMaxDefault };
     this.#now = options.now ?? Date.now;
     this.#steadyNow = options.steadyNow ?? (() => performance.now());
@@ -152,7 +152,6 @@ export class ProtectedDisk implements BlockDevice {
     this.#captured = new DirtyBitmap(backing.sizeBytes);
     this.#bases = new Bases({
       ...options,
-      settleMs: options.settleMs ?? settleMsDefault,
       now: this.#steadyNow,
       settle: (bases) => this.#settle(bases),
     });
@@ -476,6 +475,7 @@ export class ProtectedDisk implements BlockDevice {
     this.#spare = undefined;
     this.#open = cut;
     this.#keeper = exact ? cut : undefined;
+    publish("cut.made", { device: this.description, timeMs: cut.timeMs, sizeBytes, dirtyBytes: cut.dirtyBytes, barrierMs, exact });
     return cut;
   }
 

@@ -38,6 +38,7 @@ export async function openProtectedImage(context: VaultContext, options: Protect
         tracking: file,
         ...marksOf(recovered, live.sizeBytes),
         spillFolder: folder,
+        settleMs: context.sink.capabilities.settlingMs,
         barrierMsMax: options.policy?.barrierMsMax,
         preservedBytesMax: options.preservedBytesMax,
         spillBytesMax: options.spillBytesMax,

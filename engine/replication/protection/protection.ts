@@ -29,6 +29,7 @@ import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { ApplicationRecord, PointRecord } from "../../store/format/documents.ts";
 import { encodeDiskName } from "../../store/format/names.ts";
 import { type PointSummary, pointSummary } from "../../store/points/points.ts";
+import { protectionTiming } from "../../timing.ts";
 import { checkSize, isMapDamage, mapBaseline, randomSeed } from "../replicate.ts";
 import { Session, type Shipment, type Shipped } from "../session.ts";
 import { cutTogether, frozenCuts, type MadeCut } from "./groups.ts";
@@ -43,11 +44,8 @@ import { Schedule } from "./schedule.ts";
 import { SelfPrune } from "./self-prune.ts";
 
 const notMadeHere = "the vault's newest point is not one that was made here";
-const frequencyMsDefault = 5_000;
-const freezeTimeoutMsDefault = 60_000;
-const restMsMax = 15_000; // several times in what a collection waits
-const backOffMsMin = 1_000;
-const backOffMsMax = 30_000;
+const { restMsMax, backOffMsMin, backOffMsMax } = protectionTiming;
+const { cycleMsDefault: frequencyMsDefault, freezeMsDefault: freezeTimeoutMsDefault } = protectionTiming;
 
 export class Protection implements AsyncDisposable {
   readonly disk: string;

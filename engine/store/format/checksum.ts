@@ -1,6 +1,7 @@
 /**
- * The checksum of everything that is not chunk data: BLAKE3, unkeyed, cut to 128 bits. It names manifests (a point's id) and chains
- * manifest → roots → leaves, so a map that was altered anywhere no longer matches its point's id.
+ * Checksum of everything that is not chunk data: BLAKE3, unkeyed, cut to 128 bits. The checksum of
+ * a manifest is the point's id. It chains manifest → roots → leaves, so a map that was altered
+ * anywhere does not match its point's id.
  */
 import assert from "node:assert/strict";
 import { createBLAKE3, type IHasher } from "hash-wasm";

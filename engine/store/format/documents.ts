@@ -1,6 +1,7 @@
 /**
- * The JSON documents of a store: the vault's identity, a disk's head, a page of its older points, a point's manifest. They are read
- * strictly and in bounded memory.
+ * JSON documents of a store: the vault's identity, a disk's head, a page of its older points, a
+ * point's manifest. Decoders are strict, and use memory in proportion to the bytes that they were
+ * given.
  */
 
 import { blockBytesMax, blockBytesMin, volumeBytesMax } from "../../limits.ts";
@@ -12,9 +13,11 @@ export { formatVersion } from "./signed-text.ts";
 export { documentBytesMax };
 
 /**
- * How chunks are identified. `blake3` is keyed with the vault's key. `sha256` is SHA-256 over key and data, for those who must.
- * Both are cut to 128 bits. `xxh3-trusted` is XXH3-128 seeded from the key: several times faster, but whoever can write to a
- * protected disk and learns the seed can make two different chunks look equal. Use it only where every writer is trusted.
+ * How chunks are identified. `blake3` is keyed with the vault's key. `sha256` is SHA-256 over key
+ * and data, for installations that require it. Both are cut to 128 bits. `xxh3-trusted` is XXH3-128
+ * seeded from the key: several times faster, but a program that can write to a protected disk and
+ * learns the seed can make two different chunks look equal. Use it only where every writer is
+ * trusted.
  */
 export type DigestName = "blake3" | "sha256" | "xxh3-trusted";
 export const digestNames: readonly DigestName[] = ["blake3", "sha256", "xxh3-trusted"];
@@ -25,26 +28,32 @@ export interface VaultDocument {
   readonly createdMs: number;
   readonly blockBytes: number;
   readonly digest: DigestName;
-  /** 64 hexadecimal digits. It keeps a guest from choosing data whose digests collide; it opens nothing. */
+  /**
+   * 64 hexadecimal digits. It keeps a guest from choosing data whose digests collide, and encrypts
+   * nothing.
+   */
   readonly digestKey: string;
   readonly codec: "lz4";
   readonly encryption: "none";
   readonly writtenBy: string;
 }
 
-/** Who holds, or last held, the writer's seat of a disk. */
+/** The process that has, or last had, the writer lease of a disk. */
 export interface WriterRecord {
   /** Random per session. */
   readonly session: string;
-  /** Names a machine since its boot and a process-id space on it; see `Seat`. */
+  /** Names a boot of a machine and a process-id space on it; see `points/process-identity.ts`. */
   readonly machine: string;
   readonly pid: number;
-  /** Start time of the process in ticks since boot, 0 where unknown: a recycled pid is not the same process. */
+  /**
+   * Start time of the process in ticks since boot, 0 where it is not known. It tells a recycled pid
+   * from the process that had it.
+   */
   readonly startTicks: number;
   readonly host: string;
 }
 
-/** Several disks of one machine that were cut at one barrier: each has a point that bears this id. */
+/** A group: disks of one machine that were cut at one barrier. Each has a point with this id. */
 export interface GroupRecord {
   /** 32 hexadecimal digits, random for each barrier. */
   readonly id: string;
@@ -53,21 +62,23 @@ export interface GroupRecord {
   readonly disks: readonly string[];
 }
 
-/** What one command of a hook did. Its texts hold no control characters but line feeds and tabs. */
+/**
+ * What one command of a hook did. Its texts hold no control characters except line feeds and tabs.
+ */
 export interface HookStep {
   readonly phase: "pre" | "post";
   /** At most 8,192 characters. */
   readonly command: string;
-  /** Null when a signal ended the command, or when it never began. */
+  /** Null when a signal ended the command, or when it did not start. */
   readonly exitCode: number | null;
   /** Such as `SIGTERM`. */
   readonly signal: string | null;
   readonly elapsedMs: number;
-  /** The last of what it printed: at most 4,096 characters. */
+  /** The end of its output, at most 4,096 characters. */
   readonly output: string;
 }
 
-/** How bringing the application to rest went. */
+/** How the hooks froze and thawed the application. */
 export interface ApplicationRecord {
   readonly outcome: "frozen" | "failed";
   /** Why it failed: at most 32,768 characters. */
@@ -80,7 +91,10 @@ export interface PointRecord {
   /** Epoch of the writer; part of the manifest's name. */
   readonly epoch: number;
   readonly id: string;
-  /** Time of the cut; always later than that of the point before, whatever became of the clock. */
+  /**
+   * Time of the cut, ms since 1970; always later than that of the point before, also after a clock
+   * was set back.
+   */
   readonly timeMs: number;
   /** From the cut to the swap of the head. */
   readonly lagMs: number | null;
@@ -92,13 +106,13 @@ export interface PointRecord {
   readonly storedBytes: number;
 }
 
-/** Committed points: those of the pages, oldest first, and then those that stand here, oldest first too. */
+/** Committed points: first those of the pages, then those of `points`, each oldest first. */
 export interface PointList {
   readonly pages: readonly PageReference[];
   readonly points: readonly PointRecord[];
 }
 
-/** A page of points, and what is said of it without reading it. */
+/** A reference to a page of points, with what can be told without reading the page. */
 export interface PageReference {
   /** 0: the page holds points. 1: it refers to pages of points. */
   readonly level: PageLevel;
@@ -122,13 +136,21 @@ export interface HeadDocument extends PointList {
   readonly vault: string;
   readonly disk: string;
   readonly epoch: number;
-  /** Null after a writer left its seat in good order: then nothing of its epoch can still arrive. */
+  /**
+   * Null after the writer has left the disk in good order: then no write of its epoch can still
+   * arrive.
+   */
   readonly writer: WriterRecord | null;
-  /** The newest collection that the writer has acted on: nothing that it goes on to commit refers to what that has condemned. Null: none. */
+  /**
+   * Id of the newest collection that the writer has acted on: no later commit refers to what that
+   * one condemned. Null: none.
+   */
   readonly collection: string | null;
 }
 
-/** Older points of a disk, written once. It holds either points or references to pages, never both. */
+/**
+ * Older points of a disk, written once. It holds either points or references to pages, never both.
+ */
 export interface PageDocument extends PointList {
   readonly vault: string;
   readonly disk: string;
@@ -167,12 +189,12 @@ export interface ManifestDocument {
   readonly parent: string | null;
   readonly timeMs: number;
   readonly consistency: Consistency;
-  /** Null when no application was asked to come to rest. */
+  /** Null when there was no hook to call. */
   readonly application: ApplicationRecord | null;
   readonly group: GroupRecord | null;
   readonly volumeBytes: number;
   readonly statistics: ManifestStatistics;
-  /** Newest first: where two runs speak of one granule, the earlier one holds. */
+  /** Newest first: where two runs map one granule, the newer one holds. */
   readonly runs: readonly RunReference[];
   readonly writtenBy: string;
 }
@@ -293,7 +315,7 @@ const referenceNames: readonly (keyof PageReference)[] = [
   "lastTimeMs",
 ];
 
-/** The reference to a page, given what `encodePage` made of it; undefined when it holds nothing. */
+/** The reference to a page, from what `encodePage` returned for it; undefined for an empty page. */
 export function referTo(page: PageDocument, encoded: { readonly bytes: Uint8Array; readonly id: string }): PageReference | undefined {
   const [firstPoint, lastPoint] = [page.points[0], page.points.at(-1)];
   const [firstPage, lastPage] = [page.pages[0], page.pages.at(-1)];
@@ -419,7 +441,7 @@ export function decodeManifest(bytes: Uint8Array, object: string, expected: Owne
   return document;
 }
 
-/** Whose a document must be. */
+/** The vault and the disk that a document must belong to. */
 export interface Owner {
   readonly vault: string;
   readonly disk: string;
@@ -431,7 +453,7 @@ export function checkOwner(document: Owner, object: string, expected: Owner): vo
   if (document.disk !== expected.disk) throw damaged(object, `it belongs to disk ${JSON.stringify(document.disk)}`);
 }
 
-/** Sequence numbers and times rise from page to page and from point to point. */
+/** Checks that sequence numbers and times ascend from page to page and from point to point. */
 function checkOrder({ pages, points }: PointList, object: string): void {
   let before = { sequence: 0, timeMs: -1 };
   for (const page of pages) {

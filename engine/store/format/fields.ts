@@ -1,13 +1,14 @@
 /**
- * Strict reading of parsed JSON and of binary headers: every decoder states what it expects, and anything else ends in one typed
- * error that names the object and the field. Sizes are checked before anything is allocated by them.
+ * Strict reading of parsed JSON and of binary headers. Every decoder states what it expects;
+ * anything else ends in one typed error that names the object and the field. Sizes are checked
+ * before memory is allocated by them.
  */
 import { TidemarkError } from "../../errors.ts";
 
 const damageRemedy =
-  "run `tidemark vault repair` to rebuild what can be, `tidemark verify` to see which points are concerned; others stay readable";
+  "run `tidemark verify` to see which points are damaged, and `tidemark vault repair` to rebuild what can be; all other points stay readable";
 
-/** The error for bytes that are not what they must be. */
+/** The error for an object whose bytes are not what they must be. */
 export function damaged(object: string, fact: string, cause?: unknown): TidemarkError {
   return new TidemarkError("DAMAGED", `${object} is damaged: ${fact}`, {
     remedy: damageRemedy,
@@ -16,7 +17,10 @@ export function damaged(object: string, fact: string, cause?: unknown): Tidemark
   });
 }
 
-/** The error for an object that a durable object refers to and that the store does not hold. `isGone` recognizes it. */
+/**
+ * The error for an object that a durable object refers to and that the store does not hold.
+ * `isGone` recognizes it.
+ */
 export function gone(object: string, cause: unknown): TidemarkError {
   return new TidemarkError("DAMAGED", `${object} is damaged: the store does not hold it any more`, {
     remedy: damageRemedy,
@@ -25,7 +29,7 @@ export function gone(object: string, cause: unknown): TidemarkError {
   });
 }
 
-/** The error for a format version that this build does not speak. */
+/** The error for an object in a format version that this build does not read. */
 export function unsupportedFormat(object: string, version: number, known: number): TidemarkError {
   const newer = version > known;
   return new TidemarkError(
@@ -38,7 +42,10 @@ export function unsupportedFormat(object: string, version: number, known: number
   );
 }
 
-/** Reads the fields of one JSON object. Unknown fields are ignored: a newer minor version may add some. */
+/**
+ * Reads the fields of one JSON object. Unknown fields are ignored: a newer minor version may add
+ * some.
+ */
 export class Fields {
   readonly #object: string;
   readonly #path: string;

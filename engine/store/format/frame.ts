@@ -1,12 +1,14 @@
 /**
- * A frame: up to 4 MiB written with one page write, and all that is needed to find its chunks again without any map.
+ * Frame: up to 4 MiB written with one page write. It describes itself, so its chunks can be found
+ * without any map.
  *
  *     0        128                            tableOffset            frameBytes (multiple of 512)
  *     │ header │ payload │ pad │ payload │ pad … │ chunk table │ zeros … │
  *
- * Payloads and table begin at multiples of 8: bytes move between threads' shared memory two to three times as fast that way.
- * The table stands behind the payloads, so a chunk's place in its segment is final the moment it is packed. The header holds
- * checksums of itself and of the table; every payload is proved by its chunk's digest. All numbers are little-endian.
+ * Payloads and table begin at multiples of 8: bytes move between threads' shared memory two to
+ * three times as fast that way. The table stands behind the payloads, so a chunk's place in its
+ * segment is final the moment it is packed. The header holds checksums of itself and of the table;
+ * every payload is proved by its chunk's digest. All numbers are little-endian.
  */
 import { digestBytes, frameBytesMax, segmentBytes } from "../../limits.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
@@ -17,7 +19,7 @@ export const frameHeaderBytes = 128;
 const frameVersion = 1;
 const frameMagic = 0x52464d54; // "TMFR"
 
-/** Payloads begin at multiples of it, with zeros between. */
+/** Payloads begin at multiples of this, with zeros between. */
 export const payloadAlignment = 8;
 
 /** Most chunks in a frame; it bounds what a reader allocates. */
@@ -26,14 +28,17 @@ export const frameChunksMax = 16_384;
 /** Digest, stored word, first granule, granule count. */
 export const tableEntryBytes: number = digestBytes + 4 + 4 + 2;
 
-/** Set in a stored word when the payload is compressed (see `Lz4`), clear when it is the plain bytes. */
+/**
+ * Set in a stored word when the payload is compressed (see `Lz4`), clear when it is the plain
+ * bytes.
+ */
 export const storedLz4Flag = 0x8000_0000;
 
 export function storedLength(storedWord: number): number {
   return storedWord & 0x7fff_ffff;
 }
 
-/** Where a frame belongs. A frame found anywhere else is refused. */
+/** The place of a frame. A frame that is read at any other place is refused. */
 export interface FramePlace {
   readonly vaultId: Uint8Array;
   /** Checksum of the segment's name. */
@@ -41,7 +46,10 @@ export interface FramePlace {
   readonly offset: number;
 }
 
-/** Fills one frame at a time in a buffer of `frameBytesMax`, which belongs to it. Reused frame after frame. */
+/**
+ * Fills one frame at a time in its own buffer of `frameBytesMax` bytes, which it uses again for the
+ * next frame.
+ */
 export class FrameBuilder {
   readonly #buffer: Buffer = Buffer.alloc(frameBytesMax);
   readonly #digests: Uint8Array = new Uint8Array(frameChunksMax * digestBytes);
@@ -61,8 +69,9 @@ export class FrameBuilder {
   }
 
   /**
-   * Packs one chunk and returns the offset of its payload in the frame. The caller has asked `fits`. `digests[digestAt…+16)` is the
-   * chunk's digest, `granule` the first granule of the volume that it came from.
+   * Packs one chunk and returns the offset of its payload in the frame. The caller has asked
+   * `fits`. `digests[digestAt…+16)` is the chunk's digest, `granule` the first granule of the
+   * volume that it came from.
    */
   append(payload: Uint8Array, storedWord: number, digests: Uint8Array, digestAt: number, granule: number, granules: number): number {
     const at = this.#end;
@@ -142,7 +151,10 @@ export interface FrameTable {
   readonly storedWords: Uint32Array;
   /** Offset of each payload in the frame. */
   readonly offsets: Uint32Array;
-  /** First granule of the volume that each chunk came from, and its granules: for rebuilding a vault from its segments. */
+  /**
+   * First granule of the volume that each chunk came from, and its granules: for rebuilding a vault
+   * from its segments.
+   */
   readonly granule: Uint32Array;
   readonly granules: Uint16Array;
 }
@@ -181,7 +193,7 @@ export function decodeFrameHeader(bytes: Uint8Array, object: string, place: Fram
   return { frameBytes, tableOffset, tableBytes, chunkCount, tableChecksum: new Uint8Array(view.subarray(64, 80)) };
 }
 
-/** The vault that a frame's header says it is of; undefined when it is no header whose checksum holds. */
+/** The vault id in a frame header; undefined when the checksum of the header does not match. */
 export function frameVault(header: Uint8Array): Uint8Array | undefined {
   const end = frameHeaderBytes - checksumBytes;
   const isHeader = header.length === frameHeaderBytes && new DataView(header.buffer, header.byteOffset).getUint32(0, true) === frameMagic;
@@ -194,7 +206,7 @@ export function decodeFrameTable(bytes: Uint8Array, object: string, header: Fram
     throw damaged(object, "the checksum of a frame's table does not match");
   }
   const count = header.chunkCount;
-  // Not `slice`: of a Buffer that would be a view into memory that belongs to others.
+  // Not `slice`: on a Buffer it gives a view into memory that the caller owns.
   const copy = new Uint8Array(bytes);
   let at = 0;
   const column = (width: number): ArrayBuffer => {

@@ -1,39 +1,45 @@
 /**
- * The documents that decide between those who read a point and those who drop it: a reader's hold, a user's pin, and the list of points that are
- * about to be dropped. In which order they are written and read stands in `condemned.ts`.
+ * Documents of keeping and pruning: a reader's hold, a user's pin, and the list of condemned
+ * points. `points/prune-fence.ts` says in which order they are written and read.
  */
 import type { Owner } from "./documents.ts";
 import { anyText, checkOwner, hex32 } from "./documents.ts";
 import { damaged } from "./fields.ts";
 import { decode, encode, encodeList } from "./signed-text.ts";
 
-/** Says who reads a point. It counts while its object is leased; what stands in it is for people. */
+/**
+ * A reader hold. It is in force while its object is leased; its content is for people who look into
+ * the vault.
+ */
 export interface HoldDocument extends Owner {
   readonly sequence: number;
   /** Id of the point. */
   readonly point: string;
-  /** Such as `mount`. */
+  /** What the point is read for, such as `mount`. */
   readonly purpose: string;
   readonly pid: number;
   readonly host: string;
 }
 
-/** Says that a user wants a point to stay. */
+/** A pin. */
 export interface PinDocument extends Owner {
   readonly sequence: number;
   /** Id of the point. */
   readonly point: string;
   readonly name: string | null;
   readonly createdMs: number;
-  /** When the point is a point like all others again; null: never. */
+  /** When the pin ends; null: never. */
   readonly untilMs: number | null;
 }
 
-/** Points that a holder of the seat is about to drop. It is void once the head has a higher epoch. */
+/**
+ * Condemned points: a prune is about to drop them. The list is void once the head has a higher
+ * epoch.
+ */
 export interface CondemnedDocument extends Owner {
-  /** Of the seat. */
+  /** Epoch of the writer that prunes. */
   readonly epoch: number;
-  /** In rising order, at most `condemnedRangesMax`. */
+  /** Ascending, at most `condemnedRangesMax`. */
   readonly ranges: readonly SequenceRange[];
 }
 
@@ -43,7 +49,7 @@ export interface SequenceRange {
   readonly last: number;
 }
 
-/** A list of so many ranges has 12 MiB at most, and fits into a document. */
+/** A list of this many ranges takes at most 12 MiB and fits into a document. */
 export const condemnedRangesMax: number = 200_000;
 
 export function encodeHold(document: HoldDocument): Uint8Array {

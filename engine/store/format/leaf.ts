@@ -1,15 +1,17 @@
 /**
- * The map of a point, as bytes: leaves hold entries (extent → chunk or ZERO) sorted by granule, a root lists the leaves of a longer
- * run. Both are immutable objects whose checksum stands in whatever refers to them. Entries are stored column by column, so that
- * they are read as typed arrays and a search touches only the starts.
+ * Map objects of a point, as bytes: leaves hold entries (extent → chunk or ZERO) sorted by granule,
+ * a root lists the leaves of a longer run. Both are immutable, and their checksum stands in each
+ * reference to them. Entries are stored column by column, so that they are read as typed arrays and
+ * a search touches only the starts.
  *
  *     leaf: header 64 │ starts u32 × n │ lengths u32 × n │ offsets u32 × n │ stored words u32 × n │ segments u16 × n │
  *           chunk offsets u8 × n │ chunk lengths u8 × n │ digests 16 × n │ segment names
  *     root: header 64 │ first u32 × n │ last u32 × n │ entries u32 × n │ bytes u32 × n │ ordinals u32 × n │
  *           epochs f64 × n │ checksums 16 × n
  *
- * An entry speaks of granules [start, start + length). It is ZERO, or a window into a chunk: `chunkOffset` granules into a chunk of
- * `chunkLength` granules, whose payload of `stored` bytes lies at `offset` in a segment. Cost: 36 bytes an entry.
+ * An entry maps granules [start, start + length). It is ZERO, or a window into a chunk:
+ * `chunkOffset` granules into a chunk of `chunkLength` granules, whose payload of `stored` bytes
+ * lies at `offset` in a segment. Cost: 36 bytes an entry.
  */
 
 import assert from "node:assert/strict";
@@ -31,12 +33,12 @@ const mapVersion = 1;
 const leafMagic = 0x464c4d54; // "TMLF"
 const rootMagic = 0x54524d54; // "TMRT"
 
-/** The segment number of an entry that says ZERO. */
+/** The segment number of a ZERO entry. */
 export const zeroSegment = 0xffff;
 
 /**
- * No leaf is larger: the entries plus a name of at most 300 bytes for each of its segments, of which there are as many as entries
- * at worst.
+ * No leaf is larger: the entries plus a name of at most 300 bytes for each of its segments, of
+ * which there are as many as entries at worst.
  */
 export const leafBytesMax: number = headerBytes + leafEntriesMax * (36 + 300);
 
@@ -76,7 +78,7 @@ export function newColumns(capacity: number): EntryColumns {
 
 export interface EncodedTable {
   readonly bytes: Uint8Array;
-  /** Stands in the table's header and in whatever refers to it. */
+  /** Stands in the table's header and in each reference to the table. */
   readonly checksum: Uint8Array;
 }
 
@@ -132,7 +134,7 @@ function checkLeaf(leaf: EntryColumns, object: string): void {
 
 export interface LeafReference {
   readonly first: number;
-  /** Last granule that the leaf speaks of, inclusive. */
+  /** Last granule that the leaf maps, inclusive. */
   readonly last: number;
   readonly entries: number;
   readonly bytes: number;
@@ -189,7 +191,10 @@ export function decodeRoot(bytes: Uint8Array, object: string, vaultId: Uint8Arra
 
 type Column = Uint32Array | Uint16Array | Uint8Array | Float64Array;
 
-/** Header: magic u32, version u16, header bytes u16, count u32, names bytes u32, vault 16, zeros 16, checksum 16 over everything else. */
+/**
+ * Header: magic u32, version u16, header bytes u16, count u32, names bytes u32, vault 16, zeros 16,
+ * checksum 16 over everything else.
+ */
 function encodeTable(magic: number, count: number, vaultId: Uint8Array, namesBytes: number, columns: readonly Column[]): EncodedTable {
   const bytes = Buffer.alloc(headerBytes + columns.reduce((sum, column) => sum + column.byteLength, 0));
   bytes.writeUInt32LE(magic, 0);

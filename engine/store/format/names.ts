@@ -1,23 +1,28 @@
 /**
- * Names of the objects in a store, and how a disk's name becomes part of them. The layout stands in FORMAT.md. Every name that a
- * cycle writes holds the writer's epoch, so what a dead writer left behind, or still sends, can never stand in a living writer's
- * way.
+ * Names of the objects in a store, and the encoding of disk names in them. FORMAT.md shows the
+ * layout.
+ *
+ * Invariant: every name that a cycle writes holds the writer's epoch. So what a dead writer left
+ * behind, or what still arrives from it, never has the name of a living writer's object.
  */
 import { TidemarkError } from "../../errors.ts";
 
 export const vaultName = "vault.json";
-/** The same bytes once more. */
+/** The copy of `vault.json`, byte for byte. */
 export const vaultCopyName = "copy/vault.json";
 export const disksPrefix = "disks/";
 export const segmentsPrefix = "segments/";
 
-/** Longest disk name in bytes of UTF-8: encoded it stays below the 255 bytes that file systems give a name. */
+/**
+ * Longest disk name in bytes of UTF-8: encoded it stays below the 255 bytes that file systems give
+ * a name.
+ */
 export const diskNameBytesMax = 80;
 
 /**
- * Spells a disk's name with [a-z0-9._-] and `~xx` for every other byte of its UTF-8, so that it is safe in URLs, on file systems
- * that fold case, and as a path component. A leading or trailing dot is spelled `~2e`. Names are compared after Unicode normalization (NFC).
- * Errors: INVALID_ARGUMENT.
+ * Spells a disk's name with [a-z0-9._-] and `~xx` for every other byte of its UTF-8, so that it is
+ * safe in URLs, on file systems that fold case, and as a path component. A leading or trailing dot
+ * is spelled `~2e`. Names are compared after Unicode normalization (NFC). Errors: INVALID_ARGUMENT.
  */
 export function encodeDiskName(disk: string): string {
   const normal = disk.normalize("NFC");
@@ -25,7 +30,7 @@ export function encodeDiskName(disk: string): string {
   // Control characters would garble terminals and logs; a lone surrogate would not survive UTF-8.
   const wellFormed = bytes.toString("utf8") === normal && !/\p{Cc}/u.test(normal);
   if (bytes.length === 0 || bytes.length > diskNameBytesMax || !wellFormed) {
-    throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(disk)} cannot be the name of a disk`, {
+    throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(disk)} is no valid name of a disk`, {
       remedy: `use 1 to ${String(diskNameBytesMax)} bytes of UTF-8 without control characters`,
     });
   }
@@ -38,7 +43,10 @@ export function encodeDiskName(disk: string): string {
   return encoded;
 }
 
-/** The disk's name that `encodeDiskName` spelled, or undefined when `encoded` is none of its spellings. */
+/**
+ * The disk's name that `encodeDiskName` spelled, or undefined when `encoded` is none of its
+ * spellings.
+ */
 export function decodeDiskName(encoded: string): string | undefined {
   if (!/^(?:[a-z0-9._-]|~[0-9a-f]{2})+$/.test(encoded)) return undefined;
   const bytes: number[] = [];
@@ -86,7 +94,10 @@ export function pageName(disk: string, epoch: number, ordinal: number): string {
   return `${disksPrefix}${encodeDiskName(disk)}/history/${padded(epoch)}-${padded(ordinal)}`;
 }
 
-/** What a name below `disks/` says of the object: its disk as it is spelled there, its kind, and, where the kind has one, the epoch of who wrote it. */
+/**
+ * The parts of a name below `disks/`: the disk's encoded name, the kind of object, and, where the
+ * kind has one, the writer's epoch.
+ */
 export interface DiskObject {
   readonly encodedDisk: string;
   readonly kind: "head" | "points" | "map" | "history" | "other";
@@ -100,36 +111,36 @@ export function parseDiskObject(name: string): DiskObject | undefined {
   if (match === null) return undefined;
   const [, encodedDisk = "", head, kind, first, second] = match;
   if (head !== undefined) return { encodedDisk, kind: "head", number: 0, epoch: 0 };
-  // Manifests are named by sequence and epoch, all else by epoch and ordinal.
+  // Manifests are named by sequence and epoch, map objects and pages by epoch and ordinal.
   if (kind === "points") return { encodedDisk, kind, number: Number(first), epoch: Number(second) };
   if (kind === "map" || kind === "history") return { encodedDisk, kind, number: Number(second), epoch: Number(first) };
   return { encodedDisk, kind: "other", number: 0, epoch: 0 };
 }
 
-/** The sequence numbers of points that are about to be dropped. */
+/** The condemned list: sequence numbers of points that a prune is about to drop. */
 export function condemnedName(disk: string): string {
   return `${disksPrefix}${encodeDiskName(disk)}/condemned`;
 }
 
-/** When the disk's points were last proved. */
+/** The scrub log: when the disk's points were last proved. */
 export function provedName(disk: string): string {
   return `${disksPrefix}${encodeDiskName(disk)}/proved`;
 }
 
-/** What keeps a point from being dropped: a reader's hold, a user's pin. */
-export type KeeperKind = "holds" | "pins";
+/** Objects that keep a point from being pruned: reader holds and pins. */
+export type HoldOrPin = "holds" | "pins";
 
-export function keepersPrefix(kind: KeeperKind, disk: string): string {
+export function holdsOrPinsPrefix(kind: HoldOrPin, disk: string): string {
   return `${disksPrefix}${encodeDiskName(disk)}/${kind}/`;
 }
 
-/** `unique`: 32 hexadecimal digits that nobody else uses. */
-export function keeperName(kind: KeeperKind, disk: string, sequence: number, unique: string): string {
-  return `${keepersPrefix(kind, disk)}${padded(sequence)}-${unique}`;
+/** `unique`: 32 random hexadecimal digits. */
+export function holdOrPinName(kind: HoldOrPin, disk: string, sequence: number, unique: string): string {
+  return `${holdsOrPinsPrefix(kind, disk)}${padded(sequence)}-${unique}`;
 }
 
 /** Which point the hold or pin `name` keeps, or undefined when it is neither. */
-export function keptSequence(name: string): number | undefined {
+export function heldOrPinnedSequence(name: string): number | undefined {
   const match = /^disks\/[a-z0-9._~-]+\/(?:holds|pins)\/(\d{8,16})-[0-9a-f]{32}$/.exec(name);
   return match === null ? undefined : Number(match[1]);
 }
@@ -162,10 +173,16 @@ export function parseSegmentName(name: string): SegmentIdentity | undefined {
   return { encodedDisk: match[1] ?? "", epoch: Number(match[2]), lane: Number(match[3]), ordinal: Number(match[4]) };
 }
 
-/** Sequence numbers of one epoch: the epoch in the high digits, resolved unknown outcomes in the low ones. */
+/**
+ * Sequence numbers of one epoch: the epoch in the high digits, resolved unknown outcomes in the low
+ * ones.
+ */
 const sequenceNumbersPerEpoch = 65_536;
 
-/** The sequence number that a writer of this epoch starts its segments with; raising a segment to it locks every earlier epoch out. */
+/**
+ * The sequence number that a writer of this epoch starts its segments with; raising a segment to it
+ * fences the writers of all earlier epochs.
+ */
 export function firstSequenceNumber(epoch: number): number {
   return epoch * sequenceNumbersPerEpoch;
 }

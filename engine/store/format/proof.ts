@@ -1,6 +1,7 @@
 /**
- * The documents of those who prove what a vault holds: when each point of a disk was last read back whole, which chunks of a segment are damaged, and until
- * when the share of the day has been taken. All are small and swapped by ETag, by whoever has something to add.
+ * Documents of scrubbing: when each point of a disk was last proved, which chunks of a segment are
+ * damaged, and until when the scrub quota has been claimed. All are small and swapped by ETag;
+ * every scrubber may write them.
  */
 import { segmentBytes } from "../../limits.ts";
 import type { Owner } from "./documents.ts";
@@ -9,52 +10,60 @@ import { damaged } from "./fields.ts";
 import { segmentsPrefix } from "./names.ts";
 import { decode, encode, encodeList } from "./signed-text.ts";
 
-/** When points were last proved: the answers of the disk's points, in rising order of their numbers. */
+/** The scrub log of a disk. */
 export interface ProvedDocument extends Owner {
-  /** At most `provedRangesMax`. A point that is in none has never been proved, or it is not known when. */
+  /**
+   * Ascending, at most `provedRangesMax`. Of a point that is in no range it is not known when it
+   * was proved.
+   */
   readonly ranges: readonly ProvedRange[];
 }
 
-/** Points with sequence numbers from `first` to `last` were proved at one time. Numbers in it that are no points say nothing. */
+/**
+ * Points with sequence numbers from `first` to `last` were proved at one time. Numbers of no point
+ * say nothing.
+ */
 export interface ProvedRange {
   readonly first: number;
   readonly last: number;
   readonly provedMs: number;
 }
 
-/** So many ranges have 250 KiB at most. */
+/** This many ranges take at most 250 KiB. */
 export const provedRangesMax = 4096;
 
-/** Chunks that are damaged and have not been healed yet. Writers do not refer to them. */
+/**
+ * Quarantine of a segment: damaged chunks that have not been healed. Writers do not refer to them.
+ */
 export interface QuarantineDocument {
   readonly vault: string;
   /** Name of the segment. */
   readonly segment: string;
-  /** Offsets of payloads in the segment, rising. */
+  /** Offsets of payloads in the segment, ascending. */
   readonly offsets: readonly number[];
 }
 
-/** A frame of 4 MiB has at most 16,384 chunks; of more damage than this it is no use to keep a list. */
+/** A frame of 4 MiB has at most 16,384 chunks. A list of more damage than this is of no use. */
 export const quarantinedMax = 100_000;
 
-/** What those who scrub a vault tell each other. Times in ms since 1970. */
+/** State that all scrubbers of a vault share. Times in ms since 1970. */
 export interface ScrubbedDocument {
   readonly vault: string;
-  /** When the round began that they are in. */
+  /** When the current pass over the vault began. */
   readonly roundMs: number;
-  /** Until when the share of the day has been taken. */
+  /** Until when the scrub quota has been claimed. */
   readonly takenMs: number;
 }
 
 export const scrubbedName = "reclaim/scrubbed";
 export const quarantinePrefix = "reclaim/damaged/";
 
-/** The document that tells of the damaged chunks of a segment. */
+/** Name of the quarantine document of a segment. */
 export function quarantineName(segment: string): string {
   return `${quarantinePrefix}${segment.slice(segmentsPrefix.length)}`;
 }
 
-/** The segment that a quarantine document is of. */
+/** The segment of a quarantine document. */
 export function segmentOfQuarantine(name: string): string {
   return `${segmentsPrefix}${name.slice(quarantinePrefix.length)}`;
 }
@@ -84,7 +93,7 @@ export function decodeProved(bytes: Uint8Array, object: string, expected: Owner)
   return document;
 }
 
-/** Offsets are written as the gaps between them: short numbers. */
+/** Offsets are written as the gaps between them, which are short numbers. */
 export function encodeQuarantine({ vault, segment, offsets }: QuarantineDocument): Uint8Array {
   const gaps = offsets.map((offset, index) => offset - (offsets[index - 1] ?? 0));
   return encode("quarantine", { vault, segment, gaps: gaps.join(" ") }).bytes;

@@ -1,6 +1,7 @@
 /**
- * The documents of collections. `reclaim/collection` names the newest one, so that writers notice it; `reclaim/dead/…` says of one segment which
- * of its pages are dead: whoever reads the segment's frames leaves out the chunks that lie there.
+ * Documents of garbage collection. `reclaim/collection` names the newest collection, so that
+ * writers notice it. `reclaim/dead/…` says which pages of one segment are freed or condemned:
+ * readers of the segment's frames leave out the chunks that lie there.
  */
 
 import { segmentBytes } from "../../limits.ts";
@@ -12,9 +13,9 @@ import { decode, encode } from "./signed-text.ts";
 
 export const reclaimPrefix = "reclaim/";
 export const collectionName = "reclaim/collection";
-/** Its lease is the collector's seat: at most one works on a vault. */
+/** The object whose lease is the collector lease. */
 export const collectorName = "reclaim/collector";
-/** When the vault was last collected, for those who do it by themselves. */
+/** When the vault was last collected; it paces agents that collect by themselves. */
 export const collectedName = "reclaim/collected";
 export const deadPrefix = "reclaim/dead/";
 
@@ -36,7 +37,7 @@ export interface CollectionDocument {
 
 export interface CollectedDocument {
   readonly vault: string;
-  /** When a collection came to its end, by the clock of who did it. */
+  /** When a collection ended, by the collector's clock. */
   readonly collectedMs: number;
 }
 
@@ -46,22 +47,30 @@ export interface DeadDocument {
   readonly collection: string;
   /** Name of the segment. */
   readonly segment: string;
-  /** True from before the first of the pages is given back until all of them have been. */
+  /** True from before the first page is freed until all of them have been. */
   readonly clearing: boolean;
-  /** How many pages stay although no chunk that is needed lies in them: what makes frames readable, and what is not worth a request. */
+  /**
+   * Pages without a needed chunk that stay: those that make frames readable, and those that are not
+   * worth a request.
+   */
   readonly kept: number;
-  /** Pages that have been, or are being, given back. Ascending, disjoint, with pages between them. */
+  /**
+   * Pages that have been, or are being, freed. Ascending and disjoint, with pages between the runs.
+   */
   readonly dead: readonly PageRun[];
-  /** Pages that no writer may refer to any more, but that may have to be kept. The same. */
+  /**
+   * Condemned pages: no writer may refer to them any more, and a committed point may still need
+   * them. In the same order.
+   */
   readonly condemned: readonly PageRun[];
 }
 
-/** The document that tells of the dead pages of a segment. */
+/** Name of the record of a segment's dead pages. */
 export function deadName(segment: string): string {
   return `${deadPrefix}${segment.slice(segmentsPrefix.length)}`;
 }
 
-/** The segment that a dead document is of. */
+/** The segment of a record of dead pages. */
 export function segmentOfDead(name: string): string {
   return `${segmentsPrefix}${name.slice(deadPrefix.length)}`;
 }
@@ -94,7 +103,7 @@ export function decodeCollected(bytes: Uint8Array, object: string, vault: string
   return document;
 }
 
-/** Runs are written as gaps and lengths, turn and turn about: short numbers. */
+/** Runs are written as gaps and lengths in alternation, which are short numbers. */
 export function encodeDead(document: DeadDocument): Uint8Array {
   return encode("dead", { ...document, dead: gapsOf(document.dead).join(" "), condemned: gapsOf(document.condemned).join(" ") }).bytes;
 }

@@ -1,6 +1,7 @@
 /**
- * How every JSON document of a store is written: one signature line, `tidemark <kind> <version> <checksum>`, and the JSON text that the checksum covers. A
- * person can read them with any pager.
+ * Signed text: the envelope of every JSON document. One signature line, `tidemark <kind> <version>
+ * <checksum>`, then the JSON text that the checksum covers. People can read a document with any
+ * pager.
  */
 import { checksum, toHex } from "./checksum.ts";
 import { damaged, Fields, unsupportedFormat } from "./fields.ts";
@@ -35,7 +36,10 @@ export function encode(kind: Kind, body: object): Encoded {
   return signed(kind, JSON.stringify(body, undefined, 1));
 }
 
-/** Encodes a document of long lists with one line a field and one an item: half the bytes, and still a line a point for readers. */
+/**
+ * Encodes a document of long lists with one line a field and one an item: half the bytes, and one
+ * line a point for people.
+ */
 export function encodeList(kind: Kind, body: object): Encoded {
   const fields = Object.entries(body).map(([name, value]: [string, unknown]) => {
     const items = Array.isArray(value) ? value.map((item: unknown) => `\n  ${JSON.stringify(item)}`) : [];
@@ -50,7 +54,10 @@ function signed(kind: Kind, json: string): Encoded {
   return { bytes: Buffer.concat([Buffer.from(`tidemark ${kind} ${String(formatVersion)} ${id}\n`), text]), id };
 }
 
-/** The checksum that a document says it has; undefined when it does not begin as one. Whether it has, `decode` tells. */
+/**
+ * The checksum that a document claims, not verified; undefined when it does not begin with a
+ * signature line.
+ */
 export function claimedId(bytes: Uint8Array): string | undefined {
   return /^tidemark [a-z]+ \d{1,6} ([0-9a-f]{32})\n/.exec(Buffer.from(bytes.subarray(0, 128)).toString("latin1"))?.[1];
 }

@@ -1,17 +1,20 @@
 /**
- * Goes through the maps of a disk's points from the oldest to the newest and looks at each entry that any of them shows once.
+ * Map walk: visits the maps of a disk's points from the oldest to the newest, and each entry that
+ * any of them shows once.
  *
- * Not every chunk that a leaf names is shown: newer runs hide it. Runs are only ever put on top of others, and a merge keeps what is seen, so an entry that is
- * hidden in one point is hidden in all younger ones that have its leaf. It is therefore looked at in the oldest point that has its leaf, with
- * everything that lies on top of it there; of most points that is the topmost run alone.
+ * A leaf may name chunks that no point shows, because newer runs hide them. Runs are only ever put
+ * on top of others, and a merge keeps what is seen. So an entry that one point hides is hidden in
+ * all younger points that have its leaf. Each leaf is therefore visited in the oldest point that
+ * has it, with everything that lies on top of it there; in most points that is the topmost run
+ * alone.
  */
 import type { RunReference } from "../format/documents.ts";
 import { mapName } from "../format/names.ts";
 import type { PointMap } from "./point-map.ts";
 
-/** What is new in a point. */
+/** The part of a point that no older point has. */
 export interface NewRuns {
-  /** So many of the topmost runs are to be looked at. */
+  /** Number of topmost runs to visit. */
   readonly depth: number;
   /** Names of the leaves and roots that no older point had. */
   readonly objects: readonly string[];
@@ -22,13 +25,13 @@ export class MapWalk {
   /** Names of all leaves and roots of the points so far. */
   readonly #objects: Set<string>;
 
-  /** `objects`: where their names are kept; it may hold others. */
+  /** `objects`: the set that the names are added to; it may hold others. */
   constructor(disk: string, objects: Set<string> = new Set()) {
     this.#disk = disk;
     this.#objects = objects;
   }
 
-  /** What the next younger point has that none before it had. Errors: those of `PointMap.leavesOf`. */
+  /** The part of the next younger point that none before it had. Errors: as `PointMap.leavesOf`. */
   async newRuns(map: PointMap, runs: readonly RunReference[], signal?: AbortSignal): Promise<NewRuns> {
     const objects: string[] = [];
     let depth = 0;
@@ -45,7 +48,7 @@ export class MapWalk {
     return { depth, objects };
   }
 
-  /** The point has been looked at: from now on what it has is not new. */
+  /** To be called when the point has been visited: from now on its part is not new. */
   pass({ objects }: NewRuns): void {
     for (const name of objects) this.#objects.add(name);
   }

@@ -1,10 +1,12 @@
 /**
- * Keeps the stack of runs short without rewriting the map at each commit: a log-structured merge.
+ * Log-structured merge of map runs: keeps the stack of runs short without rewriting the map at each
+ * commit.
  *
- * A run's tier is the power of `fanIn` that its entries reach above `tierEntries`. When `fanIn` runs lie in one tier, they and all
- * above them are merged into one, which belongs to the next tier. So an entry is rewritten about once per tier: 36 bytes ×
- * log16(map / 512 entries), at most four times on a 1 TiB disk, and the stack holds at most 15 runs a tier. Leaves that no newer
- * run overlaps are taken over as they are, unless they are small.
+ * A run's tier is the power of `fanIn` that its entries reach above `tierEntries`. When `fanIn`
+ * runs lie in one tier, they and all above them are merged into one, which belongs to the next
+ * tier. So an entry is rewritten about once per tier: 36 bytes × log16(map / 512 entries), at most
+ * four times on a 1 TiB disk, and the stack holds at most 15 runs a tier. Leaves that no newer run
+ * overlaps are taken over as they are, unless they are small.
  */
 import type { RunReference } from "../format/documents.ts";
 import type { LeafReference } from "../format/leaf.ts";
@@ -16,12 +18,16 @@ import { RunWriter } from "./run-writer.ts";
 
 export const fanIn = 16;
 const tierEntries = 512;
-/** Smaller leaves are copied rather than taken over, or a run would fall apart into ever smaller ones. */
+/**
+ * Smaller leaves are copied rather than taken over, or a run would fall apart into ever smaller
+ * ones.
+ */
 const adoptEntriesMin: number = leafEntriesMax / 2;
 
 /**
- * How many runs from the top of the stack are due to be merged; 0 for none. `runs` newest first. The lowest tier that is full is
- * merged with everything above it. A run counts to the highest tier above it, so that small runs do not gather below large ones.
+ * How many runs from the top of the stack are due to be merged; 0 for none. `runs` newest first.
+ * The lowest tier that is full is merged with everything above it. A run counts to the highest tier
+ * above it, so that small runs do not gather below large ones.
  */
 export function runsToMerge(runs: readonly Pick<RunReference, "entries">[]): number {
   let tier = 0;
@@ -45,8 +51,8 @@ function tierOf(entries: number): number {
 }
 
 /**
- * Merges the topmost runs as far as the policy asks. Returns the stack to commit. With the oldest run among them, ZERO entries have
- * nothing left to hide and are dropped.
+ * Merges the topmost runs as far as the policy asks. Returns the stack to commit. With the oldest
+ * run among them, ZERO entries have nothing left to hide and are dropped.
  */
 export async function mergeStack(objects: MapObjects, runs: readonly RunReference[], volumeBytes: number): Promise<RunReference[]> {
   const count = runsToMerge(runs);
@@ -73,7 +79,8 @@ async function mergeRuns(
         at = await map.nextMapped(untouched.last + 1, signal);
         continue;
       }
-      // Stop where the next leaf of the oldest run begins, so that it can be looked at by itself.
+      // Stop where the next leaf of the oldest run begins, so that this leaf can be examined by
+      // itself.
       const boundary = await nextLeafStart(map, oldest, at, signal);
       const end = Math.min(at + windowGranules, boundary, 2 ** 32);
       await copyPieces(writer, await map.window(at, end, signal), dropZeros);
@@ -85,7 +92,7 @@ async function mergeRuns(
   }
 }
 
-/** The oldest run's leaf that begins at `at`, if no newer run speaks of anything in its span. */
+/** The oldest run's leaf that begins at `at`, if no newer run maps anything in its span. */
 async function untouchedLeaf(
   map: PointMap,
   oldest: number,

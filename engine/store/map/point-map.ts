@@ -1,10 +1,13 @@
 /**
- * The map of a point: a stack of sorted runs, the newest on top. What a granule holds is said by the topmost run that speaks of it;
- * where none does, it is zero.
+ * Map of a point: a stack of sorted runs, the newest on top. The topmost run that maps a granule
+ * says what it holds; a granule that no run maps is zero.
  *
- * Runs stay in the store and are read leaf by leaf when somebody asks, so opening a point costs its manifest and nothing else. A
- * range is resolved by painting: each run from the oldest to the newest marks the granules it speaks of, then equal neighbours are
- * collected. That costs one pass over typed arrays per run and needs no case analysis of how extents overlap.
+ * Runs stay in the store and are read leaf by leaf on demand, so opening a point costs its manifest
+ * and nothing else. A range is resolved by painting: each run from the oldest to the newest marks
+ * the granules that it maps, then equal neighbours are collected. That costs one pass over typed
+ * arrays per run and needs no case analysis of how extents overlap.
+ *
+ * Memory: the decoded leaves of `leafCacheBytesMax`, and 256 KiB to paint a window.
  */
 import assert from "node:assert/strict";
 import { digestBytes, granuleBytes } from "../../limits.ts";
@@ -19,10 +22,16 @@ import { getReferred, type Store } from "../store.ts";
 /** Granules that are resolved at a time: 256 MiB of disk. */
 export const windowGranules = 65_536;
 
-/** Decoded leaves that are kept, in bytes of their objects. Sixty runs, the deepest stack, have about 57 MB of leaves around any place. */
+/**
+ * Decoded leaves that are cached, in bytes of their objects. Sixty runs, the deepest stack, have
+ * about 57 MB of leaves around any place.
+ */
 const leafCacheBytesMax = 96 * 1024 * 1024;
 
-/** Resolved pieces of a window in ascending order; granules between them hold zeros because nobody ever wrote them. */
+/**
+ * Resolved pieces of a window in ascending order; granules between them are zero because they were
+ * never written.
+ */
 export interface Pieces {
   readonly count: number;
   readonly starts: Uint32Array;
@@ -34,7 +43,7 @@ export interface Pieces {
   readonly chunkOffsets: Uint32Array;
 }
 
-/** True when the piece says ZERO. */
+/** True when the piece is ZERO. */
 export function pieceIsZero(pieces: Pieces, index: number): boolean {
   return pieces.leaves[index]?.segments[pieces.entries[index] ?? 0] === zeroSegment;
 }
@@ -94,7 +103,10 @@ export class PointMap {
     this.#runs = source.runs.map((reference) => ({ reference, leaves: undefined }));
   }
 
-  /** Leaves of run `index` in order, from its root or its reference. Errors: DAMAGED (also when a root or leaf is gone), FORMAT_UNSUPPORTED. */
+  /**
+   * Leaves of run `index` in order, from its root or its reference. Errors: DAMAGED (also when a
+   * root or leaf is gone), FORMAT_UNSUPPORTED.
+   */
   async leavesOf(index: number, signal?: AbortSignal): Promise<readonly LeafReference[]> {
     const run = this.#runs[index];
     assert(run !== undefined, "the map has this run");
@@ -102,18 +114,24 @@ export class PointMap {
     return run.leaves;
   }
 
-  /** The leaves of run `index`, or those that are wanted, with all their entries, whatever lies on top of them. Errors: as `leavesOf`. */
+  /**
+   * The leaves of run `index`, or those that `isWanted` accepts, with all their entries, hidden
+   * ones included. Errors: as `leavesOf`.
+   */
   async *entriesOf(index: number, signal?: AbortSignal, isWanted?: (leaf: LeafReference) => boolean): AsyncGenerator<EntryColumns> {
     for (const reference of await this.leavesOf(index, signal)) {
       if (isWanted === undefined || isWanted(reference)) yield await this.#leaf(reference, signal);
     }
   }
 
-  /** What the map says of granules [from, end), at most `windowGranules` of them. The result stays valid. */
+  /**
+   * Resolves granules [from, end), at most `windowGranules` of them. The result stays valid.
+   * Errors: as `leavesOf`.
+   */
   async window(from: number, end: number, signal?: AbortSignal): Promise<Pieces> {
     assert(end - from <= windowGranules, "a window is bounded");
     const owners = this.#owners;
-    // Collect first, because reading a leaf waits; then paint without waiting, so that the shared array has one user.
+    // All leaves are read first; painting then does not wait, so the shared array has one user.
     const layers: EntryColumns[] = [];
     for (let run = this.#runs.length - 1; run >= 0; run -= 1) {
       const leaves = await this.leavesOf(run, signal);
@@ -137,7 +155,7 @@ export class PointMap {
     return collect(owners, from, end, painted);
   }
 
-  /** First granule at or after `from` that some run speaks of, or Infinity. */
+  /** First granule at or after `from` that any run maps, or Infinity. Errors: as `leavesOf`. */
   async nextMapped(from: number, signal?: AbortSignal): Promise<number> {
     let next = Infinity;
     for (let run = 0; run < this.#runs.length; run += 1) {
@@ -163,7 +181,7 @@ export class PointMap {
       return decodeRoot(bytes, name, this.#vaultId, expected);
     }
     const { epoch, ordinal, bytes, entries } = reference;
-    // A run of one leaf has no root that would say which granules it spans.
+    // A run of one leaf has no root that says which granules it spans.
     const whole: LeafReference = { first: 0, last: 0xffff_ffff, entries, bytes, epoch, ordinal, checksum: expected };
     const leaf = await this.#leaf(whole, signal);
     const last = leaf.count - 1;

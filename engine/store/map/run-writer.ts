@@ -1,6 +1,7 @@
 /**
- * Writes one run: entries in ascending order become leaves, which are put as they fill, and a root when there is more than one
- * leaf. Memory: one leaf being filled, and the few being put.
+ * Run writer: turns entries in ascending order into the objects of one sorted run. Leaves are put
+ * as they fill; a run of more than one leaf gets a root. Memory: the leaf that is being filled, and
+ * the few that are being put.
  */
 import assert from "node:assert/strict";
 import { TidemarkError } from "../../errors.ts";
@@ -12,7 +13,10 @@ import { encodeLeaf, encodeRoot, leafEntriesMax, newColumns, rootLeavesMax, zero
 import { mapName } from "../format/names.ts";
 import type { Store } from "../store.ts";
 
-/** Gives every map object of a session its number, and knows what has been put since the last commit. */
+/**
+ * Numbers the map objects of a session, and keeps the list of those that were put since the last
+ * commit.
+ */
 export class MapObjects {
   readonly store: Store;
   readonly vaultId: Uint8Array;
@@ -41,7 +45,7 @@ export class MapObjects {
     return this.#put;
   }
 
-  /** What has been put so far belongs to a committed point. */
+  /** To be called after a commit: everything that was put belongs to a committed point. */
   committed(): void {
     this.#put.clear();
   }
@@ -87,7 +91,10 @@ export class RunWriter {
     this.#add(start, length, zeroSegment, 0, 0, 0, 1, undefined, 0);
   }
 
-  /** Appends a window of a chunk: `length` granules from granule `chunkOffset` of a chunk of `chunkLength` granules. */
+  /**
+   * Appends a window of a chunk: `length` granules from granule `chunkOffset` of a chunk of
+   * `chunkLength` granules.
+   */
   async append(
     start: number,
     length: number,
@@ -136,7 +143,7 @@ export class RunWriter {
     this.#end = start + length;
   }
 
-  /** Takes over a leaf of an older run as it is. What follows begins behind it. */
+  /** Takes over a leaf of an older run unchanged. Later entries begin behind it. */
   async adopt(leaf: LeafReference): Promise<void> {
     await this.#cutLeaf();
     assert(leaf.first >= this.#end, "leaves are adopted in ascending order");
@@ -175,7 +182,7 @@ export class RunWriter {
     };
   }
 
-  /** Puts what is left. Returns the run, or undefined when nothing was appended; asked again, the same. */
+  /** Puts what is left. Returns the run, or undefined when nothing was appended. Idempotent. */
   async finish(): Promise<RunReference | undefined> {
     this.#finished ??= this.#finish();
     return await this.#finished;
@@ -188,9 +195,13 @@ export class RunWriter {
     if (only === undefined) return undefined;
     const entries = leaves.reduce((sum, leaf) => sum + leaf.entries, 0);
     if (leaves.length > rootLeavesMax) {
-      throw new TidemarkError("UNSUPPORTED", `the map of disk ${JSON.stringify(this.#objects.disk)} would need ${leaves.length} leaves`, {
-        remedy: "replicate the disk under a new name: a map is as fragmented as the writes that it remembers",
-      });
+      throw new TidemarkError(
+        "UNSUPPORTED",
+        `the map of disk ${JSON.stringify(this.#objects.disk)} needs ${leaves.length} leaves; that is more than a root can list`,
+        {
+          remedy: "replicate the disk under a new name: a map is as fragmented as the writes that it remembers",
+        },
+      );
     }
     const leafBytes = leaves.reduce((sum, leaf) => sum + leaf.bytes, 0);
     if (leaves.length === 1) {
@@ -210,7 +221,7 @@ export class RunWriter {
     };
   }
 
-  /** Waits until nothing is being put any more, whatever came of it. */
+  /** Waits until nothing is being put any more, failed or not. */
   async settle(): Promise<void> {
     await Promise.allSettled(this.#leaves);
   }

@@ -1,19 +1,25 @@
 /**
- * Which points are multi-disk points. The members of a group commit one after the other, each for itself; their points are one
- * only when every member has its own. So a reader asks the other disks: each of their heads is read once, and their points are
- * walked from the newest back, no further than a question needs. Likewise a pin or a reader of one member's point keeps all of them.
+ * Group points: which points of several disks belong together.
+ *
+ * The members of a group commit one after the other, each for itself. Their points are one group
+ * point only when every member has its own. So a reader asks the other disks: it reads each of
+ * their heads once, and walks their points from the newest back, no further than the question
+ * needs. A pin or a reader hold of one member's point keeps the points of all members.
+ *
+ * Cost: one read a member disk for its head, then one for each page of points that is reached; a
+ * few hundred bytes a point passed.
  */
 import { isDiskUnreadable } from "../../errors.ts";
 import type { GroupRecord, HeadDocument, PointRecord } from "../format/documents.ts";
 import type { Store } from "../store.ts";
+import { readHead } from "./head.ts";
 import { findPoint, PageCache, readPoints } from "./history.ts";
 import { countedPins } from "./pins.ts";
 import { listHolds } from "./reader-holds.ts";
-import { readHead } from "./writer-lease.ts";
 
 /**
- * Points of one barrier bear the same time, unless a clock was set back: then each disk counts on from its newest point. Within this
- * time a member's point is found all the same.
+ * Points of one barrier bear the same time, unless a clock was set back: then each disk counts on
+ * from its newest point. A member's point is found if its time differs by no more than this.
  */
 const timesApartMaxMs = 60 * 60 * 1000;
 
@@ -23,7 +29,10 @@ export interface GroupMembersOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Answers for one listing: what it has read once, it does not read again. Asked from the newest point to the oldest it is quickest. */
+/**
+ * Answers for one listing, and reads nothing twice. It is quickest when it is asked from the newest
+ * point to the oldest.
+ */
 export class GroupMembers {
   readonly #options: GroupMembersOptions;
   readonly #heads = new Map<string, Promise<HeadDocument>>();
@@ -44,7 +53,10 @@ export class GroupMembers {
     return await reading;
   }
 
-  /** The group of `point`, a point of `disk`, or null when it has none or not every member has a point of it that can be read. */
+  /**
+   * The group of `point`, a point of `disk`, or null when it has none or not every member has a
+   * point of it that can be read.
+   */
   async groupOf(disk: string, point: PointRecord): Promise<GroupRecord | null> {
     const { group, timeMs } = point;
     if (group === null) return null;
@@ -54,7 +66,10 @@ export class GroupMembers {
     return group;
   }
 
-  /** Whether a pin or a hold on another disk keeps its part of the group's point, and with it that of `disk`. */
+  /**
+   * Whether a pin or a hold on another member disk keeps its part of the group point, and with it
+   * the part of `disk`.
+   */
   async keptElsewhere(disk: string, { id, disks }: GroupRecord): Promise<{ readonly pinned: boolean; readonly held: boolean }> {
     let [pinned, held] = [false, false];
     for (const member of disks) {
@@ -97,12 +112,15 @@ export class GroupMembers {
     return walk !== undefined && (await walk.reaches(group, timeMs - timesApartMaxMs));
   }
 
-  /** Undefined when there is no such disk, or its head cannot be read: then no point of it can. */
+  /**
+   * Undefined when there is no such disk, or when its head cannot be read: then none of its points
+   * can be read.
+   */
   async #startWalk(disk: string, timeMs: number): Promise<Walk | undefined> {
     const { store, signal } = this.#options;
     try {
       const head = await this.head(disk);
-      // What a damaged page lists cannot be read back by way of this disk, so it completes no group.
+      // Points of a damaged page cannot be read back, so they complete no group.
       const onDamage = (): void => undefined;
       return new Walk(readPoints(store, head, { untilMs: timeMs + timesApartMaxMs, onDamage, signal }), timeMs);
     } catch (error) {
@@ -112,15 +130,15 @@ export class GroupMembers {
   }
 }
 
-/** Ids of the groups of which a disk's part is pinned, or being read, as far as that can be told. */
+/** Ids of the groups whose part on one disk is pinned or held, as far as that can be read. */
 interface Keeping {
   readonly pinnedGroups: ReadonlySet<string>;
   readonly heldGroups: ReadonlySet<string>;
 }
 
-/** A way from a time back through a disk's points, which remembers the groups that it has passed. */
+/** Walks from a time back through a disk's points and remembers the groups that it has passed. */
 class Walk {
-  /** Points up to this time, and a little younger, are asked for here. */
+  /** This walk can answer for points up to this time. */
   readonly startedAtMs: number;
   readonly #points: AsyncGenerator<PointRecord>;
   readonly #groups = new Set<string>();

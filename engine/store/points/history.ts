@@ -1,24 +1,27 @@
 /**
- * The points of a disk, however many: the newest stand in the head, older ones in pages that are written once.
+ * History: the points of a disk in pages, a two-level log-structured merge. The newest points stand
+ * in the head, older ones in pages that are written once.
  *
  *     head:  [ 1 page of 64 full pages ] … [ full page ] … [ page of 256 ] … │ newest points
  *
- * The head is written twice with every point, so it has to stay small. One point is about 230 bytes of JSON, a reference to a page
- * about 220. When 512 points stand in the head, the oldest 256 become a page. When more than 64 pages are small, the oldest are
- * merged: 64 pages of 256 points give one of 16,384. When more than 128 pages of points stand in the head, 64 of them are put
- * into a page of pages, which covers 1,048,576 points. With a point every 5 s:
+ * The head is written twice with every point, so it has to stay small. One point is about 230 bytes
+ * of JSON, a reference to a page about 220. When 512 points stand in the head, the oldest 256
+ * become a page. When more than 64 pages are small, the oldest are merged: 64 pages of 256 points
+ * give one of 16,384. When more than 128 pages of points stand in the head, 64 of them are put into
+ * a page of pages, which covers 1,048,576 points. With a point every 5 s:
  *
  *     points in the head    512 × 230 B        115 KiB at most, 86 KiB on average
  *     pages of points       128 × 220 B         28 KiB at most
  *     pages of pages          6 × 220 B a year   1.3 KiB a year
  *     written besides       256 × 230 B         58 KiB every 21 min, and 3.6 MiB once in 23 h: every point twice
  *
- * Points that are dropped leave the head, or their page, which is written anew without them; no other page is touched. What is left of
- * neighbouring pages becomes one page. A page of 256 points, thinned to one an hour as its points pass the age of two hours, is written
- * 21 times if that is done every minute: 0.6 MiB for 21 minutes of points, where their commits have written 44 MiB of heads.
+ * Points that are dropped leave the head, or their page, which is written anew without them; other
+ * pages stay. What is left of neighbouring pages becomes one page. A page of 256 points, thinned to
+ * one an hour as its points pass the age of two hours, is written 21 times if that is done every
+ * minute: 0.6 MiB for 21 minutes of points, where their commits have written 44 MiB of heads.
  *
- * Pages are data: they are durable and proved before a head refers to them. A page that cannot be read is left where it is; it hides
- * its own points and no others.
+ * Invariant: a head refers only to pages that are durable and proved. A page that cannot be read
+ * stays where it is; it hides its own points and no others.
  */
 import assert from "node:assert/strict";
 import { forEachAtOnce } from "../../concurrency.ts";
@@ -32,9 +35,12 @@ import { getReferred, type Store } from "../store.ts";
 const policy = {
   /** Points that leave the head together. */
   movedPoints: 256,
-  /** Small pages that are left alone. */
+  /** Small pages that are not merged. */
   smallPagesMax: 64,
-  /** A merged page has at most `pagePointsMax` points and this size: points of large groups are longer. */
+  /**
+   * A merged page has at most `pagePointsMax` points and this size: points of large groups are
+   * longer.
+   */
   mergedBytesMax: 8 * 1024 * 1024,
   /** Pages of points that the head refers to itself. */
   flatPagesMax: 128,
@@ -49,17 +55,20 @@ assert(policy.movedPoints < headPointsMax && policy.gatheredPages < policy.flatP
 assert(policy.movedPoints * policy.smallPagesMax === pagePointsMax, "small pages fill one page exactly");
 
 export interface ReadPointsOptions {
-  /** Told of a page that is damaged or gone, whose points are then left out. Absent: it ends the reading as an error. */
+  /**
+   * Called for each page that is damaged or gone; its points are left out. Absent: such a page ends
+   * the reading as an error.
+   */
   readonly onDamage?: ((error: TidemarkError) => void) | undefined;
   /** Leaves out points that are younger. */
   readonly untilMs?: number | undefined;
-  /** Told of each page that is referred to, before it is read. */
+  /** Called for each page before it is read. */
   readonly onPage?: ((reference: PageReference) => void) | undefined;
   readonly cache?: PageCache | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Pages that were read lately, for those who come back. A page never changes, so what is kept is as good as what is read. */
+/** A cache of pages. A page never changes, so a cached page is always current. */
 export class PageCache {
   readonly #pages = new Map<string, PointList>();
   #points = 0;
@@ -84,7 +93,10 @@ function lengthOf(page: PointList): number {
   return page.points.length + page.pages.length;
 }
 
-/** The points of a disk, newest first; pages are read when their turn comes. Errors: DAMAGED, FORMAT_UNSUPPORTED with the page's name. */
+/**
+ * The points of a disk, newest first; a page is read when its turn comes. Errors: DAMAGED,
+ * FORMAT_UNSUPPORTED with the page's name.
+ */
 export async function* readPoints(store: Store, head: HeadDocument, options: ReadPointsOptions = {}): AsyncGenerator<PointRecord> {
   yield* newestFirst({ store, head, cache: options.cache, signal: options.signal }, head, options);
 }
@@ -106,8 +118,9 @@ async function* newestFirst(source: PageSource, list: PointList, options: ReadPo
 export type PointKey = { readonly sequence: number } | { readonly id: string } | { readonly timeMs: number };
 
 /**
- * Finds a point. A sequence number or a time leads to one page; an id does not, so pages are read until it is found. Errors: DAMAGED,
- * FORMAT_UNSUPPORTED when the page in which the point is, or may be, cannot be read.
+ * Finds a point. A sequence number or a time leads to one page; an id does not, so pages are read
+ * until it is found. Errors: DAMAGED, FORMAT_UNSUPPORTED when the page in which the point is, or
+ * may be, cannot be read.
  */
 export async function findPoint(
   store: Store,
@@ -126,7 +139,8 @@ export async function findPoint(
     isIt = ({ timeMs }) => timeMs <= key.timeMs;
     mayHold = ({ firstTimeMs }) => firstTimeMs <= key.timeMs;
   }
-  // Points and references rise, so the last that fits is the one; there are too few references for anything cleverer.
+  // Points and references ascend, so the last one that fits is the one. References are few: a
+  // linear search is enough.
   let list: PointList = head;
   for (;;) {
     const found = list.points.findLast(isIt);
@@ -152,9 +166,9 @@ export interface RoomOptions {
   readonly store: Store;
   readonly head: HeadDocument;
   readonly epoch: number;
-  /** An ordinal that no page of this epoch has had. */
+  /** Returns an ordinal that no page of this epoch has had. */
   readonly takeOrdinal: () => number;
-  /** Told of a page that stays as it is because it is damaged or gone. */
+  /** Called for a page that stays as it is because it is damaged or gone. */
   readonly onDamage: (error: TidemarkError) => void;
   readonly cache?: PageCache | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -162,11 +176,17 @@ export interface RoomOptions {
 
 /** The same points with room for one more in the head. */
 export interface Room extends PointList {
-  /** The pages that had to be written for it, by name, with their ETags: durable, but to be proved before a head refers to them. */
+  /**
+   * Name → ETag of the pages that were written. They are durable, and have to be proved before a
+   * head refers to them.
+   */
   readonly written: ReadonlyMap<string, string>;
 }
 
-/** Moves the head's oldest points into a page if it is full, and keeps the pages few. Errors: those of the store. */
+/**
+ * Moves the head's oldest points into a page if it is full, and keeps the pages few. Errors: those
+ * of the store.
+ */
 export async function makeRoom(options: RoomOptions): Promise<Room> {
   const { head } = options;
   if (head.points.length < headPointsMax) return { pages: head.pages, points: head.points, written: new Map() };
@@ -178,8 +198,8 @@ export async function makeRoom(options: RoomOptions): Promise<Room> {
 }
 
 /**
- * The points of a head without those of the given sequence numbers. Points of a page that cannot be read stay. The newest point cannot be
- * dropped. Errors: those of the store.
+ * The points of a head without those of the given sequence numbers. Points of a page that cannot be
+ * read stay. The newest point cannot be dropped. Errors: those of the store.
  */
 export async function withoutPoints(options: RoomOptions, dropped: readonly number[]): Promise<Room> {
   const { head } = options;
@@ -192,7 +212,10 @@ export async function withoutPoints(options: RoomOptions, dropped: readonly numb
   return { pages: pages.references, points: head.points.filter(({ sequence }) => !sequences.has(sequence)), written: pages.written };
 }
 
-/** Lists points anew, given all of them, oldest first: as many as a head may begin with stand in it, the others in pages. Errors: those of the store. */
+/**
+ * Lays out all points of a disk anew, given oldest first: the newest stand in the head, the others
+ * in pages. Errors: those of the store.
+ */
 export async function layOutPoints(options: Omit<RoomOptions, "onDamage">, points: readonly PointRecord[]): Promise<Room> {
   const pages = new Pages({ ...options, head: { ...options.head, pages: [], points: [] }, onDamage: () => undefined });
   const newest = points.slice(-policy.movedPoints);
@@ -200,7 +223,7 @@ export async function layOutPoints(options: Omit<RoomOptions, "onDamage">, point
   return { pages: pages.references, points: newest, written: pages.written };
 }
 
-/** Sequence numbers, as a set and in order. */
+/** Sequence numbers, as a set and ascending. */
 interface Dropped {
   readonly sequences: ReadonlySet<number>;
   readonly rising: readonly number[];
@@ -231,7 +254,7 @@ class Pages {
     this.references = [...this.references, await this.#write({ pages: [], points })];
   }
 
-  /** Moves any number of points, into pages as large as they may be. */
+  /** Moves any number of points into pages of the largest size. */
   async moveAll(points: readonly PointRecord[]): Promise<void> {
     let page: PointRecord[] = [];
     let bytes = 0;
@@ -257,7 +280,8 @@ class Pages {
   async #without(references: readonly PageReference[], dropped: Dropped): Promise<readonly PageReference[]> {
     if (!references.some((reference) => concerns(dropped, reference))) return references;
     const left: PageReference[] = [];
-    // What is left of pages side by side, until it fills a page or a page comes that stays as it is.
+    // What is left of neighbouring pages, until it fills a page or a page follows that stays as it
+    // is.
     let points: PointRecord[] = [];
     let bytes = 0;
     const flush = async (): Promise<void> => {
@@ -288,7 +312,10 @@ class Pages {
     return left;
   }
 
-  /** References in their order, with the pages that may lose points: a few are read at a time. A page that cannot be read is left out. */
+  /**
+   * References in their order, with the pages that may lose points; a few are read ahead. `page` is
+   * undefined for one that stays or cannot be read.
+   */
   async *#readInTurn(
     references: readonly PageReference[],
     dropped: Dropped,
@@ -311,7 +338,7 @@ class Pages {
     }
   }
 
-  /** Merges the oldest small pages that stand side by side. */
+  /** Merges the oldest small pages that are neighbours. */
   async mergeSmall(): Promise<void> {
     if (this.references.filter(isSmall).length <= policy.smallPagesMax) return;
     const unreadable = new Set<PageReference>();
@@ -338,7 +365,8 @@ class Pages {
     const flat = this.references.filter(({ level }) => level === 0);
     const [first] = flat;
     if (first === undefined || flat.length <= policy.flatPagesMax) return;
-    // Only the oldest are ever gathered, so the pages of pages all stand before the pages of points.
+    // Only the oldest are ever gathered, so the pages of pages all stand before the pages of
+    // points.
     const pages = flat.slice(0, policy.gatheredPages);
     this.references = this.references.toSpliced(this.references.indexOf(first), pages.length, await this.#write({ pages, points: [] }));
   }
@@ -370,7 +398,10 @@ function isSmall({ level, count, bytes }: PageReference): boolean {
   return level === 0 && count * 2 <= pagePointsMax && bytes * 2 <= policy.mergedBytesMax;
 }
 
-/** The oldest small pages, two at least, that stand side by side and fit into one; empty when there are none. */
+/**
+ * The oldest small pages, at least two, that are neighbours and fit into one; empty when there are
+ * none.
+ */
 function firstRun(references: readonly PageReference[], unreadable: ReadonlySet<PageReference>): readonly PageReference[] {
   let run: PageReference[] = [];
   let count = 0;
@@ -401,7 +432,10 @@ interface PageSource {
 
 type DamagedPage = TidemarkError;
 
-/** Why a page cannot be read is a result, because one such page must not hide the others. What the store itself fails with is thrown. */
+/**
+ * Returns why a page cannot be read, because one such page must not hide the others. Throws the
+ * errors of the store.
+ */
 async function readPage({ store, head, cache, signal }: PageSource, reference: PageReference): Promise<PointList | DamagedPage> {
   const known = cache?.get(reference);
   if (known !== undefined) return known;

@@ -1,13 +1,16 @@
 /**
- * What a vault is stands in one small object, `vault.json`, without which nothing of the vault can be proved; and once more, byte for byte, in
- * `copy/vault.json`. The copy lies in a folder of its own, so that one slip does not take both.
+ * Identity of a vault: `vault.json`, without which nothing in the vault can be proved, and its copy
+ * `copy/vault.json`, byte for byte.
  *
- *     created:   vault.json (decides who creates the vault)  ─►  copy
- *     looked at by whoever writes the vault, or scrubs it: a copy that is missing or damaged is put there again
- *     vault.json itself is only ever put back by a repair
+ *     create:            put vault.json (decides which of two processes creates the vault)  →  put the copy
+ *     write, scrub:      a copy that is missing or damaged is put again
+ *     vault repair:      the only command that puts vault.json again
  *
- * The copy is younger than `vault.json`, and everything else is younger, too. So where any of it is there and `vault.json` is not, a vault has lost it, and no
- * other vault is created in that place: whose chunks and points these are, nobody could say any more.
+ * The copy stands in a folder of its own, so that one mistaken deletion does not take both.
+ *
+ * Invariant: where anything of a vault is there and `vault.json` is not, no other vault is created.
+ * `vault.json` is the oldest object of its vault, so it was lost; with a new one nothing could tell
+ * any more to which vault the chunks and points belong.
  */
 import { hasCode, isUnreadable, TidemarkError } from "../../errors.ts";
 import type { VaultDocument } from "../format/documents.ts";
@@ -17,11 +20,14 @@ import type { Store } from "../store.ts";
 
 export interface Identity {
   readonly document: VaultDocument;
-  /** As they stand in the store: a later version may have written fields that we do not know. */
+  /** As they stand in the store, with fields of later versions that this one does not know. */
   readonly bytes: Uint8Array;
 }
 
-/** Errors: VAULT_NOT_FOUND where there is no vault; DAMAGED where there is one whose `vault.json` is damaged or gone; FORMAT_UNSUPPORTED. */
+/**
+ * Reads `vault.json`. Errors: VAULT_NOT_FOUND; DAMAGED when it is damaged, or gone from a vault;
+ * FORMAT_UNSUPPORTED.
+ */
 export async function readIdentity(store: Store, signal: AbortSignal | undefined): Promise<Identity> {
   const first = await find(store, vaultName, signal);
   if (first !== undefined) return first;
@@ -30,13 +36,17 @@ export async function readIdentity(store: Store, signal: AbortSignal | undefined
       remedy: "check the address, or create a vault with `tidemark vault init`; the first `tidemark replicate` creates one too",
     });
   }
-  // It is the first that a vault is given: whatever has come since we looked came after it.
+  // Another process may have created the vault since the first look; vault.json is its first
+  // object.
   const second = await find(store, vaultName, signal);
   if (second !== undefined) return second;
   throw identityLost(`${vaultName} of ${store.description} is gone, but the vault's disks are there`);
 }
 
-/** Makes a container a vault. Errors: VAULT_EXISTS; DAMAGED where there is one whose `vault.json` is gone. */
+/**
+ * Creates a vault. Returns the bytes of `vault.json`. Errors: VAULT_EXISTS; DAMAGED when the
+ * container holds a vault whose `vault.json` is gone.
+ */
 export async function createIdentity(store: Store, document: VaultDocument, signal: AbortSignal | undefined): Promise<Uint8Array> {
   const bytes = encodeVault(document);
   if ((await store.etagOf(vaultName, { signal })) === undefined && (await hasRemains(store, signal))) await readIdentity(store, signal);
@@ -45,7 +55,7 @@ export async function createIdentity(store: Store, document: VaultDocument, sign
   } catch (error) {
     if (!hasCode(error, "OBJECT_EXISTS")) throw error;
     throw new TidemarkError("VAULT_EXISTS", `${store.description} holds a vault already`, {
-      remedy: "use it, or name another place",
+      remedy: "use that vault, or give another address",
       cause: error,
     });
   }
@@ -53,17 +63,20 @@ export async function createIdentity(store: Store, document: VaultDocument, sign
   return bytes;
 }
 
-/** What is wrong with one of the two objects. */
+/** A fault of one of the two objects. */
 export interface IdentityFault {
   readonly name: string;
-  /** Of what stands there; undefined: nothing does. */
+  /** ETag of the faulty object; undefined when there is none. */
   readonly etag: string | undefined;
-  /** It can be read, but it is another vault's, or a later version's: it is not ours to replace. */
+  /**
+   * True when the object belongs to another vault or a later version: this version does not replace
+   * it.
+   */
   readonly isForeign: boolean;
   readonly message: string;
 }
 
-/** Looks at both objects. Errors: those of the store. */
+/** The faults of both objects. Errors: those of the store. */
 export async function identityFaults(
   store: Store,
   document: VaultDocument,
@@ -87,11 +100,14 @@ export async function identityFaults(
 }
 
 function foreign(name: string, why: string): IdentityFault {
-  const remedy = `If the disks here are that one's, keep both objects elsewhere, remove ${vaultName}, and run \`tidemark vault repair\``;
+  const remedy = `If the disks here belong to that vault, save both objects elsewhere, remove ${vaultName}, and run \`tidemark vault repair\``;
   return { name, etag: undefined, isForeign: true, message: `${name} is left alone: ${why}. ${remedy}` };
 }
 
-/** Puts in the place of what is gone or damaged what the other object still says, or else what is known. Errors: those of the store. */
+/**
+ * Puts a faulty object again, from the other one if that can be read, else from `document`. Errors:
+ * those of the store.
+ */
 export async function mendIdentity(
   store: Store,
   document: VaultDocument,
@@ -106,20 +122,21 @@ export async function mendIdentity(
   try {
     await store.replace(name, bytes, etag, { signal });
   } catch (error) {
-    // Somebody else was faster.
+    // Another process may have put it again.
     if (!hasCode(error, "CONDITION_FAILED") || (await find(store, name, signal))?.document.vault !== document.vault) throw error;
   }
 }
 
-export function identityLost(message: string, cause?: unknown): TidemarkError {
+function identityLost(message: string, cause?: unknown): TidemarkError {
   return new TidemarkError("DAMAGED", message, {
-    remedy: "run `tidemark vault repair`: it puts it back from its copy; nothing is lost yet, and no new vault is created over this one",
+    remedy:
+      "run `tidemark vault repair`: it restores vault.json from its copy; nothing else is lost, and no vault is created over this one",
     detail: { object: vaultName },
     cause,
   });
 }
 
-/** Undefined: there is no such object. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+/** Undefined when there is no such object. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 async function find(store: Store, name: string, signal: AbortSignal | undefined): Promise<Identity | undefined> {
   try {
     const { bytes } = await store.get(name, documentBytesMax, { signal });
@@ -131,7 +148,7 @@ async function find(store: Store, name: string, signal: AbortSignal | undefined)
   }
 }
 
-/** Whether anything is there that only a vault has. */
+/** Whether the container holds anything that only a vault has. */
 async function hasRemains(store: Store, signal: AbortSignal | undefined): Promise<boolean> {
   try {
     if ((await store.etagOf(vaultCopyName, { signal })) !== undefined) return true;

@@ -1,14 +1,25 @@
-/** Point manifests: reading them, and proving at the store what a new one is about to refer to. */
+/**
+ * Point manifests: reads them, and proves at the store what a new one is about to refer to.
+ *
+ * A store that went back in time may have lost what it acknowledged a moment ago. So before a
+ * commit every object that was written for it is asked for by ETag, and `vault.json` is read.
+ *
+ * Invariant: a committed manifest refers only to objects that the store held, as they were written,
+ * after the head was marked.
+ */
 import { forEachAtOnce } from "../../concurrency.ts";
-import { hasCode, TidemarkError } from "../../errors.ts";
+import { hasCode } from "../../errors.ts";
 import type { ManifestDocument, PointRecord } from "../format/documents.ts";
 import { decodeManifest, decodeVault, documentBytesMax } from "../format/documents.ts";
 import { manifestName, vaultName } from "../format/names.ts";
-import { getReferred, regressed, type Store } from "../store.ts";
+import { getReferred, regressed, type Store, storeRegressed } from "../store.ts";
 
 const objectsProvedAtOnce = 8;
 
-/** Reads the manifest that the head names. Errors: DAMAGED (also when it is gone), FORMAT_UNSUPPORTED. */
+/**
+ * Reads the manifest of a point that the head lists. Errors: DAMAGED (also when it is gone),
+ * FORMAT_UNSUPPORTED.
+ */
 export async function readManifest(
   store: Store,
   vault: string,
@@ -22,7 +33,8 @@ export async function readManifest(
 }
 
 /**
- * Asks the store for objects that are about to be referred to, by name and ETag: every one that was written for it. Errors: STORE_REGRESSED.
+ * Makes sure that the store holds the objects `written` (name → ETag) that a commit is about to
+ * refer to. Errors: STORE_REGRESSED.
  */
 export async function proveObjects(store: Store, written: ReadonlyMap<string, string>, signal: AbortSignal | undefined): Promise<void> {
   await forEachAtOnce(written, objectsProvedAtOnce, async ([name, etag]) => {
@@ -37,8 +49,8 @@ export async function proveObjects(store: Store, written: ReadonlyMap<string, st
 }
 
 /**
- * Makes sure that the store still holds this very vault: one that forgot it may have been given another, in which nobody could read
- * what we write. Errors: STORE_REGRESSED.
+ * Makes sure that the store still holds this vault. A store that forgot it may hold another vault
+ * by now, whose readers could not read what this writer writes. Errors: STORE_REGRESSED.
  */
 export async function proveVault(store: Store, vault: string, signal: AbortSignal | undefined): Promise<void> {
   let there: string | undefined;
@@ -46,11 +58,10 @@ export async function proveVault(store: Store, vault: string, signal: AbortSigna
     const { bytes } = await store.get(vaultName, documentBytesMax, { signal });
     there = decodeVault(bytes, vaultName).vault;
   } catch (error) {
-    if (!hasCode(error, "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) throw error; // a container that is gone took it along
+    if (!hasCode(error, "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) throw error; // with the container the vault is gone
   }
   if (there === vault) return;
-  throw new TidemarkError("STORE_REGRESSED", `${store.description} has forgotten the vault ${vault}`, {
+  throw storeRegressed(vaultName, `${store.description} has forgotten the vault ${vault}`, {
     remedy: "run the command again: it says what is left; the first replication creates a vault where there is nothing",
-    detail: { object: vaultName },
   });
 }

@@ -1,9 +1,13 @@
 /**
- * Pins: a user wants a point to stay, whatever the policy says, for good or until a time.
+ * Pins: a user keeps a point, whatever the retention policy says, for good or until a time.
  *
- * A pin is an object `disks/<disk>/pins/<sequence>-<random>` that is put and deleted, never changed; anyone may do so at any time, because it is
- * the order of `condemned.ts` that keeps it from being missed. A point may have several pins, each with a name of its own, so that two who need it
- * do not take it from each other. Pins that have expired, or whose point is gone, are cleared away by the next prune.
+ * A pin is an object `disks/<disk>/pins/<sequence>-<random>` that is put and deleted and never
+ * changed. It needs no lease: the order of `prune-fence.ts` makes sure that no prune misses it. A
+ * point may have several pins, each with a name of its own, so that two users who need it do not
+ * take it from each other. The next prune clears away pins that have expired and pins whose point
+ * is gone.
+ *
+ * Invariant: a prune drops no point that has a pin in force. A pin that cannot be read is in force.
  */
 import { randomBytes } from "node:crypto";
 import { forEachAtOnce } from "../../concurrency.ts";
@@ -14,57 +18,64 @@ import type { HeadDocument, PointRecord } from "../format/documents.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import type { PinDocument } from "../format/keeping.ts";
 import { decodePin, encodePin } from "../format/keeping.ts";
-import { keeperName, keepersPrefix, keptSequence } from "../format/names.ts";
+import { heldOrPinnedSequence, holdOrPinName, holdsOrPinsPrefix } from "../format/names.ts";
 import type { Store } from "../store.ts";
 import type { PointPlace } from "./prune-fence.ts";
 import { proveListed } from "./prune-fence.ts";
 
-/** Most pins of a disk: each is read by every prune. */
+/** Most pins of a disk: every prune reads each of them. */
 const pinsMax = 1_024;
 const pinNameCharactersMax = 200;
 const readsAtOnce = 8;
 
 /** A pin as it stands in the store. */
 export interface StoredPin {
-  /** Of the object. */
+  /** Name of the object. */
   readonly object: string;
   readonly sequence: number;
-  /** Undefined when it cannot be read: then it counts, because nobody knows that it does not. */
+  /** Undefined when it cannot be read; the pin is in force then. */
   readonly document: PinDocument | undefined;
 }
 
 export interface PinRequest extends PointPlace {
-  /** What it is called; null: it has no name. */
+  /** Name of the pin; null: none. */
   readonly name: string | null;
-  /** Until when, in ms since 1970; null: for good. */
+  /** End of the pin, ms since 1970; null: none. */
   readonly untilMs: number | null;
   readonly nowMs: number;
 }
 
-/** Pins a point. A pin of the same name that the point has is replaced. Errors: INVALID_ARGUMENT, POINT_NOT_FOUND. */
+/**
+ * Pins a point. Replaces a pin of the same name that the point has. Errors: INVALID_ARGUMENT,
+ * POINT_NOT_FOUND.
+ */
 export async function putPin(request: PinRequest): Promise<PinDocument> {
   const { store, vault, disk, point, name, untilMs, nowMs, signal } = request;
   checkRequest(request);
   const pins = await listPins(store, vault, disk, request.onNotice, signal);
   if (pins.length >= pinsMax) {
-    throw new TidemarkError("INVALID_ARGUMENT", `disk ${JSON.stringify(disk)} has ${String(pins.length)} pins, and may have no more`, {
-      remedy: "remove pins that nobody needs: `tidemark points list` shows them, `tidemark points unpin` removes them",
-    });
+    throw new TidemarkError(
+      "INVALID_ARGUMENT",
+      `disk ${JSON.stringify(disk)} has ${String(pins.length)} pins; that is the most that a disk can have`,
+      {
+        remedy: "remove pins with `tidemark points unpin`; `tidemark points list` shows them",
+      },
+    );
   }
   const document: PinDocument = { vault, disk, sequence: point.sequence, point: point.id, name, createdMs: nowMs, untilMs };
-  const object = keeperName("pins", disk, point.sequence, toHex(randomBytes(16)));
+  const object = holdOrPinName("pins", disk, point.sequence, toHex(randomBytes(16)));
   await store.putOnce(object, encodePin(document), { signal });
   try {
     await proveListed(request);
   } catch (error) {
-    await store.lease().deleteObject(object);
+    await store.delete(object);
     throw error;
   }
   for (const former of pins) if (isOf(former, point) && former.document?.name === name) await deletePin(store, former, signal);
   return document;
 }
 
-/** Removes a point's pins: all of them, or those of a name. Returns how many there were. */
+/** Removes a point's pins: all of them, or those of one name. Returns how many were removed. */
 export async function removePins(options: {
   readonly store: Store;
   readonly vault: string;
@@ -82,7 +93,10 @@ export async function removePins(options: {
   return named.length;
 }
 
-/** All pins of a disk. One that cannot be read is told of, and is in the list all the same. */
+/**
+ * All pins of a disk, in no order. One that cannot be read is in the list, and a notice PIN_DAMAGED
+ * names it. Errors: those of the store.
+ */
 export async function listPins(
   store: Store,
   vault: string,
@@ -91,8 +105,8 @@ export async function listPins(
   signal: AbortSignal | undefined,
 ): Promise<StoredPin[]> {
   const names: { readonly object: string; readonly sequence: number }[] = [];
-  for await (const { name } of store.list(keepersPrefix("pins", disk), { signal })) {
-    const sequence = keptSequence(name);
+  for await (const { name } of store.list(holdsOrPinsPrefix("pins", disk), { signal })) {
+    const sequence = heldOrPinnedSequence(name);
     if (sequence !== undefined) names.push({ object: name, sequence });
   }
   const pins: StoredPin[] = [];
@@ -103,14 +117,14 @@ export async function listPins(
     } catch (error) {
       if (hasCode(error, "OBJECT_NOT_FOUND")) return; // removed since it was listed
       if (!isUnreadable(error)) throw error;
-      onNotice({ code: "PIN_DAMAGED", message: `${error.message}; the point that it names stays pinned` });
+      onNotice({ code: "PIN_DAMAGED", message: `${error.message}; its point stays pinned` });
       pins.push({ object, sequence, document: undefined });
     }
   });
   return pins;
 }
 
-/** The pins of a disk that count by now, as its newest point and our clock tell. Errors: as `listPins`. */
+/** The pins of a disk that have not expired. Errors: as `listPins`. */
 export async function countedPins(
   store: Store,
   head: HeadDocument,
@@ -122,12 +136,18 @@ export async function countedPins(
   return pins.filter((pin) => !isExpired(pin, Date.now(), newestMs));
 }
 
-/** Whether a pin is meant for this very point: a store that went back in time may have given its number to another. */
+/**
+ * Whether a pin is of this point: after a store went back in time another point may have the same
+ * sequence number.
+ */
 export function isOf({ sequence, document }: StoredPin, point: Pick<PointRecord, "sequence" | "id">): boolean {
   return sequence === point.sequence && (document === undefined || document.point === point.id);
 }
 
-/** Its time is over by our clock and by that of the newest point, so that a clock that was set forward unpins nothing. */
+/**
+ * Whether a pin has ended by this machine's clock and by the time of the newest point: a clock that
+ * was set forward unpins nothing.
+ */
 export function isExpired({ document }: StoredPin, nowMs: number, newestMs: number): boolean {
   const untilMs = document?.untilMs ?? null;
   return untilMs !== null && untilMs < nowMs && untilMs < newestMs;
@@ -135,34 +155,39 @@ export function isExpired({ document }: StoredPin, nowMs: number, newestMs: numb
 
 /** Errors: those of the store. */
 export async function deletePin(store: Store, { object }: StoredPin, signal: AbortSignal | undefined): Promise<void> {
-  await store.lease().deleteObject(object, { signal });
+  await store.delete(object, { signal });
 }
 
 function checkRequest({ name, untilMs, nowMs }: PinRequest): void {
   if (name !== null && (name.length === 0 || name.length > pinNameCharactersMax || /\p{Cc}/u.test(name))) {
-    throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(name)} cannot be the name of a pin`, {
+    throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(name)} is no valid name of a pin`, {
       remedy: `use 1 to ${String(pinNameCharactersMax)} characters without control characters, or leave the name out`,
     });
   }
   if (untilMs !== null && !(Number.isSafeInteger(untilMs) && untilMs > nowMs)) {
-    throw new TidemarkError("INVALID_ARGUMENT", "a pin cannot end before it begins", {
-      remedy: "give a time in the future, such as 2030-05-01T12:00:00Z, or none",
+    throw new TidemarkError("INVALID_ARGUMENT", "the end of the pin is no time in the future", {
+      remedy: "give a later time, such as 2030-05-01T12:00:00Z, or leave it out",
     });
   }
 }
 
-/** A user's wish that a point stays. */
+/** A pin of a point. */
 export interface PinSummary {
+  /** Null: the pin has no name. */
   readonly name: string | null;
-  /** ISO 8601 in UTC; null: for good. */
+  /** When the pin ends, ISO 8601 in UTC; null: never. */
   readonly until: string | null;
 }
 
+/** Which point `Vault.pin` and `Vault.unpin` concern. */
 export interface PinOptions {
   readonly disk: string;
   /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
   readonly point: string;
-  /** What the pin is called. A point may have several, of different names. */
+  /**
+   * Name of the pin, 1 to 200 characters without control characters. A point may have several pins
+   * of different names.
+   */
   readonly name?: string | undefined;
   readonly onNotice?: ((notice: Notice) => void) | undefined;
   readonly signal?: AbortSignal | undefined;

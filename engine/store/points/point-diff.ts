@@ -11,10 +11,10 @@ import { fromHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { mapDifferences } from "../map/map-diff.ts";
 import type { Store } from "../store.ts";
+import { readHead } from "./head.ts";
 import { readManifest } from "./manifest.ts";
 import { type PointSummary, pointSummary, selectPoint } from "./points.ts";
 import { holdToRead } from "./reader-holds.ts";
-import { readHead } from "./writer-lease.ts";
 
 export interface DiffOptions {
   readonly disk: string;

@@ -1,4 +1,9 @@
-/** Lists disks and points, and finds the point that a user means. */
+/**
+ * Listings of disks and points, and selection of the point that a user names.
+ *
+ * A listing reads the head, the pages of points that it needs, the pins, the holds and the scrub
+ * log of a disk. One point in full also reads the point's manifest.
+ */
 import { TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { Consistency } from "../../volume.ts";
@@ -13,7 +18,10 @@ import { countedPins, isOf, type PinSummary, type StoredPin } from "./pins.ts";
 import { readProved } from "./proved.ts";
 import { listHolds } from "./reader-holds.ts";
 
-/** `group`: what the point counts as a part of. Its own record names a group that may not be complete; see `GroupMembers`. */
+/**
+ * `group`: the group point that the point is a part of. The group of its own record may be
+ * incomplete; see `GroupMembers`.
+ */
 export function pointSummary(disk: string, point: PointRecord, group: GroupRecord | null = point.group): PointSummary {
   return {
     disk,
@@ -30,13 +38,19 @@ export function pointSummary(disk: string, point: PointRecord, group: GroupRecor
   };
 }
 
-/** Names of the vault's disks, sorted: those that have a head, and those that have lost it, of which points are there. */
+/**
+ * Names of the vault's disks, sorted: those that have a head, and those that have points and lost
+ * their head.
+ */
 export async function diskNames(store: Store, signal?: AbortSignal): Promise<string[]> {
   const { disks, headless } = await listDisks(store, signal);
   return [...disks, ...headless].sort();
 }
 
-/** Names of the disks, sorted, and of those that have manifests of points but no head: it is lost, or has been made while this looked. */
+/**
+ * Names of the disks, sorted, and of those that have manifests but no head: it is lost, or was
+ * created during the listing.
+ */
 export async function listDisks(store: Store, signal?: AbortSignal): Promise<{ readonly disks: string[]; readonly headless: string[] }> {
   const [heads, manifests] = [new Set<string>(), new Set<string>()];
   for await (const { name } of store.list(disksPrefix, { signal })) {
@@ -61,7 +75,10 @@ export async function diskSummary(members: GroupMembers, disk: string): Promise<
     : { disk, points, latest: pointSummary(disk, latest, await members.groupOf(disk, latest)) };
 }
 
-/** The newest points of a disk, oldest first. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT, DAMAGED (see `PointsOptions.onNotice`). */
+/**
+ * The newest points of a disk, oldest first. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT, DAMAGED (see
+ * `PointsOptions.onNotice`).
+ */
 export async function listPoints(store: Store, members: GroupMembers, disk: string, options: PointsOptions): Promise<ListedPoint[]> {
   const { limit, onNotice, signal } = options;
   if (limit !== undefined && (!Number.isInteger(limit) || limit < 1)) {
@@ -123,8 +140,9 @@ function isoOrNull(timeMs: number | null): string | null {
 }
 
 /**
- * The point that `selector` names: a sequence number, an id, `latest`, or an ISO 8601 time, which names the newest point not
- * younger. Errors: POINT_NOT_FOUND, INVALID_ARGUMENT, DAMAGED when the page that may hold it cannot be read.
+ * The point that `selector` names: a sequence number, an id, `latest`, or an ISO 8601 time, which
+ * names the newest point not younger. Errors: POINT_NOT_FOUND, INVALID_ARGUMENT, DAMAGED when the
+ * page that may hold it cannot be read.
  */
 export async function selectPoint(store: Store, head: HeadDocument, selector: string, signal?: AbortSignal): Promise<PointRecord> {
   const key = keyOf(selector.trim());
@@ -152,66 +170,99 @@ function keyOf(selector: string): PointKey | "latest" {
   return { timeMs };
 }
 
+/** A disk of a listing. */
 export interface DiskSummary {
   readonly disk: string;
+  /** Number of committed points. */
   readonly points: number;
-  /** Newest point, absent while the disk has none. */
+  /** Newest point; absent while the disk has none. */
   readonly latest?: PointSummary;
 }
 
-/** What lists points. */
+/** How to list points. */
 export interface PointsOptions {
-  /** Only the newest so many. Default: all. */
+  /** Number of points, counted from the newest, at least 1. Default: all. */
   readonly limit?: number | undefined;
-  /** Told of pages of points that cannot be read, whose points are then left out. Absent, one ends the listing with DAMAGED. */
+  /**
+   * Gets a notice for each page of points and each pin that cannot be read; points of such a page
+   * are left out. Absent: such a page ends the listing with DAMAGED.
+   */
   readonly onNotice?: ((notice: Notice) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
+/** A committed point, as its head lists it. */
 export interface PointSummary {
   readonly disk: string;
+  /** Rises from point to point of a disk, from 1. */
   readonly sequence: number;
+  /** Id: 32 hexadecimal digits. */
   readonly point: string;
   /** Time of the cut, ISO 8601 in UTC. */
   readonly time: string;
   readonly consistency: Consistency;
-  /** The multi-disk point that this one is a part of; null also while a disk of the group has no point with this id. */
+  /**
+   * The group point that this point is a part of; null when there is none, or while a member disk
+   * has no point of it.
+   */
   readonly group: { readonly id: string; readonly name: string } | null;
-  /** From the cut to the commit; null where it was not measured. */
+  /** From the cut to the commit, in ms; null when it was not measured. */
   readonly lagMs: number | null;
+  /** Size of the disk. */
   readonly volumeBytes: number;
+  /** Bytes of the disk that the point changed, in whole granules of 4 KiB. */
   readonly changedBytes: number;
+  /** Of these, the bytes that the vault did not hold before. */
   readonly newBytes: number;
+  /** Bytes that were written for the new ones, after compression. */
   readonly storedBytes: number;
 }
 
-/** A point of a list, and what keeps it from being pruned: what keeps one disk's part of a group's point keeps all of them. */
+/**
+ * A point of a listing, and what keeps it from being pruned. A pin or a hold of one member keeps
+ * the whole group point.
+ */
 export interface ListedPoint extends PointSummary {
-  /** By a pin that has not expired. */
+  /** Whether a pin that has not expired keeps the point. */
   readonly pinned: boolean;
-  /** Somebody reads it, or did so until lately: a hold is cleared away by the first prune that finds its reader dead. */
+  /**
+   * Whether a reader holds the point. The hold of a dead reader counts until the next prune clears
+   * it away.
+   */
   readonly held: boolean;
-  /** When all of it was last read back and proved, ISO 8601 in UTC; null: never, as far as is known. */
+  /**
+   * When the whole point was last read back and proved, ISO 8601 in UTC; null when that is not
+   * known.
+   */
   readonly proved: string | null;
 }
 
+/** A point in full. */
 export interface PointDetail extends PointSummary {
-  /** What keeps it from being pruned. */
+  /** The pins of the point, expired ones included. */
   readonly pins: readonly PinSummary[];
-  /** When all of it was last read back and proved, ISO 8601 in UTC; null: never, as far as is known. */
+  /**
+   * When the whole point was last read back and proved, ISO 8601 in UTC; null when that is not
+   * known.
+   */
   readonly proved: string | null;
-  /** Null for a point that was not cut together with others. */
+  /** The group with which the point was cut; null for a point of one disk. */
   readonly group: GroupRecord | null;
-  /** True when a disk of `group` has no point that bears its id: then this is a point of its own. */
+  /**
+   * True when a member disk of `group` has no point of it: then this point stands for its own disk
+   * alone.
+   */
   readonly groupIncomplete: boolean;
-  /** How the application was brought to rest; null when none was asked to. */
+  /** How the hooks froze and thawed the application; null when there was no hook to call. */
   readonly application: ApplicationRecord | null;
-  /** Id of the point it was made from, null for the first. */
+  /** Id of the point that this one builds on; null for the first. */
   readonly parent: string | null;
+  /** Of the changed bytes, those that are zeros. */
   readonly zeroBytes: number;
+  /** Of the changed bytes, those that the vault held already. */
   readonly dedupedBytes: number;
-  /** Sorted tables whose overlay is the point's map, newest first. */
+  /** The sorted runs whose overlay is the point's map, newest first. */
   readonly runs: readonly { readonly entries: number; readonly leaves: number; readonly bytes: number }[];
-  /** The version of Tidemark that wrote it. */
+  /** The version of Tidemark that wrote the point. */
   readonly writtenBy: string;
 }

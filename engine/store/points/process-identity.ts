@@ -1,6 +1,10 @@
 /**
- * Who we are among the processes of this machine, and whether another one still lives. Only processes of one boot and one
- * process-id space can be judged: two containers on one kernel see different processes under the same ids.
+ * Process identity: tells whether another process of this machine still lives.
+ *
+ * A process is named by machine, pid and start time, so that a recycled pid is not taken for the
+ * process that had it before. A machine is a boot and a process-id space on it: two containers on
+ * one kernel see different processes under the same pid, so they count as two machines. Of
+ * processes of other machines nothing can be told.
  */
 import { readFile, readlink } from "node:fs/promises";
 import os from "node:os";
@@ -21,10 +25,14 @@ export async function identifyProcess(): Promise<ProcessIdentity> {
   };
 }
 
-/** Sessions of this very process; shared by every copy of the module that it may have loaded. */
+/**
+ * Key of the writer sessions of this process, which all copies of this module that the process has
+ * loaded share.
+ */
 const registryKey = Symbol.for("tidemark.sessions");
 type Registry = typeof globalThis & { [registryKey]?: Set<string> };
 
+/** Ids of the writer sessions that this process holds. */
 export function liveSessions(): Set<string> {
   const registry: Registry = globalThis;
   const sessions = registry[registryKey] ?? new Set();
@@ -32,7 +40,7 @@ export function liveSessions(): Set<string> {
   return sessions;
 }
 
-/** Whether `writer`, a process of this machine, still runs. When in doubt, yes. */
+/** Whether `writer`, a process of this machine, still runs. True when that cannot be told. */
 export async function isAlive(writer: WriterRecord): Promise<boolean> {
   if (writer.pid === process.pid) return liveSessions().has(writer.session);
   if (process.platform !== "linux") return answersSignal(writer.pid);
@@ -54,7 +62,10 @@ async function linuxProcessSpace(): Promise<string> {
   return `${bootId.trim()} ${await readlink("/proc/self/ns/pid")}`;
 }
 
-/** State and start time from /proc/PID/stat (proc(5)), undefined when there is no such process or no /proc. */
+/**
+ * State and start time from /proc/PID/stat (proc(5)), undefined when there is no such process or no
+ * /proc.
+ */
 export async function processStat(pid: number): Promise<{ readonly isZombie: boolean; readonly startTicks: number } | undefined> {
   let text: string;
   try {
@@ -63,7 +74,8 @@ export async function processStat(pid: number): Promise<{ readonly isZombie: boo
     if (systemCode(error) === "ENOENT" || systemCode(error) === "ESRCH") return undefined;
     throw error;
   }
-  // The command's name stands in parentheses and may hold anything: fields are counted from the last one.
+  // The command's name stands in parentheses and may itself hold parentheses: fields are counted
+  // from the last one.
   const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
   return { isZombie: fields[0] === "Z" || fields[0] === "X", startTicks: Number(fields[19]) };
 }

@@ -1,8 +1,13 @@
 /**
- * When each point of a disk was last proved whole. Whoever proves points notes it in `disks/<disk>/proved`, which is swapped by ETag: of two who note
- * at once one reads again and adds to what the other has noted.
+ * Scrub log of a disk: when each point was last read back and proved.
  *
- * Numbers of points come again only after a store went back in time. A time that is older than the point itself was some other point's, and does not count.
+ * The times stand in `disks/<disk>/proved`, as ranges of neighbouring points that were proved at
+ * one time. A scrubber adds to them with a compare-and-swap; of two that write at once the later
+ * one reads again and adds to what the first has written.
+ *
+ * The document only decides in which order points are proved. If it cannot be read, all points
+ * count as never proved, and it is written anew. A sequence number is given again only after a
+ * store went back in time: a time that is older than the point is another point's.
  */
 import { hasCode, isUnreadable } from "../../errors.ts";
 import type { PointRecord } from "../format/documents.ts";
@@ -20,7 +25,7 @@ export class ProvedTimes {
     this.#ranges = ranges;
   }
 
-  /** When the point was last proved, in ms since 1970; null: never, as far as is known. */
+  /** When the point was last proved, ms since 1970; null when that is not known. */
   of({ sequence, timeMs }: Pick<PointRecord, "sequence" | "timeMs">): number | null {
     let [from, end] = [0, this.#ranges.length];
     while (from < end) {
@@ -33,17 +38,14 @@ export class ProvedTimes {
   }
 }
 
-/**
- * Reads the times of a disk's points. A document that cannot be read tells nothing: it only says in which order points are to be proved, and is written anew.
- * Errors: those of the store.
- */
+/** Reads the times of a disk's points. Errors: those of the store. */
 export async function readProved(store: Store, vault: string, disk: string, signal?: AbortSignal): Promise<ProvedTimes> {
   return new ProvedTimes((await readRanges(store, vault, disk, signal)).ranges);
 }
 
 /**
- * Notes that the points of the given numbers have just been proved. `points`: all points of the disk, in rising order; what is noted of others is forgotten.
- * Errors: those of the store.
+ * Notes that the points of the given sequence numbers have just been proved. `points`: all points
+ * of the disk, ascending; times of other points are dropped. Errors: those of the store.
  */
 export async function noteProved(
   store: Store,
@@ -88,7 +90,10 @@ async function readRanges(
   }
 }
 
-/** Points side by side that were proved at one time are one range; where there are too many, those that were proved longest ago count as never proved. */
+/**
+ * Neighbours that were proved at one time become one range. Of too many ranges the oldest are
+ * dropped: their points count as never proved.
+ */
 function rangesOf(times: readonly { readonly sequence: number; readonly provedMs: number | null }[]): ProvedRange[] {
   const ranges: { first: number; last: number; provedMs: number }[] = [];
   let isOpen = false;

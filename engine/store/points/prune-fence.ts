@@ -1,22 +1,24 @@
 /**
- * Who comes first wins: the order in which those who keep a point and those who drop it write and read. No clock of ours is part of it.
+ * Race between dropping a point (a prune) and keeping it (a reader's hold, a pin).
  *
- *     keeper:   put hold or pin  ─►  read `condemned`  ─►  read head           listed and not condemned: kept
- *     pruner:   put `condemned`  ─►  list holds and pins  ─►  swap head        without those that nobody keeps
+ *     keeper:  put hold or pin  →  read condemned list  →  read head: listed and not condemned → kept
+ *     pruner:  put condemned list  →  list holds and pins  →  swap head without the unkept points
  *
- * The store answers every read with the newest write. So either the keeper's reading of the list comes after the pruner's writing of it,
- * and the keeper sees it; or the keeper's object was there before the pruner listed, and the pruner sees that. A keeper that finds its
- * point condemned waits for the head to tell. The list of a pruner that died is void as soon as the head has a higher epoch, because the
- * swap it was written for can never happen any more; so a keeper that waits in vain takes the dead pruner's seat and leaves it.
+ * Both write before they read (Dekker's pattern), and the store is strongly consistent, so at least
+ * one of them sees the other. No clock is involved.
  *
- * A group's point is several disks', each of which is pruned under a seat of its own. So a pruner lists the holds and pins of all members, and a keeper
- * reads the lists of all: the same argument then holds for each pair of them. A keeper waits for what another disk's list says, too, but it
- * has its point whatever comes of that: what such a prune drops had been doomed before, and the point is none of a group any more.
+ * A keeper that finds its point condemned waits for the pruner's head swap. If the pruner died, the
+ * keeper takes over the writer lease: the higher epoch voids the old list.
+ *
+ * Group points: the pruner lists the holds of all member disks, the keeper reads the condemned
+ * lists of all member disks, so the argument holds for each pair. A keeper waits for what a
+ * member's list says, too. Its own disk's point is kept whatever becomes of that one.
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { hasCode, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { PutCondition } from "../../sink.ts";
+import { pruneFenceTiming } from "../../timing.ts";
 import type { HeadDocument, PointRecord } from "../format/documents.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import type { CondemnedDocument, SequenceRange } from "../format/keeping.ts";
@@ -24,16 +26,15 @@ import { decodeCondemned, encodeCondemned } from "../format/keeping.ts";
 import { condemnedName, headName } from "../format/names.ts";
 import type { Store } from "../store.ts";
 import { unknownOutcomesMax, unreachable } from "../store.ts";
+import { readHead } from "./head.ts";
 import { findPoint, PageCache, readPoints } from "./history.ts";
-import { readHead, WriterLease } from "./writer-lease.ts";
+import { writerLeaseLost } from "./take-over.ts";
+import { WriterLease } from "./writer-lease.ts";
 
-const timing = {
-  /** How long a keeper waits for a prune that has condemned its point, before it looks whether the pruner still lives. */
-  waitMs: 5_000,
-  pollMs: 100,
-} as const;
-
-/** Pages in which points were looked for, for whoever keeps one point of a disk after the other. */
+/**
+ * Pages of points that were read lately, for a process that keeps one point of a disk after the
+ * other.
+ */
 const pagesOf = new WeakMap<Store, PageCache>();
 
 export interface PointPlace {
@@ -46,8 +47,11 @@ export interface PointPlace {
 }
 
 /**
- * Makes sure that no prune of any disk, running or to come, misses the hold or pin that has been put before: to be called after it. Errors:
- * POINT_NOT_FOUND when the point has been dropped or is being dropped; DAMAGED, FORMAT_UNSUPPORTED.
+ * Makes sure that no prune of any disk, running or to come, misses the hold or pin that has just
+ * been put.
+ *
+ * @throws POINT_NOT_FOUND when the point has been dropped or is being dropped; DAMAGED,
+ * FORMAT_UNSUPPORTED.
  */
 export async function proveListed(place: PointPlace): Promise<void> {
   const { store, disk, point, signal } = place;
@@ -66,26 +70,29 @@ export async function proveListed(place: PointPlace): Promise<void> {
 /** Whether no prune of `member` has condemned its part of the group's point. */
 async function isGroupSafe(place: PointPlace, member: string, cache: PageCache): Promise<boolean> {
   const { store, vault, point, signal } = place;
-  // As a rule nothing is; else the member's points have to be looked through.
+  // The list is empty as a rule. If it is not, the member's points have to be read.
   const { condemned: first } = await readCondemned(store, vault, member, signal);
   if (first === undefined || first.ranges.length === 0) return true;
   try {
     const { condemned, head } = await readBoth(place, member);
     const oldest = condemned?.ranges[0]?.first ?? Number.POSITIVE_INFINITY;
-    // What a damaged page lists is in no list of condemned points.
+    // A point in a page that cannot be read is never condemned.
     for await (const { sequence, group } of readPoints(store, head, { cache, onDamage: () => undefined, signal })) {
       if (sequence < oldest) break;
       if (group?.id === point.group?.id) return !isCondemned(condemned, head, sequence);
     }
     return true;
   } catch (error) {
-    // Where no point can be read there is none to be dropped.
+    // A prune of a disk whose head cannot be read drops nothing.
     if (hasCode(error, "DISK_NOT_FOUND") || (isUnreadable(error) && error.detail["object"] === headName(member))) return true;
     throw error;
   }
 }
 
-/** Asks until `isSettled`; when a prune of `disk` is waited for in vain, its seat is taken, if it is dead. Errors: POINT_NOT_FOUND. */
+/**
+ * Asks until `isSettled`. When a prune of `disk` does not end in time, takes the writer lease over
+ * if the pruner is dead. Errors: POINT_NOT_FOUND.
+ */
 async function decided(
   { store, vault, disk: own, point, onNotice, signal }: PointPlace,
   disk: string,
@@ -96,8 +103,8 @@ async function decided(
     throwIfAborted(signal);
     if (await isSettled()) return;
     waitedSinceMs ??= performance.now();
-    if (performance.now() - waitedSinceMs < timing.waitMs) {
-      await delay(timing.pollMs, undefined, { signal }).catch(() => undefined);
+    if (performance.now() - waitedSinceMs < pruneFenceTiming.waitMsMax) {
+      await delay(pruneFenceTiming.pollMs, undefined, { signal }).catch(() => undefined);
       continue;
     }
     try {
@@ -110,7 +117,7 @@ async function decided(
   }
 }
 
-/** The list first: a head that is read after it is younger than all that the list was void for. */
+/** The list is read first: then the head shows every swap that had made the list void. */
 async function readBoth(
   { store, vault, signal }: PointPlace,
   disk: string,
@@ -120,18 +127,24 @@ async function readBoth(
   return { condemned, head };
 }
 
-/** Whether the list counts, and names the point. */
+/** Whether the list is in force and names the point. */
 function isCondemned(condemned: CondemnedDocument | undefined, head: HeadDocument, sequence: number): boolean {
   if (condemned === undefined || condemned.epoch < head.epoch) return false;
   return condemned.ranges.some(({ first, last }) => first <= sequence && sequence <= last);
 }
 
-/** Whether `error` says that a prune was under way whose outcome was not known, rather than that the point has gone. */
+/**
+ * Whether `error` says that a prune of unknown outcome was under way, rather than that the point
+ * has gone.
+ */
 export function isUndecided(error: TidemarkError): boolean {
   return error.detail["pruning"] !== undefined;
 }
 
-/** The list and its ETag, both undefined when there has never been one. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+/**
+ * The list and its ETag, both undefined when there has never been one. Errors: DAMAGED,
+ * FORMAT_UNSUPPORTED.
+ */
 export async function readCondemned(
   store: Store,
   vault: string,
@@ -144,23 +157,26 @@ export async function readCondemned(
 }
 
 /**
- * Writes the list, for the holder of the seat. A list of a higher epoch is never replaced, so a pruner that slept and lost its seat cannot hide what its
- * successor has condemned. Returns the ETag, by which the list is proved before the head is swapped. Errors: SEAT_LOST.
+ * Writes the condemned list, for the holder of the writer lease. A list of a higher epoch is never
+ * replaced, so a pruner that slept and lost its lease cannot hide what its successor has condemned.
+ * Returns the ETag, by which the list is proved before the head is swapped.
+ *
+ * @throws SEAT_LOST, STORE_UNREACHABLE.
  */
 export async function putCondemned(store: Store, document: CondemnedDocument, signal: AbortSignal | undefined): Promise<string> {
   const { vault, disk, epoch } = document;
   const name = condemnedName(disk);
   const bytes = encodeCondemned(document);
-  decodeCondemned(bytes, name, document); // a list that nobody can read would keep everybody from every point
+  decodeCondemned(bytes, name, document); // a list that no keeper can decode would keep every point from being held
   let failure: unknown;
   for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
     const { condemned, etag } = await readReplaceable(store, vault, disk, signal);
-    if (condemned !== undefined && condemned.epoch > epoch) throw writerLeaseLost(disk);
+    if (condemned !== undefined && condemned.epoch > epoch) throw writerLeaseLost(disk, " and prunes it");
     const condition: PutCondition = etag === undefined ? { ifAbsent: true } : { ifMatch: etag };
     try {
       return await store.put(name, bytes, condition, { signal });
     } catch (error) {
-      // What is still under way finds another ETag, once a later put has been answered.
+      // A put that is still under way finds another ETag, once a later put has been answered.
       if (!hasCode(error, "OUTCOME_UNKNOWN", "CONDITION_FAILED", "OBJECT_EXISTS")) throw error;
       failure = error;
     }
@@ -169,8 +185,9 @@ export async function putCondemned(store: Store, document: CondemnedDocument, si
 }
 
 /**
- * Empties the list after the head has been swapped, unless somebody else has written one since. While it stands, and its seat is held, nobody can keep a
- * point that it names, not even one that was left in the head. Errors: those of the store.
+ * Empties the list after the head has been swapped, unless another pruner has replaced it. While
+ * the list is in force no point that it names can be kept, even if the head still lists it. Errors:
+ * those of the store.
  */
 export async function clearCondemned(store: Store, document: CondemnedDocument, etag: string): Promise<void> {
   try {
@@ -180,7 +197,7 @@ export async function clearCondemned(store: Store, document: CondemnedDocument, 
   }
 }
 
-/** As `readCondemned`, but a list that is damaged is one that may be replaced: it is in nobody's way. */
+/** As `readCondemned`, but a damaged list counts as none, so that the pruner replaces it. */
 async function readReplaceable(
   store: Store,
   vault: string,
@@ -195,7 +212,7 @@ async function readReplaceable(
   }
 }
 
-/** Rising sequence numbers as ranges. */
+/** Ascending sequence numbers as ranges of neighbours. */
 export function rangesOf(sequences: readonly number[]): SequenceRange[] {
   const ranges: { first: number; last: number }[] = [];
   for (const sequence of sequences) {
@@ -206,13 +223,6 @@ export function rangesOf(sequences: readonly number[]): SequenceRange[] {
   return ranges;
 }
 
-function writerLeaseLost(disk: string): TidemarkError {
-  return new TidemarkError("SEAT_LOST", `another writer has taken over disk ${JSON.stringify(disk)}, and prunes it`, {
-    remedy: "let the other writer work, or stop it and run the command again",
-    detail: { disk },
-  });
-}
-
 function dropped(disk: string, point: PointRecord): TidemarkError {
   return new TidemarkError("POINT_NOT_FOUND", `point ${String(point.sequence)} of disk ${JSON.stringify(disk)} has been pruned`, {
     remedy: "`tidemark points list` shows the points that are left",
@@ -220,15 +230,13 @@ function dropped(disk: string, point: PointRecord): TidemarkError {
   });
 }
 
-/** `pruned`: the disk whose prune takes so long. */
+/** `pruned`: the disk whose prune has not ended. */
 function beingDropped(disk: string, point: PointRecord, pruned: string, cause: unknown): TidemarkError {
   const what = `point ${String(point.sequence)} of disk ${JSON.stringify(disk)}`;
   const fact =
-    pruned === disk
-      ? `${what} is being pruned`
-      : `${what} belongs to a group's point that is being pruned on disk ${JSON.stringify(pruned)}`;
+    pruned === disk ? `${what} is being pruned` : `${what} belongs to a group point that is being pruned on disk ${JSON.stringify(pruned)}`;
   return new TidemarkError("POINT_NOT_FOUND", fact, {
-    remedy: "run the command again in a minute: if the prune was interrupted, the point is there to stay; else choose another",
+    remedy: "run the command again in a minute; if the point is gone then, choose another one",
     detail: { disk, sequence: point.sequence, point: point.id, pruning: pruned },
     cause,
   });

@@ -1,33 +1,34 @@
 /**
- * Holds: who reads a point keeps it from being dropped meanwhile, also when it is read for days, and no longer than it is read.
+ * Reader holds: leases that keep a point from being pruned while it is read, for as long as it is
+ * read and no longer.
  *
- * A hold is an object `disks/<disk>/holds/<sequence>-<random>` under a lease, renewed several times within its term. It counts while
- * somebody has its lease, by the store's clock. A pruner asks for the lease: if it gets it, the reader is dead or has slept for too long, and
- * the hold is removed. A reader that finds its hold gone takes another; when the point is still listed then, it never was in danger, else
- * `signal` aborts.
+ * A hold is an object `disks/<disk>/holds/<sequence>-<random>` under a lease that its reader
+ * renews. It counts while that lease lasts, by the store's clock. A pruner tries to take the lease:
+ * if it gets it, the reader has died or has slept for too long, and the pruner removes the hold. A
+ * reader that finds its hold gone takes another one. If the point is still listed then, it never
+ * was in danger; if it is not, `signal` aborts.
+ *
+ * Invariant: a point with a living reader is not dropped. `prune-fence.ts` shows why no hold is
+ * missed.
+ *
+ * Cost: two puts and a read of the head to begin, one lease renewal each 15 s.
  */
 import { randomBytes, randomUUID } from "node:crypto";
 import { type ErrorCode, hasCode, TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
+import { leaseTiming } from "../../timing.ts";
 import { toHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { encodeHold } from "../format/keeping.ts";
-import { keeperName, keepersPrefix, keptSequence } from "../format/names.ts";
+import { heldOrPinnedSequence, holdOrPinName, holdsOrPinsPrefix } from "../format/names.ts";
+import { HeldLease, type LeasePlace, releaseSoon } from "../held-lease.ts";
 import type { Store } from "../store.ts";
 import { identifyProcess, type ProcessIdentity } from "./process-identity.ts";
 import { isUndecided, proveListed } from "./prune-fence.ts";
 
-/** Lease and its care, together because they depend on each other: several renewals fit into a lease. */
-const timing = {
-  leaseSeconds: 60,
-  renewEveryMs: 15_000,
-  /** How long a pruner keeps the lease of a hold that it removes. */
-  removeSeconds: 15,
-  /** How long giving a hold up may take: it ends by itself, and whoever leaves is in a hurry. */
-  giveUpMs: 1_500,
-} as const;
-
-/** How often a hold is taken anew because a pruner took it for a dead reader's before it was leased. */
+/**
+ * How often a hold is taken anew because a pruner took it for a dead reader's before it was leased.
+ */
 const takesMax = 5;
 
 export interface HoldOptions {
@@ -35,7 +36,7 @@ export interface HoldOptions {
   readonly vault: string;
   readonly disk: string;
   readonly point: PointRecord;
-  /** What for, in a word: `mount`. For people who look into the vault. */
+  /** What the point is read for, in a word: `mount`. For people who look into the vault. */
   readonly purpose: string;
   readonly onNotice: (notice: Notice) => void;
   readonly signal?: AbortSignal | undefined;
@@ -43,22 +44,31 @@ export interface HoldOptions {
 
 /** While it is held, the point is not dropped. */
 export interface PointHold extends AsyncDisposable {
-  /** Aborts, with POINT_NOT_FOUND as its reason, when the hold was lost and the point is not there any more. */
+  /**
+   * Aborts, with POINT_NOT_FOUND as its reason, when the hold was lost and the point is not there
+   * any more.
+   */
   readonly signal: AbortSignal;
-  /** Gives the hold up. Idempotent; waits. One that cannot be given up ends by itself. */
+  /** Ends the hold. Idempotent; waits. A hold that cannot be removed ends by itself. */
   release(): Promise<void>;
 }
 
 /**
- * Holds a point until `release`, or until this process has not been heard of by the store for a minute. In a store that refuses writes, or
- * has no room for any, nothing is held, and a notice HOLD_REFUSED says so. Errors: POINT_NOT_FOUND when the point has been, or is being, dropped; DAMAGED,
- * FORMAT_UNSUPPORTED when it cannot be told.
+ * Holds a point until `release`, or until the store has not heard of this process for a minute. In
+ * a store that refuses writes, or has no room for them, nothing is held, and a notice HOLD_REFUSED
+ * says so.
+ *
+ * @throws POINT_NOT_FOUND when the point has been, or is being, dropped; DAMAGED,
+ * FORMAT_UNSUPPORTED when that cannot be told.
  */
 export async function holdPoint(options: HoldOptions): Promise<PointHold> {
   return await heldUnless(options, "ACCESS_REFUSED", "NO_SPACE");
 }
 
-/** As `holdPoint`, for whoever wants the point's data above all: where it cannot be told whether the point is being dropped, nothing is held either. */
+/**
+ * As `holdPoint`, for reading a point of a damaged vault: where it cannot be told whether the point
+ * is being dropped, nothing is held.
+ */
 export async function holdToRead(options: HoldOptions): Promise<PointHold> {
   return await heldUnless(options, "ACCESS_REFUSED", "NO_SPACE", "DAMAGED", "FORMAT_UNSUPPORTED");
 }
@@ -70,7 +80,7 @@ async function heldUnless(options: HoldOptions, ...codes: readonly ErrorCode[]):
   } catch (error) {
     if (!hasCode(error, ...codes)) throw error;
     const { point, onNotice } = options;
-    const message = `point ${String(point.sequence)} is not held, so a prune may drop it while it is read: ${error.message}`;
+    const message = `point ${String(point.sequence)} is not held, so a prune can drop it while it is read: ${error.message}`;
     onNotice({ code: "HOLD_REFUSED", message });
     return new NoHold();
   }
@@ -79,23 +89,25 @@ async function heldUnless(options: HoldOptions, ...codes: readonly ErrorCode[]):
 /** The holds of a disk: sequence number of the point → names. */
 export async function listHolds(store: Store, disk: string, signal?: AbortSignal): Promise<ReadonlyMap<number, readonly string[]>> {
   const holds = new Map<number, string[]>();
-  for await (const { name } of store.list(keepersPrefix("holds", disk), { signal })) {
-    const sequence = keptSequence(name);
+  for await (const { name } of store.list(holdsOrPinsPrefix("holds", disk), { signal })) {
+    const sequence = heldOrPinnedSequence(name);
     if (sequence !== undefined) holds.set(sequence, [...(holds.get(sequence) ?? []), name]);
   }
   return holds;
 }
 
 /**
- * Removes the hold `name` if nobody has its lease. True: its reader lives, so it counts. What cannot be told for certain is an error.
+ * Whether the reader of the hold `name` lives, so that the hold counts. Removes the hold of a dead
+ * reader. Errors: those of the store.
  */
 export async function isHoldAlive(store: Store, name: string, signal?: AbortSignal): Promise<boolean> {
   const leaseId = randomUUID();
   try {
-    await store.lease().acquireLease(name, leaseId, timing.removeSeconds, { signal });
-    await store.lease().releaseLease(name, leaseId, { signal });
-    // A reader that comes to its lease in this very moment keeps its hold: what is leased cannot be deleted.
-    await store.lease().deleteObject(name, { signal });
+    await store.acquireLease(name, leaseId, leaseTiming.probeSeconds, { signal });
+    await store.releaseLease(name, leaseId, { signal });
+    // A reader that takes its lease at this moment keeps its hold: what is leased cannot be
+    // deleted.
+    await store.delete(name, { signal });
     return false;
   } catch (error) {
     if (hasCode(error, "LEASE_HELD")) return true;
@@ -104,34 +116,31 @@ export async function isHoldAlive(store: Store, name: string, signal?: AbortSign
   }
 }
 
-interface Lease {
-  readonly name: string;
-  readonly id: string;
-}
-
-async function takeHold(options: HoldOptions, { pid, host }: ProcessIdentity, signal: AbortSignal | undefined): Promise<Lease> {
+async function takeHold(options: HoldOptions, { pid, host }: ProcessIdentity, signal: AbortSignal | undefined): Promise<LeasePlace> {
   const { store, vault, disk, point, purpose } = options;
   for (let attempt = 1; ; attempt += 1) {
-    const lease = { name: keeperName("holds", disk, point.sequence, toHex(randomBytes(16))), id: randomUUID() };
+    const place = { name: holdOrPinName("holds", disk, point.sequence, toHex(randomBytes(16))), leaseId: randomUUID() };
     const document = { vault, disk, sequence: point.sequence, point: point.id, purpose, pid, host };
-    await store.putOnce(lease.name, encodeHold(document), { signal });
+    await store.putOnce(place.name, encodeHold(document), { signal });
     try {
-      await store.lease().acquireLease(lease.name, lease.id, timing.leaseSeconds, { signal });
+      await HeldLease.acquire(store, place, signal);
       await proveListed({ ...options, signal });
-      return lease;
+      return place;
     } catch (error) {
-      await giveUp(store, lease);
+      await removeHold(store, place);
       if (!hasCode(error, "LEASE_HELD", "OBJECT_NOT_FOUND") || attempt >= takesMax) throw error;
     }
   }
 }
 
-/** Removes a hold. It ends by itself when that fails: nobody renews it, and the next prune clears it away. */
-async function giveUp(store: Store, { name, id }: Lease): Promise<void> {
-  const signal = AbortSignal.timeout(timing.giveUpMs);
+/**
+ * Removes a hold of this process. If that fails the hold ends by itself: nothing renews it, and the
+ * next prune clears it away.
+ */
+async function removeHold(store: Store, place: LeasePlace): Promise<void> {
+  if (!(await releaseSoon(store, place))) return;
   try {
-    await store.lease().releaseLease(name, id, { signal });
-    await store.lease().deleteObject(name, { signal });
+    await store.delete(place.name, { signal: AbortSignal.timeout(leaseTiming.releaseMsMax) });
   } catch (error) {
     if (!(error instanceof TidemarkError)) throw error;
   }
@@ -140,49 +149,29 @@ async function giveUp(store: Store, { name, id }: Lease): Promise<void> {
 class LeasedHold implements PointHold {
   readonly #options: HoldOptions;
   readonly #identity: ProcessIdentity;
-  readonly #lost = new AbortController();
-  readonly #ending = new AbortController();
-  readonly #timer: NodeJS.Timeout;
-  #lease: Lease;
-  #renewing: Promise<void> | undefined;
+  readonly #lease: HeldLease;
   #released: Promise<void> | undefined;
 
-  constructor(options: HoldOptions, identity: ProcessIdentity, lease: Lease) {
+  constructor(options: HoldOptions, identity: ProcessIdentity, place: LeasePlace) {
     this.#options = options;
     this.#identity = identity;
-    this.#lease = lease;
-    this.#timer = setInterval(() => {
-      this.#renewing ??= this.#renew().finally(() => {
-        this.#renewing = undefined;
-      });
-      this.#renewing.catch(() => undefined); // a fault of ours reaches whoever releases the hold
-    }, timing.renewEveryMs).unref();
+    this.#lease = new HeldLease(options.store, place, async (_cause, signal) => await this.#takeAgain(signal));
   }
 
   get signal(): AbortSignal {
-    return this.#lost.signal;
+    return this.#lease.signal;
   }
 
-  /** What fails for now is tried again by the next tick. */
-  async #renew(): Promise<void> {
-    const { store } = this.#options;
-    const { signal } = this.#ending;
+  /** Undefined: the point is held by another hold now. Else why it is not there any more. */
+  async #takeAgain(signal: AbortSignal): Promise<TidemarkError | undefined> {
     try {
-      await store.lease().renewLease(this.#lease.name, this.#lease.id, { signal });
-      return;
+      const former = this.#lease.place;
+      this.#lease.place = await takeHold(this.#options, this.#identity, signal);
+      await removeHold(this.#options.store, former);
+      return undefined;
     } catch (error) {
-      if (!(error instanceof TidemarkError)) throw error;
-      if (!hasCode(error, "LEASE_LOST", "OBJECT_NOT_FOUND")) return;
-    }
-    try {
-      const former = this.#lease;
-      this.#lease = await takeHold(this.#options, this.#identity, signal);
-      await giveUp(store, former);
-    } catch (error) {
-      if (!(error instanceof TidemarkError)) throw error;
-      if (!hasCode(error, "POINT_NOT_FOUND", "DISK_NOT_FOUND") || isUndecided(error)) return;
-      clearInterval(this.#timer);
-      this.#lost.abort(error);
+      if (hasCode(error, "POINT_NOT_FOUND", "DISK_NOT_FOUND") && !isUndecided(error)) return error;
+      throw error;
     }
   }
 
@@ -192,13 +181,8 @@ class LeasedHold implements PointHold {
   }
 
   async #release(): Promise<void> {
-    clearInterval(this.#timer);
-    this.#ending.abort();
-    try {
-      await this.#renewing;
-    } finally {
-      await giveUp(this.#options.store, this.#lease);
-    }
+    await this.#lease.stop();
+    await removeHold(this.#options.store, this.#lease.place);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -206,7 +190,7 @@ class LeasedHold implements PointHold {
   }
 }
 
-/** What one has where nothing can be held. */
+/** In a store where nothing can be held. */
 class NoHold implements PointHold {
   readonly signal: AbortSignal = new AbortController().signal;
 

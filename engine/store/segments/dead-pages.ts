@@ -1,7 +1,15 @@
 /**
- * What a writer knows of dead pages: the newest collection that it has acted on, and which segments have a record of pages that hold nothing any more, or may
- * soon hold nothing. A record is read when it is asked for. It may have changed since the last look, and is right all the same: what a collection
- * condemns stays in it, unless a committed point turns out to need it.
+ * Dead pages as a writer knows them: which pages of segments garbage collections have freed or
+ * condemned (marked, not yet freed).
+ *
+ * A writer keeps the id of the newest collection that it has acted on, and the ETag of each
+ * segment's record of dead pages. While the id is unchanged a refresh costs one request; otherwise
+ * one listing shows which records are new. A record is read when it is asked for. It may have
+ * changed since the last look and is right all the same: a condemned page stays in the record
+ * unless a committed point needs it.
+ *
+ * Invariant: after `refresh`, a writer that refers to no page that `of` returns refers to nothing
+ * that the collection `collection` condemned.
  *
  * Memory: about 150 bytes for each segment that has a record, and 8 MiB.
  */
@@ -22,31 +30,37 @@ import {
 import type { Store } from "../store.ts";
 import { PageSet } from "./page-set.ts";
 
-/** Segments whose pages are kept in memory: 256 KiB each at most. */
+/** Segments whose page sets are cached, at most 256 KiB each. */
 const keptMax = 32;
 
-/** All pages of a segment. */
+/** The set of all pages of a segment. */
 const everything: PageSet = PageSet.ofRuns([{ from: 0, end: segmentPages }]);
 
 export class DeadPages {
   readonly #vault: string;
-  /** ETag of each segment's record; undefined when there is none any more. */
+  /** ETag of each segment's record; undefined when the record has been deleted. */
   readonly #records = new Map<string, string | undefined>();
-  /** The segments that were asked for last. */
+  /** Page sets of the segments that were asked for last. */
   readonly #kept = new Map<string, PageSet>();
-  /** Undefined before anything has been read. */
+  /** Undefined before the first `refresh`. */
   #collection: string | null | undefined;
 
   constructor(vaultId: Uint8Array) {
     this.#vault = toHex(vaultId);
   }
 
-  /** The newest collection of whose records everything is known here; null while there has been none, or nobody can read which. */
+  /**
+   * Id of the newest collection whose records are all known here; null when there has been none, or
+   * its id cannot be read.
+   */
   get collection(): string | null {
     return this.#collection ?? null;
   }
 
-  /** Before the first `refresh`: the caller has acted upon this record of a segment, and is not told of it again unless it has changed. */
+  /**
+   * To be called before the first `refresh`: the caller has acted on this record (an ETag) of the
+   * segment, so only a newer one is new.
+   */
   assume(segment: string, record: string): void {
     this.#records.set(segment, record);
   }
@@ -57,14 +71,17 @@ export class DeadPages {
   }
 
   /**
-   * Learns which records are new since the last time, by one request while there was no new collection. Returns their segments. To be called by one caller
-   * at a time. The first time all records are looked at, also when there is no id: pages have been cleared all the same. Errors: FORMAT_UNSUPPORTED and
-   * those of the store; then nothing has been learned.
+   * Learns which records are new since the last call, and returns their segments. One call at a
+   * time. The first call lists all records, also when there is no collection id: pages may have
+   * been freed all the same. After an error nothing has been learned.
+   *
+   * @throws FORMAT_UNSUPPORTED.
    */
   async refresh(store: Store, options: CallOptions): Promise<ReadonlySet<string>> {
-    // Asked first: the records that are found then hold at least all of this collection.
+    // Read first: the records that are listed afterwards hold at least everything of this
+    // collection.
     const collection = await readCollection(store, this.#vault, options).catch((error: unknown) => {
-      // There is nothing then that anybody could acknowledge, and the next collection puts its own in the place.
+      // There is no id to acknowledge then. The next collection replaces the document.
       if (hasCode(error, "DAMAGED")) return null;
       throw error;
     });
@@ -83,9 +100,12 @@ export class DeadPages {
   }
 
   /**
-   * Pages of a segment that hold nothing, or may soon hold nothing; undefined when there are none. All pages of one whose record is gone, as it is deleted with
-   * its record, and of one whose record is damaged: that costs a writer deduplication, where an error would stop it. Errors: FORMAT_UNSUPPORTED and
-   * those of the store.
+   * The freed and condemned pages of a segment; undefined when there are none. All pages of a
+   * segment whose record is gone, because a segment is deleted together with its record. All pages
+   * also when the record is damaged: that costs deduplication, while an error would stop the
+   * writer.
+   *
+   * @throws FORMAT_UNSUPPORTED.
    */
   async of(store: Store, segment: string, options: CallOptions): Promise<PageSet | undefined> {
     if (!this.#records.has(segment)) return undefined;
@@ -93,7 +113,7 @@ export class DeadPages {
     const kept = this.#kept.get(segment);
     if (kept !== undefined) return kept;
     const { pages, etag } = await this.#read(store, segment, options);
-    // An answer that was long under way may be older than what has been learned meanwhile.
+    // A slow answer may be older than what `refresh` has learned meanwhile.
     if (etag !== this.#records.get(segment)) return pages;
     this.#kept.set(segment, pages);
     for (const oldest of this.#kept.keys()) {
@@ -119,13 +139,19 @@ export class DeadPages {
   }
 }
 
-/** The id of the newest collection; null when there has been none. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+/**
+ * The id of the newest collection; null when there has been none. Errors: DAMAGED,
+ * FORMAT_UNSUPPORTED.
+ */
 export async function readCollection(store: Store, vault: string, options: CallOptions): Promise<string | null> {
   const there = await store.find(collectionName, documentBytesMax, options);
   return there === undefined ? null : decodeCollection(there.bytes, collectionName, vault).collection;
 }
 
-/** What is recorded of a segment's dead pages; undefined when nothing is. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+/**
+ * Reads the record `name` of a segment's dead pages; undefined when there is none. Errors: DAMAGED,
+ * FORMAT_UNSUPPORTED.
+ */
 export async function readDead(
   store: Store,
   vault: string,

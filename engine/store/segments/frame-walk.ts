@@ -1,6 +1,7 @@
 /**
- * Goes through a segment from frame to frame. One read brings a frame's table and the header behind it, so a segment of n frames costs n + 1
- * small reads. Frames that a collection has given back are passed over.
+ * Frame walk: reads the tables of a segment's frames in order. One read brings a frame's table and
+ * the header behind it, so a segment of n frames costs n + 1 small reads. Frames that a collection
+ * has freed are skipped.
  */
 import { throwIfAborted } from "../../errors.ts";
 import type { CallOptions } from "../../sink.ts";
@@ -12,7 +13,7 @@ import type { Store } from "../store.ts";
 import type { PageSet } from "./page-set.ts";
 
 export interface WalkedFrame {
-  /** In the segment. */
+  /** Offset of the frame in the segment, in bytes. */
   readonly offset: number;
   readonly header: FrameHeader;
   readonly table: FrameTable;
@@ -21,11 +22,14 @@ export interface WalkedFrame {
 export interface WalkedSegment {
   readonly name: string;
   readonly sizeBytes: number;
-  /** Pages that have been given back, or may be. */
+  /** Pages that have been freed or are condemned. */
   readonly dead: PageSet | undefined;
 }
 
-/** Frames in their order. Errors: DAMAGED, FORMAT_UNSUPPORTED, OBJECT_NOT_FOUND and those of the store. */
+/**
+ * Frames in their order. Errors: DAMAGED, FORMAT_UNSUPPORTED, OBJECT_NOT_FOUND and those of the
+ * store.
+ */
 export async function* walkFrames(
   store: Store,
   vaultId: Uint8Array,
@@ -38,7 +42,8 @@ export async function* walkFrames(
   let headerBytes: Uint8Array | undefined;
   while (offset + pageAlignmentBytes <= sizeBytes) {
     throwIfAborted(options.signal);
-    // The page of a header is dead only with its whole frame, and a run of dead pages that takes in a header ends where a living frame begins.
+    // A header's page is dead only together with its whole frame, so a run of dead pages that holds
+    // a header ends at the next living frame.
     const page = offset / pageAlignmentBytes;
     if (segment.dead?.has(page) === true) {
       offset = segment.dead.endOfRun(page) * pageAlignmentBytes;

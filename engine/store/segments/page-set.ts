@@ -1,4 +1,7 @@
-/** A set of a segment's pages of 512 bytes: one bit a page, up to the last one that is in it. A whole segment takes 256 KiB. */
+/**
+ * Page set: a bitmap of a segment's pages of 512 bytes, one bit a page up to the last one in the
+ * set. Memory: 256 KiB for a whole segment.
+ */
 
 import { pageAlignmentBytes } from "../../sink.ts";
 import type { PageRun } from "../format/reclaim.ts";
@@ -67,7 +70,7 @@ export class PageSet {
     return count;
   }
 
-  /** The pages that are in the set, as ascending runs. */
+  /** The pages of the set, as ascending runs. */
   runs(): PageRun[] {
     const end = this.#bits.length * 8;
     const runs: PageRun[] = [];

@@ -1,10 +1,14 @@
 /**
- * Chunks that are damaged and could not be healed yet. The points that need them are damaged; that nobody refers to them any more, so that content which comes
- * again is stored anew, is what the quarantine is for.
+ * Quarantine: a list of the damaged chunks that could not be healed, so that no new point refers to
+ * them.
  *
- * It is a list of its own, by chunk, and not part of what collections condemn: those give back pages, and the page of a damaged chunk holds its neighbours
- * too, or a frame's header. A collection neither reads nor writes it. Writers learn of it as they learn of a collection: a new id in `reclaim/collection` has
- * them look before their next cycle, and whoever loads a catalog looks in any case.
+ * Points that need such a chunk are damaged. While the chunk is in quarantine, writers store the
+ * same content anew when it comes again.
+ *
+ * The list is separate from what collections condemn. Collections free whole pages, and the page of
+ * a damaged chunk also holds its neighbours or a frame header; they neither read nor write this
+ * list. Writers learn of it as they learn of a collection: a new id in `reclaim/collection` makes
+ * them look before their next cycle, and a catalog that is loaded always looks.
  */
 import { randomBytes } from "node:crypto";
 import { hasCode, isUnreadable } from "../../errors.ts";
@@ -22,9 +26,9 @@ import {
 import { collectionName, encodeCollection } from "../format/reclaim.ts";
 import type { Store } from "../store.ts";
 import { unknownOutcomesMax } from "../store.ts";
-import { CollectorLease } from "./collector-lease.ts";
+import { takeCollectorLease } from "./collector-lease.ts";
 
-/** What a catalog knows of it. */
+/** The quarantine as a catalog knows it. */
 export class Quarantine {
   readonly #vault: string;
   readonly #bySegment = new Map<string, { readonly etag: string; readonly offsets: ReadonlySet<number> }>();
@@ -37,7 +41,10 @@ export class Quarantine {
     return this.#bySegment.get(segment)?.offsets.has(offset) === true;
   }
 
-  /** Returns the segments of which something is new. A list that cannot be read is passed over. Errors: those of the store. */
+  /**
+   * Reads the lists that are new and returns their segments. A list that cannot be read counts as
+   * empty. Errors: those of the store.
+   */
   async refresh(store: Store, options: CallOptions): Promise<ReadonlySet<string>> {
     const learned = new Set<string>();
     for await (const { name, etag } of store.list(quarantinePrefix, options)) {
@@ -51,7 +58,7 @@ export class Quarantine {
   }
 }
 
-/** Puts chunks into quarantine, and has writers look. Errors: those of the store. */
+/** Puts chunks into quarantine and makes writers look. Errors: those of the store. */
 export async function quarantine(
   store: Store,
   vault: string,
@@ -65,7 +72,7 @@ export async function quarantine(
   if (isNew) await announce(store, vault, options);
 }
 
-/** Lets chunks out that have been healed. Errors: those of the store. */
+/** Takes chunks that have been healed out of quarantine. Errors: those of the store. */
 export async function release(
   store: Store,
   vault: string,
@@ -78,20 +85,22 @@ export async function release(
   }
 }
 
-/** Removes the lists of segments that the store does not hold any more. Errors: those of the store. */
+/**
+ * Deletes the lists of segments that the store does not hold any more. Errors: those of the store.
+ */
 export async function sweepQuarantine(store: Store, options: CallOptions): Promise<void> {
   const orphans: string[] = [];
   for await (const { name } of store.list(quarantinePrefix, options)) {
     try {
       if ((await store.etagOf(segmentOfQuarantine(name), options)) === undefined) orphans.push(name);
     } catch (error) {
-      if (!isUnreadable(error)) throw error; // it is there, in whatever state
+      if (!isUnreadable(error)) throw error; // the segment is there, damaged or not
     }
   }
   for (const name of orphans) await store.delete(name, options);
 }
 
-/** Returns whether that changed anything. */
+/** Returns whether the list was changed. */
 async function change(
   store: Store,
   vault: string,
@@ -113,7 +122,7 @@ async function change(
   }
 }
 
-/** One that is damaged itself counts as empty: what it told is found again by whoever proves the points. */
+/** A list that is damaged itself counts as empty: the next scrub finds the damaged chunks again. */
 async function readQuarantine(
   store: Store,
   vault: string,
@@ -131,18 +140,21 @@ async function readQuarantine(
   }
 }
 
-/** While a collection is under way it has the say: its writers look because of it, or because of the next one. But there has to be one. */
+/**
+ * Writes a new collection id. If a collection is running, its own id makes the writers look; then
+ * it is enough that there is one.
+ */
 async function announce(store: Store, vault: string, options: CallOptions): Promise<void> {
   const bytes = encodeCollection({ vault, collection: toHex(randomBytes(16)), startedMs: Date.now() });
   try {
-    await using writerLease = await CollectorLease.take(store, options.signal);
-    const signal = options.signal === undefined ? writerLease.signal : AbortSignal.any([writerLease.signal, options.signal]);
+    await using collectorLease = await takeCollectorLease(store, options.signal);
+    const signal = options.signal === undefined ? collectorLease.signal : AbortSignal.any([collectorLease.signal, options.signal]);
     await store.replace(collectionName, bytes, await store.etagOf(collectionName, { signal }), { signal });
   } catch (error) {
     if (!hasCode(error, "COLLECTION_ACTIVE", "CONDITION_FAILED")) throw error;
     if ((await store.etagOf(collectionName, options)) !== undefined) return;
     await store.putOnce(collectionName, bytes, options).catch((late: unknown) => {
-      if (!hasCode(late, "OBJECT_EXISTS")) throw late; // somebody else has just announced one
+      if (!hasCode(late, "OBJECT_EXISTS")) throw late; // another process has just written one
     });
   }
 }

@@ -22,6 +22,7 @@
 import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { forEachAtOnce } from "../../concurrency.ts";
+import { publish } from "../../diagnostics.ts";
 import { hasCode, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { CallOptions } from "../../sink.ts";
@@ -42,12 +43,14 @@ import {
   encodeDead,
   segmentOfDead,
 } from "../../store/format/reclaim.ts";
+import { readHead } from "../../store/points/head.ts";
 import { diskNames } from "../../store/points/points.ts";
-import { readHead, WriterLease } from "../../store/points/writer-lease.ts";
-import { CollectorLease } from "../../store/segments/collector-lease.ts";
+import { WriterLease } from "../../store/points/writer-lease.ts";
+import { takeCollectorLease } from "../../store/segments/collector-lease.ts";
 import { readDead } from "../../store/segments/dead-pages.ts";
 import { PageSet } from "../../store/segments/page-set.ts";
-import type { Store } from "../../store/store.ts";
+import { type Store, storeRegressed } from "../../store/store.ts";
+import { collectionTiming } from "../../timing.ts";
 import { LiveSet } from "./live-set.ts";
 import { isWorthPlanning, planSegment } from "./segment-plan.ts";
 import { Unfinished } from "./unfinished.ts";
@@ -104,15 +107,14 @@ interface Decision {
   readonly pages: number;
 }
 
-const timing = { waitMsMax: 60_000, pollMs: 500 } as const;
 /** Requests under way at once. */
 const atOnce = 8;
 
 /** Errors: COLLECTION_ACTIVE, DAMAGED (nothing has been deleted then), INTERRUPTED and those of the store. */
 export async function collect(store: Store, vault: string, options: CollectOptions = {}): Promise<CollectSummary> {
   if (options.dryRun === true) return await new Collection(store, vault, options, options.signal).run();
-  await using writerLease = await CollectorLease.take(store, options.signal);
-  const signal = options.signal === undefined ? writerLease.signal : AbortSignal.any([writerLease.signal, options.signal]);
+  await using collectorLease = await takeCollectorLease(store, options.signal);
+  const signal = options.signal === undefined ? collectorLease.signal : AbortSignal.any([collectorLease.signal, options.signal]);
   const summary = await new Collection(store, vault, options, signal).run();
   if (summary.waitingFor.length === 0) {
     const bytes = encodeCollected({ vault, collectedMs: Date.now() });
@@ -184,6 +186,13 @@ class Collection {
     const announced = await this.#announce(await this.#store.etagOf(collectionName, { signal: this.#signal })).catch((error: unknown) => {
       throw hasCode(error, "CONDITION_FAILED") ? overtaken(collectionName, error) : error;
     });
+    publish("collection.marked", {
+      vault: this.#vault,
+      collection: this.#id,
+      condemnedChunks: this.#condemnedChunks,
+      condemnedBytes: this.#condemnedPages * pageAlignmentBytes,
+      condemnedObjects: unneeded.length,
+    });
     const waitingFor = await this.#awaitWriters();
     if (waitingFor.length > 0) {
       return ended({ storedBytesAfter: summary.storedBytesBefore, deletedSegments: 0, deletedObjects: 0, waitingFor });
@@ -194,12 +203,16 @@ class Collection {
     await this.#settle(decisions, announced);
     await this.#each(decisions, async (decision) => await this.#giveBack(decision));
     await this.#each(dead, async (name) => await this.#store.delete(name, { signal: this.#signal }));
-    return ended({
-      storedBytesAfter: (this.#storedPages - sum(decisions, ({ pages }) => pages)) * pageAlignmentBytes,
+    const freedBytes = sum(decisions, ({ pages }) => pages) * pageAlignmentBytes;
+    const summaryAfter = ended({
+      storedBytesAfter: summary.storedBytesBefore - freedBytes,
       deletedSegments: decisions.filter(({ isDead }) => isDead).length,
       deletedObjects: dead.length,
       waitingFor,
     });
+    const { deletedSegments, deletedObjects, elapsedMs } = summaryAfter;
+    publish("collection.freed", { vault: this.#vault, collection: this.#id, freedBytes, deletedSegments, deletedObjects, elapsedMs });
+    return summaryAfter;
   }
 
   /** A method of its own: what the first look has learned is gone from memory when the second one begins. */
@@ -302,7 +315,7 @@ class Collection {
 
   /** Returns the disks whose writers live and have not acknowledged in time. */
   async #awaitWriters(): Promise<string[]> {
-    const waitMsMax = this.#options.waitMsMax ?? timing.waitMsMax;
+    const waitMsMax = this.#options.waitMsMax ?? collectionTiming.waitMsMax;
     const startedAt = performance.now();
     // Listed now: a writer may have come with a new disk while we looked. One that comes from now on learns of the collection.
     for (let waiting: readonly string[] = await diskNames(this.#store, this.#signal); ; ) {
@@ -310,7 +323,7 @@ class Collection {
       for (const disk of waiting) if (!(await this.#isHarmless(disk))) left.push(disk);
       if (left.length === 0 || performance.now() - startedAt >= waitMsMax) return left;
       waiting = left;
-      await delay(timing.pollMs, undefined, { signal: this.#signal }).catch(() => undefined);
+      await delay(collectionTiming.headPollMs, undefined, { signal: this.#signal }).catch(() => undefined);
       throwIfAborted(this.#signal);
     }
   }
@@ -411,7 +424,7 @@ class Collection {
 }
 
 function forgotten(cause?: unknown): TidemarkError {
-  return new TidemarkError("STORE_REGRESSED", "the store has forgotten what this collection had written down", {
+  return storeRegressed(collectionName, "the store has forgotten what this collection had written down", {
     remedy: "run the command again: nothing has been given back",
     cause,
   });

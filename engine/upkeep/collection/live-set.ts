@@ -17,10 +17,10 @@ import { manifestName, pageName, segmentDiskPrefix } from "../../store/format/na
 import { MapWalk } from "../../store/map/map-walk.ts";
 import type { Pieces } from "../../store/map/point-map.ts";
 import { PointMap, pieceIsZero, windowGranules } from "../../store/map/point-map.ts";
+import { readHead } from "../../store/points/head.ts";
 import { readPoints } from "../../store/points/history.ts";
 import { readManifest } from "../../store/points/manifest.ts";
 import { diskNames } from "../../store/points/points.ts";
-import { readHead } from "../../store/points/writer-lease.ts";
 import { PageSet } from "../../store/segments/page-set.ts";
 import type { Store } from "../../store/store.ts";
 

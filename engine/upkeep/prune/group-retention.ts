@@ -9,9 +9,9 @@
 import { isDiskUnreadable } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { GroupRecord, PointRecord } from "../../store/format/documents.ts";
+import { readHead } from "../../store/points/head.ts";
 import { findPoint, type PageCache, readPoints } from "../../store/points/history.ts";
 import { isExpired, isOf, listPins, type StoredPin } from "../../store/points/pins.ts";
-import { readHead } from "../../store/points/writer-lease.ts";
 import type { Store } from "../../store/store.ts";
 import type { Consistency } from "../../volume.ts";
 import { kept, type RetentionPoint } from "../retention/decide.ts";

@@ -32,15 +32,17 @@ import {
   parseSegmentName,
   segmentsPrefix,
 } from "../../store/format/names.ts";
+import type { HeldLease } from "../../store/held-lease.ts";
 import type { Room } from "../../store/points/history.ts";
 import { layOutPoints } from "../../store/points/history.ts";
 import { identityFaults, mendIdentity } from "../../store/points/identity.ts";
 import { proveObjects, proveVault } from "../../store/points/manifest.ts";
 import { putCondemned, readCondemned } from "../../store/points/prune-fence.ts";
 import { WriterLease } from "../../store/points/writer-lease.ts";
-import { CollectorLease } from "../../store/segments/collector-lease.ts";
+import { takeCollectorLease } from "../../store/segments/collector-lease.ts";
 import type { PageSet } from "../../store/segments/page-set.ts";
 import { Store } from "../../store/store.ts";
+import { leaseTiming } from "../../timing.ts";
 import type { Extent } from "../../volume.ts";
 import type { Inventory, Lists, Place, UnreadManifest } from "./inventory.ts";
 import { readLists, readManifests, takeInventory } from "./inventory.ts";
@@ -93,7 +95,6 @@ export interface RepairSummary {
 
 /** Writers may have taken the lease, each with a higher epoch, and named nothing: how often, only the lost head said. */
 const epochsSpared = 65_536;
-const leaseSeconds = 60;
 const gapsToldMax = 10;
 const lostTableRemedy =
   "what it maps of these points is lost. Run `tidemark replicate` to make a point that does not need it, and `tidemark prune` to drop those that do";
@@ -123,7 +124,7 @@ class Repair {
   readonly #store: Store;
   readonly #repaired: RepairedObject[] = [];
   readonly #lost: LostObject[] = [];
-  #collector: CollectorLease | undefined;
+  #collector: HeldLease | undefined;
   /** By segment: freed pages of which the record was rebuilt, whether or not it has been written. */
   readonly #rebuiltRecords = new Map<string, PageSet>();
   /** Why a disk could not be repaired now. */
@@ -283,7 +284,7 @@ class Repair {
   // ---- What is written ----
 
   async #stopCollections(): Promise<void> {
-    if (!this.#isDry) this.#collector ??= await CollectorLease.take(this.#store, this.#options.signal);
+    if (!this.#isDry) this.#collector ??= await takeCollectorLease(this.#store, this.#options.signal);
   }
 
   async #put(name: string, bytes: Uint8Array): Promise<void> {
@@ -345,14 +346,14 @@ class Repair {
       if (hasCode(error, "OBJECT_EXISTS", "CONDITION_FAILED", "LEASE_LOST")) throw writerActive(disk, error);
       throw error;
     } finally {
-      if (broken !== undefined) await this.#store.lease().releaseLease(name, leaseId);
+      if (broken !== undefined) await this.#store.releaseLease(name, leaseId);
     }
   }
 
   /** Whoever writes the disk has the lease of its head, even when the head is damaged. Errors: WRITER_ACTIVE. */
   async #lease(disk: string, leaseId: string): Promise<void> {
     try {
-      await this.#store.lease().acquireLease(headName(disk), leaseId, leaseSeconds, { signal: this.#options.signal });
+      await this.#store.acquireLease(headName(disk), leaseId, leaseTiming.seconds, { signal: this.#options.signal });
     } catch (error) {
       throw hasCode(error, "LEASE_HELD") ? writerActive(disk, error) : error;
     }

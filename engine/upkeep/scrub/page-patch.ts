@@ -15,7 +15,8 @@ import { pageAlignmentBytes } from "../../sink.ts";
 import { sameBytes } from "../../store/format/checksum.ts";
 import type { HeadDocument } from "../../store/format/documents.ts";
 import { decodeDiskName, firstSequenceNumber, parseSegmentName, segmentEpochPrefix } from "../../store/format/names.ts";
-import { readHead, WriterLease } from "../../store/points/writer-lease.ts";
+import { readHead } from "../../store/points/head.ts";
+import { WriterLease } from "../../store/points/writer-lease.ts";
 import type { Store } from "../../store/store.ts";
 import { unknownOutcomesMax } from "../../store/store.ts";
 

@@ -60,7 +60,7 @@ describe("a page object that is created", () => {
     sink.assertAllFired();
   });
 
-  test("is not taken for ours when somebody has written to it or fenced it", async () => {
+  test("is not taken for its own when another client has written to it or fenced it", async () => {
     for (const spoil of ["write", "fence"]) {
       const { sink, store } = await open({ on: "createPages", when: 1, fault: { kind: "late" } });
       await sink.inner.createPages("p", 4096, 7);
@@ -83,7 +83,7 @@ test("calls and bytes are counted", async () => {
   await store.raiseSequenceNumber("p", 2);
   const names: string[] = [];
   for await (const { name } of store.list("")) names.push(name);
-  await store.lease().acquireLease("a", "00000000-0000-4000-8000-000000000001", 15);
+  await store.acquireLease("a", "00000000-0000-4000-8000-000000000001", 15);
   expect([store.requests, store.putBytes, names.length]).toEqual([10, 5, 2]);
   expect(store.description).toBe("memory:");
 });
@@ -110,7 +110,7 @@ describe("an object that others write, too", () => {
     sink.assertAllFired();
   });
 
-  test("is not taken for ours when somebody else was faster", async () => {
+  test("is not taken for its own when another client was faster", async () => {
     const { sink, store } = await open({ on: "putObject", when: 1, fault: { kind: "late" } });
     await sink.inner.putObject("a", utf8("theirs"), { ifAbsent: true });
     await expectCode(store.replace("a", utf8("ours"), undefined), "CONDITION_FAILED");

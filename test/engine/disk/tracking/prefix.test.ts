@@ -139,6 +139,7 @@ class Simulation {
           preservedBytesMax: world.preservedGranules * granuleBytes,
           spillBytesMax: world.spilledGranules * granuleBytes,
           barrierMsMax: 3_600_000,
+          settleMs: 0,
         }),
       );
     }

@@ -404,7 +404,7 @@ describe("the base", () => {
     let nowMs = 0;
     const { disk } = open({ steadyNow: () => nowMs, settleMs: 1000 });
     await commit(await disk.cut(exact), "p1");
-    nowMs = 1001;
+    nowMs = 15_000;
     await commit(await disk.cut(exact), "p2");
     expect(disk.rebase("p0")).toBe("unknown");
     expect(disk.rebase("p1")).toBe("earlier");
@@ -418,7 +418,7 @@ describe("the base", () => {
     await quiet();
     expect([device.flushes, tracking.bases]).toEqual([1, ["p0", "p1"]]);
     await disk.write(regionBytes, granule(1));
-    nowMs = 1001;
+    nowMs = 15_000;
     await commit(await disk.cut(exact), "p2");
     await quiet();
     expect([device.flushes, tracking.bases]).toEqual([2, ["p1", "p2"]]);
@@ -488,7 +488,16 @@ function open(options: Partial<Omit<ProtectedDiskOptions, "backing">> & { readon
   // What becomes of writes to other regions has tests of its own.
   for (let region = 0; region < sizeBytes / regionBytes; region += 1) tracking.durable.add(region);
   const dirty = new DirtyBitmap(sizeBytes);
-  const disk = ProtectedDisk.open({ backing: device, tracking, dirty, base: "p0", spillFolder: undefined, barrierMsMax: 60_000, ...given });
+  const disk = ProtectedDisk.open({
+    backing: device,
+    tracking,
+    dirty,
+    base: "p0",
+    spillFolder: undefined,
+    settleMs: 60_000,
+    barrierMsMax: 60_000,
+    ...given,
+  });
   return { disk, device, tracking };
 }
 

@@ -84,6 +84,7 @@ async function open(): Promise<{ readonly disk: ProtectedDisk; readonly recovere
     base: known?.bases.at(-1),
     earlierBases: known?.bases.slice(0, -1),
     spillFolder: folder,
+    settleMs: 0,
     // So little memory that old content goes to the spill file, too.
     preservedBytesMax: 8 * granuleBytes,
     barrierMsMax: 60_000,

@@ -90,6 +90,14 @@ async function protect(device: string): Promise<{ readonly disk: ProtectedDisk; 
   const { file: tracking, recovered } = await TrackingFile.open(join(folder, "tracking"), identity);
   const known = recovered.kind === "unknown" ? undefined : recovered;
   const dirty = known?.dirty ?? new DirtyBitmap(sizeBytes);
-  const disk = ProtectedDisk.open({ backing, tracking, dirty, base: known?.bases.at(-1), spillFolder: undefined, barrierMsMax: 60_000 });
+  const disk = ProtectedDisk.open({
+    backing,
+    tracking,
+    dirty,
+    base: known?.bases.at(-1),
+    spillFolder: undefined,
+    settleMs: 0,
+    barrierMsMax: 60_000,
+  });
   return { disk, recovered };
 }

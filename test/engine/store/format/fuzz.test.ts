@@ -201,7 +201,7 @@ describe("an object that is whole", () => {
   });
 });
 
-/** Whoever can compute a checksum can still not make a decoder believe, or allocate, anything it should not. */
+/** A document with a correct checksum and wrong content is refused, and allocates nothing by its sizes. */
 describe("an object with a right checksum and wrong content", () => {
   const strange = fc.oneof(
     fc.jsonValue(),

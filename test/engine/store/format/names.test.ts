@@ -7,9 +7,9 @@ import {
   diskNameBytesMax,
   encodeDiskName,
   headName,
-  keeperName,
-  keepersPrefix,
-  keptSequence,
+  heldOrPinnedSequence,
+  holdOrPinName,
+  holdsOrPinsPrefix,
   manifestName,
   mapName,
   pageName,
@@ -106,9 +106,9 @@ describe("the names of objects", () => {
     const unique = "0123456789abcdef0123456789abcdef";
     fc.assert(
       fc.property(diskName, number, fc.constantFrom("holds" as const, "pins" as const), (disk, sequence, kind) => {
-        const name = keeperName(kind, disk, sequence, unique);
-        expect(keptSequence(name)).toBe(sequence);
-        expect(name.startsWith(keepersPrefix(kind, disk))).toBe(true);
+        const name = holdOrPinName(kind, disk, sequence, unique);
+        expect(heldOrPinnedSequence(name)).toBe(sequence);
+        expect(name.startsWith(holdsOrPinsPrefix(kind, disk))).toBe(true);
         expect(name.length).toBeLessThanOrEqual(nameLengthMax);
       }),
     );
@@ -120,7 +120,7 @@ describe("the names of objects", () => {
       `disks/a/pins/00000001`,
       `disks/a/keys/00000001-${unique}`,
     ]) {
-      expect(keptSequence(name)).toBeUndefined();
+      expect(heldOrPinnedSequence(name)).toBeUndefined();
     }
   });
 

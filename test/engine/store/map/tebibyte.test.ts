@@ -67,7 +67,7 @@ async function build(): Promise<Built> {
     runsMax = Math.max(runsMax, runs.length);
     points.push(recordOf(cycle, manifest.id));
     const head: HeadDocument = { vault: toHex(vaultId), disk, epoch: cycle + 1, writer: null, collection: null, pages: [], points };
-    // The head is written when the seat is taken and when the point is committed.
+    // The head is written when the lease is taken and when the point is committed.
     documentBytes += manifest.bytes.byteLength + 2 * encodeHead(head).byteLength;
   }
   return { store, deepest, base, metadataBytes: store.putBytes - before + documentBytes, runsMax, stacks };
@@ -241,7 +241,7 @@ describe("the map of a disk of 1 TiB", () => {
   });
 });
 
-/** Makes the memory that nobody holds any more show in the figures. */
+/** Collects garbage, so that the figures show the memory in use. */
 function collectGarbage(): void {
   setFlagsFromString("--expose-gc");
   const collect = runInNewContext("gc") as () => void;

@@ -119,7 +119,7 @@ describe("a listing", () => {
     for (const limit of [0, -1, 0.5]) await expectCode(list("a", { limit }), "INVALID_ARGUMENT");
   }, 60_000);
 
-  test("tells of a page that cannot be read and goes on, or ends with its error when nobody listens", async () => {
+  test("tells of a page that cannot be read and goes on, or ends with its error when there is no listener", async () => {
     for (const disk of disks) await write(disk, 1500);
     const name = pageName("a", 1, 1);
     tamperObject(memory, name, "removed", memory);

@@ -5,10 +5,11 @@ import type { Notice } from "../../../../engine/notice.ts";
 import type { HeadDocument, PageReference, PointRecord } from "../../../../engine/store/format/documents.ts";
 import { countPoints, encodeHead } from "../../../../engine/store/format/documents.ts";
 import { headName, pageName } from "../../../../engine/store/format/names.ts";
+import { readHead } from "../../../../engine/store/points/head.ts";
 import { findPoint, makeRoom, readPoints } from "../../../../engine/store/points/history.ts";
 import type { ProcessIdentity } from "../../../../engine/store/points/process-identity.ts";
 import { liveSessions } from "../../../../engine/store/points/process-identity.ts";
-import { readHead, WriterLease } from "../../../../engine/store/points/writer-lease.ts";
+import { WriterLease } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
@@ -61,7 +62,7 @@ function pageAt(head: HeadDocument, index: number): PageReference {
   return page;
 }
 
-describe("a seat", () => {
+describe("a writer lease", () => {
   test("keeps 512 points in the head; the next commit moves the oldest 256 into a page", async () => {
     await writeHistory(store, recordsOf(1, 512));
     await using writerLease = await takeSeat();
@@ -96,7 +97,7 @@ describe("a seat", () => {
     expect(await sequences(await storedHead())).toEqual(countdown(769));
   });
 
-  test("does not commit a head that nobody could read", async () => {
+  test("does not commit a head that no reader can decode", async () => {
     await writeHistory(store, recordsOf(1, 10));
     await using writerLease = await takeSeat();
     const before = await storedHead();
@@ -115,7 +116,7 @@ describe("a seat", () => {
       await connect().createContainer();
       store = new Store(connect());
       await writeHistory(store, recordsOf(1, 513));
-      // The head is put when the seat is taken, as the mark, and as the commit.
+      // The head is put when the lease is taken, as the mark, and as the commit.
       for (const [prefix, when] of [
         ["disks/d/history/", 1],
         ["disks/d/head", 2],
@@ -349,7 +350,7 @@ describe("a look-up", () => {
       const error = await expectCode(findPoint(store, head, key), code);
       expect(error.detail["object"]).toBe(name);
     }
-    // It may be in the page that cannot be read: nobody can say that there is no such point.
+    // It may be in the page that cannot be read: so it is not known that there is no such point.
     await expectCode(findPoint(store, head, { id: "f".repeat(32) }), code);
     const isLost = (sequence: number): boolean => damaged.firstSequence <= sequence && sequence <= damaged.lastSequence;
     const kept = points().filter(({ sequence }) => !isLost(sequence));

@@ -234,7 +234,7 @@ test("a repair of both that is interrupted at any call is ended by the next one"
   for (let call = 1; call <= counted.calls.length; call += 1) {
     for (const effect of ["before", "after"] as const) {
       store.restore(damaged);
-      nowMs += 3_600_000; // whoever died holds no lease any more
+      nowMs += 3_600_000; // the leases of dead processes have ended
       sink = new MemorySink({ store, clock: () => nowMs });
       const dying = new FaultySink(sink, [{ on: "any", when: call, fault: { kind: "crash", effect } }]);
       await repaired({}, dying).catch((error: unknown) => {

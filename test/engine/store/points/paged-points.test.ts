@@ -6,7 +6,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import type { Notice } from "../../../../engine/notice.ts";
 import { encodeHead } from "../../../../engine/store/format/documents.ts";
 import { headName, manifestName } from "../../../../engine/store/format/names.ts";
-import { readHead } from "../../../../engine/store/points/writer-lease.ts";
+import { readHead } from "../../../../engine/store/points/head.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { FaultySink, Gate } from "../../../../sink/faults.ts";
@@ -54,7 +54,7 @@ test("the next cycle proves the page it wrote before the head names it, and ever
   const [page] = await namesIn(connect(), "disks/d/history/");
   const ofInterest = sink.calls.filter((call) => call === "putObject disks/d/head" || call.endsWith(String(page)));
   expect(ofInterest).toEqual([
-    "putObject disks/d/head", // the seat
+    "putObject disks/d/head", // the writer lease
     `putObject ${String(page)}`,
     "putObject disks/d/head", // the mark
     `statObject ${String(page)}`,

@@ -1,14 +1,15 @@
-/** Holds and prunes meet: whoever comes first wins, and a point that somebody holds is never gone. */
+/** Holds and prunes at once: a point that is held is never dropped. */
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { hasCode, TidemarkError } from "../../../../engine/errors.ts";
 import type { Sink } from "../../../../engine/sink.ts";
 import { encodeHead } from "../../../../engine/store/format/documents.ts";
 import { encodeCondemned } from "../../../../engine/store/format/keeping.ts";
 import { condemnedName, headName } from "../../../../engine/store/format/names.ts";
+import { readHead } from "../../../../engine/store/points/head.ts";
 import { liveSessions } from "../../../../engine/store/points/process-identity.ts";
-import { readHead } from "../../../../engine/store/points/writer-lease.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import { CrashError, FaultySink, Gate, type PlannedFault } from "../../../../sink/faults.ts";
+import { redirected } from "../../../model-disk.ts";
 import { recordOf, recordsOf, recordsVault, writeHistory } from "../../../point-records.ts";
 import { expectCode, namesIn } from "../../../sink/expectations.ts";
 import { PruneRig } from "../../upkeep/prune/prune-rig.ts";
@@ -150,16 +151,16 @@ describe("a hold that is held for long", () => {
   });
 
   test("is not lost while the store cannot be reached", async () => {
-    const line: { sink: Sink } = { sink: rig.connect() };
-    const error = new TidemarkError("STORE_UNREACHABLE", "nobody answers");
+    const line: { current: Sink } = { current: rig.connect() };
+    const error = new TidemarkError("STORE_UNREACHABLE", "no answer");
     const cut = new FaultySink(rig.connect(), [{ on: "renewLease", when: { probability: 1 }, fault: { kind: "refused", error } }]);
-    const hold = await rig.hold(held, { sink: new Proxy(line.sink, { get: (_, property) => bound(line.sink, property) }) });
-    line.sink = cut;
+    const hold = await rig.hold(held, { sink: redirected(line) });
+    line.current = cut;
     await tick();
     await tick();
     cut.assertAllFired();
     expect(hold.signal.aborted).toBe(false);
-    line.sink = rig.connect();
+    line.current = rig.connect();
     await tick();
     await tick();
     await rig.prune({ policy });
@@ -167,11 +168,6 @@ describe("a hold that is held for long", () => {
     await hold.release();
   });
 });
-
-function bound(sink: Sink, property: string | symbol): unknown {
-  const value: unknown = Reflect.get(sink, property, sink);
-  return typeof value === "function" ? (value.bind(sink) as unknown) : value;
-}
 
 describe("a reader and a pruner", () => {
   const slowAt = (call: number, gate: Gate): PlannedFault => ({ on: "any", when: call, fault: { kind: "slow", gate } });
@@ -183,7 +179,7 @@ describe("a reader and a pruner", () => {
     return length;
   };
 
-  /** Whoever won: a point that is held is listed, one that is not held is not. Returns whether it is. */
+  /** A point that is held is listed, and one that is not held is not. Returns whether it is held. */
   async function settled(holding: Promise<AsyncDisposable>): Promise<boolean> {
     const [outcome] = await Promise.allSettled([holding]);
     const listed = await rig.sequences();
@@ -245,7 +241,7 @@ describe("a reader and a pruner", () => {
     expect(outcomes.gone).toBeGreaterThan(0);
   }, 60_000);
 
-  test("that died with points condemned keeps nobody from them for long: its seat is taken, and its list is void", async () => {
+  test("that died with points condemned does not keep readers from them: its writer lease is taken over, and its list is void", async () => {
     const sink = new FaultySink(rig.connect(), [
       { on: "list", prefix: "disks/d/holds/", when: 1, fault: { kind: "crash", effect: "before" } },
     ]);

@@ -1,4 +1,4 @@
-/** One disk, one writer: who gets the seat, who is turned away, and what becomes of a writer that comes back too late. */
+/** Writer leases: which writer gets the disk, which is refused, and what a writer that comes back too late can do. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFile } from "node:fs/promises";
@@ -51,7 +51,7 @@ afterEach(async () => {
 
 const connect = (): MemorySink => new MemorySink({ store, clock: () => nowMs });
 
-async function takeSeat(sink: MemorySink | FaultySink, onNotice: (notice: Notice) => void = () => undefined): Promise<WriterLease> {
+async function takeLease(sink: MemorySink | FaultySink, onNotice: (notice: Notice) => void = () => undefined): Promise<WriterLease> {
   return await WriterLease.take({ store: new Store(sink), vault: vaultId, disk: "d", onNotice });
 }
 
@@ -80,7 +80,7 @@ async function deadPid(): Promise<number> {
   return child.pid ?? 0;
 }
 
-describe("the seat of a disk", () => {
+describe("the writer lease of a disk", () => {
   test("is refused with WRITER_ACTIVE while another writer of this process replicates", async () => {
     const first = await pausedBefore("writePages", "segments/");
     const vault = await openModelVault(connect());
@@ -109,10 +109,10 @@ describe("the seat of a disk", () => {
     const sink = connect();
     await sink.createContainer();
     pretended.identity = { pid: await deadPid() };
-    await takeSeat(new FaultySink(sink, []));
+    await takeLease(new FaultySink(sink, []));
     pretended.identity = {};
     const notices: Notice[] = [];
-    await using writerLease = await takeSeat(sink, (notice) => notices.push(notice));
+    await using writerLease = await takeLease(sink, (notice) => notices.push(notice));
     expect(writerLease.epoch).toBe(2);
     expect(notices.map(({ code }) => code)).toEqual(["SEAT_TAKEN_OVER"]);
   });
@@ -126,9 +126,9 @@ describe("the seat of a disk", () => {
       const stat = await readFile(`/proc/${String(child.pid)}/stat`, "utf8");
       const startTicks = Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19]);
       pretended.identity = { pid: child.pid ?? 0, startTicks };
-      const theirs = await takeSeat(sink);
+      const theirs = await takeLease(sink);
       pretended.identity = {};
-      await expectCode(takeSeat(sink), "WRITER_ACTIVE");
+      await expectCode(takeLease(sink), "WRITER_ACTIVE");
       await theirs.release();
     } finally {
       child.stdin.end();
@@ -141,9 +141,9 @@ describe("the seat of a disk", () => {
     await sink.createContainer();
     // Process 1 lives, but it did not start then.
     pretended.identity = { pid: 1, startTicks: 999_999_999 };
-    await takeSeat(sink);
+    await takeLease(sink);
     pretended.identity = {};
-    await using writerLease = await takeSeat(sink);
+    await using writerLease = await takeLease(sink);
     expect(writerLease.epoch).toBe(2);
   });
 
@@ -177,7 +177,7 @@ describe("the seat of a disk", () => {
     await sink.createContainer();
     for (let round = 0; round < 50; round += 1) {
       // The loser asks once more until the winner, who stays, is known to it.
-      const results = await Promise.allSettled([takeSeat(connect()), takeSeat(connect())]);
+      const results = await Promise.allSettled([takeLease(connect()), takeLease(connect())]);
       const winners = results.flatMap((result) => (result.status === "fulfilled" ? [result.value] : []));
       const losers = results.flatMap((result) => (result.status === "rejected" ? [(result.reason as TidemarkError).code] : []));
       expect(winners).toHaveLength(1);

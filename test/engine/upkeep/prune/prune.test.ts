@@ -4,8 +4,8 @@ import type { GroupRecord, PageReference, PointList } from "../../../../engine/s
 import { encodeHead, encodePage, referTo } from "../../../../engine/store/format/documents.ts";
 import { decodeCondemned } from "../../../../engine/store/format/keeping.ts";
 import { condemnedName, headName, pageName } from "../../../../engine/store/format/names.ts";
+import { readHead } from "../../../../engine/store/points/head.ts";
 import { liveSessions } from "../../../../engine/store/points/process-identity.ts";
-import { readHead } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import type { PointDecision } from "../../../../engine/upkeep/prune/prune.ts";
 import { decide } from "../../../../engine/upkeep/retention/decide.ts";

@@ -5,7 +5,7 @@ import type { Sink } from "../../../../engine/sink.ts";
 import { decodeManifest, documentBytesMax, encodeManifest } from "../../../../engine/store/format/documents.ts";
 import { manifestName } from "../../../../engine/store/format/names.ts";
 import { collectionName, deadName, encodeCollection, encodeDead, type PageRun } from "../../../../engine/store/format/reclaim.ts";
-import { readHead } from "../../../../engine/store/points/writer-lease.ts";
+import { readHead } from "../../../../engine/store/points/head.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import type { LostObject, RepairedObject, RepairSummary } from "../../../../engine/upkeep/repair/repair.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";

@@ -9,7 +9,7 @@ import { Catalog } from "../../../../engine/pipeline/catalog.ts";
 import { fromHex } from "../../../../engine/store/format/checksum.ts";
 import { encodeHead, encodeManifest, type ManifestDocument } from "../../../../engine/store/format/documents.ts";
 import { manifestName } from "../../../../engine/store/format/names.ts";
-import { readHead } from "../../../../engine/store/points/writer-lease.ts";
+import { readHead } from "../../../../engine/store/points/head.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import type { RepairSummary } from "../../../../engine/upkeep/repair/repair.ts";
 import type { Vault } from "../../../../engine/vault.ts";

@@ -1,0 +1,80 @@
+/**
+ * Heads: the object `disks/<disk>/head` of each disk, which lists its committed points and names
+ * its writer.
+ *
+ * The head is the first object of a disk that is written, so where points are and no head is, the
+ * head was lost. Then nothing creates a new one, because that would hide all points: `vault repair`
+ * rebuilds it.
+ */
+import { hasCode, TidemarkError } from "../../errors.ts";
+import type { HeadDocument } from "../format/documents.ts";
+import { decodeHead, documentBytesMax, encodeHead } from "../format/documents.ts";
+import { headName, manifestsPrefix } from "../format/names.ts";
+import { type Store, storeRegressed } from "../store.ts";
+
+/** A head, and the ETag by which it is swapped. */
+export interface StoredHead {
+  readonly head: HeadDocument;
+  readonly etag: string;
+}
+
+/**
+ * Reads a disk's head.
+ *
+ * @throws DISK_NOT_FOUND; DAMAGED, also when the head is gone and points of the disk are there;
+ * FORMAT_UNSUPPORTED.
+ */
+export async function readHead(store: Store, vault: string, disk: string, signal?: AbortSignal): Promise<StoredHead> {
+  const name = headName(disk);
+  try {
+    const { bytes, etag } = await store.get(name, documentBytesMax, { signal });
+    return { head: decodeHead(bytes, name, { vault, disk }), etag };
+  } catch (error) {
+    if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+    if (await hasPoints(store, disk, signal)) throw headGone(disk, error);
+    throw new TidemarkError("DISK_NOT_FOUND", `the vault holds no disk ${JSON.stringify(disk)}`, {
+      remedy: "`tidemark disks list` shows the disks that it holds",
+      cause: error,
+    });
+  }
+}
+
+/**
+ * Reads a disk's head. Creates the disk, without points and writer, if the vault holds none of this
+ * name.
+ *
+ * @throws DAMAGED, FORMAT_UNSUPPORTED.
+ */
+export async function readOrCreateHead(store: Store, vault: string, disk: string, signal: AbortSignal | undefined): Promise<StoredHead> {
+  try {
+    return await readHead(store, vault, disk, signal);
+  } catch (error) {
+    if (!hasCode(error, "DISK_NOT_FOUND")) throw error;
+  }
+  const empty: HeadDocument = { vault, disk, epoch: 0, writer: null, collection: null, pages: [], points: [] };
+  try {
+    await store.putOnce(headName(disk), encodeHead(empty), { signal });
+  } catch (error) {
+    if (!hasCode(error, "OBJECT_EXISTS")) throw error; // another process has just created the disk
+  }
+  return await readHead(store, vault, disk, signal);
+}
+
+async function hasPoints(store: Store, disk: string, signal: AbortSignal | undefined): Promise<boolean> {
+  for await (const _point of store.list(manifestsPrefix(disk), { signal })) return true;
+  return false;
+}
+
+function headGone(disk: string, cause: unknown): TidemarkError {
+  return new TidemarkError("DAMAGED", `${headName(disk)} is gone, but points of the disk are there`, {
+    remedy: "run `tidemark vault repair`: it rebuilds the head from the points",
+    detail: { object: headName(disk), isGone: true },
+    cause,
+  });
+}
+
+/** The error for a head that is older than what the store has acknowledged. */
+export function headRegressed(disk: string, cause: unknown): TidemarkError {
+  const message = `the store went back in time: the head of disk ${JSON.stringify(disk)} is older than what was acknowledged`;
+  return storeRegressed(headName(disk), message, { cause });
+}

@@ -1,0 +1,77 @@
+/**
+ * Timings: how long each lease lasts and how long one process waits for another.
+ *
+ * Processes of different machines and versions meet in one vault and never talk to each other, so
+ * these numbers are part of the protocol. They stand here together because each is chosen with
+ * regard to its neighbours; the relations are asserted when the module is loaded. How long a store
+ * may forget what it acknowledged is no number of the engine: see `Sink.capabilities.settlingMs`.
+ */
+import assert from "node:assert/strict";
+import { leaseSecondsMax, leaseSecondsMin } from "./sink.ts";
+
+/** Leases on a disk's head, on a reader's hold and on the collector's mark. */
+export const leaseTiming = {
+  /**
+   * Term of a lease. After a machine has died, this long passes until a writer on another machine
+   * may take the disk over.
+   */
+  seconds: 60,
+  /** Between two renewals. */
+  renewEveryMs: 15_000,
+  /** Half-life: an older lease is renewed before any step that no fence guards. */
+  trustMs: 30_000,
+  /** Longest wait for the release of a lease. One that is not released ends by itself. */
+  releaseMsMax: 1_500,
+  /** Term for which a pruner leases a hold, to find out whether the hold's reader still lives. */
+  probeSeconds: 15,
+};
+
+/** Taking a disk over from a writer that is leaving it at this moment. */
+export const takeOverTiming = { waitMsMax: 3_000, pollMs: 100 };
+
+/**
+ * A reader that finds its point condemned waits this long for the prune; then it looks whether the
+ * pruner still lives.
+ */
+export const pruneFenceTiming = { waitMsMax: 5_000, pollMs: 100 };
+
+/** Garbage collection: condemn, wait for the writers, free. */
+export const collectionTiming = {
+  /** Default wait for the acknowledgements of all writers. */
+  waitMsMax: 60_000,
+  /** Between two looks of the collector at the heads. */
+  headPollMs: 500,
+  /** Between two looks of a writer, while it ships, at the newest collection. */
+  writerPollMs: 5_000,
+};
+
+/** The loop of a live disk. */
+export const protectionTiming = {
+  /** Default time between two crash-consistent points. */
+  cycleMsDefault: 5_000,
+  /** Default of the longest time that applications stay frozen. */
+  freezeMsDefault: 60_000,
+  /** Default of the longest time that a cut holds writes back. */
+  barrierMsMaxDefault: 300,
+  /** Longest sleep between two looks at the clock and at the newest collection. */
+  restMsMax: 15_000,
+  /** Wait after the first failure of a row; each further failure doubles it. */
+  backOffMsMin: 1_000,
+  backOffMsMax: 30_000,
+  /** Least time between two flushes of a disk that let its tracking file forget settled changes. */
+  settleEveryMs: 15_000,
+};
+
+const leaseMs = leaseTiming.seconds * 1000;
+
+assert(leaseSecondsMin <= leaseTiming.probeSeconds && leaseTiming.seconds <= leaseSecondsMax, "every store grants these leases");
+assert(leaseTiming.trustMs === leaseMs / 2, "a trusted lease has at least half of its term left");
+assert(leaseTiming.renewEveryMs * 2 <= leaseTiming.trustMs, "one renewal may fail before the lease is not trusted any more");
+assert(leaseTiming.releaseMsMax < leaseMs, "waiting for a release takes less time than letting the lease end");
+assert(takeOverTiming.waitMsMax < leaseMs, "waiting for a leaving writer takes less time than letting its lease end");
+assert(takeOverTiming.waitMsMax > leaseTiming.releaseMsMax, "a writer that is leaving is waited for");
+assert(pruneFenceTiming.waitMsMax < leaseMs, "a reader looks for a dead pruner before that one's lease ends");
+assert(collectionTiming.writerPollMs * 3 <= collectionTiming.waitMsMax, "a writer that ships looks several times while a collector waits");
+assert(protectionTiming.restMsMax * 3 <= collectionTiming.waitMsMax, "a disk at rest looks several times while a collector waits");
+assert(protectionTiming.backOffMsMin <= protectionTiming.backOffMsMax, "back-off grows");
+assert(protectionTiming.barrierMsMaxDefault < protectionTiming.cycleMsDefault, "writes are held back for a part of a cycle only");
