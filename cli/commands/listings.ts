@@ -3,9 +3,10 @@ import { Command, InvalidArgumentError } from "commander";
 import type { ListedPoint, PointDetail } from "../../engine/index.ts";
 import { formatBytes, formatCount, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, wholeNumber, withVaultOptions } from "../settings.ts";
-import { displayWidth, fields, printable, table } from "../text.ts";
+import { cut, displayWidth, fields, printable, table } from "../text.ts";
 import { type CommandContext, withVault } from "./context.ts";
 import { addDiffCommand } from "./points-diff.ts";
+import { addLabelCommand } from "./points-label.ts";
 
 interface DiskFlags extends VaultFlags {
   readonly disk: string;
@@ -42,7 +43,7 @@ Example:
 
 export function pointsCommand(context: CommandContext): Command {
   const points = new Command("points")
-    .description("list, show, pin and compare the recovery points of a disk")
+    .description("list, show, label, pin and compare the recovery points of a disk")
     .addHelpText("after", "\nExample:\n  $ tidemark points list --disk web --vault azurite:/srv/azurite");
   withVaultOptions(points.command("list").requiredOption("--disk <name>", "name of the disk in the vault"))
     .option("--limit <count>", "only the newest so many", wholeNumber)
@@ -68,6 +69,7 @@ Examples:
     .action(async (flags: PointFlags) => await showPoint(context, flags));
   addPinCommands(context, points);
   addDiffCommand(context, points);
+  addLabelCommand(context, points);
   return points;
 }
 
@@ -150,6 +152,8 @@ interface Column {
   readonly cell: (point: ListedPoint) => string;
 }
 
+const labelColumnsMax = 20;
+
 const pointColumns: readonly Column[] = [
   { heading: "POINT", align: "r", cell: ({ sequence }) => String(sequence) },
   { heading: "ID", align: "l", cell: ({ point }) => point.slice(0, 8) },
@@ -157,11 +161,17 @@ const pointColumns: readonly Column[] = [
   { heading: "CONS.", align: "l", cell: ({ consistency }) => consistency },
   { heading: "GROUP", align: "l", cell: ({ group }) => group?.name ?? "-" },
   { heading: "KEPT", align: "l", cell: ({ pinned, held }) => (pinned ? "pinned" : held ? "read" : "-") },
+  { heading: "LABEL", align: "l", cell: ({ label }) => (label === null ? "-" : shortened(label)) },
   { heading: "LAG", align: "r", cell: ({ lagMs }) => (lagMs === null ? "-" : formatDuration(lagMs)) },
   { heading: "SIZE", align: "r", dropped: 2, cell: ({ volumeBytes }) => formatBytes(volumeBytes) },
   { heading: "CHANGED", align: "r", cell: ({ changedBytes }) => formatBytes(changedBytes) },
   { heading: "STORED", align: "r", dropped: 1, cell: ({ storedBytes }) => formatBytes(storedBytes) },
 ];
+
+/** The beginning of a label: `points show` has all of it. */
+function shortened(label: string): string {
+  return displayWidth(label) <= labelColumnsMax ? label : `${cut(label, labelColumnsMax - 1)}…`;
+}
 
 /** Points in as many columns as fit into `width`: a column in which no point has anything to say is left out, then those that say least. */
 export function pointsTable(points: readonly ListedPoint[], width: number): string {
@@ -192,6 +202,7 @@ function describe(point: PointDetail): string {
       ["point", point.point],
       ["parent", point.parent ?? "none"],
       ["time", point.time],
+      ...(point.label === null ? [] : [["label", point.label] as const]),
       ["consistency", point.consistency],
       ...describeApplication(point),
       ...describeGroup(point),

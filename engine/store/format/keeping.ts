@@ -1,6 +1,6 @@
 /**
  * The documents that decide between those who read a point and those who drop it: a reader's hold, a user's pin, and the list of points that are
- * about to be dropped. In which order they are written and read stands in `condemned.ts`.
+ * about to be dropped; and a user's label, which decides nothing. In which order they are written and read stands in `prune-fence.ts`.
  */
 import type { Owner } from "./documents.ts";
 import { anyText, checkOwner, hex32 } from "./documents.ts";
@@ -28,6 +28,20 @@ export interface PinDocument extends Owner {
   /** When the point is a point like all others again; null: never. */
   readonly untilMs: number | null;
 }
+
+/** A user's text on a point. It keeps nothing. */
+export interface LabelDocument extends Owner {
+  readonly sequence: number;
+  /** Id of the point. */
+  readonly point: string;
+  /** One line, 1 to `labelCharactersMax` characters. */
+  readonly text: string;
+  readonly createdMs: number;
+}
+
+export const labelCharactersMax = 200;
+/** What a label may say. */
+export const labelText: RegExp = /^[^\p{Cc}]{1,200}$/u;
 
 /** Points that a holder of the seat is about to drop. It is void once the head has a higher epoch. */
 export interface CondemnedDocument extends Owner {
@@ -81,6 +95,25 @@ export function decodePin(bytes: Uint8Array, object: string, expected: Owner): P
     name: fields.textOrNull("name", anyText),
     createdMs: fields.integer("createdMs"),
     untilMs: fields.integerOrNull("untilMs"),
+  };
+  checkOwner(document, object, expected);
+  return document;
+}
+
+export function encodeLabel(document: LabelDocument): Uint8Array {
+  return encode("label", document).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeLabel(bytes: Uint8Array, object: string, expected: Owner): LabelDocument {
+  const { fields } = decode("label", bytes, object);
+  const document: LabelDocument = {
+    vault: fields.text("vault", hex32),
+    disk: fields.text("disk", anyText),
+    sequence: fields.integer("sequence", 1),
+    point: fields.text("point", hex32),
+    text: fields.text("text", labelText),
+    createdMs: fields.integer("createdMs"),
   };
   checkOwner(document, object, expected);
   return document;

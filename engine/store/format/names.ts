@@ -116,8 +116,8 @@ export function provedName(disk: string): string {
   return `${disksPrefix}${encodeDiskName(disk)}/proved`;
 }
 
-/** What keeps a point from being dropped: a reader's hold, a user's pin. */
-export type KeeperKind = "holds" | "pins";
+/** Documents beside a point: a reader's hold and a user's pin, which keep it from being dropped, and a user's label, which does not. */
+export type KeeperKind = "holds" | "pins" | "labels";
 
 export function keepersPrefix(kind: KeeperKind, disk: string): string {
   return `${disksPrefix}${encodeDiskName(disk)}/${kind}/`;
@@ -128,9 +128,9 @@ export function keeperName(kind: KeeperKind, disk: string, sequence: number, uni
   return `${keepersPrefix(kind, disk)}${padded(sequence)}-${unique}`;
 }
 
-/** Which point the hold or pin `name` keeps, or undefined when it is neither. */
+/** Sequence number of the point that the hold, pin or label `name` is of, or undefined when it is none of them. */
 export function keptSequence(name: string): number | undefined {
-  const match = /^disks\/[a-z0-9._~-]+\/(?:holds|pins)\/(\d{8,16})-[0-9a-f]{32}$/.exec(name);
+  const match = /^disks\/[a-z0-9._~-]+\/(?:holds|pins|labels)\/(\d{8,16})-[0-9a-f]{32}$/.exec(name);
   return match === null ? undefined : Number(match[1]);
 }
 

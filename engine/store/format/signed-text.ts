@@ -16,6 +16,7 @@ export type Kind =
   | "page"
   | "manifest"
   | "hold"
+  | "label"
   | "pin"
   | "condemned"
   | "collected"

@@ -9,6 +9,7 @@ import type { Store } from "../store.ts";
 import type { GroupMembers } from "./group-members.ts";
 import type { PointKey } from "./history.ts";
 import { findPoint, readPoints } from "./history.ts";
+import { listLabels } from "./labels.ts";
 import { countedPins, isOf, type PinSummary, type StoredPin } from "./pins.ts";
 import { readProved } from "./proved.ts";
 import { listHolds } from "./reader-holds.ts";
@@ -77,13 +78,14 @@ export async function listPoints(store: Store, members: GroupMembers, disk: stri
   const pins = await countedPins(store, head, onNotice ?? (() => undefined), signal);
   const holds = await listHolds(store, disk, signal);
   const times = await readProved(store, head.vault, disk, signal);
+  const labels = await listLabels(store, head.vault, disk, onNotice ?? (() => undefined), signal);
   const newestFirst: ListedPoint[] = [];
   for await (const point of readPoints(store, head, { onDamage, signal })) {
     const summary = pointSummary(disk, point, await members.groupOf(disk, point));
     const elsewhere = point.group === null ? undefined : await members.keptElsewhere(disk, point.group);
     const pinned = elsewhere?.pinned === true || pins.some((pin) => isOf(pin, point));
     const held = elsewhere?.held === true || holds.has(point.sequence);
-    newestFirst.push({ ...summary, pinned, held, proved: isoOrNull(times.of(point)) });
+    newestFirst.push({ ...summary, label: labels.get(point.id) ?? null, pinned, held, proved: isoOrNull(times.of(point)) });
     if (newestFirst.length === limit) break;
   }
   return newestFirst.reverse();
@@ -96,10 +98,12 @@ export async function pointDetail(
   manifest: ManifestDocument,
   pins: readonly StoredPin[],
   provedMs: number | null,
+  label: string | null,
 ): Promise<PointDetail> {
   const { group } = point;
   return {
     ...pointSummary(disk, point),
+    label,
     group,
     groupIncomplete: group !== null && (await members.groupOf(disk, point)) === null,
     application: manifest.application,
@@ -187,6 +191,8 @@ export interface PointSummary {
 
 /** A point of a list, and what keeps it from being pruned: what keeps one disk's part of a group's point keeps all of them. */
 export interface ListedPoint extends PointSummary {
+  /** A user's text; null: it has none. */
+  readonly label: string | null;
   /** By a pin that has not expired. */
   readonly pinned: boolean;
   /** Somebody reads it, or did so until lately: a hold is cleared away by the first prune that finds its reader dead. */
@@ -196,6 +202,8 @@ export interface ListedPoint extends PointSummary {
 }
 
 export interface PointDetail extends PointSummary {
+  /** A user's text; null: it has none. */
+  readonly label: string | null;
   /** What keeps it from being pruned. */
   readonly pins: readonly PinSummary[];
   /** When all of it was last read back and proved, ISO 8601 in UTC; null: never, as far as is known. */
