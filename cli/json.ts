@@ -81,6 +81,7 @@ interface FixedSummaries {
   readonly "points list": PointsSummary;
   readonly "points diff": PointsDiffSummary;
   readonly "points show": PointDetail;
+  readonly "points label": LabelledPoint;
   readonly "points pin": PinnedPoint;
   readonly "points unpin": UnpinnedPoint;
   readonly materialize: MaterializeSummary;
@@ -195,6 +196,7 @@ export interface PointsDiffSummary {
   readonly differingBytes: number;
 }
 
+export type LabelledPoint = PointSummary & { readonly label: string | null };
 export type PinnedPoint = PointSummary & { readonly pin: PinSummary };
 export type UnpinnedPoint = PointSummary & { readonly removedPins: number };
 

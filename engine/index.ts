@@ -44,6 +44,7 @@ export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax
 export { SinkDecorator } from "./sink-decorator.ts";
 export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./store/format/documents.ts";
 export { digestNames } from "./store/format/documents.ts";
+export type { LabelOptions } from "./store/points/labels.ts";
 export type { PinOptions, PinSummary } from "./store/points/pins.ts";
 export type { DiffOptions } from "./store/points/point-diff.ts";
 export { PointDiff } from "./store/points/point-diff.ts";

@@ -17,6 +17,8 @@ export interface Notice {
     | "HOLD_LOST"
     | "POINT_DAMAGED"
     | "PIN_DAMAGED"
+    | "LABEL_DAMAGED"
+    | "LABEL_NOT_SAVED"
     | "PRUNE_FAILED"
     | "DISK_SKIPPED"
     | "VAULT_AT_RISK"

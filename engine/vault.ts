@@ -27,6 +27,7 @@ import { GroupMembers } from "./store/points/group-members.ts";
 import { readHead } from "./store/points/head.ts";
 import type { IdentityFault } from "./store/points/identity.ts";
 import { createIdentity, identityFaults, mendIdentity, readIdentity } from "./store/points/identity.ts";
+import { checkLabel, type LabelOptions, putLabel, readLabel } from "./store/points/labels.ts";
 import { readManifest } from "./store/points/manifest.ts";
 import { listPins, type PinOptions, type PinSummary, putPin, removePins } from "./store/points/pins.ts";
 import { type DiffOptions, PointDiff } from "./store/points/point-diff.ts";
@@ -237,7 +238,15 @@ export class Vault implements AsyncDisposable {
     const manifest = await readManifest(store, this.id, head.disk, record, undefined);
     const pins = await listPins(store, this.id, head.disk, () => undefined, undefined);
     const times = await readProved(store, this.id, head.disk);
-    return await pointDetail(members, head.disk, record, manifest, pins, times.of(record));
+    return await pointDetail(
+      members,
+      head.disk,
+      record,
+      manifest,
+      pins,
+      times.of(record),
+      await readLabel(store, this.id, head.disk, record),
+    );
   }
 
   /**
@@ -275,6 +284,20 @@ export class Vault implements AsyncDisposable {
     return { place: { store, vault: this.id, disk: head.disk, point, onNotice, signal }, summary: pointSummary(head.disk, point) };
   }
 
+  /**
+   * Puts a label on a point, in place of the one that it has; an empty text removes it. A label does not keep a point from being
+   * pruned, and goes with it. It needs no writer lease.
+   *
+   * @throws TidemarkError DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT and the errors of the store.
+   * @example
+   * await vault.label({ disk: "web", point: "latest", text: "before the upgrade" });
+   */
+  async label(options: LabelOptions): Promise<PointSummary & { readonly label: string | null }> {
+    const { place, summary } = await this.#place(options);
+    await putLabel({ ...place, text: options.text, nowMs: Date.now() });
+    return { ...summary, label: options.text === "" ? null : options.text };
+  }
+
   /** Drops the points that a policy does not keep. Errors: see `prune`. */
   async prune(options: PruneOptions): Promise<PruneSummary> {
     return await this.#track(async () => await prune(this.#context, options));
@@ -282,8 +305,10 @@ export class Vault implements AsyncDisposable {
 
   /** Takes a recovery point of a volume. Errors: see `replicate`. */
   async replicate(options: ReplicateOptions): Promise<ReplicateSummary> {
+    checkLabel(options.label ?? "");
     return await this.#track(async () => {
       const summary = await replicate(this.#context, options);
+      await this.#labelNew(summary, options);
       await this.#keepIdentity(options.onNotice ?? (() => undefined), options.signal);
       return summary;
     });
@@ -387,6 +412,19 @@ export class Vault implements AsyncDisposable {
     await Promise.allSettled(this.#running);
     await this.#workerPool?.close();
     for (const outcome of unmounted) if (outcome.status === "rejected") throw outcome.reason;
+  }
+
+  /** The point is committed, so a label that cannot be written is a notice. */
+  async #labelNew({ disk, sequence, point: id }: ReplicateSummary, { label: text, onNotice, signal }: ReplicateOptions): Promise<void> {
+    if (text === undefined || text === "") return;
+    try {
+      const store = new Store(this.#context.sink);
+      await putLabel({ store, vault: this.id, disk, point: { sequence, id }, text, nowMs: Date.now(), signal });
+    } catch (error) {
+      if (!(error instanceof TidemarkError)) throw error;
+      const message = `the label of point ${String(sequence)} could not be written: ${error.message}`;
+      onNotice?.({ code: "LABEL_NOT_SAVED", message });
+    }
   }
 
   /** A point is committed, whatever comes of this: it is told, and tried again by the next session. */

@@ -5,10 +5,11 @@ import type { PointsSummary } from "../json.ts";
 import type { Output } from "../output.ts";
 import { formatBytes, formatCount, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, wholeNumber, withVaultOptions } from "../settings.ts";
-import { type Column, fields, fittedTable, printable, table } from "../text.ts";
+import { type Column, cut, displayWidth, fields, fittedTable, printable, table } from "../text.ts";
 import { pointSelector, requireTime, timeForms } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
 import { addDiffCommand } from "./points-diff.ts";
+import { addLabelCommand } from "./points-label.ts";
 
 interface DiskFlags extends VaultFlags {
   readonly disk: string;
@@ -49,7 +50,7 @@ Example:
 
 export function pointsCommand(context: CommandContext): Command {
   const points = new Command("points")
-    .description("list, show, pin and compare the recovery points of a disk")
+    .description("list, show, label, pin and compare the recovery points of a disk")
     .addHelpText("after", "\nExample:\n  $ tidemark points list --disk web --vault azurite:/srv/azurite");
   withVaultOptions(points.command("list").requiredOption("--disk <name>", "name of the disk in the vault"))
     .option("--since <time>", "only points cut at or after this time")
@@ -83,6 +84,7 @@ Examples:
     .action(async (flags: PointFlags) => await showPoint(context, flags));
   addPinCommands(context, points);
   addDiffCommand(context, points);
+  addLabelCommand(context, points);
   return points;
 }
 
@@ -193,6 +195,13 @@ function describeTotals({ points, pinnedPoints, changedBytes, storedBytes }: Tot
   return `${formatNumberOf(points, "point")}${pinned}, ${formatBytes(changedBytes)} changed, ${formatBytes(storedBytes)} stored`;
 }
 
+const labelColumnsMax = 20;
+
+/** The beginning of a label; `points show` prints all of it. */
+function shortened(label: string): string {
+  return displayWidth(label) <= labelColumnsMax ? label : `${cut(label, labelColumnsMax - 1)}…`;
+}
+
 /** Points in as many columns as fit. A column in which no point says anything is left out, then those that say least. */
 export function pointsTable(points: readonly ListedPoint[], output: Pick<Output, "columns" | "time">): string {
   const columns: readonly Column<ListedPoint>[] = [
@@ -202,6 +211,7 @@ export function pointsTable(points: readonly ListedPoint[], output: Pick<Output,
     { heading: "CONS.", align: "l", cell: ({ consistency }) => consistency },
     { heading: "GROUP", align: "l", cell: ({ group }) => group?.name ?? "-" },
     { heading: "KEPT", align: "l", cell: ({ pinned, held }) => (pinned ? "pinned" : held ? "read" : "-") },
+    { heading: "LABEL", align: "l", cell: ({ label }) => (label === null ? "-" : shortened(label)) },
     { heading: "LAG", align: "r", cell: ({ lagMs }) => (lagMs === null ? "-" : formatDuration(lagMs)) },
     { heading: "SIZE", align: "r", dropped: 1, cell: ({ volumeBytes }) => formatBytes(volumeBytes) },
     { heading: "CHANGED", align: "r", cell: ({ changedBytes }) => formatBytes(changedBytes) },
@@ -224,6 +234,7 @@ function describe(point: PointDetail, output: Pick<Output, "time">): string {
       ["point", point.point],
       ["parent", point.parent ?? "none"],
       ["time", output.time(point.time)],
+      ...(point.label === null ? [] : [["label", point.label] as const]),
       ["consistency", point.consistency],
       ...describeApplication(point),
       ...describeGroup(point),

@@ -18,6 +18,7 @@ import { type CommandContext, refuseInsideVault, withVault } from "./context.ts"
 
 interface ReplicateFlags extends VaultFlags {
   readonly disk: string;
+  readonly label?: string;
   readonly bitmap?: string;
   readonly since?: string;
 }
@@ -36,6 +37,7 @@ export function replicateCommand(context: CommandContext): Command {
     .description("take a recovery point of a disk; the first one into an absent vault creates it")
     .argument("<source>", "image file, block device or nbd://… address")
     .requiredOption("--disk <name>", "name of the disk in the vault, up to 80 bytes")
+    .option("--label <text>", "what `points list` shows beside the new point")
     .option("--bitmap <name>", "of an NBD export: read only what this QEMU dirty bitmap marks")
     .option("--since <point>", "the point that was taken after the bitmap was added");
   return withLanesOption(withWorkersOption(withVaultOptions(command)))
@@ -85,6 +87,7 @@ async function replicate(context: CommandContext, source: string, flags: Replica
         await vault.replicate({
           disk: flags.disk,
           volume,
+          label: flags.label,
           changes: volume instanceof NbdVolume && marks !== undefined ? await markedChanges(vault, flags.disk, volume, marks) : undefined,
           signal,
           onProgress: (progress) => output.progress(measure(progress)),

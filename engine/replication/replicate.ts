@@ -275,6 +275,8 @@ export interface ReplicateOptions extends OperationOptions {
   readonly volume: Volume;
   /** What has changed, if somebody knows: only that is read. Absent: the whole volume is looked at. */
   readonly changes?: ChangeSource | undefined;
+  /** A label for the new point. When it cannot be put on the committed point, a notice LABEL_NOT_SAVED says so. */
+  readonly label?: string | undefined;
 }
 
 export interface ReplicateSummary {

@@ -17,6 +17,7 @@ const point: ListedPoint = {
   changedBytes: 9_000_000,
   newBytes: 8_000_000,
   storedBytes: 4_000_000,
+  label: null,
   pinned: false,
   held: false,
   proved: null,

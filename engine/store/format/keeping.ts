@@ -1,6 +1,6 @@
 /**
  * Documents of keeping and pruning: a reader's hold, a user's pin, and the list of condemned
- * points. `points/prune-fence.ts` says in which order they are written and read.
+ * points; and a user's label, which keeps nothing. `points/prune-fence.ts` says in which order they are written and read.
  */
 import type { Owner } from "./documents.ts";
 import { anyText, checkOwner, hex32 } from "./documents.ts";
@@ -31,6 +31,20 @@ export interface PinDocument extends Owner {
   /** When the pin ends; null: never. */
   readonly untilMs: number | null;
 }
+
+/** A user's text on a point. It keeps nothing. */
+export interface LabelDocument extends Owner {
+  readonly sequence: number;
+  /** Id of the point. */
+  readonly point: string;
+  /** One line, 1 to `labelCharactersMax` characters. */
+  readonly text: string;
+  readonly createdMs: number;
+}
+
+export const labelCharactersMax = 200;
+/** What a label may say. */
+export const labelText: RegExp = /^[^\p{Cc}]{1,200}$/u;
 
 /**
  * Condemned points: a prune is about to drop them. The list is void once the head has a higher
@@ -87,6 +101,25 @@ export function decodePin(bytes: Uint8Array, object: string, expected: Owner): P
     name: fields.textOrNull("name", anyText),
     createdMs: fields.integer("createdMs"),
     untilMs: fields.integerOrNull("untilMs"),
+  };
+  checkOwner(document, object, expected);
+  return document;
+}
+
+export function encodeLabel(document: LabelDocument): Uint8Array {
+  return encode("label", document).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeLabel(bytes: Uint8Array, object: string, expected: Owner): LabelDocument {
+  const { fields } = decode("label", bytes, object);
+  const document: LabelDocument = {
+    vault: fields.text("vault", hex32),
+    disk: fields.text("disk", anyText),
+    sequence: fields.integer("sequence", 1),
+    point: fields.text("point", hex32),
+    text: fields.text("text", labelText),
+    createdMs: fields.integer("createdMs"),
   };
   checkOwner(document, object, expected);
   return document;

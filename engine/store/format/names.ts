@@ -127,21 +127,21 @@ export function provedName(disk: string): string {
   return `${disksPrefix}${encodeDiskName(disk)}/proved`;
 }
 
-/** Objects that keep a point from being pruned: reader holds and pins. */
-export type HoldOrPin = "holds" | "pins";
+/** Sidecar objects of a point: reader holds and pins, which keep the point from being pruned, and labels. */
+export type SidecarKind = "holds" | "pins" | "labels";
 
-export function holdsOrPinsPrefix(kind: HoldOrPin, disk: string): string {
+export function sidecarPrefix(kind: SidecarKind, disk: string): string {
   return `${disksPrefix}${encodeDiskName(disk)}/${kind}/`;
 }
 
 /** `unique`: 32 random hexadecimal digits. */
-export function holdOrPinName(kind: HoldOrPin, disk: string, sequence: number, unique: string): string {
-  return `${holdsOrPinsPrefix(kind, disk)}${padded(sequence)}-${unique}`;
+export function sidecarName(kind: SidecarKind, disk: string, sequence: number, unique: string): string {
+  return `${sidecarPrefix(kind, disk)}${padded(sequence)}-${unique}`;
 }
 
-/** Which point the hold or pin `name` keeps, or undefined when it is neither. */
-export function heldOrPinnedSequence(name: string): number | undefined {
-  const match = /^disks\/[a-z0-9._~-]+\/(?:holds|pins)\/(\d{8,16})-[0-9a-f]{32}$/.exec(name);
+/** Sequence number of the point to which the sidecar `name` belongs, or undefined for another object. */
+export function sidecarSequence(name: string): number | undefined {
+  const match = /^disks\/[a-z0-9._~-]+\/(?:holds|pins|labels)\/(\d{8,16})-[0-9a-f]{32}$/.exec(name);
   return match === null ? undefined : Number(match[1]);
 }
 

@@ -17,6 +17,7 @@ export type Kind =
   | "page"
   | "manifest"
   | "hold"
+  | "label"
   | "pin"
   | "condemned"
   | "collected"

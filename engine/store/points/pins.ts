@@ -18,7 +18,7 @@ import type { HeadDocument, PointRecord } from "../format/documents.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import type { PinDocument } from "../format/keeping.ts";
 import { decodePin, encodePin } from "../format/keeping.ts";
-import { heldOrPinnedSequence, holdOrPinName, holdsOrPinsPrefix } from "../format/names.ts";
+import { sidecarName, sidecarPrefix, sidecarSequence } from "../format/names.ts";
 import type { Store } from "../store.ts";
 import type { PointPlace } from "./prune-fence.ts";
 import { proveListed } from "./prune-fence.ts";
@@ -63,7 +63,7 @@ export async function putPin(request: PinRequest): Promise<PinDocument> {
     );
   }
   const document: PinDocument = { vault, disk, sequence: point.sequence, point: point.id, name, createdMs: nowMs, untilMs };
-  const object = holdOrPinName("pins", disk, point.sequence, toHex(randomBytes(16)));
+  const object = sidecarName("pins", disk, point.sequence, toHex(randomBytes(16)));
   await store.putOnce(object, encodePin(document), { signal });
   try {
     await proveListed(request);
@@ -105,8 +105,8 @@ export async function listPins(
   signal: AbortSignal | undefined,
 ): Promise<StoredPin[]> {
   const names: { readonly object: string; readonly sequence: number }[] = [];
-  for await (const { name } of store.list(holdsOrPinsPrefix("pins", disk), { signal })) {
-    const sequence = heldOrPinnedSequence(name);
+  for await (const { name } of store.list(sidecarPrefix("pins", disk), { signal })) {
+    const sequence = sidecarSequence(name);
     if (sequence !== undefined) names.push({ object: name, sequence });
   }
   const pins: StoredPin[] = [];

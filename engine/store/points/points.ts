@@ -14,6 +14,7 @@ import type { Store } from "../store.ts";
 import type { GroupMembers } from "./group-members.ts";
 import type { PointKey } from "./history.ts";
 import { findPoint, readPoints } from "./history.ts";
+import { listLabels } from "./labels.ts";
 import { countedPins, isOf, type PinSummary, type StoredPin } from "./pins.ts";
 import { readProved } from "./proved.ts";
 import { listHolds } from "./reader-holds.ts";
@@ -94,13 +95,14 @@ export async function listPoints(store: Store, members: GroupMembers, disk: stri
   const pins = await countedPins(store, head, onNotice ?? (() => undefined), signal);
   const holds = await listHolds(store, disk, signal);
   const times = await readProved(store, head.vault, disk, signal);
+  const labels = await listLabels(store, head.vault, disk, onNotice ?? (() => undefined), signal);
   const newestFirst: ListedPoint[] = [];
   for await (const point of readPoints(store, head, { onDamage, signal })) {
     const summary = pointSummary(disk, point, await members.groupOf(disk, point));
     const elsewhere = point.group === null ? undefined : await members.keptElsewhere(disk, point.group);
     const pinned = elsewhere?.pinned === true || pins.some((pin) => isOf(pin, point));
     const held = elsewhere?.held === true || holds.has(point.sequence);
-    newestFirst.push({ ...summary, pinned, held, proved: isoOrNull(times.of(point)) });
+    newestFirst.push({ ...summary, label: labels.get(point.id) ?? null, pinned, held, proved: isoOrNull(times.of(point)) });
     if (newestFirst.length === limit) break;
   }
   return newestFirst.reverse();
@@ -113,10 +115,12 @@ export async function pointDetail(
   manifest: ManifestDocument,
   pins: readonly StoredPin[],
   provedMs: number | null,
+  label: string | null,
 ): Promise<PointDetail> {
   const { group } = point;
   return {
     ...pointSummary(disk, point),
+    label,
     group,
     groupIncomplete: group !== null && (await members.groupOf(disk, point)) === null,
     application: manifest.application,
@@ -223,6 +227,8 @@ export interface PointSummary {
  * the whole group point.
  */
 export interface ListedPoint extends PointSummary {
+  /** Free text of a user; null when there is none. */
+  readonly label: string | null;
   /** Whether a pin that has not expired keeps the point. */
   readonly pinned: boolean;
   /**
@@ -239,6 +245,8 @@ export interface ListedPoint extends PointSummary {
 
 /** A point in full. */
 export interface PointDetail extends PointSummary {
+  /** Free text of a user; null when there is none. */
+  readonly label: string | null;
   /** The pins of the point, expired ones included. */
   readonly pins: readonly PinSummary[];
   /**

@@ -20,7 +20,7 @@ import { leaseTiming } from "../../timing.ts";
 import { toHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { encodeHold } from "../format/keeping.ts";
-import { heldOrPinnedSequence, holdOrPinName, holdsOrPinsPrefix } from "../format/names.ts";
+import { sidecarName, sidecarPrefix, sidecarSequence } from "../format/names.ts";
 import { HeldLease, type LeasePlace, releaseSoon } from "../held-lease.ts";
 import type { Store } from "../store.ts";
 import { identifyProcess, type ProcessIdentity } from "./process-identity.ts";
@@ -89,8 +89,8 @@ async function heldUnless(options: HoldOptions, ...codes: readonly ErrorCode[]):
 /** The holds of a disk: sequence number of the point → names. */
 export async function listHolds(store: Store, disk: string, signal?: AbortSignal): Promise<ReadonlyMap<number, readonly string[]>> {
   const holds = new Map<number, string[]>();
-  for await (const { name } of store.list(holdsOrPinsPrefix("holds", disk), { signal })) {
-    const sequence = heldOrPinnedSequence(name);
+  for await (const { name } of store.list(sidecarPrefix("holds", disk), { signal })) {
+    const sequence = sidecarSequence(name);
     if (sequence !== undefined) holds.set(sequence, [...(holds.get(sequence) ?? []), name]);
   }
   return holds;
@@ -119,7 +119,7 @@ export async function isHoldAlive(store: Store, name: string, signal?: AbortSign
 async function takeHold(options: HoldOptions, { pid, host }: ProcessIdentity, signal: AbortSignal | undefined): Promise<LeasePlace> {
   const { store, vault, disk, point, purpose } = options;
   for (let attempt = 1; ; attempt += 1) {
-    const place = { name: holdOrPinName("holds", disk, point.sequence, toHex(randomBytes(16))), leaseId: randomUUID() };
+    const place = { name: sidecarName("holds", disk, point.sequence, toHex(randomBytes(16))), leaseId: randomUUID() };
     const document = { vault, disk, sequence: point.sequence, point: point.id, purpose, pid, host };
     await store.putOnce(place.name, encodeHold(document), { signal });
     try {

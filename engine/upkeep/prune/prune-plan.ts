@@ -21,6 +21,8 @@ export interface PrunePlan {
   readonly decisions: readonly Decision[];
   /** Those that go, oldest first. */
   readonly toDrop: readonly PlannedPoint[];
+  /** All points can be read. */
+  readonly isWhole: boolean;
   /** Pins that have expired, or whose point is gone. */
   readonly idlePins: readonly StoredPin[];
 }
@@ -35,7 +37,7 @@ export async function planPrune(options: PlanOptions, head: HeadDocument): Promi
   const { points, isWhole } = await readAll(options, head);
   // Pins change nothing for other points, so they need not be asked for where nothing goes.
   const unpinned = decide(await groupRetention.candidates(points), policy, nowMs);
-  if (unpinned.every(({ keep }) => keep)) return { disk, points, decisions: unpinned, toDrop: [], idlePins: [] };
+  if (unpinned.every(({ keep }) => keep)) return { disk, points, decisions: unpinned, toDrop: [], isWhole, idlePins: [] };
   const { used, idle } = pinsByUse(await groupRetention.pinsOf(disk), points, isWhole, nowMs);
   const pinned = new Set(used.map(({ sequence }) => sequence));
   const alone = decide(await groupRetention.candidates(points, ({ sequence }) => pinned.has(sequence)), policy, nowMs);
@@ -45,7 +47,7 @@ export async function planPrune(options: PlanOptions, head: HeadDocument): Promi
     const reason = decision.keep || point === undefined ? undefined : await keptByMember(groupRetention, disk, point);
     decisions.push(reason === undefined ? decision : { ...decision, keep: true, reasons: [reason] });
   }
-  return { disk, points, decisions, toDrop: points.filter((_, index) => decisions[index]?.keep === false), idlePins: idle };
+  return { disk, points, decisions, toDrop: points.filter((_, index) => decisions[index]?.keep === false), isWhole, idlePins: idle };
 }
 
 /** Why a point stays that its own disk would let go: another disk has pinned, or would keep, its part of the group's point. */

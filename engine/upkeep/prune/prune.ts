@@ -15,6 +15,7 @@ import { condemnedRangesMax } from "../../store/format/keeping.ts";
 import { condemnedName, vaultName } from "../../store/format/names.ts";
 import { readHead } from "../../store/points/head.ts";
 import { PageCache } from "../../store/points/history.ts";
+import { removeIdleLabels } from "../../store/points/labels.ts";
 import { proveObjects, proveVault } from "../../store/points/manifest.ts";
 import { deletePin } from "../../store/points/pins.ts";
 import { diskNames } from "../../store/points/points.ts";
@@ -158,6 +159,7 @@ export async function dropPlanned(options: PlanOptions, plan: PrunePlan, writerL
   let removedPoints = 0;
   let removedStoredBytes = 0;
   let heldPoints = 0;
+  const gone = new Set<number>();
   for (let from = 0; from < toDrop.length; from += condemnedPointsMax) {
     throwIfAborted(signal);
     const condemned = toDrop.slice(from, from + condemnedPointsMax);
@@ -173,6 +175,7 @@ export async function dropPlanned(options: PlanOptions, plan: PrunePlan, writerL
         await proveVault(store, vault, signal);
       };
       const sequences = dropped.map(({ sequence }) => sequence);
+      for (const sequence of sequences) gone.add(sequence);
       removedPoints += await writerLease.drop(sequences, { leave: leave && isLast, prove, cache, signal });
       removedStoredBytes += dropped.reduce((total, { storedBytes }) => total + storedBytes, 0);
     }
@@ -184,6 +187,7 @@ export async function dropPlanned(options: PlanOptions, plan: PrunePlan, writerL
     }
   }
   for (const pin of plan.idlePins) await deletePin(store, pin, signal);
+  if (gone.size > 0) await removeIdleLabels({ ...plan, store, isDropped: (sequence) => gone.has(sequence), signal });
   return { removedPoints, keptPoints: plan.points.length - removedPoints, heldPoints, removedStoredBytes };
 }
 

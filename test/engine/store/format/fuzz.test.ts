@@ -16,7 +16,16 @@ import {
   encodeVault,
 } from "../../../../engine/store/format/documents.ts";
 import { decodeFrameHeader, decodeFrameTable, frameChunksMax, frameHeaderBytes } from "../../../../engine/store/format/frame.ts";
-import { decodeCondemned, decodeHold, decodePin, encodeCondemned, encodeHold, encodePin } from "../../../../engine/store/format/keeping.ts";
+import {
+  decodeCondemned,
+  decodeHold,
+  decodeLabel,
+  decodePin,
+  encodeCondemned,
+  encodeHold,
+  encodeLabel,
+  encodePin,
+} from "../../../../engine/store/format/keeping.ts";
 import {
   decodeLeaf,
   decodeRoot,
@@ -47,6 +56,7 @@ import {
   holdSample,
   indexReference,
   indexSample,
+  labelSample,
   leafSample,
   manifestSample,
   pageReference,
@@ -87,6 +97,7 @@ const formats: readonly Format[] = [
     future: futureLine,
   },
   { kind: "hold", bytes: encodeHold(holdSample), decode: (bytes) => decodeHold(bytes, "o", holdSample), future: futureLine },
+  { kind: "label", bytes: encodeLabel(labelSample), decode: (bytes) => decodeLabel(bytes, "o", labelSample), future: futureLine },
   { kind: "pin", bytes: encodePin(pinSample), decode: (bytes) => decodePin(bytes, "o", pinSample), future: futureLine },
   {
     kind: "list of condemned points",
@@ -223,6 +234,7 @@ describe("an object with a right checksum and wrong content", () => {
       [collectedSample, (body) => decodeCollected(encodeCollected(body as typeof collectedSample), "o", collectedSample.vault)],
       [collectionSample, (body) => decodeCollection(encodeCollection(body as typeof collectionSample), "o", collectionSample.vault)],
       [holdSample, (body) => decodeHold(encodeHold(body as typeof holdSample), "o", holdSample)],
+      [labelSample, (body) => decodeLabel(encodeLabel(body as typeof labelSample), "o", labelSample)],
       [pinSample, (body) => decodePin(encodePin(body as typeof pinSample), "o", pinSample)],
       [condemnedSample, (body) => decodeCondemned(encodeCondemned(body as typeof condemnedSample), "o", condemnedSample)],
     ];

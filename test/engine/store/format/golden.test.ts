@@ -11,7 +11,16 @@ import {
   encodeVault,
 } from "../../../../engine/store/format/documents.ts";
 import { decodeFrameHeader, decodeFrameTable, frameHeaderBytes } from "../../../../engine/store/format/frame.ts";
-import { decodeCondemned, decodeHold, decodePin, encodeCondemned, encodeHold, encodePin } from "../../../../engine/store/format/keeping.ts";
+import {
+  decodeCondemned,
+  decodeHold,
+  decodeLabel,
+  decodePin,
+  encodeCondemned,
+  encodeHold,
+  encodeLabel,
+  encodePin,
+} from "../../../../engine/store/format/keeping.ts";
 import { decodeLeaf, decodeRoot, encodeLeaf, encodeRoot } from "../../../../engine/store/format/leaf.ts";
 import {
   decodeProved,
@@ -46,6 +55,7 @@ import {
   holdSample,
   indexReference,
   indexSample,
+  labelSample,
   leafSample,
   manifestSample,
   pageReference,
@@ -138,6 +148,9 @@ describe("the bytes of format version 1", () => {
       expect(decodePin(bytes, "pin", pinSample)).toEqual(pin);
       expect(plain(encodePin(pin))).toEqual(bytes);
     }
+    const label = golden("label-v1.txt", encodeLabel(labelSample));
+    expect(decodeLabel(label, "label", labelSample)).toEqual(labelSample);
+    expect(plain(encodeLabel(labelSample))).toEqual(label);
     for (const [name, condemned] of [
       ["condemned-v1.txt", condemnedSample],
       ["condemned-none-v1.txt", { ...condemnedSample, ranges: [] }],

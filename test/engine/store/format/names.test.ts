@@ -7,15 +7,15 @@ import {
   diskNameBytesMax,
   encodeDiskName,
   headName,
-  heldOrPinnedSequence,
-  holdOrPinName,
-  holdsOrPinsPrefix,
   manifestName,
   mapName,
   pageName,
   parseSegmentName,
   segmentEpochPrefix,
   segmentName,
+  sidecarName,
+  sidecarPrefix,
+  sidecarSequence,
 } from "../../../../engine/store/format/names.ts";
 import { nameLengthMax, namePartLengthMax } from "../../../../sink/rules.ts";
 
@@ -106,9 +106,9 @@ describe("the names of objects", () => {
     const unique = "0123456789abcdef0123456789abcdef";
     fc.assert(
       fc.property(diskName, number, fc.constantFrom("holds" as const, "pins" as const), (disk, sequence, kind) => {
-        const name = holdOrPinName(kind, disk, sequence, unique);
-        expect(heldOrPinnedSequence(name)).toBe(sequence);
-        expect(name.startsWith(holdsOrPinsPrefix(kind, disk))).toBe(true);
+        const name = sidecarName(kind, disk, sequence, unique);
+        expect(sidecarSequence(name)).toBe(sequence);
+        expect(name.startsWith(sidecarPrefix(kind, disk))).toBe(true);
         expect(name.length).toBeLessThanOrEqual(nameLengthMax);
       }),
     );
@@ -120,7 +120,7 @@ describe("the names of objects", () => {
       `disks/a/pins/00000001`,
       `disks/a/keys/00000001-${unique}`,
     ]) {
-      expect(heldOrPinnedSequence(name)).toBeUndefined();
+      expect(sidecarSequence(name)).toBeUndefined();
     }
   });
 

@@ -10,7 +10,7 @@ import type {
 import { encodePage, referTo } from "../../../../engine/store/format/documents.ts";
 import type { FramePlace } from "../../../../engine/store/format/frame.ts";
 import { FrameBuilder, storedLz4Flag } from "../../../../engine/store/format/frame.ts";
-import type { CondemnedDocument, HoldDocument, PinDocument } from "../../../../engine/store/format/keeping.ts";
+import type { CondemnedDocument, HoldDocument, LabelDocument, PinDocument } from "../../../../engine/store/format/keeping.ts";
 import type { EntryColumns, LeafReference } from "../../../../engine/store/format/leaf.ts";
 import { newColumns, zeroSegment } from "../../../../engine/store/format/leaf.ts";
 import { segmentName } from "../../../../engine/store/format/names.ts";
@@ -156,6 +156,15 @@ export const pinSample: PinDocument = {
   name: "Jahresabschluß",
   createdMs: 1_790_000_003_000,
   untilMs: 1_990_000_000_000,
+};
+
+export const labelSample: LabelDocument = {
+  vault,
+  disk,
+  sequence: 4,
+  point: id(4),
+  text: "vor dem Umzug, Büro",
+  createdMs: 1_790_000_003_000,
 };
 
 export const condemnedSample: CondemnedDocument = {

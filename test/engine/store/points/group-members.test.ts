@@ -64,7 +64,7 @@ describe("a point of a group", () => {
     await write("a", 2);
     await write("b", 2, (sequence) => sequence === 2);
     await write("c", 2);
-    const detail = async (point: PointRecord): Promise<object> => await pointDetail(members(), "a", point, manifestSample, [], null);
+    const detail = async (point: PointRecord): Promise<object> => await pointDetail(members(), "a", point, manifestSample, [], null, null);
     const { application } = manifestSample;
     expect(await detail(recordOf(1, groupAt(1), "a"))).toMatchObject({ group: groupAt(1), groupIncomplete: false, application });
     expect(await detail(recordOf(2, groupAt(2), "a"))).toMatchObject({ group: groupAt(2), groupIncomplete: true });
