@@ -1,9 +1,12 @@
 /**
- * What the vault still needs: every object that a committed point leads to, and every page of a segment in which a chunk lies that a committed point shows.
+ * Mark phase of a garbage collection: every object that a committed point leads to, and every page
+ * of a segment with a chunk that a committed point shows.
  *
- * Not every chunk that a leaf names is shown; which ones are, a `MapWalk` tells.
+ * Not every chunk that a leaf names is shown: a newer run may hide it. A `MapWalk` tells which
+ * ones are.
  *
- * Memory: a bit for each 512 bytes of segments, 1/4096 of what is stored, and the names of objects.
+ * Memory: a bit for each 512 bytes of segments, 1/4096 of what is stored, and the names of
+ * objects.
  */
 
 import { hasCode, throwIfAborted } from "../../errors.ts";
@@ -29,11 +32,14 @@ export interface LiveSetOptions {
   readonly store: Store;
   readonly vault: string;
   readonly signal?: AbortSignal | undefined;
-  /** Points that count as if they were not there any more. */
+  /** Points that count as dropped. */
   readonly isDropped?: ((disk: string, sequence: number) => boolean) | undefined;
 }
 
-/** What a collection would give back if these points were dropped: both looks read the whole vault's maps. Errors: as `LiveSet.of`. */
+/**
+ * Bytes that a collection would free if these points were dropped. It reads all maps of the vault
+ * twice. Errors: as `LiveSet.of`.
+ */
 export async function bytesFreed(
   options: LiveSetOptions & { readonly isDropped: (disk: string, sequence: number) => boolean },
 ): Promise<number> {
@@ -53,10 +59,13 @@ export class LiveSet {
   readonly ownSegments: Set<string> = new Set();
   /** Head of each disk, as it was when its points were read. */
   readonly heads: Map<string, HeadDocument> = new Map();
-  /** What names of segments begin with that were made for the disk which is being looked at. */
+  /** Prefix of the segments that were made for the disk that is being read. */
   #ownPrefix = "";
 
-  /** Reads the whole vault. Errors: DAMAGED and FORMAT_UNSUPPORTED when anything cannot be read, and those of the store. */
+  /**
+   * Reads the whole vault. Errors: DAMAGED and FORMAT_UNSUPPORTED when anything cannot be read, and
+   * those of the store.
+   */
   static async of(options: LiveSetOptions): Promise<LiveSet> {
     const live = new LiveSet();
     for (const disk of await diskNames(options.store, options.signal)) await live.#addDisk(options, disk);
@@ -157,7 +166,7 @@ export class LiveSet {
   }
 }
 
-/** What a committed point is made of has to be there: where it is not, the point is damaged, and nobody knows what it needs. */
+/** A committed point whose part does not exist is damaged: what it needs is not known. */
 async function mustExist(reading: Promise<void>): Promise<void> {
   try {
     await reading;
