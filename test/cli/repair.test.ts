@@ -103,7 +103,7 @@ describe("vault repair", () => {
       expect(await place.json(...words)).toMatchObject({ code: 3, last: { type: "error", code: "DAMAGED", remedy } });
     }
     const tried = await place.run(["vault", "repair", "--dry-run", "--vault", "dir:vault"]);
-    expect(tried.stdout).toContain("would be rebuilt: the vault: vault.json is gone; it says again that this is vault");
+    expect(tried.stdout).toContain("would be rebuilt: the vault: vault.json is gone; rewritten with the identity of vault");
     expect(existsSync(file)).toBe(false);
     const done = await place.json("vault", "repair");
     expect(done).toMatchObject({ code: 0, lines: [{ type: "repaired", disk: null, object: "vault.json", kind: "vault" }, { lost: [] }] });

@@ -1,15 +1,19 @@
 /**
- * Plain blocks of a mounted point, kept in memory up to a limit. Which blocks go when room is needed is decided by a clock: the oldest
- * goes unless it was read since it came or was last passed by. That costs a hit no more than a look-up, and a reader that goes once through the
- * disk does not drive out what is read again and again. A block that came before its reader is spared once for him, and to be read by him does
- * not count: else what has been read would drive out what is about to be.
+ * Block cache of a mounted point: plain blocks in memory, evicted by the CLOCK algorithm.
+ *
+ * The oldest block is evicted unless it was read since it came or since the hand last passed it. A
+ * hit costs no more than a look-up, and one sequential pass over the disk does not evict blocks
+ * that are read again and again. A block that was fetched ahead is spared once for its reader, and
+ * that first read does not count as a use; otherwise blocks that have been read would evict blocks
+ * that are about to be.
  *
  *     lend ─► filled by a fetch ─► keep ─► read … ─► evicted ─► lent again
  *               └─ the fetch failed ─► giveBack ──────────────────┘
  *
- * Buffers are of one size and are used again, so memory is bounded by arithmetic rather than by the collector: all buffers that
- * exist, lent or not, plus `entryBytes` for what is known of a block, are at most `capacityBytes`. Blocks of zeros have no buffer; where they need
- * room, buffers that nobody uses are given up. What is looked up is valid until the caller waits for something.
+ * Invariant: all buffers that exist, lent or not, plus `entryBytes` for each entry, take at most
+ * `capacityBytes`. Buffers have one size and are reused. Blocks of zeros have no buffer; where
+ * their entries need memory, unused buffers are released. What `find` returns is valid until the
+ * caller awaits something.
  */
 import assert from "node:assert/strict";
 
@@ -19,10 +23,13 @@ const entryBytes = 256;
 /** The least that a cache works with: one block for each fetch in flight, and some to keep. */
 export const cacheBlocksMin = 16;
 
-interface Entry {
+interface CacheEntry {
   /** Undefined: zeros. */
   readonly bytes: Buffer | undefined;
-  /** `expected`: its reader is still to come. `used`: read since it came, or since the hand passed by. */
+  /**
+   * `expected`: its reader is still to come. `used`: read since it came, or since the hand passed
+   * by.
+   */
   state: "expected" | "used" | "idle";
 }
 
@@ -31,8 +38,8 @@ export class BlockCache {
   readonly capacityBytes: number;
   readonly #zeros: Buffer;
   /** In the order in which the clock passes by. */
-  readonly #entries = new Map<number, Entry>();
-  #hand: IterableIterator<[number, Entry]>;
+  readonly #entries = new Map<number, CacheEntry>();
+  #hand: IterableIterator<[number, CacheEntry]>;
   readonly #free: Buffer[] = [];
   /** Buffers that exist, and those of them that are lent. */
   #buffers = 0;
@@ -46,12 +53,15 @@ export class BlockCache {
     this.#hand = this.#entries.entries();
   }
 
-  /** Memory in use: buffers, whoever has them, and entries. */
+  /** Memory in use: buffers, lent ones included, and entries. */
   get heldBytes(): number {
     return this.#buffers * this.blockBytes + this.#entries.size * entryBytes;
   }
 
-  /** The bytes of a block, to be copied at once and not to be changed; undefined when they are not here. */
+  /**
+   * The bytes of a block, to be copied at once and not to be changed; undefined when they are not
+   * here.
+   */
   find(block: number): Buffer | undefined {
     const entry = this.#entries.get(block);
     if (entry === undefined) return undefined;
@@ -64,7 +74,10 @@ export class BlockCache {
     return this.#entries.has(block);
   }
 
-  /** A buffer of one block with anything in it. It is the caller's until it is kept or given back. */
+  /**
+   * A buffer of one block with undefined content. The caller owns it until it calls `keep` or
+   * `giveBack`.
+   */
   lend(): Buffer {
     this.#lent += 1;
     assert(this.#lent * (this.blockBytes + entryBytes) <= this.capacityBytes, "no more is lent than there may be");
@@ -84,7 +97,10 @@ export class BlockCache {
     this.#free.push(buffer);
   }
 
-  /** Keeps what a block holds, a lent buffer or zeros, for a reader who has had it or is expected. */
+  /**
+   * Keeps the content of a block, a lent buffer or zeros. `reader`: whether its reader has had it
+   * or is still expected.
+   */
   keep(block: number, bytes: Buffer | undefined, reader: "served" | "expected"): void {
     assert(!this.#entries.has(block), "a block is fetched once");
     if (bytes !== undefined) this.#lent -= 1;
@@ -95,7 +111,10 @@ export class BlockCache {
     this.#entries.set(block, { bytes, state: reader === "expected" ? "expected" : "idle" });
   }
 
-  /** Moves the hand until a block has gone. Behind the last block it begins anew: the iterator goes on with what was put behind meanwhile. */
+  /**
+   * Moves the hand until a block has gone. Behind the last block it begins anew: the iterator goes
+   * on with what was put behind meanwhile.
+   */
   #evict(): void {
     for (;;) {
       const next = this.#hand.next();

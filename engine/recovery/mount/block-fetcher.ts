@@ -1,18 +1,20 @@
 /**
- * Brings blocks of a point from the store into the cache: for readers who wait for them, and ahead of those who read on.
+ * Block fetcher of a mounted point: brings blocks from the store into the cache, for waiting reads
+ * and ahead of sequential ones.
  *
- *     request ─► queue ─► job: neighbours together ─► map ─► ranges of segments, those first that somebody waits for ─► crew: proved ─┐
- *     ahead ───────────►                                                        cache, and copied to who waits, block by block ◄─┘
+ *     request ─► queue ─► job: neighbours together ─► map ─► ranges of segments, awaited ones first ─► workers: proved ─┐
+ *     ahead ───────────►                                          cache, and copied to waiting reads, block by block ◄─┘
  *
- * A block is fetched once however many wait for it, and what they wait for is copied to them before anything else can happen to the
- * block. Blocks hold memory from the first byte of theirs that arrives.
+ * A block is fetched once however many reads wait for it, and its bytes are copied to them before
+ * anything else can happen to the block. A block holds memory from the first byte that arrives.
  *
- * A writer puts what follows on the disk into several segments in turn, a frame of 4 MiB at a time. So a job that is fetched ahead is long:
- * then neighbours in a segment make ranges as long as a slab, which cost a store less than short ones.
+ * A writer puts neighbouring data of a disk into several segments in turn, a frame of 4 MiB at a
+ * time. So a job that is fetched ahead is long: then neighbours in a segment make ranges as long as
+ * a slab, which cost a store less than short ones.
  *
- * Damage costs those who read the damaged granules an error, and nobody else anything: when a job for many blocks meets a map
- * that it cannot read, each block that somebody waits for is tried by itself. What is damaged or could not be fetched is not kept,
- * so the next reader tries again.
+ * Damage fails the reads of damaged granules only. When a job for many blocks meets a map that it
+ * cannot read, each awaited block is tried by itself. What is damaged or could not be fetched is
+ * not kept, so the next read tries again.
  */
 import assert from "node:assert/strict";
 import { isUnreadableOrGone, TidemarkError } from "../../errors.ts";
@@ -34,7 +36,10 @@ import type { BlockCache } from "./block-cache.ts";
 import type { MountedMap } from "./mounted-map.ts";
 import { type QueuedRange, RangeQueue } from "./range-queue.ts";
 
-/** What is fetched ahead together at most: two frames or so of each of a writer's lanes, where data are halved by compression. */
+/**
+ * Most bytes of a job that is fetched ahead: about two frames of each of a writer's lanes, at a
+ * compression of one half.
+ */
 const aheadJobBytesMax: number = 64 * 1024 * 1024;
 /** The share of that which is only fetched where it makes ranges longer. */
 const aheadMoreShare: number = 3 / 8;
@@ -48,13 +53,16 @@ export interface BlockFetcherOptions {
   readonly disk: string;
   readonly point: string;
   readonly signal: AbortSignal;
-  /** Told of bytes of the point that cannot be read back, each time that they are met. */
+  /** Called with bytes of the point that cannot be read back, each time that they are met. */
   readonly onDamage: (extent: Extent, error: TidemarkError) => void;
-  /** Something of what `ahead` began has come: there may be room for more. */
+  /** Called when a part of what `ahead` began has arrived: there may be room for more. */
   readonly onAheadRoom: () => void;
 }
 
-/** A read that waits for blocks: settles when all of it has come, or, when all has come or failed, fails. */
+/**
+ * A read that waits for blocks. It settles when all blocks have arrived or failed, and fails if any
+ * failed.
+ */
 export class PendingRead {
   readonly done: Promise<void>;
   #left = 1;
@@ -75,7 +83,10 @@ export class PendingRead {
     this.#left += 1;
   }
 
-  /** One has come, or is not going to. The reader itself calls this once too, when it has asked for everything. */
+  /**
+   * A block has arrived or failed. The read itself calls this once too, when it has requested
+   * everything.
+   */
   arrived(failure?: TidemarkError): void {
     this.#failure ??= failure;
     this.#left -= 1;
@@ -83,7 +94,7 @@ export class PendingRead {
   }
 }
 
-interface Waiter {
+interface BlockWaiter {
   readonly read: PendingRead;
   /** Where in the block its bytes begin. */
   readonly from: number;
@@ -91,39 +102,45 @@ interface Waiter {
 }
 
 /** A block that is wanted. `alone`: queued, and not to be fetched together with others. */
-interface Wanted {
+interface WantedBlock {
   state: "queued" | "alone" | "running";
-  readonly waiters: Waiter[];
+  readonly waiters: BlockWaiter[];
   /** The ranges that bring it, once they are known. */
   ranges: QueuedRange[];
 }
 
-interface Job {
-  /** Blocks [from, end). Those from `coreEnd` on are fetched only if they lie behind others of the job in a segment. */
+interface FetchJob {
+  /**
+   * Blocks [from, end). Those from `coreEnd` on are fetched only if they lie behind others of the
+   * job in a segment.
+   */
   readonly from: number;
   readonly coreEnd: number;
   readonly end: number;
-  /** Of each block: its buffer, once it needs one; granules of data and pieces to come; what of it is damaged. */
+  /**
+   * Of each block: its buffer, once it needs one; granules of data and pieces to come; what of it
+   * is damaged.
+   */
   readonly buffers: (Buffer | undefined)[];
   readonly granules: Uint32Array;
   readonly piecesLeft: Uint32Array;
-  readonly damage: (Damage[] | undefined)[];
+  readonly damage: (BlockDamage[] | undefined)[];
   /** 1 where the block is to be fetched by this job, and has not been handed on yet. */
   readonly isOwed: Uint8Array;
-  /** Blocks of `ahead` that it counts for; 0 where somebody waited when it was begun. */
+  /** Blocks that it counts for in `ahead`; 0 for a job that a read waited for from the start. */
   reservedBlocks: number;
   /** Why no further range of it is fetched. */
   failure: TidemarkError | undefined;
 }
 
 /** Bytes [from, end) of a block, and what is wrong with them. */
-interface Damage {
+interface BlockDamage {
   readonly from: number;
   readonly end: number;
   readonly error: TidemarkError;
 }
 
-function newJob(from: number, coreEnd: number, end: number): Job {
+function newJob(from: number, coreEnd: number, end: number): FetchJob {
   const count = end - from;
   return {
     from,
@@ -144,15 +161,18 @@ export class BlockFetcher {
   readonly #reader: PointReader;
   readonly #blockBytes: number;
   readonly #blockGranules: number;
-  /** Jobs for who waits, and the blocks of each. */
+  /** Jobs for waiting reads, and the blocks of each. */
   readonly #jobsMax: number;
   readonly #jobBlocksMax: number;
-  /** Blocks of a job that is begun by `ahead`, those that it may take along, and blocks of all such jobs. */
+  /**
+   * Blocks of a job that is begun by `ahead`, those that it may take along, and blocks of all such
+   * jobs.
+   */
   readonly #aheadCoreMax: number;
   readonly #aheadMoreMax: number;
   readonly #aheadBlocksMax: number;
   readonly #ranges: RangeQueue;
-  readonly #wanted = new Map<number, Wanted>();
+  readonly #wanted = new Map<number, WantedBlock>();
   /** Blocks in the state `queued` or `alone`, in the order in which they were asked for. */
   readonly #queue = new Set<number>();
   readonly #jobs = new Set<Promise<void>>();
@@ -168,7 +188,7 @@ export class BlockFetcher {
     this.#blockGranules = cache.blockBytes / granuleBytes;
     this.#jobsMax = workerPool.fetches.slabCount;
     this.#ranges = new RangeQueue(workerPool.fetches.slabCount);
-    // All that may be on its way together leaves a sixth of the cache to what is kept.
+    // Everything under way together leaves a sixth of the cache to blocks that are kept.
     const waitedBytesMax = Math.min(geometry.outBytes ?? geometry.slabBytes, cache.capacityBytes / (3 * this.#jobsMax));
     this.#jobBlocksMax = Math.max(1, Math.floor(waitedBytesMax / cache.blockBytes));
     this.#aheadBlocksMax = Math.floor(cache.capacityBytes / 2 / cache.blockBytes);
@@ -187,7 +207,10 @@ export class BlockFetcher {
     return { job: this.#aheadCoreMax * this.#blockBytes, all: this.#aheadBlocksMax * this.#blockBytes };
   }
 
-  /** Has bytes of a block that is not cached copied into `into`, from its byte `from` on. It is fetched from the next `start` on. */
+  /**
+   * Requests bytes of a block that is not cached: `into` gets them, from byte `from` of the block
+   * on. `start` begins the fetch.
+   */
   request(block: number, from: number, into: Uint8Array, read: PendingRead): void {
     let wanted = this.#wanted.get(block);
     if (wanted === undefined) {
@@ -200,7 +223,7 @@ export class BlockFetcher {
     for (const range of wanted.ranges) this.#ranges.raise(range);
   }
 
-  /** Begins as many jobs for what has been asked for as there may be. */
+  /** Begins as many jobs for requested blocks as the limits allow. */
   start(): void {
     for (const block of this.#queue) {
       if (this.#waitedJobs >= this.#jobsMax) return;
@@ -221,8 +244,8 @@ export class BlockFetcher {
   }
 
   /**
-   * Begins a job for blocks of [from, end) that nobody has asked for yet, if there may be one. Returns the block up to which everything is
-   * cached or on its way now.
+   * Begins a job for blocks of [from, end) that no read has requested yet, if the limits allow.
+   * Returns the block up to which everything is cached or under way now.
    */
   ahead(from: number, end: number): number {
     let first = from;
@@ -239,7 +262,7 @@ export class BlockFetcher {
     return coreEnd;
   }
 
-  /** Waits for what is under way, which the signal ends. Nothing may be asked for any more. */
+  /** Waits for jobs under way, which the signal ends. Nothing may be requested any more. */
   async close(): Promise<void> {
     while (this.#jobs.size > 0) await Promise.all(this.#jobs);
   }
@@ -250,19 +273,19 @@ export class BlockFetcher {
   }
 
   /** Makes a block one that `job` fetches. */
-  #claim(job: Job, block: number): void {
+  #claim(job: FetchJob, block: number): void {
     const wanted = this.#wanted.get(block) ?? { state: "running", waiters: [], ranges: [] };
     wanted.state = "running";
     this.#wanted.set(block, wanted);
     job.isOwed[block - job.from] = 1;
   }
 
-  #reserve(job: Job, blocks: number): void {
+  #reserve(job: FetchJob, blocks: number): void {
     this.#aheadBlocks += blocks - job.reservedBlocks;
     job.reservedBlocks = blocks;
   }
 
-  #launch(job: Job, onDone: () => void): void {
+  #launch(job: FetchJob, onDone: () => void): void {
     const work = this.#run(job).finally(() => {
       this.#jobs.delete(work);
       onDone();
@@ -272,8 +295,8 @@ export class BlockFetcher {
     this.#jobs.add(work);
   }
 
-  /** Never rejects for what the store or the point is like: those who wait are told. */
-  async #run(job: Job): Promise<void> {
+  /** Never rejects for errors of the store or damage: the waiting reads fail with them. */
+  async #run(job: FetchJob): Promise<void> {
     const { map } = this.#options;
     try {
       const pieces = await map.pieces(job.from * this.#blockGranules, Math.min(job.end * this.#blockGranules, map.granules));
@@ -289,8 +312,10 @@ export class BlockFetcher {
     }
   }
 
-  /** Plans how the blocks of a job are fetched, and claims those that come along with them. */
-  #plan(job: Job, pieces: Pieces): ReadPlan {
+  /**
+   * Plans how the blocks of a job are fetched, and claims the blocks that its ranges bring along.
+   */
+  #plan(job: FetchJob, pieces: Pieces): ReadPlan {
     for (let piece = 0; piece < pieces.count; piece += 1) {
       if (pieceIsZero(pieces, piece)) continue;
       const slot = this.#slotOf(job, pieces, piece);
@@ -322,7 +347,7 @@ export class BlockFetcher {
   }
 
   /** Fetches one range of a job when its turn comes, unless another has failed before. */
-  async #fetch(job: Job, plan: ReadPlan, fetch: PlannedFetch): Promise<void> {
+  async #fetch(job: FetchJob, plan: ReadPlan, fetch: PlannedFetch): Promise<void> {
     const range: QueuedRange = { isAwaited: false };
     for (let at = fetch.from; at < fetch.end; at += 1) {
       const wanted = this.#wanted.get(job.from + this.#slotOf(job, plan.pieces, plan.order[at] ?? 0));
@@ -346,12 +371,12 @@ export class BlockFetcher {
   }
 
   /** The block that holds `piece`, counted from the job's first: a chunk never crosses a block. */
-  #slotOf(job: Job, pieces: Pieces, piece: number): number {
+  #slotOf(job: FetchJob, pieces: Pieces, piece: number): number {
     return Math.floor((pieces.starts[piece] ?? 0) / this.#blockGranules) - job.from;
   }
 
   /** Copies proved bytes to their blocks. */
-  #take(job: Job, batch: ProvedBatch): void {
+  #take(job: FetchJob, batch: ProvedBatch): void {
     const { pieces, slab } = batch;
     for (let at = batch.from; at < batch.end; at += 1) {
       const piece = batch.order[at] ?? 0;
@@ -370,7 +395,7 @@ export class BlockFetcher {
   }
 
   /** The buffer of a block, with zeros wherever no piece is going to come. */
-  #bufferOf(job: Job, slot: number): Buffer {
+  #bufferOf(job: FetchJob, slot: number): Buffer {
     let buffer = job.buffers[slot];
     if (buffer === undefined) {
       buffer = this.#options.cache.lend();
@@ -389,8 +414,8 @@ export class BlockFetcher {
     return error;
   }
 
-  /** Hands a block that is all there to those who wait for it, and keeps it. */
-  #deliver(job: Job, slot: number): void {
+  /** Copies a complete block to the reads that wait for it, and keeps it. */
+  #deliver(job: FetchJob, slot: number): void {
     const { cache } = this.#options;
     const block = job.from + slot;
     const bytes = job.buffers[slot];
@@ -409,13 +434,13 @@ export class BlockFetcher {
     else if (bytes !== undefined) cache.giveBack(bytes);
   }
 
-  /** Gives up what of `job` has not been delivered. */
-  #fail(job: Job, error: TidemarkError): void {
+  /** Fails the blocks of `job` that have not been delivered. */
+  #fail(job: FetchJob, error: TidemarkError): void {
     const isDamage = isUnreadableOrGone(error);
     for (let block = job.from; block < job.end; block += 1) {
       const wanted = this.#wanted.get(block);
       const slot = block - job.from;
-      // Once it is, somebody else may want it again already.
+      // A delivered block may be wanted again by another read already.
       if (job.isOwed[slot] !== 1 || wanted === undefined) continue;
       const buffer = job.buffers[slot];
       if (buffer !== undefined) this.#options.cache.giveBack(buffer);

@@ -1,6 +1,8 @@
 /**
- * Where each granule of an overlaid disk stands: below, in the overlay, or nowhere because it is zeros. Two bits a granule, in pages that
- * exist only where something is not below: a disk of 1 TiB that was written everywhere has 64 MiB of them.
+ * Overlay bitmap: where each granule of an overlaid disk is: below, in the overlay, or zeros. Two
+ * bits a granule, in pages that exist only where a granule is not below.
+ *
+ * Memory: a disk of 1 TiB that was written everywhere has 64 MiB of pages.
  */
 
 /** What a granule's two bits say. */

@@ -1,8 +1,8 @@
 /**
- * Mounts a point: makes it a disk that can be read at once, and written when an overlay takes the changes. While it is mounted the
- * point is held against pruning and collection.
+ * Mount: a recovery point as a disk that can be read at once, and written when an overlay takes
+ * the changes. While it is mounted the point is held against prune and garbage collection.
  *
- *     head ─► hold ─► manifest ─► MountedPoint ─► [OverlaidDisk] ─► a front end
+ *     head ─► reader hold ─► manifest ─► MountedPoint ─► [OverlaidDisk] ─► a front end such as NBD
  */
 import { tmpdir } from "node:os";
 import type { BlockDevice } from "../../device.ts";
@@ -33,10 +33,18 @@ interface MountParts {
   readonly onNotice: (notice: Notice) => void;
 }
 
+/**
+ * A mounted point. Serve `device` with an `NbdServer`, or read it directly.
+ *
+ * @example
+ * await using mount = await vault.mount({ disk: "web", point: "latest", writable: true });
+ * const sector = new Uint8Array(512);
+ * await mount.device.read(0, sector);
+ */
 export class Mount implements AsyncDisposable {
   /** The point that is mounted. */
   readonly point: PointSummary;
-  /** The disk. It is closed by `close`, not by whoever serves it. */
+  /** The disk. `Mount.close` closes it, not the front end that serves it. */
   readonly device: BlockDevice;
   readonly #parts: MountParts;
   readonly #startedAt: number = performance.now();
@@ -51,8 +59,10 @@ export class Mount implements AsyncDisposable {
   }
 
   /**
-   * Mounts a point. Errors: DISK_NOT_FOUND, POINT_NOT_FOUND (also when it is being pruned), INVALID_ARGUMENT, DAMAGED, those of `OverlayFile.open` and
-   * of the store.
+   * Mounts a point.
+   *
+   * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND` (also while it is being pruned),
+   * `INVALID_ARGUMENT`, `DAMAGED`, the errors of `OverlayFile.open`, and the errors of the store.
    *
    * @internal
    */
@@ -61,7 +71,7 @@ export class Mount implements AsyncDisposable {
     const { signal } = options;
     const onNotice = options.onNotice ?? (() => undefined);
     const cacheBytes = checkedCache(options, document.blockBytes);
-    // Its threads start while the vault is asked.
+    // Worker threads start while the head is read.
     const workerPool = context.workerPool();
     const store = new Store(sink);
     const disk = options.disk.normalize("NFC");
@@ -114,7 +124,10 @@ export class Mount implements AsyncDisposable {
     };
   }
 
-  /** Ends what is under way, saves the overlay if it is kept, and gives up the hold. Idempotent. Errors: those of `BlockDevice.flush`. */
+  /**
+   * Waits for requests under way, saves the overlay if it is kept, and releases the hold.
+   * Idempotent. Errors: those of `BlockDevice.flush`.
+   */
   close(): Promise<void> {
     this.#closing ??= this.#close();
     return this.#closing;
@@ -137,8 +150,8 @@ export class Mount implements AsyncDisposable {
   readonly #tellLostHold = (): void => {
     const { hold, summary, onNotice } = this.#parts;
     const reason: unknown = hold.signal.reason;
-    const why = reason instanceof Error ? reason.message : "nobody knows why";
-    const message = `point ${summary.sequence} is not held any more, so what of it has not been read may be collected: ${why}`;
+    const why = reason instanceof Error ? reason.message : "the reason is not known";
+    const message = `point ${summary.sequence} is not held any more, and a collection may free what has not been read yet: ${why}`;
     onNotice({ code: "HOLD_LOST", message });
   };
 }
@@ -150,7 +163,7 @@ function checkedCache({ cacheBytes = cacheBytesDefault, overlay, writable }: Mou
     faults.push(`a cache of ${cacheBytes} bytes is too small: this vault needs ${cacheBytesMin}`);
   }
   if (overlay !== undefined && writable !== true) faults.push("an overlay belongs to a mount that is writable");
-  if (faults.length > 0) throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
+  if (faults.length > 0) throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "correct these options" });
   return cacheBytes;
 }
 
@@ -163,21 +176,28 @@ async function openOverlay(
   return await OverlayFile.temporary(temporaryFolder ?? tmpdir(), identity.sizeBytes);
 }
 
+/** How `Vault.mount` works. */
 export interface MountOptions {
   readonly disk: string;
   /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
   readonly point: string;
-  /** Take writes, into an overlay. The vault is never changed. Default: false. */
+  /** Accept writes, into an overlay. The vault is never changed. Default: false. */
   readonly writable?: boolean | undefined;
-  /** File that keeps what is written; it is made, or goes on where it was left. Absent: what is written is gone with the mount. */
+  /**
+   * File that keeps what is written; it is created, or continued. Absent: what is written is gone
+   * with the mount.
+   */
   readonly overlay?: string | undefined;
   /** Memory for blocks, at least 16 of the vault's. Default: 256 MiB. */
   readonly cacheBytes?: number | undefined;
-  /** Where an overlay without a name lies. Default: the system's folder for temporary files. */
+  /** Folder of an overlay without a name. Default: the system's folder for temporary files. */
   readonly temporaryFolder?: string | undefined;
-  /** Told while it is mounted, too: POINT_DAMAGED once for each range that cannot be read back, HOLD_LOST. */
+  /**
+   * Called while it is mounted, too: POINT_DAMAGED once for each range that cannot be read back,
+   * HOLD_LOST.
+   */
   readonly onNotice?: ((notice: Notice) => void) | undefined;
-  /** Ends the mounting, not what has been mounted. */
+  /** Ends `open`; it does not end the mount afterwards. */
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -190,9 +210,9 @@ export interface MountSummary {
   readonly writable: boolean;
   /** The overlay that is kept; null when there is none, or none that is kept. */
   readonly overlay: string | null;
-  /** Bytes handed to readers, from wherever they came. */
+  /** Bytes delivered to readers. */
   readonly bytesRead: number;
-  /** Bytes that writers brought, zeros and trims included. */
+  /** Bytes written by clients, zeros and trims included. */
   readonly bytesWritten: number;
   /** Bytes read from the store's segments, those read ahead included. */
   readonly bytesFetched: number;

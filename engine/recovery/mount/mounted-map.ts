@@ -1,9 +1,11 @@
 /**
- * The map of a mounted point: the pieces of a range for whoever reads it, and what is a hole for whoever asks.
+ * Map of a mounted point: the pieces of a range for readers, and its holes for clients that ask
+ * for block status.
  *
- * A map is read from the store, and who asks for holes asks often. So the outline of the map, runs of data and the holes between them, is kept for parts
- * of the disk that somebody was interested in: there it is told at once. Elsewhere whoever waits (`lookUp`) gets it from the map, and
- * for those who cannot wait it is fetched meanwhile.
+ * A map is read from the store, and clients ask for holes often. So outlines of the map (runs of
+ * data and the holes between them) are kept for parts of the disk that were asked for, and
+ * answered at once. For other parts `lookUp` waits for the map, and `extents`, which cannot wait,
+ * starts the fetch and answers what is known.
  *
  * Memory: the leaves that `PointMap` keeps, and 4 MiB of outlines.
  */
@@ -16,7 +18,7 @@ import { type Pieces, type PointMap, pieceIsZero } from "../../store/map/point-m
 /** Granules whose outline is fetched and kept together: 64 MiB of disk. */
 const partGranules = 16_384;
 const partBytes: number = partGranules * granuleBytes;
-/** Parts that are looked at in one turn of the event loop, which takes a few ms. */
+/** Parts that are read in one turn of the event loop, which takes a few ms. */
 const partsPerTurn = 16;
 /** Words of outlines that are kept, and what a part costs besides its own. */
 const outlineWordsMax: number = 1024 * 1024;
@@ -29,7 +31,10 @@ export class MountedMap {
   readonly granules: number;
   readonly #map: PointMap;
   readonly #signal: AbortSignal;
-  /** Resolves when the last one who was let in is done with the map: two at a time would fetch the same leaves twice. */
+  /**
+   * Resolves when the last caller is done with the map: two at a time would fetch the same leaves
+   * twice.
+   */
   #turn: Promise<unknown>;
   /** By part: granules at which data begins and ends, alternating. The oldest first. */
   readonly #outlines = new Map<number, Uint32Array>();
@@ -37,20 +42,26 @@ export class MountedMap {
   /** By part: outlines on their way. */
   readonly #looking = new Map<number, Promise<Uint32Array>>();
 
-  /** `runs`: how many the map has. Their roots are fetched side by side at once: the first read needs all of them. */
+  /**
+   * `runs`: how many the map has. Their roots are fetched side by side at once: the first read
+   * needs all of them.
+   */
   constructor(map: PointMap, runs: number, signal: AbortSignal) {
     this.#map = map;
     this.#signal = signal;
     this.volumeBytes = map.volumeBytes;
     this.granules = map.granules;
-    // What cannot be fetched is asked for again by whoever needs it, and told to him.
+    // A root that cannot be fetched is fetched again by the read that needs it, which then fails.
     this.#turn = Promise.allSettled(Array.from({ length: Math.min(runs, rootsInFlightMax) }, (_, first) => this.#readRoots(first, runs)));
   }
 
-  /** What granules [from, end) hold, at most `windowGranules` of them. Errors: DAMAGED, OBJECT_NOT_FOUND, FORMAT_UNSUPPORTED, those of the store. */
+  /**
+   * What granules [from, end) hold, at most `windowGranules` of them. Errors: DAMAGED,
+   * OBJECT_NOT_FOUND, FORMAT_UNSUPPORTED, those of the store.
+   */
   pieces(from: number, end: number): Promise<Pieces> {
     const work = this.#turn.then(() => {
-      // What the map has in memory would be told even when it is over.
+      // What the map has in memory would be answered even after the end.
       throwIfAborted(this.#signal);
       return this.#map.window(from, end, this.#signal);
     });
@@ -58,13 +69,14 @@ export class MountedMap {
     return work;
   }
 
-  /** As `BlockDevice.extents`: what is not known is fetched for the next who asks. */
+  /** As `BlockDevice.extents`: what is not known is fetched for the next call. */
   extents(offset: number, length: number, countMax: number): DeviceExtent[] {
     const found: DeviceExtent[] = [];
     for (const { part, from, end } of partsOf(offset, length)) {
       const outline = this.#outlines.get(part);
       if (outline === undefined) {
-        // One at a time: who goes through the disk needs no more. A map that cannot be read is told to those who read the disk there.
+        // One at a time is enough for a client that goes through the disk. Reads report a map that
+        // cannot be read.
         if (this.#looking.size === 0) this.#lookFor(part).catch(() => undefined);
         return found;
       }
@@ -102,7 +114,7 @@ export class MountedMap {
   }
 
   async #readOutline(part: number): Promise<Uint32Array> {
-    // Who asks for much of a disk whose map is in memory leaves the event loop to others now and then.
+    // A long range of a map in memory yields to the event loop now and then.
     if (part % partsPerTurn === 0) await nextTurn();
     const from = part * partGranules;
     const outline = outlineOf(await this.pieces(from, Math.min(from + partGranules, this.granules)));

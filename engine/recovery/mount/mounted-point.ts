@@ -1,13 +1,16 @@
 /**
- * A recovery point as a disk that can be read at once, whatever its size: nothing is fetched but what is asked for, what lies beside it in its
- * block, and what a sequential reader is about to ask for. Every chunk is proved before a byte of it is handed out.
+ * Random access to a recovery point: a block device over the vault, whatever the disk's size. A
+ * read fetches the blocks that it touches, and read-ahead fetches what a sequential reader is
+ * about to ask for. Every chunk is proved before a byte of it is delivered.
  *
- *     read ─► cache: there? copied at once
- *               └─ not there ─► BlockFetcher ─► map ─► store ─► proved ─► cache ─► copied
- *     ReadAhead is told of every read ─► ranges ─► BlockFetcher
+ *     read ─► cache: present? copied at once
+ *               └─ absent ─► BlockFetcher ─► map ─► store ─► proved ─► cache ─► copied
+ *     ReadAhead notes every read ─► ranges ─► BlockFetcher
  *
- * A read waits as long as the sink tries to reach the store, then fails; the next one tries again. Damage fails the reads of the damaged
- * granules only, and is told once.
+ * A read waits as long as the sink tries to reach the store, then fails; the next read tries
+ * again. Damage fails the reads of the damaged granules only, and is reported once.
+ *
+ * Memory: the cache's capacity, and the map's leaves (see `MountedMap`).
  */
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
 import { TidemarkError } from "../../errors.ts";
@@ -22,7 +25,7 @@ import { ReadAhead, type Stream } from "./read-ahead.ts";
 
 /** The smallest range that is fetched ahead. */
 const windowBytesMin: number = 256 * 1024;
-/** Damaged extents that are remembered, so that each is told once. */
+/** Damaged extents that are remembered, so that each is reported once. */
 const toldMax = 10_000;
 
 export interface MountedPointOptions {
@@ -37,13 +40,13 @@ export interface MountedPointOptions {
   /** For messages. */
   readonly disk: string;
   readonly sequence: number;
-  /** Told once of each extent that cannot be read back. */
+  /** Called once with each extent that cannot be read back. */
   readonly onDamage: (extent: Extent, error: TidemarkError) => void;
 }
 
 /** What has been read so far. */
 export interface ReadCounts {
-  /** Bytes handed to readers. */
+  /** Bytes delivered to readers. */
   readonly bytesRead: number;
   /** Bytes read from the store. */
   readonly bytesFetched: number;
@@ -190,7 +193,7 @@ export class MountedPoint implements BlockDevice {
     // Nothing is ever written.
   }
 
-  /** Ends what is under way, whose readers get INTERRUPTED, and waits for that. Idempotent. */
+  /** Ends reads under way with INTERRUPTED, and waits for them. Idempotent. */
   async close(): Promise<void> {
     this.#ending.abort();
     await this.#fetcher.close();
@@ -222,12 +225,14 @@ export class MountedPoint implements BlockDevice {
 
   #throwIfClosed(): void {
     if (!this.#ending.signal.aborted) return;
-    throw new TidemarkError("DEVICE_FAILED", `${this.description} is not mounted any more`, { remedy: "mount it again" });
+    throw new TidemarkError("DEVICE_FAILED", `${this.description} is not mounted any more`, {
+      remedy: "mount the point again with `tidemark mount`",
+    });
   }
 
   #refused(): TidemarkError {
     return new TidemarkError("ACCESS_REFUSED", `${this.description} cannot be written: what is committed never changes`, {
-      remedy: "mount it writable: changes then go to an overlay",
+      remedy: "mount it with `--writable`: changes then go to an overlay",
     });
   }
 }

@@ -1,10 +1,11 @@
 /**
- * A disk that can be written on top of one that cannot: changed granules go to an overlay, all others are read below. Nothing is ever written
- * below.
+ * Copy-on-write overlay: a writable disk on top of one that is read-only. Changed granules go to
+ * an overlay, all others are read below. The disk below is never written.
  *
- * A granule that is written in part is first filled with what it held. So that no two writers fill one granule with different
- * content, changes that touch the same granules go one after the other, in the order in which they came; all others overlap. Zeros
- * and trims change the record only, and give back the space of what was there.
+ * A granule that is written in part is first filled with what it held. Changes that touch the same
+ * granules run one after the other, in the order in which they came, so no two writers fill one
+ * granule with different content; all others overlap. Zeros and trims change the record only, and
+ * free the space of what was there.
  */
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
 import { GroupedCalls } from "../../disk/source/grouped-calls.ts";
@@ -21,7 +22,7 @@ interface Change {
 }
 
 /** Bytes [at, end) that are in one state. */
-interface Run {
+interface StateRun {
   readonly state: GranuleState;
   readonly at: number;
   readonly end: number;
@@ -40,7 +41,7 @@ export class OverlaidDisk implements BlockDevice {
   #bytesWritten = 0;
   #closing: Promise<void> | undefined;
 
-  /** Both belong to this disk from now on. */
+  /** The disk owns both from now on, and closes them. */
   constructor(below: BlockDevice, overlay: OverlayFile) {
     this.description = `${below.description}, with an overlay`;
     this.sizeBytes = below.sizeBytes;
@@ -50,7 +51,7 @@ export class OverlaidDisk implements BlockDevice {
     this.#saves = new GroupedCalls(() => overlay.save());
   }
 
-  /** Bytes handed to readers, from wherever they came, and bytes that writers brought, zeros and trims included. */
+  /** Bytes delivered to readers, and bytes written by clients, zeros and trims included. */
   get counts(): { readonly bytesRead: number; readonly bytesWritten: number } {
     return { bytesRead: this.#bytesRead, bytesWritten: this.#bytesWritten };
   }
@@ -85,7 +86,10 @@ export class OverlaidDisk implements BlockDevice {
     return true;
   }
 
-  /** Errors: NO_SPACE, ACCESS_REFUSED, DEVICE_FAILED, and for a granule that is written in part those of `read`. */
+  /**
+   * Errors: NO_SPACE, ACCESS_REFUSED, DEVICE_FAILED, and for a granule that is written in part
+   * those of `read`.
+   */
   async write(offset: number, bytes: Uint8Array): Promise<void> {
     await this.#change(offset, bytes.byteLength, async () => await this.#write(offset, bytes));
   }
@@ -144,7 +148,10 @@ export class OverlaidDisk implements BlockDevice {
     return found;
   }
 
-  /** Waits for what is under way, saves the overlay if it is kept, and closes both. Idempotent. Errors: those of `flush`. */
+  /**
+   * Waits for changes under way, saves the overlay if it is kept, and closes both. Idempotent.
+   * Errors: those of `flush`.
+   */
   close(): Promise<void> {
     this.#closing ??= this.#close();
     return this.#closing;
@@ -159,8 +166,11 @@ export class OverlaidDisk implements BlockDevice {
     for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
   }
 
-  /** The runs of granules in one state that bytes [offset, end) are made of, as they are when one comes to them. */
-  *#runs(offset: number, end: number): Generator<Run> {
+  /**
+   * The runs of granules in one state in bytes [offset, end), each as it is when the iteration
+   * reaches it.
+   */
+  *#runs(offset: number, end: number): Generator<StateRun> {
     for (let at = offset; at < end; ) {
       const run = this.#run(at, end);
       yield run;
@@ -169,7 +179,7 @@ export class OverlaidDisk implements BlockDevice {
   }
 
   /** From byte `at` to where the state of the granules changes. */
-  #run(at: number, end: number): Run {
+  #run(at: number, end: number): StateRun {
     const granule = Math.floor(at / granuleBytes);
     const runEnd = this.#states.runEnd(granule, Math.ceil(end / granuleBytes));
     return { state: this.#states.get(granule), at, end: Math.min(end, runEnd * granuleBytes) };
@@ -185,7 +195,7 @@ export class OverlaidDisk implements BlockDevice {
       else parts.push((run.state === granuleState.data ? this.#overlay : this.#below).read(at, part));
       at = run.end;
     }
-    // All are awaited: who asked may use the buffer again when one has failed.
+    // All are awaited: the caller may reuse the buffer when one has failed.
     for (const outcome of await Promise.allSettled(parts)) if (outcome.status === "rejected") throw outcome.reason;
   }
 
@@ -215,7 +225,7 @@ export class OverlaidDisk implements BlockDevice {
     return [...this.#changes].filter((change) => change.first < end && first < change.end);
   }
 
-  /** Writes while nobody else changes these granules. */
+  /** Writes; the caller has made sure that no other change touches these granules. */
   async #write(offset: number, bytes: Uint8Array): Promise<void> {
     if (bytes.byteLength === 0) return;
     const { first, end } = granulesOf(offset, bytes.byteLength);
@@ -231,8 +241,9 @@ export class OverlaidDisk implements BlockDevice {
   }
 
   /**
-   * The whole of `granule` as it will be when `bytes` have been written to [offset, writeEnd). Undefined when the bytes can be written as they
-   * are: they cover the granule, or it is in the overlay already.
+   * The whole of `granule` as it will be when `bytes` have been written to [offset, writeEnd).
+   * Undefined when the bytes can be written as they are: they cover the granule, or it is in the
+   * overlay already.
    */
   async #filled(granule: number, offset: number, writeEnd: number, bytes: Uint8Array): Promise<Uint8Array | undefined> {
     const start = granule * granuleBytes;
@@ -245,7 +256,7 @@ export class OverlaidDisk implements BlockDevice {
     return filled;
   }
 
-  /** Makes granules zeros and gives back their space. */
+  /** Makes granules zeros and frees their space. */
   async #clear(first: number, end: number): Promise<void> {
     const hasSpace = this.#states.has(granuleState.data, first, end);
     this.#states.set(first, end, granuleState.zeros);
@@ -262,7 +273,9 @@ export class OverlaidDisk implements BlockDevice {
 
   #throwIfClosed(): void {
     if (this.#closing === undefined) return;
-    throw new TidemarkError("DEVICE_FAILED", `${this.description} is not mounted any more`, { remedy: "mount it again" });
+    throw new TidemarkError("DEVICE_FAILED", `${this.description} is not mounted any more`, {
+      remedy: "mount the point again with `tidemark mount`",
+    });
   }
 }
 
@@ -274,7 +287,10 @@ function kindOf(state: Exclude<GranuleState, typeof granuleState.below>): Device
   return state === granuleState.data ? "data" : "hole";
 }
 
-/** Puts what the disk below says behind `found`. False when it says less than up to `end`, so that nothing can follow. */
+/**
+ * Puts what the disk below says behind `found`. False when it says less than up to `end`, so that
+ * nothing can follow.
+ */
 function addAll(found: DeviceExtent[], below: readonly DeviceExtent[], end: number): boolean {
   found.push(...below);
   const last = below.at(-1);

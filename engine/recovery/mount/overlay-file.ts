@@ -1,18 +1,23 @@
 /**
- * The file in which what is written to a mounted point is kept: a header that says whose it is, a record of which granules are in it, and the
- * granules, each where it lies on the disk. It is sparse: it takes what was written, and a little.
+ * Overlay file: keeps what is written to a mounted point. It holds a header with the point's
+ * identity, a record of which granules are in it, and the granules at their places on the disk. It
+ * is sparse.
  *
  *     0        header, 4 KiB: magic "TMOVRLAY" · 8 version u32 · 12 length of the text u32 · 16 CRC-32 of the text u32 · 20 JSON: vault, disk, point, sizeBytes
  *     4 KiB    record: pages of 2 × 4 KiB, slots 0 and 1, as in a tracking file (sectors of 512 bytes, each with page, slot, generation and CRC-32);
  *              15,616 granules a page, two bits each: 0 not here, 1 here, 2 zeros. A pair of slots that was never written is all zeros.
  *     behind   the granules
  *
- * Orderings. The header is durable before the file gets its name. `save`: granules synced ─► pages that speak of them, each to the slot that does
- * not count ─► synced; where the record has not changed, the granules are synced and no more. So after a crash the record speaks of nothing
- * that is not there: a page that was cut short counts as its older slot, and what was written since the last `save` may be there or not, as on
- * any disk with a cache. A sector that no crash leaves is damage, and the overlay is refused.
+ * Orderings: the header is durable before the file gets its name. `save`: granules synced → pages
+ * of the record, each to its older slot → synced; without a change of the record only the granules
+ * are synced.
  *
- * One process has the file, by flock. A temporary overlay has no name and no record, and is gone with its process.
+ * Invariant: after a crash the record names nothing that is not there. A torn page counts as its
+ * older slot, and what was written since the last `save` may be there or not, as on any disk with a
+ * write cache. A sector that no crash can leave is damage, and the overlay is refused.
+ *
+ * One process has the file, by flock. A temporary overlay has no name and no record, and ends with
+ * its process.
  */
 import { randomBytes } from "node:crypto";
 import { link, open, rm } from "node:fs/promises";
@@ -67,20 +72,22 @@ export class OverlayFile {
   }
 
   /**
-   * Opens the overlay at `path`, or makes it. Errors: those of `over`, and WRITER_ACTIVE (it is in use), NO_SPACE, ACCESS_REFUSED, TARGET_FAILED,
-   * UNSUPPORTED (no locks here).
+   * Opens the overlay at `path`, or makes it. Errors: those of `over`, and WRITER_ACTIVE (it is in
+   * use), NO_SPACE, ACCESS_REFUSED, TARGET_FAILED, UNSUPPORTED (no locks here).
    */
   static async open(path: string, identity: OverlayIdentity): Promise<OverlayFile> {
     return await OverlayFile.over(await openOrCreate(path, identity), identity);
   }
 
   /**
-   * Takes over the file that holds an overlay; it is closed when that fails. Errors: INVALID_ARGUMENT (what is there is no overlay, or another
-   * point's), DAMAGED, FORMAT_UNSUPPORTED, DEVICE_FAILED, SOURCE_UNREADABLE.
+   * Takes over the file that holds an overlay; it is closed when that fails. Errors:
+   * INVALID_ARGUMENT (what is there is no overlay, or another point's), DAMAGED,
+   * FORMAT_UNSUPPORTED, DEVICE_FAILED, SOURCE_UNREADABLE.
    */
   static async over(file: BlockDevice, identity: OverlayIdentity): Promise<OverlayFile> {
     try {
-      // What a killed process left in the page cache reads back, and a power failure would still undo it.
+      // What a killed process left in the page cache can be read, but a power failure would undo
+      // it.
       await file.flush();
       await checkHeader(file, identity);
       const overlay = new OverlayFile(file, identity.sizeBytes, true);
@@ -92,7 +99,10 @@ export class OverlayFile {
     }
   }
 
-  /** Makes an overlay in `folder` that is gone when it is closed, or when the process ends. Errors: NO_SPACE, ACCESS_REFUSED, TARGET_FAILED, UNSUPPORTED. */
+  /**
+   * Makes an overlay in `folder` that is gone when it is closed, or when the process ends. Errors:
+   * NO_SPACE, ACCESS_REFUSED, TARGET_FAILED, UNSUPPORTED.
+   */
   static async temporary(folder: string, sizeBytes: number): Promise<OverlayFile> {
     const path = join(folder, `tidemark-overlay-${randomBytes(8).toString("hex")}`);
     try {
@@ -120,14 +130,16 @@ export class OverlayFile {
     await this.#file.write(this.#dataAt + offset, bytes);
   }
 
-  /** Gives the space of whole granules back where that can be done. What they read as is undefined. */
+  /**
+   * Frees the space of whole granules where the file system can. What they read as is undefined.
+   */
   async discard(offset: number, length: number): Promise<void> {
     await this.#file.trim(this.#dataAt + offset, length);
   }
 
   /**
-   * Makes durable what had been written, and was in the record, when it was called. Calls must not overlap. Errors: NO_SPACE, ACCESS_REFUSED,
-   * DEVICE_FAILED (when a sync fails, for good).
+   * Makes durable what had been written, and was in the record, when it was called. Calls must not
+   * overlap. Errors: NO_SPACE, ACCESS_REFUSED, DEVICE_FAILED (when a sync fails, for good).
    */
   async save(): Promise<void> {
     if (!this.#isKept) return;
@@ -142,7 +154,7 @@ export class OverlayFile {
   }
 
   async #savePages(pages: readonly number[]): Promise<void> {
-    // Copied before the sync: what comes to stand in the record meanwhile need not be covered by it.
+    // Copied before the sync: later changes of the record are not covered by it.
     const taken = pages.map((page) => ({ page, bytes: this.states.take(page), ...(this.#slots.get(page) ?? { slot: 1, generation: 0 }) }));
     try {
       await this.#file.flush();
@@ -181,14 +193,17 @@ export class OverlayFile {
       if (isZero(pair)) continue;
       const { payload, slot, generation } = decodePair(pair, page, this.#file.description);
       if (!GranuleStates.canLoad(payload))
-        throw overlayDamaged(this.#file.description, `page ${page} of its record says what nobody writes`);
+        throw overlayDamaged(this.#file.description, `page ${page} of its record holds a state that does not exist`);
       this.states.load(page, payload);
       this.#slots.set(page, { slot, generation });
     }
   }
 }
 
-/** Sectors that were never written count as generation 0: the first write of a page may be cut short like every other. */
+/**
+ * Sectors that were never written count as generation 0: the first write of a page may be cut short
+ * like every other.
+ */
 function decodePair(pair: Buffer, page: number, path: string): ReturnType<typeof decodePage> {
   for (let at = 0; at < pairBytes; at += sectorBytes) {
     if (!isZero(pair.subarray(at, at + sectorBytes))) continue;
@@ -223,7 +238,8 @@ async function openOrCreate(path: string, identity: OverlayIdentity): Promise<Li
   } catch (error) {
     if (!hasCode(error, "SOURCE_NOT_FOUND")) throw error;
   }
-  // Under a name of its own until it is whole; then whoever comes first has the name.
+  // It has a name of its own until it is complete; the first process to link it gets the final
+  // name.
   const partial = `${path}.partial-${randomBytes(4).toString("hex")}`;
   try {
     await create(partial, encodeHeader(identity), identity.sizeBytes);
@@ -237,7 +253,9 @@ async function openOrCreate(path: string, identity: OverlayIdentity): Promise<Li
   return await LiveFile.open(path);
 }
 
-/** Makes a file that begins with `header`, as long as an overlay of a disk of `sizeBytes`, durably. */
+/**
+ * Makes a file that begins with `header`, as long as an overlay of a disk of `sizeBytes`, durably.
+ */
 async function create(path: string, header: Uint8Array, sizeBytes: number): Promise<void> {
   try {
     const file = await open(path, "wx", 0o600);
@@ -317,7 +335,7 @@ async function checkHeader(file: BlockDevice, identity: OverlayIdentity): Promis
 
 function overlayDamaged(path: string, fact: string, cause?: unknown): TidemarkError {
   return new TidemarkError("DAMAGED", `the overlay ${path} cannot be used: ${fact}`, {
-    remedy: "mount the point with another overlay; nothing of the vault is concerned",
+    remedy: "mount the point with another overlay; the vault is not affected",
     detail: { path },
     cause,
   });

@@ -1,18 +1,23 @@
 /**
- * Which ranges of segments are fetched next. So many are under way as there are slabs. Those that somebody waits for go first and may take every
- * slab; of the others one slab stays free, so that whoever comes is not made to wait for what nobody may ever want.
+ * Priority queue of segment ranges to fetch. As many are under way as there are slabs.
+ *
+ * Ranges that a read waits for go first and may take every slab. Ranges that are fetched ahead
+ * leave one slab free, so that a new read does not wait for a range that may never be needed.
  */
 
 /** A range that is to be fetched. */
 export interface QueuedRange {
-  /** Somebody waits for what lies in it: set by who makes it, and by `raise`. */
+  /** A read waits for it: set by the caller that creates it, and by `raise`. */
   isAwaited: boolean;
 }
 
 export class RangeQueue {
   readonly #rangesMax: number;
   #underWay = 0;
-  /** What begins them, by range: those that somebody waits for, and the others, each in the order in which they came to be that. */
+  /**
+   * The start functions of ranges that a read waits for, and of the others, each in the order of
+   * arrival.
+   */
   readonly #awaited = new Map<QueuedRange, () => void>();
   readonly #others = new Map<QueuedRange, () => void>();
 
@@ -20,7 +25,7 @@ export class RangeQueue {
     this.#rangesMax = rangesMax;
   }
 
-  /** Calls `fetch` when it is the range's turn, and settles as it does. */
+  /** Calls `fetch` when it is the range's turn, and settles as `fetch` does. */
   async run(range: QueuedRange, fetch: () => Promise<void>): Promise<void> {
     await new Promise<void>((begin) => {
       (range.isAwaited ? this.#awaited : this.#others).set(range, begin);
@@ -34,7 +39,7 @@ export class RangeQueue {
     }
   }
 
-  /** Somebody waits for the range now. */
+  /** Notes that a read waits for the range now. */
   raise(range: QueuedRange): void {
     range.isAwaited = true;
     const begin = this.#others.get(range);

@@ -1,11 +1,12 @@
 /**
- * Tells sequential readers from random ones, and says what a sequential reader will want next. Pure bookkeeping: it is told of reads and
- * asked for ranges.
+ * Read-ahead: tells sequential readers from random ones, and says what to fetch for the sequential
+ * ones next. Pure bookkeeping: it notes reads and returns ranges.
  *
- * A stream is a place where the next read may begin. Two reads that each begin exactly where the one before ended make three in a row, and
- * the stream counts as sequential; random reads practically never do that, so they cause nothing. From then on reads may come a little out of order, as
- * they do from clients with several connections. What is fetched ahead grows with what has been read in a row, up to `windowBytesMax` at a
- * time and `windowsAhead` times that in all: large ranges, several in flight.
+ * A stream is a place where the next read may begin. When two reads in a row begin where the one
+ * before ended, the stream counts as sequential; random reads practically never do that, so they
+ * cause no read-ahead. From then on reads may come a little out of order, as they do from clients
+ * with several connections. The range that is fetched grows with the bytes read in a row, up to
+ * `windowBytesMax` at a time and `windowsAhead` times that in all.
  */
 
 export interface ReadAheadLimits {
@@ -13,12 +14,15 @@ export interface ReadAheadLimits {
   /** The smallest and the largest range that is fetched ahead at a time. */
   readonly windowBytesMin: number;
   readonly windowBytesMax: number;
-  /** What all streams together may have fetched ahead of their readers, so that they do not drive out one another's. */
+  /**
+   * Bytes that all streams together may have fetched ahead, so that they do not evict one another's
+   * blocks.
+   */
   readonly aheadBytesMax: number;
 }
 
 export interface Stream {
-  /** Where the reader is. */
+  /** Where the next read is expected. */
   position: number;
   /** Up to here everything is fetched or being fetched. */
   aheadTo: number;
@@ -29,13 +33,13 @@ export interface Stream {
   lastUse: number;
 }
 
-/** Random readers fill this table too; a stream has to be read once in so many reads to stay. */
+/** Random readers fill this table too: a stream that is not read for so many reads is dropped. */
 const streamsMax = 32;
 const hitsMin = 2;
 const windowsAhead = 2;
 /** How far a read of a sequential stream may lie from where it was expected. */
 const disorderBytes: number = 1024 * 1024;
-/** A stream that was not read for so many reads takes no share of `aheadBytesMax`. */
+/** A stream that was not read for this many reads takes no share of `aheadBytesMax`. */
 const idleReads = 1024;
 
 export class ReadAhead {
@@ -70,7 +74,10 @@ export class ReadAhead {
     return undefined;
   }
 
-  /** What to fetch ahead for `stream` now: a whole window, or what is left of the disk. Undefined when enough is fetched. */
+  /**
+   * What to fetch ahead for `stream` now: a whole window, or what is left of the disk. Undefined
+   * when enough is fetched.
+   */
   next(stream: Stream): { readonly from: number; readonly end: number } | undefined {
     const { sizeBytes } = this.#limits;
     const windowBytes = this.#windowBytes(stream);

@@ -1,28 +1,35 @@
 /**
- * A page blob in the vault's container that holds the disk as a fixed VHD, the form in which Azure attaches it.
+ * Restore target: a page blob in the vault's container that holds the disk as a fixed VHD, the
+ * form in which Azure attaches it.
  *
- * Pages go out in windows of 4 MiB, the largest page write, because small writes cost a request each: bytes gather in their window,
- * and the call that completes a window sends it and waits. The windows that are open are bounded; when there are more, the lowest
- * is sent as it is. The footer is written last, so a half image is no VHD.
+ * Pages are sent in windows of 4 MiB, the largest page write, because small writes cost a request
+ * each. Bytes gather in their window, and the call that completes a window sends it and waits. The
+ * number of open windows is bounded; beyond it, the lowest is sent as it is. The footer is written
+ * last, so an incomplete image is no VHD.
  *
- * Every run draws a random sequence number for its blob and fences its writes with it. A write whose outcome is unknown is sent
- * again: it carries the same bytes for a range that nothing else writes, so a late original does no harm while we work. Before the
- * footer the number is raised; from then on no late original can touch what may already be attached. A blob that another run put in
- * the place of ours has another number, so our writes fail, and it is not ours to delete.
+ * Every run draws a random sequence number for its blob and fences its writes with it. A write
+ * whose outcome is unknown is sent again: it carries the same bytes for a range that nothing else
+ * writes, so a late first attempt does no harm while the run works. Before the footer the number
+ * is raised; from then on no late write can change a blob that may already be attached. If another
+ * run replaced the blob, the number differs: our writes fail, and the blob is not deleted.
+ *
+ * Memory: 8 windows of 4 MiB, and those that are being sent.
  */
 import { randomInt } from "node:crypto";
 import { hasCode, TidemarkError } from "../../errors.ts";
 import { pageAlignmentBytes, pageWriteBytesMax, type Sink } from "../../sink.ts";
-import type { ImageFormat, MaterializeMode, Target } from "./target.ts";
+import type { ImageFormat, MaterializeMode, RestoreTarget } from "./target.ts";
 import { targetExists } from "./target.ts";
 import { planFooter, vhdBlobBytesMax, vhdDiskBytes, vhdFooterBytes, vhdTooLarge } from "./vhd.ts";
 
 const windowBytes: number = pageWriteBytesMax;
 /** Windows that may gather bytes at the same time: 32 MiB. */
 const windowsOpenMax = 8;
-/** Holes up to this size inside a complete window are sent as zeros: cheaper than another request. */
+/**
+ * Holes up to this size inside a complete window are sent as zeros: cheaper than another request.
+ */
 const gapBytesMax: number = 256 * 1024;
-/** How often a write whose outcome is unknown is sent in all. */
+/** How often a write of unknown outcome is sent in all. */
 const attemptsMax = 5;
 const reservedNames: readonly string[] = ["vault.json", "copy", "disks", "segments", "reclaim"];
 
@@ -49,8 +56,11 @@ interface Window {
   readonly runs: (readonly [number, number])[];
 }
 
-/** Creates the blob. Errors: UNSUPPORTED, INVALID_ARGUMENT (its name), TARGET_EXISTS, and those of the `Sink`. */
-export async function openBlobTarget(options: BlobTargetOptions): Promise<Target> {
+/**
+ * Creates the blob. Errors: UNSUPPORTED, INVALID_ARGUMENT (its name), TARGET_EXISTS, and those of
+ * the `Sink`.
+ */
+export async function openBlobTarget(options: BlobTargetOptions): Promise<RestoreTarget> {
   const { name, sink } = options;
   refuseName(name);
   if (options.format !== "vhd") {
@@ -71,13 +81,14 @@ export async function openBlobTarget(options: BlobTargetOptions): Promise<Target
   const sizeBytes = vhdDiskBytes(options.volumeBytes) + vhdFooterBytes;
   if (sizeBytes > vhdBlobBytesMax) throw vhdTooLarge(options.volumeBytes, vhdBlobBytesMax - vhdFooterBytes);
   if (options.mode === "replace") await sink.deleteObject(name, { signal: options.signal });
-  // Leaves room above it for the raise before the footer, and repeats with a probability that does not matter.
+  // Leaves room above it for the raise before the footer, and repeats with a probability that does
+  // not matter.
   const sequenceNumber = randomInt(1, 2 ** 40);
   await create(options, sizeBytes, sequenceNumber);
   return new BlobTarget(options, sequenceNumber);
 }
 
-class BlobTarget implements Target {
+class BlobTarget implements RestoreTarget {
   readonly description: string;
   readonly resumeAt = 0;
   readonly #options: BlobTargetOptions;
@@ -116,7 +127,9 @@ class BlobTarget implements Target {
     await this.#gather(offset, length, undefined);
   }
 
-  /** Nothing is noted for a later run, but windows that are wholly below need not wait any longer. */
+  /**
+   * Nothing is noted for a later run, but windows that are wholly below need not wait any longer.
+   */
   async checkpoint(doneBytes: number): Promise<void> {
     const below = [...this.#open.values()].filter((window) => (window.index + 1) * windowBytes <= doneBytes);
     await this.#sendAll(below);
@@ -144,7 +157,7 @@ class BlobTarget implements Target {
     this.#state = "finished";
   }
 
-  /** Deletes the blob, unless another run has put its own in the place of ours. */
+  /** Deletes the blob, unless another run has replaced it. */
   async abandon(): Promise<void> {
     if (this.#state !== "open") return;
     this.#state = "abandoned";
@@ -164,7 +177,10 @@ class BlobTarget implements Target {
     return this.abandon();
   }
 
-  /** Puts a range into its windows and sends those that became complete; `bytes` undefined stands for zeros. */
+  /**
+   * Puts a range into its windows and sends those that became complete; `bytes` undefined stands
+   * for zeros.
+   */
   async #gather(offset: number, length: number, bytes: Uint8Array | undefined): Promise<void> {
     if (this.#state !== "open") throw new TidemarkError("INTERNAL", `${this.description} is used after its end`);
     if (offset % pageAlignmentBytes !== 0 || offset + length > this.#volumeBytes) {
@@ -197,8 +213,8 @@ class BlobTarget implements Target {
   }
 
   /**
-   * Takes the windows out at once, so that no other call sends them too, and sends them one by one: the caller's own calls are the
-   * lanes.
+   * Takes the windows out at once, so that no other call sends them too, and sends them one by one:
+   * the caller's own calls are the lanes.
    */
   async #sendAll(windows: readonly Window[]): Promise<void> {
     for (const window of windows) this.#take(window);
@@ -218,7 +234,7 @@ class BlobTarget implements Target {
     return Math.min(windowBytes, this.#volumeBytes - index * windowBytes);
   }
 
-  /** From here on the window belongs to whoever sends it. */
+  /** Takes the window out: from now on it belongs to the caller, which sends it. */
   #take(window: Window): Window {
     this.#open.delete(window.index);
     return window;
@@ -227,8 +243,8 @@ class BlobTarget implements Target {
   async #send(window: Window): Promise<void> {
     const { bytes } = window;
     if (bytes === undefined) return;
-    // Gaps may be sent as zeros only when nothing else can ever write there, that is, when all of the window came while it was
-    // open.
+    // Gaps may be sent as zeros only when nothing else can ever write there, that is, when all of
+    // the window came while it was open.
     const gapBytes = window.coveredBytes >= this.#windowLength(window.index) ? gapBytesMax : 0;
     for (const [start, end] of merged(window.runs, gapBytes)) {
       const alignedEnd = Math.ceil(end / pageAlignmentBytes) * pageAlignmentBytes;
@@ -237,8 +253,8 @@ class BlobTarget implements Target {
       try {
         await sending;
       } catch (error) {
-        // Other calls had their bytes in this window and have long been told that all was well: the image cannot be finished any
-        // more.
+        // Other calls had bytes in this window and have returned without an error: the image cannot
+        // be finished any more.
         this.#failure ??= this.#translated(error);
         throw error;
       } finally {
@@ -262,7 +278,7 @@ class BlobTarget implements Target {
   #translated(error: unknown): Error {
     if (!hasCode(error, "CONDITION_FAILED", "OBJECT_NOT_FOUND")) return error instanceof Error ? error : new Error(String(error));
     return new TidemarkError("TARGET_FAILED", `${this.description} was replaced or deleted while it was written`, {
-      remedy: "see that only one run writes this blob, then run the command again",
+      remedy: "let only one run write this blob, then run the command again",
       detail: { name: this.#name },
       cause: error,
     });
@@ -276,7 +292,8 @@ async function create(options: BlobTargetOptions, sizeBytes: number, sequenceNum
       await sink.createPages(name, sizeBytes, sequenceNumber, { signal });
       return;
     } catch (error) {
-      // After an attempt whose outcome was unknown, a blob with our random number is the one that this attempt created after all.
+      // After an attempt of unknown outcome, a blob with our random number was created by that
+      // attempt.
       if (hasCode(error, "OBJECT_EXISTS") && attempt > 1 && (await sink.statPages(name, { signal })).sequenceNumber === sequenceNumber)
         return;
       if (hasCode(error, "OBJECT_EXISTS")) throw targetExists(`blob:${name}`, false);

@@ -1,27 +1,37 @@
 /**
- * An image file that comes into being. It grows as `<target>.tidemark-partial`, sparse from the start, and gets the target's name
- * by a rename once it is whole and durable, so no half image ever bears that name.
+ * Restore target: an image file that is created, or replaced as a whole. It grows as
+ * `<target>.tidemark-partial`, sparse from the start, and is renamed to the target's name once it
+ * is complete and durable.
  *
- * A journal, `<target>.tidemark-partial.json`, says which point the partial is of and below which byte it is complete and durable.
- * The order is: data → fdatasync → journal (written aside, renamed). A run that was killed is resumed from there; bytes beyond may
- * be stale, so they are cut off and extended again as a hole. A partial of anything else is emptied, after its journal is durably
- * gone.
+ * A journal, `<target>.tidemark-partial.json`, says which point the partial is of and below which
+ * byte it is complete and durable. The order is: data → fdatasync → journal (written aside,
+ * renamed). A killed run is resumed from there; bytes beyond may be stale, so they are cut off and
+ * extended again as a hole. A partial of anything else is emptied, after its journal is durably
+ * removed.
  *
- * The partial is locked with flock for as long as it is open, which ends with the process however that dies. Where flock is not to
- * be had, two processes on one target are not kept apart.
+ * The partial is locked with flock while it is open; the lock ends with the process. On file
+ * systems without flock two processes on one target are not kept apart.
+ *
+ * Invariant: no incomplete image ever has the target's name.
  */
 import { constants } from "node:fs";
 import { lstat, readFile, rename, rm, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
 import { systemCode, TidemarkError } from "../../errors.ts";
-import type { ImageFormat, ImagePlan, Target } from "./target.ts";
+import type { ImageFormat, ImagePlan, RestoreTarget } from "./target.ts";
 import { lockTarget, targetExists } from "./target.ts";
 import { planFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
 
-/** A checkpoint costs an fdatasync; a killed run loses at most the work of this time. Early ones also put the disk to work early. */
+/**
+ * A checkpoint costs an fdatasync; a killed run loses at most the work of this time. Early ones
+ * also put the disk to work early.
+ */
 const checkpointEveryMs = 500;
-/** How often a partial may be renamed or removed by another process between our opening and locking it. */
+/**
+ * How often a partial may be renamed or removed by another process between our opening and locking
+ * it.
+ */
 const lockAttemptsMax = 10;
 
 interface Journal {
@@ -32,7 +42,7 @@ interface Journal {
   readonly doneBytes: number;
 }
 
-export class FileTarget implements Target {
+export class FileTarget implements RestoreTarget {
   readonly description: string;
   readonly resumeAt: number;
   readonly #plan: ImagePlan;
@@ -56,7 +66,9 @@ export class FileTarget implements Target {
     this.#notedAtMs = plan.clock();
   }
 
-  /** Starts or resumes the partial. `mode` holds the permissions of the file that will be replaced. */
+  /**
+   * Starts or resumes the partial. `mode` holds the permissions of the file that will be replaced.
+   */
   static async open(plan: ImagePlan, existing: { readonly replaces: boolean; readonly mode?: number }): Promise<FileTarget> {
     const path = partialPathOf(plan.path);
     let file: PositionalFile | undefined;
@@ -68,13 +80,14 @@ export class FileTarget implements Target {
         await rm(journalPathOf(plan.path), { force: true });
         await syncFolder(dirname(path));
       }
-      // Cuts off what no checkpoint covers; the space up to the end then reads as zeros without being written.
+      // Cuts off what no checkpoint covers; the space up to the end then reads as zeros without
+      // being written.
       await file.truncate(resumeAt);
       await file.truncate(imageBytes(plan));
       if (existing.mode !== undefined) await file.chmod(existing.mode);
       return new FileTarget(plan, existing.replaces, file, resumeAt);
     } catch (error) {
-      // A partial that nothing can be resumed from is not left lying about.
+      // A partial from which nothing can be resumed is removed.
       if (resumeAt === 0) await rm(path, { force: true });
       await file?.close();
       throw failed(plan.path, error);
@@ -155,7 +168,7 @@ export class FileTarget implements Target {
 
   async #abandon(): Promise<void> {
     try {
-      // Removed while it is still locked, so that no other process can have begun to use it.
+      // Removed while it is still locked, so that no other process has begun to use it.
       if (this.#notedBytes === 0) await rm(this.#file.path, { force: true });
       await this.#file.close();
     } catch (error) {
@@ -179,7 +192,8 @@ async function openLocked(path: string): Promise<PositionalFile> {
     const file = await PositionalFile.open(path, constants.O_RDWR | constants.O_CREAT | noFollow);
     try {
       lockTarget(file, path.slice(0, -partialPathOf("").length));
-      // Whoever held the lock before us may have given the file its final name, or removed it, since we opened it.
+      // The process that held the lock before may have renamed or removed the file since we opened
+      // it.
       const opened = await file.stat();
       const named = await inodeAt(path);
       if (named === opened.ino && opened.nlink === 1n) return file;
@@ -190,7 +204,7 @@ async function openLocked(path: string): Promise<PositionalFile> {
     }
     await file.close();
   }
-  throw new TidemarkError("TARGET_FAILED", `${path} is being replaced by others all the time`, {
+  throw new TidemarkError("TARGET_FAILED", `${path} is replaced by other processes again and again`, {
     remedy: "stop the other processes that write this target",
   });
 }
@@ -214,7 +228,7 @@ async function exists(path: string): Promise<boolean> {
   }
 }
 
-/** The journal, or undefined when there is none that can be understood: then everything is written anew. */
+/** The journal; undefined when it is absent or cannot be read: then everything is written anew. */
 async function readJournal(path: string): Promise<Partial<Journal> | undefined> {
   let text: string;
   try {
@@ -245,7 +259,10 @@ function imageBytes(plan: ImagePlan): number {
   return plan.format === "vhd" ? vhdDiskBytes(plan.volumeBytes) + vhdFooterBytes : plan.volumeBytes;
 }
 
-/** Replaces a small file as a whole. After a power failure either version may be found, and both are true. */
+/**
+ * Replaces a small file as a whole. After a power failure either version may be found, and both are
+ * right.
+ */
 async function writeWhole(path: string, bytes: Uint8Array): Promise<void> {
   const aside = `${path}.new`;
   const file = await PositionalFile.open(aside, constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC);

@@ -1,10 +1,16 @@
 /**
- * An existing image or block device that is brought to a recovery point by writing only what differs: every range is read, compared
- * granule by granule, and runs of differing granules are written. Zeros are compared too, but only where the file system says that
- * something is. Meanwhile the image is neither its old self nor the point; a run that was interrupted is simply run again.
+ * Restore target: an existing image or block device that is brought to a point by writing only
+ * what differs.
  *
- * A file gets the volume's size. A fixed VHD keeps its UUID and stays a VHD by form at every moment: when its size changes, the new
- * footer is written before the old one goes. A device keeps what lies behind the volume.
+ * Every range is read, compared granule by granule, and runs of differing granules are written.
+ * Zeros are compared only where the file system says that data is allocated. Until the end the
+ * image is neither its old self nor the point; an interrupted run is simply run again.
+ *
+ * A file gets the volume's size. A fixed VHD keeps its UUID and is a VHD at every moment: when its
+ * size changes, the new footer is written before the old one is removed. A device keeps what lies
+ * behind the volume.
+ *
+ * Memory: a buffer of 1 MiB for each call under way.
  */
 import { constants } from "node:fs";
 import { deviceBytes } from "../../disk/source/file-volume.ts";
@@ -12,7 +18,7 @@ import { allocatedExtents } from "../../disk/source/holes.ts";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
 import { systemCode, TidemarkError } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
-import type { ImagePlan, Target } from "./target.ts";
+import type { ImagePlan, RestoreTarget } from "./target.ts";
 import { lockTarget } from "./target.ts";
 import { fixedVhdFooter, parseFixedVhdFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
 
@@ -21,7 +27,7 @@ const pieceBytes: number = 1024 * 1024;
 
 const zeros: Uint8Array = new Uint8Array(pieceBytes);
 
-export class InPlaceTarget implements Target {
+export class InPlaceTarget implements RestoreTarget {
   readonly description: string;
   readonly resumeAt = 0;
   readonly #file: PositionalFile;
@@ -42,8 +48,8 @@ export class InPlaceTarget implements Target {
   }
 
   /**
-   * Opens an existing file or device and gives it the size it needs. Errors: TARGET_TOO_SMALL (a device), TARGET_FAILED (in use, or
-   * no VHD).
+   * Opens an existing file or device and gives it the size it needs. Errors: TARGET_TOO_SMALL (a
+   * device), TARGET_FAILED (in use, or no VHD).
    */
   static async open(plan: ImagePlan, kind: "file" | "device"): Promise<InPlaceTarget> {
     const file = await openForWriting(plan.path, kind);
@@ -100,7 +106,7 @@ export class InPlaceTarget implements Target {
     }
   }
 
-  /** Nothing to note: a later run compares again and so finds what is done. */
+  /** Nothing to note: a later run compares again. */
   checkpoint(): Promise<void> {
     return Promise.resolve();
   }
@@ -123,7 +129,10 @@ export class InPlaceTarget implements Target {
     return this.abandon();
   }
 
-  /** Makes the range of at most one piece equal to `wanted`, writing the runs of granules that differ. */
+  /**
+   * Makes the range of at most one piece equal to `wanted`, writing the runs of granules that
+   * differ.
+   */
   async #update(offset: number, wanted: Uint8Array): Promise<void> {
     const buffer = this.#spare.pop() ?? new Uint8Array(pieceBytes);
     const present = buffer.subarray(0, wanted.byteLength);
@@ -141,7 +150,8 @@ export class InPlaceTarget implements Target {
       const length = wanted.byteLength;
       for (let at = 0; at < length; ) {
         const start = at;
-        // Granules are those of the volume, so that a run begins and ends where change tracking would see it.
+        // Granules are those of the volume, so that a run begins and ends where change tracking
+        // would see it.
         while (at < length && differs(present, wanted, at, granuleEnd(offset, at, length))) at = granuleEnd(offset, at, length);
         if (at > start) {
           await this.#file.write(offset + start, wanted.subarray(start, at));
@@ -157,7 +167,10 @@ export class InPlaceTarget implements Target {
     }
   }
 
-  /** New footer first, then the old one goes: cut off when the disk shrinks, overwritten with zeros when it grows. */
+  /**
+   * New footer first, then the old one goes: cut off when the disk shrinks, overwritten with zeros
+   * when it grows.
+   */
   async #resizeVhd(oldBytes: number, footer: Uint8Array): Promise<void> {
     await this.#file.write(this.#diskBytes, footer);
     await this.#file.truncate(this.#diskBytes + vhdFooterBytes);
@@ -177,7 +190,8 @@ function differs(present: Uint8Array, wanted: Uint8Array, start: number, end: nu
 
 async function openForWriting(path: string, kind: "file" | "device"): Promise<PositionalFile> {
   try {
-    // On a block device of Linux O_EXCL claims it for as long as it is open: EBUSY when it is mounted or part of something.
+    // On a block device of Linux O_EXCL claims it for as long as it is open: EBUSY when it is
+    // mounted or part of something.
     return await PositionalFile.open(path, constants.O_RDWR | (kind === "device" ? constants.O_EXCL : 0));
   } catch (error) {
     if (systemCode(error) === "EBUSY") {

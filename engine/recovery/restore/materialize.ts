@@ -1,6 +1,7 @@
 /**
- * Writes a point out as an image. Every chunk is proved before its bytes are written; zeros are told to the target, which leaves
- * them as holes where it can.
+ * Materialize (restore): writes a point out as a disk image. Every chunk is proved before its
+ * bytes are written; zeros are passed to the target as ranges, and stay holes where it can leave
+ * them.
  */
 
 import { LocalState } from "../../disk/source/local-state.ts";
@@ -18,12 +19,17 @@ import { readManifest } from "../../store/points/manifest.ts";
 import { selectPoint } from "../../store/points/points.ts";
 import { holdToRead } from "../../store/points/reader-holds.ts";
 import { Store } from "../../store/store.ts";
-import type { ImageFormat, MaterializeMode, Target } from "./target.ts";
+import type { ImageFormat, MaterializeMode, RestoreTarget } from "./target.ts";
 import { openTarget } from "./targets.ts";
 
 const printWords = fingerprintBytes / 4;
 
-/** Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, TARGET_…, DAMAGED with the extent, NO_SPACE, INTERRUPTED and those of the store. */
+/**
+ * Writes a point out as an image.
+ *
+ * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, the `TARGET_…` codes, `DAMAGED` with the extent in
+ * `detail`, `NO_SPACE`, `INTERRUPTED`, and the errors of the store.
+ */
 export async function materialize(context: VaultContext, options: MaterializeOptions): Promise<MaterializeSummary> {
   const startedAt = performance.now();
   const { document, sink } = context;
@@ -54,7 +60,7 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   if (target.resumeAt > 0) {
     onNotice({
       code: "RESUMED",
-      message: `${target.description}: goes on after ${String(target.resumeAt)} bytes that an interrupted run had written`,
+      message: `${target.description}: resumes after ${String(target.resumeAt)} bytes that an interrupted run had written`,
     });
   }
   const reader = new PointReader({ store, workerPool: context.workerPool(), signal });
@@ -86,16 +92,16 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   }
 }
 
-/** Hands a point's content to a target: neighbouring data in one write, zeros apart. */
+/** Passes a point's content to a target: neighbouring data in one write, zeros as ranges. */
 class ImageWriter implements PointConsumer {
-  readonly #target: Target;
+  readonly #target: RestoreTarget;
   readonly #disk: string;
   readonly #point: PointRecord;
   readonly #report: (doneBytes: number, position?: "last") => void;
   #checkpoint: Promise<void> | undefined;
   #checkpointFailure: Error | undefined;
 
-  constructor(target: Target, disk: string, point: PointRecord, report: (doneBytes: number, position?: "last") => void) {
+  constructor(target: RestoreTarget, disk: string, point: PointRecord, report: (doneBytes: number, position?: "last") => void) {
     this.#target = target;
     this.#disk = disk;
     this.#point = point;
@@ -150,7 +156,7 @@ class ImageWriter implements PointConsumer {
     await this.#target.zero(offset, Math.min(end * granuleBytes, this.#point.volumeBytes) - offset);
   }
 
-  /** Starts a checkpoint unless one is under way: the disk works off what was written while more is fetched. */
+  /** Starts a checkpoint unless one is under way: the disk writes while more is fetched. */
   async done(granule: number): Promise<void> {
     const doneBytes = Math.min(granule * granuleBytes, this.#point.volumeBytes);
     if (this.#checkpointFailure !== undefined) throw this.#checkpointFailure;
@@ -178,11 +184,12 @@ function granuleIsZero(batch: ProvedBatch, outGranule: number): boolean {
   return words[at] === 0 && words[at + 1] === 0 && words[at + 2] === 0 && words[at + 3] === 0;
 }
 
-/** Waits for all, then throws the first failure: nothing still uses the slab when it goes back. */
+/** Waits for all, then throws the first failure: no write uses the slab when it is released. */
 async function settleAll(work: readonly Promise<void>[]): Promise<void> {
   for (const outcome of await Promise.allSettled(work)) if (outcome.status === "rejected") throw outcome.reason;
 }
 
+/** How `Vault.materialize` works. */
 export interface MaterializeOptions extends OperationOptions {
   readonly disk: string;
   /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
@@ -193,12 +200,17 @@ export interface MaterializeOptions extends OperationOptions {
   readonly format?: ImageFormat | undefined;
   /** Default: `create`. A block device needs `in-place` or `replace`, which mean the same there. */
   readonly mode?: MaterializeMode | undefined;
-  /** Needed to write over the very file or device that this disk was last replicated from. Default: false, TARGET_IS_SOURCE. */
+  /**
+   * Allows to write over the file or device that this disk was last replicated from. Default:
+   * false, TARGET_IS_SOURCE.
+   */
   readonly overwriteSource?: boolean | undefined;
 }
 
+/** What was written. */
 export interface MaterializeSummary {
   readonly disk: string;
+  /** Id of the point. */
   readonly point: string;
   readonly sequence: number;
   readonly target: string;

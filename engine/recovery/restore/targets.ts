@@ -1,5 +1,5 @@
 /**
- * Where a recovery point is written out to. `openTarget` looks at what the target names and picks the way:
+ * Choice of the restore target. `openTarget` looks at what the target names:
  *
  * | target | mode | way |
  * |---|---|---|
@@ -8,7 +8,7 @@
  * | block device | `in-place`, `replace` | `InPlaceTarget` |
  * | `blob:NAME` | `create`, `replace` | `BlobTarget`: a page blob in the vault's container, as Azure attaches it |
  *
- * All checks that can refuse a target come before the first change to it.
+ * Invariant: every check that can refuse a target comes before the first change to it.
  */
 import type { BigIntStats } from "node:fs";
 import { lstat, realpath, stat } from "node:fs/promises";
@@ -20,7 +20,7 @@ import type { Sink } from "../../sink.ts";
 import { openBlobTarget } from "./blob-target.ts";
 import { FileTarget } from "./file-target.ts";
 import { InPlaceTarget } from "./in-place-target.ts";
-import type { ImageFormat, ImagePlan, MaterializeMode, Target } from "./target.ts";
+import type { ImageFormat, ImagePlan, MaterializeMode, RestoreTarget } from "./target.ts";
 import { targetExists } from "./target.ts";
 import { vhdDiskBytes, vhdFileDiskBytesMax, vhdTooLarge } from "./vhd.ts";
 
@@ -47,10 +47,10 @@ export interface OpenTargetOptions {
 }
 
 /**
- * Opens a target. Errors: TARGET_EXISTS, TARGET_IS_SOURCE, TARGET_TOO_SMALL, TARGET_FAILED, UNSUPPORTED, INVALID_ARGUMENT,
- * ACCESS_REFUSED, NO_SPACE.
+ * Opens a target. Errors: TARGET_EXISTS, TARGET_IS_SOURCE, TARGET_TOO_SMALL, TARGET_FAILED,
+ * UNSUPPORTED, INVALID_ARGUMENT, ACCESS_REFUSED, NO_SPACE.
  */
-export async function openTarget(options: OpenTargetOptions): Promise<Target> {
+export async function openTarget(options: OpenTargetOptions): Promise<RestoreTarget> {
   if (options.to.startsWith("blob:")) return openBlobTarget({ ...options, name: options.to.slice("blob:".length) });
   if (options.to === "")
     throw new TidemarkError("INVALID_ARGUMENT", "the target has no name", { remedy: "name a file, a block device or `blob:NAME`" });
@@ -76,7 +76,10 @@ export async function openTarget(options: OpenTargetOptions): Promise<Target> {
   return FileTarget.open(plan, { replaces: true, mode: Number(found.stats.mode) & 0o777 });
 }
 
-/** Resolves links, so that what is renamed or compared is the file itself. `stats` is undefined when nothing bears the name yet. */
+/**
+ * Resolves links, so that the file itself is renamed or compared. `stats` is undefined when the
+ * name is free.
+ */
 async function look(to: string): Promise<{ readonly path: string; readonly stats: BigIntStats | undefined }> {
   const absolute = resolve(to);
   try {
@@ -125,8 +128,8 @@ function refuseWrongKind(options: OpenTargetOptions, path: string, stats: BigInt
 
 function refuseSource(options: OpenTargetOptions, target: FileIdentity): void {
   if (options.overwriteSource || options.sourceIdentity === undefined || !sameObject(options.sourceIdentity, target)) return;
-  throw new TidemarkError("TARGET_IS_SOURCE", `the target ${options.to} is the very source that this disk was replicated from`, {
-    remedy: "name another target, or add `--force` if the original may be overwritten",
+  throw new TidemarkError("TARGET_IS_SOURCE", `the target ${options.to} is the source that this disk was replicated from`, {
+    remedy: "name another target, or add `--force` to overwrite the source",
     detail: { target: target.path },
   });
 }

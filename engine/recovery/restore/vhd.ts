@@ -1,11 +1,13 @@
 /**
- * The footer that turns a raw image into a fixed VHD: 512 bytes behind the disk, all numbers big-endian. Source: "Virtual Hard Disk
- * Image Format Specification", version 1.0 (Microsoft, 2006), sections "Hard Disk Footer Format" and, for the geometry, "Appendix:
- * CHS Calculation". Azure attaches page blobs of this form when the disk is a whole number of MiB.
+ * Footer of a fixed VHD: 512 bytes behind the raw disk, all numbers big-endian. Source: "Virtual
+ * Hard Disk Image Format Specification", version 1.0 (Microsoft, 2006), sections "Hard Disk Footer
+ * Format" and, for the geometry, "Appendix: CHS Calculation". Azure attaches page blobs of this
+ * form when the disk is a whole number of MiB.
  *
- * The geometry can seldom express the exact size, and readers differ in which of the two they believe. QEMU (block/vpc.c) goes by
- * the creator application: for `win ` (Hyper-V), which we write, it takes the size; for names that it does not know, the geometry,
- * which would cut the disk's end off.
+ * The geometry can seldom express the exact size, and readers differ in which of the two they
+ * believe. QEMU (block/vpc.c) goes by the creator application: for `win ` (Hyper-V), which we
+ * write, it takes the size; for names that it does not know, the geometry, which would cut the
+ * disk's end off.
  */
 
 import { createHash } from "node:crypto";
@@ -84,7 +86,10 @@ export function parseFixedVhdFooter(bytes: Uint8Array): FixedVhd | undefined {
   return { diskBytes, uuid: Uint8Array.from(footer.subarray(68, 84)), createdMs: epochMs + footer.readUInt32BE(24) * 1000 };
 }
 
-/** Cylinders, heads and sectors per track by the specification's appendix; disks above 127 GiB all get the largest geometry. */
+/**
+ * Cylinders, heads and sectors per track by the specification's appendix; disks above 127 GiB all
+ * get the largest geometry.
+ */
 export function vhdGeometry(diskBytes: number): VhdGeometry {
   const sectors = Math.min(Math.floor(diskBytes / 512), 65535 * 16 * 255);
   let sectorsPerTrack = 17;
@@ -128,7 +133,10 @@ function footerChecksum(footer: Uint8Array): number {
   return ~sum >>> 0;
 }
 
-/** The footer of the plan's image. Its UUID follows from vault and point, so a resumed or repeated run writes the same bytes. */
+/**
+ * The footer of a point's image. Its UUID follows from vault and point, so a resumed or repeated
+ * run writes the same bytes.
+ */
 export function planFooter(plan: Pick<ImagePlan, "vaultId" | "point" | "volumeBytes" | "pointTimeMs">): Buffer {
   const uuid = createHash("sha256").update(`${plan.vaultId}\n${plan.point}`).digest().subarray(0, 16);
   return fixedVhdFooter({ diskBytes: vhdDiskBytes(plan.volumeBytes), uuid, createdMs: plan.pointTimeMs });

@@ -1,9 +1,10 @@
 /**
  * Frames of a damaged segment: those from its beginning up to the first that cannot be read.
  *
- * A frame's header says where the next frame begins, so one damaged header or table hides every frame behind it. Points are
- * not affected: their maps name each chunk's place. A client that needs frames (deduplication, a collection) uses those before
- * the fault and leaves the rest of the segment as it is.
+ * A frame's header says where the next frame begins, so one damaged header or table hides every
+ * frame behind it. Points are not affected: their maps name each chunk's place. A client that needs
+ * frames (deduplication, a collection) uses those before the fault and leaves the rest of the
+ * segment as it is.
  *
  * Cost: as `walkFrames`. Memory: the tables of the segment, 26 bytes a chunk.
  */

@@ -1,23 +1,34 @@
 /**
- * Gives back what no committed point needs, while writers and readers go on:
+ * Garbage collection of a vault: frees what no committed point needs, while writers and readers go
+ * on. It is concurrent mark and sweep; the command is `collect`.
  *
- *     look ─► condemn ─► acknowledged by every writer ─► look again ─► give back
+ *     mark ─► condemn ─► acknowledged by every writer ─► mark again ─► free
  *
- *   - *Look*: everything that committed points lead to is needed. Anything that cannot be read ends the collection before it deletes.
- *   - *Condemn*: for each segment a record says which of its pages nobody needs, and then `reclaim/collection` is given a new id. From then on whoever
- *     loads a catalog leaves their chunks out.
- *   - *Acknowledged*: a writer looks for a new id before each cycle, every few seconds of a long one and while none is due, forgets what is condemned, and
- *     writes the id into its head. A point that it goes on to commit refers to nothing that was condemned: what the cycle had referred to before is shipped
- *     again. A writer that does not live any more is locked out by taking its seat: if it wakes, its first write fails. So what follows does not depend on
- *     any clock.
- *   - *Look again*: what points refer to that have been committed meanwhile by writers who did not know yet is kept.
- *   - *Give back*: what goes is recorded; when the store cannot forget that any more, pages are cleared where they lie, dead segments and objects deleted.
+ * - *Mark*: everything that a committed point leads to is needed. An object that cannot be read
+ *   ends the collection before it deletes anything.
+ * - *Condemn*: for each segment a record lists the pages that no point needs; then
+ *   `reclaim/collection` gets a new id. A catalog that is loaded from then on leaves the chunks in
+ *   these pages out.
+ * - *Acknowledged*: a writer looks for a new id before each cycle, every few seconds of a long
+ *   cycle, and while none is due. It forgets what is condemned and writes the id into its head. A
+ *   point that it commits afterwards refers to nothing that was condemned: what the cycle had
+ *   referred to before is shipped again. A writer that has died is locked out by taking its lease,
+ *   and its first write fails if it wakes. No clock is involved.
+ * - *Mark again*: what is needed by points that were committed meanwhile, by writers that had not
+ *   acknowledged yet, is kept.
+ * - *Free*: what goes is recorded. When the store cannot forget that record any more, pages are
+ *   cleared where they lie, and dead segments and objects are deleted.
  *
- * It can end anywhere. What is condemned costs no more than deduplication; the next collection starts anew and finds it all. What a living writer has made
- * since its newest point is left alone, as it may be of the next one: names are numbered, so it is what has a higher number than anything that points need.
+ * A collection can end at any call. What is condemned costs no more than lost deduplication, and
+ * the next collection starts anew. What a living writer has made since its newest point is left
+ * alone (see `unfinished.ts`). A segment with a frame that cannot be read is kept from that frame
+ * on.
  *
- * What it costs: each look reads what maps say of their points; a segment of which next to nothing can be given back costs two requests, any other one its
- * frames' tables.
+ * Invariant: nothing is freed that a committed point, a reader or an unfinished cycle may still
+ * use.
+ *
+ * Cost: each mark reads the maps of all points. A segment of which almost nothing can be freed
+ * costs two requests, any other the tables of its frames.
  */
 import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
@@ -55,8 +66,9 @@ import { LiveSet } from "./live-set.ts";
 import { isWorthPlanning, planSegment } from "./segment-plan.ts";
 import { Unfinished } from "./unfinished.ts";
 
+/** How `Vault.collect` works. */
 export interface CollectOptions {
-  /** Say what a collection would give back, and change nothing. */
+  /** Report what a collection would free, and change nothing. */
   readonly dryRun?: boolean | undefined;
   /** How long to wait for writers to acknowledge, in ms. Default: 60 s. */
   readonly waitMsMax?: number | undefined;
@@ -64,36 +76,43 @@ export interface CollectOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** What a garbage collection found and freed. */
 export interface CollectSummary {
   /** Bytes of pages in which chunks lie that committed points need. */
   readonly liveBytes: number;
   /** Bytes of all segments' pages, before and after. */
   readonly storedBytesBefore: number;
   readonly storedBytesAfter: number;
-  /** Chunks that were found to be needed by nobody. */
+  /** Chunks that no committed point needs. */
   readonly condemnedChunks: number;
+  /** Segments that were deleted as a whole. */
   readonly deletedSegments: number;
-  /** Manifests, pages of points and parts of maps. */
+  /** Manifests, pages of points, and leaves and roots of maps that were deleted. */
   readonly deletedObjects: number;
-  /** Disks whose writers had not acknowledged in time: nothing has been given back, and the next collection goes on. */
+  /**
+   * Disks whose writers did not acknowledge in time. Nothing was freed then; the next collection
+   * goes on.
+   */
   readonly waitingFor: readonly string[];
   readonly elapsedMs: number;
 }
 
-interface Segment {
+interface ListedSegment {
   readonly name: string;
   readonly sizeBytes: number;
 }
 
 /** A segment of which something was condemned. */
-interface Condemned extends Segment {
+interface CondemnedSegment extends ListedSegment {
+  /** No point needs anything of it. */
   readonly isDead: boolean;
+  /** How far it has been written. */
   readonly writtenBytes: number;
   readonly storedPages: number;
 }
 
-/** What is given back of a segment, as its record says. */
-interface Decision {
+/** What is freed of a segment, as its record says. */
+interface FreeingPlan {
   readonly name: string;
   /** Of the record. */
   readonly etag: string;
@@ -103,14 +122,20 @@ interface Decision {
   readonly runs: readonly PageRun[];
   readonly dead: readonly PageRun[];
   readonly kept: number;
-  /** How many pages are given back. */
+  /** How many pages are freed. */
   readonly pages: number;
 }
 
 /** Requests under way at once. */
 const atOnce = 8;
 
-/** Errors: COLLECTION_ACTIVE, DAMAGED (nothing has been deleted then), INTERRUPTED and those of the store. */
+/**
+ * Runs one garbage collection.
+ *
+ * @throws `COLLECTION_ACTIVE` while another one runs; `DAMAGED` and `FORMAT_UNSUPPORTED` when
+ * something of a committed point cannot be read, and then nothing has been deleted;
+ * `STORE_REGRESSED` and `INTERRUPTED`; and the errors of the store.
+ */
 export async function collect(store: Store, vault: string, options: CollectOptions = {}): Promise<CollectSummary> {
   if (options.dryRun === true) return await new Collection(store, vault, options, options.signal).run();
   await using collectorLease = await takeCollectorLease(store, options.signal);
@@ -119,15 +144,17 @@ export async function collect(store: Store, vault: string, options: CollectOptio
   if (summary.waitingFor.length === 0) {
     const bytes = encodeCollected({ vault, collectedMs: Date.now() });
     await store.replace(collectedName, bytes, await store.etagOf(collectedName, { signal }), { signal }).catch((error: unknown) => {
-      if (!hasCode(error, "CONDITION_FAILED")) throw error; // else another one has come to its end while this one slept
+      if (!hasCode(error, "CONDITION_FAILED")) throw error; // else another collection has ended while this one slept
     });
   }
   return summary;
 }
 
 /**
- * When the last collection came to its end, in ms since 1970; undefined when there has been none or nobody knows. It paces those who collect by themselves,
- * and nothing else depends on it. Errors: those of the store.
+ * When the last collection ended, in ms since 1970; undefined when there was none, or its record
+ * cannot be read. It only paces agents that collect on their own.
+ *
+ * @throws the errors of the store.
  */
 export async function lastCollectedMs(store: Store, vault: string, options: CallOptions): Promise<number | undefined> {
   const there = await store.find(collectedName, documentBytesMax, options);
@@ -201,7 +228,7 @@ class Collection {
     const decisions = await this.#decide(condemned, stillLive);
     const dead = unneeded.filter((name) => !stillLive.objects.has(name));
     await this.#settle(decisions, announced);
-    await this.#each(decisions, async (decision) => await this.#giveBack(decision));
+    await this.#each(decisions, async (decision) => await this.#free(decision));
     await this.#each(dead, async (name) => await this.#store.delete(name, { signal: this.#signal }));
     const freedBytes = sum(decisions, ({ pages }) => pages) * pageAlignmentBytes;
     const summaryAfter = ended({
@@ -215,13 +242,13 @@ class Collection {
     return summaryAfter;
   }
 
-  /** A method of its own: what the first look has learned is gone from memory when the second one begins. */
+  /** A method of its own: the first live set is gone from memory when the second one is built. */
   async #lookAndCondemn(): Promise<{
     readonly liveBytes: number;
-    readonly condemned: readonly Condemned[];
+    readonly condemned: readonly CondemnedSegment[];
     readonly unneeded: readonly string[];
   }> {
-    // Listed first: what is written while we look is none of ours.
+    // Listed first: what is written while points are read is not freed by this collection.
     const segments = await this.#listSegments();
     const objects = await this.#listObjects();
     const live = await this.#look();
@@ -235,8 +262,8 @@ class Collection {
     return await LiveSet.of({ store: this.#store, vault: this.#vault, signal: this.#signal });
   }
 
-  async #listSegments(): Promise<Segment[]> {
-    const segments: Segment[] = [];
+  async #listSegments(): Promise<ListedSegment[]> {
+    const segments: ListedSegment[] = [];
     for await (const { name, sizeBytes } of this.#store.list(segmentsPrefix, { signal: this.#signal })) {
       if (parseSegmentName(name) !== undefined) segments.push({ name, sizeBytes });
     }
@@ -252,15 +279,19 @@ class Collection {
     return objects;
   }
 
-  /** Records of each segment what nobody needs of it. Returns the segments that have such pages. */
-  async #condemn(segments: readonly Segment[], live: LiveSet, unfinished: Unfinished): Promise<Condemned[]> {
+  /**
+   * Records for each segment the pages that no point needs. Returns the segments that have such
+   * pages.
+   */
+  async #condemn(segments: readonly ListedSegment[], live: LiveSet, unfinished: Unfinished): Promise<CondemnedSegment[]> {
     const known = new Set(segments.map(({ name }) => name));
     for (const name of live.pages.keys()) {
-      // One that has been made and committed since they were listed is there, and none of ours.
+      // A segment that was made and committed since they were listed exists, and is not freed by
+      // this collection.
       if (known.has(name) || (await this.#store.etagOf(name, { signal: this.#signal })) !== undefined) continue;
       throw damaged(name, "the store does not hold it any more");
     }
-    const condemned: Condemned[] = [];
+    const condemned: CondemnedSegment[] = [];
     await this.#each(segments, async (segment) => {
       const { name } = segment;
       const [{ writtenBytes }, recorded] = await Promise.all([
@@ -301,23 +332,28 @@ class Collection {
       if (!segments.has(segmentOfDead(name))) orphans.push(name);
     }
     await this.#each(orphans, async (name) => {
-      // Asked again, as the list is old when we have slept: a successor may have written this record. A segment that is gone does not come again.
+      // Asked again: if this process slept, the list is old and a successor may have written this
+      // record.
       const isGone = (await this.#store.etagOf(segmentOfDead(name), { signal: this.#signal })) === undefined;
       if (isGone) await this.#store.delete(name, { signal: this.#signal });
     });
   }
 
-  /** Has every writer look at the records before it goes on. Returns the ETag of what says so. Errors: CONDITION_FAILED. */
+  /**
+   * Makes every writer read the records before it goes on. Returns the ETag of the announcement.
+   * Errors: CONDITION_FAILED.
+   */
   async #announce(expected: string | undefined): Promise<string> {
     const bytes = encodeCollection({ vault: this.#vault, collection: this.#id, startedMs: Date.now() });
     return await this.#store.replace(collectionName, bytes, expected, { signal: this.#signal });
   }
 
-  /** Returns the disks whose writers live and have not acknowledged in time. */
+  /** Returns the disks with a living writer that did not acknowledge in time. */
   async #awaitWriters(): Promise<string[]> {
     const waitMsMax = this.#options.waitMsMax ?? collectionTiming.waitMsMax;
     const startedAt = performance.now();
-    // Listed now: a writer may have come with a new disk while we looked. One that comes from now on learns of the collection.
+    // Listed now: a writer may have added a disk meanwhile. A disk that is added from now on learns
+    // of the collection.
     for (let waiting: readonly string[] = await diskNames(this.#store, this.#signal); ; ) {
       const left: string[] = [];
       for (const disk of waiting) if (!(await this.#isHarmless(disk))) left.push(disk);
@@ -328,10 +364,12 @@ class Collection {
     }
   }
 
-  /** Whether nobody who writes this disk can commit any more what refers to anything condemned. */
+  /**
+   * Whether no writer of this disk can commit a point any more that refers to anything condemned.
+   */
   async #isHarmless(disk: string): Promise<boolean> {
     const { head } = await readHead(this.#store, this.#vault, disk, this.#signal);
-    // Whoever takes the seat from now on loads a catalog, or refreshes the one that it has, afterwards.
+    // A writer that takes the lease from now on loads or refreshes its catalog afterwards.
     if (head.writer === null || head.collection === this.#id) return true;
     const onNotice = this.#options.onNotice ?? (() => undefined);
     try {
@@ -344,13 +382,14 @@ class Collection {
     }
   }
 
-  /** Records for each segment what is given back of it. */
-  async #decide(condemned: readonly Condemned[], live: LiveSet): Promise<Decision[]> {
-    const decisions: Decision[] = [];
+  /** Records for each segment what is freed of it. */
+  async #decide(condemned: readonly CondemnedSegment[], live: LiveSet): Promise<FreeingPlan[]> {
+    const decisions: FreeingPlan[] = [];
     await this.#each(condemned, async (segment) => {
       const { name, isDead, storedPages } = segment;
       const recorded = await readDead(this.#store, this.#vault, deadName(name), { signal: this.#signal });
-      // Another collection, which does not know that its writers have acknowledged this one: it has the say now.
+      // Another collection has written the record, without knowing that writers acknowledged this
+      // one: it decides now.
       if (recorded?.document.collection !== this.#id) throw overtaken(name);
       const { etag, document } = recorded;
       const needed = live.pages.get(name);
@@ -358,7 +397,7 @@ class Collection {
         decisions.push({ name, etag, isDead, runs: [], dead: document.dead, kept: 0, pages: storedPages });
         return;
       }
-      // Asked anew, because a frame of which something is needed after all keeps its header and its table.
+      // Planned anew: a frame of which a chunk is needed after all keeps its header and its table.
       const pages = { live: needed ?? new PageSet(), dead: PageSet.ofRuns(document.dead) };
       const plan = await planSegment(this.#store, fromHex(this.#vault), segment, pages, { signal: this.#signal });
       const mayGo = PageSet.ofRuns(document.condemned);
@@ -373,10 +412,11 @@ class Collection {
   }
 
   /**
-   * Waits until the store cannot forget the records any more, nor anything that is older: a store that went back behind them would list points again that
-   * need what is given back. That it had not gone back before, behind what the first look saw, is told by what was `announced` then. Errors: STORE_REGRESSED.
+   * Waits until the store cannot forget the records any more, nor anything older: a store that went
+   * back behind them would list points again that need what is freed. The announcement tells that
+   * the store did not go back behind the first mark before. Errors: STORE_REGRESSED.
    */
-  async #settle(decisions: readonly Decision[], announced: string): Promise<void> {
+  async #settle(decisions: readonly FreeingPlan[], announced: string): Promise<void> {
     const { settlingMs } = this.#store.sink.capabilities;
     if (settlingMs === 0) return;
     const mark = await this.#announce(announced).catch((error: unknown) => {
@@ -391,7 +431,7 @@ class Collection {
     throw forgotten();
   }
 
-  async #giveBack({ name, etag, isDead, runs, dead, kept }: Decision): Promise<void> {
+  async #free({ name, etag, isDead, runs, dead, kept }: FreeingPlan): Promise<void> {
     const options = { signal: this.#signal };
     if (isDead) {
       await this.#store.delete(name, options);
@@ -404,7 +444,10 @@ class Collection {
     await this.#record(name, etag, { dead, condemned: [], clearing: false, kept });
   }
 
-  /** Returns the record's ETag. Errors: COLLECTION_ACTIVE when another collection has written it since `expected`. */
+  /**
+   * Returns the record's ETag. Errors: COLLECTION_ACTIVE when another collection has written it
+   * since `expected`.
+   */
   async #record(
     segment: string,
     expected: string | undefined,
@@ -424,15 +467,15 @@ class Collection {
 }
 
 function forgotten(cause?: unknown): TidemarkError {
-  return storeRegressed(collectionName, "the store has forgotten what this collection had written down", {
-    remedy: "run the command again: nothing has been given back",
+  return storeRegressed(collectionName, "the store has forgotten the records of this collection", {
+    remedy: "run `tidemark collect` again; nothing has been freed",
     cause,
   });
 }
 
 function overtaken(object: string, cause?: unknown): TidemarkError {
   return new TidemarkError("COLLECTION_ACTIVE", "another collection has taken over while this one slept", {
-    remedy: "let it finish",
+    remedy: "wait until it ends, then run `tidemark collect` again",
     detail: { object },
     cause,
   });

@@ -1,9 +1,12 @@
 /**
- * What the vault still needs: every object that a committed point leads to, and every page of a segment in which a chunk lies that a committed point shows.
+ * Mark phase of a garbage collection: every object that a committed point leads to, and every page
+ * of a segment with a chunk that a committed point shows.
  *
- * Not every chunk that a leaf names is shown; which ones are, a `MapWalk` tells.
+ * Not every chunk that a leaf names is shown: a newer run may hide it. A `MapWalk` tells which
+ * ones are.
  *
- * Memory: a bit for each 512 bytes of segments, 1/4096 of what is stored, and the names of objects.
+ * Memory: a bit for each 512 bytes of segments, 1/4096 of what is stored, and the names of
+ * objects.
  */
 
 import { throwIfAborted } from "../../errors.ts";
@@ -28,7 +31,7 @@ export interface LiveSetOptions {
   readonly store: Store;
   readonly vault: string;
   readonly signal?: AbortSignal | undefined;
-  /** Points that count as if they were not there any more. */
+  /** Points that count as dropped. */
   readonly isDropped?: ((disk: string, sequence: number) => boolean) | undefined;
   /** Told of each point before its map is read. */
   readonly onPoint?: ((disk: string, point: PointRecord) => void) | undefined;
@@ -36,7 +39,10 @@ export interface LiveSetOptions {
   readonly onEntry?: ((disk: string, leaf: EntryColumns, entry: number) => void) | undefined;
 }
 
-/** What a collection would give back if these points were dropped: both looks read the whole vault's maps. Errors: as `LiveSet.of`. */
+/**
+ * Bytes that a collection would free if these points were dropped. It reads all maps of the vault
+ * twice. Errors: as `LiveSet.of`.
+ */
 export async function bytesFreed(
   options: LiveSetOptions & { readonly isDropped: (disk: string, sequence: number) => boolean },
 ): Promise<number> {
@@ -56,11 +62,14 @@ export class LiveSet {
   readonly ownSegments: Set<string> = new Set();
   /** Head of each disk, as it was when its points were read. */
   readonly heads: Map<string, HeadDocument> = new Map();
-  /** What names of segments begin with that were made for the disk which is being looked at. */
+  /** Prefix of the segments that were made for the disk that is being read. */
   #ownPrefix = "";
   #take: (leaf: EntryColumns, entry: number) => void = (leaf, entry) => this.#addEntry(leaf, entry);
 
-  /** Reads the whole vault. Errors: DAMAGED and FORMAT_UNSUPPORTED when anything cannot be read, and those of the store. */
+  /**
+   * Reads the whole vault. Errors: DAMAGED and FORMAT_UNSUPPORTED when anything cannot be read, and
+   * those of the store.
+   */
   static async of(options: LiveSetOptions): Promise<LiveSet> {
     const live = new LiveSet();
     for (const disk of await diskNames(options.store, options.signal)) await live.#addDisk(options, disk);

@@ -1,16 +1,17 @@
 /**
  * Garbage collection of one segment: which of its pages can be freed.
  *
- * Pages are cleared where they lie: page objects are sparse, so nothing has to be moved and every chunk keeps its place. A
- * frame of which a chunk is needed keeps its header and its table, so that its chunks can be found again without any map. The
- * last frame keeps them in any case: a segment that ends earlier than a writer remembers looks like a store that went back in
- * time.
+ * Pages are cleared where they lie: page objects are sparse, so nothing has to be moved and every
+ * chunk keeps its place. A frame of which a chunk is needed keeps its header and its table, so that
+ * its chunks can be found again without any map. The last frame keeps them in any case: a segment
+ * that ends earlier than a writer remembers looks like a store that went back in time.
  *
- * A frame whose header or table is damaged hides the frames behind it. What lies there cannot be told apart, so it is kept
- * until no point needs anything of the segment; then the segment is deleted as a whole.
+ * A frame whose header or table is damaged hides the frames behind it. What lies there cannot be
+ * told apart, so it is kept until no point needs anything of the segment; then the segment is
+ * deleted as a whole.
  *
- * Invariant: no page with a chunk that a committed point needs is freed.
- * Cost: a read for each frame. Memory: the segment's tables and a bit for each of its pages.
+ * Invariant: no page with a chunk that a committed point needs is freed. Cost: a read for each
+ * frame. Memory: the segment's tables and a bit for each of its pages.
  */
 import type { TidemarkError } from "../../errors.ts";
 import type { CallOptions } from "../../sink.ts";
@@ -41,15 +42,17 @@ export interface SegmentPlan {
   readonly fault: TidemarkError | undefined;
 }
 
-/** What a segment is judged by: pages with chunks that are needed, and pages that have been freed. */
+/**
+ * What a segment is judged by: pages with chunks that are needed, and pages that have been freed.
+ */
 export interface SegmentPages {
   readonly live: PageSet;
   readonly dead: PageSet;
 }
 
 /**
- * Whether enough may be freed to read the frames' tables. `stored`: pages that were written and have not been freed; `kept`:
- * how many of them had to stay the last time.
+ * Whether enough may be freed to read the frames' tables. `stored`: pages that were written and
+ * have not been freed; `kept`: how many of them had to stay the last time.
  *
  * @throws `DAMAGED` when a page that is needed has been freed or was never written.
  */
@@ -68,8 +71,8 @@ export function isWorthPlanning(
 /**
  * Reads the frames' tables and decides. `writtenBytes`: how far the segment has been written.
  *
- * @throws `DAMAGED` when a page that is needed has been freed or was never written; `OBJECT_NOT_FOUND`, and the errors of the
- * store.
+ * @throws `DAMAGED` when a page that is needed has been freed or was never written;
+ * `OBJECT_NOT_FOUND`, and the errors of the store.
  */
 export async function planSegment(
   store: Store,
@@ -109,7 +112,8 @@ export async function planSegment(
       if (!dead.has(page) && (isDead || !(live.has(page) || kept.has(page)))) condemned.add(page, page + 1);
     }
   }
-  // The header and the table of a frame that is freed go together: a reader of frames would stumble over either alone.
+  // The header and the table of a frame that is freed go together: a reader of frames would stumble
+  // over either alone.
   const runs = condemned.runs().filter(({ from, end }) => isDead || end - from >= runPagesMin || deadFrames.touchesPages(from, end));
   return { storedPages, isDead, condemned: runs, condemnedChunks: chunksIn(frames, PageSet.ofRuns(runs)), fault };
 }

@@ -1,7 +1,9 @@
 /**
- * What a living writer has made since its newest point: it may be of the point that it is about to commit, which nobody can see yet. A writer numbers what it
- * makes, and commits it in that order; so of each kind it is whatever has a higher number than all that the disk's committed points lead to. The segments that
- * it appends to are among it.
+ * Objects of a cycle that is not committed yet, which a garbage collection must not touch.
+ *
+ * A writer numbers what it makes and commits in that order. So of each series of names, everything
+ * with a higher number than all that the disk's committed points lead to may belong to the next
+ * point. The segments that the writer appends to are among it.
  */
 import { damaged } from "../../store/format/fields.ts";
 import { decodeDiskName, encodeDiskName, parseDiskObject, parseSegmentName } from "../../store/format/names.ts";
@@ -25,7 +27,7 @@ export class Unfinished {
     this.#epochs = new Map(
       Array.from(live.heads, ([disk, head]) => [encodeDiskName(disk), head.writer === null ? head.epoch + 1 : head.epoch]),
     );
-    // What other disks already need of the writer's segments says nothing of what its own next point needs.
+    // Other disks' points may need the writer's segments; that says nothing of its own next point.
     for (const names of [live.objects, live.ownSegments]) {
       for (const name of names) {
         const numbered = numberedName(name);
@@ -36,7 +38,10 @@ export class Unfinished {
     }
   }
 
-  /** Whether it is not to be touched. Errors: DAMAGED when its disk has no head: nobody knows then what is needed of it. */
+  /**
+   * Whether it must not be touched. Errors: DAMAGED when its disk has no head: what is needed of it
+   * is not known then.
+   */
   has(name: string): boolean {
     const numbered = numberedName(name);
     if (numbered === undefined || !this.#isCurrent(name, numbered)) return false;
@@ -48,7 +53,7 @@ export class Unfinished {
   #isCurrent(name: string, { encodedDisk, epoch }: Numbered): boolean {
     const current = this.#epochs.get(encodedDisk);
     if (current !== undefined) return epoch >= current;
-    throw damaged(name, `it belongs to disk ${JSON.stringify(decodeDiskName(encodedDisk) ?? encodedDisk)}, whose head is not there`);
+    throw damaged(name, `it belongs to disk ${JSON.stringify(decodeDiskName(encodedDisk) ?? encodedDisk)}, whose head is gone`);
   }
 }
 

@@ -1,10 +1,15 @@
 /**
- * The disks that were cut together with one that is pruned. A point of a group is one point of all its members: whether it is complete, how consistent it
- * is, and whether a policy keeps it, is told by the members' own points. What any member would keep stays on all, so it makes no difference which of them is
- * pruned first, or whether they have always been of one group.
+ * Group retention: decides for points that were cut together on several disks.
  *
- * What has been read stays as it was read: so all disks that are pruned together are judged by the same groups, also when the first of them has lost
- * its part of one.
+ * A point of a group is one point of all its members. Whether it is complete, how consistent it
+ * is, and whether a policy keeps it, follows from the members' own points. A point that any member
+ * keeps stays on all members, so the order in which they are pruned makes no difference, and the
+ * members of a group may change.
+ *
+ * What has been read is not read again: all disks that are pruned together are judged by the same
+ * groups, also when the first of them has already lost its part.
+ *
+ * Memory: about 200 bytes for each point of the disks involved.
  */
 import { isDiskUnreadable } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
@@ -20,17 +25,23 @@ import type { RetentionPolicy } from "../retention/policy.ts";
 export interface GroupRetentionOptions {
   readonly store: Store;
   readonly vault: string;
-  /** What any member would keep by this policy stays on all: members of a group have one. */
+  /** One policy for all members: what it keeps on any of them stays on all. */
   readonly policy: RetentionPolicy;
   /** By this clock, and by that of the newest point, pins expire. */
   readonly nowMs: number;
-  /** Members are read by every prune of each of them; what has been read of their pages is not read again. */
+  /**
+   * Members are read by every prune of each of them; what has been read of their pages is not read
+   * again.
+   */
   readonly cache?: PageCache | undefined;
   readonly onNotice: (notice: Notice) => void;
   readonly signal?: AbortSignal | undefined;
 }
 
-/** A point as far as its fate depends on it: about 200 bytes, because all points of a disk, and of those cut with it, are in memory at once. */
+/**
+ * A point as far as its fate depends on it: about 200 bytes, because all points of a disk, and of
+ * those cut with it, are in memory at once.
+ */
 export interface PlannedPoint {
   readonly sequence: number;
   readonly id: string;
@@ -59,12 +70,15 @@ export class GroupRetention {
     this.#options = options;
   }
 
-  /** The points of a disk, oldest first, when somebody has read them: they are not read again. */
+  /** Takes over the points of a disk that the caller has read, oldest first. */
   note(disk: string, points: readonly PlannedPoint[]): void {
     if (!this.#members.has(disk)) this.#members.set(disk, Promise.resolve(memberOf(points)));
   }
 
-  /** What the policy decides about: points of groups that are not complete count as the disk's own. `isPinned`: absent, none is. */
+  /**
+   * What the policy decides about: points of groups that are not complete count as the disk's own.
+   * `isPinned`: absent, none is.
+   */
   async candidates(
     points: readonly PlannedPoint[],
     isPinned: (point: PlannedPoint) => boolean = () => false,
@@ -79,7 +93,7 @@ export class GroupRetention {
     return candidates;
   }
 
-  /** Ids of the complete groups that the policy keeps on a disk, whatever it does on others. */
+  /** Ids of the complete groups that the policy keeps on this disk alone. */
   async groupsKeptOn(disk: string): Promise<ReadonlySet<string>> {
     const known = this.#kept.get(disk);
     if (known !== undefined) return await known;
@@ -112,7 +126,10 @@ export class GroupRetention {
     return pinned;
   }
 
-  /** The id of the group to which a disk's point belongs. One that was committed since the disk was read is looked up. */
+  /**
+   * The id of the group to which a disk's point belongs. One that was committed since the disk was
+   * read is looked up.
+   */
   async groupAt(disk: string, sequence: number): Promise<string | undefined> {
     const member = await this.#member(disk);
     const known = member?.bySequence.get(sequence);
@@ -124,7 +141,10 @@ export class GroupRetention {
     );
   }
 
-  /** How consistent a group's point is; undefined when not every member has a point of it that can be read. */
+  /**
+   * How consistent a group's point is; undefined when not every member has a point of it that can
+   * be read.
+   */
   async #consistencyOf(group: Pick<GroupRecord, "id" | "disks">): Promise<Consistency | undefined> {
     if (this.#complete.has(group.id)) return this.#complete.get(group.id);
     const found = new Set<Consistency | undefined>();

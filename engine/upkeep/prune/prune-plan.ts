@@ -1,4 +1,7 @@
-/** What a prune would do with a disk: its points are read and the policy decides. Nothing is changed here. */
+/**
+ * Prune plan: which points of a disk a retention policy drops. It reads the head, pages and pins,
+ * and changes nothing.
+ */
 import type { TidemarkError } from "../../errors.ts";
 import type { HeadDocument } from "../../store/format/documents.ts";
 import { readPoints } from "../../store/points/history.ts";
@@ -8,7 +11,7 @@ import { decide } from "../retention/decide.ts";
 import { type GroupRetention, type GroupRetentionOptions, type PlannedPoint, slimming } from "./group-retention.ts";
 
 export interface PlanOptions extends GroupRetentionOptions {
-  /** What is known of other disks: the same for all that are pruned together. */
+  /** The member disks of groups: one for all disks that are pruned together. */
   readonly groupRetention: GroupRetention;
 }
 
@@ -19,7 +22,7 @@ export interface PrunePlan {
   readonly points: readonly PlannedPoint[];
   /** One for each of `points`. */
   readonly decisions: readonly Decision[];
-  /** Those that go, oldest first. */
+  /** Points to drop, oldest first. */
   readonly toDrop: readonly PlannedPoint[];
   /** All points can be read. */
   readonly isWhole: boolean;
@@ -28,8 +31,8 @@ export interface PrunePlan {
 }
 
 /**
- * Plans the prune of a disk as its `head` is. Points of a page that cannot be read stay, and a notice says so. Errors: those of the
- * store.
+ * Plans the prune of a disk as its `head` is. Points of a page that cannot be read stay, and a
+ * notice says so. Errors: those of the store.
  */
 export async function planPrune(options: PlanOptions, head: HeadDocument): Promise<PrunePlan> {
   const { groupRetention, policy, nowMs } = options;
@@ -50,7 +53,10 @@ export async function planPrune(options: PlanOptions, head: HeadDocument): Promi
   return { disk, points, decisions, toDrop: points.filter((_, index) => decisions[index]?.keep === false), isWhole, idlePins: idle };
 }
 
-/** Why a point stays that its own disk would let go: another disk has pinned, or would keep, its part of the group's point. */
+/**
+ * Why a point stays that its own disk would let go: another disk has pinned, or would keep, its
+ * part of the group's point.
+ */
 async function keptByMember(groupRetention: GroupRetention, disk: string, { group }: PlannedPoint): Promise<string | undefined> {
   if (group === null) return undefined;
   for (const member of group.disks) {
@@ -74,7 +80,8 @@ function pinsByUse(
   for (const pin of pins) {
     const point = bySequence.get(pin.sequence);
     if (point !== undefined) (isOf(pin, point) && !isExpired(pin, nowMs, newest?.timeMs ?? 0) ? used : idle).push(pin);
-    // One that is not listed is gone, unless it is younger than the head, or stands in a page that cannot be read.
+    // The point of the pin is gone, unless it is younger than the head, or listed in a page that
+    // cannot be read.
     else if (isWhole && pin.sequence < (newest?.sequence ?? 0)) idle.push(pin);
   }
   return { used, idle };

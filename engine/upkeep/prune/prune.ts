@@ -1,11 +1,14 @@
 /**
- * Prune: points that a policy does not keep leave the head and its pages. Manifests name complete runs, so nothing else changes and no data moves; what
- * nobody refers to any more is given back by a collection.
+ * Prune: drops the points that a retention policy does not keep, from the head and its pages.
+ * Manifests name complete runs, so nothing else changes and no data moves; a garbage collection
+ * frees what no point refers to any more.
  *
- *     plan (no seat, no writes) ─► seat ─► plan again, as the head is now ─► condemn ─► who keeps any of them? ─► swap head ─► condemn none
+ *     plan (no lease, no writes) ─► writer lease ─► plan again from the head ─► condemn ─► look for holds and pins ─► swap head ─► clear condemned
  *
- * The order of the last four, and why nobody's point is lost to it, stand in `condemned.ts`. A prune that is interrupted has dropped all of its points or
- * none; the next one goes on.
+ * `store/points/prune-fence.ts` says why the order of the last four loses no point that a reader
+ * holds.
+ *
+ * Invariant: an interrupted prune has dropped all of its points or none; the next prune goes on.
  */
 import assert from "node:assert/strict";
 import { hasCode, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
@@ -27,73 +30,92 @@ import type { LiveSetOptions } from "../collection/live-set.ts";
 import { bytesFreed } from "../collection/live-set.ts";
 import type { Decision } from "../retention/decide.ts";
 import type { RetentionPolicy } from "../retention/policy.ts";
+import { heldPointsOf } from "./group-holds.ts";
 import { GroupRetention } from "./group-retention.ts";
-import { keptOf } from "./keepers.ts";
 import type { PlanOptions, PrunePlan } from "./prune-plan.ts";
 import { planPrune } from "./prune-plan.ts";
 
-/** Points that are condemned together: their list fits into its document whatever their numbers are. */
+/**
+ * Points that are condemned together: their list fits into its document, whatever their numbers
+ * are.
+ */
 const condemnedPointsMax: number = condemnedRangesMax;
 
-/** How often a prune is started by itself: again when the store went back in time. */
+/** A prune is started again when the store went back in time: how often in all. */
 const attemptsMax = 4;
 
+/** How `Vault.prune` works. */
 export interface PruneOptions {
   /** Absent: every disk. */
   readonly disk?: string | undefined;
   readonly policy: RetentionPolicy;
-  /** Only decides, and changes nothing. */
+  /** Decide, and change nothing. */
   readonly dryRun?: boolean | undefined;
-  /** Of a dry run: leaves `freedBytes` null, because to know it every map of the vault is read. */
+  /** Of a dry run: leave `freedBytes` null; computing it reads every map of the vault. */
   readonly withoutFreedBytes?: boolean | undefined;
   /** The time by which ages are counted, in ms since 1970. Default: now. */
   readonly nowMs?: number | undefined;
-  /** Told what is decided about each point, oldest first, disk by disk. */
+  /** Called with each decision, oldest point first, disk by disk. */
   readonly onDecision?: ((decision: PointDecision) => void) | undefined;
   readonly onNotice?: ((notice: Notice) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
+/** What a prune decides about one point. */
 export interface PointDecision {
   readonly disk: string;
   readonly sequence: number;
+  /** Id of the point. */
   readonly point: string;
+  /** Of the cut, ISO 8601 in UTC. */
   readonly time: string;
   readonly consistency: Consistency;
+  /** Bytes that its cycle stored. */
   readonly storedBytes: number;
   readonly keep: boolean;
   /** The rules that decided, in a few words each. */
   readonly reasons: readonly string[];
 }
 
-/** What was dropped, or would be. */
+/** What was dropped, or would be in a dry run. */
 export interface PruneCounts {
   readonly removedPoints: number;
   /** Points that are left, as far as they can be read. */
   readonly keptPoints: number;
-  /** Of these, points that the policy does not keep, but somebody reads, or has pinned since it was asked. */
+  /**
+   * Of these, points that the policy does not keep, but a reader holds, or a user has pinned since
+   * the plan was made.
+   */
   readonly heldPoints: number;
   /**
-   * What the cycles of the removed points had stored. A collection gives back of it what no other point shares; and on top of it what was stored for earlier
-   * points and only the removed ones still held.
+   * Bytes that the cycles of the removed points stored. A garbage collection frees the part that no
+   * other point shares, and what was stored for earlier points and only the removed ones still
+   * needed.
    */
   readonly removedStoredBytes: number;
 }
 
+/** The outcome of a prune. */
 export interface PruneSummary extends PruneCounts {
   readonly dryRun: boolean;
-  /** Of a dry run: what a collection would then give back. Null when it was not asked for, and when something cannot be read that says so. */
+  /**
+   * Of a dry run: bytes that a garbage collection would then free. Null when it was not asked for,
+   * or when a map cannot be read.
+   */
   readonly freedBytes: number | null;
   readonly disks: readonly (PruneCounts & { readonly disk: string })[];
-  /** Disks that another writer has, or whose points cannot be read: nothing was dropped there. */
+  /** Disks that another writer holds, or whose points cannot be read: nothing was dropped there. */
   readonly skippedDisks: number;
   readonly requests: number;
   readonly elapsedMs: number;
 }
 
 /**
- * Prunes one disk, or all. Where all are meant, a disk that is being written is left out, with a notice: its agent prunes it. Errors: DISK_NOT_FOUND,
- * WRITER_ACTIVE, SEAT_LOST, STORE_REGRESSED, INTERRUPTED and those of the store.
+ * Prunes one disk, or all. Of all disks, one that is being written is left out with a notice: its
+ * agent prunes it.
+ *
+ * @throws `DISK_NOT_FOUND`, `WRITER_ACTIVE`, `SEAT_LOST`, `STORE_REGRESSED`, `INTERRUPTED`, and the
+ * errors of the store.
  */
 export async function prune(context: VaultContext, options: PruneOptions): Promise<PruneSummary> {
   const startedAt = performance.now();
@@ -105,7 +127,7 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
   const planning: PlanOptions = { ...asked, groupRetention: new GroupRetention(asked) };
   const names = options.disk === undefined ? await diskNames(store, signal) : [options.disk.normalize("NFC")];
   let skippedDisks = 0;
-  /** One disk of many does not end the work for all. */
+  /** A disk that cannot be pruned does not keep the others from it. */
   const orSkip = async <Result>(disk: string, work: Promise<Result>): Promise<Result | undefined> => {
     try {
       return await work;
@@ -116,7 +138,8 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
       return undefined;
     }
   };
-  // All is decided before anything is dropped: a group's points go on all of its disks or on none.
+  // Everything is decided before anything is dropped: a group's points go on all of its disks or on
+  // none.
   const plans: (PrunePlan & { readonly heldPoints: number })[] = [];
   for (const disk of names) {
     throwIfAborted(signal);
@@ -150,8 +173,11 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
 }
 
 /**
- * Drops what a plan dooms, with the seat in hand. After an error it is not known whether the head has been swapped: the seat is to be given up, which makes
- * sure that it never will be. `leave` gives the seat up with the last swap. Errors: SEAT_LOST, STORE_REGRESSED, INTERRUPTED and those of the store.
+ * Drops what a plan drops, under the writer lease. After an error it is not known whether the head
+ * has been swapped: release the lease then, which makes sure that it never will be. `leave`
+ * releases the lease with the last swap.
+ *
+ * @throws `SEAT_LOST`, `STORE_REGRESSED`, `INTERRUPTED`, and the errors of the store.
  */
 export async function dropPlanned(options: PlanOptions, plan: PrunePlan, writerLease: WriterLease, leave: boolean): Promise<PruneCounts> {
   const { store, vault, cache, signal } = options;
@@ -166,7 +192,7 @@ export async function dropPlanned(options: PlanOptions, plan: PrunePlan, writerL
     const isLast = from + condemnedPointsMax >= toDrop.length;
     const document = { vault, disk, epoch: writerLease.epoch, ranges: rangesOf(condemned.map(({ sequence }) => sequence)) };
     const etag = await putCondemned(store, document, signal);
-    const kept = await keptOf(options, plan, condemned, { clear: true });
+    const kept = await heldPointsOf(options, plan, condemned, { clear: true });
     const dropped = condemned.filter((point) => !kept.has(point));
     heldPoints += kept.size;
     if (dropped.length > 0) {
@@ -182,7 +208,7 @@ export async function dropPlanned(options: PlanOptions, plan: PrunePlan, writerL
     try {
       await clearCondemned(store, document, etag);
     } catch (error) {
-      // A seat that is given up now makes the list void for all who come upon it.
+      // Releasing the lease makes the list void for every client that reads it.
       if (!leave || !(error instanceof TidemarkError)) throw error;
     }
   }
@@ -218,9 +244,9 @@ async function pruneUnderLease(options: PlanOptions, disk: string): Promise<Prun
   }
 }
 
-/** What a plan comes to when readers stay as they are. */
+/** The plan as it would be carried out if holds and pins stay as they are. */
 async function foresee(options: PlanOptions, plan: PrunePlan): Promise<PrunePlan & { readonly heldPoints: number }> {
-  const kept = await keptOf(options, plan, plan.toDrop, { clear: false });
+  const kept = await heldPointsOf(options, plan, plan.toDrop, { clear: false });
   const decisions = plan.decisions.map((decision, index): Decision => {
     const point = plan.points[index];
     const reason = point === undefined ? undefined : kept.get(point);
@@ -259,18 +285,26 @@ function tell({ disk, points, decisions }: PrunePlan, onDecision: (decision: Poi
   }
 }
 
-/** A page's name holds the epoch: if it is taken, another writer had the same epoch, and the store has forgotten that one's head. */
+/**
+ * A page's name holds the epoch. If the name is taken, another writer had this epoch, and the store
+ * has forgotten its head.
+ */
 function forgotten(disk: string, cause: TidemarkError): TidemarkError {
-  return new TidemarkError("STORE_REGRESSED", `the store went back in time: it has forgotten a writer of disk ${JSON.stringify(disk)}`, {
-    remedy: "run the command again",
-    detail: cause.detail,
-    cause,
-  });
+  return new TidemarkError(
+    "STORE_REGRESSED",
+    `the store went back in time: it has forgotten the last writer of disk ${JSON.stringify(disk)}`,
+    {
+      remedy: "run `tidemark prune` again",
+      detail: cause.detail,
+      cause,
+    },
+  );
 }
 
 function agentPrunes(cause: TidemarkError): TidemarkError {
   return new TidemarkError("WRITER_ACTIVE", cause.message, {
-    remedy: "an agent that protects the disk prunes it by itself, as its `recoveryPointRetention` says; else wait until the writer is done",
+    remedy:
+      "set `recoveryPointRetention` in the configuration of the agent that protects the disk, or run `tidemark prune` when the writer has ended",
     detail: cause.detail,
     cause,
   });

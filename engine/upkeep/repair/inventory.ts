@@ -1,6 +1,9 @@
 /**
- * What is there of a vault's disks: as the names of objects tell it, which is where a repair begins when lists of points are lost; as those lists do; and as
- * the points' own manifests do. Here all of it is only read, and what cannot be read is named.
+ * Inventory of a damaged vault: its disks as the names of objects tell them, as lists of points
+ * tell them, and as the points' own manifests tell them.
+ *
+ * A repair begins here when lists of points are lost. Everything is only read; what cannot be read
+ * is named.
  */
 import { forEachAtOnce } from "../../concurrency.ts";
 import { hasCode, isUnreadableOrGone, type TidemarkError } from "../../errors.ts";
@@ -23,21 +26,24 @@ import { readPoints } from "../../store/points/history.ts";
 import type { Store } from "../../store/store.ts";
 import type { FoundManifest } from "./rebuilt-points.ts";
 
-/** What stands above it in a name is no epoch of a writer: sequence numbers of segments are made of it. */
+/**
+ * A higher number in a name is no epoch of a writer: sequence numbers of segments are made of
+ * epochs.
+ */
 const epochMax: number = 2 ** 36;
 
-/** What is there of a disk. */
+/** The objects of a disk, by name. */
 export interface Inventory {
   readonly disk: string;
-  /** Manifests, and leaves and roots. */
+  /** Manifests. */
   readonly objects: DiskObject[];
-  /** The highest epoch that any name tells of. */
+  /** The highest epoch in any name. */
   epoch: number;
 }
 
-/** What lists a disk's points. */
-export interface Lists {
-  /** Undefined when there is no head that can be read. */
+/** The head and pages that list a disk's points. */
+export interface PointLists {
+  /** Undefined when the head cannot be read. */
   readonly head: HeadDocument | undefined;
   /** Of a head that cannot be read; undefined when there is none at all. */
   readonly broken: { readonly etag: string } | undefined;
@@ -48,7 +54,7 @@ export interface Lists {
   readonly faults: readonly string[];
 }
 
-/** A manifest that is named, or that a list names, and cannot be read. */
+/** A manifest that exists by name or in a list, and cannot be read. */
 export interface UnreadManifest {
   readonly sequence: number;
   readonly name: string;
@@ -62,7 +68,7 @@ export interface ReadManifests {
 }
 
 /** A disk of a vault. */
-export interface Place {
+export interface DiskPlace {
   readonly store: Store;
   readonly vault: string;
   readonly disk: string;
@@ -71,7 +77,7 @@ export interface Place {
 
 const manifestsReadAtOnce = 8;
 
-/** Every disk that has left anything, by name. Errors: those of the store. */
+/** Every disk with at least one object, by name. Errors: those of the store. */
 export async function takeInventory(store: Store, signal: AbortSignal | undefined): Promise<readonly Inventory[]> {
   const found = new Map<string, Inventory>();
   const inventoryOf = (encodedDisk: string): Inventory | undefined => {
@@ -85,7 +91,7 @@ export async function takeInventory(store: Store, signal: AbortSignal | undefine
     const parsed = parseDiskObject(name);
     const inventory = parsed === undefined ? undefined : inventoryOf(parsed.encodedDisk);
     if (parsed === undefined || inventory === undefined || !isSpelledRight(name, parsed, inventory.disk)) continue;
-    if (parsed.kind === "points" || parsed.kind === "map") inventory.objects.push(parsed);
+    if (parsed.kind === "points") inventory.objects.push(parsed);
     inventory.epoch = Math.max(inventory.epoch, parsed.epoch);
   }
   for await (const { name } of store.list(segmentsPrefix, { signal })) {
@@ -96,7 +102,10 @@ export async function takeInventory(store: Store, signal: AbortSignal | undefine
   return [...found.values()].sort((a, b) => a.disk.localeCompare(b.disk));
 }
 
-/** Whether the name is one that a writer gives: others lead nowhere, and an epoch out of reach would be nobody's. */
+/**
+ * Whether a writer gives such a name: other names lead nowhere, and no writer has an epoch that
+ * high.
+ */
 function isSpelledRight(name: string, { kind, number, epoch }: DiskObject, disk: string): boolean {
   if (kind === "head" || kind === "other") return true;
   const spelled = { points: manifestName(disk, number, epoch), map: mapName(disk, epoch, number), history: pageName(disk, epoch, number) };
@@ -104,7 +113,7 @@ function isSpelledRight(name: string, { kind, number, epoch }: DiskObject, disk:
 }
 
 /** Reads the head and its pages. Errors: FORMAT_UNSUPPORTED and those of the store. */
-export async function readLists({ store, vault, disk, signal }: Place): Promise<Lists> {
+export async function readLists({ store, vault, disk, signal }: DiskPlace): Promise<PointLists> {
   const known = new Map<string, PointRecord>();
   const lostPages: PageReference[] = [];
   const faults: string[] = [];
@@ -132,7 +141,9 @@ async function findHead({
   vault,
   disk,
   signal,
-}: Place): Promise<{ readonly head: HeadDocument } | (Pick<Lists, "broken"> & { readonly head: undefined; readonly fault: string })> {
+}: DiskPlace): Promise<
+  { readonly head: HeadDocument } | (Pick<PointLists, "broken"> & { readonly head: undefined; readonly fault: string })
+> {
   const name = headName(disk);
   const there = await store.find(name, documentBytesMax, { signal });
   if (there === undefined) return { head: undefined, broken: undefined, fault: `${name} is gone` };
@@ -144,9 +155,12 @@ async function findHead({
   }
 }
 
-/** The manifests of the points that are known, or all that there are. One that cannot be read is lost, and with it its point. */
+/**
+ * The manifests of the known points, or all manifests. One that cannot be read is lost, and its
+ * point with it.
+ */
 export async function readManifests(
-  { store, vault, disk, signal }: Place,
+  { store, vault, disk, signal }: DiskPlace,
   objects: readonly DiskObject[],
   known: ReadonlyMap<string, PointRecord> | undefined,
 ): Promise<ReadManifests> {
@@ -156,7 +170,7 @@ export async function readManifests(
       : objects.filter(({ kind }) => kind === "points").map(({ number, epoch }) => ({ sequence: number, epoch }));
   const found: FoundManifest[] = [];
   const unread: UnreadManifest[] = [];
-  // Points side by side name the same runs: each is kept once.
+  // Neighbouring points name the same runs: each is kept in memory once.
   const runs = new Map<string, RunReference>();
   const once = (run: RunReference): RunReference => {
     const kept = runs.get(run.checksum) ?? run;

@@ -1,12 +1,13 @@
 /**
  * Recovery of a lost `vault.json`: which sound copy of it belongs to the chunks of this vault.
  *
- * A copy is in the vault (`copy/vault.json`), and each machine that has used the vault keeps one in its state folder. Only a
- * copy whose checksum holds is considered. It belongs to this vault when the header of a frame names the same vault id, 128
- * random bits. A vault in which no frame can be read has nothing that a wrong copy could spoil.
+ * A copy is in the vault (`copy/vault.json`), and each machine that has used the vault keeps one in
+ * its state folder. Only a copy whose checksum holds is considered. It belongs to this vault when
+ * the header of a frame names the same vault id, 128 random bits. A vault in which no frame can be
+ * read has nothing that a wrong copy could spoil.
  *
- * The key by which chunks are proved stands in `vault.json` and its copies only. Without a copy nothing can be proved, so
- * nothing is read.
+ * The key by which chunks are proved stands in `vault.json` and its copies only. Without a copy
+ * nothing can be proved, so nothing is read.
  *
  * Cost: 128 bytes of segments until a header can be read.
  */
@@ -19,7 +20,8 @@ import { parseSegmentName, segmentsPrefix, vaultCopyName, vaultName } from "../.
 import type { Store } from "../../store/store.ts";
 
 /**
- * The identity of a vault whose `vault.json` cannot be read. `kept`: the copy that this machine keeps for the vault's address.
+ * The identity of a vault whose `vault.json` cannot be read. `kept`: the copy that this machine
+ * keeps for the vault's address.
  *
  * @throws `DAMAGED` when there is no copy of this vault's identity, and the errors of the store.
  */

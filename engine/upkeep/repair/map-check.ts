@@ -1,10 +1,13 @@
 /**
- * Check of a disk's map: which leaves and roots cannot be read, and which points and extents need them.
+ * Check of a disk's map: which leaves and roots cannot be read, and which points and extents need
+ * them.
  *
- * A leaf or root stands nowhere else in the vault, so one that is lost stays lost. A repair names it. Points that do not need it
- * are not affected, and the next point of the disk does not build on it.
+ * A leaf or root stands nowhere else in the vault, so one that is lost stays lost. A repair names
+ * it. Points that do not need it are not affected, and the next point of the disk does not build on
+ * it.
  *
- * Cost: each leaf and root of the given manifests is read once. Memory: the references in all roots.
+ * Cost: each leaf and root of the given manifests is read once. Memory: the references in all
+ * roots.
  */
 import { hasCode, throwIfAborted } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
@@ -42,7 +45,10 @@ interface Table {
   readonly name: string;
   readonly points: Set<number>;
   readonly extent: Extent | null;
-  /** Reads it; of a root, returns the leaves that it lists. Errors: DAMAGED, OBJECT_NOT_FOUND, FORMAT_UNSUPPORTED. */
+  /**
+   * Reads it; of a root, returns the leaves that it lists. Errors: DAMAGED, OBJECT_NOT_FOUND,
+   * FORMAT_UNSUPPORTED.
+   */
   readonly read: () => Promise<readonly LeafReference[]>;
 }
 

@@ -1,14 +1,20 @@
 /**
- * Which points a disk has, when what listed them is lost: its manifests tell. A manifest proves itself, and it names the point before it; but it may be of a
- * cycle that never came to its commit, or of a point that has been pruned since. So of several that claim one number the one counts that a later point was
- * made from, else that of the youngest writer. Then each is held against what it is made of:
+ * Rebuilding of a lost list of points: which points a disk has, from its manifests.
  *
- *     whole         comes back, also when it had been pruned: too much is better than too little
- *     damaged       comes back, and is named: a collection deletes, it damages nothing, so a point that is damaged has not been collected
- *     absent        something does not exist: collected, or lost. It was lost if a listed point needs it too; else the point is left out
- *     given back    records of collections say so: the point is left out
+ * A manifest proves itself and names the point before it. It may belong to a cycle that was never
+ * committed, or to a point that has been pruned. Of several manifests with one sequence number, the
+ * one counts that a later point was made from, else that of the newest writer. Each is then checked
+ * against the objects that it needs:
  *
- * The newest point is never pruned. So where nothing at all is whole, the newest one of which nothing has been given back counts as listed.
+ *     whole      listed again, even if it had been pruned: too much is better than too little
+ *     damaged    listed again and named: a collection deletes and damages nothing, so a damaged point was not collected
+ *     absent     an object does not exist: collected, or lost. It was lost if a listed point needs it too; else the point is left out
+ *     freed      a collection's record says so: the point is left out
+ *
+ * The newest point is never pruned. So where no point is whole, the newest one of which nothing has
+ * been freed counts as listed.
+ *
+ * Cost: the maps of all points are read, no chunks.
  */
 import { hasCode, isGone, isUnreadable, isUnreadableOrGone, throwIfAborted } from "../../errors.ts";
 import { toHex } from "../../store/format/checksum.ts";
@@ -28,7 +34,7 @@ export interface FoundManifest {
   readonly manifest: ManifestDocument;
 }
 
-/** A point, and what is to be said of it. */
+/** A point, and why it is damaged or left out. */
 export interface NotedPoint {
   readonly sequence: number;
   readonly id: string;
@@ -44,14 +50,17 @@ export interface ChosenPoints {
 }
 
 export interface ChooseOptions {
-  /** Reads tables of maps. */
+  /** Reads leaves and roots. */
   readonly store: Store;
   readonly vaultId: Uint8Array;
   /** In rising order of their numbers. */
   readonly manifests: readonly FoundManifest[];
-  /** Records that can still be read, by id: they know more than the manifests. */
+  /** Records that can still be read, by id: they hold more than manifests. */
   readonly known: ReadonlyMap<string, PointRecord>;
-  /** By segment: pages that have been freed, where the record of them was rebuilt; a dry run does not write it. */
+  /**
+   * By segment: pages that have been freed, where the record of them was rebuilt; a dry run does
+   * not write it.
+   */
   readonly rebuiltRecords?: ReadonlyMap<string, PageSet> | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -97,8 +106,8 @@ function oneOfEachNumber(
 }
 
 /**
- * Times rise from point to point. Where they do not, the clock had been set back, and a cycle that never came to its commit had the higher one: the older
- * number goes, unless it is listed.
+ * Times rise from point to point. Where they do not, the clock had been set back, and a cycle that
+ * never came to its commit had the higher one: the older number goes, unless it is listed.
  */
 function inOrderOfTime(standing: readonly FoundManifest[], known: ReadonlyMap<string, PointRecord>, left: NotedPoint[]): PointRecord[] {
   const newestFirst: PointRecord[] = [];
@@ -116,7 +125,7 @@ function inOrderOfTime(standing: readonly FoundManifest[], known: ReadonlyMap<st
   return newestFirst.reverse();
 }
 
-/** How long its commit took, only the list knew. */
+/** How long its commit took is known to the lost list only. */
 function recordOf({ id, manifest }: FoundManifest): PointRecord {
   const { sequence, epoch, timeMs, consistency, group, volumeBytes, statistics } = manifest;
   const { changedBytes, newBytes, storedBytes } = statistics;
@@ -126,7 +135,7 @@ function recordOf({ id, manifest }: FoundManifest): PointRecord {
 /** What has become of a point; see above. */
 type Fate =
   | { readonly kind: "whole" }
-  | { readonly kind: "damaged" | "given back"; readonly why: string }
+  | { readonly kind: "damaged" | "freed"; readonly why: string }
   /** `names`: the objects that do not exist. */
   | { readonly kind: "absent"; readonly why: string; readonly names: ReadonlySet<string> };
 
@@ -136,7 +145,7 @@ function isKept(fate: Fate): fate is Extract<Fate, { readonly kind: "whole" | "d
   return fate.kind === "whole" || fate.kind === "damaged";
 }
 
-/** Decides for all points together, because what one is without tells of the others. */
+/** Decides for all points together: what a listed point misses was lost, not collected. */
 class Judgement {
   readonly #options: ChooseOptions;
   readonly #parts: PartsCheck;
@@ -146,7 +155,7 @@ class Judgement {
     this.#parts = new PartsCheck(options);
   }
 
-  /** Of those that are not listed; those that are stay, whatever they are like. */
+  /** Considers unlisted points only. Listed points are kept as they are. */
   async fatesOf(claims: readonly FoundManifest[]): Promise<ReadonlyMap<FoundManifest, Fate>> {
     const { known, signal } = this.#options;
     const fates = new Map<FoundManifest, Fate>();
@@ -172,10 +181,10 @@ class Judgement {
   }
 }
 
-/** Holds points against what they are made of, as far as that can be done without reading chunks. */
+/** Checks points against the objects that they need, without reading chunks. */
 class PartsCheck {
   readonly #options: ChooseOptions;
-  readonly #segments = new Map<string, Promise<SegmentState>>();
+  readonly #segments = new Map<string, Promise<SegmentContents>>();
   /** Leaves of which everything is there. */
   readonly #whole = new WeakSet<EntryColumns>();
   readonly #wholeRuns = new Set<string>();
@@ -187,7 +196,7 @@ class PartsCheck {
   async fateOf(manifest: ManifestDocument): Promise<Fate> {
     const { store, vaultId } = this.#options;
     const map = new PointMap(store, vaultId, manifest.disk, manifest);
-    const faults = new Faults();
+    const faults = new PointFaults();
     let isWhole = true;
     let readable = 0;
     for (const [index, { checksum }] of manifest.runs.entries()) {
@@ -201,7 +210,7 @@ class PartsCheck {
         else faults.damaged(error.message);
       }
     }
-    // What the runs show that lie above the first that cannot be read, is shown whatever that one says.
+    // What the readable runs on top show does not depend on the first run that cannot be read.
     const above = { ...manifest, runs: manifest.runs.slice(0, readable) };
     if (!isWhole) await this.#lookAtShown(new PointMap(store, vaultId, manifest.disk, above), faults);
     return faults.fate;
@@ -212,7 +221,7 @@ class PartsCheck {
     let isWhole = true;
     for await (const leaf of map.entriesOf(index, this.#options.signal)) {
       if (this.#whole.has(leaf)) continue;
-      const faults = new Faults();
+      const faults = new PointFaults();
       for (let entry = 0; entry < leaf.count && faults.fate.kind === "whole"; entry += 1) await this.#lookAt(leaf, entry, faults);
       if (faults.fate.kind === "whole") this.#whole.add(leaf);
       else isWhole = false;
@@ -221,7 +230,7 @@ class PartsCheck {
     return isWhole;
   }
 
-  async #lookAtShown(map: PointMap, faults: Faults): Promise<void> {
+  async #lookAtShown(map: PointMap, faults: PointFaults): Promise<void> {
     const { signal } = this.#options;
     for (let from = await map.nextMapped(0, signal); from < map.granules; from = await map.nextMapped(from, signal)) {
       throwIfAborted(signal);
@@ -235,7 +244,7 @@ class PartsCheck {
     }
   }
 
-  async #lookAt(leaf: EntryColumns, entry: number, faults: Faults): Promise<void> {
+  async #lookAt(leaf: EntryColumns, entry: number, faults: PointFaults): Promise<void> {
     const segment = leaf.segments[entry] ?? zeroSegment;
     if (segment === zeroSegment) return;
     const name = leaf.names[segment] ?? "";
@@ -244,20 +253,20 @@ class PartsCheck {
     const { writtenBytes, dead } = await this.#segment(name);
     if (writtenBytes === undefined) faults.absent(name);
     else if (offset + length > writtenBytes) faults.damaged(`${name} ends before byte ${String(offset + length)}`);
-    else if (dead?.touches(offset, length) === true) faults.givenBack(name);
+    else if (dead?.touches(offset, length) === true) faults.freed(name);
   }
 
-  async #segment(name: string): Promise<SegmentState> {
+  async #segment(name: string): Promise<SegmentContents> {
     const known = this.#segments.get(name) ?? this.#readSegment(name);
     this.#segments.set(name, known);
     return await known;
   }
 
-  async #readSegment(segment: string): Promise<SegmentState> {
+  async #readSegment(segment: string): Promise<SegmentContents> {
     return { writtenBytes: await this.#writtenBytes(segment), dead: await this.#dead(segment) };
   }
 
-  /** What has been condemned only is still there. A record that cannot be read says nothing. */
+  /** Condemned pages still exist. A record that cannot be read says nothing. */
   async #dead(segment: string): Promise<PageSet | undefined> {
     const { store, vaultId, rebuiltRecords, signal } = this.#options;
     const rebuilt = rebuiltRecords?.get(segment);
@@ -271,7 +280,7 @@ class PartsCheck {
     }
   }
 
-  /** One that is damaged itself is there: what of it can be read, a verification tells. */
+  /** A damaged segment exists: a verification tells what of it can be read. */
   async #writtenBytes(segment: string): Promise<number | undefined> {
     const { store, signal } = this.#options;
     try {
@@ -284,25 +293,25 @@ class PartsCheck {
   }
 }
 
-interface SegmentState {
+interface SegmentContents {
   /** End of what is written; undefined: there is no such segment. */
   readonly writtenBytes: number | undefined;
-  /** Pages that have been given back. */
+  /** Pages that have been freed. */
   readonly dead: PageSet | undefined;
 }
 
-/** What is wrong with a point, of which the worst decides. */
-class Faults {
+/** What is wrong with a point. The worst fault decides. */
+class PointFaults {
   readonly #absent = new Set<string>();
-  #givenBack: string | undefined;
+  #freed: string | undefined;
   #damaged: string | undefined;
 
   absent(name: string): void {
     this.#absent.add(name);
   }
 
-  givenBack(segment: string): void {
-    this.#givenBack ??= segment;
+  freed(segment: string): void {
+    this.#freed ??= segment;
   }
 
   damaged(why: string): void {
@@ -311,7 +320,7 @@ class Faults {
 
   get fate(): Fate {
     const [absent] = this.#absent;
-    if (this.#givenBack !== undefined) return { kind: "given back", why: `what it needs of ${this.#givenBack} has been given back` };
+    if (this.#freed !== undefined) return { kind: "freed", why: `what it needs of ${this.#freed} has been freed by a collection` };
     if (absent !== undefined) return { kind: "absent", why: `${absent} does not exist any more`, names: this.#absent };
     return this.#damaged === undefined ? whole : { kind: "damaged", why: this.#damaged };
   }

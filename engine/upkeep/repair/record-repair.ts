@@ -1,9 +1,15 @@
 /**
- * Rebuilds what collections have written down, where it cannot be read: while it cannot, nobody writes the vault, as nobody knows what has been given back.
+ * Rebuilding of the records that garbage collections write. While one of them cannot be read, no
+ * writer refers to the segment's chunks, because what has been freed is not known.
  *
- *   - *Dead pages* of a segment read as zeros. A run of zeros belongs to no frame that can be read, or to chunks that have not the digest that their frame
- *     tells; a chunk that has its digest holds zeros by itself. What was only condemned is forgotten: the next collection condemns it again.
- *   - *The newest collection* is a random id. A new one has every writer look at all records before it goes on, and no more.
+ * - *Dead pages* of a segment read as zeros. A run of zero pages belongs to no readable frame, or
+ *   to chunks that do not have the digest in their frame's table; a chunk that has its digest
+ *   contains zeros itself. Pages that were only condemned are forgotten: the next collection
+ *   condemns them again.
+ * - *The newest collection* is a random id. A new id makes every writer read all records before it
+ *   goes on.
+ *
+ * Cost: each segment with a damaged record is read in full.
  */
 import { randomBytes } from "node:crypto";
 import { hasCode, isUnreadable, throwIfAborted } from "../../errors.ts";
@@ -25,7 +31,7 @@ import { plainOf } from "../scrub/heal.ts";
 export interface RecordRepairOptions {
   readonly store: Store;
   readonly document: VaultDocument;
-  /** Puts an object where it belongs. */
+  /** Writes an object. */
   readonly put: (name: string, bytes: Uint8Array) => Promise<void>;
   readonly signal?: AbortSignal | undefined;
 }
@@ -60,27 +66,27 @@ export async function repairRecords(options: RecordRepairOptions): Promise<reado
         encodeDead({ vault: document.vault, collection, segment, clearing: false, kept: 0, dead: dead.runs(), condemned: [] }),
       );
     const fate =
-      dead === undefined ? "the frames of its segment do not tell what stood there" : "the frames of its segment tell what stood there";
+      dead === undefined ? "the frames of its segment cannot be read, so it cannot be rebuilt" : "rebuilt from the frames of its segment";
     const rebuilt = dead === undefined ? undefined : { segment, pages: dead };
     found.push({ name, isRebuilt: dead !== undefined, dead: rebuilt, message: `${fault.message}; ${fate}` });
   }
   const fault = await faultOf(async () => await readCollection(store, document.vault, { signal }));
   const message =
-    fault?.message ?? ((await isForgotten(store, signal)) ? `${collectionName} is gone, though collections have worked here` : undefined);
+    fault?.message ?? ((await isForgotten(store, signal)) ? `${collectionName} is gone, though collections have left records` : undefined);
   const isDue = message !== undefined && fault?.isUnknown !== true;
-  // Written last: whoever sees it reads what has been rebuilt.
+  // Written last: a writer that sees the new id reads rebuilt records.
   if (isDue || found.some(({ isRebuilt }) => isRebuilt))
     await put(collectionName, encodeCollection({ vault: document.vault, collection, startedMs: Date.now() }));
   if (message !== undefined)
     found.push({
       name: collectionName,
       isRebuilt: isDue,
-      message: `${message}${isDue ? "; a new one has writers look at all records" : ""}`,
+      message: `${message}${isDue ? "; a new id makes writers read all records" : ""}`,
     });
   return found;
 }
 
-/** Whether there are records, and nothing that has writers look at them. */
+/** Whether there are records, and no id that makes writers read them. */
 async function isForgotten(store: Store, signal: AbortSignal | undefined): Promise<boolean> {
   if ((await store.etagOf(collectionName, { signal })) !== undefined) return false;
   for (const prefix of [deadPrefix, quarantinePrefix]) for await (const { name } of store.list(prefix, { signal })) return name !== "";
@@ -98,7 +104,10 @@ async function faultOf(read: () => Promise<unknown>): Promise<{ readonly message
   }
 }
 
-/** What has been given back of a segment; none of one that is gone; undefined when its frames cannot be read. */
+/**
+ * Pages of a segment that have been freed; none of a segment that is gone; undefined when its
+ * frames cannot be read.
+ */
 async function deadPages({ store, document, signal }: RecordRepairOptions, segment: string): Promise<PageSet | undefined> {
   try {
     const { writtenBytes } = await store.statPages(segment, { signal });

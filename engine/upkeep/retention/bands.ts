@@ -1,30 +1,39 @@
 /**
- * Retention by bands of age. Each band has a grid of its own spacing, fixed to the epoch (cell = floor(time / spacing)), and a point keeps its
- * place only while it is the best of its cell. Only the bands' edges move, with the age:
+ * Retention by bands of age: the older a point, the wider the spacing at which points are kept.
+ *
+ * Each band has a grid of its spacing, fixed to the epoch (cell = floor(time / spacing)). A point
+ * stays while it is the best of its cell. Only the edges of the bands move, with the age:
  *
  *      age   0          2h                       1d
  *            |  all     |  one a cell of 1 h     |  none
  *     points iiiiiiiiiiiii·i·····i·····i·····i··         (time runs to the left)
  *                       ^ a point that crosses this edge enters its cell's contest
  *
- * A contest takes all points that have crossed the band's younger edge, also those that have left it at the older edge or are too old by now. The
- * losers of a contest are out of all later ones. So whoever has once lost has lost for good, and the decision does not depend on when, and
- * how often, it was taken before:
+ * A contest takes all points that have crossed the band's younger edge, also those behind its
+ * older edge and those that are too old. A loser is out of all later contests. So a point that has
+ * lost once has lost for good, and the decision does not depend on when and how often decisions
+ * were taken before.
  *
- *   **What is left after a decision at a time t is what one decision at t would leave of all the points that there ever were**, whatever was dropped
- *   between. For that, a cell must have gathered all its points before one of them crosses the older edge: no spacing is larger than its band is wide.
+ * Invariant: what is left after a decision at a time t is what one decision at t would leave of
+ * all points that there ever were, whatever was dropped between. For that, a cell must have
+ * gathered all its points before one of them crosses the older edge: no spacing is larger than its
+ * band is wide.
  *
- * One exception: a loser that is pinned stays, and wins its cell when the one that beat it has grown too old. Where each spacing is a whole multiple of
- * the one before, that harms nobody, since both are in the same cells ever after; where not, it may enter another cell, and beat the point that it finds
- * there.
+ * Exception: a pinned loser stays, and wins its cell when the point that beat it has grown too
+ * old. Where each spacing is a whole multiple of the one before, this changes nothing for other
+ * points, because both are in the same cells ever after. Elsewhere it may enter another cell and
+ * beat the point that it finds there.
  *
- * At the oldest edge a cell goes as a whole: its winner by age, the others with the contest that they had lost when they were younger. The
- * oldest point that is kept is therefore up to one spacing younger than the table goes.
+ * At the oldest edge a cell goes as a whole: its winner by age, the others by the contest that
+ * they lost when they were younger. So the oldest point that is kept is up to one spacing younger
+ * than the table goes.
  */
 import { type Contestant, type Judgement, winners } from "./contest.ts";
 import { describeSpan, type RetentionBand } from "./policy.ts";
 
-/** In the contestants' order. `ageZeroMs`: the time whose points have the age 0. At least one band. */
+/**
+ * In the contestants' order. `ageZeroMs`: the time whose points have the age 0. At least one band.
+ */
 export function judgeByBands(contestants: readonly Contestant[], bands: readonly RetentionBand[], ageZeroMs: number): Judgement[] {
   const defeats = new Map<Contestant, Defeat>();
   let youngerEdgeMs = Number.POSITIVE_INFINITY;
@@ -40,13 +49,16 @@ export function judgeByBands(contestants: readonly Contestant[], bands: readonly
   });
 }
 
-/** How a contestant has lost its place. */
+/** How a contestant lost its place. */
 interface Defeat {
   readonly winner: Contestant;
   readonly everyMs: number;
 }
 
-/** One band's contest among all that have crossed its younger edge and have not lost before. Adds those who lose. */
+/**
+ * One band's contest among the points that have crossed its younger edge and have not lost before.
+ * Adds the losers to `defeats`.
+ */
 function contest(contestants: readonly Contestant[], everyMs: number, youngerEdgeMs: number, defeats: Map<Contestant, Defeat>): void {
   const cellOf = (contestant: Contestant): number | undefined => {
     const { timeMs, isDated } = contestant;

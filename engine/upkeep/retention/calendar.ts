@@ -1,8 +1,9 @@
 /**
- * Hours, days, weeks, months and years as the clocks of a time zone show them.
+ * Calendar periods: hours, days, weeks, months and years as the clocks of a time zone show them.
  *
- * A period is a number: the same for two instants of one period, larger for a later one. A day is one period whether it has 23, 24 or 25 hours. When
- * clocks go back, the hour that is shown twice is two periods: an hour is named by what the clock shows and by its offset from UTC.
+ * A period is a number: the same for two instants of one period, larger for a later one. A day is
+ * one period whether it has 23, 24 or 25 hours. When clocks go back, the hour that is shown twice
+ * is two periods: an hour is named by the time that the clock shows and by its offset from UTC.
  */
 import type { Period } from "./policy.ts";
 
@@ -43,7 +44,10 @@ export class Calendar {
     }
   }
 
-  /** The period's name, for people: `2026-10-25 02:00 +01:00`, `2026-10-25`, `2026-W43`, `2026-10`, `2026`. */
+  /**
+   * The period's name, for people: `2026-10-25 02:00 +01:00`, `2026-10-25`, `2026-W43`, `2026-10`,
+   * `2026`.
+   */
   nameOf(period: Period, timeMs: number): string {
     const offsetMs = this.#offsetMs(timeMs);
     const local = new Date(timeMs + offsetMs);

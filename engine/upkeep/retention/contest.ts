@@ -1,9 +1,10 @@
 /**
- * What the kinds of policies have in common: points as contestants for a place, who of two wins it, and what a rule says of each.
+ * Contest of points for one place: which of two points a retention rule keeps.
  *
- * Better consistency wins. Among equals the earlier point does: it has held the place since it came, so a newer point of a period that is still
- * running takes nothing away. Were it the later one, each new point would drop the one before it that somebody may be looking at, and what is left
- * of a running hour would never be older than the newest point, which is kept anyway.
+ * Better consistency wins. Of equals the earlier point wins: it has held the place since it came,
+ * so a new point in a running period drops none. Otherwise each new point would drop its
+ * predecessor, and what is left of a running hour would never be older than the newest point,
+ * which stays anyway.
  */
 
 export interface Contestant {
@@ -11,14 +12,20 @@ export interface Contestant {
   readonly timeMs: number;
   /** The higher, the better. */
   readonly rank: number;
-  /** Its time can be believed: it is neither nonsense nor later than now. Others hold no place and take none. */
+  /**
+   * Its time is a date that is not later than now. A point without one holds no place and takes
+   * none.
+   */
   readonly isDated: boolean;
 }
 
 /** What a policy says of one contestant. */
 export interface Judgement {
   readonly keep: boolean;
-  /** Why, in words: every rule that keeps it, or every one that might have and does not. Put together only when somebody asks. */
+  /**
+   * Why, in words: every rule that keeps it, or every rule that does not. Composed only when it is
+   * called.
+   */
   readonly explain: () => readonly string[];
 }
 

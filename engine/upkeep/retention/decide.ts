@@ -1,20 +1,26 @@
 /**
- * Which points of a disk stay: a function of the points, the policy and the time, with a reason for each decision. It reads nothing and removes
- * nothing.
+ * Retention: which points of a disk stay, as a pure function of the points, the policy and the
+ * time, with a reason for each decision. It reads nothing and removes nothing.
  *
  * What holds under every policy, whatever the clock did:
  *
- * - The newest point stays. So does a point that is dated later than now, or whose time is no time: nothing is known of its age.
- * - Ages are counted from the newest point that is not dated later than now, which stays, too: while nothing new arrives, nothing grows older. (After a
- *   clock was set back, points from the future stand at the end of a disk; nothing grows older until the clock has caught up with them.)
- * - A policy without a rule keeps everything. A pinned point stays, and whether it is pinned changes nothing for the others.
- * - A decision does not depend on earlier ones: as long as times rise and the clock is not set back, what is left after deciding now is what deciding
- *   now would leave of all points that there ever were. So it makes no difference how often a disk is pruned; and deciding again, when
- *   what was to go has gone, removes nothing more. (`judgeByBands` and `judgeByPeriods` say why, and what pins can change about it.)
+ * - The newest point stays. A point that is dated later than now, or whose time is not a date,
+ *   stays too: its age is not known.
+ * - Ages are counted from the newest point that is not dated later than now, and that point stays.
+ *   So nothing grows older while no new point arrives. After a clock was set back, points from the
+ *   future stand at the end of a disk; nothing grows older until the clock has caught up with
+ *   them.
+ * - A policy without a rule keeps everything. A pinned point stays, and a pin changes nothing for
+ *   other points.
+ * - A decision does not depend on earlier ones. While times rise and the clock is not set back,
+ *   what is left after a decision is what the same decision would leave of all points that there
+ *   ever were. So it makes no difference how often a disk is pruned, and a second prune removes
+ *   nothing more. `judgeByBands` and `judgeByPeriods` say why, and what pins can change about it.
  *
- * Points of a complete group live and die on all of its disks. One disk's points do not tell what the others would do, so that is decided where all members
- * are known: what any of them keeps stays on all. Here such a point is the best of its bands and periods, so that members which have cut the same groups
- * choose the same ones, whatever else they have.
+ * Points of a complete group stay or go on all of its disks. One disk's points do not tell what
+ * the others keep, so `prune/group-retention.ts` decides where all members are known. Here a
+ * group's point is the best of its bands and periods, so that members with the same groups choose
+ * the same points.
  */
 import type { Consistency } from "../../volume.ts";
 import { judgeByBands } from "./bands.ts";
@@ -23,7 +29,7 @@ import type { Contestant, Judgement } from "./contest.ts";
 import { judgeByPeriods } from "./periods.ts";
 import { bandsOfDays, type RetentionPolicy } from "./policy.ts";
 
-/** What a decision needs to know of a point. */
+/** A point as retention sees it. */
 export interface RetentionPoint {
   readonly sequence: number;
   /** Of the cut, ms since 1970. */
@@ -32,21 +38,34 @@ export interface RetentionPoint {
   /** The id of the point's group, only when every member has its point of it; else null. */
   readonly group: string | null;
   /**
-   * How consistent the group's point is, told alike on all of its disks. Absent: all points of groups count as equally good, because a disk's own
-   * consistency does not tell (an application rests on one disk and has nothing on another).
+   * How consistent the group's point is, told alike on all of its disks. Absent: all points of
+   * groups count as equally good, because a disk's own consistency does not tell (an application
+   * rests on one disk and has nothing on another).
    */
   readonly groupConsistency?: Consistency | undefined;
   readonly pinned: boolean;
 }
 
+/** What retention decides about one point. */
 export interface Decision {
   readonly sequence: number;
   readonly keep: boolean;
-  /** The rules that decided, short: every one that keeps the point, or every one that might have and does not. Never empty. */
+  /**
+   * The rules that decided, in a few words each: every rule that keeps the point, or every rule
+   * that does not. Never empty.
+   */
   readonly reasons: readonly string[];
 }
 
-/** Whether each of a disk's points stays. `points`: oldest first, all of them; the answer has their order. `policy`: from `parsePolicy`. Throws nothing. */
+/**
+ * Decides for each of a disk's points whether it stays. `points`: all points of the disk, oldest
+ * first. `policy`: from `parsePolicy`. `nowMs`: ms since 1970. Returns one decision for each point,
+ * in their order. Throws nothing.
+ *
+ * @example
+ * const decisions = decide(points, parsePolicy("bands:2h=all,1d=1h"), Date.now());
+ * const dropped = decisions.filter(({ keep }) => !keep).map(({ sequence }) => sequence);
+ */
 export function decide(points: readonly RetentionPoint[], policy: RetentionPolicy, nowMs: number): readonly Decision[] {
   const judgements = judge(points, policy, nowMs);
   return points.map(({ sequence }, index) => {
@@ -65,7 +84,7 @@ export function kept<Point extends RetentionPoint>(points: readonly Point[], pol
 const ranks: Readonly<Record<Consistency, number>> = { fuzzy: 1, crash: 2, app: 3 };
 const groupRank = 3;
 
-/** For a point that no rule has spoken of. There is none; if there were, it would stay. */
+/** For a point that no rule speaks of. There is none; if there were, it would stay. */
 const forgotten: Judgement = { keep: true, explain: () => ["no rule speaks of it"] };
 
 function judge(points: readonly RetentionPoint[], policy: RetentionPolicy, nowMs: number): readonly Judgement[] {
@@ -116,7 +135,9 @@ function everything(contestants: readonly Contestant[]): readonly Judgement[] {
   return contestants.map(() => judgement);
 }
 
-/** For a point that stays for these reasons, and for those of the policy if it would keep it, too. */
+/**
+ * For a point that stays for these reasons, and for those of the policy if it would keep it, too.
+ */
 function keptAnyway(reasons: readonly string[], { keep, explain }: Judgement): Judgement {
   return { keep: true, explain: () => (keep ? [...reasons, ...explain()] : reasons) };
 }

@@ -1,10 +1,13 @@
 /**
- * Retention by counts: the newest points, one point in each of the newest hours, days, weeks, months and years that have points, and all
- * up to an age. A point is kept when any rule keeps it.
+ * Retention by counts (grandfather-father-son): the newest points, one point in each of the newest
+ * hours, days, weeks, months and years that have points, and all points up to an age. A point is
+ * kept when any rule keeps it.
  *
- * Each rule by itself keeps the best point of a period from the moment it comes until so many newer periods have points; within its period a point
- * gives way to a better one only (see `beats`). So here, too, what is left after a decision is what one decision would leave of all the
- * points that there ever were.
+ * Each rule keeps the best point of a period from the moment it comes until so many newer periods
+ * have points; within its period a point gives way to a better one only (see `beats`).
+ *
+ * Invariant: what is left after a decision is what one decision would leave of all points that
+ * there ever were.
  */
 import { Calendar } from "./calendar.ts";
 import { type Contestant, type Judgement, winners } from "./contest.ts";
@@ -17,7 +20,10 @@ interface Rule {
   readonly explain: (contestant: Contestant, index: number) => string;
 }
 
-/** In the contestants' order, oldest first. `ageZeroMs`: the time whose points have the age 0. At least one rule. */
+/**
+ * In the contestants' order, oldest first. `ageZeroMs`: the time whose points have the age 0. At
+ * least one rule.
+ */
 export function judgeByPeriods(contestants: readonly Contestant[], policy: KeepPolicy, ageZeroMs: number): Judgement[] {
   const { last, withinMs } = policy;
   const calendar = new Calendar(policy.timeZone);
@@ -39,7 +45,10 @@ function newest(contestants: readonly Contestant[], count: number): Rule {
   return { keeps, explain: (contestant, index) => `${keeps(contestant, index) ? "" : "not "}among the last ${count}` };
 }
 
-/** Points from the future do not count: else a clock that had been a year ahead for a day would use up all hours of the true past. */
+/**
+ * Points from the future do not count: else a clock that had been a year ahead for a day would use
+ * up all hours of the true past.
+ */
 function onePerPeriod(contestants: readonly Contestant[], calendar: Calendar, period: Period, count: number): Rule {
   const periodOf = ({ timeMs, isDated }: Contestant): number | undefined => (isDated ? calendar.periodOf(period, timeMs) : undefined);
   const best = winners(contestants, periodOf);

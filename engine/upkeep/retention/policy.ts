@@ -1,13 +1,14 @@
 /**
- * What a retention policy says, and the text that people write it as:
+ * Retention policy: its form, and the text that users write it as.
  *
  *     none                                      keeps everything; so does a policy without a rule
  *     days:N                                    the bands of Azure Site Recovery for N days, 0 to 15; 0 keeps the newest point only
- *     bands:2h=all,1d=1h,7d=2h                  up to an age of 2 h every point, up to 1 day one an hour, up to 7 days one per 2 h, then none
+ *     bands:2h=all,1d=1h,7d=2h                  up to an age of 2 h every point, up to 1 day one an hour, up to 7 days one per 2 h
  *     keep:last=7,hourly=24,…,within=36h        what any of the rules keeps: the newest 7, one of each of the newest 24 hours that have
- *          [,tz=Europe/Berlin]                  points, …, all up to an age of 36 h; hours, days and so on as clocks in the time zone show them
+ *          [,tz=Europe/Berlin]                  points, …, all up to an age of 36 h; periods as clocks in the time zone show them
  *
- * Durations are a number and `s`, `m`, `h`, `d` or `w`. A policy that would not do what its words say is refused, with all that is wrong at once.
+ * Durations are a number and `s`, `m`, `h`, `d` or `w`. A policy whose words contradict each other
+ * is refused, with all faults at once.
  */
 import { TidemarkError } from "../../errors.ts";
 
@@ -16,31 +17,41 @@ export type Period = "hourly" | "daily" | "weekly" | "monthly" | "yearly";
 
 const periods: readonly Period[] = ["hourly", "daily", "weekly", "monthly", "yearly"];
 
-/** One row of a band table: what holds for points of at most this age that no earlier row covers. */
+/**
+ * One row of a band table: what holds for points of at most this age that no earlier row covers.
+ */
 export interface RetentionBand {
   readonly ageMsMax: number;
   /** One point is kept in each cell of a grid of this spacing; null keeps every point. */
   readonly everyMs: number | null;
 }
 
-/** Ages rise from band to band, spacings never fall, and no spacing is larger than its band is wide. */
+/**
+ * Spacing by age. Ages rise from band to band, spacings never fall, and no spacing is larger than
+ * its band is wide.
+ */
 export interface BandsPolicy {
   readonly kind: "bands";
   readonly bands: readonly RetentionBand[];
 }
 
+/** Counts of points and periods to keep; a point that any rule keeps stays. */
 export interface KeepPolicy {
   readonly kind: "keep";
-  /** So many of the newest points. */
+  /** The number of newest points to keep; null: no such rule. */
   readonly last: number | null;
-  /** One point in each of so many of the newest periods that have points. No period twice. */
+  /**
+   * For each period the number of newest periods that have points, of which one point each is kept.
+   * No period twice.
+   */
   readonly periods: readonly { readonly period: Period; readonly count: number }[];
+  /** Every point up to this age. */
   readonly withinMs: number | null;
   /** IANA name of the zone whose clocks tell where a period begins. */
   readonly timeZone: string;
 }
 
-/** What `parsePolicy` has found to be sound. Without a single rule, a policy keeps everything. */
+/** A retention policy that `parsePolicy` has checked. A policy without a rule keeps everything. */
 export type RetentionPolicy =
   | { readonly kind: "everything" }
   /** Whole days, 0 to 15. */
@@ -54,7 +65,7 @@ const hourMs: number = 60 * minuteMs;
 const dayMs: number = 24 * hourMs;
 const unitsMs: Readonly<Record<string, number>> = { s: secondMs, m: minuteMs, h: hourMs, d: dayMs, w: 7 * dayMs };
 
-/** The original goes no further; a table of one's own does. */
+/** Azure Site Recovery goes no further; a band table does. */
 const daysMax = 15;
 /** Each band is one pass over all points. */
 const bandsMax = 64;
@@ -66,14 +77,21 @@ const remedies = {
   keep: "the rules are last, hourly, daily, weekly, monthly, yearly (a count), within (a duration such as 36h) and tz (such as Europe/Berlin)",
 } as const;
 
-interface Fault {
+interface PolicyFault {
   readonly fact: string;
   readonly remedy: string;
 }
 
-/** The policy that `text` says. Errors: INVALID_ARGUMENT, naming all that is wrong with it. */
+/**
+ * Reads a policy from its text, such as `days:7`, `bands:2h=all,1d=1h`, `keep:last=7,daily=30` or
+ * `none`.
+ *
+ * @throws `INVALID_ARGUMENT`, naming every fault of the text.
+ * @example
+ * const policy = parsePolicy("keep:last=7,hourly=24,daily=30,tz=Europe/Berlin");
+ */
 export function parsePolicy(text: string): RetentionPolicy {
-  const faults: Fault[] = [];
+  const faults: PolicyFault[] = [];
   const policy = readPolicy(text.trim(), (fact, remedy) => faults.push({ fact, remedy }));
   if (faults.length === 0) return policy;
   const facts = faults.map(({ fact }) => fact).join("; ");
@@ -83,7 +101,7 @@ export function parsePolicy(text: string): RetentionPolicy {
   });
 }
 
-/** The text of a policy, in one way of writing it: parsing it gives the same policy, and describing that the same text. */
+/** The text of a policy in its normal form: `parsePolicy` of it gives the same policy. */
 export function describePolicy(policy: RetentionPolicy): string {
   switch (policy.kind) {
     case "everything":
@@ -116,9 +134,10 @@ export function describeSpan(spanMs: number): string {
 }
 
 /**
- * The table that `days:N` stands for: everything for 2 hours; then, for 1 day, one point an hour; for 2 to 7 days one per 2 hours; for 8 to 15
- * days one per 2 hours up to 7 days and one per 4 hours from there. Source: Azure Site Recovery, common questions (Azure to Azure), retention.
- * 0 days have no band: whatever is not the newest point is too old.
+ * The table that `days:N` stands for: everything for 2 hours; then, for 1 day, one point an hour;
+ * for 2 to 7 days one per 2 hours; for 8 to 15 days one per 2 hours up to 7 days and one per 4
+ * hours from there. Source: Azure Site Recovery, common questions (Azure to Azure), retention. 0
+ * days have no band: whatever is not the newest point is too old.
  */
 export function bandsOfDays(days: number): readonly RetentionBand[] {
   const everything = { ageMsMax: 2 * hourMs, everyMs: null };
@@ -182,7 +201,7 @@ function readBands(rows: readonly string[], refuse: Refuse): BandsPolicy {
   return { kind: "bands", bands };
 }
 
-/** What makes decisions independent of how often they are taken; see `judgeByBands`. */
+/** The conditions under which a decision does not depend on earlier ones; see `judgeByBands`. */
 function checkBand({ ageMsMax, everyMs }: RetentionBand, before: RetentionBand | undefined, refuse: Refuse): void {
   const fromMs = before?.ageMsMax ?? 0;
   const age = describeSpan(ageMsMax);
@@ -241,7 +260,9 @@ function readKeep(rows: readonly string[], refuse: Refuse): RetentionPolicy {
   };
 }
 
-/** Milliseconds of `90m` or `1.5h`, rounded; undefined when it is no duration, or rounds to nothing. */
+/**
+ * Milliseconds of `90m` or `1.5h`, rounded; undefined when it is no duration, or rounds to nothing.
+ */
 function spanMs(text: string): number | undefined {
   const [, number, unit = ""] = /^(\d+(?:\.\d+)?)\s*([smhdw])$/.exec(text) ?? [];
   const span = Math.round(Number(number) * (unitsMs[unit] ?? Number.NaN));

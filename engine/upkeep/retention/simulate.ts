@@ -1,25 +1,29 @@
 /**
- * A policy tried out: points at regular times, pruned as they come, and what is left in the end.
+ * Simulation of a retention policy: points at regular times, pruned as they come, and what is left
+ * at the end.
  *
- * Since a decision does not depend on earlier ones, it is the same whether one prunes after each point or now and then. So it is done whenever
- * the points have doubled, which costs a few looks at each point in all: 30 days of a point every 5 s are 518,400 points.
+ * A decision does not depend on earlier ones, so the result is the same however often it prunes.
+ * It prunes whenever the points have doubled, which costs a few looks at each point: 30 days of a
+ * point every 5 s are 518,400 points.
  */
 import { setImmediate } from "node:timers/promises";
 import { TidemarkError, throwIfAborted } from "../../errors.ts";
 import { kept, type RetentionPoint } from "./decide.ts";
 import { describeSpan, type RetentionPolicy } from "./policy.ts";
 
+/** What `simulateRetention` simulates. */
 export interface SimulationOptions {
   readonly policy: RetentionPolicy;
-  /** How long points have been made when it ends. */
+  /** How long points are made. */
   readonly spanMs: number;
-  /** From one point to the next. */
+  /** Time from one point to the next. */
   readonly everyMs: number;
-  /** When it ends, ms since 1970: what a clock shows then tells where hours and days begin. */
+  /** When it ends, ms since 1970. It decides where hours and days begin. */
   readonly endMs: number;
   readonly signal?: AbortSignal | undefined;
 }
 
+/** What a policy leaves. */
 export interface SimulatedTimeline {
   readonly pointsMade: number;
   /** Ages of the points that are left, in ms, the newest first. The first is 0. */
@@ -31,7 +35,11 @@ const pointsMadeMax = 2_000_000;
 /** Pruning fewer than this gains nothing. */
 const pruneAt = 4_096;
 
-/** What is left of crash-consistent points after `spanMs`. Errors: INVALID_ARGUMENT, INTERRUPTED. */
+/**
+ * Simulates a policy on crash-consistent points, made every `everyMs` for `spanMs`.
+ *
+ * @throws `INVALID_ARGUMENT` when that makes no point or more than 2,000,000; `INTERRUPTED`.
+ */
 export async function simulateRetention({ policy, spanMs, everyMs, endMs, signal }: SimulationOptions): Promise<SimulatedTimeline> {
   const pointsMade = Math.floor(spanMs / everyMs);
   if (!(pointsMade >= 1 && pointsMade <= pointsMadeMax)) {

@@ -1,13 +1,17 @@
 /**
  * Damage: one thing in the vault that is not what it must be, as verify, scrub and heal report it.
  *
- * Inside this folder damage is a `Finding`: what is wrong, where, and what has become of it, as data. Findings are joined,
- * compared and moved from point to point by their fields. `damageOf` puts a finding into words, once, when it is reported.
+ * Inside this folder damage is a `DamageFinding`: what is wrong, where, and what has become of it,
+ * as data. Findings are joined, compared and moved from point to point by their fields. `damageOf`
+ * puts a finding into words, once, when it is reported.
  */
 import type { Extent } from "../../volume.ts";
 import type { DamagedChunk } from "./heal.ts";
 
-/** One thing that is wrong, and where: with a point's extent when data is damaged, without when a whole object is. */
+/**
+ * One thing that is wrong, and where: with a point's extent when data is damaged, without when a
+ * whole object is.
+ */
 export interface Damage {
   readonly disk: string;
   /** Of the point that is concerned; null: no single point, or not known which. */
@@ -36,7 +40,7 @@ export type DamageCause =
   | { readonly kind: "size"; readonly sourceBytes: number; readonly pointBytes: number };
 
 /** Damage as data. */
-export interface Finding extends Omit<Damage, "message"> {
+export interface DamageFinding extends Omit<Damage, "message"> {
   readonly cause: DamageCause;
   /** The chunk that has to be healed for it; undefined: what is damaged is no chunk. */
   readonly chunk: DamagedChunk | undefined;
@@ -45,13 +49,13 @@ export interface Finding extends Omit<Damage, "message"> {
 }
 
 /** The finding as it is reported. */
-export function damageOf(finding: Finding): Damage {
+export function damageOf(finding: DamageFinding): Damage {
   const { disk, sequence, point, extent, object, code, unhealed, healed } = finding;
   const fate = unhealed === undefined ? "" : `; it could not be healed: ${unhealed}`;
   return { disk, sequence, point, extent, object, code, message: factOf(finding) + fate, healed };
 }
 
-function factOf({ cause, extent, object }: Finding): string {
+function factOf({ cause, extent, object }: DamageFinding): string {
   const where = extent === null ? "bytes" : `bytes ${String(extent.offset)} to ${String(extent.offset + extent.length)}`;
   switch (cause.kind) {
     case "object":
@@ -66,6 +70,6 @@ function factOf({ cause, extent, object }: Finding): string {
 }
 
 /** Tells findings of one point apart. */
-export function identityOf({ object, extent, code, cause }: Finding): string {
+export function identityOf({ object, extent, code, cause }: DamageFinding): string {
   return JSON.stringify([object, extent?.offset ?? null, code, cause.kind]);
 }

@@ -1,13 +1,18 @@
 /**
- * Heals chunks where they lie. Somebody may still hold the plain bytes of a damaged chunk: the disk that it came from, if it still has that content, or another
- * chunk of the vault with the same digest. They are proved by the digest, compressed again, which gives the same payload as the first time, and written to
- * the same place: then every point that needs the chunk is whole again, and nothing else has changed.
+ * Healing of damaged chunks in place.
  *
- *     segment given its length back ─► read again ─► sound after all?
- *     plain bytes: sources, then twins ─► digest ─► payload of the stored length
+ * The plain bytes of a damaged chunk may still exist: on the disk that it came from, or in a
+ * duplicate, another chunk of the vault with the same digest. They are proved by the digest and
+ * compressed again, which gives the same payload as the first time, and written to the same place.
+ * Then every point that needs the chunk is whole again, and nothing else has changed.
+ *
+ *     segment given its length back ─► chunk read again ─► sound after all?
+ *     plain bytes: sources, then duplicates ─► digest ─► payload of the stored length
  *     ─► segment made anew if it is gone ─► pages ─► read back ─► digest
  *
- * What cannot be healed is put into quarantine.
+ * A chunk that cannot be healed is put into quarantine: no new point refers to it.
+ *
+ * Invariant: nothing is written that its digest does not prove.
  */
 
 import { hasCode, isUnreadableOrGone, throwIfAborted } from "../../errors.ts";
@@ -28,7 +33,7 @@ import type { Volume } from "../../volume.ts";
 import type { PatchOptions } from "./page-patch.ts";
 import { mendSegment, patchPages } from "./page-patch.ts";
 
-/** A chunk that does not read back as what it must be, as the maps of points know it. */
+/** A chunk that does not read back as its digest says, as the maps of points describe it. */
 export interface DamagedChunk {
   readonly segment: string;
   /** Of the payload in its segment. */
@@ -46,12 +51,15 @@ export type HealOutcome = string | undefined;
 export interface HealerOptions {
   readonly context: VaultContext;
   readonly store: Store;
-  /** By disk: what may still hold its content. */
+  /** By disk: a volume that may still hold its content. */
   readonly sources: ReadonlyMap<string, Volume>;
   readonly onNotice: (notice: Notice) => void;
-  /** Digests that have been looked for in all of the vault in vain, for whoever looks again. */
+  /**
+   * Digests of which the vault has no other chunk; shared by healers, so that each is looked for
+   * once.
+   */
   readonly alone?: Set<string> | undefined;
-  /** Told of a disk whose writer has something open that needs to be healed. */
+  /** Called with a disk whose writer may still append to a segment that needs healing. */
   readonly onOpen?: ((disk: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -63,7 +71,10 @@ export class Healer {
   readonly #vaultId: Uint8Array;
   readonly #lz4 = new Lz4();
   #digest: DigestKernel | undefined;
-  /** Digests that have been looked for in all of the vault in vain: points share what is damaged, and it is not looked for again for each of them. */
+  /**
+   * Digests of which the vault has no other chunk: points share damaged chunks, and each is looked
+   * for once.
+   */
   readonly #alone: Set<string>;
 
   constructor(options: HealerOptions) {
@@ -73,14 +84,15 @@ export class Healer {
   }
 
   /**
-   * Heals what can be healed, puts the rest into quarantine, and lets out what is whole. Returns an outcome for each of the chunks. Errors: those of the
-   * store and INTERRUPTED; then some may have been healed, and the others are what they were.
+   * Heals what can be healed, puts the rest into quarantine, and takes whole chunks out of it.
+   * Returns an outcome for each chunk. Errors: those of the store and INTERRUPTED; then some chunks
+   * may have been healed, and the others are unchanged.
    */
   async heal(chunks: readonly DamagedChunk[]): Promise<readonly HealOutcome[]> {
     const { store, context, signal } = this.#options;
     const outcomes: HealOutcome[] = [];
     const orphans: number[] = [];
-    // What of a damaged segment is still there can be read afterwards.
+    // Afterwards what is left of a damaged segment can be read.
     for (const segment of new Set(chunks.map((chunk) => chunk.segment))) await mendSegment(this.#patchOptions(), segment);
     for (const [index, chunk] of chunks.entries()) {
       throwIfAborted(signal);
@@ -103,7 +115,10 @@ export class Healer {
     return chunks.map((_chunk, index) => outcomes[index]);
   }
 
-  /** The chunk's plain bytes, if what is stored gives them; undefined when it does not, or is not there. */
+  /**
+   * The chunk's plain bytes, if what is stored gives them; undefined when it does not, or is not
+   * there.
+   */
   async #readPlain(
     chunk: Pick<DamagedChunk, "segment" | "offset" | "storedWord" | "digest" | "granules">,
   ): Promise<Uint8Array | undefined> {
@@ -127,7 +142,7 @@ export class Healer {
     return sameBytes(found, wanted);
   }
 
-  /** A disk may have any content by now, or be written while we read: the digest tells. */
+  /** A disk may have any content by now, or be written meanwhile: the digest tells. */
   async #fromSources({ places, granules, digest }: DamagedChunk): Promise<Uint8Array | undefined> {
     for (const { disk, granule } of places) {
       const source = this.#options.sources.get(disk);
@@ -140,8 +155,8 @@ export class Healer {
   }
 
   /**
-   * Looks for other chunks with one of the wanted digests, and hands over the plain bytes of each that is found and proved. Segments are looked through
-   * as far as their frames can be read.
+   * Looks for other chunks with one of the wanted digests, and hands over the plain bytes of each
+   * that is found and proved. Segments are searched as far as their frames can be read.
    */
   async #findDuplicates(wanted: readonly DamagedChunk[], found: (chunk: DamagedChunk, plain: Uint8Array) => Promise<void>): Promise<void> {
     const { store, signal } = this.#options;
@@ -198,7 +213,10 @@ export class Healer {
     return { store, vault: context.document.vault, onNotice, onOpen, signal };
   }
 
-  /** What the first writer stored: LZ4 gives the same payload for the same bytes. Undefined: it does not. */
+  /**
+   * What the first writer stored: LZ4 gives the same payload for the same bytes. Undefined: it does
+   * not.
+   */
   #encode(plain: Uint8Array, storedWord: number): Uint8Array | undefined {
     if (storedWord < storedLz4Flag) return storedWord === plain.length ? plain : undefined;
     const packed = new Uint8Array(plain.length);
@@ -207,7 +225,10 @@ export class Healer {
   }
 }
 
-/** Fills `into`, whose part behind the end of the source is zeros. False: the source cannot be read there, which is no reason to give up. */
+/**
+ * Fills `into`; the part behind the end of the source stays zeros. False: the source cannot be read
+ * there.
+ */
 async function readSource(source: Volume, offset: number, into: Uint8Array): Promise<boolean> {
   try {
     const length = Math.min(into.length, (await source.sizeBytes()) - offset);
@@ -219,7 +240,10 @@ async function readSource(source: Volume, offset: number, into: Uint8Array): Pro
   }
 }
 
-/** What a payload gives, not proved yet; undefined when it cannot give a chunk of so many granules. Errors: none. */
+/**
+ * What a payload gives, not proved yet; undefined when it cannot give a chunk of so many granules.
+ * Errors: none.
+ */
 export function plainOf(
   payload: Uint8Array,
   { storedWord, granules }: Pick<DamagedChunk, "storedWord" | "granules">,

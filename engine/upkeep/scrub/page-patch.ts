@@ -1,10 +1,13 @@
 /**
- * Puts bytes back to where they belong in a segment, without changing anything beside them. What lies in the same pages is written back as it was read, twice,
- * under the ETag that it was read at. A segment that was cut short is given its length back first, and one that is gone is made anew, if committed points need
- * something of it.
+ * Rewriting of bytes in a segment where they lie, without changing the bytes beside them.
  *
- * A segment that its writer may still append to is left alone, because a writer takes a foreign ETag for a store that went back in time. One that is restored
- * gets the first sequence number of the epoch after its own: no write of its epoch that is still on its way can arrive in it.
+ * What lies in the same pages is read twice, compared, and written back under the ETag that it was
+ * read at. A segment that was cut short gets its length back first; one that is gone is made anew
+ * if committed points need a chunk of it.
+ *
+ * A segment that its writer may still append to is left alone: the writer would take a foreign
+ * ETag for a store that went back in time. A restored segment gets the first sequence number of
+ * the epoch after its own, so no write of its epoch that is still under way can arrive in it.
  */
 
 import { hasCode, isDiskUnreadable, isUnreadable } from "../../errors.ts";
@@ -24,7 +27,7 @@ export interface PatchOptions {
   readonly store: Store;
   readonly vault: string;
   readonly onNotice: (notice: Notice) => void;
-  /** Told of a disk whose writer has something open that needs to be healed. */
+  /** Called with a disk whose writer may still append to a segment that needs healing. */
   readonly onOpen?: ((disk: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -39,17 +42,20 @@ export interface Patch {
   readonly makes: boolean;
 }
 
-/** What a segment's object is. */
-interface SegmentState {
+/** The condition of a segment's object. */
+interface SegmentCondition {
   /** Undefined: it is gone. */
   readonly pages: PagesStat | undefined;
   /** What is wrong with it as a whole; undefined: nothing. */
   readonly fault: string | undefined;
 }
 
-const openNow = "its writer may still append to the segment; it can be healed once the writer has left its seat";
+const openNow = "its writer may still append to the segment; it can be healed after the writer's session";
 
-/** Writes a patch until `isDone` says that its bytes are there. Returns why that cannot be done, or undefined. Errors: those of the store. */
+/**
+ * Writes a patch until `isDone` says that its bytes are there. Returns why that cannot be done, or
+ * undefined. Errors: those of the store.
+ */
 export async function patchPages(options: PatchOptions, patch: Patch, isDone: () => Promise<boolean>): Promise<string | undefined> {
   const { pages, fault } = await stateOf(options, patch.segment);
   if (pages === undefined && fault === undefined && !patch.makes) return "the segment is gone";
@@ -62,7 +68,8 @@ export async function patchPages(options: PatchOptions, patch: Patch, isDone: ()
       const unsound = await write(options, patch);
       if (unsound !== undefined) return unsound;
     } catch (error) {
-      // Somebody else has written or cleared pages meanwhile, or nobody knows whether we have: what is there now is read again.
+      // Pages were written or cleared meanwhile, or the outcome of our write is unknown: what is
+      // stored now is read again.
       if (!hasCode(error, "CONDITION_FAILED", "OUTCOME_UNKNOWN")) throw error;
       failure = `: ${error.message}`;
     }
@@ -72,8 +79,9 @@ export async function patchPages(options: PatchOptions, patch: Patch, isDone: ()
 }
 
 /**
- * Gives a segment that is there, but was cut short or whose object is damaged, what it needs to be read and written as far as it is there. Returns what was
- * wrong, and why it still is; undefined when nothing was. Errors: those of the store.
+ * Restores the length and header of a segment that was cut short or whose object is damaged, so
+ * that what is left of it can be read. Returns what was wrong, and why it still is; undefined when
+ * nothing was. Errors: those of the store.
  */
 export async function mendSegment(
   options: PatchOptions,
@@ -85,7 +93,7 @@ export async function mendSegment(
   return { fault, refusal };
 }
 
-async function stateOf({ store, signal }: PatchOptions, segment: string): Promise<SegmentState> {
+async function stateOf({ store, signal }: PatchOptions, segment: string): Promise<SegmentCondition> {
   try {
     const pages = await store.statPages(segment, { signal });
     const isShort = pages.sizeBytes < segmentBytes;
@@ -102,9 +110,9 @@ async function restoreSegment(options: PatchOptions, segment: string): Promise<s
   const { store, signal } = options;
   const parsed = parseSegmentName(segment);
   const head = await headOf(options, segment);
-  // A segment of an epoch that is still to come, as a store that went back in time lets it appear, will be another writer's.
-  if (parsed === undefined || head === undefined || parsed.epoch > head.epoch)
-    return "nobody can tell whether a writer will make a segment of its name";
+  // A segment of an epoch that is still to come, as a store that went back in time lets it appear,
+  // will be another writer's.
+  if (parsed === undefined || head === undefined || parsed.epoch > head.epoch) return "a writer may still make a segment of its name";
   try {
     await store.restorePages(segment, segmentBytes, firstSequenceNumber(parsed.epoch + 1), { signal });
     return undefined;
@@ -136,12 +144,15 @@ async function write({ store, signal }: PatchOptions, { segment, offset, bytes }
   return undefined;
 }
 
-/** Whether a writer may still append to the segment. One that does not live is locked out by taking its seat. */
+/**
+ * Whether a writer may still append to the segment. A dead writer is locked out by taking its
+ * lease.
+ */
 async function ownership(options: PatchOptions, segment: string): Promise<"open" | "closed"> {
   const { store, vault, onNotice, onOpen, signal } = options;
   const parsed = parseSegmentName(segment);
   const head = await headOf(options, segment);
-  // Without a head nobody can hold the seat, or come to it.
+  // Without a head there is no writer lease.
   if (parsed === undefined || head === undefined || parsed.epoch < head.epoch || head.writer === null) return "closed";
   const { disk } = head;
   for await (const { name } of store.list(segmentEpochPrefix(disk, parsed.epoch), { signal })) {
@@ -160,7 +171,10 @@ async function ownership(options: PatchOptions, segment: string): Promise<"open"
   }
 }
 
-/** The head of the disk whose writer made the segment; undefined when it is not there or cannot be read. */
+/**
+ * The head of the disk whose writer made the segment; undefined when it is not there or cannot be
+ * read.
+ */
 async function headOf({ store, vault, signal }: PatchOptions, segment: string): Promise<HeadDocument | undefined> {
   const disk = decodeDiskName(parseSegmentName(segment)?.encodedDisk ?? "");
   if (disk === undefined) return undefined;

@@ -1,10 +1,14 @@
 /**
- * Proves one point at a time: every chunk that it needs is fetched, decompressed and compared with its digest, while the point is held against pruning. With a
- * source, the point's bytes are compared with it too. A chunk that points share is fetched once. Damage does not end the work: it is collected, with the
- * extents of the points that it concerns; and healed, if there is somebody to heal it.
+ * Proof of a point: every chunk that it needs is fetched, decompressed and compared with its
+ * digest, while the point is held against pruning.
  *
- * Whoever proves all points of a disk, from the oldest to the newest, looks in each only at what is new in it (`proveNew`). It is held only once damage has
- * been found: a point that is there then had not been pruned before. Which younger points show what is damaged is looked up for that alone (`trace`).
+ * With a source, the point's bytes are also compared with it. A chunk that points share is fetched
+ * once. Damage does not end the work: it is collected with the extents of the points that it
+ * concerns, and healed if there is a healer.
+ *
+ * A scrub proves all points of a disk from the oldest to the newest and looks in each only at what
+ * is new in it (`proveNew`). It takes a hold only when damage has been found: a point that exists
+ * then had not been pruned before. `trace` finds the younger points that show the damaged chunk.
  */
 
 import { hasCode, isGone, isUnreadableOrGone, TidemarkError } from "../../errors.ts";
@@ -24,58 +28,58 @@ import type { PointHold } from "../../store/points/reader-holds.ts";
 import { holdPoint } from "../../store/points/reader-holds.ts";
 import type { Store } from "../../store/store.ts";
 import type { Extent, Volume } from "../../volume.ts";
-import type { DamageCause, Finding } from "./damage.ts";
+import type { DamageCause, DamageFinding } from "./damage.ts";
 import type { DamagedChunk, Healer } from "./heal.ts";
 import { ProvedPlaces } from "./proved-places.ts";
 
-/** Damage listed in full; beyond it, a vault is beyond listing. */
+/** Most findings that are listed in full. */
 export const damagesMax = 10_000;
 
 export interface PointProverOptions extends Pick<OperationOptions, "onProgress" | "onNotice" | "signal"> {
   readonly context: VaultContext;
   readonly store: Store;
-  /** In a word, for those who look into the vault. */
+  /** One word, stored in the hold for users who look into the vault. */
   readonly purpose: string;
-  /** Chunks that have been judged already. */
+  /** Places of chunks that have been judged already. */
   readonly places?: ProvedPlaces | undefined;
-  /** Heals what is found, while the point is held; without it, damage is only told. */
+  /** Heals damage while the point is held; without it, damage is only reported. */
   readonly healer?: Healer | undefined;
-  /** Asked before each range is fetched. */
+  /** Called before each range is fetched. */
   readonly pace?: ((bytes: number) => Promise<void>) | undefined;
 }
 
 export interface Proof {
-  /** What is wrong; what has been healed is among it. */
-  readonly found: readonly Finding[];
-  /** Aborted when the point was dropped while it was proved: then the damages say nothing. */
+  /** Healed findings are among them. */
+  readonly found: readonly DamageFinding[];
+  /** Aborted when the point was dropped while it was proved: then the findings say nothing. */
   readonly lost: AbortSignal | undefined;
 }
 
 /** What is new in a point that was proved. */
 export interface NewProof {
-  readonly found: readonly Finding[];
+  readonly found: readonly DamageFinding[];
   /** Undefined: all of it has been looked at. Else what `pace` ended the reading with. */
   readonly ended: ReadingEnds | undefined;
 }
 
-/** How a point is looked at of which the older ones have been. */
+/** What of a point is new against the older points. */
 export interface NewPart {
-  /** Knows what is new. */
+  /** Knows what the older points had. */
   readonly walk: MapWalk;
   /** The granule to begin at; Infinity: it is known to be whole. */
   readonly from: number;
-  /** Told up to which granule all has been found whole. */
+  /** Called with the granule up to which everything is whole. */
   readonly onWhole: (granule: number) => void;
 }
 
-/** What `pace` throws to end a reading in the middle: what was found until then counts. */
+/** Thrown by `pace` to end a reading in the middle: what was found until then counts. */
 export class ReadingEnds extends Error {}
 
 export class PointProver {
   readonly #options: PointProverOptions;
   readonly #reader: PointReader;
   readonly #places: ProvedPlaces;
-  /** Codes of notices that have been given: what holds for one point holds for all. */
+  /** Codes of notices that have been given: each is given once. */
   readonly #told = new Set<Notice["code"]>();
   #checkedBytes = 0;
 
@@ -99,7 +103,10 @@ export class PointProver {
     return this.#reader.chunksProved;
   }
 
-  /** Errors: POINT_NOT_FOUND when it has been pruned, INTERRUPTED, those of the store and the source. */
+  /**
+   * Errors: POINT_NOT_FOUND when it has been pruned, INTERRUPTED, those of the store and the
+   * source.
+   */
   async prove(disk: string, point: PointRecord, source?: Volume): Promise<Proof> {
     const notes = new PointNotes(disk, point);
     const hold = await this.#hold(disk, point, notes);
@@ -112,7 +119,10 @@ export class PointProver {
     return { found: notes.found, lost: hold?.signal.aborted === true ? hold.signal : undefined };
   }
 
-  /** Errors: POINT_NOT_FOUND when something was wrong and it has been pruned, INTERRUPTED and those of the store. */
+  /**
+   * Errors: POINT_NOT_FOUND when something was wrong and it has been pruned, INTERRUPTED and those
+   * of the store.
+   */
   async proveNew(disk: string, point: PointRecord, part: NewPart): Promise<NewProof> {
     const notes = new PointNotes(disk, point);
     let ended: ReadingEnds | undefined;
@@ -156,7 +166,10 @@ export class PointProver {
     walk.pass(fresh);
   }
 
-  /** Heals what could not be healed before, while a point that needs it is held. Errors: POINT_NOT_FOUND and those of the store. */
+  /**
+   * Heals what could not be healed before, while a point that needs it is held. Errors:
+   * POINT_NOT_FOUND and those of the store.
+   */
   async healAgain(disk: string, point: PointRecord, chunks: readonly DamagedChunk[]): Promise<readonly DamagedChunk[]> {
     const { healer } = this.#options;
     const hold = await this.#hold(disk, point, new PointNotes(disk, point));
@@ -170,12 +183,15 @@ export class PointProver {
     }
   }
 
-  /** Which of these findings another point of the disk shows, and where; the first of them only, if `first`. Errors: as `PointMap.window`. */
-  async trace(disk: string, point: PointRecord, findings: readonly Finding[], first: boolean): Promise<readonly Finding[]> {
+  /**
+   * Which of these findings another point of the disk shows, and where; the first of them only, if
+   * `first`. Errors: as `PointMap.window`.
+   */
+  async trace(disk: string, point: PointRecord, findings: readonly DamageFinding[], first: boolean): Promise<readonly DamageFinding[]> {
     const { store, context, signal } = this.#options;
     const manifest = await readManifest(store, context.document.vault, disk, point, signal);
     const map = new PointMap(store, fromHex(context.document.vault), disk, manifest);
-    const found: Finding[] = [];
+    const found: DamageFinding[] = [];
     for (const finding of findings) {
       const { chunk, extent: shown } = finding;
       if (chunk === undefined || shown === null) continue;
@@ -200,7 +216,9 @@ export class PointProver {
     return this.#places.has(segment, offset) && !this.#places.isDamaged(segment, offset);
   }
 
-  /** Undefined, and noted, when what tells of prunes is damaged: that is no reason not to look at the point. */
+  /**
+   * Undefined, and noted, when the condemned list is damaged: the point is proved without a hold.
+   */
   async #hold(disk: string, point: PointRecord, notes: PointNotes): Promise<PointHold | undefined> {
     const { store, context, purpose, signal } = this.#options;
     const onNotice = (notice: Notice): void => {
@@ -208,7 +226,8 @@ export class PointProver {
       this.#told.add(notice.code);
     };
     try {
-      // What is proved is this disk's part alone, so that of a group's point no other disk is asked: there may be dozens, for each of thousands of points.
+      // Only this disk's part is proved, so of a group's point no other disk is asked: there may be
+      // dozens, for thousands of points.
       const part = { ...point, group: null };
       return await holdPoint({ store, vault: context.document.vault, disk, point: part, purpose, onNotice, signal });
     } catch (error) {
@@ -244,7 +263,8 @@ export class PointProver {
           report({ phase: "verify", ...progress }, doneBytes === point.volumeBytes ? "last" : undefined);
           return Promise.resolve();
         },
-        // With a source every byte is needed; without, a chunk that has been judged for another point is not fetched again.
+        // With a source every byte is needed; without, a chunk that has been judged for another
+        // point is not fetched again.
         ...(source === undefined ? { skip: (segment: string, offset: number): boolean => this.#isProved(segment, offset) } : {}),
       };
       await this.#reader.read(map, 0, consumer);
@@ -305,10 +325,10 @@ export class PointProver {
   }
 }
 
-/** What is found out about one point. */
+/** Findings about one point. */
 class PointNotes {
-  readonly #place: Pick<Finding, "disk" | "sequence" | "point">;
-  readonly #findings: Finding[] = [];
+  readonly #place: Pick<DamageFinding, "disk" | "sequence" | "point">;
+  readonly #findings: DamageFinding[] = [];
   /** A chunk may be shown in several places: any of them may still hold its content. */
   readonly #chunks = new Map<string, DamagedChunk>();
 
@@ -320,7 +340,7 @@ class PointNotes {
     return this.#findings.length === 0;
   }
 
-  get found(): readonly Finding[] {
+  get found(): readonly DamageFinding[] {
     return this.#findings.map((finding) => {
       const { chunk } = finding;
       return chunk === undefined ? finding : { ...finding, chunk: this.#chunks.get(chunkKey(chunk)) };
@@ -331,16 +351,19 @@ class PointNotes {
     return [...this.#chunks.values()];
   }
 
-  /** Notes something of the point. A difference that continues the one that was noted last is one with it. */
-  note(found: Pick<Finding, "extent" | "object" | "code"> & { readonly cause: DamageCause }, chunk?: DamagedChunk): void {
-    const finding: Finding = { ...this.#place, ...found, chunk, unhealed: undefined, healed: false };
+  /**
+   * Notes something of the point. A difference that continues the one that was noted last is one
+   * with it.
+   */
+  note(found: Pick<DamageFinding, "extent" | "object" | "code"> & { readonly cause: DamageCause }, chunk?: DamagedChunk): void {
+    const finding: DamageFinding = { ...this.#place, ...found, chunk, unhealed: undefined, healed: false };
     const last = this.#findings.at(-1);
     const extent = last === undefined ? undefined : joined(last, finding);
     if (extent === undefined) this.add(finding);
     else this.#findings[this.#findings.length - 1] = { ...finding, extent };
   }
 
-  add(finding: Finding): void {
+  add(finding: DamageFinding): void {
     if (this.#findings.length >= damagesMax) return;
     this.#findings.push(finding);
     const { chunk } = finding;
@@ -413,7 +436,7 @@ function noteDifference(notes: PointNotes, source: Volume, offset: number, lengt
 }
 
 /** The extent of two differences that touch, or undefined. */
-function joined(last: Finding, next: Finding): Extent | undefined {
+function joined(last: DamageFinding, next: DamageFinding): Extent | undefined {
   if (last.cause.kind !== "difference" || next.cause.kind !== "difference" || last.extent === null || next.extent === null)
     return undefined;
   const touches = last.extent.offset + last.extent.length === next.extent.offset;
@@ -424,8 +447,10 @@ function dropped(disk: string, { sequence }: PointRecord): TidemarkError {
   return new TidemarkError("POINT_NOT_FOUND", `point ${String(sequence)} of disk ${JSON.stringify(disk)} was dropped while it was proved`);
 }
 
-/** What a part of a point's map that cannot be read means to the point. Errors: what is no damage. */
-function pointFinding(disk: string, { sequence, id }: PointRecord, error: unknown): Finding {
+/**
+ * What a part of a point's map that cannot be read means to the point. Errors: what is no damage.
+ */
+function pointFinding(disk: string, { sequence, id }: PointRecord, error: unknown): DamageFinding {
   if (!isDamage(error)) throw error;
   return { ...listFinding(disk, error), sequence, point: id };
 }
@@ -437,7 +462,7 @@ export function isDamage(error: unknown): error is DamageError {
 }
 
 /** The damage of an object that lists points and cannot be read: how many points that concerns, and which, is not known. */
-export function listFinding(disk: string, error: DamageError): Finding {
+export function listFinding(disk: string, error: DamageError): DamageFinding {
   const { code, message, detail } = error;
   const object = typeof detail["object"] === "string" ? detail["object"] : "unknown";
   const place = { disk, sequence: null, point: null, extent: null, object };

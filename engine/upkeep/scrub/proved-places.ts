@@ -1,6 +1,11 @@
 /**
- * Remembers which chunk places have been judged, so that a chunk shared by many points is fetched once. Bounded like the dedup
- * index, and built on it: the key is the place itself. What it forgets is judged again.
+ * Set of chunk places that have been judged, so that a chunk shared by many points is fetched
+ * once.
+ *
+ * It is bounded and built on the dedup index: the key is the place itself. A place that it forgets
+ * is judged again.
+ *
+ * Memory: at most 128 MiB, and the names of damaged places.
  */
 
 import { DedupIndex } from "../../pipeline/dedup-index.ts";

@@ -1,9 +1,15 @@
 /**
- * How much of a vault is read back a day, whoever does it. Several processes may scrub one vault, each of them from time to time: in `reclaim/scrubbed` stands
- * until when the share of the day has been taken. Whoever comes takes what has come together since, by swapping the document, and of two who come at once one
- * goes without. What the one who took it then does not read is lost; the next one takes the next.
+ * Scrub quota: a token bucket in the vault, shared by all scrubbers.
  *
- * It also says when the round began that they are all in: what one of them has proved since, no other reads again.
+ * Each vault has a daily read-back share (for example 10 % of its data). The document
+ * `reclaim/scrubbed` stores the time up to which the share has been claimed. A scrubber claims
+ * everything accrued since then with one compare-and-swap; if two scrubbers claim at once, one of
+ * them gets nothing and tries again later. A claim that is not used is lost.
+ *
+ * The document also stores when the current pass over the vault began. A point proved since then
+ * is skipped by every scrubber.
+ *
+ * Invariant: over any day, all scrubbers together read at most the share plus one minimum claim.
  */
 import { hasCode, isUnreadable } from "../../errors.ts";
 import type { CallOptions } from "../../sink.ts";
@@ -13,23 +19,26 @@ import type { Store } from "../../store/store.ts";
 import { unknownOutcomesMax } from "../../store/store.ts";
 
 export interface Quota {
-  /** What part of a day's share it is, from 0 to 1. */
+  /** The part of a day's share, from 0 to 1. */
   readonly dayPart: number;
   /** When the round began, in ms since 1970. */
   readonly roundMs: number;
 }
 
 const dayMs = 24 * 3_600_000;
-/** What the first one takes who comes to a vault. */
+/** The first claim on a vault: the share of an hour. */
 const firstMs = 3_600_000;
-/** Less is not worth a pass, which reads a range at least. */
+/** Less is not worth a pass, which reads at least one range. */
 const leastMs = 60_000;
 
-/** Takes what has come together by now. Undefined: somebody else has just taken it. Errors: those of the store. */
+/**
+ * Claims the quota accrued by now. Undefined: another scrubber has just claimed it. Errors: those
+ * of the store.
+ */
 export async function claimQuota(store: Store, vault: string, nowMs: number, options: CallOptions): Promise<Quota | undefined> {
   const { document, etag } = await readScrubbed(store, vault, options);
   const sinceMs = nowMs - (document?.takenMs ?? nowMs - firstMs);
-  // A time that is far in the future was some clock's that has been set right since.
+  // A time far in the future comes from a clock that was wrong.
   if (sinceMs < leastMs && sinceMs > -dayMs) return undefined;
   const quota = { dayPart: sinceMs < 0 ? firstMs / dayMs : Math.min(1, sinceMs / dayMs), roundMs: document?.roundMs ?? nowMs };
   try {
@@ -37,12 +46,12 @@ export async function claimQuota(store: Store, vault: string, nowMs: number, opt
     return quota;
   } catch (error) {
     if (hasCode(error, "CONDITION_FAILED")) return undefined;
-    if (hasCode(error, "ACCESS_REFUSED")) return quota; // who may only read may prove, too
+    if (hasCode(error, "ACCESS_REFUSED")) return quota; // read access is enough to prove points
     throw error;
   }
 }
 
-/** Begins the next round, unless somebody else has. Errors: those of the store. */
+/** Begins the next round, unless another scrubber has. Errors: those of the store. */
 export async function endRound(store: Store, vault: string, roundMs: number, nowMs: number, options: CallOptions): Promise<void> {
   for (let attempt = 1; ; attempt += 1) {
     const { document, etag } = await readScrubbed(store, vault, options);
@@ -57,7 +66,7 @@ export async function endRound(store: Store, vault: string, roundMs: number, now
   }
 }
 
-/** One that cannot be read tells nothing, and is written anew. */
+/** A document that cannot be read counts as absent, and is written anew. */
 async function readScrubbed(
   store: Store,
   vault: string,

@@ -1,16 +1,18 @@
 /**
- * Scrubbing: a vault is read back a little at a time, so that damage is found while somebody still holds what was there.
+ * Scrub: reads a vault back a little at a time and heals what is damaged while its content still
+ * exists somewhere.
  *
- *     pass:   what was damaged is looked at again ─► disk by disk, points from the oldest to the newest: what is new in them ─► proved ─► healed
+ *     pass:   known damage is tried again ─► disk by disk, oldest point first: what is new in each point ─► proved ─► healed
  *             ─► noted in `disks/<disk>/proved`     until the budget is spent
- *     round:  passes, until every point has been looked at, and the frames' headers and tables
+ *     round:  passes, until every point and every segment has been looked at
  *
- * What several points share is read once in a round: a `MapWalk` knows what of a point's map no older one had, and `ProvedPlaces` which chunks have been read
- * already. A pass can end anywhere, also in the middle of a point: the next one goes on there. Points that somebody else has proved since the round
- * began are passed over.
+ * What points share is read once in a round: a `MapWalk` knows what of a point's map no older point
+ * had, and `ProvedPlaces` knows which chunks have been read. A pass can end anywhere, also in the
+ * middle of a point; the next pass goes on there. Points that another scrubber has proved since the
+ * round began are skipped.
  *
- * Memory: places that have been proved, at most 128 MiB (see `ProvedPlaces`), the names of the maps' objects, the records of all points, and findings. Maps are
- * read besides the budget: 36 bytes for each chunk.
+ * Memory: proved places, at most 128 MiB (see `ProvedPlaces`), the names of the maps' objects, the
+ * records of all points, and findings. Maps are read besides the budget: 36 bytes for each chunk.
  */
 import { setTimeout as delay } from "node:timers/promises";
 import type { BlockDevice } from "../../device.ts";
@@ -29,40 +31,49 @@ import { sweepQuarantine } from "../../store/segments/quarantine.ts";
 import { Store } from "../../store/store.ts";
 import type { Bandwidth } from "../../throttle.ts";
 import type { Volume } from "../../volume.ts";
-import type { Damage, Finding } from "./damage.ts";
-import { Findings, listsKey, segmentsKey } from "./findings.ts";
+import type { Damage, DamageFinding } from "./damage.ts";
+import { DamageRegister, listsKey, segmentsKey } from "./damage-register.ts";
 import { Healer } from "./heal.ts";
 import { isDamage, listFinding, PointProver, ReadingEnds } from "./point-prover.ts";
 import { ProvedPlaces } from "./proved-places.ts";
 import { claimQuota, endRound } from "./quota.ts";
 import { proveSegment, type SegmentProofOptions } from "./segment-prover.ts";
 
+/** How `Vault.scrub` works. */
 export interface ScrubOptions {
-  /** Bytes of segments to read in this pass. Default: as many as there are. */
+  /** Bytes of segments to read in this pass. Default: all. */
   readonly budgetBytes?: number | undefined;
   /**
-   * Or what share of them a day, from 0 to 1, whoever else scrubs the vault: the pass reads what has come together since the last one of anybody, a day's share
-   * at most. The less of both counts.
+   * The vault's daily share, from 0 to 1, for all scrubbers together: the pass claims the quota
+   * that has accrued since the last claim (see `quota.ts`), a day's share at most. If `budgetBytes`
+   * is given too, the smaller one counts.
    */
   readonly sharePerDay?: number | undefined;
-  /** How fast. Default: as fast as it goes. */
+  /** Limit of bytes a second. Default: none. */
   readonly bandwidth?: Bandwidth | undefined;
-  /** By disk: what may still hold its content, for healing. Disks that the vault protects need not be named. */
+  /**
+   * By disk: a volume that may still hold its content, for healing. Disks that the vault protects
+   * need not be named.
+   */
   readonly sources?: ReadonlyMap<string, Volume> | undefined;
-  /** Told of a disk whose writer has something open that needs to be healed: that can be done when the writer has left its seat. */
+  /**
+   * Called with a disk whose writer may still append to a segment that needs healing: it can be
+   * healed after the writer's session.
+   */
   readonly onOpen?: ((disk: string) => void) | undefined;
-  /** Told of each damage that is found, healed or not. */
+  /** Called with each damage that is found, healed or not. */
   readonly onDamage?: ((damage: Damage) => void) | undefined;
   readonly onNotice?: ((notice: Notice) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
+/** The outcome of a pass. */
 export interface ScrubSummary {
-  /** Points that were found to be whole. */
+  /** Points that were proved to be whole. */
   readonly provedPoints: number;
   /** Bytes of segments that were read. */
   readonly readBytes: number;
-  /** What is damaged now, as far as is known, found by this pass or an earlier one. */
+  /** Damage that is known and not healed, found by this pass or an earlier one. */
   readonly damaged: readonly Damage[];
   /** What this pass has healed. */
   readonly healed: readonly Damage[];
@@ -71,20 +82,21 @@ export interface ScrubSummary {
   readonly elapsedMs: number;
 }
 
-/** A disk that is protected: what it holds now, and its writer. */
+/** A protected disk: its content now, and its writer. */
 interface ProtectedSource {
   readonly disk: string;
   readonly device: Pick<BlockDevice, "description" | "sizeBytes" | "read">;
   status(): { readonly state: string };
 }
 
-/** How long a protection is given to end the cycle that it is in. */
+/** How long a protection may take to end its cycle. */
 const renewalMsMax = 60_000;
 const renewalPollMs = 200;
 
 /**
- * A pass in which protected disks are sources of their own. Where one of them has something open that needs to be healed, it is asked to end its
- * session after the cycle that it is in, and a second pass heals it. Errors: see `Scrubber`.
+ * A pass in which protected disks heal from themselves. A disk whose writer may still append to a
+ * damaged segment is asked to end its session after its cycle, and a second pass heals the segment.
+ * Errors: as `Scrubber.pass`.
  */
 export async function scrubProtected(
   scrubber: Scrubber,
@@ -127,17 +139,17 @@ function volumeOf(device: ProtectedSource["device"]): Volume {
   };
 }
 
-/** How long what has been proved is kept to itself. */
+/** How often proved points are noted in the vault. */
 const noteEveryMs = 60_000;
 
 /** A disk's points, oldest first, and when they were proved. */
-interface Listed {
+interface ListedPoints {
   readonly points: readonly PointRecord[];
   readonly times: ProvedTimes;
 }
 
 /** How far a round has come with a disk. */
-interface Progress {
+interface DiskProgress {
   readonly walk: MapWalk;
   /** Numbers of the points that have been looked at. */
   readonly done: Set<number>;
@@ -145,11 +157,11 @@ interface Progress {
   begun: { readonly sequence: number; granule: number } | undefined;
 }
 
-interface Round {
+interface ScrubRound {
   readonly number: number;
   readonly startedMs: number;
   readonly places: ProvedPlaces;
-  readonly disks: Map<string, Progress>;
+  readonly disks: Map<string, DiskProgress>;
   /** Segments whose frames have been looked at. */
   readonly segments: Set<string>;
   /** Digests of damaged chunks that no other chunk of the vault has. */
@@ -161,15 +173,15 @@ interface Round {
 
 export class Scrubber {
   readonly #context: VaultContext;
-  readonly #findings = new Findings();
-  #round: Round | undefined;
+  readonly #findings = new DamageRegister();
+  #round: ScrubRound | undefined;
   #rounds = 0;
 
   constructor(context: VaultContext) {
     this.#context = context;
   }
 
-  /** One pass; one at a time. Errors: INTERRUPTED and those of the store. */
+  /** Runs one pass; one at a time. Errors: INTERRUPTED and those of the store. */
   async pass(options: ScrubOptions): Promise<ScrubSummary> {
     const { sharePerDay, signal } = options;
     if (sharePerDay === undefined) return await this.#pass(options, this.#goOn(), undefined);
@@ -182,19 +194,22 @@ export class Scrubber {
     return summary;
   }
 
-  async #pass(options: ScrubOptions, round: Round, share: number | undefined): Promise<ScrubSummary> {
-    const summary = await new Pass(this.#context, options, round, this.#findings).run("on", share);
+  async #pass(options: ScrubOptions, round: ScrubRound, share: number | undefined): Promise<ScrubSummary> {
+    const summary = await new ScrubPass(this.#context, options, round, this.#findings).run("on", share);
     if (summary.roundEnded) this.#round = undefined;
     return summary;
   }
 
   /** Looks again only at what is damaged. Errors: as `pass`. */
   async healAgain(options: ScrubOptions): Promise<ScrubSummary> {
-    return await new Pass(this.#context, options, this.#goOn(), this.#findings).run("again");
+    return await new ScrubPass(this.#context, options, this.#goOn(), this.#findings).run("again");
   }
 
-  /** The round that we are in; another one when somebody else has ended it, and another one began at `startedMs`. */
-  #goOn(startedMs?: number): Round {
+  /**
+   * The current round; a new one when another scrubber has ended it and the next round began at
+   * `startedMs`.
+   */
+  #goOn(startedMs?: number): ScrubRound {
     if (this.#round === undefined || (startedMs !== undefined && startedMs !== this.#round.startedMs)) {
       this.#rounds += 1;
       this.#round = {
@@ -212,21 +227,21 @@ export class Scrubber {
   }
 }
 
-class Pass {
+class ScrubPass {
   readonly #context: VaultContext;
   readonly #options: ScrubOptions;
-  readonly #round: Round;
-  readonly #findings: Findings;
+  readonly #round: ScrubRound;
+  readonly #findings: DamageRegister;
   readonly #store: Store;
   readonly #prover: PointProver;
   readonly #segmentProof: SegmentProofOptions;
-  #listed: ReadonlyMap<string, Listed> = new Map();
+  #listed: ReadonlyMap<string, ListedPoints> = new Map();
   #notedAtMs = performance.now();
   #budgetBytes = Infinity;
   #readBytes = 0;
   #provedPoints = 0;
 
-  constructor(context: VaultContext, options: ScrubOptions, round: Round, findings: Findings) {
+  constructor(context: VaultContext, options: ScrubOptions, round: ScrubRound, findings: DamageRegister) {
     const { sources = new Map<string, Volume>(), onDamage, onNotice = () => undefined, onOpen, signal } = options;
     const store = new Store(context.sink);
     this.#context = context;
@@ -242,7 +257,10 @@ class Pass {
     findings.begin(onDamage);
   }
 
-  /** `on`: goes on with the round, for at most a share of the vault. `again`: looks only at what is known to be damaged. */
+  /**
+   * `on`: goes on with the round, for at most a share of the vault. `again`: looks at known damage
+   * only.
+   */
   async run(how: "on" | "again", share?: number): Promise<ScrubSummary> {
     const startedAt = performance.now();
     const { budgetBytes = Infinity } = this.#options;
@@ -282,7 +300,7 @@ class Pass {
     await bandwidth?.take(bytes, signal);
   }
 
-  /** What is written in all segments; asked once in a round, and good enough for a share. */
+  /** Written bytes of all segments; asked once in a round, which is exact enough for a share. */
   async #storedBytes(): Promise<number> {
     if (this.#round.storedBytes !== undefined) return this.#round.storedBytes;
     const { signal } = this.#options;
@@ -294,23 +312,23 @@ class Pass {
       try {
         bytes += (await this.#store.statPages(segment, { signal })).writtenBytes;
       } catch (error) {
-        if (!isDamage(error)) throw error; // told of by the points that need it
+        if (!isDamage(error)) throw error; // the points that need it tell
       }
     }
     this.#round.storedBytes = bytes;
     return bytes;
   }
 
-  /** All points that can be listed; what cannot is damage. */
-  async #list(): Promise<ReadonlyMap<string, Listed>> {
+  /** All points that can be listed. A list that cannot be read is damage. */
+  async #list(): Promise<ReadonlyMap<string, ListedPoints>> {
     const { signal } = this.#options;
     const { vault } = this.#context.document;
-    const listed = new Map<string, Listed>();
+    const listed = new Map<string, ListedPoints>();
     const { disks, headless } = await listDisks(this.#store, signal);
     const all = [...disks, ...headless];
     this.#findings.keepDisks(all);
     for (const disk of all) {
-      const lists: Finding[] = [];
+      const lists: DamageFinding[] = [];
       const newestFirst: PointRecord[] = [];
       try {
         const { head } = await readHead(this.#store, vault, disk, signal);
@@ -331,7 +349,10 @@ class Pass {
     return listed;
   }
 
-  /** Disks that can be healed here first, and of those alike the one with the point that was proved longest ago. */
+  /**
+   * Disks that can be healed here first; of equals the disk with the point that was proved longest
+   * ago.
+   */
   #inOrder(): readonly string[] {
     const { sources } = this.#options;
     const keys = Array.from(this.#listed, ([disk, { points, times }]) => {
@@ -342,13 +363,16 @@ class Pass {
     return keys.sort((a, b) => a.rank - b.rank || a.provedMs - b.provedMs).map(({ disk }) => disk);
   }
 
-  #progressOf(disk: string): Progress {
+  #progressOf(disk: string): DiskProgress {
     const progress = this.#round.disks.get(disk) ?? { walk: new MapWalk(disk), done: new Set<number>(), begun: undefined };
     this.#round.disks.set(disk, progress);
     return progress;
   }
 
-  /** What could not be healed before: its source may be there now, or its writer have left. */
+  /**
+   * Tries again what could not be healed before: its source may exist now, or its writer may have
+   * ended.
+   */
   async #lookAgain(): Promise<void> {
     for (const { disk, sequence, chunks } of this.#findings.damagedPoints()) {
       const point = this.#listed.get(disk)?.points.find((listed) => listed.sequence === sequence);
@@ -370,7 +394,7 @@ class Pass {
     for (const [index, point] of points.entries()) {
       throwIfAborted(this.#options.signal);
       if (done.has(point.sequence)) continue;
-      // By hand, or by somebody else who scrubs the vault.
+      // By `verify`, or by another scrubber.
       const isProved = (times?.of(point) ?? 0) >= this.#round.startedMs;
       try {
         await this.#provePoint(disk, point, isProved, points.slice(index + 1));
@@ -404,8 +428,8 @@ class Pass {
     unnoted.set(disk, (unnoted.get(disk) ?? new Set()).add(sequence));
   }
 
-  /** Which younger points show what has been found to be damaged: from one to the next, until it is hidden in all. */
-  async #trace(disk: string, damages: readonly Finding[], younger: readonly PointRecord[]): Promise<void> {
+  /** Finds the younger points that show a damaged chunk, one after the other, until none does. */
+  async #trace(disk: string, damages: readonly DamageFinding[], younger: readonly PointRecord[]): Promise<void> {
     let shown = damages.filter(({ chunk }) => chunk !== undefined);
     for (const point of younger) {
       if (shown.length === 0) return;
@@ -416,7 +440,7 @@ class Pass {
         this.#findings.add(disk, point.sequence, found, this.#round.number);
         if (!first || found.length === 0) shown = [...found];
       } catch (error) {
-        if (!isDamage(error)) throw error; // of that point it is told when it is looked at
+        if (!isDamage(error)) throw error; // reported when that point is proved
       }
     }
   }
@@ -443,7 +467,7 @@ class Pass {
       try {
         await noteProved(this.#store, place, this.#listed.get(disk)?.points ?? [], sequences, Date.now(), this.#options.signal);
       } catch (error) {
-        if (!hasCode(error, "ACCESS_REFUSED")) throw error; // who may only read may prove, too
+        if (!hasCode(error, "ACCESS_REFUSED")) throw error; // read access is enough to prove points
       }
       this.#round.unnoted.delete(disk);
     }

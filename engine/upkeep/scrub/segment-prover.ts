@@ -1,10 +1,11 @@
 /**
  * Proof of a segment as a whole: its length, and the frames that lead through it.
  *
- * A segment that was cut short, or whose object is damaged, gets its length back, so that what is left of it can be read and
- * the rest can be healed. Headers and tables of frames are read and compared with their checksums. They are not rebuilt:
- * no point needs them, only deduplication and collections do, and both use the frames before the damaged one. Such damage is
- * therefore a notice and no damage of any point.
+ * A segment that was cut short, or whose object is damaged, gets its length back, so that what is
+ * left of it can be read and the rest can be healed. Headers and tables of frames are read and
+ * compared with their checksums. They are not rebuilt: no point needs them, only deduplication and
+ * collections do, and both use the frames before the damaged one. Such damage is therefore a notice
+ * and no damage of any point.
  *
  * Cost: a read for each frame.
  */
@@ -17,24 +18,27 @@ import { readDead } from "../../store/segments/dead-pages.ts";
 import type { WalkedFrame } from "../../store/segments/frame-walk.ts";
 import { PageSet } from "../../store/segments/page-set.ts";
 import { readableFrames } from "../../store/segments/readable-frames.ts";
-import type { Finding } from "./damage.ts";
+import type { DamageFinding } from "./damage.ts";
 import type { PatchOptions } from "./page-patch.ts";
 import { mendSegment } from "./page-patch.ts";
 
 export interface SegmentProofOptions extends PatchOptions {
-  /** Called with the length of each read before it counts; an error that it throws ends the proof. */
+  /**
+   * Called with the length of each read before it counts; an error that it throws ends the proof.
+   */
   readonly pace?: ((bytes: number) => Promise<void>) | undefined;
 }
 
 /**
- * What is, or was, wrong with a segment as a whole, under the disk whose writer made it. A frame that cannot be read is told of
- * in a notice. Of a segment that is gone nothing is told here: its points tell.
+ * What is, or was, wrong with a segment as a whole, under the disk whose writer made it. A frame
+ * that cannot be read is told of in a notice. Of a segment that is gone nothing is told here: its
+ * points tell.
  *
  * @throws the errors of the store, and what `pace` throws.
  */
-export async function proveSegment(options: SegmentProofOptions, segment: string): Promise<readonly Finding[]> {
+export async function proveSegment(options: SegmentProofOptions, segment: string): Promise<readonly DamageFinding[]> {
   const disk = decodeDiskName(parseSegmentName(segment)?.encodedDisk ?? "") ?? "";
-  const findings: Finding[] = [];
+  const findings: DamageFinding[] = [];
   const add = (what: string, unhealed: string | undefined): void => {
     const place = { disk, sequence: null, point: null, extent: null, object: segment, code: "DAMAGED" } as const;
     findings.push({ ...place, cause: { kind: "object", what }, chunk: undefined, unhealed, healed: unhealed === undefined });

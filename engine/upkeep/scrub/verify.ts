@@ -1,6 +1,9 @@
 /**
- * Proves points by hand: those that are chosen, the newest first, each by a `PointProver`. Damage does not end the work: it is collected, and with
- * `heal` healed where somebody still holds what was there. Points that turned out to be whole are noted as proved.
+ * Verify: proves chosen points on demand, newest first, each by a `PointProver`.
+ *
+ * Damage does not end the work: it is collected. With `heal` it is healed from a source or from
+ * another chunk of the vault with the same content. Points that turn out to be whole are noted as
+ * proved.
  */
 
 import { hasCode, interrupted, TidemarkError, throwIfAborted } from "../../errors.ts";
@@ -14,13 +17,18 @@ import { diskNames, selectPoint } from "../../store/points/points.ts";
 import { noteProved } from "../../store/points/proved.ts";
 import { Store } from "../../store/store.ts";
 import type { Volume } from "../../volume.ts";
-import { type Damage, damageOf, type Finding } from "./damage.ts";
+import { type Damage, type DamageFinding, damageOf } from "./damage.ts";
 import { Healer } from "./heal.ts";
 import type { DamageError } from "./point-prover.ts";
 import { damagesMax, isDamage, listFinding, PointProver } from "./point-prover.ts";
 import { proveSegment } from "./segment-prover.ts";
 
-/** Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, SOURCE_…, INTERRUPTED and those of the store. Damage is no error: it is in the summary. */
+/**
+ * Proves points. Damage is no error: it is in the summary.
+ *
+ * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT`, the `SOURCE_…` codes,
+ * `INTERRUPTED`, and the errors of the store.
+ */
 export async function verify(context: VaultContext, options: VerifyOptions): Promise<VerifySummary> {
   return await new Verification(context, options).run();
 }
@@ -67,7 +75,7 @@ class Verification {
     const head = await this.#readHead(disk);
     if (head === undefined) return;
     const whole = new Set<number>();
-    // Newest first: that is the one a user would need first, and the first to be reported.
+    // Newest first: a user needs the newest point first.
     for await (const point of this.#choosePoints(head)) {
       throwIfAborted(signal);
       if (await this.#verifyPoint(disk, point)) whole.add(point.sequence);
@@ -75,7 +83,7 @@ class Verification {
     if (whole.size > 0) await this.#noteWhole(head, whole);
   }
 
-  /** Whether the point is whole. One of many that has been pruned since it was listed is none to be proved. */
+  /** Whether the point is whole. A point that was pruned since it was listed is skipped. */
   async #verifyPoint(disk: string, point: PointRecord): Promise<boolean> {
     const isOnly = this.#options.point !== undefined;
     try {
@@ -96,16 +104,19 @@ class Verification {
     const { signal } = this.#options;
     const place = { vault: this.#context.document.vault, disk: head.disk };
     const points: PointRecord[] = [];
-    // Of points whose page cannot be read nothing is known, and nothing need be kept.
+    // Points whose page cannot be read are not known, and not noted.
     for await (const point of readPoints(this.#store, head, { onDamage: () => undefined, signal })) points.push(point);
     try {
       await noteProved(this.#store, place, points.reverse(), whole, Date.now(), signal);
     } catch (error) {
-      if (!hasCode(error, "ACCESS_REFUSED")) throw error; // who may only read may prove, too
+      if (!hasCode(error, "ACCESS_REFUSED")) throw error; // read access is enough to prove points
     }
   }
 
-  /** Segments that the disks' writers made, as wholes. Points do not need their frames, so only a healing looks at them. */
+  /**
+   * Segments that the disks' writers made, as wholes. Points do not need their frames, so only a
+   * healing looks at them.
+   */
   async #mendSegments(disks: ReadonlySet<string>): Promise<void> {
     const { onNotice = () => undefined, signal } = this.#options;
     const { vault } = this.#context.document;
@@ -147,11 +158,12 @@ class Verification {
     this.#note(listFinding(disk, error));
   }
 
-  #note(finding: Finding): void {
+  #note(finding: DamageFinding): void {
     if (this.#damaged.length < damagesMax) this.#damaged.push(damageOf(finding));
   }
 }
 
+/** How `Vault.verify` works. */
 export interface VerifyOptions extends OperationOptions {
   /** Absent: every disk. */
   readonly disk?: string | undefined;
@@ -160,12 +172,13 @@ export interface VerifyOptions extends OperationOptions {
   /** Compare the point (default `latest`) with this volume too. */
   readonly source?: Volume | undefined;
   /**
-   * Heal damaged chunks whose content the source, or another chunk of the vault, still holds. Points are then not compared with the source. Default: only tell
-   * of them.
+   * Heal damaged chunks whose content the source, or another chunk of the vault, still holds.
+   * Points are then not compared with the source. Default: report damage only.
    */
   readonly heal?: boolean | undefined;
 }
 
+/** The outcome of a verification. */
 export interface VerifySummary {
   readonly checkedPoints: number;
   readonly checkedChunks: number;

@@ -6,7 +6,7 @@ import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { fileIdentity } from "../../../../engine/disk/source/file-identity.ts";
 import { TidemarkError } from "../../../../engine/errors.ts";
-import type { Target } from "../../../../engine/recovery/restore/target.ts";
+import type { RestoreTarget } from "../../../../engine/recovery/restore/target.ts";
 import { type OpenTargetOptions, openTarget } from "../../../../engine/recovery/restore/targets.ts";
 import { parseFixedVhdFooter } from "../../../../engine/recovery/restore/vhd.ts";
 import { MemorySink } from "../../../../sink/memory.ts";
@@ -55,7 +55,7 @@ function pattern(length: number, seed = 1): Buffer {
 }
 
 /** Gives all of `bytes` to the target in overlapping calls of 64 KiB, from `from` on; blocks of zeros as zeros. */
-async function fill(target: Target, bytes: Buffer, from = 0): Promise<void> {
+async function fill(target: RestoreTarget, bytes: Buffer, from = 0): Promise<void> {
   const calls: Promise<void>[] = [];
   for (let at = from; at < bytes.length; at += 65536) {
     const part = new Uint8Array(new SharedArrayBuffer(Math.min(65536, bytes.length - at)));
@@ -65,7 +65,7 @@ async function fill(target: Target, bytes: Buffer, from = 0): Promise<void> {
   await Promise.all(calls);
 }
 
-async function materialize(bytes: Buffer, given: Partial<OpenTargetOptions>): Promise<Target> {
+async function materialize(bytes: Buffer, given: Partial<OpenTargetOptions>): Promise<RestoreTarget> {
   const target = await openTarget(options({ volumeBytes: bytes.length, ...given }));
   await fill(target, bytes, target.resumeAt);
   await target.finish();

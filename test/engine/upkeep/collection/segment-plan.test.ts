@@ -1,6 +1,6 @@
-/** What of a segment is given back, collection after collection, while less and less of it is needed. */
+/** What of a segment is freed, collection after collection, while less and less of it is needed; and what of a damaged one. */
 import fc from "fast-check";
-import { expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { segmentBytes } from "../../../../engine/limits.ts";
 import { pageAlignmentBytes } from "../../../../engine/sink.ts";
 import { checksum } from "../../../../engine/store/format/checksum.ts";
@@ -92,4 +92,48 @@ test("whoever walks the segment finds every chunk that is needed, however often 
     }),
     { numRuns: 200 },
   );
+});
+
+describe("a frame that cannot be read", () => {
+  const pages = (from: number, end: number): PageSet => PageSet.ofRuns([{ from, end }]);
+
+  /** Three frames of which the second has a damaged header. */
+  async function damagedStore(): Promise<{ readonly store: Store; readonly frames: readonly Found[] }> {
+    const { store } = await openMemory();
+    await write(store, [[4000, 4000], [4000], [4000]]);
+    const frames = await walk(store, new PageSet());
+    const second = frames.find(({ frame }) => frame === 1)?.at ?? 0;
+    await store.writePages(name, Math.floor(second / pageAlignmentBytes) * pageAlignmentBytes, new Uint8Array(512).fill(7), {
+      sequenceNumber: 1,
+    });
+    return { store, frames };
+  }
+
+  test("keeps everything behind it while a chunk of the segment is needed", async () => {
+    const { store, frames } = await damagedStore();
+    const [last] = frames.filter(({ frame }) => frame === 2);
+    const live = new PageSet();
+    live.addBytes(last?.at ?? 0, last?.size ?? 0);
+    const { fault, isDead, condemned } = await planSegment(store, vaultId, await segmentIn(store), { live, dead: new PageSet() }, {});
+    expect(fault).toMatchObject({ code: "DAMAGED" });
+    expect(isDead).toBe(false);
+    const second = frames.find(({ frame }) => frame === 1)?.at ?? 0;
+    for (const { end } of condemned) expect(end * pageAlignmentBytes).toBeLessThanOrEqual(second);
+  });
+
+  test("keeps nothing of a segment of which no chunk is needed", async () => {
+    const { store } = await damagedStore();
+    const segment = await segmentIn(store);
+    const { isDead, condemned } = await planSegment(store, vaultId, segment, { live: new PageSet(), dead: new PageSet() }, {});
+    expect(isDead).toBe(true);
+    expect(condemned).toEqual([{ from: 0, end: segment.writtenBytes / pageAlignmentBytes }]);
+  });
+
+  test("does not hide that a needed page was never written", async () => {
+    const { store } = await damagedStore();
+    const segment = await segmentIn(store);
+    const end = segment.writtenBytes / pageAlignmentBytes;
+    const planned = planSegment(store, vaultId, segment, { live: pages(end, end + 1), dead: new PageSet() }, {});
+    await expect(planned).rejects.toMatchObject({ code: "DAMAGED" });
+  });
 });

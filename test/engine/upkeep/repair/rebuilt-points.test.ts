@@ -101,7 +101,7 @@ describe("a rebuilt head", () => {
     tamperObject(store, head, "removed", store);
     const { lost } = await repair();
     expect(lost.map(({ points }) => points)).toEqual([[2], [3]]);
-    for (const { message } of lost) expect(message).toContain(`what it needs of ${segmentOf(2)} has been given back`);
+    for (const { message } of lost) expect(message).toContain(`what it needs of ${segmentOf(2)} has been freed by a collection`);
     expect(await sequences()).toEqual([1]);
   });
 

@@ -1,6 +1,9 @@
 /**
- * Who keeps points that a plan dooms: readers that live, and pins that were not there, or did not count, when it was made. Of a group's point every member's
- * reader or pin counts, whether the group is complete or not: a member may have committed its part since.
+ * Group retention: reader holds and pins that keep points which a plan drops. They may have been
+ * made after the plan.
+ *
+ * A hold or pin on any member disk keeps the group's point on all of them, whether the group is
+ * complete or not: a member may have committed its part since the plan was made.
  */
 
 import { isExpired, listPins } from "../../store/points/pins.ts";
@@ -10,10 +13,11 @@ import type { PlannedPoint } from "./group-retention.ts";
 import type { PlanOptions, PrunePlan } from "./prune-plan.ts";
 
 /**
- * Points of `doomed` that somebody keeps, and why, in words. With `clear`, holds of readers that have died are removed, those of the disk's other points,
- * too; without, nothing is changed, and every hold counts, because whether a reader lives cannot be told without asking for its lease.
+ * Points of `toDrop` that a hold or pin keeps, each with the reason in words. With `clear`, holds
+ * of dead readers are removed, those on other points of the disk too. Without it nothing is
+ * changed, and every hold counts: only taking a hold's lease tells whether its reader lives.
  */
-export async function keptOf(
+export async function heldPointsOf(
   options: PlanOptions,
   plan: PrunePlan,
   toDrop: readonly PlannedPoint[],
@@ -45,7 +49,7 @@ export async function keptOf(
   return kept;
 }
 
-/** All are asked, so that all holds of dead readers are cleared away. */
+/** All holds are asked, so that all holds of dead readers are removed. */
 async function anyAlive(store: Store, names: readonly string[], signal: AbortSignal | undefined): Promise<boolean> {
   let alive = false;
   for (const name of names) if (await isHoldAlive(store, name, signal)) alive = true;

@@ -1,12 +1,14 @@
 /**
- * Registry of known damage: what scrub passes have found and not yet seen healed, by disk and point.
+ * Registry of known damage: what scrub passes have found and not yet seen healed, by disk and
+ * point.
  *
- * A finding stays until its point has been looked at again in full, or its chunk has been healed. Findings that concern no
- * single point stand under a key of their own: what lists points, and segments as wholes.
+ * A finding stays until its point has been looked at again in full, or its chunk has been healed.
+ * Findings that concern no single point stand under a key of their own: what lists points, and
+ * segments as wholes.
  *
  * Memory: at most ten thousand findings, and one for each further point that is damaged.
  */
-import { type Damage, damageOf, type Finding, identityOf } from "./damage.ts";
+import { type Damage, type DamageFinding, damageOf, identityOf } from "./damage.ts";
 import type { DamagedChunk } from "./heal.ts";
 import { chunkKey, damagesMax } from "./point-prover.ts";
 
@@ -15,8 +17,8 @@ export const listsKey = 0;
 /** In place of a point's number: segments as wholes. */
 export const segmentsKey = -1;
 
-interface KnownFinding {
-  readonly finding: Finding;
+interface KnownDamage {
+  readonly finding: DamageFinding;
   /** The round in which it was seen last. */
   readonly round: number;
 }
@@ -28,10 +30,10 @@ export interface DamagedPoint {
   readonly chunks: readonly DamagedChunk[];
 }
 
-export class Findings {
-  readonly #byDisk = new Map<string, Map<number, readonly KnownFinding[]>>();
+export class DamageRegister {
+  readonly #byDisk = new Map<string, Map<number, readonly KnownDamage[]>>();
   #count = 0;
-  #healed: Finding[] = [];
+  #healed: DamageFinding[] = [];
   #onDamage: ((damage: Damage) => void) | undefined;
 
   /** A pass begins. `onDamage` is called with what is found in it and was not known. */
@@ -54,10 +56,13 @@ export class Findings {
     return this.#count >= damagesMax;
   }
 
-  /** Takes note of what was found. Returns what has not been found in this round before, and is not healed. */
-  add(disk: string, key: number, found: readonly Finding[], round: number): readonly Finding[] {
+  /**
+   * Takes note of what was found. Returns what has not been found in this round before, and is not
+   * healed.
+   */
+  add(disk: string, key: number, found: readonly DamageFinding[], round: number): readonly DamageFinding[] {
     const known = new Map(this.#known(disk, key).map((before) => [identityOf(before.finding), before]));
-    const fresh: Finding[] = [];
+    const fresh: DamageFinding[] = [];
     for (const finding of found) {
       const identity = identityOf(finding);
       const before = known.get(identity);
@@ -75,7 +80,10 @@ export class Findings {
     return fresh;
   }
 
-  /** All of a point has been looked at in this round: what was found in earlier rounds only is no more. Returns whether the point is whole. */
+  /**
+   * All of a point has been looked at in this round: what was found in earlier rounds only is no
+   * more. Returns whether the point is whole.
+   */
   finish(disk: string, key: number, round: number): boolean {
     const left = this.#known(disk, key).filter((known) => known.round === round);
     this.#set(disk, key, left);
@@ -83,7 +91,13 @@ export class Findings {
   }
 
   /** What is damaged now of what `isOf` selects; by default all that was noted under the key. */
-  replace(disk: string, key: number, found: readonly Finding[], round: number, isOf: (finding: Finding) => boolean = () => true): void {
+  replace(
+    disk: string,
+    key: number,
+    found: readonly DamageFinding[],
+    round: number,
+    isOf: (finding: DamageFinding) => boolean = () => true,
+  ): void {
     const before = this.#known(disk, key);
     const known = new Set(before.map(({ finding }) => identityOf(finding)));
     for (const finding of found) {
@@ -94,7 +108,9 @@ export class Findings {
     this.#set(disk, key, [...before.filter(({ finding }) => !isOf(finding)), ...left]);
   }
 
-  /** Segments that are damaged as wholes; `segments`: those that exist, the others are forgotten. */
+  /**
+   * Segments that are damaged as wholes; `segments`: those that exist, the others are forgotten.
+   */
   damagedSegments(segments?: ReadonlySet<string>): ReadonlySet<string> {
     const damaged = new Set<string>();
     for (const disk of this.#byDisk.keys()) {
@@ -125,7 +141,7 @@ export class Findings {
   /** Chunks have been healed. Returns the points that are whole now, as far as is known. */
   heal(chunks: readonly DamagedChunk[]): readonly { readonly disk: string; readonly sequence: number }[] {
     const keys = new Set(chunks.map(chunkKey));
-    const isHealed = ({ finding: { chunk } }: KnownFinding): boolean => chunk !== undefined && keys.has(chunkKey(chunk));
+    const isHealed = ({ finding: { chunk } }: KnownDamage): boolean => chunk !== undefined && keys.has(chunkKey(chunk));
     const whole: { readonly disk: string; readonly sequence: number }[] = [];
     for (const [disk, points] of this.#byDisk) {
       for (const [sequence, known] of points) {
@@ -150,7 +166,7 @@ export class Findings {
     for (const key of this.#byDisk.get(disk)?.keys() ?? []) if (key > 0 && !sequences.has(key)) this.#set(disk, key, []);
   }
 
-  #known(disk: string, key: number): readonly KnownFinding[] {
+  #known(disk: string, key: number): readonly KnownDamage[] {
     return this.#byDisk.get(disk)?.get(key) ?? [];
   }
 
@@ -159,8 +175,8 @@ export class Findings {
     this.#byDisk.delete(disk);
   }
 
-  #set(disk: string, key: number, findings: readonly KnownFinding[]): void {
-    const points = this.#byDisk.get(disk) ?? new Map<number, readonly KnownFinding[]>();
+  #set(disk: string, key: number, findings: readonly KnownDamage[]): void {
+    const points = this.#byDisk.get(disk) ?? new Map<number, readonly KnownDamage[]>();
     this.#byDisk.set(disk, points);
     this.#count += findings.length - (points.get(key)?.length ?? 0);
     if (findings.length > 0) points.set(key, findings);
