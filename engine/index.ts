@@ -19,6 +19,7 @@ export { Mount } from "./recovery/mount/mount.ts";
 export { Group } from "./replication/protection/groups.ts";
 export type { CommandHookOptions, FunctionHookOptions, Hook } from "./replication/protection/hooks.ts";
 export { commandHook, functionHook } from "./replication/protection/hooks.ts";
+export type { Meter } from "./replication/protection/meters.ts";
 export { Protection } from "./replication/protection/protection.ts";
 export type {
   Finding,
