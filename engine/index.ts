@@ -29,6 +29,7 @@ export { Group } from "./replication/protection/groups.ts";
 export type { Finding, HealthLevel } from "./replication/protection/health.ts";
 export type { CommandHookOptions, FunctionHookOptions, Hook } from "./replication/protection/hooks.ts";
 export { commandHook, functionHook } from "./replication/protection/hooks.ts";
+export type { Meter } from "./replication/protection/meters.ts";
 export { Protection } from "./replication/protection/protection.ts";
 export type { ProtectionState } from "./replication/protection/protection-state.ts";
 export type {

@@ -1,15 +1,17 @@
 /**
- * Where foreign errors of Azure Storage become Tidemark's: the one place that knows status codes, error codes and network codes.
+ * Error translation of Azure Storage: status codes, storage error codes and network codes become TidemarkErrors here and nowhere else.
  *
- * A failed request is first judged, because what may be done next depends on it and not on the text of the error:
+ * A failed request is first classified; the class decides whether it may be sent again:
  *
- *   refused    the server has answered for good: throw the error
- *   undone     certainly nothing was executed (no connection, 408, 429, 503): anything may be sent again
- *   uncertain  the request may have been executed, or may be executed later (500, reset, time-out): only idempotent calls go again
+ *   refused    the server has given a final answer: throw the error
+ *   undone     the request was certainly not executed (no connection, 408, 429, 503): send any call again
+ *   uncertain  the request may have been executed, or may be executed later (500, reset, time-out): send only idempotent calls again
  *
  * "A definite outcome is only a status of 100 to 499 or 503" is Azure's own rule (Put Page, "Using the Page Blob Sequence Number to
- * Retry Requests"). The SDK's errors carry the signed URL and the headers of the request, so none of them leaves this file: the
- * cause of a translated error is a plain Error with the first line of the message, scrubbed.
+ * Retry Requests").
+ *
+ * Invariant: no error of the SDK leaves this file, because it carries the signed URL and the request's headers. The cause of a
+ * translated error is a plain Error with the first line of the message, without secrets.
  */
 import { AssertionError } from "node:assert";
 import { RestError } from "@azure/storage-blob";
@@ -29,9 +31,9 @@ export type Verdict =
 /** What storage error codes mean to one kind of call. */
 export type ErrorMeanings = Readonly<Record<string, ErrorCode>>;
 
-/** What a call gives to have its errors translated. */
+/** What a call states about itself for the translation of its errors. */
 export interface CallSubject {
-  /** What was being done, as it reads after "could not": `write 4 MiB at 0 of segments/a/1-0-0`. */
+  /** The action, as it reads after "could not": `write 4 MiB at 0 of segments/a/1-0-0`. */
   readonly action: string;
   /** The object's name; undefined for calls on the container. */
   readonly name: string | undefined;
@@ -39,11 +41,11 @@ export interface CallSubject {
   readonly codes?: ErrorMeanings | undefined;
 }
 
-/** What is known of the store, to name it and to keep its secrets out of messages. */
+/** Facts about the store: its name for messages, and the secrets to keep out of them. */
 export interface StoreFacts {
   readonly description: string;
   readonly host: string;
-  /** How requests prove that they may. */
+  /** How requests are authenticated. */
   readonly access: "key" | "sas" | "token";
   /** Strings that must never appear in a message: keys, signatures, passwords. */
   readonly secrets: readonly string[];
@@ -60,7 +62,7 @@ export const existsCodes: ErrorMeanings = {
   UnauthorizedBlobOverwrite: "OBJECT_EXISTS",
 };
 
-/** … that replaces what it has read. What is gone does not match any more either. */
+/** … that replaces an object it has read. An absent object does not match either. */
 export const changedCodes: ErrorMeanings = { ConditionNotMet: "CONDITION_FAILED", BlobNotFound: "CONDITION_FAILED" };
 
 /** … that relies on a lease. */
@@ -82,13 +84,13 @@ export const fenceCodes: ErrorMeanings = {
   LeaseIdMissing: "LEASE_LOST",
 };
 
-/** More than this between the server's clock and ours makes Azure refuse signed requests. */
+/** Azure refuses signed requests when the clocks differ by more than this. */
 const clockSkewMsMax = 15 * 60_000;
 
-/** No connection came about, so nothing was sent. */
+/** No connection was made, so nothing was sent. */
 const unconnectedCodes: ReadonlySet<string> = new Set(["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN"]);
 
-/** Not a failure of the network but of trust: trying again changes nothing. */
+/** Failures of trust, not of the network: a retry fails too. */
 const tlsCodes: ReadonlySet<string> = new Set([
   "CERT_HAS_EXPIRED",
   "CERT_NOT_YET_VALID",
@@ -106,7 +108,7 @@ const credentialErrorNames: ReadonlySet<string> = new Set([
   "CredentialUnavailableError",
 ]);
 
-/** Judges what a request threw. Time-outs and aborts are known to the caller, who set them, and are not given here. */
+/** Classifies what a request threw. The caller handles time-outs and aborts, which it set itself. */
 export function judge(thrown: unknown, subject: CallSubject, store: StoreFacts): Verdict {
   const cause = scrubbedCause(thrown, store);
   if (thrown instanceof TidemarkError) return { kind: "refused", error: thrown };
@@ -133,7 +135,7 @@ export function outcomeUnknown(subject: CallSubject, store: StoreFacts, fact: st
     "OUTCOME_UNKNOWN",
     `it is unknown whether the attempt to ${subject.action} in ${store.description} took effect: ${fact}`,
     {
-      remedy: "run the command again; it finds out what the store holds",
+      remedy: "run the command again; it reads what the store holds",
       detail: { host: store.host, name: subject.name },
       cause,
     },
@@ -198,9 +200,9 @@ function refusal(status: number, code: string, thrown: RestError, subject: CallS
   if (particular !== undefined) return fail(particular, particularFact(particular, code));
   if (status === 404 && subject.name !== undefined) return fail("OBJECT_NOT_FOUND", "there is no such object");
   if (status === 409 && code === "InvalidBlobType")
-    return fail("DAMAGED", "it is another kind of object", "run `tidemark verify` to see which points are concerned");
+    return fail("DAMAGED", "it is another kind of object", "run `tidemark verify` to list the points concerned");
   if (code === "MemoryExtentStoreAtSizeLimit" || status === 507)
-    return fail("NO_SPACE", "the store is full", "make room in the store, then run the command again");
+    return fail("NO_SPACE", "the store is full", "free some space in the store, then run the command again");
   if (code === "InvalidHeaderValue" || code === "UnsupportedHeader") {
     return fail(
       "STORE_REFUSED",
@@ -215,15 +217,15 @@ function refusal(status: number, code: string, thrown: RestError, subject: CallS
   );
 }
 
-/** What the message says of the codes that calls translate particularly. */
+/** The fact that the message states for a code of the call's own. */
 function particularFact(to: ErrorCode, code: string): string {
   switch (to) {
     case "OBJECT_EXISTS":
       return "the object exists already";
     case "CONDITION_FAILED":
-      return `it was changed by another (${code})`;
+      return `another writer has changed it (${code})`;
     case "LEASE_HELD":
-      return "another holds its lease";
+      return "another holder has its lease";
     case "LEASE_LOST":
       return `its lease is not held (${code})`;
     case "DAMAGED":
@@ -233,7 +235,7 @@ function particularFact(to: ErrorCode, code: string): string {
   }
 }
 
-/** Tells apart why access was refused. The SAS's expiry and the server's clock are compared here, not read out of the message's text. */
+/** The remedy for a refused access. Compares the SAS's expiry and the clocks; does not read the message's text. */
 function accessRemedy(code: string, thrown: RestError, store: StoreFacts): string {
   const serverMs = Date.parse(thrown.response?.headers.get("date") ?? "");
   if (store.sasExpiresAtMs !== undefined && store.sasExpiresAtMs <= (Number.isNaN(serverMs) ? Date.now() : serverMs)) {
@@ -268,7 +270,7 @@ function accessRemedy(code: string, thrown: RestError, store: StoreFacts): strin
   }
 }
 
-/** For AuthorizationFailure and its like, which Azure and Azurite give for several reasons. */
+/** For AuthorizationFailure and similar codes, which Azure and Azurite give for several reasons. */
 const unspecificRemedies: Readonly<Record<StoreFacts["access"], string>> = {
   key: "check the account key; if it is right, the account's firewall may exclude this machine",
   sas: "check that the SAS is for this container and may read, add, create, write, delete and list; a firewall may also exclude this machine",
@@ -298,7 +300,7 @@ function retryAfter(thrown: RestError): number | undefined {
   return Number.isNaN(at) ? undefined : Math.max(0, at - Date.now());
 }
 
-/** An Error that says what the foreign one said, without its request, its response or a secret. */
+/** An Error with the first line of the foreign message, without request, response and secrets. */
 function scrubbedCause(thrown: unknown, store: StoreFacts): Error {
   const text = thrown instanceof Error ? `${thrown.name}: ${thrown.message}` : String(thrown);
   let line = text.split("\n", 1)[0] ?? "";

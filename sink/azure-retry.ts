@@ -1,30 +1,33 @@
 /**
- * How calls to Azure Storage are repeated, timed and cut off. The SDK sends each request once; this file decides whether it goes again.
+ * Retry policy of Azure Storage calls: exponential back-off with full jitter, deadlines, cancellation.
  *
- *   write        sent again only while it is certain that nothing was executed; otherwise OUTCOME_UNKNOWN
- *   idempotent   sent again after every transient failure
+ * The SDK sends each request once; this file decides whether to send it again:
  *
- * Between tries it waits for a random part of an exponentially growing time (full jitter), or what the server asks for in
- * Retry-After if that is longer, until the outage tolerance is used up. As long as the store has never answered, the tolerance is short:
- * a wrong URL should fail at once, a network that goes away for a moment should not.
+ *   write        only while it is certain that the request was not executed; otherwise OUTCOME_UNKNOWN
+ *   idempotent   after every transient failure
+ *
+ * Between tries it waits for a random part of an exponentially growing time, or for the server's Retry-After if that is longer, until
+ * the outage tolerance is used up. The tolerance is short while the store has never answered: a wrong URL fails early, a short
+ * network failure does not.
  */
 import { randomInt } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { interrupted, type TidemarkError, throwIfAborted } from "../engine/index.ts";
 import { type CallSubject, judge, outcomeUnknown, type StoreFacts, unreachable, type Verdict } from "./azure-errors.ts";
 
-/** Limits of one sink's calls; all have defaults. */
+/** Limits of one sink's calls. All have defaults. */
 export interface RetryOptions {
-  /** How long a store that has answered before may be away. */
+  /** How long calls wait for a store that has answered before, in milliseconds. Default: 30 s. */
   readonly outageToleranceMs?: number | undefined;
-  /** How long a store that has never answered is waited for; never longer than `outageToleranceMs`. */
+  /** How long calls wait for a store that has never answered, in milliseconds; at most `outageToleranceMs`. Default: 5 s. */
   readonly firstContactToleranceMs?: number | undefined;
-  /** Deadline of a request: this, and for each MiB that it moves `deadlinePerMiBMs`, at most `deadlineMsMax`. */
+  /** Deadline of a request: this plus `deadlinePerMiBMs` per MiB moved, at most two minutes. Default: 10 s. */
   readonly deadlineBaseMs?: number | undefined;
+  /** Default: 5 s. */
   readonly deadlinePerMiBMs?: number | undefined;
   /** Source of jitter in [0, 1). */
   readonly random?: (() => number) | undefined;
-  /** Asked when the server answers that something is wrong with it: whoever runs it may know better, and that then ends the call. */
+  /** Called when the server answers with an internal error. An error that it returns ends the call in place of the server's. */
   readonly explain?: (() => Promise<TidemarkError | undefined>) | undefined;
 }
 
@@ -38,17 +41,17 @@ const backoffFirstMs = 100;
 const backoffMsMax = 5_000;
 const mebibyte = 1024 * 1024;
 
-/** One call to make: what it is, how it may be repeated and what sends it. */
+/** One call: its subject, whether it may be repeated, and the function that sends it. */
 export interface Call<T> extends CallSubject {
   readonly kind: "write" | "idempotent";
   /** Bytes that the request moves, for its deadline. */
   readonly bytes?: number | undefined;
   readonly signal: AbortSignal | undefined;
-  /** Sends the request once. `signal` ends it at its deadline or when the caller wants so. */
+  /** Sends the request once. `signal` aborts it at its deadline or when the caller aborts. */
   readonly send: (signal: AbortSignal) => Promise<T>;
 }
 
-/** Repeats, times and cuts off the calls of one sink, and counts its lost connections. */
+/** Runs the calls of one sink under the policy and counts lost connections. */
 export class Caller {
   readonly #store: StoreFacts;
   readonly #outageToleranceMs: number;
@@ -58,7 +61,7 @@ export class Caller {
   readonly #random: () => number;
   readonly #closing = new AbortController();
   readonly #running = new Set<Promise<unknown>>();
-  /** Per caller's signal, the requests that it ends: one listener a signal, however many requests share it. */
+  /** Per caller's signal, the requests that it aborts: one listener per signal, however many requests share it. */
   readonly #followers = new Map<AbortSignal, { readonly controllers: Set<AbortController>; readonly onAbort: () => void }>();
   readonly #explain: RetryOptions["explain"];
   #answered = false;
@@ -78,12 +81,12 @@ export class Caller {
     return this.#interruptions;
   }
 
-  /** To be told of a connection that was lost while no request used it. */
+  /** Counts a connection that was lost while idle. */
   connectionLost(): void {
     this.#interruptions += 1;
   }
 
-  /** Makes the call. Throws TidemarkErrors only. */
+  /** Runs the call. Throws TidemarkErrors only. */
   async run<T>(call: Call<T>): Promise<T> {
     const work = this.#repeat(call);
     this.#running.add(work);
@@ -94,7 +97,7 @@ export class Caller {
     }
   }
 
-  /** Ends what is under way and waits until it has ended. */
+  /** Aborts the calls in flight and waits for their end. */
   async close(): Promise<void> {
     this.#closing.abort();
     for (const { controllers } of this.#followers.values()) for (const controller of controllers) controller.abort();
@@ -128,7 +131,7 @@ export class Caller {
     if (reason !== undefined) throw reason;
   }
 
-  /** Sends once. An abort by the caller throws INTERRUPTED, whatever the request made of it. */
+  /** Sends once. After an abort by the caller it throws INTERRUPTED, whatever the request threw. */
   async #once<T>(call: Call<T>): Promise<{ readonly value: T } | { readonly verdict: Verdict }> {
     const controller = new AbortController();
     const deadlineMs = Math.min(deadlineMsMax, this.#deadlineBaseMs + (this.#deadlinePerMiBMs * (call.bytes ?? 0)) / mebibyte);

@@ -1,6 +1,6 @@
 /**
- * The part of Azurite's inside that the host process uses. Azurite 3.35 ships no declarations, and its package entry cannot be
- * imported (it wants vscode), so the modules are imported by their path; the version is pinned exactly in package.json.
+ * Internal modules of Azurite that the host process uses. Azurite 3.35 ships no declarations, and its package entry cannot be
+ * imported (it needs vscode), so the modules are imported by their path.
  */
 declare module "azurite/dist/src/blob/BlobConfiguration.js" {
   interface BlobConfiguration {

@@ -1,10 +1,10 @@
 /**
- * What the starters of an Azurite and its host process tell each other through the folder that holds the data.
+ * Shared state of an on-demand Azurite: the files through which its users and its host process coordinate.
  *
- *   tidemark-server.lock   exclusive for as long as a host process lives: never two servers on one folder, which would destroy it
- *   tidemark-users.lock    shared by every process that uses the server; exclusive by the host once nobody does, until it has ended
- *   tidemark-server.json   who the host is and where it listens; only to be believed while the server lock is held
- *   tidemark-server.log    what the host has to complain about
+ *   tidemark-server.lock   held exclusively by the host for its whole life: two servers on one folder would destroy it
+ *   tidemark-users.lock    held shared by every process that uses the server; held exclusively by a host that is ending
+ *   tidemark-server.json   the host's process and port; valid only while the server lock is held
+ *   tidemark-server.log    the host's error output
  */
 import { readFile, rename, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -16,11 +16,11 @@ export const blobDatabaseName = "__azurite_db_blob__.json";
 export const extentDatabaseName = "__azurite_db_blob_extent__.json";
 export const extentFolderName = "__blobstorage__";
 
-/** The account of every Azurite and its published key: no secret, and the server listens on loopback only. */
+/** The account of every Azurite and its published key. The key is no secret; the server listens on loopback only. */
 export const developmentAccount = "devstoreaccount1";
 export const developmentKey = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
-/** Exit code of a host that found another on its folder: not a failure. */
+/** Exit code of a host that found another host on its folder, or was let go before it served. Not a failure. */
 export const exitOtherHost = 3;
 
 export interface AzuritePaths {
@@ -45,10 +45,10 @@ export function azuritePaths(dir: string): AzuritePaths {
   };
 }
 
-/** A process, told apart from a later one that was given the same id. */
+/** A process, told apart from a later one with the same id. */
 export interface ProcessIdentity {
   readonly pid: number;
-  /** Start time in the kernel's own ticks, or null where it cannot be known. */
+  /** Start time in the kernel's ticks since boot, or null where there is no /proc. */
   readonly startTime: string | null;
 }
 
@@ -57,14 +57,14 @@ export type HostState =
   | ({ readonly state: "listening"; readonly port: number } & ProcessIdentity)
   | ({ readonly state: "failed"; readonly code: ErrorCode; readonly message: string; readonly remedy: string } & ProcessIdentity);
 
-/** Replaces the state at once, so that a reader never sees half of it. */
+/** Replaces the state atomically: a reader never sees a part of it. */
 export async function writeHostState(path: string, state: HostState): Promise<void> {
   const temporary = `${path}.${String(state.pid)}`;
   await writeFile(temporary, `${JSON.stringify(state)}\n`);
   await rename(temporary, path);
 }
 
-/** The state last written; undefined when there is none or it is not one. */
+/** The state written last; undefined when the file is absent or cannot be parsed. */
 export async function readHostState(path: string): Promise<HostState | undefined> {
   let text: string;
   try {
@@ -77,7 +77,7 @@ export async function readHostState(path: string): Promise<HostState | undefined
   try {
     value = JSON.parse(text);
   } catch {
-    // A machine that lost power may leave anything here. The lock decides who lives; this file only says where.
+    // A power failure may leave any content. The lock decides whether a host lives; this file only holds its port.
     return undefined;
   }
   return isHostState(value) ? value : undefined;

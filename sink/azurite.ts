@@ -150,13 +150,9 @@ export class Azurite implements AsyncDisposable {
       if (await isUsedByOthers(this.#paths.usersLock)) return;
       if (performance.now() > deadlineMs && (await isRunning(this.#host))) {
         await kill(this.#host, this.dir);
-        throw new TidemarkError(
-          "STORE_UNREACHABLE",
-          `the Azurite on ${this.dir} did not end and was killed: what it was sent last may be lost`,
-          {
-            remedy: "run the command again; it finds out what the store holds",
-          },
-        );
+        throw new TidemarkError("STORE_UNREACHABLE", `the Azurite on ${this.dir} did not end and was killed: the last writes may be lost`, {
+          remedy: "run the command again; it reads what the store holds",
+        });
       }
       await sleep(pollMs);
     }

@@ -1,50 +1,52 @@
 /**
- * Faults on order: a wrapper around any sink that makes chosen calls go wrong in the ways in which stores go wrong.
+ * Fault injection: a wrapper around any sink that makes chosen calls fail in the ways in which stores fail.
  *
- * A plan is a list of faults. Each names the calls it is for and when it fires: at the n-th such call, or with a probability drawn from the
- * wrapper's seed. Wrappers nest, as the wrapped sink is a sink. `calls` tells what was called, `assertAllFired` that no planned fault was
- * left over: a test whose fault never fired proves nothing.
+ * A plan is a list of faults. Each names the calls it applies to and when it fires: at the n-th such call, or with a probability drawn from
+ * the wrapper's seed. Wrappers nest. `calls` lists the calls so far. `assertAllFired` throws when a planned fault has not fired, because
+ * such a test proves nothing.
  */
 import assert from "node:assert/strict";
 import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
 import { interrupted, TidemarkError } from "../engine/index.ts";
 
+/** A method of `Sink` that a fault can apply to. */
 export type SinkMethod = Exclude<keyof Sink, "description" | "capabilities" | typeof Symbol.asyncDispose>;
 
-/** What goes wrong. */
+/** How a call fails. */
 export type Fault =
-  /** The call fails and nothing has happened. */
+  /** The call fails without an effect. */
   | { readonly kind: "refused"; readonly error: TidemarkError }
-  /** The call takes effect, but its answer is lost: OUTCOME_UNKNOWN. Writes only: everything else is asked again by the adapter itself. */
+  /** The call takes effect and its answer is lost: OUTCOME_UNKNOWN. Writes only: adapters repeat all other calls themselves. */
   | { readonly kind: "unacknowledged" }
-  /** OUTCOME_UNKNOWN now; the original, fence and all, arrives at the store when the test calls `releaseLate`. Writes only. */
+  /** OUTCOME_UNKNOWN now; the request, with its fence, reaches the store when the test calls `releaseLate`. Writes only. */
   | { readonly kind: "late" }
   /** The call waits at the gate before it takes effect. */
   | { readonly kind: "slow"; readonly gate: Gate }
-  /** What is read lacks its second half: an object is shorter, pages are zero. */
+  /** The second half of what is read is missing: an object is shorter, pages are zeros. */
   | { readonly kind: "truncated" }
   /** One bit of what is read is wrong. */
   | { readonly kind: "flipped" }
-  /** The lease that the call relies on is gone when the call arrives. */
+  /** The lease that the call needs is released before the call arrives. */
   | { readonly kind: "lease-lost" }
-  /** The process dies, before or after the call took effect: it and every later call reject with CrashError. */
+  /** The process dies before or after the call takes effect: it and every later call reject with CrashError. */
   | { readonly kind: "crash"; readonly effect: "before" | "after" };
 
+/** A fault, the calls it applies to, and when it fires. */
 export interface PlannedFault {
   readonly on: SinkMethod | "any";
-  /** Only calls on names (or, for `list`, prefixes) that start so. */
+  /** Only calls on names (for `list`, prefixes) that start with this. */
   readonly prefix?: string;
-  /** Which of those calls, counted from 1, or each with a probability. */
+  /** The number of the call among those, from 1; or a probability for each. */
   readonly when: number | { readonly probability: number };
   readonly fault: Fault;
 }
 
-/** Stands for the death of the process. No TidemarkError, so nothing in the engine can take it for an answer of the store. */
+/** Stands for the death of the process. It is no TidemarkError, so the engine cannot mistake it for an answer of the store. */
 export class CrashError extends Error {
   override readonly name = "CrashError";
 }
 
-/** Where a slow call waits. */
+/** A barrier at which `slow` calls wait until a test opens it. */
 export class Gate {
   /** Resolves when the first call waits. */
   readonly reached: Promise<void>;
@@ -61,7 +63,7 @@ export class Gate {
     });
   }
 
-  /** Lets through what waits and what comes. */
+  /** Lets waiting and later calls pass. */
   open(): void {
     this.#open();
   }
@@ -86,13 +88,13 @@ export class Gate {
   }
 }
 
-/** A call as it stands before the store: what to do, and what the faults need to know of it. */
+/** A call before it is sent: how to run it, and what the faults need. */
 interface Call<T> {
   readonly method: SinkMethod;
   readonly name: string;
   readonly signal: AbortSignal | undefined;
   readonly run: () => Promise<T>;
-  /** Writes only: the call with a copy of its bytes, to be run after the caller has taken its own back. */
+  /** Writes only: the call with a copy of its bytes, which may run after the caller's promise has settled. */
   readonly freeze?: () => () => Promise<unknown>;
   readonly leaseId?: string | undefined;
   /** Reads only: spoils what has been read. */
@@ -105,6 +107,16 @@ interface Plan {
   fired: number;
 }
 
+/**
+ * A sink whose chosen calls fail. Disposing of it disposes of the wrapped sink.
+ *
+ * @example
+ * ```ts
+ * const sink = new FaultySink(new MemorySink(), [{ on: "putObject", when: 2, fault: { kind: "unacknowledged" } }]);
+ * // … run the code under test, then:
+ * sink.assertAllFired();
+ * ```
+ */
 export class FaultySink implements Sink {
   readonly inner: Sink;
   /** Every call so far, as "method name". */
@@ -135,14 +147,14 @@ export class FaultySink implements Sink {
     return this.#interruptions;
   }
 
-  /** Lets every held-back original arrive at the store, in the order of their sending; tells what the store made of each. */
+  /** Sends the requests that `late` faults held back, in the order of their calls. Returns what the store answered to each. */
   async releaseLate(): Promise<PromiseSettledResult<unknown>[]> {
     const results: PromiseSettledResult<unknown>[] = [];
     for (const original of this.#late.splice(0)) results.push(...(await Promise.allSettled([original()])));
     return results;
   }
 
-  /** Throws when a planned fault never fired. */
+  /** Throws an AssertionError when a planned fault has not fired. */
   assertAllFired(): void {
     const idle = this.#plans
       .filter(({ fired }) => fired === 0)
@@ -190,7 +202,7 @@ export class FaultySink implements Sink {
     return this.#call({ method: "deleteObject", name, signal: options?.signal, run: () => this.inner.deleteObject(name, options) });
   }
 
-  /** One call, however many objects it yields; a crash meanwhile ends it. */
+  /** Counts as one call, however many objects it yields. A crash in between ends it. */
   async *list(prefix: string, options?: CallOptions): AsyncGenerator<ListedObject, void> {
     const found = await this.#call({
       method: "list",
@@ -293,7 +305,7 @@ export class FaultySink implements Sink {
     return this.#call({ method: "raiseSequenceNumber", name, signal: options?.signal, run });
   }
 
-  /** Disposes of the wrapped sink. What is still held back never arrives. */
+  /** Disposes of the wrapped sink. Requests still held back are dropped. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#late.length = 0;
     await this.inner[Symbol.asyncDispose]();
@@ -304,13 +316,13 @@ export class FaultySink implements Sink {
   async #call<T>(call: Call<T>): Promise<T> {
     this.#checkAlive();
     this.#calls.push(`${call.method} ${call.name}`.trim());
-    // The first fault that fires lies outermost.
+    // The first fault that fires is the outermost.
     const faults = this.#plans.filter((plan) => this.#fires(plan, call)).map(({ planned }) => planned.fault);
     const run = faults.reduceRight<() => Promise<T>>((inner, fault) => () => this.#suffer(fault, call, inner), call.run);
     try {
       return await run();
     } finally {
-      // Whatever was under way when the process died: nobody hears the answer.
+      // Calls in flight when the process died have no answer.
       this.#checkAlive();
     }
   }
@@ -330,11 +342,11 @@ export class FaultySink implements Sink {
         if (fault.error.code === "STORE_UNREACHABLE" || fault.error.code === "OUTCOME_UNKNOWN") this.#interruptions++;
         throw fault.error;
       case "unacknowledged":
-        assert(call.freeze !== undefined, `${call.method} is no write: its adapter asks again when an answer is lost`);
+        assert(call.freeze !== undefined, `${call.method} is no write: adapters repeat it when an answer is lost`);
         await run();
         throw this.#lostAnswer(call);
       case "late":
-        assert(call.freeze !== undefined, `${call.method} is no write: its adapter asks again when an answer is lost`);
+        assert(call.freeze !== undefined, `${call.method} is no write: adapters repeat it when an answer is lost`);
         this.#late.push(call.freeze());
         throw this.#lostAnswer(call);
       case "slow":
@@ -346,11 +358,11 @@ export class FaultySink implements Sink {
         assert(call.spoil !== undefined, `${call.method} reads no bytes`);
         return call.spoil(await run(), fault.kind);
       case "lease-lost":
-        assert(call.leaseId !== undefined, `this ${call.method} relies on no lease`);
+        assert(call.leaseId !== undefined, `this ${call.method} needs no lease`);
         await this.inner.releaseLease(call.name, call.leaseId);
         return await run();
       case "crash":
-        // Dead at once for all other calls; this one may still reach the store, which nobody will hear of.
+        // All other calls fail from now on; this one may still reach the store.
         this.#crashedAt ??= `call ${String(this.#calls.length)} (${this.#calls.at(-1) ?? ""}), ${fault.effect} its effect`;
         if (fault.effect === "after") await Promise.allSettled([run()]);
         throw this.#crash();
@@ -376,7 +388,7 @@ export class FaultySink implements Sink {
   }
 }
 
-/** Numbers in [0, 1) that follow from the seed alone (mulberry32, by Tommy Ettinger, public domain). */
+/** Pseudorandom numbers in [0, 1) (mulberry32, by Tommy Ettinger, public domain). */
 function randomFrom(seed: number): () => number {
   let state = seed >>> 0;
   return () => {

@@ -1,6 +1,5 @@
 /**
- * The file system as a store needs it: reads and writes that are whole, space given back, flushes of folders, and, in one place, what its errors
- * mean.
+ * File-system calls of the directory sink: whole reads and writes, hole punching, flushes of folders, and the translation of errors.
  */
 import type { FileHandle } from "node:fs/promises";
 import { constants } from "node:os";
@@ -8,19 +7,19 @@ import { getSystemErrorName } from "node:util";
 import { systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
 import { type Libc, libc, punchHole, syncFolder, unsupportedErrnos } from "../engine/internal.ts";
 
-/** One system call makes a hole of at most this, which bounds how long it keeps others from the file and an abort waiting. */
+/** Largest hole of one system call. It bounds how long the call blocks the file and delays an abort. */
 const holeBytesMax: number = 1024 * 1024 * 1024;
 
-/** Where no holes can be made, zeros are written in pieces of this size. */
+/** Where holes are not supported, zeros are written in pieces of this size. */
 const zeroPieceBytes: number = 1024 * 1024;
 
-/** True for the error of a path that names nothing: it ends early, or passes through something that is no folder. */
+/** True for the error of a path that does not exist, or that has a file where it needs a folder. */
 export function isAbsence(error: unknown): boolean {
   const code = systemCode(error);
   return code === "ENOENT" || code === "ENOTDIR";
 }
 
-/** What `work` gives, or `substitute` when the path that it opens names nothing. */
+/** The result of `work`, or `substitute` when its path does not exist. */
 export async function absentAs<T, S>(substitute: S, work: Promise<T>): Promise<T | S> {
   try {
     return await work;
@@ -30,7 +29,7 @@ export async function absentAs<T, S>(substitute: S, work: Promise<T>): Promise<T
   }
 }
 
-/** `error` as the store's answer about `subject`. What has no meaning of its own becomes `fallback`. */
+/** `error` as the store's answer about `subject`. A system error without a code of its own becomes `fallback`. */
 export function translated(error: unknown, subject: string, fallback: "STORE_REFUSED" | "OUTCOME_UNKNOWN"): unknown {
   const code = systemCode(error);
   if (error instanceof TidemarkError || code === undefined) return error;
@@ -38,7 +37,7 @@ export function translated(error: unknown, subject: string, fallback: "STORE_REF
   switch (code) {
     case "ENOSPC":
     case "EDQUOT":
-      return new TidemarkError("NO_SPACE", `the vault's folder has no space left (${subject})`, {
+      return new TidemarkError("NO_SPACE", `the file system of the vault's folder is full (${subject})`, {
         ...context,
         remedy: "free some space, then run the command again",
       });
@@ -47,40 +46,40 @@ export function translated(error: unknown, subject: string, fallback: "STORE_REF
     case "EROFS":
       return new TidemarkError("ACCESS_REFUSED", `the file system refuses access to ${subject} (${code})`, {
         ...context,
-        remedy: "give this user the right to read and write the vault's folder",
+        remedy: "allow this user to read and write the vault's folder: `ls -ld` shows its owner",
       });
     case "EMFILE":
     case "ENFILE":
       return new TidemarkError("STORE_REFUSED", `too many files are open to reach ${subject}`, {
         ...context,
-        remedy: "raise the limit of open files (ulimit -n)",
+        remedy: "raise the limit of open files: `ulimit -n 4096`",
       });
     default:
       if (fallback === "OUTCOME_UNKNOWN") return outcomeUnknown(subject, error);
       return new TidemarkError("STORE_REFUSED", `the file system answered ${code} for ${subject}`, {
         ...context,
-        remedy: "check the disk that holds the vault's folder",
+        remedy: "check the disk of the vault's folder: `dmesg` shows its errors",
       });
   }
 }
 
 export function outcomeUnknown(subject: string, cause: unknown): TidemarkError {
-  return new TidemarkError("OUTCOME_UNKNOWN", `${subject} was written, but the file system did not confirm that it is durable`, {
-    remedy: "check the disk that holds the vault's folder",
+  return new TidemarkError("OUTCOME_UNKNOWN", `${subject} was written; the file system did not confirm that it is durable`, {
+    remedy: "check the disk of the vault's folder: `dmesg` shows its errors",
     detail: { object: subject },
     cause,
   });
 }
 
-/** For a file that was changed in place while it was read, which no adapter does. */
+/** For a file that another program changed in place while it was read. */
 export function changedByOthers(name: string): TidemarkError {
-  return new TidemarkError("DAMAGED", `${name} was being changed in place by another program`, {
+  return new TidemarkError("DAMAGED", `another program changes ${name} in place`, {
     remedy: "keep other programs away from the vault's folder",
     detail: { object: name },
   });
 }
 
-/** Like `syncFolder`; false where we may not open the folder. */
+/** Like `syncFolder`; false when this user may not open the folder. */
 export async function syncFolderIfAllowed(path: string): Promise<boolean> {
   try {
     await syncFolder(path);
@@ -107,9 +106,8 @@ export interface ClearOptions {
 }
 
 /**
- * Makes [at, at + length) read as zeros and gives its space back; where the platform or the file system makes no holes, zeros are written.
- * Any alignment: blocks that are cleared in part, the kernel fills with zeros. Errors: INTERRUPTED, a part being clear then, and those of the
- * file system, untranslated.
+ * Makes [at, at + length) read as zeros and frees its space; where holes are not supported, it writes zeros. Any alignment: the kernel writes
+ * zeros into partial blocks. Throws INTERRUPTED, when a part may be clear, and errors of the file system untranslated.
  */
 export async function clearFully(handle: FileHandle, at: number, length: number, options: ClearOptions = {}): Promise<void> {
   const { fallocate } = options.libc ?? libc() ?? {};
@@ -132,13 +130,13 @@ export async function clearFully(handle: FileHandle, at: number, length: number,
   }
 }
 
-/** The error that Node would have thrown, had it made the call. */
+/** The error that Node throws for the same errno. */
 function systemError(errno: number, call: string): Error {
   const code = getSystemErrorName(-errno);
   return Object.assign(new Error(`${code}: ${call}`), { code });
 }
 
-/** Reads from `at` until `into` is full or the file ends; gives the number of bytes read. */
+/** Reads from `at` until `into` is full or the file ends. Returns the number of bytes read. */
 export async function readFully(handle: FileHandle, into: Uint8Array, at: number): Promise<number> {
   let done = 0;
   while (done < into.length) {

@@ -1,11 +1,11 @@
 /**
- * The rules of a finite lease, as Azure has them, without a store: what each call makes of the lease it finds.
+ * Finite leases with Azure's rules, as pure functions from the lease that a call finds to the lease that it leaves.
  *
  *     none ── acquire ──► held by A ── renew, acquire by A, change to B ──► held, with its full duration again
  *                            │ └── release ──► none
- *                            └── time ──► expired: A may still renew it, until someone writes the object or acquires the lease
+ *                            └── time ──► expired: A may still renew it, until another writes the object or acquires the lease
  *
- * An adapter keeps one `Lease` per object, applies these functions atomically with the write that they guard, and stores the result.
+ * An adapter keeps one `Lease` per object. It applies these functions atomically with the write that they guard and stores the result.
  */
 import { TidemarkError } from "../engine/index.ts";
 
@@ -29,17 +29,17 @@ export function renewLease(name: string, lease: Lease | undefined, id: string, n
 
 export function changeLease(name: string, lease: Lease | undefined, fromId: string, toId: string, nowMs: number): Lease {
   if (!isHeld(lease, nowMs)) throw leaseLost(name);
-  // When the lease is already the new id's, an earlier try of this very call got through.
+  // When the new id already has the lease, an earlier try of this call was executed.
   if (!isSame(lease.id, fromId) && !isSame(lease.id, toId)) throw leaseLost(name);
   return { ...lease, id: toId, expiresMs: nowMs + lease.durationMs };
 }
 
-/** The lease that is left after `id` has given up what it held. */
+/** The lease that remains after `id` has released its own. */
 export function releaseLease(lease: Lease | undefined, id: string): Lease | undefined {
   return lease !== undefined && isSame(lease.id, id) ? undefined : lease;
 }
 
-/** Refuses a write that the lease does not allow; otherwise gives the lease that is left after it: a write ends one that has expired. */
+/** Refuses a write that the lease does not allow. Returns the lease that remains: a write removes an expired one. */
 export function passWrite(name: string, lease: Lease | undefined, id: string | undefined, nowMs: number): Lease | undefined {
   if (!isHeld(lease, nowMs)) {
     if (id !== undefined) throw leaseLost(name);
@@ -78,16 +78,16 @@ function isSame(a: string, b: string): boolean {
 }
 
 function leaseHeld(name: string): TidemarkError {
-  return new TidemarkError("LEASE_HELD", `${name} is leased by another`, { detail: { object: name } });
+  return new TidemarkError("LEASE_HELD", `another holder has the lease of ${name}`, { detail: { object: name } });
 }
 
 function leaseLost(name: string): TidemarkError {
-  return new TidemarkError("LEASE_LOST", `the lease on ${name} is not held, or is another's`, { detail: { object: name } });
+  return new TidemarkError("LEASE_LOST", `the lease of ${name} is not held, or another holder has it`, { detail: { object: name } });
 }
 
 function leaseDamaged(name: string, cause: unknown): TidemarkError {
-  return new TidemarkError("DAMAGED", `the lease on ${name} cannot be read`, {
-    remedy: "when no tidemark process uses the vault, remove the `@lease` file beside the object",
+  return new TidemarkError("DAMAGED", `the lease file of ${name} cannot be parsed`, {
+    remedy: "stop every tidemark process that uses the vault, then remove the `@lease` file beside the object",
     detail: { object: name },
     cause,
   });

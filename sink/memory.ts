@@ -1,12 +1,12 @@
 /**
- * The strict reference model of a store, in memory. It grants nothing that Azure refuses and refuses what Azure refuses, so an engine that
- * passes its tests here meets no surprise there.
+ * Reference model of a store, in memory. It refuses every call that Azure refuses, so code that passes its tests here works there.
  *
- * `MemoryStore` is the far side: what is stored. `MemorySink` is a client; two of them on one store are two machines on one account. A store can
- * be put back to an earlier snapshot, which is what an Azurite does that was killed.
+ * `MemoryStore` is the server: what is stored. `MemorySink` is a client; two sinks on one store are two machines on one account. A store
+ * can be restored to an earlier snapshot: that is what a killed Azurite does.
  *
- * Page objects are maps of 64 KiB pages that are never changed once they are in a map: a write replaces the pages it touches. That makes a
- * snapshot a copy of maps, and a segment of 1 GiB costs what was written to it.
+ * Page objects are maps of 64 KiB pages. A write replaces the pages it touches and changes none, so a snapshot is a copy of maps.
+ *
+ * Memory: the pages that were written, not the size of page objects.
  */
 import assert from "node:assert/strict";
 import { setImmediate as nextTurn } from "node:timers/promises";
@@ -57,9 +57,9 @@ interface PageObject {
 
 type Stored = PlainObject | PageObject;
 
-/** What a store held at one instant; opaque. */
+/** The content of a store at one instant. Opaque. */
 export class MemorySnapshot {
-  /** Undefined: the container did not exist. */
+  /** Undefined: the container did not exist. @internal */
   readonly objects: ReadonlyMap<string, Stored> | undefined;
 
   constructor(objects: ReadonlyMap<string, Stored> | undefined) {
@@ -67,44 +67,65 @@ export class MemorySnapshot {
   }
 }
 
-/** The far side that several sinks may share. */
+/**
+ * What is stored. Several sinks may share one store.
+ *
+ * @example
+ * ```ts
+ * const store = new MemoryStore();
+ * const snapshot = store.snapshot();
+ * // … write through a MemorySink, then lose it, as a killed server would:
+ * store.restore(snapshot);
+ * ```
+ */
 export class MemoryStore {
   /** Undefined until a sink creates the container. Only `MemorySink` touches it. @internal */
   objects: Map<string, Stored> | undefined;
-  /** Every path that has stood before a slash in a name. Like the folders of a directory store they stay when what was in them is gone. */
+  /** Every path before a slash of a name so far. As in a file system, a folder stays when its objects are deleted. */
   readonly folders: Set<string> = new Set<string>();
-  /** Counts for the whole life of the store and never back, so that no ETag is used twice, not even after `restore`. */
+  /** Only grows, also over `restore`, so that no ETag is used twice. */
   #etags = 0;
 
+  /** A new ETag. */
   nextEtag(): string {
     this.#etags++;
     return `"0x${this.#etags.toString(16).toUpperCase().padStart(16, "0")}"`;
   }
 
-  /** What is stored now, leases and the absence of the container included. */
+  /** The content now, with leases and the absence of the container. */
   snapshot(): MemorySnapshot {
     return new MemorySnapshot(copied(this.objects));
   }
 
-  /** Makes the store what it was. Clients are not told, as an Azurite that was killed tells nobody. */
+  /** Restores an earlier content. Clients are not told, as after the kill of an Azurite. */
   restore(snapshot: MemorySnapshot): void {
     this.objects = copied(snapshot.objects);
   }
 }
 
+/** Options of a `MemorySink`. */
 export interface MemorySinkOptions {
-  /** What is stored. Default: a store of its own, without a container. */
+  /** The store. Default: a new one, without a container. */
   readonly store?: MemoryStore | undefined;
-  /** Milliseconds since 1970, by which leases expire. Default: the system's clock. */
+  /** Milliseconds since 1970: leases expire by it. Default: the system's clock. */
   readonly clock?: (() => number) | undefined;
   /** Default: `memory:`. */
   readonly description?: string | undefined;
-  /** What `capabilities` says. Default: false. */
+  /** `capabilities.attachablePages`. Default: false. */
   readonly attachablePages?: boolean | undefined;
-  /** What `capabilities` says. Default: 0. */
+  /** `capabilities.settlingMs`, in milliseconds. Default: 0. */
   readonly settlingMs?: number | undefined;
 }
 
+/**
+ * A client of a `MemoryStore`.
+ *
+ * @example
+ * ```ts
+ * const sink = new MemorySink();
+ * const vault = await Vault.create(sink);
+ * ```
+ */
 export class MemorySink implements Sink {
   readonly description: string;
   readonly capabilities: Sink["capabilities"];
@@ -314,9 +335,9 @@ export class MemorySink implements Sink {
     return Promise.resolve();
   }
 
-  /** One call to the store: an instant at which `action` happens as a whole, one turn of the event loop after the call and one before its answer. */
+  /** One call: `action` runs atomically, one turn of the event loop after the call and one before its answer. */
   async #call<T>(options: CallOptions | undefined, action: () => T): Promise<T> {
-    assert(!this.#disposed, `${this.description} was used after it had been disposed of`);
+    assert(!this.#disposed, `${this.description} is used after its disposal`);
     throwIfAborted(options?.signal);
     await nextTurn();
     throwIfAborted(options?.signal);
@@ -356,7 +377,7 @@ export class MemorySink implements Sink {
     return { etag: stored.etag };
   }
 
-  /** A file system cannot hold `a` and `a/b`, so no store may be given both. */
+  /** A file system cannot hold `a` and `a/b`, so every store refuses the second. */
   #makeFolders(name: string, objects: ReadonlyMap<string, Stored>): void {
     if (this.store.folders.has(name)) throw nameBlocked(name);
     const folders: string[] = [];

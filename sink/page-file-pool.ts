@@ -1,6 +1,7 @@
 /**
- * The page files that a directory store keeps open, so that a segment is not opened anew for each of its writes. Bounded: the one that has
- * not been used for longest is closed when there are too many, but never while a call uses it.
+ * LRU pool of open page files, so that a segment is not opened again for each write.
+ *
+ * When more than `openMax` files are open, the least recently used one that no call uses is closed.
  */
 import type { PageFile } from "./page-file.ts";
 
@@ -22,7 +23,7 @@ export class PageFilePool {
     this.#open = open;
   }
 
-  /** Runs `task` with the file of that name. A task that answers undefined has found it deleted: then the name is opened again. */
+  /** Runs `task` with the file of that name. When `task` returns undefined the file has been deleted, and the name is opened again. */
   async use<T>(name: string, task: (file: PageFile) => Promise<T | undefined>): Promise<T> {
     for (;;) {
       const entry = this.#enter(name);
@@ -37,7 +38,7 @@ export class PageFilePool {
     }
   }
 
-  /** Closes the file of that name as soon as nobody uses it, so that the space of a deleted one is free. */
+  /** Closes the file of that name as soon as no call uses it, which frees the space of a deleted file. */
   async forget(name: string): Promise<void> {
     const entry = this.#entries.get(name);
     if (entry === undefined) return;
@@ -57,7 +58,7 @@ export class PageFilePool {
       entry = { file: this.#open(name), users: 0, forgotten: false };
     }
     entry.users++;
-    // Inserted again, it is the youngest.
+    // Inserted again, it is the most recently used.
     this.#entries.delete(name);
     this.#entries.set(name, entry);
     return entry;
@@ -81,7 +82,7 @@ export class PageFilePool {
     entry.users--;
     if (!entry.forgotten || entry.users > 0) return;
     const [opening] = await Promise.allSettled([entry.file]);
-    // A file that could not be opened has told so to those who wanted it, and leaves nothing to close.
+    // A file that could not be opened has thrown in `#opened` and needs no close.
     if (opening.status === "fulfilled") await opening.value.close();
   }
 

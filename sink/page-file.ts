@@ -1,5 +1,5 @@
 /**
- * One page object as a file of a directory store: a header, then the pages, sparse.
+ * File format of a page object in a directory sink: a header, then the pages, sparse.
  *
  *     0    magic "TIDEPAGE"        8 bytes
  *     8    version (1)             u32       all numbers little-endian
@@ -15,14 +15,14 @@
  * the file system's blocks.
  *
  * A write locks the file, checks the fence against the header, writes the pages, writes the header, and flushes both with one fdatasync
- * before it answers. A crash anywhere between leaves a part of the pages, or a header that tells of pages that did not arrive. Both concern
- * only a write that was never acknowledged, whose outcome its caller has to take as unknown; frames carry checksums of their own for that.
+ * before it returns. A crash in between leaves a part of the pages, or a header that counts pages that were not written. Both concern
+ * only a write that was not acknowledged, so its outcome is unknown to its caller; frames carry checksums for that case.
  *
- * A file that was cut short is read as far as it goes; everything that would write to it refuses it, until it has been restored. One whose header cannot be
- * read is restored with a header of its own: how far it was written is then where its last byte lies that is not zero.
+ * A truncated file is readable up to its end. Writes refuse it until `restore` has given it its length. A file whose header cannot be read is
+ * restored with a new header, whose end of what was written is the last byte that is not zero.
  *
- * Clearing goes the other way: header first, then holes in place of the pages, then one fdatasync. A killed process may so leave a new ETag
- * for nothing, which does no harm, but never pages that changed under an ETag that did not.
+ * Clearing writes the header first, then punches holes in place of the pages, then flushes once. A killed process may leave a new ETag
+ * without a change, which is harmless, but never a change without a new ETag.
  */
 import { randomBytes } from "node:crypto";
 import { constants, type FileHandle, open } from "node:fs/promises";
@@ -55,7 +55,7 @@ export class PageFile {
   readonly #path: string;
   readonly #handle: FileHandle;
   readonly #writable: boolean;
-  /** The lock behind it belongs to the open file, so our own calls have to queue before it. */
+  /** The file lock belongs to the open file description, so calls of this process queue here first. */
   readonly #turnstile = new Turnstile();
   /** Known once a header has been read; the size of a page object never changes. */
   #sizeBytes: number | undefined;
@@ -67,7 +67,7 @@ export class PageFile {
     this.#writable = writable;
   }
 
-  /** Opens for reading and writing, or for reading where that is all we may do. */
+  /** Opens for reading and writing, or for reading only when this user may not write. */
   static async open(name: string, path: string): Promise<PageFile> {
     try {
       return new PageFile(name, path, await open(path, constants.O_RDWR), true);
@@ -181,7 +181,7 @@ export class PageFile {
         await this.#handle.datasync();
         return { etag, sequenceNumber: atLeast };
       }
-      // Whoever raised it may have died before its flush; our answer promises durability.
+      // The process that raised it may have died before its flush, and this call promises durability.
       await this.#handle.datasync();
       return { etag: header.etag, sequenceNumber: header.sequenceNumber };
     });
@@ -199,12 +199,12 @@ export class PageFile {
    * may see a part of it. Errors: DAMAGED.
    */
   async read(offset: number, into: Uint8Array, options: LockOptions): Promise<true | undefined> {
-    // The first read proves the header and so learns the size; its lock keeps a header that is just being written from looking torn.
+    // The first read checks the header and learns the size. It takes the lock, so that it reads no half-written header.
     const sizeBytes = this.#sizeBytes ?? (await this.#locked(options, async () => (await this.#headerAlone()).sizeBytes));
     if (sizeBytes === undefined || !(await this.#isLinked())) return undefined;
     if (offset + into.length > sizeBytes) throw endsBefore(this.#name, offset + into.length, sizeBytes);
     const readBytes = await readFully(this.#handle, into, pageFileDataAt + offset);
-    if (readBytes < into.length) throw this.#damaged(`it has been cut off at byte ${String(offset + readBytes)}`);
+    if (readBytes < into.length) throw this.#damaged(`it is truncated at byte ${String(offset + readBytes)}`);
     return true;
   }
 
@@ -222,15 +222,15 @@ export class PageFile {
     );
   }
 
-  /** False once the file has been deleted: what is stored under its name now, if anything, is another. */
+  /** False once the file has been deleted. Its name may belong to another file now. */
   async #isLinked(): Promise<boolean> {
     return (await this.#handle.stat()).nlink > 0;
   }
 
   #checkWritable(): void {
     if (this.#writable) return;
-    throw new TidemarkError("ACCESS_REFUSED", `${this.#name} may only be read`, {
-      remedy: `allow this user to write ${this.#path}`,
+    throw new TidemarkError("ACCESS_REFUSED", `this user may only read ${this.#name}`, {
+      remedy: `allow this user to write it: chmod u+w ${this.#path}`,
       detail: { object: this.#name },
     });
   }
@@ -250,7 +250,7 @@ export class PageFile {
     const bytes = Buffer.alloc(headerBytes);
     const readBytes = await readFully(this.#handle, bytes, 0);
     if (readBytes < headerBytes) throw this.#damaged(`it has only ${String(readBytes)} bytes`);
-    if (bytes.toString("latin1", 0, 8) !== magic) throw this.#damaged("it does not begin as a page object does");
+    if (bytes.toString("latin1", 0, 8) !== magic) throw this.#damaged("it does not begin with a page object's magic");
     const checksum = bytes.readUInt32LE(12);
     bytes.writeUInt32LE(0, 12);
     if (crc32(bytes) !== checksum) throw this.#damaged("the checksum of its header does not match");
@@ -262,7 +262,7 @@ export class PageFile {
 
   #damaged(fact: string): TidemarkError {
     return new TidemarkError("DAMAGED", `${this.#name} is damaged: ${fact}`, {
-      remedy: "run `tidemark verify` to see which points are concerned",
+      remedy: "run `tidemark verify` to list the points concerned",
       detail: { object: this.#name },
     });
   }
@@ -295,7 +295,7 @@ function encode(header: Header): Buffer {
   return bytes;
 }
 
-/** The checksum has proved that `encode` wrote these bytes. */
+/** Decodes a header whose checksum has been verified. */
 function decode(bytes: Buffer): Header {
   return {
     sizeBytes: Number(bytes.readBigUInt64LE(16)),

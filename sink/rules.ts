@@ -1,14 +1,15 @@
 /**
- * The rules that hold for every store before it is even asked: what a name may be, how page ranges are aligned, how long a lease lasts.
- * Azure enforces some of them, Azurite fewer, a file system none, so each adapter checks them on our side and answers with the same words.
+ * Argument checks that every adapter makes before it sends a request: names, alignment of page ranges, lease durations.
+ *
+ * Azure enforces some of these rules, Azurite fewer, a file system none. Checked here, they hold for each store with the same messages.
  */
 
 import { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax, TidemarkError } from "../engine/index.ts";
 
-/** Largest whole object. One request carries it, and nothing that the engine keeps in an object comes near. */
+/** Largest object. One request carries it; the engine's objects are far smaller. */
 export const objectBytesMax: number = 64 * 1024 * 1024;
 
-/** Longest name, and longest part between slashes: a file name of 255 bytes has to hold a part and our own suffixes. */
+/** Longest name, and longest part between slashes: a file name of 255 bytes holds a part and a suffix of the directory sink. */
 export const nameLengthMax = 512;
 export const namePartLengthMax = 240;
 
@@ -25,17 +26,18 @@ export function isNamePart(part: string): boolean {
 }
 
 export function checkName(name: string): void {
-  if (name.length > nameLengthMax || !name.split("/").every(isNamePart)) throw invalid(`${JSON.stringify(name)} is no name of an object`);
+  if (name.length > nameLengthMax || !name.split("/").every(isNamePart))
+    throw invalid(`${JSON.stringify(name)} is not a valid object name`);
 }
 
 export function checkPrefix(prefix: string): void {
   if (prefix.length > nameLengthMax || !prefixPattern.test(prefix))
-    throw invalid(`${JSON.stringify(prefix)} is no prefix of an object's name`);
+    throw invalid(`${JSON.stringify(prefix)} is not a valid prefix of object names`);
 }
 
 export function checkObjectBytes(name: string, bytes: Uint8Array): void {
   if (bytes.length > objectBytesMax) {
-    throw invalid(`${name} would hold ${String(bytes.length)} bytes; an object holds at most ${String(objectBytesMax)}`);
+    throw invalid(`${name} would have ${String(bytes.length)} bytes; an object has at most ${String(objectBytesMax)}`);
   }
 }
 
@@ -47,13 +49,13 @@ export function checkPagesSize(name: string, sizeBytes: number): void {
   }
 }
 
-/** Checks that a range to write or clear is whole pages, one at least. Whether it lies inside the object, `checkInside` tells. */
+/** Checks that a range to write or clear is one or more whole pages. `checkInside` checks the bounds. */
 export function checkWholePages(name: string, offset: number, length: number): void {
   if (isAligned(offset) && isAligned(length) && length > 0) return;
   throw invalid(`${String(length)} bytes at ${String(offset)} of ${name} are not whole pages of ${String(pageAlignmentBytes)} bytes`);
 }
 
-/** Checks what can be told of a write without the store. Whether it lies inside the object, `checkInside` tells. */
+/** Checks a write's alignment and size. `checkInside` checks the bounds. */
 export function checkPageWrite(name: string, offset: number, bytes: Uint8Array): void {
   checkWholePages(name, offset, bytes.length);
   if (bytes.length > pageWriteBytesMax) {
@@ -68,15 +70,16 @@ export function checkInside(name: string, offset: number, length: number, sizeBy
 }
 
 export function checkReadOffset(name: string, offset: number): void {
-  if (!Number.isSafeInteger(offset) || offset < 0) throw invalid(`${String(offset)} is no offset in ${name}`);
+  if (!Number.isSafeInteger(offset) || offset < 0) throw invalid(`${String(offset)} is not a valid offset in ${name}`);
 }
 
 export function checkSequenceNumber(sequenceNumber: number): void {
-  if (!Number.isSafeInteger(sequenceNumber) || sequenceNumber < 0) throw invalid(`${String(sequenceNumber)} is no sequence number`);
+  if (!Number.isSafeInteger(sequenceNumber) || sequenceNumber < 0)
+    throw invalid(`${String(sequenceNumber)} is not a valid sequence number`);
 }
 
 export function checkLeaseId(leaseId: string): void {
-  if (!uuidPattern.test(leaseId)) throw invalid(`${JSON.stringify(leaseId)} is no lease id: it has to be a UUID`);
+  if (!uuidPattern.test(leaseId)) throw invalid(`${JSON.stringify(leaseId)} is not a lease id: it must be a UUID`);
 }
 
 export function checkLeaseSeconds(durationSeconds: number): void {
@@ -85,7 +88,7 @@ export function checkLeaseSeconds(durationSeconds: number): void {
   }
 }
 
-// ---- The errors that every store words alike ----
+// ---- Errors that every adapter throws with the same message ----
 
 export function vaultNotFound(description: string): TidemarkError {
   return new TidemarkError("VAULT_NOT_FOUND", `there is no vault at ${description}`, {
@@ -105,35 +108,35 @@ export function conditionFailed(name: string, fact: string): TidemarkError {
   return new TidemarkError("CONDITION_FAILED", `${name} was not written: ${fact}`, { detail: { object: name } });
 }
 
-/** For a range that reaches beyond the object: it was there once, or something that refers to it lies. */
+/** For a range beyond the object's end: the object was truncated, or the reference to the range is wrong. */
 export function endsBefore(name: string, endOffset: number, sizeBytes: number): TidemarkError {
-  return new TidemarkError("DAMAGED", `${name} ends at byte ${String(sizeBytes)}, before byte ${String(endOffset)} that should be in it`, {
-    remedy: "run `tidemark verify` to see which points are concerned",
+  return new TidemarkError("DAMAGED", `${name} ends at byte ${String(sizeBytes)}, before byte ${String(endOffset)} of the range to read`, {
+    remedy: "run `tidemark verify` to list the points concerned",
     detail: { object: name, endOffset, sizeBytes },
   });
 }
 
-/** For an object that is larger than anything its reader could have written. */
+/** For an object that is larger than its reader allows. */
 export function tooLarge(name: string, sizeBytes: number, sizeBytesMax: number): TidemarkError {
-  return new TidemarkError("DAMAGED", `${name} has ${String(sizeBytes)} bytes where at most ${String(sizeBytesMax)} can be right`, {
-    remedy: "run `tidemark verify` to see which points are concerned",
+  return new TidemarkError("DAMAGED", `${name} has ${String(sizeBytes)} bytes; at most ${String(sizeBytesMax)} are expected`, {
+    remedy: "run `tidemark verify` to list the points concerned",
     detail: { object: name, sizeBytes, sizeBytesMax },
   });
 }
 
-/** For a name under which the other kind of object lies: nothing that we write puts it there. */
+/** For a name that holds an object of the other kind. */
 export function wrongKind(name: string, wanted: "object" | "page object"): TidemarkError {
   return new TidemarkError("DAMAGED", `${name} is not ${wanted === "object" ? "a plain object" : "a page object"}`, {
-    remedy: "run `tidemark verify` to see which points are concerned",
+    remedy: "run `tidemark verify` to list the points concerned",
     detail: { object: name },
   });
 }
 
-/** For a name that could only lie inside another object, as if that were a folder. */
+/** For a name that is a folder of other names, or that has an object as a folder. */
 export function nameBlocked(name: string, cause?: unknown): TidemarkError {
   return new TidemarkError(
     "INVALID_ARGUMENT",
-    `${name} cannot be stored: a part of its path is an object, or it is the path of other objects`,
+    `${name} cannot be stored: a folder of its path is an object, or it is a folder of other objects`,
     { detail: { object: name }, cause },
   );
 }

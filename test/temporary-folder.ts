@@ -23,10 +23,10 @@ export function createFolder(prefix: string): string {
 
 /** Waits until no process works in the folder, then removes it. Throws an Error that names the processes that do not end. */
 export async function removeFolder(folder: string): Promise<void> {
-  for (const deadlineMs = performance.now() + endMsMax; ; await sleep(pollMs)) {
-    const pids = processesIn(folder);
-    if (pids.length === 0) break;
+  const deadlineMs = performance.now() + endMsMax;
+  for (let pids = processesIn(folder); pids.length > 0; pids = processesIn(folder)) {
     if (performance.now() > deadlineMs) throw new Error(`${folder} is in use by the processes ${pids.join(", ")}, which do not end`);
+    await sleep(pollMs);
   }
   await rm(folder, { recursive: true, force: true });
 }

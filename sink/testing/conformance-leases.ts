@@ -173,14 +173,14 @@ export function checkLeases(list: CheckList, opened: () => OpenedSinks, { advanc
         await b.deleteObject("disks/d/head");
       });
 
-      list.check("an expired lease is renewed when nobody wrote or leased the object since", async () => {
+      list.check("an expired lease is renewed when the object was neither written nor leased since", async () => {
         await a.acquireLease("disks/d/head", one, 15);
         advanceMs(100_000);
         await a.renewLease("disks/d/head", one);
         await expectCode(b.acquireLease("disks/d/head", two, 15), "LEASE_HELD");
       });
 
-      list.check("an expired lease is not renewed once somebody wrote the object", async () => {
+      list.check("an expired lease is not renewed once the object was written", async () => {
         await a.acquireLease("disks/d/head", one, 15);
         advanceMs(15_000);
         await b.putObject("disks/d/head", utf8("1"), { ifMatch: etag });

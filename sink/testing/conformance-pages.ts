@@ -135,7 +135,7 @@ export function checkPages(list: CheckList, opened: () => OpenedSinks): void {
       assert.equal(isZero(await pagesOf(b, "p", 0, 512)), true);
     });
 
-    list.check("a raised sequence number shuts out those who were fenced below, and is never lowered", async () => {
+    list.check("a raised sequence number refuses writes that are fenced below, and is never lowered", async () => {
       const { etag } = await a.createPages("p", 4096, 5);
       const raised = await b.raiseSequenceNumber("p", 9);
       assert.equal(raised.sequenceNumber, 9);
@@ -263,7 +263,7 @@ export function checkPages(list: CheckList, opened: () => OpenedSinks): void {
         assert((await written()) <= sizeBytes);
       });
 
-      list.check("change the ETag and nothing else: who demands the old one is refused", async () => {
+      list.check("change the ETag and nothing else: a write that demands the old one is refused", async () => {
         const before = await b.statPages("p");
         await a.clearPages("p", 0, 512);
         const after = await b.statPages("p");
@@ -313,14 +313,14 @@ export function checkPages(list: CheckList, opened: () => OpenedSinks): void {
     });
 
     list.group("that are restored", () => {
-      list.check("are created when they are absent, by whoever is first", async () => {
+      list.check("are created when they are absent, by the first client", async () => {
         await Promise.all([a.restorePages("lost", mebibyte, 7), b.restorePages("lost", mebibyte, 7), a.restorePages("lost", mebibyte, 7)]);
         matches(await b.statPages("lost"), { sizeBytes: mebibyte, sequenceNumber: 7, writtenBytes: 0 });
         assert.equal(isZero(await pagesOf(b, "lost", 0, mebibyte)), true);
         await b.writePages("lost", mebibyte - 512, pattern(512, 1), { sequenceNumber: 7 });
       });
 
-      list.check("get their length, keep what they hold, and shut out whoever was fenced below", async () => {
+      list.check("get their length, keep what they hold, and refuse writes that are fenced below", async () => {
         await a.createPages("p", 4096, 5);
         const { etag } = await a.writePages("p", 512, pattern(3584, 2), { sequenceNumber: 5 });
         await b.restorePages("p", 16_384, 9);
