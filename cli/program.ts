@@ -141,7 +141,7 @@ Examples:
         helpWidth: output.columns,
         showGlobalOptions: command !== program,
         visibleGlobalOptions: () => program.options.filter(({ long }) => long !== "--version"),
-        commandUsage: usageOf,
+        commandUsage: (described) => wrapped(usageOf(described), output.columns - "Usage: ".length),
         subcommandTerm: termOfCommand,
         optionDescription: optionText,
       })
@@ -150,6 +150,17 @@ Examples:
       .helpOption(isHidden(command) ? false : "-h, --help", "print this help");
   }
   return program;
+}
+
+/** `text` broken at spaces into lines of at most `width` columns, aligned behind `Usage: `. Options stay with their values. */
+function wrapped(text: string, width: number): string {
+  const lines: string[] = [];
+  for (const word of text.split(/ (?=--|<|\[)(?<!--\S+ )/)) {
+    const last = lines.at(-1);
+    if (last !== undefined && last.length + 1 + word.length <= width) lines[lines.length - 1] = `${last} ${word}`;
+    else lines.push(word);
+  }
+  return lines.join(`\n${" ".repeat("Usage: ".length)}`);
 }
 
 function withSubcommands(command: Command): readonly Command[] {

@@ -11,7 +11,7 @@
 import { TidemarkError } from "../engine/index.ts";
 
 /** For `--help`: what a time is. */
-export const timeForms = "an ISO time with zone (2026-05-01T12:00:00Z) or an age (`2 hours ago`)";
+export const timeForms = "ISO 8601 with a zone (2026-05-01T12:00:00Z) or an age (`2 hours ago`)";
 
 const isoPattern = /^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?)(Z|[+-]\d{2}:?\d{2})?)?$/i;
 const agePattern = /^((?:\d+(?:\.\d+)?\s*[a-z]+\s*)+)\s+ago$/i;

@@ -102,9 +102,9 @@ Examples:
     .addHelpText(
       "after",
       `
-With a name, the agent and all other disks go on. A stopped disk is not exported.
-It stays stopped, through reloads too, until \`tidemark agent resume\` or the next
-start of the agent. The command returns when all has stopped.
+With a name, the agent and all other disks go on. A stopped disk is not
+exported. It stays stopped, through reloads too, until \`tidemark agent resume\`
+or the next start of the agent. The command returns when all has stopped.
 
 Examples:
   $ tidemark agent stop

@@ -131,7 +131,7 @@ describe("help", () => {
 
   it("marks what is required", async () => {
     const { stdout } = await new Place().run(["materialize", "--help"]);
-    expect(stdout).toMatch(/^Usage: tidemark materialize --disk <name> --point <point> --to <target> --vault\n? *<vault>/);
+    expect(stdout).toMatch(/^Usage: tidemark materialize --disk <name> --point <point> --to <target>\s+--vault <vault>/);
     expect(stdout).toMatch(/--disk <name> +name of the disk in the vault \(required\)/);
   });
 

@@ -155,11 +155,8 @@ class Writer {
   }
 
   #comment(symbol: ts.Symbol | undefined): string {
-    const parts = symbol?.getDocumentationComment(this.#checker) ?? [];
-    return ts
-      .displayPartsToString(parts as ts.SymbolDisplayPart[])
-      .replace(/\s+/g, " ")
-      .trim();
+    const parts = symbol?.getDocumentationComment(this.#checker);
+    return ts.displayPartsToString(parts).replace(/\s+/g, " ").trim();
   }
 
   #exported(file: string, name: string): ts.Type {
