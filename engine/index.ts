@@ -31,14 +31,8 @@ export type { CommandHookOptions, FunctionHookOptions, Hook } from "./replicatio
 export { commandHook, functionHook } from "./replication/protection/hooks.ts";
 export type { Meter } from "./replication/protection/meters.ts";
 export { Protection } from "./replication/protection/protection.ts";
-export type { ProtectionState } from "./replication/protection/protection-state.ts";
-export type {
-  LastPrune,
-  ProtectionEvent,
-  ProtectionPolicy,
-  ProtectionStatus,
-  ProtectOptions,
-} from "./replication/protection/protection-status.ts";
+export type { ProtectionEvent, ProtectionState } from "./replication/protection/protection-state.ts";
+export type { LastPrune, ProtectionPolicy, ProtectionStatus, ProtectOptions } from "./replication/protection/protection-status.ts";
 export type { ReplicateOptions, ReplicateSummary } from "./replication/replicate.ts";
 export type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "./sink.ts";
 export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";

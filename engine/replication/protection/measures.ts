@@ -59,8 +59,9 @@ export class Measures {
     this.#upload.add(bytes);
   }
 
-  /** A point has been committed. */
-  succeeded(): void {
+  /** Every write before the cut of `cutAtMs` is in a committed point. */
+  succeeded(cutAtMs: number): void {
+    this.reached("committed", cutAtMs);
     this.#last = undefined;
     this.#storeAway.set(false);
     this.#cutTimeouts = 0;

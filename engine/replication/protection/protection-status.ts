@@ -2,14 +2,12 @@
  * What a protected disk is told and what it tells: plain data, made for people and programs alike. The agent prints these very objects
  * as JSON, so a name here is a contract.
  */
-import type { TidemarkError } from "../../errors.ts";
-import type { Notice } from "../../notice.ts";
 import type { PointSummary } from "../../store/points/points.ts";
 import type { RetentionPolicy } from "../../upkeep/retention/policy.ts";
 import type { Group } from "./groups.ts";
 import type { Finding, HealthLevel } from "./health.ts";
 import type { Hook } from "./hooks.ts";
-import type { ProtectionState } from "./protection-state.ts";
+import type { ProtectionEvent, ProtectionState } from "./protection-state.ts";
 
 export interface ProtectionStatus {
   readonly disk: string;
@@ -66,21 +64,6 @@ export interface ProtectionPolicy {
   /** Which points stay: the others are dropped within about a minute after the point that makes them too old. Default: all stay. */
   readonly retention?: RetentionPolicy | undefined;
 }
-
-/** What happened: for logs and for people. */
-export type ProtectionEvent =
-  | { readonly kind: "state"; readonly disk: string; readonly state: ProtectionState; readonly message: string }
-  | { readonly kind: "point"; readonly disk: string; readonly point: PointSummary; readonly message: string }
-  | {
-      readonly kind: "prune";
-      readonly disk: string;
-      readonly removedPoints: number;
-      readonly keptPoints: number;
-      readonly heldPoints: number;
-      readonly message: string;
-    }
-  | { readonly kind: "notice"; readonly disk: string; readonly code: Notice["code"]; readonly message: string }
-  | { readonly kind: "failure"; readonly disk: string; readonly error: TidemarkError; readonly message: string };
 
 export interface ProtectOptions {
   readonly disk: string;

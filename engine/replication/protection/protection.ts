@@ -1,51 +1,52 @@
 /**
- * A disk under protection: the loop that takes its points, for weeks.
+ * The protection of a live disk: a replication loop that takes its recovery points, for weeks.
  *
- *     due or asked ─► session (seat, catalog) ─► what does the vault's newest point know of us? ─► cut ─► ship ─► committed
- *                         ▲                                                                                  │
- *                         └────────────── back off, counting everything as changed again ◄── failed ─────────┘
+ * `protection-state.ts` decides, this file carries out: one loop performs the machine's step and gives it the outcome, and the
+ * calls of clients are inputs that arrive meanwhile. Here lie what the machine does not hold: the session with the vault, the cut
+ * that is being shipped, the schedule, the measures and the timer.
  *
- * What the newest point knows decides how the next one is made:
- *   - `changed`: it is our base, so what is marked since is all that differs;
- *   - `compare`: it is our base, but a crash has widened the marks to regions: they are compared with the vault's map;
- *   - `scan`: it is not ours, or we know nothing: the whole disk is compared with the map. Old points stay as they are.
- *
- * A scan takes long and keeps no old content, so its point is fuzzy if anything was written meanwhile; what was is marked, and the
- * point after it is crash-consistent. The same way out serves a cut that had to be abandoned because there was no room for old
- * content: one fuzzy pass brings the backlog down, then cuts are exact again.
- *
- * Whatever fails, writes to the disk go on and are marked.
+ * Invariant: whatever fails, writes to the disk go on and are marked.
  */
 import assert from "node:assert/strict";
 import type { BlockDevice } from "../../device.ts";
 import type { LiveFile } from "../../disk/source/live-file.ts";
 import { noPrints } from "../../disk/source/local-state.ts";
-import { type Cut, cutVolume } from "../../disk/tracking/cut.ts";
+import { cutVolume } from "../../disk/tracking/cut.ts";
 import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
-import { TidemarkError, throwIfAborted } from "../../errors.ts";
+import { interrupted, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import { changedBaseline, emptyBaseline, namedOnly } from "../../pipeline/baseline.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
-import type { ApplicationRecord, PointRecord } from "../../store/format/documents.ts";
+import type { PointRecord } from "../../store/format/documents.ts";
 import { encodeDiskName } from "../../store/format/names.ts";
-import { type PointSummary, pointSummary } from "../../store/points/points.ts";
+import type { PointSummary } from "../../store/points/points.ts";
 import { protectionTiming } from "../../timing.ts";
-import { checkSize, isMapDamage, mapBaseline, randomSeed } from "../replicate.ts";
-import { Session, type Shipment, type Shipped } from "../session.ts";
+import { checkSize, mapBaseline, randomSeed } from "../replicate.ts";
+import { Session } from "../session.ts";
 import { cutTogether, frozenCuts, type MadeCut } from "./groups.ts";
 import { assessHealth, type Finding, healthOf } from "./health.ts";
 import { Measures } from "./measures.ts";
-import { ended, PointRequests } from "./point-requests.ts";
 import { openProtectedImage, type ProtectedImage } from "./protected-image.ts";
-import type { ProtectionState } from "./protection-state.ts";
-import type { ProtectionEvent, ProtectionPolicy, ProtectionStatus, ProtectOptions } from "./protection-status.ts";
+import {
+  type Effect,
+  ended,
+  type Found,
+  type Input,
+  initialState,
+  type MachineState,
+  type PointRequest,
+  type ProtectionEvent,
+  type Step,
+  transition,
+} from "./protection-state.ts";
+import type { ProtectionPolicy, ProtectionStatus, ProtectOptions } from "./protection-status.ts";
 import type { Instant, SchedulePlan } from "./schedule.ts";
 import { Schedule } from "./schedule.ts";
 import { SelfPrune } from "./self-prune.ts";
 
-const notMadeHere = "the vault's newest point is not one that was made here";
-const { restMsMax, backOffMsMin, backOffMsMax } = protectionTiming;
 const { cycleMsDefault: frequencyMsDefault, freezeMsDefault: freezeTimeoutMsDefault } = protectionTiming;
+
+type CycleStep = Extract<Step, { kind: "cut" | "ship" }>;
 
 export class Protection implements AsyncDisposable {
   readonly disk: string;
@@ -54,55 +55,38 @@ export class Protection implements AsyncDisposable {
   readonly #live: LiveFile;
   readonly #protected: ProtectedDisk;
   readonly #measures = new Measures();
-  readonly #stopping = new AbortController();
-  readonly #requests = new PointRequests();
   readonly #pruning: SelfPrune;
-  #policy: ProtectionPolicy;
   readonly #schedule: Schedule;
-  #state: ProtectionState = "starting";
-  #plan: ProtectedImage["known"];
-  /** False once the newest point's map turned out to be damaged, until there is a newer point. */
-  #isParentSound = true;
-  #exact = true;
-  /** Why it is not known what has changed since the vault's newest point, when it is not. */
-  #whyUnknown: string;
-  /** The last point that was tried, until it is known what has become of it. */
-  #tried: { readonly id: string; readonly cutAtMs: number } | undefined;
-  /** An application-consistent point was due by schedule, and none has come about. */
-  #isAppOwed = false;
-  #paused = false;
-  #draining = false;
+  #policy: ProtectionPolicy;
+  #state: MachineState;
   #session: Session | undefined;
+  /** The cut that is to be shipped. */
+  #made: MadeCut | undefined;
+  readonly #stopping = new AbortController();
   #cycle = new AbortController();
-  #failuresInRow = 0;
-  #failedAtMs = 0;
-  #failure: TidemarkError | undefined;
-  #latest: PointSummary | null = null;
-  #pointsCommitted = 0;
-  #wake: (() => void) | undefined;
-  #isWoken = false;
+  #wake: () => void = () => undefined;
   readonly #loop: Promise<void>;
   #stopped: Promise<void> | undefined;
 
   private constructor(context: VaultContext, options: ProtectOptions, image: ProtectedImage) {
+    const { disk, hook, group, policy = {} } = options;
     this.#context = context;
     this.#options = options;
-    this.disk = options.disk;
+    this.disk = disk;
     this.#live = image.live;
     this.#protected = image.disk;
-    this.#plan = image.known;
-    this.#whyUnknown = image.whyUnknown ?? notMadeHere;
-    this.#policy = options.policy ?? {};
+    this.#policy = policy;
     this.#pruning = new SelfPrune(context.document.vault, options);
+    this.#state = initialState(disk, { hasHook: hook !== undefined, known: image.known, whyUnknown: image.whyUnknown });
     const bell = {
       call: () => {
-        this.#call();
+        this.#take({ kind: "called" });
       },
       invite: () => {
-        if (this.#wake !== undefined && this.#failuresInRow === 0 && !this.#paused) this.#call();
+        this.#take({ kind: "invited" });
       },
     };
-    this.#schedule = new Schedule(this.#schedulePlan(), options.group?.add(options.disk, bell, now()) ?? now());
+    this.#schedule = new Schedule(this.#schedulePlan(), group?.add(disk, bell, now()) ?? now());
     this.#loop = this.#run();
     this.#loop.catch(() => undefined); // awaited by `stop`
   }
@@ -129,15 +113,15 @@ export class Protection implements AsyncDisposable {
     return {
       disk: this.disk,
       group: this.#options.group?.name ?? null,
-      state: this.#state,
+      state: this.#state.shown,
       health: healthOf(findings),
       findings,
       sizeBytes: this.#protected.sizeBytes,
       lag: this.#measures.lag,
       ...this.#measures.rates,
       backlogBytes,
-      pointsCommitted: this.#pointsCommitted,
-      latest: this.#latest,
+      pointsCommitted: this.#state.pointsCommitted,
+      latest: this.#state.latest,
       barrier: this.#protected.barrier,
       preservedBytes: this.#protected.preservedBytes,
       lastPrune: this.#pruning.last,
@@ -158,31 +142,46 @@ export class Protection implements AsyncDisposable {
       });
     }
     throwIfAborted(this.#stopping.signal);
-    if (this.#failure !== undefined) throw this.#failure;
-    const answer = this.#requests.add(applicationConsistent, signal);
-    if (this.#options.group === undefined || this.#draining) this.#call();
-    else this.#options.group.call();
-    return await answer;
+    throwIfAborted(signal);
+    if (this.#state.failure !== undefined) throw this.#state.failure;
+    return await new Promise<PointSummary>((resolve, reject) => {
+      const settled = new AbortController();
+      const request: PointRequest = {
+        applicationConsistent,
+        resolve: (point) => {
+          settled.abort();
+          resolve(point);
+        },
+        reject: (error) => {
+          settled.abort();
+          reject(error);
+        },
+      };
+      const withdraw = (): void => {
+        this.#take({ kind: "withdrawn", request });
+        reject(signal === undefined ? ended() : interrupted(signal));
+      };
+      signal?.addEventListener("abort", withdraw, { once: true, signal: settled.signal });
+      this.#take({ kind: "requested", request });
+      if (!this.#state.isDraining) this.#options.group?.call();
+    });
   }
 
   /** Takes no points until `resume`; writes go on and are tracked. */
   pause(): void {
-    this.#paused = true;
     this.#measures.pause(true);
-    this.#cycle.abort(ended());
-    this.#call();
+    this.#take({ kind: "paused" });
   }
 
   resume(): void {
-    this.#paused = false;
     this.#measures.pause(false);
-    this.#call();
+    this.#take({ kind: "resumed" });
   }
 
   setPolicy(policy: ProtectionPolicy): void {
     this.#policy = policy;
     this.#schedule.replan(this.#schedulePlan(), now());
-    this.#call();
+    this.#take({ kind: "called" });
   }
 
   /** Takes up what the image has grown by. */
@@ -205,8 +204,8 @@ export class Protection implements AsyncDisposable {
   }
 
   async #stop(drain: boolean, signal: AbortSignal | undefined): Promise<void> {
-    if (drain && !this.#paused && this.#state !== "failed" && !this.#isCovered()) {
-      this.#draining = true;
+    if (drain && !this.#state.isPaused && this.#state.failure === undefined && !this.#isCovered()) {
+      this.#take({ kind: "draining" });
       await this.point({ signal }).catch((error: unknown) => {
         if (!(error instanceof TidemarkError)) throw error;
         this.#emit({ kind: "failure", disk: this.disk, error, message: `no last point: ${error.message}` });
@@ -214,128 +213,171 @@ export class Protection implements AsyncDisposable {
     }
     this.#options.group?.remove(this.disk);
     this.#stopping.abort(ended());
-    this.#cycle.abort(ended());
-    this.#call();
+    this.#take({ kind: "stopping" });
     await this.#loop;
-    this.#requests.refuse(ended());
     try {
       await this.#protected.closeClean();
     } finally {
-      this.#become("stopped", "protection has ended");
+      this.#take({ kind: "stopped" });
     }
   }
 
   /** Whether the newest point holds all that was ever written. */
   #isCovered(): boolean {
-    const isKnown = this.#plan === "changed" && this.#exact && this.#tried === undefined;
-    return isKnown && this.#protected.dirtyBytes === 0 && this.#latest?.volumeBytes === this.#protected.sizeBytes;
+    const { known, isExact, tried, latest } = this.#state;
+    const isKnown = known === "changed" && isExact && tried === undefined;
+    return isKnown && this.#protected.dirtyBytes === 0 && latest?.volumeBytes === this.#protected.sizeBytes;
   }
+
+  // ---- The driver of the state machine ----
 
   async #run(): Promise<void> {
     try {
-      for (;;) {
-        await this.#untilDue();
-        if (this.#stopping.signal.aborted) break;
-        if (this.#paused) {
-          await this.#leave();
-          this.#become("paused", "paused: writes are tracked, no points are taken");
-          continue;
-        }
-        this.#cycle = new AbortController();
-        try {
-          await this.#takePoint();
-          this.#failuresInRow = 0;
-          if (!this.#draining) await this.#prune();
-        } catch (error) {
-          await this.#failed(error);
-        }
-      }
+      for (let { step } = this.#state; step.kind !== "end"; { step } = this.#state) this.#take(await this.#outcome(step));
     } catch (error) {
-      // A fault of ours: the disk goes on being served and tracked, but nobody takes points any more.
-      const failure =
-        error instanceof TidemarkError ? error : new TidemarkError("INTERNAL", `protection ended: ${String(error)}`, { cause: error });
-      this.#failure = failure;
-      this.#measures.gaveUp(failure);
-      this.#become("failed", failure.message);
-      this.#emit({ kind: "failure", disk: this.disk, error: failure, message: failure.message });
-      this.#requests.refuse(failure);
+      this.#take({ kind: "failed", error, isFatal: true });
     } finally {
       await this.#leave();
     }
   }
 
-  /** Waits until a point is due or somebody calls. */
-  async #untilDue(): Promise<void> {
-    for (;;) {
-      const due = this.#schedule.next(now());
-      const isRetry = this.#failuresInRow > 0;
-      const inMs = this.#paused ? Infinity : isRetry ? this.#retryInMs() : due.inMs;
-      if (this.#isWoken || (inMs <= 0 && (isRetry || due.isPoint))) break;
-      const isCalled = await new Promise<boolean>((resolve) => {
-        // Not at all while paused; else at least once in a while, for clocks that are set and collections that wait for us.
-        const timer = Number.isFinite(inMs) ? setTimeout(resolve, Math.min(Math.max(inMs, 1), restMsMax), false) : undefined;
-        this.#wake = () => {
-          clearTimeout(timer);
-          resolve(true);
-        };
-      });
-      if (inMs > restMsMax && !isCalled && (await this.#session?.rest()) === false) await this.#leave();
-      this.#wake = undefined;
+  #take(input: Input): void {
+    const at = now();
+    const { state, effects } = transition(this.#state, input, { steadyMs: at.steadyMs, due: this.#schedule.next(at) });
+    this.#state = state;
+    for (const effect of effects) this.#carryOut(effect);
+  }
+
+  #carryOut(effect: Effect): void {
+    switch (effect.kind) {
+      case "wake":
+        this.#wake();
+        return;
+      case "abort":
+        this.#cycle.abort(ended());
+        return;
+      case "began":
+        this.#schedule.started(effect.consistency, now());
+        return;
+      case "answer":
+        effect.request.resolve(effect.point);
+        return;
+      case "refuse":
+        effect.request.reject(effect.error);
+        return;
+      case "tell":
+        this.#emit(effect.event);
+        return;
+      case "succeeded":
+        this.#measures.succeeded(effect.cutAtMs);
+        return;
+      case "failed":
+        this.#measures.failed(effect.error);
+        return;
+      case "gaveUp":
+        this.#measures.gaveUp(effect.error);
+        return;
+      case "trackingLost":
+        this.#measures.lostTracking(effect.reason);
+        return;
     }
-    this.#isWoken = false;
   }
 
-  /** What failed is tried again after a while, however long it is to the next tick: somebody may wait for it. */
-  #retryInMs(): number {
-    const backOffMs = Math.min(backOffMsMax, backOffMsMin * 2 ** (this.#failuresInRow - 1));
-    return this.#failedAtMs + backOffMs - performance.now();
-  }
-
-  #call(): void {
-    this.#isWoken = true;
-    this.#wake?.();
-  }
-
-  async #takePoint(): Promise<void> {
-    const session = await this.#enter();
-    if (this.#plan === "scan") {
-      await this.#scan(session);
-      return;
-    }
-    // A fuzzy point is no answer.
-    const requests = this.#exact ? this.#requests.take() : [];
-    const due = this.#schedule.next(now());
-    this.#isAppOwed ||= this.#options.hook !== undefined && due.inMs <= 0 && due.consistency === "app";
-    const wantsApp = this.#exact && (this.#isAppOwed || requests.some((request) => request.applicationConsistent));
-    this.#schedule.started(wantsApp ? "app" : "crash", now());
+  /** Carries out a step and gives the input that ends it. After a failure the session is closed. */
+  async #outcome(step: Step): Promise<Input> {
     try {
-      const made = await this.#cut(wantsApp, requests.length > 0);
-      const point = await this.#shipCut(session, made, requests.length > 0 || wantsApp || made.group !== null);
-      if (wantsApp) this.#isAppOwed = false;
-      if (point !== undefined) for (const request of requests) request.resolve(point);
+      return await this.#perform(step);
     } catch (error) {
-      this.#requests.putBack(requests); // they are answered by the next point that comes about
-      throw error;
+      await this.#leave();
+      return { kind: "failed", error, isFatal: false };
     }
   }
 
-  async #prune(): Promise<void> {
-    const { retention, crashConsistentFrequencyMs = frequencyMsDefault } = this.#policy;
-    if (this.#session === undefined) return;
-    const isWhole = await this.#pruning.afterPoint(this.#session, retention, crashConsistentFrequencyMs);
-    if (this.#context.renewals.delete(this.disk) || !isWhole) await this.#leave();
+  async #perform(step: Step): Promise<Input> {
+    switch (step.kind) {
+      case "wait":
+        await this.#wait(step.waitMs);
+        return { kind: "waited" };
+      case "rest":
+        if ((await this.#session?.rest()) === false) await this.#leave();
+        return { kind: "done" };
+      case "leave":
+        await this.#leave();
+        return { kind: "done" };
+      case "open":
+        this.#cycle = new AbortController();
+        return { kind: "opened", found: await this.#open() };
+      case "cut": {
+        const made = await this.#cut(step);
+        const { cut, group, application } = made;
+        this.#made = made;
+        if (application !== null)
+          this.#measures.froze(application.outcome === "failed" ? (application.reason ?? "the hook failed") : undefined);
+        const isEmpty = cut.dirtyBytes === 0 && this.#state.latest?.volumeBytes === cut.sizeBytes;
+        return { kind: "cut", isEmpty, isGroup: group !== null };
+      }
+      case "skip": {
+        const { cut, cutAtMs } = this.#takeMade();
+        cut.abandon();
+        for (const stage of ["captured", "shipped"] as const) this.#measures.reached(stage, cutAtMs);
+        await this.#session?.acknowledge();
+        return { kind: "skipped", cutAtMs };
+      }
+      case "ship":
+        return { kind: "committed", point: await this.#ship(step, this.#takeMade()) };
+      case "prune":
+        await this.#prune();
+        return { kind: "done" };
+      case "end":
+        return { kind: "done" };
+    }
   }
 
-  async #cut(wantsApp: boolean, isAsked: boolean): Promise<MadeCut> {
+  async #wait(waitMs: number): Promise<void> {
+    await new Promise<void>((resolve) => {
+      const timer = Number.isFinite(waitMs) ? setTimeout(resolve, waitMs) : undefined;
+      this.#wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  /** Opens a session if there is none, and says what it finds. */
+  async #open(): Promise<Found | undefined> {
+    if (this.#session?.signal.aborted === false) return undefined;
+    await this.#leave();
+    const onNotice = ({ code, message }: Notice): void => {
+      this.#emit({ kind: "notice", disk: this.disk, code, message });
+    };
+    this.#session = await Session.open(this.#context, {
+      disk: this.disk,
+      loadCatalog: async (store) => await this.#context.sharedCatalog(store, onNotice),
+      onNotice,
+      signal: this.#stopping.signal,
+    });
+    const { newest } = this.#session;
+    const isBased = this.#protected.base !== undefined;
+    return { newest, relation: newest === undefined ? "unknown" : this.#protected.rebase(newest.id), isBased };
+  }
+
+  async #leave(): Promise<void> {
+    const session = this.#session;
+    this.#session = undefined;
+    await this.#pruning.abandon();
+    await session?.close();
+  }
+
+  async #cut({ isExact, wantsApp, requests }: CycleStep): Promise<MadeCut> {
     const { group, hook } = this.#options;
-    const freezeTimeoutMs = this.#policy.freezeTimeoutMs ?? freezeTimeoutMsDefault;
-    const member = { disk: this.disk, protectedDisk: this.#protected, hook, freezeTimeoutMs };
-    if (!this.#exact) {
+    if (!isExact) {
       const cut = await this.#protected.cut({ exact: false });
       return { cut, cutAtMs: performance.now(), group: null, application: null };
     }
-    if (group !== undefined && !this.#draining) {
-      const made = await group.join(member, { wantsApp, isAsked }, this.#cycle.signal);
+    const freezeTimeoutMs = this.#policy.freezeTimeoutMs ?? freezeTimeoutMsDefault;
+    const member = { disk: this.disk, protectedDisk: this.#protected, hook, freezeTimeoutMs };
+    if (group !== undefined && !this.#state.isDraining) {
+      const made = await group.join(member, { wantsApp, isAsked: requests.length > 0 }, this.#cycle.signal);
       if (made !== undefined) return made;
       throwIfAborted(this.#cycle.signal);
     }
@@ -347,205 +389,74 @@ export class Protection implements AsyncDisposable {
     return { cut, cutAtMs, group: null, application: applications[0] ?? null };
   }
 
-  /** Makes a point of what was cut. Undefined: nothing has changed since the newest, and nobody wants another. */
-  async #shipCut(session: Session, made: MadeCut, isWanted: boolean): Promise<PointSummary | undefined> {
-    const { cut, cutAtMs, group, application } = made;
-    this.#noteHook(application);
-    try {
-      if (!isWanted && cut.dirtyBytes === 0 && session.newest?.volumeBytes === cut.sizeBytes) {
-        cut.abandon();
-        for (const stage of ["captured", "shipped", "committed"] as const) this.#measures.reached(stage, cutAtMs);
-        await session.acknowledge();
-        this.#measures.succeeded();
-        this.#become("protecting", "every write is in the newest point");
-        return undefined;
-      }
-      const parent = await session.manifest();
-      const seed = randomSeed();
-      const inner = parent === undefined ? emptyBaseline : mapBaseline(this.#context, session, parent, seed);
-      const point = await this.#ship(session, cut, cutAtMs, {
-        volume: cutVolume(cut, this.#live.volume("scattered")),
-        parent,
-        baseline: this.#plan === "compare" ? namedOnly(inner) : changedBaseline,
-        scope: "named",
-        seed,
-        consistency: () => Promise.resolve(!this.#isStill(cut) ? "fuzzy" : application?.outcome === "frozen" ? "app" : "crash"),
-        application,
-        group,
-      });
-      if (!this.#exact) this.#call(); // what was written meanwhile makes the next exact point
-      this.#plan = "changed";
-      this.#exact = true;
-      this.#become("protecting", "every cycle gives a crash-consistent point");
-      return point;
-    } catch (error) {
-      cut.abandon();
-      throw error;
-    }
+  #takeMade(): MadeCut {
+    const made = this.#made;
+    assert(made !== undefined, "a cut was made");
+    this.#made = undefined;
+    return made;
   }
 
-  /** Compares the whole disk with the vault. */
-  async #scan(session: Session): Promise<void> {
-    const parent = this.#isParentSound ? await session.manifest() : undefined;
-    if (session.newest === undefined) this.#become("initial", "the first point is being made");
-    else this.#become("resyncing", "the disk is compared with the vault");
-    this.#schedule.started("crash", now());
-    const cut = await this.#protected.cut({ exact: false });
-    try {
-      checkSize(this.#live.description, this.disk, cut.sizeBytes, session.newest);
-      const seed = randomSeed();
-      await this.#ship(session, cut, performance.now(), {
-        volume: this.#live.volume("whole"),
-        parent,
-        baseline: parent === undefined ? emptyBaseline : mapBaseline(this.#context, session, parent, seed),
-        scope: "whole",
-        seed,
-        consistency: () => Promise.resolve(this.#isStill(cut) ? "crash" : "fuzzy"),
-      });
-    } catch (error) {
-      cut.abandon();
-      throw error;
-    }
-    this.#whyUnknown = notMadeHere;
-    this.#plan = "changed";
-    this.#exact = true;
-    this.#call(); // what was written meanwhile makes the first exact point
-  }
-
-  /** Whether what was captured is the disk at the cut: the cut was exact, or nobody has written since. */
-  #isStill(cut: Cut): boolean {
-    return cut.exact || !this.#protected.isWrittenSinceCut;
-  }
-
-  async #ship(
-    session: Session,
-    cut: Cut,
-    cutAtMs: number,
-    shipment: Omit<Shipment, "volumeBytes" | "timeMs" | "prints" | "leave" | "beforeHead">,
-  ): Promise<PointSummary> {
+  /** Makes a point of a cut. */
+  async #ship({ known, isParentSound }: CycleStep, { cut, cutAtMs, group, application }: MadeCut): Promise<PointRecord> {
+    const session = this.#session;
+    assert(session !== undefined, "a point is shipped in a session");
+    const isScan = known === "scan";
     let uploaded = 0;
     const noteUpload = (storedBytes: number): void => {
       this.#measures.uploaded(storedBytes - uploaded);
       uploaded = storedBytes;
     };
-    const shipped: Shipped = await session.ship({
-      ...shipment,
-      volumeBytes: cut.sizeBytes,
-      timeMs: cut.timeMs,
-      prints: noPrints,
-      leave: false,
-      beforeHead: async (id) => {
-        this.#tried = { id, cutAtMs };
-        await this.#protected.expectPoint(id);
-      },
-      onProgress: (_doneBytes, storedBytes) => {
-        noteUpload(storedBytes);
-      },
-      onCaptured: () => {
-        this.#measures.reached("captured", cutAtMs);
-      },
-      onShipped: () => {
-        this.#measures.reached("shipped", cutAtMs);
-      },
-      signal: AbortSignal.any([cut.signal, this.#cycle.signal]),
-    });
-    noteUpload(shipped.storedBytes + shipped.metadataBytes);
-    cut.committed(shipped.point.id);
-    return this.#committed(shipped.point, cutAtMs);
-  }
-
-  #committed(point: PointRecord, cutAtMs: number): PointSummary {
-    this.#tried = undefined;
-    this.#measures.reached("committed", cutAtMs);
-    this.#pointsCommitted += 1;
-    const summary = pointSummary(this.disk, point);
-    this.#latest = summary;
-    this.#isParentSound = true;
-    this.#measures.succeeded();
-    const message = `point ${String(summary.sequence)}, ${summary.consistency}, ${String(summary.changedBytes)} bytes changed`;
-    this.#emit({ kind: "point", disk: this.disk, point: summary, message });
-    return summary;
-  }
-
-  /** The session, opened if there is none; with a new one the plan is made anew. */
-  async #enter(): Promise<Session> {
-    if (this.#session !== undefined && !this.#session.signal.aborted) return this.#session;
-    await this.#leave();
-    const session = await Session.open(this.#context, {
-      disk: this.disk,
-      loadCatalog: async (store) =>
-        await this.#context.sharedCatalog(store, ({ code, message }) => {
-          this.#notice(code, message);
-        }),
-      onNotice: ({ code, message }) => {
-        this.#notice(code, message);
-      },
-      signal: this.#stopping.signal,
-    });
-    this.#session = session;
-    this.#relate(session);
-    return session;
-  }
-
-  /** What does the vault's newest point know of us? */
-  #relate({ newest }: Session): void {
-    const { base } = this.#protected;
-    const relation = newest === undefined ? "unknown" : this.#protected.rebase(newest.id);
-    if (newest !== undefined && newest.id === this.#tried?.id) {
-      // Its commit got through, although nobody heard of it. What it was made of is marked still, which does no harm.
-      if (this.#plan === "scan") this.#plan = "changed";
-      this.#committed(newest, this.#tried.cutAtMs);
-    }
-    this.#tried = undefined;
-    this.#latest = newest === undefined ? null : pointSummary(this.disk, newest);
-    if (relation === "earlier") {
-      // Of points before a restart only regions are known, so what is marked is compared.
-      if (this.#plan === "changed") this.#plan = "compare";
-      this.#notice("STORE_REGRESSED", "the store has forgotten points: what had changed since its newest is shipped again");
-    } else if (relation === "unknown") {
-      this.#plan = "scan";
-      if (newest !== undefined) {
-        this.#measures.lostTracking(this.#whyUnknown);
-        this.#notice("STATE_LOST", `${this.#whyUnknown}: the disk is compared with the vault`);
-      } else if (base !== undefined) {
-        this.#notice("STORE_REGRESSED", "the store has forgotten every point of the disk: all of it is shipped again");
-      }
+    try {
+      checkSize(this.#live.description, this.disk, cut.sizeBytes, session.newest);
+      const parent = isParentSound ? await session.manifest() : undefined;
+      const seed = randomSeed();
+      const map = parent === undefined ? emptyBaseline : mapBaseline(this.#context, session, parent, seed);
+      const shipped = await session.ship({
+        volume: isScan ? this.#live.volume("whole") : cutVolume(cut, this.#live.volume("scattered")),
+        volumeBytes: cut.sizeBytes,
+        timeMs: cut.timeMs,
+        parent,
+        baseline: known === "changed" ? changedBaseline : known === "compare" ? namedOnly(map) : map,
+        scope: isScan ? "whole" : "named",
+        seed,
+        prints: noPrints,
+        // What was captured is the disk at the cut if old content was kept, or if nothing has been written since.
+        consistency: () => {
+          const isStill = cut.exact || !this.#protected.isWrittenSinceCut;
+          return Promise.resolve(!isStill ? "fuzzy" : application?.outcome === "frozen" ? "app" : "crash");
+        },
+        application,
+        group,
+        leave: false,
+        beforeHead: async (id) => {
+          this.#take({ kind: "committing", id, cutAtMs });
+          await this.#protected.expectPoint(id);
+        },
+        onProgress: (_doneBytes, storedBytes) => {
+          noteUpload(storedBytes);
+        },
+        onCaptured: () => {
+          this.#measures.reached("captured", cutAtMs);
+        },
+        onShipped: () => {
+          this.#measures.reached("shipped", cutAtMs);
+        },
+        signal: AbortSignal.any([cut.signal, this.#cycle.signal]),
+      });
+      noteUpload(shipped.storedBytes + shipped.metadataBytes);
+      cut.committed(shipped.point.id);
+      return shipped.point;
+    } catch (error) {
+      cut.abandon();
+      throw error;
     }
   }
 
-  async #leave(): Promise<void> {
-    const session = this.#session;
-    this.#session = undefined;
-    await this.#pruning.abandon();
-    await session?.close();
-  }
-
-  async #failed(error: unknown): Promise<void> {
-    await this.#leave();
-    if (this.#stopping.signal.aborted) return;
-    if (!(error instanceof TidemarkError)) throw error;
-    if (error.code === "INTERRUPTED") return;
-    this.#measures.failed(error);
-    this.#emit({ kind: "failure", disk: this.disk, error, message: error.message });
-    const { code, message } = error;
-    if (code === "CUT_ABANDONED") this.#exact = false;
-    const isDamage = this.#isParentSound && isMapDamage(error, this.disk);
-    if (isDamage) {
-      this.#plan = "scan";
-      this.#isParentSound = false;
-      this.#notice("PARENT_DAMAGED", `${message}; the next point does not build on it`);
-    }
-    this.#failuresInRow += 1;
-    this.#failedAtMs = performance.now();
-    // What will be done differently is done at once.
-    if (isDamage || (this.#failuresInRow === 1 && (code === "STORE_REGRESSED" || code === "CUT_ABANDONED"))) this.#call();
-    else if (code !== "CUT_ABANDONED" && code !== "CUT_TIMED_OUT")
-      this.#become("waiting", "tried again by itself; writes are tracked meanwhile");
-  }
-
-  #noteHook(application: ApplicationRecord | null): void {
-    if (application === null) return;
-    this.#measures.froze(application.outcome === "failed" ? (application.reason ?? "the hook failed") : undefined);
+  async #prune(): Promise<void> {
+    const { retention, crashConsistentFrequencyMs = frequencyMsDefault } = this.#policy;
+    if (this.#session === undefined) return;
+    const isWhole = await this.#pruning.afterPoint(this.#session, retention, crashConsistentFrequencyMs);
+    if (this.#context.renewals.delete(this.disk) || !isWhole) await this.#leave();
   }
 
   #schedulePlan(): SchedulePlan {
@@ -559,7 +470,7 @@ export class Protection implements AsyncDisposable {
     const findings = assessHealth(
       this.#measures.at({
         disk: this.disk,
-        state: this.#state,
+        state: this.#state.shown,
         backlogBytes,
         spillFolder: this.#options.stateFolder,
         trackingFull: trackingLost !== undefined,
@@ -571,21 +482,11 @@ export class Protection implements AsyncDisposable {
     );
     const { group } = this.#options;
     const more = [
-      this.#state === "waiting" ? this.#measures.unexplained : undefined,
-      this.#paused ? undefined : group?.finding,
+      this.#state.shown === "waiting" ? this.#measures.unexplained : undefined,
+      this.#state.isPaused ? undefined : group?.finding,
       this.#pruning.finding,
     ];
     return [...findings, ...more.filter((finding) => finding !== undefined)];
-  }
-
-  #become(state: ProtectionState, message: string): void {
-    if (this.#state === state) return;
-    this.#state = state;
-    this.#emit({ kind: "state", disk: this.disk, state, message });
-  }
-
-  #notice(code: Notice["code"], message: string): void {
-    this.#emit({ kind: "notice", disk: this.disk, code, message });
   }
 
   #emit(event: ProtectionEvent): void {

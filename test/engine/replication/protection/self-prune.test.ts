@@ -1,7 +1,7 @@
 /** How a protected disk prunes itself: once a minute, without holding up a cycle, and saying so when it fails for long. */
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
-import type { ProtectionEvent } from "../../../../engine/replication/protection/protection-status.ts";
+import type { ProtectionEvent } from "../../../../engine/replication/protection/protection-state.ts";
 import { SelfPrune } from "../../../../engine/replication/protection/self-prune.ts";
 import type { Session } from "../../../../engine/replication/session.ts";
 import type { Sink } from "../../../../engine/sink.ts";
