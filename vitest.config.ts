@@ -2,7 +2,10 @@ import type { ViteUserConfig } from "vitest/config";
 import { BaseSequencer, type TestSpecification } from "vitest/node";
 import { CountsReporter } from "./test/counts-reporter.ts";
 
-/** Files that kill processes take minutes, most of them waiting: begun first, they do not leave a processor idle at the end. */
+/**
+ * Files that kill processes take minutes, most of them waiting: begun first, they do not leave a
+ * processor idle at the end.
+ */
 class LongFirst extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
     const sorted = await super.sort(files);
@@ -12,8 +15,9 @@ class LongFirst extends BaseSequencer {
 }
 
 /**
- * Tests run in child processes, so that a test that kills, locks or opens too much harms no other. Two at a time: many of them
- * start an Azurite of their own, and a machine with two cores is the smallest one that has to be green.
+ * Tests run in child processes, so that a test that kills, locks or opens too much harms no other.
+ * Two at a time: many of them start an Azurite of their own, and a machine with two cores is the
+ * smallest one that has to be green.
  */
 const config: ViteUserConfig = {
   test: {

@@ -45,7 +45,8 @@ export async function benchInitial(config: BenchConfig, store: Sink): Promise<Ca
             const summary = await replicate(log, replicateStep, run, place, volume);
             if (run === 0) peakBytes = peakRssBytes();
             counts = replicateCounts(summary);
-            if (config.check && run === 0) Object.assign(hashes, { point: await provePoint(config, place, hashes.image) });
+            if (config.check && run === 0)
+              Object.assign(hashes, { point: await provePoint(config, place, hashes.image) });
           });
         },
         async () => {
@@ -75,7 +76,11 @@ export async function benchInitial(config: BenchConfig, store: Sink): Promise<Ca
  */
 export async function benchScattered(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
   const log = new StepLog(config);
-  const [changedStep, unchangedStep, readStep] = ["after scattered writes", "unchanged disk", "read what is allocated once"] as const;
+  const [changedStep, unchangedStep, readStep] = [
+    "after scattered writes",
+    "unchanged disk",
+    "read what is allocated once",
+  ] as const;
   const copy = join(config.temporaryFolder, "scattered.img");
   config.begin("copy the image");
   await copySparsely(config.image, copy, config.signal);
@@ -104,7 +109,11 @@ export async function benchScattered(config: BenchConfig, store: Sink): Promise<
           async () => await readOnce(volume, config.signal),
           (bytesRead) => bytesRead,
         );
-        counts = { writtenBytes: granules * granuleBytes, ...replicateCounts(changed), unchangedStoredBytes: unchanged.storedBytes };
+        counts = {
+          writtenBytes: granules * granuleBytes,
+          ...replicateCounts(changed),
+          unchangedStoredBytes: unchanged.storedBytes,
+        };
       }
     });
     image = await imageFacts(volume);
@@ -117,11 +126,24 @@ export async function benchScattered(config: BenchConfig, store: Sink): Promise<
     ...peerMarks(config, "scattered-backup", log.medianMs(changedStep)),
     { name: "stored per changed byte", value: storedBytes / changedBytes, unit: "×", relation: "at most", wanted: 1.2 },
     { name: "unchanged disk, of reading it once", value: reading, unit: "×", relation: "at most", wanted: 1.5 },
-    { name: "data stored by the unchanged cycle", value: unchangedStoredBytes, unit: "bytes", relation: "at most", wanted: 0 },
+    {
+      name: "data stored by the unchanged cycle",
+      value: unchangedStoredBytes,
+      unit: "bytes",
+      relation: "at most",
+      wanted: 0,
+    },
     memoryMark(peakBytes),
   ];
   const hashes = { "the overwritten image": await contentHash(copy, config.signal) };
-  return { image: { ...image, path: config.image }, steps: log.steps(), marks, counts, hashes, peakRssBytes: peakBytes };
+  return {
+    image: { ...image, path: config.image },
+    steps: log.steps(),
+    marks,
+    counts,
+    hashes,
+    peakRssBytes: peakBytes,
+  };
 }
 
 /**
@@ -185,7 +207,11 @@ interface VaultPlace {
   readonly stateFolder: string;
 }
 
-async function inFreshVault(config: BenchConfig, store: Sink, work: (place: VaultPlace) => Promise<void>): Promise<void> {
+async function inFreshVault(
+  config: BenchConfig,
+  store: Sink,
+  work: (place: VaultPlace) => Promise<void>,
+): Promise<void> {
   const stateFolder = join(config.temporaryFolder, "state");
   try {
     await inFreshPlace(store, async (sink) => await work({ config, sink, stateFolder }));
@@ -208,7 +234,13 @@ async function inFreshPlace(store: Sink, work: (sink: NestedSink) => Promise<voi
 }
 
 /** One cycle as the command line runs it: the vault is opened for it, or created. */
-async function replicate(log: StepLog, step: string, run: number, place: VaultPlace, volume: FileVolume): Promise<ReplicateSummary> {
+async function replicate(
+  log: StepLog,
+  step: string,
+  run: number,
+  place: VaultPlace,
+  volume: FileVolume,
+): Promise<ReplicateSummary> {
   const { signal } = place.config;
   const cycle = async (): Promise<ReplicateSummary> =>
     await inVault(place, async (vault) => await vault.replicate({ disk, volume, signal }));
@@ -224,7 +256,12 @@ async function materialize(place: VaultPlace, to: string): Promise<MaterializeSu
 
 async function inVault<Result>(place: VaultPlace, work: (vault: Vault) => Promise<Result>): Promise<Result> {
   const { config, sink, stateFolder } = place;
-  const vault = await Vault.openOrCreate(sink, { stateFolder, workers: config.workers, lanes: config.lanes, signal: config.signal });
+  const vault = await Vault.openOrCreate(sink, {
+    stateFolder,
+    workers: config.workers,
+    lanes: config.lanes,
+    signal: config.signal,
+  });
   try {
     return await work(vault);
   } finally {
@@ -258,7 +295,8 @@ async function sameContent(config: BenchConfig, path: string, wantedHash: string
   const hash = await contentHash(path, config.signal);
   if (hash === wantedHash) return hash;
   throw new TidemarkError("DAMAGED", `the point that was brought back is not the image ${config.image}`, {
-    remedy: "make sure that nothing writes to the image meanwhile; if nothing does, this is a fault in Tidemark: report it",
+    remedy:
+      "make sure that nothing writes to the image meanwhile; if nothing does, this is a fault in Tidemark: report it",
     detail: { wantedHash, hash },
   });
 }
@@ -269,7 +307,8 @@ async function inTurns(run: number, first: () => Promise<void>, second: () => Pr
 }
 
 function replicateCounts(summary: ReplicateSummary): Record<string, number> {
-  const { scannedBytes, changedBytes, zeroBytes, dedupedBytes, newBytes, storedBytes, metadataBytes, requests } = summary;
+  const { scannedBytes, changedBytes, zeroBytes, dedupedBytes, newBytes, storedBytes, metadataBytes, requests } =
+    summary;
   return { scannedBytes, changedBytes, zeroBytes, dedupedBytes, newBytes, storedBytes, metadataBytes, requests };
 }
 

@@ -43,7 +43,11 @@ export async function imageFactsOf(path: string): Promise<ImageFacts> {
  * cut short by the volume's end), ascending, disjoint, none longer than `runBytesMax`, none across
  * a multiple of it.
  */
-export async function* allocatedRuns(volume: FileVolume, unitBytes: number, runBytesMax: number): AsyncGenerator<Extent, void> {
+export async function* allocatedRuns(
+  volume: FileVolume,
+  unitBytes: number,
+  runBytesMax: number,
+): AsyncGenerator<Extent, void> {
   const sizeBytes = await volume.sizeBytes();
   let start = 0;
   let end = 0;
@@ -162,7 +166,12 @@ export async function copySparsely(from: string, to: string, signal: AbortSignal
  * KiB is incompressible, and the rest repeats the number of the write. Returns how many distinct
  * granules it hit.
  */
-export async function scatterWrites(path: string, count: number, seed: number, signal: AbortSignal | undefined): Promise<number> {
+export async function scatterWrites(
+  path: string,
+  count: number,
+  seed: number,
+  signal: AbortSignal | undefined,
+): Promise<number> {
   const file = await open(path, "r+");
   try {
     const granules = Math.floor((await file.stat()).size / granuleBytes);
@@ -172,7 +181,8 @@ export async function scatterWrites(path: string, count: number, seed: number, s
     for (let write = 0; write < count; write += 1) {
       if (write % 1024 === 0) throwIfAborted(signal);
       const granule = next() % granules;
-      for (let at = 0; at < granuleBytes; at += 4) bytes.writeUInt32LE(Math.floor(at / 1024) % 2 === 1 ? next() : write, at);
+      for (let at = 0; at < granuleBytes; at += 4)
+        bytes.writeUInt32LE(Math.floor(at / 1024) % 2 === 1 ? next() : write, at);
       await writeAll(file, bytes, granule * granuleBytes);
       touched.add(granule);
     }
@@ -184,7 +194,8 @@ export async function scatterWrites(path: string, count: number, seed: number, s
 }
 
 async function writeAll(file: FileHandle, bytes: Uint8Array, offset: number): Promise<void> {
-  for (let done = 0; done < bytes.length; ) done += (await file.write(bytes, done, bytes.length - done, offset + done)).bytesWritten;
+  for (let done = 0; done < bytes.length; )
+    done += (await file.write(bytes, done, bytes.length - done, offset + done)).bytesWritten;
 }
 
 /**

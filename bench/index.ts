@@ -61,9 +61,15 @@ export async function runBench(options: BenchOptions): Promise<BenchReport> {
   }
 }
 
-type StoreCase = (config: BenchConfig, store: Awaited<ReturnType<BenchOptions["openVaultSink"]>>) => Promise<CaseOutcome>;
+type StoreCase = (
+  config: BenchConfig,
+  store: Awaited<ReturnType<BenchOptions["openVaultSink"]>>,
+) => Promise<CaseOutcome>;
 
-async function runCase(config: BenchConfig, options: BenchOptions): Promise<{ outcome: CaseOutcome; store: string | null }> {
+async function runCase(
+  config: BenchConfig,
+  options: BenchOptions,
+): Promise<{ outcome: CaseOutcome; store: string | null }> {
   switch (config.kind) {
     case "kernels":
       return { outcome: await benchKernels(config), store: null };
@@ -96,7 +102,11 @@ async function runCase(config: BenchConfig, options: BenchOptions): Promise<{ ou
   }
 }
 
-async function withStore(config: BenchConfig, options: BenchOptions, run: StoreCase): Promise<{ outcome: CaseOutcome; store: string }> {
+async function withStore(
+  config: BenchConfig,
+  options: BenchOptions,
+  run: StoreCase,
+): Promise<{ outcome: CaseOutcome; store: string }> {
   const store = await options.openVaultSink();
   try {
     return { outcome: await run(config, store), store: store.description };

@@ -11,7 +11,14 @@ import { createHash } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Bench } from "tinybench";
 import { TidemarkError } from "../engine/index.ts";
-import { blockBytesDefault, type ChunkPlace, DedupIndex, granuleBytes, type MeasuredKernels, openKernels } from "../engine/internal.ts";
+import {
+  blockBytesDefault,
+  type ChunkPlace,
+  DedupIndex,
+  granuleBytes,
+  type MeasuredKernels,
+  openKernels,
+} from "../engine/internal.ts";
 import { randomWords } from "./image.ts";
 import { peakRssBytes } from "./machine.ts";
 import type { BenchConfig } from "./options.ts";
@@ -44,7 +51,9 @@ export async function benchKernels(config: BenchConfig): Promise<CaseOutcome> {
     steps.push(await measure(kernel, config));
     hashes[kernel.name] = createHash("sha256").update(kernel.result()).digest("hex").slice(0, 32);
   }
-  const marks: Mark[] = [{ name: "dedup index, bytes per entry", value: index.bytesPerEntry, unit: "", relation: "at most", wanted: 40 }];
+  const marks: Mark[] = [
+    { name: "dedup index, bytes per entry", value: index.bytesPerEntry, unit: "", relation: "at most", wanted: 40 },
+  ];
   const counts = { indexEntries: config.indexEntries, indexBytesPerEntry: index.bytesPerEntry };
   return { image: null, steps, marks, counts, hashes, peakRssBytes: peakRssBytes() };
 }
@@ -54,10 +63,14 @@ async function loadBench(): Promise<typeof Bench> {
   try {
     return (await import("tinybench")).Bench;
   } catch (cause) {
-    throw new TidemarkError("UNSUPPORTED", "`tidemark bench kernels` needs the package tinybench, which is not installed", {
-      remedy: "run `npm install tinybench` where tidemark is installed",
-      cause,
-    });
+    throw new TidemarkError(
+      "UNSUPPORTED",
+      "`tidemark bench kernels` needs the package tinybench, which is not installed",
+      {
+        remedy: "run `npm install tinybench` where tidemark is installed",
+        cause,
+      },
+    );
   }
 }
 
@@ -75,7 +88,8 @@ async function measure(kernel: Kernel, config: BenchConfig): Promise<Step> {
     kernel.run();
   });
   const [task] = await bench.run();
-  if (task?.result.state !== "completed") throw new TidemarkError("INTERNAL", `the kernel ${kernel.name} was not measured`);
+  if (task?.result.state !== "completed")
+    throw new TidemarkError("INTERNAL", `the kernel ${kernel.name} was not measured`);
   const { latency } = task.result;
   const times = { medianMs: latency.p50, fastestMs: latency.min, slowestMs: latency.max, runs: latency.samplesCount };
   return stepOf(kernel.name, { role: "kernel", unit: kernel.unit }, kernel.amount, times);
@@ -173,7 +187,10 @@ function lz4Kernels(
   };
   return [
     [`LZ4 compress, text, ${block}`, { run: compressText, result: () => packed }],
-    [`LZ4 compress, random, ${block}`, counting(random, blockBytesDefault, (bytes) => lz4.compress(bytes, plain, 0) > 0)],
+    [
+      `LZ4 compress, random, ${block}`,
+      counting(random, blockBytesDefault, (bytes) => lz4.compress(bytes, plain, 0) > 0),
+    ],
     [`LZ4 decompress, text, ${block}`, { prepare: compressText, run: decompressText, result: checkPlain }],
   ];
 }
@@ -216,7 +233,8 @@ class IndexKernels {
     const find = (): void => {
       const place: ChunkPlace = { segment: 0, offset: 0, storedWord: 0 };
       let found = 0;
-      for (let entry = 0; entry < entries; entry += 1) if (this.#index.find(words, entry * 4, place) && place.offset === entry) found += 1;
+      for (let entry = 0; entry < entries; entry += 1)
+        if (this.#index.find(words, entry * 4, place) && place.offset === entry) found += 1;
       counts[0] = found;
     };
     this.#index = fill();

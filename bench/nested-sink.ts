@@ -2,7 +2,16 @@
  * Nested sink: a store within a store, under a prefix of its own. Each run has a fresh vault in the
  * container it is given, touches nothing that was there before, and can remove what it wrote.
  */
-import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
+import type {
+  CallOptions,
+  ListedObject,
+  ObjectStat,
+  PageFence,
+  PagesStat,
+  PutCondition,
+  Sink,
+  StoredObject,
+} from "../engine/index.ts";
 import { hasCode, type TidemarkError } from "../engine/index.ts";
 
 export class NestedSink implements Sink {
@@ -48,7 +57,12 @@ export class NestedSink implements Sink {
     return this.#outer.getObject(this.#prefix + name, sizeBytesMax, options);
   }
 
-  putObject(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<{ readonly etag: string }> {
+  putObject(
+    name: string,
+    bytes: Uint8Array,
+    condition: PutCondition,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.#outer.putObject(this.#prefix + name, bytes, condition, options);
   }
 
@@ -82,11 +96,22 @@ export class NestedSink implements Sink {
     return this.#outer.releaseLease(this.#prefix + name, leaseId, options);
   }
 
-  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<{ readonly etag: string }> {
+  createPages(
+    name: string,
+    sizeBytes: number,
+    sequenceNumber: number,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.#outer.createPages(this.#prefix + name, sizeBytes, sequenceNumber, options);
   }
 
-  writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence, options?: CallOptions): Promise<{ readonly etag: string }> {
+  writePages(
+    name: string,
+    offset: number,
+    bytes: Uint8Array,
+    fence: PageFence,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.#outer.writePages(this.#prefix + name, offset, bytes, fence, options);
   }
 

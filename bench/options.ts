@@ -21,7 +21,15 @@ export type BenchKind = "kernels" | "pipeline" | "initial" | "scattered" | "rest
 
 export const liveKinds: readonly LiveKind[] = ["front", "burst", "churn", "restart", "soak"];
 const keepKinds: readonly KeepKind[] = ["mount", "prune", "open", "collect"];
-export const benchKinds: readonly BenchKind[] = ["initial", "scattered", "restore", ...liveKinds, ...keepKinds, "pipeline", "kernels"];
+export const benchKinds: readonly BenchKind[] = [
+  "initial",
+  "scattered",
+  "restore",
+  ...liveKinds,
+  ...keepKinds,
+  "pipeline",
+  "kernels",
+];
 
 /** The kinds for which a disk is made where no image is given, or always. */
 const imagelessKinds: readonly BenchKind[] = ["kernels", ...liveKinds, ...keepKinds];
@@ -197,7 +205,15 @@ const diskBytesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
  * Errors: INVALID_ARGUMENT with every fault at once, and what reading the peers' file ended with.
  */
 export async function resolveOptions(options: BenchOptions, temporaryFolder: string): Promise<BenchConfig> {
-  const { kind, image = "", runs = 1, check = false, scatterWrites = 20_000, seed = 7, workers = workersDefault } = options;
+  const {
+    kind,
+    image = "",
+    runs = 1,
+    check = false,
+    scatterWrites = 20_000,
+    seed = 7,
+    workers = workersDefault,
+  } = options;
   const { kernelMs = 1_000, indexEntries = 1_048_576, signal, onProgress } = options;
   const {
     findLimit = false,
@@ -211,7 +227,8 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
   const { points = kind === "open" ? 5_000 : 1_000, deadBytes } = options;
   const faults: string[] = [];
   const whole = (value: number, what: string, least: number, most: number): void => {
-    if (!Number.isInteger(value) || value < least || value > most) faults.push(`${value} is no ${what} from ${least} to ${most}`);
+    if (!Number.isInteger(value) || value < least || value > most)
+      faults.push(`${value} is no ${what} from ${least} to ${most}`);
   };
   if (image === "" && !imagelessKinds.includes(kind)) faults.push(`the case ${kind} needs a disk image`);
   whole(runs, "number of runs", 1, 100);
@@ -232,7 +249,8 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
   if (isShared && (storeAddress === undefined || storeAddress.address.startsWith("memory:"))) {
     faults.push(`the case ${kind} needs a store that another process can open`);
   }
-  if (faults.length > 0) throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
+  if (faults.length > 0)
+    throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
   return {
     kind,
     image,
@@ -258,7 +276,8 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
     keep: { points, deadBytes },
     temporaryFolder,
     begin: (step, run = 0) => {
-      if (signal?.aborted === true) throw new TidemarkError("INTERRUPTED", "the benchmark was interrupted", { cause: signal.reason });
+      if (signal?.aborted === true)
+        throw new TidemarkError("INTERRUPTED", "the benchmark was interrupted", { cause: signal.reason });
       onProgress?.({ step, run: run + 1, runs });
     },
     signal,
@@ -271,9 +290,14 @@ async function readPeers(path: string): Promise<PeerTime[]> {
     text = await readFile(path, "utf8");
   } catch (error) {
     if (systemCode(error) === undefined) throw error;
-    throw new TidemarkError("INVALID_ARGUMENT", `the peers' times cannot be read from ${path}`, { remedy: "check the path", cause: error });
+    throw new TidemarkError("INVALID_ARGUMENT", `the peers' times cannot be read from ${path}`, {
+      remedy: "check the path",
+      cause: error,
+    });
   }
-  return text.split("\n").flatMap((line, index) => (line.trim() === "" ? [] : [parsePeer(line, `${path}:${index + 1}`)]));
+  return text
+    .split("\n")
+    .flatMap((line, index) => (line.trim() === "" ? [] : [parsePeer(line, `${path}:${index + 1}`)]));
 }
 
 function parsePeer(line: string, place: string): PeerTime {

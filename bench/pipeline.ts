@@ -35,7 +35,8 @@ export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
       if (run === 0) peakBytes = peakRssBytes();
       config.begin("bare kernels", run);
       const bare = await runKernels(volume, blockBytes, config.signal);
-      for (const name of kernelNames) log.add(name, { role: "kernel", unit: "bytes" }, bare[name].bytes, bare[name].elapsedMs);
+      for (const name of kernelNames)
+        log.add(name, { role: "kernel", unit: "bytes" }, bare[name].bytes, bare[name].elapsedMs);
       const sumMs = kernelNames.reduce((sum, name) => sum + bare[name].elapsedMs, 0);
       log.add(boundStep, { role: "yardstick", unit: "bytes" }, bare.fingerprint.bytes, sumMs / config.workers);
     }
@@ -43,7 +44,15 @@ export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
     return {
       image: await imageFacts(volume),
       steps: log.steps(),
-      marks: [{ name: "of the bound that the bare kernels set", value: reached, unit: "×", relation: "at least", wanted: 0.85 }],
+      marks: [
+        {
+          name: "of the bound that the bare kernels set",
+          value: reached,
+          unit: "×",
+          relation: "at least",
+          wanted: 0.85,
+        },
+      ],
       counts,
       hashes: { image: hash },
       peakRssBytes: peakBytes,
@@ -63,7 +72,12 @@ async function cycle(
   const stateFolder = join(config.temporaryFolder, `state-${run}`);
   const sink = new DiscardingSink();
   const replicate = async (): Promise<{ summary: ReplicateSummary; blockBytes: number }> => {
-    const vault = await Vault.create(sink, { stateFolder, workers: config.workers, lanes: config.lanes, signal: config.signal });
+    const vault = await Vault.create(sink, {
+      stateFolder,
+      workers: config.workers,
+      lanes: config.lanes,
+      signal: config.signal,
+    });
     try {
       const summary = await vault.replicate({ disk: "bench", volume, signal: config.signal });
       return { summary, blockBytes: (await vault.summary()).blockBytes };
@@ -81,7 +95,15 @@ async function cycle(
   await sink[Symbol.asyncDispose]();
   await rm(stateFolder, { recursive: true, force: true });
   const { scannedBytes, changedBytes, dedupedBytes, newBytes, storedBytes } = summary;
-  return { blockBytes, scannedBytes, changedBytes, dedupedBytes, newBytes, storedBytes, discardedBytes: sink.discardedBytes };
+  return {
+    blockBytes,
+    scannedBytes,
+    changedBytes,
+    dedupedBytes,
+    newBytes,
+    storedBytes,
+    discardedBytes: sink.discardedBytes,
+  };
 }
 
 /** What one kernel did, and in which time. */
@@ -98,7 +120,11 @@ type BareKernels = Readonly<Record<(typeof kernelNames)[number], Work>>;
  * digested; every chunk that is new compressed, if it looks as if it could be. Reading is not
  * counted, nor is looking up what is known.
  */
-async function runKernels(volume: FileVolume, blockBytes: number, signal: AbortSignal | undefined): Promise<BareKernels> {
+async function runKernels(
+  volume: FileVolume,
+  blockBytes: number,
+  signal: AbortSignal | undefined,
+): Promise<BareKernels> {
   const kernels = await openKernels(windowBytes);
   const { data, prints } = kernels;
   const lz4 = new kernels.Lz4();
@@ -185,7 +211,8 @@ async function* readWindows(volume: FileVolume, data: Buffer): AsyncGenerator<Wi
  */
 function cutChunks(prints: Uint32Array, window: Window, sizeBytes: number, blockBytes: number): Run[] {
   const chunks: Run[] = [];
-  const holdsData = (granule: number): boolean => prints.subarray(granule * 4, granule * 4 + 4).some((word) => word !== 0);
+  const holdsData = (granule: number): boolean =>
+    prints.subarray(granule * 4, granule * 4 + 4).some((word) => word !== 0);
   const granulesMax = Math.min(windowBytes / granuleBytes, Math.ceil((sizeBytes - window.offset) / granuleBytes));
   for (let from = 0; from < granulesMax; from += blockBytes / granuleBytes) {
     const end = Math.min(from + blockBytes / granuleBytes, granulesMax);

@@ -61,14 +61,18 @@ export function formatBench(report: BenchReport): string {
     `tidemark ${machine.tidemark} bench ${report.case}, ${machine.date}`,
     `${machine.cpu}, ${machine.cores} cores, ${size(machine.memoryBytes)}, load ${machine.loadAverage}`,
     `${machine.system} ${machine.architecture}, node ${machine.node}`,
-    ...(image === null ? [] : [`${image.path}: ${size(image.sizeBytes)}, of which ${size(image.allocatedBytes)} allocated`]),
+    ...(image === null
+      ? []
+      : [`${image.path}: ${size(image.sizeBytes)}, of which ${size(image.allocatedBytes)} allocated`]),
     ...(report.store === null ? [] : [report.store]),
     "",
     row("step", "amount", "median", "rate", "runs"),
     ...report.steps.map((step) =>
       row(`${roleSigns[step.role]} ${step.name}`, amount(step), time(step.medianMs), rate(step), `${step.runs}`),
     ),
-    ...(report.steps.some(({ role }) => role === "yardstick") ? ["", "> Tidemark   | yardstick, measured in the same run"] : []),
+    ...(report.steps.some(({ role }) => role === "yardstick")
+      ? ["", "> Tidemark   | yardstick, measured in the same run"]
+      : []),
     ...formatMarks(report),
     "",
     ...Object.entries(report.counts).map(([name, value]) =>

@@ -19,7 +19,12 @@ const readUnitBytes = 4096;
  * Uploads an image as it is to one page object: every 4 MiB range that holds something, four at a
  * time. Returns the bytes sent.
  */
-export async function uploadPlainly(volume: FileVolume, sink: Sink, name: string, signal: AbortSignal | undefined): Promise<number> {
+export async function uploadPlainly(
+  volume: FileVolume,
+  sink: Sink,
+  name: string,
+  signal: AbortSignal | undefined,
+): Promise<number> {
   const sizeBytes = await volume.sizeBytes();
   await sink.createPages(name, roundUp(sizeBytes), 0, { signal });
   let sentBytes = 0;
@@ -67,7 +72,11 @@ export async function storedSegments(sink: Sink, signal: AbortSignal | undefined
  * The Get ceiling: reads everything that is stored back, 4 MiB × 4 in flight, and drops it. Returns
  * the bytes read.
  */
-export async function getCeiling(sink: Sink, segments: readonly StoredPages[], signal: AbortSignal | undefined): Promise<number> {
+export async function getCeiling(
+  sink: Sink,
+  segments: readonly StoredPages[],
+  signal: AbortSignal | undefined,
+): Promise<number> {
   let bytesRead = 0;
   await inLanes(rangesOf(segments), signal, async ({ name, offset, length }, buffer) => {
     await sink.readPages(name, offset, buffer.subarray(0, length), { signal });
@@ -76,7 +85,9 @@ export async function getCeiling(sink: Sink, segments: readonly StoredPages[], s
   return bytesRead;
 }
 
-async function* rangesOf(segments: readonly StoredPages[]): AsyncGenerator<{ name: string; offset: number; length: number }, void> {
+async function* rangesOf(
+  segments: readonly StoredPages[],
+): AsyncGenerator<{ name: string; offset: number; length: number }, void> {
   for (const { name, writtenBytes } of segments) {
     for (let offset = 0; offset < writtenBytes; offset += rangeBytes) {
       yield await Promise.resolve({ name, offset, length: Math.min(rangeBytes, writtenBytes - offset) });

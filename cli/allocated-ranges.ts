@@ -1,8 +1,9 @@
 /**
- * Prefix sums over the extents of a volume that hold data: how many bytes have to be read below a position.
+ * Prefix sums over the extents of a volume that hold data: how many bytes have to be read below a
+ * position.
  *
- * Cost: 16 bytes an extent, one binary search a question. A volume with more extents than the limit counts as one extent from there on,
- * so that memory is bounded: 2 MiB.
+ * Cost: 16 bytes an extent, one binary search a question. A volume with more extents than the limit
+ * counts as one extent from there on, so that memory is bounded: 2 MiB.
  */
 import type { Volume } from "../engine/index.ts";
 

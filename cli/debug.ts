@@ -1,8 +1,9 @@
 /**
  * Events of the engine on stderr, for `--debug`.
  *
- * The engine publishes on `node:diagnostics_channel`, on channels named `tidemark:*`. `debugChannels` is the one place that names
- * them: the engine's table of channels goes there. An event becomes one line: its channel, and its facts as JSON.
+ * The engine publishes on `node:diagnostics_channel`, on channels named `tidemark:*`.
+ * `debugChannels` is the one place that names them: the engine's table of channels goes there. An
+ * event becomes one line: its channel, and its facts as JSON.
  *
  * Invariant: what is printed passes the same mask for secrets as every error.
  */
@@ -13,7 +14,9 @@ import { withoutSecrets } from "./errors.ts";
 /** Channels whose events are printed. */
 export const debugChannels: readonly string[] = [];
 
-/** Prints every event on `channels` until it is disposed of. `write` takes one line with its end. */
+/**
+ * Prints every event on `channels` until it is disposed of. `write` takes one line with its end.
+ */
 export function printDebugEvents(channels: readonly string[], write: (line: string) => void = toStderr): Disposable {
   const print = (event: unknown, channel: string | symbol): void => {
     write(withoutSecrets(`${new Date().toISOString()} ${String(channel)} ${JSON.stringify(event)}\n`));

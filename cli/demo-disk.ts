@@ -1,8 +1,10 @@
 /**
- * The demo's disk: real files found on this machine, in an ext4 image when mke2fs is there, or a copy of an image that the user names; and the
- * changes that are made to it between points. What is picked and changed depends on the machine's files and a fixed seed only.
+ * The demo's disk: real files found on this machine, in an ext4 image when mke2fs is there, or a
+ * copy of an image that the user names; and the changes that are made to it between points. What is
+ * picked and changed depends on the machine's files and a fixed seed only.
  *
- * Cost of a disk of 192 MiB on one busy core: about 1 s to copy the files, 1 s for mke2fs, 0.2 s for each hash.
+ * Cost of a disk of 192 MiB on one busy core: about 1 s to copy the files, 1 s for mke2fs, 0.2 s
+ * for each hash.
  */
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
@@ -17,7 +19,10 @@ const kibibyte = 1024;
 const mebibyte = 1024 * kibibyte;
 const granuleBytes = 4 * kibibyte;
 
-/** Room for files: enough for rates that mean something, little enough for a minute on a slow machine. */
+/**
+ * Room for files: enough for rates that mean something, little enough for a minute on a slow
+ * machine.
+ */
 const filesBytesMax = 192 * mebibyte;
 const filesMax = 9_000;
 /** Many tiny files take long to copy and fill blocks with little else than padding. */
@@ -31,7 +36,10 @@ const copiesAtOnce = 8;
 const demoBytesMin = mebibyte;
 
 const changes = { writesMax: 2_000, deletedBytesMax: 8 * mebibyte, copiedBytesMax: 16 * mebibyte } as const;
-/** Ranges are deleted and copied in whole blocks of any vault, as file systems with large extents do. */
+/**
+ * Ranges are deleted and copied in whole blocks of any vault, as file systems with large extents
+ * do.
+ */
 const rangeAlignmentBytes = mebibyte;
 const copyBufferBytes = mebibyte;
 
@@ -64,7 +72,10 @@ export async function makeDisk(folder: string, environment: Environment, signal:
   return { path, volumeBytes, content: `${found}, one after the other (no usable mke2fs is here)` };
 }
 
-/** Copies an image, holes included, so that the original stays as it is. Errors: SOURCE_…, INVALID_ARGUMENT (too small), INTERRUPTED. */
+/**
+ * Copies an image, holes included, so that the original stays as it is. Errors: SOURCE_…,
+ * INVALID_ARGUMENT (too small), INTERRUPTED.
+ */
 export async function copyDisk(image: string, folder: string, signal: AbortSignal): Promise<DemoDisk> {
   const path = join(folder, "disk.img");
   const source = await FileVolume.open(image);
@@ -101,7 +112,9 @@ export async function copyDisk(image: string, folder: string, signal: AbortSigna
   }
 }
 
-/** Overwrites granules here and there and deletes (zeroes) a range. Returns what was done, in words. */
+/**
+ * Overwrites granules here and there and deletes (zeroes) a range. Returns what was done, in words.
+ */
 export async function overwriteAndDelete(disk: DemoDisk, seed: number): Promise<string> {
   return await changed(disk, async (file, data) => {
     const writes = await overwrite(file, data, disk.volumeBytes, seed, changes.writesMax);
@@ -111,7 +124,9 @@ export async function overwriteAndDelete(disk: DemoDisk, seed: number): Promise<
   });
 }
 
-/** Copies a range to another place of the disk, for deduplication to find, and overwrites some more. */
+/**
+ * Copies a range to another place of the disk, for deduplication to find, and overwrites some more.
+ */
 export async function copyAndOverwrite(disk: DemoDisk, seed: number): Promise<string> {
   return await changed(disk, async (file, data) => {
     const from = data.longest();
@@ -129,14 +144,18 @@ export async function copyAndOverwrite(disk: DemoDisk, seed: number): Promise<st
 export async function hashOf(path: string, signal: AbortSignal): Promise<string> {
   const hash = createHash("sha256");
   try {
-    for await (const piece of createReadStream(path, { highWaterMark: copyBufferBytes, signal })) hash.update(piece as Buffer);
+    for await (const piece of createReadStream(path, { highWaterMark: copyBufferBytes, signal }))
+      hash.update(piece as Buffer);
   } catch (error) {
     throw signal.aborted ? interrupted(signal) : error;
   }
   return hash.digest("hex");
 }
 
-/** Regular files of this machine, in an order that depends on their names only, until there is enough. */
+/**
+ * Regular files of this machine, in an order that depends on their names only, until there is
+ * enough.
+ */
 async function findFiles(signal: AbortSignal): Promise<FoundFile[]> {
   const ourPackage = resolve(import.meta.dirname, "..", "..");
   const roots = ["/usr/share", "/usr/lib", ourPackage];
@@ -169,7 +188,11 @@ async function* walk(folder: string): AsyncGenerator<Omit<FoundFile, "name">> {
 
 /** A program by its name: on the PATH, or where systems keep what is meant for root. */
 async function findProgram(name: string, environment: Environment): Promise<string | undefined> {
-  const folders = [...(environment["PATH"] ?? "").split(delimiter).filter((folder) => folder !== ""), "/usr/sbin", "/sbin"];
+  const folders = [
+    ...(environment["PATH"] ?? "").split(delimiter).filter((folder) => folder !== ""),
+    "/usr/sbin",
+    "/sbin",
+  ];
   for (const folder of folders) {
     const path = join(folder, name);
     if ((await unlessUnreadable(stat(path)))?.isFile() === true) return path;
@@ -218,7 +241,12 @@ async function copyFiles(tree: string, files: readonly FoundFile[], signal: Abor
   for (const outcome of await Promise.allSettled(copiers)) if (outcome.status === "rejected") throw outcome.reason;
 }
 
-async function makePlain(path: string, files: readonly FoundFile[], volumeBytes: number, signal: AbortSignal): Promise<void> {
+async function makePlain(
+  path: string,
+  files: readonly FoundFile[],
+  volumeBytes: number,
+  signal: AbortSignal,
+): Promise<void> {
   const image = await open(path, "wx");
   try {
     let at = 0;
@@ -234,7 +262,10 @@ async function makePlain(path: string, files: readonly FoundFile[], volumeBytes:
   await truncate(path, volumeBytes);
 }
 
-/** The result of reading a file or folder of this machine; undefined when it went away meanwhile or is not for us, and then the demo does without. */
+/**
+ * The result of reading a file or folder of this machine; undefined when it went away meanwhile or
+ * is not for us, and then the demo does without.
+ */
 async function unlessUnreadable<Result>(reading: Promise<Result>): Promise<Result | undefined> {
   try {
     return await reading;
@@ -254,9 +285,15 @@ class DataMap {
     this.#dataBytes = extents.reduce((sum, { length }) => sum + length, 0);
   }
 
-  /** The longest stretch of data: its second half is file content rather than the tables of the file system. */
+  /**
+   * The longest stretch of data: its second half is file content rather than the tables of the file
+   * system.
+   */
   longest(): Extent {
-    return this.#extents.reduce((longest, extent) => (extent.length > longest.length ? extent : longest), { offset: 0, length: 0 });
+    return this.#extents.reduce((longest, extent) => (extent.length > longest.length ? extent : longest), {
+      offset: 0,
+      length: 0,
+    });
   }
 
   /** The offset at which `share` (0 to 1) of the disk's data lies before. */
@@ -286,7 +323,13 @@ async function changed(disk: DemoDisk, change: (file: FileHandle, data: DataMap)
   }
 }
 
-async function overwrite(file: FileHandle, data: DataMap, volumeBytes: number, seed: number, writesMax: number): Promise<number> {
+async function overwrite(
+  file: FileHandle,
+  data: DataMap,
+  volumeBytes: number,
+  seed: number,
+  writesMax: number,
+): Promise<number> {
   const random = xorshift(seed);
   const granules = Math.floor(volumeBytes / granuleBytes);
   const writes = Math.ceil(Math.min(writesMax, granules / 20));

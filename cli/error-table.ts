@@ -1,5 +1,6 @@
 /**
- * Reference of error codes: what each code means and what to do. `docs/errors.md` is generated from this table.
+ * Reference of error codes: what each code means and what to do. `docs/errors.md` is generated from
+ * this table.
  *
  * An error that brings no remedy of its own is printed with the remedy of its code.
  */
@@ -14,7 +15,10 @@ export interface ErrorEntry {
 
 export const errorTable: Readonly<Record<ErrorCode, ErrorEntry>> = {
   INVALID_ARGUMENT: { meaning: "the call or the command is wrong", remedy: "change what the message names" },
-  UNSUPPORTED: { meaning: "this store, platform or size does not have the feature", remedy: "use what the message names instead" },
+  UNSUPPORTED: {
+    meaning: "this store, platform or size does not have the feature",
+    remedy: "use what the message names instead",
+  },
   INTERRUPTED: {
     meaning: "^C, a signal or the caller ended the work",
     remedy: "run the command again; what was shipped is reused",
@@ -24,7 +28,10 @@ export const errorTable: Readonly<Record<ErrorCode, ErrorEntry>> = {
     remedy: "check the address, or create a vault with `tidemark vault init`",
   },
   VAULT_EXISTS: { meaning: "the place holds a vault already", remedy: "use that vault, or name another place" },
-  DISK_NOT_FOUND: { meaning: "the vault has no disk of that name", remedy: "list the disks with `tidemark disks list`" },
+  DISK_NOT_FOUND: {
+    meaning: "the vault has no disk of that name",
+    remedy: "list the disks with `tidemark disks list`",
+  },
   POINT_NOT_FOUND: {
     meaning: "the disk has no such point, or the point is being pruned",
     remedy: "list the points with `tidemark points list --disk NAME`",
@@ -43,7 +50,10 @@ export const errorTable: Readonly<Record<ErrorCode, ErrorEntry>> = {
     meaning: "an object of the vault is gone from the store",
     remedy: "list the points that need it with `tidemark verify`",
   },
-  OBJECT_EXISTS: { meaning: "an object stands where only Tidemark writes", remedy: "look at the object that the message names" },
+  OBJECT_EXISTS: {
+    meaning: "an object stands where only Tidemark writes",
+    remedy: "look at the object that the message names",
+  },
   CONDITION_FAILED: { meaning: "the object changed under a conditional write", remedy: "run the command again" },
   LEASE_HELD: { meaning: "another process holds the lease of the object", remedy: "wait until that lease ends" },
   LEASE_LOST: { meaning: "this process lost the lease of the object", remedy: "run the command again" },
@@ -55,7 +65,10 @@ export const errorTable: Readonly<Record<ErrorCode, ErrorEntry>> = {
     meaning: "the store gave no answer for longer than the limit",
     remedy: "check network and store, then run the command again",
   },
-  STORE_REFUSED: { meaning: "the store refused the request for a reason of its own", remedy: "act on the reason that the message repeats" },
+  STORE_REFUSED: {
+    meaning: "the store refused the request for a reason of its own",
+    remedy: "act on the reason that the message repeats",
+  },
   STORE_REGRESSED: {
     meaning: "the store lost writes that it had acknowledged",
     remedy: "run the command again; what the store lost is shipped again",
@@ -64,9 +77,15 @@ export const errorTable: Readonly<Record<ErrorCode, ErrorEntry>> = {
     meaning: "stored bytes fail their check, or are gone",
     remedy: "find the points with `tidemark verify`, then run `tidemark verify --heal` or `tidemark vault repair`",
   },
-  FORMAT_UNSUPPORTED: { meaning: "the object has a format that this version does not read", remedy: "use the version that wrote it" },
+  FORMAT_UNSUPPORTED: {
+    meaning: "the object has a format that this version does not read",
+    remedy: "use the version that wrote it",
+  },
   SOURCE_NOT_FOUND: { meaning: "the source does not exist", remedy: "check the path" },
-  SOURCE_UNREADABLE: { meaning: "the source cannot be read", remedy: "check the device at the offset that the message names" },
+  SOURCE_UNREADABLE: {
+    meaning: "the source cannot be read",
+    remedy: "check the device at the offset that the message names",
+  },
   SOURCE_SHRUNK: {
     meaning: "the source is smaller than its newest point",
     remedy: "use another disk name for a disk that was made smaller",
@@ -99,5 +118,8 @@ export const errorTable: Readonly<Record<ErrorCode, ErrorEntry>> = {
     meaning: "no agent answers at the control socket",
     remedy: "start it with `tidemark agent --config FILE`, or name its socket with `--socket PATH`",
   },
-  INTERNAL: { meaning: "a fault in Tidemark", remedy: "run the command again with `--debug` and report what it prints" },
+  INTERNAL: {
+    meaning: "a fault in Tidemark",
+    remedy: "run the command again with `--debug` and report what it prints",
+  },
 };

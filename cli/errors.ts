@@ -1,5 +1,6 @@
 /**
- * Report of an error to a user and to a script: one line with a remedy, and an exit code. The codes are a contract.
+ * Report of an error to a user and to a script: one line with a remedy, and an exit code. The codes
+ * are a contract.
  *
  * Invariant: nothing is printed before signatures, keys and passwords in it have been masked.
  */
@@ -63,7 +64,10 @@ export function exitCodeOf(error: unknown): number {
   }
 }
 
-/** The report of `error`. Anything but a TidemarkError is a fault in Tidemark, with the code INTERNAL. */
+/**
+ * The report of `error`. Anything but a TidemarkError is a fault in Tidemark, with the code
+ * INTERNAL.
+ */
 export function errorReport(error: unknown): ErrorReport {
   if (error instanceof TidemarkError) {
     const { code, message, detail } = error;
@@ -90,7 +94,11 @@ function maskedDetail(detail: ErrorDetail): ErrorDetail {
 /** The stacks of an error and of what caused it. */
 export function errorStacks(error: unknown): string {
   const stacks: string[] = [];
-  for (let cause: unknown = error; cause !== undefined && stacks.length < 10; cause = cause instanceof Error ? cause.cause : undefined) {
+  for (
+    let cause: unknown = error;
+    cause !== undefined && stacks.length < 10;
+    cause = cause instanceof Error ? cause.cause : undefined
+  ) {
     stacks.push(cause instanceof Error ? (cause.stack ?? cause.message) : inspect(cause));
   }
   return withoutSecrets(stacks.join("\ncaused by "));
@@ -101,13 +109,17 @@ export function wrongUse(error: CommanderError, command: string): TidemarkError 
   const [first = "", ...rest] = error.message.replace(/^error: /, "").split("\n");
   const suggestion = /\(Did you mean (.*)\?\)/i.exec(rest.join(" "))?.[1];
   const help = `run \`${command} --help\` to see what it takes`;
-  const message = error.code === "commander.help" ? `${command} needs a command` : `${command}: ${first.replace(/\.$/, "")}`;
+  const message =
+    error.code === "commander.help" ? `${command} needs a command` : `${command}: ${first.replace(/\.$/, "")}`;
   return new TidemarkError("INVALID_ARGUMENT", message, {
     remedy: suggestion === undefined ? help : `did you mean ${suggestion}? If not, ${help}`,
   });
 }
 
-/** Masks signatures, keys and passwords, wherever they came from. Everything that is printed passes through it. */
+/**
+ * Masks signatures, keys and passwords, wherever they came from. Everything that is printed passes
+ * through it.
+ */
 export function withoutSecrets(text: string): string {
   return text
     .replace(/\b(sig=)[^&;\s"']+/gi, "$1…")

@@ -1,6 +1,7 @@
 /**
- * Signals: SIGINT (^C), SIGTERM, SIGHUP. The first one aborts the command, which closes what it has open and leaves nothing incomplete.
- * If that takes too long, or at a second signal, the process ends at once; the stored formats survive that too.
+ * Signals: SIGINT (^C), SIGTERM, SIGHUP. The first one aborts the command, which closes what it has
+ * open and leaves nothing incomplete. If that takes too long, or at a second signal, the process
+ * ends at once; the stored formats survive that too.
  */
 import { setMaxListeners } from "node:events";
 import process from "node:process";
@@ -29,12 +30,16 @@ export class Interruption implements Disposable {
 
   private constructor(tell: (error: TidemarkError) => void) {
     this.#tell = tell;
-    // Everything that a command has in flight listens to this one signal; that is no leak, and Node would warn of one.
+    // Everything that a command has in flight listens to this one signal; that is no leak, and Node
+    // would warn of one.
     setMaxListeners(0, this.#abort.signal);
     for (const name of signals) process.on(name, this.#onSignal);
   }
 
-  /** Listens until disposed of. `tell` prints the error when the process has to end without coming to rest. */
+  /**
+   * Listens until disposed of. `tell` prints the error when the process has to end without coming
+   * to rest.
+   */
   static listen(tell: (error: TidemarkError) => void): Interruption {
     return new Interruption(tell);
   }

@@ -1,8 +1,10 @@
 /**
- * The contract of `--json`: which object each command prints. `docs/json.md` is generated from these types.
+ * The contract of `--json`: which object each command prints. `docs/json.md` is generated from
+ * these types.
  *
- * A command prints items first, one object a line with its `type`, and one summary last, with `type: "summary"` and the command's
- * name. A command that is added gets an entry in `JsonSummaries`, and one in `JsonItems` for each type of item that it adds.
+ * A command prints items first, one object a line with its `type`, and one summary last, with
+ * `type: "summary"` and the command's name. A command that is added gets an entry in
+ * `JsonSummaries`, and one in `JsonItems` for each type of item that it adds.
  */
 import type { BenchKind, BenchReport } from "../bench/index.ts";
 import type {
@@ -122,7 +124,10 @@ interface DoneStep {
 }
 
 /** A step, with the summary of the point or image that it made. */
-export type DemoStep = DoneStep | (DoneStep & ReplicateSummary) | (DoneStep & MaterializeSummary & { readonly equal: boolean });
+export type DemoStep =
+  | DoneStep
+  | (DoneStep & ReplicateSummary)
+  | (DoneStep & MaterializeSummary & { readonly equal: boolean });
 
 export interface DemoSummary {
   /** Whether all that came back was equal. */
@@ -211,7 +216,10 @@ export interface SimulationSummary {
   readonly bands: readonly AgeBand[];
 }
 
-/** Points older than `fromMs`, up to and including `toMs`. The newest point, whose age is 0, counts in the first band. */
+/**
+ * Points older than `fromMs`, up to and including `toMs`. The newest point, whose age is 0, counts
+ * in the first band.
+ */
 export interface AgeBand {
   readonly fromMs: number;
   readonly toMs: number;

@@ -1,13 +1,16 @@
 /**
  * Output of a command, for people or for programs.
  *
- * People: results go to stdout; notes, errors and progress go to stderr. Programs (`--json`): stdout holds one object a line, each with
- * a `type`, the last one `summary` or `error`; stderr stays empty, unless `--debug` puts stacks and events there.
+ * People: results go to stdout; notes, errors and progress go to stderr. Programs (`--json`):
+ * stdout holds one object a line, each with a `type`, the last one `summary` or `error`; stderr
+ * stays empty, unless `--debug` puts stacks and events there.
  *
- * `--quiet` leaves out progress, notes and the summary of work that went well. Answers (what a listing or a question asks for) and
- * errors stay. `--verbose` adds codes and facts to errors and notes, says what the command works with, and lets tables grow wide.
+ * `--quiet` leaves out progress, notes and the summary of work that went well. Answers (what a
+ * listing or a question asks for) and errors stay. `--verbose` adds codes and facts to errors and
+ * notes, says what the command works with, and lets tables grow wide.
  *
- * A reader that closes its end (`| head`) does not end the work: the rest is not printed, and the exit code tells the outcome.
+ * A reader that closes its end (`| head`) does not end the work: the rest is not printed, and the
+ * exit code tells the outcome.
  */
 import process from "node:process";
 import { styleText } from "node:util";
@@ -24,7 +27,10 @@ export type Colour = "red" | "yellow" | "green" | "gray";
 export interface Output {
   /** Width to wrap help and tables at. */
   readonly columns: number;
-  /** One of many results. `text` is for people, who get nothing when it is left out; else `fields` are printed as they are. */
+  /**
+   * One of many results. `text` is for people, who get nothing when it is left out; else `fields`
+   * are printed as they are.
+   */
   item<Type extends keyof JsonItems>(type: Type, fields: JsonItems[Type], text?: string): void;
   progress(progress: Progress): void;
   /** Progress of another kind: the beginning of a step. */
@@ -44,7 +50,10 @@ export interface Output {
   time(iso: string): string;
   /** `text` in a colour, where stdout shows colours. */
   paint(colour: Colour, text: string): string;
-  /** Replaces what the last call showed. Where stdout is no terminal, each text follows the one before. */
+  /**
+   * Replaces what the last call showed. Where stdout is no terminal, each text follows the one
+   * before.
+   */
   screen(text: string): void;
   /** Waits until everything has been handed to the system. */
   close(): Promise<void>;
@@ -54,7 +63,10 @@ const columnsDefault = 80;
 const columnsMax = 120;
 const jsonProgressEveryMs = 1_000;
 
-/** Second screen of a terminal, on which `screen` draws; leaving it brings back what was there before. */
+/**
+ * Second screen of a terminal, on which `screen` draws; leaving it brings back what was there
+ * before.
+ */
 const enterScreen = "\u001b[?1049h\u001b[?25l";
 const leaveScreen = "\u001b[?25h\u001b[?1049l";
 
@@ -97,7 +109,10 @@ class HumanOutput implements Output {
 
   notice({ code, message }: Notice): void {
     if (this.#flags.quiet) return;
-    this.#print(process.stderr, `${this.#label("yellow", "note:")} ${printable(message)}${this.#flags.verbose ? ` (${code})` : ""}`);
+    this.#print(
+      process.stderr,
+      `${this.#label("yellow", "note:")} ${printable(message)}${this.#flags.verbose ? ` (${code})` : ""}`,
+    );
   }
 
   detail(text: string): void {
@@ -114,8 +129,13 @@ class HumanOutput implements Output {
 
   error(error: unknown): void {
     const { code, message, remedy, detail = {} } = errorReport(error);
-    const facts = this.#flags.verbose ? [`code ${code}`, ...Object.entries(detail).map(([name, value]) => `${name} ${String(value)}`)] : [];
-    const lines = [`${this.#label("red", "error:")} ${printable(message)}`, ...[remedy, ...facts].map((line) => `  ${printable(line)}`)];
+    const facts = this.#flags.verbose
+      ? [`code ${code}`, ...Object.entries(detail).map(([name, value]) => `${name} ${String(value)}`)]
+      : [];
+    const lines = [
+      `${this.#label("red", "error:")} ${printable(message)}`,
+      ...[remedy, ...facts].map((line) => `  ${printable(line)}`),
+    ];
     this.#leaveScreen();
     this.#print(process.stderr, lines.join("\n"));
     if (this.#flags.debug) this.#print(process.stderr, errorStacks(error));

@@ -1,10 +1,12 @@
 /**
  * The command line from its words to an exit code: parse, run one command, report what went wrong.
  *
- * Commands get a context, never `process`: the output, the environment and the signal that ^C aborts. A command returns when it did
- * what was asked, and throws when it could not. `exitCode` is for the outcome that is neither: damage that was found.
+ * Commands get a context, never `process`: the output, the environment and the signal that ^C
+ * aborts. A command returns when it did what was asked, and throws when it could not. `exitCode` is
+ * for the outcome that is neither: damage that was found.
  *
- * A new command is one function from the context to a commander `Command`, named in `commandsOf`, with its summary in json.ts.
+ * A new command is one function from the context to a commander `Command`, named in `commandsOf`,
+ * with its summary in json.ts.
  */
 import { Command, CommanderError, Option } from "commander";
 import { tidemarkVersion } from "../engine/index.ts";
@@ -30,9 +32,13 @@ import { openOutput } from "./output.ts";
 import { isHidden, nameOf, optionText, termOfCommand, usageOf } from "./reference/definitions.ts";
 import { checkEnvironment, type Environment, environmentHelp, outputFlags } from "./settings.ts";
 
-/** Runs the command that `words` (without program and script) ask for and gives the exit code. Throws nothing. */
+/**
+ * Runs the command that `words` (without program and script) ask for and gives the exit code.
+ * Throws nothing.
+ */
 export async function runCommandLine(words: readonly string[], environment: Environment): Promise<number> {
-  // Needed before the words are parsed: an error in the words is printed in the form that they ask for.
+  // Needed before the words are parsed: an error in the words is printed in the form that they ask
+  // for.
   const flags = outputFlags(words, environment);
   const output = openOutput(flags, environment);
   const debugging = printDebugEvents(flags.debug ? debugChannels : []);
@@ -127,7 +133,8 @@ Examples:
   for (const command of otherNameCommands()) program.addCommand(command, { hidden: true });
   for (const command of withSubcommands(program)) {
     // A variable that is set to nothing counts as not set.
-    for (const option of command.options) if (option.envVar !== undefined && environment[option.envVar] === "") delete option.envVar;
+    for (const option of command.options)
+      if (option.envVar !== undefined && environment[option.envVar] === "") delete option.envVar;
     command
       .exitOverride((error) => {
         if (error.exitCode === 0) throw error;
@@ -146,13 +153,20 @@ Examples:
         optionDescription: optionText,
       })
       // An error of commander arrives as an exception and is printed like every other error.
-      .configureOutput({ writeOut: (text) => output.help(text), writeErr: () => undefined, outputError: () => undefined })
+      .configureOutput({
+        writeOut: (text) => output.help(text),
+        writeErr: () => undefined,
+        outputError: () => undefined,
+      })
       .helpOption(isHidden(command) ? false : "-h, --help", "print this help");
   }
   return program;
 }
 
-/** `text` broken at spaces into lines of at most `width` columns, aligned behind `Usage: `. Options stay with their values. */
+/**
+ * `text` broken at spaces into lines of at most `width` columns, aligned behind `Usage: `. Options
+ * stay with their values.
+ */
 function wrapped(text: string, width: number): string {
   const lines: string[] = [];
   for (const word of text.split(/ (?=--|<|\[)(?<!--\S+ )/)) {

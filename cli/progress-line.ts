@@ -1,9 +1,11 @@
 /**
- * Progress of a command on stderr: one line that is rewritten in place on a terminal, or a line from time to time in a pipe.
+ * Progress of a command on stderr: one line that is rewritten in place on a terminal, or a line
+ * from time to time in a pipe.
  *
  *     scan       [#########           ]  45 %  3.6 GiB of 8.0 GiB  640 MiB/s  stored 210 MiB  0:07 left
  *
- * The rate of lines is `TIDEMARK_PROGRESS_FPS` (lines a second). On a terminal each report is drawn unless it is set.
+ * The rate of lines is `TIDEMARK_PROGRESS_FPS` (lines a second). On a terminal each report is drawn
+ * unless it is set.
  */
 import type { Progress } from "../engine/index.ts";
 import { formatBytes, formatDuration, formatRate } from "./quantities.ts";
@@ -32,7 +34,8 @@ class RecentProgress {
   text(progress: Progress): string {
     const atMs = performance.now();
     // Another phase, or another point of the same one, begins from the start.
-    if (progress.phase !== this.#phase || progress.doneBytes < (this.#samples.at(-1)?.doneBytes ?? 0)) this.#samples = [];
+    if (progress.phase !== this.#phase || progress.doneBytes < (this.#samples.at(-1)?.doneBytes ?? 0))
+      this.#samples = [];
     this.#phase = progress.phase;
     this.#samples.push({ atMs, doneBytes: progress.doneBytes });
     while (this.#samples.length > 2 && atMs - (this.#samples[1]?.atMs ?? atMs) > windowMs) this.#samples.shift();
@@ -119,7 +122,10 @@ export function progressText(progress: Progress, samples: readonly Sample[]): st
   const advancedBytes = first === undefined || last === undefined ? 0 : last.doneBytes - first.doneBytes;
   const filled = Math.floor((share / 100) * barColumns);
   const bar = `[${"#".repeat(filled)}${" ".repeat(barColumns - filled)}]`;
-  const parts = [`${phase.padEnd(11)} ${bar} ${String(share).padStart(3)} %`, `${formatBytes(doneBytes)} of ${formatBytes(totalBytes)}`];
+  const parts = [
+    `${phase.padEnd(11)} ${bar} ${String(share).padStart(3)} %`,
+    `${formatBytes(doneBytes)} of ${formatBytes(totalBytes)}`,
+  ];
   if (elapsedMs >= rateAfterMs) parts.push(formatRate(advancedBytes, elapsedMs));
   parts.push(`${phase === "scan" || phase === "commit" ? "stored" : "read"} ${formatBytes(transferredBytes)}`);
   if (elapsedMs >= estimateAfterMs && advancedBytes > 0 && doneBytes < totalBytes) {

@@ -1,4 +1,7 @@
-/** Sizes, rates and durations: formatted for people and parsed from flags. Sizes are in binary units. */
+/**
+ * Sizes, rates and durations: formatted for people and parsed from flags. Sizes are in binary
+ * units.
+ */
 
 const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"] as const;
 
@@ -62,7 +65,10 @@ const millisecondsOf: Readonly<Record<string, number>> = {
   w: 604_800_000,
 };
 
-/** Milliseconds of `300ms`, `5s`, `15m`, `1h`, `1.5 d`, `2w`; undefined when it is no whole number of them. */
+/**
+ * Milliseconds of `300ms`, `5s`, `15m`, `1h`, `1.5 d`, `2w`; undefined when it is no whole number
+ * of them.
+ */
 export function parseDuration(text: string): number | undefined {
   const match = /^(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d|w)$/.exec(text.trim());
   const elapsedMs = Number(match?.[1]) * (millisecondsOf[match?.[2] ?? ""] ?? Number.NaN);

@@ -1,8 +1,9 @@
 /**
- * Flags and environment variables that several commands share: where the vault is, threads, credentials, proxies, output.
+ * Flags and environment variables that several commands share: where the vault is, threads,
+ * credentials, proxies, output.
  *
- * The engine and the sinks read no environment; here it becomes arguments. `environmentVariables` is the list that help, the man page
- * and docs/cli.md are made from.
+ * The engine and the sinks read no environment; here it becomes arguments. `environmentVariables`
+ * is the list that help, the man page and docs/cli.md are made from.
  */
 import { homedir } from "node:os";
 import { isAbsolute, join } from "node:path";
@@ -30,9 +31,15 @@ export interface VaultFlags {
   readonly lanes?: number | undefined;
 }
 
-/** A variable that a flag has is named with that flag; these have none, or stand for a flag of all commands. */
+/**
+ * A variable that a flag has is named with that flag; these have none, or stand for a flag of all
+ * commands.
+ */
 export const environmentVariables: readonly (readonly [names: string, meaning: string])[] = [
-  ["TIDEMARK_JSON, TIDEMARK_QUIET, TIDEMARK_VERBOSE, TIDEMARK_UTC, TIDEMARK_DEBUG", "1 stands for the flag of that name."],
+  [
+    "TIDEMARK_JSON, TIDEMARK_QUIET, TIDEMARK_VERBOSE, TIDEMARK_UTC, TIDEMARK_DEBUG",
+    "1 stands for the flag of that name.",
+  ],
   ["TIDEMARK_PROGRESS_FPS", "Lines of progress a second, 0.01 to 60. Without it, progress goes to a terminal only."],
   [
     "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY",
@@ -55,12 +62,16 @@ export const environmentHelp = `Environment:
   NO_COLOR=1: no colours.
 `;
 
-/** Flags of every command, found without parsing, so that they are known even when parsing fails. */
+/**
+ * Flags of every command, found without parsing, so that they are known even when parsing fails.
+ */
 export function outputFlags(words: readonly string[], environment: Environment): OutputFlags {
   const end = words.indexOf("--");
   const flags = end === -1 ? words : words.slice(0, end);
   const isGiven = (name: string, short?: string): boolean =>
-    flags.includes(`--${name}`) || (short !== undefined && flags.includes(short)) || isOn(environment[`TIDEMARK_${name.toUpperCase()}`]);
+    flags.includes(`--${name}`) ||
+    (short !== undefined && flags.includes(short)) ||
+    isOn(environment[`TIDEMARK_${name.toUpperCase()}`]);
   return {
     json: isGiven("json"),
     debug: isGiven("debug"),
@@ -84,9 +95,13 @@ export function progressFps(environment: Environment): number | undefined {
 export function checkEnvironment(environment: Environment): void {
   const text = said(environment["TIDEMARK_PROGRESS_FPS"]);
   if (text === undefined || progressFps(environment) !== undefined) return;
-  throw new TidemarkError("INVALID_ARGUMENT", `TIDEMARK_PROGRESS_FPS is ${JSON.stringify(text)}, which is not a number of lines a second`, {
-    remedy: `set it to a number from ${progressFpsMin} to ${progressFpsMax}, such as TIDEMARK_PROGRESS_FPS=1, or unset it`,
-  });
+  throw new TidemarkError(
+    "INVALID_ARGUMENT",
+    `TIDEMARK_PROGRESS_FPS is ${JSON.stringify(text)}, which is not a number of lines a second`,
+    {
+      remedy: `set it to a number from ${progressFpsMin} to ${progressFpsMax}, such as TIDEMARK_PROGRESS_FPS=1, or unset it`,
+    },
+  );
 }
 
 /** Adds `--vault` and `--state`. */
@@ -118,7 +133,12 @@ export function vaultAddress(flags: VaultFlags): string {
 }
 
 export function vaultOptions(flags: VaultFlags, environment: Environment, signal: AbortSignal): VaultOptions {
-  return { stateFolder: said(flags.state) ?? stateFolderDefault(environment), workers: flags.workers, lanes: flags.lanes, signal };
+  return {
+    stateFolder: said(flags.state) ?? stateFolderDefault(environment),
+    workers: flags.workers,
+    lanes: flags.lanes,
+    signal,
+  };
 }
 
 /** Credentials and proxy for the vault at `address`. */
@@ -149,7 +169,10 @@ function isOn(value: string | undefined): boolean {
   return /^(1|true|yes|on)$/i.test(value ?? "");
 }
 
-/** For commands without `--state`, too. XDG Base Directory Specification: a relative path in its variable is invalid and ignored. */
+/**
+ * For commands without `--state`, too. XDG Base Directory Specification: a relative path in its
+ * variable is invalid and ignored.
+ */
 function stateFolderDefault(environment: Environment): string {
   const own = said(environment["TIDEMARK_STATE"]);
   if (own !== undefined) return own;
@@ -157,7 +180,10 @@ function stateFolderDefault(environment: Environment): string {
   return join(folder !== undefined && isAbsolute(folder) ? folder : join(homedir(), ".local", "state"), "tidemark");
 }
 
-/** The proxy that the environment names for this scheme, as curl and others read it: small letters go first, a bare host covers its subdomains. */
+/**
+ * The proxy that the environment names for this scheme, as curl and others read it: small letters
+ * go first, a bare host covers its subdomains.
+ */
 function proxyFor(address: string, environment: Environment): ProxyOptions | undefined {
   const scheme = /^(https?):/i.exec(address)?.[1]?.toLowerCase();
   if (scheme === undefined) return undefined;

@@ -1,8 +1,9 @@
 /**
  * Temporary folder of a command, removed when the command ends, by any way but kill -9.
  *
- * Disposal comes after every server and process that works in the folder has ended. The handler of the process's exit cannot wait:
- * a server that is ending may still write, so removal is tried again for a second.
+ * Disposal comes after every server and process that works in the folder has ended. The handler of
+ * the process's exit cannot wait: a server that is ending may still write, so removal is tried
+ * again for a second.
  */
 import { rmSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";

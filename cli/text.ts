@@ -4,7 +4,8 @@
 const unprintable = /[\p{Cc}\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
 
 /** Emoji and the scripts whose characters fill two columns. */
-const wide = /\p{Emoji_Presentation}|[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\u3000-\u303e\uff01-\uff60]/u;
+const wide =
+  /\p{Emoji_Presentation}|[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\u3000-\u303e\uff01-\uff60]/u;
 
 const graphemes = new Intl.Segmenter("en", { granularity: "grapheme" });
 
@@ -48,8 +49,8 @@ export interface Column<Row> {
 const firstColumnMin = 8;
 
 /**
- * A table in at most `width` columns: a column that says `-` in all rows is left out, then columns in the order of `dropped`, then the
- * first column is shortened.
+ * A table in at most `width` columns: a column that says `-` in all rows is left out, then columns
+ * in the order of `dropped`, then the first column is shortened.
  */
 export function fittedTable<Row>(columns: readonly Column<Row>[], rows: readonly Row[], width: number): string {
   let kept = columns.filter(({ cell }) => rows.some((row) => cell(row) !== "-"));
@@ -71,11 +72,15 @@ export function fittedTable<Row>(columns: readonly Column<Row>[], rows: readonly
       .join("  ")
       .trimEnd();
   const body = cells();
-  return [line(kept.map(({ heading }) => heading)), ...rows.map((row, index) => line(body[index] ?? [], row))].join("\n");
+  return [line(kept.map(({ heading }) => heading)), ...rows.map((row, index) => line(body[index] ?? [], row))].join(
+    "\n",
+  );
 }
 
 function columnWidths<Row>(columns: readonly Column<Row>[], cells: readonly (readonly string[])[]): number[] {
-  return columns.map(({ heading }, index) => Math.max(displayWidth(heading), ...cells.map((row) => displayWidth(row[index] ?? ""))));
+  return columns.map(({ heading }, index) =>
+    Math.max(displayWidth(heading), ...cells.map((row) => displayWidth(row[index] ?? ""))),
+  );
 }
 
 function shortened(text: string, width: number): string {
@@ -87,7 +92,9 @@ function pad(text: string, width: number, align: "l" | "r"): string {
   return align === "r" ? gap + text : text + gap;
 }
 
-/** Rows under a heading, two spaces between columns. `align` has one letter a column: `l` or `r`. */
+/**
+ * Rows under a heading, two spaces between columns. `align` has one letter a column: `l` or `r`.
+ */
 export function table(heading: readonly string[], rows: readonly (readonly string[])[], align: string): string {
   const all = [heading, ...rows.map((row) => row.map(printable))];
   const widths = heading.map((_, column) => Math.max(...all.map((row) => displayWidth(row[column] ?? ""))));

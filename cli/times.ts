@@ -1,12 +1,12 @@
 /**
  * Times as a terminal shows them and as a user writes them.
  *
- * A time is shown in the local zone with its offset, or in UTC; either form can be pasted back as a selector. A time that is written
- * without a zone has two readings, so it is refused with both: a script must not select another point because the machine's zone
- * changed.
+ * A time is shown in the local zone with its offset, or in UTC; either form can be pasted back as a
+ * selector. A time that is written without a zone has two readings, so it is refused with both: a
+ * script must not select another point because the machine's zone changed.
  *
- * Grammar of a time: an ISO 8601 date and time with `Z` or an offset, or `AGE ago`, where AGE is one or more of a number and a unit:
- * `90s ago`, `2 hours ago`, `1 day 6 hours ago`.
+ * Grammar of a time: an ISO 8601 date and time with `Z` or an offset, or `AGE ago`, where AGE is
+ * one or more of a number and a unit: `90s ago`, `2 hours ago`, `1 day 6 hours ago`.
  */
 import { TidemarkError } from "../engine/index.ts";
 
@@ -27,7 +27,8 @@ const unitsMs: readonly (readonly [names: readonly string[], lengthMs: number])[
 /**
  * Milliseconds since 1970 of a time, or undefined when `text` is written as none.
  *
- * @throws INVALID_ARGUMENT for a time without a zone, an age in an unknown unit, and a date that no calendar has.
+ * @throws INVALID_ARGUMENT for a time without a zone, an age in an unknown unit, and a date that no
+ * calendar has.
  */
 export function parseTime(text: string, nowMs: number): number | undefined {
   const written = text.trim();
@@ -42,7 +43,9 @@ export function parseTime(text: string, nowMs: number): number | undefined {
   return timeMs;
 }
 
-/** As `parseTime`, for an option that takes a time and nothing else. `option` names it in errors. */
+/**
+ * As `parseTime`, for an option that takes a time and nothing else. `option` names it in errors.
+ */
 export function requireTime(option: string, text: string, nowMs: number): number {
   const timeMs = parseTime(text, nowMs);
   if (timeMs !== undefined) return timeMs;
@@ -52,7 +55,8 @@ export function requireTime(option: string, text: string, nowMs: number): number
 }
 
 /**
- * A point selector as the engine takes it: a sequence number, an id and `latest` as they are, a time as ISO 8601 in UTC.
+ * A point selector as the engine takes it: a sequence number, an id and `latest` as they are, a
+ * time as ISO 8601 in UTC.
  *
  * @throws INVALID_ARGUMENT for anything else.
  */
@@ -67,7 +71,10 @@ export function pointSelector(text: string, nowMs: number = Date.now()): string 
   });
 }
 
-/** `2026-05-01T14:00:00.123+02:00`: a time in the zone of this machine. Takes ISO 8601, or milliseconds since 1970. */
+/**
+ * `2026-05-01T14:00:00.123+02:00`: a time in the zone of this machine. Takes ISO 8601, or
+ * milliseconds since 1970.
+ */
 export function formatLocal(time: string | number): string {
   const date = new Date(time);
   const offsetMinutes = -date.getTimezoneOffset();
@@ -95,10 +102,14 @@ function withoutZone(text: string, date: string, clock: string): TidemarkError {
   const [localMs, utcMs] = [Date.parse(full), Date.parse(`${full}Z`)];
   if (Number.isNaN(localMs) || Number.isNaN(utcMs)) return noTime(text);
   const [local, utc] = [formatLocal(localMs).replace(".000", ""), `${full}Z`];
-  return new TidemarkError("INVALID_ARGUMENT", `the time ${text} has no zone: it is ${local} as local time, and ${utc} as UTC`, {
-    remedy: `write ${local} or ${utc}`,
-    detail: { local, utc },
-  });
+  return new TidemarkError(
+    "INVALID_ARGUMENT",
+    `the time ${text} has no zone: it is ${local} as local time, and ${utc} as UTC`,
+    {
+      remedy: `write ${local} or ${utc}`,
+      detail: { local, utc },
+    },
+  );
 }
 
 function noTime(text: string): TidemarkError {

@@ -127,7 +127,9 @@ export const diagnosticNames: readonly DiagnosticName[] = [
 /**
  * Held here, because a channel that nothing refers to is collected together with its subscriptions.
  */
-const channels: ReadonlyMap<DiagnosticName, Channel> = new Map(diagnosticNames.map((name) => [name, channel(`tidemark:${name}`)]));
+const channels: ReadonlyMap<DiagnosticName, Channel> = new Map(
+  diagnosticNames.map((name) => [name, channel(`tidemark:${name}`)]),
+);
 
 /** Publishes an event. Free of effect while nothing subscribes. */
 export function publish<Name extends DiagnosticName>(name: Name, event: DiagnosticEvents[Name]): void {

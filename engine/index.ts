@@ -1,5 +1,6 @@
 /**
- * Tidemark's engine: what an embedder imports. A store comes from `tidemark/sink`, or is anything that implements `Sink`.
+ * Tidemark's engine: what an embedder imports. A store comes from `tidemark/sink`, or is anything
+ * that implements `Sink`.
  */
 
 export type { BlockDevice, DeviceExtent } from "./device.ts";
@@ -32,9 +33,23 @@ export { commandHook, functionHook } from "./replication/protection/hooks.ts";
 export type { Meter } from "./replication/protection/meters.ts";
 export { Protection } from "./replication/protection/protection.ts";
 export type { ProtectionEvent, ProtectionState } from "./replication/protection/protection-state.ts";
-export type { LastPrune, ProtectionPolicy, ProtectionStatus, ProtectOptions } from "./replication/protection/protection-status.ts";
+export type {
+  LastPrune,
+  ProtectionPolicy,
+  ProtectionStatus,
+  ProtectOptions,
+} from "./replication/protection/protection-status.ts";
 export type { ReplicateOptions, ReplicateSummary } from "./replication/replicate.ts";
-export type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "./sink.ts";
+export type {
+  CallOptions,
+  ListedObject,
+  ObjectStat,
+  PageFence,
+  PagesStat,
+  PutCondition,
+  Sink,
+  StoredObject,
+} from "./sink.ts";
 export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";
 export { SinkDecorator } from "./sink-decorator.ts";
 export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./store/format/documents.ts";

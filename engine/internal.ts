@@ -1,5 +1,6 @@
 /**
- * What the sinks, the benchmarks and the command line need of the engine beyond its API. Not promised: it may change in any release.
+ * What the sinks, the benchmarks and the command line need of the engine beyond its API. Not
+ * promised: it may change in any release.
  */
 
 // The system calls that Node lacks, for stores that lie in files.

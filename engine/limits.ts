@@ -36,5 +36,11 @@ export const fingerprintBytes = 16;
 
 assert(blockBytesMin % granuleBytes === 0, "a block holds whole granules");
 assert(blockBytesMax / granuleBytes <= 256, "granule counts inside a block fit in one byte as count - 1");
-assert(segmentBytes <= 2 ** 32 && segmentBytes % pageAlignmentBytes === 0, "segment offsets are 32-bit and segments hold whole pages");
-assert(frameBytesMax > blockBytesMax + 64 * 1024, "a frame holds at least one incompressible block with its header and table");
+assert(
+  segmentBytes <= 2 ** 32 && segmentBytes % pageAlignmentBytes === 0,
+  "segment offsets are 32-bit and segments hold whole pages",
+);
+assert(
+  frameBytesMax > blockBytesMax + 64 * 1024,
+  "a frame holds at least one incompressible block with its header and table",
+);

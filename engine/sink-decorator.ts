@@ -5,15 +5,23 @@
  * The class lists every member of the port. So a member that is added to `Sink` does not compile
  * until it has its place here, and the subclasses get it without a change.
  */
-import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "./sink.ts";
+import type {
+  CallOptions,
+  ListedObject,
+  ObjectStat,
+  PageFence,
+  PagesStat,
+  PutCondition,
+  Sink,
+  StoredObject,
+} from "./sink.ts";
 
 /**
  * Contract, errors and ownership of buffers of each member are those of `Sink`.
  *
- * @example
- * class CountingSink extends SinkDecorator {
- *   puts = 0;
- *   override async putObject(...call: Parameters<Sink["putObject"]>): Promise<{ readonly etag: string }> {
+ * @example class CountingSink extends SinkDecorator {
+ *   puts = 0; override async putObject(...call: Parameters<Sink["putObject"]>): Promise<{ readonly
+ *   etag: string }> {
  *     this.puts += 1;
  *     return await super.putObject(...call);
  *   }
@@ -43,7 +51,12 @@ export class SinkDecorator implements Sink {
     return this.inner.getObject(name, sizeBytesMax, options);
   }
 
-  putObject(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<{ readonly etag: string }> {
+  putObject(
+    name: string,
+    bytes: Uint8Array,
+    condition: PutCondition,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.inner.putObject(name, bytes, condition, options);
   }
 
@@ -75,11 +88,22 @@ export class SinkDecorator implements Sink {
     return this.inner.releaseLease(name, leaseId, options);
   }
 
-  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<{ readonly etag: string }> {
+  createPages(
+    name: string,
+    sizeBytes: number,
+    sequenceNumber: number,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.inner.createPages(name, sizeBytes, sequenceNumber, options);
   }
 
-  writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence, options?: CallOptions): Promise<{ readonly etag: string }> {
+  writePages(
+    name: string,
+    offset: number,
+    bytes: Uint8Array,
+    fence: PageFence,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.inner.writePages(name, offset, bytes, fence, options);
   }
 

@@ -135,7 +135,12 @@ export interface Sink extends AsyncDisposable {
    * Writes a whole object. Errors: OBJECT_EXISTS (`ifAbsent`), CONDITION_FAILED (`ifMatch`),
    * LEASE_LOST (lease missing, expired or another's), OUTCOME_UNKNOWN.
    */
-  putObject(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<{ readonly etag: string }>;
+  putObject(
+    name: string,
+    bytes: Uint8Array,
+    condition: PutCondition,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }>;
 
   /** ETag and size. Errors: OBJECT_NOT_FOUND. */
   statObject(name: string, options?: CallOptions): Promise<ObjectStat>;
@@ -169,13 +174,24 @@ export interface Sink extends AsyncDisposable {
   // ---- Page objects: fixed size, sparse, written at offsets under a fence ----
 
   /** Creates a page object of zeros. Errors: OBJECT_EXISTS, OUTCOME_UNKNOWN. */
-  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<{ readonly etag: string }>;
+  createPages(
+    name: string,
+    sizeBytes: number,
+    sequenceNumber: number,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }>;
 
   /**
    * Writes `bytes` at `offset`, atomically and durably. Errors: CONDITION_FAILED, OBJECT_NOT_FOUND,
    * OUTCOME_UNKNOWN, INVALID_ARGUMENT (alignment, size, beyond the end).
    */
-  writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence, options?: CallOptions): Promise<{ readonly etag: string }>;
+  writePages(
+    name: string,
+    offset: number,
+    bytes: Uint8Array,
+    fence: PageFence,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }>;
 
   /**
    * Fills `into` from `offset`, any alignment. Bytes never written are zero. Errors:

@@ -79,9 +79,8 @@ interface Waiter {
 /**
  * A limit that several sinks and disks may share.
  *
- * @example
- * const bandwidth = new Bandwidth({ windows: [{ from: "08:00", to: "18:00", bytesPerSecond: 5_000_000 }] });
- * const vault = await Vault.open(limited(sink, bandwidth), {});
+ * @example const bandwidth = new Bandwidth({ windows: [{ from: "08:00", to: "18:00",
+ * bytesPerSecond: 5_000_000 }] }); const vault = await Vault.open(limited(sink, bandwidth), {});
  */
 export class Bandwidth {
   readonly #clocks: BandwidthClocks;
@@ -98,7 +97,10 @@ export class Bandwidth {
   #minute: { readonly index: number; readonly limit: number } | undefined;
 
   /** @throws INVALID_ARGUMENT, with a message that names every fault of the table. */
-  constructor(table: BandwidthTable = {}, clocks: BandwidthClocks = { steadyMs: () => performance.now(), wallMs: Date.now }) {
+  constructor(
+    table: BandwidthTable = {},
+    clocks: BandwidthClocks = { steadyMs: () => performance.now(), wallMs: Date.now },
+  ) {
     this.#clocks = clocks;
     this.#table = checkTable(table);
     this.#accruedAtMs = clocks.steadyMs();
@@ -303,7 +305,12 @@ function checkTable({ timeZone = "UTC", windows = [], bytesPerSecond }: Bandwidt
   const checked = windows.map(({ from, to, days = weekdays, bytesPerSecond: limit }) => {
     const unknown = days.filter((day) => !weekdays.includes(day));
     if (unknown.length > 0) faults.push(`${unknown.join(", ")} is none of ${weekdays.join(", ")}`);
-    return { fromMinute: minuteOf(from), toMinute: minuteOf(to), days: days.map((day) => weekdays.indexOf(day)), limit: limitOf(limit) };
+    return {
+      fromMinute: minuteOf(from),
+      toMinute: minuteOf(to),
+      days: days.map((day) => weekdays.indexOf(day)),
+      limit: limitOf(limit),
+    };
   });
   const limit = limitOf(bytesPerSecond);
   const clock = clockOf(timeZone);
@@ -326,7 +333,13 @@ function invalid(faults: readonly string[]): TidemarkError {
 
 function clockOf(timeZone: string): Intl.DateTimeFormat | undefined {
   try {
-    return new Intl.DateTimeFormat("en-US", { timeZone, weekday: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+    return new Intl.DateTimeFormat("en-US", {
+      timeZone,
+      weekday: "short",
+      hour: "2-digit",
+      minute: "2-digit",
+      hourCycle: "h23",
+    });
   } catch (error) {
     if (error instanceof RangeError) return undefined;
     throw error;

@@ -64,14 +64,29 @@ export const protectionTiming = {
 
 const leaseMs = leaseTiming.seconds * 1000;
 
-assert(leaseSecondsMin <= leaseTiming.probeSeconds && leaseTiming.seconds <= leaseSecondsMax, "every store grants these leases");
+assert(
+  leaseSecondsMin <= leaseTiming.probeSeconds && leaseTiming.seconds <= leaseSecondsMax,
+  "every store grants these leases",
+);
 assert(leaseTiming.trustMs === leaseMs / 2, "a trusted lease has at least half of its term left");
-assert(leaseTiming.renewEveryMs * 2 <= leaseTiming.trustMs, "one renewal may fail before the lease is not trusted any more");
+assert(
+  leaseTiming.renewEveryMs * 2 <= leaseTiming.trustMs,
+  "one renewal may fail before the lease is not trusted any more",
+);
 assert(leaseTiming.releaseMsMax < leaseMs, "waiting for a release takes less time than letting the lease end");
 assert(takeOverTiming.waitMsMax < leaseMs, "waiting for a leaving writer takes less time than letting its lease end");
 assert(takeOverTiming.waitMsMax > leaseTiming.releaseMsMax, "a writer that is leaving is waited for");
 assert(pruneFenceTiming.waitMsMax < leaseMs, "a reader looks for a dead pruner before that one's lease ends");
-assert(collectionTiming.writerPollMs * 3 <= collectionTiming.waitMsMax, "a writer that ships looks several times while a collector waits");
-assert(protectionTiming.restMsMax * 3 <= collectionTiming.waitMsMax, "a disk at rest looks several times while a collector waits");
+assert(
+  collectionTiming.writerPollMs * 3 <= collectionTiming.waitMsMax,
+  "a writer that ships looks several times while a collector waits",
+);
+assert(
+  protectionTiming.restMsMax * 3 <= collectionTiming.waitMsMax,
+  "a disk at rest looks several times while a collector waits",
+);
 assert(protectionTiming.backOffMsMin <= protectionTiming.backOffMsMax, "back-off grows");
-assert(protectionTiming.barrierMsMaxDefault < protectionTiming.cycleMsDefault, "writes are held back for a part of a cycle only");
+assert(
+  protectionTiming.barrierMsMaxDefault < protectionTiming.cycleMsDefault,
+  "writes are held back for a part of a cycle only",
+);

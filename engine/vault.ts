@@ -1,5 +1,6 @@
 /**
- * The vault: the front door of the engine. It holds a store's identity and offers everything that can be done with its disks.
+ * The vault: the front door of the engine. It holds a store's identity and offers everything that
+ * can be done with its disks.
  */
 import { randomBytes } from "node:crypto";
 import path from "node:path";
@@ -62,13 +63,19 @@ import { tidemarkVersion } from "./version.ts";
 
 /** How this process works with a vault. None of it is stored. */
 export interface VaultOptions {
-  /** Folder for local caches; absent, nothing is kept and every cycle compares the disk with the vault. */
+  /**
+   * Folder for local caches; absent, nothing is kept and every cycle compares the disk with the
+   * vault.
+   */
   readonly stateFolder?: string | undefined;
   /** Worker threads, 1 to 64. Default: one a core, at most 8. */
   readonly workers?: number | undefined;
   /** Page writes in flight plus the frame being filled, 2 to 32. Default: 5. */
   readonly lanes?: number | undefined;
-  /** Ceiling of the dedup index in bytes, from 1 MiB. Default: 256 MiB, which holds the chunks of about 450 GiB at 64 KiB. */
+  /**
+   * Ceiling of the dedup index in bytes, from 1 MiB. Default: 256 MiB, which holds the chunks of
+   * about 450 GiB at 64 KiB.
+   */
   readonly indexBytesMax?: number | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -116,7 +123,10 @@ export class Vault implements AsyncDisposable {
     };
   }
 
-  /** Creates a vault in the sink's container, creating that too. Errors: VAULT_EXISTS, INVALID_ARGUMENT; DAMAGED where a vault has lost its `vault.json`. */
+  /**
+   * Creates a vault in the sink's container, creating that too. Errors: VAULT_EXISTS,
+   * INVALID_ARGUMENT; DAMAGED where a vault has lost its `vault.json`.
+   */
   static async create(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
     const document = newDocument(options);
     const resolved = resolveOptions(options);
@@ -128,9 +138,10 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Opens the vault in the sink's container. While the store cannot be reached, a vault that was opened here before is opened from
-   * the copy of its document in the state folder: its disks can then be served and tracked, and wait for the store. Errors:
-   * VAULT_NOT_FOUND, STORE_UNREACHABLE, FORMAT_UNSUPPORTED, DAMAGED.
+   * Opens the vault in the sink's container. While the store cannot be reached, a vault that was
+   * opened here before is opened from the copy of its document in the state folder: its disks can
+   * then be served and tracked, and wait for the store. Errors: VAULT_NOT_FOUND, STORE_UNREACHABLE,
+   * FORMAT_UNSUPPORTED, DAMAGED.
    */
   static async open(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
     const resolved = resolveOptions(options);
@@ -148,8 +159,9 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Opens the vault as `open` does, also when its `vault.json` is lost: to be repaired. Then what the vault is comes from a copy that stored chunks have
-   * proved, and nothing is written before `repair`. Errors: as `open`; DAMAGED when there is no such copy.
+   * Opens the vault as `open` does, also when its `vault.json` is lost: to be repaired. Then what
+   * the vault is comes from a copy that stored chunks have proved, and nothing is written before
+   * `repair`. Errors: as `open`; DAMAGED when there is no such copy.
    */
   static async openForRepair(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
     try {
@@ -158,7 +170,11 @@ export class Vault implements AsyncDisposable {
       if (!hasCode(error, "DAMAGED")) throw error;
     }
     const kept = await documentCopy(options.stateFolder, sink.description).read();
-    return new Vault({ sink, document: await findIdentity(new Store(sink), kept, options.signal), ...resolveOptions(options) });
+    return new Vault({
+      sink,
+      document: await findIdentity(new Store(sink), kept, options.signal),
+      ...resolveOptions(options),
+    });
   }
 
   /** Opens the vault, or creates it when there is none. */
@@ -198,12 +214,13 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Counts what the vault's points take: as full images, deduplicated, compressed, and their metadata, in
-   * bytes, for each disk and in all. Reads every map, and no data. `SpaceCounts` defines each number.
+   * Counts what the vault's points take: as full images, deduplicated, compressed, and their
+   * metadata, in bytes, for each disk and in all. Reads every map, and no data. `SpaceCounts`
+   * defines each number.
    *
-   * @throws TidemarkError DAMAGED or FORMAT_UNSUPPORTED when a head, manifest or map cannot be read; INTERRUPTED.
-   * @example
-   * const { uniqueBytes, storedBytes } = await vault.stats();
+   * @throws TidemarkError DAMAGED or FORMAT_UNSUPPORTED when a head, manifest or map cannot be
+   * read; INTERRUPTED.
+   * @example const { uniqueBytes, storedBytes } = await vault.stats();
    * console.log(`compressed ${(uniqueBytes / storedBytes).toFixed(1)} : 1`);
    */
   async stats(options: StatsOptions = {}): Promise<VaultStats> {
@@ -219,7 +236,10 @@ export class Vault implements AsyncDisposable {
     return disks;
   }
 
-  /** The disk's committed points, oldest first. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT, DAMAGED (see `PointsOptions.onNotice`). */
+  /**
+   * The disk's committed points, oldest first. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT, DAMAGED
+   * (see `PointsOptions.onNotice`).
+   */
   async points(disk: string, options: PointsOptions = {}): Promise<ListedPoint[]> {
     const store = new Store(this.#context.sink);
     const members = new GroupMembers({ store, vault: this.id, signal: options.signal });
@@ -227,8 +247,8 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * One point in full. `selector`: sequence number, id, `latest`, or an ISO time (the newest point not younger). Errors:
-   * DISK_NOT_FOUND, POINT_NOT_FOUND, DAMAGED.
+   * One point in full. `selector`: sequence number, id, `latest`, or an ISO time (the newest point
+   * not younger). Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, DAMAGED.
    */
   async point(disk: string, selector: string): Promise<PointDetail> {
     const store = new Store(this.#context.sink);
@@ -250,25 +270,37 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * The extents in which a point differs from another one of its disk, as an async iterable: see `PointDiff`. No data is read.
+   * The extents in which a point differs from another one of its disk, as an async iterable: see
+   * `PointDiff`. No data is read.
    *
-   * @throws TidemarkError DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT, DAMAGED and the errors of the store.
+   * @throws TidemarkError DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT, DAMAGED and the errors
+   * of the store.
    */
   async diff(options: DiffOptions): Promise<PointDiff> {
     return await this.#track(async () => await PointDiff.open(new Store(this.#context.sink), this.id, options));
   }
 
   /**
-   * Keeps a point from being pruned, until a time or for good. It needs no seat. A pin of the same name that the point has is replaced.
-   * Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT.
+   * Keeps a point from being pruned, until a time or for good. It needs no seat. A pin of the same
+   * name that the point has is replaced. Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT.
    */
-  async pin(options: PinOptions & { readonly untilMs?: number | undefined }): Promise<PointSummary & { readonly pin: PinSummary }> {
+  async pin(
+    options: PinOptions & { readonly untilMs?: number | undefined },
+  ): Promise<PointSummary & { readonly pin: PinSummary }> {
     const { place, summary } = await this.#place(options);
-    const { name, untilMs } = await putPin({ ...place, name: options.name ?? null, untilMs: options.untilMs ?? null, nowMs: Date.now() });
+    const { name, untilMs } = await putPin({
+      ...place,
+      name: options.name ?? null,
+      untilMs: options.untilMs ?? null,
+      nowMs: Date.now(),
+    });
     return { ...summary, pin: { name, until: untilMs === null ? null : new Date(untilMs).toISOString() } };
   }
 
-  /** Removes a point's pins: all of them, or those of a name. Errors: DISK_NOT_FOUND, POINT_NOT_FOUND. */
+  /**
+   * Removes a point's pins: all of them, or those of a name. Errors: DISK_NOT_FOUND,
+   * POINT_NOT_FOUND.
+   */
   async unpin(options: PinOptions): Promise<PointSummary & { readonly removedPins: number }> {
     const { place, summary } = await this.#place(options);
     return { ...summary, removedPins: await removePins({ ...place, name: options.name }) };
@@ -281,16 +313,19 @@ export class Vault implements AsyncDisposable {
     const store = new Store(this.#context.sink);
     const { head } = await readHead(store, this.id, disk.normalize("NFC"), signal);
     const point = await selectPoint(store, head, selector, signal);
-    return { place: { store, vault: this.id, disk: head.disk, point, onNotice, signal }, summary: pointSummary(head.disk, point) };
+    return {
+      place: { store, vault: this.id, disk: head.disk, point, onNotice, signal },
+      summary: pointSummary(head.disk, point),
+    };
   }
 
   /**
-   * Puts a label on a point, in place of the one that it has; an empty text removes it. A label does not keep a point from being
-   * pruned, and goes with it. It needs no writer lease.
+   * Puts a label on a point, in place of the one that it has; an empty text removes it. A label
+   * does not keep a point from being pruned, and goes with it. It needs no writer lease.
    *
-   * @throws TidemarkError DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT and the errors of the store.
-   * @example
-   * await vault.label({ disk: "web", point: "latest", text: "before the upgrade" });
+   * @throws TidemarkError DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT and the errors of the
+   * store.
+   * @example await vault.label({ disk: "web", point: "latest", text: "before the upgrade" });
    */
   async label(options: LabelOptions): Promise<PointSummary & { readonly label: string | null }> {
     const { place, summary } = await this.#place(options);
@@ -315,8 +350,8 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Protects a disk image or block device while it is written: see `Protection`. It ends with `stop`, at the latest when the vault is
-   * closed. Errors: see `Protection.start`.
+   * Protects a disk image or block device while it is written: see `Protection`. It ends with
+   * `stop`, at the latest when the vault is closed. Errors: see `Protection.start`.
    */
   async protect(options: ProtectOptions): Promise<Protection> {
     return await this.#track(async () => {
@@ -336,19 +371,22 @@ export class Vault implements AsyncDisposable {
     return await this.#track(async () => await materialize(this.#context, options));
   }
 
-  /** Makes a point a disk that can be read at once, until the mount or the vault is closed. Errors: see `Mount.open`. */
+  /**
+   * Makes a point a disk that can be read at once, until the mount or the vault is closed. Errors:
+   * see `Mount.open`.
+   */
   async mount(options: MountOptions): Promise<Mount> {
     return await this.#keepOpen(async () => await Mount.open(this.#context, options));
   }
 
   /**
-   * Opens a point to be read as bytes or streams: see `PointHandle`. It is closed with the vault at the latest.
+   * Opens a point to be read as bytes or streams: see `PointHandle`. It is closed with the vault at
+   * the latest.
    *
-   * @throws TidemarkError DISK_NOT_FOUND; POINT_NOT_FOUND, also when it is being pruned; INVALID_ARGUMENT; DAMAGED; and
-   * the errors of the store.
-   * @example
-   * await using point = await vault.openPoint({ disk: "web", point: "latest" });
-   * for await (const piece of point.stream({ offset: 0, length: 1024 ** 2 })) process.stdout.write(piece);
+   * @throws TidemarkError DISK_NOT_FOUND; POINT_NOT_FOUND, also when it is being pruned;
+   * INVALID_ARGUMENT; DAMAGED; and the errors of the store.
+   * @example await using point = await vault.openPoint({ disk: "web", point: "latest" }); for await
+   * (const piece of point.stream({ offset: 0, length: 1024 ** 2 })) process.stdout.write(piece);
    */
   async openPoint(options: OpenPointOptions): Promise<PointHandle> {
     return await this.#keepOpen(async () => await PointHandle.open(this.#context, options));
@@ -368,12 +406,18 @@ export class Vault implements AsyncDisposable {
     });
   }
 
-  /** Gives back what no committed point needs, while writers and readers go on. Errors: see `collect`. */
+  /**
+   * Gives back what no committed point needs, while writers and readers go on. Errors: see
+   * `collect`.
+   */
   async collect(options: CollectOptions = {}): Promise<CollectSummary> {
     return await this.#track(async () => await collect(new Store(this.#context.sink), this.id, options));
   }
 
-  /** When the vault was last collected by anybody, in ms since 1970; undefined when that is not known. */
+  /**
+   * When the vault was last collected by anybody, in ms since 1970; undefined when that is not
+   * known.
+   */
   async lastCollectedMs(signal?: AbortSignal): Promise<number | undefined> {
     return await this.#track(async () => await lastCollectedMs(new Store(this.#context.sink), this.id, { signal }));
   }
@@ -386,14 +430,18 @@ export class Vault implements AsyncDisposable {
     });
   }
 
-  /** Rebuilds what lists points and what maps are made of, where it is lost. Errors: see `repair`; what cannot be saved is in the summary. */
+  /**
+   * Rebuilds what lists points and what maps are made of, where it is lost. Errors: see `repair`;
+   * what cannot be saved is in the summary.
+   */
   async repair(options: RepairOptions = {}): Promise<RepairSummary> {
     return await this.#track(async () => await repair(this.#context, options));
   }
 
   /**
-   * Proves a part of the vault's points, those that were proved longest ago, and heals what can be healed; the next pass goes on where this one ends.
-   * One pass at a time. Errors: see `Scrubber`; damage is in the summary.
+   * Proves a part of the vault's points, those that were proved longest ago, and heals what can be
+   * healed; the next pass goes on where this one ends. One pass at a time. Errors: see `Scrubber`;
+   * damage is in the summary.
    */
   async scrub(options: ScrubOptions = {}): Promise<ScrubSummary> {
     this.#scrubber ??= new Scrubber(this.#context);
@@ -404,7 +452,10 @@ export class Vault implements AsyncDisposable {
     });
   }
 
-  /** Waits for what is running and ends the threads. The sink stays open: it is the caller's. Idempotent. */
+  /**
+   * Waits for what is running and ends the threads. The sink stays open: it is the caller's.
+   * Idempotent.
+   */
   async close(): Promise<void> {
     this.#closed = true;
     for (const protection of this.#protections) await protection.stop({ drain: false });
@@ -415,7 +466,10 @@ export class Vault implements AsyncDisposable {
   }
 
   /** The point is committed, so a label that cannot be written is a notice. */
-  async #labelNew({ disk, sequence, point: id }: ReplicateSummary, { label: text, onNotice, signal }: ReplicateOptions): Promise<void> {
+  async #labelNew(
+    { disk, sequence, point: id }: ReplicateSummary,
+    { label: text, onNotice, signal }: ReplicateOptions,
+  ): Promise<void> {
     if (text === undefined || text === "") return;
     try {
       const store = new Store(this.#context.sink);
@@ -427,7 +481,9 @@ export class Vault implements AsyncDisposable {
     }
   }
 
-  /** A point is committed, whatever comes of this: it is told, and tried again by the next session. */
+  /**
+   * A point is committed, whatever comes of this: it is told, and tried again by the next session.
+   */
   async #keepIdentity(onNotice: (notice: Notice) => void, signal: AbortSignal | undefined): Promise<void> {
     if (this.#isIdentitySafe || signal?.aborted === true) return;
     try {
@@ -441,13 +497,21 @@ export class Vault implements AsyncDisposable {
     }
   }
 
-  /** Tells what is wrong with `vault.json` and its copy; with `mend` puts the copy back. Returns whether both are right now. */
-  async #lookAfterIdentity(mend: boolean, onNotice: (notice: Notice) => void, signal: AbortSignal | undefined): Promise<boolean> {
+  /**
+   * Tells what is wrong with `vault.json` and its copy; with `mend` puts the copy back. Returns
+   * whether both are right now.
+   */
+  async #lookAfterIdentity(
+    mend: boolean,
+    onNotice: (notice: Notice) => void,
+    signal: AbortSignal | undefined,
+  ): Promise<boolean> {
     const { document, sink } = this.#context;
     const store = new Store(sink);
     const faults = await identityFaults(store, document, signal);
     for (const fault of faults) {
-      // A store that has forgotten the vault, or was given another, is not to be given a copy of it.
+      // A store that has forgotten the vault, or was given another, is not to be given a copy of
+      // it.
       const isMended = mend && faults.length === 1 && fault.name === vaultCopyName && !fault.isForeign;
       const fate = isMended ? await this.#mend(fault, signal) : "`tidemark vault repair` puts it back";
       onNotice({ code: "VAULT_AT_RISK", message: fault.isForeign ? fault.message : `${fault.message}: ${fate}` });
@@ -522,9 +586,12 @@ function newDocument(parameters: VaultParameters): VaultDocument {
   const digest = parameters.digest ?? "blake3";
   const faults: string[] = [];
   if (!Number.isInteger(Math.log2(blockBytes)) || blockBytes < blockBytesMin || blockBytes > blockBytesMax) {
-    faults.push(`a block of ${String(blockBytes)} bytes is not a power of two from ${String(blockBytesMin)} to ${String(blockBytesMax)}`);
+    faults.push(
+      `a block of ${String(blockBytes)} bytes is not a power of two from ${String(blockBytesMin)} to ${String(blockBytesMax)}`,
+    );
   }
-  if (!digestNames.includes(digest)) faults.push(`the digest ${JSON.stringify(digest)} is not one of ${digestNames.join(", ")}`);
+  if (!digestNames.includes(digest))
+    faults.push(`the digest ${JSON.stringify(digest)} is not one of ${digestNames.join(", ")}`);
   refuse(faults);
   return {
     vault: toHex(randomBytes(16)),
@@ -543,7 +610,8 @@ function resolveOptions(options: VaultOptions): Omit<VaultParts, "sink" | "docum
   const lanes = options.lanes ?? 5;
   const indexBytesMax = options.indexBytesMax ?? 256 * mebibyte;
   const faults: string[] = [];
-  if (!Number.isInteger(workers) || workers < 1 || workers > 64) faults.push(`${String(workers)} workers are not 1 to 64`);
+  if (!Number.isInteger(workers) || workers < 1 || workers > 64)
+    faults.push(`${String(workers)} workers are not 1 to 64`);
   if (!Number.isInteger(lanes) || lanes < 2 || lanes > 32) faults.push(`${String(lanes)} lanes are not 2 to 32`);
   if (!Number.isSafeInteger(indexBytesMax) || indexBytesMax < mebibyte)
     faults.push(`a dedup index of ${String(indexBytesMax)} bytes is below 1 MiB`);
@@ -552,7 +620,8 @@ function resolveOptions(options: VaultOptions): Omit<VaultParts, "sink" | "docum
 }
 
 function refuse(faults: readonly string[]): void {
-  if (faults.length > 0) throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
+  if (faults.length > 0)
+    throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
 }
 
 export interface VaultSummary {

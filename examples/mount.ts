@@ -8,7 +8,9 @@ try {
   const mount = await vault.mount({ disk: "memory", point: "latest" }); // held against pruning until it is closed
   const range = new Uint8Array(4096);
   await mount.device.read(1024 * 1024, range); // fetched, verified, cached
-  console.log(`point ${mount.point.sequence} holds ${mount.device.sizeBytes} bytes; at 1 MiB stands ${range[0] ?? "nothing"}`);
+  console.log(
+    `point ${mount.point.sequence} holds ${mount.device.sizeBytes} bytes; at 1 MiB stands ${range[0] ?? "nothing"}`,
+  );
   await mount.close();
 } finally {
   await vault.close();

@@ -1,5 +1,6 @@
 /**
- * Authentication of requests to Azure Storage: the SDK's form of a credential, and the secrets that no message may contain.
+ * Authentication of requests to Azure Storage: the SDK's form of a credential, and the secrets that
+ * no message may contain.
  */
 import { AnonymousCredential, StorageSharedKeyCredential } from "@azure/storage-blob";
 import type { AzureAccess, AzureCredential } from "./credential.ts";

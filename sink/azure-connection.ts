@@ -1,8 +1,10 @@
 /**
- * Connection pool of an Azure sink: keep-alive sockets, bounded in number, through a proxy if one is configured.
+ * Connection pool of an Azure sink: keep-alive sockets, bounded in number, through a proxy if one
+ * is configured.
  *
- * The proxies of the environment are not used: the SDK would send even requests to 127.0.0.1 through them. The agent also reports
- * connections that the store closed while they were idle: that is how a store that was restarted between two requests shows.
+ * The proxies of the environment are not used: the SDK would send even requests to 127.0.0.1
+ * through them. The agent also reports connections that the store closed while they were idle: that
+ * is how a store that was restarted between two requests shows.
  */
 import http from "node:http";
 import https from "node:https";
@@ -18,11 +20,17 @@ export const socketsMaxDefault = 16;
 const idleMsMax = 20_000;
 
 /** Creates the agent for `url`. Calls `onIdleLost` whenever the store closes an idle connection. */
-export function openAgent(url: URL, proxy: ProxyOptions | undefined, socketsMax: number, onIdleLost: () => void): http.Agent {
+export function openAgent(
+  url: URL,
+  proxy: ProxyOptions | undefined,
+  socketsMax: number,
+  onIdleLost: () => void,
+): http.Agent {
   const secure = url.protocol === "https:";
   const options = { keepAlive: true, maxSockets: socketsMax, maxFreeSockets: socketsMax, timeout: idleMsMax };
   let agent: http.Agent;
-  if (proxy === undefined || bypassesProxy(url, proxy.bypass ?? [])) agent = secure ? new https.Agent(options) : new http.Agent(options);
+  if (proxy === undefined || bypassesProxy(url, proxy.bypass ?? []))
+    agent = secure ? new https.Agent(options) : new http.Agent(options);
   else {
     const proxyUrl = parseProxyUrl(proxy.url);
     agent = secure ? new HttpsProxyAgent(proxyUrl, options) : new HttpProxyAgent(proxyUrl, options);
@@ -42,7 +50,8 @@ function watchIdleSockets(agent: http.Agent, onLost: () => void): void {
     idle.add(socket);
     if (!watched.has(socket)) {
       watched.add(socket);
-      // A close from this side, by idle time or with the agent, destroys the socket before the other side ends it.
+      // A close from this side, by idle time or with the agent, destroys the socket before the
+      // other side ends it.
       socket.once("end", () => {
         if (idle.has(socket)) onLost();
       });

@@ -1,17 +1,20 @@
 /**
- * Error translation of Azure Storage: status codes, storage error codes and network codes become TidemarkErrors here and nowhere else.
+ * Error translation of Azure Storage: status codes, storage error codes and network codes become
+ * TidemarkErrors here and nowhere else.
  *
  * A failed request is first classified; the class decides whether it may be sent again:
  *
- *   refused    the server has given a final answer: throw the error
- *   undone     the request was certainly not executed (no connection, 408, 429, 503): send any call again
- *   uncertain  the request may have been executed, or may be executed later (500, reset, time-out): send only idempotent calls again
+ *   refused the server has given a final answer: throw the error undone the request was certainly
+ *   not executed (no connection, 408, 429, 503): send any call again uncertain the request may have
+ *   been executed, or may be executed later (500, reset, time-out): send only idempotent calls
+ *   again
  *
- * "A definite outcome is only a status of 100 to 499 or 503" is Azure's own rule (Put Page, "Using the Page Blob Sequence Number to
- * Retry Requests").
+ * "A definite outcome is only a status of 100 to 499 or 503" is Azure's own rule (Put Page, "Using
+ * the Page Blob Sequence Number to Retry Requests").
  *
- * Invariant: no error of the SDK leaves this file, because it carries the signed URL and the request's headers. The cause of a
- * translated error is a plain Error with the first line of the message, without secrets.
+ * Invariant: no error of the SDK leaves this file, because it carries the signed URL and the
+ * request's headers. The cause of a translated error is a plain Error with the first line of the
+ * message, without secrets.
  */
 import { AssertionError } from "node:assert";
 import { RestError } from "@azure/storage-blob";
@@ -108,20 +111,29 @@ const credentialErrorNames: ReadonlySet<string> = new Set([
   "CredentialUnavailableError",
 ]);
 
-/** Classifies what a request threw. The caller handles time-outs and aborts, which it set itself. */
+/**
+ * Classifies what a request threw. The caller handles time-outs and aborts, which it set itself.
+ */
 export function judge(thrown: unknown, subject: CallSubject, store: StoreFacts): Verdict {
   const cause = scrubbedCause(thrown, store);
   if (thrown instanceof TidemarkError) return { kind: "refused", error: thrown };
   if (thrown instanceof Error && credentialErrorNames.has(thrown.name))
     return { kind: "refused", error: credentialMissing(subject, store, cause) };
   if (thrown instanceof TypeError || thrown instanceof RangeError || thrown instanceof AssertionError) throw thrown;
-  if (!(thrown instanceof RestError)) return { kind: "uncertain", fact: "the answer broke off", lostConnection: true, cause };
+  if (!(thrown instanceof RestError))
+    return { kind: "uncertain", fact: "the answer broke off", lostConnection: true, cause };
   const status = thrown.statusCode;
   if (status === undefined || status < 400) return judgeConnection(thrown.code ?? "", subject, store, cause);
   const retryAfterMs = retryAfter(thrown);
   const code = storageErrorCode(thrown);
   if (status === 503 || status === 429 || status === 408 || code === "ContainerBeingDeleted") {
-    return { kind: "undone", fact: `the server answered ${String(status)} ${code}`, lostConnection: false, retryAfterMs, cause };
+    return {
+      kind: "undone",
+      fact: `the server answered ${String(status)} ${code}`,
+      lostConnection: false,
+      retryAfterMs,
+      cause,
+    };
   }
   if (status >= 500 && status !== 501 && status !== 507) {
     return { kind: "uncertain", fact: `the server answered ${String(status)} ${code}`, lostConnection: false, cause };
@@ -130,7 +142,12 @@ export function judge(thrown: unknown, subject: CallSubject, store: StoreFacts):
 }
 
 /** The error for a write that may or may not have been executed. */
-export function outcomeUnknown(subject: CallSubject, store: StoreFacts, fact: string, cause: Error | undefined): TidemarkError {
+export function outcomeUnknown(
+  subject: CallSubject,
+  store: StoreFacts,
+  fact: string,
+  cause: Error | undefined,
+): TidemarkError {
   return new TidemarkError(
     "OUTCOME_UNKNOWN",
     `it is unknown whether the attempt to ${subject.action} in ${store.description} took effect: ${fact}`,
@@ -159,7 +176,10 @@ export function unreachable(
 
 function judgeConnection(code: string, subject: CallSubject, store: StoreFacts, cause: Error): Verdict {
   if (unconnectedCodes.has(code)) {
-    const fact = code === "ECONNREFUSED" ? `${store.host} refuses connections` : `the host name of ${store.host} cannot be resolved`;
+    const fact =
+      code === "ECONNREFUSED"
+        ? `${store.host} refuses connections`
+        : `the host name of ${store.host} cannot be resolved`;
     return { kind: "undone", fact, lostConnection: true, retryAfterMs: undefined, cause };
   }
   if (tlsCodes.has(code)) {
@@ -177,7 +197,14 @@ function judgeConnection(code: string, subject: CallSubject, store: StoreFacts, 
   return { kind: "uncertain", fact: `the connection to ${store.host} was lost (${code})`, lostConnection: true, cause };
 }
 
-function refusal(status: number, code: string, thrown: RestError, subject: CallSubject, store: StoreFacts, cause: Error): TidemarkError {
+function refusal(
+  status: number,
+  code: string,
+  thrown: RestError,
+  subject: CallSubject,
+  store: StoreFacts,
+  cause: Error,
+): TidemarkError {
   const detail = {
     host: store.host,
     name: subject.name,
@@ -192,10 +219,16 @@ function refusal(status: number, code: string, thrown: RestError, subject: CallS
       cause,
     });
 
-  if (status === 401 || status === 403) return fail("ACCESS_REFUSED", `access is refused (${code})`, accessRemedy(code, thrown, store));
-  if (status === 407) return fail("ACCESS_REFUSED", "the proxy refuses access", "give the proxy's user name and password in its URL");
+  if (status === 401 || status === 403)
+    return fail("ACCESS_REFUSED", `access is refused (${code})`, accessRemedy(code, thrown, store));
+  if (status === 407)
+    return fail("ACCESS_REFUSED", "the proxy refuses access", "give the proxy's user name and password in its URL");
   if (code === "ContainerNotFound")
-    return fail("VAULT_NOT_FOUND", "there is no such container", "check the vault's name, or create it with `tidemark vault init`");
+    return fail(
+      "VAULT_NOT_FOUND",
+      "there is no such container",
+      "check the vault's name, or create it with `tidemark vault init`",
+    );
   const particular = subject.codes?.[code];
   if (particular !== undefined) return fail(particular, particularFact(particular, code));
   if (status === 404 && subject.name !== undefined) return fail("OBJECT_NOT_FOUND", "there is no such object");
@@ -235,7 +268,10 @@ function particularFact(to: ErrorCode, code: string): string {
   }
 }
 
-/** The remedy for a refused access. Compares the SAS's expiry and the clocks; does not read the message's text. */
+/**
+ * The remedy for a refused access. Compares the SAS's expiry and the clocks; does not read the
+ * message's text.
+ */
 function accessRemedy(code: string, thrown: RestError, store: StoreFacts): string {
   const serverMs = Date.parse(thrown.response?.headers.get("date") ?? "");
   if (store.sasExpiresAtMs !== undefined && store.sasExpiresAtMs <= (Number.isNaN(serverMs) ? Date.now() : serverMs)) {
@@ -274,15 +310,20 @@ function accessRemedy(code: string, thrown: RestError, store: StoreFacts): strin
 const unspecificRemedies: Readonly<Record<StoreFacts["access"], string>> = {
   key: "check the account key; if it is right, the account's firewall may exclude this machine",
   sas: "check that the SAS is for this container and may read, add, create, write, delete and list; a firewall may also exclude this machine",
-  token: "check that the identity has the role Storage Blob Data Contributor; the account's firewall may also exclude this machine",
+  token:
+    "check that the identity has the role Storage Blob Data Contributor; the account's firewall may also exclude this machine",
 };
 
 function credentialMissing(subject: CallSubject, store: StoreFacts, cause: Error): TidemarkError {
-  return new TidemarkError("ACCESS_REFUSED", `could not ${subject.action} in ${store.description}: no identity to sign in with was found`, {
-    remedy: "sign in with `az login`, or give an account key, a connection string or a SAS",
-    detail: { host: store.host, name: subject.name },
-    cause,
-  });
+  return new TidemarkError(
+    "ACCESS_REFUSED",
+    `could not ${subject.action} in ${store.description}: no identity to sign in with was found`,
+    {
+      remedy: "sign in with `az login`, or give an account key, a connection string or a SAS",
+      detail: { host: store.host, name: subject.name },
+      cause,
+    },
+  );
 }
 
 /** The storage error code: in the header, since HEAD answers have no body. */

@@ -1,5 +1,6 @@
 /**
- * Options of an Azure sink. They stand apart from azure.ts so that their types need none of the Azure packages, which are optional.
+ * Options of an Azure sink. They stand apart from azure.ts so that their types need none of the
+ * Azure packages, which are optional.
  */
 
 import type { RetryOptions } from "./azure-retry.ts";

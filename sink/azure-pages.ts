@@ -1,10 +1,12 @@
 /**
  * Page blobs: sparse objects of a fixed size, written at offsets under a fence.
  *
- * Azurite accepts page writes and clears beyond the blob's end, so the bounds are checked here, before a request leaves. To know
- * the end, the sizes of the page blobs used last are remembered; a page object keeps its size, except one that is restored.
+ * Azurite accepts page writes and clears beyond the blob's end, so the bounds are checked here,
+ * before a request leaves. To know the end, the sizes of the page blobs used last are remembered; a
+ * page object keeps its size, except one that is restored.
  *
- * Page writes carry no checksum: readers verify chunks against their digests, and Azurite ignores it.
+ * Page writes carry no checksum: readers verify chunks against their digests, and Azurite ignores
+ * it.
  *
  * Memory: `rememberedMax` clients and sizes.
  */
@@ -48,7 +50,12 @@ export class AzurePages {
     this.#calls = calls;
   }
 
-  async create(name: string, sizeBytes: number, sequenceNumber: number, options: CallOptions = {}): Promise<{ readonly etag: string }> {
+  async create(
+    name: string,
+    sizeBytes: number,
+    sequenceNumber: number,
+    options: CallOptions = {},
+  ): Promise<{ readonly etag: string }> {
     checkName(name);
     checkPagesSize(name, sizeBytes);
     checkSequenceNumber(sequenceNumber);
@@ -99,7 +106,9 @@ export class AzurePages {
         const sizeBytes = Number(/\/(\d+)$/.exec(response.contentRange ?? "")?.[1] ?? Number.NaN);
         if (response.blobType !== "PageBlob" || sizeBytes < offset + into.length) {
           discard(response);
-          throw response.blobType === "PageBlob" ? endsBefore(name, offset + into.length, sizeBytes) : wrongKind(name, "page object");
+          throw response.blobType === "PageBlob"
+            ? endsBefore(name, offset + into.length, sizeBytes)
+            : wrongKind(name, "page object");
         }
         await fill(into, response, name);
       },
@@ -133,7 +142,8 @@ export class AzurePages {
     const page = this.#page(name);
     page.sizeBytes = found.contentLength ?? 0;
     if (page.sizeBytes < sizeBytes) {
-      // Idempotent: no client gives a page object another length, so a late or repeated request changes nothing more.
+      // Idempotent: no client gives a page object another length, so a late or repeated request
+      // changes nothing more.
       await this.#calls.run({
         kind: "idempotent",
         action: `restore the length of ${name}`,
@@ -148,8 +158,8 @@ export class AzurePages {
 
   async stat(name: string, options: CallOptions = {}): Promise<PagesStat> {
     checkName(name);
-    // Properties before ranges: the ranges may then be newer than the ETag, and a write fenced by that ETag is refused. The other order could
-    // pair old ranges with a new ETag.
+    // Properties before ranges: the ranges may then be newer than the ETag, and a write fenced by
+    // that ETag is refused. The other order could pair old ranges with a new ETag.
     const properties = await this.#pageProperties(name, options);
     const sizeBytes = properties.contentLength ?? 0;
     const page = this.#page(name);
@@ -202,8 +212,16 @@ export class AzurePages {
     }
   }
 
-  /** Creates the blob. A repeated request finds the blob that the first one created: OBJECT_EXISTS. */
-  async #create(kind: "write" | "idempotent", name: string, sizeBytes: number, sequenceNumber: number, options: CallOptions) {
+  /**
+   * Creates the blob. A repeated request finds the blob that the first one created: OBJECT_EXISTS.
+   */
+  async #create(
+    kind: "write" | "idempotent",
+    name: string,
+    sizeBytes: number,
+    sequenceNumber: number,
+    options: CallOptions,
+  ) {
     const page = this.#page(name);
     const conditions = { ifNoneMatch: "*" };
     const response = await this.#calls.run({
@@ -212,13 +230,17 @@ export class AzurePages {
       name,
       codes: { ...existsCodes, LeaseIdMissing: "OBJECT_EXISTS" },
       signal: options.signal,
-      send: (abortSignal) => page.client.create(sizeBytes, { abortSignal, blobSequenceNumber: sequenceNumber, conditions }),
+      send: (abortSignal) =>
+        page.client.create(sizeBytes, { abortSignal, blobSequenceNumber: sequenceNumber, conditions }),
     });
     page.sizeBytes = sizeBytes;
     return { etag: plainEtag(response.etag) };
   }
 
-  /** The largest end of all page ranges. Cleared pages lie between ranges. Azurite answers with all ranges at once and does not merge adjacent ones. */
+  /**
+   * The largest end of all page ranges. Cleared pages lie between ranges. Azurite answers with all
+   * ranges at once and does not merge adjacent ones.
+   */
   #writtenBytes(name: string, client: PageBlobClient, options: CallOptions): Promise<number> {
     return this.#calls.run({
       kind: "idempotent",
@@ -227,7 +249,9 @@ export class AzurePages {
       signal: options.signal,
       send: async (abortSignal) => {
         let end = 0;
-        for await (const page of client.listPageRanges(0, undefined, { abortSignal }).byPage({ maxPageSize: rangesPerPage })) {
+        for await (const page of client
+          .listPageRanges(0, undefined, { abortSignal })
+          .byPage({ maxPageSize: rangesPerPage })) {
           for (const range of page.pageRange ?? []) {
             // Ranges are closed: `end` is the last byte.
             end = Math.max(end, range.end + 1);
@@ -238,7 +262,10 @@ export class AzurePages {
     });
   }
 
-  /** The client of a page blob, after a check that the range lies inside the blob. Looks up the blob's size when it is not remembered. */
+  /**
+   * The client of a page blob, after a check that the range lies inside the blob. Looks up the
+   * blob's size when it is not remembered.
+   */
   async #pageInside(name: string, offset: number, length: number, options: CallOptions): Promise<PageBlobClient> {
     const page = this.#page(name);
     page.sizeBytes ??= (await this.#pageProperties(name, options)).contentLength ?? 0;
@@ -248,7 +275,10 @@ export class AzurePages {
 
   /** The page blob's client and, once known, its size. Evicts the least recently used. */
   #page(name: string): PageBlob {
-    const page = this.#remembered.get(name) ?? { client: this.#container.getPageBlobClient(name), sizeBytes: undefined };
+    const page = this.#remembered.get(name) ?? {
+      client: this.#container.getPageBlobClient(name),
+      sizeBytes: undefined,
+    };
     this.#remembered.delete(name);
     this.#remembered.set(name, page);
     if (this.#remembered.size > rememberedMax) {

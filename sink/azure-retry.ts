@@ -1,14 +1,15 @@
 /**
- * Retry policy of Azure Storage calls: exponential back-off with full jitter, deadlines, cancellation.
+ * Retry policy of Azure Storage calls: exponential back-off with full jitter, deadlines,
+ * cancellation.
  *
  * The SDK sends each request once; this file decides whether to send it again:
  *
- *   write        only while it is certain that the request was not executed; otherwise OUTCOME_UNKNOWN
- *   idempotent   after every transient failure
+ *   write only while it is certain that the request was not executed; otherwise OUTCOME_UNKNOWN
+ *   idempotent after every transient failure
  *
- * Between tries it waits for a random part of an exponentially growing time, or for the server's Retry-After if that is longer, until
- * the outage tolerance is used up. The tolerance is short while the store has never answered: a wrong URL fails early, a short
- * network failure does not.
+ * Between tries it waits for a random part of an exponentially growing time, or for the server's
+ * Retry-After if that is longer, until the outage tolerance is used up. The tolerance is short
+ * while the store has never answered: a wrong URL fails early, a short network failure does not.
  */
 import { randomInt } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -19,15 +20,24 @@ import { type CallSubject, judge, outcomeUnknown, type StoreFacts, unreachable, 
 export interface RetryOptions {
   /** How long calls wait for a store that has answered before, in milliseconds. Default: 30 s. */
   readonly outageToleranceMs?: number | undefined;
-  /** How long calls wait for a store that has never answered, in milliseconds; at most `outageToleranceMs`. Default: 5 s. */
+  /**
+   * How long calls wait for a store that has never answered, in milliseconds; at most
+   * `outageToleranceMs`. Default: 5 s.
+   */
   readonly firstContactToleranceMs?: number | undefined;
-  /** Deadline of a request: this plus `deadlinePerMiBMs` per MiB moved, at most two minutes. Default: 10 s. */
+  /**
+   * Deadline of a request: this plus `deadlinePerMiBMs` per MiB moved, at most two minutes.
+   * Default: 10 s.
+   */
   readonly deadlineBaseMs?: number | undefined;
   /** Default: 5 s. */
   readonly deadlinePerMiBMs?: number | undefined;
   /** Source of jitter in [0, 1). */
   readonly random?: (() => number) | undefined;
-  /** Called when the server answers with an internal error. An error that it returns ends the call in place of the server's. */
+  /**
+   * Called when the server answers with an internal error. An error that it returns ends the call
+   * in place of the server's.
+   */
   readonly explain?: (() => Promise<TidemarkError | undefined>) | undefined;
 }
 
@@ -61,8 +71,14 @@ export class Caller {
   readonly #random: () => number;
   readonly #closing = new AbortController();
   readonly #running = new Set<Promise<unknown>>();
-  /** Per caller's signal, the requests that it aborts: one listener per signal, however many requests share it. */
-  readonly #followers = new Map<AbortSignal, { readonly controllers: Set<AbortController>; readonly onAbort: () => void }>();
+  /**
+   * Per caller's signal, the requests that it aborts: one listener per signal, however many
+   * requests share it.
+   */
+  readonly #followers = new Map<
+    AbortSignal,
+    { readonly controllers: Set<AbortController>; readonly onAbort: () => void }
+  >();
   readonly #explain: RetryOptions["explain"];
   #answered = false;
   #interruptions = 0;
@@ -70,7 +86,10 @@ export class Caller {
   constructor(store: StoreFacts, options: RetryOptions) {
     this.#store = store;
     this.#outageToleranceMs = options.outageToleranceMs ?? outageToleranceMsDefault;
-    this.#firstContactToleranceMs = Math.min(options.firstContactToleranceMs ?? firstContactToleranceMsDefault, this.#outageToleranceMs);
+    this.#firstContactToleranceMs = Math.min(
+      options.firstContactToleranceMs ?? firstContactToleranceMsDefault,
+      this.#outageToleranceMs,
+    );
     this.#deadlineBaseMs = options.deadlineBaseMs ?? deadlineBaseMsDefault;
     this.#deadlinePerMiBMs = options.deadlinePerMiBMs ?? deadlinePerMiBMsDefault;
     this.#random = options.random ?? fraction;
@@ -115,13 +134,18 @@ export class Caller {
       if (verdict.kind === "refused") throw verdict.error;
       if (verdict.lostConnection) this.#interruptions += 1;
       else if (verdict.kind === "uncertain") await this.#explained();
-      if (verdict.kind === "uncertain" && call.kind === "write") throw outcomeUnknown(call, this.#store, verdict.fact, verdict.cause);
+      if (verdict.kind === "uncertain" && call.kind === "write")
+        throw outcomeUnknown(call, this.#store, verdict.fact, verdict.cause);
 
       const waitedMs = performance.now() - startedAt;
       const askedMs = verdict.kind === "undone" ? (verdict.retryAfterMs ?? 0) : 0;
-      const pauseMs = Math.max(askedMs, this.#random() * Math.min(backoffMsMax, backoffFirstMs * 2 ** Math.min(tries, 16)));
+      const pauseMs = Math.max(
+        askedMs,
+        this.#random() * Math.min(backoffMsMax, backoffFirstMs * 2 ** Math.min(tries, 16)),
+      );
       const toleranceMs = this.#answered ? this.#outageToleranceMs : this.#firstContactToleranceMs;
-      if (waitedMs + pauseMs > toleranceMs) throw unreachable(call, this.#store, verdict.fact, Math.round(waitedMs), verdict.cause);
+      if (waitedMs + pauseMs > toleranceMs)
+        throw unreachable(call, this.#store, verdict.fact, Math.round(waitedMs), verdict.cause);
       await this.#pause(pauseMs, call.signal);
     }
   }
@@ -134,7 +158,10 @@ export class Caller {
   /** Sends once. After an abort by the caller it throws INTERRUPTED, whatever the request threw. */
   async #once<T>(call: Call<T>): Promise<{ readonly value: T } | { readonly verdict: Verdict }> {
     const controller = new AbortController();
-    const deadlineMs = Math.min(deadlineMsMax, this.#deadlineBaseMs + (this.#deadlinePerMiBMs * (call.bytes ?? 0)) / mebibyte);
+    const deadlineMs = Math.min(
+      deadlineMsMax,
+      this.#deadlineBaseMs + (this.#deadlinePerMiBMs * (call.bytes ?? 0)) / mebibyte,
+    );
     const deadline = { passed: false };
     const timer = setTimeout(() => {
       deadline.passed = true;

@@ -1,7 +1,8 @@
 /**
  * Wire format of Azure Blob requests and answers: service version, ETags, bodies.
  *
- * The SDK sends the service version of its own release, which Azurite 3.35 refuses, so every request carries a pinned one.
+ * The SDK sends the service version of its own release, which Azurite 3.35 refuses, so every
+ * request carries a pinned one.
  */
 import type { BlobDownloadResponseParsed, RequestPolicyFactory } from "@azure/storage-blob";
 
@@ -18,7 +19,10 @@ export const pinnedVersion: RequestPolicyFactory = {
   }),
 };
 
-/** Streams the body into `into`. A body of another length throws a plain Error, which the retry policy treats as a lost connection. */
+/**
+ * Streams the body into `into`. A body of another length throws a plain Error, which the retry
+ * policy treats as a lost connection.
+ */
 export async function fill(into: Uint8Array, response: BlobDownloadResponseParsed, name: string): Promise<void> {
   let filled = 0;
   // Without an encoding set, a Node stream yields bytes.

@@ -1,18 +1,29 @@
 /**
- * Sink on Azure Blob Storage and on Azurite: one container, objects as block blobs, page objects as page blobs.
+ * Sink on Azure Blob Storage and on Azurite: one container, objects as block blobs, page objects as
+ * page blobs.
  *
- * The SDK speaks the protocol and signs requests; it sends every request once. Retries, deadlines and outcomes are in
- * azure-retry.ts, the meaning of errors in azure-errors.ts, page blobs in azure-pages.ts, sockets and proxies in
- * azure-connection.ts, credentials in azure-access.ts.
+ * The SDK speaks the protocol and signs requests; it sends every request once. Retries, deadlines
+ * and outcomes are in azure-retry.ts, the meaning of errors in azure-errors.ts, page blobs in
+ * azure-pages.ts, sockets and proxies in azure-connection.ts, credentials in azure-access.ts.
  *
- * Invariant: a request that Azure would refuse is refused here before it leaves, because Azurite does not enforce Azure's limits.
+ * Invariant: a request that Azure would refuse is refused here before it leaves, because Azurite
+ * does not enforce Azure's limits.
  *
  * Objects up to 256 KiB carry an MD5, which both servers verify: 2 ms of one core per MiB.
  */
 import { createHash } from "node:crypto";
 import type { Agent } from "node:http";
 import { ContainerClient, newPipeline, type PageBlobClient, type StoragePipelineOptions } from "@azure/storage-blob";
-import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
+import type {
+  CallOptions,
+  ListedObject,
+  ObjectStat,
+  PageFence,
+  PagesStat,
+  PutCondition,
+  Sink,
+  StoredObject,
+} from "../engine/index.ts";
 import { hasCode, TidemarkError } from "../engine/index.ts";
 import { credentialOf, sasExpiry, secretsOf } from "./azure-access.ts";
 import { openAgent, socketsMaxDefault } from "./azure-connection.ts";
@@ -22,21 +33,32 @@ import { AzurePages, blobProperties } from "./azure-pages.ts";
 import { Caller } from "./azure-retry.ts";
 import { asBuffer, discard, fill, httpEtag, pinnedVersion, plainEtag } from "./azure-wire.ts";
 import type { AzureAccess } from "./credential.ts";
-import { checkLeaseId, checkLeaseSeconds, checkName, checkObjectBytes, checkPrefix, tooLarge, wrongKind } from "./rules.ts";
+import {
+  checkLeaseId,
+  checkLeaseSeconds,
+  checkName,
+  checkObjectBytes,
+  checkPrefix,
+  tooLarge,
+  wrongKind,
+} from "./rules.ts";
 
 /** Objects up to this size are sent with their MD5. */
 const checksummedBytesMax = 256 * 1024;
 
 /**
- * Azurite saves its metadata every 5 s, and a save of a large database takes a second or so. A killed Azurite forgets every write since
- * the last save. Three intervals leave room for a slow machine.
+ * Azurite saves its metadata every 5 s, and a save of a large database takes a second or so. A
+ * killed Azurite forgets every write since the last save. Three intervals leave room for a slow
+ * machine.
  */
 const azuriteSettlingMs = 15_000;
 
 /** Blobs per list request; Azure's limit is 5000. */
 const blobsPerPage = 1000;
 
-/** A container of Azure Storage or Azurite as a `Sink`. `openSink` makes one from a vault's address. */
+/**
+ * A container of Azure Storage or Azurite as a `Sink`. `openSink` makes one from a vault's address.
+ */
 export class AzureSink implements Sink {
   readonly description: string;
   readonly capabilities: Sink["capabilities"];
@@ -67,9 +89,11 @@ export class AzureSink implements Sink {
   }
 
   /**
-   * Opens the container at `containerUrl`, a URL without SAS. Sends no request: the first call shows whether the store is there.
+   * Opens the container at `containerUrl`, a URL without SAS. Sends no request: the first call
+   * shows whether the store is there.
    *
-   * @throws TidemarkError INVALID_ARGUMENT: a token over plain http, or a proxy URL that cannot be parsed.
+   * @throws TidemarkError INVALID_ARGUMENT: a token over plain http, or a proxy URL that cannot be
+   * parsed.
    */
   static open(containerUrl: string, access: AzureAccess, options: AzureSinkOptions = {}): AzureSink {
     const url = new URL(containerUrl);
@@ -91,7 +115,10 @@ export class AzureSink implements Sink {
       calls.connectionLost();
     });
     // The SDK hands `agent` to its HTTP client, although the type of its options does not name it.
-    const pipelineOptions: StoragePipelineOptions & { readonly agent: Agent } = { retryOptions: { maxTries: 1 }, agent };
+    const pipelineOptions: StoragePipelineOptions & { readonly agent: Agent } = {
+      retryOptions: { maxTries: 1 },
+      agent,
+    };
     const pipeline = newPipeline(credentialOf(access), pipelineOptions);
     pipeline.factories.push(pinnedVersion);
     const container = new ContainerClient(access.kind === "sas" ? `${url.href}?${access.sas}` : url.href, pipeline);
@@ -144,7 +171,12 @@ export class AzureSink implements Sink {
     });
   }
 
-  async putObject(name: string, bytes: Uint8Array, condition: PutCondition, options: CallOptions = {}): Promise<{ readonly etag: string }> {
+  async putObject(
+    name: string,
+    bytes: Uint8Array,
+    condition: PutCondition,
+    options: CallOptions = {},
+  ): Promise<{ readonly etag: string }> {
     checkName(name);
     checkObjectBytes(name, bytes);
     const client = this.#container.getBlockBlobClient(name);
@@ -155,7 +187,9 @@ export class AzureSink implements Sink {
       ? { ifNoneMatch: "*" }
       : { ifMatch: httpEtag(condition.ifMatch), ...(leaseId === undefined ? {} : { leaseId }) };
     const checksum =
-      body.length > 0 && body.length <= checksummedBytesMax ? { transactionalContentMD5: createHash("md5").update(body).digest() } : {};
+      body.length > 0 && body.length <= checksummedBytesMax
+        ? { transactionalContentMD5: createHash("md5").update(body).digest() }
+        : {};
     const response = await this.#calls.run({
       kind: "write",
       action: `write ${name}`,
@@ -218,29 +252,46 @@ export class AzureSink implements Sink {
   }
 
   async renewLease(name: string, leaseId: string, options: CallOptions = {}): Promise<void> {
-    await this.#lease("renew", name, leaseId, leaseCodes, options, (lease, abortSignal) => lease.renewLease({ abortSignal }));
+    await this.#lease("renew", name, leaseId, leaseCodes, options, (lease, abortSignal) =>
+      lease.renewLease({ abortSignal }),
+    );
   }
 
   async changeLease(name: string, fromId: string, toId: string, options: CallOptions = {}): Promise<void> {
     checkLeaseId(toId);
-    await this.#lease("change", name, fromId, leaseCodes, options, (lease, abortSignal) => lease.changeLease(toId, { abortSignal }));
+    await this.#lease("change", name, fromId, leaseCodes, options, (lease, abortSignal) =>
+      lease.changeLease(toId, { abortSignal }),
+    );
     // A change keeps the remaining time; the renewal starts the full duration again.
     await this.renewLease(name, toId, options);
   }
 
   async releaseLease(name: string, leaseId: string, options: CallOptions = {}): Promise<void> {
     try {
-      await this.#lease("release", name, leaseId, leaseCodes, options, (lease, abortSignal) => lease.releaseLease({ abortSignal }));
+      await this.#lease("release", name, leaseId, leaseCodes, options, (lease, abortSignal) =>
+        lease.releaseLease({ abortSignal }),
+      );
     } catch (error) {
       if (!hasCode(error, "LEASE_LOST", "OBJECT_NOT_FOUND")) throw error;
     }
   }
 
-  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<{ readonly etag: string }> {
+  createPages(
+    name: string,
+    sizeBytes: number,
+    sequenceNumber: number,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.#pages.create(name, sizeBytes, sequenceNumber, options);
   }
 
-  writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence, options?: CallOptions): Promise<{ readonly etag: string }> {
+  writePages(
+    name: string,
+    offset: number,
+    bytes: Uint8Array,
+    fence: PageFence,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.#pages.write(name, offset, bytes, fence, options);
   }
 
@@ -268,7 +319,10 @@ export class AzureSink implements Sink {
     return this.#pages.raise(name, atLeast, options);
   }
 
-  /** Aborts calls in flight, waits for them, closes the connections, then disposes of the server. Idempotent. */
+  /**
+   * Aborts calls in flight, waits for them, closes the connections, then disposes of the server.
+   * Idempotent.
+   */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#calls.close();
     this.#agent.destroy();
@@ -286,7 +340,8 @@ export class AzureSink implements Sink {
           .listBlobsFlat({ abortSignal, ...(prefix === "" ? {} : { prefix }) })
           .byPage({ maxPageSize, ...(continuationToken === undefined ? {} : { continuationToken }) });
         const next = await pages.next();
-        if (next.done === true) throw new TidemarkError("STORE_REFUSED", `${this.description} answered a list request without a page`);
+        if (next.done === true)
+          throw new TidemarkError("STORE_REFUSED", `${this.description} answered a list request without a page`);
         return next.value;
       },
     });

@@ -1,15 +1,18 @@
 /**
- * Host process of an on-demand Azurite: `node azurite-host.js DIR`, started by `Azurite.start`; it ends when its last user has gone.
+ * Host process of an on-demand Azurite: `node azurite-host.js DIR`, started by `Azurite.start`; it
+ * ends when its last user has gone.
  *
  *   take the server lock ─► open the databases ─► listen on a free port of 127.0.0.1 ─► write the port to tidemark-server.json
  *   stdin ends (the starter closed it, or died) ─► ten times a second, try the users lock exclusively
  *   obtained: the server has no user ─► close, save, end; both locks go with the process
  *
- * A starter that is killed leaves no server behind, and the server stays as long as another process uses it. A new user that comes
- * while the host is ending waits for the users lock, and thereby for the host's end.
+ * A starter that is killed leaves no server behind, and the server stays as long as another process
+ * uses it. A new user that comes while the host is ending waits for the users lock, and thereby for
+ * the host's end.
  *
- * Invariant: a host that is let go before it has the server lock touches no file. A second host that was started at the same time may
- * come up after the first server has ended, when its folder is being removed.
+ * Invariant: a host that is let go before it has the server lock touches no file. A second host
+ * that was started at the same time may come up after the first server has ended, when its folder
+ * is being removed.
  *
  * It shares only the folder with its starter: own process group, output to the log file.
  */
@@ -18,7 +21,14 @@ import { dirname } from "node:path";
 import process from "node:process";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { hasCode, systemCode, TidemarkError } from "../engine/index.ts";
-import { type AzuritePaths, azuritePaths, exitOtherHost, type ProcessIdentity, processStartTime, writeHostState } from "./azurite-state.ts";
+import {
+  type AzuritePaths,
+  azuritePaths,
+  exitOtherHost,
+  type ProcessIdentity,
+  processStartTime,
+  writeHostState,
+} from "./azurite-state.ts";
 import { FileLock } from "./file-lock.ts";
 
 type Modules = readonly [
@@ -27,10 +37,16 @@ type Modules = readonly [
 ];
 type BlobServer = InstanceType<Modules[1]["default"]>;
 
-/** A predecessor that is ending, or a starter that tests the lock, may hold the server lock for a moment. */
+/**
+ * A predecessor that is ending, or a starter that tests the lock, may hold the server lock for a
+ * moment.
+ */
 const serverLockWaitMs = 1000;
 const usersPollMs = 100;
-/** Longer than the sink keeps idle sockets, so a connection that the server closes is a sign of a failure. */
+/**
+ * Longer than the sink keeps idle sockets, so a connection that the server closes is a sign of a
+ * failure.
+ */
 const keepAliveSeconds = 60;
 const extentsAtATime = 50;
 
@@ -61,7 +77,8 @@ async function main(): Promise<void> {
     await writeHostState(paths.state, { ...self, state: "starting" });
     const server = await startServer(paths, modules);
     const address = server.httpServer.address();
-    if (address === null || typeof address === "string") throw new TidemarkError("INTERNAL", "Azurite listens on no port");
+    if (address === null || typeof address === "string")
+      throw new TidemarkError("INTERNAL", "Azurite listens on no port");
     // Azurite closes its server when its garbage collection fails, and the process goes on.
     server.httpServer.once("close", () => {
       if (!ending) void fail(paths, self, new TidemarkError("STORE_UNREACHABLE", "Azurite closed itself"));
@@ -124,7 +141,10 @@ async function startServer(paths: AzuritePaths, [configurationModule, serverModu
   return server;
 }
 
-/** A power failure may leave an empty database. Azurite treats it as a new one and then collects all data as garbage. */
+/**
+ * A power failure may leave an empty database. Azurite treats it as a new one and then collects all
+ * data as garbage.
+ */
 async function refuseEmptyDatabase(path: string): Promise<void> {
   try {
     if ((await stat(path)).size === 0) throw damaged(path, "is empty");
@@ -139,7 +159,10 @@ function stdinEnd(): Promise<void> {
   });
 }
 
-/** Resolves when this process holds the users lock exclusively: no process uses the server, and none can begin to. */
+/**
+ * Resolves when this process holds the users lock exclusively: no process uses the server, and none
+ * can begin to.
+ */
 async function usersGone(paths: AzuritePaths): Promise<void> {
   for (;;) {
     if ((await FileLock.tryAcquire(paths.usersLock, "exclusive")) !== undefined) return;
@@ -151,7 +174,8 @@ async function end(server: BlobServer): Promise<void> {
   if (ending) return;
   ending = true;
   await server.close();
-  // `close` skips a save that is in progress. One more save waits for that one and reports a failure.
+  // `close` skips a save that is in progress. One more save waits for that one and reports a
+  // failure.
   await save(server.extentMetadataStore.db);
   await save(server.metadataStore.db);
   process.exit(0);
@@ -166,7 +190,10 @@ function save(database: BlobServer["metadataStore"]["db"]): Promise<void> {
   });
 }
 
-/** Writes the reason to the state file and ends without saving: the state in memory cannot be trusted. */
+/**
+ * Writes the reason to the state file and ends without saving: the state in memory cannot be
+ * trusted.
+ */
 async function fail(paths: AzuritePaths, self: ProcessIdentity, error: unknown): Promise<void> {
   process.stderr.write(`${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);
   const reason = await explain(paths, error);
@@ -204,9 +231,13 @@ async function explain(paths: AzuritePaths, error: unknown): Promise<TidemarkErr
       if (systemCode(cause) === undefined) throw cause;
     }
   }
-  return new TidemarkError("STORE_UNREACHABLE", `Azurite failed: ${error instanceof Error ? error.message : String(error)}`, {
-    remedy: `see ${paths.log}`,
-  });
+  return new TidemarkError(
+    "STORE_UNREACHABLE",
+    `Azurite failed: ${error instanceof Error ? error.message : String(error)}`,
+    {
+      remedy: `see ${paths.log}`,
+    },
+  );
 }
 
 function damaged(path: string, fact: string): TidemarkError {

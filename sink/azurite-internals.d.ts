@@ -13,7 +13,11 @@ declare module "azurite/dist/src/blob/BlobConfiguration.js" {
       keepAliveTimeoutSeconds: number,
       metadataDBPath: string,
       extentDBPath: string,
-      persistencePathArray: readonly { readonly locationId: string; readonly locationPath: string; readonly maxConcurrency: number }[],
+      persistencePathArray: readonly {
+        readonly locationId: string;
+        readonly locationPath: string;
+        readonly maxConcurrency: number;
+      }[],
       enableAccessLog: boolean,
       accessLogWriteStream: undefined,
       enableDebugLog: boolean,

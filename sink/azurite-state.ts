@@ -1,10 +1,11 @@
 /**
- * Shared state of an on-demand Azurite: the files through which its users and its host process coordinate.
+ * Shared state of an on-demand Azurite: the files through which its users and its host process
+ * coordinate.
  *
- *   tidemark-server.lock   held exclusively by the host for its whole life: two servers on one folder would destroy it
- *   tidemark-users.lock    held shared by every process that uses the server; held exclusively by a host that is ending
- *   tidemark-server.json   the host's process and port; valid only while the server lock is held
- *   tidemark-server.log    the host's error output
+ *   tidemark-server.lock held exclusively by the host for its whole life: two servers on one folder
+ *   would destroy it tidemark-users.lock held shared by every process that uses the server; held
+ *   exclusively by a host that is ending tidemark-server.json the host's process and port; valid
+ *   only while the server lock is held tidemark-server.log the host's error output
  */
 import { readFile, rename, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -16,11 +17,18 @@ export const blobDatabaseName = "__azurite_db_blob__.json";
 export const extentDatabaseName = "__azurite_db_blob_extent__.json";
 export const extentFolderName = "__blobstorage__";
 
-/** The account of every Azurite and its published key. The key is no secret; the server listens on loopback only. */
+/**
+ * The account of every Azurite and its published key. The key is no secret; the server listens on
+ * loopback only.
+ */
 export const developmentAccount = "devstoreaccount1";
-export const developmentKey = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+export const developmentKey =
+  "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
-/** Exit code of a host that found another host on its folder, or was let go before it served. Not a failure. */
+/**
+ * Exit code of a host that found another host on its folder, or was let go before it served. Not a
+ * failure.
+ */
 export const exitOtherHost = 3;
 
 export interface AzuritePaths {
@@ -55,7 +63,12 @@ export interface ProcessIdentity {
 export type HostState =
   | ({ readonly state: "starting" } & ProcessIdentity)
   | ({ readonly state: "listening"; readonly port: number } & ProcessIdentity)
-  | ({ readonly state: "failed"; readonly code: ErrorCode; readonly message: string; readonly remedy: string } & ProcessIdentity);
+  | ({
+      readonly state: "failed";
+      readonly code: ErrorCode;
+      readonly message: string;
+      readonly remedy: string;
+    } & ProcessIdentity);
 
 /** Replaces the state atomically: a reader never sees a part of it. */
 export async function writeHostState(path: string, state: HostState): Promise<void> {
@@ -77,21 +90,31 @@ export async function readHostState(path: string): Promise<HostState | undefined
   try {
     value = JSON.parse(text);
   } catch {
-    // A power failure may leave any content. The lock decides whether a host lives; this file only holds its port.
+    // A power failure may leave any content. The lock decides whether a host lives; this file only
+    // holds its port.
     return undefined;
   }
   return isHostState(value) ? value : undefined;
 }
 
 function isHostState(value: unknown): value is HostState {
-  if (typeof value !== "object" || value === null || !("pid" in value) || !Number.isSafeInteger(value.pid)) return false;
-  if (!("startTime" in value) || !(value.startTime === null || typeof value.startTime === "string") || !("state" in value)) return false;
+  if (typeof value !== "object" || value === null || !("pid" in value) || !Number.isSafeInteger(value.pid))
+    return false;
+  if (
+    !("startTime" in value) ||
+    !(value.startTime === null || typeof value.startTime === "string") ||
+    !("state" in value)
+  )
+    return false;
   if (value.state === "starting") return true;
   if (value.state === "listening") return "port" in value && Number.isInteger(value.port);
   return value.state === "failed" && "code" in value && "message" in value && "remedy" in value;
 }
 
-/** When the process started, in ticks since boot. Undefined when there is no such process, null where there is no /proc. */
+/**
+ * When the process started, in ticks since boot. Undefined when there is no such process, null
+ * where there is no /proc.
+ */
 export async function processStartTime(pid: number): Promise<string | null | undefined> {
   if (process.platform !== "linux") return null;
   const stat = await processStat(pid);

@@ -1,13 +1,15 @@
 /**
- * Shared on-demand server: one Azurite per folder, started by its first user and ended after its last.
+ * Shared on-demand server: one Azurite per folder, started by its first user and ended after its
+ * last.
  *
- * Azurite does not notice a second server on its folder, and two servers destroy it. So the host process (azurite-host.ts) holds
- * an exclusive file lock for its whole life, and every user holds a shared lock on another file. The kernel drops both locks when
- * their process dies, so a crash leaves nothing to clean up. A host that holds its lock and does not answer (stopped or stuck) is killed
- * and replaced, after a check that the process is the one that wrote tidemark-server.json.
+ * Azurite does not notice a second server on its folder, and two servers destroy it. So the host
+ * process (azurite-host.ts) holds an exclusive file lock for its whole life, and every user holds a
+ * shared lock on another file. The kernel drops both locks when their process dies, so a crash
+ * leaves nothing to clean up. A host that holds its lock and does not answer (stopped or stuck) is
+ * killed and replaced, after a check that the process is the one that wrote tidemark-server.json.
  *
- * Invariant: when `stop` of the last user, or a failed `start`, has settled, no host that this process started is left on the folder.
- * The caller may remove the folder.
+ * Invariant: when `stop` of the last user, or a failed `start`, has settled, no host that this
+ * process started is left on the folder. The caller may remove the folder.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { mkdir, open, readdir, readFile, readlink, realpath } from "node:fs/promises";
@@ -82,15 +84,19 @@ export class Azurite implements AsyncDisposable {
   /**
    * Uses the Azurite on `dir` and starts one if none runs. Creates the folder when it is absent.
    *
-   * @throws TidemarkError INVALID_ARGUMENT: the folder holds other files, or an Azurite that Tidemark did not start uses it; DAMAGED: its
-   * database cannot be read; UNSUPPORTED: the package `azurite` is not installed, or there is no flock; STORE_UNREACHABLE, ACCESS_REFUSED,
-   * NO_SPACE, INTERRUPTED.
+   * @throws TidemarkError INVALID_ARGUMENT: the folder holds other files, or an Azurite that
+   * Tidemark did not start uses it; DAMAGED: its database cannot be read; UNSUPPORTED: the package
+   * `azurite` is not installed, or there is no flock; STORE_UNREACHABLE, ACCESS_REFUSED, NO_SPACE,
+   * INTERRUPTED.
    */
   static async start(dir: string, options: AzuriteOptions = {}): Promise<Azurite> {
     checkInstalled("an Azurite", ["azurite"]);
     const folder = await prepareFolder(dir);
     const paths = azuritePaths(folder);
-    const users = await FileLock.acquire(paths.usersLock, "shared", { signal: options.signal, waitMsMax: usersWaitMsMax });
+    const users = await FileLock.acquire(paths.usersLock, "shared", {
+      signal: options.signal,
+      waitMsMax: usersWaitMsMax,
+    });
     let child: ChildProcess | undefined;
     try {
       const deadlineMs = performance.now() + startMsMax;
@@ -101,7 +107,8 @@ export class Azurite implements AsyncDisposable {
         const ended = child === undefined || hasEnded(child);
         const held = await lockIsHeld(paths.serverLock);
         const written = await readHostState(paths.state);
-        const state = written?.state === "failed" || (written !== undefined && (await isRunning(written))) ? written : undefined;
+        const state =
+          written?.state === "failed" || (written !== undefined && (await isRunning(written))) ? written : undefined;
         if (child !== undefined && state?.state === "failed" && state.pid === child.pid)
           throw new TidemarkError(state.code, state.message, { remedy: state.remedy });
         if (held) {
@@ -117,9 +124,13 @@ export class Azurite implements AsyncDisposable {
         }
         await pause(options.signal);
       }
-      throw new TidemarkError("STORE_UNREACHABLE", `the Azurite on ${folder} did not start within ${String(startMsMax / 1000)} s`, {
-        remedy: `see ${paths.log}`,
-      });
+      throw new TidemarkError(
+        "STORE_UNREACHABLE",
+        `the Azurite on ${folder} did not start within ${String(startMsMax / 1000)} s`,
+        {
+          remedy: `see ${paths.log}`,
+        },
+      );
     } catch (error) {
       await users.release();
       if (child !== undefined) await gone(child, paths);
@@ -130,7 +141,8 @@ export class Azurite implements AsyncDisposable {
   /**
    * Ends this use. If it was the last one, waits until the server has saved and ended. Idempotent.
    *
-   * @throws TidemarkError STORE_UNREACHABLE: the server did not end and was killed; and the error that kept the server from saving.
+   * @throws TidemarkError STORE_UNREACHABLE: the server did not end and was killed; and the error
+   * that kept the server from saving.
    */
   stop(): Promise<void> {
     this.#stopped ??= this.#stop();
@@ -150,26 +162,35 @@ export class Azurite implements AsyncDisposable {
       if (await isUsedByOthers(this.#paths.usersLock)) return;
       if (performance.now() > deadlineMs && (await isRunning(this.#host))) {
         await kill(this.#host, this.dir);
-        throw new TidemarkError("STORE_UNREACHABLE", `the Azurite on ${this.dir} did not end and was killed: the last writes may be lost`, {
-          remedy: "run the command again; it reads what the store holds",
-        });
+        throw new TidemarkError(
+          "STORE_UNREACHABLE",
+          `the Azurite on ${this.dir} did not end and was killed: the last writes may be lost`,
+          {
+            remedy: "run the command again; it reads what the store holds",
+          },
+        );
       }
       await sleep(pollMs);
     }
     const last = await readHostState(this.#paths.state);
-    if (last?.state === "failed" && last.pid === this.#host.pid) throw new TidemarkError(last.code, last.message, { remedy: last.remedy });
+    if (last?.state === "failed" && last.pid === this.#host.pid)
+      throw new TidemarkError(last.code, last.message, { remedy: last.remedy });
   }
 }
 
 /**
- * For a host that this process started and that has ended. One that found another host, or was killed, is started again; one that failed
- * throws STORE_UNREACHABLE.
+ * For a host that this process started and that has ended. One that found another host, or was
+ * killed, is started again; one that failed throws STORE_UNREACHABLE.
  */
 function refuseFallen(child: ChildProcess, dir: string, paths: AzuritePaths): void {
   if (child.exitCode === null || child.exitCode === 0 || child.exitCode === exitOtherHost) return;
-  throw new TidemarkError("STORE_UNREACHABLE", `the Azurite on ${dir} could not be started (exit code ${String(child.exitCode)})`, {
-    remedy: `see ${paths.log}`,
-  });
+  throw new TidemarkError(
+    "STORE_UNREACHABLE",
+    `the Azurite on ${dir} could not be started (exit code ${String(child.exitCode)})`,
+    {
+      remedy: `see ${paths.log}`,
+    },
+  );
 }
 
 /** Measures for how long the same host has not answered. */
@@ -197,7 +218,10 @@ class Silence {
   }
 }
 
-/** Creates the folder if it is absent. A folder with other files is refused: a wrong path must not fill a home directory with a database. */
+/**
+ * Creates the folder if it is absent. A folder with other files is refused: a wrong path must not
+ * fill a home directory with a database.
+ */
 async function prepareFolder(dir: string): Promise<string> {
   try {
     await mkdir(dir, { recursive: true });
@@ -219,7 +243,10 @@ function folderError(error: unknown, dir: string): unknown {
   switch (systemCode(error)) {
     case "ENOTDIR":
     case "EEXIST":
-      return new TidemarkError("INVALID_ARGUMENT", `${dir} is not a folder`, { remedy: "name a folder for Azurite's data", cause: error });
+      return new TidemarkError("INVALID_ARGUMENT", `${dir} is not a folder`, {
+        remedy: "name a folder for Azurite's data",
+        cause: error,
+      });
     case "EACCES":
     case "EPERM":
     case "EROFS":
@@ -238,7 +265,10 @@ function folderError(error: unknown, dir: string): unknown {
   }
 }
 
-/** Starts the host in a process group of its own, so that ^C in the terminal does not reach it, and without holding this process alive. */
+/**
+ * Starts the host in a process group of its own, so that ^C in the terminal does not reach it, and
+ * without holding this process alive.
+ */
 async function spawnHost(dir: string, paths: AzuritePaths): Promise<ChildProcess> {
   const log = await open(paths.log, "a");
   try {
@@ -248,7 +278,8 @@ async function spawnHost(dir: string, paths: AzuritePaths): Promise<ChildProcess
       detached: true,
       stdio: ["pipe", log.fd, log.fd],
     });
-    // The pipe breaks when the host dies, and `start` sees that by the lock. A child that cannot be spawned counts as one that has exited.
+    // The pipe breaks when the host dies, and `start` sees that by the lock. A child that cannot be
+    // spawned counts as one that has exited.
     child.stdin?.on("error", () => undefined);
     child.on("error", () => undefined);
     child.unref();
@@ -259,7 +290,10 @@ async function spawnHost(dir: string, paths: AzuritePaths): Promise<ChildProcess
   }
 }
 
-/** Closes the host's standard input: it ends at once if it does not serve yet, otherwise when it has no user. */
+/**
+ * Closes the host's standard input: it ends at once if it does not serve yet, otherwise when it has
+ * no user.
+ */
 function letGo(child: ChildProcess): void {
   child.stdin?.destroy();
 }
@@ -284,7 +318,10 @@ async function lockIsHeld(path: string): Promise<boolean> {
   return lock === undefined;
 }
 
-/** True when other processes use the server. False when none does, or when the host holds the lock exclusively because it is ending. */
+/**
+ * True when other processes use the server. False when none does, or when the host holds the lock
+ * exclusively because it is ending.
+ */
 async function isUsedByOthers(usersLock: string): Promise<boolean> {
   if (!(await lockIsHeld(usersLock))) return false;
   const shared = await FileLock.tryAcquire(usersLock, "shared");
@@ -310,7 +347,10 @@ function answers(port: number, timeoutMs: number, signal: AbortSignal | undefine
   });
 }
 
-/** True when the process that wrote the state still runs, and its id does not belong to a later process. */
+/**
+ * True when the process that wrote the state still runs, and its id does not belong to a later
+ * process.
+ */
 async function isRunning(host: HostState): Promise<boolean> {
   const startTime = await processStartTime(host.pid);
   return startTime === host.startTime;
@@ -320,9 +360,13 @@ async function isRunning(host: HostState): Promise<boolean> {
 async function kill(host: HostState, dir: string): Promise<void> {
   if (!(await isRunning(host))) return;
   if (host.startTime === null) {
-    throw new TidemarkError("STORE_UNREACHABLE", `the Azurite on ${dir} (process ${String(host.pid)}) does not answer`, {
-      remedy: `end process ${String(host.pid)}, then run the command again`,
-    });
+    throw new TidemarkError(
+      "STORE_UNREACHABLE",
+      `the Azurite on ${dir} (process ${String(host.pid)}) does not answer`,
+      {
+        remedy: `end process ${String(host.pid)}, then run the command again`,
+      },
+    );
   }
   try {
     process.kill(host.pid, "SIGKILL");
@@ -331,14 +375,21 @@ async function kill(host: HostState, dir: string): Promise<void> {
   }
 }
 
-/** Refuses a folder that is in use by an Azurite that Tidemark did not start: it takes no lock. Linux only: needs /proc. */
+/**
+ * Refuses a folder that is in use by an Azurite that Tidemark did not start: it takes no lock.
+ * Linux only: needs /proc.
+ */
 async function refuseForeignAzurite(dir: string): Promise<void> {
   if (process.platform !== "linux") return;
   for (const entry of await readdir("/proc")) {
     if (!/^\d+$/.test(entry) || !(await isAzuriteOn(entry, dir))) continue;
-    throw new TidemarkError("INVALID_ARGUMENT", `an Azurite that Tidemark did not start (process ${entry}) uses ${dir}`, {
-      remedy: "stop it, or use its URL: http://127.0.0.1:10000/devstoreaccount1/CONTAINER",
-    });
+    throw new TidemarkError(
+      "INVALID_ARGUMENT",
+      `an Azurite that Tidemark did not start (process ${entry}) uses ${dir}`,
+      {
+        remedy: "stop it, or use its URL: http://127.0.0.1:10000/devstoreaccount1/CONTAINER",
+      },
+    );
   }
 }
 
@@ -350,10 +401,12 @@ async function isAzuriteOn(pid: string, dir: string): Promise<boolean> {
     if (script === undefined) return false;
     const cwd = await readlink(`/proc/${pid}/cwd`);
     const at = args.findIndex((arg) => arg === "-l" || arg === "--location");
-    const location = at === -1 ? args.find((arg) => arg.startsWith("--location="))?.slice("--location=".length) : args[at + 1];
+    const location =
+      at === -1 ? args.find((arg) => arg.startsWith("--location="))?.slice("--location=".length) : args[at + 1];
     return (await realpath(resolve(cwd, location ?? "."))) === dir;
   } catch (error) {
-    // Processes end during the scan, and those of other users cannot be read; neither is a server that this user started.
+    // Processes end during the scan, and those of other users cannot be read; neither is a server
+    // that this user started.
     const code = systemCode(error);
     if (code === "ENOENT" || code === "ESRCH" || code === "EACCES" || code === "EPERM") return false;
     throw error;

@@ -1,5 +1,6 @@
 /**
- * Credentials for Azure Storage, as types of their own: the packages that implement them are optional.
+ * Credentials for Azure Storage, as types of their own: the packages that implement them are
+ * optional.
  */
 
 /** A source of access tokens: every credential of `@azure/identity` is one. */

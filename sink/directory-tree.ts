@@ -1,5 +1,6 @@
 /**
- * File layout of a directory sink: names, the lock on names, temporary files, version times, lease files.
+ * File layout of a directory sink: names, the lock on names, temporary files, version times, lease
+ * files.
  *
  *     ROOT/vault.json, ROOT/disks/…/head     objects, under their own names
  *     ROOT/segments/…/1-0-0@pages            page objects (see `PageFile`)
@@ -10,11 +11,12 @@
  *
  * `@` is not allowed in names, so none of these files can be mistaken for an object.
  *
- * ETags. An object's ETag is its file's modification time and size. The kernel's clock ticks every few milliseconds, so the writer
- * sets the time itself: each version gets a microsecond of its own, greater than every earlier one in the vault and not less than
- * the wall clock. `@tidemark/clock` stores the last one, so a clock that is set back repeats none. A repetition needs a power failure
- * that takes the newest entry of that file, a clock set back to exactly that microsecond, and an object of the same size. Copying
- * the folder with its times (`cp -a`) keeps every ETag.
+ * ETags. An object's ETag is its file's modification time and size. The kernel's clock ticks every
+ * few milliseconds, so the writer sets the time itself: each version gets a microsecond of its own,
+ * greater than every earlier one in the vault and not less than the wall clock. `@tidemark/clock`
+ * stores the last one, so a clock that is set back repeats none. A repetition needs a power failure
+ * that takes the newest entry of that file, a clock set back to exactly that microsecond, and an
+ * object of the same size. Copying the folder with its times (`cp -a`) keeps every ETag.
  */
 import { randomUUID } from "node:crypto";
 import type { BigIntStats } from "node:fs";
@@ -34,7 +36,9 @@ export const leaseSuffix = "@lease";
 /** An empty file system has this folder, and its mount point may become a vault. */
 const harmlessInEmptyFolder: readonly string[] = ["lost+found"];
 
-/** A holder keeps the lock for a few file calls. A holder that keeps it this long has been stopped. */
+/**
+ * A holder keeps the lock for a few file calls. A holder that keeps it this long has been stopped.
+ */
 const lockWaitMsMax = 30_000;
 
 /** A temporary file is written in seconds. At this age its writer is dead. */
@@ -63,7 +67,10 @@ export class DirectoryTree {
     this.#clock = clock;
   }
 
-  /** Creates the folder and marks it as a vault. False when it is one already. Throws INVALID_ARGUMENT when it holds other files. */
+  /**
+   * Creates the folder and marks it as a vault. False when it is one already. Throws
+   * INVALID_ARGUMENT when it holds other files.
+   */
   async createContainer(): Promise<boolean> {
     await mkdir(this.root, { recursive: true });
     const entries = (await readdir(this.root)).filter((entry) => !harmlessInEmptyFolder.includes(entry));
@@ -80,7 +87,8 @@ export class DirectoryTree {
     }
     this.#folders.clear();
     for (let folder = this.root; ; folder = dirname(folder)) {
-      // mkdir may have created every folder up to the root. A folder that this user may not open existed before.
+      // mkdir may have created every folder up to the root. A folder that this user may not open
+      // existed before.
       if (!(await syncFolderIfAllowed(folder)) || folder === dirname(folder)) return true;
     }
   }
@@ -96,7 +104,10 @@ export class DirectoryTree {
     if (!(await this.hasContainer())) throw vaultNotFound(this.#description);
   }
 
-  /** The error for a name that could not be opened: the container is absent, the object is absent, or the object is of the other kind. */
+  /**
+   * The error for a name that could not be opened: the container is absent, the object is absent,
+   * or the object is of the other kind.
+   */
   async absent(name: string, wanted: "object" | "page object"): Promise<TidemarkError> {
     if (!(await this.hasContainer())) return vaultNotFound(this.#description);
     const other = await absentAs(undefined, stat(this.path(name) + (wanted === "object" ? pagesSuffix : "")));
@@ -108,7 +119,10 @@ export class DirectoryTree {
     return join(this.root, name);
   }
 
-  /** The object of either kind under `name`, or undefined. Throws INVALID_ARGUMENT when the name is a folder. */
+  /**
+   * The object of either kind under `name`, or undefined. Throws INVALID_ARGUMENT when the name is
+   * a folder.
+   */
   async find(name: string): Promise<Found | undefined> {
     const path = this.path(name);
     const stats = await absentAs(undefined, stat(path, { bigint: true }));
@@ -118,7 +132,10 @@ export class DirectoryTree {
     return pages === undefined ? undefined : { kind: "pages", stats: pages };
   }
 
-  /** Creates the folders above an object, durably. Throws INVALID_ARGUMENT when one of them is an object. */
+  /**
+   * Creates the folders above an object, durably. Throws INVALID_ARGUMENT when one of them is an
+   * object.
+   */
   async makeFolderOf(name: string): Promise<void> {
     await this.#makeFolder(dirname(this.path(name)), name);
   }
@@ -133,12 +150,16 @@ export class DirectoryTree {
       if (systemCode(error) !== "EEXIST") throw error;
       if (!(await stat(folder)).isDirectory()) throw nameBlocked(name, error);
     }
-    // A folder that existed is flushed too: the process that created it may have died before its flush.
+    // A folder that existed is flushed too: the process that created it may have died before its
+    // flush.
     await syncFolder(dirname(folder));
     this.#folders.add(folder);
   }
 
-  /** Makes the last change of a name durable. Throws OUTCOME_UNKNOWN when the folder cannot be flushed. */
+  /**
+   * Makes the last change of a name durable. Throws OUTCOME_UNKNOWN when the folder cannot be
+   * flushed.
+   */
   async publish(name: string): Promise<void> {
     try {
       await syncFolder(dirname(this.path(name)));
@@ -159,7 +180,10 @@ export class DirectoryTree {
     });
   }
 
-  /** Runs `task` with the path of a temporary file, which is removed afterwards if `task` has not renamed it. */
+  /**
+   * Runs `task` with the path of a temporary file, which is removed afterwards if `task` has not
+   * renamed it.
+   */
   async withTemp<T>(task: (temp: string) => Promise<T>): Promise<T> {
     this.#sweeping ??= this.#sweep();
     await this.#sweeping;
@@ -177,11 +201,15 @@ export class DirectoryTree {
     const temps = (await absentAs([], readdir(folder))).filter((entry) => entry.startsWith("temp-"));
     for (const temp of temps) {
       const found = await absentAs(undefined, stat(join(folder, temp)));
-      if (found !== undefined && Date.now() - found.mtimeMs > tempAgeMsMax) await absentAs(undefined, unlink(join(folder, temp)));
+      if (found !== undefined && Date.now() - found.mtimeMs > tempAgeMsMax)
+        await absentAs(undefined, unlink(join(folder, temp)));
     }
   }
 
-  /** Writes `bytes` durably to `temp` with a modification time that no other version has. Returns the ETag, which follows from that time. */
+  /**
+   * Writes `bytes` durably to `temp` with a modification time that no other version has. Returns
+   * the ETag, which follows from that time.
+   */
   async writeTemp(temp: string, bytes: Uint8Array, options: CallOptions | undefined): Promise<string> {
     const handle = await open(temp, "wx", 0o666);
     try {
@@ -193,9 +221,13 @@ export class DirectoryTree {
       await handle.sync();
       const found = await handle.stat({ bigint: true });
       if (Number(found.mtimeNs / 1000n) !== timeUs) {
-        throw new TidemarkError("UNSUPPORTED", `the file system of ${this.root} does not keep times to the microsecond`, {
-          remedy: "use a folder on ext4, XFS, Btrfs, ZFS or APFS",
-        });
+        throw new TidemarkError(
+          "UNSUPPORTED",
+          `the file system of ${this.root} does not keep times to the microsecond`,
+          {
+            remedy: "use a folder on ext4, XFS, Btrfs, ZFS or APFS",
+          },
+        );
       }
       return etagOf(found);
     } finally {

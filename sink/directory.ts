@@ -1,19 +1,30 @@
 /**
  * Sink in a folder of a local or shared file system.
  *
- * A put writes a temporary file, flushes it, and renames it to the object's name under the vault's lock, where the condition is
- * checked; then the folder is flushed. Readers take no lock: they see the old file or the new one. directory-tree.ts says which
- * files stand where and how an ETag is made; page-file.ts does page objects.
+ * A put writes a temporary file, flushes it, and renames it to the object's name under the vault's
+ * lock, where the condition is checked; then the folder is flushed. Readers take no lock: they see
+ * the old file or the new one. directory-tree.ts says which files stand where and how an ETag is
+ * made; page-file.ts does page objects.
  *
- * Leases expire by the wall clock. Hosts that share the folder need clocks that agree to within a few seconds, and a file system
- * whose flock reaches across hosts (NFS 4 and SMB, as Linux mounts them).
+ * Leases expire by the wall clock. Hosts that share the folder need clocks that agree to within a
+ * few seconds, and a file system whose flock reaches across hosts (NFS 4 and SMB, as Linux mounts
+ * them).
  *
  * Cost: a put is two flushes, a page write one. At most `pageFilesOpenMax` page files stay open.
  */
 import assert from "node:assert/strict";
 import { constants, open, readdir, rename, stat, unlink, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
+import type {
+  CallOptions,
+  ListedObject,
+  ObjectStat,
+  PageFence,
+  PagesStat,
+  PutCondition,
+  Sink,
+  StoredObject,
+} from "../engine/index.ts";
 import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
 import { DirectoryTree, etagOf, type Found, leaseSuffix, lockOptions, pagesSuffix } from "./directory-tree.ts";
 import type { LockOptions } from "./file-lock.ts";
@@ -40,12 +51,18 @@ import {
   wrongKind,
 } from "./rules.ts";
 
-/** Page files kept open: the segment of every writing lane, and the segments that a restore reads in turn. */
+/**
+ * Page files kept open: the segment of every writing lane, and the segments that a restore reads in
+ * turn.
+ */
 const pageFilesOpenMax = 32;
 
 /** Options of `DirectorySink.open`. */
 export interface DirectorySinkOptions {
-  /** Milliseconds since 1970: leases expire and versions are dated by it. Default: the system's clock. */
+  /**
+   * Milliseconds since 1970: leases expire and versions are dated by it. Default: the system's
+   * clock.
+   */
   readonly clock?: (() => number) | undefined;
 }
 
@@ -71,11 +88,14 @@ export class DirectorySink implements Sink {
     this.#clock = options.clock ?? Date.now;
     this.description = `dir:${resolve(root)}`;
     this.#tree = new DirectoryTree(resolve(root), this.description, this.#clock);
-    this.#pageFiles = new PageFilePool(pageFilesOpenMax, (name) => PageFile.open(name, this.#tree.path(name) + pagesSuffix));
+    this.#pageFiles = new PageFilePool(pageFilesOpenMax, (name) =>
+      PageFile.open(name, this.#tree.path(name) + pagesSuffix),
+    );
   }
 
   /**
-   * Opens the vault in the folder `root`, which may be absent until `createContainer`. Creates nothing.
+   * Opens the vault in the folder `root`, which may be absent until `createContainer`. Creates
+   * nothing.
    *
    * @throws TidemarkError INVALID_ARGUMENT: `root` is not a folder; ACCESS_REFUSED.
    */
@@ -85,7 +105,9 @@ export class DirectorySink implements Sink {
       throw translated(error, sink.#tree.root, "STORE_REFUSED");
     });
     if (found?.isDirectory() === false) {
-      throw new TidemarkError("INVALID_ARGUMENT", `${sink.#tree.root} is not a folder`, { remedy: "name a folder for the vault" });
+      throw new TidemarkError("INVALID_ARGUMENT", `${sink.#tree.root} is not a folder`, {
+        remedy: "name a folder for the vault",
+      });
     }
     return sink;
   }
@@ -112,7 +134,12 @@ export class DirectorySink implements Sink {
     });
   }
 
-  putObject(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<{ readonly etag: string }> {
+  putObject(
+    name: string,
+    bytes: Uint8Array,
+    condition: PutCondition,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.#call(name, options, async () => {
       checkName(name);
       checkObjectBytes(name, bytes);
@@ -156,7 +183,8 @@ export class DirectorySink implements Sink {
         if (found.kind === "object") {
           const lease = await this.#tree.readLease(name);
           passDelete(name, lease, this.#clock());
-          // The lease is removed first: a crash between the two must not leave a lease for a later object of this name.
+          // The lease is removed first: a crash between the two must not leave a lease for a later
+          // object of this name.
           if (lease !== undefined) await unlink(this.#tree.path(name) + leaseSuffix);
           await unlink(this.#tree.path(name));
         } else {
@@ -197,7 +225,9 @@ export class DirectorySink implements Sink {
     return this.#call(name, options, () => {
       checkLeaseId(leaseId);
       checkLeaseSeconds(durationSeconds);
-      return this.#changeLease(name, options, (lease) => acquireLease(name, lease, leaseId, durationSeconds, this.#clock()));
+      return this.#changeLease(name, options, (lease) =>
+        acquireLease(name, lease, leaseId, durationSeconds, this.#clock()),
+      );
     });
   }
 
@@ -223,12 +253,18 @@ export class DirectorySink implements Sink {
       await this.#tree.checkContainer();
       await this.#tree.locked(options, async () => {
         const lease = await this.#tree.readLease(name);
-        if (lease !== undefined && releaseLease(lease, leaseId) === undefined) await unlink(this.#tree.path(name) + leaseSuffix);
+        if (lease !== undefined && releaseLease(lease, leaseId) === undefined)
+          await unlink(this.#tree.path(name) + leaseSuffix);
       });
     });
   }
 
-  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<{ readonly etag: string }> {
+  createPages(
+    name: string,
+    sizeBytes: number,
+    sequenceNumber: number,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.#call(name, options, async () => {
       checkName(name);
       checkPagesSize(name, sizeBytes);
@@ -246,7 +282,13 @@ export class DirectorySink implements Sink {
     });
   }
 
-  writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence, options?: CallOptions): Promise<{ readonly etag: string }> {
+  writePages(
+    name: string,
+    offset: number,
+    bytes: Uint8Array,
+    fence: PageFence,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     // After an input/output error during the write it is unknown which pages arrived.
     return this.#pagesCall(name, options, "OUTCOME_UNKNOWN", (lock) => {
       checkPageWrite(name, offset, bytes);
@@ -290,7 +332,9 @@ export class DirectorySink implements Sink {
   }
 
   statPages(name: string, options?: CallOptions): Promise<PagesStat> {
-    return this.#pagesCall(name, options, "STORE_REFUSED", (lock) => this.#pageFiles.use(name, (file) => file.stat(lock)));
+    return this.#pagesCall(name, options, "STORE_REFUSED", (lock) =>
+      this.#pageFiles.use(name, (file) => file.stat(lock)),
+    );
   }
 
   raiseSequenceNumber(
@@ -327,7 +371,10 @@ export class DirectorySink implements Sink {
     }
   }
 
-  /** A call on a page object. A file that cannot be opened becomes OBJECT_NOT_FOUND, VAULT_NOT_FOUND or DAMAGED. */
+  /**
+   * A call on a page object. A file that cannot be opened becomes OBJECT_NOT_FOUND, VAULT_NOT_FOUND
+   * or DAMAGED.
+   */
   #pagesCall<T>(
     name: string,
     options: CallOptions | undefined,
@@ -350,7 +397,11 @@ export class DirectorySink implements Sink {
     );
   }
 
-  async #statListed(name: string, kind: "object" | "pages", options: CallOptions | undefined): Promise<ObjectStat | undefined> {
+  async #statListed(
+    name: string,
+    kind: "object" | "pages",
+    options: CallOptions | undefined,
+  ): Promise<ObjectStat | undefined> {
     const path = this.#tree.path(name);
     const found = await absentAs(undefined, stat(kind === "pages" ? path + pagesSuffix : path, { bigint: true }));
     if (found === undefined) return undefined;
@@ -379,7 +430,11 @@ export class DirectorySink implements Sink {
     if (before !== undefined && after === undefined) await unlink(this.#tree.path(name) + leaseSuffix);
   }
 
-  #changeLease(name: string, options: CallOptions | undefined, change: (lease: Lease | undefined) => Lease): Promise<void> {
+  #changeLease(
+    name: string,
+    options: CallOptions | undefined,
+    change: (lease: Lease | undefined) => Lease,
+  ): Promise<void> {
     checkName(name);
     return this.#tree.withTemp((temp) =>
       this.#tree.locked(options, async () => {

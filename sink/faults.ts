@@ -1,12 +1,23 @@
 /**
- * Fault injection: a wrapper around any sink that makes chosen calls fail in the ways in which stores fail.
+ * Fault injection: a wrapper around any sink that makes chosen calls fail in the ways in which
+ * stores fail.
  *
- * A plan is a list of faults. Each names the calls it applies to and when it fires: at the n-th such call, or with a probability drawn from
- * the wrapper's seed. Wrappers nest. `calls` lists the calls so far. `assertAllFired` throws when a planned fault has not fired, because
- * such a test proves nothing.
+ * A plan is a list of faults. Each names the calls it applies to and when it fires: at the n-th
+ * such call, or with a probability drawn from the wrapper's seed. Wrappers nest. `calls` lists the
+ * calls so far. `assertAllFired` throws when a planned fault has not fired, because such a test
+ * proves nothing.
  */
 import assert from "node:assert/strict";
-import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
+import type {
+  CallOptions,
+  ListedObject,
+  ObjectStat,
+  PageFence,
+  PagesStat,
+  PutCondition,
+  Sink,
+  StoredObject,
+} from "../engine/index.ts";
 import { interrupted, TidemarkError } from "../engine/index.ts";
 
 /** A method of `Sink` that a fault can apply to. */
@@ -16,9 +27,15 @@ export type SinkMethod = Exclude<keyof Sink, "description" | "capabilities" | ty
 export type Fault =
   /** The call fails without an effect. */
   | { readonly kind: "refused"; readonly error: TidemarkError }
-  /** The call takes effect and its answer is lost: OUTCOME_UNKNOWN. Writes only: adapters repeat all other calls themselves. */
+  /**
+   * The call takes effect and its answer is lost: OUTCOME_UNKNOWN. Writes only: adapters repeat all
+   * other calls themselves.
+   */
   | { readonly kind: "unacknowledged" }
-  /** OUTCOME_UNKNOWN now; the request, with its fence, reaches the store when the test calls `releaseLate`. Writes only. */
+  /**
+   * OUTCOME_UNKNOWN now; the request, with its fence, reaches the store when the test calls
+   * `releaseLate`. Writes only.
+   */
   | { readonly kind: "late" }
   /** The call waits at the gate before it takes effect. */
   | { readonly kind: "slow"; readonly gate: Gate }
@@ -28,7 +45,10 @@ export type Fault =
   | { readonly kind: "flipped" }
   /** The lease that the call needs is released before the call arrives. */
   | { readonly kind: "lease-lost" }
-  /** The process dies before or after the call takes effect: it and every later call reject with CrashError. */
+  /**
+   * The process dies before or after the call takes effect: it and every later call reject with
+   * CrashError.
+   */
   | { readonly kind: "crash"; readonly effect: "before" | "after" };
 
 /** A fault, the calls it applies to, and when it fires. */
@@ -41,7 +61,10 @@ export interface PlannedFault {
   readonly fault: Fault;
 }
 
-/** Stands for the death of the process. It is no TidemarkError, so the engine cannot mistake it for an answer of the store. */
+/**
+ * Stands for the death of the process. It is no TidemarkError, so the engine cannot mistake it for
+ * an answer of the store.
+ */
 export class CrashError extends Error {
   override readonly name = "CrashError";
 }
@@ -94,7 +117,10 @@ interface Call<T> {
   readonly name: string;
   readonly signal: AbortSignal | undefined;
   readonly run: () => Promise<T>;
-  /** Writes only: the call with a copy of its bytes, which may run after the caller's promise has settled. */
+  /**
+   * Writes only: the call with a copy of its bytes, which may run after the caller's promise has
+   * settled.
+   */
   readonly freeze?: () => () => Promise<unknown>;
   readonly leaseId?: string | undefined;
   /** Reads only: spoils what has been read. */
@@ -147,7 +173,10 @@ export class FaultySink implements Sink {
     return this.#interruptions;
   }
 
-  /** Sends the requests that `late` faults held back, in the order of their calls. Returns what the store answered to each. */
+  /**
+   * Sends the requests that `late` faults held back, in the order of their calls. Returns what the
+   * store answered to each.
+   */
   async releaseLate(): Promise<PromiseSettledResult<unknown>[]> {
     const results: PromiseSettledResult<unknown>[] = [];
     for (const original of this.#late.splice(0)) results.push(...(await Promise.allSettled([original()])));
@@ -163,7 +192,12 @@ export class FaultySink implements Sink {
   }
 
   createContainer(options?: CallOptions): Promise<boolean> {
-    return this.#call({ method: "createContainer", name: "", signal: options?.signal, run: () => this.inner.createContainer(options) });
+    return this.#call({
+      method: "createContainer",
+      name: "",
+      signal: options?.signal,
+      run: () => this.inner.createContainer(options),
+    });
   }
 
   getObject(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject> {
@@ -180,7 +214,12 @@ export class FaultySink implements Sink {
     });
   }
 
-  putObject(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<{ readonly etag: string }> {
+  putObject(
+    name: string,
+    bytes: Uint8Array,
+    condition: PutCondition,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.#call({
       method: "putObject",
       name,
@@ -195,11 +234,21 @@ export class FaultySink implements Sink {
   }
 
   statObject(name: string, options?: CallOptions): Promise<ObjectStat> {
-    return this.#call({ method: "statObject", name, signal: options?.signal, run: () => this.inner.statObject(name, options) });
+    return this.#call({
+      method: "statObject",
+      name,
+      signal: options?.signal,
+      run: () => this.inner.statObject(name, options),
+    });
   }
 
   deleteObject(name: string, options?: CallOptions): Promise<void> {
-    return this.#call({ method: "deleteObject", name, signal: options?.signal, run: () => this.inner.deleteObject(name, options) });
+    return this.#call({
+      method: "deleteObject",
+      name,
+      signal: options?.signal,
+      run: () => this.inner.deleteObject(name, options),
+    });
   }
 
   /** Counts as one call, however many objects it yields. A crash in between ends it. */
@@ -246,7 +295,12 @@ export class FaultySink implements Sink {
     });
   }
 
-  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<{ readonly etag: string }> {
+  createPages(
+    name: string,
+    sizeBytes: number,
+    sequenceNumber: number,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.#call({
       method: "createPages",
       name,
@@ -256,7 +310,13 @@ export class FaultySink implements Sink {
     });
   }
 
-  writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence, options?: CallOptions): Promise<{ readonly etag: string }> {
+  writePages(
+    name: string,
+    offset: number,
+    bytes: Uint8Array,
+    fence: PageFence,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.#call({
       method: "writePages",
       name,
@@ -293,7 +353,12 @@ export class FaultySink implements Sink {
   }
 
   statPages(name: string, options?: CallOptions): Promise<PagesStat> {
-    return this.#call({ method: "statPages", name, signal: options?.signal, run: () => this.inner.statPages(name, options) });
+    return this.#call({
+      method: "statPages",
+      name,
+      signal: options?.signal,
+      run: () => this.inner.statPages(name, options),
+    });
   }
 
   raiseSequenceNumber(
@@ -318,7 +383,10 @@ export class FaultySink implements Sink {
     this.#calls.push(`${call.method} ${call.name}`.trim());
     // The first fault that fires is the outermost.
     const faults = this.#plans.filter((plan) => this.#fires(plan, call)).map(({ planned }) => planned.fault);
-    const run = faults.reduceRight<() => Promise<T>>((inner, fault) => () => this.#suffer(fault, call, inner), call.run);
+    const run = faults.reduceRight<() => Promise<T>>(
+      (inner, fault) => () => this.#suffer(fault, call, inner),
+      call.run,
+    );
     try {
       return await run();
     } finally {
@@ -371,7 +439,9 @@ export class FaultySink implements Sink {
 
   #lostAnswer(call: Pick<Call<unknown>, "method" | "name">): TidemarkError {
     this.#interruptions++;
-    return new TidemarkError("OUTCOME_UNKNOWN", `the answer to ${call.method} ${call.name} was lost`, { detail: { object: call.name } });
+    return new TidemarkError("OUTCOME_UNKNOWN", `the answer to ${call.method} ${call.name} was lost`, {
+      detail: { object: call.name },
+    });
   }
 
   #checkAlive(): void {

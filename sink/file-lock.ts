@@ -1,13 +1,15 @@
 /**
  * Advisory locks between processes: flock(2).
  *
- * A lock file that merely exists outlives the process that created it, and the process id inside may belong to a later process. flock
- * belongs to the open file description, so the kernel drops it when the process ends, for whatever reason. Node opens files
- * close-on-exec, so a spawned child does not inherit the lock. `release` unlocks before it closes, because a child that is being
+ * A lock file that merely exists outlives the process that created it, and the process id inside
+ * may belong to a later process. flock belongs to the open file description, so the kernel drops it
+ * when the process ends, for whatever reason. Node opens files close-on-exec, so a spawned child
+ * does not inherit the lock. `release` unlocks before it closes, because a child that is being
  * forked shares the description for a moment.
  *
- * Waiting polls with LOCK_NB: a blocked call would occupy one of libuv's few threads and could not be aborted. Two locks in one
- * process exclude each other like locks in two processes, because each has its own description.
+ * Waiting polls with LOCK_NB: a blocked call would occupy one of libuv's few threads and could not
+ * be aborted. Two locks in one process exclude each other like locks in two processes, because each
+ * has its own description.
  */
 import { type FileHandle, open, stat } from "node:fs/promises";
 import { constants } from "node:os";
@@ -26,7 +28,8 @@ export interface LockOptions {
 }
 
 /**
- * A lock on a path, from `acquire` to `release` or the death of the process. The file is created when absent and never removed.
+ * A lock on a path, from `acquire` to `release` or the death of the process. The file is created
+ * when absent and never removed.
  *
  * @example
  * ```ts
@@ -48,8 +51,8 @@ export class FileLock implements AsyncDisposable {
   /**
    * Waits until the lock is free and takes it.
    *
-   * @throws TidemarkError INTERRUPTED; STORE_UNREACHABLE: `waitMsMax` passed; UNSUPPORTED: no flock here. Errors of opening the file pass
-   * through untranslated.
+   * @throws TidemarkError INTERRUPTED; STORE_UNREACHABLE: `waitMsMax` passed; UNSUPPORTED: no flock
+   * here. Errors of opening the file pass through untranslated.
    */
   static async acquire(path: string, mode: LockMode, options: LockOptions = {}): Promise<FileLock> {
     const deadlineMs = performance.now() + (options.waitMsMax ?? Number.POSITIVE_INFINITY);
@@ -62,14 +65,17 @@ export class FileLock implements AsyncDisposable {
     throw new Error("unreachable: the pauses never end");
   }
 
-  /** Takes the lock if no other holder excludes it; undefined otherwise. Throws as `acquire` does. */
+  /**
+   * Takes the lock if no other holder excludes it; undefined otherwise. Throws as `acquire` does.
+   */
   static async tryAcquire(path: string, mode: LockMode): Promise<FileLock | undefined> {
     for (;;) {
       const handle = await open(path, "a", 0o666);
       let kept = false;
       try {
         if (!tryLock(handle.fd, mode)) return undefined;
-        // Between open and flock the file may have been removed or replaced. A lock on a file without a name excludes no other process.
+        // Between open and flock the file may have been removed or replaced. A lock on a file
+        // without a name excludes no other process.
         if (!(await bearsName(handle, path))) continue;
         kept = true;
         return new FileLock(path, mode, handle);
@@ -99,10 +105,16 @@ export class FileLock implements AsyncDisposable {
 }
 
 /**
- * Runs `task` while the open file `handle` is locked exclusively. The caller must not run two calls on one handle at a time: the
- * open file description already holds the lock, so flock admits the second call.
+ * Runs `task` while the open file `handle` is locked exclusively. The caller must not run two calls
+ * on one handle at a time: the open file description already holds the lock, so flock admits the
+ * second call.
  */
-export async function withDescriptorLocked<T>(handle: FileHandle, path: string, options: LockOptions, task: () => Promise<T>): Promise<T> {
+export async function withDescriptorLocked<T>(
+  handle: FileHandle,
+  path: string,
+  options: LockOptions,
+  task: () => Promise<T>,
+): Promise<T> {
   const deadlineMs = performance.now() + (options.waitMsMax ?? Number.POSITIVE_INFINITY);
   for (const pauseMs of pausesMs()) {
     throwIfAborted(options.signal);
@@ -116,14 +128,18 @@ export async function withDescriptorLocked<T>(handle: FileHandle, path: string, 
   }
 }
 
-/** Mutual exclusion inside the process, first come first served. It saves the tasks of one process from polling the file lock. */
+/**
+ * Mutual exclusion inside the process, first come first served. It saves the tasks of one process
+ * from polling the file lock.
+ */
 export class Turnstile {
   #last: Promise<unknown> = Promise.resolve();
 
   /** Runs `task` after all tasks that came before. */
   pass<T>(task: () => Promise<T>): Promise<T> {
     const mine = this.#last.then(task);
-    // The next task waits for the end of this one, not for its success; the caller of this one sees the failure.
+    // The next task waits for the end of this one, not for its success; the caller of this one sees
+    // the failure.
     this.#last = mine.then(ignore, ignore);
     return mine;
   }
@@ -133,7 +149,10 @@ function ignore(): void {
   return;
 }
 
-/** Most locks are held for less than a millisecond, so the first pauses are short. A long wait costs forty calls a second. */
+/**
+ * Most locks are held for less than a millisecond, so the first pauses are short. A long wait costs
+ * forty calls a second.
+ */
 function* pausesMs(): Generator<number, void> {
   for (let ms = 1; ; ms = Math.min(ms * 2, 25)) yield ms;
 }

@@ -1,5 +1,6 @@
 /**
- * File-system calls of the directory sink: whole reads and writes, hole punching, flushes of folders, and the translation of errors.
+ * File-system calls of the directory sink: whole reads and writes, hole punching, flushes of
+ * folders, and the translation of errors.
  */
 import type { FileHandle } from "node:fs/promises";
 import { constants } from "node:os";
@@ -7,7 +8,9 @@ import { getSystemErrorName } from "node:util";
 import { systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
 import { type Libc, libc, punchHole, syncFolder, unsupportedErrnos } from "../engine/internal.ts";
 
-/** Largest hole of one system call. It bounds how long the call blocks the file and delays an abort. */
+/**
+ * Largest hole of one system call. It bounds how long the call blocks the file and delays an abort.
+ */
 const holeBytesMax: number = 1024 * 1024 * 1024;
 
 /** Where holes are not supported, zeros are written in pieces of this size. */
@@ -29,7 +32,10 @@ export async function absentAs<T, S>(substitute: S, work: Promise<T>): Promise<T
   }
 }
 
-/** `error` as the store's answer about `subject`. A system error without a code of its own becomes `fallback`. */
+/**
+ * `error` as the store's answer about `subject`. A system error without a code of its own becomes
+ * `fallback`.
+ */
 export function translated(error: unknown, subject: string, fallback: "STORE_REFUSED" | "OUTCOME_UNKNOWN"): unknown {
   const code = systemCode(error);
   if (error instanceof TidemarkError || code === undefined) return error;
@@ -64,11 +70,15 @@ export function translated(error: unknown, subject: string, fallback: "STORE_REF
 }
 
 export function outcomeUnknown(subject: string, cause: unknown): TidemarkError {
-  return new TidemarkError("OUTCOME_UNKNOWN", `${subject} was written; the file system did not confirm that it is durable`, {
-    remedy: "check the disk of the vault's folder: `dmesg` shows its errors",
-    detail: { object: subject },
-    cause,
-  });
+  return new TidemarkError(
+    "OUTCOME_UNKNOWN",
+    `${subject} was written; the file system did not confirm that it is durable`,
+    {
+      remedy: "check the disk of the vault's folder: `dmesg` shows its errors",
+      detail: { object: subject },
+      cause,
+    },
+  );
 }
 
 /** For a file that another program changed in place while it was read. */
@@ -106,10 +116,16 @@ export interface ClearOptions {
 }
 
 /**
- * Makes [at, at + length) read as zeros and frees its space; where holes are not supported, it writes zeros. Any alignment: the kernel writes
- * zeros into partial blocks. Throws INTERRUPTED, when a part may be clear, and errors of the file system untranslated.
+ * Makes [at, at + length) read as zeros and frees its space; where holes are not supported, it
+ * writes zeros. Any alignment: the kernel writes zeros into partial blocks. Throws INTERRUPTED,
+ * when a part may be clear, and errors of the file system untranslated.
  */
-export async function clearFully(handle: FileHandle, at: number, length: number, options: ClearOptions = {}): Promise<void> {
+export async function clearFully(
+  handle: FileHandle,
+  at: number,
+  length: number,
+  options: ClearOptions = {},
+): Promise<void> {
   const { fallocate } = options.libc ?? libc() ?? {};
   const end = at + length;
   let next = at;

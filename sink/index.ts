@@ -1,7 +1,8 @@
 /**
- * Sinks: the stores that a vault can lie in. `openSink` takes the address that a user writes; the classes are for programs that build
- * their own options. `dir:` and `memory:` need no other package; `azurite:` needs `azurite` and `@azure/storage-blob`, an https address
- * needs `@azure/storage-blob`, and `@azure/identity` to sign in.
+ * Sinks: the stores that a vault can lie in. `openSink` takes the address that a user writes; the
+ * classes are for programs that build their own options. `dir:` and `memory:` need no other
+ * package; `azurite:` needs `azurite` and `@azure/storage-blob`, an https address needs
+ * `@azure/storage-blob`, and `@azure/identity` to sign in.
  */
 
 export type { AzureSinkOptions } from "./azure-options.ts";

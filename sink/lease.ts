@@ -1,11 +1,13 @@
 /**
- * Finite leases with Azure's rules, as pure functions from the lease that a call finds to the lease that it leaves.
+ * Finite leases with Azure's rules, as pure functions from the lease that a call finds to the lease
+ * that it leaves.
  *
  *     none ── acquire ──► held by A ── renew, acquire by A, change to B ──► held, with its full duration again
  *                            │ └── release ──► none
  *                            └── time ──► expired: A may still renew it, until another writes the object or acquires the lease
  *
- * An adapter keeps one `Lease` per object. It applies these functions atomically with the write that they guard and stores the result.
+ * An adapter keeps one `Lease` per object. It applies these functions atomically with the write
+ * that they guard and stores the result.
  */
 import { TidemarkError } from "../engine/index.ts";
 
@@ -16,7 +18,13 @@ export interface Lease {
   readonly expiresMs: number;
 }
 
-export function acquireLease(name: string, lease: Lease | undefined, id: string, durationSeconds: number, nowMs: number): Lease {
+export function acquireLease(
+  name: string,
+  lease: Lease | undefined,
+  id: string,
+  durationSeconds: number,
+  nowMs: number,
+): Lease {
   if (isHeld(lease, nowMs) && !isSame(lease.id, id)) throw leaseHeld(name);
   const durationMs = durationSeconds * 1000;
   return { id, durationMs, expiresMs: nowMs + durationMs };
@@ -27,7 +35,13 @@ export function renewLease(name: string, lease: Lease | undefined, id: string, n
   return { ...lease, expiresMs: nowMs + lease.durationMs };
 }
 
-export function changeLease(name: string, lease: Lease | undefined, fromId: string, toId: string, nowMs: number): Lease {
+export function changeLease(
+  name: string,
+  lease: Lease | undefined,
+  fromId: string,
+  toId: string,
+  nowMs: number,
+): Lease {
   if (!isHeld(lease, nowMs)) throw leaseLost(name);
   // When the new id already has the lease, an earlier try of this call was executed.
   if (!isSame(lease.id, fromId) && !isSame(lease.id, toId)) throw leaseLost(name);
@@ -39,8 +53,16 @@ export function releaseLease(lease: Lease | undefined, id: string): Lease | unde
   return lease !== undefined && isSame(lease.id, id) ? undefined : lease;
 }
 
-/** Refuses a write that the lease does not allow. Returns the lease that remains: a write removes an expired one. */
-export function passWrite(name: string, lease: Lease | undefined, id: string | undefined, nowMs: number): Lease | undefined {
+/**
+ * Refuses a write that the lease does not allow. Returns the lease that remains: a write removes an
+ * expired one.
+ */
+export function passWrite(
+  name: string,
+  lease: Lease | undefined,
+  id: string | undefined,
+  nowMs: number,
+): Lease | undefined {
   if (!isHeld(lease, nowMs)) {
     if (id !== undefined) throw leaseLost(name);
     return undefined;
@@ -64,7 +86,8 @@ export function parseLease(name: string, text: string): Lease {
   }
   if (typeof parsed !== "object" || parsed === null) throw leaseDamaged(name, undefined);
   const { id, durationMs, expiresMs }: Partial<Record<keyof Lease, unknown>> = parsed;
-  if (typeof id !== "string" || typeof durationMs !== "number" || typeof expiresMs !== "number") throw leaseDamaged(name, undefined);
+  if (typeof id !== "string" || typeof durationMs !== "number" || typeof expiresMs !== "number")
+    throw leaseDamaged(name, undefined);
   return { id, durationMs, expiresMs };
 }
 
@@ -82,7 +105,9 @@ function leaseHeld(name: string): TidemarkError {
 }
 
 function leaseLost(name: string): TidemarkError {
-  return new TidemarkError("LEASE_LOST", `the lease of ${name} is not held, or another holder has it`, { detail: { object: name } });
+  return new TidemarkError("LEASE_LOST", `the lease of ${name} is not held, or another holder has it`, {
+    detail: { object: name },
+  });
 }
 
 function leaseDamaged(name: string, cause: unknown): TidemarkError {

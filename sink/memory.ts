@@ -1,16 +1,28 @@
 /**
- * Reference model of a store, in memory. It refuses every call that Azure refuses, so code that passes its tests here works there.
+ * Reference model of a store, in memory. It refuses every call that Azure refuses, so code that
+ * passes its tests here works there.
  *
- * `MemoryStore` is the server: what is stored. `MemorySink` is a client; two sinks on one store are two machines on one account. A store
- * can be restored to an earlier snapshot: that is what a killed Azurite does.
+ * `MemoryStore` is the server: what is stored. `MemorySink` is a client; two sinks on one store are
+ * two machines on one account. A store can be restored to an earlier snapshot: that is what a
+ * killed Azurite does.
  *
- * Page objects are maps of 64 KiB pages. A write replaces the pages it touches and changes none, so a snapshot is a copy of maps.
+ * Page objects are maps of 64 KiB pages. A write replaces the pages it touches and changes none, so
+ * a snapshot is a copy of maps.
  *
  * Memory: the pages that were written, not the size of page objects.
  */
 import assert from "node:assert/strict";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../engine/index.ts";
+import type {
+  CallOptions,
+  ListedObject,
+  ObjectStat,
+  PageFence,
+  PagesStat,
+  PutCondition,
+  Sink,
+  StoredObject,
+} from "../engine/index.ts";
 import { throwIfAborted } from "../engine/index.ts";
 import { acquireLease, changeLease, type Lease, passDelete, passWrite, releaseLease, renewLease } from "./lease.ts";
 import {
@@ -81,7 +93,10 @@ export class MemorySnapshot {
 export class MemoryStore {
   /** Undefined until a sink creates the container. Only `MemorySink` touches it. @internal */
   objects: Map<string, Stored> | undefined;
-  /** Every path before a slash of a name so far. As in a file system, a folder stays when its objects are deleted. */
+  /**
+   * Every path before a slash of a name so far. As in a file system, a folder stays when its
+   * objects are deleted.
+   */
   readonly folders: Set<string> = new Set<string>();
   /** Only grows, also over `restore`, so that no ETag is used twice. */
   #etags = 0;
@@ -158,20 +173,31 @@ export class MemorySink implements Sink {
     });
   }
 
-  putObject(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<{ readonly etag: string }> {
+  putObject(
+    name: string,
+    bytes: Uint8Array,
+    condition: PutCondition,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.#call(options, () => {
       checkName(name);
       checkObjectBytes(name, bytes);
       const found = this.#objects().get(name);
       if ("ifAbsent" in condition) {
         if (found !== undefined) throw objectExists(name);
-        return this.#store(name, { kind: "object", etag: this.store.nextEtag(), bytes: copyOf(bytes), lease: undefined });
+        return this.#store(name, {
+          kind: "object",
+          etag: this.store.nextEtag(),
+          bytes: copyOf(bytes),
+          lease: undefined,
+        });
       }
       if (condition.leaseId !== undefined) checkLeaseId(condition.leaseId);
       if (found === undefined) throw conditionFailed(name, "it does not exist");
       if (found.kind !== "object") throw wrongKind(name, "object");
       const lease = passWrite(name, found.lease, condition.leaseId, this.#clock());
-      if (found.etag !== condition.ifMatch) throw conditionFailed(name, `its ETag is ${found.etag}, not ${condition.ifMatch}`);
+      if (found.etag !== condition.ifMatch)
+        throw conditionFailed(name, `its ETag is ${found.etag}, not ${condition.ifMatch}`);
       return this.#store(name, { kind: "object", etag: this.store.nextEtag(), bytes: copyOf(bytes), lease });
     });
   }
@@ -208,7 +234,10 @@ export class MemorySink implements Sink {
       checkLeaseId(leaseId);
       checkLeaseSeconds(durationSeconds);
       const found = this.#plain(name);
-      this.#objects().set(name, { ...found, lease: acquireLease(name, found.lease, leaseId, durationSeconds, this.#clock()) });
+      this.#objects().set(name, {
+        ...found,
+        lease: acquireLease(name, found.lease, leaseId, durationSeconds, this.#clock()),
+      });
     });
   }
 
@@ -238,7 +267,12 @@ export class MemorySink implements Sink {
     });
   }
 
-  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<{ readonly etag: string }> {
+  createPages(
+    name: string,
+    sizeBytes: number,
+    sequenceNumber: number,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.#call(options, () => {
       checkName(name);
       checkPagesSize(name, sizeBytes);
@@ -249,13 +283,22 @@ export class MemorySink implements Sink {
     });
   }
 
-  writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence, options?: CallOptions): Promise<{ readonly etag: string }> {
+  writePages(
+    name: string,
+    offset: number,
+    bytes: Uint8Array,
+    fence: PageFence,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
     return this.#call(options, () => {
       checkPageWrite(name, offset, bytes);
       const found = this.#pages(name);
       checkInside(name, offset, bytes.length, found.sizeBytes);
       if (found.sequenceNumber !== fence.sequenceNumber) {
-        throw conditionFailed(name, `its sequence number is ${String(found.sequenceNumber)}, not ${String(fence.sequenceNumber)}`);
+        throw conditionFailed(
+          name,
+          `its sequence number is ${String(found.sequenceNumber)}, not ${String(fence.sequenceNumber)}`,
+        );
       }
       if (fence.etag !== undefined && found.etag !== fence.etag)
         throw conditionFailed(name, `its ETag is ${found.etag}, not ${fence.etag}`);
@@ -296,7 +339,14 @@ export class MemorySink implements Sink {
       checkSequenceNumber(sequenceNumber);
       const found = this.#objects().get(name);
       if (found === undefined) {
-        this.#store(name, { kind: "pages", etag: this.store.nextEtag(), sizeBytes, sequenceNumber, writtenBytes: 0, pages: new Map() });
+        this.#store(name, {
+          kind: "pages",
+          etag: this.store.nextEtag(),
+          sizeBytes,
+          sequenceNumber,
+          writtenBytes: 0,
+          pages: new Map(),
+        });
         return;
       }
       if (found.kind !== "pages") throw wrongKind(name, "page object");
@@ -326,7 +376,10 @@ export class MemorySink implements Sink {
       checkSequenceNumber(atLeast);
       const found = this.#pages(name);
       if (found.sequenceNumber >= atLeast) return { etag: found.etag, sequenceNumber: found.sequenceNumber };
-      return { ...this.#store(name, { ...found, etag: this.store.nextEtag(), sequenceNumber: atLeast }), sequenceNumber: atLeast };
+      return {
+        ...this.#store(name, { ...found, etag: this.store.nextEtag(), sequenceNumber: atLeast }),
+        sequenceNumber: atLeast,
+      };
     });
   }
 
@@ -335,7 +388,10 @@ export class MemorySink implements Sink {
     return Promise.resolve();
   }
 
-  /** One call: `action` runs atomically, one turn of the event loop after the call and one before its answer. */
+  /**
+   * One call: `action` runs atomically, one turn of the event loop after the call and one before
+   * its answer.
+   */
   async #call<T>(options: CallOptions | undefined, action: () => T): Promise<T> {
     assert(!this.#disposed, `${this.description} is used after its disposal`);
     throwIfAborted(options?.signal);
@@ -381,7 +437,8 @@ export class MemorySink implements Sink {
   #makeFolders(name: string, objects: ReadonlyMap<string, Stored>): void {
     if (this.store.folders.has(name)) throw nameBlocked(name);
     const folders: string[] = [];
-    for (let slash = name.indexOf("/"); slash !== -1; slash = name.indexOf("/", slash + 1)) folders.push(name.slice(0, slash));
+    for (let slash = name.indexOf("/"); slash !== -1; slash = name.indexOf("/", slash + 1))
+      folders.push(name.slice(0, slash));
     if (folders.some((folder) => objects.has(folder))) throw nameBlocked(name);
     for (const folder of folders) this.store.folders.add(folder);
   }
@@ -394,7 +451,10 @@ function sizeOf(stored: Stored): number {
 function copied(objects: ReadonlyMap<string, Stored> | undefined): Map<string, Stored> | undefined {
   if (objects === undefined) return undefined;
   return new Map(
-    Array.from(objects, ([name, stored]) => [name, stored.kind === "object" ? stored : { ...stored, pages: new Map(stored.pages) }]),
+    Array.from(objects, ([name, stored]) => [
+      name,
+      stored.kind === "object" ? stored : { ...stored, pages: new Map(stored.pages) },
+    ]),
   );
 }
 
@@ -425,8 +485,14 @@ function clear(pages: Map<number, Uint8Array>, offset: number, length: number): 
   }
 }
 
-/** A range cut at the borders of stored pages: which page, where in it, where in the range, how long. */
-function* pieces(offset: number, length: number): Generator<{ page: number; inPage: number; at: number; length: number }, void> {
+/**
+ * A range cut at the borders of stored pages: which page, where in it, where in the range, how
+ * long.
+ */
+function* pieces(
+  offset: number,
+  length: number,
+): Generator<{ page: number; inPage: number; at: number; length: number }, void> {
   for (let at = 0; at < length; ) {
     const page = Math.floor((offset + at) / storedPageBytes);
     const inPage = (offset + at) % storedPageBytes;

@@ -1,13 +1,14 @@
 /**
  * Vault addresses: parses what a user writes and opens the sink that it names. The four forms:
  *
- *   azurite:DIR                     an Azurite on DIR, started with the sink and ended with it
- *   dir:DIR                         a plain folder
- *   http(s)://…/CONTAINER[?SAS]     Azure Storage, or an Azurite that runs already (http://127.0.0.1:10000/devstoreaccount1/CONTAINER)
- *   memory:[NAME]                   for tests; sinks of the same name share one store within this process
+ *   azurite:DIR an Azurite on DIR, started with the sink and ended with it dir:DIR a plain folder
+ *   http(s)://…/CONTAINER[?SAS] Azure Storage, or an Azurite that runs already
+ *   (http://127.0.0.1:10000/devstoreaccount1/CONTAINER) memory:[NAME] for tests; sinks of the same
+ *   name share one store within this process
  *
- * Nothing here reads the environment: credentials and proxy are options. An address may hold a SAS, so no error repeats its query.
- * The Azure packages are optional and loaded when an address needs them.
+ * Nothing here reads the environment: credentials and proxy are options. An address may hold a SAS,
+ * so no error repeats its query. The Azure packages are optional and loaded when an address needs
+ * them.
  */
 import { statfs } from "node:fs/promises";
 import type { Sink } from "../engine/index.ts";
@@ -36,14 +37,21 @@ export type VaultSpec =
     };
 
 /**
- * Credentials for a storage account. Precedence: a SAS in the vault's URL, the account key, the connection string, the credential.
+ * Credentials for a storage account. Precedence: a SAS in the vault's URL, the account key, the
+ * connection string, the credential.
  */
 export interface AzureCredentials {
   /** The account key, base64, from the portal's Access keys. */
   readonly accountKey?: string | undefined;
-  /** The portal's `AccountName=…;AccountKey=…;…`, or one with SharedAccessSignature. Its endpoints are ignored: the vault's URL names the endpoint. */
+  /**
+   * The portal's `AccountName=…;AccountKey=…;…`, or one with SharedAccessSignature. Its endpoints
+   * are ignored: the vault's URL names the endpoint.
+   */
   readonly connectionString?: string | undefined;
-  /** An Azure identity. Default: that of `az login`, the machine or the workload (DefaultAzureCredential of `@azure/identity`). */
+  /**
+   * An Azure identity. Default: that of `az login`, the machine or the workload
+   * (DefaultAzureCredential of `@azure/identity`).
+   */
   readonly credential?: AzureCredential | undefined;
 }
 
@@ -61,16 +69,21 @@ const azuriteContainer = "tidemark";
 /** Three to 63 letters, digits and single hyphens (Naming Containers). */
 const containerPattern = /^[a-z0-9](?:-?[a-z0-9]){2,62}$/;
 
-/** A file system with less free space than this counts as full: a frame, and the database that Azurite saves. */
+/**
+ * A file system with less free space than this counts as full: a frame, and the database that
+ * Azurite saves.
+ */
 const fullBelowBytes = 8 * 1024 * 1024;
 
 const memoryStores = new Map<string, MemoryStore>();
 
 /**
- * Opens the sink that the address `spec` names. The server of `azurite:DIR` runs until the sink is disposed of. For the other forms no
- * request is sent: the first call shows whether the store is there.
+ * Opens the sink that the address `spec` names. The server of `azurite:DIR` runs until the sink is
+ * disposed of. For the other forms no request is sent: the first call shows whether the store is
+ * there.
  *
- * @throws TidemarkError INVALID_ARGUMENT; UNSUPPORTED: an optional package is not installed; INTERRUPTED; and those of `Azurite.start`.
+ * @throws TidemarkError INVALID_ARGUMENT; UNSUPPORTED: an optional package is not installed;
+ * INTERRUPTED; and those of `Azurite.start`.
  *
  * @example
  * ```ts
@@ -121,31 +134,44 @@ function parseContainerUrl(spec: string): VaultSpec {
   const shown = withoutQuery(spec);
   if (!URL.canParse(spec)) throw invalid(`${shown} is not a URL`);
   const url = new URL(spec);
-  if (url.username !== "" || url.password !== "") throw invalid("a vault's URL must not contain a user name or a password");
+  if (url.username !== "" || url.password !== "")
+    throw invalid("a vault's URL must not contain a user name or a password");
   const parts = url.pathname.split("/").filter((part) => part !== "");
   const isAddress = isLoopback(url.hostname) || /^(\d+\.){3}\d+$|^\[/.test(url.hostname);
   const account = isAddress || parts.length === 2 ? parts.shift() : accountOfHost(url.hostname);
   const [container, ...rest] = parts;
   if (container === undefined || rest.length > 0) {
-    throw invalid(`${shown} must name one container${isAddress ? ", as in http://127.0.0.1:10000/devstoreaccount1/CONTAINER" : ""}`);
+    throw invalid(
+      `${shown} must name one container${isAddress ? ", as in http://127.0.0.1:10000/devstoreaccount1/CONTAINER" : ""}`,
+    );
   }
   if (!containerPattern.test(container))
     throw invalid(`${JSON.stringify(container)} is not a container name: 3 to 63 of a-z, 0-9 and single hyphens`);
   const sas = url.search.slice(1);
   if (sas !== "" && !url.searchParams.has("sig")) throw invalid(`the query of ${shown} is not a SAS`);
-  return { kind: "azure", containerUrl: `${url.origin}${url.pathname.replace(/\/$/, "")}`, account, sas: sas === "" ? undefined : sas };
+  return {
+    kind: "azure",
+    containerUrl: `${url.origin}${url.pathname.replace(/\/$/, "")}`,
+    account,
+    sas: sas === "" ? undefined : sas,
+  };
 }
 
 function accountOfHost(host: string): string | undefined {
   return /^([a-z0-9]{3,24})(?:-secondary)?\.(?:z\d+\.)?blob\./.exec(host)?.[1];
 }
 
-/** The SDK takes a quarter of a second to load; with `azurite:` it loads while the server starts. */
+/**
+ * The SDK takes a quarter of a second to load; with `azurite:` it loads while the server starts.
+ */
 async function loadAzure(): Promise<typeof import("./azure.ts")> {
   return await import("./azure.ts");
 }
 
-async function openAzure(spec: Extract<VaultSpec, { readonly kind: "azure" }>, options: OpenSinkOptions): Promise<Sink> {
+async function openAzure(
+  spec: Extract<VaultSpec, { readonly kind: "azure" }>,
+  options: OpenSinkOptions,
+): Promise<Sink> {
   checkInstalled("a vault in Azure Storage", ["@azure/storage-blob"]);
   const access = await accessTo(spec, options);
   const { AzureSink } = await loadAzure();
@@ -178,7 +204,10 @@ async function explainOwn(dir: string): Promise<TidemarkError | undefined> {
   });
 }
 
-async function accessTo(spec: Extract<VaultSpec, { readonly kind: "azure" }>, options: OpenSinkOptions): Promise<AzureAccess> {
+async function accessTo(
+  spec: Extract<VaultSpec, { readonly kind: "azure" }>,
+  options: OpenSinkOptions,
+): Promise<AzureAccess> {
   const { accountKey, connectionString, credential } = options.credentials ?? {};
   if (spec.sas !== undefined) return { kind: "sas", sas: spec.sas };
   if (accountKey !== undefined) return keyAccess(spec, accountKey);
@@ -188,7 +217,9 @@ async function accessTo(spec: Extract<VaultSpec, { readonly kind: "azure" }>, op
   if (spec.account === developmentAccount && isLoopback(url.hostname))
     return { kind: "key", account: developmentAccount, key: developmentKey };
   if (url.protocol !== "https:")
-    throw invalid(`${spec.containerUrl} needs an account key, a connection string or a SAS: a token is not sent over plain http`);
+    throw invalid(
+      `${spec.containerUrl} needs an account key, a connection string or a SAS: a token is not sent over plain http`,
+    );
   checkInstalled("signing in to Azure without a key or a SAS", ["@azure/identity"]);
   const { DefaultAzureCredential } = await import("@azure/identity");
   return { kind: "token", credential: new DefaultAzureCredential(signInProxy(options.proxy)) };
@@ -217,15 +248,23 @@ function connectionAccess(spec: Extract<VaultSpec, { readonly kind: "azure" }>, 
   const key = development ? developmentKey : fields.get("accountkey");
   const sas = fields.get("sharedaccesssignature");
   if (account !== undefined && spec.account !== undefined && account !== spec.account) {
-    throw new TidemarkError("INVALID_ARGUMENT", `the connection string is for the account ${account}, the vault is in ${spec.account}`, {
-      remedy: "give the connection string of the vault's account",
-    });
+    throw new TidemarkError(
+      "INVALID_ARGUMENT",
+      `the connection string is for the account ${account}, the vault is in ${spec.account}`,
+      {
+        remedy: "give the connection string of the vault's account",
+      },
+    );
   }
   if (key !== undefined) return keyAccess({ ...spec, account: account ?? spec.account }, key);
   if (sas !== undefined) return { kind: "sas", sas: sas.replace(/^\?/, "") };
-  throw new TidemarkError("INVALID_ARGUMENT", "the connection string holds neither AccountKey nor SharedAccessSignature", {
-    remedy: "copy the whole string from the portal's Access keys",
-  });
+  throw new TidemarkError(
+    "INVALID_ARGUMENT",
+    "the connection string holds neither AccountKey nor SharedAccessSignature",
+    {
+      remedy: "copy the whole string from the portal's Access keys",
+    },
+  );
 }
 
 /** Sign-in requests use the same proxy, unless the bypass list names their host. */
@@ -235,7 +274,10 @@ function signInProxy(proxy: ProxyOptions | undefined): {
   if (proxy === undefined || bypassesProxy(new URL("https://login.microsoftonline.com"), proxy.bypass ?? [])) return {};
   const url = parseProxyUrl(proxy.url);
   const port = url.port === "" ? (url.protocol === "https:" ? 443 : 80) : Number(url.port);
-  const user = url.username === "" ? {} : { username: decodeURIComponent(url.username), password: decodeURIComponent(url.password) };
+  const user =
+    url.username === ""
+      ? {}
+      : { username: decodeURIComponent(url.username), password: decodeURIComponent(url.password) };
   return { proxyOptions: { host: `${url.protocol}//${url.hostname}`, port, ...user } };
 }
 

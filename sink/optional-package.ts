@@ -1,7 +1,8 @@
 /**
  * Optional peer dependencies: packages that only some vaults need, loaded at their first use.
  *
- * `dir:` and `memory:` need none of them. A package that is missing becomes UNSUPPORTED, with the command that installs it.
+ * `dir:` and `memory:` need none of them. A package that is missing becomes UNSUPPORTED, with the
+ * command that installs it.
  */
 import { createRequire } from "node:module";
 import { systemCode, TidemarkError } from "../engine/index.ts";
@@ -9,7 +10,10 @@ import { systemCode, TidemarkError } from "../engine/index.ts";
 /** A package of `peerDependencies` in package.json. */
 export type OptionalPackage = "@azure/identity" | "@azure/storage-blob" | "azurite";
 
-/** Throws UNSUPPORTED when one of `names` is not installed. `purpose` is the subject of the message, such as `azurite:DIR`. */
+/**
+ * Throws UNSUPPORTED when one of `names` is not installed. `purpose` is the subject of the message,
+ * such as `azurite:DIR`.
+ */
 export function checkInstalled(purpose: string, names: readonly OptionalPackage[]): void {
   const require = createRequire(import.meta.url);
   const missing = names.filter((name) => {
@@ -22,8 +26,12 @@ export function checkInstalled(purpose: string, names: readonly OptionalPackage[
     }
   });
   if (missing.length === 0) return;
-  throw new TidemarkError("UNSUPPORTED", `${purpose} needs the package ${missing.join(" and the package ")}, which is not installed`, {
-    remedy: `run \`npm install ${missing.join(" ")}\` where tidemark is installed (\`npm install -g …\` if tidemark is global)`,
-    detail: { packages: missing.join(" ") },
-  });
+  throw new TidemarkError(
+    "UNSUPPORTED",
+    `${purpose} needs the package ${missing.join(" and the package ")}, which is not installed`,
+    {
+      remedy: `run \`npm install ${missing.join(" ")}\` where tidemark is installed (\`npm install -g …\` if tidemark is global)`,
+      detail: { packages: missing.join(" ") },
+    },
+  );
 }

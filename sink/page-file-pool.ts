@@ -23,7 +23,10 @@ export class PageFilePool {
     this.#open = open;
   }
 
-  /** Runs `task` with the file of that name. When `task` returns undefined the file has been deleted, and the name is opened again. */
+  /**
+   * Runs `task` with the file of that name. When `task` returns undefined the file has been
+   * deleted, and the name is opened again.
+   */
   async use<T>(name: string, task: (file: PageFile) => Promise<T | undefined>): Promise<T> {
     for (;;) {
       const entry = this.#enter(name);
@@ -38,7 +41,10 @@ export class PageFilePool {
     }
   }
 
-  /** Closes the file of that name as soon as no call uses it, which frees the space of a deleted file. */
+  /**
+   * Closes the file of that name as soon as no call uses it, which frees the space of a deleted
+   * file.
+   */
   async forget(name: string): Promise<void> {
     const entry = this.#entries.get(name);
     if (entry === undefined) return;

@@ -11,18 +11,21 @@
  *     56   zeros to byte 512
  *     4096 the pages; the file is exactly 4096 + size bytes long
  *
- * The header is 512 bytes, one sector, so a power failure leaves the old or the new one. The pages start at 4096 to keep them aligned to
- * the file system's blocks.
+ * The header is 512 bytes, one sector, so a power failure leaves the old or the new one. The pages
+ * start at 4096 to keep them aligned to the file system's blocks.
  *
- * A write locks the file, checks the fence against the header, writes the pages, writes the header, and flushes both with one fdatasync
- * before it returns. A crash in between leaves a part of the pages, or a header that counts pages that were not written. Both concern
- * only a write that was not acknowledged, so its outcome is unknown to its caller; frames carry checksums for that case.
+ * A write locks the file, checks the fence against the header, writes the pages, writes the header,
+ * and flushes both with one fdatasync before it returns. A crash in between leaves a part of the
+ * pages, or a header that counts pages that were not written. Both concern only a write that was
+ * not acknowledged, so its outcome is unknown to its caller; frames carry checksums for that case.
  *
- * A truncated file is readable up to its end. Writes refuse it until `restore` has given it its length. A file whose header cannot be read is
- * restored with a new header, whose end of what was written is the last byte that is not zero.
+ * A truncated file is readable up to its end. Writes refuse it until `restore` has given it its
+ * length. A file whose header cannot be read is restored with a new header, whose end of what was
+ * written is the last byte that is not zero.
  *
- * Clearing writes the header first, then punches holes in place of the pages, then flushes once. A killed process may leave a new ETag
- * without a change, which is harmless, but never a change without a new ETag.
+ * Clearing writes the header first, then punches holes in place of the pages, then flushes once. A
+ * killed process may leave a new ETag without a change, which is harmless, but never a change
+ * without a new ETag.
  */
 import { randomBytes } from "node:crypto";
 import { constants, type FileHandle, open } from "node:fs/promises";
@@ -44,18 +47,26 @@ export const pageFileDataAt = 4096;
 interface Header {
   readonly sizeBytes: number;
   readonly sequenceNumber: number;
-  /** 32 hexadecimal digits. Random, so it repeats for no write, no name and no file that took this one's place. */
+  /**
+   * 32 hexadecimal digits. Random, so it repeats for no write, no name and no file that took this
+   * one's place.
+   */
   readonly etag: string;
   readonly writtenBytes: number;
 }
 
-/** An open page object. Errors of the file system pass through untranslated; `name` serves messages only. */
+/**
+ * An open page object. Errors of the file system pass through untranslated; `name` serves messages
+ * only.
+ */
 export class PageFile {
   readonly #name: string;
   readonly #path: string;
   readonly #handle: FileHandle;
   readonly #writable: boolean;
-  /** The file lock belongs to the open file description, so calls of this process queue here first. */
+  /**
+   * The file lock belongs to the open file description, so calls of this process queue here first.
+   */
   readonly #turnstile = new Turnstile();
   /** Known once a header has been read; the size of a page object never changes. */
   #sizeBytes: number | undefined;
@@ -78,7 +89,10 @@ export class PageFile {
     }
   }
 
-  /** Writes a new page object of zeros to `path`, which must not exist, durably; its name is the caller's to make durable. Gives its ETag. */
+  /**
+   * Writes a new page object of zeros to `path`, which must not exist, durably; its name is the
+   * caller's to make durable. Gives its ETag.
+   */
   static async create(path: string, sizeBytes: number, sequenceNumber: number): Promise<string> {
     const header = { sizeBytes, sequenceNumber, etag: newEtag(), writtenBytes: 0 };
     const handle = await open(path, "wx", 0o666);
@@ -93,14 +107,23 @@ export class PageFile {
   }
 
   /**
-   * Writes under the fence, durably. Undefined, and nothing done, when the file has been deleted. A disk that fills up meanwhile may have taken a part
-   * of the bytes; they are not in `writtenBytes`. Errors: CONDITION_FAILED, INVALID_ARGUMENT, DAMAGED, ACCESS_REFUSED.
+   * Writes under the fence, durably. Undefined, and nothing done, when the file has been deleted. A
+   * disk that fills up meanwhile may have taken a part of the bytes; they are not in
+   * `writtenBytes`. Errors: CONDITION_FAILED, INVALID_ARGUMENT, DAMAGED, ACCESS_REFUSED.
    */
-  write(offset: number, bytes: Uint8Array, fence: PageFence, options: LockOptions): Promise<{ readonly etag: string } | undefined> {
+  write(
+    offset: number,
+    bytes: Uint8Array,
+    fence: PageFence,
+    options: LockOptions,
+  ): Promise<{ readonly etag: string } | undefined> {
     return this.#exclusively(options, async (header) => {
       checkInside(this.#name, offset, bytes.length, header.sizeBytes);
       if (header.sequenceNumber !== fence.sequenceNumber) {
-        throw conditionFailed(this.#name, `its sequence number is ${String(header.sequenceNumber)}, not ${String(fence.sequenceNumber)}`);
+        throw conditionFailed(
+          this.#name,
+          `its sequence number is ${String(header.sequenceNumber)}, not ${String(fence.sequenceNumber)}`,
+        );
       }
       if (fence.etag !== undefined && header.etag !== fence.etag) {
         throw conditionFailed(this.#name, `its ETag is ${header.etag}, not ${fence.etag}`);
@@ -115,7 +138,10 @@ export class PageFile {
     });
   }
 
-  /** Clears, durably. Undefined, and nothing done, when the file has been deleted. Errors: INVALID_ARGUMENT, DAMAGED, ACCESS_REFUSED, INTERRUPTED. */
+  /**
+   * Clears, durably. Undefined, and nothing done, when the file has been deleted. Errors:
+   * INVALID_ARGUMENT, DAMAGED, ACCESS_REFUSED, INTERRUPTED.
+   */
   clear(offset: number, length: number, options: LockOptions): Promise<true | undefined> {
     return this.#exclusively<true>(options, async (header) => {
       checkInside(this.#name, offset, length, header.sizeBytes);
@@ -128,8 +154,9 @@ export class PageFile {
   }
 
   /**
-   * Gives the file a header and a length with which it can be used, durably, if it has not; see `Sink.restorePages`. Undefined when the file has been deleted.
-   * Errors: FORMAT_UNSUPPORTED, ACCESS_REFUSED.
+   * Gives the file a header and a length with which it can be used, durably, if it has not; see
+   * `Sink.restorePages`. Undefined when the file has been deleted. Errors: FORMAT_UNSUPPORTED,
+   * ACCESS_REFUSED.
    */
   restore(sizeBytes: number, sequenceNumber: number, options: LockOptions): Promise<true | undefined> {
     return this.#locked<true>(options, async () => {
@@ -171,8 +198,14 @@ export class PageFile {
     return 0;
   }
 
-  /** Raises the sequence number, durably. Undefined when the file has been deleted. Errors: DAMAGED, ACCESS_REFUSED. */
-  raise(atLeast: number, options: LockOptions): Promise<{ readonly etag: string; readonly sequenceNumber: number } | undefined> {
+  /**
+   * Raises the sequence number, durably. Undefined when the file has been deleted. Errors: DAMAGED,
+   * ACCESS_REFUSED.
+   */
+  raise(
+    atLeast: number,
+    options: LockOptions,
+  ): Promise<{ readonly etag: string; readonly sequenceNumber: number } | undefined> {
     return this.#exclusively(options, async (header) => {
       this.#checkWritable();
       if (header.sequenceNumber < atLeast) {
@@ -181,7 +214,8 @@ export class PageFile {
         await this.#handle.datasync();
         return { etag, sequenceNumber: atLeast };
       }
-      // The process that raised it may have died before its flush, and this call promises durability.
+      // The process that raised it may have died before its flush, and this call promises
+      // durability.
       await this.#handle.datasync();
       return { etag: header.etag, sequenceNumber: header.sequenceNumber };
     });
@@ -195,12 +229,14 @@ export class PageFile {
   }
 
   /**
-   * Fills `into`. Undefined when the file has been deleted. Takes no lock, so that reads run side by side: one that overlaps a write in time
-   * may see a part of it. Errors: DAMAGED.
+   * Fills `into`. Undefined when the file has been deleted. Takes no lock, so that reads run side
+   * by side: one that overlaps a write in time may see a part of it. Errors: DAMAGED.
    */
   async read(offset: number, into: Uint8Array, options: LockOptions): Promise<true | undefined> {
-    // The first read checks the header and learns the size. It takes the lock, so that it reads no half-written header.
-    const sizeBytes = this.#sizeBytes ?? (await this.#locked(options, async () => (await this.#headerAlone()).sizeBytes));
+    // The first read checks the header and learns the size. It takes the lock, so that it reads no
+    // half-written header.
+    const sizeBytes =
+      this.#sizeBytes ?? (await this.#locked(options, async () => (await this.#headerAlone()).sizeBytes));
     if (sizeBytes === undefined || !(await this.#isLinked())) return undefined;
     if (offset + into.length > sizeBytes) throw endsBefore(this.#name, offset + into.length, sizeBytes);
     const readBytes = await readFully(this.#handle, into, pageFileDataAt + offset);
@@ -218,7 +254,9 @@ export class PageFile {
 
   #locked<T>(options: LockOptions, task: () => Promise<T>): Promise<T | undefined> {
     return this.#turnstile.pass(() =>
-      withDescriptorLocked(this.#handle, this.#path, options, async () => ((await this.#isLinked()) ? await task() : undefined)),
+      withDescriptorLocked(this.#handle, this.#path, options, async () =>
+        (await this.#isLinked()) ? await task() : undefined,
+      ),
     );
   }
 

@@ -7,7 +7,10 @@ import { TidemarkError } from "../engine/index.ts";
 export interface ProxyOptions {
   /** `http://[USER:PASSWORD@]HOST:PORT`, or https. */
   readonly url: string;
-  /** Hosts reached directly: `host`, `host:port`, `.suffix`, `*.suffix` or `*`. Loopback addresses always are. */
+  /**
+   * Hosts reached directly: `host`, `host:port`, `.suffix`, `*.suffix` or `*`. Loopback addresses
+   * always are.
+   */
   readonly bypass?: readonly string[] | undefined;
 }
 
@@ -32,7 +35,10 @@ export function isLoopback(host: string): boolean {
   return host === "localhost" || host.endsWith(".localhost") || /^127(\.\d{1,3}){3}$/.test(host) || host === "[::1]";
 }
 
-/** Parses a proxy's URL. No error repeats it, because it may hold a password. Throws INVALID_ARGUMENT. */
+/**
+ * Parses a proxy's URL. No error repeats it, because it may hold a password. Throws
+ * INVALID_ARGUMENT.
+ */
 export function parseProxyUrl(text: string): URL {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   if (url === undefined || (url.protocol !== "http:" && url.protocol !== "https:")) {

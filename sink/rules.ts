@@ -1,15 +1,26 @@
 /**
- * Argument checks that every adapter makes before it sends a request: names, alignment of page ranges, lease durations.
+ * Argument checks that every adapter makes before it sends a request: names, alignment of page
+ * ranges, lease durations.
  *
- * Azure enforces some of these rules, Azurite fewer, a file system none. Checked here, they hold for each store with the same messages.
+ * Azure enforces some of these rules, Azurite fewer, a file system none. Checked here, they hold
+ * for each store with the same messages.
  */
 
-import { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax, TidemarkError } from "../engine/index.ts";
+import {
+  leaseSecondsMax,
+  leaseSecondsMin,
+  pageAlignmentBytes,
+  pageWriteBytesMax,
+  TidemarkError,
+} from "../engine/index.ts";
 
 /** Largest object. One request carries it; the engine's objects are far smaller. */
 export const objectBytesMax: number = 64 * 1024 * 1024;
 
-/** Longest name, and longest part between slashes: a file name of 255 bytes holds a part and a suffix of the directory sink. */
+/**
+ * Longest name, and longest part between slashes: a file name of 255 bytes holds a part and a
+ * suffix of the directory sink.
+ */
 export const nameLengthMax = 512;
 export const namePartLengthMax = 240;
 
@@ -49,23 +60,32 @@ export function checkPagesSize(name: string, sizeBytes: number): void {
   }
 }
 
-/** Checks that a range to write or clear is one or more whole pages. `checkInside` checks the bounds. */
+/**
+ * Checks that a range to write or clear is one or more whole pages. `checkInside` checks the
+ * bounds.
+ */
 export function checkWholePages(name: string, offset: number, length: number): void {
   if (isAligned(offset) && isAligned(length) && length > 0) return;
-  throw invalid(`${String(length)} bytes at ${String(offset)} of ${name} are not whole pages of ${String(pageAlignmentBytes)} bytes`);
+  throw invalid(
+    `${String(length)} bytes at ${String(offset)} of ${name} are not whole pages of ${String(pageAlignmentBytes)} bytes`,
+  );
 }
 
 /** Checks a write's alignment and size. `checkInside` checks the bounds. */
 export function checkPageWrite(name: string, offset: number, bytes: Uint8Array): void {
   checkWholePages(name, offset, bytes.length);
   if (bytes.length > pageWriteBytesMax) {
-    throw invalid(`a write of ${String(bytes.length)} bytes to ${name} exceeds the ${String(pageWriteBytesMax)} bytes of one page write`);
+    throw invalid(
+      `a write of ${String(bytes.length)} bytes to ${name} exceeds the ${String(pageWriteBytesMax)} bytes of one page write`,
+    );
   }
 }
 
 export function checkInside(name: string, offset: number, length: number, sizeBytes: number): void {
   if (offset + length > sizeBytes) {
-    throw invalid(`${String(length)} bytes at ${String(offset)} pass the end of ${name}, which has ${String(sizeBytes)} bytes`);
+    throw invalid(
+      `${String(length)} bytes at ${String(offset)} pass the end of ${name}, which has ${String(sizeBytes)} bytes`,
+    );
   }
 }
 
@@ -84,7 +104,9 @@ export function checkLeaseId(leaseId: string): void {
 
 export function checkLeaseSeconds(durationSeconds: number): void {
   if (!Number.isInteger(durationSeconds) || durationSeconds < leaseSecondsMin || durationSeconds > leaseSecondsMax) {
-    throw invalid(`a lease cannot last ${String(durationSeconds)} s: ${String(leaseSecondsMin)} to ${String(leaseSecondsMax)} are allowed`);
+    throw invalid(
+      `a lease cannot last ${String(durationSeconds)} s: ${String(leaseSecondsMin)} to ${String(leaseSecondsMax)} are allowed`,
+    );
   }
 }
 
@@ -108,20 +130,31 @@ export function conditionFailed(name: string, fact: string): TidemarkError {
   return new TidemarkError("CONDITION_FAILED", `${name} was not written: ${fact}`, { detail: { object: name } });
 }
 
-/** For a range beyond the object's end: the object was truncated, or the reference to the range is wrong. */
+/**
+ * For a range beyond the object's end: the object was truncated, or the reference to the range is
+ * wrong.
+ */
 export function endsBefore(name: string, endOffset: number, sizeBytes: number): TidemarkError {
-  return new TidemarkError("DAMAGED", `${name} ends at byte ${String(sizeBytes)}, before byte ${String(endOffset)} of the range to read`, {
-    remedy: "run `tidemark verify` to list the points concerned",
-    detail: { object: name, endOffset, sizeBytes },
-  });
+  return new TidemarkError(
+    "DAMAGED",
+    `${name} ends at byte ${String(sizeBytes)}, before byte ${String(endOffset)} of the range to read`,
+    {
+      remedy: "run `tidemark verify` to list the points concerned",
+      detail: { object: name, endOffset, sizeBytes },
+    },
+  );
 }
 
 /** For an object that is larger than its reader allows. */
 export function tooLarge(name: string, sizeBytes: number, sizeBytesMax: number): TidemarkError {
-  return new TidemarkError("DAMAGED", `${name} has ${String(sizeBytes)} bytes; at most ${String(sizeBytesMax)} are expected`, {
-    remedy: "run `tidemark verify` to list the points concerned",
-    detail: { object: name, sizeBytes, sizeBytesMax },
-  });
+  return new TidemarkError(
+    "DAMAGED",
+    `${name} has ${String(sizeBytes)} bytes; at most ${String(sizeBytesMax)} are expected`,
+    {
+      remedy: "run `tidemark verify` to list the points concerned",
+      detail: { object: name, sizeBytes, sizeBytesMax },
+    },
+  );
 }
 
 /** For a name that holds an object of the other kind. */

@@ -1,6 +1,7 @@
 /**
- * The usual report of a test run, followed by one last line that any runner can read: `N passed, N failed`, and `, N skipped` where
- * there are some. Whatever makes the run fail counts as a failure, also a file that cannot be loaded and an error outside every test.
+ * The usual report of a test run, followed by one last line that any runner can read:
+ * `N passed, N failed`, and `, N skipped` where there are some. Whatever makes the run fail counts
+ * as a failure, also a file that cannot be loaded and an error outside every test.
  */
 import { DefaultReporter, type Reporter, type TestModule } from "vitest/node";
 

@@ -1,4 +1,7 @@
-/** What the tests of the engine's inner parts share: an identity, a store in memory, bytes that follow from a seed. */
+/**
+ * What the tests of the engine's inner parts share: an identity, a store in memory, bytes that
+ * follow from a seed.
+ */
 
 import type { Sink } from "../engine/sink.ts";
 import { checksum } from "../engine/store/format/checksum.ts";
@@ -21,7 +24,10 @@ export async function openMemory(
   return { memory, sink, store: new Store(sink) };
 }
 
-/** Numbers in [0, 2^32) that follow from the seed alone (mulberry32, by Tommy Ettinger, public domain). */
+/**
+ * Numbers in [0, 2^32) that follow from the seed alone (mulberry32, by Tommy Ettinger, public
+ * domain).
+ */
 export function numbersFrom(seed: number): () => number {
   let state = seed >>> 0;
   return () => {

@@ -1,4 +1,7 @@
-/** A block device made of a file, where the machine lets us have one (Linux, root, losetup); elsewhere the tests that need it are skipped with the reason. */
+/**
+ * A block device made of a file, where the machine lets us have one (Linux, root, losetup);
+ * elsewhere the tests that need it are skipped with the reason.
+ */
 import { execFileSync } from "node:child_process";
 
 export interface LoopDevice {
@@ -9,7 +12,10 @@ export interface LoopDevice {
 /** Attaches `file`, or says why it cannot. */
 export function attachLoop(file: string): LoopDevice | { readonly reason: string } {
   try {
-    const path = execFileSync("losetup", ["--find", "--show", file], { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] }).trim();
+    const path = execFileSync("losetup", ["--find", "--show", file], {
+      encoding: "utf8",
+      stdio: ["ignore", "pipe", "pipe"],
+    }).trim();
     return {
       path,
       detach: () => {
@@ -17,6 +23,8 @@ export function attachLoop(file: string): LoopDevice | { readonly reason: string
       },
     };
   } catch (error) {
-    return { reason: `no loop device can be had here: ${error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error)}` };
+    return {
+      reason: `no loop device can be had here: ${error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error)}`,
+    };
   }
 }

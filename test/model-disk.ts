@@ -1,6 +1,7 @@
 /**
- * A disk that is an array of bytes, and the means to hold a vault against it: what a point must hold is a copy of the array, and what it
- * does hold is read by a reader of our own, without threads, that trusts nothing but formats and digests.
+ * A disk that is an array of bytes, and the means to hold a vault against it: what a point must
+ * hold is a copy of the array, and what it does hold is read by a reader of our own, without
+ * threads, that trusts nothing but formats and digests.
  */
 import assert from "node:assert/strict";
 import { hasCode } from "../engine/errors.ts";
@@ -9,7 +10,12 @@ import { createDigest, type DigestKernel, Lz4 } from "../engine/pipeline/kernels
 import type { ReplicateSummary } from "../engine/replication/replicate.ts";
 import type { Sink } from "../engine/sink.ts";
 import { fromHex } from "../engine/store/format/checksum.ts";
-import { decodeVault, documentBytesMax, type PointRecord, type VaultDocument } from "../engine/store/format/documents.ts";
+import {
+  decodeVault,
+  documentBytesMax,
+  type PointRecord,
+  type VaultDocument,
+} from "../engine/store/format/documents.ts";
 import { storedLength, storedLz4Flag } from "../engine/store/format/frame.ts";
 import { type Pieces, PointMap, pieceDigest, pieceIsZero, windowGranules } from "../engine/store/map/point-map.ts";
 import { readHead } from "../engine/store/points/head.ts";
@@ -51,7 +57,8 @@ export class ModelDisk implements Volume {
   async *allocated(sizeBytes: number): AsyncGenerator<Extent> {
     for (let offset = 0; offset < sizeBytes; offset += modelBlockBytes) {
       const length = Math.min(modelBlockBytes, sizeBytes - offset);
-      if (this.bytes.subarray(offset, offset + length).some((byte) => byte !== 0)) yield await Promise.resolve({ offset, length });
+      if (this.bytes.subarray(offset, offset + length).some((byte) => byte !== 0))
+        yield await Promise.resolve({ offset, length });
     }
   }
 
@@ -78,10 +85,14 @@ export function sampleDisk(lengthBytes: number, seed: number): ModelDisk {
   return disk;
 }
 
-/** Changes a granule here, most of a block there, and makes some of it zeros: all that a delta can say. */
+/**
+ * Changes a granule here, most of a block there, and makes some of it zeros: all that a delta can
+ * say.
+ */
 export function scribble(disk: ModelDisk, seed: number): void {
   const { length } = disk.bytes;
-  const place = (part: number): number => Math.floor((length * ((part * 0.37 + seed * 0.21) % 1)) / granuleBytes) * granuleBytes;
+  const place = (part: number): number =>
+    Math.floor((length * ((part * 0.37 + seed * 0.21) % 1)) / granuleBytes) * granuleBytes;
   contentOf(Math.min(1000, length), seed + 100).copy(disk.bytes, place(1));
   contentOf(Math.min(14_000, length), seed + 200).copy(disk.bytes, place(2));
   disk.bytes.fill(0, place(3), place(3) + 9000);
@@ -102,8 +113,8 @@ export async function closeModelVaults(): Promise<void> {
 }
 
 /**
- * What a vault must hold of one disk: sequence number → content. A number may have been attempted more than once, when a store went back
- * in time; then each of the attempts may stand there.
+ * What a vault must hold of one disk: sequence number → content. A number may have been attempted
+ * more than once, when a store went back in time; then each of the attempts may stand there.
  */
 export class Expected {
   readonly disk: string;
@@ -146,7 +157,12 @@ export async function checkNewest(sink: Sink, disk: string, content: Uint8Array)
 }
 
 /** Replicates and notes what the point must hold, whatever comes of it. */
-export async function replicateNoted(vault: Vault, sink: Sink, expected: Expected, disk: ModelDisk): Promise<ReplicateSummary> {
+export async function replicateNoted(
+  vault: Vault,
+  sink: Sink,
+  expected: Expected,
+  disk: ModelDisk,
+): Promise<ReplicateSummary> {
   await expected.note(sink, disk.bytes);
   return await vault.replicate({ disk: expected.disk, volume: disk });
 }
@@ -166,15 +182,17 @@ export function watched(inner: Sink, before: (method: string, name: string) => v
 }
 
 /**
- * A sink that passes every call on to the one that `line` names then. A vault opened on it keeps its threads while the stores behind it come
- * and go, which makes a sweep ten times as fast.
+ * A sink that passes every call on to the one that `line` names then. A vault opened on it keeps
+ * its threads while the stores behind it come and go, which makes a sweep ten times as fast.
  */
 export function redirected(line: { current: Sink }): Sink {
   return new Proxy(line.current, {
     get(_first, property) {
       const { current } = line;
       const value: unknown = Reflect.get(current, property, current);
-      return typeof value === "function" ? (...given: unknown[]): unknown => Reflect.apply(value, current, given) : value;
+      return typeof value === "function"
+        ? (...given: unknown[]): unknown => Reflect.apply(value, current, given)
+        : value;
     },
   });
 }
@@ -193,7 +211,10 @@ export async function committedPoints(sink: Sink, disk: string): Promise<readonl
   }
 }
 
-/** The whole content of a committed point, every chunk proved. Throws at the first thing that is not as it must be. */
+/**
+ * The whole content of a committed point, every chunk proved. Throws at the first thing that is not
+ * as it must be.
+ */
 export async function pointBytes(sink: Sink, disk: string, point: PointRecord): Promise<Buffer> {
   const document = await vaultDocument(sink);
   const store = new Store(sink);
@@ -206,7 +227,10 @@ export async function pointBytes(sink: Sink, disk: string, point: PointRecord): 
     const pieces = await map.window(from, Math.min(from + windowGranules, map.granules));
     for (let index = 0; index < pieces.count; index += 1) await copyPiece(store, pieces, index, digest, image);
   }
-  assert(!image.subarray(manifest.volumeBytes).some((byte) => byte !== 0), "behind the end of a volume there are zeros");
+  assert(
+    !image.subarray(manifest.volumeBytes).some((byte) => byte !== 0),
+    "behind the end of a volume there are zeros",
+  );
   return image.subarray(0, manifest.volumeBytes);
 }
 
@@ -216,7 +240,13 @@ async function vaultDocument(sink: Sink): Promise<VaultDocument> {
 
 const lz4 = new Lz4();
 
-async function copyPiece(store: Store, pieces: Pieces, index: number, digest: DigestKernel, image: Buffer): Promise<void> {
+async function copyPiece(
+  store: Store,
+  pieces: Pieces,
+  index: number,
+  digest: DigestKernel,
+  image: Buffer,
+): Promise<void> {
   if (pieceIsZero(pieces, index)) return;
   const entry = pieces.entries[index] ?? 0;
   const leaf = pieces.leaves[index];

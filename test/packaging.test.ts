@@ -1,5 +1,6 @@
 /**
- * The package as its users install it: built files and production dependencies in a folder of their own, without the optional ones.
+ * The package as its users install it: built files and production dependencies in a folder of their
+ * own, without the optional ones.
  */
 import { execFile } from "node:child_process";
 import { cpSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
@@ -54,7 +55,10 @@ async function script(name: string, text: string): Promise<string> {
 
 describe("the package", () => {
   test.each(entries)("%s loads with require()", async (entry) => {
-    const count = await script("require.cjs", `console.log(Object.keys(require(${JSON.stringify(entry)})).length > 0);`);
+    const count = await script(
+      "require.cjs",
+      `console.log(Object.keys(require(${JSON.stringify(entry)})).length > 0);`,
+    );
     expect(count).toBe("true");
   });
 
@@ -87,7 +91,10 @@ describe("the package", () => {
       const { code, remedy } = await openSink(${JSON.stringify(address)}).catch((error) => error);
       console.log(JSON.stringify({ code, remedy }));`,
     );
-    expect(JSON.parse(printed)).toEqual({ code: "UNSUPPORTED", remedy: expect.stringContaining(`npm install ${packages}`) as string });
+    expect(JSON.parse(printed)).toEqual({
+      code: "UNSUPPORTED",
+      remedy: expect.stringContaining(`npm install ${packages}`) as string,
+    });
   });
 
   test("has types that compile without the DOM library and with skipLibCheck off", { timeout: 120_000 }, async () => {
@@ -102,10 +109,14 @@ describe("the package", () => {
       noEmit: true,
     };
     writeFileSync(join(folder, "tsconfig.json"), JSON.stringify({ compilerOptions: options, files: ["consumer.mts"] }));
-    const imports = entries.map((entry, index) => `import * as entry${index} from ${JSON.stringify(entry)};\nvoid entry${index};`);
+    const imports = entries.map(
+      (entry, index) => `import * as entry${index} from ${JSON.stringify(entry)};\nvoid entry${index};`,
+    );
     writeFileSync(join(folder, "consumer.mts"), imports.join("\n"));
     const compiler = join(repositoryRoot, "node_modules", "typescript", "bin", "tsc");
-    const { stdout } = await run(process.execPath, [compiler, "-p", folder]).catch((error: unknown) => error as { stdout: string });
+    const { stdout } = await run(process.execPath, [compiler, "-p", folder]).catch(
+      (error: unknown) => error as { stdout: string },
+    );
     expect(stdout).toBe("");
   });
 
@@ -117,9 +128,13 @@ describe("the package", () => {
 
   test(`packs to at most ${packedBytesMax / 1000} kB, and names no source map`, { timeout: 60_000 }, async () => {
     const { stdout } = await run("npm", ["pack", "--dry-run", "--json", "--ignore-scripts"], { cwd: repositoryRoot });
-    const [packed] = JSON.parse(stdout) as [{ readonly size: number; readonly files: readonly { readonly path: string }[] }];
+    const [packed] = JSON.parse(stdout) as [
+      { readonly size: number; readonly files: readonly { readonly path: string }[] },
+    ];
     expect(packed.size).toBeLessThanOrEqual(packedBytesMax);
     const scripts = packed.files.map(({ path }) => path).filter((path) => path.endsWith(".js"));
-    expect(scripts.filter((path) => readFileSync(join(repositoryRoot, path), "utf8").includes("sourceMappingURL"))).toEqual([]);
+    expect(
+      scripts.filter((path) => readFileSync(join(repositoryRoot, path), "utf8").includes("sourceMappingURL")),
+    ).toEqual([]);
   });
 });

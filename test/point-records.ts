@@ -1,4 +1,7 @@
-/** Disks of any number of points without their data: heads and pages only, which is all that listings and look-ups read. */
+/**
+ * Disks of any number of points without their data: heads and pages only, which is all that
+ * listings and look-ups read.
+ */
 
 import { checksum, toHex } from "../engine/store/format/checksum.ts";
 import type { GroupRecord, HeadDocument, PointRecord } from "../engine/store/format/documents.ts";
@@ -47,9 +50,20 @@ export function recordsOf(
   return Array.from({ length: end - from }, (_, index) => recordOf(from + index, group(from + index), disk));
 }
 
-/** The head that a writer leaves after having committed `points` one by one; its pages are in the store. */
+/**
+ * The head that a writer leaves after having committed `points` one by one; its pages are in the
+ * store.
+ */
 export async function writeHistory(store: Store, points: readonly PointRecord[], disk = "d"): Promise<HeadDocument> {
-  let head: HeadDocument = { vault: recordsVault, disk, epoch: 1, writer: null, collection: null, pages: [], points: [] };
+  let head: HeadDocument = {
+    vault: recordsVault,
+    disk,
+    epoch: 1,
+    writer: null,
+    collection: null,
+    pages: [],
+    points: [],
+  };
   let ordinal = 0;
   for (let next = 0; next < points.length; ) {
     const end = Math.min(points.length, next + headPointsMax - head.points.length);

@@ -1,6 +1,6 @@
 /**
- * A folder on a file system that is full after a few hundred KiB, where the machine lets us mount one; elsewhere the tests
- * that need it are skipped with the reason.
+ * A folder on a file system that is full after a few hundred KiB, where the machine lets us mount
+ * one; elsewhere the tests that need it are skipped with the reason.
  */
 import { execFileSync } from "node:child_process";
 import { mkdirSync } from "node:fs";

@@ -1,6 +1,7 @@
 /**
- * The repository as the tidy test sees it: every source file with its syntax tree, what it imports, and what each import resolves to.
- * It asks the TypeScript compiler rather than regular expressions, so that a banned word in a string or a comment is no construct.
+ * The repository as the tidy test sees it: every source file with its syntax tree, what it imports,
+ * and what each import resolves to. It asks the TypeScript compiler rather than regular
+ * expressions, so that a banned word in a string or a comment is no construct.
  */
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, posix, relative, sep } from "node:path";

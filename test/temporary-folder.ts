@@ -1,9 +1,11 @@
 /**
- * Temporary folders of tests: created under the system's folder for such, removed when no process works in them any more.
+ * Temporary folders of tests: created under the system's folder for such, removed when no process
+ * works in them any more.
  *
- * A command or a server that a test has killed, or let go, may have a child that still writes. Removing the folder under it fails with
- * ENOTEMPTY, or the child creates the folder anew. So removal waits for every process that names the folder in its arguments or has
- * it as its working directory. Where there is no /proc it does not wait.
+ * A command or a server that a test has killed, or let go, may have a child that still writes.
+ * Removing the folder under it fails with ENOTEMPTY, or the child creates the folder anew. So
+ * removal waits for every process that names the folder in its arguments or has it as its working
+ * directory. Where there is no /proc it does not wait.
  */
 import { mkdtempSync, readdirSync, readFileSync, readlinkSync, realpathSync } from "node:fs";
 import { rm } from "node:fs/promises";
@@ -21,20 +23,29 @@ export function createFolder(prefix: string): string {
   return realpathSync(mkdtempSync(join(tmpdir(), `tidemark-${prefix}-`)));
 }
 
-/** Waits until no process works in the folder, then removes it. Throws an Error that names the processes that do not end. */
+/**
+ * Waits until no process works in the folder, then removes it. Throws an Error that names the
+ * processes that do not end.
+ */
 export async function removeFolder(folder: string): Promise<void> {
   const deadlineMs = performance.now() + endMsMax;
   for (let pids = processesIn(folder); pids.length > 0; pids = processesIn(folder)) {
-    if (performance.now() > deadlineMs) throw new Error(`${folder} is in use by the processes ${pids.join(", ")}, which do not end`);
+    if (performance.now() > deadlineMs)
+      throw new Error(`${folder} is in use by the processes ${pids.join(", ")}, which do not end`);
     await sleep(pollMs);
   }
   await rm(folder, { recursive: true, force: true });
 }
 
-/** The other processes of this machine that name `folder`, or a path in it, in their arguments, or work in it. */
+/**
+ * The other processes of this machine that name `folder`, or a path in it, in their arguments, or
+ * work in it.
+ */
 export function processesIn(folder: string): readonly number[] {
   const isInside = (path: string): boolean => path === folder || path.startsWith(`${folder}/`);
-  const pids = unlessGone(() => readdirSync("/proc"), []).filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid);
+  const pids = unlessGone(() => readdirSync("/proc"), []).filter(
+    (name) => /^\d+$/.test(name) && Number(name) !== process.pid,
+  );
   return pids.map(Number).filter((pid) => {
     const words = unlessGone(() => readFileSync(`/proc/${String(pid)}/cmdline`, "utf8"), "").split("\0");
     return words.some(isInside) || isInside(unlessGone(() => readlinkSync(`/proc/${String(pid)}/cwd`), ""));

@@ -1,6 +1,7 @@
 /**
- * What no compiler checks: the walls between the rooms, constructs that we do without, the size of files, modules that nothing uses,
- * and documents that say what is no longer so. A finding reads `path:line: fact`, and every test shows all of its findings at once.
+ * What no compiler checks: the walls between the rooms, constructs that we do without, the size of
+ * files, modules that nothing uses, and documents that say what is no longer so. A finding reads
+ * `path:line: fact`, and every test shows all of its findings at once.
  */
 import ts from "typescript";
 import { describe, expect, it } from "vitest";
@@ -20,8 +21,9 @@ const fileLinesMax = 600;
 const lineCharactersMax = 160;
 
 /**
- * The order of the engine's rooms, lowest first: a file imports from its own room and from rooms before it. Rooms of one wing stand
- * together, so wings are ordered too. A file that is named stands alone; the root's other files know nothing but one another.
+ * The order of the engine's rooms, lowest first: a file imports from its own room and from rooms
+ * before it. Rooms of one wing stand together, so wings are ordered too. A file that is named
+ * stands alone; the root's other files know nothing but one another.
  */
 const engineLayers: readonly string[] = [
   "engine",
@@ -71,11 +73,14 @@ describe("the rooms", () => {
     // The configuration of the tests names its set-up files as text.
     const setUp = readText("vitest.config.ts") ?? "";
     const tests = reachableFrom(
-      sources.map(({ path }) => path).filter((path) => /\.(test|config)\.ts$/.test(path) || setUp.includes(`"${path}"`)),
+      sources
+        .map(({ path }) => path)
+        .filter((path) => /\.(test|config)\.ts$/.test(path) || setUp.includes(`"${path}"`)),
       sources,
     );
     const idle = sources.filter(
-      (source) => !declarations(source) && !(source.room === "test" || source.room === "" ? tests : product).has(source.path),
+      (source) =>
+        !declarations(source) && !(source.room === "test" || source.room === "" ? tests : product).has(source.path),
     );
     expect(idle.map(({ path }) => `${path}: no entry point reaches it`)).toEqual([]);
   });
@@ -109,7 +114,9 @@ describe("the sources", () => {
 
   it("leave the environment and the console to the command line", () => {
     // The process that holds an Azurite is its own master, and clears what it must not inherit.
-    const quiet = shipped.filter(({ room, path }) => (room === "engine" || room === "sink") && path !== "sink/azurite-host.ts");
+    const quiet = shipped.filter(
+      ({ room, path }) => (room === "engine" || room === "sink") && path !== "sink/azurite-host.ts",
+    );
     expect(findings(quiet, ambientFindings)).toEqual([]);
   });
 
@@ -138,12 +145,19 @@ describe("the documents", () => {
   it("name in ARCHITECTURE.md only files that exist", () => {
     const architecture = readText("ARCHITECTURE.md") ?? "";
     const named = [...architecture.matchAll(/`([^`\s]+)`/g)].map(([, name]) => name ?? "").filter(isPathOfRepository);
-    expect([...new Set(named)].filter((name) => !exists(name) && !sources.some(({ path }) => path.endsWith(`/${name}`)))).toEqual([]);
+    expect(
+      [...new Set(named)].filter((name) => !exists(name) && !sources.some(({ path }) => path.endsWith(`/${name}`))),
+    ).toEqual([]);
   });
 });
 
 describe("the checks themselves", () => {
-  const faults: readonly (readonly [fact: string, path: string, text: string, check: (source: SourceFile) => readonly Finding[]])[] = [
+  const faults: readonly (readonly [
+    fact: string,
+    path: string,
+    text: string,
+    check: (source: SourceFile) => readonly Finding[],
+  ])[] = [
     ["engine imports sink", "engine/a/b.ts", 'import { x } from "../../sink/index.ts";', wallFindings],
     ["engine loads the SDK lazily", "engine/a.ts", 'await import("@azure/storage-blob");', wallFindings],
     ["cli passes by the front door", "cli/a.ts", 'import type { X } from "../engine/errors.ts";', wallFindings],
@@ -191,7 +205,15 @@ describe("the checks themselves", () => {
     const text =
       'import { x } from "../engine/index.ts";\nconst bits = flags >>> 9;\ntry { x(bits); } catch (error) { throw wrap(error); }\n';
     const source = parseSource("sink/a.ts", text);
-    const checks = [wallFindings, constructFindings, markFindings, switchedOffFindings, randomFindings, ambientFindings, lengthFindings];
+    const checks = [
+      wallFindings,
+      constructFindings,
+      markFindings,
+      switchedOffFindings,
+      randomFindings,
+      ambientFindings,
+      lengthFindings,
+    ];
     expect(checks.flatMap((check) => check(source))).toEqual([]);
   });
 });
@@ -275,7 +297,8 @@ const bitwiseOperators: ReadonlySet<ts.SyntaxKind> = new Set([
 
 function constructFindings({ path, tree }: SourceFile): readonly Finding[] {
   const found: Finding[] = [];
-  // A worker is loaded by its default export; a .d.ts file describes modules that are somebody else's.
+  // A worker is loaded by its default export; a .d.ts file describes modules that are somebody
+  // else's.
   const mayExportDefault = path.endsWith("/worker.ts") || path.endsWith(".config.ts") || tree.isDeclarationFile;
   const note = (node: ts.Node, fact: string): void => {
     found.push({ line: lineAt(tree, node.getStart(tree)), fact });
@@ -283,7 +306,8 @@ function constructFindings({ path, tree }: SourceFile): readonly Finding[] {
   walk(tree, (node) => {
     if (ts.isEnumDeclaration(node)) note(node, "an enum; write a union of literals");
     if (ts.isModuleDeclaration(node) && !tree.isDeclarationFile) note(node, "a namespace; write a module");
-    if (ts.isCatchClause(node) && node.block.statements.length === 0) note(node, "an empty catch; handle the error or let it go on");
+    if (ts.isCatchClause(node) && node.block.statements.length === 0)
+      note(node, "an empty catch; handle the error or let it go on");
     if (isDefaultExport(node) && !mayExportDefault) note(node, "a default export; name what is exported");
     if (ts.isBinaryExpression(node) && bitwiseOperators.has(node.operatorToken.kind)) {
       const name = [node.left, node.right].map(lastName).find((word) => /(^o|O)ffset$|(^b|B)ytes$/.test(word));
@@ -296,7 +320,9 @@ function constructFindings({ path, tree }: SourceFile): readonly Finding[] {
 function isDefaultExport(node: ts.Node): boolean {
   if (ts.isExportAssignment(node)) return true;
   if (ts.isExportSpecifier(node)) return node.name.text === "default";
-  return ts.canHaveModifiers(node) && (ts.getModifiers(node) ?? []).some(({ kind }) => kind === ts.SyntaxKind.DefaultKeyword);
+  return (
+    ts.canHaveModifiers(node) && (ts.getModifiers(node) ?? []).some(({ kind }) => kind === ts.SyntaxKind.DefaultKeyword)
+  );
 }
 
 /** The last word of an expression such as `frame.sizeBytes`, or "". */
@@ -308,7 +334,14 @@ function lastName(node: ts.Expression): string {
 
 /** Written in halves, so that this file does not hold what it looks for. */
 const marks = new RegExp(
-  ["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK", "@ts-" + "(ignore|expect-error|nocheck)", "eslint-" + "disable"].join("|"),
+  [
+    "TO" + "DO",
+    "FIX" + "ME",
+    "XX" + "X",
+    "HA" + "CK",
+    "@ts-" + "(ignore|expect-error|nocheck)",
+    "eslint-" + "disable",
+  ].join("|"),
 );
 
 function markFindings({ lines }: SourceFile): readonly Finding[] {
@@ -328,7 +361,8 @@ function switchedOffFindings({ tree, room }: SourceFile): readonly Finding[] {
     const says = (fact: string): void => {
       found.push({ line: lineAt(tree, node.getStart(tree)), fact });
     };
-    if (isRegistration && ["only", "skip", "todo", "fails"].includes(name.text)) says(`${expression.text}.${name.text}`);
+    if (isRegistration && ["only", "skip", "todo", "fails"].includes(name.text))
+      says(`${expression.text}.${name.text}`);
     // A skip with a condition and a reason decides while the test runs, and prints why.
     else if (name.text === "skip" && !node.arguments.some(isText)) says("a skip that gives no reason");
   });
@@ -347,7 +381,10 @@ function ambientFindings({ tree, room }: SourceFile): readonly Finding[] {
   // A process that the sink starts may talk to its starter; the engine has nobody to talk to.
   const ofProcess = room === "engine" ? ["env", "stdout", "stderr"] : ["env"];
   const found = [
-    ...propertyFindings(tree, (object, property) => object === "console" || (object === "process" && ofProcess.includes(property))),
+    ...propertyFindings(
+      tree,
+      (object, property) => object === "console" || (object === "process" && ofProcess.includes(property)),
+    ),
   ];
   walk(tree, (node) => {
     if (!ts.isVariableDeclaration(node) || node.initializer === undefined) return;
@@ -357,12 +394,16 @@ function ambientFindings({ tree, room }: SourceFile): readonly Finding[] {
   return found;
 }
 
-function propertyFindings(tree: ts.SourceFile, isBanned: (object: string, property: string) => boolean): readonly Finding[] {
+function propertyFindings(
+  tree: ts.SourceFile,
+  isBanned: (object: string, property: string) => boolean,
+): readonly Finding[] {
   const found: Finding[] = [];
   walk(tree, (node) => {
     if (!ts.isPropertyAccessExpression(node)) return;
     const [object, property] = [lastName(node.expression), node.name.text];
-    if (isBanned(object, property)) found.push({ line: lineAt(tree, node.getStart(tree)), fact: `${object}.${property}` });
+    if (isBanned(object, property))
+      found.push({ line: lineAt(tree, node.getStart(tree)), fact: `${object}.${property}` });
   });
   return found;
 }
@@ -372,11 +413,16 @@ function lengthFindings({ lines }: SourceFile): readonly Finding[] {
   const long = lineCount > fileLinesMax ? [{ line: lineCount, fact: `${lineCount} lines; one idea a file` }] : [];
   return [
     ...long,
-    ...lines.flatMap((text, index) => (text.length > lineCharactersMax ? [{ line: index + 1, fact: `${text.length} characters` }] : [])),
+    ...lines.flatMap((text, index) =>
+      text.length > lineCharactersMax ? [{ line: index + 1, fact: `${text.length} characters` }] : [],
+    ),
   ];
 }
 
-/** The sources of what package.json exports, runs and resolves: `./dist/a/b.js` is made from `a/b.ts`. */
+/**
+ * The sources of what package.json exports, runs and resolves: `./dist/a/b.js` is made from
+ * `a/b.ts`.
+ */
 function entryPoints(): readonly string[] {
   const { exports, imports, bin, scripts } = JSON.parse(readText("package.json") ?? "{}") as Record<string, unknown>;
   const built = JSON.stringify([exports, imports, bin]).matchAll(/"(?:\.\/)?dist\/([^"]+?)(?:\.d)?\.[jt]s"/g);
@@ -397,7 +443,10 @@ function errorCodes(): readonly string[] {
   return codes;
 }
 
-/** True for a word that claims to be a file or folder of ours, rather than a name in the store, a command or a package. */
+/**
+ * True for a word that claims to be a file or folder of ours, rather than a name in the store, a
+ * command or a package.
+ */
 function isPathOfRepository(word: string): boolean {
   return /^(engine|sink|cli|bench|test|\.ci)\/[\w./-]*$/.test(word) || /^[\w./-]+\.(ts|md)$/.test(word);
 }

@@ -58,7 +58,13 @@ export async function makeChain(config: BenchConfig, place: KeepPlace, log: Step
         newest = (await protection.point({ signal })).sequence;
       }
     };
-    await log.time("points, one after the other", { role: "tidemark", unit: "bytes" }, 0, make, () => writer.writtenBytes);
+    await log.time(
+      "points, one after the other",
+      { role: "tidemark", unit: "bytes" },
+      0,
+      make,
+      () => writer.writtenBytes,
+    );
     const metadataBytesAPoint = (place.sink.putBytes - before) / (newest - first);
     await protection.stop({ drain: false });
     return { image, ...writer.last, metadataBytesAPoint };

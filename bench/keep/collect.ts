@@ -78,7 +78,9 @@ export async function benchCollect(config: BenchConfig, store: Sink): Promise<Ca
     const left = await place.inVault(async (vault) => await vault.collect({ dryRun: true, signal: config.signal }));
     const occupied = await occupiedBytes(place.sink, config.signal);
     const hashes = await place.prove(liveDisk, image);
-    await place.broughtBack(deadDisk, async (path) => sameHash(await contentHash(path, config.signal), keptHash, "what was to stay"));
+    await place.broughtBack(deadDisk, async (path) =>
+      sameHash(await contentHash(path, config.signal), keptHash, "what was to stay"),
+    );
     const longest = (points: readonly SeenPoint[]): number => Math.max(...points.map(cycleMsOf));
     return {
       image: { ...(await imageFactsOf(image)), path: "a new disk, written meanwhile" },
@@ -128,15 +130,28 @@ async function makeDead(config: BenchConfig, place: KeepPlace, log: StepLog, dea
   const sizeBytes = wholes * survivorEveryBytes;
   const replicate = async (extents: readonly Extent[]): Promise<number> => {
     const volume = new MadeVolume(sizeBytes, extents, seed);
-    const { storedBytes } = await place.inVault(async (vault) => await vault.replicate({ disk: deadDisk, volume, signal }));
+    const { storedBytes } = await place.inVault(
+      async (vault) => await vault.replicate({ disk: deadDisk, volume, signal }),
+    );
     return storedBytes;
   };
   const everything = async (): Promise<number> => await replicate([{ offset: 0, length: sizeBytes }]);
-  await log.time("store what will be dead", { role: "tidemark", unit: "bytes" }, 0, everything, (storedBytes) => storedBytes);
+  await log.time(
+    "store what will be dead",
+    { role: "tidemark", unit: "bytes" },
+    0,
+    everything,
+    (storedBytes) => storedBytes,
+  );
   config.begin("drop the point that needs it");
-  const survivors = Array.from({ length: wholes }, (_, index) => ({ offset: index * survivorEveryBytes, length: survivorBytes }));
+  const survivors = Array.from({ length: wholes }, (_, index) => ({
+    offset: index * survivorEveryBytes,
+    length: survivorBytes,
+  }));
   await replicate(survivors.slice(Math.floor(wholes * goneShare)));
-  await place.inVault(async (vault) => await vault.prune({ disk: deadDisk, policy: parsePolicy("keep:last=1"), signal }));
+  await place.inVault(
+    async (vault) => await vault.prune({ disk: deadDisk, policy: parsePolicy("keep:last=1"), signal }),
+  );
   return await place.broughtBack(deadDisk, async (path) => await contentHash(path, signal));
 }
 
@@ -268,7 +283,9 @@ class SteadyLoad {
     const over = new AbortController();
     const working = work(this.#signal === undefined ? over.signal : AbortSignal.any([this.#signal, over.signal]));
     const ended = this.#done.then(() => {
-      throw new TidemarkError("DEVICE_FAILED", "fio ended before it was told to", { remedy: "see whether the server has failed" });
+      throw new TidemarkError("DEVICE_FAILED", "fio ended before it was told to", {
+        remedy: "see whether the server has failed",
+      });
     });
     ended.catch(() => undefined); // as it should, once this is over
     try {
@@ -302,7 +319,12 @@ function cycleMsOf({ cutAtMs, committedAtMs }: SeenPoint): number {
 /**
  * The amount of a cycle is what the load wrote since the cut before it, fio keeping to its rate.
  */
-function addCycles({ live }: BenchConfig, log: StepLog, step: typeof aloneStep | typeof besideStep, points: readonly SeenPoint[]): void {
+function addCycles(
+  { live }: BenchConfig,
+  log: StepLog,
+  step: typeof aloneStep | typeof besideStep,
+  points: readonly SeenPoint[],
+): void {
   for (const [index, point] of points.entries()) {
     const sinceMs = point.cutAtMs - (points[index - 1]?.cutAtMs ?? point.cutAtMs - live.cycleMs);
     const role = step === aloneStep ? "yardstick" : "tidemark";

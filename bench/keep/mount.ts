@@ -79,7 +79,11 @@ export async function benchMount(config: BenchConfig, store: Sink): Promise<Case
           steps: log.steps(),
           marks: marksOf(log),
           counts: { storedBytes: segments.reduce((sum, { writtenBytes }) => sum + writtenBytes, 0), ...bench.counts },
-          hashes: { image: sameHash(wanted, image, "the newest point"), point: bench.hash, "the point brought back": wanted },
+          hashes: {
+            image: sameHash(wanted, image, "the newest point"),
+            point: bench.hash,
+            "the point brought back": wanted,
+          },
           peakRssBytes: bench.peakRssBytes,
         };
       });
@@ -134,7 +138,10 @@ class MountRuns {
     begin(firstStep, run);
     const plan = { store: live.storeAddress, prefix: this.#place.prefix, disk, workers };
     const startedAt = performance.now();
-    const { process, servedMs } = await MountingProcess.start({ ...plan, socket: join(temporaryFolder, `mount-${run}.sock`) }, signal);
+    const { process, servedMs } = await MountingProcess.start(
+      { ...plan, socket: join(temporaryFolder, `mount-${run}.sock`) },
+      signal,
+    );
     try {
       const servedAt = performance.now();
       await readFirst(process.uri, this.#of.spanBytes, signal);
@@ -142,12 +149,20 @@ class MountRuns {
       const firstMs = servedMs + performance.now() - servedAt;
       this.#log.add(firstStep, { role: "tidemark", unit: "bytes" }, granuleBytes, firstMs);
       this.counts = { ...this.counts, processStartMs: Math.round(servedAt - startedAt - servedMs) };
-      await this.#fio(sequentialStep, process.uri, run, { pattern: "read", requestBytes: 1_048_576, bytes: this.#of.spanBytes });
+      await this.#fio(sequentialStep, process.uri, run, {
+        pattern: "read",
+        requestBytes: 1_048_576,
+        bytes: this.#of.spanBytes,
+      });
       if (run === 0) {
         begin("compare with the point brought back");
         const mounted = await NbdVolume.open(process.uri, { signal });
         try {
-          this.hash = sameHash(await frontHash(mounted, this.#of.spanBytes, signal), this.#of.wanted, "what the mount gave");
+          this.hash = sameHash(
+            await frontHash(mounted, this.#of.spanBytes, signal),
+            this.#of.wanted,
+            "what the mount gave",
+          );
         } finally {
           await mounted.close();
         }
@@ -175,14 +190,24 @@ class MountRuns {
   async #random(step: typeof cachedStep | typeof peerStep, uri: string, run: number): Promise<void> {
     const bytes = Math.min(cachedBytesMax, this.#of.spanBytes);
     await this.#fio(undefined, uri, run, { pattern: "read", requestBytes: 1_048_576, bytes });
-    await this.#fio(step, uri, run, { pattern: "randread", requestBytes: granuleBytes, bytes, seconds: this.#config.live.seconds });
+    await this.#fio(step, uri, run, {
+      pattern: "randread",
+      requestBytes: granuleBytes,
+      bytes,
+      seconds: this.#config.live.seconds,
+    });
   }
 
   async #fio(
     step: typeof sequentialStep | typeof cachedStep | typeof peerStep | undefined,
     uri: string,
     run: number,
-    load: { readonly pattern: FioPattern; readonly requestBytes: number; readonly bytes: number; readonly seconds?: number },
+    load: {
+      readonly pattern: FioPattern;
+      readonly requestBytes: number;
+      readonly bytes: number;
+      readonly seconds?: number;
+    },
   ): Promise<void> {
     const { seed, temporaryFolder: folder, signal, begin } = this.#config;
     const { pattern, requestBytes, bytes, seconds } = load;
@@ -249,14 +274,20 @@ async function makeDisk(config: BenchConfig, place: KeepPlace): Promise<Disk> {
  * Fills the front of a file. Every other KiB is incompressible, and the rest repeats the number of
  * its range.
  */
-async function fillFront(path: string, spanBytes: number, seed: number, signal: AbortSignal | undefined): Promise<void> {
+async function fillFront(
+  path: string,
+  spanBytes: number,
+  seed: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   const file = await open(path, "r+");
   try {
     const next = randomWords(seed);
     const words = new Uint32Array(rangeBytes / 4);
     for (let offset = 0; offset < spanBytes; offset += rangeBytes) {
       throwIfAborted(signal);
-      for (let word = 0; word < words.length; word += 1) words[word] = Math.floor(word / 256) % 2 === 1 ? next() : offset / rangeBytes;
+      for (let word = 0; word < words.length; word += 1)
+        words[word] = Math.floor(word / 256) % 2 === 1 ? next() : offset / rangeBytes;
       await file.write(words, 0, Math.min(rangeBytes, spanBytes - offset), offset);
     }
   } finally {
@@ -285,12 +316,18 @@ async function frontHashOf(path: string, spanBytes: number, signal: AbortSignal 
 }
 
 /** SHA-256 of the first `spanBytes` of a volume, holes read like anything else. */
-async function frontHash(volume: Pick<Volume, "read">, spanBytes: number, signal: AbortSignal | undefined): Promise<string> {
+async function frontHash(
+  volume: Pick<Volume, "read">,
+  spanBytes: number,
+  signal: AbortSignal | undefined,
+): Promise<string> {
   const hash = createHash("sha256");
   const pieceBytes = 1024 * 1024;
   for (let offset = 0; offset < spanBytes; offset += readsAhead * pieceBytes) {
     throwIfAborted(signal);
-    const pieces = Array.from({ length: readsAhead }, (_, index) => offset + index * pieceBytes).filter((at) => at < spanBytes);
+    const pieces = Array.from({ length: readsAhead }, (_, index) => offset + index * pieceBytes).filter(
+      (at) => at < spanBytes,
+    );
     const reads = pieces.map(async (at) => {
       const bytes = Buffer.alloc(Math.min(pieceBytes, spanBytes - at));
       await volume.read(at, bytes);

@@ -66,7 +66,8 @@ async function obey(told: MountTold): Promise<MountAnswer> {
     closing = await serve(told.plan);
     return { servedMs: performance.now() - startedAt };
   }
-  if (closing === undefined) throw new TidemarkError("INTERNAL", "the mounting process was told to stop before the plan");
+  if (closing === undefined)
+    throw new TidemarkError("INTERNAL", "the mounting process was told to stop before the plan");
   return await closing();
 }
 
@@ -75,7 +76,8 @@ async function answer(told: MountTold): Promise<void> {
   try {
     said = await obey(told);
   } catch (error) {
-    const known = error instanceof TidemarkError ? error : new TidemarkError("INTERNAL", String(error), { cause: error });
+    const known =
+      error instanceof TidemarkError ? error : new TidemarkError("INTERNAL", String(error), { cause: error });
     said = { fault: { code: known.code, message: known.message, remedy: known.remedy } };
   }
   process.send?.(said, undefined, undefined, () => {

@@ -91,7 +91,8 @@ export class MountingProcess implements AsyncDisposable {
       given?.addEventListener("abort", () => reject(interrupted(given)), { once: true, signal: over.signal });
       void ended.then(() => reject(new TidemarkError("INTERNAL", "the process that mounts the point has ended")));
       child.send(told, (error) => {
-        if (error !== null) reject(new TidemarkError("INTERNAL", "the mounting process cannot be told anything", { cause: error }));
+        if (error !== null)
+          reject(new TidemarkError("INTERNAL", "the mounting process cannot be told anything", { cause: error }));
       });
     });
     try {

@@ -44,7 +44,13 @@ export async function benchOpen(config: BenchConfig, store: Sink): Promise<CaseO
       image: { ...(await imageFactsOf(image)), path: "a new disk" },
       steps: log.steps(),
       marks: [
-        { name: `newest of ${points} points opened`, value: log.medianMs(openStep), unit: "ms", relation: "at most", wanted: openMsMax },
+        {
+          name: `newest of ${points} points opened`,
+          value: log.medianMs(openStep),
+          unit: "ms",
+          relation: "at most",
+          wanted: openMsMax,
+        },
       ],
       counts: {
         points,

@@ -24,7 +24,11 @@ export class KeepPlace {
   }
 
   /** Lends a place in which nothing is, and empties it again. */
-  static async use<Result>(config: BenchConfig, store: Sink, work: (place: KeepPlace) => Promise<Result>): Promise<Result> {
+  static async use<Result>(
+    config: BenchConfig,
+    store: Sink,
+    work: (place: KeepPlace) => Promise<Result>,
+  ): Promise<Result> {
     const place = new KeepPlace(config, store);
     const [outcome] = await Promise.allSettled([work(place)]);
     const [emptied] = await Promise.allSettled([place.sink.removeAll()]);
@@ -70,7 +74,9 @@ export class KeepPlace {
     const { temporaryFolder, signal } = this.#config;
     const path = join(temporaryFolder, `${disk}-back.img`);
     try {
-      await this.inVault(async (vault) => await vault.materialize({ disk, point: "latest", to: path, format: "raw", signal }));
+      await this.inVault(
+        async (vault) => await vault.materialize({ disk, point: "latest", to: path, format: "raw", signal }),
+      );
       return await work(path);
     } finally {
       await rm(path, { force: true });

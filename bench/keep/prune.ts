@@ -22,14 +22,17 @@ export async function benchPrune(config: BenchConfig, store: Sink): Promise<Case
   const { signal } = config;
   return await KeepPlace.use(config, store, async (place) => {
     const { image } = await makeChain(config, place, log);
-    const times = await place.inVault(async (vault) => (await vault.points(chainDisk, { signal })).map(({ time }) => Date.parse(time)));
+    const times = await place.inVault(async (vault) =>
+      (await vault.points(chainDisk, { signal })).map(({ time }) => Date.parse(time)),
+    );
     const policy = thinOut(times);
     const recorded = place.connect();
     const summary = await log.time(
       pruneStep,
       { role: "tidemark", unit: "operations" },
       0,
-      async () => await place.inVault(async (vault) => await vault.prune({ disk: chainDisk, policy, signal }), recorded),
+      async () =>
+        await place.inVault(async (vault) => await vault.prune({ disk: chainDisk, policy, signal }), recorded),
       ({ removedPoints }) => removedPoints,
     );
     const peakBytes = peakRssBytes();
@@ -43,15 +46,25 @@ export async function benchPrune(config: BenchConfig, store: Sink): Promise<Case
     );
     const left = await place.inVault(async (vault) => (await vault.points(chainDisk, { signal })).length);
     if (left !== keptPoints || left + removedPoints !== times.length) {
-      throw new TidemarkError("DAMAGED", `${left} points are listed, where ${times.length} were and ${removedPoints} of them were pruned`, {
-        remedy: "this is a fault in Tidemark: report it",
-      });
+      throw new TidemarkError(
+        "DAMAGED",
+        `${left} points are listed, where ${times.length} were and ${removedPoints} of them were pruned`,
+        {
+          remedy: "this is a fault in Tidemark: report it",
+        },
+      );
     }
     return {
       image: { ...(await imageFactsOf(image)), path: "a new disk" },
       steps: log.steps(),
       marks: [
-        { name: `prune of ${times.length} points`, value: log.medianMs(pruneStep), unit: "ms", relation: "at most", wanted: pruneMsMax },
+        {
+          name: `prune of ${times.length} points`,
+          value: log.medianMs(pruneStep),
+          unit: "ms",
+          relation: "at most",
+          wanted: pruneMsMax,
+        },
         { name: "of them removed", value: removedPoints / times.length, unit: "×", relation: "at least", wanted: 0.5 },
       ],
       counts: {

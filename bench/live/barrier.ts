@@ -85,8 +85,20 @@ function figuresOf(sortedMs: readonly number[], writes: number): BarrierFigures 
   const p99 = at(0.99);
   return {
     marks: [
-      { name: `barrier of a cut, ${writers} writes in flight, p99`, value: p99, unit: "ms", relation: "at most", wanted: barrierP99MsMax },
+      {
+        name: `barrier of a cut, ${writers} writes in flight, p99`,
+        value: p99,
+        unit: "ms",
+        relation: "at most",
+        wanted: barrierP99MsMax,
+      },
     ],
-    counts: { cuts: sortedMs.length, writesMeanwhile: writes, barrierP50Ms: at(0.5), barrierP99Ms: p99, longestBarrierMs: at(1) },
+    counts: {
+      cuts: sortedMs.length,
+      writesMeanwhile: writes,
+      barrierP50Ms: at(0.5),
+      barrierP99Ms: p99,
+      longestBarrierMs: at(1),
+    },
   };
 }

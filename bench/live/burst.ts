@@ -37,7 +37,12 @@ export async function benchBurst(config: BenchConfig, store: Sink): Promise<Case
           folder,
           signal,
         });
-        log.add("random writes of 4 KiB over NBD", { role: "tidemark", unit: "operations" }, figures.requests, figures.elapsedMs);
+        log.add(
+          "random writes of 4 KiB over NBD",
+          { role: "tidemark", unit: "operations" },
+          figures.requests,
+          figures.elapsedMs,
+        );
         const point = await log.time(
           burstStep,
           { role: "tidemark", unit: "bytes" },
@@ -46,13 +51,22 @@ export async function benchBurst(config: BenchConfig, store: Sink): Promise<Case
           ({ changedBytes }) => changedBytes,
         );
         const { changedBytes, storedBytes } = point;
-        counts = { writes: figures.requests, writtenBytes: figures.bytes, changedBytes, storedBytes, cutToHeadMs: point.lagMs ?? NaN };
+        counts = {
+          writes: figures.requests,
+          writtenBytes: figures.bytes,
+          changedBytes,
+          storedBytes,
+          cutToHeadMs: point.lagMs ?? NaN,
+        };
       }
       const { peakRssBytes } = await process.stop();
       return { counts, peakRssBytes };
     });
     const hashes = await place.prove();
-    const image: ImageFacts = { ...(await imageFactsOf(place.image)), path: config.image === "" ? "a new disk" : config.image };
+    const image: ImageFacts = {
+      ...(await imageFactsOf(place.image)),
+      path: config.image === "" ? "a new disk" : config.image,
+    };
     return { image, steps: log.steps(), marks: peerMarks(config, log.medianMs(burstStep)), hashes, ...measured };
   });
 }

@@ -88,7 +88,12 @@ export async function benchChurn(config: BenchConfig, store: Sink): Promise<Case
 async function churn(
   config: BenchConfig,
   process: ProtectingProcess,
-  load: { readonly sizeBytes: number; readonly bytesPerSecond: number; readonly seconds: number; readonly seed: number },
+  load: {
+    readonly sizeBytes: number;
+    readonly bytesPerSecond: number;
+    readonly seconds: number;
+    readonly seed: number;
+  },
 ): Promise<Churn> {
   const before = await process.order({ kind: "status" });
   const startedAtMs = Date.now();
@@ -137,8 +142,20 @@ function longestGapMs(points: readonly SeenPoint[], startedAtMs: number, endedAt
 
 function marksOf(wantedBytesPerSecond: number, load: Churn): Mark[] {
   return [
-    { name: "points missed", value: Math.max(0, load.pointsDue - load.pointsCommitted), unit: "", relation: "at most", wanted: 0 },
-    { name: "lag of the newest point at the end", value: load.lagMs, unit: "ms", relation: "at most", wanted: lagMsMax },
+    {
+      name: "points missed",
+      value: Math.max(0, load.pointsDue - load.pointsCommitted),
+      unit: "",
+      relation: "at most",
+      wanted: 0,
+    },
+    {
+      name: "lag of the newest point at the end",
+      value: load.lagMs,
+      unit: "ms",
+      relation: "at most",
+      wanted: lagMsMax,
+    },
     {
       name: "of the wanted rate",
       value: load.bytesPerSecond / wantedBytesPerSecond,
@@ -146,7 +163,13 @@ function marksOf(wantedBytesPerSecond: number, load: Churn): Mark[] {
       relation: "at least",
       wanted: rateShareMin,
     },
-    { name: "peak memory of the protecting process", value: load.peakRssBytes, unit: "bytes", relation: "at most", wanted: rssBytesMax },
+    {
+      name: "peak memory of the protecting process",
+      value: load.peakRssBytes,
+      unit: "bytes",
+      relation: "at most",
+      wanted: rssBytesMax,
+    },
   ];
 }
 

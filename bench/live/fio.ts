@@ -78,7 +78,9 @@ function words(job: FioJob): string[] {
     `--randseed=${job.seed}`,
     ...(job.freshData ? ["--refill_buffers"] : []),
     ...(compressiblePercent === undefined ? [] : [`--buffer_compress_percentage=${compressiblePercent}`]),
-    ...("seconds" in extent ? ["--time_based", `--runtime=${Math.round(extent.seconds * 1_000)}ms`] : [`--io_size=${extent.bytes}`]),
+    ...("seconds" in extent
+      ? ["--time_based", `--runtime=${Math.round(extent.seconds * 1_000)}ms`]
+      : [`--io_size=${extent.bytes}`]),
     ...(bytesPerSecondMax === undefined ? [] : [`--rate=${bytesPerSecondMax}`]),
     "--output-format=json",
   ];
@@ -104,9 +106,13 @@ function figuresOf(ended: Ended): FioFigures {
   const start = stdout.indexOf("{");
   const job = start === -1 || exitCode !== 0 ? undefined : (JSON.parse(stdout.slice(start)) as FioReport).jobs[0];
   if (job === undefined || job.error !== 0) {
-    throw new TidemarkError("DEVICE_FAILED", `fio ended with exit code ${String(exitCode)}: ${stderr.trim().slice(0, 300)}`, {
-      remedy: "see whether the server has failed",
-    });
+    throw new TidemarkError(
+      "DEVICE_FAILED",
+      `fio ended with exit code ${String(exitCode)}: ${stderr.trim().slice(0, 300)}`,
+      {
+        remedy: "see whether the server has failed",
+      },
+    );
   }
   const ways = [job.read, job.write].filter((way) => way.total_ios > 0);
   const most = (value: (way: FioWay) => number): number => Math.max(0, ...ways.map(value));
@@ -121,5 +127,7 @@ function figuresOf(ended: Ended): FioFigures {
 
 function refuseWithoutNbd({ stdout, stderr }: Ended): void {
   if (!/engine nbd not loadable|nbd.*cannot open shared object/i.test(stdout + stderr)) return;
-  throw new TidemarkError("UNSUPPORTED", "this fio has no NBD client", { remedy: "install one that has: apt-get install fio" });
+  throw new TidemarkError("UNSUPPORTED", "this fio has no NBD client", {
+    remedy: "install one that has: apt-get install fio",
+  });
 }

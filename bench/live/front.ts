@@ -78,7 +78,8 @@ export async function benchFront(config: BenchConfig, store: Sink): Promise<Case
             // In turns, so that neither always meets the younger page cache.
             for (const way of run % 2 === 0 ? ways : ways.toReversed()) {
               await settle([place.image, twin]);
-              const load = async (uri: string): Promise<FioFigures> => await loadOnce(config, pattern, uri, sizeBytes, run);
+              const load = async (uri: string): Promise<FioFigures> =>
+                await loadOnce(config, pattern, uri, sizeBytes, run);
               const name = `${pattern.name}: ${way}`;
               config.begin(name, run);
               const figures =
@@ -108,7 +109,10 @@ export async function benchFront(config: BenchConfig, store: Sink): Promise<Case
       steps: log.steps(),
       marks: [...results.flatMap(({ pattern, served }) => marksOf(pattern, served)), ...barrier.marks],
       counts: {
-        ...(Object.assign({}, ...results.map(({ pattern, served }) => countsOf(pattern, served))) as Record<string, number>),
+        ...(Object.assign({}, ...results.map(({ pattern, served }) => countsOf(pattern, served))) as Record<
+          string,
+          number
+        >),
         "share of the load in which a cycle drained": measured.drainedShare,
         ...barrier.counts,
       },
@@ -139,7 +143,13 @@ class QemuNbd {
   }
 }
 
-async function loadOnce(config: BenchConfig, pattern: Pattern, uri: string, spanBytes: number, run: number): Promise<FioFigures> {
+async function loadOnce(
+  config: BenchConfig,
+  pattern: Pattern,
+  uri: string,
+  spanBytes: number,
+  run: number,
+): Promise<FioFigures> {
   return await runFio({
     uri,
     pattern: pattern.pattern,
@@ -181,8 +191,20 @@ function marksOf({ name, wanted }: Pattern, served: Record<Way, Served>): Mark[]
   const p99 = (way: Way): number => median(served[way].p99Us);
   return [
     { name: `${name}, of qemu-nbd`, value: rate("idle") / rate("qemu-nbd"), unit: "×", relation: "at least", wanted },
-    { name: `${name}, p99 of qemu-nbd's`, value: p99("idle") / p99("qemu-nbd"), unit: "×", relation: "at most", wanted: 1 },
-    { name: `${name}, draining, of idle`, value: rate("draining") / rate("idle"), unit: "×", relation: "at least", wanted: drainingWanted },
+    {
+      name: `${name}, p99 of qemu-nbd's`,
+      value: p99("idle") / p99("qemu-nbd"),
+      unit: "×",
+      relation: "at most",
+      wanted: 1,
+    },
+    {
+      name: `${name}, draining, of idle`,
+      value: rate("draining") / rate("idle"),
+      unit: "×",
+      relation: "at least",
+      wanted: drainingWanted,
+    },
   ];
 }
 

@@ -78,4 +78,6 @@ export interface Fault {
 export type Told = { readonly plan: ProtectionPlan } | { readonly number: number; readonly order: Order };
 
 /** From the protecting process. Number 0 answers the plan: the disk is served. */
-export type Answer = { readonly number: number; readonly condition: Condition } | { readonly number: number; readonly fault: Fault };
+export type Answer =
+  | { readonly number: number; readonly condition: Condition }
+  | { readonly number: number; readonly fault: Fault };

@@ -39,7 +39,11 @@ export class LivePlace {
    * Lends a place with the copy of the given image as its disk, or a new empty one, and empties it
    * again.
    */
-  static async use<Result>(config: BenchConfig, store: Sink, work: (place: LivePlace) => Promise<Result>): Promise<Result> {
+  static async use<Result>(
+    config: BenchConfig,
+    store: Sink,
+    work: (place: LivePlace) => Promise<Result>,
+  ): Promise<Result> {
     const place = new LivePlace(config, store);
     await mkdir(place.#stateFolder);
     await place.#makeImage();

@@ -67,7 +67,11 @@ export interface Ended {
 }
 
 /** Starts a program in `folder`. */
-function start(name: string, words: readonly string[], folder: string): { program: Program; said: { stdout: string; stderr: string } } {
+function start(
+  name: string,
+  words: readonly string[],
+  folder: string,
+): { program: Program; said: { stdout: string; stderr: string } } {
   // A group of its own: a ^C at the terminal is for us, and we end it.
   const child = spawn(name, words, { cwd: folder, detached: true, stdio: ["ignore", "pipe", "pipe"] });
   const said = { stdout: "", stderr: "" };
@@ -84,7 +88,12 @@ function start(name: string, words: readonly string[], folder: string): { progra
  * Runs a program to its end. Errors: UNSUPPORTED (it is not installed), INTERRUPTED; how it ended
  * is the caller's to judge.
  */
-export async function runProgram(name: string, words: readonly string[], folder: string, signal: AbortSignal | undefined): Promise<Ended> {
+export async function runProgram(
+  name: string,
+  words: readonly string[],
+  folder: string,
+  signal: AbortSignal | undefined,
+): Promise<Ended> {
   throwIfAborted(signal);
   const { program, said } = start(name, words, folder);
   const stop = (): void => void program.child.kill("SIGKILL");
@@ -117,7 +126,9 @@ export async function startServer(
       throwIfAborted(signal);
       if (program.failure !== undefined) throw notStarted(program);
       if (!program.isRunning || performance.now() > deadline) {
-        throw new TidemarkError("INTERNAL", `${name} does not serve: ${said.stderr.trim()}`, { remedy: `try ${name} by hand` });
+        throw new TidemarkError("INTERNAL", `${name} does not serve: ${said.stderr.trim()}`, {
+          remedy: `try ${name} by hand`,
+        });
       }
       await delay(pollMs);
     }
@@ -142,8 +153,12 @@ async function listens(path: string): Promise<boolean> {
 }
 
 function notStarted({ name, failure }: Program): TidemarkError {
-  return new TidemarkError("UNSUPPORTED", `${name} cannot be started (${systemCode(failure) ?? "unknown"}), and is measured with`, {
-    remedy: "install it: apt-get install fio qemu-utils",
-    cause: failure,
-  });
+  return new TidemarkError(
+    "UNSUPPORTED",
+    `${name} cannot be started (${systemCode(failure) ?? "unknown"}), and is measured with`,
+    {
+      remedy: "install it: apt-get install fio qemu-utils",
+      cause: failure,
+    },
+  );
 }

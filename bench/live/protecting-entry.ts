@@ -5,7 +5,14 @@
  */
 import { randomFillSync } from "node:crypto";
 import process from "node:process";
-import { NbdServer, type PointSummary, type Protection, type ProtectionEvent, TidemarkError, Vault } from "../../engine/index.ts";
+import {
+  NbdServer,
+  type PointSummary,
+  type Protection,
+  type ProtectionEvent,
+  TidemarkError,
+  Vault,
+} from "../../engine/index.ts";
 import { openSink } from "../../sink/index.ts";
 import { rangeBytes } from "../image.ts";
 import { NestedSink } from "../nested-sink.ts";
@@ -67,7 +74,12 @@ class Protecting {
       options.proxy === undefined ? { credentials: options.credentials } : { ...options, proxy: options.proxy },
     );
     const { stateFolder, workers, lanes, indexBytesMax } = plan;
-    const vault = await Vault.openOrCreate(new NestedSink(sink, plan.prefix), { stateFolder, workers, lanes, indexBytesMax });
+    const vault = await Vault.openOrCreate(new NestedSink(sink, plan.prefix), {
+      stateFolder,
+      workers,
+      lanes,
+      indexBytesMax,
+    });
     const { disk, image, cycleMs } = plan;
     const protection = await vault.protect({
       disk,
@@ -121,7 +133,10 @@ class Protecting {
     return await draining.done;
   }
 
-  #condition({ protection }: Opened, more: { readonly point?: PointSummary; readonly drainedMs?: number } = {}): Condition {
+  #condition(
+    { protection }: Opened,
+    more: { readonly point?: PointSummary; readonly drainedMs?: number } = {},
+  ): Condition {
     const { state, backlogBytes, lag, barrier } = protection.status();
     return {
       state,

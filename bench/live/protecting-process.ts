@@ -31,11 +31,16 @@ export class ProtectingProcess implements AsyncDisposable {
       if ("condition" in answer) waiting?.resolve(answer.condition);
       else waiting?.reject(new TidemarkError(answer.fault.code, answer.fault.message, remedied(answer.fault.remedy)));
     });
-    void program.ended.then(() => this.#giveUp(new TidemarkError("INTERNAL", `the process that protects ${plan.image} has ended`)));
+    void program.ended.then(() =>
+      this.#giveUp(new TidemarkError("INTERNAL", `the process that protects ${plan.image} has ended`)),
+    );
   }
 
   /** Resolves when the disk is served. Errors: those of `Vault.protect` and of the store. */
-  static async start(plan: ProtectionPlan, signal: AbortSignal | undefined): Promise<{ process: ProtectingProcess; condition: Condition }> {
+  static async start(
+    plan: ProtectionPlan,
+    signal: AbortSignal | undefined,
+  ): Promise<{ process: ProtectingProcess; condition: Condition }> {
     // A ^C at the terminal is for us; what it means for the process we tell it.
     const child = fork(fileURLToPath(import.meta.resolve("#protecting-process")), [], {
       execArgv: [],
@@ -95,7 +100,8 @@ export class ProtectingProcess implements AsyncDisposable {
       if (signal !== undefined) stop = () => reject(interrupted(signal));
       signal?.addEventListener("abort", stop, { once: true });
       this.#program.child.send(told, (error) => {
-        if (error !== null) reject(new TidemarkError("INTERNAL", "the protecting process cannot be told anything", { cause: error }));
+        if (error !== null)
+          reject(new TidemarkError("INTERNAL", "the protecting process cannot be told anything", { cause: error }));
       });
     });
     try {

@@ -43,7 +43,12 @@ export async function benchRestart(config: BenchConfig, store: Sink): Promise<Ca
       config.begin("first points");
       await process.point();
       config.begin("write the hot regions");
-      await runFio({ ...job(process.uri), pattern: "write", requestBytes: 1_048_576, extent: { bytes: live.hotBytes } });
+      await runFio({
+        ...job(process.uri),
+        pattern: "write",
+        requestBytes: 1_048_576,
+        extent: { bytes: live.hotBytes },
+      });
       await process.point();
       config.begin("kill -9 under random writes");
       const stop = new AbortController();
@@ -100,7 +105,9 @@ export async function benchRestart(config: BenchConfig, store: Sink): Promise<Ca
 async function sleepUnless(load: Promise<void>, ms: number): Promise<void> {
   const over = new AbortController();
   const ended = load.then(() => {
-    throw new TidemarkError("DEVICE_FAILED", "fio ended before anything was killed", { remedy: "see whether the server has failed" });
+    throw new TidemarkError("DEVICE_FAILED", "fio ended before anything was killed", {
+      remedy: "see whether the server has failed",
+    });
   });
   try {
     await Promise.race([delay(ms, undefined, { signal: over.signal }), ended]);

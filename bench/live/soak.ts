@@ -58,7 +58,12 @@ export async function benchSoak(config: BenchConfig, store: Sink): Promise<CaseO
       config.begin("first points");
       await process.point();
       const { figures, samples } = await load(config, process, sizeBytes);
-      log.add("random writes of 16 KiB, protected", { role: "tidemark", unit: "bytes" }, figures.bytes, figures.elapsedMs);
+      log.add(
+        "random writes of 16 KiB, protected",
+        { role: "tidemark", unit: "bytes" },
+        figures.bytes,
+        figures.elapsedMs,
+      );
       await process.point();
       const { points, failures, peakRssBytes } = await process.stop();
       return { samples, points: points.length, failures: failures.length, peakRssBytes };
@@ -146,17 +151,23 @@ async function footprint(pid: number): Promise<{ readonly rssBytes: number; read
     return { rssBytes: kibibytes * 1024, handles: (await readdir(`/proc/${pid}/fd`)).length };
   } catch (error) {
     if (systemCode(error) === undefined) throw error;
-    throw new TidemarkError("UNSUPPORTED", `the system does not tell what process ${pid} has open (${systemCode(error) ?? "unknown"})`, {
-      remedy: "run the soak on Linux",
-      cause: error,
-    });
+    throw new TidemarkError(
+      "UNSUPPORTED",
+      `the system does not tell what process ${pid} has open (${systemCode(error) ?? "unknown"})`,
+      {
+        remedy: "run the soak on Linux",
+        cause: error,
+      },
+    );
   }
 }
 
 function marksOf(samples: readonly Sample[]): Mark[] {
   const half = samples.slice(Math.floor(samples.length / 2));
   const middle = Math.floor(half.length / 2);
-  const [third, fourth] = [half.slice(0, middle), half.slice(middle)].map((part) => median(part.map(({ handles }) => handles)));
+  const [third, fourth] = [half.slice(0, middle), half.slice(middle)].map((part) =>
+    median(part.map(({ handles }) => handles)),
+  );
   return [
     {
       name: "memory gained an hour, second half",
@@ -166,7 +177,13 @@ function marksOf(samples: readonly Sample[]): Mark[] {
       wanted: rssBytesPerHourMax,
     },
     // Medians: connections to the store come and go.
-    { name: "handles gained, last two quarters", value: (fourth ?? NaN) - (third ?? NaN), unit: "", relation: "at most", wanted: 0 },
+    {
+      name: "handles gained, last two quarters",
+      value: (fourth ?? NaN) - (third ?? NaN),
+      unit: "",
+      relation: "at most",
+      wanted: 0,
+    },
   ];
 }
 

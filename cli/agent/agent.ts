@@ -1,6 +1,6 @@
 /**
- * Life cycle of the agent: its disks, control socket, metrics and log, from the start to the last point. The command `tidemark agent`
- * runs it and passes signals on.
+ * Life cycle of the agent: its disks, control socket, metrics and log, from the start to the last
+ * point. The command `tidemark agent` runs it and passes signals on.
  */
 import { once } from "node:events";
 import type { Server } from "node:http";
@@ -49,7 +49,12 @@ export class Agent implements AsyncDisposable {
   readonly #servers: Server[];
   #end: () => void = () => undefined;
 
-  private constructor(config: AgentConfig, { environment, engine, clock, log }: AgentOptions, socket: ClaimedSocket, server: Server) {
+  private constructor(
+    config: AgentConfig,
+    { environment, engine, clock, log }: AgentOptions,
+    socket: ClaimedSocket,
+    server: Server,
+  ) {
     this.#environment = environment;
     this.#log = log;
     this.#socket = socket;
@@ -62,8 +67,9 @@ export class Agent implements AsyncDisposable {
   }
 
   /**
-   * Resolves when the control socket answers; the disks come up behind it. The socket is claimed before anything else is touched, so that a second
-   * agent on the same configuration does no harm. Errors: WRITER_ACTIVE when an agent is there, INVALID_ARGUMENT, ACCESS_REFUSED.
+   * Resolves when the control socket answers; the disks come up behind it. The socket is claimed
+   * before anything else is touched, so that a second agent on the same configuration does no harm.
+   * Errors: WRITER_ACTIVE when an agent is there, INVALID_ARGUMENT, ACCESS_REFUSED.
    */
   static async start(config: AgentConfig, options: AgentOptions): Promise<Agent> {
     let ready: (target: ControlTarget) => void = () => undefined;
@@ -81,11 +87,17 @@ export class Agent implements AsyncDisposable {
       await agent[Symbol.asyncDispose]();
       throw error;
     }
-    options.log.write("info", `${formatNumberOf(config.disks.size, "disk")} of ${config.path}, controlled through ${socket.path}`);
+    options.log.write(
+      "info",
+      `${formatNumberOf(config.disks.size, "disk")} of ${config.path}, controlled through ${socket.path}`,
+    );
     return agent;
   }
 
-  /** Reads the configuration again and goes over to it. When it has faults, all are logged and nothing changes. Errors: INVALID_ARGUMENT. */
+  /**
+   * Reads the configuration again and goes over to it. When it has faults, all are logged and
+   * nothing changes. Errors: INVALID_ARGUMENT.
+   */
   async reload(): Promise<ReloadSummary> {
     const { path } = this.#supervisor.config;
     const loaded = await loadConfig(path, this.#environment);
@@ -101,7 +113,10 @@ export class Agent implements AsyncDisposable {
     return summary;
   }
 
-  /** What SIGHUP asks for: the log's file is opened again, and the configuration read. Throws nothing; what fails is logged. */
+  /**
+   * What SIGHUP asks for: the log's file is opened again, and the configuration read. Throws
+   * nothing; what fails is logged.
+   */
   async refresh(): Promise<void> {
     this.#log.reopen();
     try {
@@ -112,7 +127,10 @@ export class Agent implements AsyncDisposable {
     }
   }
 
-  /** Stops the disks, with a last point each when `drain` says so. The control socket answers until the agent is disposed of. Idempotent. */
+  /**
+   * Stops the disks, with a last point each when `drain` says so. The control socket answers until
+   * the agent is disposed of. Idempotent.
+   */
   async stop({ drain }: { readonly drain: boolean }): Promise<void> {
     this.#log.write("info", drain ? "stopping: last points are taken" : "stopping");
     await this.#supervisor.stop({ drain });

@@ -1,7 +1,9 @@
 /**
- * Garbage collection of one vault by the agent: the agent collects when the last collection is older than the configured interval.
+ * Garbage collection of one vault by the agent: the agent collects when the last collection is
+ * older than the configured interval.
  *
- * The vault stores the time of the last collection, so agents that share a vault share the work. If two begin at once, one yields.
+ * The vault stores the time of the last collection, so agents that share a vault share the work. If
+ * two begin at once, one yields.
  */
 import { type CollectOptions, type CollectSummary, hasCode } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
@@ -76,7 +78,8 @@ export class Collecting {
         onEvent({ kind: "collect", disk: "", message: `${given}: ${formatBytes(storedBytesAfter)} stored` });
       }
     } catch (error) {
-      // Another process collects, or the store is unreachable, which the cycles of the disks report.
+      // Another process collects, or the store is unreachable, which the cycles of the disks
+      // report.
       if (signal.aborted || hasCode(error, "COLLECTION_ACTIVE", "STORE_UNREACHABLE")) return;
       const { code, message } = errorReport(error);
       onEvent({ kind: "failure", disk: "", code, message: `the vault could not be collected: ${message}` });

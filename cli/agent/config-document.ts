@@ -1,13 +1,27 @@
 /**
- * YAML with positions: finds the line and column of a field by its path, and collects faults in the order of the file.
+ * YAML with positions: finds the line and column of a field by its path, and collects faults in the
+ * order of the file.
  *
- * Idea: a fault names a path such as `disks.0.image`; the document looks up the node there, or the deepest node on the way that
- * exists. A field that has a fault is marked, so that a value that stands in for it causes no second fault.
+ * Idea: a fault names a path such as `disks.0.image`; the document looks up the node there, or the
+ * deepest node on the way that exists. A field that has a fault is marked, so that a value that
+ * stands in for it causes no second fault.
  *
- * `${ENV:NAME}` in a text is replaced by that variable before anything is checked. The document remembers which texts hold no
- * reference, because a secret may stand in the environment but not in a file that other users can read.
+ * `${ENV:NAME}` in a text is replaced by that variable before anything is checked. The document
+ * remembers which texts hold no reference, because a secret may stand in the environment but not in
+ * a file that other users can read.
  */
-import { type Document, isAlias, isCollection, isMap, isNode, isScalar, LineCounter, type Node, parseDocument, visit } from "yaml";
+import {
+  type Document,
+  isAlias,
+  isCollection,
+  isMap,
+  isNode,
+  isScalar,
+  LineCounter,
+  type Node,
+  parseDocument,
+  visit,
+} from "yaml";
 import type { Environment } from "../settings.ts";
 import type { ConfigFault } from "./config.ts";
 
@@ -28,7 +42,8 @@ export class ConfigDocument {
   constructor(file: string, text: string) {
     this.#file = file;
     this.#document = parseDocument(text, { lineCounter: this.#lines, prettyErrors: false });
-    for (const error of this.#document.errors) this.#faultAt(error.pos[0], error.message.split("\n")[0] ?? "", "correct the YAML");
+    for (const error of this.#document.errors)
+      this.#faultAt(error.pos[0], error.message.split("\n")[0] ?? "", "correct the YAML");
   }
 
   /** False when the text is no YAML: then nothing else may be judged. */
@@ -42,7 +57,10 @@ export class ConfigDocument {
     return sorted.map(({ file, line, column, message, remedy }) => ({ file, line, column, message, remedy }));
   }
 
-  /** Replaces each reference to the environment by its variable. A variable that is not set is a fault. */
+  /**
+   * Replaces each reference to the environment by its variable. A variable that is not set is a
+   * fault.
+   */
   substitute(environment: Environment): void {
     visit(this.#document, {
       Scalar: (_key, node) => {
@@ -52,7 +70,11 @@ export class ConfigDocument {
         node.value = written.replace(/\$\{ENV:([^}]*)\}/g, (_match, name: string) => {
           const value = environment[name];
           if (value !== undefined && value !== "") return value;
-          this.#faultAt(node.range?.[0] ?? 0, `the variable ${name} is not set`, "set it where the agent is started, or correct its name");
+          this.#faultAt(
+            node.range?.[0] ?? 0,
+            `the variable ${name} is not set`,
+            "set it where the agent is started, or correct its name",
+          );
           return "unset";
         });
       },
@@ -80,7 +102,9 @@ export class ConfigDocument {
     return this.#literal.has(this.#nodeAt(at));
   }
 
-  /** Marks a field that has a fault. Later faults of it, and of what lies below it, are left out. */
+  /**
+   * Marks a field that has a fault. Later faults of it, and of what lies below it, are left out.
+   */
   markUnsound(at: Path): void {
     this.#unsound.add(JSON.stringify(at));
   }
@@ -99,7 +123,9 @@ export class ConfigDocument {
   /** Adds a fault of the name `key` of the map at `at`. */
   faultAtKey(at: Path, key: string, message: string, remedy: string): void {
     const map = this.#nodeAt(at);
-    const pair = isMap(map) ? map.items.find((item) => isScalar(item.key) && String(item.key.value) === key) : undefined;
+    const pair = isMap(map)
+      ? map.items.find((item) => isScalar(item.key) && String(item.key.value) === key)
+      : undefined;
     const offset = isScalar(pair?.key) ? pair.key.range?.[0] : map.range?.[0];
     this.#faultAt(offset ?? 0, message, remedy);
   }

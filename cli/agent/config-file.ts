@@ -1,9 +1,10 @@
 /**
- * Configuration file of the agent, checked: from YAML (JSON is a subset) to what the agent runs on, or to every fault at once, each
- * with its line and a remedy.
+ * Configuration file of the agent, checked: from YAML (JSON is a subset) to what the agent runs on,
+ * or to every fault at once, each with its line and a remedy.
  *
- * Each entry is checked by itself against `schema.ts`; this file judges what one entry says about another. A SAS or a password that
- * stands in the file itself is refused, unless only the file's owner can read it.
+ * Each entry is checked by itself against `schema.ts`; this file judges what one entry says about
+ * another. A SAS or a password that stands in the file itself is refused, unless only the file's
+ * owner can read it.
  */
 import { constants } from "node:fs";
 import { access, open, realpath, stat } from "node:fs/promises";
@@ -45,15 +46,21 @@ async function readConfig(path: string): Promise<{ readonly text: string; readon
     handle = await open(path, constants.O_RDONLY);
     const status = await handle.stat();
     if (status.size > configBytesMax)
-      throw new TidemarkError("INVALID_ARGUMENT", `${path} is too large for a configuration`, { remedy: "name a YAML file" });
+      throw new TidemarkError("INVALID_ARGUMENT", `${path} is too large for a configuration`, {
+        remedy: "name a YAML file",
+      });
     // The octal digits of group and others; a string, because modes are numbers only by tradition.
     return { text: await handle.readFile("utf8"), isPrivate: status.mode.toString(8).endsWith("00") };
   } catch (error) {
     if (error instanceof TidemarkError) throw error;
-    throw new TidemarkError("INVALID_ARGUMENT", `the configuration ${path} cannot be read (${systemCode(error) ?? "unknown"})`, {
-      remedy: "name a YAML file that this user may read",
-      cause: error,
-    });
+    throw new TidemarkError(
+      "INVALID_ARGUMENT",
+      `the configuration ${path} cannot be read (${systemCode(error) ?? "unknown"})`,
+      {
+        remedy: "name a YAML file that this user may read",
+        cause: error,
+      },
+    );
   } finally {
     await handle?.close();
   }
@@ -92,7 +99,9 @@ class Checker {
     const disks = this.#diskEntries(sections.get("disks"));
     const control = this.#section("control", sections.get("control"), checkControl);
     const logging = this.#section("logging", sections.get("logging"), checkLogging);
-    const metrics = sections.has("metrics") ? this.#section("metrics", sections.get("metrics"), checkMetrics) : undefined;
+    const metrics = sections.has("metrics")
+      ? this.#section("metrics", sections.get("metrics"), checkMetrics)
+      : undefined;
     const resolvedVaults = this.#resolveVaults(vaults);
     for (const policy of policies.values()) this.#judgePolicy(policy);
     const resolvedDisks = await this.#resolveDisks(disks, resolvedVaults, policies);
@@ -139,7 +148,11 @@ class Checker {
     const sound = new Map<string, Entry & { readonly name: string }>();
     if (value === undefined) return sound;
     if (typeof value !== "object" || value === null || Array.isArray(value)) {
-      this.#document.fault([section], `${section} is not a section with names`, `write \`NAME:\` and its fields below ${section}`);
+      this.#document.fault(
+        [section],
+        `${section} is not a section with names`,
+        `write \`NAME:\` and its fields below ${section}`,
+      );
       return sound;
     }
     for (const [name, fields] of Object.entries(value)) {
@@ -172,7 +185,8 @@ class Checker {
       if (key === undefined) this.#document.fault([...at, ...path], what, remedy);
       else this.#document.faultAtKey([...at, ...path], key, what, remedy);
     }
-    // Marked last: all faults of one entry are told, and the value that stands in for a faulty field causes no other.
+    // Marked last: all faults of one entry are told, and the value that stands in for a faulty
+    // field causes no other.
     for (const { path, key } of faults) {
       const field = path[0] ?? key;
       if (field !== undefined) this.#document.markUnsound([...at, field]);
@@ -193,7 +207,11 @@ class Checker {
       // Each `memory:` without a name is a vault of its own.
       const other = place === "memory:" ? undefined : places.get(place);
       if (other !== undefined)
-        this.#document.fault([...at, "address"], `the vault ${other} has the same address`, "use one vault for all of its disks");
+        this.#document.fault(
+          [...at, "address"],
+          `the vault ${other} has the same address`,
+          "use one vault for all of its disks",
+        );
       places.set(place, name);
       const stateFolder = vault.stateFolder === undefined ? undefined : this.#path(vault.stateFolder);
       resolved.set(name, { ...vault, address, stateFolder });
@@ -215,13 +233,18 @@ class Checker {
 
   #judgeProxy(at: Path, text: string): void {
     const url = URL.canParse(text) ? new URL(text) : undefined;
-    if (url === undefined || !/^https?:$/.test(url.protocol)) this.#document.fault(at, "the proxy's url is none", "write http://HOST:PORT");
+    if (url === undefined || !/^https?:$/.test(url.protocol))
+      this.#document.fault(at, "the proxy's url is none", "write http://HOST:PORT");
     else if (url.password !== "") this.#refuseSecret(at, "the proxy's url holds a password");
   }
 
   #refuseSecret(at: Path, what: string): void {
     if (this.#isPrivate || !this.#document.isLiteral(at)) return;
-    this.#document.fault(at, `${what}, and others can read this file`, "write ${ENV:NAME} and set that variable, or chmod 600 the file");
+    this.#document.fault(
+      at,
+      `${what}, and others can read this file`,
+      "write ${ENV:NAME} and set that variable, or chmod 600 the file",
+    );
   }
 
   #judgePolicy(policy: PolicyConfig): void {
@@ -233,12 +256,18 @@ class Checker {
       recoveryPointRetention,
     } = policy;
     const retention = retentionMs(recoveryPointRetention) ?? 0;
-    const both = (one: string, other: string): boolean => this.#document.isSound([...at, one]) && this.#document.isSound([...at, other]);
+    const both = (one: string, other: string): boolean =>
+      this.#document.isSound([...at, one]) && this.#document.isSound([...at, other]);
     if (app !== undefined && app < crash && both("appConsistentFrequency", "crashConsistentFrequency")) {
       const what = `appConsistentFrequency is shorter than crashConsistentFrequency (${formatDuration(crash)})`;
       this.#document.fault([...at, "appConsistentFrequency"], what, "make it longer");
     }
-    if (app !== undefined && retention > 0 && app >= retention && both("appConsistentFrequency", "recoveryPointRetention")) {
+    if (
+      app !== undefined &&
+      retention > 0 &&
+      app >= retention &&
+      both("appConsistentFrequency", "recoveryPointRetention")
+    ) {
       const what = `appConsistentFrequency is not shorter than recoveryPointRetention (${formatDuration(retention)})`;
       this.#document.fault([...at, "appConsistentFrequency"], what, "make it shorter, or keep points longer");
     }
@@ -262,12 +291,17 @@ class Checker {
       this.#judgeName([...at, "vault"], "vault", entry.vault, this.#names.vaults);
       this.#judgeName([...at, "policy"], "policy", entry.policy, this.#names.policies);
       if (disks.has(entry.name))
-        this.#document.fault([...at, "name"], `there is another disk ${entry.name}`, "give each disk a name of its own");
+        this.#document.fault(
+          [...at, "name"],
+          `there is another disk ${entry.name}`,
+          "give each disk a name of its own",
+        );
       const listen = this.#resolveListen(at, entry);
       const image = this.#path(entry.image);
       await this.#judgeImage([...at, "image"], image, entry, vault, images);
       for (const name of ["key", "cert", "ca"] as const) {
-        if (entry.tls !== undefined) await this.#judgeReadable([...at, "tls", name], this.#path(entry.tls[name]), constants.R_OK);
+        if (entry.tls !== undefined)
+          await this.#judgeReadable([...at, "tls", name], this.#path(entry.tls[name]), constants.R_OK);
       }
       if (listen === undefined || disks.has(entry.name) || !this.#document.isSound([...at, "name"])) continue;
       const group = entry.group ?? (policy?.multiVmConsistency === true ? policy.name : undefined);
@@ -282,10 +316,16 @@ class Checker {
   }
 
   /** In a group it is enough that one application rests; all disks are cut meanwhile. */
-  #judgeHooks(at: Path, entry: DiskEntry, policy: PolicyConfig | undefined, disks: ReadonlyMap<string, DiskConfig>): void {
+  #judgeHooks(
+    at: Path,
+    entry: DiskEntry,
+    policy: PolicyConfig | undefined,
+    disks: ReadonlyMap<string, DiskConfig>,
+  ): void {
     if (policy?.appConsistentFrequency === undefined || entry.hooks !== undefined) return;
     const group = disks.get(entry.name)?.group;
-    if (group !== undefined && [...disks.values()].some((other) => other.group === group && other.hooks !== undefined)) return;
+    if (group !== undefined && [...disks.values()].some((other) => other.group === group && other.hooks !== undefined))
+      return;
     this.#document.fault(
       [...at, "hooks"],
       `the policy ${policy.name} wants application-consistent points, and the disk has no hooks that bring its application to rest`,
@@ -342,18 +382,29 @@ class Checker {
     }
   }
 
-  async #judgeImage(at: Path, image: string, entry: DiskEntry, vault: VaultConfig | undefined, images: Map<string, string>): Promise<void> {
+  async #judgeImage(
+    at: Path,
+    image: string,
+    entry: DiskEntry,
+    vault: VaultConfig | undefined,
+    images: Map<string, string>,
+  ): Promise<void> {
     // Also what is only exported for reading is opened for writing, which is what locks it.
     if (!(await this.#judgeReadable(at, image, constants.R_OK + constants.W_OK))) return;
     const status = await stat(image);
     if (!status.isFile() && !status.isBlockDevice()) {
-      this.#document.fault(at, `${image} is neither a file nor a block device`, "name a disk's image or a block device");
+      this.#document.fault(
+        at,
+        `${image} is neither a file nor a block device`,
+        "name a disk's image or a block device",
+      );
       return;
     }
     const identity = status.isBlockDevice() ? `device ${status.rdev}` : await realpath(image);
     if (!this.#document.isSound(at)) return;
     const other = images.get(identity);
-    if (other !== undefined) this.#document.fault(at, `the disk ${other} has the same image`, "protect each image as one disk");
+    if (other !== undefined)
+      this.#document.fault(at, `the disk ${other} has the same image`, "protect each image as one disk");
     images.set(identity, entry.name);
     if (vault === undefined) return;
     try {
@@ -370,7 +421,8 @@ class Checker {
       return true;
     } catch (error) {
       const code = systemCode(error);
-      if (code === "ENOENT" || code === "ENOTDIR") this.#document.fault(at, `${path} does not exist`, "correct the path");
+      if (code === "ENOENT" || code === "ENOTDIR")
+        this.#document.fault(at, `${path} does not exist`, "correct the path");
       else
         this.#document.fault(
           at,
@@ -384,7 +436,8 @@ class Checker {
   #resolveSocket(socket: string | undefined): string {
     const path = socket === undefined ? controlSocketDefault(this.#environment) : this.#path(socket);
     const wrong = socketPathFault(path);
-    if (wrong !== undefined) this.#document.fault(["control", "socket"], `the control socket ${wrong}`, "name a shorter path");
+    if (wrong !== undefined)
+      this.#document.fault(["control", "socket"], `the control socket ${wrong}`, "name a shorter path");
     return path;
   }
 

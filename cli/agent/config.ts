@@ -1,6 +1,7 @@
 /**
- * The agent's configuration as the agent reads it: vaults, policies and disks by name, all paths absolute, all durations in
- * milliseconds. `config-file.ts` makes it from a YAML file, or lists every fault of that file.
+ * The agent's configuration as the agent reads it: vaults, policies and disks by name, all paths
+ * absolute, all durations in milliseconds. `config-file.ts` makes it from a YAML file, or lists
+ * every fault of that file.
  */
 import { TidemarkError } from "../../engine/index.ts";
 import type { ListenAddress } from "./listen.ts";
@@ -18,7 +19,10 @@ export interface DiskConfig extends Omit<DiskEntry, "listen" | "tls" | "policy" 
   readonly group: string | undefined;
 }
 
-/** Shell commands, and the folder that they run in: the configuration's, so that a relative path in a command means what it does elsewhere there. */
+/**
+ * Shell commands, and the folder that they run in: the configuration's, so that a relative path in
+ * a command means what it does elsewhere there.
+ */
 export interface HooksConfig {
   readonly pre: string;
   readonly post: string;
@@ -49,7 +53,9 @@ export interface ConfigFault {
   readonly remedy: string;
 }
 
-export type LoadedConfig = { readonly config: AgentConfig; readonly faults: readonly [] } | { readonly faults: readonly ConfigFault[] };
+export type LoadedConfig =
+  | { readonly config: AgentConfig; readonly faults: readonly [] }
+  | { readonly faults: readonly ConfigFault[] };
 
 /** `agent.yaml:12:5: the disk's policy "gold" is not defined · did you mean "golden"?` */
 export function formatFault({ file, line, column, message, remedy }: ConfigFault): string {
@@ -60,8 +66,12 @@ export function formatFault({ file, line, column, message, remedy }: ConfigFault
 export function configError(path: string, faults: readonly ConfigFault[]): TidemarkError {
   const [first] = faults;
   const count = faults.length === 1 ? "a fault" : `${faults.length} faults`;
-  return new TidemarkError("INVALID_ARGUMENT", `${path} has ${count}${first === undefined ? "" : `: ${formatFault(first)}`}`, {
-    remedy: `correct the file; \`tidemark agent --check --config ${path}\` shows every fault with its line`,
-    detail: { path, faults: faults.length },
-  });
+  return new TidemarkError(
+    "INVALID_ARGUMENT",
+    `${path} has ${count}${first === undefined ? "" : `: ${formatFault(first)}`}`,
+    {
+      remedy: `correct the file; \`tidemark agent --check --config ${path}\` shows every fault with its line`,
+      detail: { path, faults: faults.length },
+    },
+  );
 }

@@ -1,4 +1,7 @@
-/** Client of the control socket: sends one request, and gives its answer or throws the error that the agent reports. */
+/**
+ * Client of the control socket: sends one request, and gives its answer or throws the error that
+ * the agent reports.
+ */
 import { request as httpRequest, type IncomingMessage } from "node:http";
 import { type ErrorCode, type ErrorDetail, interrupted, systemCode, TidemarkError } from "../../engine/index.ts";
 
@@ -13,12 +16,14 @@ export interface ControlRequest {
 const answerBytesMax = 64 * 1024 * 1024;
 
 /**
- * Asks the agent behind `socket` and gives its JSON. Waits without a limit: a point is answered when it is committed. Errors: AGENT_UNREACHABLE,
- * ACCESS_REFUSED, INTERRUPTED, and the error that the agent reports.
+ * Asks the agent behind `socket` and gives its JSON. Waits without a limit: a point is answered
+ * when it is committed. Errors: AGENT_UNREACHABLE, ACCESS_REFUSED, INTERRUPTED, and the error that
+ * the agent reports.
  */
 export async function askAgent(socket: string, { method, path, fields, signal }: ControlRequest): Promise<unknown> {
   const body = method === "GET" ? undefined : JSON.stringify(fields ?? {});
-  const headers = body === undefined ? {} : { "Content-Type": "application/json", "Content-Length": Buffer.byteLength(body) };
+  const headers =
+    body === undefined ? {} : { "Content-Type": "application/json", "Content-Length": Buffer.byteLength(body) };
   try {
     const response = await new Promise<IncomingMessage>((resolve, reject) => {
       const request = httpRequest({ socketPath: socket, method, path, headers, signal, agent: false }, resolve);
@@ -49,9 +54,13 @@ async function readAnswer(response: IncomingMessage, socket: string): Promise<un
   }
 }
 
-/** The error that the agent reports. Its code is taken as it is: a newer agent may have codes that we do not know. */
+/**
+ * The error that the agent reports. Its code is taken as it is: a newer agent may have codes that
+ * we do not know.
+ */
 function errorOf(answer: unknown, status: number, socket: string): TidemarkError {
-  const field = (name: string): unknown => (typeof answer === "object" && answer !== null ? Reflect.get(answer, name) : undefined);
+  const field = (name: string): unknown =>
+    typeof answer === "object" && answer !== null ? Reflect.get(answer, name) : undefined;
   const [code, message, remedy, detail] = [field("code"), field("message"), field("remedy"), field("detail")];
   if (typeof code !== "string" || typeof message !== "string")
     return noAgent(socket, `the program that answers there is no agent (status ${status})`);

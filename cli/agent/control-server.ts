@@ -13,8 +13,9 @@
  *     GET  /metrics                                          Prometheus text
  *     GET  /healthz                                          {health}; 200, or 503 when it is Critical
  *
- * An error is the object that the command line prints with `--json`: {type: "error", code, message, remedy, detail?}; its HTTP status
- * follows from the code. When a client disconnects, its point request is given up; the disk's own schedule goes on.
+ * An error is the object that the command line prints with `--json`: {type: "error", code, message,
+ * remedy, detail?}; its HTTP status follows from the code. When a client disconnects, its point
+ * request is given up; the disk's own schedule goes on.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { type ErrorCode, TidemarkError } from "../../engine/index.ts";
@@ -26,10 +27,17 @@ export interface ControlTarget {
   readonly supervisor: Pick<Supervisor, "status" | "disk" | "point" | "pause" | "resume" | "stopDisks" | "setLimit">;
   readonly reload: () => Promise<ReloadSummary>;
   readonly stop: (options: { readonly drain: boolean }) => Promise<void>;
-  readonly metrics: { readonly contentType: string; text(): Promise<string>; onRequest(route: string, status: number): void };
+  readonly metrics: {
+    readonly contentType: string;
+    text(): Promise<string>;
+    onRequest(route: string, status: number): void;
+  };
 }
 
-/** What is in a request: its fields, the rest of its path, and a signal that aborts when the client goes away. */
+/**
+ * What is in a request: its fields, the rest of its path, and a signal that aborts when the client
+ * goes away.
+ */
 interface Call {
   readonly fields: Readonly<Record<string, unknown>>;
   readonly rest: string;
@@ -37,7 +45,9 @@ interface Call {
 }
 
 /** A JSON value, with status 200 unless it names another, or a text of another kind. */
-type Reply = { readonly json: object; readonly status?: number } | { readonly text: string; readonly contentType: string };
+type Reply =
+  | { readonly json: object; readonly status?: number }
+  | { readonly text: string; readonly contentType: string };
 
 interface Route {
   readonly method: "GET" | "POST" | "PUT";
@@ -74,7 +84,8 @@ const controlRoutes: readonly Route[] = [
     answer: async ({ supervisor }, { fields, signal }) => {
       const { applicationConsistent, ...names } = only(fields, "disk", "group", "applicationConsistent");
       const target = targetOf(names);
-      if (target.disk === undefined && target.group === undefined) throw wrong("neither disk nor group is named", "name one of them");
+      if (target.disk === undefined && target.group === undefined)
+        throw wrong("neither disk nor group is named", "name one of them");
       const options = { applicationConsistent: flag(applicationConsistent, "applicationConsistent", false), signal };
       return { json: { points: await supervisor.point(target, options) } };
     },
@@ -82,12 +93,16 @@ const controlRoutes: readonly Route[] = [
   {
     method: "POST",
     path: "/v1/pause",
-    answer: async ({ supervisor }, { fields }) => ({ json: { disks: supervisor.pause(targetOf(only(fields, "disk", "group"))) } }),
+    answer: async ({ supervisor }, { fields }) => ({
+      json: { disks: supervisor.pause(targetOf(only(fields, "disk", "group"))) },
+    }),
   },
   {
     method: "POST",
     path: "/v1/resume",
-    answer: async ({ supervisor }, { fields }) => ({ json: { disks: await supervisor.resume(targetOf(only(fields, "disk", "group"))) } }),
+    answer: async ({ supervisor }, { fields }) => ({
+      json: { disks: await supervisor.resume(targetOf(only(fields, "disk", "group"))) },
+    }),
   },
   {
     method: "POST",
@@ -104,7 +119,8 @@ const controlRoutes: readonly Route[] = [
       const { drain, ...names } = only(fields, "disk", "group", "drain");
       const target = targetOf(names);
       const options = { drain: flag(drain, "drain", true) };
-      if (target.disk !== undefined || target.group !== undefined) return { json: await supervisor.stopDisks(target, options) };
+      if (target.disk !== undefined || target.group !== undefined)
+        return { json: await supervisor.stopDisks(target, options) };
       await stop(options);
       return { json: { stopped: true } };
     },
@@ -122,7 +138,10 @@ const controlRoutes: readonly Route[] = [
   ...monitoringRoutes,
 ];
 
-/** The server of the API, not listening yet. It may listen before `target` resolves: requests wait for that. */
+/**
+ * The server of the API, not listening yet. It may listen before `target` resolves: requests wait
+ * for that.
+ */
 export function createControlServer(target: Promise<ControlTarget>): Server {
   return serverOf(controlRoutes, target);
 }
@@ -139,9 +158,16 @@ function serverOf(routes: readonly Route[], target: Promise<ControlTarget>): Ser
 }
 
 /** Never rejects: every failure becomes the response. */
-async function serve(routes: readonly Route[], target: ControlTarget, request: IncomingMessage, response: ServerResponse): Promise<void> {
+async function serve(
+  routes: readonly Route[],
+  target: ControlTarget,
+  request: IncomingMessage,
+  response: ServerResponse,
+): Promise<void> {
   const gone = new AbortController();
-  response.on("close", () => gone.abort(new TidemarkError("INTERRUPTED", "the client disconnected", { remedy: "send the request again" })));
+  response.on("close", () =>
+    gone.abort(new TidemarkError("INTERRUPTED", "the client disconnected", { remedy: "send the request again" })),
+  );
   // A reset connection also emits `close`.
   response.on("error", () => gone.abort());
   let pattern = "unknown";
@@ -163,16 +189,24 @@ async function serve(routes: readonly Route[], target: ControlTarget, request: I
 }
 
 function send(response: ServerResponse, status: number, contentType: string, body: string): void {
-  response.writeHead(status, { "Content-Type": contentType, "Content-Length": Buffer.byteLength(body), "Cache-Control": "no-store" });
+  response.writeHead(status, {
+    "Content-Type": contentType,
+    "Content-Length": Buffer.byteLength(body),
+    "Cache-Control": "no-store",
+  });
   response.end(body);
 }
 
 function find(routes: readonly Route[], request: IncomingMessage): { readonly route: Route; readonly rest: string } {
   const path = (request.url ?? "").replace(/\?.*$/s, "");
-  const matching = routes.filter((route) => (route.path.endsWith("/") ? path.startsWith(route.path) : path === route.path));
+  const matching = routes.filter((route) =>
+    route.path.endsWith("/") ? path.startsWith(route.path) : path === route.path,
+  );
   const route = matching.find(({ method }) => method === request.method);
   if (route !== undefined) return { route, rest: decoded(path.slice(route.path.length)) };
-  const known = routes.map(({ method, path: pattern }) => `${method} ${pattern}${pattern.endsWith("/") ? "NAME" : ""}`).join(", ");
+  const known = routes
+    .map(({ method, path: pattern }) => `${method} ${pattern}${pattern.endsWith("/") ? "NAME" : ""}`)
+    .join(", ");
   if (matching.length === 0) throw new HttpError(404, `there is nothing at ${path}`, `ask for one of ${known}`);
   const allow = matching.map(({ method }) => method).join(", ");
   throw new HttpError(405, `${path} does not answer ${request.method ?? "that"}`, `use ${allow}`, allow);
@@ -182,7 +216,8 @@ function decoded(text: string): string {
   try {
     return decodeURIComponent(text);
   } catch (error) {
-    if (error instanceof URIError) throw wrong("the name in the path is not encoded as a URL", "encode it as UTF-8 and percent signs");
+    if (error instanceof URIError)
+      throw wrong("the name in the path is not encoded as a URL", "encode it as UTF-8 and percent signs");
     throw error;
   }
 }
@@ -193,13 +228,18 @@ async function readFields(request: IncomingMessage): Promise<Readonly<Record<str
   for await (const part of request as AsyncIterable<Buffer>) {
     bytes += part.length;
     if (bytes > bodyBytesMax)
-      throw new HttpError(413, `the request is larger than ${bodyBytesMax} bytes`, "send only the fields that are documented");
+      throw new HttpError(
+        413,
+        `the request is larger than ${bodyBytesMax} bytes`,
+        "send only the fields that are documented",
+      );
     parts.push(part);
   }
   const text = Buffer.concat(parts).toString("utf8");
   if (text.trim() === "") return {};
   const value = parsed(text);
-  if (typeof value !== "object" || value === null || Array.isArray(value)) throw wrong("the request is not a JSON object", "send {…}");
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw wrong("the request is not a JSON object", "send {…}");
   return Object.fromEntries(Object.entries(value));
 }
 
@@ -213,10 +253,16 @@ function parsed(text: string): unknown {
 }
 
 /** `fields`, when all of them are in `names`: a misspelt field is refused, not ignored. */
-function only(fields: Readonly<Record<string, unknown>>, ...names: readonly string[]): Readonly<Record<string, unknown>> {
+function only(
+  fields: Readonly<Record<string, unknown>>,
+  ...names: readonly string[]
+): Readonly<Record<string, unknown>> {
   const unknown = Object.keys(fields).find((name) => !names.includes(name));
   if (unknown === undefined) return fields;
-  throw wrong(`${unknown} is not a field of this request`, names.length === 0 ? "send none" : `its fields are ${names.join(", ")}`);
+  throw wrong(
+    `${unknown} is not a field of this request`,
+    names.length === 0 ? "send none" : `its fields are ${names.join(", ")}`,
+  );
 }
 
 function targetOf({ disk, group }: Readonly<Record<string, unknown>>): Target {
@@ -226,7 +272,8 @@ function targetOf({ disk, group }: Readonly<Record<string, unknown>>): Target {
     return value.normalize("NFC");
   };
   const target = { disk: name(disk, "disk"), group: name(group, "group") };
-  if (target.disk !== undefined && target.group !== undefined) throw wrong("both disk and group are named", "name one of them");
+  if (target.disk !== undefined && target.group !== undefined)
+    throw wrong("both disk and group are named", "name one of them");
   return target;
 }
 
@@ -234,7 +281,10 @@ function limitOf(value: unknown): number | undefined {
   if (value === null) return undefined;
   if (value === "off") return Number.POSITIVE_INFINITY;
   if (typeof value === "number" && Number.isSafeInteger(value) && value >= 1024) return value;
-  throw wrong("bytesPerSecond is not a limit", 'give a whole number from 1024, "off", or null for the limits of the configuration');
+  throw wrong(
+    "bytesPerSecond is not a limit",
+    'give a whole number from 1024, "off", or null for the limits of the configuration',
+  );
 }
 
 function flag(value: unknown, name: string, byDefault: boolean): boolean {

@@ -1,14 +1,22 @@
 /**
- * Life cycle of one disk in the agent: open its vault, start its protection, export it. Each step is retried until it succeeds; steps
- * that succeeded stay. A running protection survives a store that cannot be reached: the runner never ends it for that, because its
- * clients would lose their disk.
+ * Life cycle of one disk in the agent: open its vault, start its protection, export it. Each step
+ * is retried until it succeeds; steps that succeeded stay. A running protection survives a store
+ * that cannot be reached: the runner never ends it for that, because its clients would lose their
+ * disk.
  *
  *     starting ─► vault ─► protection ─► export ─► up ─ (another address) ─► export
  *         ▲         └───────────┴───────────┴─ failed: wait 1, 2, 4 … 60 s
  *
- * A stop is final and undoes the steps in reverse order. The supervisor makes another runner to protect the disk again.
+ * A stop is final and undoes the steps in reverse order. The supervisor makes another runner to
+ * protect the disk again.
  */
-import { type Finding, type HealthLevel, type PointSummary, type ProtectionStatus, TidemarkError } from "../../engine/index.ts";
+import {
+  type Finding,
+  type HealthLevel,
+  type PointSummary,
+  type ProtectionStatus,
+  TidemarkError,
+} from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
@@ -108,8 +116,14 @@ export class DiskRunner {
     };
   }
 
-  /** Errors: those of the point, of the start that failed, and INVALID_ARGUMENT while the disk is only starting. */
-  async point(options: { readonly applicationConsistent: boolean; readonly signal: AbortSignal }): Promise<PointSummary> {
+  /**
+   * Errors: those of the point, of the start that failed, and INVALID_ARGUMENT while the disk is
+   * only starting.
+   */
+  async point(options: {
+    readonly applicationConsistent: boolean;
+    readonly signal: AbortSignal;
+  }): Promise<PointSummary> {
     if (this.#protection !== undefined) return await this.#protection.point(options);
     if (this.#failure !== undefined) throw this.#failure.error;
     throw new TidemarkError("INVALID_ARGUMENT", `the disk ${this.#disk.name} is not protected yet`, {
@@ -132,7 +146,10 @@ export class DiskRunner {
     this.#protection?.setPolicy(policy);
   }
 
-  /** Takes up what the image has grown by, and tells whether it has. Throws nothing: failures are told. */
+  /**
+   * Takes up what the image has grown by, and tells whether it has. Throws nothing: failures are
+   * told.
+   */
   async grow(): Promise<boolean> {
     const protection = this.#protection;
     const before = protection?.status().sizeBytes;
@@ -140,15 +157,19 @@ export class DiskRunner {
     return protection?.status().sizeBytes !== before;
   }
 
-  /** Takes over what may change while the disk is protected: its policy's name and where it is exported. */
+  /**
+   * Takes over what may change while the disk is protected: its policy's name and where it is
+   * exported.
+   */
   update(disk: DiskConfig): void {
     this.#disk = disk;
     this.#nudge.abort();
   }
 
   /**
-   * Ends the export, takes a last point when `drain` says so, and saves what has to be known at the next start. Throws nothing: failures are told.
-   * Idempotent; another call may only hurry the first one.
+   * Ends the export, takes a last point when `drain` says so, and saves what has to be known at the
+   * next start. Throws nothing: failures are told. Idempotent; another call may only hurry the
+   * first one.
    */
   async stop({ drain, signal }: { readonly drain: boolean; readonly signal: AbortSignal }): Promise<void> {
     const hurry = (): void => this.#hurry.abort();
@@ -167,13 +188,23 @@ export class DiskRunner {
     const protection = this.#protection;
     if (protection !== undefined) {
       const { signal } = this.#hurry;
-      const drained = await this.#told("no last point could be taken", async () => await protection.stop({ drain, signal }));
-      if (!drained) await this.#told("the tracking could not be closed", async () => await protection.stop({ drain: false, signal }));
+      const drained = await this.#told(
+        "no last point could be taken",
+        async () => await protection.stop({ drain, signal }),
+      );
+      if (!drained)
+        await this.#told(
+          "the tracking could not be closed",
+          async () => await protection.stop({ drain: false, signal }),
+        );
       this.#protection = undefined;
     }
     await this.#told("the vault could not be closed", async () => await this.#vault?.release());
     this.#vault = undefined;
-    this.#stopped = { status: stoppedStatus(protection?.status() ?? this.#absentStatus()), atMs: this.#parts.clock.now() };
+    this.#stopped = {
+      status: stoppedStatus(protection?.status() ?? this.#absentStatus()),
+      atMs: this.#parts.clock.now(),
+    };
   }
 
   async #run(startAfterMs: number): Promise<void> {
@@ -216,7 +247,10 @@ export class DiskRunner {
   async #export(protection: ProtectionPort, signal: AbortSignal): Promise<void> {
     const { name, listen, readOnly } = this.#disk;
     const address = listenKey(this.#disk);
-    const server = await this.#parts.servers.acquire(address, async () => await this.#parts.engine.listen(listen, signal));
+    const server = await this.#parts.servers.acquire(
+      address,
+      async () => await this.#parts.engine.listen(listen, signal),
+    );
     try {
       server.resource.addExport({ name, device: protection.device, readOnly });
     } catch (error) {
@@ -225,7 +259,11 @@ export class DiskRunner {
     }
     this.#exported = { address, server };
     for (const message of server.resource.warnings) this.#parts.onEvent({ kind: "notice", disk: name, message });
-    this.#parts.onEvent({ kind: "state", disk: name, message: `exported as ${name} on ${formatListen(listen.address)}` });
+    this.#parts.onEvent({
+      kind: "state",
+      disk: name,
+      message: `exported as ${name} on ${formatListen(listen.address)}`,
+    });
   }
 
   async #unexport(): Promise<void> {
@@ -269,7 +307,10 @@ export class DiskRunner {
     const elapsedMs = this.#parts.clock.now() - atMs;
     const aged = (ageMs: number | null): number | null => (ageMs === null ? null : Math.round(ageMs + elapsedMs));
     const { capturedMs, shippedMs, committedMs } = status.lag;
-    return { ...status, lag: { capturedMs: aged(capturedMs), shippedMs: aged(shippedMs), committedMs: aged(committedMs) } };
+    return {
+      ...status,
+      lag: { capturedMs: aged(capturedMs), shippedMs: aged(shippedMs), committedMs: aged(committedMs) },
+    };
   }
 
   #absentStatus(): ProtectionStatus {
@@ -302,7 +343,9 @@ const atRest = {
 function stoppedStatus(last: ProtectionStatus): ProtectionStatus {
   const { disk, backlogBytes } = last;
   const left =
-    backlogBytes === 0 ? "" : `; ${formatBytes(backlogBytes)} of it were not in the vault then and will be shipped when it is resumed`;
+    backlogBytes === 0
+      ? ""
+      : `; ${formatBytes(backlogBytes)} of it were not in the vault then and will be shipped when it is resumed`;
   const finding: Finding = {
     level: "Warning",
     code: "STOPPED",
@@ -323,7 +366,9 @@ export function worst(levels: readonly HealthLevel[]): HealthLevel {
   return levels.includes("Warning") ? "Warning" : "Normal";
 }
 
-/** Equal for disks whose exports one server serves, and different as soon as another one is needed. */
+/**
+ * Equal for disks whose exports one server serves, and different as soon as another one is needed.
+ */
 export function listenKey({ listen: { address, tls } }: Pick<DiskConfig, "listen">): string {
   return tls === undefined ? formatListen(address) : `${formatListen(address)} ${JSON.stringify(tls)}`;
 }

@@ -1,4 +1,7 @@
-/** Adapter from the agent's ports to the engine: vaults with their stores and bandwidth limits, protections, NBD servers. */
+/**
+ * Adapter from the agent's ports to the engine: vaults with their stores and bandwidth limits,
+ * protections, NBD servers.
+ */
 import { readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import {
@@ -22,7 +25,16 @@ import { openSink } from "../../sink/index.ts";
 import { type Environment, sinkOptions, vaultOptions } from "../settings.ts";
 import { Collecting } from "./collecting.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
-import type { Clock, DiskEvent, EngineAdapter, ProtectionPort, ProtectOptions, ServerPort, VaultFacts, VaultPort } from "./ports.ts";
+import type {
+  Clock,
+  DiskEvent,
+  EngineAdapter,
+  ProtectionPort,
+  ProtectOptions,
+  ServerPort,
+  VaultFacts,
+  VaultPort,
+} from "./ports.ts";
 import type { ScrubEntry, StartTime, TlsFiles } from "./schema.ts";
 import { Scrubbing } from "./scrubbing.ts";
 
@@ -91,10 +103,20 @@ class EngineVault implements VaultPort {
     const { address, proxy } = config;
     const bandwidth = new Bandwidth(tableOf(config));
     const stateFolder = stateFolderOf(config, environment);
-    const store = await openSink(address, { ...sinkOptions(address, environment, signal), ...(proxy === undefined ? {} : { proxy }) });
+    const store = await openSink(address, {
+      ...sinkOptions(address, environment, signal),
+      ...(proxy === undefined ? {} : { proxy }),
+    });
     try {
       const vault = await Vault.openOrCreate(limited(store, bandwidth), { stateFolder, signal });
-      return new EngineVault({ store, vault, bandwidth, stateFolder, scrub: config.scrub, collectEveryMs: config.collect });
+      return new EngineVault({
+        store,
+        vault,
+        bandwidth,
+        stateFolder,
+        scrub: config.scrub,
+        collectEveryMs: config.collect,
+      });
     } catch (error) {
       await store[Symbol.asyncDispose]();
       throw error;
@@ -124,7 +146,9 @@ class EngineVault implements VaultPort {
   /** Events of a disk that this agent does not protect are reported with its first disk. */
   #tell(event: DiskEvent): void {
     const [first] = this.#listeners;
-    const [disk, listener] = this.#listeners.has(event.disk) ? [event.disk, this.#listeners.get(event.disk)] : (first ?? []);
+    const [disk, listener] = this.#listeners.has(event.disk)
+      ? [event.disk, this.#listeners.get(event.disk)]
+      : (first ?? []);
     if (disk !== undefined) listener?.({ ...event, disk });
   }
 
@@ -193,7 +217,8 @@ async function openServer({ address, tls }: ListenConfig): Promise<ServerPort> {
 
 async function readTls(files: TlsFiles): Promise<{ readonly key: Buffer; readonly cert: Buffer; readonly ca: Buffer }> {
   const [key, cert, ca] = await Promise.all([files.key, files.cert, files.ca].map(readTlsFile));
-  if (key === undefined || cert === undefined || ca === undefined) throw new TidemarkError("INTERNAL", "a file was not read");
+  if (key === undefined || cert === undefined || ca === undefined)
+    throw new TidemarkError("INTERNAL", "a file was not read");
   return { key, cert, ca };
 }
 
@@ -201,10 +226,14 @@ async function readTlsFile(path: string): Promise<Buffer> {
   try {
     return await readFile(path);
   } catch (error) {
-    throw new TidemarkError("INVALID_ARGUMENT", `the file ${path} for tls cannot be read (${systemCode(error) ?? "unknown"})`, {
-      remedy: "name PEM files that this user may read",
-      cause: error,
-    });
+    throw new TidemarkError(
+      "INVALID_ARGUMENT",
+      `the file ${path} for tls cannot be read (${systemCode(error) ?? "unknown"})`,
+      {
+        remedy: "name PEM files that this user may read",
+        cause: error,
+      },
+    );
   }
 }
 
@@ -251,7 +280,11 @@ export function startTimeMs(startTime: StartTime, now: Date): number | undefined
   }
 }
 
-function tableOf({ bandwidth, limit, timeZone }: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone">): BandwidthTable {
+function tableOf({
+  bandwidth,
+  limit,
+  timeZone,
+}: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone">): BandwidthTable {
   return {
     timeZone: timeZone ?? new Intl.DateTimeFormat().resolvedOptions().timeZone,
     bytesPerSecond: limit,

@@ -1,9 +1,10 @@
 /**
  * Group point on demand: a barrier over participants, found from the points that they commit.
  *
- * Each disk's own loop takes part in the group's barriers. A disk that was already on its way to a barrier answers a request one barrier
- * later than the others. So it is not enough to ask every disk: the answer is a barrier that was held on request and of which every
- * disk has committed its point.
+ * Each disk's own loop takes part in the group's barriers. A disk that was already on its way to a
+ * barrier answers a request one barrier later than the others. So it is not enough to ask every
+ * disk: the answer is a barrier that was held on request and of which every disk has committed its
+ * point.
  */
 import { type PointSummary, TidemarkError } from "../../engine/index.ts";
 
@@ -15,12 +16,16 @@ export interface GroupDisk {
   readonly point: () => Promise<PointSummary>;
 }
 
-/** A disk that is late is asked again. A group without a common barrier after these rounds has a disk that cannot take part. */
+/**
+ * A disk that is late is asked again. A group without a common barrier after these rounds has a
+ * disk that cannot take part.
+ */
 const roundsMax = 3;
 
 /**
- * Gives the points of one barrier, in the order of `disks`. `committed` calls its listener for every point that a disk commits meanwhile,
- * and gives the function that ends this. Errors: those of a disk's point, CUT_TIMED_OUT when the disks have no common barrier.
+ * Gives the points of one barrier, in the order of `disks`. `committed` calls its listener for
+ * every point that a disk commits meanwhile, and gives the function that ends this. Errors: those
+ * of a disk's point, CUT_TIMED_OUT when the disks have no common barrier.
  */
 export async function groupPoint(
   group: string,
@@ -56,8 +61,12 @@ export async function groupPoint(
   });
 }
 
-async function askAll(disks: readonly GroupDisk[]): Promise<readonly { readonly point: PointSummary; readonly isDecisive: boolean }[]> {
-  const outcomes = await Promise.allSettled(disks.map(async ({ point, isDecisive }) => ({ point: await point(), isDecisive })));
+async function askAll(
+  disks: readonly GroupDisk[],
+): Promise<readonly { readonly point: PointSummary; readonly isDecisive: boolean }[]> {
+  const outcomes = await Promise.allSettled(
+    disks.map(async ({ point, isDecisive }) => ({ point: await point(), isDecisive })),
+  );
   const failure = outcomes.find((outcome) => outcome.status === "rejected");
   if (failure !== undefined) throw failure.reason;
   return outcomes.flatMap((outcome) => (outcome.status === "fulfilled" ? [outcome.value] : []));

@@ -1,8 +1,9 @@
 /**
  * Addresses that something listens on, as users write them, and the control socket of an agent.
  *
- * Invariant: one agent per socket, the one that holds the lock file beside it. The lock ends with its process, so an agent that gets it
- * knows that an existing socket was left by a killed agent, and replaces it.
+ * Invariant: one agent per socket, the one that holds the lock file beside it. The lock ends with
+ * its process, so an agent that gets it knows that an existing socket was left by a killed agent,
+ * and replaces it.
  */
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
@@ -17,10 +18,15 @@ export type ListenAddress =
   | { readonly kind: "unix"; readonly path: string }
   | { readonly kind: "tcp"; readonly host: string; readonly port: number };
 
-/** unix(7): 108 bytes with the zero at the end; our own name beside it takes 9 of them for a moment. */
+/**
+ * unix(7): 108 bytes with the zero at the end; our own name beside it takes 9 of them for a moment.
+ */
 const socketPathBytesMax = 98;
 
-/** `unix:PATH` or `tcp:HOST:PORT`; a relative path is one of `folder`. Gives what is wrong with `text` otherwise. */
+/**
+ * `unix:PATH` or `tcp:HOST:PORT`; a relative path is one of `folder`. Gives what is wrong with
+ * `text` otherwise.
+ */
 export function parseListen(text: string, folder: string): ListenAddress | string {
   if (text.startsWith("unix:")) {
     const path = text.slice("unix:".length);
@@ -42,10 +48,15 @@ export function formatListen(address: ListenAddress): string {
 /** What is wrong with the path of a socket, or undefined. */
 export function socketPathFault(path: string): string | undefined {
   const bytes = Buffer.byteLength(path);
-  return bytes > socketPathBytesMax ? `is a path of ${bytes} bytes, and a socket's has at most ${socketPathBytesMax}` : undefined;
+  return bytes > socketPathBytesMax
+    ? `is a path of ${bytes} bytes, and a socket's has at most ${socketPathBytesMax}`
+    : undefined;
 }
 
-/** Where the agent of this user listens unless it is told otherwise: in the XDG runtime folder, else in the state folder. */
+/**
+ * Where the agent of this user listens unless it is told otherwise: in the XDG runtime folder, else
+ * in the state folder.
+ */
 export function controlSocketDefault(environment: Environment): string {
   const runtime = environment["XDG_RUNTIME_DIR"] ?? "";
   if (isAbsolute(runtime)) return join(runtime, "tidemark", "agent.sock");
@@ -58,12 +69,13 @@ export interface ClaimedSocket extends AsyncDisposable {
 }
 
 /**
- * Lets `server` listen on `path`. Disposing removes the path; it does not close the server. Errors: WRITER_ACTIVE when another agent is there,
- * INVALID_ARGUMENT, ACCESS_REFUSED.
+ * Lets `server` listen on `path`. Disposing removes the path; it does not close the server. Errors:
+ * WRITER_ACTIVE when another agent is there, INVALID_ARGUMENT, ACCESS_REFUSED.
  */
 export async function claimSocket(server: Server, path: string): Promise<ClaimedSocket> {
   const wrong = socketPathFault(path);
-  if (wrong !== undefined) throw new TidemarkError("INVALID_ARGUMENT", `${path} ${wrong}`, { remedy: "name a shorter path" });
+  if (wrong !== undefined)
+    throw new TidemarkError("INVALID_ARGUMENT", `${path} ${wrong}`, { remedy: "name a shorter path" });
   let lock: FileLock | undefined;
   try {
     await mkdir(dirname(path), { recursive: true, mode: 0o700 });
@@ -97,7 +109,10 @@ async function refuseOthers(path: string): Promise<void> {
   if (await isLiving(path)) throw agentActive(path);
 }
 
-/** The socket gets its name when only its user can open it, and takes the place of a leftover in the same step. */
+/**
+ * The socket gets its name when only its user can open it, and takes the place of a leftover in the
+ * same step.
+ */
 async function listenPrivately(server: Server, path: string): Promise<void> {
   const own = `${path}.${randomBytes(4).toString("hex")}`;
   try {
@@ -111,7 +126,10 @@ async function listenPrivately(server: Server, path: string): Promise<void> {
   }
 }
 
-/** Whether a process accepts connections on `path`. False for a path that is gone, or that no process listens on. */
+/**
+ * Whether a process accepts connections on `path`. False for a path that is gone, or that no
+ * process listens on.
+ */
 async function isLiving(path: string): Promise<boolean> {
   const socket = createConnection(path);
   try {
@@ -129,7 +147,8 @@ async function isLiving(path: string): Promise<boolean> {
 
 function agentActive(path: string): TidemarkError {
   return new TidemarkError("WRITER_ACTIVE", `an agent is already running behind ${path}`, {
-    remedy: "use that one (`tidemark agent status`), stop it (`tidemark agent stop`), or give this one another control.socket",
+    remedy:
+      "use that one (`tidemark agent status`), stop it (`tidemark agent stop`), or give this one another control.socket",
     detail: { path },
   });
 }
@@ -138,11 +157,15 @@ function socketError(error: unknown, path: string): unknown {
   if (error instanceof TidemarkError) return error;
   const code = systemCode(error) ?? "";
   const refused = code === "EACCES" || code === "EPERM" || code === "EROFS";
-  return new TidemarkError(refused ? "ACCESS_REFUSED" : "INVALID_ARGUMENT", `the socket ${path} cannot be made (${code})`, {
-    remedy: "name a path in a folder that this user may write to",
-    detail: { path },
-    cause: error,
-  });
+  return new TidemarkError(
+    refused ? "ACCESS_REFUSED" : "INVALID_ARGUMENT",
+    `the socket ${path} cannot be made (${code})`,
+    {
+      remedy: "name a path in a folder that this user may write to",
+      detail: { path },
+      cause: error,
+    },
+  );
 }
 
 function undefinedWhenAbsent(error: unknown): undefined {

@@ -1,8 +1,9 @@
 /**
  * Log of the agent: JSON, one object a line, or one line for people on a terminal.
  *
- * Invariant: signatures and keys are masked in every line. A log file that cannot be written (its disk is full) stops no protection: the
- * failure is reported once on stderr, and later lines go there too.
+ * Invariant: signatures and keys are masked in every line. A log file that cannot be written (its
+ * disk is full) stops no protection: the failure is reported once on stderr, and later lines go
+ * there too.
  */
 import process from "node:process";
 import { styleText } from "node:util";
@@ -25,14 +26,18 @@ export interface Log {
   close(): void;
 }
 
-/** Opens the log. `write` takes lines where there is no file; by default they go to stderr. `utc`: times for people in UTC. */
+/**
+ * Opens the log. `write` takes lines where there is no file; by default they go to stderr. `utc`:
+ * times for people in UTC.
+ */
 export function openLog(
   entry: LoggingEntry,
   environment: Environment,
   { utc = false, write = toStderr }: { readonly utc?: boolean; readonly write?: (line: string) => void } = {},
 ): Log {
   const file = entry.file === undefined ? undefined : new LogFile(entry.file, write);
-  const pretty = entry.format === "pretty" || (entry.format === "auto" && entry.file === undefined && process.stderr.isTTY);
+  const pretty =
+    entry.format === "pretty" || (entry.format === "auto" && entry.file === undefined && process.stderr.isTTY);
   const colourful = process.stderr.isTTY && (environment["NO_COLOR"] ?? "") === "" && environment["TERM"] !== "dumb";
   const put = file === undefined ? write : (line: string): void => file.write(line);
   const stream: DestinationStream = {
@@ -40,7 +45,10 @@ export function openLog(
       put(
         withoutSecrets(
           pretty
-            ? prettyLine(line, { colourful: colourful && file === undefined, utc: utc || file !== undefined || !process.stderr.isTTY })
+            ? prettyLine(line, {
+                colourful: colourful && file === undefined,
+                utc: utc || file !== undefined || !process.stderr.isTTY,
+              })
             : line,
         ),
       ),
@@ -84,7 +92,10 @@ class PinoLog implements Log {
   }
 }
 
-/** Lines are written at once: an agent logs a few a second, and a line that waits in memory is the one that explains the crash. */
+/**
+ * Lines are written at once: an agent logs a few a second, and a line that waits in memory is the
+ * one that explains the crash.
+ */
 class LogFile {
   readonly #path: string;
   readonly #elsewhere: (line: string) => void;

@@ -1,9 +1,10 @@
 /**
- * Prometheus metrics of the agent. Gauges are filled from the status at each reading, so that they never differ from
- * `tidemark agent status`; counters and histograms are fed by events.
+ * Prometheus metrics of the agent. Gauges are filled from the status at each reading, so that they
+ * never differ from `tidemark agent status`; counters and histograms are fed by events.
  *
- * Series of a disk have the label `disk`. While the disk is stopped they stay, with the additional label `state="stopped"`, so that an
- * alert can leave out disks that an operator stopped on purpose. Series of a disk that the configuration no longer has go away.
+ * Series of a disk have the label `disk`. While the disk is stopped they stay, with the additional
+ * label `state="stopped"`, so that an alert can leave out disks that an operator stopped on
+ * purpose. Series of a disk that the configuration no longer has go away.
  */
 import process from "node:process";
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
@@ -20,24 +21,48 @@ const healthNumbers = { Normal: 0, Warning: 1, Critical: 2 } as const;
 /** Each gauge with what it shows of a disk; undefined leaves it out. */
 const diskGauges: readonly (readonly [name: string, help: string, of: (disk: DiskStatus) => number | undefined])[] = [
   ["tidemark_disk_size_bytes", "Size of the disk.", ({ sizeBytes }) => sizeBytes],
-  ["tidemark_churn_bytes_per_second", "Bytes written to the disk, over the last minute.", ({ churnBytesPerSecond }) => churnBytesPerSecond],
+  [
+    "tidemark_churn_bytes_per_second",
+    "Bytes written to the disk, over the last minute.",
+    ({ churnBytesPerSecond }) => churnBytesPerSecond,
+  ],
   [
     "tidemark_upload_bytes_per_second",
     "Bytes sent to the store, over the last minute.",
     ({ uploadBytesPerSecond }) => uploadBytesPerSecond,
   ],
-  ["tidemark_backlog_bytes", "Changed on the disk and not yet in a committed point.", ({ backlogBytes }) => backlogBytes],
-  ["tidemark_preserved_bytes", "Old content in the copy-before-write area of the open cut.", ({ preservedBytes }) => preservedBytes],
+  [
+    "tidemark_backlog_bytes",
+    "Changed on the disk and not yet in a committed point.",
+    ({ backlogBytes }) => backlogBytes,
+  ],
+  [
+    "tidemark_preserved_bytes",
+    "Old content in the copy-before-write area of the open cut.",
+    ({ preservedBytes }) => preservedBytes,
+  ],
   ["tidemark_health", "0 Normal, 1 Warning, 2 Critical.", ({ health }) => healthNumbers[health]],
   ["tidemark_latest_sequence", "Sequence number of the newest committed point.", ({ latest }) => latest?.sequence],
   ["tidemark_points_kept", "Points that the last prune left.", ({ lastPrune }) => lastPrune?.keptPoints],
-  ["tidemark_connections", "Connections to the address that the disk is exported on.", ({ connections }) => connections ?? undefined],
+  [
+    "tidemark_connections",
+    "Connections to the address that the disk is exported on.",
+    ({ connections }) => connections ?? undefined,
+  ],
 ];
 
 /** The same for vaults. */
 const vaultGauges: readonly (readonly [name: string, help: string, of: (vault: VaultStatus) => number | null])[] = [
-  ["tidemark_vault_stored_bytes", "Bytes of segments that the last collection of this agent left.", ({ storedBytes }) => storedBytes],
-  ["tidemark_vault_scrub_age_seconds", "Time since the last scrub pass of this agent.", ({ scrubAgeMs }) => seconds(scrubAgeMs)],
+  [
+    "tidemark_vault_stored_bytes",
+    "Bytes of segments that the last collection of this agent left.",
+    ({ storedBytes }) => storedBytes,
+  ],
+  [
+    "tidemark_vault_scrub_age_seconds",
+    "Time since the last scrub pass of this agent.",
+    ({ scrubAgeMs }) => seconds(scrubAgeMs),
+  ],
   [
     "tidemark_vault_collection_age_seconds",
     "Time since the last collection by any process.",
@@ -68,10 +93,24 @@ export class Metrics {
   constructor(status: () => AgentStatus) {
     this.#status = status;
     const registers = [this.#registry];
-    this.#gauges = diskGauges.map(([name, help, of]) => [new Gauge({ name, help, labelNames: ["disk", "state"], registers }), of]);
-    this.#vaultGauges = vaultGauges.map(([name, help, of]) => [new Gauge({ name, help, labelNames: ["vault"], registers }), of]);
-    this.#pointCounters = pointCounters.map(([name, help, of]) => [new Counter({ name, help, labelNames: ["disk"], registers }), of]);
-    const build = { name: "tidemark_build_info", help: "1, with the versions as labels.", labelNames: ["version", "node"], registers };
+    this.#gauges = diskGauges.map(([name, help, of]) => [
+      new Gauge({ name, help, labelNames: ["disk", "state"], registers }),
+      of,
+    ]);
+    this.#vaultGauges = vaultGauges.map(([name, help, of]) => [
+      new Gauge({ name, help, labelNames: ["vault"], registers }),
+      of,
+    ]);
+    this.#pointCounters = pointCounters.map(([name, help, of]) => [
+      new Counter({ name, help, labelNames: ["disk"], registers }),
+      of,
+    ]);
+    const build = {
+      name: "tidemark_build_info",
+      help: "1, with the versions as labels.",
+      labelNames: ["version", "node"],
+      registers,
+    };
     new Gauge(build).set({ version: tidemarkVersion, node: process.versions.node }, 1);
     this.#lag = new Gauge({
       name: "tidemark_lag_seconds",
@@ -85,7 +124,12 @@ export class Metrics {
       labelNames: ["disk", "state"],
       registers,
     });
-    this.#points = new Counter({ name: "tidemark_points_total", help: "Points committed.", labelNames: ["disk"], registers });
+    this.#points = new Counter({
+      name: "tidemark_points_total",
+      help: "Points committed.",
+      labelNames: ["disk"],
+      registers,
+    });
     this.#failures = new Counter({
       name: "tidemark_failures_total",
       help: "Failures by code; CUT_TIMED_OUT and CUT_ABANDONED are points that were not taken.",
@@ -141,7 +185,8 @@ export class Metrics {
         if (value !== undefined) gauge.set(labels, value);
       }
       const stages = { captured: lag.capturedMs, shipped: lag.shippedMs, committed: lag.committedMs };
-      for (const [stage, ageMs] of Object.entries(stages)) if (ageMs !== null) this.#lag.set({ ...labels, stage }, ageMs / 1_000);
+      for (const [stage, ageMs] of Object.entries(stages))
+        if (ageMs !== null) this.#lag.set({ ...labels, stage }, ageMs / 1_000);
       this.#state.set({ disk, state }, 1);
     }
     for (const status of vaults) {

@@ -1,5 +1,6 @@
 /**
- * Ports of the agent: the part of the engine that the agent uses. Vaults protect disks, servers export them.
+ * Ports of the agent: the part of the engine that the agent uses. Vaults protect disks, servers
+ * export them.
  *
  * engine-adapter.ts implements the ports with the engine; tests implement them with scripts.
  */
@@ -28,7 +29,10 @@ export interface ProtectionPort {
   setPolicy(policy: PolicyConfig): void;
   /** Takes up what the image has grown by. */
   grow(): Promise<void>;
-  /** With `drain`, a last point and the exact bitmap are saved first; `signal` cuts that short. Idempotent. */
+  /**
+   * With `drain`, a last point and the exact bitmap are saved first; `signal` cuts that short.
+   * Idempotent.
+   */
   stop(options: { readonly drain: boolean; readonly signal: AbortSignal }): Promise<void>;
 }
 
@@ -50,11 +54,19 @@ export interface VaultFacts {
 
 /** An open vault; its disks share it. */
 export interface VaultPort {
-  /** Disks that name the same group are cut together. The signal ends waiting, not the protection. */
+  /**
+   * Disks that name the same group are cut together. The signal ends waiting, not the protection.
+   */
   protect(options: ProtectOptions, signal: AbortSignal): Promise<ProtectionPort>;
-  /** Bytes a second instead of what the configuration says (Infinity: no limit), or undefined for the configuration's limits again. */
+  /**
+   * Bytes a second instead of what the configuration says (Infinity: no limit), or undefined for
+   * the configuration's limits again.
+   */
   setLimit(bytesPerSecond: number | undefined): void;
-  /** The table and limits of a changed configuration, and how it is scrubbed and collected, from now on. */
+  /**
+   * The table and limits of a changed configuration, and how it is scrubbed and collected, from now
+   * on.
+   */
   setBandwidth(config: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone" | "scrub" | "collect">): void;
   facts(): VaultFacts;
   close(): Promise<void>;

@@ -1,8 +1,9 @@
 /**
  * Retention policy from a configuration: a time, as in Azure Site Recovery, or a policy in full.
  *
- * Azure Site Recovery has 0 to 15 days. Any other time extends its table: everything for 2 hours, then one point an hour up to a
- * day, or one per 2 hours up to 7 days, or one per 2 hours for 7 days and one per 4 hours from there.
+ * Azure Site Recovery has 0 to 15 days. Any other time extends its table: everything for 2 hours,
+ * then one point an hour up to a day, or one per 2 hours up to 7 days, or one per 2 hours for 7
+ * days and one per 4 hours from there.
  */
 import { parsePolicy, type RetentionPolicy } from "../../engine/index.ts";
 import { parseDuration } from "../quantities.ts";
@@ -18,7 +19,9 @@ export function parseRetention(text: string): RetentionPolicy {
   return lengthMs === undefined || lengthMs > daysMax * day ? parsePolicy(text) : tableOf(lengthMs);
 }
 
-/** The age beyond which the policy keeps nothing but the newest point; undefined when it names none. */
+/**
+ * The age beyond which the policy keeps nothing but the newest point; undefined when it names none.
+ */
 export function retentionMs(policy: RetentionPolicy): number | undefined {
   switch (policy.kind) {
     case "days":

@@ -1,9 +1,10 @@
 /**
- * Schema of the agent's configuration file: its fields, their types, bounds and defaults. config-file.ts judges what one field says
- * about another.
+ * Schema of the agent's configuration file: its fields, their types, bounds and defaults.
+ * config-file.ts judges what one field says about another.
  *
- * Every entry (a vault, a policy, a disk) is checked by itself, so that a fault in one hides no fault in another. A schema turns what the
- * user wrote into what the agent reads: durations into milliseconds, rates into bytes a second.
+ * Every entry (a vault, a policy, a disk) is checked by itself, so that a fault in one hides no
+ * fault in another. A schema turns what the user wrote into what the agent reads: durations into
+ * milliseconds, rates into bytes a second.
  */
 import { z } from "zod";
 import { type RetentionPolicy, TidemarkError } from "../../engine/index.ts";
@@ -34,7 +35,10 @@ export interface ScrubEntry {
   readonly rate: number | undefined;
 }
 
-/** `from` and `to` in minutes since midnight; a window whose end is not after its beginning ends on the next day. */
+/**
+ * `from` and `to` in minutes since midnight; a window whose end is not after its beginning ends on
+ * the next day.
+ */
 export interface BandwidthWindow {
   readonly from: number;
   readonly to: number;
@@ -55,7 +59,10 @@ export interface PolicyEntry {
   readonly barrierTimeout: number;
 }
 
-/** When a disk's first replication begins: at once, at an instant, or at the next such time of the day. */
+/**
+ * When a disk's first replication begins: at once, at an instant, or at the next such time of the
+ * day.
+ */
 export type StartTime =
   | { readonly kind: "immediately" }
   | { readonly kind: "instant"; readonly timeMs: number }
@@ -92,12 +99,18 @@ export interface LoggingEntry {
 
 /** A checked entry and what is wrong with it. */
 export interface Checked<Entry> {
-  /** Undefined when nothing can be made of it. What `faults` concern are stand-ins: only the other fields may be judged further. */
+  /**
+   * Undefined when nothing can be made of it. What `faults` concern are stand-ins: only the other
+   * fields may be judged further.
+   */
   readonly entry: Entry | undefined;
   readonly faults: readonly EntryFault[];
 }
 
-/** `path` leads from the entry to the field; when `key` is set, the fault is the field's name itself. */
+/**
+ * `path` leads from the entry to the field; when `key` is set, the fault is the field's name
+ * itself.
+ */
 export interface EntryFault {
   readonly path: readonly (string | number)[];
   readonly key?: string;
@@ -134,11 +147,19 @@ const vaultSchema: z.ZodType<VaultEntry> = z.strictObject({
       }),
     )
     .default([]),
-  timeZone: written((text) => (isTimeZone(text) ? text : fault), "is no time zone", "use an IANA name such as Europe/Berlin").optional(),
+  timeZone: written(
+    (text) => (isTimeZone(text) ? text : fault),
+    "is no time zone",
+    "use an IANA name such as Europe/Berlin",
+  ).optional(),
   limit: rate().optional(),
   scrub: z
     .strictObject({
-      sharePerDay: written(parseShare, "is no share of a vault", "write a percentage from 0% to 100%, as in 10%").prefault("10%"),
+      sharePerDay: written(
+        parseShare,
+        "is no share of a vault",
+        "write a percentage from 0% to 100%, as in 10%",
+      ).prefault("10%"),
       rate: rate().prefault("10MB/s"),
     })
     .prefault({}),
@@ -151,7 +172,9 @@ const policySchema: z.ZodType<PolicyEntry> = z.strictObject({
   recoveryPointRetention: retention().prefault("1d"),
   recoveryPointThreshold: durationOrOff(threshold).prefault("15m"),
   multiVmConsistency: written(parseSwitch, "is neither on nor off", "write on or off").prefault("off"),
-  startTime: written(parseStartTime, "is no time", "write immediately, 18:30, or an ISO time with its zone").prefault("immediately"),
+  startTime: written(parseStartTime, "is no time", "write immediately, 18:30, or an ISO time with its zone").prefault(
+    "immediately",
+  ),
   freezeTimeout: duration(freeze).prefault("60s"),
   barrierTimeout: duration(barrier).prefault("300ms"),
 });
@@ -168,7 +191,9 @@ const diskSchema: z.ZodType<DiskEntry> = z.strictObject({
   readOnly: z.boolean().default(false),
 });
 
-const controlSchema: z.ZodType<{ readonly socket?: string | undefined }> = z.strictObject({ socket: z.string().min(1).optional() });
+const controlSchema: z.ZodType<{ readonly socket?: string | undefined }> = z.strictObject({
+  socket: z.string().min(1).optional(),
+});
 
 const loggingSchema: z.ZodType<LoggingEntry> = z.strictObject({
   level: z.enum(logLevels).default("info"),
@@ -181,7 +206,8 @@ const metricsSchema: z.ZodType<{ readonly listen: string }> = z.strictObject({ l
 export const checkVault = (value: unknown): Checked<VaultEntry> => check(vaultSchema, value);
 export const checkPolicy = (value: unknown): Checked<PolicyEntry> => check(policySchema, value);
 export const checkDisk = (value: unknown): Checked<DiskEntry> => check(diskSchema, value);
-export const checkControl = (value: unknown): Checked<{ readonly socket?: string | undefined }> => check(controlSchema, value);
+export const checkControl = (value: unknown): Checked<{ readonly socket?: string | undefined }> =>
+  check(controlSchema, value);
 export const checkLogging = (value: unknown): Checked<LoggingEntry> => check(loggingSchema, value);
 export const checkMetrics = (value: unknown): Checked<{ readonly listen: string }> => check(metricsSchema, value);
 
@@ -226,7 +252,10 @@ function check<Entry>(schema: z.ZodType<Entry>, value: unknown): Checked<Entry> 
   return { entry: salvaged(schema, value, faults), faults };
 }
 
-/** The entry with stand-ins for its faulty fields, so that a fault in one field hides none in another. */
+/**
+ * The entry with stand-ins for its faulty fields, so that a fault in one field hides none in
+ * another.
+ */
 function salvaged<Entry>(schema: z.ZodType<Entry>, value: unknown, faults: readonly EntryFault[]): Entry | undefined {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
   const sound: Record<string, unknown> = { ...value };
@@ -243,7 +272,12 @@ function entryFaults(issue: z.core.$ZodIssue, value: unknown): readonly EntryFau
   if (issue.code === "unrecognized_keys") {
     return issue.keys.map((key) => {
       const meant = nearest(key, fieldNames);
-      return { path, key, what: `${key} is no field here`, remedy: meant === undefined ? "remove it" : `did you mean ${meant}?` };
+      return {
+        path,
+        key,
+        what: `${key} is no field here`,
+        remedy: meant === undefined ? "remove it" : `did you mean ${meant}?`,
+      };
     });
   }
   const name = path.at(-1);
@@ -296,7 +330,10 @@ function written<Value>(
   parse: (text: string) => Value | typeof fault,
   what: string,
   remedy: string,
-): z.ZodPipe<z.ZodUnion<readonly [z.ZodString, z.ZodNumber, z.ZodBoolean]>, z.ZodTransform<Value, string | number | boolean>> {
+): z.ZodPipe<
+  z.ZodUnion<readonly [z.ZodString, z.ZodNumber, z.ZodBoolean]>,
+  z.ZodTransform<Value, string | number | boolean>
+> {
   return z.union([z.string(), z.number(), z.boolean()] as const, { error: what }).transform((text, context) => {
     const value = parse(String(text));
     if (value !== fault) return value;
@@ -324,16 +361,18 @@ function durationOrOff(limits: DurationLimits): ReturnType<typeof written<number
 }
 
 function retention(): ReturnType<typeof written<RetentionPolicy>> {
-  return z.union([z.string(), z.number(), z.boolean()] as const, { error: "is no policy" }).transform((text, context) => {
-    try {
-      return parseRetention(String(text));
-    } catch (error) {
-      if (!(error instanceof TidemarkError)) throw error;
-      const remedy = `write a time, as in 1d, or off; as a policy, ${error.remedy ?? ""}`;
-      context.addIssue({ code: "custom", message: `is no policy: ${error.message}`, params: { remedy } });
-      return z.NEVER;
-    }
-  });
+  return z
+    .union([z.string(), z.number(), z.boolean()] as const, { error: "is no policy" })
+    .transform((text, context) => {
+      try {
+        return parseRetention(String(text));
+      } catch (error) {
+        if (!(error instanceof TidemarkError)) throw error;
+        const remedy = `write a time, as in 1d, or off; as a policy, ${error.remedy ?? ""}`;
+        context.addIssue({ code: "custom", message: `is no policy: ${error.message}`, params: { remedy } });
+        return z.NEVER;
+      }
+    });
 }
 
 function durationWithin(text: string, { min, max }: DurationLimits): number | typeof fault {
@@ -391,7 +430,9 @@ function parseStartTime(text: string): StartTime | typeof fault {
   const minutes = parseTimeOfDay(text);
   if (minutes !== fault) return { kind: "daily", minutes: minutes % (24 * 60) };
   // Without a zone it would mean another instant on another machine.
-  const timeMs = /^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)$/.test(text) ? Date.parse(text) : Number.NaN;
+  const timeMs = /^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)$/.test(text)
+    ? Date.parse(text)
+    : Number.NaN;
   return Number.isNaN(timeMs) ? fault : { kind: "instant", timeMs };
 }
 
@@ -400,7 +441,11 @@ const dayNames: readonly string[] = ["sun", "mon", "tue", "wed", "thu", "fri", "
 function daysOrFault(value: string | string[], context: z.RefinementCtx): readonly number[] {
   const days = parseDays(value);
   if (days.length > 0) return days;
-  context.addIssue({ code: "custom", message: "is no list of days", params: { remedy: "write daily, mon-fri, or [sat, sun]" } });
+  context.addIssue({
+    code: "custom",
+    message: "is no list of days",
+    params: { remedy: "write daily, mon-fri, or [sat, sun]" },
+  });
   return z.NEVER;
 }
 
@@ -409,7 +454,8 @@ function parseDays(value: string | readonly string[]): readonly number[] {
   const words = (typeof value === "string" ? value.split(",") : value).map((word) => word.trim().toLowerCase());
   const days = new Set<number>();
   for (const word of words) {
-    const [first = -1, last = first] = word === "daily" ? [0, 6] : word.split("-").map((name) => dayNames.indexOf(name));
+    const [first = -1, last = first] =
+      word === "daily" ? [0, 6] : word.split("-").map((name) => dayNames.indexOf(name));
     if (first < 0 || last < 0) return [];
     for (let at = first; ; at = (at + 1) % 7) {
       days.add(at);
@@ -428,7 +474,10 @@ function isTimeZone(name: string): boolean {
   }
 }
 
-/** How many letters have to be inserted, removed or replaced to make one word of the other (Levenshtein). */
+/**
+ * How many letters have to be inserted, removed or replaced to make one word of the other
+ * (Levenshtein).
+ */
 function editDistance(a: string, b: string): number {
   let row = Array.from({ length: b.length + 1 }, (_, index) => index);
   for (let i = 1; i <= a.length; i += 1) {

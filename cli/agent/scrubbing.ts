@@ -1,6 +1,7 @@
 /**
- * Scrubbing of one vault by the agent: every hour the agent claims the accrued part of the vault's daily quota, reads that much back, and
- * heals damage from the disks that it protects. Damage that cannot be healed is a finding of its disk until a later pass finds it whole.
+ * Scrubbing of one vault by the agent: every hour the agent claims the accrued part of the vault's
+ * daily quota, reads that much back, and heals damage from the disks that it protects. Damage that
+ * cannot be healed is a finding of its disk until a later pass finds it whole.
  *
  * The quota belongs to the vault: the engine shares it among all agents that scrub the vault.
  */
@@ -70,7 +71,8 @@ export class Scrubbing {
     const points = [...new Set(damages.flatMap(({ sequence }) => sequence ?? []))].sort((a, b) => a - b);
     const named = points.slice(0, namedMax).join(", ");
     const more = points.length > namedMax ? ` and ${points.length - namedMax} more` : "";
-    const what = points.length === 0 ? "what the vault holds" : `${points.length === 1 ? "point" : "points"} ${named}${more}`;
+    const what =
+      points.length === 0 ? "what the vault holds" : `${points.length === 1 ? "point" : "points"} ${named}${more}`;
     return [
       {
         level: "Critical",
@@ -86,7 +88,10 @@ export class Scrubbing {
     await this.#task.stop();
   }
 
-  /** Throws nothing. The cycles of the disks report an unreachable store, and the next pass tries again. */
+  /**
+   * Throws nothing. The cycles of the disks report an unreachable store, and the next pass tries
+   * again.
+   */
   async #pass(signal: AbortSignal): Promise<void> {
     const { scrub, onEvent } = this.#parts;
     const sharePerDay = this.#entry?.sharePerDay ?? 0;
@@ -104,7 +109,12 @@ export class Scrubbing {
       this.#lastAtMs = this.#parts.clock.now();
       for (const disk of new Set(healed.map((damage) => damage.disk))) {
         const count = healed.filter((damage) => damage.disk === disk).length;
-        onEvent({ kind: "notice", disk, code: "DAMAGE_HEALED", message: `${formatNumberOf(count, "damage")} of the vault healed` });
+        onEvent({
+          kind: "notice",
+          disk,
+          code: "DAMAGE_HEALED",
+          message: `${formatNumberOf(count, "damage")} of the vault healed`,
+        });
       }
     } catch (error) {
       if (signal.aborted) return;

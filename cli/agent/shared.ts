@@ -1,8 +1,8 @@
 /**
  * Reference-counted resources that several disks share: a vault, a listening server.
  *
- * The first user opens a resource, the last user to release it closes it. A user that asks while it closes waits for the end, because
- * an address or a folder is free only then.
+ * The first user opens a resource, the last user to release it closes it. A user that asks while it
+ * closes waits for the end, because an address or a folder is free only then.
  */
 
 /** One use of a resource. Releasing it again does nothing. */
@@ -21,7 +21,10 @@ export class SharedResources<Resource extends { close(): Promise<void> }> {
   readonly #held = new Map<string, Held<Resource>>();
   readonly #closing = new Map<string, Promise<void>>();
 
-  /** The resource of that name; `open` makes it when there is none. An opening that failed is forgotten, so that the next one tries again. */
+  /**
+   * The resource of that name; `open` makes it when there is none. An opening that failed is
+   * forgotten, so that the next one tries again.
+   */
   async acquire(name: string, open: () => Promise<Resource>): Promise<Share<Resource>> {
     for (let closing = this.#closing.get(name); closing !== undefined; closing = this.#closing.get(name)) await closing;
     const held = this.#held.get(name) ?? this.#open(name, open);
@@ -58,7 +61,8 @@ export class SharedResources<Resource extends { close(): Promise<void> }> {
   async #close(name: string, held: Held<Resource>): Promise<void> {
     this.#held.delete(name);
     const closing = held.value.current?.close() ?? Promise.resolve();
-    // Users that wait for the name need to know that it is over; a failure is thrown to the user that closes.
+    // Users that wait for the name need to know that it is over; a failure is thrown to the user
+    // that closes.
     const over = closing.then(
       () => undefined,
       () => undefined,

@@ -1,7 +1,9 @@
 /**
- * Status of the agent for people: a line about the agent, a table of its disks, and each finding with its remedy.
+ * Status of the agent for people: a line about the agent, a table of its disks, and each finding
+ * with its remedy.
  *
- * Invariant: the table has at most as many columns as the output; the columns that say least are left out first.
+ * Invariant: the table has at most as many columns as the output; the columns that say least are
+ * left out first.
  */
 import type { HealthLevel, ProtectionStatus } from "../../engine/index.ts";
 import type { Output } from "../output.ts";
@@ -12,7 +14,10 @@ import type { AgentStatus } from "./supervisor.ts";
 /** What colours and widths the table has. */
 type Canvas = Pick<Output, "columns" | "paint">;
 
-const healthColours = { Normal: "green", Warning: "yellow", Critical: "red" } as const satisfies Record<HealthLevel, string>;
+const healthColours = { Normal: "green", Warning: "yellow", Critical: "red" } as const satisfies Record<
+  HealthLevel,
+  string
+>;
 
 /** The agent in a line, its disks in a table, and under it each finding with its remedy. */
 export function describeAgent(status: AgentStatus, canvas: Canvas): string {
@@ -56,7 +61,9 @@ function describeDisks(disks: readonly ProtectionStatus[], canvas: Canvas): stri
   return [fittedTable(columns, disks, canvas.columns), ...(findings.length === 0 ? [] : ["", ...findings])].join("\n");
 }
 
-/** `protecting  committed 4.1 s ago  written 12 MiB/s  sent 3.0 MiB/s  backlog 40 MiB  12 points` */
+/**
+ * `protecting committed 4.1 s ago written 12 MiB/s sent 3.0 MiB/s backlog 40 MiB 12 points`
+ */
 export function statusLine(status: ProtectionStatus): string {
   const { lag, findings } = status;
   const [finding] = findings;

@@ -1,15 +1,24 @@
 /**
- * Supervisor of the agent's disks: starts them, finds them by name or group, reloads the configuration, and stops them. A disk that
- * fails does not affect another.
+ * Supervisor of the agent's disks: starts them, finds them by name or group, reloads the
+ * configuration, and stops them. A disk that fails does not affect another.
  *
- * Invariant: everything that changes the set of disks (reload, stop, resume of a stopped disk) goes through one queue, so that two
- * reloads never run at once. A disk that was stopped by itself keeps its runner until it is resumed.
+ * Invariant: everything that changes the set of disks (reload, stop, resume of a stopped disk) goes
+ * through one queue, so that two reloads never run at once. A disk that was stopped by itself keeps
+ * its runner until it is resumed.
  */
 import { createHash } from "node:crypto";
 import process from "node:process";
 import { type HealthLevel, type PointSummary, TidemarkError, tidemarkVersion } from "../../engine/index.ts";
 import type { AgentConfig, DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
-import { DiskRunner, type DiskStatus, listenKey, needsReopening, type RunnerParts, resumeRemedy, worst } from "./disk-runner.ts";
+import {
+  DiskRunner,
+  type DiskStatus,
+  listenKey,
+  needsReopening,
+  type RunnerParts,
+  resumeRemedy,
+  worst,
+} from "./disk-runner.ts";
 import { groupPoint } from "./group-point.ts";
 import type { Clock, DiskEvent, EngineAdapter, ServerPort, VaultFacts, VaultPort } from "./ports.ts";
 import { SharedResources } from "./shared.ts";
@@ -53,7 +62,10 @@ export interface ReloadSummary {
   readonly removed: readonly string[];
   /** Stopped and started again, because what changed cannot change while they run. */
   readonly restarted: readonly string[];
-  /** Changed while they run: the policy, or where they are exported. Of disks that are stopped, and stay it, anything. */
+  /**
+   * Changed while they run: the policy, or where they are exported. Of disks that are stopped, and
+   * stay it, anything.
+   */
   readonly changed: readonly string[];
   /** Their images are larger than before; clients see it when they connect again. */
   readonly grown: readonly string[];
@@ -66,11 +78,17 @@ export interface ReloadSummary {
 /** What a stop of some disks did. */
 export interface StopSummary {
   readonly disks: readonly string[];
-  /** Those of them that were left with changes that are not in the vault. These are marked and shipped when the disk is resumed. */
+  /**
+   * Those of them that were left with changes that are not in the vault. These are marked and
+   * shipped when the disk is resumed.
+   */
   readonly notDrained: readonly string[];
 }
 
-/** The first moments of many disks are spread over this, so that they do not all compare and ship at once. */
+/**
+ * The first moments of many disks are spread over this, so that they do not all compare and ship at
+ * once.
+ */
 const startSpreadMs = 2_000;
 
 /** Last points have this long; service managers kill after about 90 s. */
@@ -135,9 +153,10 @@ export class Supervisor {
   }
 
   /**
-   * Takes a point now of each disk of the target and resolves when all are committed; the points of a group are of one barrier. A group goes on
-   * without its stopped disks. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT for what is stopped, CUT_TIMED_OUT when a group does not come together,
-   * and what the first failing disk says.
+   * Takes a point now of each disk of the target and resolves when all are committed; the points of
+   * a group are of one barrier. A group goes on without its stopped disks. Errors: DISK_NOT_FOUND,
+   * INVALID_ARGUMENT for what is stopped, CUT_TIMED_OUT when a group does not come together, and
+   * what the first failing disk says.
    */
   async point(
     target: Target,
@@ -165,7 +184,10 @@ export class Supervisor {
     });
   }
 
-  /** No more points until `resume`; writes go on and are tracked. Gives the names. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT for what is stopped. */
+  /**
+   * No more points until `resume`; writes go on and are tracked. Gives the names. Errors:
+   * DISK_NOT_FOUND, INVALID_ARGUMENT for what is stopped.
+   */
   pause(target: Target): readonly string[] {
     return this.#selectRunning(target).map((runner) => {
       runner.pause();
@@ -173,7 +195,10 @@ export class Supervisor {
     });
   }
 
-  /** Undoes a pause, and begins to protect again what was stopped. Gives the names. Errors: DISK_NOT_FOUND, INTERRUPTED. */
+  /**
+   * Undoes a pause, and begins to protect again what was stopped. Gives the names. Errors:
+   * DISK_NOT_FOUND, INTERRUPTED.
+   */
   async resume(target: Target): Promise<readonly string[]> {
     const runners = this.#select(target);
     for (const runner of runners) if (!runner.isStopping()) runner.resume();
@@ -191,8 +216,9 @@ export class Supervisor {
   }
 
   /**
-   * Ends the exports and the protection of the target's disks, with a last point each when `drain` says so; all other disks go on. They stay
-   * stopped, through reloads too, until `resume`. What is stopped already is no error. Errors: DISK_NOT_FOUND, INTERRUPTED.
+   * Ends the exports and the protection of the target's disks, with a last point each when `drain`
+   * says so; all other disks go on. They stay stopped, through reloads too, until `resume`. What is
+   * stopped already is no error. Errors: DISK_NOT_FOUND, INTERRUPTED.
    */
   async stopDisks(target: Target, options: { readonly drain: boolean }): Promise<StopSummary> {
     // The queue only begins the stops, so that no other request waits for the last points.
@@ -209,7 +235,10 @@ export class Supervisor {
     };
   }
 
-  /** Holds until it is set again or the agent ends. Infinity: no limit; undefined: the configuration's limits hold again. Errors: VAULT_NOT_FOUND. */
+  /**
+   * Holds until it is set again or the agent ends. Infinity: no limit; undefined: the
+   * configuration's limits hold again. Errors: VAULT_NOT_FOUND.
+   */
   setLimit(vault: string, bytesPerSecond: number | undefined): void {
     if (!this.#config.vaults.has(vault)) {
       throw new TidemarkError("VAULT_NOT_FOUND", `the agent has no vault ${vault}`, {
@@ -226,7 +255,10 @@ export class Supervisor {
     return await this.#enqueue(async () => await this.#apply(next));
   }
 
-  /** Ends every disk, with a last point each when `drain` says so; `signal` cuts that short. Idempotent. */
+  /**
+   * Ends every disk, with a last point each when `drain` says so; `signal` cuts that short.
+   * Idempotent.
+   */
   async stop(options: { readonly drain: boolean; readonly signal?: AbortSignal }): Promise<void> {
     this.#stopping = true;
     await this.#enqueue(async () => {
@@ -238,7 +270,9 @@ export class Supervisor {
     this.#refuseAtTheEnd("start it again with the new configuration");
     const before = this.#config;
     const reopened = new Set(
-      [...before.vaults.values()].filter((vault) => isReopened(vault, next.vaults.get(vault.name))).map(({ name }) => name),
+      [...before.vaults.values()]
+        .filter((vault) => isReopened(vault, next.vaults.get(vault.name)))
+        .map(({ name }) => name),
     );
     const removed: string[] = [];
     const restarted: string[] = [];
@@ -252,7 +286,8 @@ export class Supervisor {
       } else if (reopened.has(runner.disk.vault) || needsRestart(runner.disk, disk)) restarted.push(name);
       else if (isChanged(runner.disk, disk, before, next)) changed.push(name);
     }
-    // First everything that sets images, addresses and vaults free, then everything that needs them.
+    // First everything that sets images, addresses and vaults free, then everything that needs
+    // them.
     await this.#remove([...removed, ...restarted], { drain: true });
     this.#config = next;
     for (const vault of this.#overrides.keys()) if (!next.vaults.has(vault)) this.#overrides.delete(vault);
@@ -286,13 +321,19 @@ export class Supervisor {
   }
 
   /** Stops disks that have no place here any more. */
-  async #remove(names: readonly string[], options: { readonly drain: boolean; readonly signal?: AbortSignal }): Promise<void> {
+  async #remove(
+    names: readonly string[],
+    options: { readonly drain: boolean; readonly signal?: AbortSignal },
+  ): Promise<void> {
     const runners = names.flatMap((name) => this.#runners.get(name) ?? []);
     await this.#end(runners, options);
     for (const name of names) this.#runners.delete(name);
   }
 
-  async #end(runners: readonly DiskRunner[], { drain, signal }: { readonly drain: boolean; readonly signal?: AbortSignal }): Promise<void> {
+  async #end(
+    runners: readonly DiskRunner[],
+    { drain, signal }: { readonly drain: boolean; readonly signal?: AbortSignal },
+  ): Promise<void> {
     const limit = new AbortController();
     const over = new AbortController();
     const cut = (): void => limit.abort();
@@ -308,7 +349,9 @@ export class Supervisor {
   async #openVault(name: string, signal: AbortSignal): Promise<VaultPort> {
     const config = this.#config.vaults.get(name);
     if (config === undefined)
-      throw new TidemarkError("VAULT_NOT_FOUND", `the agent has no vault ${name}`, { remedy: "reload the configuration" });
+      throw new TidemarkError("VAULT_NOT_FOUND", `the agent has no vault ${name}`, {
+        remedy: "reload the configuration",
+      });
     const vault = await this.#parts.engine.openVault(config, signal);
     const override = this.#overrides.get(name);
     if (override !== undefined) vault.setLimit(override);
@@ -323,13 +366,19 @@ export class Supervisor {
   #select({ disk, group }: Target): readonly [DiskRunner, ...DiskRunner[]] {
     const all = this.#inOrder();
     const [first, ...rest] = all.filter(
-      (runner) => (disk === undefined || runner.disk.name === disk) && (group === undefined || runner.disk.group === group),
+      (runner) =>
+        (disk === undefined || runner.disk.name === disk) && (group === undefined || runner.disk.group === group),
     );
     if (first !== undefined) return [first, ...rest];
     const what = disk === undefined ? (group === undefined ? "disks" : `group ${group}`) : `disk ${disk}`;
-    const names = all.map((runner) => (group === undefined ? runner.disk.name : runner.disk.group)).filter((name) => name !== undefined);
+    const names = all
+      .map((runner) => (group === undefined ? runner.disk.name : runner.disk.group))
+      .filter((name) => name !== undefined);
     throw new TidemarkError("DISK_NOT_FOUND", `the agent has no ${what}`, {
-      remedy: names.length === 0 ? "add it to the configuration, then `tidemark agent reload`" : `it has ${[...new Set(names)].join(", ")}`,
+      remedy:
+        names.length === 0
+          ? "add it to the configuration, then `tidemark agent reload`"
+          : `it has ${[...new Set(names)].join(", ")}`,
     });
   }
 
@@ -339,9 +388,12 @@ export class Supervisor {
     if (first !== undefined) return [first, ...rest];
     const [{ disk }, ...others] = selected;
     if (others.length === 0) {
-      throw new TidemarkError("INVALID_ARGUMENT", `the disk ${disk.name} has been stopped`, { remedy: resumeRemedy(disk.name) });
+      throw new TidemarkError("INVALID_ARGUMENT", `the disk ${disk.name} has been stopped`, {
+        remedy: resumeRemedy(disk.name),
+      });
     }
-    const [what, flags] = target.group === undefined ? ["", ""] : [` of the group ${target.group}`, ` --group ${target.group}`];
+    const [what, flags] =
+      target.group === undefined ? ["", ""] : [` of the group ${target.group}`, ` --group ${target.group}`];
     throw new TidemarkError("INVALID_ARGUMENT", `all disks${what} have been stopped`, {
       remedy: `protect them again: \`tidemark agent resume${flags}\``,
     });
@@ -379,7 +431,8 @@ function isReopened(before: VaultConfig, after: VaultConfig | undefined): boolea
 
 /** What a protection is made of, and cannot change while it runs. */
 function needsRestart(before: DiskConfig, after: DiskConfig): boolean {
-  const fixed = ({ image, vault, hooks, group, readOnly }: DiskConfig): string => JSON.stringify([image, vault, hooks, group, readOnly]);
+  const fixed = ({ image, vault, hooks, group, readOnly }: DiskConfig): string =>
+    JSON.stringify([image, vault, hooks, group, readOnly]);
   return fixed(before) !== fixed(after);
 }
 

@@ -1,4 +1,7 @@
-/** `tidemark agent`: the daemon that protects the disks of a configuration, and the commands that talk to it. */
+/**
+ * `tidemark agent`: the daemon that protects the disks of a configuration, and the commands that
+ * talk to it.
+ */
 import { Command, Option } from "commander";
 import { type PointSummary, TidemarkError } from "../../engine/index.ts";
 import { Agent } from "../agent/agent.ts";
@@ -79,7 +82,9 @@ Examples:
   $ tidemark agent status --watch
   $ tidemark agent status --group db --json`,
     )
-    .action(async (flags: StatusFlags) => await (flags.watch === true ? watch(context, flags) : status(context, flags)));
+    .action(
+      async (flags: StatusFlags) => await (flags.watch === true ? watch(context, flags) : status(context, flags)),
+    );
   withTarget(withSocket(agent.command("point")))
     .description("take a point of a disk, or of a group at one barrier; return when it is committed")
     .option("--app-consistent", "run the hooks, for an application-consistent point")
@@ -115,7 +120,10 @@ Examples:
     .description("limit the upload to a vault, until the next limit or the end of the agent")
     .argument("<rate>", "20MiB/s, `off`, or `config` for the limits of the configuration")
     .requiredOption("--vault <name>", "the vault's name in the configuration")
-    .addHelpText("after", "\nExamples:\n  $ tidemark agent limit 5MiB/s --vault main\n  $ tidemark agent limit config --vault main")
+    .addHelpText(
+      "after",
+      "\nExamples:\n  $ tidemark agent limit 5MiB/s --vault main\n  $ tidemark agent limit config --vault main",
+    )
     .action(async (rate: string, flags: LimitFlags) => await limit(context, rate, flags));
   return agent;
 }
@@ -123,7 +131,8 @@ Examples:
 async function run(context: CommandContext, { config: path, check }: AgentFlags): Promise<void> {
   if (path === undefined) {
     throw new TidemarkError("INVALID_ARGUMENT", "no configuration is named", {
-      remedy: "run `tidemark agent --config FILE`, or `tidemark agent --help` for the commands that talk to a running agent",
+      remedy:
+        "run `tidemark agent --config FILE`, or `tidemark agent --help` for the commands that talk to a running agent",
     });
   }
   const config = await checkedConfig(context, path);
@@ -194,10 +203,14 @@ function chosen(disks: AgentStatus["disks"], { disk, group }: TargetFlags): Agen
   if (disk === undefined && group === undefined) return disks;
   const found = disks.filter(
     (other) =>
-      (disk === undefined || other.disk === disk.normalize("NFC")) && (group === undefined || other.group === group.normalize("NFC")),
+      (disk === undefined || other.disk === disk.normalize("NFC")) &&
+      (group === undefined || other.group === group.normalize("NFC")),
   );
   if (found.length > 0) return found;
-  const named = [...(disk === undefined ? [] : [`disk ${disk}`]), ...(group === undefined ? [] : [`group ${group}`])].join(" in the ");
+  const named = [
+    ...(disk === undefined ? [] : [`disk ${disk}`]),
+    ...(group === undefined ? [] : [`group ${group}`]),
+  ].join(" in the ");
   throw new TidemarkError("DISK_NOT_FOUND", `the agent has no ${named}`, {
     remedy: "list its disks with `tidemark agent status`",
   });
@@ -205,10 +218,14 @@ function chosen(disks: AgentStatus["disks"], { disk, group }: TargetFlags): Agen
 
 async function point(context: CommandContext, flags: PointFlags): Promise<void> {
   const fields = { ...targetOf(flags), applicationConsistent: flags.appConsistent === true };
-  const { points } = (await ask(context, flags, "POST", "/v1/point", fields)) as { readonly points: readonly PointSummary[] };
+  const { points } = (await ask(context, flags, "POST", "/v1/point", fields)) as {
+    readonly points: readonly PointSummary[];
+  };
   const wanted = points.some(({ consistency }) => consistency === "app") || flags.appConsistent !== true;
   const text = [
-    ...points.map(({ disk, sequence, consistency }) => `point ${sequence} of disk ${printable(disk)} is committed (${consistency})`),
+    ...points.map(
+      ({ disk, sequence, consistency }) => `point ${sequence} of disk ${printable(disk)} is committed (${consistency})`,
+    ),
     ...(wanted ? [] : ["the application was not frozen: see why with `tidemark points show`"]),
   ];
   const [only, ...others] = points;
@@ -221,7 +238,9 @@ async function point(context: CommandContext, flags: PointFlags): Promise<void> 
 }
 
 async function pauseOrResume(context: CommandContext, verb: "pause" | "resume", flags: TargetFlags): Promise<void> {
-  const { disks } = (await ask(context, flags, "POST", `/v1/${verb}`, targetOf(flags))) as { readonly disks: readonly string[] };
+  const { disks } = (await ask(context, flags, "POST", `/v1/${verb}`, targetOf(flags))) as {
+    readonly disks: readonly string[];
+  };
   context.output.summary(`agent ${verb}`, { disks }, `${verb}d: ${printable(disks.join(", "))}`);
 }
 
@@ -236,7 +255,9 @@ async function reload(context: CommandContext, flags: ClientFlags): Promise<void
     ["new limits", summary.limits],
     ["only at the next start", summary.atNextStart],
   ];
-  const text = lines.filter(([, names]) => names.length > 0).map(([what, names]) => `${what}: ${printable(names.join(", "))}`);
+  const text = lines
+    .filter(([, names]) => names.length > 0)
+    .map(([what, names]) => `${what}: ${printable(names.join(", "))}`);
   context.output.summary("agent reload", summary, text.length === 0 ? "nothing has changed" : text.join("\n"));
 }
 
@@ -247,7 +268,9 @@ async function stop(context: CommandContext, flags: TargetFlags): Promise<void> 
     const { disks, notDrained } = answer as StopSummary;
     const text = [
       `stopped: ${printable(disks.join(", "))}`,
-      ...(notDrained.length === 0 ? [] : [`not all in the vault yet, shipped when resumed: ${printable(notDrained.join(", "))}`]),
+      ...(notDrained.length === 0
+        ? []
+        : [`not all in the vault yet, shipped when resumed: ${printable(notDrained.join(", "))}`]),
     ];
     context.output.summary("agent stop", { disks, notDrained }, text.join("\n"));
     return;
@@ -259,7 +282,8 @@ async function limit(context: CommandContext, text: string, flags: LimitFlags): 
   const bytesPerSecond = limitOf(text);
   const fields = { vault: flags.vault, bytesPerSecond };
   await ask(context, flags, "PUT", "/v1/limit", fields);
-  const what = { off: "no limit", config: "as the configuration says" }[text] ?? formatRate(Number(bytesPerSecond), 1_000);
+  const what =
+    { off: "no limit", config: "as the configuration says" }[text] ?? formatRate(Number(bytesPerSecond), 1_000);
   context.output.summary("agent limit", fields, `vault ${printable(flags.vault)}: ${what}`);
 }
 

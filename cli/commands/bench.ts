@@ -1,4 +1,7 @@
-/** `tidemark bench`: measures this machine and Tidemark on it, each figure beside a yardstick from the same run. */
+/**
+ * `tidemark bench`: measures this machine and Tidemark on it, each figure beside a yardstick from
+ * the same run.
+ */
 import { join } from "node:path";
 import { Command, InvalidArgumentError } from "commander";
 import { type BenchKind, benchKinds, formatBench, runBench, type StoreAddress } from "../../bench/index.ts";
@@ -70,7 +73,8 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
   const image = images[kind];
   const needsVault = kind !== "kernels" && kind !== "pipeline";
   if (image === "required") command.requiredOption("--image <path>", "disk image to measure with; it is read only");
-  if (image === "optional") command.option("--image <path>", "disk image of which a copy is worked on (default: a new disk)");
+  if (image === "optional")
+    command.option("--image <path>", "disk image of which a copy is worked on (default: a new disk)");
   if (kind !== "kernels") withWorkersOption(command);
   if (needsVault) {
     // No TIDEMARK_VAULT: a forgotten variable must not lead a benchmark to a vault in use.
@@ -79,8 +83,10 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
   }
   if ((image === "required" && needsVault) || kind === "burst")
     command.option("--peer-json <file>", "what other programs needed, to compare with");
-  if (kind === "front" || kind === "mount") command.option("--seconds <count>", "length of each load (default: 3)", wholeNumber);
-  if (kind === "restart") command.option("--seconds <count>", "length of the load until the kill (default: 5)", wholeNumber);
+  if (kind === "front" || kind === "mount")
+    command.option("--seconds <count>", "length of each load (default: 3)", wholeNumber);
+  if (kind === "restart")
+    command.option("--seconds <count>", "length of the load until the kill (default: 5)", wholeNumber);
   if (kind === "burst") command.option("--writes <count>", "writes of 4 KiB (default: 20000)", wholeNumber);
   if (kind === "churn") {
     command
@@ -105,7 +111,8 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
   if (kind === "initial") command.option("--check", "bring the point back and compare it");
   const example = image === "required" ? `${kind} --image disk.img` : kind;
   const isRepeated = !takenOnce.includes(kind);
-  if (isRepeated) command.option("--runs <count>", "how often each step is measured; medians are reported (default: 1)", wholeNumber);
+  if (isRepeated)
+    command.option("--runs <count>", "how often each step is measured; medians are reported (default: 1)", wholeNumber);
   return command
     .addHelpText(
       "after",

@@ -40,7 +40,12 @@ async function collect(context: CommandContext, flags: CollectFlags): Promise<vo
     context,
     flags,
     async (vault) =>
-      await vault.collect({ dryRun: flags.dryRun, waitMsMax: flags.wait, signal, onNotice: (notice) => output.notice(notice) }),
+      await vault.collect({
+        dryRun: flags.dryRun,
+        waitMsMax: flags.wait,
+        signal,
+        onNotice: (notice) => output.notice(notice),
+      }),
   );
   const text = printable(describe(summary, flags.dryRun === true));
   if (summary.waitingFor.length > 0) context.exitCode = exitCodes.writerActive;
@@ -49,8 +54,16 @@ async function collect(context: CommandContext, flags: CollectFlags): Promise<vo
 }
 
 function describe(summary: CollectSummary, isDryRun: boolean): string {
-  const { storedBytesBefore, storedBytesAfter, liveBytes, condemnedChunks, deletedSegments, deletedObjects, elapsedMs, waitingFor } =
-    summary;
+  const {
+    storedBytesBefore,
+    storedBytesAfter,
+    liveBytes,
+    condemnedChunks,
+    deletedSegments,
+    deletedObjects,
+    elapsedMs,
+    waitingFor,
+  } = summary;
   const took = `examined in ${formatDuration(elapsedMs)}`;
   if (waitingFor.length > 0) {
     return `nothing freed: the writers of ${waitingFor.join(", ")} did not acknowledge in time; run \`tidemark collect\` again to continue`;

@@ -1,7 +1,14 @@
 /** Context of a command, and the vault that its flags name: opened, used and closed. */
 import { realpath, stat } from "node:fs/promises";
 import { dirname, resolve, sep } from "node:path";
-import { type Sink, systemCode, TidemarkError, Vault, type VaultOptions, type VaultParameters } from "../../engine/index.ts";
+import {
+  type Sink,
+  systemCode,
+  TidemarkError,
+  Vault,
+  type VaultOptions,
+  type VaultParameters,
+} from "../../engine/index.ts";
 import { openSink, parseVaultSpec } from "../../sink/index.ts";
 import { withoutSecrets } from "../errors.ts";
 import type { SignalAnswers } from "../interruption.ts";
@@ -24,7 +31,10 @@ export interface CommandContext {
 /** How a command comes by its vault. */
 export type VaultOpener = (sink: Sink, options: VaultOptions & VaultParameters) => Promise<Vault>;
 
-/** Opens the vault that the flags name, lets `use` work with it, and closes it, whatever happens. Errors: those of all three. */
+/**
+ * Opens the vault that the flags name, lets `use` work with it, and closes it, whatever happens.
+ * Errors: those of all three.
+ */
 export async function withVault<Result>(
   context: CommandContext,
   flags: VaultFlags & VaultParameters,
@@ -45,7 +55,10 @@ export async function withVault<Result>(
   });
 }
 
-/** Refuses an image in the very folder in which the vault keeps its data. `what` names it in the error. Errors: INVALID_ARGUMENT. */
+/**
+ * Refuses an image in the very folder in which the vault keeps its data. `what` names it in the
+ * error. Errors: INVALID_ARGUMENT.
+ */
 export async function refuseInsideVault(flags: VaultFlags, path: string, what: string): Promise<void> {
   const spec = parseVaultSpec(vaultAddress(flags));
   if (spec.kind !== "directory" && spec.kind !== "azurite") return;
@@ -57,7 +70,10 @@ export async function refuseInsideVault(flags: VaultFlags, path: string, what: s
   });
 }
 
-/** Runs `use`, then closes `thing`. A failure to close counts, unless `use` failed already: that says more. */
+/**
+ * Runs `use`, then closes `thing`. A failure to close counts, unless `use` failed already: that
+ * says more.
+ */
 export async function closing<Result>(thing: AsyncDisposable, use: () => Promise<Result>): Promise<Result> {
   const [outcome] = await Promise.allSettled([use()]);
   const [closed] = await Promise.allSettled([thing[Symbol.asyncDispose]()]);
@@ -83,7 +99,8 @@ async function refuseAbsentAzurite(address: string): Promise<void> {
   } catch (error) {
     if (systemCode(error) !== "ENOENT") return;
     throw new TidemarkError("VAULT_NOT_FOUND", `azurite:${spec.dir} holds no vault: the folder does not exist`, {
-      remedy: "check the address, or create a vault with `tidemark vault init`; the first `tidemark replicate` creates one too",
+      remedy:
+        "check the address, or create a vault with `tidemark vault init`; the first `tidemark replicate` creates one too",
       cause: error,
     });
   }

@@ -1,6 +1,7 @@
 /**
- * `tidemark demo`: the main job on real data, from beginning to end, in half a minute. It takes three points of a disk with changes
- * between, writes two of them out, compares them with the disk as it was, and proves every chunk of the vault.
+ * `tidemark demo`: the main job on real data, from beginning to end, in half a minute. It takes
+ * three points of a disk with changes between, writes two of them out, compares them with the disk
+ * as it was, and proves every chunk of the vault.
  */
 import { mkdir, readdir, rm } from "node:fs/promises";
 import { basename, join, relative, resolve } from "node:path";
@@ -78,7 +79,10 @@ async function runIn(context: CommandContext, flags: DemoFlags, folder: string):
   const { output, environment, signal } = context;
   const startedAt = performance.now();
   output.step({ step: "disk" }, "making a disk …");
-  const disk = flags.image === undefined ? await makeDisk(folder, environment, signal) : await copyDisk(flags.image, folder, signal);
+  const disk =
+    flags.image === undefined
+      ? await makeDisk(folder, environment, signal)
+      : await copyDisk(flags.image, folder, signal);
   say(context, "disk", disk.content, startedAt);
   const address = `azurite:${join(folder, "vault")}`;
   const azuriteAt = performance.now();
@@ -87,14 +91,23 @@ async function runIn(context: CommandContext, flags: DemoFlags, folder: string):
   const result = await closing(sink, async () => {
     const vault = await Vault.openOrCreate(sink, { stateFolder: join(folder, "state"), signal });
     say(context, "vault", "new, in an Azurite of its own", azuriteAt);
-    return await closing(vault, async () => await new Demo(context, vault, disk, { folder, keeps: flags.keep !== undefined }).run());
+    return await closing(
+      vault,
+      async () => await new Demo(context, vault, disk, { folder, keeps: flags.keep !== undefined }).run(),
+    );
   });
   const elapsedMs = Math.round(performance.now() - startedAt);
   const equal = result.returned.every((point) => point.equal);
   const damaged = result.verified.damaged.length;
   output.summary(
     "demo",
-    { equal, ...totals(result.taken), checkedChunks: result.verified.checkedChunks, damaged: result.verified.damaged, elapsedMs },
+    {
+      equal,
+      ...totals(result.taken),
+      checkedChunks: result.verified.checkedChunks,
+      damaged: result.verified.damaged,
+      elapsedMs,
+    },
     [
       "",
       pointsTable(result.taken),
@@ -116,7 +129,12 @@ class Demo {
   readonly #folder: string;
   readonly #keeps: boolean;
 
-  constructor(context: CommandContext, vault: Vault, disk: DemoDisk, place: { readonly folder: string; readonly keeps: boolean }) {
+  constructor(
+    context: CommandContext,
+    vault: Vault,
+    disk: DemoDisk,
+    place: { readonly folder: string; readonly keeps: boolean },
+  ) {
     this.#context = context;
     this.#vault = vault;
     this.#disk = disk;
@@ -135,7 +153,8 @@ class Demo {
     const returned = [await this.#bringBack(first), await this.#bringBack(third)];
     const startedAt = performance.now();
     const verified = await this.#vault.verify({ ...this.#reporting() });
-    const found = verified.damaged.length === 0 ? "no damage" : `${formatNumberOf(verified.damaged.length, "damage")} found`;
+    const found =
+      verified.damaged.length === 0 ? "no damage" : `${formatNumberOf(verified.damaged.length, "damage")} found`;
     say(
       this.#context,
       "verify",
@@ -161,14 +180,25 @@ class Demo {
   async #bringBack({ summary: { sequence }, hash }: TakenPoint): Promise<ReturnedPoint> {
     const startedAt = performance.now();
     const to = join(this.#folder, `point-${sequence}.img`);
-    const summary = await this.#vault.materialize({ disk: diskName, point: String(sequence), to, ...this.#reporting() });
+    const summary = await this.#vault.materialize({
+      disk: diskName,
+      point: String(sequence),
+      to,
+      ...this.#reporting(),
+    });
     const equal = (await hashOf(to, this.#context.signal)) === hash;
     // One image at a time, so that room for one is enough, unless the user keeps them.
     if (!this.#keeps) await rm(to);
-    say(this.#context, "back", `point ${sequence} ${equal ? "equals the disk as it was" : "DIFFERS from the disk as it was"}`, startedAt, {
-      ...summary,
-      equal,
-    });
+    say(
+      this.#context,
+      "back",
+      `point ${sequence} ${equal ? "equals the disk as it was" : "DIFFERS from the disk as it was"}`,
+      startedAt,
+      {
+        ...summary,
+        equal,
+      },
+    );
     return { summary, equal };
   }
 
@@ -179,7 +209,13 @@ class Demo {
 }
 
 /** One step is done. */
-function say({ output }: CommandContext, step: string, what: string, startedAt: number, fields: Partial<DemoStep> = {}): void {
+function say(
+  { output }: CommandContext,
+  step: string,
+  what: string,
+  startedAt: number,
+  fields: Partial<DemoStep> = {},
+): void {
   const elapsedMs = Math.round(performance.now() - startedAt);
   const text = `${step.padEnd(8)} ${what.padEnd(60)} ${formatDuration(elapsedMs).padStart(7)}`;
   output.item("step", { ...fields, step, what, elapsedMs: fields.elapsedMs ?? elapsedMs } as DemoStep, text);
@@ -197,7 +233,8 @@ interface Totals {
 }
 
 function totals(taken: readonly TakenPoint[]): Totals {
-  const sum = (of: (summary: ReplicateSummary) => number): number => taken.reduce((total, { summary }) => total + of(summary), 0);
+  const sum = (of: (summary: ReplicateSummary) => number): number =>
+    taken.reduce((total, { summary }) => total + of(summary), 0);
   return {
     points: taken.length,
     volumeBytes: taken.at(-1)?.summary.volumeBytes ?? 0,
@@ -224,7 +261,11 @@ function pointsTable(taken: readonly TakenPoint[]): string {
   const all = totals(taken);
   const rows = taken.map(({ summary }) => row(String(summary.sequence), summary, summary.elapsedMs));
   rows.push(row("all", all, all.replicateMs));
-  return table(["POINT", "LOGICAL", "CHANGED", "STORED", "DEDUP", "COMPRESSION", "TIME", "THROUGHPUT"], rows, "lrrrrrrr");
+  return table(
+    ["POINT", "LOGICAL", "CHANGED", "STORED", "DEDUP", "COMPRESSION", "TIME", "THROUGHPUT"],
+    rows,
+    "lrrrrrrr",
+  );
 }
 
 function backTable(returned: readonly ReturnedPoint[]): string {
@@ -261,5 +302,7 @@ function quoted(word: string): string {
 async function prepareEmptyFolder(folder: string): Promise<void> {
   await mkdir(folder, { recursive: true });
   if ((await readdir(folder)).length === 0) return;
-  throw new TidemarkError("INVALID_ARGUMENT", `the folder ${folder} is not empty`, { remedy: "name an empty or absent folder" });
+  throw new TidemarkError("INVALID_ARGUMENT", `the folder ${folder} is not empty`, {
+    remedy: "name an empty or absent folder",
+  });
 }

@@ -1,4 +1,7 @@
-/** `tidemark disks list` and `tidemark points list|show|pin|unpin`: what a vault holds, and what keeps a point. */
+/**
+ * `tidemark disks list` and `tidemark points list|show|pin|unpin`: what a vault holds, and what
+ * keeps a point.
+ */
 import { Command } from "commander";
 import { type ListedPoint, type PointDetail, TidemarkError } from "../../engine/index.ts";
 import type { PointsSummary } from "../json.ts";
@@ -72,7 +75,9 @@ Examples:
     )
     .action(async (flags: ListFlags) => await listPoints(context, flags));
   const show = points.command("show").requiredOption("--disk <name>", "name of the disk in the vault");
-  withVaultOptions(show.option("--point <point>", "sequence number, id, `latest` (default), a time or an age", "latest"))
+  withVaultOptions(
+    show.option("--point <point>", "sequence number, id, `latest` (default), a time or an age", "latest"),
+  )
     .description("show one recovery point in full")
     .addHelpText(
       "after",
@@ -116,7 +121,14 @@ async function pinPoint(context: CommandContext, flags: PinFlags): Promise<void>
   const { output, signal } = context;
   const { disk, name } = flags;
   const untilMs = flags.until === undefined ? undefined : requireTime("--until", flags.until, Date.now());
-  const options = { disk, point: pointSelector(flags.point), name, untilMs, signal, onNotice: output.notice.bind(output) };
+  const options = {
+    disk,
+    point: pointSelector(flags.point),
+    name,
+    untilMs,
+    signal,
+    onNotice: output.notice.bind(output),
+  };
   const pinned = await withVault(context, flags, async (vault) => await vault.pin(options));
   const until = pinned.pin.until === null ? "for good" : `until ${output.time(pinned.pin.until)}`;
   output.summary("points pin", pinned, `point ${pinned.sequence} of disk ${printable(pinned.disk)} is pinned ${until}`);
@@ -128,7 +140,11 @@ async function unpinPoint(context: CommandContext, flags: PinFlags): Promise<voi
   const options = { disk, point: pointSelector(flags.point), name, signal, onNotice: output.notice.bind(output) };
   const unpinned = await withVault(context, flags, async (vault) => await vault.unpin(options));
   const what = formatNumberOf(unpinned.removedPins, "pin");
-  output.summary("points unpin", unpinned, `${what} of point ${unpinned.sequence} of disk ${printable(unpinned.disk)} removed`);
+  output.summary(
+    "points unpin",
+    unpinned,
+    `${what} of point ${unpinned.sequence} of disk ${printable(unpinned.disk)} removed`,
+  );
 }
 
 async function listDisks(context: CommandContext, flags: VaultFlags): Promise<void> {
@@ -158,22 +174,33 @@ async function listPoints(context: CommandContext, flags: ListFlags): Promise<vo
   for (const point of points) output.item("point", point);
   const totals = totalsOf(points);
   const disk = flags.disk.normalize("NFC");
-  const none = filter === undefined ? `disk ${printable(disk)} has no point yet` : `no point of disk ${printable(disk)} matches`;
+  const none =
+    filter === undefined ? `disk ${printable(disk)} has no point yet` : `no point of disk ${printable(disk)} matches`;
   const text = points.length === 0 ? none : `${pointsTable(points, output)}\n${describeTotals(totals)}`;
   output.answer("points list", { disk, ...totals }, text);
 }
 
 /** Which points are listed; undefined: all. */
-function filterOf({ since, until, app, pinned, last }: ListFlags, nowMs: number): ((point: ListedPoint) => boolean) | undefined {
+function filterOf(
+  { since, until, app, pinned, last }: ListFlags,
+  nowMs: number,
+): ((point: ListedPoint) => boolean) | undefined {
   if (last === 0) {
-    throw new TidemarkError("INVALID_ARGUMENT", "--last 0 lists no point", { remedy: "write --last 1 or more, or leave it out" });
+    throw new TidemarkError("INVALID_ARGUMENT", "--last 0 lists no point", {
+      remedy: "write --last 1 or more, or leave it out",
+    });
   }
   if (since === undefined && until === undefined && app === undefined && pinned === undefined) return undefined;
   const sinceMs = since === undefined ? -Infinity : requireTime("--since", since, nowMs);
   const untilMs = until === undefined ? Infinity : requireTime("--until", until, nowMs);
   return (point) => {
     const timeMs = Date.parse(point.time);
-    return timeMs >= sinceMs && timeMs <= untilMs && (app !== true || point.consistency === "app") && (pinned !== true || point.pinned);
+    return (
+      timeMs >= sinceMs &&
+      timeMs <= untilMs &&
+      (app !== true || point.consistency === "app") &&
+      (pinned !== true || point.pinned)
+    );
   };
 }
 
@@ -202,7 +229,10 @@ function shortened(label: string): string {
   return displayWidth(label) <= labelColumnsMax ? label : `${cut(label, labelColumnsMax - 1)}…`;
 }
 
-/** Points in as many columns as fit. A column in which no point says anything is left out, then those that say least. */
+/**
+ * Points in as many columns as fit. A column in which no point says anything is left out, then
+ * those that say least.
+ */
 export function pointsTable(points: readonly ListedPoint[], output: Pick<Output, "columns" | "time">): string {
   const columns: readonly Column<ListedPoint>[] = [
     { heading: "POINT", align: "r", cell: ({ sequence }) => String(sequence) },
@@ -221,7 +251,11 @@ export function pointsTable(points: readonly ListedPoint[], output: Pick<Output,
 }
 
 async function showPoint(context: CommandContext, flags: PointFlags): Promise<void> {
-  const point = await withVault(context, flags, async (vault) => await vault.point(flags.disk, pointSelector(flags.point)));
+  const point = await withVault(
+    context,
+    flags,
+    async (vault) => await vault.point(flags.disk, pointSelector(flags.point)),
+  );
   context.output.answer("points show", point, describe(point, context.output));
 }
 

@@ -22,7 +22,9 @@ export function materializeCommand(context: CommandContext): Command {
     .requiredOption("--disk <name>", "name of the disk in the vault")
     .requiredOption("--point <point>", "sequence number, id, `latest`, a time or an age")
     .requiredOption("--to <target>", "file, block device, or blob:NAME for a page blob in the vault's container")
-    .addOption(new Option("--format <format>", "raw, or a fixed VHD (default: raw; vhd for blob:)").choices(["raw", "vhd"]))
+    .addOption(
+      new Option("--format <format>", "raw, or a fixed VHD (default: raw; vhd for blob:)").choices(["raw", "vhd"]),
+    )
     .option("--in-place", "change an existing image where it differs; needed for a block device")
     .option("--force", "replace a target that exists, and allow it to be the disk's own source");
   return withWorkersOption(withVaultOptions(command))
@@ -86,7 +88,10 @@ function describe(summary: MaterializeSummary): string {
     fields([
       ["target", `${summary.target} (${summary.format})`],
       ["volume", formatBytes(volumeBytes)],
-      ["written", `${formatBytes(bytesWritten)} in ${formatDuration(elapsedMs)} (${formatRate(bytesWritten, elapsedMs)})`],
+      [
+        "written",
+        `${formatBytes(bytesWritten)} in ${formatDuration(elapsedMs)} (${formatRate(bytesWritten, elapsedMs)})`,
+      ],
       ["read", `${formatBytes(bytesRead)} from the vault`],
     ]),
   ].join("\n");

@@ -1,8 +1,18 @@
-/** `tidemark mount`: instant restore. Serves any point as a disk over NBD, in the foreground until ^C. */
+/**
+ * `tidemark mount`: instant restore. Serves any point as a disk over NBD, in the foreground until
+ * ^C.
+ */
 import { resolve } from "node:path";
 import process from "node:process";
 import { Command, InvalidArgumentError } from "commander";
-import { type Mount, type MountSummary, type NbdEndpoint, NbdServer, TidemarkError, throwIfAborted } from "../../engine/index.ts";
+import {
+  type Mount,
+  type MountSummary,
+  type NbdEndpoint,
+  NbdServer,
+  TidemarkError,
+  throwIfAborted,
+} from "../../engine/index.ts";
 import { formatListen, type ListenAddress, parseListen } from "../agent/listen.ts";
 import { formatBytes, formatCount, formatDuration, parseBytes } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
@@ -53,7 +63,9 @@ async function mount(context: CommandContext, flags: MountFlags): Promise<void> 
   const { output, signal } = context;
   const address = parseListen(flags.listen, process.cwd());
   if (typeof address === "string") {
-    throw new TidemarkError("INVALID_ARGUMENT", `--listen ${flags.listen} ${address}`, { remedy: "write unix:PATH or tcp:HOST:PORT" });
+    throw new TidemarkError("INVALID_ARGUMENT", `--listen ${flags.listen} ${address}`, {
+      remedy: "write unix:PATH or tcp:HOST:PORT",
+    });
   }
   if (flags.overlay !== undefined) await refuseInsideVault(flags, flags.overlay, "overlay");
   const summary = await withVault(context, flags, async (vault) => {
@@ -72,7 +84,11 @@ async function mount(context: CommandContext, flags: MountFlags): Promise<void> 
 }
 
 /** Serves the mount until a signal comes, and gives what clients read and wrote. */
-async function serveUntilStopped(context: CommandContext, mounted: Mount, address: ListenAddress): Promise<MountSummary> {
+async function serveUntilStopped(
+  context: CommandContext,
+  mounted: Mount,
+  address: ListenAddress,
+): Promise<MountSummary> {
   const { output } = context;
   const { disk, sequence, point, time } = mounted.point;
   const server = await NbdServer.listen({ listen: address });
@@ -94,7 +110,8 @@ async function serveUntilStopped(context: CommandContext, mounted: Mount, addres
 /** The address of an export as NBD clients take it: the URI of the NBD project. */
 function uriOf(address: NbdEndpoint, name: string): string {
   const path = encodeURIComponent(name);
-  if (address.kind === "unix") return `nbd+unix:///${path}?socket=${encodeURIComponent(address.path).replaceAll("%2F", "/")}`;
+  if (address.kind === "unix")
+    return `nbd+unix:///${path}?socket=${encodeURIComponent(address.path).replaceAll("%2F", "/")}`;
   return `nbd://${address.host.includes(":") ? `[${address.host}]` : address.host}:${address.port}/${path}`;
 }
 
@@ -103,10 +120,22 @@ function statusLine({ bytesRead, bytesFetched, bytesWritten, cachedBytes }: Moun
 }
 
 function describe(summary: MountSummary): string {
-  const { disk, sequence, writable, overlay, bytesRead, bytesWritten, bytesFetched, cacheHits, cacheMisses, elapsedMs } = summary;
+  const {
+    disk,
+    sequence,
+    writable,
+    overlay,
+    bytesRead,
+    bytesWritten,
+    bytesFetched,
+    cacheHits,
+    cacheMisses,
+    elapsedMs,
+  } = summary;
   const blocks = cacheHits + cacheMisses;
   const share = blocks === 0 ? "" : ` (${Math.floor((cacheHits / blocks) * 100)} %)`;
-  const written = overlay === null ? `${formatBytes(bytesWritten)}, not kept` : `${formatBytes(bytesWritten)}, kept in ${overlay}`;
+  const written =
+    overlay === null ? `${formatBytes(bytesWritten)}, not kept` : `${formatBytes(bytesWritten)}, kept in ${overlay}`;
   return [
     `point ${sequence} of disk ${printable(disk)} was served for ${formatDuration(elapsedMs)}`,
     fields([

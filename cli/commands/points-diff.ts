@@ -48,7 +48,8 @@ async function showDiff(context: CommandContext, flags: DiffFlags): Promise<void
     return { disk: diff.to.disk, from: diff.from, to: diff.to, extents, differingBytes };
   });
   const { extents, differingBytes } = summary;
-  const more = extents > rows.length ? `\n${formatNumberOf(extents - rows.length, "extent")} more: --json prints all` : "";
+  const more =
+    extents > rows.length ? `\n${formatNumberOf(extents - rows.length, "extent")} more: --json prints all` : "";
   const what = `points ${summary.from.sequence} and ${summary.to.sequence} of disk ${printable(summary.disk)}`;
   const text =
     extents === 0

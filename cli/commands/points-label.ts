@@ -34,5 +34,9 @@ async function labelPoint(context: CommandContext, flags: LabelFlags): Promise<v
   const { disk, point, text } = flags;
   const labelled = await withVault(context, flags, async (vault) => await vault.label({ disk, point, text, signal }));
   const what = `point ${labelled.sequence} of disk ${printable(labelled.disk)}`;
-  output.summary("points label", labelled, labelled.label === null ? `${what} has no label` : `${what}: ${printable(labelled.label)}`);
+  output.summary(
+    "points label",
+    labelled,
+    labelled.label === null ? `${what} has no label` : `${what}: ${printable(labelled.label)}`,
+  );
 }

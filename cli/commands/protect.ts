@@ -86,7 +86,8 @@ async function protect(context: CommandContext, image: string, flags: ProtectFla
 
 async function protectIn(context: CommandContext, engine: EngineAdapter, vault: VaultPort, plan: Plan): Promise<void> {
   const { output, signal } = context;
-  const onEvent = (event: DiskEvent): void => output.item("event", event, event.kind === "point" ? undefined : printable(event.message));
+  const onEvent = (event: DiskEvent): void =>
+    output.item("event", event, event.kind === "point" ? undefined : printable(event.message));
   const protection = await vault.protect({ disk: plan.disk, policy: plan.policy, onEvent }, signal);
   try {
     await serveUntilStopped(context, engine, protection, plan);
@@ -97,7 +98,11 @@ async function protectIn(context: CommandContext, engine: EngineAdapter, vault: 
   output.step({ phase: "drain" }, "taking the last point …");
   await drain(protection);
   const status = protection.status();
-  output.summary("protect", status, `${formatNumberOf(status.pointsCommitted, "point")} of disk ${printable(plan.disk.name)} committed`);
+  output.summary(
+    "protect",
+    status,
+    `${formatNumberOf(status.pointsCommitted, "point")} of disk ${printable(plan.disk.name)} committed`,
+  );
 }
 
 async function serveUntilStopped(
@@ -111,7 +116,8 @@ async function serveUntilStopped(
   try {
     server.addExport({ name: disk.name, device: protection.device, readOnly: disk.readOnly });
     const stopped = new Promise<void>((resolve) => context.answerSignals({ stop: () => resolve() }));
-    for (const message of server.warnings) output.item("event", { kind: "notice", disk: disk.name, message }, printable(message));
+    for (const message of server.warnings)
+      output.item("event", { kind: "notice", disk: disk.name, message }, printable(message));
     const listen = formatListen(disk.listen.address);
     output.item("ready", { disk: disk.name, listen }, `disk ${printable(disk.name)} is served on ${printable(listen)}`);
     const timer = setInterval(() => output.step(protection.status(), statusLine(protection.status())), statusEveryMs);
@@ -137,8 +143,10 @@ async function drain(protection: ProtectionPort): Promise<void> {
 function planOf(context: CommandContext, image: string, flags: ProtectFlags): Plan {
   const { disk: name, pre, post } = flags;
   const address = parseListen(flags.listen, process.cwd());
-  if (typeof address === "string") throw wrongFlag(`--listen ${flags.listen} ${address}`, "write unix:PATH or tcp:HOST:PORT");
-  if ((pre === undefined) !== (post === undefined)) throw wrongFlag("--pre and --post belong together", "give both, or neither");
+  if (typeof address === "string")
+    throw wrongFlag(`--listen ${flags.listen} ${address}`, "write unix:PATH or tcp:HOST:PORT");
+  if ((pre === undefined) !== (post === undefined))
+    throw wrongFlag("--pre and --post belong together", "give both, or neither");
   const hooks = pre === undefined || post === undefined ? undefined : { pre, post, cwd: process.cwd() };
   const checked = checkPolicy({
     ...(flags.cycle === undefined ? {} : { crashConsistentFrequency: flags.cycle }),

@@ -1,4 +1,7 @@
-/** `tidemark prune`: applies a retention policy. Drops the points that it does not keep, or lists them with reasons. */
+/**
+ * `tidemark prune`: applies a retention policy. Drops the points that it does not keep, or lists
+ * them with reasons.
+ */
 import { Command } from "commander";
 import { type PointDecision, type PruneSummary, parsePolicy, TidemarkError } from "../../engine/index.ts";
 import type { Output } from "../output.ts";
@@ -96,9 +99,13 @@ async function explainPoint(
     const onNotice = output.notice.bind(output);
     await vault.prune({ disk, policy, dryRun: true, withoutFreedBytes: true, onDecision, onNotice, signal });
     if (found !== undefined) return found;
-    throw new TidemarkError("POINT_NOT_FOUND", `point ${sequence} of disk ${JSON.stringify(disk)} has just been pruned`, {
-      remedy: `list the points that are left with \`tidemark points list --disk ${disk}\``,
-    });
+    throw new TidemarkError(
+      "POINT_NOT_FOUND",
+      `point ${sequence} of disk ${JSON.stringify(disk)} has just been pruned`,
+      {
+        remedy: `list the points that are left with \`tidemark points list --disk ${disk}\``,
+      },
+    );
   });
   const text = [
     `point ${decision.sequence} of disk ${printable(decision.disk)} ${decision.keep ? "stays" : "goes"}`,
@@ -144,15 +151,18 @@ class Shortened {
       [...this.#first, ...this.#last].map(row),
       "lrllrl",
     ).split("\n");
-    const more = this.#between === 0 ? [] : [`… and ${formatNumberOf(this.#between, "point")} more, which --json lists`];
+    const more =
+      this.#between === 0 ? [] : [`… and ${formatNumberOf(this.#between, "point")} more, which --json lists`];
     return [heading, ...lines.slice(0, this.#first.length), ...more, ...lines.slice(this.#first.length), ""];
   }
 }
 
 function describe(summary: PruneSummary): string {
-  const { dryRun, removedPoints, keptPoints, heldPoints, removedStoredBytes, freedBytes, skippedDisks, elapsedMs } = summary;
+  const { dryRun, removedPoints, keptPoints, heldPoints, removedStoredBytes, freedBytes, skippedDisks, elapsedMs } =
+    summary;
   const what = `${formatNumberOf(removedPoints, "point")} ${dryRun ? "would go" : "pruned"}, ${formatNumberOf(keptPoints, "point")} left`;
-  const held = heldPoints === 0 ? "" : `; ${formatNumberOf(heldPoints, "point")} of them kept only by a reader or a pin`;
+  const held =
+    heldPoints === 0 ? "" : `; ${formatNumberOf(heldPoints, "point")} of them kept only by a reader or a pin`;
   const skipped = skippedDisks === 0 ? "" : `; ${formatNumberOf(skippedDisks, "disk")} skipped`;
   const stored =
     freedBytes === null

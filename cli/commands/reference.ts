@@ -1,4 +1,7 @@
-/** `tidemark version`, `completion` and `man`; and the names that other programs have for our commands. */
+/**
+ * `tidemark version`, `completion` and `man`; and the names that other programs have for our
+ * commands.
+ */
 import process from "node:process";
 import { Argument, Command } from "commander";
 import { TidemarkError, tidemarkVersion } from "../../engine/index.ts";
@@ -12,7 +15,11 @@ export function versionCommand({ output }: CommandContext): Command {
     .description("print the versions of Tidemark and Node.js, and the platform")
     .addHelpText("after", "\nExamples:\n  $ tidemark version\n  $ tidemark version --json")
     .action(() => {
-      const facts = { version: tidemarkVersion, node: process.versions.node, platform: `${process.platform}-${process.arch}` };
+      const facts = {
+        version: tidemarkVersion,
+        node: process.versions.node,
+        platform: `${process.platform}-${process.arch}`,
+      };
       output.answer("version", facts, `tidemark ${facts.version} (Node.js ${facts.node}, ${facts.platform})`);
     });
 }
@@ -56,8 +63,16 @@ const otherNames: readonly (readonly [name: string, here: string, remedy: string
     "run `tidemark materialize --disk NAME --point latest --to FILE --vault VAULT`, or serve the point at once with `tidemark mount`",
   ],
   ["snapshots", "points list", "run `tidemark points list --disk NAME --vault VAULT`"],
-  ["list", "disks list", "run `tidemark disks list --vault VAULT`, or `tidemark points list --disk NAME --vault VAULT`"],
-  ["status", "agent status", "run `tidemark agent status`, or `tidemark disks list --vault VAULT` for what a vault holds"],
+  [
+    "list",
+    "disks list",
+    "run `tidemark disks list --vault VAULT`, or `tidemark points list --disk NAME --vault VAULT`",
+  ],
+  [
+    "status",
+    "agent status",
+    "run `tidemark agent status`, or `tidemark disks list --vault VAULT` for what a vault holds",
+  ],
 ];
 
 /** Commands that only say what they are called here. */

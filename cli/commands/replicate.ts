@@ -1,4 +1,7 @@
-/** `tidemark replicate`: takes a recovery point of an image file, a block device or an NBD export, by scan or by bitmap. */
+/**
+ * `tidemark replicate`: takes a recovery point of an image file, a block device or an NBD export,
+ * by scan or by bitmap.
+ */
 import { Command } from "commander";
 import {
   type ChangeSource,
@@ -29,7 +32,10 @@ interface Marks {
   readonly since: string;
 }
 
-/** Any address that begins like one of NBD: a fault in the address is reported rather than a missing file. */
+/**
+ * Any address that begins like one of NBD: a fault in the address is reported rather than a missing
+ * file.
+ */
 const nbdAddress = /^nbds?(\+[a-z]+)?:\/\//i;
 
 export function replicateCommand(context: CommandContext): Command {
@@ -88,7 +94,10 @@ async function replicate(context: CommandContext, source: string, flags: Replica
           disk: flags.disk,
           volume,
           label: flags.label,
-          changes: volume instanceof NbdVolume && marks !== undefined ? await markedChanges(vault, flags.disk, volume, marks) : undefined,
+          changes:
+            volume instanceof NbdVolume && marks !== undefined
+              ? await markedChanges(vault, flags.disk, volume, marks)
+              : undefined,
           signal,
           onProgress: (progress) => output.progress(measure(progress)),
           onNotice: (notice) => output.notice(notice),
@@ -102,13 +111,20 @@ async function replicate(context: CommandContext, source: string, flags: Replica
   }
 }
 
-/** What --bitmap and --since say. A bitmap without its point cannot be trusted. Errors: INVALID_ARGUMENT. */
+/**
+ * What --bitmap and --since say. A bitmap without its point cannot be trusted. Errors:
+ * INVALID_ARGUMENT.
+ */
 function marksOf(source: string, { bitmap, since }: ReplicateFlags): Marks | undefined {
   if (bitmap === undefined && since === undefined) return undefined;
   if (!nbdAddress.test(source)) {
-    throw wrongFlags("--bitmap and --since are for NBD exports", "name the source as nbd+unix:///EXPORT?socket=PATH, or leave them out");
+    throw wrongFlags(
+      "--bitmap and --since are for NBD exports",
+      "name the source as nbd+unix:///EXPORT?socket=PATH, or leave them out",
+    );
   }
-  if (bitmap === undefined) throw wrongFlags("--since is given without --bitmap", "add `--bitmap NAME`, or leave it out");
+  if (bitmap === undefined)
+    throw wrongFlags("--since is given without --bitmap", "add `--bitmap NAME`, or leave it out");
   if (since === undefined) {
     throw wrongFlags(
       "--bitmap is given without --since",
@@ -119,10 +135,14 @@ function marksOf(source: string, { bitmap, since }: ReplicateFlags): Marks | und
 }
 
 /**
- * Progress in bytes that will be read, rather than in positions on the disk: a hole takes no time, so it counts nothing. Only a file
- * tells its holes before it is read; progress of other sources stays as it is.
+ * Progress in bytes that will be read, rather than in positions on the disk: a hole takes no time,
+ * so it counts nothing. Only a file tells its holes before it is read; progress of other sources
+ * stays as it is.
  */
-async function readShare(volume: FileVolume | NbdVolume, marks: Marks | undefined): Promise<(progress: Progress) => Progress> {
+async function readShare(
+  volume: FileVolume | NbdVolume,
+  marks: Marks | undefined,
+): Promise<(progress: Progress) => Progress> {
   if (!(volume instanceof FileVolume) || marks !== undefined) return (progress) => progress;
   const ranges = await AllocatedRanges.of(volume);
   return (progress) => {
@@ -131,12 +151,17 @@ async function readShare(volume: FileVolume | NbdVolume, marks: Marks | undefine
   };
 }
 
-async function openSource(source: string, marks: Marks | undefined, signal: AbortSignal): Promise<FileVolume | NbdVolume> {
+async function openSource(
+  source: string,
+  marks: Marks | undefined,
+  signal: AbortSignal,
+): Promise<FileVolume | NbdVolume> {
   if (!nbdAddress.test(source)) return await FileVolume.open(source);
   if (marks === undefined) return await NbdVolume.open(source, { signal });
   const volume = await NbdVolume.open(source, { bitmaps: [marks.context], signal });
   try {
-    // Asks for the bitmap now, so that a bitmap that the server lacks is reported before the vault is opened.
+    // Asks for the bitmap now, so that a bitmap that the server lacks is reported before the vault
+    // is opened.
     const changed = volume.changed(marks.context);
     await changed.next();
     await changed.return();
@@ -148,8 +173,14 @@ async function openSource(source: string, marks: Marks | undefined, signal: Abor
 }
 
 /** The bitmap as a list of changes. The server owns it, so a commit does not change it. */
-async function markedChanges(vault: Vault, disk: string, volume: NbdVolume, { context, since }: Marks): Promise<ChangeSource> {
-  // An id needs no looking up: when the vault does not know it any more, it is not the newest point's either.
+async function markedChanges(
+  vault: Vault,
+  disk: string,
+  volume: NbdVolume,
+  { context, since }: Marks,
+): Promise<ChangeSource> {
+  // An id needs no looking up: when the vault does not know it any more, it is not the newest
+  // point's either.
   const isId = /^[0-9a-f]{32}$/.test(since);
   return {
     since: isId ? since : (await vault.point(disk, pointSelector(since))).point,
@@ -164,9 +195,11 @@ function wrongFlags(message: string, remedy: string): TidemarkError {
 }
 
 function describe(summary: ReplicateSummary): string {
-  const { volumeBytes, scannedBytes, changedBytes, zeroBytes, dedupedBytes, newBytes, storedBytes, elapsedMs } = summary;
+  const { volumeBytes, scannedBytes, changedBytes, zeroBytes, dedupedBytes, newBytes, storedBytes, elapsedMs } =
+    summary;
   const zeros = zeroBytes === 0 ? "" : `, of which ${formatBytes(zeroBytes)} became zero`;
-  const stored = newBytes === 0 ? "" : `, stored as ${formatBytes(storedBytes)} (${formatRatio(newBytes, storedBytes)})`;
+  const stored =
+    newBytes === 0 ? "" : `, stored as ${formatBytes(storedBytes)} (${formatRatio(newBytes, storedBytes)})`;
   return [
     `point ${summary.sequence} of disk ${printable(summary.disk)} is committed (${summary.consistency})`,
     fields([

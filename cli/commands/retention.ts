@@ -25,7 +25,10 @@ const ladderMs: readonly number[] = [
   ...[1, 2, 4, 7, 15, 30, 60, 90, 180, 365, 730, 1_825, 3_650].map((days) => days * dayMs),
 ];
 
-/** An instant on no full hour, so that what is shown is no special case. The same in every run, so that results can be compared. */
+/**
+ * An instant on no full hour, so that what is shown is no special case. The same in every run, so
+ * that results can be compared.
+ */
 const endMs: number = Date.UTC(2026, 5, 17, 12, 10);
 
 export function retentionCommand(context: CommandContext): Command {
@@ -62,7 +65,10 @@ Examples:
   return retention;
 }
 
-async function simulate({ output, signal }: CommandContext, { policy: text, days, every: everyMs }: SimulateFlags): Promise<void> {
+async function simulate(
+  { output, signal }: CommandContext,
+  { policy: text, days, every: everyMs }: SimulateFlags,
+): Promise<void> {
   const policy = parsePolicy(text);
   const timeline = await simulateRetention({ policy, spanMs: days * dayMs, everyMs, endMs, signal });
   const { pointsMade, agesMs } = timeline;
@@ -99,9 +105,11 @@ interface Drawn {
 const barColumnsMax = 36;
 
 function draw(timeline: SimulatedTimeline, { policy, days, everyMs, points, oldestAgeMs, bands }: Drawn): string {
-  // Bands differ by factors of thousands: a bar tells the magnitude, the number beside it the number.
+  // Bands differ by factors of thousands: a bar tells the magnitude, the number beside it the
+  // number.
   const largest = Math.max(...bands.map((band) => band.points), 1);
-  const bar = (count: number): string => "#".repeat(Math.ceil((Math.log2(count + 1) / Math.log2(largest + 1)) * barColumnsMax));
+  const bar = (count: number): string =>
+    "#".repeat(Math.ceil((Math.log2(count + 1) / Math.log2(largest + 1)) * barColumnsMax));
   const rows = bands.map(({ fromMs, toMs, points: count }) => {
     // The newest point has none before it to be apart from.
     const apart = fromMs === 0 ? count - 1 : count;
@@ -126,7 +134,9 @@ const stripColumns = 78;
 function strip({ agesMs }: SimulatedTimeline, spanMs: number, everyMs: number): string {
   const firstMs = Math.min(10 * everyMs, spanMs / 2);
   const columnOf = (ageMs: number): number => {
-    const column = Math.floor((Math.log(Math.max(ageMs, firstMs) / firstMs) / Math.log(spanMs / firstMs)) * stripColumns);
+    const column = Math.floor(
+      (Math.log(Math.max(ageMs, firstMs) / firstMs) / Math.log(spanMs / firstMs)) * stripColumns,
+    );
     return Math.min(column, stripColumns - 1);
   };
   const counts = (ages: Iterable<number>): number[] => {
@@ -139,7 +149,8 @@ function strip({ agesMs }: SimulatedTimeline, spanMs: number, everyMs: number): 
   let marks = "";
   for (const [column, count] of left.entries()) {
     const possible = made[column] ?? 0;
-    // Where a column is narrower than the points are apart it looks as the one before it, if nothing is missing there.
+    // Where a column is narrower than the points are apart it looks as the one before it, if
+    // nothing is missing there.
     if (possible === 0) marks += marks.endsWith("#") ? "#" : " ";
     else if (count === possible) marks += "#";
     else marks += count > 1 ? ":" : count === 1 ? "." : " ";
@@ -159,7 +170,13 @@ function* regularAges(spanMs: number, everyMs: number): Generator<number> {
 /** `5s`, `10m`, `1.9h`, `30d`: as policies are written. */
 function formatAge(ageMs: number): string {
   const [unitMs, unit] =
-    ageMs >= dayMs ? [dayMs, "d"] : ageMs >= hourMs ? [hourMs, "h"] : ageMs >= minuteMs ? [minuteMs, "m"] : [secondMs, "s"];
+    ageMs >= dayMs
+      ? [dayMs, "d"]
+      : ageMs >= hourMs
+        ? [hourMs, "h"]
+        : ageMs >= minuteMs
+          ? [minuteMs, "m"]
+          : [secondMs, "s"];
   return `${Number((ageMs / unitMs).toFixed(1))}${unit}`;
 }
 

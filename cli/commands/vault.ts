@@ -1,4 +1,7 @@
-/** `tidemark vault init`, `show`, `stats` and `repair`: identity, parameters and space of a vault, and rebuilding of its lost metadata. */
+/**
+ * `tidemark vault init`, `show`, `stats` and `repair`: identity, parameters and space of a vault,
+ * and rebuilding of its lost metadata.
+ */
 import { Command, InvalidArgumentError, Option } from "commander";
 import {
   type DigestName,
@@ -87,8 +90,10 @@ async function repair(context: CommandContext, flags: RepairFlags): Promise<void
         dryRun,
         signal,
         onNotice: (notice) => output.notice(notice),
-        onRepaired: (object) => output.item("repaired", object, printable(`${done}: ${ownerOf(object)}: ${object.message}`)),
-        onLost: (object) => output.item("lost", object, printable(`lost: ${ownerOf(object)}: ${object.message}${pointsOf(object)}`)),
+        onRepaired: (object) =>
+          output.item("repaired", object, printable(`${done}: ${ownerOf(object)}: ${object.message}`)),
+        onLost: (object) =>
+          output.item("lost", object, printable(`lost: ${ownerOf(object)}: ${object.message}${pointsOf(object)}`)),
       }),
     openForRepair,
   );

@@ -1,4 +1,6 @@
-/** `tidemark verify`: proves points chunk by chunk, heals damage, and compares a point with a disk. */
+/**
+ * `tidemark verify`: proves points chunk by chunk, heals damage, and compares a point with a disk.
+ */
 import { Command } from "commander";
 import { type Damage, FileVolume, TidemarkError, type VerifySummary } from "../../engine/index.ts";
 import { exitCodes } from "../errors.ts";
@@ -19,7 +21,10 @@ export function verifyCommand(context: CommandContext): Command {
   const command = new Command("verify")
     .description("prove that points can be read back; exit 3 when damage is found")
     .option("--disk <name>", "only this disk (default: every disk)")
-    .option("--point <point>", "only this point: sequence number, id, `latest`, a time or an age (default: every point)")
+    .option(
+      "--point <point>",
+      "only this point: sequence number, id, `latest`, a time or an age (default: every point)",
+    )
     .option("--source <path>", "compare the point (default: latest) with this image or block device, byte for byte")
     .option("--heal", "heal damaged chunks from `--source` or from duplicates in the vault");
   return withWorkersOption(withVaultOptions(command))

@@ -1,8 +1,9 @@
 /**
  * Completion scripts for bash, zsh and fish, made from the command definitions.
  *
- * Each script holds the whole table: at which command which words may follow. It runs no tidemark, so that a key press costs nothing.
- * Values of an option complete to its choices, or to file names where the value is one.
+ * Each script holds the whole table: at which command which words may follow. It runs no tidemark,
+ * so that a key press costs nothing. Values of an option complete to its choices, or to file names
+ * where the value is one.
  */
 import { allCommands, type CommandReference, type OptionReference } from "./definitions.ts";
 
@@ -28,7 +29,9 @@ function bashScript(program: CommandReference): string {
   const commands = allCommands(program);
   const steps = commands
     .slice(1)
-    .flatMap((command) => namesOf(command).map((name) => `"${pathOf(command, 1)}:${name}") at="${pathOf(command)}" ;;`));
+    .flatMap((command) =>
+      namesOf(command).map((name) => `"${pathOf(command, 1)}:${name}") at="${pathOf(command)}" ;;`),
+    );
   const words = commands.map((command) => {
     const options = [...command.options, ...(command === program ? [] : program.options)];
     const choices = [...command.commands.flatMap(namesOf), ...options.map(({ long }) => long), "--help"];
@@ -69,7 +72,9 @@ function fishScript(program: CommandReference): string {
     const path = pathOf(command);
     const condition = command === program ? "" : ` -n '__tidemark_at "${path}"'`;
     const children = command.commands.flatMap((child) =>
-      namesOf(child).map((name) => `complete -c tidemark -f -n '__tidemark_at "${path}"' -a ${name} -d ${quoted(child.description)}`),
+      namesOf(child).map(
+        (name) => `complete -c tidemark -f -n '__tidemark_at "${path}"' -a ${name} -d ${quoted(child.description)}`,
+      ),
     );
     return [...children, ...command.options.map((option) => `complete -c tidemark${condition}${fishOption(option)}`)];
   });
@@ -93,7 +98,14 @@ ${lines.join("\n")}
 
 function fishOption({ long, short, value, choices, description }: OptionReference): string {
   const names = ` -l ${long.replace(/^--/, "")}${short === undefined ? "" : ` -s ${short.replace(/^-/, "")}`}`;
-  const taken = value === undefined ? "" : choices.length > 0 ? ` -x -a '${choices.join(" ")}'` : pathValues.has(value) ? " -r -F" : " -x";
+  const taken =
+    value === undefined
+      ? ""
+      : choices.length > 0
+        ? ` -x -a '${choices.join(" ")}'`
+        : pathValues.has(value)
+          ? " -r -F"
+          : " -x";
   return `${names}${taken} -d ${quoted(description)}`;
 }
 

@@ -1,8 +1,10 @@
 /**
- * Command definitions as plain data, read back from commander: the one source of help, man page, completion and docs/cli.md.
+ * Command definitions as plain data, read back from commander: the one source of help, man page,
+ * completion and docs/cli.md.
  *
- * Idea: a command is defined once, with its options and with `addHelpText("after", …)` for notes and examples. `describeProgram`
- * reads all of that back, so that a command that is added appears everywhere by itself.
+ * Idea: a command is defined once, with its options and with `addHelpText("after", …)` for notes
+ * and examples. `describeProgram` reads all of that back, so that a command that is added appears
+ * everywhere by itself.
  */
 import type { Argument, Command, Option } from "commander";
 
@@ -45,7 +47,9 @@ export interface OptionReference {
 /** Options that must be given, by flag or by variable, although commander does not check them. */
 const requiredOptions = new WeakSet<Option>();
 
-/** Marks an option as required in help and documents. The command itself refuses to run without it. */
+/**
+ * Marks an option as required in help and documents. The command itself refuses to run without it.
+ */
 export function required(option: Option): Option {
   requiredOptions.add(option);
   return option;
@@ -94,7 +98,9 @@ export function isHidden(command: Command): boolean {
 
 const hiddenCommands = new WeakSet<Command>();
 
-/** Leaves a command out of help and documents. The command must be added with `{ hidden: true }`. */
+/**
+ * Leaves a command out of help and documents. The command must be added with `{ hidden: true }`.
+ */
 export function hidden(command: Command): Command {
   hiddenCommands.add(command);
   return command;
@@ -113,7 +119,10 @@ export function describeProgram(command: Command): CommandReference {
     aliases: command.aliases(),
     description: command.description(),
     usage: usageOf(command),
-    arguments: command.registeredArguments.map((argument) => ({ term: termOf(argument), description: argument.description })),
+    arguments: command.registeredArguments.map((argument) => ({
+      term: termOf(argument),
+      description: argument.description,
+    })),
     options: command.options.map(describeOption),
     notes,
     examples,

@@ -1,7 +1,9 @@
 /**
- * Manual page in the man(7) macros of roff, made from the command definitions. `tidemark man | man -l -` shows it.
+ * Manual page in the man(7) macros of roff, made from the command definitions.
+ * `tidemark man | man -l -` shows it.
  *
- * Text is escaped at one place: a backslash, a dash and a dot or apostrophe at the beginning of a line mean something to roff.
+ * Text is escaped at one place: a backslash, a dash and a dot or apostrophe at the beginning of a
+ * line mean something to roff.
  */
 import { tidemarkVersion } from "../../engine/index.ts";
 import { exitCodeMeanings } from "../errors.ts";

@@ -88,20 +88,31 @@ export class FingerprintBaseline implements Baseline {
 
   async nextHeld(block: number): Promise<number> {
     let granule = block * this.#blockGranules;
-    for (let index = firstAtOrAfter(this.#pages, Math.floor(granule / pageGranules)); index < this.#pages.length; index += 1) {
+    for (
+      let index = firstAtOrAfter(this.#pages, Math.floor(granule / pageGranules));
+      index < this.#pages.length;
+      index += 1
+    ) {
       const page = this.#pages[index] ?? 0;
       granule = Math.max(granule, page * pageGranules);
       const bytes = await this.#page(page);
       const from = (granule - page * pageGranules) * fingerprintBytes;
       // Almost always the very first byte answers.
       for (let at = from; at < bytes.length; at += 1) {
-        if (bytes[at] !== 0) return Math.floor((page * pageGranules + Math.floor(at / fingerprintBytes)) / this.#blockGranules);
+        if (bytes[at] !== 0)
+          return Math.floor((page * pageGranules + Math.floor(at / fingerprintBytes)) / this.#blockGranules);
       }
     }
     return Infinity;
   }
 
-  async expect(first: number, granules: number, slab: Slab, slabGranule: number, expectedCount: number): Promise<number> {
+  async expect(
+    first: number,
+    granules: number,
+    slab: Slab,
+    slabGranule: number,
+    expectedCount: number,
+  ): Promise<number> {
     if (first >= this.#reader.granules) return expectedCount;
     // A page holds whole blocks, so a block never lies in two.
     const page = Math.floor(first / pageGranules);
@@ -161,14 +172,25 @@ export class MapBaseline implements Baseline {
     this.#map = options.map;
     this.#blockGranules = options.blockBytes / granuleBytes;
     this.#signal = options.signal;
-    this.#reader = new PointReader({ store: options.store, workerPool: options.workerPool, signal: options.signal, seed: options.seed });
+    this.#reader = new PointReader({
+      store: options.store,
+      workerPool: options.workerPool,
+      signal: options.signal,
+      seed: options.seed,
+    });
   }
 
   async nextHeld(block: number): Promise<number> {
     return Math.floor((await this.#map.nextMapped(block * this.#blockGranules, this.#signal)) / this.#blockGranules);
   }
 
-  async expect(first: number, granules: number, slab: Slab, slabGranule: number, expectedCount: number): Promise<number> {
+  async expect(
+    first: number,
+    granules: number,
+    slab: Slab,
+    slabGranule: number,
+    expectedCount: number,
+  ): Promise<number> {
     const from = first - (first % windowGranules);
     if (from !== this.#from) await this.#enterWindow(from);
     const pieces = this.#pieces;
@@ -213,7 +235,10 @@ export class MapBaseline implements Baseline {
         if (!pieceIsProved(batch, at)) continue;
         const piece = batch.order[at] ?? 0;
         const out = pieceOutGranule(batch, at);
-        const prints = batch.slab.newPrints.subarray(out * fingerprintBytes, (out + (pieces.lengths[piece] ?? 0)) * fingerprintBytes);
+        const prints = batch.slab.newPrints.subarray(
+          out * fingerprintBytes,
+          (out + (pieces.lengths[piece] ?? 0)) * fingerprintBytes,
+        );
         this.#prints.set(prints, ((pieces.starts[piece] ?? 0) - from) * fingerprintBytes);
       }
       return Promise.resolve();

@@ -24,7 +24,17 @@ const keyedHash: i32 = 16;
 export function digestGranules(data: usize, granules: i32, out: usize, key: usize, values: usize): void {
   let count: usize = <usize>granules * 4;
   for (let chunk: usize = 0; chunk < count; chunk += 4) {
-    hashFour(data + chunk * chunkBytes, chunkBytes, 16, <i32>chunk, 1, chunkStart, chunkEnd, key, values + chunk * valueBytes);
+    hashFour(
+      data + chunk * chunkBytes,
+      chunkBytes,
+      16,
+      <i32>chunk,
+      1,
+      chunkStart,
+      chunkEnd,
+      key,
+      values + chunk * valueBytes,
+    );
   }
   // Level by level: neighbours are joined, an odd one at the end moves up as it is. A level's
   // results overwrite its inputs, which lie ahead of them.

@@ -59,7 +59,11 @@ async function* forbiddenOf(options: CaptureOptions, store: Store, captured: Poi
   for await (const reference of referencesOf(options, store, captured)) if (reference.isForbidden) yield reference;
 }
 
-async function* referencesOf({ catalog, signal }: CaptureOptions, store: Store, captured: PointMap): AsyncGenerator<Reference> {
+async function* referencesOf(
+  { catalog, signal }: CaptureOptions,
+  store: Store,
+  captured: PointMap,
+): AsyncGenerator<Reference> {
   for await (const leaf of captured.entriesOf(0, signal)) {
     const forbidden = new Map<string, (offset: number, storedWord: number) => boolean>();
     for (const name of leaf.names) forbidden.set(name, await catalog.forbiddenIn(store, name, signal));

@@ -88,7 +88,13 @@ export async function capture(options: CaptureOptions): Promise<CaptureStatistic
 
 class Capture {
   readonly #options: CaptureOptions;
-  readonly #statistics: CaptureStatistics = { scannedBytes: 0, changedBytes: 0, zeroBytes: 0, dedupedBytes: 0, newBytes: 0 };
+  readonly #statistics: CaptureStatistics = {
+    scannedBytes: 0,
+    changedBytes: 0,
+    zeroBytes: 0,
+    dedupedBytes: 0,
+    newBytes: 0,
+  };
   readonly #place: ChunkPlace = { segment: 0, offset: 0, storedWord: 0 };
   readonly #planner: Planner;
 
@@ -207,7 +213,17 @@ class Capture {
         const { segment, offset, storedWord } = this.#place;
         references.add(segment);
         statistics.dedupedBytes += plainBytes;
-        await run.append(start, granules, catalog.nameOf(segment), offset, storedWord, 0, granules, chunks.digests, chunk * 16);
+        await run.append(
+          start,
+          granules,
+          catalog.nameOf(segment),
+          offset,
+          storedWord,
+          0,
+          granules,
+          chunks.digests,
+          chunk * 16,
+        );
         continue;
       }
       // In state 1 it was known when it was scanned and has been forgotten since: it goes out
@@ -220,7 +236,17 @@ class Capture {
       references.add(segment);
       catalog.index.set(chunks.digestWords, chunk * 4, segment, offset, storedWord);
       statistics.newBytes += plainBytes;
-      await run.append(start, granules, catalog.nameOf(segment), offset, storedWord, 0, granules, chunks.digests, chunk * 16);
+      await run.append(
+        start,
+        granules,
+        catalog.nameOf(segment),
+        offset,
+        storedWord,
+        0,
+        granules,
+        chunks.digests,
+        chunk * 16,
+      );
     }
     for (const { first, at, granules } of plan.spans) {
       prints.put(first, slab.newPrints.subarray(at * fingerprintBytes, (at + granules) * fingerprintBytes));
@@ -230,7 +256,8 @@ class Capture {
     statistics.zeroBytes += result.zeroedGranules * granuleBytes;
     for (const read of plan.reads) statistics.scannedBytes += read.length;
     const last = plan.spans.at(-1);
-    if (last !== undefined) this.#options.onProgress(Math.min(this.#options.volumeBytes, (last.first + last.granules) * granuleBytes));
+    if (last !== undefined)
+      this.#options.onProgress(Math.min(this.#options.volumeBytes, (last.first + last.granules) * granuleBytes));
   }
 }
 
@@ -307,7 +334,9 @@ class Planner {
     this.#options = options;
     this.#blockBytes = options.blockBytes;
     this.#isDense = options.scope === "named" && !options.baseline.blockwise;
-    this.#extents = (options.volume.allocated?.(options.volumeBytes) ?? wholeVolume(options.volumeBytes))[Symbol.asyncIterator]();
+    this.#extents = (options.volume.allocated?.(options.volumeBytes) ?? wholeVolume(options.volumeBytes))[
+      Symbol.asyncIterator
+    ]();
   }
 
   async close(): Promise<void> {
@@ -329,7 +358,8 @@ class Planner {
       const { first, granules, ranges } = this.#next;
       this.#next = undefined;
       plan.spans.push({ first, at, granules });
-      for (const { offset, length } of ranges) planRead(plan, { offset, length, at: at * granuleBytes + offset - first * granuleBytes });
+      for (const { offset, length } of ranges)
+        planRead(plan, { offset, length, at: at * granuleBytes + offset - first * granuleBytes });
       plan.expectedCount = await baseline.expect(first, granules, slab, at, plan.expectedCount);
       at += granules;
     }
@@ -344,7 +374,9 @@ class Planner {
     this.#block = block + 1;
     const end = Math.min(offset + this.#blockBytes, volumeBytes);
     const ranges = await this.#rangesIn(offset, end);
-    const named = this.#isDense ? { from: ranges[0]?.offset ?? offset, to: endOf(ranges.at(-1)) ?? end } : { from: offset, to: end };
+    const named = this.#isDense
+      ? { from: ranges[0]?.offset ?? offset, to: endOf(ranges.at(-1)) ?? end }
+      : { from: offset, to: end };
     const first = Math.floor(named.from / granuleBytes);
     return { first, granules: Math.ceil(named.to / granuleBytes) - first, ranges };
   }
@@ -356,7 +388,8 @@ class Planner {
     if (!this.#started) await this.#nextExtent(0);
     this.#started = true;
     if (this.#held < this.#block) this.#held = await this.#options.baseline.nextHeld(this.#block);
-    const filled = this.#extent === undefined ? Infinity : Math.max(this.#block, Math.floor(this.#extent.offset / this.#blockBytes));
+    const filled =
+      this.#extent === undefined ? Infinity : Math.max(this.#block, Math.floor(this.#extent.offset / this.#blockBytes));
     return Math.min(this.#held, filled);
   }
 
@@ -364,7 +397,10 @@ class Planner {
     do {
       const next = await this.#extents.next();
       this.#extent = next.done === true ? undefined : next.value;
-      assert(this.#extent === undefined || this.#extent.offset >= atLeast, "a volume's extents are sorted and disjoint");
+      assert(
+        this.#extent === undefined || this.#extent.offset >= atLeast,
+        "a volume's extents are sorted and disjoint",
+      );
     } while (this.#extent?.length === 0);
   }
 
@@ -390,7 +426,8 @@ function endOf(range: Extent | undefined): number | undefined {
 /** Adds a read; neighbours in volume and slab become one. */
 function planRead({ reads }: Plan, read: PlannedRead): void {
   const last = reads.at(-1);
-  if (last !== undefined && last.offset + last.length === read.offset && last.at + last.length === read.at) last.length += read.length;
+  if (last !== undefined && last.offset + last.length === read.offset && last.at + last.length === read.at)
+    last.length += read.length;
   else reads.push({ ...read });
 }
 

@@ -162,7 +162,9 @@ export class Catalog {
         dead[this.idOf(name)] = await this.#dead.of(store, name, { signal });
       };
       await forEachAtOnce(batch, segmentsReadAtOnce, readOne, signal);
-      this.index.dropWhere((segment, offset, storedWord) => dead[segment]?.touches(offset, storedLength(storedWord)) === true);
+      this.index.dropWhere(
+        (segment, offset, storedWord) => dead[segment]?.touches(offset, storedLength(storedWord)) === true,
+      );
       for (const name of batch) this.#learned.delete(name);
       this.#dirty = true;
     }
@@ -197,7 +199,8 @@ export class Catalog {
     signal: AbortSignal | undefined,
   ): Promise<(offset: number, storedWord: number) => boolean> {
     const dead = await this.#dead.of(store, segment, { signal });
-    return (offset, storedWord) => dead?.touches(offset, storedLength(storedWord)) === true || this.#quarantine.has(segment, offset);
+    return (offset, storedWord) =>
+      dead?.touches(offset, storedLength(storedWord)) === true || this.#quarantine.has(segment, offset);
   }
 
   /**
@@ -244,7 +247,8 @@ export class Catalog {
   /** Asks the store whether these segments are still there, whole. Errors: STORE_REGRESSED. */
   async prove(store: Store, segments: ReadonlySet<number>, signal: AbortSignal | undefined): Promise<void> {
     const wanted = Array.from(segments, (id) => this.#at(id));
-    const there = wanted.length > statsAtOnceMax ? await listSegments(store, signal) : await statSegments(store, wanted, signal);
+    const there =
+      wanted.length > statsAtOnceMax ? await listSegments(store, signal) : await statSegments(store, wanted, signal);
     for (const segment of wanted) {
       const etag = there.get(segment.name);
       if (etag === segment.etag) continue;
@@ -256,9 +260,13 @@ export class Catalog {
     // Asked last: another disk's writer may find it out meanwhile, and then gives the names of lost
     // segments to new ones.
     if (this.#isDistrusted) {
-      throw new TidemarkError("STORE_REGRESSED", "the store went back in time, as the writer of another disk has found", {
-        remedy: "run the command again; the next cycle ships what the store forgot",
-      });
+      throw new TidemarkError(
+        "STORE_REGRESSED",
+        "the store went back in time, as the writer of another disk has found",
+        {
+          remedy: "run the command again; the next cycle ships what the store forgot",
+        },
+      );
     }
   }
 
@@ -375,7 +383,11 @@ async function listSegments(store: Store, signal: AbortSignal | undefined): Prom
   return there;
 }
 
-async function statSegments(store: Store, segments: readonly Segment[], signal: AbortSignal | undefined): Promise<Map<string, string>> {
+async function statSegments(
+  store: Store,
+  segments: readonly Segment[],
+  signal: AbortSignal | undefined,
+): Promise<Map<string, string>> {
   const there = new Map<string, string>();
   const stat = async ({ name }: Segment): Promise<void> => {
     try {
@@ -393,7 +405,12 @@ interface Cache {
    * `record`: ETag of the record of dead pages whose chunks are not among the entries; null when
    * there was none.
    */
-  readonly segments: readonly { readonly name: string; readonly etag: string; readonly endBytes: number; readonly record: string | null }[];
+  readonly segments: readonly {
+    readonly name: string;
+    readonly etag: string;
+    readonly endBytes: number;
+    readonly record: string | null;
+  }[];
   readonly entries: Uint8Array;
 }
 
@@ -446,7 +463,10 @@ export async function loadCatalog(
     folder: options.folder,
     signal: options.signal,
     onDamage: (error) => {
-      options.onNotice({ code: "SEGMENT_DAMAGED", message: `${error.message}; its chunks are not referred to any more` });
+      options.onNotice({
+        code: "SEGMENT_DAMAGED",
+        message: `${error.message}; its chunks are not referred to any more`,
+      });
     },
   });
 }

@@ -107,7 +107,8 @@ export class DedupIndex {
     for (const shard of this.#shards) {
       for (let slot = 0; slot < shard.capacity; slot += 1) {
         const segment = shard.places[slot * 3] ?? 0;
-        if (segment !== 0) visit(shard.digests, slot * 4, segment - 1, shard.places[slot * 3 + 1] ?? 0, shard.places[slot * 3 + 2] ?? 0);
+        if (segment !== 0)
+          visit(shard.digests, slot * 4, segment - 1, shard.places[slot * 3 + 1] ?? 0, shard.places[slot * 3 + 2] ?? 0);
       }
     }
   }
@@ -119,7 +120,8 @@ export class DedupIndex {
       const dropped = new Set<number>();
       for (let slot = 0; slot < capacity; slot += 1) {
         const segment = places[slot * 3] ?? 0;
-        if (segment !== 0 && isDropped(segment - 1, places[slot * 3 + 1] ?? 0, places[slot * 3 + 2] ?? 0)) dropped.add(slot);
+        if (segment !== 0 && isDropped(segment - 1, places[slot * 3 + 1] ?? 0, places[slot * 3 + 2] ?? 0))
+          dropped.add(slot);
       }
       if (dropped.size === 0) continue;
       // A slot that became free would end the chains that lead across it: the others are entered
@@ -129,7 +131,15 @@ export class DedupIndex {
       for (let slot = 0; slot < capacity; slot += 1) {
         const segment = places[slot * 3] ?? 0;
         if (segment === 0 || dropped.has(slot)) continue;
-        write(shard, probe(shard, digests, slot * 4), digests, slot * 4, segment, places[slot * 3 + 1] ?? 0, places[slot * 3 + 2] ?? 0);
+        write(
+          shard,
+          probe(shard, digests, slot * 4),
+          digests,
+          slot * 4,
+          segment,
+          places[slot * 3 + 1] ?? 0,
+          places[slot * 3 + 2] ?? 0,
+        );
       }
     }
   }
@@ -165,7 +175,15 @@ function probe(shard: Shard, words: Uint32Array, at: number): number {
   return slot;
 }
 
-function write(shard: Shard, slot: number, words: Uint32Array, at: number, segment: number, offset: number, storedWord: number): void {
+function write(
+  shard: Shard,
+  slot: number,
+  words: Uint32Array,
+  at: number,
+  segment: number,
+  offset: number,
+  storedWord: number,
+): void {
   const d = slot * 4;
   shard.digests[d] = words[at] ?? 0;
   shard.digests[d + 1] = words[at + 1] ?? 0;

@@ -176,7 +176,8 @@ export class Lz4 {
       const words = new Uint32Array(after.buffer, ret, 4);
       const output = words[0] ?? 0;
       const outputBytes = words[1] ?? 0;
-      if (words[3] !== 0 || outputBytes !== plainBytes) throw new Error("the block does not give the length that it must");
+      if (words[3] !== 0 || outputBytes !== plainBytes)
+        throw new Error("the block does not give the length that it must");
       into.set(after.subarray(output, output + outputBytes), at);
       wasm.__wbindgen_free(output, outputBytes);
       wasm.__wbindgen_add_to_stack_pointer(16);

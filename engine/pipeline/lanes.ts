@@ -97,7 +97,8 @@ export class Lanes {
     if (this.#filling === undefined || !this.#filling.builder.fits(payload.byteLength)) await this.#nextFrame();
     const lane = this.#filling;
     assert(lane?.segment !== undefined, "a frame is open");
-    this.#placedAt = lane.segment.endBytes + lane.builder.append(payload, storedWord, digests, digestAt, granule, granules);
+    this.#placedAt =
+      lane.segment.endBytes + lane.builder.append(payload, storedWord, digests, digestAt, granule, granules);
     return lane.segment.id;
   }
 
@@ -144,7 +145,8 @@ export class Lanes {
     this.#sendFilling();
     const lane = await this.#idleLane();
     throwIfAborted(this.#options.signal);
-    if (lane.segment === undefined || lane.segment.endBytes + frameBytesMax > segmentBytes) lane.segment = await this.#createSegment(lane);
+    if (lane.segment === undefined || lane.segment.endBytes + frameBytesMax > segmentBytes)
+      lane.segment = await this.#createSegment(lane);
     lane.builder.reset();
     this.#filling = lane;
   }
@@ -170,7 +172,14 @@ export class Lanes {
     lane.segmentsMade += 1;
     const sequenceNumber = firstSequenceNumber(epoch);
     const etag = await store.createPages(name, segmentBytes, sequenceNumber, { signal });
-    return { id: catalog.add(name, etag), name, segmentId: checksum(Buffer.from(name)), etag, sequenceNumber, endBytes: 0 };
+    return {
+      id: catalog.add(name, etag),
+      name,
+      segmentId: checksum(Buffer.from(name)),
+      etag,
+      sequenceNumber,
+      endBytes: 0,
+    };
   }
 
   async #send(lane: Lane): Promise<void> {

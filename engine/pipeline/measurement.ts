@@ -8,7 +8,8 @@ import type * as Kernels from "./kernels.ts";
 import { allocateSlabs, viewSlabs } from "./slabs.ts";
 
 /** The kernels over `data`. Granules are counted from its beginning. */
-export interface MeasuredKernels extends Pick<typeof Kernels, "createDigest" | "isZero" | "looksIncompressible" | "Lz4"> {
+export interface MeasuredKernels
+  extends Pick<typeof Kernels, "createDigest" | "isZero" | "looksIncompressible" | "Lz4"> {
   /** What the kernels work on, in place; the caller fills it. */
   readonly data: Buffer;
   /** What `fingerprint` gave: 16 bytes a granule, zeros for a granule of zeros. */

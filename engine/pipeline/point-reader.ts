@@ -165,7 +165,8 @@ export class PointReader {
    */
   plan(pieces: Pieces, wanted: readonly number[]): ReadPlan {
     const order = orderByPlace(pieces, wanted);
-    const lowest = (fetch: Fetch): number => order.subarray(fetch.from, fetch.end).reduce((low, piece) => Math.min(low, piece), Infinity);
+    const lowest = (fetch: Fetch): number =>
+      order.subarray(fetch.from, fetch.end).reduce((low, piece) => Math.min(low, piece), Infinity);
     const fetches = planFetches(pieces, order, this.#options.workerPool.fetches.shared.geometry)
       .map((fetch) => ({ ...fetch, lowest: lowest(fetch) }))
       .sort((a, b) => a.lowest - b.lowest);
@@ -186,7 +187,16 @@ export class PointReader {
       const failure = await this.#readRange(fetch, slab, chunkCount);
       await workerPool.decode({ slab: slab.number, chunkCount, seed: this.#options.seed });
       this.#chunksProved += chunkCount;
-      await consumer.data({ pieces, order, from: fetch.from, end: fetch.end, chunkOf, slab, segment: fetch.segment, failure });
+      await consumer.data({
+        pieces,
+        order,
+        from: fetch.from,
+        end: fetch.end,
+        chunkOf,
+        slab,
+        segment: fetch.segment,
+        failure,
+      });
     } finally {
       workerPool.fetches.release(slab);
     }
@@ -223,7 +233,12 @@ export class PointReader {
 }
 
 /** Reports the granules of [from, end) that are ZERO or were never written. */
-async function zerosBetween(pieces: Pieces, from: number, end: number, zeros: NonNullable<PointConsumer["zeros"]>): Promise<void> {
+async function zerosBetween(
+  pieces: Pieces,
+  from: number,
+  end: number,
+  zeros: NonNullable<PointConsumer["zeros"]>,
+): Promise<void> {
   let zeroFrom = from;
   for (let index = 0; index < pieces.count; index += 1) {
     if (pieceIsZero(pieces, index)) continue;
@@ -239,7 +254,8 @@ function unskipped(pieces: Pieces, consumer: PointConsumer): number[] | undefine
   if (consumer.skip === undefined) return undefined;
   const wanted: number[] = [];
   for (let index = 0; index < pieces.count; index += 1) {
-    if (!pieceIsZero(pieces, index) && !consumer.skip(segmentOf(pieces, index), offsetOf(pieces, index))) wanted.push(index);
+    if (!pieceIsZero(pieces, index) && !consumer.skip(segmentOf(pieces, index), offsetOf(pieces, index)))
+      wanted.push(index);
   }
   return wanted;
 }
@@ -278,7 +294,9 @@ function orderByPlace(pieces: Pieces, wanted: readonly number[] | undefined): Ui
     ranks.set(name, rank);
     rankOf[index] = rank;
   }
-  return Uint32Array.from(data).sort((a, b) => (rankOf[a] ?? 0) - (rankOf[b] ?? 0) || offsetOf(pieces, a) - offsetOf(pieces, b) || a - b);
+  return Uint32Array.from(data).sort(
+    (a, b) => (rankOf[a] ?? 0) - (rankOf[b] ?? 0) || offsetOf(pieces, a) - offsetOf(pieces, b) || a - b,
+  );
 }
 
 /** Cuts the order into ranges that fit into a slab, stored and plain. */
@@ -300,7 +318,8 @@ function planFetches(pieces: Pieces, order: Uint32Array, geometry: SlabGeometry)
       if (at === lastOffset) continue; // one more window of the same chunk
       const storedEnd = at + storedLength(storedWordOf(pieces, index));
       const plain = plainBytes + chunkGranulesOf(pieces, index) * granuleBytes;
-      if (end > from && (at - bytesEnd > gapBytesMax || storedEnd - offset > geometry.slabBytes || plain > outBytes)) break;
+      if (end > from && (at - bytesEnd > gapBytesMax || storedEnd - offset > geometry.slabBytes || plain > outBytes))
+        break;
       bytesEnd = Math.max(bytesEnd, storedEnd);
       plainBytes = plain;
       lastOffset = at;
@@ -335,7 +354,14 @@ function fillChunkTable(pieces: Pieces, order: Uint32Array, fetch: Fetch, slab: 
 }
 
 /** The error for a chunk that is not what the map says. */
-export function chunkDamaged(disk: string, point: string, offset: number, length: number, segment: string, cause?: unknown): TidemarkError {
+export function chunkDamaged(
+  disk: string,
+  point: string,
+  offset: number,
+  length: number,
+  segment: string,
+  cause?: unknown,
+): TidemarkError {
   return new TidemarkError(
     "DAMAGED",
     `point ${point} of disk ${JSON.stringify(disk)} is damaged at bytes ${String(offset)} to ${String(offset + length)} (in ${segment})`,

@@ -125,7 +125,10 @@ export function fetchGeometry(blockBytes: number): SlabGeometry {
 }
 
 export function allocateSlabs(geometry: SlabGeometry): SharedSlabs {
-  assert(geometry.slabBytes % geometry.blockBytes === 0 && geometry.blockBytes % granuleBytes === 0, "a slab holds whole blocks");
+  assert(
+    geometry.slabBytes % geometry.blockBytes === 0 && geometry.blockBytes % granuleBytes === 0,
+    "a slab holds whole blocks",
+  );
   const pages = Math.ceil((slabStride(geometry) * geometry.slabCount) / wasmPageBytes);
   return { geometry, memory: new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true }) };
 }
@@ -144,10 +147,24 @@ export function viewSlabs(shared: SharedSlabs): SlabViews[] {
     const table = (): ChunkTable => {
       const columns = Array.from({ length: tableWords }, () => new Uint32Array(memory, take(count * 4), count));
       const [start, granules, state, storedWords, offsets] = columns;
-      assert(start !== undefined && granules !== undefined && state !== undefined && storedWords !== undefined && offsets !== undefined);
+      assert(
+        start !== undefined &&
+          granules !== undefined &&
+          state !== undefined &&
+          storedWords !== undefined &&
+          offsets !== undefined,
+      );
       const digestsAt = take(count * digestBytes);
       const digests = new Uint8Array(memory, digestsAt, count * digestBytes);
-      return { start, granules, state, storedWords, offsets, digests, digestWords: new Uint32Array(memory, digestsAt, count * 4) };
+      return {
+        start,
+        granules,
+        state,
+        storedWords,
+        offsets,
+        digests,
+        digestWords: new Uint32Array(memory, digestsAt, count * 4),
+      };
     };
     const dataAt = take(geometry.slabBytes);
     const outAt = take(outBytesOf(geometry));

@@ -59,7 +59,9 @@ export interface WasmKernels {
 
 const compiled = new WebAssembly.Module(readFileSync(fileURLToPath(import.meta.resolve("#kernels-wasm"))));
 
-/** A memory of WebAssembly, as a type that needs neither the DOM library nor a global declaration. */
+/**
+ * A memory of WebAssembly, as a type that needs neither the DOM library nor a global declaration.
+ */
 export interface WasmMemory {
   readonly buffer: ArrayBufferLike;
 }

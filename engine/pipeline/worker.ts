@@ -129,14 +129,27 @@ function placeSecret(slab: SlabViews, seed: FingerprintSeed): void {
 }
 
 /** Digests granules [from, end) of `data` or `out` to `into[at …]`. */
-function digest(slab: SlabViews, region: "data" | "out", from: number, end: number, into: Uint8Array, at: number): void {
+function digest(
+  slab: SlabViews,
+  region: "data" | "out",
+  from: number,
+  end: number,
+  into: Uint8Array,
+  at: number,
+): void {
   const { kernel } = slab;
   if (library !== undefined) {
     library(slab[region].subarray(from * granuleBytes, end * granuleBytes), into, at);
     return;
   }
   kernel.keyView.set(setup.digestKey);
-  kernels[region].digestGranules(kernel[region] + from * granuleBytes, end - from, kernel.digest, kernel.key, kernel.tree);
+  kernels[region].digestGranules(
+    kernel[region] + from * granuleBytes,
+    end - from,
+    kernel.digest,
+    kernel.key,
+    kernel.tree,
+  );
   into.set(kernel.digestView, at);
 }
 
@@ -202,7 +215,8 @@ function leaveUnnamed(slab: SlabViews, from: number, end: number): void {
   for (let granule = from; granule < end; granule += 1) {
     if (slab.present[granule] === 1) continue;
     const at = granule * fingerprintWords;
-    for (let word = at; word < at + fingerprintWords; word += 1) slab.oldPrintWords[word] = slab.newPrintWords[word] ?? 0;
+    for (let word = at; word < at + fingerprintWords; word += 1)
+      slab.oldPrintWords[word] = slab.newPrintWords[word] ?? 0;
   }
 }
 

@@ -92,11 +92,16 @@ function scramble(acc: v128, secret: usize): v128 {
 }
 
 function merge(a: v128, b: v128, c: v128, d: v128, secret: usize, start: u64): u64 {
-  return avalanche(start + mergePair(a, secret) + mergePair(b, secret + 16) + mergePair(c, secret + 32) + mergePair(d, secret + 48));
+  return avalanche(
+    start + mergePair(a, secret) + mergePair(b, secret + 16) + mergePair(c, secret + 32) + mergePair(d, secret + 48),
+  );
 }
 
 function mergePair(pair: v128, secret: usize): u64 {
-  return fold(u64(i64x2.extract_lane(pair, 0)) ^ load<u64>(secret), u64(i64x2.extract_lane(pair, 1)) ^ load<u64>(secret + 8));
+  return fold(
+    u64(i64x2.extract_lane(pair, 0)) ^ load<u64>(secret),
+    u64(i64x2.extract_lane(pair, 1)) ^ load<u64>(secret + 8),
+  );
 }
 
 /** The 128-bit product's halves, xored. */

@@ -3,7 +3,8 @@
  *
  *     take seat ─ read parent ─ capture what differs … swap head = committed ─ leave seat
  *
- * What the parent held is told by local fingerprints, or by the vault's map when there are none that belong to it.
+ * What the parent held is told by local fingerprints, or by the vault's map when there are none
+ * that belong to it.
  */
 import { randomBytes } from "node:crypto";
 import { FileVolume } from "../disk/source/file-volume.ts";
@@ -28,12 +29,16 @@ import type { ChangeSource, Consistency, Volume } from "../volume.ts";
 import type { Shipped } from "./session.ts";
 import { Session } from "./session.ts";
 
-/** How often a cycle is started by itself: again when the store went back in time, or when what it relied on turned out to be damaged. */
+/**
+ * How often a cycle is started by itself: again when the store went back in time, or when what it
+ * relied on turned out to be damaged.
+ */
 const cyclesMax = 4;
 
 /**
- * Replicates `volume` into a new point. Errors: WRITER_ACTIVE, SEAT_LOST, SOURCE_SHRUNK, SOURCE_UNREADABLE, STORE_UNREACHABLE,
- * STORE_REGRESSED, NO_SPACE, INTERRUPTED and others of the store.
+ * Replicates `volume` into a new point. Errors: WRITER_ACTIVE, SEAT_LOST, SOURCE_SHRUNK,
+ * SOURCE_UNREADABLE, STORE_UNREACHABLE, STORE_REGRESSED, NO_SPACE, INTERRUPTED and others of the
+ * store.
  */
 export async function replicate(context: VaultContext, options: ReplicateOptions): Promise<ReplicateSummary> {
   encodeDiskName(options.disk); // refuses a bad name before anything is touched
@@ -71,14 +76,21 @@ export async function replicate(context: VaultContext, options: ReplicateOptions
 /** What a cycle may build on. */
 interface Trust {
   prints: boolean;
-  /** The newest point's map. Without it the new point lists everything anew; what the vault holds is still found by dedup. */
+  /**
+   * The newest point's map. Without it the new point lists everything anew; what the vault holds is
+   * still found by dedup.
+   */
   parent: boolean;
 }
 
 /** Damage of a manifest, root or leaf of this disk: of what a point builds on, not of data. */
 export function isMapDamage(error: unknown, disk: string): error is TidemarkError {
   const { object } = error instanceof TidemarkError ? error.detail : {};
-  return hasCode(error, "DAMAGED") && typeof object === "string" && object.startsWith(`${disksPrefix}${encodeDiskName(disk)}/`);
+  return (
+    hasCode(error, "DAMAGED") &&
+    typeof object === "string" &&
+    object.startsWith(`${disksPrefix}${encodeDiskName(disk)}/`)
+  );
 }
 
 class Cycle {
@@ -175,12 +187,19 @@ class Cycle {
     this.#options.changes?.committed(shipped.point.id);
     await this.#state.keepOnly(shipped.point.id);
     if (volume instanceof FileVolume) await this.#state.rememberSource(volume.identity());
-    await this.#state.saveCache(async (folder) => await session.catalog.save(folder, fromHex(this.#context.document.vault)));
-    progress({ phase: "commit", doneBytes: volumeBytes, totalBytes: volumeBytes, transferredBytes: shipped.storedBytes }, "last");
+    await this.#state.saveCache(
+      async (folder) => await session.catalog.save(folder, fromHex(this.#context.document.vault)),
+    );
+    progress(
+      { phase: "commit", doneBytes: volumeBytes, totalBytes: volumeBytes, transferredBytes: shipped.storedBytes },
+      "last",
+    );
     return replicateSummary(disk, shipped, session.store);
   }
 
-  /** The volume as a list of changes names it, if there is a list that begins at the newest point. */
+  /**
+   * The volume as a list of changes names it, if there is a list that begins at the newest point.
+   */
   #beginChanges(session: Session): Volume | undefined {
     const { changes, volume, disk } = this.#options;
     if (changes === undefined) return undefined;
@@ -222,11 +241,23 @@ class Cycle {
 }
 
 /** What the vault's own map tells of the parent. */
-export function mapBaseline(context: VaultContext, session: Session, parent: ManifestDocument, seed: FingerprintSeed): Baseline {
+export function mapBaseline(
+  context: VaultContext,
+  session: Session,
+  parent: ManifestDocument,
+  seed: FingerprintSeed,
+): Baseline {
   const { document } = context;
   const { store, signal } = session;
   const map = new PointMap(store, fromHex(document.vault), parent.disk, parent);
-  return new MapBaseline({ map, store, workerPool: context.workerPool(), seed, blockBytes: document.blockBytes, signal });
+  return new MapBaseline({
+    map,
+    store,
+    workerPool: context.workerPool(),
+    seed,
+    blockBytes: document.blockBytes,
+    signal,
+  });
 }
 
 function replicateSummary(disk: string, shipped: Shipped, store: Store): ReplicateSummary {
@@ -245,7 +276,9 @@ function replicateSummary(disk: string, shipped: Shipped, store: Store): Replica
   };
 }
 
-/** Errors: UNSUPPORTED when the volume is too large, SOURCE_SHRUNK when the newest point is larger. */
+/**
+ * Errors: UNSUPPORTED when the volume is too large, SOURCE_SHRUNK when the newest point is larger.
+ */
 export function checkSize(source: string, disk: string, volumeBytes: number, newest: PointRecord | undefined): void {
   if (volumeBytes > volumeBytesMax) {
     throw new TidemarkError(
@@ -260,7 +293,10 @@ export function checkSize(source: string, disk: string, volumeBytes: number, new
     throw new TidemarkError(
       "SOURCE_SHRUNK",
       `${source} has ${String(volumeBytes)} bytes, where the newest point of disk ${JSON.stringify(disk)} has ${String(newest.volumeBytes)}`,
-      { remedy: "check that this is the right source; a disk that was made smaller on purpose is replicated under a new name" },
+      {
+        remedy:
+          "check that this is the right source; a disk that was made smaller on purpose is replicated under a new name",
+      },
     );
   }
 }
@@ -273,9 +309,14 @@ export function randomSeed(): FingerprintSeed {
 export interface ReplicateOptions extends OperationOptions {
   readonly disk: string;
   readonly volume: Volume;
-  /** What has changed, if somebody knows: only that is read. Absent: the whole volume is looked at. */
+  /**
+   * What has changed, if somebody knows: only that is read. Absent: the whole volume is looked at.
+   */
   readonly changes?: ChangeSource | undefined;
-  /** A label for the new point. When it cannot be put on the committed point, a notice LABEL_NOT_SAVED says so. */
+  /**
+   * A label for the new point. When it cannot be put on the committed point, a notice
+   * LABEL_NOT_SAVED says so.
+   */
   readonly label?: string | undefined;
 }
 

@@ -1,12 +1,13 @@
 /**
- * A writer's session with one disk of a vault: from taking the seat to leaving it. It holds what cycles share (seat, catalog, lanes,
- * the numbering of map objects, the newest manifest) and takes each cycle the second half of its way:
+ * A writer's session with one disk of a vault: from taking the seat to leaving it. It holds what
+ * cycles share (seat, catalog, lanes, the numbering of map objects, the newest manifest) and takes
+ * each cycle the second half of its way:
  *
  *     capture ─ flush frames ─ write map ─ write manifest ─ mark head ─ prove ─ swap head = committed
  *
- * Order is everything: data before manifest before head. Whatever ends a cycle early leaves bytes that nobody refers to; a session
- * is then over, because nothing may be written where a frame has failed. The next one has a higher epoch, and its dedup index
- * finds those bytes again.
+ * Order is everything: data before manifest before head. Whatever ends a cycle early leaves bytes
+ * that nobody refers to; a session is then over, because nothing may be written where a frame has
+ * failed. The next one has a higher epoch, and its dedup index finds those bytes again.
  */
 import { hasCode, isGone, TidemarkError, throwIfAborted } from "../errors.ts";
 import type { Notice } from "../notice.ts";
@@ -19,7 +20,13 @@ import { Lanes } from "../pipeline/lanes.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
 import { fromHex } from "../store/format/checksum.ts";
-import type { ApplicationRecord, GroupRecord, HeadDocument, ManifestDocument, PointRecord } from "../store/format/documents.ts";
+import type {
+  ApplicationRecord,
+  GroupRecord,
+  HeadDocument,
+  ManifestDocument,
+  PointRecord,
+} from "../store/format/documents.ts";
 import { encodeManifest } from "../store/format/documents.ts";
 import { gone } from "../store/format/fields.ts";
 import { manifestName } from "../store/format/names.ts";
@@ -56,7 +63,10 @@ export interface Shipment {
   readonly consistency: () => Promise<Consistency>;
   readonly application?: ApplicationRecord | null;
   readonly group?: GroupRecord | null;
-  /** Told the new point's id before the head is swapped: from then on the point may exist. `isReread`: some of the volume was read twice. */
+  /**
+   * Told the new point's id before the head is swapped: from then on the point may exist.
+   * `isReread`: some of the volume was read twice.
+   */
   readonly beforeHead: (id: string, isReread: boolean) => Promise<void>;
   /** Gives the seat up with the commit. */
   readonly leave: boolean;
@@ -117,16 +127,26 @@ export class Session implements AsyncDisposable {
     this.#objects = new MapObjects({ store, vaultId, disk, epoch: writerLease.epoch, signal });
   }
 
-  /** Takes the seat. Errors: WRITER_ACTIVE, STORE_REGRESSED when the vault is gone, and what the store says. */
+  /**
+   * Takes the seat. Errors: WRITER_ACTIVE, STORE_REGRESSED when the vault is gone, and what the
+   * store says.
+   */
   static async open(context: VaultContext, options: SessionOptions): Promise<Session> {
     const store = new Store(context.sink);
     context.workerPool(); // its threads start while the store answers
     throwIfAborted(options.signal);
     await proveVault(store, context.document.vault, options.signal); // before a head is made that no vault would know
     const { disk, onNotice } = options;
-    const writerLease = await WriterLease.take({ store, vault: context.document.vault, disk, onNotice, signal: options.signal });
+    const writerLease = await WriterLease.take({
+      store,
+      vault: context.document.vault,
+      disk,
+      onNotice,
+      signal: options.signal,
+    });
     try {
-      const signal = options.signal === undefined ? writerLease.signal : AbortSignal.any([writerLease.signal, options.signal]);
+      const signal =
+        options.signal === undefined ? writerLease.signal : AbortSignal.any([writerLease.signal, options.signal]);
       throwIfAborted(signal);
       let catalog = await options.loadCatalog(store, signal);
       if (catalog.knowsWriterSince(disk, writerLease.epoch)) {
@@ -155,12 +175,21 @@ export class Session implements AsyncDisposable {
     return this.#writerLease.head;
   }
 
-  /** The newest point's manifest. Errors: DAMAGED (also when it is gone), FORMAT_UNSUPPORTED; STORE_REGRESSED when the store forgot it. */
+  /**
+   * The newest point's manifest. Errors: DAMAGED (also when it is gone), FORMAT_UNSUPPORTED;
+   * STORE_REGRESSED when the store forgot it.
+   */
   async manifest(): Promise<ManifestDocument | undefined> {
     const { newest } = this;
     if (newest === undefined || this.#manifest?.sequence === newest.sequence) return this.#manifest;
     try {
-      this.#manifest = await readManifest(this.store, this.#context.document.vault, this.#options.disk, newest, this.#signal);
+      this.#manifest = await readManifest(
+        this.store,
+        this.#context.document.vault,
+        this.#options.disk,
+        newest,
+        this.#signal,
+      );
       return this.#manifest;
     } catch (error) {
       throw await this.diagnose(error);
@@ -168,8 +197,8 @@ export class Session implements AsyncDisposable {
   }
 
   /**
-   * Between cycles: lets a collection that waits for this writer go on, though nothing is to be committed. Errors: as `ship`, after which the session is
-   * over.
+   * Between cycles: lets a collection that waits for this writer go on, though nothing is to be
+   * committed. Errors: as `ship`, after which the session is over.
    */
   async acknowledge(): Promise<void> {
     try {
@@ -179,7 +208,10 @@ export class Session implements AsyncDisposable {
     }
   }
 
-  /** As `acknowledge`, while nothing is due for long. False: the session is over, and whoever opens the next one finds out why. */
+  /**
+   * As `acknowledge`, while nothing is due for long. False: the session is over, and whoever opens
+   * the next one finds out why.
+   */
   async rest(): Promise<boolean> {
     try {
       await this.acknowledge();
@@ -190,7 +222,10 @@ export class Session implements AsyncDisposable {
     }
   }
 
-  /** From here on nothing is referred to that has been condemned, and the head will say so. Returns whether it does not yet. */
+  /**
+   * From here on nothing is referred to that has been condemned, and the head will say so. Returns
+   * whether it does not yet.
+   */
   async #adoptCollection(signal: AbortSignal): Promise<boolean> {
     const collection = await this.catalog.adopt(this.store, signal);
     this.#adoptedAtMs = performance.now();
@@ -200,15 +235,18 @@ export class Session implements AsyncDisposable {
   }
 
   /**
-   * In the middle of a cycle that takes long: as `acknowledge`. What the cycle has referred to by now and what is condemned must then be shipped again before
-   * it commits.
+   * In the middle of a cycle that takes long: as `acknowledge`. What the cycle has referred to by
+   * now and what is condemned must then be shipped again before it commits.
    */
   async #acknowledgeNowAndThen(signal: AbortSignal): Promise<void> {
     if (performance.now() - this.#adoptedAtMs < collectionTiming.writerPollMs) return;
     if (await this.#adoptCollection(signal)) await this.#writerLease.publish();
   }
 
-  /** Between cycles: lends the seat to a prune. Errors: those of `prune`, after which the session is over. */
+  /**
+   * Between cycles: lends the seat to a prune. Errors: those of `prune`, after which the session is
+   * over.
+   */
   async prune<Result>(prune: (writerLease: WriterLease) => Promise<Result>): Promise<Result> {
     try {
       return await prune(this.#writerLease);
@@ -217,7 +255,10 @@ export class Session implements AsyncDisposable {
     }
   }
 
-  /** Makes a point. After an error the session is over. Errors: SEAT_LOST, STORE_REGRESSED, INTERRUPTED, those of the volume and the store. */
+  /**
+   * Makes a point. After an error the session is over. Errors: SEAT_LOST, STORE_REGRESSED,
+   * INTERRUPTED, those of the volume and the store.
+   */
   async ship(shipment: Shipment): Promise<Shipped> {
     const { store } = this;
     const signal = shipment.signal === undefined ? this.#signal : AbortSignal.any([this.#signal, shipment.signal]);
@@ -242,7 +283,8 @@ export class Session implements AsyncDisposable {
         signal,
       };
       const statistics = await capture(capturing);
-      const isReread = collection !== this.#writerLease.head.collection && (await this.#captureAgain(capturing, again, statistics));
+      const isReread =
+        collection !== this.#writerLease.head.collection && (await this.#captureAgain(capturing, again, statistics));
       shipment.onCaptured?.();
       await this.#lanes.flush();
       const deltas = [await again.finish(), await run.finish()].filter((delta) => delta !== undefined);
@@ -282,14 +324,18 @@ export class Session implements AsyncDisposable {
     }
   }
 
-  /** Ships again, on top of what has been captured, what of it must not be referred to any more. Returns whether there was any. */
+  /**
+   * Ships again, on top of what has been captured, what of it must not be referred to any more.
+   * Returns whether there was any.
+   */
   async #captureAgain(capturing: CaptureOptions, again: RunWriter, statistics: CaptureStatistics): Promise<boolean> {
     const delta = await capturing.run.finish();
     if (delta === undefined) return false;
     const { store, vaultId, disk } = this.#objects;
     const captured = new PointMap(store, vaultId, disk, { volumeBytes: capturing.volumeBytes, runs: [delta] });
     const { scannedBytes, newBytes } = await captureForbidden(capturing, store, captured, again);
-    // It had been taken for known; what had been new itself, and was found to be damaged meanwhile, stays counted once.
+    // It had been taken for known; what had been new itself, and was found to be damaged meanwhile,
+    // stays counted once.
     const known = Math.min(newBytes, statistics.dedupedBytes);
     statistics.newBytes += known;
     statistics.dedupedBytes -= known;
@@ -297,8 +343,9 @@ export class Session implements AsyncDisposable {
   }
 
   /**
-   * Manifest, mark, proof, head. The head is marked when all is written and before it is proved: a store that goes back behind the mark
-   * refuses the commit, and one that goes back less far still holds what was proved.
+   * Manifest, mark, proof, head. The head is marked when all is written and before it is proved: a
+   * store that goes back behind the mark refuses the commit, and one that goes back less far still
+   * holds what was proved.
    */
   async #commit(
     manifest: ManifestDocument,
@@ -324,16 +371,30 @@ export class Session implements AsyncDisposable {
     const { sequence, epoch, timeMs, consistency, group, volumeBytes, statistics } = manifest;
     const { changedBytes, newBytes, storedBytes } = statistics;
     const lagMs = Math.max(0, Date.now() - timeMs);
-    const point: PointRecord = { sequence, epoch, id, timeMs, lagMs, consistency, group, volumeBytes, changedBytes, newBytes, storedBytes };
+    const point: PointRecord = {
+      sequence,
+      epoch,
+      id,
+      timeMs,
+      lagMs,
+      consistency,
+      group,
+      volumeBytes,
+      changedBytes,
+      newBytes,
+      storedBytes,
+    };
     await writerLease.commit(point, shipment.leave, prove);
     this.#objects.committed();
     return point;
   }
 
   /**
-   * What a missing object, or one that stands where only we write, says of the store. The names of a session hold its epoch: if one is taken,
-   * another session had the same epoch, and the store has forgotten that one's head. If one is missing and the head is not the one that we
-   * swapped in, the store has forgotten both; if it is, the object is really gone. A container that was there and is not was forgotten.
+   * What a missing object, or one that stands where only we write, says of the store. The names of
+   * a session hold its epoch: if one is taken, another session had the same epoch, and the store
+   * has forgotten that one's head. If one is missing and the head is not the one that we swapped
+   * in, the store has forgotten both; if it is, the object is really gone. A container that was
+   * there and is not was forgotten.
    */
   async diagnose(reason: unknown): Promise<unknown> {
     if (hasCode(reason, "STORE_REGRESSED")) dropCatalog(this.#context, this.catalog);
@@ -348,7 +409,10 @@ export class Session implements AsyncDisposable {
     }
     dropCatalog(this.#context, this.catalog);
     const message = `the store went back in time: ${reason.message}`;
-    return storeRegressed(String(reason.detail["object"] ?? this.store.description), message, { detail: reason.detail, cause: reason });
+    return storeRegressed(String(reason.detail["object"] ?? this.store.description), message, {
+      detail: reason.detail,
+      cause: reason,
+    });
   }
 
   /** Waits for what is in flight and leaves the seat. Idempotent. */

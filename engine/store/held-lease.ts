@@ -59,7 +59,12 @@ export class HeldLease implements AsyncDisposable {
    *
    * @throws LEASE_HELD when another id has the lease; OBJECT_NOT_FOUND.
    */
-  static async take(store: Store, place: LeasePlace, regain: Regain, signal: AbortSignal | undefined): Promise<HeldLease> {
+  static async take(
+    store: Store,
+    place: LeasePlace,
+    regain: Regain,
+    signal: AbortSignal | undefined,
+  ): Promise<HeldLease> {
     await HeldLease.acquire(store, place, signal);
     return new HeldLease(store, place, regain);
   }

@@ -12,7 +12,16 @@
  */
 import { publish } from "../diagnostics.ts";
 import { type ErrorContext, hasCode, TidemarkError } from "../errors.ts";
-import type { CallOptions, ListedObject, ObjectStat, PageFence, PagesStat, PutCondition, Sink, StoredObject } from "../sink.ts";
+import type {
+  CallOptions,
+  ListedObject,
+  ObjectStat,
+  PageFence,
+  PagesStat,
+  PutCondition,
+  Sink,
+  StoredObject,
+} from "../sink.ts";
 import { sameBytes } from "./format/checksum.ts";
 import { gone } from "./format/fields.ts";
 
@@ -104,7 +113,12 @@ export class Store {
     let failure: unknown;
     for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
       try {
-        return await this.put(name, bytes, expected === undefined ? { ifAbsent: true } : { ifMatch: expected }, options);
+        return await this.put(
+          name,
+          bytes,
+          expected === undefined ? { ifAbsent: true } : { ifMatch: expected },
+          options,
+        );
       } catch (error) {
         failure = error;
         if (hasCode(error, "OUTCOME_UNKNOWN")) continue;
@@ -118,7 +132,11 @@ export class Store {
     throw unreachable(`writing ${name}`, failure);
   }
 
-  async #findOfSize(name: string, sizeBytes: number, options: CallOptions | undefined): Promise<StoredObject | undefined> {
+  async #findOfSize(
+    name: string,
+    sizeBytes: number,
+    options: CallOptions | undefined,
+  ): Promise<StoredObject | undefined> {
     try {
       if ((await this.stat(name, options)).sizeBytes !== sizeBytes) return undefined;
       return await this.get(name, sizeBytes, options);
@@ -176,7 +194,13 @@ export class Store {
     throw unreachable(`creating ${name}`, failure);
   }
 
-  async writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence, options?: CallOptions): Promise<string> {
+  async writePages(
+    name: string,
+    offset: number,
+    bytes: Uint8Array,
+    fence: PageFence,
+    options?: CallOptions,
+  ): Promise<string> {
     this.#requests += 1;
     return (await this.sink.writePages(name, offset, bytes, fence, options)).etag;
   }
@@ -232,7 +256,12 @@ export class Store {
  *
  * @throws DAMAGED when the store does not hold it; otherwise as `Store.get`.
  */
-export async function getReferred(store: Store, name: string, sizeBytesMax: number, options?: CallOptions): Promise<Uint8Array> {
+export async function getReferred(
+  store: Store,
+  name: string,
+  sizeBytesMax: number,
+  options?: CallOptions,
+): Promise<Uint8Array> {
   try {
     return (await store.get(name, sizeBytesMax, options)).bytes;
   } catch (error) {
@@ -242,10 +271,14 @@ export async function getReferred(store: Store, name: string, sizeBytesMax: numb
 
 /** The error for a call of which every try has ended with an unknown outcome. */
 export function unreachable(doing: string, cause: unknown): TidemarkError {
-  return new TidemarkError("STORE_UNREACHABLE", `${doing} ended without an answer ${String(unknownOutcomesMax)} times`, {
-    remedy: "check the network and the store, then run the command again; what was shipped is reused",
-    cause,
-  });
+  return new TidemarkError(
+    "STORE_UNREACHABLE",
+    `${doing} ended without an answer ${String(unknownOutcomesMax)} times`,
+    {
+      remedy: "check the network and the store, then run the command again; what was shipped is reused",
+      cause,
+    },
+  );
 }
 
 /**

@@ -1,11 +1,14 @@
 /**
  * Named asynchronous checks for any test runner: nested groups with set-up, flattened into a list.
  *
- * A runner registers each check under its name and reports what `run` rejects with. Checks of one list share variables, so they run one
- * after the other.
+ * A runner registers each check under its name and reports what `run` rejects with. Checks of one
+ * list share variables, so they run one after the other.
  */
 
-/** One check. `run` resolves when the check holds and rejects with an AssertionError, or the error of a call, when it does not. */
+/**
+ * One check. `run` resolves when the check holds and rejects with an AssertionError, or the error
+ * of a call, when it does not.
+ */
 export interface Check {
   /** The groups around the check, outermost first. */
   readonly group: readonly string[];
@@ -16,7 +19,10 @@ export interface Check {
 
 type Step = () => void | Promise<void>;
 
-/** Collects checks. Inside a group, `before` steps run before each check, outer groups first; `after` steps run in any case. */
+/**
+ * Collects checks. Inside a group, `before` steps run before each check, outer groups first;
+ * `after` steps run in any case.
+ */
 export class CheckList {
   readonly checks: Check[] = [];
   readonly #groups: { readonly name: string; readonly before: Step[]; readonly after: Step[] }[] = [];

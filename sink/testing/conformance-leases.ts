@@ -31,7 +31,9 @@ export function checkLeases(list: CheckList, opened: () => OpenedSinks, { advanc
     });
 
     list.check("of ten that want it at once exactly one gets it", async () => {
-      const wanted = Array.from({ length: 10 }, (_, index) => (index % 2 === 0 ? a : b).acquireLease("disks/d/head", randomUUID(), 60));
+      const wanted = Array.from({ length: 10 }, (_, index) =>
+        (index % 2 === 0 ? a : b).acquireLease("disks/d/head", randomUUID(), 60),
+      );
       expectOneWinner(await Promise.allSettled(wanted), "LEASE_HELD");
     });
 
@@ -130,7 +132,8 @@ export function checkLeases(list: CheckList, opened: () => OpenedSinks, { advanc
     });
 
     list.check("a lease lasts 15 to 60 seconds and has a UUID", async () => {
-      for (const seconds of [-1, 0, 14, 61, 15.5]) await expectCode(a.acquireLease("disks/d/head", one, seconds), "INVALID_ARGUMENT");
+      for (const seconds of [-1, 0, 14, 61, 15.5])
+        await expectCode(a.acquireLease("disks/d/head", one, seconds), "INVALID_ARGUMENT");
       await expectCode(a.acquireLease("disks/d/head", "me", 15), "INVALID_ARGUMENT");
       await a.acquireLease("disks/d/head", one, 15);
     });

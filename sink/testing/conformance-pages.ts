@@ -2,7 +2,18 @@
 import assert from "node:assert/strict";
 import { pageWriteBytesMax, type Sink } from "../../engine/index.ts";
 import type { CheckList } from "./checks.ts";
-import { expectCode, expectOneWinner, isZero, matches, mebibyte, type OpenedSinks, pagesOf, pattern, put, utf8 } from "./expectations.ts";
+import {
+  expectCode,
+  expectOneWinner,
+  isZero,
+  matches,
+  mebibyte,
+  type OpenedSinks,
+  pagesOf,
+  pattern,
+  put,
+  utf8,
+} from "./expectations.ts";
 
 /** Adds the checks of page objects. */
 export function checkPages(list: CheckList, opened: () => OpenedSinks): void {
@@ -16,7 +27,12 @@ export function checkPages(list: CheckList, opened: () => OpenedSinks): void {
 
     list.check("a new one is zeros, with the size and sequence number it was given", async () => {
       const { etag } = await a.createPages("segments/d/1-0-0", mebibyte, 7);
-      assert.deepEqual(await b.statPages("segments/d/1-0-0"), { etag, sizeBytes: mebibyte, sequenceNumber: 7, writtenBytes: 0 });
+      assert.deepEqual(await b.statPages("segments/d/1-0-0"), {
+        etag,
+        sizeBytes: mebibyte,
+        sequenceNumber: 7,
+        writtenBytes: 0,
+      });
       matches(await b.statObject("segments/d/1-0-0"), { etag, sizeBytes: mebibyte });
       assert.equal(isZero(await pagesOf(b, "segments/d/1-0-0", 0, mebibyte)), true);
     });
@@ -31,7 +47,9 @@ export function checkPages(list: CheckList, opened: () => OpenedSinks): void {
     });
 
     list.check("of ten creators at once exactly one succeeds", async () => {
-      const creators = Array.from({ length: 10 }, (_, index) => (index % 2 === 0 ? a : b).createPages("race", 512, index));
+      const creators = Array.from({ length: 10 }, (_, index) =>
+        (index % 2 === 0 ? a : b).createPages("race", 512, index),
+      );
       expectOneWinner(await Promise.allSettled(creators), "OBJECT_EXISTS");
     });
 
@@ -94,26 +112,36 @@ export function checkPages(list: CheckList, opened: () => OpenedSinks): void {
       assert.equal(Buffer.compare(read, bytes.subarray(0, pageWriteBytesMax)), 0);
     });
 
-    list.check("sizes, offsets and lengths that are not aligned are refused, and so is a write of nothing", async () => {
-      for (const sizeBytes of [1, 511, 513, -512, Number.NaN]) await expectCode(a.createPages("q", sizeBytes, 1), "INVALID_ARGUMENT");
-      await a.createPages("p", 4096, 1);
-      for (const [offset, length] of [
-        [1, 512],
-        [511, 512],
-        [0, 511],
-        [0, 1],
-        [0, 0],
-        [-512, 512],
-      ] as const) {
-        await expectCode(a.writePages("p", offset, new Uint8Array(length).fill(1), { sequenceNumber: 1 }), "INVALID_ARGUMENT");
-      }
-      matches(await b.statPages("p"), { writtenBytes: 0 });
-    });
+    list.check(
+      "sizes, offsets and lengths that are not aligned are refused, and so is a write of nothing",
+      async () => {
+        for (const sizeBytes of [1, 511, 513, -512, Number.NaN])
+          await expectCode(a.createPages("q", sizeBytes, 1), "INVALID_ARGUMENT");
+        await a.createPages("p", 4096, 1);
+        for (const [offset, length] of [
+          [1, 512],
+          [511, 512],
+          [0, 511],
+          [0, 1],
+          [0, 0],
+          [-512, 512],
+        ] as const) {
+          await expectCode(
+            a.writePages("p", offset, new Uint8Array(length).fill(1), { sequenceNumber: 1 }),
+            "INVALID_ARGUMENT",
+          );
+        }
+        matches(await b.statPages("p"), { writtenBytes: 0 });
+      },
+    );
 
     list.check("a write that passes the end is refused and changes nothing", async () => {
       const { etag } = await a.createPages("p", 4096, 1);
       await expectCode(a.writePages("p", 4096, new Uint8Array(512).fill(1), { sequenceNumber: 1 }), "INVALID_ARGUMENT");
-      await expectCode(a.writePages("p", 3584, new Uint8Array(1024).fill(1), { sequenceNumber: 1 }), "INVALID_ARGUMENT");
+      await expectCode(
+        a.writePages("p", 3584, new Uint8Array(1024).fill(1), { sequenceNumber: 1 }),
+        "INVALID_ARGUMENT",
+      );
       assert.equal(isZero(await pagesOf(b, "p", 0, 4096)), true);
       assert.deepEqual(await b.statPages("p"), { etag, sizeBytes: 4096, sequenceNumber: 1, writtenBytes: 0 });
     });
@@ -130,7 +158,10 @@ export function checkPages(list: CheckList, opened: () => OpenedSinks): void {
         await expectCode(b.writePages("p", 0, new Uint8Array(512).fill(1), { sequenceNumber }), "CONDITION_FAILED");
       }
       const second = await a.writePages("p", 512, new Uint8Array(512).fill(2), { sequenceNumber: 5, etag });
-      await expectCode(b.writePages("p", 0, new Uint8Array(512).fill(3), { sequenceNumber: 5, etag }), "CONDITION_FAILED");
+      await expectCode(
+        b.writePages("p", 0, new Uint8Array(512).fill(3), { sequenceNumber: 5, etag }),
+        "CONDITION_FAILED",
+      );
       matches(await b.statPages("p"), { etag: second.etag, sequenceNumber: 5 });
       assert.equal(isZero(await pagesOf(b, "p", 0, 512)), true);
     });
@@ -158,7 +189,8 @@ export function checkPages(list: CheckList, opened: () => OpenedSinks): void {
 
     list.check("the ETag changes with every write and every raise, and reading leaves it", async () => {
       const etags = [(await a.createPages("p", 4096, 1)).etag];
-      for (let round = 0; round < 5; round++) etags.push((await a.writePages("p", 0, new Uint8Array(512), { sequenceNumber: 1 })).etag);
+      for (let round = 0; round < 5; round++)
+        etags.push((await a.writePages("p", 0, new Uint8Array(512), { sequenceNumber: 1 })).etag);
       etags.push((await a.raiseSequenceNumber("p", 2)).etag);
       await pagesOf(b, "p", 0, 4096);
       assert.equal((await b.statPages("p")).etag, etags.at(-1));
@@ -167,24 +199,27 @@ export function checkPages(list: CheckList, opened: () => OpenedSinks): void {
       assert.equal(new Set(etags).size, etags.length);
     });
 
-    list.check("how far one has been written is the end of its last page, zeros and pages after a gap included", async () => {
-      await a.createPages("p", mebibyte, 1);
-      const fence = { sequenceNumber: 1 };
-      const written = async (): Promise<number> => (await b.statPages("p")).writtenBytes;
-      await a.writePages("p", 0, pattern(4096, 1), fence);
-      await a.writePages("p", 4096, new Uint8Array(512), fence);
-      assert.equal(await written(), 4608);
-      await a.writePages("p", 16_384, pattern(512, 1), fence);
-      assert.equal(await written(), 16_896);
-      await a.writePages("p", 8192, pattern(512, 1), fence);
-      await a.writePages("p", 0, pattern(512, 2), fence);
-      assert.equal(await written(), 16_896);
-      await a.raiseSequenceNumber("p", 2);
-      await expectCode(a.writePages("p", 32_768, pattern(512, 1), fence), "CONDITION_FAILED");
-      assert.equal(await written(), 16_896);
-      await b.writePages("p", 16_384, new Uint8Array(1024), { sequenceNumber: 2 });
-      assert.equal(await written(), 17_408);
-    });
+    list.check(
+      "how far one has been written is the end of its last page, zeros and pages after a gap included",
+      async () => {
+        await a.createPages("p", mebibyte, 1);
+        const fence = { sequenceNumber: 1 };
+        const written = async (): Promise<number> => (await b.statPages("p")).writtenBytes;
+        await a.writePages("p", 0, pattern(4096, 1), fence);
+        await a.writePages("p", 4096, new Uint8Array(512), fence);
+        assert.equal(await written(), 4608);
+        await a.writePages("p", 16_384, pattern(512, 1), fence);
+        assert.equal(await written(), 16_896);
+        await a.writePages("p", 8192, pattern(512, 1), fence);
+        await a.writePages("p", 0, pattern(512, 2), fence);
+        assert.equal(await written(), 16_896);
+        await a.raiseSequenceNumber("p", 2);
+        await expectCode(a.writePages("p", 32_768, pattern(512, 1), fence), "CONDITION_FAILED");
+        assert.equal(await written(), 16_896);
+        await b.writePages("p", 16_384, new Uint8Array(1024), { sequenceNumber: 2 });
+        assert.equal(await written(), 17_408);
+      },
+    );
 
     list.group("that are cleared", () => {
       const sizeBytes = 256 * 1024;
@@ -314,7 +349,11 @@ export function checkPages(list: CheckList, opened: () => OpenedSinks): void {
 
     list.group("that are restored", () => {
       list.check("are created when they are absent, by the first client", async () => {
-        await Promise.all([a.restorePages("lost", mebibyte, 7), b.restorePages("lost", mebibyte, 7), a.restorePages("lost", mebibyte, 7)]);
+        await Promise.all([
+          a.restorePages("lost", mebibyte, 7),
+          b.restorePages("lost", mebibyte, 7),
+          a.restorePages("lost", mebibyte, 7),
+        ]);
         matches(await b.statPages("lost"), { sizeBytes: mebibyte, sequenceNumber: 7, writtenBytes: 0 });
         assert.equal(isZero(await pagesOf(b, "lost", 0, mebibyte)), true);
         await b.writePages("lost", mebibyte - 512, pattern(512, 1), { sequenceNumber: 7 });
@@ -334,23 +373,27 @@ export function checkPages(list: CheckList, opened: () => OpenedSinks): void {
         assert.equal(Buffer.compare(await pagesOf(b, "p", 0, 16_384), whole), 0);
       });
 
-      list.check("are left as they are when nothing is wrong with them, and never made shorter or lowered", async () => {
-        await a.createPages("p", 8192, 5);
-        await a.writePages("p", 0, pattern(512, 2), { sequenceNumber: 5 });
-        const before = await a.statPages("p");
-        for (const [sizeBytes, sequenceNumber] of [
-          [8192, 5],
-          [512, 1],
-        ] as const) {
-          await b.restorePages("p", sizeBytes, sequenceNumber);
-        }
-        assert.deepEqual(await b.statPages("p"), before);
-      });
+      list.check(
+        "are left as they are when nothing is wrong with them, and never made shorter or lowered",
+        async () => {
+          await a.createPages("p", 8192, 5);
+          await a.writePages("p", 0, pattern(512, 2), { sequenceNumber: 5 });
+          const before = await a.statPages("p");
+          for (const [sizeBytes, sequenceNumber] of [
+            [8192, 5],
+            [512, 1],
+          ] as const) {
+            await b.restorePages("p", sizeBytes, sequenceNumber);
+          }
+          assert.deepEqual(await b.statPages("p"), before);
+        },
+      );
 
       list.check("are page objects: of another kind's name nothing is made", async () => {
         await put(a, "object", "x");
         await expectCode(b.restorePages("object", 512, 1), "DAMAGED");
-        for (const sizeBytes of [1, -512, Number.NaN]) await expectCode(a.restorePages("p", sizeBytes, 1), "INVALID_ARGUMENT");
+        for (const sizeBytes of [1, -512, Number.NaN])
+          await expectCode(a.restorePages("p", sizeBytes, 1), "INVALID_ARGUMENT");
         await expectCode(a.restorePages("p", 512, -1), "INVALID_ARGUMENT");
         await expectCode(b.statPages("p"), "OBJECT_NOT_FOUND");
       });
@@ -363,20 +406,28 @@ export function checkPages(list: CheckList, opened: () => OpenedSinks): void {
       const backwards = [...pieces].reverse();
       const results = await Promise.all(
         backwards.map((index) =>
-          (index % 2 === 0 ? a : b).writePages("p", index * pieceBytes, pattern(pieceBytes, index), { sequenceNumber: 3 }),
+          (index % 2 === 0 ? a : b).writePages("p", index * pieceBytes, pattern(pieceBytes, index), {
+            sequenceNumber: 3,
+          }),
         ),
       );
       assert.equal(new Set(results.map(({ etag }) => etag)).size, pieces.length);
       assert.equal((await a.statPages("p")).writtenBytes, pieces.length * pieceBytes);
       for (const index of pieces) {
-        assert.equal(Buffer.compare(await pagesOf(b, "p", index * pieceBytes, pieceBytes), pattern(pieceBytes, index)), 0);
+        assert.equal(
+          Buffer.compare(await pagesOf(b, "p", index * pieceBytes, pieceBytes), pattern(pieceBytes, index)),
+          0,
+        );
       }
     });
 
     list.check("of several writes at once that demand one ETag exactly one succeeds", async () => {
       const { etag } = await a.createPages("p", 8192, 1);
       const writes = Array.from({ length: 6 }, (_, index) =>
-        (index % 2 === 0 ? a : b).writePages("p", index * 512, new Uint8Array(512).fill(index + 1), { sequenceNumber: 1, etag }),
+        (index % 2 === 0 ? a : b).writePages("p", index * 512, new Uint8Array(512).fill(index + 1), {
+          sequenceNumber: 1,
+          etag,
+        }),
       );
       const results = await Promise.allSettled(writes);
       expectOneWinner(results, "CONDITION_FAILED");

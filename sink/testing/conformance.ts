@@ -1,7 +1,9 @@
 /**
- * Conformance suite of a sink: what the contract of `Sink` promises, as checks that every adapter passes.
+ * Conformance suite of a sink: what the contract of `Sink` promises, as checks that every adapter
+ * passes.
  *
- * `a` and `b` are two clients of one store, as two machines would be; `absent` is a client of a container that was never created.
+ * `a` and `b` are two clients of one store, as two machines would be; `absent` is a client of a
+ * container that was never created.
  */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
@@ -24,8 +26,9 @@ import {
 } from "./expectations.ts";
 
 /**
- * The suite for one adapter. `open` is called for each check and returns three sinks: two on one new, empty store, with its container created,
- * and one on a container that does not exist. `cleanup` is called after each check.
+ * The suite for one adapter. `open` is called for each check and returns three sinks: two on one
+ * new, empty store, with its container created, and one on a container that does not exist.
+ * `cleanup` is called after each check.
  *
  * Run the checks one after the other: they share variables.
  *
@@ -61,35 +64,42 @@ export function sinkConformance(open: () => Promise<OpenedSinks>, traits: SinkTr
       });
 
       list.check("exactly one of several creators at once creates it", async () => {
-        const created = await Promise.all([absent.createContainer(), absent.createContainer(), absent.createContainer()]);
+        const created = await Promise.all([
+          absent.createContainer(),
+          absent.createContainer(),
+          absent.createContainer(),
+        ]);
         assert.equal(created.filter(Boolean).length, 1);
         await absent.putObject("now/it-works", utf8("x"), { ifAbsent: true });
         assert.equal(await textOf(absent, "now/it-works"), "x");
       });
 
-      list.check("every call on an absent one fails with VAULT_NOT_FOUND, also those that tolerate absent objects", async () => {
-        const id = randomUUID();
-        const calls: (() => Promise<unknown>)[] = [
-          () => absent.getObject("x", 10),
-          () => absent.putObject("x", utf8("x"), { ifAbsent: true }),
-          () => absent.putObject("x", utf8("x"), { ifMatch: '"0x1"' }),
-          () => absent.statObject("x"),
-          () => absent.deleteObject("x"),
-          () => namesIn(absent, ""),
-          () => absent.acquireLease("x", id, 15),
-          () => absent.renewLease("x", id),
-          () => absent.changeLease("x", id, randomUUID()),
-          () => absent.releaseLease("x", id),
-          () => absent.createPages("x", 512, 1),
-          () => absent.writePages("x", 0, new Uint8Array(512), { sequenceNumber: 1 }),
-          () => absent.readPages("x", 0, new Uint8Array(512)),
-          () => absent.statPages("x"),
-          () => absent.clearPages("x", 0, 512),
-          () => absent.raiseSequenceNumber("x", 2),
-          () => absent.restorePages("x", 512, 2),
-        ];
-        for (const call of calls) await expectCode(call(), "VAULT_NOT_FOUND");
-      });
+      list.check(
+        "every call on an absent one fails with VAULT_NOT_FOUND, also those that tolerate absent objects",
+        async () => {
+          const id = randomUUID();
+          const calls: (() => Promise<unknown>)[] = [
+            () => absent.getObject("x", 10),
+            () => absent.putObject("x", utf8("x"), { ifAbsent: true }),
+            () => absent.putObject("x", utf8("x"), { ifMatch: '"0x1"' }),
+            () => absent.statObject("x"),
+            () => absent.deleteObject("x"),
+            () => namesIn(absent, ""),
+            () => absent.acquireLease("x", id, 15),
+            () => absent.renewLease("x", id),
+            () => absent.changeLease("x", id, randomUUID()),
+            () => absent.releaseLease("x", id),
+            () => absent.createPages("x", 512, 1),
+            () => absent.writePages("x", 0, new Uint8Array(512), { sequenceNumber: 1 }),
+            () => absent.readPages("x", 0, new Uint8Array(512)),
+            () => absent.statPages("x"),
+            () => absent.clearPages("x", 0, 512),
+            () => absent.raiseSequenceNumber("x", 2),
+            () => absent.restorePages("x", 512, 2),
+          ];
+          for (const call of calls) await expectCode(call(), "VAULT_NOT_FOUND");
+        },
+      );
     });
 
     list.group("objects", () => {
@@ -266,7 +276,9 @@ export function sinkConformance(open: () => Promise<OpenedSinks>, traits: SinkTr
         const listed = [];
         for await (const object of b.list("disks/on")) listed.push(object);
         assert.deepEqual(
-          listed.sort((x, y) => x.name.localeCompare(y.name)).map((object) => [object.name, object.sizeBytes, object.etag]),
+          listed
+            .sort((x, y) => x.name.localeCompare(y.name))
+            .map((object) => [object.name, object.sizeBytes, object.etag]),
           [
             ["disks/on", 1024, pages.etag],
             ["disks/one/head", 5, etag],

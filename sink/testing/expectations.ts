@@ -16,7 +16,10 @@ export interface OpenedSinks {
 
 /** What an adapter lets the suite do. */
 export interface SinkTraits {
-  /** Moves the clock by which leases expire, in milliseconds. Absent: the store has a clock of its own, and expiry is not checked. */
+  /**
+   * Moves the clock by which leases expire, in milliseconds. Absent: the store has a clock of its
+   * own, and expiry is not checked.
+   */
   readonly advanceMs?: (ms: number) => void;
 }
 
@@ -32,7 +35,10 @@ export async function textOf(sink: Sink, object: string): Promise<string> {
   return new TextDecoder().decode((await sink.getObject(object, mebibyte)).bytes);
 }
 
-/** An object with its bytes as a plain Uint8Array: an adapter may return a Buffer, which is not deeply equal to one. */
+/**
+ * An object with its bytes as a plain Uint8Array: an adapter may return a Buffer, which is not
+ * deeply equal to one.
+ */
 export async function objectOf(sink: Sink, object: string): Promise<StoredObject> {
   const { bytes, etag } = await sink.getObject(object, mebibyte);
   return { bytes: Uint8Array.from(bytes), etag };
@@ -46,7 +52,11 @@ export async function pagesOf(sink: Sink, object: string, offset: number, length
 }
 
 /** Every name that `list` yields. */
-export async function namesIn(sink: Sink, prefix: string, options: { readonly signal?: AbortSignal } = {}): Promise<string[]> {
+export async function namesIn(
+  sink: Sink,
+  prefix: string,
+  options: { readonly signal?: AbortSignal } = {},
+): Promise<string[]> {
   const names: string[] = [];
   for await (const { name } of sink.list(prefix, options)) names.push(name);
   return names;
@@ -93,5 +103,7 @@ export function isZero(bytes: Uint8Array): boolean {
 
 /** Fails unless the fields of `expected` are those of `actual`; others are ignored. */
 export function matches<T extends object>(actual: T, expected: Partial<T>): void {
-  assert.deepEqual(Object.fromEntries(Object.keys(expected).map((key) => [key, actual[key as keyof T]])), { ...expected });
+  assert.deepEqual(Object.fromEntries(Object.keys(expected).map((key) => [key, actual[key as keyof T]])), {
+    ...expected,
+  });
 }

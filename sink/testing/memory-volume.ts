@@ -45,7 +45,8 @@ export class MemoryVolume implements Volume {
   async *allocated(sizeBytes: number): AsyncGenerator<Extent, void> {
     for (let offset = 0; offset < sizeBytes; offset += granuleBytes) {
       const length = Math.min(granuleBytes, sizeBytes - offset);
-      if (this.bytes.subarray(offset, offset + length).some((byte) => byte !== 0)) yield await Promise.resolve({ offset, length });
+      if (this.bytes.subarray(offset, offset + length).some((byte) => byte !== 0))
+        yield await Promise.resolve({ offset, length });
     }
   }
 

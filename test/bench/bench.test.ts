@@ -4,7 +4,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { contentHash, copySparsely, randomWords, scatterWrites } from "../../bench/image.ts";
-import { type BenchKind, type BenchOptions, type BenchProgress, type BenchReport, formatBench, runBench } from "../../bench/index.ts";
+import {
+  type BenchKind,
+  type BenchOptions,
+  type BenchProgress,
+  type BenchReport,
+  formatBench,
+  runBench,
+} from "../../bench/index.ts";
 import { median } from "../../bench/steps.ts";
 import { DirectorySink } from "../../sink/index.ts";
 import { MemorySink, MemoryStore } from "../../sink/testing.ts";
@@ -89,7 +96,10 @@ const names = ({ steps }: BenchReport): string[] => steps.map(({ name }) => name
 
 describe("each case tells everything that it measured", () => {
   test("kernels, without an image, and the same seed gives the same results", async () => {
-    const [report, again] = [await runBench(options("kernels", { image: undefined })), await runBench(options("kernels"))];
+    const [report, again] = [
+      await runBench(options("kernels", { image: undefined })),
+      await runBench(options("kernels")),
+    ];
     expectWhole(report, "kernels");
     expect(report.image).toBeNull();
     expect(names(report).map((name) => name.replace(/, \d+ KiB$/, ""))).toEqual([
@@ -155,7 +165,11 @@ describe("each case tells everything that it measured", () => {
     );
     expectWhole(report, "restore");
     expect(report.hashes["point"]).toBe(report.hashes["image"]);
-    expect(report.marks.map(({ name }) => name)).toEqual(["of the Get ceiling", "faster than restic (5.0 s)", "peak resident memory"]);
+    expect(report.marks.map(({ name }) => name)).toEqual([
+      "of the Get ceiling",
+      "faster than restic (5.0 s)",
+      "peak resident memory",
+    ]);
     const [restore, ceiling] = ["restore to a new raw file", "Get ceiling, 4 MiB × 4"].map((name) =>
       report.steps.find((step) => step.name === name),
     );
@@ -178,7 +192,9 @@ describe("a benchmark leaves nothing behind", () => {
     const onProgress = ({ step }: BenchProgress): void => {
       if (step.startsWith("plain upload")) abort.abort();
     };
-    await expect(runBench(options("initial", { signal: abort.signal, onProgress }))).rejects.toMatchObject({ code: "INTERRUPTED" });
+    await expect(runBench(options("initial", { signal: abort.signal, onProgress }))).rejects.toMatchObject({
+      code: "INTERRUPTED",
+    });
     expect([...(store.objects?.keys() ?? [])]).toEqual([]);
     expect(await readdir(join(folder, "work"))).toEqual([]);
   });
@@ -193,7 +209,9 @@ test("kernels, which never wait, hear of an interruption between two of them", a
       abort.abort();
     });
   };
-  await expect(runBench(options("kernels", { signal: abort.signal, onProgress }))).rejects.toMatchObject({ code: "INTERRUPTED" });
+  await expect(runBench(options("kernels", { signal: abort.signal, onProgress }))).rejects.toMatchObject({
+    code: "INTERRUPTED",
+  });
   expect(begun).toHaveLength(1);
 });
 

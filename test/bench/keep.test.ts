@@ -3,7 +3,14 @@ import { readdir, readFile, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { type BenchKind, type BenchOptions, type BenchProgress, type BenchReport, formatBench, runBench } from "../../bench/index.ts";
+import {
+  type BenchKind,
+  type BenchOptions,
+  type BenchProgress,
+  type BenchReport,
+  formatBench,
+  runBench,
+} from "../../bench/index.ts";
 import { MadeVolume } from "../../bench/keep/made-volume.ts";
 import { RecordingSink } from "../../bench/keep/recording-sink.ts";
 import { DirectorySink } from "../../sink/index.ts";
@@ -106,7 +113,9 @@ describe("each case about points that last proves its point and tells what it me
   test("collect, beside a disk that is written", { timeout: 60_000 }, async (context) => {
     const reason = missing("fio");
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
-    const report = await runBench(options("collect", { deadBytes: 64 * mib, cycleMs: 1_000, seconds: 2.5, rateMegabytes: 2 }));
+    const report = await runBench(
+      options("collect", { deadBytes: 64 * mib, cycleMs: 1_000, seconds: 2.5, rateMegabytes: 2 }),
+    );
     await expectWhole(report);
     // Of the second half two MiB stay; of the first half nothing.
     expect(report.counts["given back, storedBytes"]).toBeGreaterThan(60 * mib);
@@ -138,7 +147,9 @@ test.for([
 
 test("a case whose processes cannot open the store is refused", async () => {
   for (const kind of ["mount", "collect"] as const) {
-    await expect(runBench(options(kind, { storeAddress: { address: "memory:" } }))).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+    await expect(runBench(options(kind, { storeAddress: { address: "memory:" } }))).rejects.toMatchObject({
+      code: "INVALID_ARGUMENT",
+    });
   }
 });
 
@@ -155,7 +166,9 @@ test("a volume that is made when it is read holds the same in whatever pieces it
     await volume.read(offset, piece);
     expect(piece.equals(whole.subarray(offset, offset + piece.length)), `at ${offset}`).toBe(true);
   }
-  const granules = Array.from({ length: 1_024 }, (_, index) => whole.subarray(index * 4_096, (index + 1) * 4_096).toString("base64"));
+  const granules = Array.from({ length: 1_024 }, (_, index) =>
+    whole.subarray(index * 4_096, (index + 1) * 4_096).toString("base64"),
+  );
   expect(new Set(granules).size).toBe(2 + 256 + 1);
   expect(granules[0]).toBe(Buffer.alloc(4_096).toString("base64"));
 });

@@ -3,7 +3,14 @@ import { readdir } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { type BenchKind, type BenchOptions, type BenchProgress, type BenchReport, formatBench, runBench } from "../../bench/index.ts";
+import {
+  type BenchKind,
+  type BenchOptions,
+  type BenchProgress,
+  type BenchReport,
+  formatBench,
+  runBench,
+} from "../../bench/index.ts";
 import { runProgram, startServer } from "../../bench/live/programs.ts";
 import { DirectorySink } from "../../sink/index.ts";
 import { children, missing } from "./programs-here.ts";
@@ -112,13 +119,18 @@ test("a live case that is interrupted leaves no process and nothing in the tempo
 test("a program that is not installed is UNSUPPORTED, and says what to install", async () => {
   const wanted = { code: "UNSUPPORTED", remedy: expect.stringContaining("apt-get install") as string };
   await expect(runProgram("no-such-program", [], folder, undefined)).rejects.toMatchObject(wanted);
-  await expect(startServer("no-such-program", [], join(folder, "socket"), folder, undefined)).rejects.toMatchObject(wanted);
+  await expect(startServer("no-such-program", [], join(folder, "socket"), folder, undefined)).rejects.toMatchObject(
+    wanted,
+  );
 });
 
 test("a server that ends instead of serving is told with what it said", async () => {
   const words = ["-e", "console.error('no disk'); process.exit(1)"];
   const starting = startServer(process.execPath, words, join(folder, "socket"), folder, undefined);
-  await expect(starting).rejects.toMatchObject({ code: "INTERNAL", message: expect.stringContaining("no disk") as string });
+  await expect(starting).rejects.toMatchObject({
+    code: "INTERNAL",
+    message: expect.stringContaining("no disk") as string,
+  });
 });
 
 test("a live case without a store that its process can open is refused", async () => {

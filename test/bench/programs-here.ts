@@ -1,4 +1,7 @@
-/** What the tests of benchmarks ask of the machine: which programs it has, and which processes they have left behind. */
+/**
+ * What the tests of benchmarks ask of the machine: which programs it has, and which processes they
+ * have left behind.
+ */
 import { spawnSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 
@@ -8,7 +11,10 @@ export function missing(...programs: readonly string[]): string | undefined {
   return absent.length === 0 ? undefined : `${absent.join(" and ")} are not installed`;
 }
 
-/** Names of the processes that this one has started and that are still there. Where there is no /proc, none. */
+/**
+ * Names of the processes that this one has started and that are still there. Where there is no
+ * /proc, none.
+ */
 export function children(): string[] {
   if (!existsSync("/proc/self/stat")) return [];
   return readdirSync("/proc").flatMap((entry) => {

@@ -5,7 +5,10 @@ import { Place, parseLines } from "./tidemark.ts";
 
 const mebibyte = 1024 * 1024;
 
-/** A place with a vault of three points, each of which has the first MiB anew, and of which the first two are dropped. */
+/**
+ * A place with a vault of three points, each of which has the first MiB anew, and of which the
+ * first two are dropped.
+ */
 async function pruned(): Promise<{ readonly place: Place; readonly vault: readonly string[] }> {
   const place = new Place();
   const vault = ["--vault", "dir:v"];

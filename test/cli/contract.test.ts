@@ -62,7 +62,13 @@ describe("with --json", () => {
   it("vault init fixes what it is told, and vault show tells it", async () => {
     const place = new Place();
     const made = await place.json("vault", "init", "--block-size", "128KiB", "--digest", "sha256");
-    expect(made.last).toMatchObject({ type: "summary", command: "vault init", blockBytes: 131_072, digest: "sha256", disks: 0 });
+    expect(made.last).toMatchObject({
+      type: "summary",
+      command: "vault init",
+      blockBytes: 131_072,
+      digest: "sha256",
+      disks: 0,
+    });
     const shown = await place.json("vault", "show");
     expect(shown.last).toMatchObject({ type: "summary", command: "vault show", vault: made.last["vault"] });
     const again = await place.json("vault", "init");
@@ -107,10 +113,16 @@ describe("a point", () => {
     await place.json("replicate", "a.img", "--disk", "a");
     const { lines } = await place.json("points", "list", "--disk", "a");
     for (const selector of ["1", String(first["point"]), String(lines[0]?.["time"])]) {
-      expect(await place.json("points", "show", "--disk", "a", "--point", selector)).toMatchObject({ code: 0, last: { sequence: 1 } });
+      expect(await place.json("points", "show", "--disk", "a", "--point", selector)).toMatchObject({
+        code: 0,
+        last: { sequence: 1 },
+      });
     }
     for (const selector of ["latest", "2", "2999-01-01T00:00:00Z", "0 seconds ago"]) {
-      expect(await place.json("points", "show", "--disk", "a", "--point", selector)).toMatchObject({ code: 0, last: { sequence: 2 } });
+      expect(await place.json("points", "show", "--disk", "a", "--point", selector)).toMatchObject({
+        code: 0,
+        last: { sequence: 2 },
+      });
     }
     for (const selector of ["3", "0".repeat(32), "1999-01-01T00:00:00Z", "520 weeks ago"]) {
       expect(await place.json("points", "show", "--disk", "a", "--point", selector)).toMatchObject({
@@ -127,8 +139,13 @@ describe("a point", () => {
   it("of an empty source comes back empty", async () => {
     const place = new Place();
     writeFileSync(place.path("empty.img"), "");
-    expect(await place.json("replicate", "empty.img", "--disk", "e")).toMatchObject({ code: 0, last: { volumeBytes: 0, storedBytes: 0 } });
-    expect(await place.json("materialize", "--disk", "e", "--point", "1", "--to", "back.img")).toMatchObject({ code: 0 });
+    expect(await place.json("replicate", "empty.img", "--disk", "e")).toMatchObject({
+      code: 0,
+      last: { volumeBytes: 0, storedBytes: 0 },
+    });
+    expect(await place.json("materialize", "--disk", "e", "--point", "1", "--to", "back.img")).toMatchObject({
+      code: 0,
+    });
     expect(readFileSync(place.path("back.img"))).toHaveLength(0);
   });
 
@@ -136,7 +153,9 @@ describe("a point", () => {
     const place = new Place();
     writeFileSync(place.path("a.img"), "content");
     expect(await place.json("replicate", "a.img", `--disk=${disk}`)).toMatchObject({ code: 0, last: { disk } });
-    expect(await place.json("materialize", `--disk=${disk}`, "--point", "1", "--to", "b.img")).toMatchObject({ code: 0 });
+    expect(await place.json("materialize", `--disk=${disk}`, "--point", "1", "--to", "b.img")).toMatchObject({
+      code: 0,
+    });
     expect(readFileSync(place.path("b.img"), "utf8")).toBe("content");
     expect(readdirSync(place.folder).sort()).toEqual([".local", "a.img", "b.img", "vault"]);
   });
@@ -152,11 +171,20 @@ describe("a point", () => {
     expect(await place.json(...materialize, "b.img", "--force")).toMatchObject({ code: 0 });
     expect(sameFiles(place.path("a.img"), place.path("b.img"))).toBe(true);
     changeImage(place.path("b.img"), 9_000, Buffer.from("other"));
-    expect(await place.json(...materialize, "b.img", "--in-place")).toMatchObject({ code: 0, last: { bytesWritten: 4096 } });
+    expect(await place.json(...materialize, "b.img", "--in-place")).toMatchObject({
+      code: 0,
+      last: { bytesWritten: 4096 },
+    });
     expect(sameFiles(place.path("a.img"), place.path("b.img"))).toBe(true);
-    expect(await place.json(...materialize, "a.img", "--in-place")).toMatchObject({ code: 1, last: { code: "TARGET_IS_SOURCE" } });
+    expect(await place.json(...materialize, "a.img", "--in-place")).toMatchObject({
+      code: 1,
+      last: { code: "TARGET_IS_SOURCE" },
+    });
     changeImage(place.path("a.img"), 9_000, Buffer.from("other"));
-    expect(await place.json(...materialize, "a.img", "--in-place", "--force")).toMatchObject({ code: 0, last: { bytesWritten: 4096 } });
+    expect(await place.json(...materialize, "a.img", "--in-place", "--force")).toMatchObject({
+      code: 0,
+      last: { bytesWritten: 4096 },
+    });
   });
 });
 
@@ -168,12 +196,18 @@ describe("exit codes", () => {
     expect(azurite.code).toBe(10);
     expect(readdirSync(place.folder)).toEqual([]);
     await place.json("vault", "init");
-    expect(await place.json("points", "list", "--disk", "nobody")).toMatchObject({ code: 10, last: { code: "DISK_NOT_FOUND" } });
+    expect(await place.json("points", "list", "--disk", "nobody")).toMatchObject({
+      code: 10,
+      last: { code: "DISK_NOT_FOUND" },
+    });
   });
 
   it("tell a source that is not there, and no vault is made for it", async () => {
     const place = new Place();
-    expect(await place.json("replicate", "absent.img", "--disk", "a")).toMatchObject({ code: 1, last: { code: "SOURCE_NOT_FOUND" } });
+    expect(await place.json("replicate", "absent.img", "--disk", "a")).toMatchObject({
+      code: 1,
+      last: { code: "SOURCE_NOT_FOUND" },
+    });
     expect(readdirSync(place.folder)).toEqual([]);
   });
 
@@ -181,7 +215,10 @@ describe("exit codes", () => {
     const place = new Place();
     mkdirSync(place.path("vault/sub"), { recursive: true });
     writeImage(place.path("vault/sub/a.img"), 1);
-    expect(await place.json("replicate", "vault/sub/a.img", "--disk", "a")).toMatchObject({ code: 2, last: { code: "INVALID_ARGUMENT" } });
+    expect(await place.json("replicate", "vault/sub/a.img", "--disk", "a")).toMatchObject({
+      code: 2,
+      last: { code: "INVALID_ARGUMENT" },
+    });
     const target = await place.json("materialize", "--disk", "a", "--point", "1", "--to", "vault/new/b.img");
     expect(target).toMatchObject({ code: 2, last: { code: "INVALID_ARGUMENT" } });
   });
@@ -272,7 +309,10 @@ describe("the environment", () => {
     expect(parseLines(other.stdout)).toMatchObject([
       { type: "error", code: "VAULT_NOT_FOUND", message: expect.stringContaining("two") as string },
     ]);
-    const refused = await place.run(["replicate", "a.img", "--disk", "a"], { ...environment, TIDEMARK_WORKERS: "many" });
+    const refused = await place.run(["replicate", "a.img", "--disk", "a"], {
+      ...environment,
+      TIDEMARK_WORKERS: "many",
+    });
     expect(refused.code).toBe(2);
   });
 

@@ -28,9 +28,23 @@ describe("the demo", () => {
     expect(ended).toMatchObject({ code: 0, stderr: "" });
     expect(ended.stdout).toContain("All that came back is equal");
     expect(ended.stdout.split("\n").filter((line) => line.length > 80 && !line.startsWith("  "))).toEqual([]);
-    expect(readdirSync(place.path("it's kept")).sort()).toEqual(["disk.img", "point-1.img", "point-3.img", "state", "vault"]);
+    expect(readdirSync(place.path("it's kept")).sort()).toEqual([
+      "disk.img",
+      "point-1.img",
+      "point-3.img",
+      "state",
+      "vault",
+    ]);
     expect(sameFiles(place.path("it's kept/disk.img"), place.path("it's kept/point-3.img"))).toBe(true);
-    const listed = await place.run(["points", "list", "--disk", "demo", "--vault", "azurite:it's kept/vault", "--json"]);
+    const listed = await place.run([
+      "points",
+      "list",
+      "--disk",
+      "demo",
+      "--vault",
+      "azurite:it's kept/vault",
+      "--json",
+    ]);
     expect(parseLines(listed.stdout).at(-1)).toMatchObject({ type: "summary", points: 3 });
     const again = await place.run(["demo", "--keep", "it's kept"]);
     expect(again.code).toBe(2);

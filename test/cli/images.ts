@@ -1,4 +1,7 @@
-/** Disk images for tests of the command line: real bytes, the same for the same seed, in a second and less. */
+/**
+ * Disk images for tests of the command line: real bytes, the same for the same seed, in a second
+ * and less.
+ */
 import { createHash } from "node:crypto";
 import { closeSync, openSync, readFileSync, truncateSync, writeSync } from "node:fs";
 
@@ -12,7 +15,13 @@ export function writeImage(path: string, mebibytes: number, seed = 1): void {
     for (let index = 0; index < mebibytes; index += 1) {
       // Shifted by a byte each time: no block of it is like one before.
       writeSync(file, noise, index, mebibyte / 2, index * mebibyte);
-      writeSync(file, Buffer.alloc(mebibyte / 2, `${seed}:${index} still waters, `), 0, mebibyte / 2, index * mebibyte + mebibyte / 2);
+      writeSync(
+        file,
+        Buffer.alloc(mebibyte / 2, `${seed}:${index} still waters, `),
+        0,
+        mebibyte / 2,
+        index * mebibyte + mebibyte / 2,
+      );
     }
   } finally {
     closeSync(file);

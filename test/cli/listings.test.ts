@@ -3,7 +3,10 @@ import { describe, expect, it } from "vitest";
 import { pointsTable } from "../../cli/commands/listings.ts";
 import type { ListedPoint } from "../../engine/index.ts";
 
-const canvas = (columns: number): { readonly columns: number; readonly time: (iso: string) => string } => ({ columns, time: (iso) => iso });
+const canvas = (columns: number): { readonly columns: number; readonly time: (iso: string) => string } => ({
+  columns,
+  time: (iso) => iso,
+});
 
 const point: ListedPoint = {
   disk: "web",
@@ -22,7 +25,14 @@ const point: ListedPoint = {
   held: false,
   proved: null,
 };
-const alone: ListedPoint = { ...point, sequence: 17_281, consistency: "app", group: null, lagMs: 1_900, volumeBytes: 0 };
+const alone: ListedPoint = {
+  ...point,
+  sequence: 17_281,
+  consistency: "app",
+  group: null,
+  lagMs: 1_900,
+  volumeBytes: 0,
+};
 
 describe("the table of points", () => {
   it("shows everything where there is room", () => {
@@ -35,14 +45,19 @@ describe("the table of points", () => {
 
   it("leaves out the disk's size, then what was stored, where lines would be longer than 80 columns", () => {
     const narrow = pointsTable([point, alone], canvas(80));
-    expect(narrow.split("\n")[0]).toBe("POINT  ID        TIME                      CONS.  GROUP    LAG  CHANGED   STORED");
+    expect(narrow.split("\n")[0]).toBe(
+      "POINT  ID        TIME                      CONS.  GROUP    LAG  CHANGED   STORED",
+    );
     expect(Math.max(...narrow.split("\n").map((line) => line.length))).toBe(80);
     const longNamed = { ...point, group: { id: "f".repeat(32), name: "a-long-name" } };
     expect(pointsTable([longNamed, alone], canvas(80)).split("\n")[0]).not.toMatch(/SIZE|STORED/);
   });
 
   it("says what keeps a point, where something does", () => {
-    const rows = pointsTable([{ ...alone, pinned: true, held: true }, { ...alone, held: true }, alone], canvas(100)).split("\n");
+    const rows = pointsTable(
+      [{ ...alone, pinned: true, held: true }, { ...alone, held: true }, alone],
+      canvas(100),
+    ).split("\n");
     expect(rows.map((row) => row.slice(row.indexOf("app"), row.indexOf("app") + 13))).toEqual([
       expect.anything(),
       "app    pinned",

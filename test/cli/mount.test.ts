@@ -1,4 +1,7 @@
-/** `tidemark mount` with the clients that people use: what they read is the point, what they write stays out of the vault. */
+/**
+ * `tidemark mount` with the clients that people use: what they read is the point, what they write
+ * stays out of the vault.
+ */
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, watch, writeFileSync } from "node:fs";
@@ -20,7 +23,10 @@ interface Served {
   readonly uri: string;
 }
 
-/** Made once: two points of disk `web`, of 9 MiB and a hole, in `vault`; `1.img` and `web.img` are what they hold. */
+/**
+ * Made once: two points of disk `web`, of 9 MiB and a hole, in `vault`; `1.img` and `web.img` are
+ * what they hold.
+ */
 let shared: string;
 const inShared = (name: string): string => join(shared, name);
 const vaultFlag = (): readonly string[] => ["--vault", `dir:${inShared("vault")}`];
@@ -46,7 +52,16 @@ afterAll(() => {
 
 /** Mounts and waits until it is served. */
 async function serve(place: Place, ...words: readonly string[]): Promise<Served> {
-  const running = place.start(["mount", "--disk", "web", "--listen", "unix:nbd.sock", ...vaultFlag(), ...words, "--json"]);
+  const running = place.start([
+    "mount",
+    "--disk",
+    "web",
+    "--listen",
+    "unix:nbd.sock",
+    ...vaultFlag(),
+    ...words,
+    "--json",
+  ]);
   await running.says('"ready"');
   return { running, uri: `nbd+unix:///web?socket=${place.path("nbd.sock")}` };
 }
@@ -96,61 +111,79 @@ function testWith(programs: readonly string[], fact: string, body: () => Promise
 }
 
 describe("a mounted point", () => {
-  testWith(["nbdcopy", "nbdinfo"], "copied by nbdcopy is what materialize writes, and the end tells what it took", async () => {
-    const place = new Place();
-    for (const point of ["1", "2"]) {
-      const served = await serve(place, "--point", point);
-      expect(run("nbdinfo", "--size", served.uri).trim()).toBe(String(9 * mib + 512));
-      run("nbdcopy", "--connections=4", served.uri, place.path(`copy-${point}.img`));
-      const { code, last } = await stop(served);
-      expect(code).toBe(0);
-      expect(last).toMatchObject({ type: "summary", command: "mount", disk: "web", sequence: Number(point), writable: false });
-      expect(last["bytesRead"]).toBeGreaterThanOrEqual(6 * mib);
-      expect(last["bytesFetched"]).toBeLessThan(5 * mib);
-      expect(last["cacheMisses"]).toBeGreaterThan(0);
-    }
-    await place.json("materialize", "--disk", "web", "--point", "2", "--to", "back-2.img", ...vaultFlag());
-    expect(sameFiles(place.path("copy-2.img"), place.path("back-2.img"))).toBe(true);
-    expect(sameFiles(place.path("copy-1.img"), inShared("1.img"))).toBe(true);
-    expect(readdirSync(inShared("vault/disks/web/holds"))).toEqual([]);
-  });
+  testWith(
+    ["nbdcopy", "nbdinfo"],
+    "copied by nbdcopy is what materialize writes, and the end tells what it took",
+    async () => {
+      const place = new Place();
+      for (const point of ["1", "2"]) {
+        const served = await serve(place, "--point", point);
+        expect(run("nbdinfo", "--size", served.uri).trim()).toBe(String(9 * mib + 512));
+        run("nbdcopy", "--connections=4", served.uri, place.path(`copy-${point}.img`));
+        const { code, last } = await stop(served);
+        expect(code).toBe(0);
+        expect(last).toMatchObject({
+          type: "summary",
+          command: "mount",
+          disk: "web",
+          sequence: Number(point),
+          writable: false,
+        });
+        expect(last["bytesRead"]).toBeGreaterThanOrEqual(6 * mib);
+        expect(last["bytesFetched"]).toBeLessThan(5 * mib);
+        expect(last["cacheMisses"]).toBeGreaterThan(0);
+      }
+      await place.json("materialize", "--disk", "web", "--point", "2", "--to", "back-2.img", ...vaultFlag());
+      expect(sameFiles(place.path("copy-2.img"), place.path("back-2.img"))).toBe(true);
+      expect(sameFiles(place.path("copy-1.img"), inShared("1.img"))).toBe(true);
+      expect(readdirSync(inShared("vault/disks/web/holds"))).toEqual([]);
+    },
+  );
 
-  testWith(["qemu-img", "qemu-io"], "is compared and written by qemu, and its overlay brings back what was written", async () => {
-    const place = new Place();
-    const reading = await serve(place, "--point", "2");
-    expect(run("qemu-img", "compare", "-f", "raw", "-F", "raw", inShared("web.img"), reading.uri)).toContain("identical");
-    expect(() => run("qemu-io", "-f", "raw", "-c", "write 0 4k", reading.uri)).toThrow(/permission denied/i);
-    await stop(reading);
+  testWith(
+    ["qemu-img", "qemu-io"],
+    "is compared and written by qemu, and its overlay brings back what was written",
+    async () => {
+      const place = new Place();
+      const reading = await serve(place, "--point", "2");
+      expect(run("qemu-img", "compare", "-f", "raw", "-F", "raw", inShared("web.img"), reading.uri)).toContain(
+        "identical",
+      );
+      expect(() => run("qemu-io", "-f", "raw", "-c", "write 0 4k", reading.uri)).toThrow(/permission denied/i);
+      await stop(reading);
 
-    const overlay = ["--point", "2", "--writable", "--overlay", "web.overlay"];
-    const writing = await serve(place, ...overlay);
-    const commands = ["write -P 5 100 3M", "write -z 4M 100k", "discard 5M 1M", "write -f -P 6 8M 512", "flush"];
-    expect(run("qemu-io", "-f", "raw", ...commands.flatMap((line) => ["-c", line]), writing.uri)).not.toMatch(/failed/i);
-    // It was flushed: whatever ends the process, it is there.
-    writing.running.child.kill("SIGKILL");
-    await writing.running.ended;
+      const overlay = ["--point", "2", "--writable", "--overlay", "web.overlay"];
+      const writing = await serve(place, ...overlay);
+      const commands = ["write -P 5 100 3M", "write -z 4M 100k", "discard 5M 1M", "write -f -P 6 8M 512", "flush"];
+      expect(run("qemu-io", "-f", "raw", ...commands.flatMap((line) => ["-c", line]), writing.uri)).not.toMatch(
+        /failed/i,
+      );
+      // It was flushed: whatever ends the process, it is there.
+      writing.running.child.kill("SIGKILL");
+      await writing.running.ended;
 
-    const again = await serve(place, ...overlay);
-    const checks = ["read -P 5 100 3M", "read -P 0 4M 100k", "read -P 6 8M 512"];
-    expect(run("qemu-io", "-f", "raw", ...checks.flatMap((line) => ["-c", line]), again.uri)).not.toMatch(/failed/i);
-    const { last } = await stop(again);
-    expect(last).toMatchObject({ writable: true, overlay: place.path("web.overlay") });
+      const again = await serve(place, ...overlay);
+      const checks = ["read -P 5 100 3M", "read -P 0 4M 100k", "read -P 6 8M 512"];
+      expect(run("qemu-io", "-f", "raw", ...checks.flatMap((line) => ["-c", line]), again.uri)).not.toMatch(/failed/i);
+      const { last } = await stop(again);
+      expect(last).toMatchObject({ writable: true, overlay: place.path("web.overlay") });
 
-    const other = await place.json(
-      "mount",
-      "--disk",
-      "web",
-      "--listen",
-      "unix:nbd.sock",
-      "--point",
-      "1",
-      ...overlay.slice(2),
-      ...vaultFlag(),
-    );
-    expect([other.code, other.last["code"]]).toEqual([2, "INVALID_ARGUMENT"]);
-    const verified = await place.json("verify", "--disk", "web", "--source", inShared("web.img"), ...vaultFlag());
-    expect(verified).toMatchObject({ code: 0, last: { damaged: [] } });
-  });
+      const other = await place.json(
+        "mount",
+        "--disk",
+        "web",
+        "--listen",
+        "unix:nbd.sock",
+        "--point",
+        "1",
+        ...overlay.slice(2),
+        ...vaultFlag(),
+      );
+      expect([other.code, other.last["code"]]).toEqual([2, "INVALID_ARGUMENT"]);
+      const verified = await place.json("verify", "--disk", "web", "--source", inShared("web.img"), ...vaultFlag());
+      expect(verified).toMatchObject({ code: 0, last: { damaged: [] } });
+    },
+  );
 
   testWith(
     ["nbdcopy", "mke2fs", "e2fsck", "debugfs"],
@@ -201,7 +234,16 @@ describe("a mounted point", () => {
     });
     expect((await stop(reading)).code).toBe(0);
     for (const round of ["first", "second"]) {
-      const served = await serve(place, "--vault", "dir:vault", "--point", "latest", "--writable", "--overlay", "web.overlay");
+      const served = await serve(
+        place,
+        "--vault",
+        "dir:vault",
+        "--point",
+        "latest",
+        "--writable",
+        "--overlay",
+        "web.overlay",
+      );
       await withFuse(place, served.uri, async (image) => {
         await withMounted(image, place.path("mnt"), async () => {
           expect(sameFiles(place.path("mnt/one"), place.path("files/one"))).toBe(true);
@@ -242,7 +284,17 @@ describe("a mounted point", () => {
 
   test("is told to people in sentences", async () => {
     const place = new Place();
-    const running = place.start(["mount", "--disk", "web", "--point", "1", "--listen", "unix:s", "--writable", ...vaultFlag()]);
+    const running = place.start([
+      "mount",
+      "--disk",
+      "web",
+      "--point",
+      "1",
+      "--listen",
+      "unix:s",
+      "--writable",
+      ...vaultFlag(),
+    ]);
     await running.says("is served at");
     running.child.kill("SIGINT");
     const { code, stdout } = await running.ended;
@@ -264,7 +316,10 @@ test("what cannot be mounted ends with the code that says so", async () => {
     [["--point", "1", "--writable", "--overlay", inShared("web.img")], 2, "INVALID_ARGUMENT"],
   ] as const;
   const outcomes = await Promise.all(
-    uses.map(async ([words]) => await place.json("mount", "--disk", "web", "--listen", "unix:nbd.sock", ...vaultFlag(), ...words)),
+    uses.map(
+      async ([words]) =>
+        await place.json("mount", "--disk", "web", "--listen", "unix:nbd.sock", ...vaultFlag(), ...words),
+    ),
   );
   expect(outcomes.map(({ code, last }) => [code, last["code"]])).toEqual(uses.map(([, exit, code]) => [exit, code]));
   expect(existsSync(place.path("nbd.sock"))).toBe(false);

@@ -1,4 +1,7 @@
-/** `tidemark replicate nbd://…`: exports of our own server and of qemu-nbd as sources, whole and by their dirty bitmaps. */
+/**
+ * `tidemark replicate nbd://…`: exports of our own server and of qemu-nbd as sources, whole and by
+ * their dirty bitmaps.
+ */
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, readFileSync, rmSync, watch } from "node:fs";
@@ -28,13 +31,23 @@ describe("an export of our own server", () => {
     disk.bytes.fill(7, mib, mib + 300 * kib);
     const first = await place.json("replicate", await addressOf(disk), "--disk", "a");
     expect(first.code).toBe(0);
-    expect(first.last).toMatchObject({ sequence: 1, consistency: "crash", volumeBytes: 3 * mib, changedBytes: 300 * kib });
+    expect(first.last).toMatchObject({
+      sequence: 1,
+      consistency: "crash",
+      volumeBytes: 3 * mib,
+      changedBytes: 300 * kib,
+    });
     expect(notices(first.lines)).toEqual([]);
 
     const writable = new MemoryDisk(3 * mib);
     writable.bytes.fill(9, 0, 4 * kib);
     const second = await place.json("replicate", await addressOf(writable), "--disk", "a");
-    expect(second.last).toMatchObject({ sequence: 2, consistency: "fuzzy", changedBytes: 304 * kib, zeroBytes: 300 * kib });
+    expect(second.last).toMatchObject({
+      sequence: 2,
+      consistency: "fuzzy",
+      changedBytes: 304 * kib,
+      zeroBytes: 300 * kib,
+    });
     expect(notices(second.lines)).toEqual(["SOURCE_CHANGED"]);
 
     await place.json("materialize", "--disk", "a", "--point", "1", "--to", "1.img");
@@ -86,7 +99,12 @@ describe("qemu-nbd with a qcow2 image", () => {
     vm.write("write -P 1 0 8M");
     vm.qemuImg("bitmap", "--add", "--enable", "-g", "64K", "vm.qcow2", "b0");
     const first = await vm.replicate();
-    expect(first.last).toMatchObject({ sequence: 1, consistency: "crash", volumeBytes: 64 * mib, changedBytes: 8 * mib });
+    expect(first.last).toMatchObject({
+      sequence: 1,
+      consistency: "crash",
+      volumeBytes: 64 * mib,
+      changedBytes: 8 * mib,
+    });
     const point = String(first.last["point"]);
 
     vm.write("write -P 2 1M 4k", "write -z -u 4M 128k", "write -P 3 32M 64k");
@@ -141,7 +159,10 @@ describe("qemu-nbd with a qcow2 image", () => {
   });
 });
 
-/** A qcow2 image of 64 MiB that a virtual machine writes, and that is exported read-only while it rests. */
+/**
+ * A qcow2 image of 64 MiB that a virtual machine writes, and that is exported read-only while it
+ * rests.
+ */
 class VirtualDisk {
   readonly #place = new Place();
   readonly #socket: string = this.#place.path("nbd");
@@ -183,7 +204,17 @@ class VirtualDisk {
     rmSync(pidFile, { force: true });
     const watcher = watch(folder);
     try {
-      const words = ["-f", "qcow2", "-r", "-t", "-k", this.#socket, "--pid-file", pidFile, ...(this.#hasBitmap ? ["-B", "b0"] : [])];
+      const words = [
+        "-f",
+        "qcow2",
+        "-r",
+        "-t",
+        "-k",
+        this.#socket,
+        "--pid-file",
+        pidFile,
+        ...(this.#hasBitmap ? ["-B", "b0"] : []),
+      ];
       const child = spawn("qemu-nbd", [...words, "vm.qcow2"], { cwd: folder, stdio: "ignore" });
       onTestFinished(async () => await ended(child));
       const failed = once(child, "exit").then(() => {

@@ -21,7 +21,18 @@ it("shows the extents in which two points differ, and their total", async () => 
     extents: 1,
     differingBytes: 4096,
   });
-  const { stdout } = await place.run(["points", "diff", "--disk", "a", "--from", "2", "--to", "1", "--vault", "dir:vault"]);
+  const { stdout } = await place.run([
+    "points",
+    "diff",
+    "--disk",
+    "a",
+    "--from",
+    "2",
+    "--to",
+    "1",
+    "--vault",
+    "dir:vault",
+  ]);
   expect(stdout).toBe("OFFSET  LENGTH\n40,960   4,096\npoints 2 and 1 of disk a differ in 1 extent, 4 KiB\n");
   const same = await place.run(["points", "diff", "--disk", "a", "--from", "2", "--to", "2", "--vault", "dir:vault"]);
   expect(same.stdout).toBe("points 2 and 2 of disk a are the same\n");

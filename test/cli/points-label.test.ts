@@ -10,7 +10,10 @@ it("labels points, shows it, and removes it again", async () => {
   const { lines } = await place.json("points", "list", "--disk", "a");
   expect(lines[0]).toMatchObject({ type: "point", sequence: 1, label: "before the upgrade" });
   const put = await place.json("points", "label", "--disk", "a", "--point", "1", "--text", "after all");
-  expect(put).toMatchObject({ code: 0, last: { type: "summary", command: "points label", sequence: 1, label: "after all" } });
+  expect(put).toMatchObject({
+    code: 0,
+    last: { type: "summary", command: "points label", sequence: 1, label: "after all" },
+  });
   const listed = await place.run(["points", "list", "--disk", "a", "--vault", "dir:vault"]);
   expect(listed.stdout).toMatch(/LABEL/);
   expect(listed.stdout).toMatch(/after all/);
@@ -18,5 +21,7 @@ it("labels points, shows it, and removes it again", async () => {
   expect(shown.stdout).toMatch(/label +after all/);
   await place.json("points", "label", "--disk", "a", "--point", "1", "--text", "");
   expect((await place.json("points", "show", "--disk", "a")).last).toMatchObject({ label: null });
-  expect(await place.json("points", "label", "--disk", "a", "--point", "1", "--text", "x".repeat(201))).toMatchObject({ code: 2 });
+  expect(await place.json("points", "label", "--disk", "a", "--point", "1", "--text", "x".repeat(201))).toMatchObject({
+    code: 2,
+  });
 }, 40_000);

@@ -5,12 +5,17 @@ import { sameFiles, writeImage } from "./images.ts";
 import { Place, parseLines, type Running } from "./tidemark.ts";
 
 const bigMebibytes = 300;
-/** The promise is two seconds after the signal; what a busy machine needs to end the process is not part of it. */
+/**
+ * The promise is two seconds after the signal; what a busy machine needs to end the process is not
+ * part of it.
+ */
 const restMsMax = 2_000;
 
 const vault = { TIDEMARK_VAULT: "dir:vault", TIDEMARK_WORKERS: "1" };
 
-async function interrupt(running: Running): Promise<{ readonly code: number | null; readonly stdout: string; readonly elapsedMs: number }> {
+async function interrupt(
+  running: Running,
+): Promise<{ readonly code: number | null; readonly stdout: string; readonly elapsedMs: number }> {
   const startedAt = performance.now();
   running.child.kill("SIGINT");
   const { code, stdout } = await running.ended;

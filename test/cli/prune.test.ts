@@ -17,7 +17,18 @@ async function placeWithPoints(): Promise<Place> {
 describe("tidemark prune", () => {
   it("says what would go and why, explains one point, keeps what is pinned, and drops the rest", async () => {
     const place = await placeWithPoints();
-    const pinned = await place.json("points", "pin", "--disk", "a", "--point", "2", "--name", "audit", "--until", "2090-01-01T00:00:00Z");
+    const pinned = await place.json(
+      "points",
+      "pin",
+      "--disk",
+      "a",
+      "--point",
+      "2",
+      "--name",
+      "audit",
+      "--until",
+      "2090-01-01T00:00:00Z",
+    );
     expect(pinned.last).toMatchObject({
       type: "summary",
       command: "points pin",
@@ -25,7 +36,9 @@ describe("tidemark prune", () => {
       pin: { name: "audit", until: "2090-01-01T00:00:00.000Z" },
     });
     const listed = await place.json("points", "list", "--disk", "a");
-    expect(listed.lines.filter(({ pinned: isPinned }) => isPinned === true)).toMatchObject([{ sequence: 2, held: false }]);
+    expect(listed.lines.filter(({ pinned: isPinned }) => isPinned === true)).toMatchObject([
+      { sequence: 2, held: false },
+    ]);
 
     const dry = await place.json("prune", "--policy", "keep:last=2", "--dry-run");
     expect(dry.lines.filter(({ type }) => type === "decision").map(({ sequence, keep }) => [sequence, keep])).toEqual([
@@ -36,7 +49,14 @@ describe("tidemark prune", () => {
       [5, true],
       [6, true],
     ]);
-    expect(dry.last).toMatchObject({ type: "summary", command: "prune", dryRun: true, removedPoints: 3, keptPoints: 3, heldPoints: 0 });
+    expect(dry.last).toMatchObject({
+      type: "summary",
+      command: "prune",
+      dryRun: true,
+      removedPoints: 3,
+      keptPoints: 3,
+      heldPoints: 0,
+    });
     const told = await place.run(["prune", "--policy", "keep:last=2", "--dry-run", "--vault", "dir:vault"]);
     expect(told.stdout).toMatch(/DISK +POINT +TIME +CONS\. +STORED +GOES BECAUSE\na +1 /);
     expect(told.stdout).toContain("3 points would go, 3 points left");
@@ -49,7 +69,9 @@ describe("tidemark prune", () => {
       code: 0,
       last: { dryRun: false, removedPoints: 3, keptPoints: 3, disks: [{ disk: "a", removedPoints: 3 }] },
     });
-    expect(Object.keys(pruned.last)).toEqual(expect.arrayContaining(["removedStoredBytes", "skippedDisks", "requests", "elapsedMs"]));
+    expect(Object.keys(pruned.last)).toEqual(
+      expect.arrayContaining(["removedStoredBytes", "skippedDisks", "requests", "elapsedMs"]),
+    );
     const unpinned = await place.json("points", "unpin", "--disk", "a", "--point", "2");
     expect(unpinned.last).toMatchObject({ command: "points unpin", sequence: 2, removedPins: 1 });
     await place.json("prune", "--policy", "keep:last=2", "--disk", "a");
@@ -64,13 +86,21 @@ describe("tidemark prune", () => {
     const place = new Place();
     await place.json("vault", "init");
     expect(await place.json("prune")).toMatchObject({ code: 2, last: { type: "error", code: "INVALID_ARGUMENT" } });
-    expect(await place.json("prune", "--policy", "days:99")).toMatchObject({ code: 2, last: { code: "INVALID_ARGUMENT" } });
+    expect(await place.json("prune", "--policy", "days:99")).toMatchObject({
+      code: 2,
+      last: { code: "INVALID_ARGUMENT" },
+    });
     expect(await place.json("prune", "--policy", "days:1", "--explain", "1")).toMatchObject({ code: 2 });
     expect(await place.json("prune", "--policy", "days:1", "--disk", "nobody")).toMatchObject({
       code: 10,
       last: { code: "DISK_NOT_FOUND" },
     });
-    expect(await place.json("points", "pin", "--disk", "a", "--point", "1", "--until", "soon")).toMatchObject({ code: 2 });
-    expect(await place.json("prune", "--policy", "days:1")).toMatchObject({ code: 0, last: { removedPoints: 0, disks: [] } });
+    expect(await place.json("points", "pin", "--disk", "a", "--point", "1", "--until", "soon")).toMatchObject({
+      code: 2,
+    });
+    expect(await place.json("prune", "--policy", "days:1")).toMatchObject({
+      code: 0,
+      last: { removedPoints: 0, disks: [] },
+    });
   });
 });

@@ -1,5 +1,18 @@
-/** `tidemark verify --heal` and `tidemark vault repair`: what they say, what they do, and their exit codes. */
-import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, rmSync, truncateSync, writeSync } from "node:fs";
+/**
+ * `tidemark verify --heal` and `tidemark vault repair`: what they say, what they do, and their exit
+ * codes.
+ */
+import {
+  closeSync,
+  existsSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  rmSync,
+  truncateSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { DirectorySink } from "../../sink/directory.ts";
@@ -55,7 +68,8 @@ describe("verify --heal", () => {
     expect(code).toBe(3);
     const told = lines.filter(({ type }) => type === "damage");
     expect(told.map((line) => line["sequence"])).toEqual([2, 1]);
-    for (const line of told) expect(line["message"]).toContain("it could not be healed: neither a source nor another chunk");
+    for (const line of told)
+      expect(line["message"]).toContain("it could not be healed: neither a source nor another chunk");
   });
 });
 
@@ -86,7 +100,10 @@ describe("vault repair", () => {
     ]);
     expect((await place.json("points", "list", "--disk", "a")).last).toMatchObject({ points: 2 });
     expect((await place.json("verify")).code).toBe(0);
-    expect((await place.json("replicate", "a.img", "--disk", "a")).last).toMatchObject({ sequence: 3, changedBytes: 0 });
+    expect((await place.json("replicate", "a.img", "--disk", "a")).last).toMatchObject({
+      sequence: 3,
+      changedBytes: 0,
+    });
   });
 
   it("puts back a vault.json that is gone, which every other command asks for", async () => {
@@ -103,10 +120,15 @@ describe("vault repair", () => {
       expect(await place.json(...words)).toMatchObject({ code: 3, last: { type: "error", code: "DAMAGED", remedy } });
     }
     const tried = await place.run(["vault", "repair", "--dry-run", "--vault", "dir:vault"]);
-    expect(tried.stdout).toContain("would be rebuilt: the vault: vault.json is gone; rewritten with the identity of vault");
+    expect(tried.stdout).toContain(
+      "would be rebuilt: the vault: vault.json is gone; rewritten with the identity of vault",
+    );
     expect(existsSync(file)).toBe(false);
     const done = await place.json("vault", "repair");
-    expect(done).toMatchObject({ code: 0, lines: [{ type: "repaired", disk: null, object: "vault.json", kind: "vault" }, { lost: [] }] });
+    expect(done).toMatchObject({
+      code: 0,
+      lines: [{ type: "repaired", disk: null, object: "vault.json", kind: "vault" }, { lost: [] }],
+    });
     expect(readFileSync(file, "utf8")).toBe(before);
   });
 

@@ -40,7 +40,9 @@ describe("quantities", () => {
     expect(["64KiB", "64k", "64 KB", "65536", "65536B", "0.5MiB", "1MiB"].map(parseBytes)).toEqual([
       65_536, 65_536, 65_536, 65_536, 65_536, 524_288, 1_048_576,
     ]);
-    expect(["", "KiB", "-1", "1.00001KiB", "1XiB", "1e3", "0x10"].map(parseBytes)).toEqual(Array.from({ length: 7 }, () => undefined));
+    expect(["", "KiB", "-1", "1.00001KiB", "1XiB", "1e3", "0x10"].map(parseBytes)).toEqual(
+      Array.from({ length: 7 }, () => undefined),
+    );
   });
 });
 
@@ -65,7 +67,12 @@ describe("text", () => {
   });
 
   it("of progress names share, rate and what is left", () => {
-    const progress = { phase: "scan", doneBytes: 50 * mebibyte, totalBytes: 200 * mebibyte, transferredBytes: 10 * mebibyte } as const;
+    const progress = {
+      phase: "scan",
+      doneBytes: 50 * mebibyte,
+      totalBytes: 200 * mebibyte,
+      transferredBytes: 10 * mebibyte,
+    } as const;
     expect(progressText(progress, [{ atMs: 0, doneBytes: 50 * mebibyte }])).toBe(
       "scan        [#####               ]  25 %  50 MiB of 200 MiB  stored 10 MiB",
     );
@@ -119,14 +126,19 @@ describe("the environment", () => {
   });
 
   it("holds credentials, of which empty ones count as none", () => {
-    expect(sinkOptions(vault, { AZURE_STORAGE_KEY: "key", AZURE_STORAGE_CONNECTION_STRING: "" }, signal).credentials).toEqual({
+    expect(
+      sinkOptions(vault, { AZURE_STORAGE_KEY: "key", AZURE_STORAGE_CONNECTION_STRING: "" }, signal).credentials,
+    ).toEqual({
       accountKey: "key",
       connectionString: undefined,
     });
   });
 
   it("switches JSON on, as its flag does anywhere before --", () => {
-    expect(outputFlags(["disks", "list"], { TIDEMARK_JSON: "1", TIDEMARK_DEBUG: "0" })).toMatchObject({ json: true, debug: false });
+    expect(outputFlags(["disks", "list"], { TIDEMARK_JSON: "1", TIDEMARK_DEBUG: "0" })).toMatchObject({
+      json: true,
+      debug: false,
+    });
     expect(outputFlags(["replicate", "-q", "--", "--json"], { TIDEMARK_UTC: "yes" })).toEqual({
       json: false,
       debug: false,

@@ -1,6 +1,6 @@
 /**
- * The built program as a test runs it: a process of its own, in a folder of its own, with an environment that holds nothing of the
- * tester's.
+ * The built program as a test runs it: a process of its own, in a folder of its own, with an
+ * environment that holds nothing of the tester's.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -31,7 +31,12 @@ export class Running {
   readonly #waiting = new Set<() => void>();
 
   /** `under` is a command that runs another one, such as `unshare`. */
-  constructor(folder: string, words: readonly string[], environment: Readonly<Record<string, string>> = {}, under: readonly string[] = []) {
+  constructor(
+    folder: string,
+    words: readonly string[],
+    environment: Readonly<Record<string, string>> = {},
+    under: readonly string[] = [],
+  ) {
     const { PATH = "" } = process.env;
     const [command = process.execPath, ...rest] = [...under, process.execPath, program, ...words];
     const child = spawn(command, rest, {
@@ -60,7 +65,9 @@ export class Running {
     });
   }
 
-  /** Resolves once `text` has appeared on stdout or stderr; fails when the process ends without it. */
+  /**
+   * Resolves once `text` has appeared on stdout or stderr; fails when the process ends without it.
+   */
   async says(text: string): Promise<void> {
     const abort = new AbortController();
     void this.ended.then(() => abort.abort());
@@ -89,7 +96,11 @@ export class Place {
     return join(this.folder, name);
   }
 
-  start(words: readonly string[], environment: Readonly<Record<string, string>> = {}, under: readonly string[] = []): Running {
+  start(
+    words: readonly string[],
+    environment: Readonly<Record<string, string>> = {},
+    under: readonly string[] = [],
+  ): Running {
     return new Running(this.folder, words, environment, under);
   }
 
@@ -97,8 +108,13 @@ export class Place {
     return await this.start(words, environment).ended;
   }
 
-  /** Runs with `--json` on the vault `dir:vault` and gives exit code and lines. Fails when anything but JSON was printed. */
-  async json(...words: readonly string[]): Promise<{ readonly code: number | null; readonly lines: readonly Line[]; readonly last: Line }> {
+  /**
+   * Runs with `--json` on the vault `dir:vault` and gives exit code and lines. Fails when anything
+   * but JSON was printed.
+   */
+  async json(
+    ...words: readonly string[]
+  ): Promise<{ readonly code: number | null; readonly lines: readonly Line[]; readonly last: Line }> {
     const ended = await this.run([...words, "--json"], { TIDEMARK_VAULT: "dir:vault" });
     const lines = parseLines(ended.stdout);
     const last = lines.at(-1);

@@ -20,7 +20,12 @@ describe("a time", () => {
   });
 
   it("with a zone is that instant, however the zone is written", () => {
-    const texts = ["2026-05-01T12:00:00Z", "2026-05-01 12:00z", "2026-05-01T14:00:00.000+02:00", "2026-05-01T07:00-0500"];
+    const texts = [
+      "2026-05-01T12:00:00Z",
+      "2026-05-01 12:00z",
+      "2026-05-01T14:00:00.000+02:00",
+      "2026-05-01T07:00-0500",
+    ];
     expect(texts.map((text) => parseTime(text, 0))).toEqual(texts.map(() => now));
   });
 

@@ -17,7 +17,11 @@ const wrong: readonly (readonly [fact: string, words: readonly string[], told: R
     ["points", "show", "--vault", "dir:v", "--disk", "a", "--point", "2026-05-01T12:00"],
     /as local time, and 2026-05-01T12:00:00Z as UTC/,
   ],
-  ["an age in an unknown unit", ["points", "list", "--vault", "dir:v", "--disk", "a", "--since", "2 moons ago"], /unknown unit moons/],
+  [
+    "an age in an unknown unit",
+    ["points", "list", "--vault", "dir:v", "--disk", "a", "--since", "2 moons ago"],
+    /unknown unit moons/,
+  ],
   ["an unknown command", ["replicat"], /unknown command/],
   ["a group without a command", ["points"], /needs a command/],
   ["an unknown flag", ["disks", "list", "--vautl", "x"], /unknown option/],
@@ -30,7 +34,11 @@ const wrong: readonly (readonly [fact: string, words: readonly string[], told: R
   ["a size that is none", ["vault", "init", "--vault", "dir:v", "--block-size", "big"], /not a size/],
   ["a block that is too small", ["vault", "init", "--vault", "dir:v", "--block-size", "8KiB"], /not a power of two/],
   ["a digest that is not known", ["vault", "init", "--vault", "dir:v", "--digest", "md5"], /blake3/],
-  ["a format that is not known", ["materialize", "--disk", "a", "--point", "1", "--to", "b", "--format", "qcow2"], /raw, vhd/],
+  [
+    "a format that is not known",
+    ["materialize", "--disk", "a", "--point", "1", "--to", "b", "--format", "qcow2"],
+    /raw, vhd/,
+  ],
   ["words too many", ["disks", "list", "a"], /too many arguments/],
   ["a point without its disk", ["verify", "--vault", "dir:v", "--point", "1"], /belong to one disk/],
   ["a bench without its image", ["bench", "initial"], /--image/],
@@ -63,7 +71,14 @@ async function helpText(words: readonly string[]): Promise<string> {
   let text = "";
   output.help = (part) => (text += part);
   const { signal } = new AbortController();
-  const program = createProgram({ output, environment: {}, signal, answerSignals: () => undefined, exitCode: 0, utc: false });
+  const program = createProgram({
+    output,
+    environment: {},
+    signal,
+    answerSignals: () => undefined,
+    exitCode: 0,
+    utc: false,
+  });
   await expect(program.parseAsync([...words, "--help"], { from: "user" })).rejects.toMatchObject({ exitCode: 0 });
   return text;
 }
@@ -131,7 +146,9 @@ describe("help", () => {
 
   it("marks what is required", async () => {
     const { stdout } = await new Place().run(["materialize", "--help"]);
-    expect(stdout).toMatch(/^Usage: tidemark materialize --disk <name> --point <point> --to <target>\s+--vault <vault>/);
+    expect(stdout).toMatch(
+      /^Usage: tidemark materialize --disk <name> --point <point> --to <target>\s+--vault <vault>/,
+    );
     expect(stdout).toMatch(/--disk <name> +name of the disk in the vault \(required\)/);
   });
 

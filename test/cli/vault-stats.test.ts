@@ -16,7 +16,8 @@ it("counts what a vault takes, as JSON and as a table", async () => {
     { disk: "b", points: 1 },
   ]);
   for (const counts of [last, ...disks]) {
-    for (const name of ["logicalBytes", "uniqueBytes", "storedBytes", "metadataBytes"]) expect(counts[name]).toBeGreaterThan(0);
+    for (const name of ["logicalBytes", "uniqueBytes", "storedBytes", "metadataBytes"])
+      expect(counts[name]).toBeGreaterThan(0);
   }
   // Both disks are the same image.
   expect(last["uniqueBytes"]).toBe(disks[0]?.["uniqueBytes"]);

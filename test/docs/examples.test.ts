@@ -1,10 +1,19 @@
 /**
- * Every file of examples/ does what the documents say of it. Programs import the package by its name and scripts call the command, both
- * from another folder, as a user's do.
+ * Every file of examples/ does what the documents say of it. Programs import the package by its
+ * name and scripts call the command, both from another folder, as a user's do.
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { chmodSync, copyFileSync, mkdirSync, readdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  copyFileSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { text } from "node:stream/consumers";
@@ -51,7 +60,8 @@ class Installed extends Place {
       cwd: this.folder,
       env: { PATH: `${this.path("bin")}:${process.env["PATH"] ?? ""}`, HOME: this.folder, TMPDIR: this.folder },
       stdio: ["ignore", "pipe", "pipe"],
-      // A group of its own: a script that fails may leave processes behind, which hold its output open.
+      // A group of its own: a script that fails may leave processes behind, which hold its output
+      // open.
       detached: true,
     });
     child.on("exit", () => killGroup(child.pid));
@@ -74,9 +84,13 @@ function killGroup(pid: number | undefined): void {
 test("every example is shown by a page and run here", () => {
   const shown = readPages().flatMap(blocksOf).map(exampleOf);
   const run = readFileSync(import.meta.filename, "utf8");
-  const files = readdirSync(join(repositoryRoot, "examples"), { withFileTypes: true }).filter((entry) => entry.isFile());
+  const files = readdirSync(join(repositoryRoot, "examples"), { withFileTypes: true }).filter((entry) =>
+    entry.isFile(),
+  );
   expect(files.length).toBeGreaterThan(5);
-  expect(files.map(({ name }) => name).filter((name) => !shown.includes(`examples/${name}`) || !run.includes(`"${name}"`))).toEqual([]);
+  expect(
+    files.map(({ name }) => name).filter((name) => !shown.includes(`examples/${name}`) || !run.includes(`"${name}"`)),
+  ).toEqual([]);
 });
 
 describe("the program", () => {
@@ -127,7 +141,9 @@ describe("the script", () => {
     ).toBe("day 1");
   });
 
-  test("agent.sh runs the agent of agent.yaml and takes a point of both disks at one barrier", { timeout: scriptMsMax }, async () => {
+  test("agent.sh runs the agent of agent.yaml and takes a point of both disks at one barrier", {
+    timeout: scriptMsMax,
+  }, async () => {
     const place = new Installed();
     // Any free port, so that this machine may serve metrics already.
     const configuration = (readText("examples/agent.yaml") ?? "").replace("127.0.0.1:9180", "127.0.0.1:0");
@@ -144,7 +160,9 @@ describe("the script", () => {
 
   test("of the README replicates twice, lists the points and restores one", { timeout: scriptMsMax }, async () => {
     const [readme] = readPages();
-    const scripts = (readme === undefined ? [] : blocksOf(readme)).filter(({ text: source }) => source.includes("export TIDEMARK_VAULT"));
+    const scripts = (readme === undefined ? [] : blocksOf(readme)).filter(({ text: source }) =>
+      source.includes("export TIDEMARK_VAULT"),
+    );
     expect(scripts).toHaveLength(1);
     const place = new Installed();
     writeFileSync(place.path("web.img"), Buffer.alloc(mib, 3));
@@ -156,5 +174,8 @@ describe("the script", () => {
 
 test("the configuration agent.yaml has no fault but that this machine lacks what it names", async () => {
   const faults = await new ConfigFolder().faults(readText("examples/agent.yaml") ?? "");
-  expect(faults).toEqual([expect.stringContaining(": pg-data.img does not exist"), expect.stringContaining(": pg-log.img does not exist")]);
+  expect(faults).toEqual([
+    expect.stringContaining(": pg-data.img does not exist"),
+    expect.stringContaining(": pg-log.img does not exist"),
+  ]);
 });

@@ -1,5 +1,6 @@
 /**
- * The generated documents say what the code does. `npm run docs:generate` writes them; without it, a difference fails here.
+ * The generated documents say what the code does. `npm run docs:generate` writes them; without it,
+ * a difference fails here.
  */
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
@@ -32,7 +33,9 @@ describe("the generated documents", () => {
 
   it("every command has a description, an example, and a description of every flag", () => {
     const commands = allCommands(programReference());
-    expect(commands.filter(({ description, examples }) => description === "" || examples === "").map(({ name }) => name)).toEqual([]);
+    expect(
+      commands.filter(({ description, examples }) => description === "" || examples === "").map(({ name }) => name),
+    ).toEqual([]);
     expect(commands.flatMap(({ options }) => options.filter(({ description }) => description === ""))).toEqual([]);
   });
 });

@@ -1,6 +1,7 @@
 /**
- * docs/json.md, made from the types of cli/json.ts by the compiler: every object that `--json` prints, with every field, its type and
- * its comment. A type that has a name gets a section; an object type without a name is written out in the field that has it.
+ * docs/json.md, made from the types of cli/json.ts by the compiler: every object that `--json`
+ * prints, with every field, its type and its comment. A type that has a name gets a section; an
+ * object type without a name is written out in the field that has it.
  */
 import { join } from "node:path";
 import ts from "typescript";
@@ -60,7 +61,9 @@ class Writer {
     const summaries = this.#exported(file, "JsonSummaries").getProperties();
     const cases = summaries.filter(({ name }) => name.startsWith("bench "));
     const listed = [
-      ...summaries.filter((symbol) => !cases.includes(symbol)).map((symbol) => [`\`${symbol.name}\``, this.#textOf(symbol)]),
+      ...summaries
+        .filter((symbol) => !cases.includes(symbol))
+        .map((symbol) => [`\`${symbol.name}\``, this.#textOf(symbol)]),
       ...cases.slice(0, 1).map((symbol) => ["`bench CASE`", this.#textOf(symbol)]),
     ];
     const lines = [
@@ -113,7 +116,11 @@ class Writer {
     if (only === undefined || others.length > 0) return undefined;
     const element = this.#elementOf(only);
     const object = element ?? only;
-    if (!isObject(object) || nameOf(object) !== undefined || this.#checker.getIndexTypeOfType(object, ts.IndexKind.String) !== undefined)
+    if (
+      !isObject(object) ||
+      nameOf(object) !== undefined ||
+      this.#checker.getIndexTypeOfType(object, ts.IndexKind.String) !== undefined
+    )
       return undefined;
     return { type: object, isList: element !== undefined };
   }
@@ -139,7 +146,9 @@ class Writer {
 
   #unionText(type: ts.Type): string {
     if (!type.isUnion()) return this.#checker.typeToString(type);
-    const parts = type.types.filter(({ flags }) => (flags & ts.TypeFlags.Undefined) === 0).map((part) => this.#typeText(part));
+    const parts = type.types
+      .filter(({ flags }) => (flags & ts.TypeFlags.Undefined) === 0)
+      .map((part) => this.#typeText(part));
     return [...new Set(parts.map((part) => (part === "true" || part === "false" ? "boolean" : part)))]
       .map((part) => (part.startsWith('"') ? `\`${part}\`` : part))
       .join(" or ");
@@ -172,9 +181,14 @@ function isObject(type: ts.Type): boolean {
   return (type.flags & (ts.TypeFlags.Object | ts.TypeFlags.Intersection)) !== 0;
 }
 
-/** The name of a type that has one of its own; undefined for a literal of an object and for what the language brings. */
+/**
+ * The name of a type that has one of its own; undefined for a literal of an object and for what the
+ * language brings.
+ */
 function nameOf(type: ts.Type): string | undefined {
   const symbol = type.aliasSymbol ?? (type.isClassOrInterface() ? type.getSymbol() : undefined);
-  const isOurs = symbol?.declarations?.some((declaration) => !declaration.getSourceFile().fileName.includes("/node_modules/")) === true;
+  const isOurs =
+    symbol?.declarations?.some((declaration) => !declaration.getSourceFile().fileName.includes("/node_modules/")) ===
+    true;
   return isOurs ? symbol.name : undefined;
 }

@@ -1,6 +1,6 @@
 /**
- * What the documents say of the repository holds: links lead somewhere, pages keep their length, shown commands and flags exist, and
- * every test that docs/guarantees.md names is there.
+ * What the documents say of the repository holds: links lead somewhere, pages keep their length,
+ * shown commands and flags exist, and every test that docs/guarantees.md names is there.
  */
 import { posix } from "node:path";
 import process from "node:process";
@@ -8,11 +8,23 @@ import ts from "typescript";
 import { beforeAll, describe, expect, test, vi } from "vitest";
 import { runCommandLine } from "../../cli/program.ts";
 import { exists, parseSource, readText } from "../source-tree.ts";
-import { blocksOf, codeSpans, exampleOf, type Page, readPages, relativeLinks, type ShownCommand, shownCommands } from "./pages.ts";
+import {
+  blocksOf,
+  codeSpans,
+  exampleOf,
+  type Page,
+  readPages,
+  relativeLinks,
+  type ShownCommand,
+  shownCommands,
+} from "./pages.ts";
 
 const pages = readPages();
 
-/** Lines that a page may have. Pages that are generated or list figures are as long as what they list. */
+/**
+ * Lines that a page may have. Pages that are generated or list figures are as long as what they
+ * list.
+ */
 const linesMax: Readonly<Record<string, number>> = {
   "README.md": 150,
   "ARCHITECTURE.md": 200,
@@ -52,7 +64,11 @@ describe("a page", () => {
       const path = exampleOf(block);
       return path === undefined ? [] : [{ page: block.page, path, text: block.text }];
     });
-    expect(shown.filter(({ path, text }) => readText(path) !== text).map(({ page, path }) => `${page} shows another ${path}`)).toEqual([]);
+    expect(
+      shown
+        .filter(({ path, text }) => readText(path) !== text)
+        .map(({ page, path }) => `${page} shows another ${path}`),
+    ).toEqual([]);
     const subjects = Object.keys(linesMax).filter((path) => path.startsWith("docs/"));
     expect(subjects.filter((path) => !shown.some(({ page }) => page === path))).toEqual([]);
   });
@@ -78,7 +94,10 @@ describe("a command that a page shows", () => {
 
   test("that does not exist is found", async () => {
     const page = pageAt("docs/agent.md");
-    const shown = shownCommands({ ...page, text: "`tidemark points nosuch` `tidemark nosuch` `tidemark points list --nosuch`" });
+    const shown = shownCommands({
+      ...page,
+      text: "`tidemark points nosuch` `tidemark nosuch` `tidemark points list --nosuch`",
+    });
     const faults = await Promise.all(shown.map(async (command) => faultsOf(command, await helpOf(command.words))));
     expect(faults).toEqual([
       ["docs/agent.md: there is no command tidemark points nosuch"],
@@ -98,24 +117,34 @@ describe("a test that docs/guarantees.md names", () => {
 
   test("that does not exist is found", () => {
     expect(isTest("test/docs/pages.test.ts › exists under that name")).toBe(true);
-    expect(isTest("test/docs/pages.test.ts › a test that docs/guarantees.md names › exists under that name")).toBe(true);
+    expect(isTest("test/docs/pages.test.ts › a test that docs/guarantees.md names › exists under that name")).toBe(
+      true,
+    );
     expect(isTest("test/docs/pages.test.ts › a page › exists under that name")).toBe(false);
     expect(isTest("test/docs/pages.test.ts › exists")).toBe(false);
     expect(isTest("test/docs/nosuch.test.ts › exists")).toBe(false);
   });
 });
 
-/** What is wrong with a command, by the help that its words lead to: help names the command that it is about. */
+/**
+ * What is wrong with a command, by the help that its words lead to: help names the command that it
+ * is about.
+ */
 function faultsOf({ page, words, flags }: ShownCommand, help: string): readonly string[] {
   const usage = /Usage: (tidemark(?: [a-z][a-z-]*(?:\|[a-z-]+)?)*)([^\n]*)/.exec(help);
   const found = (usage?.[1] ?? "").split(" ").slice(1);
   const name = ["tidemark", ...words].join(" ");
   const takesWords = /[<[](?!options\]|command\])/.test(usage?.[2] ?? "");
   if (found.length < words.length && !takesWords) return [`${page}: there is no command ${name}`];
-  return flags.filter((flag) => !new RegExp(`${flag}(?![a-z-])`).test(help)).map((flag) => `${page}: ${name} has no flag ${flag}`);
+  return flags
+    .filter((flag) => !new RegExp(`${flag}(?![a-z-])`).test(help))
+    .map((flag) => `${page}: ${name} has no flag ${flag}`);
 }
 
-/** The help that the program prints for the words of a command. Each run of it listens for errors of its streams. */
+/**
+ * The help that the program prints for the words of a command. Each run of it listens for errors of
+ * its streams.
+ */
 async function helpOf(words: readonly string[]): Promise<string> {
   const written: string[] = [];
   const write = vi.spyOn(process.stdout, "write").mockImplementation((text, ...rest) => {
@@ -133,15 +162,23 @@ async function helpOf(words: readonly string[]): Promise<string> {
 
 const knownTests = new Map<string, readonly (readonly string[])[]>();
 
-/** Whether `file › … › test` names a test: the words behind the file are the last of the test's own names. */
+/**
+ * Whether `file › … › test` names a test: the words behind the file are the last of the test's own
+ * names.
+ */
 function isTest(citation: string): boolean {
   const [path = "", ...names] = citation.split(" › ");
   const tests = knownTests.get(path) ?? testNames(path);
   knownTests.set(path, tests);
-  return names.length > 0 && tests.some((own) => names.every((name, at) => own[own.length - names.length + at] === name));
+  return (
+    names.length > 0 && tests.some((own) => names.every((name, at) => own[own.length - names.length + at] === name))
+  );
 }
 
-/** The names of each test of a file, from its outermost group to its own, as they stand in the source. */
+/**
+ * The names of each test of a file, from its outermost group to its own, as they stand in the
+ * source.
+ */
 function testNames(path: string): readonly (readonly string[])[] {
   const text = readText(path);
   if (text === undefined) return [];

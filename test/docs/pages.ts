@@ -1,6 +1,6 @@
 /**
- * The documents as tests read them: Markdown pages, their fenced blocks, links and inline code. It knows only what our pages use of
- * Markdown.
+ * The documents as tests read them: Markdown pages, their fenced blocks, links and inline code. It
+ * knows only what our pages use of Markdown.
  */
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
@@ -22,15 +22,28 @@ export interface Block {
 /** README, the other documents of the root, and every page of `docs/`. */
 export function readPages(): readonly Page[] {
   const folder = readdirSync(join(repositoryRoot, "docs")).filter((name) => name.endsWith(".md"));
-  const paths = ["README.md", "ARCHITECTURE.md", "FORMAT.md", "CHANGELOG.md", ...folder.sort().map((name) => `docs/${name}`)];
+  const paths = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "FORMAT.md",
+    "CHANGELOG.md",
+    ...folder.sort().map((name) => `docs/${name}`),
+  ];
   return paths.map((path) => ({ path, text: readText(path) ?? "" }));
 }
 
 export function blocksOf({ path, text }: Page): readonly Block[] {
-  return [...text.matchAll(/^```(\w*)\n([\s\S]*?)^```$/gm)].map(([, language = "", block = ""]) => ({ page: path, language, text: block }));
+  return [...text.matchAll(/^```(\w*)\n([\s\S]*?)^```$/gm)].map(([, language = "", block = ""]) => ({
+    page: path,
+    language,
+    text: block,
+  }));
 }
 
-/** The file that a block shows in full, which its first line names; undefined for a block that is an excerpt. */
+/**
+ * The file that a block shows in full, which its first line names; undefined for a block that is an
+ * excerpt.
+ */
 export function exampleOf({ text }: Block): string | undefined {
   return /^(?:#|\/\/) (examples\/[\w./-]+): /.exec(text)?.[1];
 }

@@ -1,4 +1,7 @@
-/** Bounded concurrency: how many calls run at once, what happens after a failure, and that iterators are closed. */
+/**
+ * Bounded concurrency: how many calls run at once, what happens after a failure, and that iterators
+ * are closed.
+ */
 import { describe, expect, it } from "vitest";
 import { forEachAtOnce } from "../../engine/concurrency.ts";
 

@@ -1,4 +1,6 @@
-/** Diagnostic events: what is published of a vault's life, and that nothing is without subscribers. */
+/**
+ * Diagnostic events: what is published of a vault's life, and that nothing is without subscribers.
+ */
 import { hasSubscribers, subscribe, unsubscribe } from "node:diagnostics_channel";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type DiagnosticEvent, diagnosticNames, publish, subscribeDiagnostics } from "../../engine/diagnostics.ts";
@@ -31,7 +33,8 @@ afterEach(async () => {
   await closeModelVaults();
 });
 
-const connect = (...faults: PlannedFault[]): FaultySink => new FaultySink(new MemorySink({ store, clock: () => nowMs }), faults);
+const connect = (...faults: PlannedFault[]): FaultySink =>
+  new FaultySink(new MemorySink({ store, clock: () => nowMs }), faults);
 const names = (): string[] => seen.map(({ name }) => name);
 
 async function takeLease(sink: FaultySink): Promise<WriterLease> {
@@ -73,7 +76,8 @@ describe("a commit", () => {
   });
 
   test("of unknown outcome is tried again, and resolved once", async () => {
-    // Of the puts of the head the first creates it, the second names the writer, the third marks it, the fourth commits.
+    // Of the puts of the head the first creates it, the second names the writer, the third marks
+    // it, the fourth commits.
     const sink = connect({ on: "putObject", prefix: "disks/d/head", when: 4, fault: { kind: "late" } });
     const vault = await openModelVault(sink);
     await vault.replicate({ disk, volume: sampleDisk(100_000, 1) });
@@ -90,7 +94,10 @@ describe("a writer lease", () => {
     liveSessions().clear();
     const successor = await takeLease(connect());
     expect(seen).toMatchObject([
-      { name: "lease.taken-over", event: { disk, epoch: 2, formerEpoch: 1, formerPid: process.pid, fencedSegments: 0 } },
+      {
+        name: "lease.taken-over",
+        event: { disk, epoch: 2, formerEpoch: 1, formerPid: process.pid, fencedSegments: 0 },
+      },
     ]);
     await expectCode(former.mark(), "SEAT_LOST");
     expect(seen.at(-1)).toMatchObject({ name: "writer.fenced", event: { disk, epoch: 1 } });
@@ -115,7 +122,9 @@ test("a collection is published when it has marked and when it has freed", async
   await vault.replicate({ disk, volume: sampleDisk(1_000_000, 2) });
   await vault.prune({ disk, policy: parsePolicy("keep:last=1") });
   seen.length = 0;
-  const { condemnedChunks, deletedObjects, deletedSegments, storedBytesAfter, storedBytesBefore } = await vault.collect({});
+  const { condemnedChunks, deletedObjects, deletedSegments, storedBytesAfter, storedBytesBefore } = await vault.collect(
+    {},
+  );
   expect(condemnedChunks).toBeGreaterThan(0);
   expect(seen).toMatchObject([
     { name: "collection.marked", event: { vault: vault.id, condemnedChunks } },
@@ -138,7 +147,9 @@ test("a cut is published with what it cut", async () => {
   });
   await protectedDisk.write(0, Buffer.alloc(4096, 1));
   const cut = await protectedDisk.cut({ exact: true });
-  expect(seen).toMatchObject([{ name: "cut.made", event: { sizeBytes: 64 * 4096, dirtyBytes: 4096, exact: true, timeMs: cut.timeMs } }]);
+  expect(seen).toMatchObject([
+    { name: "cut.made", event: { sizeBytes: 64 * 4096, dirtyBytes: 4096, exact: true, timeMs: cut.timeMs } },
+  ]);
   cut.abandon();
   await protectedDisk.close();
 });

@@ -12,7 +12,10 @@ const hourMs = 3_600_000;
 
 beforeEach(() => {
   // Not setImmediate, with which a sink in memory gives others a turn.
-  vi.useFakeTimers({ now: Date.UTC(2026, 0, 15, 12, 0, 0), toFake: ["setTimeout", "clearTimeout", "Date", "performance"] });
+  vi.useFakeTimers({
+    now: Date.UTC(2026, 0, 15, 12, 0, 0),
+    toFake: ["setTimeout", "clearTimeout", "Date", "performance"],
+  });
 });
 afterEach(() => {
   vi.useRealTimers();
@@ -60,10 +63,14 @@ describe("a limit", () => {
               sentBytes += bytes;
             }
           };
-          // Enough bytes for the size of a request not to matter, and few enough requests to be quick.
+          // Enough bytes for the size of a request not to matter, and few enough requests to be
+          // quick.
           const seconds = Math.min(60, Math.max(2, (400 * Math.max(...sizes)) / limit));
           const lanes = Array.from({ length: 4 }, () => lane().catch(() => undefined));
-          const wholeTurns = Math.min(seconds, (3000 * (sizes.reduce((sum, size) => sum + size, 0) / sizes.length)) / limit);
+          const wholeTurns = Math.min(
+            seconds,
+            (3000 * (sizes.reduce((sum, size) => sum + size, 0) / sizes.length)) / limit,
+          );
           await vi.advanceTimersByTimeAsync(wholeTurns * 1000);
           stop.abort();
           await Promise.all(lanes);
@@ -97,10 +104,12 @@ describe("a limit", () => {
   test("serves who comes first", async () => {
     const bandwidth = await drained(100 * kib);
     const order: string[] = [];
-    const takes = [["large", 200 * kib] as const, ["small", 1] as const, ["smaller", 1] as const].map(async ([name, bytes]) => {
-      await bandwidth.take(bytes);
-      order.push(name);
-    });
+    const takes = [["large", 200 * kib] as const, ["small", 1] as const, ["smaller", 1] as const].map(
+      async ([name, bytes]) => {
+        await bandwidth.take(bytes);
+        order.push(name);
+      },
+    );
     await vi.advanceTimersByTimeAsync(1900);
     expect(order).toEqual([]);
     await vi.advanceTimersByTimeAsync(200);
@@ -213,7 +222,13 @@ describe("a table", () => {
       windows: [{ from: "09:00", to: "18:00", days: workdays, bytesPerSecond: 2000 }],
     };
     // Friday, in winter one hour ahead of UTC; Saturday.
-    const times = ["2026-01-16T07:59:59Z", "2026-01-16T08:00:00Z", "2026-01-16T16:59:59Z", "2026-01-16T17:00:00Z", "2026-01-17T10:00:00Z"];
+    const times = [
+      "2026-01-16T07:59:59Z",
+      "2026-01-16T08:00:00Z",
+      "2026-01-16T16:59:59Z",
+      "2026-01-16T17:00:00Z",
+      "2026-01-17T10:00:00Z",
+    ];
     expect(limitsAt(table, ...times)).toEqual([9000, 2000, 2000, 9000, 9000]);
   });
 
@@ -231,27 +246,27 @@ describe("a table", () => {
   });
 
   test("has windows of a whole day, written either way", () => {
-    const dayOf = (from: string, to: string): BandwidthTable => ({ windows: [{ from, to, days: ["Sun"], bytesPerSecond: 5000 }] });
+    const dayOf = (from: string, to: string): BandwidthTable => ({
+      windows: [{ from, to, days: ["Sun"], bytesPerSecond: 5000 }],
+    });
     for (const table of [dayOf("00:00", "24:00"), dayOf("00:00", "00:00")]) {
-      expect(limitsAt(table, "2026-01-17T23:59:00Z", "2026-01-18T00:00:00Z", "2026-01-18T23:59:00Z", "2026-01-19T00:00:00Z")).toEqual([
-        undefined,
-        5000,
-        5000,
-        undefined,
-      ]);
+      expect(
+        limitsAt(table, "2026-01-17T23:59:00Z", "2026-01-18T00:00:00Z", "2026-01-18T23:59:00Z", "2026-01-19T00:00:00Z"),
+      ).toEqual([undefined, 5000, 5000, undefined]);
     }
   });
 
   test("goes by the clock on the wall when that is put forward and back", () => {
     const table = { timeZone: "Europe/Berlin", windows: [{ from: "02:30", to: "03:30", bytesPerSecond: 5000 }] };
     // 29 March 2026: 01:59 is followed by 03:00. 25 October: 02:30 comes twice.
-    expect(limitsAt(table, "2026-03-29T00:59:00Z", "2026-03-29T01:00:00Z", "2026-03-29T01:30:00Z")).toEqual([undefined, 5000, undefined]);
-    expect(limitsAt(table, "2026-10-25T00:30:00Z", "2026-10-25T01:00:00Z", "2026-10-25T01:30:00Z", "2026-10-25T02:30:00Z")).toEqual([
-      5000,
+    expect(limitsAt(table, "2026-03-29T00:59:00Z", "2026-03-29T01:00:00Z", "2026-03-29T01:30:00Z")).toEqual([
       undefined,
       5000,
       undefined,
     ]);
+    expect(
+      limitsAt(table, "2026-10-25T00:30:00Z", "2026-10-25T01:00:00Z", "2026-10-25T01:30:00Z", "2026-10-25T02:30:00Z"),
+    ).toEqual([5000, undefined, 5000, undefined]);
   });
 
   test("takes the first window that fits, which may lift the limit", () => {
@@ -262,7 +277,11 @@ describe("a table", () => {
         { from: "08:00", to: "18:00", bytesPerSecond: 3000 },
       ],
     };
-    expect(limitsAt(table, "2026-01-15T12:30:00Z", "2026-01-15T13:00:00Z", "2026-01-15T18:00:00Z")).toEqual([undefined, 3000, 2000]);
+    expect(limitsAt(table, "2026-01-15T12:30:00Z", "2026-01-15T13:00:00Z", "2026-01-15T18:00:00Z")).toEqual([
+      undefined,
+      3000,
+      2000,
+    ]);
   });
 
   test("lets go who waits when the next window begins", async () => {
@@ -275,7 +294,10 @@ describe("a table", () => {
 
   test("does not count the time before a faster window at the faster rate", async () => {
     vi.setSystemTime(new Date("2026-01-15T17:59:30Z"));
-    const bandwidth = new Bandwidth({ bytesPerSecond: 1 * mib, windows: [{ from: "09:00", to: "18:00", bytesPerSecond: 1 * kib }] });
+    const bandwidth = new Bandwidth({
+      bytesPerSecond: 1 * mib,
+      windows: [{ from: "09:00", to: "18:00", bytesPerSecond: 1 * kib }],
+    });
     const waiting = taken(bandwidth, 1 * mib + 30 * kib);
     await vi.advanceTimersByTimeAsync(40_000);
     expect(waiting.atMs).toBe(31_000);

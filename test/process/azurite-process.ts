@@ -1,6 +1,7 @@
 /**
- * An Azurite that somebody else runs: a process on a folder and a port, which may be killed and comes back on both as it was when it last saved,
- * up to five seconds earlier. And a look at the servers that Tidemark starts by itself.
+ * An Azurite that somebody else runs: a process on a folder and a port, which may be killed and
+ * comes back on both as it was when it last saved, up to five seconds earlier. And a look at the
+ * servers that Tidemark starts by itself.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -58,8 +59,17 @@ export class AzuriteProcess {
 }
 
 function launch(location: string, port: number): ChildProcess {
-  // The SDK asks for a newer version of the service than Azurite knows; Tidemark does not, but a test may.
-  const flags = ["--silent", "--disableTelemetry", "--skipApiVersionCheck", "--location", location, "--blobPort", String(port)];
+  // The SDK asks for a newer version of the service than Azurite knows; Tidemark does not, but a
+  // test may.
+  const flags = [
+    "--silent",
+    "--disableTelemetry",
+    "--skipApiVersionCheck",
+    "--location",
+    location,
+    "--blobPort",
+    String(port),
+  ];
   return spawn(process.execPath, [main, ...flags], { stdio: ["ignore", "pipe", "inherit"] });
 }
 
@@ -82,7 +92,9 @@ export function serversOn(dir: string): readonly number[] {
   const listeningSockets = socketsThatListen();
   return pids.filter((pid) => {
     const descriptors = unlessGone(() => readdirSync(`/proc/${pid}/fd`), []);
-    return descriptors.some((name) => listeningSockets.has(unlessGone(() => readlinkSync(`/proc/${pid}/fd/${name}`), "")));
+    return descriptors.some((name) =>
+      listeningSockets.has(unlessGone(() => readlinkSync(`/proc/${pid}/fd/${name}`), "")),
+    );
   });
 }
 
@@ -102,7 +114,9 @@ export async function serverGone(dir: string): Promise<void> {
 
 /** The links of sockets in the state LISTEN (0A in proc_net_tcp(5)). */
 function socketsThatListen(): ReadonlySet<string> {
-  const rows = ["/proc/net/tcp", "/proc/net/tcp6"].flatMap((path) => unlessGone(() => readFileSync(path, "utf8"), "").split("\n"));
+  const rows = ["/proc/net/tcp", "/proc/net/tcp6"].flatMap((path) =>
+    unlessGone(() => readFileSync(path, "utf8"), "").split("\n"),
+  );
   const fields = rows.map((row) => row.trim().split(/\s+/));
   return new Set(fields.filter(([, , , state]) => state === "0A").map((field) => `socket:[${field[9] ?? ""}]`));
 }

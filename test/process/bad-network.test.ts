@@ -1,4 +1,7 @@
-/** A replication over a network that does what networks do: it ends right, and the point holds the disk. */
+/**
+ * A replication over a network that does what networks do: it ends right, and the point holds the
+ * disk.
+ */
 import { setTimeout as delay } from "node:timers/promises";
 import { expect, test } from "vitest";
 import { sameFiles, writeImage } from "../cli/images.ts";
@@ -14,9 +17,15 @@ const testMsMax = 120_000;
 const frozenMs = 12_000;
 
 /** Requests of a kind that are hit, and how many pass before. */
-type Hits = readonly { readonly method: string; readonly kind: FaultKind; readonly times: number; readonly passing: number }[];
+type Hits = readonly {
+  readonly method: string;
+  readonly kind: FaultKind;
+  readonly times: number;
+  readonly passing: number;
+}[];
 
-const nowAndThen = (kind: FaultKind): Hits => [2, 5, 7, 8, 12, 14].map((passing) => ({ method: "PUT", kind, times: 1, passing }));
+const nowAndThen = (kind: FaultKind): Hits =>
+  [2, 5, 7, 8, 12, 14].map((passing) => ({ method: "PUT", kind, times: 1, passing }));
 const busy = { status: 503, retryAfterSeconds: 1 };
 
 test.each<{ readonly what: string; readonly hits: Hits }>([

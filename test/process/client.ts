@@ -43,7 +43,10 @@ export class Client {
     return await this.run("replicate", image, "--disk", "d", ...more);
   }
 
-  /** The sequence numbers of the points that are listed; none when there is no such disk, vault or container. */
+  /**
+   * The sequence numbers of the points that are listed; none when there is no such disk, vault or
+   * container.
+   */
   async sequences(): Promise<readonly number[]> {
     const { code, lines } = await this.run("points", "list", "--disk", "d");
     if (code !== 10) expect(code, JSON.stringify(lines)).toBe(0);
@@ -67,7 +70,8 @@ export async function told(running: Running): Promise<Told> {
   const { code, stdout, stderr } = await running.ended;
   const lines = parseLines(stdout);
   const last = lines.at(-1);
-  if (stderr !== "" || last === undefined) throw new Error(`exit ${String(code)}; stderr: ${stderr}; stdout: ${stdout}`);
+  if (stderr !== "" || last === undefined)
+    throw new Error(`exit ${String(code)}; stderr: ${stderr}; stdout: ${stdout}`);
   return { code, lines, last, elapsedMs: performance.now() - startedAt };
 }
 

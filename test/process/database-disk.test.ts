@@ -1,10 +1,20 @@
 /**
- * SQLite and PostgreSQL on ext4 on a protected disk, under load while points are taken. Brought back, every point has a sound file system,
- * databases that open, every transaction that was acknowledged before its cut, and none that was begun after it.
+ * SQLite and PostgreSQL on ext4 on a protected disk, under load while points are taken. Brought
+ * back, every point has a sound file system, databases that open, every transaction that was
+ * acknowledged before its cut, and none that was begun after it.
  */
 import { type ChildProcessWithoutNullStreams, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import { chmodSync, chownSync, copyFileSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  chownSync,
+  copyFileSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
@@ -27,7 +37,8 @@ const loadMs = 2_500;
 test("databases on a protected disk come back at every point with exactly what was committed by then", {
   timeout: 180_000,
 }, async ({ skip }) => {
-  for (const needed of ["sqlite3", "initdb", "pg_ctl", "psql"]) if (!isInstalled(needed)) skip(`${needed} is not installed here`);
+  for (const needed of ["sqlite3", "initdb", "pg_ctl", "psql"])
+    if (!isInstalled(needed)) skip(`${needed} is not installed here`);
   const reason = whyNotMountable();
   if (reason !== undefined) skip(`no protected disk can be mounted here: ${reason}`);
   const user = postgresUser();
@@ -47,7 +58,10 @@ async function proved(user: User): Promise<void> {
   const unmount = await mountExport(client.path("nbd.sock"), "d", folder, mounted);
 
   const stop = await startServer(join(mounted, "pg"), sockets, user, "fresh");
-  const sqlite = new Load(spawn("sqlite3", ["-batch", "-bail", join(mounted, "app.db")]), (word) => `SELECT '${word}';`);
+  const sqlite = new Load(
+    spawn("sqlite3", ["-batch", "-bail", join(mounted, "app.db")]),
+    (word) => `SELECT '${word}';`,
+  );
   const postgres = new Load(
     spawn("psql", ["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", sockets, "-U", "postgres", "-d", "postgres"]),
     (word) => `\\echo ${word}`,
@@ -83,15 +97,25 @@ async function proved(user: User): Promise<void> {
   for (const cut of [...frozen, ...sample(crashed, crashPointsChecked)]) {
     const back = client.path("back.img");
     rmSync(back, { force: true });
-    expect(await client.run("materialize", "--disk", "d", "--point", String(cut.sequence), "--to", "back.img")).toMatchObject({ code: 0 });
+    expect(
+      await client.run("materialize", "--disk", "d", "--point", String(cut.sequence), "--to", "back.img"),
+    ).toMatchObject({ code: 0 });
     if (cut.consistency === "crash") {
-      // The journal is replayed as at any start after a power failure; nothing else may need mending.
+      // The journal is replayed as at any start after a power failure; nothing else may need
+      // mending.
       expect(checkFileSystem(back, "-p").code, `point ${cut.sequence}`).toBeLessThanOrEqual(1);
     }
     expect(checkFileSystem(back, "-f", "-n"), `point ${cut.sequence}`).toMatchObject({ code: 0 });
-    const rows = await withMounted(back, client.path("back"), async () => await rowsOf(client.path("back"), sockets, user));
+    const rows = await withMounted(
+      back,
+      client.path("back"),
+      async () => await rowsOf(client.path("back"), sockets, user),
+    );
     expect(sqlite.faults(rows.sqlite, cut.cutMs), `SQLite in point ${cut.sequence}, ${cut.consistency}`).toEqual([]);
-    expect(postgres.faults(rows.postgres, cut.cutMs), `PostgreSQL in point ${cut.sequence}, ${cut.consistency}`).toEqual([]);
+    expect(
+      postgres.faults(rows.postgres, cut.cutMs),
+      `PostgreSQL in point ${cut.sequence}, ${cut.consistency}`,
+    ).toEqual([]);
   }
 }
 
@@ -140,7 +164,12 @@ async function startAgent(client: Client, mounted: string, sockets: string): Pro
 }
 
 /** Runs a PostgreSQL on `data`, made first when it is to be `fresh`, and gives what ends it. */
-async function startServer(data: string, sockets: string, user: User, state: "fresh" | "restored"): Promise<() => Promise<void>> {
+async function startServer(
+  data: string,
+  sockets: string,
+  user: User,
+  state: "fresh" | "restored",
+): Promise<() => Promise<void>> {
   const command = async (name: string, ...words: readonly string[]): Promise<void> => {
     await run(binary(name) ?? name, words, { ...user, cwd: "/" });
   };
@@ -166,7 +195,11 @@ async function startServer(data: string, sockets: string, user: User, state: "fr
 }
 
 /** The numbers that the databases on a restored disk hold. */
-async function rowsOf(disk: string, sockets: string, user: User): Promise<Record<"sqlite" | "postgres", readonly number[]>> {
+async function rowsOf(
+  disk: string,
+  sockets: string,
+  user: User,
+): Promise<Record<"sqlite" | "postgres", readonly number[]>> {
   for (const suffix of ["", "-wal"]) copyFileSync(join(disk, `app.db${suffix}`), join(sockets, `app.db${suffix}`));
   const { stdout: sqlite } = await run("sqlite3", [
     "-batch",
@@ -192,7 +225,10 @@ async function rowsOf(disk: string, sockets: string, user: User): Promise<Record
   return { sqlite: numbers.map(Number), postgres: postgres.trim().split("\n").filter(Boolean).map(Number) };
 }
 
-/** Transactions 1, 2, 3 … of one client of a database, one after the other, each with the times between which it was committed. */
+/**
+ * Transactions 1, 2, 3 … of one client of a database, one after the other, each with the times
+ * between which it was committed.
+ */
 class Load {
   readonly #shell: ChildProcessWithoutNullStreams;
   readonly #answers: AsyncIterator<string>;
@@ -244,7 +280,8 @@ class Load {
   /** What is wrong with a database that holds these rows at a point that was cut at `cutMs`. */
   faults(rows: readonly number[], cutMs: number): readonly string[] {
     const faults: string[] = [];
-    if (rows.some((number, index) => number !== index + 1)) faults.push("there are transactions without those before them");
+    if (rows.some((number, index) => number !== index + 1))
+      faults.push("there are transactions without those before them");
     const missing = this.#times.findIndex(({ committedMs }, index) => index >= rows.length && committedMs < cutMs);
     if (missing !== -1) faults.push(`transaction ${missing + 1}, committed before the cut, is missing`);
     const early = this.#times.findIndex(({ begunMs }, index) => index < rows.length && begunMs > cutMs);

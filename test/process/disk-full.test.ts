@@ -10,7 +10,10 @@ import { Client, notices } from "./client.ts";
 const mebibyte = 1024 * 1024;
 const imageMebibytes = 24;
 
-/** Mounts a small file system in the client's folder for as long as the test runs. Skips the test where that cannot be done. */
+/**
+ * Mounts a small file system in the client's folder for as long as the test runs. Skips the test
+ * where that cannot be done.
+ */
 function mounted(context: Pick<TestContext, "skip">, client: Client, name: string, sizeBytes: number): string {
   const disk = mountSmallDisk(client.path(name), sizeBytes);
   if ("reason" in disk) context.skip(`no disk can be full here: ${disk.reason}`);
@@ -55,7 +58,10 @@ test.for(vaults)(
     expect(await client.sequences()).toEqual([]);
     enlarge(small, 2 * imageMebibytes * mebibyte);
     expect(await client.replicate("disk.img")).toMatchObject({ code: 0, last: { sequence: 1 } });
-    expect(await client.run("verify", "--disk", "d", "--source", "disk.img")).toMatchObject({ code: 0, last: { damaged: [] } });
+    expect(await client.run("verify", "--disk", "d", "--source", "disk.img")).toMatchObject({
+      code: 0,
+      last: { damaged: [] },
+    });
   },
 );
 

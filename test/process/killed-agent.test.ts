@@ -1,6 +1,7 @@
 /**
- * kill -9 of an agent whose disk is being written. Whatever it had acknowledged is on the disk, whatever point it had said is committed is
- * in the vault, and every point holds exactly the writes acknowledged before its cut.
+ * kill -9 of an agent whose disk is being written. Whatever it had acknowledged is on the disk,
+ * whatever point it had said is committed is in the vault, and every point holds exactly the writes
+ * acknowledged before its cut.
  */
 import { randomInt } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
@@ -9,7 +10,10 @@ import { randomOf, StampedDisk, sample } from "./stamped-disk.ts";
 
 const kills = 20;
 const diskMebibytes = 64;
-/** Every other life ends so long after its disk is served, when points are taken; the others so long after the program began. */
+/**
+ * Every other life ends so long after its disk is served, when points are taken; the others so long
+ * after the program began.
+ */
 const servedMsMax = 900;
 const startingMs = { min: 300, max: 1_500 } as const;
 const pointsCheckedMax = 12;
@@ -44,10 +48,17 @@ test("an agent killed 20 times under writes loses no acknowledged write, and eve
 
   const listed = await disk.listed();
   expect(await disk.client.verified()).toHaveLength(listed.length);
-  expect(new Set(listed.map(({ point }) => point))).toEqual(new Set([...listed, ...disk.committed].map(({ point }) => point)));
+  expect(new Set(listed.map(({ point }) => point))).toEqual(
+    new Set([...listed, ...disk.committed].map(({ point }) => point)),
+  );
   const exact = listed.filter(({ consistency }) => consistency === "crash");
-  console.log(`${about()}: ${disk.log.acknowledged} writes, ${exact.length} of ${listed.length} points are crash-consistent`);
+  console.log(
+    `${about()}: ${disk.log.acknowledged} writes, ${exact.length} of ${listed.length} points are crash-consistent`,
+  );
   expect(exact.length, about()).toBeGreaterThanOrEqual(pointsMin);
   expect(await disk.faultsOf(sample(exact, pointsCheckedMax)), about()).toEqual([]);
-  expect(await disk.client.run("verify", "--disk", "d", "--point", "latest", "--source", "disk.img"), about()).toMatchObject({ code: 0 });
+  expect(
+    await disk.client.run("verify", "--disk", "d", "--point", "latest", "--source", "disk.img"),
+    about(),
+  ).toMatchObject({ code: 0 });
 });

@@ -1,6 +1,7 @@
 /**
- * kill -9 of the Azurite under a replication. It comes back as it was up to five seconds earlier, and may have forgotten segments, the
- * disk or the whole container. What is committed in its eyes can be read, always.
+ * kill -9 of the Azurite under a replication. It comes back as it was up to five seconds earlier,
+ * and may have forgotten segments, the disk or the whole container. What is committed in its eyes
+ * can be read, always.
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
@@ -19,7 +20,8 @@ const endings: Readonly<Record<string, number>> = { committed: 0, STORE_REGRESSE
 const earlyEndings: Readonly<Record<string, number>> = { ...endings, VAULT_NOT_FOUND: 10 };
 
 describe("kill -9 of an Azurite that comes back on its port within a second", () => {
-  // The first two kills come before its first save, and it forgets the container; the third comes after.
+  // The first two kills come before its first save, and it forgets the container; the third comes
+  // after.
   test.each([
     { momentMs: 500, imageMebibytes: 24 },
     { momentMs: 2_000, imageMebibytes: 32 },
@@ -38,7 +40,9 @@ describe("kill -9 of an Azurite that comes back on its port within a second", ()
     },
   );
 
-  test("in the middle of a later replication loses none of the points that it still lists", { timeout: testMsMax }, async () => {
+  test("in the middle of a later replication loses none of the points that it still lists", {
+    timeout: testMsMax,
+  }, async () => {
     const { client, azurite, line } = await slowStore();
     writeImage(client.path("disk.img"), 16);
     expect(await client.replicate("disk.img")).toMatchObject({ code: 0 });
@@ -53,7 +57,11 @@ describe("kill -9 of an Azurite that comes back on its port within a second", ()
 });
 
 /** An Azurite of somebody else's behind a line that makes a replication last some seconds. */
-async function slowStore(): Promise<{ readonly client: Client; readonly azurite: AzuriteProcess; readonly line: SlowLine }> {
+async function slowStore(): Promise<{
+  readonly client: Client;
+  readonly azurite: AzuriteProcess;
+  readonly line: SlowLine;
+}> {
   const client = new Client("");
   const azurite = await AzuriteProcess.start(client.path("store"));
   const line = await SlowLine.open(azurite.port, 6 * mebibyte);
@@ -61,10 +69,20 @@ async function slowStore(): Promise<{ readonly client: Client; readonly azurite:
   return { client, azurite, line };
 }
 
-/** Checks how a replication ended under which the store went back, and that the next one heals whatever was lost. */
-async function healed(client: Client, azurite: AzuriteProcess, first: Told, allowed: Readonly<Record<string, number>>): Promise<void> {
+/**
+ * Checks how a replication ended under which the store went back, and that the next one heals
+ * whatever was lost.
+ */
+async function healed(
+  client: Client,
+  azurite: AzuriteProcess,
+  first: Told,
+  allowed: Readonly<Record<string, number>>,
+): Promise<void> {
   const code = first.code === 0 ? "committed" : String(first.last["code"]);
-  console.log(`the replication whose Azurite was killed ended with ${code}, after notices ${JSON.stringify(notices(first))}`);
+  console.log(
+    `the replication whose Azurite was killed ended with ${code}, after notices ${JSON.stringify(notices(first))}`,
+  );
   expect(allowed, JSON.stringify(first.last)).toHaveProperty(code, first.code);
   client.vault = azurite.vault(); // the rest need not be slow
   const before = await client.verified();
@@ -74,7 +92,9 @@ async function healed(client: Client, azurite: AzuriteProcess, first: Told, allo
   expect(sequences).toEqual([...before, before.length + 1]);
   for (const sequence of code === "committed" ? sequences.slice(-2) : sequences.slice(-1)) {
     const target = `back-${sequence}.img`;
-    expect(await client.run("materialize", "--disk", "d", "--point", String(sequence), "--to", target)).toMatchObject({ code: 0 });
+    expect(await client.run("materialize", "--disk", "d", "--point", String(sequence), "--to", target)).toMatchObject({
+      code: 0,
+    });
     expect(sameFiles(client.path("disk.img"), client.path(target))).toBe(true);
   }
 }
@@ -99,7 +119,9 @@ test("kill -9 of an Azurite of our own in mid-replication: the next run starts a
   expect(code, JSON.stringify(last)).toBe(1);
   expect(["STORE_UNREACHABLE", "STORE_REGRESSED"]).toContain(last["code"]);
   expect(await client.verified()).toEqual([1, 2]);
-  expect(await client.run("verify", "--disk", "d", "--point", "latest", "--source", "disk.img")).toMatchObject({ code: 0 });
+  expect(await client.run("verify", "--disk", "d", "--point", "latest", "--source", "disk.img")).toMatchObject({
+    code: 0,
+  });
   await serverGone(store);
   expect(processesNaming(store)).toEqual([]);
 });

@@ -1,6 +1,7 @@
 /**
- * kill -9 of the Azurite under an agent whose disk is being written, alone and together with the agent. It comes back as it was up to five
- * seconds earlier. Writes are never refused, points come back, and every point that is listed holds exactly the writes acknowledged before its cut.
+ * kill -9 of the Azurite under an agent whose disk is being written, alone and together with the
+ * agent. It comes back as it was up to five seconds earlier. Writes are never refused, points come
+ * back, and every point that is listed holds exactly the writes acknowledged before its cut.
  */
 import { randomInt } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -21,7 +22,9 @@ const downMs = { min: 0, max: 1_000 } as const;
 const pointsCheckedMax = 6;
 const testMsMax = 180_000;
 
-test("an Azurite killed 5 times under an agent refuses no write, and points come back", { timeout: testMsMax }, async () => {
+test("an Azurite killed 5 times under an agent refuses no write, and points come back", {
+  timeout: testMsMax,
+}, async () => {
   const { disk, azurite, between, about } = await begin();
   for (let kill = 0; kill < storeKills; kill += 1) {
     await delay(between(upMs));
@@ -109,5 +112,8 @@ async function endsWhole(disk: StampedDisk, about: () => string): Promise<void> 
   expect(await disk.client.verified(), about()).toHaveLength(listed.length);
   expect(exact.length, about()).toBeGreaterThanOrEqual(2);
   expect(await disk.faultsOf(sample(exact, pointsCheckedMax)), about()).toEqual([]);
-  expect(await disk.client.run("verify", "--disk", "d", "--point", "latest", "--source", "disk.img"), about()).toMatchObject({ code: 0 });
+  expect(
+    await disk.client.run("verify", "--disk", "d", "--point", "latest", "--source", "disk.img"),
+    about(),
+  ).toMatchObject({ code: 0 });
 }

@@ -1,4 +1,7 @@
-/** kill -9 of tidemark at any moment of a replication into an Azurite of its own, which it leaves behind and the next run finds. */
+/**
+ * kill -9 of tidemark at any moment of a replication into an Azurite of its own, which it leaves
+ * behind and the next run finds.
+ */
 import { createHash, randomInt } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { expect, it, onTestFinished } from "vitest";
@@ -17,7 +20,9 @@ const serversSampledEveryMs = 200;
 /** The lease of a dead writer on another machine is waited for longer. */
 const runMsMax = 30_000;
 
-it(`kill -9 at ${kills} random moments costs no committed point, no waiting and no second server`, { timeout: testMsMax }, async () => {
+it(`kill -9 at ${kills} random moments costs no committed point, no waiting and no second server`, {
+  timeout: testMsMax,
+}, async () => {
   const client = new Client("azurite:store");
   const store = client.path("store");
   const watch = new ServerWatch(store);
@@ -31,8 +36,9 @@ it(`kill -9 at ${kills} random moments costs no committed point, no waiting and 
     if (round > 0) change(client.path("disk.img"), `${seed} ${round}`);
     const momentMs = Math.round(drawn(`${seed} ${round}`) * spanMs);
     moments.push(momentMs);
-    // Left alone, the server of a killed tidemark ends, and an Azurite that starts anew has forgotten the lease. In every second round
-    // somebody else uses it too: then it stays, and with it the dead writer's lease.
+    // Left alone, the server of a killed tidemark ends, and an Azurite that starts anew has
+    // forgotten the lease. In every second round somebody else uses it too: then it stays, and with
+    // it the dead writer's lease.
     await using neighbour = round % 2 === 1 ? await Azurite.start(store) : undefined;
     const killed = client.start("replicate", "disk.img", "--disk", "d");
     await delay(momentMs);
@@ -52,7 +58,9 @@ it(`kill -9 at ${kills} random moments costs no committed point, no waiting and 
   const sequences = await client.verified();
   expect(sequences.length).toBeGreaterThanOrEqual(kills);
   expect(sequences).toEqual(sequences.map((_, index) => index + 1));
-  expect(await client.run("materialize", "--disk", "d", "--point", "latest", "--to", "back.img")).toMatchObject({ code: 0 });
+  expect(await client.run("materialize", "--disk", "d", "--point", "latest", "--to", "back.img")).toMatchObject({
+    code: 0,
+  });
   expect(sameFiles(client.path("disk.img"), client.path("back.img"))).toBe(true);
   await serverGone(store);
   expect(processesNaming(store)).toEqual([]);

@@ -1,6 +1,7 @@
 /**
- * A protected disk with a real file system on it, as the kernel sees it: the export through nbdfuse, a loop device on that, ext4 on
- * it, mounted. It needs root, /dev/fuse and loop devices; where there are none, the tests say so and are skipped.
+ * A protected disk with a real file system on it, as the kernel sees it: the export through
+ * nbdfuse, a loop device on that, ext4 on it, mounted. It needs root, /dev/fuse and loop devices;
+ * where there are none, the tests say so and are skipped.
  *
  *     database ─► ext4 ─► loop device ─► nbdfuse ─► NBD ─► tidemark agent ─► disk.img
  */
@@ -27,12 +28,17 @@ export function whyNotMountable(): string | undefined {
 /** Ends what was mounted: what is in the kernel's cache is on the disk then. */
 export type Unmount = () => Promise<void>;
 
-/** Makes a file system on the export `name` behind `socket` and mounts it on `mountPoint`. Ended with the test, if not before. */
+/**
+ * Makes a file system on the export `name` behind `socket` and mounts it on `mountPoint`. Ended
+ * with the test, if not before.
+ */
 export async function mountExport(socket: string, name: string, folder: string, mountPoint: string): Promise<Unmount> {
   const fuse = join(folder, "fuse");
   mkdirSync(fuse);
   mkdirSync(mountPoint);
-  const nbdfuse = spawn("nbdfuse", [fuse, `nbd+unix:///${name}?socket=${encodeURIComponent(socket)}`], { stdio: "inherit" });
+  const nbdfuse = spawn("nbdfuse", [fuse, `nbd+unix:///${name}?socket=${encodeURIComponent(socket)}`], {
+    stdio: "inherit",
+  });
   const gone = once(nbdfuse, "exit");
   const undo: (() => Promise<void> | void)[] = [
     async () => {
@@ -47,7 +53,8 @@ export async function mountExport(socket: string, name: string, folder: string, 
   const file = join(fuse, "nbd");
   const since = performance.now();
   while (!existsSync(file)) {
-    if (nbdfuse.exitCode !== null || performance.now() - since > readyMsMax) throw new Error("nbdfuse does not show the export");
+    if (nbdfuse.exitCode !== null || performance.now() - since > readyMsMax)
+      throw new Error("nbdfuse does not show the export");
     await delay(lookEveryMs);
   }
   const loop = attachLoop(file);
@@ -63,7 +70,10 @@ export async function mountExport(socket: string, name: string, folder: string, 
   return unmount;
 }
 
-/** Does `work` with the file system in the file `image` mounted on `mountPoint`, to be written unless said otherwise. */
+/**
+ * Does `work` with the file system in the file `image` mounted on `mountPoint`, to be written
+ * unless said otherwise.
+ */
 export async function withMounted<Result>(
   image: string,
   mountPoint: string,
@@ -79,8 +89,14 @@ export async function withMounted<Result>(
   }
 }
 
-/** What e2fsck says of the file system in `image`: its exit code (0: clean, 1: mended, 4 and above: not sound) and its words. */
-export function checkFileSystem(image: string, ...flags: readonly string[]): { readonly code: number | null; readonly words: string } {
+/**
+ * What e2fsck says of the file system in `image`: its exit code (0: clean, 1: mended, 4 and above:
+ * not sound) and its words.
+ */
+export function checkFileSystem(
+  image: string,
+  ...flags: readonly string[]
+): { readonly code: number | null; readonly words: string } {
   const { status, stdout, stderr } = spawnSync("e2fsck", [...flags, image], { encoding: "utf8" });
   return { code: status, words: stdout + stderr };
 }

@@ -1,6 +1,7 @@
 /**
- * A network between a client and a server on one machine: it lets so many bytes a second pass towards the server, and can stand still
- * for a while without closing anything. It knows no HTTP; faults of single requests are the fault proxy's.
+ * A network between a client and a server on one machine: it lets so many bytes a second pass
+ * towards the server, and can stand still for a while without closing anything. It knows no HTTP;
+ * faults of single requests are the fault proxy's.
  */
 import { EventEmitter, once } from "node:events";
 import { type AddressInfo, createConnection, createServer, type Server, type Socket } from "node:net";

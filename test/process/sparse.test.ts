@@ -9,7 +9,9 @@ const extents = 100;
 const extentBytes = 1_000_000;
 const elapsedMsMax = 30_000;
 
-it("1 TiB that holds 100 MB is replicated and materialized by reading and writing about 100 MB", { timeout: 120_000 }, async () => {
+it("1 TiB that holds 100 MB is replicated and materialized by reading and writing about 100 MB", {
+  timeout: 120_000,
+}, async () => {
   const client = new Client("dir:vault");
   writeSparse(client.path("disk.img"));
   const { code, last } = await client.replicate("disk.img");
@@ -51,7 +53,9 @@ function writeSparse(path: string): void {
   }
 }
 
-/** The extents that do not read as they were written, or that have anything but zeros around them. */
+/**
+ * The extents that do not read as they were written, or that have anything but zeros around them.
+ */
 function wrongExtents(path: string): readonly number[] {
   const around = 100_000;
   const file = openSync(path, "r");

@@ -1,6 +1,7 @@
 /**
- * A disk under `tidemark agent` that a client writes stamps to over NBD while points are asked for one after the other; the agent, its
- * store or both may be killed meanwhile. In the end everything that was acknowledged is held against the disk and against its points.
+ * A disk under `tidemark agent` that a client writes stamps to over NBD while points are asked for
+ * one after the other; the agent, its store or both may be killed meanwhile. In the end everything
+ * that was acknowledged is held against the disk and against its points.
  */
 import { createHash } from "node:crypto";
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
@@ -18,7 +19,9 @@ import { type StampedWrite, StampLog, sectorBytes } from "./stamps.ts";
 
 const mebibyte = 1024 * 1024;
 const writesInFlightMax = 8;
-/** So many writes, then a pause: some megabytes a second, so that two cores are left for the others. */
+/**
+ * So many writes, then a pause: some megabytes a second, so that two cores are left for the others.
+ */
 const burstWrites = 8;
 const pauseMs = 10;
 
@@ -41,7 +44,10 @@ interface Life {
 export class StampedDisk {
   readonly client: Client;
   readonly log: StampLog;
-  /** Answers other than success that writes have had. There must be none, whatever happens to the store. */
+  /**
+   * Answers other than success that writes have had. There must be none, whatever happens to the
+   * store.
+   */
   refused = 0;
   /** Points that were asked for and that the agent said are committed. */
   readonly committed: PointSummary[] = [];
@@ -172,7 +178,12 @@ export class StampedDisk {
         while (this.#isWriting && pending.size < writesInFlightMax) {
           const { write, bytes } = this.log.send();
           pending.set(BigInt(write.number), write);
-          peer.request({ type: command.write, cookie: BigInt(write.number), offset: write.firstSector * sectorBytes, payload: bytes });
+          peer.request({
+            type: command.write,
+            cookie: BigInt(write.number),
+            offset: write.firstSector * sectorBytes,
+            payload: bytes,
+          });
           sent += 1;
           if (sent % burstWrites === 0) await delay(pauseMs);
         }
@@ -212,7 +223,10 @@ async function exported(process: Running): Promise<boolean> {
 /** What a client sees of a server that was killed. */
 function isDeath(error: unknown): boolean {
   if (!(error instanceof Error)) return false;
-  return error.message.startsWith("the server closed the connection") || ["ECONNREFUSED", "ENOENT", "ECONNRESET"].includes(codeOf(error));
+  return (
+    error.message.startsWith("the server closed the connection") ||
+    ["ECONNREFUSED", "ENOENT", "ECONNRESET"].includes(codeOf(error))
+  );
 }
 
 function codeOf(error: Error): string {
@@ -220,8 +234,14 @@ function codeOf(error: Error): string {
   return typeof code === "string" ? code : "";
 }
 
-/** Not all of them, but the first, the last, and some in between: reading each back takes a quarter of a second. */
+/**
+ * Not all of them, but the first, the last, and some in between: reading each back takes a quarter
+ * of a second.
+ */
 export function sample<Item>(items: readonly Item[], most: number): readonly Item[] {
   if (items.length <= most) return items;
-  return Array.from({ length: most }, (_, index) => items[Math.round((index * (items.length - 1)) / (most - 1))] as Item);
+  return Array.from(
+    { length: most },
+    (_, index) => items[Math.round((index * (items.length - 1)) / (most - 1))] as Item,
+  );
 }

@@ -6,8 +6,15 @@ const sectors = 1024;
 /** Everything is written at one moment, so that order alone decides unless a test is about time. */
 const writtenMs = 1_000_000;
 
-/** Writes one after the other, each acknowledged before the next is sent, and what the disk holds after each. */
-function written(count: number): { readonly log: StampLog; readonly writes: readonly StampedWrite[]; readonly disks: readonly Buffer[] } {
+/**
+ * Writes one after the other, each acknowledged before the next is sent, and what the disk holds
+ * after each.
+ */
+function written(count: number): {
+  readonly log: StampLog;
+  readonly writes: readonly StampedWrite[];
+  readonly disks: readonly Buffer[];
+} {
   let drawn = 0;
   const random = (): number => {
     drawn = (drawn * 0x5851f42d + 0.5772156649) % 1;
@@ -28,7 +35,12 @@ function written(count: number): { readonly log: StampLog; readonly writes: read
 }
 
 /** `write` as it is in `from`, laid over `disk`. */
-function laidOver(disk: Buffer | undefined, write: StampedWrite | undefined, from: Buffer | undefined, part = 1): Buffer {
+function laidOver(
+  disk: Buffer | undefined,
+  write: StampedWrite | undefined,
+  from: Buffer | undefined,
+  part = 1,
+): Buffer {
   if (disk === undefined || write === undefined || from === undefined) throw new Error("there is no such write");
   const mixed = Buffer.from(disk);
   const start = write.firstSector * sectorBytes;
@@ -53,7 +65,9 @@ test("a lost write, a torn sector and bytes of nobody are found on a disk", () =
 test("a point that lacks a write older than one that it holds is no prefix", () => {
   const { log, writes, disks } = written(20);
   const without = laidOver(disks[18], writes[19], disks[20]);
-  expect(log.faultsOfPoint(without, writtenMs).join()).toContain("lacks write 19, acknowledged before write 20 was sent");
+  expect(log.faultsOfPoint(without, writtenMs).join()).toContain(
+    "lacks write 19, acknowledged before write 20 was sent",
+  );
 });
 
 test("a point that holds a part of a write is torn", () => {

@@ -1,8 +1,10 @@
 /**
- * What was written to a disk, and what may therefore be found on it. Every sector of a write carries its own place, the number of the write and a
- * checksum; the log knows when each write was sent and when it was acknowledged, and judges from that a disk after a crash, and a point.
+ * What was written to a disk, and what may therefore be found on it. Every sector of a write
+ * carries its own place, the number of the write and a checksum; the log knows when each write was
+ * sent and when it was acknowledged, and judges from that a disk after a crash, and a point.
  *
- * No two writes that are on their way overlap, so of each sector it is known in which order it was written.
+ * No two writes that are on their way overlap, so of each sector it is known in which order it was
+ * written.
  */
 import { crc32 } from "node:zlib";
 
@@ -53,7 +55,15 @@ export class StampLog {
     const { firstSector, sectors } = this.#freePlace();
     this.#tick += 1;
     const number = this.#writes.length + 1;
-    const write = { number, firstSector, sectors, sentTick: this.#tick, sentMs: this.#now(), ackedTick: Infinity, ackedMs: Infinity };
+    const write = {
+      number,
+      firstSector,
+      sectors,
+      sentTick: this.#tick,
+      sentMs: this.#now(),
+      ackedTick: Infinity,
+      ackedMs: Infinity,
+    };
     this.#writes.push(write);
     this.#inFlight.add(write);
     const bytes = Buffer.alloc(sectors * sectorBytes);
@@ -76,7 +86,10 @@ export class StampLog {
     this.#inFlight.clear();
   }
 
-  /** What is wrong with the disk itself, when nothing writes to it: an acknowledged write that is missing, or what nobody wrote. */
+  /**
+   * What is wrong with the disk itself, when nothing writes to it: an acknowledged write that is
+   * missing, or what nobody wrote.
+   */
   faultsOfDisk(bytes: Buffer): readonly string[] {
     const findings = new Findings();
     for (const { sector, history, at } of this.#sectors(bytes, findings)) {
@@ -86,7 +99,10 @@ export class StampLog {
     return findings.list;
   }
 
-  /** What is wrong with a point whose cut was made at `cutMs` on the wall clock: it must hold exactly the writes acknowledged before one instant. */
+  /**
+   * What is wrong with a point whose cut was made at `cutMs` on the wall clock: it must hold
+   * exactly the writes acknowledged before one instant.
+   */
   faultsOfPoint(bytes: Buffer, cutMs: number): readonly string[] {
     const findings = new Findings();
     const found = [...this.#sectors(bytes, findings)];
@@ -101,13 +117,17 @@ export class StampLog {
       if (missing !== undefined) {
         const { ackedTick, ackedMs } = this.#write(missing);
         if (newest !== undefined && ackedTick < newest.sentTick) {
-          findings.add(`sector ${sector} lacks write ${missing}, acknowledged before write ${newest.number} was sent, which is there`);
+          findings.add(
+            `sector ${sector} lacks write ${missing}, acknowledged before write ${newest.number} was sent, which is there`,
+          );
         }
-        if (ackedMs < cutMs) findings.add(`sector ${sector} lacks write ${missing}, acknowledged ${cutMs - ackedMs} ms before the cut`);
+        if (ackedMs < cutMs)
+          findings.add(`sector ${sector} lacks write ${missing}, acknowledged ${cutMs - ackedMs} ms before the cut`);
       }
       if (version === 0) continue;
       const write = this.#write(version);
-      if (write.sentMs > cutMs) findings.add(`sector ${sector} holds write ${version}, sent ${write.sentMs - cutMs} ms after the cut`);
+      if (write.sentMs > cutMs)
+        findings.add(`sector ${sector} holds write ${version}, sent ${write.sentMs - cutMs} ms after the cut`);
       if (write.ackedTick !== Infinity && isTorn(write, versions)) findings.add(`write ${version} is there in parts`);
     }
     return findings.list;
@@ -116,12 +136,18 @@ export class StampLog {
   *#sectors(
     bytes: Buffer,
     findings: Findings,
-  ): Generator<{ readonly sector: number; readonly history: readonly number[]; readonly at: number; readonly version: number }> {
+  ): Generator<{
+    readonly sector: number;
+    readonly history: readonly number[];
+    readonly at: number;
+    readonly version: number;
+  }> {
     if (bytes.length !== this.sizeBytes) findings.add(`it has ${bytes.length} bytes instead of ${this.sizeBytes}`);
     for (const [sector, history] of this.#history.entries()) {
       const version = stampIn(bytes.subarray(sector * sectorBytes, (sector + 1) * sectorBytes), sector);
       const at = version === 0 ? -1 : history.lastIndexOf(version ?? -1);
-      if (version === undefined || (version !== 0 && at === -1)) findings.add(`sector ${sector} holds what nobody wrote`);
+      if (version === undefined || (version !== 0 && at === -1))
+        findings.add(`sector ${sector} holds what nobody wrote`);
       else yield { sector, history, at, version };
     }
   }
@@ -169,7 +195,10 @@ function stamp(bytes: Buffer, sector: number, number: number): void {
 
 const unwritten = Buffer.alloc(sectorBytes);
 
-/** The number of the write that `bytes` are of, 0 when there was none, undefined when it is no sector of ours. */
+/**
+ * The number of the write that `bytes` are of, 0 when there was none, undefined when it is no
+ * sector of ours.
+ */
 function stampIn(bytes: Buffer, sector: number): number | undefined {
   if (bytes.equals(unwritten)) return 0;
   if (bytes.length !== sectorBytes || bytes.readUInt32LE(0) !== sector) return undefined;

@@ -1,4 +1,7 @@
-/** Two writers of one disk: the second is turned away, and one that was replaced while it slept changes nothing any more. */
+/**
+ * Two writers of one disk: the second is turned away, and one that was replaced while it slept
+ * changes nothing any more.
+ */
 import { execFileSync } from "node:child_process";
 import { ContainerClient, StorageSharedKeyCredential } from "@azure/storage-blob";
 import { expect, type TestContext, test } from "vitest";
@@ -20,7 +23,11 @@ const refusalMsMax = 15_000;
 const elsewhere = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"] as const;
 
 /** A replication of `disk.img`, stopped in the middle of its upload. */
-async function paused(): Promise<{ readonly client: Client; readonly azurite: AzuriteProcess; readonly sleeper: Running }> {
+async function paused(): Promise<{
+  readonly client: Client;
+  readonly azurite: AzuriteProcess;
+  readonly sleeper: Running;
+}> {
   const client = new Client("");
   const azurite = await AzuriteProcess.start(client.path("store"));
   const line = await SlowLine.open(azurite.port, 8 * mebibyte);
@@ -35,7 +42,10 @@ async function paused(): Promise<{ readonly client: Client; readonly azurite: Az
 
 /** Ends the lease of the writer's seat, as the storage account's owner may. */
 async function breakLease(azurite: AzuriteProcess): Promise<void> {
-  const container = new ContainerClient(azurite.vault(), new StorageSharedKeyCredential(developmentAccount, developmentKey));
+  const container = new ContainerClient(
+    azurite.vault(),
+    new StorageSharedKeyCredential(developmentAccount, developmentKey),
+  );
   await container.getBlobClient(headName("d")).getBlobLeaseClient().breakLease(0);
 }
 
@@ -86,6 +96,8 @@ function skipUnlessElsewhere(context: TestContext): void {
     const [command, ...words] = elsewhere;
     execFileSync(command, [...words, "true"], { stdio: "pipe" });
   } catch (error) {
-    context.skip(`no process can have process ids of its own here: ${error instanceof Error ? error.message : String(error)}`);
+    context.skip(
+      `no process can have process ids of its own here: ${error instanceof Error ? error.message : String(error)}`,
+    );
   }
 }

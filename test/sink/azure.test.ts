@@ -2,7 +2,11 @@ import { randomBytes, randomUUID } from "node:crypto";
 import { createRequire } from "node:module";
 import { createServer } from "node:net";
 import { inspect } from "node:util";
-import { ContainerSASPermissions, generateBlobSASQueryParameters, StorageSharedKeyCredential } from "@azure/storage-blob";
+import {
+  ContainerSASPermissions,
+  generateBlobSASQueryParameters,
+  StorageSharedKeyCredential,
+} from "@azure/storage-blob";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
 import { AzureSink } from "../../sink/azure.ts";
@@ -66,9 +70,12 @@ test("a range of several MiB is cleared by one request, amid what many requests 
   const sizeBytes = 16 * 1024 * 1024;
   const model = randomBytes(sizeBytes);
   await sink.createPages("pages", sizeBytes * 2, 1);
-  // Ranges that Azurite never merges: the clear goes through the middle of two and takes all between them.
+  // Ranges that Azurite never merges: the clear goes through the middle of two and takes all
+  // between them.
   for (let offset = 0; offset < sizeBytes; offset += 1_000_448) {
-    await sink.writePages("pages", offset, model.subarray(offset, Math.min(offset + 1_000_448, sizeBytes)), { sequenceNumber: 1 });
+    await sink.writePages("pages", offset, model.subarray(offset, Math.min(offset + 1_000_448, sizeBytes)), {
+      sequenceNumber: 1,
+    });
   }
   const before = await sink.statPages("pages");
   proxy.requests.length = 0;
@@ -102,7 +109,8 @@ describe("a network that fails", () => {
   let proxy: FaultProxy;
   let direct: AzureSink;
   let sink: AzureSink;
-  const open = (options: AzureSinkOptions = {}): AzureSink => AzureSink.open(proxy.through(url), key, { random: () => 0.01, ...options });
+  const open = (options: AzureSinkOptions = {}): AzureSink =>
+    AzureSink.open(proxy.through(url), key, { random: () => 0.01, ...options });
 
   beforeEach(async () => {
     url = containerUrl();
@@ -199,14 +207,18 @@ describe("a network that fails", () => {
     const found = new Uint8Array(4096);
     await direct.readPages("pages", 0, found);
     expect(found.subarray(512, 1536).every((byte) => byte === 0)).toBe(true);
-    expect(found.subarray(0, 512).some((byte) => byte !== 0) && found.subarray(1536).some((byte) => byte !== 0)).toBe(true);
+    expect(found.subarray(0, 512).some((byte) => byte !== 0) && found.subarray(1536).some((byte) => byte !== 0)).toBe(
+      true,
+    );
   });
 
   test("a server that never answers ends in the request's deadline", async () => {
     await using impatient = open({ deadlineBaseMs: 150, deadlinePerMiBMs: 0, outageToleranceMs: 200 });
     await impatient.statPages("pages");
     proxy.plan("PUT", "freeze");
-    expect((await failure(impatient.writePages("pages", 0, randomBytes(512), { sequenceNumber: 1 }))).code).toBe("OUTCOME_UNKNOWN");
+    expect((await failure(impatient.writePages("pages", 0, randomBytes(512), { sequenceNumber: 1 }))).code).toBe(
+      "OUTCOME_UNKNOWN",
+    );
     proxy.plan("HEAD", "freeze", 2);
     expect((await failure(impatient.statObject("pages"))).code).toBe("STORE_UNREACHABLE");
     expect(impatient.interruptions).toBe(3);
@@ -250,7 +262,9 @@ describe("a network that fails", () => {
 
   test("requests go through a configured proxy, which alone resolves the host's name", async () => {
     const hidden = `http://store.invalid/${developmentAccount}${new URL(url).pathname.slice(developmentAccount.length + 1)}`;
-    await using proxied = AzureSink.open(hidden, key, { proxy: { url: `http://user:secret@127.0.0.1:${String(proxy.port)}` } });
+    await using proxied = AzureSink.open(hidden, key, {
+      proxy: { url: `http://user:secret@127.0.0.1:${String(proxy.port)}` },
+    });
     expect((await proxied.statPages("pages")).sizeBytes).toBe(fourMiB);
     expect(proxy.requests.every((request) => request.includes("http://store.invalid"))).toBe(true);
   });
@@ -293,7 +307,13 @@ describe("access", () => {
     const containerName = url.slice(url.lastIndexOf("/") + 1);
     const startsOn = new Date(expiresOn.getTime() - 3_600_000);
     const query = generateBlobSASQueryParameters(
-      { containerName, permissions: ContainerSASPermissions.parse(permissions), startsOn, expiresOn, version: "2025-07-05" },
+      {
+        containerName,
+        permissions: ContainerSASPermissions.parse(permissions),
+        startsOn,
+        expiresOn,
+        version: "2025-07-05",
+      },
       credential,
     );
     return { kind: "sas", sas: query.toString() };
@@ -356,7 +376,9 @@ describe("access", () => {
 
   test("an identity is not sent over plain http", () => {
     const credentialOfNobody = { getToken: () => Promise.resolve(null) };
-    expect(() => AzureSink.open(containerUrl(), { kind: "token", credential: credentialOfNobody })).toThrow(/plain http/);
+    expect(() => AzureSink.open(containerUrl(), { kind: "token", credential: credentialOfNobody })).toThrow(
+      /plain http/,
+    );
   });
 
   test("an identity that cannot be found is ACCESS_REFUSED", async () => {
@@ -370,7 +392,8 @@ describe("access", () => {
 });
 
 test("an Azurite that checks the API version is served in a version it knows", async () => {
-  // vitest's import unwraps the default export of these CommonJS modules once more than Node's does.
+  // vitest's import unwraps the default export of these CommonJS modules once more than Node's
+  // does.
   const require = createRequire(import.meta.url);
   const { default: BlobConfiguration } =
     require("azurite/dist/src/blob/BlobConfiguration.js") as typeof import("azurite/dist/src/blob/BlobConfiguration.js").default;

@@ -11,7 +11,13 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
 import { AzureSink } from "../../sink/azure.ts";
 import { Azurite } from "../../sink/azurite.ts";
-import { azuritePaths, developmentAccount, developmentKey, exitOtherHost, processStartTime } from "../../sink/azurite-state.ts";
+import {
+  azuritePaths,
+  developmentAccount,
+  developmentKey,
+  exitOtherHost,
+  processStartTime,
+} from "../../sink/azurite-state.ts";
 import { FileLock } from "../../sink/file-lock.ts";
 import { createFolder, processesIn, removeFolder } from "../temporary-folder.ts";
 
@@ -38,7 +44,9 @@ async function serverGone(): Promise<void> {
   await (await FileLock.acquire(azuritePaths(dir).serverLock, "exclusive", { waitMsMax: 10_000 })).release();
 }
 
-/** Another process that starts the Azurite on `dir` and keeps using it; resolves to the server's id. */
+/**
+ * Another process that starts the Azurite on `dir` and keeps using it; resolves to the server's id.
+ */
 async function startElsewhere(): Promise<{ readonly child: ChildProcess; readonly serverPid: number }> {
   const built = new URL("../../dist/sink/azurite.js", import.meta.url).href;
   const script = `
@@ -46,7 +54,9 @@ async function startElsewhere(): Promise<{ readonly child: ChildProcess; readonl
     const server = await Azurite.start(${JSON.stringify(dir)});
     console.log(server.pid);
     setInterval(() => {}, 1000);`;
-  const child = spawn(process.execPath, ["--input-type=module", "-e", script], { stdio: ["ignore", "pipe", "inherit"] });
+  const child = spawn(process.execPath, ["--input-type=module", "-e", script], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
   children.add(child);
   const [line] = (await once(createInterface(child.stdout), "line")) as [string];
   return { child, serverPid: Number(line) };
@@ -78,7 +88,11 @@ test("what was written is there after a stop and a new start, and the stopped se
   await sink.putObject("head", new Uint8Array([1, 2, 3]), { ifAbsent: true });
   await first.stop();
   await first.stop();
-  expect(await FileLock.tryAcquire(azuritePaths(dir).serverLock, "exclusive").then((lock) => lock?.release().then(() => true))).toBe(true);
+  expect(
+    await FileLock.tryAcquire(azuritePaths(dir).serverLock, "exclusive").then((lock) =>
+      lock?.release().then(() => true),
+    ),
+  ).toBe(true);
   await using second = await Azurite.start(dir);
   await using later = sinkOn(second);
   expect([...(await later.getObject("head", 10)).bytes]).toEqual([1, 2, 3]);
@@ -190,7 +204,10 @@ test("a state file that names a dead process and another folder's server is not 
   const first = await Azurite.start(dir);
   await first.stop();
   const { port } = new URL(other.endpoint);
-  await writeFile(azuritePaths(dir).state, JSON.stringify({ state: "listening", pid: first.pid, startTime: "1", port: Number(port) }));
+  await writeFile(
+    azuritePaths(dir).state,
+    JSON.stringify({ state: "listening", pid: first.pid, startTime: "1", port: Number(port) }),
+  );
   await using second = await Azurite.start(dir);
   expect(second.endpoint).not.toBe(other.endpoint);
 });
@@ -239,10 +256,16 @@ describe("a folder that cannot be used", () => {
     await using sink = sinkOn(ours);
     await sink.createContainer();
     await ours.stop();
-    const main = fileURLToPath(new URL("blob/main.js", `file://${createRequire(import.meta.url).resolve("azurite/dist/src/main.js")}`));
-    const foreign = spawn(process.execPath, [main, "--silent", "--disableTelemetry", "--location", dir, "--blobPort", "0"], {
-      stdio: ["ignore", "pipe", "inherit"],
-    });
+    const main = fileURLToPath(
+      new URL("blob/main.js", `file://${createRequire(import.meta.url).resolve("azurite/dist/src/main.js")}`),
+    );
+    const foreign = spawn(
+      process.execPath,
+      [main, "--silent", "--disableTelemetry", "--location", dir, "--blobPort", "0"],
+      {
+        stdio: ["ignore", "pipe", "inherit"],
+      },
+    );
     children.add(foreign);
     let endpoint: string | undefined;
     for await (const line of createInterface(foreign.stdout)) {

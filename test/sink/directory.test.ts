@@ -174,7 +174,9 @@ describe("DirectorySink", () => {
     async () => {
       const names = Array.from({ length: 70 }, (_, index) => `segments/${String(index)}`);
       await Promise.all(names.map((name) => sink.createPages(name, 4096, 1)));
-      await Promise.all(names.map((name, index) => sink.writePages(name, 0, new Uint8Array(512).fill(index), { sequenceNumber: 1 })));
+      await Promise.all(
+        names.map((name, index) => sink.writePages(name, 0, new Uint8Array(512).fill(index), { sequenceNumber: 1 })),
+      );
       for (const [index, name] of names.entries()) {
         const into = new Uint8Array(512);
         await sink.readPages(name, 0, into);
@@ -239,15 +241,18 @@ describe("DirectorySink", () => {
       await expectDamaged();
     });
 
-    test.each([512, 4096, 8191])("that has been cut to %i bytes is reported as damaged, but read as far as it goes", async (length) => {
-      await truncate(path(), length);
-      await using fresh = await DirectorySink.open(root);
-      await expectCode(fresh.readPages("p", Math.max(0, length - 4096), new Uint8Array(1)), "DAMAGED");
-      if (length === 8191) await fresh.readPages("p", 0, new Uint8Array(4095));
-      for (const call of [fresh.statPages("p"), fresh.clearPages("p", 0, 512), fresh.raiseSequenceNumber("p", 2)])
-        await expectCode(call, "DAMAGED");
-      await expectCode(fresh.writePages("p", 0, new Uint8Array(512), { sequenceNumber: 1 }), "DAMAGED");
-    });
+    test.each([512, 4096, 8191])(
+      "that has been cut to %i bytes is reported as damaged, but read as far as it goes",
+      async (length) => {
+        await truncate(path(), length);
+        await using fresh = await DirectorySink.open(root);
+        await expectCode(fresh.readPages("p", Math.max(0, length - 4096), new Uint8Array(1)), "DAMAGED");
+        if (length === 8191) await fresh.readPages("p", 0, new Uint8Array(4095));
+        for (const call of [fresh.statPages("p"), fresh.clearPages("p", 0, 512), fresh.raiseSequenceNumber("p", 2)])
+          await expectCode(call, "DAMAGED");
+        await expectCode(fresh.writePages("p", 0, new Uint8Array(512), { sequenceNumber: 1 }), "DAMAGED");
+      },
+    );
 
     test.each([
       ["has been cut short", 6144, 8192, 2048],
@@ -333,23 +338,26 @@ describe("DirectorySink", () => {
     expect(await namesIn(sink, "")).toEqual([]);
   });
 
-  test.runIf(process.getuid?.() !== 0)("a vault that may only be read is read, and writing to it is refused as such", async () => {
-    await sink.putObject("x", Uint8Array.of(5), { ifAbsent: true });
-    await sink.createPages("p", 4096, 1);
-    await chmod(join(root, "p@pages"), 0o400);
-    await chmod(join(root, "@tidemark"), 0o500);
-    await chmod(join(root, "@tidemark/lock"), 0o400);
-    try {
-      await using reader = await DirectorySink.open(root);
-      expect((await reader.getObject("x", 1)).bytes).toEqual(Uint8Array.of(5));
-      await reader.readPages("p", 0, new Uint8Array(512));
-      await expectCode(reader.writePages("p", 0, new Uint8Array(512), { sequenceNumber: 1 }), "ACCESS_REFUSED");
-      await expectCode(reader.clearPages("p", 0, 512), "ACCESS_REFUSED");
-      await expectCode(reader.putObject("y", new Uint8Array(1), { ifAbsent: true }), "ACCESS_REFUSED");
-    } finally {
-      await chmod(join(root, "@tidemark"), 0o700);
-    }
-  });
+  test.runIf(process.getuid?.() !== 0)(
+    "a vault that may only be read is read, and writing to it is refused as such",
+    async () => {
+      await sink.putObject("x", Uint8Array.of(5), { ifAbsent: true });
+      await sink.createPages("p", 4096, 1);
+      await chmod(join(root, "p@pages"), 0o400);
+      await chmod(join(root, "@tidemark"), 0o500);
+      await chmod(join(root, "@tidemark/lock"), 0o400);
+      try {
+        await using reader = await DirectorySink.open(root);
+        expect((await reader.getObject("x", 1)).bytes).toEqual(Uint8Array.of(5));
+        await reader.readPages("p", 0, new Uint8Array(512));
+        await expectCode(reader.writePages("p", 0, new Uint8Array(512), { sequenceNumber: 1 }), "ACCESS_REFUSED");
+        await expectCode(reader.clearPages("p", 0, 512), "ACCESS_REFUSED");
+        await expectCode(reader.putObject("y", new Uint8Array(1), { ifAbsent: true }), "ACCESS_REFUSED");
+      } finally {
+        await chmod(join(root, "@tidemark"), 0o700);
+      }
+    },
+  );
 });
 
 /** Why no holes can be made in files of this folder; undefined when they can. */
@@ -369,6 +377,8 @@ async function noHolesIn(folder: string): Promise<string | undefined> {
 /** How many files below `folder` this process has open. */
 async function openFilesBelow(folder: string): Promise<number> {
   const descriptors = await readdir("/proc/self/fd");
-  const targets = await Promise.all(descriptors.map((descriptor) => readlink(`/proc/self/fd/${descriptor}`).catch(() => "")));
+  const targets = await Promise.all(
+    descriptors.map((descriptor) => readlink(`/proc/self/fd/${descriptor}`).catch(() => "")),
+  );
   return targets.filter((target) => target.startsWith(folder)).length;
 }

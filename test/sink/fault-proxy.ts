@@ -1,6 +1,7 @@
 /**
- * Stands between a client and an HTTP store and does to chosen requests what networks and servers do: it loses acknowledgements, resets
- * connections, answers 503, or says nothing at all. Everything else it passes on. Every fault is planned, and one that never fired is a failed test.
+ * Stands between a client and an HTTP store and does to chosen requests what networks and servers
+ * do: it loses acknowledgements, resets connections, answers 503, or says nothing at all.
+ * Everything else it passes on. Every fault is planned, and one that never fired is a failed test.
  */
 import http from "node:http";
 import type { AddressInfo } from "node:net";
@@ -57,7 +58,10 @@ export class FaultProxy implements AsyncDisposable {
     return through.href;
   }
 
-  /** Does `kind` to `times` requests of `method`, after so many of them have passed; several plans count each for itself. */
+  /**
+   * Does `kind` to `times` requests of `method`, after so many of them have passed; several plans
+   * count each for itself.
+   */
   plan(method: string, kind: FaultKind, times = 1, passing = 0): void {
     this.#plans.push({ method, kind, passing, left: times });
   }
@@ -104,7 +108,11 @@ export class FaultProxy implements AsyncDisposable {
   }
 
   /** Passes the request on; absolute request targets, as a proxy gets them, too. */
-  #forward(request: http.IncomingMessage, response: http.ServerResponse, kind: "lose-answer" | "truncate-answer" | undefined): void {
+  #forward(
+    request: http.IncomingMessage,
+    response: http.ServerResponse,
+    kind: "lose-answer" | "truncate-answer" | undefined,
+  ): void {
     const asked = new URL(request.url ?? "/", this.#target);
     const upstream = http.request(
       {

@@ -8,7 +8,9 @@ import { expectCode, namesIn } from "./expectations.ts";
 // A wrapper without a plan changes nothing.
 describeSink("FaultySink without faults", async () => {
   const store = new MemoryStore();
-  const sinks = [new MemorySink({ store }), new MemorySink({ store }), new MemorySink()].map((sink) => new FaultySink(sink, []));
+  const sinks = [new MemorySink({ store }), new MemorySink({ store }), new MemorySink()].map(
+    (sink) => new FaultySink(sink, []),
+  );
   const [a, b, absent] = sinks;
   if (a === undefined || b === undefined || absent === undefined) throw new Error("three sinks were made");
   await a.createContainer();
@@ -123,7 +125,8 @@ describe("FaultySink", () => {
 
   test("a flipped read differs in one bit, which follows from the seed, and the store is unharmed", async () => {
     const plan: PlannedFault[] = [{ on: "getObject", when: 1, fault: { kind: "flipped" } }];
-    const read = async (seed: number): Promise<Uint8Array> => (await new FaultySink(inner, plan, seed).getObject("head", 8)).bytes;
+    const read = async (seed: number): Promise<Uint8Array> =>
+      (await new FaultySink(inner, plan, seed).getObject("head", 8)).bytes;
     const first = await read(3);
     const differing = first.reduce((bits, byte) => bits + (byte ^ 1).toString(2).replaceAll("0", "").length, 0);
     expect(differing).toBe(1);
@@ -151,7 +154,9 @@ describe("FaultySink", () => {
     const sink = new FaultySink(inner, [{ on: "any", when: 3, fault: { kind: "crash", effect } }]);
     await sink.statObject("head");
     await sink.statPages("p");
-    const error: unknown = await sink.writePages("p", 0, body(), { sequenceNumber: 1 }).catch((reason: unknown) => reason);
+    const error: unknown = await sink
+      .writePages("p", 0, body(), { sequenceNumber: 1 })
+      .catch((reason: unknown) => reason);
     expect(error).toBeInstanceOf(CrashError);
     expect(error).not.toBeInstanceOf(TidemarkError);
     expect(String(error)).toContain(`call 3 (writePages p), ${effect} its effect`);

@@ -90,9 +90,13 @@ describe("FileLock", () => {
   describe("between processes", () => {
     let child: ChildProcess | undefined;
 
-    /** A process that runs `script` and then waits; resolves once the script has printed something. */
+    /**
+     * A process that runs `script` and then waits; resolves once the script has printed something.
+     */
     async function startChild(script: string): Promise<void> {
-      const started = spawn(process.execPath, ["-e", `${script}; setInterval(() => {}, 1000);`], { stdio: ["ignore", "pipe", "inherit"] });
+      const started = spawn(process.execPath, ["-e", `${script}; setInterval(() => {}, 1000);`], {
+        stdio: ["ignore", "pipe", "inherit"],
+      });
       child = started;
       await once(started.stdout, "data");
     }

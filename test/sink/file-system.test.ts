@@ -107,7 +107,9 @@ describe("a range of a file that is cleared", () => {
   });
 
   test("fails with what the system says, as Node would have said it", async () => {
-    const error: unknown = await clearFully(handle, at, length, { libc: failing(constants.errno.EIO) }).catch((reason: unknown) => reason);
+    const error: unknown = await clearFully(handle, at, length, { libc: failing(constants.errno.EIO) }).catch(
+      (reason: unknown) => reason,
+    );
     expect(error).toMatchObject({ code: "EIO" });
     expect(translated(error, "p", "STORE_REFUSED")).toMatchObject({ code: "STORE_REFUSED" });
     await expectClear(0, 0);
@@ -119,7 +121,10 @@ describe("a range of a file that is cleared", () => {
       controller.abort();
       return Promise.resolve({ errno: constants.errno.EOPNOTSUPP });
     };
-    await expectCode(clearFully(handle, at, length, { signal: controller.signal, libc: { fallocate: aborting } }), "INTERRUPTED");
+    await expectCode(
+      clearFully(handle, at, length, { signal: controller.signal, libc: { fallocate: aborting } }),
+      "INTERRUPTED",
+    );
     await expectClear(0, 0);
   });
 });

@@ -12,7 +12,12 @@ describeSink(
     const clock = (): number => nowMs;
     const a = new MemorySink({ store, clock });
     await a.createContainer();
-    return { a, b: new MemorySink({ store, clock }), absent: new MemorySink({ clock }), cleanup: () => a[Symbol.asyncDispose]() };
+    return {
+      a,
+      b: new MemorySink({ store, clock }),
+      absent: new MemorySink({ clock }),
+      cleanup: () => a[Symbol.asyncDispose](),
+    };
   },
   {
     advanceMs: (ms) => {

@@ -27,7 +27,12 @@ describe("a vault's address", () => {
     ],
     [
       "https://acct.blob.core.windows.net/vault?sv=1&sig=a%2Bb",
-      { kind: "azure", containerUrl: "https://acct.blob.core.windows.net/vault", account: "acct", sas: "sv=1&sig=a%2Bb" },
+      {
+        kind: "azure",
+        containerUrl: "https://acct.blob.core.windows.net/vault",
+        account: "acct",
+        sas: "sv=1&sig=a%2Bb",
+      },
     ],
     [
       "https://acct.z12.blob.storage.azure.net/vault",
@@ -39,9 +44,17 @@ describe("a vault's address", () => {
     ],
     [
       "http://127.0.0.1:10000/devstoreaccount1/vault",
-      { kind: "azure", containerUrl: "http://127.0.0.1:10000/devstoreaccount1/vault", account: "devstoreaccount1", sas: undefined },
+      {
+        kind: "azure",
+        containerUrl: "http://127.0.0.1:10000/devstoreaccount1/vault",
+        account: "devstoreaccount1",
+        sas: undefined,
+      },
     ],
-    ["http://azurite:10000/acc/vault", { kind: "azure", containerUrl: "http://azurite:10000/acc/vault", account: "acc", sas: undefined }],
+    [
+      "http://azurite:10000/acc/vault",
+      { kind: "azure", containerUrl: "http://azurite:10000/acc/vault", account: "acc", sas: undefined },
+    ],
   ])("%s is understood", (spec, expected) => {
     expect(parseVaultSpec(spec)).toEqual(expected);
   });
@@ -88,9 +101,10 @@ describe("credentials", () => {
   });
 
   test("without a key or SAS in the connection string are refused", async () => {
-    expect((await failure(vault, { credentials: { connectionString: "BlobEndpoint=https://acct.blob.core.windows.net" } })).code).toBe(
-      "INVALID_ARGUMENT",
-    );
+    expect(
+      (await failure(vault, { credentials: { connectionString: "BlobEndpoint=https://acct.blob.core.windows.net" } }))
+        .code,
+    ).toBe("INVALID_ARGUMENT");
   });
 
   test("that are no base64 are refused without being shown", async () => {
@@ -104,7 +118,10 @@ describe("credentials", () => {
   });
 
   test("of a proxy never show", async () => {
-    const error = await failure(vault, { credentials: { accountKey: "c2VjcmV0" }, proxy: { url: "socks5://u:s3cret@proxy:1" } });
+    const error = await failure(vault, {
+      credentials: { accountKey: "c2VjcmV0" },
+      proxy: { url: "socks5://u:s3cret@proxy:1" },
+    });
     expect(error.code).toBe("INVALID_ARGUMENT");
     expect(error.message).not.toContain("s3cret");
   });

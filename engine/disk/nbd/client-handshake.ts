@@ -147,7 +147,8 @@ class Handshake {
     const structured = await this.#askStructured();
     const contexts = structured ? await this.#askContexts() : new Map<string, number>();
     const terms = await this.#go();
-    if (this.#wire.release().byteLength > 0) throw brokenProtocol(this.#address, "it sends an answer without a request");
+    if (this.#wire.release().byteLength > 0)
+      throw brokenProtocol(this.#address, "it sends an answer without a request");
     if (this.#socket.destroyed) throw this.#gone();
     return { socket: this.#socket, structured, contexts, ...terms };
   }
@@ -199,13 +200,18 @@ class Handshake {
 
   async #greet(): Promise<void> {
     const greeting = await this.#take(greetingBytes);
-    const known = greeting.readBigUInt64BE(0) === handshakeMagic.init && greeting.readBigUInt64BE(8) === handshakeMagic.option;
+    const known =
+      greeting.readBigUInt64BE(0) === handshakeMagic.init && greeting.readBigUInt64BE(8) === handshakeMagic.option;
     const flags = greeting.readUInt16BE(16);
     if (!known || (flags & handshakeFlag.fixedNewstyle) === 0) {
-      throw new TidemarkError("FORMAT_UNSUPPORTED", `what answers at ${this.#address} is no NBD server of the fixed newstyle`, {
-        remedy: "check the address, or serve the disk with a current qemu-nbd or nbdkit",
-        detail: { address: this.#address },
-      });
+      throw new TidemarkError(
+        "FORMAT_UNSUPPORTED",
+        `what answers at ${this.#address} is no NBD server of the fixed newstyle`,
+        {
+          remedy: "check the address, or serve the disk with a current qemu-nbd or nbdkit",
+          detail: { address: this.#address },
+        },
+      );
     }
     const answer = Buffer.alloc(4);
     answer.writeUInt32BE(handshakeFlag.fixedNewstyle | (flags & handshakeFlag.noZeroes));
@@ -224,7 +230,8 @@ class Handshake {
     }
     if (reply.type !== optionReply.ack) throw this.#refusal(reply);
     // Clear text after the agreement on TLS may have been injected on the network.
-    if (this.#wire.release().byteLength > 0) throw brokenProtocol(this.#address, "it sends data in clear after TLS was agreed");
+    if (this.#wire.release().byteLength > 0)
+      throw brokenProtocol(this.#address, "it sends data in clear after TLS was agreed");
     const host = this.#options.kind === "tcp" ? this.#options.host : "localhost";
     const name = wanted.serverName ?? host;
     const plain = this.#socket;
@@ -256,7 +263,10 @@ class Handshake {
     const wanted = this.#options.contexts ?? [];
     const granted = new Map<string, number>();
     if (wanted.length === 0) return granted;
-    await this.#ask(option.setMetaContext, Buffer.concat([text(this.#options.exportName), uint32(wanted.length), ...wanted.map(text)]));
+    await this.#ask(
+      option.setMetaContext,
+      Buffer.concat([text(this.#options.exportName), uint32(wanted.length), ...wanted.map(text)]),
+    );
     const ids = new Set<number>();
     for (let count = 0; count < repliesMax; count += 1) {
       const { type, data } = await this.#reply(option.setMetaContext);
@@ -299,7 +309,8 @@ class Handshake {
   #exportOf(data: Buffer): { readonly sizeBytes: number; readonly readOnly: boolean } {
     if (data.byteLength !== 12) throw brokenProtocol(this.#address, "it describes the export in a wrong length");
     const size = data.readBigUInt64BE(2);
-    if (size > BigInt(Number.MAX_SAFE_INTEGER)) throw brokenProtocol(this.#address, `it claims a size of ${size} bytes`);
+    if (size > BigInt(Number.MAX_SAFE_INTEGER))
+      throw brokenProtocol(this.#address, `it claims a size of ${size} bytes`);
     return { sizeBytes: Number(size), readOnly: (data.readUInt16BE(10) & transmissionFlag.readOnly) !== 0 };
   }
 
@@ -315,7 +326,10 @@ class Handshake {
     ) {
       throw brokenProtocol(this.#address, `it claims block sizes of ${alignmentBytes} to ${largest} bytes`);
     }
-    return { alignmentBytes, requestBytesMax: Math.floor(Math.min(largest, payloadBytesMax) / alignmentBytes) * alignmentBytes };
+    return {
+      alignmentBytes,
+      requestBytesMax: Math.floor(Math.min(largest, payloadBytesMax) / alignmentBytes) * alignmentBytes,
+    };
   }
 
   async #ask(number: number, data: Buffer): Promise<void> {
@@ -352,10 +366,14 @@ class Handshake {
     const name = this.#options.exportName;
     switch (type) {
       case optionReply.errUnknown:
-        return new TidemarkError("SOURCE_NOT_FOUND", `the NBD server at ${this.#address} offers no export "${name}"${said}`, {
-          remedy: "name an export that `nbdinfo --list` shows for this server",
-          detail: { address: this.#address, export: name },
-        });
+        return new TidemarkError(
+          "SOURCE_NOT_FOUND",
+          `the NBD server at ${this.#address} offers no export "${name}"${said}`,
+          {
+            remedy: "name an export that `nbdinfo --list` shows for this server",
+            detail: { address: this.#address, export: name },
+          },
+        );
       case optionReply.errTlsReqd:
         return accessRefused(
           this.#address,
@@ -363,12 +381,20 @@ class Handshake {
           "use an address with nbds:// and certificates that it accepts",
         );
       case optionReply.errPolicy:
-        return accessRefused(this.#address, `the server's policy forbids it${said}`, "allow this client in the server's configuration");
+        return accessRefused(
+          this.#address,
+          `the server's policy forbids it${said}`,
+          "allow this client in the server's configuration",
+        );
       case optionReply.errUnsup:
-        return new TidemarkError("FORMAT_UNSUPPORTED", `the NBD server at ${this.#address} does not know the option GO${said}`, {
-          remedy: "serve the disk with a current qemu-nbd or nbdkit",
-          detail: { address: this.#address },
-        });
+        return new TidemarkError(
+          "FORMAT_UNSUPPORTED",
+          `the NBD server at ${this.#address} does not know the option GO${said}`,
+          {
+            remedy: "serve the disk with a current qemu-nbd or nbdkit",
+            detail: { address: this.#address },
+          },
+        );
       case optionReply.errShutdown:
         return connectionLost(this.#address, new Error(`it is shutting down${said}`));
       default:
@@ -432,7 +458,11 @@ export function silence(address: string, silenceMs: number): TidemarkError {
 }
 
 export function accessRefused(address: string, fact: string, remedy: string, cause?: unknown): TidemarkError {
-  return new TidemarkError("ACCESS_REFUSED", `cannot use the NBD server at ${address}: ${fact}`, { remedy, detail: { address }, cause });
+  return new TidemarkError("ACCESS_REFUSED", `cannot use the NBD server at ${address}: ${fact}`, {
+    remedy,
+    detail: { address },
+    cause,
+  });
 }
 
 /** What a server says in words, as the end of a message: cleaned, shortened, or nothing. */

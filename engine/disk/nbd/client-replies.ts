@@ -109,7 +109,12 @@ export class ReplyParser {
   #target: Target;
   #filled = 0;
 
-  constructor(pending: ReadonlyMap<number, Pending>, agreement: ClientAgreement, address: string, onSettled: (cookie: number) => void) {
+  constructor(
+    pending: ReadonlyMap<number, Pending>,
+    agreement: ClientAgreement,
+    address: string,
+    onSettled: (cookie: number) => void,
+  ) {
     this.#pending = pending;
     this.#agreement = agreement;
     this.#address = address;
@@ -174,7 +179,8 @@ export class ReplyParser {
       return;
     }
     const { answer } = pending;
-    if (answer.kind !== "read" || this.#agreement.structured) throw this.#broken("it answers a request in the wrong form");
+    if (answer.kind !== "read" || this.#agreement.structured)
+      throw this.#broken("it answers a request in the wrong form");
     this.#expectData(answer, 0, pending.length, () => {
       this.#finish(cookie);
     });
@@ -230,7 +236,8 @@ export class ReplyParser {
     for (let at = 4; at < payload.byteLength; at += 8) {
       const length = payload.readUInt32BE(at);
       // Only the last extent may reach beyond what was asked for.
-      if (length === 0 || covered >= pending.length) throw this.#broken("its extents are empty or lie outside what was asked for");
+      if (length === 0 || covered >= pending.length)
+        throw this.#broken("its extents are empty or lie outside what was asked for");
       covered += length;
     }
     const extents = new DataView(payload.buffer, payload.byteOffset + 4, payload.byteLength - 4);
@@ -285,7 +292,11 @@ export class ReplyParser {
 
   #finish(cookie: number): void {
     const pending = this.#pending.get(cookie);
-    if (pending?.answer.kind === "read" && pending.error === undefined && !pending.answer.coverage.isWhole(pending.length)) {
+    if (
+      pending?.answer.kind === "read" &&
+      pending.error === undefined &&
+      !pending.answer.coverage.isWhole(pending.length)
+    ) {
       throw this.#broken("it leaves a part of a read without an answer");
     }
     this.#expect(this.#magicTarget);

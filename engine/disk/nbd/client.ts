@@ -23,7 +23,15 @@ import {
   silence,
   silenceMsDefault,
 } from "./client-handshake.ts";
-import { type Answer, type NbdStatus, type Pending, ReplyParser, readOf, type StatusAnswer, type StatusReply } from "./client-replies.ts";
+import {
+  type Answer,
+  type NbdStatus,
+  type Pending,
+  ReplyParser,
+  readOf,
+  type StatusAnswer,
+  type StatusReply,
+} from "./client-replies.ts";
 import { command, requestBytes, transmissionMagic } from "./protocol.ts";
 
 const requestsInFlightMax = 16;
@@ -102,7 +110,10 @@ export class NbdClient implements AsyncDisposable {
   async read(offset: number, into: Uint8Array): Promise<void> {
     const end = offset + into.byteLength;
     if (this.#closing !== undefined || offset < 0 || end > this.sizeBytes) {
-      throw new TidemarkError("INTERNAL", `bytes ${offset} to ${end} do not lie inside ${this.description}, or it was closed`);
+      throw new TidemarkError(
+        "INTERNAL",
+        `bytes ${offset} to ${end} do not lie inside ${this.description}, or it was closed`,
+      );
     }
     this.#reads += 1;
     try {
@@ -121,10 +132,14 @@ export class NbdClient implements AsyncDisposable {
   async *status(context: string, offset: number, length: number): AsyncGenerator<NbdStatus, void, undefined> {
     const id = this.#agreement.contexts.get(context);
     if (id === undefined) {
-      throw new TidemarkError("SOURCE_NOT_FOUND", `the NBD export ${this.description} has no metadata context "${context}"`, {
-        remedy: "export the bitmap (`qemu-nbd --bitmap=NAME`, or `bitmaps` of block-export-add), or leave it out",
-        detail: { address: this.description, context },
-      });
+      throw new TidemarkError(
+        "SOURCE_NOT_FOUND",
+        `the NBD export ${this.description} has no metadata context "${context}"`,
+        {
+          remedy: "export the bitmap (`qemu-nbd --bitmap=NAME`, or `bitmaps` of block-export-add), or leave it out",
+          detail: { address: this.description, context },
+        },
+      );
     }
     const end = offset + length;
     const ahead: { readonly from: number; readonly to: number; readonly reply: Promise<StatusReply> }[] = [];
@@ -233,7 +248,8 @@ export class NbdClient implements AsyncDisposable {
     const answer: StatusAnswer = { kind: "status", context, seen: new Set(), reply: undefined };
     await this.#slot();
     await this.#request(command.blockStatus, offset, length, answer);
-    if (answer.reply === undefined) throw this.#fail(brokenProtocol(this.description, "it leaves a block status without an answer"));
+    if (answer.reply === undefined)
+      throw this.#fail(brokenProtocol(this.description, "it leaves a block status without an answer"));
     return answer.reply;
   }
 

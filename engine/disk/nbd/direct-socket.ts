@@ -75,7 +75,8 @@ class Reader {
 
   /** Where to read to next. */
   next(): Uint8Array {
-    if (this.intake !== undefined && this.#buffer.byteLength < intakeBufferBytes) this.#buffer = Buffer.allocUnsafeSlow(intakeBufferBytes);
+    if (this.intake !== undefined && this.#buffer.byteLength < intakeBufferBytes)
+      this.#buffer = Buffer.allocUnsafeSlow(intakeBufferBytes);
     this.#place = this.intake?.place();
     return this.#place ?? this.#buffer;
   }

@@ -51,9 +51,13 @@ export class ExportTable {
       });
     }
     if (Buffer.byteLength(offered.description ?? "") > stringBytesMax) {
-      throw new TidemarkError("INVALID_ARGUMENT", `the description of export "${offered.name}" is longer than ${stringBytesMax} bytes`, {
-        remedy: "shorten it",
-      });
+      throw new TidemarkError(
+        "INVALID_ARGUMENT",
+        `the description of export "${offered.name}" is longer than ${stringBytesMax} bytes`,
+        {
+          remedy: "shorten it",
+        },
+      );
     }
     if (this.#byName.has(offered.name)) {
       throw new TidemarkError("INVALID_ARGUMENT", `there is already an export named "${offered.name}"`, {

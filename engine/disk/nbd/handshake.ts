@@ -66,7 +66,11 @@ export interface Agreement {
  * Leads the handshake. Undefined when it ends without an export; the connection then closes as soon
  * as the client has read the last reply.
  */
-export async function negotiate(socket: Socket, table: ExportTable, secure: Secure | undefined): Promise<Agreement | undefined> {
+export async function negotiate(
+  socket: Socket,
+  table: ExportTable,
+  secure: Secure | undefined,
+): Promise<Agreement | undefined> {
   return new Handshake(socket, table, secure).run();
 }
 
@@ -221,7 +225,8 @@ class Handshake {
     size.writeBigUInt64BE(BigInt(served.device.sizeBytes), 0);
     size.writeUInt16BE(this.#flagsOf(served), 8);
     await this.#reply(id, optionReply.info, uint16(infoType.export), size);
-    if (wanted.has(infoType.name)) await this.#reply(id, optionReply.info, uint16(infoType.name), Buffer.from(served.name));
+    if (wanted.has(infoType.name))
+      await this.#reply(id, optionReply.info, uint16(infoType.name), Buffer.from(served.name));
     if (wanted.has(infoType.description) && served.description !== "") {
       await this.#reply(id, optionReply.info, uint16(infoType.description), Buffer.from(served.description));
     }
@@ -237,7 +242,8 @@ class Handshake {
   async #metaContexts(id: number, data: Buffer): Promise<Outcome> {
     const isSelection = id === option.setMetaContext;
     if (isSelection) this.#allocationOf = undefined;
-    if (!this.#structuredReplies) return this.#refuse(id, optionReply.errInvalid, "structured replies have to be agreed on first");
+    if (!this.#structuredReplies)
+      return this.#refuse(id, optionReply.errInvalid, "structured replies have to be agreed on first");
     const fields = new Fields(data);
     const name = fields.text();
     const count = fields.uint32();
@@ -267,7 +273,8 @@ class Handshake {
 
   /** Flush and FUA cover all connections, because there is one device beneath them. */
   #flagsOf({ readOnly }: ServedExport): number {
-    const { hasFlags, sendFlush, sendFua, canMultiConn, sendDf, sendTrim, sendWriteZeroes, sendFastZero } = transmissionFlag;
+    const { hasFlags, sendFlush, sendFua, canMultiConn, sendDf, sendTrim, sendWriteZeroes, sendFastZero } =
+      transmissionFlag;
     const common = hasFlags | sendFlush | sendFua | canMultiConn | (this.#structuredReplies ? sendDf : 0);
     return common | (readOnly ? transmissionFlag.readOnly : sendTrim | sendWriteZeroes | sendFastZero);
   }

@@ -114,7 +114,11 @@ export class NbdVolume implements Volume, AsyncDisposable {
     return this.close();
   }
 
-  async *#extents(context: string, length: number, wanted: (flags: number) => boolean): AsyncGenerator<Extent, void, undefined> {
+  async *#extents(
+    context: string,
+    length: number,
+    wanted: (flags: number) => boolean,
+  ): AsyncGenerator<Extent, void, undefined> {
     let open: Extent | undefined;
     for await (const status of this.#client.status(context, 0, length)) {
       if (wanted(status.flags)) {
@@ -140,7 +144,8 @@ export function parseNbdUri(uri: string): NbdUri {
   const url = new URL(uri);
   const scheme = /^(nbds?)(\+unix)?:$/.exec(url.protocol);
   if (scheme === null) throw invalidUri(`its scheme is ${url.protocol}`);
-  if (url.username !== "" || url.password !== "") throw invalidUri("it names a user, which needs TLS with pre-shared keys");
+  if (url.username !== "" || url.password !== "")
+    throw invalidUri("it names a user, which needs TLS with pre-shared keys");
   // The form's `+` for a blank does not hold for URIs of this kind.
   const query = new URLSearchParams(url.search.replaceAll("+", "%2B"));
   const socket = query.get("socket");
@@ -195,7 +200,8 @@ async function certificateFile(path: string, need: "needed" | "optional"): Promi
     throw fileError(error, {
       code: "INVALID_ARGUMENT",
       what: `cannot read ${path}`,
-      remedy: "let tls-certificates name a folder with ca-cert.pem, or leave it out to trust the authorities of the system",
+      remedy:
+        "let tls-certificates name a folder with ca-cert.pem, or leave it out to trust the authorities of the system",
     });
   }
 }

@@ -76,13 +76,29 @@ export const command = { read: 0, write: 1, disconnect: 2, flush: 3, trim: 4, wr
 export const commandFlag = { fua: 1, noHole: 2, df: 4, reqOne: 8, fastZero: 16 } as const;
 
 /** Types of structured reply chunks. The errors have bit 15 set. */
-export const chunkType = { none: 0, offsetData: 1, offsetHole: 2, blockStatus: 5, error: 0x8001, errorOffset: 0x8002 } as const;
+export const chunkType = {
+  none: 0,
+  offsetData: 1,
+  offsetHole: 2,
+  blockStatus: 5,
+  error: 0x8001,
+  errorOffset: 0x8002,
+} as const;
 
 /** Flag of the last chunk of a structured reply. */
 export const chunkFlagDone = 1;
 
 /** Error values on the wire; they do not depend on the platform. */
-export const wireError = { perm: 1, io: 5, noMem: 12, inval: 22, noSpc: 28, overflow: 75, notSup: 95, shutdown: 108 } as const;
+export const wireError = {
+  perm: 1,
+  io: 5,
+  noMem: 12,
+  inval: 22,
+  noSpc: 28,
+  overflow: 75,
+  notSup: 95,
+  shutdown: 108,
+} as const;
 
 /** Flags of a `base:allocation` descriptor. */
 export const allocationFlag = { hole: 1, zero: 2 } as const;

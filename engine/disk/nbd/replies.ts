@@ -142,7 +142,10 @@ export class Replies {
    * `extents` cover the request. False, having answered nothing, when it cannot.
    */
   trySparseRead(cookie: Cookie, device: BlockDevice, extents: readonly DeviceExtent[]): boolean {
-    const replyBytes = extents.reduce((sum, { kind, length }) => sum + (kind === "hole" ? holeChunkBytes : dataChunkHeadBytes + length), 0);
+    const replyBytes = extents.reduce(
+      (sum, { kind, length }) => sum + (kind === "hole" ? holeChunkBytes : dataChunkHeadBytes + length),
+      0,
+    );
     this.#batch.reserve(replyBytes);
     const { buffer } = this.#batch;
     let { at } = this.#batch;
@@ -206,7 +209,14 @@ function simpleHead(buffer: Buffer, at: number, cookie: Cookie, error: number): 
   buffer.writeUInt32BE(cookie.cookieLow, at + 12);
 }
 
-function chunkHead(buffer: Buffer, at: number, cookie: Cookie, type: number, flags: number, payloadBytes: number): void {
+function chunkHead(
+  buffer: Buffer,
+  at: number,
+  cookie: Cookie,
+  type: number,
+  flags: number,
+  payloadBytes: number,
+): void {
   buffer.writeUInt32BE(transmissionMagic.structuredReply, at);
   buffer.writeUInt16BE(flags, at + 4);
   buffer.writeUInt16BE(type, at + 6);

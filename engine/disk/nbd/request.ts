@@ -52,7 +52,8 @@ export function refusalOf(request: Request, { served, structuredReplies, allocat
   const isBeyondEnd = offset + length > sizeBytes;
   switch (type) {
     case command.read:
-      if (hasOther(flags, structuredReplies ? commandFlag.fua | commandFlag.df : commandFlag.fua)) return wireError.inval;
+      if (hasOther(flags, structuredReplies ? commandFlag.fua | commandFlag.df : commandFlag.fua))
+        return wireError.inval;
       return length > payloadBytesMax || isBeyondEnd ? wireError.inval : 0;
     case command.write:
       if (served.readOnly) return wireError.perm;

@@ -225,9 +225,13 @@ async function listenOnPath(server: Server, path: string): Promise<void> {
     if (systemCode(error) !== "EADDRINUSE") throw listenError(path, error);
   }
   if (!(await isDeadSocket(path))) {
-    throw new TidemarkError("INVALID_ARGUMENT", `cannot listen on ${path}: a server answers there already, or it is no socket`, {
-      remedy: "stop that server, or choose another path",
-    });
+    throw new TidemarkError(
+      "INVALID_ARGUMENT",
+      `cannot listen on ${path}: a server answers there already, or it is no socket`,
+      {
+        remedy: "stop that server, or choose another path",
+      },
+    );
   }
   try {
     await unlink(path);
@@ -279,7 +283,8 @@ function listenError(where: string, cause: unknown): TidemarkError {
   if (cause instanceof TidemarkError) return cause;
   const errno = systemCode(cause);
   const isRefused = errno === "EACCES" || errno === "EPERM";
-  const fact = errno === "EADDRINUSE" ? "another server listens there" : cause instanceof Error ? cause.message : String(cause);
+  const fact =
+    errno === "EADDRINUSE" ? "another server listens there" : cause instanceof Error ? cause.message : String(cause);
   return new TidemarkError(isRefused ? "ACCESS_REFUSED" : "INVALID_ARGUMENT", `cannot listen on ${where}: ${fact}`, {
     remedy: isRefused ? "choose a place where you may listen" : "choose another address, or stop what uses it",
     detail: { errno },

@@ -23,10 +23,15 @@ export function securing({ key, cert, ca }: NbdTls): Secure {
   try {
     createSecureContext(options);
   } catch (cause) {
-    throw new TidemarkError("INVALID_ARGUMENT", "the TLS key, certificate and authority of the NBD server cannot be used together", {
-      remedy: "give the PEM files of a key, of its certificate, and of the authority that signs the clients' certificates",
-      cause,
-    });
+    throw new TidemarkError(
+      "INVALID_ARGUMENT",
+      "the TLS key, certificate and authority of the NBD server cannot be used together",
+      {
+        remedy:
+          "give the PEM files of a key, of its certificate, and of the authority that signs the clients' certificates",
+        cause,
+      },
+    );
   }
   return (socket) => secured(socket, options);
 }

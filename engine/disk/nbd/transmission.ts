@@ -360,7 +360,10 @@ export class Transmission implements Intake {
       case command.writeZeroes: {
         const mayTrim = !hasFlag(flags, commandFlag.noHole);
         const change = async (): Promise<void> => {
-          if (length > 0) await (type === command.trim ? this.#device.trim(offset, length) : this.#device.zero(offset, length, mayTrim));
+          if (length > 0)
+            await (type === command.trim
+              ? this.#device.trim(offset, length)
+              : this.#device.zero(offset, length, mayTrim));
           if (hasFlag(flags, commandFlag.fua)) await served.flush();
         };
         this.#answerLater(0, change());
@@ -395,7 +398,8 @@ export class Transmission implements Intake {
     const { flags, offset, length } = request;
     if (this.#agreement.structuredReplies && length >= sparseReadBytesMin && !hasFlag(flags, commandFlag.df)) {
       const extents = covering(this.#device.extents(offset, length, sparseReadExtentsMax), offset, length);
-      if (extents.some(({ kind }) => kind === "hole")) return this.#replies.trySparseRead(request, this.#device, extents);
+      if (extents.some(({ kind }) => kind === "hole"))
+        return this.#replies.trySparseRead(request, this.#device, extents);
     }
     return this.#replies.tryRead(request, this.#device);
   }
@@ -469,6 +473,7 @@ function joined(extents: readonly DeviceExtent[]): readonly DeviceExtent[] {
 function covering(extents: readonly DeviceExtent[], offset: number, length: number): readonly DeviceExtent[] {
   const last = extents.at(-1);
   const end = last === undefined ? offset : last.offset + last.length;
-  const rest: DeviceExtent[] = end < offset + length ? [{ offset: end, length: offset + length - end, kind: "data" }] : [];
+  const rest: DeviceExtent[] =
+    end < offset + length ? [{ offset: end, length: offset + length - end, kind: "data" }] : [];
   return joined([...extents, ...rest]);
 }

@@ -65,7 +65,10 @@ export class FileVolume implements Volume {
       // Looked at first, because opening a pipe would wait for its writer; and again when it is
       // open, because it may have been exchanged.
       kindOf(path, await stat(path, { bigint: true }));
-      const file = await PositionalFile.open(path, constants.O_RDONLY | ((constants.O_NONBLOCK as number | undefined) ?? 0));
+      const file = await PositionalFile.open(
+        path,
+        constants.O_RDONLY | ((constants.O_NONBLOCK as number | undefined) ?? 0),
+      );
       try {
         const stats = await file.stat();
         const volume = new FileVolume(file, kindOf(path, stats), identityFrom(await realpath(path), stats));
@@ -77,7 +80,13 @@ export class FileVolume implements Volume {
       }
     } catch (error) {
       const errno = systemCode(error);
-      if (errno === "ENOENT" || errno === "ENOTDIR" || errno === "ENXIO" || errno === "ENODEV" || errno === "ENOMEDIUM") {
+      if (
+        errno === "ENOENT" ||
+        errno === "ENOTDIR" ||
+        errno === "ENXIO" ||
+        errno === "ENODEV" ||
+        errno === "ENOMEDIUM"
+      ) {
         const fact = errno === "ENOENT" || errno === "ENOTDIR" ? "does not exist" : "names a device that is not there";
         throw new TidemarkError("SOURCE_NOT_FOUND", `the source ${path} ${fact}`, {
           remedy: "check the path",
@@ -106,11 +115,15 @@ export class FileVolume implements Volume {
       throw unreadable(this.description, error, offset, into.byteLength);
     }
     if (count === into.byteLength) return;
-    throw new TidemarkError("SOURCE_SHRUNK", `the source ${this.description} ended at byte ${String(offset + count)} while it was read`, {
-      remedy:
-        "wait until the program that shortened it has finished, then replicate again; replicate a disk that stays smaller under a new disk name",
-      detail: { path: this.description, offset: offset + count, wantedBytes: into.byteLength - count },
-    });
+    throw new TidemarkError(
+      "SOURCE_SHRUNK",
+      `the source ${this.description} ended at byte ${String(offset + count)} while it was read`,
+      {
+        remedy:
+          "wait until the program that shortened it has finished, then replicate again; replicate a disk that stays smaller under a new disk name",
+        detail: { path: this.description, offset: offset + count, wantedBytes: into.byteLength - count },
+      },
+    );
   }
 
   allocated(sizeBytes: number): AsyncIterable<Extent> {

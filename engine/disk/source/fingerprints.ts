@@ -73,7 +73,8 @@ export async function removeOthers(folder: string, keepPoint: string): Promise<v
   const kept = filePrefix + keepPoint;
   try {
     for (const name of await readdir(folder)) {
-      if (name !== kept && (name.startsWith(filePrefix) || name.startsWith(partialPrefix))) await rm(join(folder, name), { force: true });
+      if (name !== kept && (name.startsWith(filePrefix) || name.startsWith(partialPrefix)))
+        await rm(join(folder, name), { force: true });
     }
   } catch (error) {
     throw stateError(error, `cannot tidy the state folder ${folder}`);
@@ -144,9 +145,11 @@ export class FingerprintReader {
     }
     const pages = Math.ceil(granulesOf(header.volumeBytes) / pageGranules);
     const tableAt = headerBytes + pages * pageBytes;
-    if (Number((await file.stat()).size) !== tableAt + pages * 4) return { reason: "its length is not what its header says" };
+    if (Number((await file.stat()).size) !== tableAt + pages * 4)
+      return { reason: "its length is not what its header says" };
     const bytes = Buffer.alloc(pages * 4);
-    if ((await file.read(tableAt, bytes)) < bytes.byteLength || crc32(bytes) !== header.tableCrc) return { reason: "its table is damaged" };
+    if ((await file.read(tableAt, bytes)) < bytes.byteLength || crc32(bytes) !== header.tableCrc)
+      return { reason: "its table is damaged" };
     const table = new Uint32Array(pages);
     for (let page = 0; page < pages; page += 1) table[page] = bytes.readUInt32LE(page * 4);
     return { reader: new FingerprintReader(file, header, table) };
@@ -159,7 +162,9 @@ export class FingerprintReader {
   page(index: number): Promise<Uint8Array> {
     const crc = this.#table[index];
     if (crc === undefined)
-      return Promise.reject(new TidemarkError("INTERNAL", `fingerprint page ${String(index)} lies behind the end of ${this.#file.path}`));
+      return Promise.reject(
+        new TidemarkError("INTERNAL", `fingerprint page ${String(index)} lies behind the end of ${this.#file.path}`),
+      );
     if (crc === 0) return Promise.resolve(zeroPage);
     const kept = this.#kept.get(index);
     if (kept !== undefined) return kept;
@@ -294,7 +299,8 @@ export class FingerprintWriter {
    * temporary file is left, for `discard`.
    */
   finish(about: { readonly point: string; readonly volumeBytes: number }): Promise<string> {
-    if (this.#ended !== undefined) return Promise.reject(new TidemarkError("INTERNAL", "the fingerprints are finished already"));
+    if (this.#ended !== undefined)
+      return Promise.reject(new TidemarkError("INTERNAL", "the fingerprints are finished already"));
     const finishing = this.#finish(about.point, about.volumeBytes);
     // Kept apart from the caller's promise, so that a later `discard` waits for the outcome without
     // taking over the error.
@@ -357,8 +363,16 @@ export class FingerprintWriter {
     if (this.#failure !== undefined) throw this.#failure;
     const pages = Math.ceil(granules / pageGranules);
     const table = Buffer.alloc(pages * 4);
-    for (let page = 0; page < Math.min(pages, this.#table.length); page += 1) table.writeUInt32LE(this.#table[page] ?? 0, page * 4);
-    const header = encodeHeader({ vaultId: this.#vaultId, disk: this.#disk, point, seed: this.#seed, volumeBytes, tableCrc: crc32(table) });
+    for (let page = 0; page < Math.min(pages, this.#table.length); page += 1)
+      table.writeUInt32LE(this.#table[page] ?? 0, page * 4);
+    const header = encodeHeader({
+      vaultId: this.#vaultId,
+      disk: this.#disk,
+      point,
+      seed: this.#seed,
+      volumeBytes,
+      tableCrc: crc32(table),
+    });
     try {
       await this.#file.write(headerBytes + pages * pageBytes, table);
       await this.#file.write(0, header);
@@ -388,7 +402,8 @@ function encodeHeader(header: Header): Buffer {
   let at = namesAt;
   for (const name of [header.vaultId, header.disk, header.point]) {
     const text = Buffer.from(name, "utf8");
-    if (text.byteLength > 1000) throw new TidemarkError("INTERNAL", "a name is too long for the header of a file of fingerprints");
+    if (text.byteLength > 1000)
+      throw new TidemarkError("INTERNAL", "a name is too long for the header of a file of fingerprints");
     at = bytes.writeUInt16LE(text.byteLength, at);
     at += text.copy(bytes, at);
   }
@@ -398,7 +413,8 @@ function encodeHeader(header: Header): Buffer {
 
 function decodeHeader(bytes: Buffer): Header | { readonly reason: string } {
   if (bytes.toString("latin1", 0, 8) !== magic) return { reason: "it is no file of fingerprints" };
-  if (crc32(bytes.subarray(0, headerCrcAt)) !== bytes.readUInt32LE(headerCrcAt)) return { reason: "its header is damaged" };
+  if (crc32(bytes.subarray(0, headerCrcAt)) !== bytes.readUInt32LE(headerCrcAt))
+    return { reason: "its header is damaged" };
   if (bytes.readUInt32LE(8) !== version) return { reason: "another version of Tidemark wrote it" };
   const volumeBytes = Number(bytes.readBigUInt64LE(16));
   if (volumeBytes > volumeBytesMax) return { reason: "its header is damaged" };
@@ -410,7 +426,14 @@ function decodeHeader(bytes: Buffer): Header | { readonly reason: string } {
     at += 2 + length;
   }
   const [vaultId = "", disk = "", point = ""] = names;
-  return { vaultId, disk, point, volumeBytes, seed: [bytes.readUInt32LE(24), bytes.readUInt32LE(28)], tableCrc: bytes.readUInt32LE(12) };
+  return {
+    vaultId,
+    disk,
+    point,
+    volumeBytes,
+    seed: [bytes.readUInt32LE(24), bytes.readUInt32LE(28)],
+    tableCrc: bytes.readUInt32LE(12),
+  };
 }
 
 function granulesOf(volumeBytes: number): number {

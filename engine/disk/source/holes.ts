@@ -12,7 +12,11 @@ import { type Libc, libc } from "./libc.ts";
  * extent. Undefined: unknown, read everything. Not merged: an extent may be as small as the
  * file system's block.
  */
-export function allocatedExtents(fd: number, sizeBytes: number, fromBytes = 0): Generator<Extent, void, undefined> | undefined {
+export function allocatedExtents(
+  fd: number,
+  sizeBytes: number,
+  fromBytes = 0,
+): Generator<Extent, void, undefined> | undefined {
   const calls = libc();
   if (calls === undefined) return undefined;
   if (fromBytes >= sizeBytes) return walk(calls, fd, fromBytes, sizeBytes);

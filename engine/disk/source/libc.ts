@@ -86,7 +86,11 @@ function bind(): Libc | undefined {
       lseek: (fd, offset, whence) => result(Number(lseek(fd, offset, whence))),
       flock: (fd, operation) => result(flock(fd, operation)),
       ...(linux
-        ? { readCached: bindReadCached(koffi, self), fallocate: bindFallocate(koffi, self), adviseRandom: bindAdviseRandom(self) }
+        ? {
+            readCached: bindReadCached(koffi, self),
+            fallocate: bindFallocate(koffi, self),
+            adviseRandom: bindAdviseRandom(self),
+          }
         : {}),
       seekData: linux ? 3 : 4,
       seekHole: linux ? 4 : 3,
@@ -128,7 +132,8 @@ function bindFallocate(koffi: typeof Koffi, self: Koffi.LibraryHandle): Libc["fa
       fallocate.async(fd, mode, offset, length, (error: unknown, value: number) => {
         // koffi carries the errno of the pool's thread over to this callback, in which it has to be
         // asked for.
-        if (error !== null && error !== undefined) reject(error instanceof Error ? error : new Error("fallocate could not be called"));
+        if (error !== null && error !== undefined)
+          reject(error instanceof Error ? error : new Error("fallocate could not be called"));
         else resolve(value < 0 ? { errno: koffi.errno() } : { value });
       });
     });
@@ -151,7 +156,10 @@ function bindAdviseRandom(self: Koffi.LibraryHandle): Libc["adviseRandom"] {
 /**
  * A C library may lack a call (musl before 1.2.5 has no preadv2), which must not cost the others.
  */
-function funcIfThere(self: Koffi.LibraryHandle, declaration: string): ReturnType<Koffi.LibraryHandle["func"]> | undefined {
+function funcIfThere(
+  self: Koffi.LibraryHandle,
+  declaration: string,
+): ReturnType<Koffi.LibraryHandle["func"]> | undefined {
   try {
     return self.func(declaration);
   } catch {

@@ -270,7 +270,8 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
       descriptor: (access === "scattered" ? this.#scattered : this.#file).fd,
       sizeBytes: () => Promise.resolve(this.#sizeBytes),
       read: (offset, into) => this.read(offset, into),
-      allocated: (sizeBytes) => dataExtents(this.#kind === "file" ? allocatedExtents(this.#file.fd, sizeBytes) : undefined, sizeBytes),
+      allocated: (sizeBytes) =>
+        dataExtents(this.#kind === "file" ? allocatedExtents(this.#file.fd, sizeBytes) : undefined, sizeBytes),
     };
   }
 
@@ -434,10 +435,14 @@ export class LiveFile implements BlockDevice, AsyncDisposable {
   }
 
   #shrunk(endBytes: number): TidemarkError {
-    return new TidemarkError("SOURCE_SHRUNK", `${this.description} ends at byte ${endBytes}, before its ${this.#sizeBytes} bytes`, {
-      remedy: "bring it back to its size; protect a disk that stays smaller under a new disk name",
-      detail: { path: this.description, offset: endBytes, sizeBytes: this.#sizeBytes },
-    });
+    return new TidemarkError(
+      "SOURCE_SHRUNK",
+      `${this.description} ends at byte ${endBytes}, before its ${this.#sizeBytes} bytes`,
+      {
+        remedy: "bring it back to its size; protect a disk that stays smaller under a new disk name",
+        detail: { path: this.description, offset: endBytes, sizeBytes: this.#sizeBytes },
+      },
+    );
   }
 
   #writeFailure(cause: unknown, offset: number, lengthBytes: number): TidemarkError {
@@ -482,7 +487,10 @@ function wholeGranules(offset: number, length: number): Extent {
   return end > start ? { offset: start, length: end - start } : { offset, length: 0 };
 }
 
-async function* dataExtents(extents: Iterable<Extent> | undefined, sizeBytes: number): AsyncGenerator<Extent, void, undefined> {
+async function* dataExtents(
+  extents: Iterable<Extent> | undefined,
+  sizeBytes: number,
+): AsyncGenerator<Extent, void, undefined> {
   if (extents !== undefined) yield* extents;
   else if (sizeBytes > 0) yield { offset: 0, length: sizeBytes };
 }

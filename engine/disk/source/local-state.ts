@@ -48,7 +48,8 @@ export class LocalState {
   constructor(options: LocalStateOptions) {
     this.#options = options;
     this.vaultFolder = options.folder === undefined ? undefined : path.join(options.folder, options.vault);
-    this.diskFolder = this.vaultFolder === undefined ? undefined : path.join(this.vaultFolder, encodeDiskName(options.disk));
+    this.diskFolder =
+      this.vaultFolder === undefined ? undefined : path.join(this.vaultFolder, encodeDiskName(options.disk));
   }
 
   /**
@@ -67,10 +68,15 @@ export class LocalState {
   async #openPrints(point: string, vault: string, disk: string): Promise<Reader | string> {
     if (this.diskFolder === undefined) return "there is no state folder";
     try {
-      const opened = await FingerprintReader.open(fingerprintPath(this.diskFolder, point), { vaultId: vault, disk, point });
+      const opened = await FingerprintReader.open(fingerprintPath(this.diskFolder, point), {
+        vaultId: vault,
+        disk,
+        point,
+      });
       return "reader" in opened ? opened.reader : opened.reason;
     } catch (error) {
-      if (error instanceof TidemarkError || systemCode(error) !== undefined) return error instanceof Error ? error.message : "unreadable";
+      if (error instanceof TidemarkError || systemCode(error) !== undefined)
+        return error instanceof Error ? error.message : "unreadable";
       throw error;
     }
   }
@@ -226,6 +232,7 @@ function parseIdentity(text: string): FileIdentity | undefined {
   }
   const identity = value as Partial<FileIdentity> | null;
   const texts = [identity?.dev, identity?.ino, identity?.rdev, identity?.path];
-  const whole = texts.every((field) => typeof field === "string") && (identity?.kind === "file" || identity?.kind === "device");
+  const whole =
+    texts.every((field) => typeof field === "string") && (identity?.kind === "file" || identity?.kind === "device");
   return whole ? (identity as FileIdentity) : undefined;
 }

@@ -45,7 +45,10 @@ export async function openImage(path: string, readOnly: boolean, calls: Libc | u
     const kind = kindOf(path, await stat(path, { bigint: true }));
     const claim = kind === "device" && !readOnly ? constants.O_EXCL : 0;
     const nonBlocking = (constants.O_NONBLOCK as number | undefined) ?? 0;
-    const file = await PositionalFile.open(path, (readOnly ? constants.O_RDONLY : constants.O_RDWR) | claim | nonBlocking);
+    const file = await PositionalFile.open(
+      path,
+      (readOnly ? constants.O_RDONLY : constants.O_RDWR) | claim | nonBlocking,
+    );
     try {
       const stats = await file.stat();
       if (kindOf(path, stats) !== kind) throw exchanged(path);
@@ -109,7 +112,10 @@ function writerActive(path: string, fact: string): TidemarkError {
 }
 
 function exchanged(path: string): TidemarkError {
-  return new TidemarkError("SOURCE_UNREADABLE", `${path} was exchanged while it was opened`, { remedy: "try again", detail: { path } });
+  return new TidemarkError("SOURCE_UNREADABLE", `${path} was exchanged while it was opened`, {
+    remedy: "try again",
+    detail: { path },
+  });
 }
 
 function kindOf(path: string, stats: BigIntStats): "file" | "device" {
@@ -127,7 +133,11 @@ function openFailure(path: string, error: unknown): TidemarkError {
   if (errno === "EBUSY" || errno === "ETXTBSY") return writerActive(path, "is mounted or claimed by another program");
   if (errno === "ENOENT" || errno === "ENOTDIR" || errno === "ENXIO" || errno === "ENODEV" || errno === "ENOMEDIUM") {
     const fact = errno === "ENOENT" || errno === "ENOTDIR" ? "does not exist" : "names a device that is not there";
-    return new TidemarkError("SOURCE_NOT_FOUND", `${path} ${fact}`, { remedy: "check the path", detail: { path, errno }, cause: error });
+    return new TidemarkError("SOURCE_NOT_FOUND", `${path} ${fact}`, {
+      remedy: "check the path",
+      detail: { path, errno },
+      cause: error,
+    });
   }
   return fileError(error, {
     code: "SOURCE_UNREADABLE",

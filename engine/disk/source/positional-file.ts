@@ -139,7 +139,8 @@ export class PositionalFile {
   }
 
   #run<Result>(start: (settle: (result: Result) => void, fail: (error: Error) => void) => void): Promise<Result> {
-    if (this.#closing !== undefined) return Promise.reject(new TidemarkError("INTERNAL", `${this.path} is used after it was closed`));
+    if (this.#closing !== undefined)
+      return Promise.reject(new TidemarkError("INTERNAL", `${this.path} is used after it was closed`));
     this.#underWay += 1;
     return new Promise<Result>((resolve, reject) => {
       start(
@@ -196,7 +197,11 @@ export function fileError(cause: unknown, failure: FileFailure): TidemarkError {
       cause,
     });
   }
-  return new TidemarkError(failure.code, `${failure.what}: ${reason(cause, errno)}`, { remedy: failure.remedy, detail, cause });
+  return new TidemarkError(failure.code, `${failure.what}: ${reason(cause, errno)}`, {
+    remedy: failure.remedy,
+    detail,
+    cause,
+  });
 }
 
 function reason(cause: unknown, errno: string | undefined): string {

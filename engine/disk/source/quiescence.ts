@@ -46,7 +46,11 @@ export async function quiescenceSignature(image: FileIdentity): Promise<Quiescen
   try {
     return image.kind === "device" ? await deviceMark(image.path) : await fileMark(image.path);
   } catch (error) {
-    throw fileError(error, { code: "SOURCE_UNREADABLE", what: `cannot look at ${image.path}`, remedy: "check the path" });
+    throw fileError(error, {
+      code: "SOURCE_UNREADABLE",
+      what: `cannot look at ${image.path}`,
+      remedy: "check the path",
+    });
   }
 }
 
@@ -132,7 +136,10 @@ function partitionsApart(disk: string, partition: string): string[] {
   };
   const own = range(`${disk}/${partition}`);
   return readdirSync(disk, { withFileTypes: true })
-    .filter((entry) => entry.isDirectory() && entry.name !== partition && readdirSync(`${disk}/${entry.name}`).includes("partition"))
+    .filter(
+      (entry) =>
+        entry.isDirectory() && entry.name !== partition && readdirSync(`${disk}/${entry.name}`).includes("partition"),
+    )
     .map(({ name }) => `${disk}/${name}`)
     .filter((folder) => {
       const { start, end } = range(folder);

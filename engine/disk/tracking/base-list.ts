@@ -1,7 +1,7 @@
 /**
  * Bases of a tracking file: the points that its marks are relative to, oldest first. The first ones
- * are settled; the rest are expected, which means that their commit was tried and its outcome may be
- * unknown.
+ * are settled; the rest are expected, which means that their commit was tried and its outcome may
+ * be unknown.
  *
  * Invariant: the list may lose a base at any time and never gains a wrong one. Without a base the
  * next start compares more of the disk.
@@ -38,8 +38,9 @@ export class BaseList {
   }
 
   /**
-   * Forgets the points before the first of `bases`, which are settled now. Points expected since the
-   * last of them stay, because they may turn out to be committed. True when the list has changed.
+   * Forgets the points before the first of `bases`, which are settled now. Points expected since
+   * the last of them stay, because they may turn out to be committed. True when the list has
+   * changed.
    */
   settle(bases: readonly string[]): boolean {
     const known = this.#points.findLastIndex((point) => bases.includes(point));

@@ -199,7 +199,8 @@ export class CopyBeforeWriteArea {
       }
       const slot = -1 - place;
       const last = runs.at(-1);
-      if (last !== undefined && last.slot + last.count === slot && last.at + last.count * granuleBytes === at) last.count += 1;
+      if (last !== undefined && last.slot + last.count === slot && last.at + last.count * granuleBytes === at)
+        last.count += 1;
       else runs.push({ slot, count: 1, at });
     }
     return runs.length === 0 ? isKept : this.#readBack(runs, into);
@@ -294,9 +295,13 @@ export class CopyBeforeWriteArea {
         const file = await this.#spill;
         const read = await file?.read(slot * granuleBytes, part);
         if (read === part.byteLength) return;
-        throw new TidemarkError("TARGET_FAILED", `old content kept in ${this.#folder ?? ""} cannot be read back: the file is too short`, {
-          remedy: "check the file system of that folder",
-        });
+        throw new TidemarkError(
+          "TARGET_FAILED",
+          `old content kept in ${this.#folder ?? ""} cannot be read back: the file is too short`,
+          {
+            remedy: "check the file system of that folder",
+          },
+        );
       }),
     );
     if (this.#closing === undefined) for (const { slot, count } of runs) this.#freeSpilled(slot, count);

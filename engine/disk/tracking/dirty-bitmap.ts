@@ -44,7 +44,10 @@ export class DirtyBitmap {
   #regionBits: Int32Array;
 
   constructor(sizeBytes: number) {
-    assert(Number.isSafeInteger(sizeBytes) && sizeBytes >= 0 && sizeBytes <= volumeBytesMax, `${sizeBytes} is no size of a disk`);
+    assert(
+      Number.isSafeInteger(sizeBytes) && sizeBytes >= 0 && sizeBytes <= volumeBytesMax,
+      `${sizeBytes} is no size of a disk`,
+    );
     this.#sizeBytes = sizeBytes;
     this.#granules = Math.ceil(sizeBytes / granuleBytes);
     const regions = Math.ceil(sizeBytes / regionBytes);
@@ -174,7 +177,8 @@ export class DirtyBitmap {
   markRegion(region: number, bits: Uint8Array): void {
     for (let index = 0; index < regionWords; index += 1) {
       const byte = index * 4;
-      const value = at(bits, byte) | (at(bits, byte + 1) << 8) | (at(bits, byte + 2) << 16) | (at(bits, byte + 3) << 24);
+      const value =
+        at(bits, byte) | (at(bits, byte + 1) << 8) | (at(bits, byte + 2) << 16) | (at(bits, byte + 3) << 24);
       const word = region * regionWords + index;
       const room = this.#granules - word * wordBits;
       if (value !== 0 && room > 0) this.#markWord(word, room < wordBits ? value & (-1 >>> (wordBits - room)) : value);

@@ -122,7 +122,10 @@ export class OpenCut implements Cut {
     const first = offset / granuleBytes;
     const granules = Math.ceil(into.byteLength / granuleBytes);
     const end = offset + into.byteLength;
-    assert(Number.isInteger(first) && (end % granuleBytes === 0 || end === this.sizeBytes), "a cut is read in whole granules");
+    assert(
+      Number.isInteger(first) && (end % granuleBytes === 0 || end === this.sizeBytes),
+      "a cut is read in whole granules",
+    );
     assert(end <= this.sizeBytes, "a cut is read within its size");
     this.#throwIfEnded();
     if (this.preserved === undefined) return false;
@@ -134,7 +137,10 @@ export class OpenCut implements Cut {
 
   committed(point: string): void {
     assert(this.#state === "open", "only an open cut can be committed");
-    assert(!this.exact || this.#captured.count === this.frozen.count, "a cut is committed when all of it has been captured");
+    assert(
+      !this.exact || this.#captured.count === this.frozen.count,
+      "a cut is committed when all of it has been captured",
+    );
     this.#state = "committed";
     this.#onEnd(this, point);
   }
@@ -189,7 +195,10 @@ export class OpenCut implements Cut {
     }
     if (wanted.length > 0) {
       if (!preserved.reserve(wanted.length)) {
-        this.#giveUp(`there is no room for more old content than the ${preserved.bytes} bytes that are kept`, undefined);
+        this.#giveUp(
+          `there is no room for more old content than the ${preserved.bytes} bytes that are kept`,
+          undefined,
+        );
         return;
       }
       const keeping = this.#keepAll(wanted, preserved);
@@ -234,7 +243,8 @@ export class OpenCut implements Cut {
         done += count;
         await preserved.keep(first, buffer.subarray(0, count * granuleBytes));
         if (!this.#isOpen()) break;
-        for (let granule = first; granule < first + count; granule += 1) if (!this.#wants(granule)) preserved.drop(granule);
+        for (let granule = first; granule < first + count; granule += 1)
+          if (!this.#wants(granule)) preserved.drop(granule);
       }
     } catch (error) {
       this.#giveUp("what a write was about to overwrite cannot be kept", error);
@@ -252,11 +262,15 @@ export class OpenCut implements Cut {
 
   #giveUp(fact: string, cause: unknown): void {
     if (this.#state !== "open") return;
-    const reason = new TidemarkError("CUT_ABANDONED", `the cut of ${this.#backing.description} was abandoned: ${fact}`, {
-      remedy: "nothing is lost, the next point holds the changes; give old content more room if this happens again",
-      detail: { preservedBytes: this.preserved?.bytes, dirtyBytes: this.dirtyBytes },
-      cause,
-    });
+    const reason = new TidemarkError(
+      "CUT_ABANDONED",
+      `the cut of ${this.#backing.description} was abandoned: ${fact}`,
+      {
+        remedy: "nothing is lost, the next point holds the changes; give old content more room if this happens again",
+        detail: { preservedBytes: this.preserved?.bytes, dirtyBytes: this.dirtyBytes },
+        cause,
+      },
+    );
     this.abandon();
     this.#abort.abort(reason);
   }

@@ -71,7 +71,10 @@ export interface ProtectedDiskOptions {
   /** Old content kept in memory, and in the spill file. Defaults: 32 MiB and 4 GiB. */
   readonly preservedBytesMax?: number | undefined;
   readonly spillBytesMax?: number | undefined;
-  /** How long the store may still forget a point that it has acknowledged, in ms: `Sink.capabilities.settlingMs`. */
+  /**
+   * How long the store may still forget a point that it has acknowledged, in ms:
+   * `Sink.capabilities.settlingMs`.
+   */
   readonly settleMs: number;
   /** Wall clock in ms since 1970. */
   readonly now?: (() => number) | undefined;
@@ -460,7 +463,10 @@ export class ProtectedDisk implements BlockDevice {
   #exchange(exact: boolean, barrierMs: number, leave: () => void): Cut {
     const frozen = this.#current;
     const sizeBytes = this.#sizeBytes;
-    assert(this.#spare !== undefined && this.#open === undefined && this.#gate.inFlight === 0, "one cut at a time, behind its barrier");
+    assert(
+      this.#spare !== undefined && this.#open === undefined && this.#gate.inFlight === 0,
+      "one cut at a time, behind its barrier",
+    );
     const cut = new OpenCut({
       backing: this.#backing,
       frozen,
@@ -475,7 +481,14 @@ export class ProtectedDisk implements BlockDevice {
     this.#spare = undefined;
     this.#open = cut;
     this.#keeper = exact ? cut : undefined;
-    publish("cut.made", { device: this.description, timeMs: cut.timeMs, sizeBytes, dirtyBytes: cut.dirtyBytes, barrierMs, exact });
+    publish("cut.made", {
+      device: this.description,
+      timeMs: cut.timeMs,
+      sizeBytes,
+      dirtyBytes: cut.dirtyBytes,
+      barrierMs,
+      exact,
+    });
     return cut;
   }
 

@@ -1,6 +1,6 @@
 /**
- * Region marks of a tracking file, in memory: which regions of 4 MiB are marked, which of those marks
- * are durable, and which regions are hot (LRU).
+ * Region marks of a tracking file, in memory: which regions of 4 MiB are marked, which of those
+ * marks are durable, and which regions are hot (LRU).
  *
  *     want ─► page to write ─► compose ─► written and synced by the file ─► synced: durable
  *     cold ─► (the file syncs a header without the old bases) ─► clear ─► page to write ─► compose
@@ -102,7 +102,9 @@ export class RegionMarks {
     // together with the first cold one are cold.
     const coldest = touches[touches.length - hotMax - 1] ?? 0;
     const regions = Uint32Array.from(
-      marked.filter((region) => (this.#touched[region] ?? 0) <= coldest && hasBit(this.#durable, region) && !isNeeded(region)),
+      marked.filter(
+        (region) => (this.#touched[region] ?? 0) <= coldest && hasBit(this.#durable, region) && !isNeeded(region),
+      ),
     );
     return { regions, tick: this.#tick };
   }

@@ -387,7 +387,10 @@ export class TrackingFile implements AsyncDisposable {
     this.#headerSlot = 1 - this.#headerSlot;
     this.#headerGeneration += 1;
     const header = { ...this.#identity, sizeBytes: this.#sizeBytes, bases: this.#bases.points, clean };
-    return this.#storage.write(headerOffset(this.#headerSlot), encodeHeader(this.#headerSlot, this.#headerGeneration, header));
+    return this.#storage.write(
+      headerOffset(this.#headerSlot),
+      encodeHeader(this.#headerSlot, this.#headerGeneration, header),
+    );
   }
 
   /** Writes the page's older slot, or both when the page is new. */
@@ -399,7 +402,9 @@ export class TrackingFile implements AsyncDisposable {
     for (let count = known === undefined ? 2 : 1; count > 0; count -= 1) {
       place.slot = 1 - place.slot;
       place.generation += 1;
-      writes.push(this.#storage.write(pageOffset(page, place.slot), encodePage(page, place.slot, place.generation, bits)));
+      writes.push(
+        this.#storage.write(pageOffset(page, place.slot), encodePage(page, place.slot, place.generation, bits)),
+      );
     }
     return writes;
   }
@@ -436,13 +441,21 @@ export class TrackingFile implements AsyncDisposable {
 
   async #lose(cause: unknown): Promise<void> {
     const remedy = "see to the state folder's file system, then start protecting the disk again";
-    const failure = fileError(cause, { code: "DEVICE_FAILED", what: `cannot write the tracking file ${this.path}`, remedy });
-    await this.#makeVoid();
-    this.#lost = new TidemarkError(failure.code, `${failure.message}; changes to ${this.#identity.disk} are not kept for the next start`, {
-      remedy: failure.remedy ?? remedy,
-      detail: { ...failure.detail, void: this.#isVoid },
-      cause,
+    const failure = fileError(cause, {
+      code: "DEVICE_FAILED",
+      what: `cannot write the tracking file ${this.path}`,
+      remedy,
     });
+    await this.#makeVoid();
+    this.#lost = new TidemarkError(
+      failure.code,
+      `${failure.message}; changes to ${this.#identity.disk} are not kept for the next start`,
+      {
+        remedy: failure.remedy ?? remedy,
+        detail: { ...failure.detail, void: this.#isVoid },
+        cause,
+      },
+    );
     this.#state = "lost";
   }
 

@@ -122,9 +122,13 @@ export function assertPoint(point: string): void {
 /** Errors: INVALID_ARGUMENT when the image's path is too long to be kept. */
 export function checkIdentity(identity: TrackingIdentity): void {
   if (Buffer.byteLength(JSON.stringify(identity)) <= identityTextBytesMax) return;
-  throw new TidemarkError("INVALID_ARGUMENT", `${identity.image.path} is too long a path to be kept in a tracking file`, {
-    remedy: "give the image a shorter path",
-  });
+  throw new TidemarkError(
+    "INVALID_ARGUMENT",
+    `${identity.image.path} is too long a path to be kept in a tracking file`,
+    {
+      remedy: "give the image a shorter path",
+    },
+  );
 }
 
 /** The bytes of one slot of a page of region bits. */
@@ -154,17 +158,22 @@ export function encodeHeader(slot: number, generation: number, header: TrackingH
  * What the two header slots in `bytes` say; undefined when they are all zeros, which is what a file
  * that was never completed, or was given up, begins with. Errors: DAMAGED, FORMAT_UNSUPPORTED.
  */
-export function decodeHeader(bytes: Uint8Array, object: string): { readonly header: TrackingHeader; readonly pair: Pair } | undefined {
+export function decodeHeader(
+  bytes: Uint8Array,
+  object: string,
+): { readonly header: TrackingHeader; readonly pair: Pair } | undefined {
   if (bytes.every((byte) => byte === 0)) return undefined;
   for (const slot of [0, 1]) {
     const start = Buffer.from(bytes.buffer, bytes.byteOffset + headerOffset(slot), headerTextAt);
     const version = start.readUInt32LE(8);
-    if (start.subarray(0, 8).equals(headerMagic) && version !== headerVersion) throw unsupportedFormat(object, version, headerVersion);
+    if (start.subarray(0, 8).equals(headerMagic) && version !== headerVersion)
+      throw unsupportedFormat(object, version, headerVersion);
   }
   const pair = choose(bytes, headerSlotBytes, headerPage, object);
   const payload = Buffer.from(pair.payload.buffer, pair.payload.byteOffset, pair.payload.byteLength);
   const textBytes = payload.readUInt32LE(12);
-  if (!payload.subarray(0, 8).equals(headerMagic) || textBytes > headerTextBytesMax) throw damaged(object, "its header is none");
+  if (!payload.subarray(0, 8).equals(headerMagic) || textBytes > headerTextBytesMax)
+    throw damaged(object, "its header is none");
   return { header: parseHeader(payload.toString("utf8", headerTextAt, headerTextAt + textBytes), object), pair };
 }
 
@@ -233,7 +242,9 @@ interface Slot {
  * Everything else is damage.
  */
 function choose(bytes: Uint8Array, slotBytes: number, page: number, object: string): Pair {
-  const slots = [0, 1].map((slot) => unseal(bytes.subarray(slot * slotBytes, (slot + 1) * slotBytes), page, slot, object));
+  const slots = [0, 1].map((slot) =>
+    unseal(bytes.subarray(slot * slotBytes, (slot + 1) * slotBytes), page, slot, object),
+  );
   let newest: { readonly payload: Uint8Array; readonly slot: number; readonly whole: number } | undefined;
   let generation = 0;
   for (const [slot, { payload, generationMin, generationMax }] of slots.entries()) {
@@ -266,7 +277,8 @@ function unseal(bytes: Uint8Array, page: number, slot: number, object: string): 
       view.readUInt16LE(trailer + 10) === sector &&
       view.readUInt32LE(trailer + 20) === crc32(view.subarray(start, trailer + 20));
     const generation = view.readBigUInt64LE(trailer + 12);
-    if (!sound || generation >= BigInt(Number.MAX_SAFE_INTEGER)) throw damaged(object, `${nameOf(page)} has a sector that is not sound`);
+    if (!sound || generation >= BigInt(Number.MAX_SAFE_INTEGER))
+      throw damaged(object, `${nameOf(page)} has a sector that is not sound`);
     generationMin = Math.min(generationMin, Number(generation));
     generationMax = Math.max(generationMax, Number(generation));
     payload.set(view.subarray(start, trailer), sector * sectorPayloadBytes);

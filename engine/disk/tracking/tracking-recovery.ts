@@ -93,7 +93,11 @@ export async function recoverTracking(
 }
 
 /** Why a sound header does not tell of this disk as it lies now. */
-function mismatch(header: TrackingHeader, identity: TrackingIdentity, rest: QuiescenceSignature | undefined): string | undefined {
+function mismatch(
+  header: TrackingHeader,
+  identity: TrackingIdentity,
+  rest: QuiescenceSignature | undefined,
+): string | undefined {
   if (header.vault !== identity.vault) return "the tracking is of another vault";
   if (header.disk !== identity.disk) return "the tracking is of another disk";
   if (!surelySameImage(header.image, identity.image)) return "the tracking is of another image";
@@ -111,7 +115,8 @@ function changeAtRest(
   found: QuiescenceSignature | undefined,
   kind: FileIdentity["kind"],
 ): string | undefined {
-  if (left === null || found === undefined) return "it is unknown whether the device was changed while it was not protected";
+  if (left === null || found === undefined)
+    return "it is unknown whether the device was changed while it was not protected";
   if (left.sizeBytes === found.sizeBytes && left.signature === found.signature) return undefined;
   if (kind === "file") return "the image was changed while it was not protected";
   return "the device was changed while it was not protected, or the machine restarted or the device was attached anew, which resets the kernel's counters";
@@ -145,7 +150,8 @@ async function readMarks(
   const exact = await readExactArea(storage, header, identity.sizeBytes);
   const dirty = exact ?? new DirtyBitmap(identity.sizeBytes);
   if (exact === undefined) {
-    for (const region of regions) dirty.mark(region * regionBytes, Math.min(regionBytes, identity.sizeBytes - region * regionBytes));
+    for (const region of regions)
+      dirty.mark(region * regionBytes, Math.min(regionBytes, identity.sizeBytes - region * regionBytes));
   }
   dirty.mark(header.sizeBytes, identity.sizeBytes - header.sizeBytes);
   if (exact === undefined || header.clean === null) {

@@ -42,7 +42,11 @@ export async function openTrackingStorage(path: string): Promise<TrackingStorage
     return new FileStorage(file);
   } catch (error) {
     await file?.close();
-    throw fileError(error, { code: "DEVICE_FAILED", what: `cannot open the tracking file ${path}`, remedy: "check the state folder" });
+    throw fileError(error, {
+      code: "DEVICE_FAILED",
+      what: `cannot open the tracking file ${path}`,
+      remedy: "check the state folder",
+    });
   }
 }
 
@@ -96,9 +100,13 @@ function lock(file: PositionalFile): void {
 
 /**
  * Makes a tracking file say nothing, in the first way that works: zeros over its first
- * `headerBytes`, no length, no name. Undefined when no way works, and the file may still be believed.
+ * `headerBytes`, no length, no name. Undefined when no way works, and the file may still be
+ * believed.
  */
-export async function makeVoid(storage: TrackingStorage, headerBytes: number): Promise<"emptied" | "removed" | undefined> {
+export async function makeVoid(
+  storage: TrackingStorage,
+  headerBytes: number,
+): Promise<"emptied" | "removed" | undefined> {
   const ways = [
     async () => {
       await storage.write(0, new Uint8Array(headerBytes));

@@ -198,7 +198,8 @@ class Runs {
   regionsInto(regions: Set<number>): void {
     for (let run = 0; run < this.#count; run += 1) {
       const last = Math.floor((this.#last[run] ?? 0) / regionGranules);
-      for (let region = Math.floor((this.#first[run] ?? 0) / regionGranules); region <= last; region += 1) regions.add(region);
+      for (let region = Math.floor((this.#first[run] ?? 0) / regionGranules); region <= last; region += 1)
+        regions.add(region);
     }
   }
 
@@ -215,7 +216,9 @@ const noRuns = new Runs(true, 0);
 
 /** The sets that are in runs, oldest first; merged ones serve several entries and count once. */
 function distinct(entries: readonly Entry[]): Runs[] {
-  return [...new Set(entries.flatMap(({ changes }) => (changes instanceof Runs && changes !== noRuns ? [changes] : [])))];
+  return [
+    ...new Set(entries.flatMap(({ changes }) => (changes instanceof Runs && changes !== noRuns ? [changes] : []))),
+  ];
 }
 
 /** The regions that any of `sets` touches, whole. */
@@ -223,6 +226,7 @@ function coarse(sets: readonly Runs[]): Runs {
   const regions = new Set<number>();
   for (const runs of sets) runs.regionsInto(regions);
   const merged = new Runs(true);
-  for (const region of [...regions].sort((a, b) => a - b)) merged.append(region * regionGranules, (region + 1) * regionGranules - 1);
+  for (const region of [...regions].sort((a, b) => a - b))
+    merged.append(region * regionGranules, (region + 1) * regionGranules - 1);
   return merged.trimmed();
 }

@@ -299,7 +299,10 @@ export class BlockFetcher {
   async #run(job: FetchJob): Promise<void> {
     const { map } = this.#options;
     try {
-      const pieces = await map.pieces(job.from * this.#blockGranules, Math.min(job.end * this.#blockGranules, map.granules));
+      const pieces = await map.pieces(
+        job.from * this.#blockGranules,
+        Math.min(job.end * this.#blockGranules, map.granules),
+      );
       const plan = this.#plan(job, pieces);
       for (let slot = 0; slot < job.coreEnd - job.from; slot += 1) {
         if (job.isOwed[slot] === 1 && job.piecesLeft[slot] === 0) this.#deliver(job, slot);
@@ -387,7 +390,11 @@ export class BlockFetcher {
         const out = pieceOutGranule(batch, at) * granuleBytes;
         slab.out.copy(this.#bufferOf(job, slot), from, out, out + length);
       } else {
-        (job.damage[slot] ??= []).push({ from, end: from + length, error: this.#damaged(job.from + slot, from, length, batch) });
+        (job.damage[slot] ??= []).push({
+          from,
+          end: from + length,
+          error: this.#damaged(job.from + slot, from, length, batch),
+        });
       }
       job.piecesLeft[slot] = (job.piecesLeft[slot] ?? 0) - 1;
       if (job.piecesLeft[slot] === 0) this.#deliver(job, slot);
@@ -405,7 +412,12 @@ export class BlockFetcher {
     return buffer;
   }
 
-  #damaged(block: number, from: number, length: number, { segment, failure }: Pick<ProvedBatch, "segment" | "failure">): TidemarkError {
+  #damaged(
+    block: number,
+    from: number,
+    length: number,
+    { segment, failure }: Pick<ProvedBatch, "segment" | "failure">,
+  ): TidemarkError {
     const { disk, point, map, onDamage } = this.#options;
     const offset = block * this.#blockBytes + from;
     const extent = { offset, length: Math.min(length, map.volumeBytes - offset) };
@@ -453,7 +465,10 @@ export class BlockFetcher {
       this.#wanted.delete(block);
       const object = error.detail["object"];
       const segment = typeof object === "string" ? object : "the store";
-      const told = isDamage && wanted.waiters.length > 0 ? this.#damaged(block, 0, this.#blockBytes, { segment, failure: error }) : error;
+      const told =
+        isDamage && wanted.waiters.length > 0
+          ? this.#damaged(block, 0, this.#blockBytes, { segment, failure: error })
+          : error;
       for (const { read } of wanted.waiters) read.arrived(told);
     }
   }

@@ -80,7 +80,12 @@ export class Mount implements AsyncDisposable {
     const hold = await holdToRead({ store, vault: document.vault, disk, point: record, purpose, onNotice, signal });
     try {
       const manifest = await readManifest(store, document.vault, disk, record, signal);
-      const overlay = await openOverlay(options, { vault: document.vault, disk, point: record.id, sizeBytes: record.volumeBytes });
+      const overlay = await openOverlay(options, {
+        vault: document.vault,
+        disk,
+        point: record.id,
+        sizeBytes: record.volumeBytes,
+      });
       const point = new MountedPoint({
         store,
         workerPool,
@@ -90,10 +95,18 @@ export class Mount implements AsyncDisposable {
         cacheBytes,
         disk,
         sequence: record.sequence,
-        onDamage: (_, error) => onNotice({ code: "POINT_DAMAGED", message: `${error.message}; reads of that range fail` }),
+        onDamage: (_, error) =>
+          onNotice({ code: "POINT_DAMAGED", message: `${error.message}; reads of that range fail` }),
       });
       const overlaid = overlay === undefined ? undefined : new OverlaidDisk(point, overlay);
-      return new Mount({ summary: pointSummary(disk, record), point, overlaid, overlay: options.overlay ?? null, hold, onNotice });
+      return new Mount({
+        summary: pointSummary(disk, record),
+        point,
+        overlaid,
+        overlay: options.overlay ?? null,
+        hold,
+        onNotice,
+      });
     } catch (error) {
       await hold.release();
       throw error;
@@ -163,7 +176,8 @@ function checkedCache({ cacheBytes = cacheBytesDefault, overlay, writable }: Mou
     faults.push(`a cache of ${cacheBytes} bytes is too small: this vault needs ${cacheBytesMin}`);
   }
   if (overlay !== undefined && writable !== true) faults.push("an overlay belongs to a mount that is writable");
-  if (faults.length > 0) throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "correct these options" });
+  if (faults.length > 0)
+    throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "correct these options" });
   return cacheBytes;
 }
 

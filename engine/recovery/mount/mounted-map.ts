@@ -52,7 +52,9 @@ export class MountedMap {
     this.volumeBytes = map.volumeBytes;
     this.granules = map.granules;
     // A root that cannot be fetched is fetched again by the read that needs it, which then fails.
-    this.#turn = Promise.allSettled(Array.from({ length: Math.min(runs, rootsInFlightMax) }, (_, first) => this.#readRoots(first, runs)));
+    this.#turn = Promise.allSettled(
+      Array.from({ length: Math.min(runs, rootsInFlightMax) }, (_, first) => this.#readRoots(first, runs)),
+    );
   }
 
   /**
@@ -130,7 +132,10 @@ export class MountedMap {
 }
 
 /** The parts that a range touches, and where in them it lies. */
-function* partsOf(offset: number, length: number): Generator<{ readonly part: number; readonly from: number; readonly end: number }> {
+function* partsOf(
+  offset: number,
+  length: number,
+): Generator<{ readonly part: number; readonly from: number; readonly end: number }> {
   const rangeEnd = offset + length;
   for (let from = offset; from < rangeEnd; ) {
     const part = Math.floor(from / partBytes);

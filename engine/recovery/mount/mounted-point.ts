@@ -231,8 +231,12 @@ export class MountedPoint implements BlockDevice {
   }
 
   #refused(): TidemarkError {
-    return new TidemarkError("ACCESS_REFUSED", `${this.description} cannot be written: what is committed never changes`, {
-      remedy: "mount it with `--writable`: changes then go to an overlay",
-    });
+    return new TidemarkError(
+      "ACCESS_REFUSED",
+      `${this.description} cannot be written: what is committed never changes`,
+      {
+        remedy: "mount it with `--writable`: changes then go to an overlay",
+      },
+    );
   }
 }

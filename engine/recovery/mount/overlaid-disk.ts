@@ -79,7 +79,8 @@ export class OverlaidDisk implements BlockDevice {
 
   tryWrite(offset: number, bytes: Uint8Array): boolean {
     const { first, end } = granulesOf(offset, bytes.byteLength);
-    if (this.#closing !== undefined || offset % granuleBytes !== 0 || this.#conflicts(first, end).length > 0) return false;
+    if (this.#closing !== undefined || offset % granuleBytes !== 0 || this.#conflicts(first, end).length > 0)
+      return false;
     if (!this.#overlay.tryWrite(offset, bytes)) return false;
     this.#states.set(first, end, granuleState.data);
     this.#bytesWritten += bytes.byteLength;
@@ -141,7 +142,8 @@ export class OverlaidDisk implements BlockDevice {
       if (left <= 0) break;
       if (state !== granuleState.below) found.push({ offset: at, length: end - at, kind: kindOf(state) });
       else {
-        const extents = below.lookUp === undefined ? below.extents(at, end - at, left) : await below.lookUp(at, end - at, left);
+        const extents =
+          below.lookUp === undefined ? below.extents(at, end - at, left) : await below.lookUp(at, end - at, left);
         if (!addAll(found, extents, end)) break;
       }
     }

@@ -145,7 +145,8 @@ export class OverlayFile {
     if (!this.#isKept) return;
     const changed = this.states.changedPages();
     if (changed.length === 0) await this.#file.flush();
-    for (let from = 0; from < changed.length; from += portionPages) await this.#savePages(changed.slice(from, from + portionPages));
+    for (let from = 0; from < changed.length; from += portionPages)
+      await this.#savePages(changed.slice(from, from + portionPages));
   }
 
   /** Does not save. Idempotent. */
@@ -155,7 +156,11 @@ export class OverlayFile {
 
   async #savePages(pages: readonly number[]): Promise<void> {
     // Copied before the sync: later changes of the record are not covered by it.
-    const taken = pages.map((page) => ({ page, bytes: this.states.take(page), ...(this.#slots.get(page) ?? { slot: 1, generation: 0 }) }));
+    const taken = pages.map((page) => ({
+      page,
+      bytes: this.states.take(page),
+      ...(this.#slots.get(page) ?? { slot: 1, generation: 0 }),
+    }));
     try {
       await this.#file.flush();
       for (const { page, bytes, slot, generation } of taken) {
@@ -166,7 +171,8 @@ export class OverlayFile {
       for (const { page } of taken) this.states.putBack(page);
       throw error;
     }
-    for (const { page, slot, generation } of taken) this.#slots.set(page, { slot: 1 - slot, generation: generation + 1 });
+    for (const { page, slot, generation } of taken)
+      this.#slots.set(page, { slot: 1 - slot, generation: generation + 1 });
   }
 
   async #load(sizeBytes: number): Promise<void> {
@@ -179,7 +185,8 @@ export class OverlayFile {
       const last = Math.ceil((stop - headerBytes) / pairBytes);
       if (extent.kind === "data") {
         next = Math.max(next, Math.floor((at - headerBytes) / pairBytes));
-        for (; next < last; next = Math.min(last, next + portionPages)) await this.#loadPages(next, Math.min(last, next + portionPages));
+        for (; next < last; next = Math.min(last, next + portionPages))
+          await this.#loadPages(next, Math.min(last, next + portionPages));
       }
       at = stop;
     }
@@ -322,13 +329,19 @@ async function checkHeader(file: BlockDevice, identity: OverlayIdentity): Promis
   const fields = new Fields(parsed, path);
   const { vault, disk, point, sizeBytes } = identity;
   const isOurs =
-    fields.text("vault", anyText) === vault && fields.text("disk", anyText) === disk && fields.text("point", anyText) === point;
+    fields.text("vault", anyText) === vault &&
+    fields.text("disk", anyText) === disk &&
+    fields.text("point", anyText) === point;
   if (!isOurs || fields.integer("sizeBytes") !== sizeBytes) {
     const theirs = `point ${fields.text("point", anyText)} of disk ${JSON.stringify(fields.text("disk", anyText))}`;
-    throw new TidemarkError("INVALID_ARGUMENT", `${path} is the overlay of ${theirs} in the vault ${fields.text("vault", anyText)}`, {
-      remedy: "mount that point with it, or name another path for the overlay",
-      detail: { path, point: fields.text("point", anyText) },
-    });
+    throw new TidemarkError(
+      "INVALID_ARGUMENT",
+      `${path} is the overlay of ${theirs} in the vault ${fields.text("vault", anyText)}`,
+      {
+        remedy: "mount that point with it, or name another path for the overlay",
+        detail: { path, point: fields.text("point", anyText) },
+      },
+    );
   }
   if (file.sizeBytes !== fileBytes(sizeBytes)) throw overlayDamaged(path, "its length is not what its header says");
 }

@@ -1,6 +1,6 @@
 /**
- * A recovery point as bytes: random reads, an async iterable, a Node stream. For programs that check,
- * copy or index a point and need no file and no NBD.
+ * A recovery point as bytes: random reads, an async iterable, a Node stream. For programs that
+ * check, copy or index a point and need no file and no NBD.
  *
  *     read ─┐
  *     stream ─► Mount (read-only): hold, cache, read-ahead, proofs
@@ -22,7 +22,10 @@ import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { PointSummary } from "../../store/points/points.ts";
 import { Mount } from "./mount.ts";
 
-/** Memory for blocks unless the caller says otherwise: enough that a sequential reader never waits for a single request. */
+/**
+ * Memory for blocks unless the caller says otherwise: enough that a sequential reader never waits
+ * for a single request.
+ */
 const cacheBytesDefault: number = 64 * 1024 * 1024;
 const pieceBytesDefault: number = 1024 * 1024;
 const pieceBytesMax: number = 64 * 1024 * 1024;
@@ -33,7 +36,10 @@ export interface OpenPointOptions {
   readonly point: string;
   /** Memory for blocks in bytes, at least 16 of the vault's blocks. Default: 64 MiB. */
   readonly cacheBytes?: number | undefined;
-  /** Told also while the handle is open: POINT_DAMAGED once for each range that cannot be read back, HOLD_REFUSED, HOLD_LOST. */
+  /**
+   * Told also while the handle is open: POINT_DAMAGED once for each range that cannot be read back,
+   * HOLD_REFUSED, HOLD_LOST.
+   */
   readonly onNotice?: ((notice: Notice) => void) | undefined;
   /** Ends the opening, not what has been opened. */
   readonly signal?: AbortSignal | undefined;
@@ -52,16 +58,14 @@ export interface StreamOptions {
 }
 
 /**
- * An open point. It is held against pruning and collection until `close`, or until its vault is closed.
- * Reads and streams may overlap.
+ * An open point. It is held against pruning and collection until `close`, or until its vault is
+ * closed. Reads and streams may overlap.
  *
- * @example
- * await using point = await vault.openPoint({ disk: "web", point: "latest" });
- * const hash = createHash("sha256");
- * for await (const piece of point.stream()) hash.update(piece);
+ * @example await using point = await vault.openPoint({ disk: "web", point: "latest" }); const hash
+ * = createHash("sha256"); for await (const piece of point.stream()) hash.update(piece);
  *
- * @example
- * await pipeline(point.readable({ offset: 1024 ** 2, length: 4096 }), createWriteStream("part.bin"));
+ * @example await pipeline(point.readable({ offset: 1024 ** 2, length: 4096 }),
+ * createWriteStream("part.bin"));
  */
 export class PointHandle implements AsyncDisposable {
   readonly point: PointSummary;
@@ -80,8 +84,8 @@ export class PointHandle implements AsyncDisposable {
   /**
    * Opens a point and holds it. Used through `Vault.openPoint`.
    *
-   * @throws TidemarkError DISK_NOT_FOUND; POINT_NOT_FOUND, also when it is being pruned; INVALID_ARGUMENT; DAMAGED; and
-   * the errors of the store.
+   * @throws TidemarkError DISK_NOT_FOUND; POINT_NOT_FOUND, also when it is being pruned;
+   * INVALID_ARGUMENT; DAMAGED; and the errors of the store.
    */
   static async open(context: VaultContext, options: OpenPointOptions): Promise<PointHandle> {
     const { cacheBytes = cacheBytesDefault, ...rest } = options;
@@ -94,11 +98,12 @@ export class PointHandle implements AsyncDisposable {
   }
 
   /**
-   * Fills `into` with the bytes from `offset` on, of any alignment. `into` is the caller's; it must not be used until the
-   * promise settles, and after an error it may have been filled in part.
+   * Fills `into` with the bytes from `offset` on, of any alignment. `into` is the caller's; it must
+   * not be used until the promise settles, and after an error it may have been filled in part.
    *
-   * @throws TidemarkError INVALID_ARGUMENT when the range does not lie inside the point, DAMAGED when a chunk is not what
-   * the map says, DEVICE_FAILED once the handle is closed, and the errors of the store.
+   * @throws TidemarkError INVALID_ARGUMENT when the range does not lie inside the point, DAMAGED
+   * when a chunk is not what the map says, DEVICE_FAILED once the handle is closed, and the errors
+   * of the store.
    */
   async read(offset: number, into: Uint8Array): Promise<void> {
     this.#check(offset, into.byteLength);
@@ -106,25 +111,32 @@ export class PointHandle implements AsyncDisposable {
   }
 
   /**
-   * The range in pieces, in order. A piece is a new buffer and the consumer's. The next pieces are fetched while the consumer
-   * works, as far as the cache allows. Leaving the loop ends the stream; the handle stays open.
+   * The range in pieces, in order. A piece is a new buffer and the consumer's. The next pieces are
+   * fetched while the consumer works, as far as the cache allows. Leaving the loop ends the stream;
+   * the handle stays open.
    *
-   * @throws TidemarkError at the call: INVALID_ARGUMENT. While iterating: INTERRUPTED, and as `read`.
+   * @throws TidemarkError at the call: INVALID_ARGUMENT. While iterating: INTERRUPTED, and as
+   * `read`.
    */
   stream(options: StreamOptions = {}): AsyncGenerator<Uint8Array, void, undefined> {
     const { offset = 0, pieceBytes = pieceBytesDefault, signal } = options;
     const length = options.length ?? this.sizeBytes - offset;
     this.#check(offset, length);
     if (!Number.isInteger(pieceBytes) || pieceBytes < 1 || pieceBytes > pieceBytesMax) {
-      throw new TidemarkError("INVALID_ARGUMENT", `a piece of ${String(pieceBytes)} bytes is not 1 to ${String(pieceBytesMax)}`, {
-        remedy: "change pieceBytes",
-      });
+      throw new TidemarkError(
+        "INVALID_ARGUMENT",
+        `a piece of ${String(pieceBytes)} bytes is not 1 to ${String(pieceBytesMax)}`,
+        {
+          remedy: "change pieceBytes",
+        },
+      );
     }
     return this.#pieces(offset, offset + length, pieceBytes, signal);
   }
 
   /**
-   * The range as a Node stream of bytes, with its back-pressure. Destroying it ends it; the handle stays open.
+   * The range as a Node stream of bytes, with its back-pressure. Destroying it ends it; the handle
+   * stays open.
    *
    * @throws TidemarkError as `stream`; what fails while it is read destroys it with that error.
    */
@@ -142,7 +154,12 @@ export class PointHandle implements AsyncDisposable {
     await this.close();
   }
 
-  async *#pieces(from: number, end: number, pieceBytes: number, signal?: AbortSignal): AsyncGenerator<Uint8Array, void, undefined> {
+  async *#pieces(
+    from: number,
+    end: number,
+    pieceBytes: number,
+    signal?: AbortSignal,
+  ): AsyncGenerator<Uint8Array, void, undefined> {
     for (let at = from; at < end; at += pieceBytes) {
       throwIfAborted(signal);
       const piece = Buffer.alloc(Math.min(pieceBytes, end - at));

@@ -69,9 +69,13 @@ export async function openBlobTarget(options: BlobTargetOptions): Promise<Restor
     });
   }
   if (!sink.capabilities.attachablePages) {
-    throw new TidemarkError("UNSUPPORTED", `${sink.description} does not hold page blobs that could be attached as disks`, {
-      remedy: "materialize to a file, or use a vault in Azure Storage",
-    });
+    throw new TidemarkError(
+      "UNSUPPORTED",
+      `${sink.description} does not hold page blobs that could be attached as disks`,
+      {
+        remedy: "materialize to a file, or use a vault in Azure Storage",
+      },
+    );
   }
   if (options.mode === "in-place") {
     throw new TidemarkError("UNSUPPORTED", "a page blob is not updated in place", {
@@ -112,7 +116,8 @@ class BlobTarget implements RestoreTarget {
     this.#sink = options.sink;
     this.#volumeBytes = options.volumeBytes;
     this.#sequenceNumber = sequenceNumber;
-    this.#signal = options.signal === undefined ? this.#abandoned.signal : AbortSignal.any([options.signal, this.#abandoned.signal]);
+    this.#signal =
+      options.signal === undefined ? this.#abandoned.signal : AbortSignal.any([options.signal, this.#abandoned.signal]);
   }
 
   get bytesWritten(): number {
@@ -136,7 +141,8 @@ class BlobTarget implements RestoreTarget {
   }
 
   async finish(): Promise<void> {
-    if (this.#state !== "open") throw new TidemarkError("INTERNAL", `${this.description} is finished or abandoned already`);
+    if (this.#state !== "open")
+      throw new TidemarkError("INTERNAL", `${this.description} is finished or abandoned already`);
     await this.#sendAll([...this.#open.values()]);
     await Promise.all(this.#sending);
     if (this.#failure !== undefined) throw this.#failure;
@@ -145,9 +151,17 @@ class BlobTarget implements RestoreTarget {
     const offset = vhdDiskBytes(this.#volumeBytes);
     for (let attempt = 1; ; attempt += 1) {
       try {
-        const raised = await this.#sink.raiseSequenceNumber(this.#name, this.#sequenceNumber + 1, { signal: this.#signal });
+        const raised = await this.#sink.raiseSequenceNumber(this.#name, this.#sequenceNumber + 1, {
+          signal: this.#signal,
+        });
         this.#sequenceNumber = raised.sequenceNumber;
-        await this.#sink.writePages(this.#name, offset, footer, { sequenceNumber: this.#sequenceNumber }, { signal: this.#signal });
+        await this.#sink.writePages(
+          this.#name,
+          offset,
+          footer,
+          { sequenceNumber: this.#sequenceNumber },
+          { signal: this.#signal },
+        );
         break;
       } catch (error) {
         if (!hasCode(error, "OUTCOME_UNKNOWN") || attempt >= attemptsMax) throw this.#translated(error);
@@ -208,7 +222,10 @@ class BlobTarget implements RestoreTarget {
       at += part;
     }
     const excess = [...this.#open.values()].filter((window) => window.bytes !== undefined);
-    const evicted = excess.length > windowsOpenMax ? excess.sort((a, b) => a.index - b.index).slice(0, excess.length - windowsOpenMax) : [];
+    const evicted =
+      excess.length > windowsOpenMax
+        ? excess.sort((a, b) => a.index - b.index).slice(0, excess.length - windowsOpenMax)
+        : [];
     await this.#sendAll([...complete, ...evicted]);
   }
 
@@ -266,7 +283,13 @@ class BlobTarget implements RestoreTarget {
   async #put(offset: number, bytes: Uint8Array): Promise<void> {
     for (let attempt = 1; ; attempt += 1) {
       try {
-        await this.#sink.writePages(this.#name, offset, bytes, { sequenceNumber: this.#sequenceNumber }, { signal: this.#signal });
+        await this.#sink.writePages(
+          this.#name,
+          offset,
+          bytes,
+          { sequenceNumber: this.#sequenceNumber },
+          { signal: this.#signal },
+        );
         this.#bytesWritten += bytes.byteLength;
         return;
       } catch (error) {
@@ -276,7 +299,8 @@ class BlobTarget implements RestoreTarget {
   }
 
   #translated(error: unknown): Error {
-    if (!hasCode(error, "CONDITION_FAILED", "OBJECT_NOT_FOUND")) return error instanceof Error ? error : new Error(String(error));
+    if (!hasCode(error, "CONDITION_FAILED", "OBJECT_NOT_FOUND"))
+      return error instanceof Error ? error : new Error(String(error));
     return new TidemarkError("TARGET_FAILED", `${this.description} was replaced or deleted while it was written`, {
       remedy: "let only one run write this blob, then run the command again",
       detail: { name: this.#name },
@@ -294,7 +318,11 @@ async function create(options: BlobTargetOptions, sizeBytes: number, sequenceNum
     } catch (error) {
       // After an attempt of unknown outcome, a blob with our random number was created by that
       // attempt.
-      if (hasCode(error, "OBJECT_EXISTS") && attempt > 1 && (await sink.statPages(name, { signal })).sequenceNumber === sequenceNumber)
+      if (
+        hasCode(error, "OBJECT_EXISTS") &&
+        attempt > 1 &&
+        (await sink.statPages(name, { signal })).sequenceNumber === sequenceNumber
+      )
         return;
       if (hasCode(error, "OBJECT_EXISTS")) throw targetExists(`blob:${name}`, false);
       if (!hasCode(error, "OUTCOME_UNKNOWN") || attempt >= attemptsMax) throw error;
@@ -305,7 +333,9 @@ async function create(options: BlobTargetOptions, sizeBytes: number, sequenceNum
 function refuseName(name: string): void {
   const parts = name.split("/");
   const wellFormed =
-    name.length <= 512 && /^[a-z0-9._~/-]+$/.test(name) && parts.every((part) => part !== "" && part !== "." && part !== "..");
+    name.length <= 512 &&
+    /^[a-z0-9._~/-]+$/.test(name) &&
+    parts.every((part) => part !== "" && part !== "." && part !== "..");
   if (!wellFormed) {
     throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(name)} cannot be the name of a blob`, {
       remedy: "use a-z, 0-9, `.`, `_`, `~`, `-` and `/`, as in `blob:replicas/web.vhd`",

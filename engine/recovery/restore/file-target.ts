@@ -69,7 +69,10 @@ export class FileTarget implements RestoreTarget {
   /**
    * Starts or resumes the partial. `mode` holds the permissions of the file that will be replaced.
    */
-  static async open(plan: ImagePlan, existing: { readonly replaces: boolean; readonly mode?: number }): Promise<FileTarget> {
+  static async open(
+    plan: ImagePlan,
+    existing: { readonly replaces: boolean; readonly mode?: number },
+  ): Promise<FileTarget> {
     const path = partialPathOf(plan.path);
     let file: PositionalFile | undefined;
     let resumeAt: number | undefined;
@@ -251,7 +254,11 @@ function resumePoint(journal: Partial<Journal> | undefined, plan: ImagePlan, par
   if (journal?.vault !== plan.vaultId || journal.point !== plan.point) return 0;
   if (journal.format !== plan.format || journal.volumeBytes !== plan.volumeBytes) return 0;
   const done: unknown = journal.doneBytes;
-  const fits = typeof done === "number" && Number.isSafeInteger(done) && done >= 0 && done <= Math.min(plan.volumeBytes, partialBytes);
+  const fits =
+    typeof done === "number" &&
+    Number.isSafeInteger(done) &&
+    done >= 0 &&
+    done <= Math.min(plan.volumeBytes, partialBytes);
   return fits ? done : 0;
 }
 

@@ -74,7 +74,8 @@ export class InPlaceTarget implements RestoreTarget {
         await file.truncate(plan.volumeBytes);
         return new InPlaceTarget(file, plan.volumeBytes, plan.volumeBytes, false);
       }
-      if (footer === undefined) throw wrongForm(plan.path, "is no fixed VHD", "say `--format raw`, or replace the file with `--force`");
+      if (footer === undefined)
+        throw wrongForm(plan.path, "is no fixed VHD", "say `--format raw`, or replace the file with `--force`");
       const diskBytes = vhdDiskBytes(plan.volumeBytes);
       const target = new InPlaceTarget(file, plan.volumeBytes, diskBytes, false);
       if (diskBytes !== footer.diskBytes) await target.#resizeVhd(sizeBytes, fixedVhdFooter({ ...footer, diskBytes }));
@@ -152,7 +153,8 @@ export class InPlaceTarget implements RestoreTarget {
         const start = at;
         // Granules are those of the volume, so that a run begins and ends where change tracking
         // would see it.
-        while (at < length && differs(present, wanted, at, granuleEnd(offset, at, length))) at = granuleEnd(offset, at, length);
+        while (at < length && differs(present, wanted, at, granuleEnd(offset, at, length)))
+          at = granuleEnd(offset, at, length);
         if (at > start) {
           await this.#file.write(offset + start, wanted.subarray(start, at));
           this.#bytesWritten += at - start;

@@ -66,7 +66,10 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   const reader = new PointReader({ store, workerPool: context.workerPool(), signal });
   const report = paced(options.onProgress);
   const writer = new ImageWriter(target, disk, point, (doneBytes, position) => {
-    report({ phase: "materialize", doneBytes, totalBytes: point.volumeBytes, transferredBytes: reader.bytesRead }, position);
+    report(
+      { phase: "materialize", doneBytes, totalBytes: point.volumeBytes, transferredBytes: reader.bytesRead },
+      position,
+    );
   });
   try {
     const map = new PointMap(store, fromHex(document.vault), disk, manifest);
@@ -101,7 +104,12 @@ class ImageWriter implements PointConsumer {
   #checkpoint: Promise<void> | undefined;
   #checkpointFailure: Error | undefined;
 
-  constructor(target: RestoreTarget, disk: string, point: PointRecord, report: (doneBytes: number, position?: "last") => void) {
+  constructor(
+    target: RestoreTarget,
+    disk: string,
+    point: PointRecord,
+    report: (doneBytes: number, position?: "last") => void,
+  ) {
     this.#target = target;
     this.#disk = disk;
     this.#point = point;
@@ -125,7 +133,14 @@ class ImageWriter implements PointConsumer {
       if (!pieceIsProved(batch, at)) {
         const offset = start * granuleBytes;
         await Promise.allSettled(writes);
-        throw chunkDamaged(this.#disk, String(this.#point.sequence), offset, length * granuleBytes, batch.segment, batch.failure);
+        throw chunkDamaged(
+          this.#disk,
+          String(this.#point.sequence),
+          offset,
+          length * granuleBytes,
+          batch.segment,
+          batch.failure,
+        );
       }
       const pieceOut = pieceOutGranule(batch, at);
       for (let granule = 0; granule < length; granule += 1) {

@@ -53,7 +53,9 @@ export interface OpenTargetOptions {
 export async function openTarget(options: OpenTargetOptions): Promise<RestoreTarget> {
   if (options.to.startsWith("blob:")) return openBlobTarget({ ...options, name: options.to.slice("blob:".length) });
   if (options.to === "")
-    throw new TidemarkError("INVALID_ARGUMENT", "the target has no name", { remedy: "name a file, a block device or `blob:NAME`" });
+    throw new TidemarkError("INVALID_ARGUMENT", "the target has no name", {
+      remedy: "name a file, a block device or `blob:NAME`",
+    });
   if (options.format === "vhd" && vhdDiskBytes(options.volumeBytes) > vhdFileDiskBytesMax) {
     throw vhdTooLarge(options.volumeBytes, vhdFileDiskBytesMax);
   }
@@ -120,18 +122,27 @@ function refuseWrongKind(options: OpenTargetOptions, path: string, stats: BigInt
     });
   }
   if (options.format === "vhd") {
-    throw new TidemarkError("INVALID_ARGUMENT", `the target ${options.to} is a block device, which holds a disk and no VHD`, {
-      remedy: "leave `--format vhd` out",
-    });
+    throw new TidemarkError(
+      "INVALID_ARGUMENT",
+      `the target ${options.to} is a block device, which holds a disk and no VHD`,
+      {
+        remedy: "leave `--format vhd` out",
+      },
+    );
   }
 }
 
 function refuseSource(options: OpenTargetOptions, target: FileIdentity): void {
-  if (options.overwriteSource || options.sourceIdentity === undefined || !sameObject(options.sourceIdentity, target)) return;
-  throw new TidemarkError("TARGET_IS_SOURCE", `the target ${options.to} is the source that this disk was replicated from`, {
-    remedy: "name another target, or add `--force` to overwrite the source",
-    detail: { target: target.path },
-  });
+  if (options.overwriteSource || options.sourceIdentity === undefined || !sameObject(options.sourceIdentity, target))
+    return;
+  throw new TidemarkError(
+    "TARGET_IS_SOURCE",
+    `the target ${options.to} is the source that this disk was replicated from`,
+    {
+      remedy: "name another target, or add `--force` to overwrite the source",
+      detail: { target: target.path },
+    },
+  );
 }
 
 function targetError(cause: unknown, what: string): TidemarkError {

@@ -79,11 +79,16 @@ export function fixedVhdFooter(vhd: FixedVhd): Buffer {
 export function parseFixedVhdFooter(bytes: Uint8Array): FixedVhd | undefined {
   if (bytes.byteLength !== vhdFooterBytes) return undefined;
   const footer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  if (footer.toString("latin1", 0, 8) !== cookie || footer.readUInt32BE(64) !== footerChecksum(footer)) return undefined;
+  if (footer.toString("latin1", 0, 8) !== cookie || footer.readUInt32BE(64) !== footerChecksum(footer))
+    return undefined;
   if (footer.readUInt32BE(60) !== fixedDisk) return undefined;
   const diskBytes = Number(footer.readBigUInt64BE(48));
   if (!Number.isSafeInteger(diskBytes)) return undefined;
-  return { diskBytes, uuid: Uint8Array.from(footer.subarray(68, 84)), createdMs: epochMs + footer.readUInt32BE(24) * 1000 };
+  return {
+    diskBytes,
+    uuid: Uint8Array.from(footer.subarray(68, 84)),
+    createdMs: epochMs + footer.readUInt32BE(24) * 1000,
+  };
 }
 
 /**

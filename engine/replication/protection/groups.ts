@@ -1,10 +1,12 @@
 /**
- * A group: disks of one machine whose points are cut at one barrier. Each member's own loop comes here when a point is due; once all
- * are there, every disk holds its new writes, all are cut in one turn of the event loop, and every member ships its share. Of two
- * writes to any of the disks, one after the other, no point then holds the second without the first.
+ * A group: disks of one machine whose points are cut at one barrier. Each member's own loop comes
+ * here when a point is due; once all are there, every disk holds its new writes, all are cut in one
+ * turn of the event loop, and every member ships its share. Of two writes to any of the disks, one
+ * after the other, no point then holds the second without the first.
  *
- * A member that does not come in time (it is being compared, its store is away, it is still shipping) holds up the group's point,
- * not the others': they are sent off to take points of their own, and `missing` names the ones that were waited for.
+ * A member that does not come in time (it is being compared, its store is away, it is still
+ * shipping) holds up the group's point, not the others': they are sent off to take points of their
+ * own, and `missing` names the ones that were waited for.
  */
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
@@ -28,13 +30,19 @@ export interface GroupMember {
 /** What it takes away: its cut, and what the point is to say of itself. */
 export interface MadeCut {
   readonly cut: Cut;
-  /** When it was made, on the steady clock: an application that was brought to rest has been woken since. */
+  /**
+   * When it was made, on the steady clock: an application that was brought to rest has been woken
+   * since.
+   */
   readonly cutAtMs: number;
   readonly group: GroupRecord | null;
   readonly application: ApplicationRecord | null;
 }
 
-/** Whether the member wants its application to rest, and whether it wants a point even if nothing has changed. */
+/**
+ * Whether the member wants its application to rest, and whether it wants a point even if nothing
+ * has changed.
+ */
 interface Wish {
   readonly wantsApp: boolean;
   readonly isAsked: boolean;
@@ -91,7 +99,10 @@ export class Group {
     };
   }
 
-  /** Adds a member. Returns the instant from which all members count their ticks, so that they fall on the same moments. @internal */
+  /**
+   * Adds a member. Returns the instant from which all members count their ticks, so that they fall
+   * on the same moments. @internal
+   */
   add(disk: string, bell: MemberBell, now: Instant): Instant {
     this.#members.add(disk);
     this.#bells.set(disk, bell);
@@ -114,8 +125,9 @@ export class Group {
   }
 
   /**
-   * Comes to the meeting. Undefined: the group did not come together, so the member takes a point of its own. `signal` ends the waiting; once the
-   * meeting has begun its cut is awaited, because applications rest for it and a cut that nobody takes would stay open.
+   * Comes to the meeting. Undefined: the group did not come together, so the member takes a point
+   * of its own. `signal` ends the waiting; once the meeting has begun its cut is awaited, because
+   * applications rest for it and a cut that nobody takes would stay open.
    *
    * @internal
    */
@@ -150,7 +162,10 @@ export class Group {
     });
   }
 
-  /** Whoever idles between two ticks can come at once: so a slow member finds the others when it is ready. */
+  /**
+   * Whoever idles between two ticks can come at once: so a slow member finds the others when it is
+   * ready.
+   */
   #inviteOthers(disk: string): void {
     for (const [other, { invite }] of this.#bells) if (other !== disk) invite();
   }
@@ -193,8 +208,10 @@ export class Group {
       : { ...(await cutTogether(arrivals.map(({ member }) => member))), applications: [] };
     const disks = this.members;
     // A group in which nothing has changed needs no point.
-    const isWanted = wantsApp || arrivals.some(({ wish }) => wish.isAsked) || outcome.cuts.some((cut) => cut.dirtyBytes > 0);
-    const group: GroupRecord | null = isWanted && disks.length > 1 ? { id: toHex(randomBytes(16)), name: this.name, disks } : null;
+    const isWanted =
+      wantsApp || arrivals.some(({ wish }) => wish.isAsked) || outcome.cuts.some((cut) => cut.dirtyBytes > 0);
+    const group: GroupRecord | null =
+      isWanted && disks.length > 1 ? { id: toHex(randomBytes(16)), name: this.name, disks } : null;
     for (const [index, arrival] of arrivals.entries()) {
       const cut = outcome.cuts[index];
       if (cut === undefined) arrival.resolve(undefined);
@@ -209,12 +226,17 @@ interface CommonCut {
   readonly cutAtMs: number;
 }
 
-/** Prepares every disk, and cuts all of them when all are prepared. Errors: CUT_TIMED_OUT of any; then none has been cut. */
+/**
+ * Prepares every disk, and cuts all of them when all are prepared. Errors: CUT_TIMED_OUT of any;
+ * then none has been cut.
+ */
 export async function cutTogether(members: readonly Pick<GroupMember, "protectedDisk">[]): Promise<CommonCut> {
   // No disk holds its writes while another is still putting its last cut away.
   await Promise.all(members.map(async ({ protectedDisk }) => await protectedDisk.ready()));
   const outcomes = await Promise.allSettled(members.map(async ({ protectedDisk }) => await protectedDisk.prepare()));
-  const prepared: PreparedCut[] = outcomes.flatMap((outcome) => (outcome.status === "fulfilled" ? [outcome.value] : []));
+  const prepared: PreparedCut[] = outcomes.flatMap((outcome) =>
+    outcome.status === "fulfilled" ? [outcome.value] : [],
+  );
   const failure = outcomes.find((outcome) => outcome.status === "rejected");
   // A gate opens by itself when it has been closed for too long: then its disk has gone on alone.
   const early = prepared.find((one) => !one.held);
@@ -228,8 +250,9 @@ export async function cutTogether(members: readonly Pick<GroupMember, "protected
 }
 
 /**
- * Cuts all disks while the applications of all rest. Freezes are nested: each member's begins before the cut and ends after it. Where
- * one fails, the cut is crash-consistent for all, and every point says why. Errors: CUT_TIMED_OUT; INTERRUPTED when `signal` aborts before the cut.
+ * Cuts all disks while the applications of all rest. Freezes are nested: each member's begins
+ * before the cut and ends after it. Where one fails, the cut is crash-consistent for all, and every
+ * point says why. Errors: CUT_TIMED_OUT; INTERRUPTED when `signal` aborts before the cut.
  */
 export async function frozenCuts(
   members: readonly GroupMember[],
@@ -247,9 +270,13 @@ export async function frozenCuts(
       await freezeFrom(index + 1);
       return;
     }
-    const { steps, frozen, reason } = await withFreeze(member.hook, { timeoutMs: member.freezeTimeoutMs, signal }, async () => {
-      await freezeFrom(index + 1);
-    });
+    const { steps, frozen, reason } = await withFreeze(
+      member.hook,
+      { timeoutMs: member.freezeTimeoutMs, signal },
+      async () => {
+        await freezeFrom(index + 1);
+      },
+    );
     applications[index] = { outcome: frozen ? "frozen" : "failed", reason: reason ?? null, steps };
   };
   try {

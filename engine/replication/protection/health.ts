@@ -1,6 +1,6 @@
 /**
- * Health: what is wrong with a protected disk, why, and what to do. A pure function of what was measured and of the policy, so that
- * every rule can be read, and tested, in one place.
+ * Health: what is wrong with a protected disk, why, and what to do. A pure function of what was
+ * measured and of the policy, so that every rule can be read, and tested, in one place.
  *
  * | code | Warning | Critical |
  * |---|---|---|
@@ -19,21 +19,30 @@
  * | HOOK_FAILED | the last attempt | 3 in a row |
  * | PAUSED | always | |
  *
- * The rules that compare rates hold only while a point is overdue, that is later than its frequency and the minute over which rates are measured:
- * a disk that is just beginning to ship has a backlog and no rate yet, and one with a frequency of hours has a backlog by intent. A pause mutes what
- * follows from it (lag, backlog, churn, store), but not NO_RECENT_POINT: a pause that was forgotten has to show.
+ * The rules that compare rates hold only while a point is overdue, that is later than its frequency
+ * and the minute over which rates are measured: a disk that is just beginning to ship has a backlog
+ * and no rate yet, and one with a frequency of hours has a backlog by intent. A pause mutes what
+ * follows from it (lag, backlog, churn, store), but not NO_RECENT_POINT: a pause that was forgotten
+ * has to show.
  *
- * POINT_OVERDUE is the first sign of a store that has fallen silent, while requests to it are still being repeated. It holds in state `protecting`
- * only: in every other one no point is due each cycle (an initial replication, a comparison, a pause) or another finding tells why there is none.
+ * POINT_OVERDUE is the first sign of a store that has fallen silent, while requests to it are still
+ * being repeated. It holds in state `protecting` only: in every other one no point is due each
+ * cycle (an initial replication, a comparison, a pause) or another finding tells why there is none.
  */
 import type { ProtectionState } from "./protection-state.ts";
 
-/** From when on something is wrong. Times in ms; `InARow` counts failures without a success between them. */
+/**
+ * From when on something is wrong. Times in ms; `InARow` counts failures without a success between
+ * them.
+ */
 export const healthLimits = {
   noPointCriticalMs: 3_600_000,
   /** Critical is above this multiple of the threshold. */
   lagCriticalFactor: 2,
-  /** Overdue is a point after this many cycles without one, and not before the time below: a short cycle may be missed once. */
+  /**
+   * Overdue is a point after this many cycles without one, and not before the time below: a short
+   * cycle may be missed once.
+   */
   overdueCycles: 3,
   overdueMsMin: 15_000,
   storeUnreachableCriticalMs: 900_000,
@@ -48,7 +57,10 @@ export const healthLimits = {
   hookFailuresCriticalInARow: 3,
 } as const;
 
-/** What is measured of one disk. Ages and spells in ms, on a clock that cannot be set; null: it is not so. */
+/**
+ * What is measured of one disk. Ages and spells in ms, on a clock that cannot be set; null: it is
+ * not so.
+ */
 export interface HealthMeasures {
   readonly disk: string;
   readonly state: ProtectionState;
@@ -59,11 +71,16 @@ export interface HealthMeasures {
   readonly storeUnreachable: { readonly forMs: number; readonly message: string } | null;
   readonly cutTimeoutsInARow: number;
   readonly cutsAbandonedInARow: number;
-  /** Failed attempts at an application-consistent point since the last that succeeded, and why the last one failed. */
+  /**
+   * Failed attempts at an application-consistent point since the last that succeeded, and why the
+   * last one failed.
+   */
   readonly hook: { readonly failuresInARow: number; readonly reason: string } | null;
   /** Why it is not known what changed, until a point has been made of the comparison. */
   readonly trackingLost: string | null;
-  /** Who has the disk, when we do not: its writer refused us at the start, or took the seat from us. */
+  /**
+   * Who has the disk, when we do not: its writer refused us at the start, or took the seat from us.
+   */
   readonly writerLease: { readonly code: "WRITER_ACTIVE" | "SEAT_LOST"; readonly message: string } | null;
   /** Local folders that are full. */
   readonly full: { readonly tracking: string | null; readonly spill: string | null };
@@ -90,7 +107,10 @@ export function assessHealth(measures: HealthMeasures, policy: HealthPolicy): re
 
 /** The worst level among findings; `Normal` when there are none. */
 export function healthOf(findings: readonly Finding[]): HealthLevel {
-  return findings.reduce<HealthLevel>((worst, { level }) => (severity[level] > severity[worst] ? level : worst), "Normal");
+  return findings.reduce<HealthLevel>(
+    (worst, { level }) => (severity[level] > severity[worst] ? level : worst),
+    "Normal",
+  );
 }
 
 const severity: Readonly<Record<HealthLevel, number>> = { Normal: 0, Warning: 1, Critical: 2 };
@@ -118,13 +138,21 @@ const rules: readonly Rule[] = [
     const lagMs = lagOf(measures);
     if (!pointsAreDue(measures) || lagMs <= healthLimits.noPointCriticalMs) return undefined;
     const cause =
-      measures.committedLagMs === null ? `there is no point after ${minutes(lagMs)}` : `the newest point is ${minutes(lagMs)} old`;
-    return { level: "Critical", code: "NO_RECENT_POINT", cause, remedy: "see the other findings and the log for what holds points up" };
+      measures.committedLagMs === null
+        ? `there is no point after ${minutes(lagMs)}`
+        : `the newest point is ${minutes(lagMs)} old`;
+    return {
+      level: "Critical",
+      code: "NO_RECENT_POINT",
+      cause,
+      remedy: "see the other findings and the log for what holds points up",
+    };
   },
 
   function lag(measures, { recoveryPointThresholdMs: thresholdMs }) {
     const lagMs = lagOf(measures);
-    if (thresholdMs === undefined || !pointsAreDue(measures) || measures.pausedMs !== null || lagMs <= thresholdMs) return undefined;
+    if (thresholdMs === undefined || !pointsAreDue(measures) || measures.pausedMs !== null || lagMs <= thresholdMs)
+      return undefined;
     return {
       level: lagMs > thresholdMs * healthLimits.lagCriticalFactor ? "Critical" : "Warning",
       code: "LAG_ABOVE_THRESHOLD",
@@ -133,7 +161,10 @@ const rules: readonly Rule[] = [
     };
   },
 
-  function overdue({ state, committedLagMs: lagMs, backlogBytes }, { crashConsistentFrequencyMs: cycleMs, recoveryPointThresholdMs }) {
+  function overdue(
+    { state, committedLagMs: lagMs, backlogBytes },
+    { crashConsistentFrequencyMs: cycleMs, recoveryPointThresholdMs },
+  ) {
     if (state !== "protecting" || lagMs === null || backlogBytes === 0) return undefined;
     if (lagMs <= Math.max(cycleMs * healthLimits.overdueCycles, healthLimits.overdueMsMin)) return undefined;
     if (lagMs > (recoveryPointThresholdMs ?? Infinity)) return undefined; // told above
@@ -141,7 +172,8 @@ const rules: readonly Rule[] = [
       level: "Warning",
       code: "POINT_OVERDUE",
       cause: `what the vault does not hold yet goes back ${minutes(lagMs)}, and a point is due every ${minutes(cycleMs)}`,
-      remedy: "check that the store answers and that the upload keeps up with what is written; changes are tracked and shipped meanwhile",
+      remedy:
+        "check that the store answers and that the upload keeps up with what is written; changes are tracked and shipped meanwhile",
     };
   },
 
@@ -160,8 +192,14 @@ const rules: readonly Rule[] = [
     if (folder === null) return undefined;
     const code = "NO_SPACE";
     const remedy = "free space there, or move the state folder to a larger disk";
-    if (tracking !== null) return { level: "Critical", code, cause: `there is no space left for the tracking file in ${folder}`, remedy };
-    return { level: "Warning", code, cause: `there is no space left in ${folder} for old content that an open cut still needs`, remedy };
+    if (tracking !== null)
+      return { level: "Critical", code, cause: `there is no space left for the tracking file in ${folder}`, remedy };
+    return {
+      level: "Warning",
+      code,
+      cause: `there is no space left in ${folder} for old content that an open cut still needs`,
+      remedy,
+    };
   },
 
   function backlog(measures, policy) {
@@ -169,7 +207,8 @@ const rules: readonly Rule[] = [
     if (!isOverdue(measures, policy) || backlogBytes === 0) return undefined;
     const neededMs = uploadBytesPerSecond === 0 ? Infinity : (backlogBytes / uploadBytesPerSecond) * 1000;
     if (neededMs <= healthLimits.backlogWarningMs) return undefined;
-    const pace = neededMs === Infinity ? "nothing is being uploaded" : `at the present rate that takes ${minutes(neededMs)}`;
+    const pace =
+      neededMs === Infinity ? "nothing is being uploaded" : `at the present rate that takes ${minutes(neededMs)}`;
     return {
       level: neededMs > healthLimits.backlogCriticalMs ? "Critical" : "Warning",
       code: "BACKLOG_SLOW",
@@ -186,7 +225,8 @@ const rules: readonly Rule[] = [
       level: "Warning",
       code: "CHURN_ABOVE_UPLOAD",
       cause: `the disk has changed faster than it is uploaded for ${minutes(spellMs)} (${rates})`,
-      remedy: "give more bandwidth, or move what is written and need not be protected (swap, caches, temporary files) to another disk",
+      remedy:
+        "give more bandwidth, or move what is written and need not be protected (swap, caches, temporary files) to another disk",
     };
   },
 
@@ -240,12 +280,17 @@ const rules: readonly Rule[] = [
   },
 ];
 
-/** How much would be lost: the age of the newest point, or of the protection while there is none. */
+/**
+ * How much would be lost: the age of the newest point, or of the protection while there is none.
+ */
 function lagOf({ committedLagMs, runningMs }: HealthMeasures): number {
   return committedLagMs ?? runningMs;
 }
 
-/** False while nobody expects a point: before the start, after the end, and in an initial replication that goes forward. */
+/**
+ * False while nobody expects a point: before the start, after the end, and in an initial
+ * replication that goes forward.
+ */
 function pointsAreDue({ state, uploadBytesPerSecond }: HealthMeasures): boolean {
   switch (state) {
     case "starting":

@@ -5,15 +5,17 @@
  *     freeze fails ──► thaw ──► cut                   crash-consistent, and the point says why
  *     freeze ──► cut … deadline ──► thaw              crash-consistent; the application never waits longer than agreed
  *
- * The thaw runs after every freeze that was begun, whatever became of it, also when the agent is being stopped. When the agent is killed,
- * nobody in it can thaw any more; so each frozen command pair has a guard, a shell that holds the end of a pipe whose other end only this
- * process has. When the pipe closes without the word that all is thawed, the guard ends what still runs and thaws.
+ * The thaw runs after every freeze that was begun, whatever became of it, also when the agent is
+ * being stopped. When the agent is killed, nobody in it can thaw any more; so each frozen command
+ * pair has a guard, a shell that holds the end of a pipe whose other end only this process has.
+ * When the pipe closes without the word that all is thawed, the guard ends what still runs and
+ * thaws.
  *
  *     agent ──pipe──► guard (sh)        knows the thaw, and the process group of the command that runs
  *       └──gate──► command (sh -c)      waits at its gate until the guard knows its group
  *
- * So there is no instant at which a command runs that the guard does not know. A thaw may therefore run twice, and without anything being
- * frozen: what it calls must bear that.
+ * So there is no instant at which a command runs that the guard does not know. A thaw may therefore
+ * run twice, and without anything being frozen: what it calls must bear that.
  */
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
@@ -25,13 +27,22 @@ import { stripVTControlCharacters } from "node:util";
 import { interrupted, systemCode, throwIfAborted } from "../../errors.ts";
 import type { HookStep } from "../../store/format/documents.ts";
 
-/** How long hooks may take, together because they add up: an application is held for at most freeze + kill + thaw + kill. */
+/**
+ * How long hooks may take, together because they add up: an application is held for at most freeze
+ * + kill + thaw + kill.
+ */
 const timing = {
   /** A thaw that takes longer is killed. */
   thawMs: 60_000,
-  /** What is asked to end (SIGTERM) is killed after this long. The guard's loop counts the same time in tenths of a second. */
+  /**
+   * What is asked to end (SIGTERM) is killed after this long. The guard's loop counts the same time
+   * in tenths of a second.
+   */
   killAfterMs: 2_000,
-  /** Output that is still in the pipe when a command ends is waited for this long: something it left running may hold the pipe. */
+  /**
+   * Output that is still in the pipe when a command ends is waited for this long: something it left
+   * running may hold the pipe.
+   */
   outputMs: 200,
 } as const;
 
@@ -41,8 +52,8 @@ const outputBytesMax = 4096;
 const commandCharactersMax = 8192;
 
 /**
- * Brings an application to rest and wakes it. Neither call rejects for what the application does: the step tells. It succeeded when, and only
- * when, its `exitCode` is 0. One freeze at a time.
+ * Brings an application to rest and wakes it. Neither call rejects for what the application does:
+ * the step tells. It succeeded when, and only when, its `exitCode` is 0. One freeze at a time.
  */
 export interface Hook {
   /** Settles soon after `signal` aborts. */
@@ -52,13 +63,21 @@ export interface Hook {
 }
 
 export interface CommandHookOptions {
-  /** Runs through `sh -c` and must exit with 0 once the application rests. What it leaves running belongs to it, and `post` must end it. */
+  /**
+   * Runs through `sh -c` and must exit with 0 once the application rests. What it leaves running
+   * belongs to it, and `post` must end it.
+   */
   readonly pre: string;
-  /** Runs after each `pre` that was started, sometimes twice. Exits with 0 when the application was at rest until now and is awake. */
+  /**
+   * Runs after each `pre` that was started, sometimes twice. Exits with 0 when the application was
+   * at rest until now and is awake.
+   */
   readonly post: string;
   /** Both commands learn it as TIDEMARK_DISK. */
   readonly disk: string;
-  /** Further variables; they override ours. Nothing else of this process's environment is passed on. */
+  /**
+   * Further variables; they override ours. Nothing else of this process's environment is passed on.
+   */
   readonly env?: Readonly<Record<string, string>> | undefined;
   /** Default: `/`, which no unmount has to wait for. */
   readonly cwd?: string | undefined;
@@ -69,8 +88,9 @@ export interface CommandHookOptions {
 }
 
 /**
- * A hook of two commands, each in a process group of its own. Their environment is PATH, HOME, LANG, TIDEMARK_DISK, TIDEMARK_PHASE (`pre` or
- * `post`) and TIDEMARK_POINT_TIME (ISO 8601, when the freeze began; the same for both).
+ * A hook of two commands, each in a process group of its own. Their environment is PATH, HOME,
+ * LANG, TIDEMARK_DISK, TIDEMARK_PHASE (`pre` or `post`) and TIDEMARK_POINT_TIME (ISO 8601, when the
+ * freeze began; the same for both).
  */
 export function commandHook(options: CommandHookOptions): Hook {
   const { pre, post, disk, cwd = "/", thawTimeoutMs = timing.thawMs, now = Date.now } = options;
@@ -98,7 +118,14 @@ export function commandHook(options: CommandHookOptions): Hook {
       frozen = { guard: undefined, pointTime };
       const guard = await startGuard(settings("post", pointTime));
       if (!(guard instanceof Guard))
-        return { phase: "pre", command: recorded(pre), exitCode: null, signal: null, elapsedMs: 0, output: guard.failure };
+        return {
+          phase: "pre",
+          command: recorded(pre),
+          exitCode: null,
+          signal: null,
+          elapsedMs: 0,
+          output: guard.failure,
+        };
       frozen = { guard, pointTime };
       return runCommand(settings("pre", pointTime), guard, signal);
     },
@@ -123,14 +150,20 @@ export function commandHook(options: CommandHookOptions): Hook {
 export interface FunctionHookOptions {
   /** For the record, in place of a command. */
   readonly name: string;
-  /** Rejects, or ignores the abort until after the deadline, when the application cannot be brought to rest. */
+  /**
+   * Rejects, or ignores the abort until after the deadline, when the application cannot be brought
+   * to rest.
+   */
   readonly freeze: (signal: AbortSignal) => Promise<void>;
   readonly thaw: () => Promise<void>;
   /** Default: 60 seconds. */
   readonly thawTimeoutMs?: number | undefined;
 }
 
-/** A hook of two functions, for embedders whose application lives in this process. Nothing thaws it when the process is killed: nothing has to. */
+/**
+ * A hook of two functions, for embedders whose application lives in this process. Nothing thaws it
+ * when the process is killed: nothing has to.
+ */
 export function functionHook({ name, freeze, thaw, thawTimeoutMs = timing.thawMs }: FunctionHookOptions): Hook {
   return {
     freeze: (signal) => runFunction("pre", name, () => freeze(signal), signal),
@@ -158,18 +191,27 @@ export interface FreezeOutcome<T> {
   readonly result: T;
   /** In the order in which they ran; for the point's record. */
   readonly steps: readonly HookStep[];
-  /** True when the application was at rest from before `whileFrozen` until after it, as far as the hook can tell. */
+  /**
+   * True when the application was at rest from before `whileFrozen` until after it, as far as the
+   * hook can tell.
+   */
   readonly frozen: boolean;
   /** Why not. */
   readonly reason?: string;
 }
 
 /**
- * Runs `whileFrozen`, which should take milliseconds, while the hook holds the application at rest; or, when that fails, all the same,
- * after the thaw. A thaw that fails takes the claim back: it is how a hook tells that the freeze did not hold. What `whileFrozen` throws is
- * thrown, after the thaw. Errors: INTERRUPTED when `signal` aborts before `whileFrozen` has begun; after that its result is waited for.
+ * Runs `whileFrozen`, which should take milliseconds, while the hook holds the application at rest;
+ * or, when that fails, all the same, after the thaw. A thaw that fails takes the claim back: it is
+ * how a hook tells that the freeze did not hold. What `whileFrozen` throws is thrown, after the
+ * thaw. Errors: INTERRUPTED when `signal` aborts before `whileFrozen` has begun; after that its
+ * result is waited for.
  */
-export async function withFreeze<T>(hook: Hook, options: FreezeOptions, whileFrozen: () => Promise<T>): Promise<FreezeOutcome<T>> {
+export async function withFreeze<T>(
+  hook: Hook,
+  options: FreezeOptions,
+  whileFrozen: () => Promise<T>,
+): Promise<FreezeOutcome<T>> {
   throwIfAborted(options.signal);
   const deadline = new Deadline(options);
   const steps: HookStep[] = [];
@@ -222,7 +264,10 @@ class Deadline {
     this.reached = once(this.signal, "abort").then(() => undefined);
   }
 
-  /** Why the application must not be held any longer. The clock is asked, too: timers fire late in a process that was stopped or is busy. */
+  /**
+   * Why the application must not be held any longer. The clock is asked, too: timers fire late in a
+   * process that was stopped or is busy.
+   */
   passed(): string | undefined {
     if (this.#options.signal?.aborted === true) return "the freeze was interrupted";
     const late = this.signal.aborted || performance.now() - this.#startedAtMs >= this.#options.timeoutMs;
@@ -237,14 +282,24 @@ class Deadline {
 
 function failureOf({ phase, command, exitCode, signal, output }: HookStep): string | undefined {
   if (exitCode === 0) return undefined;
-  const fact = exitCode !== null ? `ended with exit code ${exitCode}` : signal !== null ? `was ended by ${signal}` : "could not be run";
+  const fact =
+    exitCode !== null
+      ? `ended with exit code ${exitCode}`
+      : signal !== null
+        ? `was ended by ${signal}`
+        : "could not be run";
   const lastLine = output.trimEnd().split("\n").at(-1) ?? "";
   return `the ${phase} command ${JSON.stringify(command)} ${fact}${lastLine === "" ? "" : `: ${lastLine}`}`;
 }
 
 // ---- Functions ----
 
-async function runFunction(phase: HookStep["phase"], name: string, run: () => Promise<void>, signal: AbortSignal): Promise<HookStep> {
+async function runFunction(
+  phase: HookStep["phase"],
+  name: string,
+  run: () => Promise<void>,
+  signal: AbortSignal,
+): Promise<HookStep> {
   const startedAtMs = performance.now();
   const outcome = await Promise.race([
     run().then(
@@ -271,18 +326,40 @@ interface CommandSettings {
   readonly env: Readonly<Record<string, string>>;
 }
 
-/** Waits for the word, so that nothing runs that the guard does not know; when the pipe closes instead, nothing runs at all. */
+/**
+ * Waits for the word, so that nothing runs that the guard does not know; when the pipe closes
+ * instead, nothing runs at all.
+ */
 const gateScript = 'read -r word || exit 125; exec /bin/sh -c "$1" </dev/null';
 
-/** Runs one command to its end; when `signal` aborts, ends it and whatever else is in its process group. */
-async function runCommand({ phase, command, cwd, env }: CommandSettings, guard: Guard | undefined, signal: AbortSignal): Promise<HookStep> {
+/**
+ * Runs one command to its end; when `signal` aborts, ends it and whatever else is in its process
+ * group.
+ */
+async function runCommand(
+  { phase, command, cwd, env }: CommandSettings,
+  guard: Guard | undefined,
+  signal: AbortSignal,
+): Promise<HookStep> {
   const startedAtMs = performance.now();
   const step = (exitCode: number | null, ending: string | null, output: string): HookStep => {
-    return { phase, command: recorded(command), exitCode, signal: ending, elapsedMs: elapsedSince(startedAtMs), output };
+    return {
+      phase,
+      command: recorded(command),
+      exitCode,
+      signal: ending,
+      elapsedMs: elapsedSince(startedAtMs),
+      output,
+    };
   };
   // Stopped before it was started: there is nothing to end.
   if (signal.aborted) return step(null, null, "stopped before it was started");
-  const child: ChildProcess = spawn("/bin/sh", ["-c", gateScript, "tidemark-hook", command], { cwd, env, detached: true, stdio: "pipe" });
+  const child: ChildProcess = spawn("/bin/sh", ["-c", gateScript, "tidemark-hook", command], {
+    cwd,
+    env,
+    detached: true,
+    stdio: "pipe",
+  });
   const output = new OutputTail(child);
   const ended = new Promise<Ending>((resolve, reject) => {
     child.once("exit", (exitCode, ending) => resolve({ exitCode, signal: ending }));
@@ -325,8 +402,9 @@ interface Ending {
 }
 
 /**
- * Asks a process group to end, and kills what is left of it when its leader has ended or has had its time. Throws when even that does not end
- * the leader, as happens to one that waits inside the kernel or belongs to another user: nobody waits for it for ever.
+ * Asks a process group to end, and kills what is left of it when its leader has ended or has had
+ * its time. Throws when even that does not end the leader, as happens to one that waits inside the
+ * kernel or belongs to another user: nobody waits for it for ever.
  */
 async function endGroup(group: number, ended: Promise<Ending>): Promise<Ending> {
   signalGroup(group, "SIGTERM");
@@ -354,7 +432,8 @@ function signalGroup(group: number, name: NodeJS.Signals): void {
   try {
     process.kill(-group, name);
   } catch (error) {
-    // Gone already, or another user's: then its end does not come, which is what `endGroup` reports.
+    // Gone already, or another user's: then its end does not come, which is what `endGroup`
+    // reports.
     if (systemCode(error) !== "ESRCH" && systemCode(error) !== "EPERM") throw error;
   }
 }
@@ -376,7 +455,10 @@ class OutputTail {
     this.#closed = Promise.allSettled(this.#streams.map((stream) => finished(stream)));
   }
 
-  /** What was printed until the command's end. What it left running keeps the pipe's other end for itself. */
+  /**
+   * What was printed until the command's end. What it left running keeps the pipe's other end for
+   * itself.
+   */
   async text(): Promise<string> {
     await withinMs(timing.outputMs, this.#closed);
     for (const stream of this.#streams) stream.destroy();
@@ -384,7 +466,10 @@ class OutputTail {
   }
 }
 
-/** The end of a text as it may stand in a record and on a terminal: at most 4 KiB, no control characters but tab and line feed. */
+/**
+ * The end of a text as it may stand in a record and on a terminal: at most 4 KiB, no control
+ * characters but tab and line feed.
+ */
 function cleaned(bytes: Uint8Array): string {
   let start = Math.max(0, bytes.length - outputBytesMax);
   // Not in the midst of a UTF-8 sequence, whose later bytes are 10xxxxxx.
@@ -392,7 +477,10 @@ function cleaned(bytes: Uint8Array): string {
   return shown(stripVTControlCharacters(Buffer.from(bytes.subarray(start)).toString("utf8")));
 }
 
-/** A command as it may stand in a record: its beginning, whole characters, no control characters but tab and line feed. */
+/**
+ * A command as it may stand in a record: its beginning, whole characters, no control characters but
+ * tab and line feed.
+ */
 function recorded(command: string): string {
   const characters = Array.from(command.slice(0, 2 * commandCharactersMax));
   return shown(characters.slice(0, commandCharactersMax).join(""));
@@ -414,8 +502,9 @@ function elapsedSince(startedAtMs: number): number {
 // ---- The guard ----
 
 /**
- * What the guard runs. It lives in a process group of its own and ignores the signals that a terminal or a service manager sends to all
- * of the agent's processes; the thaw it starts does not ignore them. It waits for the end of what it kills, so that the thaw comes after it; but not for
+ * What the guard runs. It lives in a process group of its own and ignores the signals that a
+ * terminal or a service manager sends to all of the agent's processes; the thaw it starts does not
+ * ignore them. It waits for the end of what it kills, so that the thaw comes after it; but not for
  * ever, because a zombie that nobody buries still counts as there.
  */
 const guardScript = `
@@ -449,7 +538,10 @@ class Guard {
     this.#ended = ended;
   }
 
-  /** Resolves when the line lies in the pipe, where it outlives this process. A guard that somebody ended cannot be told anything: we still thaw. */
+  /**
+   * Resolves when the line lies in the pipe, where it outlives this process. A guard that somebody
+   * ended cannot be told anything: we still thaw.
+   */
   tell(line: string): Promise<void> {
     return new Promise((resolve) => {
       if (this.#child.stdin === null) resolve();

@@ -1,4 +1,7 @@
-/** What a protection measures of itself: lags, rates, and what has failed how often, on a clock that cannot be set. */
+/**
+ * What a protection measures of itself: lags, rates, and what has failed how often, on a clock that
+ * cannot be set.
+ */
 import type { TidemarkError } from "../../errors.ts";
 import { hasCode } from "../../errors.ts";
 import { vaultName } from "../../store/format/names.ts";
@@ -27,7 +30,11 @@ export class Measures {
   readonly #storeAway: Stopwatch;
   readonly #churnAbove: Stopwatch;
   readonly #paused: Stopwatch;
-  readonly #cutAtMs: Record<Stage, number | undefined> = { captured: undefined, shipped: undefined, committed: undefined };
+  readonly #cutAtMs: Record<Stage, number | undefined> = {
+    captured: undefined,
+    shipped: undefined,
+    committed: undefined,
+  };
   #writtenBytes = 0;
   #storeSays = "";
   #cutTimeouts = 0;
@@ -90,7 +97,12 @@ export class Measures {
   get unexplained(): Finding | undefined {
     if (this.#last === undefined || this.#storeAway.elapsedMs !== null || this.#writerLease !== null) return undefined;
     const { code, message, remedy } = this.#last;
-    return { level: "Warning", code, cause: `no point can be made: ${message}`, remedy: remedy ?? "mend what the message names" };
+    return {
+      level: "Warning",
+      code,
+      cause: `no point can be made: ${message}`,
+      remedy: remedy ?? "mend what the message names",
+    };
   }
 
   /** Nothing will be protected any more. */
@@ -119,7 +131,10 @@ export class Measures {
   }
 
   get rates(): Pick<ProtectionStatus, "churnBytesPerSecond" | "uploadBytesPerSecond"> {
-    return { churnBytesPerSecond: Math.round(this.#churn.perSecond), uploadBytesPerSecond: Math.round(this.#upload.perSecond) };
+    return {
+      churnBytesPerSecond: Math.round(this.#churn.perSecond),
+      uploadBytesPerSecond: Math.round(this.#upload.perSecond),
+    };
   }
 
   get lag(): ProtectionStatus["lag"] {
@@ -152,8 +167,19 @@ export class Measures {
   }
 }
 
-/** Whether the store is to blame. One that has forgotten the vault is as good as away: nothing can be shipped to it. */
+/**
+ * Whether the store is to blame. One that has forgotten the vault is as good as away: nothing can
+ * be shipped to it.
+ */
 function isOfStore(error: TidemarkError): boolean {
   if (hasCode(error, "STORE_REGRESSED")) return error.detail["object"] === vaultName;
-  return hasCode(error, "STORE_UNREACHABLE", "STORE_REFUSED", "ACCESS_REFUSED", "OUTCOME_UNKNOWN", "VAULT_NOT_FOUND", "NO_SPACE");
+  return hasCode(
+    error,
+    "STORE_UNREACHABLE",
+    "STORE_REFUSED",
+    "ACCESS_REFUSED",
+    "OUTCOME_UNKNOWN",
+    "VAULT_NOT_FOUND",
+    "NO_SPACE",
+  );
 }

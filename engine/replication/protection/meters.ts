@@ -1,6 +1,6 @@
 /**
- * Meters: how much a second lately, how long cuts have held writes lately, and since when something has been so. All of fixed size, and on
- * a clock that is given to them.
+ * Meters: how much a second lately, how long cuts have held writes lately, and since when something
+ * has been so. All of fixed size, and on a clock that is given to them.
  */
 import assert from "node:assert/strict";
 
@@ -37,7 +37,10 @@ export class Meter {
     return this.#total;
   }
 
-  /** The average of the last minute, or of the meter's life while that is shorter; never of less than a second. */
+  /**
+   * The average of the last minute, or of the meter's life while that is shorter; never of less
+   * than a second.
+   */
   get perSecond(): number {
     const nowMs = this.#slide();
     const windowMs = nowMs - (this.#second - buckets + 1) * bucketMs;
@@ -98,7 +101,10 @@ export class Durations {
     return this.#sorted().at(-1) ?? 0;
   }
 
-  /** What a part of those that are kept did not exceed: `quantileMs(0.99)`, by the nearest rank. 0 before the first. */
+  /**
+   * What a part of those that are kept did not exceed: `quantileMs(0.99)`, by the nearest rank. 0
+   * before the first.
+   */
   quantileMs(part: number): number {
     assert(part >= 0 && part <= 1, "a quantile is a part of one");
     const sorted = this.#sorted();

@@ -1,4 +1,7 @@
-/** An image opened for protection: the file, its tracking, the disk that stands on both, and how much is known of what has changed. */
+/**
+ * An image opened for protection: the file, its tracking, the disk that stands on both, and how
+ * much is known of what has changed.
+ */
 import { mkdir } from "node:fs/promises";
 import path from "node:path";
 import { LiveFile } from "../../disk/source/live-file.ts";
@@ -14,17 +17,24 @@ export interface ProtectedImage {
   /** Closed with `disk`. */
   readonly live: LiveFile;
   readonly disk: ProtectedDisk;
-  /** `changed`: the marks tell what has changed. `compare`: they tell it by regions. `scan`: nobody knows. */
+  /**
+   * `changed`: the marks tell what has changed. `compare`: they tell it by regions. `scan`: nobody
+   * knows.
+   */
   readonly known: "changed" | "compare" | "scan";
   /** Why nobody knows. */
   readonly whyUnknown: string | undefined;
 }
 
-/** Errors: SOURCE_NOT_FOUND, SOURCE_UNREADABLE, WRITER_ACTIVE, ACCESS_REFUSED, UNSUPPORTED, NO_SPACE, DEVICE_FAILED. */
+/**
+ * Errors: SOURCE_NOT_FOUND, SOURCE_UNREADABLE, WRITER_ACTIVE, ACCESS_REFUSED, UNSUPPORTED,
+ * NO_SPACE, DEVICE_FAILED.
+ */
 export async function openProtectedImage(context: VaultContext, options: ProtectOptions): Promise<ProtectedImage> {
   const { disk, stateFolder, image } = options;
   const { vault } = context.document;
-  const folder = new LocalState({ folder: stateFolder, vault, disk, onNotice: () => undefined }).diskFolder ?? stateFolder;
+  const folder =
+    new LocalState({ folder: stateFolder, vault, disk, onNotice: () => undefined }).diskFolder ?? stateFolder;
   const live = await LiveFile.open(image);
   try {
     checkSize(image, disk, live.sizeBytes, undefined);
@@ -53,16 +63,21 @@ export async function openProtectedImage(context: VaultContext, options: Protect
 }
 
 /** Since which points the marks tell everything, and which older ones the store may go back to. */
-function marksOf(recovered: Recovered, sizeBytes: number): Pick<ProtectedDiskOptions, "dirty" | "base" | "earlierBases" | "unsettled"> {
+function marksOf(
+  recovered: Recovered,
+  sizeBytes: number,
+): Pick<ProtectedDiskOptions, "dirty" | "base" | "earlierBases" | "unsettled"> {
   switch (recovered.kind) {
     case "unknown":
       return { dirty: new DirtyBitmap(sizeBytes), base: undefined };
     case "unclean":
       return { dirty: recovered.dirty, base: recovered.bases.at(-1), earlierBases: recovered.bases.slice(0, -1) };
     case "clean": {
-      // The exact marks are those since the newest base. What lies between it and an older one is known by regions only.
+      // The exact marks are those since the newest base. What lies between it and an older one is
+      // known by regions only.
       const changes = new DirtyBitmap(sizeBytes);
-      for (const region of recovered.regions) changes.mark(region * regionBytes, Math.min(regionBytes, sizeBytes - region * regionBytes));
+      for (const region of recovered.regions)
+        changes.mark(region * regionBytes, Math.min(regionBytes, sizeBytes - region * regionBytes));
       return {
         dirty: recovered.dirty,
         base: recovered.bases.at(-1),

@@ -1,6 +1,7 @@
 /**
- * The state machine of a protected disk: `transition(state, input, now)` gives the next state and its effects. It is pure. It
- * reads no clock, holds no timer and touches neither the disk nor the store; `Protection` carries out what it decides.
+ * The state machine of a protected disk: `transition(state, input, now)` gives the next state and
+ * its effects. It is pure. It reads no clock, holds no timer and touches neither the disk nor the
+ * store; `Protection` carries out what it decides.
  *
  *     wait ─► open ─► cut ─► ship ─► prune ─► wait        each arrow is an input that ends the step on its left
  *      │ ▲             └──► skip ──────┘   │
@@ -9,19 +10,23 @@
  *      ├──► leave ─► wait                  paused: the session is closed
  *      └──► end                            stopped, or failed for good
  *
- * One step is under way at a time, and exactly one input ends it: `waited`, `opened`, `cut`, `skipped`, `committed`, `done` or
- * `failed`. All other inputs arrive during a step and leave it as it is; what they ask for is decided when the step ends.
+ * One step is under way at a time, and exactly one input ends it: `waited`, `opened`, `cut`,
+ * `skipped`, `committed`, `done` or `failed`. All other inputs arrive during a step and leave it as
+ * it is; what they ask for is decided when the step ends.
  *
  * What is known of the vault's newest point decides how the next point is made:
  *   - `changed`: the newest point is the base of the marks. Only marked granules are read.
- *   - `compare`: it is the base, but a crash has widened the marks to regions. Marked regions are compared with the vault's map.
- *   - `scan`: it is not the base. The whole disk is compared with the vault's map. Earlier points stay readable.
+ *   - `compare`: it is the base, but a crash has widened the marks to regions. Marked regions are
+ *     compared with the vault's map.
+ *   - `scan`: it is not the base. The whole disk is compared with the vault's map. Earlier points
+ *     stay readable.
  *
- * A scan, and the first point after an abandoned cut, are made of an inexact cut: no old content is kept, so the point is fuzzy
- * when the disk is written meanwhile. An exact point follows at once.
+ * A scan, and the first point after an abandoned cut, are made of an inexact cut: no old content is
+ * kept, so the point is fuzzy when the disk is written meanwhile. An exact point follows at once.
  *
- * Invariants: a request is answered by one point, whose exact cut was made after the request, or is refused; a fuzzy point answers
- * no request. Old marks are trusted only while the newest point in the vault is their base.
+ * Invariants: a request is answered by one point, whose exact cut was made after the request, or is
+ * refused; a fuzzy point answers no request. Old marks are trusted only while the newest point in
+ * the vault is their base.
  */
 import assert from "node:assert/strict";
 import { TidemarkError } from "../../errors.ts";
@@ -33,11 +38,20 @@ import { isMapDamage } from "../replicate.ts";
 import type { Due } from "./schedule.ts";
 
 /**
- * `starting`: no session with the vault yet. `initial`: the first point ships what the disk holds. `resyncing`: tracking was lost, so
- * the disk is compared with the vault; earlier points stay readable. `protecting`: every cycle gives a crash-consistent point.
- * `waiting`: the store or the writer lease cannot be had; writes go on and are tracked. `failed`: no points are taken any more.
+ * `starting`: no session with the vault yet. `initial`: the first point ships what the disk holds.
+ * `resyncing`: tracking was lost, so the disk is compared with the vault; earlier points stay
+ * readable. `protecting`: every cycle gives a crash-consistent point. `waiting`: the store or the
+ * writer lease cannot be had; writes go on and are tracked. `failed`: no points are taken any more.
  */
-export type ProtectionState = "starting" | "initial" | "resyncing" | "protecting" | "waiting" | "paused" | "stopped" | "failed";
+export type ProtectionState =
+  | "starting"
+  | "initial"
+  | "resyncing"
+  | "protecting"
+  | "waiting"
+  | "paused"
+  | "stopped"
+  | "failed";
 
 /** What happened to a disk: for logs and for people. `message` is one sentence. */
 export type ProtectionEvent =
@@ -88,7 +102,10 @@ export interface MachineState {
   readonly step: Step;
   readonly shown: ProtectionState;
   readonly known: Knowledge;
-  /** Why it is not known what has changed since the vault's newest point. Told when the disk is scanned. */
+  /**
+   * Why it is not known what has changed since the vault's newest point. Told when the disk is
+   * scanned.
+   */
   readonly whyUnknown: string;
   /** False once the newest point's map turned out to be damaged, until there is a newer point. */
   readonly isParentSound: boolean;
@@ -118,7 +135,9 @@ export interface MachineState {
 export type Input =
   | { readonly kind: "called" | "invited" | "paused" | "resumed" | "draining" | "stopping" | "stopped" }
   | { readonly kind: "requested" | "withdrawn"; readonly request: PointRequest }
-  /** The commit of a point is about to be tried; its cut was made at `cutAtMs` on the steady clock. */
+  /**
+   * The commit of a point is about to be tried; its cut was made at `cutAtMs` on the steady clock.
+   */
   | { readonly kind: "committing"; readonly id: string; readonly cutAtMs: number }
   // Ends of steps.
   | { readonly kind: "waited" | "done" }
@@ -149,7 +168,8 @@ export type Effect =
   | { readonly kind: "answer"; readonly request: PointRequest; readonly point: PointSummary }
   | { readonly kind: "refuse"; readonly request: PointRequest; readonly error: TidemarkError }
   | { readonly kind: "tell"; readonly event: ProtectionEvent }
-  // For the measures: every write before `cutAtMs` is in a committed point; a cycle failed; no more are begun; a scan has to be made.
+  // For the measures: every write before `cutAtMs` is in a committed point; a cycle failed; no more
+  // are begun; a scan has to be made.
   | { readonly kind: "succeeded"; readonly cutAtMs: number }
   | { readonly kind: "failed" | "gaveUp"; readonly error: TidemarkError }
   | { readonly kind: "trackingLost"; readonly reason: string };
@@ -226,7 +246,8 @@ function take(draft: Draft, input: Input, now: Now): void {
         return;
       }
     case "withdrawn": {
-      const others = (requests: readonly PointRequest[]): PointRequest[] => requests.filter((request) => request !== input.request);
+      const others = (requests: readonly PointRequest[]): PointRequest[] =>
+        requests.filter((request) => request !== input.request);
       draft.waiting = others(draft.waiting);
       if ("requests" in step) draft.step = { ...step, requests: others(step.requests) };
       return;
@@ -266,7 +287,8 @@ function take(draft: Draft, input: Input, now: Now): void {
       else idle(draft, now);
       return;
     case "done":
-      if (step.kind === "leave" && draft.isPaused) show(draft, "paused", "paused: writes are tracked, no points are taken");
+      if (step.kind === "leave" && draft.isPaused)
+        show(draft, "paused", "paused: writes are tracked, no points are taken");
       {
         idle(draft, now);
         return;
@@ -313,7 +335,8 @@ function idle(draft: Draft, { steadyMs, due }: Now): void {
     return;
   }
   const isRetry = draft.failuresInRow > 0;
-  // A retry does not wait for the next tick, which may be hours away: a client may wait for the point.
+  // A retry does not wait for the next tick, which may be hours away: a client may wait for the
+  // point.
   const inMs = draft.isPaused ? Infinity : isRetry ? draft.retryAtMs - steadyMs : due.inMs;
   if (draft.isCalled || (inMs <= 0 && (isRetry || due.isPoint))) {
     draft.isCalled = false;
@@ -328,7 +351,8 @@ function idle(draft: Draft, { steadyMs, due }: Now): void {
 function relate(draft: Draft, { newest, relation, isBased }: Found): void {
   const { tried } = draft;
   if (newest !== undefined && newest.id === tried?.id) {
-    // The commit took effect, although its answer was lost. What the point was made of stays marked, which does no harm.
+    // The commit took effect, although its answer was lost. What the point was made of stays
+    // marked, which does no harm.
     if (draft.known === "scan") draft.known = "changed";
     committed(draft, newest, tried.cutAtMs);
   }
@@ -337,7 +361,11 @@ function relate(draft: Draft, { newest, relation, isBased }: Found): void {
   if (relation === "earlier") {
     // Of points before a restart only regions are known, so marked regions are compared.
     if (draft.known === "changed") draft.known = "compare";
-    notice(draft, "STORE_REGRESSED", "the store has lost points: what had changed since its newest point is shipped again");
+    notice(
+      draft,
+      "STORE_REGRESSED",
+      "the store has lost points: what had changed since its newest point is shipped again",
+    );
   } else if (relation === "unknown") {
     draft.known = "scan";
     if (newest !== undefined) {
@@ -379,7 +407,12 @@ function shipped(draft: Draft, point: PointRecord, now: Now): void {
   finish(draft, now);
 }
 
-function committed(draft: Draft, point: PointRecord, cutAtMs: number, requests: readonly PointRequest[] = []): PointSummary {
+function committed(
+  draft: Draft,
+  point: PointRecord,
+  cutAtMs: number,
+  requests: readonly PointRequest[] = [],
+): PointSummary {
   const summary = pointSummary(draft.disk, point);
   draft.tried = undefined;
   draft.pointsCommitted += 1;
@@ -420,9 +453,11 @@ function backOff(draft: Draft, error: TidemarkError, { steadyMs }: Now): void {
     notice(draft, "PARENT_DAMAGED", `${message}; the next point does not build on it`);
   }
   draft.failuresInRow += 1;
-  draft.retryAtMs = steadyMs + Math.min(protectionTiming.backOffMsMax, protectionTiming.backOffMsMin * 2 ** (draft.failuresInRow - 1));
+  draft.retryAtMs =
+    steadyMs + Math.min(protectionTiming.backOffMsMax, protectionTiming.backOffMsMin * 2 ** (draft.failuresInRow - 1));
   // A cycle that will go another way begins at once.
-  if (isDamage || (draft.failuresInRow === 1 && (code === "STORE_REGRESSED" || code === "CUT_ABANDONED"))) draft.isCalled = true;
+  if (isDamage || (draft.failuresInRow === 1 && (code === "STORE_REGRESSED" || code === "CUT_ABANDONED")))
+    draft.isCalled = true;
   else if (code !== "CUT_ABANDONED" && code !== "CUT_TIMED_OUT") {
     show(draft, "waiting", "no point can be made now: the cycle is tried again, and writes are tracked meanwhile");
   }
@@ -430,7 +465,10 @@ function backOff(draft: Draft, error: TidemarkError, { steadyMs }: Now): void {
 
 /** A fault of ours: the disk is served and tracked as before, but no points are taken any more. */
 function giveUp(draft: Draft, cause: unknown): void {
-  const error = cause instanceof TidemarkError ? cause : new TidemarkError("INTERNAL", `protection ended: ${String(cause)}`, { cause });
+  const error =
+    cause instanceof TidemarkError
+      ? cause
+      : new TidemarkError("INTERNAL", `protection ended: ${String(cause)}`, { cause });
   draft.failure = error;
   draft.effects.push({ kind: "gaveUp", error });
   end(draft, error);

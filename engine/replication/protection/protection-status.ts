@@ -1,6 +1,6 @@
 /**
- * What a protected disk is told and what it tells: plain data, made for people and programs alike. The agent prints these very objects
- * as JSON, so a name here is a contract.
+ * What a protected disk is told and what it tells: plain data, made for people and programs alike.
+ * The agent prints these very objects as JSON, so a name here is a contract.
  */
 import type { PointSummary } from "../../store/points/points.ts";
 import type { RetentionPolicy } from "../../upkeep/retention/policy.ts";
@@ -18,11 +18,18 @@ export interface ProtectionStatus {
   readonly findings: readonly Finding[];
   readonly sizeBytes: number;
   /**
-   * How old is what would be lost? Ages in ms of the newest cut whose data has been captured from the disk, has been shipped to the store, and whose
-   * point is committed. Null before the first. Measured on a clock that cannot be set.
+   * How old is what would be lost? Ages in ms of the newest cut whose data has been captured from
+   * the disk, has been shipped to the store, and whose point is committed. Null before the first.
+   * Measured on a clock that cannot be set.
    */
-  readonly lag: { readonly capturedMs: number | null; readonly shippedMs: number | null; readonly committedMs: number | null };
-  /** Bytes written to the disk a second, and sent to the store a second, each over the last minute. */
+  readonly lag: {
+    readonly capturedMs: number | null;
+    readonly shippedMs: number | null;
+    readonly committedMs: number | null;
+  };
+  /**
+   * Bytes written to the disk a second, and sent to the store a second, each over the last minute.
+   */
   readonly churnBytesPerSecond: number;
   readonly uploadBytesPerSecond: number;
   /** Changed on the disk and not yet in a committed point. */
@@ -34,7 +41,10 @@ export interface ProtectionStatus {
   readonly barrier: { readonly lastMs: number; readonly maxMs: number };
   /** Old content kept for the open cut, in bytes: in memory and spilled. */
   readonly preservedBytes: number;
-  /** Null before this process has pruned the disk for the first time, and where the policy keeps everything. */
+  /**
+   * Null before this process has pruned the disk for the first time, and where the policy keeps
+   * everything.
+   */
   readonly lastPrune: LastPrune | null;
 }
 
@@ -44,7 +54,10 @@ export interface LastPrune {
   readonly ageMs: number;
   readonly removedPoints: number;
   readonly keptPoints: number;
-  /** Of these, points that the policy does not keep, but somebody reads, or has pinned since it was asked. */
+  /**
+   * Of these, points that the policy does not keep, but somebody reads, or has pinned since it was
+   * asked.
+   */
   readonly heldPoints: number;
 }
 
@@ -61,7 +74,10 @@ export interface ProtectionPolicy {
   readonly barrierMsMax?: number | undefined;
   /** When the first replication may begin, in ms since 1970. Default: at once. */
   readonly startTimeMs?: number | undefined;
-  /** Which points stay: the others are dropped within about a minute after the point that makes them too old. Default: all stay. */
+  /**
+   * Which points stay: the others are dropped within about a minute after the point that makes them
+   * too old. Default: all stay.
+   */
   readonly retention?: RetentionPolicy | undefined;
 }
 
@@ -74,7 +90,10 @@ export interface ProtectOptions {
   readonly policy?: ProtectionPolicy | undefined;
   readonly hook?: Hook | undefined;
   readonly group?: Group | undefined;
-  /** Old content that an open cut keeps in memory, and in a file in the state folder. Defaults: 32 MiB and 4 GiB. Beyond that the cut is given up. */
+  /**
+   * Old content that an open cut keeps in memory, and in a file in the state folder. Defaults: 32
+   * MiB and 4 GiB. Beyond that the cut is given up.
+   */
   readonly preservedBytesMax?: number | undefined;
   readonly spillBytesMax?: number | undefined;
   readonly onEvent?: ((event: ProtectionEvent) => void) | undefined;

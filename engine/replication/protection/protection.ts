@@ -1,9 +1,10 @@
 /**
  * The protection of a live disk: a replication loop that takes its recovery points, for weeks.
  *
- * `protection-state.ts` decides, this file carries out: one loop performs the machine's step and gives it the outcome, and the
- * calls of clients are inputs that arrive meanwhile. Here lie what the machine does not hold: the session with the vault, the cut
- * that is being shipped, the schedule, the measures and the timer.
+ * `protection-state.ts` decides, this file carries out: one loop performs the machine's step and
+ * gives it the outcome, and the calls of clients are inputs that arrive meanwhile. Here lie what
+ * the machine does not hold: the session with the vault, the cut that is being shipped, the
+ * schedule, the measures and the timer.
  *
  * Invariant: whatever fails, writes to the disk go on and are marked.
  */
@@ -92,8 +93,9 @@ export class Protection implements AsyncDisposable {
   }
 
   /**
-   * Opens the image, finds out what its tracking file still knows, and begins to take points. The disk can be served as soon as this resolves.
-   * Errors: SOURCE_NOT_FOUND, WRITER_ACTIVE when somebody else has the image open for writing, ACCESS_REFUSED, INVALID_ARGUMENT.
+   * Opens the image, finds out what its tracking file still knows, and begins to take points. The
+   * disk can be served as soon as this resolves. Errors: SOURCE_NOT_FOUND, WRITER_ACTIVE when
+   * somebody else has the image open for writing, ACCESS_REFUSED, INVALID_ARGUMENT.
    */
   static async start(context: VaultContext, given: ProtectOptions): Promise<Protection> {
     encodeDiskName(given.disk); // refuses a bad name before anything is touched
@@ -129,17 +131,22 @@ export class Protection implements AsyncDisposable {
   }
 
   /**
-   * Takes a point now and resolves when it is committed, however long the store takes. Where the application could not be brought to
-   * rest, the point is crash-consistent and says why. Errors: INVALID_ARGUMENT without a hook, INTERRUPTED.
+   * Takes a point now and resolves when it is committed, however long the store takes. Where the
+   * application could not be brought to rest, the point is crash-consistent and says why. Errors:
+   * INVALID_ARGUMENT without a hook, INTERRUPTED.
    */
   async point(
     options: { readonly applicationConsistent?: boolean; readonly signal?: AbortSignal | undefined } = {},
   ): Promise<PointSummary> {
     const { applicationConsistent = false, signal } = options;
     if (applicationConsistent && this.#options.hook === undefined) {
-      throw new TidemarkError("INVALID_ARGUMENT", `disk ${JSON.stringify(this.disk)} has no hooks that bring its application to rest`, {
-        remedy: "give it `hooks` in the configuration, or `--pre` and `--post`",
-      });
+      throw new TidemarkError(
+        "INVALID_ARGUMENT",
+        `disk ${JSON.stringify(this.disk)} has no hooks that bring its application to rest`,
+        {
+          remedy: "give it `hooks` in the configuration, or `--pre` and `--post`",
+        },
+      );
     }
     throwIfAborted(this.#stopping.signal);
     throwIfAborted(signal);
@@ -191,8 +198,9 @@ export class Protection implements AsyncDisposable {
   }
 
   /**
-   * Ends the protection. `drain`: with a last point, for which it waits until `signal`; else what has changed stays marked. Either way the exact
-   * marks are saved. The front end must have stopped serving the device. Idempotent.
+   * Ends the protection. `drain`: with a last point, for which it waits until `signal`; else what
+   * has changed stays marked. Either way the exact marks are saved. The front end must have stopped
+   * serving the device. Idempotent.
    */
   async stop(options: { readonly drain: boolean; readonly signal?: AbortSignal | undefined }): Promise<void> {
     this.#stopped ??= this.#stop(options.drain, options.signal);
@@ -233,7 +241,8 @@ export class Protection implements AsyncDisposable {
 
   async #run(): Promise<void> {
     try {
-      for (let { step } = this.#state; step.kind !== "end"; { step } = this.#state) this.#take(await this.#outcome(step));
+      for (let { step } = this.#state; step.kind !== "end"; { step } = this.#state)
+        this.#take(await this.#outcome(step));
     } catch (error) {
       this.#take({ kind: "failed", error, isFatal: true });
     } finally {
@@ -312,7 +321,9 @@ export class Protection implements AsyncDisposable {
         const { cut, group, application } = made;
         this.#made = made;
         if (application !== null)
-          this.#measures.froze(application.outcome === "failed" ? (application.reason ?? "the hook failed") : undefined);
+          this.#measures.froze(
+            application.outcome === "failed" ? (application.reason ?? "the hook failed") : undefined,
+          );
         const isEmpty = cut.dirtyBytes === 0 && this.#state.latest?.volumeBytes === cut.sizeBytes;
         return { kind: "cut", isEmpty, isGroup: group !== null };
       }
@@ -397,7 +408,10 @@ export class Protection implements AsyncDisposable {
   }
 
   /** Makes a point of a cut. */
-  async #ship({ known, isParentSound }: CycleStep, { cut, cutAtMs, group, application }: MadeCut): Promise<PointRecord> {
+  async #ship(
+    { known, isParentSound }: CycleStep,
+    { cut, cutAtMs, group, application }: MadeCut,
+  ): Promise<PointRecord> {
     const session = this.#session;
     assert(session !== undefined, "a point is shipped in a session");
     const isScan = known === "scan";
@@ -420,7 +434,8 @@ export class Protection implements AsyncDisposable {
         scope: isScan ? "whole" : "named",
         seed,
         prints: noPrints,
-        // What was captured is the disk at the cut if old content was kept, or if nothing has been written since.
+        // What was captured is the disk at the cut if old content was kept, or if nothing has been
+        // written since.
         consistency: () => {
           const isStill = cut.exact || !this.#protected.isWrittenSinceCut;
           return Promise.resolve(!isStill ? "fuzzy" : application?.outcome === "frozen" ? "app" : "crash");
@@ -462,7 +477,12 @@ export class Protection implements AsyncDisposable {
   #schedulePlan(): SchedulePlan {
     const { crashConsistentFrequencyMs = frequencyMsDefault, appConsistentFrequencyMs, startTimeMs } = this.#policy;
     // Members of a group meet: their ticks fall on the same moment.
-    return { crashConsistentFrequencyMs, appConsistentFrequencyMs, startTimeMs, disk: this.#options.group?.name ?? this.disk };
+    return {
+      crashConsistentFrequencyMs,
+      appConsistentFrequencyMs,
+      startTimeMs,
+      disk: this.#options.group?.name ?? this.disk,
+    };
   }
 
   #findings(backlogBytes: number): readonly Finding[] {

@@ -1,19 +1,24 @@
 /**
- * When the next point of a disk is due. It reads no clock and sets no timer: it is told the time and tells how long to wait.
+ * When the next point of a disk is due. It reads no clock and sets no timer: it is told the time
+ * and tells how long to wait.
  *
  *     start time ──► first point ──┬────────┬────────┬────────┬──►   a grid of one frequency, anchored at the first point's due time
  *                    (+ jitter)    tick     tick     tick     tick
  *     application-consistent:  the first tick at or after each of its own times
  *
- * A tick that passes while a point is being made is not queued: the point that overran is followed by one at once, and then by the grid.
- * Due times are kept on the steady clock, which nobody can set; the wall clock is read for the start time, until it has come, and once more to
- * lay application-consistent points on round times (every hour: on the hour, UTC). So a wall clock that jumps neither skips a point nor
- * makes a burst of them.
+ * A tick that passes while a point is being made is not queued: the point that overran is followed
+ * by one at once, and then by the grid. Due times are kept on the steady clock, which nobody can
+ * set; the wall clock is read for the start time, until it has come, and once more to lay
+ * application-consistent points on round times (every hour: on the hour, UTC). So a wall clock that
+ * jumps neither skips a point nor makes a burst of them.
  */
 import assert from "node:assert/strict";
 import { checksum } from "../../store/format/checksum.ts";
 
-/** Both clocks, read together, in ms. `wallMs` counts from 1970; `steadyMs` from anywhere, and never goes back. */
+/**
+ * Both clocks, read together, in ms. `wallMs` counts from 1970; `steadyMs` from anywhere, and never
+ * goes back.
+ */
 export interface Instant {
   readonly wallMs: number;
   readonly steadyMs: number;
@@ -25,9 +30,15 @@ export interface SchedulePlan {
   readonly appConsistentFrequencyMs?: number | undefined;
   /** Not before this wall time. Counts until the first point is due. */
   readonly startTimeMs?: number | undefined;
-  /** The disk's name: ticks of different disks fall on different moments, and the same disk's always on the same. */
+  /**
+   * The disk's name: ticks of different disks fall on different moments, and the same disk's always
+   * on the same.
+   */
   readonly disk: string;
-  /** The part of a period over which disks spread, from 0 to 1. Default: 0.2, but never more than 30 seconds. */
+  /**
+   * The part of a period over which disks spread, from 0 to 1. Default: 0.2, but never more than 30
+   * seconds.
+   */
   readonly jitterFraction?: number | undefined;
 }
 
@@ -36,7 +47,9 @@ export interface Due {
   readonly inMs: number;
   /** What the point should be that is due then. */
   readonly consistency: "crash" | "app";
-  /** False: ask again then, no point is due yet. The wall clock might be set until the start time. */
+  /**
+   * False: ask again then, no point is due yet. The wall clock might be set until the start time.
+   */
   readonly isPoint: boolean;
 }
 
@@ -55,7 +68,10 @@ export class Schedule {
   #appDueMs: number | undefined;
   readonly #lastAppMs: number | undefined;
 
-  /** `lastAppMs`: wall time of the disk's newest application-consistent point, if the vault has one: what was missed meanwhile is due at once. */
+  /**
+   * `lastAppMs`: wall time of the disk's newest application-consistent point, if the vault has one:
+   * what was missed meanwhile is due at once.
+   */
   constructor(plan: SchedulePlan, now: Instant, lastAppMs?: number) {
     checkPlan(plan);
     this.#plan = plan;
@@ -63,7 +79,10 @@ export class Schedule {
     this.#layGrid(now);
   }
 
-  /** When the next point is due. Asked again after each point, each change of plan, and after `inMs`. */
+  /**
+   * When the next point is due. Asked again after each point, each change of plan, and after
+   * `inMs`.
+   */
   next(now: Instant): Due {
     this.#layGrid(now);
     if (this.#originMs === undefined) {
@@ -75,14 +94,20 @@ export class Schedule {
     return { inMs: dueMs - now.steadyMs, consistency, isPoint: true };
   }
 
-  /** A point was begun, on schedule or on demand; `app` also when the application could not be brought to rest. */
+  /**
+   * A point was begun, on schedule or on demand; `app` also when the application could not be
+   * brought to rest.
+   */
   started(consistency: Due["consistency"], now: Instant): void {
     this.#layGrid(now);
     this.#startedMs = now.steadyMs;
     if (consistency === "app") this.#appDueMs = laterRoundMs(this.#plan, this.#appDueMs, now);
   }
 
-  /** Another plan from now on: the next point is due by the new frequencies, counted from the last one. */
+  /**
+   * Another plan from now on: the next point is due by the new frequencies, counted from the last
+   * one.
+   */
   replan(plan: SchedulePlan, now: Instant): void {
     checkPlan(plan);
     const isSameApp = plan.appConsistentFrequencyMs === this.#plan.appConsistentFrequencyMs;
@@ -98,13 +123,18 @@ export class Schedule {
     this.#appDueMs = nextRoundMs(this.#plan, now);
     const everyMs = this.#plan.appConsistentFrequencyMs;
     if (everyMs === undefined || this.#appDueMs === undefined || this.#lastAppMs === undefined) return;
-    // The round time before now has been missed. A point from the future was made by a clock that has been set since: it tells nothing.
+    // The round time before now has been missed. A point from the future was made by a clock that
+    // has been set since: it tells nothing.
     if (this.#lastAppMs <= now.wallMs - everyMs) this.#appDueMs -= everyMs;
   }
 }
 
 /** The first tick after `startedMs`, or the origin when nothing has been started. */
-function tickAfter({ crashConsistentFrequencyMs }: SchedulePlan, originMs: number, startedMs: number | undefined): number {
+function tickAfter(
+  { crashConsistentFrequencyMs }: SchedulePlan,
+  originMs: number,
+  startedMs: number | undefined,
+): number {
   if (startedMs === undefined || startedMs < originMs) return originMs;
   return originMs + (Math.floor((startedMs - originMs) / crashConsistentFrequencyMs) + 1) * crashConsistentFrequencyMs;
 }
@@ -118,7 +148,9 @@ function nextRoundMs({ appConsistentFrequencyMs: everyMs }: SchedulePlan, now: I
 function laterRoundMs(plan: SchedulePlan, appDueMs: number | undefined, now: Instant): number | undefined {
   const everyMs = plan.appConsistentFrequencyMs;
   if (everyMs === undefined || appDueMs === undefined) return nextRoundMs(plan, now);
-  return appDueMs > now.steadyMs ? appDueMs : appDueMs + (Math.floor((now.steadyMs - appDueMs) / everyMs) + 1) * everyMs;
+  return appDueMs > now.steadyMs
+    ? appDueMs
+    : appDueMs + (Math.floor((now.steadyMs - appDueMs) / everyMs) + 1) * everyMs;
 }
 
 function jitterMs({ disk, crashConsistentFrequencyMs, jitterFraction = jitterFractionDefault }: SchedulePlan): number {
@@ -127,8 +159,15 @@ function jitterMs({ disk, crashConsistentFrequencyMs, jitterFraction = jitterFra
   return Math.floor(part * Math.min(jitterFraction * crashConsistentFrequencyMs, jitterMsMax));
 }
 
-function checkPlan({ crashConsistentFrequencyMs, appConsistentFrequencyMs, jitterFraction = jitterFractionDefault }: SchedulePlan): void {
+function checkPlan({
+  crashConsistentFrequencyMs,
+  appConsistentFrequencyMs,
+  jitterFraction = jitterFractionDefault,
+}: SchedulePlan): void {
   assert(crashConsistentFrequencyMs > 0, "a frequency is a positive number of milliseconds");
-  assert(appConsistentFrequencyMs === undefined || appConsistentFrequencyMs > 0, "a frequency is a positive number of milliseconds");
+  assert(
+    appConsistentFrequencyMs === undefined || appConsistentFrequencyMs > 0,
+    "a frequency is a positive number of milliseconds",
+  );
   assert(jitterFraction >= 0 && jitterFraction <= 1, "jitter is a part of a period");
 }

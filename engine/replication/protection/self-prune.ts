@@ -1,10 +1,11 @@
 /**
- * A protected disk prunes itself: after a point has been committed, and at most once a minute, because a page is written anew for each prune that takes
- * a point from it, however few.
+ * A protected disk prunes itself: after a point has been committed, and at most once a minute,
+ * because a page is written anew for each prune that takes a point from it, however few.
  *
- * What goes is found out beside the cycles; only to drop it the seat is borrowed between two of them, for about ten requests. Planning that takes longer than
- * a cycle can wait is left to go on, and its outcome is used after a later point. A prune that fails changes nothing about the points that are taken: it is
- * tried again a minute later, and said to fail when that goes on.
+ * What goes is found out beside the cycles; only to drop it the seat is borrowed between two of
+ * them, for about ten requests. Planning that takes longer than a cycle can wait is left to go on,
+ * and its outcome is used after a later point. A prune that fails changes nothing about the points
+ * that are taken: it is tried again a minute later, and said to fail when that goes on.
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { TidemarkError } from "../../errors.ts";
@@ -26,15 +27,19 @@ const timing = {
   patienceMsMin: 200,
   patienceMsMax: 30_000,
   failuresTold: 3,
-  /** Clocks are set by some minutes now and then; points that are so far ahead of theirs stay for so long. */
+  /**
+   * Clocks are set by some minutes now and then; points that are so far ahead of theirs stay for so
+   * long.
+   */
   aheadToldMs: 3_600_000,
   /** Different notices, each of which is given once. */
   toldMax: 100,
 } as const;
 
 /**
- * A plan that is being made, or has been. It holds for one session, because after another writer, or a store that went back, numbers may mean other points;
- * and for one policy, because what a user has taken back drops nothing.
+ * A plan that is being made, or has been. It holds for one session, because after another writer,
+ * or a store that went back, numbers may mean other points; and for one policy, because what a user
+ * has taken back drops nothing.
  */
 interface Planning {
   readonly session: Session;
@@ -50,7 +55,10 @@ export class SelfPrune {
   #planning: Planning | undefined;
   /** By a clock that cannot be set. */
   #nextAtMs = 0;
-  /** The newest point when it was last looked what goes. While there is no newer one, nothing more goes. */
+  /**
+   * The newest point when it was last looked what goes. While there is no newer one, nothing more
+   * goes.
+   */
   #seen = 0;
   #last: (Omit<LastPrune, "ageMs"> & { readonly atMs: number }) | undefined;
   /** Time of the newest point, where a policy counts ages from it. */
@@ -66,8 +74,8 @@ export class SelfPrune {
   }
 
   /**
-   * Prunes when it is time. False: it failed with the seat in hand, and the session is over. `cycleMs`: how far points are apart. What the store answers is
-   * no error here.
+   * Prunes when it is time. False: it failed with the seat in hand, and the session is over.
+   * `cycleMs`: how far points are apart. What the store answers is no error here.
    */
   async afterPoint(session: Session, policy: RetentionPolicy | undefined, cycleMs: number): Promise<boolean> {
     const isStale = this.#planning?.session !== session || this.#planning.options.policy !== policy;
@@ -83,10 +91,15 @@ export class SelfPrune {
     const planning = (this.#planning ??= this.#begin(session, policy));
     let isLeaseLent = false;
     try {
-      const plan = await within(planning.plan, Math.min(timing.patienceMsMax, Math.max(timing.patienceMsMin, cycleMs * timing.patience)));
+      const plan = await within(
+        planning.plan,
+        Math.min(timing.patienceMsMax, Math.max(timing.patienceMsMin, cycleMs * timing.patience)),
+      );
       if (plan === undefined) return true;
       isLeaseLent = plan.toDrop.length > 0;
-      const counts = isLeaseLent ? await this.#drop(planning, plan) : { removedPoints: 0, keptPoints: plan.points.length, heldPoints: 0 };
+      const counts = isLeaseLent
+        ? await this.#drop(planning, plan)
+        : { removedPoints: 0, keptPoints: plan.points.length, heldPoints: 0 };
       this.#last = { ...counts, atMs: performance.now() };
       this.#over(newest);
       this.#failuresInRow = 0;
@@ -135,7 +148,15 @@ export class SelfPrune {
     const onNotice = ({ code, message }: Notice): void => {
       this.#notice(code, message);
     };
-    const asked = { store: session.store, vault: this.#vault, policy, nowMs: Date.now(), cache: this.#cache, onNotice, signal };
+    const asked = {
+      store: session.store,
+      vault: this.#vault,
+      policy,
+      nowMs: Date.now(),
+      cache: this.#cache,
+      onNotice,
+      signal,
+    };
     const options: PlanOptions = { ...asked, groupRetention: new GroupRetention(asked) };
     const plan = planPrune(options, session.head);
     plan.catch(() => undefined); // heard of after a point, or not at all
@@ -158,7 +179,8 @@ export class SelfPrune {
     this.#failure = error;
     this.#failuresInRow += 1;
     // One notice for a row of failures: the finding tells that they go on.
-    if (this.#failuresInRow === 1) this.#emitNotice("PRUNE_FAILED", `${error.message}; the points that are too old are pruned later`);
+    if (this.#failuresInRow === 1)
+      this.#emitNotice("PRUNE_FAILED", `${error.message}; the points that are too old are pruned later`);
   }
 
   #notice(code: Notice["code"], message: string): void {
@@ -178,7 +200,10 @@ export class SelfPrune {
   }
 }
 
-/** A clock that was ahead for a moment, and has been set right, keeps the points of all the time between. */
+/**
+ * A clock that was ahead for a moment, and has been set right, keeps the points of all the time
+ * between.
+ */
 function datedAhead(newestMs: number, aheadMs: number): Finding {
   const until = new Date(newestMs).toISOString();
   return {

@@ -9,8 +9,8 @@ import { createBLAKE3, type IHasher } from "hash-wasm";
 let hasher: IHasher | undefined;
 
 /**
- * Compiles the hash. `Vault` awaits it before anything computes a checksum; it is no top-level await, because `require()` cannot load
- * a module that has one.
+ * Compiles the hash. `Vault` awaits it before anything computes a checksum; it is no top-level
+ * await, because `require()` cannot load a module that has one.
  */
 export async function openChecksum(): Promise<void> {
   hasher ??= await createBLAKE3(128);

@@ -241,7 +241,8 @@ export function decodeVault(bytes: Uint8Array, object: string): VaultDocument {
     encryption: fields.oneOf("encryption", ["none"]),
     writtenBy: fields.text("writtenBy", anyText),
   };
-  if (!Number.isInteger(Math.log2(document.blockBytes))) throw damaged(object, "field blockBytes is not a power of two");
+  if (!Number.isInteger(Math.log2(document.blockBytes)))
+    throw damaged(object, "field blockBytes is not a power of two");
   return document;
 }
 
@@ -269,7 +270,8 @@ export function decodeHead(bytes: Uint8Array, object: string, expected: Owner): 
   };
   checkOwner(document, object, expected);
   checkOrder(document, object);
-  if (document.pages.length > 0 && document.points.length === 0) throw damaged(object, "it has pages of points, but not the newest point");
+  if (document.pages.length > 0 && document.points.length === 0)
+    throw damaged(object, "it has pages of points, but not the newest point");
   return document;
 }
 
@@ -279,7 +281,11 @@ export function encodePage(document: PageDocument): { readonly bytes: Uint8Array
 }
 
 /** Errors: DAMAGED (also when it is not what `expected.reference` says), FORMAT_UNSUPPORTED. */
-export function decodePage(bytes: Uint8Array, object: string, expected: Owner & { readonly reference: PageReference }): PageDocument {
+export function decodePage(
+  bytes: Uint8Array,
+  object: string,
+  expected: Owner & { readonly reference: PageReference },
+): PageDocument {
   const { reference } = expected;
   const { fields, id } = decode("page", bytes, object);
   if (id !== reference.checksum) throw damaged(object, `it is page ${id}, where ${reference.checksum} must be`);
@@ -294,10 +300,12 @@ export function decodePage(bytes: Uint8Array, object: string, expected: Owner & 
   checkOwner(document, object, expected);
   checkOrder(document, object);
   const holdsPages = document.points.length === 0 && document.pages.every(({ level }) => level === 0);
-  if (reference.level === 0 ? document.pages.length > 0 : !holdsPages) throw damaged(object, "it is a page of another level");
+  if (reference.level === 0 ? document.pages.length > 0 : !holdsPages)
+    throw damaged(object, "it is a page of another level");
   const found = referTo(document, { bytes, id });
   for (const name of referenceNames) {
-    if (found?.[name] !== reference[name]) throw damaged(object, `its ${name} is not the one that the reference to it says`);
+    if (found?.[name] !== reference[name])
+      throw damaged(object, `its ${name} is not the one that the reference to it says`);
   }
   return document;
 }
@@ -316,14 +324,23 @@ const referenceNames: readonly (keyof PageReference)[] = [
 ];
 
 /** The reference to a page, from what `encodePage` returned for it; undefined for an empty page. */
-export function referTo(page: PageDocument, encoded: { readonly bytes: Uint8Array; readonly id: string }): PageReference | undefined {
+export function referTo(
+  page: PageDocument,
+  encoded: { readonly bytes: Uint8Array; readonly id: string },
+): PageReference | undefined {
   const [firstPoint, lastPoint] = [page.points[0], page.points.at(-1)];
   const [firstPage, lastPage] = [page.pages[0], page.pages.at(-1)];
   const firstSequence = firstPage?.firstSequence ?? firstPoint?.sequence;
   const lastSequence = lastPoint?.sequence ?? lastPage?.lastSequence;
   const firstTimeMs = firstPage?.firstTimeMs ?? firstPoint?.timeMs;
   const lastTimeMs = lastPoint?.timeMs ?? lastPage?.lastTimeMs;
-  if (firstSequence === undefined || lastSequence === undefined || firstTimeMs === undefined || lastTimeMs === undefined) return undefined;
+  if (
+    firstSequence === undefined ||
+    lastSequence === undefined ||
+    firstTimeMs === undefined ||
+    lastTimeMs === undefined
+  )
+    return undefined;
   return {
     level: page.pages.length > 0 ? 1 : 0,
     epoch: page.epoch,
@@ -403,7 +420,11 @@ export function encodeManifest(document: ManifestDocument): { readonly bytes: Ui
 }
 
 /** Errors: DAMAGED (also when its id is not `expected.id`), FORMAT_UNSUPPORTED. */
-export function decodeManifest(bytes: Uint8Array, object: string, expected: Owner & { readonly id: string }): ManifestDocument {
+export function decodeManifest(
+  bytes: Uint8Array,
+  object: string,
+  expected: Owner & { readonly id: string },
+): ManifestDocument {
   const { fields, id } = decode("manifest", bytes, object);
   if (id !== expected.id) throw damaged(object, `it is point ${id}, where the head names ${expected.id}`);
   const document: ManifestDocument = {
@@ -449,7 +470,8 @@ export interface Owner {
 
 /** Errors: DAMAGED when it is another vault's or disk's. */
 export function checkOwner(document: Owner, object: string, expected: Owner): void {
-  if (document.vault !== expected.vault) throw damaged(object, `it belongs to vault ${document.vault}, not to ${expected.vault}`);
+  if (document.vault !== expected.vault)
+    throw damaged(object, `it belongs to vault ${document.vault}, not to ${expected.vault}`);
   if (document.disk !== expected.disk) throw damaged(object, `it belongs to disk ${JSON.stringify(document.disk)}`);
 }
 
@@ -465,7 +487,8 @@ function checkOrder({ pages, points }: PointList, object: string): void {
     before = { sequence: lastSequence, timeMs: lastTimeMs };
   }
   for (const point of points) {
-    if (point.sequence <= before.sequence || point.timeMs <= before.timeMs) throw damaged(object, "its points are not in order");
+    if (point.sequence <= before.sequence || point.timeMs <= before.timeMs)
+      throw damaged(object, "its points are not in order");
     before = point;
   }
 }

@@ -36,7 +36,9 @@ export function unsupportedFormat(object: string, version: number, known: number
     "FORMAT_UNSUPPORTED",
     `${object} has format version ${String(version)}; this build reads version ${String(known)}`,
     {
-      remedy: newer ? "use the newer version of Tidemark that wrote it" : "use the older version of Tidemark that wrote it",
+      remedy: newer
+        ? "use the newer version of Tidemark that wrote it"
+        : "use the older version of Tidemark that wrote it",
       detail: { object, version, known },
     },
   );
@@ -100,14 +102,18 @@ export class Fields {
 
   list<Item>(name: string, lengthMax: number, read: (fields: Fields) => Item): Item[] {
     const value = this.#record[name];
-    if (!Array.isArray(value) || value.length > lengthMax) throw this.#fail(name, `a list of at most ${String(lengthMax)} items`);
-    return value.map((item: unknown, index) => read(new Fields(item, this.#object, `${this.#path}${name}[${String(index)}].`)));
+    if (!Array.isArray(value) || value.length > lengthMax)
+      throw this.#fail(name, `a list of at most ${String(lengthMax)} items`);
+    return value.map((item: unknown, index) =>
+      read(new Fields(item, this.#object, `${this.#path}${name}[${String(index)}].`)),
+    );
   }
 
   /** A list of texts. */
   texts(name: string, lengthMax: number, pattern: RegExp): string[] {
     const value = this.#record[name];
-    if (!Array.isArray(value) || value.length > lengthMax) throw this.#fail(name, `a list of at most ${String(lengthMax)} texts`);
+    if (!Array.isArray(value) || value.length > lengthMax)
+      throw this.#fail(name, `a list of at most ${String(lengthMax)} texts`);
     return value.map((item: unknown) => {
       if (typeof item !== "string" || !pattern.test(item)) throw this.#fail(name, "a list of the texts it must be");
       return item;

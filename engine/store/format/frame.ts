@@ -73,7 +73,14 @@ export class FrameBuilder {
    * `fits`. `digests[digestAt…+16)` is the chunk's digest, `granule` the first granule of the
    * volume that it came from.
    */
-  append(payload: Uint8Array, storedWord: number, digests: Uint8Array, digestAt: number, granule: number, granules: number): number {
+  append(
+    payload: Uint8Array,
+    storedWord: number,
+    digests: Uint8Array,
+    digestAt: number,
+    granule: number,
+    granules: number,
+  ): number {
     const at = this.#end;
     const index = this.#count;
     this.#buffer.set(payload, at);
@@ -163,7 +170,8 @@ export interface FrameTable {
 export function decodeFrameHeader(bytes: Uint8Array, object: string, place: FramePlace): FrameHeader {
   const where = `${object} at byte ${String(place.offset)}`;
   const view = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  if (view.length < frameHeaderBytes || view.readUInt32LE(0) !== frameMagic) throw damaged(where, "no frame begins here");
+  if (view.length < frameHeaderBytes || view.readUInt32LE(0) !== frameMagic)
+    throw damaged(where, "no frame begins here");
   const version = view.readUInt16LE(4);
   if (version !== frameVersion) throw unsupportedFormat(where, version, frameVersion);
   if (
@@ -196,8 +204,12 @@ export function decodeFrameHeader(bytes: Uint8Array, object: string, place: Fram
 /** The vault id in a frame header; undefined when the checksum of the header does not match. */
 export function frameVault(header: Uint8Array): Uint8Array | undefined {
   const end = frameHeaderBytes - checksumBytes;
-  const isHeader = header.length === frameHeaderBytes && new DataView(header.buffer, header.byteOffset).getUint32(0, true) === frameMagic;
-  return isHeader && sameBytes(checksum(header.subarray(0, end)), header.subarray(end)) ? header.subarray(32, 48) : undefined;
+  const isHeader =
+    header.length === frameHeaderBytes &&
+    new DataView(header.buffer, header.byteOffset).getUint32(0, true) === frameMagic;
+  return isHeader && sameBytes(checksum(header.subarray(0, end)), header.subarray(end))
+    ? header.subarray(32, 48)
+    : undefined;
 }
 
 /** Reads a frame's table of `header.tableBytes`. Errors: DAMAGED. */

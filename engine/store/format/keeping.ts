@@ -1,6 +1,7 @@
 /**
  * Documents of keeping and pruning: a reader's hold, a user's pin, and the list of condemned
- * points; and a user's label, which keeps nothing. `points/prune-fence.ts` says in which order they are written and read.
+ * points; and a user's label, which keeps nothing. `points/prune-fence.ts` says in which order they
+ * are written and read.
  */
 import type { Owner } from "./documents.ts";
 import { anyText, checkOwner, hex32 } from "./documents.ts";
@@ -136,7 +137,10 @@ export function decodeCondemned(bytes: Uint8Array, object: string, expected: Own
     vault: fields.text("vault", hex32),
     disk: fields.text("disk", anyText),
     epoch: fields.integer("epoch"),
-    ranges: fields.list("ranges", condemnedRangesMax, (range) => ({ first: range.integer("first", 1), last: range.integer("last", 1) })),
+    ranges: fields.list("ranges", condemnedRangesMax, (range) => ({
+      first: range.integer("first", 1),
+      last: range.integer("last", 1),
+    })),
   };
   checkOwner(document, object, expected);
   let before = 0;

@@ -101,7 +101,8 @@ export function encodeLeaf(columns: EntryColumns, vaultId: Uint8Array): EncodedT
 /** Errors: DAMAGED (also when the checksum is not `expected`), FORMAT_UNSUPPORTED. */
 export function decodeLeaf(bytes: Uint8Array, object: string, vaultId: Uint8Array, expected: Uint8Array): EntryColumns {
   const { count, namesBytes, columns } = openTable(leafMagic, bytes, object, vaultId, expected, leafEntriesMax);
-  if (bytes.byteLength !== headerBytes + count * 36 + namesBytes) throw damaged(object, "its length contradicts its header");
+  if (bytes.byteLength !== headerBytes + count * 36 + namesBytes)
+    throw damaged(object, "its length contradicts its header");
   const leaf: EntryColumns = {
     count,
     starts: new Uint32Array(columns.take(count * 4)),
@@ -124,11 +125,13 @@ function checkLeaf(leaf: EntryColumns, object: string): void {
     const start = leaf.starts[index] ?? 0;
     const length = leaf.lengths[index] ?? 0;
     const segment = leaf.segments[index] ?? 0;
-    if (start < end || length === 0 || start + length > 2 ** 32) throw damaged(object, `entry ${String(index)} is out of order`);
+    if (start < end || length === 0 || start + length > 2 ** 32)
+      throw damaged(object, `entry ${String(index)} is out of order`);
     end = start + length;
     if (segment === zeroSegment) continue;
     const inChunk = (leaf.chunkOffsets[index] ?? 0) + length <= (leaf.chunkLengths[index] ?? 0) + 1;
-    if (segment >= leaf.names.length || !inChunk) throw damaged(object, `entry ${String(index)} points outside its chunk or segments`);
+    if (segment >= leaf.names.length || !inChunk)
+      throw damaged(object, `entry ${String(index)} points outside its chunk or segments`);
   }
 }
 
@@ -158,7 +161,12 @@ export function encodeRoot(leaves: readonly LeafReference[], vaultId: Uint8Array
 }
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
-export function decodeRoot(bytes: Uint8Array, object: string, vaultId: Uint8Array, expected: Uint8Array): LeafReference[] {
+export function decodeRoot(
+  bytes: Uint8Array,
+  object: string,
+  vaultId: Uint8Array,
+  expected: Uint8Array,
+): LeafReference[] {
   const { count, columns } = openTable(rootMagic, bytes, object, vaultId, expected, rootLeavesMax);
   if (bytes.byteLength !== headerBytes + count * 44) throw damaged(object, "its length contradicts its header");
   const first = new Uint32Array(columns.take(count * 4));
@@ -195,7 +203,13 @@ type Column = Uint32Array | Uint16Array | Uint8Array | Float64Array;
  * Header: magic u32, version u16, header bytes u16, count u32, names bytes u32, vault 16, zeros 16,
  * checksum 16 over everything else.
  */
-function encodeTable(magic: number, count: number, vaultId: Uint8Array, namesBytes: number, columns: readonly Column[]): EncodedTable {
+function encodeTable(
+  magic: number,
+  count: number,
+  vaultId: Uint8Array,
+  namesBytes: number,
+  columns: readonly Column[],
+): EncodedTable {
   const bytes = Buffer.alloc(headerBytes + columns.reduce((sum, column) => sum + column.byteLength, 0));
   bytes.writeUInt32LE(magic, 0);
   bytes.writeUInt16LE(mapVersion, 4);

@@ -127,7 +127,10 @@ export function provedName(disk: string): string {
   return `${disksPrefix}${encodeDiskName(disk)}/proved`;
 }
 
-/** Sidecar objects of a point: reader holds and pins, which keep the point from being pruned, and labels. */
+/**
+ * Sidecar objects of a point: reader holds and pins, which keep the point from being pruned, and
+ * labels.
+ */
 export type SidecarKind = "holds" | "pins" | "labels";
 
 export function sidecarPrefix(kind: SidecarKind, disk: string): string {
@@ -139,7 +142,10 @@ export function sidecarName(kind: SidecarKind, disk: string, sequence: number, u
   return `${sidecarPrefix(kind, disk)}${padded(sequence)}-${unique}`;
 }
 
-/** Sequence number of the point to which the sidecar `name` belongs, or undefined for another object. */
+/**
+ * Sequence number of the point to which the sidecar `name` belongs, or undefined for another
+ * object.
+ */
 export function sidecarSequence(name: string): number | undefined {
   const match = /^disks\/[a-z0-9._~-]+\/(?:holds|pins|labels)\/(\d{8,16})-[0-9a-f]{32}$/.exec(name);
   return match === null ? undefined : Number(match[1]);

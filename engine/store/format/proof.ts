@@ -110,7 +110,8 @@ export function decodeQuarantine(bytes: Uint8Array, object: string, vault: strin
     offset += Number(gap);
     offsets.push(offset);
   }
-  if (offset >= segmentBytes || offsets.length > quarantinedMax) throw damaged(object, "its offsets are beyond a segment");
+  if (offset >= segmentBytes || offsets.length > quarantinedMax)
+    throw damaged(object, "its offsets are beyond a segment");
   const document: QuarantineDocument = { vault: fields.text("vault", hex32), segment, offsets };
   if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
   if (quarantineName(segment) !== object) throw damaged(object, `it is of segment ${segment}`);
@@ -124,7 +125,11 @@ export function encodeScrubbed(document: ScrubbedDocument): Uint8Array {
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeScrubbed(bytes: Uint8Array, object: string, vault: string): ScrubbedDocument {
   const { fields } = decode("scrubbed", bytes, object);
-  const document = { vault: fields.text("vault", hex32), roundMs: fields.integer("roundMs"), takenMs: fields.integer("takenMs") };
+  const document = {
+    vault: fields.text("vault", hex32),
+    roundMs: fields.integer("roundMs"),
+    takenMs: fields.integer("takenMs"),
+  };
   if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
   return document;
 }

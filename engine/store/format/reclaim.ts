@@ -98,14 +98,21 @@ export function encodeCollected(document: CollectedDocument): Uint8Array {
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeCollected(bytes: Uint8Array, object: string, vault: string): CollectedDocument {
   const { fields } = decode("collected", bytes, object);
-  const document: CollectedDocument = { vault: fields.text("vault", hex32), collectedMs: fields.integer("collectedMs") };
+  const document: CollectedDocument = {
+    vault: fields.text("vault", hex32),
+    collectedMs: fields.integer("collectedMs"),
+  };
   if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
   return document;
 }
 
 /** Runs are written as gaps and lengths in alternation, which are short numbers. */
 export function encodeDead(document: DeadDocument): Uint8Array {
-  return encode("dead", { ...document, dead: gapsOf(document.dead).join(" "), condemned: gapsOf(document.condemned).join(" ") }).bytes;
+  return encode("dead", {
+    ...document,
+    dead: gapsOf(document.dead).join(" "),
+    condemned: gapsOf(document.condemned).join(" "),
+  }).bytes;
 }
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
@@ -146,7 +153,8 @@ function runsOf(text: string, object: string): PageRun[] {
   for (let index = 0; index < gaps.length; index += 2) {
     const from = at + (gaps[index] ?? 0);
     const end = from + (gaps[index + 1] ?? 0);
-    if (end <= from || end > segmentPages || (index > 0 && from === at)) throw damaged(object, "its runs of pages do not ascend");
+    if (end <= from || end > segmentPages || (index > 0 && from === at))
+      throw damaged(object, "its runs of pages do not ascend");
     runs.push({ from, end });
     at = end;
   }

@@ -64,10 +64,16 @@ export function claimedId(bytes: Uint8Array): string | undefined {
 }
 
 /** Errors: DAMAGED (also when it is a document of another kind), FORMAT_UNSUPPORTED. */
-export function decode(kind: Kind, bytes: Uint8Array, object: string): { readonly fields: Fields; readonly id: string } {
+export function decode(
+  kind: Kind,
+  bytes: Uint8Array,
+  object: string,
+): { readonly fields: Fields; readonly id: string } {
   const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const lineEnd = text.subarray(0, 128).indexOf(0x0a);
-  const signature = /^tidemark ([a-z]+) (\d{1,6}) ([0-9a-f]{32})$/.exec(text.toString("latin1", 0, Math.max(lineEnd, 0)));
+  const signature = /^tidemark ([a-z]+) (\d{1,6}) ([0-9a-f]{32})$/.exec(
+    text.toString("latin1", 0, Math.max(lineEnd, 0)),
+  );
   if (signature === null) throw damaged(object, "it does not begin with Tidemark's signature line");
   if (signature[1] !== kind) throw damaged(object, `it holds a ${String(signature[1])}, not a ${kind}`);
   const version = Number(signature[2]);

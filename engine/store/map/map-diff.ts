@@ -1,10 +1,10 @@
 /**
  * Difference of two maps of one disk: the granules that show different chunks.
  *
- * Maps are stacks of immutable leaves, and later points take most leaves over from earlier ones. The
- * relative order of leaves that overlap is the same in every map that has them: a merge takes the
- * topmost runs and copies whatever a newer run of them overlaps. So a granule that no entry of an
- * unshared leaf covers shows the same entry in both maps. The diff therefore
+ * Maps are stacks of immutable leaves, and later points take most leaves over from earlier ones.
+ * The relative order of leaves that overlap is the same in every map that has them: a merge takes
+ * the topmost runs and copies whatever a newer run of them overlaps. So a granule that no entry of
+ * an unshared leaf covers shows the same entry in both maps. The diff therefore
  *
  *     1. skips runs and leaves that both maps have, by name, without reading them;
  *     2. notes for each part of 4 MiB of the disk the first and the last granule that the others cover;
@@ -29,7 +29,9 @@ import { LeafCache, type Pieces, PointMap, pieceIsZero, windowGranules } from ".
 /** The unit in which stretches are noted: 4 MiB of disk. */
 const partGranules = 1024;
 
-/** A leaf that spans no more than this is noted as a whole, unread: its entries leave little out. */
+/**
+ * A leaf that spans no more than this is noted as a whole, unread: its entries leave little out.
+ */
 const denseLeafGranules: number = 16 * windowGranules;
 
 /** Granules [from, end). */
@@ -48,11 +50,11 @@ export interface MapDiffOptions {
 }
 
 /**
- * Granules of `to` that differ from those of `from`, ascending, disjoint and not adjacent. Behind the
- * end of `from` it counts as zeros; behind the end of `to` nothing is reported.
+ * Granules of `to` that differ from those of `from`, ascending, disjoint and not adjacent. Behind
+ * the end of `from` it counts as zeros; behind the end of `to` nothing is reported.
  *
- * @throws TidemarkError DAMAGED or FORMAT_UNSUPPORTED when a map cannot be read, OBJECT_NOT_FOUND when a
- * part of it is gone, and the errors of the store.
+ * @throws TidemarkError DAMAGED or FORMAT_UNSUPPORTED when a map cannot be read, OBJECT_NOT_FOUND
+ * when a part of it is gone, and the errors of the store.
  */
 export async function* mapDifferences(options: MapDiffOptions): AsyncGenerator<GranuleRange, void, undefined> {
   const { store, vaultId, disk, signal } = options;
@@ -61,11 +63,16 @@ export async function* mapDifferences(options: MapDiffOptions): AsyncGenerator<G
   const to = new PointMap(store, vaultId, disk, options.to, cache);
   const stretches = new Stretches(to.granules);
   // Behind its end `from` counts as zeros, also where both maps have entries.
-  if (options.from.volumeBytes < options.to.volumeBytes) stretches.add(Math.floor(options.from.volumeBytes / granuleBytes), to.granules);
+  if (options.from.volumeBytes < options.to.volumeBytes)
+    stretches.add(Math.floor(options.from.volumeBytes / granuleBytes), to.granules);
   await addUnshared(stretches, { map: from, runs: options.from.runs }, { map: to, runs: options.to.runs }, signal);
   let pending: GranuleRange | undefined;
   for (const stretch of stretches.ascending()) {
-    const before = await from.window(stretch.from, Math.max(stretch.from, Math.min(stretch.end, from.granules)), signal);
+    const before = await from.window(
+      stretch.from,
+      Math.max(stretch.from, Math.min(stretch.end, from.granules)),
+      signal,
+    );
     const after = await to.window(stretch.from, stretch.end, signal);
     for (const range of differing(before, after, stretch)) {
       if (pending !== undefined && pending.end < range.from) yield pending;
@@ -92,7 +99,11 @@ async function addUnshared(stretches: Stretches, a: Side, b: Side, signal: Abort
       const isWanted = (leaf: LeafReference): boolean => !others.names.has(nameOf(leaf));
       const isDense = ({ first, last }: LeafReference): boolean => last - first < denseLeafGranules;
       for (const leaf of leaves) if (isWanted(leaf) && isDense(leaf)) stretches.add(leaf.first, leaf.last + 1);
-      for await (const leaf of side.map.entriesOf(run, signal, (reference) => isWanted(reference) && !isDense(reference))) {
+      for await (const leaf of side.map.entriesOf(
+        run,
+        signal,
+        (reference) => isWanted(reference) && !isDense(reference),
+      )) {
         for (let entry = 0; entry < leaf.count; entry += 1) {
           const start = leaf.starts[entry] ?? 0;
           stretches.add(start, start + (leaf.lengths[entry] ?? 0));
@@ -125,7 +136,10 @@ function nameOf({ epoch, ordinal }: { readonly epoch: number; readonly ordinal: 
   return `${String(epoch)}-${String(ordinal)}`;
 }
 
-/** For each part of the disk the stretch between the first and the last granule that was noted in it. */
+/**
+ * For each part of the disk the stretch between the first and the last granule that was noted in
+ * it.
+ */
 class Stretches {
   readonly #granules: number;
   /** First and end by part, counted from where the part begins. An end of 0: nothing was noted. */
@@ -169,7 +183,10 @@ class Stretches {
   }
 }
 
-/** Ranges of the stretch in which the pieces show different bytes, as far as digests tell. Neighbours are not joined. */
+/**
+ * Ranges of the stretch in which the pieces show different bytes, as far as digests tell.
+ * Neighbours are not joined.
+ */
 function* differing(a: Pieces, b: Pieces, { from, end }: GranuleRange): Generator<GranuleRange, void, undefined> {
   let [pieceOfA, pieceOfB] = [0, 0];
   for (let at = from; at < end; ) {

@@ -41,7 +41,9 @@ export class MapWalk {
       if (this.#objects.has(name)) continue;
       objects.push(name);
       const leaves = run.kind === "root" ? await map.leavesOf(index, signal) : [];
-      const isNew = leaves.map(({ epoch, ordinal }) => mapName(this.#disk, epoch, ordinal)).filter((leaf) => !this.#objects.has(leaf));
+      const isNew = leaves
+        .map(({ epoch, ordinal }) => mapName(this.#disk, epoch, ordinal))
+        .filter((leaf) => !this.#objects.has(leaf));
       objects.push(...isNew);
       if (run.kind === "leaf" || isNew.length > 0) depth = index + 1;
     }

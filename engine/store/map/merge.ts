@@ -54,7 +54,11 @@ function tierOf(entries: number): number {
  * Merges the topmost runs as far as the policy asks. Returns the stack to commit. With the oldest
  * run among them, ZERO entries have nothing left to hide and are dropped.
  */
-export async function mergeStack(objects: MapObjects, runs: readonly RunReference[], volumeBytes: number): Promise<RunReference[]> {
+export async function mergeStack(
+  objects: MapObjects,
+  runs: readonly RunReference[],
+  volumeBytes: number,
+): Promise<RunReference[]> {
   const count = runsToMerge(runs);
   if (count === 0) return [...runs];
   const merged = await mergeRuns(objects, runs.slice(0, count), volumeBytes, count === runs.length);
@@ -108,7 +112,12 @@ async function untouchedLeaf(
   return leaf;
 }
 
-async function nextLeafStart(map: PointMap, oldest: number, at: number, signal: AbortSignal | undefined): Promise<number> {
+async function nextLeafStart(
+  map: PointMap,
+  oldest: number,
+  at: number,
+  signal: AbortSignal | undefined,
+): Promise<number> {
   return (await map.leavesOf(oldest, signal)).find((leaf) => leaf.first > at)?.first ?? Infinity;
 }
 

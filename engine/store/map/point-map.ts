@@ -48,7 +48,10 @@ export function pieceIsZero(pieces: Pieces, index: number): boolean {
   return pieces.leaves[index]?.segments[pieces.entries[index] ?? 0] === zeroSegment;
 }
 
-/** Decoded leaves by the name of their object, most recently used last. Maps of one vault may share one. */
+/**
+ * Decoded leaves by the name of their object, most recently used last. Maps of one vault may share
+ * one.
+ */
 export class LeafCache {
   readonly #leaves = new Map<string, { readonly leaf: EntryColumns; readonly bytes: number }>();
   #bytes = 0;
@@ -118,7 +121,11 @@ export class PointMap {
    * The leaves of run `index`, or those that `isWanted` accepts, with all their entries, hidden
    * ones included. Errors: as `leavesOf`.
    */
-  async *entriesOf(index: number, signal?: AbortSignal, isWanted?: (leaf: LeafReference) => boolean): AsyncGenerator<EntryColumns> {
+  async *entriesOf(
+    index: number,
+    signal?: AbortSignal,
+    isWanted?: (leaf: LeafReference) => boolean,
+  ): AsyncGenerator<EntryColumns> {
     for (const reference of await this.leavesOf(index, signal)) {
       if (isWanted === undefined || isWanted(reference)) yield await this.#leaf(reference, signal);
     }
@@ -148,7 +155,11 @@ export class PointMap {
       for (let entry = firstEntryEndingAfter(leaf, from); entry < leaf.count; entry += 1) {
         const start = leaf.starts[entry] ?? 0;
         if (start >= end) break;
-        owners.fill(painted.length, Math.max(start, from) - from, Math.min(start + (leaf.lengths[entry] ?? 0), end) - from);
+        owners.fill(
+          painted.length,
+          Math.max(start, from) - from,
+          Math.min(start + (leaf.lengths[entry] ?? 0), end) - from,
+        );
         painted.push({ leaf, entry });
       }
     }
@@ -234,7 +245,8 @@ function collect(
       starts[index] = from + at;
       lengths[index] = stop - at;
       entries[index] = source.entry;
-      chunkOffsets[index] = (source.leaf.chunkOffsets[source.entry] ?? 0) + (from + at - (source.leaf.starts[source.entry] ?? 0));
+      chunkOffsets[index] =
+        (source.leaf.chunkOffsets[source.entry] ?? 0) + (from + at - (source.leaf.starts[source.entry] ?? 0));
     }
     at = stop;
   }

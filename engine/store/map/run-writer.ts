@@ -206,7 +206,16 @@ export class RunWriter {
     const leafBytes = leaves.reduce((sum, leaf) => sum + leaf.bytes, 0);
     if (leaves.length === 1) {
       const { epoch, ordinal, bytes } = only;
-      return { kind: "leaf", epoch, ordinal, bytes, checksum: toHex(only.checksum), entries, leaves: 1, totalBytes: bytes };
+      return {
+        kind: "leaf",
+        epoch,
+        ordinal,
+        bytes,
+        checksum: toHex(only.checksum),
+        entries,
+        leaves: 1,
+        totalBytes: bytes,
+      };
     }
     const root = encodeRoot(leaves, this.#objects.vaultId);
     return {

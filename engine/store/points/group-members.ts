@@ -70,7 +70,10 @@ export class GroupMembers {
    * Whether a pin or a hold on another member disk keeps its part of the group point, and with it
    * the part of `disk`.
    */
-  async keptElsewhere(disk: string, { id, disks }: GroupRecord): Promise<{ readonly pinned: boolean; readonly held: boolean }> {
+  async keptElsewhere(
+    disk: string,
+    { id, disks }: GroupRecord,
+  ): Promise<{ readonly pinned: boolean; readonly held: boolean }> {
     let [pinned, held] = [false, false];
     for (const member of disks) {
       if (member === disk) continue;

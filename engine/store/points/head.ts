@@ -45,7 +45,12 @@ export async function readHead(store: Store, vault: string, disk: string, signal
  *
  * @throws DAMAGED, FORMAT_UNSUPPORTED.
  */
-export async function readOrCreateHead(store: Store, vault: string, disk: string, signal: AbortSignal | undefined): Promise<StoredHead> {
+export async function readOrCreateHead(
+  store: Store,
+  vault: string,
+  disk: string,
+  signal: AbortSignal | undefined,
+): Promise<StoredHead> {
   try {
     return await readHead(store, vault, disk, signal);
   } catch (error) {

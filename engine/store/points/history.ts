@@ -27,7 +27,14 @@ import assert from "node:assert/strict";
 import { forEachAtOnce } from "../../concurrency.ts";
 import { isUnreadable, type TidemarkError } from "../../errors.ts";
 import type { HeadDocument, PageReference, PointList, PointRecord } from "../format/documents.ts";
-import { decodePage, documentBytesMax, encodePage, headPointsMax, pagePointsMax, referTo } from "../format/documents.ts";
+import {
+  decodePage,
+  documentBytesMax,
+  encodePage,
+  headPointsMax,
+  pagePointsMax,
+  referTo,
+} from "../format/documents.ts";
 import { pageName } from "../format/names.ts";
 import { getReferred, type Store } from "../store.ts";
 
@@ -97,11 +104,19 @@ function lengthOf(page: PointList): number {
  * The points of a disk, newest first; a page is read when its turn comes. Errors: DAMAGED,
  * FORMAT_UNSUPPORTED with the page's name.
  */
-export async function* readPoints(store: Store, head: HeadDocument, options: ReadPointsOptions = {}): AsyncGenerator<PointRecord> {
+export async function* readPoints(
+  store: Store,
+  head: HeadDocument,
+  options: ReadPointsOptions = {},
+): AsyncGenerator<PointRecord> {
   yield* newestFirst({ store, head, cache: options.cache, signal: options.signal }, head, options);
 }
 
-async function* newestFirst(source: PageSource, list: PointList, options: ReadPointsOptions): AsyncGenerator<PointRecord> {
+async function* newestFirst(
+  source: PageSource,
+  list: PointList,
+  options: ReadPointsOptions,
+): AsyncGenerator<PointRecord> {
   const untilMs = options.untilMs ?? Number.POSITIVE_INFINITY;
   for (const point of list.points.toReversed()) if (point.timeMs <= untilMs) yield point;
   for (const reference of list.pages.toReversed()) {
@@ -153,7 +168,12 @@ export async function findPoint(
   }
 }
 
-async function findId(store: Store, head: HeadDocument, id: string, signal: AbortSignal | undefined): Promise<PointRecord | undefined> {
+async function findId(
+  store: Store,
+  head: HeadDocument,
+  id: string,
+  signal: AbortSignal | undefined,
+): Promise<PointRecord | undefined> {
   const unread: TidemarkError[] = [];
   for await (const point of readPoints(store, head, { onDamage: (error) => unread.push(error), signal })) {
     if (point.id === id) return point;
@@ -209,14 +229,21 @@ export async function withoutPoints(options: RoomOptions, dropped: readonly numb
   const pages = new Pages(options);
   await pages.drop({ sequences, rising: [...sequences].sort((a, b) => a - b) });
   await pages.mergeSmall();
-  return { pages: pages.references, points: head.points.filter(({ sequence }) => !sequences.has(sequence)), written: pages.written };
+  return {
+    pages: pages.references,
+    points: head.points.filter(({ sequence }) => !sequences.has(sequence)),
+    written: pages.written,
+  };
 }
 
 /**
  * Lays out all points of a disk anew, given oldest first: the newest stand in the head, the others
  * in pages. Errors: those of the store.
  */
-export async function layOutPoints(options: Omit<RoomOptions, "onDamage">, points: readonly PointRecord[]): Promise<Room> {
+export async function layOutPoints(
+  options: Omit<RoomOptions, "onDamage">,
+  points: readonly PointRecord[],
+): Promise<Room> {
   const pages = new Pages({ ...options, head: { ...options.head, pages: [], points: [] }, onDamage: () => undefined });
   const newest = points.slice(-policy.movedPoints);
   await pages.moveAll(points.slice(0, -policy.movedPoints));
@@ -355,7 +382,11 @@ class Pages {
         this.#options.onDamage(page);
       }
       if (run.some((reference) => unreadable.has(reference))) continue;
-      this.references = this.references.toSpliced(this.references.indexOf(first), run.length, await this.#write({ pages: [], points }));
+      this.references = this.references.toSpliced(
+        this.references.indexOf(first),
+        run.length,
+        await this.#write({ pages: [], points }),
+      );
       return;
     }
   }
@@ -368,7 +399,11 @@ class Pages {
     // Only the oldest are ever gathered, so the pages of pages all stand before the pages of
     // points.
     const pages = flat.slice(0, policy.gatheredPages);
-    this.references = this.references.toSpliced(this.references.indexOf(first), pages.length, await this.#write({ pages, points: [] }));
+    this.references = this.references.toSpliced(
+      this.references.indexOf(first),
+      pages.length,
+      await this.#write({ pages, points: [] }),
+    );
   }
 
   async #write(content: PointList): Promise<PageReference> {
@@ -402,7 +437,10 @@ function isSmall({ level, count, bytes }: PageReference): boolean {
  * The oldest small pages, at least two, that are neighbours and fit into one; empty when there are
  * none.
  */
-function firstRun(references: readonly PageReference[], unreadable: ReadonlySet<PageReference>): readonly PageReference[] {
+function firstRun(
+  references: readonly PageReference[],
+  unreadable: ReadonlySet<PageReference>,
+): readonly PageReference[] {
   let run: PageReference[] = [];
   let count = 0;
   let bytes = 0;
@@ -436,7 +474,10 @@ type DamagedPage = TidemarkError;
  * Returns why a page cannot be read, because one such page must not hide the others. Throws the
  * errors of the store.
  */
-async function readPage({ store, head, cache, signal }: PageSource, reference: PageReference): Promise<PointList | DamagedPage> {
+async function readPage(
+  { store, head, cache, signal }: PageSource,
+  reference: PageReference,
+): Promise<PointList | DamagedPage> {
   const known = cache?.get(reference);
   if (known !== undefined) return known;
   const name = pageName(head.disk, reference.epoch, reference.ordinal);

@@ -33,7 +33,8 @@ export async function readIdentity(store: Store, signal: AbortSignal | undefined
   if (first !== undefined) return first;
   if (!(await hasRemains(store, signal))) {
     throw new TidemarkError("VAULT_NOT_FOUND", `${store.description} holds no vault`, {
-      remedy: "check the address, or create a vault with `tidemark vault init`; the first `tidemark replicate` creates one too",
+      remedy:
+        "check the address, or create a vault with `tidemark vault init`; the first `tidemark replicate` creates one too",
     });
   }
   // Another process may have created the vault since the first look; vault.json is its first
@@ -47,9 +48,14 @@ export async function readIdentity(store: Store, signal: AbortSignal | undefined
  * Creates a vault. Returns the bytes of `vault.json`. Errors: VAULT_EXISTS; DAMAGED when the
  * container holds a vault whose `vault.json` is gone.
  */
-export async function createIdentity(store: Store, document: VaultDocument, signal: AbortSignal | undefined): Promise<Uint8Array> {
+export async function createIdentity(
+  store: Store,
+  document: VaultDocument,
+  signal: AbortSignal | undefined,
+): Promise<Uint8Array> {
   const bytes = encodeVault(document);
-  if ((await store.etagOf(vaultName, { signal })) === undefined && (await hasRemains(store, signal))) await readIdentity(store, signal);
+  if ((await store.etagOf(vaultName, { signal })) === undefined && (await hasRemains(store, signal)))
+    await readIdentity(store, signal);
   try {
     await store.putOnce(vaultName, bytes, { signal });
   } catch (error) {
@@ -123,7 +129,8 @@ export async function mendIdentity(
     await store.replace(name, bytes, etag, { signal });
   } catch (error) {
     // Another process may have put it again.
-    if (!hasCode(error, "CONDITION_FAILED") || (await find(store, name, signal))?.document.vault !== document.vault) throw error;
+    if (!hasCode(error, "CONDITION_FAILED") || (await find(store, name, signal))?.document.vault !== document.vault)
+      throw error;
   }
 }
 
@@ -152,7 +159,8 @@ async function find(store: Store, name: string, signal: AbortSignal | undefined)
 async function hasRemains(store: Store, signal: AbortSignal | undefined): Promise<boolean> {
   try {
     if ((await store.etagOf(vaultCopyName, { signal })) !== undefined) return true;
-    for (const prefix of [disksPrefix, segmentsPrefix]) for await (const _object of store.list(prefix, { signal })) return true;
+    for (const prefix of [disksPrefix, segmentsPrefix])
+      for await (const _object of store.list(prefix, { signal })) return true;
   } catch (error) {
     if (!hasCode(error, "VAULT_NOT_FOUND")) throw error;
   }

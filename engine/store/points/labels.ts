@@ -1,12 +1,13 @@
 /**
  * Labels: free text that a user puts on a recovery point, such as "before the upgrade".
  *
- * A label is an object `disks/<disk>/labels/<sequence>-<point id>`, so a point has one at most. It is put,
- * replaced and deleted at any time and needs no writer lease. Unlike a pin it does not keep the point: the
- * prune that drops the point deletes the label, and labels that an interrupted prune left behind.
+ * A label is an object `disks/<disk>/labels/<sequence>-<point id>`, so a point has one at most. It
+ * is put, replaced and deleted at any time and needs no writer lease. Unlike a pin it does not keep
+ * the point: the prune that drops the point deletes the label, and labels that an interrupted prune
+ * left behind.
  *
- * The name holds the point's id, so a label never passes to another point that is given the same number by
- * a store that went back in time.
+ * The name holds the point's id, so a label never passes to another point that is given the same
+ * number by a store that went back in time.
  *
  * Cost: listing the points of a disk reads each of its labels, at most `labelsMax`.
  */
@@ -45,8 +46,8 @@ export function checkLabel(text: string): void {
 }
 
 /**
- * Puts a label on a point in place of the one that it has, or removes it when `text` is empty. Errors: INVALID_ARGUMENT,
- * those of the store.
+ * Puts a label on a point in place of the one that it has, or removes it when `text` is empty.
+ * Errors: INVALID_ARGUMENT, those of the store.
  */
 export async function putLabel(options: {
   readonly store: Store;
@@ -80,7 +81,10 @@ export async function putLabel(options: {
   throw unreachable(`writing ${name}`, failure);
 }
 
-/** The labels of a disk by point id. One that cannot be read is told of with LABEL_DAMAGED and left out. Errors: those of the store. */
+/**
+ * The labels of a disk by point id. One that cannot be read is told of with LABEL_DAMAGED and left
+ * out. Errors: those of the store.
+ */
 export async function listLabels(
   store: Store,
   vault: string,
@@ -97,22 +101,31 @@ export async function listLabels(
       labels.set(point, text);
     } catch (error) {
       if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
-      onNotice({ code: "LABEL_DAMAGED", message: `${error.message}; put the label anew with \`tidemark points label\`` });
+      onNotice({
+        code: "LABEL_DAMAGED",
+        message: `${error.message}; put the label anew with \`tidemark points label\``,
+      });
     }
   });
   return labels;
 }
 
 /** The label of one point, or null. Errors: DAMAGED, FORMAT_UNSUPPORTED, those of the store. */
-export async function readLabel(store: Store, vault: string, disk: string, point: PointIdentity): Promise<string | null> {
+export async function readLabel(
+  store: Store,
+  vault: string,
+  disk: string,
+  point: PointIdentity,
+): Promise<string | null> {
   const name = labelName(disk, point);
   const there = await store.find(name, documentBytesMax);
   return there === undefined ? null : decodeLabel(there.bytes, name, { vault, disk }).text;
 }
 
 /**
- * Deletes labels whose point is gone. `points`: all that the disk had before they were dropped, oldest first, as far as they can be
- * read (`isWhole` when all can); `isDropped` tells those that have gone since. Errors: those of the store.
+ * Deletes labels whose point is gone. `points`: all that the disk had before they were dropped,
+ * oldest first, as far as they can be read (`isWhole` when all can); `isDropped` tells those that
+ * have gone since. Errors: those of the store.
  */
 export async function removeIdleLabels(options: {
   readonly store: Store;
@@ -130,9 +143,12 @@ export async function removeIdleLabels(options: {
   for (const name of names) {
     const sequence = sidecarSequence(name) ?? 0;
     const point = bySequence.get(sequence);
-    // A point that is not listed is gone, unless it is younger than the head, or stands in a page that cannot be read.
+    // A point that is not listed is gone, unless it is younger than the head, or stands in a page
+    // that cannot be read.
     const isGone =
-      point === undefined ? isWhole && sequence < newest : isDropped(sequence) || (sequence < newest && name !== labelName(disk, point));
+      point === undefined
+        ? isWhole && sequence < newest
+        : isDropped(sequence) || (sequence < newest && name !== labelName(disk, point));
     if (isGone) await store.delete(name, { signal });
   }
 }
@@ -152,8 +168,12 @@ async function labelNames(store: Store, disk: string, signal: AbortSignal | unde
 async function refuseTooMany(store: Store, disk: string, name: string, signal: AbortSignal | undefined): Promise<void> {
   const names = await labelNames(store, disk, signal);
   if (names.length < labelsMax || names.includes(name)) return;
-  throw new TidemarkError("INVALID_ARGUMENT", `disk ${JSON.stringify(disk)} has ${String(names.length)} labels, and may have no more`, {
-    remedy: 'remove labels: `tidemark points label --disk DISK --point POINT --text ""`',
-    detail: { disk },
-  });
+  throw new TidemarkError(
+    "INVALID_ARGUMENT",
+    `disk ${JSON.stringify(disk)} has ${String(names.length)} labels, and may have no more`,
+    {
+      remedy: 'remove labels: `tidemark points label --disk DISK --point POINT --text ""`',
+      detail: { disk },
+    },
+  );
 }

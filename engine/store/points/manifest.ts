@@ -36,7 +36,11 @@ export async function readManifest(
  * Makes sure that the store holds the objects `written` (name → ETag) that a commit is about to
  * refer to. Errors: STORE_REGRESSED.
  */
-export async function proveObjects(store: Store, written: ReadonlyMap<string, string>, signal: AbortSignal | undefined): Promise<void> {
+export async function proveObjects(
+  store: Store,
+  written: ReadonlyMap<string, string>,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   await forEachAtOnce(written, objectsProvedAtOnce, async ([name, etag]) => {
     try {
       const there = await store.stat(name, { signal });

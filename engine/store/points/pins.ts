@@ -62,7 +62,15 @@ export async function putPin(request: PinRequest): Promise<PinDocument> {
       },
     );
   }
-  const document: PinDocument = { vault, disk, sequence: point.sequence, point: point.id, name, createdMs: nowMs, untilMs };
+  const document: PinDocument = {
+    vault,
+    disk,
+    sequence: point.sequence,
+    point: point.id,
+    name,
+    createdMs: nowMs,
+    untilMs,
+  };
   const object = sidecarName("pins", disk, point.sequence, toHex(randomBytes(16)));
   await store.putOnce(object, encodePin(document), { signal });
   try {
@@ -71,7 +79,8 @@ export async function putPin(request: PinRequest): Promise<PinDocument> {
     await store.delete(object);
     throw error;
   }
-  for (const former of pins) if (isOf(former, point) && former.document?.name === name) await deletePin(store, former, signal);
+  for (const former of pins)
+    if (isOf(former, point) && former.document?.name === name) await deletePin(store, former, signal);
   return document;
 }
 

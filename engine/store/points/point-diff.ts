@@ -1,5 +1,6 @@
 /**
- * Difference of two recovery points of a disk, as byte extents, for replicas and incremental exports.
+ * Difference of two recovery points of a disk, as byte extents, for replicas and incremental
+ * exports.
  *
  * Maps are compared, and no data is read: see `map-diff.ts` for what is exact about it and what it
  * costs. Both points are held while a loop goes over the extents, so that neither is pruned.
@@ -18,7 +19,10 @@ import { holdToRead } from "./reader-holds.ts";
 
 export interface DiffOptions {
   readonly disk: string;
-  /** The point that is known: sequence number, id, `latest`, or an ISO time (the newest point not younger). */
+  /**
+   * The point that is known: sequence number, id, `latest`, or an ISO time (the newest point not
+   * younger).
+   */
   readonly from: string;
   /** The point that is wanted, named likewise. It may be older than `from`. */
   readonly to: string;
@@ -28,17 +32,16 @@ export interface DiffOptions {
 }
 
 /**
- * The extents of `to` that differ from `from`: whoever has the bytes of `from` and writes these ranges of
- * `to` over them has `to`.
+ * The extents of `to` that differ from `from`: whoever has the bytes of `from` and writes these
+ * ranges of `to` over them has `to`.
  *
- * Extents are in bytes, ascending, disjoint, aligned to granules of 4 KiB but for the end of the disk, and
- * end where `to` ends. Behind the end of a shorter `from` it counts as zeros. Chunks are compared by digest:
- * no range that differs is left out; a granule whose bytes are equal is in an extent only when it was stored
- * anew, with a neighbour in its block that changed.
+ * Extents are in bytes, ascending, disjoint, aligned to granules of 4 KiB but for the end of the
+ * disk, and end where `to` ends. Behind the end of a shorter `from` it counts as zeros. Chunks are
+ * compared by digest: no range that differs is left out; a granule whose bytes are equal is in an
+ * extent only when it was stored anew, with a neighbour in its block that changed.
  *
- * @example
- * const diff = await vault.diff({ disk: "web", from: "41", to: "42" });
- * for await (const { offset, length } of diff) console.log(offset, length);
+ * @example const diff = await vault.diff({ disk: "web", from: "41", to: "42" }); for await (const {
+ * offset, length } of diff) console.log(offset, length);
  */
 export class PointDiff implements AsyncIterable<Extent> {
   readonly from: PointSummary;
@@ -54,7 +57,8 @@ export class PointDiff implements AsyncIterable<Extent> {
   /**
    * Finds both points. Their maps are read when the extents are.
    *
-   * @throws TidemarkError DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT, DAMAGED and the errors of the store.
+   * @throws TidemarkError DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT, DAMAGED and the errors
+   * of the store.
    */
   static async open(store: Store, vault: string, options: DiffOptions): Promise<PointDiff> {
     const { onNotice = () => undefined, signal } = options;
@@ -65,10 +69,11 @@ export class PointDiff implements AsyncIterable<Extent> {
   }
 
   /**
-   * Reads the maps and yields the extents. Each loop starts anew and holds both points until it ends or is left.
+   * Reads the maps and yields the extents. Each loop starts anew and holds both points until it
+   * ends or is left.
    *
-   * @throws TidemarkError POINT_NOT_FOUND when a point has been pruned, DAMAGED, FORMAT_UNSUPPORTED, INTERRUPTED and
-   * the errors of the store.
+   * @throws TidemarkError POINT_NOT_FOUND when a point has been pruned, DAMAGED,
+   * FORMAT_UNSUPPORTED, INTERRUPTED and the errors of the store.
    */
   async *[Symbol.asyncIterator](): AsyncGenerator<Extent, void, undefined> {
     const { store, vault, disk, from, to, onNotice, signal } = this.#sides;

@@ -7,7 +7,13 @@
 import { TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { Consistency } from "../../volume.ts";
-import type { ApplicationRecord, GroupRecord, HeadDocument, ManifestDocument, PointRecord } from "../format/documents.ts";
+import type {
+  ApplicationRecord,
+  GroupRecord,
+  HeadDocument,
+  ManifestDocument,
+  PointRecord,
+} from "../format/documents.ts";
 import { countPoints } from "../format/documents.ts";
 import { decodeDiskName, disksPrefix, parseDiskObject } from "../format/names.ts";
 import type { Store } from "../store.ts";
@@ -52,7 +58,10 @@ export async function diskNames(store: Store, signal?: AbortSignal): Promise<str
  * Names of the disks, sorted, and of those that have manifests but no head: it is lost, or was
  * created during the listing.
  */
-export async function listDisks(store: Store, signal?: AbortSignal): Promise<{ readonly disks: string[]; readonly headless: string[] }> {
+export async function listDisks(
+  store: Store,
+  signal?: AbortSignal,
+): Promise<{ readonly disks: string[]; readonly headless: string[] }> {
   const [heads, manifests] = [new Set<string>(), new Set<string>()];
   for await (const { name } of store.list(disksPrefix, { signal })) {
     const { encodedDisk = "", kind } = parseDiskObject(name) ?? {};
@@ -80,10 +89,17 @@ export async function diskSummary(members: GroupMembers, disk: string): Promise<
  * The newest points of a disk, oldest first. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT, DAMAGED (see
  * `PointsOptions.onNotice`).
  */
-export async function listPoints(store: Store, members: GroupMembers, disk: string, options: PointsOptions): Promise<ListedPoint[]> {
+export async function listPoints(
+  store: Store,
+  members: GroupMembers,
+  disk: string,
+  options: PointsOptions,
+): Promise<ListedPoint[]> {
   const { limit, onNotice, signal } = options;
   if (limit !== undefined && (!Number.isInteger(limit) || limit < 1)) {
-    throw new TidemarkError("INVALID_ARGUMENT", `a list cannot have ${String(limit)} points`, { remedy: "give a limit of 1 or more" });
+    throw new TidemarkError("INVALID_ARGUMENT", `a list cannot have ${String(limit)} points`, {
+      remedy: "give a limit of 1 or more",
+    });
   }
   const head = await members.head(disk);
   const onDamage =
@@ -102,7 +118,13 @@ export async function listPoints(store: Store, members: GroupMembers, disk: stri
     const elsewhere = point.group === null ? undefined : await members.keptElsewhere(disk, point.group);
     const pinned = elsewhere?.pinned === true || pins.some((pin) => isOf(pin, point));
     const held = elsewhere?.held === true || holds.has(point.sequence);
-    newestFirst.push({ ...summary, label: labels.get(point.id) ?? null, pinned, held, proved: isoOrNull(times.of(point)) });
+    newestFirst.push({
+      ...summary,
+      label: labels.get(point.id) ?? null,
+      pinned,
+      held,
+      proved: isoOrNull(times.of(point)),
+    });
     if (newestFirst.length === limit) break;
   }
   return newestFirst.reverse();
@@ -148,16 +170,28 @@ function isoOrNull(timeMs: number | null): string | null {
  * names the newest point not younger. Errors: POINT_NOT_FOUND, INVALID_ARGUMENT, DAMAGED when the
  * page that may hold it cannot be read.
  */
-export async function selectPoint(store: Store, head: HeadDocument, selector: string, signal?: AbortSignal): Promise<PointRecord> {
+export async function selectPoint(
+  store: Store,
+  head: HeadDocument,
+  selector: string,
+  signal?: AbortSignal,
+): Promise<PointRecord> {
   const key = keyOf(selector.trim());
   const found = key === "latest" ? head.points.at(-1) : await findPoint(store, head, key, signal);
   if (found !== undefined) return found;
   const points = countPoints(head);
-  const known = points === 0 ? "it has none yet" : `it has ${String(points)}, the newest is ${String(head.points.at(-1)?.sequence)}`;
-  throw new TidemarkError("POINT_NOT_FOUND", `disk ${JSON.stringify(head.disk)} has no point ${JSON.stringify(selector)}: ${known}`, {
-    remedy: "`tidemark points list` shows its points",
-    detail: { disk: head.disk, selector },
-  });
+  const known =
+    points === 0
+      ? "it has none yet"
+      : `it has ${String(points)}, the newest is ${String(head.points.at(-1)?.sequence)}`;
+  throw new TidemarkError(
+    "POINT_NOT_FOUND",
+    `disk ${JSON.stringify(head.disk)} has no point ${JSON.stringify(selector)}: ${known}`,
+    {
+      remedy: "`tidemark points list` shows its points",
+      detail: { disk: head.disk, selector },
+    },
+  );
 }
 
 function keyOf(selector: string): PointKey | "latest" {

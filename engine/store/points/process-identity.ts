@@ -66,7 +66,9 @@ async function linuxProcessSpace(): Promise<string> {
  * State and start time from /proc/PID/stat (proc(5)), undefined when there is no such process or no
  * /proc.
  */
-export async function processStat(pid: number): Promise<{ readonly isZombie: boolean; readonly startTicks: number } | undefined> {
+export async function processStat(
+  pid: number,
+): Promise<{ readonly isZombie: boolean; readonly startTicks: number } | undefined> {
   let text: string;
   try {
     text = await readFile(`/proc/${pid.toString()}/stat`, "utf8");

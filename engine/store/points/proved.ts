@@ -39,7 +39,12 @@ export class ProvedTimes {
 }
 
 /** Reads the times of a disk's points. Errors: those of the store. */
-export async function readProved(store: Store, vault: string, disk: string, signal?: AbortSignal): Promise<ProvedTimes> {
+export async function readProved(
+  store: Store,
+  vault: string,
+  disk: string,
+  signal?: AbortSignal,
+): Promise<ProvedTimes> {
   return new ProvedTimes((await readRanges(store, vault, disk, signal)).ranges);
 }
 

@@ -59,7 +59,8 @@ export async function proveListed(place: PointPlace): Promise<void> {
   pagesOf.set(store, cache);
   await decided(place, disk, async () => {
     const { condemned, head } = await readBoth(place, disk);
-    if ((await findPoint(store, head, { sequence: point.sequence }, signal, cache))?.id !== point.id) throw dropped(disk, point);
+    if ((await findPoint(store, head, { sequence: point.sequence }, signal, cache))?.id !== point.id)
+      throw dropped(disk, point);
     return !isCondemned(condemned, head, point.sequence);
   });
   for (const member of point.group?.disks ?? []) {
@@ -84,7 +85,8 @@ async function isGroupSafe(place: PointPlace, member: string, cache: PageCache):
     return true;
   } catch (error) {
     // A prune of a disk whose head cannot be read drops nothing.
-    if (hasCode(error, "DISK_NOT_FOUND") || (isUnreadable(error) && error.detail["object"] === headName(member))) return true;
+    if (hasCode(error, "DISK_NOT_FOUND") || (isUnreadable(error) && error.detail["object"] === headName(member)))
+      return true;
     throw error;
   }
 }
@@ -163,7 +165,11 @@ export async function readCondemned(
  *
  * @throws SEAT_LOST, STORE_UNREACHABLE.
  */
-export async function putCondemned(store: Store, document: CondemnedDocument, signal: AbortSignal | undefined): Promise<string> {
+export async function putCondemned(
+  store: Store,
+  document: CondemnedDocument,
+  signal: AbortSignal | undefined,
+): Promise<string> {
   const { vault, disk, epoch } = document;
   const name = condemnedName(disk);
   const bytes = encodeCondemned(document);
@@ -224,17 +230,23 @@ export function rangesOf(sequences: readonly number[]): SequenceRange[] {
 }
 
 function dropped(disk: string, point: PointRecord): TidemarkError {
-  return new TidemarkError("POINT_NOT_FOUND", `point ${String(point.sequence)} of disk ${JSON.stringify(disk)} has been pruned`, {
-    remedy: "`tidemark points list` shows the points that are left",
-    detail: { disk, sequence: point.sequence, point: point.id },
-  });
+  return new TidemarkError(
+    "POINT_NOT_FOUND",
+    `point ${String(point.sequence)} of disk ${JSON.stringify(disk)} has been pruned`,
+    {
+      remedy: "`tidemark points list` shows the points that are left",
+      detail: { disk, sequence: point.sequence, point: point.id },
+    },
+  );
 }
 
 /** `pruned`: the disk whose prune has not ended. */
 function beingDropped(disk: string, point: PointRecord, pruned: string, cause: unknown): TidemarkError {
   const what = `point ${String(point.sequence)} of disk ${JSON.stringify(disk)}`;
   const fact =
-    pruned === disk ? `${what} is being pruned` : `${what} belongs to a group point that is being pruned on disk ${JSON.stringify(pruned)}`;
+    pruned === disk
+      ? `${what} is being pruned`
+      : `${what} belongs to a group point that is being pruned on disk ${JSON.stringify(pruned)}`;
   return new TidemarkError("POINT_NOT_FOUND", fact, {
     remedy: "run the command again in a minute; if the point is gone then, choose another one",
     detail: { disk, sequence: point.sequence, point: point.id, pruning: pruned },

@@ -87,7 +87,11 @@ async function heldUnless(options: HoldOptions, ...codes: readonly ErrorCode[]):
 }
 
 /** The holds of a disk: sequence number of the point → names. */
-export async function listHolds(store: Store, disk: string, signal?: AbortSignal): Promise<ReadonlyMap<number, readonly string[]>> {
+export async function listHolds(
+  store: Store,
+  disk: string,
+  signal?: AbortSignal,
+): Promise<ReadonlyMap<number, readonly string[]>> {
   const holds = new Map<number, string[]>();
   for await (const { name } of store.list(sidecarPrefix("holds", disk), { signal })) {
     const sequence = sidecarSequence(name);
@@ -116,7 +120,11 @@ export async function isHoldAlive(store: Store, name: string, signal?: AbortSign
   }
 }
 
-async function takeHold(options: HoldOptions, { pid, host }: ProcessIdentity, signal: AbortSignal | undefined): Promise<LeasePlace> {
+async function takeHold(
+  options: HoldOptions,
+  { pid, host }: ProcessIdentity,
+  signal: AbortSignal | undefined,
+): Promise<LeasePlace> {
   const { store, vault, disk, point, purpose } = options;
   for (let attempt = 1; ; attempt += 1) {
     const place = { name: sidecarName("holds", disk, point.sequence, toHex(randomBytes(16))), leaseId: randomUUID() };

@@ -48,7 +48,12 @@ export function leasePlaceOf(vault: string, disk: string, machine: string, epoch
  *
  * @throws WRITER_ACTIVE when a process has the lease that lives, or may live, on another machine.
  */
-export async function takeHeadLease(options: WriterLeaseOptions, head: HeadDocument, machine: string, place: LeasePlace): Promise<boolean> {
+export async function takeHeadLease(
+  options: WriterLeaseOptions,
+  head: HeadDocument,
+  machine: string,
+  place: LeasePlace,
+): Promise<boolean> {
   const { store, vault, disk, onNotice, signal } = options;
   try {
     await HeldLease.acquire(store, place, signal);
@@ -61,14 +66,19 @@ export async function takeHeadLease(options: WriterLeaseOptions, head: HeadDocum
   // died before it swapped the head.
   if (writer !== null && (writer.machine !== machine || (await isAlive(writer)))) throw writerActive(disk, writer);
   try {
-    await store.changeLease(place.name, leasePlaceOf(vault, disk, machine, head.epoch).leaseId, place.leaseId, { signal });
+    await store.changeLease(place.name, leasePlaceOf(vault, disk, machine, head.epoch).leaseId, place.leaseId, {
+      signal,
+    });
   } catch (error) {
     if (hasCode(error, "LEASE_LOST")) return false;
     throw error;
   }
   // A lease of this very process, which it could not release during an outage, tells of no death.
   if (writer !== null && writer.pid !== process.pid) {
-    onNotice({ code: "SEAT_TAKEN_OVER", message: `process ${String(writer.pid)}, the former writer, has died; its lease is taken over` });
+    onNotice({
+      code: "SEAT_TAKEN_OVER",
+      message: `process ${String(writer.pid)}, the former writer, has died; its lease is taken over`,
+    });
   }
   return true;
 }
@@ -94,7 +104,14 @@ export async function takeOver(
   }
   if (taken !== undefined && head.writer !== null) {
     const { pid: formerPid, host: formerHost } = head.writer;
-    publish("lease.taken-over", { disk: head.disk, epoch, formerEpoch: head.epoch, formerPid, formerHost, fencedSegments });
+    publish("lease.taken-over", {
+      disk: head.disk,
+      epoch,
+      formerEpoch: head.epoch,
+      formerPid,
+      formerHost,
+      fencedSegments,
+    });
   }
   return taken;
 }
@@ -103,7 +120,11 @@ export async function takeOver(
  * Raises the sequence numbers of the segments of the writer that the head names. Returns how many
  * segments there are.
  */
-async function fenceFormerWriter({ store, disk, signal }: WriterLeaseOptions, head: HeadDocument, epoch: number): Promise<number> {
+async function fenceFormerWriter(
+  { store, disk, signal }: WriterLeaseOptions,
+  head: HeadDocument,
+  epoch: number,
+): Promise<number> {
   if (head.writer === null) return 0;
   let segments = 0;
   for await (const { name } of store.list(segmentEpochPrefix(disk, head.epoch), { signal })) {
@@ -141,7 +162,8 @@ export async function handBack(
 ): Promise<void> {
   try {
     const { head } = await readHead(store, vault, disk, AbortSignal.timeout(leaseTiming.releaseMsMax));
-    const isTheirs = head.epoch === epoch && head.writer?.machine === writer.machine && head.writer.session !== writer.session;
+    const isTheirs =
+      head.epoch === epoch && head.writer?.machine === writer.machine && head.writer.session !== writer.session;
     if (!isTheirs) await releaseSoon(store, place);
   } catch (error) {
     // A lease that cannot be given up ends by itself.

@@ -36,7 +36,15 @@ import { headRegressed, readHead, readOrCreateHead, type StoredHead } from "./he
 import type { PageCache, Room, RoomOptions } from "./history.ts";
 import { makeRoom, withoutPoints } from "./history.ts";
 import { identifyProcess, liveSessions } from "./process-identity.ts";
-import { handBack, leasePlaceOf, takeHeadLease, takeOver, type WriterLeaseOptions, writerActive, writerLeaseLost } from "./take-over.ts";
+import {
+  handBack,
+  leasePlaceOf,
+  takeHeadLease,
+  takeOver,
+  type WriterLeaseOptions,
+  writerActive,
+  writerLeaseLost,
+} from "./take-over.ts";
 
 /**
  * Asks the store whether it still holds the objects `written` (name → ETag). Throws STORE_REGRESSED
@@ -54,7 +62,12 @@ export class WriterLease implements AsyncDisposable {
   #room: Room | undefined;
   #pagesNamed = 0;
 
-  private constructor(options: WriterLeaseOptions, writer: WriterRecord, place: LeasePlace, { head, etag }: StoredHead) {
+  private constructor(
+    options: WriterLeaseOptions,
+    writer: WriterRecord,
+    place: LeasePlace,
+    { head, etag }: StoredHead,
+  ) {
     this.#options = options;
     this.#writer = writer;
     this.#head = head;
@@ -144,7 +157,12 @@ export class WriterLease implements AsyncDisposable {
   async commit(point: PointRecord, leave: boolean, prove: () => Promise<void>): Promise<void> {
     const { pages, points } = this.#room ?? this.#head;
     assert(points.length < headPointsMax, "a mark made room in the head");
-    const next: HeadDocument = { ...this.#head, writer: leave ? null : this.#writer, pages, points: [...points, point] };
+    const next: HeadDocument = {
+      ...this.#head,
+      writer: leave ? null : this.#writer,
+      pages,
+      points: [...points, point],
+    };
     const about = { disk: this.#options.disk, epoch: this.epoch, sequence: point.sequence, point: point.id };
     const startedMs = performance.now();
     let attempts = 0;
@@ -202,10 +220,20 @@ export class WriterLease implements AsyncDisposable {
   async relist(list: Room, prove: Prove): Promise<void> {
     assert(list.points.at(-1)?.id === this.newest?.id, "the newest point stays");
     this.#room = undefined;
-    await this.#relist({ ...this.#head, writer: null, pages: list.pages, points: list.points }, list.written, prove, undefined);
+    await this.#relist(
+      { ...this.#head, writer: null, pages: list.pages, points: list.points },
+      list.written,
+      prove,
+      undefined,
+    );
   }
 
-  async #relist(next: HeadDocument, written: ReadonlyMap<string, string>, prove: Prove, signal: AbortSignal | undefined): Promise<void> {
+  async #relist(
+    next: HeadDocument,
+    written: ReadonlyMap<string, string>,
+    prove: Prove,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
     await this.#markHead();
     await prove(written);
     throwIfAborted(signal);
@@ -302,7 +330,10 @@ export class WriterLease implements AsyncDisposable {
         return this.#pagesNamed - 1;
       },
       onDamage: (error) => {
-        onNotice({ code: "HISTORY_DAMAGED", message: `${error.message}; the points that it lists cannot be read, all others can` });
+        onNotice({
+          code: "HISTORY_DAMAGED",
+          message: `${error.message}; the points that it lists cannot be read, all others can`,
+        });
       },
       signal: signal ?? this.#options.signal,
     };
@@ -342,7 +373,8 @@ export class WriterLease implements AsyncDisposable {
     if (!isGone(error)) return false;
     const { store, disk } = this.#options;
     const { newest } = this;
-    if (newest !== undefined && (await store.etagOf(manifestName(disk, newest.sequence, newest.epoch))) !== undefined) return false;
+    if (newest !== undefined && (await store.etagOf(manifestName(disk, newest.sequence, newest.epoch))) !== undefined)
+      return false;
     for await (const { name } of store.list(manifestsPrefix(disk))) {
       const parsed = parseDiskObject(name);
       if (parsed?.epoch === this.epoch && parsed.number > (newest?.sequence ?? 0)) await store.delete(name);
@@ -354,7 +386,11 @@ export class WriterLease implements AsyncDisposable {
    * After a swap without a clear answer: has it happened? Errors: SEAT_LOST, STORE_REGRESSED when
    * it never can.
    */
-  async #isSwapped(next: HeadDocument, isDone: (there: HeadDocument) => boolean, cause: TidemarkError): Promise<boolean> {
+  async #isSwapped(
+    next: HeadDocument,
+    isDone: (there: HeadDocument) => boolean,
+    cause: TidemarkError,
+  ): Promise<boolean> {
     const there = await this.#readOwnHead(cause);
     if (isDone(there.head)) {
       this.#head = there.head;

@@ -37,5 +37,8 @@ export async function takeCollectorLease(store: Store, signal: AbortSignal | und
 }
 
 function active(cause: unknown): TidemarkError {
-  return new TidemarkError("COLLECTION_ACTIVE", "another collection works on this vault", { remedy: "let it finish", cause });
+  return new TidemarkError("COLLECTION_ACTIVE", "another collection works on this vault", {
+    remedy: "let it finish",
+    cause,
+  });
 }

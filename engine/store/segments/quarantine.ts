@@ -148,7 +148,8 @@ async function announce(store: Store, vault: string, options: CallOptions): Prom
   const bytes = encodeCollection({ vault, collection: toHex(randomBytes(16)), startedMs: Date.now() });
   try {
     await using collectorLease = await takeCollectorLease(store, options.signal);
-    const signal = options.signal === undefined ? collectorLease.signal : AbortSignal.any([collectorLease.signal, options.signal]);
+    const signal =
+      options.signal === undefined ? collectorLease.signal : AbortSignal.any([collectorLease.signal, options.signal]);
     await store.replace(collectionName, bytes, await store.etagOf(collectionName, { signal }), { signal });
   } catch (error) {
     if (!hasCode(error, "COLLECTION_ACTIVE", "CONDITION_FAILED")) throw error;

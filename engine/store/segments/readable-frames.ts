@@ -53,6 +53,7 @@ export async function readableFrames(
   }
   // Frames that a collection has freed end with the run of dead pages that begins here.
   if (dead !== undefined) endBytes = dead.endOfRun(endBytes / pageAlignmentBytes) * pageAlignmentBytes;
-  const fault = endBytes < writtenBytes ? damaged(`${name} at byte ${String(endBytes)}`, "no frame begins here") : undefined;
+  const fault =
+    endBytes < writtenBytes ? damaged(`${name} at byte ${String(endBytes)}`, "no frame begins here") : undefined;
   return { frames, endBytes, fault };
 }

@@ -139,13 +139,16 @@ const atOnce = 8;
 export async function collect(store: Store, vault: string, options: CollectOptions = {}): Promise<CollectSummary> {
   if (options.dryRun === true) return await new Collection(store, vault, options, options.signal).run();
   await using collectorLease = await takeCollectorLease(store, options.signal);
-  const signal = options.signal === undefined ? collectorLease.signal : AbortSignal.any([collectorLease.signal, options.signal]);
+  const signal =
+    options.signal === undefined ? collectorLease.signal : AbortSignal.any([collectorLease.signal, options.signal]);
   const summary = await new Collection(store, vault, options, signal).run();
   if (summary.waitingFor.length === 0) {
     const bytes = encodeCollected({ vault, collectedMs: Date.now() });
-    await store.replace(collectedName, bytes, await store.etagOf(collectedName, { signal }), { signal }).catch((error: unknown) => {
-      if (!hasCode(error, "CONDITION_FAILED")) throw error; // else another collection has ended while this one slept
-    });
+    await store
+      .replace(collectedName, bytes, await store.etagOf(collectedName, { signal }), { signal })
+      .catch((error: unknown) => {
+        if (!hasCode(error, "CONDITION_FAILED")) throw error; // else another collection has ended while this one slept
+      });
   }
   return summary;
 }
@@ -208,11 +211,18 @@ class Collection {
       });
     }
     if (condemned.length === 0 && unneeded.length === 0) {
-      return ended({ storedBytesAfter: summary.storedBytesBefore, deletedSegments: 0, deletedObjects: 0, waitingFor: [] });
+      return ended({
+        storedBytesAfter: summary.storedBytesBefore,
+        deletedSegments: 0,
+        deletedObjects: 0,
+        waitingFor: [],
+      });
     }
-    const announced = await this.#announce(await this.#store.etagOf(collectionName, { signal: this.#signal })).catch((error: unknown) => {
-      throw hasCode(error, "CONDITION_FAILED") ? overtaken(collectionName, error) : error;
-    });
+    const announced = await this.#announce(await this.#store.etagOf(collectionName, { signal: this.#signal })).catch(
+      (error: unknown) => {
+        throw hasCode(error, "CONDITION_FAILED") ? overtaken(collectionName, error) : error;
+      },
+    );
     publish("collection.marked", {
       vault: this.#vault,
       collection: this.#id,
@@ -238,7 +248,14 @@ class Collection {
       waitingFor,
     });
     const { deletedSegments, deletedObjects, elapsedMs } = summaryAfter;
-    publish("collection.freed", { vault: this.#vault, collection: this.#id, freedBytes, deletedSegments, deletedObjects, elapsedMs });
+    publish("collection.freed", {
+      vault: this.#vault,
+      collection: this.#id,
+      freedBytes,
+      deletedSegments,
+      deletedObjects,
+      elapsedMs,
+    });
     return summaryAfter;
   }
 
@@ -283,7 +300,11 @@ class Collection {
    * Records for each segment the pages that no point needs. Returns the segments that have such
    * pages.
    */
-  async #condemn(segments: readonly ListedSegment[], live: LiveSet, unfinished: Unfinished): Promise<CondemnedSegment[]> {
+  async #condemn(
+    segments: readonly ListedSegment[],
+    live: LiveSet,
+    unfinished: Unfinished,
+  ): Promise<CondemnedSegment[]> {
     const known = new Set(segments.map(({ name }) => name));
     for (const name of live.pages.keys()) {
       // A segment that was made and committed since they were listed exists, and is not freed by
@@ -306,7 +327,9 @@ class Collection {
         this.#storedPages += stored;
         return;
       }
-      const plan = await planSegment(this.#store, fromHex(this.#vault), { ...segment, writtenBytes }, pages, { signal: this.#signal });
+      const plan = await planSegment(this.#store, fromHex(this.#vault), { ...segment, writtenBytes }, pages, {
+        signal: this.#signal,
+      });
       if (plan.fault !== undefined) this.#noticeDamagedFrame(name, plan.fault);
       this.#storedPages += plan.storedPages;
       this.#condemnedChunks += plan.condemnedChunks;
@@ -322,7 +345,10 @@ class Collection {
 
   #noticeDamagedFrame(segment: string, { message }: TidemarkError): void {
     const fate = `a collection keeps what lies behind it until no point needs anything of ${segment}, and then deletes the segment`;
-    this.#options.onNotice?.({ code: "SEGMENT_DAMAGED", message: `${message}. No point needs that to be read; ${fate}` });
+    this.#options.onNotice?.({
+      code: "SEGMENT_DAMAGED",
+      message: `${message}. No point needs that to be read; ${fate}`,
+    });
   }
 
   /** Records of segments that are gone. */
@@ -373,7 +399,13 @@ class Collection {
     if (head.writer === null || head.collection === this.#id) return true;
     const onNotice = this.#options.onNotice ?? (() => undefined);
     try {
-      const writerLease = await WriterLease.take({ store: this.#store, vault: this.#vault, disk, onNotice, signal: this.#signal });
+      const writerLease = await WriterLease.take({
+        store: this.#store,
+        vault: this.#vault,
+        disk,
+        onNotice,
+        signal: this.#signal,
+      });
       await writerLease.release();
       return true;
     } catch (error) {
@@ -406,7 +438,15 @@ class Collection {
       const kept = plan.storedPages - pagesIn(going) - pages.live.count();
       const written = await this.#record(name, etag, { dead, condemned: [], clearing: true, kept });
       // What an interrupted collection had begun to clear may still be there.
-      decisions.push({ name, etag: written, isDead: false, runs: document.clearing ? dead : going, dead, kept, pages: pagesIn(going) });
+      decisions.push({
+        name,
+        etag: written,
+        isDead: false,
+        runs: document.clearing ? dead : going,
+        dead,
+        kept,
+        pages: pagesIn(going),
+      });
     });
     return decisions;
   }

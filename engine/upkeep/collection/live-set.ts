@@ -35,7 +35,10 @@ export interface LiveSetOptions {
   readonly isDropped?: ((disk: string, sequence: number) => boolean) | undefined;
   /** Told of each point before its map is read. */
   readonly onPoint?: ((disk: string, point: PointRecord) => void) | undefined;
-  /** Is given each map entry that a point of `disk` shows, instead of the page sets, which then stay empty. A chunk may come several times. */
+  /**
+   * Is given each map entry that a point of `disk` shows, instead of the page sets, which then stay
+   * empty. A chunk may come several times.
+   */
   readonly onEntry?: ((disk: string, leaf: EntryColumns, entry: number) => void) | undefined;
 }
 
@@ -121,7 +124,12 @@ export class LiveSet {
     }
   }
 
-  async #addPoint({ store, vault, onPoint, signal }: LiveSetOptions, walk: MapWalk, disk: string, point: PointRecord): Promise<void> {
+  async #addPoint(
+    { store, vault, onPoint, signal }: LiveSetOptions,
+    walk: MapWalk,
+    disk: string,
+    point: PointRecord,
+  ): Promise<void> {
     onPoint?.(disk, point);
     this.objects.add(manifestName(disk, point.sequence, point.epoch));
     const manifest = await readManifest(store, vault, disk, point, signal);
@@ -130,7 +138,8 @@ export class LiveSet {
     walk.pass(fresh);
     const { depth } = fresh;
     if (depth === 1) await this.#addTopmost(map, signal);
-    else if (depth > 1) await this.#addShown(store, fromHex(vault), disk, { ...manifest, runs: manifest.runs.slice(0, depth) }, signal);
+    else if (depth > 1)
+      await this.#addShown(store, fromHex(vault), disk, { ...manifest, runs: manifest.runs.slice(0, depth) }, signal);
   }
 
   /** Nothing lies on top of it, so all of it is shown. */

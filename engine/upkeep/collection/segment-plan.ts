@@ -82,7 +82,10 @@ export async function planSegment(
   options: CallOptions,
 ): Promise<SegmentPlan> {
   const { frames, endBytes, fault } = await readableFrames(store, vaultId, { ...segment, dead }, options);
-  const hidden = { from: endBytes / pageAlignmentBytes, end: Math.max(endBytes, segment.writtenBytes) / pageAlignmentBytes };
+  const hidden = {
+    from: endBytes / pageAlignmentBytes,
+    end: Math.max(endBytes, segment.writtenBytes) / pageAlignmentBytes,
+  };
   const kept = new PageSet();
   const deadFrames = new PageSet();
   let livePages = 0;
@@ -114,7 +117,9 @@ export async function planSegment(
   }
   // The header and the table of a frame that is freed go together: a reader of frames would stumble
   // over either alone.
-  const runs = condemned.runs().filter(({ from, end }) => isDead || end - from >= runPagesMin || deadFrames.touchesPages(from, end));
+  const runs = condemned
+    .runs()
+    .filter(({ from, end }) => isDead || end - from >= runPagesMin || deadFrames.touchesPages(from, end));
   return { storedPages, isDead, condemned: runs, condemnedChunks: chunksIn(frames, PageSet.ofRuns(runs)), fault };
 }
 

@@ -25,7 +25,10 @@ export class Unfinished {
 
   constructor(live: LiveSet) {
     this.#epochs = new Map(
-      Array.from(live.heads, ([disk, head]) => [encodeDiskName(disk), head.writer === null ? head.epoch + 1 : head.epoch]),
+      Array.from(live.heads, ([disk, head]) => [
+        encodeDiskName(disk),
+        head.writer === null ? head.epoch + 1 : head.epoch,
+      ]),
     );
     // Other disks' points may need the writer's segments; that says nothing of its own next point.
     for (const names of [live.objects, live.ownSegments]) {
@@ -53,7 +56,10 @@ export class Unfinished {
   #isCurrent(name: string, { encodedDisk, epoch }: Numbered): boolean {
     const current = this.#epochs.get(encodedDisk);
     if (current !== undefined) return epoch >= current;
-    throw damaged(name, `it belongs to disk ${JSON.stringify(decodeDiskName(encodedDisk) ?? encodedDisk)}, whose head is gone`);
+    throw damaged(
+      name,
+      `it belongs to disk ${JSON.stringify(decodeDiskName(encodedDisk) ?? encodedDisk)}, whose head is gone`,
+    );
   }
 }
 

@@ -1,17 +1,18 @@
 /**
- * Space accounting: what a vault's points would take as full images, what they take deduplicated, and
- * what they take compressed, for each disk and in all.
+ * Space accounting: what a vault's points would take as full images, what they take deduplicated,
+ * and what they take compressed, for each disk and in all.
  *
- * The walk is that of a garbage collection (`LiveSet`): it looks at each map entry that a point shows
- * once. A chunk may stand in many entries, so a hash set for each segment tells which chunks have been
- * counted. The set also keeps the number of the disk that last referred to a chunk. Disks are walked
- * one after the other, so the same set counts each chunk once for the disk and once for the vault.
+ * The walk is that of a garbage collection (`LiveSet`): it looks at each map entry that a point
+ * shows once. A chunk may stand in many entries, so a hash set for each segment tells which chunks
+ * have been counted. The set also keeps the number of the disk that last referred to a chunk. Disks
+ * are walked one after the other, so the same set counts each chunk once for the disk and once for
+ * the vault.
  *
- * Invariant: the vault's counts never exceed the sums over its disks. They are smaller by what disks
- * share.
+ * Invariant: the vault's counts never exceed the sums over its disks. They are smaller by what
+ * disks share.
  *
- * Cost: reads every map of the vault, as one look of a collection does, and no segment. Memory: 11 to
- * 22 bytes for each chunk that points refer to, and the names of map objects.
+ * Cost: reads every map of the vault, as one look of a collection does, and no segment. Memory: 11
+ * to 22 bytes for each chunk that points refer to, and the names of map objects.
  */
 import { hasCode } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
@@ -22,29 +23,35 @@ import { reclaimPrefix } from "../../store/format/reclaim.ts";
 import type { Store } from "../../store/store.ts";
 import { LiveSet } from "./live-set.ts";
 
-/** How often the vault is walked: again when points were pruned and their objects collected meanwhile. */
+/**
+ * How often the vault is walked: again when points were pruned and their objects collected
+ * meanwhile.
+ */
 const looksMax = 3;
 
 /** Space in bytes, of a disk or of a vault. */
 export interface SpaceCounts {
   /** Committed points. */
   readonly points: number;
-  /** The volume sizes of these points added up: what they would take as full images, holes included. */
+  /**
+   * The volume sizes of these points added up: what they would take as full images, holes included.
+   */
   readonly logicalBytes: number;
   /**
-   * Plain bytes of the chunks that these points refer to, each chunk once, in whole granules of 4 KiB.
-   * Zeros and holes do not count.
+   * Plain bytes of the chunks that these points refer to, each chunk once, in whole granules of 4
+   * KiB. Zeros and holes do not count.
    */
   readonly uniqueBytes: number;
   /**
-   * Bytes of the same chunks as they lie in segments, compressed. What dropped points left behind does
-   * not count, nor do frame headers and tables: `collect` reports what segments take at the store.
+   * Bytes of the same chunks as they lie in segments, compressed. What dropped points left behind
+   * does not count, nor do frame headers and tables: `collect` reports what segments take at the
+   * store.
    */
   readonly storedBytes: number;
   /**
-   * Bytes of the objects that describe points: heads, manifests, maps, pages of points, pins, labels and
-   * holds; for the vault also `vault.json`, its copy and the records of collections. Objects that a
-   * collection has yet to delete count.
+   * Bytes of the objects that describe points: heads, manifests, maps, pages of points, pins,
+   * labels and holds; for the vault also `vault.json`, its copy and the records of collections.
+   * Objects that a collection has yet to delete count.
    */
   readonly metadataBytes: number;
 }
@@ -87,7 +94,8 @@ export async function vaultStats(store: Store, vault: string, { signal }: StatsO
       await addMetadata(store, tally, signal);
       return { vault, ...tally.inAll.counts(), disks: tally.disks() };
     } catch (error) {
-      // A point that is pruned and collected during the walk looks like one that has lost its objects.
+      // A point that is pruned and collected during the walk looks like one that has lost its
+      // objects.
       const mayBePruned = hasCode(error, "DAMAGED") && hasCode(error.cause, "OBJECT_NOT_FOUND");
       if (!mayBePruned || look >= looksMax) throw error;
     }
@@ -123,7 +131,9 @@ class Tally {
   readonly #segments = new Map<string, SeenChunks>();
 
   disks(): DiskStats[] {
-    return Array.from(this.#disks, ([disk, counts]) => ({ disk, ...counts.counts() })).sort((a, b) => (a.disk < b.disk ? -1 : 1));
+    return Array.from(this.#disks, ([disk, counts]) => ({ disk, ...counts.counts() })).sort((a, b) =>
+      a.disk < b.disk ? -1 : 1,
+    );
   }
 
   /** The counts of a disk, zeros when nothing has been added. */
@@ -169,14 +179,20 @@ class Tally {
   }
 }
 
-/** The chunks of one segment, by offset, and the disk that last referred to each: open addressing, at most three quarters full. */
+/**
+ * The chunks of one segment, by offset, and the disk that last referred to each: open addressing,
+ * at most three quarters full.
+ */
 class SeenChunks {
   /** Offset plus one; 0 is a free slot. */
   #keys: Uint32Array = new Uint32Array(64);
   #disks: Uint32Array = new Uint32Array(64);
   #count = 0;
 
-  /** Notes that disk number `disk` refers to the chunk. Returns the number of the disk that did so before, or 0. */
+  /**
+   * Notes that disk number `disk` refers to the chunk. Returns the number of the disk that did so
+   * before, or 0.
+   */
   refer(offset: number, disk: number): number {
     if (this.#count * 4 >= this.#keys.length * 3) this.#grow();
     const slot = slotOf(this.#keys, offset + 1);

@@ -43,7 +43,8 @@ export async function heldPointsOf(
     }
     for (const pin of await listPins(store, vault, disk, onNotice, signal)) {
       const point = await find(pin.sequence);
-      if (point !== undefined && !idle.has(pin.object) && !isExpired(pin, nowMs, newestMs)) kept.set(point, `pinned${on}`);
+      if (point !== undefined && !idle.has(pin.object) && !isExpired(pin, nowMs, newestMs))
+        kept.set(point, `pinned${on}`);
     }
   }
   return kept;

@@ -137,7 +137,9 @@ export class GroupRetention {
     if (member !== undefined && sequence <= (member.points.at(-1)?.sequence ?? 0)) return undefined; // it is gone, or cannot be read
     const { store, vault, signal } = this.#options;
     return await orUnread(
-      readHead(store, vault, disk, signal).then(async ({ head }) => (await findPoint(store, head, { sequence }, signal))?.group?.id),
+      readHead(store, vault, disk, signal).then(
+        async ({ head }) => (await findPoint(store, head, { sequence }, signal))?.group?.id,
+      ),
     );
   }
 
@@ -149,7 +151,9 @@ export class GroupRetention {
     if (this.#complete.has(group.id)) return this.#complete.get(group.id);
     const found = new Set<Consistency | undefined>();
     for (const disk of group.disks) found.add((await this.#member(disk))?.byGroup.get(group.id)?.consistency);
-    const consistency = found.has(undefined) ? undefined : (["fuzzy", "app", "crash"] as const).find((worst) => found.has(worst));
+    const consistency = found.has(undefined)
+      ? undefined
+      : (["fuzzy", "app", "crash"] as const).find((worst) => found.has(worst));
     this.#complete.set(group.id, consistency);
     return consistency;
   }

@@ -40,7 +40,8 @@ export async function planPrune(options: PlanOptions, head: HeadDocument): Promi
   const { points, isWhole } = await readAll(options, head);
   // Pins change nothing for other points, so they need not be asked for where nothing goes.
   const unpinned = decide(await groupRetention.candidates(points), policy, nowMs);
-  if (unpinned.every(({ keep }) => keep)) return { disk, points, decisions: unpinned, toDrop: [], isWhole, idlePins: [] };
+  if (unpinned.every(({ keep }) => keep))
+    return { disk, points, decisions: unpinned, toDrop: [], isWhole, idlePins: [] };
   const { used, idle } = pinsByUse(await groupRetention.pinsOf(disk), points, isWhole, nowMs);
   const pinned = new Set(used.map(({ sequence }) => sequence));
   const alone = decide(await groupRetention.candidates(points, ({ sequence }) => pinned.has(sequence)), policy, nowMs);
@@ -50,14 +51,25 @@ export async function planPrune(options: PlanOptions, head: HeadDocument): Promi
     const reason = decision.keep || point === undefined ? undefined : await keptByMember(groupRetention, disk, point);
     decisions.push(reason === undefined ? decision : { ...decision, keep: true, reasons: [reason] });
   }
-  return { disk, points, decisions, toDrop: points.filter((_, index) => decisions[index]?.keep === false), isWhole, idlePins: idle };
+  return {
+    disk,
+    points,
+    decisions,
+    toDrop: points.filter((_, index) => decisions[index]?.keep === false),
+    isWhole,
+    idlePins: idle,
+  };
 }
 
 /**
  * Why a point stays that its own disk would let go: another disk has pinned, or would keep, its
  * part of the group's point.
  */
-async function keptByMember(groupRetention: GroupRetention, disk: string, { group }: PlannedPoint): Promise<string | undefined> {
+async function keptByMember(
+  groupRetention: GroupRetention,
+  disk: string,
+  { group }: PlannedPoint,
+): Promise<string | undefined> {
   if (group === null) return undefined;
   for (const member of group.disks) {
     if (member === disk) continue;

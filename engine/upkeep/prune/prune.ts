@@ -123,7 +123,15 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
   const onNotice = options.onNotice ?? (() => undefined);
   const store = new Store(context.sink);
   const { vault } = context.document;
-  const asked = { store, vault, policy: options.policy, nowMs: options.nowMs ?? Date.now(), cache: new PageCache(), onNotice, signal };
+  const asked = {
+    store,
+    vault,
+    policy: options.policy,
+    nowMs: options.nowMs ?? Date.now(),
+    cache: new PageCache(),
+    onNotice,
+    signal,
+  };
   const planning: PlanOptions = { ...asked, groupRetention: new GroupRetention(asked) };
   const names = options.disk === undefined ? await diskNames(store, signal) : [options.disk.normalize("NFC")];
   let skippedDisks = 0;
@@ -179,7 +187,12 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
  *
  * @throws `SEAT_LOST`, `STORE_REGRESSED`, `INTERRUPTED`, and the errors of the store.
  */
-export async function dropPlanned(options: PlanOptions, plan: PrunePlan, writerLease: WriterLease, leave: boolean): Promise<PruneCounts> {
+export async function dropPlanned(
+  options: PlanOptions,
+  plan: PrunePlan,
+  writerLease: WriterLease,
+  leave: boolean,
+): Promise<PruneCounts> {
   const { store, vault, cache, signal } = options;
   const { disk, toDrop } = plan;
   let removedPoints = 0;
@@ -190,7 +203,12 @@ export async function dropPlanned(options: PlanOptions, plan: PrunePlan, writerL
     throwIfAborted(signal);
     const condemned = toDrop.slice(from, from + condemnedPointsMax);
     const isLast = from + condemnedPointsMax >= toDrop.length;
-    const document = { vault, disk, epoch: writerLease.epoch, ranges: rangesOf(condemned.map(({ sequence }) => sequence)) };
+    const document = {
+      vault,
+      disk,
+      epoch: writerLease.epoch,
+      ranges: rangesOf(condemned.map(({ sequence }) => sequence)),
+    };
     const etag = await putCondemned(store, document, signal);
     const kept = await heldPointsOf(options, plan, condemned, { clear: true });
     const dropped = condemned.filter((point) => !kept.has(point));
@@ -225,9 +243,13 @@ async function pruneDisk(options: PlanOptions, first: PrunePlan): Promise<PruneC
       return await pruneUnderLease(options, disk);
     } catch (error) {
       const reason = hasCode(error, "OBJECT_EXISTS") ? forgotten(disk, error) : error;
-      const mayTryAgain = hasCode(reason, "STORE_REGRESSED") && reason.detail["object"] !== vaultName && attempt < attemptsMax;
+      const mayTryAgain =
+        hasCode(reason, "STORE_REGRESSED") && reason.detail["object"] !== vaultName && attempt < attemptsMax;
       if (!mayTryAgain) throw reason;
-      options.onNotice({ code: "STORE_REGRESSED", message: `${reason.message}; the prune of disk ${JSON.stringify(disk)} starts again` });
+      options.onNotice({
+        code: "STORE_REGRESSED",
+        message: `${reason.message}; the prune of disk ${JSON.stringify(disk)} starts again`,
+      });
     }
   }
 }
@@ -281,7 +303,16 @@ function tell({ disk, points, decisions }: PrunePlan, onDecision: (decision: Poi
     const decision: Decision | undefined = decisions[index];
     assert(decision?.sequence === sequence, "there is a decision for each point, in their order");
     const { keep, reasons } = decision;
-    onDecision({ disk, sequence, point: id, time: new Date(timeMs).toISOString(), consistency, storedBytes, keep, reasons });
+    onDecision({
+      disk,
+      sequence,
+      point: id,
+      time: new Date(timeMs).toISOString(),
+      consistency,
+      storedBytes,
+      keep,
+      reasons,
+    });
   }
 }
 

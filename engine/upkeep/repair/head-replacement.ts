@@ -11,7 +11,13 @@ import { randomUUID } from "node:crypto";
 import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { HeadDocument, PointRecord } from "../../store/format/documents.ts";
 import { decodeHead, documentBytesMax, encodeHead } from "../../store/format/documents.ts";
-import { decodeDiskName, firstSequenceNumber, headName, parseSegmentName, segmentsPrefix } from "../../store/format/names.ts";
+import {
+  decodeDiskName,
+  firstSequenceNumber,
+  headName,
+  parseSegmentName,
+  segmentsPrefix,
+} from "../../store/format/names.ts";
 import { layOutPoints } from "../../store/points/history.ts";
 import type { Store } from "../../store/store.ts";
 import { leaseTiming } from "../../timing.ts";
@@ -34,7 +40,10 @@ export interface HeadReplacement extends DiskPlace {
   readonly prove: (written: ReadonlyMap<string, string>) => Promise<void>;
 }
 
-/** @throws `WRITER_ACTIVE` when another process writes the disk; `INTERRUPTED`, and the errors of the store. */
+/**
+ * @throws `WRITER_ACTIVE` when another process writes the disk; `INTERRUPTED`, and the errors of
+ * the store.
+ */
 export async function replaceHead(replacement: HeadReplacement): Promise<void> {
   const { store, vault, disk, seenEpoch, brokenEtag, points, prove, signal } = replacement;
   const epoch = seenEpoch + epochsSpared;

@@ -108,7 +108,11 @@ export async function takeInventory(store: Store, signal: AbortSignal | undefine
  */
 function isSpelledRight(name: string, { kind, number, epoch }: DiskObject, disk: string): boolean {
   if (kind === "head" || kind === "other") return true;
-  const spelled = { points: manifestName(disk, number, epoch), map: mapName(disk, epoch, number), history: pageName(disk, epoch, number) };
+  const spelled = {
+    points: manifestName(disk, number, epoch),
+    map: mapName(disk, epoch, number),
+    history: pageName(disk, epoch, number),
+  };
   return spelled[kind] === name && epoch <= epochMax;
 }
 
@@ -118,7 +122,8 @@ export async function readLists({ store, vault, disk, signal }: DiskPlace): Prom
   const lostPages: PageReference[] = [];
   const faults: string[] = [];
   const there = await findHead({ store, vault, disk, signal });
-  if (there.head === undefined) return { head: undefined, broken: there.broken, known, lostPages, faults: [there.fault] };
+  if (there.head === undefined)
+    return { head: undefined, broken: there.broken, known, lostPages, faults: [there.fault] };
   const { head } = there;
   let last: PageReference | undefined;
   const onPage = (reference: PageReference): void => {

@@ -25,7 +25,11 @@ import type { Store } from "../../store/store.ts";
  *
  * @throws `DAMAGED` when there is no copy of this vault's identity, and the errors of the store.
  */
-export async function findIdentity(store: Store, kept: VaultDocument | undefined, signal: AbortSignal | undefined): Promise<VaultDocument> {
+export async function findIdentity(
+  store: Store,
+  kept: VaultDocument | undefined,
+  signal: AbortSignal | undefined,
+): Promise<VaultDocument> {
   const vault = await vaultOfFrames(store, signal);
   // Read again: a repair may have put it back meanwhile.
   const copies = [await readCopy(store, vaultName, signal), await readCopy(store, vaultCopyName, signal), kept];
@@ -33,13 +37,21 @@ export async function findIdentity(store: Store, kept: VaultDocument | undefined
   if (found !== undefined) return found;
   const named = vault === undefined ? "" : `; its frames name vault ${vault}`;
   const left = "disks, points and chunks are untouched, but the key that proves chunks is in these copies only";
-  throw new TidemarkError("DAMAGED", `${vaultName} of ${store.description} and its copy ${vaultCopyName} are lost${named}: ${left}`, {
-    remedy: `put back a ${vaultName} from a backup, or run \`tidemark vault repair --state FOLDER\` on a machine that has used this vault at this address`,
-    detail: { object: vaultName, vault: vault ?? null },
-  });
+  throw new TidemarkError(
+    "DAMAGED",
+    `${vaultName} of ${store.description} and its copy ${vaultCopyName} are lost${named}: ${left}`,
+    {
+      remedy: `put back a ${vaultName} from a backup, or run \`tidemark vault repair --state FOLDER\` on a machine that has used this vault at this address`,
+      detail: { object: vaultName, vault: vault ?? null },
+    },
+  );
 }
 
-async function readCopy(store: Store, name: string, signal: AbortSignal | undefined): Promise<VaultDocument | undefined> {
+async function readCopy(
+  store: Store,
+  name: string,
+  signal: AbortSignal | undefined,
+): Promise<VaultDocument | undefined> {
   const there = await store.find(name, documentBytesMax, { signal });
   if (there === undefined) return undefined;
   try {

@@ -83,7 +83,10 @@ export async function unreadTables(options: MapCheckOptions): Promise<readonly U
     }
   }
   // A leaf may be listed by roots that were read after it.
-  return unread.map((table) => ({ ...table, points: [...(tables.get(table.name)?.points ?? [])].sort((a, b) => a - b) }));
+  return unread.map((table) => ({
+    ...table,
+    points: [...(tables.get(table.name)?.points ?? [])].sort((a, b) => a - b),
+  }));
 }
 
 async function readRun(options: MapCheckOptions, name: string, run: RunReference): Promise<readonly LeafReference[]> {

@@ -82,7 +82,11 @@ export async function choosePoints(options: ChooseOptions): Promise<ChosenPoints
   }
   const points = inOrderOfTime(standing, known, left);
   const listed = new Set(points.map(({ id }) => id));
-  return { points, damaged: damaged.filter(({ id }) => listed.has(id)), left: left.sort((a, b) => a.sequence - b.sequence) };
+  return {
+    points,
+    damaged: damaged.filter(({ id }) => listed.has(id)),
+    left: left.sort((a, b) => a.sequence - b.sequence),
+  };
 }
 
 /** In rising order. What loses its number to another is left out. */
@@ -95,7 +99,9 @@ function oneOfEachNumber(
   const claims = new Map<number, FoundManifest>();
   const rank = ({ id }: FoundManifest): number => (known.has(id) ? 2 : parents.has(id) ? 1 : 0);
   // Claimants of one number in the order of their writers: of equals the later one counts.
-  for (const found of [...manifests].sort((a, b) => a.manifest.sequence - b.manifest.sequence || a.manifest.epoch - b.manifest.epoch)) {
+  for (const found of [...manifests].sort(
+    (a, b) => a.manifest.sequence - b.manifest.sequence || a.manifest.epoch - b.manifest.epoch,
+  )) {
     const { sequence } = found.manifest;
     const rival = claims.get(sequence);
     const [chosen, other] = rival !== undefined && rank(rival) > rank(found) ? [rival, found] : [found, rival];
@@ -109,14 +115,26 @@ function oneOfEachNumber(
  * Times rise from point to point. Where they do not, the clock had been set back, and a cycle that
  * never came to its commit had the higher one: the older number goes, unless it is listed.
  */
-function inOrderOfTime(standing: readonly FoundManifest[], known: ReadonlyMap<string, PointRecord>, left: NotedPoint[]): PointRecord[] {
+function inOrderOfTime(
+  standing: readonly FoundManifest[],
+  known: ReadonlyMap<string, PointRecord>,
+  left: NotedPoint[],
+): PointRecord[] {
   const newestFirst: PointRecord[] = [];
   for (const found of standing.toReversed()) {
     const record = known.get(found.id) ?? recordOf(found);
-    for (let after = newestFirst.at(-1); after !== undefined && after.timeMs <= record.timeMs; after = newestFirst.at(-1)) {
+    for (
+      let after = newestFirst.at(-1);
+      after !== undefined && after.timeMs <= record.timeMs;
+      after = newestFirst.at(-1)
+    ) {
       const isListed = known.has(record.id) && !known.has(after.id);
       const { sequence, id } = isListed ? after : record;
-      left.push({ sequence, id, why: `it is not ${isListed ? "younger than the point before" : "older than the point after"} it` });
+      left.push({
+        sequence,
+        id,
+        why: `it is not ${isListed ? "younger than the point before" : "older than the point after"} it`,
+      });
       if (!isListed) break;
       newestFirst.pop();
     }
@@ -129,7 +147,19 @@ function inOrderOfTime(standing: readonly FoundManifest[], known: ReadonlyMap<st
 function recordOf({ id, manifest }: FoundManifest): PointRecord {
   const { sequence, epoch, timeMs, consistency, group, volumeBytes, statistics } = manifest;
   const { changedBytes, newBytes, storedBytes } = statistics;
-  return { sequence, epoch, id, timeMs, lagMs: null, consistency, group, volumeBytes, changedBytes, newBytes, storedBytes };
+  return {
+    sequence,
+    epoch,
+    id,
+    timeMs,
+    lagMs: null,
+    consistency,
+    group,
+    volumeBytes,
+    changedBytes,
+    newBytes,
+    storedBytes,
+  };
 }
 
 /** What has become of a point; see above. */
@@ -166,7 +196,8 @@ class Judgement {
     const absent = [...fates].flatMap(([found, fate]) => (fate.kind === "absent" ? { found, fate } : []));
     if (absent.length === 0) return fates;
     const lost = new Set<string>();
-    for (const { id, manifest } of claims) if (known.has(id)) for (const name of await this.#absentOf(manifest)) lost.add(name);
+    for (const { id, manifest } of claims)
+      if (known.has(id)) for (const name of await this.#absentOf(manifest)) lost.add(name);
     const hasListed = known.size > 0 || [...fates.values()].some(isKept);
     if (!hasListed) for (const name of absent.at(-1)?.fate.names ?? []) lost.add(name);
     for (const { found, fate } of absent) {
@@ -222,7 +253,8 @@ class PartsCheck {
     for await (const leaf of map.entriesOf(index, this.#options.signal)) {
       if (this.#whole.has(leaf)) continue;
       const faults = new PointFaults();
-      for (let entry = 0; entry < leaf.count && faults.fate.kind === "whole"; entry += 1) await this.#lookAt(leaf, entry, faults);
+      for (let entry = 0; entry < leaf.count && faults.fate.kind === "whole"; entry += 1)
+        await this.#lookAt(leaf, entry, faults);
       if (faults.fate.kind === "whole") this.#whole.add(leaf);
       else isWhole = false;
     }
@@ -238,7 +270,8 @@ class PartsCheck {
       const pieces = await map.window(from, end, signal);
       for (let piece = 0; piece < pieces.count; piece += 1) {
         const leaf = pieces.leaves[piece];
-        if (leaf !== undefined && !pieceIsZero(pieces, piece)) await this.#lookAt(leaf, pieces.entries[piece] ?? 0, faults);
+        if (leaf !== undefined && !pieceIsZero(pieces, piece))
+          await this.#lookAt(leaf, pieces.entries[piece] ?? 0, faults);
       }
       from = end;
     }
@@ -320,7 +353,8 @@ class PointFaults {
 
   get fate(): Fate {
     const [absent] = this.#absent;
-    if (this.#freed !== undefined) return { kind: "freed", why: `what it needs of ${this.#freed} has been freed by a collection` };
+    if (this.#freed !== undefined)
+      return { kind: "freed", why: `what it needs of ${this.#freed} has been freed by a collection` };
     if (absent !== undefined) return { kind: "absent", why: `${absent} does not exist any more`, names: this.#absent };
     return this.#damaged === undefined ? whole : { kind: "damaged", why: this.#damaged };
   }

@@ -59,20 +59,34 @@ export async function repairRecords(options: RecordRepairOptions): Promise<reado
     const segment = segmentOfDead(name);
     const fault = await faultOf(async () => await readDead(store, document.vault, name, { signal }));
     if (fault === undefined) continue;
-    const dead = fault.isUnknown || parseSegmentName(segment) === undefined ? undefined : await deadPages(options, segment);
+    const dead =
+      fault.isUnknown || parseSegmentName(segment) === undefined ? undefined : await deadPages(options, segment);
     if (dead !== undefined)
       await put(
         name,
-        encodeDead({ vault: document.vault, collection, segment, clearing: false, kept: 0, dead: dead.runs(), condemned: [] }),
+        encodeDead({
+          vault: document.vault,
+          collection,
+          segment,
+          clearing: false,
+          kept: 0,
+          dead: dead.runs(),
+          condemned: [],
+        }),
       );
     const fate =
-      dead === undefined ? "the frames of its segment cannot be read, so it cannot be rebuilt" : "rebuilt from the frames of its segment";
+      dead === undefined
+        ? "the frames of its segment cannot be read, so it cannot be rebuilt"
+        : "rebuilt from the frames of its segment";
     const rebuilt = dead === undefined ? undefined : { segment, pages: dead };
     found.push({ name, isRebuilt: dead !== undefined, dead: rebuilt, message: `${fault.message}; ${fate}` });
   }
   const fault = await faultOf(async () => await readCollection(store, document.vault, { signal }));
   const message =
-    fault?.message ?? ((await isForgotten(store, signal)) ? `${collectionName} is gone, though collections have left records` : undefined);
+    fault?.message ??
+    ((await isForgotten(store, signal))
+      ? `${collectionName} is gone, though collections have left records`
+      : undefined);
   const isDue = message !== undefined && fault?.isUnknown !== true;
   // Written last: a writer that sees the new id reads rebuilt records.
   if (isDue || found.some(({ isRebuilt }) => isRebuilt))
@@ -89,12 +103,15 @@ export async function repairRecords(options: RecordRepairOptions): Promise<reado
 /** Whether there are records, and no id that makes writers read them. */
 async function isForgotten(store: Store, signal: AbortSignal | undefined): Promise<boolean> {
   if ((await store.etagOf(collectionName, { signal })) !== undefined) return false;
-  for (const prefix of [deadPrefix, quarantinePrefix]) for await (const { name } of store.list(prefix, { signal })) return name !== "";
+  for (const prefix of [deadPrefix, quarantinePrefix])
+    for await (const { name } of store.list(prefix, { signal })) return name !== "";
   return false;
 }
 
 /** Why it cannot be read; `isUnknown`: a later version has written it. */
-async function faultOf(read: () => Promise<unknown>): Promise<{ readonly message: string; readonly isUnknown: boolean } | undefined> {
+async function faultOf(
+  read: () => Promise<unknown>,
+): Promise<{ readonly message: string; readonly isUnknown: boolean } | undefined> {
   try {
     await read();
     return undefined;
@@ -108,7 +125,10 @@ async function faultOf(read: () => Promise<unknown>): Promise<{ readonly message
  * Pages of a segment that have been freed; none of a segment that is gone; undefined when its
  * frames cannot be read.
  */
-async function deadPages({ store, document, signal }: RecordRepairOptions, segment: string): Promise<PageSet | undefined> {
+async function deadPages(
+  { store, document, signal }: RecordRepairOptions,
+  segment: string,
+): Promise<PageSet | undefined> {
   try {
     const { writtenBytes } = await store.statPages(segment, { signal });
     const zeros = await zeroPages(store, segment, writtenBytes, signal);
@@ -138,7 +158,12 @@ async function deadPages({ store, document, signal }: RecordRepairOptions, segme
   }
 }
 
-async function zeroPages(store: Store, segment: string, writtenBytes: number, signal: AbortSignal | undefined): Promise<PageSet> {
+async function zeroPages(
+  store: Store,
+  segment: string,
+  writtenBytes: number,
+  signal: AbortSignal | undefined,
+): Promise<PageSet> {
   const zeros = new PageSet();
   const none = Buffer.alloc(pageAlignmentBytes);
   let from = 0;
@@ -175,6 +200,7 @@ function hasItsDigest(
 
 function without(pages: PageSet, others: PageSet): PageSet {
   const left = new PageSet();
-  for (const { from, end } of pages.runs()) for (let page = from; page < end; page += 1) if (!others.has(page)) left.add(page, page + 1);
+  for (const { from, end } of pages.runs())
+    for (let page = from; page < end; page += 1) if (!others.has(page)) left.add(page, page + 1);
   return left;
 }

@@ -158,7 +158,8 @@ class Repair {
       await this.#repairDisk(inventory);
     }
     if (areRecordsSound && (await dropWrongIndex(this.#context, this.#store, this.#options))) {
-      const message = "the local dedup index named chunks that the vault does not hold; the next replication builds it anew";
+      const message =
+        "the local dedup index named chunks that the vault does not hold; the next replication builds it anew";
       this.#tellRepaired({ disk: null, object: dedupIndexName, kind: "index", message });
     }
     if (this.#refused !== undefined) throw this.#refused;
@@ -227,7 +228,13 @@ class Repair {
       await this.#mendCondemned(disk);
     } catch (error) {
       if (hasCode(error, "FORMAT_UNSUPPORTED")) {
-        this.#tellLost({ disk, object: headName(disk), points: [], extent: null, message: `${error.message}, so the disk is left alone` });
+        this.#tellLost({
+          disk,
+          object: headName(disk),
+          points: [],
+          extent: null,
+          message: `${error.message}, so the disk is left alone`,
+        });
       } else if (hasCode(error, "WRITER_ACTIVE", "SEAT_LOST")) {
         this.#refused ??= error;
       } else {
@@ -286,20 +293,38 @@ class Repair {
     const vaultId = fromHex(this.#context.document.vault);
     const areListsWhole = lists.head !== undefined && lists.lostPages.length === 0;
     if (!areListsWhole) await this.#stopCollections();
-    const { found: manifests, unread } = await readManifests(this.#place(disk), inventory.objects, areListsWhole ? lists.known : undefined);
+    const { found: manifests, unread } = await readManifests(
+      this.#place(disk),
+      inventory.objects,
+      areListsWhole ? lists.known : undefined,
+    );
     const store = this.#store;
-    const tables = await unreadTables({ store, vaultId, disk, manifests: manifests.map(({ manifest }) => manifest), signal });
+    const tables = await unreadTables({
+      store,
+      vaultId,
+      disk,
+      manifests: manifests.map(({ manifest }) => manifest),
+      signal,
+    });
     let chosen: ChosenPoints = { points: [...lists.known.values()], damaged: [], left: [] };
     if (!areListsWhole) {
       const inQuestion = manifests.filter((found) => lists.known.has(found.id) || isInQuestion(found, lists));
-      const options = { store, vaultId, manifests: inQuestion, known: lists.known, rebuiltRecords: this.#rebuiltRecords, signal };
+      const options = {
+        store,
+        vaultId,
+        manifests: inQuestion,
+        known: lists.known,
+        rebuiltRecords: this.#rebuiltRecords,
+        signal,
+      };
       chosen = withUnread(await choosePoints(options), lists);
       await this.#relist(inventory, lists, writerLease, chosen);
     }
     this.#points += chosen.points.length;
     const isLacking = unread.length + tables.length > 0;
     // Points may have been dropped and collected since they were listed.
-    const listed = areListsWhole && isLacking ? [...(await readLists(this.#place(disk))).known.values()] : chosen.points;
+    const listed =
+      areListsWhole && isLacking ? [...(await readLists(this.#place(disk))).known.values()] : chosen.points;
     this.#tellParts(disk, areListsWhole, listed, { unread, tables, damaged: chosen.damaged });
   }
 
@@ -342,7 +367,13 @@ class Repair {
     }
     if (lists.head === undefined && !this.#isDry) {
       const prove = async (written: ReadonlyMap<string, string>): Promise<void> => await this.#prove(written);
-      await replaceHead({ ...this.#place(disk), seenEpoch: inventory.epoch, brokenEtag: lists.broken?.etag, points, prove });
+      await replaceHead({
+        ...this.#place(disk),
+        seenEpoch: inventory.epoch,
+        brokenEtag: lists.broken?.etag,
+        points,
+        prove,
+      });
     } else if (writerLease !== undefined) await this.#replacePages(writerLease, points);
     const kind = lists.head === undefined ? "head" : "pages";
     const message = `${lists.faults.join("; ")}; ${String(points.length)} points are listed again${unknownNumbers(points, left)}`;
@@ -352,7 +383,10 @@ class Repair {
   async #replacePages(writerLease: WriterLease, points: readonly PointRecord[]): Promise<void> {
     const { signal } = this.#options;
     const { head } = writerLease;
-    const room = await layOutPoints({ store: this.#store, head, epoch: writerLease.epoch, takeOrdinal: countUp(), signal }, points);
+    const room = await layOutPoints(
+      { store: this.#store, head, epoch: writerLease.epoch, takeOrdinal: countUp(), signal },
+      points,
+    );
     await writerLease.relist(room, async (written) => {
       await this.#prove(written);
     });
@@ -368,7 +402,12 @@ class Repair {
   // ---- What is told ----
 
   /** What cannot be read of points that are listed, and of those that might have been. */
-  #tellParts(disk: string, areListsWhole: boolean, listed: readonly PointRecord[], { unread, tables, damaged }: UnreadParts): void {
+  #tellParts(
+    disk: string,
+    areListsWhole: boolean,
+    listed: readonly PointRecord[],
+    { unread, tables, damaged }: UnreadParts,
+  ): void {
     const isListed = new Set(listed.map(({ sequence }) => sequence));
     for (const { sequence, name, message: why } of unread) {
       if (areListsWhole && !isListed.has(sequence)) continue;
@@ -403,7 +442,10 @@ class Repair {
 
 /** Whether a manifest may be one of those that a lost list named. */
 function isInQuestion({ manifest: { sequence } }: FoundManifest, { head, lostPages }: PointLists): boolean {
-  return head === undefined || lostPages.some(({ firstSequence, lastSequence }) => firstSequence <= sequence && sequence <= lastSequence);
+  return (
+    head === undefined ||
+    lostPages.some(({ firstSequence, lastSequence }) => firstSequence <= sequence && sequence <= lastSequence)
+  );
 }
 
 /**

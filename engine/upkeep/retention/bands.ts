@@ -34,7 +34,11 @@ import { describeSpan, type RetentionBand } from "./policy.ts";
 /**
  * In the contestants' order. `ageZeroMs`: the time whose points have the age 0. At least one band.
  */
-export function judgeByBands(contestants: readonly Contestant[], bands: readonly RetentionBand[], ageZeroMs: number): Judgement[] {
+export function judgeByBands(
+  contestants: readonly Contestant[],
+  bands: readonly RetentionBand[],
+  ageZeroMs: number,
+): Judgement[] {
   const defeats = new Map<Contestant, Defeat>();
   let youngerEdgeMs = Number.POSITIVE_INFINITY;
   for (const { ageMsMax, everyMs } of bands) {
@@ -59,7 +63,12 @@ interface Defeat {
  * One band's contest among the points that have crossed its younger edge and have not lost before.
  * Adds the losers to `defeats`.
  */
-function contest(contestants: readonly Contestant[], everyMs: number, youngerEdgeMs: number, defeats: Map<Contestant, Defeat>): void {
+function contest(
+  contestants: readonly Contestant[],
+  everyMs: number,
+  youngerEdgeMs: number,
+  defeats: Map<Contestant, Defeat>,
+): void {
   const cellOf = (contestant: Contestant): number | undefined => {
     const { timeMs, isDated } = contestant;
     return isDated && timeMs < youngerEdgeMs && !defeats.has(contestant) ? Math.floor(timeMs / everyMs) : undefined;
@@ -79,7 +88,8 @@ function explain(
   bands: readonly RetentionBand[],
 ): readonly string[] {
   if (!isDated) return [];
-  const oneIn = (everyMs: number): string => `one per ${describeSpan(everyMs)} from ${minuteOf(Math.floor(timeMs / everyMs) * everyMs)}`;
+  const oneIn = (everyMs: number): string =>
+    `one per ${describeSpan(everyMs)} from ${minuteOf(Math.floor(timeMs / everyMs) * everyMs)}`;
   const beaten = defeat === undefined ? [] : [`superseded by ${defeat.winner.sequence}: ${oneIn(defeat.everyMs)}`];
   if (band === undefined) return [`older than ${describeSpan(bands.at(-1)?.ageMsMax ?? 0)}`, ...beaten];
   if (defeat !== undefined) return beaten;

@@ -22,7 +22,8 @@ export class Calendar {
 
   /** Errors: RangeError for a zone that this machine does not know; a parsed policy names none. */
   constructor(timeZone: string) {
-    this.#zone = timeZone === "UTC" ? undefined : new Intl.DateTimeFormat("en-US", { timeZone, timeZoneName: "longOffset" });
+    this.#zone =
+      timeZone === "UTC" ? undefined : new Intl.DateTimeFormat("en-US", { timeZone, timeZoneName: "longOffset" });
   }
 
   /** The period in which `timeMs` lies, at most `calendarMsMax` from 1970. */

@@ -75,7 +75,11 @@ export function decide(points: readonly RetentionPoint[], policy: RetentionPolic
 }
 
 /** The points that stay: `decide` without its reasons, for many points. */
-export function kept<Point extends RetentionPoint>(points: readonly Point[], policy: RetentionPolicy, nowMs: number): Point[] {
+export function kept<Point extends RetentionPoint>(
+  points: readonly Point[],
+  policy: RetentionPolicy,
+  nowMs: number,
+): Point[] {
   const judgements = judge(points, policy, nowMs);
   return points.filter((_, index) => judgements[index]?.keep !== false);
 }
@@ -112,12 +116,18 @@ function rankOf({ group, groupConsistency, consistency }: RetentionPoint): numbe
   return group === null ? ranks[consistency] : groupRank + ranks[groupConsistency ?? "crash"];
 }
 
-function judgeByRules(contestants: readonly Contestant[], policy: RetentionPolicy, ageZeroMs: number): readonly Judgement[] {
+function judgeByRules(
+  contestants: readonly Contestant[],
+  policy: RetentionPolicy,
+  ageZeroMs: number,
+): readonly Judgement[] {
   switch (policy.kind) {
     case "everything":
       return everything(contestants);
     case "days":
-      return policy.days === 0 ? contestants.map(() => newestOnly) : judgeByBands(contestants, bandsOfDays(policy.days), ageZeroMs);
+      return policy.days === 0
+        ? contestants.map(() => newestOnly)
+        : judgeByBands(contestants, bandsOfDays(policy.days), ageZeroMs);
     case "bands":
       return policy.bands.length === 0 ? everything(contestants) : judgeByBands(contestants, policy.bands, ageZeroMs);
     case "keep": {

@@ -50,7 +50,8 @@ function newest(contestants: readonly Contestant[], count: number): Rule {
  * up all hours of the true past.
  */
 function onePerPeriod(contestants: readonly Contestant[], calendar: Calendar, period: Period, count: number): Rule {
-  const periodOf = ({ timeMs, isDated }: Contestant): number | undefined => (isDated ? calendar.periodOf(period, timeMs) : undefined);
+  const periodOf = ({ timeMs, isDated }: Contestant): number | undefined =>
+    isDated ? calendar.periodOf(period, timeMs) : undefined;
   const best = winners(contestants, periodOf);
   const counted = new Map([...best].sort(([one], [other]) => other - one).slice(0, count));
   const kept = new Set(counted.values());

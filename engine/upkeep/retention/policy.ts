@@ -167,7 +167,9 @@ function readPolicy(text: string, refuse: Refuse): RetentionPolicy {
       return rows.length === 0 ? { kind: "everything" } : readKeep(rows, refuse);
     default:
       refuse(
-        kind === undefined ? "it does not begin with `days:`, `bands:` or `keep:`" : `there is no kind ${JSON.stringify(kind)}`,
+        kind === undefined
+          ? "it does not begin with `days:`, `bands:` or `keep:`"
+          : `there is no kind ${JSON.stringify(kind)}`,
         remedies.form,
       );
       return { kind: "everything" };
@@ -183,7 +185,8 @@ function readDays(body: string, refuse: Refuse): RetentionPolicy {
 
 function readBands(rows: readonly string[], refuse: Refuse): BandsPolicy {
   const bands: RetentionBand[] = [];
-  if (rows.length > bandsMax) refuse(`it has ${rows.length} bands, and at most ${bandsMax} are looked at`, remedies.bands);
+  if (rows.length > bandsMax)
+    refuse(`it has ${rows.length} bands, and at most ${bandsMax} are looked at`, remedies.bands);
   for (const row of rows) {
     const [age = "", every = "", ...more] = row.split("=").map((word) => word.trim());
     const ageMsMax = spanMs(age);
@@ -230,7 +233,8 @@ function readKeep(rows: readonly string[], refuse: Refuse): RetentionPolicy {
   for (const row of rows) {
     const at = row.indexOf("=");
     const rule = (at === -1 ? row : row.slice(0, at)).trim();
-    if (!["last", ...periods, "within", "tz"].includes(rule)) refuse(`there is no rule ${JSON.stringify(rule)}`, remedies.keep);
+    if (!["last", ...periods, "within", "tz"].includes(rule))
+      refuse(`there is no rule ${JSON.stringify(rule)}`, remedies.keep);
     else if (said.has(rule)) refuse(`${rule} is said twice`, "say each rule once");
     said.set(rule, at === -1 ? "" : row.slice(at + 1).trim());
   }
@@ -245,7 +249,8 @@ function readKeep(rows: readonly string[], refuse: Refuse): RetentionPolicy {
   const withinMs = within === undefined ? null : spanMs(within);
   if (withinMs === undefined) refuse(`within=${within ?? ""} is no duration`, remedies.keep);
   const timeZone = said.get("tz") ?? "UTC";
-  if (!isTimeZone(timeZone)) refuse(`${JSON.stringify(timeZone)} is no time zone that this machine knows`, remedies.keep);
+  if (!isTimeZone(timeZone))
+    refuse(`${JSON.stringify(timeZone)} is no time zone that this machine knows`, remedies.keep);
   const rules = [...said.keys()].filter((rule) => rule !== "tz");
   if (rules.length === 0) return { kind: "everything" };
   return {

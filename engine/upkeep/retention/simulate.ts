@@ -40,12 +40,19 @@ const pruneAt = 4_096;
  *
  * @throws `INVALID_ARGUMENT` when that makes no point or more than 2,000,000; `INTERRUPTED`.
  */
-export async function simulateRetention({ policy, spanMs, everyMs, endMs, signal }: SimulationOptions): Promise<SimulatedTimeline> {
+export async function simulateRetention({
+  policy,
+  spanMs,
+  everyMs,
+  endMs,
+  signal,
+}: SimulationOptions): Promise<SimulatedTimeline> {
   const pointsMade = Math.floor(spanMs / everyMs);
   if (!(pointsMade >= 1 && pointsMade <= pointsMadeMax)) {
     const fact = `a point every ${describeSpan(everyMs)} for ${describeSpan(spanMs)} makes ${pointsMade} points`;
     throw new TidemarkError("INVALID_ARGUMENT", `${fact}, and 1 to ${pointsMadeMax} can be simulated`, {
-      remedy: pointsMade < 1 ? "let points come more often, or for longer" : "let points come less often, or for fewer days",
+      remedy:
+        pointsMade < 1 ? "let points come more often, or for longer" : "let points come less often, or for fewer days",
     });
   }
   let points: RetentionPoint[] = [];

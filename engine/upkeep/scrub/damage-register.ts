@@ -48,7 +48,9 @@ export class DamageRegister {
   }
 
   get damages(): readonly Damage[] {
-    return [...this.#byDisk.values()].flatMap((points) => [...points.values()].flat()).map(({ finding }) => damageOf(finding));
+    return [...this.#byDisk.values()]
+      .flatMap((points) => [...points.values()].flat())
+      .map(({ finding }) => damageOf(finding));
   }
 
   /** There are so many that of each further point only one is kept. */
@@ -163,7 +165,8 @@ export class DamageRegister {
 
   /** Forgets points of the disk that are not among these. */
   keepPoints(disk: string, sequences: ReadonlySet<number>): void {
-    for (const key of this.#byDisk.get(disk)?.keys() ?? []) if (key > 0 && !sequences.has(key)) this.#set(disk, key, []);
+    for (const key of this.#byDisk.get(disk)?.keys() ?? [])
+      if (key > 0 && !sequences.has(key)) this.#set(disk, key, []);
   }
 
   #known(disk: string, key: number): readonly KnownDamage[] {

@@ -56,7 +56,8 @@ export function damageOf(finding: DamageFinding): Damage {
 }
 
 function factOf({ cause, extent, object }: DamageFinding): string {
-  const where = extent === null ? "bytes" : `bytes ${String(extent.offset)} to ${String(extent.offset + extent.length)}`;
+  const where =
+    extent === null ? "bytes" : `bytes ${String(extent.offset)} to ${String(extent.offset + extent.length)}`;
   switch (cause.kind) {
     case "object":
       return cause.what;

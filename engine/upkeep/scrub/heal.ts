@@ -93,7 +93,8 @@ export class Healer {
     const outcomes: HealOutcome[] = [];
     const orphans: number[] = [];
     // Afterwards what is left of a damaged segment can be read.
-    for (const segment of new Set(chunks.map((chunk) => chunk.segment))) await mendSegment(this.#patchOptions(), segment);
+    for (const segment of new Set(chunks.map((chunk) => chunk.segment)))
+      await mendSegment(this.#patchOptions(), segment);
     for (const [index, chunk] of chunks.entries()) {
       throwIfAborted(signal);
       if ((await this.#readPlain(chunk)) !== undefined) continue;
@@ -158,7 +159,10 @@ export class Healer {
    * Looks for other chunks with one of the wanted digests, and hands over the plain bytes of each
    * that is found and proved. Segments are searched as far as their frames can be read.
    */
-  async #findDuplicates(wanted: readonly DamagedChunk[], found: (chunk: DamagedChunk, plain: Uint8Array) => Promise<void>): Promise<void> {
+  async #findDuplicates(
+    wanted: readonly DamagedChunk[],
+    found: (chunk: DamagedChunk, plain: Uint8Array) => Promise<void>,
+  ): Promise<void> {
     const { store, signal } = this.#options;
     const missing = new Map<string, DamagedChunk[]>();
     for (const chunk of wanted) {
@@ -173,7 +177,8 @@ export class Healer {
       if (missing.size === 0) break;
       try {
         const record = await readDead(store, toHex(this.#vaultId), deadName(name), { signal });
-        const dead = record === undefined ? undefined : PageSet.ofRuns([...record.document.dead, ...record.document.condemned]);
+        const dead =
+          record === undefined ? undefined : PageSet.ofRuns([...record.document.dead, ...record.document.condemned]);
         for await (const { offset, table } of walkFrames(store, this.#vaultId, { name, sizeBytes, dead }, { signal })) {
           for (let index = 0; index < table.count; index += 1) {
             const digest = toHex(table.digests.subarray(index * digestBytes, (index + 1) * digestBytes));
@@ -184,7 +189,13 @@ export class Healer {
             if (chunks.some((damaged) => damaged.segment === name && damaged.offset === at)) continue;
             const storedWord = table.storedWords[index] ?? 0;
             if (storedLength(storedWord) > chunk.granules * granuleBytes) continue;
-            const plain = await this.#readPlain({ segment: name, offset: at, storedWord, digest: chunk.digest, granules: chunk.granules });
+            const plain = await this.#readPlain({
+              segment: name,
+              offset: at,
+              storedWord,
+              digest: chunk.digest,
+              granules: chunk.granules,
+            });
             if (plain === undefined) continue;
             missing.delete(digest);
             for (const damaged of chunks) await found(damaged, plain);

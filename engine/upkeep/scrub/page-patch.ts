@@ -56,7 +56,11 @@ const openNow = "its writer may still append to the segment; it can be healed af
  * Writes a patch until `isDone` says that its bytes are there. Returns why that cannot be done, or
  * undefined. Errors: those of the store.
  */
-export async function patchPages(options: PatchOptions, patch: Patch, isDone: () => Promise<boolean>): Promise<string | undefined> {
+export async function patchPages(
+  options: PatchOptions,
+  patch: Patch,
+  isDone: () => Promise<boolean>,
+): Promise<string | undefined> {
   const { pages, fault } = await stateOf(options, patch.segment);
   if (pages === undefined && fault === undefined && !patch.makes) return "the segment is gone";
   if ((await ownership(options, patch.segment)) === "open") return openNow;
@@ -97,7 +101,10 @@ async function stateOf({ store, signal }: PatchOptions, segment: string): Promis
   try {
     const pages = await store.statPages(segment, { signal });
     const isShort = pages.sizeBytes < segmentBytes;
-    return { pages, fault: isShort ? `${segment} was cut short: it ends at byte ${String(pages.sizeBytes)}` : undefined };
+    return {
+      pages,
+      fault: isShort ? `${segment} was cut short: it ends at byte ${String(pages.sizeBytes)}` : undefined,
+    };
   } catch (error) {
     if (hasCode(error, "OBJECT_NOT_FOUND")) return { pages: undefined, fault: undefined };
     if (hasCode(error, "DAMAGED")) return { pages: undefined, fault: error.message };
@@ -112,7 +119,8 @@ async function restoreSegment(options: PatchOptions, segment: string): Promise<s
   const head = await headOf(options, segment);
   // A segment of an epoch that is still to come, as a store that went back in time lets it appear,
   // will be another writer's.
-  if (parsed === undefined || head === undefined || parsed.epoch > head.epoch) return "a writer may still make a segment of its name";
+  if (parsed === undefined || head === undefined || parsed.epoch > head.epoch)
+    return "a writer may still make a segment of its name";
   try {
     await store.restorePages(segment, segmentBytes, firstSequenceNumber(parsed.epoch + 1), { signal });
     return undefined;

@@ -187,7 +187,12 @@ export class PointProver {
    * Which of these findings another point of the disk shows, and where; the first of them only, if
    * `first`. Errors: as `PointMap.window`.
    */
-  async trace(disk: string, point: PointRecord, findings: readonly DamageFinding[], first: boolean): Promise<readonly DamageFinding[]> {
+  async trace(
+    disk: string,
+    point: PointRecord,
+    findings: readonly DamageFinding[],
+    first: boolean,
+  ): Promise<readonly DamageFinding[]> {
     const { store, context, signal } = this.#options;
     const manifest = await readManifest(store, context.document.vault, disk, point, signal);
     const map = new PointMap(store, fromHex(context.document.vault), disk, manifest);
@@ -204,7 +209,10 @@ export class PointProver {
         const entry = pieces.entries[piece] ?? 0;
         if (leaf === undefined || pieceIsZero(pieces, piece)) continue;
         if (leaf.names[leaf.segments[entry] ?? 0] !== chunk.segment || leaf.offsets[entry] !== chunk.offset) continue;
-        const extent = { offset: (pieces.starts[piece] ?? 0) * granuleBytes, length: (pieces.lengths[piece] ?? 0) * granuleBytes };
+        const extent = {
+          offset: (pieces.starts[piece] ?? 0) * granuleBytes,
+          length: (pieces.lengths[piece] ?? 0) * granuleBytes,
+        };
         found.push({ ...finding, sequence: point.sequence, point: point.id, extent });
         if (first) return found;
       }
@@ -265,7 +273,9 @@ export class PointProver {
         },
         // With a source every byte is needed; without, a chunk that has been judged for another
         // point is not fetched again.
-        ...(source === undefined ? { skip: (segment: string, offset: number): boolean => this.#isProved(segment, offset) } : {}),
+        ...(source === undefined
+          ? { skip: (segment: string, offset: number): boolean => this.#isProved(segment, offset) }
+          : {}),
       };
       await this.#reader.read(map, 0, consumer);
     } catch (error) {
@@ -291,7 +301,8 @@ export class PointProver {
       const extent = { offset: start * granuleBytes, length: lengthBytes };
       const storedWord = leaf?.storedWords[entry] ?? 0;
       const stored = String(storedLength(storedWord));
-      const what = batch.failure?.message ?? `its ${stored} bytes from ${String(offset)} on do not give the chunk that they must`;
+      const what =
+        batch.failure?.message ?? `its ${stored} bytes from ${String(offset)} on do not give the chunk that they must`;
       const chunk: DamagedChunk = {
         segment: batch.segment,
         offset,
@@ -355,7 +366,10 @@ class PointNotes {
    * Notes something of the point. A difference that continues the one that was noted last is one
    * with it.
    */
-  note(found: Pick<DamageFinding, "extent" | "object" | "code"> & { readonly cause: DamageCause }, chunk?: DamagedChunk): void {
+  note(
+    found: Pick<DamageFinding, "extent" | "object" | "code"> & { readonly cause: DamageCause },
+    chunk?: DamagedChunk,
+  ): void {
     const finding: DamageFinding = { ...this.#place, ...found, chunk, unhealed: undefined, healed: false };
     const last = this.#findings.at(-1);
     const extent = last === undefined ? undefined : joined(last, finding);
@@ -390,12 +404,22 @@ export function chunkKey({ segment, offset }: Pick<DamagedChunk, "segment" | "of
   return `${segment} ${String(offset)}`;
 }
 
-async function compareBatch(point: PointRecord, batch: ProvedBatch, source: Volume, sourceBytes: number, notes: PointNotes): Promise<void> {
+async function compareBatch(
+  point: PointRecord,
+  batch: ProvedBatch,
+  source: Volume,
+  sourceBytes: number,
+  notes: PointNotes,
+): Promise<void> {
   for (let at = batch.from; at < batch.end; at += 1) {
     if (!pieceIsProved(batch, at)) continue;
     const piece = batch.order[at] ?? 0;
     const offset = (batch.pieces.starts[piece] ?? 0) * granuleBytes;
-    const length = Math.min((batch.pieces.lengths[piece] ?? 0) * granuleBytes, point.volumeBytes - offset, sourceBytes - offset);
+    const length = Math.min(
+      (batch.pieces.lengths[piece] ?? 0) * granuleBytes,
+      point.volumeBytes - offset,
+      sourceBytes - offset,
+    );
     if (length <= 0) continue;
     const actual = Buffer.alloc(length);
     await source.read(offset, actual);
@@ -417,7 +441,10 @@ async function compareZeros(
   const zeros = Buffer.alloc(buffer.length);
   for await (const extent of source.allocated?.(sourceBytes) ?? [{ offset: 0, length: sourceBytes }]) {
     if (extent.offset >= limit) break;
-    for (let offset = Math.max(extent.offset, from * granuleBytes); offset < Math.min(extent.offset + extent.length, limit); ) {
+    for (
+      let offset = Math.max(extent.offset, from * granuleBytes);
+      offset < Math.min(extent.offset + extent.length, limit);
+    ) {
       const length = Math.min(buffer.length, extent.offset + extent.length - offset, limit - offset);
       await source.read(offset, buffer.subarray(0, length));
       if (buffer.compare(zeros, 0, length, 0, length) !== 0) noteDifference(notes, source, offset, length);
@@ -437,14 +464,22 @@ function noteDifference(notes: PointNotes, source: Volume, offset: number, lengt
 
 /** The extent of two differences that touch, or undefined. */
 function joined(last: DamageFinding, next: DamageFinding): Extent | undefined {
-  if (last.cause.kind !== "difference" || next.cause.kind !== "difference" || last.extent === null || next.extent === null)
+  if (
+    last.cause.kind !== "difference" ||
+    next.cause.kind !== "difference" ||
+    last.extent === null ||
+    next.extent === null
+  )
     return undefined;
   const touches = last.extent.offset + last.extent.length === next.extent.offset;
   return touches ? { offset: last.extent.offset, length: last.extent.length + next.extent.length } : undefined;
 }
 
 function dropped(disk: string, { sequence }: PointRecord): TidemarkError {
-  return new TidemarkError("POINT_NOT_FOUND", `point ${String(sequence)} of disk ${JSON.stringify(disk)} was dropped while it was proved`);
+  return new TidemarkError(
+    "POINT_NOT_FOUND",
+    `point ${String(sequence)} of disk ${JSON.stringify(disk)} was dropped while it was proved`,
+  );
 }
 
 /**
@@ -461,7 +496,10 @@ export function isDamage(error: unknown): error is DamageError {
   return isUnreadableOrGone(error);
 }
 
-/** The damage of an object that lists points and cannot be read: how many points that concerns, and which, is not known. */
+/**
+ * The damage of an object that lists points and cannot be read: how many points that concerns, and
+ * which, is not known.
+ */
 export function listFinding(disk: string, error: DamageError): DamageFinding {
   const { code, message, detail } = error;
   const object = typeof detail["object"] === "string" ? detail["object"] : "unknown";

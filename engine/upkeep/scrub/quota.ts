@@ -35,12 +35,20 @@ const leastMs = 60_000;
  * Claims the quota accrued by now. Undefined: another scrubber has just claimed it. Errors: those
  * of the store.
  */
-export async function claimQuota(store: Store, vault: string, nowMs: number, options: CallOptions): Promise<Quota | undefined> {
+export async function claimQuota(
+  store: Store,
+  vault: string,
+  nowMs: number,
+  options: CallOptions,
+): Promise<Quota | undefined> {
   const { document, etag } = await readScrubbed(store, vault, options);
   const sinceMs = nowMs - (document?.takenMs ?? nowMs - firstMs);
   // A time far in the future comes from a clock that was wrong.
   if (sinceMs < leastMs && sinceMs > -dayMs) return undefined;
-  const quota = { dayPart: sinceMs < 0 ? firstMs / dayMs : Math.min(1, sinceMs / dayMs), roundMs: document?.roundMs ?? nowMs };
+  const quota = {
+    dayPart: sinceMs < 0 ? firstMs / dayMs : Math.min(1, sinceMs / dayMs),
+    roundMs: document?.roundMs ?? nowMs,
+  };
   try {
     await store.replace(scrubbedName, encodeScrubbed({ vault, roundMs: quota.roundMs, takenMs: nowMs }), etag, options);
     return quota;
@@ -52,7 +60,13 @@ export async function claimQuota(store: Store, vault: string, nowMs: number, opt
 }
 
 /** Begins the next round, unless another scrubber has. Errors: those of the store. */
-export async function endRound(store: Store, vault: string, roundMs: number, nowMs: number, options: CallOptions): Promise<void> {
+export async function endRound(
+  store: Store,
+  vault: string,
+  roundMs: number,
+  nowMs: number,
+  options: CallOptions,
+): Promise<void> {
   for (let attempt = 1; ; attempt += 1) {
     const { document, etag } = await readScrubbed(store, vault, options);
     if (document?.roundMs !== roundMs) return;

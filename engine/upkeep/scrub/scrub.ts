@@ -105,7 +105,10 @@ export async function scrubProtected(
   options: ScrubOptions,
 ): Promise<ScrubSummary> {
   const running = [...protections].filter((protection) => protection.status().state !== "stopped");
-  const sources = new Map([...running.map(({ disk, device }): [string, Volume] => [disk, volumeOf(device)]), ...(options.sources ?? [])]);
+  const sources = new Map([
+    ...running.map(({ disk, device }): [string, Volume] => [disk, volumeOf(device)]),
+    ...(options.sources ?? []),
+  ]);
   const open = new Set<string>();
   const onOpen = (disk: string): void => {
     if (running.some((protection) => protection.disk === disk)) open.add(disk);
@@ -114,7 +117,11 @@ export async function scrubProtected(
   const first = await scrubber.pass({ ...options, sources, onOpen });
   if (open.size === 0) return first;
   for (const disk of open) renewals.add(disk);
-  for (let waitedMs = 0; waitedMs < renewalMsMax && [...open].some((disk) => renewals.has(disk)); waitedMs += renewalPollMs) {
+  for (
+    let waitedMs = 0;
+    waitedMs < renewalMsMax && [...open].some((disk) => renewals.has(disk));
+    waitedMs += renewalPollMs
+  ) {
     await delay(renewalPollMs, undefined, { signal: options.signal }).catch(() => undefined);
     throwIfAborted(options.signal);
   }
@@ -364,7 +371,11 @@ class ScrubPass {
   }
 
   #progressOf(disk: string): DiskProgress {
-    const progress = this.#round.disks.get(disk) ?? { walk: new MapWalk(disk), done: new Set<number>(), begun: undefined };
+    const progress = this.#round.disks.get(disk) ?? {
+      walk: new MapWalk(disk),
+      done: new Set<number>(),
+      begun: undefined,
+    };
     this.#round.disks.set(disk, progress);
     return progress;
   }
@@ -405,7 +416,12 @@ class ScrubPass {
     }
   }
 
-  async #provePoint(disk: string, point: PointRecord, isProved: boolean, younger: readonly PointRecord[]): Promise<void> {
+  async #provePoint(
+    disk: string,
+    point: PointRecord,
+    isProved: boolean,
+    younger: readonly PointRecord[],
+  ): Promise<void> {
     const { sequence } = point;
     const progress = this.#progressOf(disk);
     const begun = progress.begun?.sequence === sequence ? progress.begun : { sequence, granule: 0 };
@@ -449,7 +465,8 @@ class ScrubPass {
   async #proveSegments(): Promise<void> {
     const { signal } = this.#options;
     const segments = new Set<string>();
-    for await (const { name } of this.#store.list(segmentsPrefix, { signal })) if (parseSegmentName(name) !== undefined) segments.add(name);
+    for await (const { name } of this.#store.list(segmentsPrefix, { signal }))
+      if (parseSegmentName(name) !== undefined) segments.add(name);
     this.#findings.damagedSegments(segments);
     for (const segment of segments) if (!this.#round.segments.has(segment)) await this.#proveSegment(segment);
   }
@@ -465,7 +482,14 @@ class ScrubPass {
     for (const [disk, sequences] of this.#round.unnoted) {
       const place = { vault: this.#context.document.vault, disk };
       try {
-        await noteProved(this.#store, place, this.#listed.get(disk)?.points ?? [], sequences, Date.now(), this.#options.signal);
+        await noteProved(
+          this.#store,
+          place,
+          this.#listed.get(disk)?.points ?? [],
+          sequences,
+          Date.now(),
+          this.#options.signal,
+        );
       } catch (error) {
         if (!hasCode(error, "ACCESS_REFUSED")) throw error; // read access is enough to prove points
       }

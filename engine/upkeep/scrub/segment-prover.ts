@@ -41,15 +41,25 @@ export async function proveSegment(options: SegmentProofOptions, segment: string
   const findings: DamageFinding[] = [];
   const add = (what: string, unhealed: string | undefined): void => {
     const place = { disk, sequence: null, point: null, extent: null, object: segment, code: "DAMAGED" } as const;
-    findings.push({ ...place, cause: { kind: "object", what }, chunk: undefined, unhealed, healed: unhealed === undefined });
+    findings.push({
+      ...place,
+      cause: { kind: "object", what },
+      chunk: undefined,
+      unhealed,
+      healed: unhealed === undefined,
+    });
   };
   const mended = await mendSegment(options, segment);
   if (mended !== undefined) add(mended.fault, mended.refusal);
   try {
     const fault = await faultOfFrames(options, segment);
     if (fault !== undefined) {
-      const fate = "New points do not share the chunks behind it, and its space is freed when no point needs anything of the segment";
-      options.onNotice({ code: "SEGMENT_DAMAGED", message: `${fault.message}. No point needs that to be read. ${fate}` });
+      const fate =
+        "New points do not share the chunks behind it, and its space is freed when no point needs anything of the segment";
+      options.onNotice({
+        code: "SEGMENT_DAMAGED",
+        message: `${fault.message}. No point needs that to be read. ${fate}`,
+      });
     }
   } catch (error) {
     if (hasCode(error, "OBJECT_NOT_FOUND")) return findings;
@@ -66,7 +76,12 @@ async function faultOfFrames(options: SegmentProofOptions, segment: string): Pro
   const { writtenBytes, sizeBytes } = await store.statPages(segment, { signal });
   for (let record = await readDead(store, vault, deadName(segment), { signal }); ; ) {
     const dead = PageSet.ofRuns(record?.document.dead ?? []);
-    const { fault } = await readableFrames(store, fromHex(vault), { name: segment, sizeBytes, writtenBytes, dead }, { onFrame, signal });
+    const { fault } = await readableFrames(
+      store,
+      fromHex(vault),
+      { name: segment, sizeBytes, writtenBytes, dead },
+      { onFrame, signal },
+    );
     if (fault === undefined) return undefined;
     // A collection may have freed the frame since the record was read.
     const now = await readDead(store, vault, deadName(segment), { signal });

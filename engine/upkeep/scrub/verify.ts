@@ -44,7 +44,9 @@ class Verification {
   constructor(context: VaultContext, options: VerifyOptions) {
     const { disk, source, heal = false, onProgress, onNotice = () => undefined, signal } = options;
     const store = new Store(context.sink);
-    const sources = new Map<string, Volume>(source === undefined || disk === undefined ? [] : [[disk.normalize("NFC"), source]]);
+    const sources = new Map<string, Volume>(
+      source === undefined || disk === undefined ? [] : [[disk.normalize("NFC"), source]],
+    );
     const healer = heal ? new Healer({ context, store, sources, onNotice, signal }) : undefined;
     this.#context = context;
     this.#options = options;
@@ -56,7 +58,9 @@ class Verification {
     const startedAt = performance.now();
     const { disk, source } = this.#options;
     if (source !== undefined && disk === undefined) {
-      throw new TidemarkError("INVALID_ARGUMENT", "a source can be compared with one disk only", { remedy: "name the disk" });
+      throw new TidemarkError("INVALID_ARGUMENT", "a source can be compared with one disk only", {
+        remedy: "name the disk",
+      });
     }
     const disks = disk === undefined ? await diskNames(this.#store, this.#options.signal) : [disk.normalize("NFC")];
     for (const name of disks) await this.#verifyDisk(name);
@@ -125,7 +129,8 @@ class Verification {
     for (const segment of segments) {
       const disk = decodeDiskName(parseSegmentName(segment)?.encodedDisk ?? "");
       if (disk === undefined || !disks.has(disk)) continue;
-      for (const finding of await proveSegment({ store: this.#store, vault, onNotice, signal }, segment)) this.#note(finding);
+      for (const finding of await proveSegment({ store: this.#store, vault, onNotice, signal }, segment))
+        this.#note(finding);
     }
   }
 

@@ -95,7 +95,12 @@ test("a collection reports what it freed, and which writers did not acknowledge,
   rig.next = { storedBytesBefore: 3 * 2 ** 30, storedBytesAfter: 2 ** 30 };
   await rig.hours(1);
   expect(rig.events).toEqual([
-    { kind: "notice", disk: "", code: "WRITER_ACTIVE", message: expect.stringContaining("web did not acknowledge in time") as string },
+    {
+      kind: "notice",
+      disk: "",
+      code: "WRITER_ACTIVE",
+      message: expect.stringContaining("web did not acknowledge in time") as string,
+    },
     { kind: "collect", disk: "", message: "2 GiB of the vault freed: 1 GiB stored" },
   ]);
   await rig.collecting.stop();

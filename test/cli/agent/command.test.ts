@@ -28,8 +28,14 @@ describe("tidemark agent", () => {
   it("--check says what is sound, and every fault with its line", async () => {
     const place = placeWith();
     const sound = await place.json("agent", "--config", "agent.yaml", "--check");
-    expect(sound).toMatchObject({ code: 0, last: { type: "summary", command: "agent", disks: 1, vaults: 1, policies: 1 } });
-    writeFileSync(place.path("agent.yaml"), configuration.replace("vault: main", "vault: man").replace("web.img", "none.img"));
+    expect(sound).toMatchObject({
+      code: 0,
+      last: { type: "summary", command: "agent", disks: 1, vaults: 1, policies: 1 },
+    });
+    writeFileSync(
+      place.path("agent.yaml"),
+      configuration.replace("vault: main", "vault: man").replace("web.img", "none.img"),
+    );
     const faulty = await place.json("agent", "--config", "agent.yaml", "--check");
     expect(faulty).toMatchObject({
       code: 2,
@@ -46,7 +52,10 @@ describe("tidemark agent", () => {
   it("needs a configuration, and a running agent for its commands", async () => {
     const place = placeWith();
     expect(await place.json("agent")).toMatchObject({ code: 2, last: { code: "INVALID_ARGUMENT" } });
-    expect(await place.json("agent", "status", ...socket)).toMatchObject({ code: 1, last: { code: "AGENT_UNREACHABLE" } });
+    expect(await place.json("agent", "status", ...socket)).toMatchObject({
+      code: 1,
+      last: { code: "AGENT_UNREACHABLE" },
+    });
     expect(await place.json("agent", "limit", "fast", "--vault", "main", ...socket)).toMatchObject({ code: 2 });
   });
 
@@ -55,19 +64,43 @@ describe("tidemark agent", () => {
     const agent = place.start(["agent", "--config", "agent.yaml"]);
     await agent.says("web: exported as web");
     const app = await place.json("agent", "point", "--disk", "web", "--app-consistent", ...socket);
-    expect(app).toMatchObject({ code: 0, last: { type: "summary", command: "agent point", disk: "web", consistency: "app" } });
+    expect(app).toMatchObject({
+      code: 0,
+      last: { type: "summary", command: "agent point", disk: "web", consistency: "app" },
+    });
     const sequence = Number(app.last["sequence"]);
     const status = await place.json("agent", "status", ...socket);
-    expect(status.lines[0]).toMatchObject({ type: "disk", disk: "web", state: "protecting", health: "Normal", vault: "main" });
+    expect(status.lines[0]).toMatchObject({
+      type: "disk",
+      disk: "web",
+      state: "protecting",
+      health: "Normal",
+      vault: "main",
+    });
     const table = await place.run(["agent", "status", ...socket]);
     expect(table.stdout).toMatch(/^agent running for .*health Normal\n\nDISK +STATE +HEALTH +COMMITTED/);
-    expect((await place.json("agent", "status", "--disk", "web", ...socket)).lines).toMatchObject([{ disk: "web" }, { disks: 1 }]);
-    expect(await place.json("agent", "status", "--group", "web", ...socket)).toMatchObject({ code: 10, last: { code: "DISK_NOT_FOUND" } });
+    expect((await place.json("agent", "status", "--disk", "web", ...socket)).lines).toMatchObject([
+      { disk: "web" },
+      { disks: 1 },
+    ]);
+    expect(await place.json("agent", "status", "--group", "web", ...socket)).toMatchObject({
+      code: 10,
+      last: { code: "DISK_NOT_FOUND" },
+    });
     expect(await place.json("agent", "pause", ...socket)).toMatchObject({ last: { disks: ["web"] } });
     expect(await place.json("agent", "resume", "--disk", "web", ...socket)).toMatchObject({ last: { disks: ["web"] } });
-    expect(await place.json("agent", "stop", "--disk", "web", ...socket)).toMatchObject({ last: { disks: ["web"], notDrained: [] } });
-    expect((await place.json("agent", "status", ...socket)).lines[0]).toMatchObject({ disk: "web", state: "stopped", health: "Warning" });
-    expect(await place.json("agent", "point", "--disk", "web", ...socket)).toMatchObject({ code: 2, last: { code: "INVALID_ARGUMENT" } });
+    expect(await place.json("agent", "stop", "--disk", "web", ...socket)).toMatchObject({
+      last: { disks: ["web"], notDrained: [] },
+    });
+    expect((await place.json("agent", "status", ...socket)).lines[0]).toMatchObject({
+      disk: "web",
+      state: "stopped",
+      health: "Warning",
+    });
+    expect(await place.json("agent", "point", "--disk", "web", ...socket)).toMatchObject({
+      code: 2,
+      last: { code: "INVALID_ARGUMENT" },
+    });
     writeFileSync(place.path("agent.yaml"), configuration.replace("nbd.sock", "new.sock"));
     expect(await place.json("agent", "reload", ...socket)).toMatchObject({ last: { changed: ["web"] } });
     expect((await place.json("agent", "status", ...socket)).lines[0]).toMatchObject({ state: "stopped" });
@@ -76,7 +109,10 @@ describe("tidemark agent", () => {
     expect(await place.json("agent", "limit", "5MiB/s", "--vault", "main", ...socket)).toMatchObject({
       last: { bytesPerSecond: 5 * 1024 ** 2 },
     });
-    expect(await place.json("agent", "point", "--disk", "wob", ...socket)).toMatchObject({ code: 10, last: { code: "DISK_NOT_FOUND" } });
+    expect(await place.json("agent", "point", "--disk", "wob", ...socket)).toMatchObject({
+      code: 10,
+      last: { code: "DISK_NOT_FOUND" },
+    });
     const second = await place.json("agent", "--config", "agent.yaml").catch((error: unknown) => String(error));
     expect(JSON.stringify(second)).toContain("WRITER_ACTIVE");
     agent.child.kill("SIGTERM");
@@ -109,13 +145,17 @@ describe("tidemark agent", () => {
 
 describe("a group", () => {
   it("gets one point of all of its disks", async () => {
-    const second = '  - {name: db, image: db.img, vault: main, policy: gold, group: shop, listen: "unix:nbd.sock"}\ncontrol:';
-    const place = placeWith(configuration.replace("policy: gold,", "policy: gold, group: shop,").replace("control:", second));
+    const second =
+      '  - {name: db, image: db.img, vault: main, policy: gold, group: shop, listen: "unix:nbd.sock"}\ncontrol:';
+    const place = placeWith(
+      configuration.replace("policy: gold,", "policy: gold, group: shop,").replace("control:", second),
+    );
     writeFileSync(place.path("db.img"), Buffer.alloc(65_536, "db"));
     const agent = place.start(["agent", "--config", "agent.yaml"]);
     await agent.says("web: exported as web");
     await agent.says("db: exported as db");
-    // The first points of new disks are each disk's own; once they are there, the group comes together.
+    // The first points of new disks are each disk's own; once they are there, the group comes
+    // together.
     await place.json("agent", "point", "--disk", "web", ...socket);
     await place.json("agent", "point", "--disk", "db", ...socket);
     const point = await place.json("agent", "point", "--group", "shop", "--app-consistent", ...socket);
@@ -157,7 +197,16 @@ describe("tidemark protect", () => {
 
   it("makes no vault when there is no such image", async () => {
     const place = placeWith();
-    const refused = await place.json("protect", "none.img", "--disk", "web", "--listen", "unix:nbd.sock", "--vault", "dir:new");
+    const refused = await place.json(
+      "protect",
+      "none.img",
+      "--disk",
+      "web",
+      "--listen",
+      "unix:nbd.sock",
+      "--vault",
+      "dir:new",
+    );
     expect([refused.code, refused.last["code"]]).toEqual([1, "SOURCE_NOT_FOUND"]);
     expect(existsSync(place.path("new"))).toBe(false);
   });

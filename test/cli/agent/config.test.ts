@@ -37,15 +37,25 @@ describe("a configuration", () => {
 
   it("lets hooks run in its own folder", async () => {
     const folder = new ConfigFolder("web.img");
-    const config = await folder.config(sound.replace("vault: main,", "vault: main, hooks: {pre: ./freeze, post: ./thaw},"));
+    const config = await folder.config(
+      sound.replace("vault: main,", "vault: main, hooks: {pre: ./freeze, post: ./thaw},"),
+    );
     expect(config.disks.get("web")?.hooks).toEqual({ pre: "./freeze", post: "./thaw", cwd: folder.path("") });
   });
 
   it("may be JSON", async () => {
     const folder = new ConfigFolder("web.img");
     const disk = { name: "web", image: "web.img", vault: "main", policy: "gold", listen: "tcp:[::1]:10809" };
-    const text = JSON.stringify({ vaults: { main: { address: "dir:v", limit: "off" } }, policies: { gold: {} }, disks: [disk] }, null, 2);
-    expect((await folder.config(text)).disks.get("web")?.listen.address).toEqual({ kind: "tcp", host: "::1", port: 10_809 });
+    const text = JSON.stringify(
+      { vaults: { main: { address: "dir:v", limit: "off" } }, policies: { gold: {} }, disks: [disk] },
+      null,
+      2,
+    );
+    expect((await folder.config(text)).disks.get("web")?.listen.address).toEqual({
+      kind: "tcp",
+      host: "::1",
+      port: 10_809,
+    });
   });
 
   it("reads durations, rates, days and start times", async () => {
@@ -125,7 +135,11 @@ metrics: {listen: "unix:x"}
 
   it.each([
     ["a file that is no YAML", "vaults: [", "agent.yaml:1:10: "],
-    ["a file that holds nothing", "", "agent.yaml:1:1: the file holds no sections · begin with `vaults:`, `policies:` and `disks:`"],
+    [
+      "a file that holds nothing",
+      "",
+      "agent.yaml:1:1: the file holds no sections · begin with `vaults:`, `policies:` and `disks:`",
+    ],
     ["a key twice", `${sound}policies: {}\n`, "agent.yaml:7:1: Map keys must be unique · correct the YAML"],
     ["sections that are absent", "vaults: {}\n", "agent.yaml:1:1: the section policies is missing · add it"],
     [
@@ -152,7 +166,10 @@ metrics: {listen: "unix:x"}
     ["a vault's address that is none", sound.replace("dir:vault", "ftp:x"), "is not a vault's address"],
     [
       "app-consistent points more often than crash-consistent ones",
-      sound.replace("gold: {}", "gold: {crashConsistentFrequency: 2h, recoveryPointThreshold: off, appConsistentFrequency: 1h}"),
+      sound.replace(
+        "gold: {}",
+        "gold: {crashConsistentFrequency: 2h, recoveryPointThreshold: off, appConsistentFrequency: 1h}",
+      ),
       "appConsistentFrequency is shorter than",
     ],
     [

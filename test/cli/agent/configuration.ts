@@ -32,7 +32,11 @@ export class ConfigFolder {
   }
 
   /** The faults as they are printed, without the folder. */
-  async faults(text: string, environment: Readonly<Record<string, string>> = {}, mode = 0o644): Promise<readonly string[]> {
+  async faults(
+    text: string,
+    environment: Readonly<Record<string, string>> = {},
+    mode = 0o644,
+  ): Promise<readonly string[]> {
     const { faults } = await loadConfig(this.write(text, mode), { XDG_RUNTIME_DIR: this.folder, ...environment });
     return faults.map((fault) => formatFault(fault).replaceAll(`${this.folder}/`, ""));
   }

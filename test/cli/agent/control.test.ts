@@ -68,7 +68,10 @@ describe("the control API", () => {
       health: "Normal",
       disks: [{ disk: "web", vault: "main" }],
     });
-    expect(await rig.ask("GET", "/v1/disks/web")).toMatchObject({ disk: "web", listen: `unix:${rig.folder.path("a.sock")}` });
+    expect(await rig.ask("GET", "/v1/disks/web")).toMatchObject({
+      disk: "web",
+      listen: `unix:${rig.folder.path("a.sock")}`,
+    });
     await expect(rig.ask("GET", "/v1/disks/w%C3%A9b")).rejects.toMatchObject({
       code: "DISK_NOT_FOUND",
       message: "the agent has no disk wéb",
@@ -92,7 +95,12 @@ describe("the control API", () => {
     const protection = rig.engine.protection("web");
     protection.gate = new Promise(() => undefined);
     const client = new AbortController();
-    const asked = askAgent(rig.socket, { method: "POST", path: "/v1/point", fields: { disk: "web" }, signal: client.signal });
+    const asked = askAgent(rig.socket, {
+      method: "POST",
+      path: "/v1/point",
+      fields: { disk: "web" },
+      signal: client.signal,
+    });
     asked.catch(() => undefined);
     while (!protection.calls.includes("point")) await settled();
     client.abort();
@@ -109,7 +117,9 @@ describe("the control API", () => {
     await rig.ask("PUT", "/v1/limit", { vault: "main", bytesPerSecond: 1_048_576 });
     expect(rig.engine.limits.get("main")).toBe(1_048_576);
     await rig.ask("PUT", "/v1/limit", { vault: "main", bytesPerSecond: "off" });
-    expect((await rig.ask("GET", "/v1/status")) as AgentStatus).toMatchObject({ vaults: [{ limitBytesPerSecond: "off" }] });
+    expect((await rig.ask("GET", "/v1/status")) as AgentStatus).toMatchObject({
+      vaults: [{ limitBytesPerSecond: "off" }],
+    });
     await rig.ask("PUT", "/v1/limit", { vault: "main", bytesPerSecond: null });
     expect(rig.engine.limits.get("main")).toBeUndefined();
   });
@@ -121,7 +131,10 @@ describe("the control API", () => {
     rig.folder.write(text.replace("control:", second));
     expect(await rig.ask("POST", "/v1/reload")).toMatchObject({ added: ["db"] });
     rig.folder.write(text.replace("gold: {}", "gold: {crashConsistentFrequency: x}").replace("web.img", "none.img"));
-    await expect(rig.ask("POST", "/v1/reload")).rejects.toMatchObject({ code: "INVALID_ARGUMENT", detail: { faults: 2 } });
+    await expect(rig.ask("POST", "/v1/reload")).rejects.toMatchObject({
+      code: "INVALID_ARGUMENT",
+      detail: { faults: 2 },
+    });
     expect(await rig.ask("GET", "/v1/status")).toMatchObject({ disks: [{ disk: "web" }, { disk: "db" }] });
     expect(rig.log.lines.filter(({ level }) => level === "error")).toHaveLength(2);
   });
@@ -129,14 +142,19 @@ describe("the control API", () => {
   it("stops and resumes one disk, and goes on", async () => {
     const rig = new Rig();
     await rig.start();
-    expect(await rig.ask("POST", "/v1/stop", { disk: "web", drain: false })).toEqual({ disks: ["web"], notDrained: ["web"] });
+    expect(await rig.ask("POST", "/v1/stop", { disk: "web", drain: false })).toEqual({
+      disks: ["web"],
+      notDrained: ["web"],
+    });
     expect(rig.engine.protection("web").calls).toEqual(["stop"]);
     expect(await rig.ask("GET", "/v1/disks/web")).toMatchObject({ state: "stopped" });
     const { text: metrics } = await rig.raw("GET", "/metrics");
     expect(metrics).toContain('tidemark_state{disk="web",state="stopped"} 1');
     expect(metrics).toContain('tidemark_lag_seconds{disk="web",state="stopped",stage="committed"} 0.3');
     expect(metrics).toContain('tidemark_backlog_bytes{disk="web",state="stopped"} 512');
-    await expect(rig.ask("POST", "/v1/point", { disk: "web" })).rejects.toMatchObject({ message: "the disk web has been stopped" });
+    await expect(rig.ask("POST", "/v1/point", { disk: "web" })).rejects.toMatchObject({
+      message: "the disk web has been stopped",
+    });
     expect(await rig.ask("POST", "/v1/resume", { disk: "web" })).toEqual({ disks: ["web"] });
     await settled();
     expect(await rig.ask("GET", "/v1/disks/web")).toMatchObject({ state: "protecting" });
@@ -262,7 +280,8 @@ describe("an agent", () => {
 describe("a client", () => {
   it("says AGENT_UNREACHABLE where there is no agent", async () => {
     const folder = new ConfigFolder();
-    const ask = async (socket: string): Promise<unknown> => await askAgent(socket, { method: "GET", path: "/v1/status", signal });
+    const ask = async (socket: string): Promise<unknown> =>
+      await askAgent(socket, { method: "GET", path: "/v1/status", signal });
     writeFileSync(folder.path("file"), "");
     for (const name of ["none.sock", "file", "file/below"]) {
       await expect(ask(folder.path(name))).rejects.toMatchObject({ code: "AGENT_UNREACHABLE" });

@@ -56,9 +56,12 @@ describe("an address", () => {
     expect(formatListen(address)).toBe(expected);
   });
 
-  it.each(["unix:", "tcp:1", "tcp:a:70000", "tcp::1:5", "10809", `unix:/${"a".repeat(120)}`])("%s is refused", (text) => {
-    expect(typeof parseListen(text, "/")).toBe("string");
-  });
+  it.each(["unix:", "tcp:1", "tcp:a:70000", "tcp::1:5", "10809", `unix:/${"a".repeat(120)}`])(
+    "%s is refused",
+    (text) => {
+      expect(typeof parseListen(text, "/")).toBe("string");
+    },
+  );
 });
 
 describe("the control socket", () => {
@@ -91,7 +94,9 @@ describe("the control socket", () => {
     for (let round = 0; round < 10; round += 1) {
       const path = join(folder(), "agent.sock");
       await leaveSocket(path);
-      const outcomes = await Promise.allSettled(Array.from({ length: 8 }, async () => await claimSocket(server(), path)));
+      const outcomes = await Promise.allSettled(
+        Array.from({ length: 8 }, async () => await claimSocket(server(), path)),
+      );
       expect(outcomes.filter(({ status }) => status === "fulfilled")).toHaveLength(1);
       expect(await greeting(path)).toBe("hello");
       expect(readdirSync(join(path, ".."))).toEqual(["agent.sock", "agent.sock.lock"]);

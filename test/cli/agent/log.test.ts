@@ -5,7 +5,11 @@ import type { LoggingEntry } from "../../../cli/agent/schema.ts";
 import { ConfigFolder } from "./configuration.ts";
 
 function logTo(lines: string[], entry: Partial<LoggingEntry> = {}): Log {
-  return openLog({ level: "info", format: "json", file: undefined, ...entry }, {}, { write: (line) => lines.push(line) });
+  return openLog(
+    { level: "info", format: "json", file: undefined, ...entry },
+    {},
+    { write: (line) => lines.push(line) },
+  );
 }
 
 describe("the log", () => {

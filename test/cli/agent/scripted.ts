@@ -78,7 +78,10 @@ export class ScriptedProtection implements ProtectionPort {
   readonly disk: DiskConfig;
   policy: PolicyConfig;
   state: Partial<ProtectionStatus> = {};
-  /** Meetings of its group: a point request commits its share of all of them, and answers with the last, which stays. */
+  /**
+   * Meetings of its group: a point request commits its share of all of them, and answers with the
+   * last, which stays.
+   */
   readonly meetings: string[] = [];
   /** What the image has become. */
   grownBytes: number | undefined;
@@ -130,7 +133,8 @@ export class ScriptedProtection implements ProtectionPort {
       });
     });
     await Promise.race([this.gate, gone]);
-    for (const id of this.meetings.splice(0, this.meetings.length - 1)) this.#commit({ group: { id, name: this.disk.group ?? "" } });
+    for (const id of this.meetings.splice(0, this.meetings.length - 1))
+      this.#commit({ group: { id, name: this.disk.group ?? "" } });
     const [meeting = null] = this.meetings;
     const group = meeting === null ? null : { id: meeting, name: this.disk.group ?? "" };
     return this.#commit({ group, consistency: applicationConsistent ? "app" : "crash" });

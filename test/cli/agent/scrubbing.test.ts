@@ -23,7 +23,15 @@ class Rig {
       scrub: (options) => {
         this.passes.push(options);
         if (this.next instanceof Error) return Promise.reject(this.next);
-        return Promise.resolve({ provedPoints: 0, readBytes: 0, damaged: [], healed: [], roundEnded: false, elapsedMs: 0, ...this.next });
+        return Promise.resolve({
+          provedPoints: 0,
+          readBytes: 0,
+          damaged: [],
+          healed: [],
+          roundEnded: false,
+          elapsedMs: 0,
+          ...this.next,
+        });
       },
       onEvent: (event) => this.events.push(event),
     });
@@ -52,12 +60,15 @@ describe("scrubbing", () => {
     await rig.scrubbing.stop();
   });
 
-  test.each([undefined, { sharePerDay: 0, rate: undefined }])("is off when nothing is to be read: %j", async (entry) => {
-    const rig = new Rig(entry);
-    for (let hour = 0; hour < 5; hour += 1) await rig.clock.advance(hourMs);
-    expect(rig.passes).toEqual([]);
-    await rig.scrubbing.stop();
-  });
+  test.each([undefined, { sharePerDay: 0, rate: undefined }])(
+    "is off when nothing is to be read: %j",
+    async (entry) => {
+      const rig = new Rig(entry);
+      for (let hour = 0; hour < 5; hour += 1) await rig.clock.advance(hourMs);
+      expect(rig.passes).toEqual([]);
+      await rig.scrubbing.stop();
+    },
+  );
 
   test("goes at the pace of a changed configuration from then on", async () => {
     const rig = new Rig({ sharePerDay: 0, rate: undefined });
@@ -76,12 +87,16 @@ describe("scrubbing", () => {
     rig.next = { damaged: [damage(7), damage(3)] };
     await rig.clock.advance(5 * minuteMs);
     expect(rig.scrubbing.findings("web")).toMatchObject([{ level: "Critical", code: "POINT_DAMAGED" }]);
-    expect(rig.scrubbing.findings("web")[0]?.cause).toContain("points 3, 7 of web cannot be read back in full: bytes of point 7");
+    expect(rig.scrubbing.findings("web")[0]?.cause).toContain(
+      "points 3, 7 of web cannot be read back in full: bytes of point 7",
+    );
     expect(rig.scrubbing.findings("db")).toEqual([]);
     rig.next = { healed: [damage(3, true), damage(7, true)] };
     await rig.clock.advance(hourMs);
     expect(rig.scrubbing.findings("web")).toEqual([]);
-    expect(rig.events).toMatchObject([{ kind: "notice", disk: "web", code: "DAMAGE_HEALED", message: "2 damages of the vault healed" }]);
+    expect(rig.events).toMatchObject([
+      { kind: "notice", disk: "web", code: "DAMAGE_HEALED", message: "2 damages of the vault healed" },
+    ]);
     await rig.scrubbing.stop();
   });
 
@@ -113,7 +128,10 @@ disks:
   });
 
   test("says the share as a percentage, and the rate as all rates", async () => {
-    expect(await scrubOf(", scrub: {sharePerDay: 2.5%, rate: 1MiB/s}")).toEqual({ sharePerDay: 0.025, rate: 1024 * 1024 });
+    expect(await scrubOf(", scrub: {sharePerDay: 2.5%, rate: 1MiB/s}")).toEqual({
+      sharePerDay: 0.025,
+      rate: 1024 * 1024,
+    });
     expect(await scrubOf(", scrub: {sharePerDay: 0, rate: off}")).toEqual({ sharePerDay: 0, rate: undefined });
   });
 

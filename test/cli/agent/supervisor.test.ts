@@ -54,7 +54,11 @@ describe("a start", () => {
     expect(rig.engine.calls.filter((call) => call === "open main")).toHaveLength(1);
     expect(rig.engine.calls.filter((call) => call.startsWith("listen "))).toHaveLength(1);
     expect(rig.exported("a.sock")).toEqual(["db", "web"]);
-    expect(supervisor.status()).toMatchObject({ health: "Normal", state: "running", disks: [{ disk: "web" }, { disk: "db" }] });
+    expect(supervisor.status()).toMatchObject({
+      health: "Normal",
+      state: "running",
+      disks: [{ disk: "web" }, { disk: "db" }],
+    });
   });
 
   it("is spread over two seconds, the same way each time", async () => {
@@ -82,7 +86,9 @@ describe("a start", () => {
     expect(supervisor.disk("db")).toMatchObject({
       state: "failed",
       health: "Critical",
-      findings: [{ level: "Critical", code: "STORE_UNREACHABLE", cause: "no answer", remedy: "wait; tried again every 1 s" }],
+      findings: [
+        { level: "Critical", code: "STORE_UNREACHABLE", cause: "no answer", remedy: "wait; tried again every 1 s" },
+      ],
     });
     expect(supervisor.disk("web").health).toBe("Normal");
     expect(supervisor.status().health).toBe("Critical");
@@ -102,7 +108,10 @@ describe("a start", () => {
     const rig = new Rig();
     rig.engine.fail(`listen unix:${rig.folder.path("a.sock")}`, unreachable(), unreachable());
     const supervisor = await rig.start(two.replace(/ {2}- \{name: db.*\n/, ""));
-    rig.engine.protection("web").state = { health: "Warning", findings: [{ level: "Warning", code: "X", cause: "x", remedy: "y" }] };
+    rig.engine.protection("web").state = {
+      health: "Warning",
+      findings: [{ level: "Warning", code: "X", cause: "x", remedy: "y" }],
+    };
     expect(supervisor.disk("web")).toMatchObject({ state: "protecting", health: "Critical", connections: null });
     expect(supervisor.disk("web").findings.map(({ code }) => code)).toEqual(["STORE_UNREACHABLE", "X"]);
     await rig.clock.advance(2_000);
@@ -125,9 +134,17 @@ describe("points", () => {
       { disk: "web", consistency: "crash" },
       { disk: "db", consistency: "app" },
     ]);
-    expect(await supervisor.point({ disk: "web" }, { ...options, applicationConsistent: false })).toMatchObject([{ sequence: 2 }]);
-    await expect(supervisor.point({ disk: "wob" }, options)).rejects.toMatchObject({ code: "DISK_NOT_FOUND", remedy: "it has web, db" });
-    await expect(supervisor.point({ group: "x" }, options)).rejects.toMatchObject({ code: "DISK_NOT_FOUND", remedy: "it has shop" });
+    expect(await supervisor.point({ disk: "web" }, { ...options, applicationConsistent: false })).toMatchObject([
+      { sequence: 2 },
+    ]);
+    await expect(supervisor.point({ disk: "wob" }, options)).rejects.toMatchObject({
+      code: "DISK_NOT_FOUND",
+      remedy: "it has web, db",
+    });
+    await expect(supervisor.point({ group: "x" }, options)).rejects.toMatchObject({
+      code: "DISK_NOT_FOUND",
+      remedy: "it has shop",
+    });
   });
 
   it("of a group are of one meeting, also when one disk answers a meeting later", async () => {
@@ -193,7 +210,14 @@ describe("a stop of one disk", () => {
       state: "running",
       health: "Warning",
       disks: [
-        { disk: "web", state: "stopped", connections: null, sizeBytes: 4096, lag: { committedMs: 300 }, findings: [{ code: "STOPPED" }] },
+        {
+          disk: "web",
+          state: "stopped",
+          connections: null,
+          sizeBytes: 4096,
+          lag: { committedMs: 300 },
+          findings: [{ code: "STOPPED" }],
+        },
         { disk: "db", state: "protecting", health: "Normal" },
       ],
     });
@@ -208,7 +232,10 @@ describe("a stop of one disk", () => {
     rig.engine.protection("web").gate = new Promise(() => undefined);
     const slow = supervisor.stopDisks({ disk: "web" }, drained);
     await settled();
-    expect(await supervisor.stopDisks({ disk: "web" }, { drain: false })).toEqual({ disks: ["web"], notDrained: ["web"] });
+    expect(await supervisor.stopDisks({ disk: "web" }, { drain: false })).toEqual({
+      disks: ["web"],
+      notDrained: ["web"],
+    });
     expect(await slow).toMatchObject({ notDrained: ["web"] });
     expect(rig.engine.protection("web").calls).toEqual(["drain", "cut short"]);
     expect(supervisor.disk("web").findings[0]?.cause).toContain("512 B of it were not in the vault");
@@ -274,14 +301,20 @@ describe("a stop of one disk", () => {
     const supervisor = await rig.start();
     await supervisor.stopDisks({ disk: "web" }, drained);
     const changed = two.replace("web.img", "log.img").replace("dir:vault", "dir:other");
-    expect(await supervisor.reload(await rig.config(changed))).toMatchObject({ changed: ["web"], restarted: ["db"], added: [] });
+    expect(await supervisor.reload(await rig.config(changed))).toMatchObject({
+      changed: ["web"],
+      restarted: ["db"],
+      added: [],
+    });
     await rig.clock.advance(2_000);
     expect(supervisor.disk("web")).toMatchObject({ state: "stopped", image: rig.folder.path("log.img") });
     await supervisor.resume({ disk: "web" });
     await settled();
     expect(rig.engine.protection("web").disk.image).toBe(rig.folder.path("log.img"));
     await supervisor.stopDisks({ disk: "web" }, drained);
-    expect(await supervisor.reload(await rig.config(changed.replace(/ {2}- \{name: web.*\n/, "")))).toMatchObject({ removed: ["web"] });
+    expect(await supervisor.reload(await rig.config(changed.replace(/ {2}- \{name: web.*\n/, "")))).toMatchObject({
+      removed: ["web"],
+    });
     expect(() => supervisor.disk("web")).toThrow("the agent has no disk web");
   });
 
@@ -367,13 +400,21 @@ describe("a reload", () => {
     const rig = new Rig();
     const supervisor = await rig.start();
     const first = rig.engine.protection("web");
-    expect(await supervisor.reload(await rig.config(two.replace("web.img", "log.img")))).toMatchObject({ restarted: ["web"] });
+    expect(await supervisor.reload(await rig.config(two.replace("web.img", "log.img")))).toMatchObject({
+      restarted: ["web"],
+    });
     await rig.clock.advance(2_000);
     expect(first.calls).toEqual(["drain"]);
     expect(rig.engine.protection("web").disk.image).toBe(rig.folder.path("log.img"));
-    expect(await supervisor.reload(await rig.config(two.replace("dir:vault", "dir:other")))).toMatchObject({ restarted: ["web", "db"] });
+    expect(await supervisor.reload(await rig.config(two.replace("dir:vault", "dir:other")))).toMatchObject({
+      restarted: ["web", "db"],
+    });
     await rig.clock.advance(2_000);
-    expect(rig.engine.calls.filter((call) => /^(open|close)/.test(call))).toEqual(["open main", "close main", "open main"]);
+    expect(rig.engine.calls.filter((call) => /^(open|close)/.test(call))).toEqual([
+      "open main",
+      "close main",
+      "open main",
+    ]);
     expect(rig.exported("a.sock")).toEqual(["db", "web"]);
   });
 
@@ -388,7 +429,9 @@ describe("a reload", () => {
   it("tells what only the next start takes over", async () => {
     const rig = new Rig();
     const supervisor = await rig.start();
-    const summary = await supervisor.reload(await rig.config(`${two}control: {socket: c.sock}\nlogging: {level: debug}\n`));
+    const summary = await supervisor.reload(
+      await rig.config(`${two}control: {socket: c.sock}\nlogging: {level: debug}\n`),
+    );
     expect(summary.atNextStart).toEqual(["control.socket"]);
   });
 });

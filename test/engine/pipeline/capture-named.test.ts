@@ -15,13 +15,17 @@ afterAll(async () => {
   await rig[Symbol.asyncDispose]();
 });
 
-/** A disk of which only `extents` may be read: everywhere else stands what must never reach a point. */
+/**
+ * A disk of which only `extents` may be read: everywhere else stands what must never reach a point.
+ */
 function named(bytes: Buffer, extents: readonly Extent[]): Volume {
   return {
     description: "named",
     sizeBytes: () => Promise.resolve(bytes.length),
     read: async (offset, into) => {
-      const inside = extents.some((extent) => extent.offset <= offset && offset + into.length <= extent.offset + extent.length);
+      const inside = extents.some(
+        (extent) => extent.offset <= offset && offset + into.length <= extent.offset + extent.length,
+      );
       if (!inside) throw new Error(`a read at ${String(offset)}, which nobody named`);
       into.set(bytes.subarray(offset, offset + into.length));
       await Promise.resolve();
@@ -47,9 +51,12 @@ function extentsOf(granules: ReadonlySet<number>, sizeBytes: number): Extent[] {
 }
 
 const sizes = fc.constantFrom(5 * blockBytes, 40 * blockBytes, 30 * blockBytes + 5000);
-const edits = fc.array(fc.record({ granule: fc.nat(200), fill: fc.constantFrom("random" as const, "zero" as const), seed: fc.nat(9) }), {
-  maxLength: 30,
-});
+const edits = fc.array(
+  fc.record({ granule: fc.nat(200), fill: fc.constantFrom("random" as const, "zero" as const), seed: fc.nat(9) }),
+  {
+    maxLength: 30,
+  },
+);
 
 test.each(["changed", "map"] as const)(
   "a point of named granules holds them, and the parent elsewhere, knowing what is %s",
@@ -75,10 +82,16 @@ test.each(["changed", "map"] as const)(
               dirty.add(granule);
             }
             const expected = Buffer.from(bytes);
-            const made = await rig.cycle(named(bytes, extentsOf(dirty, size)), { parent: point, knowing, scope: "named" });
+            const made = await rig.cycle(named(bytes, extentsOf(dirty, size)), {
+              parent: point,
+              knowing,
+              scope: "named",
+            });
             if (knowing === "changed") expect(made.statistics.changedBytes).toBe(dirty.size * granuleBytes);
             else expect(made.statistics.changedBytes).toBeLessThanOrEqual(dirty.size * granuleBytes);
-            expect(made.statistics.scannedBytes).toBe(extentsOf(dirty, size).reduce((sum, { length }) => sum + length, 0));
+            expect(made.statistics.scannedBytes).toBe(
+              extentsOf(dirty, size).reduce((sum, { length }) => sum + length, 0),
+            );
             expect((await rig.read(made.point)).equals(expected)).toBe(true);
             ({ point } = made);
           }
@@ -95,7 +108,11 @@ test("what is named block by block and has not changed is neither shipped nor ma
   const { point } = await rig.cycle(named(bytes, [{ offset: 0, length: bytes.length }]));
   bytes.set(randomBytes(granuleBytes, 2), 6 * blockBytes + granuleBytes);
   const region = [{ offset: 4 * blockBytes, length: 8 * blockBytes }];
-  const { statistics, delta } = await rig.cycle(named(bytes, region), { parent: point, knowing: "map", scope: "named" });
+  const { statistics, delta } = await rig.cycle(named(bytes, region), {
+    parent: point,
+    knowing: "map",
+    scope: "named",
+  });
   // Of a changed block all granules count, because only a whole chunk can be proved by its digest.
   expect(statistics).toMatchObject({ changedBytes: blockGranules * granuleBytes, scannedBytes: 8 * blockBytes });
   expect(delta?.entries).toBe(1);

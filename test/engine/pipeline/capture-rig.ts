@@ -1,6 +1,7 @@
 /**
- * All that a capture works with, on a store in memory: real threads, real lanes, a real map. A rig takes cycles of volumes and reads the resulting maps back
- * by itself, without the engine's reader, so that the two cannot be wrong in the same way.
+ * All that a capture works with, on a store in memory: real threads, real lanes, a real map. A rig
+ * takes cycles of volumes and reads the resulting maps back by itself, without the engine's reader,
+ * so that the two cannot be wrong in the same way.
  */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -8,7 +9,13 @@ import path from "node:path";
 import { FingerprintReader, FingerprintWriter } from "../../../engine/disk/source/fingerprints.ts";
 import { granuleBytes } from "../../../engine/limits.ts";
 import type { Baseline } from "../../../engine/pipeline/baseline.ts";
-import { changedBaseline, emptyBaseline, FingerprintBaseline, MapBaseline, namedOnly } from "../../../engine/pipeline/baseline.ts";
+import {
+  changedBaseline,
+  emptyBaseline,
+  FingerprintBaseline,
+  MapBaseline,
+  namedOnly,
+} from "../../../engine/pipeline/baseline.ts";
 import type { CaptureStatistics } from "../../../engine/pipeline/capture.ts";
 import { capture } from "../../../engine/pipeline/capture.ts";
 import { Catalog } from "../../../engine/pipeline/catalog.ts";
@@ -99,7 +106,16 @@ export class CaptureRig implements AsyncDisposable {
     const epoch = this.#epoch;
     const volumeBytes = await volume.sizeBytes();
     const catalog = await Catalog.load({ store, vaultId, indexBytesMax: 2 ** 20, onDamage: rethrow });
-    const lanes = new Lanes({ store, catalog, vaultId, disk, epoch, lanes: 3, assertLease: () => Promise.resolve(), signal });
+    const lanes = new Lanes({
+      store,
+      catalog,
+      vaultId,
+      disk,
+      epoch,
+      lanes: 3,
+      assertLease: () => Promise.resolve(),
+      signal,
+    });
     const run = new RunWriter(new MapObjects({ store, vaultId, disk, epoch, signal }));
     const prints = await FingerprintWriter.create(this.#folder, { vaultId: "vault", disk, seed });
     const opened = await this.#open(disk, parent, knowing);
@@ -146,10 +162,14 @@ export class CaptureRig implements AsyncDisposable {
         if (Buffer.compare(digests.subarray(0, 16), digests.subarray(16)) !== 0)
           throw new Error(`piece ${String(index)} is not what its digest says`);
         const shown = (pieces.chunkOffsets[index] ?? 0) * granuleBytes;
-        bytes.set(plain.subarray(shown, shown + (pieces.lengths[index] ?? 0) * granuleBytes), (pieces.starts[index] ?? 0) * granuleBytes);
+        bytes.set(
+          plain.subarray(shown, shown + (pieces.lengths[index] ?? 0) * granuleBytes),
+          (pieces.starts[index] ?? 0) * granuleBytes,
+        );
       }
     }
-    if (bytes.subarray(point.volumeBytes).some((byte) => byte !== 0)) throw new Error("something lies behind the volume's end");
+    if (bytes.subarray(point.volumeBytes).some((byte) => byte !== 0))
+      throw new Error("something lies behind the volume's end");
     return bytes.subarray(0, point.volumeBytes);
   }
 
@@ -169,7 +189,10 @@ export class CaptureRig implements AsyncDisposable {
     const point = path.basename(parent.printsPath).replace(/^fingerprints-/, "");
     const opened = await FingerprintReader.open(parent.printsPath, { vaultId: "vault", disk, point });
     if ("reason" in opened) throw new Error(opened.reason);
-    return { baseline: new FingerprintBaseline(opened.reader, blockBytes), close: async () => await opened.reader.close() };
+    return {
+      baseline: new FingerprintBaseline(opened.reader, blockBytes),
+      close: async () => await opened.reader.close(),
+    };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

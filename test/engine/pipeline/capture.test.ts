@@ -48,7 +48,11 @@ class ByteVolume implements Volume {
 
 /** The same bytes, of which nobody can tell where they are holes. */
 function withoutHoles(volume: ByteVolume): Volume {
-  return { description: "bytes", sizeBytes: () => volume.sizeBytes(), read: async (offset, into) => await volume.read(offset, into) };
+  return {
+    description: "bytes",
+    sizeBytes: () => volume.sizeBytes(),
+    read: async (offset, into) => await volume.read(offset, into),
+  };
 }
 
 /** Granules that differ, and those of them that became zero. */
@@ -135,10 +139,16 @@ describe.each(kinds)("a capture with $digest and blocks of $blockBytes bytes", (
           for (const { edits, knowing, grow, holes } of cycles) {
             if (parent !== undefined && grow > 0) volume.bytes = Buffer.concat([volume.bytes, randomBytes(grow, seed)]);
             for (const edit of edits) change(volume.bytes, edit);
-            const { point, statistics, storedBytes } = await rig.cycle(holes ? volume : withoutHoles(volume), { parent, knowing });
+            const { point, statistics, storedBytes } = await rig.cycle(holes ? volume : withoutHoles(volume), {
+              parent,
+              knowing,
+            });
             const { changed, zeroed } = compare(before, volume.bytes);
             if (knowing === "prints" || parent === undefined) {
-              expect(statistics).toMatchObject({ changedBytes: changed * granuleBytes, zeroBytes: zeroed * granuleBytes });
+              expect(statistics).toMatchObject({
+                changedBytes: changed * granuleBytes,
+                zeroBytes: zeroed * granuleBytes,
+              });
             } else {
               // By digest only whole chunks can be told to be unchanged.
               expect(statistics.changedBytes).toBeGreaterThanOrEqual(changed * granuleBytes);
@@ -208,19 +218,22 @@ describe("a capture", () => {
     expect([statistics.newBytes, delta?.entries]).toEqual([4 * granuleBytes, 3]);
   });
 
-  test.each(["prints", "map"] as const)("turns what became zero into ZERO, without a byte of data, knowing the %s", async (knowing) => {
-    const { volume, parent } = await replicated(randomBytes(6 * blockBytes, 1));
-    volume.bytes.fill(0, blockBytes, 3 * blockBytes);
-    const { statistics, storedBytes, delta, point } = await rig.cycle(volume, { parent, knowing });
-    expect(statistics).toMatchObject({
-      changedBytes: 2 * blockBytes,
-      zeroBytes: 2 * blockBytes,
-      newBytes: 0,
-      scannedBytes: 4 * blockBytes,
-    });
-    expect([storedBytes, delta?.entries]).toEqual([0, 1]);
-    expect((await rig.read(point)).equals(volume.bytes)).toBe(true);
-  });
+  test.each(["prints", "map"] as const)(
+    "turns what became zero into ZERO, without a byte of data, knowing the %s",
+    async (knowing) => {
+      const { volume, parent } = await replicated(randomBytes(6 * blockBytes, 1));
+      volume.bytes.fill(0, blockBytes, 3 * blockBytes);
+      const { statistics, storedBytes, delta, point } = await rig.cycle(volume, { parent, knowing });
+      expect(statistics).toMatchObject({
+        changedBytes: 2 * blockBytes,
+        zeroBytes: 2 * blockBytes,
+        newBytes: 0,
+        scannedBytes: 4 * blockBytes,
+      });
+      expect([storedBytes, delta?.entries]).toEqual([0, 1]);
+      expect((await rig.read(point)).equals(volume.bytes)).toBe(true);
+    },
+  );
 
   test("stores what it holds already only once, in one disk and across disks", async () => {
     const block = randomBytes(blockBytes, 3);
@@ -360,7 +373,8 @@ describe("a capture", () => {
 });
 
 test("a crew that is closed leaves no thread behind", async () => {
-  const threads = (): number => process.getActiveResourcesInfo().filter((kind) => /MessagePort|Worker/.test(kind)).length;
+  const threads = (): number =>
+    process.getActiveResourcesInfo().filter((kind) => /MessagePort|Worker/.test(kind)).length;
   const before = threads();
   const workerPool = WorkerPool.open({
     geometry: { slabCount: 2, slabBytes: 65_536, blockBytes: 65_536 },
@@ -370,7 +384,13 @@ test("a crew that is closed leaves no thread behind", async () => {
     workers: 3,
   });
   const slab = await workerPool.slabs.acquire();
-  const scanned = workerPool.scan({ slab: slab.number, spans: [{ at: 0, granules: 16 }], expectedCount: 0, seed: [1, 2], scope: "whole" });
+  const scanned = workerPool.scan({
+    slab: slab.number,
+    spans: [{ at: 0, granules: 16 }],
+    expectedCount: 0,
+    seed: [1, 2],
+    scope: "whole",
+  });
   expect(threads()).toBeGreaterThan(before);
   await Promise.all([workerPool.close(), workerPool.close()]);
   // Closing waits for what is in flight.

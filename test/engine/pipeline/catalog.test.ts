@@ -30,10 +30,19 @@ interface Loaded {
   readonly reads: number;
 }
 
-async function load(store: Store, options: { readonly folder?: string; readonly vaultId?: Uint8Array } = {}): Promise<Loaded> {
+async function load(
+  store: Store,
+  options: { readonly folder?: string; readonly vaultId?: Uint8Array } = {},
+): Promise<Loaded> {
   const damage: TidemarkError[] = [];
   const before = store.requests;
-  const catalog = await Catalog.load({ store, vaultId, indexBytesMax, onDamage: (error) => damage.push(error), ...options });
+  const catalog = await Catalog.load({
+    store,
+    vaultId,
+    indexBytesMax,
+    onDamage: (error) => damage.push(error),
+    ...options,
+  });
   return { catalog, damage, reads: store.requests - before - 1 };
 }
 
@@ -57,7 +66,12 @@ function chunks(from: number, count: number): SampleChunk[] {
 }
 
 /** Writes frames to a segment, which is made if it does not exist. Returns the end of each. */
-async function writeFrames(store: Store, name: string, frames: readonly (readonly SampleChunk[])[], vault = vaultId): Promise<number[]> {
+async function writeFrames(
+  store: Store,
+  name: string,
+  frames: readonly (readonly SampleChunk[])[],
+  vault = vaultId,
+): Promise<number[]> {
   await store.createPages(name, segmentBytes, 1);
   const ends: number[] = [];
   let offset = 0;
@@ -70,7 +84,10 @@ async function writeFrames(store: Store, name: string, frames: readonly (readonl
   return ends;
 }
 
-/** Each load asks for the newest collection, and lists what collections have recorded and what is in quarantine. */
+/**
+ * Each load asks for the newest collection, and lists what collections have recorded and what is in
+ * quarantine.
+ */
 const collectionReads = 3;
 const first = segmentName("a", 1, 0, 0);
 const second = segmentName("ä", 2, 1, 0);
@@ -231,7 +248,9 @@ describe("the catalog", () => {
   });
 
   test("does not take a store that cannot be reached for an empty one", async () => {
-    const { sink, store } = await openMemory([{ on: "readPages", when: 2, fault: { kind: "crash", effect: "before" } }]);
+    const { sink, store } = await openMemory([
+      { on: "readPages", when: 2, fault: { kind: "crash", effect: "before" } },
+    ]);
     await writeFrames(store, first, [chunks(0, 3), chunks(3, 3)]);
     await expect(load(store)).rejects.toThrow("the process died");
     sink.assertAllFired();

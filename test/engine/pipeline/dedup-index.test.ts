@@ -7,7 +7,10 @@ import { numbersFrom, randomBytes } from "../../engine-model.ts";
 const mebibyte = 1024 * 1024;
 const nowhere: ChunkPlace = { segment: -1, offset: -1, storedWord: -1 };
 
-/** Digest number `value` as four words; `clash` of its bits are the same for all, so that shards and chains are shared. */
+/**
+ * Digest number `value` as four words; `clash` of its bits are the same for all, so that shards and
+ * chains are shared.
+ */
 function wordsOf(value: number, clash: "none" | "shard" | "home"): Uint32Array {
   const words = new Uint32Array(randomBytes(16, value).buffer);
   if (clash !== "none") words[0] = (words[0] ?? 0) - ((words[0] ?? 0) % 64);
@@ -17,27 +20,36 @@ function wordsOf(value: number, clash: "none" | "shard" | "home"): Uint32Array {
 
 describe("the dedup index", () => {
   test("answers like a map, however its digests collide", () => {
-    const step = fc.record({ digest: fc.nat(400), segment: fc.nat(70_000), offset: fc.nat(0xffff_ffff), storedWord: fc.nat(0xffff_ffff) });
+    const step = fc.record({
+      digest: fc.nat(400),
+      segment: fc.nat(70_000),
+      offset: fc.nat(0xffff_ffff),
+      storedWord: fc.nat(0xffff_ffff),
+    });
     fc.assert(
-      fc.property(fc.array(step, { maxLength: 800 }), fc.constantFrom("none", "shard", "home" as const), (steps, clash) => {
-        const index = new DedupIndex(mebibyte);
-        const model = new Map<number, ChunkPlace>();
-        for (const { digest, segment, offset, storedWord } of steps) {
-          index.set(wordsOf(digest, clash), 0, segment, offset, storedWord);
-          model.set(digest, { segment, offset, storedWord });
-        }
-        expect(index.count).toBe(model.size);
-        for (let digest = 0; digest <= 400; digest += 1) {
-          const found = { ...nowhere };
-          const known = index.find(wordsOf(digest, clash), 0, found);
-          expect(known ? found : undefined).toEqual(model.get(digest));
-        }
-        const seen = new Map<string, ChunkPlace>();
-        index.forEach((words, at, segment, offset, storedWord) => {
-          seen.set(words.slice(at, at + 4).join(), { segment, offset, storedWord });
-        });
-        expect(seen).toEqual(new Map([...model].map(([digest, place]) => [wordsOf(digest, clash).join(), place])));
-      }),
+      fc.property(
+        fc.array(step, { maxLength: 800 }),
+        fc.constantFrom("none", "shard", "home" as const),
+        (steps, clash) => {
+          const index = new DedupIndex(mebibyte);
+          const model = new Map<number, ChunkPlace>();
+          for (const { digest, segment, offset, storedWord } of steps) {
+            index.set(wordsOf(digest, clash), 0, segment, offset, storedWord);
+            model.set(digest, { segment, offset, storedWord });
+          }
+          expect(index.count).toBe(model.size);
+          for (let digest = 0; digest <= 400; digest += 1) {
+            const found = { ...nowhere };
+            const known = index.find(wordsOf(digest, clash), 0, found);
+            expect(known ? found : undefined).toEqual(model.get(digest));
+          }
+          const seen = new Map<string, ChunkPlace>();
+          index.forEach((words, at, segment, offset, storedWord) => {
+            seen.set(words.slice(at, at + 4).join(), { segment, offset, storedWord });
+          });
+          expect(seen).toEqual(new Map([...model].map(([digest, place]) => [wordsOf(digest, clash).join(), place])));
+        },
+      ),
       { numRuns: 60 },
     );
   });
@@ -81,7 +93,8 @@ describe("the dedup index", () => {
         for (let word = 0; word < 4; word += 1) words[word] = next();
         if (spread !== "at random") words[0] = count;
         index.set(words, 0, 1, 2, 3);
-        // After every round of the shards, among them those right after a growth, when an entry costs most.
+        // After every round of the shards, among them those right after a growth, when an entry
+        // costs most.
         if (count >= 10_000 && count % 64 === 0) worst = Math.max(worst, index.bytes / count);
       }
       expect(index.count).toBe(2_000_000);
@@ -134,7 +147,9 @@ describe("the dedup index", () => {
     const index = new DedupIndex(mebibyte);
     for (let value = 0; value < 60_000; value += 1) index.set(wordsOf(value, "none"), 0, value, 0, 0);
     const found = { ...nowhere };
-    const known = Array.from({ length: 60_000 }, (_, value) => value).filter((value) => index.find(wordsOf(value, "none"), 0, found));
+    const known = Array.from({ length: 60_000 }, (_, value) => value).filter((value) =>
+      index.find(wordsOf(value, "none"), 0, found),
+    );
     const [one = 0] = known;
     const { count, forgotten } = index;
     index.set(wordsOf(one, "none"), 0, 9, 8, 7);

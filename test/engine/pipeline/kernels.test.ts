@@ -2,7 +2,14 @@ import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { createDigest, createFingerprint, isZero, Lz4, looksIncompressible, sameWords } from "../../../engine/pipeline/kernels.ts";
+import {
+  createDigest,
+  createFingerprint,
+  isZero,
+  Lz4,
+  looksIncompressible,
+  sameWords,
+} from "../../../engine/pipeline/kernels.ts";
 import { digestNames } from "../../../engine/store/format/documents.ts";
 import { numbersFrom, randomBytes } from "../../engine-model.ts";
 

@@ -64,7 +64,11 @@ interface Packed {
 }
 
 /** Packs chunk number `value`. */
-async function pack({ lanes, catalog }: Opened, value: number, payload: Uint8Array = randomBytes(4096, value)): Promise<Packed> {
+async function pack(
+  { lanes, catalog }: Opened,
+  value: number,
+  payload: Uint8Array = randomBytes(4096, value),
+): Promise<Packed> {
   const id = await lanes.pack(payload, payload.length, digestOf(value), 0, value, 1);
   return { name: catalog.nameOf(id), offset: lanes.placedAt };
 }
@@ -97,7 +101,8 @@ describe("lanes", () => {
     expect(await namesOf(onlooker)).toEqual([segment]);
     expect((await onlooker.statPages(segment)).writtenBytes).toBe(0);
     await opened.lanes.flush();
-    for (const [value, place] of places.entries()) expect(await readBack(place, 4096)).toEqual(randomBytes(4096, value));
+    for (const [value, place] of places.entries())
+      expect(await readBack(place, 4096)).toEqual(randomBytes(4096, value));
     expect(await namesOf(onlooker)).toEqual([segment]);
     const { writtenBytes, sequenceNumber } = await onlooker.statPages(segment);
     expect(opened.lanes.storedBytes).toBe(writtenBytes);
@@ -208,7 +213,9 @@ describe("a page write of unknown outcome", () => {
     await pack(opened, 2);
     await opened.lanes.flush();
     const { etag } = await onlooker.statPages(segment);
-    expect(await opened.sink.releaseLate()).toMatchObject([{ status: "rejected", reason: { code: "CONDITION_FAILED" } }]);
+    expect(await opened.sink.releaseLate()).toMatchObject([
+      { status: "rejected", reason: { code: "CONDITION_FAILED" } },
+    ]);
     expect((await onlooker.statPages(segment)).etag).toBe(etag);
     opened.sink.assertAllFired();
   });
@@ -324,7 +331,9 @@ describe("a lane that failed", () => {
   test("by an abort writes nothing more", async () => {
     const aborter = new AbortController();
     const gate = new Gate();
-    const opened = await open([{ on: "writePages", when: 1, fault: { kind: "slow", gate } }], { signal: aborter.signal });
+    const opened = await open([{ on: "writePages", when: 1, fault: { kind: "slow", gate } }], {
+      signal: aborter.signal,
+    });
     await pack(opened, 0, wholeFrame);
     await pack(opened, 1, wholeFrame);
     await gate.reached;
@@ -341,7 +350,12 @@ describe("a lane that failed", () => {
 class UnkeptPages extends MemorySink {
   readonly ends = new Map<string, number>();
 
-  override async writePages(name: string, offset: number, bytes: Uint8Array, fence: PageFence): Promise<{ readonly etag: string }> {
+  override async writePages(
+    name: string,
+    offset: number,
+    bytes: Uint8Array,
+    fence: PageFence,
+  ): Promise<{ readonly etag: string }> {
     expect(offset).toBe(this.ends.get(name) ?? 0);
     expect(fence.sequenceNumber).toBe(firstSequenceNumber(epoch));
     this.ends.set(name, offset + bytes.length);

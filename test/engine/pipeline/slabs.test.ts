@@ -85,7 +85,8 @@ describe("the pool of slabs", () => {
         ]),
       ]);
     for (const [index, column] of columns(here).entries()) column.fill(index + 1);
-    for (const [index, column] of columns(there).entries()) expect(column.every((value) => value === index + 1)).toBe(true);
+    for (const [index, column] of columns(there).entries())
+      expect(column.every((value) => value === index + 1)).toBe(true);
     expect(here[1]?.newPrintWords.byteOffset).toBe(here[1]?.newPrints.byteOffset);
     expect(here[1]?.chunks.digestWords.byteOffset).toBe(here[1]?.chunks.digests.byteOffset);
   });

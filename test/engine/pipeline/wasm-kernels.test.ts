@@ -1,4 +1,7 @@
-/** Our own kernels against the library's: the same digests and the same fingerprints, wherever in shared memory the data lies. */
+/**
+ * Our own kernels against the library's: the same digests and the same fingerprints, wherever in
+ * shared memory the data lies.
+ */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { granuleBytes } from "../../../engine/limits.ts";
@@ -25,7 +28,10 @@ const range = fc
     seed: fc.nat(1000),
   })
   .map((place) => {
-    const bytes = place.slab[place.region].subarray(place.from * granuleBytes, (place.from + place.count) * granuleBytes);
+    const bytes = place.slab[place.region].subarray(
+      place.from * granuleBytes,
+      (place.from + place.count) * granuleBytes,
+    );
     bytes.set(randomBytes(bytes.length, place.seed));
     for (let granule = place.seed % 3; granule < place.count; granule += 3)
       bytes.fill(0, granule * granuleBytes, (granule + 1) * granuleBytes);
@@ -66,7 +72,12 @@ describe("the kernels on shared memory", () => {
           }
           slab.newPrints.fill(0xee);
           const { kernel } = slab;
-          kernels.fingerprintGranules(kernel[region] + from * granuleBytes, count, kernel.newPrints + from * 16, kernel.secret);
+          kernels.fingerprintGranules(
+            kernel[region] + from * granuleBytes,
+            count,
+            kernel.newPrints + from * 16,
+            kernel.secret,
+          );
           expect(slab.newPrints.slice(from * 16, (from + count) * 16)).toEqual(expected);
           expect(othersUntouched(slab, from, count)).toBe(true);
         }),
@@ -79,5 +90,7 @@ describe("the kernels on shared memory", () => {
 /** True while nothing but the fingerprints of granules [from, from + count) was written. */
 function othersUntouched(slab: Slab, from: number, count: number): boolean {
   const prints = slab.newPrints;
-  return [prints.subarray(0, from * 16), prints.subarray((from + count) * 16)].every((part) => part.every((byte) => byte === 0xee));
+  return [prints.subarray(0, from * 16), prints.subarray((from + count) * 16)].every((part) =>
+    part.every((byte) => byte === 0xee),
+  );
 }

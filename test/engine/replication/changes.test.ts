@@ -32,7 +32,10 @@ test("a list of changes is all that is read, and the point holds the whole disk"
   expect(summary).toMatchObject({ scannedBytes: 2 * granuleBytes, changedBytes: 2 * granuleBytes, sequence: 2 });
   expect([tracker.since, tracker.dirtyBytes]).toEqual([summary.point, 0]);
   await checkNewest(sink, "d", disk.bytes);
-  expect(await vault.replicate({ disk: "d", volume: disk, changes: tracker })).toMatchObject({ scannedBytes: 0, sequence: 3 });
+  expect(await vault.replicate({ disk: "d", volume: disk, changes: tracker })).toMatchObject({
+    scannedBytes: 0,
+    sequence: 3,
+  });
   await checkNewest(sink, "d", disk.bytes);
 });
 
@@ -60,7 +63,9 @@ test("what a failed cycle was to ship stays changed", async () => {
   await expect(vault.replicate({ disk: "d", volume: disk, changes: tracker })).rejects.toThrow("the disk is away");
   expect(tracker.dirtyBytes).toBe(granuleBytes);
   disk.beforeRead = () => Promise.resolve();
-  expect(await vault.replicate({ disk: "d", volume: disk, changes: tracker })).toMatchObject({ scannedBytes: granuleBytes });
+  expect(await vault.replicate({ disk: "d", volume: disk, changes: tracker })).toMatchObject({
+    scannedBytes: granuleBytes,
+  });
   await checkNewest(sink, "d", disk.bytes);
 });
 
@@ -70,7 +75,12 @@ test("a list that does not begin at the newest point is not used: the disk is co
   await vault.replicate({ disk: "d", volume: disk });
   disk.bytes.fill(8, 200 * granuleBytes, 201 * granuleBytes);
   tracker.markDirty([{ offset: 200 * granuleBytes, length: granuleBytes }]);
-  const summary = await vault.replicate({ disk: "d", volume: disk, changes: tracker, onNotice: (notice) => notices.push(notice) });
+  const summary = await vault.replicate({
+    disk: "d",
+    volume: disk,
+    changes: tracker,
+    onNotice: (notice) => notices.push(notice),
+  });
   expect(summary.scannedBytes).toBeGreaterThan(granuleBytes);
   expect(notices.map(({ code }) => code)).toContain("STATE_LOST");
   await checkNewest(sink, "d", disk.bytes);

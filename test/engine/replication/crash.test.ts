@@ -1,6 +1,7 @@
 /**
- * A process dies at each call of a cycle, before and after the call's effect. What it leaves is opened by another process of the same
- * machine, which takes the seat at once, and by another machine, which has to wait for the lease.
+ * A process dies at each call of a cycle, before and after the call's effect. What it leaves is
+ * opened by another process of the same machine, which takes the seat at once, and by another
+ * machine, which has to wait for the lease.
  */
 import { cpSync, mkdtempSync, renameSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -27,7 +28,10 @@ import { expectCode } from "../../sink/expectations.ts";
 const pretended = vi.hoisted((): { identity: Partial<ProcessIdentity> } => ({ identity: {} }));
 vi.mock(import("../../../engine/store/points/process-identity.ts"), async (importOriginal) => {
   const original = await importOriginal();
-  return { ...original, identifyProcess: async () => ({ ...(await original.identifyProcess()), ...pretended.identity }) };
+  return {
+    ...original,
+    identifyProcess: async () => ({ ...(await original.identifyProcess()), ...pretended.identity }),
+  };
 });
 
 const diskBytes = 150_000;
@@ -53,7 +57,10 @@ afterEach(async () => {
 
 const connect = (): MemorySink => new MemorySink({ store, clock: () => nowMs });
 
-/** The next process of this machine: nothing waits, everything that was acknowledged is there, and it makes its point. */
+/**
+ * The next process of this machine: nothing waits, everything that was acknowledged is there, and
+ * it makes its point.
+ */
 async function recoverOnThisMachine(start: Start): Promise<void> {
   liveSessions().clear();
   expect(await expected.check(connect())).toBeGreaterThanOrEqual(start.points);
@@ -118,13 +125,16 @@ async function sweep(start: Start): Promise<number> {
       const after = store.snapshot();
       try {
         await recoverOnThisMachine(start);
-        // What is there before a call is there after the one before it, so the other machine need not see both.
+        // What is there before a call is there after the one before it, so the other machine need
+        // not see both.
         if (effect === "before") continue;
         store.restore(after);
         start.resetState();
         await recoverOnAnotherMachine(start);
       } catch (error) {
-        throw new Error(`after a crash at call ${String(call)} (${String(sink.calls.at(-1))}), ${effect} its effect`, { cause: error });
+        throw new Error(`after a crash at call ${String(call)} (${String(sink.calls.at(-1))}), ${effect} its effect`, {
+          cause: error,
+        });
       }
     }
   }

@@ -1,6 +1,6 @@
 /**
- * Stores that answer late, wrongly or not at all. A cycle either makes its point or ends with an error that says why; what it left
- * behind never harms a point, and the next cycle succeeds.
+ * Stores that answer late, wrongly or not at all. A cycle either makes its point or ends with an
+ * error that says why; what it left behind never harms a point, and the next cycle succeeds.
  */
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type ErrorCode, TidemarkError } from "../../../engine/errors.ts";
@@ -95,7 +95,9 @@ async function sweep(
     try {
       await checkAndContinue();
     } catch (error) {
-      throw new Error(`after ${fault.kind} at call ${key}, which ended with ${String(outcomes.get(key))}`, { cause: error });
+      throw new Error(`after ${fault.kind} at call ${key}, which ended with ${String(outcomes.get(key))}`, {
+        cause: error,
+      });
     }
   }
   expect(outcomes.size).toBeGreaterThan(0);
@@ -137,14 +139,20 @@ describe("a cycle", () => {
     for (const [call, outcome] of outcomes) expect(outcome, call).toBe(call === last ? "success" : "STORE_UNREACHABLE");
   });
 
-  test.each(["truncated", "flipped"] as const)("reads that come back %s end it with what they are, or do not matter", async (kind) => {
-    const outcomes = await sweep(isRead, { kind });
-    for (const outcome of endings(outcomes)) expect(["success", "DAMAGED", "FORMAT_UNSUPPORTED"]).toContain(outcome);
-  });
+  test.each(["truncated", "flipped"] as const)(
+    "reads that come back %s end it with what they are, or do not matter",
+    async (kind) => {
+      const outcomes = await sweep(isRead, { kind });
+      for (const outcome of endings(outcomes)) expect(["success", "DAMAGED", "FORMAT_UNSUPPORTED"]).toContain(outcome);
+    },
+  );
 
   test("that meets many faults makes its point or ends with an error that says why, for every seed", async () => {
     const seeds = Array.from({ length: 25 }, (_, index) => index + 1);
-    const refused = (code: ErrorCode): Fault => ({ kind: "refused", error: new TidemarkError(code, `a planned ${code}`) });
+    const refused = (code: ErrorCode): Fault => ({
+      kind: "refused",
+      error: new TidemarkError(code, `a planned ${code}`),
+    });
     const often = (on: PlannedFault["on"], fault: Fault): PlannedFault => ({ on, when: { probability: 0.2 }, fault });
     const ended = new Map<string, number>();
     for (const seed of seeds) {
@@ -172,20 +180,25 @@ describe("a cycle", () => {
 });
 
 describe("a first cycle", () => {
-  test.each(["unacknowledged", "late"] as const)("succeeds when the write of the vault's identity or of a head is %s", async (kind) => {
-    for (const prefix of ["vault.json", "disks/d/head"]) {
-      const sink = new FaultySink(new MemorySink(), [{ on: "putObject", prefix, when: 1, fault: { kind } }]);
-      const fresh = await openModelVault(sink);
-      await replicateNoted(fresh, sink, expected, disk);
-      await sink.releaseLate();
-      sink.assertAllFired();
-      expect(await expected.check(sink)).toBe(1);
-    }
-  });
+  test.each(["unacknowledged", "late"] as const)(
+    "succeeds when the write of the vault's identity or of a head is %s",
+    async (kind) => {
+      for (const prefix of ["vault.json", "disks/d/head"]) {
+        const sink = new FaultySink(new MemorySink(), [{ on: "putObject", prefix, when: 1, fault: { kind } }]);
+        const fresh = await openModelVault(sink);
+        await replicateNoted(fresh, sink, expected, disk);
+        await sink.releaseLate();
+        sink.assertAllFired();
+        expect(await expected.check(sink)).toBe(1);
+      }
+    },
+  );
 
   test("into a store that refuses us changes nothing and says so", async () => {
     const error = new TidemarkError("ACCESS_REFUSED", "the key is wrong");
-    const sink = new FaultySink(new MemorySink(), [{ on: "any", when: { probability: 1 }, fault: { kind: "refused", error } }]);
+    const sink = new FaultySink(new MemorySink(), [
+      { on: "any", when: { probability: 1 }, fault: { kind: "refused", error } },
+    ]);
     await expectCode(openModelVault(sink), "ACCESS_REFUSED");
   });
 });

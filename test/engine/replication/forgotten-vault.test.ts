@@ -1,4 +1,6 @@
-/** The store forgets the whole vault under an open one, and may meanwhile have been given another. */
+/**
+ * The store forgets the whole vault under an open one, and may meanwhile have been given another.
+ */
 import { expect, test } from "vitest";
 import { Vault } from "../../../engine/vault.ts";
 import { MemorySink, MemoryStore } from "../../../sink/memory.ts";

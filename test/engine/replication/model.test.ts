@@ -1,6 +1,6 @@
 /**
- * Two disks share a vault, and anything happens to them in any order. After each step every point of both is what a plain array of bytes
- * says it is.
+ * Two disks share a vault, and anything happens to them in any order. After each step every point
+ * of both is what a plain array of bytes says it is.
  */
 import { mkdtempSync, rmSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
@@ -15,7 +15,13 @@ const sizeBytesMax = 200_000;
 const seed = 20_260_501;
 
 type Step =
-  | { readonly kind: "write" | "zero"; readonly disk: number; readonly at: number; readonly length: number; readonly seed: number }
+  | {
+      readonly kind: "write" | "zero";
+      readonly disk: number;
+      readonly at: number;
+      readonly length: number;
+      readonly seed: number;
+    }
   | { readonly kind: "grow"; readonly disk: number; readonly by: number }
   | { readonly kind: "replicate" | "verify" | "copyOther"; readonly disk: number }
   | { readonly kind: "loseState" | "reopen" }
@@ -33,23 +39,33 @@ const ranged = { disk, at: place, length, seed: fc.nat(5) };
 const step: fc.Arbitrary<Step> = fc.oneof(
   { weight: 6, arbitrary: fc.record({ kind: fc.constant("write" as const), ...ranged }) },
   { weight: 3, arbitrary: fc.record({ kind: fc.constant("zero" as const), ...ranged }) },
-  { weight: 1, arbitrary: fc.record({ kind: fc.constant("grow" as const), disk, by: fc.integer({ min: 1, max: 20_000 }) }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({ kind: fc.constant("grow" as const), disk, by: fc.integer({ min: 1, max: 20_000 }) }),
+  },
   { weight: 6, arbitrary: fc.record({ kind: fc.constant("replicate" as const), disk }) },
   { weight: 1, arbitrary: fc.record({ kind: fc.constantFrom("verify" as const, "copyOther" as const), disk }) },
   { weight: 1, arbitrary: fc.record({ kind: fc.constantFrom("loseState" as const, "reopen" as const) }) },
   {
     weight: 2,
-    arbitrary: fc.record({ kind: fc.constantFrom("materialize" as const, "inPlace" as const), disk, point: fc.nat(100) }),
+    arbitrary: fc.record({
+      kind: fc.constantFrom("materialize" as const, "inPlace" as const),
+      disk,
+      point: fc.nat(100),
+    }),
   },
 );
 
 test("every point of two disks stays what the disk was at its time, whatever happens", async () => {
   console.log(`seed ${String(seed)}`);
-  await fc.assert(fc.asyncProperty(fc.nat(60_000), fc.nat(60_000), fc.array(step, { minLength: 5, maxLength: 30 }), run), {
-    seed,
-    numRuns: 25,
-    endOnFailure: true,
-  });
+  await fc.assert(
+    fc.asyncProperty(fc.nat(60_000), fc.nat(60_000), fc.array(step, { minLength: 5, maxLength: 30 }), run),
+    {
+      seed,
+      numRuns: 25,
+      endOnFailure: true,
+    },
+  );
 }, 120_000);
 
 async function run(firstBytes: number, secondBytes: number, steps: readonly Step[]): Promise<void> {
@@ -73,10 +89,17 @@ async function run(firstBytes: number, secondBytes: number, steps: readonly Step
           contentOf(each.length, each.seed).copy(volume.bytes, Math.min(each.at, volume.bytes.length));
           break;
         case "zero":
-          volume.bytes.fill(0, Math.min(each.at, volume.bytes.length), Math.min(each.at + each.length, volume.bytes.length));
+          volume.bytes.fill(
+            0,
+            Math.min(each.at, volume.bytes.length),
+            Math.min(each.at + each.length, volume.bytes.length),
+          );
           break;
         case "grow":
-          volume.bytes = Buffer.concat([volume.bytes, Buffer.alloc(Math.min(each.by, sizeBytesMax - volume.bytes.length))]);
+          volume.bytes = Buffer.concat([
+            volume.bytes,
+            Buffer.alloc(Math.min(each.by, sizeBytesMax - volume.bytes.length)),
+          ]);
           break;
         case "copyOther":
           other.volume.bytes.copy(volume.bytes);
@@ -108,7 +131,9 @@ async function run(firstBytes: number, secondBytes: number, steps: readonly Step
             to,
             mode: each.kind === "inPlace" ? "in-place" : "create",
           });
-          expect((await readFile(to)).equals(contents[sequence - 1] ?? Buffer.alloc(0)), `step ${String(number)}`).toBe(true);
+          expect((await readFile(to)).equals(contents[sequence - 1] ?? Buffer.alloc(0)), `step ${String(number)}`).toBe(
+            true,
+          );
           break;
         }
       }

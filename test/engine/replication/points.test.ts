@@ -1,4 +1,7 @@
-/** What a point is made of and how it is named: sizes, growth, names of disks, selectors, and sources that move or fail. */
+/**
+ * What a point is made of and how it is named: sizes, growth, names of disks, selectors, and
+ * sources that move or fail.
+ */
 import { mkdtempSync, rmSync } from "node:fs";
 import { open, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -146,7 +149,11 @@ describe("a point", () => {
     const summary = await vault.replicate({ disk: "d", volume: disk, onNotice: (notice) => notices.push(notice) });
     expect(summary.consistency).toBe("fuzzy");
     expect(notices.map(({ code }) => code)).toEqual(["SOURCE_CHANGED"]);
-    const silent: Volume = { description: "silent", sizeBytes: () => disk.sizeBytes(), read: (offset, into) => disk.read(offset, into) };
+    const silent: Volume = {
+      description: "silent",
+      sizeBytes: () => disk.sizeBytes(),
+      read: (offset, into) => disk.read(offset, into),
+    };
     expect((await vault.replicate({ disk: "e", volume: silent })).consistency).toBe("fuzzy");
     expect((await vault.points("d")).map(({ consistency }) => consistency)).toEqual(["fuzzy"]);
   });
@@ -179,7 +186,8 @@ describe("a source that fails", () => {
     const disk = sampleDisk(300_000, 1);
     await replicateNoted(vault, sink, expected, disk);
     contentOf(300_000, 2).copy(disk.bytes);
-    disk.beforeRead = (offset, length) => (offset + length > 150_000 ? Promise.reject(broken(offset)) : Promise.resolve());
+    disk.beforeRead = (offset, length) =>
+      offset + length > 150_000 ? Promise.reject(broken(offset)) : Promise.resolve();
     await expectCode(vault.replicate({ disk: "d", volume: disk }), "SOURCE_UNREADABLE");
     expect(await expected.check(sink)).toBe(1);
     disk.beforeRead = () => Promise.resolve();
@@ -187,18 +195,21 @@ describe("a source that fails", () => {
     expect(await expected.check(sink)).toBe(2);
   });
 
-  test.each(["beginScan", "sizeBytes", "allocated", "endScan"] as const)("in %s commits nothing either", async (where) => {
-    const disk = sampleDisk(50_000, 1);
-    const failing: Volume = {
-      description: "failing",
-      read: (offset, into) => disk.read(offset, into),
-      sizeBytes: () => disk.sizeBytes(),
-      [where]: () => (where === "allocated" ? failingExtents() : Promise.reject(broken(0))),
-    };
-    await expectCode(vault.replicate({ disk: "d", volume: failing }), "SOURCE_UNREADABLE");
-    expect(await committedPoints(sink, "d")).toEqual([]);
-    await vault.replicate({ disk: "d", volume: disk });
-  });
+  test.each(["beginScan", "sizeBytes", "allocated", "endScan"] as const)(
+    "in %s commits nothing either",
+    async (where) => {
+      const disk = sampleDisk(50_000, 1);
+      const failing: Volume = {
+        description: "failing",
+        read: (offset, into) => disk.read(offset, into),
+        sizeBytes: () => disk.sizeBytes(),
+        [where]: () => (where === "allocated" ? failingExtents() : Promise.reject(broken(0))),
+      };
+      await expectCode(vault.replicate({ disk: "d", volume: failing }), "SOURCE_UNREADABLE");
+      expect(await committedPoints(sink, "d")).toEqual([]);
+      await vault.replicate({ disk: "d", volume: disk });
+    },
+  );
 
   async function* failingExtents(): AsyncGenerator<Extent> {
     yield await Promise.resolve({ offset: 0, length: 100 });
@@ -241,7 +252,10 @@ describe("an aborted cycle", () => {
     const counted = new FaultySink(sink, []);
     const other = await openModelVault(counted);
     const before = counted.calls.length;
-    await expectCode(other.replicate({ disk: "d", volume: sampleDisk(5000, 1), signal: AbortSignal.abort() }), "INTERRUPTED");
+    await expectCode(
+      other.replicate({ disk: "d", volume: sampleDisk(5000, 1), signal: AbortSignal.abort() }),
+      "INTERRUPTED",
+    );
     expect(counted.calls).toHaveLength(before);
   });
 

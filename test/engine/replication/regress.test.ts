@@ -1,6 +1,7 @@
 /**
- * The store goes back in time at any call of a cycle, to any earlier moment, and tells nobody. A cycle may then begin again by itself or give
- * up with STORE_REGRESSED; it never commits a point that cannot be read, and the next one heals what was lost.
+ * The store goes back in time at any call of a cycle, to any earlier moment, and tells nobody. A
+ * cycle may then begin again by itself or give up with STORE_REGRESSED; it never commits a point
+ * that cannot be read, and the next one heals what was lost.
  */
 import { mkdtempSync, rmSync } from "node:fs";
 import { cp, rm } from "node:fs/promises";
@@ -52,8 +53,14 @@ describe("a store that goes back in time", () => {
     const content = Buffer.from(disk.bytes);
     await expected.note(plain, content);
 
-    /** The cycle, in which the store goes back at call `at` to what `moment` picks of the snapshots taken before each call. */
-    async function regressed(at: number, moment: (taken: readonly MemorySnapshot[]) => MemorySnapshot | undefined): Promise<string> {
+    /**
+     * The cycle, in which the store goes back at call `at` to what `moment` picks of the snapshots
+     * taken before each call.
+     */
+    async function regressed(
+      at: number,
+      moment: (taken: readonly MemorySnapshot[]) => MemorySnapshot | undefined,
+    ): Promise<string> {
       store.restore(start);
       disk.bytes = Buffer.from(content);
       await rm(state, { recursive: true });

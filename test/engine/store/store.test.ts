@@ -9,15 +9,19 @@ async function open(...faults: PlannedFault[]): ReturnType<typeof openMemory> {
 }
 
 describe("an object that is written once", () => {
-  test.each(["unacknowledged", "late"] as const)("stands after an outcome that was unknown because the write was %s", async (kind) => {
-    const { sink, store } = await open({ on: "putObject", when: 1, fault: { kind } });
-    const etag = await store.putOnce("a", utf8("content"));
-    expect(await textOf(sink, "a")).toBe("content");
-    expect((await store.stat("a")).etag).toBe(etag);
-    for (const result of await sink.releaseLate()) expect(result).toMatchObject({ status: "rejected", reason: { code: "OBJECT_EXISTS" } });
-    expect((await store.stat("a")).etag).toBe(etag);
-    sink.assertAllFired();
-  });
+  test.each(["unacknowledged", "late"] as const)(
+    "stands after an outcome that was unknown because the write was %s",
+    async (kind) => {
+      const { sink, store } = await open({ on: "putObject", when: 1, fault: { kind } });
+      const etag = await store.putOnce("a", utf8("content"));
+      expect(await textOf(sink, "a")).toBe("content");
+      expect((await store.stat("a")).etag).toBe(etag);
+      for (const result of await sink.releaseLate())
+        expect(result).toMatchObject({ status: "rejected", reason: { code: "OBJECT_EXISTS" } });
+      expect((await store.stat("a")).etag).toBe(etag);
+      sink.assertAllFired();
+    },
+  );
 
   test("is never put over what stands there already", async () => {
     const { sink, store } = await open();
@@ -51,14 +55,18 @@ describe("an object that is written once", () => {
 });
 
 describe("a page object that is created", () => {
-  test.each(["unacknowledged", "late"] as const)("stands after an outcome that was unknown because the call was %s", async (kind) => {
-    const { sink, store } = await open({ on: "createPages", when: 1, fault: { kind } });
-    const etag = await store.createPages("p", 4096, 7);
-    await store.writePages("p", 0, new Uint8Array(512).fill(1), { sequenceNumber: 7, etag });
-    for (const result of await sink.releaseLate()) expect(result).toMatchObject({ status: "rejected", reason: { code: "OBJECT_EXISTS" } });
-    expect((await store.statPages("p")).writtenBytes).toBe(512);
-    sink.assertAllFired();
-  });
+  test.each(["unacknowledged", "late"] as const)(
+    "stands after an outcome that was unknown because the call was %s",
+    async (kind) => {
+      const { sink, store } = await open({ on: "createPages", when: 1, fault: { kind } });
+      const etag = await store.createPages("p", 4096, 7);
+      await store.writePages("p", 0, new Uint8Array(512).fill(1), { sequenceNumber: 7, etag });
+      for (const result of await sink.releaseLate())
+        expect(result).toMatchObject({ status: "rejected", reason: { code: "OBJECT_EXISTS" } });
+      expect((await store.statPages("p")).writtenBytes).toBe(512);
+      sink.assertAllFired();
+    },
+  );
 
   test("is not taken for its own when another client has written to it or fenced it", async () => {
     for (const spoil of ["write", "fence"]) {
@@ -99,16 +107,19 @@ describe("an object that others write, too", () => {
     expect((await store.stat("a")).etag).toBe(second);
   });
 
-  test.each(["unacknowledged", "late"] as const)("stands after an outcome that was unknown because the write was %s", async (kind) => {
-    const { sink, store } = await open({ on: "putObject", when: 2, fault: { kind } });
-    const first = await store.replace("a", utf8("one"), undefined);
-    const second = await store.replace("a", utf8("two"), first);
-    for (const result of await sink.releaseLate())
-      expect(result).toMatchObject({ status: "rejected", reason: { code: "CONDITION_FAILED" } });
-    expect((await store.stat("a")).etag).toBe(second);
-    expect(await textOf(sink, "a")).toBe("two");
-    sink.assertAllFired();
-  });
+  test.each(["unacknowledged", "late"] as const)(
+    "stands after an outcome that was unknown because the write was %s",
+    async (kind) => {
+      const { sink, store } = await open({ on: "putObject", when: 2, fault: { kind } });
+      const first = await store.replace("a", utf8("one"), undefined);
+      const second = await store.replace("a", utf8("two"), first);
+      for (const result of await sink.releaseLate())
+        expect(result).toMatchObject({ status: "rejected", reason: { code: "CONDITION_FAILED" } });
+      expect((await store.stat("a")).etag).toBe(second);
+      expect(await textOf(sink, "a")).toBe("two");
+      sink.assertAllFired();
+    },
+  );
 
   test("is not taken for its own when another client was faster", async () => {
     const { sink, store } = await open({ on: "putObject", when: 1, fault: { kind: "late" } });

@@ -19,7 +19,9 @@ describe("connecting", () => {
 
   test("where nobody listens is SOURCE_NOT_FOUND", async () => {
     const path = join(tmpdir(), "no-such-folder", "socket");
-    await expect(NbdClient.connect({ kind: "unix", path, exportName: "" })).rejects.toMatchObject({ code: "SOURCE_NOT_FOUND" });
+    await expect(NbdClient.connect({ kind: "unix", path, exportName: "" })).rejects.toMatchObject({
+      code: "SOURCE_NOT_FOUND",
+    });
     const listener = net.createServer().listen(0, "127.0.0.1");
     await once(listener, "listening");
     const { port } = listener.address() as net.AddressInfo;
@@ -45,7 +47,10 @@ describe("connecting", () => {
         peer.reply((await peer.option()).option, 1);
         peer.reply((await peer.option()).option, type, "because\u001b[31m\nof you");
       });
-      await expect(connect(server)).rejects.toMatchObject({ code, message: expect.stringContaining("because [31m of you") as string });
+      await expect(connect(server)).rejects.toMatchObject({
+        code,
+        message: expect.stringContaining("because [31m of you") as string,
+      });
     },
   );
 
@@ -88,7 +93,11 @@ describe("connecting", () => {
     ["hangs up", "SOURCE_UNREADABLE", (peer) => peer.hangUp()],
     ["hangs up in its greeting", "SOURCE_UNREADABLE", (peer) => void peer.socket.end("NBDMAGICIHA")],
     ["answers another question", "SOURCE_UNREADABLE", (peer) => peer.greet().then(() => peer.reply(77, 1))],
-    ["answers without the magic number", "SOURCE_UNREADABLE", (peer) => peer.greet().then(() => peer.send(Buffer.alloc(20)))],
+    [
+      "answers without the magic number",
+      "SOURCE_UNREADABLE",
+      (peer) => peer.greet().then(() => peer.send(Buffer.alloc(20))),
+    ],
     [
       "announces 4 GiB",
       "SOURCE_UNREADABLE",
@@ -96,7 +105,11 @@ describe("connecting", () => {
     ],
     ["tells no size", "SOURCE_UNREADABLE", afterStructured((peer) => peer.reply(7, 1))],
     ["claims a size beyond all disks", "SOURCE_UNREADABLE", afterStructured((peer) => exportOf(peer, 2n ** 63n))],
-    ["describes its export in 11 bytes", "SOURCE_UNREADABLE", afterStructured((peer) => peer.reply(7, 3, Buffer.alloc(11)))],
+    [
+      "describes its export in 11 bytes",
+      "SOURCE_UNREADABLE",
+      afterStructured((peer) => peer.reply(7, 3, Buffer.alloc(11))),
+    ],
     ["never stops to inform", "SOURCE_UNREADABLE", afterStructured((peer) => flood(peer))],
     ["has blocks of 0 bytes", "SOURCE_UNREADABLE", afterStructured((peer) => blocksOf(peer, 0, 0, 4096))],
     ["has blocks of 3 bytes", "SOURCE_UNREADABLE", afterStructured((peer) => blocksOf(peer, 3, 4096, 4096))],
@@ -120,7 +133,9 @@ describe("connecting", () => {
     ["twice", ["base:allocation", "base:allocation"]],
   ])("to a server that grants a context %s is refused", async (_fact, contexts) => {
     const server = await serve((peer) => peer.handshake({ sizeBytes: mib, contexts }));
-    await expect(connect(server, { contexts: ["base:allocation"] })).rejects.toMatchObject({ code: "SOURCE_UNREADABLE" });
+    await expect(connect(server, { contexts: ["base:allocation"] })).rejects.toMatchObject({
+      code: "SOURCE_UNREADABLE",
+    });
   });
 
   test("can be interrupted, and closes the connection", async () => {
@@ -137,7 +152,10 @@ describe("connecting", () => {
 
   test("does not wait for a silent server without end", async () => {
     const server = await serve(() => undefined);
-    await expect(connect(server, { silenceMsMax: 20 })).rejects.toMatchObject({ code: "SOURCE_UNREADABLE", detail: { silenceMs: 20 } });
+    await expect(connect(server, { silenceMsMax: 20 })).rejects.toMatchObject({
+      code: "SOURCE_UNREADABLE",
+      detail: { silenceMs: 20 },
+    });
   });
 
   test("with a name longer than the protocol allows is INVALID_ARGUMENT", async () => {

@@ -34,7 +34,10 @@ function missing(...programs: readonly string[]): string | undefined {
   return absent.length === 0 ? undefined : `${absent.join(", ")} cannot be found here`;
 }
 
-/** Starts a server and waits until it says, by its pid file, that it listens. Says what the server printed when it ends instead. */
+/**
+ * Starts a server and waits until it says, by its pid file, that it listens. Says what the server
+ * printed when it ends instead.
+ */
 async function serve(program: string, args: readonly string[]): Promise<void> {
   const pidFile = join(folder, "pid");
   const watcher = watch(folder);
@@ -96,7 +99,9 @@ describe("qemu-nbd as a source", () => {
     await volume.read(mib - 500, part);
     expect(part.equals(bytes.subarray(mib - 500, mib + 500))).toBe(true);
     await volume.close();
-    await expect(NbdVolume.open(`nbd+unix:///other?socket=${socket}`)).rejects.toMatchObject({ code: "SOURCE_NOT_FOUND" });
+    await expect(NbdVolume.open(`nbd+unix:///other?socket=${socket}`)).rejects.toMatchObject({
+      code: "SOURCE_NOT_FOUND",
+    });
   });
 
   test("tells what a dirty bitmap marks, ranges that became holes too, and nothing else", async (context) => {
@@ -106,7 +111,18 @@ describe("qemu-nbd as a source", () => {
     run("qemu-img", "create", "-f", "qcow2", image, "64M");
     run("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 8M", image);
     run("qemu-img", "bitmap", "--add", "--enable", "-g", "64K", image, "since");
-    run("qemu-io", "-f", "qcow2", "-c", "write -P 2 1M 64k", "-c", "write -z -u 4M 128k", "-c", "write -P 3 32M 4k", image);
+    run(
+      "qemu-io",
+      "-f",
+      "qcow2",
+      "-c",
+      "write -P 2 1M 64k",
+      "-c",
+      "write -z -u 4M 128k",
+      "-c",
+      "write -P 3 32M 4k",
+      image,
+    );
     await serve("qemu-nbd", ["-f", "qcow2", "-r", "-t", "-B", "since", "-k", socket, image]);
     const bitmap = "qemu:dirty-bitmap:since";
     await using volume = await NbdVolume.open(`nbd+unix:///?socket=${socket}`, { bitmaps: [bitmap] });
@@ -144,13 +160,29 @@ describe("qemu-nbd as a source", () => {
     const image = join(folder, "disk.img");
     writeFileSync(image, Buffer.alloc(mib, 5));
     const object = `tls-creds-x509,id=t,endpoint=server,verify-peer=on,dir=${pki}`;
-    await serve("qemu-nbd", ["-f", "raw", "-r", "-t", "-e", "9", "--object", object, "--tls-creds", "t", "-k", socket, image]);
+    await serve("qemu-nbd", [
+      "-f",
+      "raw",
+      "-r",
+      "-t",
+      "-e",
+      "9",
+      "--object",
+      object,
+      "--tls-creds",
+      "t",
+      "-k",
+      socket,
+      image,
+    ]);
     const query = `socket=${socket}&tls-certificates=${pki}`;
     await using volume = await NbdVolume.open(`nbds+unix:///?${query}`);
     expect((await readAll(volume)).equals(Buffer.alloc(mib, 5))).toBe(true);
     await expect(NbdVolume.open(`nbd+unix:///?socket=${socket}`)).rejects.toMatchObject({ code: "ACCESS_REFUSED" });
     await expect(NbdVolume.open(`nbds+unix:///?socket=${socket}`)).rejects.toMatchObject({ code: "ACCESS_REFUSED" });
-    await expect(NbdVolume.open(`nbds+unix:///?${query}&tls-hostname=another.host`)).rejects.toMatchObject({ code: "ACCESS_REFUSED" });
+    await expect(NbdVolume.open(`nbds+unix:///?${query}&tls-hostname=another.host`)).rejects.toMatchObject({
+      code: "ACCESS_REFUSED",
+    });
     await expect(NbdVolume.open(`nbds+unix:///?socket=${socket}&tls-certificates=${folder}`)).rejects.toMatchObject({
       code: "INVALID_ARGUMENT",
     });
@@ -190,7 +222,10 @@ test("nbdkit, which wants whole blocks and has many holes, gives its bytes", asy
   expect(outside + wanted.subarray(end).filter((byte) => byte !== 0).length).toBe(0);
 });
 
-/** An authority, and certificates of a server `localhost` and of a client, named as qemu and libnbd name them. */
+/**
+ * An authority, and certificates of a server `localhost` and of a client, named as qemu and libnbd
+ * name them.
+ */
 function makeCertificates(path: string): string {
   mkdirSync(path);
   const at = (name: string): string => join(path, name);
@@ -216,7 +251,17 @@ function makeCertificates(path: string): string {
       "-subj",
       "/CN=localhost",
     );
-    const sign = ["-CA", at("ca-cert.pem"), "-CAkey", at("ca-key.pem"), "-CAcreateserial", "-days", "2", "-extfile", at(`${role}.ext`)];
+    const sign = [
+      "-CA",
+      at("ca-cert.pem"),
+      "-CAkey",
+      at("ca-key.pem"),
+      "-CAcreateserial",
+      "-days",
+      "2",
+      "-extfile",
+      at(`${role}.ext`),
+    ];
     run("openssl", "x509", "-req", "-in", at(`${role}.csr`), ...sign, "-out", at(`${role}-cert.pem`));
   }
   return path;

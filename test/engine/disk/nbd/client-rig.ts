@@ -1,4 +1,7 @@
-/** What the tests of the NBD client share: scripted servers and clients of them, all of which are closed after each test. */
+/**
+ * What the tests of the NBD client share: scripted servers and clients of them, all of which are
+ * closed after each test.
+ */
 import { NbdClient } from "../../../../engine/disk/nbd/client.ts";
 import type { NbdConnectOptions } from "../../../../engine/disk/nbd/client-handshake.ts";
 import { type Peer, ScriptedServer, type Terms } from "./scripted-server.ts";
@@ -26,14 +29,24 @@ export async function serve(script: Script): Promise<ScriptedServer> {
 }
 
 export async function connect(server: ScriptedServer, options: Partial<NbdConnectOptions> = {}): Promise<NbdClient> {
-  const given = { exportName: "disk", silenceMsMax: 20_000, ...options, kind: "unix", path: server.path } as NbdConnectOptions;
+  const given = {
+    exportName: "disk",
+    silenceMsMax: 20_000,
+    ...options,
+    kind: "unix",
+    path: server.path,
+  } as NbdConnectOptions;
   const client = await NbdClient.connect(given);
   open.push(client);
   return client;
 }
 
 /** A client of a server that negotiates well and then follows `script`. */
-export async function agreed(terms: Terms, script: Script, options: Partial<NbdConnectOptions> = {}): Promise<NbdClient> {
+export async function agreed(
+  terms: Terms,
+  script: Script,
+  options: Partial<NbdConnectOptions> = {},
+): Promise<NbdClient> {
   const server = await serve(async (peer) => {
     await peer.handshake(terms);
     await script(peer);

@@ -98,7 +98,10 @@ describe("reading", () => {
       const third = await peer.request();
       peer.data(third, 0, filled(4096, 2), done);
     });
-    await expect(client.read(0, Buffer.alloc(4096))).rejects.toMatchObject({ code, message: expect.stringContaining("oh !") as string });
+    await expect(client.read(0, Buffer.alloc(4096))).rejects.toMatchObject({
+      code,
+      message: expect.stringContaining("oh !") as string,
+    });
     await expect(client.read(0, Buffer.alloc(4096))).rejects.toMatchObject({ code });
     const into = Buffer.alloc(4096);
     await client.read(0, into);
@@ -113,7 +116,8 @@ describe("reading", () => {
         if (request.offset === mib) answerLate = () => peer.data(request, mib, filled(mib, 1), done);
         else if (request.length === mib) peer.chunk(request, 0x8001, done, be32(5), be16(0));
       }
-      for (const request of requests) if (request.length === 512) peer.hole(request, request.offset, request.length, done);
+      for (const request of requests)
+        if (request.length === 512) peer.hole(request, request.offset, request.length, done);
     });
     const settled: string[] = [];
     const reading = client.read(0, Buffer.alloc(2 * mib)).catch(() => settled.push("failed"));
@@ -129,11 +133,23 @@ describe("reading", () => {
     const client = await agreed({ sizeBytes: 8 * mib }, async (peer) => {
       const first = await peer.request();
       await peer.request();
-      peer.send(be32(0x668e33ef), be16(1), be16(1), be64(first.cookie), be32(8 + first.length), be64(0n), filled(100, 1));
+      peer.send(
+        be32(0x668e33ef),
+        be16(1),
+        be16(1),
+        be64(first.cookie),
+        be32(8 + first.length),
+        be64(0n),
+        filled(100, 1),
+      );
       peer.socket.end();
     });
-    const outcomes = await Promise.allSettled([client.read(0, Buffer.alloc(4096)), client.read(4096, Buffer.alloc(4 * mib))]);
-    for (const outcome of outcomes) expect(outcome).toMatchObject({ status: "rejected", reason: { code: "SOURCE_UNREADABLE" } });
+    const outcomes = await Promise.allSettled([
+      client.read(0, Buffer.alloc(4096)),
+      client.read(4096, Buffer.alloc(4 * mib)),
+    ]);
+    for (const outcome of outcomes)
+      expect(outcome).toMatchObject({ status: "rejected", reason: { code: "SOURCE_UNREADABLE" } });
     await expect(client.read(0, Buffer.alloc(1))).rejects.toMatchObject({ code: "SOURCE_UNREADABLE" });
     await client.close();
   });
@@ -149,17 +165,27 @@ describe("reading", () => {
       { silenceMsMax: 50 },
     );
     await client.read(0, Buffer.alloc(512));
-    await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ code: "SOURCE_UNREADABLE", detail: { silenceMs: 50 } });
+    await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({
+      code: "SOURCE_UNREADABLE",
+      detail: { silenceMs: 50 },
+    });
   });
 
-  const violations: readonly (readonly [fact: string, answer: (peer: Peer, request: Awaited<ReturnType<Peer["request"]>>) => void])[] = [
+  const violations: readonly (readonly [
+    fact: string,
+    answer: (peer: Peer, request: Awaited<ReturnType<Peer["request"]>>) => void,
+  ])[] = [
     ["no known number", (peer) => peer.send(Buffer.alloc(20, 1))],
     ["an answer that nobody asked for", (peer) => peer.chunk({ cookie: 99n }, 0, done)],
     ["an answer to a cookie beyond all numbers", (peer) => peer.chunk({ cookie: 2n ** 64n - 1n }, 0, done)],
     ["data before the range", (peer, request) => peer.data(request, 4095, filled(4096, 1), done)],
     ["data beyond the range", (peer, request) => peer.data(request, 4097, filled(4096, 1), done)],
     ["more data than asked for", (peer, request) => peer.data(request, 4096, filled(4097, 1), done)],
-    ["4 GiB", (peer, request) => peer.send(be32(0x668e33ef), be16(1), be16(1), be64(request.cookie), be32(2 ** 32 - 1), be64(4096n))],
+    [
+      "4 GiB",
+      (peer, request) =>
+        peer.send(be32(0x668e33ef), be16(1), be16(1), be64(request.cookie), be32(2 ** 32 - 1), be64(4096n)),
+    ],
     ["no data", (peer, request) => peer.chunk(request, 1, done, be64(4096n))],
     ["less data than asked for", (peer, request) => peer.data(request, 4096, filled(4095, 1), done)],
     ["nothing at all", (peer, request) => peer.chunk(request, 0, done)],
@@ -185,7 +211,10 @@ describe("reading", () => {
     ["an unknown part", (peer, request) => peer.chunk(request, 77, done, Buffer.alloc(4))],
     ["an error of 2 bytes", (peer, request) => peer.chunk(request, 0x8001, done, be16(5))],
     ["an error without a number", (peer, request) => peer.chunk(request, 0x8001, done, be32(0), be16(0))],
-    ["an error with more words than it has", (peer, request) => peer.chunk(request, 0x8001, done, be32(5), be16(9), Buffer.from("short"))],
+    [
+      "an error with more words than it has",
+      (peer, request) => peer.chunk(request, 0x8001, done, be32(5), be16(9), Buffer.from("short")),
+    ],
     ["a novel", (peer, request) => peer.chunk(request, 0x8001, done, be32(5), be16(60_000), Buffer.alloc(60_000, 65))],
     [
       "a thousand fragments",
@@ -217,7 +246,15 @@ describe("reading", () => {
   });
 
   test("survives any bytes that a server may send: it ends, in success or with a typed error", async () => {
-    const reply = Buffer.concat([be32(0x668e33ef), be16(1), be16(1), be64(1n), be32(8 + 512), be64(0n), filled(512, 1)]);
+    const reply = Buffer.concat([
+      be32(0x668e33ef),
+      be16(1),
+      be16(1),
+      be64(1n),
+      be32(8 + 512),
+      be64(0n),
+      filled(512, 1),
+    ]);
     await fc.assert(
       fc.asyncProperty(
         fc.array(fc.tuple(fc.nat(47), fc.nat(255)), { maxLength: 4 }),
@@ -340,7 +377,10 @@ describe("the state of a range", () => {
     await client.read(0, Buffer.alloc(512));
   });
 
-  const violations: readonly (readonly [fact: string, answer: (peer: Peer, request: Awaited<ReturnType<Peer["request"]>>) => void])[] = [
+  const violations: readonly (readonly [
+    fact: string,
+    answer: (peer: Peer, request: Awaited<ReturnType<Peer["request"]>>) => void,
+  ])[] = [
     ["no state", (peer, request) => peer.chunk(request, 0, done)],
     [
       "an empty extent",
@@ -377,15 +417,21 @@ describe("the state of a range", () => {
       },
     ],
     ["half an extent", (peer, request) => peer.chunk(request, 5, done, be32(1), be32(4096))],
-    ["a billion extents", (peer, request) => peer.send(be32(0x668e33ef), be16(1), be16(5), be64(request.cookie), be32(4 + 8 * 2 ** 28))],
+    [
+      "a billion extents",
+      (peer, request) => peer.send(be32(0x668e33ef), be16(1), be16(5), be64(request.cookie), be32(4 + 8 * 2 ** 28)),
+    ],
     ["less than a block", (peer, request) => peer.status(request, 1, [[100, 0]], done)],
     ["data", (peer, request) => peer.data(request, 0, filled(512, 1), done)],
   ];
   test.each(violations)("ends the connection when the server sends %s", async (_fact, answer) => {
-    const client = await agreed({ sizeBytes: mib, contexts: ["base:allocation"], blockSizes: [512, 4096, mib] }, async (peer) => {
-      answer(peer, await peer.request());
-      await peer.request();
-    });
+    const client = await agreed(
+      { sizeBytes: mib, contexts: ["base:allocation"], blockSizes: [512, 4096, mib] },
+      async (peer) => {
+        answer(peer, await peer.request());
+        await peer.request();
+      },
+    );
     await expect(all(client.status("base:allocation", 0, mib))).rejects.toMatchObject({
       code: "SOURCE_UNREADABLE",
       message: expect.stringContaining("breaks the protocol") as string,

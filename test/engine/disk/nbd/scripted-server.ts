@@ -1,4 +1,7 @@
-/** An NBD server that does what a test tells it, good or bad: one script per connection, with words for the usual steps. */
+/**
+ * An NBD server that does what a test tells it, good or bad: one script per connection, with words
+ * for the usual steps.
+ */
 import { mkdtempSync, rmSync } from "node:fs";
 import net, { type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -101,9 +104,21 @@ export class Peer {
   }
 
   /** One part of a structured reply. */
-  chunk(request: Pick<Request, "cookie">, type: number, options: { readonly done: boolean }, ...payload: readonly Uint8Array[]): void {
+  chunk(
+    request: Pick<Request, "cookie">,
+    type: number,
+    options: { readonly done: boolean },
+    ...payload: readonly Uint8Array[]
+  ): void {
     const body = Buffer.concat(payload);
-    this.send(be32(0x668e33ef), be16(options.done ? 1 : 0), be16(type), be64(request.cookie), be32(body.byteLength), body);
+    this.send(
+      be32(0x668e33ef),
+      be16(options.done ? 1 : 0),
+      be16(type),
+      be64(request.cookie),
+      be32(body.byteLength),
+      body,
+    );
   }
 
   data(request: Request, offset: number, bytes: Uint8Array, options: { readonly done: boolean }): void {
@@ -120,7 +135,13 @@ export class Peer {
     extents: readonly (readonly [length: number, flags: number])[],
     options: { readonly done: boolean },
   ): void {
-    this.chunk(request, 5, options, be32(context), ...extents.flatMap(([length, flags]) => [be32(length), be32(flags)]));
+    this.chunk(
+      request,
+      5,
+      options,
+      be32(context),
+      ...extents.flatMap(([length, flags]) => [be32(length), be32(flags)]),
+    );
   }
 
   simple(request: Request, error: number, bytes: Uint8Array = Buffer.alloc(0)): void {

@@ -1,8 +1,20 @@
-/** The server against bytes that are not what they should be: whatever comes, it closes or answers, and goes on serving others. */
+/**
+ * The server against bytes that are not what they should be: whatever comes, it closes or answers,
+ * and goes on serving others.
+ */
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { command, option } from "../../../../engine/disk/nbd/protocol.ts";
-import { infoQuery, MemoryDisk, metaQuery, optionBytesOf, RawClient, requestBytesOf, serve, uint32 } from "./server-rig.ts";
+import {
+  infoQuery,
+  MemoryDisk,
+  metaQuery,
+  optionBytesOf,
+  RawClient,
+  requestBytesOf,
+  serve,
+  uint32,
+} from "./server-rig.ts";
 
 /** A whole conversation that touches every part of the parser. */
 const conversation = Buffer.concat([

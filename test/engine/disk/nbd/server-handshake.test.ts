@@ -3,7 +3,8 @@ import { describe, expect, test } from "vitest";
 import { command, infoType, option, optionReply, transmissionFlag } from "../../../../engine/disk/nbd/protocol.ts";
 import { infoQuery, MemoryDisk, metaQuery, RawClient, serve, uint32 } from "./server-rig.ts";
 
-const { hasFlags, sendFlush, sendFua, canMultiConn, sendTrim, sendWriteZeroes, sendFastZero, sendDf, readOnly } = transmissionFlag;
+const { hasFlags, sendFlush, sendFua, canMultiConn, sendTrim, sendWriteZeroes, sendFastZero, sendDf, readOnly } =
+  transmissionFlag;
 const readWriteFlags = hasFlags | sendFlush | sendFua | canMultiConn | sendTrim | sendWriteZeroes | sendFastZero;
 
 describe("the handshake", () => {
@@ -83,23 +84,26 @@ describe("the handshake", () => {
     expect(await client.call({ type: command.flush })).toMatchObject({ error: 0 });
   });
 
-  test.each([option.info, option.go])("option %i refuses unknown exports and lengths that do not fit, and goes on", async (id) => {
-    const server = await serve(new MemoryDisk());
-    const client = await RawClient.ready(server.address);
-    expect(await client.ask(id, infoQuery("other"))).toMatchObject([{ type: optionReply.errUnknown }]);
-    const broken = [
-      Buffer.alloc(0),
-      uint32(3),
-      uint32(0xffffffff),
-      infoQuery("disk").subarray(0, 9),
-      Buffer.concat([infoQuery("disk", 1), Buffer.alloc(1)]),
-      infoQuery("disk", 1).subarray(0, -1),
-      infoQuery("di\0sk"),
-      Buffer.concat([uint32(2), Buffer.from([0xff, 0xfe]), Buffer.alloc(2)]),
-    ];
-    for (const data of broken) expect(await client.ask(id, data)).toMatchObject([{ type: optionReply.errInvalid }]);
-    expect((await client.ask(option.list)).at(-1)).toMatchObject({ type: optionReply.ack });
-  });
+  test.each([option.info, option.go])(
+    "option %i refuses unknown exports and lengths that do not fit, and goes on",
+    async (id) => {
+      const server = await serve(new MemoryDisk());
+      const client = await RawClient.ready(server.address);
+      expect(await client.ask(id, infoQuery("other"))).toMatchObject([{ type: optionReply.errUnknown }]);
+      const broken = [
+        Buffer.alloc(0),
+        uint32(3),
+        uint32(0xffffffff),
+        infoQuery("disk").subarray(0, 9),
+        Buffer.concat([infoQuery("disk", 1), Buffer.alloc(1)]),
+        infoQuery("disk", 1).subarray(0, -1),
+        infoQuery("di\0sk"),
+        Buffer.concat([uint32(2), Buffer.from([0xff, 0xfe]), Buffer.alloc(2)]),
+      ];
+      for (const data of broken) expect(await client.ask(id, data)).toMatchObject([{ type: optionReply.errInvalid }]);
+      expect((await client.ask(option.list)).at(-1)).toMatchObject({ type: optionReply.ack });
+    },
+  );
 
   test("list names every export with its description", async () => {
     const server = await serve(new MemoryDisk());
@@ -119,12 +123,15 @@ describe("the handshake", () => {
     await client.closed;
   });
 
-  test.each([4, 11, 12345, 0xffffffff])("the unknown option %i is refused as such, with its data skipped", async (id) => {
-    const server = await serve(new MemoryDisk());
-    const client = await RawClient.ready(server.address);
-    expect(await client.ask(id, Buffer.alloc(1000, 1))).toMatchObject([{ option: id, type: optionReply.errUnsup }]);
-    expect((await client.ask(option.list)).at(-1)).toMatchObject({ type: optionReply.ack });
-  });
+  test.each([4, 11, 12345, 0xffffffff])(
+    "the unknown option %i is refused as such, with its data skipped",
+    async (id) => {
+      const server = await serve(new MemoryDisk());
+      const client = await RawClient.ready(server.address);
+      expect(await client.ask(id, Buffer.alloc(1000, 1))).toMatchObject([{ option: id, type: optionReply.errUnsup }]);
+      expect((await client.ask(option.list)).at(-1)).toMatchObject({ type: optionReply.ack });
+    },
+  );
 
   test("an option that is too long is skipped and refused", async () => {
     const server = await serve(new MemoryDisk());
@@ -165,7 +172,9 @@ describe("metadata contexts", () => {
     const server = await serve(new MemoryDisk());
     const client = await RawClient.ready(server.address);
     for (const id of [option.listMetaContext, option.setMetaContext]) {
-      expect(await client.ask(id, metaQuery("disk", "base:allocation"))).toMatchObject([{ type: optionReply.errInvalid }]);
+      expect(await client.ask(id, metaQuery("disk", "base:allocation"))).toMatchObject([
+        { type: optionReply.errInvalid },
+      ]);
     }
   });
 
@@ -183,7 +192,10 @@ describe("metadata contexts", () => {
     const client = await RawClient.ready(server.address);
     await client.ask(option.structuredReply);
     const replies = await client.ask(id, metaQuery("disk", ...queries));
-    expect(replies.map(({ type }) => type)).toEqual([...Array<number>(count).fill(optionReply.metaContext), optionReply.ack]);
+    expect(replies.map(({ type }) => type)).toEqual([
+      ...Array<number>(count).fill(optionReply.metaContext),
+      optionReply.ack,
+    ]);
     if (count === 1) expect(replies[0]?.data.toString("utf8", 4)).toBe("base:allocation");
   });
 
@@ -191,10 +203,20 @@ describe("metadata contexts", () => {
     const server = await serve(new MemoryDisk());
     const client = await RawClient.ready(server.address);
     await client.ask(option.structuredReply);
-    expect(await client.ask(option.setMetaContext, metaQuery("other"))).toMatchObject([{ type: optionReply.errUnknown }]);
+    expect(await client.ask(option.setMetaContext, metaQuery("other"))).toMatchObject([
+      { type: optionReply.errUnknown },
+    ]);
     const whole = metaQuery("disk", "base:allocation");
-    const broken = [whole.subarray(0, -1), Buffer.concat([whole, Buffer.alloc(4)]), whole.subarray(0, 8), Buffer.alloc(3)];
-    const more = [Buffer.concat([metaQuery("disk"), uint32(5)]), Buffer.concat([metaQuery("disk").subarray(0, 8), uint32(0xffffffff)])];
+    const broken = [
+      whole.subarray(0, -1),
+      Buffer.concat([whole, Buffer.alloc(4)]),
+      whole.subarray(0, 8),
+      Buffer.alloc(3),
+    ];
+    const more = [
+      Buffer.concat([metaQuery("disk"), uint32(5)]),
+      Buffer.concat([metaQuery("disk").subarray(0, 8), uint32(0xffffffff)]),
+    ];
     for (const data of [...broken, ...more]) {
       expect(await client.ask(option.setMetaContext, data)).toMatchObject([{ type: optionReply.errInvalid }]);
     }

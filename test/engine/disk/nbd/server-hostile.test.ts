@@ -1,4 +1,7 @@
-/** Clients that break the rules, and ends of every kind: they cost their own connection, nothing else. */
+/**
+ * Clients that break the rules, and ends of every kind: they cost their own connection, nothing
+ * else.
+ */
 import { spawnSync } from "node:child_process";
 import { existsSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
@@ -19,7 +22,10 @@ async function expectServing(server: NbdServer): Promise<void> {
 describe("a hostile client", () => {
   test.each([
     ["a wrong magic number of an option", Buffer.alloc(16, 0x41)],
-    ["an export name of 4 GiB", Buffer.concat([optionBytesOf(option.exportName).subarray(0, 12), Buffer.alloc(4, 0xff)])],
+    [
+      "an export name of 4 GiB",
+      Buffer.concat([optionBytesOf(option.exportName).subarray(0, 12), Buffer.alloc(4, 0xff)]),
+    ],
     ["more options than anybody needs", Buffer.concat(Array.from({ length: 300 }, () => optionBytesOf(option.list)))],
   ])("with %s loses its connection", async (_what, bytes) => {
     const server = await serve(new MemoryDisk());
@@ -37,16 +43,24 @@ describe("a hostile client", () => {
     expect(await good.call({ type: command.flush })).toMatchObject({ error: 0 });
   });
 
-  test.each([0, 3, 4, 11, 23])("that stops in the handshake after %i bytes is sent away when its time is over", async (count) => {
-    const server = await serve(new MemoryDisk(), { handshakeMsMax: 50 });
-    const client = await RawClient.connect(server.address);
-    client.send(Buffer.concat([Buffer.from([0, 0, 0, 3]), optionBytesOf(option.exportName, Buffer.from("disk"))]).subarray(0, count));
-    const before = process.cpuUsage();
-    await client.closed;
-    // A server that spins while it waits would burn the whole time.
-    expect(process.cpuUsage(before).user).toBeLessThan(45_000);
-    await expectServing(server);
-  });
+  test.each([0, 3, 4, 11, 23])(
+    "that stops in the handshake after %i bytes is sent away when its time is over",
+    async (count) => {
+      const server = await serve(new MemoryDisk(), { handshakeMsMax: 50 });
+      const client = await RawClient.connect(server.address);
+      client.send(
+        Buffer.concat([Buffer.from([0, 0, 0, 3]), optionBytesOf(option.exportName, Buffer.from("disk"))]).subarray(
+          0,
+          count,
+        ),
+      );
+      const before = process.cpuUsage();
+      await client.closed;
+      // A server that spins while it waits would burn the whole time.
+      expect(process.cpuUsage(before).user).toBeLessThan(45_000);
+      await expectServing(server);
+    },
+  );
 
   test("that has finished the handshake may be silent", async () => {
     const server = await serve(new MemoryDisk(), { handshakeMsMax: 30 });
@@ -165,12 +179,17 @@ describe("the end", () => {
   test("of an export ends its connections and no other", async () => {
     const server = await serve(new MemoryDisk());
     server.addExport({ name: "other", device: new MemoryDisk() });
-    const [gone, stays] = [await RawClient.transmitting(server.address), await RawClient.transmitting(server.address, { name: "other" })];
+    const [gone, stays] = [
+      await RawClient.transmitting(server.address),
+      await RawClient.transmitting(server.address, { name: "other" }),
+    ];
     await server.removeExport("disk");
     await gone.closed;
     expect(await stays.call({ type: command.flush })).toMatchObject({ error: 0 });
     await server.removeExport("disk");
-    expect(() => server.addExport({ name: "other", device: new MemoryDisk() })).toThrow(/already an export named "other"/);
+    expect(() => server.addExport({ name: "other", device: new MemoryDisk() })).toThrow(
+      /already an export named "other"/,
+    );
   });
 });
 
@@ -194,11 +213,15 @@ describe("the socket file", () => {
   test("of a living server, and what is no socket, are left alone", async () => {
     const path = join(temporaryFolder(), "s");
     const server = await serve(new MemoryDisk(), { listen: { kind: "unix", path } });
-    await expect(NbdServer.listen({ listen: { kind: "unix", path } })).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+    await expect(NbdServer.listen({ listen: { kind: "unix", path } })).rejects.toMatchObject({
+      code: "INVALID_ARGUMENT",
+    });
     await expectServing(server);
     const file = join(temporaryFolder(), "f");
     writeFileSync(file, "precious");
-    await expect(NbdServer.listen({ listen: { kind: "unix", path: file } })).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+    await expect(NbdServer.listen({ listen: { kind: "unix", path: file } })).rejects.toMatchObject({
+      code: "INVALID_ARGUMENT",
+    });
     expect(existsSync(file)).toBe(true);
   });
 });

@@ -1,4 +1,7 @@
-/** Clients that others wrote, against a disk that is a file: what they write is what they and the file hold. */
+/**
+ * Clients that others wrote, against a disk that is a file: what they write is what they and the
+ * file hold.
+ */
 import { spawn } from "node:child_process";
 import fs, { closeSync, ftruncateSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -45,7 +48,8 @@ class PlainFile implements BlockDevice {
 
   async zero(offset: number, length: number): Promise<void> {
     const zeroes = Buffer.alloc(mib);
-    for (let done = 0; done < length; done += mib) this.tryWrite(offset + done, zeroes.subarray(0, Math.min(mib, length - done)));
+    for (let done = 0; done < length; done += mib)
+      this.tryWrite(offset + done, zeroes.subarray(0, Math.min(mib, length - done)));
   }
 
   async trim(): Promise<void> {
@@ -85,14 +89,20 @@ async function rig(sizeBytes = 32 * mib): Promise<{ folder: string; image: strin
 }
 
 function uriOf(address: NbdEndpoint): string {
-  return address.kind === "unix" ? `nbd+unix:///disk?socket=${address.path}` : `nbd://${address.host}:${address.port}/disk`;
+  return address.kind === "unix"
+    ? `nbd+unix:///disk?socket=${address.path}`
+    : `nbd://${address.host}:${address.port}/disk`;
 }
 
-/** What `program` prints; it must succeed. The server lives in this very process, so it must not be waited for synchronously. */
+/**
+ * What `program` prints; it must succeed. The server lives in this very process, so it must not be
+ * waited for synchronously.
+ */
 async function run(program: string, ...args: readonly string[]): Promise<string> {
   const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
   let output = "";
-  for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text: string) => (output += text));
+  for (const stream of [child.stdout, child.stderr])
+    stream.setEncoding("utf8").on("data", (text: string) => (output += text));
   const code = await new Promise((resolve) => child.once("close", resolve));
   expect(code, `${program} ${args.join(" ")}\n${output}`).toBe(0);
   return output;
@@ -111,7 +121,13 @@ testWith(["nbdinfo"], "nbdinfo sees what the export can do, and its map", async 
   const { uri, image } = await rig();
   fs.writeFileSync(image, Buffer.alloc(mib, 1), { flag: "r+" });
   const info = await run("nbdinfo", uri);
-  for (const fact of ["export-size: 33554432", "can_multi_conn: true", "can_fua: true", "can_trim: true", "base:allocation"])
+  for (const fact of [
+    "export-size: 33554432",
+    "can_multi_conn: true",
+    "can_fua: true",
+    "can_trim: true",
+    "base:allocation",
+  ])
     expect(info).toContain(fact);
   expect(info).toContain("a disk for tests");
   const map = await run("nbdinfo", "--map", uri);
@@ -169,8 +185,15 @@ testWith(["qemu-io"], "qemu-io finds its patterns again", async () => {
 
 testWith(["fio"], "fio verifies what it wrote, in several sizes and many requests at a time", async () => {
   const { uri, folder } = await rig();
-  const verify = ["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", `--aux-path=${folder}`, "--verify_state_save=0"];
-  // One size a run, and each block once: fio cannot tell what writes that overlap under way should leave.
+  const verify = [
+    "--verify=crc32c",
+    "--verify_fatal=1",
+    "--do_verify=1",
+    `--aux-path=${folder}`,
+    "--verify_state_save=0",
+  ];
+  // One size a run, and each block once: fio cannot tell what writes that overlap under way should
+  // leave.
   for (const blockSize of ["4k", "20k", "128k", "1m"]) {
     const job = ["--rw=randwrite", `--bs=${blockSize}`, "--iodepth=32", "--size=32m", "--fsync=50", "--randseed=1"];
     await run("fio", "--name=verify", "--ioengine=nbd", `--uri=${uri}`, ...job, ...verify);

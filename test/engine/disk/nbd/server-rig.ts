@@ -1,6 +1,7 @@
 /**
- * What the tests of the server stand on: a disk in memory that can be slow, broken or full on demand and that knows what a power
- * failure would leave of it, and a client that says exactly the bytes it is told to say.
+ * What the tests of the server stand on: a disk in memory that can be slow, broken or full on
+ * demand and that knows what a power failure would leave of it, and a client that says exactly the
+ * bytes it is told to say.
  */
 import { mkdtempSync, rmSync } from "node:fs";
 import { connect, type Socket } from "node:net";
@@ -9,7 +10,13 @@ import { join } from "node:path";
 import { onTestFinished } from "vitest";
 import type { BlockDevice, DeviceExtent } from "../../../../engine/device.ts";
 import type { NbdEndpoint } from "../../../../engine/disk/nbd/protocol.ts";
-import { chunkType, handshakeMagic, option, optionReply, transmissionMagic } from "../../../../engine/disk/nbd/protocol.ts";
+import {
+  chunkType,
+  handshakeMagic,
+  option,
+  optionReply,
+  transmissionMagic,
+} from "../../../../engine/disk/nbd/protocol.ts";
 import { NbdServer, type NbdServerOptions } from "../../../../engine/disk/nbd/server.ts";
 
 const granuleBytes = 4096;
@@ -136,7 +143,10 @@ export function temporaryFolder(): string {
   return folder;
 }
 
-/** A server on a Unix socket that is closed when the test is over. It offers `disk` under the name "disk". */
+/**
+ * A server on a Unix socket that is closed when the test is over. It offers `disk` under the name
+ * "disk".
+ */
 export async function serve(disk: BlockDevice, options: Partial<NbdServerOptions> = {}): Promise<NbdServer> {
   const server = await NbdServer.listen({ listen: { kind: "unix", path: join(temporaryFolder(), "s") }, ...options });
   onTestFinished(() => server.close({ graceMs: 0 }));
@@ -181,7 +191,8 @@ export class RawClient {
   #wake: () => void = () => undefined;
 
   static async connect(address: NbdEndpoint): Promise<RawClient> {
-    const socket = address.kind === "unix" ? connect({ path: address.path }) : connect({ host: address.host, port: address.port });
+    const socket =
+      address.kind === "unix" ? connect({ path: address.path }) : connect({ host: address.host, port: address.port });
     await new Promise<void>((resolve, reject) => {
       socket.once("connect", () => resolve()).once("error", reject);
     });
@@ -220,7 +231,11 @@ export class RawClient {
   /** A connection in transmission, after `go`. */
   static async transmitting(
     address: NbdEndpoint,
-    { structured = false, allocation = false, name = "disk" }: { structured?: boolean; allocation?: boolean; name?: string } = {},
+    {
+      structured = false,
+      allocation = false,
+      name = "disk",
+    }: { structured?: boolean; allocation?: boolean; name?: string } = {},
   ): Promise<RawClient> {
     const client = await RawClient.ready(address);
     if (structured) await client.ask(option.structuredReply);
@@ -237,7 +252,8 @@ export class RawClient {
   /** The next `count` bytes. */
   async take(count: number): Promise<Buffer> {
     while (this.#received.byteLength < count) {
-      if (this.#isClosed) throw new Error(`the server closed the connection after ${this.#received.byteLength} of ${count} bytes`);
+      if (this.#isClosed)
+        throw new Error(`the server closed the connection after ${this.#received.byteLength} of ${count} bytes`);
       await new Promise<void>((resolve) => {
         this.#wake = resolve;
       });
@@ -258,8 +274,13 @@ export class RawClient {
 
   async takeOptionReply(): Promise<OptionReply> {
     const header = await this.take(20);
-    if (header.readBigUInt64BE(0) !== handshakeMagic.optionReply) throw new Error("an option reply with a wrong magic number");
-    return { option: header.readUInt32BE(8), type: header.readUInt32BE(12), data: await this.take(header.readUInt32BE(16)) };
+    if (header.readBigUInt64BE(0) !== handshakeMagic.optionReply)
+      throw new Error("an option reply with a wrong magic number");
+    return {
+      option: header.readUInt32BE(8),
+      type: header.readUInt32BE(12),
+      data: await this.take(header.readUInt32BE(16)),
+    };
   }
 
   /** Sends an option and takes its replies, up to the final one. */
@@ -281,9 +302,16 @@ export class RawClient {
     const magic = (await this.take(4)).readUInt32BE(0);
     if (magic === transmissionMagic.simpleReply) {
       const rest = await this.take(12);
-      return { cookie: rest.readBigUInt64BE(4), type: -1, isLast: true, error: rest.readUInt32BE(0), data: Buffer.alloc(0) };
+      return {
+        cookie: rest.readBigUInt64BE(4),
+        type: -1,
+        isLast: true,
+        error: rest.readUInt32BE(0),
+        data: Buffer.alloc(0),
+      };
     }
-    if (magic !== transmissionMagic.structuredReply) throw new Error(`a reply with the magic number ${magic.toString(16)}`);
+    if (magic !== transmissionMagic.structuredReply)
+      throw new Error(`a reply with the magic number ${magic.toString(16)}`);
     const rest = await this.take(16);
     const type = rest.readUInt16BE(2);
     const data = await this.take(rest.readUInt32BE(12));

@@ -1,4 +1,6 @@
-/** TLS: nothing is to be had before it, and nobody gets in without a certificate of our authority. */
+/**
+ * TLS: nothing is to be had before it, and nobody gets in without a certificate of our authority.
+ */
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -44,7 +46,18 @@ describe.skipIf(missing !== undefined)(`over TLS${missing === undefined ? "" : `
       ["client", "ca"],
       ["stranger", "other"],
     ] as const) {
-      openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", `/CN=${name}`, "-keyout", `${name}-key.pem`, "-out", `${name}.csr`);
+      openssl(
+        "req",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        `/CN=${name}`,
+        "-keyout",
+        `${name}-key.pem`,
+        "-out",
+        `${name}.csr`,
+      );
       openssl(
         "x509",
         "-req",
@@ -108,11 +121,16 @@ describe.skipIf(missing !== undefined)(`over TLS${missing === undefined ? "" : `
     async (version) => {
       const disk = new MemoryDisk(8 * 1024 * 1024);
       const { address } = await serve(disk, { tls: server });
-      const secure = await upgraded(await RawClient.ready(address), { ...client, minVersion: version, maxVersion: version });
+      const secure = await upgraded(await RawClient.ready(address), {
+        ...client,
+        minVersion: version,
+        maxVersion: version,
+      });
       expect(await secure.ask(option.startTls)).toMatchObject([{ type: optionReply.errInvalid }]);
       expect((await secure.ask(option.go, infoQuery("disk"))).at(-1)).toMatchObject({ type: optionReply.ack });
       const payload = Buffer.from(Uint8Array.from({ length: 1024 * 1024 }, (_, index) => (index * 7) % 253));
-      for (let index = 0; index < 8; index += 1) secure.request({ type: command.write, offset: index * payload.byteLength, payload });
+      for (let index = 0; index < 8; index += 1)
+        secure.request({ type: command.write, offset: index * payload.byteLength, payload });
       for (let index = 0; index < 8; index += 1) expect(await secure.takeReply()).toMatchObject({ error: 0 });
       for (let index = 0; index < 8; index += 1)
         secure.request({ type: command.read, offset: index * payload.byteLength, length: payload.byteLength });
@@ -157,7 +175,9 @@ describe.skipIf(missing !== undefined)(`over TLS${missing === undefined ? "" : `
     await expect(NbdServer.listen({ listen, tls: { ...server, key: pem("client-key") } })).rejects.toMatchObject({
       code: "INVALID_ARGUMENT",
     });
-    await expect(NbdServer.listen({ listen, tls: { ...server, cert: "nonsense" } })).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+    await expect(NbdServer.listen({ listen, tls: { ...server, cert: "nonsense" } })).rejects.toMatchObject({
+      code: "INVALID_ARGUMENT",
+    });
   });
 
   test("the server closes while a client is connected", async () => {

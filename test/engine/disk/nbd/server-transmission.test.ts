@@ -1,4 +1,6 @@
-/** Every command of the transmission, what it does to the disk, what it answers, and how it refuses. */
+/**
+ * Every command of the transmission, what it does to the disk, what it answers, and how it refuses.
+ */
 import { describe, expect, test } from "vitest";
 import type { DeviceExtent } from "../../../../engine/device.ts";
 import { chunkType, command, commandFlag, option, wireError } from "../../../../engine/disk/nbd/protocol.ts";
@@ -13,24 +15,32 @@ function pattern(length: number, seed = 1): Buffer {
 }
 
 describe.each([true, false])("with a disk that answers at once: %s", (answersAtOnce) => {
-  async function rig(options: { structured?: boolean; allocation?: boolean } = {}): Promise<{ disk: MemoryDisk; client: RawClient }> {
+  async function rig(
+    options: { structured?: boolean; allocation?: boolean } = {},
+  ): Promise<{ disk: MemoryDisk; client: RawClient }> {
     const disk = new MemoryDisk(8 * mib);
     disk.answersAtOnce = answersAtOnce;
     const server = await serve(disk);
     return { disk, client: await RawClient.transmitting(server.address, options) };
   }
 
-  test.each([1, 511, 4096, 70_000, 3 * mib])("%i bytes that are written are read again, at any offset", async (length) => {
-    const { disk, client } = await rig();
-    const payload = pattern(length);
-    expect(await client.call({ type: write, cookie: 0xfedcba9876543210n, offset: 777, payload })).toMatchObject({
-      cookie: 0xfedcba9876543210n,
-      error: 0,
-    });
-    expect(disk.bytes.subarray(777, 777 + length).equals(payload)).toBe(true);
-    expect(await client.call({ type: read, cookie: 5n, offset: 777, length })).toMatchObject({ cookie: 5n, error: 0 });
-    expect((await client.take(length)).equals(payload)).toBe(true);
-  });
+  test.each([1, 511, 4096, 70_000, 3 * mib])(
+    "%i bytes that are written are read again, at any offset",
+    async (length) => {
+      const { disk, client } = await rig();
+      const payload = pattern(length);
+      expect(await client.call({ type: write, cookie: 0xfedcba9876543210n, offset: 777, payload })).toMatchObject({
+        cookie: 0xfedcba9876543210n,
+        error: 0,
+      });
+      expect(disk.bytes.subarray(777, 777 + length).equals(payload)).toBe(true);
+      expect(await client.call({ type: read, cookie: 5n, offset: 777, length })).toMatchObject({
+        cookie: 5n,
+        error: 0,
+      });
+      expect((await client.take(length)).equals(payload)).toBe(true);
+    },
+  );
 
   test.each([4096, 70_000, 3 * mib])("%i bytes come in structured chunks to who asked for them", async (length) => {
     const { disk, client } = await rig({ structured: true });
@@ -64,21 +74,27 @@ describe.each([true, false])("with a disk that answers at once: %s", (answersAtO
     ["ACCESS_REFUSED", wireError.perm],
     ["DEVICE_FAILED", wireError.io],
     ["SOURCE_UNREADABLE", wireError.io],
-  ] as const)("what the device fails with, %s, reaches the client as %i, and the connection goes on", async (code, error) => {
-    const { disk, client } = await rig({ structured: true, allocation: true });
-    disk.failure = new TidemarkError(code, "/secret/path is broken");
-    for (const type of [write, flush, trim, writeZeroes]) {
-      const reply = await client.call({ type, ...(type === write ? { payload: pattern(512) } : type === flush ? {} : { length: 512 }) });
-      expect(reply).toMatchObject({ type: -1, error });
-    }
-    for (const type of [read, blockStatus]) {
-      const reply = await client.call({ type, length: 65536 });
-      expect(reply).toMatchObject({ type: chunkType.error, isLast: true, error });
-      expect(reply.data.toString()).not.toContain("secret");
-    }
-    disk.failure = undefined;
-    expect(await client.call({ type: write, payload: pattern(512) })).toMatchObject({ error: 0 });
-  });
+  ] as const)(
+    "what the device fails with, %s, reaches the client as %i, and the connection goes on",
+    async (code, error) => {
+      const { disk, client } = await rig({ structured: true, allocation: true });
+      disk.failure = new TidemarkError(code, "/secret/path is broken");
+      for (const type of [write, flush, trim, writeZeroes]) {
+        const reply = await client.call({
+          type,
+          ...(type === write ? { payload: pattern(512) } : type === flush ? {} : { length: 512 }),
+        });
+        expect(reply).toMatchObject({ type: -1, error });
+      }
+      for (const type of [read, blockStatus]) {
+        const reply = await client.call({ type, length: 65536 });
+        expect(reply).toMatchObject({ type: chunkType.error, isLast: true, error });
+        expect(reply.data.toString()).not.toContain("secret");
+      }
+      disk.failure = undefined;
+      expect(await client.call({ type: write, payload: pattern(512) })).toMatchObject({ error: 0 });
+    },
+  );
 });
 
 describe("requests", () => {
@@ -117,7 +133,10 @@ describe("requests", () => {
     const client = await RawClient.transmitting((await serve(disk)).address);
     expect(await client.call({ ...request, cookie: 3n })).toMatchObject({ cookie: 3n, error });
     expect(disk.bytes.equals(Buffer.alloc(mib))).toBe(true);
-    expect(await client.call({ type: write, cookie: 4n, payload: pattern(512) })).toMatchObject({ cookie: 4n, error: 0 });
+    expect(await client.call({ type: write, cookie: 4n, payload: pattern(512) })).toMatchObject({
+      cookie: 4n,
+      error: 0,
+    });
   });
 
   test("that would change a read-only export are not permitted", async () => {
@@ -135,7 +154,8 @@ describe("requests", () => {
   test("of no length succeed", async () => {
     const server = await serve(new MemoryDisk());
     const simple = await RawClient.transmitting(server.address);
-    for (const type of [read, write, trim, writeZeroes]) expect(await simple.call({ type, length: 0 })).toMatchObject({ error: 0 });
+    for (const type of [read, write, trim, writeZeroes])
+      expect(await simple.call({ type, length: 0 })).toMatchObject({ error: 0 });
     const structured = await RawClient.transmitting(server.address, { structured: true });
     expect(await structured.call({ type: read, length: 0 })).toMatchObject({ type: chunkType.none, isLast: true });
   });
@@ -154,8 +174,11 @@ describe("requests", () => {
       await new Promise(setImmediate);
     }
     client.send(requests.subarray(500));
-    for (let index = 0; index < 40; index += 1) expect(await client.takeReply()).toMatchObject({ cookie: BigInt(index), error: 0 });
-    expect(disk.bytes.subarray(0, 2000)).toEqual(Buffer.concat(Array.from({ length: 40 }, (_, index) => pattern(50, index))));
+    for (let index = 0; index < 40; index += 1)
+      expect(await client.takeReply()).toMatchObject({ cookie: BigInt(index), error: 0 });
+    expect(disk.bytes.subarray(0, 2000)).toEqual(
+      Buffer.concat(Array.from({ length: 40 }, (_, index) => pattern(50, index))),
+    );
   });
 
   test("that come together with the handshake, and the end, are answered", async () => {
@@ -185,7 +208,8 @@ describe("requests", () => {
     const client = await RawClient.transmitting((await serve(disk)).address);
     const release = disk.hold();
     client.request({ type: flush, cookie: 1n });
-    for (let index = 0; index < 20; index += 1) client.request({ type: write, flags: commandFlag.fua, offset: index, payload: pattern(1) });
+    for (let index = 0; index < 20; index += 1)
+      client.request({ type: write, flags: commandFlag.fua, offset: index, payload: pattern(1) });
     expect(await client.call({ type: read, cookie: 2n, length: 0 })).toMatchObject({ cookie: 2n });
     release();
     for (let index = 0; index < 21; index += 1) expect(await client.takeReply()).toMatchObject({ error: 0 });
@@ -226,7 +250,9 @@ describe("holes", () => {
     const client = await sparse();
     const all = await client.call({ type: blockStatus, offset: 4096, length: mib - 4096 });
     expect(all).toMatchObject({ type: chunkType.blockStatus, isLast: true });
-    const descriptors = [61440, 3, 8192, 0, mib - 73728, 3].map((value) => value.toString(16).padStart(8, "0")).join("");
+    const descriptors = [61440, 3, 8192, 0, mib - 73728, 3]
+      .map((value) => value.toString(16).padStart(8, "0"))
+      .join("");
     expect(all.data.toString("hex")).toBe(`00000001${descriptors}`);
     const one = await client.call({ type: blockStatus, flags: commandFlag.reqOne, offset: 4096, length: mib - 4096 });
     expect(one.data.toString("hex")).toBe(`00000001${descriptors.slice(0, 16)}`);
@@ -243,11 +269,16 @@ describe("holes", () => {
     const server = await serve(disk);
     const client = await RawClient.transmitting(server.address, { structured: true, allocation: true });
     client.request({ type: blockStatus, cookie: 1n, length: mib });
-    expect(await client.call({ type: read, cookie: 2n, offset: 65536, length: 10 })).toMatchObject({ cookie: 2n, error: 0 });
+    expect(await client.call({ type: read, cookie: 2n, offset: 65536, length: 10 })).toMatchObject({
+      cookie: 2n,
+      error: 0,
+    });
     disk.look();
     const status = await client.takeReply();
     expect(status).toMatchObject({ cookie: 1n, type: chunkType.blockStatus, isLast: true });
-    const descriptors = [65536, 3, 8192, 0, mib - 73728, 3].map((value) => value.toString(16).padStart(8, "0")).join("");
+    const descriptors = [65536, 3, 8192, 0, mib - 73728, 3]
+      .map((value) => value.toString(16).padStart(8, "0"))
+      .join("");
     expect(status.data.toString("hex")).toBe(`00000001${descriptors}`);
     disk.failure = new TidemarkError("STORE_UNREACHABLE", "it is away");
     const failed = await client.call({ type: blockStatus, length: mib });
@@ -289,7 +320,9 @@ describe("two connections", () => {
     const disk = new MemoryDisk(4096);
     const server = await serve(disk);
     const client = await RawClient.transmitting(server.address);
-    expect(await client.call({ type: write, offset: 4096, payload: pattern(10) })).toMatchObject({ error: wireError.noSpc });
+    expect(await client.call({ type: write, offset: 4096, payload: pattern(10) })).toMatchObject({
+      error: wireError.noSpc,
+    });
     disk.bytes = Buffer.alloc(8192);
     expect(await client.call({ type: write, offset: 4096, payload: pattern(10) })).toMatchObject({ error: 0 });
     const later = await RawClient.ready(server.address);

@@ -37,21 +37,24 @@ function pattern(length: number): Buffer {
 }
 
 describe("a file as a volume", () => {
-  test.each([0, 1, 511, 4097, 1024 * 1024 + 1])("of %i bytes reads back what it holds, into shared memory", async (sizeBytes) => {
-    const bytes = pattern(sizeBytes);
-    await writeFile(image, bytes);
-    const volume = await openVolume(image);
-    expect(await volume.sizeBytes()).toBe(sizeBytes);
-    const into = new Uint8Array(new SharedArrayBuffer(sizeBytes));
-    await volume.read(0, into);
-    expect(Buffer.compare(into, bytes)).toBe(0);
-    if (sizeBytes > 600) {
-      const middle = new Uint8Array(500);
-      await volume.read(100, middle);
-      expect(Buffer.compare(middle, bytes.subarray(100, 600))).toBe(0);
-    }
-    expect(await allocated(volume, sizeBytes)).toEqual(sizeBytes === 0 ? [] : [{ offset: 0, length: sizeBytes }]);
-  });
+  test.each([0, 1, 511, 4097, 1024 * 1024 + 1])(
+    "of %i bytes reads back what it holds, into shared memory",
+    async (sizeBytes) => {
+      const bytes = pattern(sizeBytes);
+      await writeFile(image, bytes);
+      const volume = await openVolume(image);
+      expect(await volume.sizeBytes()).toBe(sizeBytes);
+      const into = new Uint8Array(new SharedArrayBuffer(sizeBytes));
+      await volume.read(0, into);
+      expect(Buffer.compare(into, bytes)).toBe(0);
+      if (sizeBytes > 600) {
+        const middle = new Uint8Array(500);
+        await volume.read(100, middle);
+        expect(Buffer.compare(middle, bytes.subarray(100, 600))).toBe(0);
+      }
+      expect(await allocated(volume, sizeBytes)).toEqual(sizeBytes === 0 ? [] : [{ offset: 0, length: sizeBytes }]);
+    },
+  );
 
   test("that grows tells its new size, and one that shrinks is told from one that cannot be read", async () => {
     await writeFile(image, pattern(10_000));
@@ -59,7 +62,10 @@ describe("a file as a volume", () => {
     await appendFile(image, pattern(5000));
     expect(await volume.sizeBytes()).toBe(15_000);
     await truncate(image, 6000);
-    await expect(volume.read(4096, new Uint8Array(4096))).rejects.toMatchObject({ code: "SOURCE_SHRUNK", detail: { offset: 6000 } });
+    await expect(volume.read(4096, new Uint8Array(4096))).rejects.toMatchObject({
+      code: "SOURCE_SHRUNK",
+      detail: { offset: 6000 },
+    });
   });
 
   test("that is absent, a folder or a device of characters is refused by name", async () => {
@@ -154,7 +160,9 @@ describe("identity", () => {
   });
 });
 
-test("a block device tells its size, reads back, and is crash-consistent until somebody writes it or holds it", async ({ skip }) => {
+test("a block device tells its size, reads back, and is crash-consistent until somebody writes it or holds it", async ({
+  skip,
+}) => {
   await writeFile(image, pattern(1024 * 1024));
   const loop = attachLoop(image);
   if ("reason" in loop) {

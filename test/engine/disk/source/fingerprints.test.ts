@@ -30,7 +30,11 @@ function print(value: number, count = 1): Uint8Array {
   return new Uint8Array(16 * count).fill(value);
 }
 
-async function write(puts: readonly (readonly [number, Uint8Array])[], volumeBytes: number, point = binding.point): Promise<string> {
+async function write(
+  puts: readonly (readonly [number, Uint8Array])[],
+  volumeBytes: number,
+  point = binding.point,
+): Promise<string> {
   const writer = await FingerprintWriter.create(folder, { ...binding, seed });
   for (const [first, bytes] of puts) {
     writer.put(first, bytes);
@@ -57,7 +61,9 @@ async function reasonFor(path: string, other: Partial<typeof binding> = {}): Pro
 test("what was put is read back, with zeros where nothing was", async () => {
   await fc.assert(
     fc.asyncProperty(
-      fc.array(fc.tuple(fc.nat(6000), fc.integer({ min: 1, max: 300 }), fc.integer({ min: 0, max: 3 })), { maxLength: 8 }),
+      fc.array(fc.tuple(fc.nat(6000), fc.integer({ min: 1, max: 300 }), fc.integer({ min: 0, max: 3 })), {
+        maxLength: 8,
+      }),
       fc.nat(5000),
       async (steps, tail) => {
         const puts: [number, Uint8Array][] = [];
@@ -198,10 +204,14 @@ test("fingerprints out of order are a mistake of the caller", async () => {
 });
 
 test("a state folder that is absent gives a typed error", async () => {
-  await expect(FingerprintWriter.create(join(folder, "none"), { ...binding, seed })).rejects.toMatchObject({ code: "TARGET_FAILED" });
+  await expect(FingerprintWriter.create(join(folder, "none"), { ...binding, seed })).rejects.toMatchObject({
+    code: "TARGET_FAILED",
+  });
 });
 
-test("a state folder that is full gives NO_SPACE at the end at the latest, and leaves discard working", async ({ skip }) => {
+test("a state folder that is full gives NO_SPACE at the end at the latest, and leaves discard working", async ({
+  skip,
+}) => {
   const disk = mountSmallDisk(join(folder, "small"), 256 * 1024);
   if ("reason" in disk) {
     skip(disk.reason);
@@ -210,7 +220,9 @@ test("a state folder that is full gives NO_SPACE at the end at the latest, and l
   try {
     const writer = await FingerprintWriter.create(disk.path, { ...binding, seed });
     writer.put(0, print(1, pageGranules * 8));
-    await expect(writer.finish({ point: binding.point, volumeBytes: pageGranules * 8 * granule })).rejects.toMatchObject({
+    await expect(
+      writer.finish({ point: binding.point, volumeBytes: pageGranules * 8 * granule }),
+    ).rejects.toMatchObject({
       code: "NO_SPACE",
     });
     await writer.discard();

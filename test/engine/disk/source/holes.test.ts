@@ -65,7 +65,8 @@ describe.skipIf(process.platform !== "linux")("allocated extents", () => {
     const pipe = openSync("/dev/null", "r");
     try {
       const found = allocatedExtents(pipe, 100);
-      // Character devices refuse or answer with nonsense; an answer must then still not leave data out.
+      // Character devices refuse or answer with nonsense; an answer must then still not leave data
+      // out.
       expect(found === undefined || [...found].length <= 1).toBe(true);
     } finally {
       closeSync(pipe);

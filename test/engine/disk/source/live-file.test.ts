@@ -1,4 +1,14 @@
-import { closeSync, ftruncateSync, mkdtempSync, openSync, readFileSync, readSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  ftruncateSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  readSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -23,7 +33,10 @@ afterEach(async () => {
   rmSync(folder, { recursive: true });
 });
 
-/** Where no test says otherwise, no call takes time: a machine that stumbles would have one take the long way. */
+/**
+ * Where no test says otherwise, no call takes time: a machine that stumbles would have one take the
+ * long way.
+ */
 async function openLive(path: string, options: LiveFileOptions = {}): Promise<LiveFile> {
   const live = await LiveFile.open(path, { ...options, system: { now: () => 0, ...options.system } });
   opened.push(live);
@@ -127,24 +140,27 @@ describe.each(places)("a live file in $kind", ({ kind, at }) => {
     expect(readFileSync(path).every((byte) => byte === 0)).toBe(true);
   });
 
-  test.each([true, false])("zeroes ranges of any alignment, and only them (space may be given back: %s)", async (mayTrim) => {
-    const live = await openLive(path);
-    const model = filled(8 * mib + 1000, 7);
-    await live.write(0, model);
-    const ranges: readonly (readonly [offset: number, length: number])[] = [
-      [5, 10],
-      [granule - 1, 2],
-      [3 * granule, 2 * granule],
-      [mib - 3, 2 * mib + 9],
-      [8 * mib - 1, 1001],
-    ];
-    for (const [offset, length] of ranges) {
-      await live.zero(offset, length, mayTrim);
-      model.fill(0, offset, offset + length);
-    }
-    expect(Buffer.compare(await get(live, 0, model.length), model)).toBe(0);
-    expect(statSync(path).size).toBe(model.length);
-  });
+  test.each([true, false])(
+    "zeroes ranges of any alignment, and only them (space may be given back: %s)",
+    async (mayTrim) => {
+      const live = await openLive(path);
+      const model = filled(8 * mib + 1000, 7);
+      await live.write(0, model);
+      const ranges: readonly (readonly [offset: number, length: number])[] = [
+        [5, 10],
+        [granule - 1, 2],
+        [3 * granule, 2 * granule],
+        [mib - 3, 2 * mib + 9],
+        [8 * mib - 1, 1001],
+      ];
+      for (const [offset, length] of ranges) {
+        await live.zero(offset, length, mayTrim);
+        model.fill(0, offset, offset + length);
+      }
+      expect(Buffer.compare(await get(live, 0, model.length), model)).toBe(0);
+      expect(statSync(path).size).toBe(model.length);
+    },
+  );
 
   test("gives space back when it is trimmed, tells the hole, and keeps the space of zeros that must stay allocated", async (context) => {
     if (libc()?.fallocate === undefined) context.skip("this platform has no fallocate");
@@ -184,7 +200,12 @@ describe.each(places)("a live file in $kind", ({ kind, at }) => {
   test("takes a close while calls are under way, and finishes them first", async () => {
     const live = await openLive(path);
     const bytes = filled(4 * mib, 5);
-    const calls = [live.write(0, bytes), live.zero(4 * mib, 4 * mib, true), live.flush(), live.read(0, Buffer.alloc(mib))];
+    const calls = [
+      live.write(0, bytes),
+      live.zero(4 * mib, 4 * mib, true),
+      live.flush(),
+      live.read(0, Buffer.alloc(mib)),
+    ];
     const closing = live.close();
     for (const outcome of await Promise.allSettled(calls)) expect(outcome.status).toBe("fulfilled");
     await closing;
@@ -257,7 +278,10 @@ describe("a live file", () => {
     ftruncateSync(fd, 5000);
     closeSync(fd);
     await expect(live.refreshSize()).rejects.toMatchObject({ code: "SOURCE_SHRUNK", detail: { offset: 5000 } });
-    await expect(live.read(4096, Buffer.alloc(4096))).rejects.toMatchObject({ code: "SOURCE_SHRUNK", detail: { offset: 5000 } });
+    await expect(live.read(4096, Buffer.alloc(4096))).rejects.toMatchObject({
+      code: "SOURCE_SHRUNK",
+      detail: { offset: 5000 },
+    });
     expect(live.sizeBytes).toBe(20_000);
   });
 
@@ -382,8 +406,14 @@ describe("a flush", () => {
     await live.flush();
     const outcomes = await Promise.allSettled([live.flush(), live.flush()]);
     for (const outcome of outcomes)
-      expect(outcome).toMatchObject({ status: "rejected", reason: { code: "DEVICE_FAILED", detail: { errno: "EIO" } } });
-    await expect(live.flush()).rejects.toMatchObject({ code: "DEVICE_FAILED", remedy: expect.stringContaining("point") as string });
+      expect(outcome).toMatchObject({
+        status: "rejected",
+        reason: { code: "DEVICE_FAILED", detail: { errno: "EIO" } },
+      });
+    await expect(live.flush()).rejects.toMatchObject({
+      code: "DEVICE_FAILED",
+      remedy: expect.stringContaining("point") as string,
+    });
     expect(calls).toBe(2);
   });
 });
@@ -473,7 +503,9 @@ describe("a system that misbehaves", () => {
     const calls = libc();
     if (calls === undefined) return context.skip("this platform offers no system calls");
     const held = deferred();
-    const live = await openLive(image, { system: { libc: { ...calls, fallocate: () => held.promise.then(() => ({ value: 0 })) } } });
+    const live = await openLive(image, {
+      system: { libc: { ...calls, fallocate: () => held.promise.then(() => ({ value: 0 })) } },
+    });
     const trimming = live.trim(0, mib);
     expect(live.tryWrite(0, filled(granule, 1))).toBe(false);
     held.resolve();

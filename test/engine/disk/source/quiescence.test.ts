@@ -6,7 +6,11 @@ import { basename, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, type TestContext } from "vitest";
 import { fileIdentity } from "../../../../engine/disk/source/file-identity.ts";
 import { LiveFile } from "../../../../engine/disk/source/live-file.ts";
-import { type QuiescenceSignature, quiescenceSignature, restSignatureCharactersMax } from "../../../../engine/disk/source/quiescence.ts";
+import {
+  type QuiescenceSignature,
+  quiescenceSignature,
+  restSignatureCharactersMax,
+} from "../../../../engine/disk/source/quiescence.ts";
 import { attachLoop } from "../../../loop-device.ts";
 
 const granule = 4096;
@@ -41,7 +45,9 @@ describe("the mark of a file", () => {
 
   it("is asked of a file that exists", async () => {
     const identity = await fileIdentity(image);
-    await expect(quiescenceSignature({ ...identity, path: join(folder, "none") })).rejects.toMatchObject({ code: "SOURCE_UNREADABLE" });
+    await expect(quiescenceSignature({ ...identity, path: join(folder, "none") })).rejects.toMatchObject({
+      code: "SOURCE_UNREADABLE",
+    });
   });
 });
 
@@ -160,7 +166,8 @@ function partitions(context: TestContext, device: string): [string, string] {
   }
   undo.push(() => execFileSync("partx", ["--delete", device]));
   const found: [string, string] = [`${device}p1`, `${device}p2`];
-  if (!found.every((path) => existsSync(path))) return context.skip("no partitions to test with: they have no names in /dev");
+  if (!found.every((path) => existsSync(path)))
+    return context.skip("no partitions to test with: they have no names in /dev");
   return found;
 }
 
@@ -187,7 +194,10 @@ async function written(path: string, offset: number, value: number): Promise<voi
   }
 }
 
-/** Repeats a write until the file system's clock has moved on, which it does within a few milliseconds. */
+/**
+ * Repeats a write until the file system's clock has moved on, which it does within a few
+ * milliseconds.
+ */
 async function writeUntilTimesChange(path: string): Promise<void> {
   const { mtimeNs } = await stat(path, { bigint: true });
   do await written(path, 0, 9);

@@ -1,4 +1,7 @@
-/** Old content comes back as it was given, from memory or from the spill file, within its limits and without leaving anything behind. */
+/**
+ * Old content comes back as it was given, from memory or from the spill file, within its limits and
+ * without leaving anything behind.
+ */
 import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -106,7 +109,10 @@ describe("old content", () => {
   });
 
   it("is told when the spill file cannot be made, and its room is free again", async () => {
-    const store = new CopyBeforeWriteArea(new GranulePool(0), { folder: path.join(folder, "absent"), bytesMax: granuleBytes });
+    const store = new CopyBeforeWriteArea(new GranulePool(0), {
+      folder: path.join(folder, "absent"),
+      bytesMax: granuleBytes,
+    });
     expect(store.reserve(1)).toBe(true);
     await expect(store.keep(0, granules(0, 1))).rejects.toMatchObject({ code: "TARGET_FAILED" });
     expect(store.bytes).toBe(0);

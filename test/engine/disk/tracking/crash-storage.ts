@@ -16,7 +16,10 @@ export async function turns(count: number): Promise<void> {
 
 type Change = Extract<StorageEvent<never>, { kind: "write" | "truncate" }>;
 
-/** A file as storage holds it: what a power failure leaves for sure, and the changes since, of which it may leave any sectors. */
+/**
+ * A file as storage holds it: what a power failure leaves for sure, and the changes since, of which
+ * it may leave any sectors.
+ */
 export class Medium {
   durable: Uint8Array;
   pending: Change[];
@@ -44,10 +47,15 @@ export class Medium {
 
   /** Sectors that a power failure may or may not leave. */
   get sectorsInDoubt(): number {
-    return this.pending.reduce((sum, change) => sum + (change.kind === "write" ? change.bytes.byteLength / sectorBytes : 1), 0);
+    return this.pending.reduce(
+      (sum, change) => sum + (change.kind === "write" ? change.bytes.byteLength / sectorBytes : 1),
+      0,
+    );
   }
 
-  /** What a power failure leaves when `survives` decides over each sector of each change in turn. */
+  /**
+   * What a power failure leaves when `survives` decides over each sector of each change in turn.
+   */
   afterPowerFailure(survives: () => boolean): Uint8Array {
     return this.pending.reduce((bytes, change) => changed(bytes, change, survives), this.durable);
   }
@@ -63,7 +71,8 @@ function changed(bytes: Uint8Array, change: Change, survives: () => boolean): Ui
   for (let at = 0; at < change.bytes.byteLength; at += sectorBytes) {
     if (!survives()) continue;
     const sector = change.bytes.subarray(at, at + sectorBytes);
-    if (result.byteLength < change.offset + at + sector.byteLength) result = resized(result, change.offset + at + sector.byteLength);
+    if (result.byteLength < change.offset + at + sector.byteLength)
+      result = resized(result, change.offset + at + sector.byteLength);
     result.set(sector, change.offset + at);
   }
   return result;
@@ -75,7 +84,10 @@ function resized(bytes: Uint8Array, sizeBytes: number): Uint8Array {
   return result;
 }
 
-/** A storage in memory that logs what it does. Calls take a random number of turns; `fail` may make them fail. */
+/**
+ * A storage in memory that logs what it does. Calls take a random number of turns; `fail` may make
+ * them fail.
+ */
 export class CrashStorage<Note = never> implements TrackingStorage {
   readonly log: StorageEvent<Note>[] = [];
   readonly #random: () => number;
@@ -153,7 +165,10 @@ export class CrashStorage<Note = never> implements TrackingStorage {
     return Promise.resolve();
   }
 
-  /** What goes to the disk for a write: sectors that it covers in part go with the rest of them, as the page cache has it. */
+  /**
+   * What goes to the disk for a write: sectors that it covers in part go with the rest of them, as
+   * the page cache has it.
+   */
   #wholeSectors(offset: number, bytes: Uint8Array): { readonly offset: number; readonly bytes: Uint8Array } {
     const from = offset - (offset % sectorBytes);
     const end = Math.ceil((offset + bytes.byteLength) / sectorBytes) * sectorBytes;
@@ -169,7 +184,11 @@ export class CrashStorage<Note = never> implements TrackingStorage {
     this.#visible = changed(this.#visible, event, () => true);
   }
 
-  async #call<Result>(call: "read" | "write" | "truncate" | "datasync" | "remove", done: () => Result, code?: string): Promise<Result> {
+  async #call<Result>(
+    call: "read" | "write" | "truncate" | "datasync" | "remove",
+    done: () => Result,
+    code?: string,
+  ): Promise<Result> {
     if (this.closed) throw new Error(`${call} after close`);
     this.callsUnderWay += 1;
     await turns(Math.floor(this.#random() * 6));

@@ -99,41 +99,47 @@ describe("a dirty bitmap", () => {
 
   it("behaves like a set of granules under any history", () => {
     fc.assert(
-      fc.property(fc.integer({ min: 1, max: 3 * regionBytes }), fc.array(step(), { maxLength: 40 }), (sizeBytes, steps) => {
-        const bitmap = new DirtyBitmap(sizeBytes);
-        const other = new DirtyBitmap(sizeBytes);
-        const model = new Set<number>();
-        const otherModel = new Set<number>();
-        for (const { kind, from, length } of steps) {
-          const offset = Math.floor(from * (sizeBytes - 1));
-          const bytes = Math.min(Math.ceil(length), sizeBytes - offset);
-          const first = Math.floor(offset / granuleBytes);
-          const end = Math.ceil((offset + bytes) / granuleBytes);
-          if (kind === "mark") {
-            bitmap.mark(offset, bytes);
-            for (let granule = first; granule < end; granule += 1) model.add(granule);
-          } else if (kind === "mark other") {
-            other.mark(offset, bytes);
-            for (let granule = first; granule < end; granule += 1) otherModel.add(granule);
-          } else if (kind === "or") {
-            bitmap.or(other);
-            for (const granule of otherModel) model.add(granule);
-          } else if (kind === "clear") {
-            bitmap.clear(first, end - first);
-            for (let granule = first; granule < end; granule += 1) model.delete(granule);
-          } else {
-            expect(bitmap.anyMarked(first, end - first)).toBe([...model].some((granule) => granule >= first && granule < end));
+      fc.property(
+        fc.integer({ min: 1, max: 3 * regionBytes }),
+        fc.array(step(), { maxLength: 40 }),
+        (sizeBytes, steps) => {
+          const bitmap = new DirtyBitmap(sizeBytes);
+          const other = new DirtyBitmap(sizeBytes);
+          const model = new Set<number>();
+          const otherModel = new Set<number>();
+          for (const { kind, from, length } of steps) {
+            const offset = Math.floor(from * (sizeBytes - 1));
+            const bytes = Math.min(Math.ceil(length), sizeBytes - offset);
+            const first = Math.floor(offset / granuleBytes);
+            const end = Math.ceil((offset + bytes) / granuleBytes);
+            if (kind === "mark") {
+              bitmap.mark(offset, bytes);
+              for (let granule = first; granule < end; granule += 1) model.add(granule);
+            } else if (kind === "mark other") {
+              other.mark(offset, bytes);
+              for (let granule = first; granule < end; granule += 1) otherModel.add(granule);
+            } else if (kind === "or") {
+              bitmap.or(other);
+              for (const granule of otherModel) model.add(granule);
+            } else if (kind === "clear") {
+              bitmap.clear(first, end - first);
+              for (let granule = first; granule < end; granule += 1) model.delete(granule);
+            } else {
+              expect(bitmap.anyMarked(first, end - first)).toBe(
+                [...model].some((granule) => granule >= first && granule < end),
+              );
+            }
           }
-        }
-        expect(marked(bitmap)).toEqual([...model].sort((a, b) => a - b));
-        expect(bitmap.count).toBe(model.size);
-        expect([...bitmap.regions()]).toEqual(
-          [...new Set([...model].map((granule) => Math.floor(granule / regionGranules)))].sort((a, b) => a - b),
-        );
-        expectWellFormed([...bitmap.extents()], sizeBytes);
-        bitmap.clearAll();
-        expect(marked(bitmap)).toEqual([]);
-      }),
+          expect(marked(bitmap)).toEqual([...model].sort((a, b) => a - b));
+          expect(bitmap.count).toBe(model.size);
+          expect([...bitmap.regions()]).toEqual(
+            [...new Set([...model].map((granule) => Math.floor(granule / regionGranules)))].sort((a, b) => a - b),
+          );
+          expectWellFormed([...bitmap.extents()], sizeBytes);
+          bitmap.clearAll();
+          expect(marked(bitmap)).toEqual([]);
+        },
+      ),
       { numRuns: 200 },
     );
   });

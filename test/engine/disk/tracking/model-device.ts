@@ -1,6 +1,6 @@
 /**
- * A device in memory whose calls are done when the test says so, a sector at a time: reads are torn by writes and writes by reads, as on any
- * real disk. And a tracking file that is a set of regions.
+ * A device in memory whose calls are done when the test says so, a sector at a time: reads are torn
+ * by writes and writes by reads, as on any real disk. And a tracking file that is a set of regions.
  */
 import assert from "node:assert/strict";
 import type { BlockDevice, DeviceExtent } from "../../../../engine/device.ts";
@@ -69,11 +69,15 @@ export class ModelDevice implements BlockDevice {
   }
 
   read(offset: number, into: Uint8Array): Promise<void> {
-    return this.#begin("read", offset, into.length, (from, to) => into.set(this.bytes.subarray(from, to), from - offset));
+    return this.#begin("read", offset, into.length, (from, to) =>
+      into.set(this.bytes.subarray(from, to), from - offset),
+    );
   }
 
   write(offset: number, bytes: Uint8Array): Promise<void> {
-    return this.#begin("write", offset, bytes.length, (from, to) => this.bytes.set(bytes.subarray(from - offset, to - offset), from));
+    return this.#begin("write", offset, bytes.length, (from, to) =>
+      this.bytes.set(bytes.subarray(from - offset, to - offset), from),
+    );
   }
 
   zero(offset: number, length: number): Promise<void> {
@@ -101,7 +105,12 @@ export class ModelDevice implements BlockDevice {
     if (error !== undefined) throw error;
   }
 
-  async #begin(kind: PendingCall["kind"], offset: number, length: number, apply: (from: number, to: number) => void): Promise<void> {
+  async #begin(
+    kind: PendingCall["kind"],
+    offset: number,
+    length: number,
+    apply: (from: number, to: number) => void,
+  ): Promise<void> {
     assert(!this.isClosed && offset >= 0 && offset + length <= this.bytes.length, "a call lies inside an open device");
     this.#throwIfPlanned(kind, offset);
     if (this.isPrompt) {
@@ -182,7 +191,8 @@ export class ModelTracking implements Tracking {
 
 function regionsOf(offset: number, length: number): number[] {
   const regions: number[] = [];
-  for (let region = Math.floor(offset / regionBytes); region * regionBytes < offset + length; region += 1) regions.push(region);
+  for (let region = Math.floor(offset / regionBytes); region * regionBytes < offset + length; region += 1)
+    regions.push(region);
   return regions;
 }
 

@@ -1,7 +1,8 @@
 /**
- * The prefix property: what a cut gives, laid over the point before it, is the disk at one instant: every write that was acknowledged before, none that was
- * called after, no sector torn; and of several disks cut together it is the same instant. Writers, captures and device calls are interleaved at random, a
- * sector at a time; fast-check prints the seed of what fails.
+ * The prefix property: what a cut gives, laid over the point before it, is the disk at one instant:
+ * every write that was acknowledged before, none that was called after, no sector torn; and of
+ * several disks cut together it is the same instant. Writers, captures and device calls are
+ * interleaved at random, a sector at a time; fast-check prints the seed of what fails.
  */
 import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -197,7 +198,15 @@ class Simulation {
     const sectors = Math.min(1 + this.#below(this.#below(4) === 0 ? 30 : 4), diskSectors - firstSector);
     const kind = (["write", "write", "write", "zero", "trim"] as const)[this.#below(5)] ?? "write";
     const sequence = this.#writes.length + 1;
-    const write: ClientWrite = { sequence, disk, kind, firstSector, sectors, calledAt: this.#tick(), acknowledgedAt: Infinity };
+    const write: ClientWrite = {
+      sequence,
+      disk,
+      kind,
+      firstSector,
+      sectors,
+      calledAt: this.#tick(),
+      acknowledgedAt: Infinity,
+    };
     this.#writes.push(write);
     const target = this.#disks[disk];
     if (target === undefined) throw new Error("no such disk");
@@ -233,7 +242,8 @@ class Simulation {
     const pending = this.#devices[this.#below(this.#devices.length)]?.pending ?? [];
     const call = pending[this.#below(pending.length)];
     // Several sectors at a time now and then, so that calls also come to an end.
-    for (let left = 1 + this.#below(12); left > 0 && call !== undefined && pending.includes(call); left -= 1) call.step();
+    for (let left = 1 + this.#below(12); left > 0 && call !== undefined && pending.includes(call); left -= 1)
+      call.step();
   }
 
   #cut(): void {
@@ -322,11 +332,15 @@ class Simulation {
     this.#checkOrder(committed, cutAt);
   }
 
-  /** No write is missing that was acknowledged before the cut, or before a write was called that the images hold. */
+  /**
+   * No write is missing that was acknowledged before the cut, or before a write was called that the
+   * images hold.
+   */
   #checkOrder(captures: readonly Capture[], cutAt: number): void {
     const held = captures.map(({ image }) => stampsOf(image));
     let newestCalledAt = 0;
-    for (const sequence of held.flat()) newestCalledAt = Math.max(newestCalledAt, this.#writes[sequence - 1]?.calledAt ?? 0);
+    for (const sequence of held.flat())
+      newestCalledAt = Math.max(newestCalledAt, this.#writes[sequence - 1]?.calledAt ?? 0);
     if (newestCalledAt > cutAt) this.#faults.push(`a write called at ${newestCalledAt} is in the cut of ${cutAt}`);
     for (const [index, { disk }] of captures.entries()) {
       for (const write of this.#writes) {
@@ -335,8 +349,13 @@ class Simulation {
         for (let sector = write.firstSector; sector < write.firstSector + write.sectors; sector += 1) {
           const sequence = held[index]?.[sector] ?? 0;
           const isOlder =
-            sequence === 0 ? !this.#mayBeZero(write, sector) : (this.#writes[sequence - 1]?.acknowledgedAt ?? 0) < write.calledAt;
-          if (isOlder) this.#faults.push(`disk ${disk}, sector ${sector}: write ${write.sequence} is missing from the cut of ${cutAt}`);
+            sequence === 0
+              ? !this.#mayBeZero(write, sector)
+              : (this.#writes[sequence - 1]?.acknowledgedAt ?? 0) < write.calledAt;
+          if (isOlder)
+            this.#faults.push(
+              `disk ${disk}, sector ${sector}: write ${write.sequence} is missing from the cut of ${cutAt}`,
+            );
         }
       }
     }
@@ -369,7 +388,9 @@ function stampsOf(image: Buffer): number[] {
   return Array.from({ length: image.length / sectorBytes }, (_, sector) => {
     const bytes = image.subarray(sector * sectorBytes, (sector + 1) * sectorBytes);
     if (bytes.every((byte) => byte === 0)) return 0;
-    expect(bytes.readUInt32LE(sectorBytes - 4), `sector ${sector} is whole`).toBe(crc32(bytes.subarray(0, sectorBytes - 4)));
+    expect(bytes.readUInt32LE(sectorBytes - 4), `sector ${sector} is whole`).toBe(
+      crc32(bytes.subarray(0, sectorBytes - 4)),
+    );
     expect(bytes.readUInt32LE(0), "the sector is where it belongs").toBe(sector);
     return bytes.readUInt32LE(4);
   });

@@ -1,4 +1,7 @@
-/** One rule of the protected disk a test: marks, the barrier, old content, what becomes of a cut, the base, and the end. */
+/**
+ * One rule of the protected disk a test: marks, the barrier, old content, what becomes of a cut,
+ * the base, and the end.
+ */
 import { afterEach, describe, expect, it, vi } from "vitest";
 import type { Cut } from "../../../../engine/disk/tracking/cut.ts";
 import { DirtyBitmap, regionBytes } from "../../../../engine/disk/tracking/dirty-bitmap.ts";
@@ -111,7 +114,10 @@ describe("the barrier", () => {
     const { disk, device } = open({ barrierMsMax: 50 });
     device.isPrompt = false;
     const slow = [disk.write(0, granule(1)), disk.write(granuleBytes, granule(1))];
-    const cutting = expect(disk.cut(exact)).rejects.toMatchObject({ code: "CUT_TIMED_OUT", detail: { inFlight: 2, barrierMsMax: 50 } });
+    const cutting = expect(disk.cut(exact)).rejects.toMatchObject({
+      code: "CUT_TIMED_OUT",
+      detail: { inFlight: 2, barrierMsMax: 50 },
+    });
     await quiet();
     const held = disk.write(2 * granuleBytes, granule(1));
     vi.advanceTimersByTime(50);

@@ -9,9 +9,10 @@ import { numbersFrom } from "../../../engine-model.ts";
 import { CrashStorage, Medium, type StorageEvent, turns } from "./crash-storage.ts";
 
 /**
- * A tracker that behaves as a protected disk does drives a tracking file whose storage logs every call. Every prefix of that log is a
- * place where the machine may die, and from the changes that were not synced a power failure leaves any sectors. What is recovered there is
- * held against what the model knows to have changed.
+ * A tracker that behaves as a protected disk does drives a tracking file whose storage logs every
+ * call. Every prefix of that log is a place where the machine may die, and from the changes that
+ * were not synced a power failure leaves any sectors. What is recovered there is held against what
+ * the model knows to have changed.
  */
 
 type Note =
@@ -96,7 +97,9 @@ const identityOf = (sizeBytes: number) => ({ vault: "0".repeat(32), disk: "disk"
 const atRest = async () => Promise.resolve({ sizeBytes: 0, signature: "at rest" });
 
 describe("a tracking file", () => {
-  it("recovers a superset of what changed, and little more, wherever the machine dies", { timeout: 120_000 }, async () => {
+  it("recovers a superset of what changed, and little more, wherever the machine dies", {
+    timeout: 120_000,
+  }, async () => {
     const seen = { clean: 0, unclean: 0, unknown: 0 };
     await fc.assert(
       fc.asyncProperty(history, async (given) => {
@@ -132,7 +135,12 @@ async function live(given: History, seen: Record<Recovered["kind"], number>): Pr
     const end = Math.floor(round.crashAt * (storage.log.length + 0.999));
     let next: { medium: Medium; truth: Truth } | undefined;
     const walked = medium.copy();
-    const walkedTruth = { ...truth, changedAt: new Map(truth.changedAt), cutAt: new Map(truth.cutAt), allowed: new Set(truth.allowed) };
+    const walkedTruth = {
+      ...truth,
+      changedAt: new Map(truth.changedAt),
+      cutAt: new Map(truth.cutAt),
+      allowed: new Set(truth.allowed),
+    };
     for (let at = 0; at <= storage.log.length; at += 1) {
       const event = storage.log[at - 1];
       if (event !== undefined) {
@@ -165,7 +173,10 @@ async function live(given: History, seen: Record<Recovered["kind"], number>): Pr
   }
 }
 
-/** What a power failure may leave now: nothing and all of what is in doubt, and some of the rest, or everything when that is little. */
+/**
+ * What a power failure may leave now: nothing and all of what is in doubt, and some of the rest, or
+ * everything when that is little.
+ */
 function* remains(medium: Medium, random: () => number): Generator<Uint8Array> {
   const doubt = medium.sectorsInDoubt;
   yield medium.afterPowerFailure(() => true);
@@ -234,7 +245,8 @@ function advance(truth: Truth, event: StorageEvent<Note>, log: readonly StorageE
     case "settled": {
       truth.allowed = new Set(note.needed);
       for (const later of log.slice(note.since)) {
-        if (later.kind === "note" && later.note.kind === "touch") for (const region of later.note.regions) truth.allowed.add(region);
+        if (later.kind === "note" && later.note.kind === "touch")
+          for (const region of later.note.regions) truth.allowed.add(region);
       }
       return;
     }
@@ -244,7 +256,8 @@ function advance(truth: Truth, event: StorageEvent<Note>, log: readonly StorageE
       const granules = grownGranules(truth.sizeBytes, note.sizeBytes);
       truth.sequence += 1;
       for (const granule of granules) truth.changedAt.set(granule, truth.sequence);
-      // Until the file says that it is open again, a death leaves what was closed, and what is new counts as changed.
+      // Until the file says that it is open again, a death leaves what was closed, and what is new
+      // counts as changed.
       if (truth.closed !== undefined) truth.closed = new Set([...truth.closed, ...granules]);
       truth.sizeBytes = note.sizeBytes;
       return;
@@ -293,7 +306,12 @@ class Tracker {
     this.#points = points;
   }
 
-  static async open(storage: CrashStorage<Note>, truth: Truth, hotRegionsMax: number, random: () => number): Promise<Tracker> {
+  static async open(
+    storage: CrashStorage<Note>,
+    truth: Truth,
+    hotRegionsMax: number,
+    random: () => number,
+  ): Promise<Tracker> {
     const { file, recovered } = await TrackingFile.open("tracking", identityOf(truth.sizeBytes), {
       storage: () => Promise.resolve(storage),
       quiescenceSignature: atRest,
@@ -307,7 +325,15 @@ class Tracker {
     // The newest that the store committed; those that were only tried are among the bases too.
     const base = truth.required.at(-1) ?? recovered.bases[0];
     storage.note({ kind: "retained", bases: base === undefined ? [] : [base] });
-    return new Tracker(storage, file, random, truth.sizeBytes, base, new Set(granulesOf(recovered.dirty)), truth.cutAt.size);
+    return new Tracker(
+      storage,
+      file,
+      random,
+      truth.sizeBytes,
+      base,
+      new Set(granulesOf(recovered.dirty)),
+      truth.cutAt.size,
+    );
   }
 
   async step({ kind, place, length }: Step): Promise<void> {
@@ -365,7 +391,8 @@ class Tracker {
       this.#storage.note({ kind: "touch", regions: touched });
     }
     const changed: number[] = [];
-    for (let granule = Math.floor(offset / granuleBytes); granule * granuleBytes < offset + length; granule += 1) changed.push(granule);
+    for (let granule = Math.floor(offset / granuleBytes); granule * granuleBytes < offset + length; granule += 1)
+      changed.push(granule);
     for (const granule of changed) this.#current.add(granule);
     // Of what changed a few granules are enough to look at.
     this.#storage.note({ kind: "image", granules: [changed[0] ?? 0, changed.at(-1) ?? 0] });

@@ -1,4 +1,7 @@
-/** What a tracking file says of a block device after a clean stop: the device has no times, but its kernel counts. */
+/**
+ * What a tracking file says of a block device after a clean stop: the device has no times, but its
+ * kernel counts.
+ */
 import { mkdtemp, open, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -79,9 +82,15 @@ function reasonOf(recovered: Recovered): string {
   return recovered.kind === "unknown" ? recovered.reason : recovered.kind;
 }
 
-async function track(options: TrackingOptions): Promise<{ readonly file: TrackingFile; readonly recovered: Recovered }> {
+async function track(
+  options: TrackingOptions,
+): Promise<{ readonly file: TrackingFile; readonly recovered: Recovered }> {
   const identity = { ...(await fileIdentity(image)), kind: "device" as const };
-  return await TrackingFile.open(join(folder, "tracking"), { vault: "0".repeat(32), disk: "disk", sizeBytes, image: identity }, options);
+  return await TrackingFile.open(
+    join(folder, "tracking"),
+    { vault: "0".repeat(32), disk: "disk", sizeBytes, image: identity },
+    options,
+  );
 }
 
 async function protect(device: string): Promise<{ readonly disk: ProtectedDisk; readonly recovered: Recovered }> {

@@ -36,7 +36,13 @@ afterEach(async () => {
 });
 
 async function identity(changes: Partial<TrackingIdentity> = {}): Promise<TrackingIdentity> {
-  return { vault: "0".repeat(32), disk: "disk", sizeBytes: regions * regionBytes, image: await fileIdentity(imagePath), ...changes };
+  return {
+    vault: "0".repeat(32),
+    disk: "disk",
+    sizeBytes: regions * regionBytes,
+    image: await fileIdentity(imagePath),
+    ...changes,
+  };
 }
 
 async function open(
@@ -171,7 +177,8 @@ describe("what a crash leaves of a tracking file", () => {
     for (const event of storage.log.slice(logged)) killed.apply(event);
     await marking;
     await file.close();
-    // The process died between the write of the page and its sync; the next one reads the page cache.
+    // The process died between the write of the page and its sync; the next one reads the page
+    // cache.
     const next = new CrashStorage(killed, () => 0);
     const { file: again } = await open({}, { storage: () => Promise.resolve(next) });
     expect(again.isDurable(9 * regionBytes, 1)).toBe(true);
@@ -237,7 +244,8 @@ describe("a tracking file after a clean shutdown", () => {
   it("is stale when the image was changed since, however little", async () => {
     const file = await marked();
     await file.closeClean("first", new DirtyBitmap(regions * regionBytes));
-    // The clock of the file system advances in steps; a write in the very step of the last one would go unseen.
+    // The clock of the file system advances in steps; a write in the very step of the last one
+    // would go unseen.
     await changeTimes(async () => {
       await writeFile(imagePath, "x", { flag: "r+" });
     });
@@ -259,7 +267,8 @@ describe("a tracking file after a clean shutdown", () => {
     const sizeBytes = 5000 * regionBytes;
     const { file } = await open({ sizeBytes });
     const dirty = new DirtyBitmap(sizeBytes);
-    for (let region = 0; region < 5000; region += 1) dirty.mark(region * regionBytes + (region % regionGranules) * granuleBytes, 1);
+    for (let region = 0; region < 5000; region += 1)
+      dirty.mark(region * regionBytes + (region % regionGranules) * granuleBytes, 1);
     await file.rebase(["base"], dirty.regions());
     await file.closeClean("base", dirty);
     const recovered = await recover({ sizeBytes });
@@ -386,7 +395,8 @@ describe("makeDurable", () => {
       file.settled(["first"], () => false);
       await turns(moment);
       while (!file.isDurable(0, 1)) await file.makeDurable(0, 1);
-      // From here on the region may be written to, so that no power failure may leave it without its mark.
+      // From here on the region may be written to, so that no power failure may leave it without
+      // its mark.
       expect(regionsMarked(await reopened(storage, () => false)), `after ${moment} turns`).toEqual([0]);
       await storage.quiet();
       expect(regionsMarked(await reopened(storage, () => false)), `after ${moment} turns and a rest`).toEqual([0]);
@@ -396,21 +406,24 @@ describe("makeDurable", () => {
 });
 
 describe("a tracking file that cannot be written", () => {
-  it.each(["write", "datasync"] as const)("lets the disk go on, makes itself void and says so, when a %s fails", async (call) => {
-    const { storage, file } = await onCrashStorage();
-    let failures = 1;
-    storage.fail = (asked) => (asked === call && failures-- > 0 ? "ENOSPC" : undefined);
-    await file.makeDurable(9 * regionBytes, 1);
-    expect(file.isDurable(0, regions * regionBytes)).toBe(true);
-    expect(file.lost).toBeInstanceOf(TidemarkError);
-    expect(file.lost).toMatchObject({ code: "NO_SPACE", detail: { void: true } });
-    // Whatever it is asked from now on goes through.
-    await file.makeDurable(0, 1);
-    await file.expectPoint("second");
-    file.settled(["second"], () => false);
-    await file.closeClean("second", new DirtyBitmap(regions * regionBytes));
-    expect((await reopened(storage)).kind).toBe("unknown");
-  });
+  it.each(["write", "datasync"] as const)(
+    "lets the disk go on, makes itself void and says so, when a %s fails",
+    async (call) => {
+      const { storage, file } = await onCrashStorage();
+      let failures = 1;
+      storage.fail = (asked) => (asked === call && failures-- > 0 ? "ENOSPC" : undefined);
+      await file.makeDurable(9 * regionBytes, 1);
+      expect(file.isDurable(0, regions * regionBytes)).toBe(true);
+      expect(file.lost).toBeInstanceOf(TidemarkError);
+      expect(file.lost).toMatchObject({ code: "NO_SPACE", detail: { void: true } });
+      // Whatever it is asked from now on goes through.
+      await file.makeDurable(0, 1);
+      await file.expectPoint("second");
+      file.settled(["second"], () => false);
+      await file.closeClean("second", new DirtyBitmap(regions * regionBytes));
+      expect((await reopened(storage)).kind).toBe("unknown");
+    },
+  );
 
   it("is cut off or removed when it cannot even be made void", async () => {
     for (const working of ["truncate", "remove"] as const) {
@@ -480,7 +493,9 @@ describe("a tracking file that cannot be written", () => {
   it("keeps its regions when only the exact bitmap cannot be saved", async () => {
     const { storage, file } = await onCrashStorage();
     storage.fail = (call) => (call === "truncate" ? "ENOSPC" : undefined);
-    await expect(file.closeClean("first", new DirtyBitmap(regions * regionBytes))).rejects.toMatchObject({ code: "NO_SPACE" });
+    await expect(file.closeClean("first", new DirtyBitmap(regions * regionBytes))).rejects.toMatchObject({
+      code: "NO_SPACE",
+    });
     await file.close();
     const recovered = await reopened(storage);
     expect(recovered).toMatchObject({ kind: "unclean", bases: ["first"] });
@@ -504,7 +519,9 @@ async function onCrashStorage(): Promise<{ storage: CrashStorage; file: Tracking
   return { storage, file };
 }
 
-/** What is recovered from a storage when of the changes in doubt those survive that `survives` lets. */
+/**
+ * What is recovered from a storage when of the changes in doubt those survive that `survives` lets.
+ */
 async function reopened(storage: CrashStorage, survives: () => boolean = () => true): Promise<Recovered> {
   return await recoveredFrom(remainsOf(storage, survives));
 }
@@ -534,7 +551,10 @@ async function patch(change: (bytes: Buffer) => void): Promise<void> {
   await writeFile(path, bytes);
 }
 
-/** Repeats a change until the file system's clock has moved on, which it does within a few milliseconds. */
+/**
+ * Repeats a change until the file system's clock has moved on, which it does within a few
+ * milliseconds.
+ */
 async function changeTimes(change: () => Promise<void>): Promise<void> {
   const before = await fileTimes();
   do await change();

@@ -84,7 +84,12 @@ describe("a header", () => {
     const image = { ...header.image, path: `/${"x".repeat(4095)}` };
     const rest = { sizeBytes: 2 ** 52, signature: "x".repeat(restSignatureCharactersMax) };
     const clean = { base: 127, areaAt: 2 ** 52, areaBytes: 2 ** 52, areaCrc: 2 ** 32 - 1, rest };
-    const full = { ...header, image, clean, bases: Array.from({ length: 128 }, (_, index) => String(index).padStart(64, "0")) };
+    const full = {
+      ...header,
+      image,
+      clean,
+      bases: Array.from({ length: 128 }, (_, index) => String(index).padStart(64, "0")),
+    };
     checkIdentity({ vault: full.vault, disk: full.disk, sizeBytes: full.sizeBytes, image });
     const pair = Buffer.concat([encodeHeader(0, 1, full), encodeHeader(1, 2, full)]);
     expect(decodeHeader(pair, "tracking")?.header).toEqual(full);
@@ -98,11 +103,14 @@ describe("a header", () => {
   it("is decoded, or refused with a typed error, whatever its bytes are", () => {
     const sound = Buffer.concat([encodeHeader(0, 6, header), encodeHeader(1, 7, header)]);
     fc.assert(
-      fc.property(fc.array(fc.tuple(fc.nat(sound.length - 1), fc.nat(255)), { minLength: 1, maxLength: 4 }), (changes) => {
-        const bytes = Buffer.from(sound);
-        for (const [at, value] of changes) bytes[at] = value;
-        expect(["", "DAMAGED", "FORMAT_UNSUPPORTED"]).toContain(codeOf(() => decodeHeader(bytes, "tracking")));
-      }),
+      fc.property(
+        fc.array(fc.tuple(fc.nat(sound.length - 1), fc.nat(255)), { minLength: 1, maxLength: 4 }),
+        (changes) => {
+          const bytes = Buffer.from(sound);
+          for (const [at, value] of changes) bytes[at] = value;
+          expect(["", "DAMAGED", "FORMAT_UNSUPPORTED"]).toContain(codeOf(() => decodeHeader(bytes, "tracking")));
+        },
+      ),
     );
   });
 });

@@ -1,4 +1,7 @@
-/** What changed since a point of the last minute can be told again: exactly, or with more, never with less. */
+/**
+ * What changed since a point of the last minute can be told again: exactly, or with more, never
+ * with less.
+ */
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { DirtyBitmap, regionBytes, regionGranules } from "../../../../engine/disk/tracking/dirty-bitmap.ts";

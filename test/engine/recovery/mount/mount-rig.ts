@@ -1,4 +1,7 @@
-/** What the tests of mounts share: a vault in memory with a disk of known content, and ways to look at what a device holds. */
+/**
+ * What the tests of mounts share: a vault in memory with a disk of known content, and ways to look
+ * at what a device holds.
+ */
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -29,7 +32,10 @@ export function temporaryFolder(): string {
   return folder;
 }
 
-/** What is made once for all tests of a file: what a store holds, and a vault whose threads serve one test after the other. */
+/**
+ * What is made once for all tests of a file: what a store holds, and a vault whose threads serve
+ * one test after the other.
+ */
 interface Fill {
   readonly snapshot: MemorySnapshot;
   readonly contents: readonly Buffer[];
@@ -48,13 +54,25 @@ export interface Filled {
   readonly vault: Vault;
 }
 
-/** A vault with disk `d` of `sizeBytes` and so many points, each a little different from the one before. */
-export async function filledVault({ sizeBytes = 400_001, points = 3 }: { sizeBytes?: number; points?: number } = {}): Promise<Filled> {
+/**
+ * A vault with disk `d` of `sizeBytes` and so many points, each a little different from the one
+ * before.
+ */
+export async function filledVault({
+  sizeBytes = 400_001,
+  points = 3,
+}: {
+  sizeBytes?: number;
+  points?: number;
+} = {}): Promise<Filled> {
   const disk = sampleDisk(sizeBytes, 1);
   return await vaultOf(`${sizeBytes} ${points}`, disk, points, (point) => scribble(disk, point));
 }
 
-/** A vault with so many points of `disk`, which `change` changes behind each but the last. Made once for each `name`. */
+/**
+ * A vault with so many points of `disk`, which `change` changes behind each but the last. Made once
+ * for each `name`.
+ */
 export async function vaultOf(
   name: string,
   disk: ModelDisk,
@@ -94,11 +112,23 @@ export interface Mounted {
   readonly notices: Notice[];
 }
 
-/** Mounts a point of disk `d`, the newest unless said otherwise, until the test is over. `sink` stands between the vault and its store. */
-export async function mounted(filled: Filled, options: Partial<MountOptions> = {}, sink: Sink = filled.sink): Promise<Mounted> {
+/**
+ * Mounts a point of disk `d`, the newest unless said otherwise, until the test is over. `sink`
+ * stands between the vault and its store.
+ */
+export async function mounted(
+  filled: Filled,
+  options: Partial<MountOptions> = {},
+  sink: Sink = filled.sink,
+): Promise<Mounted> {
   const notices: Notice[] = [];
   filled.line.current = sink;
-  const mount = await filled.vault.mount({ disk: "d", point: "latest", onNotice: (notice) => notices.push(notice), ...options });
+  const mount = await filled.vault.mount({
+    disk: "d",
+    point: "latest",
+    onNotice: (notice) => notices.push(notice),
+    ...options,
+  });
   onTestFinished(async () => await mount.close());
   return { mount, device: mount.device, notices };
 }
@@ -118,8 +148,15 @@ export async function readAll(device: BlockDevice, pieceBytes = 50_000): Promise
   return Buffer.concat(pieces);
 }
 
-/** What a device says of a range, by the way that a server takes: at once if it can be told at once. */
-export async function extentsOf(device: BlockDevice, offset: number, length: number, countMax = 1000): Promise<DeviceExtent[]> {
+/**
+ * What a device says of a range, by the way that a server takes: at once if it can be told at once.
+ */
+export async function extentsOf(
+  device: BlockDevice,
+  offset: number,
+  length: number,
+  countMax = 1000,
+): Promise<DeviceExtent[]> {
   const known = device.extents(offset, length, countMax);
   return known.length > 0 || device.lookUp === undefined ? known : await device.lookUp(offset, length, countMax);
 }

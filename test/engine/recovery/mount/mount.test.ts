@@ -1,4 +1,7 @@
-/** A point that is mounted: it reads as what it is, from wherever one begins, and costs no more than what is asked for. */
+/**
+ * A point that is mounted: it reads as what it is, from wherever one begins, and costs no more than
+ * what is asked for.
+ */
 import { setImmediate as nextTurn } from "node:timers/promises";
 import fc from "fast-check";
 import { afterAll, describe, expect, onTestFinished, test, vi } from "vitest";
@@ -12,7 +15,17 @@ import { namesOf, numbersFrom } from "../../../engine-model.ts";
 import { contentOf, ModelDisk, modelBlockBytes, openModelVault } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
 import { flipPage, shortenPages, tamperObject } from "../../upkeep/scrub/tamper.ts";
-import { allExtents, closeVaults, extentsOf, filledVault, mounted, readAll, readRange, smallCacheBytes, vaultOf } from "./mount-rig.ts";
+import {
+  allExtents,
+  closeVaults,
+  extentsOf,
+  filledVault,
+  mounted,
+  readAll,
+  readRange,
+  smallCacheBytes,
+  vaultOf,
+} from "./mount-rig.ts";
 
 const mib = 1024 * 1024;
 const gib = 1024 * mib;
@@ -73,7 +86,8 @@ test("a disk of a tebibyte is mounted and read as fast as a small one, and its h
   const vault = await openModelVault(new MemorySink());
   await vault.replicate({ disk: "d", volume: disk });
   const mount = await vault.mount({ disk: "d", point: "latest", writable: true });
-  for (const place of places) expect((await readRange(mount.device, place + 5000, 4096)).every((byte) => byte === 7)).toBe(true);
+  for (const place of places)
+    expect((await readRange(mount.device, place + 5000, 4096)).every((byte) => byte === 7)).toBe(true);
   expect((await readRange(mount.device, 500 * gib, 32 * mib)).every((byte) => byte === 0)).toBe(true);
   expect(mount.summary().bytesFetched).toBeLessThan(mib);
   expect((await mount.device.lookUp?.(0, tebibyte, 10))?.map(({ kind, offset }) => [kind, offset])).toEqual([
@@ -114,7 +128,9 @@ test("many who want one block cause one fetch", async () => {
   const { contents } = filled;
   const faulty = new FaultySink(filled.sink, []);
   const { device } = await mounted(filled, {}, faulty);
-  const reads = await Promise.all(Array.from({ length: 20 }, async (_, index) => await readRange(device, 100 * index, 50)));
+  const reads = await Promise.all(
+    Array.from({ length: 20 }, async (_, index) => await readRange(device, 100 * index, 50)),
+  );
   expect(faulty.calls.filter((call) => call.startsWith("readPages"))).toHaveLength(1);
   for (const [index, bytes] of reads.entries())
     expect(bytes.equals(contents[2]?.subarray(100 * index, 100 * index + 50) ?? bytes)).toBe(true);
@@ -124,7 +140,9 @@ test("no object of the map is fetched twice, however many places are read at a t
   const filled = await filledVault();
   const faulty = new FaultySink(filled.sink, []);
   const { device } = await mounted(filled, {}, faulty);
-  await Promise.all(Array.from({ length: 24 }, async (_, index) => await readRange(device, index * modelBlockBytes, 4096)));
+  await Promise.all(
+    Array.from({ length: 24 }, async (_, index) => await readRange(device, index * modelBlockBytes, 4096)),
+  );
   const fetched = faulty.calls.filter((call) => call.startsWith("getObject disks/d/map/"));
   expect(fetched.length).toBeGreaterThan(1);
   expect(fetched).toHaveLength(new Set(fetched).size);
@@ -191,14 +209,21 @@ class NoisyDisk implements Volume {
 }
 
 describe("a reader that goes on", () => {
-  async function readsInARow(offsets: readonly number[], lengthBytes: number): Promise<{ fetched: number; calls: number; read: number }> {
+  async function readsInARow(
+    offsets: readonly number[],
+    lengthBytes: number,
+  ): Promise<{ fetched: number; calls: number; read: number }> {
     const filled = await vaultOf("long", new ModelDisk(contentOf(8 * mib, 1)));
     const faulty = new FaultySink(filled.sink, []);
     const { device, mount } = await mounted(filled, {}, faulty);
     for (const offset of offsets) await readRange(device, offset, lengthBytes);
     await mount.close();
     const { bytesFetched, bytesRead } = mount.summary();
-    return { fetched: bytesFetched, read: bytesRead, calls: faulty.calls.filter((call) => call.startsWith("readPages")).length };
+    return {
+      fetched: bytesFetched,
+      read: bytesRead,
+      calls: faulty.calls.filter((call) => call.startsWith("readPages")).length,
+    };
   }
 
   test("from front to back is fetched for in ranges that are larger than its reads", async () => {
@@ -263,17 +288,25 @@ describe("extents", () => {
       ["data", 4, 2],
       ["hole", 6, 14],
     ] as const;
-    const blocks = wanted.map(([kind, from, count]) => ({ kind, offset: from * modelBlockBytes, length: count * modelBlockBytes }));
+    const blocks = wanted.map(([kind, from, count]) => ({
+      kind,
+      offset: from * modelBlockBytes,
+      length: count * modelBlockBytes,
+    }));
     const tail = { kind: "data", offset: 20 * modelBlockBytes, length: 100 };
     expect(device.extents(0, device.sizeBytes, 100)).toEqual([...blocks, tail]);
     expect(device.extents(0, device.sizeBytes, 2)).toEqual(blocks.slice(0, 2));
-    expect(device.extents(2 * modelBlockBytes + 5, 10, 100)).toEqual([{ kind: "data", offset: 2 * modelBlockBytes + 5, length: 10 }]);
+    expect(device.extents(2 * modelBlockBytes + 5, 10, 100)).toEqual([
+      { kind: "data", offset: 2 * modelBlockBytes + 5, length: 10 },
+    ]);
   });
 
   test("are nowhere guessed: what is not known yet is looked up, and known from then on", async () => {
     const filled = await filledVault();
     const gate = new Gate();
-    const slow = new FaultySink(filled.sink, [{ on: "getObject", prefix: "disks/d/map/", when: 1, fault: { kind: "slow", gate } }]);
+    const slow = new FaultySink(filled.sink, [
+      { on: "getObject", prefix: "disks/d/map/", when: 1, fault: { kind: "slow", gate } },
+    ]);
     const { device } = await mounted(filled, {}, slow);
     expect(device.extents(0, device.sizeBytes, 100)).toEqual([]);
     const looking = device.lookUp?.(0, device.sizeBytes, 100);
@@ -408,7 +441,8 @@ test("with a store that fails every third call, reads fail or are right, those t
         for (let isDone = false; !isDone; ) {
           const [outcome] = await Promise.allSettled([readRange(device, offset, length)]);
           isDone = outcome.status === "fulfilled";
-          if (outcome.status === "fulfilled") expect(outcome.value.equals(content.subarray(offset, offset + length))).toBe(true);
+          if (outcome.status === "fulfilled")
+            expect(outcome.value.equals(content.subarray(offset, offset + length))).toBe(true);
           else failures.push(outcome.reason);
         }
       }),
@@ -464,7 +498,9 @@ describe("while it is mounted", () => {
   test("a hold that is refused is told, and the point is mounted all the same", async () => {
     const filled = await filledVault();
     const error = new TidemarkError("ACCESS_REFUSED", "read only");
-    const readOnly = new FaultySink(filled.sink, [{ on: "putObject", when: { probability: 1 }, fault: { kind: "refused", error } }]);
+    const readOnly = new FaultySink(filled.sink, [
+      { on: "putObject", when: { probability: 1 }, fault: { kind: "refused", error } },
+    ]);
     const { device, notices } = await mounted(filled, {}, readOnly);
     expect(notices.map(({ code }) => code)).toEqual(["HOLD_REFUSED"]);
     await readRange(device, 0, 4096);
@@ -487,7 +523,9 @@ describe("while it is mounted", () => {
     vi.advanceTimersByTime(60_000);
     expect(notices.map(({ code }) => code)).toEqual(["HOLD_LOST"]);
     expect(notices[0]?.message).toContain("point 2");
-    expect((await readRange(device, 0, 4096)).equals(filled.contents[1]?.subarray(0, 4096) ?? Buffer.alloc(0))).toBe(true);
+    expect((await readRange(device, 0, 4096)).equals(filled.contents[1]?.subarray(0, 4096) ?? Buffer.alloc(0))).toBe(
+      true,
+    );
   });
 
   test("it cannot be written", async () => {

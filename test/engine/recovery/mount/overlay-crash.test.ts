@@ -1,11 +1,14 @@
 /**
- * A disk with an overlay is written as clients write it, on a storage that logs every call. Every prefix of that log is a place where the machine may
- * die, and from what was not synced a power failure leaves any sectors. What the overlay then gives back is held against what was written:
- * each sector holds what the last flush that was acknowledged covered, or something that was written there since.
+ * A disk with an overlay is written as clients write it, on a storage that logs every call. Every
+ * prefix of that log is a place where the machine may die, and from what was not synced a power
+ * failure leaves any sectors. What the overlay then gives back is held against what was written:
+ * each sector holds what the last flush that was acknowledged covered, or something that was
+ * written there since.
  *
  *     file of the overlay:  header · record, two pages · the disk's first granules · … · its last granules
  *
- * The disk has so many granules that its record has a second page. Those in between are not touched one by one, and not kept: the storage closes the gap.
+ * The disk has so many granules that its record has a second page. Those in between are not touched
+ * one by one, and not kept: the storage closes the gap.
  */
 import { mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -45,7 +48,10 @@ type Note =
   | { readonly kind: "flushed"; readonly covered: Uint32Array }
   | { readonly kind: "opened"; readonly content: Buffer };
 
-/** What the kept sectors may hold: everything from the version that is durable to the one that was written last. */
+/**
+ * What the kept sectors may hold: everything from the version that is durable to the one that was
+ * written last.
+ */
 class Truth {
   readonly #versions: (readonly Buffer[])[];
   readonly #durable: Uint32Array;
@@ -77,7 +83,8 @@ class Truth {
   }
 
   flushed(covered: Uint32Array): void {
-    for (const [sector, version] of covered.entries()) this.#durable[sector] = Math.max(this.#durable[sector] ?? 0, version);
+    for (const [sector, version] of covered.entries())
+      this.#durable[sector] = Math.max(this.#durable[sector] ?? 0, version);
   }
 
   check(content: Buffer): void {
@@ -86,7 +93,9 @@ class Truth {
       const durable = this.#durable[sector] ?? 0;
       if (versions.slice(durable).some((version) => version.equals(found))) continue;
       const older = versions.slice(0, durable).some((version) => version.equals(found));
-      throw new Error(`sector ${sector} holds ${older ? "what had been replaced, and flushed" : "what nobody wrote there"}`);
+      throw new Error(
+        `sector ${sector} holds ${older ? "what had been replaced, and flushed" : "what nobody wrote there"}`,
+      );
     }
   }
 }
@@ -102,7 +111,19 @@ interface Step {
 }
 
 const step: fc.Arbitrary<Step> = fc.record({
-  kind: fc.constantFrom<Step["kind"][]>("write", "write", "whole", "whole", "zero", "trim", "everything", "flush", "flush", "wait", "rest"),
+  kind: fc.constantFrom<Step["kind"][]>(
+    "write",
+    "write",
+    "whole",
+    "whole",
+    "zero",
+    "trim",
+    "everything",
+    "flush",
+    "flush",
+    "wait",
+    "rest",
+  ),
   place: fc.nat(keptBytes - 1),
   length: fc.integer({ min: 1, max: 4 * granuleBytes }),
 });
@@ -142,8 +163,20 @@ test("an overlay holds what was flushed, and of the rest nothing that nobody wro
       let place = { medium: new Medium(empty.bytes), truth: Truth.of(contentOf(keptBytes, 5)) };
       for (const { steps, isClosed, isKilled, crashAt } of rounds) {
         const storage = new CrashStorage<Note>(place.medium, random);
-        const changes = await clients(new CrashDisk(storage, empty.fileBytes, random), storage, steps, isClosed, random);
-        place = await crashes(place, storage.log, changes, { at: crashAt, isKilled, random, fileBytes: empty.fileBytes }, seen);
+        const changes = await clients(
+          new CrashDisk(storage, empty.fileBytes, random),
+          storage,
+          steps,
+          isClosed,
+          random,
+        );
+        place = await crashes(
+          place,
+          storage.log,
+          changes,
+          { at: crashAt, isKilled, random, fileBytes: empty.fileBytes },
+          seen,
+        );
       }
     }),
     { numRuns: 50 },
@@ -166,14 +199,19 @@ async function emptyOverlay(): Promise<{ readonly bytes: Buffer; readonly fileBy
   }
 }
 
-/** A change in the order of the log: the whole content behind it, and the part of it that it concerned. */
+/**
+ * A change in the order of the log: the whole content behind it, and the part of it that it
+ * concerned.
+ */
 interface Changed {
   readonly content: Buffer;
   readonly from: number;
   readonly end: number;
 }
 
-/** Does `steps`, many at a time. Returns the changes that were made, one for each note of a change. */
+/**
+ * Does `steps`, many at a time. Returns the changes that were made, one for each note of a change.
+ */
 async function clients(
   file: CrashDisk,
   storage: CrashStorage<Note>,
@@ -264,7 +302,10 @@ interface Crash {
   readonly fileBytes: number;
 }
 
-/** Lets the machine die behind every event of the log, and checks what is left. Returns what the next round begins with. */
+/**
+ * Lets the machine die behind every event of the log, and checks what is left. Returns what the
+ * next round begins with.
+ */
 async function crashes(
   before: { readonly medium: Medium; readonly truth: Truth },
   log: readonly StorageEvent<Note>[],
@@ -312,7 +353,10 @@ async function crashes(
 /** What the overlaid disk holds when the file of its overlay holds `bytes`. */
 async function recovered(bytes: Uint8Array, fileBytes: number): Promise<Buffer> {
   const still = (): number => 0;
-  const overlay = await OverlayFile.over(new CrashDisk(new CrashStorage<Note>(new Medium(bytes), still), fileBytes, still), identity);
+  const overlay = await OverlayFile.over(
+    new CrashDisk(new CrashStorage<Note>(new Medium(bytes), still), fileBytes, still),
+    identity,
+  );
   return await contentOfDisk(new OverlaidDisk(below, overlay));
 }
 
@@ -325,7 +369,10 @@ async function contentOfDisk(disk: OverlaidDisk): Promise<Buffer> {
   return content;
 }
 
-/** The overlay's file on a storage that may lose power. Trimmed space reads as zeros, or as what it was while that is not synced. */
+/**
+ * The overlay's file on a storage that may lose power. Trimmed space reads as zeros, or as what it
+ * was while that is not synced.
+ */
 class CrashDisk implements BlockDevice {
   readonly description = "overlay";
   readonly readOnly = false;

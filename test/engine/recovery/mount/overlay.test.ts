@@ -1,4 +1,7 @@
-/** A disk on top of one that cannot be written: it holds what was written to it, and nothing of it gets below. */
+/**
+ * A disk on top of one that cannot be written: it holds what was written to it, and nothing of it
+ * gets below.
+ */
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { open } from "node:fs/promises";
@@ -32,7 +35,10 @@ function belowDisk(bytes: Buffer = contentOf(sizeBytes, 5)): MemoryDisk {
   return below;
 }
 
-async function temporaryDisk(below: MemoryDisk = belowDisk(), folder: string = temporaryFolder()): Promise<OverlaidDisk> {
+async function temporaryDisk(
+  below: MemoryDisk = belowDisk(),
+  folder: string = temporaryFolder(),
+): Promise<OverlaidDisk> {
   const disk = new OverlaidDisk(below, await OverlayFile.temporary(folder, below.sizeBytes));
   onTestFinished(async () => await disk.close());
   return disk;
@@ -66,8 +72,18 @@ function changeOf(lengthMax: number): fc.Arbitrary<Change> {
     fc.constant(sizeBytes),
   );
   return fc
-    .record({ kind: fc.constantFrom("write", "write", "zero", "trim", "read"), offset: place, length, seed: fc.nat(255) })
-    .map(({ kind, offset, length: wanted, seed }) => ({ kind, offset, length: Math.min(wanted, sizeBytes - offset), seed }));
+    .record({
+      kind: fc.constantFrom("write", "write", "zero", "trim", "read"),
+      offset: place,
+      length,
+      seed: fc.nat(255),
+    })
+    .map(({ kind, offset, length: wanted, seed }) => ({
+      kind,
+      offset,
+      length: Math.min(wanted, sizeBytes - offset),
+      seed,
+    }));
 }
 
 /** Makes a change to both disk and model. */
@@ -336,7 +352,8 @@ describe("an overlay whose record", () => {
   test("was cut short while it was written counts as what it was before", async () => {
     const path = await flushedTwice();
     const older = readFileSync(path).subarray(headerBytes, headerBytes + 512);
-    // The third write goes to slot 0 and is cut short: its first sectors are those of a later generation.
+    // The third write goes to slot 0 and is cut short: its first sectors are those of a later
+    // generation.
     const disk = await keptDisk(path);
     await write(disk, 16_384, Buffer.alloc(4096, 3));
     await disk.flush();
@@ -436,7 +453,10 @@ describe("the bytes of an overlay", () => {
         const [opened] = await Promise.allSettled([OverlayFile.open(path, identity)]);
         await overwritten(path, at, sound[at] ?? 0);
         if (opened.status === "rejected") {
-          expect(hasCode(opened.reason, "DAMAGED", "INVALID_ARGUMENT", "FORMAT_UNSUPPORTED"), String(opened.reason)).toBe(true);
+          expect(
+            hasCode(opened.reason, "DAMAGED", "INVALID_ARGUMENT", "FORMAT_UNSUPPORTED"),
+            String(opened.reason),
+          ).toBe(true);
           return;
         }
         // The bytes behind the header's text mean nothing.

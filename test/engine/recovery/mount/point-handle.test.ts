@@ -15,7 +15,10 @@ afterAll(async () => {
   await closeModelVaults();
 });
 
-async function openPoint(filled: Filled, options: { readonly point?: string; readonly cacheBytes?: number } = {}): Promise<PointHandle> {
+async function openPoint(
+  filled: Filled,
+  options: { readonly point?: string; readonly cacheBytes?: number } = {},
+): Promise<PointHandle> {
   filled.line.current = filled.sink;
   return await filled.vault.openPoint({ disk: "d", point: "latest", cacheBytes: smallCacheBytes, ...options });
 }
@@ -35,14 +38,19 @@ describe("an open point", () => {
     expect(point.point.sequence).toBe(2);
     expect((await bytesOf(point)).equals(content)).toBe(true);
     await fc.assert(
-      fc.asyncProperty(fc.nat(content.length), fc.nat(content.length), fc.integer({ min: 500, max: 200_000 }), async (a, b, pieceBytes) => {
-        const [offset, end] = a < b ? [a, b] : [b, a];
-        const wanted = content.subarray(offset, end);
-        expect((await bytesOf(point, { offset, length: end - offset, pieceBytes })).equals(wanted)).toBe(true);
-        const into = Buffer.alloc(end - offset);
-        await point.read(offset, into);
-        expect(into.equals(wanted)).toBe(true);
-      }),
+      fc.asyncProperty(
+        fc.nat(content.length),
+        fc.nat(content.length),
+        fc.integer({ min: 500, max: 200_000 }),
+        async (a, b, pieceBytes) => {
+          const [offset, end] = a < b ? [a, b] : [b, a];
+          const wanted = content.subarray(offset, end);
+          expect((await bytesOf(point, { offset, length: end - offset, pieceBytes })).equals(wanted)).toBe(true);
+          const into = Buffer.alloc(end - offset);
+          await point.read(offset, into);
+          expect(into.equals(wanted)).toBe(true);
+        },
+      ),
       { numRuns: 30 },
     );
   });
@@ -50,7 +58,9 @@ describe("an open point", () => {
   test("is a Node stream, too", async () => {
     const filled = await filledVault();
     await using point = await openPoint(filled);
-    expect((await buffer(point.readable({ pieceBytes: 10_000 }))).equals(filled.contents.at(-1) ?? Buffer.alloc(0))).toBe(true);
+    expect(
+      (await buffer(point.readable({ pieceBytes: 10_000 }))).equals(filled.contents.at(-1) ?? Buffer.alloc(0)),
+    ).toBe(true);
   });
 
   test("is closed with its vault", async () => {
@@ -80,7 +90,12 @@ describe("an open point", () => {
     await using point = await openPoint(filled);
     const { sizeBytes } = point;
     await expectCode(point.read(sizeBytes, new Uint8Array(1)), "INVALID_ARGUMENT");
-    for (const options of [{ offset: -1 }, { offset: sizeBytes + 1 }, { offset: 1, length: sizeBytes }, { pieceBytes: 0 }]) {
+    for (const options of [
+      { offset: -1 },
+      { offset: sizeBytes + 1 },
+      { offset: 1, length: sizeBytes },
+      { pieceBytes: 0 },
+    ]) {
       expect(() => point.stream(options)).toThrow(expect.objectContaining({ code: "INVALID_ARGUMENT" }));
     }
     expect(await bytesOf(point, { offset: sizeBytes })).toHaveLength(0);
@@ -135,7 +150,9 @@ describe("a stream", () => {
     await once(stream, "data");
     stream.destroy();
     await once(stream, "close");
-    expect((await bytesOf(point, { length: 9000 })).equals((filled.contents[0] ?? Buffer.alloc(0)).subarray(0, 9000))).toBe(true);
+    expect(
+      (await bytesOf(point, { length: 9000 })).equals((filled.contents[0] ?? Buffer.alloc(0)).subarray(0, 9000)),
+    ).toBe(true);
   });
 
   test("ends with INTERRUPTED when it is aborted", async () => {
@@ -156,7 +173,11 @@ describe("a stream", () => {
     const { sequenceNumber } = await filled.sink.statPages(segment);
     const spoiled = new Uint8Array(512).fill(0xee);
     await filled.sink.writePages(segment, 1024 * 1024, spoiled, { sequenceNumber });
-    await using point = await filled.vault.openPoint({ disk: "d", point: "latest", onNotice: (notice) => notices.push(notice) });
+    await using point = await filled.vault.openPoint({
+      disk: "d",
+      point: "latest",
+      onNotice: (notice) => notices.push(notice),
+    });
     const pieces: Uint8Array[] = [];
     const reading = (async () => {
       for await (const piece of point.stream({ pieceBytes: 16 * 1024 })) pieces.push(piece);

@@ -12,7 +12,12 @@ function readAhead(sizeBytes = 64 * gib): ReadAhead {
 }
 
 /** Reads `count` times `length` in a row, as told by `place`; gives the stream after the last. */
-function readOn(ahead: ReadAhead, count: number, length: number, place = (index: number): number => index * length): Stream | undefined {
+function readOn(
+  ahead: ReadAhead,
+  count: number,
+  length: number,
+  place = (index: number): number => index * length,
+): Stream | undefined {
   let stream: Stream | undefined;
   for (let index = 0; index < count; index += 1) stream = ahead.note(place(index), length);
   return stream;

@@ -1,4 +1,6 @@
-/** What is being read is held: a prune that comes meanwhile leaves it, and the next one does not. */
+/**
+ * What is being read is held: a prune that comes meanwhile leaves it, and the next one does not.
+ */
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -92,15 +94,26 @@ test("a point whose disk has a damaged list of condemned points can be materiali
 
 test("a vault without space can be read, and that nothing is held is said", async () => {
   const error = new TidemarkError("NO_SPACE", "the vault's folder has no space left");
-  line.current = new FaultySink(plain, [{ on: "putObject", when: { probability: 1 }, fault: { kind: "refused", error } }]);
+  line.current = new FaultySink(plain, [
+    { on: "putObject", when: { probability: 1 }, fault: { kind: "refused", error } },
+  ]);
   const notices: Notice[] = [];
-  await vault.materialize({ disk: "d", point: "1", to: join(folder, "back.img"), onNotice: (notice) => void notices.push(notice) });
-  expect(notices).toMatchObject([{ code: "HOLD_REFUSED", message: expect.stringContaining("no space left") as string }]);
+  await vault.materialize({
+    disk: "d",
+    point: "1",
+    to: join(folder, "back.img"),
+    onNotice: (notice) => void notices.push(notice),
+  });
+  expect(notices).toMatchObject([
+    { code: "HOLD_REFUSED", message: expect.stringContaining("no space left") as string },
+  ]);
 });
 
 test("a vault that may only be read is read without holding anything, and that is said once", async () => {
   const error = new TidemarkError("ACCESS_REFUSED", "this SAS may only read");
-  line.current = new FaultySink(plain, [{ on: "putObject", when: { probability: 1 }, fault: { kind: "refused", error } }]);
+  line.current = new FaultySink(plain, [
+    { on: "putObject", when: { probability: 1 }, fault: { kind: "refused", error } },
+  ]);
   const notices: Notice[] = [];
   const onNotice = (notice: Notice): void => void notices.push(notice);
   expect(await vault.verify({ onNotice })).toMatchObject({ checkedPoints: 3, damaged: [] });

@@ -1,4 +1,7 @@
-/** A point goes out through the whole of `materialize`: what comes back is the disk, and what cannot be had leaves nothing behind. */
+/**
+ * A point goes out through the whole of `materialize`: what comes back is the disk, and what cannot
+ * be had leaves nothing behind.
+ */
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -80,7 +83,9 @@ test("progress only rises, and ends at the disk's size", async () => {
   const reports: Progress[] = [];
   await vault.materialize({ disk: "d", point: "latest", to: image, onProgress: (progress) => reports.push(progress) });
   expect(reports.at(-1)).toMatchObject({ phase: "materialize", doneBytes: 150_001, totalBytes: 150_001 });
-  expect(reports.map(({ doneBytes }) => doneBytes)).toEqual(reports.map(({ doneBytes }) => doneBytes).sort((a, b) => a - b));
+  expect(reports.map(({ doneBytes }) => doneBytes)).toEqual(
+    reports.map(({ doneBytes }) => doneBytes).sort((a, b) => a - b),
+  );
 });
 
 describe("a target is refused", () => {
@@ -117,7 +122,12 @@ describe("nothing bears the target's name", () => {
     const gate = new Gate();
     const slow = new FaultySink(sink, [{ on: "readPages", when: 1, fault: { kind: "slow", gate } }]);
     const controller = new AbortController();
-    const running = (await openModelVault(slow)).materialize({ disk: "d", point: "3", to: image, signal: controller.signal });
+    const running = (await openModelVault(slow)).materialize({
+      disk: "d",
+      point: "3",
+      to: image,
+      signal: controller.signal,
+    });
     const outcome = expectCode(running, "INTERRUPTED");
     await gate.reached;
     controller.abort();

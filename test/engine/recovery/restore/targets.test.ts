@@ -54,7 +54,10 @@ function pattern(length: number, seed = 1): Buffer {
   return bytes;
 }
 
-/** Gives all of `bytes` to the target in overlapping calls of 64 KiB, from `from` on; blocks of zeros as zeros. */
+/**
+ * Gives all of `bytes` to the target in overlapping calls of 64 KiB, from `from` on; blocks of
+ * zeros as zeros.
+ */
 async function fill(target: RestoreTarget, bytes: Buffer, from = 0): Promise<void> {
   const calls: Promise<void>[] = [];
   for (let at = from; at < bytes.length; at += 65536) {
@@ -106,7 +109,10 @@ describe("a new file", () => {
     expect(written.length).toBe(diskBytes + 512);
     expect(Buffer.compare(written.subarray(0, sizeBytes), bytes)).toBe(0);
     expect(written.subarray(sizeBytes, diskBytes).every((byte) => byte === 0)).toBe(true);
-    expect(parseFixedVhdFooter(written.subarray(diskBytes))).toMatchObject({ diskBytes, createdMs: Date.UTC(2026, 1, 3) });
+    expect(parseFixedVhdFooter(written.subarray(diskBytes))).toMatchObject({
+      diskBytes,
+      createdMs: Date.UTC(2026, 1, 3),
+    });
   });
 
   test("that was there already is kept without leave and replaced with it, also through a link", async () => {
@@ -133,11 +139,17 @@ describe("a new file", () => {
 
   test("is refused by name where it cannot be", async () => {
     await expect(openTarget(options({ to: folder }))).rejects.toMatchObject({ code: "TARGET_FAILED" });
-    await expect(openTarget(options({ to: join(folder, "none", "disk.img") }))).rejects.toMatchObject({ code: "TARGET_FAILED" });
-    await expect(openTarget(options({ to: "/dev/null", mode: "replace" }))).rejects.toMatchObject({ code: "TARGET_FAILED" });
+    await expect(openTarget(options({ to: join(folder, "none", "disk.img") }))).rejects.toMatchObject({
+      code: "TARGET_FAILED",
+    });
+    await expect(openTarget(options({ to: "/dev/null", mode: "replace" }))).rejects.toMatchObject({
+      code: "TARGET_FAILED",
+    });
     await writeFile(image, "");
     await expect(openTarget(options({ to: join(image, "below") }))).rejects.toMatchObject({ code: "TARGET_FAILED" });
-    await expect(openTarget(options({ to: join(folder, "x"), format: "vhd", volumeBytes: 3 * 1024 ** 4 }))).rejects.toMatchObject({
+    await expect(
+      openTarget(options({ to: join(folder, "x"), format: "vhd", volumeBytes: 3 * 1024 ** 4 })),
+    ).rejects.toMatchObject({
       code: "UNSUPPORTED",
     });
   });
@@ -198,7 +210,8 @@ describe("a partial file", () => {
     await target.checkpoint(131072);
     await target.write(131072, bytes.subarray(131072, 200_000));
     const killed = join(folder, "killed.img");
-    for (const suffix of [".tidemark-partial", ".tidemark-partial.json"]) await copyFile(image + suffix, killed + suffix);
+    for (const suffix of [".tidemark-partial", ".tidemark-partial.json"])
+      await copyFile(image + suffix, killed + suffix);
     await target.abandon();
     const again = await openTarget(options({ to: killed, volumeBytes: bytes.length }));
     expect(again.resumeAt).toBe(131072);
@@ -233,13 +246,16 @@ describe("a partial file", () => {
     expect((await readFile(image)).subarray(0, bytes.length).equals(zeros)).toBe(true);
   });
 
-  test.each(["", "{", "null", "[]", '{"doneBytes":1e99}'])("whose journal reads %j is started anew", async (journal) => {
-    await interrupted();
-    await writeFile(`${image}.tidemark-partial.json`, journal);
-    const target = await openTarget(options({ volumeBytes: bytes.length }));
-    expect(target.resumeAt).toBe(0);
-    await target.abandon();
-  });
+  test.each(["", "{", "null", "[]", '{"doneBytes":1e99}'])(
+    "whose journal reads %j is started anew",
+    async (journal) => {
+      await interrupted();
+      await writeFile(`${image}.tidemark-partial.json`, journal);
+      const target = await openTarget(options({ volumeBytes: bytes.length }));
+      expect(target.resumeAt).toBe(0);
+      await target.abandon();
+    },
+  );
 
   test("that is shorter than its journal says is started anew", async () => {
     await interrupted();
@@ -258,7 +274,10 @@ describe("a partial file", () => {
 
   test("has one writer at a time", async () => {
     const first = await openTarget(options({ volumeBytes: 4096 }));
-    await expect(openTarget(options({ volumeBytes: 4096 }))).rejects.toMatchObject({ code: "TARGET_FAILED", message: /another process/ });
+    await expect(openTarget(options({ volumeBytes: 4096 }))).rejects.toMatchObject({
+      code: "TARGET_FAILED",
+      message: /another process/,
+    });
     await first.write(0, pattern(4096));
     await first.finish();
     expect(Buffer.compare(await readFile(image), pattern(4096))).toBe(0);
@@ -323,7 +342,9 @@ describe("an existing image in place", () => {
   test("of the other form is refused and left as it was", async () => {
     await materialize(pattern(4096), { format: "vhd" });
     const before = await readFile(image);
-    await expect(openTarget(options({ mode: "in-place", volumeBytes: 4096 }))).rejects.toMatchObject({ code: "TARGET_FAILED" });
+    await expect(openTarget(options({ mode: "in-place", volumeBytes: 4096 }))).rejects.toMatchObject({
+      code: "TARGET_FAILED",
+    });
     expect((await readFile(image)).equals(before)).toBe(true);
     await writeFile(image, "raw");
     await expect(openTarget(options({ mode: "in-place", format: "vhd", volumeBytes: 4096 }))).rejects.toMatchObject({
@@ -338,7 +359,9 @@ describe("an existing image in place", () => {
     const given = { mode: "in-place" as const, volumeBytes: 4096, sourceIdentity: await fileIdentity(image) };
     for (const to of [image, join(folder, "hard")])
       await expect(openTarget(options({ ...given, to }))).rejects.toMatchObject({ code: "TARGET_IS_SOURCE" });
-    await expect(openTarget(options({ ...given, mode: "replace" }))).rejects.toMatchObject({ code: "TARGET_IS_SOURCE" });
+    await expect(openTarget(options({ ...given, mode: "replace" }))).rejects.toMatchObject({
+      code: "TARGET_IS_SOURCE",
+    });
     await (await openTarget(options({ ...given, overwriteSource: true }))).abandon();
   });
 });
@@ -353,7 +376,9 @@ test("a block device is written in place, refused when it is too small or in use
     return;
   }
   try {
-    await expect(openTarget(options({ to: loop.path, volumeBytes: 4096 }))).rejects.toMatchObject({ code: "TARGET_EXISTS" });
+    await expect(openTarget(options({ to: loop.path, volumeBytes: 4096 }))).rejects.toMatchObject({
+      code: "TARGET_EXISTS",
+    });
     await expect(openTarget(options({ to: loop.path, mode: "in-place", volumeBytes: mib + 1 }))).rejects.toMatchObject({
       code: "TARGET_TOO_SMALL",
       detail: { targetBytes: mib, volumeBytes: mib + 1 },
@@ -396,25 +421,33 @@ describe("a page blob", () => {
     return bytes;
   }
 
-  test.each([...oddSizes, 9 * mib + 4096])("of a volume of %i bytes is a fixed VHD, written out of order", async (sizeBytes) => {
-    const bytes = pattern(sizeBytes);
-    bytes.fill(0, Math.min(sizeBytes, 3 * mib), Math.min(sizeBytes, 6 * mib));
-    const target = await openTarget(blob({ volumeBytes: sizeBytes }));
-    const blocks = Array.from({ length: Math.ceil(sizeBytes / 65536) }, (_, index) => (index * 37) % Math.ceil(sizeBytes / 65536));
-    expect(new Set(blocks).size).toBe(blocks.length);
-    await Promise.all(
-      blocks.map((block) => {
-        const part = bytes.subarray(block * 65536, (block + 1) * 65536);
-        return part.every((byte) => byte === 0) ? target.zero(block * 65536, part.length) : target.write(block * 65536, part);
-      }),
-    );
-    await target.finish();
-    const written = await content();
-    const diskBytes = Math.max(1, Math.ceil(sizeBytes / mib)) * mib;
-    expect(written.length).toBe(diskBytes + 512);
-    expect(written.subarray(0, sizeBytes).equals(bytes)).toBe(true);
-    expect(parseFixedVhdFooter(written.subarray(-512))?.diskBytes).toBe(diskBytes);
-  });
+  test.each([...oddSizes, 9 * mib + 4096])(
+    "of a volume of %i bytes is a fixed VHD, written out of order",
+    async (sizeBytes) => {
+      const bytes = pattern(sizeBytes);
+      bytes.fill(0, Math.min(sizeBytes, 3 * mib), Math.min(sizeBytes, 6 * mib));
+      const target = await openTarget(blob({ volumeBytes: sizeBytes }));
+      const blocks = Array.from(
+        { length: Math.ceil(sizeBytes / 65536) },
+        (_, index) => (index * 37) % Math.ceil(sizeBytes / 65536),
+      );
+      expect(new Set(blocks).size).toBe(blocks.length);
+      await Promise.all(
+        blocks.map((block) => {
+          const part = bytes.subarray(block * 65536, (block + 1) * 65536);
+          return part.every((byte) => byte === 0)
+            ? target.zero(block * 65536, part.length)
+            : target.write(block * 65536, part);
+        }),
+      );
+      await target.finish();
+      const written = await content();
+      const diskBytes = Math.max(1, Math.ceil(sizeBytes / mib)) * mib;
+      expect(written.length).toBe(diskBytes + 512);
+      expect(written.subarray(0, sizeBytes).equals(bytes)).toBe(true);
+      expect(parseFixedVhdFooter(written.subarray(-512))?.diskBytes).toBe(diskBytes);
+    },
+  );
 
   test("gathers what comes into few large writes, also when more windows are open than may be", async () => {
     const bytes = pattern(64 * mib);
@@ -488,7 +521,17 @@ describe("a page blob", () => {
     await expect(openTarget(blob({ format: "raw" }))).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
     await expect(openTarget(blob({ mode: "in-place" }))).rejects.toMatchObject({ code: "UNSUPPORTED" });
     await expect(openTarget(blob({ volumeBytes: 8 * 1024 ** 4 }))).rejects.toMatchObject({ code: "UNSUPPORTED" });
-    for (const name of ["vault.json", "copy/vault.json", "disks/a/head", "segments/x", "reclaim/1", "", "a//b", "../a", "Größe.vhd"]) {
+    for (const name of [
+      "vault.json",
+      "copy/vault.json",
+      "disks/a/head",
+      "segments/x",
+      "reclaim/1",
+      "",
+      "a//b",
+      "../a",
+      "Größe.vhd",
+    ]) {
       await expect(openTarget(blob({ to: `blob:${name}` }))).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
     }
   });

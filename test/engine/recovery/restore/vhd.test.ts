@@ -4,7 +4,12 @@ import { open } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import { fixedVhdFooter, parseFixedVhdFooter, vhdDiskBytes, vhdGeometry } from "../../../../engine/recovery/restore/vhd.ts";
+import {
+  fixedVhdFooter,
+  parseFixedVhdFooter,
+  vhdDiskBytes,
+  vhdGeometry,
+} from "../../../../engine/recovery/restore/vhd.ts";
 
 const mib = 1024 * 1024;
 const uuid = Uint8Array.from({ length: 16 }, (_, index) => index + 1);
@@ -58,7 +63,9 @@ test("the geometry is that of the specification's appendix", () => {
   expect(vhdGeometry(2040 * 1024 * mib)).toEqual({ cylinders: 65535, heads: 16, sectorsPerTrack: 255 });
 });
 
-test("qemu-img takes an image with our footer for a VHD of exactly its size, and makes the same geometry", async ({ skip }) => {
+test("qemu-img takes an image with our footer for a VHD of exactly its size, and makes the same geometry", async ({
+  skip,
+}) => {
   try {
     execFileSync("qemu-img", ["--version"], { stdio: "ignore" });
   } catch {
@@ -66,17 +73,25 @@ test("qemu-img takes an image with our footer for a VHD of exactly its size, and
   }
   const folder = mkdtempSync(join(tmpdir(), "vhd-"));
   try {
-    for (const diskBytes of [mib, 3 * mib, 40 * mib, 513 * mib, 1024 * mib, 100 * 1024 * mib, 200 * 1024 * mib, 2040 * 1024 * mib]) {
+    for (const diskBytes of [
+      mib,
+      3 * mib,
+      40 * mib,
+      513 * mib,
+      1024 * mib,
+      100 * 1024 * mib,
+      200 * 1024 * mib,
+      2040 * 1024 * mib,
+    ]) {
       const image = join(folder, "ours.vhd");
       writeFileSync(image, "");
       truncateSync(image, diskBytes);
       const file = await open(image, "r+");
       await file.write(fixedVhdFooter({ diskBytes, uuid, createdMs }), 0, 512, diskBytes);
       await file.close();
-      const info = JSON.parse(execFileSync("qemu-img", ["info", "-f", "vpc", "--output=json", image], { encoding: "utf8" })) as Record<
-        string,
-        unknown
-      >;
+      const info = JSON.parse(
+        execFileSync("qemu-img", ["info", "-f", "vpc", "--output=json", image], { encoding: "utf8" }),
+      ) as Record<string, unknown>;
       expect([diskBytes, info["format"], info["virtual-size"]]).toEqual([diskBytes, "vpc", diskBytes]);
 
       const theirs = join(folder, "theirs.vhd");
@@ -86,7 +101,11 @@ test("qemu-img takes an image with our footer for a VHD of exactly its size, and
       await reference.read(footer, 0, 512, (await reference.stat()).size - 512);
       await reference.close();
       // Unless told otherwise it rounds the disk up to what a geometry can say, and believes that.
-      const geometry = { cylinders: footer.readUInt16BE(56), heads: footer.readUInt8(58), sectorsPerTrack: footer.readUInt8(59) };
+      const geometry = {
+        cylinders: footer.readUInt16BE(56),
+        heads: footer.readUInt8(58),
+        sectorsPerTrack: footer.readUInt8(59),
+      };
       expect(vhdGeometry(parseFixedVhdFooter(footer)?.diskBytes ?? 0)).toEqual(geometry);
     }
   } finally {

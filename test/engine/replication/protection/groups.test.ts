@@ -42,7 +42,10 @@ function first(disks: readonly ProtectedImage[]): [ProtectedImage, ProtectedImag
   return [one, two];
 }
 
-/** One client that writes to the disks in turn, each write after the one before has been acknowledged. */
+/**
+ * One client that writes to the disks in turn, each write after the one before has been
+ * acknowledged.
+ */
 class Client {
   readonly #disks: readonly ProtectedImage[];
   #written = 0;
@@ -66,7 +69,10 @@ class Client {
     await holding;
   }
 
-  /** Always has long writes under way to the second disk, so that its cut takes the longest to be prepared. */
+  /**
+   * Always has long writes under way to the second disk, so that its cut takes the longest to be
+   * prepared.
+   */
   async #hold(): Promise<void> {
     const bytes = Buffer.alloc(longBytes, 1);
     const write = async (): Promise<void> => {
@@ -82,7 +88,9 @@ class Client {
   /** How many writes the disks hold together. Fails unless it is the first so many. */
   countIn(contents: readonly Buffer[]): number {
     const count = Math.max(
-      ...contents.flatMap((content) => Array.from({ length: granules }, (_, at) => content.readUInt32LE(at * granuleBytes))),
+      ...contents.flatMap((content) =>
+        Array.from({ length: granules }, (_, at) => content.readUInt32LE(at * granuleBytes)),
+      ),
     );
     const expected = contents.map(() => Buffer.alloc(granules * granuleBytes));
     for (let write = 1; write <= count; write += 1) {
@@ -100,7 +108,8 @@ class Client {
 
   #place(write: number): { readonly disk: number; readonly granule: number } {
     const { length } = this.#disks;
-    // Of five disks not in the order in which they are cut: that would hide cuts that are made one after another.
+    // Of five disks not in the order in which they are cut: that would hide cuts that are made one
+    // after another.
     return { disk: (write * (length > 2 ? 2 : 1)) % length, granule: (write * 7) % granules };
   }
 }

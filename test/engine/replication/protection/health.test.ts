@@ -1,7 +1,12 @@
 /** The rules of health, at their limits: one ms, or one failure, more or less. */
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { assessHealth, type HealthMeasures, type HealthPolicy, healthOf } from "../../../../engine/replication/protection/health.ts";
+import {
+  assessHealth,
+  type HealthMeasures,
+  type HealthPolicy,
+  healthOf,
+} from "../../../../engine/replication/protection/health.ts";
 import type { ProtectionState } from "../../../../engine/replication/protection/protection-state.ts";
 
 const minuteMs = 60_000;
@@ -41,10 +46,26 @@ test("a disk that is well has no findings and is Normal", () => {
 
 test.for<readonly [rule: string, changes: Partial<HealthMeasures>, expected: readonly string[]]>([
   ["a lag at the threshold is well", { committedLagMs: 15 * minuteMs, backlogBytes: 0 }, []],
-  ["a lag above the threshold is a warning", { committedLagMs: 15 * minuteMs + 1, backlogBytes: 0 }, ["Warning LAG_ABOVE_THRESHOLD"]],
-  ["a lag of twice the threshold is still a warning", { committedLagMs: 30 * minuteMs }, ["Warning LAG_ABOVE_THRESHOLD"]],
-  ["a lag above twice the threshold is critical", { committedLagMs: 30 * minuteMs + 1 }, ["Critical LAG_ABOVE_THRESHOLD"]],
-  ["no point for an hour is critical", { committedLagMs: 60 * minuteMs + 1 }, ["Critical NO_RECENT_POINT", "Critical LAG_ABOVE_THRESHOLD"]],
+  [
+    "a lag above the threshold is a warning",
+    { committedLagMs: 15 * minuteMs + 1, backlogBytes: 0 },
+    ["Warning LAG_ABOVE_THRESHOLD"],
+  ],
+  [
+    "a lag of twice the threshold is still a warning",
+    { committedLagMs: 30 * minuteMs },
+    ["Warning LAG_ABOVE_THRESHOLD"],
+  ],
+  [
+    "a lag above twice the threshold is critical",
+    { committedLagMs: 30 * minuteMs + 1 },
+    ["Critical LAG_ABOVE_THRESHOLD"],
+  ],
+  [
+    "no point for an hour is critical",
+    { committedLagMs: 60 * minuteMs + 1 },
+    ["Critical NO_RECENT_POINT", "Critical LAG_ABOVE_THRESHOLD"],
+  ],
   ["no point ever is no lag at first", { committedLagMs: null, runningMs: 10 * minuteMs }, []],
   [
     "no point ever counts from the start",
@@ -55,9 +76,17 @@ test.for<readonly [rule: string, changes: Partial<HealthMeasures>, expected: rea
   ["more than three cycles without a point are a warning", { committedLagMs: 120_001 }, ["Warning POINT_OVERDUE"]],
   ["no point of what nobody has changed is well", { committedLagMs: 10 * minuteMs, backlogBytes: 0 }, []],
   ["a comparison that takes long owes no point each cycle", { state: "resyncing", committedLagMs: 10 * minuteMs }, []],
-  ["a first point whose replication took long owes no point each cycle", { state: "initial", committedLagMs: 10 * minuteMs }, []],
+  [
+    "a first point whose replication took long owes no point each cycle",
+    { state: "initial", committedLagMs: 10 * minuteMs },
+    [],
+  ],
   ["an initial replication that goes forward has no lag", { state: "initial", committedLagMs: null }, []],
-  ["a start that is still to come has no lag", { state: "starting", committedLagMs: null, uploadBytesPerSecond: 0 }, []],
+  [
+    "a start that is still to come has no lag",
+    { state: "starting", committedLagMs: null, uploadBytesPerSecond: 0 },
+    [],
+  ],
   [
     "a store that does not answer is a warning",
     { storeUnreachable: { forMs: 15 * minuteMs, message: "m" } },
@@ -74,7 +103,11 @@ test.for<readonly [rule: string, changes: Partial<HealthMeasures>, expected: rea
   ["an abandoned cut is a warning", { cutsAbandonedInARow: 1 }, ["Warning CUT_ABANDONED"]],
   ["three abandoned cuts are critical", { cutsAbandonedInARow: 3 }, ["Critical CUT_ABANDONED"]],
   ["a hook that failed is a warning", { hook: { failuresInARow: 1, reason: "r" } }, ["Warning HOOK_FAILED"]],
-  ["a hook that fails again and again is critical", { hook: { failuresInARow: 3, reason: "r" } }, ["Critical HOOK_FAILED"]],
+  [
+    "a hook that fails again and again is critical",
+    { hook: { failuresInARow: 3, reason: "r" } },
+    ["Critical HOOK_FAILED"],
+  ],
   ["a hook that works again is well", { hook: { failuresInARow: 0, reason: "r" } }, []],
   ["lost tracking is a warning", { state: "resyncing", trackingLost: "torn" }, ["Warning TRACKING_LOST"]],
   ["a lost seat is critical", { writerLease: { code: "SEAT_LOST", message: "m" } }, ["Critical SEAT_LOST"]],
@@ -84,16 +117,34 @@ test.for<readonly [rule: string, changes: Partial<HealthMeasures>, expected: rea
   ["a full disk that holds both is one finding", { full: { tracking: "/a", spill: "/a" } }, ["Critical NO_SPACE"]],
   ["a backlog of half an hour is well", { ...late, backlogBytes: 3600 * mib }, []],
   ["a backlog of more than half an hour is a warning", { ...late, backlogBytes: 3601 * mib }, ["Warning BACKLOG_SLOW"]],
-  ["a backlog of more than three quarters is critical", { ...late, backlogBytes: 5401 * mib }, ["Critical BACKLOG_SLOW"]],
-  ["a backlog of which nothing is uploaded is critical", { ...late, uploadBytesPerSecond: 0 }, ["Critical BACKLOG_SLOW"]],
+  [
+    "a backlog of more than three quarters is critical",
+    { ...late, backlogBytes: 5401 * mib },
+    ["Critical BACKLOG_SLOW"],
+  ],
+  [
+    "a backlog of which nothing is uploaded is critical",
+    { ...late, uploadBytesPerSecond: 0 },
+    ["Critical BACKLOG_SLOW"],
+  ],
   ["a backlog that has just arisen is well", { committedLagMs: 100_000, uploadBytesPerSecond: 0 }, []],
   ["no backlog needs no upload", { ...late, backlogBytes: 0, uploadBytesPerSecond: 0 }, []],
   ["churn above the upload rate for a while is well", { ...late, churnAboveUploadMs: 5 * minuteMs - 1 }, []],
-  ["churn above the upload rate for long is a warning", { ...late, churnAboveUploadMs: 5 * minuteMs }, ["Warning CHURN_ABOVE_UPLOAD"]],
+  [
+    "churn above the upload rate for long is a warning",
+    { ...late, churnAboveUploadMs: 5 * minuteMs },
+    ["Warning CHURN_ABOVE_UPLOAD"],
+  ],
   ["churn that points keep up with is well", { churnAboveUploadMs: 50 * minuteMs }, []],
   [
     "a pause is a warning and mutes what follows from it",
-    { state: "paused", pausedMs: 1, committedLagMs: 50 * minuteMs, uploadBytesPerSecond: 0, churnAboveUploadMs: 50 * minuteMs },
+    {
+      state: "paused",
+      pausedMs: 1,
+      committedLagMs: 50 * minuteMs,
+      uploadBytesPerSecond: 0,
+      churnAboveUploadMs: 50 * minuteMs,
+    },
     ["Warning PAUSED"],
   ],
   [
@@ -121,18 +172,32 @@ test("a short cycle may be missed more often, and one of an hour is overdue afte
 });
 
 test("a frequency of an hour has a backlog by intent", () => {
-  expect(found({ committedLagMs: 50 * minuteMs, uploadBytesPerSecond: 0 }, { crashConsistentFrequencyMs: 60 * minuteMs })).toEqual([]);
+  expect(
+    found({ committedLagMs: 50 * minuteMs, uploadBytesPerSecond: 0 }, { crashConsistentFrequencyMs: 60 * minuteMs }),
+  ).toEqual([]);
 });
 
 test("a finding tells the cause with its figures, and what to do", () => {
-  const [finding] = assessHealth({ ...well, ...late, backlogBytes: 5401 * mib, uploadBytesPerSecond: 1.5 * mib }, policy);
+  const [finding] = assessHealth(
+    { ...well, ...late, backlogBytes: 5401 * mib, uploadBytesPerSecond: 1.5 * mib },
+    policy,
+  );
   expect(finding?.cause).toBe("5401 MiB wait to be uploaded, and at the present rate that takes 60 min");
   expect(finding?.remedy).toMatch(/bandwidth/);
 });
 
 test("the worst comes first, each code once, with a cause and a remedy, and makes the level", () => {
   const spell = fc.option(fc.integer({ min: 0, max: 1e8 }), { nil: null });
-  const states: readonly ProtectionState[] = ["starting", "initial", "resyncing", "protecting", "waiting", "paused", "stopped", "failed"];
+  const states: readonly ProtectionState[] = [
+    "starting",
+    "initial",
+    "resyncing",
+    "protecting",
+    "waiting",
+    "paused",
+    "stopped",
+    "failed",
+  ];
   const measures: fc.Arbitrary<HealthMeasures> = fc.record({
     disk: fc.string(),
     state: fc.constantFrom(...states),
@@ -143,18 +208,24 @@ test("the worst comes first, each code once, with a cause and a remedy, and make
     cutsAbandonedInARow: fc.nat(5),
     hook: fc.option(fc.record({ failuresInARow: fc.nat(5), reason: fc.string() }), { nil: null }),
     trackingLost: fc.option(fc.string(), { nil: null }),
-    writerLease: fc.option(fc.record({ code: fc.constantFrom("WRITER_ACTIVE" as const, "SEAT_LOST" as const), message: fc.string() }), {
-      nil: null,
-    }),
+    writerLease: fc.option(
+      fc.record({ code: fc.constantFrom("WRITER_ACTIVE" as const, "SEAT_LOST" as const), message: fc.string() }),
+      {
+        nil: null,
+      },
+    ),
     full: fc.record({ tracking: fc.option(fc.string(), { nil: null }), spill: fc.option(fc.string(), { nil: null }) }),
     backlogBytes: fc.nat(),
     uploadBytesPerSecond: fc.nat(),
     churnBytesPerSecond: fc.nat(),
     churnAboveUploadMs: spell,
     pausedMs: spell,
-    failure: fc.option(fc.record({ message: fc.string(), remedy: fc.option(fc.string({ minLength: 1 }), { nil: undefined }) }), {
-      nil: null,
-    }),
+    failure: fc.option(
+      fc.record({ message: fc.string(), remedy: fc.option(fc.string({ minLength: 1 }), { nil: undefined }) }),
+      {
+        nil: null,
+      },
+    ),
   });
   fc.assert(
     fc.property(measures, (measured) => {

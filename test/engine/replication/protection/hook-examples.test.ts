@@ -62,7 +62,11 @@ describe("sqlite.sh", () => {
   test("fails, and leaves nothing behind, when there is no database", async ({ skip }) => {
     if (!isInstalled("sqlite3")) skip("sqlite3 is not installed here");
     writeFileSync(join(folder, "text.db"), "this is no database at all, and long enough to be read as one".repeat(100));
-    const { frozen, reason } = await withFreeze(example("sqlite.sh", join(folder, "text.db")), generous, async () => undefined);
+    const { frozen, reason } = await withFreeze(
+      example("sqlite.sh", join(folder, "text.db")),
+      generous,
+      async () => undefined,
+    );
     expect(frozen).toBe(false);
     expect(reason).toContain("file is not a database");
     expect(readdirSync(state)).toEqual([]);
@@ -79,7 +83,10 @@ describe("sqlite.sh", () => {
     expect(late).toMatchObject({ frozen: false, reason: expect.stringContaining("after 1500 ms") as unknown });
     writer.stdin.end();
     await once(writer, "close");
-    expect(await withFreeze(example("sqlite.sh", database), generous, async () => "cut")).toMatchObject({ result: "cut", frozen: true });
+    expect(await withFreeze(example("sqlite.sh", database), generous, async () => "cut")).toMatchObject({
+      result: "cut",
+      frozen: true,
+    });
   });
 
   test("takes its claim back when the lock is lost meanwhile", async ({ skip }) => {
@@ -96,13 +103,16 @@ describe("sqlite.sh", () => {
 });
 
 describe("fsfreeze.sh", () => {
-  test("holds writers off a mounted file system, puts everything on the disk, and tells when it did not hold", async ({ skip }) => {
+  test("holds writers off a mounted file system, puts everything on the disk, and tells when it did not hold", async ({
+    skip,
+  }) => {
     const image = join(folder, "image");
     const mount = join(folder, "mount");
     writeFileSync(image, "");
     truncateSync(image, 32 * 1024 * 1024);
     mkdirSync(mount);
-    for (const needed of ["fsfreeze", "mkfs.ext4", "debugfs", "mount"]) if (!isInstalled(needed)) skip(`${needed} is not installed here`);
+    for (const needed of ["fsfreeze", "mkfs.ext4", "debugfs", "mount"])
+      if (!isInstalled(needed)) skip(`${needed} is not installed here`);
     const loop = attachLoop(image);
     if ("reason" in loop) skip(loop.reason);
     else {
@@ -119,8 +129,12 @@ describe("fsfreeze.sh", () => {
       let writing: Promise<unknown> | undefined;
       const { frozen, reason, result } = await withFreeze(example("fsfreeze.sh", mount), generous, async () => {
         writing = run("sh", ["-c", `echo after >'${join(mount, "after")}'`]).then(() => (written = true));
-        // The image alone, read beside the mount, holds the file whole: nothing is left in the page cache or in the journal.
-        return execFileSync("debugfs", ["-R", "stat /before", image], { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] });
+        // The image alone, read beside the mount, holds the file whole: nothing is left in the page
+        // cache or in the journal.
+        return execFileSync("debugfs", ["-R", "stat /before", image], {
+          encoding: "utf8",
+          stdio: ["ignore", "pipe", "ignore"],
+        });
       });
       expect(reason).toBeUndefined();
       expect(frozen).toBe(true);
@@ -128,7 +142,9 @@ describe("fsfreeze.sh", () => {
       await writing;
       expect(written).toBe(true);
 
-      const broken = await withFreeze(example("fsfreeze.sh", mount), generous, () => run("fsfreeze", ["--unfreeze", mount]));
+      const broken = await withFreeze(example("fsfreeze.sh", mount), generous, () =>
+        run("fsfreeze", ["--unfreeze", mount]),
+      );
       expect(broken).toMatchObject({ frozen: false, reason: expect.stringContaining("unfreeze failed") as unknown });
 
       // A freeze of somebody else's is neither ours nor thawed by us.
@@ -142,7 +158,8 @@ describe("fsfreeze.sh", () => {
 
 describe("postgresql.sh", () => {
   test("puts transactions on the disk that were committed without waiting for it", async ({ skip }) => {
-    for (const needed of ["initdb", "pg_ctl", "psql"]) if (binary(needed) === undefined) skip(`${needed} is not installed here`);
+    for (const needed of ["initdb", "pg_ctl", "psql"])
+      if (binary(needed) === undefined) skip(`${needed} is not installed here`);
     // PostgreSQL refuses to run as root.
     const isRoot = process.getuid?.() === 0;
     const user = isRoot ? postgresUser() : undefined;
@@ -159,11 +176,14 @@ describe("postgresql.sh", () => {
       giveToUser(path);
       return path;
     };
-    const command = (name: string, args: readonly string[]): Promise<unknown> => run(binary(name) ?? name, args, { ...user, cwd: folder });
+    const command = (name: string, args: readonly string[]): Promise<unknown> =>
+      run(binary(name) ?? name, args, { ...user, cwd: folder });
     const start = async (directory: string, sockets: string): Promise<void> => {
       const settings = `-c listen_addresses= -c unix_socket_directories=${sockets} -c synchronous_commit=off -c wal_writer_delay=10s -c autovacuum=off`;
       await command("pg_ctl", ["-D", directory, "-w", "-s", "-l", join(sockets, "log"), "-o", settings, "start"]);
-      onTestFinished(() => command("pg_ctl", ["-D", directory, "-w", "-s", "-m", "immediate", "stop"]).then(() => undefined));
+      onTestFinished(() =>
+        command("pg_ctl", ["-D", directory, "-w", "-s", "-m", "immediate", "stop"]).then(() => undefined),
+      );
     };
     const ask = async (sockets: string, sql: string): Promise<string> => {
       return (await run("psql", ["-XAtq", "-h", sockets, "-U", "postgres", "-d", "postgres", "-c", sql])).stdout.trim();
@@ -191,7 +211,11 @@ describe("postgresql.sh", () => {
 
   test("fails when no server answers", async ({ skip }) => {
     if (!isInstalled("psql")) skip("psql is not installed here");
-    const { frozen, reason } = await withFreeze(example("postgresql.sh", "", { PGHOST: folder }), generous, async () => undefined);
+    const { frozen, reason } = await withFreeze(
+      example("postgresql.sh", "", { PGHOST: folder }),
+      generous,
+      async () => undefined,
+    );
     expect(frozen).toBe(false);
     expect(reason).toContain("exit code 1");
   });

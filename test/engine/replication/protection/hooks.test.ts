@@ -1,4 +1,7 @@
-/** Hooks with real processes: what is frozen is thawed, whatever happens to the command, to the work or to us. */
+/**
+ * Hooks with real processes: what is frozen is thawed, whatever happens to the command, to the work
+ * or to us.
+ */
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { readFileSync, watch, writeFileSync } from "node:fs";
@@ -91,7 +94,10 @@ describe("a freeze", () => {
 
   test("that succeeds after its time is no freeze", async () => {
     const step: HookStep = { phase: "pre", command: "c", exitCode: 0, signal: null, elapsedMs: 0, output: "" };
-    const late: Hook = { freeze: (signal) => once(signal, "abort").then(() => step), thaw: async () => ({ ...step, phase: "post" }) };
+    const late: Hook = {
+      freeze: (signal) => once(signal, "abort").then(() => step),
+      thaw: async () => ({ ...step, phase: "post" }),
+    };
     const outcome = await withFreeze(late, { timeoutMs: 20 }, async () => "cut");
     expect(outcome).toMatchObject({ result: "cut", frozen: false });
   });
@@ -122,7 +128,11 @@ describe("a freeze", () => {
       },
     };
     const outcome = await withFreeze(thawed, { timeoutMs: 500 }, () => made);
-    expect(outcome).toMatchObject({ result: "late", frozen: false, reason: expect.stringContaining("after 500 ms") as unknown });
+    expect(outcome).toMatchObject({
+      result: "late",
+      frozen: false,
+      reason: expect.stringContaining("after 500 ms") as unknown,
+    });
     expect(outcome.steps[1]?.output).toBe("awake\n");
   });
 
@@ -136,7 +146,9 @@ describe("a freeze", () => {
     const stop = new AbortController();
     const hook = noted({ pre: `${note("pre")}; sleep 600` });
     const seen = fileHolds(log, "pre");
-    const freezing = withFreeze(hook, { ...generous, signal: stop.signal }, () => Promise.reject(new Error("no cut was expected")));
+    const freezing = withFreeze(hook, { ...generous, signal: stop.signal }, () =>
+      Promise.reject(new Error("no cut was expected")),
+    );
     const settled = expect(freezing).rejects.toMatchObject({ code: "INTERRUPTED" });
     await seen;
     stop.abort();
@@ -155,7 +167,9 @@ describe("a freeze", () => {
   });
 
   test("does not begin when it is interrupted before", async () => {
-    await expect(withFreeze(noted(), { ...generous, signal: AbortSignal.abort() }, async () => 1)).rejects.toMatchObject({
+    await expect(
+      withFreeze(noted(), { ...generous, signal: AbortSignal.abort() }, async () => 1),
+    ).rejects.toMatchObject({
       code: "INTERRUPTED",
     });
     expect(logged()).toEqual([]);
@@ -184,7 +198,11 @@ describe("a freeze", () => {
 
   test("whose command cannot be started says so", async () => {
     const outcome = await withFreeze(noted({ cwd: join(folder, "absent") }), generous, async () => "cut");
-    expect(outcome).toMatchObject({ result: "cut", frozen: false, reason: expect.stringMatching(/could not be run: .*ENOENT/) as unknown });
+    expect(outcome).toMatchObject({
+      result: "cut",
+      frozen: false,
+      reason: expect.stringMatching(/could not be run: .*ENOENT/) as unknown,
+    });
   });
 });
 
@@ -217,7 +235,9 @@ describe("what a command learns and tells", () => {
   });
 
   test("is kept to its last 4 KiB, in whole characters", async () => {
-    const { output } = await freezeOnce({ pre: `i=0; while [ $i -lt 3000 ]; do printf 'ää'; i=$((i+1)); done; echo end` });
+    const { output } = await freezeOnce({
+      pre: `i=0; while [ $i -lt 3000 ]; do printf 'ää'; i=$((i+1)); done; echo end`,
+    });
     expect(Buffer.byteLength(output)).toBeLessThanOrEqual(4096);
     expect(Buffer.byteLength(output)).toBeGreaterThan(4090);
     expect(output).toMatch(/^ä+end\n$/);
@@ -238,7 +258,9 @@ describe("what a command learns and tells", () => {
   });
 
   test("holds both streams, and does not wait for what was left running with them", async () => {
-    const { output, exitCode } = await freezeOnce({ pre: `echo out; echo err >&2; sleep 600 & echo $! >'${folder}/left'` });
+    const { output, exitCode } = await freezeOnce({
+      pre: `echo out; echo err >&2; sleep 600 & echo $! >'${folder}/left'`,
+    });
     process.kill(Number(readFileSync(join(folder, "left"), "utf8")));
     expect(output.split("\n").sort()).toEqual(["", "err", "out"]);
     expect(exitCode).toBe(0);
@@ -252,7 +274,10 @@ describe("what a command learns and tells", () => {
 describe("the guard", () => {
   const builtHooks = new URL("../../../../dist/engine/replication/protection/hooks.js", import.meta.url).href;
 
-  /** A process of ours that freezes and then waits, as an agent that is just cutting; killed, it thaws nothing itself. */
+  /**
+   * A process of ours that freezes and then waits, as an agent that is just cutting; killed, it
+   * thaws nothing itself.
+   */
   function freezeElsewhere(pre: string, post: string): ChildProcess {
     const script = `
       import { commandHook, withFreeze } from ${JSON.stringify(builtHooks)};
@@ -323,16 +348,28 @@ describe("the guard", () => {
 describe("a hook of functions", () => {
   test("freezes and thaws around the cut", async () => {
     const calls: string[] = [];
-    const hook = functionHook({ name: "cache", freeze: async () => void calls.push("freeze"), thaw: async () => void calls.push("thaw") });
+    const hook = functionHook({
+      name: "cache",
+      freeze: async () => void calls.push("freeze"),
+      thaw: async () => void calls.push("thaw"),
+    });
     const outcome = await withFreeze(hook, generous, async () => calls.push("cut"));
     expect(calls).toEqual(["freeze", "cut", "thaw"]);
     expect(outcome).toMatchObject({ frozen: true, steps: [{ command: "cache", exitCode: 0 }, { exitCode: 0 }] });
   });
 
   test("that rejects leads to a crash-consistent cut that says why", async () => {
-    const hook = functionHook({ name: "cache", freeze: () => Promise.reject(new Error("busy")), thaw: async () => undefined });
+    const hook = functionHook({
+      name: "cache",
+      freeze: () => Promise.reject(new Error("busy")),
+      thaw: async () => undefined,
+    });
     const outcome = await withFreeze(hook, generous, async () => "cut");
-    expect(outcome).toMatchObject({ result: "cut", frozen: false, reason: 'the pre command "cache" could not be run: failed: busy' });
+    expect(outcome).toMatchObject({
+      result: "cut",
+      frozen: false,
+      reason: 'the pre command "cache" could not be run: failed: busy',
+    });
   });
 
   test("that never settles is left behind at the deadline", async () => {

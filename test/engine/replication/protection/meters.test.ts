@@ -39,7 +39,9 @@ describe("a meter", () => {
   });
 
   test("agrees with a list of everything that was added", () => {
-    const steps = fc.array(fc.record({ afterMs: fc.integer({ min: 0, max: 40_000 }), amount: fc.integer({ min: 0, max: 1e9 }) }));
+    const steps = fc.array(
+      fc.record({ afterMs: fc.integer({ min: 0, max: 40_000 }), amount: fc.integer({ min: 0, max: 1e9 }) }),
+    );
     fc.assert(
       fc.property(fc.integer({ min: 0, max: 1e6 }), steps, (startMs, additions) => {
         let nowMs = startMs;
@@ -62,9 +64,13 @@ describe("a meter", () => {
 describe("durations", () => {
   test("say nothing before the first", () => {
     const durations = new Durations();
-    expect([durations.count, durations.lastMs, durations.maxMs, durations.quantileMs(0.99), ...durations.histogram([1])]).toEqual([
-      0, 0, 0, 0, 0,
-    ]);
+    expect([
+      durations.count,
+      durations.lastMs,
+      durations.maxMs,
+      durations.quantileMs(0.99),
+      ...durations.histogram([1]),
+    ]).toEqual([0, 0, 0, 0, 0]);
   });
 
   test("keep the last hundred, and agree with a list of them", () => {

@@ -1,4 +1,7 @@
-/** Collections beside disks that are protected for weeks: their writers acknowledge without being disturbed, and forget what is condemned. */
+/**
+ * Collections beside disks that are protected for weeks: their writers acknowledge without being
+ * disturbed, and forget what is condemned.
+ */
 import { afterEach, expect, test, vi } from "vitest";
 import type { ProtectionPolicy } from "../../../../engine/replication/protection/protection-status.ts";
 import { WriterLease } from "../../../../engine/store/points/writer-lease.ts";
@@ -68,7 +71,9 @@ test("a disk that is written meanwhile has points of which everything is there",
 test("a disk whose next point is a long way off acknowledges a collection nevertheless", async () => {
   // Who waits for long here waits for the next point.
   const wait = setTimeout;
-  vi.spyOn(globalThis, "setTimeout").mockImplementation((call, ms = 0, ...given) => wait(call, ms > 10_000 ? 10 : ms, ...given));
+  vi.spyOn(globalThis, "setTimeout").mockImplementation((call, ms = 0, ...given) =>
+    wait(call, ms > 10_000 ? 10 : ms, ...given),
+  );
   await passOn({ startTimeMs: Date.now() + 24 * 3_600_000 });
   const vault = await machine.vault();
   expect((await vault.collect({ waitMsMax: 5_000 })).waitingFor).toEqual([]);

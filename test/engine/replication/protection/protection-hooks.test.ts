@@ -1,4 +1,7 @@
-/** Application-consistent points of a disk: what its hook does, and what the point then says of itself. */
+/**
+ * Application-consistent points of a disk: what its hook does, and what the point then says of
+ * itself.
+ */
 import { describe, expect, test } from "vitest";
 import { functionHook, type Hook } from "../../../../engine/replication/protection/hooks.ts";
 import type { PointDetail } from "../../../../engine/store/points/points.ts";

@@ -1,6 +1,7 @@
 /**
- * A disk under protection and a store to which anything happens, in any order. Every point that comes about is what the disk was between two
- * writes; every point that was asked for while nobody wrote is what the disk is.
+ * A disk under protection and a store to which anything happens, in any order. Every point that
+ * comes about is what the disk was between two writes; every point that was asked for while nobody
+ * wrote is what the disk is.
  */
 import fc from "fast-check";
 import { afterEach, expect, test } from "vitest";
@@ -15,10 +16,26 @@ const seed = 20_261_121;
 
 type Step =
   | { readonly kind: "write" | "zero" | "trim"; readonly at: number; readonly sectors: number; readonly seed: number }
-  | { readonly kind: "point" | "flush" | "pause" | "resume" | "outage" | "back" | "snapshot" | "crash" | "restart" | "loseTracking" }
+  | {
+      readonly kind:
+        | "point"
+        | "flush"
+        | "pause"
+        | "resume"
+        | "outage"
+        | "back"
+        | "snapshot"
+        | "crash"
+        | "restart"
+        | "loseTracking";
+    }
   | { readonly kind: "regress"; readonly snapshot: number }
   | { readonly kind: "dieWithin" | "outageWithin"; readonly calls: number }
-  | { readonly kind: "unacknowledged" | "refused" | "late"; readonly on: "putObject" | "writePages"; readonly nth: number };
+  | {
+      readonly kind: "unacknowledged" | "refused" | "late";
+      readonly on: "putObject" | "writePages";
+      readonly nth: number;
+    };
 
 // Places cluster around borders of granules, blocks and regions, where mistakes live.
 const place = fc.oneof(
@@ -41,13 +58,26 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   {
     weight: 6,
     arbitrary: fc.record({
-      kind: fc.constantFrom("flush", "pause", "resume", "outage", "back", "snapshot", "crash", "restart", "loseTracking"),
+      kind: fc.constantFrom(
+        "flush",
+        "pause",
+        "resume",
+        "outage",
+        "back",
+        "snapshot",
+        "crash",
+        "restart",
+        "loseTracking",
+      ),
     }),
   },
   { weight: 2, arbitrary: fc.record({ kind: fc.constant("regress" as const), snapshot: fc.nat(3) }) },
   {
     weight: 2,
-    arbitrary: fc.record({ kind: fc.constantFrom("dieWithin" as const, "outageWithin" as const), calls: fc.integer({ min: 1, max: 40 }) }),
+    arbitrary: fc.record({
+      kind: fc.constantFrom("dieWithin" as const, "outageWithin" as const),
+      calls: fc.integer({ min: 1, max: 40 }),
+    }),
   },
   {
     weight: 2,
@@ -65,7 +95,11 @@ afterEach(async () => {
 
 test("every point holds exactly the writes before its cut, whatever happens to the store and to the process", async () => {
   console.log(`seed ${String(seed)}`);
-  await fc.assert(fc.asyncProperty(fc.array(step, { minLength: 5, maxLength: 30 }), run), { seed, numRuns: 15, endOnFailure: true });
+  await fc.assert(fc.asyncProperty(fc.array(step, { minLength: 5, maxLength: 30 }), run), {
+    seed,
+    numRuns: 15,
+    endOnFailure: true,
+  });
 }, 120_000);
 
 async function run(steps: readonly Step[]): Promise<void> {
@@ -179,14 +213,19 @@ class World {
     await this.#disk.start();
   }
 
-  /** A store that goes back tells nobody; what is checked is that nothing is lost of what is written afterwards or was before. */
+  /**
+   * A store that goes back tells nobody; what is checked is that nothing is lost of what is written
+   * afterwards or was before.
+   */
   async #regress(snapshot: MemorySnapshot | undefined): Promise<void> {
     if (snapshot === undefined) return;
     this.machine.store.restore(snapshot);
     await this.#disk.checkAll();
   }
 
-  /** Asks for a point that the store, or the process, does not live to see; unless it is quicker. */
+  /**
+   * Asks for a point that the store, or the process, does not live to see; unless it is quicker.
+   */
   async #cutOffWithin(calls: number): Promise<void> {
     if (this.#isPaused || this.#isAway) return;
     let left = calls;

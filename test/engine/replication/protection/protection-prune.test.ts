@@ -1,4 +1,7 @@
-/** A protected disk prunes itself after its points, and goes on taking them whatever becomes of that. */
+/**
+ * A protected disk prunes itself after its points, and goes on taking them whatever becomes of
+ * that.
+ */
 import { describe, expect, test } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
@@ -67,7 +70,10 @@ describe("a protected disk with a retention", () => {
     ["asking who keeps points", { on: "list", prefix: "disks/d0/pins/", when: 1, fault: refused() }],
     ["condemning them", { on: "putObject", prefix: "disks/d0/condemned", when: 1, fault: refused() }],
     ["emptying that list", { on: "putObject", prefix: "disks/d0/condemned", when: 2, fault: refused() }],
-    ["an answer that is lost", { on: "putObject", prefix: "disks/d0/condemned", when: 1, fault: { kind: "unacknowledged" } }],
+    [
+      "an answer that is lost",
+      { on: "putObject", prefix: "disks/d0/condemned", when: 1, fault: { kind: "unacknowledged" } },
+    ],
   ])("goes on taking points when a prune fails at %s", async (_where, fault) => {
     const disk = machine.disk(100_000);
     const protection = await disk.start();

@@ -1,9 +1,11 @@
 /**
- * What the tests of protections share: images that are written through their protections, an array of bytes beside each that says what it must hold,
- * a store that can be cut off or put back in time, and processes that can die.
+ * What the tests of protections share: images that are written through their protections, an array
+ * of bytes beside each that says what it must hold, a store that can be cut off or put back in
+ * time, and processes that can die.
  *
- * A death is played in this process: the store stops answering, the tracking file is kept as it lies, everything is ended in good order, and the tracking
- * file is put back. What a clean end adds to it is so taken away again, and the seat is still the dead one's.
+ * A death is played in this process: the store stops answering, the tracking file is kept as it
+ * lies, everything is ended in good order, and the tracking file is put back. What a clean end adds
+ * to it is so taken away again, and the seat is still the dead one's.
  */
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
@@ -25,7 +27,9 @@ import type { Vault, VaultOptions } from "../../../../engine/vault.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
 import { closeModelVaults, committedPoints, openModelVault, pointBytes, redirected } from "../../../model-disk.ts";
 
-/** No point is due by schedule within a test: a first one may be, once, up to 30 s after the start. */
+/**
+ * No point is due by schedule within a test: a first one may be, once, up to 30 s after the start.
+ */
 const neverMs = 24 * 60 * 60 * 1000;
 
 export type Settings = Omit<Partial<ProtectOptions>, "image" | "stateFolder" | "onEvent">;
@@ -65,8 +69,8 @@ export class Machine {
   }
 
   /**
-   * From the first call on that `isLast` is true of nobody hears of the store any more, and only that call may still have its effect there. Resolves at
-   * that moment.
+   * From the first call on that `isLast` is true of nobody hears of the store any more, and only
+   * that call may still have its effect there. Resolves at that moment.
    */
   async cutOffAt(effect: "before" | "after", isLast: (method: string, name: string) => boolean): Promise<void> {
     await new Promise<void>((resolve) => {
@@ -134,7 +138,10 @@ export class ProtectedImage {
   #tracking = "";
   /** Everything that the disk has been, between two writes. */
   readonly #states = new Set<string>();
-  #watchers: { readonly sees: (event: ProtectionEvent) => boolean; readonly resolve: (event: ProtectionEvent) => void }[] = [];
+  #watchers: {
+    readonly sees: (event: ProtectionEvent) => boolean;
+    readonly resolve: (event: ProtectionEvent) => void;
+  }[] = [];
 
   constructor(machine: Machine, name: string, sizeBytes: number, settings: Settings) {
     this.#machine = machine;
@@ -241,16 +248,25 @@ export class ProtectedImage {
     const newest = (await committedPoints(this.#machine.plain, this.name)).at(-1);
     assert(newest !== undefined && (id === undefined || newest.id === id), "the newest point is the one that was told");
     assert.notEqual(newest.consistency, "fuzzy");
-    assert((await pointBytes(this.#machine.plain, this.name, newest)).equals(this.content), `${this.name}: the newest point is the disk`);
+    assert(
+      (await pointBytes(this.#machine.plain, this.name, newest)).equals(this.content),
+      `${this.name}: the newest point is the disk`,
+    );
   }
 
-  /** Fails unless every point can be read and is, unless it is fuzzy, what the disk was between two writes. Returns how many there are. */
+  /**
+   * Fails unless every point can be read and is, unless it is fuzzy, what the disk was between two
+   * writes. Returns how many there are.
+   */
   async checkAll(): Promise<number> {
     const points = await committedPoints(this.#machine.plain, this.name);
     for (const point of points) {
       const bytes = await pointBytes(this.#machine.plain, this.name, point);
       if (point.consistency === "fuzzy") continue;
-      assert(this.#states.has(stateOf(bytes)), `point ${String(point.sequence)} of ${this.name} is something that the disk was`);
+      assert(
+        this.#states.has(stateOf(bytes)),
+        `point ${String(point.sequence)} of ${this.name} is something that the disk was`,
+      );
     }
     return points.length;
   }

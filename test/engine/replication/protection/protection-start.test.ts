@@ -1,4 +1,7 @@
-/** How a protection begins and ends: what its tracking tells, whose the seat is, how much room there is, and images of every kind. */
+/**
+ * How a protection begins and ends: what its tracking tells, whose the seat is, how much room there
+ * is, and images of every kind.
+ */
 import { copyFileSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { afterEach, describe, expect, test, vi } from "vitest";
 import { LiveFile } from "../../../../engine/disk/source/live-file.ts";
@@ -13,7 +16,10 @@ import { type Machine, machineForEachTest, type ProtectedImage } from "./protect
 const pretended = vi.hoisted((): { identity: Partial<ProcessIdentity> } => ({ identity: {} }));
 vi.mock(import("../../../../engine/store/points/process-identity.ts"), async (importOriginal) => {
   const original = await importOriginal();
-  return { ...original, identifyProcess: async () => ({ ...(await original.identifyProcess()), ...pretended.identity }) };
+  return {
+    ...original,
+    identifyProcess: async () => ({ ...(await original.identifyProcess()), ...pretended.identity }),
+  };
 });
 
 const regionBytes: number = 4 * 1024 * 1024;
@@ -104,7 +110,9 @@ describe("tracking", () => {
     rmSync(disk.trackingPath);
     const gate = new Gate();
     machine.connect(
-      new FaultySink(machine.plain, [{ on: "putObject", prefix: "disks/d0/points/", when: 1, fault: { kind: "slow", gate } }]),
+      new FaultySink(machine.plain, [
+        { on: "putObject", prefix: "disks/d0/points/", when: 1, fault: { kind: "slow", gate } },
+      ]),
     );
     const compared = disk.nextPoint();
     await disk.start();
@@ -125,7 +133,9 @@ describe("the seat", () => {
     await beginWith(100_000);
     await machine.restart();
     const gate = new Gate();
-    const line = new FaultySink(machine.plain, [{ on: "putObject", prefix: "disks/d0/points/", when: 1, fault: { kind: "slow", gate } }]);
+    const line = new FaultySink(machine.plain, [
+      { on: "putObject", prefix: "disks/d0/points/", when: 1, fault: { kind: "slow", gate } },
+    ]);
     const theirs = await openModelVault(line);
     const replicating = theirs.replicate({ disk: disk.name, volume: new ModelDisk(contentOf(sizeBytes, 8)) });
     await gate.reached;

@@ -1,4 +1,7 @@
-/** The state machine of a protection against a plain statement of its rules over the whole history, for made-up histories. */
+/**
+ * The state machine of a protection against a plain statement of its rules over the whole history,
+ * for made-up histories.
+ */
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { type ErrorCode, TidemarkError } from "../../../../engine/errors.ts";
@@ -13,12 +16,21 @@ import {
 } from "../../../../engine/replication/protection/protection-state.ts";
 import type { PointRecord } from "../../../../engine/store/format/documents.ts";
 
-const codes: readonly ErrorCode[] = ["STORE_UNREACHABLE", "CUT_ABANDONED", "CUT_TIMED_OUT", "STORE_REGRESSED", "INTERRUPTED"];
+const codes: readonly ErrorCode[] = [
+  "STORE_UNREACHABLE",
+  "CUT_ABANDONED",
+  "CUT_TIMED_OUT",
+  "STORE_REGRESSED",
+  "INTERRUPTED",
+];
 const move = fc.oneof(
   { weight: 6, arbitrary: fc.constant({ kind: "succeed" as const }) },
   { weight: 2, arbitrary: fc.record({ kind: fc.constant("fail" as const), code: fc.constantFrom(...codes) }) },
   { weight: 3, arbitrary: fc.record({ kind: fc.constant("request" as const), app: fc.boolean() }) },
-  { weight: 1, arbitrary: fc.constantFrom(...(["withdraw", "pause", "resume", "invite"] as const)).map((kind) => ({ kind })) },
+  {
+    weight: 1,
+    arbitrary: fc.constantFrom(...(["withdraw", "pause", "resume", "invite"] as const)).map((kind) => ({ kind })),
+  },
 );
 type Move = typeof move extends fc.Arbitrary<infer Value> ? Value : never;
 
@@ -49,7 +61,9 @@ class Run {
       if (effect.kind === "refuse") continue;
       const cutAt = this.log.findLastIndex((entry) => entry.input.kind === "cut");
       const step = before.step;
-      expect(step.kind === "ship" && step.isExact && (!effect.request.applicationConsistent || step.wantsApp)).toBe(true);
+      expect(step.kind === "ship" && step.isExact && (!effect.request.applicationConsistent || step.wantsApp)).toBe(
+        true,
+      );
       expect(cutAt, "the cut was made after the request").toBeGreaterThanOrEqual(asked?.askedAt ?? Infinity);
     }
   }
@@ -152,7 +166,15 @@ class Run {
 
 function pointOf(sequence: number): PointRecord {
   return {
-    ...{ sequence, epoch: 1, id: `p${String(sequence)}`, timeMs: sequence, lagMs: 0, consistency: "crash", group: null },
+    ...{
+      sequence,
+      epoch: 1,
+      id: `p${String(sequence)}`,
+      timeMs: sequence,
+      lagMs: 0,
+      consistency: "crash",
+      group: null,
+    },
     ...{ volumeBytes: 1, changedBytes: 0, newBytes: 0, storedBytes: 0 },
   };
 }
@@ -160,9 +182,12 @@ function pointOf(sequence: number): PointRecord {
 /** The rules once more, each by a look back over the whole history. */
 function modelOf({ log }: Run): Pick<MachineState, "isExact" | "isPaused" | "failuresInRow" | "pointsCommitted"> {
   const inputs = log.map(({ input }) => input);
-  const since = (kinds: readonly Input["kind"][]): Input[] => inputs.slice(inputs.findLastIndex(({ kind }) => kinds.includes(kind)) + 1);
+  const since = (kinds: readonly Input["kind"][]): Input[] =>
+    inputs.slice(inputs.findLastIndex(({ kind }) => kinds.includes(kind)) + 1);
   const failures = (among: readonly Input[]): string[] =>
-    among.flatMap((input) => (input.kind === "failed" && input.error instanceof TidemarkError ? [input.error.code] : []));
+    among.flatMap((input) =>
+      input.kind === "failed" && input.error instanceof TidemarkError ? [input.error.code] : [],
+    );
   return {
     isExact: !failures(since(["committed"])).includes("CUT_ABANDONED"),
     isPaused: inputs.findLast(({ kind }) => kind === "paused" || kind === "resumed")?.kind === "paused",

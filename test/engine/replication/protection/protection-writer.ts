@@ -1,4 +1,7 @@
-/** A writer that writes its stripe of a disk over and over, one write after another, and can tell what it was after any of them. */
+/**
+ * A writer that writes its stripe of a disk over and over, one write after another, and can tell
+ * what it was after any of them.
+ */
 import assert from "node:assert/strict";
 import { setImmediate } from "node:timers/promises";
 import type { BlockDevice } from "../../../../engine/device.ts";
@@ -54,12 +57,15 @@ export class Writer {
     this.#isEnding = true;
   }
 
-  /** How many of its writes `disk` holds. Fails unless it is the first so many, and nothing else. */
+  /**
+   * How many of its writes `disk` holds. Fails unless it is the first so many, and nothing else.
+   */
   countIn(disk: Uint8Array): number {
     const at = this.#firstSector * sectorBytes;
     const stripe = Buffer.from(disk.subarray(at, at + this.#sectors * sectorBytes));
     let count = 0;
-    for (let sector = 0; sector < this.#sectors; sector += 1) count = Math.max(count, stripe.readUInt32LE(sector * sectorBytes));
+    for (let sector = 0; sector < this.#sectors; sector += 1)
+      count = Math.max(count, stripe.readUInt32LE(sector * sectorBytes));
     const expected = Buffer.alloc(stripe.length);
     for (const [index, { sector, sectors }] of this.#log.slice(0, count).entries()) {
       expected.fill((index + 1) % 251, sector * sectorBytes, (sector + sectors) * sectorBytes);

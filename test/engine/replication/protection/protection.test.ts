@@ -1,4 +1,7 @@
-/** Points of a disk that goes on being written, and what becomes of them when the store is away, forgets, or does not answer a commit. */
+/**
+ * Points of a disk that goes on being written, and what becomes of them when the store is away,
+ * forgets, or does not answer a commit.
+ */
 import { setImmediate } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
 import { FaultySink, Gate } from "../../../../sink/faults.ts";
@@ -37,7 +40,10 @@ describe("a disk that goes on being written", () => {
       const counts = writers.map((writer) => writer.countIn(bytes));
       const included = Math.max(...writers.map((writer, index) => writer.calledAt(counts[index] ?? 0)));
       const missing = Math.min(...writers.map((writer, index) => writer.acknowledgedAt((counts[index] ?? 0) + 1)));
-      expect(missing, "no write is missing that was acknowledged before another was begun that is held").toBeGreaterThan(included);
+      expect(
+        missing,
+        "no write is missing that was acknowledged before another was begun that is held",
+      ).toBeGreaterThan(included);
       held = Math.max(held, ...counts);
     }
     expect(held).toBeGreaterThan(100);
@@ -53,7 +59,9 @@ describe("a disk that goes on being written", () => {
     // A new session reads the newest manifest between the cut and the first read of the disk.
     const gate = new Gate();
     machine.connect(
-      new FaultySink(machine.plain, [{ on: "getObject", prefix: "disks/d0/points/", when: 1, fault: { kind: "slow", gate } }]),
+      new FaultySink(machine.plain, [
+        { on: "getObject", prefix: "disks/d0/points/", when: 1, fault: { kind: "slow", gate } },
+      ]),
     );
     await disk.start();
     const asked = disk.protection.point();
@@ -249,7 +257,8 @@ describe("a store that goes back in time", () => {
     await disk.point();
     await other.point();
     const earlier = machine.store.snapshot();
-    // What the other's point refers to lies in a segment of this one, which is forgotten and whose name is then given again.
+    // What the other's point refers to lies in a segment of this one, which is forgotten and whose
+    // name is then given again.
     await disk.stop();
     machine.store.restore(earlier);
     await disk.start();

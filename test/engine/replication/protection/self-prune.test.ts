@@ -1,4 +1,7 @@
-/** How a protected disk prunes itself: once a minute, without holding up a cycle, and saying so when it fails for long. */
+/**
+ * How a protected disk prunes itself: once a minute, without holding up a cycle, and saying so when
+ * it fails for long.
+ */
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
 import type { ProtectionEvent } from "../../../../engine/replication/protection/protection-state.ts";
@@ -39,7 +42,9 @@ afterEach(async () => {
 });
 
 /** What a session lends: its seat, on `sink`. */
-async function session(sink: Sink = rig.connect()): Promise<{ readonly writerLease: WriterLease; readonly session: Session }> {
+async function session(
+  sink: Sink = rig.connect(),
+): Promise<{ readonly writerLease: WriterLease; readonly session: Session }> {
   const writerLease = await rig.takeSeat("d", sink);
   seats.push(writerLease);
   const lent = {
@@ -58,7 +63,11 @@ async function session(sink: Sink = rig.connect()): Promise<{ readonly writerLea
 
 async function commit(writerLease: WriterLease): Promise<void> {
   await writerLease.mark();
-  await writerLease.commit(recordOf((writerLease.newest?.sequence ?? 0) + 1), false, async () => await Promise.resolve());
+  await writerLease.commit(
+    recordOf((writerLease.newest?.sequence ?? 0) + 1),
+    false,
+    async () => await Promise.resolve(),
+  );
 }
 
 describe("a disk that prunes itself", () => {
@@ -67,7 +76,14 @@ describe("a disk that prunes itself", () => {
     expect(await pruning.afterPoint(lent, policy, cycleMs)).toBe(true);
     expect(await rig.sequences()).toEqual([18, 19, 20]);
     expect(events).toEqual([
-      { kind: "prune", disk: "d", removedPoints: 17, keptPoints: 3, heldPoints: 0, message: "17 points pruned, 3 left" },
+      {
+        kind: "prune",
+        disk: "d",
+        removedPoints: 17,
+        keptPoints: 3,
+        heldPoints: 0,
+        message: "17 points pruned, 3 left",
+      },
     ]);
     await commit(writerLease);
     await pruning.afterPoint(lent, policy, cycleMs);
@@ -88,7 +104,9 @@ describe("a disk that prunes itself", () => {
 
   test("leaves a plan that takes long to itself, and acts on it after a later point", async () => {
     const gate = new Gate();
-    const sink = new FaultySink(rig.connect(), [{ on: "list", prefix: "disks/d/pins/", when: 1, fault: { kind: "slow", gate } }]);
+    const sink = new FaultySink(rig.connect(), [
+      { on: "list", prefix: "disks/d/pins/", when: 1, fault: { kind: "slow", gate } },
+    ]);
     const { writerLease, session: lent } = await session(sink);
     expect(await pruning.afterPoint(lent, policy, 0)).toBe(true);
     expect(events).toEqual([]);
@@ -101,7 +119,9 @@ describe("a disk that prunes itself", () => {
 
   test("gives a plan up with the session that it was made for", async () => {
     const gate = new Gate();
-    const sink = new FaultySink(rig.connect(), [{ on: "list", prefix: "disks/d/pins/", when: 1, fault: { kind: "slow", gate } }]);
+    const sink = new FaultySink(rig.connect(), [
+      { on: "list", prefix: "disks/d/pins/", when: 1, fault: { kind: "slow", gate } },
+    ]);
     const first = await session(sink);
     await pruning.afterPoint(first.session, policy, 0);
     await first.writerLease.release();
@@ -113,7 +133,9 @@ describe("a disk that prunes itself", () => {
 
   test("drops nothing by a policy that has been taken back while its plan was made", async () => {
     const gate = new Gate();
-    const sink = new FaultySink(rig.connect(), [{ on: "list", prefix: "disks/d/pins/", when: 1, fault: { kind: "slow", gate } }]);
+    const sink = new FaultySink(rig.connect(), [
+      { on: "list", prefix: "disks/d/pins/", when: 1, fault: { kind: "slow", gate } },
+    ]);
     const { writerLease, session: lent } = await session(sink);
     await pruning.afterPoint(lent, policy, 0);
     gate.open();
@@ -143,7 +165,9 @@ describe("a disk that prunes itself", () => {
     const error = new TidemarkError("STORE_REFUSED", "no more lists today", { remedy: "come tomorrow" });
     const sink = new FaultySink(
       rig.connect(),
-      [1, 2, 3].map((when) => ({ on: "list", prefix: "disks/d/pins/", when, fault: { kind: "refused", error } }) as const),
+      [1, 2, 3].map(
+        (when) => ({ on: "list", prefix: "disks/d/pins/", when, fault: { kind: "refused", error } }) as const,
+      ),
     );
     const { writerLease, session: lent } = await session(sink);
     for (let failure = 1; failure <= 3; failure += 1) {

@@ -1,4 +1,7 @@
-/** Every decoder against bytes that are not what they should be: it ends in one typed error, quickly, in little memory. */
+/**
+ * Every decoder against bytes that are not what they should be: it ends in one typed error,
+ * quickly, in little memory.
+ */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
@@ -15,7 +18,12 @@ import {
   encodePage,
   encodeVault,
 } from "../../../../engine/store/format/documents.ts";
-import { decodeFrameHeader, decodeFrameTable, frameChunksMax, frameHeaderBytes } from "../../../../engine/store/format/frame.ts";
+import {
+  decodeFrameHeader,
+  decodeFrameTable,
+  frameChunksMax,
+  frameHeaderBytes,
+} from "../../../../engine/store/format/frame.ts";
 import {
   decodeCondemned,
   decodeHold,
@@ -83,7 +91,12 @@ const frameHeader = decodeFrameHeader(frame, "segment", framePlace);
 
 const formats: readonly Format[] = [
   { kind: "vault", bytes: encodeVault(vaultSample), decode: (bytes) => decodeVault(bytes, "o"), future: futureLine },
-  { kind: "head", bytes: encodeHead(headSample), decode: (bytes) => decodeHead(bytes, "o", headSample), future: futureLine },
+  {
+    kind: "head",
+    bytes: encodeHead(headSample),
+    decode: (bytes) => decodeHead(bytes, "o", headSample),
+    future: futureLine,
+  },
   {
     kind: "page",
     bytes: encodePage(pageSample).bytes,
@@ -96,8 +109,18 @@ const formats: readonly Format[] = [
     decode: (bytes) => decodeManifest(bytes, "o", { ...manifestSample, id: manifest.id }),
     future: futureLine,
   },
-  { kind: "hold", bytes: encodeHold(holdSample), decode: (bytes) => decodeHold(bytes, "o", holdSample), future: futureLine },
-  { kind: "label", bytes: encodeLabel(labelSample), decode: (bytes) => decodeLabel(bytes, "o", labelSample), future: futureLine },
+  {
+    kind: "hold",
+    bytes: encodeHold(holdSample),
+    decode: (bytes) => decodeHold(bytes, "o", holdSample),
+    future: futureLine,
+  },
+  {
+    kind: "label",
+    bytes: encodeLabel(labelSample),
+    decode: (bytes) => decodeLabel(bytes, "o", labelSample),
+    future: futureLine,
+  },
   { kind: "pin", bytes: encodePin(pinSample), decode: (bytes) => decodePin(bytes, "o", pinSample), future: futureLine },
   {
     kind: "list of condemned points",
@@ -129,8 +152,18 @@ const formats: readonly Format[] = [
     decode: (bytes) => decodeFrameHeader(bytes, "o", framePlace),
     future: futureHeader,
   },
-  { kind: "leaf", bytes: leaf.bytes, decode: (bytes) => decodeLeaf(bytes, "o", vaultId, leaf.checksum), future: futureHeader },
-  { kind: "root", bytes: root.bytes, decode: (bytes) => decodeRoot(bytes, "o", vaultId, root.checksum), future: futureHeader },
+  {
+    kind: "leaf",
+    bytes: leaf.bytes,
+    decode: (bytes) => decodeLeaf(bytes, "o", vaultId, leaf.checksum),
+    future: futureHeader,
+  },
+  {
+    kind: "root",
+    bytes: root.bytes,
+    decode: (bytes) => decodeRoot(bytes, "o", vaultId, root.checksum),
+    future: futureHeader,
+  },
 ];
 
 const tableBytes = frame.subarray(frameHeader.tableOffset, frameHeader.tableOffset + frameHeader.tableBytes);
@@ -145,7 +178,8 @@ describe.each(damageable)("a $kind", ({ bytes, decode }) => {
   });
 
   test("is refused when it ends anywhere before its end", () => {
-    for (let length = 0; length < bytes.length; length += 1) refused(() => decode(new Uint8Array(bytes.subarray(0, length))));
+    for (let length = 0; length < bytes.length; length += 1)
+      refused(() => decode(new Uint8Array(bytes.subarray(0, length))));
   });
 
   test("is refused when any one of its bytes is another", () => {
@@ -179,7 +213,8 @@ describe.each(formats)("a $kind", ({ bytes, decode, future }) => {
   });
 
   test("is refused where another kind belongs", () => {
-    for (const other of formats) if (other.bytes !== bytes) expect(refused(() => decode(other.bytes)).code).toBe("DAMAGED");
+    for (const other of formats)
+      if (other.bytes !== bytes) expect(refused(() => decode(other.bytes)).code).toBe("DAMAGED");
   });
 });
 
@@ -187,11 +222,20 @@ describe("an object that is whole", () => {
   test("is refused in another vault", () => {
     const vault = toHex(foreignVaultId);
     refused(() => decodeHead(encodeHead(headSample), "o", { ...headSample, vault }), /belongs to vault/);
-    refused(() => decodePage(encodePage(pageSample).bytes, "o", { ...headSample, vault, reference: pageReference }), /belongs to vault/);
-    refused(() => decodeManifest(manifest.bytes, "o", { ...manifestSample, id: manifest.id, vault }), /belongs to vault/);
+    refused(
+      () => decodePage(encodePage(pageSample).bytes, "o", { ...headSample, vault, reference: pageReference }),
+      /belongs to vault/,
+    );
+    refused(
+      () => decodeManifest(manifest.bytes, "o", { ...manifestSample, id: manifest.id, vault }),
+      /belongs to vault/,
+    );
     refused(() => decodeHold(encodeHold(holdSample), "o", { ...holdSample, vault }), /belongs to vault/);
     refused(() => decodePin(encodePin(pinSample), "o", { ...pinSample, vault }), /belongs to vault/);
-    refused(() => decodeCondemned(encodeCondemned(condemnedSample), "o", { ...condemnedSample, vault }), /belongs to vault/);
+    refused(
+      () => decodeCondemned(encodeCondemned(condemnedSample), "o", { ...condemnedSample, vault }),
+      /belongs to vault/,
+    );
     refused(() => decodeCollection(encodeCollection(collectionSample), "o", vault), /belongs to vault/);
     refused(() => decodeCollected(encodeCollected(collectedSample), "o", vault), /belongs to vault/);
     refused(() => decodeDead(encodeDead(deadSample), deadName(deadSample.segment), vault), /belongs to vault/);
@@ -201,10 +245,19 @@ describe("an object that is whole", () => {
   });
 
   test("is refused in the place of another", () => {
-    refused(() => decodeDead(encodeDead(deadSample), deadName("segments/web/00000007-0-00000004"), deadSample.vault), /is of segment/);
+    refused(
+      () => decodeDead(encodeDead(deadSample), deadName("segments/web/00000007-0-00000004"), deadSample.vault),
+      /is of segment/,
+    );
     refused(() => decodeHead(encodeHead(headSample), "o", { ...headSample, disk: "other" }), /belongs to disk/);
-    refused(() => decodeManifest(manifest.bytes, "o", { ...manifestSample, id: "0".repeat(32) }), /where the head names/);
-    refused(() => decodePage(encodePage(indexSample).bytes, "o", { ...headSample, reference: pageReference }), /must be/);
+    refused(
+      () => decodeManifest(manifest.bytes, "o", { ...manifestSample, id: "0".repeat(32) }),
+      /where the head names/,
+    );
+    refused(
+      () => decodePage(encodePage(indexSample).bytes, "o", { ...headSample, reference: pageReference }),
+      /must be/,
+    );
     refused(() => decodeFrameHeader(frame, "o", { ...framePlace, offset: 8192 }), /another place/);
     refused(() => decodeFrameHeader(frame, "o", { ...framePlace, segmentId: vaultId }), /another place/);
     refused(() => decodeLeaf(leaf.bytes, "o", vaultId, root.checksum), /not the one/);
@@ -212,7 +265,10 @@ describe("an object that is whole", () => {
   });
 });
 
-/** A document with a correct checksum and wrong content is refused, and allocates nothing by its sizes. */
+/**
+ * A document with a correct checksum and wrong content is refused, and allocates nothing by its
+ * sizes.
+ */
 describe("an object with a right checksum and wrong content", () => {
   const strange = fc.oneof(
     fc.jsonValue(),
@@ -231,12 +287,21 @@ describe("an object with a right checksum and wrong content", () => {
           return decodeManifest(bytes, "o", { ...manifestSample, id });
         },
       ],
-      [collectedSample, (body) => decodeCollected(encodeCollected(body as typeof collectedSample), "o", collectedSample.vault)],
-      [collectionSample, (body) => decodeCollection(encodeCollection(body as typeof collectionSample), "o", collectionSample.vault)],
+      [
+        collectedSample,
+        (body) => decodeCollected(encodeCollected(body as typeof collectedSample), "o", collectedSample.vault),
+      ],
+      [
+        collectionSample,
+        (body) => decodeCollection(encodeCollection(body as typeof collectionSample), "o", collectionSample.vault),
+      ],
       [holdSample, (body) => decodeHold(encodeHold(body as typeof holdSample), "o", holdSample)],
       [labelSample, (body) => decodeLabel(encodeLabel(body as typeof labelSample), "o", labelSample)],
       [pinSample, (body) => decodePin(encodePin(body as typeof pinSample), "o", pinSample)],
-      [condemnedSample, (body) => decodeCondemned(encodeCondemned(body as typeof condemnedSample), "o", condemnedSample)],
+      [
+        condemnedSample,
+        (body) => decodeCondemned(encodeCondemned(body as typeof condemnedSample), "o", condemnedSample),
+      ],
     ];
     for (const [sample, decode] of cases) {
       fc.assert(
@@ -253,7 +318,12 @@ describe("an object with a right checksum and wrong content", () => {
   test("is refused when points are not in order, blocks no power of two, lists too long", () => {
     const [first, second] = headSample.points;
     refused(
-      () => decodeHead(encodeHead({ ...headSample, points: [second, first].flatMap((point) => point ?? []) }), "o", headSample),
+      () =>
+        decodeHead(
+          encodeHead({ ...headSample, points: [second, first].flatMap((point) => point ?? []) }),
+          "o",
+          headSample,
+        ),
       /order/,
     );
     for (const ranges of [
@@ -264,11 +334,17 @@ describe("an object with a right checksum and wrong content", () => {
       ],
       [{ first: 0, last: 1 }],
     ]) {
-      refused(() => decodeCondemned(encodeCondemned({ ...condemnedSample, ranges }), "o", condemnedSample), /order|whole number/);
+      refused(
+        () => decodeCondemned(encodeCondemned({ ...condemnedSample, ranges }), "o", condemnedSample),
+        /order|whole number/,
+      );
     }
     refused(() => decodeVault(encodeVault({ ...vaultSample, blockBytes: 65_537 }), "o"), /power of two/);
     const run = manifestSample.runs[0];
-    const long = encodeManifest({ ...manifestSample, runs: Array.from({ length: 4097 }, () => run).flatMap((item) => item ?? []) });
+    const long = encodeManifest({
+      ...manifestSample,
+      runs: Array.from({ length: 4097 }, () => run).flatMap((item) => item ?? []),
+    });
     refused(() => decodeManifest(long.bytes, "o", { ...manifestSample, id: long.id }), /at most 4096/);
   });
 
@@ -282,11 +358,17 @@ describe("an object with a right checksum and wrong content", () => {
   test("is a manifest whose hook and group are within bounds, or refused", () => {
     const { application, group } = manifestSample;
     const step = application?.steps[0];
-    if (application === null || group === null || step === undefined) throw new Error("the sample has a hook and a group");
+    if (application === null || group === null || step === undefined)
+      throw new Error("the sample has a hook and a group");
     const sound = [
       { application: null, group: null },
       { application: { ...application, outcome: "failed", reason: "x".repeat(32_768), steps: [] } },
-      { application: { ...application, steps: [{ ...step, command: "x".repeat(8192), output: "\n\t".repeat(2048), exitCode: 255 }] } },
+      {
+        application: {
+          ...application,
+          steps: [{ ...step, command: "x".repeat(8192), output: "\n\t".repeat(2048), exitCode: 255 }],
+        },
+      },
       { application: { ...application, steps: Array.from({ length: 64 }, () => step) } },
       { group: { ...group, disks: Array.from({ length: 64 }, (_, index) => `disk ${String(index)}`) } },
     ];
@@ -326,7 +408,15 @@ describe("an object with a right checksum and wrong content", () => {
     refused(() => head({ points: Array.from({ length: 513 }, () => point) }), /at most 512/);
     const page = (part: Partial<PageDocument>, claims: Partial<PageReference>): unknown =>
       decodePage(...pageAs({ ...pageSample, ...part }, { ...pageReference, ...claims }));
-    for (const name of ["count", "firstSequence", "lastSequence", "firstTimeMs", "lastTimeMs", "ordinal", "epoch"] as const) {
+    for (const name of [
+      "count",
+      "firstSequence",
+      "lastSequence",
+      "firstTimeMs",
+      "lastTimeMs",
+      "ordinal",
+      "epoch",
+    ] as const) {
       refused(() => page({}, { [name]: 77 }), new RegExp(`its ${name} is not`));
     }
     refused(() => page({ points: [] }, {}), /level/);
@@ -336,7 +426,10 @@ describe("an object with a right checksum and wrong content", () => {
   });
 
   test("is a frame header whose sizes fit together, or refused", () => {
-    const word = fc.oneof(fc.nat(8192), fc.constantFrom(0, 0xffff_ffff, frameBytesMax, frameBytesMax + 512, 0x8000_0000));
+    const word = fc.oneof(
+      fc.nat(8192),
+      fc.constantFrom(0, 0xffff_ffff, frameBytesMax, frameBytesMax + 512, 0x8000_0000),
+    );
     fc.assert(
       fc.property(word, word, word, (frameBytes, tableOffset, count) => {
         const bytes = Buffer.from(frame.subarray(0, frameHeaderBytes));
@@ -360,7 +453,9 @@ describe("an object with a right checksum and wrong content", () => {
       fc.property(fc.array(fc.nat(0xffff_ffff), { minLength: 3, maxLength: 3 }), (words) => {
         const bytes = Buffer.from(tableBytes);
         for (const [index, word] of words.entries()) bytes.writeUInt32LE(word, 48 + index * 4);
-        const table = decodedOrRefused(() => decodeFrameTable(bytes, "o", { ...frameHeader, tableChecksum: checksum(bytes) }));
+        const table = decodedOrRefused(() =>
+          decodeFrameTable(bytes, "o", { ...frameHeader, tableChecksum: checksum(bytes) }),
+        );
         if (table === undefined) return;
         for (const offset of table.offsets) expect(offset).toBeLessThanOrEqual(frameHeader.tableOffset);
       }),
@@ -394,7 +489,8 @@ describe("an object with a right checksum and wrong content", () => {
           entries.every(({ start, length, segment, chunkOffset, chunkLength }, index) => {
             const before = entries[index - 1];
             const ordered = before === undefined || start >= before.start + before.length;
-            const window = segment === zeroSegment || (segment < names.length && chunkOffset + length <= chunkLength + 1);
+            const window =
+              segment === zeroSegment || (segment < names.length && chunkOffset + length <= chunkLength + 1);
             return ordered && length > 0 && start + length <= 2 ** 32 && window;
           });
         expect(decoded !== undefined).toBe(sound);
@@ -444,7 +540,10 @@ describe("an object with a right checksum and wrong content", () => {
   });
 });
 
-/** What `decodePage` takes for a page that its reference names by its true checksum, whatever else it claims. */
+/**
+ * What `decodePage` takes for a page that its reference names by its true checksum, whatever else
+ * it claims.
+ */
 function pageAs(page: PageDocument, claims: PageReference): Parameters<typeof decodePage> {
   const { bytes, id } = encodePage(page);
   return [bytes, "o", { ...headSample, reference: { ...claims, bytes: bytes.byteLength, checksum: id } }];

@@ -104,7 +104,9 @@ describe("the bytes of format version 1", () => {
     expect(decodeProved(proved, "proved", provedSample)).toEqual(provedSample);
     expect(plain(encodeProved(provedSample))).toEqual(proved);
     const quarantined = golden("quarantine-v1.txt", encodeQuarantine(quarantineSample));
-    expect(decodeQuarantine(quarantined, quarantineName(quarantineSample.segment), quarantineSample.vault)).toEqual(quarantineSample);
+    expect(decodeQuarantine(quarantined, quarantineName(quarantineSample.segment), quarantineSample.vault)).toEqual(
+      quarantineSample,
+    );
     expect(plain(encodeQuarantine(quarantineSample))).toEqual(quarantined);
     const scrubbed = golden("scrubbed-v1.txt", encodeScrubbed(scrubbedSample));
     expect(decodeScrubbed(scrubbed, "scrubbed", scrubbedSample.vault)).toEqual(scrubbedSample);
@@ -166,7 +168,11 @@ describe("the bytes of format version 1", () => {
     expect(sealFrame()).toEqual(bytes);
     const header = decodeFrameHeader(bytes.subarray(0, frameHeaderBytes), "segment", framePlace);
     expect(header).toMatchObject({ frameBytes: bytes.length, chunkCount: 3 });
-    const table = decodeFrameTable(bytes.subarray(header.tableOffset, header.tableOffset + header.tableBytes), "segment", header);
+    const table = decodeFrameTable(
+      bytes.subarray(header.tableOffset, header.tableOffset + header.tableBytes),
+      "segment",
+      header,
+    );
     const chunks = frameChunks.map((chunk, index) => {
       const at = table.offsets[index] ?? 0;
       return {
@@ -201,7 +207,9 @@ describe("the decoders", () => {
     const frame = Buffer.concat([Buffer.alloc(64), sealFrame()]).subarray(64);
     const header = decodeFrameHeader(frame, "segment", framePlace);
     const part = frame.subarray(header.tableOffset, header.tableOffset + header.tableBytes);
-    expect(decodeFrameTable(part, "segment", header)).toEqual(decodeFrameTable(new Uint8Array(part), "segment", header));
+    expect(decodeFrameTable(part, "segment", header)).toEqual(
+      decodeFrameTable(new Uint8Array(part), "segment", header),
+    );
     const leaf = encodeLeaf(leafSample(), vaultId);
     const unaligned = Buffer.concat([Buffer.alloc(3), leaf.bytes]).subarray(3);
     expect(decodeLeaf(unaligned, "leaf", vaultId, leaf.checksum)).toEqual(leafSample());

@@ -19,11 +19,18 @@ import {
 } from "../../../../engine/store/format/names.ts";
 import { nameLengthMax, namePartLengthMax } from "../../../../sink/rules.ts";
 
-/** Names of disks as people and machines may give them: any text without control characters, short enough. */
+/**
+ * Names of disks as people and machines may give them: any text without control characters, short
+ * enough.
+ */
 const diskName = fc
   .oneof(
     fc.string({ unit: "binary", minLength: 1, maxLength: 60 }),
-    fc.string({ unit: fc.constantFrom(...Array.from("aA.~/-_ ä\u00e4a\u0308ßI\u0130ı%0😀\\:*")), minLength: 1, maxLength: 12 }),
+    fc.string({
+      unit: fc.constantFrom(...Array.from("aA.~/-_ ä\u00e4a\u0308ßI\u0130ı%0😀\\:*")),
+      minLength: 1,
+      maxLength: 12,
+    }),
   )
   .filter((name) => !/[\p{Cc}\p{Cs}]/u.test(name) && Buffer.byteLength(name.normalize("NFC")) <= diskNameBytesMax);
 
@@ -55,19 +62,65 @@ describe("a disk's name", () => {
       expect(encoded).toMatch(/^(?!\.)[a-z0-9._~-]+$/);
       expect(encoded.length).toBeLessThanOrEqual(namePartLengthMax);
     };
-    for (const odd of [".", "..", "...", "~", "~2e", "/", "../x", "a/b", "A", " ", "😀", "%2e", "CON", "nul\\x", "-rf", "z".repeat(80)])
+    for (const odd of [
+      ".",
+      "..",
+      "...",
+      "~",
+      "~2e",
+      "/",
+      "../x",
+      "a/b",
+      "A",
+      " ",
+      "😀",
+      "%2e",
+      "CON",
+      "nul\\x",
+      "-rf",
+      "z".repeat(80),
+    ])
       check(odd);
     fc.assert(fc.property(diskName, check), { numRuns: 1000 });
   });
 
   test("is refused when it is empty, too long, ill-formed or holds control characters", () => {
-    for (const name of ["", "z".repeat(81), "ä".repeat(41), "a\nb", "\u0000", "\u007f", "\u0085", "a\ud800", "\udc00"]) {
-      expect(() => encodeDiskName(name)).toThrow(expect.objectContaining({ name: "TidemarkError", code: "INVALID_ARGUMENT" }));
+    for (const name of [
+      "",
+      "z".repeat(81),
+      "ä".repeat(41),
+      "a\nb",
+      "\u0000",
+      "\u007f",
+      "\u0085",
+      "a\ud800",
+      "\udc00",
+    ]) {
+      expect(() => encodeDiskName(name)).toThrow(
+        expect.objectContaining({ name: "TidemarkError", code: "INVALID_ARGUMENT" }),
+      );
     }
   });
 
   test("is not read from any text that is not its one spelling", () => {
-    const foreign = ["", ".a", "~", "~2", "~zz", "A", "~41~", "~61", "~2d", "~C3~A4", "~c3", "~ff", "a~cc~88", "~00", "a/b", "~0a"];
+    const foreign = [
+      "",
+      ".a",
+      "~",
+      "~2",
+      "~zz",
+      "A",
+      "~41~",
+      "~61",
+      "~2d",
+      "~C3~A4",
+      "~c3",
+      "~ff",
+      "a~cc~88",
+      "~00",
+      "a/b",
+      "~0a",
+    ];
     expect(foreign.map(decodeDiskName)).toEqual(foreign.map(() => undefined));
     fc.assert(
       fc.property(fc.string({ unit: fc.constantFrom(...Array.from("~.a2ec389-")), maxLength: 12 }), (text) => {

@@ -2,7 +2,13 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { hasCode } from "../../../../engine/errors.ts";
-import { decodeProved, decodeQuarantine, encodeProved, encodeQuarantine, quarantineName } from "../../../../engine/store/format/proof.ts";
+import {
+  decodeProved,
+  decodeQuarantine,
+  encodeProved,
+  encodeQuarantine,
+  quarantineName,
+} from "../../../../engine/store/format/proof.ts";
 
 const vault = "0123456789abcdef".repeat(2);
 const owner = { vault, disk: "web" };
@@ -17,13 +23,18 @@ describe("the times of points", () => {
     .uniqueArray(fc.integer({ min: 1, max: 100_000 }), { maxLength: 40 })
     .map((numbers) => numbers.sort((a, b) => a - b))
     .map((numbers) =>
-      numbers.flatMap((first, index) => (index % 2 === 0 ? [{ first, last: numbers[index + 1] ?? first, provedMs: first * 7 }] : [])),
+      numbers.flatMap((first, index) =>
+        index % 2 === 0 ? [{ first, last: numbers[index + 1] ?? first, provedMs: first * 7 }] : [],
+      ),
     );
 
   test("are read back as they were written", () => {
     fc.assert(
       fc.property(rising, (ranges) => {
-        expect(decodeProved(encodeProved({ ...owner, ranges }), "disks/web/proved", owner)).toEqual({ ...owner, ranges });
+        expect(decodeProved(encodeProved({ ...owner, ranges }), "disks/web/proved", owner)).toEqual({
+          ...owner,
+          ranges,
+        });
       }),
     );
   });

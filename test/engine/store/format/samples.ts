@@ -1,4 +1,7 @@
-/** One instance of everything that is stored, with fixed ids and times: the golden files are their bytes. */
+/**
+ * One instance of everything that is stored, with fixed ids and times: the golden files are their
+ * bytes.
+ */
 import { checksum, toHex } from "../../../../engine/store/format/checksum.ts";
 import type {
   HeadDocument,
@@ -10,7 +13,12 @@ import type {
 import { encodePage, referTo } from "../../../../engine/store/format/documents.ts";
 import type { FramePlace } from "../../../../engine/store/format/frame.ts";
 import { FrameBuilder, storedLz4Flag } from "../../../../engine/store/format/frame.ts";
-import type { CondemnedDocument, HoldDocument, LabelDocument, PinDocument } from "../../../../engine/store/format/keeping.ts";
+import type {
+  CondemnedDocument,
+  HoldDocument,
+  LabelDocument,
+  PinDocument,
+} from "../../../../engine/store/format/keeping.ts";
 import type { EntryColumns, LeafReference } from "../../../../engine/store/format/leaf.ts";
 import { newColumns, zeroSegment } from "../../../../engine/store/format/leaf.ts";
 import { segmentName } from "../../../../engine/store/format/names.ts";
@@ -133,20 +141,51 @@ export const manifestSample: ManifestDocument = {
     reason: null,
     steps: [
       { phase: "pre", command: "fsfreeze -f /srv", exitCode: 0, signal: null, elapsedMs: 12, output: "" },
-      { phase: "post", command: "fsfreeze -u /srv", exitCode: null, signal: "SIGTERM", elapsedMs: 60_000, output: "waiting\n\tstill" },
+      {
+        phase: "post",
+        command: "fsfreeze -u /srv",
+        exitCode: null,
+        signal: "SIGTERM",
+        elapsedMs: 60_000,
+        output: "waiting\n\tstill",
+      },
     ],
   },
   group,
   volumeBytes: 1_048_577,
-  statistics: { scannedBytes: 1_048_577, changedBytes: 12_288, zeroBytes: 4096, dedupedBytes: 4096, newBytes: 4096, storedBytes: 4608 },
+  statistics: {
+    scannedBytes: 1_048_577,
+    changedBytes: 12_288,
+    zeroBytes: 4096,
+    dedupedBytes: 4096,
+    newBytes: 4096,
+    storedBytes: 4608,
+  },
   runs: [
     { kind: "leaf", epoch: 7, ordinal: 0, bytes: 200, checksum: id(6), entries: 3, leaves: 1, totalBytes: 200 },
-    { kind: "root", epoch: 3, ordinal: 9, bytes: 152, checksum: id(7), entries: 40_000, leaves: 2, totalBytes: 1_440_652 },
+    {
+      kind: "root",
+      epoch: 3,
+      ordinal: 9,
+      bytes: 152,
+      checksum: id(7),
+      entries: 40_000,
+      leaves: 2,
+      totalBytes: 1_440_652,
+    },
   ],
   writtenBy: "tidemark 0.1.0",
 };
 
-export const holdSample: HoldDocument = { vault, disk, sequence: 5, point: id(5), purpose: "mount", pid: 4321, host: "host-a" };
+export const holdSample: HoldDocument = {
+  vault,
+  disk,
+  sequence: 5,
+  point: id(5),
+  purpose: "mount",
+  pid: 4321,
+  host: "host-a",
+};
 
 export const pinSample: PinDocument = {
   vault,
@@ -189,9 +228,21 @@ export interface SampleChunk {
 }
 
 export const frameChunks: readonly SampleChunk[] = [
-  { payload: randomBytes(301, 1), storedWord: (301 | storedLz4Flag) >>> 0, digest: digestOf(10), granule: 0, granules: 16 },
+  {
+    payload: randomBytes(301, 1),
+    storedWord: (301 | storedLz4Flag) >>> 0,
+    digest: digestOf(10),
+    granule: 0,
+    granules: 16,
+  },
   { payload: randomBytes(4096, 2), storedWord: 4096, digest: digestOf(11), granule: 77, granules: 1 },
-  { payload: randomBytes(18, 3), storedWord: (18 | storedLz4Flag) >>> 0, digest: digestOf(12), granule: 0xffff_ff00, granules: 256 },
+  {
+    payload: randomBytes(18, 3),
+    storedWord: (18 | storedLz4Flag) >>> 0,
+    digest: digestOf(12),
+    granule: 0xffff_ff00,
+    granules: 256,
+  },
 ];
 
 /** A frame of `frameChunks`, in memory of its own. */
@@ -221,11 +272,23 @@ export function leafSample(): EntryColumns {
 
 export const rootSample: readonly LeafReference[] = [
   { first: 0, last: 99_999, entries: 32_768, bytes: 1_179_748, epoch: 3, ordinal: 0, checksum: digestOf(20) },
-  { first: 100_000, last: 0xffff_ffff, entries: 1, bytes: 136, epoch: 2 ** 40, ordinal: 4_000_000_000, checksum: digestOf(21) },
+  {
+    first: 100_000,
+    last: 0xffff_ffff,
+    entries: 1,
+    bytes: 136,
+    epoch: 2 ** 40,
+    ordinal: 4_000_000_000,
+    checksum: digestOf(21),
+  },
 ];
 
 export const collectedSample: CollectedDocument = { vault, collectedMs: 1_790_000_019_000 };
-export const collectionSample: CollectionDocument = { vault, collection: "ffeeddccbbaa99887766554433221100", startedMs: 1_790_000_009_000 };
+export const collectionSample: CollectionDocument = {
+  vault,
+  collection: "ffeeddccbbaa99887766554433221100",
+  startedMs: 1_790_000_009_000,
+};
 
 export const deadSample: DeadDocument = {
   vault,
@@ -251,4 +314,8 @@ export const provedSample: ProvedDocument = {
 
 export const scrubbedSample: ScrubbedDocument = { vault, roundMs: 1_767_225_600_000, takenMs: 1_767_312_000_123 };
 
-export const quarantineSample: QuarantineDocument = { vault, segment: deadSample.segment, offsets: [128, 4_224, 1_073_741_312] };
+export const quarantineSample: QuarantineDocument = {
+  vault,
+  segment: deadSample.segment,
+  offsets: [128, 4_224, 1_073_741_312],
+};

@@ -1,5 +1,6 @@
 /**
- * The map as a child would keep it: for each granule of a small disk what it shows. A point's map is right when it says the same of every granule.
+ * The map as a child would keep it: for each granule of a small disk what it shows. A point's map
+ * is right when it says the same of every granule.
  */
 import fc from "fast-check";
 import { toHex } from "../../../../engine/store/format/checksum.ts";
@@ -54,13 +55,22 @@ export const runOfEntries: fc.Arbitrary<ModelEntry[]> = fc
 
 export function apply(model: GranuleModel, entries: readonly ModelEntry[]): void {
   for (const { start, length, chunk, from = 0 } of entries) {
-    for (let at = 0; at < length; at += 1) model.set(start + at, chunk === undefined ? "zero" : `${String(chunk)}:${String(from + at)}`);
+    for (let at = 0; at < length; at += 1)
+      model.set(start + at, chunk === undefined ? "zero" : `${String(chunk)}:${String(from + at)}`);
   }
 }
 
 /** Where chunk number `chunk` lies in the store of the model. */
-export function placeOf(chunk: number): { readonly segment: string; readonly offset: number; readonly storedWord: number } {
-  return { segment: `segments/disk/0000000${String(chunk % 3)}-0-00000000`, offset: chunk * 512, storedWord: 300 + chunk };
+export function placeOf(chunk: number): {
+  readonly segment: string;
+  readonly offset: number;
+  readonly storedWord: number;
+} {
+  return {
+    segment: `segments/disk/0000000${String(chunk % 3)}-0-00000000`,
+    offset: chunk * 512,
+    storedWord: 300 + chunk,
+  };
 }
 
 /** Writes entries, which are sorted and disjoint, as one run. */
@@ -77,7 +87,10 @@ export async function writeRun(objects: MapObjects, entries: readonly ModelEntry
   return await writer.finish();
 }
 
-/** What pieces say of granules, in the model's words. Fails on pieces that are out of order, empty, or that point anywhere but to their chunk. */
+/**
+ * What pieces say of granules, in the model's words. Fails on pieces that are out of order, empty,
+ * or that point anywhere but to their chunk.
+ */
 export function spell(pieces: Pieces, from: number, end: number): GranuleModel {
   const spelled: GranuleModel = new Map();
   let at = from;
@@ -86,7 +99,8 @@ export function spell(pieces: Pieces, from: number, end: number): GranuleModel {
     const length = pieces.lengths[index] ?? 0;
     if (start < at || length === 0 || start + length > end) throw new Error(`piece ${String(index)} is out of order`);
     at = start + length;
-    for (let granule = 0; granule < length; granule += 1) spelled.set(start + granule, spellPiece(pieces, index, granule));
+    for (let granule = 0; granule < length; granule += 1)
+      spelled.set(start + granule, spellPiece(pieces, index, granule));
   }
   return spelled;
 }
@@ -100,7 +114,9 @@ function spellPiece(pieces: Pieces, index: number, granule: number): string {
   const { segment, storedWord } = placeOf(chunk);
   const digest = toHex(leaf.digests.subarray(entry * 16, entry * 16 + 16));
   const right =
-    leaf.names[leaf.segments[entry] ?? 0] === segment && leaf.storedWords[entry] === storedWord && digest === toHex(digestOf(chunk));
+    leaf.names[leaf.segments[entry] ?? 0] === segment &&
+    leaf.storedWords[entry] === storedWord &&
+    digest === toHex(digestOf(chunk));
   if (!right) throw new Error(`piece ${String(index)} does not lead to chunk ${String(chunk)}`);
   return `${String(chunk)}:${String((pieces.chunkOffsets[index] ?? 0) + granule)}`;
 }

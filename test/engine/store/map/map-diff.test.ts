@@ -1,4 +1,7 @@
-/** The difference of two maps against the child's map: every granule that shows something else, and no other. */
+/**
+ * The difference of two maps against the child's map: every granule that shows something else, and
+ * no other.
+ */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { granuleBytes } from "../../../../engine/limits.ts";
@@ -38,8 +41,15 @@ function modelDifferences(from: Version, to: Version): GranuleRange[] {
   return ranges;
 }
 
-/** Versions of a disk, each with one run more than the one before, merged as a writer does; the disk has its size from `sizes`. */
-async function versionsOf(store: Store, oldestFirst: readonly (readonly ModelEntry[])[], sizes: readonly number[]): Promise<Version[]> {
+/**
+ * Versions of a disk, each with one run more than the one before, merged as a writer does; the disk
+ * has its size from `sizes`.
+ */
+async function versionsOf(
+  store: Store,
+  oldestFirst: readonly (readonly ModelEntry[])[],
+  sizes: readonly number[],
+): Promise<Version[]> {
   const objects = new MapObjects({ store, vaultId, disk, epoch: 1 });
   const model: GranuleModel = new Map();
   let runs: RunReference[] = [];
@@ -108,7 +118,10 @@ describe("the difference of two maps", () => {
     // Three leaves of the old run, in windows far apart.
     const old = await writeRun(
       objects,
-      Array.from({ length: 80_000 }, (_, entry): ModelEntry => ({ start: entry * 32, length: 16, chunk: entry % 400, from: 0 })),
+      Array.from(
+        { length: 80_000 },
+        (_, entry): ModelEntry => ({ start: entry * 32, length: 16, chunk: entry % 400, from: 0 }),
+      ),
     );
     const fresh = await writeRun(objects, [{ start: 160, length: 4, chunk: 401, from: 0 }]);
     if (old === undefined || fresh === undefined) throw new Error("there are runs");

@@ -101,7 +101,8 @@ describe("a merged stack", () => {
     const newer: RunReference[] = [];
     // All changes lie in the third leaf's granules.
     for (let at = 0; at < fanIn; at += 1) newer.unshift(await evenRun(objects, 100, 2 * span + at * 50));
-    // The policy merges runs of a like size; here the point is what merging does, so the oldest is declared to be small.
+    // The policy merges runs of a like size; here the point is what merging does, so the oldest is
+    // declared to be small.
     const before = (await namesOf(sink, "disks/")).length;
     const declared = { ...oldest, entries: 100 };
     const runs = await mergeStack(objects, [...newer, declared], leaves * span * granuleBytes);
@@ -111,7 +112,8 @@ describe("a merged stack", () => {
     expect(put).toBeLessThanOrEqual(3);
     expect(runs[0]).toMatchObject({ leaves, entries: leaves * leafEntriesMax });
     const map = new PointMap(store, vaultId, disk, { volumeBytes: leaves * span * granuleBytes, runs });
-    // Chunks of the oldest run lie at the offset of their granule, those of a newer one at that of their place in it.
+    // Chunks of the oldest run lie at the offset of their granule, those of a newer one at that of
+    // their place in it.
     for (const [granule, offset] of [
       [0, 0],
       [2 * span - 1, 2 * span - 1],
@@ -142,7 +144,9 @@ describe("a merged stack", () => {
   });
 
   test("is not made when an object cannot be put, and nothing is left in flight", async () => {
-    const { sink, store } = await openMemory([{ on: "putObject", when: fanIn + 1, fault: { kind: "crash", effect: "before" } }]);
+    const { sink, store } = await openMemory([
+      { on: "putObject", when: fanIn + 1, fault: { kind: "crash", effect: "before" } },
+    ]);
     const objects = new MapObjects({ store, vaultId, disk, epoch: 1 });
     const runs: RunReference[] = [];
     for (let at = 0; at < fanIn; at += 1) runs.unshift(await evenRun(objects, 10, at * 5));
@@ -155,7 +159,8 @@ describe("a merged stack", () => {
 async function evenRun(objects: MapObjects, count: number, first: number): Promise<RunReference> {
   const writer = new RunWriter(objects);
   const digest = digestOf(1);
-  for (let at = 0; at < count; at += 1) await writer.append(first + at, 1, "segments/disk/00000001-0-00000000", at, 300, 0, 1, digest, 0);
+  for (let at = 0; at < count; at += 1)
+    await writer.append(first + at, 1, "segments/disk/00000001-0-00000000", at, 300, 0, 1, digest, 0);
   return (await writer.finish()) ?? raise();
 }
 

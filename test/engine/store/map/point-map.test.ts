@@ -33,15 +33,20 @@ function open(store: Store, runs: readonly RunReference[], volumeBytes = granule
 describe("a point's map", () => {
   test("says of every granule what the newest run says that speaks of it, whatever windows are asked for", async () => {
     await fc.assert(
-      fc.asyncProperty(fc.array(runOfEntries, { maxLength: 6 }), fc.nat(granules), fc.nat(granules), async (stack, a, b) => {
-        const { store } = await openMemory();
-        const { runs, model } = await stackOf(store, stack);
-        const map = open(store, runs);
-        expect(await spellMap(map, 97)).toEqual(new Map([...model].sort(([x], [y]) => x - y)));
-        const [from, end] = a < b ? [a, b] : [b, a];
-        const inWindow = [...model].filter(([granule]) => granule >= from && granule < end).sort(([x], [y]) => x - y);
-        expect(spell(await map.window(from, end), from, end)).toEqual(new Map(inWindow));
-      }),
+      fc.asyncProperty(
+        fc.array(runOfEntries, { maxLength: 6 }),
+        fc.nat(granules),
+        fc.nat(granules),
+        async (stack, a, b) => {
+          const { store } = await openMemory();
+          const { runs, model } = await stackOf(store, stack);
+          const map = open(store, runs);
+          expect(await spellMap(map, 97)).toEqual(new Map([...model].sort(([x], [y]) => x - y)));
+          const [from, end] = a < b ? [a, b] : [b, a];
+          const inWindow = [...model].filter(([granule]) => granule >= from && granule < end).sort(([x], [y]) => x - y);
+          expect(spell(await map.window(from, end), from, end)).toEqual(new Map(inWindow));
+        },
+      ),
       { numRuns: 80 },
     );
   });
@@ -161,7 +166,8 @@ describe("a run being written", () => {
   test("whose leaf cannot be put ends in that error, and settles", async () => {
     const { sink, store } = await openMemory([{ on: "putObject", when: 2, fault: { kind: "crash", effect: "after" } }]);
     const writer = new RunWriter(new MapObjects({ store, vaultId, disk, epoch: 1 }));
-    for (let entry = 0; entry <= leafEntriesMax * 2; entry += 1) await writer.append(entry, 1, "s", 0, 1, 0, 1, digestOf(1), 0);
+    for (let entry = 0; entry <= leafEntriesMax * 2; entry += 1)
+      await writer.append(entry, 1, "s", 0, 1, 0, 1, digestOf(1), 0);
     await expect(writer.finish()).rejects.toThrow("the process died");
     await writer.settle();
     sink.assertAllFired();

@@ -1,13 +1,19 @@
 /**
- * The size that the map is made for: a full disk of 1 TiB in 16,777,216 blocks, and cycles of scattered 4 KiB writes on top of it. Arithmetic: 16.8 million
- * entries of 36 bytes are 604 MB of leaves, which this test keeps in memory; a cycle of 20,000 entries adds 0.7 MB.
+ * The size that the map is made for: a full disk of 1 TiB in 16,777,216 blocks, and cycles of
+ * scattered 4 KiB writes on top of it. Arithmetic: 16.8 million entries of 36 bytes are 604 MB of
+ * leaves, which this test keeps in memory; a cycle of 20,000 entries adds 0.7 MB.
  */
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { beforeAll, describe, expect, test } from "vitest";
 import { frameBytesMax, granuleBytes } from "../../../../engine/limits.ts";
 import { toHex } from "../../../../engine/store/format/checksum.ts";
-import type { HeadDocument, ManifestDocument, PointRecord, RunReference } from "../../../../engine/store/format/documents.ts";
+import type {
+  HeadDocument,
+  ManifestDocument,
+  PointRecord,
+  RunReference,
+} from "../../../../engine/store/format/documents.ts";
 import { decodeManifest, encodeHead, encodeManifest } from "../../../../engine/store/format/documents.ts";
 import { frameHeaderBytes } from "../../../../engine/store/format/frame.ts";
 import { leafEntriesMax } from "../../../../engine/store/format/leaf.ts";
@@ -30,7 +36,10 @@ const frameTableEntryBytes = 26;
 const frameOverheadBytes: number = frameHeaderBytes + 512;
 const mebibyte = 2 ** 20;
 
-/** What the cycles wrote besides their data, and the manifest that names the most runs: opening a point never costs more. */
+/**
+ * What the cycles wrote besides their data, and the manifest that names the most runs: opening a
+ * point never costs more.
+ */
 interface Built {
   readonly store: Store;
   readonly deepest: { readonly cycle: number; readonly bytes: Uint8Array; readonly id: string };
@@ -66,7 +75,15 @@ async function build(): Promise<Built> {
     if (runs.length >= runsMax) deepest = { ...manifest, cycle };
     runsMax = Math.max(runsMax, runs.length);
     points.push(recordOf(cycle, manifest.id));
-    const head: HeadDocument = { vault: toHex(vaultId), disk, epoch: cycle + 1, writer: null, collection: null, pages: [], points };
+    const head: HeadDocument = {
+      vault: toHex(vaultId),
+      disk,
+      epoch: cycle + 1,
+      writer: null,
+      collection: null,
+      pages: [],
+      points,
+    };
     // The head is written when the lease is taken and when the point is committed.
     documentBytes += manifest.bytes.byteLength + 2 * encodeHead(head).byteLength;
   }
@@ -83,7 +100,17 @@ async function writeFullDisk(store: Store): Promise<RunReference> {
     const segment = segmentName(disk, 1, 0, first / blocksPerSegment);
     for (let block = first; block < first + blocksPerSegment; block += 1) {
       digestWords[0] = block;
-      await writer.append(block * blockGranules, blockGranules, segment, (block - first) * 65_536, 65_536, 0, blockGranules, digest, 0);
+      await writer.append(
+        block * blockGranules,
+        blockGranules,
+        segment,
+        (block - first) * 65_536,
+        65_536,
+        0,
+        blockGranules,
+        digest,
+        0,
+      );
     }
   }
   const run = await writer.finish();
@@ -167,10 +194,12 @@ describe("the map of a disk of 1 TiB", () => {
     const manifest = decodeManifest(built.deepest.bytes, "manifest", { vault: toHex(vaultId), disk, id });
     const map = new PointMap(store, vaultId, disk, manifest);
     const pieces: number[] = [];
-    for (const from of [0, granules / 2, granules - windowGranules]) pieces.push((await map.window(from, from + windowGranules)).count);
+    for (const from of [0, granules / 2, granules - windowGranules])
+      pieces.push((await map.window(from, from + windowGranules)).count);
     const elapsedMs = performance.now() - startedAt;
     const after = process.memoryUsage();
-    // What was freed before may be used again without the process growing, so what is held is counted too.
+    // What was freed before may be used again without the process growing, so what is held is
+    // counted too.
     const rssMiB = (after.rss - before.rss) / mebibyte;
     const heldMiB = (after.heapUsed + after.external - before.heapUsed - before.external) / mebibyte;
     console.log(
@@ -202,19 +231,30 @@ describe("the map of a disk of 1 TiB", () => {
     const entry = pieces.entries[0] ?? 0;
     const leaf = pieces.leaves[0];
     expect(pieces.count).toBe(1);
-    expect(new Uint32Array(leaf?.digests.slice(entry * 16, entry * 16 + 16).buffer ?? new ArrayBuffer(0))).toEqual(digest);
+    expect(new Uint32Array(leaf?.digests.slice(entry * 16, entry * 16 + 16).buffer ?? new ArrayBuffer(0))).toEqual(
+      digest,
+    );
   });
 
   test.each([
     ["two points of a full disk", (stacks: Built["stacks"]) => [stacks[30] ?? [], stacks[31] ?? []]],
     // Without the full disk below them the same cycles are a sparse one.
-    ["two points of a sparse disk", (stacks: Built["stacks"]) => [stacks[30]?.slice(0, -1) ?? [], stacks[31]?.slice(0, -1) ?? []]],
+    [
+      "two points of a sparse disk",
+      (stacks: Built["stacks"]) => [stacks[30]?.slice(0, -1) ?? [], stacks[31]?.slice(0, -1) ?? []],
+    ],
   ] as const)("tells in a few seconds in which 20,000 granules %s differ", async (what, pick) => {
     const [from = [], to = []] = pick(built.stacks);
     const startedAt = performance.now();
     const store = new Store(built.store.sink);
     let [extents, differing] = [0, 0];
-    for await (const range of mapDifferences({ store, vaultId, disk, from: { volumeBytes, runs: from }, to: { volumeBytes, runs: to } })) {
+    for await (const range of mapDifferences({
+      store,
+      vaultId,
+      disk,
+      from: { volumeBytes, runs: from },
+      to: { volumeBytes, runs: to },
+    })) {
       extents += 1;
       differing += range.end - range.from;
     }

@@ -6,7 +6,13 @@ import { checksum, toHex } from "../../../../engine/store/format/checksum.ts";
 import type { GroupRecord, PointRecord } from "../../../../engine/store/format/documents.ts";
 import { pageName } from "../../../../engine/store/format/names.ts";
 import { GroupMembers } from "../../../../engine/store/points/group-members.ts";
-import { diskSummary, listPoints, type PointSummary, type PointsOptions, pointDetail } from "../../../../engine/store/points/points.ts";
+import {
+  diskSummary,
+  listPoints,
+  type PointSummary,
+  type PointsOptions,
+  pointDetail,
+} from "../../../../engine/store/points/points.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import { FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
@@ -32,8 +38,15 @@ beforeEach(async () => {
   store = new Store(sink);
 });
 
-/** Points 1 to `count` of `disk`, all of them of the group of their sequence number but for those that `isLeftOut` names. */
-async function write(disk: string, count: number, isLeftOut: (sequence: number) => boolean = () => false): Promise<void> {
+/**
+ * Points 1 to `count` of `disk`, all of them of the group of their sequence number but for those
+ * that `isLeftOut` names.
+ */
+async function write(
+  disk: string,
+  count: number,
+  isLeftOut: (sequence: number) => boolean = () => false,
+): Promise<void> {
   const points = recordsOf(1, count + 1, groupAt, disk).filter(({ sequence }) => !isLeftOut(sequence));
   await writeHistory(store, points, disk);
 }
@@ -41,7 +54,8 @@ async function write(disk: string, count: number, isLeftOut: (sequence: number) 
 const members = (): GroupMembers => new GroupMembers({ store, vault: recordsVault });
 const list = async (disk: string, options: PointsOptions = {}): Promise<PointSummary[]> =>
   await listPoints(store, members(), disk, options);
-const grouped = (points: readonly PointSummary[]): number[] => points.filter(({ group }) => group !== null).map(({ sequence }) => sequence);
+const grouped = (points: readonly PointSummary[]): number[] =>
+  points.filter(({ group }) => group !== null).map(({ sequence }) => sequence);
 const reads = (): readonly string[] => sink.calls.filter((call) => call.startsWith("getObject"));
 
 describe("a point of a group", () => {
@@ -57,16 +71,24 @@ describe("a point of a group", () => {
     expect(grouped(await list("b"))).toEqual([1, 2, 3, 5, 6, 8, 9]);
     expect(grouped(await list("c"))).toEqual([1, 2, 3, 5, 6, 8, 9]);
     expect(await diskSummary(members(), "a")).toMatchObject({ points: 10, latest: { sequence: 10, group: null } });
-    expect(await diskSummary(members(), "c")).toMatchObject({ points: 8, latest: { sequence: 9, group: { name: "shop" } } });
+    expect(await diskSummary(members(), "c")).toMatchObject({
+      points: 8,
+      latest: { sequence: 9, group: { name: "shop" } },
+    });
   });
 
   test("says in full which disks it needs, whether or not they are all there", async () => {
     await write("a", 2);
     await write("b", 2, (sequence) => sequence === 2);
     await write("c", 2);
-    const detail = async (point: PointRecord): Promise<object> => await pointDetail(members(), "a", point, manifestSample, [], null, null);
+    const detail = async (point: PointRecord): Promise<object> =>
+      await pointDetail(members(), "a", point, manifestSample, [], null, null);
     const { application } = manifestSample;
-    expect(await detail(recordOf(1, groupAt(1), "a"))).toMatchObject({ group: groupAt(1), groupIncomplete: false, application });
+    expect(await detail(recordOf(1, groupAt(1), "a"))).toMatchObject({
+      group: groupAt(1),
+      groupIncomplete: false,
+      application,
+    });
     expect(await detail(recordOf(2, groupAt(2), "a"))).toMatchObject({ group: groupAt(2), groupIncomplete: true });
     expect(await detail(recordOf(2, null, "a"))).toMatchObject({ group: null, groupIncomplete: false });
   });
@@ -138,7 +160,9 @@ describe("a listing", () => {
   test("fails with what the store says of a member when that is not damage", async () => {
     for (const disk of disks) await write(disk, 3);
     const refused = new TidemarkError("STORE_UNREACHABLE", "no answer");
-    const failing = new FaultySink(sink, [{ on: "getObject", prefix: "disks/b/", when: 1, fault: { kind: "refused", error: refused } }]);
+    const failing = new FaultySink(sink, [
+      { on: "getObject", prefix: "disks/b/", when: 1, fault: { kind: "refused", error: refused } },
+    ]);
     const other = new GroupMembers({ store: new Store(failing), vault: recordsVault });
     await expectCode(listPoints(new Store(failing), other, "a", {}), "STORE_UNREACHABLE");
     failing.assertAllFired();

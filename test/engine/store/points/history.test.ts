@@ -1,4 +1,7 @@
-/** The points of a disk in head and pages: none is lost, none comes twice, and the head stays small however many there are. */
+/**
+ * The points of a disk in head and pages: none is lost, none comes twice, and the head stays small
+ * however many there are.
+ */
 import { beforeEach, describe, expect, test, vi } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
 import type { Notice } from "../../../../engine/notice.ts";
@@ -20,7 +23,10 @@ import { type Tampering, tamperObject } from "../../upkeep/scrub/tamper.ts";
 const pretended = vi.hoisted((): { identity: Partial<ProcessIdentity> } => ({ identity: {} }));
 vi.mock(import("../../../../engine/store/points/process-identity.ts"), async (importOriginal) => {
   const original = await importOriginal();
-  return { ...original, identifyProcess: async () => ({ ...(await original.identifyProcess()), ...pretended.identity }) };
+  return {
+    ...original,
+    identifyProcess: async () => ({ ...(await original.identifyProcess()), ...pretended.identity }),
+  };
 });
 
 let memory: MemoryStore;
@@ -81,7 +87,16 @@ describe("a writer lease", () => {
     const head = await storedHead();
     expect(head.points.map(({ sequence }) => sequence)).toEqual(countdown(513, 257).reverse());
     expect(head.pages).toMatchObject([
-      { level: 0, epoch: 2, ordinal: 0, count: 256, firstSequence: 1, lastSequence: 256, firstTimeMs: timeOf(1), lastTimeMs: timeOf(256) },
+      {
+        level: 0,
+        epoch: 2,
+        ordinal: 0,
+        count: 256,
+        firstSequence: 1,
+        lastSequence: 256,
+        firstTimeMs: timeOf(1),
+        lastTimeMs: timeOf(256),
+      },
     ]);
     expect(await sequences(head)).toEqual(countdown(513));
   });
@@ -93,7 +108,10 @@ describe("a writer lease", () => {
       await writerLease.mark();
       await writerLease.commit(recordOf(sequence), false, proved);
     }
-    expect((await storedHead()).pages.map(nameOf)).toEqual(["disks/d/history/00000002-00000000", "disks/d/history/00000002-00000001"]);
+    expect((await storedHead()).pages.map(nameOf)).toEqual([
+      "disks/d/history/00000002-00000000",
+      "disks/d/history/00000002-00000001",
+    ]);
     expect(await sequences(await storedHead())).toEqual(countdown(769));
   });
 
@@ -125,9 +143,9 @@ describe("a writer lease", () => {
         const sink = new FaultySink(connect(), [{ on: "putObject", prefix, when, fault: { kind: "crash", effect } }]);
         const writerLease = await takeSeat(sink);
         const newest = (writerLease.newest?.sequence ?? 0) + 1;
-        await expect(writerLease.mark().then(async () => await writerLease.commit(recordOf(newest), false, proved))).rejects.toThrow(
-          CrashError,
-        );
+        await expect(
+          writerLease.mark().then(async () => await writerLease.commit(recordOf(newest), false, proved)),
+        ).rejects.toThrow(CrashError);
         sink.assertAllFired();
         nowMs += 61_000;
         liveSessions().clear();
@@ -210,13 +228,20 @@ describe("pages", () => {
     tamperObject(memory, nameOf(pageAt(before, 40)), "future", memory);
     const told: TidemarkError[] = [];
     let ordinal = 1000;
-    const room = await makeRoom({ store, head: before, epoch: 1, takeOrdinal: () => ordinal++, onDamage: (error) => told.push(error) });
+    const room = await makeRoom({
+      store,
+      head: before,
+      epoch: 1,
+      takeOrdinal: () => ordinal++,
+      onDamage: (error) => told.push(error),
+    });
     expect(told.map(({ code }) => code)).toEqual(["DAMAGED", "FORMAT_UNSUPPORTED"]);
     expect(told.map(({ detail }) => detail["object"])).toEqual(lost.map(nameOf));
     expect(room.pages.slice(0, 3)).toEqual([expect.objectContaining({ count: 512 }), lost[0], pageAt(before, 3)]);
     const head = { ...before, pages: room.pages, points: room.points };
     expect(countPoints(head)).toBe(countPoints(before));
-    const gone = (sequence: number): boolean => lost.some((page) => page.firstSequence <= sequence && sequence <= page.lastSequence);
+    const gone = (sequence: number): boolean =>
+      lost.some((page) => page.firstSequence <= sequence && sequence <= page.lastSequence);
     const all = countdown(512 + 64 * 256);
     expect(await sequences(head, () => undefined)).toEqual(all.filter((sequence) => !gone(sequence)));
   });
@@ -253,7 +278,12 @@ describe("pages", () => {
     const head: HeadDocument = { ...real, pages, points: recordsOf(newest + 1, newest + 513) };
     let ordinal = 9000;
     const damages: TidemarkError[] = [];
-    const options = { store, epoch: 1, takeOrdinal: () => ordinal++, onDamage: (error: TidemarkError) => damages.push(error) };
+    const options = {
+      store,
+      epoch: 1,
+      takeOrdinal: () => ordinal++,
+      onDamage: (error: TidemarkError) => damages.push(error),
+    };
     const room = await makeRoom({ ...options, head });
     expect(damages).toEqual([]);
     expect(room.pages).toHaveLength(1 + 64 + 1);
@@ -336,7 +366,8 @@ describe("a look-up", () => {
   });
 
   test("of what was never there finds nothing", async () => {
-    for (const sequence of [0, 2, 512, 514, 3000, 3001]) expect(await findPoint(store, head, { sequence })).toBeUndefined();
+    for (const sequence of [0, 2, 512, 514, 3000, 3001])
+      expect(await findPoint(store, head, { sequence })).toBeUndefined();
     expect(await findPoint(store, head, { id: "f".repeat(32) })).toBeUndefined();
   });
 
@@ -346,7 +377,11 @@ describe("a look-up", () => {
     const name = nameOf(damaged);
     tamperObject(memory, name, how, memory);
     const code = how === "future" ? "FORMAT_UNSUPPORTED" : "DAMAGED";
-    for (const key of [{ sequence: damaged.firstSequence }, { timeMs: damaged.lastTimeMs }, { id: idOf("d", damaged.firstSequence) }]) {
+    for (const key of [
+      { sequence: damaged.firstSequence },
+      { timeMs: damaged.lastTimeMs },
+      { id: idOf("d", damaged.firstSequence) },
+    ]) {
       const error = await expectCode(findPoint(store, head, key), code);
       expect(error.detail["object"]).toBe(name);
     }

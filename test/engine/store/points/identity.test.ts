@@ -1,4 +1,7 @@
-/** What a vault is stands in the store twice: either of the two comes back as it was, and no vault is created over one that has lost both. */
+/**
+ * What a vault is stands in the store twice: either of the two comes back as it was, and no vault
+ * is created over one that has lost both.
+ */
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -11,7 +14,14 @@ import type { RepairOptions, RepairSummary } from "../../../../engine/upkeep/rep
 import { Vault, type VaultOptions } from "../../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
-import { closeModelVaults, contentOf, Expected, ModelDisk, openModelVault, replicateNoted } from "../../../model-disk.ts";
+import {
+  closeModelVaults,
+  contentOf,
+  Expected,
+  ModelDisk,
+  openModelVault,
+  replicateNoted,
+} from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
 import { tamperObject } from "../../upkeep/scrub/tamper.ts";
 
@@ -47,7 +57,10 @@ async function put(object: string, text: string): Promise<void> {
   await sink.putObject(object, Buffer.from(text, "latin1"), { ifAbsent: true });
 }
 
-async function repaired(options: RepairOptions & VaultOptions = {}, on: MemorySink | FaultySink = sink): Promise<RepairSummary> {
+async function repaired(
+  options: RepairOptions & VaultOptions = {},
+  on: MemorySink | FaultySink = sink,
+): Promise<RepairSummary> {
   const opened = await Vault.openForRepair(on, { workers: 1, stateFolder: options.stateFolder });
   try {
     return await opened.repair(options);
@@ -184,7 +197,8 @@ describe("a copy", () => {
         await mend(notices);
         expect(textOf(copy)).toBe(original);
         const told = notices.filter(({ code }) => code === "VAULT_AT_RISK");
-        for (const { message } of told) expect(message).toMatch(/^copy\/vault\.json is .*: it has been put there again$/);
+        for (const { message } of told)
+          expect(message).toMatch(/^copy\/vault\.json is .*: it has been put there again$/);
       }
     },
   );
@@ -193,15 +207,21 @@ describe("a copy", () => {
     tamperObject(store, copy, "removed", store);
     const notices: Notice[] = [];
     expect((await vault.verify({ onNotice: (notice) => notices.push(notice) })).damaged).toEqual([]);
-    expect(notices).toEqual([{ code: "VAULT_AT_RISK", message: `${copy} is gone: \`tidemark vault repair\` puts it back` }]);
+    expect(notices).toEqual([
+      { code: "VAULT_AT_RISK", message: `${copy} is gone: \`tidemark vault repair\` puts it back` },
+    ]);
     expect(textOf(copy)).toBeUndefined();
   });
 
   test("of another vault is left alone, and told of", async () => {
-    const other = Buffer.from(encodeVault({ ...decodeVault(Buffer.from(original), name), vault: "ab".repeat(16) })).toString("latin1");
+    const other = Buffer.from(
+      encodeVault({ ...decodeVault(Buffer.from(original), name), vault: "ab".repeat(16) }),
+    ).toString("latin1");
     await put(copy, other);
     await vault.replicate({ disk: "d", volume: disk });
-    expect((await repaired()).lost).toMatchObject([{ disk: null, object: copy, message: expect.stringContaining("left alone") as string }]);
+    expect((await repaired()).lost).toMatchObject([
+      { disk: null, object: copy, message: expect.stringContaining("left alone") as string },
+    ]);
     expect(textOf(copy)).toBe(other);
   });
 

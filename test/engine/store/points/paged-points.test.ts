@@ -1,4 +1,7 @@
-/** A vault whose disk has more points than its head can hold: cycles, listings and proofs go by way of pages. */
+/**
+ * A vault whose disk has more points than its head can hold: cycles, listings and proofs go by way
+ * of pages.
+ */
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -11,7 +14,14 @@ import { Store } from "../../../../engine/store/store.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { FaultySink, Gate } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
-import { checkNewest, closeModelVaults, type ModelDisk, openModelVault, sampleDisk, scribble } from "../../../model-disk.ts";
+import {
+  checkNewest,
+  closeModelVaults,
+  type ModelDisk,
+  openModelVault,
+  sampleDisk,
+  scribble,
+} from "../../../model-disk.ts";
 import { recordOf, recordsOf, timeOf } from "../../../point-records.ts";
 import { expectCode, namesIn } from "../../../sink/expectations.ts";
 import { tamperObject } from "../../upkeep/scrub/tamper.ts";
@@ -60,7 +70,9 @@ test("the next cycle proves the page it wrote before the head names it, and ever
     `statObject ${String(page)}`,
     "putObject disks/d/head", // the commit
   ]);
-  expect((await vault.points("d")).map(({ sequence }) => sequence)).toEqual(Array.from({ length: 513 }, (_, index) => index + 1));
+  expect((await vault.points("d")).map(({ sequence }) => sequence)).toEqual(
+    Array.from({ length: 513 }, (_, index) => index + 1),
+  );
   expect(await vault.disks()).toMatchObject([{ disk: "d", points: 513, latest: { sequence: 513 } }]);
   expect((await vault.point("d", "512")).parent).toBeNull();
   await expectCode(vault.point("d", "514"), "POINT_NOT_FOUND");
@@ -71,7 +83,9 @@ test("the next cycle proves the page it wrote before the head names it, and ever
 
 test("a page that the store forgets before the commit is written again, under another name", async () => {
   const gate = new Gate();
-  const sink = new FaultySink(connect(), [{ on: "putObject", prefix: "disks/d/head", when: 2, fault: { kind: "slow", gate } }]);
+  const sink = new FaultySink(connect(), [
+    { on: "putObject", prefix: "disks/d/head", when: 2, fault: { kind: "slow", gate } },
+  ]);
   const notices: Notice[] = [];
   const onNotice = (notice: Notice): void => void notices.push(notice);
   const running = (await openModelVault(sink)).replicate({ disk: "d", volume: disk, onNotice });
@@ -97,7 +111,9 @@ test("a damaged page is named by verify, which goes on with the points that it c
     tamperObject(memory, String(page), how, memory);
     const { checkedPoints, damaged } = await vault.verify({ disk: "d" });
     expect(checkedPoints).toBe(513 - 256);
-    expect(damaged.filter(({ object }) => object === page)).toMatchObject([{ disk: "d", sequence: null, point: null, code }]);
+    expect(damaged.filter(({ object }) => object === page)).toMatchObject([
+      { disk: "d", sequence: null, point: null, code },
+    ]);
     const newest = damaged.filter(({ sequence }) => sequence !== null && sequence >= 512);
     expect(newest).toEqual([]);
   }

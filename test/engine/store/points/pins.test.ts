@@ -1,4 +1,7 @@
-/** Pins: a point that a user has pinned stays until the pin ends, and what cannot be read counts as a pin. */
+/**
+ * Pins: a point that a user has pinned stays until the pin ends, and what cannot be read counts as
+ * a pin.
+ */
 import { beforeEach, describe, expect, test } from "vitest";
 import type { PinDocument } from "../../../../engine/store/format/keeping.ts";
 import { type PinRequest, putPin, removePins } from "../../../../engine/store/points/pins.ts";
@@ -99,7 +102,10 @@ describe("a pinned point", () => {
       rig.memory.restore(start);
       liveSessions().clear();
       const gate = new Gate();
-      const pruning = rig.prune({ policy }, new FaultySink(rig.connect(), [{ on: "any", when: call, fault: { kind: "slow", gate } }]));
+      const pruning = rig.prune(
+        { policy },
+        new FaultySink(rig.connect(), [{ on: "any", when: call, fault: { kind: "slow", gate } }]),
+      );
       await gate.reached;
       const pinning = pin(5).then(
         () => "pinned",
@@ -119,7 +125,13 @@ describe("a pinned point", () => {
 
 describe("a pin", () => {
   test("is refused with a name that a terminal would obey, or an end that is over", async () => {
-    for (const wrong of [{ name: "" }, { name: "a\nb" }, { name: "x".repeat(201) }, { untilMs: 999 }, { untilMs: Number.NaN }]) {
+    for (const wrong of [
+      { name: "" },
+      { name: "a\nb" },
+      { name: "x".repeat(201) },
+      { untilMs: 999 },
+      { untilMs: Number.NaN },
+    ]) {
       await expectCode(pin(5, wrong), "INVALID_ARGUMENT");
     }
     expect(await pins()).toEqual([]);
@@ -127,7 +139,9 @@ describe("a pin", () => {
 
   test("of a point that was committed after the prune had looked is left alone", async () => {
     const gate = new Gate();
-    const sink = new FaultySink(rig.connect(), [{ on: "list", prefix: "disks/d/pins/", when: 1, fault: { kind: "slow", gate } }]);
+    const sink = new FaultySink(rig.connect(), [
+      { on: "list", prefix: "disks/d/pins/", when: 1, fault: { kind: "slow", gate } },
+    ]);
     const pruning = rig.prune({ policy }, sink);
     await gate.reached;
     await rig.commit(1);

@@ -1,4 +1,6 @@
-/** The difference of two points: what it says of the bytes, and that points stay while it is read. */
+/**
+ * The difference of two points: what it says of the bytes, and that points stay while it is read.
+ */
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -9,7 +11,15 @@ import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import type { Extent } from "../../../../engine/volume.ts";
 import { MemorySink } from "../../../../sink/memory.ts";
-import { closeModelVaults, contentOf, ModelDisk, modelBlockBytes, openModelVault, sampleDisk, scribble } from "../../../model-disk.ts";
+import {
+  closeModelVaults,
+  contentOf,
+  ModelDisk,
+  modelBlockBytes,
+  openModelVault,
+  sampleDisk,
+  scribble,
+} from "../../../model-disk.ts";
 import { expectCode, namesIn } from "../../../sink/expectations.ts";
 
 let sink: MemorySink;

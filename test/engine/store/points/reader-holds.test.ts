@@ -29,7 +29,9 @@ afterEach(() => {
 
 const holds = async (): Promise<string[]> => await namesIn(rig.connect(), "disks/d/holds/");
 
-/** Lets everything that is under way go on for a while; a call to a store in memory takes two turns. */
+/**
+ * Lets everything that is under way go on for a while; a call to a store in memory takes two turns.
+ */
 async function turns(count = 200): Promise<void> {
   for (let turn = 0; turn < count; turn += 1) await new Promise((resolve) => setImmediate(resolve));
 }
@@ -93,7 +95,9 @@ describe("a held point", () => {
 
   test("of a store that cannot be written is not held, and that is said once", async () => {
     const error = new TidemarkError("ACCESS_REFUSED", "read only");
-    const sink = new FaultySink(rig.connect(), [{ on: "putObject", when: { probability: 1 }, fault: { kind: "refused", error } }]);
+    const sink = new FaultySink(rig.connect(), [
+      { on: "putObject", when: { probability: 1 }, fault: { kind: "refused", error } },
+    ]);
     const hold = await rig.hold(held, { sink });
     expect(rig.codes).toEqual(["HOLD_REFUSED"]);
     expect(hold.signal.aborted).toBe(false);
@@ -153,7 +157,9 @@ describe("a hold that is held for long", () => {
   test("is not lost while the store cannot be reached", async () => {
     const line: { current: Sink } = { current: rig.connect() };
     const error = new TidemarkError("STORE_UNREACHABLE", "no answer");
-    const cut = new FaultySink(rig.connect(), [{ on: "renewLease", when: { probability: 1 }, fault: { kind: "refused", error } }]);
+    const cut = new FaultySink(rig.connect(), [
+      { on: "renewLease", when: { probability: 1 }, fault: { kind: "refused", error } },
+    ]);
     const hold = await rig.hold(held, { sink: redirected(line) });
     line.current = cut;
     await tick();
@@ -179,7 +185,9 @@ describe("a reader and a pruner", () => {
     return length;
   };
 
-  /** A point that is held is listed, and one that is not held is not. Returns whether it is held. */
+  /**
+   * A point that is held is listed, and one that is not held is not. Returns whether it is held.
+   */
   async function settled(holding: Promise<AsyncDisposable>): Promise<boolean> {
     const [outcome] = await Promise.allSettled([holding]);
     const listed = await rig.sequences();

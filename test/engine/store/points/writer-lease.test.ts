@@ -1,4 +1,7 @@
-/** Writer leases: which writer gets the disk, which is refused, and what a writer that comes back too late can do. */
+/**
+ * Writer leases: which writer gets the disk, which is refused, and what a writer that comes back
+ * too late can do.
+ */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFile } from "node:fs/promises";
@@ -27,7 +30,10 @@ import { expectCode, namesIn } from "../../../sink/expectations.ts";
 const pretended = vi.hoisted((): { identity: Partial<ProcessIdentity> } => ({ identity: {} }));
 vi.mock(import("../../../../engine/store/points/process-identity.ts"), async (importOriginal) => {
   const original = await importOriginal();
-  return { ...original, identifyProcess: async () => ({ ...(await original.identifyProcess()), ...pretended.identity }) };
+  return {
+    ...original,
+    identifyProcess: async () => ({ ...(await original.identifyProcess()), ...pretended.identity }),
+  };
 });
 
 const leaseMs = 60_000;
@@ -51,7 +57,10 @@ afterEach(async () => {
 
 const connect = (): MemorySink => new MemorySink({ store, clock: () => nowMs });
 
-async function takeLease(sink: MemorySink | FaultySink, onNotice: (notice: Notice) => void = () => undefined): Promise<WriterLease> {
+async function takeLease(
+  sink: MemorySink | FaultySink,
+  onNotice: (notice: Notice) => void = () => undefined,
+): Promise<WriterLease> {
   return await WriterLease.take({ store: new Store(sink), vault: vaultId, disk: "d", onNotice });
 }
 
@@ -160,7 +169,9 @@ describe("the writer lease of a disk", () => {
   test("is free again for another machine after a failure while it was being taken", async () => {
     for (const when of [1, 2, 3]) {
       const refused = new TidemarkError("STORE_UNREACHABLE", "no answer");
-      const sink = new FaultySink(connect(), [{ on: "putObject", prefix: "disks/", when, fault: { kind: "refused", error: refused } }]);
+      const sink = new FaultySink(connect(), [
+        { on: "putObject", prefix: "disks/", when, fault: { kind: "refused", error: refused } },
+      ]);
       const vault = await openModelVault(sink);
       await expectCode(vault.replicate({ disk: "d", volume: disk }), "STORE_UNREACHABLE");
       sink.assertAllFired();
@@ -179,7 +190,9 @@ describe("the writer lease of a disk", () => {
       // The loser asks once more until the winner, who stays, is known to it.
       const results = await Promise.allSettled([takeLease(connect()), takeLease(connect())]);
       const winners = results.flatMap((result) => (result.status === "fulfilled" ? [result.value] : []));
-      const losers = results.flatMap((result) => (result.status === "rejected" ? [(result.reason as TidemarkError).code] : []));
+      const losers = results.flatMap((result) =>
+        result.status === "rejected" ? [(result.reason as TidemarkError).code] : [],
+      );
       expect(winners).toHaveLength(1);
       expect(losers).toEqual(["WRITER_ACTIVE"]);
       await winners[0]?.assertHeld();

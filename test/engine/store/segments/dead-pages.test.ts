@@ -1,4 +1,7 @@
-/** What writers know of dead pages: little enough for a vault of any size, and read when it is needed. */
+/**
+ * What writers know of dead pages: little enough for a vault of any size, and read when it is
+ * needed.
+ */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";

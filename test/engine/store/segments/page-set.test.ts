@@ -17,7 +17,9 @@ describe("a set of pages", () => {
           for (let page = from; page < from + length; page += 1) model.add(page);
         }
         expect(set.count()).toBe(model.size);
-        const told = set.runs().flatMap((each) => Array.from({ length: each.end - each.from }, (_, index) => each.from + index));
+        const told = set
+          .runs()
+          .flatMap((each) => Array.from({ length: each.end - each.from }, (_, index) => each.from + index));
         expect(told).toEqual([...model].sort((a, b) => a - b));
         for (let page = 0; page < 400; page += 1) expect(set.has(page)).toBe(model.has(page));
         let last = end;
@@ -38,13 +40,18 @@ describe("a set of pages", () => {
 });
 
 test("what a vault of a hundred million chunks needs is known in less than 2 GiB", () => {
-  // 20 KB each, as measured on an ext4 image; in a tenth of the segments, which tells for all: memory is a bit for each 512 bytes that are stored.
+  // 20 KB each, as measured on an ext4 image; in a tenth of the segments, which tells for all:
+  // memory is a bit for each 512 bytes that are stored.
   const live = new LiveSet();
   const chunks = 10_000_000;
   const chunkBytes = 20_480;
   const perSegment = Math.floor(2 ** 30 / chunkBytes);
   for (let chunk = 0; chunk < chunks; chunk += 1) {
-    live.add(`segments/d/00000001-0-${String(Math.floor(chunk / perSegment))}`, (chunk % perSegment) * chunkBytes, chunkBytes);
+    live.add(
+      `segments/d/00000001-0-${String(Math.floor(chunk / perSegment))}`,
+      (chunk % perSegment) * chunkBytes,
+      chunkBytes,
+    );
   }
   expect(live.bytes * 10).toBeLessThan(2 * 2 ** 30);
   expect(live.bytes).toBeGreaterThanOrEqual((chunks * chunkBytes) / 4096);

@@ -1,4 +1,7 @@
-/** A vault in memory whose disks change, whose points come and go, and which is collected meanwhile; and what every point of it must hold. */
+/**
+ * A vault in memory whose disks change, whose points come and go, and which is collected meanwhile;
+ * and what every point of it must hold.
+ */
 import assert from "node:assert/strict";
 import type { OperationOptions } from "../../../../engine/progress.ts";
 import type { Sink } from "../../../../engine/sink.ts";
@@ -51,7 +54,10 @@ export class ChurnedVault {
     return disk;
   }
 
-  /** Writes to some granules: content that has never been there, or, `seed` given, that may have been. */
+  /**
+   * Writes to some granules: content that has never been there, or, `seed` given, that may have
+   * been.
+   */
   change(name: string, from: number, granules: number, seed?: number): void {
     this.#changes += 1;
     contentOf(granules * granuleBytes, seed ?? 1000 + this.#changes).copy(this.disk(name).bytes, from * granuleBytes);
@@ -68,7 +74,12 @@ export class ChurnedVault {
   /** Drops points as a prune does. */
   async drop(name: string, sequences: readonly number[]): Promise<void> {
     const vault = (await this.vault()).id;
-    await using writerLease = await WriterLease.take({ store: new Store(this.plain), vault, disk: name, onNotice: () => undefined });
+    await using writerLease = await WriterLease.take({
+      store: new Store(this.plain),
+      vault,
+      disk: name,
+      onNotice: () => undefined,
+    });
     await writerLease.drop(sequences, { leave: true, prove: () => Promise.resolve() });
   }
 
@@ -80,7 +91,10 @@ export class ChurnedVault {
     return await collect(new Store(options.sink ?? this.plain), (await this.vault()).id, options);
   }
 
-  /** Fails unless every committed point of every disk is, bit for bit, what it was made of. Returns how many there are. */
+  /**
+   * Fails unless every committed point of every disk is, bit for bit, what it was made of. Returns
+   * how many there are.
+   */
   async check(): Promise<number> {
     let count = 0;
     for (const name of this.disks.keys()) {

@@ -1,4 +1,7 @@
-/** What may happen between any two steps of a collection, and to what it has written down: nothing that a committed point needs is lost by it. */
+/**
+ * What may happen between any two steps of a collection, and to what it has written down: nothing
+ * that a committed point needs is lost by it.
+ */
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
@@ -13,7 +16,8 @@ import { ChurnedVault } from "./churned-vault.ts";
 let churned: ChurnedVault;
 beforeEach(async () => {
   churned = new ChurnedVault();
-  // A segment of which nothing is needed, and one of which half is not: content 5 and 7 are nobody's any more.
+  // A segment of which nothing is needed, and one of which half is not: content 5 and 7 are
+  // nobody's any more.
   churned.change("a", 0, 20, 5);
   await churned.replicate("a");
   churned.change("a", 0, 40, 6);
@@ -29,7 +33,11 @@ afterEach(async () => {
   await closeModelVaults();
 });
 
-function slow(on: PlannedFault["on"], prefix: string, when: number): { readonly gate: Gate; readonly sink: FaultySink } {
+function slow(
+  on: PlannedFault["on"],
+  prefix: string,
+  when: number,
+): { readonly gate: Gate; readonly sink: FaultySink } {
   const gate = new Gate();
   return { gate, sink: new FaultySink(churned.connect(), [{ on, prefix, when, fault: { kind: "slow", gate } }]) };
 }
@@ -51,7 +59,8 @@ test.each([5, 7])("a disk that nobody knew of when the collection looked is wait
   const collecting = churned.collect({ sink: announce.sink, waitMsMax: 0 });
   collecting.catch(() => undefined);
   await announce.gate.reached;
-  // Its point refers to what is condemned, which its writer cannot know yet; and all of it has been proved.
+  // Its point refers to what is condemned, which its writer cannot know yet; and all of it has been
+  // proved.
   const commit = slow("putObject", "disks/c/head", 4);
   churned.through(commit.sink);
   churned.change("c", 0, 20, seed);
@@ -78,16 +87,19 @@ describe("what a collection has written down", () => {
     expect(await churned.check()).toBe(4);
   });
 
-  test.each(["reclaim/collection", "reclaim/dead/a/"])("holds up no writer when %s is damaged, and is not lost", async (prefix) => {
-    await churned.collect();
-    const [name = ""] = await churned.names(prefix);
-    tamperObject(churned.store, name, "flipped", churned.store);
-    churned.change("c", 0, 20, 5);
-    churned.change("b", 0, 20, 7);
-    await churned.replicate("c");
-    await churned.replicate("b");
-    expect(await churned.check()).toBe(4);
-  });
+  test.each(["reclaim/collection", "reclaim/dead/a/"])(
+    "holds up no writer when %s is damaged, and is not lost",
+    async (prefix) => {
+      await churned.collect();
+      const [name = ""] = await churned.names(prefix);
+      tamperObject(churned.store, name, "flipped", churned.store);
+      churned.change("c", 0, 20, 5);
+      churned.change("b", 0, 20, 7);
+      await churned.replicate("c");
+      await churned.replicate("b");
+      expect(await churned.check()).toBe(4);
+    },
+  );
 
   test("is not taken away by one that slept while its successor worked", async () => {
     const orphans = slow("list", "reclaim/dead/", 1);
@@ -123,7 +135,11 @@ test("a store that forgets the prune before a collection loses nothing of the po
   const whole = new FaultySink(churned.connect(), []);
   expect(await churned.collect({ sink: whole })).toMatchObject({ condemnedChunks: 0 });
   const firstLook = whole.calls.indexOf("list disks/");
-  for (let call = firstLook; call < whole.calls.findIndex((name) => name.startsWith("deleteObject disks/")); call += 1) {
+  for (
+    let call = firstLook;
+    call < whole.calls.findIndex((name) => name.startsWith("deleteObject disks/"));
+    call += 1
+  ) {
     churned.store.restore(dropped);
     let calls = 0;
     const goesBack = watched(churned.connect(), () => {
@@ -170,18 +186,21 @@ test("of two that are the first ever and begin at once, one collects and the oth
   expect((await early).deletedSegments).toBe(1);
 });
 
-test.each(["reclaim/collection", "reclaim/collected"])("one that slept before it wrote %s says what has happened", async (name) => {
-  const write = slow("putObject", name, 1);
-  const slept = churned.collect({ sink: write.sink });
-  slept.catch(() => undefined);
-  await write.gate.reached;
-  churned.nowMs += 61_000;
-  await churned.collect();
-  write.gate.open();
-  if (name === "reclaim/collection") await expectCode(slept, "COLLECTION_ACTIVE");
-  else expect((await slept).deletedSegments).toBe(1);
-  expect(await churned.check()).toBe(2);
-});
+test.each(["reclaim/collection", "reclaim/collected"])(
+  "one that slept before it wrote %s says what has happened",
+  async (name) => {
+    const write = slow("putObject", name, 1);
+    const slept = churned.collect({ sink: write.sink });
+    slept.catch(() => undefined);
+    await write.gate.reached;
+    churned.nowMs += 61_000;
+    await churned.collect();
+    write.gate.open();
+    if (name === "reclaim/collection") await expectCode(slept, "COLLECTION_ACTIVE");
+    else expect((await slept).deletedSegments).toBe(1);
+    expect(await churned.check()).toBe(2);
+  },
+);
 
 test("what the first look has learned takes no memory when the second one begins", async () => {
   const looks: WeakRef<LiveSet>[] = [];

@@ -1,4 +1,7 @@
-/** Collections: what they give back, what they leave alone, and that nothing that can be read before cannot be read afterwards. */
+/**
+ * Collections: what they give back, what they leave alone, and that nothing that can be read before
+ * cannot be read afterwards.
+ */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -54,7 +57,12 @@ describe("a collection", () => {
     expect(summary.storedBytesAfter).toBeLessThan(summary.storedBytesBefore);
     expect(await churned.check()).toBe(3);
     const again = await churned.collect();
-    expect(again).toMatchObject({ condemnedChunks: 0, deletedSegments: 0, deletedObjects: 0, storedBytesBefore: summary.storedBytesAfter });
+    expect(again).toMatchObject({
+      condemnedChunks: 0,
+      deletedSegments: 0,
+      deletedObjects: 0,
+      storedBytesBefore: summary.storedBytesAfter,
+    });
     expect(await churned.check()).toBe(3);
   });
 
@@ -96,7 +104,8 @@ describe("a collection", () => {
     expect(await churned.points("a")).toHaveLength(10);
     expect(await vault.prune({ policy })).toMatchObject({ removedPoints: 8, freedBytes: null });
     const { storedBytesBefore, storedBytesAfter } = await churned.collect();
-    // Frames have headers and tables besides, and a few pages here and there are not worth a request.
+    // Frames have headers and tables besides, and a few pages here and there are not worth a
+    // request.
     expect(freedBytes).toBeGreaterThan((storedBytesBefore - storedBytesAfter) * 0.9);
     expect(freedBytes).toBeLessThan((storedBytesBefore - storedBytesAfter) * 1.1);
     expect(await churned.check()).toBe(2);
@@ -165,7 +174,9 @@ describe("a collection", () => {
     await tenPoints();
     await churned.drop("a", [2, 3, 4, 5]);
     const gate = new Gate();
-    const slow = new FaultySink(churned.connect(), [{ on: "list", prefix: "segments/", when: 1, fault: { kind: "slow", gate } }]);
+    const slow = new FaultySink(churned.connect(), [
+      { on: "list", prefix: "segments/", when: 1, fault: { kind: "slow", gate } },
+    ]);
     const first = churned.collect({ sink: slow });
     await gate.reached;
     await expectCode(churned.collect(), "COLLECTION_ACTIVE");
@@ -177,9 +188,15 @@ describe("a collection", () => {
 
 describe("a writer", () => {
   /** Stops the replication of a disk right before its call of `method` on `prefix`. */
-  async function asleep(name: string, method: "putObject" | "writePages", prefix: string): Promise<{ gate: Gate; done: Promise<number> }> {
+  async function asleep(
+    name: string,
+    method: "putObject" | "writePages",
+    prefix: string,
+  ): Promise<{ gate: Gate; done: Promise<number> }> {
     const gate = new Gate();
-    churned.through(new FaultySink(churned.connect(), [{ on: method, prefix, when: 1, fault: { kind: "slow", gate } }]));
+    churned.through(
+      new FaultySink(churned.connect(), [{ on: method, prefix, when: 1, fault: { kind: "slow", gate } }]),
+    );
     const done = churned.replicate(name);
     done.catch(() => undefined);
     await gate.reached;
@@ -194,7 +211,8 @@ describe("a writer", () => {
     churned.disk("b");
     await churned.replicate("b");
     await churned.drop("a", [1]);
-    // What only the dropped point held is there again, and the writer that finds it knows nothing of a collection.
+    // What only the dropped point held is there again, and the writer that finds it knows nothing
+    // of a collection.
     churned.change("b", 0, 20, 5);
   });
 
@@ -284,7 +302,10 @@ describe("a writer in the middle of a long cycle", () => {
     await rm(churned.stateFolder ?? "", { recursive: true });
   });
 
-  /** A cycle that refers to what a collection then condemns, as far as its third slab; and what the collection came to meanwhile. */
+  /**
+   * A cycle that refers to what a collection then condemns, as far as its third slab; and what the
+   * collection came to meanwhile.
+   */
   async function overtaken(): Promise<{ readonly cycle: Promise<number>; readonly summary: CollectSummary }> {
     const packed = new Gate();
     packed.open();
@@ -293,7 +314,12 @@ describe("a writer in the middle of a long cycle", () => {
     await packed.reached;
     const waiting = new Gate();
     waiting.open();
-    const asksAgain = { on: "getObject", prefix: "disks/b/head", when: 2, fault: { kind: "slow", gate: waiting } } as const;
+    const asksAgain = {
+      on: "getObject",
+      prefix: "disks/b/head",
+      when: 2,
+      fault: { kind: "slow", gate: waiting },
+    } as const;
     const collecting = churned.collect({ sink: new FaultySink(churned.connect(), [asksAgain]) });
     collecting.catch(() => undefined);
     await waiting.reached;
@@ -400,7 +426,9 @@ describe("a store that goes back in time under a collection", () => {
     expect(whole.calls.findIndex((call) => call.startsWith("clearPages"))).toBeGreaterThan(secondLook);
     for (let call = secondLook; call <= whole.calls.length; call += 1) {
       churned.store.restore(begun);
-      const earlier: { readonly atMs: number; readonly snapshot: MemorySnapshot }[] = [{ atMs: -Infinity, snapshot: begun }];
+      const earlier: { readonly atMs: number; readonly snapshot: MemorySnapshot }[] = [
+        { atMs: -Infinity, snapshot: begun },
+      ];
       const goesBack = watched(churned.connect(), () => {
         const nowMs = performance.now();
         if (earlier.push({ atMs: nowMs, snapshot: churned.store.snapshot() }) !== call + 1) return;
@@ -448,7 +476,13 @@ describe("a vault over which everything passes", () => {
           which: fc.array(fc.nat(20), { minLength: 1, maxLength: 8 }),
         }),
       },
-      { weight: 2, arbitrary: fc.record({ kind: fc.constant("collect" as const), diesAt: fc.option(fc.integer({ min: 1, max: 80 })) }) },
+      {
+        weight: 2,
+        arbitrary: fc.record({
+          kind: fc.constant("collect" as const),
+          diesAt: fc.option(fc.integer({ min: 1, max: 80 })),
+        }),
+      },
       { weight: 1, arbitrary: fc.record({ kind: fc.constant("back" as const) }) },
     );
     await fc.assert(

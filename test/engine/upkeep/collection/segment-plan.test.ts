@@ -1,4 +1,7 @@
-/** What of a segment is freed, collection after collection, while less and less of it is needed; and what of a damaged one. */
+/**
+ * What of a segment is freed, collection after collection, while less and less of it is needed; and
+ * what of a damaged one.
+ */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { segmentBytes } from "../../../../engine/limits.ts";
@@ -60,7 +63,10 @@ async function walk(store: Store, dead: PageSet): Promise<readonly Found[]> {
 
 test("whoever walks the segment finds every chunk that is needed, however often it has been collected", async () => {
   const size = fc.oneof(fc.integer({ min: 1, max: 300 }), fc.integer({ min: 2000, max: 9000 }));
-  const frame = fc.oneof(fc.array(size, { minLength: 1, maxLength: 6 }), fc.array(size, { minLength: 60, maxLength: 120 }));
+  const frame = fc.oneof(
+    fc.array(size, { minLength: 1, maxLength: 6 }),
+    fc.array(size, { minLength: 60, maxLength: 120 }),
+  );
   const frames = fc.array(frame, { minLength: 2, maxLength: 5 });
   /** Of each step and frame: between which of its chunks, in parts of all, they stay needed. */
   const end = fc.constantFrom(0, 0, 0.02, 0.1, 0.5, 0.9, 1);
@@ -103,9 +109,14 @@ describe("a frame that cannot be read", () => {
     await write(store, [[4000, 4000], [4000], [4000]]);
     const frames = await walk(store, new PageSet());
     const second = frames.find(({ frame }) => frame === 1)?.at ?? 0;
-    await store.writePages(name, Math.floor(second / pageAlignmentBytes) * pageAlignmentBytes, new Uint8Array(512).fill(7), {
-      sequenceNumber: 1,
-    });
+    await store.writePages(
+      name,
+      Math.floor(second / pageAlignmentBytes) * pageAlignmentBytes,
+      new Uint8Array(512).fill(7),
+      {
+        sequenceNumber: 1,
+      },
+    );
     return { store, frames };
   }
 
@@ -114,7 +125,13 @@ describe("a frame that cannot be read", () => {
     const [last] = frames.filter(({ frame }) => frame === 2);
     const live = new PageSet();
     live.addBytes(last?.at ?? 0, last?.size ?? 0);
-    const { fault, isDead, condemned } = await planSegment(store, vaultId, await segmentIn(store), { live, dead: new PageSet() }, {});
+    const { fault, isDead, condemned } = await planSegment(
+      store,
+      vaultId,
+      await segmentIn(store),
+      { live, dead: new PageSet() },
+      {},
+    );
     expect(fault).toMatchObject({ code: "DAMAGED" });
     expect(isDead).toBe(false);
     const second = frames.find(({ frame }) => frame === 1)?.at ?? 0;
@@ -124,7 +141,13 @@ describe("a frame that cannot be read", () => {
   test("keeps nothing of a segment of which no chunk is needed", async () => {
     const { store } = await damagedStore();
     const segment = await segmentIn(store);
-    const { isDead, condemned } = await planSegment(store, vaultId, segment, { live: new PageSet(), dead: new PageSet() }, {});
+    const { isDead, condemned } = await planSegment(
+      store,
+      vaultId,
+      segment,
+      { live: new PageSet(), dead: new PageSet() },
+      {},
+    );
     expect(isDead).toBe(true);
     expect(condemned).toEqual([{ from: 0, end: segment.writtenBytes / pageAlignmentBytes }]);
   });

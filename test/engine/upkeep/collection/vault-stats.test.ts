@@ -36,7 +36,10 @@ async function modelOf(...disks: readonly string[]): Promise<Omit<SpaceCounts, "
         const entry = pieces.entries[piece] ?? 0;
         if (leaf === undefined || pieceIsZero(pieces, piece)) continue;
         const place = `${String(leaf.names[leaf.segments[entry] ?? 0])} ${String(leaf.offsets[entry])}`;
-        chunks.set(place, { plain: ((leaf.chunkLengths[entry] ?? 0) + 1) * 4096, stored: storedLength(leaf.storedWords[entry] ?? 0) });
+        chunks.set(place, {
+          plain: ((leaf.chunkLengths[entry] ?? 0) + 1) * 4096,
+          stored: storedLength(leaf.storedWords[entry] ?? 0),
+        });
       }
     }
   }

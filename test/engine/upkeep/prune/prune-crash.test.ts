@@ -1,4 +1,7 @@
-/** A prune is interrupted, or its store goes back in time, at each of its calls: what is listed can be read, and the next prune goes on. */
+/**
+ * A prune is interrupted, or its store goes back in time, at each of its calls: what is listed can
+ * be read, and the next prune goes on.
+ */
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { hasCode } from "../../../../engine/errors.ts";
 import type { GroupRecord } from "../../../../engine/store/format/documents.ts";
@@ -99,9 +102,10 @@ describe("a prune that dies at any call", () => {
           (error: unknown) => (hasCode(error, "STORE_REGRESSED", "WRITER_ACTIVE") ? error.code : error),
         );
         sink.assertAllFired();
-        expect(outcome, `write ${String(write)}: ${String(sink.calls.filter((call) => call.startsWith("putObject"))[write - 1])}`).toBe(
-          "done",
-        );
+        expect(
+          outcome,
+          `write ${String(write)}: ${String(sink.calls.filter((call) => call.startsWith("putObject"))[write - 1])}`,
+        ).toBe("done");
         await sink.releaseLate();
         expect(await rig.sequences()).toEqual(after);
         await rig.commit(1);
@@ -131,7 +135,8 @@ describe("a store that goes back in time", () => {
         });
         const outcome = await rig.prune({ policy }, sink).then(
           () => "done",
-          (error: unknown) => (hasCode(error, "STORE_REGRESSED", "SEAT_LOST", "CONDITION_FAILED", "OBJECT_EXISTS") ? error.code : error),
+          (error: unknown) =>
+            hasCode(error, "STORE_REGRESSED", "SEAT_LOST", "CONDITION_FAILED", "OBJECT_EXISTS") ? error.code : error,
         );
         expect(outcome, `call ${String(at)}, ${String(back)} calls back`).toBeTypeOf("string");
         outcomes.set(String(outcome), (outcomes.get(String(outcome)) ?? 0) + 1);
@@ -161,12 +166,21 @@ describe("a store that goes back in time", () => {
     const late: { forgotten?: MemorySnapshot; hold?: Promise<AsyncDisposable> } = {};
     const going = watched(rig.connect(), (method, name) => {
       if (method === "putObject" && name === "disks/d/condemned") late.forgotten ??= rig.memory.snapshot();
-      if (late.forgotten === undefined || late.hold !== undefined || method !== "putObject" || !name.startsWith("disks/d/history/")) return;
+      if (
+        late.forgotten === undefined ||
+        late.hold !== undefined ||
+        method !== "putObject" ||
+        !name.startsWith("disks/d/history/")
+      )
+        return;
       rig.memory.restore(late.forgotten);
       late.hold = rig.hold(heldPoint);
     });
     // The first try finds that its list is gone; the second one finds the reader.
-    expect(await rig.prune({ policy }, going)).toMatchObject({ heldPoints: 1, removedPoints: before.length - after.length - 1 });
+    expect(await rig.prune({ policy }, going)).toMatchObject({
+      heldPoints: 1,
+      removedPoints: before.length - after.length - 1,
+    });
     expect(rig.codes).toEqual(["STORE_REGRESSED"]);
     expect(await rig.sequences()).toContain(heldPoint);
     await (await late.hold)?.[Symbol.asyncDispose]();

@@ -1,4 +1,7 @@
-/** Points of a group live and die on all of its disks, however the disks are pruned, and whoever keeps one of them. */
+/**
+ * Points of a group live and die on all of its disks, however the disks are pruned, and whoever
+ * keeps one of them.
+ */
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { hasCode } from "../../../../engine/errors.ts";
@@ -49,7 +52,9 @@ async function pin(sequence: number, disk: string): Promise<void> {
   await putPin({ store, vault: recordsVault, disk, point, name: null, untilMs: null, nowMs: 1, onNotice });
 }
 
-/** Lets everything that is under way go on for a while; a call to a store in memory takes two turns. */
+/**
+ * Lets everything that is under way go on for a while; a call to a store in memory takes two turns.
+ */
 async function turns(count: number): Promise<void> {
   for (let turn = 0; turn < count; turn += 1) await new Promise((resolve) => setImmediate(resolve));
 }
@@ -70,7 +75,9 @@ function paused(inner: Sink, turnsOf: () => number): Sink {
 }
 
 describe("a point of a group that is kept on one disk", () => {
-  /** A keeper of one disk's point, who looks, when it has it, whether the other disk has its own. */
+  /**
+   * A keeper of one disk's point, who looks, when it has it, whether the other disk has its own.
+   */
   async function keepOne(keeping: () => Promise<unknown>): Promise<boolean | undefined> {
     try {
       await keeping();
@@ -89,14 +96,24 @@ describe("a point of a group that is kept on one disk", () => {
       const keep = async (sink: Sink = rig.connect()): Promise<unknown> => {
         if (who === "a reader") return await hold(kept, "e", sink);
         const { onNotice } = rig;
-        const place = { store: new Store(sink), vault: recordsVault, disk: "e", point: recordOf(kept, shop(kept), "e"), onNotice };
+        const place = {
+          store: new Store(sink),
+          vault: recordsVault,
+          disk: "e",
+          point: recordOf(kept, shop(kept), "e"),
+          onNotice,
+        };
         return await putPin({ ...place, name: null, untilMs: null, nowMs: 1 });
       };
       const [alone, whole] = [new FaultySink(rig.connect(), []), new FaultySink(rig.connect(), [])];
       await keep(alone);
       rig.memory.restore(start);
       await rig.prune({ policy, disk: "d" }, whole);
-      const slowAt = (call: number, gate: Gate): PlannedFault => ({ on: "any", when: call, fault: { kind: "slow", gate } });
+      const slowAt = (call: number, gate: Gate): PlannedFault => ({
+        on: "any",
+        when: call,
+        fault: { kind: "slow", gate },
+      });
       const outcomes = { both: 0, one: 0 };
       for (let call = 1; call <= whole.calls.length; call += 1) {
         for (let stop = 1; stop <= alone.calls.length + 2; stop += 1) {
@@ -117,7 +134,9 @@ describe("a point of a group that is kept on one disk", () => {
           outcomes[isComplete === true ? "both" : "one"] += 1;
         }
       }
-      console.log(`${who} came at each of ${String(whole.calls.length)} calls of the other disk's prune: ${JSON.stringify(outcomes)}`);
+      console.log(
+        `${who} came at each of ${String(whole.calls.length)} calls of the other disk's prune: ${JSON.stringify(outcomes)}`,
+      );
       expect(Math.min(outcomes.both, outcomes.one)).toBeGreaterThan(0);
     },
     60_000,
@@ -136,7 +155,9 @@ describe("a point of a group that is kept on one disk", () => {
           rig.memory.restore(start);
           let call = 0;
           const readers: AsyncDisposable[] = [];
-          /** Each call of a pruner waits for some turns before it takes effect; a keeper is quick. */
+          /**
+           * Each call of a pruner waits for some turns before it takes effect; a keeper is quick.
+           */
           const sink = (): Sink => paused(rig.connect(), () => pauses[call++ % pauses.length] ?? 0);
           const keep = async (disk: string, after: number): Promise<string> => {
             await turns(after);
@@ -174,7 +195,9 @@ describe("a point of a group that is kept on one disk", () => {
     await writeHistory(rig.store, recordsOf(1, 21, shop, "d"), "d");
     await writeHistory(rig.store, recordsOf(1, 15, shop, "e"), "e");
     const gate = new Gate();
-    const sink = new FaultySink(rig.connect(), [{ on: "putObject", prefix: condemnedName("d"), when: 1, fault: { kind: "slow", gate } }]);
+    const sink = new FaultySink(rig.connect(), [
+      { on: "putObject", prefix: condemnedName("d"), when: 1, fault: { kind: "slow", gate } },
+    ]);
     const pruning = rig.prune({ policy, disk: "d" }, sink);
     await gate.reached;
     await rig.commit(1, "e", shop);
@@ -203,7 +226,9 @@ describe("a point of a group that is kept on one disk", () => {
   test("is refused while the other disk's pruner takes its time, with the disk's name", async () => {
     await writeShop();
     const gate = new Gate();
-    const sink = new FaultySink(rig.connect(), [{ on: "list", prefix: "disks/d/holds/", when: 1, fault: { kind: "slow", gate } }]);
+    const sink = new FaultySink(rig.connect(), [
+      { on: "list", prefix: "disks/d/holds/", when: 1, fault: { kind: "slow", gate } },
+    ]);
     const pruning = rig.prune({ policy, disk: "d" }, sink);
     await gate.reached;
     let nowMs = 0;
@@ -226,7 +251,9 @@ describe("a point of a group that is kept on one disk", () => {
     const [name = ""] = await namesIn(rig.connect(), "disks/e/holds/");
     rig.memory.objects?.delete(name);
     const gate = new Gate();
-    const sink = new FaultySink(rig.connect(), [{ on: "list", prefix: "disks/d/pins/", when: 2, fault: { kind: "slow", gate } }]);
+    const sink = new FaultySink(rig.connect(), [
+      { on: "list", prefix: "disks/d/pins/", when: 2, fault: { kind: "slow", gate } },
+    ]);
     const pruning = rig.prune({ policy, disk: "d" }, sink);
     await gate.reached;
     let nowMs = 0;
@@ -285,7 +312,16 @@ test("a list of points shows what other disks' pins and readers keep, and no pin
   expect(reader).toBeDefined();
   const { store, onNotice } = rig;
   const untilMs = recordOf(12).timeMs;
-  await putPin({ store, vault: recordsVault, disk: "d", point: recordOf(9, shop(9)), name: null, untilMs, nowMs: 1, onNotice });
+  await putPin({
+    store,
+    vault: recordsVault,
+    disk: "d",
+    point: recordOf(9, shop(9)),
+    name: null,
+    untilMs,
+    nowMs: 1,
+    onNotice,
+  });
   vi.spyOn(Date, "now").mockReturnValue(untilMs + 1);
   for (const disk of ["d", "e"]) {
     const listed = await listPoints(store, new GroupMembers({ store, vault: recordsVault }), disk, {});
@@ -300,9 +336,14 @@ test("a list of points shows what other disks' pins and readers keep, and no pin
 describe("the points of a group", () => {
   test("grow older by their disks' own points when the group is no more", async () => {
     for (const disk of ["d", "e"])
-      await writeHistory(rig.store, [...recordsOf(1, 100, shop, disk), ...recordsOf(2_000, 2_010, undefined, disk)], disk);
+      await writeHistory(
+        rig.store,
+        [...recordsOf(1, 100, shop, disk), ...recordsOf(2_000, 2_010, undefined, disk)],
+        disk,
+      );
     await rig.prune({ policy: parsePolicy("bands:1h=all") });
-    for (const disk of ["d", "e"]) expect(await rig.sequences(disk)).toEqual(recordsOf(2_000, 2_010).map(({ sequence }) => sequence));
+    for (const disk of ["d", "e"])
+      expect(await rig.sequences(disk)).toEqual(recordsOf(2_000, 2_010).map(({ sequence }) => sequence));
   });
 
   test("stay or go together when a disk joins the group, or leaves it", async () => {
@@ -334,7 +375,9 @@ describe("the points of a group", () => {
           const there = names.filter((name) => points.some(({ disks }) => disks.includes(name)));
           for (const disk of there) {
             const own = points.filter(({ disks }) => disks.includes(disk));
-            const records = own.map(({ disks, sequence: at }) => recordOf(at, disks.length > 1 ? groupOf(...disks)(at) : null, disk));
+            const records = own.map(({ disks, sequence: at }) =>
+              recordOf(at, disks.length > 1 ? groupOf(...disks)(at) : null, disk),
+            );
             await writeHistory(rig.store, records, disk);
           }
           const asked = order.filter((disk) => there.includes(disk));
@@ -342,7 +385,10 @@ describe("the points of a group", () => {
           const left = new Map<string, readonly number[]>();
           for (const disk of there) left.set(disk, await rig.sequences(disk));
           for (const { disks, sequence: at } of points) {
-            expect(new Set(disks.map((disk) => left.get(disk)?.includes(at))).size, `point ${String(at)} of ${disks.join()}`).toBe(1);
+            expect(
+              new Set(disks.map((disk) => left.get(disk)?.includes(at))).size,
+              `point ${String(at)} of ${disks.join()}`,
+            ).toBe(1);
           }
         },
       ),

@@ -1,6 +1,7 @@
 /**
- * Any history of commits, prunes, pins, holds and deaths, against a list of numbers: at every step exactly the points are listed that the model has,
- * none that is pinned or held is missing, and the newest is there.
+ * Any history of commits, prunes, pins, holds and deaths, against a list of numbers: at every step
+ * exactly the points are listed that the model has, none that is pinned or held is missing, and the
+ * newest is there.
  */
 import fc from "fast-check";
 import { afterEach, expect, test, vi } from "vitest";
@@ -13,7 +14,14 @@ import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { recordOf, recordsOf, recordsVault, writeHistory } from "../../../point-records.ts";
 import { PruneRig } from "./prune-rig.ts";
 
-const policies = ["keep:last=4", "bands:1m=all,30m=30s", "bands:30s=all,10m=1m", "days:0", "none", "keep:last=1,hourly=3"].map(parsePolicy);
+const policies = [
+  "keep:last=4",
+  "bands:1m=all,30m=30s",
+  "bands:30s=all,10m=1m",
+  "days:0",
+  "none",
+  "keep:last=1,hourly=3",
+].map(parsePolicy);
 
 type Step =
   | { readonly do: "commit"; readonly count: number }
@@ -35,7 +43,10 @@ const step: fc.Arbitrary<Step> = fc.oneof(
       effect: fc.constantFrom("before" as const, "after" as const),
     }),
   },
-  { weight: 4, arbitrary: fc.record({ do: fc.constantFrom("pin" as const, "unpin", "hold", "release", "abandon"), pick }) },
+  {
+    weight: 4,
+    arbitrary: fc.record({ do: fc.constantFrom("pin" as const, "unpin", "hold", "release", "abandon"), pick }),
+  },
 );
 
 afterEach(() => {
@@ -94,7 +105,10 @@ class Model {
     for (const hold of this.#holds.values()) await hold.release();
   }
 
-  /** Dies at a call of a prune, if it has so many. What is listed then tells whether it had happened. */
+  /**
+   * Dies at a call of a prune, if it has so many. What is listed then tells whether it had
+   * happened.
+   */
   async #die(policy: RetentionPolicy, call: number, effect: "before" | "after"): Promise<void> {
     const sink = new FaultySink(this.rig.connect(), [{ on: "any", when: call, fault: { kind: "crash", effect } }]);
     const after = this.#after(policy);
@@ -142,7 +156,11 @@ class Model {
   }
 
   #after(policy: RetentionPolicy): number[] {
-    const points = this.#listed.map((sequence) => ({ ...recordOf(sequence), group: null, pinned: this.#pinned.has(sequence) }));
+    const points = this.#listed.map((sequence) => ({
+      ...recordOf(sequence),
+      group: null,
+      pinned: this.#pinned.has(sequence),
+    }));
     const decisions = decide(points, policy, 2_000_000_000_000);
     return decisions.flatMap(({ sequence, keep }) => (keep || this.#holds.has(sequence) ? [sequence] : []));
   }
@@ -153,14 +171,18 @@ test("every history lists what it must", async () => {
   let nowMs = 0;
   vi.spyOn(performance, "now").mockImplementation(() => (nowMs += 6_000));
   await fc.assert(
-    fc.asyncProperty(fc.constantFrom(1, 30, 520, 800), fc.array(step, { minLength: 1, maxLength: 25 }), async (points, steps) => {
-      const model = await Model.open(points);
-      try {
-        for (const what of steps) await model.run(what);
-      } finally {
-        await model.close();
-      }
-    }),
+    fc.asyncProperty(
+      fc.constantFrom(1, 30, 520, 800),
+      fc.array(step, { minLength: 1, maxLength: 25 }),
+      async (points, steps) => {
+        const model = await Model.open(points);
+        try {
+          for (const what of steps) await model.run(what);
+        } finally {
+          await model.close();
+        }
+      },
+    ),
     { numRuns: 40 },
   );
 }, 60_000);

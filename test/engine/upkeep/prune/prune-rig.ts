@@ -1,4 +1,7 @@
-/** What the tests of prunes, holds and pins share: disks that are heads and pages only, in a vault that is a document only. */
+/**
+ * What the tests of prunes, holds and pins share: disks that are heads and pages only, in a vault
+ * that is a document only.
+ */
 import type { Notice } from "../../../../engine/notice.ts";
 import type { VaultContext } from "../../../../engine/pipeline/vault-context.ts";
 import type { Sink } from "../../../../engine/sink.ts";
@@ -57,7 +60,15 @@ export class PruneRig {
     const { sink = this.connect(), disk = "d" } = options;
     const store = new Store(sink);
     const point = recordOf(sequence, null, disk);
-    return await holdPoint({ store, vault: recordsVault, disk, point, purpose: "test", onNotice: this.onNotice, ...options });
+    return await holdPoint({
+      store,
+      vault: recordsVault,
+      disk,
+      point,
+      purpose: "test",
+      onNotice: this.onNotice,
+      ...options,
+    });
   }
 
   /** Points that are listed, oldest first. */
@@ -82,7 +93,11 @@ export class PruneRig {
     for (let committed = 0; committed < count; committed += 1) {
       await writerLease.mark();
       const sequence = (writerLease.newest?.sequence ?? 0) + 1;
-      await writerLease.commit(recordOf(sequence, group(sequence), disk), committed === count - 1, async () => await Promise.resolve());
+      await writerLease.commit(
+        recordOf(sequence, group(sequence), disk),
+        committed === count - 1,
+        async () => await Promise.resolve(),
+      );
     }
   }
 }

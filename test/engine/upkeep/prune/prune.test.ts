@@ -1,4 +1,7 @@
-/** Prunes: exactly what the policy does not keep goes, at little cost, and what cannot be read, or is the newest, or is kept by somebody, stays. */
+/**
+ * Prunes: exactly what the policy does not keep goes, at little cost, and what cannot be read, or
+ * is the newest, or is kept by somebody, stays.
+ */
 import { beforeEach, describe, expect, test } from "vitest";
 import type { GroupRecord, PageReference, PointList } from "../../../../engine/store/format/documents.ts";
 import { encodeHead, encodePage, referTo } from "../../../../engine/store/format/documents.ts";
@@ -71,19 +74,27 @@ describe("a prune", () => {
     expect(decisions.filter(({ keep }) => keep).map(({ sequence }) => sequence)).toEqual(numbers(1495, 1500));
     for (const { reasons } of decisions) expect(reasons.length).toBeGreaterThan(0);
     const after = rig.memory.snapshot().objects;
-    expect([...(after ?? [])].map(([name, { etag }]) => [name, etag])).toEqual([...(before ?? [])].map(([name, { etag }]) => [name, etag]));
+    expect([...(after ?? [])].map(([name, { etag }]) => [name, etag])).toEqual(
+      [...(before ?? [])].map(([name, { etag }]) => [name, etag]),
+    );
   });
 
   test("is explained without a look at anything but lists of points", async () => {
     await writeHistory(rig.store, recordsOf(1, 50));
     const sink = new FaultySink(rig.connect(), []);
     const dry = { policy: parsePolicy("keep:last=5"), dryRun: true };
-    expect(await rig.prune({ ...dry, withoutFreedBytes: true }, sink)).toMatchObject({ freedBytes: null, removedPoints: 44 });
+    expect(await rig.prune({ ...dry, withoutFreedBytes: true }, sink)).toMatchObject({
+      freedBytes: null,
+      removedPoints: 44,
+    });
     expect(sink.calls.filter((call) => /\/(points|map)\//.test(call))).toEqual([]);
     const looked = new FaultySink(rig.connect(), []);
     await rig.prune(dry, looked);
     expect(looked.calls.filter((call) => /\/(points|map)\//.test(call))).not.toEqual([]);
-    expect(await rig.prune({ policy: parsePolicy("keep:last=50"), dryRun: true })).toMatchObject({ freedBytes: 0, removedPoints: 0 });
+    expect(await rig.prune({ policy: parsePolicy("keep:last=50"), dryRun: true })).toMatchObject({
+      freedBytes: 0,
+      removedPoints: 0,
+    });
   });
 
   test("rewrites only pages that lose a point, and names the condemned only while they go", async () => {
@@ -98,7 +109,10 @@ describe("a prune", () => {
     expect(head.pages.slice(1)).toEqual(before.pages.slice(1));
     expect(head.pages[0]).toMatchObject({ firstSequence: 99, lastSequence: 256, count: 158, epoch: 2 });
     const { bytes } = await rig.store.get(condemnedName("d"), 1_000_000);
-    expect(decodeCondemned(bytes, "condemned", { vault: recordsVault, disk: "d" })).toMatchObject({ epoch: 2, ranges: [] });
+    expect(decodeCondemned(bytes, "condemned", { vault: recordsVault, disk: "d" })).toMatchObject({
+      epoch: 2,
+      ranges: [],
+    });
   });
 
   test("makes one page of what is left of many, and none of nothing", async () => {
@@ -124,9 +138,9 @@ describe("a prune", () => {
     expect(await rig.sequences()).toEqual(points.slice(70));
     const { head } = await readHead(rig.store, recordsVault, "d");
     expect(head.pages[0]).toMatchObject({ level: 1, firstSequence: 71, count: gathered - 70 });
-    expect(await writerLease.drop(points.slice(70, gathered), { leave: false, prove: async () => await Promise.resolve() })).toBe(
-      gathered - 70,
-    );
+    expect(
+      await writerLease.drop(points.slice(70, gathered), { leave: false, prove: async () => await Promise.resolve() }),
+    ).toBe(gathered - 70);
     expect((await readHead(rig.store, recordsVault, "d")).head.pages.every(({ level }) => level === 0)).toBe(true);
     expect(await rig.sequences()).toEqual(points.slice(gathered));
     await writerLease.release();
@@ -175,7 +189,11 @@ describe("a prune", () => {
 });
 
 describe("points of a group", () => {
-  const group = (sequence: number): GroupRecord => ({ id: sequence.toString(16).padStart(32, "0"), name: "shop", disks: ["d", "e"] });
+  const group = (sequence: number): GroupRecord => ({
+    id: sequence.toString(16).padStart(32, "0"),
+    name: "shop",
+    disks: ["d", "e"],
+  });
   const policy = parsePolicy("keep:last=3");
 
   test("go on all disks or on none, whatever the order in which the disks come", async () => {
@@ -244,7 +262,10 @@ describe("the cost of a prune", () => {
   }, 30_000);
 });
 
-/** A head of 110 points: 80 in a page of pages, 20 in pages, 10 in the head. A writer would gather them only after two million points. */
+/**
+ * A head of 110 points: 80 in a page of pages, 20 in pages, 10 in the head. A writer would gather
+ * them only after two million points.
+ */
 async function writeGathered(store: Store, gathered: number): Promise<void> {
   let ordinal = 0;
   const write = async (content: PointList): Promise<PageReference> => {
@@ -260,7 +281,15 @@ async function writeGathered(store: Store, gathered: number): Promise<void> {
   for (let from = 1; from < 101; from += 10) flat.push(await write({ pages: [], points: recordsOf(from, from + 10) }));
   const first = await write({ pages: flat.slice(0, gathered / 10), points: [] });
   const pages = [first, ...flat.slice(gathered / 10)];
-  const head = { vault: recordsVault, disk: "d", epoch: 1, writer: null, collection: null, pages, points: recordsOf(101, 111) };
+  const head = {
+    vault: recordsVault,
+    disk: "d",
+    epoch: 1,
+    writer: null,
+    collection: null,
+    pages,
+    points: recordsOf(101, 111),
+  };
   await store.putOnce(headName("d"), encodeHead(head));
 }
 

@@ -1,17 +1,34 @@
-/** Which points a rebuilt list has: all that can be read, if only in part; none of which anything has been given back; none that was dropped meanwhile. */
+/**
+ * Which points a rebuilt list has: all that can be read, if only in part; none of which anything
+ * has been given back; none that was dropped meanwhile.
+ */
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { Sink } from "../../../../engine/sink.ts";
 import { decodeManifest, documentBytesMax, encodeManifest } from "../../../../engine/store/format/documents.ts";
 import { manifestName } from "../../../../engine/store/format/names.ts";
-import { collectionName, deadName, encodeCollection, encodeDead, type PageRun } from "../../../../engine/store/format/reclaim.ts";
+import {
+  collectionName,
+  deadName,
+  encodeCollection,
+  encodeDead,
+  type PageRun,
+} from "../../../../engine/store/format/reclaim.ts";
 import { readHead } from "../../../../engine/store/points/head.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import type { LostObject, RepairedObject, RepairSummary } from "../../../../engine/upkeep/repair/repair.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { MemoryStore } from "../../../../sink/memory.ts";
-import { checkNewest, closeModelVaults, committedPoints, contentOf, Expected, ModelDisk, watched } from "../../../model-disk.ts";
+import {
+  checkNewest,
+  closeModelVaults,
+  committedPoints,
+  contentOf,
+  Expected,
+  ModelDisk,
+  watched,
+} from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
 import { tamperObject } from "../scrub/tamper.ts";
 import { openRepairRig, type RepairRig } from "./repair-rig.ts";
@@ -52,7 +69,9 @@ async function putRecord(segment: string, dead: readonly PageRun[], condemned: r
   const record = encodeDead({ vault: vault.id, collection, segment, clearing: false, kept: 0, dead, condemned });
   await line.current.putObject(deadName(segment), record, { ifAbsent: true });
   if (store.objects?.has(collectionName) !== true)
-    await line.current.putObject(collectionName, encodeCollection({ vault: vault.id, collection, startedMs: 1 }), { ifAbsent: true });
+    await line.current.putObject(collectionName, encodeCollection({ vault: vault.id, collection, startedMs: 1 }), {
+      ifAbsent: true,
+    });
 }
 
 describe("a disk that has lost its head", () => {
@@ -101,7 +120,8 @@ describe("a rebuilt head", () => {
     tamperObject(store, head, "removed", store);
     const { lost } = await repair();
     expect(lost.map(({ points }) => points)).toEqual([[2], [3]]);
-    for (const { message } of lost) expect(message).toContain(`what it needs of ${segmentOf(2)} has been freed by a collection`);
+    for (const { message } of lost)
+      expect(message).toContain(`what it needs of ${segmentOf(2)} has been freed by a collection`);
     expect(await sequences()).toEqual([1]);
   });
 
@@ -117,7 +137,8 @@ describe("a rebuilt head", () => {
   test("has the points that a damaged leaf leaves readable in part, and names them", async () => {
     await takePoints(6);
     await vault.replicate({ disk: "e", volume: new ModelDisk(Buffer.from(disk.bytes)) });
-    // Chunks of point 1 that are not of the fourth epoch's leaf alone: nothing tells that leaf any more.
+    // Chunks of point 1 that are not of the fourth epoch's leaf alone: nothing tells that leaf any
+    // more.
     for (const name of ["disks/d/map/00000004-00000000", segmentOf(4)]) cutInHalf(name);
     tamperObject(store, head, "removed", store);
     const { lost } = await repair();
@@ -141,8 +162,13 @@ describe("a rebuilt head", () => {
     const name = manifestName("d", 2, 2);
     const record = (await committedPoints(line.current, "d"))[1];
     assert(record !== undefined, "there is a second point");
-    const second = decodeManifest((await store3.get(name, documentBytesMax)).bytes, name, { vault: vault.id, disk: "d", id: record.id });
-    // Points 2 and 3 have been pruned and collected; what is left of number 2 is of a cycle on a machine whose clock was a year ahead.
+    const second = decodeManifest((await store3.get(name, documentBytesMax)).bytes, name, {
+      vault: vault.id,
+      disk: "d",
+      id: record.id,
+    });
+    // Points 2 and 3 have been pruned and collected; what is left of number 2 is of a cycle on a
+    // machine whose clock was a year ahead.
     store.objects?.delete(name);
     store.objects?.delete(manifestName("d", 3, 3));
     const { bytes } = encodeManifest({ ...second, epoch: 7, timeMs: second.timeMs + 31_536_000_000 });
@@ -150,7 +176,9 @@ describe("a rebuilt head", () => {
     tamperObject(store, head, "removed", store);
     const { lost } = await repair();
     expect(await sequences()).toEqual([1, 4]);
-    expect(lost).toMatchObject([{ points: [2], message: expect.stringContaining("not older than the point after it") as string }]);
+    expect(lost).toMatchObject([
+      { points: [2], message: expect.stringContaining("not older than the point after it") as string },
+    ]);
     await checkNewest(line.current, "d", disk.bytes);
   });
 
@@ -237,7 +265,11 @@ describe("what happens while a repair reads", () => {
     assert(first !== undefined && newest !== undefined, "there are two points");
     let { id } = newest;
     const name = manifestName("d", 2, 2);
-    const manifest = decodeManifest((await line.current.getObject(name, documentBytesMax)).bytes, name, { vault: vault.id, disk: "d", id });
+    const manifest = decodeManifest((await line.current.getObject(name, documentBytesMax)).bytes, name, {
+      vault: vault.id,
+      disk: "d",
+      id,
+    });
     for (let sequence = 3; sequence <= 300; sequence += 1) {
       const next = encodeManifest({ ...manifest, sequence, parent: id, timeMs: newest.timeMs + sequence });
       await line.current.putObject(manifestName("d", sequence, 2), next.bytes, { ifAbsent: true });

@@ -1,4 +1,7 @@
-/** What collections have written down comes back from the segments as it was, and while it is lost nobody writes the vault. */
+/**
+ * What collections have written down comes back from the segments as it was, and while it is lost
+ * nobody writes the vault.
+ */
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { documentBytesMax } from "../../../../engine/store/format/documents.ts";
@@ -42,9 +45,16 @@ describe("a record of dead pages", () => {
       await expectCode(churned.collect(), "DAMAGED");
       await churned.replicate("a");
       const vault = await churned.vault();
-      expect((await vault.repair({ dryRun: true })).repaired).toMatchObject([{ disk: null, object: name, kind: "record" }]);
+      expect((await vault.repair({ dryRun: true })).repaired).toMatchObject([
+        { disk: null, object: name, kind: "record" },
+      ]);
       expect(await vault.repair()).toMatchObject({ repaired: [{ object: name }], lost: [] });
-      expect(await record(name)).toMatchObject({ segment: before.segment, dead: before.dead, condemned: [], clearing: false });
+      expect(await record(name)).toMatchObject({
+        segment: before.segment,
+        dead: before.dead,
+        condemned: [],
+        clearing: false,
+      });
       expect((await vault.repair()).repaired).toEqual([]);
     }
     // Content whose chunks were given back is stored anew.

@@ -1,4 +1,7 @@
-/** A repair of everything at once that dies, is refused, or hears no answer at any call that writes: nothing gets worse, and the next repair ends it. */
+/**
+ * A repair of everything at once that dies, is refused, or hears no answer at any call that writes:
+ * nothing gets worse, and the next repair ends it.
+ */
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
@@ -9,7 +12,14 @@ import { collectionName, deadName } from "../../../../engine/store/format/reclai
 import { Vault } from "../../../../engine/vault.ts";
 import { CrashError, type Fault, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../../sink/memory.ts";
-import { checkNewest, closeModelVaults, committedPoints, contentOf, ModelDisk, openModelVault } from "../../../model-disk.ts";
+import {
+  checkNewest,
+  closeModelVaults,
+  committedPoints,
+  contentOf,
+  ModelDisk,
+  openModelVault,
+} from "../../../model-disk.ts";
 import { tamperObject } from "../scrub/tamper.ts";
 
 const pointCount = 260; // a head begins with 256 of them
@@ -39,7 +49,8 @@ beforeEach(async () => {
   assert(page !== undefined, "there is a page");
   for (const name of [page, "vault.json"]) tamperObject(store, name, "removed", store);
   tamperObject(store, "disks/e/head", "flipped", store);
-  for (const name of ["disks/d/condemned", collectionName, deadName(segment)]) await sink.putObject(name, noise, { ifAbsent: true });
+  for (const name of ["disks/d/condemned", collectionName, deadName(segment)])
+    await sink.putObject(name, noise, { ifAbsent: true });
   damaged = store.snapshot();
 });
 afterEach(async () => {
@@ -55,7 +66,11 @@ async function addPoints(sink: Sink, vault: string): Promise<void> {
   const [first] = await committedPoints(sink, "d");
   assert(first !== undefined, "there is a point");
   const name = manifestName("d", 1, 1);
-  const manifest = decodeManifest((await sink.getObject(name, documentBytesMax)).bytes, name, { vault, disk: "d", id: first.id });
+  const manifest = decodeManifest((await sink.getObject(name, documentBytesMax)).bytes, name, {
+    vault,
+    disk: "d",
+    id: first.id,
+  });
   let parent = first.id;
   for (let sequence = 2; sequence <= pointCount; sequence += 1) {
     const { bytes, id } = encodeManifest({ ...manifest, sequence, parent, timeMs: first.timeMs + sequence });
@@ -74,7 +89,9 @@ async function repair(sink: Sink): Promise<{ readonly lost: number; readonly rep
 async function writingCalls(): Promise<readonly number[]> {
   const counted = new FaultySink(connect(), []);
   expect(await repair(counted)).toEqual({ lost: 0, repaired: 6 });
-  return counted.calls.flatMap((call, index) => (/^(?:put|acquire|release|change|raise|delete)/.test(call) ? [index + 1] : []));
+  return counted.calls.flatMap((call, index) =>
+    /^(?:put|acquire|release|change|raise|delete)/.test(call) ? [index + 1] : [],
+  );
 }
 
 /** Runs a repair in which `fault` happens at that call, and then one to which nothing happens. */
@@ -95,7 +112,8 @@ async function survive(call: number, fault: Fault): Promise<void> {
 test("dies before or after the call", async () => {
   const calls = await writingCalls();
   expect(calls.length).toBeGreaterThan(12);
-  for (const call of calls) for (const effect of ["before", "after"] as const) await survive(call, { kind: "crash", effect });
+  for (const call of calls)
+    for (const effect of ["before", "after"] as const) await survive(call, { kind: "crash", effect });
 }, 60_000);
 
 test("is refused, or hears no answer", async () => {

@@ -11,7 +11,10 @@ export interface RepairRig {
   readonly vault: Vault;
   readonly disk: ModelDisk;
   readonly expected: Expected;
-  /** Takes points that each have a granule of their own, and some of them zeros; from the 16th on runs have been merged. */
+  /**
+   * Takes points that each have a granule of their own, and some of them zeros; from the 16th on
+   * runs have been merged.
+   */
   readonly takePoints: (count: number) => Promise<void>;
 }
 

@@ -1,4 +1,7 @@
-/** Repair: lists of points come back as they were; what cannot be rebuilt is named; a vault that needs no repair is not touched. */
+/**
+ * Repair: lists of points come back as they were; what cannot be rebuilt is named; a vault that
+ * needs no repair is not touched.
+ */
 import assert from "node:assert/strict";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -73,16 +76,23 @@ describe("a vault that needs no repair", () => {
 });
 
 describe("a head", () => {
-  test.each(["removed", "flipped", "truncated"] as const)("that is %s is rebuilt with all of its points", async (how) => {
-    await takePoints(5);
-    const before = await committedPoints(line.current, "d");
-    tamperObject(store, head, how, store);
-    expect(await repair()).toMatchObject({ points: 5, repaired: [{ disk: "d", object: head, kind: "head" }], lost: [] });
-    const after = await committedPoints(line.current, "d");
-    expect(after).toEqual(before.map((point) => ({ ...point, lagMs: null })));
-    await expected.check(line.current);
-    expect((await repair()).repaired).toEqual([]);
-  });
+  test.each(["removed", "flipped", "truncated"] as const)(
+    "that is %s is rebuilt with all of its points",
+    async (how) => {
+      await takePoints(5);
+      const before = await committedPoints(line.current, "d");
+      tamperObject(store, head, how, store);
+      expect(await repair()).toMatchObject({
+        points: 5,
+        repaired: [{ disk: "d", object: head, kind: "head" }],
+        lost: [],
+      });
+      const after = await committedPoints(line.current, "d");
+      expect(after).toEqual(before.map((point) => ({ ...point, lagMs: null })));
+      await expected.check(line.current);
+      expect((await repair()).repaired).toEqual([]);
+    },
+  );
 
   test("that is rebuilt has an epoch above every name, and cycles go on", async () => {
     await takePoints(3);
@@ -116,7 +126,8 @@ describe("a head", () => {
     await takePoints(3);
     disk.bytes.set(contentOf(100_000, 77));
     await replicateNoted(vault, line.current, expected, disk);
-    // As after a collection that was interrupted: the first points' data is gone, their manifests are not.
+    // As after a collection that was interrupted: the first points' data is gone, their manifests
+    // are not.
     for (const epoch of [1, 2, 3]) store.objects?.delete(`segments/d/0000000${String(epoch)}-0-00000000`);
     tamperObject(store, head, "removed", store);
     const { lost, points } = await repair();
@@ -129,7 +140,9 @@ describe("a head", () => {
   test("gets the point that the later ones were made from, where two have its number", async () => {
     await takePoints(2);
     contentOf(4096, 500).copy(disk.bytes, 40_960);
-    line.current = new FaultySink(line.current, [{ on: "putObject", prefix: head, when: 3, fault: { kind: "crash", effect: "before" } }]);
+    line.current = new FaultySink(line.current, [
+      { on: "putObject", prefix: head, when: 3, fault: { kind: "crash", effect: "before" } },
+    ]);
     await vault.replicate({ disk: "d", volume: disk }).catch((error: unknown) => {
       if (!(error instanceof CrashError)) throw error;
     });
@@ -138,7 +151,9 @@ describe("a head", () => {
     const before = await committedPoints(line.current, "d");
     expect((await namesIn(line.current, "disks/d/points/")).length).toBe(5);
     tamperObject(store, head, "removed", store);
-    expect((await repair()).lost.map(({ message }) => message)).toEqual([expect.stringContaining("another point has its number")]);
+    expect((await repair()).lost.map(({ message }) => message)).toEqual([
+      expect.stringContaining("another point has its number"),
+    ]);
     expect((await committedPoints(line.current, "d")).map(({ id }) => id)).toEqual(before.map(({ id }) => id));
   });
 
@@ -214,7 +229,9 @@ describe("a leaf or root", () => {
       const { repaired, lost } = await repair();
       expect(repaired).toEqual([]);
       // A part that no point needs is missed by no point.
-      expect(lost.flatMap(({ points }) => points)).toEqual(damaged.flatMap(({ sequence }) => sequence ?? []).sort((a, b) => a - b));
+      expect(lost.flatMap(({ points }) => points)).toEqual(
+        damaged.flatMap(({ sequence }) => sequence ?? []).sort((a, b) => a - b),
+      );
       for (const { object, message } of lost) {
         expect(object).toBe(name);
         expect(message).toContain("tidemark replicate");
@@ -237,7 +254,8 @@ describe("a leaf or root", () => {
   test("of a run that has many leaves is named with the part of the disk that it maps", async () => {
     const granules = 34_000;
     const large = new ModelDisk(Buffer.alloc(granules * 8192));
-    // Every other granule has content, and no two are side by side: an entry each, and more than a leaf holds.
+    // Every other granule has content, and no two are side by side: an entry each, and more than a
+    // leaf holds.
     for (let granule = 0; granule < granules; granule += 1) large.bytes.writeUInt32LE(granule + 1, granule * 8192);
     await vault.replicate({ disk: "d", volume: large });
     const names = await namesIn(line.current, "disks/d/map/");
@@ -271,7 +289,12 @@ test("a local index of chunks that tells of what is not there goes", async () =>
     const cached = await openModelVault(redirected(line), { stateFolder: folder });
     await cached.replicate({ disk: "d", volume: disk });
     expect((await cached.repair()).repaired).toEqual([]);
-    const options = { store: new Store(line.current), vaultId: fromHex(vault.id), indexBytesMax: 2 ** 20, onDamage: () => undefined };
+    const options = {
+      store: new Store(line.current),
+      vaultId: fromHex(vault.id),
+      indexBytesMax: 2 ** 20,
+      onDamage: () => undefined,
+    };
     const catalog = await Catalog.load({ ...options, folder: join(folder, vault.id) });
     catalog.index.set(Uint32Array.of(1, 2, 3, 4), 0, 0, 128, 4096);
     catalog.written(0, (await line.current.statObject(catalog.nameOf(0))).etag, 512);
@@ -342,6 +365,8 @@ test("whatever objects of a disk are lost, what a repair lists can be read, and 
 /** Where both the head and a manifest are gone, nothing tells of the point any more. */
 function isForgotten(gone: readonly string[], how: string, sequence: number): boolean {
   return (
-    how === "removed" && gone.includes(head) && gone.some((name) => name.startsWith(`disks/d/points/${String(sequence).padStart(8, "0")}-`))
+    how === "removed" &&
+    gone.includes(head) &&
+    gone.some((name) => name.startsWith(`disks/d/points/${String(sequence).padStart(8, "0")}-`))
   );
 }

@@ -64,7 +64,9 @@ describe("bands", () => {
   test("leave the first point of each cell", () => {
     const points = pointsAt([-119, -90, -61, -60, -59, -1, 0].map((minutes) => noon + minutes * minute));
     expect(keptOf(points, "bands:1d=1h", noon)).toEqual([1, 4, 7]);
-    expect(reasonsOf(points, "bands:1d=1h", noon, 2)).toEqual(["superseded by 1: one per 1h from 2026-01-15 10:00 UTC"]);
+    expect(reasonsOf(points, "bands:1d=1h", noon, 2)).toEqual([
+      "superseded by 1: one per 1h from 2026-01-15 10:00 UTC",
+    ]);
     expect(reasonsOf(points, "bands:1d=1h", noon, 4)).toEqual(["one per 1h from 2026-01-15 11:00 UTC"]);
     expect(reasonsOf(points, "bands:1d=1h", noon, 7)).toEqual(["newest", "one per 1h from 2026-01-15 12:00 UTC"]);
   });
@@ -100,7 +102,9 @@ describe("bands", () => {
     // Of the hours 0, 2, 4 … every third is looked at again: 0, 4 (there is no 3), 6, 10 …
     const points = pointsAt(Array.from({ length: 97 }, (_, index) => Date.UTC(2026, 0, 15) + index * hour));
     const hoursOf = (left: readonly number[]) => left.map((sequence) => sequence - 1);
-    expect(hoursOf(keptOf(points, "bands:6h=all,2d=2h,9d=3h", noon + 9 * day)).slice(0, 8)).toEqual([0, 4, 6, 10, 12, 16, 18, 22]);
+    expect(hoursOf(keptOf(points, "bands:6h=all,2d=2h,9d=3h", noon + 9 * day)).slice(0, 8)).toEqual([
+      0, 4, 6, 10, 12, 16, 18, 22,
+    ]);
   });
 });
 
@@ -114,7 +118,9 @@ describe("counts", () => {
   });
 
   test("of periods pass over periods without points", () => {
-    const points = pointsAt(times("2026-01-01T10:00Z", "2026-01-01T11:00Z", "2026-01-05T00:00Z", "2026-01-09T23:00Z", "2026-01-09T23:30Z"));
+    const points = pointsAt(
+      times("2026-01-01T10:00Z", "2026-01-01T11:00Z", "2026-01-05T00:00Z", "2026-01-09T23:00Z", "2026-01-09T23:30Z"),
+    );
     expect(keptOf(points, "keep:daily=3", noon)).toEqual([1, 3, 4, 5]);
     expect(keptOf(points, "keep:daily=2", noon)).toEqual([3, 4, 5]);
     expect(reasonsOf(points, "keep:daily=2", noon, 1)).toEqual(["older than the 2 of daily"]);
@@ -128,11 +134,14 @@ describe("counts", () => {
 
   test("keep the point of a running period when newer ones come", () => {
     const points = pointsAt([0, 5, 10, 15].map((minutes) => noon + minutes * minute));
-    for (const length of [2, 3, 4]) expect(keptOf(points.slice(0, length), "keep:hourly=1", noon + day)).toEqual([1, length]);
+    for (const length of [2, 3, 4])
+      expect(keptOf(points.slice(0, length), "keep:hourly=1", noon + day)).toEqual([1, length]);
   });
 
   test("know weeks that begin on Monday, months and years", () => {
-    const points = pointsAt(times("2025-12-28T12:00Z", "2025-12-29T12:00Z", "2026-01-01T12:00Z", "2026-01-04T12:00Z", "2026-01-05T12:00Z"));
+    const points = pointsAt(
+      times("2025-12-28T12:00Z", "2025-12-29T12:00Z", "2026-01-01T12:00Z", "2026-01-04T12:00Z", "2026-01-05T12:00Z"),
+    );
     expect(keptOf(points, "keep:weekly=9", noon)).toEqual([1, 2, 5]);
     expect(keptOf(points, "keep:monthly=9", noon)).toEqual([1, 3, 5]);
     expect(keptOf(points, "keep:yearly=9", noon)).toEqual([1, 3, 5]);
@@ -157,7 +166,9 @@ describe("a time zone", () => {
 
   test("that puts its clocks back has an hour twice and one day", () => {
     // 02:30 and 02:45 summer time, 02:30 and 02:45 winter time, 03:00.
-    const points = pointsAt(times("2026-10-25T00:30Z", "2026-10-25T00:45Z", "2026-10-25T01:30Z", "2026-10-25T01:45Z", "2026-10-25T02:00Z"));
+    const points = pointsAt(
+      times("2026-10-25T00:30Z", "2026-10-25T00:45Z", "2026-10-25T01:30Z", "2026-10-25T01:45Z", "2026-10-25T02:00Z"),
+    );
     const nowMs = points.at(-1)?.timeMs ?? 0;
     expect(keptOf(points, `keep:hourly=9,${berlin}`, nowMs)).toEqual([1, 3, 5]);
     expect(reasonsOf(points, `keep:hourly=9,${berlin}`, nowMs, 1)).toEqual(["hourly 2026-10-25 02:00 +02:00"]);
@@ -167,14 +178,18 @@ describe("a time zone", () => {
 
   test("that puts its clocks forward has no hour in between and one day", () => {
     // 01:30 winter time, 03:00 and 03:30 summer time.
-    const points = pointsAt(times("2026-03-29T00:30Z", "2026-03-29T01:00Z", "2026-03-29T01:30Z", "2026-03-29T21:59Z", "2026-03-29T22:00Z"));
+    const points = pointsAt(
+      times("2026-03-29T00:30Z", "2026-03-29T01:00Z", "2026-03-29T01:30Z", "2026-03-29T21:59Z", "2026-03-29T22:00Z"),
+    );
     expect(keptOf(points, `keep:hourly=9,${berlin}`, noon + 99 * day)).toEqual([1, 2, 4, 5]);
     expect(keptOf(points, `keep:daily=9,${berlin}`, noon + 99 * day)).toEqual([1, 5]);
   });
 
   test("may repeat half an hour", () => {
     // Lord Howe Island: 01:10, 01:40 at +11:00, then 01:40 again, at +10:30, then 02:00.
-    const points = pointsAt(times("2026-04-04T14:10Z", "2026-04-04T14:40Z", "2026-04-04T15:10Z", "2026-04-04T15:30Z", "2026-04-04T15:40Z"));
+    const points = pointsAt(
+      times("2026-04-04T14:10Z", "2026-04-04T14:40Z", "2026-04-04T15:10Z", "2026-04-04T15:30Z", "2026-04-04T15:40Z"),
+    );
     expect(keptOf(points, "keep:hourly=9,tz=Australia/Lord_Howe", noon + 99 * day)).toEqual([1, 3, 4, 5]);
   });
 
@@ -196,7 +211,9 @@ describe("points of a group", () => {
       pointAt(4, noon + 2 * hour),
     ];
     expect(keptOf(points, "bands:1d=1h", noon + day)).toEqual([2, 4]);
-    expect(reasonsOf(points, "bands:1d=1h", noon + day, 1)).toEqual(["superseded by 2: one per 1h from 2026-01-15 12:00 UTC"]);
+    expect(reasonsOf(points, "bands:1d=1h", noon + day, 1)).toEqual([
+      "superseded by 2: one per 1h from 2026-01-15 12:00 UTC",
+    ]);
   });
 
   test("grow older by the disk's own points, as when the group is no more", () => {

@@ -60,7 +60,10 @@ describe("the original's table", () => {
   });
 
   test("of 2 and of 8 days are those of the longer spans, cut off", () => {
-    expect(prunedAsTheyCome("days:2", 4)).toEqual([...times("2026-01-13T14:00", "2026-01-15T10:00", 2 * hour), ...recent]);
+    expect(prunedAsTheyCome("days:2", 4)).toEqual([
+      ...times("2026-01-13T14:00", "2026-01-15T10:00", 2 * hour),
+      ...recent,
+    ]);
     expect(prunedAsTheyCome("days:8", 10)).toEqual([
       ...times("2026-01-07T16:00", "2026-01-08T12:00", 4 * hour),
       ...times("2026-01-08T14:00", "2026-01-15T10:00", 2 * hour),

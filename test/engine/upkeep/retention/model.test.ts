@@ -1,4 +1,7 @@
-/** Retention against a plain statement of its rules, and what holds of all decisions: histories, policies and clocks are made up. */
+/**
+ * Retention against a plain statement of its rules, and what holds of all decisions: histories,
+ * policies and clocks are made up.
+ */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { decide, kept, type RetentionPoint } from "../../../../engine/upkeep/retention/decide.ts";
@@ -6,7 +9,18 @@ import { describePolicy, parsePolicy, type RetentionPolicy } from "../../../../e
 import { modelKept } from "./model.ts";
 import { day, hour, minute, pointAt } from "./timelines.ts";
 
-const spans = fc.constantFrom(20 * minute, 30 * minute, 45 * minute, hour, 90 * minute, 2 * hour, 3 * hour, 5 * hour, 7 * hour, day);
+const spans = fc.constantFrom(
+  20 * minute,
+  30 * minute,
+  45 * minute,
+  hour,
+  90 * minute,
+  2 * hour,
+  3 * hour,
+  5 * hour,
+  7 * hour,
+  day,
+);
 
 const rows = fc.array(fc.record({ everyMs: spans, times: fc.integer({ min: 1, max: 4 }), more: fc.nat({ max: 8 }) }), {
   minLength: 1,
@@ -58,7 +72,10 @@ const keep = fc
 
 const policies = fc.oneof(bands, fittingBands, days, keep);
 
-/** Before clocks change in Berlin, on Lord Howe Island and in Newfoundland, before a year ends, and on any day. */
+/**
+ * Before clocks change in Berlin, on Lord Howe Island and in Newfoundland, before a year ends, and
+ * on any day.
+ */
 const origins = fc.constantFrom(
   "2026-10-24T18:00Z",
   "2026-04-04T06:00Z",
@@ -108,7 +125,10 @@ function historyOf(origin: string, made: readonly Step[]): RetentionPoint[] {
 const history = (pins: boolean, groups: boolean): fc.Arbitrary<RetentionPoint[]> =>
   fc.tuple(origins, steps(pins, groups)).map(([origin, made]) => historyOf(origin, made));
 
-/** From the newest point: often later, sometimes so much earlier that part of the history lies in the future. */
+/**
+ * From the newest point: often later, sometimes so much earlier that part of the history lies in
+ * the future.
+ */
 const sinceNewest = fc.oneof(fc.constant(0), fc.integer({ min: -2 * day, max: 5 * hour }));
 
 /** After which points one prunes, and how far the clock is from them. */
@@ -125,8 +145,12 @@ describe("a decision", () => {
       fc.property(history(true, true), policies, sinceNewest, (points, policy, since) => {
         const nowMs = (points.at(-1)?.timeMs ?? 0) + since;
         const decisions = decide(points, policy, nowMs);
-        expect(decisions.filter(({ keep: stays }) => stays).map(({ sequence }) => sequence)).toEqual(modelKept(points, policy, nowMs));
-        expect(decisions.every(({ reasons }) => reasons.length > 0 && reasons.every((reason) => reason !== ""))).toBe(true);
+        expect(decisions.filter(({ keep: stays }) => stays).map(({ sequence }) => sequence)).toEqual(
+          modelKept(points, policy, nowMs),
+        );
+        expect(decisions.every(({ reasons }) => reasons.length > 0 && reasons.every((reason) => reason !== ""))).toBe(
+          true,
+        );
         expect(sequencesOf(kept(points, policy, nowMs))).toEqual(modelKept(points, policy, nowMs));
       }),
       { numRuns: 600 },
@@ -135,7 +159,11 @@ describe("a decision", () => {
 
   test.each([
     ["when nothing is pinned", history(false, true), policies],
-    ["when some points are pinned and the spacings fit into each other", history(true, true), fc.oneof(fittingBands, days, keep)],
+    [
+      "when some points are pinned and the spacings fit into each other",
+      history(true, true),
+      fc.oneof(fittingBands, days, keep),
+    ],
   ])("does not depend on how often it was taken before, %s", (_when, histories, among) => {
     fc.assert(
       fc.property(histories, among, prunings, (points, policy, prunes) => {
@@ -156,7 +184,11 @@ describe("a decision", () => {
 
   test.each([
     ["when nothing is pinned", history(false, true), policies],
-    ["when some points are pinned and the spacings fit into each other", history(true, true), fc.oneof(fittingBands, days, keep)],
+    [
+      "when some points are pinned and the spacings fit into each other",
+      history(true, true),
+      fc.oneof(fittingBands, days, keep),
+    ],
   ])("taken again removes nothing more, %s", (_when, histories, among) => {
     fc.assert(
       fc.property(histories, among, sinceNewest, (points, policy, since) => {

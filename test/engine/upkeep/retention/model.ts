@@ -1,6 +1,7 @@
 /**
- * The rules of retention once more, said as plainly as they can be: for each point by itself, in squares of the number of points, with nothing
- * of the engine but its types. Periods are told apart by what a clock of the zone shows, letter by letter.
+ * The rules of retention once more, said as plainly as they can be: for each point by itself, in
+ * squares of the number of points, with nothing of the engine but its types. Periods are told apart
+ * by what a clock of the zone shows, letter by letter.
  */
 import type { RetentionPoint } from "../../../../engine/upkeep/retention/decide.ts";
 import type { KeepPolicy, Period, RetentionBand, RetentionPolicy } from "../../../../engine/upkeep/retention/policy.ts";
@@ -66,8 +67,10 @@ function keptByBands(
   isBetter: IsBetter,
 ): boolean {
   const ageOf = ({ timeMs }: RetentionPoint): number => todayMs - timeMs;
-  const hasCome = (one: RetentionPoint, index: number): boolean => index === 0 || ageOf(one) > (bands[index - 1]?.ageMsMax ?? Infinity);
-  const survives = (one: RetentionPoint, count: number): boolean => bands.slice(0, count).every((_, index) => winsBand(one, index));
+  const hasCome = (one: RetentionPoint, index: number): boolean =>
+    index === 0 || ageOf(one) > (bands[index - 1]?.ageMsMax ?? Infinity);
+  const survives = (one: RetentionPoint, count: number): boolean =>
+    bands.slice(0, count).every((_, index) => winsBand(one, index));
   const winsBand = (one: RetentionPoint, index: number): boolean => {
     const everyMs = bands[index]?.everyMs ?? null;
     if (everyMs === null || !hasCome(one, index)) return true;
@@ -100,7 +103,8 @@ function keptByRules(
       if (!seen.includes(shown)) seen.push(shown);
     }
     const own = shownBy(timeZone, period, point.timeMs);
-    const isRival = (other: RetentionPoint): boolean => isBetter(other, point) && shownBy(timeZone, period, other.timeMs) === own;
+    const isRival = (other: RetentionPoint): boolean =>
+      isBetter(other, point) && shownBy(timeZone, period, other.timeMs) === own;
     return seen.slice(0, count).includes(own) && !past.some(isRival);
   });
 }
@@ -133,7 +137,8 @@ function readClock(timeZone: string, period: Period, timeMs: number): string {
     });
   clocks.set(timeZone, clock);
   const shown = new Map(clock.formatToParts(timeMs).map(({ type, value }) => [type, value]));
-  const words = (...types: readonly Intl.DateTimeFormatPartTypes[]): string => types.map((type) => shown.get(type) ?? "").join(" ");
+  const words = (...types: readonly Intl.DateTimeFormatPartTypes[]): string =>
+    types.map((type) => shown.get(type) ?? "").join(" ");
   switch (period) {
     case "hourly":
       return words("year", "month", "day", "hour", "timeZoneName");

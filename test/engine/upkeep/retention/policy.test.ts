@@ -54,7 +54,10 @@ describe("a policy", () => {
     ["days:15", "days:15"],
     ["bands:120m=all,24h=60m,1w=2h", "bands:2h=all,1d=1h,7d=2h"],
     ["bands:1.5s=all", "bands:1.5s=all"],
-    ["keep:yearly=1,monthly=2,weekly=3,daily=4,hourly=5,last=6", "keep:last=6,hourly=5,daily=4,weekly=3,monthly=2,yearly=1"],
+    [
+      "keep:yearly=1,monthly=2,weekly=3,daily=4,hourly=5,last=6",
+      "keep:last=6,hourly=5,daily=4,weekly=3,monthly=2,yearly=1",
+    ],
     ["keep:within=36h,tz=Australia/Lord_Howe", "keep:within=36h,tz=Australia/Lord_Howe"],
     ["keep:last=3,tz=UTC", "keep:last=3"],
   ])("%s is described as %s, which says the same", (text, described) => {
@@ -99,7 +102,8 @@ describe("a policy that cannot be used", () => {
 
   test("is told all that is wrong with it at once", () => {
     const { message, remedy } = refusal("keep:last=x,daily=0,minutely=1,last=2,within=soon,tz=Nowhere");
-    for (const fact of ["minutely", "said twice", "daily=0", "within=soon", '"Nowhere"']) expect(message).toContain(fact);
+    for (const fact of ["minutely", "said twice", "daily=0", "within=soon", '"Nowhere"'])
+      expect(message).toContain(fact);
     expect(remedy).toContain("each rule once");
     const { message: ofBands } = refusal("bands:2h=al,1d=1h,12h=2h,3d=5d");
     for (const fact of ['"al"', "12h does not come after 1d", "3d=5d has room"]) expect(ofBands).toContain(fact);

@@ -19,7 +19,16 @@ async function said(...words: readonly string[]): Promise<Said> {
   let result: Said = { fields: {}, lines: [] };
   const silent = (): void => undefined;
   const output: Output = {
-    ...{ columns: 80, item: silent, progress: silent, step: silent, notice: silent, error: silent, help: silent, detail: silent },
+    ...{
+      columns: 80,
+      item: silent,
+      progress: silent,
+      step: silent,
+      notice: silent,
+      error: silent,
+      help: silent,
+      detail: silent,
+    },
     ...{ time: (iso: string) => iso, paint: (_colour: unknown, text: string) => text, screen: silent, summary: silent },
     answer: (_command, fields, text) => {
       result = { fields: { ...fields }, lines: text.split("\n") };
@@ -71,13 +80,23 @@ describe("a simulation", () => {
   test("of no point and of too many is refused", async () => {
     const policy = parsePolicy("days:1");
     const refused = { code: "INVALID_ARGUMENT" };
-    await expect(simulateRetention({ policy, spanMs: hour, everyMs: 2 * hour, endMs: noon })).rejects.toMatchObject(refused);
-    await expect(simulateRetention({ policy, spanMs: 3_650 * day, everyMs: 1_000, endMs: noon })).rejects.toMatchObject(refused);
+    await expect(simulateRetention({ policy, spanMs: hour, everyMs: 2 * hour, endMs: noon })).rejects.toMatchObject(
+      refused,
+    );
+    await expect(simulateRetention({ policy, spanMs: 3_650 * day, everyMs: 1_000, endMs: noon })).rejects.toMatchObject(
+      refused,
+    );
   });
 
   test("ends when it is told to", async () => {
     const signal = AbortSignal.abort();
-    const simulation = simulateRetention({ policy: parsePolicy("none"), spanMs: 30 * day, everyMs: 5_000, endMs: noon, signal });
+    const simulation = simulateRetention({
+      policy: parsePolicy("none"),
+      spanMs: 30 * day,
+      everyMs: 5_000,
+      endMs: noon,
+      signal,
+    });
     await expect(simulation).rejects.toMatchObject({ code: "INTERRUPTED" });
   });
 });
@@ -136,7 +155,11 @@ describe("the command", () => {
   });
 
   test("has a point every 5 seconds when nothing else is said", async () => {
-    expect((await said("--policy", "days:0", "--days", "1")).fields).toMatchObject({ everyMs: 5_000, pointsMade: 17_280, points: 1 });
+    expect((await said("--policy", "days:0", "--days", "1")).fields).toMatchObject({
+      everyMs: 5_000,
+      pointsMade: 17_280,
+      points: 1,
+    });
   });
 
   test.each([

@@ -28,6 +28,11 @@ export function keptOf(points: readonly RetentionPoint[], policy: string, nowMs:
 }
 
 /** Why the point with `sequence` stays or goes. */
-export function reasonsOf(points: readonly RetentionPoint[], policy: string, nowMs: number, sequence: number): readonly string[] {
+export function reasonsOf(
+  points: readonly RetentionPoint[],
+  policy: string,
+  nowMs: number,
+  sequence: number,
+): readonly string[] {
   return decide(points, parsePolicy(policy), nowMs).find((decision) => decision.sequence === sequence)?.reasons ?? [];
 }

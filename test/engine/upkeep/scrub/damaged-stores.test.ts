@@ -1,6 +1,7 @@
 /**
- * Bytes of a real vault, in a folder and in an Azurite, are flipped, zeroed and cut off at random places: a scrub finds all of it, names the very points and
- * extents, and heals what the disk still holds.
+ * Bytes of a real vault, in a folder and in an Azurite, are flipped, zeroed and cut off at random
+ * places: a scrub finds all of it, names the very points and extents, and heals what the disk still
+ * holds.
  */
 import { mkdtempSync, rmSync } from "node:fs";
 import { open as openFile, truncate } from "node:fs/promises";
@@ -18,7 +19,15 @@ import type { Damage } from "../../../../engine/upkeep/scrub/damage.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { openSink } from "../../../../sink/index.ts";
 import { numbersFrom } from "../../../engine-model.ts";
-import { closeModelVaults, committedPoints, contentOf, Expected, ModelDisk, openModelVault, replicateNoted } from "../../../model-disk.ts";
+import {
+  closeModelVaults,
+  committedPoints,
+  contentOf,
+  Expected,
+  ModelDisk,
+  openModelVault,
+  replicateNoted,
+} from "../../../model-disk.ts";
 import { type Damaging, type SpoiledRange, sprinkle, writtenSegments } from "./damaged-vault.ts";
 
 const sizeBytes = 400_000;
@@ -49,7 +58,10 @@ async function open(kind: "dir" | "azurite"): Promise<void> {
   }
 }
 
-/** Damage that follows from the seed alone: bytes here and there, and a segment that is cut short and another one that is gone. */
+/**
+ * Damage that follows from the seed alone: bytes here and there, and a segment that is cut short
+ * and another one that is gone.
+ */
 function damagesOf(seed: number): readonly Damaging[] {
   const next = numbersFrom(seed);
   const hows = ["inverted", "zeroed", "inverted", "cut", "removed", "zeroed"] as const;
@@ -64,7 +76,10 @@ function cutOf(kind: "dir" | "azurite"): ((name: string, length: number) => Prom
   };
 }
 
-/** Which granules of which points cannot be right any more: those that are shown of a chunk with a spoiled byte. */
+/**
+ * Which granules of which points cannot be right any more: those that are shown of a chunk with a
+ * spoiled byte.
+ */
 async function concerned(spoiled: readonly SpoiledRange[]): Promise<ReadonlySet<string>> {
   const granules = new Set<string>();
   const store = new Store(sink);
@@ -87,7 +102,13 @@ async function concerned(spoiled: readonly SpoiledRange[]): Promise<ReadonlySet<
   return granules;
 }
 
-async function pagesOf({ name, writtenBytes }: { readonly name: string; readonly writtenBytes: number }): Promise<Buffer> {
+async function pagesOf({
+  name,
+  writtenBytes,
+}: {
+  readonly name: string;
+  readonly writtenBytes: number;
+}): Promise<Buffer> {
   const bytes = Buffer.alloc(writtenBytes);
   await sink.readPages(name, 0, bytes);
   return bytes;

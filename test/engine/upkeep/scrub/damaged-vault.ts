@@ -1,4 +1,7 @@
-/** Segments that are spoiled behind everybody's back: of a vault in memory byte by byte, of any vault by damage that is drawn at random. */
+/**
+ * Segments that are spoiled behind everybody's back: of a vault in memory byte by byte, of any
+ * vault by damage that is drawn at random.
+ */
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { pageAlignmentBytes, type Sink } from "../../../../engine/sink.ts";
@@ -15,7 +18,11 @@ export function storedBytes(store: MemoryStore, name: string, offset: number, le
   for (let at = 0; at < length; ) {
     const inPage = (offset + at) % storedPageBytes;
     const part = Math.min(length - at, storedPageBytes - inPage);
-    bytes.set(found.pages.get(Math.floor((offset + at) / storedPageBytes))?.subarray(inPage, inPage + part) ?? new Uint8Array(part), at);
+    bytes.set(
+      found.pages.get(Math.floor((offset + at) / storedPageBytes))?.subarray(inPage, inPage + part) ??
+        new Uint8Array(part),
+      at,
+    );
     at += part;
   }
   return bytes;
@@ -51,7 +58,8 @@ export function invert(store: MemoryStore, name: string, offset: number, length 
 export function segmentsOf(store: MemoryStore): readonly { readonly name: string; readonly writtenBytes: number }[] {
   const segments: { readonly name: string; readonly writtenBytes: number }[] = [];
   for (const [name, stored] of store.objects ?? []) {
-    if (stored.kind === "pages" && parseSegmentName(name) !== undefined) segments.push({ name, writtenBytes: stored.writtenBytes });
+    if (stored.kind === "pages" && parseSegmentName(name) !== undefined)
+      segments.push({ name, writtenBytes: stored.writtenBytes });
   }
   return segments.sort((a, b) => a.name.localeCompare(b.name));
 }
@@ -99,17 +107,21 @@ export interface SpoiledRange {
 }
 
 /** Names of the segments, sorted, with how far they were written. */
-export async function writtenSegments(sink: Sink): Promise<readonly { readonly name: string; readonly writtenBytes: number }[]> {
+export async function writtenSegments(
+  sink: Sink,
+): Promise<readonly { readonly name: string; readonly writtenBytes: number }[]> {
   const found: { readonly name: string; readonly writtenBytes: number }[] = [];
   for await (const { name } of sink.list("segments/")) {
-    if (parseSegmentName(name) !== undefined) found.push({ name, writtenBytes: (await sink.statPages(name)).writtenBytes });
+    if (parseSegmentName(name) !== undefined)
+      found.push({ name, writtenBytes: (await sink.statPages(name)).writtenBytes });
   }
   return found.sort((a, b) => a.name.localeCompare(b.name));
 }
 
 /**
- * Damages segments of any store as one that lies would. `cut` makes an object of the store end at a place; by default it is made anew with what is left of it.
- * Returns the bytes that have another value now, or none.
+ * Damages segments of any store as one that lies would. `cut` makes an object of the store end at a
+ * place; by default it is made anew with what is left of it. Returns the bytes that have another
+ * value now, or none.
  */
 export async function sprinkle(
   sink: Sink,
@@ -139,7 +151,13 @@ export async function sprinkle(
   return spoiled;
 }
 
-async function spoilPages(sink: Sink, segment: string, from: number, end: number, how: "inverted" | "zeroed"): Promise<SpoiledRange[]> {
+async function spoilPages(
+  sink: Sink,
+  segment: string,
+  from: number,
+  end: number,
+  how: "inverted" | "zeroed",
+): Promise<SpoiledRange[]> {
   const first = from - (from % pageAlignmentBytes);
   const pages = new Uint8Array(Math.ceil(end / pageAlignmentBytes) * pageAlignmentBytes - first);
   await sink.readPages(segment, first, pages);

@@ -1,4 +1,7 @@
-/** Healing in place: what can be healed is what it was, bit for bit; what cannot is named, is left as it is, and is referred to by nobody any more. */
+/**
+ * Healing in place: what can be healed is what it was, bit for bit; what cannot is named, is left
+ * as it is, and is referred to by nobody any more.
+ */
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { Catalog } from "../../../../engine/pipeline/catalog.ts";
@@ -52,7 +55,8 @@ afterEach(async () => {
   await closeModelVaults();
 });
 
-const heal = async (source?: ModelDisk): Promise<VerifySummary> => await vault.verify({ disk: "d", source, heal: true });
+const heal = async (source?: ModelDisk): Promise<VerifySummary> =>
+  await vault.verify({ disk: "d", source, heal: true });
 
 /** Sequence numbers of the points with damage that is left. */
 function left({ damaged }: VerifySummary): (number | null)[] {
@@ -103,7 +107,9 @@ describe("a damaged chunk", () => {
   });
 
   test("is not touched when it was only misread", async () => {
-    const faulty = new FaultySink(line.current, [{ on: "readPages", prefix: first, when: 1, fault: { kind: "flipped" } }]);
+    const faulty = new FaultySink(line.current, [
+      { on: "readPages", prefix: first, when: 1, fault: { kind: "flipped" } },
+    ]);
     line.current = faulty;
     const summary = await heal(disk);
     faulty.assertAllFired();
@@ -115,7 +121,8 @@ describe("a damaged chunk", () => {
   test("is left alone while what lies beside it does not read the same twice", async () => {
     invert(store, first, inPayload);
     const before = contentOfSegments(store);
-    // Reads of the segment: the range of all chunks, the chunk by itself, and then its pages, twice.
+    // Reads of the segment: the range of all chunks, the chunk by itself, and then its pages,
+    // twice.
     const faulty = new FaultySink(
       line.current,
       [3, 5, 7].map((when) => ({ on: "readPages", prefix: first, when, fault: { kind: "truncated" } }) as const),
@@ -124,9 +131,10 @@ describe("a damaged chunk", () => {
     await heal(disk);
     line.current = new MemorySink({ store });
     const now = contentOfSegments(store).get(first);
-    expect(now?.equals(before.get(first) ?? Buffer.alloc(0)) === true || now?.equals(whole.get(first) ?? Buffer.alloc(0)) === true).toBe(
-      true,
-    );
+    expect(
+      now?.equals(before.get(first) ?? Buffer.alloc(0)) === true ||
+        now?.equals(whole.get(first) ?? Buffer.alloc(0)) === true,
+    ).toBe(true);
   });
 
   test("of a segment that is gone is healed in one that is made anew", async () => {

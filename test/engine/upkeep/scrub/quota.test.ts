@@ -1,4 +1,7 @@
-/** The share of a day is one of the vault: whoever comes takes what has come together since the last one came. */
+/**
+ * The share of a day is one of the vault: whoever comes takes what has come together since the last
+ * one came.
+ */
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { encodeScrubbed, scrubbedName } from "../../../../engine/store/format/proof.ts";
 import { Store } from "../../../../engine/store/store.ts";
@@ -25,7 +28,8 @@ afterEach(async () => {
   await closeModelVaults();
 });
 
-const take = async (nowMs: number, through = store): Promise<number | undefined> => (await claimQuota(through, vault, nowMs, {}))?.dayPart;
+const take = async (nowMs: number, through = store): Promise<number | undefined> =>
+  (await claimQuota(through, vault, nowMs, {}))?.dayPart;
 
 test("several who come from time to time take together what one would", async () => {
   expect(await take(startMs)).toBeCloseTo(1 / 24, 9);
@@ -36,7 +40,10 @@ test("several who come from time to time take together what one would", async ()
 
 test("of two who come at once one goes without", async () => {
   await take(startMs);
-  const both = await Promise.all([take(startMs + hourMs), take(startMs + hourMs, new Store(new MemorySink({ store: memory })))]);
+  const both = await Promise.all([
+    take(startMs + hourMs),
+    take(startMs + hourMs, new Store(new MemorySink({ store: memory }))),
+  ]);
   expect(both.filter((part) => part === undefined)).toHaveLength(1);
   expect(await take(startMs + hourMs)).toBeUndefined();
 });
@@ -70,7 +77,8 @@ test("a lost answer takes it no second time", async () => {
 });
 
 test("a round is begun by the first who ends the one before", async () => {
-  const round = async (nowMs: number): Promise<number | undefined> => (await claimQuota(store, vault, nowMs, {}))?.roundMs;
+  const round = async (nowMs: number): Promise<number | undefined> =>
+    (await claimQuota(store, vault, nowMs, {}))?.roundMs;
   expect(await round(startMs)).toBe(startMs);
   expect(await round(startMs + hourMs)).toBe(startMs);
   await endRound(store, vault, startMs, startMs + 2, {});
@@ -80,7 +88,8 @@ test("a round is begun by the first who ends the one before", async () => {
 
 test("two vaults' openers read each point once", async () => {
   const first = await openModelVault(sink);
-  for (const disk of ["d", "e"]) await first.replicate({ disk, volume: new ModelDisk(contentOf(60_000, disk.charCodeAt(0)), disk) });
+  for (const disk of ["d", "e"])
+    await first.replicate({ disk, volume: new ModelDisk(contentOf(60_000, disk.charCodeAt(0)), disk) });
   const nowMs = Date.now();
   const due = encodeScrubbed({ vault: first.id, roundMs: nowMs - 50 * hourMs, takenMs: nowMs - 48 * hourMs });
   await sink.putObject(scrubbedName, due, { ifAbsent: true });

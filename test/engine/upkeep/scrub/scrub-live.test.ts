@@ -1,4 +1,7 @@
-/** A vault whose disk is protected heals from the disk itself, also what the disk's writer has still open. */
+/**
+ * A vault whose disk is protected heals from the disk itself, also what the disk's writer has still
+ * open.
+ */
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -45,7 +48,12 @@ test("a segment that is lost under its writer's hands is made anew once the writ
   const vault = await openModelVault(new MemorySink({ store }));
   const image = join(folder, "web.img");
   writeFileSync(image, contentOf(200_704, 1));
-  const protection = await vault.protect({ disk: "web", image, stateFolder: folder, policy: { crashConsistentFrequencyMs: 1000 } });
+  const protection = await vault.protect({
+    disk: "web",
+    image,
+    stateFolder: folder,
+    policy: { crashConsistentFrequencyMs: 1000 },
+  });
   await protection.point();
   const [segment = ""] = [...contentOfSegments(store).keys()];
   store.objects?.delete(segment);

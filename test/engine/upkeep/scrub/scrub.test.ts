@@ -1,4 +1,6 @@
-/** Scrubbing: what is proved when, what is found, named and healed, and that it can stop anywhere. */
+/**
+ * Scrubbing: what is proved when, what is found, named and healed, and that it can stop anywhere.
+ */
 import { setImmediate } from "node:timers/promises";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -31,7 +33,10 @@ let vault: Vault;
 let disk: ModelDisk;
 let expected: Expected;
 let whole: Map<string, Buffer>;
-/** Disk d with three points of which it still holds everything: it only ever got content where zeros were. */
+/**
+ * Disk d with three points of which it still holds everything: it only ever got content where zeros
+ * were.
+ */
 beforeEach(async () => {
   store = new MemoryStore();
   line = { current: new MemorySink({ store }) };
@@ -104,7 +109,8 @@ describe("a budget", () => {
   });
 
   test("goes to disks that can be healed here first, and then to the one that was proved longest ago", async () => {
-    for (const name of ["e", "f"]) await vault.replicate({ disk: name, volume: new ModelDisk(contentOf(30_000, 77), name) });
+    for (const name of ["e", "f"])
+      await vault.replicate({ disk: name, volume: new ModelDisk(contentOf(30_000, 77), name) });
     for (const name of ["e", "d"]) {
       await vault.verify({ disk: name });
       await nextMillisecond();
@@ -138,7 +144,9 @@ describe("a budget", () => {
 
 test("what was proved before a store did not answer is noted by the next pass", async () => {
   const error = new TidemarkError("STORE_UNREACHABLE", "no answer");
-  const faulty = new FaultySink(line.current, [{ on: "list", prefix: "segments/", when: 1, fault: { kind: "refused", error } }]);
+  const faulty = new FaultySink(line.current, [
+    { on: "list", prefix: "segments/", when: 1, fault: { kind: "refused", error } },
+  ]);
   line.current = faulty;
   await expect(scrub()).rejects.toBe(error);
   faulty.assertAllFired();
@@ -151,7 +159,9 @@ test("a disk whose head is gone is told of, and the others are proved", async ()
   store.objects?.delete("disks/d/head");
   const { damaged, provedPoints } = await scrub();
   expect(provedPoints).toBe(1);
-  expect(damaged).toMatchObject([{ disk: "d", sequence: null, object: "disks/d/head", code: "OBJECT_NOT_FOUND", healed: false }]);
+  expect(damaged).toMatchObject([
+    { disk: "d", sequence: null, object: "disks/d/head", code: "OBJECT_NOT_FOUND", healed: false },
+  ]);
 });
 
 describe("many points", () => {
@@ -239,20 +249,23 @@ describe("damage", () => {
     ["header", 33],
     ["version", 4],
     ["table", "table"],
-  ] as const)("of a frame's %s is no point's: it is told of, nothing is written, and points and collections go on", async (_what, at) => {
-    const frame = whole.get(first) ?? Buffer.alloc(0);
-    invert(store, first, at === "table" ? frame.readUInt32LE(12) + 2 : at);
-    const before = contentOfSegments(store);
-    const notices: Notice[] = [];
-    const onNotice = (notice: Notice): void => void notices.push(notice);
-    expect(await scrub({ onNotice })).toMatchObject({ provedPoints: 3, damaged: [], healed: [] });
-    expect(notices).toMatchObject([{ code: "SEGMENT_DAMAGED", message: expect.stringContaining(first) as string }]);
-    expect(changedSegments(store, before)).toEqual([]);
-    expect(await vault.collect({ onNotice })).toMatchObject({ waitingFor: [] });
-    await expected.check(line.current);
-    await vault.replicate({ disk: "e", volume: disk });
-    await checkNewest(line.current, "e", disk.bytes);
-  });
+  ] as const)(
+    "of a frame's %s is no point's: it is told of, nothing is written, and points and collections go on",
+    async (_what, at) => {
+      const frame = whole.get(first) ?? Buffer.alloc(0);
+      invert(store, first, at === "table" ? frame.readUInt32LE(12) + 2 : at);
+      const before = contentOfSegments(store);
+      const notices: Notice[] = [];
+      const onNotice = (notice: Notice): void => void notices.push(notice);
+      expect(await scrub({ onNotice })).toMatchObject({ provedPoints: 3, damaged: [], healed: [] });
+      expect(notices).toMatchObject([{ code: "SEGMENT_DAMAGED", message: expect.stringContaining(first) as string }]);
+      expect(changedSegments(store, before)).toEqual([]);
+      expect(await vault.collect({ onNotice })).toMatchObject({ waitingFor: [] });
+      await expected.check(line.current);
+      await vault.replicate({ disk: "e", volume: disk });
+      await checkNewest(line.current, "e", disk.bytes);
+    },
+  );
 
   test("of a frame in a segment that no point needs any more is gone with the segment", async () => {
     invert(store, first, 33);
@@ -287,7 +300,9 @@ test("a pass that is interrupted at any call harms nothing, and the next one end
     });
     nowMs += 3_600_000;
     line.current = new MemorySink({ store, clock: () => nowMs });
-    expect((await vault.verify({ disk: "d", source: disk, heal: true })).damaged.filter(({ healed }) => !healed)).toEqual([]);
+    expect(
+      (await vault.verify({ disk: "d", source: disk, heal: true })).damaged.filter(({ healed }) => !healed),
+    ).toEqual([]);
     await expected.check(line.current);
   }
 });

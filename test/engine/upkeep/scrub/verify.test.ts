@@ -1,4 +1,7 @@
-/** Damage in every kind of stored object: it is found, named and confined; nothing that it does not touch suffers. */
+/**
+ * Damage in every kind of stored object: it is found, named and confined; nothing that it does not
+ * touch suffers.
+ */
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,7 +13,15 @@ import { decodeFrameHeader } from "../../../../engine/store/format/frame.ts";
 import type { Damage } from "../../../../engine/upkeep/scrub/damage.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
-import { checkNewest, closeModelVaults, contentOf, Expected, ModelDisk, openModelVault, replicateNoted } from "../../../model-disk.ts";
+import {
+  checkNewest,
+  closeModelVaults,
+  contentOf,
+  Expected,
+  ModelDisk,
+  openModelVault,
+  replicateNoted,
+} from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
 import { flipPage, shortenPages, type Tampering, tamperObject } from "./tamper.ts";
 
@@ -98,17 +109,21 @@ describe("a manifest", () => {
     await materialize("3");
   });
 
-  test.each(["removed", "flipped", "truncated", "foreign"] as const)("that is %s though the head names it is not built on", async (how) => {
-    tamperObject(store, "disks/d/points/00000003-00000003", how, others);
-    const notices: Notice[] = [];
-    const summary = await vault.replicate({ disk: "d", volume: disk, onNotice: (notice) => notices.push(notice) });
-    expect(notices.map(({ code }) => code)).toContain("PARENT_DAMAGED");
-    // What the vault holds is found by its digest again; only what was written since the third point is new.
-    expect(summary.sequence).toBe(4);
-    expect(summary.newBytes).toBeLessThanOrEqual(16_384);
-    await expectCode(materialize("3"), "DAMAGED");
-    expect((await materialize("4")).equals(disk.bytes)).toBe(true);
-  });
+  test.each(["removed", "flipped", "truncated", "foreign"] as const)(
+    "that is %s though the head names it is not built on",
+    async (how) => {
+      tamperObject(store, "disks/d/points/00000003-00000003", how, others);
+      const notices: Notice[] = [];
+      const summary = await vault.replicate({ disk: "d", volume: disk, onNotice: (notice) => notices.push(notice) });
+      expect(notices.map(({ code }) => code)).toContain("PARENT_DAMAGED");
+      // What the vault holds is found by its digest again; only what was written since the third
+      // point is new.
+      expect(summary.sequence).toBe(4);
+      expect(summary.newBytes).toBeLessThanOrEqual(16_384);
+      await expectCode(materialize("3"), "DAMAGED");
+      expect((await materialize("4")).equals(disk.bytes)).toBe(true);
+    },
+  );
 
   test("of a future version is not passed over", async () => {
     tamperObject(store, "disks/d/points/00000003-00000003", "future", others);
@@ -121,7 +136,8 @@ describe("a leaf of the map", () => {
     tamperObject(store, "disks/d/map/00000002-00000000", how, others);
     const { damaged } = await vault.verify();
     expect(places(damaged)).toEqual(["d 2", "d 3"]);
-    for (const damage of damaged) expect(damage).toMatchObject({ object: "disks/d/map/00000002-00000000", code: codes[how] });
+    for (const damage of damaged)
+      expect(damage).toMatchObject({ object: "disks/d/map/00000002-00000000", code: codes[how] });
     await expectCode(materialize("3"), how === "future" ? "FORMAT_UNSUPPORTED" : "DAMAGED");
     expect(existsSync(join(folder, "point-3.img"))).toBe(false);
     await materialize("1");
@@ -129,21 +145,32 @@ describe("a leaf of the map", () => {
 });
 
 describe("a head", () => {
-  test.each(["flipped", "truncated", "foreign", "future"] as const)("that is %s concerns its disk only", async (how) => {
-    tamperObject(store, "disks/d/head", how, others);
-    const { damaged, checkedPoints } = await vault.verify();
-    expect(checkedPoints).toBe(1);
-    expect(damaged).toHaveLength(1);
-    expect(damaged[0]).toMatchObject({ disk: "d", sequence: null, point: null, object: "disks/d/head", code: codes[how] });
-    const code = codes[how];
-    await expectCode(materialize("latest"), code);
-    await expectCode(vault.replicate({ disk: "d", volume: disk }), code);
-    await expectCode(vault.verify({ disk: "d" }), code);
-  });
+  test.each(["flipped", "truncated", "foreign", "future"] as const)(
+    "that is %s concerns its disk only",
+    async (how) => {
+      tamperObject(store, "disks/d/head", how, others);
+      const { damaged, checkedPoints } = await vault.verify();
+      expect(checkedPoints).toBe(1);
+      expect(damaged).toHaveLength(1);
+      expect(damaged[0]).toMatchObject({
+        disk: "d",
+        sequence: null,
+        point: null,
+        object: "disks/d/head",
+        code: codes[how],
+      });
+      const code = codes[how];
+      await expectCode(materialize("latest"), code);
+      await expectCode(vault.replicate({ disk: "d", volume: disk }), code);
+      await expectCode(vault.verify({ disk: "d" }), code);
+    },
+  );
 
   test("that is removed is damage as well", async () => {
     tamperObject(store, "disks/d/head", "removed", others);
-    expect((await vault.verify()).damaged).toMatchObject([{ disk: "d", sequence: null, object: "disks/d/head", code: "OBJECT_NOT_FOUND" }]);
+    expect((await vault.verify()).damaged).toMatchObject([
+      { disk: "d", sequence: null, object: "disks/d/head", code: "OBJECT_NOT_FOUND" },
+    ]);
     await expectCode(materialize("latest"), "DAMAGED");
   });
 });
@@ -172,7 +199,8 @@ describe("a segment", () => {
     flipPage(store, segment, 128 + 10);
     const { damaged } = await vault.verify();
     expect(places(damaged)).toEqual(["d 1", "d 2", "d 3"]);
-    for (const damage of damaged) expect(damage).toMatchObject({ object: segment, code: "DAMAGED", extent: { offset: 0, length: 16_384 } });
+    for (const damage of damaged)
+      expect(damage).toMatchObject({ object: segment, code: "DAMAGED", extent: { offset: 0, length: 16_384 } });
     const error = await expectCode(materialize("1"), "DAMAGED");
     expect(error.message).toContain("bytes 0 to 16384");
     expect(error.detail).toMatchObject({ disk: "d", offset: 0, length: 16_384, object: segment });
@@ -188,34 +216,42 @@ describe("a segment", () => {
       },
       "DAMAGED",
     ],
-  ] as const)("that is %s concerns all of its chunks, and the rest of the vault is checked to the end", async (_how, damage, code) => {
-    damage();
-    const { damaged, checkedPoints } = await vault.verify();
-    expect(checkedPoints).toBe(4);
-    expect([...new Set(places(damaged))]).toEqual(["d 1", "d 2", "d 3"]);
-    for (const { code: found, extent } of damaged) {
-      expect(found).toBe(code);
-      expect(extent).not.toBeNull();
-    }
-    // The first point needs nothing else: its damages cover it.
-    const first = damaged.filter(({ sequence }) => sequence === 1);
-    expect(first.reduce((sum, { extent }) => sum + (extent?.length ?? 0), 0)).toBe(Math.ceil(sizeBytes / 4096) * 4096);
-    await expectCode(materialize("1"), "DAMAGED");
-  });
+  ] as const)(
+    "that is %s concerns all of its chunks, and the rest of the vault is checked to the end",
+    async (_how, damage, code) => {
+      damage();
+      const { damaged, checkedPoints } = await vault.verify();
+      expect(checkedPoints).toBe(4);
+      expect([...new Set(places(damaged))]).toEqual(["d 1", "d 2", "d 3"]);
+      for (const { code: found, extent } of damaged) {
+        expect(found).toBe(code);
+        expect(extent).not.toBeNull();
+      }
+      // The first point needs nothing else: its damages cover it.
+      const first = damaged.filter(({ sequence }) => sequence === 1);
+      expect(first.reduce((sum, { extent }) => sum + (extent?.length ?? 0), 0)).toBe(
+        Math.ceil(sizeBytes / 4096) * 4096,
+      );
+      await expectCode(materialize("1"), "DAMAGED");
+    },
+  );
 
-  test.each(["header", "table"] as const)("with a damaged %s still gives its chunks back, but none to new points", async (part) => {
-    flipPage(store, segment, part === "header" ? 20 : await tableOffset());
-    expect((await vault.verify()).damaged).toEqual([]);
-    const notices: Notice[] = [];
-    const copy = new ModelDisk(contentOf(sizeBytes, 1));
-    const summary = await vault.replicate({ disk: "f", volume: copy, onNotice: (notice) => notices.push(notice) });
-    expect(notices.map(({ code }) => code)).toContain("SEGMENT_DAMAGED");
-    expect(summary.newBytes).toBeGreaterThan(90_000);
-    await checkNewest(sink(), "f", copy.bytes);
-    await replicateNoted(vault, sink(), expected, disk);
-    await checkNewest(sink(), "d", disk.bytes);
-    expect((await vault.verify()).damaged).toEqual([]);
-  });
+  test.each(["header", "table"] as const)(
+    "with a damaged %s still gives its chunks back, but none to new points",
+    async (part) => {
+      flipPage(store, segment, part === "header" ? 20 : await tableOffset());
+      expect((await vault.verify()).damaged).toEqual([]);
+      const notices: Notice[] = [];
+      const copy = new ModelDisk(contentOf(sizeBytes, 1));
+      const summary = await vault.replicate({ disk: "f", volume: copy, onNotice: (notice) => notices.push(notice) });
+      expect(notices.map(({ code }) => code)).toContain("SEGMENT_DAMAGED");
+      expect(summary.newBytes).toBeGreaterThan(90_000);
+      await checkNewest(sink(), "f", copy.bytes);
+      await replicateNoted(vault, sink(), expected, disk);
+      await checkNewest(sink(), "d", disk.bytes);
+      expect((await vault.verify()).damaged).toEqual([]);
+    },
+  );
 
   async function tableOffset(): Promise<number> {
     const bytes = new Uint8Array(128);
