@@ -146,9 +146,11 @@ export type DiagnosticEvent = {
  * Subscribes to every channel. Returns a function that ends the subscription.
  *
  * @example
+ * ```ts
  * const unsubscribe = subscribeDiagnostics(({ name, event }) => {
  *   console.error(name, JSON.stringify(event));
  * });
+ * ```
  */
 export function subscribeDiagnostics(listener: (diagnostic: DiagnosticEvent) => void): () => void {
   const subscriptions = diagnosticNames.map((name) => {

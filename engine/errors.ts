@@ -66,12 +66,14 @@ export interface ErrorContext {
  * Programmer errors are thrown by `assert` and are never caught to carry on.
  *
  * @example
+ * ```ts
  * try {
  *   await vault.replicate({ disk: "web", volume });
  * } catch (error) {
  *   if (!hasCode(error, "WRITER_ACTIVE")) throw error;
  *   console.error(error.message, error.remedy);
  * }
+ * ```
  */
 export class TidemarkError extends Error {
   override readonly name = "TidemarkError";

@@ -79,8 +79,11 @@ interface Waiter {
 /**
  * A limit that several sinks and disks may share.
  *
- * @example const bandwidth = new Bandwidth({ windows: [{ from: "08:00", to: "18:00",
- * bytesPerSecond: 5_000_000 }] }); const vault = await Vault.open(limited(sink, bandwidth), {});
+ * @example
+ * ```ts
+ * const bandwidth = new Bandwidth({ windows: [{ from: "08:00", to: "18:00", bytesPerSecond: 5_000_000 }] });
+ * const vault = await Vault.open(limited(sink, bandwidth));
+ * ```
  */
 export class Bandwidth {
   readonly #clocks: BandwidthClocks;

@@ -1,18 +1,15 @@
 /**
- * The vault: the front door of the engine. It holds a store's identity and offers everything that
- * can be done with its disks.
+ * Front door of the engine: a vault in a store, and every operation on its disks.
+ *
+ * An operation runs to its end or to its signal; closing the vault waits for all of them. Protections,
+ * mounts and handles end with the vault.
  */
-import { randomBytes } from "node:crypto";
-import path from "node:path";
 import { documentCopy } from "./disk/source/local-state.ts";
 import { hasCode, TidemarkError } from "./errors.ts";
-import { blockBytesDefault, blockBytesMax, blockBytesMin, granuleBytes } from "./limits.ts";
-import type { Notice } from "./notice.ts";
-import type { Catalog } from "./pipeline/catalog.ts";
-import { loadCatalog } from "./pipeline/catalog.ts";
-import { fetchGeometry, scanGeometry } from "./pipeline/slabs.ts";
+import { granuleBytes } from "./limits.ts";
+import { SharedCatalog } from "./pipeline/shared-catalog.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
-import { WorkerPool, workersDefault } from "./pipeline/worker-pool.ts";
+import { WorkerPool } from "./pipeline/worker-pool.ts";
 import { Mount, type MountOptions } from "./recovery/mount/mount.ts";
 import { type OpenPointOptions, PointHandle } from "./recovery/mount/point-handle.ts";
 import { type MaterializeOptions, type MaterializeSummary, materialize } from "./recovery/restore/materialize.ts";
@@ -20,17 +17,14 @@ import { Protection } from "./replication/protection/protection.ts";
 import type { ProtectOptions } from "./replication/protection/protection-status.ts";
 import { type ReplicateOptions, type ReplicateSummary, replicate } from "./replication/replicate.ts";
 import type { Sink } from "./sink.ts";
-import { fromHex, openChecksum, toHex } from "./store/format/checksum.ts";
-import type { DigestName, VaultDocument } from "./store/format/documents.ts";
-import { digestNames, formatVersion } from "./store/format/documents.ts";
-import { vaultCopyName } from "./store/format/names.ts";
+import { openChecksum } from "./store/format/checksum.ts";
+import { type DigestName, formatVersion } from "./store/format/documents.ts";
 import { GroupMembers } from "./store/points/group-members.ts";
 import { readHead } from "./store/points/head.ts";
-import type { IdentityFault } from "./store/points/identity.ts";
-import { createIdentity, identityFaults, mendIdentity, readIdentity } from "./store/points/identity.ts";
-import { checkLabel, type LabelOptions, putLabel, readLabel } from "./store/points/labels.ts";
-import { readManifest } from "./store/points/manifest.ts";
-import { listPins, type PinOptions, type PinSummary, putPin, removePins } from "./store/points/pins.ts";
+import { createIdentity, readIdentity } from "./store/points/identity.ts";
+import { IdentityGuard } from "./store/points/identity-guard.ts";
+import { checkLabel, type LabelOptions, labelNewPoint, putLabel } from "./store/points/labels.ts";
+import { type PinOptions, type PinSummary, putPin, removePins } from "./store/points/pins.ts";
 import { type DiffOptions, PointDiff } from "./store/points/point-diff.ts";
 import {
   type DiskSummary,
@@ -41,11 +35,10 @@ import {
   type PointDetail,
   type PointSummary,
   type PointsOptions,
-  pointDetail,
   pointSummary,
+  readPointDetail,
   selectPoint,
 } from "./store/points/points.ts";
-import { readProved } from "./store/points/proved.ts";
 import type { PointPlace } from "./store/points/prune-fence.ts";
 import { Store } from "./store/store.ts";
 import type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
@@ -59,73 +52,72 @@ import { repair } from "./upkeep/repair/repair.ts";
 import type { ScrubOptions, ScrubSummary } from "./upkeep/scrub/scrub.ts";
 import { Scrubber, scrubProtected } from "./upkeep/scrub/scrub.ts";
 import { type VerifyOptions, type VerifySummary, verify } from "./upkeep/scrub/verify.ts";
-import { tidemarkVersion } from "./version.ts";
+import { newDocument, resolveOptions, type VaultOptions, type VaultParameters } from "./vault-options.ts";
 
-/** How this process works with a vault. None of it is stored. */
-export interface VaultOptions {
-  /**
-   * Folder for local caches; absent, nothing is kept and every cycle compares the disk with the
-   * vault.
-   */
-  readonly stateFolder?: string | undefined;
-  /** Worker threads, 1 to 64. Default: one a core, at most 8. */
-  readonly workers?: number | undefined;
-  /** Page writes in flight plus the frame being filled, 2 to 32. Default: 5. */
-  readonly lanes?: number | undefined;
-  /**
-   * Ceiling of the dedup index in bytes, from 1 MiB. Default: 256 MiB, which holds the chunks of
-   * about 450 GiB at 64 KiB.
-   */
-  readonly indexBytesMax?: number | undefined;
-  readonly signal?: AbortSignal | undefined;
+/** Identity and parameters of a vault. */
+export interface VaultSummary {
+  /** 32 hexadecimal digits that name the vault. */
+  readonly vault: string;
+  /** Where the store is. */
+  readonly description: string;
+  readonly formatVersion: number;
+  readonly blockBytes: number;
+  readonly granuleBytes: number;
+  readonly digest: DigestName;
+  readonly codec: "lz4";
+  readonly encryption: "none";
+  /** ISO 8601 in UTC. */
+  readonly created: string;
+  /** Number of disks. */
+  readonly disks: number;
 }
 
-/** What is fixed when a vault is created. */
-export interface VaultParameters {
-  /** A power of two from 16 KiB to 1 MiB. Default: 64 KiB. */
-  readonly blockBytes?: number | undefined;
-  /** Default: `blake3`. */
-  readonly digest?: DigestName | undefined;
-}
-
-/** What a vault knows before it lends anything. */
+/** The part of the context that is known before the vault is made. */
 type VaultParts = Omit<VaultContext, "workerPool" | "sharedCatalog" | "dropCatalog" | "renewals">;
 
-/** The catalog that protected disks share, while it is being loaded and afterwards. */
-interface SharedCatalog {
-  readonly loading: Promise<Catalog>;
-  loaded: Catalog | undefined;
-}
-
-const mebibyte = 1024 * 1024;
-
+/**
+ * An open vault. Close it with `close`, or at the end of an `await using` block. The sink stays open
+ * and belongs to the caller. Operations may run at the same time.
+ *
+ * @example
+ * ```ts
+ * await using sink = await openSink("dir:/srv/vault");
+ * await using vault = await Vault.openOrCreate(sink, { stateFolder: "/var/lib/tidemark" });
+ * await using volume = await FileVolume.open("web.img");
+ * const { sequence } = await vault.replicate({ disk: "web", volume });
+ * await vault.materialize({ disk: "web", point: String(sequence), to: "back.img" });
+ * ```
+ */
 export class Vault implements AsyncDisposable {
   readonly #context: VaultContext;
   readonly #running = new Set<Promise<unknown>>();
   readonly #protections = new Set<Protection>();
   readonly #mounts = new Set<Mount | PointHandle>();
   #workerPool: WorkerPool | undefined;
-  #catalog: SharedCatalog | undefined;
+  readonly #catalog = new SharedCatalog();
   #scrubber: Scrubber | undefined;
-  /** A session of this process has seen that what the vault is stands in the store twice. */
-  #isIdentitySafe = false;
+  readonly #identity: IdentityGuard;
   #closed = false;
 
   private constructor(parts: VaultParts) {
     this.#context = {
       ...parts,
-      workerPool: () => this.#openWorkerPool(),
-      sharedCatalog: async (store, onNotice) => await this.#openCatalog(store, onNotice),
-      dropCatalog: (catalog) => {
-        if (this.#catalog?.loaded === catalog) this.#catalog = undefined;
+      workerPool: () => (this.#workerPool ??= WorkerPool.forVault(parts.document, parts.workers)),
+      sharedCatalog: async (store, onNotice) => {
+        await this.#identity.keep(store, onNotice, undefined);
+        return await this.#catalog.open(this.#context, store, onNotice);
       },
+      dropCatalog: (catalog) => this.#catalog.drop(catalog),
       renewals: new Set(),
     };
+    this.#identity = new IdentityGuard(parts.document);
   }
 
   /**
-   * Creates a vault in the sink's container, creating that too. Errors: VAULT_EXISTS,
-   * INVALID_ARGUMENT; DAMAGED where a vault has lost its `vault.json`.
+   * Creates a vault in the sink's container, and the container if it is missing.
+   *
+   * @throws `VAULT_EXISTS`, `INVALID_ARGUMENT`; `DAMAGED` where a vault has lost its `vault.json`; and
+   * the errors of the store.
    */
   static async create(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
     const document = newDocument(options);
@@ -138,10 +130,11 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Opens the vault in the sink's container. While the store cannot be reached, a vault that was
-   * opened here before is opened from the copy of its document in the state folder: its disks can
-   * then be served and tracked, and wait for the store. Errors: VAULT_NOT_FOUND, STORE_UNREACHABLE,
-   * FORMAT_UNSUPPORTED, DAMAGED.
+   * Opens the vault in the sink's container. If the store cannot be reached and the state folder holds
+   * a copy of the vault's document, the vault is opened from that copy. Its disks are then served and
+   * tracked, and their points wait for the store.
+   *
+   * @throws `VAULT_NOT_FOUND`, `STORE_UNREACHABLE`, `FORMAT_UNSUPPORTED`, `DAMAGED`.
    */
   static async open(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
     const resolved = resolveOptions(options);
@@ -159,9 +152,10 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Opens the vault as `open` does, also when its `vault.json` is lost: to be repaired. Then what
-   * the vault is comes from a copy that stored chunks have proved, and nothing is written before
-   * `repair`. Errors: as `open`; DAMAGED when there is no such copy.
+   * As `open`, also for a vault whose `vault.json` is lost. Its identity then comes from a copy with a
+   * sound checksum and the vault id that the frames name. Nothing is written before `repair`.
+   *
+   * @throws as `open`; `DAMAGED` if there is no such copy.
    */
   static async openForRepair(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
     try {
@@ -177,7 +171,7 @@ export class Vault implements AsyncDisposable {
     });
   }
 
-  /** Opens the vault, or creates it when there is none. */
+  /** Opens the vault, or creates it if there is none. Throws as `open` and `create`. */
   static async openOrCreate(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
     try {
       return await Vault.open(sink, options);
@@ -197,6 +191,7 @@ export class Vault implements AsyncDisposable {
     return this.#context.document.vault;
   }
 
+  /** Identity and parameters of the vault. Throws the errors of the store. */
   async summary(): Promise<VaultSummary> {
     const { document, sink } = this.#context;
     return {
@@ -218,18 +213,15 @@ export class Vault implements AsyncDisposable {
    * metadata, in bytes, for each disk and in all. Reads every map, and no data. `SpaceCounts`
    * defines each number.
    *
-   * @throws TidemarkError DAMAGED or FORMAT_UNSUPPORTED when a head, manifest or map cannot be
-   * read; INTERRUPTED.
-   * @example const { uniqueBytes, storedBytes } = await vault.stats();
-   * console.log(`compressed ${(uniqueBytes / storedBytes).toFixed(1)} : 1`);
+   * @throws `DAMAGED` or `FORMAT_UNSUPPORTED` if a head, manifest or map cannot be read; `INTERRUPTED`.
    */
   async stats(options: StatsOptions = {}): Promise<VaultStats> {
-    return await this.#track(async () => await vaultStats(new Store(this.#context.sink), this.id, options));
+    return await this.#track(async () => await vaultStats(this.#store, this.id, options));
   }
 
-  /** All disks, sorted by name. */
+  /** All disks, sorted by name. Throws `DAMAGED` and the errors of the store. */
   async disks(): Promise<DiskSummary[]> {
-    const store = new Store(this.#context.sink);
+    const store = this.#store;
     const members = new GroupMembers({ store, vault: this.id });
     const disks: DiskSummary[] = [];
     for (const disk of await diskNames(store)) disks.push(await diskSummary(members, disk));
@@ -237,52 +229,42 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * The disk's committed points, oldest first. Errors: DISK_NOT_FOUND, INVALID_ARGUMENT, DAMAGED
-   * (see `PointsOptions.onNotice`).
+   * The disk's committed points, oldest first.
+   *
+   * @throws `DISK_NOT_FOUND`, `INVALID_ARGUMENT`; `DAMAGED`, unless `onNotice` is given: then a page of
+   * points that cannot be read is a notice.
    */
   async points(disk: string, options: PointsOptions = {}): Promise<ListedPoint[]> {
-    const store = new Store(this.#context.sink);
+    const store = this.#store;
     const members = new GroupMembers({ store, vault: this.id, signal: options.signal });
     return await listPoints(store, members, disk.normalize("NFC"), options);
   }
 
   /**
    * One point in full. `selector`: sequence number, id, `latest`, or an ISO time (the newest point
-   * not younger). Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, DAMAGED.
+   * not younger).
+   *
+   * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `DAMAGED`.
    */
   async point(disk: string, selector: string): Promise<PointDetail> {
-    const store = new Store(this.#context.sink);
-    const members = new GroupMembers({ store, vault: this.id });
-    const head = await members.head(disk.normalize("NFC"));
-    const record = await selectPoint(store, head, selector);
-    const manifest = await readManifest(store, this.id, head.disk, record, undefined);
-    const pins = await listPins(store, this.id, head.disk, () => undefined, undefined);
-    const times = await readProved(store, this.id, head.disk);
-    return await pointDetail(
-      members,
-      head.disk,
-      record,
-      manifest,
-      pins,
-      times.of(record),
-      await readLabel(store, this.id, head.disk, record),
-    );
+    return await readPointDetail(this.#store, this.id, disk, selector);
   }
 
   /**
    * The extents in which a point differs from another one of its disk, as an async iterable: see
    * `PointDiff`. No data is read.
    *
-   * @throws TidemarkError DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT, DAMAGED and the errors
-   * of the store.
+   * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT`, `DAMAGED`.
    */
   async diff(options: DiffOptions): Promise<PointDiff> {
-    return await this.#track(async () => await PointDiff.open(new Store(this.#context.sink), this.id, options));
+    return await this.#track(async () => await PointDiff.open(this.#store, this.id, options));
   }
 
   /**
-   * Keeps a point from being pruned, until a time or for good. It needs no seat. A pin of the same
-   * name that the point has is replaced. Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT.
+   * Keeps a point from being pruned, until `untilMs` (ms since 1970) or for good. A pin of the same
+   * name on the point is replaced. It needs no writer lease.
+   *
+   * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT`.
    */
   async pin(
     options: PinOptions & { readonly untilMs?: number | undefined },
@@ -298,8 +280,9 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Removes a point's pins: all of them, or those of a name. Errors: DISK_NOT_FOUND,
-   * POINT_NOT_FOUND.
+   * Removes the pins of a point: all of them, or those with a name.
+   *
+   * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`.
    */
   async unpin(options: PinOptions): Promise<PointSummary & { readonly removedPins: number }> {
     const { place, summary } = await this.#place(options);
@@ -310,7 +293,7 @@ export class Vault implements AsyncDisposable {
     readonly place: PointPlace;
     readonly summary: PointSummary;
   }> {
-    const store = new Store(this.#context.sink);
+    const store = this.#store;
     const { head } = await readHead(store, this.id, disk.normalize("NFC"), signal);
     const point = await selectPoint(store, head, selector, signal);
     return {
@@ -323,9 +306,7 @@ export class Vault implements AsyncDisposable {
    * Puts a label on a point, in place of the one that it has; an empty text removes it. A label
    * does not keep a point from being pruned, and goes with it. It needs no writer lease.
    *
-   * @throws TidemarkError DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT and the errors of the
-   * store.
-   * @example await vault.label({ disk: "web", point: "latest", text: "before the upgrade" });
+   * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT`.
    */
   async label(options: LabelOptions): Promise<PointSummary & { readonly label: string | null }> {
     const { place, summary } = await this.#place(options);
@@ -333,25 +314,36 @@ export class Vault implements AsyncDisposable {
     return { ...summary, label: options.text === "" ? null : options.text };
   }
 
-  /** Drops the points that a policy does not keep. Errors: see `prune`. */
+  /**
+   * Prunes: drops the points that a retention policy does not keep. Space is freed by `collect`.
+   *
+   * @throws `DISK_NOT_FOUND`, `WRITER_ACTIVE`, `INVALID_ARGUMENT`, `DAMAGED`, `INTERRUPTED`.
+   */
   async prune(options: PruneOptions): Promise<PruneSummary> {
     return await this.#track(async () => await prune(this.#context, options));
   }
 
-  /** Takes a recovery point of a volume. Errors: see `replicate`. */
+  /**
+   * Takes a recovery point of a volume: one scan cycle, or one over a list of changes.
+   *
+   * @throws `WRITER_ACTIVE`, `SEAT_LOST`, `SOURCE_UNREADABLE`, `SOURCE_SHRUNK`, `STORE_UNREACHABLE`,
+   * `STORE_REGRESSED`, `DAMAGED`, `INTERRUPTED`. What was shipped before is used by the next call.
+   */
   async replicate(options: ReplicateOptions): Promise<ReplicateSummary> {
     checkLabel(options.label ?? "");
     return await this.#track(async () => {
       const summary = await replicate(this.#context, options);
-      await this.#labelNew(summary, options);
-      await this.#keepIdentity(options.onNotice ?? (() => undefined), options.signal);
+      await labelNewPoint(this.#store, this.id, summary, options);
+      await this.#identity.keep(this.#store, options.onNotice ?? (() => undefined), options.signal);
       return summary;
     });
   }
 
   /**
    * Protects a disk image or block device while it is written: see `Protection`. It ends with
-   * `stop`, at the latest when the vault is closed. Errors: see `Protection.start`.
+   * `stop`, at the latest when the vault is closed.
+   *
+   * @throws `WRITER_ACTIVE`, `SOURCE_NOT_FOUND`, `SOURCE_UNREADABLE`, `ACCESS_REFUSED`, `UNSUPPORTED`.
    */
   async protect(options: ProtectOptions): Promise<Protection> {
     return await this.#track(async () => {
@@ -366,14 +358,20 @@ export class Vault implements AsyncDisposable {
     });
   }
 
-  /** Writes a point out as an image. Errors: see `materialize`. */
+  /**
+   * Restores a point as an image: a file, a block device, or a page blob.
+   *
+   * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `TARGET_EXISTS`, `TARGET_IS_SOURCE`, `TARGET_TOO_SMALL`,
+   * `TARGET_FAILED`, `NO_SPACE`, `DAMAGED`, `INTERRUPTED`. The next call resumes an interrupted one.
+   */
   async materialize(options: MaterializeOptions): Promise<MaterializeSummary> {
     return await this.#track(async () => await materialize(this.#context, options));
   }
 
   /**
-   * Makes a point a disk that can be read at once, until the mount or the vault is closed. Errors:
-   * see `Mount.open`.
+   * Mounts a point: a block device that can be read at once, until the mount or the vault is closed.
+   *
+   * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT`, `DAMAGED`.
    */
   async mount(options: MountOptions): Promise<Mount> {
     return await this.#keepOpen(async () => await Mount.open(this.#context, options));
@@ -383,16 +381,14 @@ export class Vault implements AsyncDisposable {
    * Opens a point to be read as bytes or streams: see `PointHandle`. It is closed with the vault at
    * the latest.
    *
-   * @throws TidemarkError DISK_NOT_FOUND; POINT_NOT_FOUND, also when it is being pruned;
-   * INVALID_ARGUMENT; DAMAGED; and the errors of the store.
-   * @example await using point = await vault.openPoint({ disk: "web", point: "latest" }); for await
-   * (const piece of point.stream({ offset: 0, length: 1024 ** 2 })) process.stdout.write(piece);
+   * @throws `DISK_NOT_FOUND`; `POINT_NOT_FOUND`, also while it is being pruned; `INVALID_ARGUMENT`;
+   * `DAMAGED`.
    */
   async openPoint(options: OpenPointOptions): Promise<PointHandle> {
     return await this.#keepOpen(async () => await PointHandle.open(this.#context, options));
   }
 
-  /** Opens what is to be closed with the vault at the latest. */
+  /** Opens a mount or handle that is closed with the vault at the latest. */
   async #keepOpen<Opened extends Mount | PointHandle>(open: () => Promise<Opened>): Promise<Opened> {
     return await this.#track(async () => {
       const opened = await open();
@@ -407,54 +403,62 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Gives back what no committed point needs, while writers and readers go on. Errors: see
-   * `collect`.
+   * Runs a garbage collection: frees what no committed point needs, while writers and readers go on.
+   *
+   * @throws `COLLECTION_ACTIVE`; `DAMAGED`, and then nothing has been deleted; `INTERRUPTED`.
    */
   async collect(options: CollectOptions = {}): Promise<CollectSummary> {
-    return await this.#track(async () => await collect(new Store(this.#context.sink), this.id, options));
+    return await this.#track(async () => await collect(this.#store, this.id, options));
   }
 
   /**
-   * When the vault was last collected by anybody, in ms since 1970; undefined when that is not
-   * known.
+   * When any process last ran a garbage collection on the vault, in ms since 1970; undefined if that
+   * is not known.
    */
   async lastCollectedMs(signal?: AbortSignal): Promise<number | undefined> {
-    return await this.#track(async () => await lastCollectedMs(new Store(this.#context.sink), this.id, { signal }));
+    return await this.#track(async () => await lastCollectedMs(this.#store, this.id, { signal }));
   }
 
-  /** Proves points. Errors: see `verify`; damage is in the summary. */
+  /**
+   * Proves points: fetches every chunk and compares it with its digest. Damage is in the summary.
+   *
+   * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `SOURCE_UNREADABLE`, `INTERRUPTED`.
+   */
   async verify(options: VerifyOptions = {}): Promise<VerifySummary> {
     return await this.#track(async () => {
-      await this.#lookAfterIdentity(false, options.onNotice ?? (() => undefined), options.signal);
+      await this.#identity.check(this.#store, false, options.onNotice ?? (() => undefined), options.signal);
       return await verify(this.#context, options);
     });
   }
 
   /**
-   * Rebuilds what lists points and what maps are made of, where it is lost. Errors: see `repair`;
-   * what cannot be saved is in the summary.
+   * Rebuilds the lost metadata of a vault. What cannot be rebuilt is in the summary.
+   *
+   * @throws `WRITER_ACTIVE` and `SEAT_LOST`, after everything else has been repaired;
+   * `COLLECTION_ACTIVE`, `STORE_REGRESSED`, `INTERRUPTED`.
    */
   async repair(options: RepairOptions = {}): Promise<RepairSummary> {
     return await this.#track(async () => await repair(this.#context, options));
   }
 
   /**
-   * Proves a part of the vault's points, those that were proved longest ago, and heals what can be
-   * healed; the next pass goes on where this one ends. One pass at a time. Errors: see `Scrubber`;
-   * damage is in the summary.
+   * Scrubs: proves the points that were proved longest ago, within a quota, and heals what can be
+   * healed. The next pass goes on where this one ends. One pass at a time. Damage is in the summary.
+   *
+   * @throws `INTERRUPTED` and the errors of the store.
    */
   async scrub(options: ScrubOptions = {}): Promise<ScrubSummary> {
     this.#scrubber ??= new Scrubber(this.#context);
     const scrubber = this.#scrubber;
     return await this.#track(async () => {
-      await this.#lookAfterIdentity(true, options.onNotice ?? (() => undefined), options.signal);
+      await this.#identity.check(this.#store, true, options.onNotice ?? (() => undefined), options.signal);
       return await scrubProtected(scrubber, this.#context, this.#protections, options);
     });
   }
 
   /**
-   * Waits for what is running and ends the threads. The sink stays open: it is the caller's.
-   * Idempotent.
+   * Ends protections and mounts, waits for running operations, and ends the worker threads. The sink
+   * stays open. Idempotent.
    */
   async close(): Promise<void> {
     this.#closed = true;
@@ -465,100 +469,9 @@ export class Vault implements AsyncDisposable {
     for (const outcome of unmounted) if (outcome.status === "rejected") throw outcome.reason;
   }
 
-  /** The point is committed, so a label that cannot be written is a notice. */
-  async #labelNew(
-    { disk, sequence, point: id }: ReplicateSummary,
-    { label: text, onNotice, signal }: ReplicateOptions,
-  ): Promise<void> {
-    if (text === undefined || text === "") return;
-    try {
-      const store = new Store(this.#context.sink);
-      await putLabel({ store, vault: this.id, disk, point: { sequence, id }, text, nowMs: Date.now(), signal });
-    } catch (error) {
-      if (!(error instanceof TidemarkError)) throw error;
-      const message = `the label of point ${String(sequence)} could not be written: ${error.message}`;
-      onNotice?.({ code: "LABEL_NOT_SAVED", message });
-    }
-  }
-
-  /**
-   * A point is committed, whatever comes of this: it is told, and tried again by the next session.
-   */
-  async #keepIdentity(onNotice: (notice: Notice) => void, signal: AbortSignal | undefined): Promise<void> {
-    if (this.#isIdentitySafe || signal?.aborted === true) return;
-    try {
-      this.#isIdentitySafe = await this.#lookAfterIdentity(true, onNotice, signal);
-    } catch (error) {
-      if (!(error instanceof TidemarkError)) throw error;
-      onNotice({
-        code: "VAULT_AT_RISK",
-        message: `it could not be seen to that what the vault is stands in the store twice: ${error.message}`,
-      });
-    }
-  }
-
-  /**
-   * Tells what is wrong with `vault.json` and its copy; with `mend` puts the copy back. Returns
-   * whether both are right now.
-   */
-  async #lookAfterIdentity(
-    mend: boolean,
-    onNotice: (notice: Notice) => void,
-    signal: AbortSignal | undefined,
-  ): Promise<boolean> {
-    const { document, sink } = this.#context;
-    const store = new Store(sink);
-    const faults = await identityFaults(store, document, signal);
-    for (const fault of faults) {
-      // A store that has forgotten the vault, or was given another, is not to be given a copy of
-      // it.
-      const isMended = mend && faults.length === 1 && fault.name === vaultCopyName && !fault.isForeign;
-      const fate = isMended ? await this.#mend(fault, signal) : "`tidemark vault repair` puts it back";
-      onNotice({ code: "VAULT_AT_RISK", message: fault.isForeign ? fault.message : `${fault.message}: ${fate}` });
-    }
-    return faults.length === 0;
-  }
-
-  /** What has come of it. */
-  async #mend(fault: IdentityFault, signal: AbortSignal | undefined): Promise<string> {
-    try {
-      await mendIdentity(new Store(this.#context.sink), this.#context.document, fault, signal);
-      return "it has been put there again";
-    } catch (error) {
-      if (!hasCode(error, "ACCESS_REFUSED")) throw error; // who may only read may prove, too
-      return "somebody who may write has to put it there again";
-    }
-  }
-
-  #openWorkerPool(): WorkerPool {
-    const { document, workers } = this.#context;
-    this.#workerPool ??= WorkerPool.open({
-      geometry: scanGeometry(document.blockBytes),
-      fetchGeometry: fetchGeometry(document.blockBytes),
-      digest: document.digest,
-      digestKey: fromHex(document.digestKey),
-      workers,
-    });
-    return this.#workerPool;
-  }
-
-  async #openCatalog(store: Store, onNotice: (notice: Notice) => void): Promise<Catalog> {
-    await this.#keepIdentity(onNotice, undefined);
-    const { document, stateFolder: folder } = this.#context;
-    const shared = (this.#catalog ??= {
-      loading: loadCatalog(this.#context, store, {
-        folder: folder === undefined ? undefined : path.join(folder, document.vault),
-        onNotice,
-      }),
-      loaded: undefined,
-    });
-    try {
-      shared.loaded = await shared.loading;
-      return shared.loaded;
-    } catch (error) {
-      if (this.#catalog === shared) this.#catalog = undefined;
-      throw error;
-    }
+  /** A client for one operation: it counts that operation's requests. */
+  get #store(): Store {
+    return new Store(this.#context.sink);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -579,60 +492,4 @@ export class Vault implements AsyncDisposable {
 
 function closedVault(): TidemarkError {
   return new TidemarkError("INVALID_ARGUMENT", "the vault has been closed", { remedy: "open it again" });
-}
-
-function newDocument(parameters: VaultParameters): VaultDocument {
-  const blockBytes = parameters.blockBytes ?? blockBytesDefault;
-  const digest = parameters.digest ?? "blake3";
-  const faults: string[] = [];
-  if (!Number.isInteger(Math.log2(blockBytes)) || blockBytes < blockBytesMin || blockBytes > blockBytesMax) {
-    faults.push(
-      `a block of ${String(blockBytes)} bytes is not a power of two from ${String(blockBytesMin)} to ${String(blockBytesMax)}`,
-    );
-  }
-  if (!digestNames.includes(digest))
-    faults.push(`the digest ${JSON.stringify(digest)} is not one of ${digestNames.join(", ")}`);
-  refuse(faults);
-  return {
-    vault: toHex(randomBytes(16)),
-    createdMs: Date.now(),
-    blockBytes,
-    digest,
-    digestKey: toHex(randomBytes(32)),
-    codec: "lz4",
-    encryption: "none",
-    writtenBy: `tidemark ${tidemarkVersion}`,
-  };
-}
-
-function resolveOptions(options: VaultOptions): Omit<VaultParts, "sink" | "document"> {
-  const workers = options.workers ?? workersDefault;
-  const lanes = options.lanes ?? 5;
-  const indexBytesMax = options.indexBytesMax ?? 256 * mebibyte;
-  const faults: string[] = [];
-  if (!Number.isInteger(workers) || workers < 1 || workers > 64)
-    faults.push(`${String(workers)} workers are not 1 to 64`);
-  if (!Number.isInteger(lanes) || lanes < 2 || lanes > 32) faults.push(`${String(lanes)} lanes are not 2 to 32`);
-  if (!Number.isSafeInteger(indexBytesMax) || indexBytesMax < mebibyte)
-    faults.push(`a dedup index of ${String(indexBytesMax)} bytes is below 1 MiB`);
-  refuse(faults);
-  return { stateFolder: options.stateFolder, workers, lanes, indexBytesMax };
-}
-
-function refuse(faults: readonly string[]): void {
-  if (faults.length > 0)
-    throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
-}
-
-export interface VaultSummary {
-  readonly vault: string;
-  readonly description: string;
-  readonly formatVersion: number;
-  readonly blockBytes: number;
-  readonly granuleBytes: number;
-  readonly digest: DigestName;
-  readonly codec: "lz4";
-  readonly encryption: "none";
-  readonly created: string;
-  readonly disks: number;
 }

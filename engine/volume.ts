@@ -23,11 +23,13 @@ export type Consistency = "crash" | "app" | "fuzzy";
  * A source of bytes. Calls of `read` overlap; all other calls come one at a time.
  *
  * @example
+ * ```ts
  * const volume: Volume = {
  *   description: "zeros",
  *   sizeBytes: () => Promise.resolve(4096),
  *   read: (_offset, into) => Promise.resolve(void into.fill(0)),
  * };
+ * ```
  */
 export interface Volume {
   /** A path or a name, for messages. */

@@ -22,7 +22,8 @@ import { readHead } from "../engine/store/points/head.ts";
 import { readPoints } from "../engine/store/points/history.ts";
 import { readManifest } from "../engine/store/points/manifest.ts";
 import { Store } from "../engine/store/store.ts";
-import { Vault, type VaultOptions } from "../engine/vault.ts";
+import { Vault } from "../engine/vault.ts";
+import type { VaultOptions } from "../engine/vault-options.ts";
 import type { Consistency, Extent, Volume } from "../engine/volume.ts";
 
 /** The smallest block: small disks then have many. */

@@ -47,6 +47,7 @@ const engineLayers: readonly string[] = [
   "engine/replication",
   "engine/replication/protection",
   "engine/internal.ts",
+  "engine/vault-options.ts",
   "engine/vault.ts",
   "engine/index.ts",
 ];

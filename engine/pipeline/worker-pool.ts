@@ -6,9 +6,9 @@
 import { availableParallelism } from "node:os";
 import { Piscina } from "piscina";
 import { TidemarkError } from "../errors.ts";
-import type { DigestName } from "../store/format/documents.ts";
-import type { SlabGeometry } from "./slabs.ts";
-import { SlabPool } from "./slabs.ts";
+import { fromHex } from "../store/format/checksum.ts";
+import type { DigestName, VaultDocument } from "../store/format/documents.ts";
+import { fetchGeometry, type SlabGeometry, SlabPool, scanGeometry } from "./slabs.ts";
 import type { CompressTask, DecodeTask, ScanResult, ScanTask, WorkerSetup, WorkerTask } from "./worker.ts";
 
 export interface WorkerPoolOptions {
@@ -57,6 +57,17 @@ export class WorkerPool implements AsyncDisposable {
   /** Starts the threads; they load their WASM while the caller goes on. */
   static open(options: WorkerPoolOptions): WorkerPool {
     return new WorkerPool(options);
+  }
+
+  /** The pool of a vault: its slabs and kernels follow from the vault's parameters. */
+  static forVault({ blockBytes, digest, digestKey }: VaultDocument, workers: number): WorkerPool {
+    return WorkerPool.open({
+      geometry: scanGeometry(blockBytes),
+      fetchGeometry: fetchGeometry(blockBytes),
+      digest,
+      digestKey: fromHex(digestKey),
+      workers,
+    });
   }
 
   async scan(task: Omit<ScanTask, "kind">): Promise<ScanResult> {

@@ -37,9 +37,11 @@ interface MountParts {
  * A mounted point. Serve `device` with an `NbdServer`, or read it directly.
  *
  * @example
+ * ```ts
  * await using mount = await vault.mount({ disk: "web", point: "latest", writable: true });
  * const sector = new Uint8Array(512);
  * await mount.device.read(0, sector);
+ * ```
  */
 export class Mount implements AsyncDisposable {
   /** The point that is mounted. */

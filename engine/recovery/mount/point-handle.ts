@@ -61,11 +61,13 @@ export interface StreamOptions {
  * An open point. It is held against pruning and collection until `close`, or until its vault is
  * closed. Reads and streams may overlap.
  *
- * @example await using point = await vault.openPoint({ disk: "web", point: "latest" }); const hash
- * = createHash("sha256"); for await (const piece of point.stream()) hash.update(piece);
- *
- * @example await pipeline(point.readable({ offset: 1024 ** 2, length: 4096 }),
- * createWriteStream("part.bin"));
+ * @example
+ * ```ts
+ * await using point = await vault.openPoint({ disk: "web", point: "latest" });
+ * const hash = createHash("sha256");
+ * for await (const piece of point.stream()) hash.update(piece);
+ * await pipeline(point.readable({ offset: 1024 ** 2, length: 4096 }), createWriteStream("part.bin"));
+ * ```
  */
 export class PointHandle implements AsyncDisposable {
   readonly point: PointSummary;

@@ -46,6 +46,31 @@ export function checkLabel(text: string): void {
 }
 
 /**
+ * Labels a point that has just been committed. A label that cannot be written is a notice, because
+ * the point stays.
+ */
+export async function labelNewPoint(
+  store: Store,
+  vault: string,
+  { disk, sequence, point: id }: { readonly disk: string; readonly sequence: number; readonly point: string },
+  options: {
+    readonly label?: string | undefined;
+    readonly onNotice?: ((notice: Notice) => void) | undefined;
+    readonly signal?: AbortSignal | undefined;
+  },
+): Promise<void> {
+  const { label: text, onNotice, signal } = options;
+  if (text === undefined || text === "") return;
+  try {
+    await putLabel({ store, vault, disk, point: { sequence, id }, text, nowMs: Date.now(), signal });
+  } catch (error) {
+    if (!(error instanceof TidemarkError)) throw error;
+    const message = `the label of point ${String(sequence)} could not be written: ${error.message}`;
+    onNotice?.({ code: "LABEL_NOT_SAVED", message });
+  }
+}
+
+/**
  * Puts a label on a point in place of the one that it has, or removes it when `text` is empty.
  * Errors: INVALID_ARGUMENT, those of the store.
  */

@@ -40,8 +40,11 @@ export interface DiffOptions {
  * compared by digest: no range that differs is left out; a granule whose bytes are equal is in an
  * extent only when it was stored anew, with a neighbour in its block that changed.
  *
- * @example const diff = await vault.diff({ disk: "web", from: "41", to: "42" }); for await (const {
- * offset, length } of diff) console.log(offset, length);
+ * @example
+ * ```ts
+ * const diff = await vault.diff({ disk: "web", from: "41", to: "42" });
+ * for await (const { offset, length } of diff) console.log(offset, length);
+ * ```
  */
 export class PointDiff implements AsyncIterable<Extent> {
   readonly from: PointSummary;

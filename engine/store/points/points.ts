@@ -17,11 +17,12 @@ import type {
 import { countPoints } from "../format/documents.ts";
 import { decodeDiskName, disksPrefix, parseDiskObject } from "../format/names.ts";
 import type { Store } from "../store.ts";
-import type { GroupMembers } from "./group-members.ts";
+import { GroupMembers } from "./group-members.ts";
 import type { PointKey } from "./history.ts";
 import { findPoint, readPoints } from "./history.ts";
-import { listLabels } from "./labels.ts";
-import { countedPins, isOf, type PinSummary, type StoredPin } from "./pins.ts";
+import { listLabels, readLabel } from "./labels.ts";
+import { readManifest } from "./manifest.ts";
+import { countedPins, isOf, listPins, type PinSummary, type StoredPin } from "./pins.ts";
 import { readProved } from "./proved.ts";
 import { listHolds } from "./reader-holds.ts";
 
@@ -83,6 +84,23 @@ export async function diskSummary(members: GroupMembers, disk: string): Promise<
   return latest === undefined
     ? { disk, points }
     : { disk, points, latest: pointSummary(disk, latest, await members.groupOf(disk, latest)) };
+}
+
+/** A point in full. Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, DAMAGED, those of the store. */
+export async function readPointDetail(
+  store: Store,
+  vault: string,
+  disk: string,
+  selector: string,
+): Promise<PointDetail> {
+  const members = new GroupMembers({ store, vault });
+  const head = await members.head(disk.normalize("NFC"));
+  const point = await selectPoint(store, head, selector);
+  const manifest = await readManifest(store, vault, head.disk, point, undefined);
+  const pins = await listPins(store, vault, head.disk, () => undefined, undefined);
+  const times = await readProved(store, vault, head.disk);
+  const label = await readLabel(store, vault, head.disk, point);
+  return await pointDetail(members, head.disk, point, manifest, pins, times.of(point), label);
 }
 
 /**

@@ -63,8 +63,10 @@ export interface Decision {
  * in their order. Throws nothing.
  *
  * @example
+ * ```ts
  * const decisions = decide(points, parsePolicy("bands:2h=all,1d=1h"), Date.now());
  * const dropped = decisions.filter(({ keep }) => !keep).map(({ sequence }) => sequence);
+ * ```
  */
 export function decide(points: readonly RetentionPoint[], policy: RetentionPolicy, nowMs: number): readonly Decision[] {
   const judgements = judge(points, policy, nowMs);

@@ -88,7 +88,9 @@ interface PolicyFault {
  *
  * @throws `INVALID_ARGUMENT`, naming every fault of the text.
  * @example
+ * ```ts
  * const policy = parsePolicy("keep:last=7,hourly=24,daily=30,tz=Europe/Berlin");
+ * ```
  */
 export function parsePolicy(text: string): RetentionPolicy {
   const faults: PolicyFault[] = [];

@@ -23,7 +23,8 @@ import { encodeDiskName } from "../../../../engine/store/format/names.ts";
 import { readManifest } from "../../../../engine/store/points/manifest.ts";
 import type { PointSummary } from "../../../../engine/store/points/points.ts";
 import { Store } from "../../../../engine/store/store.ts";
-import type { Vault, VaultOptions } from "../../../../engine/vault.ts";
+import type { Vault } from "../../../../engine/vault.ts";
+import type { VaultOptions } from "../../../../engine/vault-options.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
 import { closeModelVaults, committedPoints, openModelVault, pointBytes, redirected } from "../../../model-disk.ts";
 

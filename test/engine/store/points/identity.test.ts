@@ -11,7 +11,8 @@ import { decodeVault, encodeVault } from "../../../../engine/store/format/docume
 import { identityFaults, mendIdentity } from "../../../../engine/store/points/identity.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import type { RepairOptions, RepairSummary } from "../../../../engine/upkeep/repair/repair.ts";
-import { Vault, type VaultOptions } from "../../../../engine/vault.ts";
+import { Vault } from "../../../../engine/vault.ts";
+import type { VaultOptions } from "../../../../engine/vault-options.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
 import {
@@ -181,7 +182,7 @@ describe("a copy", () => {
   });
 
   test.each(["removed", "flipped", "truncated"] as const)(
-    "that is %s is put there again by the next session, by a scrub, and by a repair",
+    "that is %s is restored by the next session, by a scrub, and by a repair",
     async (how) => {
       const menders = [
         async (notices: Notice[]) => {
@@ -197,8 +198,7 @@ describe("a copy", () => {
         await mend(notices);
         expect(textOf(copy)).toBe(original);
         const told = notices.filter(({ code }) => code === "VAULT_AT_RISK");
-        for (const { message } of told)
-          expect(message).toMatch(/^copy\/vault\.json is .*: it has been put there again$/);
+        for (const { message } of told) expect(message).toMatch(/^copy\/vault\.json is .*: it has been restored$/);
       }
     },
   );
@@ -208,7 +208,7 @@ describe("a copy", () => {
     const notices: Notice[] = [];
     expect((await vault.verify({ onNotice: (notice) => notices.push(notice) })).damaged).toEqual([]);
     expect(notices).toEqual([
-      { code: "VAULT_AT_RISK", message: `${copy} is gone: \`tidemark vault repair\` puts it back` },
+      { code: "VAULT_AT_RISK", message: `${copy} is gone: run \`tidemark vault repair\` to restore it` },
     ]);
     expect(textOf(copy)).toBeUndefined();
   });

@@ -1,0 +1,89 @@
+/**
+ * Options of a vault: what a caller gives, checked and resolved once. All faults are reported in one
+ * error.
+ */
+import { randomBytes } from "node:crypto";
+import { TidemarkError } from "./errors.ts";
+import { blockBytesDefault, blockBytesMax, blockBytesMin } from "./limits.ts";
+import type { VaultContext } from "./pipeline/vault-context.ts";
+import { workersDefault } from "./pipeline/worker-pool.ts";
+import { toHex } from "./store/format/checksum.ts";
+import { type DigestName, digestNames, type VaultDocument } from "./store/format/documents.ts";
+import { tidemarkVersion } from "./version.ts";
+
+/** How this process works with a vault. None of it is stored in the vault. */
+export interface VaultOptions {
+  /**
+   * Folder for local caches. Absent: nothing is kept, and every cycle compares the disk with the
+   * vault.
+   */
+  readonly stateFolder?: string | undefined;
+  /** Worker threads, 1 to 64. Default: one a core, at most 8. */
+  readonly workers?: number | undefined;
+  /** Page writes in flight plus the frame being filled, 2 to 32. Default: 5. */
+  readonly lanes?: number | undefined;
+  /**
+   * Ceiling of the dedup index in bytes, from 1 MiB. Default: 256 MiB, which holds the chunks of
+   * about 450 GiB at 64 KiB.
+   */
+  readonly indexBytesMax?: number | undefined;
+  /** Ends the opening or creation with INTERRUPTED. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Parameters that are fixed when a vault is created. */
+export interface VaultParameters {
+  /** A power of two from 16 KiB to 1 MiB. Default: 64 KiB. */
+  readonly blockBytes?: number | undefined;
+  /** Default: `blake3`. */
+  readonly digest?: DigestName | undefined;
+}
+
+const mebibyte = 1024 * 1024;
+
+/** The identity document of a new vault. Errors: INVALID_ARGUMENT. */
+export function newDocument(parameters: VaultParameters): VaultDocument {
+  const blockBytes = parameters.blockBytes ?? blockBytesDefault;
+  const digest = parameters.digest ?? "blake3";
+  const faults: string[] = [];
+  if (!Number.isInteger(Math.log2(blockBytes)) || blockBytes < blockBytesMin || blockBytes > blockBytesMax) {
+    faults.push(
+      `a block of ${String(blockBytes)} bytes is not a power of two from ${String(blockBytesMin)} to ${String(blockBytesMax)}`,
+    );
+  }
+  if (!digestNames.includes(digest))
+    faults.push(`the digest ${JSON.stringify(digest)} is not one of ${digestNames.join(", ")}`);
+  refuse(faults);
+  return {
+    vault: toHex(randomBytes(16)),
+    createdMs: Date.now(),
+    blockBytes,
+    digest,
+    digestKey: toHex(randomBytes(32)),
+    codec: "lz4",
+    encryption: "none",
+    writtenBy: `tidemark ${tidemarkVersion}`,
+  };
+}
+
+/** The options with their defaults. Errors: INVALID_ARGUMENT. */
+export function resolveOptions(
+  options: VaultOptions,
+): Pick<VaultContext, "stateFolder" | "workers" | "lanes" | "indexBytesMax"> {
+  const workers = options.workers ?? workersDefault;
+  const lanes = options.lanes ?? 5;
+  const indexBytesMax = options.indexBytesMax ?? 256 * mebibyte;
+  const faults: string[] = [];
+  if (!Number.isInteger(workers) || workers < 1 || workers > 64)
+    faults.push(`${String(workers)} workers are not 1 to 64`);
+  if (!Number.isInteger(lanes) || lanes < 2 || lanes > 32) faults.push(`${String(lanes)} lanes are not 2 to 32`);
+  if (!Number.isSafeInteger(indexBytesMax) || indexBytesMax < mebibyte)
+    faults.push(`a dedup index of ${String(indexBytesMax)} bytes is below 1 MiB`);
+  refuse(faults);
+  return { stateFolder: options.stateFolder, workers, lanes, indexBytesMax };
+}
+
+function refuse(faults: readonly string[]): void {
+  if (faults.length > 0)
+    throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "give values within the limits" });
+}
