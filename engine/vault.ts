@@ -41,8 +41,9 @@ import {
 } from "./store/points/points.ts";
 import type { PointPlace } from "./store/points/prune-fence.ts";
 import { Store } from "./store/store.ts";
+import { lastCollectedMs } from "./upkeep/collection/collected.ts";
 import type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
-import { collect, lastCollectedMs } from "./upkeep/collection/collection.ts";
+import { collect } from "./upkeep/collection/collection.ts";
 import { type StatsOptions, type VaultStats, vaultStats } from "./upkeep/collection/vault-stats.ts";
 import type { PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
 import { prune } from "./upkeep/prune/prune.ts";

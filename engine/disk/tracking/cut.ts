@@ -62,3 +62,22 @@ export function cutVolume(cut: Cut, { description, descriptor }: Volume): Volume
     },
   };
 }
+
+/**
+ * A disk whose gate is closed. It opens by itself after `barrierMsMax`; then this can no longer
+ * make a cut.
+ */
+export interface PreparedCut {
+  /**
+   * False once the gate is open again. Of several disks all must be held when the first is cut, in
+   * one turn of the event loop.
+   */
+  readonly held: boolean;
+  /**
+   * Makes the cut and opens the gate. An exact cut keeps what is overwritten before it is captured.
+   * Errors: CUT_TIMED_OUT.
+   */
+  cut(options: { readonly exact: boolean }): Cut;
+  /** Opens the gate without a cut. Idempotent, and nothing after `cut`. */
+  release(): void;
+}

@@ -50,9 +50,6 @@ import {
 import { type KnownTracking, type Recovered, recoverTracking } from "./tracking-recovery.ts";
 import { makeVoid, openTrackingStorage, type TrackingStorage } from "./tracking-storage.ts";
 
-export type { TrackingIdentity } from "./tracking-format.ts";
-export type { Recovered } from "./tracking-recovery.ts";
-
 export interface TrackingOptions {
   /** Regions that keep their bit although no base needs it. Default 256, which is 1 GiB. */
   readonly hotRegionsMax?: number | undefined;
@@ -488,10 +485,7 @@ function newBatch(): Batch {
   return { done, resolve };
 }
 
-/**
- * Waits for all before it throws what the first of them failed with, so that nothing is under way
- * afterwards.
- */
+/** Waits for all writes, then throws the first failure. */
 async function settleAll(writes: readonly Promise<void>[]): Promise<void> {
   for (const outcome of await Promise.allSettled(writes)) {
     if (outcome.status === "rejected") throw outcome.reason;

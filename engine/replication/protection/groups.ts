@@ -10,8 +10,8 @@
  */
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
-import type { Cut } from "../../disk/tracking/cut.ts";
-import type { PreparedCut, ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
+import type { Cut, PreparedCut } from "../../disk/tracking/cut.ts";
+import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import { toHex } from "../../store/format/checksum.ts";
 import type { ApplicationRecord, GroupRecord } from "../../store/format/documents.ts";
 import type { Finding } from "./health.ts";

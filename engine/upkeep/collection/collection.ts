@@ -34,34 +34,28 @@ import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { forEachAtOnce } from "../../concurrency.ts";
 import { publish } from "../../diagnostics.ts";
-import { hasCode, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
+import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
-import type { CallOptions } from "../../sink.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex, toHex } from "../../store/format/checksum.ts";
-import { documentBytesMax } from "../../store/format/documents.ts";
 import { damaged } from "../../store/format/fields.ts";
 import { disksPrefix, parseSegmentName, segmentsPrefix } from "../../store/format/names.ts";
 import type { DeadDocument, PageRun } from "../../store/format/reclaim.ts";
 import {
-  collectedName,
   collectionName,
   deadName,
   deadPrefix,
-  decodeCollected,
-  encodeCollected,
   encodeCollection,
   encodeDead,
   segmentOfDead,
 } from "../../store/format/reclaim.ts";
-import { readHead } from "../../store/points/head.ts";
-import { diskNames } from "../../store/points/points.ts";
-import { WriterLease } from "../../store/points/writer-lease.ts";
 import { takeCollectorLease } from "../../store/segments/collector-lease.ts";
 import { readDead } from "../../store/segments/dead-pages.ts";
 import { PageSet } from "../../store/segments/page-set.ts";
 import { type Store, storeRegressed } from "../../store/store.ts";
 import { collectionTiming } from "../../timing.ts";
+import { awaitWriters } from "./acknowledgement.ts";
+import { noteCollected } from "./collected.ts";
 import { LiveSet } from "./live-set.ts";
 import { isWorthPlanning, planSegment } from "./segment-plan.ts";
 import { Unfinished } from "./unfinished.ts";
@@ -142,32 +136,8 @@ export async function collect(store: Store, vault: string, options: CollectOptio
   const signal =
     options.signal === undefined ? collectorLease.signal : AbortSignal.any([collectorLease.signal, options.signal]);
   const summary = await new Collection(store, vault, options, signal).run();
-  if (summary.waitingFor.length === 0) {
-    const bytes = encodeCollected({ vault, collectedMs: Date.now() });
-    await store
-      .replace(collectedName, bytes, await store.etagOf(collectedName, { signal }), { signal })
-      .catch((error: unknown) => {
-        if (!hasCode(error, "CONDITION_FAILED")) throw error; // else another collection has ended while this one slept
-      });
-  }
+  if (summary.waitingFor.length === 0) await noteCollected(store, vault, signal);
   return summary;
-}
-
-/**
- * When the last collection ended, in ms since 1970; undefined when there was none, or its record
- * cannot be read. It only paces agents that collect on their own.
- *
- * @throws the errors of the store.
- */
-export async function lastCollectedMs(store: Store, vault: string, options: CallOptions): Promise<number | undefined> {
-  const there = await store.find(collectedName, documentBytesMax, options);
-  if (there === undefined) return undefined;
-  try {
-    return decodeCollected(there.bytes, collectedName, vault).collectedMs;
-  } catch (error) {
-    if (isUnreadable(error)) return undefined;
-    throw error;
-  }
 }
 
 class Collection {
@@ -230,7 +200,14 @@ class Collection {
       condemnedBytes: this.#condemnedPages * pageAlignmentBytes,
       condemnedObjects: unneeded.length,
     });
-    const waitingFor = await this.#awaitWriters();
+    const waitingFor = await awaitWriters({
+      store: this.#store,
+      vault: this.#vault,
+      collection: this.#id,
+      waitMsMax: this.#options.waitMsMax ?? collectionTiming.waitMsMax,
+      onNotice: this.#options.onNotice ?? (() => undefined),
+      signal: this.#signal,
+    });
     if (waitingFor.length > 0) {
       return ended({ storedBytesAfter: summary.storedBytesBefore, deletedSegments: 0, deletedObjects: 0, waitingFor });
     }
@@ -372,46 +349,6 @@ class Collection {
   async #announce(expected: string | undefined): Promise<string> {
     const bytes = encodeCollection({ vault: this.#vault, collection: this.#id, startedMs: Date.now() });
     return await this.#store.replace(collectionName, bytes, expected, { signal: this.#signal });
-  }
-
-  /** Returns the disks with a living writer that did not acknowledge in time. */
-  async #awaitWriters(): Promise<string[]> {
-    const waitMsMax = this.#options.waitMsMax ?? collectionTiming.waitMsMax;
-    const startedAt = performance.now();
-    // Listed now: a writer may have added a disk meanwhile. A disk that is added from now on learns
-    // of the collection.
-    for (let waiting: readonly string[] = await diskNames(this.#store, this.#signal); ; ) {
-      const left: string[] = [];
-      for (const disk of waiting) if (!(await this.#isHarmless(disk))) left.push(disk);
-      if (left.length === 0 || performance.now() - startedAt >= waitMsMax) return left;
-      waiting = left;
-      await delay(collectionTiming.headPollMs, undefined, { signal: this.#signal }).catch(() => undefined);
-      throwIfAborted(this.#signal);
-    }
-  }
-
-  /**
-   * Whether no writer of this disk can commit a point any more that refers to anything condemned.
-   */
-  async #isHarmless(disk: string): Promise<boolean> {
-    const { head } = await readHead(this.#store, this.#vault, disk, this.#signal);
-    // A writer that takes the lease from now on loads or refreshes its catalog afterwards.
-    if (head.writer === null || head.collection === this.#id) return true;
-    const onNotice = this.#options.onNotice ?? (() => undefined);
-    try {
-      const writerLease = await WriterLease.take({
-        store: this.#store,
-        vault: this.#vault,
-        disk,
-        onNotice,
-        signal: this.#signal,
-      });
-      await writerLease.release();
-      return true;
-    } catch (error) {
-      if (hasCode(error, "WRITER_ACTIVE")) return false;
-      throw error;
-    }
   }
 
   /** Records for each segment what is freed of it. */

@@ -5,6 +5,8 @@
  * as data. Findings are joined, compared and moved from point to point by their fields. `damageOf`
  * puts a finding into words, once, when it is reported.
  */
+
+import { isGone, isUnreadableOrGone, TidemarkError } from "../../errors.ts";
 import type { Extent } from "../../volume.ts";
 import type { DamagedChunk } from "./heal.ts";
 
@@ -73,4 +75,28 @@ function factOf({ cause, extent, object }: DamageFinding): string {
 /** Tells findings of one point apart. */
 export function identityOf({ object, extent, code, cause }: DamageFinding): string {
   return JSON.stringify([object, extent?.offset ?? null, code, cause.kind]);
+}
+
+export type DamageError = TidemarkError & { readonly code: "DAMAGED" | "OBJECT_NOT_FOUND" | "FORMAT_UNSUPPORTED" };
+
+export function isDamage(error: unknown): error is DamageError {
+  return isUnreadableOrGone(error);
+}
+
+/**
+ * The damage of an object that lists points and cannot be read: how many points that concerns, and
+ * which, is not known.
+ */
+export function listFinding(disk: string, error: DamageError): DamageFinding {
+  const { code, message, detail } = error;
+  const object = typeof detail["object"] === "string" ? detail["object"] : "unknown";
+  const place = { disk, sequence: null, point: null, extent: null, object };
+  return {
+    ...place,
+    code: isGone(error) ? "OBJECT_NOT_FOUND" : code,
+    cause: { kind: "object", what: message },
+    chunk: undefined,
+    unhealed: undefined,
+    healed: false,
+  };
 }

@@ -11,7 +11,7 @@
  * then had not been pruned before. `trace` finds the younger points that show the damaged chunk.
  */
 
-import { hasCode, isGone, isUnreadableOrGone, TidemarkError } from "../../errors.ts";
+import { hasCode, TidemarkError } from "../../errors.ts";
 import { digestBytes, granuleBytes } from "../../limits.ts";
 import type { Notice } from "../../notice.ts";
 import type { PointConsumer, ProvedBatch } from "../../pipeline/point-reader.ts";
@@ -29,6 +29,7 @@ import { holdPoint } from "../../store/points/reader-holds.ts";
 import type { Store } from "../../store/store.ts";
 import type { Extent, Volume } from "../../volume.ts";
 import type { DamageCause, DamageFinding } from "./damage.ts";
+import { isDamage, listFinding } from "./damage.ts";
 import type { DamagedChunk, Healer } from "./heal.ts";
 import { ProvedPlaces } from "./proved-places.ts";
 
@@ -488,28 +489,4 @@ function dropped(disk: string, { sequence }: PointRecord): TidemarkError {
 function pointFinding(disk: string, { sequence, id }: PointRecord, error: unknown): DamageFinding {
   if (!isDamage(error)) throw error;
   return { ...listFinding(disk, error), sequence, point: id };
-}
-
-export type DamageError = TidemarkError & { readonly code: "DAMAGED" | "OBJECT_NOT_FOUND" | "FORMAT_UNSUPPORTED" };
-
-export function isDamage(error: unknown): error is DamageError {
-  return isUnreadableOrGone(error);
-}
-
-/**
- * The damage of an object that lists points and cannot be read: how many points that concerns, and
- * which, is not known.
- */
-export function listFinding(disk: string, error: DamageError): DamageFinding {
-  const { code, message, detail } = error;
-  const object = typeof detail["object"] === "string" ? detail["object"] : "unknown";
-  const place = { disk, sequence: null, point: null, extent: null, object };
-  return {
-    ...place,
-    code: isGone(error) ? "OBJECT_NOT_FOUND" : code,
-    cause: { kind: "object", what: message },
-    chunk: undefined,
-    unhealed: undefined,
-    healed: false,
-  };
 }

@@ -17,10 +17,9 @@ import { diskNames, selectPoint } from "../../store/points/points.ts";
 import { noteProved } from "../../store/points/proved.ts";
 import { Store } from "../../store/store.ts";
 import type { Volume } from "../../volume.ts";
-import { type Damage, type DamageFinding, damageOf } from "./damage.ts";
+import { type Damage, type DamageError, type DamageFinding, damageOf, isDamage, listFinding } from "./damage.ts";
 import { Healer } from "./heal.ts";
-import type { DamageError } from "./point-prover.ts";
-import { damagesMax, isDamage, listFinding, PointProver } from "./point-prover.ts";
+import { damagesMax, PointProver } from "./point-prover.ts";
 import { proveSegment } from "./segment-prover.ts";
 
 /**

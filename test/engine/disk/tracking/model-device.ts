@@ -5,7 +5,7 @@
 import assert from "node:assert/strict";
 import type { BlockDevice, DeviceExtent } from "../../../../engine/device.ts";
 import { regionBytes } from "../../../../engine/disk/tracking/dirty-bitmap.ts";
-import type { Tracking } from "../../../../engine/disk/tracking/protected-disk.ts";
+import type { Tracking } from "../../../../engine/disk/tracking/protected-disk-options.ts";
 import type { TidemarkError } from "../../../../engine/errors.ts";
 
 export const sectorBytes = 512;

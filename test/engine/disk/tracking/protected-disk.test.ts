@@ -5,7 +5,8 @@
 import { afterEach, describe, expect, it, vi } from "vitest";
 import type { Cut } from "../../../../engine/disk/tracking/cut.ts";
 import { DirtyBitmap, regionBytes } from "../../../../engine/disk/tracking/dirty-bitmap.ts";
-import { ProtectedDisk, type ProtectedDiskOptions } from "../../../../engine/disk/tracking/protected-disk.ts";
+import { ProtectedDisk } from "../../../../engine/disk/tracking/protected-disk.ts";
+import type { ProtectedDiskOptions } from "../../../../engine/disk/tracking/protected-disk-options.ts";
 import { TidemarkError } from "../../../../engine/errors.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
 import { ModelDevice, ModelTracking, quiet } from "./model-device.ts";

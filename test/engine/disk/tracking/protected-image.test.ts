@@ -6,7 +6,8 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { LiveFile } from "../../../../engine/disk/source/live-file.ts";
 import { DirtyBitmap, regionBytes } from "../../../../engine/disk/tracking/dirty-bitmap.ts";
 import { ProtectedDisk } from "../../../../engine/disk/tracking/protected-disk.ts";
-import { type Recovered, TrackingFile } from "../../../../engine/disk/tracking/tracking-file.ts";
+import { TrackingFile } from "../../../../engine/disk/tracking/tracking-file.ts";
+import type { Recovered } from "../../../../engine/disk/tracking/tracking-recovery.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
 
 const sizeBytes: number = 4 * regionBytes + 3 * 512;

@@ -1,8 +1,9 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { DirtyBitmap, regionBytes, regionGranules } from "../../../../engine/disk/tracking/dirty-bitmap.ts";
-import { type Recovered, TrackingFile } from "../../../../engine/disk/tracking/tracking-file.ts";
+import { TrackingFile } from "../../../../engine/disk/tracking/tracking-file.ts";
 import { pageRegions } from "../../../../engine/disk/tracking/tracking-format.ts";
+import type { Recovered } from "../../../../engine/disk/tracking/tracking-recovery.ts";
 import { recoverTracking } from "../../../../engine/disk/tracking/tracking-recovery.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
 import { numbersFrom } from "../../../engine-model.ts";

@@ -11,7 +11,8 @@ import { LiveFile } from "../../../../engine/disk/source/live-file.ts";
 import type { QuiescenceSignature } from "../../../../engine/disk/source/quiescence.ts";
 import { DirtyBitmap, regionBytes } from "../../../../engine/disk/tracking/dirty-bitmap.ts";
 import { ProtectedDisk } from "../../../../engine/disk/tracking/protected-disk.ts";
-import { type Recovered, TrackingFile, type TrackingOptions } from "../../../../engine/disk/tracking/tracking-file.ts";
+import { TrackingFile, type TrackingOptions } from "../../../../engine/disk/tracking/tracking-file.ts";
+import type { Recovered } from "../../../../engine/disk/tracking/tracking-recovery.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
 import { attachLoop } from "../../../loop-device.ts";
 

@@ -7,13 +7,10 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { fileIdentity } from "../../../../engine/disk/source/file-identity.ts";
 import { DirtyBitmap, regionBytes, regionGranules } from "../../../../engine/disk/tracking/dirty-bitmap.ts";
-import {
-  type Recovered,
-  TrackingFile,
-  type TrackingIdentity,
-  type TrackingOptions,
-} from "../../../../engine/disk/tracking/tracking-file.ts";
+import { TrackingFile, type TrackingOptions } from "../../../../engine/disk/tracking/tracking-file.ts";
+import type { TrackingIdentity } from "../../../../engine/disk/tracking/tracking-format.ts";
 import { headerSlotBytes, pageOffset, pageSlotBytes } from "../../../../engine/disk/tracking/tracking-format.ts";
+import type { Recovered } from "../../../../engine/disk/tracking/tracking-recovery.ts";
 import { hasCode, TidemarkError } from "../../../../engine/errors.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
 import { CrashStorage, Medium, turns } from "./crash-storage.ts";
