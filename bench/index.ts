@@ -29,7 +29,7 @@ import { benchPipeline } from "./pipeline.ts";
 import { type BenchReport, type CaseOutcome, isMet } from "./report.ts";
 
 export type { StoreAddress } from "./live/orders.ts";
-export type { BenchKind, BenchOptions, BenchProgress } from "./options.ts";
+export type { BenchKind, BenchOptions } from "./options.ts";
 export { benchKinds } from "./options.ts";
 export type { BenchReport } from "./report.ts";
 export { formatBench } from "./report.ts";

@@ -3,14 +3,7 @@ import { readdir, readFile, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import {
-  type BenchKind,
-  type BenchOptions,
-  type BenchProgress,
-  type BenchReport,
-  formatBench,
-  runBench,
-} from "../../bench/index.ts";
+import { type BenchKind, type BenchOptions, type BenchReport, formatBench, runBench } from "../../bench/index.ts";
 import { MadeVolume } from "../../bench/keep/made-volume.ts";
 import { RecordingSink } from "../../bench/keep/recording-sink.ts";
 import { DirectorySink } from "../../sink/index.ts";
@@ -134,7 +127,7 @@ test.for([
     const reason = missing("fio", "qemu-nbd");
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
     const abort = new AbortController();
-    const onProgress = ({ step }: BenchProgress): void => {
+    const onProgress = ({ step }: { readonly step: string }): void => {
       // Asked between two steps, it would end there: the processes have to be at work.
       if (step === interruptedStep) setImmediate(() => abort.abort());
     };

@@ -6,8 +6,6 @@
  * answer is yes, because the question guards the source against being overwritten.
  */
 import type { BigIntStats } from "node:fs";
-import { realpath, stat } from "node:fs/promises";
-import { fileError } from "./positional-file.ts";
 
 /** Plain data; numbers are decimal text because inode numbers may exceed what a double holds. */
 export interface FileIdentity {
@@ -20,15 +18,7 @@ export interface FileIdentity {
   readonly path: string;
 }
 
-/** The identity of what lies at `path`, which exists. */
-export async function fileIdentity(path: string): Promise<FileIdentity> {
-  try {
-    return identityFrom(await realpath(path), await stat(path, { bigint: true }));
-  } catch (error) {
-    throw fileError(error, { code: "SOURCE_UNREADABLE", what: `cannot look at ${path}`, remedy: "check the path" });
-  }
-}
-
+/** The identity of the file or device at `path`, which is absolute and holds no links. */
 export function identityFrom(path: string, stats: BigIntStats): FileIdentity {
   const device = stats.isBlockDevice();
   return {

@@ -67,24 +67,9 @@ export interface SequenceRange {
 /** A list of this many ranges takes at most 12 MiB and fits into a document. */
 export const condemnedRangesMax: number = 200_000;
 
+/** The content of a hold is for people only: its name and its lease count, so no code decodes it. */
 export function encodeHold(document: HoldDocument): Uint8Array {
   return encode("hold", document).bytes;
-}
-
-/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
-export function decodeHold(bytes: Uint8Array, object: string, expected: Owner): HoldDocument {
-  const { fields } = decode("hold", bytes, object);
-  const document: HoldDocument = {
-    vault: fields.text("vault", hex32),
-    disk: fields.text("disk", anyText),
-    sequence: fields.integer("sequence", 1),
-    point: fields.text("point", hex32),
-    purpose: fields.text("purpose", anyText),
-    pid: fields.integer("pid"),
-    host: fields.text("host", anyText),
-  };
-  checkOwner(document, object, expected);
-  return document;
 }
 
 export function encodePin(document: PinDocument): Uint8Array {

@@ -62,6 +62,8 @@ export class PointDiff implements AsyncIterable<Extent> {
    *
    * @throws TidemarkError DISK_NOT_FOUND, POINT_NOT_FOUND, INVALID_ARGUMENT, DAMAGED and the errors
    * of the store.
+   *
+   * @internal
    */
   static async open(store: Store, vault: string, options: DiffOptions): Promise<PointDiff> {
     const { onNotice = () => undefined, signal } = options;

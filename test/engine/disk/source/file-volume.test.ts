@@ -3,9 +3,10 @@ import { appendFile, chmod, link, mkdir, open, rename, symlink, truncate, utimes
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { fileIdentity, sameObject } from "../../../../engine/disk/source/file-identity.ts";
+import { sameObject } from "../../../../engine/disk/source/file-identity.ts";
 import { FileVolume, restMs } from "../../../../engine/disk/source/file-volume.ts";
 import type { Extent } from "../../../../engine/volume.ts";
+import { fileIdentity } from "../../../file-identity.ts";
 import { attachLoop } from "../../../loop-device.ts";
 
 let folder: string;

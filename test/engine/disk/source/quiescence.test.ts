@@ -4,13 +4,13 @@ import { mkdtemp, open, rm, stat, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, type TestContext } from "vitest";
-import { fileIdentity } from "../../../../engine/disk/source/file-identity.ts";
 import { LiveFile } from "../../../../engine/disk/source/live-file.ts";
 import {
   type QuiescenceSignature,
   quiescenceSignature,
   restSignatureCharactersMax,
 } from "../../../../engine/disk/source/quiescence.ts";
+import { fileIdentity } from "../../../file-identity.ts";
 import { attachLoop } from "../../../loop-device.ts";
 
 const granule = 4096;

@@ -2,11 +2,11 @@
  * What a tracking file says of a block device after a clean stop: the device has no times, but its
  * kernel counts.
  */
+
 import { mkdtemp, open, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { fileIdentity } from "../../../../engine/disk/source/file-identity.ts";
 import { LiveFile } from "../../../../engine/disk/source/live-file.ts";
 import type { QuiescenceSignature } from "../../../../engine/disk/source/quiescence.ts";
 import { DirtyBitmap, regionBytes } from "../../../../engine/disk/tracking/dirty-bitmap.ts";
@@ -14,6 +14,7 @@ import { ProtectedDisk } from "../../../../engine/disk/tracking/protected-disk.t
 import { TrackingFile, type TrackingOptions } from "../../../../engine/disk/tracking/tracking-file.ts";
 import type { Recovered } from "../../../../engine/disk/tracking/tracking-recovery.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
+import { fileIdentity } from "../../../file-identity.ts";
 import { attachLoop } from "../../../loop-device.ts";
 
 const sizeBytes: number = 4 * regionBytes;

@@ -5,7 +5,6 @@ import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { fileIdentity } from "../../../../engine/disk/source/file-identity.ts";
 import { DirtyBitmap, regionBytes, regionGranules } from "../../../../engine/disk/tracking/dirty-bitmap.ts";
 import { TrackingFile, type TrackingOptions } from "../../../../engine/disk/tracking/tracking-file.ts";
 import type { TrackingIdentity } from "../../../../engine/disk/tracking/tracking-format.ts";
@@ -13,6 +12,7 @@ import { headerSlotBytes, pageOffset, pageSlotBytes } from "../../../../engine/d
 import type { Recovered } from "../../../../engine/disk/tracking/tracking-recovery.ts";
 import { hasCode, TidemarkError } from "../../../../engine/errors.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
+import { fileIdentity } from "../../../file-identity.ts";
 import { CrashStorage, Medium, turns } from "./crash-storage.ts";
 
 const regions = 64;

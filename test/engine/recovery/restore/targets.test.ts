@@ -4,12 +4,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { fileIdentity } from "../../../../engine/disk/source/file-identity.ts";
 import { TidemarkError } from "../../../../engine/errors.ts";
 import type { RestoreTarget } from "../../../../engine/recovery/restore/target.ts";
 import { type OpenTargetOptions, openTarget } from "../../../../engine/recovery/restore/targets.ts";
 import { parseFixedVhdFooter } from "../../../../engine/recovery/restore/vhd.ts";
 import { MemorySink } from "../../../../sink/memory.ts";
+import { fileIdentity } from "../../../file-identity.ts";
 import { attachLoop } from "../../../loop-device.ts";
 import { mountSmallDisk } from "../../../small-disk.ts";
 

@@ -26,11 +26,9 @@ import {
 } from "../../../../engine/store/format/frame.ts";
 import {
   decodeCondemned,
-  decodeHold,
   decodeLabel,
   decodePin,
   encodeCondemned,
-  encodeHold,
   encodeLabel,
   encodePin,
 } from "../../../../engine/store/format/keeping.ts";
@@ -61,7 +59,6 @@ import {
   deadSample,
   framePlace,
   headSample,
-  holdSample,
   indexReference,
   indexSample,
   labelSample,
@@ -107,12 +104,6 @@ const formats: readonly Format[] = [
     kind: "manifest",
     bytes: manifest.bytes,
     decode: (bytes) => decodeManifest(bytes, "o", { ...manifestSample, id: manifest.id }),
-    future: futureLine,
-  },
-  {
-    kind: "hold",
-    bytes: encodeHold(holdSample),
-    decode: (bytes) => decodeHold(bytes, "o", holdSample),
     future: futureLine,
   },
   {
@@ -230,7 +221,6 @@ describe("an object that is whole", () => {
       () => decodeManifest(manifest.bytes, "o", { ...manifestSample, id: manifest.id, vault }),
       /belongs to vault/,
     );
-    refused(() => decodeHold(encodeHold(holdSample), "o", { ...holdSample, vault }), /belongs to vault/);
     refused(() => decodePin(encodePin(pinSample), "o", { ...pinSample, vault }), /belongs to vault/);
     refused(
       () => decodeCondemned(encodeCondemned(condemnedSample), "o", { ...condemnedSample, vault }),
@@ -295,7 +285,6 @@ describe("an object with a right checksum and wrong content", () => {
         collectionSample,
         (body) => decodeCollection(encodeCollection(body as typeof collectionSample), "o", collectionSample.vault),
       ],
-      [holdSample, (body) => decodeHold(encodeHold(body as typeof holdSample), "o", holdSample)],
       [labelSample, (body) => decodeLabel(encodeLabel(body as typeof labelSample), "o", labelSample)],
       [pinSample, (body) => decodePin(encodePin(body as typeof pinSample), "o", pinSample)],
       [
