@@ -32,8 +32,8 @@ export interface DiffOptions {
 }
 
 /**
- * The extents of `to` that differ from `from`: whoever has the bytes of `from` and writes these
- * ranges of `to` over them has `to`.
+ * The extents in which `to` differs from `from`. The bytes of `from`, overwritten with these ranges
+ * of `to`, are `to`.
  *
  * Extents are in bytes, ascending, disjoint, aligned to granules of 4 KiB but for the end of the
  * disk, and end where `to` ends. Behind the end of a shorter `from` it counts as zeros. Chunks are

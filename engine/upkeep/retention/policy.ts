@@ -139,7 +139,7 @@ export function describeSpan(spanMs: number): string {
  * The table that `days:N` stands for: everything for 2 hours; then, for 1 day, one point an hour;
  * for 2 to 7 days one per 2 hours; for 8 to 15 days one per 2 hours up to 7 days and one per 4
  * hours from there. Source: Azure Site Recovery, common questions (Azure to Azure), retention. 0
- * days have no band: whatever is not the newest point is too old.
+ * days have no band: every point but the newest is too old.
  */
 export function bandsOfDays(days: number): readonly RetentionBand[] {
   const everything = { ageMsMax: 2 * hourMs, everyMs: null };
