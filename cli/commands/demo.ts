@@ -218,7 +218,7 @@ function say(
 ): void {
   const elapsedMs = Math.round(performance.now() - startedAt);
   const text = `${step.padEnd(8)} ${what.padEnd(60)} ${formatDuration(elapsedMs).padStart(7)}`;
-  output.item("step", { ...fields, step, what, elapsedMs: fields.elapsedMs ?? elapsedMs } as DemoStep, text);
+  output.item("step", { ...fields, step, what, elapsedMs: fields.elapsedMs ?? elapsedMs }, text);
 }
 
 interface Totals {
