@@ -2,7 +2,9 @@
  * Every file of examples/ does what the documents say of it. Programs import the package by its
  * name and scripts call the command, both from another folder, as a user's do.
  */
+
 import { spawn } from "node:child_process";
+import { createHash } from "node:crypto";
 import { once } from "node:events";
 import {
   chmodSync,
@@ -101,7 +103,12 @@ describe("the program", () => {
     expect(lines).toContainEqual(expect.stringMatching(/^point 1: 65536 new bytes, stored as \d{3,4}$/));
     expect(lines).toContainEqual(expect.stringMatching(/^1 \d{4}-\d\d-\d\dT.*Z crash$/));
     expect(readFileSync(place.path("back.img")).equals(Buffer.alloc(8 * mib, 7))).toBe(true);
-    expect(await place.program("mount.ts")).toEqual(["point 1 holds 8388608 bytes; at 1 MiB stands 7"]);
+    const sha256 = createHash("sha256")
+      .update(Buffer.alloc(8 * 1024 * 1024, 7))
+      .digest("hex");
+    const [read, stored] = await place.program("mount.ts");
+    expect(read).toBe(`8388608 bytes, at 1 MiB stands 7, SHA-256 ${sha256}`);
+    expect(stored).toMatch(/^65536 unique bytes, stored in \d+$/);
   });
 
   test("protect.ts takes points of what is written", async () => {
