@@ -61,6 +61,8 @@ export class Protection implements AsyncDisposable {
   #policy: ProtectionPolicy;
   #state: MachineState;
   #session: Session | undefined;
+  /** The vault has been asked for an application-consistent point that was missed before the start. */
+  #isCaughtUp = false;
   /** The cut that is to be shipped. */
   #made: MadeCut | undefined;
   readonly #stopping = new AbortController();
@@ -367,9 +369,19 @@ export class Protection implements AsyncDisposable {
       onNotice,
       signal: this.#stopping.signal,
     });
+    await this.#catchUp(this.#session);
     const { newest } = this.#session;
     const isBased = this.#protected.base !== undefined;
     return { newest, relation: newest === undefined ? "unknown" : this.#protected.rebase(newest.id), isBased };
+  }
+
+  /** In the first session: an application-consistent point missed before the start is due now. */
+  async #catchUp(session: Session): Promise<void> {
+    if (this.#isCaughtUp) return;
+    const roundMs = this.#schedule.lastRoundMs(now());
+    if (roundMs !== undefined && this.#options.hook !== undefined && session.newest !== undefined)
+      this.#schedule.catchUp(await session.newestAppMs(roundMs), now());
+    this.#isCaughtUp = true;
   }
 
   async #leave(): Promise<void> {
