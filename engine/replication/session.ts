@@ -33,6 +33,7 @@ import { manifestName } from "../store/format/names.ts";
 import { mergeStack } from "../store/map/merge.ts";
 import { PointMap } from "../store/map/point-map.ts";
 import { MapObjects, RunWriter } from "../store/map/run-writer.ts";
+import { readPoints } from "../store/points/history.ts";
 import { proveObjects, proveVault, readManifest } from "../store/points/manifest.ts";
 import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store, storeRegressed } from "../store/store.ts";
@@ -191,6 +192,23 @@ export class Session implements AsyncDisposable {
         this.#signal,
       );
       return this.#manifest;
+    } catch (error) {
+      throw await this.diagnose(error);
+    }
+  }
+
+  /**
+   * Time of the newest application-consistent point not older than `sinceMs`, both in ms since 1970.
+   * Reads no further back; points on damaged pages are not counted. Errors: as `manifest`.
+   */
+  async newestAppMs(sinceMs: number): Promise<number | undefined> {
+    try {
+      const options = { onDamage: () => undefined, signal: this.#signal };
+      for await (const { timeMs, consistency } of readPoints(this.store, this.head, options)) {
+        if (timeMs < sinceMs) return undefined;
+        if (consistency === "app") return timeMs;
+      }
+      return undefined;
     } catch (error) {
       throw await this.diagnose(error);
     }

@@ -11,18 +11,14 @@
 import assert from "node:assert/strict";
 import type { BlockDevice } from "../../device.ts";
 import type { LiveFile } from "../../disk/source/live-file.ts";
-import { noPrints } from "../../disk/source/local-state.ts";
-import { cutVolume } from "../../disk/tracking/cut.ts";
 import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import { interrupted, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
-import { changedBaseline, emptyBaseline, namedOnly } from "../../pipeline/baseline.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
 import { encodeDiskName } from "../../store/format/names.ts";
 import type { PointSummary } from "../../store/points/points.ts";
 import { protectionTiming } from "../../timing.ts";
-import { checkSize, mapBaseline, randomSeed } from "../replicate.ts";
 import { Session } from "../session.ts";
 import { cutTogether, frozenCuts, type MadeCut } from "./groups.ts";
 import { assessHealth, type Finding, healthOf } from "./health.ts";
@@ -44,6 +40,7 @@ import type { ProtectionPolicy, ProtectionStatus, ProtectOptions } from "./prote
 import type { Instant, SchedulePlan } from "./schedule.ts";
 import { Schedule } from "./schedule.ts";
 import { SelfPrune } from "./self-prune.ts";
+import { shipCut } from "./ship-cut.ts";
 
 const { cycleMsDefault: frequencyMsDefault, freezeMsDefault: freezeTimeoutMsDefault } = protectionTiming;
 
@@ -61,6 +58,8 @@ export class Protection implements AsyncDisposable {
   #policy: ProtectionPolicy;
   #state: MachineState;
   #session: Session | undefined;
+  /** The vault has been asked for an application-consistent point that was missed before the start. */
+  #isCaughtUp = false;
   /** The cut that is to be shipped. */
   #made: MadeCut | undefined;
   readonly #stopping = new AbortController();
@@ -367,9 +366,19 @@ export class Protection implements AsyncDisposable {
       onNotice,
       signal: this.#stopping.signal,
     });
+    await this.#catchUp(this.#session);
     const { newest } = this.#session;
     const isBased = this.#protected.base !== undefined;
     return { newest, relation: newest === undefined ? "unknown" : this.#protected.rebase(newest.id), isBased };
+  }
+
+  /** In the first session: an application-consistent point missed before the start is due now. */
+  async #catchUp(session: Session): Promise<void> {
+    if (this.#isCaughtUp) return;
+    const roundMs = this.#schedule.lastRoundMs(now());
+    if (roundMs !== undefined && this.#options.hook !== undefined && session.newest !== undefined)
+      this.#schedule.catchUp(await session.newestAppMs(roundMs), now());
+    this.#isCaughtUp = true;
   }
 
   async #leave(): Promise<void> {
@@ -408,63 +417,23 @@ export class Protection implements AsyncDisposable {
   }
 
   /** Makes a point of a cut. */
-  async #ship(
-    { known, isParentSound }: CycleStep,
-    { cut, cutAtMs, group, application }: MadeCut,
-  ): Promise<PointRecord> {
-    const session = this.#session;
-    assert(session !== undefined, "a point is shipped in a session");
-    const isScan = known === "scan";
-    let uploaded = 0;
-    const noteUpload = (storedBytes: number): void => {
-      this.#measures.uploaded(storedBytes - uploaded);
-      uploaded = storedBytes;
-    };
-    try {
-      checkSize(this.#live.description, this.disk, cut.sizeBytes, session.newest);
-      const parent = isParentSound ? await session.manifest() : undefined;
-      const seed = randomSeed();
-      const map = parent === undefined ? emptyBaseline : mapBaseline(this.#context, session, parent, seed);
-      const shipped = await session.ship({
-        volume: isScan ? this.#live.volume("whole") : cutVolume(cut, this.#live.volume("scattered")),
-        volumeBytes: cut.sizeBytes,
-        timeMs: cut.timeMs,
-        parent,
-        baseline: known === "changed" ? changedBaseline : known === "compare" ? namedOnly(map) : map,
-        scope: isScan ? "whole" : "named",
-        seed,
-        prints: noPrints,
-        // What was captured is the disk at the cut if old content was kept, or if nothing has been
-        // written since.
-        consistency: () => {
-          const isStill = cut.exact || !this.#protected.isWrittenSinceCut;
-          return Promise.resolve(!isStill ? "fuzzy" : application?.outcome === "frozen" ? "app" : "crash");
-        },
-        application,
-        group,
-        leave: false,
-        beforeHead: async (id) => {
-          this.#take({ kind: "committing", id, cutAtMs });
-          await this.#protected.expectPoint(id);
-        },
-        onProgress: (_doneBytes, storedBytes) => {
-          noteUpload(storedBytes);
-        },
-        onCaptured: () => {
-          this.#measures.reached("captured", cutAtMs);
-        },
-        onShipped: () => {
-          this.#measures.reached("shipped", cutAtMs);
-        },
-        signal: AbortSignal.any([cut.signal, this.#cycle.signal]),
-      });
-      noteUpload(shipped.storedBytes + shipped.metadataBytes);
-      cut.committed(shipped.point.id);
-      return shipped.point;
-    } catch (error) {
-      cut.abandon();
-      throw error;
-    }
+  async #ship({ known, isParentSound }: CycleStep, made: MadeCut): Promise<PointRecord> {
+    assert(this.#session !== undefined, "a point is shipped in a session");
+    return await shipCut({
+      context: this.#context,
+      session: this.#session,
+      disk: this.disk,
+      live: this.#live,
+      protectedDisk: this.#protected,
+      measures: this.#measures,
+      known,
+      isParentSound,
+      made,
+      onCommitting: (id) => {
+        this.#take({ kind: "committing", id, cutAtMs: made.cutAtMs });
+      },
+      signal: this.#cycle.signal,
+    });
   }
 
   async #prune(): Promise<void> {

@@ -1,23 +1,26 @@
 /**
- * When the next point of a disk is due. It reads no clock and sets no timer: it is told the time
- * and tells how long to wait.
+ * Scheduling: when the next point of a disk is due. Pure: the caller gives the time and gets how
+ * long to wait.
  *
  *     start time ──► first point ──┬────────┬────────┬────────┬──►   a grid of one frequency, anchored at the first point's due time
  *                    (+ jitter)    tick     tick     tick     tick
- *     application-consistent:  the first tick at or after each of its own times
+ *     application-consistent:  the first tick at or after each round time (every hour: on the hour, UTC)
  *
- * A tick that passes while a point is being made is not queued: the point that overran is followed
- * by one at once, and then by the grid. Due times are kept on the steady clock, which nobody can
- * set; the wall clock is read for the start time, until it has come, and once more to lay
- * application-consistent points on round times (every hour: on the hour, UTC). So a wall clock that
- * jumps neither skips a point nor makes a burst of them.
+ * A tick that passes while a point is being made is not queued: a point that overran its period is
+ * followed by one point at once, and then by the grid. An application-consistent point that was
+ * missed while the agent was stopped is due with the first tick (`catchUp`).
+ *
+ * Due times stand on the steady clock, which cannot be set. The wall clock is read for the start
+ * time, until it has come, once to place the round times, and once to catch up.
+ *
+ * Invariant: a wall clock that jumps neither skips a point nor makes a burst of them.
  */
 import assert from "node:assert/strict";
 import { checksum } from "../../store/format/checksum.ts";
 
 /**
- * Both clocks, read together, in ms. `wallMs` counts from 1970; `steadyMs` from anywhere, and never
- * goes back.
+ * Both clocks, read together, in ms. `wallMs` counts from 1970. `steadyMs` counts from an arbitrary
+ * instant and never goes back.
  */
 export interface Instant {
   readonly wallMs: number;
@@ -26,36 +29,37 @@ export interface Instant {
 
 export interface SchedulePlan {
   readonly crashConsistentFrequencyMs: number;
-  /** Absent: none on schedule. */
+  /** Absent: application-consistent points are made on demand only. */
   readonly appConsistentFrequencyMs?: number | undefined;
-  /** Not before this wall time. Counts until the first point is due. */
+  /** The first point is due at this wall time or later. */
   readonly startTimeMs?: number | undefined;
   /**
-   * The disk's name: ticks of different disks fall on different moments, and the same disk's always
-   * on the same.
+   * The disk's name. It decides the jitter: the ticks of different disks differ, and those of one
+   * disk stay the same over restarts.
    */
   readonly disk: string;
   /**
-   * The part of a period over which disks spread, from 0 to 1. Default: 0.2, but never more than 30
-   * seconds.
+   * The part of a period over which the ticks of disks spread, from 0 to 1; at most 30 seconds.
+   * Default: 0.2.
    */
   readonly jitterFraction?: number | undefined;
 }
 
 export interface Due {
-  /** In how many ms; 0 is now. */
+  /** Ms from now; 0 is now. */
   readonly inMs: number;
-  /** What the point should be that is due then. */
+  /** The consistency that the due point is to have. */
   readonly consistency: "crash" | "app";
   /**
-   * False: ask again then, no point is due yet. The wall clock might be set until the start time.
+   * False: no point is due then; the caller asks again. The wall clock may be set before the start
+   * time comes.
    */
   readonly isPoint: boolean;
 }
 
 const jitterFractionDefault = 0.2;
 const jitterMsMax = 30_000;
-/** The wall clock may be set while the start time is waited for: it is read at least this often. */
+/** Before the start time, the wall clock is read at least this often, because it may be set. */
 const startCheckMs = 60_000;
 
 export class Schedule {
@@ -66,22 +70,16 @@ export class Schedule {
   #startedMs: number | undefined;
   /** The next time for an application-consistent point. */
   #appDueMs: number | undefined;
-  readonly #lastAppMs: number | undefined;
 
-  /**
-   * `lastAppMs`: wall time of the disk's newest application-consistent point, if the vault has one:
-   * what was missed meanwhile is due at once.
-   */
-  constructor(plan: SchedulePlan, now: Instant, lastAppMs?: number) {
+  constructor(plan: SchedulePlan, now: Instant) {
     checkPlan(plan);
     this.#plan = plan;
-    this.#lastAppMs = lastAppMs;
     this.#layGrid(now);
   }
 
   /**
-   * When the next point is due. Asked again after each point, each change of plan, and after
-   * `inMs`.
+   * When the next point is due. The caller asks again after each point, after each change of plan
+   * and when `inMs` has passed.
    */
   next(now: Instant): Due {
     this.#layGrid(now);
@@ -95,8 +93,8 @@ export class Schedule {
   }
 
   /**
-   * A point was begun, on schedule or on demand; `app` also when the application could not be
-   * brought to rest.
+   * A point was begun, on schedule or on demand. `app`: its hook ran, whether or not the
+   * application came to rest.
    */
   started(consistency: Due["consistency"], now: Instant): void {
     this.#layGrid(now);
@@ -105,8 +103,7 @@ export class Schedule {
   }
 
   /**
-   * Another plan from now on: the next point is due by the new frequencies, counted from the last
-   * one.
+   * Replaces the plan. The next point is due by the new frequencies, counted from the newest point.
    */
   replan(plan: SchedulePlan, now: Instant): void {
     checkPlan(plan);
@@ -116,16 +113,32 @@ export class Schedule {
     else if (!isSameApp) this.#appDueMs = nextRoundMs(plan, now);
   }
 
-  /** Once, when the start time has come. */
+  /**
+   * The newest round time of application-consistent points, in ms since 1970. Undefined before the
+   * start time, and when the plan has no such points.
+   */
+  lastRoundMs({ wallMs }: Instant): number | undefined {
+    const everyMs = this.#plan.appConsistentFrequencyMs;
+    return everyMs === undefined || this.#appDueMs === undefined ? undefined : wallMs - phaseMs(everyMs, wallMs);
+  }
+
+  /**
+   * Makes up for a round time that passed while no schedule ran: if `lastAppMs` is before the newest
+   * round time, an application-consistent point is due with the next tick. `lastAppMs`: wall time of
+   * the disk's newest application-consistent point; undefined if it has none since that round time.
+   */
+  catchUp(lastAppMs: number | undefined, now: Instant): void {
+    const roundMs = this.lastRoundMs(now);
+    if (roundMs === undefined || (lastAppMs !== undefined && lastAppMs >= roundMs)) return;
+    const { appConsistentFrequencyMs: everyMs = 0 } = this.#plan;
+    if (this.#appDueMs !== undefined && this.#appDueMs > now.steadyMs) this.#appDueMs -= everyMs;
+  }
+
+  /** Places the grid, once, when the start time has come. */
   #layGrid(now: Instant): void {
     if (this.#originMs !== undefined || (this.#plan.startTimeMs ?? 0) > now.wallMs) return;
     this.#originMs = now.steadyMs + jitterMs(this.#plan);
     this.#appDueMs = nextRoundMs(this.#plan, now);
-    const everyMs = this.#plan.appConsistentFrequencyMs;
-    if (everyMs === undefined || this.#appDueMs === undefined || this.#lastAppMs === undefined) return;
-    // The round time before now has been missed. A point from the future was made by a clock that
-    // has been set since: it tells nothing.
-    if (this.#lastAppMs <= now.wallMs - everyMs) this.#appDueMs -= everyMs;
   }
 }
 
@@ -139,12 +152,17 @@ function tickAfter(
   return originMs + (Math.floor((startedMs - originMs) / crashConsistentFrequencyMs) + 1) * crashConsistentFrequencyMs;
 }
 
-/** The next round time, as the wall clock has it now, on the steady clock. */
+/** The next round time on the steady clock, by what the wall clock shows now. */
 function nextRoundMs({ appConsistentFrequencyMs: everyMs }: SchedulePlan, now: Instant): number | undefined {
-  return everyMs === undefined ? undefined : now.steadyMs + everyMs - (((now.wallMs % everyMs) + everyMs) % everyMs);
+  return everyMs === undefined ? undefined : now.steadyMs + everyMs - phaseMs(everyMs, now.wallMs);
 }
 
-/** The first application-consistent time that is still to come, on the grid that was laid. */
+/** How long ago the newest round time was. */
+function phaseMs(everyMs: number, wallMs: number): number {
+  return ((wallMs % everyMs) + everyMs) % everyMs;
+}
+
+/** The first round time after `now`, on the steady clock and on the grid of round times. */
 function laterRoundMs(plan: SchedulePlan, appDueMs: number | undefined, now: Instant): number | undefined {
   const everyMs = plan.appConsistentFrequencyMs;
   if (everyMs === undefined || appDueMs === undefined) return nextRoundMs(plan, now);
@@ -169,5 +187,5 @@ function checkPlan({
     appConsistentFrequencyMs === undefined || appConsistentFrequencyMs > 0,
     "a frequency is a positive number of milliseconds",
   );
-  assert(jitterFraction >= 0 && jitterFraction <= 1, "jitter is a part of a period");
+  assert(jitterFraction >= 0 && jitterFraction <= 1, "jitter is a fraction of a period");
 }

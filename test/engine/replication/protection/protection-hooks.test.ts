@@ -2,7 +2,7 @@
  * Application-consistent points of a disk: what its hook does, and what the point then says of
  * itself.
  */
-import { describe, expect, test } from "vitest";
+import { afterEach, describe, expect, test, vi } from "vitest";
 import { functionHook, type Hook } from "../../../../engine/replication/protection/hooks.ts";
 import type { PointDetail } from "../../../../engine/store/points/points.ts";
 import { contentOf } from "../../../model-disk.ts";
@@ -124,5 +124,61 @@ describe("a point for which the application is to rest", () => {
     freeze = () => Promise.resolve();
     disk.protection.resume();
     expect((await asked).consistency).toBe("app");
+  });
+});
+
+describe("an application-consistent point that was missed while the agent was stopped", () => {
+  const hour = 3_600_000;
+  const noon = Date.UTC(2026, 0, 15, 12, 0, 0);
+  afterEach(() => {
+    vi.useRealTimers();
+  });
+
+  /** Sets the wall clock, and lets it stand. All other clocks and the timers go on. */
+  function setWallClock(ms: number): void {
+    vi.useFakeTimers({ toFake: ["Date"], now: ms });
+  }
+
+  /** Protects the disk with an application-consistent point a day; gives the first point by schedule. */
+  async function firstPoint(): Promise<string> {
+    const point = disk.nextPoint();
+    await disk.start({ hook, policy: { crashConsistentFrequencyMs: 20, appConsistentFrequencyMs: 24 * hour } });
+    await disk.write(0, contentOf(4096, Date.now()));
+    return (await point).consistency;
+  }
+
+  /** A disk whose newest application-consistent point is of noon, and which has crash-consistent ones after it. */
+  async function stoppedAtNoon(): Promise<void> {
+    setWallClock(noon);
+    await disk.start({ hook });
+    await disk.point({ applicationConsistent: true });
+    for (const seed of [1, 2]) {
+      await disk.write(0, contentOf(4096, seed));
+      await disk.point();
+    }
+    await machine.restart();
+  }
+
+  test("is taken at once after 25 hours with a frequency of 24", async () => {
+    await stoppedAtNoon();
+    setWallClock(noon + 25 * hour);
+    expect(await firstPoint()).toBe("app");
+    const next = disk.nextPoint();
+    await disk.write(0, contentOf(4096, 3));
+    expect((await next).consistency).toBe("crash");
+  });
+
+  test("is not taken when the disk is protected again within the period", async () => {
+    await stoppedAtNoon();
+    setWallClock(noon + hour);
+    expect(await firstPoint()).toBe("crash");
+  });
+
+  test("is taken when no point of the disk was ever application-consistent", async () => {
+    setWallClock(noon);
+    await disk.start();
+    await disk.point();
+    await machine.restart();
+    expect(await firstPoint()).toBe("app");
   });
 });

@@ -95,18 +95,33 @@ describe("application-consistent points", () => {
     expect(begun).toHaveLength(Math.ceil(180 / 7));
   });
 
-  test("that were missed while the disk was away are due with the first tick, once, and the next on its round time", () => {
-    const schedule = new Schedule(plan, at(10 * minute), noon - 2 * hour);
-    expect(schedule.next(at(10 * minute))).toMatchObject({ inMs: 0, consistency: "app" });
-    schedule.started("app", at(10 * minute));
-    expect(schedule.next(at(10 * minute)).consistency).toBe("crash");
-    schedule.started("crash", at(59 * minute));
-    expect(schedule.next(at(60 * minute))).toMatchObject({ consistency: "app" });
+  test("that were missed while the agent was stopped are due with the first tick, once, and the next at its round time", () => {
+    for (const last of [undefined, noon - 1, noon - 2 * hour]) {
+      const schedule = new Schedule(plan, at(10 * minute));
+      expect(schedule.lastRoundMs(at(10 * minute))).toBe(noon);
+      schedule.catchUp(last, at(10 * minute));
+      expect(schedule.next(at(10 * minute))).toMatchObject({ inMs: 0, consistency: "app" });
+      schedule.started("app", at(10 * minute));
+      expect(schedule.next(at(10 * minute)).consistency).toBe("crash");
+      schedule.started("crash", at(59 * minute));
+      expect(schedule.next(at(60 * minute))).toMatchObject({ consistency: "app" });
+    }
   });
 
-  test("are not due at once when the last is recent, or seems to be made in the future", () => {
+  test("are not due at once when the last was made since the round time, or has a time in the future", () => {
     for (const last of [noon, noon + 50 * hour]) {
-      expect(new Schedule(plan, at(10 * minute), last).next(at(10 * minute)).consistency).toBe("crash");
+      const schedule = new Schedule(plan, at(10 * minute));
+      schedule.catchUp(last, at(10 * minute));
+      expect(schedule.next(at(10 * minute)).consistency).toBe("crash");
+    }
+  });
+
+  test("are not caught up before the start time, nor where none are made on schedule", () => {
+    for (const other of [{ ...plan, startTimeMs: noon + hour }, steadily]) {
+      const schedule = new Schedule(other, at(10 * minute));
+      expect(schedule.lastRoundMs(at(10 * minute))).toBeUndefined();
+      schedule.catchUp(undefined, at(10 * minute));
+      expect(schedule.next(at(90 * minute)).consistency).toBe("crash");
     }
   });
 

@@ -1,0 +1,93 @@
+/**
+ * Shipping a cut: makes a recovery point of a cut of a protected disk, in the disk's session.
+ *
+ * What is known of the vault's newest point (see `Knowledge`) decides what is read: the marked
+ * granules, the marked regions compared with the vault's map, or the whole disk.
+ *
+ * Invariant: a cut is either committed or abandoned when `shipCut` settles.
+ */
+import type { LiveFile } from "../../disk/source/live-file.ts";
+import { noPrints } from "../../disk/source/local-state.ts";
+import { cutVolume } from "../../disk/tracking/cut.ts";
+import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
+import { changedBaseline, emptyBaseline, namedOnly } from "../../pipeline/baseline.ts";
+import type { VaultContext } from "../../pipeline/vault-context.ts";
+import type { PointRecord } from "../../store/format/documents.ts";
+import { checkSize, mapBaseline, randomSeed } from "../replicate.ts";
+import type { Session } from "../session.ts";
+import type { MadeCut } from "./groups.ts";
+import type { Measures } from "./measures.ts";
+import type { Knowledge } from "./protection-state.ts";
+
+export interface ShipCutOptions {
+  readonly context: VaultContext;
+  readonly session: Session;
+  readonly disk: string;
+  readonly live: LiveFile;
+  readonly protectedDisk: ProtectedDisk;
+  readonly measures: Measures;
+  readonly known: Knowledge;
+  /** False: the newest point's map is damaged, and the new point lists everything anew. */
+  readonly isParentSound: boolean;
+  readonly made: MadeCut;
+  /** Called before the commit is tried, with the id that the point will have. */
+  readonly onCommitting: (id: string) => void;
+  readonly signal: AbortSignal;
+}
+
+/** Errors: those of `Session.ship`, UNSUPPORTED, SOURCE_SHRUNK, CUT_ABANDONED. */
+export async function shipCut(options: ShipCutOptions): Promise<PointRecord> {
+  const { context, session, disk, live, protectedDisk, measures, known, isParentSound, made, signal } = options;
+  const { cut, cutAtMs, group, application } = made;
+  const isScan = known === "scan";
+  let uploaded = 0;
+  const noteUpload = (storedBytes: number): void => {
+    measures.uploaded(storedBytes - uploaded);
+    uploaded = storedBytes;
+  };
+  try {
+    checkSize(live.description, disk, cut.sizeBytes, session.newest);
+    const parent = isParentSound ? await session.manifest() : undefined;
+    const seed = randomSeed();
+    const map = parent === undefined ? emptyBaseline : mapBaseline(context, session, parent, seed);
+    const shipped = await session.ship({
+      volume: isScan ? live.volume("whole") : cutVolume(cut, live.volume("scattered")),
+      volumeBytes: cut.sizeBytes,
+      timeMs: cut.timeMs,
+      parent,
+      baseline: known === "changed" ? changedBaseline : known === "compare" ? namedOnly(map) : map,
+      scope: isScan ? "whole" : "named",
+      seed,
+      prints: noPrints,
+      // The captured content is the disk at the cut if old content was kept, or if nothing has been
+      // written since.
+      consistency: () => {
+        const isStill = cut.exact || !protectedDisk.isWrittenSinceCut;
+        return Promise.resolve(!isStill ? "fuzzy" : application?.outcome === "frozen" ? "app" : "crash");
+      },
+      application,
+      group,
+      leave: false,
+      beforeHead: async (id) => {
+        options.onCommitting(id);
+        await protectedDisk.expectPoint(id);
+      },
+      onProgress: (_doneBytes, storedBytes) => {
+        noteUpload(storedBytes);
+      },
+      onCaptured: () => {
+        measures.reached("captured", cutAtMs);
+      },
+      onShipped: () => {
+        measures.reached("shipped", cutAtMs);
+      },
+      signal: AbortSignal.any([cut.signal, signal]),
+    });
+    noteUpload(shipped.storedBytes + shipped.metadataBytes);
+    cut.committed(shipped.point.id);
+    return shipped.point;
+  } catch (error) {
+    cut.abandon();
+    throw error;
+  }
+}
