@@ -85,6 +85,11 @@ async function listening(child: ChildProcess): Promise<number> {
   throw new Error("Azurite ended before it listened");
 }
 
+/** Whether the database that an Azurite saved on `location` contains the identity of a vault. */
+export function hasSavedVault(location: string): boolean {
+  return unlessGone(() => readFileSync(join(location, "__azurite_db_blob__.json"), "utf8"), "").includes("vault.json");
+}
+
 /** The processes that serve `dir`: those that name it and listen on a port. */
 export function serversOn(dir: string): readonly number[] {
   const pids = processesNaming(dir);

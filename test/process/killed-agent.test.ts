@@ -6,9 +6,10 @@
 import { randomInt } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { expect, test } from "vitest";
+import { byDepth } from "../depth.ts";
 import { randomOf, StampedDisk, sample } from "./stamped-disk.ts";
 
-const kills = 20;
+const kills: number = byDepth(4, 20);
 const diskMebibytes = 64;
 /**
  * Every other life ends so long after its disk is served, when points are taken; the others so long
@@ -20,7 +21,7 @@ const pointsCheckedMax = 12;
 /** Taken at the end, beside those that come about between the kills. */
 const pointsMin = 5;
 
-test("an agent killed 20 times under writes loses no acknowledged write, and every point is a prefix of them", {
+test(`an agent killed ${kills} times under writes loses no acknowledged write, and every point is a prefix of them`, {
   timeout: 300_000,
 }, async () => {
   const seed = String(randomInt(2 ** 31));

@@ -7,13 +7,15 @@ import { setTimeout as delay } from "node:timers/promises";
 import { expect, it, onTestFinished } from "vitest";
 import { Azurite } from "../../sink/azurite.ts";
 import { changeImage, sameFiles, writeImage } from "../cli/images.ts";
+import { byDepth } from "../depth.ts";
 import { processesNaming, serverGone, serversOn } from "./azurite-process.ts";
 import { Client, notices } from "./client.ts";
 
 const mebibyte = 1024 * 1024;
 const imageMebibytes = 96;
 const changedMebibytes = 24;
-const kills = 20;
+/** A neighbour uses the server in every second round, so a quick run has two of each kind. */
+const kills: number = byDepth(4, 20);
 const testMsMax = 600_000;
 const serversSampledEveryMs = 200;
 

@@ -2,6 +2,7 @@ import fc from "fast-check";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { granuleBytes } from "../../../engine/limits.ts";
 import type { Extent, Volume } from "../../../engine/volume.ts";
+import { runsOf } from "../../depth.ts";
 import { randomBytes } from "../../engine-model.ts";
 import { CaptureRig } from "./capture-rig.ts";
 
@@ -97,7 +98,7 @@ test.each(["changed", "map"] as const)(
           }
         },
       ),
-      { numRuns: 25 },
+      { numRuns: runsOf(25) },
     );
   },
 );

@@ -9,6 +9,7 @@ import { WorkerPool } from "../../../engine/pipeline/worker-pool.ts";
 import { digestNames } from "../../../engine/store/format/documents.ts";
 import type { Extent, Volume } from "../../../engine/volume.ts";
 import { Gate } from "../../../sink/faults.ts";
+import { runsOf } from "../../depth.ts";
 import { namesOf, randomBytes } from "../../engine-model.ts";
 import { expectCode } from "../../sink/expectations.ts";
 import type { Point } from "./capture-rig.ts";
@@ -163,7 +164,7 @@ describe.each(kinds)("a capture with $digest and blocks of $blockBytes bytes", (
           expect(rig.workerPool.slabs.leasedCount).toBe(0);
         },
       ),
-      { numRuns: 10 },
+      { numRuns: runsOf(10) },
     );
   });
 

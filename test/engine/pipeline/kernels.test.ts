@@ -11,6 +11,7 @@ import {
   sameWords,
 } from "../../../engine/pipeline/kernels.ts";
 import { digestNames } from "../../../engine/store/format/documents.ts";
+import { runsOf } from "../../depth.ts";
 import { numbersFrom, randomBytes } from "../../engine-model.ts";
 
 const key = randomBytes(32, 5);
@@ -43,7 +44,7 @@ describe("LZ4", () => {
         expect(Buffer.compare(back.subarray(10, 10 + plain.length), plain)).toBe(0);
         expect(back.subarray(10 + plain.length).every((byte) => byte === 0xdd)).toBe(true);
       }),
-      { numRuns: 150 },
+      { numRuns: runsOf(150) },
     );
   });
 
@@ -95,7 +96,7 @@ describe("LZ4", () => {
           expect(error).toMatchObject({ code: "DAMAGED" });
         }
       }),
-      { numRuns: 300 },
+      { numRuns: runsOf(300) },
     );
   });
 

@@ -2,6 +2,7 @@
  * Our own kernels against the library's: the same digests and the same fingerprints, wherever in
  * shared memory the data lies.
  */
+
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { granuleBytes } from "../../../engine/limits.ts";
@@ -9,6 +10,7 @@ import { createDigest, createFingerprint } from "../../../engine/pipeline/kernel
 import type { Slab } from "../../../engine/pipeline/slabs.ts";
 import { SlabPool } from "../../../engine/pipeline/slabs.ts";
 import { expandSeed, openWasmKernels } from "../../../engine/pipeline/wasm-kernels.ts";
+import { runsOf } from "../../depth.ts";
 import { randomBytes } from "../../engine-model.ts";
 
 const blockBytes = 2 ** 20;
@@ -51,7 +53,7 @@ describe("the kernels on shared memory", () => {
         kernels.digestGranules(kernel[region] + from * granuleBytes, count, kernel.digest, kernel.key, kernel.tree);
         expect(new Uint8Array(kernel.digestView)).toEqual(expected);
       }),
-      { numRuns: 150 },
+      { numRuns: runsOf(150) },
     );
   });
 
@@ -81,7 +83,7 @@ describe("the kernels on shared memory", () => {
           expect(slab.newPrints.slice(from * 16, (from + count) * 16)).toEqual(expected);
           expect(othersUntouched(slab, from, count)).toBe(true);
         }),
-        { numRuns: 40 },
+        { numRuns: runsOf(40) },
       );
     }
   });

@@ -3,6 +3,7 @@
  * opened by another process of the same machine, which takes the seat at once, and by another
  * machine, which has to wait for the lease.
  */
+
 import { cpSync, mkdtempSync, renameSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -13,6 +14,7 @@ import { liveSessions } from "../../../engine/store/points/process-identity.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../sink/faults.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
+import { callsOf } from "../../depth.ts";
 import {
   closeModelVaults,
   Expected,
@@ -117,7 +119,7 @@ async function sweep(start: Start): Promise<number> {
   const whole = new FaultySink(connect(), []);
   await begin(whole);
   const { length } = whole.calls;
-  for (let call = 1; call <= length; call += 1) {
+  for (const call of callsOf(1, length)) {
     for (const effect of ["before", "after"] as const) {
       const sink = new FaultySink(connect(), [{ on: "any", when: call, fault: { kind: "crash", effect } }]);
       await expect(begin(sink), `call ${String(call)}, ${effect}`).rejects.toThrow(CrashError);

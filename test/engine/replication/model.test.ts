@@ -2,6 +2,7 @@
  * Two disks share a vault, and anything happens to them in any order. After each step every point
  * of both is what a plain array of bytes says it is.
  */
+
 import { mkdtempSync, rmSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -9,6 +10,7 @@ import { join } from "node:path";
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { MemorySink } from "../../../sink/memory.ts";
+import { runsOf } from "../../depth.ts";
 import { closeModelVaults, contentOf, Expected, ModelDisk, openModelVault, replicateNoted } from "../../model-disk.ts";
 
 const sizeBytesMax = 200_000;
@@ -62,7 +64,7 @@ test("every point of two disks stays what the disk was at its time, whatever hap
     fc.asyncProperty(fc.nat(60_000), fc.nat(60_000), fc.array(step, { minLength: 5, maxLength: 30 }), run),
     {
       seed,
-      numRuns: 25,
+      numRuns: runsOf(25),
       endOnFailure: true,
     },
   );

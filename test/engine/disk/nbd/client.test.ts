@@ -2,6 +2,7 @@ import fc from "fast-check";
 import { afterEach, describe, expect, test } from "vitest";
 import { NbdClient } from "../../../../engine/disk/nbd/client.ts";
 import type { NbdStatus } from "../../../../engine/disk/nbd/client-replies.ts";
+import { runsOf } from "../../../depth.ts";
 import { agreed, all, closeAll, done, filled, gib, kib, mib, more } from "./client-rig.ts";
 import { be16, be32, be64, type Peer, ScriptedServer } from "./scripted-server.ts";
 
@@ -284,7 +285,7 @@ describe("reading", () => {
           await client.close();
         },
       ),
-      { numRuns: 150 },
+      { numRuns: runsOf(150) },
     );
   });
 });

@@ -2,9 +2,11 @@
  * The server against bytes that are not what they should be: whatever comes, it closes or answers,
  * and goes on serving others.
  */
+
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { command, option } from "../../../../engine/disk/nbd/protocol.ts";
+import { runsOf } from "../../../depth.ts";
 import {
   infoQuery,
   MemoryDisk,
@@ -68,7 +70,7 @@ test("mutated, truncated and random conversations end, in whatever pieces they c
         expect(await witness.call({ type: command.flush })).toMatchObject({ error: 0 });
       },
     ),
-    { numRuns: 400 },
+    { numRuns: runsOf(400) },
   );
   await expect.poll(() => server.connections).toBe(1);
 });

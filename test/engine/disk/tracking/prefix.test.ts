@@ -4,6 +4,7 @@
  * several disks cut together it is the same instant. Writers, captures and device calls are
  * interleaved at random, a sector at a time; fast-check prints the seed of what fails.
  */
+
 import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -16,6 +17,7 @@ import { ProtectedDisk } from "../../../../engine/disk/tracking/protected-disk.t
 import { hasCode } from "../../../../engine/errors.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
 import type { Extent } from "../../../../engine/volume.ts";
+import { runsOf } from "../../../depth.ts";
 import { ModelDevice, ModelTracking, quiet, sectorBytes } from "./model-device.ts";
 
 let folder = "";
@@ -51,7 +53,7 @@ describe("what a cut gives", () => {
       fc.asyncProperty(worlds, async (world) => {
         await new Simulation(world, seen).run();
       }),
-      { numRuns: 60 },
+      { numRuns: runsOf(60) },
     );
     // Every way through the code has been gone.
     for (const [what, times] of Object.entries(seen)) expect(times, what).toBeGreaterThan(0);

@@ -2,6 +2,7 @@
  * A point that is mounted: it reads as what it is, from wherever one begins, and costs no more than
  * what is asked for.
  */
+
 import { setImmediate as nextTurn } from "node:timers/promises";
 import fc from "fast-check";
 import { afterAll, describe, expect, onTestFinished, test, vi } from "vitest";
@@ -11,6 +12,7 @@ import { Vault } from "../../../../engine/vault.ts";
 import type { Extent, Volume } from "../../../../engine/volume.ts";
 import { FaultySink, Gate } from "../../../../sink/faults.ts";
 import { MemorySink } from "../../../../sink/memory.ts";
+import { runsOf } from "../../../depth.ts";
 import { namesOf, numbersFrom } from "../../../engine-model.ts";
 import { contentOf, ModelDisk, modelBlockBytes, openModelVault } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
@@ -66,7 +68,7 @@ test("reads of any place and length, many at a time, give what the point holds, 
       );
       expect(mount.summary().cachedBytes).toBeLessThanOrEqual(smallCacheBytes);
     }),
-    { numRuns: 60 },
+    { numRuns: runsOf(60) },
   );
 });
 

@@ -2,6 +2,7 @@
  * A disk on top of one that cannot be written: it holds what was written to it, and nothing of it
  * gets below.
  */
+
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { open } from "node:fs/promises";
@@ -16,6 +17,7 @@ import { hasCode } from "../../../../engine/errors.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
 import { OverlaidDisk } from "../../../../engine/recovery/mount/overlaid-disk.ts";
 import { OverlayFile, type OverlayIdentity } from "../../../../engine/recovery/mount/overlay-file.ts";
+import { runsOf } from "../../../depth.ts";
 import { contentOf } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
 import { mountSmallDisk } from "../../../small-disk.ts";
@@ -129,7 +131,7 @@ describe("an overlaid disk", () => {
         expect(below.bytes.equals(contentOf(sizeBytes, 5))).toBe(true);
         await disk.close();
       }),
-      { numRuns: 80 },
+      { numRuns: runsOf(80) },
     );
   });
 
@@ -235,7 +237,7 @@ describe("an overlay that is kept", () => {
         expect((await readAll(disk)).equals(model)).toBe(true);
         await disk.close();
       }),
-      { numRuns: 25 },
+      { numRuns: runsOf(25) },
     );
   });
 
@@ -464,7 +466,7 @@ describe("the bytes of an overlay", () => {
         expect((await readRange(disk, 4096, 8192)).every((byte) => byte === 1)).toBe(true);
         await disk.close();
       }),
-      { numRuns: 150 },
+      { numRuns: runsOf(150) },
     );
   });
 

@@ -9,6 +9,7 @@ import type { RestoreTarget } from "../../../../engine/recovery/restore/target.t
 import { type OpenTargetOptions, openTarget } from "../../../../engine/recovery/restore/targets.ts";
 import { parseFixedVhdFooter } from "../../../../engine/recovery/restore/vhd.ts";
 import { MemorySink } from "../../../../sink/memory.ts";
+import { runsOf } from "../../../depth.ts";
 import { fileIdentity } from "../../../file-identity.ts";
 import { attachLoop } from "../../../loop-device.ts";
 import { mountSmallDisk } from "../../../small-disk.ts";
@@ -313,7 +314,7 @@ describe("an existing image in place", () => {
           expect(target.bytesWritten).toBe(differing);
         },
       ),
-      { numRuns: 60 },
+      { numRuns: runsOf(60) },
     );
   });
 

@@ -3,10 +3,12 @@
  * comes about is what the disk was between two writes; every point that was asked for while nobody
  * wrote is what the disk is.
  */
+
 import fc from "fast-check";
 import { afterEach, expect, test } from "vitest";
 import { FaultySink } from "../../../../sink/faults.ts";
 import type { MemorySnapshot } from "../../../../sink/memory.ts";
+import { runsOf } from "../../../depth.ts";
 import { closeModelVaults, contentOf } from "../../../model-disk.ts";
 import { Machine, type ProtectedImage, unreachable } from "./protection-rig.ts";
 
@@ -97,7 +99,7 @@ test("every point holds exactly the writes before its cut, whatever happens to t
   console.log(`seed ${String(seed)}`);
   await fc.assert(fc.asyncProperty(fc.array(step, { minLength: 5, maxLength: 30 }), run), {
     seed,
-    numRuns: 15,
+    numRuns: runsOf(15),
     endOnFailure: true,
   });
 }, 120_000);

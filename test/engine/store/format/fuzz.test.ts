@@ -2,6 +2,7 @@
  * Every decoder against bytes that are not what they should be: it ends in one typed error,
  * quickly, in little memory.
  */
+
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
@@ -51,6 +52,7 @@ import {
   encodeCollection,
   encodeDead,
 } from "../../../../engine/store/format/reclaim.ts";
+import { runsOf } from "../../../depth.ts";
 import { foreignVaultId, vaultId } from "../../../engine-model.ts";
 import {
   collectedSample,
@@ -182,7 +184,7 @@ describe.each(damageable)("a $kind", ({ bytes, decode }) => {
           refused(() => decode(other));
         }
       }),
-      { numRuns: 8 },
+      { numRuns: runsOf(8) },
     );
   });
 
@@ -299,7 +301,7 @@ describe("an object with a right checksum and wrong content", () => {
           // JSON has one zero.
           if (decoded !== undefined) expect(decoded).toEqual({ ...sample, [field]: Object.is(value, -0) ? 0 : value });
         }),
-        { numRuns: 300 },
+        { numRuns: runsOf(300) },
       );
     }
   });
@@ -433,7 +435,7 @@ describe("an object with a right checksum and wrong content", () => {
         expect(header.tableOffset + header.tableBytes).toBeLessThanOrEqual(header.frameBytes);
         expect(framePlace.offset + header.frameBytes).toBeLessThanOrEqual(segmentBytes);
       }),
-      { numRuns: 500 },
+      { numRuns: runsOf(500) },
     );
   });
 
@@ -484,7 +486,7 @@ describe("an object with a right checksum and wrong content", () => {
           });
         expect(decoded !== undefined).toBe(sound);
       }),
-      { numRuns: 500 },
+      { numRuns: runsOf(500) },
     );
   });
 

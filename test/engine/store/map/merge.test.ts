@@ -6,6 +6,7 @@ import { leafEntriesMax } from "../../../../engine/store/format/leaf.ts";
 import { fanIn, mergeStack, runsToMerge } from "../../../../engine/store/map/merge.ts";
 import { PointMap } from "../../../../engine/store/map/point-map.ts";
 import { MapObjects, RunWriter } from "../../../../engine/store/map/run-writer.ts";
+import { runsOf } from "../../../depth.ts";
 import { digestOf, disk, namesOf, numbersFrom, openMemory, vaultId } from "../../../engine-model.ts";
 import type { GranuleModel } from "./granule-model.ts";
 import { apply, runOfEntries, spellMap, withoutZeros, writeRun } from "./granule-model.ts";
@@ -71,7 +72,7 @@ describe("a merged stack", () => {
         expect(merges).toBeGreaterThan(0);
         expect(runs.length).toBeLessThan(fanIn);
       }),
-      { numRuns: 12 },
+      { numRuns: runsOf(12) },
     );
   });
 

@@ -6,6 +6,7 @@ import { leafEntriesMax } from "../../../../engine/store/format/leaf.ts";
 import { PointMap, windowGranules } from "../../../../engine/store/map/point-map.ts";
 import { MapObjects, RunWriter } from "../../../../engine/store/map/run-writer.ts";
 import type { Store } from "../../../../engine/store/store.ts";
+import { runsOf } from "../../../depth.ts";
 import { digestOf, disk, foreignVaultId, openMemory, vaultId } from "../../../engine-model.ts";
 import { expectCode } from "../../../sink/expectations.ts";
 import type { GranuleModel, ModelEntry } from "./granule-model.ts";
@@ -47,7 +48,7 @@ describe("a point's map", () => {
           expect(spell(await map.window(from, end), from, end)).toEqual(new Map(inWindow));
         },
       ),
-      { numRuns: 80 },
+      { numRuns: runsOf(80) },
     );
   });
 
@@ -63,7 +64,7 @@ describe("a point's map", () => {
           expect(await map.nextMapped(granule)).toBe(next);
         }
       }),
-      { numRuns: 25 },
+      { numRuns: runsOf(25) },
     );
   });
 

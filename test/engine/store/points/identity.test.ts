@@ -2,6 +2,7 @@
  * What a vault is stands in the store twice: either of the two comes back as it was, and no vault
  * is created over one that has lost both.
  */
+
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -15,6 +16,7 @@ import { Vault } from "../../../../engine/vault.ts";
 import type { VaultOptions } from "../../../../engine/vault-options.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
+import { callsOf } from "../../../depth.ts";
 import {
   closeModelVaults,
   contentOf,
@@ -251,7 +253,7 @@ test("a repair of both that is interrupted at any call is ended by the next one"
   let nowMs = Date.now();
   const counted = new FaultySink(sink, []);
   await repaired({}, counted);
-  for (let call = 1; call <= counted.calls.length; call += 1) {
+  for (const call of callsOf(1, counted.calls.length)) {
     for (const effect of ["before", "after"] as const) {
       store.restore(damaged);
       nowMs += 3_600_000; // the leases of dead processes have ended

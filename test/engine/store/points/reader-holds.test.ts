@@ -1,4 +1,5 @@
 /** Holds and prunes at once: a point that is held is never dropped. */
+
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { hasCode, TidemarkError } from "../../../../engine/errors.ts";
 import type { Sink } from "../../../../engine/sink.ts";
@@ -9,6 +10,7 @@ import { readHead } from "../../../../engine/store/points/head.ts";
 import { liveSessions } from "../../../../engine/store/points/process-identity.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import { CrashError, FaultySink, Gate, type PlannedFault } from "../../../../sink/faults.ts";
+import { callsOf } from "../../../depth.ts";
 import { redirected } from "../../../model-disk.ts";
 import { recordOf, recordsOf, recordsVault, writeHistory } from "../../../point-records.ts";
 import { expectCode, namesIn } from "../../../sink/expectations.ts";
@@ -228,8 +230,8 @@ describe("a reader and a pruner", () => {
     const whole = new FaultySink(rig.connect(), []);
     await rig.prune({ policy }, whole);
     const outcomes = { held: 0, gone: 0 };
-    for (let call = 1; call <= whole.calls.length; call += 1) {
-      for (let stop = 1; stop <= callsHold + 1; stop += 1) {
+    for (const call of callsOf(1, whole.calls.length, 12)) {
+      for (const stop of callsOf(1, callsHold + 1, 4)) {
         liveSessions().clear();
         rig.memory.restore(start);
         const [pruner, reader] = [new Gate(), new Gate()];

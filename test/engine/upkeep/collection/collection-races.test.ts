@@ -2,12 +2,14 @@
  * What may happen between any two steps of a collection, and to what it has written down: nothing
  * that a committed point needs is lost by it.
  */
+
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
 import { LiveSet } from "../../../../engine/upkeep/collection/live-set.ts";
 import { FaultySink, Gate, type PlannedFault } from "../../../../sink/faults.ts";
+import { callsOf } from "../../../depth.ts";
 import { closeModelVaults, watched } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
 import { tamperObject } from "../scrub/tamper.ts";
@@ -135,11 +137,8 @@ test("a store that forgets the prune before a collection loses nothing of the po
   const whole = new FaultySink(churned.connect(), []);
   expect(await churned.collect({ sink: whole })).toMatchObject({ condemnedChunks: 0 });
   const firstLook = whole.calls.indexOf("list disks/");
-  for (
-    let call = firstLook;
-    call < whole.calls.findIndex((name) => name.startsWith("deleteObject disks/"));
-    call += 1
-  ) {
+  const firstDelete = whole.calls.findIndex((name) => name.startsWith("deleteObject disks/"));
+  for (const call of callsOf(firstLook, firstDelete - 1)) {
     churned.store.restore(dropped);
     let calls = 0;
     const goesBack = watched(churned.connect(), () => {

@@ -2,6 +2,7 @@
  * Collections: what they give back, what they leave alone, and that nothing that can be read before
  * cannot be read afterwards.
  */
+
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -16,6 +17,7 @@ import type { CollectSummary } from "../../../../engine/upkeep/collection/collec
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import { FaultySink, Gate } from "../../../../sink/faults.ts";
 import type { MemorySnapshot } from "../../../../sink/memory.ts";
+import { callsOf, runsOf } from "../../../depth.ts";
 import { closeModelVaults, type ModelDisk, watched } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
 import { tamperObject } from "../scrub/tamper.ts";
@@ -391,7 +393,7 @@ describe("a collection that ends at any of its calls", () => {
       const { storedBytesAfter } = await churned.collect({ sink: whole });
       const left = await churned.names("segments/");
       expect(await churned.check()).toBe(2);
-      for (let call = 1; call <= whole.calls.length; call += 1) {
+      for (const call of callsOf(1, whole.calls.length)) {
         churned.store.restore(begun);
         const dying = new FaultySink(churned.connect(), [{ on: "any", when: call, fault: { kind: "crash", effect } }]);
         await churned.collect({ sink: dying }).catch(() => undefined);
@@ -424,7 +426,7 @@ describe("a store that goes back in time under a collection", () => {
     // Before the second look nothing of it matters.
     const secondLook = whole.calls.lastIndexOf("list disks/");
     expect(whole.calls.findIndex((call) => call.startsWith("clearPages"))).toBeGreaterThan(secondLook);
-    for (let call = secondLook; call <= whole.calls.length; call += 1) {
+    for (const call of callsOf(secondLook, whole.calls.length)) {
       churned.store.restore(begun);
       const earlier: { readonly atMs: number; readonly snapshot: MemorySnapshot }[] = [
         { atMs: -Infinity, snapshot: begun },
@@ -518,7 +520,7 @@ describe("a vault over which everything passes", () => {
         await churned.check();
         await closeModelVaults();
       }),
-      { numRuns: 15 },
+      { numRuns: runsOf(15) },
     );
   });
 });

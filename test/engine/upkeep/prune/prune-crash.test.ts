@@ -2,6 +2,7 @@
  * A prune is interrupted, or its store goes back in time, at each of its calls: what is listed can
  * be read, and the next prune goes on.
  */
+
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { hasCode } from "../../../../engine/errors.ts";
 import type { GroupRecord } from "../../../../engine/store/format/documents.ts";
@@ -9,6 +10,7 @@ import { liveSessions } from "../../../../engine/store/points/process-identity.t
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import { CrashError, type Fault, FaultySink } from "../../../../sink/faults.ts";
 import type { MemorySnapshot } from "../../../../sink/memory.ts";
+import { callsOf } from "../../../depth.ts";
 import { watched } from "../../../model-disk.ts";
 import { idOf, recordsOf, writeHistory } from "../../../point-records.ts";
 import { namesIn } from "../../../sink/expectations.ts";
@@ -56,7 +58,7 @@ describe("a prune that dies at any call", () => {
     hurry();
     const calls = await callsOfPrune();
     const seen = { all: 0, nothing: 0 };
-    for (let call = 1; call <= calls; call += 1) {
+    for (const call of callsOf(1, calls, 10)) {
       for (const effect of ["before", "after"] as const) {
         rig.memory.restore(start);
         liveSessions().clear();
@@ -121,7 +123,7 @@ describe("a store that goes back in time", () => {
     hurry();
     const calls = await callsOfPrune();
     const outcomes = new Map<string, number>();
-    for (let at = 2; at <= calls; at += 1) {
+    for (const at of callsOf(2, calls, 12)) {
       for (const back of [1, 2, 4, 8, 100]) {
         rig.memory.restore(start);
         liveSessions().clear();
@@ -197,7 +199,7 @@ test("a group that dies in the middle of its disks is finished by the next prune
   await rig.prune({ policy: groups }, whole);
   const wanted = await rig.sequences("d");
   expect(await rig.sequences("e")).toEqual(wanted);
-  for (let call = 1; call <= whole.calls.length; call += 3) {
+  for (const call of callsOf(1, whole.calls.length)) {
     rig.memory.restore(from);
     liveSessions().clear();
     const sink = new FaultySink(rig.connect(), [{ on: "any", when: call, fault: { kind: "crash", effect: "before" } }]);

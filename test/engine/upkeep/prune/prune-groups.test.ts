@@ -2,6 +2,7 @@
  * Points of a group live and die on all of its disks, however the disks are pruned, and whoever
  * keeps one of them.
  */
+
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { hasCode } from "../../../../engine/errors.ts";
@@ -16,6 +17,7 @@ import { Store } from "../../../../engine/store/store.ts";
 import type { PointDecision } from "../../../../engine/upkeep/prune/prune.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import { CrashError, FaultySink, Gate, type PlannedFault } from "../../../../sink/faults.ts";
+import { callsOf, runsOf } from "../../../depth.ts";
 import { recordOf, recordsOf, recordsVault, writeHistory } from "../../../point-records.ts";
 import { namesIn } from "../../../sink/expectations.ts";
 import { tamperObject } from "../scrub/tamper.ts";
@@ -115,8 +117,8 @@ describe("a point of a group that is kept on one disk", () => {
         fault: { kind: "slow", gate },
       });
       const outcomes = { both: 0, one: 0 };
-      for (let call = 1; call <= whole.calls.length; call += 1) {
-        for (let stop = 1; stop <= alone.calls.length + 2; stop += 1) {
+      for (const call of callsOf(1, whole.calls.length, 12)) {
+        for (const stop of callsOf(1, alone.calls.length + 2)) {
           liveSessions().clear();
           rig.memory.restore(start);
           const [pruner, keeper] = [new Gate(), new Gate()];
@@ -185,7 +187,7 @@ describe("a point of a group that is kept on one disk", () => {
           for (const reader of readers) await reader[Symbol.asyncDispose]();
         },
       ),
-      { numRuns: 60 },
+      { numRuns: runsOf(60) },
     );
     console.log(`two pruners and two keepers: ${JSON.stringify(outcomes)}`);
     expect(Math.min(outcomes.both, outcomes.none)).toBeGreaterThan(0);
@@ -392,7 +394,7 @@ describe("the points of a group", () => {
           }
         },
       ),
-      { numRuns: 60 },
+      { numRuns: runsOf(60) },
     );
   }, 30_000);
 });

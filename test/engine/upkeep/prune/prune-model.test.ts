@@ -3,6 +3,7 @@
  * exactly the points are listed that the model has, none that is pinned or held is missing, and the
  * newest is there.
  */
+
 import fc from "fast-check";
 import { afterEach, expect, test, vi } from "vitest";
 import { putPin, removePins } from "../../../../engine/store/points/pins.ts";
@@ -11,6 +12,7 @@ import type { PointHold } from "../../../../engine/store/points/reader-holds.ts"
 import { decide } from "../../../../engine/upkeep/retention/decide.ts";
 import { parsePolicy, type RetentionPolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
+import { runsOf } from "../../../depth.ts";
 import { recordOf, recordsOf, recordsVault, writeHistory } from "../../../point-records.ts";
 import { PruneRig } from "./prune-rig.ts";
 
@@ -183,6 +185,6 @@ test("every history lists what it must", async () => {
         }
       },
     ),
-    { numRuns: 40 },
+    { numRuns: runsOf(40) },
   );
 }, 60_000);

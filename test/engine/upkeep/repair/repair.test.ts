@@ -2,6 +2,7 @@
  * Repair: lists of points come back as they were; what cannot be rebuilt is named; a vault that
  * needs no repair is not touched.
  */
+
 import assert from "node:assert/strict";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -18,6 +19,7 @@ import type { RepairSummary } from "../../../../engine/upkeep/repair/repair.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
+import { callsOf, runsOf } from "../../../depth.ts";
 import {
   checkNewest,
   closeModelVaults,
@@ -318,7 +320,7 @@ test("a repair that is interrupted at any call leaves nothing worse, and the nex
   line.current = counted;
   await repair();
   const calls = counted.calls.length;
-  for (let call = 1; call <= calls; call += 1) {
+  for (const call of callsOf(1, calls)) {
     for (const effect of ["before", "after"] as const) {
       store.restore(damaged);
       nowMs += 3_600_000; // whoever died holds no lease any more
@@ -358,7 +360,7 @@ test("whatever objects of a disk are lost, what a repair lists can be read, and 
           expect(listed.has(sequence) || named.has(sequence) || isForgotten(gone, how, sequence)).toBe(true);
       },
     ),
-    { numRuns: 25 },
+    { numRuns: runsOf(25) },
   );
 });
 

@@ -2,10 +2,12 @@
  * Retention against a plain statement of its rules, and what holds of all decisions: histories,
  * policies and clocks are made up.
  */
+
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { decide, kept, type RetentionPoint } from "../../../../engine/upkeep/retention/decide.ts";
 import { describePolicy, parsePolicy, type RetentionPolicy } from "../../../../engine/upkeep/retention/policy.ts";
+import { runsOf } from "../../../depth.ts";
 import { modelKept } from "./model.ts";
 import { day, hour, minute, pointAt } from "./timelines.ts";
 
@@ -153,7 +155,7 @@ describe("a decision", () => {
         );
         expect(sequencesOf(kept(points, policy, nowMs))).toEqual(modelKept(points, policy, nowMs));
       }),
-      { numRuns: 600 },
+      { numRuns: runsOf(600) },
     );
   });
 
@@ -178,7 +180,7 @@ describe("a decision", () => {
         }
         expect(sequencesOf(left)).toEqual(sequencesOf(kept(points, policy, nowMs)));
       }),
-      { numRuns: 1_000 },
+      { numRuns: runsOf(1_000) },
     );
   });
 
@@ -196,7 +198,7 @@ describe("a decision", () => {
         const left = kept(points, policy, nowMs);
         expect(sequencesOf(kept(left, policy, nowMs))).toEqual(sequencesOf(left));
       }),
-      { numRuns: 400 },
+      { numRuns: runsOf(400) },
     );
   });
 

@@ -2,6 +2,7 @@
  * Healing in place: what can be healed is what it was, bit for bit; what cannot is named, is left
  * as it is, and is referred to by nobody any more.
  */
+
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { Catalog } from "../../../../engine/pipeline/catalog.ts";
@@ -12,6 +13,7 @@ import type { VerifySummary } from "../../../../engine/upkeep/scrub/verify.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
+import { callsOf, runsOf } from "../../../depth.ts";
 import {
   checkNewest,
   closeModelVaults,
@@ -248,7 +250,7 @@ test("a healing that is interrupted at any call harms nothing, and the next one 
   expect(calls).toBeGreaterThan(20);
   await expected.check(line.current);
   let nowMs = Date.now();
-  for (let call = 1; call <= calls; call += 3) {
+  for (const call of callsOf(1, calls, 8)) {
     const isGone = call % 2 === 0;
     store.restore(isGone ? gone : spoiled);
     nowMs += 3_600_000; // whoever died holds no lease any more
@@ -290,6 +292,6 @@ test("random damage is found, named and healed as far as the disk still holds wh
       const again = (await heal(hasSource ? disk : undefined)).damaged.filter(({ sequence }) => sequence === null);
       expect(again).toEqual([]);
     }),
-    { numRuns: 12 },
+    { numRuns: runsOf(12) },
   );
 });

@@ -1,6 +1,7 @@
 /**
  * Scrubbing: what is proved when, what is found, named and healed, and that it can stop anywhere.
  */
+
 import { setImmediate } from "node:timers/promises";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -11,6 +12,7 @@ import type { ScrubOptions, ScrubSummary } from "../../../../engine/upkeep/scrub
 import type { Vault } from "../../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
+import { callsOf, runsOf } from "../../../depth.ts";
 import {
   checkNewest,
   closeModelVaults,
@@ -289,7 +291,7 @@ test("a pass that is interrupted at any call harms nothing, and the next one end
   await scrub({ sources: sources() });
   const calls = counted.calls.length;
   let nowMs = Date.now();
-  for (let call = 1; call <= calls; call += 3) {
+  for (const call of callsOf(1, calls, 8)) {
     store.restore(damagedStore);
     nowMs += 3_600_000; // whoever died holds no lease any more
     line.current = new FaultySink(new MemorySink({ store, clock: () => nowMs }), [
@@ -325,6 +327,6 @@ test("random damage to segments is put right, and named until it is", async () =
       await expected.check(line.current);
       await checkNewest(line.current, "e", disk.bytes);
     }),
-    { numRuns: 12 },
+    { numRuns: runsOf(12) },
   );
 });

@@ -1,0 +1,43 @@
+/** The depth of the tests: a quick run samples, a deep run takes everything. */
+import { afterEach, expect, test, vi } from "vitest";
+
+afterEach(() => {
+  vi.unstubAllEnvs();
+  vi.resetModules();
+});
+
+async function depthAt(name: string): Promise<typeof import("./depth.ts")> {
+  vi.resetModules();
+  vi.stubEnv("TIDEMARK_TEST_DEPTH", name);
+  return await import("./depth.ts");
+}
+
+test("a quick sample has the first, the last and one call from each part between, the same each time", async () => {
+  const { callsOf, sampleOf } = await depthAt("quick");
+  for (let last = 1; last <= 300; last += 1) {
+    const calls = callsOf(1, last);
+    expect(calls).toEqual(callsOf(1, last));
+    expect(calls).toHaveLength(Math.min(last, 6));
+    expect([calls[0], calls.at(-1)]).toEqual([1, last]);
+    expect([...calls].sort((a, b) => a - b)).toEqual(calls);
+  }
+  expect(callsOf(1, 0)).toEqual([]);
+  expect(sampleOf(["a", "b", "c", "d"], 2)).toEqual(["a", "d"]);
+});
+
+test("a deep run takes every call, every round and every run", async () => {
+  const { byDepth, callsOf, runsOf } = await depthAt("deep");
+  expect(callsOf(3, 40)).toHaveLength(38);
+  expect(byDepth(2, 20)).toBe(20);
+  expect(runsOf(60)).toBe(60);
+});
+
+test("a quick run has fewer rounds and runs, and never none", async () => {
+  const { byDepth, runsOf } = await depthAt("quick");
+  expect(byDepth(2, 20)).toBe(2);
+  expect([runsOf(60), runsOf(1)]).toEqual([12, 1]);
+});
+
+test("a depth of another name is refused", async () => {
+  await expect(depthAt("shallow")).rejects.toThrow("TIDEMARK_TEST_DEPTH is shallow");
+});

@@ -1,0 +1,66 @@
+/**
+ * Depth of the tests: the one place that decides how many rounds, runs and crash points a test has.
+ *
+ * The environment variable `TIDEMARK_TEST_DEPTH` is `quick`, the default, or `deep`. Both depths run
+ * every test. A quick run kills less often and samples its sweeps; a deep run takes every call.
+ *
+ * Invariant: a sample always contains the first and the last call, and the same number of calls
+ * gives the same sample, so that a failure can be run again.
+ */
+import process from "node:process";
+
+/** How many calls of a sweep a quick run takes unless a test says otherwise. */
+const quickCalls = 6;
+/** A quick run has one run of a property test for each so many of a deep run. */
+const runsPerQuickRun = 5;
+
+const isDeep: boolean = depthNamed(process.env["TIDEMARK_TEST_DEPTH"] ?? "quick") === "deep";
+
+function depthNamed(name: string): "quick" | "deep" {
+  if (name === "quick" || name === "deep") return name;
+  throw new Error(`TIDEMARK_TEST_DEPTH is ${name}. Set it to quick or deep.`);
+}
+
+/** Gives `quick` or `deep`, by the depth of this run. */
+export function byDepth<Value>(quick: Value, deep: Value): Value {
+  return isDeep ? deep : quick;
+}
+
+/** The `numRuns` of a property test that has `deep` of them in a deep run. */
+export function runsOf(deep: number): number {
+  return byDepth(Math.ceil(deep / runsPerQuickRun), deep);
+}
+
+/**
+ * The calls of a sweep from `first` to `last`, in ascending order: all of them in a deep run,
+ * `quickCount` of them in a quick one.
+ */
+export function callsOf(first: number, last: number, quickCount: number = quickCalls): readonly number[] {
+  return sampleOf(
+    Array.from({ length: Math.max(0, last - first + 1) }, (_, index) => first + index),
+    quickCount,
+  );
+}
+
+/**
+ * All of `items` in a deep run. In a quick one the first, the last and one from each of
+ * `quickCount - 2` parts of equal size between them, in their order.
+ */
+export function sampleOf<Item>(items: readonly Item[], quickCount: number = quickCalls): readonly Item[] {
+  if (isDeep || items.length <= quickCount) return items;
+  const parts = quickCount - 2;
+  const between = items.length - 2;
+  const taken = new Set([0, items.length - 1]);
+  for (let part = 0; part < parts; part += 1) {
+    const from = Math.floor((part * between) / parts);
+    const end = Math.floor(((part + 1) * between) / parts);
+    taken.add(1 + from + Math.floor(drawn(items.length, part) * (end - from)));
+  }
+  return items.filter((_, index) => taken.has(index));
+}
+
+/** A number in [0, 1) that depends on its arguments alone. */
+function drawn(count: number, part: number): number {
+  const mixed = Math.imul(count * 31 + part + 1, 0x9e37_79b1);
+  return (Math.imul(mixed ^ (mixed >>> 15), 0x85eb_ca6b) >>> 0) / 2 ** 32;
+}
