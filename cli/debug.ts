@@ -2,17 +2,18 @@
  * Events of the engine on stderr, for `--debug`.
  *
  * The engine publishes on `node:diagnostics_channel`, on channels named `tidemark:*`.
- * `debugChannels` is the one place that names them: the engine's table of channels goes there. An
- * event becomes one line: its channel, and its facts as JSON.
+ * The engine's table names them. An event becomes one line: the time, its channel, and its facts as
+ * JSON.
  *
  * Invariant: what is printed passes the same mask for secrets as every error.
  */
 import { subscribe, unsubscribe } from "node:diagnostics_channel";
 import process from "node:process";
+import { diagnosticNames } from "../engine/index.ts";
 import { withoutSecrets } from "./errors.ts";
 
 /** Channels whose events are printed. */
-export const debugChannels: readonly string[] = [];
+export const debugChannels: readonly string[] = diagnosticNames.map((name) => `tidemark:${name}`);
 
 /**
  * Prints every event on `channels` until it is disposed of. `write` takes one line with its end.

@@ -7,10 +7,11 @@
  * purpose. Series of a disk that the configuration no longer has go away.
  */
 import process from "node:process";
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 import { type PointSummary, tidemarkVersion } from "../../engine/index.ts";
 import type { DiskStatus } from "./disk-runner.ts";
+import { type Counter, expositionContentType, type Gauge, type Histogram, Registry } from "./exposition.ts";
 import type { DiskEvent } from "./ports.ts";
+import { processMetrics } from "./process-metrics.ts";
 import type { AgentStatus, VaultStatus } from "./supervisor.ts";
 
 /** A barrier should take less than 20 ms and is given up after 300 ms. */
@@ -89,85 +90,52 @@ export class Metrics {
   readonly #failures: Counter;
   readonly #barrier: Histogram;
   readonly #requests: Counter;
+  readonly #updateProcess: () => Promise<void>;
 
   constructor(status: () => AgentStatus) {
     this.#status = status;
-    const registers = [this.#registry];
-    this.#gauges = diskGauges.map(([name, help, of]) => [
-      new Gauge({ name, help, labelNames: ["disk", "state"], registers }),
-      of,
-    ]);
-    this.#vaultGauges = vaultGauges.map(([name, help, of]) => [
-      new Gauge({ name, help, labelNames: ["vault"], registers }),
-      of,
-    ]);
-    this.#pointCounters = pointCounters.map(([name, help, of]) => [
-      new Counter({ name, help, labelNames: ["disk"], registers }),
-      of,
-    ]);
-    const build = {
-      name: "tidemark_build_info",
-      help: "1, with the versions as labels.",
-      labelNames: ["version", "node"],
-      registers,
-    };
-    new Gauge(build).set({ version: tidemarkVersion, node: process.versions.node }, 1);
-    this.#lag = new Gauge({
-      name: "tidemark_lag_seconds",
-      help: "Age of the newest cut that has been captured, shipped, committed.",
-      labelNames: ["disk", "stage", "state"],
-      registers,
-    });
-    this.#state = new Gauge({
-      name: "tidemark_state",
-      help: "1 for the state that the disk is in.",
-      labelNames: ["disk", "state"],
-      registers,
-    });
-    this.#points = new Counter({
-      name: "tidemark_points_total",
-      help: "Points committed.",
-      labelNames: ["disk"],
-      registers,
-    });
-    this.#failures = new Counter({
-      name: "tidemark_failures_total",
-      help: "Failures by code; CUT_TIMED_OUT and CUT_ABANDONED are points that were not taken.",
-      labelNames: ["disk", "code"],
-      registers,
-    });
-    this.#barrier = new Histogram({
-      name: "tidemark_barrier_seconds",
-      help: "How long the cut of a committed point held new writes.",
-      labelNames: ["disk"],
-      buckets: barrierBucketsSeconds,
-      registers,
-    });
-    this.#requests = new Counter({
-      name: "tidemark_control_requests_total",
-      help: "Requests to the control socket.",
-      labelNames: ["route", "status"],
-      registers,
-    });
-    collectDefaultMetrics({ register: this.#registry });
+    const registry = this.#registry;
+    this.#gauges = diskGauges.map(([name, help, of]) => [registry.gauge(name, help), of]);
+    this.#vaultGauges = vaultGauges.map(([name, help, of]) => [registry.gauge(name, help), of]);
+    this.#pointCounters = pointCounters.map(([name, help, of]) => [registry.counter(name, help), of]);
+    registry
+      .gauge("tidemark_build_info", "1, with the versions as labels.")
+      .set({ version: tidemarkVersion, node: process.versions.node }, 1);
+    this.#lag = registry.gauge(
+      "tidemark_lag_seconds",
+      "Age of the newest cut that has been captured, shipped, committed.",
+    );
+    this.#state = registry.gauge("tidemark_state", "1 for the state that the disk is in.");
+    this.#points = registry.counter("tidemark_points_total", "Points committed.");
+    this.#failures = registry.counter(
+      "tidemark_failures_total",
+      "Failures by code; CUT_TIMED_OUT and CUT_ABANDONED are points that were not taken.",
+    );
+    this.#barrier = registry.histogram(
+      "tidemark_barrier_seconds",
+      "How long the cut of a committed point held new writes.",
+      barrierBucketsSeconds,
+    );
+    this.#requests = registry.counter("tidemark_control_requests_total", "Requests to the control socket.");
+    this.#updateProcess = processMetrics(registry);
   }
 
   get contentType(): string {
-    return this.#registry.contentType;
+    return expositionContentType;
   }
 
   onEvent({ kind, disk, code, point }: DiskEvent): void {
-    if (kind === "failure") this.#failures.inc({ disk, code: code ?? "UNKNOWN" });
+    if (kind === "failure") this.#failures.add({ disk, code: code ?? "UNKNOWN" });
     if (kind !== "point") return;
-    this.#points.inc({ disk });
-    if (point !== undefined) for (const [counter, of] of this.#pointCounters) counter.inc({ disk }, of(point));
+    this.#points.add({ disk });
+    if (point !== undefined) for (const [counter, of] of this.#pointCounters) counter.add({ disk }, of(point));
     const status = this.#status().disks.find((other) => other.disk === disk);
     if (status !== undefined) this.#barrier.observe({ disk }, status.barrier.lastMs / 1_000);
   }
 
   /** `route` is the route's pattern, so that the number of series is bounded. */
   onRequest(route: string, status: number): void {
-    this.#requests.inc({ route, status: String(status) });
+    this.#requests.add({ route, status: String(status) });
   }
 
   /** In the text format of Prometheus. */
@@ -195,7 +163,8 @@ export class Metrics {
         if (value !== null) gauge.set({ vault: status.vault }, value);
       }
     }
-    return await this.#registry.metrics();
+    await this.#updateProcess();
+    return this.#registry.text();
   }
 }
 

@@ -6,9 +6,24 @@
  * fault in another. A schema turns what the user wrote into what the agent reads: durations into
  * milliseconds, rates into bytes a second.
  */
-import { z } from "zod";
 import { type RetentionPolicy, TidemarkError } from "../../engine/index.ts";
 import { parseBytes, parseDuration } from "../quantities.ts";
+import {
+  type EntryFault,
+  type Field,
+  fault,
+  flag,
+  isWritten,
+  list,
+  oneOf,
+  optional,
+  type Path,
+  report,
+  section,
+  text,
+  withDefault,
+  written,
+} from "./fields.ts";
 import { parseRetention } from "./retention.ts";
 
 export interface VaultEntry {
@@ -107,17 +122,6 @@ export interface Checked<Entry> {
   readonly faults: readonly EntryFault[];
 }
 
-/**
- * `path` leads from the entry to the field; when `key` is set, the fault is the field's name
- * itself.
- */
-export interface EntryFault {
-  readonly path: readonly (string | number)[];
-  readonly key?: string;
-  readonly what: string;
-  readonly remedy: string;
-}
-
 const second = 1_000;
 const minute = 60 * second;
 const hour = 60 * minute;
@@ -130,78 +134,102 @@ const freeze = { min: second, max: 10 * minute, example: "60s" };
 const collecting = { min: hour, max: 90 * day, example: "1d" };
 const barrier = { min: 10, max: 10 * second, example: "300ms" };
 
-const vaultSchema: z.ZodType<VaultEntry> = z.strictObject({
-  address: z.string().min(1),
-  stateFolder: z.string().min(1).optional(),
-  proxy: z.strictObject({ url: z.string().min(1), bypass: z.array(z.string().min(1)).default([]) }).optional(),
-  bandwidth: z
-    .array(
-      z.strictObject({
-        from: written(parseTimeOfDay, "is no time of day", "write it as 08:00"),
-        to: written(parseTimeOfDay, "is no time of day", "write it as 18:00"),
-        days: z
-          .union([z.string(), z.array(z.string())], { error: "is no list of days" })
-          .default("daily")
-          .transform(daysOrFault),
-        limit: rate(),
-      }),
-    )
-    .default([]),
-  timeZone: written(
-    (text) => (isTimeZone(text) ? text : fault),
-    "is no time zone",
-    "use an IANA name such as Europe/Berlin",
-  ).optional(),
-  limit: rate().optional(),
-  scrub: z
-    .strictObject({
-      sharePerDay: written(
-        parseShare,
-        "is no share of a vault",
-        "write a percentage from 0% to 100%, as in 10%",
-      ).prefault("10%"),
-      rate: rate().prefault("10MB/s"),
-    })
-    .prefault({}),
-  collect: durationOrOff(collecting).prefault("1d"),
-});
+const fieldNames: readonly string[] = (
+  "address stateFolder proxy url bypass bandwidth from to days timeZone limit crashConsistentFrequency appConsistentFrequency recoveryPointRetention " +
+  "recoveryPointThreshold multiVmConsistency startTime freezeTimeout barrierTimeout name image vault policy listen tls key cert ca hooks pre post " +
+  "group readOnly socket level format file scrub sharePerDay rate collect"
+).split(" ");
 
-const policySchema: z.ZodType<PolicyEntry> = z.strictObject({
-  crashConsistentFrequency: duration(crashFrequency).prefault("5s"),
-  appConsistentFrequency: durationOrOff(appFrequency).prefault("off"),
-  recoveryPointRetention: retention().prefault("1d"),
-  recoveryPointThreshold: durationOrOff(threshold).prefault("15m"),
-  multiVmConsistency: written(parseSwitch, "is neither on nor off", "write on or off").prefault("off"),
-  startTime: written(parseStartTime, "is no time", "write immediately, 18:30, or an ISO time with its zone").prefault(
-    "immediately",
-  ),
-  freezeTimeout: duration(freeze).prefault("60s"),
-  barrierTimeout: duration(barrier).prefault("300ms"),
-});
+/** The field that an unknown one stands for. */
+const meant = (key: string): string | undefined => nearest(key, fieldNames);
 
-const diskSchema: z.ZodType<DiskEntry> = z.strictObject({
-  name: written(parseName, "is no name of a disk", "use 1 to 80 bytes without control characters"),
-  image: z.string().min(1),
-  vault: z.string().min(1),
-  policy: z.string().min(1),
-  listen: z.string().min(1),
-  tls: z.strictObject({ key: z.string().min(1), cert: z.string().min(1), ca: z.string().min(1) }).optional(),
-  hooks: z.strictObject({ pre: z.string().min(1), post: z.string().min(1) }).optional(),
-  group: written(parseName, "is no name of a group", "use 1 to 80 bytes without control characters").optional(),
-  readOnly: z.boolean().default(false),
-});
+const vaultSchema: Field<VaultEntry> = section(
+  {
+    address: text,
+    stateFolder: optional(text),
+    proxy: optional(section({ url: text, bypass: withDefault(list(text), []) }, meant)),
+    bandwidth: withDefault(
+      list(
+        section(
+          {
+            from: written(parseTimeOfDay, "is no time of day", "write it as 08:00"),
+            to: written(parseTimeOfDay, "is no time of day", "write it as 18:00"),
+            days: withDefault(days, "daily"),
+            limit: rate(),
+          },
+          meant,
+        ),
+      ),
+      [],
+    ),
+    timeZone: optional(
+      written((name) => (isTimeZone(name) ? name : fault), "is no time zone", "use an IANA name such as Europe/Berlin"),
+    ),
+    limit: optional(rate()),
+    scrub: withDefault(
+      section(
+        {
+          sharePerDay: withDefault(
+            written(parseShare, "is no share of a vault", "write a percentage from 0% to 100%, as in 10%"),
+            "10%",
+          ),
+          rate: withDefault(rate(), "10MB/s"),
+        },
+        meant,
+      ),
+      {},
+    ),
+    collect: withDefault(durationOrOff(collecting), "1d"),
+  },
+  meant,
+);
 
-const controlSchema: z.ZodType<{ readonly socket?: string | undefined }> = z.strictObject({
-  socket: z.string().min(1).optional(),
-});
+const policySchema: Field<PolicyEntry> = section(
+  {
+    crashConsistentFrequency: withDefault(duration(crashFrequency), "5s"),
+    appConsistentFrequency: withDefault(durationOrOff(appFrequency), "off"),
+    recoveryPointRetention: withDefault(retention, "1d"),
+    recoveryPointThreshold: withDefault(durationOrOff(threshold), "15m"),
+    multiVmConsistency: withDefault(written(parseSwitch, "is neither on nor off", "write on or off"), "off"),
+    startTime: withDefault(
+      written(parseStartTime, "is no time", "write immediately, 18:30, or an ISO time with its zone"),
+      "immediately",
+    ),
+    freezeTimeout: withDefault(duration(freeze), "60s"),
+    barrierTimeout: withDefault(duration(barrier), "300ms"),
+  },
+  meant,
+);
 
-const loggingSchema: z.ZodType<LoggingEntry> = z.strictObject({
-  level: z.enum(logLevels).default("info"),
-  format: z.enum(["auto", "json", "pretty"]).default("auto"),
-  file: z.string().min(1).optional(),
-});
+const nameRemedy = "use 1 to 80 bytes without control characters";
 
-const metricsSchema: z.ZodType<{ readonly listen: string }> = z.strictObject({ listen: z.string().min(1) });
+const diskSchema: Field<DiskEntry> = section(
+  {
+    name: written(parseName, "is no name of a disk", nameRemedy),
+    image: text,
+    vault: text,
+    policy: text,
+    listen: text,
+    tls: optional(section({ key: text, cert: text, ca: text }, meant)),
+    hooks: optional(section({ pre: text, post: text }, meant)),
+    group: optional(written(parseName, "is no name of a group", nameRemedy)),
+    readOnly: withDefault(flag, false),
+  },
+  meant,
+);
+
+const controlSchema: Field<{ readonly socket?: string | undefined }> = section({ socket: optional(text) }, meant);
+
+const loggingSchema: Field<LoggingEntry> = section(
+  {
+    level: withDefault(oneOf(logLevels), "info"),
+    format: withDefault(oneOf(["auto", "json", "pretty"]), "auto"),
+    file: optional(text),
+  },
+  meant,
+);
+
+const metricsSchema: Field<{ readonly listen: string }> = section({ listen: text }, meant);
 
 export const checkVault = (value: unknown): Checked<VaultEntry> => check(vaultSchema, value);
 export const checkPolicy = (value: unknown): Checked<PolicyEntry> => check(policySchema, value);
@@ -226,15 +254,6 @@ export function nearest(name: string, names: readonly string[]): string | undefi
   return best !== undefined && best.distance <= Math.max(1, Math.floor(name.length / 3)) ? best.other : undefined;
 }
 
-/** Returned by a parser for a text that it cannot read. */
-export const fault: unique symbol = Symbol("fault");
-
-const fieldNames: readonly string[] = (
-  "address stateFolder proxy url bypass bandwidth from to days timeZone limit crashConsistentFrequency appConsistentFrequency recoveryPointRetention " +
-  "recoveryPointThreshold multiVmConsistency startTime freezeTimeout barrierTimeout name image vault policy listen tls key cert ca hooks pre post " +
-  "group readOnly socket level format file scrub sharePerDay rate collect"
-).split(" ");
-
 /** Stand-ins for fields that are required and faulty. */
 const standIns: Readonly<Record<string, unknown>> = {
   address: "memory:",
@@ -245,101 +264,26 @@ const standIns: Readonly<Record<string, unknown>> = {
   listen: "unix:?",
 };
 
-function check<Entry>(schema: z.ZodType<Entry>, value: unknown): Checked<Entry> {
-  const result = schema.safeParse(value ?? {});
-  if (result.success) return { entry: result.data, faults: [] };
-  const faults = result.error.issues.flatMap((issue) => entryFaults(issue, value));
-  return { entry: salvaged(schema, value, faults), faults };
+function check<Entry>(schema: Field<Entry>, value: unknown): Checked<Entry> {
+  const faults: EntryFault[] = [];
+  const entry = schema(value ?? {}, [], faults);
+  return { entry: entry === fault ? salvaged(schema, value, faults) : entry, faults };
 }
 
 /**
  * The entry with stand-ins for its faulty fields, so that a fault in one field hides none in
  * another.
  */
-function salvaged<Entry>(schema: z.ZodType<Entry>, value: unknown, faults: readonly EntryFault[]): Entry | undefined {
-  if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
+function salvaged<Entry>(schema: Field<Entry>, value: unknown, faults: readonly EntryFault[]): Entry | undefined {
+  if (typeof value !== "object" || Array.isArray(value)) return undefined;
   const sound: Record<string, unknown> = { ...value };
   for (const { path, key } of faults) {
     const field = String(path[0] ?? key);
     if (field in standIns) sound[field] = standIns[field];
     else Reflect.deleteProperty(sound, field);
   }
-  return schema.safeParse(sound).data;
-}
-
-function entryFaults(issue: z.core.$ZodIssue, value: unknown): readonly EntryFault[] {
-  const path = issue.path.map((step) => (typeof step === "symbol" ? String(step) : step));
-  if (issue.code === "unrecognized_keys") {
-    return issue.keys.map((key) => {
-      const meant = nearest(key, fieldNames);
-      return {
-        path,
-        key,
-        what: `${key} is no field here`,
-        remedy: meant === undefined ? "remove it" : `did you mean ${meant}?`,
-      };
-    });
-  }
-  const name = path.at(-1);
-  if (valueAt(value, path) === undefined && name !== undefined) {
-    return [{ path, what: `${String(name)} is missing`, remedy: "add it" }];
-  }
-  const what = `${name === undefined ? "it" : String(name)} ${sentenceOf(issue)}`;
-  const remedy: unknown = issue.code === "custom" ? issue.params?.["remedy"] : undefined;
-  return [{ path, what, remedy: typeof remedy === "string" ? remedy : remedyOf(issue) }];
-}
-
-function sentenceOf(issue: z.core.$ZodIssue): string {
-  switch (issue.code) {
-    case "custom":
-      return issue.message;
-    case "invalid_type":
-      return `is not ${article(kindNames[issue.expected] ?? issue.expected)}`;
-    case "invalid_value":
-      return `is not one of ${issue.values.map(String).join(", ")}`;
-    case "too_small":
-      return "is empty";
-    default:
-      return issue.message;
-  }
-}
-
-const kindNames: Readonly<Record<string, string>> = {
-  string: "text",
-  object: "section with fields",
-  array: "list",
-  boolean: "true or false",
-};
-
-function article(noun: string): string {
-  return noun === "text" || noun === "true or false" ? noun : `a ${noun}`;
-}
-
-function remedyOf(issue: z.core.$ZodIssue): string {
-  return issue.code === "invalid_type" && issue.expected === "string" ? "put it in quotes" : "correct it";
-}
-
-function valueAt(value: unknown, path: readonly (string | number)[]): unknown {
-  let at = value;
-  for (const step of path) at = typeof at === "object" && at !== null ? Reflect.get(at, step) : undefined;
-  return at;
-}
-
-/** A text or number that `parse` understands. */
-function written<Value>(
-  parse: (text: string) => Value | typeof fault,
-  what: string,
-  remedy: string,
-): z.ZodPipe<
-  z.ZodUnion<readonly [z.ZodString, z.ZodNumber, z.ZodBoolean]>,
-  z.ZodTransform<Value, string | number | boolean>
-> {
-  return z.union([z.string(), z.number(), z.boolean()] as const, { error: what }).transform((text, context) => {
-    const value = parse(String(text));
-    if (value !== fault) return value;
-    context.addIssue({ code: "custom", message: what, params: { remedy } });
-    return z.NEVER;
-  });
+  const entry = schema(sound, [], []);
+  return entry === fault ? undefined : entry;
 }
 
 interface DurationLimits {
@@ -348,11 +292,11 @@ interface DurationLimits {
   readonly example: string;
 }
 
-function duration(limits: DurationLimits): ReturnType<typeof written<number>> {
+function duration(limits: DurationLimits): Field<number> {
   return written((text) => durationWithin(text, limits), "is no duration that it may have", durationRemedy(limits, ""));
 }
 
-function durationOrOff(limits: DurationLimits): ReturnType<typeof written<number | undefined>> {
+function durationOrOff(limits: DurationLimits): Field<number | undefined> {
   return written(
     (text) => (text === "off" || text === "false" ? undefined : durationWithin(text, limits)),
     "is no duration that it may have",
@@ -360,19 +304,15 @@ function durationOrOff(limits: DurationLimits): ReturnType<typeof written<number
   );
 }
 
-function retention(): ReturnType<typeof written<RetentionPolicy>> {
-  return z
-    .union([z.string(), z.number(), z.boolean()] as const, { error: "is no policy" })
-    .transform((text, context) => {
-      try {
-        return parseRetention(String(text));
-      } catch (error) {
-        if (!(error instanceof TidemarkError)) throw error;
-        const remedy = `write a time, as in 1d, or off; as a policy, ${error.remedy ?? ""}`;
-        context.addIssue({ code: "custom", message: `is no policy: ${error.message}`, params: { remedy } });
-        return z.NEVER;
-      }
-    });
+function retention(value: unknown, path: Path, faults: EntryFault[]): RetentionPolicy | typeof fault {
+  if (!isWritten(value)) return report(faults, path, value, "is no policy", "correct it");
+  try {
+    return parseRetention(String(value));
+  } catch (error) {
+    if (!(error instanceof TidemarkError)) throw error;
+    const remedy = `write a time, as in 1d, or off; as a policy, ${error.remedy ?? ""}`;
+    return report(faults, path, value, `is no policy: ${error.message}`, remedy);
+  }
 }
 
 function durationWithin(text: string, { min, max }: DurationLimits): number | typeof fault {
@@ -396,7 +336,7 @@ function shortDuration(elapsedMs: number): string {
   return unit === undefined ? `${elapsedMs}ms` : `${elapsedMs / unit[1]}${unit[0]}`;
 }
 
-function rate(): ReturnType<typeof written<number | undefined>> {
+function rate(): Field<number | undefined> {
   return written(parseRate, "is no rate", "write a size a second, as in 20MiB/s, at least 1KiB/s, or off");
 }
 
@@ -438,31 +378,27 @@ function parseStartTime(text: string): StartTime | typeof fault {
 
 const dayNames: readonly string[] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 
-function daysOrFault(value: string | string[], context: z.RefinementCtx): readonly number[] {
-  const days = parseDays(value);
-  if (days.length > 0) return days;
-  context.addIssue({
-    code: "custom",
-    message: "is no list of days",
-    params: { remedy: "write daily, mon-fri, or [sat, sun]" },
-  });
-  return z.NEVER;
+function days(value: unknown, path: Path, faults: EntryFault[]): readonly number[] | typeof fault {
+  const words = typeof value === "string" ? value.split(",") : value;
+  const isList = Array.isArray(words) && words.every((word) => typeof word === "string");
+  const parsed = isList ? parseDays(words) : [];
+  if (parsed.length > 0) return parsed;
+  return report(faults, path, value, "is no list of days", "write daily, mon-fri, or [sat, sun]");
 }
 
 /** Days of `daily`, `mon-fri`, `sat,sun` or a list of such; empty when one of them is none. */
-function parseDays(value: string | readonly string[]): readonly number[] {
-  const words = (typeof value === "string" ? value.split(",") : value).map((word) => word.trim().toLowerCase());
-  const days = new Set<number>();
-  for (const word of words) {
+function parseDays(words: readonly string[]): readonly number[] {
+  const found = new Set<number>();
+  for (const word of words.map((other) => other.trim().toLowerCase())) {
     const [first = -1, last = first] =
       word === "daily" ? [0, 6] : word.split("-").map((name) => dayNames.indexOf(name));
     if (first < 0 || last < 0) return [];
     for (let at = first; ; at = (at + 1) % 7) {
-      days.add(at);
+      found.add(at);
       if (at === last) break;
     }
   }
-  return [...days].sort((a, b) => a - b);
+  return [...found].sort((a, b) => a - b);
 }
 
 function isTimeZone(name: string): boolean {

@@ -3,9 +3,10 @@
 import { channel } from "node:diagnostics_channel";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { AllocatedRanges } from "../../cli/allocated-ranges.ts";
-import { printDebugEvents } from "../../cli/debug.ts";
+import { debugChannels, printDebugEvents } from "../../cli/debug.ts";
 import { fittedTable } from "../../cli/text.ts";
 import { formatLocal, parseTime, pointSelector } from "../../cli/times.ts";
+import { publish } from "../../engine/diagnostics.ts";
 
 const now = Date.parse("2026-05-01T12:00:00.000Z");
 
@@ -102,5 +103,14 @@ describe("--debug", () => {
     channel("tidemark:test").publish({ disk: "late" });
     expect(lines).toHaveLength(1);
     expect(lines[0]).toMatch(/^\S+Z tidemark:test \{"disk":"web","url":"https:\/\/a\/b\?sig=…"\}\n$/);
+  });
+
+  it("prints on the channels that the engine publishes on", () => {
+    const lines: string[] = [];
+    const printing = printDebugEvents(debugChannels, (line) => lines.push(line));
+    publish("store.regressed", { object: "disks/web/head", message: "the head is older" });
+    printing[Symbol.dispose]();
+    expect(lines).toHaveLength(1);
+    expect(lines[0]).toContain(' tidemark:store.regressed {"object":"disks/web/head","message":"the head is older"}');
   });
 });
