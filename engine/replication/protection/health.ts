@@ -6,12 +6,12 @@
  * |---|---|---|
  * | PROTECTION_FAILED | | the disk is not protected: something has ended it |
  * | WRITER_ACTIVE, SEAT_LOST | | another writer has the disk |
- * | NO_RECENT_POINT | | no point for 60 min (the original's 153007) |
+ * | NO_RECENT_POINT | | no point for 60 min (Azure Site Recovery 153007) |
  * | LAG_ABOVE_THRESHOLD | lag > recoveryPointThreshold | lag > twice that |
  * | POINT_OVERDUE | lag > 3 × crashConsistentFrequency, and 15 s, while changes wait | |
- * | STORE_UNREACHABLE | at once | after 15 min (the original's missing heartbeat) |
+ * | STORE_UNREACHABLE | at once | after 15 min (Azure Site Recovery: missing heartbeat) |
  * | NO_SPACE | old content cannot be kept | changes cannot be tracked |
- * | BACKLOG_SLOW | not uploaded within 30 min | not within 45 min (the original's) |
+ * | BACKLOG_SLOW | not uploaded within 30 min | not within 45 min (as in Azure Site Recovery) |
  * | CHURN_ABOVE_UPLOAD | for 5 min | |
  * | CUT_TIMED_OUT | 3 in a row | 10 in a row |
  * | CUT_ABANDONED | once | 3 in a row |

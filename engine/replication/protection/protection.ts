@@ -58,7 +58,9 @@ export class Protection implements AsyncDisposable {
   #policy: ProtectionPolicy;
   #state: MachineState;
   #session: Session | undefined;
-  /** The vault has been asked for an application-consistent point that was missed before the start. */
+  /**
+   * The vault has been asked for an application-consistent point that was missed before the start.
+   */
   #isCaughtUp = false;
   /** The cut that is to be shipped. */
   #made: MadeCut | undefined;
@@ -78,15 +80,15 @@ export class Protection implements AsyncDisposable {
     this.#policy = policy;
     this.#pruning = new SelfPrune(context.document.vault, options);
     this.#state = initialState(disk, { hasHook: hook !== undefined, known: image.known, whyUnknown: image.whyUnknown });
-    const bell = {
-      call: () => {
-        this.#take({ kind: "called" });
+    const participant = {
+      request: () => {
+        this.#take({ kind: "cycleRequested" });
       },
-      invite: () => {
-        this.#take({ kind: "invited" });
+      join: () => {
+        this.#take({ kind: "barrierOpened" });
       },
     };
-    this.#schedule = new Schedule(this.#schedulePlan(), group?.add(disk, bell, now()) ?? now());
+    this.#schedule = new Schedule(this.#schedulePlan(), group?.add(disk, participant, now()) ?? now());
     this.#loop = this.#run();
     this.#loop.catch(() => undefined); // awaited by `stop`
   }
@@ -169,7 +171,7 @@ export class Protection implements AsyncDisposable {
       };
       signal?.addEventListener("abort", withdraw, { once: true, signal: settled.signal });
       this.#take({ kind: "requested", request });
-      if (!this.#state.isDraining) this.#options.group?.call();
+      if (!this.#state.isDraining) this.#options.group?.request();
     });
   }
 
@@ -187,7 +189,7 @@ export class Protection implements AsyncDisposable {
   setPolicy(policy: ProtectionPolicy): void {
     this.#policy = policy;
     this.#schedule.replan(this.#schedulePlan(), now());
-    this.#take({ kind: "called" });
+    this.#take({ kind: "cycleRequested" });
   }
 
   /** Takes up what the image has grown by. */
@@ -445,7 +447,7 @@ export class Protection implements AsyncDisposable {
 
   #schedulePlan(): SchedulePlan {
     const { crashConsistentFrequencyMs = frequencyMsDefault, appConsistentFrequencyMs, startTimeMs } = this.#policy;
-    // Members of a group meet: their ticks fall on the same moment.
+    // Members of a group share the name, so the ticks of all have the same jitter.
     return {
       crashConsistentFrequencyMs,
       appConsistentFrequencyMs,
