@@ -53,7 +53,7 @@ export type ProtectionState =
   | "stopped"
   | "failed";
 
-/** What happened to a disk: for logs and for people. `message` is one sentence. */
+/** An event of a protected disk, for logs and for people. `message` is one sentence. */
 export type ProtectionEvent =
   | { readonly kind: "state"; readonly disk: string; readonly state: ProtectionState; readonly message: string }
   | { readonly kind: "point"; readonly disk: string; readonly point: PointSummary; readonly message: string }
@@ -111,7 +111,7 @@ export interface MachineState {
   readonly isParentSound: boolean;
   /** False after a cut was abandoned, until the next point. */
   readonly isExact: boolean;
-  /** A point whose commit was tried, until the session or the next one tells what came of it. */
+  /** A point whose commit was tried, until this session or the next one learns the outcome. */
   readonly tried: { readonly id: string; readonly cutAtMs: number } | undefined;
   /** An application-consistent point was due by schedule and has not been committed. */
   readonly isAppOwed: boolean;
@@ -150,7 +150,7 @@ export type Input =
   /** The session is closed. `isFatal`: points cannot be taken any more. */
   | { readonly kind: "failed"; readonly error: unknown; readonly isFatal: boolean };
 
-/** What a new session says of the vault's newest point. */
+/** What a new session finds as the vault's newest point. */
 export interface Found {
   readonly newest: PointRecord | undefined;
   /** See `ProtectedDisk.rebase`. */
@@ -445,7 +445,10 @@ function backOff(draft: Draft, error: TidemarkError, { steadyMs }: Now): void {
   }
 }
 
-/** A fault of ours: the disk is served and tracked as before, but no points are taken any more. */
+/**
+ * A fault of the program itself: the disk is served and tracked as before, but no points are taken
+ * any more.
+ */
 function giveUp(draft: Draft, cause: unknown): void {
   const error =
     cause instanceof TidemarkError
