@@ -1,10 +1,11 @@
 /**
- * A cycle from cut to commit for a volume that is scanned, in a session of its own:
+ * Incremental replication of a volume that is scanned: one cycle from cut to commit, in a session
+ * of its own.
  *
- *     take seat ─ read parent ─ capture what differs … swap head = committed ─ leave seat
+ *     take writer lease ─ read parent ─ capture what differs … swap head = committed ─ release lease
  *
- * What the parent held is told by local fingerprints, or by the vault's map when there are none
- * that belong to it.
+ * The parent's content is known from local fingerprints, or from the vault's map if there are no
+ * fingerprints of that point.
  */
 import { randomBytes } from "node:crypto";
 import { FileVolume } from "../disk/source/file-volume.ts";
@@ -30,15 +31,15 @@ import type { Shipped } from "./session.ts";
 import { Session } from "./session.ts";
 
 /**
- * How often a cycle is started by itself: again when the store went back in time, or when what it
- * relied on turned out to be damaged.
+ * How often a cycle is tried. It is repeated when the store has regressed, or when its baseline
+ * turned out to be damaged.
  */
 const cyclesMax = 4;
 
 /**
- * Replicates `volume` into a new point. Errors: WRITER_ACTIVE, SEAT_LOST, SOURCE_SHRUNK,
- * SOURCE_UNREADABLE, STORE_UNREACHABLE, STORE_REGRESSED, NO_SPACE, INTERRUPTED and others of the
- * store.
+ * Replicates `volume` into a new point. Repeats the cycle up to `cyclesMax` times. Errors:
+ * WRITER_ACTIVE, SEAT_LOST, SOURCE_SHRUNK, SOURCE_UNREADABLE, STORE_UNREACHABLE, STORE_REGRESSED,
+ * NO_SPACE, INTERRUPTED and others of the store.
  */
 export async function replicate(context: VaultContext, options: ReplicateOptions): Promise<ReplicateSummary> {
   encodeDiskName(options.disk); // refuses a bad name before anything is touched
@@ -77,13 +78,13 @@ export async function replicate(context: VaultContext, options: ReplicateOptions
 interface Trust {
   prints: boolean;
   /**
-   * The newest point's map. Without it the new point lists everything anew; what the vault holds is
-   * still found by dedup.
+   * The newest point's map. Without it the new point lists everything anew; chunks that the vault
+   * holds are still found by dedup.
    */
   parent: boolean;
 }
 
-/** Damage of a manifest, root or leaf of this disk: of what a point builds on, not of data. */
+/** Whether a manifest, root or leaf of this disk is damaged, as opposed to data. */
 export function isMapDamage(error: unknown, disk: string): error is TidemarkError {
   const { object } = error instanceof TidemarkError ? error.detail : {};
   return (
@@ -101,7 +102,7 @@ class Cycle {
   readonly #notify: (notice: Notice) => void;
   #session: Session | undefined;
   #prints: FingerprintBaseline | undefined;
-  /** What must be given back, in this order. */
+  /** Closers of what is open, called in reverse order. */
   readonly #closing: (() => Promise<void>)[] = [];
 
   constructor(context: VaultContext, options: ReplicateOptions, trust: Trust) {
@@ -117,7 +118,7 @@ class Cycle {
     });
   }
 
-  /** True when the cycle failed because its local fingerprints cannot be believed. */
+  /** True if the cycle failed because its local fingerprints are damaged. */
   get printsBroken(): boolean {
     return this.#prints?.broken === true;
   }
@@ -127,7 +128,7 @@ class Cycle {
     const failure = outcome.status === "rejected" ? await this.#diagnose(outcome.reason) : undefined;
     const failures: unknown[] = [];
     for (const close of this.#closing.toReversed()) await close().catch((error: unknown) => failures.push(error));
-    // What ended the cycle says more than what then went wrong while it was put away.
+    // The error that ended the cycle goes before errors of closing.
     if (outcome.status === "rejected") this.#options.changes?.abandoned();
     if (outcome.status === "rejected") throw failure;
     if (failures.length > 0) throw failures[0];
@@ -161,7 +162,7 @@ class Cycle {
         : await this.#state.openPrints(session.newest.id);
     if (reader !== undefined) this.#closing.push(async () => await reader.close());
     const seed = reader?.seed ?? randomSeed();
-    // Of a cycle that looks at a part only, no fingerprints of the whole can be kept.
+    // A cycle that reads a part of the volume cannot make fingerprints of the whole.
     const prints = named === undefined ? await this.#state.createPrints(seed) : noPrints;
     this.#closing.push(async () => await prints.discard());
     const progress = paced(this.#options.onProgress);
@@ -240,7 +241,7 @@ class Cycle {
   }
 }
 
-/** What the vault's own map tells of the parent. */
+/** A baseline that compares with the parent's map in the vault. */
 export function mapBaseline(
   context: VaultContext,
   session: Session,
@@ -306,11 +307,15 @@ export function randomSeed(): FingerprintSeed {
   return [bytes.readUInt32LE(0), bytes.readUInt32LE(4)];
 }
 
+/** Options of `vault.replicate`. */
 export interface ReplicateOptions extends OperationOptions {
+  /** The disk's name in the vault; a new name makes a new disk. */
   readonly disk: string;
+  /** The source. The caller keeps it open until the call settles, and closes it. */
   readonly volume: Volume;
   /**
-   * What has changed, if somebody knows: only that is read. Absent: the whole volume is looked at.
+   * The changes since a point, if they are known: only these are read. Absent: the whole volume is
+   * read.
    */
   readonly changes?: ChangeSource | undefined;
   /**
@@ -320,6 +325,7 @@ export interface ReplicateOptions extends OperationOptions {
   readonly label?: string | undefined;
 }
 
+/** The new point, and what its replication read and wrote. */
 export interface ReplicateSummary {
   readonly disk: string;
   /** The new point's id: 32 hexadecimal digits that name its exact content. */
@@ -343,5 +349,6 @@ export interface ReplicateSummary {
   readonly metadataBytes: number;
   /** Calls made to the store. */
   readonly requests: number;
+  /** Duration of all tries, in ms. */
   readonly elapsedMs: number;
 }

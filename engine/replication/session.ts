@@ -1,13 +1,14 @@
 /**
- * A writer's session with one disk of a vault: from taking the seat to leaving it. It holds what
- * cycles share (seat, catalog, lanes, the numbering of map objects, the newest manifest) and takes
- * each cycle the second half of its way:
+ * Commit protocol: a writer's session with one disk of a vault, from taking the writer lease to
+ * releasing it. A session holds what cycles share (writer lease, catalog, lanes, the numbering of
+ * map objects, the newest manifest) and ships each cycle:
  *
  *     capture ─ flush frames ─ write map ─ write manifest ─ mark head ─ prove ─ swap head = committed
  *
- * Order is everything: data before manifest before head. Whatever ends a cycle early leaves bytes
- * that nobody refers to; a session is then over, because nothing may be written where a frame has
- * failed. The next one has a higher epoch, and its dedup index finds those bytes again.
+ * Invariant: data is durable before the manifest that refers to it, and the manifest before the
+ * head. A cycle that ends early leaves bytes that nothing refers to. Its session is then over,
+ * because nothing may be written after a failed frame. The next session has a higher epoch, and its
+ * dedup index finds those bytes again.
  */
 import { hasCode, isGone, TidemarkError, throwIfAborted } from "../errors.ts";
 import type { Notice } from "../notice.ts";
@@ -69,7 +70,7 @@ export interface Shipment {
    * `isReread`: some of the volume was read twice.
    */
   readonly beforeHead: (id: string, isReread: boolean) => Promise<void>;
-  /** Gives the seat up with the commit. */
+  /** Releases the writer lease with the commit. */
   readonly leave: boolean;
   readonly onProgress?: ((doneBytes: number, storedBytes: number) => void) | undefined;
   /** Everything has been read from the disk; everything is durable in the store. */
@@ -129,8 +130,8 @@ export class Session implements AsyncDisposable {
   }
 
   /**
-   * Takes the seat. Errors: WRITER_ACTIVE, STORE_REGRESSED when the vault is gone, and what the
-   * store says.
+   * Takes the writer lease. Errors: WRITER_ACTIVE, STORE_REGRESSED when the vault is gone, and
+   * those of the store.
    */
   static async open(context: VaultContext, options: SessionOptions): Promise<Session> {
     const store = new Store(context.sink);
@@ -166,7 +167,7 @@ export class Session implements AsyncDisposable {
     return this.#writerLease.newest;
   }
 
-  /** Aborts when the seat is lost or the caller wishes. */
+  /** Aborts when the writer lease is lost, and when the caller's signal aborts. */
   get signal(): AbortSignal {
     return this.#signal;
   }
@@ -198,8 +199,8 @@ export class Session implements AsyncDisposable {
   }
 
   /**
-   * Time of the newest application-consistent point not older than `sinceMs`, both in ms since 1970.
-   * Reads no further back; points on damaged pages are not counted. Errors: as `manifest`.
+   * Time of the newest application-consistent point not older than `sinceMs`, both in ms since
+   * 1970. Reads no further back; points on damaged pages are not counted. Errors: as `manifest`.
    */
   async newestAppMs(sinceMs: number): Promise<number | undefined> {
     try {
@@ -227,8 +228,8 @@ export class Session implements AsyncDisposable {
   }
 
   /**
-   * As `acknowledge`, while nothing is due for long. False: the session is over, and whoever opens
-   * the next one finds out why.
+   * As `acknowledge`, between points that are far apart. False: the session is over; opening the
+   * next one reports the reason.
    */
   async rest(): Promise<boolean> {
     try {
@@ -241,8 +242,8 @@ export class Session implements AsyncDisposable {
   }
 
   /**
-   * From here on nothing is referred to that has been condemned, and the head will say so. Returns
-   * whether it does not yet.
+   * From here on the writer refers to nothing condemned. Returns whether the head must still say
+   * so.
    */
   async #adoptCollection(signal: AbortSignal): Promise<boolean> {
     const collection = await this.catalog.adopt(this.store, signal);
@@ -253,8 +254,8 @@ export class Session implements AsyncDisposable {
   }
 
   /**
-   * In the middle of a cycle that takes long: as `acknowledge`. What the cycle has referred to by
-   * now and what is condemned must then be shipped again before it commits.
+   * As `acknowledge`, during a cycle that takes long. Condemned chunks that the cycle has referred
+   * to must then be shipped again before it commits.
    */
   async #acknowledgeNowAndThen(signal: AbortSignal): Promise<void> {
     if (performance.now() - this.#adoptedAtMs < collectionTiming.writerPollMs) return;
@@ -262,8 +263,8 @@ export class Session implements AsyncDisposable {
   }
 
   /**
-   * Between cycles: lends the seat to a prune. Errors: those of `prune`, after which the session is
-   * over.
+   * Between cycles: lends the writer lease to a prune. Errors: those of `prune`, after which the
+   * session is over.
    */
   async prune<Result>(prune: (writerLease: WriterLease) => Promise<Result>): Promise<Result> {
     try {
@@ -343,8 +344,8 @@ export class Session implements AsyncDisposable {
   }
 
   /**
-   * Ships again, on top of what has been captured, what of it must not be referred to any more.
-   * Returns whether there was any.
+   * Ships again, on top of the capture, the captured chunks that are condemned by now. Returns
+   * whether there were any.
    */
   async #captureAgain(capturing: CaptureOptions, again: RunWriter, statistics: CaptureStatistics): Promise<boolean> {
     const delta = await capturing.run.finish();
@@ -352,8 +353,8 @@ export class Session implements AsyncDisposable {
     const { store, vaultId, disk } = this.#objects;
     const captured = new PointMap(store, vaultId, disk, { volumeBytes: capturing.volumeBytes, runs: [delta] });
     const { scannedBytes, newBytes } = await captureForbidden(capturing, store, captured, again);
-    // It had been taken for known; what had been new itself, and was found to be damaged meanwhile,
-    // stays counted once.
+    // These chunks were counted as known. Chunks that were new and became damaged meanwhile stay
+    // counted once.
     const known = Math.min(newBytes, statistics.dedupedBytes);
     statistics.newBytes += known;
     statistics.dedupedBytes -= known;
@@ -361,9 +362,9 @@ export class Session implements AsyncDisposable {
   }
 
   /**
-   * Manifest, mark, proof, head. The head is marked when all is written and before it is proved: a
-   * store that goes back behind the mark refuses the commit, and one that goes back less far still
-   * holds what was proved.
+   * Manifest, mark, proof, head swap. The head is marked after everything is written and before it
+   * is proved: a store that regresses behind the mark refuses the commit, and a store that
+   * regresses less far still holds what was proved.
    */
   async #commit(
     manifest: ManifestDocument,
@@ -408,11 +409,11 @@ export class Session implements AsyncDisposable {
   }
 
   /**
-   * What a missing object, or one that stands where only we write, says of the store. The names of
-   * a session hold its epoch: if one is taken, another session had the same epoch, and the store
-   * has forgotten that one's head. If one is missing and the head is not the one that we swapped
-   * in, the store has forgotten both; if it is, the object is really gone. A container that was
-   * there and is not was forgotten.
+   * Tells a store regression from other causes of a missing or unexpected object. Object names hold
+   * the session's epoch. If a name is taken, another session had the same epoch, and the store has
+   * forgotten its head. If an object is missing and the head is not the one that this session
+   * swapped in, the store has forgotten both; if it is that head, only the object is gone. A
+   * missing container was forgotten.
    */
   async diagnose(reason: unknown): Promise<unknown> {
     if (hasCode(reason, "STORE_REGRESSED")) dropCatalog(this.#context, this.catalog);
@@ -433,7 +434,7 @@ export class Session implements AsyncDisposable {
     });
   }
 
-  /** Waits for what is in flight and leaves the seat. Idempotent. */
+  /** Waits for writes in flight and releases the writer lease. Idempotent. */
   async close(): Promise<void> {
     this.#closed ??= this.#close();
     await this.#closed;
@@ -449,7 +450,9 @@ export class Session implements AsyncDisposable {
   }
 }
 
-/** The store went back in time, perhaps behind what the catalog tells of: for all who share it. */
+/**
+ * The store has regressed, perhaps behind what the catalog lists: every session drops the catalog.
+ */
 function dropCatalog(context: VaultContext, catalog: Catalog): void {
   catalog.distrust();
   context.dropCatalog(catalog);

@@ -1,17 +1,17 @@
 /**
- * Health: what is wrong with a protected disk, why, and what to do. A pure function of what was
- * measured and of the policy, so that every rule can be read, and tested, in one place.
+ * Health rules: what is wrong with a protected disk, its cause, and the remedy. A pure function of
+ * the measures and the policy, so that every rule is read and tested in one place.
  *
  * | code | Warning | Critical |
  * |---|---|---|
  * | PROTECTION_FAILED | | the disk is not protected: something has ended it |
  * | WRITER_ACTIVE, SEAT_LOST | | another writer has the disk |
- * | NO_RECENT_POINT | | no point for 60 min (the original's 153007) |
+ * | NO_RECENT_POINT | | no point for 60 min (Azure Site Recovery 153007) |
  * | LAG_ABOVE_THRESHOLD | lag > recoveryPointThreshold | lag > twice that |
  * | POINT_OVERDUE | lag > 3 × crashConsistentFrequency, and 15 s, while changes wait | |
- * | STORE_UNREACHABLE | at once | after 15 min (the original's missing heartbeat) |
+ * | STORE_UNREACHABLE | at once | after 15 min (Azure Site Recovery: missing heartbeat) |
  * | NO_SPACE | old content cannot be kept | changes cannot be tracked |
- * | BACKLOG_SLOW | not uploaded within 30 min | not within 45 min (the original's) |
+ * | BACKLOG_SLOW | not uploaded within 30 min | not within 45 min (as in Azure Site Recovery) |
  * | CHURN_ABOVE_UPLOAD | for 5 min | |
  * | CUT_TIMED_OUT | 3 in a row | 10 in a row |
  * | CUT_ABANDONED | once | 3 in a row |
@@ -22,8 +22,8 @@
  * The rules that compare rates hold only while a point is overdue, that is later than its frequency
  * and the minute over which rates are measured: a disk that is just beginning to ship has a backlog
  * and no rate yet, and one with a frequency of hours has a backlog by intent. A pause mutes what
- * follows from it (lag, backlog, churn, store), but not NO_RECENT_POINT: a pause that was forgotten
- * has to show.
+ * follows from it (lag, backlog, churn, store), but not NO_RECENT_POINT: a forgotten pause
+ * must show.
  *
  * POINT_OVERDUE is the first sign of a store that has fallen silent, while requests to it are still
  * being repeated. It holds in state `protecting` only: in every other one no point is due each
@@ -32,8 +32,7 @@
 import type { ProtectionState } from "./protection-state.ts";
 
 /**
- * From when on something is wrong. Times in ms; `InARow` counts failures without a success between
- * them.
+ * Thresholds of the rules. Times in ms; `InARow` counts failures without a success between them.
  */
 export const healthLimits = {
   noPointCriticalMs: 3_600_000,
@@ -79,7 +78,7 @@ export interface HealthMeasures {
   /** Why it is not known what changed, until a point has been made of the comparison. */
   readonly trackingLost: string | null;
   /**
-   * Who has the disk, when we do not: its writer refused us at the start, or took the seat from us.
+   * The other writer of the disk: it refused the writer lease at the start, or took it over.
    */
   readonly writerLease: { readonly code: "WRITER_ACTIVE" | "SEAT_LOST"; readonly message: string } | null;
   /** Local folders that are full. */
@@ -288,8 +287,8 @@ function lagOf({ committedLagMs, runningMs }: HealthMeasures): number {
 }
 
 /**
- * False while nobody expects a point: before the start, after the end, and in an initial
- * replication that goes forward.
+ * False while no point is expected: before the start, after the end, and in an initial replication
+ * that makes progress.
  */
 function pointsAreDue({ state, uploadBytesPerSecond }: HealthMeasures): boolean {
   switch (state) {
@@ -307,13 +306,13 @@ function pointsAreDue({ state, uploadBytesPerSecond }: HealthMeasures): boolean 
   }
 }
 
-/** Whether a point is late, and rates tell something. */
+/** Whether a point is late, and rates have been measured for long enough. */
 function isOverdue(measures: HealthMeasures, policy: HealthPolicy): boolean {
   if (!pointsAreDue(measures) || measures.pausedMs !== null) return false;
   return lagOf(measures) > policy.crashConsistentFrequencyMs + healthLimits.rateWindowMs;
 }
 
-/** `40 s`, `12 min`, `3 h 5 min`: as exact as one needs it in a sentence. */
+/** `40 s`, `12 min`, `3 h 5 min`: as exact as a sentence needs it. */
 function minutes(ms: number): string {
   const seconds = Math.round(ms / 1000);
   if (seconds < 120) return `${seconds} s`;
@@ -326,6 +325,7 @@ function mebibytes(bytes: number): string {
   return `${value.toFixed(value < 9.95 ? 1 : 0)} MiB`;
 }
 
+/** How bad a finding is, or the worst of a disk's findings. */
 export type HealthLevel = "Normal" | "Warning" | "Critical";
 
 /** One thing that is wrong: a stable code, what causes it and what to do. */

@@ -5,8 +5,8 @@
  * The command waits at a gate, a shell that reads one line, until the guard knows its process group
  * (see `hook-guard.ts`).
  *
- * Invariant: a command that is to stop has ended, or is reported as still running, 2 × `killAfterMs`
- * after the abort.
+ * Invariant: a command that is to stop has ended, or is reported as still running, 2 ×
+ * `killAfterMs` after the abort.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { Readable } from "node:stream";

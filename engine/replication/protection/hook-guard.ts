@@ -5,12 +5,12 @@
  *     agent ──pipe──► guard (sh)        knows the thaw, and the process group of the command that runs
  *       └──gate──► command (sh -c)      waits at its gate until the guard knows its group
  *
- * The guard is a shell in a process group of its own. It reads a pipe whose other end only the agent
- * holds. If the pipe closes before the line `thawed`, the guard ends the command that still runs and
- * then runs the thaw.
+ * The guard is a shell in a process group of its own. It reads a pipe whose other end only the
+ * agent holds. If the pipe closes before the line `thawed`, the guard ends the command that still
+ * runs and then runs the thaw.
  *
- * Invariant: while a command runs, the guard knows its process group. A thaw may therefore run twice,
- * and may run without a freeze; a thaw command must bear both.
+ * Invariant: while a command runs, the guard knows its process group. A thaw may therefore run
+ * twice, and may run without a freeze; a thaw command must bear both.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -27,9 +27,9 @@ export interface CommandSettings {
 
 /**
  * The guard's program. It ignores the signals that a terminal or a service manager sends to all
- * processes of the agent; the thaw that it starts does not ignore them. It waits until the processes
- * that it kills have ended, so that the thaw runs after them. The wait is bounded, because a zombie
- * that no parent reaps still counts as running.
+ * processes of the agent; the thaw that it starts does not ignore them. It waits until the
+ * processes that it kills have ended, so that the thaw runs after them. The wait is bounded,
+ * because a zombie that no parent reaps still counts as running.
  */
 const guardScript = `
 trap '' HUP INT TERM
@@ -82,7 +82,9 @@ export class Guard {
   }
 }
 
-/** Starts a guard for the thaw that `settings` gives. `failure` says why it could not be started. */
+/**
+ * Starts a guard for the thaw that `settings` gives. `failure` says why it could not be started.
+ */
 export async function startGuard({
   command,
   cwd,

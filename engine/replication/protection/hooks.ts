@@ -196,9 +196,9 @@ export interface FreezeOutcome<T> {
 
 /**
  * Runs `whileFrozen`, which should take milliseconds, while the hook holds the application at rest.
- * If the freeze fails, runs it all the same, after the thaw. A thaw that fails makes `frozen` false:
- * that is how a hook reports that the freeze did not hold. An error of `whileFrozen` is thrown after
- * the thaw.
+ * If the freeze fails, runs it all the same, after the thaw. A thaw that fails makes `frozen`
+ * false: that is how a hook reports that the freeze did not hold. An error of `whileFrozen` is
+ * thrown after the thaw.
  *
  * @throws TidemarkError INTERRUPTED when `signal` aborts before `whileFrozen` has begun. After that
  * its result is awaited.

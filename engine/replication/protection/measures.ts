@@ -1,6 +1,5 @@
 /**
- * What a protection measures of itself: lags, rates, and what has failed how often, on a clock that
- * cannot be set.
+ * Replication metrics of one disk: lags, rates and counts of failures, on a monotonic clock.
  */
 import type { TidemarkError } from "../../errors.ts";
 import { hasCode } from "../../errors.ts";
@@ -10,10 +9,10 @@ import { Meter, type SteadyClock, Stopwatch } from "./meters.ts";
 import type { ProtectionState } from "./protection-state.ts";
 import type { ProtectionStatus } from "./protection-status.ts";
 
-/** How far a cut has come. */
+/** The stages that a cut passes. */
 export type Stage = "captured" | "shipped" | "committed";
 
-/** What is known at the moment of asking only. */
+/** What the caller adds at the moment of asking. */
 export interface Moment {
   readonly disk: string;
   readonly state: ProtectionState;
@@ -44,7 +43,7 @@ export class Measures {
   #writerLease: HealthMeasures["writerLease"] = null;
   #failure: HealthMeasures["failure"] = null;
   #spillFull = false;
-  /** Why no point came about, since the last that did. */
+  /** The newest failure since the newest point. */
   #last: TidemarkError | undefined;
 
   constructor(now: SteadyClock = () => performance.now()) {
@@ -57,7 +56,7 @@ export class Measures {
     this.#paused = new Stopwatch(now);
   }
 
-  /** The cut of `cutAtMs`, on the same clock, has come so far. */
+  /** The cut made at `cutAtMs`, on the same clock, has reached `stage`. */
   reached(stage: Stage, cutAtMs: number): void {
     this.#cutAtMs[stage] = cutAtMs;
   }
@@ -93,7 +92,7 @@ export class Measures {
     }
   }
 
-  /** What keeps points from being made, where no other finding tells of it. */
+  /** A finding for the newest failure, if no other finding covers it. */
   get unexplained(): Finding | undefined {
     if (this.#last === undefined || this.#storeAway.elapsedMs !== null || this.#writerLease !== null) return undefined;
     const { code, message, remedy } = this.#last;
@@ -105,12 +104,12 @@ export class Measures {
     };
   }
 
-  /** Nothing will be protected any more. */
+  /** The protection has ended with `error`. */
   gaveUp(error: TidemarkError): void {
     this.#failure = { message: error.message, remedy: error.remedy };
   }
 
-  /** The application was to rest; `reason` says why it did not. */
+  /** A freeze was tried; `reason` says why it failed, undefined if it did not. */
   froze(reason: string | undefined): void {
     this.#hook = reason === undefined ? null : { failuresInARow: (this.#hook?.failuresInARow ?? 0) + 1, reason };
   }
@@ -123,7 +122,7 @@ export class Measures {
     this.#paused.set(isPaused);
   }
 
-  /** `writtenBytes`: of all writes to the disk so far. To be called every few seconds. */
+  /** `writtenBytes`: bytes of all writes to the disk so far. Called every few seconds. */
   sample(writtenBytes: number): void {
     this.#churn.add(writtenBytes - this.#writtenBytes);
     this.#writtenBytes = writtenBytes;
@@ -168,8 +167,8 @@ export class Measures {
 }
 
 /**
- * Whether the store is to blame. One that has forgotten the vault is as good as away: nothing can
- * be shipped to it.
+ * Whether the store caused the error. A store that has forgotten the vault counts as unreachable,
+ * because nothing can be shipped to it.
  */
 function isOfStore(error: TidemarkError): boolean {
   if (hasCode(error, "STORE_REGRESSED")) return error.detail["object"] === vaultName;

@@ -1,22 +1,30 @@
 /**
- * Meters: how much a second lately, how long cuts have held writes lately, and since when something
- * has been so. All of fixed size, and on a clock that is given to them.
+ * Rate meter and stopwatch: bytes per second over a sliding minute, and how long a condition has
+ * held. Both have a fixed size and read a clock that is given to them.
  */
-import assert from "node:assert/strict";
 
-/** A clock that cannot be set: ms from anywhere. */
+/** A monotonic clock: ms from an arbitrary instant. */
 export type SteadyClock = () => number;
 
 const bucketMs = 1000;
 const buckets = 60;
 
-/** A sum and its rate over the last minute, which slides by the second. */
+/**
+ * A sum and its rate over the last minute, which slides by the second.
+ *
+ * @example
+ * ```ts
+ * const uploaded = new Meter();
+ * uploaded.add(bytes.length);
+ * console.log(uploaded.total, uploaded.perSecond);
+ * ```
+ */
 export class Meter {
   readonly #now: SteadyClock;
   readonly #startedMs: number;
   /** Sums of the last seconds, by second modulo their number. */
   readonly #ring = new Float64Array(buckets);
-  /** The second that is being filled. Everything else in the ring belongs to the 59 before it. */
+  /** The second that is being filled. The other slots hold the 59 seconds before it. */
   #second: number;
   #total = 0;
 
@@ -26,20 +34,21 @@ export class Meter {
     this.#second = Math.floor(this.#startedMs / bucketMs);
   }
 
+  /** Adds `amount` to the present second. */
   add(amount: number): void {
     this.#slide();
     this.#total += amount;
     this.#ring[slotOf(this.#second)] = (this.#ring[slotOf(this.#second)] ?? 0) + amount;
   }
 
-  /** Everything that was ever added. */
+  /** The sum of all that was added. */
   get total(): number {
     return this.#total;
   }
 
   /**
-   * The average of the last minute, or of the meter's life while that is shorter; never of less
-   * than a second.
+   * The average per second over the last minute, or over the meter's life if that is shorter, but
+   * over at least one second.
    */
   get perSecond(): number {
     const nowMs = this.#slide();
@@ -48,13 +57,13 @@ export class Meter {
     return this.#ring.reduce((sum, amount) => sum + amount, 0) / (Math.min(windowMs, livedMs) / 1000);
   }
 
-  /** Empties the seconds that have gone by since the last call. */
+  /** Empties the slots of the seconds that have passed since the last call. */
   #slide(): number {
     const nowMs = this.#now();
     const second = Math.floor(nowMs / bucketMs);
     const passed = Math.min(second - this.#second, buckets);
     for (let step = 1; step <= passed; step++) this.#ring[slotOf(this.#second + step)] = 0;
-    // When the whole ring was emptied, which second had which slot does not matter any more.
+    // After more than a minute the whole ring is empty, so every slot may be reused.
     this.#second = Math.max(this.#second, second);
     return nowMs;
   }
@@ -64,65 +73,7 @@ function slotOf(second: number): number {
   return ((second % buckets) + buckets) % buckets;
 }
 
-/** The last durations, in ms, and what can be said of them. */
-export class Durations {
-  readonly #kept: Float64Array;
-  #count = 0;
-  #sumMs = 0;
-
-  /** Default: the last 100. */
-  constructor(countMax = 100) {
-    assert(countMax > 0, "durations are kept");
-    this.#kept = new Float64Array(countMax);
-  }
-
-  record(elapsedMs: number): void {
-    this.#kept[this.#count % this.#kept.length] = elapsedMs;
-    this.#count++;
-    this.#sumMs += elapsedMs;
-  }
-
-  /** How many were ever recorded, and their sum. */
-  get count(): number {
-    return this.#count;
-  }
-
-  get sumMs(): number {
-    return this.#sumMs;
-  }
-
-  /** The newest; 0 before the first. */
-  get lastMs(): number {
-    return this.#kept[(this.#count + this.#kept.length - 1) % this.#kept.length] ?? 0;
-  }
-
-  /** The longest of those that are kept; 0 before the first. */
-  get maxMs(): number {
-    return this.#sorted().at(-1) ?? 0;
-  }
-
-  /**
-   * What a part of those that are kept did not exceed: `quantileMs(0.99)`, by the nearest rank. 0
-   * before the first.
-   */
-  quantileMs(part: number): number {
-    assert(part >= 0 && part <= 1, "a quantile is a part of one");
-    const sorted = this.#sorted();
-    return sorted[Math.max(0, Math.ceil(part * sorted.length) - 1)] ?? 0;
-  }
-
-  /** How many of those that are kept are no longer than each bound: a cumulative histogram. */
-  histogram(boundsMs: readonly number[]): readonly number[] {
-    const sorted = this.#sorted();
-    return boundsMs.map((boundMs) => sorted.filter((elapsedMs) => elapsedMs <= boundMs).length);
-  }
-
-  #sorted(): Float64Array {
-    return this.#kept.slice(0, Math.min(this.#count, this.#kept.length)).sort();
-  }
-}
-
-/** For how long something has been so without a break. */
+/** Measures for how long a condition has held without a break. */
 export class Stopwatch {
   readonly #now: SteadyClock;
   #sinceMs: number | undefined;
@@ -131,13 +82,13 @@ export class Stopwatch {
     this.#now = now;
   }
 
-  /** It is so, or is not, from now on. */
+  /** Says whether the condition holds from now on. */
   set(holds: boolean): void {
     if (!holds) this.#sinceMs = undefined;
     else this.#sinceMs ??= this.#now();
   }
 
-  /** In ms; null while it is not so. */
+  /** In ms; null while the condition does not hold. */
   get elapsedMs(): number | null {
     return this.#sinceMs === undefined ? null : this.#now() - this.#sinceMs;
   }

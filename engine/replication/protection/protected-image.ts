@@ -1,6 +1,6 @@
 /**
- * An image opened for protection: the file, its tracking, the disk that stands on both, and how
- * much is known of what has changed.
+ * Opening an image for protection: the file, its tracking file, the protected disk on both, and how
+ * much the tracking file knows of what has changed.
  */
 import { mkdir } from "node:fs/promises";
 import path from "node:path";
@@ -20,11 +20,11 @@ export interface ProtectedImage {
   readonly live: LiveFile;
   readonly disk: ProtectedDisk;
   /**
-   * `changed`: the marks tell what has changed. `compare`: they tell it by regions. `scan`: nobody
-   * knows.
+   * `changed`: the marks name the granules that have changed. `compare`: they name regions. `scan`:
+   * it is not known what has changed.
    */
   readonly known: "changed" | "compare" | "scan";
-  /** Why nobody knows. */
+  /** The reason of `scan`. */
   readonly whyUnknown: string | undefined;
 }
 
@@ -64,7 +64,7 @@ export async function openProtectedImage(context: VaultContext, options: Protect
   }
 }
 
-/** Since which points the marks tell everything, and which older ones the store may go back to. */
+/** The points since which the marks are complete, and the older ones the store may go back to. */
 function marksOf(
   recovered: Recovered,
   sizeBytes: number,
@@ -75,7 +75,7 @@ function marksOf(
     case "unclean":
       return { dirty: recovered.dirty, base: recovered.bases.at(-1), earlierBases: recovered.bases.slice(0, -1) };
     case "clean": {
-      // The exact marks are those since the newest base. What lies between it and an older one is
+      // The exact marks are those since the newest base. Changes between it and an older base are
       // known by regions only.
       const changes = new DirtyBitmap(sizeBytes);
       for (const region of recovered.regions)

@@ -53,7 +53,7 @@ export type ProtectionState =
   | "stopped"
   | "failed";
 
-/** What happened to a disk: for logs and for people. `message` is one sentence. */
+/** An event of a protected disk, for logs and for people. `message` is one sentence. */
 export type ProtectionEvent =
   | { readonly kind: "state"; readonly disk: string; readonly state: ProtectionState; readonly message: string }
   | { readonly kind: "point"; readonly disk: string; readonly point: PointSummary; readonly message: string }
@@ -111,7 +111,7 @@ export interface MachineState {
   readonly isParentSound: boolean;
   /** False after a cut was abandoned, until the next point. */
   readonly isExact: boolean;
-  /** A point whose commit was tried, until the session or the next one tells what came of it. */
+  /** A point whose commit was tried, until this session or the next one learns the outcome. */
   readonly tried: { readonly id: string; readonly cutAtMs: number } | undefined;
   /** An application-consistent point was due by schedule and has not been committed. */
   readonly isAppOwed: boolean;
@@ -120,7 +120,7 @@ export interface MachineState {
   readonly isDraining: boolean;
   readonly isStopping: boolean;
   /** A cycle begins as soon as the present step allows. */
-  readonly isCalled: boolean;
+  readonly isCycleRequested: boolean;
   /** Requests that no cut under way answers. */
   readonly waiting: readonly PointRequest[];
   readonly failuresInRow: number;
@@ -133,7 +133,7 @@ export interface MachineState {
 }
 
 export type Input =
-  | { readonly kind: "called" | "invited" | "paused" | "resumed" | "draining" | "stopping" | "stopped" }
+  | { readonly kind: "cycleRequested" | "barrierOpened" | "paused" | "resumed" | "draining" | "stopping" | "stopped" }
   | { readonly kind: "requested" | "withdrawn"; readonly request: PointRequest }
   /**
    * The commit of a point is about to be tried; its cut was made at `cutAtMs` on the steady clock.
@@ -150,7 +150,7 @@ export type Input =
   /** The session is closed. `isFatal`: points cannot be taken any more. */
   | { readonly kind: "failed"; readonly error: unknown; readonly isFatal: boolean };
 
-/** What a new session says of the vault's newest point. */
+/** What a new session finds as the vault's newest point. */
 export interface Found {
   readonly newest: PointRecord | undefined;
   /** See `ProtectedDisk.rebase`. */
@@ -201,7 +201,7 @@ export function initialState(
     isPaused: false,
     isDraining: false,
     isStopping: false,
-    isCalled: false,
+    isCycleRequested: false,
     waiting: [],
     failuresInRow: 0,
     retryAtMs: 0,
@@ -230,21 +230,18 @@ type Draft = { -readonly [Key in keyof MachineState]: MachineState[Key] } & { re
 function take(draft: Draft, input: Input, now: Now): void {
   const { step, effects } = draft;
   switch (input.kind) {
-    case "called": {
-      call(draft);
+    case "cycleRequested":
+      requestCycle(draft);
       return;
-    }
-    case "invited": {
+    case "barrierOpened": {
       const isIdle = step.kind === "wait" || step.kind === "rest";
-      if (isIdle && draft.failuresInRow === 0 && !draft.isPaused) call(draft);
+      if (isIdle && draft.failuresInRow === 0 && !draft.isPaused) requestCycle(draft);
       return;
     }
     case "requested":
       draft.waiting = [...draft.waiting, input.request];
-      {
-        call(draft);
-        return;
-      }
+      requestCycle(draft);
+      return;
     case "withdrawn": {
       const others = (requests: readonly PointRequest[]): PointRequest[] =>
         requests.filter((request) => request !== input.request);
@@ -255,50 +252,39 @@ function take(draft: Draft, input: Input, now: Now): void {
     case "paused":
       draft.isPaused = true;
       effects.push({ kind: "abort" });
-      {
-        call(draft);
-        return;
-      }
+      requestCycle(draft);
+      return;
     case "resumed":
       draft.isPaused = false;
-      {
-        call(draft);
-        return;
-      }
+      requestCycle(draft);
+      return;
     case "draining":
       draft.isDraining = true;
       return;
     case "stopping":
       draft.isStopping = true;
       effects.push({ kind: "abort" });
-      {
-        call(draft);
-        return;
-      }
-    case "stopped": {
+      requestCycle(draft);
+      return;
+    case "stopped":
       show(draft, "stopped", "protection has ended");
       return;
-    }
     case "committing":
       draft.tried = { id: input.id, cutAtMs: input.cutAtMs };
       return;
     case "waited":
-      if (step.kind === "wait" && step.isLong && !draft.isCalled) draft.step = { kind: "rest" };
+      if (step.kind === "wait" && step.isLong && !draft.isCycleRequested) draft.step = { kind: "rest" };
       else idle(draft, now);
       return;
     case "done":
       if (step.kind === "leave" && draft.isPaused)
         show(draft, "paused", "paused: writes are tracked, no points are taken");
-      {
-        idle(draft, now);
-        return;
-      }
+      idle(draft, now);
+      return;
     case "opened":
       if (input.found !== undefined) relate(draft, input.found);
-      {
-        begin(draft, now);
-        return;
-      }
+      begin(draft, now);
+      return;
     case "cut": {
       assert(step.kind === "cut", "a cut was to be made");
       const isWanted = !step.isExact || step.wantsApp || step.requests.length > 0 || input.isGroup;
@@ -308,23 +294,19 @@ function take(draft: Draft, input: Input, now: Now): void {
     case "skipped":
       effects.push({ kind: "succeeded", cutAtMs: input.cutAtMs });
       show(draft, "protecting", "every write is in the newest point");
-      {
-        finish(draft, now);
-        return;
-      }
-    case "committed": {
+      finish(draft, now);
+      return;
+    case "committed":
       shipped(draft, input.point, now);
       return;
-    }
-    case "failed": {
+    case "failed":
       failed(draft, input.error, input.isFatal, now);
       return;
-    }
   }
 }
 
-function call(draft: Draft): void {
-  draft.isCalled = true;
+function requestCycle(draft: Draft): void {
+  draft.isCycleRequested = true;
   if (draft.step.kind === "wait") draft.effects.push({ kind: "wake" });
 }
 
@@ -338,8 +320,8 @@ function idle(draft: Draft, { steadyMs, due }: Now): void {
   // A retry does not wait for the next tick, which may be hours away: a client may wait for the
   // point.
   const inMs = draft.isPaused ? Infinity : isRetry ? draft.retryAtMs - steadyMs : due.inMs;
-  if (draft.isCalled || (inMs <= 0 && (isRetry || due.isPoint))) {
-    draft.isCalled = false;
+  if (draft.isCycleRequested || (inMs <= 0 && (isRetry || due.isPoint))) {
+    draft.isCycleRequested = false;
     draft.step = { kind: draft.isPaused ? "leave" : "open" };
   } else {
     const waitMs = draft.isPaused ? Infinity : Math.min(Math.max(inMs, 1), protectionTiming.restMsMax);
@@ -403,7 +385,7 @@ function shipped(draft: Draft, point: PointRecord, now: Now): void {
   draft.latest = summary;
   draft.known = "changed";
   draft.isExact = true;
-  if (!step.isExact) draft.isCalled = true; // what was written meanwhile makes the next, exact point
+  if (!step.isExact) draft.isCycleRequested = true; // what was written meanwhile makes the next, exact point
   finish(draft, now);
 }
 
@@ -457,13 +439,16 @@ function backOff(draft: Draft, error: TidemarkError, { steadyMs }: Now): void {
     steadyMs + Math.min(protectionTiming.backOffMsMax, protectionTiming.backOffMsMin * 2 ** (draft.failuresInRow - 1));
   // A cycle that will go another way begins at once.
   if (isDamage || (draft.failuresInRow === 1 && (code === "STORE_REGRESSED" || code === "CUT_ABANDONED")))
-    draft.isCalled = true;
+    draft.isCycleRequested = true;
   else if (code !== "CUT_ABANDONED" && code !== "CUT_TIMED_OUT") {
     show(draft, "waiting", "no point can be made now: the cycle is tried again, and writes are tracked meanwhile");
   }
 }
 
-/** A fault of ours: the disk is served and tracked as before, but no points are taken any more. */
+/**
+ * A fault of the program itself: the disk is served and tracked as before, but no points are taken
+ * any more.
+ */
 function giveUp(draft: Draft, cause: unknown): void {
   const error =
     cause instanceof TidemarkError

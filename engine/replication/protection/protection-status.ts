@@ -1,6 +1,6 @@
 /**
- * What a protected disk is told and what it tells: plain data, made for people and programs alike.
- * The agent prints these very objects as JSON, so a name here is a contract.
+ * Options and status of a protected disk: plain data, for people and programs. The agent prints
+ * these objects as JSON, so their names are a contract.
  */
 import type { PointSummary } from "../../store/points/points.ts";
 import type { RetentionPolicy } from "../../upkeep/retention/policy.ts";
@@ -18,9 +18,9 @@ export interface ProtectionStatus {
   readonly findings: readonly Finding[];
   readonly sizeBytes: number;
   /**
-   * How old is what would be lost? Ages in ms of the newest cut whose data has been captured from
-   * the disk, has been shipped to the store, and whose point is committed. Null before the first.
-   * Measured on a clock that cannot be set.
+   * Replication lag: how old the writes are that would be lost. Ages in ms, on a monotonic clock,
+   * of the newest cut whose data has been captured from the disk, has been shipped to the store,
+   * and whose point is committed. Null before the first.
    */
   readonly lag: {
     readonly capturedMs: number | null;
@@ -48,15 +48,15 @@ export interface ProtectionStatus {
   readonly lastPrune: LastPrune | null;
 }
 
-/** What a disk's own prune last came to. */
+/** Outcome of the newest prune that the disk's protection made. */
 export interface LastPrune {
-  /** How long ago in ms, on a clock that cannot be set. */
+  /** How long ago, in ms, on a monotonic clock. */
   readonly ageMs: number;
   readonly removedPoints: number;
   readonly keptPoints: number;
   /**
-   * Of these, points that the policy does not keep, but somebody reads, or has pinned since it was
-   * asked.
+   * Of these, points that the policy does not keep, but that a reader holds or that were pinned
+   * since the prune was planned.
    */
   readonly heldPoints: number;
 }

@@ -1,10 +1,10 @@
 /**
- * The protection of a live disk: a replication loop that takes its recovery points, for weeks.
+ * Continuous replication of a live disk: the loop that takes its recovery points, for weeks.
  *
  * `protection-state.ts` decides, this file carries out: one loop performs the machine's step and
- * gives it the outcome, and the calls of clients are inputs that arrive meanwhile. Here lie what
- * the machine does not hold: the session with the vault, the cut that is being shipped, the
- * schedule, the measures and the timer.
+ * gives it the outcome. The calls of clients are inputs that arrive meanwhile. This file holds what
+ * the machine does not: the session with the vault, the cut that is being shipped, the schedule,
+ * the measures and the timer.
  *
  * Invariant: whatever fails, writes to the disk go on and are marked.
  */
@@ -46,7 +46,26 @@ const { cycleMsDefault: frequencyMsDefault, freezeMsDefault: freezeTimeoutMsDefa
 
 type CycleStep = Extract<Step, { kind: "cut" | "ship" }>;
 
+/**
+ * A live disk under protection: serves the disk as a `BlockDevice`, tracks every write and takes
+ * recovery points in the background. Made by `vault.protect`; end it with `stop` or `await using`.
+ *
+ * @example
+ * ```ts
+ * const protection = await vault.protect({
+ *   disk: "data",
+ *   image: "/srv/data.img",
+ *   stateFolder: "/var/lib/tidemark",
+ *   policy: { crashConsistentFrequencyMs: 5_000 },
+ * });
+ * await protection.device.write(0, new Uint8Array(4096));
+ * const point = await protection.point();
+ * console.log(point.point, protection.status().health);
+ * await protection.stop({ drain: true });
+ * ```
+ */
 export class Protection implements AsyncDisposable {
+  /** The disk's name in the vault. */
   readonly disk: string;
   readonly #context: VaultContext;
   readonly #options: ProtectOptions;
@@ -58,9 +77,11 @@ export class Protection implements AsyncDisposable {
   #policy: ProtectionPolicy;
   #state: MachineState;
   #session: Session | undefined;
-  /** The vault has been asked for an application-consistent point that was missed before the start. */
+  /**
+   * The vault has been asked for an application-consistent point that was missed before the start.
+   */
   #isCaughtUp = false;
-  /** The cut that is to be shipped. */
+  /** The cut that the next step ships. */
   #made: MadeCut | undefined;
   readonly #stopping = new AbortController();
   #cycle = new AbortController();
@@ -78,23 +99,26 @@ export class Protection implements AsyncDisposable {
     this.#policy = policy;
     this.#pruning = new SelfPrune(context.document.vault, options);
     this.#state = initialState(disk, { hasHook: hook !== undefined, known: image.known, whyUnknown: image.whyUnknown });
-    const bell = {
-      call: () => {
-        this.#take({ kind: "called" });
+    const participant = {
+      request: () => {
+        this.#take({ kind: "cycleRequested" });
       },
-      invite: () => {
-        this.#take({ kind: "invited" });
+      join: () => {
+        this.#take({ kind: "barrierOpened" });
       },
     };
-    this.#schedule = new Schedule(this.#schedulePlan(), group?.add(disk, bell, now()) ?? now());
+    this.#schedule = new Schedule(this.#schedulePlan(), group?.add(disk, participant, now()) ?? now());
     this.#loop = this.#run();
     this.#loop.catch(() => undefined); // awaited by `stop`
   }
 
   /**
-   * Opens the image, finds out what its tracking file still knows, and begins to take points. The
-   * disk can be served as soon as this resolves. Errors: SOURCE_NOT_FOUND, WRITER_ACTIVE when
-   * somebody else has the image open for writing, ACCESS_REFUSED, INVALID_ARGUMENT.
+   * Opens the image, reads its tracking file and begins to take points. The disk can be served as
+   * soon as this resolves.
+   *
+   * @throws TidemarkError INVALID_ARGUMENT for a bad disk name, SOURCE_NOT_FOUND,
+   * SOURCE_UNREADABLE, WRITER_ACTIVE when another process has the image open for writing,
+   * ACCESS_REFUSED, UNSUPPORTED, NO_SPACE, DEVICE_FAILED.
    */
   static async start(context: VaultContext, given: ProtectOptions): Promise<Protection> {
     encodeDiskName(given.disk); // refuses a bad name before anything is touched
@@ -102,11 +126,14 @@ export class Protection implements AsyncDisposable {
     return new Protection(context, options, await openProtectedImage(context, options));
   }
 
-  /** What a front end serves. */
+  /** The disk. All reads and writes must go through it; a front end such as NBD serves it. */
   get device(): BlockDevice {
     return this.#protected;
   }
 
+  /**
+   * What the protection measures of itself now. Never throws, and makes no request to the store.
+   */
   status(): ProtectionStatus {
     this.#measures.sample(this.#protected.writtenBytes);
     const backlogBytes = this.#protected.dirtyBytes;
@@ -130,9 +157,13 @@ export class Protection implements AsyncDisposable {
   }
 
   /**
-   * Takes a point now and resolves when it is committed, however long the store takes. Where the
-   * application could not be brought to rest, the point is crash-consistent and says why. Errors:
-   * INVALID_ARGUMENT without a hook, INTERRUPTED.
+   * Takes a point now and resolves when it is committed, however long the store takes; failed
+   * cycles are repeated. If the application could not be brought to rest, the point is
+   * crash-consistent and its record says why. In a group, all members are cut together.
+   *
+   * @throws TidemarkError INVALID_ARGUMENT if `applicationConsistent` is asked of a disk without a
+   * hook; INTERRUPTED when `signal` aborts or the protection ends; the error that ended the
+   * protection in state `failed`.
    */
   async point(
     options: { readonly applicationConsistent?: boolean; readonly signal?: AbortSignal | undefined } = {},
@@ -169,43 +200,54 @@ export class Protection implements AsyncDisposable {
       };
       signal?.addEventListener("abort", withdraw, { once: true, signal: settled.signal });
       this.#take({ kind: "requested", request });
-      if (!this.#state.isDraining) this.#options.group?.call();
+      if (!this.#state.isDraining) this.#options.group?.request();
     });
   }
 
-  /** Takes no points until `resume`; writes go on and are tracked. */
+  /** Takes no points until `resume`. Writes go on and are tracked; requests wait. */
   pause(): void {
     this.#measures.pause(true);
     this.#take({ kind: "paused" });
   }
 
+  /** Ends a pause. A cycle begins at once. */
   resume(): void {
     this.#measures.pause(false);
     this.#take({ kind: "resumed" });
   }
 
+  /** Replaces the policy from now on, except `barrierMsMax`, which stays as it was at the start. */
   setPolicy(policy: ProtectionPolicy): void {
     this.#policy = policy;
     this.#schedule.replan(this.#schedulePlan(), now());
-    this.#take({ kind: "called" });
+    this.#take({ kind: "cycleRequested" });
   }
 
-  /** Takes up what the image has grown by. */
+  /**
+   * Extends the disk to the present size of its image.
+   *
+   * @throws TidemarkError when the image cannot be examined or the tracking file cannot be
+   * extended.
+   */
   async grow(): Promise<void> {
     await this.#live.refreshSize();
     await this.#protected.grow();
   }
 
   /**
-   * Ends the protection. `drain`: with a last point, for which it waits until `signal`; else what
-   * has changed stays marked. Either way the exact marks are saved. The front end must have stopped
-   * serving the device. Idempotent.
+   * Ends the protection and saves the exact marks. With `drain`, takes a last point first and waits
+   * for it until `signal` aborts; a last point that fails is an event, not an error. Without
+   * `drain`, changes stay marked and are in the next protection's first point. The front end must
+   * have stopped serving the device. Idempotent.
+   *
+   * @throws TidemarkError when the marks cannot be saved; the next start then compares more.
    */
   async stop(options: { readonly drain: boolean; readonly signal?: AbortSignal | undefined }): Promise<void> {
     this.#stopped ??= this.#stop(options.drain, options.signal);
     await this.#stopped;
   }
 
+  /** `stop` without a last point. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.stop({ drain: false });
   }
@@ -229,7 +271,7 @@ export class Protection implements AsyncDisposable {
     }
   }
 
-  /** Whether the newest point holds all that was ever written. */
+  /** Whether the newest point holds every write. */
   #isCovered(): boolean {
     const { known, isExact, tried, latest } = this.#state;
     const isKnown = known === "changed" && isExact && tried === undefined;
@@ -445,7 +487,7 @@ export class Protection implements AsyncDisposable {
 
   #schedulePlan(): SchedulePlan {
     const { crashConsistentFrequencyMs = frequencyMsDefault, appConsistentFrequencyMs, startTimeMs } = this.#policy;
-    // Members of a group meet: their ticks fall on the same moment.
+    // Members of a group share the name, so the ticks of all have the same jitter.
     return {
       crashConsistentFrequencyMs,
       appConsistentFrequencyMs,

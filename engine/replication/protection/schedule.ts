@@ -123,9 +123,10 @@ export class Schedule {
   }
 
   /**
-   * Makes up for a round time that passed while no schedule ran: if `lastAppMs` is before the newest
-   * round time, an application-consistent point is due with the next tick. `lastAppMs`: wall time of
-   * the disk's newest application-consistent point; undefined if it has none since that round time.
+   * Makes up for a round time that passed while no schedule ran: if `lastAppMs` is before the
+   * newest round time, an application-consistent point is due with the next tick. `lastAppMs`: wall
+   * time of the disk's newest application-consistent point; undefined if it has none since that
+   * round time.
    */
   catchUp(lastAppMs: number | undefined, now: Instant): void {
     const roundMs = this.lastRoundMs(now);

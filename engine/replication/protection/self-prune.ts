@@ -1,11 +1,13 @@
 /**
- * A protected disk prunes itself: after a point has been committed, and at most once a minute,
- * because a page is written anew for each prune that takes a point from it, however few.
+ * Retention of a protected disk: its protection prunes it after a commit, at most once a minute,
+ * because each prune rewrites every page of points from which it drops one.
  *
- * What goes is found out beside the cycles; only to drop it the seat is borrowed between two of
- * them, for about ten requests. Planning that takes longer than a cycle can wait is left to go on,
- * and its outcome is used after a later point. A prune that fails changes nothing about the points
- * that are taken: it is tried again a minute later, and said to fail when that goes on.
+ * The plan is made beside the cycles. Dropping points uses the session's writer lease between two
+ * cycles, for about ten requests. A plan that takes longer than a cycle can wait continues, and is
+ * used after a later point.
+ *
+ * Invariant: a prune that fails does not affect the points that are taken. It is repeated a minute
+ * later, and is a finding after `failuresTold` failures.
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { TidemarkError } from "../../errors.ts";
@@ -28,8 +30,8 @@ const timing = {
   patienceMsMax: 30_000,
   failuresTold: 3,
   /**
-   * Clocks are set by some minutes now and then; points that are so far ahead of theirs stay for so
-   * long.
+   * A newest point dated further ahead is a finding. Smaller differences pass, because clocks are
+   * set by minutes now and then.
    */
   aheadToldMs: 3_600_000,
   /** Different notices, each of which is given once. */
@@ -37,9 +39,9 @@ const timing = {
 } as const;
 
 /**
- * A plan that is being made, or has been. It holds for one session, because after another writer,
- * or a store that went back, numbers may mean other points; and for one policy, because what a user
- * has taken back drops nothing.
+ * A plan, made or being made. It is valid for one session, because after another writer or a store
+ * regression sequence numbers may mean other points, and for one policy, because a policy that was
+ * replaced must drop nothing.
  */
 interface Planning {
   readonly session: Session;
@@ -53,11 +55,11 @@ export class SelfPrune {
   readonly #options: Pick<ProtectOptions, "disk" | "onEvent">;
   readonly #cache = new PageCache();
   #planning: Planning | undefined;
-  /** By a clock that cannot be set. */
+  /** On the steady clock. */
   #nextAtMs = 0;
   /**
-   * The newest point when it was last looked what goes. While there is no newer one, nothing more
-   * goes.
+   * Sequence number of the newest point at the newest prune. Until there is a newer point, there is
+   * nothing to prune.
    */
   #seen = 0;
   #last: (Omit<LastPrune, "ageMs"> & { readonly atMs: number }) | undefined;
@@ -65,7 +67,7 @@ export class SelfPrune {
   #newestMs: number | undefined;
   #failuresInRow = 0;
   #failure: TidemarkError | undefined;
-  /** What was said is said once: a page that is damaged stays so for weeks. */
+  /** Messages of notices given; each is given once, because a damaged page stays so for weeks. */
   readonly #told = new Set<string>();
 
   constructor(vault: string, options: Pick<ProtectOptions, "disk" | "onEvent">) {
@@ -74,8 +76,8 @@ export class SelfPrune {
   }
 
   /**
-   * Prunes when it is time. False: it failed with the seat in hand, and the session is over.
-   * `cycleMs`: how far points are apart. What the store answers is no error here.
+   * Prunes if it is time. False: the prune failed while it used the writer lease, and the session
+   * is over. `cycleMs`: time between points. Errors of the store are not thrown.
    */
   async afterPoint(session: Session, policy: RetentionPolicy | undefined, cycleMs: number): Promise<boolean> {
     const isStale = this.#planning?.session !== session || this.#planning.options.policy !== policy;
@@ -113,14 +115,14 @@ export class SelfPrune {
     }
   }
 
-  /** What the last prune came to; null when there was none, or the policy keeps everything. */
+  /** Outcome of the newest prune; null if there was none, or the policy keeps everything. */
   get last(): LastPrune | null {
     if (this.#last === undefined) return null;
     const { atMs, removedPoints, keptPoints, heldPoints } = this.#last;
     return { ageMs: Math.round(performance.now() - atMs), removedPoints, keptPoints, heldPoints };
   }
 
-  /** What is wrong with it, when that goes on. */
+  /** The finding for prunes that keep failing, or for points dated ahead. */
   get finding(): Finding | undefined {
     const aheadMs = (this.#newestMs ?? 0) - Date.now();
     if (aheadMs > timing.aheadToldMs) return datedAhead(this.#newestMs ?? 0, aheadMs);
@@ -133,7 +135,7 @@ export class SelfPrune {
     };
   }
 
-  /** Ends the planning that is under way. Waits. */
+  /** Aborts the planning that is under way and waits for its end. */
   async abandon(): Promise<void> {
     const planning = this.#planning;
     if (planning === undefined) return;
@@ -159,7 +161,7 @@ export class SelfPrune {
     };
     const options: PlanOptions = { ...asked, groupRetention: new GroupRetention(asked) };
     const plan = planPrune(options, session.head);
-    plan.catch(() => undefined); // heard of after a point, or not at all
+    plan.catch(() => undefined); // awaited after a point, or never
     return { session, options, abort, plan };
   }
 
@@ -169,7 +171,7 @@ export class SelfPrune {
     );
     const counts = { removedPoints, keptPoints, heldPoints };
     if (removedPoints === 0) return counts;
-    const held = heldPoints === 0 ? "" : `, ${String(heldPoints)} of them because somebody reads or has pinned them`;
+    const held = heldPoints === 0 ? "" : `, ${String(heldPoints)} of them held by a reader or pinned`;
     const message = `${String(removedPoints)} points pruned, ${String(keptPoints)} left${held}`;
     this.#options.onEvent?.({ kind: "prune", disk: this.#options.disk, ...counts, message });
     return counts;
@@ -201,8 +203,8 @@ export class SelfPrune {
 }
 
 /**
- * A clock that was ahead for a moment, and has been set right, keeps the points of all the time
- * between.
+ * If a clock was ahead and has been set right, the points of all the time between are kept, because
+ * ages count from the newest point.
  */
 function datedAhead(newestMs: number, aheadMs: number): Finding {
   const until = new Date(newestMs).toISOString();
@@ -211,11 +213,11 @@ function datedAhead(newestMs: number, aheadMs: number): Finding {
     code: "POINTS_DATED_AHEAD",
     cause: `the newest point is dated ${String(Math.round(aheadMs / 3_600_000))} h later than now, so every point stays until ${until}, and the vault grows`,
     remedy:
-      "set the clock of this machine right; if it is, it was ahead when points were taken: wait, or protect the disk under another name",
+      "set the clock of this machine right; if it is right, it was ahead when points were taken: wait, or protect the disk under another name",
   };
 }
 
-/** What `work` gives, or undefined when it takes longer. */
+/** The value of `work`, or undefined when it takes longer than `waitMs`. */
 async function within<Result>(work: Promise<Result>, waitMs: number): Promise<Result | undefined> {
   const over = new AbortController();
   const late = delay(waitMs, undefined, { signal: over.signal }).catch(() => undefined);

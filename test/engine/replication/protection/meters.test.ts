@@ -1,7 +1,7 @@
 /** Meters on a clock that tests move, against sums over plain lists. */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { Durations, Meter, Stopwatch } from "../../../../engine/replication/protection/meters.ts";
+import { Meter, Stopwatch } from "../../../../engine/replication/protection/meters.ts";
 
 describe("a meter", () => {
   test("tells the average of the last minute", () => {
@@ -61,46 +61,7 @@ describe("a meter", () => {
   });
 });
 
-describe("durations", () => {
-  test("say nothing before the first", () => {
-    const durations = new Durations();
-    expect([
-      durations.count,
-      durations.lastMs,
-      durations.maxMs,
-      durations.quantileMs(0.99),
-      ...durations.histogram([1]),
-    ]).toEqual([0, 0, 0, 0, 0]);
-  });
-
-  test("keep the last hundred, and agree with a list of them", () => {
-    fc.assert(
-      fc.property(fc.array(fc.double({ min: 0, max: 1000, noNaN: true }), { minLength: 1, maxLength: 250 }), (all) => {
-        const durations = new Durations();
-        for (const elapsedMs of all) durations.record(elapsedMs);
-        const kept = all.slice(-100).sort((a, b) => a - b);
-        expect(durations.count).toBe(all.length);
-        expect(durations.lastMs).toBe(all.at(-1));
-        expect(durations.maxMs).toBe(kept.at(-1));
-        expect(durations.quantileMs(1)).toBe(kept.at(-1));
-        expect(durations.quantileMs(0)).toBe(kept[0]);
-        expect(durations.histogram([10, 500, Infinity])).toEqual([
-          kept.filter((ms) => ms <= 10).length,
-          kept.filter((ms) => ms <= 500).length,
-          kept.length,
-        ]);
-      }),
-    );
-  });
-
-  test("have quantiles by the nearest rank", () => {
-    const durations = new Durations();
-    for (let ms = 1; ms <= 100; ms++) durations.record(ms);
-    expect([durations.quantileMs(0.5), durations.quantileMs(0.99), durations.sumMs]).toEqual([50, 99, 5050]);
-  });
-});
-
-test("a spell lasts from when something became so until it is so no more", () => {
+test("a stopwatch runs from when a condition began to hold until it ends", () => {
   let nowMs = 100;
   const spell = new Stopwatch(() => nowMs);
   expect(spell.elapsedMs).toBeNull();

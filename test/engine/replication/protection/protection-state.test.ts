@@ -29,7 +29,7 @@ const move = fc.oneof(
   { weight: 3, arbitrary: fc.record({ kind: fc.constant("request" as const), app: fc.boolean() }) },
   {
     weight: 1,
-    arbitrary: fc.constantFrom(...(["withdraw", "pause", "resume", "invite"] as const)).map((kind) => ({ kind })),
+    arbitrary: fc.constantFrom(...(["withdraw", "pause", "resume", "join"] as const)).map((kind) => ({ kind })),
   },
 );
 type Move = typeof move extends fc.Arbitrary<infer Value> ? Value : never;
@@ -104,21 +104,22 @@ class Run {
         this.take({ kind: "resumed" });
         return;
       }
-      case "invite": {
-        this.take({ kind: "invited" });
+      case "join": {
+        this.take({ kind: "barrierOpened" });
         return;
       }
     }
   }
 
   succeed(): void {
-    const { step, isPaused, isCalled } = this.state;
+    const { step, isPaused, isCycleRequested } = this.state;
     switch (step.kind) {
       case "wait":
-        if (step.waitMs === Infinity) expect(isPaused || isCalled, "only a paused disk waits without limit").toBe(true);
-        if (step.waitMs === Infinity && !isCalled) return;
+        if (step.waitMs === Infinity)
+          expect(isPaused || isCycleRequested, "only a paused disk waits without limit").toBe(true);
+        if (step.waitMs === Infinity && !isCycleRequested) return;
         expect(step.waitMs === Infinity || step.waitMs <= 15_000).toBe(true);
-        this.#nowMs += isCalled ? 0 : step.waitMs;
+        this.#nowMs += isCycleRequested ? 0 : step.waitMs;
         {
           this.take({ kind: "waited" });
           return;
