@@ -251,11 +251,8 @@ export function pointsTable(points: readonly ListedPoint[], output: Pick<Output,
 }
 
 async function showPoint(context: CommandContext, flags: PointFlags): Promise<void> {
-  const point = await withVault(
-    context,
-    flags,
-    async (vault) => await vault.point(flags.disk, pointSelector(flags.point)),
-  );
+  const selector = pointSelector(flags.point);
+  const point = await withVault(context, flags, async (vault) => await vault.point(flags.disk, selector));
   context.output.answer("points show", point, describe(point, context.output));
 }
 

@@ -56,6 +56,7 @@ Examples:
 
 async function materialize(context: CommandContext, flags: MaterializeFlags): Promise<void> {
   const { output, signal } = context;
+  const point = pointSelector(flags.point);
   if (!flags.to.startsWith("blob:")) await refuseInsideVault(flags, flags.to, "target");
   const summary = await withVault(
     context,
@@ -63,7 +64,7 @@ async function materialize(context: CommandContext, flags: MaterializeFlags): Pr
     async (vault) =>
       await vault.materialize({
         disk: flags.disk,
-        point: pointSelector(flags.point),
+        point,
         to: flags.to,
         format: flags.format,
         mode: modeOf(flags),

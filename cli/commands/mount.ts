@@ -61,6 +61,7 @@ Examples:
 
 async function mount(context: CommandContext, flags: MountFlags): Promise<void> {
   const { output, signal } = context;
+  const point = pointSelector(flags.point);
   const address = parseListen(flags.listen, process.cwd());
   if (typeof address === "string") {
     throw new TidemarkError("INVALID_ARGUMENT", `--listen ${flags.listen} ${address}`, {
@@ -71,7 +72,7 @@ async function mount(context: CommandContext, flags: MountFlags): Promise<void> 
   const summary = await withVault(context, flags, async (vault) => {
     const mounted = await vault.mount({
       disk: flags.disk,
-      point: pointSelector(flags.point),
+      point,
       writable: flags.writable,
       overlay: flags.overlay === undefined ? undefined : resolve(flags.overlay),
       cacheBytes: flags.cache,

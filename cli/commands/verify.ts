@@ -55,6 +55,7 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
       remedy: "add `--disk NAME`",
     });
   }
+  const point = flags.point === undefined ? undefined : pointSelector(flags.point);
   const source = flags.source === undefined ? undefined : await FileVolume.open(flags.source);
   try {
     const summary = await withVault(
@@ -63,7 +64,7 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
       async (vault) =>
         await vault.verify({
           disk: flags.disk,
-          point: flags.point === undefined ? undefined : pointSelector(flags.point),
+          point,
           source,
           heal: flags.heal,
           signal: context.signal,

@@ -26,7 +26,7 @@ describe("tidemark collect", () => {
     const { place, vault } = await pruned();
     const tried = await place.run(["collect", "--dry-run", ...vault]);
     expect(tried).toMatchObject({ code: 0 });
-    expect(tried.stdout).toMatch(/would be given back/);
+    expect(tried.stdout).toMatch(/would be freed/);
     const done = await place.run(["collect", "--json", ...vault]);
     const summary = parseLines(done.stdout).at(-1);
     expect(summary).toMatchObject({ type: "summary", command: "collect", waitingFor: [] });

@@ -81,7 +81,7 @@ describe("vault repair", () => {
       last: { type: "summary", command: "vault repair", repaired: [], lost: [] },
     });
     const ended = await place.run(["vault", "repair", "--vault", "dir:vault"]);
-    expect(ended.stdout).toContain("nothing to repair: 1 disk, 2 points looked at");
+    expect(ended.stdout).toContain("nothing to repair: 1 disk, 2 points examined");
   });
 
   it("rebuilds a head that is gone, after it has said what it would do", async () => {
