@@ -12,7 +12,7 @@ import assert from "node:assert/strict";
 import type { BlockDevice } from "../../device.ts";
 import type { LiveFile } from "../../disk/source/live-file.ts";
 import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
-import { interrupted, TidemarkError, throwIfAborted } from "../../errors.ts";
+import { TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
@@ -20,9 +20,11 @@ import { encodeDiskName } from "../../store/format/names.ts";
 import type { PointSummary } from "../../store/points/points.ts";
 import { protectionTiming } from "../../timing.ts";
 import { Session } from "../session.ts";
-import { cutTogether, frozenCuts, type MadeCut } from "./groups.ts";
+import type { MadeCut } from "./groups.ts";
 import { assessHealth, type Finding, healthOf } from "./health.ts";
+import { makeCut } from "./make-cut.ts";
 import { Measures } from "./measures.ts";
+import { requestPoint } from "./point-request.ts";
 import { openProtectedImage, type ProtectedImage } from "./protected-image.ts";
 import {
   type Effect,
@@ -31,7 +33,6 @@ import {
   type Input,
   initialState,
   type MachineState,
-  type PointRequest,
   type ProtectionEvent,
   type Step,
   transition,
@@ -77,9 +78,7 @@ export class Protection implements AsyncDisposable {
   #policy: ProtectionPolicy;
   #state: MachineState;
   #session: Session | undefined;
-  /**
-   * The vault has been asked for an application-consistent point that was missed before the start.
-   */
+  /** An application-consistent point that was missed before the start has been looked for. */
   #isCaughtUp = false;
   /** The cut that the next step ships. */
   #made: MadeCut | undefined;
@@ -181,27 +180,11 @@ export class Protection implements AsyncDisposable {
     throwIfAborted(this.#stopping.signal);
     throwIfAborted(signal);
     if (this.#state.failure !== undefined) throw this.#state.failure;
-    return await new Promise<PointSummary>((resolve, reject) => {
-      const settled = new AbortController();
-      const request: PointRequest = {
-        applicationConsistent,
-        resolve: (point) => {
-          settled.abort();
-          resolve(point);
-        },
-        reject: (error) => {
-          settled.abort();
-          reject(error);
-        },
-      };
-      const withdraw = (): void => {
-        this.#take({ kind: "withdrawn", request });
-        reject(signal === undefined ? ended() : interrupted(signal));
-      };
-      signal?.addEventListener("abort", withdraw, { once: true, signal: settled.signal });
-      this.#take({ kind: "requested", request });
-      if (!this.#state.isDraining) this.#options.group?.request();
+    const answer = requestPoint(applicationConsistent, signal, (input) => {
+      this.#take(input);
     });
+    if (!this.#state.isDraining) this.#options.group?.request();
+    return await answer;
   }
 
   /** Takes no points until `resume`. Writes go on and are tracked; requests wait. */
@@ -358,7 +341,15 @@ export class Protection implements AsyncDisposable {
         this.#cycle = new AbortController();
         return { kind: "opened", found: await this.#open() };
       case "cut": {
-        const made = await this.#cut(step);
+        const made = await makeCut({
+          disk: this.disk,
+          protectedDisk: this.#protected,
+          hook: this.#options.hook,
+          group: this.#state.isDraining ? undefined : this.#options.group,
+          freezeTimeoutMs: this.#policy.freezeTimeoutMs ?? freezeTimeoutMsDefault,
+          step,
+          signal: this.#cycle.signal,
+        });
         const { cut, group, application } = made;
         this.#made = made;
         if (application !== null)
@@ -428,27 +419,6 @@ export class Protection implements AsyncDisposable {
     this.#session = undefined;
     await this.#pruning.abandon();
     await session?.close();
-  }
-
-  async #cut({ isExact, wantsApp, requests }: CycleStep): Promise<MadeCut> {
-    const { group, hook } = this.#options;
-    if (!isExact) {
-      const cut = await this.#protected.cut({ exact: false });
-      return { cut, cutAtMs: performance.now(), group: null, application: null };
-    }
-    const freezeTimeoutMs = this.#policy.freezeTimeoutMs ?? freezeTimeoutMsDefault;
-    const member = { disk: this.disk, protectedDisk: this.#protected, hook, freezeTimeoutMs };
-    if (group !== undefined && !this.#state.isDraining) {
-      const made = await group.join(member, { wantsApp, isAsked: requests.length > 0 }, this.#cycle.signal);
-      if (made !== undefined) return made;
-      throwIfAborted(this.#cycle.signal);
-    }
-    const { cuts, cutAtMs, applications } = wantsApp
-      ? await frozenCuts([member], this.#cycle.signal)
-      : { ...(await cutTogether([member])), applications: [] };
-    const [cut] = cuts;
-    assert(cut !== undefined, "one disk makes one cut");
-    return { cut, cutAtMs, group: null, application: applications[0] ?? null };
   }
 
   #takeMade(): MadeCut {
