@@ -30,6 +30,11 @@ const config: ViteUserConfig = {
     hookTimeout: 60_000,
     teardownTimeout: 10_000,
     reporters: [new CountsReporter()],
+    coverage: {
+      provider: "v8",
+      include: ["bench/**/*.ts", "cli/**/*.ts", "engine/**/*.ts", "sink/**/*.ts"],
+      reporter: ["json-summary"], // scripts/coverage.js prints it
+    },
   },
 };
 export default config;
