@@ -33,6 +33,7 @@ const config: ViteUserConfig = {
     coverage: {
       provider: "v8",
       include: ["bench/**/*.ts", "cli/**/*.ts", "engine/**/*.ts", "sink/**/*.ts"],
+      exclude: ["test/**"],
       reporter: ["json-summary"], // scripts/coverage.js prints it
     },
   },
