@@ -1,6 +1,7 @@
 import type { ViteUserConfig } from "vitest/config";
 import { BaseSequencer, type TestSpecification } from "vitest/node";
 import { CountsReporter } from "./test/counts-reporter.ts";
+import { byDepth } from "./test/depth.ts";
 
 /**
  * Files that kill processes take minutes, most of them waiting: begun first, they do not leave a
@@ -26,10 +27,17 @@ const config: ViteUserConfig = {
     pool: "forks",
     maxWorkers: 2,
     sequence: { sequencer: LongFirst },
-    testTimeout: 30_000,
+    // For a machine whose processors are shared. A test that is expected to take longer says so.
+    testTimeout: byDepth(60_000, 180_000),
     hookTimeout: 60_000,
     teardownTimeout: 10_000,
     reporters: [new CountsReporter()],
+    coverage: {
+      provider: "v8",
+      include: ["bench/**/*.ts", "cli/**/*.ts", "engine/**/*.ts", "sink/**/*.ts"],
+      exclude: ["test/**"],
+      reporter: ["json-summary"], // scripts/coverage.js prints it
+    },
   },
 };
 export default config;

@@ -1,11 +1,18 @@
 /**
- * The built program as a test runs it: a process of its own, in a folder of its own, with an
- * environment that holds nothing of the tester's.
+ * The command line as a test runs it: in a folder of its own, with an environment that holds nothing
+ * of the tester's.
+ *
+ * `start` runs the built program as a process. `run` does so in a deep run of the tests. In a quick
+ * one it calls the program in the test's process, which saves 0.75 s of processor time a command.
+ *
+ * Invariant: at most one command runs in the test's process, because it takes over the working
+ * directory, the environment and the output. A second one at that time is a process.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { join } from "node:path";
-import { onTestFinished } from "vitest";
+import { onTestFinished, vi } from "vitest";
+import { byDepth } from "../depth.ts";
 import { repositoryRoot } from "../source-tree.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
 
@@ -37,11 +44,10 @@ export class Running {
     environment: Readonly<Record<string, string>> = {},
     under: readonly string[] = [],
   ) {
-    const { PATH = "" } = process.env;
     const [command = process.execPath, ...rest] = [...under, process.execPath, program, ...words];
     const child = spawn(command, rest, {
       cwd: folder,
-      env: { PATH, HOME: folder, TMPDIR: folder, ...environment },
+      env: environmentIn(folder, environment),
       stdio: ["ignore", "pipe", "pipe"],
     });
     this.child = child;
@@ -104,8 +110,18 @@ export class Place {
     return new Running(this.folder, words, environment, under);
   }
 
+  /**
+   * Runs a command to its end. A quick run of the tests saves the start of a process where it can:
+   * one command at a time runs in the test's own process.
+   */
   async run(words: readonly string[], environment: Readonly<Record<string, string>> = {}): Promise<Ended> {
-    return await this.start(words, environment).ended;
+    if (byDepth(false, true) || isRunningHere) return await this.start(words, environment).ended;
+    isRunningHere = true;
+    try {
+      return await runHere(this.folder, words, environmentIn(this.folder, environment));
+    } finally {
+      isRunningHere = false;
+    }
   }
 
   /**
@@ -121,6 +137,62 @@ export class Place {
     if (ended.stderr !== "" || last === undefined) throw new Error(`stderr: ${ended.stderr}; stdout: ${ended.stdout}`);
     return { code: ended.code, lines, last };
   }
+}
+
+/** Whether a command runs in this process: it has the working directory and the output of it. */
+let isRunningHere = false;
+
+function environmentIn(folder: string, more: Readonly<Record<string, string>>): Record<string, string> {
+  const { PATH = "" } = process.env;
+  return { PATH, HOME: folder, TMPDIR: folder, ...more };
+}
+
+/**
+ * Runs the program in this process, which has the working directory, the environment and the output
+ * of a process of its own meanwhile.
+ */
+async function runHere(folder: string, words: readonly string[], environment: Record<string, string>): Promise<Ended> {
+  const { runCommandLine } = await import("../../cli/program.ts");
+  const [cwd, outer, exitCode] = [process.cwd(), { ...process.env }, process.exitCode];
+  const stdout = captured(process.stdout);
+  const stderr = captured(process.stderr);
+  process.chdir(folder);
+  setEnvironment(environment);
+  try {
+    const code = await runCommandLine(words, environment);
+    return { code, signal: null, stdout: stdout.text(), stderr: stderr.text() };
+  } finally {
+    setEnvironment(outer);
+    process.chdir(cwd);
+    process.exitCode = exitCode;
+    stdout.release();
+    stderr.release();
+  }
+}
+
+/** Changes `process.env` in place, so that the system's own calls see it. */
+function setEnvironment(environment: NodeJS.ProcessEnv): void {
+  for (const name of Object.keys(process.env)) if (!(name in environment)) Reflect.deleteProperty(process.env, name);
+  Object.assign(process.env, environment);
+}
+
+/** Keeps what is written to `stream` until it is released. */
+function captured(stream: NodeJS.WriteStream): { readonly text: () => string; readonly release: () => void } {
+  const parts: string[] = [];
+  const errorListeners = stream.listeners("error");
+  const write = vi.spyOn(stream, "write").mockImplementation((part, ...rest) => {
+    parts.push(typeof part === "string" ? part : Buffer.from(part).toString());
+    for (const after of rest) if (typeof after === "function") after();
+    return true;
+  });
+  return {
+    text: () => parts.join(""),
+    release: () => {
+      write.mockRestore();
+      for (const listener of stream.listeners("error"))
+        if (!errorListeners.includes(listener)) stream.removeListener("error", listener as (error: Error) => void);
+    },
+  };
 }
 
 /** The objects of NDJSON, each with a `type`. */

@@ -34,9 +34,6 @@ const linesMax: Readonly<Record<string, number>> = {
   "docs/embedding.md": 200,
 };
 
-/** Pages that are written beside this one, and are there once both are. */
-const comingPages: ReadonlySet<string> = new Set(["docs/cli.md", "docs/json.md", "docs/testing.md"]);
-
 function pageAt(path: string): Page {
   return { path, text: readText(path) ?? "" };
 }
@@ -52,7 +49,7 @@ describe("a page", () => {
     const dead = pages.flatMap((page) =>
       relativeLinks(page)
         .map((target) => posix.join(posix.dirname(page.path), target))
-        .filter((target) => !exists(target) && !comingPages.has(target))
+        .filter((target) => !exists(target))
         .map((target) => `${page.path}: ${target} does not exist`),
     );
     expect(dead).toEqual([]);

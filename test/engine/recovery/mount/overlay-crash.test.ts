@@ -153,9 +153,7 @@ function belowDisk(): MemoryDisk {
   return disk;
 }
 
-test("an overlay holds what was flushed, and of the rest nothing that nobody wrote, wherever the machine dies", {
-  timeout: 60_000,
-}, async () => {
+test("an overlay holds what was flushed, and of the rest nothing that nobody wrote, wherever the machine dies", async () => {
   const seen = { recovered: 0, torn: 0, flushed: 0 };
   const empty = await emptyOverlay();
   await fc.assert(

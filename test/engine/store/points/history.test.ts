@@ -333,7 +333,7 @@ describe("200,000 points", () => {
     const stored = await Promise.all(names.map(async (name) => (await store.stat(name)).sizeBytes));
     const pointBytes = encodeHead({ ...head, pages: [] }).byteLength / head.points.length;
     expect(stored.reduce((sum, size) => sum + size, 0)).toBeLessThan(2.05 * count * pointBytes);
-  }, 60_000);
+  });
 });
 
 describe("a look-up", () => {

@@ -249,7 +249,7 @@ describe("a reader and a pruner", () => {
     console.log(`a reader came at each of ${String(whole.calls.length)} calls of a prune: ${JSON.stringify(outcomes)}`);
     expect(outcomes.held).toBeGreaterThan(0);
     expect(outcomes.gone).toBeGreaterThan(0);
-  }, 60_000);
+  });
 
   test("that died with points condemned does not keep readers from them: its writer lease is taken over, and its list is void", async () => {
     const sink = new FaultySink(rig.connect(), [

@@ -84,38 +84,34 @@ describe("a prune that dies at any call", () => {
     }
     console.log(`a prune died at each of ${String(calls)} calls: ${JSON.stringify(seen)}`);
     expect(Math.min(seen.all, seen.nothing)).toBeGreaterThan(0);
-  }, 60_000);
+  });
 
   test.each<readonly [string, Fault]>([
     ["the answer is lost", { kind: "unacknowledged" }],
     ["the write comes late", { kind: "late" }],
-  ])(
-    "goes on where %s, and nothing that comes later harms",
-    async (_what, fault) => {
-      const calls = new FaultySink(rig.connect(), []);
-      await rig.prune({ policy }, calls);
-      const writes = calls.calls.filter((call) => call.startsWith("putObject")).length;
-      for (let write = 1; write <= writes; write += 1) {
-        rig.memory.restore(start);
-        liveSessions().clear();
-        const sink = new FaultySink(rig.connect(), [{ on: "putObject", when: write, fault }]);
-        const outcome = await rig.prune({ policy }, sink).then(
-          () => "done",
-          (error: unknown) => (hasCode(error, "STORE_REGRESSED", "WRITER_ACTIVE") ? error.code : error),
-        );
-        sink.assertAllFired();
-        expect(
-          outcome,
-          `write ${String(write)}: ${String(sink.calls.filter((call) => call.startsWith("putObject"))[write - 1])}`,
-        ).toBe("done");
-        await sink.releaseLate();
-        expect(await rig.sequences()).toEqual(after);
-        await rig.commit(1);
-        expect(await rig.sequences()).toEqual([...after, 800]);
-      }
-    },
-    30_000,
-  );
+  ])("goes on where %s, and nothing that comes later harms", async (_what, fault) => {
+    const calls = new FaultySink(rig.connect(), []);
+    await rig.prune({ policy }, calls);
+    const writes = calls.calls.filter((call) => call.startsWith("putObject")).length;
+    for (let write = 1; write <= writes; write += 1) {
+      rig.memory.restore(start);
+      liveSessions().clear();
+      const sink = new FaultySink(rig.connect(), [{ on: "putObject", when: write, fault }]);
+      const outcome = await rig.prune({ policy }, sink).then(
+        () => "done",
+        (error: unknown) => (hasCode(error, "STORE_REGRESSED", "WRITER_ACTIVE") ? error.code : error),
+      );
+      sink.assertAllFired();
+      expect(
+        outcome,
+        `write ${String(write)}: ${String(sink.calls.filter((call) => call.startsWith("putObject"))[write - 1])}`,
+      ).toBe("done");
+      await sink.releaseLate();
+      expect(await rig.sequences()).toEqual(after);
+      await rig.commit(1);
+      expect(await rig.sequences()).toEqual([...after, 800]);
+    }
+  });
 });
 
 describe("a store that goes back in time", () => {
@@ -153,7 +149,7 @@ describe("a store that goes back in time", () => {
     console.log(`outcomes: ${JSON.stringify([...outcomes])}, begun again ${String(begunAgain)} times`);
     expect(outcomes.get("done")).toBeGreaterThan(0);
     expect(begunAgain).toBeGreaterThan(0);
-  }, 60_000);
+  });
 
   test("behind the condemning of points lets no reader hold what then goes", async () => {
     // The list is forgotten after a reader could have read it, and before the head is swapped.
@@ -210,4 +206,4 @@ test("a group that dies in the middle of its disks is finished by the next prune
     expect(await rig.sequences("e")).toEqual(wanted);
   }
   expect(await namesIn(rig.connect(), "disks/d/holds/")).toEqual([]);
-}, 30_000);
+});

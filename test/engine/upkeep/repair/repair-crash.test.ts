@@ -116,7 +116,7 @@ test("dies before or after the call", async () => {
   expect(calls.length).toBeGreaterThan(12);
   for (const call of sampleOf(calls))
     for (const effect of ["before", "after"] as const) await survive(call, { kind: "crash", effect });
-}, 60_000);
+});
 
 test("is refused, or hears no answer", async () => {
   for (const call of sampleOf(await writingCalls())) {
@@ -127,4 +127,4 @@ test("is refused, or hears no answer", async () => {
   await repair(counted);
   for (const [index, call] of counted.calls.entries())
     if (call.startsWith("putObject")) await survive(index + 1, { kind: "unacknowledged" });
-}, 60_000);
+});

@@ -143,7 +143,7 @@ describe.each(["dir", "azurite"] as const)("a vault in %s", (kind) => {
     expect((await vault.verify()).damaged).toEqual([]);
     expect(await vault.collect()).toMatchObject({ waitingFor: [] });
     await expected.check(sink);
-  }, 60_000);
+  });
 });
 
 test("a file whose header is gone is restored, and its pages are what they were", async () => {
