@@ -78,7 +78,6 @@ export interface DirectorySinkOptions {
 export class DirectorySink implements Sink {
   readonly description: string;
   readonly capabilities: Sink["capabilities"] = { attachablePages: false, settlingMs: 0 };
-  readonly interruptions = 0;
   readonly #clock: () => number;
   readonly #tree: DirectoryTree;
   readonly #pageFiles: PageFilePool;

@@ -151,7 +151,6 @@ export class FaultySink implements Sink {
   readonly #plans: readonly Plan[];
   readonly #random: () => number;
   readonly #late: (() => Promise<unknown>)[] = [];
-  #interruptions = 0;
   #crashedAt: string | undefined;
 
   constructor(inner: Sink, faults: readonly PlannedFault[], seed = 1) {
@@ -167,10 +166,6 @@ export class FaultySink implements Sink {
 
   get capabilities(): Sink["capabilities"] {
     return this.inner.capabilities;
-  }
-
-  get interruptions(): number {
-    return this.#interruptions;
   }
 
   /**
@@ -407,16 +402,15 @@ export class FaultySink implements Sink {
   async #suffer<T>(fault: Fault, call: Call<T>, run: () => Promise<T>): Promise<T> {
     switch (fault.kind) {
       case "refused":
-        if (fault.error.code === "STORE_UNREACHABLE" || fault.error.code === "OUTCOME_UNKNOWN") this.#interruptions++;
         throw fault.error;
       case "unacknowledged":
         assert(call.freeze !== undefined, `${call.method} is no write: adapters repeat it when an answer is lost`);
         await run();
-        throw this.#lostAnswer(call);
+        throw lostAnswer(call);
       case "late":
         assert(call.freeze !== undefined, `${call.method} is no write: adapters repeat it when an answer is lost`);
         this.#late.push(call.freeze());
-        throw this.#lostAnswer(call);
+        throw lostAnswer(call);
       case "slow":
         await fault.gate.pass(call.signal);
         this.#checkAlive();
@@ -435,13 +429,6 @@ export class FaultySink implements Sink {
         if (fault.effect === "after") await Promise.allSettled([run()]);
         throw this.#crash();
     }
-  }
-
-  #lostAnswer(call: Pick<Call<unknown>, "method" | "name">): TidemarkError {
-    this.#interruptions++;
-    return new TidemarkError("OUTCOME_UNKNOWN", `the answer to ${call.method} ${call.name} was lost`, {
-      detail: { object: call.name },
-    });
   }
 
   #checkAlive(): void {
@@ -471,4 +458,10 @@ function randomFrom(seed: number): () => number {
 
 function nothing(): void {
   return;
+}
+
+function lostAnswer(call: Pick<Call<unknown>, "method" | "name">): TidemarkError {
+  return new TidemarkError("OUTCOME_UNKNOWN", `the answer to ${call.method} ${call.name} was lost`, {
+    detail: { object: call.name },
+  });
 }

@@ -143,7 +143,6 @@ export interface MemorySinkOptions {
 export class MemorySink implements Sink {
   readonly description: string;
   readonly capabilities: Sink["capabilities"];
-  readonly interruptions = 0;
   readonly store: MemoryStore;
   readonly #clock: () => number;
   #disposed = false;

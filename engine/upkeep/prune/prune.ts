@@ -24,7 +24,7 @@ import { deletePin } from "../../store/points/pins.ts";
 import { diskNames } from "../../store/points/points.ts";
 import { clearCondemned, putCondemned, rangesOf } from "../../store/points/prune-fence.ts";
 import { WriterLease } from "../../store/points/writer-lease.ts";
-import { Store } from "../../store/store.ts";
+import { Store, storeRegressed } from "../../store/store.ts";
 import type { Consistency } from "../../volume.ts";
 import type { LiveSetOptions } from "../collection/live-set.ts";
 import { bytesFreed } from "../collection/live-set.ts";
@@ -321,14 +321,10 @@ function tell({ disk, points, decisions }: PrunePlan, onDecision: (decision: Poi
  * has forgotten its head.
  */
 function forgotten(disk: string, cause: TidemarkError): TidemarkError {
-  return new TidemarkError(
-    "STORE_REGRESSED",
+  return storeRegressed(
+    String(cause.detail["object"]),
     `the store went back in time: it has forgotten the last writer of disk ${JSON.stringify(disk)}`,
-    {
-      remedy: "run `tidemark prune` again",
-      detail: cause.detail,
-      cause,
-    },
+    { remedy: "run `tidemark prune` again", cause },
   );
 }
 
