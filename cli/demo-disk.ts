@@ -73,7 +73,7 @@ export async function makeDisk(folder: string, environment: Environment, signal:
 }
 
 /**
- * Copies an image, holes included, so that the original stays as it is. Errors: SOURCE_…,
+ * Copies an image, holes included, so that the source stays unchanged. Errors: SOURCE_…,
  * INVALID_ARGUMENT (too small), INTERRUPTED.
  */
 export async function copyDisk(image: string, folder: string, signal: AbortSignal): Promise<DemoDisk> {

@@ -32,7 +32,7 @@ export interface CommandContext {
 export type VaultOpener = (sink: Sink, options: VaultOptions & VaultParameters) => Promise<Vault>;
 
 /**
- * Opens the vault that the flags name, lets `use` work with it, and closes it, whatever happens.
+ * Opens the vault that the flags name, lets `use` work with it, and closes it, also after a failure.
  * Errors: those of all three.
  */
 export async function withVault<Result>(

@@ -55,6 +55,13 @@ describe("a page", () => {
     expect(dead).toEqual([]);
   });
 
+  test("about the agent names every metric of the agent, and no other", () => {
+    const metricsIn = (path: string): readonly string[] => [
+      ...new Set(readText(path)?.match(/\btidemark_[a-z_]+\b/g) ?? []),
+    ];
+    expect([...metricsIn("docs/agent.md")].sort()).toEqual([...metricsIn("cli/agent/metrics.ts")].sort());
+  });
+
   test("of one subject has a complete example, which is a file of examples/ word for word", () => {
     const blocks = pages.flatMap(blocksOf);
     const shown = blocks.flatMap((block) => {
