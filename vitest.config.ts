@@ -1,3 +1,5 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import type { ViteUserConfig } from "vitest/config";
 import { BaseSequencer, type TestSpecification } from "vitest/node";
 import { CountsReporter } from "./test/counts-reporter.ts";
@@ -15,14 +17,24 @@ class LongFirst extends BaseSequencer {
   }
 }
 
+/** Files that replace modules need a process whose modules no other file has loaded. */
+const replacing = readdirSync("test", { recursive: true, encoding: "utf8" })
+  .filter((path) => path.endsWith(".test.ts"))
+  .map((path) => join("test", path))
+  .filter((path) => /\bvi\.(mock|doMock|resetModules)\(/.test(readFileSync(path, "utf8")));
+
 /**
  * Tests run in child processes, so that a test that kills, locks or opens too much harms no other.
  * Two at a time: many of them start an Azurite of their own, and a machine with two cores is the
- * smallest one that has to be green.
+ * smallest one that has to be green. Files take turns in the same two processes: to load the engine
+ * anew for each of them cost a third of the run.
  */
 const config: ViteUserConfig = {
   test: {
-    include: ["test/**/*.test.ts"],
+    projects: [
+      { extends: true, test: { name: "replacing modules", include: replacing, isolate: true } },
+      { extends: true, test: { name: "plain", include: ["test/**/*.test.ts"], exclude: replacing, isolate: false } },
+    ],
     setupFiles: ["test/open-checksum.ts"],
     pool: "forks",
     maxWorkers: 2,

@@ -48,7 +48,7 @@ async function serverGone(): Promise<void> {
  * Another process that starts the Azurite on `dir` and keeps using it; resolves to the server's id.
  */
 async function startElsewhere(): Promise<{ readonly child: ChildProcess; readonly serverPid: number }> {
-  const built = new URL("../../dist/sink/azurite.js", import.meta.url).href;
+  const built = new URL("../../dist/sink/index.js", import.meta.url).href;
   const script = `
     import { Azurite } from ${JSON.stringify(built)};
     const server = await Azurite.start(${JSON.stringify(dir)});

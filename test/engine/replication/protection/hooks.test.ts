@@ -6,11 +6,12 @@ import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { readFileSync, watch, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
 import type { CommandHookOptions, Hook } from "../../../../engine/replication/protection/hooks.ts";
 import { commandHook, functionHook, withFreeze } from "../../../../engine/replication/protection/hooks.ts";
 import type { HookStep } from "../../../../engine/store/format/documents.ts";
+import { builtModule } from "../../../built-module.ts";
 import { createFolder, removeFolder } from "../../../temporary-folder.ts";
 
 let folder: string;
@@ -272,7 +273,11 @@ describe("what a command learns and tells", () => {
 });
 
 describe("the guard", () => {
-  const builtHooks = new URL("../../../../dist/engine/replication/protection/hooks.js", import.meta.url).href;
+  let builtHooks: string;
+
+  beforeAll(async () => {
+    builtHooks = await builtModule("engine/replication/protection/hooks.ts");
+  });
 
   /**
    * A process of ours that freezes and then waits, as an agent that is just cutting; killed, it
