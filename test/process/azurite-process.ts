@@ -29,13 +29,17 @@ export class AzuriteProcess {
     this.#child = child;
   }
 
-  /** Starts one on a free port. It is gone when the test is. */
+  /** Starts one on a free port. The caller kills it. */
   static async start(location: string): Promise<AzuriteProcess> {
     const azurite = new AzuriteProcess(location, launch(location, 0));
-    onTestFinished(async () => {
-      await azurite.kill();
-    });
     azurite.port = await listening(azurite.#child);
+    return azurite;
+  }
+
+  /** The same, killed when the test ends. */
+  static async forTest(location: string): Promise<AzuriteProcess> {
+    const azurite = await AzuriteProcess.start(location);
+    onTestFinished(async () => await azurite.kill());
     return azurite;
   }
 

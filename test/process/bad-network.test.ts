@@ -3,9 +3,10 @@
  * disk.
  */
 import { setTimeout as delay } from "node:timers/promises";
-import { expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test } from "vitest";
 import { sameFiles, writeImage } from "../cli/images.ts";
 import { type FaultKind, FaultProxy } from "../sink/fault-proxy.ts";
+import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { AzuriteProcess } from "./azurite-process.ts";
 import { Client, told } from "./client.ts";
 import { SlowLine } from "./slow-line.ts";
@@ -24,6 +25,27 @@ type Hits = readonly {
   readonly passing: number;
 }[];
 
+/** One server for all tests of this file, each with a container of its own. */
+let azurite: AzuriteProcess;
+let folder: string;
+let containers = 0;
+
+beforeAll(async () => {
+  folder = createFolder("network");
+  azurite = await AzuriteProcess.start(folder);
+});
+
+afterAll(async () => {
+  await azurite.kill();
+  await removeFolder(folder);
+});
+
+/** A vault of its own, spoken to through `port`. */
+function vaultThrough(port?: number): string {
+  containers += 1;
+  return `${azurite.vault(port)}-${containers}`;
+}
+
 const nowAndThen = (kind: FaultKind): Hits =>
   [2, 5, 7, 8, 12, 14].map((passing) => ({ method: "PUT", kind, times: 1, passing }));
 const busy = { status: 503, retryAfterSeconds: 1 };
@@ -41,9 +63,9 @@ test.each<{ readonly what: string; readonly hits: Hits }>([
   },
 ])("are survived by a replication: $what", { timeout: testMsMax }, async ({ hits }) => {
   const client = new Client("");
-  const azurite = await AzuriteProcess.start(client.path("store"));
-  await using proxy = await FaultProxy.open(azurite.vault());
-  client.vault = proxy.through(azurite.vault());
+  const vault = vaultThrough();
+  await using proxy = await FaultProxy.open(vault);
+  client.vault = proxy.through(vault);
   writeImage(client.path("disk.img"), imageMebibytes);
   for (const { method, kind, times, passing } of hits) proxy.plan(method, kind, times, passing);
   const point = await client.replicate("disk.img");
@@ -54,9 +76,9 @@ test.each<{ readonly what: string; readonly hits: Hits }>([
 
 test("answers that break off cost a materialization nothing but time", { timeout: testMsMax }, async () => {
   const client = new Client("");
-  const azurite = await AzuriteProcess.start(client.path("store"));
-  await using proxy = await FaultProxy.open(azurite.vault());
-  client.vault = proxy.through(azurite.vault());
+  const vault = vaultThrough();
+  await using proxy = await FaultProxy.open(vault);
+  client.vault = proxy.through(vault);
   writeImage(client.path("disk.img"), imageMebibytes);
   expect(await client.replicate("disk.img")).toMatchObject({ code: 0 });
   for (const passing of [3, 5, 6]) proxy.plan("GET", "truncate-answer", 1, passing);
@@ -68,9 +90,8 @@ test("a server that freezes for longer than a request waits, and then goes on, g
   timeout: testMsMax,
 }, async () => {
   const client = new Client("");
-  const azurite = await AzuriteProcess.start(client.path("store"));
   const line = await SlowLine.open(azurite.port, 16 * mebibyte);
-  client.vault = azurite.vault(line.port);
+  client.vault = vaultThrough(line.port);
   writeImage(client.path("disk.img"), imageMebibytes);
   const running = client.start("replicate", "disk.img", "--disk", "d");
   await line.passed(6 * mebibyte);

@@ -1,6 +1,9 @@
-/** One vault as its users see it: commands that are processes, and what they said. */
+/**
+ * One vault as its users see it: commands, and what they said. What a test starts and kills is a
+ * process; what it only waits for runs in the test's process where `Place.run` does so.
+ */
 import { expect } from "vitest";
-import { type Line, Place, parseLines, type Running } from "../cli/tidemark.ts";
+import { type Ended, type Line, Place, parseLines, type Running } from "../cli/tidemark.ts";
 
 /** What a command left behind. */
 export interface Told {
@@ -36,7 +39,7 @@ export class Client {
 
   /** Runs a command to its end. Fails when it prints anything but JSON. */
   async run(...words: readonly string[]): Promise<Told> {
-    return await told(this.start(...words));
+    return await told({ ended: this.place.run([...words, "--json"], { TIDEMARK_VAULT: this.vault }) });
   }
 
   async replicate(image: string, ...more: readonly string[]): Promise<Told> {
@@ -64,8 +67,8 @@ export class Client {
   }
 }
 
-/** Waits for the end of a process that was started with `--json`. */
-export async function told(running: Running): Promise<Told> {
+/** Waits for the end of a command that was started with `--json`. */
+export async function told(running: { readonly ended: Promise<Ended> }): Promise<Told> {
   const startedAt = performance.now();
   const { code, stdout, stderr } = await running.ended;
   const lines = parseLines(stdout);

@@ -17,7 +17,7 @@ const diskMebibytes = 64;
  */
 const servedMsMax = 900;
 const startingMs = { min: 300, max: 1_500 } as const;
-const pointsCheckedMax = 12;
+const pointsCheckedMax: number = byDepth(5, 12);
 /** Taken at the end, beside those that come about between the kills. */
 const pointsMin = 5;
 

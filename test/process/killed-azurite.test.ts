@@ -69,7 +69,7 @@ async function slowStore(): Promise<{
   readonly line: SlowLine;
 }> {
   const client = new Client("");
-  const azurite = await AzuriteProcess.start(client.path("store"));
+  const azurite = await AzuriteProcess.forTest(client.path("store"));
   const line = await SlowLine.open(azurite.port, 6 * mebibyte);
   client.vault = azurite.vault(line.port);
   return { client, azurite, line };
@@ -112,7 +112,7 @@ test("kill -9 of an Azurite of our own in mid-replication: the next run starts a
   const store = client.path("store");
   writeImage(client.path("disk.img"), 16);
   expect(await client.replicate("disk.img")).toMatchObject({ code: 0 });
-  writeImage(client.path("disk.img"), byDepth(128, 300), 2);
+  writeImage(client.path("disk.img"), byDepth(64, 300), 2);
   const first = client.start("replicate", "disk.img", "--disk", "d");
   await first.says('"type":"progress"');
   const servers = serversOn(store);

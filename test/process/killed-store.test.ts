@@ -12,12 +12,12 @@ import { randomOf, StampedDisk, sample } from "./stamped-disk.ts";
 
 /** Small, because each point of it is read back from an Azurite, which is not fast. */
 const diskMebibytes = 16;
-const storeKills: number = byDepth(2, 5);
+const storeKills: number = byDepth(1, 5);
 const doubleKills: number = byDepth(1, 2);
 /** How long points are taken before a kill, and how long the store stays away. */
 const upMs = { min: 500, max: 2_000 } as const;
 const downMs = { min: 0, max: 1_000 } as const;
-const pointsCheckedMax = 6;
+const pointsCheckedMax: number = byDepth(3, 6);
 const testMsMax = 180_000;
 
 test(`an Azurite killed ${storeKills} times under an agent refuses no write, and points come back`, {
@@ -70,7 +70,7 @@ async function begin(): Promise<Scene> {
   const moments: number[] = [];
   const disk = new StampedDisk("", diskMebibytes, seed);
   const store = disk.client.path("store");
-  const azurite = await AzuriteProcess.start(store);
+  const azurite = await AzuriteProcess.forTest(store);
   disk.client.vault = azurite.vault();
   disk.start();
   await disk.reachable();

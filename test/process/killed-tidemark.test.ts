@@ -12,10 +12,10 @@ import { processesNaming, serverGone, serversOn } from "./azurite-process.ts";
 import { Client, notices } from "./client.ts";
 
 const mebibyte = 1024 * 1024;
-const imageMebibytes = 96;
-const changedMebibytes = 24;
-/** A neighbour uses the server in every second round, so a quick run has two of each kind. */
-const kills: number = byDepth(4, 20);
+const imageMebibytes: number = byDepth(48, 96);
+const changedMebibytes: number = imageMebibytes / 4;
+/** A neighbour uses the server in every second round, so a quick run has one of each kind. */
+const kills: number = byDepth(2, 20);
 const testMsMax = 600_000;
 const serversSampledEveryMs = 200;
 

@@ -29,7 +29,7 @@ async function paused(): Promise<{
   readonly sleeper: Running;
 }> {
   const client = new Client("");
-  const azurite = await AzuriteProcess.start(client.path("store"));
+  const azurite = await AzuriteProcess.forTest(client.path("store"));
   const line = await SlowLine.open(azurite.port, 8 * mebibyte);
   client.vault = azurite.vault(line.port);
   writeImage(client.path("disk.img"), imageMebibytes);
