@@ -1,10 +1,11 @@
 /** What happens to processes: ^C, kill -9, two at once. */
 import { existsSync, readdirSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import { byDepth } from "../depth.ts";
 import { sameFiles, writeImage } from "./images.ts";
 import { Place, parseLines, type Running } from "./tidemark.ts";
 
-const bigMebibytes = 300;
+const bigMebibytes: number = byDepth(128, 300);
 /**
  * The promise is two seconds after the signal; what a busy machine needs to end the process is not
  * part of it.

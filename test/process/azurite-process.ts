@@ -9,7 +9,7 @@ import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
-import { onTestFinished } from "vitest";
+import { expect, onTestFinished } from "vitest";
 import { azuritePaths, developmentAccount } from "../../sink/azurite-state.ts";
 import { FileLock } from "../../sink/file-lock.ts";
 import { unlessGone } from "../temporary-folder.ts";
@@ -116,9 +116,13 @@ export function processesNaming(dir: string): readonly number[] {
   });
 }
 
-/** Resolves once the server of our own on `dir` has ended. */
+/**
+ * Resolves once the server of our own on `dir` has ended, and every host that another one was
+ * faster than. Fails when one of them does not end.
+ */
 export async function serverGone(dir: string): Promise<void> {
   await (await FileLock.acquire(azuritePaths(dir).serverLock, "exclusive", { waitMsMax: serverEndMsMax })).release();
+  await expect.poll(() => processesNaming(dir), { timeout: serverEndMsMax }).toEqual([]);
 }
 
 /** The links of sockets in the state LISTEN (0A in proc_net_tcp(5)). */

@@ -4,9 +4,7 @@
  * holds.
  */
 
-import { mkdtempSync, rmSync } from "node:fs";
 import { open as openFile, truncate } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { granuleBytes } from "../../../../engine/limits.ts";
@@ -30,6 +28,7 @@ import {
   openModelVault,
   replicateNoted,
 } from "../../../model-disk.ts";
+import { createFolder, removeFolder } from "../../../temporary-folder.ts";
 import { type Damaging, type SpoiledRange, sprinkle, writtenSegments } from "./damaged-vault.ts";
 
 const sizeBytes = 400_000;
@@ -40,12 +39,12 @@ let vault: Vault;
 let disk: ModelDisk;
 let expected: Expected;
 beforeEach(() => {
-  folder = mkdtempSync(join(tmpdir(), "damaged-"));
+  folder = createFolder("damaged");
 });
 afterEach(async () => {
   await closeModelVaults();
   await sink[Symbol.asyncDispose]();
-  rmSync(folder, { recursive: true });
+  await removeFolder(folder);
 });
 
 /** Three points of a disk that still holds all that any of them needs. */
