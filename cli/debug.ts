@@ -8,9 +8,9 @@
  * Invariant: what is printed passes the same mask for secrets as every error.
  */
 import { subscribe, unsubscribe } from "node:diagnostics_channel";
-import process from "node:process";
 import { diagnosticNames } from "../engine/index.ts";
 import { withoutSecrets } from "./errors.ts";
+import { newsToStderr } from "./text-stream.ts";
 
 /** Channels whose events are printed. */
 export const debugChannels: readonly string[] = diagnosticNames.map((name) => `tidemark:${name}`);
@@ -18,7 +18,10 @@ export const debugChannels: readonly string[] = diagnosticNames.map((name) => `t
 /**
  * Prints every event on `channels` until it is disposed of. `write` takes one line with its end.
  */
-export function printDebugEvents(channels: readonly string[], write: (line: string) => void = toStderr): Disposable {
+export function printDebugEvents(
+  channels: readonly string[],
+  write: (line: string) => void = newsToStderr(),
+): Disposable {
   const print = (event: unknown, channel: string | symbol): void => {
     write(withoutSecrets(`${new Date().toISOString()} ${String(channel)} ${JSON.stringify(event)}\n`));
   };
@@ -28,8 +31,4 @@ export function printDebugEvents(channels: readonly string[], write: (line: stri
       for (const channel of channels) unsubscribe(channel, print);
     },
   };
-}
-
-function toStderr(line: string): void {
-  process.stderr.write(line);
 }

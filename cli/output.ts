@@ -9,17 +9,17 @@
  * listing or a question asks for) and errors stay. `--verbose` adds codes and facts to errors and
  * notes, says what the command works with, and lets tables grow wide.
  *
- * A reader that closes its end (`| head`) does not end the work: the rest is not printed, and the
- * exit code tells the outcome.
+ * Output that cannot be written does not end the work (`TextStream`). `close` reports it.
  */
 import process from "node:process";
 import { styleText } from "node:util";
 import type { Notice, Progress } from "../engine/index.ts";
-import { errorReport, errorStacks } from "./errors.ts";
+import { errorReport, errorStacks, withoutSecrets } from "./errors.ts";
 import type { JsonItems, JsonSummaries } from "./json.ts";
 import { ProgressLine, ProgressLines } from "./progress-line.ts";
 import { type Environment, type OutputFlags, progressFps } from "./settings.ts";
 import { printable } from "./text.ts";
+import { TextStream } from "./text-stream.ts";
 import { formatLocal } from "./times.ts";
 
 export type Colour = "red" | "yellow" | "green" | "gray";
@@ -55,8 +55,11 @@ export interface Output {
    * before.
    */
   screen(text: string): void;
-  /** Waits until everything has been handed to the system. */
-  close(): Promise<void>;
+  /**
+   * Waits until everything has been handed to the system. Gives false when a part of stdout could not
+   * be written, and says so on stderr.
+   */
+  close(): Promise<boolean>;
 }
 
 const columnsDefault = 80;
@@ -71,12 +74,13 @@ const enterScreen = "\u001b[?1049h\u001b[?25l";
 const leaveScreen = "\u001b[?25h\u001b[?1049l";
 
 export function openOutput(flags: OutputFlags, environment: Environment): Output {
-  for (const stream of [process.stdout, process.stderr]) stream.on("error", refuseAllButGone);
   return flags.json ? new JsonOutput(flags, environment) : new HumanOutput(flags, environment);
 }
 
 class HumanOutput implements Output {
   readonly columns: number;
+  readonly #stdout = new TextStream(process.stdout);
+  readonly #stderr = new TextStream(process.stderr);
   readonly #flags: OutputFlags;
   readonly #colours: { readonly stdout: boolean; readonly stderr: boolean };
   readonly #line: ProgressLine | ProgressLines | undefined;
@@ -91,12 +95,12 @@ class HumanOutput implements Output {
     this.#colours = { stdout: wantsColours && process.stdout.isTTY, stderr: wantsColours && process.stderr.isTTY };
     const fps = progressFps(environment);
     if (flags.quiet) this.#line = undefined;
-    else if (process.stderr.isTTY && !isPlain) this.#line = new ProgressLine(process.stderr, fps);
-    else if (fps !== undefined) this.#line = new ProgressLines(process.stderr, fps);
+    else if (process.stderr.isTTY && !isPlain) this.#line = new ProgressLine(this.#stderr, fps);
+    else if (fps !== undefined) this.#line = new ProgressLines(this.#stderr, fps);
   }
 
   item(_type: string, _fields: object, text?: string): void {
-    if (text !== undefined) this.#print(process.stdout, text);
+    if (text !== undefined) this.#print(this.#stdout, text);
   }
 
   progress(progress: Progress): void {
@@ -110,21 +114,21 @@ class HumanOutput implements Output {
   notice({ code, message }: Notice): void {
     if (this.#flags.quiet) return;
     this.#print(
-      process.stderr,
+      this.#stderr,
       `${this.#label("yellow", "note:")} ${printable(message)}${this.#flags.verbose ? ` (${code})` : ""}`,
     );
   }
 
   detail(text: string): void {
-    if (this.#flags.verbose) this.#print(process.stderr, this.#label("gray", printable(text)));
+    if (this.#flags.verbose) this.#print(this.#stderr, this.#label("gray", printable(text)));
   }
 
   summary(_command: string, _fields: object, text: string): void {
-    if (!this.#flags.quiet) this.#print(process.stdout, text);
+    if (!this.#flags.quiet) this.#print(this.#stdout, text);
   }
 
   answer(_command: string, _fields: object, text: string): void {
-    this.#print(process.stdout, text);
+    this.#print(this.#stdout, text);
   }
 
   error(error: unknown): void {
@@ -137,12 +141,12 @@ class HumanOutput implements Output {
       ...[remedy, ...facts].map((line) => `  ${printable(line)}`),
     ];
     this.#leaveScreen();
-    this.#print(process.stderr, lines.join("\n"));
-    if (this.#flags.debug) this.#print(process.stderr, errorStacks(error));
+    this.#print(this.#stderr, lines.join("\n"));
+    if (this.#flags.debug) this.#print(this.#stderr, errorStacks(error));
   }
 
   help(text: string): void {
-    this.#print(process.stdout, text.trimEnd());
+    this.#print(this.#stdout, text.trimEnd());
   }
 
   time(iso: string): string {
@@ -155,28 +159,28 @@ class HumanOutput implements Output {
 
   screen(text: string): void {
     if (!process.stdout.isTTY) {
-      this.#print(process.stdout, `${text}\n`);
+      this.#print(this.#stdout, `${text}\n`);
       return;
     }
     const { rows } = process.stdout;
-    if (!this.#hasScreen) process.stdout.write(enterScreen);
+    if (!this.#hasScreen) this.#stdout.write(enterScreen);
     this.#hasScreen = true;
     const lines = text.split("\n").slice(0, rows - 1);
-    process.stdout.write(`\u001b[H${lines.map((line) => `${line}\u001b[K\n`).join("")}\u001b[J`);
+    this.#stdout.write(`\u001b[H${lines.map((line) => `${line}\u001b[K\n`).join("")}\u001b[J`);
   }
 
-  async close(): Promise<void> {
+  async close(): Promise<boolean> {
     this.#line?.clear();
     this.#leaveScreen();
-    await Promise.all([flushed(process.stdout), flushed(process.stderr)]);
+    return await closed(this.#stdout, this.#stderr);
   }
 
   #leaveScreen(): void {
-    if (this.#hasScreen) process.stdout.write(leaveScreen);
+    if (this.#hasScreen) this.#stdout.write(leaveScreen);
     this.#hasScreen = false;
   }
 
-  #print(stream: NodeJS.WriteStream, text: string): void {
+  #print(stream: TextStream, text: string): void {
     this.#line?.clear();
     if (text !== "") stream.write(`${text}\n`);
   }
@@ -188,6 +192,8 @@ class HumanOutput implements Output {
 
 class JsonOutput implements Output {
   readonly columns: number = columnsDefault;
+  readonly #stdout = new TextStream(process.stdout);
+  readonly #stderr = new TextStream(process.stderr);
   readonly #flags: OutputFlags;
   readonly #progressEveryMs: number;
   #nextProgressAtMs = 0;
@@ -199,18 +205,19 @@ class JsonOutput implements Output {
   }
 
   item(type: string, fields: object): void {
-    this.#line({ type, ...fields });
+    if (type === "event") this.#news({ type, ...fields });
+    else this.#line({ type, ...fields });
   }
 
   progress(progress: Progress): void {
     const atMs = performance.now();
     if (this.#flags.quiet || atMs < this.#nextProgressAtMs) return;
     this.#nextProgressAtMs = atMs + this.#progressEveryMs;
-    this.#line({ type: "progress", ...progress });
+    this.#news({ type: "progress", ...progress });
   }
 
   step(fields: object): void {
-    if (!this.#flags.quiet) this.#line({ type: "progress", ...fields });
+    if (!this.#flags.quiet) this.#news({ type: "progress", ...fields });
   }
 
   notice({ code, message }: Notice): void {
@@ -230,12 +237,12 @@ class JsonOutput implements Output {
   }
 
   error(error: unknown): void {
-    if (this.#flags.debug) process.stderr.write(`${errorStacks(error)}\n`);
+    if (this.#flags.debug) this.#stderr.write(`${errorStacks(error)}\n`);
     this.#line({ type: "error", ...errorReport(error) });
   }
 
   help(text: string): void {
-    process.stdout.write(text);
+    this.#stdout.write(text);
   }
 
   time(iso: string): string {
@@ -250,23 +257,27 @@ class JsonOutput implements Output {
     // A program gets the objects that the screen is made of.
   }
 
-  async close(): Promise<void> {
-    await Promise.all([flushed(process.stdout), flushed(process.stderr)]);
+  async close(): Promise<boolean> {
+    return await closed(this.#stdout, this.#stderr);
   }
 
   #line(object: object): void {
-    process.stdout.write(`${JSON.stringify(object)}\n`);
+    this.#stdout.write(`${JSON.stringify(object)}\n`);
+  }
+
+  #news(object: object): void {
+    this.#stdout.writeNews(`${JSON.stringify(object)}\n`);
   }
 }
 
-/** A reader that closed its end is no error. Every other failure to print is. */
-function refuseAllButGone(error: NodeJS.ErrnoException): void {
-  if (error.code !== "EPIPE" && error.code !== "ERR_STREAM_DESTROYED") throw error;
-}
-
-function flushed(stream: NodeJS.WriteStream): Promise<void> {
-  return new Promise((resolve) => {
-    // The callback comes with an error too, which `refuseAllButGone` judges.
-    stream.write("", () => resolve());
-  });
+/** Waits until everything has been handed to the system. Gives whether stdout took all of it. */
+async function closed(stdout: TextStream, stderr: TextStream): Promise<boolean> {
+  await stdout.flush();
+  const cause = stdout.failure;
+  if (cause !== undefined) {
+    stderr.write(`error: not all output could be written to stdout: ${printable(withoutSecrets(cause.message))}\n`);
+    stderr.write("  make room where stdout goes, or send it elsewhere; what the command did is done\n");
+  }
+  await stderr.flush();
+  return cause === undefined;
 }

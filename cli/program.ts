@@ -26,11 +26,12 @@ import { retentionCommand } from "./commands/retention.ts";
 import { vaultCommand } from "./commands/vault.ts";
 import { verifyCommand } from "./commands/verify.ts";
 import { debugChannels, printDebugEvents } from "./debug.ts";
-import { exitCodeOf, exitCodes, wrongUse } from "./errors.ts";
+import { errorReport, errorStacks, exitCodeOf, exitCodes, wrongUse } from "./errors.ts";
 import { Interruption } from "./interruption.ts";
 import { openOutput } from "./output.ts";
 import { isHidden, nameOf, optionText, termOfCommand, usageOf } from "./reference/definitions.ts";
 import { checkEnvironment, type Environment, environmentHelp, outputFlags } from "./settings.ts";
+import { printable } from "./text.ts";
 
 /**
  * Runs the command that `words` (without program and script) ask for and gives the exit code.
@@ -41,7 +42,7 @@ export async function runCommandLine(words: readonly string[], environment: Envi
   // for.
   const flags = outputFlags(words, environment);
   const output = openOutput(flags, environment);
-  const debugging = printDebugEvents(flags.debug ? debugChannels : []);
+  const debugging = flags.debug ? printDebugEvents(debugChannels) : undefined;
   const interruption = Interruption.listen((error) => output.error(error));
   const context: CommandContext = {
     output,
@@ -51,20 +52,31 @@ export async function runCommandLine(words: readonly string[], environment: Envi
     exitCode: exitCodes.done,
     utc: flags.utc,
   };
+  const code = await exitCodeFrom(context, words);
+  interruption[Symbol.dispose]();
+  debugging?.[Symbol.dispose]();
+  const isPrinted = await output.close();
+  return code === exitCodes.done && !isPrinted ? exitCodes.failed : code;
+}
+
+async function exitCodeFrom(context: CommandContext, words: readonly string[]): Promise<number> {
   try {
-    checkEnvironment(environment);
+    checkEnvironment(context.environment);
     await createProgram(context).parseAsync(words, { from: "user" });
     return context.exitCode;
   } catch (error) {
     // Help and version have been printed.
     if (error instanceof CommanderError) return exitCodes.done;
-    output.error(error);
+    context.output.error(error);
     return exitCodeOf(error);
-  } finally {
-    interruption[Symbol.dispose]();
-    debugging[Symbol.dispose]();
-    await output.close();
   }
+}
+
+/** Text for stderr about an error that nothing caught: a fault in Tidemark. */
+export function reportUncaught(error: unknown, words: readonly string[], environment: Environment): string {
+  const { message, remedy } = errorReport(error);
+  const stacks = outputFlags(words, environment).debug ? `${errorStacks(error)}\n` : "";
+  return `error: ${printable(message)}\n  ${printable(remedy)}\n${stacks}`;
 }
 
 /** The commands in the order in which help lists them. */

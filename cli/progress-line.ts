@@ -10,6 +10,7 @@
 import type { Progress } from "../engine/index.ts";
 import { formatBytes, formatDuration, formatRate } from "./quantities.ts";
 import { cut } from "./text.ts";
+import type { TextStream } from "./text-stream.ts";
 
 /** The rate shown is that of this window: long enough to be steady, short enough to be current. */
 const windowMs = 5_000;
@@ -45,14 +46,14 @@ class RecentProgress {
 
 /** One line on a terminal, rewritten in place and cleared when something else is printed. */
 export class ProgressLine {
-  readonly #stream: NodeJS.WriteStream;
+  readonly #stream: TextStream;
   readonly #everyMs: number;
   readonly #recent = new RecentProgress();
   #nextAtMs = 0;
   #drawn = false;
 
   /** `fps`: redraws a second at most; undefined draws every report. */
-  constructor(stream: NodeJS.WriteStream, fps: number | undefined) {
+  constructor(stream: TextStream, fps: number | undefined) {
     this.#stream = stream;
     this.#everyMs = fps === undefined ? 0 : 1_000 / fps;
   }
@@ -81,12 +82,12 @@ export class ProgressLine {
 
 /** Whole lines in a pipe or a file, at most `fps` a second. */
 export class ProgressLines {
-  readonly #stream: NodeJS.WriteStream;
+  readonly #stream: TextStream;
   readonly #everyMs: number;
   readonly #recent = new RecentProgress();
   #nextAtMs = 0;
 
-  constructor(stream: NodeJS.WriteStream, fps: number) {
+  constructor(stream: TextStream, fps: number) {
     this.#stream = stream;
     this.#everyMs = 1_000 / fps;
   }
@@ -108,7 +109,7 @@ export class ProgressLines {
     const atMs = performance.now();
     if (atMs < this.#nextAtMs) return;
     this.#nextAtMs = atMs + this.#everyMs;
-    this.#stream.write(`${text}\n`);
+    this.#stream.writeNews(`${text}\n`);
   }
 }
 

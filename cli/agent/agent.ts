@@ -132,7 +132,10 @@ export class Agent implements AsyncDisposable {
    * the agent is disposed of. Idempotent.
    */
   async stop({ drain }: { readonly drain: boolean }): Promise<void> {
-    this.#log.write("info", drain ? "stopping: last points are taken" : "stopping");
+    this.#log.write(
+      "info",
+      drain ? "stopping: last points are taken; a second signal ends the agent without them" : "stopping",
+    );
     await this.#supervisor.stop({ drain });
     this.#end();
   }

@@ -285,7 +285,7 @@ export class DiskRunner {
     else await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
   }
 
-  async #told(what: string, work: () => Promise<void>): Promise<boolean> {
+  async #told(what: string, work: () => Promise<unknown>): Promise<boolean> {
     try {
       await work();
       return true;

@@ -138,7 +138,7 @@ class EngineVault implements VaultPort {
     const port = portOf(protection, () => this.#scrubbing.findings(name));
     const stop: ProtectionPort["stop"] = async (options) => {
       this.#listeners.delete(name);
-      await port.stop(options);
+      return await port.stop(options);
     };
     return { ...port, stop };
   }

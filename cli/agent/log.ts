@@ -11,6 +11,7 @@ import { type DestinationStream, destination, type Logger, pino, stdTimeFunction
 import { withoutSecrets } from "../errors.ts";
 import type { Environment } from "../settings.ts";
 import { printable } from "../text.ts";
+import { newsToStderr } from "../text-stream.ts";
 import { formatLocal } from "../times.ts";
 import type { LoggingEntry, LogLevel } from "./schema.ts";
 
@@ -33,7 +34,7 @@ export interface Log {
 export function openLog(
   entry: LoggingEntry,
   environment: Environment,
-  { utc = false, write = toStderr }: { readonly utc?: boolean; readonly write?: (line: string) => void } = {},
+  { utc = false, write = newsToStderr() }: { readonly utc?: boolean; readonly write?: (line: string) => void } = {},
 ): Log {
   const file = entry.file === undefined ? undefined : new LogFile(entry.file, write);
   const pretty =
@@ -155,8 +156,4 @@ function prettyLine(line: string, { colourful, utc }: { readonly colourful: bool
 
 function logLevel(level: unknown): LogLevel {
   return level === "debug" || level === "warn" || level === "error" ? level : "info";
-}
-
-function toStderr(line: string): void {
-  process.stderr.write(line);
 }

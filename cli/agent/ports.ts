@@ -4,7 +4,7 @@
  *
  * engine-adapter.ts implements the ports with the engine; tests implement them with scripts.
  */
-import type { BlockDevice, PointSummary, ProtectionStatus } from "../../engine/index.ts";
+import type { BlockDevice, PointSummary, ProtectionStatus, TidemarkError } from "../../engine/index.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
 
 /** Something that happened to a disk, for the log and for metrics. */
@@ -30,10 +30,10 @@ export interface ProtectionPort {
   /** Takes up what the image has grown by. */
   grow(): Promise<void>;
   /**
-   * With `drain`, a last point and the exact bitmap are saved first; `signal` cuts that short.
-   * Idempotent.
+   * With `drain`, a last point and the exact bitmap are saved first; `signal` cuts that short. Gives
+   * why the last point could not be taken. Idempotent.
    */
-  stop(options: { readonly drain: boolean; readonly signal: AbortSignal }): Promise<void>;
+  stop(options: { readonly drain: boolean; readonly signal: AbortSignal }): Promise<TidemarkError | undefined>;
 }
 
 export interface ProtectOptions {

@@ -10,7 +10,8 @@ import type { DiskEvent, EngineAdapter, ProtectionPort, ServerPort, VaultPort } 
 import { parseRetention } from "../agent/retention.ts";
 import { checkPolicy } from "../agent/schema.ts";
 import { statusLine } from "../agent/status-table.ts";
-import { formatNumberOf, parseDuration } from "../quantities.ts";
+import { withoutSecrets } from "../errors.ts";
+import { formatDuration, formatNumberOf, parseDuration } from "../quantities.ts";
 import { type VaultFlags, vaultAddress, vaultOptions, withVaultOptions } from "../settings.ts";
 import { printable } from "../text.ts";
 import { type CommandContext, refuseInsideVault } from "./context.ts";
@@ -96,8 +97,15 @@ async function protectIn(context: CommandContext, engine: EngineAdapter, vault: 
     throw error;
   }
   output.step({ phase: "drain" }, "taking the last point …");
-  await drain(protection);
+  const missed = await drain(protection);
   const status = protection.status();
+  if (missed !== undefined) {
+    throw new TidemarkError(missed.code, `disk ${plan.disk.name} is left without a last point: ${missed.message}`, {
+      remedy: "start `tidemark protect` again: the writes that no point holds are marked, and shipped first",
+      detail: { disk: plan.disk.name, backlogBytes: status.backlogBytes },
+      cause: missed,
+    });
+  }
   output.summary(
     "protect",
     status,
@@ -109,31 +117,36 @@ async function serveUntilStopped(
   context: CommandContext,
   engine: EngineAdapter,
   protection: ProtectionPort,
-  { disk }: Plan,
+  { disk, vault }: Plan,
 ): Promise<void> {
   const { output, signal } = context;
+  const tell = (message: string): void =>
+    output.item("event", { kind: "notice", disk: disk.name, message }, printable(message));
   const server: ServerPort = await engine.listen(disk.listen, signal);
   try {
     server.addExport({ name: disk.name, device: protection.device, readOnly: disk.readOnly });
     const stopped = new Promise<void>((resolve) => context.answerSignals({ stop: () => resolve() }));
-    for (const message of server.warnings)
-      output.item("event", { kind: "notice", disk: disk.name, message }, printable(message));
+    for (const message of server.warnings) tell(message);
     const listen = formatListen(disk.listen.address);
     output.item("ready", { disk: disk.name, listen }, `disk ${printable(disk.name)} is served on ${printable(listen)}`);
     const timer = setInterval(() => output.step(protection.status(), statusLine(protection.status())), statusEveryMs);
     await stopped;
     clearInterval(timer);
+    const limit = formatDuration(drainMsMax);
+    tell(`the last point goes to ${withoutSecrets(vault.address)}, in ${limit} at most; a second ^C ends without it`);
   } finally {
     await server.close();
   }
 }
 
-async function drain(protection: ProtectionPort): Promise<void> {
+/** Ends the protection with a last point. Gives why that could not be taken. */
+async function drain(protection: ProtectionPort): Promise<TidemarkError | undefined> {
   const over = new AbortController();
   const limit = new AbortController();
-  const timer = systemClock.sleep(drainMsMax, over.signal).then(() => limit.abort());
+  const tooLong = new TidemarkError("STORE_UNREACHABLE", `the vault took no point for ${formatDuration(drainMsMax)}`);
+  const timer = systemClock.sleep(drainMsMax, over.signal).then(() => limit.abort(tooLong));
   try {
-    await protection.stop({ drain: true, signal: limit.signal });
+    return await protection.stop({ drain: true, signal: limit.signal });
   } finally {
     over.abort();
     await timer;

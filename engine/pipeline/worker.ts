@@ -114,12 +114,19 @@ let hasGivenWay = false;
 
 /**
  * On Linux each thread has its own priority: the front end goes first, and capture takes what is
- * left. A thread that only restores does not give way, because a reader waits for it.
+ * left. A thread that only restores does not give way, because a reader waits for it. A priority
+ * that the user made lower stays. A thread that may not change its priority works at the one it has.
  */
 function giveWay(): void {
   if (hasGivenWay || process.platform !== "linux") return;
-  os.setPriority(0, os.constants.priority.PRIORITY_BELOW_NORMAL);
-  hasGivenWay = true;
+  const lower = os.constants.priority.PRIORITY_BELOW_NORMAL;
+  try {
+    if (os.getPriority() < lower) os.setPriority(0, lower);
+    hasGivenWay = true;
+  } catch {
+    // Refused, for example in a container. The answer will be the same the next time.
+    hasGivenWay = true;
+  }
 }
 
 /** Lays the expanded seed into the slab, where the kernel finds it. */

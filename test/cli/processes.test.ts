@@ -1,7 +1,10 @@
 /** What happens to processes: ^C, kill -9, two at once. */
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readdirSync, renameSync } from "node:fs";
+import process from "node:process";
 import { describe, expect, it } from "vitest";
+import { command } from "../../engine/disk/nbd/protocol.ts";
 import { byDepth } from "../depth.ts";
+import { RawClient } from "../engine/disk/nbd/server-rig.ts";
 import { sameFiles, writeImage } from "./images.ts";
 import { Place, parseLines, type Running } from "./tidemark.ts";
 
@@ -98,5 +101,27 @@ describe("kill -9", () => {
     expect(await place.json(...words)).toMatchObject({ code: 0 });
     expect(sameFiles(place.path("big.img"), place.path("back.img"))).toBe(true);
     expect(readdirSync(place.folder).filter((name) => name.includes("partial"))).toEqual([]);
+  });
+});
+
+describe.runIf(process.platform !== "win32")("^C of protect while the vault is away", () => {
+  it("says at once what it waits for; a second one ends it, else the missing point is an error", async () => {
+    const place = new Place();
+    writeImage(place.path("a.img"), 1);
+    const words = ["protect", "a.img", "--disk", "a", "--listen", "unix:s", "--cycle", "1h", "--json"];
+    const running = place.start(words, vault);
+    await running.says('"kind":"point"');
+    const client = await RawClient.transmitting({ kind: "unix", path: place.path("s") }, { name: "a" });
+    expect(await client.call({ type: command.write, payload: Buffer.alloc(4096, 1) })).toMatchObject({ error: 0 });
+    renameSync(place.path("vault"), place.path("away"));
+    running.child.kill("SIGINT");
+    await running.says("a second ^C ends without it");
+    if (byDepth(true, false)) running.child.kill("SIGINT");
+    const { code, stdout } = await running.ended;
+    expect(code).toBe(byDepth(130, 1));
+    expect(parseLines(stdout).at(-1)).toMatchObject({
+      type: "error",
+      code: byDepth("INTERRUPTED", "STORE_UNREACHABLE"),
+    });
   });
 });

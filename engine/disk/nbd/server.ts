@@ -4,7 +4,8 @@
  *     listen ─► accept ─► negotiate (bounded time) ─► Transmission ─► closed
  *
  * The server listens on a Unix socket or on TCP. A client that breaks the protocol loses its
- * connection; other clients are not affected. Exports can be added and removed while the server
+ * connection; other clients are not affected. A client that does not come through its handshake makes
+ * room for the next one; one that agreed on an export keeps its place. Exports can be added and removed while the server
  * runs.
  *
  * Access: a client that reaches the socket can read and write the disks. A Unix socket is open to
@@ -19,6 +20,7 @@ import { DirectSocket } from "./direct-socket.ts";
 import { ExportTable, type NbdExport, type ServedExport } from "./exports.ts";
 import { negotiate, type Secure } from "./handshake.ts";
 import type { NbdEndpoint } from "./protocol.ts";
+import { ReplyBudget } from "./reply-budget.ts";
 import { type NbdTls, securing } from "./tls.ts";
 import { Transmission } from "./transmission.ts";
 
@@ -32,16 +34,35 @@ export interface NbdServerOptions {
   /** Time for the whole handshake. Default: 10,000 ms. */
   readonly handshakeMsMax?: number | undefined;
   /**
-   * Connections at one time; more are closed at once. A connection holds up to about 72 MiB.
-   * Default: 64.
+   * Clients that are served at one time; one that comes through the handshake beyond them is closed.
+   * A client that writes holds up to about 72 MiB. Default: 64.
    */
   readonly connectionsMax?: number | undefined;
+  /**
+   * Bytes of all replies to reads that could not be answered at once, made or under way; further
+   * reads wait. Each connection has 1 MiB besides. Default: 256 MiB.
+   */
+  readonly replyBytesMax?: number | undefined;
+  /**
+   * How long a client may take nothing of the replies that wait for it, or send nothing of a payload
+   * that it has begun, before its connection is ended. Default: 60,000 ms.
+   */
+  readonly stalledMsMax?: number | undefined;
 }
+
+/**
+ * Handshakes at one time, of all peers and of one: the oldest gives way. All clients of a Unix
+ * socket are one peer.
+ */
+const handshakesMax = 128;
+const handshakesOfPeerMax = 32;
 
 /** How long requests under way have when an export is removed, or a server disposed. */
 const graceMsDefault = 10_000;
 
 interface Connection {
+  /** The address that the client came from. */
+  readonly peer: string;
   /**
    * The socket that the client came through; what carries the transmission may lie on top of it.
    */
@@ -66,6 +87,9 @@ export class NbdServer implements AsyncDisposable {
   readonly #secure: Secure | undefined;
   readonly #handshakeMsMax: number;
   readonly #connectionsMax: number;
+  readonly #stalledMsMax: number;
+  readonly #budget: ReplyBudget;
+  /** In the handshake or after it; the oldest first. */
   readonly #connections: Set<Connection> = new Set();
   #closing: Promise<void> | undefined;
 
@@ -85,10 +109,13 @@ export class NbdServer implements AsyncDisposable {
 
   private constructor(server: Server, options: NbdServerOptions, secure: Secure | undefined) {
     const { listen, handshakeMsMax = 10_000, connectionsMax = 64 } = options;
+    const { replyBytesMax = 256 * 1024 * 1024, stalledMsMax = 60_000 } = options;
     this.#server = server;
     this.#secure = secure;
     this.#connectionsMax = connectionsMax;
     this.#handshakeMsMax = handshakeMsMax;
+    this.#stalledMsMax = stalledMsMax;
+    this.#budget = new ReplyBudget(replyBytesMax);
     this.address = addressOf(server, listen);
     this.warnings = warningsOf(listen, secure !== undefined);
     server.on("connection", (socket) => {
@@ -99,6 +126,10 @@ export class NbdServer implements AsyncDisposable {
   /** Clients that are connected, in the handshake or after it. */
   get connections(): number {
     return this.#connections.size;
+  }
+
+  get #served(): number {
+    return [...this.#connections].filter(({ served }) => served !== undefined).length;
   }
 
   /** Offers one more disk. Errors: INVALID_ARGUMENT (the name is taken or is none). */
@@ -143,18 +174,32 @@ export class NbdServer implements AsyncDisposable {
   }
 
   #accept(accepted: Socket): void {
-    if (this.#connections.size >= this.#connectionsMax) {
-      accepted.destroy();
-      return;
-    }
+    const peer = accepted.remoteAddress ?? "";
+    const handshakes = [...this.#connections].filter(({ served }) => served === undefined);
+    const ofPeer = handshakes.filter((other) => other.peer === peer);
+    if (ofPeer.length >= handshakesOfPeerMax) this.#drop(ofPeer[0]);
+    else if (handshakes.length >= handshakesMax) this.#drop(handshakes[0]);
     // TLS reads the accepted socket itself.
     const socket = this.#secure === undefined ? DirectSocket.over(accepted) : accepted;
     // A connection that breaks has nothing more to be told, and what it costs shows in `close`,
     // which always follows.
     socket.on("error", () => socket.destroy());
-    const connection: Connection = { socket, served: undefined, transmission: undefined, done: Promise.resolve() };
+    const connection: Connection = {
+      peer,
+      socket,
+      served: undefined,
+      transmission: undefined,
+      done: Promise.resolve(),
+    };
     this.#connections.add(connection);
     connection.done = this.#serve(connection);
+  }
+
+  /** Ends a handshake, which counts no longer. */
+  #drop(connection: Connection | undefined): void {
+    if (connection === undefined) return;
+    this.#connections.delete(connection);
+    connection.socket.destroy();
   }
 
   async #serve(connection: Connection): Promise<void> {
@@ -170,7 +215,8 @@ export class NbdServer implements AsyncDisposable {
       clearTimeout(timer);
       // It may have been removed since the client was told of it.
       if (this.#table.find(agreement.served.name) !== agreement.served || this.#closing !== undefined) return;
-      const transmission = new Transmission(agreement);
+      if (this.#served >= this.#connectionsMax) return;
+      const transmission = new Transmission(agreement, this.#budget, this.#stalledMsMax);
       connection.served = agreement.served;
       connection.transmission = transmission;
       await transmission.run();

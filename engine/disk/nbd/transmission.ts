@@ -9,7 +9,9 @@
  * read, and is answered when it is done, in any order. The replies of one turn leave together.
  *
  * Memory is bounded: while too many requests are under way, or hold too many bytes, or the client
- * leaves too many replies unread, the server does not read the socket. A turn takes a few ms at
+ * leaves too many replies unread, the server does not read the socket. Reads that cannot be answered
+ * at once share one budget with all connections. A client that takes none of its replies, or ends in
+ * the middle of a payload, loses its connection after a time. A turn takes a few ms at
  * most, so that one client does not starve the others. A client that breaks the protocol loses its
  * connection only.
  */
@@ -20,6 +22,7 @@ import { DirectSocket, type Intake } from "./direct-socket.ts";
 import type { Agreement } from "./handshake.ts";
 import { command, commandFlag, payloadBytesMax, requestBytes } from "./protocol.ts";
 import { Replies, wireErrorOf } from "./replies.ts";
+import { type ReplyBudget, ReplyShare } from "./reply-budget.ts";
 import { type Cookie, decodeRequest, emptyRequest, hasFlag, type Request, refusalOf } from "./request.ts";
 
 /**
@@ -62,6 +65,7 @@ export class Transmission implements Intake {
   readonly #device: BlockDevice;
   readonly #socket: Socket;
   readonly #replies: Replies;
+  readonly #share: ReplyShare;
 
   /**
    * What came from the socket, valid while it is dealt with and while the socket is paused; what
@@ -96,12 +100,19 @@ export class Transmission implements Intake {
   #linger: NodeJS.Timeout | undefined;
   #done: () => void = () => undefined;
 
-  constructor(agreement: Agreement) {
+  /** `stalledMsMax`: as in the server's options. */
+  constructor(agreement: Agreement, budget: ReplyBudget, stalledMsMax: number) {
     this.#agreement = agreement;
     this.#device = agreement.served.device;
     this.#socket = agreement.socket;
+    this.#share = new ReplyShare(budget);
     this.#replies = new Replies(agreement.socket, agreement.structuredReplies, () => {
+      this.#share.taken(this.#replies.waitingBytes);
       if (this.#isPaused) this.#scheduleTurn();
+    });
+    // The socket's own timer counts a write that makes progress as activity.
+    this.#socket.setTimeout(stalledMsMax, () => {
+      if (this.#replies.waitingBytes > 0 || this.#payloadLeft > 0) this.#socket.destroy();
     });
   }
 
@@ -124,6 +135,7 @@ export class Transmission implements Intake {
       this.#socket.once("close", () => {
         this.#isOver = true;
         this.#isClosed = true;
+        this.#share.close();
         clearTimeout(this.#linger);
         this.#endWhenIdle();
       });
@@ -390,7 +402,16 @@ export class Transmission implements Intake {
       this.#replies.failure(request, command.read, wireErrorOf(error));
       return;
     }
-    this.#answerLater(length, this.#replies.read(copyOf(request), this.#device, { offset, length }));
+    this.#answerLater(length, this.#readLater(copyOf(request), { offset, length }));
+  }
+
+  async #readLater(cookie: Cookie, asked: Extent): Promise<void> {
+    const source = await this.#share.begin(asked.length);
+    try {
+      if (!this.#isClosed) await this.#replies.read(cookie, this.#device, asked);
+    } finally {
+      this.#share.made(asked.length, source, this.#replies.waitingBytes);
+    }
   }
 
   #tryRead(): boolean {

@@ -86,7 +86,7 @@ export class Protection implements AsyncDisposable {
   #cycle = new AbortController();
   #wake: () => void = () => undefined;
   readonly #loop: Promise<void>;
-  #stopped: Promise<void> | undefined;
+  #stopped: Promise<TidemarkError | undefined> | undefined;
 
   private constructor(context: VaultContext, options: ProtectOptions, image: ProtectedImage) {
     const { disk, hook, group, policy = {} } = options;
@@ -219,15 +219,19 @@ export class Protection implements AsyncDisposable {
 
   /**
    * Ends the protection and saves the exact marks. With `drain`, takes a last point first and waits
-   * for it until `signal` aborts; a last point that fails is an event, not an error. Without
-   * `drain`, changes stay marked and are in the next protection's first point. The front end must
-   * have stopped serving the device. Idempotent.
+   * for it until `signal` aborts. Without `drain`, changes stay marked and are in the next
+   * protection's first point. The front end must have stopped serving the device. Idempotent.
    *
+   * @returns why the last point could not be taken; undefined if it was taken, not wanted or not
+   * needed. The changes stay marked.
    * @throws TidemarkError when the marks cannot be saved; the next start then compares more.
    */
-  async stop(options: { readonly drain: boolean; readonly signal?: AbortSignal | undefined }): Promise<void> {
+  async stop(options: {
+    readonly drain: boolean;
+    readonly signal?: AbortSignal | undefined;
+  }): Promise<TidemarkError | undefined> {
     this.#stopped ??= this.#stop(options.drain, options.signal);
-    await this.#stopped;
+    return await this.#stopped;
   }
 
   /** `stop` without a last point. */
@@ -235,14 +239,8 @@ export class Protection implements AsyncDisposable {
     await this.stop({ drain: false });
   }
 
-  async #stop(drain: boolean, signal: AbortSignal | undefined): Promise<void> {
-    if (drain && !this.#state.isPaused && this.#state.failure === undefined && !this.#isCovered()) {
-      this.#take({ kind: "draining" });
-      await this.point({ signal }).catch((error: unknown) => {
-        if (!(error instanceof TidemarkError)) throw error;
-        this.#emit({ kind: "failure", disk: this.disk, error, message: `no last point: ${error.message}` });
-      });
-    }
+  async #stop(drain: boolean, signal: AbortSignal | undefined): Promise<TidemarkError | undefined> {
+    const missed = drain && !this.#state.isPaused && !this.#isCovered() ? await this.#lastPoint(signal) : undefined;
     this.#options.group?.remove(this.disk);
     this.#stopping.abort(ended());
     this.#take({ kind: "stopping" });
@@ -251,6 +249,21 @@ export class Protection implements AsyncDisposable {
       await this.#protected.closeClean();
     } finally {
       this.#take({ kind: "stopped" });
+    }
+    return missed;
+  }
+
+  /** Takes the last point. Gives why it could not be taken. */
+  async #lastPoint(signal: AbortSignal | undefined): Promise<TidemarkError | undefined> {
+    if (this.#state.failure !== undefined) return this.#state.failure;
+    this.#take({ kind: "draining" });
+    try {
+      await this.point({ signal });
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof TidemarkError)) throw error;
+      this.#emit({ kind: "failure", disk: this.disk, error, message: `no last point: ${error.message}` });
+      return error;
     }
   }
 

@@ -15,7 +15,7 @@ import { hasCode, TidemarkError } from "../../errors.ts";
 import { digestBytes, granuleBytes } from "../../limits.ts";
 import type { Notice } from "../../notice.ts";
 import type { PointConsumer, ProvedBatch } from "../../pipeline/point-reader.ts";
-import { PointReader, pieceIsProved, pieceOutGranule } from "../../pipeline/point-reader.ts";
+import { PointReader, pieceIsProved } from "../../pipeline/point-reader.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { type OperationOptions, paced } from "../../progress.ts";
 import { fromHex } from "../../store/format/checksum.ts";
@@ -32,6 +32,7 @@ import type { DamageCause, DamageFinding } from "./damage.ts";
 import { isDamage, listFinding } from "./damage.ts";
 import type { DamagedChunk, Healer } from "./heal.ts";
 import { ProvedPlaces } from "./proved-places.ts";
+import { SourceComparison } from "./source-comparison.ts";
 
 /** Most findings that are listed in full. */
 export const damagesMax = 10_000;
@@ -252,19 +253,15 @@ export class PointProver {
     try {
       const manifest = await readManifest(store, vault, disk, point, signal);
       const map = new PointMap(store, fromHex(vault), disk, manifest);
-      const sourceBytes = source === undefined ? 0 : await source.sizeBytes();
-      if (source !== undefined && sourceBytes !== point.volumeBytes) {
-        const cause = { kind: "size", sourceBytes, pointBytes: point.volumeBytes } as const;
-        notes.note({ extent: null, object: source.description, code: "SOURCE_DIFFERS", cause });
-      }
+      await using comparison = source === undefined ? undefined : await compareWith(source, point, notes);
       const report = paced(this.#options.onProgress);
       const consumer: PointConsumer = {
         data: async (batch) => {
           this.#checkBatch(disk, batch, notes);
-          if (source !== undefined) await compareBatch(point, batch, source, sourceBytes, notes);
+          await comparison?.chunks(batch);
         },
         zeros: async (from, end) => {
-          if (source !== undefined) await compareZeros(point, from, end, source, sourceBytes, notes);
+          await comparison?.zeros(from, end);
         },
         done: (granule) => {
           const doneBytes = Math.min(granule * granuleBytes, point.volumeBytes);
@@ -405,62 +402,15 @@ export function chunkKey({ segment, offset }: Pick<DamagedChunk, "segment" | "of
   return `${segment} ${String(offset)}`;
 }
 
-async function compareBatch(
-  point: PointRecord,
-  batch: ProvedBatch,
-  source: Volume,
-  sourceBytes: number,
-  notes: PointNotes,
-): Promise<void> {
-  for (let at = batch.from; at < batch.end; at += 1) {
-    if (!pieceIsProved(batch, at)) continue;
-    const piece = batch.order[at] ?? 0;
-    const offset = (batch.pieces.starts[piece] ?? 0) * granuleBytes;
-    const length = Math.min(
-      (batch.pieces.lengths[piece] ?? 0) * granuleBytes,
-      point.volumeBytes - offset,
-      sourceBytes - offset,
-    );
-    if (length <= 0) continue;
-    const actual = Buffer.alloc(length);
-    await source.read(offset, actual);
-    const out = pieceOutGranule(batch, at) * granuleBytes;
-    if (actual.compare(batch.slab.out, out, out + length) !== 0) noteDifference(notes, source, offset, length);
-  }
-}
-
-async function compareZeros(
-  point: PointRecord,
-  from: number,
-  end: number,
-  source: Volume,
-  sourceBytes: number,
-  notes: PointNotes,
-): Promise<void> {
-  const limit = Math.min(end * granuleBytes, point.volumeBytes, sourceBytes);
-  const buffer = Buffer.alloc(Math.min(1024 * 1024, Math.max(0, limit - from * granuleBytes)));
-  const zeros = Buffer.alloc(buffer.length);
-  for await (const extent of source.allocated?.(sourceBytes) ?? [{ offset: 0, length: sourceBytes }]) {
-    if (extent.offset >= limit) break;
-    for (
-      let offset = Math.max(extent.offset, from * granuleBytes);
-      offset < Math.min(extent.offset + extent.length, limit);
-    ) {
-      const length = Math.min(buffer.length, extent.offset + extent.length - offset, limit - offset);
-      await source.read(offset, buffer.subarray(0, length));
-      if (buffer.compare(zeros, 0, length, 0, length) !== 0) noteDifference(notes, source, offset, length);
-      offset += length;
-    }
-  }
-}
-
-function noteDifference(notes: PointNotes, source: Volume, offset: number, length: number): void {
-  notes.note({
-    extent: { offset, length },
-    object: source.description,
-    code: "SOURCE_DIFFERS",
-    cause: { kind: "difference" },
-  });
+/** Begins a comparison that notes what differs; the sizes are compared at once. */
+async function compareWith(source: Volume, point: PointRecord, notes: PointNotes): Promise<SourceComparison> {
+  const sourceBytes = await source.sizeBytes();
+  const differs = (extent: Extent | null, cause: DamageCause): void =>
+    notes.note({ extent, object: source.description, code: "SOURCE_DIFFERS", cause });
+  if (sourceBytes !== point.volumeBytes) differs(null, { kind: "size", sourceBytes, pointBytes: point.volumeBytes });
+  return new SourceComparison(source, sourceBytes, point.volumeBytes, (extent) =>
+    differs(extent, { kind: "difference" }),
+  );
 }
 
 /** The extent of two differences that touch, or undefined. */

@@ -163,7 +163,7 @@ export class ScriptedProtection implements ProtectionPort {
     this.state = { ...this.state, sizeBytes: this.grownBytes ?? this.status().sizeBytes };
   }
 
-  async stop({ drain, signal }: { readonly drain: boolean; readonly signal: AbortSignal }): Promise<void> {
+  async stop({ drain, signal }: { readonly drain: boolean; readonly signal: AbortSignal }): Promise<undefined> {
     this.calls.push(drain ? "drain" : "stop");
     if (drain) {
       const cut = new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve()));

@@ -3,13 +3,14 @@
  * else.
  */
 import { spawnSync } from "node:child_process";
+import { once } from "node:events";
 import { existsSync, statSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
+import { connect, createServer } from "node:net";
 import { join } from "node:path";
-import { describe, expect, test } from "vitest";
+import { describe, expect, onTestFinished, test } from "vitest";
 import { command, option } from "../../../../engine/disk/nbd/protocol.ts";
 import { NbdServer } from "../../../../engine/disk/nbd/server.ts";
-import { MemoryDisk, optionBytesOf, RawClient, requestBytesOf, serve, temporaryFolder } from "./server-rig.ts";
+import { MemoryDisk, optionBytesOf, RawClient, requestBytesOf, serve, temporaryFolder, uint32 } from "./server-rig.ts";
 
 const mib = 1024 * 1024;
 
@@ -121,9 +122,87 @@ describe("a hostile client", () => {
     const server = await serve(new MemoryDisk(), { connectionsMax: 2 });
     const first = await RawClient.transmitting(server.address);
     await RawClient.transmitting(server.address);
-    const third = await RawClient.connect(server.address);
+    const third = await RawClient.transmitting(server.address);
     await third.closed;
     expect(await first.call({ type: command.flush })).toMatchObject({ error: 0 });
+  });
+});
+
+describe("many clients", () => {
+  test("that say nothing keep no other out, and none that has agreed", async () => {
+    const server = await serve(new MemoryDisk());
+    const agreed = await RawClient.transmitting(server.address);
+    const silent: RawClient[] = [];
+    for (let count = 0; count < 100; count += 1) silent.push(await RawClient.connect(server.address));
+    await expectServing(server);
+    expect(await agreed.call({ type: command.flush })).toMatchObject({ error: 0 });
+    await silent[0]?.closed;
+    expect(server.connections).toBeLessThanOrEqual(1 + 32 + 1);
+  });
+
+  test.runIf(process.platform === "linux")("of one address do not end the handshakes of another", async () => {
+    const server = await serve(new MemoryDisk(), { listen: { kind: "tcp", host: "127.0.0.1", port: 0 } });
+    const port = server.address.kind === "tcp" ? server.address.port : 0;
+    const from = async (localAddress: string): Promise<RawClient> => {
+      const socket = connect({ host: "127.0.0.1", port, localAddress });
+      await once(socket, "connect");
+      onTestFinished(() => void socket.destroy());
+      return new RawClient(socket);
+    };
+    const slow = await from("127.0.0.2");
+    await slow.take(18);
+    for (let count = 0; count < 100; count += 1) await (await from("127.0.0.3")).take(18);
+    slow.send(uint32(3));
+    expect((await slow.ask(option.list)).length).toBe(2);
+  });
+
+  test("that read and take nothing hold one budget together, and small reads go on", async () => {
+    const disk = new MemoryDisk(8 * mib);
+    disk.answersAtOnce = false;
+    const server = await serve(disk, { replyBytesMax: 16 * mib });
+    const before = process.memoryUsage().arrayBuffers;
+    for (let count = 0; count < 8; count += 1) {
+      const client = await RawClient.transmitting(server.address);
+      client.socket.pause();
+      for (let read = 0; read < 8; read += 1) client.request({ type: command.read, length: 8 * mib });
+    }
+    await expectServing(server);
+    for (let turn = 0; turn < 200; turn += 1) await new Promise(setImmediate);
+    expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(40 * mib);
+    const witness = await RawClient.transmitting(server.address);
+    expect(await witness.call({ type: command.read, length: 4096 })).toMatchObject({ error: 0 });
+  });
+
+  test("that read more than the budget, and take it, are all answered", async () => {
+    const disk = new MemoryDisk(4 * mib);
+    disk.answersAtOnce = false;
+    const server = await serve(disk, { replyBytesMax: 6 * mib });
+    const read = async (): Promise<void> => {
+      const client = await RawClient.transmitting(server.address);
+      for (let count = 0; count < 4; count += 1) client.request({ type: command.read, length: 4 * mib });
+      for (let count = 0; count < 4; count += 1) {
+        expect(await client.takeReply()).toMatchObject({ error: 0 });
+        await client.take(4 * mib);
+      }
+    };
+    await Promise.all([read(), read(), read()]);
+  });
+
+  test.each([
+    ["takes no reply", (client: RawClient) => client.request({ type: command.read, length: 8 * mib })],
+    [
+      "ends in the middle of a payload",
+      (client: RawClient) =>
+        client.send(requestBytesOf({ type: command.write, length: 100_000 }), Buffer.alloc(50_000)),
+    ],
+  ])("of which one %s: it is ended, the others stay", async (_what, stall) => {
+    const server = await serve(new MemoryDisk(8 * mib), { stalledMsMax: 100 });
+    const idle = await RawClient.transmitting(server.address);
+    const client = await RawClient.transmitting(server.address);
+    client.socket.pause();
+    stall(client);
+    await expect.poll(() => server.connections).toBe(1);
+    expect(await idle.call({ type: command.flush })).toMatchObject({ error: 0 });
   });
 });
 

@@ -1,99 +1,23 @@
 /**
  * TLS: nothing is to be had before it, and nobody gets in without a certificate of our authority.
  */
-import { execFileSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { type ConnectionOptions, connect } from "node:tls";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { beforeAll, describe, expect, test } from "vitest";
 import { command, option, optionReply } from "../../../../engine/disk/nbd/protocol.ts";
 import { NbdServer } from "../../../../engine/disk/nbd/server.ts";
-import type { NbdTls } from "../../../../engine/disk/nbd/tls.ts";
 import { whyMissing } from "./server-peer.ts";
 import { infoQuery, MemoryDisk, metaQuery, optionBytesOf, RawClient, serve } from "./server-rig.ts";
+import { type Certificates, makeCertificates, upgraded } from "./tls-certificates.ts";
 
 const missing = whyMissing("openssl");
 
 describe.skipIf(missing !== undefined)(`over TLS${missing === undefined ? "" : ` (${missing})`}`, () => {
-  let folder: string;
-  let server: NbdTls;
-  let client: ConnectionOptions;
-  let stranger: ConnectionOptions;
+  let server: Certificates["server"];
+  let client: Certificates["client"];
+  let stranger: Certificates["stranger"];
 
   beforeAll(() => {
-    folder = mkdtempSync(join(tmpdir(), "nbd-tls-"));
-    for (const authority of ["ca", "other"]) {
-      openssl(
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        `/CN=${authority}`,
-        "-keyout",
-        `${authority}-key.pem`,
-        "-out",
-        `${authority}-cert.pem`,
-      );
-    }
-    writeFileSync(join(folder, "names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n");
-    for (const [name, authority] of [
-      ["server", "ca"],
-      ["client", "ca"],
-      ["stranger", "other"],
-    ] as const) {
-      openssl(
-        "req",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-subj",
-        `/CN=${name}`,
-        "-keyout",
-        `${name}-key.pem`,
-        "-out",
-        `${name}.csr`,
-      );
-      openssl(
-        "x509",
-        "-req",
-        "-days",
-        "2",
-        "-in",
-        `${name}.csr`,
-        "-CA",
-        `${authority}-cert.pem`,
-        "-CAkey",
-        `${authority}-key.pem`,
-        "-CAcreateserial",
-        "-extfile",
-        "names",
-        "-out",
-        `${name}-cert.pem`,
-      );
-    }
-    const ca = pem("ca-cert");
-    server = { key: pem("server-key"), cert: pem("server-cert"), ca };
-    client = { key: pem("client-key"), cert: pem("client-cert"), ca };
-    stranger = { key: pem("stranger-key"), cert: pem("stranger-cert"), ca };
+    ({ server, client, stranger } = makeCertificates());
   });
-  afterAll(() => rmSync(folder, { recursive: true }));
-
-  const pem = (name: string): string => readFileSync(join(folder, `${name}.pem`), "utf8");
-  const openssl = (...args: readonly string[]): void => {
-    execFileSync("openssl", args, { cwd: folder, stdio: "ignore" });
-  };
-
-  /** Goes over to TLS on a connection that is ready for options. */
-  async function upgraded(plain: RawClient, options: ConnectionOptions): Promise<RawClient> {
-    expect(await plain.ask(option.startTls)).toMatchObject([{ type: optionReply.ack }]);
-    plain.socket.removeAllListeners("data");
-    return new RawClient(connect({ ...options, socket: plain.socket, servername: "localhost" }));
-  }
 
   test("a plain client is refused everything but TLS and the end", async () => {
     const { address } = await serve(new MemoryDisk(), { tls: server });
@@ -145,7 +69,7 @@ describe.skipIf(missing !== undefined)(`over TLS${missing === undefined ? "" : `
 
   test("a client of another authority, or without a certificate, learns nothing", async () => {
     const tlsServer = await serve(new MemoryDisk(), { tls: server });
-    for (const options of [stranger, { ca: client.ca ?? "" }]) {
+    for (const options of [stranger, { ca: client.ca }]) {
       const secure = await upgraded(await RawClient.ready(tlsServer.address), options);
       secure.sendOption(option.list);
       await secure.closed;
@@ -172,7 +96,7 @@ describe.skipIf(missing !== undefined)(`over TLS${missing === undefined ? "" : `
 
   test("keys that do not fit are refused before anybody listens", async () => {
     const listen = { kind: "tcp", host: "127.0.0.1", port: 0 } as const;
-    await expect(NbdServer.listen({ listen, tls: { ...server, key: pem("client-key") } })).rejects.toMatchObject({
+    await expect(NbdServer.listen({ listen, tls: { ...server, key: client.key } })).rejects.toMatchObject({
       code: "INVALID_ARGUMENT",
     });
     await expect(NbdServer.listen({ listen, tls: { ...server, cert: "nonsense" } })).rejects.toMatchObject({

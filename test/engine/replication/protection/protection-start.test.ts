@@ -212,7 +212,7 @@ describe("the end", () => {
   test("with a last point leaves nothing to be looked at by the next start", async () => {
     await beginWith(100_000);
     await disk.write(50_000, contentOf(1000, 4));
-    await disk.protection.stop({ drain: true });
+    expect(await disk.protection.stop({ drain: true })).toBe(undefined);
     await disk.checkNewest();
     await machine.restart();
     await disk.start();
@@ -231,7 +231,7 @@ describe("the end", () => {
     const again = disk.protection.stop({ drain: false });
     await failed;
     patience.abort();
-    await Promise.all([stopped, again]);
+    for (const missed of await Promise.all([stopped, again])) expect(missed).toMatchObject({ code: "INTERRUPTED" });
     expect(disk.status.state).toBe("stopped");
     await expectCode(disk.protection.point(), "INTERRUPTED");
     machine.connect();

@@ -33,7 +33,7 @@ async function said(...words: readonly string[]): Promise<Said> {
     answer: (_command, fields, text) => {
       result = { fields: { ...fields }, lines: text.split("\n") };
     },
-    close: () => Promise.resolve(),
+    close: () => Promise.resolve(true),
   };
   const { signal } = new AbortController();
   const context: CommandContext = { output, environment: {}, signal, answerSignals: silent, exitCode: 0, utc: true };

@@ -12,6 +12,7 @@ import { checksum, fromHex } from "../../../../engine/store/format/checksum.ts";
 import { decodeFrameHeader } from "../../../../engine/store/format/frame.ts";
 import type { Damage } from "../../../../engine/upkeep/scrub/damage.ts";
 import type { Vault } from "../../../../engine/vault.ts";
+import type { Volume } from "../../../../engine/volume.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
 import {
   checkNewest,
@@ -278,6 +279,26 @@ describe("a comparison with a source", () => {
     const covers = (at: number): boolean =>
       damaged.some(({ extent }) => extent !== null && extent.offset <= at && at < extent.offset + extent.length);
     expect([covers(100), covers(70_000), covers(50_000)]).toEqual([true, true, false]);
+  });
+
+  test("asks the source once for each of its extents, however many zeros lie between", async () => {
+    const scattered = new ModelDisk(Buffer.alloc(512 * 8_192));
+    for (let at = 0; at < scattered.bytes.length; at += 8_192) scattered.bytes[at] = 1 + (at % 251);
+    await vault.replicate({ disk: "s", volume: scattered });
+    let asked = 0;
+    const counting: Volume = {
+      description: "scattered",
+      sizeBytes: () => scattered.sizeBytes(),
+      read: (offset, into) => scattered.read(offset, into),
+      async *allocated(size) {
+        for (let offset = 0; offset < size; offset += 8_192) {
+          asked += 1;
+          yield await Promise.resolve({ offset, length: 4_096 });
+        }
+      },
+    };
+    expect((await vault.verify({ disk: "s", source: counting })).damaged).toEqual([]);
+    expect(asked).toBe(512);
   });
 
   test("tells that the size is another one", async () => {
