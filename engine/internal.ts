@@ -6,6 +6,18 @@
 // The system calls that Node lacks, for stores that lie in files.
 export type { CallResult, Libc } from "./disk/source/libc.ts";
 export { libc, punchHole, unsupportedErrnos } from "./disk/source/libc.ts";
+// Files in folders that other users may write.
+export {
+  checkPlain,
+  isOurs,
+  notPlain,
+  openPlain,
+  ownFileMode,
+  ownFolderMode,
+  readOwn,
+  readPlain,
+  replacePlain,
+} from "./disk/source/plain-file.ts";
 export { syncFolder } from "./disk/source/sync-folder.ts";
 // What a benchmark calls bare.
 export { blockBytesDefault, granuleBytes } from "./limits.ts";

@@ -185,7 +185,7 @@ async function openAzurite(dir: string, options: OpenSinkOptions): Promise<Sink>
   const server = await Azurite.start(dir, { signal: options.signal });
   try {
     const { AzureSink } = await loading;
-    const access: AzureAccess = { kind: "key", account: developmentAccount, key: developmentKey };
+    const access: AzureAccess = { kind: "key", account: developmentAccount, key: server.key };
     const own = { description: `azurite:${dir}`, server, explain: async () => await explainOwn(dir) };
     return AzureSink.open(`${server.endpoint}/${azuriteContainer}`, access, { ...options, ...own });
   } catch (error) {
