@@ -3,6 +3,7 @@
  * promised: it may change in any release.
  */
 
+export { listenPrivately } from "./disk/nbd/private-socket.ts";
 // The system calls that Node lacks, for stores that lie in files.
 export type { CallResult, Libc } from "./disk/source/libc.ts";
 export { libc, punchHole, unsupportedErrnos } from "./disk/source/libc.ts";

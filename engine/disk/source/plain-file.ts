@@ -33,7 +33,7 @@ const plainFlags: number =
  * system pass through untranslated; a folder is EISDIR.
  */
 export async function openPlain(file: string, flags: number, mode: number = ownFileMode): Promise<FileHandle> {
-  const handle = await refusingLinks(file, () => open(file, flags | plainFlags, mode));
+  const handle = await refusingLinks(file, (plain) => open(file, flags | plain, mode));
   try {
     checkPlain(file, await handle.stat({ bigint: true }));
     return handle;
