@@ -82,7 +82,8 @@ const memoryStores = new Map<string, MemoryStore>();
  * disposed of. For the other forms no request is sent: the first call shows whether the store is
  * there.
  *
- * @throws TidemarkError INVALID_ARGUMENT; UNSUPPORTED: an optional package is not installed;
+ * @throws TidemarkError INVALID_ARGUMENT; ACCESS_REFUSED: a secret would be sent over plain http;
+ * UNSUPPORTED: an optional package is not installed;
  * INTERRUPTED; and those of `Azurite.start`.
  *
  * @example
@@ -174,6 +175,7 @@ async function openAzure(
 ): Promise<Sink> {
   checkInstalled("a vault in Azure Storage", ["@azure/storage-blob"]);
   const access = await accessTo(spec, options);
+  refusePlainHttp(spec.containerUrl, access);
   const { AzureSink } = await loadAzure();
   return AzureSink.open(spec.containerUrl, access, options);
 }
@@ -225,6 +227,21 @@ async function accessTo(
   return { kind: "token", credential: new DefaultAzureCredential(signInProxy(options.proxy)) };
 }
 
+/**
+ * On the way over plain http anybody can read a SAS, and repeat a request that is signed with a key.
+ * The published key of Azurites is no secret.
+ */
+function refusePlainHttp(containerUrl: string, access: AzureAccess): void {
+  const { protocol, host, hostname } = new URL(containerUrl);
+  if (protocol === "https:" || isLoopback(hostname)) return;
+  if (access.kind === "key" && access.key === developmentKey) return;
+  const secret = access.kind === "sas" ? "a SAS" : "a request signed with the account key";
+  throw new TidemarkError("ACCESS_REFUSED", `${secret} is not sent to ${host} over plain http`, {
+    remedy: `use https://${host}; for a server without TLS, forward a port of this machine to it (ssh -L) and name 127.0.0.1`,
+    detail: { host },
+  });
+}
+
 function keyAccess(spec: Extract<VaultSpec, { readonly kind: "azure" }>, key: string): AzureAccess {
   if (spec.account === undefined)
     throw invalid(
@@ -272,7 +289,7 @@ function signInProxy(proxy: ProxyOptions | undefined): {
   readonly proxyOptions?: { host: string; port: number; username?: string; password?: string };
 } {
   if (proxy === undefined || bypassesProxy(new URL("https://login.microsoftonline.com"), proxy.bypass ?? [])) return {};
-  const url = parseProxyUrl(proxy.url);
+  const url = parseProxyUrl(proxy);
   const port = url.port === "" ? (url.protocol === "https:" ? 443 : 80) : Number(url.port);
   const user =
     url.username === ""

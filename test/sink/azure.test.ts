@@ -363,7 +363,7 @@ describe("access", () => {
     expect((await reader.getObject("head", 10)).bytes).toHaveLength(3);
     const error = await failure(reader.putObject("other", randomBytes(3), { ifAbsent: true }));
     expect(error.code).toBe("ACCESS_REFUSED");
-    expect(error.remedy).toContain("permission");
+    expect(error.remedy).toContain("c or w is not in its sp=");
   });
 
   test("a SAS that may not create the container finds that it exists", async () => {
