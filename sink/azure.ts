@@ -85,7 +85,8 @@ export class AzureSink implements Sink {
     this.#calls = calls;
     this.#server = server;
     this.#pages = new AzurePages(container, calls);
-    const isAzure = /\.blob\.(?:core\.|storage\.)[a-z.]+$/.test(new URL(container.url).hostname);
+    const { hostname } = new URL(container.url);
+    const isAzure = hostname.includes(".blob.core.") || hostname.includes(".blob.storage.");
     this.capabilities = { attachablePages: true, settlingMs: isAzure ? 0 : azuriteSettlingMs };
   }
 
