@@ -11,6 +11,7 @@ export { libc, punchHole, unsupportedErrnos } from "./disk/source/libc.ts";
 export {
   checkPlain,
   isOurs,
+  makeFolder,
   notPlain,
   openPlain,
   ownFileMode,

@@ -13,14 +13,14 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { constants } from "node:fs";
-import { mkdir, readdir, readFile, readlink, realpath, stat } from "node:fs/promises";
+import { readdir, readFile, readlink, realpath, rm, stat } from "node:fs/promises";
 import http from "node:http";
 import { Socket } from "node:net";
-import { resolve } from "node:path";
+import { join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { interrupted, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
-import { openPlain, ownFolderMode } from "../engine/internal.ts";
+import { makeFolder, openPlain, replacePlain } from "../engine/internal.ts";
 import {
   type AzuritePaths,
   azuritePaths,
@@ -34,6 +34,7 @@ import {
   readKey,
 } from "./azurite-state.ts";
 import { FileLock } from "./file-lock.ts";
+import { folderError, keepReserve } from "./file-system.ts";
 import { checkInstalled } from "./optional-package.ts";
 
 /** Options of `Azurite.start`. */
@@ -236,9 +237,10 @@ class Silence {
  */
 async function prepareFolder(dir: string): Promise<string> {
   try {
-    await mkdir(dir, { recursive: true, mode: ownFolderMode });
+    await makeFolder(dir);
     const folder = await realpath(dir);
     await refuseOthersFolder(folder);
+    await refuseUnwritable(folder);
     const names = await readdir(folder);
     const ours =
       names.every((name) => name === "lost+found") ||
@@ -253,6 +255,17 @@ async function prepareFolder(dir: string): Promise<string> {
 }
 
 /**
+ * Azurite answers 500 for whatever keeps it from writing, and its host cannot write why it failed.
+ * So the folder is tried first.
+ */
+async function refuseUnwritable(folder: string): Promise<void> {
+  const probe = join(folder, "tidemark-probe");
+  await replacePlain(probe, "");
+  await rm(probe, { force: true });
+  await keepReserve(folder, 0);
+}
+
+/**
  * Refuses the folder of another user, to root too: its owner could place links in it, and the
  * server would leave files that the owner cannot open.
  */
@@ -264,32 +277,6 @@ async function refuseOthersFolder(folder: string): Promise<void> {
     remedy: `run the command as its owner: sudo -u '#${String(uid)}' tidemark …`,
     detail: { path: folder },
   });
-}
-
-function folderError(error: unknown, dir: string): unknown {
-  switch (systemCode(error)) {
-    case "ENOTDIR":
-    case "EEXIST":
-      return new TidemarkError("INVALID_ARGUMENT", `${dir} is not a folder`, {
-        remedy: "name a folder for Azurite's data",
-        cause: error,
-      });
-    case "EACCES":
-    case "EPERM":
-    case "EROFS":
-      return new TidemarkError("ACCESS_REFUSED", `this user may not write to ${dir}`, {
-        remedy: `check the owner of the folder: ls -ld ${dir}`,
-        cause: error,
-      });
-    case "ENOSPC":
-    case "EDQUOT":
-      return new TidemarkError("NO_SPACE", `no space is left to create ${dir}`, {
-        remedy: "free some space, then run the command again",
-        cause: error,
-      });
-    default:
-      return error;
-  }
 }
 
 /**

@@ -30,6 +30,7 @@ import { dirname, join, relative } from "node:path";
 import { type CallOptions, systemCode, TidemarkError } from "../engine/index.ts";
 import {
   checkPlain,
+  makeFolder,
   notPlain,
   openPlain,
   ownFileMode,
@@ -38,7 +39,7 @@ import {
   syncFolder,
 } from "../engine/internal.ts";
 import { FileLock, type LockOptions, Turnstile } from "./file-lock.ts";
-import { absentAs, outcomeUnknown, syncFolderIfAllowed } from "./file-system.ts";
+import { absentAs, folderError, outcomeUnknown, syncFolderIfAllowed } from "./file-system.ts";
 import { type Lease, parseLease } from "./lease.ts";
 import { nameBlocked, objectNotFound, vaultNotFound, wrongKind } from "./rules.ts";
 
@@ -92,7 +93,15 @@ export class DirectoryTree {
    * INVALID_ARGUMENT when it holds other files.
    */
   async createContainer(): Promise<boolean> {
-    await mkdir(this.root, { recursive: true, mode: ownFolderMode });
+    try {
+      return await this.#createContainer();
+    } catch (error) {
+      throw folderError(error, this.root);
+    }
+  }
+
+  async #createContainer(): Promise<boolean> {
+    await makeFolder(this.root);
     const entries = (await readdir(this.root)).filter((entry) => !harmlessInEmptyFolder.includes(entry));
     if (entries.length > 0 && !(await this.hasContainer())) {
       throw new TidemarkError("INVALID_ARGUMENT", `${this.root} holds files that are not a vault's`, {

@@ -10,6 +10,8 @@
  * few seconds, and a file system whose flock reaches across hosts (NFS 4 and SMB, as Linux mounts
  * them).
  *
+ * A page write leaves a reserve of free space, so that a full vault can be pruned and collected.
+ *
  * Cost: a put is two flushes, a page write one. At most `pageFilesOpenMax` page files stay open.
  */
 import assert from "node:assert/strict";
@@ -30,7 +32,7 @@ import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../engine/in
 import { notPlain, openPlain, ownFileMode } from "../engine/internal.ts";
 import { DirectoryTree, etagOf, type Found, leaseSuffix, lockOptions, pagesSuffix } from "./directory-tree.ts";
 import type { LockOptions } from "./file-lock.ts";
-import { absentAs, changedByOthers, isAbsence, readFully, translated } from "./file-system.ts";
+import { absentAs, changedByOthers, isAbsence, keepReserve, readFully, translated } from "./file-system.ts";
 import { acquireLease, changeLease, type Lease, passDelete, passWrite, releaseLease, renewLease } from "./lease.ts";
 import { PageFile, pageFileDataAt } from "./page-file.ts";
 import { PageFilePool } from "./page-file-pool.ts";
@@ -59,6 +61,9 @@ import {
  */
 const pageFilesOpenMax = 32;
 
+/** How often a page object that is being restored may be deleted and made by other processes. */
+const restoreAttemptsMax = 100;
+
 /** Options of `DirectorySink.open`. */
 export interface DirectorySinkOptions {
   /**
@@ -83,6 +88,8 @@ export class DirectorySink implements Sink {
   readonly #clock: () => number;
   readonly #tree: DirectoryTree;
   readonly #pageFiles: PageFilePool;
+  /** Bytes of the page writes under way, which the file system may not count yet. */
+  #writingBytes = 0;
   #disposed = false;
 
   private constructor(root: string, options: DirectorySinkOptions) {
@@ -295,9 +302,15 @@ export class DirectorySink implements Sink {
     options?: CallOptions,
   ): Promise<{ readonly etag: string }> {
     // After an input/output error during the write it is unknown which pages arrived.
-    return this.#pagesCall(name, options, "OUTCOME_UNKNOWN", (lock) => {
+    return this.#pagesCall(name, options, "OUTCOME_UNKNOWN", async (lock) => {
       checkPageWrite(name, offset, bytes);
-      return this.#pageFiles.use(name, (file) => file.write(offset, bytes, fence, lock));
+      await keepReserve(this.#tree.root, this.#writingBytes + bytes.length);
+      this.#writingBytes += bytes.length;
+      try {
+        return await this.#pageFiles.use(name, (file) => file.write(offset, bytes, fence, lock));
+      } finally {
+        this.#writingBytes -= bytes.length;
+      }
     });
   }
 
@@ -318,14 +331,14 @@ export class DirectorySink implements Sink {
   async restorePages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<void> {
     checkPagesSize(name, sizeBytes);
     checkSequenceNumber(sequenceNumber);
-    for (;;) {
+    for (let attempt = 1; ; attempt += 1) {
       try {
         await this.#pagesCall(name, options, "STORE_REFUSED", (lock) =>
           this.#pageFiles.use(name, (file) => file.restore(sizeBytes, sequenceNumber, lock)),
         );
         return;
       } catch (error) {
-        if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+        if (!hasCode(error, "OBJECT_NOT_FOUND") || attempt === restoreAttemptsMax) throw error;
       }
       try {
         await this.createPages(name, sizeBytes, sequenceNumber, options);

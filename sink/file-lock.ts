@@ -18,6 +18,9 @@ import { setTimeout as delay } from "node:timers/promises";
 import { interrupted, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
 import { libc, openPlain } from "../engine/internal.ts";
 
+/** How often the lock file may be replaced between our opening and locking it. */
+const attemptsMax = 100;
+
 /** Shared locks admit each other; an exclusive lock admits no other. */
 export type LockMode = "shared" | "exclusive";
 
@@ -70,7 +73,7 @@ export class FileLock implements AsyncDisposable {
    * Takes the lock if no other holder excludes it; undefined otherwise. Throws as `acquire` does.
    */
   static async tryAcquire(path: string, mode: LockMode): Promise<FileLock | undefined> {
-    for (;;) {
+    for (let attempt = 0; attempt < attemptsMax; attempt += 1) {
       const handle = await openPlain(path, openFlags.O_WRONLY | openFlags.O_APPEND | openFlags.O_CREAT);
       let kept = false;
       try {
@@ -84,6 +87,7 @@ export class FileLock implements AsyncDisposable {
         if (!kept) await handle.close();
       }
     }
+    throw unsupported(`${path} is another file each time it is opened`);
   }
 
   /** Releases the lock. Idempotent; every call waits until the lock is released. */

@@ -10,14 +10,14 @@
  * so no error repeats its query. The Azure packages are optional and loaded when an address needs
  * them.
  */
-import { statfs } from "node:fs/promises";
 import type { Sink } from "../engine/index.ts";
-import { TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { hasCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
 import type { AzureSinkOptions } from "./azure-options.ts";
 import { Azurite } from "./azurite.ts";
 import { developmentAccount, developmentKey } from "./azurite-state.ts";
 import type { AzureAccess, AzureCredential } from "./credential.ts";
 import { DirectorySink } from "./directory.ts";
+import { keepReserve } from "./file-system.ts";
 import { MemorySink, MemoryStore } from "./memory.ts";
 import { checkInstalled } from "./optional-package.ts";
 import { bypassesProxy, isLoopback, type ProxyOptions, parseProxyUrl } from "./proxy.ts";
@@ -68,12 +68,6 @@ const azuriteContainer = "tidemark";
 
 /** Three to 63 letters, digits and single hyphens (Naming Containers). */
 const containerPattern = /^[a-z0-9](?:-?[a-z0-9]){2,62}$/;
-
-/**
- * A file system with less free space than this counts as full: a frame, and the database that
- * Azurite saves.
- */
-const fullBelowBytes = 8 * 1024 * 1024;
 
 const memoryStores = new Map<string, MemoryStore>();
 
@@ -198,12 +192,13 @@ async function openAzurite(dir: string, options: OpenSinkOptions): Promise<Sink>
 
 /** Azurite answers 500 when its disk is full, as for every unexpected failure. */
 async function explainOwn(dir: string): Promise<TidemarkError | undefined> {
-  const { bavail, bsize } = await statfs(dir);
-  if (bavail * bsize >= fullBelowBytes) return undefined;
-  return new TidemarkError("NO_SPACE", `no space is left for the Azurite in ${dir}`, {
-    remedy: "free some space, then run the command again; shipped data is reused",
-    detail: { path: dir, freeBytes: bavail * bsize },
-  });
+  try {
+    await keepReserve(dir, 0);
+    return undefined;
+  } catch (error) {
+    if (hasCode(error, "NO_SPACE")) return error;
+    throw error;
+  }
 }
 
 async function accessTo(

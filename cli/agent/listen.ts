@@ -7,11 +7,11 @@
  */
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { mkdir, rename, rm, stat } from "node:fs/promises";
+import { rename, rm, stat } from "node:fs/promises";
 import { createConnection, type Server } from "node:net";
 import { dirname, isAbsolute, join, resolve } from "node:path";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
-import { listenPrivately } from "../../engine/internal.ts";
+import { listenPrivately, makeFolder } from "../../engine/internal.ts";
 import { FileLock } from "../../sink/internal.ts";
 import { type Environment, vaultOptions } from "../settings.ts";
 
@@ -79,7 +79,7 @@ export async function claimSocket(server: Server, path: string): Promise<Claimed
     throw new TidemarkError("INVALID_ARGUMENT", `${path} ${wrong}`, { remedy: "name a shorter path" });
   let lock: FileLock | undefined;
   try {
-    await mkdir(dirname(path), { recursive: true, mode: 0o700 });
+    await makeFolder(dirname(path));
     lock = await FileLock.tryAcquire(`${path}.lock`, "exclusive");
     if (lock === undefined) throw agentActive(path);
     await refuseOthers(path);

@@ -12,7 +12,7 @@
  */
 import { randomBytes } from "node:crypto";
 import { type BigIntStats, constants } from "node:fs";
-import { type FileHandle, lstat, mkdir, open, rename, rm } from "node:fs/promises";
+import { type FileHandle, lstat, mkdir, open, rename, rm, stat } from "node:fs/promises";
 import path from "node:path";
 import { systemCode, TidemarkError } from "../../errors.ts";
 
@@ -152,7 +152,7 @@ export async function replacePlain(
  * system pass through untranslated.
  */
 export async function makeFolders(root: string, ...parts: readonly string[]): Promise<string> {
-  await mkdir(root, { recursive: true, mode: ownFolderMode });
+  await makeFolder(root);
   let folder = root;
   for (const part of parts) {
     folder = path.join(folder, part);
@@ -165,6 +165,34 @@ export async function makeFolders(root: string, ...parts: readonly string[]): Pr
     }
   }
   return folder;
+}
+
+/**
+ * Makes a folder, and the folders above it, where they are absent. Unlike Node's recursive `mkdir`
+ * it ends on a file system that lists a folder and lets nothing be made in it, as a mount whose
+ * folder was removed and /proc do.
+ *
+ * Errors of the file system pass through untranslated.
+ */
+export async function makeFolder(folder: string): Promise<void> {
+  const above = path.dirname(folder);
+  try {
+    await makeOne(folder);
+  } catch (error) {
+    if (systemCode(error) !== "ENOENT" || above === folder) throw error;
+    await makeFolder(above);
+    await makeOne(folder);
+  }
+}
+
+async function makeOne(folder: string): Promise<void> {
+  try {
+    await mkdir(folder, { mode: ownFolderMode });
+  } catch (error) {
+    // A folder that exists may be named as EROFS, EACCES or EISDIR too.
+    const found = await stat(folder).catch(() => undefined);
+    if (found?.isDirectory() !== true) throw error;
+  }
 }
 
 /** True when the file belongs to this user and its mode lets no other user write it. */
