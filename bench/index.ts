@@ -9,8 +9,9 @@
  *     front, burst, churn, restart  a disk that is being written        what its clients wait for and may lose
  *     mount, prune, open, collect   points that are kept                what readers and upkeep wait for
  */
-import { mkdir, mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { makeFolder } from "../engine/internal.ts";
 import { benchInitial, benchRestore, benchScattered } from "./cycles.ts";
 import { benchCollect } from "./keep/collect.ts";
 import { benchMount } from "./keep/mount.ts";
@@ -41,7 +42,7 @@ export { formatBench } from "./report.ts";
  */
 export async function runBench(options: BenchOptions): Promise<BenchReport> {
   const machine = machineFacts(new Date());
-  await mkdir(options.temporaryFolder, { recursive: true });
+  await makeFolder(options.temporaryFolder);
   const folder = await mkdtemp(join(options.temporaryFolder, "bench-"));
   try {
     const config = await resolveOptions(options, folder);

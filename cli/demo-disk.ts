@@ -9,10 +9,11 @@
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { copyFile, type FileHandle, lstat, mkdir, open, readdir, readFile, rm, stat, truncate } from "node:fs/promises";
+import { copyFile, type FileHandle, lstat, open, readdir, readFile, rm, stat, truncate } from "node:fs/promises";
 import { delimiter, dirname, join, relative, resolve } from "node:path";
 import { promisify } from "node:util";
 import { type Extent, FileVolume, interrupted, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { makeFolder } from "../engine/internal.ts";
 import type { Environment } from "./settings.ts";
 
 const kibibyte = 1024;
@@ -229,7 +230,7 @@ async function makeExt4({ mke2fs, path, folder, files, volumeBytes, signal }: Ex
 
 async function copyFiles(tree: string, files: readonly FoundFile[], signal: AbortSignal): Promise<void> {
   const folders = new Set(files.map(({ name }) => dirname(name)));
-  for (const folder of folders) await mkdir(join(tree, folder), { recursive: true });
+  for (const folder of folders) await makeFolder(join(tree, folder));
   const next = files.values();
   const copiers = Array.from({ length: copiesAtOnce }, async () => {
     for (const { path, name } of next) {

@@ -107,7 +107,7 @@ export function errorStacks(error: unknown): string {
 /** Translates what commander says about words that `command` cannot parse. */
 export function wrongUse(error: CommanderError, command: string): TidemarkError {
   const [first = "", ...rest] = error.message.replace(/^error: /, "").split("\n");
-  const suggestion = /\(Did you mean (.*)\?\)/i.exec(rest.join(" "))?.[1];
+  const suggestion = /\(Did you mean ([^()]*)\?\)/i.exec(rest.join(" "))?.[1];
   const help = `run \`${command} --help\` to see what it takes`;
   const message =
     error.code === "commander.help" ? `${command} needs a command` : `${command}: ${first.replace(/\.$/, "")}`;

@@ -187,10 +187,12 @@ function stateFolderDefault(environment: Environment): string {
 function proxyFor(address: string, environment: Environment): ProxyOptions | undefined {
   const scheme = /^(https?):/i.exec(address)?.[1]?.toLowerCase();
   if (scheme === undefined) return undefined;
-  const either = (name: string): string | undefined => said(environment[name]) ?? said(environment[name.toUpperCase()]);
-  const url = either(`${scheme}_proxy`);
-  if (url === undefined) return undefined;
-  const hosts = (either("no_proxy") ?? "").split(/[\s,]+/).filter((host) => host !== "");
+  const nameOf = (name: string): string | undefined =>
+    [name, name.toUpperCase()].find((variable) => said(environment[variable]) !== undefined);
+  const setBy = nameOf(`${scheme}_proxy`);
+  if (setBy === undefined) return undefined;
+  const url = environment[setBy] ?? "";
+  const hosts = (environment[nameOf("no_proxy") ?? ""] ?? "").split(/[\s,]+/).filter((host) => host !== "");
   const bypass = hosts.flatMap((host) => (/^[.*]|^[\d.]+$|:/.test(host) ? [host] : [host, `.${host}`]));
-  return { url: url.includes("://") ? url : `http://${url}`, bypass };
+  return { url: url.includes("://") ? url : `http://${url}`, bypass, setBy };
 }

@@ -14,7 +14,7 @@ import { TidemarkError } from "../engine/index.ts";
 export const timeForms = "ISO 8601 with a zone (2026-05-01T12:00:00Z) or an age (`2 hours ago`)";
 
 const isoPattern = /^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?)(Z|[+-]\d{2}:?\d{2})?)?$/i;
-const agePattern = /^((?:\d+(?:\.\d+)?\s*[a-z]+\s*)+)\s+ago$/i;
+const agePattern = /^((?:\d{1,9}(?:\.\d{1,9})?\s{0,9}[a-z]{1,12}\s{0,9})+)\sago$/i;
 
 const unitsMs: readonly (readonly [names: readonly string[], lengthMs: number])[] = [
   [["s", "sec", "secs", "second", "seconds"], 1_000],
@@ -85,7 +85,7 @@ export function formatLocal(time: string | number): string {
 
 function ageMs(text: string, whole: string): number {
   let totalMs = 0;
-  for (const [, count, unit = ""] of text.matchAll(/(\d+(?:\.\d+)?)\s*([a-z]+)/gi)) {
+  for (const [, count, unit = ""] of text.matchAll(/(\d{1,9}(?:\.\d{1,9})?)\s{0,9}([a-z]{1,12})/gi)) {
     const lengthMs = unitsMs.find(([names]) => names.includes(unit.toLowerCase()))?.[1];
     if (lengthMs === undefined) {
       throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(whole)} has the unknown unit ${unit}`, {

@@ -3,9 +3,23 @@
  * promised: it may change in any release.
  */
 
+export { listenPrivately } from "./disk/nbd/private-socket.ts";
 // The system calls that Node lacks, for stores that lie in files.
 export type { CallResult, Libc } from "./disk/source/libc.ts";
 export { libc, punchHole, unsupportedErrnos } from "./disk/source/libc.ts";
+// Files in folders that other users may write.
+export {
+  checkPlain,
+  isOurs,
+  makeFolder,
+  notPlain,
+  openPlain,
+  ownFileMode,
+  ownFolderMode,
+  readOwn,
+  readPlain,
+  replacePlain,
+} from "./disk/source/plain-file.ts";
 export { syncFolder } from "./disk/source/sync-folder.ts";
 // What a benchmark calls bare.
 export { blockBytesDefault, granuleBytes } from "./limits.ts";

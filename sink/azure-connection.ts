@@ -27,16 +27,27 @@ export function openAgent(
   onIdleLost: () => void,
 ): http.Agent {
   const secure = url.protocol === "https:";
+  const isProxied = proxy !== undefined && !bypassesProxy(url, proxy.bypass ?? []);
   const options = { keepAlive: true, maxSockets: socketsMax, maxFreeSockets: socketsMax, timeout: idleMsMax };
   let agent: http.Agent;
-  if (proxy === undefined || bypassesProxy(url, proxy.bypass ?? []))
+  if (!isProxied) {
     agent = secure ? new https.Agent(options) : new http.Agent(options);
-  else {
-    const proxyUrl = parseProxyUrl(proxy.url);
+    connectWithoutBrackets(agent);
+  } else {
+    const proxyUrl = parseProxyUrl(proxy);
     agent = secure ? new HttpsProxyAgent(proxyUrl, options) : new HttpProxyAgent(proxyUrl, options);
   }
   watchIdleSockets(agent, onIdleLost);
   return agent;
+}
+
+/** The SDK names the host as a URL does, an IPv6 address in brackets; sockets know it without. */
+function connectWithoutBrackets(agent: http.Agent): void {
+  const connect = agent.createConnection.bind(agent);
+  agent.createConnection = (options, callback): ReturnType<typeof connect> => {
+    const host = options.host?.replace(/^\[|\]$/g, "");
+    return connect({ ...options, ...(host === undefined ? {} : { host }) }, callback);
+  };
 }
 
 /** Calls `onLost` when the other side closes a socket that is idle in the agent. */

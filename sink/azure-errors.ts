@@ -13,12 +13,14 @@
  * the Page Blob Sequence Number to Retry Requests").
  *
  * Invariant: no error of the SDK leaves this file, because it carries the signed URL and the
- * request's headers. The cause of a translated error is a plain Error with the first line of the
- * message, without secrets.
+ * request's headers. The cause of a translated error is a plain Error with the beginning of the
+ * message, without secrets. What the store or a proxy chose is bounded in length and alphabet
+ * before it becomes part of a message.
  */
 import { AssertionError } from "node:assert";
 import { RestError } from "@azure/storage-blob";
 import { type ErrorCode, TidemarkError } from "../engine/index.ts";
+import type { SasFacts } from "./azure-access.ts";
 
 export type Verdict =
   | { readonly kind: "refused"; readonly error: TidemarkError }
@@ -40,6 +42,8 @@ export interface CallSubject {
   readonly action: string;
   /** The object's name; undefined for calls on the container. */
   readonly name: string | undefined;
+  /** The right that a SAS needs for it. */
+  readonly right: SasRight;
   /** Storage error codes that mean something particular to this call. */
   readonly codes?: ErrorMeanings | undefined;
 }
@@ -52,9 +56,24 @@ export interface StoreFacts {
   readonly access: "key" | "sas" | "token";
   /** Strings that must never appear in a message: keys, signatures, passwords. */
   readonly secrets: readonly string[];
-  /** When the SAS in use expires, if there is one with an expiry. */
-  readonly sasExpiresAtMs: number | undefined;
+  /** What the SAS in use says of itself. */
+  readonly sas: SasFacts | undefined;
+  /** The proxy that requests go through, without its password. */
+  readonly proxy: string | undefined;
 }
+
+/** A right of a SAS, by what a call does. */
+type SasRight = "read" | "create" | "write" | "delete" | "list" | "create-container";
+
+/** The letters of `sp=` that give a right; any of them is enough. */
+const rightLetters: Readonly<Record<SasRight, string>> = {
+  read: "r",
+  create: "cw",
+  write: "w",
+  delete: "d",
+  list: "l",
+  "create-container": "cw",
+};
 
 // What storage error codes mean to a call …
 
@@ -124,6 +143,8 @@ export function judge(thrown: unknown, subject: CallSubject, store: StoreFacts):
     return { kind: "uncertain", fact: "the answer broke off", lostConnection: true, cause };
   const status = thrown.statusCode;
   if (status === undefined || status < 400) return judgeConnection(thrown.code ?? "", subject, store, cause);
+  if (store.proxy !== undefined && thrown.response?.headers.get("x-ms-request-id") === undefined)
+    return judgeProxy(status, store.proxy, thrown, subject, store, cause);
   const retryAfterMs = retryAfter(thrown);
   const code = storageErrorCode(thrown);
   if (status === 503 || status === 429 || status === 408 || code === "ContainerBeingDeleted") {
@@ -168,18 +189,46 @@ export function unreachable(
   cause: Error | undefined,
 ): TidemarkError {
   return new TidemarkError("STORE_UNREACHABLE", `could not ${subject.action} in ${store.description}: ${fact}`, {
-    remedy: `check that ${store.host} is right and reachable from here, then run the command again`,
+    remedy: `${checkReachable(store)}, then run the command again`,
     detail: { host: store.host, name: subject.name, waitedMs },
     cause,
   });
 }
 
+function checkReachable({ host, proxy }: StoreFacts): string {
+  return proxy === undefined
+    ? `check that ${host} is right and reachable from here`
+    : `check that the proxy ${proxy} is right and reachable from here, and reaches ${host}`;
+}
+
+/** An answer that bears no mark of a storage service comes from the proxy. */
+function judgeProxy(
+  status: number,
+  proxy: string,
+  thrown: RestError,
+  subject: CallSubject,
+  store: StoreFacts,
+  cause: Error,
+): Verdict {
+  const fact = `the proxy ${proxy} answered ${String(status)}`;
+  if (status === 408 || status === 429 || status >= 500)
+    return { kind: "undone", fact, lostConnection: false, retryAfterMs: retryAfter(thrown), cause };
+  const error = new TidemarkError("ACCESS_REFUSED", `could not ${subject.action} in ${store.description}: ${fact}`, {
+    remedy:
+      status === 407
+        ? "give the proxy's user name and password in its URL"
+        : `let the proxy pass requests to ${store.host}, or name the host in NO_PROXY`,
+    detail: { host: store.host, name: subject.name, status },
+    cause,
+  });
+  return { kind: "refused", error };
+}
+
 function judgeConnection(code: string, subject: CallSubject, store: StoreFacts, cause: Error): Verdict {
+  const peer = store.proxy === undefined ? store.host : `the proxy ${store.proxy}`;
   if (unconnectedCodes.has(code)) {
     const fact =
-      code === "ECONNREFUSED"
-        ? `${store.host} refuses connections`
-        : `the host name of ${store.host} cannot be resolved`;
+      code === "ECONNREFUSED" ? `${peer} refuses connections` : `the host name of ${peer} cannot be resolved`;
     return { kind: "undone", fact, lostConnection: true, retryAfterMs: undefined, cause };
   }
   if (tlsCodes.has(code)) {
@@ -194,7 +243,9 @@ function judgeConnection(code: string, subject: CallSubject, store: StoreFacts, 
     );
     return { kind: "refused", error };
   }
-  return { kind: "uncertain", fact: `the connection to ${store.host} was lost (${code})`, lostConnection: true, cause };
+  const way = store.proxy === undefined ? store.host : `${store.host} through the proxy ${store.proxy}`;
+  const shown = namePattern.test(code) ? ` (${code})` : "";
+  return { kind: "uncertain", fact: `the connection to ${way} was lost${shown}`, lostConnection: true, cause };
 }
 
 function refusal(
@@ -210,7 +261,7 @@ function refusal(
     name: subject.name,
     status,
     errorCode: code,
-    requestId: thrown.response?.headers.get("x-ms-request-id"),
+    requestId: requestIdOf(thrown),
   };
   const fail = (to: ErrorCode, fact: string, remedy?: string): TidemarkError =>
     new TidemarkError(to, `could not ${subject.action} in ${store.description}: ${fact}`, {
@@ -220,9 +271,7 @@ function refusal(
     });
 
   if (status === 401 || status === 403)
-    return fail("ACCESS_REFUSED", `access is refused (${code})`, accessRemedy(code, thrown, store));
-  if (status === 407)
-    return fail("ACCESS_REFUSED", "the proxy refuses access", "give the proxy's user name and password in its URL");
+    return fail("ACCESS_REFUSED", `access is refused (${code})`, accessRemedy(code, thrown, subject, store));
   if (code === "ContainerNotFound")
     return fail(
       "VAULT_NOT_FOUND",
@@ -272,11 +321,10 @@ function particularFact(to: ErrorCode, code: string): string {
  * The remedy for a refused access. Compares the SAS's expiry and the clocks; does not read the
  * message's text.
  */
-function accessRemedy(code: string, thrown: RestError, store: StoreFacts): string {
+function accessRemedy(code: string, thrown: RestError, subject: CallSubject, store: StoreFacts): string {
   const serverMs = Date.parse(thrown.response?.headers.get("date") ?? "");
-  if (store.sasExpiresAtMs !== undefined && store.sasExpiresAtMs <= (Number.isNaN(serverMs) ? Date.now() : serverMs)) {
-    return `the SAS expired at ${new Date(store.sasExpiresAtMs).toISOString()}: make a new one`;
-  }
+  const sasFault = store.sas && sasRemedy(store.sas, subject.right, Number.isNaN(serverMs) ? Date.now() : serverMs);
+  if (sasFault !== undefined) return sasFault;
   if (!Number.isNaN(serverMs) && Math.abs(Date.now() - serverMs) > clockSkewMsMax) {
     return `set this machine's clock: it differs from the server's by ${String(Math.round(Math.abs(Date.now() - serverMs) / 60_000))} minutes`;
   }
@@ -289,6 +337,7 @@ function accessRemedy(code: string, thrown: RestError, store: StoreFacts): strin
       return "give an account key, a connection string, a SAS in the URL, or sign in";
     case "AuthorizationPermissionMismatch":
     case "InsufficientAccountPermissions":
+      if (store.access === "sas") return unspecificRemedies.sas;
       return "the identity lacks a permission: it needs read, write, delete and list (Storage Blob Data Contributor)";
     case "AuthorizationResourceTypeMismatch":
     case "AuthorizationServiceMismatch":
@@ -304,6 +353,24 @@ function accessRemedy(code: string, thrown: RestError, store: StoreFacts): strin
     default:
       return unspecificRemedies[store.access];
   }
+}
+
+/** The remedy for a fault that the SAS shows itself; undefined when it shows none. */
+function sasRemedy(sas: SasFacts, right: SasRight, nowMs: number): string | undefined {
+  if (sas.expiresAtMs !== undefined && sas.expiresAtMs <= nowMs)
+    return `the SAS expired at ${isoTime(sas.expiresAtMs)}: make a new one`;
+  if (sas.startsAtMs !== undefined && sas.startsAtMs > nowMs)
+    return `the SAS is valid from ${isoTime(sas.startsAtMs)} (st=): wait until then, or make one without st=`;
+  if (right === "create-container" && sas.isService)
+    return "a SAS for a container cannot create it: create it with `az storage container create`, or give an account key";
+  const letters = rightLetters[right];
+  if (sas.rights === undefined || [...letters].some((letter) => sas.rights?.includes(letter) === true))
+    return undefined;
+  return `the SAS lacks the right to ${right.replace("-", " a ")}: ${[...letters].join(" or ")} is not in its sp=; make one with sp=racwdl`;
+}
+
+function isoTime(ms: number): string {
+  return new Date(ms).toISOString();
 }
 
 /** For AuthorizationFailure and similar codes, which Azure and Azurite give for several reasons. */
@@ -326,10 +393,22 @@ function credentialMissing(subject: CallSubject, store: StoreFacts, cause: Error
   );
 }
 
+/** A code that a message may contain: error codes of Azure are words. */
+const namePattern = /^\w{1,80}$/;
+
 /** The storage error code: in the header, since HEAD answers have no body. */
 function storageErrorCode(thrown: RestError): string {
-  return thrown.response?.headers.get("x-ms-error-code") ?? thrown.code ?? thrown.name;
+  const code = thrown.response?.headers.get("x-ms-error-code") ?? thrown.code ?? thrown.name;
+  return namePattern.test(code) ? code : "with an unknown code";
 }
+
+function requestIdOf(thrown: RestError): string | undefined {
+  const id = thrown.response?.headers.get("x-ms-request-id");
+  return id !== undefined && /^[\w-]{1,80}$/.test(id) ? id : undefined;
+}
+
+/** As much of a foreign message as its first line may need, and a SAS in it. */
+const foreignCharactersMax = 4000;
 
 /** `Retry-After` in milliseconds: seconds or a date (RFC 9110, 10.2.3). */
 function retryAfter(thrown: RestError): number | undefined {
@@ -341,13 +420,15 @@ function retryAfter(thrown: RestError): number | undefined {
   return Number.isNaN(at) ? undefined : Math.max(0, at - Date.now());
 }
 
-/** An Error with the first line of the foreign message, without request, response and secrets. */
+/** An Error with the beginning of the foreign message, without request, response and secrets. */
 function scrubbedCause(thrown: unknown, store: StoreFacts): Error {
   const text = thrown instanceof Error ? `${thrown.name}: ${thrown.message}` : String(thrown);
-  let line = text.split("\n", 1)[0] ?? "";
-  for (const secret of store.secrets) {
-    if (secret !== "") line = line.replaceAll(secret, "***");
-  }
-  line = line.replaceAll(/(https?:\/\/[^\s?'"]+)\?[^\s'"]*/g, "$1?***").replaceAll(/\bsig=[^&\s'"]+/g, "sig=***");
+  let line = text.slice(0, foreignCharactersMax);
+  for (const secret of store.secrets) line = line.replaceAll(secret, "***");
+  line = line.replaceAll(/\?[^\s'"?]*/g, "?***").replaceAll(/\bsig=[^&\s'"]+/g, "sig=***");
+  // Where the text was cut off, a part of a secret may be left.
+  const restMax = Math.max(0, ...store.secrets.map((secret) => secret.length));
+  if (text.length > foreignCharactersMax && restMax > 0) line = line.slice(0, -restMax);
+  line = line.split("\n", 1)[0] ?? "";
   return new Error(line);
 }

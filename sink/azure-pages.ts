@@ -80,6 +80,7 @@ export class AzurePages {
     const response = await this.#calls.run({
       kind: "write",
       action: `write ${String(bytes.length)} bytes at ${String(offset)} of ${name}`,
+      right: "write",
       name,
       bytes: bytes.length,
       codes: fenceCodes,
@@ -97,13 +98,14 @@ export class AzurePages {
     await this.#calls.run({
       kind: "idempotent",
       action: `read ${String(into.length)} bytes at ${String(offset)} of ${name}`,
+      right: "read",
       name,
       bytes: into.length,
       codes: { InvalidRange: "DAMAGED" },
       signal: options.signal,
       send: async (abortSignal) => {
         const response = await client.download(offset, into.length, { abortSignal, maxRetryRequests: 0 });
-        const sizeBytes = Number(/\/(\d+)$/.exec(response.contentRange ?? "")?.[1] ?? Number.NaN);
+        const sizeBytes = Number(/^bytes \d+-\d+\/(\d+)$/.exec(response.contentRange ?? "")?.[1] ?? Number.NaN);
         if (response.blobType !== "PageBlob" || sizeBytes < offset + into.length) {
           discard(response);
           throw response.blobType === "PageBlob"
@@ -122,6 +124,7 @@ export class AzurePages {
     await this.#calls.run({
       kind: "idempotent",
       action: `clear ${String(length)} bytes at ${String(offset)} of ${name}`,
+      right: "write",
       name,
       signal: options.signal,
       send: (abortSignal) => client.clearPages(offset, length, { abortSignal }),
@@ -147,6 +150,7 @@ export class AzurePages {
       await this.#calls.run({
         kind: "idempotent",
         action: `restore the length of ${name}`,
+        right: "write",
         name,
         signal: options.signal,
         send: (abortSignal) => page.client.resize(sizeBytes, { abortSignal }),
@@ -184,6 +188,7 @@ export class AzurePages {
     const response = await this.#calls.run({
       kind: "idempotent",
       action: `raise the sequence number of ${name}`,
+      right: "write",
       name,
       signal: options.signal,
       send: (abortSignal) => client.updateSequenceNumber("max", atLeast, { abortSignal }),
@@ -227,6 +232,7 @@ export class AzurePages {
     const response = await this.#calls.run({
       kind,
       action: `create ${name}`,
+      right: "create",
       name,
       codes: { ...existsCodes, LeaseIdMissing: "OBJECT_EXISTS" },
       signal: options.signal,
@@ -245,6 +251,7 @@ export class AzurePages {
     return this.#calls.run({
       kind: "idempotent",
       action: `list the pages of ${name}`,
+      right: "read",
       name,
       signal: options.signal,
       send: async (abortSignal) => {
@@ -302,6 +309,7 @@ export function blobProperties(
   return calls.run({
     kind: "idempotent",
     action: `look up ${name}`,
+    right: "read",
     name,
     signal: options.signal,
     send: (abortSignal) => client.getProperties({ abortSignal }),

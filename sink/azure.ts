@@ -25,7 +25,7 @@ import type {
   StoredObject,
 } from "../engine/index.ts";
 import { hasCode, TidemarkError } from "../engine/index.ts";
-import { credentialOf, sasExpiry, secretsOf } from "./azure-access.ts";
+import { credentialOf, sasFacts, secretsOf } from "./azure-access.ts";
 import { openAgent, socketsMaxDefault } from "./azure-connection.ts";
 import { changedCodes, type ErrorMeanings, existsCodes, leaseCodes, type StoreFacts } from "./azure-errors.ts";
 import type { AzureSinkOptions } from "./azure-options.ts";
@@ -33,6 +33,7 @@ import { AzurePages, blobProperties } from "./azure-pages.ts";
 import { Caller } from "./azure-retry.ts";
 import { asBuffer, discard, fill, httpEtag, pinnedVersion, plainEtag } from "./azure-wire.ts";
 import type { AzureAccess } from "./credential.ts";
+import { bypassesProxy, describeProxy, type ProxyOptions } from "./proxy.ts";
 import {
   checkLeaseId,
   checkLeaseSeconds,
@@ -84,7 +85,8 @@ export class AzureSink implements Sink {
     this.#calls = calls;
     this.#server = server;
     this.#pages = new AzurePages(container, calls);
-    const isAzure = /\.blob\.(?:core\.|storage\.)[a-z.]+$/.test(new URL(container.url).hostname);
+    const { hostname } = new URL(container.url);
+    const isAzure = hostname.includes(".blob.core.") || hostname.includes(".blob.storage.");
     this.capabilities = { attachablePages: true, settlingMs: isAzure ? 0 : azuriteSettlingMs };
   }
 
@@ -108,7 +110,8 @@ export class AzureSink implements Sink {
       host: url.host,
       access: access.kind,
       secrets: secretsOf(access, options.proxy),
-      sasExpiresAtMs: sasExpiry(access),
+      sas: sasFacts(access),
+      proxy: proxyOf(url, options.proxy),
     };
     const calls = new Caller(store, options);
     const agent = openAgent(url, options.proxy, options.socketsMax ?? socketsMaxDefault, () => {
@@ -118,6 +121,9 @@ export class AzureSink implements Sink {
     const pipelineOptions: StoragePipelineOptions & { readonly agent: Agent } = {
       retryOptions: { maxTries: 1 },
       agent,
+      // The SDK parses the proxy variables of the environment unless it is given a proxy, although
+      // the agent goes first.
+      proxyOptions: { host: "http://unused.invalid", port: 1 },
     };
     const pipeline = newPipeline(credentialOf(access), pipelineOptions);
     pipeline.factories.push(pinnedVersion);
@@ -134,6 +140,7 @@ export class AzureSink implements Sink {
       await this.#calls.run({
         kind: "idempotent",
         action: "create the container",
+        right: "create-container",
         name: undefined,
         codes: { ContainerAlreadyExists: "VAULT_EXISTS" },
         signal: options.signal,
@@ -154,6 +161,7 @@ export class AzureSink implements Sink {
     return this.#calls.run({
       kind: "idempotent",
       action: `read ${name}`,
+      right: "read",
       name,
       bytes: sizeBytesMax,
       signal: options.signal,
@@ -193,6 +201,7 @@ export class AzureSink implements Sink {
     const response = await this.#calls.run({
       kind: "write",
       action: `write ${name}`,
+      right: absent ? "create" : "write",
       name,
       bytes: body.length,
       // A lease exists only on an existing object.
@@ -217,6 +226,7 @@ export class AzureSink implements Sink {
       await this.#calls.run({
         kind: "write",
         action: `delete ${name}`,
+        right: "delete",
         name,
         codes: { LeaseIdMissing: "LEASE_HELD" },
         signal: options.signal,
@@ -333,6 +343,7 @@ export class AzureSink implements Sink {
     return this.#calls.run({
       kind: "idempotent",
       action: `list ${prefix === "" ? "the objects" : `${prefix}*`}`,
+      right: "list",
       name: undefined,
       signal: options.signal,
       send: async (abortSignal) => {
@@ -371,10 +382,16 @@ export class AzureSink implements Sink {
     return this.#calls.run({
       kind: "idempotent",
       action: `${verb} the lease of ${name}`,
+      right: "write",
       name,
       codes,
       signal: options.signal,
       send: (abortSignal) => send(blob.getBlobLeaseClient(leaseId), abortSignal),
     });
   }
+}
+
+/** The proxy that requests to `url` go through, as messages name it. */
+function proxyOf(url: URL, proxy: ProxyOptions | undefined): string | undefined {
+  return proxy === undefined || bypassesProxy(url, proxy.bypass ?? []) ? undefined : describeProxy(proxy);
 }

@@ -24,7 +24,9 @@ import { hasCode, systemCode, TidemarkError } from "../engine/index.ts";
 import {
   type AzuritePaths,
   azuritePaths,
+  developmentAccount,
   exitOtherHost,
+  ownKey,
   type ProcessIdentity,
   processStartTime,
   writeHostState,
@@ -58,6 +60,8 @@ let ending = false;
 await main();
 
 async function main(): Promise<void> {
+  // Azurite creates its files without a mode: they are for the folder's owner only.
+  process.umask(0o077);
   const dir = process.argv[2];
   if (dir === undefined) throw new TidemarkError("INVALID_ARGUMENT", "the folder is missing");
   const paths = azuritePaths(dir);
@@ -114,8 +118,9 @@ async function loadAzurite(): Promise<Modules> {
 async function startServer(paths: AzuritePaths, [configurationModule, serverModule]: Modules): Promise<BlobServer> {
   await refuseEmptyDatabase(paths.blobDatabase);
   await refuseEmptyDatabase(paths.extentDatabase);
-  // Azurite takes accounts from the environment; this server has the published one only.
-  delete process.env["AZURITE_ACCOUNTS"];
+  // Azurite takes accounts from the environment. Changed here, after the start of the process, it
+  // does not show in /proc.
+  process.env["AZURITE_ACCOUNTS"] = `${developmentAccount}:${await ownKey(paths.key)}`;
   const configuration = new configurationModule.default(
     "127.0.0.1",
     0,

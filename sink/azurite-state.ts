@@ -5,12 +5,16 @@
  *   tidemark-server.lock held exclusively by the host for its whole life: two servers on one folder
  *   would destroy it tidemark-users.lock held shared by every process that uses the server; held
  *   exclusively by a host that is ending tidemark-server.json the host's process and port; valid
- *   only while the server lock is held tidemark-server.log the host's error output
+ *   only while the server lock is held tidemark-server.key the account key that this folder's
+ *   server asks for tidemark-server.log the host's error output
+ *
+ * A server on the loopback interface can be reached by every user of the machine. So each folder
+ * has a random account key, in a file that only the folder's owner can read.
  */
-import { readFile, rename, writeFile } from "node:fs/promises";
+import { randomBytes } from "node:crypto";
 import { join } from "node:path";
-import { type ErrorCode, systemCode } from "../engine/index.ts";
-import { processStat } from "../engine/internal.ts";
+import { type ErrorCode, systemCode, TidemarkError } from "../engine/index.ts";
+import { processStat, readOwn, replacePlain } from "../engine/internal.ts";
 
 /** Azurite's own names, so that a plain `azurite -l DIR` can open the folder. */
 export const blobDatabaseName = "__azurite_db_blob__.json";
@@ -18,8 +22,8 @@ export const extentDatabaseName = "__azurite_db_blob_extent__.json";
 export const extentFolderName = "__blobstorage__";
 
 /**
- * The account of every Azurite and its published key. The key is no secret; the server listens on
- * loopback only.
+ * The account of every Azurite and its published key, which is no secret. A server that Tidemark
+ * starts has this account, so that a plain Azurite finds the data, and a key of its own.
  */
 export const developmentAccount = "devstoreaccount1";
 export const developmentKey =
@@ -35,6 +39,7 @@ export interface AzuritePaths {
   readonly serverLock: string;
   readonly usersLock: string;
   readonly state: string;
+  readonly key: string;
   readonly log: string;
   readonly blobDatabase: string;
   readonly extentDatabase: string;
@@ -46,6 +51,7 @@ export function azuritePaths(dir: string): AzuritePaths {
     serverLock: join(dir, "tidemark-server.lock"),
     usersLock: join(dir, "tidemark-users.lock"),
     state: join(dir, "tidemark-server.json"),
+    key: join(dir, "tidemark-server.key"),
     log: join(dir, "tidemark-server.log"),
     blobDatabase: join(dir, blobDatabaseName),
     extentDatabase: join(dir, extentDatabaseName),
@@ -72,16 +78,48 @@ export type HostState =
 
 /** Replaces the state atomically: a reader never sees a part of it. */
 export async function writeHostState(path: string, state: HostState): Promise<void> {
-  const temporary = `${path}.${String(state.pid)}`;
-  await writeFile(temporary, `${JSON.stringify(state)}\n`);
-  await rename(temporary, path);
+  await replacePlain(path, `${JSON.stringify(state)}\n`);
+}
+
+/** The size of an account key of Azure, and of its base64. */
+const keyBytes = 64;
+const keyPattern = /^[A-Za-z0-9+/]{86}==$/;
+
+/** More than a state file or a key has. */
+const ownFileBytesMax = 65_536;
+
+/**
+ * The folder's account key, made at its first use. Only the holder of the server lock may call it.
+ */
+export async function ownKey(path: string): Promise<string> {
+  try {
+    return await readKey(path);
+  } catch (error) {
+    if (systemCode(error) !== "ENOENT") throw error;
+  }
+  const key = randomBytes(keyBytes).toString("base64");
+  await replacePlain(path, key, { durable: true });
+  return key;
+}
+
+/**
+ * The key of the server on a folder.
+ *
+ * @throws TidemarkError DAMAGED. Errors of the file system pass through untranslated.
+ */
+export async function readKey(path: string): Promise<string> {
+  const key = (await readOwn(path, ownFileBytesMax)).toString("latin1");
+  if (keyPattern.test(key)) return key;
+  throw new TidemarkError("DAMAGED", `${path} holds no account key`, {
+    remedy: `end the commands that use the folder, then remove the file: rm ${path}`,
+  });
 }
 
 /** The state written last; undefined when the file is absent or cannot be parsed. */
 export async function readHostState(path: string): Promise<HostState | undefined> {
   let text: string;
   try {
-    text = await readFile(path, "utf8");
+    text = (await readOwn(path, ownFileBytesMax)).toString("utf8");
   } catch (error) {
     if (systemCode(error) === "ENOENT") return undefined;
     throw error;

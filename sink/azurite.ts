@@ -12,13 +12,15 @@
  * process started is left on the folder. The caller may remove the folder.
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdir, open, readdir, readFile, readlink, realpath } from "node:fs/promises";
+import { constants } from "node:fs";
+import { readdir, readFile, readlink, realpath, rm, stat } from "node:fs/promises";
 import http from "node:http";
 import { Socket } from "node:net";
-import { resolve } from "node:path";
+import { join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { interrupted, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { makeFolder, openPlain, replacePlain } from "../engine/internal.ts";
 import {
   type AzuritePaths,
   azuritePaths,
@@ -29,8 +31,10 @@ import {
   type HostState,
   processStartTime,
   readHostState,
+  readKey,
 } from "./azurite-state.ts";
 import { FileLock } from "./file-lock.ts";
+import { folderError, keepReserve } from "./file-system.ts";
 import { checkInstalled } from "./optional-package.ts";
 
 /** Options of `Azurite.start`. */
@@ -62,6 +66,8 @@ export class Azurite implements AsyncDisposable {
   readonly dir: string;
   /** `http://127.0.0.1:PORT/devstoreaccount1`. */
   readonly endpoint: string;
+  /** The account key that the server asks for: random, one per folder. */
+  readonly key: string;
   /** Process id of the server, which may have been started by another process. */
   readonly pid: number;
   readonly #paths: AzuritePaths;
@@ -71,9 +77,16 @@ export class Azurite implements AsyncDisposable {
   readonly #host: HostState;
   #stopped: Promise<void> | undefined;
 
-  private constructor(dir: string, port: number, host: HostState, users: FileLock, child: ChildProcess | undefined) {
+  private constructor(
+    dir: string,
+    server: { readonly port: number; readonly key: string },
+    host: HostState,
+    users: FileLock,
+    child: ChildProcess | undefined,
+  ) {
     this.dir = dir;
-    this.endpoint = `http://127.0.0.1:${String(port)}/${developmentAccount}`;
+    this.endpoint = `http://127.0.0.1:${String(server.port)}/${developmentAccount}`;
+    this.key = server.key;
     this.pid = host.pid;
     this.#paths = azuritePaths(dir);
     this.#users = users;
@@ -85,9 +98,8 @@ export class Azurite implements AsyncDisposable {
    * Uses the Azurite on `dir` and starts one if none runs. Creates the folder when it is absent.
    *
    * @throws TidemarkError INVALID_ARGUMENT: the folder holds other files, or an Azurite that
-   * Tidemark did not start uses it; DAMAGED: its database cannot be read; UNSUPPORTED: the package
-   * `azurite` is not installed, or there is no flock; STORE_UNREACHABLE, ACCESS_REFUSED, NO_SPACE,
-   * INTERRUPTED.
+   * Tidemark did not start uses it; ACCESS_REFUSED: the folder belongs to another user; DAMAGED: its database cannot be read; UNSUPPORTED: the package
+   * `azurite` is not installed, or there is no flock; STORE_UNREACHABLE, NO_SPACE, INTERRUPTED.
    */
   static async start(dir: string, options: AzuriteOptions = {}): Promise<Azurite> {
     checkInstalled("an Azurite", ["azurite"]);
@@ -114,7 +126,8 @@ export class Azurite implements AsyncDisposable {
         if (held) {
           if (state?.state === "listening" && (await answers(state.port, silence.probeMs, options.signal))) {
             if (child !== undefined && child.pid !== state.pid) letGo(child);
-            return new Azurite(folder, state.port, state, users, child);
+            const key = await readKey(paths.key);
+            return new Azurite(folder, { port: state.port, key }, state, users, child);
           }
           if (state !== undefined && silence.isOver(state)) await kill(state, folder);
         } else if (ended) {
@@ -224,8 +237,10 @@ class Silence {
  */
 async function prepareFolder(dir: string): Promise<string> {
   try {
-    await mkdir(dir, { recursive: true });
+    await makeFolder(dir);
     const folder = await realpath(dir);
+    await refuseOthersFolder(folder);
+    await refuseUnwritable(folder);
     const names = await readdir(folder);
     const ours =
       names.every((name) => name === "lost+found") ||
@@ -239,30 +254,29 @@ async function prepareFolder(dir: string): Promise<string> {
   });
 }
 
-function folderError(error: unknown, dir: string): unknown {
-  switch (systemCode(error)) {
-    case "ENOTDIR":
-    case "EEXIST":
-      return new TidemarkError("INVALID_ARGUMENT", `${dir} is not a folder`, {
-        remedy: "name a folder for Azurite's data",
-        cause: error,
-      });
-    case "EACCES":
-    case "EPERM":
-    case "EROFS":
-      return new TidemarkError("ACCESS_REFUSED", `this user may not write to ${dir}`, {
-        remedy: `check the owner of the folder: ls -ld ${dir}`,
-        cause: error,
-      });
-    case "ENOSPC":
-    case "EDQUOT":
-      return new TidemarkError("NO_SPACE", `no space is left to create ${dir}`, {
-        remedy: "free some space, then run the command again",
-        cause: error,
-      });
-    default:
-      return error;
-  }
+/**
+ * Azurite answers 500 for whatever keeps it from writing, and its host cannot write why it failed.
+ * So the folder is tried first.
+ */
+async function refuseUnwritable(folder: string): Promise<void> {
+  const probe = join(folder, "tidemark-probe");
+  await replacePlain(probe, "");
+  await rm(probe, { force: true });
+  await keepReserve(folder, 0);
+}
+
+/**
+ * Refuses the folder of another user, to root too: its owner could place links in it, and the
+ * server would leave files that the owner cannot open.
+ */
+async function refuseOthersFolder(folder: string): Promise<void> {
+  const { uid } = await stat(folder);
+  const self = process.geteuid?.() ?? uid;
+  if (uid === self) return;
+  throw new TidemarkError("ACCESS_REFUSED", `${folder} belongs to user ${String(uid)}, not to user ${String(self)}`, {
+    remedy: `run the command as its owner: sudo -u '#${String(uid)}' tidemark …`,
+    detail: { path: folder },
+  });
 }
 
 /**
@@ -270,7 +284,7 @@ function folderError(error: unknown, dir: string): unknown {
  * without holding this process alive.
  */
 async function spawnHost(dir: string, paths: AzuritePaths): Promise<ChildProcess> {
-  const log = await open(paths.log, "a");
+  const log = await openPlain(paths.log, constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT);
   try {
     if ((await log.stat()).size > logBytesMax) await log.truncate();
     const child = spawn(process.execPath, [fileURLToPath(import.meta.resolve("#azurite-host")), dir], {

@@ -11,6 +11,11 @@
  *
  * `@` is not allowed in names, so none of these files can be mistaken for an object.
  *
+ * Other users. Folders are made with mode 0700 and files with 0600. ROOT may be reached through
+ * links, because the user names it. Below it nothing is: before a name is used, the folder above it
+ * must be its own real path, and a file is opened as `plain-file.ts` in the engine says. What is
+ * found in the place of an object and is no regular file is DAMAGED.
+ *
  * ETags. An object's ETag is its file's modification time and size. The kernel's clock ticks every
  * few milliseconds, so the writer sets the time itself: each version gets a microsecond of its own,
  * greater than every earlier one in the vault and not less than the wall clock. `@tidemark/clock`
@@ -19,13 +24,22 @@
  * object of the same size. Copying the folder with its times (`cp -a`) keeps every ETag.
  */
 import { randomUUID } from "node:crypto";
-import type { BigIntStats } from "node:fs";
-import { constants, mkdir, open, readdir, stat, unlink } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { type BigIntStats, constants } from "node:fs";
+import { lstat, mkdir, open, readdir, realpath, unlink } from "node:fs/promises";
+import { dirname, join, relative } from "node:path";
 import { type CallOptions, systemCode, TidemarkError } from "../engine/index.ts";
-import { syncFolder } from "../engine/internal.ts";
+import {
+  checkPlain,
+  makeFolder,
+  notPlain,
+  openPlain,
+  ownFileMode,
+  ownFolderMode,
+  readPlain,
+  syncFolder,
+} from "../engine/internal.ts";
 import { FileLock, type LockOptions, Turnstile } from "./file-lock.ts";
-import { absentAs, outcomeUnknown, syncFolderIfAllowed } from "./file-system.ts";
+import { absentAs, folderError, outcomeUnknown, syncFolderIfAllowed } from "./file-system.ts";
 import { type Lease, parseLease } from "./lease.ts";
 import { nameBlocked, objectNotFound, vaultNotFound, wrongKind } from "./rules.ts";
 
@@ -44,6 +58,12 @@ const lockWaitMsMax = 30_000;
 /** A temporary file is written in seconds. At this age its writer is dead. */
 const tempAgeMsMax: number = 24 * 60 * 60 * 1000;
 
+/** Digits in the file of the modification time given last. */
+const clockDigits = 16;
+
+/** More than a lease has. */
+const leaseBytesMax = 4096;
+
 /** A stored object: its kind and the facts of its file. */
 export interface Found {
   readonly kind: "object" | "pages";
@@ -59,6 +79,7 @@ export class DirectoryTree {
   /** Folders that exist and whose names are durable. */
   readonly #folders = new Set<string>();
   #sweeping: Promise<void> | undefined;
+  #realRoot: string | undefined;
 
   /** `clock` gives milliseconds since 1970. */
   constructor(root: string, description: string, clock: () => number) {
@@ -72,7 +93,15 @@ export class DirectoryTree {
    * INVALID_ARGUMENT when it holds other files.
    */
   async createContainer(): Promise<boolean> {
-    await mkdir(this.root, { recursive: true });
+    try {
+      return await this.#createContainer();
+    } catch (error) {
+      throw folderError(error, this.root);
+    }
+  }
+
+  async #createContainer(): Promise<boolean> {
+    await makeFolder(this.root);
     const entries = (await readdir(this.root)).filter((entry) => !harmlessInEmptyFolder.includes(entry));
     if (entries.length > 0 && !(await this.hasContainer())) {
       throw new TidemarkError("INVALID_ARGUMENT", `${this.root} holds files that are not a vault's`, {
@@ -80,7 +109,7 @@ export class DirectoryTree {
       });
     }
     try {
-      await mkdir(join(this.root, ownFolder));
+      await mkdir(join(this.root, ownFolder), ownFolderMode);
     } catch (error) {
       if (systemCode(error) === "EEXIST") return false;
       throw error;
@@ -93,10 +122,26 @@ export class DirectoryTree {
     }
   }
 
-  /** True when the folder exists and is marked as a vault. */
+  /** True when the folder exists and is marked as a vault. Throws DAMAGED when the mark is a link. */
   async hasContainer(): Promise<boolean> {
-    const found = await absentAs(undefined, stat(join(this.root, ownFolder)));
+    const mark = join(this.root, ownFolder);
+    const found = await absentAs(undefined, lstat(mark));
+    if (found?.isSymbolicLink() === true) throw notPlain(mark, "a link");
     return found?.isDirectory() === true;
+  }
+
+  /**
+   * Throws DAMAGED when the folder of `path` is reached through a link below the root, and ENOENT or
+   * ENOTDIR when there is no such folder.
+   */
+  async checkFolderOf(path: string): Promise<void> {
+    const folder = dirname(path);
+    const real = await realpath(folder);
+    const below = relative(this.root, folder);
+    if (this.#realRoot !== undefined && real === join(this.#realRoot, below)) return;
+    // The first call, or the user has moved the link that leads to the root.
+    this.#realRoot = await realpath(this.root);
+    if (real !== join(this.#realRoot, below)) throw notPlain(folder, "reached through a link");
   }
 
   /** Throws VAULT_NOT_FOUND when `hasContainer` is false. */
@@ -110,7 +155,7 @@ export class DirectoryTree {
    */
   async absent(name: string, wanted: "object" | "page object"): Promise<TidemarkError> {
     if (!(await this.hasContainer())) return vaultNotFound(this.#description);
-    const other = await absentAs(undefined, stat(this.path(name) + (wanted === "object" ? pagesSuffix : "")));
+    const other = await absentAs(undefined, lstat(this.path(name) + (wanted === "object" ? pagesSuffix : "")));
     return other?.isFile() === true ? wrongKind(name, wanted) : objectNotFound(name);
   }
 
@@ -125,11 +170,21 @@ export class DirectoryTree {
    */
   async find(name: string): Promise<Found | undefined> {
     const path = this.path(name);
-    const stats = await absentAs(undefined, stat(path, { bigint: true }));
-    if (stats?.isFile() === true) return { kind: "object", stats };
-    if (stats !== undefined) throw nameBlocked(name);
-    const pages = await absentAs(undefined, stat(path + pagesSuffix, { bigint: true }));
-    return pages === undefined ? undefined : { kind: "pages", stats: pages };
+    const isThere = await absentAs(
+      false,
+      this.checkFolderOf(path).then(() => true),
+    );
+    if (!isThere) return undefined;
+    const stats = await absentAs(undefined, lstat(path, { bigint: true }));
+    if (stats?.isDirectory() === true) throw nameBlocked(name);
+    if (stats !== undefined) {
+      checkPlain(path, stats);
+      return { kind: "object", stats };
+    }
+    const pages = await absentAs(undefined, lstat(path + pagesSuffix, { bigint: true }));
+    if (pages === undefined) return undefined;
+    checkPlain(path + pagesSuffix, pages);
+    return { kind: "pages", stats: pages };
   }
 
   /**
@@ -143,12 +198,14 @@ export class DirectoryTree {
   async #makeFolder(folder: string, name: string): Promise<void> {
     if (folder === this.root || this.#folders.has(folder)) return;
     await this.#makeFolder(dirname(folder), name);
-    if ((await absentAs(undefined, stat(folder + pagesSuffix))) !== undefined) throw nameBlocked(name);
+    if ((await absentAs(undefined, lstat(folder + pagesSuffix))) !== undefined) throw nameBlocked(name);
     try {
-      await mkdir(folder);
+      await mkdir(folder, ownFolderMode);
     } catch (error) {
       if (systemCode(error) !== "EEXIST") throw error;
-      if (!(await stat(folder)).isDirectory()) throw nameBlocked(name, error);
+      const found = await lstat(folder);
+      if (found.isSymbolicLink()) throw notPlain(folder, "a link", error);
+      if (!found.isDirectory()) throw nameBlocked(name, error);
     }
     // A folder that existed is flushed too: the process that created it may have died before its
     // flush.
@@ -171,7 +228,9 @@ export class DirectoryTree {
   /** Runs `task` under the vault's lock: one change of names at a time, across processes. */
   locked<T>(options: CallOptions | undefined, task: () => Promise<T>): Promise<T> {
     return this.#turnstile.pass(async () => {
-      const lock = await FileLock.acquire(join(this.root, ownFolder, "lock"), "exclusive", lockOptions(options));
+      const path = join(this.root, ownFolder, "lock");
+      await this.checkFolderOf(path);
+      const lock = await FileLock.acquire(path, "exclusive", lockOptions(options));
       try {
         return await task();
       } finally {
@@ -188,6 +247,7 @@ export class DirectoryTree {
     this.#sweeping ??= this.#sweep();
     await this.#sweeping;
     const temp = join(this.root, ownFolder, `temp-${randomUUID()}`);
+    await this.checkFolderOf(temp);
     try {
       return await task(temp);
     } finally {
@@ -198,9 +258,10 @@ export class DirectoryTree {
   /** Removes temporary files of writers that died. */
   async #sweep(): Promise<void> {
     const folder = join(this.root, ownFolder);
+    if (!(await this.hasContainer())) return;
     const temps = (await absentAs([], readdir(folder))).filter((entry) => entry.startsWith("temp-"));
     for (const temp of temps) {
-      const found = await absentAs(undefined, stat(join(folder, temp)));
+      const found = await absentAs(undefined, lstat(join(folder, temp)));
       if (found !== undefined && Date.now() - found.mtimeMs > tempAgeMsMax)
         await absentAs(undefined, unlink(join(folder, temp)));
     }
@@ -211,7 +272,7 @@ export class DirectoryTree {
    * the ETag, which follows from that time.
    */
   async writeTemp(temp: string, bytes: Uint8Array, options: CallOptions | undefined): Promise<string> {
-    const handle = await open(temp, "wx", 0o666);
+    const handle = await open(temp, "wx", ownFileMode);
     try {
       await handle.writeFile(bytes);
       const timeUs = await this.locked(options, () => this.#nextTimeUs());
@@ -237,12 +298,16 @@ export class DirectoryTree {
 
   /** The next modification time, in microseconds since 1970. Needs no flush: see ETags above. */
   async #nextTimeUs(): Promise<number> {
-    const handle = await open(join(this.root, ownFolder, "clock"), constants.O_RDWR | constants.O_CREAT, 0o666);
+    const path = join(this.root, ownFolder, "clock");
+    const handle = await openPlain(path, constants.O_RDWR | constants.O_CREAT);
     try {
+      if ((await handle.stat()).nlink > 1) throw notPlain(path, "a hard link to another file");
       // A power failure may leave the file empty or torn; then the wall clock decides alone.
-      const last = Number.parseInt(await handle.readFile("latin1"), 10);
+      const text = Buffer.alloc(clockDigits);
+      const { bytesRead } = await handle.read(text, 0, clockDigits, 0);
+      const last = Number.parseInt(text.toString("latin1", 0, bytesRead), 10);
       const timeUs = Math.max(Math.floor(this.#clock() * 1000), Number.isSafeInteger(last) ? last + 1 : 0);
-      await handle.write(timeUs.toString().padStart(16, "0"), 0, "latin1");
+      await handle.write(timeUs.toString().padStart(clockDigits, "0"), 0, "latin1");
       return timeUs;
     } finally {
       await handle.close();
@@ -251,13 +316,8 @@ export class DirectoryTree {
 
   /** The lease on an object, or undefined. Throws DAMAGED when it cannot be parsed. */
   async readLease(name: string): Promise<Lease | undefined> {
-    const handle = await absentAs(undefined, open(this.path(name) + leaseSuffix, constants.O_RDONLY));
-    if (handle === undefined) return undefined;
-    try {
-      return parseLease(name, await handle.readFile("utf8"));
-    } finally {
-      await handle.close();
-    }
+    const bytes = await absentAs(undefined, readPlain(this.path(name) + leaseSuffix, leaseBytesMax));
+    return bytes === undefined ? undefined : parseLease(name, bytes.toString("utf8"));
   }
 }
 

@@ -10,10 +10,13 @@
  * few seconds, and a file system whose flock reaches across hosts (NFS 4 and SMB, as Linux mounts
  * them).
  *
+ * A page write leaves a reserve of free space, so that a full vault can be pruned and collected.
+ *
  * Cost: a put is two flushes, a page write one. At most `pageFilesOpenMax` page files stay open.
  */
 import assert from "node:assert/strict";
-import { constants, open, readdir, rename, stat, unlink, writeFile } from "node:fs/promises";
+import { constants } from "node:fs";
+import { type FileHandle, lstat, readdir, rename, stat, unlink, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import type {
   CallOptions,
@@ -26,9 +29,10 @@ import type {
   StoredObject,
 } from "../engine/index.ts";
 import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { notPlain, openPlain, ownFileMode } from "../engine/internal.ts";
 import { DirectoryTree, etagOf, type Found, leaseSuffix, lockOptions, pagesSuffix } from "./directory-tree.ts";
 import type { LockOptions } from "./file-lock.ts";
-import { absentAs, changedByOthers, isAbsence, readFully, translated } from "./file-system.ts";
+import { absentAs, changedByOthers, isAbsence, keepReserve, readFully, translated } from "./file-system.ts";
 import { acquireLease, changeLease, type Lease, passDelete, passWrite, releaseLease, renewLease } from "./lease.ts";
 import { PageFile, pageFileDataAt } from "./page-file.ts";
 import { PageFilePool } from "./page-file-pool.ts";
@@ -57,6 +61,9 @@ import {
  */
 const pageFilesOpenMax = 32;
 
+/** How often a page object that is being restored may be deleted and made by other processes. */
+const restoreAttemptsMax = 100;
+
 /** Options of `DirectorySink.open`. */
 export interface DirectorySinkOptions {
   /**
@@ -81,15 +88,19 @@ export class DirectorySink implements Sink {
   readonly #clock: () => number;
   readonly #tree: DirectoryTree;
   readonly #pageFiles: PageFilePool;
+  /** Bytes of the page writes under way, which the file system may not count yet. */
+  #writingBytes = 0;
   #disposed = false;
 
   private constructor(root: string, options: DirectorySinkOptions) {
     this.#clock = options.clock ?? Date.now;
     this.description = `dir:${resolve(root)}`;
     this.#tree = new DirectoryTree(resolve(root), this.description, this.#clock);
-    this.#pageFiles = new PageFilePool(pageFilesOpenMax, (name) =>
-      PageFile.open(name, this.#tree.path(name) + pagesSuffix),
-    );
+    this.#pageFiles = new PageFilePool(pageFilesOpenMax, async (name) => {
+      const path = this.#tree.path(name) + pagesSuffix;
+      await this.#tree.checkFolderOf(path);
+      return await PageFile.open(name, path);
+    });
   }
 
   /**
@@ -118,11 +129,10 @@ export class DirectorySink implements Sink {
   getObject(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject> {
     return this.#call(name, options, async () => {
       checkName(name);
-      const handle = await absentAs(undefined, open(this.#tree.path(name), constants.O_RDONLY));
+      const handle = await this.#openObject(name);
       if (handle === undefined) throw await this.#tree.absent(name, "object");
       try {
         const found = await handle.stat({ bigint: true });
-        if (!found.isFile()) throw await this.#tree.absent(name, "object");
         if (found.size > sizeBytesMax) throw tooLarge(name, Number(found.size), sizeBytesMax);
         const bytes = new Uint8Array(Number(found.size));
         if ((await readFully(handle, bytes, 0)) < bytes.length) throw changedByOthers(name);
@@ -210,9 +220,12 @@ export class DirectorySink implements Sink {
         const part = kind === "pages" ? entry.name.slice(0, -pagesSuffix.length) : entry.name;
         if (!isNamePart(part)) continue;
         const name = folder + part;
-        if (entry.isDirectory() && kind === "object") {
-          if (`${name}/`.startsWith(prefix)) folders.push(`${name}/`);
-        } else if (entry.isFile() && name.startsWith(prefix)) {
+        if (entry.isDirectory()) {
+          if (kind === "object" && `${name}/`.startsWith(prefix)) folders.push(`${name}/`);
+        } else if (entry.isSymbolicLink() && `${name}/`.startsWith(prefix) && (await leadsToFolder(join(path, part)))) {
+          // What a folder would hold cannot be listed.
+          throw notPlain(join(path, part), "a link");
+        } else if (name.startsWith(prefix)) {
           const found = await this.#call(name, options, () => this.#statListed(name, kind, options));
           if (found !== undefined) yield { name, ...found };
         }
@@ -289,9 +302,15 @@ export class DirectorySink implements Sink {
     options?: CallOptions,
   ): Promise<{ readonly etag: string }> {
     // After an input/output error during the write it is unknown which pages arrived.
-    return this.#pagesCall(name, options, "OUTCOME_UNKNOWN", (lock) => {
+    return this.#pagesCall(name, options, "OUTCOME_UNKNOWN", async (lock) => {
       checkPageWrite(name, offset, bytes);
-      return this.#pageFiles.use(name, (file) => file.write(offset, bytes, fence, lock));
+      await keepReserve(this.#tree.root, this.#writingBytes + bytes.length);
+      this.#writingBytes += bytes.length;
+      try {
+        return await this.#pageFiles.use(name, (file) => file.write(offset, bytes, fence, lock));
+      } finally {
+        this.#writingBytes -= bytes.length;
+      }
     });
   }
 
@@ -312,14 +331,14 @@ export class DirectorySink implements Sink {
   async restorePages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<void> {
     checkPagesSize(name, sizeBytes);
     checkSequenceNumber(sequenceNumber);
-    for (;;) {
+    for (let attempt = 1; ; attempt += 1) {
       try {
         await this.#pagesCall(name, options, "STORE_REFUSED", (lock) =>
           this.#pageFiles.use(name, (file) => file.restore(sizeBytes, sequenceNumber, lock)),
         );
         return;
       } catch (error) {
-        if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+        if (!hasCode(error, "OBJECT_NOT_FOUND") || attempt === restoreAttemptsMax) throw error;
       }
       try {
         await this.createPages(name, sizeBytes, sequenceNumber, options);
@@ -396,15 +415,28 @@ export class DirectorySink implements Sink {
     );
   }
 
+  /** The file of an object; undefined when there is none, or a folder. */
+  async #openObject(name: string): Promise<FileHandle | undefined> {
+    const path = this.#tree.path(name);
+    try {
+      await this.#tree.checkFolderOf(path);
+      return await openPlain(path, constants.O_RDONLY);
+    } catch (error) {
+      if (isAbsence(error) || systemCode(error) === "EISDIR") return undefined;
+      throw error;
+    }
+  }
+
   async #statListed(
     name: string,
     kind: "object" | "pages",
     options: CallOptions | undefined,
   ): Promise<ObjectStat | undefined> {
     const path = this.#tree.path(name);
-    const found = await absentAs(undefined, stat(kind === "pages" ? path + pagesSuffix : path, { bigint: true }));
+    const found = await absentAs(undefined, lstat(kind === "pages" ? path + pagesSuffix : path, { bigint: true }));
     if (found === undefined) return undefined;
-    if (kind === "object") return { etag: etagOf(found), sizeBytes: Number(found.size) };
+    // A link or a FIFO is listed like a damaged object. Opening it throws the error.
+    if (kind === "object" || !found.isFile()) return { etag: etagOf(found), sizeBytes: Number(found.size) };
     try {
       return await this.#pageFiles.use(name, (file) => file.stat(lockOptions(options)));
     } catch (error) {
@@ -440,9 +472,18 @@ export class DirectorySink implements Sink {
         const found = await this.#tree.find(name);
         if (found?.kind !== "object") throw await this.#tree.absent(name, "object");
         const lease = change(await this.#tree.readLease(name));
-        await writeFile(temp, JSON.stringify(lease), { flag: "wx", flush: true });
+        await writeFile(temp, JSON.stringify(lease), { flag: "wx", flush: true, mode: ownFileMode });
         await rename(temp, this.#tree.path(name) + leaseSuffix);
       }),
     );
   }
+}
+
+async function leadsToFolder(link: string): Promise<boolean> {
+  const found = await absentAs(undefined, stat(link)).catch((error: unknown) => {
+    // A circle of links leads nowhere.
+    if (systemCode(error) === "ELOOP") return undefined;
+    throw error;
+  });
+  return found?.isDirectory() === true;
 }

@@ -11,11 +11,15 @@
  * be aborted. Two locks in one process exclude each other like locks in two processes, because each
  * has its own description.
  */
-import { type FileHandle, open, stat } from "node:fs/promises";
+import { constants as openFlags } from "node:fs";
+import { type FileHandle, readFile, stat } from "node:fs/promises";
 import { constants } from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
 import { interrupted, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
-import { libc } from "../engine/internal.ts";
+import { libc, openPlain } from "../engine/internal.ts";
+
+/** How often the lock file may be replaced between our opening and locking it. */
+const attemptsMax = 100;
 
 /** Shared locks admit each other; an exclusive lock admits no other. */
 export type LockMode = "shared" | "exclusive";
@@ -69,8 +73,8 @@ export class FileLock implements AsyncDisposable {
    * Takes the lock if no other holder excludes it; undefined otherwise. Throws as `acquire` does.
    */
   static async tryAcquire(path: string, mode: LockMode): Promise<FileLock | undefined> {
-    for (;;) {
-      const handle = await open(path, "a", 0o666);
+    for (let attempt = 0; attempt < attemptsMax; attempt += 1) {
+      const handle = await openPlain(path, openFlags.O_WRONLY | openFlags.O_APPEND | openFlags.O_CREAT);
       let kept = false;
       try {
         if (!tryLock(handle.fd, mode)) return undefined;
@@ -83,6 +87,7 @@ export class FileLock implements AsyncDisposable {
         if (!kept) await handle.close();
       }
     }
+    throw unsupported(`${path} is another file each time it is opened`);
   }
 
   /** Releases the lock. Idempotent; every call waits until the lock is released. */
@@ -159,8 +164,14 @@ function* pausesMs(): Generator<number, void> {
 
 async function pause(path: string, ms: number, deadlineMs: number, signal: AbortSignal | undefined): Promise<void> {
   if (performance.now() >= deadlineMs) {
-    throw new TidemarkError("STORE_UNREACHABLE", `another process holds the lock ${path} and does not release it`, {
-      remedy: "find a stopped tidemark process that uses the same folder (`ps -C node`), and end it",
+    const holder = await holderOf(path);
+    const who = holder === undefined ? "another process" : `process ${String(holder.pid)} of user ${holder.user}`;
+    throw new TidemarkError("STORE_UNREACHABLE", `${who} holds the lock ${path} and does not release it`, {
+      remedy:
+        holder === undefined
+          ? `find the process that holds it, and end it: lslocks | grep ${path}`
+          : `find out what it does, and end it: ps -fp ${String(holder.pid)}`,
+      detail: { path, ...holder },
     });
   }
   try {
@@ -169,6 +180,28 @@ async function pause(path: string, ms: number, deadlineMs: number, signal: Abort
     if (signal?.aborted === true) throw interrupted(signal);
     throw error;
   }
+}
+
+/** The process that holds a flock on the file, as Linux's /proc/locks tells; undefined: unknown. */
+async function holderOf(path: string): Promise<{ readonly pid: number; readonly user: string } | undefined> {
+  try {
+    const { dev, ino } = await stat(path);
+    // The kernel's numbering of devices, as makedev(3) packs it.
+    const high = Math.floor(dev / 256) % 4096;
+    const low = (dev % 256) + Math.floor(dev / 2 ** 20) * 256;
+    const hex = (part: number): string => part.toString(16).padStart(2, "0");
+    const place = `${hex(high)}:${hex(low)}:${String(ino)}`;
+    for (const line of (await readFile("/proc/locks", "latin1")).split("\n")) {
+      // `1: FLOCK  ADVISORY  WRITE 4711 08:01:131 0 EOF`; lines with an arrow are waiters.
+      const [, kind, , , pid, at] = line.split(/ +/);
+      if (kind !== "FLOCK" || at !== place) continue;
+      return { pid: Number(pid), user: String((await stat(`/proc/${String(pid)}`)).uid) };
+    }
+  } catch (error) {
+    // The holder is named for the message only: no /proc, or a holder that has just ended.
+    if (systemCode(error) === undefined) throw error;
+  }
+  return undefined;
 }
 
 async function bearsName(handle: FileHandle, path: string): Promise<boolean> {

@@ -2,7 +2,7 @@
  * File-system calls of the directory sink: whole reads and writes, hole punching, flushes of
  * folders, and the translation of errors.
  */
-import type { FileHandle } from "node:fs/promises";
+import { type FileHandle, statfs } from "node:fs/promises";
 import { constants } from "node:os";
 import { getSystemErrorName } from "node:util";
 import { systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
@@ -67,6 +67,71 @@ export function translated(error: unknown, subject: string, fallback: "STORE_REF
         remedy: "check the disk of the vault's folder: `dmesg` shows its errors",
       });
   }
+}
+
+/**
+ * `error` of making or looking at the store's own folder `dir`. Anything but a system error is
+ * returned as it is.
+ */
+export function folderError(error: unknown, dir: string): unknown {
+  const code = systemCode(error);
+  if (error instanceof TidemarkError || code === undefined) return error;
+  const context = { detail: { path: dir, systemCode: code }, cause: error };
+  switch (code) {
+    case "ENOTDIR":
+    case "EEXIST":
+      return new TidemarkError("INVALID_ARGUMENT", `${dir} is not a folder`, {
+        ...context,
+        remedy: "name a folder for the vault's data",
+      });
+    case "EACCES":
+    case "EPERM":
+    case "EROFS": {
+      const fact = code === "EROFS" ? "its file system is read-only" : "this user may not write there";
+      return new TidemarkError("ACCESS_REFUSED", `${dir} cannot be used: ${fact}`, {
+        ...context,
+        remedy: `name a folder that this user may write; ls -ld ${dir} shows the owner`,
+      });
+    }
+    case "ENOSPC":
+    case "EDQUOT":
+      return new TidemarkError("NO_SPACE", `no space is left for ${dir}`, {
+        ...context,
+        remedy: "free some space, then run the command again",
+      });
+    case "ENOENT":
+    case "ESTALE":
+      return new TidemarkError("INVALID_ARGUMENT", `no folder can be made at ${dir}`, {
+        ...context,
+        remedy: `name a folder on a local disk; if ${dir} lies on a mount, mount it again`,
+      });
+    default:
+      return new TidemarkError("STORE_REFUSED", `the file system answered ${code} for ${dir}`, {
+        ...context,
+        remedy: "check the disk of the folder: `dmesg` shows its errors",
+      });
+  }
+}
+
+/**
+ * A file system with less free space than this counts as full. A replication that fills the disk
+ * ends with NO_SPACE and leaves this much for the small objects with which points are dropped and
+ * space is freed: heads, leases and lists.
+ */
+export const reserveBytes: number = 8 * 1024 * 1024;
+
+/**
+ * Throws NO_SPACE when `bytes` more would take from the reserve. A file system that does not tell
+ * its size, or whose size is not above the reserve, is not checked.
+ */
+export async function keepReserve(dir: string, bytes: number): Promise<void> {
+  const { bavail, blocks, bsize } = await statfs(dir);
+  const freeBytes = bavail * bsize;
+  if (blocks * bsize <= reserveBytes || freeBytes >= reserveBytes + bytes) return;
+  throw new TidemarkError("NO_SPACE", `the file system of ${dir} is full: ${String(freeBytes)} bytes are left`, {
+    remedy: "drop points with `tidemark prune` and free their space with `tidemark collect`, or free some space",
+    detail: { path: dir, freeBytes },
+  });
 }
 
 export function outcomeUnknown(subject: string, cause: unknown): TidemarkError {

@@ -10,14 +10,14 @@
  * so no error repeats its query. The Azure packages are optional and loaded when an address needs
  * them.
  */
-import { statfs } from "node:fs/promises";
 import type { Sink } from "../engine/index.ts";
-import { TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { hasCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
 import type { AzureSinkOptions } from "./azure-options.ts";
 import { Azurite } from "./azurite.ts";
 import { developmentAccount, developmentKey } from "./azurite-state.ts";
 import type { AzureAccess, AzureCredential } from "./credential.ts";
 import { DirectorySink } from "./directory.ts";
+import { keepReserve } from "./file-system.ts";
 import { MemorySink, MemoryStore } from "./memory.ts";
 import { checkInstalled } from "./optional-package.ts";
 import { bypassesProxy, isLoopback, type ProxyOptions, parseProxyUrl } from "./proxy.ts";
@@ -69,12 +69,6 @@ const azuriteContainer = "tidemark";
 /** Three to 63 letters, digits and single hyphens (Naming Containers). */
 const containerPattern = /^[a-z0-9](?:-?[a-z0-9]){2,62}$/;
 
-/**
- * A file system with less free space than this counts as full: a frame, and the database that
- * Azurite saves.
- */
-const fullBelowBytes = 8 * 1024 * 1024;
-
 const memoryStores = new Map<string, MemoryStore>();
 
 /**
@@ -82,7 +76,8 @@ const memoryStores = new Map<string, MemoryStore>();
  * disposed of. For the other forms no request is sent: the first call shows whether the store is
  * there.
  *
- * @throws TidemarkError INVALID_ARGUMENT; UNSUPPORTED: an optional package is not installed;
+ * @throws TidemarkError INVALID_ARGUMENT; ACCESS_REFUSED: a secret would be sent over plain http;
+ * UNSUPPORTED: an optional package is not installed;
  * INTERRUPTED; and those of `Azurite.start`.
  *
  * @example
@@ -174,6 +169,7 @@ async function openAzure(
 ): Promise<Sink> {
   checkInstalled("a vault in Azure Storage", ["@azure/storage-blob"]);
   const access = await accessTo(spec, options);
+  refusePlainHttp(spec.containerUrl, access);
   const { AzureSink } = await loadAzure();
   return AzureSink.open(spec.containerUrl, access, options);
 }
@@ -185,7 +181,7 @@ async function openAzurite(dir: string, options: OpenSinkOptions): Promise<Sink>
   const server = await Azurite.start(dir, { signal: options.signal });
   try {
     const { AzureSink } = await loading;
-    const access: AzureAccess = { kind: "key", account: developmentAccount, key: developmentKey };
+    const access: AzureAccess = { kind: "key", account: developmentAccount, key: server.key };
     const own = { description: `azurite:${dir}`, server, explain: async () => await explainOwn(dir) };
     return AzureSink.open(`${server.endpoint}/${azuriteContainer}`, access, { ...options, ...own });
   } catch (error) {
@@ -196,12 +192,13 @@ async function openAzurite(dir: string, options: OpenSinkOptions): Promise<Sink>
 
 /** Azurite answers 500 when its disk is full, as for every unexpected failure. */
 async function explainOwn(dir: string): Promise<TidemarkError | undefined> {
-  const { bavail, bsize } = await statfs(dir);
-  if (bavail * bsize >= fullBelowBytes) return undefined;
-  return new TidemarkError("NO_SPACE", `no space is left for the Azurite in ${dir}`, {
-    remedy: "free some space, then run the command again; shipped data is reused",
-    detail: { path: dir, freeBytes: bavail * bsize },
-  });
+  try {
+    await keepReserve(dir, 0);
+    return undefined;
+  } catch (error) {
+    if (hasCode(error, "NO_SPACE")) return error;
+    throw error;
+  }
 }
 
 async function accessTo(
@@ -223,6 +220,21 @@ async function accessTo(
   checkInstalled("signing in to Azure without a key or a SAS", ["@azure/identity"]);
   const { DefaultAzureCredential } = await import("@azure/identity");
   return { kind: "token", credential: new DefaultAzureCredential(signInProxy(options.proxy)) };
+}
+
+/**
+ * On the way over plain http anybody can read a SAS, and repeat a request that is signed with a key.
+ * The published key of Azurites is no secret.
+ */
+function refusePlainHttp(containerUrl: string, access: AzureAccess): void {
+  const { protocol, host, hostname } = new URL(containerUrl);
+  if (protocol === "https:" || isLoopback(hostname)) return;
+  if (access.kind === "key" && access.key === developmentKey) return;
+  const secret = access.kind === "sas" ? "a SAS" : "a request signed with the account key";
+  throw new TidemarkError("ACCESS_REFUSED", `${secret} is not sent to ${host} over plain http`, {
+    remedy: `use https://${host}; for a server without TLS, forward a port of this machine to it (ssh -L) and name 127.0.0.1`,
+    detail: { host },
+  });
 }
 
 function keyAccess(spec: Extract<VaultSpec, { readonly kind: "azure" }>, key: string): AzureAccess {
@@ -272,7 +284,7 @@ function signInProxy(proxy: ProxyOptions | undefined): {
   readonly proxyOptions?: { host: string; port: number; username?: string; password?: string };
 } {
   if (proxy === undefined || bypassesProxy(new URL("https://login.microsoftonline.com"), proxy.bypass ?? [])) return {};
-  const url = parseProxyUrl(proxy.url);
+  const url = parseProxyUrl(proxy);
   const port = url.port === "" ? (url.protocol === "https:" ? 443 : 80) : Number(url.port);
   const user =
     url.username === ""

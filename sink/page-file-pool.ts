@@ -3,7 +3,11 @@
  *
  * When more than `openMax` files are open, the least recently used one that no call uses is closed.
  */
+import { TidemarkError } from "../engine/index.ts";
 import type { PageFile } from "./page-file.ts";
+
+/** How often a name may be deleted and made anew between our opening and using it. */
+const attemptsMax = 100;
 
 interface Entry {
   readonly file: Promise<PageFile>;
@@ -28,7 +32,7 @@ export class PageFilePool {
    * deleted, and the name is opened again.
    */
   async use<T>(name: string, task: (file: PageFile) => Promise<T | undefined>): Promise<T> {
-    for (;;) {
+    for (let attempt = 0; attempt < attemptsMax; attempt += 1) {
       const entry = this.#enter(name);
       try {
         const result = await task(await this.#opened(name, entry));
@@ -39,6 +43,10 @@ export class PageFilePool {
         await this.#closeOldest();
       }
     }
+    throw new TidemarkError("STORE_REFUSED", `the file of ${name} has no name each time it is opened`, {
+      remedy: "keep the vault's folder on a local file system, or one that counts the names of open files",
+      detail: { object: name },
+    });
   }
 
   /**

@@ -28,10 +28,12 @@
  * without a new ETag.
  */
 import { randomBytes } from "node:crypto";
-import { constants, type FileHandle, open } from "node:fs/promises";
+import { constants } from "node:fs";
+import { type FileHandle, open } from "node:fs/promises";
 import { crc32 } from "node:zlib";
 import type { PageFence, PagesStat } from "../engine/index.ts";
 import { hasCode, pageAlignmentBytes, systemCode, TidemarkError } from "../engine/index.ts";
+import { notPlain, openPlain, ownFileMode } from "../engine/internal.ts";
 import { type LockOptions, Turnstile, withDescriptorLocked } from "./file-lock.ts";
 import { clearFully, readFully, writeFully } from "./file-system.ts";
 import { checkInside, conditionFailed, endsBefore } from "./rules.ts";
@@ -81,11 +83,11 @@ export class PageFile {
   /** Opens for reading and writing, or for reading only when this user may not write. */
   static async open(name: string, path: string): Promise<PageFile> {
     try {
-      return new PageFile(name, path, await open(path, constants.O_RDWR), true);
+      return new PageFile(name, path, await openPlain(path, constants.O_RDWR), true);
     } catch (error) {
       const code = systemCode(error);
       if (code !== "EACCES" && code !== "EPERM" && code !== "EROFS") throw error;
-      return new PageFile(name, path, await open(path, constants.O_RDONLY), false);
+      return new PageFile(name, path, await openPlain(path, constants.O_RDONLY), false);
     }
   }
 
@@ -95,7 +97,7 @@ export class PageFile {
    */
   static async create(path: string, sizeBytes: number, sequenceNumber: number): Promise<string> {
     const header = { sizeBytes, sequenceNumber, etag: newEtag(), writtenBytes: 0 };
-    const handle = await open(path, "wx", 0o666);
+    const handle = await open(path, "wx", ownFileMode);
     try {
       await handle.truncate(pageFileDataAt + sizeBytes);
       await writeFully(handle, encode(header), 0);
@@ -128,7 +130,7 @@ export class PageFile {
       if (fence.etag !== undefined && header.etag !== fence.etag) {
         throw conditionFailed(this.#name, `its ETag is ${header.etag}, not ${fence.etag}`);
       }
-      this.#checkWritable();
+      await this.#checkWritable();
       const etag = newEtag();
       const writtenBytes = Math.max(header.writtenBytes, offset + bytes.length);
       await writeFully(this.#handle, bytes, pageFileDataAt + offset);
@@ -145,7 +147,7 @@ export class PageFile {
   clear(offset: number, length: number, options: LockOptions): Promise<true | undefined> {
     return this.#exclusively<true>(options, async (header) => {
       checkInside(this.#name, offset, length, header.sizeBytes);
-      this.#checkWritable();
+      await this.#checkWritable();
       await writeFully(this.#handle, encode({ ...header, etag: newEtag() }), 0);
       await clearFully(this.#handle, pageFileDataAt + offset, length, { signal: options.signal });
       await this.#handle.datasync();
@@ -168,7 +170,7 @@ export class PageFile {
       const wantedBytes = Math.max(found?.sizeBytes ?? 0, sizeBytes);
       const isWhole = found !== undefined && found.sizeBytes >= sizeBytes && found.sequenceNumber >= sequenceNumber;
       if (isWhole && size === pageFileDataAt + found.sizeBytes) return true;
-      this.#checkWritable();
+      await this.#checkWritable();
       const header = {
         sizeBytes: wantedBytes,
         sequenceNumber: Math.max(found?.sequenceNumber ?? 0, sequenceNumber),
@@ -207,7 +209,7 @@ export class PageFile {
     options: LockOptions,
   ): Promise<{ readonly etag: string; readonly sequenceNumber: number } | undefined> {
     return this.#exclusively(options, async (header) => {
-      this.#checkWritable();
+      await this.#checkWritable();
       if (header.sequenceNumber < atLeast) {
         const etag = newEtag();
         await writeFully(this.#handle, encode({ ...header, etag, sequenceNumber: atLeast }), 0);
@@ -265,8 +267,12 @@ export class PageFile {
     return (await this.#handle.stat()).nlink > 0;
   }
 
-  #checkWritable(): void {
-    if (this.#writable) return;
+  async #checkWritable(): Promise<void> {
+    if (this.#writable) {
+      // Written in place, the file would change under its other name too.
+      if ((await this.#handle.stat()).nlink > 1) throw notPlain(this.#path, "a hard link to another file");
+      return;
+    }
     throw new TidemarkError("ACCESS_REFUSED", `this user may only read ${this.#name}`, {
       remedy: `allow this user to write it: chmod u+w ${this.#path}`,
       detail: { object: this.#name },

@@ -12,6 +12,8 @@ export interface ProxyOptions {
    * always are.
    */
   readonly bypass?: readonly string[] | undefined;
+  /** What set it, for messages: the name of an environment variable, for example. */
+  readonly setBy?: string | undefined;
 }
 
 /** True when `url` is reached without the proxy. */
@@ -22,9 +24,10 @@ export function bypassesProxy(url: URL, bypass: readonly string[]): boolean {
   return bypass.some((entry) => {
     const pattern = entry.trim().toLowerCase();
     if (pattern === "*") return true;
-    const withPort = /^(.*[^:]):(\d+)$/.exec(pattern);
-    if (withPort !== null && withPort[2] !== port) return false;
-    const name = (withPort?.[1] ?? pattern).replace(/^\*(?=\.)/, "");
+    const colon = pattern.lastIndexOf(":");
+    const hasPort = colon > 0 && pattern[colon - 1] !== ":" && /^\d+$/.test(pattern.slice(colon + 1));
+    if (hasPort && pattern.slice(colon + 1) !== port) return false;
+    const name = (hasPort ? pattern.slice(0, colon) : pattern).replace(/^\*(?=\.)/, "");
     if (name === "") return false;
     return name.startsWith(".") ? host.endsWith(name) || host === name.slice(1) : host === name;
   });
@@ -39,12 +42,30 @@ export function isLoopback(host: string): boolean {
  * Parses a proxy's URL. No error repeats it, because it may hold a password. Throws
  * INVALID_ARGUMENT.
  */
-export function parseProxyUrl(text: string): URL {
+export function parseProxyUrl({ url: text, setBy }: ProxyOptions): URL {
   const url = URL.canParse(text) ? new URL(text) : undefined;
-  if (url === undefined || (url.protocol !== "http:" && url.protocol !== "https:")) {
-    throw new TidemarkError("INVALID_ARGUMENT", "the proxy's URL cannot be used", {
-      remedy: "give it as http://[USER:PASSWORD@]HOST:PORT",
+  if (url === undefined || !["http:", "https:"].includes(url.protocol) || url.hostname === "" || !isEncoded(url)) {
+    const subject = setBy === undefined ? "the proxy's URL" : `the proxy's URL in ${setBy}`;
+    throw new TidemarkError("INVALID_ARGUMENT", `${subject} cannot be used`, {
+      remedy: `give it as http://[USER:PASSWORD@]HOST:PORT${setBy === undefined ? "" : `, or unset ${setBy}`}`,
     });
   }
   return url;
+}
+
+/** The proxy in messages: its address without user and password, and what set it. */
+export function describeProxy(proxy: ProxyOptions): string {
+  const { host } = parseProxyUrl(proxy);
+  return proxy.setBy === undefined ? host : `${host} (${proxy.setBy})`;
+}
+
+/** True when user name and password can be decoded. */
+function isEncoded({ username, password }: URL): boolean {
+  try {
+    decodeURIComponent(username + password);
+    return true;
+  } catch (error) {
+    if (error instanceof URIError) return false;
+    throw error;
+  }
 }

@@ -126,7 +126,11 @@ function figuresOf(ended: Ended): FioFigures {
 }
 
 function refuseWithoutNbd({ stdout, stderr }: Ended): void {
-  if (!/engine nbd not loadable|nbd.*cannot open shared object/i.test(stdout + stderr)) return;
+  const said = (stdout + stderr).toLowerCase();
+  const cannotOpen = said
+    .split("\n")
+    .some((line) => line.includes("nbd") && line.includes("cannot open shared object"));
+  if (!cannotOpen && !said.includes("engine nbd not loadable")) return;
   throw new TidemarkError("UNSUPPORTED", "this fio has no NBD client", {
     remedy: "install one that has: apt-get install fio",
   });

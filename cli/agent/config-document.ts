@@ -67,7 +67,7 @@ export class ConfigDocument {
         if (typeof node.value !== "string") return;
         const written = node.value;
         if (!written.includes("${ENV:")) this.#literal.add(node);
-        node.value = written.replace(/\$\{ENV:([^}]*)\}/g, (_match, name: string) => {
+        node.value = written.replace(/\$\{ENV:([^{}]*)\}/g, (_match, name: string) => {
           const value = environment[name];
           if (value !== undefined && value !== "") return value;
           this.#faultAt(

@@ -7,10 +7,11 @@
  */
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { chmod, mkdir, rename, rm, stat } from "node:fs/promises";
+import { rename, rm, stat } from "node:fs/promises";
 import { createConnection, type Server } from "node:net";
 import { dirname, isAbsolute, join, resolve } from "node:path";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
+import { listenPrivately, makeFolder } from "../../engine/internal.ts";
 import { FileLock } from "../../sink/internal.ts";
 import { type Environment, vaultOptions } from "../settings.ts";
 
@@ -78,11 +79,11 @@ export async function claimSocket(server: Server, path: string): Promise<Claimed
     throw new TidemarkError("INVALID_ARGUMENT", `${path} ${wrong}`, { remedy: "name a shorter path" });
   let lock: FileLock | undefined;
   try {
-    await mkdir(dirname(path), { recursive: true, mode: 0o700 });
+    await makeFolder(dirname(path));
     lock = await FileLock.tryAcquire(`${path}.lock`, "exclusive");
     if (lock === undefined) throw agentActive(path);
     await refuseOthers(path);
-    await listenPrivately(server, path);
+    await takePlace(server, path);
   } catch (error) {
     server.close();
     await lock?.release();
@@ -110,15 +111,15 @@ async function refuseOthers(path: string): Promise<void> {
 }
 
 /**
- * The socket gets its name when only its user can open it, and takes the place of a leftover in the
+ * The socket is made under a name of its own, for its user only, and takes the place of a leftover in the
  * same step.
  */
-async function listenPrivately(server: Server, path: string): Promise<void> {
+async function takePlace(server: Server, path: string): Promise<void> {
   const own = `${path}.${randomBytes(4).toString("hex")}`;
   try {
-    server.listen(own);
-    await once(server, "listening");
-    await chmod(own, 0o600);
+    const listening = once(server, "listening");
+    listenPrivately(server, own);
+    await listening;
     await rename(own, path);
   } catch (error) {
     await rm(own, { force: true });

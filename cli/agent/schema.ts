@@ -242,7 +242,7 @@ export const checkMetrics = (value: unknown): Checked<{ readonly listen: string 
 /** Bytes a second of `20MiB/s`; `off` is no limit. Gives `fault` for anything else. */
 export function parseRate(text: string): number | undefined | typeof fault {
   if (text === "off") return undefined;
-  const bytes = parseBytes(text.replace(/\s*\/\s*s$/, ""));
+  const bytes = parseBytes(text.replace(/\/\s*s$/, "").trimEnd());
   return bytes === undefined || bytes < 1024 ? fault : bytes;
 }
 

@@ -3,7 +3,7 @@
  * three points of a disk with changes between, writes two of them out, compares them with the disk
  * as it was, and proves every chunk of the vault.
  */
-import { mkdir, readdir, rm } from "node:fs/promises";
+import { readdir, rm } from "node:fs/promises";
 import { basename, join, relative, resolve } from "node:path";
 import process from "node:process";
 import { Command } from "commander";
@@ -15,6 +15,7 @@ import {
   Vault,
   type VerifySummary,
 } from "../../engine/index.ts";
+import { makeFolder } from "../../engine/internal.ts";
 import { openSink } from "../../sink/index.ts";
 import { copyAndOverwrite, copyDisk, type DemoDisk, hashOf, makeDisk, overwriteAndDelete } from "../demo-disk.ts";
 import { exitCodes } from "../errors.ts";
@@ -300,7 +301,7 @@ function quoted(word: string): string {
 }
 
 async function prepareEmptyFolder(folder: string): Promise<void> {
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   if ((await readdir(folder)).length === 0) return;
   throw new TidemarkError("INVALID_ARGUMENT", `the folder ${folder} is not empty`, {
     remedy: "name an empty or absent folder",

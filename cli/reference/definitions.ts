@@ -140,7 +140,7 @@ function describeOption(option: Option): OptionReference {
     flags: option.flags,
     long: option.long ?? option.flags,
     short: option.short,
-    value: /<([^>]+)>/.exec(option.flags)?.[1] ?? /\[([^\]]+)\]/.exec(option.flags)?.[1],
+    value: /<([^<>]+)>/.exec(option.flags)?.[1] ?? /\[([^[\]]+)\]/.exec(option.flags)?.[1],
     choices: option.argChoices ?? [],
     description: option.description,
     isRequired: isRequired(option),

@@ -13,10 +13,12 @@
  */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
+import { constants } from "node:fs";
 import { open, rename, rm } from "node:fs/promises";
 import path from "node:path";
 import { crc32 } from "node:zlib";
 import { forEachAtOnce } from "../concurrency.ts";
+import { openPlain } from "../disk/source/plain-file.ts";
 import { hasCode, isUnreadable, systemCode, TidemarkError } from "../errors.ts";
 import type { Notice } from "../notice.ts";
 import { fromHex } from "../store/format/checksum.ts";
@@ -417,14 +419,14 @@ interface Cache {
 /** Anything odd about the file means that there is no cache. */
 async function readCache(folder: string, vaultId: Uint8Array): Promise<Cache | undefined> {
   try {
-    const handle = await open(path.join(folder, cacheName), "r");
+    const handle = await openPlain(path.join(folder, cacheName), constants.O_RDONLY);
     try {
       return parseCache(await handle.readFile(), vaultId);
     } finally {
       await handle.close();
     }
   } catch (error) {
-    if (systemCode(error) === undefined) throw error;
+    if (!(error instanceof TidemarkError) && systemCode(error) === undefined) throw error;
     return undefined;
   }
 }

@@ -119,6 +119,7 @@ describe("the environment", () => {
     expect(sinkOptions(vault, environment, signal).proxy).toEqual({
       url: "http://small:1",
       bypass: ["example.com", ".example.com", ".corp", "10.0.0.1", "x:8080", "*"],
+      setBy: "https_proxy",
     });
     expect(sinkOptions("http://a.b/account/vault", environment, signal).proxy?.url).toBe("http://plain:1");
     expect(sinkOptions("dir:/vault", environment, signal).proxy).toBeUndefined();

@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync } from "node:fs";
-import { mkdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
+import { existsSync, statSync } from "node:fs";
+import { chown, mkdir, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -69,7 +69,7 @@ async function killed(child: ChildProcess, signal: NodeJS.Signals): Promise<void
 }
 
 function sinkOn(server: Azurite): AzureSink {
-  return AzureSink.open(`${server.endpoint}/vault`, { kind: "key", account: developmentAccount, key: developmentKey });
+  return AzureSink.open(`${server.endpoint}/vault`, { kind: "key", account: developmentAccount, key: server.key });
 }
 
 async function failure(work: Promise<unknown>): Promise<TidemarkError> {
@@ -96,6 +96,53 @@ test("what was written is there after a stop and a new start, and the stopped se
   await using second = await Azurite.start(dir);
   await using later = sinkOn(second);
   expect([...(await later.getObject("head", 10)).bytes]).toEqual([1, 2, 3]);
+});
+
+describe("other users of the machine", () => {
+  test("cannot use a server with the published account key", async () => {
+    await using server = await Azurite.start(dir);
+    await using ours = sinkOn(server);
+    await ours.createContainer();
+    await using theirs = AzureSink.open(`${server.endpoint}/vault`, {
+      kind: "key",
+      account: developmentAccount,
+      key: developmentKey,
+    });
+    expect((await failure(theirs.statObject("head"))).code).toBe("ACCESS_REFUSED");
+  });
+
+  test("can read neither the key nor the data, whatever the umask", async () => {
+    const before = process.umask(0);
+    try {
+      await using server = await Azurite.start(dir);
+      await using sink = sinkOn(server);
+      await sink.createContainer();
+      await sink.putObject("head", new Uint8Array([1]), { ifAbsent: true });
+    } finally {
+      process.umask(before);
+    }
+    const names = await readdir(dir, { recursive: true });
+    const open = ["", ...names].filter((name) => (statSync(join(dir, name)).mode & 0o077) !== 0);
+    expect(open).toEqual([]);
+    expect(names.length).toBeGreaterThan(5);
+  });
+
+  test("have folders that this user is refused", async (context) => {
+    if (process.geteuid?.() !== 0) context.skip("only root can give a folder to another user");
+    await mkdir(dir);
+    await chown(dir, 65_534, 65_534);
+    const error = await failure(Azurite.start(dir));
+    expect(error.code).toBe("ACCESS_REFUSED");
+    expect(error.message).toContain("65534");
+  });
+
+  test("cannot slip in a key of theirs", async (context) => {
+    if (process.geteuid?.() !== 0) context.skip("only root can give a file to another user");
+    await mkdir(dir);
+    await writeFile(azuritePaths(dir).key, developmentKey);
+    await chown(azuritePaths(dir).key, 65_534, 65_534);
+    expect((await failure(Azurite.start(dir))).code).toBe("DAMAGED");
+  });
 });
 
 test("a server that cannot save says so when it is stopped", async () => {

@@ -12,13 +12,13 @@
  * its owner only (mode 0600). A TCP port is open to every host that reaches it, unless TLS requires
  * client certificates.
  */
-import { chmodSync } from "node:fs";
 import { lstat, unlink } from "node:fs/promises";
-import { connect, createServer, type ListenOptions, type Server, type Socket } from "node:net";
+import { connect, createServer, type Server, type Socket } from "node:net";
 import { systemCode, TidemarkError } from "../../errors.ts";
 import { DirectSocket } from "./direct-socket.ts";
 import { ExportTable, type NbdExport, type ServedExport } from "./exports.ts";
 import { negotiate, type Secure } from "./handshake.ts";
+import { listenPrivately } from "./private-socket.ts";
 import type { NbdEndpoint } from "./protocol.ts";
 import { ReplyBudget } from "./reply-budget.ts";
 import { type NbdTls, securing } from "./tls.ts";
@@ -257,15 +257,12 @@ function closed(socket: Socket): Promise<void> {
 
 /**
  * Listens on a socket file, mode 0600. An existing socket is replaced if no server answers at it;
- * anything but a socket is left alone. The file is made and restricted in one turn of the loop, so
- * that no client is accepted in between.
+ * anything but a socket is left alone.
  */
 async function listenOnPath(server: Server, path: string): Promise<void> {
-  const restrict = (): void => {
-    if (server.listening) chmodSync(path, 0o600);
-  };
+  const listen = (): void => listenPrivately(server, path);
   try {
-    await startListening(server, { path }, restrict);
+    await startListening(server, listen);
     return;
   } catch (error) {
     if (systemCode(error) !== "EADDRINUSE") throw listenError(path, error);
@@ -281,7 +278,7 @@ async function listenOnPath(server: Server, path: string): Promise<void> {
   }
   try {
     await unlink(path);
-    await startListening(server, { path }, restrict);
+    await startListening(server, listen);
   } catch (error) {
     throw listenError(path, error);
   }
@@ -289,13 +286,13 @@ async function listenOnPath(server: Server, path: string): Promise<void> {
 
 async function listenOnPort(server: Server, host: string, port: number): Promise<void> {
   try {
-    await startListening(server, { host, port });
+    await startListening(server, () => server.listen(port, host));
   } catch (error) {
     throw listenError(`${host}:${port}`, error);
   }
 }
 
-function startListening(server: Server, where: ListenOptions, afterBind: () => void = () => undefined): Promise<void> {
+function startListening(server: Server, listen: () => void): Promise<void> {
   return new Promise((resolve, reject) => {
     const settle = (outcome: () => void): void => {
       server.off("listening", onListening).off("error", onError);
@@ -304,8 +301,7 @@ function startListening(server: Server, where: ListenOptions, afterBind: () => v
     const onListening = (): void => settle(resolve);
     const onError = (error: Error): void => settle(() => reject(error));
     server.on("listening", onListening).on("error", onError);
-    server.listen(where);
-    afterBind();
+    listen();
   });
 }
 

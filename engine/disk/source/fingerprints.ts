@@ -19,6 +19,7 @@
  * Size: 4 GiB of fingerprints and 256 KiB of table for a dense 1 TiB disk. A sparse disk has only
  * the pages that hold something.
  */
+import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
 import { readdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
@@ -41,9 +42,6 @@ const partialPrefix = "fingerprints.partial-";
 const pagesInFlightMax = 16;
 
 const zeroPage: Uint8Array = new Uint8Array(pageBytes);
-
-/** Keeps the temporary names of one process apart. */
-let writersMade = 0;
 
 /** A 64-bit seed as two unsigned 32-bit halves. */
 export type FingerprintSeed = readonly [number, number];
@@ -113,8 +111,9 @@ export class FingerprintReader {
   ): Promise<{ readonly reader: FingerprintReader } | { readonly reason: string }> {
     let file: PositionalFile;
     try {
-      file = await PositionalFile.open(path, constants.O_RDONLY);
+      file = await PositionalFile.openPlain(path, constants.O_RDONLY);
     } catch (error) {
+      if (error instanceof TidemarkError) return { reason: error.message };
       const code = systemCode(error);
       if (code === undefined) throw error;
       return { reason: code === "ENOENT" ? "there is none" : `it cannot be opened (${code})` };
@@ -238,14 +237,11 @@ export class FingerprintWriter {
     folder: string,
     about: { readonly vaultId: string; readonly disk: string; readonly seed: FingerprintSeed },
   ): Promise<FingerprintWriter> {
-    writersMade += 1;
-    const path = join(folder, `${partialPrefix}${String(process.pid)}-${String(writersMade)}`);
+    const path = join(folder, partialPrefix + randomUUID());
     try {
-      // A file of this name is what a dead process of the same number left.
-      await rm(path, { force: true });
       return new FingerprintWriter(
         folder,
-        await PositionalFile.open(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL, 0o600),
+        await PositionalFile.openPlain(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL),
         about,
       );
     } catch (error) {

@@ -8,20 +8,34 @@
  *     STATE/<vault id>/<disk>/tracking                  protected disk: what may have changed since its newest points
  *     STATE/vaults/<checksum of the address>            copy of the vault's document, for an unreachable store
  *
+ * Files and folders here are opened and made as `plain-file.ts` says, because the folder may lie
+ * where other users can write.
+ *
  * A failure here never fails a cycle: it is reported as a notice and the cycle goes on without the
  * cache.
  */
-import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import path from "node:path";
 import { systemCode, TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import { checksum, toHex } from "../../store/format/checksum.ts";
 import type { VaultDocument } from "../../store/format/documents.ts";
-import { decodeVault } from "../../store/format/documents.ts";
+import { decodeVault, documentBytesMax } from "../../store/format/documents.ts";
 import { encodeDiskName } from "../../store/format/names.ts";
 import type { FileIdentity } from "./file-identity.ts";
 import type { FingerprintReader as Reader } from "./fingerprints.ts";
 import { FingerprintReader, FingerprintWriter, fingerprintPath, removeOthers } from "./fingerprints.ts";
+import { makeFolders, readPlain, replacePlain } from "./plain-file.ts";
+
+const sourceName = "source.json";
+
+/** More than the identity of a file, with a path of 4 KiB, has. */
+const sourceBytesMax = 65_536;
+
+/** What a disk was last replicated from, and for a file its permissions. */
+export interface RememberedSource extends FileIdentity {
+  readonly mode?: number | undefined;
+}
 
 export interface LocalStateOptions {
   /** The state folder; absent, nothing is kept. */
@@ -90,7 +104,7 @@ export class LocalState {
     if (folder === undefined) return noPrints;
     const { vault: vaultId, disk } = this.#options;
     let writer = await this.#tolerate("STATE_NOT_SAVED", async () => {
-      await mkdir(folder, { recursive: true, mode: 0o700 });
+      await this.makeDiskFolder();
       return await FingerprintWriter.create(folder, { vaultId, disk, seed });
     });
     const attempt = async (work: (live: FingerprintWriter) => Promise<unknown>): Promise<void> => {
@@ -135,28 +149,38 @@ export class LocalState {
     });
   }
 
+  /** Notes the source, and the mode of a file: a restored image gets it. */
   async rememberSource(identity: FileIdentity): Promise<void> {
     const folder = this.diskFolder;
     if (folder === undefined) return;
     await this.#tolerate("STATE_NOT_SAVED", async () => {
-      await mkdir(folder, { recursive: true, mode: 0o700 });
-      const file = path.join(folder, "source.json");
-      await writeFile(`${file}.new`, `${JSON.stringify(identity)}\n`, { mode: 0o600 });
-      await rename(`${file}.new`, file);
+      const mode = identity.kind === "file" ? (await stat(identity.path)).mode & 0o777 : undefined;
+      await this.makeDiskFolder();
+      await replacePlain(path.join(folder, sourceName), `${JSON.stringify({ ...identity, mode })}\n`);
     });
   }
 
   /** What the disk was last replicated from on this machine, if that is known. */
-  async source(): Promise<FileIdentity | undefined> {
+  async source(): Promise<RememberedSource | undefined> {
     if (this.diskFolder === undefined) return undefined;
     let text: string;
     try {
-      text = await readFile(path.join(this.diskFolder, "source.json"), "utf8");
+      text = (await readPlain(path.join(this.diskFolder, sourceName), sourceBytesMax)).toString("utf8");
     } catch (error) {
-      if (systemCode(error) === undefined) throw error;
+      if (!(error instanceof TidemarkError) && systemCode(error) === undefined) throw error;
       return undefined;
     }
     return parseIdentity(text);
+  }
+
+  /**
+   * Makes the disk's folder. Undefined when nothing is kept.
+   *
+   * @throws as `makeFolders`.
+   */
+  async makeDiskFolder(): Promise<string | undefined> {
+    const { folder, vault, disk } = this.#options;
+    return folder === undefined ? undefined : await makeFolders(folder, vault, encodeDiskName(disk));
   }
 
   /** Runs `work`; when the file system refuses, says so and returns undefined. */
@@ -173,11 +197,10 @@ export class LocalState {
 
   /** As `tolerate`, for the vault's own cache. */
   async saveCache(save: (folder: string) => Promise<void>): Promise<void> {
-    const folder = this.vaultFolder;
+    const { folder } = this.#options;
     if (folder === undefined) return;
     await this.#tolerate("STATE_NOT_SAVED", async () => {
-      await mkdir(folder, { recursive: true, mode: 0o700 });
-      await save(folder);
+      await save(await makeFolders(folder, this.#options.vault));
     });
   }
 }
@@ -204,16 +227,15 @@ export function documentCopy(
   return {
     keep: async (bytes) => {
       try {
-        await mkdir(vaults, { recursive: true, mode: 0o700 });
-        await writeFile(`${file}.new`, bytes, { mode: 0o600 });
-        await rename(`${file}.new`, file);
+        await makeFolders(folder, "vaults");
+        await replacePlain(file, bytes);
       } catch (error) {
-        if (systemCode(error) === undefined) throw error;
+        if (!(error instanceof TidemarkError) && systemCode(error) === undefined) throw error;
       }
     },
     read: async () => {
       try {
-        return decodeVault(await readFile(file), file);
+        return decodeVault(await readPlain(file, documentBytesMax), file);
       } catch (error) {
         if (!(error instanceof TidemarkError) && systemCode(error) === undefined) throw error;
         return undefined;
@@ -222,7 +244,7 @@ export function documentCopy(
   };
 }
 
-function parseIdentity(text: string): FileIdentity | undefined {
+function parseIdentity(text: string): RememberedSource | undefined {
   let value: unknown;
   try {
     value = JSON.parse(text);
@@ -230,9 +252,11 @@ function parseIdentity(text: string): FileIdentity | undefined {
     if (error instanceof SyntaxError) return undefined;
     throw error;
   }
-  const identity = value as Partial<FileIdentity> | null;
+  const identity = value as Partial<RememberedSource> | null;
   const texts = [identity?.dev, identity?.ino, identity?.rdev, identity?.path];
   const whole =
     texts.every((field) => typeof field === "string") && (identity?.kind === "file" || identity?.kind === "device");
-  return whole ? (identity as FileIdentity) : undefined;
+  const { mode } = identity ?? {};
+  const isMode = mode === undefined || (Number.isInteger(mode) && mode >= 0 && mode <= 0o777);
+  return whole && isMode ? (identity as RememberedSource) : undefined;
 }

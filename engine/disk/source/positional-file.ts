@@ -8,6 +8,7 @@
  */
 import fs from "node:fs";
 import { type ErrorCode, type ErrorDetail, systemCode, TidemarkError } from "../../errors.ts";
+import { checkPlain, ownFileMode, refusingLinks } from "./plain-file.ts";
 
 export class PositionalFile {
   readonly fd: number;
@@ -33,6 +34,21 @@ export class PositionalFile {
       });
     });
     return new PositionalFile(fd, path);
+  }
+
+  /**
+   * As `open`, for a file in a folder that other users may write: no link, a regular file only.
+   * Rejects with DAMAGED, or with Node's own error.
+   */
+  static async openPlain(path: string, flags: number, mode: number = ownFileMode): Promise<PositionalFile> {
+    const file = await refusingLinks(path, (plain) => PositionalFile.open(path, flags | plain, mode));
+    try {
+      checkPlain(path, await file.stat());
+      return file;
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
   }
 
   /**

@@ -1,4 +1,5 @@
 /** Folder sync: a file's name is durable only when its folder has been synced. */
+import { constants } from "node:fs";
 import { open } from "node:fs/promises";
 import { systemCode } from "../../errors.ts";
 
@@ -7,7 +8,9 @@ import { systemCode } from "../../errors.ts";
  * the folder means.
  */
 export async function syncFolder(path: string): Promise<void> {
-  const folder = await open(path, "r");
+  // With O_DIRECTORY, which Windows lacks, an open does not wait for the other end of a FIFO.
+  const directory = (constants.O_DIRECTORY as number | undefined) ?? 0;
+  const folder = await open(path, constants.O_RDONLY | directory);
   try {
     await folder.sync();
   } catch (error) {

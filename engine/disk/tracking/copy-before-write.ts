@@ -278,7 +278,7 @@ export class CopyBeforeWriteArea {
   async #openSpill(): Promise<PositionalFile> {
     assert(this.#folder !== undefined, "without a folder nothing is reserved beyond the memory");
     const name = path.join(this.#folder, `preserved-${randomUUID()}`);
-    const file = await PositionalFile.open(name, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL, 0o600);
+    const file = await PositionalFile.openPlain(name, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL);
     try {
       await unlink(name);
     } catch (error) {

@@ -35,7 +35,7 @@ export interface TrackingStorage {
 export async function openTrackingStorage(path: string): Promise<TrackingStorage> {
   let file: PositionalFile | undefined;
   try {
-    file = await PositionalFile.open(path, constants.O_RDWR | constants.O_CREAT, 0o600);
+    file = await PositionalFile.openPlain(path, constants.O_RDWR | constants.O_CREAT);
     lock(file);
     // Losing the file's name in a crash would cost a comparison of the whole disk.
     if (Number((await file.stat()).size) === 0) await syncFolder(dirname(path));

@@ -4,10 +4,15 @@
  * is complete and durable.
  *
  * A journal, `<target>.tidemark-partial.json`, says which point the partial is of and below which
- * byte it is complete and durable. The order is: data → fdatasync → journal (written aside,
- * renamed). A killed run is resumed from there; bytes beyond may be stale, so they are cut off and
+ * byte it is complete and durable. The order is: data → fdatasync → journal (replaced as a whole).
+ * A killed run is resumed from there; bytes beyond may be stale, so they are cut off and
  * extended again as a hole. A partial of anything else is emptied, after its journal is durably
  * removed.
+ *
+ * Other users may be able to write the folder. So partial and journal are for their owner only, and
+ * are taken up only when they are regular files of this user that no other user can write. Anything
+ * else of their names is removed, and the image is begun anew. The finished image gets its
+ * permissions before its name: those of the file that it replaces, or of the source, or 0600.
  *
  * The partial is locked with flock while it is open; the lock ends with the process. On file
  * systems without flock two processes on one target are not kept apart.
@@ -15,10 +20,11 @@
  * Invariant: no incomplete image ever has the target's name.
  */
 import { constants } from "node:fs";
-import { lstat, readFile, rename, rm, stat } from "node:fs/promises";
+import { lstat, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
+import { isOurs, readOwn, replacePlain } from "../../disk/source/plain-file.ts";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
-import { systemCode, TidemarkError } from "../../errors.ts";
+import { hasCode, systemCode, TidemarkError } from "../../errors.ts";
 import type { ImageFormat, ImagePlan, RestoreTarget } from "./target.ts";
 import { lockTarget, targetExists } from "./target.ts";
 import { planFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
@@ -34,6 +40,9 @@ const checkpointEveryMs = 500;
  */
 const lockAttemptsMax = 10;
 
+/** More than a journal has. */
+const journalBytesMax = 4096;
+
 interface Journal {
   readonly vault: string;
   readonly point: string;
@@ -47,6 +56,7 @@ export class FileTarget implements RestoreTarget {
   readonly resumeAt: number;
   readonly #plan: ImagePlan;
   readonly #replaces: boolean;
+  readonly #mode: number;
   readonly #file: PositionalFile;
   readonly #journalPath: string;
   #bytesWritten = 0;
@@ -55,24 +65,20 @@ export class FileTarget implements RestoreTarget {
   #noting = false;
   #ended: Promise<void> | undefined;
 
-  private constructor(plan: ImagePlan, replaces: boolean, file: PositionalFile, resumeAt: number) {
+  private constructor(plan: ImagePlan, image: ImageFile, file: PositionalFile, resumeAt: number) {
     this.description = plan.path;
     this.resumeAt = resumeAt;
     this.#plan = plan;
-    this.#replaces = replaces;
+    this.#replaces = image.replaces;
+    this.#mode = image.mode;
     this.#file = file;
     this.#journalPath = journalPathOf(plan.path);
     this.#notedBytes = resumeAt;
     this.#notedAtMs = plan.clock();
   }
 
-  /**
-   * Starts or resumes the partial. `mode` holds the permissions of the file that will be replaced.
-   */
-  static async open(
-    plan: ImagePlan,
-    existing: { readonly replaces: boolean; readonly mode?: number },
-  ): Promise<FileTarget> {
+  /** Starts or resumes the partial. */
+  static async open(plan: ImagePlan, image: ImageFile): Promise<FileTarget> {
     const path = partialPathOf(plan.path);
     let file: PositionalFile | undefined;
     let resumeAt: number | undefined;
@@ -87,8 +93,7 @@ export class FileTarget implements RestoreTarget {
       // being written.
       await file.truncate(resumeAt);
       await file.truncate(imageBytes(plan));
-      if (existing.mode !== undefined) await file.chmod(existing.mode);
-      return new FileTarget(plan, existing.replaces, file, resumeAt);
+      return new FileTarget(plan, image, file, resumeAt);
     } catch (error) {
       // A partial from which nothing can be resumed is removed.
       if (resumeAt === 0) await rm(path, { force: true });
@@ -123,7 +128,7 @@ export class FileTarget implements RestoreTarget {
       await this.#file.datasync();
       const { vaultId: vault, point, format, volumeBytes } = this.#plan;
       const journal: Journal = { vault, point, format, volumeBytes, doneBytes };
-      await writeWhole(this.#journalPath, Buffer.from(JSON.stringify(journal)));
+      await replacePlain(this.#journalPath, JSON.stringify(journal), { durable: true });
       this.#notedBytes = doneBytes;
       this.#notedAtMs = this.#plan.clock();
     } catch (error) {
@@ -158,7 +163,9 @@ export class FileTarget implements RestoreTarget {
     const { path, format } = this.#plan;
     try {
       if (format === "vhd") await this.write(vhdDiskBytes(this.#plan.volumeBytes), planFooter(this.#plan));
+      await giveMode(this.#file, this.#mode);
       await this.#file.sync();
+      if ((await inodeAt(this.#file.path)) !== (await this.#file.stat()).ino) throw exchanged(this.#file.path);
       if (!this.#replaces && (await exists(path))) throw targetExists(path, false);
       await rename(this.#file.path, path);
       await syncFolder(dirname(path));
@@ -180,6 +187,14 @@ export class FileTarget implements RestoreTarget {
   }
 }
 
+/** The file that gets the target's name. */
+export interface ImageFile {
+  /** Whether a file of that name may be replaced. */
+  readonly replaces: boolean;
+  /** Its permissions. */
+  readonly mode: number;
+}
+
 /** Name of the file that grows beside the target. */
 export function partialPathOf(path: string): string {
   return `${path}.tidemark-partial`;
@@ -190,16 +205,17 @@ export function journalPathOf(path: string): string {
 }
 
 async function openLocked(path: string): Promise<PositionalFile> {
-  const noFollow = (constants.O_NOFOLLOW as number | undefined) ?? 0;
   for (let attempt = 0; attempt < lockAttemptsMax; attempt += 1) {
-    const file = await PositionalFile.open(path, constants.O_RDWR | constants.O_CREAT | noFollow);
+    const found = await openExisting(path);
+    const file = found ?? (await createPartial(path));
+    if (file === undefined) continue;
     try {
       lockTarget(file, path.slice(0, -partialPathOf("").length));
       // The process that held the lock before may have renamed or removed the file since we opened
       // it.
       const opened = await file.stat();
       const named = await inodeAt(path);
-      if (named === opened.ino && opened.nlink === 1n) return file;
+      if (named === opened.ino && opened.nlink === 1n && (found === undefined || isOurs(opened))) return file;
       if (named === opened.ino) await rm(path, { force: true });
     } catch (error) {
       await file.close();
@@ -207,14 +223,53 @@ async function openLocked(path: string): Promise<PositionalFile> {
     }
     await file.close();
   }
-  throw new TidemarkError("TARGET_FAILED", `${path} is replaced by other processes again and again`, {
-    remedy: "stop the other processes that write this target",
+  throw exchanged(path);
+}
+
+/** Undefined: there is no partial, or what had its name was none of ours and has been removed. */
+async function openExisting(path: string): Promise<PositionalFile | undefined> {
+  try {
+    return await PositionalFile.openPlain(path, constants.O_RDWR);
+  } catch (error) {
+    if (systemCode(error) === "ENOENT") return undefined;
+    // EACCES: the file of another user. Where this user may not remove it either, the removal says so.
+    if (!hasCode(error, "DAMAGED") && systemCode(error) !== "EACCES") throw error;
+    await rm(path, { force: true });
+    return undefined;
+  }
+}
+
+/** Undefined: another process was faster. */
+async function createPartial(path: string): Promise<PositionalFile | undefined> {
+  try {
+    return await PositionalFile.openPlain(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL);
+  } catch (error) {
+    if (systemCode(error) === "EEXIST") return undefined;
+    throw error;
+  }
+}
+
+/** Gives the image its permissions, where the file system has any. */
+async function giveMode(file: PositionalFile, mode: number): Promise<void> {
+  if ((Number((await file.stat()).mode) & 0o777) === mode) return;
+  try {
+    await file.chmod(mode);
+  } catch (error) {
+    // FAT and some network file systems: the mount decides.
+    if (!["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"].includes(systemCode(error) ?? "")) throw error;
+  }
+}
+
+function exchanged(path: string): TidemarkError {
+  return new TidemarkError("TARGET_FAILED", `${path} is replaced by other processes again and again`, {
+    remedy: "stop the other processes that write this target, or name one in a folder of your own",
+    detail: { path },
   });
 }
 
 async function inodeAt(path: string): Promise<bigint | undefined> {
   try {
-    return (await stat(path, { bigint: true })).ino;
+    return (await lstat(path, { bigint: true })).ino;
   } catch (error) {
     if (systemCode(error) === "ENOENT") return undefined;
     throw error;
@@ -231,13 +286,16 @@ async function exists(path: string): Promise<boolean> {
   }
 }
 
-/** The journal; undefined when it is absent or cannot be read: then everything is written anew. */
+/**
+ * The journal; undefined when it is absent, cannot be parsed or may come from another user: then
+ * everything is written anew.
+ */
 async function readJournal(path: string): Promise<Partial<Journal> | undefined> {
   let text: string;
   try {
-    text = await readFile(path, "utf8");
+    text = (await readOwn(path, journalBytesMax)).toString("utf8");
   } catch (error) {
-    if (systemCode(error) === "ENOENT") return undefined;
+    if (hasCode(error, "DAMAGED") || systemCode(error) === "ENOENT" || systemCode(error) === "EACCES") return undefined;
     throw error;
   }
   try {
@@ -264,22 +322,6 @@ function resumePoint(journal: Partial<Journal> | undefined, plan: ImagePlan, par
 
 function imageBytes(plan: ImagePlan): number {
   return plan.format === "vhd" ? vhdDiskBytes(plan.volumeBytes) + vhdFooterBytes : plan.volumeBytes;
-}
-
-/**
- * Replaces a small file as a whole. After a power failure either version may be found, and both are
- * right.
- */
-async function writeWhole(path: string, bytes: Uint8Array): Promise<void> {
-  const aside = `${path}.new`;
-  const file = await PositionalFile.open(aside, constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC);
-  try {
-    await file.write(0, bytes);
-    await file.datasync();
-  } finally {
-    await file.close();
-  }
-  await rename(aside, path);
 }
 
 async function syncFolder(path: string): Promise<void> {

@@ -44,6 +44,7 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   const signal = options.signal === undefined ? hold.signal : AbortSignal.any([options.signal, hold.signal]);
   const state = new LocalState({ folder: context.stateFolder, vault: document.vault, disk, onNotice });
   const manifest = await readManifest(store, document.vault, disk, point, signal);
+  const source = await state.source();
   const target = await openTarget({
     to: options.to,
     format,
@@ -53,7 +54,8 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
     point: point.id,
     pointTimeMs: point.timeMs,
     sink,
-    sourceIdentity: await state.source(),
+    sourceIdentity: source,
+    sourceMode: source?.mode,
     overwriteSource: options.overwriteSource === true,
     signal,
   });
@@ -213,7 +215,7 @@ export interface MaterializeOptions extends OperationOptions {
   readonly to: string;
   /** Default: `vhd` for `blob:`, else `raw`. */
   readonly format?: ImageFormat | undefined;
-  /** Default: `create`. A block device needs `in-place` or `replace`, which mean the same there. */
+  /** Default: `create`. A block device needs `in-place`, and `in-place` needs an existing target. */
   readonly mode?: MaterializeMode | undefined;
   /**
    * Allows to write over the file or device that this disk was last replicated from. Default:

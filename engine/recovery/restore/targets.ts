@@ -3,9 +3,9 @@
  *
  * | target | mode | way |
  * |---|---|---|
- * | no file yet, or one to replace | `create`, `replace`, `in-place` | `FileTarget`: a partial beside it, renamed when whole |
+ * | no file yet, or one to replace | `create`, `replace` | `FileTarget`: a partial beside it, renamed when whole |
  * | existing image file | `in-place` | `InPlaceTarget`: only what differs is written |
- * | block device | `in-place`, `replace` | `InPlaceTarget` |
+ * | block device | `in-place` | `InPlaceTarget` |
  * | `blob:NAME` | `create`, `replace` | `BlobTarget`: a page blob in the vault's container, as Azure attaches it |
  *
  * Invariant: every check that can refuse a target comes before the first change to it.
@@ -14,6 +14,7 @@ import type { BigIntStats } from "node:fs";
 import { lstat, realpath, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { type FileIdentity, identityFrom, sameObject } from "../../disk/source/file-identity.ts";
+import { ownFileMode } from "../../disk/source/plain-file.ts";
 import { fileError } from "../../disk/source/positional-file.ts";
 import { systemCode, TidemarkError } from "../../errors.ts";
 import type { Sink } from "../../sink.ts";
@@ -39,6 +40,8 @@ export interface OpenTargetOptions {
   readonly sink: Sink;
   /** What the disk was last replicated from, when that is known. */
   readonly sourceIdentity?: FileIdentity | undefined;
+  /** Permissions of the file that the disk was last replicated from. Default: 0600. */
+  readonly sourceMode?: number | undefined;
   readonly overwriteSource: boolean;
   /** Monotonic milliseconds for the pace of checkpoints. Default: `performance.now`. */
   readonly clock?: (() => number) | undefined;
@@ -69,13 +72,38 @@ export async function openTarget(options: OpenTargetOptions): Promise<RestoreTar
     pointTimeMs: options.pointTimeMs ?? 0,
     clock: options.clock ?? (() => performance.now()),
   };
-  if (found.stats === undefined) return FileTarget.open(plan, { replaces: false });
+  if (found.stats === undefined) {
+    if (options.mode === "in-place") throw nothingInPlace(options.to);
+    await refuseBelowDev(options.to, found.path);
+    return FileTarget.open(plan, { replaces: false, mode: options.sourceMode ?? ownFileMode });
+  }
   refuseWrongKind(options, found.path, found.stats);
   refuseSource(options, identityFrom(found.path, found.stats));
-  if (options.mode === "create") throw targetExists(options.to, found.stats.isBlockDevice());
-  if (found.stats.isBlockDevice()) return InPlaceTarget.open(plan, "device");
-  if (options.mode === "in-place") return InPlaceTarget.open(plan, "file");
+  const isDevice = found.stats.isBlockDevice();
+  if (options.mode === "in-place") return InPlaceTarget.open(plan, isDevice ? "device" : "file");
+  if (options.mode === "create" || isDevice) throw targetExists(options.to, isDevice);
   return FileTarget.open(plan, { replaces: true, mode: Number(found.stats.mode) & 0o777 });
+}
+
+function nothingInPlace(to: string): TidemarkError {
+  return new TidemarkError("TARGET_FAILED", `the target ${to} does not exist, so nothing can be changed in place`, {
+    remedy: "check the name, or leave out `--in-place` to make a new file",
+    detail: { target: to },
+  });
+}
+
+/**
+ * A mistyped device must not become a file in the memory of the machine. A file system that is
+ * mounted below /dev, as /dev/shm is, may hold files.
+ */
+async function refuseBelowDev(to: string, path: string): Promise<void> {
+  if (!path.startsWith("/dev/")) return;
+  const [folder, devices] = await Promise.all([stat(dirname(path)), stat("/dev")]);
+  if (folder.dev !== devices.dev) return;
+  throw new TidemarkError("TARGET_FAILED", `there is no device ${to}`, {
+    remedy: "list the devices with `lsblk`, and name one that is there",
+    detail: { target: to },
+  });
 }
 
 /**

@@ -2,10 +2,10 @@
  * Opening an image for protection: the file, its tracking file, the protected disk on both, and how
  * much the tracking file knows of what has changed.
  */
-import { mkdir } from "node:fs/promises";
 import path from "node:path";
 import { LiveFile } from "../../disk/source/live-file.ts";
 import { LocalState } from "../../disk/source/local-state.ts";
+import { fileError } from "../../disk/source/positional-file.ts";
 import { DirtyBitmap, regionBytes } from "../../disk/tracking/dirty-bitmap.ts";
 import { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import type { ProtectedDiskOptions } from "../../disk/tracking/protected-disk-options.ts";
@@ -35,12 +35,12 @@ export interface ProtectedImage {
 export async function openProtectedImage(context: VaultContext, options: ProtectOptions): Promise<ProtectedImage> {
   const { disk, stateFolder, image } = options;
   const { vault } = context.document;
-  const folder =
-    new LocalState({ folder: stateFolder, vault, disk, onNotice: () => undefined }).diskFolder ?? stateFolder;
+  const state = new LocalState({ folder: stateFolder, vault, disk, onNotice: () => undefined });
   const live = await LiveFile.open(image);
   try {
     checkSize(image, disk, live.sizeBytes, undefined);
-    await mkdir(folder, { recursive: true, mode: 0o700 });
+    const folder = await makeFolder(state, stateFolder);
+    await state.rememberSource(live.identity());
     const identity = { vault, disk, sizeBytes: live.sizeBytes, image: live.identity() };
     const { file, recovered } = await TrackingFile.open(path.join(folder, "tracking"), identity);
     return {
@@ -61,6 +61,19 @@ export async function openProtectedImage(context: VaultContext, options: Protect
   } catch (error) {
     await live.close();
     throw error;
+  }
+}
+
+async function makeFolder(state: LocalState, stateFolder: string): Promise<string> {
+  try {
+    return (await state.makeDiskFolder()) ?? stateFolder;
+  } catch (error) {
+    throw fileError(error, {
+      code: "DEVICE_FAILED",
+      what: `cannot make the state folder ${stateFolder}`,
+      remedy: "name a folder on a local disk with `--state`",
+      detail: { path: stateFolder },
+    });
   }
 }
 
