@@ -7,6 +7,9 @@
  * does not inherit the lock. `release` unlocks before it closes, because a child that is being
  * forked shares the description for a moment.
  *
+ * Invariant: a lock that is held is reachable. Node closes the descriptor of a file handle that is
+ * garbage, and the kernel would drop the lock in the middle of what it protects.
+ *
  * Waiting polls with LOCK_NB: a blocked call would occupy one of libuv's few threads and could not
  * be aborted. Two locks in one process exclude each other like locks in two processes, because each
  * has its own description.
@@ -41,6 +44,9 @@ export interface LockOptions {
  * ```
  */
 export class FileLock implements AsyncDisposable {
+  /** All that are held. A holder that only waits for its end keeps no reference of its own. */
+  static readonly #held = new Set<FileLock>();
+
   readonly path: string;
   readonly mode: LockMode;
   readonly #handle: FileHandle;
@@ -50,6 +56,7 @@ export class FileLock implements AsyncDisposable {
     this.path = path;
     this.mode = mode;
     this.#handle = handle;
+    FileLock.#held.add(this);
   }
 
   /**
@@ -105,6 +112,7 @@ export class FileLock implements AsyncDisposable {
       unlock(this.#handle.fd);
     } finally {
       await this.#handle.close();
+      FileLock.#held.delete(this);
     }
   }
 }

@@ -5,6 +5,7 @@ import { createRequire } from "node:module";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { FileLock, Turnstile } from "../../sink/file-lock.ts";
+import { collectGarbage } from "../collect-garbage.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { expectCode } from "./expectations.ts";
 
@@ -26,6 +27,15 @@ describe("FileLock", () => {
     expect(lock.mode).toBe("exclusive");
     expect(await FileLock.tryAcquire(path, "exclusive")).toBeUndefined();
     expect(await FileLock.tryAcquire(path, "shared")).toBeUndefined();
+  });
+
+  test("a lock whose holder keeps no reference to it is held all the same", async () => {
+    await FileLock.acquire(path, "exclusive");
+    await new Promise(setImmediate);
+    collectGarbage();
+    // Descriptors of garbage are closed in a later turn.
+    for (let turn = 0; turn < 10; turn += 1) await new Promise(setImmediate);
+    expect(await FileLock.tryAcquire(path, "exclusive")).toBeUndefined();
   });
 
   test("shared locks go together and exclude an exclusive one until the last is released", async () => {

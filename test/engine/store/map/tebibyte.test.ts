@@ -4,8 +4,6 @@
  * leaves, which this test keeps in memory; a cycle of 20,000 entries adds 0.7 MB. A quick run has
  * an eighth of the disk.
  */
-import { setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
 import { beforeAll, describe, expect, test } from "vitest";
 import { frameBytesMax, granuleBytes } from "../../../../engine/limits.ts";
 import { toHex } from "../../../../engine/store/format/checksum.ts";
@@ -24,6 +22,7 @@ import { mergeStack } from "../../../../engine/store/map/merge.ts";
 import { PointMap, windowGranules } from "../../../../engine/store/map/point-map.ts";
 import { MapObjects, RunWriter } from "../../../../engine/store/map/run-writer.ts";
 import { Store } from "../../../../engine/store/store.ts";
+import { collectGarbage } from "../../../collect-garbage.ts";
 import { byDepth } from "../../../depth.ts";
 import { disk, numbersFrom, openMemory, vaultId } from "../../../engine-model.ts";
 
@@ -285,11 +284,3 @@ describe(`the map of a disk of ${size}`, () => {
     expect(built.runsMax).toBeLessThanOrEqual(80);
   });
 });
-
-/** Collects garbage, so that the figures show the memory in use. */
-function collectGarbage(): void {
-  setFlagsFromString("--expose-gc");
-  const collect = runInNewContext("gc") as () => void;
-  // Buffers go with the second collection, after those that held them.
-  for (let round = 0; round < 2; round += 1) collect();
-}
