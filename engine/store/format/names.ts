@@ -172,10 +172,10 @@ export interface SegmentIdentity {
   readonly ordinal: number;
 }
 
-/** Parts of a segment's name, or undefined when `name` is not one. */
+/** Parts of a segment's name, or undefined when `name` is not one that a writer gives. */
 export function parseSegmentName(name: string): SegmentIdentity | undefined {
-  const match = /^segments\/([a-z0-9._~-]+)\/(\d{8,16})-(\d{1,3})-(\d{8,16})$/.exec(name);
-  if (match === null) return undefined;
+  const match = /^segments\/([a-z0-9._~-]{1,240})\/(\d{8,16})-(\d{1,3})-(\d{8,16})$/.exec(name);
+  if (match === null || Number(match[2]) > epochMax) return undefined;
   return { encodedDisk: match[1] ?? "", epoch: Number(match[2]), lane: Number(match[3]), ordinal: Number(match[4]) };
 }
 
@@ -184,6 +184,11 @@ export function parseSegmentName(name: string): SegmentIdentity | undefined {
  * ones.
  */
 const sequenceNumbersPerEpoch = 65_536;
+
+/**
+ * No epoch is higher: the first sequence number of each, and of the one after it, is a safe integer.
+ */
+export const epochMax: number = 2 ** 36;
 
 /**
  * The sequence number that a writer of this epoch starts its segments with; raising a segment to it
