@@ -20,7 +20,7 @@ import { digestBytes, granuleBytes, segmentBytes } from "../../limits.ts";
 import { checksum, checksumBytes, sameBytes } from "./checksum.ts";
 import { damaged, unsupportedFormat } from "./fields.ts";
 import { storedLength, storedLz4Flag } from "./frame.ts";
-import { epochMax, parseSegmentName } from "./names.ts";
+import { epochMax, isSegmentName } from "./names.ts";
 
 assert(
   os.endianness() === "LE",
@@ -125,7 +125,7 @@ export function decodeLeaf(bytes: Uint8Array, object: string, vaultId: Uint8Arra
 }
 
 function checkLeaf(leaf: EntryColumns, object: string): void {
-  if (leaf.names.length > leaf.count || leaf.names.some((name) => parseSegmentName(name) === undefined))
+  if (leaf.names.length > leaf.count || !leaf.names.every(isSegmentName))
     throw damaged(object, "it names something that is no segment");
   let end = 0;
   for (let index = 0; index < leaf.count; index += 1) {

@@ -43,6 +43,18 @@ export function encodeDiskName(disk: string): string {
   return encoded;
 }
 
+/** Whether `encodeDiskName` spells it, and spells it back. */
+export function isDiskName(disk: string): boolean {
+  // Pages of points hold a million names of group members: the usual ones are told quickly.
+  if (/^[ -~]{1,80}$/.test(disk)) return true;
+  try {
+    return decodeDiskName(encodeDiskName(disk)) === disk;
+  } catch (error) {
+    if (error instanceof TidemarkError) return false;
+    throw error;
+  }
+}
+
 /**
  * The disk's name that `encodeDiskName` spelled, or undefined when `encoded` is none of its
  * spellings.
@@ -170,6 +182,10 @@ export interface SegmentIdentity {
   readonly epoch: number;
   readonly lane: number;
   readonly ordinal: number;
+}
+
+export function isSegmentName(name: string): boolean {
+  return parseSegmentName(name) !== undefined;
 }
 
 /** Parts of a segment's name, or undefined when `name` is not one that a writer gives. */

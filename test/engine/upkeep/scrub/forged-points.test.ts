@@ -5,12 +5,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { digestBytes } from "../../../../engine/limits.ts";
+import type { HeadDocument } from "../../../../engine/store/format/documents.ts";
 import { type EntryColumns, zeroSegment } from "../../../../engine/store/format/leaf.ts";
+import { epochMax } from "../../../../engine/store/format/names.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
 import { closeModelVaults, contentOf, ModelDisk, modelBlockBytes, openModelVault } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
-import { type ForgedDisk, forgeLeaf } from "./forged-points.ts";
+import { type ForgedDisk, forgeHead, forgeLeaf, forgeManifest } from "./forged-points.ts";
 
 const blocks = 6;
 
@@ -129,4 +131,59 @@ function widen(leaf: EntryColumns): void {
   leaf.starts[1] = 8;
   leaf.lengths[1] = 4;
   leaf.segments.fill(zeroSegment, 1);
+}
+
+describe("a head that no writer makes", () => {
+  const [year10000, beyondDates] = [Date.UTC(10_000, 0), 8.64e15 + 1];
+  const heads: readonly (readonly [string, (head: HeadDocument) => object])[] = [
+    ["a time that no date can hold", (head) => ofPoints(head, { timeMs: beyondDates })],
+    ["a time without an ISO form", (head) => ofPoints(head, { timeMs: year10000 })],
+    ["an epoch of 2^53 - 1", (head) => ({ ...head, epoch: Number.MAX_SAFE_INTEGER })],
+    ["a sequence number of 2^53 - 1", (head) => ofPoints(head, { sequence: Number.MAX_SAFE_INTEGER })],
+    ["a group without a name", (head) => ofPoints(head, { group: { id: "0".repeat(32), name: "", disks: ["d"] } })],
+    ["a group of a disk that is none", (head) => ofPoints(head, { group: groupOf("x".repeat(81)) })],
+    ["a group of a disk without a name", (head) => ofPoints(head, { group: groupOf("") })],
+  ];
+  test.each(heads)("with %s is damage of its disk, and other disks go on", async (_what, change) => {
+    await vault.replicate({ disk: "e", volume: new ModelDisk(contentOf(30_000, 50)) });
+    forgeHead(forged, change);
+    expect((await vault.verify()).damaged).toMatchObject([{ disk: "d", object: "disks/d/head", code: "DAMAGED" }]);
+    await expectCode(vault.points("d"), "DAMAGED");
+    await expectCode(vault.replicate({ disk: "d", volume: disk }), "DAMAGED");
+    expect((await vault.replicate({ disk: "e", volume: new ModelDisk(contentOf(30_000, 51)) })).sequence).toBe(2);
+  });
+
+  test("is followed by no writer when nothing can follow it, and its point stays readable", async () => {
+    forgeHead(forged, (head) => ({ ...head, epoch: epochMax }));
+    const refusal = await expectCode(vault.replicate({ disk: "d", volume: disk }), "DAMAGED");
+    expect(refusal.detail).toMatchObject({ object: "disks/d/head" });
+    expect((await materialize()).equals(disk.bytes)).toBe(true);
+  });
+});
+
+describe("a manifest that no writer makes", () => {
+  test("is damage when the head says another size of its point", async () => {
+    forgeHead(forged, (head) => ofPoints(head, { volumeBytes: modelBlockBytes }));
+    expect((await vault.verify()).damaged).toMatchObject([{ sequence: 1, code: "DAMAGED" }]);
+    await expectCode(materialize(), "DAMAGED");
+  });
+
+  test("is refused when its runs need more memory over one window than any writer's", async () => {
+    forgeManifest(forged, 1, (manifest) => {
+      const [run] = manifest.runs;
+      assert(run !== undefined);
+      return { ...manifest, runs: Array.from({ length: 30 }, () => ({ ...run, bytes: 16 * 1024 * 1024 })) };
+    });
+    expect((await vault.verify()).damaged).toMatchObject([{ sequence: 1, code: "DAMAGED" }]);
+    await expectCode(materialize(), "DAMAGED");
+  });
+});
+
+function groupOf(other: string): object {
+  return { id: "0".repeat(32), name: "g", disks: ["d", other] };
+}
+
+/** The head with other fields in each of its points. */
+function ofPoints(head: HeadDocument, fields: object): object {
+  return { ...head, points: head.points.map((point) => ({ ...point, ...fields })) };
 }
