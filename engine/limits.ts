@@ -25,6 +25,12 @@ export const frameBytesMax: number = pageWriteBytesMax;
  */
 export const segmentBytes: number = 1024 * 1024 * 1024;
 
+/** The last ms of the year 9999: no time that is stored is later, so each has an ISO form. */
+export const timeMsMax: number = Date.UTC(10_000, 0) - 1;
+
+/** No point has a higher sequence number. */
+export const sequenceMax: number = 10 ** 15;
+
 /**
  * Length of a digest, the identity of a chunk: 128 bits, keyed. FORMAT.md says why 128 bits are
  * enough with a key per vault.

@@ -50,6 +50,7 @@ import { prune } from "./upkeep/prune/prune.ts";
 import { findIdentity } from "./upkeep/repair/lost-identity.ts";
 import type { RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";
 import { repair } from "./upkeep/repair/repair.ts";
+import { identityDamage, withDamage } from "./upkeep/scrub/damage.ts";
 import type { ScrubOptions, ScrubSummary } from "./upkeep/scrub/scrub.ts";
 import { Scrubber, scrubProtected } from "./upkeep/scrub/scrub.ts";
 import { type VerifyOptions, type VerifySummary, verify } from "./upkeep/scrub/verify.ts";
@@ -427,8 +428,10 @@ export class Vault implements AsyncDisposable {
    */
   async verify(options: VerifyOptions = {}): Promise<VerifySummary> {
     return await this.#track(async () => {
-      await this.#identity.check(this.#store, false, options.onNotice ?? (() => undefined), options.signal);
-      return await verify(this.#context, options);
+      const { heal = false, onNotice = () => undefined, signal } = options;
+      const found = (await this.#identity.check(this.#store, heal, onNotice, signal)).map(identityDamage);
+      const summary = await verify(this.#context, options);
+      return { ...summary, damaged: [...found, ...summary.damaged] };
     });
   }
 
@@ -449,11 +452,12 @@ export class Vault implements AsyncDisposable {
    * @throws `INTERRUPTED` and the errors of the store.
    */
   async scrub(options: ScrubOptions = {}): Promise<ScrubSummary> {
-    this.#scrubber ??= new Scrubber(this.#context);
-    const scrubber = this.#scrubber;
+    const scrubber = (this.#scrubber ??= new Scrubber(this.#context));
     return await this.#track(async () => {
-      await this.#identity.check(this.#store, true, options.onNotice ?? (() => undefined), options.signal);
-      return await scrubProtected(scrubber, this.#context, this.#protections, options);
+      const { onNotice = () => undefined, onDamage, signal } = options;
+      const found = (await this.#identity.check(this.#store, true, onNotice, signal)).map(identityDamage);
+      for (const damage of found) onDamage?.(damage);
+      return withDamage(await scrubProtected(scrubber, this.#context, this.#protections, options), found);
     });
   }
 

@@ -78,7 +78,7 @@ export class Scrubbing {
         level: "Critical",
         code: "POINT_DAMAGED",
         cause: `${what} of ${disk} cannot be read back in full: ${first.message}`,
-        remedy: `run \`tidemark verify --disk ${disk} --heal --source IMAGE\` with a copy of the disk that still has the content, or \`tidemark vault repair\``,
+        remedy: `run \`tidemark verify --disk ${disk} --heal --source IMAGE\` with a copy of the disk that still has the content`,
       },
     ];
   }
@@ -102,7 +102,8 @@ export class Scrubbing {
       };
       // Every pass repeats its other notices.
       const onNotice = ({ code, message }: Notice): void => {
-        if (code === "VAULT_AT_RISK") onEvent({ kind: "notice", disk: "", code, message });
+        if (code === "VAULT_AT_RISK" || code === "SEGMENT_DAMAGED")
+          onEvent({ kind: "notice", disk: "", code, message });
       };
       const { damaged, healed } = await scrub({ sharePerDay, bandwidth: this.#bandwidth, onDamage, onNotice, signal });
       this.#damaged = damaged;

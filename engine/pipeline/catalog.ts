@@ -20,11 +20,13 @@ import { crc32 } from "node:zlib";
 import { forEachAtOnce } from "../concurrency.ts";
 import { openPlain } from "../disk/source/plain-file.ts";
 import { hasCode, isUnreadable, systemCode, TidemarkError } from "../errors.ts";
+import { segmentBytes } from "../limits.ts";
 import type { Notice } from "../notice.ts";
-import { fromHex } from "../store/format/checksum.ts";
-import type { VaultDocument } from "../store/format/documents.ts";
+import { fromHex, toHex } from "../store/format/checksum.ts";
+import { anyText, type VaultDocument } from "../store/format/documents.ts";
+import { Fields } from "../store/format/fields.ts";
 import { storedLength } from "../store/format/frame.ts";
-import { encodeDiskName, parseSegmentName, segmentsPrefix } from "../store/format/names.ts";
+import { encodeDiskName, isSegmentName, parseSegmentName, segmentsPrefix } from "../store/format/names.ts";
 import { DeadPages } from "../store/segments/dead-pages.ts";
 import { walkFrames } from "../store/segments/frame-walk.ts";
 import type { PageSet } from "../store/segments/page-set.ts";
@@ -61,6 +63,8 @@ const segmentsReadAtOnce = 8;
 const statsAtOnceMax = 8;
 const cacheName = "dedup-index";
 const cacheVersion = 2;
+/** Segments that a cache may name: a pebibyte. */
+const cacheSegmentsMax = 1024 * 1024;
 /** Records of dead pages that are acted upon at once: 64 MiB at most. */
 const recordsAtOnce = 256;
 /** Entries read or written at a time: 1 MiB or so. */
@@ -438,14 +442,27 @@ function parseCache(bytes: Buffer, vaultId: Uint8Array): Cache | undefined {
   const entries = bytes.subarray(lineEnd + 1, bytes.length - 4);
   const sum = crc32(entries, crc32(bytes.subarray(0, lineEnd)));
   if (entries.length % indexEntryBytes !== 0 || sum !== bytes.readUInt32LE(bytes.length - 4)) return undefined;
-  const header = JSON.parse(bytes.toString("utf8", 0, lineEnd)) as {
-    readonly version: number;
-    readonly vault: string;
-    readonly count: number;
-    readonly segments: Cache["segments"];
-  };
-  const ours = header.version === cacheVersion && header.vault === Buffer.from(vaultId).toString("hex");
-  return ours && header.count * indexEntryBytes === entries.length ? { segments: header.segments, entries } : undefined;
+  const segments = parseHeader(bytes.toString("utf8", 0, lineEnd), vaultId, entries.length / indexEntryBytes);
+  return segments === undefined ? undefined : { segments, entries };
+}
+
+/** The header's segments; undefined when it is not the one of these entries. */
+function parseHeader(text: string, vaultId: Uint8Array, count: number): Cache["segments"] | undefined {
+  try {
+    const fields = new Fields(JSON.parse(text), cacheName);
+    if (fields.integer("version") !== cacheVersion || fields.text("vault", anyText) !== toHex(vaultId))
+      return undefined;
+    if (fields.integer("count") !== count) return undefined;
+    return fields.list("segments", cacheSegmentsMax, (segment) => ({
+      name: segment.text("name", { test: isSegmentName }),
+      etag: segment.text("etag", anyText),
+      endBytes: segment.integer("endBytes", 0, segmentBytes),
+      record: segment.textOrNull("record", anyText),
+    }));
+  } catch (error) {
+    if (error instanceof SyntaxError || error instanceof TidemarkError) return undefined;
+    throw error;
+  }
 }
 
 /** The vault's catalog, as the cache in `folder` and the store tell it. */

@@ -6,11 +6,15 @@
  * with one read. So a freshly replicated disk is read in ranges of megabytes, a scattered one in as
  * few ranges as its history allows.
  *
+ * Invariant: a piece is proved by its own digest. Two pieces share a chunk only if the map says the
+ * same of both chunks: place, stored word, length and digest.
+ *
  * Memory: the slabs of the worker pool.
  */
 import assert from "node:assert/strict";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
-import { granuleBytes } from "../limits.ts";
+import { digestBytes, granuleBytes } from "../limits.ts";
+import { damaged } from "../store/format/fields.ts";
 import { storedLength } from "../store/format/frame.ts";
 import type { Pieces, PointMap } from "../store/map/point-map.ts";
 import { pieceDigest, pieceIsZero, windowGranules } from "../store/map/point-map.ts";
@@ -62,7 +66,7 @@ export interface PointConsumer {
   /** Everything below `granule` has been consumed. Called in ascending order. */
   done(granule: number): Promise<void>;
   /** Asked before a chunk is fetched: true leaves it out. */
-  skip?(segment: string, offset: number): boolean;
+  skip?(chunk: MappedChunk): boolean;
 }
 
 export interface PointReaderOptions {
@@ -76,6 +80,31 @@ export interface PointReaderOptions {
    * error. Ranges are then fetched one at a time.
    */
   readonly pace?: ((bytes: number) => Promise<void>) | undefined;
+}
+
+/** A chunk as an entry of a map describes it. All of it tells chunks apart. */
+export interface MappedChunk {
+  readonly segment: string;
+  /** Of the payload in its segment. */
+  readonly offset: number;
+  readonly storedWord: number;
+  readonly granules: number;
+  /** A view into the map's leaf. */
+  readonly digest: Uint8Array;
+}
+
+/** The chunk that a piece of data shows. */
+export function pieceChunk(pieces: Pieces, index: number): MappedChunk {
+  const leaf = pieces.leaves[index];
+  const entry = pieces.entries[index] ?? 0;
+  assert(leaf !== undefined, "the piece exists");
+  return {
+    segment: segmentOf(pieces, index),
+    offset: offsetOf(pieces, index),
+    storedWord: storedWordOf(pieces, index),
+    granules: chunkGranulesOf(pieces, index),
+    digest: leaf.digests.subarray(entry * digestBytes, (entry + 1) * digestBytes),
+  };
 }
 
 /** A range of a segment, and the pieces `order[from…end)` that lie in it. */
@@ -134,6 +163,7 @@ export class PointReader {
         if (consumer.zeros === undefined) at = Math.min(await map.nextMapped(at, signal), map.granules);
         const end = Math.min(at + windowGranules - (at % windowGranules), map.granules);
         const pieces = await map.window(at, end, signal);
+        this.#checkBlocks(pieces);
         if (consumer.zeros !== undefined) await zerosBetween(pieces, at, end, consumer.zeros.bind(consumer));
         const order = orderByPlace(pieces, unskipped(pieces, consumer));
         for (const fetch of planFetches(pieces, order, workerPool.fetches.shared.geometry)) {
@@ -164,6 +194,7 @@ export class PointReader {
    * fetched.
    */
   plan(pieces: Pieces, wanted: readonly number[]): ReadPlan {
+    this.#checkBlocks(pieces);
     const order = orderByPlace(pieces, wanted);
     const lowest = (fetch: Fetch): number =>
       order.subarray(fetch.from, fetch.end).reduce((low, piece) => Math.min(low, piece), Infinity);
@@ -176,6 +207,17 @@ export class PointReader {
   /** Fetches and proves one range of a plan. */
   async readPlanned({ pieces, order }: ReadPlan, fetch: PlannedFetch, data: PointConsumer["data"]): Promise<void> {
     await this.#fetch(pieces, order, fetch, { data });
+  }
+
+  /** A chunk never crosses a block, and readers that go block by block rely on it. Errors: DAMAGED. */
+  #checkBlocks(pieces: Pieces): void {
+    const blockGranules = this.#options.workerPool.fetches.shared.geometry.blockBytes / granuleBytes;
+    for (let index = 0; index < pieces.count; index += 1) {
+      if (pieceIsZero(pieces, index)) continue;
+      const start = pieces.starts[index] ?? 0;
+      if ((start % blockGranules) + (pieces.lengths[index] ?? 0) > blockGranules)
+        throw damaged("the map of the point", `its entry at granule ${String(start)} reaches across blocks`);
+    }
   }
 
   async #fetch(pieces: Pieces, order: Uint32Array, fetch: Fetch, consumer: Pick<PointConsumer, "data">): Promise<void> {
@@ -254,8 +296,7 @@ function unskipped(pieces: Pieces, consumer: PointConsumer): number[] | undefine
   if (consumer.skip === undefined) return undefined;
   const wanted: number[] = [];
   for (let index = 0; index < pieces.count; index += 1) {
-    if (!pieceIsZero(pieces, index) && !consumer.skip(segmentOf(pieces, index), offsetOf(pieces, index)))
-      wanted.push(index);
+    if (!pieceIsZero(pieces, index) && !consumer.skip(pieceChunk(pieces, index))) wanted.push(index);
   }
   return wanted;
 }
@@ -277,6 +318,17 @@ function storedWordOf(pieces: Pieces, index: number): number {
 
 function chunkGranulesOf(pieces: Pieces, index: number): number {
   return (pieces.leaves[index]?.chunkLengths[pieces.entries[index] ?? 0] ?? 0) + 1;
+}
+
+/** True when both pieces show the same chunk. Both lie in one segment. */
+function sameChunk(pieces: Pieces, a: number | undefined, b: number): boolean {
+  if (a === undefined || offsetOf(pieces, a) !== offsetOf(pieces, b)) return false;
+  if (storedWordOf(pieces, a) !== storedWordOf(pieces, b)) return false;
+  if (chunkGranulesOf(pieces, a) !== chunkGranulesOf(pieces, b)) return false;
+  const [digestsOfA, digestsOfB] = [pieces.leaves[a]?.digests, pieces.leaves[b]?.digests];
+  const [atA, atB] = [(pieces.entries[a] ?? 0) * digestBytes, (pieces.entries[b] ?? 0) * digestBytes];
+  for (let at = 0; at < digestBytes; at += 1) if (digestsOfA?.[atA + at] !== digestsOfB?.[atB + at]) return false;
+  return true;
 }
 
 /**
@@ -309,20 +361,20 @@ function planFetches(pieces: Pieces, order: Uint32Array, geometry: SlabGeometry)
     const offset = offsetOf(pieces, first);
     let bytesEnd = offset;
     let plainBytes = 0;
-    let lastOffset = -1;
+    let last: number | undefined;
     let end = from;
     for (; end < order.length; end += 1) {
       const index = order[end] ?? 0;
       const at = offsetOf(pieces, index);
       if (segmentOf(pieces, index) !== segment) break;
-      if (at === lastOffset) continue; // one more window of the same chunk
+      if (sameChunk(pieces, last, index)) continue; // one more window of it
       const storedEnd = at + storedLength(storedWordOf(pieces, index));
       const plain = plainBytes + chunkGranulesOf(pieces, index) * granuleBytes;
       if (end > from && (at - bytesEnd > gapBytesMax || storedEnd - offset > geometry.slabBytes || plain > outBytes))
         break;
       bytesEnd = Math.max(bytesEnd, storedEnd);
       plainBytes = plain;
-      lastOffset = at;
+      last = index;
     }
     fetches.push({ segment, offset, bytes: bytesEnd - offset, from, end });
     from = end;
@@ -333,19 +385,18 @@ function planFetches(pieces: Pieces, order: Uint32Array, geometry: SlabGeometry)
 function fillChunkTable(pieces: Pieces, order: Uint32Array, fetch: Fetch, slab: Slab, chunkOf: Uint32Array): number {
   let count = 0;
   let outGranule = 0;
-  let lastOffset = -1;
+  let last: number | undefined;
   for (let at = fetch.from; at < fetch.end; at += 1) {
     const index = order[at] ?? 0;
-    const offset = offsetOf(pieces, index);
-    if (offset !== lastOffset) {
+    if (!sameChunk(pieces, last, index)) {
       const granules = chunkGranulesOf(pieces, index);
       slab.chunks.start[count] = outGranule;
       slab.chunks.granules[count] = granules;
-      slab.chunks.offsets[count] = offset - fetch.offset;
+      slab.chunks.offsets[count] = offsetOf(pieces, index) - fetch.offset;
       slab.chunks.storedWords[count] = storedWordOf(pieces, index);
       pieceDigest(pieces, index, slab.chunks.digests, count * 16);
       outGranule += granules;
-      lastOffset = offset;
+      last = index;
       count += 1;
     }
     chunkOf[at - fetch.from] = count - 1;

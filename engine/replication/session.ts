@@ -11,6 +11,7 @@
  * dedup index finds those bytes again.
  */
 import { hasCode, isGone, TidemarkError, throwIfAborted } from "../errors.ts";
+import { timeMsMax } from "../limits.ts";
 import type { Notice } from "../notice.ts";
 import type { Baseline } from "../pipeline/baseline.ts";
 import type { CaptureOptions, CaptureStatistics } from "../pipeline/capture.ts";
@@ -317,7 +318,7 @@ export class Session implements AsyncDisposable {
         sequence: (newest?.sequence ?? 0) + 1,
         epoch: this.#writerLease.epoch,
         parent: newest?.id ?? null,
-        timeMs: Math.max(shipment.timeMs, (newest?.timeMs ?? 0) + 1),
+        timeMs: Math.min(Math.max(shipment.timeMs, (newest?.timeMs ?? 0) + 1), timeMsMax),
         consistency: await shipment.consistency(),
         application: shipment.application ?? null,
         group: shipment.group ?? null,

@@ -6,15 +6,17 @@
  *     0        header, 4 KiB: magic "TMOVRLAY" · 8 version u32 · 12 length of the text u32 · 16 CRC-32 of the text u32 · 20 JSON: vault, disk, point, sizeBytes
  *     4 KiB    record: pages of 2 × 4 KiB, slots 0 and 1, as in a tracking file (sectors of 512 bytes, each with page, slot, generation and CRC-32);
  *              15,616 granules a page, two bits each: 0 not here, 1 here, 2 zeros. A pair of slots that was never written is all zeros.
+ *              Before a page is written for the first time, both of its slots are made: slot 0 of generation 0, then slot 1 of generation 1.
  *     behind   the granules
  *
- * Orderings: the header is durable before the file gets its name. `save`: granules synced → pages
- * of the record, each to its older slot → synced; without a change of the record only the granules
- * are synced.
+ * Orderings: the header is durable before the file gets its name. `save`: granules synced → new
+ * pages: slot 0 made → synced → slot 1 made → synced → pages of the record, each to its older slot →
+ * synced; without a change of the record only the granules are synced.
  *
  * Invariant: after a crash the record names nothing that is not there. A torn page counts as its
  * older slot, and what was written since the last `save` may be there or not, as on any disk with a
- * write cache. A sector that no crash can leave is damage, and the overlay is refused.
+ * write cache. A sector that no crash can leave is damage, and the overlay is refused: zeros are
+ * left only by a crash while the slots of a page were made.
  *
  * One process has the file, by flock. A temporary overlay has no name and no record, and ends with
  * its process.
@@ -159,10 +161,11 @@ export class OverlayFile {
     const taken = pages.map((page) => ({
       page,
       bytes: this.states.take(page),
-      ...(this.#slots.get(page) ?? { slot: 1, generation: 0 }),
+      ...(this.#slots.get(page) ?? { slot: 1, generation: 1 }),
     }));
     try {
       await this.#file.flush();
+      await this.#makeSlots(pages.filter((page) => !this.#slots.has(page)));
       for (const { page, bytes, slot, generation } of taken) {
         await this.#file.write(pageOffset(page, 1 - slot), encodePage(page, 1 - slot, generation + 1, bytes));
       }
@@ -173,6 +176,13 @@ export class OverlayFile {
     }
     for (const { page, slot, generation } of taken)
       this.#slots.set(page, { slot: 1 - slot, generation: generation + 1 });
+  }
+
+  async #makeSlots(pages: readonly number[]): Promise<void> {
+    for (const slot of pages.length === 0 ? [] : [0, 1]) {
+      for (const page of pages) await this.#file.write(pageOffset(page, slot), emptySlot(page, slot));
+      await this.#file.flush();
+    }
   }
 
   async #load(sizeBytes: number): Promise<void> {
@@ -197,7 +207,7 @@ export class OverlayFile {
     await this.#file.read(pageOffset(first, 0), bytes);
     for (let page = first; page < end; page += 1) {
       const pair = bytes.subarray((page - first) * pairBytes, (page - first + 1) * pairBytes);
-      if (isZero(pair)) continue;
+      if (isUnmade(pair, page)) continue;
       const { payload, slot, generation } = decodePair(pair, page, this.#file.description);
       if (!GranuleStates.canLoad(payload))
         throw overlayDamaged(this.#file.description, `page ${page} of its record holds a state that does not exist`);
@@ -207,17 +217,30 @@ export class OverlayFile {
   }
 }
 
+/** A slot as it is made: it says of no granule that it is here. */
+function emptySlot(page: number, slot: number): Buffer {
+  return Buffer.from(encodePage(page, slot, slot, new Uint8Array(0)));
+}
+
 /**
- * Sectors that were never written count as generation 0: the first write of a page may be cut short
- * like every other.
+ * True of a pair that was never written, or of which a crash left only some sectors of its slots as
+ * they were being made. Slot 1 is not begun before slot 0 is durable.
  */
-function decodePair(pair: Buffer, page: number, path: string): ReturnType<typeof decodePage> {
+function isUnmade(pair: Buffer, page: number): boolean {
+  const made = Buffer.concat([emptySlot(page, 0), emptySlot(page, 1)]);
+  const zeros = [false, false];
+  const begun = [false, false];
   for (let at = 0; at < pairBytes; at += sectorBytes) {
-    if (!isZero(pair.subarray(at, at + sectorBytes))) continue;
+    const sector = pair.subarray(at, at + sectorBytes);
     const slot = Math.floor(at / pageSlotBytes);
-    const empty = encodePage(page, slot, 0, new Uint8Array(0));
-    pair.set(empty.subarray(at - slot * pageSlotBytes, at - slot * pageSlotBytes + sectorBytes), at);
+    if (isZero(sector)) zeros[slot] = true;
+    else if (sector.equals(made.subarray(at, at + sectorBytes))) begun[slot] = true;
+    else return false;
   }
+  return begun[1] === true ? zeros[0] === false && zeros[1] === true : zeros[1] === true;
+}
+
+function decodePair(pair: Buffer, page: number, path: string): ReturnType<typeof decodePage> {
   try {
     return decodePage(pair, page, path);
   } catch (error) {

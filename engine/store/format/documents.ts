@@ -7,6 +7,7 @@
 import { blockBytesMax, blockBytesMin, volumeBytesMax } from "../../limits.ts";
 import type { Consistency } from "../../volume.ts";
 import { damaged, type Fields } from "./fields.ts";
+import { isDiskName } from "./names.ts";
 import { decode, documentBytesMax, encode, encodeList } from "./signed-text.ts";
 
 export { formatVersion } from "./signed-text.ts";
@@ -202,8 +203,9 @@ export interface ManifestDocument {
 /** An identity: of a vault, a point, a group. */
 export const hex32: RegExp = /^[0-9a-f]{32}$/;
 const hex64 = /^[0-9a-f]{64}$/;
-/** A name or a short text of one line. */
+/** A short text of one line, or none. */
 export const anyText: RegExp = /^[^\p{Cc}]{0,200}$/u;
+const nameText = /^[^\p{Cc}]{1,200}$/u;
 const commandText = /^(?:[^\p{Cc}]|[\n\t]){0,8192}$/u;
 const outputText = /^(?:[^\p{Cc}]|[\n\t]){0,4096}$/u;
 /** Room for a command, spelled as JSON, and the end of its output. */
@@ -233,7 +235,7 @@ export function decodeVault(bytes: Uint8Array, object: string): VaultDocument {
   const { fields } = decode("vault", bytes, object);
   const document: VaultDocument = {
     vault: fields.text("vault", hex32),
-    createdMs: fields.integer("createdMs"),
+    createdMs: fields.time("createdMs"),
     blockBytes: fields.integer("blockBytes", blockBytesMin, blockBytesMax),
     digest: fields.oneOf("digest", digestNames),
     digestKey: fields.text("digestKey", hex64),
@@ -256,7 +258,7 @@ export function decodeHead(bytes: Uint8Array, object: string, expected: Owner): 
   const document: HeadDocument = {
     vault: fields.text("vault", hex32),
     disk: fields.text("disk", anyText),
-    epoch: fields.integer("epoch"),
+    epoch: fields.epoch("epoch"),
     writer: fields.nestedOrNull("writer", (writer) => ({
       session: writer.text("session", hex32),
       machine: writer.text("machine", anyText),
@@ -292,7 +294,7 @@ export function decodePage(
   const document: PageDocument = {
     vault: fields.text("vault", hex32),
     disk: fields.text("disk", anyText),
-    epoch: fields.integer("epoch"),
+    epoch: fields.epoch("epoch"),
     ordinal: fields.integer("ordinal", 0, 0xffff_ffff),
     pages: fields.list("pages", pagesMax, decodeReference),
     points: fields.list("points", pagePointsMax, decodePoint),
@@ -362,10 +364,10 @@ export function countPoints(list: PointList): number {
 
 function decodePoint(point: Fields): PointRecord {
   return {
-    sequence: point.integer("sequence", 1),
-    epoch: point.integer("epoch"),
+    sequence: point.sequence("sequence"),
+    epoch: point.epoch("epoch"),
     id: point.text("id", hex32),
-    timeMs: point.integer("timeMs"),
+    timeMs: point.time("timeMs"),
     lagMs: point.integerOrNull("lagMs"),
     consistency: point.oneOf("consistency", consistencies),
     group: point.nestedOrNull("group", decodeGroup),
@@ -379,23 +381,23 @@ function decodePoint(point: Fields): PointRecord {
 function decodeReference(page: Fields): PageReference {
   return {
     level: page.integer("level", 0, 1) === 0 ? 0 : 1,
-    epoch: page.integer("epoch"),
+    epoch: page.epoch("epoch"),
     ordinal: page.integer("ordinal", 0, 0xffff_ffff),
     bytes: page.integer("bytes", 1, documentBytesMax),
     checksum: page.text("checksum", hex32),
     count: page.integer("count", 1),
-    firstSequence: page.integer("firstSequence", 1),
-    lastSequence: page.integer("lastSequence", 1),
-    firstTimeMs: page.integer("firstTimeMs"),
-    lastTimeMs: page.integer("lastTimeMs"),
+    firstSequence: page.sequence("firstSequence"),
+    lastSequence: page.sequence("lastSequence"),
+    firstTimeMs: page.time("firstTimeMs"),
+    lastTimeMs: page.time("lastTimeMs"),
   };
 }
 
 function decodeGroup(group: Fields): GroupRecord {
   return {
     id: group.text("id", hex32),
-    name: group.text("name", anyText),
-    disks: group.texts("disks", groupDisksMax, anyText),
+    name: group.text("name", nameText),
+    disks: group.texts("disks", groupDisksMax, { test: isDiskName }),
   };
 }
 
@@ -430,10 +432,10 @@ export function decodeManifest(
   const document: ManifestDocument = {
     vault: fields.text("vault", hex32),
     disk: fields.text("disk", anyText),
-    sequence: fields.integer("sequence", 1),
-    epoch: fields.integer("epoch"),
+    sequence: fields.sequence("sequence"),
+    epoch: fields.epoch("epoch"),
     parent: fields.textOrNull("parent", hex32),
-    timeMs: fields.integer("timeMs"),
+    timeMs: fields.time("timeMs"),
     consistency: fields.oneOf("consistency", consistencies),
     application: fields.nestedOrNull("application", decodeApplication),
     group: fields.nestedOrNull("group", decodeGroup),
@@ -448,7 +450,7 @@ export function decodeManifest(
     })),
     runs: fields.list("runs", runsMax, (run) => ({
       kind: run.oneOf("kind", ["leaf", "root"]),
-      epoch: run.integer("epoch"),
+      epoch: run.epoch("epoch"),
       ordinal: run.integer("ordinal", 0, 0xffff_ffff),
       bytes: run.integer("bytes", 1, documentBytesMax),
       checksum: run.text("checksum", hex32),

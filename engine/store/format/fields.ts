@@ -4,9 +4,11 @@
  * before memory is allocated by them.
  */
 import { TidemarkError } from "../../errors.ts";
+import { sequenceMax, timeMsMax } from "../../limits.ts";
+import { epochMax } from "./names.ts";
 
 const damageRemedy =
-  "run `tidemark verify` to see which points are damaged, and `tidemark vault repair` to rebuild what can be; all other points stay readable";
+  "run `tidemark verify` to see which points are damaged; all other points stay readable. `tidemark vault repair` rebuilds what lists points; it rebuilds no data";
 
 /** The error for an object whose bytes are not what they must be. */
 export function damaged(object: string, fact: string, cause?: unknown): TidemarkError {
@@ -44,6 +46,9 @@ export function unsupportedFormat(object: string, version: number, known: number
   );
 }
 
+/** What a text must be. A regular expression is one. */
+type Pattern = Pick<RegExp, "test">;
+
 /**
  * Reads the fields of one JSON object. Unknown fields are ignored: a newer minor version may add
  * some.
@@ -65,13 +70,13 @@ export class Fields {
     return damaged(this.#object, `field ${this.#path}${name} is not ${expected}`);
   }
 
-  text(name: string, pattern: RegExp): string {
+  text(name: string, pattern: Pattern): string {
     const value = this.#record[name];
     if (typeof value !== "string" || !pattern.test(value)) throw this.#fail(name, "the text it must be");
     return value;
   }
 
-  textOrNull(name: string, pattern: RegExp): string | null {
+  textOrNull(name: string, pattern: Pattern): string | null {
     return this.#record[name] === null ? null : this.text(name, pattern);
   }
 
@@ -85,6 +90,24 @@ export class Fields {
 
   integerOrNull(name: string, min = 0, max: number = Number.MAX_SAFE_INTEGER): number | null {
     return this.#record[name] === null ? null : this.integer(name, min, max);
+  }
+
+  /** Ms since 1970. */
+  time(name: string): number {
+    return this.integer(name, 0, timeMsMax);
+  }
+
+  timeOrNull(name: string): number | null {
+    return this.#record[name] === null ? null : this.time(name);
+  }
+
+  /** Sequence number of a point. */
+  sequence(name: string): number {
+    return this.integer(name, 1, sequenceMax);
+  }
+
+  epoch(name: string): number {
+    return this.integer(name, 0, epochMax);
   }
 
   boolean(name: string): boolean {
@@ -110,7 +133,7 @@ export class Fields {
   }
 
   /** A list of texts. */
-  texts(name: string, lengthMax: number, pattern: RegExp): string[] {
+  texts(name: string, lengthMax: number, pattern: Pattern): string[] {
     const value = this.#record[name];
     if (!Array.isArray(value) || value.length > lengthMax)
       throw this.#fail(name, `a list of at most ${String(lengthMax)} texts`);

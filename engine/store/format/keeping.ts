@@ -82,11 +82,11 @@ export function decodePin(bytes: Uint8Array, object: string, expected: Owner): P
   const document: PinDocument = {
     vault: fields.text("vault", hex32),
     disk: fields.text("disk", anyText),
-    sequence: fields.integer("sequence", 1),
+    sequence: fields.sequence("sequence"),
     point: fields.text("point", hex32),
     name: fields.textOrNull("name", anyText),
-    createdMs: fields.integer("createdMs"),
-    untilMs: fields.integerOrNull("untilMs"),
+    createdMs: fields.time("createdMs"),
+    untilMs: fields.timeOrNull("untilMs"),
   };
   checkOwner(document, object, expected);
   return document;
@@ -102,10 +102,10 @@ export function decodeLabel(bytes: Uint8Array, object: string, expected: Owner):
   const document: LabelDocument = {
     vault: fields.text("vault", hex32),
     disk: fields.text("disk", anyText),
-    sequence: fields.integer("sequence", 1),
+    sequence: fields.sequence("sequence"),
     point: fields.text("point", hex32),
     text: fields.text("text", labelText),
-    createdMs: fields.integer("createdMs"),
+    createdMs: fields.time("createdMs"),
   };
   checkOwner(document, object, expected);
   return document;
@@ -121,10 +121,10 @@ export function decodeCondemned(bytes: Uint8Array, object: string, expected: Own
   const document: CondemnedDocument = {
     vault: fields.text("vault", hex32),
     disk: fields.text("disk", anyText),
-    epoch: fields.integer("epoch"),
+    epoch: fields.epoch("epoch"),
     ranges: fields.list("ranges", condemnedRangesMax, (range) => ({
-      first: range.integer("first", 1),
-      last: range.integer("last", 1),
+      first: range.sequence("first"),
+      last: range.sequence("last"),
     })),
   };
   checkOwner(document, object, expected);

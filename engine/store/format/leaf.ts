@@ -16,9 +16,11 @@
 
 import assert from "node:assert/strict";
 import os from "node:os";
-import { digestBytes } from "../../limits.ts";
+import { digestBytes, granuleBytes, segmentBytes } from "../../limits.ts";
 import { checksum, checksumBytes, sameBytes } from "./checksum.ts";
 import { damaged, unsupportedFormat } from "./fields.ts";
+import { storedLength, storedLz4Flag } from "./frame.ts";
+import { epochMax, isSegmentName } from "./names.ts";
 
 assert(
   os.endianness() === "LE",
@@ -98,7 +100,10 @@ export function encodeLeaf(columns: EntryColumns, vaultId: Uint8Array): EncodedT
   ]);
 }
 
-/** Errors: DAMAGED (also when the checksum is not `expected`), FORMAT_UNSUPPORTED. */
+/**
+ * Errors: DAMAGED (also when the checksum is not `expected`, and when an entry is one that no writer
+ * makes), FORMAT_UNSUPPORTED.
+ */
 export function decodeLeaf(bytes: Uint8Array, object: string, vaultId: Uint8Array, expected: Uint8Array): EntryColumns {
   const { count, namesBytes, columns } = openTable(leafMagic, bytes, object, vaultId, expected, leafEntriesMax);
   if (bytes.byteLength !== headerBytes + count * 36 + namesBytes)
@@ -120,6 +125,8 @@ export function decodeLeaf(bytes: Uint8Array, object: string, vaultId: Uint8Arra
 }
 
 function checkLeaf(leaf: EntryColumns, object: string): void {
+  if (leaf.names.length > leaf.count || !leaf.names.every(isSegmentName))
+    throw damaged(object, "it names something that is no segment");
   let end = 0;
   for (let index = 0; index < leaf.count; index += 1) {
     const start = leaf.starts[index] ?? 0;
@@ -132,7 +139,18 @@ function checkLeaf(leaf: EntryColumns, object: string): void {
     const inChunk = (leaf.chunkOffsets[index] ?? 0) + length <= (leaf.chunkLengths[index] ?? 0) + 1;
     if (segment >= leaf.names.length || !inChunk)
       throw damaged(object, `entry ${String(index)} points outside its chunk or segments`);
+    checkPlace(leaf, index, object);
   }
+}
+
+/** What no chunk can be is refused here, so that no reader allocates or fetches by it. */
+function checkPlace(leaf: EntryColumns, index: number, object: string): void {
+  const storedWord = leaf.storedWords[index] ?? 0;
+  const length = storedLength(storedWord);
+  const plainBytes = ((leaf.chunkLengths[index] ?? 0) + 1) * granuleBytes;
+  const isSane = storedWord < storedLz4Flag ? length === plainBytes : length > 0 && length < plainBytes;
+  if (!isSane || (leaf.offsets[index] ?? 0) + length > segmentBytes)
+    throw damaged(object, `entry ${String(index)} has a payload of ${String(length)} bytes that no chunk has`);
 }
 
 export interface LeafReference {
@@ -177,6 +195,7 @@ export function decodeRoot(
   const epochs = new Float64Array(columns.take(count * 8));
   const checksums = new Uint8Array(columns.take(count * checksumBytes));
   const leaves: LeafReference[] = [];
+  const named = new Set<string>();
   for (let index = 0; index < count; index += 1) {
     const leaf: LeafReference = {
       first: first[index] ?? 0,
@@ -189,12 +208,19 @@ export function decodeRoot(
     };
     const before = leaves[index - 1];
     const ordered = leaf.last >= leaf.first && (before === undefined || before.last < leaf.first);
-    if (!ordered || leaf.bytes > leafBytesMax || !Number.isSafeInteger(leaf.epoch) || leaf.epoch < 0) {
-      throw damaged(object, `leaf ${String(index)} is out of order or out of bounds`);
-    }
+    const isBounded =
+      leaf.entries > 0 && leaf.entries <= leafEntriesMax && leaf.bytes <= leafBytesMax && isEpoch(leaf.epoch);
+    if (!ordered || !isBounded) throw damaged(object, `leaf ${String(index)} is out of order or out of bounds`);
+    const name = `${String(leaf.epoch)}-${String(leaf.ordinal)}`;
+    if (named.has(name)) throw damaged(object, `it names leaf ${name} twice`);
+    named.add(name);
     leaves.push(leaf);
   }
   return leaves;
+}
+
+function isEpoch(epoch: number): boolean {
+  return Number.isSafeInteger(epoch) && epoch >= 0 && epoch <= epochMax;
 }
 
 type Column = Uint32Array | Uint16Array | Uint8Array | Float64Array;

@@ -43,6 +43,18 @@ export function encodeDiskName(disk: string): string {
   return encoded;
 }
 
+/** Whether `encodeDiskName` spells it, and spells it back. */
+export function isDiskName(disk: string): boolean {
+  // Pages of points hold a million names of group members: the usual ones are told quickly.
+  if (/^[ -~]{1,80}$/.test(disk)) return true;
+  try {
+    return decodeDiskName(encodeDiskName(disk)) === disk;
+  } catch (error) {
+    if (error instanceof TidemarkError) return false;
+    throw error;
+  }
+}
+
 /**
  * The disk's name that `encodeDiskName` spelled, or undefined when `encoded` is none of its
  * spellings.
@@ -172,10 +184,14 @@ export interface SegmentIdentity {
   readonly ordinal: number;
 }
 
-/** Parts of a segment's name, or undefined when `name` is not one. */
+export function isSegmentName(name: string): boolean {
+  return parseSegmentName(name) !== undefined;
+}
+
+/** Parts of a segment's name, or undefined when `name` is not one that a writer gives. */
 export function parseSegmentName(name: string): SegmentIdentity | undefined {
-  const match = /^segments\/([a-z0-9._~-]+)\/(\d{8,16})-(\d{1,3})-(\d{8,16})$/.exec(name);
-  if (match === null) return undefined;
+  const match = /^segments\/([a-z0-9._~-]{1,240})\/(\d{8,16})-(\d{1,3})-(\d{8,16})$/.exec(name);
+  if (match === null || Number(match[2]) > epochMax) return undefined;
   return { encodedDisk: match[1] ?? "", epoch: Number(match[2]), lane: Number(match[3]), ordinal: Number(match[4]) };
 }
 
@@ -184,6 +200,11 @@ export function parseSegmentName(name: string): SegmentIdentity | undefined {
  * ones.
  */
 const sequenceNumbersPerEpoch = 65_536;
+
+/**
+ * No epoch is higher: the first sequence number of each, and of the one after it, is a safe integer.
+ */
+export const epochMax: number = 2 ** 36;
 
 /**
  * The sequence number that a writer of this epoch starts its segments with; raising a segment to it

@@ -7,7 +7,7 @@ import { segmentBytes } from "../../limits.ts";
 import type { Owner } from "./documents.ts";
 import { anyText, checkOwner, hex32 } from "./documents.ts";
 import { damaged } from "./fields.ts";
-import { segmentsPrefix } from "./names.ts";
+import { isSegmentName, segmentsPrefix } from "./names.ts";
 import { decode, encode, encodeList } from "./signed-text.ts";
 
 /** The scrub log of a disk. */
@@ -79,9 +79,9 @@ export function decodeProved(bytes: Uint8Array, object: string, expected: Owner)
     vault: fields.text("vault", hex32),
     disk: fields.text("disk", anyText),
     ranges: fields.list("ranges", provedRangesMax, (range) => ({
-      first: range.integer("first", 1),
-      last: range.integer("last", 1),
-      provedMs: range.integer("provedMs"),
+      first: range.sequence("first"),
+      last: range.sequence("last"),
+      provedMs: range.time("provedMs"),
     })),
   };
   checkOwner(document, object, expected);
@@ -103,15 +103,15 @@ export function encodeQuarantine({ vault, segment, offsets }: QuarantineDocument
 export function decodeQuarantine(bytes: Uint8Array, object: string, vault: string): QuarantineDocument {
   const { fields } = decode("quarantine", bytes, object);
   const gaps = fields.text("gaps", /^(?:[1-9][0-9]{0,9}(?: [1-9][0-9]{0,9})*)?$/);
-  const segment = fields.text("segment", /^segments\/[a-z0-9._~-]{1,240}\/[0-9-]{1,40}$/);
+  const segment = fields.text("segment", { test: isSegmentName });
   const offsets: number[] = [];
   let offset = 0;
   for (const gap of gaps === "" ? [] : gaps.split(" ")) {
     offset += Number(gap);
+    if (offset >= segmentBytes || offsets.length === quarantinedMax)
+      throw damaged(object, "its offsets are beyond a segment");
     offsets.push(offset);
   }
-  if (offset >= segmentBytes || offsets.length > quarantinedMax)
-    throw damaged(object, "its offsets are beyond a segment");
   const document: QuarantineDocument = { vault: fields.text("vault", hex32), segment, offsets };
   if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
   if (quarantineName(segment) !== object) throw damaged(object, `it is of segment ${segment}`);
@@ -127,8 +127,8 @@ export function decodeScrubbed(bytes: Uint8Array, object: string, vault: string)
   const { fields } = decode("scrubbed", bytes, object);
   const document = {
     vault: fields.text("vault", hex32),
-    roundMs: fields.integer("roundMs"),
-    takenMs: fields.integer("takenMs"),
+    roundMs: fields.time("roundMs"),
+    takenMs: fields.time("takenMs"),
   };
   if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
   return document;

@@ -8,7 +8,7 @@ import { segmentBytes } from "../../limits.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { hex32 } from "./documents.ts";
 import { damaged } from "./fields.ts";
-import { segmentsPrefix } from "./names.ts";
+import { isSegmentName, segmentsPrefix } from "./names.ts";
 import { decode, encode } from "./signed-text.ts";
 
 export const reclaimPrefix = "reclaim/";
@@ -85,7 +85,7 @@ export function decodeCollection(bytes: Uint8Array, object: string, vault: strin
   const document: CollectionDocument = {
     vault: fields.text("vault", hex32),
     collection: fields.text("collection", hex32),
-    startedMs: fields.integer("startedMs"),
+    startedMs: fields.time("startedMs"),
   };
   if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
   return document;
@@ -100,7 +100,7 @@ export function decodeCollected(bytes: Uint8Array, object: string, vault: string
   const { fields } = decode("collected", bytes, object);
   const document: CollectedDocument = {
     vault: fields.text("vault", hex32),
-    collectedMs: fields.integer("collectedMs"),
+    collectedMs: fields.time("collectedMs"),
   };
   if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
   return document;
@@ -121,9 +121,9 @@ export function decodeDead(bytes: Uint8Array, object: string, vault: string): De
   const document: DeadDocument = {
     vault: fields.text("vault", hex32),
     collection: fields.text("collection", hex32),
-    segment: fields.text("segment", segmentText),
+    segment: fields.text("segment", { test: isSegmentName }),
     clearing: fields.boolean("clearing"),
-    kept: fields.integer("kept"),
+    kept: fields.integer("kept", 0, segmentPages),
     dead: runsOf(fields.text("dead", numbers), object),
     condemned: runsOf(fields.text("condemned", numbers), object),
   };
@@ -132,7 +132,6 @@ export function decodeDead(bytes: Uint8Array, object: string, vault: string): De
   return document;
 }
 
-const segmentText = /^segments\/[a-z0-9._~-]{1,240}\/[0-9-]{1,40}$/;
 const numbers = /^[0-9 ]*$/;
 
 function gapsOf(runs: readonly PageRun[]): number[] {

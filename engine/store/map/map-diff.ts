@@ -6,7 +6,7 @@
  * the topmost runs and copies whatever a newer run of them overlaps. So a granule that no entry of
  * an unshared leaf covers shows the same entry in both maps. The diff therefore
  *
- *     1. skips runs and leaves that both maps have, by name, without reading them;
+ *     1. skips runs and leaves that both maps have, by name and checksum, without reading them;
  *     2. notes for each part of 4 MiB of the disk the first and the last granule that the others cover;
  *     3. resolves these stretches in both maps and compares them granule by granule.
  *
@@ -24,7 +24,7 @@ import { digestBytes, granuleBytes } from "../../limits.ts";
 import type { ManifestDocument, RunReference } from "../format/documents.ts";
 import type { LeafReference } from "../format/leaf.ts";
 import type { Store } from "../store.ts";
-import { LeafCache, type Pieces, PointMap, pieceIsZero, windowGranules } from "./point-map.ts";
+import { LeafCache, mapObjectKey, type Pieces, PointMap, pieceIsZero, windowGranules } from "./point-map.ts";
 
 /** The unit in which stretches are noted: 4 MiB of disk. */
 const partGranules = 1024;
@@ -96,7 +96,7 @@ async function addUnshared(stretches: Stretches, a: Side, b: Side, signal: Abort
     [b, leavesOfB, leavesOfA],
   ] as const) {
     for (const [run, leaves] of own.runs) {
-      const isWanted = (leaf: LeafReference): boolean => !others.names.has(nameOf(leaf));
+      const isWanted = (leaf: LeafReference): boolean => !others.keys.has(mapObjectKey(leaf));
       const isDense = ({ first, last }: LeafReference): boolean => last - first < denseLeafGranules;
       for (const leaf of leaves) if (isWanted(leaf) && isDense(leaf)) stretches.add(leaf.first, leaf.last + 1);
       for await (const leaf of side.map.entriesOf(
@@ -113,27 +113,22 @@ async function addUnshared(stretches: Stretches, a: Side, b: Side, signal: Abort
   }
 }
 
-/** The leaves of the runs that the other map has not got, by index of the run, and their names. */
+/** The leaves of the runs that the other map has not got, by index of the run, and their keys. */
 async function unsharedLeaves(
   { map, runs }: Side,
   other: Side,
   signal: AbortSignal | undefined,
-): Promise<{ readonly runs: ReadonlyMap<number, readonly LeafReference[]>; readonly names: ReadonlySet<string> }> {
-  const known = new Set(other.runs.map(nameOf));
+): Promise<{ readonly runs: ReadonlyMap<number, readonly LeafReference[]>; readonly keys: ReadonlySet<string> }> {
+  const known = new Set(other.runs.map(mapObjectKey));
   const unshared = new Map<number, readonly LeafReference[]>();
-  const names = new Set<string>();
+  const keys = new Set<string>();
   for (const [index, run] of runs.entries()) {
-    if (known.has(nameOf(run))) continue;
+    if (known.has(mapObjectKey(run))) continue;
     const leaves = await map.leavesOf(index, signal);
     unshared.set(index, leaves);
-    for (const leaf of leaves) names.add(nameOf(leaf));
+    for (const leaf of leaves) keys.add(mapObjectKey(leaf));
   }
-  return { runs: unshared, names };
-}
-
-/** Tells map objects of one disk apart. */
-function nameOf({ epoch, ordinal }: { readonly epoch: number; readonly ordinal: number }): string {
-  return `${String(epoch)}-${String(ordinal)}`;
+  return { runs: unshared, keys };
 }
 
 /**

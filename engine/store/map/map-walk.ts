@@ -10,20 +10,22 @@
  */
 import type { RunReference } from "../format/documents.ts";
 import { mapName } from "../format/names.ts";
-import type { PointMap } from "./point-map.ts";
+import { mapObjectKey, type PointMap } from "./point-map.ts";
 
 /** The part of a point that no older point has. */
 export interface NewRuns {
   /** Number of topmost runs to visit. */
   readonly depth: number;
-  /** Names of the leaves and roots that no older point had. */
-  readonly objects: readonly string[];
+  /** The leaves and roots that no older point had: `mapObjectKey` → name. */
+  readonly objects: ReadonlyMap<string, string>;
 }
 
 export class MapWalk {
   readonly #disk: string;
   /** Names of all leaves and roots of the points so far. */
   readonly #objects: Set<string>;
+  /** Their keys. A reference that gives an object another checksum is not known by its name. */
+  readonly #keys = new Set<string>();
 
   /** `objects`: the set that the names are added to; it may hold others. */
   constructor(disk: string, objects: Set<string> = new Set()) {
@@ -33,25 +35,25 @@ export class MapWalk {
 
   /** The part of the next younger point that none before it had. Errors: as `PointMap.leavesOf`. */
   async newRuns(map: PointMap, runs: readonly RunReference[], signal?: AbortSignal): Promise<NewRuns> {
-    const objects: string[] = [];
+    const objects = new Map<string, string>();
     let depth = 0;
     for (const [index, run] of runs.entries()) {
-      const name = mapName(this.#disk, run.epoch, run.ordinal);
       // With a root all of its leaves were there.
-      if (this.#objects.has(name)) continue;
-      objects.push(name);
+      if (this.#keys.has(mapObjectKey(run))) continue;
       const leaves = run.kind === "root" ? await map.leavesOf(index, signal) : [];
-      const isNew = leaves
-        .map(({ epoch, ordinal }) => mapName(this.#disk, epoch, ordinal))
-        .filter((leaf) => !this.#objects.has(leaf));
-      objects.push(...isNew);
-      if (run.kind === "leaf" || isNew.length > 0) depth = index + 1;
+      const fresh = leaves.filter((leaf) => !this.#keys.has(mapObjectKey(leaf)));
+      for (const object of [run, ...fresh])
+        objects.set(mapObjectKey(object), mapName(this.#disk, object.epoch, object.ordinal));
+      if (run.kind === "leaf" || fresh.length > 0) depth = index + 1;
     }
     return { depth, objects };
   }
 
   /** To be called when the point has been visited: from now on its part is not new. */
   pass({ objects }: NewRuns): void {
-    for (const name of objects) this.#objects.add(name);
+    for (const [key, name] of objects) {
+      this.#keys.add(key);
+      this.#objects.add(name);
+    }
   }
 }

@@ -7,11 +7,15 @@
  * the granules that it maps, then equal neighbours are collected. That costs one pass over typed
  * arrays per run and needs no case analysis of how extents overlap.
  *
- * Memory: the decoded leaves of `leafCacheBytesMax`, and 256 KiB to paint a window.
+ * Invariant: a leaf is the one that the reference to it names, whole and within the span that the
+ * reference gives. So a granule shows the same in whatever window it is resolved.
+ *
+ * Memory: the decoded leaves of `leafCacheBytesMax`, those of one window, at most
+ * `windowLeafBytesMax`, and 256 KiB to paint it.
  */
 import assert from "node:assert/strict";
 import { digestBytes, granuleBytes } from "../../limits.ts";
-import { fromHex } from "../format/checksum.ts";
+import { fromHex, toHex } from "../format/checksum.ts";
 import type { ManifestDocument, RunReference } from "../format/documents.ts";
 import { damaged } from "../format/fields.ts";
 import type { EntryColumns, LeafReference } from "../format/leaf.ts";
@@ -27,6 +31,9 @@ export const windowGranules = 65_536;
  * about 57 MB of leaves around any place.
  */
 const leafCacheBytesMax = 96 * 1024 * 1024;
+
+/** Bytes of leaves that a window may need: four times what the deepest stack of a writer has. */
+const windowLeafBytesMax = 256 * 1024 * 1024;
 
 /**
  * Resolved pieces of a window in ascending order; granules between them are zero because they were
@@ -48,27 +55,33 @@ export function pieceIsZero(pieces: Pieces, index: number): boolean {
   return pieces.leaves[index]?.segments[pieces.entries[index] ?? 0] === zeroSegment;
 }
 
-/**
- * Decoded leaves by the name of their object, most recently used last. Maps of one vault may share
- * one.
- */
+/** Names a leaf or root by what it is: two references that name one object are told apart. */
+export function mapObjectKey({
+  epoch,
+  ordinal,
+  checksum,
+}: Pick<RunReference | LeafReference, "epoch" | "ordinal" | "checksum">): string {
+  return `${String(epoch)}-${String(ordinal)} ${typeof checksum === "string" ? checksum : toHex(checksum)}`;
+}
+
+/** Decoded leaves by `mapObjectKey`, most recently used last. Maps of one disk may share one. */
 export class LeafCache {
   readonly #leaves = new Map<string, { readonly leaf: EntryColumns; readonly bytes: number }>();
   #bytes = 0;
 
-  find(name: string): EntryColumns | undefined {
-    const cached = this.#leaves.get(name);
+  find(key: string): EntryColumns | undefined {
+    const cached = this.#leaves.get(key);
     if (cached === undefined) return undefined;
-    this.#leaves.delete(name);
-    this.#leaves.set(name, cached);
+    this.#leaves.delete(key);
+    this.#leaves.set(key, cached);
     return cached.leaf;
   }
 
-  add(name: string, leaf: EntryColumns, bytes: number): void {
-    if (!this.#leaves.has(name)) this.#bytes += bytes; // else another window has read it meanwhile
-    this.#leaves.set(name, { leaf, bytes });
+  add(key: string, leaf: EntryColumns, bytes: number): void {
+    if (!this.#leaves.has(key)) this.#bytes += bytes; // else another window has read it meanwhile
+    this.#leaves.set(key, { leaf, bytes });
     for (const [oldest, entry] of this.#leaves) {
-      if (this.#bytes <= leafCacheBytesMax || oldest === name) break;
+      if (this.#bytes <= leafCacheBytesMax || oldest === key) break;
       this.#leaves.delete(oldest);
       this.#bytes -= entry.bytes;
     }
@@ -140,30 +153,37 @@ export class PointMap {
     const owners = this.#owners;
     // All leaves are read first; painting then does not wait, so the shared array has one user.
     const layers: EntryColumns[] = [];
+    let leafBytes = 0;
     for (let run = this.#runs.length - 1; run >= 0; run -= 1) {
       const leaves = await this.leavesOf(run, signal);
       for (let index = firstLeafAtOrAfter(leaves, from); index < leaves.length; index += 1) {
         const reference = leaves[index];
         if (reference === undefined || reference.first >= end) break;
+        leafBytes += reference.bytes;
+        if (leafBytes > windowLeafBytesMax)
+          throw damaged(this.#nameOf(reference), "it is one of more leaves over one place than any writer makes");
         layers.push(await this.#leaf(reference, signal));
       }
     }
     if (layers.length === 0) return emptyPieces;
     owners.fill(-1, 0, end - from);
-    const painted: { readonly leaf: EntryColumns; readonly entry: number }[] = [];
+    // A granule is painted with the number of its entry, counted through all layers.
+    const bases: number[] = [];
+    let base = 0;
     for (const leaf of layers) {
+      bases.push(base);
       for (let entry = firstEntryEndingAfter(leaf, from); entry < leaf.count; entry += 1) {
         const start = leaf.starts[entry] ?? 0;
         if (start >= end) break;
         owners.fill(
-          painted.length,
+          base + entry,
           Math.max(start, from) - from,
           Math.min(start + (leaf.lengths[entry] ?? 0), end) - from,
         );
-        painted.push({ leaf, entry });
       }
+      base += leaf.count;
     }
-    return collect(owners, from, end, painted);
+    return collect(owners, from, end, layers, bases);
   }
 
   /** First granule at or after `from` that any run maps, or Infinity. Errors: as `leavesOf`. */
@@ -187,28 +207,50 @@ export class PointMap {
   async #readLeaves(reference: RunReference, signal: AbortSignal | undefined): Promise<LeafReference[]> {
     const expected = fromHex(reference.checksum);
     if (reference.kind === "root") {
-      const name = mapName(this.#disk, reference.epoch, reference.ordinal);
+      const name = this.#nameOf(reference);
       const bytes = await getReferred(this.#store, name, reference.bytes, { signal });
-      return decodeRoot(bytes, name, this.#vaultId, expected);
+      const leaves = decodeRoot(bytes, name, this.#vaultId, expected);
+      if (leaves.length !== reference.leaves)
+        throw damaged(name, "it lists other leaves than the reference to it says");
+      return leaves;
     }
     const { epoch, ordinal, bytes, entries } = reference;
     // A run of one leaf has no root that says which granules it spans.
-    const whole: LeafReference = { first: 0, last: 0xffff_ffff, entries, bytes, epoch, ordinal, checksum: expected };
-    const leaf = await this.#leaf(whole, signal);
-    const last = leaf.count - 1;
-    return [{ ...whole, first: leaf.starts[0] ?? 0, last: (leaf.starts[last] ?? 0) + (leaf.lengths[last] ?? 0) - 1 }];
+    const alone = { entries, bytes, epoch, ordinal, checksum: expected };
+    return [{ ...alone, ...spanOf(await this.#anyLeaf(alone, signal)) }];
   }
 
   async #leaf(reference: LeafReference, signal: AbortSignal | undefined): Promise<EntryColumns> {
-    const name = mapName(this.#disk, reference.epoch, reference.ordinal);
-    const cached = this.#cache.find(name);
-    if (cached !== undefined) return cached;
-    const bytes = await getReferred(this.#store, name, reference.bytes, { signal });
-    const leaf = decodeLeaf(bytes, name, this.#vaultId, reference.checksum);
-    if (leaf.count !== reference.entries)
-      throw damaged(name, `it has ${String(leaf.count)} entries where ${String(reference.entries)} are expected`);
-    this.#cache.add(name, leaf, bytes.byteLength);
+    const leaf = await this.#anyLeaf(reference, signal);
+    const { first, last } = spanOf(leaf);
+    if (first !== reference.first || last !== reference.last)
+      throw damaged(this.#nameOf(reference), "it spans other granules than the reference to it says");
     return leaf;
+  }
+
+  /** A leaf, wherever it lies on the disk. */
+  async #anyLeaf(
+    reference: Omit<LeafReference, "first" | "last">,
+    signal: AbortSignal | undefined,
+  ): Promise<EntryColumns> {
+    const key = mapObjectKey(reference);
+    let leaf = this.#cache.find(key);
+    if (leaf === undefined) {
+      const name = this.#nameOf(reference);
+      const bytes = await getReferred(this.#store, name, reference.bytes, { signal });
+      leaf = decodeLeaf(bytes, name, this.#vaultId, reference.checksum);
+      this.#cache.add(key, leaf, bytes.byteLength);
+    }
+    if (leaf.count !== reference.entries)
+      throw damaged(
+        this.#nameOf(reference),
+        `it has ${String(leaf.count)} entries where ${String(reference.entries)} are expected`,
+      );
+    return leaf;
+  }
+
+  #nameOf({ epoch, ordinal }: Pick<LeafReference, "epoch" | "ordinal">): string {
+    return mapName(this.#disk, epoch, ordinal);
   }
 }
 
@@ -221,11 +263,18 @@ const emptyPieces: Pieces = {
   chunkOffsets: new Uint32Array(0),
 };
 
+/** First and last granule that a leaf maps. */
+function spanOf({ count, starts, lengths }: EntryColumns): Pick<LeafReference, "first" | "last"> {
+  return { first: starts[0] ?? 0, last: (starts[count - 1] ?? 0) + (lengths[count - 1] ?? 0) - 1 };
+}
+
+/** `bases`: of each layer the number of its first entry. */
 function collect(
   owners: Int32Array,
   from: number,
   end: number,
-  painted: readonly { readonly leaf: EntryColumns; readonly entry: number }[],
+  layers: readonly EntryColumns[],
+  bases: readonly number[],
 ): Pieces {
   let count = 0;
   const span = end - from;
@@ -239,18 +288,31 @@ function collect(
     const owner = owners[at] ?? -1;
     let stop = at + 1;
     while (stop < span && owners[stop] === owner) stop += 1;
-    const source = painted[owner];
-    if (source !== undefined) {
-      const index = leaves.push(source.leaf) - 1;
+    const layer = owner < 0 ? -1 : layerOf(bases, owner);
+    const leaf = layers[layer];
+    if (leaf !== undefined) {
+      const entry = owner - (bases[layer] ?? 0);
+      const index = leaves.push(leaf) - 1;
       starts[index] = from + at;
       lengths[index] = stop - at;
-      entries[index] = source.entry;
-      chunkOffsets[index] =
-        (source.leaf.chunkOffsets[source.entry] ?? 0) + (from + at - (source.leaf.starts[source.entry] ?? 0));
+      entries[index] = entry;
+      chunkOffsets[index] = (leaf.chunkOffsets[entry] ?? 0) + (from + at - (leaf.starts[entry] ?? 0));
     }
     at = stop;
   }
   return { count, starts, lengths, leaves, entries, chunkOffsets };
+}
+
+/** Index of the last base that is not above `owner`. */
+function layerOf(bases: readonly number[], owner: number): number {
+  let low = 0;
+  let high = bases.length - 1;
+  while (low < high) {
+    const middle = Math.ceil((low + high) / 2);
+    if ((bases[middle] ?? 0) > owner) high = middle - 1;
+    else low = middle;
+  }
+  return low;
 }
 
 /** Index of the first leaf whose last granule is at or after `granule`. */

@@ -7,9 +7,10 @@
  * rebuilds it.
  */
 import { hasCode, TidemarkError } from "../../errors.ts";
+import { sequenceMax, timeMsMax } from "../../limits.ts";
 import type { HeadDocument } from "../format/documents.ts";
 import { decodeHead, documentBytesMax, encodeHead } from "../format/documents.ts";
-import { headName, manifestsPrefix } from "../format/names.ts";
+import { epochMax, headName, manifestsPrefix } from "../format/names.ts";
 import { type Store, storeRegressed } from "../store.ts";
 
 /** A head, and the ETag by which it is swapped. */
@@ -75,6 +76,20 @@ function headGone(disk: string, cause: unknown): TidemarkError {
     remedy: "run `tidemark vault repair`: it rebuilds the head from the points",
     detail: { object: headName(disk), isGone: true },
     cause,
+  });
+}
+
+/**
+ * The epoch of the writer that follows.
+ *
+ * @throws DAMAGED when nothing can follow: then no writer wrote this head.
+ */
+export function nextEpoch({ disk, epoch, points }: HeadDocument): number {
+  const newest = points.at(-1);
+  if (epoch < epochMax && (newest?.sequence ?? 0) < sequenceMax && (newest?.timeMs ?? 0) < timeMsMax) return epoch + 1;
+  throw new TidemarkError("DAMAGED", `${headName(disk)} has the last epoch, sequence number or time that there is`, {
+    remedy: "replicate the disk under another name: `tidemark replicate SOURCE --disk NAME`; its points stay readable",
+    detail: { object: headName(disk) },
   });
 }
 

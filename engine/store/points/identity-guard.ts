@@ -15,6 +15,15 @@ import { vaultCopyName } from "../format/names.ts";
 import type { Store } from "../store.ts";
 import { type IdentityFault, identityFaults, mendIdentity } from "./identity.ts";
 
+/** What was wrong with one of the two objects. */
+export interface FoundFault {
+  readonly name: string;
+  /** For people. */
+  readonly message: string;
+  readonly isGone: boolean;
+  readonly isRestored: boolean;
+}
+
 export class IdentityGuard {
   readonly #document: VaultDocument;
   /** Both objects have been seen to be sound. */
@@ -28,7 +37,7 @@ export class IdentityGuard {
   async keep(store: Store, onNotice: (notice: Notice) => void, signal: AbortSignal | undefined): Promise<void> {
     if (this.#isSafe || signal?.aborted === true) return;
     try {
-      this.#isSafe = await this.check(store, true, onNotice, signal);
+      this.#isSafe = (await this.check(store, true, onNotice, signal)).length === 0;
     } catch (error) {
       if (!(error instanceof TidemarkError)) throw error;
       onNotice({
@@ -40,30 +49,34 @@ export class IdentityGuard {
 
   /**
    * Reports what is wrong with `vault.json` and its copy. With `mend` a missing or damaged copy is put
-   * back. Returns whether both were sound. Errors: those of the store.
+   * back. Returns what was wrong. Errors: those of the store.
    */
   async check(
     store: Store,
     mend: boolean,
     onNotice: (notice: Notice) => void,
     signal: AbortSignal | undefined,
-  ): Promise<boolean> {
+  ): Promise<readonly FoundFault[]> {
+    const found: FoundFault[] = [];
     const faults = await identityFaults(store, this.#document, signal);
     for (const fault of faults) {
       const isMended = mend && faults.length === 1 && fault.name === vaultCopyName && !fault.isForeign;
-      const fate = isMended ? await this.#mend(store, fault, signal) : "run `tidemark vault repair` to restore it";
-      onNotice({ code: "VAULT_AT_RISK", message: fault.isForeign ? fault.message : `${fault.message}: ${fate}` });
+      const isRestored = isMended && (await this.#mend(store, fault, signal));
+      const fate = isRestored ? "it has been restored" : "run `tidemark vault repair` to restore it";
+      const message = fault.isForeign ? fault.message : `${fault.message}: ${fate}`;
+      onNotice({ code: "VAULT_AT_RISK", message });
+      found.push({ name: fault.name, message, isGone: fault.etag === undefined && !fault.isForeign, isRestored });
     }
-    return faults.length === 0;
+    return found;
   }
 
-  async #mend(store: Store, fault: IdentityFault, signal: AbortSignal | undefined): Promise<string> {
+  async #mend(store: Store, fault: IdentityFault, signal: AbortSignal | undefined): Promise<boolean> {
     try {
       await mendIdentity(store, this.#document, fault, signal);
-      return "it has been restored";
+      return true;
     } catch (error) {
       if (!hasCode(error, "ACCESS_REFUSED")) throw error; // a client that can only read may still verify
-      return "run any command with write access to restore it";
+      return false;
     }
   }
 }

@@ -11,6 +11,7 @@ import { forEachAtOnce } from "../../concurrency.ts";
 import { hasCode } from "../../errors.ts";
 import type { ManifestDocument, PointRecord } from "../format/documents.ts";
 import { decodeManifest, decodeVault, documentBytesMax } from "../format/documents.ts";
+import { damaged } from "../format/fields.ts";
 import { manifestName, vaultName } from "../format/names.ts";
 import { getReferred, regressed, type Store, storeRegressed } from "../store.ts";
 
@@ -29,7 +30,12 @@ export async function readManifest(
 ): Promise<ManifestDocument> {
   const name = manifestName(disk, point.sequence, point.epoch);
   const bytes = await getReferred(store, name, documentBytesMax, { signal });
-  return decodeManifest(bytes, name, { vault, disk, id: point.id });
+  const manifest = decodeManifest(bytes, name, { vault, disk, id: point.id });
+  for (const field of ["sequence", "epoch", "timeMs", "volumeBytes"] as const) {
+    if (manifest[field] !== point[field])
+      throw damaged(name, `its ${field} is ${String(manifest[field])}, where the head says ${String(point[field])}`);
+  }
+  return manifest;
 }
 
 /**

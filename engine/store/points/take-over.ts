@@ -22,7 +22,7 @@ import { encodeHead } from "../format/documents.ts";
 import { firstSequenceNumber, headName, segmentEpochPrefix } from "../format/names.ts";
 import { HeldLease, type LeasePlace, releaseSoon } from "../held-lease.ts";
 import type { Store } from "../store.ts";
-import { readHead, type StoredHead } from "./head.ts";
+import { nextEpoch, readHead, type StoredHead } from "./head.ts";
 import { isAlive, liveSessions } from "./process-identity.ts";
 
 export interface WriterLeaseOptions {
@@ -93,7 +93,7 @@ export async function takeOver(
   writer: WriterRecord,
   place: LeasePlace,
 ): Promise<StoredHead | undefined> {
-  const epoch = head.epoch + 1;
+  const epoch = nextEpoch(head);
   const fencedSegments = await fenceFormerWriter(options, head, epoch);
   liveSessions().add(writer.session);
   let taken: StoredHead | undefined;

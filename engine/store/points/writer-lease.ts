@@ -32,7 +32,7 @@ import { countPoints, decodeHead, encodeHead, headPointsMax } from "../format/do
 import { manifestName, manifestsPrefix, parseDiskObject } from "../format/names.ts";
 import { HeldLease, type LeasePlace } from "../held-lease.ts";
 import { unknownOutcomesMax, unreachable } from "../store.ts";
-import { headRegressed, readHead, readOrCreateHead, type StoredHead } from "./head.ts";
+import { headRegressed, nextEpoch, readHead, readOrCreateHead, type StoredHead } from "./head.ts";
 import type { PageCache, Room, RoomOptions } from "./history.ts";
 import { makeRoom, withoutPoints } from "./history.ts";
 import { identifyProcess, liveSessions } from "./process-identity.ts";
@@ -89,7 +89,7 @@ export class WriterLease implements AsyncDisposable {
     for (;;) {
       throwIfAborted(signal);
       const found = await readOrCreateHead(store, vault, disk, signal);
-      const epoch = found.head.epoch + 1;
+      const epoch = nextEpoch(found.head);
       const place = leasePlaceOf(vault, disk, identity.machine, epoch);
       if (!(await takeHeadLease(options, found.head, identity.machine, place))) {
         if (Date.now() > deadline) throw writerActive(disk, found.head.writer);

@@ -38,7 +38,6 @@ import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex, toHex } from "../../store/format/checksum.ts";
-import { damaged } from "../../store/format/fields.ts";
 import { disksPrefix, parseSegmentName, segmentsPrefix } from "../../store/format/names.ts";
 import type { DeadDocument, PageRun } from "../../store/format/reclaim.ts";
 import {
@@ -287,7 +286,7 @@ class Collection {
       // A segment that was made and committed since they were listed exists, and is not freed by
       // this collection.
       if (known.has(name) || (await this.#store.etagOf(name, { signal: this.#signal })) !== undefined) continue;
-      throw damaged(name, "the store does not hold it any more");
+      throw live.segmentGone(name);
     }
     const condemned: CondemnedSegment[] = [];
     await this.#each(segments, async (segment) => {

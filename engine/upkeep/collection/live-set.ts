@@ -9,10 +9,11 @@
  * objects.
  */
 
-import { throwIfAborted } from "../../errors.ts";
+import { isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { HeadDocument, ManifestDocument, PageReference, PointRecord } from "../../store/format/documents.ts";
+import { damaged } from "../../store/format/fields.ts";
 import { storedLength } from "../../store/format/frame.ts";
 import type { EntryColumns } from "../../store/format/leaf.ts";
 import { zeroSegment } from "../../store/format/leaf.ts";
@@ -56,6 +57,25 @@ export async function bytesFreed(
   return (now - then) * pageAlignmentBytes;
 }
 
+interface PlacedPoint {
+  readonly disk: string;
+  readonly sequence: number;
+}
+
+/** What a damaged point needs could be anywhere: nothing is freed until it is whole or gone. */
+function stopsCollection({ disk, sequence }: PlacedPoint, error: TidemarkError): TidemarkError {
+  const name = JSON.stringify(disk);
+  return new TidemarkError(
+    error.code,
+    `point ${String(sequence)} of disk ${name} cannot be read, so it is not known what it needs: ${error.message}`,
+    {
+      remedy: `run \`tidemark verify --disk ${name} --heal --source IMAGE\` with a copy that still has the content, or drop the point with \`tidemark prune --disk ${name} --policy POLICY\``,
+      detail: { ...error.detail, disk, sequence },
+      cause: error,
+    },
+  );
+}
+
 export class LiveSet {
   /** Manifests, pages of points, leaves and roots. */
   readonly objects: Set<string> = new Set();
@@ -65,6 +85,9 @@ export class LiveSet {
   readonly ownSegments: Set<string> = new Set();
   /** Head of each disk, as it was when its points were read. */
   readonly heads: Map<string, HeadDocument> = new Map();
+  /** For each segment a point that needs something of it. */
+  readonly #neededBy = new Map<string, PlacedPoint>();
+  #point: PlacedPoint | undefined;
   /** Prefix of the segments that were made for the disk that is being read. */
   #ownPrefix = "";
   #take: (leaf: EntryColumns, entry: number) => void = (leaf, entry) => this.#addEntry(leaf, entry);
@@ -77,6 +100,13 @@ export class LiveSet {
     const live = new LiveSet();
     for (const disk of await diskNames(options.store, options.signal)) await live.#addDisk(options, disk);
     return live;
+  }
+
+  /** The error for a segment that points need and that the store does not hold. */
+  segmentGone(segment: string): TidemarkError {
+    const error = damaged(segment, "the store does not hold it any more");
+    const point = this.#neededBy.get(segment);
+    return point === undefined ? error : stopsCollection(point, error);
   }
 
   /** Pages that are needed. */
@@ -99,6 +129,7 @@ export class LiveSet {
     if (pages === undefined) {
       pages = new PageSet();
       this.pages.set(segment, pages);
+      if (this.#point !== undefined) this.#neededBy.set(segment, this.#point);
     }
     pages.addBytes(offset, storedLength(storedWord));
   }
@@ -131,7 +162,24 @@ export class LiveSet {
     point: PointRecord,
   ): Promise<void> {
     onPoint?.(disk, point);
+    this.#point = { disk, sequence: point.sequence };
     this.objects.add(manifestName(disk, point.sequence, point.epoch));
+    try {
+      await this.#addMap(store, vault, walk, disk, point, signal);
+    } catch (error) {
+      if (!isUnreadable(error)) throw error;
+      throw stopsCollection(this.#point, error);
+    }
+  }
+
+  async #addMap(
+    store: Store,
+    vault: string,
+    walk: MapWalk,
+    disk: string,
+    point: PointRecord,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
     const manifest = await readManifest(store, vault, disk, point, signal);
     const map = new PointMap(store, fromHex(vault), disk, manifest);
     const fresh = await walk.newRuns(map, manifest.runs, signal);

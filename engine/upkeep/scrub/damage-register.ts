@@ -10,7 +10,8 @@
  */
 import { type Damage, type DamageFinding, damageOf, identityOf } from "./damage.ts";
 import type { DamagedChunk } from "./heal.ts";
-import { chunkKey, damagesMax } from "./point-prover.ts";
+import { damagesMax } from "./point-prover.ts";
+import { chunkKey } from "./proved-places.ts";
 
 /** In place of a point's number: what lists points. */
 export const listsKey = 0;

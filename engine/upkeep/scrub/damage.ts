@@ -7,6 +7,7 @@
  */
 
 import { isGone, isUnreadableOrGone, TidemarkError } from "../../errors.ts";
+import type { FoundFault } from "../../store/points/identity-guard.ts";
 import type { Extent } from "../../volume.ts";
 import type { DamagedChunk } from "./heal.ts";
 
@@ -48,6 +49,21 @@ export interface DamageFinding extends Omit<Damage, "message"> {
   readonly chunk: DamagedChunk | undefined;
   /** Why it could not be healed; undefined: it has been, or nothing has been tried. */
   readonly unhealed: string | undefined;
+}
+
+/** The damage of `vault.json` or of its copy: it concerns every disk, and no point. */
+export function identityDamage({ name, message, isGone: isAbsent, isRestored }: FoundFault): Damage {
+  const place = { disk: "", sequence: null, point: null, extent: null, object: name };
+  return { ...place, code: isAbsent ? "OBJECT_NOT_FOUND" : "DAMAGED", message, healed: isRestored };
+}
+
+/** A summary with what else was found, healed and not. */
+export function withDamage<Summary extends { readonly damaged: readonly Damage[]; readonly healed: readonly Damage[] }>(
+  summary: Summary,
+  found: readonly Damage[],
+): Summary {
+  const [healed, damaged] = [found.filter((one) => one.healed), found.filter((one) => !one.healed)];
+  return { ...summary, healed: [...healed, ...summary.healed], damaged: [...damaged, ...summary.damaged] };
 }
 
 /** The finding as it is reported. */

@@ -12,13 +12,15 @@
  *
  * A chunk that cannot be healed is put into quarantine: no new point refers to it.
  *
- * Invariant: nothing is written that its digest does not prove.
+ * Invariant: nothing is written that its digest does not prove, and nothing over bytes of which a
+ * frame says that they are another chunk's.
  */
 
 import { hasCode, isUnreadableOrGone, throwIfAborted } from "../../errors.ts";
 import { digestBytes, granuleBytes } from "../../limits.ts";
 import type { Notice } from "../../notice.ts";
 import { createDigest, type DigestKernel, Lz4 } from "../../pipeline/kernels.ts";
+import type { MappedChunk } from "../../pipeline/point-reader.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { fromHex, sameBytes, toHex } from "../../store/format/checksum.ts";
 import { payloadAlignment, storedLength, storedLz4Flag } from "../../store/format/frame.ts";
@@ -30,17 +32,12 @@ import { PageSet } from "../../store/segments/page-set.ts";
 import { quarantine, release } from "../../store/segments/quarantine.ts";
 import type { Store } from "../../store/store.ts";
 import type { Volume } from "../../volume.ts";
+import { FrameClaims } from "./frame-claims.ts";
 import type { PatchOptions } from "./page-patch.ts";
 import { mendSegment, patchPages } from "./page-patch.ts";
 
 /** A chunk that does not read back as its digest says, as the maps of points describe it. */
-export interface DamagedChunk {
-  readonly segment: string;
-  /** Of the payload in its segment. */
-  readonly offset: number;
-  readonly storedWord: number;
-  readonly digest: Uint8Array;
-  readonly granules: number;
+export interface DamagedChunk extends MappedChunk {
   /** Where on which disks the chunk has been found: its first granule. */
   readonly places: readonly { readonly disk: string; readonly granule: number }[];
 }
@@ -64,6 +61,7 @@ export interface HealerOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+const anothersPlace = "another chunk lies there; the entry of the point's map is wrong";
 const noPlace = "neither a source nor another chunk of the vault holds its content any more";
 
 export class Healer {
@@ -90,6 +88,7 @@ export class Healer {
    */
   async heal(chunks: readonly DamagedChunk[]): Promise<readonly HealOutcome[]> {
     const { store, context, signal } = this.#options;
+    const claims = new FrameClaims(this.#patchOptions());
     const outcomes: HealOutcome[] = [];
     const orphans: number[] = [];
     // Afterwards what is left of a damaged segment can be read.
@@ -98,6 +97,10 @@ export class Healer {
     for (const [index, chunk] of chunks.entries()) {
       throwIfAborted(signal);
       if ((await this.#readPlain(chunk)) !== undefined) continue;
+      if (await claims.areAgainst(chunk)) {
+        outcomes[index] = anothersPlace;
+        continue;
+      }
       const plain = await this.#fromSources(chunk);
       if (plain === undefined) orphans.push(index);
       else outcomes[index] = await this.#restore(chunk, plain);
@@ -111,7 +114,8 @@ export class Healer {
     );
     const isWhole = (_chunk: DamagedChunk, index: number): boolean => outcomes[index] === undefined;
     await release(store, context.document.vault, chunks.filter(isWhole), { signal });
-    const left = chunks.filter((chunk, index) => !isWhole(chunk, index));
+    // A place that belongs to another chunk is sound.
+    const left = chunks.filter((_chunk, index) => outcomes[index] !== undefined && outcomes[index] !== anothersPlace);
     if (left.length > 0) await quarantine(store, context.document.vault, left, { signal });
     return chunks.map((_chunk, index) => outcomes[index]);
   }
@@ -120,9 +124,7 @@ export class Healer {
    * The chunk's plain bytes, if what is stored gives them; undefined when it does not, or is not
    * there.
    */
-  async #readPlain(
-    chunk: Pick<DamagedChunk, "segment" | "offset" | "storedWord" | "digest" | "granules">,
-  ): Promise<Uint8Array | undefined> {
+  async #readPlain(chunk: MappedChunk): Promise<Uint8Array | undefined> {
     const { store, signal } = this.#options;
     const payload = new Uint8Array(storedLength(chunk.storedWord));
     try {

@@ -12,10 +12,10 @@
  */
 
 import { hasCode, TidemarkError } from "../../errors.ts";
-import { digestBytes, granuleBytes } from "../../limits.ts";
+import { granuleBytes } from "../../limits.ts";
 import type { Notice } from "../../notice.ts";
 import type { PointConsumer, ProvedBatch } from "../../pipeline/point-reader.ts";
-import { PointReader, pieceIsProved } from "../../pipeline/point-reader.ts";
+import { PointReader, pieceChunk, pieceIsProved } from "../../pipeline/point-reader.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { type OperationOptions, paced } from "../../progress.ts";
 import { fromHex } from "../../store/format/checksum.ts";
@@ -31,7 +31,7 @@ import type { Extent, Volume } from "../../volume.ts";
 import type { DamageCause, DamageFinding } from "./damage.ts";
 import { isDamage, listFinding } from "./damage.ts";
 import type { DamagedChunk, Healer } from "./heal.ts";
-import { ProvedPlaces } from "./proved-places.ts";
+import { chunkKey, ProvedPlaces } from "./proved-places.ts";
 import { SourceComparison } from "./source-comparison.ts";
 
 /** Most findings that are listed in full. */
@@ -162,7 +162,7 @@ export class PointProver {
           if (notes.isEmpty) onWhole(granule);
           return Promise.resolve();
         },
-        skip: (segment, offset) => this.#isProved(segment, offset),
+        skip: (chunk) => this.#places.isProved(chunk),
       });
     }
     walk.pass(fresh);
@@ -178,7 +178,7 @@ export class PointProver {
     try {
       const outcomes = (await healer?.heal(chunks)) ?? [];
       const whole = chunks.filter((_chunk, index) => index in outcomes && outcomes[index] === undefined);
-      for (const { segment, offset } of whole) this.#places.add(segment, offset, "proved");
+      for (const chunk of whole) this.#places.add(chunk, "proved");
       return whole;
     } finally {
       await hold?.release();
@@ -207,10 +207,7 @@ export class PointProver {
       if (end <= from) continue;
       const pieces = await map.window(from, end, signal);
       for (let piece = 0; piece < pieces.count; piece += 1) {
-        const leaf = pieces.leaves[piece];
-        const entry = pieces.entries[piece] ?? 0;
-        if (leaf === undefined || pieceIsZero(pieces, piece)) continue;
-        if (leaf.names[leaf.segments[entry] ?? 0] !== chunk.segment || leaf.offsets[entry] !== chunk.offset) continue;
+        if (pieceIsZero(pieces, piece) || chunkKey(pieceChunk(pieces, piece)) !== chunkKey(chunk)) continue;
         const extent = {
           offset: (pieces.starts[piece] ?? 0) * granuleBytes,
           length: (pieces.lengths[piece] ?? 0) * granuleBytes,
@@ -220,10 +217,6 @@ export class PointProver {
       }
     }
     return found;
-  }
-
-  #isProved(segment: string, offset: number): boolean {
-    return this.#places.has(segment, offset) && !this.#places.isDamaged(segment, offset);
   }
 
   /**
@@ -271,9 +264,7 @@ export class PointProver {
         },
         // With a source every byte is needed; without, a chunk that has been judged for another
         // point is not fetched again.
-        ...(source === undefined
-          ? { skip: (segment: string, offset: number): boolean => this.#isProved(segment, offset) }
-          : {}),
+        ...(source === undefined ? { skip: (chunk): boolean => this.#places.isProved(chunk) } : {}),
       };
       await this.#reader.read(map, 0, consumer);
     } catch (error) {
@@ -285,11 +276,9 @@ export class PointProver {
   #checkBatch(disk: string, batch: ProvedBatch, notes: PointNotes): void {
     for (let at = batch.from; at < batch.end; at += 1) {
       const piece = batch.order[at] ?? 0;
-      const leaf = batch.pieces.leaves[piece];
-      const entry = batch.pieces.entries[piece] ?? 0;
-      const offset = leaf?.offsets[entry] ?? 0;
+      const mapped = pieceChunk(batch.pieces, piece);
       const proved = pieceIsProved(batch, at);
-      this.#places.add(batch.segment, offset, proved ? "proved" : "damaged");
+      this.#places.add(mapped, proved ? "proved" : "damaged");
       const lengthBytes = (batch.pieces.lengths[piece] ?? 0) * granuleBytes;
       if (proved) {
         this.#checkedBytes += lengthBytes;
@@ -297,16 +286,11 @@ export class PointProver {
       }
       const start = batch.pieces.starts[piece] ?? 0;
       const extent = { offset: start * granuleBytes, length: lengthBytes };
-      const storedWord = leaf?.storedWords[entry] ?? 0;
-      const stored = String(storedLength(storedWord));
-      const what =
-        batch.failure?.message ?? `its ${stored} bytes from ${String(offset)} on do not give the chunk that they must`;
+      const stored = `${String(storedLength(mapped.storedWord))} bytes from ${String(mapped.offset)} on`;
+      const what = batch.failure?.message ?? `its ${stored} do not give the chunk that they must`;
       const chunk: DamagedChunk = {
-        segment: batch.segment,
-        offset,
-        storedWord,
-        digest: leaf?.digests.slice(entry * digestBytes, (entry + 1) * digestBytes) ?? new Uint8Array(digestBytes),
-        granules: (leaf?.chunkLengths[entry] ?? 0) + 1,
+        ...mapped,
+        digest: mapped.digest.slice(),
         places: [{ disk, granule: start - (batch.pieces.chunkOffsets[piece] ?? 0) }],
       };
       notes.note(
@@ -328,7 +312,7 @@ export class PointProver {
     const outcomes = await healer.heal(chunks);
     for (const [index, chunk] of chunks.entries()) {
       const outcome = outcomes[index];
-      if (outcome === undefined) this.#places.add(chunk.segment, chunk.offset, "proved");
+      if (outcome === undefined) this.#places.add(chunk, "proved");
       notes.settle(chunk, outcome);
     }
   }
@@ -397,10 +381,6 @@ class PointNotes {
 
 /** Places of one chunk in which its content is looked for. */
 const placesMax = 16;
-
-export function chunkKey({ segment, offset }: Pick<DamagedChunk, "segment" | "offset">): string {
-  return `${segment} ${String(offset)}`;
-}
 
 /** Begins a comparison that notes what differs; the sizes are compared at once. */
 async function compareWith(source: Volume, point: PointRecord, notes: PointNotes): Promise<SourceComparison> {

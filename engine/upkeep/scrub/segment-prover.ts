@@ -64,7 +64,7 @@ export async function proveSegment(options: SegmentProofOptions, segment: string
   } catch (error) {
     if (hasCode(error, "OBJECT_NOT_FOUND")) return findings;
     if (!hasCode(error, "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
-    if (mended === undefined) add(error.message, "run `tidemark vault repair` to rebuild what can be");
+    if (mended === undefined) add(error.message, "the segment cannot be read as a whole");
   }
   return findings;
 }

@@ -1,6 +1,7 @@
 import { mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { crc32 } from "node:zlib";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { TidemarkError } from "../../../engine/errors.ts";
 import { segmentBytes } from "../../../engine/limits.ts";
@@ -186,6 +187,37 @@ describe("the catalog", () => {
     await isIgnored();
     await writeFile(file, whole);
     await isIgnored({ vaultId: foreignVaultId });
+  });
+
+  test("ignores a cache with a right checksum and a wrong shape", async () => {
+    const file = path.join(folder, "dedup-index");
+    const { store } = await filled();
+    const { catalog } = await load(store, { folder });
+    await catalog.save(folder, vaultId);
+    const bytes = await readFile(file);
+    const lineEnd = bytes.indexOf(0x0a);
+    const header = JSON.parse(bytes.toString("utf8", 0, lineEnd)) as { readonly segments: readonly object[] };
+    const shapes = [
+      null,
+      [],
+      7,
+      { ...header, segments: undefined },
+      { ...header, segments: {} },
+      { ...header, segments: [null] },
+      { ...header, segments: [{ ...header.segments[0], name: "vault.json" }] },
+      { ...header, segments: [{ ...header.segments[0], endBytes: -1 }] },
+      { ...header, count: "1" },
+    ];
+    for (const text of ["no JSON", ...shapes.map((shape) => JSON.stringify(shape))]) {
+      const line = Buffer.from(text);
+      const sum = Buffer.alloc(4);
+      const entries = bytes.subarray(lineEnd + 1, -4);
+      sum.writeUInt32LE(crc32(entries, crc32(line)));
+      await writeFile(file, Buffer.concat([line, Buffer.from("\n"), entries, sum]));
+      const loaded = await load(store, { folder });
+      expect(loaded.reads).toBeGreaterThan(collectionReads);
+      expect(contentOf(loaded.catalog)).toEqual(contentOf(catalog));
+    }
   });
 
   test("reads anew a segment whose ETag has changed, and only that", async () => {

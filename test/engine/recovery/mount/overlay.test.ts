@@ -373,12 +373,15 @@ describe("an overlay whose record", () => {
     await last.close();
   });
 
-  test("was cut short when it was written first counts as empty", async () => {
+  test.each([
+    ["first", 0, [512, 1024]],
+    ["second", 1, [slotBytes, slotBytes + 2048]],
+  ])("was cut short when its %s slot was made counts as empty", async (_which, made, lost) => {
     const path = join(temporaryFolder(), "overlay");
-    const disk = await keptDisk(path);
-    await write(disk, 0, Buffer.alloc(4096, 1));
-    await disk.close();
-    await overwrite(path, headerBytes + 512, Buffer.alloc(512));
+    await (await keptDisk(path)).close();
+    for (let slot = 0; slot <= made; slot += 1)
+      await overwrite(path, headerBytes + slot * slotBytes, encodePage(0, slot, slot, new Uint8Array(0)));
+    for (const at of lost) await overwrite(path, headerBytes + at, Buffer.alloc(512));
     const again = await keptDisk(path);
     expect((await readAll(again)).equals(contentOf(sizeBytes, 5))).toBe(true);
     await again.close();
@@ -468,6 +471,24 @@ describe("the bytes of an overlay", () => {
       }),
       { numRuns: runsOf(150) },
     );
+  });
+
+  test("are refused when a sector of the record was lost, whichever of its writes was the last", async () => {
+    const path = join(temporaryFolder(), "overlay");
+    for (const granule of [1, 2, 3]) {
+      const disk = await keptDisk(path);
+      await write(disk, granule * 4096, Buffer.alloc(4096, granule));
+      await disk.close();
+      const sound = readFileSync(path);
+      for (let at = 4096; at < fixedBytes; at += 512) {
+        const torn = Buffer.from(sound).fill(0, at, at + 512);
+        writeFileSync(path, torn);
+        await expectCode(OverlayFile.open(path, identity), "DAMAGED");
+      }
+      writeFileSync(path, Buffer.from(sound).fill(0, 4096, 8192));
+      await expectCode(OverlayFile.open(path, identity), "DAMAGED");
+      writeFileSync(path, sound);
+    }
   });
 
   async function overwritten(path: string, at: number, byte: number): Promise<void> {

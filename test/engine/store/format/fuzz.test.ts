@@ -6,7 +6,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
-import { frameBytesMax, segmentBytes } from "../../../../engine/limits.ts";
+import { frameBytesMax, granuleBytes, segmentBytes } from "../../../../engine/limits.ts";
 import { checksum, toHex } from "../../../../engine/store/format/checksum.ts";
 import type { PageDocument, PageReference } from "../../../../engine/store/format/documents.ts";
 import {
@@ -43,6 +43,7 @@ import {
   newColumns,
   zeroSegment,
 } from "../../../../engine/store/format/leaf.ts";
+import { segmentName } from "../../../../engine/store/format/names.ts";
 import {
   deadName,
   decodeCollected,
@@ -461,31 +462,38 @@ describe("an object with a right checksum and wrong content", () => {
       chunkOffset: fc.nat(255),
       chunkLength: fc.nat(255),
     });
+    const [first, second] = [segmentName("d", 1, 0, 0), segmentName("d", 1, 0, 1)];
     fc.assert(
-      fc.property(fc.array(entry, { maxLength: 4 }), fc.constantFrom([], ["a"], ["a", "b"]), (entries, names) => {
-        const columns = newColumns(4);
-        for (const [index, { start, length, segment, chunkOffset, chunkLength }] of entries.entries()) {
-          columns.starts[index] = start;
-          columns.lengths[index] = length;
-          columns.segments[index] = segment;
-          columns.chunkOffsets[index] = chunkOffset;
-          columns.chunkLengths[index] = chunkLength;
-        }
-        columns.count = entries.length;
-        columns.names.push(...names);
-        const encoded = encodeLeaf(columns, vaultId);
-        const decoded = decodedOrRefused(() => decodeLeaf(encoded.bytes, "o", vaultId, encoded.checksum));
-        const sound =
-          entries.length > 0 &&
-          entries.every(({ start, length, segment, chunkOffset, chunkLength }, index) => {
-            const before = entries[index - 1];
-            const ordered = before === undefined || start >= before.start + before.length;
-            const window =
-              segment === zeroSegment || (segment < names.length && chunkOffset + length <= chunkLength + 1);
-            return ordered && length > 0 && start + length <= 2 ** 32 && window;
-          });
-        expect(decoded !== undefined).toBe(sound);
-      }),
+      fc.property(
+        fc.array(entry, { maxLength: 4 }),
+        fc.constantFrom([], [first], [first, second]),
+        (entries, names) => {
+          const columns = newColumns(4);
+          for (const [index, { start, length, segment, chunkOffset, chunkLength }] of entries.entries()) {
+            columns.starts[index] = start;
+            columns.lengths[index] = length;
+            columns.segments[index] = segment;
+            columns.chunkOffsets[index] = chunkOffset;
+            columns.chunkLengths[index] = chunkLength;
+            columns.storedWords[index] = (chunkLength + 1) * granuleBytes;
+          }
+          columns.count = entries.length;
+          columns.names.push(...names);
+          const encoded = encodeLeaf(columns, vaultId);
+          const decoded = decodedOrRefused(() => decodeLeaf(encoded.bytes, "o", vaultId, encoded.checksum));
+          const sound =
+            entries.length > 0 &&
+            names.length <= entries.length &&
+            entries.every(({ start, length, segment, chunkOffset, chunkLength }, index) => {
+              const before = entries[index - 1];
+              const ordered = before === undefined || start >= before.start + before.length;
+              const window =
+                segment === zeroSegment || (segment < names.length && chunkOffset + length <= chunkLength + 1);
+              return ordered && length > 0 && start + length <= 2 ** 32 && window;
+            });
+          expect(decoded !== undefined).toBe(sound);
+        },
+      ),
       { numRuns: runsOf(500) },
     );
   });
@@ -524,10 +532,14 @@ describe("an object with a right checksum and wrong content", () => {
       [{ ...a, first: 5, last: 4 }],
       [{ ...a, bytes: leafBytesMax + 1 }],
       [{ ...a, epoch: -1 }],
+      [{ ...a, epoch: 2 ** 36 + 1 }],
+      [{ ...a, entries: leafEntriesMax + 1 }],
     ]) {
       const { bytes, checksum: sum } = encodeRoot(leaves, vaultId);
       refused(() => decodeRoot(bytes, "o", vaultId, sum), /out of order or out of bounds/);
     }
+    const twice = encodeRoot([a, { ...b, epoch: a.epoch, ordinal: a.ordinal }], vaultId);
+    refused(() => decodeRoot(twice.bytes, "o", vaultId, twice.checksum), /twice/);
   });
 });
 

@@ -6,6 +6,7 @@ import {
   decodeDiskName,
   diskNameBytesMax,
   encodeDiskName,
+  epochMax,
   headName,
   manifestName,
   mapName,
@@ -137,7 +138,7 @@ describe("the names of objects", () => {
 
   test("of segments give back their parts, and only they do", () => {
     fc.assert(
-      fc.property(diskName, number, fc.nat(255), number, (disk, epoch, lane, ordinal) => {
+      fc.property(diskName, fc.nat(epochMax), fc.nat(255), number, (disk, epoch, lane, ordinal) => {
         const name = segmentName(disk, epoch, lane, ordinal);
         expect(parseSegmentName(name)).toEqual({ encodedDisk: encodeDiskName(disk), epoch, lane, ordinal });
         expect(name.startsWith(segmentEpochPrefix(disk, epoch))).toBe(true);
@@ -150,6 +151,7 @@ describe("the names of objects", () => {
       "segments/a/00000001-0-00000001.tmp",
       "disks/a/head",
       "segments//00000001-0-00000001",
+      `segments/a/${String(epochMax + 1)}-0-00000001`,
     ]) {
       expect(parseSegmentName(name)).toBeUndefined();
     }

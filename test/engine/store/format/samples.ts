@@ -258,7 +258,7 @@ export function leafSample(): EntryColumns {
   const leaf = newColumns(3);
   leaf.starts.set([3, 16, 0xffff_ff00]);
   leaf.lengths.set([2, 100_000, 256]);
-  leaf.offsets.set([128, 0, 1_073_737_728]);
+  leaf.offsets.set([128, 0, 1_072_693_248]);
   leaf.storedWords.set([(301 | storedLz4Flag) >>> 0, 0, 1_048_576]);
   leaf.segments.set([0, zeroSegment, 1]);
   leaf.chunkOffsets.set([14, 0, 0]);
@@ -277,7 +277,7 @@ export const rootSample: readonly LeafReference[] = [
     last: 0xffff_ffff,
     entries: 1,
     bytes: 136,
-    epoch: 2 ** 40,
+    epoch: 2 ** 36,
     ordinal: 4_000_000_000,
     checksum: digestOf(21),
   },

@@ -5,6 +5,7 @@
 import fc from "fast-check";
 import { toHex } from "../../../../engine/store/format/checksum.ts";
 import type { RunReference } from "../../../../engine/store/format/documents.ts";
+import { storedLz4Flag } from "../../../../engine/store/format/frame.ts";
 import type { Pieces, PointMap } from "../../../../engine/store/map/point-map.ts";
 import { pieceIsZero } from "../../../../engine/store/map/point-map.ts";
 import type { MapObjects } from "../../../../engine/store/map/run-writer.ts";
@@ -69,7 +70,7 @@ export function placeOf(chunk: number): {
   return {
     segment: `segments/disk/0000000${String(chunk % 3)}-0-00000000`,
     offset: chunk * 512,
-    storedWord: 300 + chunk,
+    storedWord: storedLz4Flag + 300 + chunk,
   };
 }
 

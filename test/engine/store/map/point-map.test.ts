@@ -3,6 +3,7 @@ import { describe, expect, test } from "vitest";
 import { granuleBytes } from "../../../../engine/limits.ts";
 import type { RunReference } from "../../../../engine/store/format/documents.ts";
 import { leafEntriesMax } from "../../../../engine/store/format/leaf.ts";
+import { segmentName } from "../../../../engine/store/format/names.ts";
 import { PointMap, windowGranules } from "../../../../engine/store/map/point-map.ts";
 import { MapObjects, RunWriter } from "../../../../engine/store/map/run-writer.ts";
 import type { Store } from "../../../../engine/store/store.ts";
@@ -11,6 +12,8 @@ import { digestOf, disk, foreignVaultId, openMemory, vaultId } from "../../../en
 import { expectCode } from "../../../sink/expectations.ts";
 import type { GranuleModel, ModelEntry } from "./granule-model.ts";
 import { apply, granules, runOfEntries, spell, spellMap, writeRun } from "./granule-model.ts";
+
+const segment = segmentName(disk, 1, 0, 0);
 
 async function stackOf(
   store: Store,
@@ -82,7 +85,7 @@ describe("a point's map", () => {
     const count = leafEntriesMax * 2 + 10;
     const writer = new RunWriter(objects);
     for (let entry = 0; entry < count; entry += 1)
-      await writer.append(entry * 2, 1, "s", entry * 512, 300 + entry, 0, 1, digestOf(entry % 50), 0);
+      await writer.append(entry * 2, 1, segment, entry * 512, 4096, 0, 1, digestOf(entry % 50), 0);
     const run = await writer.finish();
     expect(run).toMatchObject({ kind: "root", leaves: 3, entries: count });
     const runs = run === undefined ? [] : [run];
@@ -168,7 +171,7 @@ describe("a run being written", () => {
     const { sink, store } = await openMemory([{ on: "putObject", when: 2, fault: { kind: "crash", effect: "after" } }]);
     const writer = new RunWriter(new MapObjects({ store, vaultId, disk, epoch: 1 }));
     for (let entry = 0; entry <= leafEntriesMax * 2; entry += 1)
-      await writer.append(entry, 1, "s", 0, 1, 0, 1, digestOf(1), 0);
+      await writer.append(entry, 1, segment, 0, 4096, 0, 1, digestOf(1), 0);
     await expect(writer.finish()).rejects.toThrow("the process died");
     await writer.settle();
     sink.assertAllFired();

@@ -205,10 +205,26 @@ describe("a copy", () => {
     },
   );
 
+  test.each(["removed", "flipped", "truncated"] as const)(
+    "that is %s is damage to a verification and to a scrub, healed where it may be",
+    async (how) => {
+      const code = how === "removed" ? "OBJECT_NOT_FOUND" : "DAMAGED";
+      const found = { disk: "", sequence: null, object: copy, code };
+      tamperObject(store, copy, how, store);
+      expect((await vault.verify()).damaged).toMatchObject([{ ...found, healed: false }]);
+      expect((await vault.verify({ heal: true })).damaged).toMatchObject([{ ...found, healed: true }]);
+      expect(textOf(copy)).toBe(original);
+      tamperObject(store, copy, how, store);
+      expect(await vault.scrub()).toMatchObject({ damaged: [], healed: [{ ...found, healed: true }] });
+      tamperObject(store, name, how, store);
+      expect((await vault.scrub()).damaged).toMatchObject([{ ...found, object: name, healed: false }]);
+    },
+  );
+
   test("that is missing is told of by a verification, which writes nothing", async () => {
     tamperObject(store, copy, "removed", store);
     const notices: Notice[] = [];
-    expect((await vault.verify({ onNotice: (notice) => notices.push(notice) })).damaged).toEqual([]);
+    expect((await vault.verify({ onNotice: (notice) => notices.push(notice) })).damaged).toHaveLength(1);
     expect(notices).toEqual([
       { code: "VAULT_AT_RISK", message: `${copy} is gone: run \`tidemark vault repair\` to restore it` },
     ]);

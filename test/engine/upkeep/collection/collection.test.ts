@@ -160,7 +160,10 @@ describe("a collection", () => {
     const [manifest] = (await churned.names("disks/a/points/")).slice(-1);
     tamperObject(churned.store, manifest ?? "", "flipped", churned.store);
     const before = await churned.names();
-    await expectCode(churned.collect(), "DAMAGED");
+    const refusal = await expectCode(churned.collect(), "DAMAGED");
+    expect(refusal.message).toMatch(/^point 10 of disk "a" cannot be read/);
+    expect(refusal.detail).toMatchObject({ disk: "a", sequence: 10, object: manifest });
+    expect(refusal.remedy).toContain('`tidemark prune --disk "a"');
     expect(await churned.names()).toEqual([...before, "reclaim/collector"].sort());
   });
 
