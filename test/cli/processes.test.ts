@@ -32,7 +32,7 @@ describe("^C", () => {
     expect(ended.code).toBe(130);
     expect(ended.elapsedMs).toBeLessThan(restMsMax);
     expect(parseLines(ended.stdout).at(-1)).toMatchObject({ type: "error", code: "INTERRUPTED" });
-    expect(await place.json("points", "list", "--disk", "big")).toMatchObject({ code: 0, last: { points: 0 } });
+    expect(await place.json("points", "list", "--disk", "big")).toMatchObject({ code: 10, last: { code: "DISK_NOT_FOUND" } });
     expect(await place.json("replicate", "big.img", "--disk", "big")).toMatchObject({ code: 0, last: { sequence: 1 } });
     expect(await place.json("verify", "--disk", "big", "--source", "big.img")).toMatchObject({ code: 0 });
   });

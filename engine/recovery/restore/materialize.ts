@@ -14,7 +14,7 @@ import { type OperationOptions, paced } from "../../progress.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
 import { PointMap } from "../../store/map/point-map.ts";
-import { readHead } from "../../store/points/head.ts";
+import { readDisk } from "../../store/points/head.ts";
 import { readManifest } from "../../store/points/manifest.ts";
 import { selectPoint } from "../../store/points/points.ts";
 import { holdToRead } from "../../store/points/reader-holds.ts";
@@ -35,7 +35,7 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   const { document, sink } = context;
   const disk = options.disk.normalize("NFC");
   const store = new Store(sink);
-  const { head } = await readHead(store, document.vault, disk, options.signal);
+  const head = await readDisk(store, document.vault, disk, options.signal);
   const point = await selectPoint(store, head, options.point, options.signal);
   const format = options.format ?? (options.to.startsWith("blob:") ? "vhd" : "raw");
   const onNotice = options.onNotice ?? (() => undefined);

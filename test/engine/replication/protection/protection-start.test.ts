@@ -128,6 +128,21 @@ describe("tracking", () => {
   });
 });
 
+test("a disk that was removed while its protection was stopped begins anew, whatever its tracking says", async () => {
+  await beginWith(500_000);
+  const before = await disk.point();
+  await machine.restart();
+  const vault = await machine.vault();
+  expect(await vault.removeDisk({ disk: disk.name })).toMatchObject({ removedPoints: before.sequence });
+  await disk.start();
+  await disk.write(regionBytes, contentOf(2 * granuleBytes, 2));
+  await disk.point();
+  await disk.checkNewest();
+  expect(await vault.point(disk.name, "1")).toMatchObject({ parent: null });
+  await disk.checkAll();
+  await expectCode(vault.removeDisk({ disk: disk.name }), "WRITER_ACTIVE");
+});
+
 describe("the seat", () => {
   test("of another writer is waited for, and the disk is compared when that one has left a point", async () => {
     await beginWith(100_000);
