@@ -38,6 +38,9 @@ describe("an export of our own server", () => {
       changedBytes: 300 * kib,
     });
     expect(notices(first.lines)).toEqual([]);
+    // What has to be read, and not where in the export the reading is.
+    const progress = first.lines.filter(({ type }) => type === "progress").at(-1);
+    expect(progress).toMatchObject({ doneBytes: 300 * kib, totalBytes: 300 * kib });
 
     const writable = new MemoryDisk(3 * mib);
     writable.bytes.fill(9, 0, 4 * kib);
