@@ -44,6 +44,7 @@ import { Store } from "./store/store.ts";
 import { lastCollectedMs } from "./upkeep/collection/collected.ts";
 import type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
 import { collect } from "./upkeep/collection/collection.ts";
+import { segmentBytes } from "./upkeep/collection/segment-bytes.ts";
 import { type StatsOptions, type VaultStats, vaultStats } from "./upkeep/collection/vault-stats.ts";
 import type { PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
 import { prune } from "./upkeep/prune/prune.ts";
@@ -414,6 +415,11 @@ export class Vault implements AsyncDisposable {
    */
   async lastCollectedMs(signal?: AbortSignal): Promise<number | undefined> {
     return await this.#track(async () => await lastCollectedMs(this.#store, this.id, { signal }));
+  }
+
+  /** Bytes that segments take at the store. Reads no map. Throws the errors of the store. */
+  async segmentBytes(signal?: AbortSignal): Promise<number> {
+    return await this.#track(async () => await segmentBytes(this.#store, this.id, signal));
   }
 
   /**
