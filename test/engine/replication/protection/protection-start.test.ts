@@ -1,5 +1,5 @@
 /**
- * How a protection begins and ends: what its tracking tells, whose the seat is, how much room there
+ * How a protection begins and ends: what its tracking tells, which process has the writer lease, how much room there
  * is, and images of every kind.
  */
 import { copyFileSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
@@ -86,7 +86,7 @@ describe("tracking", () => {
   };
   let other: ProtectedImage;
   for (const [way, spoil] of Object.entries(ways)) {
-    test(`${way} has the disk compared, which makes a crash-consistent point when nobody writes meanwhile`, async () => {
+    test(`${way} has the disk compared, which makes a crash-consistent point when no client writes meanwhile`, async () => {
       other = machine.disk(sizeBytes);
       await other.start();
       await other.point();
@@ -104,7 +104,7 @@ describe("tracking", () => {
     });
   }
 
-  test("that is lost has a fuzzy point made when somebody writes meanwhile, and then one of a cut at once", async () => {
+  test("that is lost has a fuzzy point made when a client writes meanwhile, and then one of a cut at once", async () => {
     await beginWith(500_000);
     await machine.restart();
     rmSync(disk.trackingPath);
@@ -143,7 +143,7 @@ test("a disk that was removed while its protection was stopped begins anew, what
   await expectCode(vault.removeDisk({ disk: disk.name }), "WRITER_ACTIVE");
 });
 
-describe("the seat", () => {
+describe("the writer lease", () => {
   test("of another writer is waited for, and the disk is compared when that one has left a point", async () => {
     await beginWith(100_000);
     await machine.restart();
@@ -257,7 +257,7 @@ describe("the end", () => {
     await disk.checkAll();
   });
 
-  test("of the vault ends its protections, and who waits for a point is told", async () => {
+  test("of the vault ends its protections, and callers that wait for a point are told", async () => {
     await beginWith(100_000);
     machine.cutOff();
     const failed = disk.nextFailure("STORE_UNREACHABLE");
