@@ -19,7 +19,7 @@ import { lstat, readFile, rename, rm, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
 import { systemCode, TidemarkError } from "../../errors.ts";
-import type { ImageFormat, ImagePlan, RestoreTarget } from "./target.ts";
+import type { ImageFormat, RestoreTarget, TargetImage } from "./target.ts";
 import { lockTarget, targetExists } from "./target.ts";
 import { planFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
 
@@ -45,7 +45,7 @@ interface Journal {
 export class FileTarget implements RestoreTarget {
   readonly description: string;
   readonly resumeAt: number;
-  readonly #plan: ImagePlan;
+  readonly #plan: TargetImage;
   readonly #replaces: boolean;
   readonly #file: PositionalFile;
   readonly #journalPath: string;
@@ -55,7 +55,7 @@ export class FileTarget implements RestoreTarget {
   #noting = false;
   #ended: Promise<void> | undefined;
 
-  private constructor(plan: ImagePlan, replaces: boolean, file: PositionalFile, resumeAt: number) {
+  private constructor(plan: TargetImage, replaces: boolean, file: PositionalFile, resumeAt: number) {
     this.description = plan.path;
     this.resumeAt = resumeAt;
     this.#plan = plan;
@@ -70,7 +70,7 @@ export class FileTarget implements RestoreTarget {
    * Starts or resumes the partial. `mode` holds the permissions of the file that will be replaced.
    */
   static async open(
-    plan: ImagePlan,
+    plan: TargetImage,
     existing: { readonly replaces: boolean; readonly mode?: number },
   ): Promise<FileTarget> {
     const path = partialPathOf(plan.path);
@@ -250,7 +250,7 @@ async function readJournal(path: string): Promise<Partial<Journal> | undefined> 
 }
 
 /** Where this plan can go on in the partial that was found; 0: from the start. */
-function resumePoint(journal: Partial<Journal> | undefined, plan: ImagePlan, partialBytes: number): number {
+function resumePoint(journal: Partial<Journal> | undefined, plan: TargetImage, partialBytes: number): number {
   if (journal?.vault !== plan.vaultId || journal.point !== plan.point) return 0;
   if (journal.format !== plan.format || journal.volumeBytes !== plan.volumeBytes) return 0;
   const done: unknown = journal.doneBytes;
@@ -262,7 +262,7 @@ function resumePoint(journal: Partial<Journal> | undefined, plan: ImagePlan, par
   return fits ? done : 0;
 }
 
-function imageBytes(plan: ImagePlan): number {
+function imageBytes(plan: TargetImage): number {
   return plan.format === "vhd" ? vhdDiskBytes(plan.volumeBytes) + vhdFooterBytes : plan.volumeBytes;
 }
 
