@@ -36,6 +36,10 @@ export const errorTable: Readonly<Record<ErrorCode, ErrorEntry>> = {
     meaning: "the disk has no such point, or the point is being pruned",
     remedy: "list the points with `tidemark points list --disk NAME`",
   },
+  POINT_HELD: {
+    meaning: "a pin, or a process that reads it, keeps a point of the disk",
+    remedy: "remove the pin with `tidemark points unpin --disk NAME --point POINT`, or end the reader",
+  },
   WRITER_ACTIVE: { meaning: "another process writes this disk", remedy: "wait until it ends, or stop it" },
   SEAT_LOST: {
     meaning: "another process took over the writer lease of this disk",

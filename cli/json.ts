@@ -22,6 +22,7 @@ import type {
   PointSummary,
   ProtectionStatus,
   PruneSummary,
+  RemoveDiskSummary,
   RepairedObject,
   RepairSummary,
   ReplicateSummary,
@@ -80,6 +81,7 @@ interface FixedSummaries {
   readonly "agent stop": StopSummary | AgentStopped;
   readonly "agent limit": LimitSummary;
   readonly "disks list": DisksSummary;
+  readonly "disks remove": RemoveDiskSummary;
   readonly "points list": PointsSummary;
   readonly "points diff": PointsDiffSummary;
   readonly "points show": PointDetail;

@@ -15,6 +15,7 @@ export type ErrorCode =
   | "VAULT_EXISTS"
   | "DISK_NOT_FOUND"
   | "POINT_NOT_FOUND"
+  | "POINT_HELD"
   // Exclusion of writers and collectors.
   | "WRITER_ACTIVE"
   | "SEAT_LOST"

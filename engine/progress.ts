@@ -5,9 +5,12 @@ import type { Notice } from "./notice.ts";
 export interface Progress {
   /** The stage that the operation is in. */
   readonly phase: "scan" | "commit" | "materialize" | "verify";
-  /** Bytes of the volume that are done, holes included. */
+  /**
+   * Bytes that are done. `scan` and `commit`: of the volume, holes included. `materialize` and
+   * `verify`: of the point's data; holes and zeros do not count.
+   */
   readonly doneBytes: number;
-  /** Bytes of the volume in all. */
+  /** Bytes in all, counted in the same way. */
   readonly totalBytes: number;
   /** Bytes that were sent to the store (replicate) or read from it (materialize, verify). */
   readonly transferredBytes: number;

@@ -31,6 +31,24 @@ export interface VaultOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** Identity and parameters of a vault. */
+export interface VaultSummary {
+  /** 32 hexadecimal digits that name the vault. */
+  readonly vault: string;
+  /** Where the store is. */
+  readonly description: string;
+  readonly formatVersion: number;
+  readonly blockBytes: number;
+  readonly granuleBytes: number;
+  readonly digest: DigestName;
+  readonly codec: "lz4";
+  readonly encryption: "none";
+  /** ISO 8601 in UTC. */
+  readonly created: string;
+  /** Number of disks that have points. */
+  readonly disks: number;
+}
+
 /** Parameters that are fixed when a vault is created. */
 export interface VaultParameters {
   /** A power of two from 16 KiB to 1 MiB. Default: 64 KiB. */

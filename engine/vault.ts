@@ -18,19 +18,19 @@ import type { ProtectOptions } from "./replication/protection/protection-status.
 import { type ReplicateOptions, type ReplicateSummary, replicate } from "./replication/replicate.ts";
 import type { Sink } from "./sink.ts";
 import { openChecksum } from "./store/format/checksum.ts";
-import { type DigestName, formatVersion } from "./store/format/documents.ts";
+import { formatVersion } from "./store/format/documents.ts";
 import { GroupMembers } from "./store/points/group-members.ts";
-import { readHead } from "./store/points/head.ts";
+import { readDisk } from "./store/points/head.ts";
 import { createIdentity, readIdentity } from "./store/points/identity.ts";
 import { IdentityGuard } from "./store/points/identity-guard.ts";
 import { checkLabel, type LabelOptions, labelNewPoint, putLabel } from "./store/points/labels.ts";
 import { type PinOptions, type PinSummary, putPin, removePins } from "./store/points/pins.ts";
 import { type DiffOptions, PointDiff } from "./store/points/point-diff.ts";
 import {
+  countDisks,
   type DiskSummary,
-  diskNames,
-  diskSummary,
   type ListedPoint,
+  listDisks,
   listPoints,
   type PointDetail,
   type PointSummary,
@@ -44,9 +44,11 @@ import { Store } from "./store/store.ts";
 import { lastCollectedMs } from "./upkeep/collection/collected.ts";
 import type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
 import { collect } from "./upkeep/collection/collection.ts";
+import { segmentBytes } from "./upkeep/collection/segment-bytes.ts";
 import { type StatsOptions, type VaultStats, vaultStats } from "./upkeep/collection/vault-stats.ts";
 import type { PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
 import { prune } from "./upkeep/prune/prune.ts";
+import { type RemoveDiskOptions, type RemoveDiskSummary, removeDisk } from "./upkeep/prune/remove-disk.ts";
 import { findIdentity } from "./upkeep/repair/lost-identity.ts";
 import type { RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";
 import { repair } from "./upkeep/repair/repair.ts";
@@ -54,25 +56,13 @@ import { identityDamage, withDamage } from "./upkeep/scrub/damage.ts";
 import type { ScrubOptions, ScrubSummary } from "./upkeep/scrub/scrub.ts";
 import { Scrubber, scrubProtected } from "./upkeep/scrub/scrub.ts";
 import { type VerifyOptions, type VerifySummary, verify } from "./upkeep/scrub/verify.ts";
-import { newDocument, resolveOptions, type VaultOptions, type VaultParameters } from "./vault-options.ts";
-
-/** Identity and parameters of a vault. */
-export interface VaultSummary {
-  /** 32 hexadecimal digits that name the vault. */
-  readonly vault: string;
-  /** Where the store is. */
-  readonly description: string;
-  readonly formatVersion: number;
-  readonly blockBytes: number;
-  readonly granuleBytes: number;
-  readonly digest: DigestName;
-  readonly codec: "lz4";
-  readonly encryption: "none";
-  /** ISO 8601 in UTC. */
-  readonly created: string;
-  /** Number of disks. */
-  readonly disks: number;
-}
+import {
+  newDocument,
+  resolveOptions,
+  type VaultOptions,
+  type VaultParameters,
+  type VaultSummary,
+} from "./vault-options.ts";
 
 /** The part of the context that is known before the vault is made. */
 type VaultParts = Omit<VaultContext, "workerPool" | "sharedCatalog" | "dropCatalog" | "renewals">;
@@ -206,7 +196,7 @@ export class Vault implements AsyncDisposable {
       codec: document.codec,
       encryption: document.encryption,
       created: new Date(document.createdMs).toISOString(),
-      disks: (await diskNames(new Store(sink))).length,
+      disks: await countDisks(new Store(sink), document.vault),
     };
   }
 
@@ -221,13 +211,10 @@ export class Vault implements AsyncDisposable {
     return await this.#track(async () => await vaultStats(this.#store, this.id, options));
   }
 
-  /** All disks, sorted by name. Throws `DAMAGED` and the errors of the store. */
+  /** All disks with at least one point, sorted by name. Throws `DAMAGED` and the errors of the store. */
   async disks(): Promise<DiskSummary[]> {
     const store = this.#store;
-    const members = new GroupMembers({ store, vault: this.id });
-    const disks: DiskSummary[] = [];
-    for (const disk of await diskNames(store)) disks.push(await diskSummary(members, disk));
-    return disks;
+    return await listDisks(store, new GroupMembers({ store, vault: this.id }));
   }
 
   /**
@@ -296,7 +283,7 @@ export class Vault implements AsyncDisposable {
     readonly summary: PointSummary;
   }> {
     const store = this.#store;
-    const { head } = await readHead(store, this.id, disk.normalize("NFC"), signal);
+    const head = await readDisk(store, this.id, disk.normalize("NFC"), signal);
     const point = await selectPoint(store, head, selector, signal);
     return {
       place: { store, vault: this.id, disk: head.disk, point, onNotice, signal },
@@ -323,6 +310,16 @@ export class Vault implements AsyncDisposable {
    */
   async prune(options: PruneOptions): Promise<PruneSummary> {
     return await this.#track(async () => await prune(this.#context, options));
+  }
+
+  /**
+   * Removes a disk with all its points, pins and labels. Space is freed by `collect`.
+   *
+   * @throws `DISK_NOT_FOUND`; `POINT_HELD` when a pin or a reader keeps a point, here or on a member
+   * of its group; `WRITER_ACTIVE`, `DAMAGED`, `INTERRUPTED`.
+   */
+  async removeDisk(options: RemoveDiskOptions): Promise<RemoveDiskSummary> {
+    return await this.#track(async () => await removeDisk(this.#context, options));
   }
 
   /**
@@ -419,6 +416,11 @@ export class Vault implements AsyncDisposable {
    */
   async lastCollectedMs(signal?: AbortSignal): Promise<number | undefined> {
     return await this.#track(async () => await lastCollectedMs(this.#store, this.id, { signal }));
+  }
+
+  /** Bytes that segments take at the store. Reads no map. Throws the errors of the store. */
+  async segmentBytes(signal?: AbortSignal): Promise<number> {
+    return await this.#track(async () => await segmentBytes(this.#store, this.id, signal));
   }
 
   /**

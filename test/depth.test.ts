@@ -32,7 +32,7 @@ test("a deep run takes every call, every round and every run", async () => {
   expect(runsOf(60)).toBe(60);
 });
 
-test("a quick run has fewer rounds and runs, and never none", async () => {
+test("a quick run has fewer repetitions and runs, and never none", async () => {
   const { byDepth, runsOf } = await depthAt("quick");
   expect(byDepth(2, 20)).toBe(2);
   expect([runsOf(60), runsOf(1)]).toEqual([12, 1]);

@@ -1,5 +1,5 @@
 /**
- * Depth of the tests: the one place that decides how many rounds, runs and crash points a test has.
+ * Depth of the tests: the one place that decides how many repetitions, runs and crash points a test has.
  *
  * The environment variable `TIDEMARK_TEST_DEPTH` is `quick`, the default, or `deep`. Both depths run
  * every test. A quick run kills less often and samples its sweeps; a deep run takes every call.

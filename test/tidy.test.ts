@@ -380,7 +380,7 @@ function randomFindings({ tree }: SourceFile): readonly Finding[] {
 }
 
 function ambientFindings({ tree, room }: SourceFile): readonly Finding[] {
-  // A process that the sink starts may talk to its starter; the engine has nobody to talk to.
+  // A process that the sink starts may talk to its starter; the engine has no process to talk to.
   const ofProcess = room === "engine" ? ["env", "stdout", "stderr"] : ["env"];
   const found = [
     ...propertyFindings(

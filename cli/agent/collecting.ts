@@ -4,8 +4,10 @@
  *
  * The vault stores the time of the last collection, so agents that share a vault share the work. If
  * two begin at once, one yields.
+ *
+ * What segments take at the store is measured when the agent starts and once an hour.
  */
-import { type CollectOptions, type CollectSummary, hasCode } from "../../engine/index.ts";
+import { type CollectOptions, type CollectSummary, hasCode, TidemarkError } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
 import { PeriodicTask } from "./periodic-task.ts";
@@ -14,6 +16,8 @@ import type { Clock, DiskEvent } from "./ports.ts";
 export interface CollectingParts {
   readonly collect: (options: CollectOptions) => Promise<CollectSummary>;
   readonly lastCollectedMs: (signal: AbortSignal) => Promise<number | undefined>;
+  /** What segments take at the store. */
+  readonly segmentBytes: (signal: AbortSignal) => Promise<number>;
   readonly clock: Clock;
   /** Milliseconds since 1970. */
   readonly wallMs: () => number;
@@ -28,6 +32,7 @@ const firstAfterMs = 600_000;
 export class Collecting {
   readonly #parts: CollectingParts;
   readonly #task: PeriodicTask;
+  readonly #measuring: PeriodicTask;
   #everyMs: number | undefined;
   #storedBytes: number | null = null;
   #lastMs: number | undefined;
@@ -38,9 +43,11 @@ export class Collecting {
     this.#everyMs = everyMs;
     const work = async (signal: AbortSignal): Promise<void> => await this.#collect(signal);
     this.#task = new PeriodicTask({ clock: parts.clock, firstAfterMs, everyMs: lookEveryMs, work });
+    const measure = async (signal: AbortSignal): Promise<void> => await this.#measure(signal);
+    this.#measuring = new PeriodicTask({ clock: parts.clock, firstAfterMs: 0, everyMs: lookEveryMs, work: measure });
   }
 
-  /** Bytes of segments that this agent's last collection left; null before the first. */
+  /** Bytes that segments took at the store when they were last measured; null: never yet. */
   get storedBytes(): number | null {
     return this.#storedBytes;
   }
@@ -59,7 +66,16 @@ export class Collecting {
 
   /** Waits for the collection that is under way, which ends at once. Idempotent. */
   async stop(): Promise<void> {
-    await this.#task.stop();
+    await Promise.all([this.#task.stop(), this.#measuring.stop()]);
+  }
+
+  /** Throws nothing: the value before it stays when the store does not answer. */
+  async #measure(signal: AbortSignal): Promise<void> {
+    try {
+      this.#storedBytes = await this.#parts.segmentBytes(signal);
+    } catch (error) {
+      if (!(error instanceof TidemarkError)) throw error;
+    }
   }
 
   /** Throws nothing: the next collection continues an incomplete one. */

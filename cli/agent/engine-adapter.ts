@@ -90,6 +90,7 @@ class EngineVault implements VaultPort {
     this.#collecting = new Collecting(parts.collectEveryMs, {
       collect: async (options) => await this.#vault.collect(options),
       lastCollectedMs: async (signal) => await this.#vault.lastCollectedMs(signal),
+      segmentBytes: async (signal) => await this.#vault.segmentBytes(signal),
       clock: systemClock,
       wallMs: () => Date.now(),
       onEvent: (event) => {

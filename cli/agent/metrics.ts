@@ -54,11 +54,7 @@ const diskGauges: readonly (readonly [name: string, help: string, of: (disk: Dis
 
 /** The same for vaults. */
 const vaultGauges: readonly (readonly [name: string, help: string, of: (vault: VaultStatus) => number | null])[] = [
-  [
-    "tidemark_vault_stored_bytes",
-    "Bytes of segments that the last collection of this agent left.",
-    ({ storedBytes }) => storedBytes,
-  ],
+  ["tidemark_vault_stored_bytes", "Bytes that segments take at the store.", ({ storedBytes }) => storedBytes],
   [
     "tidemark_vault_scrub_age_seconds",
     "Time since the last scrub pass of this agent.",

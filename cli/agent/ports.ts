@@ -44,7 +44,7 @@ export interface ProtectOptions {
 
 /** What the agent knows of a vault, as its scrubs and collections found it. Null: not known yet. */
 export interface VaultFacts {
-  /** Bytes of segments that this agent's last collection left. */
+  /** Bytes that segments take at the store, measured when the agent starts and once an hour. */
   readonly storedBytes: number | null;
   /** Time since this agent's last scrub pass. */
   readonly scrubAgeMs: number | null;

@@ -1,6 +1,6 @@
 /**
  * `tidemark disks list` and `tidemark points list|show|pin|unpin`: what a vault holds, and what
- * keeps a point.
+ * keeps a point. Further commands of both are in files of their own.
  */
 import { Command } from "commander";
 import { type ListedPoint, type PointDetail, TidemarkError } from "../../engine/index.ts";
@@ -11,6 +11,7 @@ import { type VaultFlags, wholeNumber, withVaultOptions } from "../settings.ts";
 import { type Column, cut, displayWidth, fields, fittedTable, printable, table } from "../text.ts";
 import { pointSelector, requireTime, timeForms } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
+import { addRemoveCommand } from "./disks-remove.ts";
 import { addDiffCommand } from "./points-diff.ts";
 import { addLabelCommand } from "./points-label.ts";
 
@@ -37,7 +38,7 @@ interface PinFlags extends PointFlags {
 
 export function disksCommand(context: CommandContext): Command {
   const disks = new Command("disks")
-    .description("list the disks of a vault")
+    .description("list and remove the disks of a vault")
     .addHelpText("after", "\nExample:\n  $ tidemark disks list --vault azurite:/srv/azurite");
   withVaultOptions(disks.command("list"))
     .description("list the disks of a vault, with their newest points")
@@ -48,6 +49,7 @@ Example:
   $ tidemark disks list --vault azurite:/srv/azurite`,
     )
     .action(async (flags: VaultFlags) => await listDisks(context, flags));
+  addRemoveCommand(context, disks);
   return disks;
 }
 
@@ -154,9 +156,9 @@ async function listDisks(context: CommandContext, flags: VaultFlags): Promise<vo
   const rows = disks.map(({ disk, points, latest }) => [
     disk,
     formatCount(points),
-    latest === undefined ? "-" : output.time(latest.time),
-    latest?.consistency ?? "-",
-    latest === undefined ? "-" : formatBytes(latest.volumeBytes),
+    output.time(latest.time),
+    latest.consistency,
+    formatBytes(latest.volumeBytes),
   ]);
   const text = table(["DISK", "POINTS", "NEWEST", "CONSISTENCY", "SIZE"], rows, "lrllr");
   output.answer("disks list", { disks: disks.length }, disks.length === 0 ? "the vault holds no disk yet" : text);

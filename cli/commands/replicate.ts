@@ -5,7 +5,9 @@
 import { Command } from "commander";
 import {
   type ChangeSource,
+  type Extent,
   FileVolume,
+  hasCode,
   NbdVolume,
   type Progress,
   type ReplicateSummary,
@@ -85,23 +87,19 @@ async function replicate(context: CommandContext, source: string, flags: Replica
   const volume = await openSource(source, marks, signal);
   try {
     if (volume instanceof FileVolume) await refuseInsideVault(flags, source, "source");
-    const measure = await readShare(volume, marks);
     const summary = await withVault(
       context,
       flags,
-      async (vault) =>
-        await vault.replicate({
-          disk: flags.disk,
-          volume,
-          label: flags.label,
-          changes:
-            volume instanceof NbdVolume && marks !== undefined
-              ? await markedChanges(vault, flags.disk, volume, marks)
-              : undefined,
-          signal,
-          onProgress: (progress) => output.progress(measure(progress)),
-          onNotice: (notice) => output.notice(notice),
-        }),
+      async (vault) => {
+        const { disk, label } = flags;
+        const list = volume instanceof NbdVolume && marks !== undefined ? { volume, ...marks } : undefined;
+        const changes = list && (await markedChanges(vault, disk, list.volume, list));
+        const isListed = changes !== undefined && (await isNewest(vault, disk, changes.since));
+        const measure = await readShare(volume, isListed ? list?.volume.changed(list.context) : undefined);
+        const onProgress = (progress: Progress): void => output.progress(measure(progress));
+        const onNotice = output.notice.bind(output);
+        return await vault.replicate({ disk, volume, label, changes, signal, onProgress, onNotice });
+      },
       // A point to go on from is not in a vault that is only now created.
       marks === undefined ? async (sink, options) => await Vault.openOrCreate(sink, options) : undefined,
     );
@@ -136,15 +134,16 @@ function marksOf(source: string, { bitmap, since }: ReplicateFlags): Marks | und
 
 /**
  * Progress in bytes that will be read, rather than in positions on the disk: a hole takes no time,
- * so it counts nothing. Only a file tells its holes before it is read; progress of other sources
- * stays as it is.
+ * so it counts nothing, and neither does what a bitmap does not mark.
  */
 async function readShare(
   volume: FileVolume | NbdVolume,
-  marks: Marks | undefined,
+  changed: AsyncIterable<Extent> | undefined,
 ): Promise<(progress: Progress) => Progress> {
-  if (!(volume instanceof FileVolume) || marks !== undefined) return (progress) => progress;
-  const ranges = await AllocatedRanges.of(volume);
+  const ranges = await AllocatedRanges.of({
+    sizeBytes: async () => await volume.sizeBytes(),
+    allocated: (sizeBytes) => changed ?? volume.allocated(sizeBytes),
+  });
   return (progress) => {
     if (progress.phase !== "scan" && progress.phase !== "commit") return progress;
     return { ...progress, doneBytes: ranges.bytesBelow(progress.doneBytes), totalBytes: ranges.totalBytes };
@@ -188,6 +187,16 @@ async function markedChanges(
     committed: () => undefined,
     abandoned: () => undefined,
   };
+}
+
+/** Whether a list of changes that begins at this point is used: any other point's is not. */
+async function isNewest(vault: Vault, disk: string, point: string | undefined): Promise<boolean> {
+  try {
+    return (await vault.points(disk, { limit: 1 })).at(-1)?.point === point;
+  } catch (error) {
+    if (hasCode(error, "DISK_NOT_FOUND", "DAMAGED")) return false; // replicate reports what is wrong
+    throw error;
+  }
 }
 
 function wrongFlags(message: string, remedy: string): TidemarkError {

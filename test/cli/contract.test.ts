@@ -318,7 +318,7 @@ describe("the environment", () => {
 
   it("never shows a secret", async () => {
     const place = new Place();
-    const key = Buffer.from("a key that nobody may see, ever!").toString("base64");
+    const key = Buffer.from("a key that must not be seen, ever!").toString("base64");
     const vault = "http://127.0.0.1:9/devstoreaccount1/vault?sv=2025-01-05&sr=c&sig=NobodyMaySeeThis%3D";
     for (const words of [
       ["vault", "show", "--vault", vault.replace("/vault?", "/a/b/c?")],

@@ -38,6 +38,9 @@ describe("an export of our own server", () => {
       changedBytes: 300 * kib,
     });
     expect(notices(first.lines)).toEqual([]);
+    // What has to be read, and not where in the export the reading is.
+    const progress = first.lines.filter(({ type }) => type === "progress").at(-1);
+    expect(progress).toMatchObject({ doneBytes: 300 * kib, totalBytes: 300 * kib });
 
     const writable = new MemoryDisk(3 * mib);
     writable.bytes.fill(9, 0, 4 * kib);
@@ -134,7 +137,7 @@ describe("qemu-nbd with a qcow2 image", () => {
     const vm = new VirtualDisk();
     vm.write("write -P 1 0 1M");
     await vm.replicate();
-    // Written before the bitmap is begun: whoever believed the bitmap would miss it.
+    // Written before the bitmap is begun: a cycle that believed the bitmap would miss it.
     vm.write("write -P 2 0 64k");
     await vm.replicate();
     vm.write("write -P 3 512k 64k");
@@ -147,7 +150,7 @@ describe("qemu-nbd with a qcow2 image", () => {
     await vm.expectPointToHoldIt();
   });
 
-  test("cannot go on from a point that nobody has taken", async (context) => {
+  test("cannot go on from a point that was never taken", async (context) => {
     if (missing !== undefined) return context.skip(`no peer to test with: ${missing}`);
     const vm = new VirtualDisk();
     vm.qemuImg("bitmap", "--add", "--enable", "vm.qcow2", "b0");

@@ -36,7 +36,10 @@ describe("^C", () => {
     expect(ended.code).toBe(130);
     expect(ended.elapsedMs).toBeLessThan(restMsMax);
     expect(parseLines(ended.stdout).at(-1)).toMatchObject({ type: "error", code: "INTERRUPTED" });
-    expect(await place.json("points", "list", "--disk", "big")).toMatchObject({ code: 0, last: { points: 0 } });
+    expect(await place.json("points", "list", "--disk", "big")).toMatchObject({
+      code: 10,
+      last: { code: "DISK_NOT_FOUND" },
+    });
     expect(await place.json("replicate", "big.img", "--disk", "big")).toMatchObject({ code: 0, last: { sequence: 1 } });
     expect(await place.json("verify", "--disk", "big", "--source", "big.img")).toMatchObject({ code: 0 });
   });
@@ -76,7 +79,7 @@ describe("two replications of one disk at once", () => {
 });
 
 describe("kill -9", () => {
-  it("of a replication leaves its seat to the next one at once", async () => {
+  it("of a replication leaves its lease to the next one at once", async () => {
     const place = new Place();
     writeImage(place.path("big.img"), bigMebibytes);
     const killed = place.start(["replicate", "big.img", "--disk", "big", "--json"], vault);

@@ -61,7 +61,7 @@ describe("verify --heal", () => {
     for (const point of points.lines.slice(0, 2)) expect(point["proved"]).toEqual(expect.stringMatching(/Z$/));
   });
 
-  it("ends with 3 for what nobody holds any more", async () => {
+  it("ends with 3 for what no disk and no chunk holds any more", async () => {
     const place = await prepared();
     damage(place, 200, 50);
     const { code, lines } = await place.json("verify", "--heal");
@@ -136,7 +136,7 @@ describe("vault repair", () => {
     const place = await prepared();
     await place.json("replicate", "a.img", "--disk", "z");
     for (const disk of ["a", "z"]) truncateSync(place.path(`vault/disks/${disk}/head`), 100);
-    // Whoever has the lease of a head writes the disk.
+    // The holder of the lease of a head writes the disk.
     const sink = await DirectorySink.open(place.path("vault"));
     await sink.acquireLease("disks/a/head", "00000000-0000-4000-8000-000000000000", 60);
     const { code, lines } = await place.json("vault", "repair");

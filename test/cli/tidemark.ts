@@ -34,7 +34,7 @@ export class Running {
   readonly ended: Promise<Ended>;
   #stdout = "";
   #stderr = "";
-  /** Those who wait for more output. */
+  /** Callers that wait for more output. */
   readonly #waiting = new Set<() => void>();
 
   /** `under` is a command that runs another one, such as `unshare`. */

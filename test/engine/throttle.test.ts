@@ -101,7 +101,7 @@ describe("a limit", () => {
     expect(large.atMs).toBe(256_000);
   });
 
-  test("serves who comes first", async () => {
+  test("serves callers in the order of their calls", async () => {
     const bandwidth = await drained(100 * kib);
     const order: string[] = [];
     const takes = [["large", 200 * kib] as const, ["small", 1] as const, ["smaller", 1] as const].map(
@@ -117,14 +117,14 @@ describe("a limit", () => {
     expect(order).toEqual(["large", "small", "smaller"]);
   });
 
-  test("of none holds nobody up", async () => {
+  test("of none holds no caller up", async () => {
     const bandwidth = new Bandwidth();
     for (let index = 0; index < 100; index++) await bandwidth.take(4 * mib);
     expect(vi.getTimerCount()).toBe(0);
     expect(bandwidth.bytesPerSecond).toBeUndefined();
   });
 
-  test("leaves no timer behind when nobody waits", async () => {
+  test("leaves no timer behind when no caller waits", async () => {
     const bandwidth = await drained(100 * kib);
     const last = taken(bandwidth, 100 * kib);
     await vi.advanceTimersByTimeAsync(1000);
@@ -133,7 +133,7 @@ describe("a limit", () => {
   });
 });
 
-describe("a change while somebody waits", () => {
+describe("a change while a caller waits", () => {
   test("counts from now on: faster", async () => {
     const bandwidth = await drained(100 * kib);
     const waiting = taken(bandwidth, 1000 * kib);
@@ -167,7 +167,7 @@ describe("a change while somebody waits", () => {
     expect(next.atMs).toBe(1000);
   });
 
-  test("of the table wakes who waits", async () => {
+  test("of the table wakes waiting callers", async () => {
     const bandwidth = await drained(1 * kib);
     const waiting = taken(bandwidth, 100 * mib);
     bandwidth.setTable({});
@@ -184,7 +184,7 @@ describe("a change while somebody waits", () => {
   });
 });
 
-describe("who gives up", () => {
+describe("a caller that gives up", () => {
   test("leaves the queue at once, and what it had collected to the next", async () => {
     const bandwidth = await drained(100 * kib);
     const stop = new AbortController();
@@ -284,7 +284,7 @@ describe("a table", () => {
     ]);
   });
 
-  test("lets go who waits when the next window begins", async () => {
+  test("lets waiting callers go when the next window begins", async () => {
     vi.setSystemTime(new Date("2026-01-15T17:59:30Z"));
     const bandwidth = new Bandwidth({ windows: [{ from: "09:00", to: "18:00", bytesPerSecond: 1 * kib }] });
     const waiting = taken(bandwidth, 100 * mib);

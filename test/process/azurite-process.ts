@@ -1,5 +1,5 @@
 /**
- * An Azurite that somebody else runs: a process on a folder and a port, which may be killed and
+ * An Azurite that another process runs: a process on a folder and a port, which may be killed and
  * comes back on both as it was when it last saved, up to five seconds earlier. And a look at the
  * servers that Tidemark starts by itself.
  */
@@ -16,7 +16,7 @@ import { unlessGone } from "../temporary-folder.ts";
 
 const main = join(dirname(createRequire(import.meta.url).resolve("azurite/dist/src/main.js")), "blob", "main.js");
 
-/** How long a server of ours may take to save and end when nobody uses it any more. */
+/** How long a server of ours may take to save and end when no process uses it any more. */
 const serverEndMsMax = 20_000;
 
 export class AzuriteProcess {

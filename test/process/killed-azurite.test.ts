@@ -62,7 +62,7 @@ describe("kill -9 of an Azurite that comes back on its port within a second", ()
   });
 });
 
-/** An Azurite of somebody else's behind a line that makes a replication last some seconds. */
+/** An Azurite of another process behind a line that makes a replication last some seconds. */
 async function slowStore(): Promise<{
   readonly client: Client;
   readonly azurite: AzuriteProcess;

@@ -39,7 +39,7 @@ it(`kill -9 at ${kills} random moments costs no committed point, no waiting and 
     const momentMs = Math.round(drawn(`${seed} ${round}`) * spanMs);
     moments.push(momentMs);
     // Left alone, the server of a killed tidemark ends, and an Azurite that starts anew has
-    // forgotten the lease. In every second round somebody else uses it too: then it stays, and with
+    // forgotten the lease. In every second run another process uses it too: then it stays, and with
     // it the dead writer's lease.
     await using neighbour = round % 2 === 1 ? await Azurite.start(store) : undefined;
     const killed = client.start("replicate", "disk.img", "--disk", "d");
@@ -55,7 +55,7 @@ it(`kill -9 at ${kills} random moments costs no committed point, no waiting and 
     expect(checked, about).toMatchObject({ code: 0, last: { damaged: [] } });
     if (neighbour !== undefined) expect(serversOn(store), about).toEqual([neighbour.pid]);
   }
-  console.log(`seed ${seed}: killed after ${moments.join(", ")} ms; ${takenOver} seats taken over`);
+  console.log(`seed ${seed}: killed after ${moments.join(", ")} ms; ${takenOver} leases taken over`);
 
   const sequences = await client.verified();
   expect(sequences.length).toBeGreaterThanOrEqual(kills);

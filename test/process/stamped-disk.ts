@@ -65,7 +65,7 @@ export class StampedDisk {
     truncateSync(this.client.path("disk.img"), mebibytes * mebibyte);
   }
 
-  /** Starts the agent and whoever writes to its disk and asks for points; returns at once. */
+  /** Starts the agent, a client that writes to its disk, and one that requests points; returns at once. */
   start(): void {
     const { client } = this;
     const configuration = {

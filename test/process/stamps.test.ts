@@ -54,7 +54,7 @@ test("a disk that holds every write, and each state on the way to it as a point,
   for (const disk of disks) expect(log.faultsOfPoint(disk, writtenMs)).toEqual([]);
 });
 
-test("a lost write, a torn sector and bytes of nobody are found on a disk", () => {
+test("a lost write, a torn sector and bytes that no client wrote are found on a disk", () => {
   const { log, disks } = written(20);
   expect(log.faultsOfDisk(disks[19] ?? Buffer.alloc(0))).not.toEqual([]);
   const torn = Buffer.from(disks[20] ?? []);

@@ -88,7 +88,7 @@ export class StampLog {
 
   /**
    * What is wrong with the disk itself, when nothing writes to it: an acknowledged write that is
-   * missing, or what nobody wrote.
+   * missing, or what no client wrote.
    */
   faultsOfDisk(bytes: Buffer): readonly string[] {
     const findings = new Findings();

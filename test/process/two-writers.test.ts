@@ -16,7 +16,7 @@ import { SlowLine } from "./slow-line.ts";
 const mebibyte = 1024 * 1024;
 const imageMebibytes = 32;
 const testMsMax = 60_000;
-/** Much shorter than a lease: who is turned away does not wait for it. */
+/** Much shorter than a lease: a refused writer does not wait for it. */
 const refusalMsMax = 15_000;
 
 /** What makes a process of this machine one of another: process ids of its own. */
@@ -40,7 +40,7 @@ async function paused(): Promise<{
   return { client, azurite, sleeper };
 }
 
-/** Ends the lease of the writer's seat, as the storage account's owner may. */
+/** Ends the writer lease, as the storage account's owner may. */
 async function breakLease(azurite: AzuriteProcess): Promise<void> {
   const container = new ContainerClient(
     azurite.vault(),

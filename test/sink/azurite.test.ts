@@ -183,7 +183,7 @@ describe("users of one folder", () => {
     expect(existsSync(azuritePaths(dir).state)).toBe(false);
   });
 
-  test("the server stays until the last user has stopped, whoever started it", async () => {
+  test("the server stays until the last user has stopped, whichever process started it", async () => {
     const starter = await Azurite.start(dir);
     const other = await Azurite.start(dir);
     await using sink = sinkOn(other);
@@ -298,7 +298,7 @@ describe("a folder that cannot be used", () => {
     expect(empty.message).toContain(`${path} is empty`);
   });
 
-  test("is served by an Azurite that somebody else started, which can open our data", async () => {
+  test("is served by an Azurite that another program started, which can open our data", async () => {
     const ours = await Azurite.start(dir);
     await using sink = sinkOn(ours);
     await sink.createContainer();

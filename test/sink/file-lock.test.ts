@@ -88,7 +88,7 @@ describe("FileLock", () => {
     await held.release();
   });
 
-  test("a file that was removed while it was locked holds nobody off, and its new self locks as ever", async () => {
+  test("a file that was removed while it was locked holds no process off, and its new self locks as ever", async () => {
     const first = await FileLock.acquire(path, "exclusive");
     await rm(path);
     const second = await FileLock.acquire(path, "exclusive");

@@ -11,7 +11,7 @@ import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import { PointMap } from "../../store/map/point-map.ts";
-import { readHead } from "../../store/points/head.ts";
+import { readDisk } from "../../store/points/head.ts";
 import { readManifest } from "../../store/points/manifest.ts";
 import { type PointSummary, pointSummary, selectPoint } from "../../store/points/points.ts";
 import { holdToRead, type PointHold } from "../../store/points/reader-holds.ts";
@@ -77,7 +77,7 @@ export class Mount implements AsyncDisposable {
     const workerPool = context.workerPool();
     const store = new Store(sink);
     const disk = options.disk.normalize("NFC");
-    const { head } = await readHead(store, document.vault, disk, signal);
+    const head = await readDisk(store, document.vault, disk, signal);
     const record = await selectPoint(store, head, options.point, signal);
     const hold = await holdToRead({ store, vault: document.vault, disk, point: record, purpose, onNotice, signal });
     try {

@@ -25,7 +25,7 @@ import { dirname } from "node:path";
 import { isOurs, readOwn, replacePlain } from "../../disk/source/plain-file.ts";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
 import { hasCode, systemCode, TidemarkError } from "../../errors.ts";
-import type { ImageFormat, ImagePlan, RestoreTarget } from "./target.ts";
+import type { ImageFormat, RestoreTarget, TargetImage } from "./target.ts";
 import { lockTarget, targetExists } from "./target.ts";
 import { planFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
 
@@ -54,7 +54,7 @@ interface Journal {
 export class FileTarget implements RestoreTarget {
   readonly description: string;
   readonly resumeAt: number;
-  readonly #plan: ImagePlan;
+  readonly #plan: TargetImage;
   readonly #replaces: boolean;
   readonly #mode: number;
   readonly #file: PositionalFile;
@@ -65,7 +65,7 @@ export class FileTarget implements RestoreTarget {
   #noting = false;
   #ended: Promise<void> | undefined;
 
-  private constructor(plan: ImagePlan, image: ImageFile, file: PositionalFile, resumeAt: number) {
+  private constructor(plan: TargetImage, image: ImageFile, file: PositionalFile, resumeAt: number) {
     this.description = plan.path;
     this.resumeAt = resumeAt;
     this.#plan = plan;
@@ -78,7 +78,7 @@ export class FileTarget implements RestoreTarget {
   }
 
   /** Starts or resumes the partial. */
-  static async open(plan: ImagePlan, image: ImageFile): Promise<FileTarget> {
+  static async open(plan: TargetImage, image: ImageFile): Promise<FileTarget> {
     const path = partialPathOf(plan.path);
     let file: PositionalFile | undefined;
     let resumeAt: number | undefined;
@@ -308,7 +308,7 @@ async function readJournal(path: string): Promise<Partial<Journal> | undefined> 
 }
 
 /** Where this plan can go on in the partial that was found; 0: from the start. */
-function resumePoint(journal: Partial<Journal> | undefined, plan: ImagePlan, partialBytes: number): number {
+function resumePoint(journal: Partial<Journal> | undefined, plan: TargetImage, partialBytes: number): number {
   if (journal?.vault !== plan.vaultId || journal.point !== plan.point) return 0;
   if (journal.format !== plan.format || journal.volumeBytes !== plan.volumeBytes) return 0;
   const done: unknown = journal.doneBytes;
@@ -320,7 +320,7 @@ function resumePoint(journal: Partial<Journal> | undefined, plan: ImagePlan, par
   return fits ? done : 0;
 }
 
-function imageBytes(plan: ImagePlan): number {
+function imageBytes(plan: TargetImage): number {
   return plan.format === "vhd" ? vhdDiskBytes(plan.volumeBytes) + vhdFooterBytes : plan.volumeBytes;
 }
 

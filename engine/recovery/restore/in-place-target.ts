@@ -18,7 +18,7 @@ import { allocatedExtents } from "../../disk/source/holes.ts";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
 import { systemCode, TidemarkError } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
-import type { ImagePlan, RestoreTarget } from "./target.ts";
+import type { RestoreTarget, TargetImage } from "./target.ts";
 import { lockTarget } from "./target.ts";
 import { fixedVhdFooter, parseFixedVhdFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
 
@@ -51,7 +51,7 @@ export class InPlaceTarget implements RestoreTarget {
    * Opens an existing file or device and gives it the size it needs. Errors: TARGET_TOO_SMALL (a
    * device), TARGET_FAILED (in use, or no VHD).
    */
-  static async open(plan: ImagePlan, kind: "file" | "device"): Promise<InPlaceTarget> {
+  static async open(plan: TargetImage, kind: "file" | "device"): Promise<InPlaceTarget> {
     const file = await openForWriting(plan.path, kind);
     try {
       const stats = await file.stat();
@@ -207,7 +207,7 @@ async function openForWriting(path: string, kind: "file" | "device"): Promise<Po
   }
 }
 
-async function refuseTooSmall(file: PositionalFile, plan: ImagePlan): Promise<void> {
+async function refuseTooSmall(file: PositionalFile, plan: TargetImage): Promise<void> {
   const targetBytes = await deviceBytes(file);
   if (targetBytes >= plan.volumeBytes) return;
   throw new TidemarkError(

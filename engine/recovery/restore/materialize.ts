@@ -13,8 +13,9 @@ import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { type OperationOptions, paced } from "../../progress.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
+import { DataShare } from "../../store/map/data-share.ts";
 import { PointMap } from "../../store/map/point-map.ts";
-import { readHead } from "../../store/points/head.ts";
+import { readDisk } from "../../store/points/head.ts";
 import { readManifest } from "../../store/points/manifest.ts";
 import { selectPoint } from "../../store/points/points.ts";
 import { holdToRead } from "../../store/points/reader-holds.ts";
@@ -35,7 +36,7 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   const { document, sink } = context;
   const disk = options.disk.normalize("NFC");
   const store = new Store(sink);
-  const { head } = await readHead(store, document.vault, disk, options.signal);
+  const head = await readDisk(store, document.vault, disk, options.signal);
   const point = await selectPoint(store, head, options.point, options.signal);
   const format = options.format ?? (options.to.startsWith("blob:") ? "vhd" : "raw");
   const onNotice = options.onNotice ?? (() => undefined);
@@ -67,14 +68,16 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   }
   const reader = new PointReader({ store, workerPool: context.workerPool(), signal });
   const report = paced(options.onProgress);
-  const writer = new ImageWriter(target, disk, point, (doneBytes, position) => {
-    report(
-      { phase: "materialize", doneBytes, totalBytes: point.volumeBytes, transferredBytes: reader.bytesRead },
-      position,
-    );
+  const map = new PointMap(store, fromHex(document.vault), disk, manifest);
+  let share: DataShare | undefined;
+  const writer = new ImageWriter(target, disk, point, (granule, position) => {
+    if (share === undefined) return;
+    const { totalBytes } = share;
+    const doneBytes = share.bytesBelow(granule);
+    report({ phase: "materialize", doneBytes, totalBytes, transferredBytes: reader.bytesRead }, position);
   });
   try {
-    const map = new PointMap(store, fromHex(document.vault), disk, manifest);
+    if (options.onProgress !== undefined) share = await DataShare.of(map, manifest.runs.length, signal);
     await reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer);
     throwIfAborted(signal);
     await writer.settle();
@@ -102,7 +105,7 @@ class ImageWriter implements PointConsumer {
   readonly #target: RestoreTarget;
   readonly #disk: string;
   readonly #point: PointRecord;
-  readonly #report: (doneBytes: number, position?: "last") => void;
+  readonly #report: (granule: number, position?: "last") => void;
   #checkpoint: Promise<void> | undefined;
   #checkpointFailure: Error | undefined;
 
@@ -110,7 +113,7 @@ class ImageWriter implements PointConsumer {
     target: RestoreTarget,
     disk: string,
     point: PointRecord,
-    report: (doneBytes: number, position?: "last") => void,
+    report: (granule: number, position?: "last") => void,
   ) {
     this.#target = target;
     this.#disk = disk;
@@ -185,7 +188,7 @@ class ImageWriter implements PointConsumer {
       .finally(() => {
         this.#checkpoint = undefined;
       });
-    this.#report(doneBytes, doneBytes === this.#point.volumeBytes ? "last" : undefined);
+    this.#report(granule, doneBytes === this.#point.volumeBytes ? "last" : undefined);
   }
 
   /** Waits for a checkpoint that is under way. Errors: what it ended with. */

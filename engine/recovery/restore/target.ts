@@ -59,8 +59,8 @@ export interface RestoreTarget extends AsyncDisposable {
   abandon(): Promise<void>;
 }
 
-/** The checked facts that a file or device target needs. */
-export interface ImagePlan {
+/** The image that a file or device target is to hold: checked facts. */
+export interface TargetImage {
   /** Absolute path, links resolved. */
   readonly path: string;
   readonly format: ImageFormat;

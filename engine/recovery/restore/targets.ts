@@ -21,7 +21,7 @@ import type { Sink } from "../../sink.ts";
 import { openBlobTarget } from "./blob-target.ts";
 import { FileTarget } from "./file-target.ts";
 import { InPlaceTarget } from "./in-place-target.ts";
-import type { ImageFormat, ImagePlan, MaterializeMode, RestoreTarget } from "./target.ts";
+import type { ImageFormat, MaterializeMode, RestoreTarget, TargetImage } from "./target.ts";
 import { targetExists } from "./target.ts";
 import { vhdDiskBytes, vhdFileDiskBytesMax, vhdTooLarge } from "./vhd.ts";
 
@@ -63,7 +63,7 @@ export async function openTarget(options: OpenTargetOptions): Promise<RestoreTar
     throw vhdTooLarge(options.volumeBytes, vhdFileDiskBytesMax);
   }
   const found = await look(options.to);
-  const plan: ImagePlan = {
+  const plan: TargetImage = {
     path: found.path,
     format: options.format,
     volumeBytes: options.volumeBytes,

@@ -12,7 +12,7 @@
 
 import { createHash } from "node:crypto";
 import { TidemarkError } from "../../errors.ts";
-import type { ImagePlan } from "./target.ts";
+import type { TargetImage } from "./target.ts";
 
 export const vhdFooterBytes = 512;
 /** Azure wants the disk to be a multiple of this. */
@@ -142,7 +142,7 @@ function footerChecksum(footer: Uint8Array): number {
  * The footer of a point's image. Its UUID follows from vault and point, so a resumed or repeated
  * run writes the same bytes.
  */
-export function planFooter(plan: Pick<ImagePlan, "vaultId" | "point" | "volumeBytes" | "pointTimeMs">): Buffer {
+export function planFooter(plan: Pick<TargetImage, "vaultId" | "point" | "volumeBytes" | "pointTimeMs">): Buffer {
   const uuid = createHash("sha256").update(`${plan.vaultId}\n${plan.point}`).digest().subarray(0, 16);
   return fixedVhdFooter({ diskBytes: vhdDiskBytes(plan.volumeBytes), uuid, createdMs: plan.pointTimeMs });
 }

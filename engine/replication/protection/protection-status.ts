@@ -9,13 +9,19 @@ import type { Finding, HealthLevel } from "./health.ts";
 import type { Hook } from "./hooks.ts";
 import type { ProtectionEvent, ProtectionState } from "./protection-state.ts";
 
+/** Status of a protected disk. */
 export interface ProtectionStatus {
+  /** Name of the disk in the vault. */
   readonly disk: string;
+  /** Name of the group with which the disk is cut; null: none. */
   readonly group: string | null;
+  /** What the protection is doing. */
   readonly state: ProtectionState;
   /** The worst of the findings. */
   readonly health: HealthLevel;
+  /** What is wrong or needs attention, each with a remedy. */
   readonly findings: readonly Finding[];
+  /** Size of the disk. */
   readonly sizeBytes: number;
   /**
    * Replication lag: how old the writes are that would be lost. Ages in ms, on a monotonic clock,
@@ -27,15 +33,15 @@ export interface ProtectionStatus {
     readonly shippedMs: number | null;
     readonly committedMs: number | null;
   };
-  /**
-   * Bytes written to the disk a second, and sent to the store a second, each over the last minute.
-   */
+  /** Bytes written to the disk a second, over the last minute. */
   readonly churnBytesPerSecond: number;
+  /** Bytes sent to the store a second, over the last minute. */
   readonly uploadBytesPerSecond: number;
-  /** Changed on the disk and not yet in a committed point. */
+  /** Bytes changed on the disk and not yet in a committed point. */
   readonly backlogBytes: number;
   /** Points committed by this process. */
   readonly pointsCommitted: number;
+  /** Newest committed point; null before the first. */
   readonly latest: PointSummary | null;
   /** How long cuts held new writes, in ms: the last, and the longest of the last 100. */
   readonly barrier: { readonly lastMs: number; readonly maxMs: number };
@@ -52,7 +58,9 @@ export interface ProtectionStatus {
 export interface LastPrune {
   /** How long ago, in ms, on a monotonic clock. */
   readonly ageMs: number;
+  /** Points that it dropped. */
   readonly removedPoints: number;
+  /** Points that are left. */
   readonly keptPoints: number;
   /**
    * Of these, points that the policy does not keep, but that a reader holds or that were pinned
@@ -61,16 +69,17 @@ export interface LastPrune {
   readonly heldPoints: number;
 }
 
+/** When points of a protected disk are made, and which of them stay. */
 export interface ProtectionPolicy {
-  /** Default: 5 s. */
+  /** Time from one crash-consistent point to the next, in ms. Default: 5 s. */
   readonly crashConsistentFrequencyMs?: number | undefined;
-  /** Default: only on demand. */
+  /** Time from one application-consistent point to the next, in ms. Default: only on demand. */
   readonly appConsistentFrequencyMs?: number | undefined;
-  /** Health turns to Warning when the newest point is older. Default: none. */
+  /** Health turns to Warning when the newest point is older, in ms. Default: none. */
   readonly recoveryPointThresholdMs?: number | undefined;
-  /** Longest time for which the application is held. Default: 60 s. */
+  /** Longest time for which the application is frozen, in ms. Default: 60 s. */
   readonly freezeTimeoutMs?: number | undefined;
-  /** Longest time for which a cut holds new writes. Default: 300 ms. */
+  /** Longest time for which a cut holds new writes, in ms. Default: 300 ms. */
   readonly barrierMsMax?: number | undefined;
   /** When the first replication may begin, in ms since 1970. Default: at once. */
   readonly startTimeMs?: number | undefined;
@@ -81,20 +90,27 @@ export interface ProtectionPolicy {
   readonly retention?: RetentionPolicy | undefined;
 }
 
+/** Options of `Vault.protect`. */
 export interface ProtectOptions {
+  /** The disk's name in the vault; a new name makes a new disk. */
   readonly disk: string;
   /** Path of the image file or block device. It is locked while it is protected. */
   readonly image: string;
   /** Where the tracking file lies, and old content that does not fit in memory. */
   readonly stateFolder: string;
+  /** Default: a crash-consistent point each 5 s, and all points stay. */
   readonly policy?: ProtectionPolicy | undefined;
+  /** Freezes and thaws the application. Absent: there are no application-consistent points. */
   readonly hook?: Hook | undefined;
+  /** Disks that are cut together with this one. Absent: the disk is cut alone. */
   readonly group?: Group | undefined;
-  /**
-   * Old content that an open cut keeps in memory, and in a file in the state folder. Defaults: 32
-   * MiB and 4 GiB. Beyond that the cut is given up.
-   */
+  /** Bytes of old content that an open cut keeps in memory. Default: 32 MiB. */
   readonly preservedBytesMax?: number | undefined;
+  /**
+   * Bytes of old content that an open cut keeps in a file in the state folder besides. Beyond that
+   * the cut is abandoned. Default: 4 GiB.
+   */
   readonly spillBytesMax?: number | undefined;
+  /** Gets each event of the protection. */
   readonly onEvent?: ((event: ProtectionEvent) => void) | undefined;
 }

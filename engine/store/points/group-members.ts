@@ -12,7 +12,7 @@
 import { isDiskUnreadable } from "../../errors.ts";
 import type { GroupRecord, HeadDocument, PointRecord } from "../format/documents.ts";
 import type { Store } from "../store.ts";
-import { readHead } from "./head.ts";
+import { readDisk } from "./head.ts";
 import { findPoint, PageCache, readPoints } from "./history.ts";
 import { countedPins } from "./pins.ts";
 import { listHolds } from "./reader-holds.ts";
@@ -48,7 +48,7 @@ export class GroupMembers {
     const { store, vault, signal } = this.#options;
     const known = this.#heads.get(disk);
     if (known !== undefined) return await known;
-    const reading = readHead(store, vault, disk, signal).then(({ head }) => head);
+    const reading = readDisk(store, vault, disk, signal);
     this.#heads.set(disk, reading);
     return await reading;
   }

@@ -5,11 +5,14 @@
  * The head is the first object of a disk that is written, so where points are and no head is, the
  * head was lost. Then nothing creates a new one, because that would hide all points: `vault repair`
  * rebuilds it.
+ *
+ * A disk begins with its first point. Until then, and after the disk has been removed, its head
+ * lists no point and only carries the epoch: users are told that there is no such disk.
  */
 import { hasCode, TidemarkError } from "../../errors.ts";
 import { sequenceMax, timeMsMax } from "../../limits.ts";
 import type { HeadDocument } from "../format/documents.ts";
-import { decodeHead, documentBytesMax, encodeHead } from "../format/documents.ts";
+import { countPoints, decodeHead, documentBytesMax, encodeHead } from "../format/documents.ts";
 import { epochMax, headName, manifestsPrefix } from "../format/names.ts";
 import { type Store, storeRegressed } from "../store.ts";
 
@@ -20,7 +23,18 @@ export interface StoredHead {
 }
 
 /**
- * Reads a disk's head.
+ * Reads the head of a disk that has points.
+ *
+ * @throws DISK_NOT_FOUND, also when its head lists no point; otherwise as `readHead`.
+ */
+export async function readDisk(store: Store, vault: string, disk: string, signal?: AbortSignal): Promise<HeadDocument> {
+  const { head } = await readHead(store, vault, disk, signal);
+  if (countPoints(head) === 0) throw diskNotFound(disk);
+  return head;
+}
+
+/**
+ * Reads a disk's head, with or without points.
  *
  * @throws DISK_NOT_FOUND; DAMAGED, also when the head is gone and points of the disk are there;
  * FORMAT_UNSUPPORTED.
@@ -33,10 +47,7 @@ export async function readHead(store: Store, vault: string, disk: string, signal
   } catch (error) {
     if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
     if (await hasPoints(store, disk, signal)) throw headGone(disk, error);
-    throw new TidemarkError("DISK_NOT_FOUND", `the vault holds no disk ${JSON.stringify(disk)}`, {
-      remedy: "`tidemark disks list` shows the disks that it holds",
-      cause: error,
-    });
+    throw diskNotFound(disk, error);
   }
 }
 
@@ -69,6 +80,14 @@ export async function readOrCreateHead(
 async function hasPoints(store: Store, disk: string, signal: AbortSignal | undefined): Promise<boolean> {
   for await (const _point of store.list(manifestsPrefix(disk), { signal })) return true;
   return false;
+}
+
+export function diskNotFound(disk: string, cause?: unknown): TidemarkError {
+  return new TidemarkError("DISK_NOT_FOUND", `the vault holds no point of a disk ${JSON.stringify(disk)}`, {
+    remedy: "`tidemark disks list` shows the disks that it holds",
+    detail: { disk },
+    cause,
+  });
 }
 
 function headGone(disk: string, cause: unknown): TidemarkError {

@@ -12,7 +12,7 @@ import { fromHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { mapDifferences } from "../map/map-diff.ts";
 import type { Store } from "../store.ts";
-import { readHead } from "./head.ts";
+import { readDisk } from "./head.ts";
 import { readManifest } from "./manifest.ts";
 import { type PointSummary, pointSummary, selectPoint } from "./points.ts";
 import { holdToRead } from "./reader-holds.ts";
@@ -67,7 +67,7 @@ export class PointDiff implements AsyncIterable<Extent> {
    */
   static async open(store: Store, vault: string, options: DiffOptions): Promise<PointDiff> {
     const { onNotice = () => undefined, signal } = options;
-    const { head } = await readHead(store, vault, options.disk.normalize("NFC"), signal);
+    const head = await readDisk(store, vault, options.disk.normalize("NFC"), signal);
     const from = await selectPoint(store, head, options.from, signal);
     const to = await selectPoint(store, head, options.to, signal);
     return new PointDiff({ store, vault, disk: head.disk, from, to, onNotice, signal });

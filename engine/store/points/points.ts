@@ -4,7 +4,9 @@
  * A listing reads the head, the pages of points that it needs, the pins, the holds and the scrub
  * log of a disk. One point in full also reads the point's manifest.
  */
-import { TidemarkError } from "../../errors.ts";
+import assert from "node:assert/strict";
+import { forEachAtOnce } from "../../concurrency.ts";
+import { hasCode, isUnreadable, TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { Consistency } from "../../volume.ts";
 import type {
@@ -18,6 +20,7 @@ import { countPoints } from "../format/documents.ts";
 import { decodeDiskName, disksPrefix, parseDiskObject } from "../format/names.ts";
 import type { Store } from "../store.ts";
 import { GroupMembers } from "./group-members.ts";
+import { readDisk } from "./head.ts";
 import type { PointKey } from "./history.ts";
 import { findPoint, readPoints } from "./history.ts";
 import { listLabels, readLabel } from "./labels.ts";
@@ -25,6 +28,8 @@ import { readManifest } from "./manifest.ts";
 import { countedPins, isOf, listPins, type PinSummary, type StoredPin } from "./pins.ts";
 import { readProved } from "./proved.ts";
 import { listHolds } from "./reader-holds.ts";
+
+const headsReadAtOnce = 8;
 
 /**
  * `group`: the group point that the point is a part of. The group of its own record may be
@@ -47,11 +52,11 @@ export function pointSummary(disk: string, point: PointRecord, group: GroupRecor
 }
 
 /**
- * Names of the vault's disks, sorted: those that have a head, and those that have points and lost
- * their head.
+ * Names that are in use as a disk's, sorted: those that have a head, with or without points, and
+ * those that have manifests and lost their head.
  */
 export async function diskNames(store: Store, signal?: AbortSignal): Promise<string[]> {
-  const { disks, headless } = await listDisks(store, signal);
+  const { disks, headless } = await findDisks(store, signal);
   return [...disks, ...headless].sort();
 }
 
@@ -59,7 +64,7 @@ export async function diskNames(store: Store, signal?: AbortSignal): Promise<str
  * Names of the disks, sorted, and of those that have manifests but no head: it is lost, or was
  * created during the listing.
  */
-export async function listDisks(
+export async function findDisks(
   store: Store,
   signal?: AbortSignal,
 ): Promise<{ readonly disks: string[]; readonly headless: string[] }> {
@@ -76,14 +81,47 @@ export async function listDisks(
   return { disks: named(heads), headless: named([...manifests].filter((disk) => !heads.has(disk))) };
 }
 
+/**
+ * How many disks the vault has: those with points, and those whose head cannot be read. Errors:
+ * those of the store.
+ */
+export async function countDisks(store: Store, vault: string): Promise<number> {
+  let count = 0;
+  await forEachAtOnce(await diskNames(store), headsReadAtOnce, async (disk) => {
+    try {
+      await readDisk(store, vault, disk);
+    } catch (error) {
+      if (hasCode(error, "DISK_NOT_FOUND")) return;
+      if (!isUnreadable(error)) throw error;
+    }
+    count += 1;
+  });
+  return count;
+}
+
+/** All disks with points, sorted by name. Errors: DAMAGED, those of the store. */
+export async function listDisks(store: Store, members: GroupMembers): Promise<DiskSummary[]> {
+  const disks: DiskSummary[] = [];
+  for (const disk of await diskNames(store)) {
+    try {
+      disks.push(await diskSummary(members, disk));
+    } catch (error) {
+      if (!hasCode(error, "DISK_NOT_FOUND")) throw error;
+    }
+  }
+  return disks;
+}
+
 /** Errors: DISK_NOT_FOUND, DAMAGED. */
 export async function diskSummary(members: GroupMembers, disk: string): Promise<DiskSummary> {
   const head = await members.head(disk);
   const latest = head.points.at(-1);
-  const points = countPoints(head);
-  return latest === undefined
-    ? { disk, points }
-    : { disk, points, latest: pointSummary(disk, latest, await members.groupOf(disk, latest)) };
+  assert(latest !== undefined, "a disk has points");
+  return {
+    disk,
+    points: countPoints(head),
+    latest: pointSummary(disk, latest, await members.groupOf(disk, latest)),
+  };
 }
 
 /** A point in full. Errors: DISK_NOT_FOUND, POINT_NOT_FOUND, DAMAGED, those of the store. */
@@ -197,11 +235,7 @@ export async function selectPoint(
   const key = keyOf(selector.trim());
   const found = key === "latest" ? head.points.at(-1) : await findPoint(store, head, key, signal);
   if (found !== undefined) return found;
-  const points = countPoints(head);
-  const known =
-    points === 0
-      ? "it has none yet"
-      : `it has ${String(points)}, the newest is ${String(head.points.at(-1)?.sequence)}`;
+  const known = `it has ${String(countPoints(head))}, the newest is ${String(head.points.at(-1)?.sequence)}`;
   throw new TidemarkError(
     "POINT_NOT_FOUND",
     `disk ${JSON.stringify(head.disk)} has no point ${JSON.stringify(selector)}: ${known}`,
@@ -231,8 +265,8 @@ export interface DiskSummary {
   readonly disk: string;
   /** Number of committed points. */
   readonly points: number;
-  /** Newest point; absent while the disk has none. */
-  readonly latest?: PointSummary;
+  /** Newest point. */
+  readonly latest: PointSummary;
 }
 
 /** How to list points. */

@@ -214,6 +214,20 @@ export class WriterLease implements AsyncDisposable {
   }
 
   /**
+   * Drops every point, the newest too: swaps the head for one that lists none. Errors: as of
+   * `drop`.
+   */
+  async dropAll(options: {
+    readonly leave: boolean;
+    readonly prove: Prove;
+    readonly signal?: AbortSignal | undefined;
+  }): Promise<void> {
+    this.#room = undefined;
+    const next: HeadDocument = { ...this.#head, writer: options.leave ? null : this.#writer, pages: [], points: [] };
+    await this.#relist(next, new Map(), options.prove, options.signal);
+  }
+
+  /**
    * Swaps the head for one that lists its points anew, after pages of points have been lost, and
    * leaves the disk without a writer. `list` ends with the newest point. Errors: as of `drop`.
    */

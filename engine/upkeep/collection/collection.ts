@@ -56,6 +56,7 @@ import { collectionTiming } from "../../timing.ts";
 import { awaitWriters } from "./acknowledgement.ts";
 import { noteCollected } from "./collected.ts";
 import { LiveSet } from "./live-set.ts";
+import { storedPages } from "./segment-bytes.ts";
 import { isWorthPlanning, planSegment } from "./segment-plan.ts";
 import { Unfinished } from "./unfinished.ts";
 
@@ -297,7 +298,7 @@ class Collection {
       ]);
       const { dead: gone = [], condemned: condemnedBefore = [], clearing = false, kept = 0 } = recorded?.document ?? {};
       const pages = { live: live.pages.get(name) ?? new PageSet(), dead: PageSet.ofRuns(gone) };
-      const stored = writtenBytes / pageAlignmentBytes - pages.dead.count();
+      const stored = storedPages(writtenBytes, gone);
       const isDecided = condemnedBefore.length === 0 && !clearing;
       if (unfinished.has(name) || (isDecided && !isWorthPlanning(name, { stored, kept }, pages))) {
         this.#storedPages += stored;

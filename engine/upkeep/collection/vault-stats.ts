@@ -90,7 +90,7 @@ export async function vaultStats(store: Store, vault: string, { signal }: StatsO
         onPoint: (disk, { volumeBytes }) => tally.addPoint(disk, volumeBytes),
         onEntry: (disk, leaf, entry) => tally.addEntry(disk, leaf, entry),
       });
-      for (const disk of heads.keys()) tally.of(disk);
+      for (const [disk, { points }] of heads) if (points.length > 0) tally.of(disk);
       await addMetadata(store, tally, signal);
       return { vault, ...tally.inAll.counts(), disks: tally.disks() };
     } catch (error) {

@@ -16,7 +16,7 @@ import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { condemnedRangesMax } from "../../store/format/keeping.ts";
 import { condemnedName, vaultName } from "../../store/format/names.ts";
-import { readHead } from "../../store/points/head.ts";
+import { readDisk } from "../../store/points/head.ts";
 import { PageCache } from "../../store/points/history.ts";
 import { removeIdleLabels } from "../../store/points/labels.ts";
 import { proveObjects, proveVault } from "../../store/points/manifest.ts";
@@ -30,7 +30,7 @@ import type { LiveSetOptions } from "../collection/live-set.ts";
 import { bytesFreed } from "../collection/live-set.ts";
 import type { Decision } from "../retention/decide.ts";
 import type { RetentionPolicy } from "../retention/policy.ts";
-import { heldPointsOf } from "./group-holds.ts";
+import { heldPointsOf, reasonOf } from "./group-holds.ts";
 import { GroupRetention } from "./group-retention.ts";
 import type { PlanOptions, PrunePlan } from "./prune-plan.ts";
 import { planPrune } from "./prune-plan.ts";
@@ -140,6 +140,7 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
     try {
       return await work;
     } catch (error) {
+      if (options.disk === undefined && hasCode(error, "DISK_NOT_FOUND")) return undefined; // it has no points
       if (options.disk !== undefined || !hasCode(error, "WRITER_ACTIVE", "DAMAGED", "FORMAT_UNSUPPORTED")) throw error;
       skippedDisks += 1;
       onNotice({ code: "DISK_SKIPPED", message: `disk ${JSON.stringify(disk)} is not pruned: ${error.message}` });
@@ -151,7 +152,7 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
   const plans: (PrunePlan & { readonly heldPoints: number })[] = [];
   for (const disk of names) {
     throwIfAborted(signal);
-    const planned = readHead(store, vault, disk, signal).then(async ({ head }) => {
+    const planned = readDisk(store, vault, disk, signal).then(async (head) => {
       const plan = await planPrune(planning, head);
       return dryRun ? await foresee(planning, plan) : { ...plan, heldPoints: 0 };
     });
@@ -238,18 +239,29 @@ export async function dropPlanned(
 async function pruneDisk(options: PlanOptions, first: PrunePlan): Promise<PruneCounts> {
   const { disk, toDrop, points } = first;
   if (toDrop.length === 0) return { removedPoints: 0, keptPoints: points.length, heldPoints: 0, removedStoredBytes: 0 };
-  for (let attempt = 1; ; attempt += 1) {
+  return await repeated(options, `the prune of disk ${JSON.stringify(disk)}`, async () => {
     try {
       return await pruneUnderLease(options, disk);
     } catch (error) {
-      const reason = hasCode(error, "OBJECT_EXISTS") ? forgotten(disk, error) : error;
+      throw hasCode(error, "OBJECT_EXISTS") ? forgotten(disk, error) : error;
+    }
+  });
+}
+
+/** Runs `work`, and again when the store went back in time meanwhile. `what` names it in a notice. */
+export async function repeated<Result>(
+  { onNotice }: Pick<PlanOptions, "onNotice">,
+  what: string,
+  work: () => Promise<Result>,
+): Promise<Result> {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await work();
+    } catch (error) {
       const mayTryAgain =
-        hasCode(reason, "STORE_REGRESSED") && reason.detail["object"] !== vaultName && attempt < attemptsMax;
-      if (!mayTryAgain) throw reason;
-      options.onNotice({
-        code: "STORE_REGRESSED",
-        message: `${reason.message}; the prune of disk ${JSON.stringify(disk)} starts again`,
-      });
+        hasCode(error, "STORE_REGRESSED") && error.detail["object"] !== vaultName && attempt < attemptsMax;
+      if (!mayTryAgain) throw error;
+      onNotice({ code: "STORE_REGRESSED", message: `${error.message}; ${what} starts again` });
     }
   }
 }
@@ -271,8 +283,8 @@ async function foresee(options: PlanOptions, plan: PrunePlan): Promise<PrunePlan
   const kept = await heldPointsOf(options, plan, plan.toDrop, { clear: false });
   const decisions = plan.decisions.map((decision, index): Decision => {
     const point = plan.points[index];
-    const reason = point === undefined ? undefined : kept.get(point);
-    return reason === undefined ? decision : { ...decision, keep: true, reasons: [reason] };
+    const keeper = point === undefined ? undefined : kept.get(point);
+    return keeper === undefined ? decision : { ...decision, keep: true, reasons: [reasonOf(keeper, plan.disk)] };
   });
   return { ...plan, decisions, toDrop: plan.toDrop.filter((point) => !kept.has(point)), heldPoints: kept.size };
 }
@@ -286,8 +298,14 @@ function countsOf({ points, toDrop, heldPoints }: PrunePlan & { readonly heldPoi
   };
 }
 
-/** Null when something of the vault cannot be read. */
-async function foreseeBytes(options: LiveSetOptions, plans: readonly PrunePlan[]): Promise<number | null> {
+/**
+ * Bytes that a collection would free once the planned points have gone. Null when something of the
+ * vault cannot be read.
+ */
+export async function foreseeBytes(
+  options: LiveSetOptions,
+  plans: readonly Pick<PrunePlan, "disk" | "toDrop">[],
+): Promise<number | null> {
   const dropped = new Map(plans.map(({ disk, toDrop }) => [disk, new Set(toDrop.map(({ sequence }) => sequence))]));
   if (plans.every(({ toDrop }) => toDrop.length === 0)) return 0;
   try {

@@ -21,6 +21,7 @@ import { type OperationOptions, paced } from "../../progress.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
 import { storedLength } from "../../store/format/frame.ts";
+import { DataShare } from "../../store/map/data-share.ts";
 import type { MapWalk } from "../../store/map/map-walk.ts";
 import { PointMap, pieceIsZero } from "../../store/map/point-map.ts";
 import { readManifest } from "../../store/points/manifest.ts";
@@ -247,7 +248,9 @@ export class PointProver {
       const manifest = await readManifest(store, vault, disk, point, signal);
       const map = new PointMap(store, fromHex(vault), disk, manifest);
       await using comparison = source === undefined ? undefined : await compareWith(source, point, notes);
-      const report = paced(this.#options.onProgress);
+      const { onProgress } = this.#options;
+      const share = onProgress === undefined ? undefined : await DataShare.of(map, manifest.runs.length, signal);
+      const report = paced(onProgress);
       const consumer: PointConsumer = {
         data: async (batch) => {
           this.#checkBatch(disk, batch, notes);
@@ -257,9 +260,10 @@ export class PointProver {
           await comparison?.zeros(from, end);
         },
         done: (granule) => {
-          const doneBytes = Math.min(granule * granuleBytes, point.volumeBytes);
-          const progress = { doneBytes, totalBytes: point.volumeBytes, transferredBytes: this.#reader.bytesRead };
-          report({ phase: "verify", ...progress }, doneBytes === point.volumeBytes ? "last" : undefined);
+          if (share === undefined) return Promise.resolve();
+          const progress = { totalBytes: share.totalBytes, transferredBytes: this.#reader.bytesRead };
+          const position = granule >= map.granules ? "last" : undefined;
+          report({ phase: "verify", doneBytes: share.bytesBelow(granule), ...progress }, position);
           return Promise.resolve();
         },
         // With a source every byte is needed; without, a chunk that has been judged for another

@@ -24,7 +24,7 @@ import { decodeDiskName, parseSegmentName, segmentsPrefix } from "../../store/fo
 import { MapWalk } from "../../store/map/map-walk.ts";
 import { readHead } from "../../store/points/head.ts";
 import { readPoints } from "../../store/points/history.ts";
-import { listDisks } from "../../store/points/points.ts";
+import { findDisks } from "../../store/points/points.ts";
 import { noteProved, type ProvedTimes, readProved } from "../../store/points/proved.ts";
 import { sweepQuarantine } from "../../store/segments/quarantine.ts";
 import { Store } from "../../store/store.ts";
@@ -330,7 +330,7 @@ class ScrubPass {
     const { signal } = this.#options;
     const { vault } = this.#context.document;
     const listed = new Map<string, ListedPoints>();
-    const { disks, headless } = await listDisks(this.#store, signal);
+    const { disks, headless } = await findDisks(this.#store, signal);
     const all = [...disks, ...headless];
     this.#findings.keepDisks(all);
     for (const disk of all) {

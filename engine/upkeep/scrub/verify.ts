@@ -11,7 +11,7 @@ import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { OperationOptions } from "../../progress.ts";
 import type { HeadDocument, PointRecord } from "../../store/format/documents.ts";
 import { decodeDiskName, parseSegmentName, segmentsPrefix } from "../../store/format/names.ts";
-import { readHead } from "../../store/points/head.ts";
+import { readDisk, readHead } from "../../store/points/head.ts";
 import { readPoints } from "../../store/points/history.ts";
 import { diskNames, selectPoint } from "../../store/points/points.ts";
 import { noteProved } from "../../store/points/proved.ts";
@@ -76,7 +76,7 @@ class Verification {
   async #verifyDisk(disk: string): Promise<void> {
     const { signal } = this.#options;
     const head = await this.#readHead(disk);
-    if (head === undefined) return;
+    if (head === undefined || head.points.length === 0) return;
     const whole = new Set<number>();
     // Newest first: a user needs the newest point first.
     for await (const point of this.#choosePoints(head)) {
@@ -149,8 +149,11 @@ class Verification {
 
   /** Undefined, and noted, when it is damaged and one of many. */
   async #readHead(disk: string): Promise<HeadDocument | undefined> {
+    const { vault } = this.#context.document;
+    const { signal } = this.#options;
     try {
-      return (await readHead(this.#store, this.#context.document.vault, disk, this.#options.signal)).head;
+      if (this.#options.disk !== undefined) return await readDisk(this.#store, vault, disk, signal);
+      return (await readHead(this.#store, vault, disk, signal)).head;
     } catch (error) {
       if (!isDamage(error) || this.#options.disk !== undefined) throw error;
       this.#noteObject(disk, error);

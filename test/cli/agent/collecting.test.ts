@@ -16,6 +16,7 @@ class Rig {
   readonly events: DiskEvent[] = [];
   lastMs: number | undefined;
   next: Partial<CollectSummary> | Error = {};
+  segmentBytes: number | Error = 7;
   readonly collecting: Collecting;
 
   constructor(everyMs: number | undefined, lastMs?: number) {
@@ -24,6 +25,8 @@ class Rig {
       clock: this.clock,
       wallMs: () => this.nowMs,
       lastCollectedMs: () => Promise.resolve(this.lastMs),
+      segmentBytes: () =>
+        this.segmentBytes instanceof Error ? Promise.reject(this.segmentBytes) : Promise.resolve(this.segmentBytes),
       collect: () => {
         this.collectedAt.push(Math.floor(this.clock.now() / hourMs));
         if (this.next instanceof Error) return Promise.reject(this.next);
@@ -52,11 +55,29 @@ class Rig {
   }
 }
 
-test("a vault that nobody has collected is collected once a day", async () => {
+test("a vault that was never collected is collected once a day", async () => {
   const rig = new Rig(dayMs);
   await rig.hours(72);
   expect(rig.collectedAt).toEqual([1, 25, 49]);
   expect(rig.events).toEqual([]);
+  await rig.collecting.stop();
+});
+
+test("what is stored is known from the start, each hour anew, and after a collection", async () => {
+  const rig = new Rig(undefined);
+  expect(rig.collecting.storedBytes).toBeNull();
+  await rig.clock.advance(0);
+  expect(rig.collecting.storedBytes).toBe(7);
+  rig.segmentBytes = new TidemarkError("STORE_UNREACHABLE", "no answer");
+  await rig.hours(1);
+  expect(rig.collecting.storedBytes).toBe(7);
+  rig.segmentBytes = 9;
+  await rig.hours(1);
+  expect(rig.collecting.storedBytes).toBe(9);
+  rig.collecting.set(dayMs);
+  rig.next = { storedBytesAfter: 5 };
+  await rig.clock.advance(0);
+  expect(rig.collecting.storedBytes).toBe(5);
   await rig.collecting.stop();
 });
 

@@ -33,7 +33,7 @@ async function leaveSocket(path: string): Promise<void> {
   expect(statSync(path).isSocket()).toBe(true);
 }
 
-describe("the control socket that nobody names", () => {
+describe("the control socket when none is named", () => {
   it.each([
     [{ XDG_RUNTIME_DIR: "/run/user/7", TIDEMARK_STATE: "/srv/state" }, "/run/user/7/tidemark/agent.sock"],
     [{ TIDEMARK_STATE: "/srv/state", XDG_STATE_HOME: "/home/a/.state" }, "/srv/state/agent.sock"],

@@ -37,7 +37,7 @@ export class VirtualClock implements Clock {
     });
   }
 
-  /** Delays that somebody waits for, in ms from now, sorted. */
+  /** Delays that are waited for, in ms from now, sorted. */
   get pendingMs(): readonly number[] {
     return this.#sleepers.map(({ untilMs }) => untilMs - this.#nowMs).sort((a, b) => a - b);
   }

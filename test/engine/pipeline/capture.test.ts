@@ -47,7 +47,7 @@ class ByteVolume implements Volume {
   }
 }
 
-/** The same bytes, of which nobody can tell where they are holes. */
+/** The same bytes, of which the holes are not told. */
 function withoutHoles(volume: ByteVolume): Volume {
   return {
     description: "bytes",

@@ -290,7 +290,7 @@ describe("the catalog", () => {
 });
 
 describe("the proof before a commit", () => {
-  test("passes while everything referred to is there, whoever has written behind it", async () => {
+  test("passes while everything referred to is there, whichever writer has appended since", async () => {
     const { store, ends } = await filled();
     const { catalog } = await load(store);
     const referred = new Set([0, 1]);

@@ -111,7 +111,7 @@ describe("LZ4", () => {
       const blockBytes = lz4.compress(plain, into, 0);
       lz4.decompress(into.subarray(0, blockBytes), plain.length, back, 0);
     }
-    // 2000 rounds that each leaked a block would take 256 MiB.
+    // 2000 calls that each leaked a block would take 256 MiB.
     expect(process.memoryUsage().rss - before).toBeLessThan(64 * 1024 * 1024);
   });
 });

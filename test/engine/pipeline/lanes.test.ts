@@ -176,7 +176,7 @@ describe("lanes", () => {
     expect(first + second).toBe(opened.lanes.storedBytes);
   });
 
-  test("ask for the seat before each segment that they create", async () => {
+  test("ask for the writer lease before each segment that they create", async () => {
     let asked = 0;
     const refusal = new TidemarkError("SEAT_LOST", "taken over");
     const assertLease = async (): Promise<void> => {

@@ -1,4 +1,4 @@
-/** How far the reader of a point runs ahead of whoever takes what it reads. */
+/** How far the reader of a point runs ahead of the consumer of what it reads. */
 import { setImmediate } from "node:timers/promises";
 import { expect, test } from "vitest";
 import { PointReader } from "../../../engine/pipeline/point-reader.ts";

@@ -4,7 +4,7 @@ import { SlabPool, viewSlabs } from "../../../engine/pipeline/slabs.ts";
 const geometry = { slabCount: 2, slabBytes: 32_768, blockBytes: 16_384 };
 
 describe("the pool of slabs", () => {
-  test("serves those who wait in the order of their asking", async () => {
+  test("serves waiting callers in the order of their calls", async () => {
     const pool = new SlabPool(geometry);
     const [a, b] = [await pool.acquire(), await pool.acquire()];
     const served: string[] = [];
@@ -39,7 +39,7 @@ describe("the pool of slabs", () => {
     if (a === undefined || b === undefined) throw new Error("two slabs were free");
     const waiting = pool.acquire();
     pool.release(b);
-    // Who waited has it now.
+    // The waiting caller has it now.
     expect(pool.tryAcquire()).toBeUndefined();
     expect(await waiting).toBe(b);
     pool.release(a);

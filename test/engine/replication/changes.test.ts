@@ -86,7 +86,7 @@ test("a list that does not begin at the newest point is not used: the disk is co
   await checkNewest(sink, "d", disk.bytes);
 });
 
-test("what the disk has grown by is read although nobody reported it", async () => {
+test("what the disk has grown by is read although no list of changes names it", async () => {
   const { sink, vault, disk, tracker } = await protectedBefore();
   disk.bytes = Buffer.concat([disk.bytes, contentOf(9000, 5)]);
   const summary = await vault.replicate({ disk: "d", volume: disk, changes: tracker });

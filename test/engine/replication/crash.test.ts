@@ -1,6 +1,6 @@
 /**
  * A process dies at each call of a cycle, before and after the call's effect. What it leaves is
- * opened by another process of the same machine, which takes the seat at once, and by another
+ * opened by another process of the same machine, which takes the writer lease at once, and by another
  * machine, which has to wait for the lease.
  */
 
@@ -144,7 +144,7 @@ async function sweep(start: Start): Promise<number> {
 }
 
 describe("a crash at any call", () => {
-  test("of the cycle that makes the vault, the disk and the first point loses nothing and blocks nobody", async () => {
+  test("of the cycle that makes the vault, the disk and the first point loses nothing and blocks no process", async () => {
     const open = async (sink: Sink): Promise<Vault> => {
       await closeModelVaults();
       return await openModelVault(sink);

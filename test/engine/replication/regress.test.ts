@@ -1,5 +1,5 @@
 /**
- * The store goes back in time at any call of a cycle, to any earlier moment, and tells nobody. A
+ * The store goes back in time at any call of a cycle, to any earlier moment, without a word. A
  * cycle may then begin again by itself or give up with STORE_REGRESSED; it never commits a point
  * that cannot be read, and the next one heals what was lost.
  */

@@ -17,7 +17,7 @@ describe("connecting", () => {
     expect(client.description).toMatch(/^nbd\+unix:\/\/\/disk\?socket=/);
   });
 
-  test("where nobody listens is SOURCE_NOT_FOUND", async () => {
+  test("where no server listens is SOURCE_NOT_FOUND", async () => {
     const path = join(tmpdir(), "no-such-folder", "socket");
     await expect(NbdClient.connect({ kind: "unix", path, exportName: "" })).rejects.toMatchObject({
       code: "SOURCE_NOT_FOUND",

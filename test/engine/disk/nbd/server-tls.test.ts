@@ -1,5 +1,5 @@
 /**
- * TLS: nothing is to be had before it, and nobody gets in without a certificate of our authority.
+ * TLS: nothing is to be had before it, and no client gets in without a certificate of our authority.
  */
 import { beforeAll, describe, expect, test } from "vitest";
 import { command, option, optionReply } from "../../../../engine/disk/nbd/protocol.ts";

@@ -42,15 +42,18 @@ describe.each([true, false])("with a disk that answers at once: %s", (answersAtO
     },
   );
 
-  test.each([4096, 70_000, 3 * mib])("%i bytes come in structured chunks to who asked for them", async (length) => {
-    const { disk, client } = await rig({ structured: true });
-    const payload = pattern(length, 2);
-    payload.copy(disk.bytes, 4096);
-    const reply = await client.call({ type: read, offset: 4096, length });
-    expect(reply).toMatchObject({ cookie: 7n, type: chunkType.offsetData, isLast: true });
-    expect(reply.data.readBigUInt64BE(0)).toBe(4096n);
-    expect(reply.data.subarray(8).equals(payload)).toBe(true);
-  });
+  test.each([4096, 70_000, 3 * mib])(
+    "%i bytes come in structured chunks to a client that asked for them",
+    async (length) => {
+      const { disk, client } = await rig({ structured: true });
+      const payload = pattern(length, 2);
+      payload.copy(disk.bytes, 4096);
+      const reply = await client.call({ type: read, offset: 4096, length });
+      expect(reply).toMatchObject({ cookie: 7n, type: chunkType.offsetData, isLast: true });
+      expect(reply.data.readBigUInt64BE(0)).toBe(4096n);
+      expect(reply.data.subarray(8).equals(payload)).toBe(true);
+    },
+  );
 
   test("a flush makes durable what was written, and a write with FUA itself", async () => {
     const { disk, client } = await rig();
@@ -123,9 +126,9 @@ describe("requests", () => {
     ["zeroes that must be fast", { type: writeZeroes, length: 4096, flags: commandFlag.fastZero }, wireError.notSup],
     ["a trim beyond the end", { type: trim, offset: mib, length: 1 }, wireError.inval],
     ["a flush of a range", { type: flush, offset: 1, length: 1 }, wireError.inval],
-    ["a block status nobody agreed on", { type: blockStatus, length: 4096 }, wireError.inval],
-    ["a command nobody knows", { type: 999, length: 4096 }, wireError.inval],
-    ["a flag nobody knows", { type: write, flags: 0x4000, payload: pattern(512) }, wireError.inval],
+    ["a block status that was not agreed on", { type: blockStatus, length: 4096 }, wireError.inval],
+    ["an unknown command", { type: 999, length: 4096 }, wireError.inval],
+    ["an unknown flag", { type: write, flags: 0x4000, payload: pattern(512) }, wireError.inval],
     ["an unfragmented read without chunks", { type: read, flags: commandFlag.df, length: 512 }, wireError.inval],
     ["a write without holes", { type: write, flags: commandFlag.noHole, payload: pattern(512) }, wireError.inval],
   ])("such as %s are refused, and the connection goes on", async (_what, request, error) => {
@@ -263,7 +266,7 @@ describe("holes", () => {
     expect(await client.call({ type: blockStatus, offset: 0, length: 0 })).toMatchObject({ error: wireError.inval });
   });
 
-  test("that a disk has to look up are told exactly, and hold up nobody meanwhile", async () => {
+  test("that a disk has to look up are told exactly, and hold up no other request meanwhile", async () => {
     const disk = new UnknownDisk(mib);
     disk.bytes.fill(1, 65536, 65536 + 8192);
     const server = await serve(disk);

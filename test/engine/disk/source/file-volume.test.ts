@@ -161,7 +161,7 @@ describe("identity", () => {
   });
 });
 
-test("a block device tells its size, reads back, and is crash-consistent until somebody writes it or holds it", async ({
+test("a block device tells its size, reads back, and is crash-consistent until a process writes it or holds it", async ({
   skip,
 }) => {
   await writeFile(image, pattern(1024 * 1024));

@@ -61,7 +61,7 @@ describe.skipIf(process.platform !== "linux")("allocated extents", () => {
     expect(performance.now() - started).toBeLessThan(5000);
   });
 
-  test("where nobody can tell, the answer is undefined", () => {
+  test("where the file system tells no holes, the answer is undefined", () => {
     const pipe = openSync("/dev/null", "r");
     try {
       const found = allocatedExtents(pipe, 100);

@@ -261,7 +261,7 @@ describe("a live file", () => {
     await expect(LiveFile.open("/dev/null")).rejects.toMatchObject({ code: "SOURCE_UNREADABLE" });
   });
 
-  test("that nobody can lock is not written", async () => {
+  test("that cannot be locked is not written", async () => {
     sparse(image, mib);
     await expect(LiveFile.open(image, { system: { libc: undefined } })).rejects.toMatchObject({ code: "UNSUPPORTED" });
   });
@@ -364,7 +364,7 @@ describe("a live file", () => {
 });
 
 describe("a flush", () => {
-  test("shares no sync that began before it was called, and shares the next with all who waited", async () => {
+  test("shares no sync that began before it was called, and shares the next with all callers that waited", async () => {
     sparse(image, mib);
     const syncs: ReturnType<typeof deferred>[] = [];
     const datasync = (): Promise<void> => {

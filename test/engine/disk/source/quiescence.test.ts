@@ -70,7 +70,7 @@ describe("the mark of a device", () => {
     expect(await known(device)).toEqual(mark);
   });
 
-  it("changes when a granule is written, even by somebody who has not flushed it nor closed the device", async (context) => {
+  it("changes when a granule is written, even by a process that has neither flushed it nor closed the device", async (context) => {
     const device = attached(context);
     const mark = await counted(device);
     const handle = await open(device, "r+");

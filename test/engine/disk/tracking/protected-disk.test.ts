@@ -130,7 +130,7 @@ describe("the barrier", () => {
     expect(marks(await disk.cut(exact))).toEqual([0, 1, 2]);
   });
 
-  it("opens by itself when nobody cuts, and no cut can be made of it any more", async () => {
+  it("opens by itself when no cut is made, and no cut can be made of it any more", async () => {
     vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
     const { disk } = open({ barrierMsMax: 50 });
     const prepared = await disk.prepare();
@@ -240,7 +240,7 @@ describe("an exact cut", () => {
     expect(cut.signal.reason).toMatchObject({ code: "CUT_ABANDONED", detail: { preservedBytes: granuleBytes } });
     expect(device.bytes.subarray(2 * granuleBytes, 3 * granuleBytes)).toEqual(granule(7));
     await expect(cut.read(0, Buffer.alloc(granuleBytes))).rejects.toMatchObject({ code: "CUT_ABANDONED" });
-    // Whoever is walking the extents learns of it, rather than that there are no more.
+    // A walk of the extents learns of it, rather than that there are no more.
     expect(() => [...cut.extents()]).toThrow(expect.objectContaining({ code: "CUT_ABANDONED" }) as Error);
     cut.abandon();
     expect(disk.preservedBytes).toBe(0);
@@ -337,7 +337,7 @@ describe("marks", () => {
     expect(marks(await disk.cut(exact))).toEqual([]);
   });
 
-  it("are made durable when somebody else reports them", async () => {
+  it("are made durable when another caller reports them", async () => {
     const { disk, tracking } = open({ sizeBytes: 2 * regionBytes });
     tracking.durable.clear();
     await disk.markDirty([{ offset: regionBytes, length: 1 }]);

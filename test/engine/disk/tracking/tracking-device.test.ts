@@ -35,7 +35,7 @@ afterEach(async () => {
 });
 
 describe("a device that was stopped cleanly", () => {
-  it("is known exactly while nobody writes to it, and compared once somebody did", async (context) => {
+  it("is known exactly while no process writes to it, and compared once one did", async (context) => {
     const loop = attachLoop(image);
     if ("reason" in loop) return context.skip(`no device to test with: ${loop.reason}`);
     try {

@@ -125,7 +125,7 @@ test("what was read once is answered at once, without the store", async () => {
   expect(mount.summary().cacheHits).toBe(5);
 });
 
-test("many who want one block cause one fetch", async () => {
+test("many readers of one block cause one fetch", async () => {
   const filled = await filledVault();
   const { contents } = filled;
   const faulty = new FaultySink(filled.sink, []);
@@ -343,7 +343,7 @@ describe("extents", () => {
     await expectCode(again.device.lookUp?.(0, 4096, 1) ?? Promise.resolve(), "DEVICE_FAILED");
   });
 
-  test("that cannot be looked up are an error, and are looked up again by the next who asks", async () => {
+  test("that cannot be looked up are an error, and are looked up again by the next reader", async () => {
     const filled = await filledVault();
     const away = new TidemarkError("STORE_UNREACHABLE", "the store is away");
     const faulty = new FaultySink(filled.sink, [
@@ -357,7 +357,7 @@ describe("extents", () => {
 });
 
 describe("damage", () => {
-  test("of a chunk fails reads of its granules, is told once, and costs nobody else anything", async () => {
+  test("of a chunk fails reads of its granules, is told once, and costs other reads nothing", async () => {
     const filled = await filledVault({ points: 1 });
     const { store, contents } = filled;
     // Behind the frame's header: the first chunk, which is the disk's first block.
@@ -456,7 +456,7 @@ test("with a store that fails every third call, reads fail or are right, those t
 });
 
 test.each([16, 90, 600])(
-  "who read on at the same time get what is there, with a store that fails now and then and a cache of %i blocks",
+  "that read on at the same time get what is there, with a store that fails now and then and a cache of %i blocks",
   async (blocks) => {
     const filled = await vaultOf("long", new ModelDisk(contentOf(8 * mib, 1)));
     const [content = Buffer.alloc(0)] = filled.contents;

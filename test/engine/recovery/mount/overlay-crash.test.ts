@@ -96,7 +96,7 @@ class Truth {
       if (versions.slice(durable).some((version) => version.equals(found))) continue;
       const older = versions.slice(0, durable).some((version) => version.equals(found));
       throw new Error(
-        `sector ${sector} holds ${older ? "what had been replaced, and flushed" : "what nobody wrote there"}`,
+        `sector ${sector} holds ${older ? "what had been replaced, and flushed" : "what no client wrote there"}`,
       );
     }
   }
@@ -153,7 +153,7 @@ function belowDisk(): MemoryDisk {
   return disk;
 }
 
-test("an overlay holds what was flushed, and of the rest nothing that nobody wrote, wherever the machine dies", async () => {
+test("an overlay holds what was flushed, and of the rest nothing that no client wrote, wherever the machine dies", async () => {
   const seen = { recovered: 0, torn: 0, flushed: 0 };
   const empty = await emptyOverlay();
   await fc.assert(

@@ -135,7 +135,7 @@ describe("an overlaid disk", () => {
     );
   });
 
-  test("keeps the bytes of all who write parts of one granule at a time", async () => {
+  test("keeps the bytes of all writes to parts of one granule at a time", async () => {
     const disk = await temporaryDisk();
     const parts = Array.from({ length: 16 }, (_, index) => index);
     const model = contentOf(sizeBytes, 5);
@@ -298,7 +298,7 @@ describe("an overlay that is kept", () => {
   });
 
   test.each([
-    ["a file of somebody's", "precious"],
+    ["a file of another program", "precious"],
     ["an empty file", ""],
   ])("is not made of %s", async (_what, content) => {
     const path = join(temporaryFolder(), "overlay");
@@ -408,7 +408,7 @@ describe("an overlay whose record", () => {
     await expectCode(OverlayFile.open(path, identity), "DAMAGED");
   });
 
-  test("says of a granule what nobody writes is refused", async () => {
+  test("says of a granule what no overlay writes is refused", async () => {
     const path = await flushedTwice();
     await overwrite(path, headerBytes, encodePage(0, 0, 3, Uint8Array.of(0b1101)));
     const error = await expectCode(OverlayFile.open(path, identity), "DAMAGED");

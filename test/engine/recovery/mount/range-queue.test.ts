@@ -1,4 +1,4 @@
-/** Who is fetched for first, and that nobody is made to wait for what nobody wants. */
+/** Which range is fetched first, and that no client waits for ranges that no client wants. */
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { expect, test } from "vitest";
 import { type QueuedRange, RangeQueue } from "../../../../engine/recovery/mount/range-queue.ts";
@@ -26,7 +26,7 @@ class Rig {
   }
 }
 
-test("ranges that nobody waits for leave one place free, which whoever waits gets at once", async () => {
+test("ranges that no client waits for leave one place free, which a waiting client gets at once", async () => {
   const rig = new Rig();
   for (const name of ["a", "b", "c"]) rig.add(name, false);
   await nextTurn();

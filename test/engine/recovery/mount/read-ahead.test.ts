@@ -1,4 +1,4 @@
-/** Who reads on is recognised, several at a time; who reads here and there is not. */
+/** Sequential readers are recognised, several at a time; random ones are not. */
 import { describe, expect, test } from "vitest";
 import { ReadAhead, type Stream } from "../../../../engine/recovery/mount/read-ahead.ts";
 import { numbersFrom } from "../../../engine-model.ts";

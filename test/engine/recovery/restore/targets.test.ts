@@ -129,7 +129,7 @@ describe("a new file", () => {
     expect((await readdir(folder)).sort()).toEqual(["disk.img", "link"]);
   });
 
-  test("that somebody else made meanwhile is not overwritten", async () => {
+  test("that another process made meanwhile is not overwritten", async () => {
     const target = await openTarget(options({ volumeBytes: 4096 }));
     await target.write(0, pattern(4096));
     await writeFile(image, "mine");

@@ -74,7 +74,7 @@ test.for<readonly [rule: string, changes: Partial<HealthMeasures>, expected: rea
   ],
   ["three cycles without a point are well", { committedLagMs: 120_000 }, []],
   ["more than three cycles without a point are a warning", { committedLagMs: 120_001 }, ["Warning POINT_OVERDUE"]],
-  ["no point of what nobody has changed is well", { committedLagMs: 10 * minuteMs, backlogBytes: 0 }, []],
+  ["no point of an unchanged disk is well", { committedLagMs: 10 * minuteMs, backlogBytes: 0 }, []],
   ["a comparison that takes long owes no point each cycle", { state: "resyncing", committedLagMs: 10 * minuteMs }, []],
   [
     "a first point whose replication took long owes no point each cycle",
@@ -110,7 +110,7 @@ test.for<readonly [rule: string, changes: Partial<HealthMeasures>, expected: rea
   ],
   ["a hook that works again is well", { hook: { failuresInARow: 0, reason: "r" } }, []],
   ["lost tracking is a warning", { state: "resyncing", trackingLost: "torn" }, ["Warning TRACKING_LOST"]],
-  ["a lost seat is critical", { writerLease: { code: "SEAT_LOST", message: "m" } }, ["Critical SEAT_LOST"]],
+  ["a lost writer lease is critical", { writerLease: { code: "SEAT_LOST", message: "m" } }, ["Critical SEAT_LOST"]],
   ["another writer is critical", { writerLease: { code: "WRITER_ACTIVE", message: "m" } }, ["Critical WRITER_ACTIVE"]],
   ["no space to track is critical", { full: { tracking: "/a", spill: null } }, ["Critical NO_SPACE"]],
   ["no space to keep old content is a warning", { full: { tracking: null, spill: "/b" } }, ["Warning NO_SPACE"]],

@@ -147,7 +147,7 @@ describe("fsfreeze.sh", () => {
       );
       expect(broken).toMatchObject({ frozen: false, reason: expect.stringContaining("unfreeze failed") as unknown });
 
-      // A freeze of somebody else's is neither ours nor thawed by us.
+      // A freeze of another process is neither ours nor thawed by us.
       await run("fsfreeze", ["--freeze", mount]);
       const taken = await withFreeze(example("fsfreeze.sh", mount), generous, async () => undefined);
       await run("fsfreeze", ["--unfreeze", mount]);

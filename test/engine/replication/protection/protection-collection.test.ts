@@ -69,7 +69,7 @@ test("a disk that is written meanwhile has points of which everything is there",
 });
 
 test("a disk whose next point is a long way off acknowledges a collection nevertheless", async () => {
-  // Who waits for long here waits for the next point.
+  // A caller that waits for long here waits for the next point.
   const wait = setTimeout;
   vi.spyOn(globalThis, "setTimeout").mockImplementation((call, ms = 0, ...given) =>
     wait(call, ms > 10_000 ? 10 : ms, ...given),

@@ -1,6 +1,6 @@
 /**
  * A disk under protection and a store to which anything happens, in any order. Every point that
- * comes about is what the disk was between two writes; every point that was asked for while nobody
+ * comes about is what the disk was between two writes; every point that was requested while no client
  * wrote is what the disk is.
  */
 
@@ -216,7 +216,7 @@ class World {
   }
 
   /**
-   * A store that goes back tells nobody; what is checked is that nothing is lost of what is written
+   * A store that goes back does not tell; what is checked is that nothing is lost of what is written
    * afterwards or was before.
    */
   async #regress(snapshot: MemorySnapshot | undefined): Promise<void> {

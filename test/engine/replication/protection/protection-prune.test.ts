@@ -48,7 +48,7 @@ describe("a protected disk with a retention", () => {
     expect(await sequences(disk)).toHaveLength(5);
   });
 
-  test("refuses a prune from outside while it has the seat, and lets points be pinned", async () => {
+  test("refuses a prune from outside while it has the writer lease, and lets points be pinned", async () => {
     const disk = machine.disk(100_000);
     const protection = await disk.start();
     await takePoints(disk, 5);
@@ -67,7 +67,7 @@ describe("a protected disk with a retention", () => {
   });
 
   test.each<readonly [string, PlannedFault]>([
-    ["asking who keeps points", { on: "list", prefix: "disks/d0/pins/", when: 1, fault: refused() }],
+    ["asking what keeps points", { on: "list", prefix: "disks/d0/pins/", when: 1, fault: refused() }],
     ["condemning them", { on: "putObject", prefix: "disks/d0/condemned", when: 1, fault: refused() }],
     ["emptying that list", { on: "putObject", prefix: "disks/d0/condemned", when: 2, fault: refused() }],
     [

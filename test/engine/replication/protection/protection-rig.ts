@@ -5,7 +5,7 @@
  *
  * A death is played in this process: the store stops answering, the tracking file is kept as it
  * lies, everything is ended in good order, and the tracking file is put back. What a clean end adds
- * to it is so taken away again, and the seat is still the dead one's.
+ * to it is so taken away again, and the writer lease is still the dead one's.
  */
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
@@ -70,7 +70,7 @@ export class Machine {
   }
 
   /**
-   * From the first call on that `isLast` is true of nobody hears of the store any more, and only
+   * From the first call on that `isLast` is true of, no call is answered any more, and only
    * that call may still have its effect there. Resolves at that moment.
    */
   async cutOffAt(effect: "before" | "after", isLast: (method: string, name: string) => boolean): Promise<void> {
@@ -237,7 +237,7 @@ export class ProtectedImage {
     this.#noteState();
   }
 
-  /** Asks for a point while nobody writes, and fails unless it holds the disk. */
+  /** Requests a point while no client writes, and fails unless it holds the disk. */
   async point(options: Parameters<Protection["point"]>[0] = {}): Promise<PointSummary> {
     const point = await this.protection.point(options);
     await this.checkNewest(point.point);
@@ -332,7 +332,7 @@ function silentFrom(inner: Sink, silence: (method: string, name: string) => "bef
   });
 }
 
-/** Waits for the effect, and tells nobody of it. */
+/** Waits for the effect, and does not report it. */
 async function unheard(method: string, effect: unknown): Promise<never> {
   await Promise.allSettled([effect]);
   throw unreachable(method);
@@ -343,5 +343,5 @@ function noList(): AsyncIterable<never> {
 }
 
 export function unreachable(method: string): TidemarkError {
-  return new TidemarkError("STORE_UNREACHABLE", `${method}: nobody answers`, { remedy: "connect it again" });
+  return new TidemarkError("STORE_UNREACHABLE", `${method}: no answer`, { remedy: "connect it again" });
 }

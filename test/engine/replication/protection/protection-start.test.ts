@@ -1,5 +1,5 @@
 /**
- * How a protection begins and ends: what its tracking tells, whose the seat is, how much room there
+ * How a protection begins and ends: what its tracking tells, which process has the writer lease, how much room there
  * is, and images of every kind.
  */
 import { copyFileSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
@@ -86,7 +86,7 @@ describe("tracking", () => {
   };
   let other: ProtectedImage;
   for (const [way, spoil] of Object.entries(ways)) {
-    test(`${way} has the disk compared, which makes a crash-consistent point when nobody writes meanwhile`, async () => {
+    test(`${way} has the disk compared, which makes a crash-consistent point when no client writes meanwhile`, async () => {
       other = machine.disk(sizeBytes);
       await other.start();
       await other.point();
@@ -104,7 +104,7 @@ describe("tracking", () => {
     });
   }
 
-  test("that is lost has a fuzzy point made when somebody writes meanwhile, and then one of a cut at once", async () => {
+  test("that is lost has a fuzzy point made when a client writes meanwhile, and then one of a cut at once", async () => {
     await beginWith(500_000);
     await machine.restart();
     rmSync(disk.trackingPath);
@@ -128,7 +128,22 @@ describe("tracking", () => {
   });
 });
 
-describe("the seat", () => {
+test("a disk that was removed while its protection was stopped begins anew, whatever its tracking says", async () => {
+  await beginWith(500_000);
+  const before = await disk.point();
+  await machine.restart();
+  const vault = await machine.vault();
+  expect(await vault.removeDisk({ disk: disk.name })).toMatchObject({ removedPoints: before.sequence });
+  await disk.start();
+  await disk.write(regionBytes, contentOf(2 * granuleBytes, 2));
+  await disk.point();
+  await disk.checkNewest();
+  expect(await vault.point(disk.name, "1")).toMatchObject({ parent: null });
+  await disk.checkAll();
+  await expectCode(vault.removeDisk({ disk: disk.name }), "WRITER_ACTIVE");
+});
+
+describe("the writer lease", () => {
   test("of another writer is waited for, and the disk is compared when that one has left a point", async () => {
     await beginWith(100_000);
     await machine.restart();
@@ -242,7 +257,7 @@ describe("the end", () => {
     await disk.checkAll();
   });
 
-  test("of the vault ends its protections, and who waits for a point is told", async () => {
+  test("of the vault ends its protections, and callers that wait for a point are told", async () => {
     await beginWith(100_000);
     machine.cutOff();
     const failed = disk.nextFailure("STORE_UNREACHABLE");

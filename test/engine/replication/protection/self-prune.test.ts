@@ -41,7 +41,7 @@ afterEach(async () => {
   vi.restoreAllMocks();
 });
 
-/** What a session lends: its seat, on `sink`. */
+/** What a session lends: its writer lease, on `sink`. */
 async function session(
   sink: Sink = rig.connect(),
 ): Promise<{ readonly writerLease: WriterLease; readonly session: Session }> {
@@ -184,7 +184,7 @@ describe("a disk that prunes itself", () => {
     expect(await rig.sequences()).toHaveLength(3);
   });
 
-  test("says that the session is over when it fails with the seat in hand", async () => {
+  test("says that the session is over when it fails with the writer lease in hand", async () => {
     const error = new TidemarkError("STORE_REFUSED", "no more writes today");
     const sink = new FaultySink(rig.connect(), [
       { on: "putObject", prefix: "disks/d/condemned", when: 1, fault: { kind: "refused", error } },

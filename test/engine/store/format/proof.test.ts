@@ -1,4 +1,4 @@
-/** The documents of those who prove: what is written is read back, and anything else is refused. */
+/** The documents of scrubs and verifications: what is written is read back, and anything else is refused. */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { hasCode } from "../../../../engine/errors.ts";

@@ -162,7 +162,7 @@ describe("a writer lease", () => {
     }
   });
 
-  test("that was lost after its page was written leaves nothing in the way of the one who took over", async () => {
+  test("that was lost after its page was written leaves nothing in the way of the next writer", async () => {
     await writeHistory(store, recordsOf(1, 513));
     const stale = await takeSeat();
     const stalePages = await stale.mark();

@@ -251,7 +251,7 @@ describe("a copy", () => {
   });
 });
 
-test("two who put vault.json back at once do not get in each other's way", async () => {
+test("two processes that put vault.json back at once do not get in each other's way", async () => {
   tamperObject(store, name, "flipped", store);
   const both = new Store(sink);
   const document = decodeVault(Buffer.from(original), name);

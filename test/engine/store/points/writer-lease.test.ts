@@ -187,7 +187,7 @@ describe("the writer lease of a disk", () => {
     const sink = connect();
     await sink.createContainer();
     for (let round = 0; round < 50; round += 1) {
-      // The loser asks once more until the winner, who stays, is known to it.
+      // The loser asks once more until it knows the winner, which stays.
       const results = await Promise.allSettled([takeLease(connect()), takeLease(connect())]);
       const winners = results.flatMap((result) => (result.status === "fulfilled" ? [result.value] : []));
       const losers = results.flatMap((result) =>

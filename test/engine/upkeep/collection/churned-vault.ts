@@ -111,7 +111,7 @@ export class ChurnedVault {
     return count;
   }
 
-  /** Notes what a point holds that somebody else has made. */
+  /** Notes what a point holds that another writer has made. */
   note(id: string, content: Buffer): void {
     this.#contents.set(id, content);
   }

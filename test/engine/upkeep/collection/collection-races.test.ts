@@ -19,7 +19,7 @@ let churned: ChurnedVault;
 beforeEach(async () => {
   churned = new ChurnedVault();
   // A segment of which nothing is needed, and one of which half is not: content 5 and 7 are
-  // nobody's any more.
+  // no point's any more.
   churned.change("a", 0, 20, 5);
   await churned.replicate("a");
   churned.change("a", 0, 40, 6);
@@ -56,7 +56,7 @@ test("a segment that is made and committed while a collection looks is no damage
   expect(await churned.check()).toBe(3);
 });
 
-test.each([5, 7])("a disk that nobody knew of when the collection looked is waited for", async (seed) => {
+test.each([5, 7])("a disk that did not exist when the collection looked is waited for", async (seed) => {
   const announce = slow("putObject", "reclaim/collection", 1);
   const collecting = churned.collect({ sink: announce.sink, waitMsMax: 0 });
   collecting.catch(() => undefined);

@@ -57,6 +57,7 @@ describe("a collection", () => {
     expect(summary.condemnedChunks).toBeGreaterThan(0);
     expect(summary.deletedObjects).toBeGreaterThanOrEqual(7);
     expect(summary.storedBytesAfter).toBeLessThan(summary.storedBytesBefore);
+    expect(await (await churned.vault()).segmentBytes()).toBe(summary.storedBytesAfter);
     expect(await churned.check()).toBe(3);
     const again = await churned.collect();
     expect(again).toMatchObject({
@@ -343,7 +344,7 @@ describe("a writer in the middle of a long cycle", () => {
     // By the writer's first session: nothing had to be begun anew.
     expect(await churned.points("b")).toMatchObject([{ epoch: 1 }]);
     expect(await churned.check()).toBe(2);
-    // Now it is the point's, and what the point hides is nobody's.
+    // Now it is the point's, and no point needs what the point hides.
     await churned.collect();
     churned.change("b", 100, 5);
     await churned.replicate("b");

@@ -48,7 +48,7 @@ interface Found {
   readonly size: number;
 }
 
-/** Every chunk that whoever walks the segment comes upon. */
+/** Every chunk that a walk of the segment finds. */
 async function walk(store: Store, dead: PageSet): Promise<readonly Found[]> {
   const found: Found[] = [];
   let frame = 0;
@@ -61,7 +61,7 @@ async function walk(store: Store, dead: PageSet): Promise<readonly Found[]> {
   return found;
 }
 
-test("whoever walks the segment finds every chunk that is needed, however often it has been collected", async () => {
+test("a walk of the segment finds every chunk that is needed, however often it has been collected", async () => {
   const size = fc.oneof(fc.integer({ min: 1, max: 300 }), fc.integer({ min: 2000, max: 9000 }));
   const frame = fc.oneof(
     fc.array(size, { minLength: 1, maxLength: 6 }),

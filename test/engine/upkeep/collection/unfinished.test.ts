@@ -54,7 +54,7 @@ test("once the writer has left, only what the next one makes is", () => {
     expect(unfinished.has(name), name).toBe(true);
 });
 
-test("of a disk without a head nobody knows what is needed", async () => {
+test("of a disk without a head it is unknown what is needed", async () => {
   const unfinished = new Unfinished(looked(true));
   await expectCode(
     Promise.resolve().then(() => unfinished.has(mapName("b", 1, 0))),

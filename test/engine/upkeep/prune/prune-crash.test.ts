@@ -39,7 +39,7 @@ afterEach(() => {
   vi.restoreAllMocks();
 });
 
-/** Time passes in leaps, so that nobody is waited for. */
+/** Time passes in leaps, so that no process is waited for. */
 function hurry(): void {
   let nowMs = 0;
   vi.spyOn(performance, "now").mockImplementation(() => (nowMs += 6_000));
@@ -54,7 +54,7 @@ async function callsOfPrune(): Promise<number> {
 }
 
 describe("a prune that dies at any call", () => {
-  test("has dropped all or nothing; its seat is free at once; a reader can have what is left; the next prune drops the rest", async () => {
+  test("has dropped all or nothing; its lease is free at once; a reader can have what is left; the next prune drops the rest", async () => {
     hurry();
     const calls = await callsOfPrune();
     const seen = { all: 0, nothing: 0 };
@@ -115,7 +115,7 @@ describe("a prune that dies at any call", () => {
 });
 
 describe("a store that goes back in time", () => {
-  test("at any call of a prune lists nothing that cannot be read, and keeps nobody from pruning again", async () => {
+  test("at any call of a prune lists nothing that cannot be read, and hinders no later prune", async () => {
     hurry();
     const calls = await callsOfPrune();
     const outcomes = new Map<string, number>();

@@ -1,6 +1,6 @@
 /**
- * Points of a group live and die on all of its disks, however the disks are pruned, and whoever
- * keeps one of them.
+ * Points of a group live and die on all of its disks, however the disks are pruned, and
+ * whatever keeps one of them.
  */
 
 import fc from "fast-check";
@@ -78,7 +78,7 @@ function paused(inner: Sink, turnsOf: () => number): Sink {
 
 describe("a point of a group that is kept on one disk", () => {
   /**
-   * A keeper of one disk's point, who looks, when it has it, whether the other disk has its own.
+   * A keeper of one disk's point. It looks, when it has it, whether the other disk has its own.
    */
   async function keepOne(keeping: () => Promise<unknown>): Promise<boolean | undefined> {
     try {
@@ -210,7 +210,7 @@ describe("a point of a group that is kept on one disk", () => {
     expect(await rig.sequences("d")).toEqual([12, 13, 14, 15, 18, 19, 20]);
   });
 
-  test("can be read when the other disk's pruner has died: its seat is taken, and its list is void", async () => {
+  test("can be read when the other disk's pruner has died: its lease is taken, and its list is void", async () => {
     await writeShop();
     const died = new FaultySink(rig.connect(), [
       { on: "list", prefix: "disks/d/holds/", when: 1, fault: { kind: "crash", effect: "before" } },
@@ -285,7 +285,7 @@ describe("a point of a group that is kept on one disk", () => {
     },
   );
 
-  test("is named in the decisions of the other, with who keeps it", async () => {
+  test("is named in the decisions of the other, with what keeps it", async () => {
     await writeShop();
     await pin(5, "e");
     await using reader = await hold(7, "e");

@@ -147,7 +147,7 @@ class Model {
         if (held !== undefined) this.#holds.delete(held);
         break;
       case "abandon":
-        // All readers die; a minute later nobody has their leases.
+        // All readers die; a minute later their leases are free.
         this.#holds.clear();
         this.rig.nowMs += 61_000;
     }

@@ -1,5 +1,5 @@
 /**
- * What the tests of prunes, holds and pins share: disks that are heads and pages only, in a vault
+ * What the tests of prunes, removals, holds and pins share: disks that are heads and pages only, in a vault
  * that is a document only.
  */
 import type { Notice } from "../../../../engine/notice.ts";
@@ -14,6 +14,7 @@ import { type HoldOptions, holdPoint, type PointHold } from "../../../../engine/
 import { WriterLease } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import { type PruneOptions, type PruneSummary, prune } from "../../../../engine/upkeep/prune/prune.ts";
+import { type RemoveDiskSummary, removeDisk } from "../../../../engine/upkeep/prune/remove-disk.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
 import { recordOf, recordsVault } from "../../../point-records.ts";
 import { vaultSample } from "../../store/format/samples.ts";
@@ -54,6 +55,10 @@ export class PruneRig {
   /** `nowMs` is long after all points, so their ages count from the newest. */
   async prune(options: PruneOptions, sink: Sink = this.connect()): Promise<PruneSummary> {
     return await prune(contextOf(sink), { nowMs: 2_000_000_000_000, onNotice: this.onNotice, ...options });
+  }
+
+  async remove(disk = "d", sink: Sink = this.connect()): Promise<RemoveDiskSummary> {
+    return await removeDisk(contextOf(sink), { disk, onNotice: this.onNotice });
   }
 
   async hold(sequence: number, options: Partial<HoldOptions> & { readonly sink?: Sink } = {}): Promise<PointHold> {

@@ -1,6 +1,6 @@
 /**
  * Prunes: exactly what the policy does not keep goes, at little cost, and what cannot be read, or
- * is the newest, or is kept by somebody, stays.
+ * is the newest, or is kept by a reader or a pin, stays.
  */
 import { beforeEach, describe, expect, test } from "vitest";
 import type { GroupRecord, PageReference, PointList } from "../../../../engine/store/format/documents.ts";
@@ -175,9 +175,9 @@ describe("a prune", () => {
     await expectCode(rig.prune({ policy, disk: "nobody" }), "DISK_NOT_FOUND");
   });
 
-  test("decides anew what has gone meanwhile when it has the seat", async () => {
+  test("decides anew what has gone meanwhile when it has the writer lease", async () => {
     await writeHistory(rig.store, recordsOf(1, 50));
-    // Another prune, with another policy, comes between the plan and the seat.
+    // Another prune, with another policy, comes between the plan and the writer lease.
     const sink = new FaultySink(rig.connect(), []);
     const racing = rig.prune({ policy: parsePolicy("keep:last=40") }, sink);
     const other = rig.prune({ policy: parsePolicy("keep:last=20") });

@@ -239,7 +239,7 @@ describe("several disks", () => {
 });
 
 describe("what happens while a repair reads", () => {
-  /** Runs `meanwhile` once, right before the collector's seat is taken. */
+  /** Runs `meanwhile` once, right before the collector lease is taken. */
   function beforeSeat(meanwhile: () => Promise<void>): void {
     const inner = line.current;
     let isDone = false;

@@ -1,6 +1,6 @@
 /**
  * What collections have written down comes back from the segments as it was, and while it is lost
- * nobody writes the vault.
+ * no process writes the vault.
  */
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -86,7 +86,7 @@ describe("a record of dead pages", () => {
 });
 
 test.each(["removed", "flipped"] as const)(
-  "a collection's id that is %s is replaced, so that nobody refers to what was given back",
+  "a collection's id that is %s is replaced, so that no writer refers to what was given back",
   async (how) => {
     tamper(collectionName, how);
     const vault = await churned.vault();

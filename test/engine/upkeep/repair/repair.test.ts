@@ -115,7 +115,7 @@ describe("a head", () => {
     expect(contents()).toEqual(before);
   });
 
-  test("that is damaged while somebody writes the disk is not touched", async () => {
+  test("that is damaged while a process writes the disk is not touched", async () => {
     await takePoints(3);
     tamperObject(store, head, "flipped", store);
     await line.current.acquireLease(head, "00000000-0000-4000-8000-000000000000", 60);

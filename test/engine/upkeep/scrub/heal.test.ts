@@ -1,6 +1,6 @@
 /**
  * Healing in place: what can be healed is what it was, bit for bit; what cannot is named, is left
- * as it is, and is referred to by nobody any more.
+ * as it is, and no new point refers to it any more.
  */
 
 import fc from "fast-check";
@@ -160,7 +160,7 @@ describe("a damaged chunk", () => {
     expect((await heal()).damaged).toEqual([]);
   });
 
-  test("of a segment that is gone, and that nobody can heal, leaves nothing behind", async () => {
+  test("of a segment that is gone, and that cannot be healed, leaves nothing behind", async () => {
     store.objects?.delete(first);
     const { damaged } = await heal(new ModelDisk(contentOf(sizeBytes, 99)));
     expect(damaged.every(({ healed, code }) => !healed && code === "OBJECT_NOT_FOUND")).toBe(true);
@@ -199,7 +199,7 @@ describe("a chunk in quarantine", () => {
     expect(left(await heal())).toEqual([3, 2, 1]);
   });
 
-  test("is shipped anew by whoever meets its content, and healed from there", async () => {
+  test("is shipped anew by the writer that meets its content, and healed from there", async () => {
     const copy = new ModelDisk(contentOf(16_384, 1));
     expect((await vault.replicate({ disk: "e", volume: copy })).newBytes).toBe(16_384);
     await checkNewest(line.current, "e", copy.bytes);

@@ -1,5 +1,5 @@
 /**
- * The share of a day is one of the vault: whoever comes takes what has come together since the last
+ * The share of a day is one of the vault: a scrubber claims what has come together since the last
  * one came.
  */
 import { afterEach, beforeEach, expect, test } from "vitest";
@@ -31,14 +31,14 @@ afterEach(async () => {
 const take = async (nowMs: number, through = store): Promise<number | undefined> =>
   (await claimQuota(through, vault, nowMs, {}))?.dayPart;
 
-test("several who come from time to time take together what one would", async () => {
+test("several scrubbers that claim from time to time get together what one would", async () => {
   expect(await take(startMs)).toBeCloseTo(1 / 24, 9);
   const taken: number[] = [];
   for (let minute = 20; minute <= 24 * 60; minute += 20) taken.push((await take(startMs + minute * 60_000)) ?? 0);
   expect(taken.reduce((sum, part) => sum + part, 0)).toBeCloseTo(1, 9);
 });
 
-test("of two who come at once one goes without", async () => {
+test("of two that claim at once one gets nothing", async () => {
   await take(startMs);
   const both = await Promise.all([
     take(startMs + hourMs),
@@ -48,7 +48,7 @@ test("of two who come at once one goes without", async () => {
   expect(await take(startMs + hourMs)).toBeUndefined();
 });
 
-test("whoever comes after days takes one day's share", async () => {
+test("a claim after days gets one day's share", async () => {
   await take(startMs);
   expect(await take(startMs + 100 * hourMs)).toBe(1);
 });
@@ -76,7 +76,7 @@ test("a lost answer takes it no second time", async () => {
   expect(await take(startMs + hourMs)).toBeUndefined();
 });
 
-test("a round is begun by the first who ends the one before", async () => {
+test("a pass is begun by the first scrubber that ends the one before", async () => {
   const round = async (nowMs: number): Promise<number | undefined> =>
     (await claimQuota(store, vault, nowMs, {}))?.roundMs;
   expect(await round(startMs)).toBe(startMs);

@@ -43,7 +43,7 @@ test("what a protected disk still holds is healed, and its points go on", async 
   await protection.stop({ drain: false });
 });
 
-test("a segment that is lost under its writer's hands is made anew once the writer has left its seat, and points go on", async () => {
+test("a segment that is lost under its writer's hands is made anew once the writer has released its lease, and points go on", async () => {
   const store = new MemoryStore();
   const vault = await openModelVault(new MemorySink({ store }));
   const image = join(folder, "web.img");

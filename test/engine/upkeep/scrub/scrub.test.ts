@@ -199,7 +199,7 @@ describe("many points", () => {
     expect((await provedTimes()).map((time) => time === null)).toEqual([true, true, true, false, false]);
   });
 
-  test("that were proved by somebody else since the round began are not read again, nor what they share with others", async () => {
+  test("that another scrubber has proved since the pass began are not read again, nor what they share with others", async () => {
     expect((await scrub({ budgetBytes: 0 })).roundEnded).toBe(false);
     await nextMillisecond();
     const other = await openModelVault(redirected(line));
@@ -225,7 +225,7 @@ describe("damage", () => {
     expect((await provedTimes()).includes(null)).toBe(false);
   });
 
-  test("that nobody can heal stays told of until somebody can", async () => {
+  test("that cannot be healed stays reported until it can", async () => {
     invert(store, first, 300);
     const told: (number | null)[] = [];
     const onDamage = ({ sequence }: { readonly sequence: number | null }): void => {
