@@ -364,9 +364,9 @@ function sasRemedy(sas: SasFacts, right: SasRight, nowMs: number): string | unde
   if (right === "create-container" && sas.isService)
     return "a SAS for a container cannot create it: create it with `az storage container create`, or give an account key";
   const letters = rightLetters[right];
-  if (sas.rights === undefined || [...letters].some((letter) => sas.rights?.includes(letter) === true))
+  if (sas.rights === undefined || Array.from(letters).some((letter) => sas.rights?.includes(letter) === true))
     return undefined;
-  return `the SAS lacks the right to ${right.replace("-", " a ")}: ${[...letters].join(" or ")} is not in its sp=; make one with sp=racwdl`;
+  return `the SAS lacks the right to ${right.replace("-", " a ")}: ${Array.from(letters).join(" or ")} is not in its sp=; make one with sp=racwdl`;
 }
 
 function isoTime(ms: number): string {

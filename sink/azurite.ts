@@ -34,7 +34,7 @@ import {
   readKey,
 } from "./azurite-state.ts";
 import { FileLock } from "./file-lock.ts";
-import { folderError, keepReserve } from "./file-system.ts";
+import { folderError } from "./file-system.ts";
 import { checkInstalled } from "./optional-package.ts";
 
 /** Options of `Azurite.start`. */
@@ -51,6 +51,8 @@ const stopMsMax = 20_000;
 const usersWaitMsMax = 30_000;
 const pollMs = 20;
 const logBytesMax = 1024 * 1024;
+/** More than the host writes before it serves. */
+const probeBytes = 128 * 1024;
 
 /**
  * One use of the Azurite on a folder, from `start` to `stop`. Needs the package `azurite`.
@@ -260,9 +262,8 @@ async function prepareFolder(dir: string): Promise<string> {
  */
 async function refuseUnwritable(folder: string): Promise<void> {
   const probe = join(folder, "tidemark-probe");
-  await replacePlain(probe, "");
+  await replacePlain(probe, new Uint8Array(probeBytes));
   await rm(probe, { force: true });
-  await keepReserve(folder, 0);
 }
 
 /**

@@ -165,7 +165,7 @@ class Matcher {
   }
 }
 
-const alphabet = [..."aZ0 .,:;-_/\\?&=*+@#%<>[]{}()|'\"~\t\n\u0000é"];
+const alphabet = Array.from("aZ0 .,:;-_/\\?&=*+@#%<>[]{}()|'\"~\t\n\u0000é");
 
 /** The characters of `node` in order, one for each place that takes any, and its loops. */
 function walk(node: AST.Node, onLeaf: (leaf: AST.Element) => void, onLoop: (loop: AST.Quantifier) => void): void {
@@ -224,7 +224,7 @@ function attacks(matcher: Matcher): readonly (readonly [before: string, pump: st
       );
       const before = textOf(matcher.pattern, 0, loop.start);
       const behind = textOf(matcher.pattern, loop.start);
-      const chars = [...new Set([...all, ...alphabet])].filter((char) =>
+      const chars = [...new Set([...Array.from(all), ...alphabet])].filter((char) =>
         leaves.some((leaf) => matcher.accepts(leaf, char)),
       );
       const pumps = new Set([...chars.slice(0, 6), textOf(loop), before + textOf(loop), all]);

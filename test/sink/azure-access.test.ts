@@ -62,7 +62,9 @@ describe("a SAS", () => {
 
   test.each(calls)("without the right to %s is told that %s is missing", async (right, letters, call) => {
     const port = await serve(refusing("AuthorizationPermissionMismatch"));
-    const others = [..."racwdl"].filter((letter) => !letters.includes(letter)).join("");
+    const others = Array.from("racwdl")
+      .filter((letter) => !letters.includes(letter))
+      .join("");
     await using sink = sinkAt(port, { kind: "sas", sas: `sp=${others}&sr=c&${in2999}` });
     const { remedy } = await expectCode(call(sink), "ACCESS_REFUSED");
     expect(remedy).toContain(`right to ${right}: ${letters} is not in its sp=`);
