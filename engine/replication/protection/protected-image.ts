@@ -6,6 +6,7 @@ import { mkdir } from "node:fs/promises";
 import path from "node:path";
 import { LiveFile } from "../../disk/source/live-file.ts";
 import { LocalState } from "../../disk/source/local-state.ts";
+import { fileError } from "../../disk/source/positional-file.ts";
 import { DirtyBitmap, regionBytes } from "../../disk/tracking/dirty-bitmap.ts";
 import { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import type { ProtectedDiskOptions } from "../../disk/tracking/protected-disk-options.ts";
@@ -40,7 +41,7 @@ export async function openProtectedImage(context: VaultContext, options: Protect
   const live = await LiveFile.open(image);
   try {
     checkSize(image, disk, live.sizeBytes, undefined);
-    await mkdir(folder, { recursive: true, mode: 0o700 });
+    await makeStateFolder(folder);
     const identity = { vault, disk, sizeBytes: live.sizeBytes, image: live.identity() };
     const { file, recovered } = await TrackingFile.open(path.join(folder, "tracking"), identity);
     return {
@@ -87,5 +88,18 @@ function marksOf(
         unsettled: { bases: recovered.bases.slice(0, -1), changes },
       };
     }
+  }
+}
+
+async function makeStateFolder(folder: string): Promise<void> {
+  try {
+    await mkdir(folder, { recursive: true, mode: 0o700 });
+  } catch (error) {
+    throw fileError(error, {
+      code: "DEVICE_FAILED",
+      what: `the state folder ${folder} cannot be made`,
+      remedy: "name a folder that this user may write with `--state DIR`",
+      detail: { path: folder },
+    });
   }
 }
