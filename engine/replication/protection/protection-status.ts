@@ -98,3 +98,11 @@ export interface ProtectOptions {
   readonly spillBytesMax?: number | undefined;
   readonly onEvent?: ((event: ProtectionEvent) => void) | undefined;
 }
+
+/** How `Protection.stop` ends. */
+export interface StopOptions {
+  /** Take a last point first. */
+  readonly drain: boolean;
+  /** Ends the waiting for it. */
+  readonly signal?: AbortSignal | undefined;
+}
