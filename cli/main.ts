@@ -7,6 +7,9 @@
 import { writeSync } from "node:fs";
 import process from "node:process";
 
+// Node would open its debugger to this machine at that signal.
+process.on("SIGUSR1", () => undefined);
+
 try {
   // Imported here, so that a failure to load the program is reported as every other.
   const { reportUncaught, runCommandLine } = await import("./program.ts");

@@ -9,7 +9,7 @@
  * with its summary in json.ts.
  */
 import { Command, CommanderError, Option } from "commander";
-import { tidemarkVersion } from "../engine/index.ts";
+import { TidemarkError, tidemarkVersion } from "../engine/index.ts";
 import { agentCommand } from "./commands/agent.ts";
 import { benchCommand } from "./commands/bench.ts";
 import { collectCommand } from "./commands/collect.ts";
@@ -67,9 +67,19 @@ async function exitCodeFrom(context: CommandContext, words: readonly string[]): 
   } catch (error) {
     // Help and version have been printed.
     if (error instanceof CommanderError) return exitCodes.done;
-    context.output.error(error);
-    return exitCodeOf(error);
+    const told = withoutFolder(error);
+    context.output.error(told);
+    return exitCodeOf(told);
   }
+}
+
+/** Names the cause of a path that could not be resolved, wherever that was. */
+function withoutFolder(error: unknown): unknown {
+  if (!(error instanceof Error) || !("syscall" in error) || error.syscall !== "uv_cwd") return error;
+  return new TidemarkError("INVALID_ARGUMENT", "the current folder does not exist any more", {
+    remedy: "change to a folder that exists, and run the command again",
+    cause: error,
+  });
 }
 
 /** Text for stderr about an error that nothing caught: a fault in Tidemark. */

@@ -5,10 +5,10 @@
  * The engine and the sinks read no environment; here it becomes arguments. `environmentVariables`
  * is the list that help, the man page and docs/cli.md are made from.
  */
-import { homedir } from "node:os";
+import { userInfo } from "node:os";
 import { isAbsolute, join } from "node:path";
 import { type Command, InvalidArgumentError, Option } from "commander";
-import { TidemarkError, type VaultOptions } from "../engine/index.ts";
+import { systemCode, TidemarkError, type VaultOptions } from "../engine/index.ts";
 import type { OpenSinkOptions, ProxyOptions } from "../sink/index.ts";
 import { required } from "./reference/definitions.ts";
 
@@ -173,11 +173,25 @@ function isOn(value: string | undefined): boolean {
  * For commands without `--state`, too. XDG Base Directory Specification: a relative path in its
  * variable is invalid and ignored.
  */
-function stateFolderDefault(environment: Environment): string {
+function stateFolderDefault(environment: Environment): string | undefined {
   const own = said(environment["TIDEMARK_STATE"]);
   if (own !== undefined) return own;
   const folder = said(environment["XDG_STATE_HOME"]);
-  return join(folder !== undefined && isAbsolute(folder) ? folder : join(homedir(), ".local", "state"), "tidemark");
+  if (folder !== undefined && isAbsolute(folder)) return join(folder, "tidemark");
+  const home = homeFolder(environment);
+  return home === undefined ? undefined : join(home, ".local", "state", "tidemark");
+}
+
+/** Undefined for a user without a home: a container's, or a service's. */
+function homeFolder(environment: Environment): string | undefined {
+  const home = said(environment["HOME"]);
+  if (home !== undefined) return isAbsolute(home) ? home : undefined;
+  try {
+    return userInfo().homedir;
+  } catch (error) {
+    if (systemCode(error) === undefined) throw error;
+    return undefined; // the user has no entry in the list of users
+  }
 }
 
 /**

@@ -38,6 +38,7 @@ export type {
   ProtectionPolicy,
   ProtectionStatus,
   ProtectOptions,
+  StopOptions,
 } from "./replication/protection/protection-status.ts";
 export type { ReplicateOptions, ReplicateSummary } from "./replication/replicate.ts";
 export type {

@@ -410,10 +410,7 @@ export class Vault implements AsyncDisposable {
     return await this.#track(async () => await collect(this.#store, this.id, options));
   }
 
-  /**
-   * When any process last ran a garbage collection on the vault, in ms since 1970; undefined if that
-   * is not known.
-   */
+  /** When a garbage collection last ran, in ms since 1970; undefined if that is not known. */
   async lastCollectedMs(signal?: AbortSignal): Promise<number | undefined> {
     return await this.#track(async () => await lastCollectedMs(this.#store, this.id, { signal }));
   }

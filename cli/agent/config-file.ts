@@ -6,9 +6,10 @@
  * another. A SAS or a password that stands in the file itself is refused, unless only the file's
  * owner can read it.
  */
-import { constants } from "node:fs";
+import { constants, type Stats } from "node:fs";
 import { access, open, realpath, stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
+import process from "node:process";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
 import { parseVaultSpec } from "../../sink/index.ts";
 import { refuseInsideVault } from "../commands/context.ts";
@@ -49,6 +50,16 @@ async function readConfig(path: string): Promise<{ readonly text: string; readon
       throw new TidemarkError("INVALID_ARGUMENT", `${path} is too large for a configuration`, {
         remedy: "name a YAML file",
       });
+    if (isOpenToOthers(status)) {
+      throw new TidemarkError(
+        "ACCESS_REFUSED",
+        `other users may write the configuration ${path}, and its hooks would run`,
+        {
+          remedy: `take their right away with \`chmod go-w ${path}\``,
+          detail: { path, owner: status.uid },
+        },
+      );
+    }
     // The octal digits of group and others; a string, because modes are numbers only by tradition.
     return { text: await handle.readFile("utf8"), isPrivate: status.mode.toString(8).endsWith("00") };
   } catch (error) {
@@ -64,6 +75,17 @@ async function readConfig(path: string): Promise<{ readonly text: string; readon
   } finally {
     await handle?.close();
   }
+}
+
+/**
+ * Whether a user who may not act for this process may change what it runs: as group, as others, or as
+ * the owner.
+ */
+function isOpenToOthers({ mode, uid, gid }: Stats): boolean {
+  const own = process.getuid?.();
+  // A user's own group has no other members as a rule, and its files are often open to it.
+  const mayWrite = gid === process.getgid?.() ? 0o002 : 0o022;
+  return own !== undefined && ((mode & mayWrite) !== 0 || (uid !== own && uid !== 0));
 }
 
 /** One reading of one file: collects faults, and what is sound. */

@@ -147,8 +147,13 @@ export function createControlServer(target: Promise<ControlTarget>): Server {
 }
 
 /** Metrics and health only, for an address that other machines reach. */
+/** Each is open for 5 s after its last request. */
+const monitoringConnectionsMax = 64;
+
 export function createMonitoringServer(target: Promise<ControlTarget>): Server {
-  return serverOf(monitoringRoutes, target);
+  const server = serverOf(monitoringRoutes, target);
+  server.maxConnections = monitoringConnectionsMax;
+  return server;
 }
 
 function serverOf(routes: readonly Route[], target: Promise<ControlTarget>): Server {

@@ -305,6 +305,10 @@ function timeOfDay(minutes: number): string {
 
 function stateFolderOf({ stateFolder: state }: VaultConfig, environment: Environment): string {
   const { stateFolder } = vaultOptions({ state }, environment, new AbortController().signal);
-  if (stateFolder === undefined) throw new TidemarkError("INTERNAL", "there is no state folder");
+  if (stateFolder === undefined) {
+    throw new TidemarkError("INVALID_ARGUMENT", "there is no state folder, because this user has no home folder", {
+      remedy: "name one with `--state DIR`, or with `stateFolder` in the configuration",
+    });
+  }
   return stateFolder;
 }

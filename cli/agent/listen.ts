@@ -61,7 +61,11 @@ export function socketPathFault(path: string): string | undefined {
 export function controlSocketDefault(environment: Environment): string {
   const runtime = environment["XDG_RUNTIME_DIR"] ?? "";
   if (isAbsolute(runtime)) return join(runtime, "tidemark", "agent.sock");
-  return join(vaultOptions({}, environment, new AbortController().signal).stateFolder ?? "", "agent.sock");
+  const { stateFolder } = vaultOptions({}, environment, new AbortController().signal);
+  if (stateFolder !== undefined) return join(stateFolder, "agent.sock");
+  throw new TidemarkError("INVALID_ARGUMENT", "the agent's control socket has no place: this user has no home folder", {
+    remedy: "set XDG_RUNTIME_DIR, or name the socket with `--socket PATH` or `control.socket`",
+  });
 }
 
 /** A socket that this process listens on, for its user only. */

@@ -189,7 +189,7 @@ const policySchema: Field<PolicyEntry> = section(
     crashConsistentFrequency: withDefault(duration(crashFrequency), "5s"),
     appConsistentFrequency: withDefault(durationOrOff(appFrequency), "off"),
     recoveryPointRetention: withDefault(retention, "1d"),
-    recoveryPointThreshold: withDefault(durationOrOff(threshold), "15m"),
+    recoveryPointThreshold: withDefault(durationOrOff(threshold), "15m"), // see `checkPolicy`
     multiVmConsistency: withDefault(written(parseSwitch, "is neither on nor off", "write on or off"), "off"),
     startTime: withDefault(
       written(parseStartTime, "is no time", "write immediately, 18:30, or an ISO time with its zone"),
@@ -232,7 +232,14 @@ const loggingSchema: Field<LoggingEntry> = section(
 const metricsSchema: Field<{ readonly listen: string }> = section({ listen: text }, meant);
 
 export const checkVault = (value: unknown): Checked<VaultEntry> => check(vaultSchema, value);
-export const checkPolicy = (value: unknown): Checked<PolicyEntry> => check(policySchema, value);
+/** A threshold that is not written leaves room for two points that are missed. */
+export function checkPolicy(value: unknown): Checked<PolicyEntry> {
+  const { entry, faults } = check(policySchema, value);
+  const isWrittenOut = typeof value === "object" && value !== null && "recoveryPointThreshold" in value;
+  if (entry?.recoveryPointThreshold === undefined || isWrittenOut) return { entry, faults };
+  const recoveryPointThreshold = Math.max(entry.recoveryPointThreshold, 3 * entry.crashConsistentFrequency);
+  return { entry: { ...entry, recoveryPointThreshold }, faults };
+}
 export const checkDisk = (value: unknown): Checked<DiskEntry> => check(diskSchema, value);
 export const checkControl = (value: unknown): Checked<{ readonly socket?: string | undefined }> =>
   check(controlSchema, value);
@@ -246,8 +253,13 @@ export function parseRate(text: string): number | undefined | typeof fault {
   return bytes === undefined || bytes < 1024 ? fault : bytes;
 }
 
+/** No field, vault, policy or disk has a longer name. */
+const namedBytesMax = 200;
+
 /** Nearest of `names` when it is near enough to be what was meant. */
 export function nearest(name: string, names: readonly string[]): string | undefined {
+  // The distance costs the product of the lengths.
+  if (name.length > namedBytesMax) return undefined;
   const ranked = names.map((other) => ({ other, distance: editDistance(name.toLowerCase(), other.toLowerCase()) }));
   ranked.sort((a, b) => a.distance - b.distance);
   const [best] = ranked;

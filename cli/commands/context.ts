@@ -8,6 +8,7 @@ import {
   Vault,
   type VaultOptions,
   type VaultParameters,
+  type Volume,
 } from "../../engine/index.ts";
 import { openSink, parseVaultSpec } from "../../sink/index.ts";
 import { withoutSecrets } from "../errors.ts";
@@ -52,6 +53,25 @@ export async function withVault<Result>(
   return await closing(sink, async () => {
     const vault = await open(sink, options);
     return await closing(vault, async () => await use(vault));
+  });
+}
+
+/**
+ * Any address that begins like one of NBD: a fault in the address is reported rather than a missing
+ * file.
+ */
+export const nbdAddress: RegExp = /^nbds?(\+[a-z]+)?:\/\//i;
+
+/**
+ * Refuses a source of 0 bytes: a loop device without a file, an export without a medium, a file that
+ * was cut off. Errors: SOURCE_UNREADABLE.
+ */
+export async function refuseEmpty(source: Pick<Volume, "description" | "sizeBytes">): Promise<void> {
+  if ((await source.sizeBytes()) > 0) return;
+  throw new TidemarkError("SOURCE_UNREADABLE", `the source ${source.description} is empty: it has 0 bytes`, {
+    remedy:
+      "attach its medium, or name another source; `tidemark replicate --allow-empty` takes a point of it all the same",
+    detail: { source: source.description },
   });
 }
 

@@ -1,6 +1,6 @@
 /** `tidemark materialize`: restores a recovery point as a file, a block device or a page blob. */
 import { Command, Option } from "commander";
-import type { ImageFormat, MaterializeMode, MaterializeSummary } from "../../engine/index.ts";
+import { type ImageFormat, type MaterializeMode, type MaterializeSummary, TidemarkError } from "../../engine/index.ts";
 import { formatBytes, formatDuration, formatRate } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
@@ -57,6 +57,11 @@ Examples:
 async function materialize(context: CommandContext, flags: MaterializeFlags): Promise<void> {
   const { output, signal } = context;
   const point = pointSelector(flags.point);
+  if (flags.to === "-") {
+    throw new TidemarkError("INVALID_ARGUMENT", "a point is not written to stdout", {
+      remedy: "serve it with `tidemark mount` and read it with nbdcopy; a file of that name is `--to ./-`",
+    });
+  }
   if (!flags.to.startsWith("blob:")) await refuseInsideVault(flags, flags.to, "target");
   const summary = await withVault(
     context,

@@ -14,7 +14,7 @@ import { withoutSecrets } from "../errors.ts";
 import { formatDuration, formatNumberOf, parseDuration } from "../quantities.ts";
 import { type VaultFlags, vaultAddress, vaultOptions, withVaultOptions } from "../settings.ts";
 import { printable } from "../text.ts";
-import { type CommandContext, refuseInsideVault } from "./context.ts";
+import { type CommandContext, nbdAddress, refuseEmpty, refuseInsideVault } from "./context.ts";
 
 interface ProtectFlags extends VaultFlags {
   readonly disk: string;
@@ -72,10 +72,20 @@ interface Plan {
 
 async function protect(context: CommandContext, image: string, flags: ProtectFlags): Promise<void> {
   const { environment, signal } = context;
+  if (nbdAddress.test(image)) {
+    throw new TidemarkError("INVALID_ARGUMENT", `${image} is not an image file or block device of this machine`, {
+      remedy: "take points of an NBD export with `tidemark replicate`",
+    });
+  }
   const plan = planOf(context, image, flags);
   await refuseInsideVault(flags, image, "image");
   // Before the vault is opened: an image that is missing creates none.
-  await (await FileVolume.open(plan.disk.image)).close();
+  const volume = await FileVolume.open(plan.disk.image);
+  try {
+    await refuseEmpty(volume);
+  } finally {
+    await volume.close();
+  }
   const engine = openEngineAdapter(environment);
   const vault = await engine.openVault(plan.vault, signal);
   try {

@@ -19,13 +19,14 @@ import { formatBytes, formatCount, formatDuration, formatRate, formatRatio } fro
 import { type VaultFlags, withLanesOption, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
-import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
+import { type CommandContext, nbdAddress, refuseEmpty, refuseInsideVault, withVault } from "./context.ts";
 
 interface ReplicateFlags extends VaultFlags {
   readonly disk: string;
   readonly label?: string;
   readonly bitmap?: string;
   readonly since?: string;
+  readonly allowEmpty?: true;
 }
 
 /** A bitmap of the source's server, and the point since which it marks changes. */
@@ -34,18 +35,13 @@ interface Marks {
   readonly since: string;
 }
 
-/**
- * Any address that begins like one of NBD: a fault in the address is reported rather than a missing
- * file.
- */
-const nbdAddress = /^nbds?(\+[a-z]+)?:\/\//i;
-
 export function replicateCommand(context: CommandContext): Command {
   const command = new Command("replicate")
     .description("take a recovery point of a disk; the first one into an absent vault creates it")
     .argument("<source>", "image file, block device or nbd://… address")
     .requiredOption("--disk <name>", "name of the disk in the vault, up to 80 bytes")
     .option("--label <text>", "what `points list` shows beside the new point")
+    .option("--allow-empty", "take a point of a source of 0 bytes too")
     .option("--bitmap <name>", "of an NBD export: read only what this QEMU dirty bitmap marks")
     .option("--since <point>", "the point that was taken after the bitmap was added");
   return withLanesOption(withWorkersOption(withVaultOptions(command)))
@@ -87,6 +83,7 @@ async function replicate(context: CommandContext, source: string, flags: Replica
   const volume = await openSource(source, marks, signal);
   try {
     if (volume instanceof FileVolume) await refuseInsideVault(flags, source, "source");
+    if (flags.allowEmpty !== true) await refuseEmpty(volume);
     const summary = await withVault(
       context,
       flags,

@@ -1,5 +1,6 @@
 /** What scripts rely on: fields of the last line, exit codes, and that nothing else is printed. */
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import process from "node:process";
 import { describe, expect, it } from "vitest";
 import { changeImage, resizeImage, sameFiles, writeImage } from "./images.ts";
 import { Place, parseLines } from "./tidemark.ts";
@@ -104,6 +105,54 @@ describe("with --json", () => {
   });
 });
 
+describe("a source that is not what it should be", () => {
+  it("is refused when it is empty, before a vault is created", async () => {
+    const place = new Place();
+    writeFileSync(place.path("empty.img"), "");
+    for (const words of [["replicate"], ["protect", "--listen", "unix:s"]]) {
+      const [command = "", ...flags] = words;
+      expect(await place.json(command, "empty.img", "--disk", "e", ...flags)).toMatchObject({
+        code: 1,
+        last: { code: "SOURCE_UNREADABLE", remedy: expect.stringContaining("--allow-empty") as string },
+      });
+    }
+    expect(existsSync(place.path("vault"))).toBe(false);
+  });
+
+  it("is named as a loop of links", async () => {
+    const place = new Place();
+    symlinkSync("loop", place.path("loop"));
+    expect(await place.json("replicate", "loop", "--disk", "l")).toMatchObject({
+      code: 1,
+      last: { code: "SOURCE_NOT_FOUND", message: expect.stringContaining("leads back to itself") as string },
+    });
+  });
+});
+
+describe("a user without a home", () => {
+  it.runIf(process.getuid?.() === 0)(
+    "replicates without local state, and is asked for it where it is needed",
+    async () => {
+      const place = new Place();
+      const under = ["env", "-u", "HOME", "setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"];
+      const replicate = ["replicate", process.execPath, "--disk", "a", "--vault", "memory:", "--json"];
+      expect(await place.start(replicate, {}, under).ended).toMatchObject({ code: 0, stderr: "" });
+      const protect = ["protect", process.execPath, "--disk", "a", "--vault", "memory:", "--listen", "unix:s"];
+      const refused = await place.start(protect, {}, under).ended;
+      expect(refused.stderr).toContain("--state DIR");
+    },
+  );
+
+  it("leaves no local state in the current folder", async () => {
+    const place = new Place();
+    writeFileSync(place.path("a.img"), "content");
+    expect(await place.run(["replicate", "a.img", "--disk", "a", "--vault", "dir:vault"], { HOME: "" })).toMatchObject({
+      code: 0,
+    });
+    expect(existsSync(place.path(".local"))).toBe(false);
+  });
+});
+
 describe("a point", () => {
   it("is found by sequence number, id, latest and time", async () => {
     const place = new Place();
@@ -139,7 +188,7 @@ describe("a point", () => {
   it("of an empty source comes back empty", async () => {
     const place = new Place();
     writeFileSync(place.path("empty.img"), "");
-    expect(await place.json("replicate", "empty.img", "--disk", "e")).toMatchObject({
+    expect(await place.json("replicate", "empty.img", "--disk", "e", "--allow-empty")).toMatchObject({
       code: 0,
       last: { volumeBytes: 0, storedBytes: 0 },
     });

@@ -41,6 +41,12 @@ const wrong: readonly (readonly [fact: string, words: readonly string[], told: R
   ],
   ["words too many", ["disks", "list", "a"], /too many arguments/],
   ["a point without its disk", ["verify", "--vault", "dir:v", "--point", "1"], /belong to one disk/],
+  ["stdout as a target", ["materialize", "--vault", "dir:v", "--disk", "a", "--point", "1", "--to", "-"], /stdout/],
+  [
+    "an NBD export to be protected",
+    ["protect", "nbd://localhost/x", "--vault", "dir:v", "--disk", "a", "--listen", "unix:s"],
+    /is not an image file or block device of this machine/,
+  ],
   ["a bench without its image", ["bench", "initial"], /--image/],
 ];
 

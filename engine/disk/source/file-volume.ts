@@ -85,9 +85,15 @@ export class FileVolume implements Volume {
         errno === "ENOTDIR" ||
         errno === "ENXIO" ||
         errno === "ENODEV" ||
-        errno === "ENOMEDIUM"
+        errno === "ENOMEDIUM" ||
+        errno === "ELOOP"
       ) {
-        const fact = errno === "ENOENT" || errno === "ENOTDIR" ? "does not exist" : "names a device that is not there";
+        const fact =
+          errno === "ELOOP"
+            ? "is a symbolic link that leads back to itself"
+            : errno === "ENOENT" || errno === "ENOTDIR"
+              ? "does not exist"
+              : "names a device that is not there";
         throw new TidemarkError("SOURCE_NOT_FOUND", `the source ${path} ${fact}`, {
           remedy: "check the path",
           detail: { path },

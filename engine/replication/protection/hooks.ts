@@ -13,7 +13,7 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { homedir } from "node:os";
-import { interrupted, throwIfAborted } from "../../errors.ts";
+import { interrupted, systemCode, throwIfAborted } from "../../errors.ts";
 import type { HookStep } from "../../store/format/documents.ts";
 import { runCommand } from "./hook-command.ts";
 import { type CommandSettings, Guard, startGuard } from "./hook-guard.ts";
@@ -86,7 +86,7 @@ export function commandHook(options: CommandHookOptions): Hook {
     cwd,
     env: {
       PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-      HOME: homedir(),
+      HOME: homeFolder(),
       LANG: "C.UTF-8",
       ...options.env,
       TIDEMARK_DISK: disk,
@@ -309,4 +309,13 @@ async function runFunction(
 
 async function aborted(signal: AbortSignal): Promise<void> {
   if (!signal.aborted) await once(signal, "abort");
+}
+
+function homeFolder(): string {
+  try {
+    return homedir();
+  } catch (error) {
+    if (systemCode(error) === undefined) throw error;
+    return "/"; // a user without a home, as a container's
+  }
 }

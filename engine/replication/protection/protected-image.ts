@@ -13,6 +13,7 @@ import { TrackingFile } from "../../disk/tracking/tracking-file.ts";
 import type { Recovered } from "../../disk/tracking/tracking-recovery.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { checkSize } from "../replicate.ts";
+import type { MachineState } from "./protection-state.ts";
 import type { ProtectOptions } from "./protection-status.ts";
 
 export interface ProtectedImage {
@@ -101,4 +102,11 @@ function marksOf(
       };
     }
   }
+}
+
+/** Whether the newest point holds every write to the disk. */
+export function isCovered(state: MachineState, disk: ProtectedDisk): boolean {
+  const { known, isExact, tried, latest } = state;
+  const isKnown = known === "changed" && isExact && tried === undefined;
+  return isKnown && disk.dirtyBytes === 0 && latest?.volumeBytes === disk.sizeBytes;
 }

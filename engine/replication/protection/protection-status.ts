@@ -114,3 +114,11 @@ export interface ProtectOptions {
   /** Gets each event of the protection. */
   readonly onEvent?: ((event: ProtectionEvent) => void) | undefined;
 }
+
+/** How `Protection.stop` ends. */
+export interface StopOptions {
+  /** Take a last point first. */
+  readonly drain: boolean;
+  /** Ends the waiting for it. */
+  readonly signal?: AbortSignal | undefined;
+}

@@ -25,7 +25,7 @@ import { assessHealth, type Finding, healthOf } from "./health.ts";
 import { makeCut } from "./make-cut.ts";
 import { Measures } from "./measures.ts";
 import { requestPoint } from "./point-request.ts";
-import { openProtectedImage, type ProtectedImage } from "./protected-image.ts";
+import { isCovered, openProtectedImage, type ProtectedImage } from "./protected-image.ts";
 import {
   type Effect,
   ended,
@@ -37,7 +37,7 @@ import {
   type Step,
   transition,
 } from "./protection-state.ts";
-import type { ProtectionPolicy, ProtectionStatus, ProtectOptions } from "./protection-status.ts";
+import type { ProtectionPolicy, ProtectionStatus, ProtectOptions, StopOptions } from "./protection-status.ts";
 import type { Instant, SchedulePlan } from "./schedule.ts";
 import { Schedule } from "./schedule.ts";
 import { SelfPrune } from "./self-prune.ts";
@@ -61,7 +61,6 @@ type CycleStep = Extract<Step, { kind: "cut" | "ship" }>;
  * });
  * await protection.device.write(0, new Uint8Array(4096));
  * const point = await protection.point();
- * console.log(point.point, protection.status().health);
  * await protection.stop({ drain: true });
  * ```
  */
@@ -99,12 +98,8 @@ export class Protection implements AsyncDisposable {
     this.#pruning = new SelfPrune(context.document.vault, options);
     this.#state = initialState(disk, { hasHook: hook !== undefined, known: image.known, whyUnknown: image.whyUnknown });
     const participant = {
-      request: () => {
-        this.#take({ kind: "cycleRequested" });
-      },
-      join: () => {
-        this.#take({ kind: "barrierOpened" });
-      },
+      request: () => this.#take({ kind: "cycleRequested" }),
+      join: () => this.#take({ kind: "barrierOpened" }),
     };
     this.#schedule = new Schedule(this.#schedulePlan(), group?.add(disk, participant, now()) ?? now());
     this.#loop = this.#run();
@@ -180,9 +175,7 @@ export class Protection implements AsyncDisposable {
     throwIfAborted(this.#stopping.signal);
     throwIfAborted(signal);
     if (this.#state.failure !== undefined) throw this.#state.failure;
-    const answer = requestPoint(applicationConsistent, signal, (input) => {
-      this.#take(input);
-    });
+    const answer = requestPoint(applicationConsistent, signal, (input) => this.#take(input));
     if (!this.#state.isDraining) this.#options.group?.request();
     return await answer;
   }
@@ -226,11 +219,8 @@ export class Protection implements AsyncDisposable {
    * needed. The changes stay marked.
    * @throws TidemarkError when the marks cannot be saved; the next start then compares more.
    */
-  async stop(options: {
-    readonly drain: boolean;
-    readonly signal?: AbortSignal | undefined;
-  }): Promise<TidemarkError | undefined> {
-    this.#stopped ??= this.#stop(options.drain, options.signal);
+  async stop(options: StopOptions): Promise<TidemarkError | undefined> {
+    this.#stopped ??= this.#stop(options);
     return await this.#stopped;
   }
 
@@ -239,8 +229,11 @@ export class Protection implements AsyncDisposable {
     await this.stop({ drain: false });
   }
 
-  async #stop(drain: boolean, signal: AbortSignal | undefined): Promise<TidemarkError | undefined> {
-    const missed = drain && !this.#state.isPaused && !this.#isCovered() ? await this.#lastPoint(signal) : undefined;
+  async #stop({ drain, signal }: StopOptions): Promise<TidemarkError | undefined> {
+    const missed =
+      drain && !this.#state.isPaused && !isCovered(this.#state, this.#protected)
+        ? await this.#lastPoint(signal)
+        : undefined;
     this.#options.group?.remove(this.disk);
     this.#stopping.abort(ended());
     this.#take({ kind: "stopping" });
@@ -265,13 +258,6 @@ export class Protection implements AsyncDisposable {
       this.#emit({ kind: "failure", disk: this.disk, error, message: `no last point: ${error.message}` });
       return error;
     }
-  }
-
-  /** Whether the newest point holds every write. */
-  #isCovered(): boolean {
-    const { known, isExact, tried, latest } = this.#state;
-    const isKnown = known === "changed" && isExact && tried === undefined;
-    return isKnown && this.#protected.dirtyBytes === 0 && latest?.volumeBytes === this.#protected.sizeBytes;
   }
 
   // ---- The driver of the state machine ----

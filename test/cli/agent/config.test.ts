@@ -1,4 +1,7 @@
+import { chmodSync } from "node:fs";
+import process from "node:process";
 import { describe, expect, it } from "vitest";
+import { loadConfig } from "../../../cli/agent/config-file.ts";
 import { ConfigFolder } from "./configuration.ts";
 
 const sound = `vaults:
@@ -56,6 +59,29 @@ describe("a configuration", () => {
       host: "::1",
       port: 10_809,
     });
+  });
+
+  it("that writes no threshold has one that fits the time between points", async () => {
+    const folder = new ConfigFolder("web.img");
+    const config = await folder.config(sound.replace("gold: {}", "gold: {crashConsistentFrequency: 1h}"));
+    expect(config.policies.get("gold")).toMatchObject({ recoveryPointThreshold: 3 * 3_600_000 });
+  });
+
+  it("with names of any length is judged at once", async () => {
+    const folder = new ConfigFolder("web.img");
+    const long = sound
+      .replace("vault: main", `vault: ${"x".repeat(60_000)}`)
+      .replace("gold: {}", `${"y".repeat(60_000)}: {}`);
+    const startedAt = performance.now();
+    await expect(folder.config(long)).rejects.toThrow();
+    expect(performance.now() - startedAt).toBeLessThan(1_000);
+  });
+
+  it.runIf(process.platform !== "win32")("that other users may write is refused", async () => {
+    const folder = new ConfigFolder("web.img");
+    await folder.config(sound);
+    chmodSync(folder.path("agent.yaml"), 0o646);
+    await expect(loadConfig(folder.path("agent.yaml"), {})).rejects.toMatchObject({ code: "ACCESS_REFUSED" });
   });
 
   it("reads durations, rates, days and start times", async () => {
