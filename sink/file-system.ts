@@ -120,15 +120,29 @@ export function folderError(error: unknown, dir: string): unknown {
  */
 export const reserveBytes: number = 8 * 1024 * 1024;
 
+/** A small file system keeps a sixteenth of its size, if that is less. */
+const reserveShare = 16;
+
 /**
  * Throws NO_SPACE when `bytes` more would take from the reserve. A file system that does not tell
- * its size, or whose size is not above the reserve, is not checked.
+ * its size is not checked.
  */
 export async function keepReserve(dir: string, bytes: number): Promise<void> {
   const { bavail, blocks, bsize } = await statfs(dir);
   const freeBytes = bavail * bsize;
-  if (blocks * bsize <= reserveBytes || freeBytes >= reserveBytes + bytes) return;
-  throw new TidemarkError("NO_SPACE", `the file system of ${dir} is full: ${String(freeBytes)} bytes are left`, {
+  const reserved = Math.min(reserveBytes, (blocks * bsize) / reserveShare);
+  if (blocks > 0 && freeBytes < reserved + bytes) throw fileSystemFull(dir, freeBytes);
+}
+
+/** NO_SPACE if the file system of `dir` has less than `reserveBytes` left, which explains a failed write. */
+export async function explainedBySpace(dir: string): Promise<TidemarkError | undefined> {
+  const { bavail, bsize } = await statfs(dir);
+  const freeBytes = bavail * bsize;
+  return freeBytes < reserveBytes ? fileSystemFull(dir, freeBytes) : undefined;
+}
+
+function fileSystemFull(dir: string, freeBytes: number): TidemarkError {
+  return new TidemarkError("NO_SPACE", `the file system of ${dir} is full: ${String(freeBytes)} bytes are left`, {
     remedy: "drop points with `tidemark prune` and free their space with `tidemark collect`, or free some space",
     detail: { path: dir, freeBytes },
   });

@@ -17,7 +17,7 @@ import { Azurite } from "./azurite.ts";
 import { developmentAccount, developmentKey } from "./azurite-state.ts";
 import type { AzureAccess, AzureCredential } from "./credential.ts";
 import { DirectorySink } from "./directory.ts";
-import { keepReserve } from "./file-system.ts";
+import { explainedBySpace } from "./file-system.ts";
 import { MemorySink, MemoryStore } from "./memory.ts";
 import { checkInstalled } from "./optional-package.ts";
 import { bypassesProxy, isLoopback, type ProxyOptions, parseProxyUrl } from "./proxy.ts";
@@ -182,21 +182,11 @@ async function openAzurite(dir: string, options: OpenSinkOptions): Promise<Sink>
   try {
     const { AzureSink } = await loading;
     const access: AzureAccess = { kind: "key", account: developmentAccount, key: server.key };
-    const own = { description: `azurite:${dir}`, server, explain: async () => await explainOwn(dir) };
+    // Azurite answers 500 when its disk is full, as for every unexpected failure.
+    const own = { description: `azurite:${dir}`, server, explain: async () => await explainedBySpace(dir) };
     return AzureSink.open(`${server.endpoint}/${azuriteContainer}`, access, { ...options, ...own });
   } catch (error) {
     await server.stop();
-    throw error;
-  }
-}
-
-/** Azurite answers 500 when its disk is full, as for every unexpected failure. */
-async function explainOwn(dir: string): Promise<TidemarkError | undefined> {
-  try {
-    await keepReserve(dir, 0);
-    return undefined;
-  } catch (error) {
-    if (hasCode(error, "NO_SPACE")) return error;
     throw error;
   }
 }

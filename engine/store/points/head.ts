@@ -83,7 +83,7 @@ async function hasPoints(store: Store, disk: string, signal: AbortSignal | undef
 }
 
 export function diskNotFound(disk: string, cause?: unknown): TidemarkError {
-  return new TidemarkError("DISK_NOT_FOUND", `the vault holds no point of a disk ${JSON.stringify(disk)}`, {
+  return new TidemarkError("DISK_NOT_FOUND", `the vault holds no disk ${JSON.stringify(disk)}`, {
     remedy: "`tidemark disks list` shows the disks that it holds",
     detail: { disk },
     cause,
