@@ -20,7 +20,7 @@
 import { AssertionError } from "node:assert";
 import { RestError } from "@azure/storage-blob";
 import { type ErrorCode, TidemarkError } from "../engine/index.ts";
-import type { SasFacts } from "./azure-access.ts";
+import type { SasFacts } from "./sas.ts";
 
 export type Verdict =
   | { readonly kind: "refused"; readonly error: TidemarkError }

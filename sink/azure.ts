@@ -25,7 +25,7 @@ import type {
   StoredObject,
 } from "../engine/index.ts";
 import { hasCode, TidemarkError } from "../engine/index.ts";
-import { credentialOf, sasFacts, secretsOf } from "./azure-access.ts";
+import { credentialOf, secretsOf } from "./azure-access.ts";
 import { openAgent, socketsMaxDefault } from "./azure-connection.ts";
 import { changedCodes, type ErrorMeanings, existsCodes, leaseCodes, type StoreFacts } from "./azure-errors.ts";
 import type { AzureSinkOptions } from "./azure-options.ts";
@@ -43,6 +43,7 @@ import {
   tooLarge,
   wrongKind,
 } from "./rules.ts";
+import { sasFacts } from "./sas.ts";
 
 /** Objects up to this size are sent with their MD5. */
 const checksummedBytesMax = 256 * 1024;

@@ -8,7 +8,8 @@ import { sequenceMax, timeMsMax } from "../../limits.ts";
 import { epochMax } from "./names.ts";
 
 const damageRemedy =
-  "run `tidemark verify` to see which points are damaged; all other points stay readable. `tidemark vault repair` rebuilds what lists points; it rebuilds no data";
+  "run `tidemark verify` to see which points are damaged; all other points stay readable. " +
+  "`tidemark vault repair` rebuilds what lists points; it rebuilds no data";
 
 /** The error for an object whose bytes are not what they must be. */
 export function damaged(object: string, fact: string, cause?: unknown): TidemarkError {

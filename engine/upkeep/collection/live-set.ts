@@ -69,7 +69,9 @@ function stopsCollection({ disk, sequence }: PlacedPoint, error: TidemarkError):
     error.code,
     `point ${String(sequence)} of disk ${name} cannot be read, so it is not known what it needs: ${error.message}`,
     {
-      remedy: `run \`tidemark verify --disk ${name} --heal --source IMAGE\` with a copy that still has the content, or drop the point with \`tidemark prune --disk ${name} --policy POLICY\``,
+      remedy:
+        `run \`tidemark verify --disk ${name} --heal --source IMAGE\` with a copy that still has the content, ` +
+        `or drop the point with \`tidemark prune --disk ${name} --policy POLICY\``,
       detail: { ...error.detail, disk, sequence },
       cause: error,
     },
