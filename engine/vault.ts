@@ -6,6 +6,7 @@
  */
 import { documentCopy } from "./disk/source/local-state.ts";
 import { hasCode, TidemarkError } from "./errors.ts";
+import { Failovers } from "./failover/failovers.ts";
 import { granuleBytes } from "./limits.ts";
 import { SharedCatalog } from "./pipeline/shared-catalog.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
@@ -90,6 +91,8 @@ type VaultParts = Omit<VaultContext, "workerPool" | "sharedCatalog" | "dropCatal
  * ```
  */
 export class Vault implements AsyncDisposable {
+  /** Failovers and tests of the vault's disks. */
+  readonly failovers: Failovers;
   readonly #context: VaultContext;
   readonly #running = new Set<Promise<unknown>>();
   readonly #protections = new Set<Protection>();
@@ -112,6 +115,7 @@ export class Vault implements AsyncDisposable {
       renewals: new Set(),
     };
     this.#identity = new IdentityGuard(parts.document);
+    this.failovers = new Failovers(this.#context, async (start) => await this.#track(start));
   }
 
   /**

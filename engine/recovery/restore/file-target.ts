@@ -162,7 +162,8 @@ export class FileTarget implements RestoreTarget {
       if (!this.#replaces && (await exists(path))) throw targetExists(path, false);
       await rename(this.#file.path, path);
       await syncFolder(dirname(path));
-      await rm(this.#journalPath, { force: true });
+      // A run that was killed may have left the journal's next version.
+      for (const name of [this.#journalPath, asideOf(this.#journalPath)]) await rm(name, { force: true });
       await this.#file.close();
     } catch (error) {
       throw failed(path, error);
@@ -187,6 +188,11 @@ export function partialPathOf(path: string): string {
 
 export function journalPathOf(path: string): string {
   return `${partialPathOf(path)}.json`;
+}
+
+/** Where the journal's next version is written before it gets its name. */
+export function asideOf(journalPath: string): string {
+  return `${journalPath}.new`;
 }
 
 async function openLocked(path: string): Promise<PositionalFile> {
@@ -271,7 +277,7 @@ function imageBytes(plan: ImagePlan): number {
  * right.
  */
 async function writeWhole(path: string, bytes: Uint8Array): Promise<void> {
-  const aside = `${path}.new`;
+  const aside = asideOf(path);
   const file = await PositionalFile.open(aside, constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC);
   try {
     await file.write(0, bytes);
