@@ -1,5 +1,5 @@
 /** The agent of a failover's source, reached through its control socket. */
-import { type PointSummary, type SourceSite, TidemarkError } from "../engine/index.ts";
+import { type PointSummary, type SourceDisks, type SourceSite, TidemarkError } from "../engine/index.ts";
 import { askAgent } from "./agent/control-client.ts";
 import type { StopSummary } from "./agent/supervisor.ts";
 
@@ -11,22 +11,32 @@ export function agentSource(socket: string): SourceSite {
     signal: AbortSignal = new AbortController().signal,
   ): Promise<unknown> => await askAgent(socket, { method: "POST", path, fields, signal });
   return {
-    async point(disks, signal) {
-      for (const disk of disks) {
-        const { points } = (await ask("/v1/point", { disk }, signal)) as { readonly points: readonly PointSummary[] };
-        if (points.length === 0) throw notAtRest([disk], "has taken no last point");
+    async point(source, signal) {
+      for (const target of targetsOf(source)) {
+        const { points } = (await ask("/v1/point", target, signal)) as { readonly points: readonly PointSummary[] };
+        const missing = source.disks.filter((disk) => !points.some((point) => point.disk === disk));
+        if (source.group !== null && missing.length > 0) throw notAtRest(missing, "is not in the group of the agent");
       }
     },
-    async stop(disks, signal) {
-      for (const disk of disks) {
-        const { notDrained } = (await ask("/v1/stop", { disk, drain: true }, signal)) as StopSummary;
+    async stop(source, signal) {
+      const stopped: string[] = [];
+      for (const target of targetsOf(source)) {
+        const { disks, notDrained } = (await ask("/v1/stop", { ...target, drain: true }, signal)) as StopSummary;
         if (notDrained.length > 0) throw notAtRest(notDrained, "has writes that are in no point");
+        stopped.push(...disks);
       }
+      const running = source.disks.filter((disk) => !stopped.includes(disk));
+      if (running.length > 0) throw notAtRest(running, "is not in the group of the agent");
     },
-    async start(disks, signal) {
-      for (const disk of disks) await ask("/v1/resume", { disk }, signal);
+    async start(source, signal) {
+      for (const target of targetsOf(source)) await ask("/v1/resume", target, signal);
     },
   };
+}
+
+/** A group is asked as a whole: one barrier for its points, one end for its disks. */
+function targetsOf({ disks, group }: SourceDisks): readonly object[] {
+  return group === null ? disks.map((disk) => ({ disk })) : [{ group }];
 }
 
 function notAtRest(disks: readonly string[], fact: string): TidemarkError {

@@ -18,7 +18,7 @@ export { FileVolume } from "./disk/source/file-volume.ts";
 export { ChangeTracker } from "./disk/tracking/change-tracker.ts";
 export type { ErrorCode, ErrorContext, ErrorDetail } from "./errors.ts";
 export { hasCode, interrupted, systemCode, TidemarkError, throwIfAborted } from "./errors.ts";
-export type { FailoverOptions, SourceSite } from "./failover/effects.ts";
+export type { FailoverOptions, SourceDisks, SourceSite } from "./failover/effects.ts";
 export type { OperateOptions, StartFailoverOptions } from "./failover/failovers.ts";
 export { Failovers } from "./failover/failovers.ts";
 export type { JobSummary, RunDone, RunSummary } from "./failover/run-summary.ts";

@@ -29,14 +29,20 @@ import type { HeldRun } from "./run-store.ts";
 import type { RunEffect } from "./run-table.ts";
 import { formatOf, materializeName, OwnedTarget, targetName } from "./target.ts";
 
+/** The disks of a run, and the group whose disks they are. */
+export interface SourceDisks {
+  readonly disks: readonly string[];
+  readonly group: string | null;
+}
+
 /** The agent that protects the disks of a run. */
 export interface SourceSite {
-  /** Takes a last point of each disk while it goes on. */
-  point(disks: readonly string[], signal: AbortSignal | undefined): Promise<void>;
+  /** Takes a last point of each disk, of a group at one barrier, while they go on. */
+  point(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
   /** Brings the disks to rest, with a last point of each: nothing written before is lost. */
-  stop(disks: readonly string[], signal: AbortSignal | undefined): Promise<void>;
+  stop(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
   /** Protects the disks again. */
-  start(disks: readonly string[], signal: AbortSignal | undefined): Promise<void>;
+  start(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
 }
 
 /** What effects need of their caller. */
@@ -118,12 +124,21 @@ export class Effects {
     const disks = this.#disks;
     // An interrupted try may have left a claim, which would refuse the last point of an image.
     for (const disk of disks) await removeClaim({ ...this.#place, disk }, run);
-    if (shutdown !== null) await this.#orNote("the shutdown command", this.#runShutdown(shutdown));
-    if (kind === "planned") await this.#bringToRest();
-    else if (selector === "latest") await this.#orNote("the request for a last point", this.#askForPoint());
+    if (kind === "planned") {
+      if (shutdown !== null) await this.#runShutdown(shutdown);
+      await this.#bringToRest();
+    } else {
+      if (shutdown !== null) await this.#orNote("the shutdown command", this.#runShutdown(shutdown));
+      if (selector === "latest") await this.#orNote("the request for a last point", this.#askForPoint());
+    }
     for (const disk of disks) await putClaim({ ...this.#place, disk }, run);
     if (kind === "planned") for (const disk of disks) await this.#proveWithoutWriter(disk);
-    const chosen = await choosePoints(this.#place, disks, kind === "planned" ? "latest" : selector, group !== null);
+    // The last points of disks at rest hold everything that was acknowledged, also of a group, whose
+    // newest common point may be older.
+    const chosen =
+      kind === "planned"
+        ? await choosePoints(this.#place, disks, "latest", false)
+        : await choosePoints(this.#place, disks, selector, group !== null);
     const members = this.#held.document.members.map((member, index): RunMember => {
       const { sequence, id, timeMs, consistency, volumeBytes } = chosen[index]?.point ?? member.point;
       return { ...member, point: { sequence, id, timeMs, consistency, volumeBytes } };
@@ -131,14 +146,14 @@ export class Effects {
     await this.#held.swap({ ...this.#held.document, members });
   }
 
-  /** In an unplanned failover a source that does not answer is a note, not an end. */
+  /** A source that does not answer is a note, not an end. */
   async #orNote(what: string, work: Promise<void>): Promise<void> {
     try {
       await work;
     } catch (error) {
-      if (this.#held.document.kind === "planned" || !(error instanceof TidemarkError)) throw error;
+      if (!(error instanceof TidemarkError)) throw error;
       throwIfAborted(this.#signal);
-      this.#notify({ code: "SOURCE_UNREACHED", message: `${what} failed, and the failover goes on: ${error.message}` });
+      this.#notify({ code: "SOURCE_UNREACHED", message: `${what} failed, and the run goes on: ${error.message}` });
     }
   }
 
@@ -146,7 +161,7 @@ export class Effects {
     const { source } = this.#held.document;
     if (source === null) return;
     if (source.kind === "agent") {
-      await this.#agent(source.path).stop(this.#disks, this.#signal);
+      await this.#agent(source.path).stop(this.#sourceDisks, this.#signal);
       return;
     }
     const [disk = ""] = this.#disks;
@@ -165,7 +180,7 @@ export class Effects {
 
   async #askForPoint(): Promise<void> {
     const { source } = this.#held.document;
-    if (source?.kind === "agent") await this.#agent(source.path).point(this.#disks, this.#signal);
+    if (source?.kind === "agent") await this.#agent(source.path).point(this.#sourceDisks, this.#signal);
   }
 
   #agent(socket: string): SourceSite {
@@ -310,7 +325,9 @@ export class Effects {
     const { run, kind, source } = this.#held.document;
     await this.#lookAgain();
     for (const disk of this.#disks) await removeClaim({ ...this.#place, disk }, run);
-    if (kind === "planned" && source?.kind === "agent") await this.#agent(source.path).start(this.#disks, this.#signal);
+    if (kind !== "planned" || source?.kind !== "agent") return;
+    const starting = this.#agent(source.path).start(this.#sourceDisks, this.#signal);
+    await this.#orNote("`tidemark agent resume`, which protects the disks again,", starting);
   }
 
   async #pin(disk: string, id: string): Promise<void> {
@@ -352,6 +369,10 @@ export class Effects {
 
   get #disks(): readonly string[] {
     return this.#held.document.members.map(({ disk }) => disk);
+  }
+
+  get #sourceDisks(): SourceDisks {
+    return { disks: this.#disks, group: this.#held.document.group };
   }
 
   get #place(): { readonly store: Store; readonly vault: string; readonly signal: AbortSignal } {

@@ -86,12 +86,10 @@ export class Failovers {
       checkStart(options, disks);
       const selector = options.point ?? "latest";
       const targets = await parseTarget(options.to, disks, this.#context.sink);
-      const chosen = await choosePoints(
-        place,
-        disks,
-        kind === "planned" ? "latest-processed" : selector,
-        group !== undefined,
-      );
+      const chosen =
+        kind === "planned"
+          ? await choosePoints(place, disks, "latest", false)
+          : await choosePoints(place, disks, selector, group !== undefined);
       if (kind !== "test") for (const disk of disks) await this.#refuseClaimedBy(disk, signal);
       await this.#forgetOld(signal);
       const members = chosen.flatMap(({ disk, point }, index): RunMember[] => {

@@ -7,9 +7,10 @@ import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import type { SourceSite } from "../../../engine/failover/effects.ts";
 import type { Notice } from "../../../engine/notice.ts";
+import { Group } from "../../../engine/replication/protection/groups.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
-import { closeModelVaults, type ModelDisk, openModelVault, sampleDisk, scribble } from "../../model-disk.ts";
+import { closeModelVaults, contentOf, type ModelDisk, openModelVault, sampleDisk, scribble } from "../../model-disk.ts";
 import { expectCode } from "../../sink/expectations.ts";
 import { createFolder, removeFolder } from "../../temporary-folder.ts";
 
@@ -268,13 +269,13 @@ describe("a planned failover", () => {
     const gone = new MemorySink();
     const openAgent = (socket: string): SourceSite => ({
       point: async () => await Promise.resolve(),
-      stop: async (disks) => {
+      stop: async ({ disks }) => {
         calls.push(`stop ${disks.join(" ")} ${socket}`);
         await gone.getObject("absent", 1);
       },
-      start: async (disks) => {
+      start: async ({ disks }) => {
         calls.push(`start ${disks.join(" ")}`);
-        await Promise.resolve();
+        await gone.getObject("absent", 1);
       },
     });
     const start = vault.failovers.start({
@@ -287,10 +288,61 @@ describe("a planned failover", () => {
     await expectCode(start, "VAULT_NOT_FOUND");
     const [run] = await vault.failovers.list();
     expect(run).toMatchObject({ state: "PlannedFailoverFailed", allowedOperations: ["CancelFailover", "Resume"] });
-    expect(await vault.failovers.cancel({ run: run?.run ?? "", openAgent })).toMatchObject({ state: "Protected" });
+    const cancelling = vault.failovers.cancel({ run: run?.run ?? "", openAgent, onNotice });
+    expect(await cancelling).toMatchObject({ state: "Protected" });
+    // The agent does not come back either: the disk is free all the same.
+    expect(notices.map(({ code }) => code)).toEqual(["SOURCE_UNREACHED"]);
     expect(calls).toEqual(["stop web /run/a.sock", "start web"]);
     expect(readdirSync(folder)).toEqual([]);
     await vault.replicate({ disk: "web", volume: disk });
+  });
+});
+
+describe("a group", () => {
+  /** Two disks with common points, and one more of the first disk alone. */
+  async function grouped(): Promise<Vault> {
+    const rig = await openModelVault(new MemorySink({ attachablePages: true }));
+    const group = new Group("shop");
+    const policy = { crashConsistentFrequencyMs: 3_600_000 };
+    const protections = [];
+    for (const name of ["d", "e"]) {
+      writeFileSync(path(`${name}.img`), contentOf(60_000, name === "d" ? 3 : 4));
+      const image = { disk: name, image: path(`${name}.img`), stateFolder: path("state") };
+      protections.push(await rig.protect({ ...image, policy, group }));
+    }
+    for (const seed of [1, 2]) {
+      for (const { device } of protections) await device.write(seed * 8192, contentOf(4096, seed));
+      await Promise.all(protections.map(async (protection) => await protection.point()));
+    }
+    for (const protection of protections) await protection.stop({ drain: false });
+    await rig.replicate({ disk: "d", volume: sampleDisk(60_000, 9) });
+    return rig;
+  }
+
+  test("fails over to one point, to blobs, and one blob that exists stops all of it", async () => {
+    const rig = await grouped();
+    const options = { kind: "unplanned", group: "shop", to: "blob:site-b/" } as const;
+    const common = (await rig.points("e")).filter(({ group }) => group !== null);
+    const newest = common.at(-1)?.sequence;
+    const done = await rig.failovers.start(options);
+    expect(done).toMatchObject({ state: "UnplannedFailoverCompleted", group: "shop" });
+    expect(done.disks.map(({ disk: name, target }) => [name, target])).toEqual([
+      ["d", "blob:site-b/d.vhd"],
+      ["e", "blob:site-b/e.vhd"],
+    ]);
+    expect(done.disks[1]).toMatchObject({ sequence: newest, complete: true });
+    expect(done.disks[0]?.time).toBe(done.disks[1]?.time);
+    expect(done.leftovers).toHaveLength(4);
+    const before = common.at(-2)?.time ?? "";
+    const changed = await rig.failovers.changePoint({ run: done.run, point: before });
+    expect(changed.disks.map(({ time, complete }) => [time, complete])).toEqual([
+      [before, true],
+      [before, true],
+    ]);
+    expect(await rig.failovers.cancel({ run: done.run })).toMatchObject({ state: "Protected", leftovers: [] });
+    await rig.materialize({ disk: "e", point: "latest", to: "blob:site-b/e.vhd" });
+    await expectCode(rig.failovers.start(options), "TARGET_EXISTS");
+    expect(await rig.failovers.list()).toHaveLength(1);
   });
 });
 
