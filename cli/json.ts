@@ -12,6 +12,7 @@ import type {
   Damage,
   DiskSummary,
   Extent,
+  JobSummary,
   ListedPoint,
   LostObject,
   MaterializeSummary,
@@ -26,6 +27,8 @@ import type {
   RepairedObject,
   RepairSummary,
   ReplicateSummary,
+  RunDone,
+  RunSummary,
   VaultStats,
   VaultSummary,
   VerifySummary,
@@ -57,6 +60,10 @@ export interface JsonItems {
   readonly ready: ReadyItem;
   /** `protect` and `mount`: something happened to the disk. */
   readonly event: DiskEvent;
+  /** `failover list`: a failover or a test. */
+  readonly run: RunSummary;
+  /** `jobs list`: a job of a run. */
+  readonly job: JobSummary;
   /** `demo`: a step is done. */
   readonly step: DemoStep;
   /** `bench`: the report of the case. */
@@ -90,6 +97,18 @@ interface FixedSummaries {
   readonly "points unpin": UnpinnedPoint;
   readonly materialize: MaterializeSummary;
   readonly mount: MountSummary;
+  readonly "failover test": RunDone;
+  readonly "failover unplanned": RunDone;
+  readonly "failover planned": RunDone;
+  readonly "failover list": RunsSummary;
+  readonly "failover show": RunSummary;
+  readonly "failover change-point": RunDone;
+  readonly "failover commit": RunDone;
+  readonly "failover cancel": RunDone;
+  readonly "failover cleanup": RunDone;
+  readonly "jobs list": JobsSummary;
+  readonly "jobs show": JobSummary;
+  readonly "jobs resume": RunDone;
   readonly verify: VerifySummary;
   readonly prune: PruneSummary | PointDecision;
   readonly collect: CollectSummary;
@@ -178,6 +197,18 @@ export interface LimitSummary {
   readonly vault: string;
   /** `off`: no limit. Null: the limits of the configuration hold. */
   readonly bytesPerSecond: number | "off" | null;
+}
+
+export interface RunsSummary {
+  /** Number of runs; each is an item before. */
+  readonly runs: number;
+  /** Runs that have not ended. */
+  readonly open: number;
+}
+
+export interface JobsSummary {
+  /** Number of jobs; each is an item before. */
+  readonly jobs: number;
 }
 
 export interface DisksSummary {

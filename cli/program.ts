@@ -15,6 +15,8 @@ import { benchCommand } from "./commands/bench.ts";
 import { collectCommand } from "./commands/collect.ts";
 import type { CommandContext } from "./commands/context.ts";
 import { demoCommand } from "./commands/demo.ts";
+import { failoverCommand } from "./commands/failover.ts";
+import { jobsCommand } from "./commands/jobs.ts";
 import { disksCommand, pointsCommand } from "./commands/listings.ts";
 import { materializeCommand } from "./commands/materialize.ts";
 import { mountCommand } from "./commands/mount.ts";
@@ -101,6 +103,8 @@ function commandsOf(context: CommandContext): readonly Command[] {
     pointsCommand,
     materializeCommand,
     mountCommand,
+    failoverCommand,
+    jobsCommand,
     verifyCommand,
     pruneCommand,
     collectCommand,

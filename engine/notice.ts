@@ -23,6 +23,7 @@ export interface Notice {
     | "DISK_SKIPPED"
     | "VAULT_AT_RISK"
     | "SOURCE_CHANGED"
+    | "SOURCE_UNREACHED"
     | "RESUMED";
   readonly message: string;
 }

@@ -6,6 +6,7 @@
  */
 import { documentCopy } from "./disk/source/local-state.ts";
 import { hasCode, TidemarkError } from "./errors.ts";
+import { Failovers } from "./failover/failovers.ts";
 import { granuleBytes } from "./limits.ts";
 import { SharedCatalog } from "./pipeline/shared-catalog.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
@@ -81,6 +82,8 @@ type VaultParts = Omit<VaultContext, "workerPool" | "sharedCatalog" | "dropCatal
  * ```
  */
 export class Vault implements AsyncDisposable {
+  /** Failovers and tests of the vault's disks. */
+  readonly failovers: Failovers;
   readonly #context: VaultContext;
   readonly #running = new Set<Promise<unknown>>();
   readonly #protections = new Set<Protection>();
@@ -103,6 +106,7 @@ export class Vault implements AsyncDisposable {
       renewals: new Set(),
     };
     this.#identity = new IdentityGuard(parts.document);
+    this.failovers = new Failovers(this.#context, async (start) => await this.#track(start));
   }
 
   /**
@@ -415,7 +419,7 @@ export class Vault implements AsyncDisposable {
     return await this.#track(async () => await lastCollectedMs(this.#store, this.id, { signal }));
   }
 
-  /** Bytes that segments take at the store. Reads no map. Throws the errors of the store. */
+  /** Bytes that segments take at the store. Throws the errors of the store. */
   async segmentBytes(signal?: AbortSignal): Promise<number> {
     return await this.#track(async () => await segmentBytes(this.#store, this.id, signal));
   }

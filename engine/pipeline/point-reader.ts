@@ -12,6 +12,7 @@
  * Memory: the slabs of the worker pool.
  */
 import assert from "node:assert/strict";
+import { forEachAtOnce } from "../concurrency.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { digestBytes, granuleBytes } from "../limits.ts";
 import { damaged } from "../store/format/fields.ts";
@@ -180,6 +181,23 @@ export class PointReader {
       while (queue.length > 0) await queue.shift();
     } finally {
       await Promise.allSettled(queue);
+    }
+  }
+
+  /** Reads granules [from, end) only. `done` is not called. */
+  async readRange(map: PointMap, from: number, end: number, consumer: PointConsumer): Promise<void> {
+    const { workerPool, signal } = this.#options;
+    for (let at = from; at < end; ) {
+      throwIfAborted(signal);
+      const windowEnd = Math.min(at + windowGranules - (at % windowGranules), end);
+      const pieces = await map.window(at, windowEnd, signal);
+      if (consumer.zeros !== undefined) await zerosBetween(pieces, at, windowEnd, consumer.zeros.bind(consumer));
+      const order = orderByPlace(pieces, undefined);
+      const fetches = planFetches(pieces, order, workerPool.fetches.shared.geometry);
+      await forEachAtOnce(fetches, workerPool.fetches.slabCount, async (fetch) => {
+        await this.#fetch(pieces, order, fetch, consumer);
+      });
+      at = windowEnd;
     }
   }
 

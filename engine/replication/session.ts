@@ -35,6 +35,7 @@ import { manifestName } from "../store/format/names.ts";
 import { mergeStack } from "../store/map/merge.ts";
 import { PointMap } from "../store/map/point-map.ts";
 import { MapObjects, RunWriter } from "../store/map/run-writer.ts";
+import { refuseClaimed } from "../store/points/failover-claim.ts";
 import { readPoints } from "../store/points/history.ts";
 import { proveObjects, proveVault, readManifest } from "../store/points/manifest.ts";
 import { WriterLease } from "../store/points/writer-lease.ts";
@@ -151,6 +152,7 @@ export class Session implements AsyncDisposable {
       const signal =
         options.signal === undefined ? writerLease.signal : AbortSignal.any([writerLease.signal, options.signal]);
       throwIfAborted(signal);
+      await refuseClaimed({ store, vault: context.document.vault, disk, signal });
       let catalog = await options.loadCatalog(store, signal);
       if (catalog.knowsWriterSince(disk, writerLease.epoch)) {
         dropCatalog(context, catalog);

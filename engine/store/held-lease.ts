@@ -16,6 +16,7 @@
  */
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { leaseTiming } from "../timing.ts";
+import { checksum, toHex } from "./format/checksum.ts";
 import type { Store } from "./store.ts";
 
 /** A leased object, and the id (a UUID) under which it is leased. */
@@ -180,6 +181,15 @@ export async function releaseSoon(store: Store, { name, leaseId }: LeasePlace): 
     if (!(error instanceof TidemarkError)) throw error;
     return false;
   }
+}
+
+/**
+ * A lease id that follows from `parts`, written as a UUID. A process that knows them can take
+ * over the lease of a dead holder.
+ */
+export function leaseIdOf(...parts: readonly (string | number)[]): string {
+  const hex = toHex(checksum(Buffer.from(JSON.stringify(parts))));
+  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-");
 }
 
 interface Instant {

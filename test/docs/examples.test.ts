@@ -148,6 +148,18 @@ describe("the script", () => {
     ).toBe("day 1");
   });
 
+  test("failover.sh leaves the moved disk with what was written last, and nothing of the drill", {
+    timeout: scriptMsMax,
+  }, async () => {
+    const place = new Installed();
+    const lines = await place.script("failover.sh");
+    expect(lines.join("\n")).toMatch(
+      /TestFailoverCompleted[^]*exit code 0: day 1[^]*: None[^]*CommitFailoverCompleted/,
+    );
+    expect(readFileSync(place.path("moved.img")).subarray(0, 5).toString()).toBe("day 2");
+    expect(readdirSync(place.folder).filter((name) => /drill|tidemark-/.test(name))).toEqual([]);
+  });
+
   test("agent.sh runs the agent of agent.yaml and takes a point of both disks at one barrier", {
     timeout: scriptMsMax,
   }, async () => {

@@ -31,6 +31,7 @@ const linesMax: Readonly<Record<string, number>> = {
   "docs/live-disks.md": 200,
   "docs/agent.md": 200,
   "docs/retention.md": 200,
+  "docs/failover.md": 200,
   "docs/embedding.md": 200,
 };
 

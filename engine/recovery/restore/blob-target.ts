@@ -31,7 +31,7 @@ const windowsOpenMax = 8;
 const gapBytesMax: number = 256 * 1024;
 /** How often a write of unknown outcome is sent in all. */
 const attemptsMax = 5;
-const reservedNames: readonly string[] = ["vault.json", "copy", "disks", "segments", "reclaim"];
+const reservedNames: readonly string[] = ["vault.json", "copy", "disks", "segments", "reclaim", "failover"];
 
 interface BlobTargetOptions {
   readonly name: string;

@@ -20,8 +20,8 @@
  * Invariant: no incomplete image ever has the target's name.
  */
 import { constants } from "node:fs";
-import { lstat, rename, rm } from "node:fs/promises";
-import { dirname } from "node:path";
+import { lstat, readdir, rename, rm } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { isOurs, readOwn, replacePlain } from "../../disk/source/plain-file.ts";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
 import { hasCode, systemCode, TidemarkError } from "../../errors.ts";
@@ -169,7 +169,7 @@ export class FileTarget implements RestoreTarget {
       if (!this.#replaces && (await exists(path))) throw targetExists(path, false);
       await rename(this.#file.path, path);
       await syncFolder(dirname(path));
-      await rm(this.#journalPath, { force: true });
+      for (const name of await journalsOf(path)) await rm(name, { force: true });
       await this.#file.close();
     } catch (error) {
       throw failed(path, error);
@@ -202,6 +202,22 @@ export function partialPathOf(path: string): string {
 
 export function journalPathOf(path: string): string {
   return `${partialPathOf(path)}.json`;
+}
+
+/**
+ * The journal of the target at `path`, and the next versions of it that runs which were killed have
+ * left beside it. Errors of the file system pass through untranslated.
+ */
+export async function journalsOf(path: string): Promise<string[]> {
+  const journal = journalPathOf(path);
+  const names = await readdir(dirname(path)).catch((error: unknown) => {
+    if (systemCode(error) === "ENOENT") return [];
+    throw error;
+  });
+  const asides = names
+    .map((name) => join(dirname(path), name))
+    .filter((name) => name.startsWith(`${journal}.`) && name.endsWith(".new"));
+  return [...asides, journal];
 }
 
 async function openLocked(path: string): Promise<PositionalFile> {

@@ -17,6 +17,7 @@ import { DataShare } from "../../store/map/data-share.ts";
 import { PointMap } from "../../store/map/point-map.ts";
 import { readDisk } from "../../store/points/head.ts";
 import { readManifest } from "../../store/points/manifest.ts";
+import { PointDiff } from "../../store/points/point-diff.ts";
 import { selectPoint } from "../../store/points/points.ts";
 import { holdToRead } from "../../store/points/reader-holds.ts";
 import { Store } from "../../store/store.ts";
@@ -31,7 +32,16 @@ const printWords = fingerprintBytes / 4;
  * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, the `TARGET_…` codes, `DAMAGED` with the extent in
  * `detail`, `NO_SPACE`, `INTERRUPTED`, and the errors of the store.
  */
-export async function materialize(context: VaultContext, options: MaterializeOptions): Promise<MaterializeSummary> {
+export async function materialize(
+  context: VaultContext,
+  options: MaterializeOptions & {
+    /**
+     * Id of the point whose content the target has, byte for byte. Then only the ranges are written
+     * in which the points differ.
+     */
+    readonly since?: string | undefined;
+  },
+): Promise<MaterializeSummary> {
   const startedAt = performance.now();
   const { document, sink } = context;
   const disk = options.disk.normalize("NFC");
@@ -78,7 +88,14 @@ export async function materialize(context: VaultContext, options: MaterializeOpt
   });
   try {
     if (options.onProgress !== undefined) share = await DataShare.of(map, manifest.runs.length, signal);
-    await reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer);
+    if (options.since === undefined) await reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer);
+    else {
+      const diff = await PointDiff.open(store, document.vault, { disk, from: options.since, to: point.id, signal });
+      for await (const { offset, length } of diff) {
+        const end = Math.ceil((offset + length) / granuleBytes);
+        await reader.readRange(map, offset / granuleBytes, end, writer);
+      }
+    }
     throwIfAborted(signal);
     await writer.settle();
     await target.finish();

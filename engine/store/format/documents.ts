@@ -252,6 +252,16 @@ export function encodeHead(document: HeadDocument): Uint8Array {
   return encodeList("head", document).bytes;
 }
 
+export function readWriter(writer: Fields): WriterRecord {
+  return {
+    session: writer.text("session", hex32),
+    machine: writer.text("machine", anyText),
+    pid: writer.integer("pid"),
+    startTicks: writer.integer("startTicks"),
+    host: writer.text("host", anyText),
+  };
+}
+
 /** Errors: DAMAGED (also when it is another vault's or disk's head), FORMAT_UNSUPPORTED. */
 export function decodeHead(bytes: Uint8Array, object: string, expected: Owner): HeadDocument {
   const { fields } = decode("head", bytes, object);
@@ -259,13 +269,7 @@ export function decodeHead(bytes: Uint8Array, object: string, expected: Owner): 
     vault: fields.text("vault", hex32),
     disk: fields.text("disk", anyText),
     epoch: fields.epoch("epoch"),
-    writer: fields.nestedOrNull("writer", (writer) => ({
-      session: writer.text("session", hex32),
-      machine: writer.text("machine", anyText),
-      pid: writer.integer("pid"),
-      startTicks: writer.integer("startTicks"),
-      host: writer.text("host", anyText),
-    })),
+    writer: fields.nestedOrNull("writer", readWriter),
     collection: fields.textOrNull("collection", hex32),
     pages: fields.list("pages", pagesMax, decodeReference),
     points: fields.list("points", headPointsMax, decodePoint),

@@ -139,6 +139,19 @@ export function provedName(disk: string): string {
   return `${disksPrefix}${encodeDiskName(disk)}/proved`;
 }
 
+/** Every run of a failover or test begins with it. */
+export const runsPrefix = "failover/runs/";
+
+/** `run`: 8 hexadecimal digits. */
+export function runObjectName(run: string): string {
+  return `${runsPrefix}${run}`;
+}
+
+/** The claim of a disk: which failover has it. */
+export function claimName(disk: string): string {
+  return `${disksPrefix}${encodeDiskName(disk)}/failover`;
+}
+
 /**
  * Sidecar objects of a point: reader holds and pins, which keep the point from being pruned, and
  * labels.

@@ -20,6 +20,8 @@ export type Kind =
   | "label"
   | "pin"
   | "condemned"
+  | "run"
+  | "claim"
   | "collected"
   | "collection"
   | "dead"

@@ -16,11 +16,10 @@ import { publish } from "../../diagnostics.ts";
 import { hasCode, TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import { leaseTiming } from "../../timing.ts";
-import { checksum, toHex } from "../format/checksum.ts";
 import type { HeadDocument, WriterRecord } from "../format/documents.ts";
 import { encodeHead } from "../format/documents.ts";
 import { firstSequenceNumber, headName, segmentEpochPrefix } from "../format/names.ts";
-import { HeldLease, type LeasePlace, releaseSoon } from "../held-lease.ts";
+import { HeldLease, type LeasePlace, leaseIdOf, releaseSoon } from "../held-lease.ts";
 import type { Store } from "../store.ts";
 import { nextEpoch, readHead, type StoredHead } from "./head.ts";
 import { isAlive, liveSessions } from "./process-identity.ts";
@@ -37,9 +36,7 @@ export interface WriterLeaseOptions {
 
 /** The head's object and the lease id of a writer of this machine and epoch. */
 export function leasePlaceOf(vault: string, disk: string, machine: string, epoch: number): LeasePlace {
-  const hex = toHex(checksum(Buffer.from(JSON.stringify(["lease", vault, disk, machine, epoch]))));
-  const leaseId = [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-");
-  return { name: headName(disk), leaseId };
+  return { name: headName(disk), leaseId: leaseIdOf("lease", vault, disk, machine, epoch) };
 }
 
 /**

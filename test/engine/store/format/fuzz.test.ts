@@ -53,9 +53,11 @@ import {
   encodeCollection,
   encodeDead,
 } from "../../../../engine/store/format/reclaim.ts";
+import { decodeClaim, decodeRun, encodeClaim, encodeRun } from "../../../../engine/store/format/run.ts";
 import { runsOf } from "../../../depth.ts";
 import { foreignVaultId, vaultId } from "../../../engine-model.ts";
 import {
+  claimSample,
   collectedSample,
   collectionSample,
   condemnedSample,
@@ -71,6 +73,7 @@ import {
   pageSample,
   pinSample,
   rootSample,
+  runSample,
   sealFrame,
   vaultSample,
 } from "./samples.ts";
@@ -84,6 +87,7 @@ interface Format {
 }
 
 const manifest = encodeManifest(manifestSample);
+const runObject = "failover/runs/5f03c2aa";
 const leaf = encodeLeaf(leafSample(), vaultId);
 const root = encodeRoot(rootSample, vaultId);
 const frame = sealFrame();
@@ -113,6 +117,18 @@ const formats: readonly Format[] = [
     kind: "label",
     bytes: encodeLabel(labelSample),
     decode: (bytes) => decodeLabel(bytes, "o", labelSample),
+    future: futureLine,
+  },
+  {
+    kind: "run",
+    bytes: encodeRun(runSample),
+    decode: (bytes) => decodeRun(bytes, runObject, runSample.vault),
+    future: futureLine,
+  },
+  {
+    kind: "claim",
+    bytes: encodeClaim(claimSample),
+    decode: (bytes) => decodeClaim(bytes, "o", claimSample),
     future: futureLine,
   },
   { kind: "pin", bytes: encodePin(pinSample), decode: (bytes) => decodePin(bytes, "o", pinSample), future: futureLine },
@@ -289,6 +305,7 @@ describe("an object with a right checksum and wrong content", () => {
         (body) => decodeCollection(encodeCollection(body as typeof collectionSample), "o", collectionSample.vault),
       ],
       [labelSample, (body) => decodeLabel(encodeLabel(body as typeof labelSample), "o", labelSample)],
+      [runSample, (body) => decodeRun(encodeRun(body as typeof runSample), runObject, runSample.vault)],
       [pinSample, (body) => decodePin(encodePin(body as typeof pinSample), "o", pinSample)],
       [
         condemnedSample,

@@ -41,9 +41,11 @@ import {
   encodeCollection,
   encodeDead,
 } from "../../../../engine/store/format/reclaim.ts";
+import { decodeClaim, decodeRun, encodeClaim, encodeRun } from "../../../../engine/store/format/run.ts";
 import { vaultId } from "../../../engine-model.ts";
 import { golden } from "../../../golden.ts";
 import {
+  claimSample,
   collectedSample,
   collectionSample,
   condemnedSample,
@@ -63,6 +65,7 @@ import {
   provedSample,
   quarantineSample,
   rootSample,
+  runSample,
   scrubbedSample,
   sealFrame,
   vaultSample,
@@ -151,6 +154,12 @@ describe("the bytes of format version 1", () => {
     const label = golden("label-v1.txt", encodeLabel(labelSample));
     expect(decodeLabel(label, "label", labelSample)).toEqual(labelSample);
     expect(plain(encodeLabel(labelSample))).toEqual(label);
+    const claim = golden("claim-v1.txt", encodeClaim(claimSample));
+    expect(decodeClaim(claim, "claim", claimSample)).toEqual(claimSample);
+    expect(plain(encodeClaim(claimSample))).toEqual(claim);
+    const run = golden("run-v1.txt", encodeRun(runSample));
+    expect(decodeRun(run, "failover/runs/5f03c2aa", runSample.vault)).toEqual(runSample);
+    expect(plain(encodeRun(runSample))).toEqual(run);
     for (const [name, condemned] of [
       ["condemned-v1.txt", condemnedSample],
       ["condemned-none-v1.txt", { ...condemnedSample, ranges: [] }],

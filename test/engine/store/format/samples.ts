@@ -24,6 +24,7 @@ import { newColumns, zeroSegment } from "../../../../engine/store/format/leaf.ts
 import { segmentName } from "../../../../engine/store/format/names.ts";
 import type { ProvedDocument, QuarantineDocument, ScrubbedDocument } from "../../../../engine/store/format/proof.ts";
 import type { CollectedDocument, CollectionDocument, DeadDocument } from "../../../../engine/store/format/reclaim.ts";
+import type { ClaimDocument, RunDocument } from "../../../../engine/store/format/run.ts";
 import { digestOf, randomBytes, vaultId } from "../../../engine-model.ts";
 
 const vault = toHex(vaultId);
@@ -213,6 +214,70 @@ export const condemnedSample: CondemnedDocument = {
   ranges: [
     { first: 1, last: 1 },
     { first: 3, last: 4 },
+  ],
+};
+
+export const claimSample: ClaimDocument = { vault, disk, run: "5f03c2aa" };
+
+export const runSample: RunDocument = {
+  vault,
+  run: "5f03c2aa",
+  epoch: 3,
+  worker: { session: id(3), machine: "machine 4026531836", pid: 4321, startTicks: 987_654, host: "host-a" },
+  kind: "planned",
+  state: "PlannedFailoverCompletionFailed",
+  host: "host-a",
+  group: "Büro",
+  selector: "latest",
+  target: "dir:/srv",
+  check: null,
+  shutdown: "systemctl stop db",
+  source: { kind: "agent", path: "/run/tidemark/agent.sock" },
+  discardPoints: false,
+  createdMs: 1_790_000_020_000,
+  ttlMs: null,
+  notes: [{ timeMs: 1_790_000_020_000, text: "Umzug" }],
+  members: [
+    {
+      disk,
+      point: { sequence: 5, id: id(5), timeMs: 1_790_000_002_000, consistency: "crash", volumeBytes: 1_048_577 },
+      target: { kind: "file", path: "/srv/disk.img" },
+      held: { point: id(5), signature: "1048577 modified 17 changed 18" },
+    },
+    {
+      disk: "other",
+      point: { sequence: 9, id: id(15), timeMs: 1_790_000_002_000, consistency: "app", volumeBytes: 4096 },
+      target: { kind: "file", path: "/srv/other.img" },
+      held: null,
+    },
+  ],
+  jobs: [
+    {
+      operation: "PlannedFailover",
+      state: "Failed",
+      startMs: 1_790_000_020_001,
+      endMs: 1_790_000_020_500,
+      tasks: [
+        {
+          name: "PlannedFailoverInitiated",
+          state: "Succeeded",
+          startMs: 1_790_000_020_002,
+          endMs: 1_790_000_020_100,
+          output: "stopped\n",
+          exitCode: 0,
+          error: null,
+        },
+        {
+          name: "PlannedFailoverCompleting",
+          state: "Failed",
+          startMs: 1_790_000_020_101,
+          endMs: 1_790_000_020_500,
+          output: null,
+          exitCode: null,
+          error: { code: "NO_SPACE", message: "cannot write the target /srv/other.img", remedy: null },
+        },
+      ],
+    },
   ],
 };
 

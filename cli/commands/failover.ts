@@ -1,0 +1,326 @@
+/**
+ * `tidemark failover`: takes disks to another place, tests that, and goes on from there. A verb works
+ * on a run until the run waits for the next one.
+ */
+import { resolve } from "node:path";
+import { Command, Option } from "commander";
+import { type OperateOptions, type RunDone, type StartFailoverOptions, TidemarkError } from "../../engine/index.ts";
+import { controlSocketDefault } from "../agent/listen.ts";
+import { agentSource } from "../agent-source.ts";
+import { formatBytes, formatDuration, formatNumberOf, parseDuration } from "../quantities.ts";
+import { describeRun } from "../run-text.ts";
+import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
+import { printable, table } from "../text.ts";
+import { pointSelector } from "../times.ts";
+import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
+
+interface StartFlags extends VaultFlags {
+  readonly disk?: readonly string[];
+  readonly group?: string;
+  readonly to: string;
+  readonly point?: string;
+  readonly check?: string;
+  readonly shutdown?: string;
+  readonly source?: string;
+  readonly socket?: string;
+  readonly ttl?: number;
+  readonly note?: string;
+}
+
+interface RunFlags extends VaultFlags {
+  readonly point?: string;
+  readonly discardPoints?: true;
+  readonly note?: string;
+}
+
+const targets = "file:PATH, vhd:PATH, dir:FOLDER, device:PATH or blob:PREFIX";
+const choices =
+  "latest (default), latest-processed, latest-app, latest-crash, common, a sequence number, id, time or age";
+
+export function failoverCommand(context: CommandContext): Command {
+  const failover = new Command("failover")
+    .description("take disks to another place, test that, and bring everything back")
+    .addHelpText(
+      "after",
+      `
+A failover is a run, which goes on over several commands. Each command is a job
+that can be resumed after a crash with \`tidemark jobs resume\`.
+
+Examples:
+  $ tidemark failover test --disk web --to file:/srv/drill.img --vault dir:/v
+  $ tidemark failover unplanned --disk web --to dir:/srv --vault dir:/v
+  $ tidemark failover list --vault dir:/v`,
+    );
+  addTest(context, failover);
+  addUnplanned(context, failover);
+  addPlanned(context, failover);
+  addListings(context, failover);
+  addVerbs(context, failover);
+  return failover;
+}
+
+function addTest(context: CommandContext, failover: Command): void {
+  withDisks(failover.command("test"))
+    .description("make a point a disk, check it, and leave replication alone")
+    .option("--point <point>", choices)
+    .option("--check <command>", "run this against each target; exit code 0 means that it is good")
+    .option("--ttl <duration>", "after this time the test is overdue, such as 14d", duration)
+    .option("--note <text>", "a comment that is kept with the run")
+    .addHelpText(
+      "after",
+      `
+The check gets TIDEMARK_DISK, TIDEMARK_POINT, TIDEMARK_RUN, TIDEMARK_IMAGE,
+TIDEMARK_DIRECTION and TIDEMARK_TEST=1. Its output and exit code are kept. The
+test has succeeded when its cleanup has, too.
+
+Examples:
+  $ tidemark failover test --disk web --to file:/srv/drill.img \\
+      --check 'fsck.ext4 -fn "$TIDEMARK_IMAGE"' --ttl 14d --vault dir:/v
+  $ tidemark failover test --group shop --to dir:/srv/drill --point common \\
+      --vault dir:/v`,
+    )
+    .action(async (flags: StartFlags) => await start(context, "test", flags));
+}
+
+function addUnplanned(context: CommandContext, failover: Command): void {
+  withSocket(withDisks(failover.command("unplanned")))
+    .description("take disks to another place when their source is lost")
+    .option("--point <point>", choices)
+    .option("--shutdown <command>", "stop the source with this; a failure is noted, and the failover goes on")
+    .addHelpText(
+      "after",
+      `
+With --socket, \`latest\` asks the agent for a last point first; if that fails, the
+newest point of the vault is used. While the run has a disk, no new writer makes
+points of it. Choose another point, commit, or cancel.
+
+Example:
+  $ tidemark failover unplanned --disk web --to dir:/srv --vault dir:/v`,
+    )
+    .action(async (flags: StartFlags) => await start(context, "unplanned", flags));
+}
+
+function addPlanned(context: CommandContext, failover: Command): void {
+  withSocket(withDisks(failover.command("planned")))
+    .description("take disks to another place without losing a write")
+    .option("--source <image>", "the disk's image, when no agent protects it; nothing may write it any more")
+    .option("--shutdown <command>", "stop what writes the source with this first; it must succeed")
+    .addHelpText(
+      "after",
+      `
+The agent stops its disks with a last point each, or a last point of the image is
+taken. If that is not possible, the failover is not done.
+
+Examples:
+  $ tidemark failover planned --disk web --to dir:/srv --vault dir:/v
+  $ tidemark failover planned --disk web --to file:/srv/web.img \\
+      --source /old/web.img --vault dir:/v`,
+    )
+    .action(async (flags: StartFlags) => await start(context, "planned", flags));
+}
+
+function addListings(context: CommandContext, failover: Command): void {
+  withVaultOptions(failover.command("list"))
+    .description("list the runs, newest first, with what is left of them")
+    .addHelpText("after", "\nExample:\n  $ tidemark failover list --vault dir:/v")
+    .action(async (flags: VaultFlags) => await list(context, flags));
+  withVaultOptions(failover.command("show").argument("<run>", "name of the run"))
+    .description("show a run: its state, what is allowed and why the rest is not, what may be deleted")
+    .addHelpText("after", "\nExample:\n  $ tidemark failover show 5f03c2aa --vault dir:/v")
+    .action(async (run: string, flags: VaultFlags) => await show(context, run, flags));
+}
+
+function addVerbs(context: CommandContext, failover: Command): void {
+  withRun(failover.command("change-point"))
+    .description("take the targets of a failover to another point, before it is committed")
+    .requiredOption("--point <point>", choices)
+    .addHelpText(
+      "after",
+      `
+Only what differs between the points is written. If a target was written since,
+it is compared whole, and what was written to it is lost.
+
+Example:
+  $ tidemark failover change-point 5f03c2aa --point 41 --vault dir:/v`,
+    )
+    .action(async (run: string, flags: RunFlags) => {
+      const point = selectorOf(flags.point ?? "latest");
+      await operate(
+        context,
+        "failover change-point",
+        run,
+        flags,
+        async ({ failovers }, options) => await failovers.changePoint({ ...options, point }),
+      );
+    });
+  withRun(failover.command("commit"))
+    .description("end the choice of the point: the targets are yours")
+    .option("--discard-points", "drop all points of the disks but the newest")
+    .addHelpText("after", "\nExample:\n  $ tidemark failover commit 5f03c2aa --vault dir:/v")
+    .action(async (run: string, flags: RunFlags) => {
+      const { discardPoints } = flags;
+      await operate(
+        context,
+        "failover commit",
+        run,
+        flags,
+        async ({ failovers }, options) => await failovers.commit({ ...options, discardPoints }),
+      );
+    });
+  withRun(failover.command("cancel"))
+    .description("bring back the state before a failover that is not committed")
+    .addHelpText("after", "\nExample:\n  $ tidemark failover cancel 5f03c2aa --vault dir:/v")
+    .action(async (run: string, flags: RunFlags) => {
+      await operate(
+        context,
+        "failover cancel",
+        run,
+        flags,
+        async ({ failovers }, options) => await failovers.cancel(options),
+      );
+    });
+  withRun(failover.command("cleanup"))
+    .description("remove what a test made, and end it when nothing of it is left")
+    .option("--note <text>", "a comment that is kept with the run")
+    .addHelpText("after", "\nExample:\n  $ tidemark failover cleanup 5f03c2aa --note passed --vault dir:/v")
+    .action(async (run: string, flags: RunFlags) => {
+      await operate(
+        context,
+        "failover cleanup",
+        run,
+        flags,
+        async ({ failovers }, options) => await failovers.cleanup(options),
+      );
+    });
+}
+
+async function start(context: CommandContext, kind: StartFailoverOptions["kind"], flags: StartFlags): Promise<void> {
+  const { disk: disks, group, to, check, shutdown, ttl: ttlMs, note } = flags;
+  if ((disks === undefined) === (group === undefined)) {
+    throw new TidemarkError("INVALID_ARGUMENT", "a failover needs disks or a group", {
+      remedy: "add `--disk NAME`, several times for several disks, or `--group NAME`",
+    });
+  }
+  const [, scheme = "", place = ""] = /^([a-z]+):(.*)$/s.exec(to) ?? [];
+  if (["file", "vhd", "dir"].includes(scheme)) await refuseInsideVault(flags, place, "target");
+  const point = selectorOf(flags.point ?? "latest");
+  const source = sourceOf(context, kind, flags);
+  const options = { kind, disks, group, to, point, check, shutdown, source, ttlMs, note };
+  await work(
+    context,
+    `failover ${kind}`,
+    flags,
+    async ({ failovers }, more) => await failovers.start({ ...options, ...more }),
+  );
+}
+
+function sourceOf(
+  { environment }: CommandContext,
+  kind: StartFailoverOptions["kind"],
+  { source, socket }: StartFlags,
+): StartFailoverOptions["source"] {
+  if (source !== undefined) return { kind: "image", path: resolve(source) };
+  if (socket !== undefined) return { kind: "agent", path: resolve(socket) };
+  return kind === "planned" ? { kind: "agent", path: controlSocketDefault(environment) } : null;
+}
+
+async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
+  const { output, signal } = context;
+  const runs = await withVault(context, flags, async ({ failovers }) => await failovers.list(signal));
+  for (const run of runs) output.item("run", run);
+  const open = runs.filter(({ health }) => health !== "Normal").length;
+  const rows = runs.map(({ run, kind, state, disks, point, target, health, leftovers }) => [
+    run,
+    kind,
+    health,
+    state,
+    disks.map(({ disk }) => disk).join(", "),
+    point,
+    target,
+    leftovers.length === 0 ? "-" : String(leftovers.length),
+  ]);
+  const text = [
+    ...(rows.length === 0
+      ? []
+      : [table(["RUN", "KIND", "HEALTH", "STATE", "DISKS", "POINT", "TARGET", "LEFT"], rows, "lllllllr")]),
+    `${formatNumberOf(runs.length, "run")}, ${open} of them open`,
+  ].join("\n");
+  output.answer("failover list", { runs: runs.length, open }, text);
+}
+
+async function show(context: CommandContext, run: string, flags: VaultFlags): Promise<void> {
+  const { output, signal } = context;
+  const summary = await withVault(context, flags, async ({ failovers }) => await failovers.show(run, signal));
+  output.answer("failover show", summary, describeRun(summary, output));
+}
+
+type VerbName = "failover change-point" | "failover commit" | "failover cancel" | "failover cleanup" | "jobs resume";
+
+/** Carries out a verb on a run and prints what has become of the run. */
+export async function operate(
+  context: CommandContext,
+  command: VerbName,
+  run: string,
+  flags: RunFlags,
+  verb: (vault: Parameters<Parameters<typeof withVault>[2]>[0], options: OperateOptions) => Promise<RunDone>,
+): Promise<void> {
+  const { note } = flags;
+  await work(context, command, flags, async (vault, more) => await verb(vault, { run, note, ...more }));
+}
+
+async function work(
+  context: CommandContext,
+  command: VerbName | `failover ${StartFailoverOptions["kind"]}`,
+  flags: VaultFlags,
+  verb: (
+    vault: Parameters<Parameters<typeof withVault>[2]>[0],
+    options: Omit<OperateOptions, "run" | "note">,
+  ) => Promise<RunDone>,
+): Promise<void> {
+  const { output, environment, signal } = context;
+  const defined = Object.entries(environment).filter((entry): entry is [string, string] => entry[1] !== undefined);
+  const options = {
+    environment: Object.fromEntries(defined),
+    openAgent: agentSource,
+    signal,
+    onProgress: output.progress.bind(output),
+    onNotice: output.notice.bind(output),
+  };
+  const done = await withVault(context, flags, async (vault) => await verb(vault, options));
+  const moved = `written ${formatBytes(done.bytesWritten)}, read ${formatBytes(done.bytesRead)} (${formatDuration(done.elapsedMs)})`;
+  output.summary(command, done, `${describeRun(done, output)}\n${printable(moved)}`);
+}
+
+/** The choices by name stay as they are; the rest is a point as everywhere. */
+function selectorOf(text: string): string {
+  return /^(latest(-processed|-app|-crash)?|common)$/.test(text) ? text : pointSelector(text);
+}
+
+function duration(text: string): number {
+  const ms = parseDuration(text);
+  if (ms !== undefined) return ms;
+  throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(text)} is not a duration`, {
+    remedy: "write it as 14d, 12h or 30m",
+  });
+}
+
+function withDisks(command: Command): Command {
+  return withWorkersOption(
+    withVaultOptions(
+      command
+        .option("--disk <names...>", "disks in the vault")
+        .option("--group <name>", "all disks of this group, at one point")
+        .requiredOption("--to <target>", targets),
+    ),
+  );
+}
+
+function withRun(command: Command): Command {
+  return withWorkersOption(withVaultOptions(command.argument("<run>", "name of the run")));
+}
+
+function withSocket(command: Command): Command {
+  return command.addOption(
+    new Option("--socket <path>", "the control socket of the agent that protects the disks").env("TIDEMARK_SOCKET"),
+  );
+}

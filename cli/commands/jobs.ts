@@ -1,0 +1,75 @@
+/** `tidemark jobs`: what was done on failover runs, step by step, and what can go on. */
+import { Command } from "commander";
+import { type JobSummary, TidemarkError } from "../../engine/index.ts";
+import { formatNumberOf } from "../quantities.ts";
+import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
+import { fields, printable, table } from "../text.ts";
+import { type CommandContext, withVault } from "./context.ts";
+import { operate } from "./failover.ts";
+
+export function jobsCommand(context: CommandContext): Command {
+  const jobs = new Command("jobs")
+    .description("list, show and resume the jobs of failovers")
+    .addHelpText("after", "\nExample:\n  $ tidemark jobs list --vault dir:/v");
+  withVaultOptions(jobs.command("list"))
+    .description("list the jobs of all failover runs, newest first")
+    .addHelpText("after", "\nExample:\n  $ tidemark jobs list --vault dir:/v")
+    .action(async (flags: VaultFlags) => await list(context, flags));
+  withVaultOptions(jobs.command("show").argument("<job>", "name of the job, such as 5f03c2aa-1"))
+    .description("show a job with its tasks")
+    .addHelpText("after", "\nExample:\n  $ tidemark jobs show 5f03c2aa-1 --vault dir:/v")
+    .action(async (job: string, flags: VaultFlags) => await show(context, job, flags));
+  withWorkersOption(withVaultOptions(jobs.command("resume").argument("<run>", "name of the run or of one of its jobs")))
+    .description("go on with a run that was interrupted, or that failed")
+    .addHelpText("after", "\nExample:\n  $ tidemark jobs resume 5f03c2aa --vault dir:/v")
+    .action(async (name: string, flags: VaultFlags) => {
+      await operate(
+        context,
+        "jobs resume",
+        name.replace(/-\d+$/, ""),
+        flags,
+        async ({ failovers }, options) => await failovers.resume(options),
+      );
+    });
+  return jobs;
+}
+
+async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
+  const { output, signal } = context;
+  const jobs = await withVault(context, flags, async ({ failovers }) => await failovers.jobs(signal));
+  for (const job of jobs) output.item("job", job);
+  const rows = jobs.map(({ job, operation, state, startTime, endTime, tasks }) => [
+    job,
+    operation,
+    state,
+    output.time(startTime),
+    endTime === null ? "-" : output.time(endTime),
+    String(tasks.length),
+  ]);
+  const text = [
+    ...(rows.length === 0 ? [] : [table(["JOB", "OPERATION", "STATE", "BEGUN", "ENDED", "TASKS"], rows, "lllllr")]),
+    formatNumberOf(jobs.length, "job"),
+  ].join("\n");
+  output.answer("jobs list", { jobs: jobs.length }, text);
+}
+
+async function show(context: CommandContext, name: string, flags: VaultFlags): Promise<void> {
+  const { output, signal } = context;
+  const jobs = await withVault(context, flags, async ({ failovers }) => await failovers.jobs(signal));
+  const job = jobs.find((candidate) => candidate.job === name);
+  if (job === undefined) {
+    throw new TidemarkError("INVALID_ARGUMENT", `the vault holds no job ${JSON.stringify(name)}`, {
+      remedy: "`tidemark jobs list` shows the jobs",
+    });
+  }
+  output.answer("jobs show", job, describe(job));
+}
+
+function describe({ job, operation, state, tasks }: JobSummary): string {
+  const lines = tasks.flatMap(({ name, state: taskState, exitCode, output, error }): (readonly [string, string])[] => [
+    [name, `${taskState}${exitCode === null ? "" : `, exit code ${exitCode}`}`],
+    ...(output === null || output === "" ? [] : [["", printable(output.trimEnd())] as const]),
+    ...(error === null ? [] : [["", printable(error.message)] as const]),
+  ]);
+  return [`job ${job}: ${operation}, ${state}`, fields(lines)].join("\n");
+}

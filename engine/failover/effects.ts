@@ -1,0 +1,389 @@
+/**
+ * Effects of a failover run: the work that a running state stands for.
+ *
+ * Each effect looks at what is there before it does something, so it may be done again from its
+ * beginning after a crash at any call.
+ *
+ * Invariant: the run in the vault says that a target may be a mixture (`held` is null) before the
+ * first byte of it changes, and names a point for it only when the target is whole and durable.
+ */
+import { FileVolume } from "../disk/source/file-volume.ts";
+import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import type { Notice } from "../notice.ts";
+import type { VaultContext } from "../pipeline/vault-context.ts";
+import type { OperationOptions } from "../progress.ts";
+import { materialize } from "../recovery/restore/materialize.ts";
+import { runCommand } from "../replication/protection/hook-command.ts";
+import { replicate } from "../replication/replicate.ts";
+import type { RunDocument, RunMember } from "../store/format/run.ts";
+import { putClaim, removeClaim } from "../store/points/failover-claim.ts";
+import { readHead } from "../store/points/head.ts";
+import { putPin, removePins } from "../store/points/pins.ts";
+import { selectPoint } from "../store/points/points.ts";
+import { WriterLease } from "../store/points/writer-lease.ts";
+import { Store } from "../store/store.ts";
+import { prune } from "../upkeep/prune/prune.ts";
+import { parsePolicy } from "../upkeep/retention/policy.ts";
+import { choosePoints } from "./point-choice.ts";
+import type { HeldRun } from "./run-store.ts";
+import type { RunEffect } from "./run-table.ts";
+import { formatOf, materializeName, OwnedTarget, targetName } from "./target.ts";
+
+/** The disks of a run, and the group whose disks they are. */
+export interface SourceDisks {
+  readonly disks: readonly string[];
+  readonly group: string | null;
+}
+
+/** The agent that protects the disks of a run. */
+export interface SourceSite {
+  /** Takes a last point of each disk, of a group at one barrier, while they go on. */
+  point(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
+  /** Brings the disks to rest, with a last point of each: nothing written before is lost. */
+  stop(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
+  /** Protects the disks again. */
+  start(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
+}
+
+/** What effects need of their caller. */
+export interface FailoverOptions extends OperationOptions {
+  /** Opens the agent behind a control socket. Absent: a run that names one cannot be worked on. */
+  readonly openAgent?: ((socket: string) => SourceSite) | undefined;
+  /** Environment of check and shutdown commands. Default: empty. */
+  readonly environment?: Readonly<Record<string, string>> | undefined;
+}
+
+/** What the commands of an effect printed, and how the last one ended. */
+interface Commands {
+  output: string;
+  exitCode: number | null;
+}
+
+/** What a task keeps of the output of its commands: the end. */
+const outputCharactersMax = 16_384;
+
+/** What of a run is left at its targets, as users name it. */
+export async function leftoversOf({ sink }: Pick<VaultContext, "sink">, document: RunDocument): Promise<string[]> {
+  const left: string[] = [];
+  for (const { target, held } of document.members)
+    left.push(...(await new OwnedTarget(target, document.run, sink).leftovers(held !== null)));
+  return left;
+}
+
+/** Carries the effects of one run out. */
+export class Effects {
+  readonly #context: VaultContext;
+  readonly #store: Store;
+  readonly #held: HeldRun;
+  readonly #options: FailoverOptions;
+  readonly #signal: AbortSignal;
+  #bytesWritten = 0;
+  #bytesRead = 0;
+  #commands: Commands | undefined;
+
+  constructor(context: VaultContext, held: HeldRun, options: FailoverOptions) {
+    this.#context = context;
+    this.#store = new Store(context.sink);
+    this.#held = held;
+    this.#options = options;
+    this.#signal = options.signal === undefined ? held.signal : AbortSignal.any([options.signal, held.signal]);
+  }
+
+  get bytesWritten(): number {
+    return this.#bytesWritten;
+  }
+
+  get bytesRead(): number {
+    return this.#bytesRead;
+  }
+
+  /** What the commands since the last call printed; undefined: there were none. */
+  takeCommands(): Commands | undefined {
+    const commands = this.#commands;
+    this.#commands = undefined;
+    return commands;
+  }
+
+  async carryOut(effect: RunEffect): Promise<void> {
+    throwIfAborted(this.#signal);
+    const work: Readonly<Record<RunEffect, () => Promise<void>>> = {
+      prepare: async () => await this.#prepare(),
+      makeTargets: async () => await this.#makeTargets(),
+      checkTargets: async () => await this.#checkTargets(),
+      commit: async () => await this.#commit(),
+      removeTargets: async () => await this.#removeTargets(),
+      lookAgain: async () => await this.#lookAgain(),
+      freeDisks: async () => await this.#freeDisks(),
+    };
+    await work[effect]();
+  }
+
+  /** Shuts the source down or tries to, takes the disks, and chooses the points again. */
+  async #prepare(): Promise<void> {
+    const { run, kind, shutdown, selector, group } = this.#held.document;
+    const disks = this.#disks;
+    // An interrupted try may have left a claim, which would refuse the last point of an image.
+    for (const disk of disks) await removeClaim({ ...this.#place, disk }, run);
+    if (kind === "planned") {
+      if (shutdown !== null) await this.#runShutdown(shutdown);
+      await this.#bringToRest();
+    } else {
+      if (shutdown !== null) await this.#orNote("the shutdown command", this.#runShutdown(shutdown));
+      if (selector === "latest") await this.#orNote("the request for a last point", this.#askForPoint());
+    }
+    for (const disk of disks) await putClaim({ ...this.#place, disk }, run);
+    if (kind === "planned") for (const disk of disks) await this.#proveWithoutWriter(disk);
+    // The last points of disks at rest hold everything that was acknowledged, also of a group, whose
+    // newest common point may be older.
+    const chosen =
+      kind === "planned"
+        ? await choosePoints(this.#place, disks, "latest", false)
+        : await choosePoints(this.#place, disks, selector, group !== null);
+    const members = this.#held.document.members.map((member, index): RunMember => {
+      const { sequence, id, timeMs, consistency, volumeBytes } = chosen[index]?.point ?? member.point;
+      return { ...member, point: { sequence, id, timeMs, consistency, volumeBytes } };
+    });
+    await this.#held.swap({ ...this.#held.document, members });
+  }
+
+  /** A source that does not answer is a note, not an end. */
+  async #orNote(what: string, work: Promise<void>): Promise<void> {
+    try {
+      await work;
+    } catch (error) {
+      if (!(error instanceof TidemarkError)) throw error;
+      throwIfAborted(this.#signal);
+      this.#notify({ code: "SOURCE_UNREACHED", message: `${what} failed, and the run goes on: ${error.message}` });
+    }
+  }
+
+  async #bringToRest(): Promise<void> {
+    const { source } = this.#held.document;
+    if (source === null) return;
+    if (source.kind === "agent") {
+      await this.#agent(source.path).stop(this.#sourceDisks, this.#signal);
+      return;
+    }
+    const [disk = ""] = this.#disks;
+    const volume = await FileVolume.open(source.path);
+    try {
+      const { consistency } = await replicate(this.#context, { ...this.#operation, disk, volume });
+      if (consistency !== "fuzzy") return;
+    } finally {
+      await volume.close();
+    }
+    throw new TidemarkError("SOURCE_UNREADABLE", `${source.path} was written while its last point was taken`, {
+      remedy: "stop the programs that write it, then run `tidemark jobs resume` with the run",
+      detail: { path: source.path },
+    });
+  }
+
+  async #askForPoint(): Promise<void> {
+    const { source } = this.#held.document;
+    if (source?.kind === "agent") await this.#agent(source.path).point(this.#sourceDisks, this.#signal);
+  }
+
+  #agent(socket: string): SourceSite {
+    const { openAgent } = this.#options;
+    if (openAgent !== undefined) return openAgent(socket);
+    throw new TidemarkError(
+      "INVALID_ARGUMENT",
+      `the run names an agent at ${socket}, and none can be asked from here`,
+      {
+        remedy: "use the command line",
+      },
+    );
+  }
+
+  /**
+   * Takes the writer lease and gives it back: a writer that began before the claim would still have
+   * it. Errors: WRITER_ACTIVE.
+   */
+  async #proveWithoutWriter(disk: string): Promise<void> {
+    const lease = await WriterLease.take({ ...this.#place, disk, onNotice: this.#notify });
+    await lease.release();
+  }
+
+  /** Brings every target to its member's point. */
+  async #makeTargets(): Promise<void> {
+    const { run } = this.#held.document;
+    for (const { disk } of this.#held.document.members) {
+      const member = this.#member(disk);
+      const { point, target, held } = member;
+      throwIfAborted(this.#signal);
+      const owned = new OwnedTarget(target, run, this.#context.sink);
+      const isThere = await owned.own();
+      const isUntouched =
+        isThere && held !== null && held.signature !== null && held.signature === (await owned.signature());
+      if (isUntouched && held.point === point.id) continue;
+      await this.#pin(disk, point.id);
+      const since = isUntouched ? await this.#comparable(disk, held.point, point.volumeBytes) : undefined;
+      if (held !== null) await this.#swapMember({ ...member, held: null });
+      const changed = isThere ? (target.kind === "blob" ? "replace" : "in-place") : "create";
+      const { bytesWritten, bytesRead } = await materialize(this.#context, {
+        ...this.#operation,
+        disk,
+        point: point.id,
+        to: materializeName(target),
+        format: formatOf(target.kind),
+        mode: changed,
+        since,
+      });
+      this.#bytesWritten += bytesWritten;
+      this.#bytesRead += bytesRead;
+      await this.#swapMember({ ...member, held: { point: point.id, signature: await owned.signature() } });
+      await this.#unpin(disk, point.id);
+    }
+  }
+
+  /** The point that a target has, if it can be compared with one of this size. */
+  async #comparable(disk: string, id: string, volumeBytes: number): Promise<string | undefined> {
+    try {
+      const { head } = await readHead(this.#store, this.#place.vault, disk, this.#signal);
+      const point = await selectPoint(this.#store, head, id, this.#signal);
+      return point.volumeBytes === volumeBytes ? id : undefined;
+    } catch (error) {
+      if (hasCode(error, "POINT_NOT_FOUND")) return undefined;
+      throw error;
+    }
+  }
+
+  async #checkTargets(): Promise<void> {
+    const { check } = this.#held.document;
+    if (check === null) return;
+    for (const member of this.#held.document.members) {
+      const image = member.target.kind === "blob" ? targetName(member.target) : member.target.path;
+      const exitCode = await this.#runCommand(check, { ...this.#variables(member), TIDEMARK_IMAGE: image });
+      if (exitCode === 0) continue;
+      const ending = exitCode === null ? "was ended by a signal" : `ended with exit code ${exitCode}`;
+      throw new TidemarkError("HOOK_FAILED", `the check of disk ${JSON.stringify(member.disk)} ${ending}`, {
+        remedy: `see its output with \`tidemark failover show ${this.#held.document.run}\``,
+        detail: { disk: member.disk },
+      });
+    }
+  }
+
+  async #runShutdown(command: string): Promise<void> {
+    const [first] = this.#held.document.members;
+    const exitCode = await this.#runCommand(command, first === undefined ? {} : this.#variables(first));
+    if (exitCode === 0) return;
+    throw new TidemarkError("HOOK_FAILED", `the shutdown command ended with ${exitCode ?? "a signal"}`, {
+      remedy: "see its output with `tidemark failover show`",
+    });
+  }
+
+  #variables({ disk, point }: RunMember): Readonly<Record<string, string>> {
+    const { run, kind } = this.#held.document;
+    return {
+      TIDEMARK_DISK: disk,
+      TIDEMARK_POINT: point.id,
+      TIDEMARK_RUN: run,
+      TIDEMARK_DIRECTION: "PrimaryToRecovery",
+      TIDEMARK_TEST: kind === "test" ? "1" : "0",
+    };
+  }
+
+  /** Runs a command to its end and keeps what it printed. Errors: INTERRUPTED. */
+  async #runCommand(command: string, variables: Readonly<Record<string, string>>): Promise<number | null> {
+    const env = { ...this.#options.environment, ...variables };
+    const step = await runCommand({ phase: "pre", command, cwd: "/", env }, undefined, this.#signal);
+    const before = this.#commands?.output ?? "";
+    this.#commands = { output: `${before}${step.output}`.slice(-outputCharactersMax), exitCode: step.exitCode };
+    throwIfAborted(this.#signal);
+    return step.exitCode;
+  }
+
+  /** The targets become the user's, and the choice of the point ends. */
+  async #commit(): Promise<void> {
+    const { run, members, discardPoints } = this.#held.document;
+    for (const { disk } of members) await this.#proveWithoutWriter(disk);
+    // The newest point stays: the way back compares with it.
+    const policy = parsePolicy("keep:last=1");
+    if (discardPoints) for (const { disk } of members) await prune(this.#context, { ...this.#operation, disk, policy });
+    for (const { target } of members) await new OwnedTarget(target, run, this.#context.sink).handOver();
+  }
+
+  async #removeTargets(): Promise<void> {
+    const { run, members } = this.#held.document;
+    for (const { disk, point, target } of members) {
+      await new OwnedTarget(target, run, this.#context.sink).remove();
+      await this.#unpin(disk, point.id);
+    }
+  }
+
+  /** Errors: TARGET_FAILED when something of the run is there. */
+  async #lookAgain(): Promise<void> {
+    const left = await leftoversOf(this.#context, this.#held.document);
+    if (left.length === 0) return;
+    throw new TidemarkError("TARGET_FAILED", `of the run is left: ${left.join(", ")}`, {
+      remedy: "stop the programs that use it, and run the command again",
+      detail: { leftovers: left.length },
+    });
+  }
+
+  async #freeDisks(): Promise<void> {
+    const { run, kind, source } = this.#held.document;
+    await this.#lookAgain();
+    for (const disk of this.#disks) await removeClaim({ ...this.#place, disk }, run);
+    if (kind !== "planned" || source?.kind !== "agent") return;
+    const starting = this.#agent(source.path).start(this.#sourceDisks, this.#signal);
+    await this.#orNote("`tidemark agent resume`, which protects the disks again,", starting);
+  }
+
+  async #pin(disk: string, id: string): Promise<void> {
+    const place = await this.#pinPlace(disk, id);
+    if (place !== undefined) await putPin({ ...place, name: this.#pinName, untilMs: null, nowMs: Date.now() });
+  }
+
+  async #unpin(disk: string, id: string): Promise<void> {
+    const place = await this.#pinPlace(disk, id);
+    if (place !== undefined) await removePins({ ...place, name: this.#pinName });
+  }
+
+  async #pinPlace(disk: string, id: string): Promise<Omit<Parameters<typeof removePins>[0], "name"> | undefined> {
+    const { head } = await readHead(this.#store, this.#place.vault, disk, this.#signal);
+    try {
+      const point = await selectPoint(this.#store, head, id, this.#signal);
+      return { ...this.#place, disk, point, onNotice: this.#notify };
+    } catch (error) {
+      if (hasCode(error, "POINT_NOT_FOUND")) return undefined;
+      throw error;
+    }
+  }
+
+  get #pinName(): string {
+    return `failover ${this.#held.document.run}`;
+  }
+
+  async #swapMember(next: RunMember): Promise<void> {
+    const { document } = this.#held;
+    const members = document.members.map((member) => (member.disk === next.disk ? next : member));
+    await this.#held.swap({ ...document, members });
+  }
+
+  #member(disk: string): RunMember {
+    const member = this.#held.document.members.find((candidate) => candidate.disk === disk);
+    if (member === undefined) throw new TidemarkError("INTERNAL", `the run has no disk ${JSON.stringify(disk)}`);
+    return member;
+  }
+
+  get #disks(): readonly string[] {
+    return this.#held.document.members.map(({ disk }) => disk);
+  }
+
+  get #sourceDisks(): SourceDisks {
+    return { disks: this.#disks, group: this.#held.document.group };
+  }
+
+  get #place(): { readonly store: Store; readonly vault: string; readonly signal: AbortSignal } {
+    return { store: this.#store, vault: this.#context.document.vault, signal: this.#signal };
+  }
+
+  get #operation(): OperationOptions {
+    return { onProgress: this.#options.onProgress, onNotice: this.#options.onNotice, signal: this.#signal };
+  }
+
+  readonly #notify = (notice: Notice): void => {
+    this.#options.onNotice?.(notice);
+  };
+}

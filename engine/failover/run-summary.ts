@@ -1,0 +1,201 @@
+/**
+ * What users see of a run: its state, what may be done and why the rest may not, what is left of it,
+ * and what may be deleted now.
+ */
+import type { VaultContext } from "../pipeline/vault-context.ts";
+import type { JobState, RunDocument, RunKind, RunOperation, RunState } from "../store/format/run.ts";
+import type { Consistency } from "../volume.ts";
+import { leftoversOf } from "./effects.ts";
+import { isWorkedOn } from "./run-store.ts";
+import { allowedOperations, effectOf, hasEnded, refusedOperations } from "./run-table.ts";
+import { targetName } from "./target.ts";
+
+/** A failover or a test, and what may be done with it. */
+export interface RunSummary {
+  /** Name of the run: 8 hexadecimal digits. */
+  readonly run: string;
+  readonly kind: RunKind;
+  readonly state: RunState;
+  readonly direction: "PrimaryToRecovery";
+  readonly group: string | null;
+  readonly disks: readonly RunDisk[];
+  /** The point that was asked for, in the words of the command. */
+  readonly point: string;
+  readonly target: string;
+  readonly allowedOperations: readonly RunOperation[];
+  readonly refusedOperations: readonly { readonly operation: RunOperation; readonly reason: string }[];
+  /** What the run has made and not handed over, as far as this host can see. */
+  readonly leftovers: readonly string[];
+  /** What may be deleted now. */
+  readonly mayBeDeleted: readonly string[];
+  /** What must not be deleted yet, and why. */
+  readonly stillNeeded: readonly string[];
+  /** The host of local targets. */
+  readonly host: string;
+  readonly created: string;
+  /** When a test that is not cleaned up is overdue; null: never. */
+  readonly due: string | null;
+  readonly overdue: boolean;
+  readonly health: "Normal" | "Warning" | "Critical";
+  /** Of a test: whether its check and its cleanup succeeded; null while that is open. */
+  readonly successful: boolean | null;
+  readonly notes: readonly { readonly time: string; readonly text: string }[];
+  readonly jobs: readonly RunJobSummary[];
+}
+
+/** A disk of a run. */
+export interface RunDisk {
+  readonly disk: string;
+  readonly sequence: number;
+  /** Id of the point. */
+  readonly point: string;
+  readonly time: string;
+  readonly consistency: Consistency;
+  readonly target: string;
+  /** True when the target holds the point, whole and durable. */
+  readonly complete: boolean;
+}
+
+/** An operation on a run. `Suspended`: it was interrupted, and can be resumed. */
+export interface RunJobSummary {
+  /** Name of the job: that of the run and a number. */
+  readonly job: string;
+  readonly operation: RunOperation;
+  readonly state: JobState;
+  readonly startTime: string;
+  readonly endTime: string | null;
+  readonly tasks: readonly RunTaskSummary[];
+}
+
+/** A step of a job. Its name is the state of the run that it worked in. */
+export interface RunTaskSummary {
+  readonly name: RunState;
+  readonly state: JobState;
+  readonly startTime: string;
+  readonly endTime: string | null;
+  readonly output: string | null;
+  readonly exitCode: number | null;
+  readonly error: { readonly code: string; readonly message: string; readonly remedy: string | null } | null;
+}
+
+/** A run after an operation, and what the operation read and wrote. */
+export interface RunDone extends RunSummary {
+  /** Bytes written to the targets. */
+  readonly bytesWritten: number;
+  /** Bytes read from the store. */
+  readonly bytesRead: number;
+  readonly elapsedMs: number;
+}
+
+/** A job of a list over all runs. */
+export interface JobSummary extends RunJobSummary {
+  readonly run: string;
+}
+
+export async function describeRun(context: Pick<VaultContext, "sink">, document: RunDocument): Promise<RunSummary> {
+  const { run, kind, state, group, selector, target, members, host, createdMs, ttlMs } = document;
+  const isBusy = await isWorkedOn(document);
+  const ended = hasEnded(state);
+  const committed = state === "CommitFailoverCompleted";
+  const dueMs = ttlMs === null || ended || kind !== "test" ? null : createdMs + ttlMs;
+  const overdue = dueMs !== null && Date.now() > dueMs;
+  const lastState = document.jobs.at(-1)?.state;
+  const isStuck = !isBusy && !ended && (effectOf(state) !== undefined || lastState === "Failed");
+  return {
+    run,
+    kind,
+    state,
+    direction: "PrimaryToRecovery",
+    group,
+    disks: members.map(({ disk, point, target: place, held }) => ({
+      disk,
+      sequence: point.sequence,
+      point: point.id,
+      time: iso(point.timeMs),
+      consistency: point.consistency,
+      target: targetName(place),
+      complete: held?.point === point.id,
+    })),
+    point: selector,
+    target,
+    allowedOperations: isBusy ? [] : allowedOperations(state),
+    refusedOperations: isBusy
+      ? allowedOperations(state).map((operation) => ({ operation, reason: "a process works on the run" }))
+      : refusedOperations(state),
+    leftovers: ended || committed ? [] : await leftoversOf(context, document),
+    ...adviceOf(document),
+    host,
+    created: iso(createdMs),
+    due: dueMs === null ? null : iso(dueMs),
+    overdue,
+    health: overdue || isStuck ? "Critical" : ended || committed ? "Normal" : "Warning",
+    successful: kind !== "test" || !ended ? null : !checkFailed(document),
+    notes: document.notes.map(({ timeMs, text }) => ({ time: iso(timeMs), text })),
+    jobs: document.jobs.map((job, index) => ({
+      job: `${run}-${index + 1}`,
+      operation: job.operation,
+      state: job.state === "InProgress" && !isBusy ? "Suspended" : job.state,
+      startTime: iso(job.startMs),
+      endTime: isoOrNull(job.endMs),
+      tasks: job.tasks.map((task) => ({
+        name: task.name,
+        state: task.state === "InProgress" && !isBusy ? "Suspended" : task.state,
+        startTime: iso(task.startMs),
+        endTime: isoOrNull(task.endMs),
+        output: task.output,
+        exitCode: task.exitCode,
+        error: task.error,
+      })),
+    })),
+  };
+}
+
+/** The jobs of a run, with its name. */
+export function jobsOf({ run, jobs }: RunSummary): JobSummary[] {
+  return jobs.map((job) => ({ ...job, run }));
+}
+
+function checkFailed({ jobs }: RunDocument): boolean {
+  const checks = jobs.flatMap(({ tasks }) => tasks.filter(({ name }) => name === "TestFailoverCompleting"));
+  return checks.at(-1)?.state !== "Succeeded";
+}
+
+function adviceOf({ kind, state, members, run }: RunDocument): Pick<RunSummary, "mayBeDeleted" | "stillNeeded"> {
+  const disks = members.map(({ disk }) => JSON.stringify(disk)).join(", ");
+  const targets = members.map(({ target }) => targetName(target)).join(", ");
+  const devices = members.filter(({ target }) => target.kind === "device").map(({ target }) => targetName(target));
+  const sources = `the source of ${disks}`;
+  if (hasEnded(state)) {
+    return {
+      mayBeDeleted: devices.map((device) => `the content of ${device}, which the run wrote`),
+      stillNeeded: [`${sources}, which is replicated`],
+    };
+  }
+  if (kind === "test")
+    return {
+      mayBeDeleted: [],
+      stillNeeded: [`${sources}, which is replicated`, `${targets}, until \`tidemark failover cleanup ${run}\``],
+    };
+  if (state === "CommitFailoverCompleted") {
+    return {
+      mayBeDeleted: [`${sources}, unless the disks are to come back to it by differences`],
+      stillNeeded: [`${targets}: the disks live there now`, "the vault's points: the way back compares with them"],
+    };
+  }
+  return {
+    mayBeDeleted: [],
+    stillNeeded: [
+      `${sources}, to which a cancel goes back`,
+      targets,
+      "the vault's points, from which another can be chosen",
+    ],
+  };
+}
+
+function iso(timeMs: number): string {
+  return new Date(timeMs).toISOString();
+}
+
+function isoOrNull(timeMs: number | null): string | null {
+  return timeMs === null ? null : iso(timeMs);
+}

@@ -1,0 +1,259 @@
+/**
+ * State machine of a failover run: a pure table, state × operation → next state, or the reason why
+ * not. States and operations bear the names that Azure Site Recovery gives them.
+ *
+ *     test       Initiated ─ make targets ─► Completing ─ check ─► Completed ─ cleanup: remove ─► look again ─► None
+ *     failover   Initiated ─ choose and claim ─► Completing ─ make targets ─► Completed ─┬─ commit ─► CommitFailoverCompleted
+ *                                       ▲ change the point ┘                 └─ cancel: remove targets ─► free the disks ─► Protected
+ *
+ * A *running* state stands for one effect, which is work that may be done again from its beginning.
+ * When the effect has succeeded or failed, the run passes to the next state. A process that dies
+ * leaves a running state behind: Resume does its effect again, and cancel or cleanup gives it up.
+ * In a settled state the run waits for an operation.
+ *
+ * Invariant: from every state that has not ended a chain of operations leads to one that has, and no
+ * operation makes a test change what replication uses.
+ */
+import type { RunKind, RunOperation, RunState } from "../store/format/run.ts";
+import { runOperations } from "../store/format/run.ts";
+
+/** What a running state does. `failover/effects.ts` carries it out. */
+export type RunEffect =
+  | "prepare"
+  | "makeTargets"
+  | "checkTargets"
+  | "commit"
+  | "removeTargets"
+  | "lookAgain"
+  | "freeDisks";
+
+/** Why an operation is not allowed has the same answer in all states of one stage. */
+type Stage = "testing" | "beginning" | "pending" | "ending" | "committed" | "ended";
+
+interface StateRow {
+  readonly stage: Stage;
+  /** Of a running state. */
+  readonly runs?: { readonly effect: RunEffect; readonly done: RunState; readonly failed: RunState };
+  readonly allows: Partial<Readonly<Record<RunOperation, RunState>>>;
+}
+
+const cleanup = { TestFailoverCleanup: "TestFailoverCleanupInitiated" } as const;
+const cancel = { CancelFailover: "CancelFailoverInProgressOnRecovery" } as const;
+const choose = {
+  ...cancel,
+  ChangePit: "ChangeRecoveryPointInitiated",
+  Commit: "CommitFailoverInProgressOnPrimary",
+} as const;
+
+/** A running state: its effect, and where that leads. It can be resumed, and as `allows` says. */
+function running(
+  stage: Stage,
+  effect: RunEffect,
+  self: RunState,
+  [done, failed]: readonly [done: RunState, failed: RunState],
+  allows: StateRow["allows"] = {},
+): StateRow {
+  return { stage, runs: { effect, done, failed }, allows: { ...allows, Resume: self } };
+}
+
+/** A state in which the effect of the running state `of` has failed. */
+function failed(stage: Stage, of: RunState, allows: StateRow["allows"]): StateRow {
+  return { stage, allows: { ...allows, Resume: of } };
+}
+
+const table: Readonly<Record<RunState, StateRow>> = {
+  TestFailoverInitiated: running(
+    "testing",
+    "makeTargets",
+    "TestFailoverInitiated",
+    ["TestFailoverCompleting", "TestFailoverFailed"],
+    cleanup,
+  ),
+  TestFailoverCompleting: running(
+    "testing",
+    "checkTargets",
+    "TestFailoverCompleting",
+    ["TestFailoverCompleted", "TestFailoverCompletionFailed"],
+    cleanup,
+  ),
+  TestFailoverCompleted: { stage: "testing", allows: cleanup },
+  TestFailoverFailed: failed("testing", "TestFailoverInitiated", cleanup),
+  TestFailoverCompletionFailed: failed("testing", "TestFailoverCompleting", cleanup),
+  TestFailoverCleanupInitiated: running(
+    "ending",
+    "removeTargets",
+    "TestFailoverCleanupInitiated",
+    ["TestFailoverCleanupCompleting", "TestFailoverCleanupInitiated"],
+    cleanup,
+  ),
+  TestFailoverCleanupCompleting: running(
+    "ending",
+    "lookAgain",
+    "TestFailoverCleanupCompleting",
+    ["None", "TestFailoverCleanupInitiated"],
+    cleanup,
+  ),
+  None: { stage: "ended", allows: {} },
+  PlannedFailoverInitiated: running(
+    "beginning",
+    "prepare",
+    "PlannedFailoverInitiated",
+    ["PlannedFailoverCompleting", "PlannedFailoverFailed"],
+    cancel,
+  ),
+  PlannedFailoverCompleting: running(
+    "beginning",
+    "makeTargets",
+    "PlannedFailoverCompleting",
+    ["PlannedFailoverCompleted", "PlannedFailoverCompletionFailed"],
+    cancel,
+  ),
+  PlannedFailoverCompleted: { stage: "pending", allows: choose },
+  PlannedFailoverFailed: failed("beginning", "PlannedFailoverInitiated", cancel),
+  PlannedFailoverCompletionFailed: failed("beginning", "PlannedFailoverCompleting", cancel),
+  UnplannedFailoverInitiated: running(
+    "beginning",
+    "prepare",
+    "UnplannedFailoverInitiated",
+    ["UnplannedFailoverCompleting", "UnplannedFailoverFailed"],
+    cancel,
+  ),
+  UnplannedFailoverCompleting: running(
+    "beginning",
+    "makeTargets",
+    "UnplannedFailoverCompleting",
+    ["UnplannedFailoverCompleted", "UnplannedFailoverCompletionFailed"],
+    cancel,
+  ),
+  UnplannedFailoverCompleted: { stage: "pending", allows: choose },
+  UnplannedFailoverFailed: failed("beginning", "UnplannedFailoverInitiated", cancel),
+  UnplannedFailoverCompletionFailed: failed("beginning", "UnplannedFailoverCompleting", cancel),
+  ChangeRecoveryPointInitiated: running(
+    "beginning",
+    "makeTargets",
+    "ChangeRecoveryPointInitiated",
+    ["ChangeRecoveryPointCompleted", "ChangeRecoveryPointFailed"],
+    { ...cancel, ChangePit: "ChangeRecoveryPointInitiated" },
+  ),
+  ChangeRecoveryPointCompleted: { stage: "pending", allows: choose },
+  ChangeRecoveryPointFailed: failed("beginning", "ChangeRecoveryPointInitiated", {
+    ...cancel,
+    ChangePit: "ChangeRecoveryPointInitiated",
+  }),
+  CommitFailoverInProgressOnPrimary: running("ending", "commit", "CommitFailoverInProgressOnPrimary", [
+    "CommitFailoverCompleted",
+    "CommitFailoverFailedOnPrimary",
+  ]),
+  CommitFailoverFailedOnPrimary: failed("pending", "CommitFailoverInProgressOnPrimary", choose),
+  CommitFailoverCompleted: { stage: "committed", allows: {} },
+  CancelFailoverInProgressOnRecovery: running(
+    "ending",
+    "removeTargets",
+    "CancelFailoverInProgressOnRecovery",
+    ["CancelFailoverInProgressOnPrimary", "CancelFailoverFailedOnRecovery"],
+    cancel,
+  ),
+  CancelFailoverFailedOnRecovery: failed("ending", "CancelFailoverInProgressOnRecovery", cancel),
+  CancelFailoverInProgressOnPrimary: running(
+    "ending",
+    "freeDisks",
+    "CancelFailoverInProgressOnPrimary",
+    ["Protected", "CancelFailoverFailedOnPrimary"],
+    cancel,
+  ),
+  CancelFailoverFailedOnPrimary: failed("ending", "CancelFailoverInProgressOnPrimary", cancel),
+  Protected: { stage: "ended", allows: {} },
+};
+
+const firstStates: Readonly<Record<RunKind, RunState>> = {
+  test: "TestFailoverInitiated",
+  planned: "PlannedFailoverInitiated",
+  unplanned: "UnplannedFailoverInitiated",
+};
+
+const startingOperations: Readonly<Record<RunKind, RunOperation>> = {
+  test: "TestFailover",
+  planned: "PlannedFailover",
+  unplanned: "UnplannedFailover",
+};
+
+const nothingLeft = "no step of the run is left to do";
+const alreadyBegun = "the run has begun; a new run is started with `tidemark failover`";
+
+/** One sentence for each operation, in each stage in which some state does not allow it. */
+const reasons: Readonly<Record<Stage, Partial<Readonly<Record<RunOperation, string>>>>> = {
+  testing: {
+    ChangePit: "a test keeps its point; clean it up and test the other point",
+    Commit: "a test is not committed: replication has never stopped",
+    CancelFailover: "a test is ended by its cleanup",
+    Resume: nothingLeft,
+  },
+  beginning: {
+    TestFailoverCleanup: "only a test is cleaned up; a failover is cancelled",
+    ChangePit: "the targets are not complete yet",
+    Commit: "the targets are not complete yet",
+  },
+  pending: {
+    TestFailoverCleanup: "only a test is cleaned up; a failover is cancelled",
+    Resume: nothingLeft,
+  },
+  ending: {
+    TestFailoverCleanup: "the run is not a test, and is being ended",
+    ChangePit: "the run is being ended",
+    Commit: "the run is being ended",
+    CancelFailover: "the run is being ended in another way",
+  },
+  committed: {
+    TestFailoverCleanup: "only a test is cleaned up",
+    ChangePit: "the failover is committed, which ended the choice of the point",
+    Commit: "the failover is committed already",
+    CancelFailover: "the failover is committed, so there is no way back to the state before",
+    Resume: nothingLeft,
+  },
+  ended: {
+    TestFailoverCleanup: "the run has ended",
+    ChangePit: "the run has ended",
+    Commit: "the run has ended",
+    CancelFailover: "the run has ended",
+    Resume: "the run has ended",
+  },
+};
+
+/** The state in which a run of this kind begins, and the operation that begins it. */
+export function beginningOf(kind: RunKind): { readonly state: RunState; readonly operation: RunOperation } {
+  return { state: firstStates[kind], operation: startingOperations[kind] };
+}
+
+/** The state that `operation` leads to, or the reason why it is not allowed. */
+export function transition(
+  state: RunState,
+  operation: RunOperation,
+): { readonly next: RunState } | { readonly reason: string } {
+  const { stage, allows } = table[state];
+  const next = allows[operation];
+  if (next !== undefined) return { next };
+  return { reason: reasons[stage][operation] ?? alreadyBegun };
+}
+
+/** What a running state does and where it leads; undefined: the state waits for an operation. */
+export function effectOf(state: RunState): StateRow["runs"] {
+  return table[state].runs;
+}
+
+/** The operations that a state allows, in the order of `runOperations`. */
+export function allowedOperations(state: RunState): RunOperation[] {
+  return runOperations.filter((operation) => table[state].allows[operation] !== undefined);
+}
+
+/** The operations that a state does not allow, each with the reason. */
+export function refusedOperations(state: RunState): { readonly operation: RunOperation; readonly reason: string }[] {
+  return runOperations.flatMap((operation) => {
+    const outcome = transition(state, operation);
+    return "reason" in outcome ? [{ operation, reason: outcome.reason }] : [];
+  });
+}
+
+/** True when the run has ended: nothing of it is left but its record. */
+export function hasEnded(state: RunState): boolean {
+  return table[state].stage === "ended";
+}

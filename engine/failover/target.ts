@@ -1,0 +1,304 @@
+/**
+ * Targets of a failover: where the disks of a run go, what belongs to the run there, and what is
+ * left of it.
+ *
+ * A file or page blob gets an owner mark beside it before it is made: `<target>.tidemark-run`, which
+ * holds the run's name. So after any crash a file with a mark is the run's and may be removed or
+ * written over, and a file without one is not. The mark goes last.
+ *
+ *     the target's name is free  →  mark  →  target … target removed  →  mark removed
+ *
+ * Invariant: nothing is written over or removed that the run has not made. A device is the
+ * exception: naming it as the target gives its content away.
+ */
+import { lstat, open, readFile, realpath, rm, stat } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { fileError } from "../disk/source/positional-file.ts";
+import { quiescenceSignature } from "../disk/source/quiescence.ts";
+import { syncFolder } from "../disk/source/sync-folder.ts";
+import { hasCode, systemCode, TidemarkError } from "../errors.ts";
+import { journalsOf, partialPathOf } from "../recovery/restore/file-target.ts";
+import { targetExists } from "../recovery/restore/target.ts";
+import type { Sink } from "../sink.ts";
+import { encodeDiskName } from "../store/format/names.ts";
+import type { RunMember, TargetKind } from "../store/format/run.ts";
+
+export type MemberTarget = RunMember["target"];
+
+const markSuffix = ".tidemark-run";
+/** A mark holds one line. */
+const markBytesMax = 64;
+
+/**
+ * The targets that `text` names for these disks, local paths absolute. Errors: INVALID_ARGUMENT,
+ * UNSUPPORTED, TARGET_FAILED when the folder does not exist.
+ */
+export async function parseTarget(text: string, disks: readonly string[], sink: Sink): Promise<MemberTarget[]> {
+  const [, kind = "", rest = ""] = /^([a-z]+):(.+)$/s.exec(text) ?? [];
+  if (kind === "instant") {
+    throw new TidemarkError("UNSUPPORTED", "this build has no instant targets", {
+      remedy: "name file:PATH, vhd:PATH, dir:FOLDER, device:PATH or blob:PREFIX",
+    });
+  }
+  if (kind === "dir") {
+    const folder = await absolute(join(rest, "disk.img"), text);
+    return disks.map((disk) => ({ kind: "file", path: join(dirname(folder), `${encodeDiskName(disk)}.img`) }));
+  }
+  if (kind === "blob") {
+    if (!sink.capabilities.attachablePages) {
+      throw new TidemarkError("UNSUPPORTED", `${sink.description} does not hold page blobs that can be attached`, {
+        remedy: "name file:PATH, vhd:PATH, dir:FOLDER or device:PATH, or use a vault in Azure Storage",
+      });
+    }
+    const prefix = rest.replace(/\/+$/, "");
+    return disks.map((disk) => ({ kind: "blob", path: `${prefix}/${encodeDiskName(disk)}.vhd` }));
+  }
+  if (kind !== "file" && kind !== "vhd" && kind !== "device") {
+    throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(text)} is not a target of a failover`, {
+      remedy: "name file:PATH, vhd:PATH, dir:FOLDER, device:PATH or blob:PREFIX",
+    });
+  }
+  if (disks.length > 1) {
+    throw new TidemarkError("INVALID_ARGUMENT", `${kind}: names one target, and the run has ${disks.length} disks`, {
+      remedy: "name dir:FOLDER or blob:PREFIX",
+    });
+  }
+  const path = await absolute(rest, text);
+  if (kind === "device" && (await unlessAbsent(path, async () => await stat(path)))?.isBlockDevice() !== true) {
+    throw new TidemarkError("INVALID_ARGUMENT", `the target ${text} is no block device`, {
+      remedy: "name a block device, or file:PATH for a new image",
+    });
+  }
+  return [{ kind, path }];
+}
+
+/** What `materialize` calls the target. */
+export function materializeName({ kind, path }: MemberTarget): string {
+  return kind === "blob" ? `blob:${path}` : path;
+}
+
+/** The target as users name it. */
+export function targetName({ kind, path }: MemberTarget): string {
+  return `${kind}:${path}`;
+}
+
+/** Looks and writes where one kind of target is. */
+interface Ground {
+  exists(name: string): Promise<boolean>;
+  /** The content, or undefined. */
+  readMark(name: string): Promise<string | undefined>;
+  /** Errors: TARGET_EXISTS when there is one. */
+  putMark(name: string, text: string): Promise<void>;
+  /** Absent is fine. Durable when it returns. */
+  remove(name: string): Promise<void>;
+}
+
+/** The hand of a run on one target. */
+export class OwnedTarget {
+  readonly #target: MemberTarget;
+  readonly #owner: string;
+  readonly #ground: Ground;
+
+  constructor(target: MemberTarget, run: string, sink: Sink) {
+    this.#target = target;
+    this.#owner = `${run}\n`;
+    this.#ground = target.kind === "blob" ? blobGround(sink) : fileGround;
+  }
+
+  /** Errors: TARGET_EXISTS when something is there, or another run has the name. */
+  async refuseTaken(): Promise<void> {
+    const { path, kind } = this.#target;
+    if (kind === "device") return;
+    const mark = `${path}${markSuffix}`;
+    if ((await this.#ground.readMark(mark)) !== undefined) throw markTaken(mark);
+    if (await this.#ground.exists(path)) throw taken(this.#target);
+  }
+
+  /**
+   * Makes the target's name the run's. Returns whether something of the run is there already.
+   * Errors: TARGET_EXISTS.
+   */
+  async own(): Promise<boolean> {
+    const { path, kind } = this.#target;
+    if (kind === "device") return true;
+    if (await this.#isOwned()) return await this.#ground.exists(path);
+    if (await this.#ground.exists(path)) throw taken(this.#target);
+    await this.#ground.putMark(`${path}${markSuffix}`, this.#owner);
+    if (!(await this.#ground.exists(path))) return false;
+    await this.#ground.remove(`${path}${markSuffix}`);
+    throw taken(this.#target);
+  }
+
+  /** Removes what the run has made. A device is left as it is. */
+  async remove(): Promise<void> {
+    if (this.#target.kind === "device" || !(await this.#isOwned())) return;
+    for (const name of await this.#names()) await this.#ground.remove(name);
+  }
+
+  /** Gives the target to the user: only the mark goes. */
+  async handOver(): Promise<void> {
+    if (this.#target.kind !== "device" && (await this.#isOwned()))
+      await this.#ground.remove(`${this.#target.path}${markSuffix}`);
+  }
+
+  /** What of the run is there, as users name it. `wasMade`: the run has finished the target once. */
+  async leftovers(wasMade: boolean): Promise<string[]> {
+    const { kind, path } = this.#target;
+    if (kind === "device") return [];
+    const names = (await this.#isOwned()) ? await this.#names() : wasMade ? [path] : [];
+    const left: string[] = [];
+    for (const name of names) if (await this.#ground.exists(name)) left.push(`${kind}:${name}`);
+    return left;
+  }
+
+  /**
+   * What stands for the present content: if it is the same later, no program has written the target.
+   * Null: not known.
+   */
+  async signature(): Promise<string | null> {
+    const { kind, path } = this.#target;
+    if (kind === "blob") return null;
+    const isDevice = kind === "device";
+    const image = { kind: isDevice ? "device" : "file", path, dev: "0", ino: "0", rdev: "0" } as const;
+    const found = await quiescenceSignature(image);
+    return found === undefined ? null : `${found.sizeBytes} ${found.signature}`;
+  }
+
+  /** The mark last: what has a mark is the run's. */
+  async #names(): Promise<string[]> {
+    const { kind, path } = this.#target;
+    const beside = kind === "blob" ? [] : [...(await journalsOf(path)), partialPathOf(path)];
+    return [path, ...beside, `${path}${markSuffix}`];
+  }
+
+  async #isOwned(): Promise<boolean> {
+    const mark = await this.#ground.readMark(`${this.#target.path}${markSuffix}`);
+    return mark === this.#owner;
+  }
+}
+
+const fileGround: Ground = {
+  async exists(name) {
+    return (await unlessAbsent(name, async () => await lstat(name))) !== undefined;
+  },
+  async readMark(name) {
+    return await unlessAbsent(name, async () => (await readFile(name, "utf8")).slice(0, markBytesMax));
+  },
+  async putMark(name, text) {
+    try {
+      const file = await open(name, "wx");
+      try {
+        await file.writeFile(text);
+        await file.sync();
+      } finally {
+        await file.close();
+      }
+      await syncFolder(dirname(name));
+    } catch (error) {
+      if (systemCode(error) !== "EEXIST") throw failed(name, error);
+      // A mark that a killed process has begun and not written names no run: it is replaced.
+      if ((await readFile(name, "utf8")) !== "") throw markTaken(name, error);
+      await rm(name, { force: true });
+      await fileGround.putMark(name, text);
+    }
+  },
+  async remove(name) {
+    try {
+      await rm(name, { force: true });
+      await syncFolder(dirname(name));
+    } catch (error) {
+      if (systemCode(error) !== "ENOENT") throw failed(name, error);
+    }
+  },
+};
+
+function blobGround(sink: Sink): Ground {
+  return {
+    async exists(name) {
+      try {
+        await sink.statObject(name);
+        return true;
+      } catch (error) {
+        if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
+      }
+      try {
+        await sink.statPages(name);
+        return true;
+      } catch (error) {
+        if (hasCode(error, "OBJECT_NOT_FOUND")) return false;
+        throw error;
+      }
+    },
+    async readMark(name) {
+      try {
+        const { bytes } = await sink.getObject(name, markBytesMax);
+        return Buffer.from(bytes).toString("utf8");
+      } catch (error) {
+        if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
+        throw error;
+      }
+    },
+    async putMark(name, text) {
+      try {
+        await sink.putObject(name, Buffer.from(text), { ifAbsent: true });
+      } catch (error) {
+        throw hasCode(error, "OBJECT_EXISTS") ? markTaken(name, error) : error;
+      }
+    },
+    async remove(name) {
+      await sink.deleteObject(name);
+    },
+  };
+}
+
+async function unlessAbsent<Value>(name: string, look: () => Promise<Value>): Promise<Value | undefined> {
+  try {
+    return await look();
+  } catch (error) {
+    if (systemCode(error) === "ENOENT") return undefined;
+    throw failed(name, error);
+  }
+}
+
+async function absolute(path: string, text: string): Promise<string> {
+  const folder = dirname(resolve(path));
+  try {
+    return join(await realpath(folder), basename(path));
+  } catch (error) {
+    throw fileError(error, {
+      code: "TARGET_FAILED",
+      what: `cannot look at the folder of the target ${text}`,
+      remedy: "make the folder first",
+      detail: { target: text },
+    });
+  }
+}
+
+function taken(target: MemberTarget): TidemarkError {
+  return new TidemarkError("TARGET_EXISTS", targetExists(targetName(target), false).message, {
+    remedy: "name another target; a failover writes over none",
+    detail: { target: targetName(target) },
+  });
+}
+
+function markTaken(name: string, cause?: unknown): TidemarkError {
+  return new TidemarkError("TARGET_EXISTS", `${name} marks the target of another failover run`, {
+    remedy: "name another target, or clean that run up: `tidemark failover list` shows it",
+    detail: { target: name },
+    cause,
+  });
+}
+
+function failed(name: string, cause: unknown): TidemarkError {
+  return fileError(cause, {
+    code: "TARGET_FAILED",
+    what: `cannot write ${name}`,
+    remedy: "check the disk that holds it, then run the command again",
+    detail: { target: name },
+  });
+}
+
+/** The form in which the target holds the disk. */
+export function formatOf(kind: TargetKind): "raw" | "vhd" {
+  return kind === "vhd" || kind === "blob" ? "vhd" : "raw";
+}

@@ -1,0 +1,258 @@
+/**
+ * Documents of failovers: a run, which is the state of one failover or test with the jobs that
+ * worked on it, and a disk's claim, which says that a run has the disk.
+ *
+ * `engine/failover/run-table.ts` says which state follows which. States, operations and the fields
+ * of jobs bear the names that Azure Site Recovery gives them.
+ */
+import type { Consistency } from "../../volume.ts";
+import type { Owner, WriterRecord } from "./documents.ts";
+import { anyText, checkOwner, groupDisksMax, hex32, readWriter } from "./documents.ts";
+import { damaged, type Fields } from "./fields.ts";
+import { runObjectName } from "./names.ts";
+import { decode, encode } from "./signed-text.ts";
+
+export const runKinds = ["test", "planned", "unplanned"] as const;
+export type RunKind = (typeof runKinds)[number];
+
+export const runStates = [
+  "TestFailoverInitiated",
+  "TestFailoverCompleting",
+  "TestFailoverCompleted",
+  "TestFailoverFailed",
+  "TestFailoverCompletionFailed",
+  "TestFailoverCleanupInitiated",
+  "TestFailoverCleanupCompleting",
+  "None",
+  "PlannedFailoverInitiated",
+  "PlannedFailoverCompleting",
+  "PlannedFailoverCompleted",
+  "PlannedFailoverFailed",
+  "PlannedFailoverCompletionFailed",
+  "UnplannedFailoverInitiated",
+  "UnplannedFailoverCompleting",
+  "UnplannedFailoverCompleted",
+  "UnplannedFailoverFailed",
+  "UnplannedFailoverCompletionFailed",
+  "ChangeRecoveryPointInitiated",
+  "ChangeRecoveryPointCompleted",
+  "ChangeRecoveryPointFailed",
+  "CommitFailoverInProgressOnPrimary",
+  "CommitFailoverFailedOnPrimary",
+  "CommitFailoverCompleted",
+  "CancelFailoverInProgressOnRecovery",
+  "CancelFailoverFailedOnRecovery",
+  "CancelFailoverInProgressOnPrimary",
+  "CancelFailoverFailedOnPrimary",
+  "Protected",
+] as const;
+export type RunState = (typeof runStates)[number];
+
+export const runOperations = [
+  "TestFailover",
+  "PlannedFailover",
+  "UnplannedFailover",
+  "TestFailoverCleanup",
+  "ChangePit",
+  "Commit",
+  "CancelFailover",
+  "Resume",
+] as const;
+export type RunOperation = (typeof runOperations)[number];
+
+export const targetKinds = ["file", "vhd", "device", "blob"] as const;
+export type TargetKind = (typeof targetKinds)[number];
+
+export const jobStates = ["InProgress", "Succeeded", "Failed", "Suspended"] as const;
+export type JobState = (typeof jobStates)[number];
+
+/** A point of a run: which one, and when it was cut. */
+export interface RunPoint {
+  readonly sequence: number;
+  readonly id: string;
+  readonly timeMs: number;
+  readonly consistency: Consistency;
+  readonly volumeBytes: number;
+}
+
+/** One disk of a run. */
+export interface RunMember {
+  readonly disk: string;
+  readonly point: RunPoint;
+  readonly target: { readonly kind: TargetKind; readonly path: string };
+  /**
+   * What the target holds: null while it is being made, or may be a mixture of two points; then it
+   * is compared whole before it is used.
+   */
+  readonly held: { readonly point: string; readonly signature: string | null } | null;
+}
+
+/** What ended a task. */
+export interface RunError {
+  readonly code: string;
+  readonly message: string;
+  readonly remedy: string | null;
+}
+
+/** One step of a job: the work that one state of the run stands for. */
+export interface RunTask {
+  readonly name: RunState;
+  readonly state: JobState;
+  readonly startMs: number;
+  readonly endMs: number | null;
+  /** What the commands of the step printed, and how they ended; null: it ran none. */
+  readonly output: string | null;
+  readonly exitCode: number | null;
+  readonly error: RunError | null;
+}
+
+export interface RunJob {
+  readonly operation: RunOperation;
+  readonly state: JobState;
+  readonly startMs: number;
+  readonly endMs: number | null;
+  readonly tasks: readonly RunTask[];
+}
+
+export interface RunDocument {
+  readonly vault: string;
+  /** Name of the run: 8 hexadecimal digits. */
+  readonly run: string;
+  /** Rises each time that a process begins to work on the run. */
+  readonly epoch: number;
+  /** The process that works on the run, or did when it died; null: it has left in good order. */
+  readonly worker: WriterRecord | null;
+  readonly kind: RunKind;
+  readonly state: RunState;
+  /** The host on which local targets are. */
+  readonly host: string;
+  readonly group: string | null;
+  /** What the user asked for, in the words of the command. */
+  readonly selector: string;
+  readonly target: string;
+  readonly check: string | null;
+  readonly shutdown: string | null;
+  /** Where the disks are written today: an agent's socket or an image. */
+  readonly source: { readonly kind: "agent" | "image"; readonly path: string } | null;
+  readonly discardPoints: boolean;
+  readonly createdMs: number;
+  readonly ttlMs: number | null;
+  readonly notes: readonly { readonly timeMs: number; readonly text: string }[];
+  readonly members: readonly RunMember[];
+  readonly jobs: readonly RunJob[];
+}
+
+/** A disk that a run has: no writer of its present source gets a session. */
+export interface ClaimDocument extends Owner {
+  readonly run: string;
+}
+
+export const runName8: RegExp = /^[0-9a-f]{8}$/;
+/** A note, in one line. */
+export const noteText: RegExp = /^[^\p{Cc}]{1,1000}$/u;
+/** Jobs that a run remembers; older ones go. */
+export const runJobsMax = 64;
+const tasksMax = 256;
+const notesMax = 256;
+/** Paths, commands and messages: bounded, and free of NUL. */
+const longText = /^[^\0]{0,8192}$/u;
+const outputText = /^[^\0]{0,65536}$/u;
+
+export function encodeRun(document: RunDocument): Uint8Array {
+  return encode("run", document).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeRun(bytes: Uint8Array, object: string, vault: string): RunDocument {
+  const { fields } = decode("run", bytes, object);
+  const document: RunDocument = {
+    vault: fields.text("vault", hex32),
+    run: fields.text("run", runName8),
+    epoch: fields.integer("epoch"),
+    worker: fields.nestedOrNull("worker", readWriter),
+    kind: fields.oneOf("kind", runKinds),
+    state: fields.oneOf("state", runStates),
+    host: fields.text("host", anyText),
+    group: fields.textOrNull("group", anyText),
+    selector: fields.text("selector", anyText),
+    target: fields.text("target", longText),
+    check: fields.textOrNull("check", longText),
+    shutdown: fields.textOrNull("shutdown", longText),
+    source: fields.nestedOrNull("source", (source) => ({
+      kind: source.oneOf("kind", ["agent", "image"]),
+      path: source.text("path", longText),
+    })),
+    discardPoints: fields.boolean("discardPoints"),
+    createdMs: fields.integer("createdMs"),
+    ttlMs: fields.integerOrNull("ttlMs"),
+    notes: fields.list("notes", notesMax, (note) => ({
+      timeMs: note.integer("timeMs"),
+      text: note.text("text", noteText),
+    })),
+    members: fields.list("members", groupDisksMax, readMember),
+    jobs: fields.list("jobs", runJobsMax, readJob),
+  };
+  if (document.vault !== vault) throw damaged(object, "it belongs to another vault");
+  if (object !== runObjectName(document.run)) throw damaged(object, "it is the document of another run");
+  if (document.members.length === 0) throw damaged(object, "it has no disk");
+  return document;
+}
+
+function readMember(fields: Fields): RunMember {
+  return {
+    disk: fields.text("disk", anyText),
+    point: fields.nested("point", (point) => ({
+      sequence: point.integer("sequence", 1),
+      id: point.text("id", hex32),
+      timeMs: point.integer("timeMs"),
+      consistency: point.oneOf("consistency", ["crash", "app", "fuzzy"]),
+      volumeBytes: point.integer("volumeBytes"),
+    })),
+    target: fields.nested("target", (target) => ({
+      kind: target.oneOf("kind", targetKinds),
+      path: target.text("path", longText),
+    })),
+    held: fields.nestedOrNull("held", (held) => ({
+      point: held.text("point", hex32),
+      signature: held.textOrNull("signature", longText),
+    })),
+  };
+}
+
+function readJob(fields: Fields): RunJob {
+  return {
+    operation: fields.oneOf("operation", runOperations),
+    state: fields.oneOf("state", jobStates),
+    startMs: fields.integer("startMs"),
+    endMs: fields.integerOrNull("endMs"),
+    tasks: fields.list("tasks", tasksMax, (task) => ({
+      name: task.oneOf("name", runStates),
+      state: task.oneOf("state", jobStates),
+      startMs: task.integer("startMs"),
+      endMs: task.integerOrNull("endMs"),
+      output: task.textOrNull("output", outputText),
+      exitCode: task.integerOrNull("exitCode"),
+      error: task.nestedOrNull("error", (error) => ({
+        code: error.text("code", anyText),
+        message: error.text("message", longText),
+        remedy: error.textOrNull("remedy", longText),
+      })),
+    })),
+  };
+}
+
+export function encodeClaim(document: ClaimDocument): Uint8Array {
+  return encode("claim", document).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeClaim(bytes: Uint8Array, object: string, expected: Owner): ClaimDocument {
+  const { fields } = decode("claim", bytes, object);
+  const document: ClaimDocument = {
+    vault: fields.text("vault", hex32),
+    disk: fields.text("disk", anyText),
+    run: fields.text("run", runName8),
+  };
+  checkOwner(document, object, expected);
+  return document;
+}

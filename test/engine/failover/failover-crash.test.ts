@@ -1,0 +1,257 @@
+/**
+ * Each verb of a failover dies at each of its calls of the store and of its target's file: after
+ * `resume` the outcome is that of a run that nothing interrupted, and after a cancel or a cleanup
+ * everything is as before.
+ */
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from "vitest";
+import { PositionalFile } from "../../../engine/disk/source/positional-file.ts";
+import type { RunSummary } from "../../../engine/failover/run-summary.ts";
+import { liveSessions } from "../../../engine/store/points/process-identity.ts";
+import type { Vault } from "../../../engine/vault.ts";
+import { CrashError, FaultySink } from "../../../sink/faults.ts";
+import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
+import { callsOf, sampleOf } from "../../depth.ts";
+import { closeModelVaults, openModelVault, redirected, sampleDisk, scribble } from "../../model-disk.ts";
+import { namesIn } from "../../sink/expectations.ts";
+import { createFolder, removeFolder } from "../../temporary-folder.ts";
+
+const memory = new MemoryStore();
+const line: { current: MemorySink | FaultySink } = { current: new MemorySink({ store: memory }) };
+const contents: Buffer[] = [];
+let vault: Vault;
+let replicated: MemorySnapshot;
+let folder: string;
+
+beforeAll(async () => {
+  vault = await openModelVault(redirected(line));
+  const disk = sampleDisk(200_000, 1);
+  for (const seed of [1, 2]) {
+    await vault.replicate({ disk: "web", volume: disk });
+    contents.push(Buffer.from(disk.bytes));
+    scribble(disk, seed);
+  }
+  replicated = memory.snapshot();
+});
+
+afterEach(async () => {
+  vi.restoreAllMocks();
+  await removeFolder(folder);
+});
+
+afterAll(async () => {
+  await closeModelVaults();
+});
+
+interface Verb {
+  readonly name: string;
+  /** Brings the run to where the verb begins; "" when there is none yet. */
+  readonly before: () => Promise<string>;
+  readonly work: (run: string) => Promise<unknown>;
+  readonly state: string;
+  /** What the target holds at the end; undefined: nothing is left. */
+  readonly holds: number | undefined;
+  /** What gives the run up; undefined: it cannot be given up any more. */
+  readonly giveUp: "cleanup" | "cancel" | undefined;
+}
+
+const start = async (kind: "test" | "unplanned", point: string): Promise<string> =>
+  (await vault.failovers.start({ kind, disks: ["web"], to: `file:${join(folder, "t.img")}`, point })).run;
+const nothing = async (): Promise<string> => await Promise.resolve("");
+
+const verbs: readonly Verb[] = [
+  {
+    name: "a test",
+    before: nothing,
+    work: async () => await start("test", "2"),
+    state: "TestFailoverCompleted",
+    holds: 2,
+    giveUp: "cleanup",
+  },
+  {
+    name: "a cleanup",
+    before: async () => await start("test", "2"),
+    work: async (run) => await vault.failovers.cleanup({ run }),
+    state: "None",
+    holds: undefined,
+    giveUp: "cleanup",
+  },
+  {
+    name: "an unplanned failover",
+    before: nothing,
+    work: async () => await start("unplanned", "2"),
+    state: "UnplannedFailoverCompleted",
+    holds: 2,
+    giveUp: "cancel",
+  },
+  {
+    name: "a change of the point",
+    before: async () => await start("unplanned", "2"),
+    work: async (run) => await vault.failovers.changePoint({ run, point: "1" }),
+    state: "ChangeRecoveryPointCompleted",
+    holds: 1,
+    giveUp: "cancel",
+  },
+  {
+    name: "a cancel",
+    before: async () => await start("unplanned", "2"),
+    work: async (run) => await vault.failovers.cancel({ run }),
+    state: "Protected",
+    holds: undefined,
+    giveUp: "cancel",
+  },
+  {
+    name: "a commit",
+    before: async () => await start("unplanned", "2"),
+    work: async (run) => await vault.failovers.commit({ run, discardPoints: true }),
+    state: "CommitFailoverCompleted",
+    holds: 2,
+    giveUp: undefined,
+  },
+];
+
+async function setUp(verb: Verb): Promise<string> {
+  memory.restore(replicated);
+  liveSessions().clear();
+  line.current = new MemorySink({ store: memory });
+  folder = createFolder("failover-crash");
+  return await verb.before();
+}
+
+/** The process has died: its sessions are gone, and its calls end. */
+function reconnect(): void {
+  vi.restoreAllMocks();
+  liveSessions().clear();
+  line.current = new MemorySink({ store: memory });
+}
+
+/** Goes on with what a dead process left; does the verb anew where it had not begun. */
+async function resume(verb: Verb, run: string): Promise<RunSummary> {
+  const [found] = await vault.failovers.list();
+  const begun = found !== undefined && (run === "" ? true : found.jobs.length > 1);
+  if (!begun) await verb.work(run);
+  else if (found.state !== verb.state) await vault.failovers.resume({ run: found.run });
+  const [after] = await vault.failovers.list();
+  if (after === undefined) throw new Error("there is no run");
+  return after;
+}
+
+async function checkOutcome(verb: Verb, after: RunSummary): Promise<void> {
+  expect(after.state).toBe(verb.state);
+  if (verb.holds === undefined) await checkUndone();
+  else {
+    expect(readFileSync(join(folder, "t.img")).equals(contents[verb.holds - 1] ?? Buffer.alloc(0))).toBe(true);
+    const mark = verb.name === "a commit" ? [] : ["t.img.tidemark-run"];
+    expect(readdirSync(folder).sort()).toEqual(["t.img", ...mark]);
+  }
+  expect(await namesIn(new MemorySink({ store: memory }), "disks/web/pins/")).toEqual([]);
+}
+
+/** Nothing is left at the target, and the disk can be replicated. */
+async function checkUndone(): Promise<void> {
+  expect(readdirSync(folder)).toEqual([]);
+  const sink = new MemorySink({ store: memory });
+  expect((await namesIn(sink, "disks/web/")).filter((name) => /failover|pins/.test(name))).toEqual([]);
+  const disk = sampleDisk(200_000, 5);
+  const { sequence } = await vault.replicate({ disk: "web", volume: disk });
+  expect(sequence).toBe(3);
+}
+
+describe.each(verbs)("$name that dies", (verb) => {
+  test("at any call of the store goes on, or is given up", async () => {
+    await setUp(verb).then(async (run) => {
+      const sink = new FaultySink(new MemorySink({ store: memory }), []);
+      line.current = sink;
+      await verb.work(run);
+      line.current = new MemorySink({ store: memory });
+      const [after] = await vault.failovers.list();
+      if (after !== undefined) await checkOutcome(verb, after);
+      calls = sink.calls.length;
+    });
+    for (const call of callsOf(1, calls, 4)) {
+      for (const [effect, way] of sampleOf(combinations, 2)) {
+        await removeFolder(folder);
+        const run = await setUp(verb);
+        const sink = new FaultySink(new MemorySink({ store: memory }), [
+          { on: "any", when: call, fault: { kind: "crash", effect } },
+        ]);
+        line.current = sink;
+        expect(await endOf(verb.work(run)), `call ${call}, ${effect}`).toBeInstanceOf(CrashError);
+        sink.assertAllFired();
+        reconnect();
+        if (way === "resume") await checkOutcome(verb, await resume(verb, run));
+        else await giveUp(verb);
+      }
+    }
+  }, 120_000);
+
+  test("at any call of a file goes on, or is given up", async () => {
+    const run = await setUp(verb);
+    const count = dyingAt(0);
+    await verb.work(run);
+    vi.restoreAllMocks();
+    for (const call of callsOf(1, count(), 3)) {
+      for (const way of ["resume", "give up"] as const) {
+        await removeFolder(folder);
+        const again = await setUp(verb);
+        dyingAt(call);
+        expect(await endOf(verb.work(again)), `file call ${call}`).toBeInstanceOf(CrashError);
+        reconnect();
+        if (way === "resume") await checkOutcome(verb, await resume(verb, again));
+        else await giveUp(verb);
+      }
+    }
+  }, 120_000);
+});
+
+let calls = 0;
+
+const combinations = [
+  ["after", "resume"],
+  ["before", "resume"],
+  ["after", "give up"],
+  ["before", "give up"],
+] as const;
+
+/** What ended the work first, or undefined: what was closed after a crash failed too. */
+async function endOf(work: Promise<unknown>): Promise<unknown> {
+  try {
+    await work;
+    return undefined;
+  } catch (error) {
+    let first: unknown = error;
+    while (first instanceof Error && "suppressed" in first) first = first.suppressed;
+    return first instanceof Error && first.cause instanceof CrashError ? first.cause : first;
+  }
+}
+
+async function giveUp(verb: Verb): Promise<void> {
+  const [found] = await vault.failovers.list();
+  if (verb.giveUp === undefined || found === undefined) return;
+  if (found.state !== "None" && found.state !== "Protected") await vault.failovers[verb.giveUp]({ run: found.run });
+  await checkUndone();
+}
+
+/** From its call number `call` on, every call of a file fails as in a dead process; 0: none. */
+function dyingAt(call: number): () => number {
+  let count = 0;
+  const prototype = PositionalFile.prototype as unknown as Record<string, (...given: unknown[]) => Promise<unknown>>;
+  for (const method of ["write", "truncate", "sync", "datasync"]) {
+    const real = prototype[method];
+    if (real === undefined) throw new Error(`files have no ${method}`);
+    vi.spyOn(prototype, method).mockImplementation(async function (this: unknown, ...given: unknown[]) {
+      count += 1;
+      if (call > 0 && count >= call) {
+        // The whole process dies: no call of it reaches the store any more.
+        const dead = new FaultySink(new MemorySink({ store: memory }), [
+          { on: "any", when: 1, fault: { kind: "crash", effect: "before" } },
+        ]);
+        line.current = dead;
+        throw new CrashError(`file call ${count}`);
+      }
+      return await Reflect.apply(real, this, given);
+    });
+  }
+  return () => count;
+}

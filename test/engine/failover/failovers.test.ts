@@ -1,0 +1,363 @@
+/**
+ * Tests, failovers and their ends, on a model disk: what the targets hold, what is left, and who may
+ * write when.
+ */
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, unlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import type { SourceSite } from "../../../engine/failover/effects.ts";
+import type { Notice } from "../../../engine/notice.ts";
+import { Group } from "../../../engine/replication/protection/groups.ts";
+import type { Vault } from "../../../engine/vault.ts";
+import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
+import { closeModelVaults, contentOf, type ModelDisk, openModelVault, sampleDisk, scribble } from "../../model-disk.ts";
+import { expectCode } from "../../sink/expectations.ts";
+import { createFolder, removeFolder } from "../../temporary-folder.ts";
+
+let folder: string;
+let vault: Vault;
+let disk: ModelDisk;
+let contents: readonly Buffer[];
+let notices: Notice[];
+let start: MemorySnapshot;
+const memory = new MemoryStore();
+const onNotice = (notice: Notice): void => {
+  notices.push(notice);
+};
+
+/** One vault for all tests: its threads take longer to start than a test to run. */
+beforeAll(async () => {
+  vault = await openModelVault(new MemorySink({ store: memory }));
+  contents = await replicateThrice();
+  start = memory.snapshot();
+});
+
+async function replicateThrice(): Promise<Buffer[]> {
+  const made: Buffer[] = [];
+  disk = sampleDisk(600_000, 1);
+  for (const seed of [1, 2, 3]) {
+    await vault.replicate({ disk: "web", volume: disk });
+    made.push(Buffer.from(disk.bytes));
+    scribble(disk, seed);
+  }
+  return made;
+}
+
+beforeEach(() => {
+  memory.restore(start);
+  folder = createFolder("failovers");
+  notices = [];
+});
+
+afterEach(async () => {
+  await removeFolder(folder);
+});
+
+afterAll(async () => {
+  await closeModelVaults();
+});
+
+const path = (name: string): string => join(folder, name);
+const unplanned = async (to: string, point = "latest"): ReturnType<Vault["failovers"]["start"]> =>
+  await vault.failovers.start({ kind: "unplanned", disks: ["web"], to, point, onNotice });
+
+describe("a test", () => {
+  test("makes its target, keeps what the check printed, and is over when nothing is left of it", async () => {
+    const environment = { PATH: "/usr/bin:/bin" };
+    const done = await vault.failovers.start({
+      kind: "test",
+      disks: ["web"],
+      to: `file:${path("t.img")}`,
+      point: "2",
+      check: 'test "$TIDEMARK_TEST" = 1 && echo "$TIDEMARK_DISK $(wc -c < "$TIDEMARK_IMAGE")"',
+      ttlMs: 1_000,
+      note: "quarterly drill",
+      environment,
+    });
+    expect(readFileSync(path("t.img")).equals(contents[1] ?? Buffer.alloc(0))).toBe(true);
+    expect(done).toMatchObject({
+      kind: "test",
+      state: "TestFailoverCompleted",
+      allowedOperations: ["TestFailoverCleanup"],
+      health: "Warning",
+      successful: null,
+      disks: [{ disk: "web", sequence: 2, complete: true }],
+      leftovers: [`file:${path("t.img")}`, `file:${path("t.img.tidemark-run")}`],
+      notes: [{ text: "quarterly drill" }],
+      bytesWritten: expect.any(Number) as number,
+    });
+    expect(done.jobs[0]?.tasks[1]).toMatchObject({
+      name: "TestFailoverCompleting",
+      state: "Succeeded",
+      exitCode: 0,
+      output: "web 600000\n",
+    });
+    // Replication has never stopped.
+    await vault.replicate({ disk: "web", volume: disk });
+    const over = await vault.failovers.cleanup({ run: done.run, note: "all well" });
+    expect(over).toMatchObject({
+      state: "None",
+      leftovers: [],
+      successful: true,
+      health: "Normal",
+      allowedOperations: [],
+    });
+    expect(over.notes.map(({ text }) => text)).toEqual(["quarterly drill", "all well"]);
+    expect(readdirSync(folder)).toEqual([]);
+    await expectCode(vault.failovers.cleanup({ run: done.run }), "INVALID_ARGUMENT");
+  });
+
+  test("whose check fails says so, is overdue after its time, and can be checked again", async () => {
+    const flag = path("good");
+    const begun = vault.failovers.start({
+      kind: "test",
+      disks: ["web"],
+      to: `file:${path("t.img")}`,
+      check: `test -e ${flag} || { echo not yet; exit 3; }`,
+      ttlMs: 1,
+      environment: { PATH: "/usr/bin:/bin" },
+    });
+    await expectCode(begun, "HOOK_FAILED");
+    const [run] = await vault.failovers.list();
+    expect(run).toMatchObject({
+      state: "TestFailoverCompletionFailed",
+      allowedOperations: ["TestFailoverCleanup", "Resume"],
+      overdue: true,
+      health: "Critical",
+    });
+    expect(run?.jobs[0]?.tasks[1]).toMatchObject({ state: "Failed", exitCode: 3, output: "not yet\n" });
+    writeFileSync(flag, "");
+    const name = run?.run ?? "";
+    const environment = { PATH: "/usr/bin:/bin" };
+    expect(await vault.failovers.resume({ run: name, environment })).toMatchObject({ state: "TestFailoverCompleted" });
+    await vault.failovers.cleanup({ run: name });
+    expect(readdirSync(folder)).toEqual(["good"]);
+  });
+
+  test("writes over nothing that it has not made, and removes nothing", async () => {
+    writeFileSync(path("mine.img"), "precious");
+    const start = vault.failovers.start({ kind: "test", disks: ["web"], to: `file:${path("mine.img")}` });
+    await expectCode(start, "TARGET_EXISTS");
+    expect(await vault.failovers.list()).toEqual([]);
+    const done = await vault.failovers.start({ kind: "test", disks: ["web"], to: `file:${path("t.img")}` });
+    const second = vault.failovers.start({ kind: "test", disks: ["web"], to: `file:${path("t.img")}` });
+    await expectCode(second, "TARGET_EXISTS");
+    await vault.failovers.cleanup({ run: done.run });
+    expect(readFileSync(path("mine.img"), "utf8")).toBe("precious");
+  });
+
+  test("whose target cannot be removed stays red until it can", async () => {
+    const done = await vault.failovers.start({ kind: "test", disks: ["web"], to: `file:${path("t.img")}` });
+    // Another program puts something in place of the image that cannot be deleted as a file.
+    unlinkSync(path("t.img"));
+    mkdirSync(path("t.img"));
+    await expectCode(vault.failovers.cleanup({ run: done.run }), "TARGET_FAILED");
+    expect(await vault.failovers.show(done.run)).toMatchObject({
+      state: "TestFailoverCleanupInitiated",
+      health: "Critical",
+      successful: null,
+      leftovers: [`file:${path("t.img")}`, `file:${path("t.img.tidemark-run")}`],
+    });
+    rmdirSync(path("t.img"));
+    expect(await vault.failovers.cleanup({ run: done.run })).toMatchObject({ state: "None", successful: true });
+  });
+});
+
+describe("an unplanned failover", () => {
+  test("keeps new writers off the disk, and a cancel brings everything back", async () => {
+    const done = await unplanned(`vhd:${path("web.vhd")}`);
+    expect(done).toMatchObject({
+      state: "UnplannedFailoverCompleted",
+      allowedOperations: ["ChangePit", "Commit", "CancelFailover"],
+      disks: [{ sequence: 3, complete: true }],
+    });
+    expect(
+      readFileSync(path("web.vhd"))
+        .subarray(0, 600_000)
+        .equals(contents[2] ?? Buffer.alloc(0)),
+    ).toBe(true);
+    await expectCode(vault.replicate({ disk: "web", volume: disk }), "WRITER_ACTIVE");
+    await expectCode(unplanned(`file:${path("two.img")}`), "WRITER_ACTIVE");
+    const over = await vault.failovers.cancel({ run: done.run });
+    expect(over).toMatchObject({ state: "Protected", leftovers: [], health: "Normal" });
+    expect(readdirSync(folder)).toEqual([]);
+    expect(await vault.replicate({ disk: "web", volume: disk })).toMatchObject({ sequence: 4 });
+  });
+
+  test("changes its point by differences, and compares a target that was written", async () => {
+    const image = path("web.img");
+    const done = await unplanned(`file:${image}`);
+    const changed = await vault.failovers.changePoint({ run: done.run, point: "2" });
+    expect(changed).toMatchObject({ state: "ChangeRecoveryPointCompleted", point: "2", disks: [{ sequence: 2 }] });
+    expect(readFileSync(image).equals(contents[1] ?? Buffer.alloc(0))).toBe(true);
+    expect(changed.bytesRead).toBeLessThan(done.bytesRead / 2);
+    expect(changed.bytesWritten).toBeLessThan(60_000);
+    // A guest writes where the points do not differ.
+    const written = readFileSync(image);
+    written.fill(0xee, 300_000, 310_000);
+    writeFileSync(image, written);
+    const again = await vault.failovers.changePoint({ run: done.run, point: "1" });
+    expect(again).toMatchObject({ disks: [{ sequence: 1, complete: true }] });
+    expect(readFileSync(image).equals(contents[0] ?? Buffer.alloc(0))).toBe(true);
+  });
+
+  test("that is committed hands the target over, and leaves no way back", async () => {
+    const done = await unplanned(`file:${path("web.img")}`, "1");
+    const committed = await vault.failovers.commit({ run: done.run, discardPoints: true });
+    expect(committed).toMatchObject({ state: "CommitFailoverCompleted", leftovers: [], allowedOperations: [] });
+    expect(committed.mayBeDeleted).toHaveLength(1);
+    expect(readdirSync(folder)).toEqual(["web.img"]);
+    expect(await vault.points("web")).toMatchObject([{ sequence: 3 }]);
+    await expectCode(vault.failovers.cancel({ run: done.run }), "INVALID_ARGUMENT");
+    await expectCode(vault.failovers.changePoint({ run: done.run, point: "2" }), "INVALID_ARGUMENT");
+    await expectCode(vault.failovers.cleanup({ run: done.run }), "INVALID_ARGUMENT");
+    expect(existsSync(path("web.img"))).toBe(true);
+  });
+
+  test("goes on where its source does not answer, and says so", async () => {
+    const source = { kind: "agent", path: "/nowhere" } as const;
+    const gone = new MemorySink();
+    const openAgent = (): SourceSite => ({
+      point: async () => {
+        await gone.getObject("absent", 1);
+      },
+      stop: async () => await Promise.resolve(),
+      start: async () => await Promise.resolve(),
+    });
+    const done = await vault.failovers.start({
+      kind: "unplanned",
+      disks: ["web"],
+      to: `dir:${folder}`,
+      source,
+      openAgent,
+      shutdown: "exit 7",
+      onNotice,
+    });
+    expect(notices.map(({ code }) => code)).toEqual(["SOURCE_UNREACHED", "SOURCE_UNREACHED"]);
+    expect(done).toMatchObject({ state: "UnplannedFailoverCompleted", disks: [{ sequence: 3 }] });
+    expect(done.jobs[0]?.tasks[0]).toMatchObject({ state: "Succeeded", exitCode: 7 });
+    expect(readdirSync(folder).sort()).toEqual(["web.img", "web.img.tidemark-run"]);
+  });
+
+  test("of which two operators are at work lets one of them on", async () => {
+    const done = await unplanned(`file:${path("web.img")}`);
+    const outcomes = await Promise.allSettled([
+      vault.failovers.cancel({ run: done.run }),
+      vault.failovers.commit({ run: done.run }),
+    ]);
+    expect(outcomes.map(({ status }) => status).sort()).toEqual(["fulfilled", "rejected"]);
+    const failure = outcomes.find((outcome) => outcome.status === "rejected");
+    expect(failure?.reason).toMatchObject({ code: expect.stringMatching(/WRITER_ACTIVE|SEAT_LOST/) as string });
+  });
+});
+
+describe("a planned failover", () => {
+  test("takes what was written last along, and asks for the source", async () => {
+    writeFileSync(path("source.img"), disk.bytes);
+    mkdirSync(path("there"));
+    const options = { kind: "planned", disks: ["web"], to: `dir:${path("there")}` } as const;
+    await expectCode(vault.failovers.start(options), "INVALID_ARGUMENT");
+    const source = { kind: "image", path: path("source.img") } as const;
+    const done = await vault.failovers.start({ ...options, source });
+    expect(done).toMatchObject({ state: "PlannedFailoverCompleted", disks: [{ sequence: 4, complete: true }] });
+    expect(readFileSync(path("there/web.img")).equals(disk.bytes)).toBe(true);
+    await expectCode(vault.replicate({ disk: "web", volume: disk }), "WRITER_ACTIVE");
+  });
+
+  test("is not done when the agent cannot bring the disk to rest, and is cancelled without a loss", async () => {
+    const calls: string[] = [];
+    const gone = new MemorySink();
+    const openAgent = (socket: string): SourceSite => ({
+      point: async () => await Promise.resolve(),
+      stop: async ({ disks }) => {
+        calls.push(`stop ${disks.join(" ")} ${socket}`);
+        await gone.getObject("absent", 1);
+      },
+      start: async ({ disks }) => {
+        calls.push(`start ${disks.join(" ")}`);
+        await gone.getObject("absent", 1);
+      },
+    });
+    const start = vault.failovers.start({
+      kind: "planned",
+      disks: ["web"],
+      to: `file:${path("t.img")}`,
+      source: { kind: "agent", path: "/run/a.sock" },
+      openAgent,
+    });
+    await expectCode(start, "VAULT_NOT_FOUND");
+    const [run] = await vault.failovers.list();
+    expect(run).toMatchObject({ state: "PlannedFailoverFailed", allowedOperations: ["CancelFailover", "Resume"] });
+    const cancelling = vault.failovers.cancel({ run: run?.run ?? "", openAgent, onNotice });
+    expect(await cancelling).toMatchObject({ state: "Protected" });
+    // The agent does not come back either: the disk is free all the same.
+    expect(notices.map(({ code }) => code)).toEqual(["SOURCE_UNREACHED"]);
+    expect(calls).toEqual(["stop web /run/a.sock", "start web"]);
+    expect(readdirSync(folder)).toEqual([]);
+    await vault.replicate({ disk: "web", volume: disk });
+  });
+});
+
+describe("a group", () => {
+  /** Two disks with common points, and one more of the first disk alone. */
+  async function grouped(): Promise<Vault> {
+    const rig = await openModelVault(new MemorySink({ attachablePages: true }));
+    const group = new Group("shop");
+    const policy = { crashConsistentFrequencyMs: 3_600_000 };
+    const protections = [];
+    for (const name of ["d", "e"]) {
+      writeFileSync(path(`${name}.img`), contentOf(60_000, name === "d" ? 3 : 4));
+      const image = { disk: name, image: path(`${name}.img`), stateFolder: path("state") };
+      protections.push(await rig.protect({ ...image, policy, group }));
+    }
+    for (const seed of [1, 2]) {
+      for (const { device } of protections) await device.write(seed * 8192, contentOf(4096, seed));
+      await Promise.all(protections.map(async (protection) => await protection.point()));
+    }
+    for (const protection of protections) await protection.stop({ drain: false });
+    await rig.replicate({ disk: "d", volume: sampleDisk(60_000, 9) });
+    return rig;
+  }
+
+  test("fails over to one point, to blobs, and one blob that exists stops all of it", async () => {
+    const rig = await grouped();
+    const options = { kind: "unplanned", group: "shop", to: "blob:site-b/" } as const;
+    const common = (await rig.points("e")).filter(({ group }) => group !== null);
+    const newest = common.at(-1)?.sequence;
+    const done = await rig.failovers.start(options);
+    expect(done).toMatchObject({ state: "UnplannedFailoverCompleted", group: "shop" });
+    expect(done.disks.map(({ disk: name, target }) => [name, target])).toEqual([
+      ["d", "blob:site-b/d.vhd"],
+      ["e", "blob:site-b/e.vhd"],
+    ]);
+    expect(done.disks[1]).toMatchObject({ sequence: newest, complete: true });
+    expect(done.disks[0]?.time).toBe(done.disks[1]?.time);
+    expect(done.leftovers).toHaveLength(4);
+    const before = common.at(-2)?.time ?? "";
+    const changed = await rig.failovers.changePoint({ run: done.run, point: before });
+    expect(changed.disks.map(({ time, complete }) => [time, complete])).toEqual([
+      [before, true],
+      [before, true],
+    ]);
+    expect(await rig.failovers.cancel({ run: done.run })).toMatchObject({ state: "Protected", leftovers: [] });
+    await rig.materialize({ disk: "e", point: "latest", to: "blob:site-b/e.vhd" });
+    await expectCode(rig.failovers.start(options), "TARGET_EXISTS");
+    expect(await rig.failovers.list()).toHaveLength(1);
+  });
+});
+
+test("the targets of several disks need a folder, and an unknown target is refused by name", async () => {
+  await vault.replicate({ disk: "db", volume: sampleDisk(100_000, 9) });
+  const both = { kind: "test", disks: ["web", "db"] } as const;
+  await expectCode(vault.failovers.start({ ...both, to: `file:${path("x.img")}` }), "INVALID_ARGUMENT");
+  await expectCode(vault.failovers.start({ ...both, to: "instant:unix:/x" }), "UNSUPPORTED");
+  await expectCode(vault.failovers.start({ ...both, to: "blob:x" }), "UNSUPPORTED");
+  await expectCode(vault.failovers.start({ ...both, to: "somewhere" }), "INVALID_ARGUMENT");
+  await expectCode(vault.failovers.start({ ...both, to: `dir:${folder}`, point: "common" }), "POINT_NOT_FOUND");
+  await expectCode(vault.failovers.start({ ...both, to: `dir:${path("none")}` }), "TARGET_FAILED");
+  const done = await vault.failovers.start({ ...both, to: `dir:${folder}` });
+  expect(done.disks.map(({ disk: name }) => name)).toEqual(["web", "db"]);
+  expect(readdirSync(folder).sort()).toEqual(["db.img", "db.img.tidemark-run", "web.img", "web.img.tidemark-run"]);
+  await vault.failovers.cleanup({ run: done.run });
+  expect(readdirSync(folder)).toEqual([]);
+});
