@@ -11,7 +11,7 @@
  * them.
  */
 import type { Sink } from "../engine/index.ts";
-import { hasCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { TidemarkError, throwIfAborted } from "../engine/index.ts";
 import type { AzureSinkOptions } from "./azure-options.ts";
 import { Azurite } from "./azurite.ts";
 import { developmentAccount, developmentKey } from "./azurite-state.ts";
