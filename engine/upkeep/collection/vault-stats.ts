@@ -14,7 +14,7 @@
  * Cost: reads every map of the vault, as one look of a collection does, and no segment. Memory: 11
  * to 22 bytes for each chunk that points refer to, and the names of map objects.
  */
-import { hasCode } from "../../errors.ts";
+import { isGone } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
 import { storedLength } from "../../store/format/frame.ts";
 import { type EntryColumns, zeroSegment } from "../../store/format/leaf.ts";
@@ -96,8 +96,7 @@ export async function vaultStats(store: Store, vault: string, { signal }: StatsO
     } catch (error) {
       // A point that is pruned and collected during the walk looks like one that has lost its
       // objects.
-      const mayBePruned = hasCode(error, "DAMAGED") && hasCode(error.cause, "OBJECT_NOT_FOUND");
-      if (!mayBePruned || look >= looksMax) throw error;
+      if (!isGone(error) || look >= looksMax) throw error;
     }
   }
 }

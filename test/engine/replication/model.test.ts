@@ -4,7 +4,7 @@
  */
 
 import { mkdtempSync, rmSync } from "node:fs";
-import { readFile, rm } from "node:fs/promises";
+import { readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
@@ -124,18 +124,20 @@ async function run(firstBytes: number, secondBytes: number, steps: readonly Step
         case "inPlace": {
           if (contents.length === 0) break;
           const sequence = 1 + (each.point % contents.length);
-          // In place, the image is the one that the last such step of this disk left.
-          const to = join(folder, each.kind === "inPlace" ? `in-place-${expected.disk}` : `new-${String(number)}`);
-          if (!(await fits(to, contents[sequence - 1]))) await rm(to, { force: true });
+          const content = contents[sequence - 1] ?? Buffer.alloc(0);
+          const isInPlace = each.kind === "inPlace";
+          // In place, the image is the one that the last such step of this disk left, or another of
+          // the same size.
+          const to = join(folder, isInPlace ? `in-place-${expected.disk}` : `new-${String(number)}`);
+          if (isInPlace && !(await isOfSize(to, content.length)))
+            await writeFile(to, contentOf(content.length, each.point));
           await vault.materialize({
             disk: expected.disk,
             point: String(sequence),
             to,
-            mode: each.kind === "inPlace" ? "in-place" : "create",
+            mode: isInPlace ? "in-place" : "create",
           });
-          expect((await readFile(to)).equals(contents[sequence - 1] ?? Buffer.alloc(0)), `step ${String(number)}`).toBe(
-            true,
-          );
+          expect((await readFile(to)).equals(content), `step ${String(number)}`).toBe(true);
           break;
         }
       }
@@ -147,8 +149,7 @@ async function run(firstBytes: number, secondBytes: number, steps: readonly Step
   }
 }
 
-/** Whether the image may be changed in place: one of another size is made anew. */
-async function fits(path: string, content: Buffer | undefined): Promise<boolean> {
-  const there = await readFile(path).catch(() => undefined);
-  return there?.length === content?.length;
+async function isOfSize(path: string, bytes: number): Promise<boolean> {
+  const there = await stat(path).catch(() => undefined);
+  return there?.size === bytes;
 }
