@@ -25,6 +25,7 @@ export type Kind =
   | "dead"
   | "proved"
   | "quarantine"
+  | "seen"
   | "scrubbed";
 
 export interface Encoded {
