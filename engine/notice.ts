@@ -10,6 +10,7 @@ export interface Notice {
     | "STATE_NOT_SAVED"
     | "SEAT_TAKEN_OVER"
     | "STORE_REGRESSED"
+    | "POINTS_DATED_AHEAD"
     | "SEGMENT_DAMAGED"
     | "PARENT_DAMAGED"
     | "HISTORY_DAMAGED"

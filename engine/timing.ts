@@ -90,3 +90,9 @@ assert(
   protectionTiming.barrierMsMaxDefault < protectionTiming.cycleMsDefault,
   "writes are held back for a part of a cycle only",
 );
+
+/**
+ * A point that is dated further ahead of the clock, in ms, is told. Smaller differences pass, because
+ * clocks are set by minutes now and then.
+ */
+export const aheadToldMs = 3_600_000;

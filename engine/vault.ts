@@ -4,6 +4,8 @@
  * An operation runs to its end or to its signal; closing the vault waits for all of them. Protections,
  * mounts and handles end with the vault.
  */
+
+import { headWatch } from "./disk/source/head-watch.ts";
 import { documentCopy } from "./disk/source/local-state.ts";
 import { hasCode, TidemarkError } from "./errors.ts";
 import { Failovers } from "./failover/failovers.ts";
@@ -69,8 +71,8 @@ import {
 type VaultParts = Omit<VaultContext, "workerPool" | "sharedCatalog" | "dropCatalog" | "renewals">;
 
 /**
- * An open vault. Close it with `close`, or at the end of an `await using` block. The sink stays open
- * and belongs to the caller. Operations may run at the same time.
+ * An open vault. Close it with `close` or an `await using` block. The sink stays open and belongs to
+ * the caller. Operations may run at the same time.
  *
  * @example
  * ```ts
@@ -205,9 +207,8 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Counts what the vault's points take: as full images, deduplicated, compressed, and their
-   * metadata, in bytes, for each disk and in all. Reads every map, and no data. `SpaceCounts`
-   * defines each number.
+   * Counts what the points take, in bytes, for each disk and in all. Reads every map, and no data.
+   * `SpaceCounts` defines each number.
    *
    * @throws `DAMAGED` or `FORMAT_UNSUPPORTED` if a head, manifest or map cannot be read; `INTERRUPTED`.
    */
@@ -229,7 +230,8 @@ export class Vault implements AsyncDisposable {
    */
   async points(disk: string, options: PointsOptions = {}): Promise<ListedPoint[]> {
     const store = this.#store;
-    const members = new GroupMembers({ store, vault: this.id, signal: options.signal });
+    const onHead = headWatch(this.#context, options.onNotice);
+    const members = new GroupMembers({ store, vault: this.id, onHead, signal: options.signal });
     return await listPoints(store, members, disk.normalize("NFC"), options);
   }
 

@@ -10,6 +10,7 @@
  * because nothing may be written after a failed frame. The next session has a higher epoch, and its
  * dedup index finds those bytes again.
  */
+import { headWatch, noteHead } from "../disk/source/head-watch.ts";
 import { hasCode, isGone, TidemarkError, throwIfAborted } from "../errors.ts";
 import { timeMsMax } from "../limits.ts";
 import type { Notice } from "../notice.ts";
@@ -146,6 +147,7 @@ export class Session implements AsyncDisposable {
       vault: context.document.vault,
       disk,
       onNotice,
+      onFound: headWatch(context, onNotice),
       signal: options.signal,
     });
     try {
@@ -392,12 +394,13 @@ export class Session implements AsyncDisposable {
     throwIfAborted(signal);
     const { sequence, epoch, timeMs, consistency, group, volumeBytes, statistics } = manifest;
     const { changedBytes, newBytes, storedBytes } = statistics;
-    const lagMs = Math.max(0, Date.now() - timeMs);
+    const lagMs = Math.max(0, Date.now() - Math.min(timeMs, shipment.timeMs));
     const point: PointRecord = {
       sequence,
       epoch,
       id,
       timeMs,
+      ...(shipment.timeMs < timeMs ? { clockMs: Math.max(0, shipment.timeMs) } : {}),
       lagMs,
       consistency,
       group,
@@ -408,6 +411,7 @@ export class Session implements AsyncDisposable {
     };
     await writerLease.commit(point, shipment.leave, prove);
     this.#objects.committed();
+    await noteHead(this.#context, writerLease.head);
     return point;
   }
 

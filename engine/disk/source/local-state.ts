@@ -5,6 +5,7 @@
  *     STATE/<vault id>/dedup-index
  *     STATE/<vault id>/<disk>/fingerprints-<point id>   what the disk held at that point
  *     STATE/<vault id>/<disk>/source.json               the source, so that no restore overwrites it unasked
+ *     STATE/<vault id>/<disk>/newest-seen               the newest point that this machine has seen: see `head-watch.ts`
  *     STATE/<vault id>/<disk>/tracking                  protected disk: what may have changed since its newest points
  *     STATE/vaults/<checksum of the address>            copy of the vault's document, for an unreachable store
  *

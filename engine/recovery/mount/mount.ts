@@ -4,8 +4,10 @@
  *
  *     head ─► reader hold ─► manifest ─► MountedPoint ─► [OverlaidDisk] ─► a front end such as NBD
  */
+
 import { tmpdir } from "node:os";
 import type { BlockDevice } from "../../device.ts";
+import { noteHead } from "../../disk/source/head-watch.ts";
 import { TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
@@ -78,6 +80,7 @@ export class Mount implements AsyncDisposable {
     const store = new Store(sink);
     const disk = options.disk.normalize("NFC");
     const head = await readDisk(store, document.vault, disk, signal);
+    await noteHead(context, head, onNotice);
     const record = await selectPoint(store, head, options.point, signal);
     const hold = await holdToRead({ store, vault: document.vault, disk, point: record, purpose, onNotice, signal });
     try {

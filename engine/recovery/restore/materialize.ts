@@ -4,6 +4,7 @@
  * them.
  */
 
+import { noteHead } from "../../disk/source/head-watch.ts";
 import { LocalState } from "../../disk/source/local-state.ts";
 import { throwIfAborted } from "../../errors.ts";
 import { fingerprintBytes, granuleBytes } from "../../limits.ts";
@@ -47,9 +48,10 @@ export async function materialize(
   const disk = options.disk.normalize("NFC");
   const store = new Store(sink);
   const head = await readDisk(store, document.vault, disk, options.signal);
-  const point = await selectPoint(store, head, options.point, options.signal);
   const format = options.format ?? (options.to.startsWith("blob:") ? "vhd" : "raw");
   const onNotice = options.onNotice ?? (() => undefined);
+  await noteHead(context, head, onNotice);
+  const point = await selectPoint(store, head, options.point, options.signal);
   const held = { store, vault: document.vault, disk, point, purpose: "materialize", onNotice, signal: options.signal };
   await using hold = await holdToRead(held);
   const signal = options.signal === undefined ? hold.signal : AbortSignal.any([options.signal, hold.signal]);

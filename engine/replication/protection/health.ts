@@ -16,6 +16,7 @@
  * | CUT_TIMED_OUT | 3 in a row | 10 in a row |
  * | CUT_ABANDONED | once | 3 in a row |
  * | TRACKING_LOST | until the next point | |
+ * | STORE_REGRESSED | for an hour | |
  * | HOOK_FAILED | the last attempt | 3 in a row |
  * | PAUSED | always | |
  *
@@ -54,6 +55,7 @@ export const healthLimits = {
   cutTimeoutsCriticalInARow: 10,
   cutsAbandonedCriticalInARow: 3,
   hookFailuresCriticalInARow: 3,
+  regressedToldMs: 3_600_000,
 } as const;
 
 /**
@@ -77,6 +79,8 @@ export interface HealthMeasures {
   readonly hook: { readonly failuresInARow: number; readonly reason: string } | null;
   /** Why it is not known what changed, until a point has been made of the comparison. */
   readonly trackingLost: string | null;
+  /** Since when it is known that the store has lost points, and which. */
+  readonly regressed: { readonly forMs: number; readonly message: string } | null;
   /**
    * The other writer of the disk: it refused the writer lease at the start, or took it over.
    */
@@ -259,6 +263,17 @@ const rules: readonly Rule[] = [
       code: "TRACKING_LOST",
       cause: `it was not known what had changed (${reason}), so the disk is compared with the vault`,
       remedy: "nothing needs to be done: earlier points stay readable, and the next one ends the comparison",
+    };
+  },
+
+  function storeRegressed({ regressed }) {
+    if (regressed === null || regressed.forMs > healthLimits.regressedToldMs) return undefined;
+    return {
+      level: "Warning",
+      code: "STORE_REGRESSED",
+      cause: regressed.message,
+      remedy:
+        "find out what put the store back: a killed server, a restored folder, or another user who may write to it",
     };
   },
 

@@ -43,6 +43,7 @@ export class Measures {
   #writerLease: HealthMeasures["writerLease"] = null;
   #failure: HealthMeasures["failure"] = null;
   #spillFull = false;
+  #regressed: { readonly message: string; readonly atMs: number } | undefined;
   /** The newest failure since the newest point. */
   #last: TidemarkError | undefined;
 
@@ -118,6 +119,11 @@ export class Measures {
     this.#trackingLost = reason;
   }
 
+  /** The store has lost points; `message` says which. */
+  regressed(message: string): void {
+    this.#regressed = { message, atMs: this.#now() };
+  }
+
   pause(isPaused: boolean): void {
     this.#paused.set(isPaused);
   }
@@ -155,6 +161,10 @@ export class Measures {
       cutsAbandonedInARow: this.#cutsAbandoned,
       hook: this.#hook,
       trackingLost: this.#trackingLost,
+      regressed:
+        this.#regressed === undefined
+          ? null
+          : { message: this.#regressed.message, forMs: this.#now() - this.#regressed.atMs },
       writerLease: this.#writerLease,
       full: { tracking: trackingFull ? spillFolder : null, spill: this.#spillFull ? spillFolder : null },
       backlogBytes,

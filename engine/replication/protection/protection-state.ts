@@ -157,6 +157,8 @@ export interface Found {
   readonly relation: "current" | "earlier" | "unknown";
   /** The marks have a base. */
   readonly isBased: boolean;
+  /** What the state folder has seen of the disk that its head does not list any more, in words. */
+  readonly older?: string | undefined;
 }
 
 export type Effect =
@@ -330,7 +332,7 @@ function idle(draft: Draft, { steadyMs, due }: Now): void {
 }
 
 /** Relates the marks to the newest point that a new session finds in the vault. */
-function relate(draft: Draft, { newest, relation, isBased }: Found): void {
+function relate(draft: Draft, { newest, relation, isBased, older }: Found): void {
   const { tried } = draft;
   if (newest !== undefined && newest.id === tried?.id) {
     // The commit took effect, although its answer was lost. What the point was made of stays
@@ -350,10 +352,11 @@ function relate(draft: Draft, { newest, relation, isBased }: Found): void {
     );
   } else if (relation === "unknown") {
     draft.known = "scan";
+    if (older !== undefined) notice(draft, "STORE_REGRESSED", older);
     if (newest !== undefined) {
       draft.effects.push({ kind: "trackingLost", reason: draft.whyUnknown });
       notice(draft, "STATE_LOST", `${draft.whyUnknown}: the disk is compared with the vault`);
-    } else if (isBased) {
+    } else if (isBased && older === undefined) {
       notice(draft, "STORE_REGRESSED", "the store has lost every point of the disk: all of it is shipped again");
     }
   }

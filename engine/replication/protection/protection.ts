@@ -389,8 +389,10 @@ export class Protection implements AsyncDisposable {
   async #open(): Promise<Found | undefined> {
     if (this.#session?.signal.aborted === false) return undefined;
     await this.#leave();
+    let older: string | undefined;
     const onNotice = ({ code, message }: Notice): void => {
-      this.#emit({ kind: "notice", disk: this.disk, code, message });
+      if (code === "STORE_REGRESSED") older = message;
+      else this.#emit({ kind: "notice", disk: this.disk, code, message });
     };
     this.#session = await Session.open(this.#context, {
       disk: this.disk,
@@ -400,8 +402,8 @@ export class Protection implements AsyncDisposable {
     });
     await this.#catchUp(this.#session);
     const { newest } = this.#session;
-    const isBased = this.#protected.base !== undefined;
-    return { newest, relation: newest === undefined ? "unknown" : this.#protected.rebase(newest.id), isBased };
+    const relation = newest === undefined ? "unknown" : this.#protected.rebase(newest.id);
+    return { newest, relation, isBased: this.#protected.base !== undefined, older };
   }
 
   /** In the first session: an application-consistent point missed before the start is due now. */
@@ -466,30 +468,29 @@ export class Protection implements AsyncDisposable {
   }
 
   #findings(backlogBytes: number): readonly Finding[] {
-    const { trackingLost } = this.#protected;
     const findings = assessHealth(
       this.#measures.at({
         disk: this.disk,
         state: this.#state.shown,
         backlogBytes,
         spillFolder: this.#options.stateFolder,
-        trackingFull: trackingLost !== undefined,
+        trackingFull: this.#protected.trackingLost !== undefined,
       }),
       {
         crashConsistentFrequencyMs: this.#policy.crashConsistentFrequencyMs ?? frequencyMsDefault,
         recoveryPointThresholdMs: this.#policy.recoveryPointThresholdMs,
       },
     );
-    const { group } = this.#options;
     const more = [
       this.#state.shown === "waiting" ? this.#measures.unexplained : undefined,
-      this.#state.isPaused ? undefined : group?.finding,
+      this.#state.isPaused ? undefined : this.#options.group?.finding,
       this.#pruning.finding,
     ];
     return [...findings, ...more.filter((finding) => finding !== undefined)];
   }
 
   #emit(event: ProtectionEvent): void {
+    if (event.kind === "notice" && event.code === "STORE_REGRESSED") this.#measures.regressed(event.message);
     this.#options.onEvent?.(event);
   }
 }

@@ -13,6 +13,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import { PageCache } from "../../store/points/history.ts";
+import { aheadToldMs } from "../../timing.ts";
 import { GroupRetention } from "../../upkeep/prune/group-retention.ts";
 import { dropPlanned } from "../../upkeep/prune/prune.ts";
 import type { PlanOptions, PrunePlan } from "../../upkeep/prune/prune-plan.ts";
@@ -29,11 +30,6 @@ const timing = {
   patienceMsMin: 200,
   patienceMsMax: 30_000,
   failuresTold: 3,
-  /**
-   * A newest point dated further ahead is a finding. Smaller differences pass, because clocks are
-   * set by minutes now and then.
-   */
-  aheadToldMs: 3_600_000,
   /** Different notices, each of which is given once. */
   toldMax: 100,
 } as const;
@@ -63,7 +59,7 @@ export class SelfPrune {
    */
   #seen = 0;
   #last: (Omit<LastPrune, "ageMs"> & { readonly atMs: number }) | undefined;
-  /** Time of the newest point, where a policy counts ages from it. */
+  /** Time of the newest point. */
   #newestMs: number | undefined;
   #failuresInRow = 0;
   #failure: TidemarkError | undefined;
@@ -82,12 +78,11 @@ export class SelfPrune {
   async afterPoint(session: Session, policy: RetentionPolicy | undefined, cycleMs: number): Promise<boolean> {
     const isStale = this.#planning?.session !== session || this.#planning.options.policy !== policy;
     if (isStale) await this.abandon();
+    this.#newestMs = session.newest?.timeMs;
     if (policy === undefined || policy.kind === "everything") {
       this.#last = undefined;
-      this.#newestMs = undefined;
       return true;
     }
-    this.#newestMs = session.newest?.timeMs;
     const newest = session.newest?.sequence ?? 0;
     if (this.#planning === undefined && (performance.now() < this.#nextAtMs || newest === this.#seen)) return true;
     const planning = (this.#planning ??= this.#begin(session, policy));
@@ -125,7 +120,7 @@ export class SelfPrune {
   /** The finding for prunes that keep failing, or for points dated ahead. */
   get finding(): Finding | undefined {
     const aheadMs = (this.#newestMs ?? 0) - Date.now();
-    if (aheadMs > timing.aheadToldMs) return datedAhead(this.#newestMs ?? 0, aheadMs);
+    if (aheadMs > aheadToldMs) return datedAhead(this.#newestMs ?? 0, aheadMs);
     if (this.#failure === undefined || this.#failuresInRow < timing.failuresTold) return undefined;
     return {
       level: "Warning",
@@ -202,18 +197,15 @@ export class SelfPrune {
   }
 }
 
-/**
- * If a clock was ahead and has been set right, the points of all the time between are kept, because
- * ages count from the newest point.
- */
+/** Points that were made while a clock was ahead stay until the clock has caught up with them. */
 function datedAhead(newestMs: number, aheadMs: number): Finding {
   const until = new Date(newestMs).toISOString();
   return {
     level: "Warning",
     code: "POINTS_DATED_AHEAD",
-    cause: `the newest point is dated ${String(Math.round(aheadMs / 3_600_000))} h later than now, so every point stays until ${until}, and the vault grows`,
+    cause: `the newest point is dated ${String(Math.round(aheadMs / 3_600_000))} h later than now: points made while a clock was ahead stay until ${until}, and the times of later points are not those of the clock`,
     remedy:
-      "set the clock of this machine right; if it is right, it was ahead when points were taken: wait, or protect the disk under another name",
+      "set the clock of this machine right; if it is right, it was ahead when points were taken: retention goes by the clock, and nothing else needs to be done",
   };
 }
 

@@ -92,11 +92,10 @@ export interface PointRecord {
   /** Epoch of the writer; part of the manifest's name. */
   readonly epoch: number;
   readonly id: string;
-  /**
-   * Time of the cut, ms since 1970; always later than that of the point before, also after a clock
-   * was set back.
-   */
+  /** Time of the cut, ms since 1970; always later than that of the point before. */
   readonly timeMs: number;
+  /** The writer's clock at the cut, where it was not later than the point before. */
+  readonly clockMs?: number | undefined;
   /** From the cut to the swap of the head. */
   readonly lagMs: number | null;
   readonly consistency: Consistency;
@@ -372,6 +371,7 @@ function decodePoint(point: Fields): PointRecord {
     epoch: point.epoch("epoch"),
     id: point.text("id", hex32),
     timeMs: point.time("timeMs"),
+    ...(point.has("clockMs") ? { clockMs: point.time("clockMs") } : {}),
     lagMs: point.integerOrNull("lagMs"),
     consistency: point.oneOf("consistency", consistencies),
     group: point.nestedOrNull("group", decodeGroup),

@@ -93,6 +93,11 @@ export class Fields {
     return this.#record[name] === null ? null : this.integer(name, min, max);
   }
 
+  /** For fields that are left out where they say nothing. */
+  has(name: string): boolean {
+    return this.#record[name] !== undefined;
+  }
+
   /** Ms since 1970. */
   time(name: string): number {
     return this.integer(name, 0, timeMsMax);

@@ -27,6 +27,7 @@ export type Kind =
   | "dead"
   | "proved"
   | "quarantine"
+  | "seen"
   | "scrubbed";
 
 export interface Encoded {

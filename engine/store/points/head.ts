@@ -99,11 +99,12 @@ function headGone(disk: string, cause: unknown): TidemarkError {
 }
 
 /**
- * The epoch of the writer that follows.
+ * The epoch of the writer that follows: above the head's, and above `known`, an epoch that was in use.
  *
  * @throws DAMAGED when nothing can follow: then no writer wrote this head.
  */
-export function nextEpoch({ disk, epoch, points }: HeadDocument): number {
+export function nextEpoch({ disk, epoch: last, points }: HeadDocument, known: number): number {
+  const epoch = Math.max(last, known);
   const newest = points.at(-1);
   if (epoch < epochMax && (newest?.sequence ?? 0) < sequenceMax && (newest?.timeMs ?? 0) < timeMsMax) return epoch + 1;
   throw new TidemarkError("DAMAGED", `${headName(disk)} has the last epoch, sequence number or time that there is`, {

@@ -21,7 +21,7 @@ import { encodeHead } from "../format/documents.ts";
 import { firstSequenceNumber, headName, segmentEpochPrefix } from "../format/names.ts";
 import { HeldLease, type LeasePlace, leaseIdOf, releaseSoon } from "../held-lease.ts";
 import type { Store } from "../store.ts";
-import { nextEpoch, readHead, type StoredHead } from "./head.ts";
+import { readHead, type StoredHead } from "./head.ts";
 import { isAlive, liveSessions } from "./process-identity.ts";
 
 export interface WriterLeaseOptions {
@@ -31,6 +31,11 @@ export interface WriterLeaseOptions {
   /** Name of the disk, in Unicode NFC. */
   readonly disk: string;
   readonly onNotice: (notice: Notice) => void;
+  /**
+   * Told the head before anything is changed. Returns an epoch that is known to have been in use, or
+   * 0: the new one is above it, also when the store went back behind it.
+   */
+  readonly onFound?: ((head: HeadDocument) => Promise<number>) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -81,16 +86,16 @@ export async function takeHeadLease(
 }
 
 /**
- * With the lease in hand: fences the former writer and swaps the head for one with a higher epoch
- * and `writer`. Undefined: another process was faster.
+ * With the lease in hand: fences the former writer and swaps the head for one with `epoch`, which is
+ * higher, and `writer`. Undefined: another process was faster.
  */
 export async function takeOver(
   options: WriterLeaseOptions,
   { head, etag }: StoredHead,
+  epoch: number,
   writer: WriterRecord,
   place: LeasePlace,
 ): Promise<StoredHead | undefined> {
-  const epoch = nextEpoch(head);
   const fencedSegments = await fenceFormerWriter(options, head, epoch);
   liveSessions().add(writer.session);
   let taken: StoredHead | undefined;

@@ -86,10 +86,12 @@ export class WriterLease implements AsyncDisposable {
     const identity = await identifyProcess();
     const writer: WriterRecord = { ...identity, session: toHex(randomBytes(16)) };
     const deadline = Date.now() + takeOverTiming.waitMsMax;
+    let known: number | undefined;
     for (;;) {
       throwIfAborted(signal);
       const found = await readOrCreateHead(store, vault, disk, signal);
-      const epoch = nextEpoch(found.head);
+      known ??= (await options.onFound?.(found.head)) ?? 0;
+      const epoch = nextEpoch(found.head, known);
       const place = leasePlaceOf(vault, disk, identity.machine, epoch);
       if (!(await takeHeadLease(options, found.head, identity.machine, place))) {
         if (Date.now() > deadline) throw writerActive(disk, found.head.writer);
@@ -98,7 +100,7 @@ export class WriterLease implements AsyncDisposable {
       }
       let taken: StoredHead | undefined;
       try {
-        taken = await takeOver(options, found, writer, place);
+        taken = await takeOver(options, found, epoch, writer, place);
       } finally {
         if (taken === undefined) await handBack(options, epoch, writer, place);
       }

@@ -46,6 +46,7 @@ export interface PlannedPoint {
   readonly sequence: number;
   readonly id: string;
   readonly timeMs: number;
+  readonly clockMs?: number | undefined;
   readonly consistency: Consistency;
   /** As the point says; not every member need have one. */
   readonly group: Pick<GroupRecord, "id" | "disks"> | null;
@@ -85,10 +86,18 @@ export class GroupRetention {
   ): Promise<readonly RetentionPoint[]> {
     const candidates: RetentionPoint[] = [];
     for (const point of points) {
-      const { sequence, timeMs, consistency, group } = point;
+      const { sequence, timeMs, clockMs, consistency, group } = point;
       const groupConsistency = group === null ? undefined : await this.#consistencyOf(group);
       const whole = groupConsistency === undefined ? null : (group?.id ?? null);
-      candidates.push({ sequence, timeMs, consistency, group: whole, groupConsistency, pinned: isPinned(point) });
+      candidates.push({
+        sequence,
+        timeMs,
+        clockMs,
+        consistency,
+        group: whole,
+        groupConsistency,
+        pinned: isPinned(point),
+      });
     }
     return candidates;
   }
@@ -189,12 +198,12 @@ export class GroupRetention {
 /** Keeps of points what is needed; lists of members, which are the same in many points, once. */
 export function slimming(): (point: PointRecord) => PlannedPoint {
   const lists = new Map<string, readonly string[]>();
-  return ({ sequence, id, timeMs, consistency, group, storedBytes }) => {
-    if (group === null) return { sequence, id, timeMs, consistency, group, storedBytes };
+  return ({ sequence, id, timeMs, clockMs, consistency, group, storedBytes }) => {
+    if (group === null) return { sequence, id, timeMs, clockMs, consistency, group, storedBytes };
     const key = JSON.stringify(group.disks);
     const disks = lists.get(key) ?? group.disks;
     lists.set(key, disks);
-    return { sequence, id, timeMs, consistency, group: { id: group.id, disks }, storedBytes };
+    return { sequence, id, timeMs, clockMs, consistency, group: { id: group.id, disks }, storedBytes };
   };
 }
 

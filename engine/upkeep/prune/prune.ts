@@ -10,7 +10,9 @@
  *
  * Invariant: an interrupted prune has dropped all of its points or none; the next prune goes on.
  */
+
 import assert from "node:assert/strict";
+import { noteHead } from "../../disk/source/head-watch.ts";
 import { hasCode, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
@@ -153,6 +155,7 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
   for (const disk of names) {
     throwIfAborted(signal);
     const planned = readDisk(store, vault, disk, signal).then(async (head) => {
+      await noteHead(context, head, onNotice);
       const plan = await planPrune(planning, head);
       return dryRun ? await foresee(planning, plan) : { ...plan, heldPoints: 0 };
     });

@@ -7,9 +7,11 @@
  * - The newest point stays. A point that is dated later than now, or whose time is not a date,
  *   stays too: its age is not known.
  * - Ages are counted from the newest point that is not dated later than now, and that point stays.
- *   So nothing grows older while no new point arrives. After a clock was set back, points from the
- *   future stand at the end of a disk; nothing grows older until the clock has caught up with
- *   them.
+ *   So nothing grows older while no new point arrives.
+ * - A clock that was ahead leaves points from the future, and the times of later points follow them by
+ *   the smallest step. A point whose time is later than now counts as taken when its writer's clock
+ *   says, and later than the points before it. So only the points that were made while the clock was
+ *   ahead wait until the clock has caught up with them.
  * - A policy without a rule keeps everything. A pinned point stays, and a pin changes nothing for
  *   other points.
  * - A decision does not depend on earlier ones. While times rise and the clock is not set back,
@@ -34,6 +36,8 @@ export interface RetentionPoint {
   readonly sequence: number;
   /** Of the cut, ms since 1970. */
   readonly timeMs: number;
+  /** The writer's clock at the cut, where the time had to be moved past that of the point before. */
+  readonly clockMs?: number | undefined;
   readonly consistency: Consistency;
   /** The id of the point's group, only when every member has its point of it; else null. */
   readonly group: string | null;
@@ -94,15 +98,17 @@ const groupRank = 3;
 const forgotten: Judgement = { keep: true, explain: () => ["no rule speaks of it"] };
 
 function judge(points: readonly RetentionPoint[], policy: RetentionPolicy, nowMs: number): readonly Judgement[] {
+  const times = timesTaken(points, nowMs);
   // Where there is no time to count from, every point counts as later.
-  const newestAt = points.findLastIndex(({ timeMs }) => isTime(timeMs) && (!isTime(nowMs) || timeMs <= nowMs));
-  const ageZeroMs = points[newestAt]?.timeMs ?? Number.NEGATIVE_INFINITY;
-  const contestants = points.map((point): Contestant => {
-    const { sequence, timeMs } = point;
-    return { sequence, timeMs, rank: rankOf(point), isDated: isTime(timeMs) && timeMs <= ageZeroMs };
+  const newestAt = times.findLastIndex((timeMs) => isTime(timeMs) && (!isTime(nowMs) || timeMs <= nowMs));
+  const ageZeroMs = times[newestAt] ?? Number.NEGATIVE_INFINITY;
+  const contestants = points.map((point, index): Contestant => {
+    const timeMs = times[index] ?? point.timeMs;
+    return { sequence: point.sequence, timeMs, rank: rankOf(point), isDated: isTime(timeMs) && timeMs <= ageZeroMs };
   });
   const judgements = judgeByRules(contestants, policy, ageZeroMs);
-  return points.map(({ timeMs, pinned }, index) => {
+  return points.map(({ pinned }, index) => {
+    const timeMs = times[index] ?? Number.NaN;
     const judgement = judgements[index] ?? forgotten;
     const anyway: string[] = [];
     if (pinned) anyway.push("pinned");
@@ -111,6 +117,17 @@ function judge(points: readonly RetentionPoint[], policy: RetentionPolicy, nowMs
     if (!isTime(timeMs)) anyway.push("has no time");
     else if (timeMs > ageZeroMs) anyway.push(`dated later than ${timeMs > nowMs ? "now" : "the newest"}`);
     return anyway.length === 0 ? judgement : keptAnyway(anyway, judgement);
+  });
+}
+
+/** When the points were taken, as far as a time that is later than now can be put right. */
+function timesTaken(points: readonly RetentionPoint[], nowMs: number): readonly number[] {
+  let beforeMs = Number.NEGATIVE_INFINITY;
+  return points.map(({ timeMs, clockMs }) => {
+    const isLater = isTime(nowMs) && timeMs > nowMs;
+    const takenMs = isLater && clockMs !== undefined ? Math.max(clockMs, beforeMs + 1) : timeMs;
+    if (isTime(takenMs) && takenMs <= nowMs) beforeMs = takenMs;
+    return takenMs;
   });
 }
 

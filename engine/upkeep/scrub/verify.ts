@@ -6,6 +6,7 @@
  * proved.
  */
 
+import { noteHead } from "../../disk/source/head-watch.ts";
 import { hasCode, interrupted, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { OperationOptions } from "../../progress.ts";
@@ -150,10 +151,14 @@ class Verification {
   /** Undefined, and noted, when it is damaged and one of many. */
   async #readHead(disk: string): Promise<HeadDocument | undefined> {
     const { vault } = this.#context.document;
-    const { signal } = this.#options;
+    const { onNotice = () => undefined, signal } = this.#options;
     try {
-      if (this.#options.disk !== undefined) return await readDisk(this.#store, vault, disk, signal);
-      return (await readHead(this.#store, vault, disk, signal)).head;
+      const isNamed = this.#options.disk !== undefined;
+      const head = isNamed
+        ? await readDisk(this.#store, vault, disk, signal)
+        : (await readHead(this.#store, vault, disk, signal)).head;
+      await noteHead(this.#context, head, onNotice);
+      return head;
     } catch (error) {
       if (!isDamage(error) || this.#options.disk !== undefined) throw error;
       this.#noteObject(disk, error);

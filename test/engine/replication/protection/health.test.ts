@@ -23,6 +23,7 @@ const well: HealthMeasures = {
   cutsAbandonedInARow: 0,
   hook: null,
   trackingLost: null,
+  regressed: null,
   writerLease: null,
   full: { tracking: null, spill: null },
   backlogBytes: 10 * mib,
@@ -109,6 +110,12 @@ test.for<readonly [rule: string, changes: Partial<HealthMeasures>, expected: rea
     ["Critical HOOK_FAILED"],
   ],
   ["a hook that works again is well", { hook: { failuresInARow: 0, reason: "r" } }, []],
+  [
+    "a store that lost points is a warning",
+    { regressed: { forMs: 3_600_000, message: "point 9" } },
+    ["Warning STORE_REGRESSED"],
+  ],
+  ["a store that lost points is told for an hour", { regressed: { forMs: 3_600_001, message: "point 9" } }, []],
   ["lost tracking is a warning", { state: "resyncing", trackingLost: "torn" }, ["Warning TRACKING_LOST"]],
   ["a lost writer lease is critical", { writerLease: { code: "SEAT_LOST", message: "m" } }, ["Critical SEAT_LOST"]],
   ["another writer is critical", { writerLease: { code: "WRITER_ACTIVE", message: "m" } }, ["Critical WRITER_ACTIVE"]],
@@ -208,6 +215,7 @@ test("the worst comes first, each code once, with a cause and a remedy, and make
     cutsAbandonedInARow: fc.nat(5),
     hook: fc.option(fc.record({ failuresInARow: fc.nat(5), reason: fc.string() }), { nil: null }),
     trackingLost: fc.option(fc.string(), { nil: null }),
+    regressed: fc.option(fc.record({ forMs: fc.nat(), message: fc.string() }), { nil: null }),
     writerLease: fc.option(
       fc.record({ code: fc.constantFrom("WRITER_ACTIVE" as const, "SEAT_LOST" as const), message: fc.string() }),
       {

@@ -58,6 +58,30 @@ describe("whatever the policy", () => {
     expect(keptOf(points, "keep:hourly=5", noon)).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
     expect(keptOf(points, "keep:last=4", noon)).toEqual([5, 6, 7, 8]);
   });
+
+  test.each(policies)("%s judges points made after a clock was ahead by their writer's clock", (policy) => {
+    const times = Array.from({ length: 80 }, (_, index) => noon - (80 - index) * 30 * minute);
+    const right = pointsAt(times);
+    const jumped = right.map((point, index) => {
+      if (index < 40) return point;
+      const timeMs = noon + 400 * day + index;
+      return index === 40 ? { ...point, timeMs } : { ...point, timeMs, clockMs: point.timeMs };
+    });
+    const others = right.filter(({ sequence }) => sequence !== 41);
+    const left = keptOf(jumped, policy, noon).filter((sequence) => sequence !== 41);
+    expect(left).toEqual(keptOf(others, policy, noon).filter((sequence) => sequence !== 41));
+    // Once the clock has caught up, their times hold.
+    const later = jumped.map(({ clockMs, ...point }) => (clockMs === undefined ? point : { ...point }));
+    expect(keptOf(jumped, policy, noon + 500 * day)).toEqual(keptOf(later, policy, noon + 500 * day));
+  });
+
+  test.each(policies)("%s drops no point early because a clock was set far back for a while", (policy) => {
+    const times = Array.from({ length: 20 }, (_, index) => noon - hour + index);
+    const points = pointsAt(times).map((point, index) => (index < 5 ? point : { ...point, clockMs: index }));
+    expect(keptOf(points, policy, noon)).toEqual(keptOf(pointsAt(times), policy, noon));
+    // Before the clock is set right, too.
+    expect(keptOf(points, policy, 1_000).slice(0, 5)).toEqual([1, 2, 3, 4, 5]);
+  });
 });
 
 describe("bands", () => {

@@ -159,6 +159,31 @@ describe("a decision", () => {
     );
   });
 
+  test("is what the plain statement says, also after a clock was ahead", () => {
+    fc.assert(
+      fc.property(
+        history(true, true),
+        policies,
+        sinceNewest,
+        fc.nat(),
+        fc.nat({ max: 400 }),
+        (made, policy, since, at, days) => {
+          const jumpAt = made.length === 0 ? 0 : at % made.length;
+          let beforeMs = Number.NEGATIVE_INFINITY;
+          const points = made.map((point, index): RetentionPoint => {
+            const clockMs = point.timeMs + (index === jumpAt ? days * day : 0);
+            const timeMs = Math.max(clockMs, beforeMs + 1);
+            beforeMs = timeMs;
+            return { ...point, timeMs, ...(timeMs > clockMs ? { clockMs } : {}) };
+          });
+          const nowMs = (made.at(-1)?.timeMs ?? 0) + since;
+          expect(sequencesOf(kept(points, policy, nowMs))).toEqual(modelKept(points, policy, nowMs));
+        },
+      ),
+      { numRuns: runsOf(300) },
+    );
+  });
+
   test.each([
     ["when nothing is pinned", history(false, true), policies],
     [

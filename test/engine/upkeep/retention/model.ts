@@ -11,8 +11,22 @@ const day = 24 * hour;
 
 /** Sequences of the points that stay. Times are whole numbers of this millennium. */
 export function modelKept(points: readonly RetentionPoint[], policy: RetentionPolicy, nowMs: number): number[] {
-  const left = keptAlone(points, policy, nowMs);
-  return points.filter((point) => point.pinned || left.includes(point)).map(({ sequence }) => sequence);
+  const asTaken = setRight(points, nowMs);
+  const left = keptAlone(asTaken, policy, nowMs);
+  return asTaken.filter((point) => point.pinned || left.includes(point)).map(({ sequence }) => sequence);
+}
+
+/** A time from the future is what its writer's clock said, but later than all before it that are past. */
+function setRight(points: readonly RetentionPoint[], nowMs: number): RetentionPoint[] {
+  const right: RetentionPoint[] = [];
+  for (const point of points) {
+    const past = right.map(({ timeMs }) => timeMs).filter((timeMs) => timeMs <= nowMs);
+    const isWrong = point.timeMs > nowMs && point.clockMs !== undefined;
+    right.push(
+      isWrong ? { ...point, timeMs: Math.max(point.clockMs ?? 0, ...past.map((timeMs) => timeMs + 1)) } : point,
+    );
+  }
+  return right;
 }
 
 const qualities = ["fuzzy", "crash", "app"];

@@ -1,0 +1,144 @@
+/**
+ * An old head in the place of a newer one: noticed by every reader and writer whose state folder
+ * has seen a newer point; never where the head is the newest there is.
+ */
+import path from "node:path";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { decodeHead, encodeHead } from "../../../engine/store/format/documents.ts";
+import { headName } from "../../../engine/store/format/names.ts";
+import { Store } from "../../../engine/store/store.ts";
+import { parsePolicy } from "../../../engine/upkeep/retention/policy.ts";
+import type { Vault } from "../../../engine/vault.ts";
+import { MemorySink } from "../../../sink/memory.ts";
+import { closeModelVaults, type ModelDisk, openModelVault, sampleDisk } from "../../model-disk.ts";
+import { createFolder, removeFolder } from "../../temporary-folder.ts";
+
+let folder = "";
+let sink = new MemorySink();
+let disk: ModelDisk = sampleDisk(150_000, 1);
+let notices: string[] = [];
+const onNotice = ({ code }: { readonly code: string }): void => {
+  if (code === "STORE_REGRESSED") notices.push(code);
+};
+
+beforeEach(() => {
+  folder = createFolder("rolled-back");
+  sink = new MemorySink();
+  disk = sampleDisk(150_000, 1);
+  notices = [];
+});
+afterEach(async () => {
+  await closeModelVaults();
+  await removeFolder(folder);
+});
+
+const state = (name = "state"): string => path.join(folder, name);
+const open = async (stateFolder: string | undefined = state()): Promise<Vault> =>
+  await openModelVault(sink, { stateFolder });
+
+async function replicate(vault: Vault): Promise<number> {
+  disk.bytes[0] = ((disk.bytes[0] ?? 0) + 1) % 256;
+  return (await vault.replicate({ disk: "d", volume: disk, onNotice })).sequence;
+}
+
+async function readHeadBytes(): Promise<Uint8Array> {
+  return (await new Store(sink).get(headName("d"), 1_000_000)).bytes;
+}
+
+async function putHeadBack(bytes: Uint8Array): Promise<void> {
+  const store = new Store(sink);
+  const { etag } = await store.get(headName("d"), 1_000_000);
+  await store.put(headName("d"), bytes, { ifMatch: etag });
+}
+
+/** How many notices `read` gives. */
+async function noticesOf(read: () => Promise<unknown>): Promise<number> {
+  notices = [];
+  await read();
+  return notices.length;
+}
+
+describe("a head that is older than a point seen here", () => {
+  let old: Uint8Array = new Uint8Array();
+  beforeEach(async () => {
+    const vault = await open();
+    await replicate(vault);
+    old = await readHeadBytes();
+    for (let more = 0; more < 2; more += 1) await replicate(vault);
+    expect(notices).toEqual([]);
+  });
+
+  test("is noticed by every reader that has the state folder, each time", async () => {
+    await putHeadBack(old);
+    const vault = await open();
+    const policy = parsePolicy("days:7");
+    expect(await noticesOf(async () => await vault.points("d", { onNotice }))).toBe(1);
+    expect(await noticesOf(async () => await vault.points("d", { onNotice }))).toBe(1);
+    expect(await noticesOf(async () => await vault.verify({ onNotice }))).toBe(1);
+    expect(await noticesOf(async () => await vault.verify({ disk: "d", onNotice }))).toBe(1);
+    expect(await noticesOf(async () => await vault.prune({ policy, dryRun: true, onNotice }))).toBe(1);
+    expect(
+      await noticesOf(
+        async () => await vault.materialize({ disk: "d", point: "latest", to: state("image"), onNotice }),
+      ),
+    ).toBe(1);
+    const mounting = async (): Promise<void> => {
+      await (await vault.mount({ disk: "d", point: "latest", onNotice })).close();
+    };
+    expect(await noticesOf(mounting)).toBe(1);
+    const other = await open(state("other"));
+    expect(await noticesOf(async () => await other.points("d", { onNotice }))).toBe(0);
+  });
+
+  test("is noticed by a reader that has only listed the newer point", async () => {
+    const reader = await open(state("reader"));
+    await reader.points("d");
+    await putHeadBack(old);
+    expect(await noticesOf(async () => await reader.points("d", { onNotice }))).toBe(1);
+  });
+
+  test("is noticed by the next writer, which goes on at once with an epoch above all that was seen", async () => {
+    await putHeadBack(old);
+    const vault = await open();
+    expect(await noticesOf(async () => await replicate(vault))).toBe(1);
+    const points = await vault.points("d", { onNotice });
+    expect(points.map(({ sequence }) => sequence)).toEqual([1, 2]);
+    expect(notices).toHaveLength(1);
+    const { damaged } = await vault.verify({ disk: "d", source: disk, onNotice });
+    expect(damaged).toEqual([]);
+  });
+
+  test("without any point is noticed by the next writer", async () => {
+    const vault = await open();
+    const head = decodeHead(old, "head", { vault: vault.id, disk: "d" });
+    await putHeadBack(encodeHead({ ...head, points: [] }));
+    expect(await noticesOf(async () => await replicate(vault))).toBe(1);
+    expect(await noticesOf(async () => await vault.points("d", { onNotice }))).toBe(0);
+  });
+
+  test("and whose disk is removed is not told any more", async () => {
+    await putHeadBack(old);
+    const vault = await open();
+    expect(await noticesOf(async () => await vault.removeDisk({ disk: "d", onNotice }))).toBe(1);
+    expect(await noticesOf(async () => await replicate(vault))).toBe(0);
+    expect(await noticesOf(async () => await vault.points("d", { onNotice }))).toBe(0);
+  });
+});
+
+test("a prune, a removal and a disk anew under the name leave no older head", async () => {
+  const vault = await open();
+  const reader = await open(state("reader"));
+  const look = async (): Promise<number> =>
+    await noticesOf(async () => {
+      await vault.points("d", { onNotice });
+      await reader.points("d", { onNotice });
+      await vault.verify({ onNotice });
+    });
+  for (let more = 0; more < 3; more += 1) await replicate(vault);
+  expect(await look()).toBe(0);
+  await vault.prune({ disk: "d", policy: parsePolicy("days:0"), onNotice });
+  expect(await look()).toBe(0);
+  await vault.removeDisk({ disk: "d", onNotice });
+  expect(await noticesOf(async () => await replicate(vault))).toBe(0);
+  expect(await look()).toBe(0);
+});
