@@ -87,3 +87,21 @@ function refuse(faults: readonly string[]): void {
   if (faults.length > 0)
     throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "give values within the limits" });
 }
+
+/** Identity and parameters of a vault. */
+export interface VaultSummary {
+  /** 32 hexadecimal digits that name the vault. */
+  readonly vault: string;
+  /** Where the store is. */
+  readonly description: string;
+  readonly formatVersion: number;
+  readonly blockBytes: number;
+  readonly granuleBytes: number;
+  readonly digest: DigestName;
+  readonly codec: "lz4";
+  readonly encryption: "none";
+  /** ISO 8601 in UTC. */
+  readonly created: string;
+  /** Number of disks. */
+  readonly disks: number;
+}

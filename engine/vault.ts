@@ -6,10 +6,12 @@
  */
 import { documentCopy } from "./disk/source/local-state.ts";
 import { hasCode, TidemarkError } from "./errors.ts";
+import { Instant, type InstantOptions } from "./failover/instant.ts";
 import { granuleBytes } from "./limits.ts";
 import { SharedCatalog } from "./pipeline/shared-catalog.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
 import { WorkerPool } from "./pipeline/worker-pool.ts";
+import { HydratingImage } from "./recovery/mount/hydrating-image.ts";
 import { Mount, type MountOptions } from "./recovery/mount/mount.ts";
 import { type OpenPointOptions, PointHandle } from "./recovery/mount/point-handle.ts";
 import { type MaterializeOptions, type MaterializeSummary, materialize } from "./recovery/restore/materialize.ts";
@@ -18,7 +20,7 @@ import type { ProtectOptions } from "./replication/protection/protection-status.
 import { type ReplicateOptions, type ReplicateSummary, replicate } from "./replication/replicate.ts";
 import type { Sink } from "./sink.ts";
 import { openChecksum } from "./store/format/checksum.ts";
-import { type DigestName, formatVersion } from "./store/format/documents.ts";
+import { formatVersion } from "./store/format/documents.ts";
 import { GroupMembers } from "./store/points/group-members.ts";
 import { readHead } from "./store/points/head.ts";
 import { createIdentity, readIdentity } from "./store/points/identity.ts";
@@ -53,25 +55,13 @@ import { repair } from "./upkeep/repair/repair.ts";
 import type { ScrubOptions, ScrubSummary } from "./upkeep/scrub/scrub.ts";
 import { Scrubber, scrubProtected } from "./upkeep/scrub/scrub.ts";
 import { type VerifyOptions, type VerifySummary, verify } from "./upkeep/scrub/verify.ts";
-import { newDocument, resolveOptions, type VaultOptions, type VaultParameters } from "./vault-options.ts";
-
-/** Identity and parameters of a vault. */
-export interface VaultSummary {
-  /** 32 hexadecimal digits that name the vault. */
-  readonly vault: string;
-  /** Where the store is. */
-  readonly description: string;
-  readonly formatVersion: number;
-  readonly blockBytes: number;
-  readonly granuleBytes: number;
-  readonly digest: DigestName;
-  readonly codec: "lz4";
-  readonly encryption: "none";
-  /** ISO 8601 in UTC. */
-  readonly created: string;
-  /** Number of disks. */
-  readonly disks: number;
-}
+import {
+  newDocument,
+  resolveOptions,
+  type VaultOptions,
+  type VaultParameters,
+  type VaultSummary,
+} from "./vault-options.ts";
 
 /** The part of the context that is known before the vault is made. */
 type VaultParts = Omit<VaultContext, "workerPool" | "sharedCatalog" | "dropCatalog" | "renewals">;
@@ -93,7 +83,7 @@ export class Vault implements AsyncDisposable {
   readonly #context: VaultContext;
   readonly #running = new Set<Promise<unknown>>();
   readonly #protections = new Set<Protection>();
-  readonly #mounts = new Set<Mount | PointHandle>();
+  readonly #mounts = new Set<Mount | PointHandle | Instant>();
   #workerPool: WorkerPool | undefined;
   readonly #catalog = new SharedCatalog();
   #scrubber: Scrubber | undefined;
@@ -379,8 +369,7 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Opens a point to be read as bytes or streams: see `PointHandle`. It is closed with the vault at
-   * the latest.
+   * Opens a point to be read as bytes or streams, until the vault is closed: see `PointHandle`.
    *
    * @throws `DISK_NOT_FOUND`; `POINT_NOT_FOUND`, also while it is being pruned; `INVALID_ARGUMENT`;
    * `DAMAGED`.
@@ -389,8 +378,29 @@ export class Vault implements AsyncDisposable {
     return await this.#keepOpen(async () => await PointHandle.open(this.#context, options));
   }
 
+  /**
+   * Opens an instant target: a disk that begins as a point and becomes a local image while it runs. See
+   * `Instant`. It is closed with the vault at the latest. One that exists is opened without the store.
+   *
+   * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT` (the image is of another point),
+   * `TARGET_EXISTS`, `WRITER_ACTIVE`, `ACCESS_REFUSED`, `NO_SPACE`, `TARGET_FAILED`, `DAMAGED`.
+   */
+  async instant(options: InstantOptions): Promise<Instant> {
+    const keep = (protection: Protection): unknown => this.#protections.add(protection);
+    return await this.#keepOpen(async () => await Instant.open(this.#context, options, keep));
+  }
+
+  /**
+   * Deletes the image of an instant target that is not open, and ends the pin of its point. Idempotent.
+   *
+   * @throws `WRITER_ACTIVE`, `INVALID_ARGUMENT` (the image is of another disk), the store's errors.
+   */
+  async discardInstant(options: Pick<InstantOptions, "disk" | "image" | "onNotice" | "signal">): Promise<void> {
+    await this.#track(async () => await HydratingImage.discard(this.#context, options));
+  }
+
   /** Opens a mount or handle that is closed with the vault at the latest. */
-  async #keepOpen<Opened extends Mount | PointHandle>(open: () => Promise<Opened>): Promise<Opened> {
+  async #keepOpen<Opened extends Mount | PointHandle | Instant>(open: () => Promise<Opened>): Promise<Opened> {
     return await this.#track(async () => {
       const opened = await open();
       if (this.#closed) {
@@ -412,10 +422,7 @@ export class Vault implements AsyncDisposable {
     return await this.#track(async () => await collect(this.#store, this.id, options));
   }
 
-  /**
-   * When any process last ran a garbage collection on the vault, in ms since 1970; undefined if that
-   * is not known.
-   */
+  /** When any process last ran a garbage collection, in ms since 1970; undefined if that is not known. */
   async lastCollectedMs(signal?: AbortSignal): Promise<number | undefined> {
     return await this.#track(async () => await lastCollectedMs(this.#store, this.id, { signal }));
   }
@@ -457,10 +464,7 @@ export class Vault implements AsyncDisposable {
     });
   }
 
-  /**
-   * Ends protections and mounts, waits for running operations, and ends the worker threads. The sink
-   * stays open. Idempotent.
-   */
+  /** Ends protections, mounts, operations and worker threads. The sink stays open. Idempotent. */
   async close(): Promise<void> {
     this.#closed = true;
     for (const protection of this.#protections) await protection.stop({ drain: false });

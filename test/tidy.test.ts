@@ -47,6 +47,7 @@ const engineLayers: readonly string[] = [
   "engine/upkeep/repair",
   "engine/replication",
   "engine/replication/protection",
+  "engine/failover",
   "engine/internal.ts",
   "engine/vault-options.ts",
   "engine/vault.ts",

@@ -4,6 +4,8 @@
  */
 import { mkdir } from "node:fs/promises";
 import path from "node:path";
+import type { BlockDevice } from "../../device.ts";
+import type { FileIdentity } from "../../disk/source/file-identity.ts";
 import { LiveFile } from "../../disk/source/live-file.ts";
 import { LocalState } from "../../disk/source/local-state.ts";
 import { DirtyBitmap, regionBytes } from "../../disk/tracking/dirty-bitmap.ts";
@@ -12,12 +14,22 @@ import type { ProtectedDiskOptions } from "../../disk/tracking/protected-disk-op
 import { TrackingFile } from "../../disk/tracking/tracking-file.ts";
 import type { Recovered } from "../../disk/tracking/tracking-recovery.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
+import type { Volume } from "../../volume.ts";
 import { checkSize } from "../replicate.ts";
 import type { ProtectOptions } from "./protection-status.ts";
 
+/** What can be protected: an image file, a block device, or an image that is still being filled. */
+export interface ProtectedSource extends BlockDevice {
+  /** As `LiveFile.volume`. */
+  volume(access: "whole" | "scattered"): Volume;
+  /** Looks how large it is now. Errors: SOURCE_SHRUNK, SOURCE_UNREADABLE. */
+  refreshSize(): Promise<number>;
+  identity(): FileIdentity;
+}
+
 export interface ProtectedImage {
   /** Closed with `disk`. */
-  readonly live: LiveFile;
+  readonly source: ProtectedSource;
   readonly disk: ProtectedDisk;
   /**
    * `changed`: the marks name the granules that have changed. `compare`: they name regions. `scan`:
@@ -26,6 +38,14 @@ export interface ProtectedImage {
   readonly known: "changed" | "compare" | "scan";
   /** The reason of `scan`. */
   readonly whyUnknown: string | undefined;
+}
+
+export interface TrackedSource {
+  readonly source: ProtectedSource;
+  readonly tracking: TrackingFile;
+  readonly recovered: Recovered;
+  /** Where old content lies that does not fit in memory. */
+  readonly folder: string;
 }
 
 /**
@@ -42,26 +62,35 @@ export async function openProtectedImage(context: VaultContext, options: Protect
     checkSize(image, disk, live.sizeBytes, undefined);
     await mkdir(folder, { recursive: true, mode: 0o700 });
     const identity = { vault, disk, sizeBytes: live.sizeBytes, image: live.identity() };
-    const { file, recovered } = await TrackingFile.open(path.join(folder, "tracking"), identity);
-    return {
-      live,
-      disk: ProtectedDisk.open({
-        backing: live,
-        tracking: file,
-        ...marksOf(recovered, live.sizeBytes),
-        spillFolder: folder,
-        settleMs: context.sink.capabilities.settlingMs,
-        barrierMsMax: options.policy?.barrierMsMax,
-        preservedBytesMax: options.preservedBytesMax,
-        spillBytesMax: options.spillBytesMax,
-      }),
-      known: recovered.kind === "clean" ? "changed" : recovered.kind === "unclean" ? "compare" : "scan",
-      whyUnknown: recovered.kind === "unknown" ? recovered.reason : undefined,
-    };
+    const { file: tracking, recovered } = await TrackingFile.open(path.join(folder, "tracking"), identity);
+    return protectedImage(context, { source: live, tracking, recovered, folder }, options);
   } catch (error) {
     await live.close();
     throw error;
   }
+}
+
+/** The protected disk on a source whose tracking file is open. */
+export function protectedImage(
+  context: VaultContext,
+  { source, tracking, recovered, folder }: TrackedSource,
+  options: Pick<ProtectOptions, "policy" | "preservedBytesMax" | "spillBytesMax">,
+): ProtectedImage {
+  return {
+    source,
+    disk: ProtectedDisk.open({
+      backing: source,
+      tracking,
+      ...marksOf(recovered, source.sizeBytes),
+      spillFolder: folder,
+      settleMs: context.sink.capabilities.settlingMs,
+      barrierMsMax: options.policy?.barrierMsMax,
+      preservedBytesMax: options.preservedBytesMax,
+      spillBytesMax: options.spillBytesMax,
+    }),
+    known: recovered.kind === "clean" ? "changed" : recovered.kind === "unclean" ? "compare" : "scan",
+    whyUnknown: recovered.kind === "unknown" ? recovered.reason : undefined,
+  };
 }
 
 /** The points since which the marks are complete, and the older ones the store may go back to. */
