@@ -21,6 +21,8 @@ export { hasCode, interrupted, systemCode, TidemarkError, throwIfAborted } from 
 export type { FailoverOptions, SourceDisks, SourceSite } from "./failover/effects.ts";
 export type { OperateOptions, StartFailoverOptions } from "./failover/failovers.ts";
 export { Failovers } from "./failover/failovers.ts";
+export type { InstantOptions, InstantProtectOptions, InstantStatus } from "./failover/instant.ts";
+export { Instant } from "./failover/instant.ts";
 export type { JobSummary, RunDone, RunSummary } from "./failover/run-summary.ts";
 export type { Notice } from "./notice.ts";
 export type { OperationOptions, Progress } from "./progress.ts";

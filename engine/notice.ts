@@ -18,6 +18,7 @@ export interface Notice {
     | "HOLD_LOST"
     | "POINT_DAMAGED"
     | "PIN_DAMAGED"
+    | "PIN_LEFT"
     | "LABEL_DAMAGED"
     | "LABEL_NOT_SAVED"
     | "PRUNE_FAILED"

@@ -62,6 +62,23 @@ export const protectionTiming = {
   settleEveryMs: 15_000,
 };
 
+/** A disk that is served while it is copied from the vault. */
+export const hydrationTiming = {
+  /**
+   * Default of how long a read of what has not been copied waits for a store that is away. A guest's
+   * kernel gives a request up after 30 s or more.
+   */
+  readWaitMs: 30_000,
+  /** Between two tries of a read. */
+  retryMs: 500,
+  /** Wait before what could not be copied is tried again; each further failure doubles it. */
+  backOffMsMin: 1_000,
+  backOffMsMax: 60_000,
+  /** While clients are at work, the copying rests so many times as long as it was at work. */
+  restTimes: 3,
+  restMsMax: 250,
+};
+
 const leaseMs = leaseTiming.seconds * 1000;
 
 assert(
@@ -89,6 +106,10 @@ assert(protectionTiming.backOffMsMin <= protectionTiming.backOffMsMax, "back-off
 assert(
   protectionTiming.barrierMsMaxDefault < protectionTiming.cycleMsDefault,
   "writes are held back for a part of a cycle only",
+);
+assert(
+  hydrationTiming.retryMs * 10 <= hydrationTiming.readWaitMs,
+  "a read of a store that is away is tried several times",
 );
 
 /**

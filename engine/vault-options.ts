@@ -4,11 +4,13 @@
  */
 import { randomBytes } from "node:crypto";
 import { TidemarkError } from "./errors.ts";
-import { blockBytesDefault, blockBytesMax, blockBytesMin } from "./limits.ts";
+import { blockBytesDefault, blockBytesMax, blockBytesMin, granuleBytes } from "./limits.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
 import { workersDefault } from "./pipeline/worker-pool.ts";
 import { toHex } from "./store/format/checksum.ts";
-import { type DigestName, digestNames, type VaultDocument } from "./store/format/documents.ts";
+import { type DigestName, digestNames, formatVersion, type VaultDocument } from "./store/format/documents.ts";
+import { countDisks } from "./store/points/points.ts";
+import { Store } from "./store/store.ts";
 import { tidemarkVersion } from "./version.ts";
 
 /** How this process works with a vault. None of it is stored in the vault. */
@@ -104,4 +106,20 @@ export function resolveOptions(
 function refuse(faults: readonly string[]): void {
   if (faults.length > 0)
     throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "give values within the limits" });
+}
+
+/** What the vault is and how many disks it has. Throws the errors of the store. */
+export async function vaultSummary({ document, sink }: VaultContext): Promise<VaultSummary> {
+  return {
+    vault: document.vault,
+    description: sink.description,
+    formatVersion,
+    blockBytes: document.blockBytes,
+    granuleBytes,
+    digest: document.digest,
+    codec: document.codec,
+    encryption: document.encryption,
+    created: new Date(document.createdMs).toISOString(),
+    disks: await countDisks(new Store(sink), document.vault),
+  };
 }

@@ -9,10 +9,11 @@ import { headWatch } from "./disk/source/head-watch.ts";
 import { documentCopy } from "./disk/source/local-state.ts";
 import { hasCode, TidemarkError } from "./errors.ts";
 import { Failovers } from "./failover/failovers.ts";
-import { granuleBytes } from "./limits.ts";
+import { Instant, type InstantOptions } from "./failover/instant.ts";
 import { SharedCatalog } from "./pipeline/shared-catalog.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
 import { WorkerPool } from "./pipeline/worker-pool.ts";
+import { HydratingImage } from "./recovery/mount/hydrating-image.ts";
 import { Mount, type MountOptions } from "./recovery/mount/mount.ts";
 import { type OpenPointOptions, PointHandle } from "./recovery/mount/point-handle.ts";
 import { type MaterializeOptions, type MaterializeSummary, materialize } from "./recovery/restore/materialize.ts";
@@ -21,16 +22,13 @@ import type { ProtectOptions } from "./replication/protection/protection-status.
 import { type ReplicateOptions, type ReplicateSummary, replicate } from "./replication/replicate.ts";
 import type { Sink } from "./sink.ts";
 import { openChecksum } from "./store/format/checksum.ts";
-import { formatVersion } from "./store/format/documents.ts";
 import { GroupMembers } from "./store/points/group-members.ts";
-import { readDisk } from "./store/points/head.ts";
 import { createIdentity, readIdentity } from "./store/points/identity.ts";
 import { IdentityGuard } from "./store/points/identity-guard.ts";
 import { checkLabel, type LabelOptions, labelNewPoint, putLabel } from "./store/points/labels.ts";
 import { type PinOptions, type PinSummary, putPin, removePins } from "./store/points/pins.ts";
 import { type DiffOptions, PointDiff } from "./store/points/point-diff.ts";
 import {
-  countDisks,
   type DiskSummary,
   type ListedPoint,
   listDisks,
@@ -38,11 +36,9 @@ import {
   type PointDetail,
   type PointSummary,
   type PointsOptions,
-  pointSummary,
+  placePoint,
   readPointDetail,
-  selectPoint,
 } from "./store/points/points.ts";
-import type { PointPlace } from "./store/points/prune-fence.ts";
 import { Store } from "./store/store.ts";
 import { lastCollectedMs } from "./upkeep/collection/collected.ts";
 import type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
@@ -65,6 +61,7 @@ import {
   type VaultOptions,
   type VaultParameters,
   type VaultSummary,
+  vaultSummary,
 } from "./vault-options.ts";
 
 /** The part of the context that is known before the vault is made. */
@@ -89,7 +86,7 @@ export class Vault implements AsyncDisposable {
   readonly #context: VaultContext;
   readonly #running = new Set<Promise<unknown>>();
   readonly #protections = new Set<Protection>();
-  readonly #mounts = new Set<Mount | PointHandle>();
+  readonly #mounts = new Set<Mount | PointHandle | Instant>();
   #workerPool: WorkerPool | undefined;
   readonly #catalog = new SharedCatalog();
   #scrubber: Scrubber | undefined;
@@ -191,19 +188,7 @@ export class Vault implements AsyncDisposable {
 
   /** Identity and parameters of the vault. Throws the errors of the store. */
   async summary(): Promise<VaultSummary> {
-    const { document, sink } = this.#context;
-    return {
-      vault: document.vault,
-      description: sink.description,
-      formatVersion,
-      blockBytes: document.blockBytes,
-      granuleBytes,
-      digest: document.digest,
-      codec: document.codec,
-      encryption: document.encryption,
-      created: new Date(document.createdMs).toISOString(),
-      disks: await countDisks(new Store(sink), document.vault),
-    };
+    return await vaultSummary(this.#context);
   }
 
   /**
@@ -264,7 +249,7 @@ export class Vault implements AsyncDisposable {
   async pin(
     options: PinOptions & { readonly untilMs?: number | undefined },
   ): Promise<PointSummary & { readonly pin: PinSummary }> {
-    const { place, summary } = await this.#place(options);
+    const { place, summary } = await placePoint(this.#store, this.id, options);
     const { name, untilMs } = await putPin({
       ...place,
       name: options.name ?? null,
@@ -280,21 +265,8 @@ export class Vault implements AsyncDisposable {
    * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`.
    */
   async unpin(options: PinOptions): Promise<PointSummary & { readonly removedPins: number }> {
-    const { place, summary } = await this.#place(options);
+    const { place, summary } = await placePoint(this.#store, this.id, options);
     return { ...summary, removedPins: await removePins({ ...place, name: options.name }) };
-  }
-
-  async #place({ disk, point: selector, onNotice = () => undefined, signal }: PinOptions): Promise<{
-    readonly place: PointPlace;
-    readonly summary: PointSummary;
-  }> {
-    const store = this.#store;
-    const head = await readDisk(store, this.id, disk.normalize("NFC"), signal);
-    const point = await selectPoint(store, head, selector, signal);
-    return {
-      place: { store, vault: this.id, disk: head.disk, point, onNotice, signal },
-      summary: pointSummary(head.disk, point),
-    };
   }
 
   /**
@@ -304,7 +276,7 @@ export class Vault implements AsyncDisposable {
    * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT`.
    */
   async label(options: LabelOptions): Promise<PointSummary & { readonly label: string | null }> {
-    const { place, summary } = await this.#place(options);
+    const { place, summary } = await placePoint(this.#store, this.id, options);
     await putLabel({ ...place, text: options.text, nowMs: Date.now() });
     return { ...summary, label: options.text === "" ? null : options.text };
   }
@@ -383,8 +355,7 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Opens a point to be read as bytes or streams: see `PointHandle`. It is closed with the vault at
-   * the latest.
+   * Opens a point to be read as bytes or streams, until the vault is closed: see `PointHandle`.
    *
    * @throws `DISK_NOT_FOUND`; `POINT_NOT_FOUND`, also while it is being pruned; `INVALID_ARGUMENT`;
    * `DAMAGED`.
@@ -393,8 +364,29 @@ export class Vault implements AsyncDisposable {
     return await this.#keepOpen(async () => await PointHandle.open(this.#context, options));
   }
 
+  /**
+   * Opens an instant target: a disk that begins as a point and becomes a local image while it runs. See
+   * `Instant`. It is closed with the vault at the latest. One that exists is opened without the store.
+   *
+   * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT` (the image is of another point),
+   * `TARGET_EXISTS`, `WRITER_ACTIVE`, `ACCESS_REFUSED`, `NO_SPACE`, `TARGET_FAILED`, `DAMAGED`.
+   */
+  async instant(options: InstantOptions): Promise<Instant> {
+    const keep = (protection: Protection): unknown => this.#protections.add(protection);
+    return await this.#keepOpen(async () => await Instant.open(this.#context, options, keep));
+  }
+
+  /**
+   * Deletes the image of an instant target that is not open, and ends the pin of its point. Idempotent.
+   *
+   * @throws `WRITER_ACTIVE`, `INVALID_ARGUMENT` (the image is of another disk), the store's errors.
+   */
+  async discardInstant(options: Pick<InstantOptions, "disk" | "image" | "onNotice" | "signal">): Promise<void> {
+    await this.#track(async () => await HydratingImage.discard(this.#context, options));
+  }
+
   /** Opens a mount or handle that is closed with the vault at the latest. */
-  async #keepOpen<Opened extends Mount | PointHandle>(open: () => Promise<Opened>): Promise<Opened> {
+  async #keepOpen<Opened extends Mount | PointHandle | Instant>(open: () => Promise<Opened>): Promise<Opened> {
     return await this.#track(async () => {
       const opened = await open();
       if (this.#closed) {
@@ -416,7 +408,7 @@ export class Vault implements AsyncDisposable {
     return await this.#track(async () => await collect(this.#store, this.id, options));
   }
 
-  /** When a garbage collection last ran, in ms since 1970; undefined if that is not known. */
+  /** When any process last ran a garbage collection, in ms since 1970; undefined if that is not known. */
   async lastCollectedMs(signal?: AbortSignal): Promise<number | undefined> {
     return await this.#track(async () => await lastCollectedMs(this.#store, this.id, { signal }));
   }
@@ -466,10 +458,7 @@ export class Vault implements AsyncDisposable {
     });
   }
 
-  /**
-   * Ends protections and mounts, waits for running operations, and ends the worker threads. The sink
-   * stays open. Idempotent.
-   */
+  /** Ends protections, mounts, operations and worker threads. The sink stays open. Idempotent. */
   async close(): Promise<void> {
     this.#closed = true;
     for (const protection of this.#protections) await protection.stop({ drain: false });

@@ -340,7 +340,10 @@ export class Effects {
     if (place !== undefined) await removePins({ ...place, name: this.#pinName });
   }
 
-  async #pinPlace(disk: string, id: string): Promise<Omit<Parameters<typeof removePins>[0], "name"> | undefined> {
+  async #pinPlace(
+    disk: string,
+    id: string,
+  ): Promise<Omit<Parameters<typeof putPin>[0], "name" | "untilMs" | "nowMs"> | undefined> {
     const { head } = await readHead(this.#store, this.#place.vault, disk, this.#signal);
     try {
       const point = await selectPoint(this.#store, head, id, this.#signal);

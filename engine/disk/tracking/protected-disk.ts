@@ -185,6 +185,12 @@ export class ProtectedDisk implements BlockDevice {
     return this.#backing.extents(offset, length, countMax);
   }
 
+  async lookUp(offset: number, length: number, countMax: number): Promise<DeviceExtent[]> {
+    this.#throwIfClosed();
+    const found = await this.#backing.lookUp?.(offset, length, countMax);
+    return found ?? this.#backing.extents(offset, length, countMax);
+  }
+
   // ---- Cuts ----
 
   /** Resolves when no cut is open or being prepared: the next one to prepare need not wait. */

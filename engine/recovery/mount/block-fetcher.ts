@@ -34,6 +34,7 @@ import type { Store } from "../../store/store.ts";
 import type { Extent } from "../../volume.ts";
 import type { BlockCache } from "./block-cache.ts";
 import type { MountedMap } from "./mounted-map.ts";
+import type { PendingRead } from "./pending-read.ts";
 import { type QueuedRange, RangeQueue } from "./range-queue.ts";
 
 /**
@@ -43,6 +44,17 @@ import { type QueuedRange, RangeQueue } from "./range-queue.ts";
 const aheadJobBytesMax: number = 64 * 1024 * 1024;
 /** The share of that which is only fetched where it makes ranges longer. */
 const aheadMoreShare: number = 3 / 8;
+
+/** Keeps what is fetched elsewhere than in the cache, so that it is never fetched again. */
+export interface BlockKeeper {
+  /** False when nothing of the range has to be fetched ahead. */
+  isNeeded(offset: number, length: number): boolean;
+  /**
+   * Told of each block that has been fetched and proved. `bytes` may be read until it returns. True:
+   * the block has been kept, and is not asked for again.
+   */
+  fetched(offset: number, bytes: Uint8Array): boolean;
+}
 
 export interface BlockFetcherOptions {
   readonly store: Store;
@@ -57,41 +69,8 @@ export interface BlockFetcherOptions {
   readonly onDamage: (extent: Extent, error: TidemarkError) => void;
   /** Called when a part of what `ahead` began has arrived: there may be room for more. */
   readonly onAheadRoom: () => void;
-}
-
-/**
- * A read that waits for blocks. It settles when all blocks have arrived or failed, and fails if any
- * failed.
- */
-export class PendingRead {
-  readonly done: Promise<void>;
-  #left = 1;
-  #failure: TidemarkError | undefined;
-  #settle: (failure: TidemarkError | undefined) => void = () => undefined;
-
-  constructor() {
-    this.done = new Promise((resolve, reject) => {
-      this.#settle = (failure) => {
-        if (failure === undefined) resolve();
-        else reject(failure);
-      };
-    });
-  }
-
-  /** One more to wait for. */
-  expect(): void {
-    this.#left += 1;
-  }
-
-  /**
-   * A block has arrived or failed. The read itself calls this once too, when it has requested
-   * everything.
-   */
-  arrived(failure?: TidemarkError): void {
-    this.#failure ??= failure;
-    this.#left -= 1;
-    if (this.#left === 0) this.#settle(this.#failure);
-  }
+  /** Undefined: what is fetched is kept in the cache only. */
+  readonly keeper: BlockKeeper | undefined;
 }
 
 interface BlockWaiter {
@@ -262,14 +241,29 @@ export class BlockFetcher {
     return coreEnd;
   }
 
-  /** Waits for jobs under way, which the signal ends. Nothing may be requested any more. */
-  async close(): Promise<void> {
-    while (this.#jobs.size > 0) await Promise.all(this.#jobs);
+  /** Waits for the jobs that are under way now. */
+  async settled(): Promise<void> {
+    await Promise.all(this.#jobs);
   }
 
-  /** True when a block is cached or on its way. */
+  /** Waits for jobs under way, which the signal ends. Nothing may be requested any more. */
+  async close(): Promise<void> {
+    while (this.#jobs.size > 0) await this.settled();
+  }
+
+  /** True when a block is cached, or on its way, or kept elsewhere. */
   #isTaken(block: number): boolean {
-    return this.#options.cache.has(block) || this.#wanted.has(block);
+    const { cache, keeper } = this.#options;
+    return (
+      cache.has(block) ||
+      this.#wanted.has(block) ||
+      keeper?.isNeeded(block * this.#blockBytes, this.#lengthOf(block)) === false
+    );
+  }
+
+  /** Bytes of a block: the disk's last may be shorter. */
+  #lengthOf(block: number): number {
+    return Math.min(this.#blockBytes, this.#options.map.volumeBytes - block * this.#blockBytes);
   }
 
   /** Makes a block one that `job` fetches. */
@@ -428,7 +422,7 @@ export class BlockFetcher {
 
   /** Copies a complete block to the reads that wait for it, and keeps it. */
   #deliver(job: FetchJob, slot: number): void {
-    const { cache } = this.#options;
+    const { cache, keeper } = this.#options;
     const block = job.from + slot;
     const bytes = job.buffers[slot];
     const damage = job.damage[slot] ?? [];
@@ -442,7 +436,11 @@ export class BlockFetcher {
       else if (met === undefined) bytes.copy(into, 0, from, from + into.byteLength);
       read.arrived(met?.error);
     }
-    if (damage.length === 0) cache.keep(block, bytes, waiters.length > 0 ? "served" : "expected");
+    const isKept =
+      damage.length === 0 &&
+      bytes !== undefined &&
+      keeper?.fetched(block * this.#blockBytes, bytes.subarray(0, this.#lengthOf(block))) === true;
+    if (damage.length === 0 && !isKept) cache.keep(block, bytes, waiters.length > 0 ? "served" : "expected");
     else if (bytes !== undefined) cache.giveBack(bytes);
   }
 

@@ -1,13 +1,17 @@
 /**
  * Overlay bitmap: where each granule of an overlaid disk is: below, in the overlay, or zeros. Two
- * bits a granule, in pages that exist only where a granule is not below.
+ * bits a granule, in pages that exist only where a granule is not below. All pages of one state
+ * share one array, which is copied before it is changed in part.
  *
- * Memory: a disk of 1 TiB that was written everywhere has 64 MiB of pages.
+ * Memory: at most 64 MiB of pages for a disk of 1 TiB; next to nothing where it is all data or all
+ * zeros.
  */
 
 /** What a granule's two bits say. */
 export const granuleState = { below: 0, data: 1, zeros: 2 } as const;
 export type GranuleState = (typeof granuleState)[keyof typeof granuleState];
+/** What a granule can become: nothing goes back below. */
+type OwnState = Exclude<GranuleState, typeof granuleState.below>;
 
 const granulesPerByte = 4;
 /** A byte of four granules in one state. */
@@ -19,10 +23,22 @@ export class GranuleStates {
   readonly #pageBytes: number;
   readonly #pages = new Map<number, Uint8Array>();
   readonly #changed = new Set<number>();
+  /** The pages that are shared: of one state, from the first granule to the last. */
+  readonly #whole: Readonly<Record<OwnState, Uint8Array>>;
+  #present = 0;
 
   constructor(pageBytes: number) {
     this.#pageBytes = pageBytes;
     this.pageGranules = pageBytes * granulesPerByte;
+    this.#whole = {
+      [granuleState.data]: new Uint8Array(pageBytes).fill(uniform[granuleState.data]),
+      [granuleState.zeros]: new Uint8Array(pageBytes).fill(uniform[granuleState.zeros]),
+    };
+  }
+
+  /** Granules that are not below. */
+  get present(): number {
+    return this.#present;
   }
 
   /** Whether a page holds states only: two bits can say one thing more. */
@@ -48,6 +64,7 @@ export class GranuleStates {
         at = stop;
         continue;
       }
+      if (state !== granuleState.below && page === this.#whole[state]) at = stop;
       while (at < stop) {
         const inPage = at - first;
         if (inPage % granulesPerByte === 0 && page[inPage / granulesPerByte] === uniform[state]) at += granulesPerByte;
@@ -65,17 +82,25 @@ export class GranuleStates {
   }
 
   /** Puts granules [from, end) in `state`, and notes the pages that this changes. */
-  set(from: number, end: number, state: Exclude<GranuleState, typeof granuleState.below>): void {
+  set(from: number, end: number, state: OwnState): void {
     for (let at = from; at < end; ) {
       const number = Math.floor(at / this.pageGranules);
       const first = number * this.pageGranules;
       const stop = Math.min(end, first + this.pageGranules);
       if (this.get(at) !== state || this.runEnd(at, stop) < stop) {
-        setIn(this.#page(number), at - first, stop - first, state);
+        this.#present += this.#countBelow(at, stop);
+        if (stop - at === this.pageGranules) this.#pages.set(number, this.#whole[state]);
+        else setIn(this.#page(number), at - first, stop - first, state);
         this.#changed.add(number);
       }
       at = stop;
     }
+  }
+
+  /** The first granule of [from, end) that is below; undefined: none. */
+  nextBelow(from: number, end: number): number | undefined {
+    for (let at = from; at < end; at = this.runEnd(at, end)) if (this.get(at) === granuleState.below) return at;
+    return undefined;
   }
 
   /** The numbers of pages that have changed since they were taken last. */
@@ -86,7 +111,7 @@ export class GranuleStates {
   /** A copy of a page, which counts as unchanged from now on. */
   take(page: number): Uint8Array {
     this.#changed.delete(page);
-    return Uint8Array.from(this.#page(page));
+    return Uint8Array.from(this.#pages.get(page) ?? new Uint8Array(this.#pageBytes));
   }
 
   /** The page that was taken has not been saved. */
@@ -94,18 +119,32 @@ export class GranuleStates {
     this.#changed.add(page);
   }
 
-  /** Takes a saved page over. */
+  /** Takes a saved page over; there is none of its number yet. */
   load(page: number, bytes: Uint8Array): void {
-    this.#page(page).set(bytes);
+    const shared = Object.values(this.#whole).find((whole) => Buffer.compare(whole, bytes) === 0);
+    this.#pages.set(page, shared ?? Uint8Array.from(bytes));
+    const first = page * this.pageGranules;
+    this.#present += this.pageGranules - this.#countBelow(first, first + this.pageGranules);
   }
 
+  /** The page `number`, to be changed. */
   #page(number: number): Uint8Array {
     let page = this.#pages.get(number);
-    if (page === undefined) {
-      page = new Uint8Array(this.#pageBytes);
+    if (page === undefined || Object.values(this.#whole).includes(page)) {
+      page = page === undefined ? new Uint8Array(this.#pageBytes) : Uint8Array.from(page);
       this.#pages.set(number, page);
     }
     return page;
+  }
+
+  #countBelow(from: number, end: number): number {
+    let count = 0;
+    for (let at = from; at < end; ) {
+      const stop = this.runEnd(at, end);
+      if (this.get(at) === granuleState.below) count += stop - at;
+      at = stop;
+    }
+    return count;
   }
 }
 

@@ -2,24 +2,18 @@
  * Mount: a recovery point as a disk that can be read at once, and written when an overlay takes
  * the changes. While it is mounted the point is held against prune and garbage collection.
  *
- *     head ─► reader hold ─► manifest ─► MountedPoint ─► [OverlaidDisk] ─► a front end such as NBD
+ *     held point (`held-point.ts`) ─► [OverlaidDisk] ─► a front end such as NBD
  */
-
 import { tmpdir } from "node:os";
 import type { BlockDevice } from "../../device.ts";
-import { noteHead } from "../../disk/source/head-watch.ts";
 import { TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
-import { fromHex } from "../../store/format/checksum.ts";
-import { PointMap } from "../../store/map/point-map.ts";
-import { readDisk } from "../../store/points/head.ts";
-import { readManifest } from "../../store/points/manifest.ts";
-import { type PointSummary, pointSummary, selectPoint } from "../../store/points/points.ts";
-import { holdToRead, type PointHold } from "../../store/points/reader-holds.ts";
-import { Store } from "../../store/store.ts";
+import { type PointSummary, pointSummary } from "../../store/points/points.ts";
+import type { PointHold } from "../../store/points/reader-holds.ts";
 import { cacheBlocksMin } from "./block-cache.ts";
-import { MountedPoint } from "./mounted-point.ts";
+import { openHeldPoint } from "./held-point.ts";
+import type { MountedPoint } from "./mounted-point.ts";
 import { OverlaidDisk } from "./overlaid-disk.ts";
 import { OverlayFile } from "./overlay-file.ts";
 
@@ -32,7 +26,6 @@ interface MountParts {
   readonly overlaid: OverlaidDisk | undefined;
   readonly overlay: string | null;
   readonly hold: PointHold;
-  readonly onNotice: (notice: Notice) => void;
 }
 
 /**
@@ -58,8 +51,6 @@ export class Mount implements AsyncDisposable {
     this.#parts = parts;
     this.point = parts.summary;
     this.device = parts.overlaid ?? parts.point;
-    parts.hold.signal.addEventListener("abort", this.#tellLostHold, { once: true });
-    if (parts.hold.signal.aborted) this.#tellLostHold();
   }
 
   /**
@@ -71,37 +62,25 @@ export class Mount implements AsyncDisposable {
    * @internal
    */
   static async open(context: VaultContext, options: MountOptions, purpose = "mount"): Promise<Mount> {
-    const { document, sink } = context;
-    const { signal } = options;
+    const { document } = context;
     const onNotice = options.onNotice ?? (() => undefined);
     const cacheBytes = checkedCache(options, document.blockBytes);
-    // Worker threads start while the head is read.
-    const workerPool = context.workerPool();
-    const store = new Store(sink);
     const disk = options.disk.normalize("NFC");
-    const head = await readDisk(store, document.vault, disk, signal);
-    await noteHead(context, head, onNotice);
-    const record = await selectPoint(store, head, options.point, signal);
-    const hold = await holdToRead({ store, vault: document.vault, disk, point: record, purpose, onNotice, signal });
+    const held = await openHeldPoint(context, {
+      disk,
+      point: options.point,
+      cacheBytes,
+      purpose,
+      onNotice,
+      signal: options.signal,
+    });
+    const { record, point, hold } = held;
     try {
-      const manifest = await readManifest(store, document.vault, disk, record, signal);
       const overlay = await openOverlay(options, {
         vault: document.vault,
         disk,
         point: record.id,
         sizeBytes: record.volumeBytes,
-      });
-      const point = new MountedPoint({
-        store,
-        workerPool,
-        map: new PointMap(store, fromHex(document.vault), disk, manifest),
-        runs: manifest.runs.length,
-        blockBytes: document.blockBytes,
-        cacheBytes,
-        disk,
-        sequence: record.sequence,
-        onDamage: (_, error) =>
-          onNotice({ code: "POINT_DAMAGED", message: `${error.message}; reads of that range fail` }),
       });
       const overlaid = overlay === undefined ? undefined : new OverlaidDisk(point, overlay);
       return new Mount({
@@ -110,10 +89,9 @@ export class Mount implements AsyncDisposable {
         overlaid,
         overlay: options.overlay ?? null,
         hold,
-        onNotice,
       });
     } catch (error) {
-      await hold.release();
+      await held.close();
       throw error;
     }
   }
@@ -156,22 +134,12 @@ export class Mount implements AsyncDisposable {
   }
 
   async #close(): Promise<void> {
-    const { hold } = this.#parts;
-    hold.signal.removeEventListener("abort", this.#tellLostHold);
     try {
       await this.device.close();
     } finally {
-      await hold.release();
+      await this.#parts.hold.release();
     }
   }
-
-  readonly #tellLostHold = (): void => {
-    const { hold, summary, onNotice } = this.#parts;
-    const reason: unknown = hold.signal.reason;
-    const why = reason instanceof Error ? reason.message : "the reason is not known";
-    const message = `point ${summary.sequence} is not held any more, and a collection may free what has not been read yet: ${why}`;
-    onNotice({ code: "HOLD_LOST", message });
-  };
 }
 
 function checkedCache({ cacheBytes = cacheBytesDefault, overlay, writable }: MountOptions, blockBytes: number): number {

@@ -19,8 +19,9 @@ import type { PointMap } from "../../store/map/point-map.ts";
 import type { Store } from "../../store/store.ts";
 import type { Extent } from "../../volume.ts";
 import { BlockCache } from "./block-cache.ts";
-import { BlockFetcher, PendingRead } from "./block-fetcher.ts";
+import { BlockFetcher, type BlockKeeper } from "./block-fetcher.ts";
 import { MountedMap } from "./mounted-map.ts";
+import { PendingRead } from "./pending-read.ts";
 import { ReadAhead, type Stream } from "./read-ahead.ts";
 
 /** The smallest range that is fetched ahead. */
@@ -42,6 +43,8 @@ export interface MountedPointOptions {
   readonly sequence: number;
   /** Called once with each extent that cannot be read back. */
   readonly onDamage: (extent: Extent, error: TidemarkError) => void;
+  /** Keeps what is fetched; undefined: only the cache does. */
+  readonly keeper?: BlockKeeper | undefined;
 }
 
 /** What has been read so far. */
@@ -67,6 +70,8 @@ export class MountedPoint implements BlockDevice {
   readonly #ending = new AbortController();
   readonly #onDamage: MountedPointOptions["onDamage"];
   readonly #told = new Set<number>();
+  /** Calls of `ahead` that wait. */
+  readonly #waitForRoom: (() => void)[] = [];
   #bytesRead = 0;
   #cacheHits = 0;
   #cacheMisses = 0;
@@ -91,7 +96,9 @@ export class MountedPoint implements BlockDevice {
       onDamage: (extent, error) => this.#tell(extent, error),
       onAheadRoom: () => {
         for (const stream of this.#readAhead.active()) this.#fetchAhead(stream);
+        for (const go of this.#waitForRoom.splice(0)) go();
       },
+      keeper: options.keeper,
     });
     const { job, all } = this.#fetcher.aheadBytesMax;
     this.#readAhead = new ReadAhead({
@@ -162,6 +169,27 @@ export class MountedPoint implements BlockDevice {
     await read.done;
   }
 
+  /**
+   * Begins to fetch a part of [offset, end), as long as may be fetched ahead at a time, when there is
+   * room for it. Returns the byte up to which everything is on its way, or was not needed. `offset`
+   * is a block's first byte. Errors: DEVICE_FAILED once it is being closed.
+   */
+  async ahead(offset: number, end: number): Promise<number> {
+    for (;;) {
+      this.#throwIfClosed();
+      const reached = this.#fetcher.ahead(offset / this.#blockBytes, Math.ceil(end / this.#blockBytes));
+      if (reached * this.#blockBytes > offset) return Math.min(end, reached * this.#blockBytes);
+      await new Promise<void>((go) => {
+        this.#waitForRoom.push(go);
+      });
+    }
+  }
+
+  /** Waits for what is being fetched now. */
+  async settled(): Promise<void> {
+    await this.#fetcher.settled();
+  }
+
   /** Holes and zeros are holes. */
   extents(offset: number, length: number, countMax: number): DeviceExtent[] {
     this.#throwIfClosed();
@@ -196,6 +224,7 @@ export class MountedPoint implements BlockDevice {
   /** Ends reads under way with INTERRUPTED, and waits for them. Idempotent. */
   async close(): Promise<void> {
     this.#ending.abort();
+    for (const go of this.#waitForRoom.splice(0)) go();
     await this.#fetcher.close();
     await this.#map.close();
   }

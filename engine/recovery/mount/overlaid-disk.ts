@@ -4,20 +4,28 @@
  *
  * A granule that is written in part is first filled with what it held. Changes that touch the same
  * granules run one after the other, in the order in which they came, so no two writers fill one
- * granule with different content; all others overlap. Zeros and trims change the record only, and
- * free the space of what was there.
+ * granule with different content; all others overlap. Zeros and trims change the record, and free
+ * the space of what was there.
+ *
+ * Hydration copies granules from below into the overlay (`adopt`). It takes its turn among the
+ * changes and copies only what is still below, so it never overwrites what a client wrote.
  */
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
 import { GroupedCalls } from "../../disk/source/grouped-calls.ts";
 import { TidemarkError } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
+import type { Extent } from "../../volume.ts";
 import { type GranuleState, type GranuleStates, granuleState } from "./granule-states.ts";
 import type { OverlayFile } from "./overlay-file.ts";
 
-/** Granules [first, end) that are being changed. */
-interface Change {
+/** Granules [first, end). */
+interface GranuleRange {
   readonly first: number;
   readonly end: number;
+}
+
+/** Granules that are being changed. */
+interface Change extends GranuleRange {
   readonly done: Promise<void>;
 }
 
@@ -39,6 +47,7 @@ export class OverlaidDisk implements BlockDevice {
   readonly #changes = new Set<Change>();
   #bytesRead = 0;
   #bytesWritten = 0;
+  #requests = 0;
   #closing: Promise<void> | undefined;
 
   /** The disk owns both from now on, and closes them. */
@@ -56,8 +65,19 @@ export class OverlaidDisk implements BlockDevice {
     return { bytesRead: this.#bytesRead, bytesWritten: this.#bytesWritten };
   }
 
+  /** Requests of clients so far: reads, writes, zeros, trims and flushes. */
+  get requests(): number {
+    return this.#requests;
+  }
+
+  /** Bytes that are not read below any more. */
+  get presentBytes(): number {
+    return Math.min(this.sizeBytes, this.#states.present * granuleBytes);
+  }
+
   tryRead(offset: number, into: Uint8Array): boolean {
     if (this.#closing !== undefined) return false;
+    this.#requests += 1;
     const end = offset + into.byteLength;
     for (let at = offset; at < end; ) {
       const run = this.#run(at, end);
@@ -73,16 +93,18 @@ export class OverlaidDisk implements BlockDevice {
   /** Errors: those of the disk below, SOURCE_UNREADABLE. */
   async read(offset: number, into: Uint8Array): Promise<void> {
     this.#throwIfClosed();
+    this.#requests += 1;
     await this.#read(offset, into);
     this.#bytesRead += into.byteLength;
   }
 
   tryWrite(offset: number, bytes: Uint8Array): boolean {
     const { first, end } = granulesOf(offset, bytes.byteLength);
-    if (this.#closing !== undefined || offset % granuleBytes !== 0 || this.#conflicts(first, end).length > 0)
+    if (this.#closing !== undefined || offset % granuleBytes !== 0 || this.#conflicts({ first, end }).length > 0)
       return false;
     if (!this.#overlay.tryWrite(offset, bytes)) return false;
     this.#states.set(first, end, granuleState.data);
+    this.#requests += 1;
     this.#bytesWritten += bytes.byteLength;
     return true;
   }
@@ -118,6 +140,61 @@ export class OverlaidDisk implements BlockDevice {
   }
 
   async flush(): Promise<void> {
+    this.#throwIfClosed();
+    this.#requests += 1;
+    await this.#saves.run();
+  }
+
+  // ---- Hydration ----
+
+  /** The first run of granules at or behind byte `offset` that are read below; undefined: none. */
+  nextBelow(offset: number, end: number = this.sizeBytes): Extent | undefined {
+    const granules = Math.ceil(end / granuleBytes);
+    const first = this.#states.nextBelow(Math.ceil(offset / granuleBytes), granules);
+    if (first === undefined) return undefined;
+    const from = first * granuleBytes;
+    return { offset: from, length: Math.min(end, this.#states.runEnd(first, granules) * granuleBytes) - from };
+  }
+
+  /**
+   * Copies `bytes`, which the disk below holds from `offset` on, to the overlay, as far as they are
+   * still read below. The range is whole granules, but for the disk's end. Errors: as of `write`.
+   */
+  async adopt(offset: number, bytes: Uint8Array): Promise<void> {
+    await this.#inTurn(offset, bytes.byteLength, async () => {
+      for (const { state, at, end } of this.#runs(offset, offset + bytes.byteLength)) {
+        if (state !== granuleState.below) continue;
+        await this.#overlay.write(at, bytes.subarray(at - offset, end - offset));
+        this.#setData(at, end);
+      }
+    });
+  }
+
+  /** As `adopt`, at once; false, when that cannot be had, and then it may have been done in part. */
+  tryAdopt(offset: number, bytes: Uint8Array): boolean {
+    const end = offset + bytes.byteLength;
+    if (this.#closing !== undefined || this.#conflicts(granulesOf(offset, bytes.byteLength)).length > 0) return false;
+    for (let at = offset; at < end; ) {
+      const run = this.#run(at, end);
+      if (run.state === granuleState.below) {
+        if (!this.#overlay.tryWrite(at, bytes.subarray(at - offset, run.end - offset))) return false;
+        this.#setData(at, run.end);
+      }
+      at = run.end;
+    }
+    return true;
+  }
+
+  /** Makes zeros of what is still read below in a range of which the disk below holds zeros. */
+  async adoptZeros(offset: number, length: number): Promise<void> {
+    await this.#inTurn(offset, length, async () => {
+      for (const { state, at, end } of this.#runs(offset, offset + length))
+        if (state === granuleState.below) await this.#clear(at / granuleBytes, Math.ceil(end / granuleBytes));
+    });
+  }
+
+  /** As `flush`, for the hydration. */
+  async save(): Promise<void> {
     this.#throwIfClosed();
     await this.#saves.run();
   }
@@ -201,11 +278,18 @@ export class OverlaidDisk implements BlockDevice {
     for (const outcome of await Promise.allSettled(parts)) if (outcome.status === "rejected") throw outcome.reason;
   }
 
-  /** Runs a change once no earlier one touches its granules. */
+  /** Runs a change of a client in its turn. */
   async #change(offset: number, length: number, apply: () => Promise<void>): Promise<void> {
+    this.#requests += 1;
+    await this.#inTurn(offset, length, apply);
+    this.#bytesWritten += length;
+  }
+
+  /** Runs a change once no earlier one touches its granules. */
+  async #inTurn(offset: number, length: number, apply: () => Promise<void>): Promise<void> {
     this.#throwIfClosed();
     const { first, end } = granulesOf(offset, length);
-    const earlier = this.#conflicts(first, end);
+    const earlier = this.#conflicts({ first, end });
     let leave = (): void => undefined;
     const done = new Promise<void>((resolve) => {
       leave = resolve;
@@ -215,14 +299,17 @@ export class OverlaidDisk implements BlockDevice {
     try {
       for (const { done: over } of earlier) await over;
       await apply();
-      this.#bytesWritten += length;
     } finally {
       this.#changes.delete(change);
       leave();
     }
   }
 
-  #conflicts(first: number, end: number): readonly Change[] {
+  #setData(at: number, end: number): void {
+    this.#states.set(at / granuleBytes, Math.ceil(end / granuleBytes), granuleState.data);
+  }
+
+  #conflicts({ first, end }: GranuleRange): readonly Change[] {
     if (this.#changes.size === 0) return [];
     return [...this.#changes].filter((change) => change.first < end && first < change.end);
   }
@@ -251,22 +338,19 @@ export class OverlaidDisk implements BlockDevice {
     const start = granule * granuleBytes;
     const end = Math.min(start + granuleBytes, this.sizeBytes);
     if ((offset <= start && writeEnd >= end) || this.#states.get(granule) === granuleState.data) return undefined;
-    const filled = Buffer.alloc(granuleBytes);
-    await this.#read(start, filled.subarray(0, end - start));
+    const filled = Buffer.alloc(end - start);
+    await this.#read(start, filled);
     const from = Math.max(start, offset);
     filled.set(bytes.subarray(from - offset, Math.min(end, writeEnd) - offset), from - start);
     return filled;
   }
 
-  /** Makes granules zeros and frees their space. */
   async #clear(first: number, end: number): Promise<void> {
-    const hasSpace = this.#states.has(granuleState.data, first, end);
-    this.#states.set(first, end, granuleState.zeros);
-    if (hasSpace) await this.#overlay.discard(first * granuleBytes, (end - first) * granuleBytes);
+    await this.#overlay.clear(first, end, Math.min(end * granuleBytes, this.sizeBytes));
   }
 
   /** The granules that a range covers whole, the disk's last one as far as there is one. */
-  #wholeGranules(offset: number, length: number): { readonly first: number; readonly end: number } | undefined {
+  #wholeGranules(offset: number, length: number): GranuleRange | undefined {
     const rangeEnd = offset + length;
     const first = Math.ceil(offset / granuleBytes);
     const end = rangeEnd === this.sizeBytes ? Math.ceil(rangeEnd / granuleBytes) : Math.floor(rangeEnd / granuleBytes);
@@ -281,7 +365,7 @@ export class OverlaidDisk implements BlockDevice {
   }
 }
 
-function granulesOf(offset: number, length: number): { readonly first: number; readonly end: number } {
+function granulesOf(offset: number, length: number): GranuleRange {
   return { first: Math.floor(offset / granuleBytes), end: Math.ceil((offset + length) / granuleBytes) };
 }
 

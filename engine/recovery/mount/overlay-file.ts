@@ -3,28 +3,32 @@
  * identity, a record of which granules are in it, and the granules at their places on the disk. It
  * is sparse.
  *
- *     0        header, 4 KiB: magic "TMOVRLAY" · 8 version u32 · 12 length of the text u32 · 16 CRC-32 of the text u32 · 20 JSON: vault, disk, point, sizeBytes
+ *     0        header, 4 KiB: see `overlay-header.ts`
  *     4 KiB    record: pages of 2 × 4 KiB, slots 0 and 1, as in a tracking file (sectors of 512 bytes, each with page, slot, generation and CRC-32);
  *              15,616 granules a page, two bits each: 0 not here, 1 here, 2 zeros. A pair of slots that was never written is all zeros.
  *              Before a page is written for the first time, both of its slots are made: slot 0 of generation 0, then slot 1 of generation 1.
  *     behind   the granules
  *
- * Orderings: the header is durable before the file gets its name. `save`: granules synced → new
- * pages: slot 0 made → synced → slot 1 made → synced → pages of the record, each to its older slot →
- * synced; without a change of the record only the granules are synced.
+ * An image is the same in two files: header and record in one, and the granules in the other, a raw
+ * sparse image of the disk. Zeros of an image really read as zeros, so that it can be used by itself
+ * once no granule is below.
+ *
+ * Orderings: the header is durable before the file gets its name. A granule is written, or made
+ * zeros, before the record in memory says so. `save`: granules synced → new pages: slot 0 made →
+ * synced → slot 1 made → synced → pages of the record, each to its older slot → synced; without a
+ * change of the record only the granules are synced.
  *
  * Invariant: after a crash the record names nothing that is not there. A torn page counts as its
  * older slot, and what was written since the last `save` may be there or not, as on any disk with a
  * write cache. A sector that no crash can leave is damage, and the overlay is refused: zeros are
  * left only by a crash while the slots of a page were made.
  *
- * One process has the file, by flock. A temporary overlay has no name and no record, and ends with
+ * One process has the files, by flock. A temporary overlay has no name and no record, and ends with
  * its process.
  */
 import { randomBytes } from "node:crypto";
 import { link, open, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { crc32 } from "node:zlib";
 import type { BlockDevice } from "../../device.ts";
 import { LiveFile } from "../../disk/source/live-file.ts";
 import { fileError } from "../../disk/source/positional-file.ts";
@@ -32,27 +36,21 @@ import { syncFolder } from "../../disk/source/sync-folder.ts";
 import { decodePage, encodePage, pageBitmapBytes, pageSlotBytes } from "../../disk/tracking/tracking-format.ts";
 import { hasCode, systemCode, TidemarkError } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
-import { Fields, unsupportedFormat } from "../../store/format/fields.ts";
-import { GranuleStates } from "./granule-states.ts";
+import { GranuleStates, granuleState } from "./granule-states.ts";
+import {
+  encodeHeader,
+  type OverlayIdentity,
+  type OverlayKind,
+  overlayDamaged,
+  overlayHeaderBytes,
+  readOverlayHeader,
+} from "./overlay-header.ts";
 
-/** Which disk an overlay lies on. */
-export interface OverlayIdentity {
-  readonly vault: string;
-  readonly disk: string;
-  /** Id of the point. */
-  readonly point: string;
-  readonly sizeBytes: number;
-}
-
-const headerBytes = 4096;
-const magic = Buffer.from("TMOVRLAY");
-const version = 1;
-const textAt = 20;
 const pairBytes: number = 2 * pageSlotBytes;
 const sectorBytes = 512;
 /** The record is read, and written between two syncs, in portions of so many pages. */
 const portionPages = 256;
-const anyText = /^[^]{1,512}$/;
+const zeroSector: Buffer = Buffer.alloc(sectorBytes);
 
 /** Which slot of a page counts, and the highest generation in its pair. */
 interface Slot {
@@ -62,15 +60,19 @@ interface Slot {
 
 export class OverlayFile {
   readonly states: GranuleStates = new GranuleStates(pageBitmapBytes);
-  readonly #file: BlockDevice;
-  readonly #isKept: boolean;
+  readonly #kind: OverlayKind;
+  /** Undefined: nothing is kept. */
+  readonly #record: BlockDevice | undefined;
+  /** Holds the granules from byte `#dataAt` on; the record's file itself, unless it is an image. */
+  readonly #data: BlockDevice;
   readonly #dataAt: number;
   readonly #slots = new Map<number, Slot>();
 
-  private constructor(file: BlockDevice, sizeBytes: number, isKept: boolean) {
-    this.#file = file;
-    this.#isKept = isKept;
-    this.#dataAt = dataOffset(sizeBytes);
+  private constructor(kind: OverlayKind, record: BlockDevice | undefined, data: BlockDevice, sizeBytes: number) {
+    this.#kind = kind;
+    this.#record = record;
+    this.#data = data;
+    this.#dataAt = kind === "overlay" ? dataOffset(sizeBytes) : 0;
   }
 
   /**
@@ -87,18 +89,22 @@ export class OverlayFile {
    * FORMAT_UNSUPPORTED, DEVICE_FAILED, SOURCE_UNREADABLE.
    */
   static async over(file: BlockDevice, identity: OverlayIdentity): Promise<OverlayFile> {
-    try {
-      // What a killed process left in the page cache can be read, but a power failure would undo
-      // it.
-      await file.flush();
-      await checkHeader(file, identity);
-      const overlay = new OverlayFile(file, identity.sizeBytes, true);
-      await overlay.#load(identity.sizeBytes);
-      return overlay;
-    } catch (error) {
-      await file.close();
-      throw error;
-    }
+    return await load(new OverlayFile("overlay", file, file, identity.sizeBytes), [file], async () => {
+      checkIdentity(file.description, await readOverlayHeader(file), identity);
+      if (file.sizeBytes !== fileBytes(identity.sizeBytes)) throw lengthIsWrong("overlay", file);
+    });
+  }
+
+  /**
+   * Takes over the record of an image, whose header the caller has read, and the image; both are
+   * closed when that fails. Errors: DAMAGED, DEVICE_FAILED, SOURCE_UNREADABLE.
+   */
+  static async ofImage(record: BlockDevice, image: BlockDevice, sizeBytes: number): Promise<OverlayFile> {
+    return await load(new OverlayFile("record", record, image, sizeBytes), [record, image], async () => {
+      if (record.sizeBytes !== recordBytes(sizeBytes)) throw lengthIsWrong("record", record);
+      if (image.sizeBytes !== sizeBytes) throw lengthIsWrong("record", image);
+      await Promise.resolve();
+    });
   }
 
   /**
@@ -108,35 +114,39 @@ export class OverlayFile {
   static async temporary(folder: string, sizeBytes: number): Promise<OverlayFile> {
     const path = join(folder, `tidemark-overlay-${randomBytes(8).toString("hex")}`);
     try {
-      await create(path, Buffer.alloc(0), sizeBytes);
-      return new OverlayFile(await LiveFile.open(path), sizeBytes, false);
+      await create(path, Buffer.alloc(0), fileBytes(sizeBytes));
+      return new OverlayFile("overlay", undefined, await LiveFile.open(path), sizeBytes);
     } finally {
       await rm(path, { force: true });
     }
   }
 
   tryRead(offset: number, into: Uint8Array): boolean {
-    return this.#file.tryRead(this.#dataAt + offset, into);
+    return this.#data.tryRead(this.#dataAt + offset, into);
   }
 
   async read(offset: number, into: Uint8Array): Promise<void> {
-    await this.#file.read(this.#dataAt + offset, into);
+    await this.#data.read(this.#dataAt + offset, into);
   }
 
   tryWrite(offset: number, bytes: Uint8Array): boolean {
-    return this.#file.tryWrite(this.#dataAt + offset, bytes);
+    return this.#data.tryWrite(this.#dataAt + offset, bytes);
   }
 
-  /** `bytes` may end behind the disk, with its last granule. */
   async write(offset: number, bytes: Uint8Array): Promise<void> {
-    await this.#file.write(this.#dataAt + offset, bytes);
+    await this.#data.write(this.#dataAt + offset, bytes);
   }
 
   /**
-   * Frees the space of whole granules where the file system can. What they read as is undefined.
+   * Makes granules [first, end) zeros and frees their space where the file system can. `endBytes`:
+   * where they end on the disk.
    */
-  async discard(offset: number, length: number): Promise<void> {
-    await this.#file.trim(this.#dataAt + offset, length);
+  async clear(first: number, end: number, endBytes: number): Promise<void> {
+    const offset = first * granuleBytes;
+    if (this.#kind === "record") await this.#makeZeros(offset, endBytes - offset);
+    else if (this.states.has(granuleState.data, first, end))
+      await this.#data.trim(this.#dataAt + offset, (end - first) * granuleBytes);
+    this.states.set(first, end, granuleState.zeros);
   }
 
   /**
@@ -144,19 +154,42 @@ export class OverlayFile {
    * overlap. Errors: NO_SPACE, ACCESS_REFUSED, DEVICE_FAILED (when a sync fails, for good).
    */
   async save(): Promise<void> {
-    if (!this.#isKept) return;
+    if (this.#record === undefined) return;
     const changed = this.states.changedPages();
-    if (changed.length === 0) await this.#file.flush();
+    if (changed.length === 0) await this.#data.flush();
     for (let from = 0; from < changed.length; from += portionPages)
-      await this.#savePages(changed.slice(from, from + portionPages));
+      await this.#savePages(this.#record, changed.slice(from, from + portionPages));
   }
 
   /** Does not save. Idempotent. */
   async close(): Promise<void> {
-    await this.#file.close();
+    await this.#data.close();
+    await this.#record?.close();
   }
 
-  async #savePages(pages: readonly number[]): Promise<void> {
+  /**
+   * Makes a range of an image zeros. It may hold anything where the record says below or zeros: a
+   * write before a crash that the record had not learned of. What is zeros is left alone.
+   */
+  async #makeZeros(offset: number, length: number): Promise<void> {
+    const end = offset + length;
+    for (let at = offset; at < end; ) {
+      const [found] = this.#data.extents(at, end - at, 1);
+      const size = found?.length ?? end - at;
+      if (found?.kind !== "hole" && !(await this.#isZeros(at, size))) await this.#data.zero(at, size, true);
+      at += size;
+    }
+  }
+
+  /** Whether a short range reads as zeros: the disk's last granule, when it is not whole. */
+  async #isZeros(offset: number, length: number): Promise<boolean> {
+    if (length >= granuleBytes) return false;
+    const bytes = Buffer.alloc(length);
+    await this.#data.read(offset, bytes);
+    return bytes.every((byte) => byte === 0);
+  }
+
+  async #savePages(record: BlockDevice, pages: readonly number[]): Promise<void> {
     // Copied before the sync: later changes of the record are not covered by it.
     const taken = pages.map((page) => ({
       page,
@@ -164,12 +197,15 @@ export class OverlayFile {
       ...(this.#slots.get(page) ?? { slot: 1, generation: 1 }),
     }));
     try {
-      await this.#file.flush();
-      await this.#makeSlots(pages.filter((page) => !this.#slots.has(page)));
+      await this.#data.flush();
+      await this.#makeSlots(
+        record,
+        pages.filter((page) => !this.#slots.has(page)),
+      );
       for (const { page, bytes, slot, generation } of taken) {
-        await this.#file.write(pageOffset(page, 1 - slot), encodePage(page, 1 - slot, generation + 1, bytes));
+        await record.write(pageOffset(page, 1 - slot), encodePage(page, 1 - slot, generation + 1, bytes));
       }
-      await this.#file.flush();
+      await record.flush();
     } catch (error) {
       for (const { page } of taken) this.states.putBack(page);
       throw error;
@@ -178,41 +214,68 @@ export class OverlayFile {
       this.#slots.set(page, { slot: 1 - slot, generation: generation + 1 });
   }
 
-  async #makeSlots(pages: readonly number[]): Promise<void> {
+  async #makeSlots(record: BlockDevice, pages: readonly number[]): Promise<void> {
     for (const slot of pages.length === 0 ? [] : [0, 1]) {
-      for (const page of pages) await this.#file.write(pageOffset(page, slot), emptySlot(page, slot));
-      await this.#file.flush();
+      for (const page of pages) await record.write(pageOffset(page, slot), emptySlot(page, slot));
+      await record.flush();
     }
   }
 
-  async #load(sizeBytes: number): Promise<void> {
-    const end = dataOffset(sizeBytes);
+  /**
+   * Reads the record, and makes zeros of an image what was written there and is not in the record.
+   * Errors: DAMAGED, NO_SPACE, DEVICE_FAILED, SOURCE_UNREADABLE.
+   */
+  async load(): Promise<void> {
+    await this.#loadRecord();
+    if (this.#kind === "overlay") return;
+    const end = Math.ceil(this.#data.sizeBytes / granuleBytes);
+    for (let at = 0; at < end; ) {
+      const stop = this.states.runEnd(at, end);
+      const offset = at * granuleBytes;
+      if (this.states.get(at) === granuleState.zeros)
+        await this.#makeZeros(offset, Math.min(stop * granuleBytes, this.#data.sizeBytes) - offset);
+      at = stop;
+    }
+  }
+
+  async #loadRecord(): Promise<void> {
+    const record = this.#record;
+    const end = this.#kind === "overlay" ? this.#dataAt : (record?.sizeBytes ?? 0);
     let next = 0;
-    for (let at = headerBytes; at < end; ) {
-      const [extent] = this.#file.extents(at, end - at, 1);
+    for (let at = overlayHeaderBytes; record !== undefined && at < end; ) {
+      const [extent] = record.extents(at, end - at, 1);
       if (extent === undefined) return;
       const stop = extent.offset + extent.length;
-      const last = Math.ceil((stop - headerBytes) / pairBytes);
+      const last = Math.ceil((stop - overlayHeaderBytes) / pairBytes);
       if (extent.kind === "data") {
-        next = Math.max(next, Math.floor((at - headerBytes) / pairBytes));
+        next = Math.max(next, Math.floor((at - overlayHeaderBytes) / pairBytes));
         for (; next < last; next = Math.min(last, next + portionPages))
-          await this.#loadPages(next, Math.min(last, next + portionPages));
+          await this.#loadPages(record, next, Math.min(last, next + portionPages));
       }
       at = stop;
     }
   }
 
-  async #loadPages(first: number, end: number): Promise<void> {
+  async #loadPages(record: BlockDevice, first: number, end: number): Promise<void> {
     const bytes = Buffer.alloc((end - first) * pairBytes);
-    await this.#file.read(pageOffset(first, 0), bytes);
+    await record.read(pageOffset(first, 0), bytes);
     for (let page = first; page < end; page += 1) {
       const pair = bytes.subarray((page - first) * pairBytes, (page - first + 1) * pairBytes);
       if (isUnmade(pair, page)) continue;
-      const { payload, slot, generation } = decodePair(pair, page, this.#file.description);
+      const { payload, slot, generation } = this.#decodePair(pair, page, record.description);
       if (!GranuleStates.canLoad(payload))
-        throw overlayDamaged(this.#file.description, `page ${page} of its record holds a state that does not exist`);
+        throw overlayDamaged(this.#kind, record.description, `page ${page} holds a state that does not exist`);
       this.states.load(page, payload);
       this.#slots.set(page, { slot, generation });
+    }
+  }
+
+  #decodePair(pair: Buffer, page: number, path: string): ReturnType<typeof decodePage> {
+    try {
+      return decodePage(pair, page, path);
+    } catch (error) {
+      if (!hasCode(error, "DAMAGED")) throw error;
+      throw overlayDamaged(this.#kind, path, error.message, error);
     }
   }
 }
@@ -233,33 +296,38 @@ function isUnmade(pair: Buffer, page: number): boolean {
   for (let at = 0; at < pairBytes; at += sectorBytes) {
     const sector = pair.subarray(at, at + sectorBytes);
     const slot = Math.floor(at / pageSlotBytes);
-    if (isZero(sector)) zeros[slot] = true;
+    if (sector.equals(zeroSector)) zeros[slot] = true;
     else if (sector.equals(made.subarray(at, at + sectorBytes))) begun[slot] = true;
     else return false;
   }
   return begun[1] === true ? zeros[0] === false && zeros[1] === true : zeros[1] === true;
 }
 
-function decodePair(pair: Buffer, page: number, path: string): ReturnType<typeof decodePage> {
+/** Checks and reads what holds an overlay; `files` are closed when that fails. */
+async function load(
+  overlay: OverlayFile,
+  files: readonly BlockDevice[],
+  check: () => Promise<void>,
+): Promise<OverlayFile> {
   try {
-    return decodePage(pair, page, path);
+    // What a killed process left in the page cache can be read, but a power failure would undo it.
+    for (const file of files) await file.flush();
+    await check();
+    await overlay.load();
+    return overlay;
   } catch (error) {
-    if (!hasCode(error, "DAMAGED")) throw error;
-    throw overlayDamaged(path, error.message, error);
+    for (const file of files) await file.close();
+    throw error;
   }
 }
 
-function isZero(bytes: Uint8Array): boolean {
-  return bytes.every((byte) => byte === 0);
-}
-
 function pageOffset(page: number, slot: number): number {
-  return headerBytes + page * pairBytes + slot * pageSlotBytes;
+  return overlayHeaderBytes + page * pairBytes + slot * pageSlotBytes;
 }
 
 function dataOffset(sizeBytes: number): number {
   const granulesPerPage = pageBitmapBytes * 4;
-  return headerBytes + Math.ceil(Math.ceil(sizeBytes / granuleBytes) / granulesPerPage) * pairBytes;
+  return overlayHeaderBytes + Math.ceil(Math.ceil(sizeBytes / granuleBytes) / granulesPerPage) * pairBytes;
 }
 
 async function openOrCreate(path: string, identity: OverlayIdentity): Promise<LiveFile> {
@@ -268,11 +336,19 @@ async function openOrCreate(path: string, identity: OverlayIdentity): Promise<Li
   } catch (error) {
     if (!hasCode(error, "SOURCE_NOT_FOUND")) throw error;
   }
-  // It has a name of its own until it is complete; the first process to link it gets the final
-  // name.
+  await createFile(path, encodeHeader("overlay", identity), fileBytes(identity.sizeBytes));
+  return await LiveFile.open(path);
+}
+
+/**
+ * Makes a sparse file that begins with `header`, durably. It has a name of its own until it is
+ * complete. A file of the name that is there already, or comes meanwhile, stays. Errors: NO_SPACE,
+ * ACCESS_REFUSED, TARGET_FAILED.
+ */
+export async function createFile(path: string, header: Uint8Array, sizeBytes: number): Promise<void> {
   const partial = `${path}.partial-${randomBytes(4).toString("hex")}`;
   try {
-    await create(partial, encodeHeader(identity), identity.sizeBytes);
+    await create(partial, header, sizeBytes);
     await link(partial, path);
   } catch (error) {
     if (systemCode(error) !== "EEXIST") throw createFailed(path, error);
@@ -280,18 +356,19 @@ async function openOrCreate(path: string, identity: OverlayIdentity): Promise<Li
     await rm(partial, { force: true });
   }
   await syncFolder(dirname(path));
-  return await LiveFile.open(path);
 }
 
-/**
- * Makes a file that begins with `header`, as long as an overlay of a disk of `sizeBytes`, durably.
- */
+/** Length of the file that holds the record of an image. */
+export function recordBytes(sizeBytes: number): number {
+  return dataOffset(sizeBytes);
+}
+
 async function create(path: string, header: Uint8Array, sizeBytes: number): Promise<void> {
   try {
     const file = await open(path, "wx", 0o600);
     try {
       await file.write(header, 0, header.byteLength, 0);
-      await file.truncate(fileBytes(sizeBytes));
+      await file.truncate(sizeBytes);
       await file.sync();
     } finally {
       await file.close();
@@ -308,71 +385,22 @@ function fileBytes(sizeBytes: number): number {
 function createFailed(path: string, error: unknown): TidemarkError {
   return fileError(error, {
     code: "TARGET_FAILED",
-    what: `cannot make the overlay ${path}`,
+    what: `cannot make ${path}`,
     remedy: "name a path in a folder on a local file system that has room for what will be written",
     detail: { path },
   });
 }
 
-function encodeHeader({ vault, disk, point, sizeBytes }: OverlayIdentity): Buffer {
-  const text = Buffer.from(JSON.stringify({ vault, disk, point, sizeBytes }));
-  const header = Buffer.alloc(headerBytes);
-  magic.copy(header);
-  header.writeUInt32LE(version, 8);
-  header.writeUInt32LE(text.length, 12);
-  header.writeUInt32LE(crc32(text), 16);
-  text.copy(header, textAt);
-  return header;
-}
-
-/** Errors: see `OverlayFile.over`. */
-async function checkHeader(file: BlockDevice, identity: OverlayIdentity): Promise<void> {
-  const path = file.description;
-  const header = Buffer.alloc(Math.min(headerBytes, file.sizeBytes));
-  await file.read(0, header);
-  if (!header.subarray(0, magic.length).equals(magic)) {
-    throw new TidemarkError("INVALID_ARGUMENT", `${path} is no overlay of Tidemark`, {
-      remedy: "name another path for the overlay: this file is left alone",
-      detail: { path },
-    });
-  }
-  if (header.length < headerBytes) throw overlayDamaged(path, "it ends within its header");
-  const found = header.readUInt32LE(8);
-  if (found !== version) throw unsupportedFormat(path, found, version);
-  const textBytes = header.readUInt32LE(12);
-  const text = header.subarray(textAt, textAt + textBytes);
-  if (text.length !== textBytes || crc32(text) !== header.readUInt32LE(16))
-    throw overlayDamaged(path, "its header is not what was written");
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(text.toString("utf8"));
-  } catch (error) {
-    throw overlayDamaged(path, "its header is not JSON", error);
-  }
-  const fields = new Fields(parsed, path);
-  const { vault, disk, point, sizeBytes } = identity;
-  const isOurs =
-    fields.text("vault", anyText) === vault &&
-    fields.text("disk", anyText) === disk &&
-    fields.text("point", anyText) === point;
-  if (!isOurs || fields.integer("sizeBytes") !== sizeBytes) {
-    const theirs = `point ${fields.text("point", anyText)} of disk ${JSON.stringify(fields.text("disk", anyText))}`;
-    throw new TidemarkError(
-      "INVALID_ARGUMENT",
-      `${path} is the overlay of ${theirs} in the vault ${fields.text("vault", anyText)}`,
-      {
-        remedy: "mount that point with it, or name another path for the overlay",
-        detail: { path, point: fields.text("point", anyText) },
-      },
-    );
-  }
-  if (file.sizeBytes !== fileBytes(sizeBytes)) throw overlayDamaged(path, "its length is not what its header says");
-}
-
-function overlayDamaged(path: string, fact: string, cause?: unknown): TidemarkError {
-  return new TidemarkError("DAMAGED", `the overlay ${path} cannot be used: ${fact}`, {
-    remedy: "mount the point with another overlay; the vault is not affected",
-    detail: { path },
-    cause,
+function checkIdentity(path: string, found: OverlayIdentity, wanted: OverlayIdentity): void {
+  const isOurs = found.vault === wanted.vault && found.disk === wanted.disk && found.point === wanted.point;
+  if (isOurs && found.sizeBytes === wanted.sizeBytes) return;
+  const theirs = `point ${found.point} of disk ${JSON.stringify(found.disk)}`;
+  throw new TidemarkError("INVALID_ARGUMENT", `${path} is the overlay of ${theirs} in the vault ${found.vault}`, {
+    remedy: "mount that point with it, or name another path for the overlay",
+    detail: { path, point: found.point },
   });
+}
+
+function lengthIsWrong(kind: OverlayKind, { description }: BlockDevice): TidemarkError {
+  return overlayDamaged(kind, description, "its length is not what its header says");
 }

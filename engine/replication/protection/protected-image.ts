@@ -3,6 +3,8 @@
  * much the tracking file knows of what has changed.
  */
 import path from "node:path";
+import type { BlockDevice } from "../../device.ts";
+import type { FileIdentity } from "../../disk/source/file-identity.ts";
 import { LiveFile } from "../../disk/source/live-file.ts";
 import { LocalState } from "../../disk/source/local-state.ts";
 import { fileError } from "../../disk/source/positional-file.ts";
@@ -12,13 +14,23 @@ import type { ProtectedDiskOptions } from "../../disk/tracking/protected-disk-op
 import { TrackingFile } from "../../disk/tracking/tracking-file.ts";
 import type { Recovered } from "../../disk/tracking/tracking-recovery.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
+import type { Volume } from "../../volume.ts";
 import { checkSize } from "../replicate.ts";
 import type { MachineState } from "./protection-state.ts";
 import type { ProtectOptions } from "./protection-status.ts";
 
+/** What can be protected: an image file, a block device, or an image that is still being filled. */
+export interface ProtectedSource extends BlockDevice {
+  /** As `LiveFile.volume`. */
+  volume(access: "whole" | "scattered"): Volume;
+  /** Looks how large it is now. Errors: SOURCE_SHRUNK, SOURCE_UNREADABLE. */
+  refreshSize(): Promise<number>;
+  identity(): FileIdentity;
+}
+
 export interface ProtectedImage {
   /** Closed with `disk`. */
-  readonly live: LiveFile;
+  readonly source: ProtectedSource;
   readonly disk: ProtectedDisk;
   /**
    * `changed`: the marks name the granules that have changed. `compare`: they name regions. `scan`:
@@ -27,6 +39,14 @@ export interface ProtectedImage {
   readonly known: "changed" | "compare" | "scan";
   /** The reason of `scan`. */
   readonly whyUnknown: string | undefined;
+}
+
+export interface TrackedSource {
+  readonly source: ProtectedSource;
+  readonly tracking: TrackingFile;
+  readonly recovered: Recovered;
+  /** Where old content lies that does not fit in memory. */
+  readonly folder: string;
 }
 
 /**
@@ -43,22 +63,8 @@ export async function openProtectedImage(context: VaultContext, options: Protect
     const folder = await makeFolder(state, stateFolder);
     await state.rememberSource(live.identity());
     const identity = { vault, disk, sizeBytes: live.sizeBytes, image: live.identity() };
-    const { file, recovered } = await TrackingFile.open(path.join(folder, "tracking"), identity);
-    return {
-      live,
-      disk: ProtectedDisk.open({
-        backing: live,
-        tracking: file,
-        ...marksOf(recovered, live.sizeBytes),
-        spillFolder: folder,
-        settleMs: context.sink.capabilities.settlingMs,
-        barrierMsMax: options.policy?.barrierMsMax,
-        preservedBytesMax: options.preservedBytesMax,
-        spillBytesMax: options.spillBytesMax,
-      }),
-      known: recovered.kind === "clean" ? "changed" : recovered.kind === "unclean" ? "compare" : "scan",
-      whyUnknown: recovered.kind === "unknown" ? recovered.reason : undefined,
-    };
+    const { file: tracking, recovered } = await TrackingFile.open(path.join(folder, "tracking"), identity);
+    return protectedImage(context, { source: live, tracking, recovered, folder }, options);
   } catch (error) {
     await live.close();
     throw error;
@@ -76,6 +82,29 @@ async function makeFolder(state: LocalState, stateFolder: string): Promise<strin
       detail: { path: stateFolder },
     });
   }
+}
+
+/** The protected disk on a source whose tracking file is open. */
+export function protectedImage(
+  context: VaultContext,
+  { source, tracking, recovered, folder }: TrackedSource,
+  options: Pick<ProtectOptions, "policy" | "preservedBytesMax" | "spillBytesMax">,
+): ProtectedImage {
+  return {
+    source,
+    disk: ProtectedDisk.open({
+      backing: source,
+      tracking,
+      ...marksOf(recovered, source.sizeBytes),
+      spillFolder: folder,
+      settleMs: context.sink.capabilities.settlingMs,
+      barrierMsMax: options.policy?.barrierMsMax,
+      preservedBytesMax: options.preservedBytesMax,
+      spillBytesMax: options.spillBytesMax,
+    }),
+    known: recovered.kind === "clean" ? "changed" : recovered.kind === "unclean" ? "compare" : "scan",
+    whyUnknown: recovered.kind === "unknown" ? recovered.reason : undefined,
+  };
 }
 
 /** The points since which the marks are complete, and the older ones the store may go back to. */

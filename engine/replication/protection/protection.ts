@@ -10,7 +10,6 @@
  */
 import assert from "node:assert/strict";
 import type { BlockDevice } from "../../device.ts";
-import type { LiveFile } from "../../disk/source/live-file.ts";
 import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import { TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
@@ -25,7 +24,7 @@ import { assessHealth, type Finding, healthOf } from "./health.ts";
 import { makeCut } from "./make-cut.ts";
 import { Measures } from "./measures.ts";
 import { requestPoint } from "./point-request.ts";
-import { isCovered, openProtectedImage, type ProtectedImage } from "./protected-image.ts";
+import { isCovered, openProtectedImage, type ProtectedImage, type ProtectedSource } from "./protected-image.ts";
 import {
   type Effect,
   ended,
@@ -69,7 +68,7 @@ export class Protection implements AsyncDisposable {
   readonly disk: string;
   readonly #context: VaultContext;
   readonly #options: ProtectOptions;
-  readonly #live: LiveFile;
+  readonly #source: ProtectedSource;
   readonly #protected: ProtectedDisk;
   readonly #measures = new Measures();
   readonly #pruning: SelfPrune;
@@ -92,7 +91,7 @@ export class Protection implements AsyncDisposable {
     this.#context = context;
     this.#options = options;
     this.disk = disk;
-    this.#live = image.live;
+    this.#source = image.source;
     this.#protected = image.disk;
     this.#policy = policy;
     this.#pruning = new SelfPrune(context.document.vault, options);
@@ -114,10 +113,10 @@ export class Protection implements AsyncDisposable {
    * SOURCE_UNREADABLE, WRITER_ACTIVE when another process has the image open for writing,
    * ACCESS_REFUSED, UNSUPPORTED, NO_SPACE, DEVICE_FAILED.
    */
-  static async start(context: VaultContext, given: ProtectOptions): Promise<Protection> {
+  static async start(context: VaultContext, given: ProtectOptions, opened?: ProtectedImage): Promise<Protection> {
     encodeDiskName(given.disk); // refuses a bad name before anything is touched
     const options = { ...given, disk: given.disk.normalize("NFC") };
-    return new Protection(context, options, await openProtectedImage(context, options));
+    return new Protection(context, options, opened ?? (await openProtectedImage(context, options)));
   }
 
   /** The disk. All reads and writes must go through it; a front end such as NBD serves it. */
@@ -206,7 +205,7 @@ export class Protection implements AsyncDisposable {
    * extended.
    */
   async grow(): Promise<void> {
-    await this.#live.refreshSize();
+    await this.#source.refreshSize();
     await this.#protected.grow();
   }
 
@@ -436,7 +435,7 @@ export class Protection implements AsyncDisposable {
       context: this.#context,
       session: this.#session,
       disk: this.disk,
-      live: this.#live,
+      source: this.#source,
       protectedDisk: this.#protected,
       measures: this.#measures,
       known,

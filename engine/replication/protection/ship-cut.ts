@@ -6,7 +6,6 @@
  *
  * Invariant: a cut is either committed or abandoned when `shipCut` settles.
  */
-import type { LiveFile } from "../../disk/source/live-file.ts";
 import { noPrints } from "../../disk/source/local-state.ts";
 import { cutVolume } from "../../disk/tracking/cut.ts";
 import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
@@ -17,13 +16,14 @@ import { checkSize, mapBaseline, randomSeed } from "../replicate.ts";
 import type { Session } from "../session.ts";
 import type { MadeCut } from "./groups.ts";
 import type { Measures } from "./measures.ts";
+import type { ProtectedSource } from "./protected-image.ts";
 import type { Knowledge } from "./protection-state.ts";
 
 export interface ShipCutOptions {
   readonly context: VaultContext;
   readonly session: Session;
   readonly disk: string;
-  readonly live: LiveFile;
+  readonly source: ProtectedSource;
   readonly protectedDisk: ProtectedDisk;
   readonly measures: Measures;
   readonly known: Knowledge;
@@ -37,7 +37,7 @@ export interface ShipCutOptions {
 
 /** Errors: those of `Session.ship`, UNSUPPORTED, SOURCE_SHRUNK, CUT_ABANDONED. */
 export async function shipCut(options: ShipCutOptions): Promise<PointRecord> {
-  const { context, session, disk, live, protectedDisk, measures, known, isParentSound, made, signal } = options;
+  const { context, session, disk, source, protectedDisk, measures, known, isParentSound, made, signal } = options;
   const { cut, cutAtMs, group, application } = made;
   const isScan = known === "scan";
   let uploaded = 0;
@@ -46,12 +46,12 @@ export async function shipCut(options: ShipCutOptions): Promise<PointRecord> {
     uploaded = storedBytes;
   };
   try {
-    checkSize(live.description, disk, cut.sizeBytes, session.newest);
+    checkSize(source.description, disk, cut.sizeBytes, session.newest);
     const parent = isParentSound ? await session.manifest() : undefined;
     const seed = randomSeed();
     const map = parent === undefined ? emptyBaseline : mapBaseline(context, session, parent, seed);
     const shipped = await session.ship({
-      volume: isScan ? live.volume("whole") : cutVolume(cut, live.volume("scattered")),
+      volume: isScan ? source.volume("whole") : cutVolume(cut, source.volume("scattered")),
       volumeBytes: cut.sizeBytes,
       timeMs: cut.timeMs,
       parent,

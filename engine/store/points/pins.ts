@@ -89,7 +89,7 @@ export async function removePins(options: {
   readonly store: Store;
   readonly vault: string;
   readonly disk: string;
-  readonly point: PointRecord;
+  readonly point: Pick<PointRecord, "sequence" | "id">;
   /** Absent: all. */
   readonly name?: string | undefined;
   readonly onNotice: (notice: Notice) => void;

@@ -25,8 +25,9 @@ import type { PointKey } from "./history.ts";
 import { findPoint, readPoints } from "./history.ts";
 import { listLabels, readLabel } from "./labels.ts";
 import { readManifest } from "./manifest.ts";
-import { countedPins, isOf, listPins, type PinSummary, type StoredPin } from "./pins.ts";
+import { countedPins, isOf, listPins, type PinOptions, type PinSummary, type StoredPin } from "./pins.ts";
 import { readProved } from "./proved.ts";
+import type { PointPlace } from "./prune-fence.ts";
 import { listHolds } from "./reader-holds.ts";
 
 const headsReadAtOnce = 8;
@@ -121,6 +122,20 @@ export async function diskSummary(members: GroupMembers, disk: string): Promise<
     disk,
     points: countPoints(head),
     latest: pointSummary(disk, latest, await members.groupOf(disk, latest)),
+  };
+}
+
+/** The point that a user names, as an operation on it takes it. Errors: DISK_NOT_FOUND, POINT_NOT_FOUND. */
+export async function placePoint(
+  store: Store,
+  vault: string,
+  { disk, point: selector, onNotice = () => undefined, signal }: PinOptions,
+): Promise<{ readonly place: PointPlace; readonly summary: PointSummary }> {
+  const head = await readDisk(store, vault, disk.normalize("NFC"), signal);
+  const point = await selectPoint(store, head, selector, signal);
+  return {
+    place: { store, vault, disk: head.disk, point, onNotice, signal },
+    summary: pointSummary(head.disk, point),
   };
 }
 

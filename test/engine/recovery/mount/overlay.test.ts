@@ -16,7 +16,8 @@ import { encodePage } from "../../../../engine/disk/tracking/tracking-format.ts"
 import { hasCode } from "../../../../engine/errors.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
 import { OverlaidDisk } from "../../../../engine/recovery/mount/overlaid-disk.ts";
-import { OverlayFile, type OverlayIdentity } from "../../../../engine/recovery/mount/overlay-file.ts";
+import { OverlayFile } from "../../../../engine/recovery/mount/overlay-file.ts";
+import type { OverlayIdentity } from "../../../../engine/recovery/mount/overlay-header.ts";
 import { runsOf } from "../../../depth.ts";
 import { contentOf } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
