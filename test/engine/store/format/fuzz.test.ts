@@ -56,6 +56,7 @@ import {
 import { decodeClaim, decodeRun, encodeClaim, encodeRun } from "../../../../engine/store/format/run.ts";
 import { runsOf } from "../../../depth.ts";
 import { foreignVaultId, vaultId } from "../../../engine-model.ts";
+import { futureHeader, futureLine, resigned } from "./altered.ts";
 import {
   claimSample,
   collectedSample,
@@ -591,22 +592,4 @@ function decodedOrRefused<Decoded>(decode: () => Decoded): Decoded | undefined {
     expect(error.code).toBe("DAMAGED");
     return undefined;
   }
-}
-
-function futureLine(bytes: Uint8Array): Uint8Array {
-  return Buffer.from(Buffer.from(bytes).toString("utf8").replace(/ 1 /, " 2 "), "utf8");
-}
-
-function futureHeader(bytes: Uint8Array): Uint8Array {
-  const other = new Uint8Array(bytes);
-  Buffer.from(other.buffer).writeUInt16LE(2, 4);
-  return other;
-}
-
-/** A map table after `change`, with a checksum that is right again. */
-function resigned(table: Uint8Array, change: (bytes: Buffer) => void): Buffer {
-  const bytes = Buffer.from(table);
-  change(bytes);
-  bytes.set(checksum(bytes.subarray(0, 48), bytes.subarray(64)), 48);
-  return bytes;
 }
