@@ -192,8 +192,7 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Counts what the points take, in bytes, for each disk and in all. Reads every map, and no data.
-   * `SpaceCounts` defines each number.
+   * Counts what the points take, in bytes: see `SpaceCounts`. Reads every map, and no data.
    *
    * @throws `DAMAGED` or `FORMAT_UNSUPPORTED` if a head, manifest or map cannot be read; `INTERRUPTED`.
    */

@@ -203,12 +203,9 @@ function datedAhead(newestMs: number, aheadMs: number): Finding {
   return {
     level: "Warning",
     code: "POINTS_DATED_AHEAD",
-    cause:
-      `the newest point is dated ${String(Math.round(aheadMs / 3_600_000))} h later than now: points made while a clock was ahead ` +
-      `stay until ${until}, and the times of later points are not those of the clock`,
+    cause: `the newest point is dated ${String(Math.round(aheadMs / 3_600_000))} h later than now: points made while a clock was ahead stay until ${until}`,
     remedy:
-      "set the clock of this machine right; if it is right, it was ahead when points were taken: " +
-      "retention goes by the clock, and nothing else needs to be done",
+      "set the clock of this machine right; if it is right, nothing needs to be done: retention goes by the clock",
   };
 }
 
