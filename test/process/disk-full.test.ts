@@ -55,7 +55,6 @@ test.for(vaults)(
     const small = mounted(context, client, "small", 8 * mebibyte);
     writeImage(client.path("disk.img"), imageMebibytes);
     expect(await client.replicate("disk.img")).toMatchObject({ code: 1, last: { type: "error", code: "NO_SPACE" } });
-    expect(await client.sequences()).toEqual([]);
     enlarge(small, 2 * imageMebibytes * mebibyte);
     expect(await client.replicate("disk.img")).toMatchObject({ code: 0, last: { sequence: 1 } });
     expect(await client.run("verify", "--disk", "d", "--source", "disk.img")).toMatchObject({
