@@ -79,7 +79,7 @@ export const errorTable: Readonly<Record<ErrorCode, ErrorEntry>> = {
   },
   DAMAGED: {
     meaning: "stored bytes fail their check, or are gone",
-    remedy: "find the points with `tidemark verify`, then run `tidemark verify --heal` or `tidemark vault repair`",
+    remedy: "find the points with `tidemark verify`; restore their data from the disk with `tidemark verify --heal`",
   },
   FORMAT_UNSUPPORTED: {
     meaning: "the object has a format that this version does not read",

@@ -9,7 +9,7 @@
  * with its summary in json.ts.
  */
 import { Command, CommanderError, Option } from "commander";
-import { TidemarkError, tidemarkVersion } from "../engine/index.ts";
+import { systemCode, TidemarkError, tidemarkVersion } from "../engine/index.ts";
 import { agentCommand } from "./commands/agent.ts";
 import { benchCommand } from "./commands/bench.ts";
 import { collectCommand } from "./commands/collect.ts";
@@ -69,24 +69,33 @@ async function exitCodeFrom(context: CommandContext, words: readonly string[]): 
   } catch (error) {
     // Help and version have been printed.
     if (error instanceof CommanderError) return exitCodes.done;
-    const told = withoutFolder(error);
+    const told = ofThisProcess(error);
     context.output.error(told);
     return exitCodeOf(told);
   }
 }
 
-/** Names the cause of a path that could not be resolved, wherever that was. */
-function withoutFolder(error: unknown): unknown {
-  if (!(error instanceof Error) || !("syscall" in error) || error.syscall !== "uv_cwd") return error;
-  return new TidemarkError("INVALID_ARGUMENT", "the current folder does not exist any more", {
-    remedy: "change to a folder that exists, and run the command again",
+/** Names what this process lacks, wherever a call of the system found it: a folder to be in, or open files. */
+function ofThisProcess(error: unknown): unknown {
+  if (!(error instanceof Error)) return error;
+  if ("syscall" in error && error.syscall === "uv_cwd") {
+    return new TidemarkError("INVALID_ARGUMENT", "the current folder does not exist any more", {
+      remedy: "change to a folder that exists, and run the command again",
+      cause: error,
+    });
+  }
+  const code = systemCode(error);
+  if (error instanceof TidemarkError || (code !== "EMFILE" && code !== "ENFILE")) return error;
+  const whose = code === "EMFILE" ? "this process" : "this machine";
+  return new TidemarkError("UNSUPPORTED", `${whose} may not open as many files as the command needs (${code})`, {
+    remedy: "raise the limit of open files with `ulimit -n 1024`, then run the command again",
     cause: error,
   });
 }
 
 /** Text for stderr about an error that nothing caught: a fault in Tidemark. */
 export function reportUncaught(error: unknown, words: readonly string[], environment: Environment): string {
-  const { message, remedy } = errorReport(error);
+  const { message, remedy } = errorReport(ofThisProcess(error));
   const stacks = outputFlags(words, environment).debug ? `${errorStacks(error)}\n` : "";
   return `error: ${printable(message)}\n  ${printable(remedy)}\n${stacks}`;
 }

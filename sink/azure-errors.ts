@@ -123,6 +123,13 @@ const tlsCodes: ReadonlySet<string> = new Set([
   "UNABLE_TO_VERIFY_LEAF_SIGNATURE",
 ]);
 
+/** The first answer of the peer is no record of TLS: the port serves another protocol. */
+const notTlsCodes: ReadonlySet<string> = new Set([
+  "EPROTO",
+  "ERR_SSL_PACKET_LENGTH_TOO_LONG",
+  "ERR_SSL_WRONG_VERSION_NUMBER",
+]);
+
 const credentialErrorNames: ReadonlySet<string> = new Set([
   "AggregateAuthenticationError",
   "AuthenticationError",
@@ -231,18 +238,24 @@ function judgeConnection(code: string, subject: CallSubject, store: StoreFacts, 
       code === "ECONNREFUSED" ? `${peer} refuses connections` : `the host name of ${peer} cannot be resolved`;
     return { kind: "undone", fact, lostConnection: true, retryAfterMs: undefined, cause };
   }
-  if (tlsCodes.has(code)) {
-    const error = new TidemarkError(
-      "STORE_UNREACHABLE",
-      `could not ${subject.action} in ${store.description}: the certificate of ${store.host} is not trusted (${code})`,
-      {
-        remedy: "name the authority that signed it in NODE_EXTRA_CA_CERTS",
-        detail: { host: store.host, name: subject.name },
-        cause,
-      },
+  const refuse = (fact: string, remedy: string): Verdict => ({
+    kind: "refused",
+    error: new TidemarkError("STORE_UNREACHABLE", `could not ${subject.action} in ${store.description}: ${fact}`, {
+      remedy,
+      detail: { host: store.host, name: subject.name },
+      cause,
+    }),
+  });
+  if (tlsCodes.has(code))
+    return refuse(
+      `the certificate of ${store.host} is not trusted (${code})`,
+      "name the authority that signed it in NODE_EXTRA_CA_CERTS",
     );
-    return { kind: "refused", error };
-  }
+  if (notTlsCodes.has(code))
+    return refuse(
+      `${store.host} does not answer with TLS (${code})`,
+      "check the port; if it serves plain http, as an Azurite does, write http:// instead of https://",
+    );
   const way = store.proxy === undefined ? store.host : `${store.host} through the proxy ${store.proxy}`;
   const shown = namePattern.test(code) ? ` (${code})` : "";
   return { kind: "uncertain", fact: `the connection to ${way} was lost${shown}`, lostConnection: true, cause };

@@ -16,7 +16,7 @@ import type { Log } from "./log.ts";
 import { Metrics } from "./metrics.ts";
 import type { Clock, DiskEvent, EngineAdapter } from "./ports.ts";
 import type { LogLevel } from "./schema.ts";
-import { type ReloadSummary, Supervisor } from "./supervisor.ts";
+import { type MissedPoint, type ReloadSummary, Supervisor } from "./supervisor.ts";
 
 export interface AgentOptions {
   readonly environment: Environment;
@@ -39,15 +39,18 @@ const eventLevels: Readonly<Record<DiskEvent["kind"], LogLevel>> = {
 };
 
 export class Agent implements AsyncDisposable {
-  /** Resolves once every disk has been stopped, by any request. */
-  readonly ended: Promise<void>;
+  /**
+   * Resolves once every disk has been stopped, by any request, with the disks whose last point could
+   * not be taken.
+   */
+  readonly ended: Promise<readonly MissedPoint[]>;
   readonly #environment: Environment;
   readonly #log: Log;
   readonly #supervisor: Supervisor;
   readonly #metrics: Metrics;
   readonly #socket: ClaimedSocket;
   readonly #servers: Server[];
-  #end: () => void = () => undefined;
+  #end: (missed: readonly MissedPoint[]) => void = () => undefined;
 
   private constructor(
     config: AgentConfig,
@@ -136,8 +139,7 @@ export class Agent implements AsyncDisposable {
       "info",
       drain ? "stopping: last points are taken; a second signal ends the agent without them" : "stopping",
     );
-    await this.#supervisor.stop({ drain });
-    this.#end();
+    this.#end(await this.#supervisor.stop({ drain }));
   }
 
   /** Closes the control socket. The disks have been stopped before. */
@@ -157,8 +159,8 @@ export class Agent implements AsyncDisposable {
 
   async #listenForMetrics({ metrics }: AgentConfig, target: Promise<ControlTarget>): Promise<void> {
     if (metrics === undefined) return;
-    const server = createMonitoringServer(target);
     const { host, port } = metrics.listen;
+    const server = createMonitoringServer(target, host);
     try {
       server.listen({ host, port });
       await once(server, "listening");

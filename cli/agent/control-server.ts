@@ -18,6 +18,7 @@
  * request is given up; the disk's own schedule goes on.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { isIP } from "node:net";
 import { type ErrorCode, TidemarkError } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
 import type { ReloadSummary, Supervisor, Target } from "./supervisor.ts";
@@ -146,25 +147,46 @@ export function createControlServer(target: Promise<ControlTarget>): Server {
   return serverOf(controlRoutes, target);
 }
 
-/** Metrics and health only, for an address that other machines reach. */
 /** Each is open for 5 s after its last request. */
 const monitoringConnectionsMax = 64;
 
-export function createMonitoringServer(target: Promise<ControlTarget>): Server {
-  const server = serverOf(monitoringRoutes, target);
+/**
+ * Metrics and health only, for an address that other machines reach. Requests are answered that name
+ * an IP address, `localhost` or `host` in their Host header. A page of a browser whose own name
+ * resolves to this machine (DNS rebinding) sends that name, and is refused.
+ */
+export function createMonitoringServer(target: Promise<ControlTarget>, host: string): Server {
+  const server = serverOf(monitoringRoutes, target, host);
   server.maxConnections = monitoringConnectionsMax;
   return server;
 }
 
-function serverOf(routes: readonly Route[], target: Promise<ControlTarget>): Server {
+function serverOf(routes: readonly Route[], target: Promise<ControlTarget>, host?: string): Server {
   return createServer((request, response) => {
-    void target.then(async (ready) => await serve(routes, ready, request, response));
+    void target.then(async (ready) => await serve({ routes, host }, ready, request, response));
+  });
+}
+
+/** What a server answers, and the only name that it answers to, if it has one. */
+interface Service {
+  readonly routes: readonly Route[];
+  readonly host: string | undefined;
+}
+
+/** Throws ACCESS_REFUSED for a request that was sent to another name. */
+function checkHost(host: string | undefined, sent: string | undefined): void {
+  if (host === undefined || sent === undefined) return;
+  const name = sent.replace(/:\d{1,5}$/, "").toLowerCase();
+  const isAddress = isIP(name.replace(/^\[|\]$/g, "")) !== 0;
+  if (isAddress || name === "localhost" || name === host.toLowerCase()) return;
+  throw new TidemarkError("ACCESS_REFUSED", `metrics are not served under the name ${name}`, {
+    remedy: "ask for an IP address of this machine, or give metrics.listen that name",
   });
 }
 
 /** Never rejects: every failure becomes the response. */
 async function serve(
-  routes: readonly Route[],
+  { routes, host }: Service,
   target: ControlTarget,
   request: IncomingMessage,
   response: ServerResponse,
@@ -177,6 +199,7 @@ async function serve(
   response.on("error", () => gone.abort());
   let pattern = "unknown";
   try {
+    checkHost(host, request.headers.host);
     const { route, rest } = find(routes, request);
     pattern = route.path;
     const fields = route.method === "GET" ? {} : await readFields(request);

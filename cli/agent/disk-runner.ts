@@ -74,6 +74,7 @@ export class DiskRunner {
   #paused = false;
   #running: Promise<void> = Promise.resolve();
   #ended: Promise<void> | undefined;
+  #missed: TidemarkError | undefined;
   /** The status that the disk was left in, and when. */
   #stopped: { readonly status: ProtectionStatus; readonly atMs: number } | undefined;
 
@@ -92,6 +93,11 @@ export class DiskRunner {
   /** True from the moment that it is to stop; `ended` resolves when it has. */
   isStopping(): boolean {
     return this.#stopping.signal.aborted;
+  }
+
+  /** Why the last point that a stop asked for could not be taken. */
+  get missed(): TidemarkError | undefined {
+    return this.#missed;
   }
 
   get ended(): Promise<void> {
@@ -187,16 +193,10 @@ export class DiskRunner {
     await this.#told("the export could not be ended", async () => await this.#unexport());
     const protection = this.#protection;
     if (protection !== undefined) {
-      const { signal } = this.#hurry;
-      const drained = await this.#told(
-        "no last point could be taken",
-        async () => await protection.stop({ drain, signal }),
-      );
-      if (!drained)
-        await this.#told(
-          "the tracking could not be closed",
-          async () => await protection.stop({ drain: false, signal }),
-        );
+      await this.#told("the tracking could not be closed", async () => {
+        this.#missed = await protection.stop({ drain, signal: this.#hurry.signal });
+      });
+      if (this.#missed !== undefined) this.#tell("failure", this.#missed, "no last point could be taken");
       this.#protection = undefined;
     }
     await this.#told("the vault could not be closed", async () => await this.#vault?.release());

@@ -22,6 +22,7 @@ import {
   weekdays,
 } from "../../engine/index.ts";
 import { openSink } from "../../sink/index.ts";
+import { refuseEmptyImage } from "../commands/context.ts";
 import { type Environment, sinkOptions, vaultOptions } from "../settings.ts";
 import { Collecting } from "./collecting.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
@@ -126,6 +127,8 @@ class EngineVault implements VaultPort {
 
   async protect({ disk, policy, onEvent }: ProtectOptions): Promise<ProtectionPort> {
     const { name, image, hooks } = disk;
+    // Such as a loop device whose file has been detached; its tracking file must stay as it is.
+    await refuseEmptyImage(image);
     const protection = await this.#vault.protect({
       disk: name,
       image,

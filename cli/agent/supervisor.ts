@@ -85,6 +85,12 @@ export interface StopSummary {
   readonly notDrained: readonly string[];
 }
 
+/** A disk that was to end with a last point, and why there is none. */
+export interface MissedPoint {
+  readonly disk: string;
+  readonly error: TidemarkError;
+}
+
 /**
  * The first moments of many disks are spread over this, so that they do not all compare and ship at
  * once.
@@ -256,13 +262,15 @@ export class Supervisor {
   }
 
   /**
-   * Ends every disk, with a last point each when `drain` says so; `signal` cuts that short.
-   * Idempotent.
+   * Ends every disk, with a last point each when `drain` says so; `signal` cuts that short. Gives the
+   * disks that are left without it. Idempotent.
    */
-  async stop(options: { readonly drain: boolean; readonly signal?: AbortSignal }): Promise<void> {
+  async stop(options: { readonly drain: boolean; readonly signal?: AbortSignal }): Promise<readonly MissedPoint[]> {
     this.#stopping = true;
-    await this.#enqueue(async () => {
+    return await this.#enqueue(async () => {
+      const runners = this.#inOrder();
       await this.#remove([...this.#runners.keys()], options);
+      return runners.flatMap(({ disk, missed }) => (missed === undefined ? [] : { disk: disk.name, error: missed }));
     });
   }
 

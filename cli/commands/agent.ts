@@ -13,7 +13,7 @@ import { controlSocketDefault } from "../agent/listen.ts";
 import { openLog } from "../agent/log.ts";
 import { parseRate } from "../agent/schema.ts";
 import { describeAgent } from "../agent/status-table.ts";
-import type { AgentStatus, ReloadSummary, StopSummary } from "../agent/supervisor.ts";
+import type { AgentStatus, MissedPoint, ReloadSummary, StopSummary } from "../agent/supervisor.ts";
 import { formatNumberOf, formatRate } from "../quantities.ts";
 import { printable } from "../text.ts";
 import { type CommandContext, closing } from "./context.ts";
@@ -148,18 +148,32 @@ async function run(context: CommandContext, { config: path, check }: AgentFlags)
     const options = { environment, engine: openEngineAdapter(environment), clock: systemClock, log };
     const agent = await Agent.start(config, options);
     // Rejects only after all disks have stopped; earlier failures are in the log.
-    const drained = new Promise<void>((resolve, reject) => {
+    const failed = new Promise<never>((_, reject) => {
       context.answerSignals({
-        stop: () => void agent.stop({ drain: true }).then(resolve, reject),
+        stop: () => void agent.stop({ drain: true }).catch(reject),
         reload: () => void agent.refresh(),
       });
     });
-    await closing(agent, async () => await Promise.race([agent.ended, drained]));
+    const missed = await closing(agent, async () => await Promise.race([agent.ended, failed]));
     log.write("info", "stopped");
+    refuseMissed(missed);
     context.output.summary("agent", { config: config.path, ...counts }, "");
   } finally {
     log.close();
   }
+}
+
+/** Errors: that of the first of `missed`. */
+function refuseMissed(missed: readonly MissedPoint[]): void {
+  const [first] = missed;
+  if (first === undefined) return;
+  const disks = missed.map(({ disk }) => disk).join(", ");
+  const { code, message } = first.error;
+  throw new TidemarkError(code, `left without a last point: ${disks} (${message})`, {
+    remedy: "start the agent again: the writes that no point holds are marked, and shipped first",
+    detail: { disks },
+    cause: first.error,
+  });
 }
 
 async function checkedConfig({ output, environment }: CommandContext, path: string): Promise<AgentConfig> {

@@ -2,6 +2,7 @@
 import { realpath, stat } from "node:fs/promises";
 import { dirname, resolve, sep } from "node:path";
 import {
+  FileVolume,
   type Sink,
   systemCode,
   TidemarkError,
@@ -73,6 +74,16 @@ export async function refuseEmpty(source: Pick<Volume, "description" | "sizeByte
       "attach its medium, or name another source; `tidemark replicate --allow-empty` takes a point of it all the same",
     detail: { source: source.description },
   });
+}
+
+/** `refuseEmpty` of an image file or block device. Errors: SOURCE_UNREADABLE, SOURCE_NOT_FOUND. */
+export async function refuseEmptyImage(path: string): Promise<void> {
+  const volume = await FileVolume.open(path);
+  try {
+    await refuseEmpty(volume);
+  } finally {
+    await volume.close();
+  }
 }
 
 /**

@@ -2,7 +2,7 @@
 import { resolve } from "node:path";
 import process from "node:process";
 import { Command, InvalidArgumentError } from "commander";
-import { FileVolume, TidemarkError } from "../../engine/index.ts";
+import { TidemarkError } from "../../engine/index.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "../agent/config.ts";
 import { openEngineAdapter, systemClock } from "../agent/engine-adapter.ts";
 import { formatListen, parseListen } from "../agent/listen.ts";
@@ -14,7 +14,7 @@ import { withoutSecrets } from "../errors.ts";
 import { formatDuration, formatNumberOf, parseDuration } from "../quantities.ts";
 import { type VaultFlags, vaultAddress, vaultOptions, withVaultOptions } from "../settings.ts";
 import { printable } from "../text.ts";
-import { type CommandContext, nbdAddress, refuseEmpty, refuseInsideVault } from "./context.ts";
+import { type CommandContext, nbdAddress, refuseEmptyImage, refuseInsideVault } from "./context.ts";
 
 interface ProtectFlags extends VaultFlags {
   readonly disk: string;
@@ -80,12 +80,7 @@ async function protect(context: CommandContext, image: string, flags: ProtectFla
   const plan = planOf(context, image, flags);
   await refuseInsideVault(flags, image, "image");
   // Before the vault is opened: an image that is missing creates none.
-  const volume = await FileVolume.open(plan.disk.image);
-  try {
-    await refuseEmpty(volume);
-  } finally {
-    await volume.close();
-  }
+  await refuseEmptyImage(plan.disk.image);
   const engine = openEngineAdapter(environment);
   const vault = await engine.openVault(plan.vault, signal);
   try {

@@ -185,3 +185,11 @@ describe("a proxy", () => {
     }
   });
 });
+
+test("https at a port that serves plain http is told so at once, with what to write instead", async () => {
+  const port = await serve((_, response) => response.end());
+  await using sink = AzureSink.open(`https://127.0.0.1:${String(port)}/account/vault`, key);
+  const error = await expectCode(sink.getObject("x", 1), "STORE_UNREACHABLE");
+  expect(error.message).toContain("does not answer with TLS");
+  expect(error.remedy).toContain("http:// instead of https://");
+});

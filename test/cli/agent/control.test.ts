@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import { rmSync, writeFileSync } from "node:fs";
 import { request } from "node:http";
-import { createServer } from "node:net";
+import { type AddressInfo, createServer } from "node:net";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { Agent } from "../../../cli/agent/agent.ts";
 import { askAgent } from "../../../cli/agent/control-client.ts";
@@ -232,6 +232,29 @@ describe("the control API", () => {
   });
 });
 
+describe("the address for metrics", () => {
+  it("answers to its own names only, so that no page of a browser reads it under another", async () => {
+    const rig = new Rig();
+    const free = createServer();
+    free.listen(0, "127.0.0.1");
+    await once(free, "listening");
+    const { port } = free.address() as AddressInfo;
+    await new Promise((resolve) => free.close(resolve));
+    await rig.start(`${text}metrics: {listen: "tcp:LocalHost:${String(port)}"}\n`);
+    const statusFor = async (host: string): Promise<number | undefined> => {
+      const sent = request({ host: "localhost", port, path: "/metrics", agent: false, headers: { host } });
+      sent.end();
+      const [response] = (await once(sent, "response")) as [import("node:http").IncomingMessage];
+      response.resume();
+      return response.statusCode;
+    };
+    for (const own of ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "192.0.2.1"])
+      for (const host of [own, `${own}:${String(port)}`]) expect([host, await statusFor(host)]).toEqual([host, 200]);
+    for (const host of ["rebound.example", `rebound.example:${String(port)}`, "localhost.example", "1.2.3.4.example"])
+      expect([host, await statusFor(host)]).toEqual([host, 403]);
+  });
+});
+
 describe("/healthz", () => {
   it("answers 503 while the worst health is Critical", async () => {
     const rig = new Rig();
@@ -245,6 +268,16 @@ describe("/healthz", () => {
 });
 
 describe("an agent", () => {
+  it("ends with the disks that are left without a last point", async () => {
+    const rig = new Rig();
+    const agent = await rig.start();
+    const error = new TidemarkError("STORE_UNREACHABLE", "the store is away");
+    rig.engine.protection("web").missed = error;
+    expect(await rig.ask("POST", "/v1/stop", {})).toEqual({ stopped: true });
+    await agent.stop({ drain: true });
+    expect(await agent.ended).toEqual([{ disk: "web", error }]);
+  });
+
   it("gives way to another one before it touches a disk", async () => {
     const rig = new Rig();
     await rig.start();

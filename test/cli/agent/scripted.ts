@@ -14,7 +14,7 @@ import type {
   VaultPort,
 } from "../../../cli/agent/ports.ts";
 import type { LogLevel } from "../../../cli/agent/schema.ts";
-import type { BlockDevice, PointSummary, ProtectionStatus } from "../../../engine/index.ts";
+import type { BlockDevice, PointSummary, ProtectionStatus, TidemarkError } from "../../../engine/index.ts";
 
 /** Time that passes when the test says so. */
 export class VirtualClock implements Clock {
@@ -86,6 +86,8 @@ export class ScriptedProtection implements ProtectionPort {
   /** What the image has become. */
   grownBytes: number | undefined;
   stopFailure: Error | undefined;
+  /** Why the last point cannot be taken. */
+  missed: TidemarkError | undefined;
   /** When set, points and last points wait for it. */
   gate: Promise<void> = Promise.resolve();
   readonly #emit: (event: DiskEvent) => void;
@@ -163,14 +165,22 @@ export class ScriptedProtection implements ProtectionPort {
     this.state = { ...this.state, sizeBytes: this.grownBytes ?? this.status().sizeBytes };
   }
 
-  async stop({ drain, signal }: { readonly drain: boolean; readonly signal: AbortSignal }): Promise<undefined> {
+  async stop({
+    drain,
+    signal,
+  }: {
+    readonly drain: boolean;
+    readonly signal: AbortSignal;
+  }): Promise<TidemarkError | undefined> {
     this.calls.push(drain ? "drain" : "stop");
     if (drain) {
       const cut = new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve()));
       await Promise.race([this.gate, cut]);
       if (signal.aborted) this.calls.push("cut short");
       if (this.stopFailure !== undefined) throw this.stopFailure;
+      return this.missed;
     }
+    return undefined;
   }
 
   emit(event: Omit<DiskEvent, "disk">): void {

@@ -463,13 +463,24 @@ describe("a stop", () => {
     expect(rig.engine.protection("db").calls).toEqual(["drain", "cut short"]);
   });
 
-  it("saves the tracking of a disk whose last point failed, and tells why", async () => {
+  it("tells and gives the disks that are left without a last point", async () => {
+    const rig = new Rig();
+    const supervisor = await rig.start();
+    const error = unreachable();
+    rig.engine.protection("db").missed = error;
+    expect(await supervisor.stop({ drain: true })).toEqual([{ disk: "db", error }]);
+    expect(rig.engine.protection("db").calls).toEqual(["drain"]);
+    expect(rig.events.at(-1)).toMatchObject({ kind: "failure", disk: "db", code: "STORE_UNREACHABLE" });
+    expect(rig.events.at(-1)?.message).toContain("no last point could be taken");
+  });
+
+  it("tells why the tracking of a disk could not be closed", async () => {
     const rig = new Rig();
     const supervisor = await rig.start();
     rig.engine.protection("db").stopFailure = unreachable();
     await supervisor.stop({ drain: true });
-    expect(rig.engine.protection("db").calls).toEqual(["drain", "stop"]);
     expect(rig.events.at(-1)).toMatchObject({ kind: "failure", disk: "db", code: "STORE_UNREACHABLE" });
+    expect(rig.events.at(-1)?.message).toContain("tracking");
   });
 
   it("does not wait for a disk that is only being retried", async () => {
