@@ -390,11 +390,11 @@ export class Protection implements AsyncDisposable {
   async #open(): Promise<Found | undefined> {
     if (this.#session?.signal.aborted === false) return undefined;
     await this.#leave();
-    const onNotice = ({ code, message }: Notice): void => {
+    const onNotice = ({ code, message }: Notice): void =>
       this.#emit({ kind: "notice", disk: this.disk, code, message });
-    };
     this.#session = await Session.open(this.#context, {
       disk: this.disk,
+      source: this.#live.identity().path,
       loadCatalog: async (store) => await this.#context.sharedCatalog(store, onNotice),
       onNotice,
       signal: this.#stopping.signal,
