@@ -106,6 +106,7 @@ interface FixedSummaries {
   readonly "failover commit": RunDone;
   readonly "failover cancel": RunDone;
   readonly "failover cleanup": RunDone;
+  readonly reprotect: RunDone;
   readonly "jobs list": JobsSummary;
   readonly "jobs show": JobSummary;
   readonly "jobs resume": RunDone;

@@ -15,7 +15,7 @@ import { benchCommand } from "./commands/bench.ts";
 import { collectCommand } from "./commands/collect.ts";
 import type { CommandContext } from "./commands/context.ts";
 import { demoCommand } from "./commands/demo.ts";
-import { failoverCommand } from "./commands/failover.ts";
+import { failoverCommand, reprotectCommand } from "./commands/failover.ts";
 import { jobsCommand } from "./commands/jobs.ts";
 import { disksCommand, pointsCommand } from "./commands/listings.ts";
 import { materializeCommand } from "./commands/materialize.ts";
@@ -113,6 +113,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     materializeCommand,
     mountCommand,
     failoverCommand,
+    reprotectCommand,
     jobsCommand,
     verifyCommand,
     pruneCommand,

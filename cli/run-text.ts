@@ -14,7 +14,8 @@ export function describeRun(run: RunSummary, output: Pick<Output, "time">): stri
   return [
     `run ${run.run}: ${run.state}`,
     fields([
-      ["kind", `${run.kind}, ${run.direction}`],
+      ["kind", run.kind],
+      ["written at", run.activeLocation],
       ["health", run.health],
       ...lines(
         "disks",

@@ -13,3 +13,5 @@ printf 'day 2' | dd of=web.img conv=notrunc status=none
 tidemark failover planned --disk web --to file:moved.img --source web.img
 run=$(tidemark failover list --json | sed -n 's/.*"run":"\([0-9a-f]*\)".*"kind":"planned".*/\1/p')
 tidemark failover commit "$run"
+tidemark reprotect "$run"
+tidemark points list --disk web

@@ -194,6 +194,30 @@ Example:
     });
 }
 
+export function reprotectCommand(context: CommandContext): Command {
+  return withRun(new Command("reprotect"))
+    .description("replicate the disks of a committed failover from their new place")
+    .addHelpText(
+      "after",
+      `
+Takes one point of each disk, by differences, under its name and in its chain. From
+then on \`tidemark replicate\`, \`protect\` and the agent make its points from the
+new place, and the former source is refused.
+
+Example:
+  $ tidemark reprotect 5f03c2aa --vault dir:/v`,
+    )
+    .action(async (run: string, flags: RunFlags) => {
+      await operate(
+        context,
+        "reprotect",
+        run,
+        flags,
+        async ({ failovers }, options) => await failovers.reprotect(options),
+      );
+    });
+}
+
 async function start(context: CommandContext, kind: StartFailoverOptions["kind"], flags: StartFlags): Promise<void> {
   const { disk: disks, group, to, check, shutdown, ttl: ttlMs, note } = flags;
   if ((disks === undefined) === (group === undefined)) {
@@ -254,7 +278,13 @@ async function show(context: CommandContext, run: string, flags: VaultFlags): Pr
   output.answer("failover show", summary, describeRun(summary, output));
 }
 
-type VerbName = "failover change-point" | "failover commit" | "failover cancel" | "failover cleanup" | "jobs resume";
+type VerbName =
+  | "failover change-point"
+  | "failover commit"
+  | "failover cancel"
+  | "failover cleanup"
+  | "jobs resume"
+  | "reprotect";
 
 /** Carries out a verb on a run and prints what has become of the run. */
 export async function operate(

@@ -16,9 +16,9 @@ import { materialize } from "../recovery/restore/materialize.ts";
 import { runCommand } from "../replication/protection/hook-command.ts";
 import { replicate } from "../replication/replicate.ts";
 import type { RunDocument, RunMember } from "../store/format/run.ts";
-import { putClaim, removeClaim } from "../store/points/failover-claim.ts";
+import { putClaim, removeClaim, settleClaim } from "../store/points/failover-claim.ts";
 import { readHead } from "../store/points/head.ts";
-import { putPin, removePins } from "../store/points/pins.ts";
+import { deletePin, listPins, putPin } from "../store/points/pins.ts";
 import { selectPoint } from "../store/points/points.ts";
 import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store } from "../store/store.ts";
@@ -111,6 +111,7 @@ export class Effects {
       makeTargets: async () => await this.#makeTargets(),
       checkTargets: async () => await this.#checkTargets(),
       commit: async () => await this.#commit(),
+      reprotect: async () => await this.#reprotect(),
       removeTargets: async () => await this.#removeTargets(),
       lookAgain: async () => await this.#lookAgain(),
       freeDisks: async () => await this.#freeDisks(),
@@ -215,7 +216,10 @@ export class Effects {
       const isThere = await owned.own();
       const isUntouched =
         isThere && held !== null && held.signature !== null && held.signature === (await owned.signature());
-      if (isUntouched && held.point === point.id) continue;
+      if (isUntouched && held.point === point.id) {
+        await this.#unpin(disk);
+        continue;
+      }
       await this.#pin(disk, point.id);
       const since = isUntouched ? await this.#comparable(disk, held.point, point.volumeBytes) : undefined;
       if (held !== null) await this.#swapMember({ ...member, held: null });
@@ -232,7 +236,7 @@ export class Effects {
       this.#bytesWritten += bytesWritten;
       this.#bytesRead += bytesRead;
       await this.#swapMember({ ...member, held: { point: point.id, signature: await owned.signature() } });
-      await this.#unpin(disk, point.id);
+      await this.#unpin(disk);
     }
   }
 
@@ -273,12 +277,12 @@ export class Effects {
   }
 
   #variables({ disk, point }: RunMember): Readonly<Record<string, string>> {
-    const { run, kind } = this.#held.document;
+    const { run, kind, direction } = this.#held.document;
     return {
       TIDEMARK_DISK: disk,
       TIDEMARK_POINT: point.id,
       TIDEMARK_RUN: run,
-      TIDEMARK_DIRECTION: "PrimaryToRecovery",
+      TIDEMARK_DIRECTION: direction,
       TIDEMARK_TEST: kind === "test" ? "1" : "0",
     };
   }
@@ -303,11 +307,34 @@ export class Effects {
     for (const { target } of members) await new OwnedTarget(target, run, this.#context.sink).handOver();
   }
 
+  /** Replicates each disk from its new place, by differences, and lets no other place write it. */
+  async #reprotect(): Promise<void> {
+    const { run, host, members } = this.#held.document;
+    const foreign = members.find(({ target }) => target.kind === "vhd" || target.kind === "blob");
+    if (foreign !== undefined) {
+      throw new TidemarkError("UNSUPPORTED", `${targetName(foreign.target)} holds a VHD, which is not replicated`, {
+        remedy: "replicate the disk that it holds, from the machine that has it attached, under a new name",
+        detail: { disk: foreign.disk },
+      });
+    }
+    for (const { disk, target } of members) {
+      throwIfAborted(this.#signal);
+      await settleClaim({ ...this.#place, disk }, { run, host, path: target.path });
+      const volume = await FileVolume.open(target.path);
+      try {
+        const { scannedBytes } = await replicate(this.#context, { ...this.#operation, disk, volume });
+        this.#bytesRead += scannedBytes;
+      } finally {
+        await volume.close();
+      }
+    }
+  }
+
   async #removeTargets(): Promise<void> {
     const { run, members } = this.#held.document;
-    for (const { disk, point, target } of members) {
+    for (const { disk, target } of members) {
       await new OwnedTarget(target, run, this.#context.sink).remove();
-      await this.#unpin(disk, point.id);
+      await this.#unpin(disk);
     }
   }
 
@@ -330,28 +357,19 @@ export class Effects {
     await this.#orNote("`tidemark agent resume`, which protects the disks again,", starting);
   }
 
+  /** Keeps the point until its target is made, also while no process works on the run. */
   async #pin(disk: string, id: string): Promise<void> {
-    const place = await this.#pinPlace(disk, id);
-    if (place !== undefined) await putPin({ ...place, name: this.#pinName, untilMs: null, nowMs: Date.now() });
-  }
-
-  async #unpin(disk: string, id: string): Promise<void> {
-    const place = await this.#pinPlace(disk, id);
-    if (place !== undefined) await removePins({ ...place, name: this.#pinName });
-  }
-
-  async #pinPlace(
-    disk: string,
-    id: string,
-  ): Promise<Omit<Parameters<typeof putPin>[0], "name" | "untilMs" | "nowMs"> | undefined> {
     const { head } = await readHead(this.#store, this.#place.vault, disk, this.#signal);
-    try {
-      const point = await selectPoint(this.#store, head, id, this.#signal);
-      return { ...this.#place, disk, point, onNotice: this.#notify };
-    } catch (error) {
-      if (hasCode(error, "POINT_NOT_FOUND")) return undefined;
-      throw error;
-    }
+    const point = await selectPoint(this.#store, head, id, this.#signal);
+    const pin = { name: this.#pinName, untilMs: null, nowMs: Date.now(), onNotice: this.#notify };
+    await putPin({ ...this.#place, disk, point, ...pin });
+  }
+
+  /** Removes the pins of the run, whatever points an interrupted try has pinned. */
+  async #unpin(disk: string): Promise<void> {
+    const { store, vault, signal } = this.#place;
+    for (const pin of await listPins(store, vault, disk, this.#notify, signal))
+      if (pin.document?.name === this.#pinName) await deletePin(store, pin, signal);
   }
 
   get #pinName(): string {

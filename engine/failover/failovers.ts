@@ -14,9 +14,18 @@ import { hasCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import { groupDisksMax } from "../store/format/documents.ts";
 import { runObjectName } from "../store/format/names.ts";
-import type { RunDocument, RunError, RunJob, RunKind, RunMember, RunOperation, RunTask } from "../store/format/run.ts";
+import type {
+  RunDirection,
+  RunDocument,
+  RunError,
+  RunJob,
+  RunKind,
+  RunMember,
+  RunOperation,
+  RunTask,
+} from "../store/format/run.ts";
 import { noteText, runJobsMax } from "../store/format/run.ts";
-import { readClaim } from "../store/points/failover-claim.ts";
+import { readClaim, refuseOtherRun } from "../store/points/failover-claim.ts";
 import { Store } from "../store/store.ts";
 import { Effects, type FailoverOptions } from "./effects.ts";
 import { choosePoints, disksOfGroup } from "./point-choice.ts";
@@ -90,7 +99,12 @@ export class Failovers {
         kind === "planned"
           ? await choosePoints(place, disks, "latest", false)
           : await choosePoints(place, disks, selector, group !== undefined);
-      if (kind !== "test") for (const disk of disks) await this.#refuseClaimedBy(disk, signal);
+      let direction: RunDirection = "PrimaryToRecovery";
+      for (const disk of disks) {
+        const claim =
+          kind === "test" ? await readClaim({ ...place, disk }) : await refuseOtherRun({ ...place, disk }, "");
+        if (claim?.place != null) direction = "RecoveryToPrimary";
+      }
       await this.#forgetOld(signal);
       const members = chosen.flatMap(({ disk, point }, index): RunMember[] => {
         const target = targets[index];
@@ -106,6 +120,7 @@ export class Failovers {
         epoch: 0,
         worker: null,
         kind,
+        direction,
         state: beginningOf(kind).state,
         host: os.hostname().slice(0, 100),
         group: group ?? null,
@@ -151,6 +166,14 @@ export class Failovers {
   /** Brings back the state before a failover: the targets go, and the disks are replicated again. */
   async cancel(options: OperateOptions): Promise<RunDone> {
     return await this.#operate("CancelFailover", options);
+  }
+
+  /**
+   * Protects the disks of a committed failover at their new place, under their names: one point each,
+   * by differences. From then on they are replicated from there, and from nowhere else.
+   */
+  async reprotect(options: OperateOptions): Promise<RunDone> {
+    return await this.#operate("ReverseReplicate", options);
   }
 
   /** Removes what a test made, and ends it when nothing of it is left. */
@@ -234,15 +257,6 @@ export class Failovers {
     const { bytesWritten, bytesRead } = effects;
     const summary = await describeRun(this.#context, { ...held.document, worker: null });
     return { ...summary, bytesWritten, bytesRead, elapsedMs: Math.round(performance.now() - startedAt) };
-  }
-
-  async #refuseClaimedBy(disk: string, signal: AbortSignal | undefined): Promise<void> {
-    const run = await readClaim({ store: this.#store, vault: this.#vault, disk, signal });
-    if (run === undefined) return;
-    throw new TidemarkError("WRITER_ACTIVE", `disk ${JSON.stringify(disk)} is failed over: run ${run} has it`, {
-      remedy: `\`tidemark failover show ${run}\` says what can be done`,
-      detail: { disk, run },
-    });
   }
 
   /** Deletes the records of runs that ended long ago. */

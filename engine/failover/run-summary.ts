@@ -3,7 +3,7 @@
  * and what may be deleted now.
  */
 import type { VaultContext } from "../pipeline/vault-context.ts";
-import type { JobState, RunDocument, RunKind, RunOperation, RunState } from "../store/format/run.ts";
+import type { JobState, RunDirection, RunDocument, RunKind, RunOperation, RunState } from "../store/format/run.ts";
 import type { Consistency } from "../volume.ts";
 import { leftoversOf } from "./effects.ts";
 import { isWorkedOn } from "./run-store.ts";
@@ -16,7 +16,9 @@ export interface RunSummary {
   readonly run: string;
   readonly kind: RunKind;
   readonly state: RunState;
-  readonly direction: "PrimaryToRecovery";
+  readonly direction: RunDirection;
+  /** Where the disks are written. `Recovery` is the place that the first failover took them to. */
+  readonly activeLocation: "Primary" | "Recovery";
   readonly group: string | null;
   readonly disks: readonly RunDisk[];
   /** The point that was asked for, in the words of the command. */
@@ -93,10 +95,10 @@ export interface JobSummary extends RunJobSummary {
 }
 
 export async function describeRun(context: Pick<VaultContext, "sink">, document: RunDocument): Promise<RunSummary> {
-  const { run, kind, state, group, selector, target, members, host, createdMs, ttlMs } = document;
+  const { run, kind, direction, state, group, selector, target, members, host, createdMs, ttlMs } = document;
   const isBusy = await isWorkedOn(document);
   const ended = hasEnded(state);
-  const committed = state === "CommitFailoverCompleted";
+  const moved = isMoved(document);
   const dueMs = ttlMs === null || ended || kind !== "test" ? null : createdMs + ttlMs;
   const overdue = dueMs !== null && Date.now() > dueMs;
   const lastState = document.jobs.at(-1)?.state;
@@ -105,7 +107,8 @@ export async function describeRun(context: Pick<VaultContext, "sink">, document:
     run,
     kind,
     state,
-    direction: "PrimaryToRecovery",
+    direction,
+    activeLocation: moved === (direction === "PrimaryToRecovery") ? "Recovery" : "Primary",
     group,
     disks: members.map(({ disk, point, target: place, held }) => ({
       disk,
@@ -122,13 +125,13 @@ export async function describeRun(context: Pick<VaultContext, "sink">, document:
     refusedOperations: isBusy
       ? allowedOperations(state).map((operation) => ({ operation, reason: "a process works on the run" }))
       : refusedOperations(state),
-    leftovers: ended || committed ? [] : await leftoversOf(context, document),
+    leftovers: ended || moved ? [] : await leftoversOf(context, document),
     ...adviceOf(document),
     host,
     created: iso(createdMs),
     due: dueMs === null ? null : iso(dueMs),
     overdue,
-    health: overdue || isStuck ? "Critical" : ended || committed ? "Normal" : "Warning",
+    health: overdue || isStuck ? "Critical" : ended || moved ? "Normal" : "Warning",
     successful: kind !== "test" || !ended ? null : !checkFailed(document),
     notes: document.notes.map(({ timeMs, text }) => ({ time: iso(timeMs), text })),
     jobs: document.jobs.map((job, index) => ({
@@ -160,11 +163,24 @@ function checkFailed({ jobs }: RunDocument): boolean {
   return checks.at(-1)?.state !== "Succeeded";
 }
 
-function adviceOf({ kind, state, members, run }: RunDocument): Pick<RunSummary, "mayBeDeleted" | "stillNeeded"> {
+/** Whether the failover is committed: its targets are the disks now. */
+function isMoved({ jobs, state }: RunDocument): boolean {
+  const commits = jobs.flatMap(({ tasks }) => tasks.filter(({ name }) => name === "CommitFailoverInProgressOnPrimary"));
+  return state === "CommitFailoverCompleted" || commits.some((task) => task.state === "Succeeded");
+}
+
+function adviceOf(document: RunDocument): Pick<RunSummary, "mayBeDeleted" | "stillNeeded"> {
+  const { kind, state, members, run } = document;
   const disks = members.map(({ disk }) => JSON.stringify(disk)).join(", ");
   const targets = members.map(({ target }) => targetName(target)).join(", ");
   const devices = members.filter(({ target }) => target.kind === "device").map(({ target }) => targetName(target));
   const sources = `the source of ${disks}`;
+  if (isMoved(document)) {
+    return {
+      mayBeDeleted: [`the former source of ${disks}`],
+      stillNeeded: [`${targets}: the disks live there now`, "the vault's points: the disks are compared with them"],
+    };
+  }
   if (hasEnded(state)) {
     return {
       mayBeDeleted: devices.map((device) => `the content of ${device}, which the run wrote`),
@@ -176,12 +192,6 @@ function adviceOf({ kind, state, members, run }: RunDocument): Pick<RunSummary, 
       mayBeDeleted: [],
       stillNeeded: [`${sources}, which is replicated`, `${targets}, until \`tidemark failover cleanup ${run}\``],
     };
-  if (state === "CommitFailoverCompleted") {
-    return {
-      mayBeDeleted: [`${sources}, unless the disks are to come back to it by differences`],
-      stillNeeded: [`${targets}: the disks live there now`, "the vault's points: the way back compares with them"],
-    };
-  }
   return {
     mayBeDeleted: [],
     stillNeeded: [

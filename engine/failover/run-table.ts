@@ -5,6 +5,7 @@
  *     test       Initiated ─ make targets ─► Completing ─ check ─► Completed ─ cleanup: remove ─► look again ─► None
  *     failover   Initiated ─ choose and claim ─► Completing ─ make targets ─► Completed ─┬─ commit ─► CommitFailoverCompleted
  *                                       ▲ change the point ┘                 └─ cancel: remove targets ─► free the disks ─► Protected
+ *     committed  CommitFailoverCompleted ─ reprotect: the disk is replicated from its new place ─► Protected
  *
  * A *running* state stands for one effect, which is work that may be done again from its beginning.
  * When the effect has succeeded or failed, the run passes to the next state. A process that dies
@@ -23,6 +24,7 @@ export type RunEffect =
   | "makeTargets"
   | "checkTargets"
   | "commit"
+  | "reprotect"
   | "removeTargets"
   | "lookAgain"
   | "freeDisks";
@@ -145,7 +147,9 @@ const table: Readonly<Record<RunState, StateRow>> = {
     "CommitFailoverFailedOnPrimary",
   ]),
   CommitFailoverFailedOnPrimary: failed("pending", "CommitFailoverInProgressOnPrimary", choose),
-  CommitFailoverCompleted: { stage: "committed", allows: {} },
+  CommitFailoverCompleted: { stage: "committed", allows: { ReverseReplicate: "ReprotectInitiated" } },
+  ReprotectInitiated: running("committed", "reprotect", "ReprotectInitiated", ["Protected", "ReprotectFailed"]),
+  ReprotectFailed: failed("committed", "ReprotectInitiated", { ReverseReplicate: "ReprotectInitiated" }),
   CancelFailoverInProgressOnRecovery: running(
     "ending",
     "removeTargets",
@@ -186,15 +190,18 @@ const reasons: Readonly<Record<Stage, Partial<Readonly<Record<RunOperation, stri
     ChangePit: "a test keeps its point; clean it up and test the other point",
     Commit: "a test is not committed: replication has never stopped",
     CancelFailover: "a test is ended by its cleanup",
+    ReverseReplicate: "a test does not move its disks",
     Resume: nothingLeft,
   },
   beginning: {
     TestFailoverCleanup: "only a test is cleaned up; a failover is cancelled",
+    ReverseReplicate: "the failover is not committed",
     ChangePit: "the targets are not complete yet",
     Commit: "the targets are not complete yet",
   },
   pending: {
     TestFailoverCleanup: "only a test is cleaned up; a failover is cancelled",
+    ReverseReplicate: "the failover is not committed",
     Resume: nothingLeft,
   },
   ending: {
@@ -202,12 +209,14 @@ const reasons: Readonly<Record<Stage, Partial<Readonly<Record<RunOperation, stri
     ChangePit: "the run is being ended",
     Commit: "the run is being ended",
     CancelFailover: "the run is being ended in another way",
+    ReverseReplicate: "the run is being ended",
   },
   committed: {
     TestFailoverCleanup: "only a test is cleaned up",
     ChangePit: "the failover is committed, which ended the choice of the point",
     Commit: "the failover is committed already",
     CancelFailover: "the failover is committed, so there is no way back to the state before",
+    ReverseReplicate: "the disks are being protected already",
     Resume: nothingLeft,
   },
   ended: {
@@ -215,6 +224,7 @@ const reasons: Readonly<Record<Stage, Partial<Readonly<Record<RunOperation, stri
     ChangePit: "the run has ended",
     Commit: "the run has ended",
     CancelFailover: "the run has ended",
+    ReverseReplicate: "the run has ended",
     Resume: "the run has ended",
   },
 };

@@ -143,6 +143,7 @@ class Cycle {
     const { disk, volume } = this.#options;
     const session = await Session.open(this.#context, {
       disk,
+      source: volume instanceof FileVolume ? volume.identity().path : volume.description,
       loadCatalog: async (store, signal) =>
         await loadCatalog(this.#context, store, { folder: this.#state.vaultFolder, onNotice: this.#notify, signal }),
       onNotice: this.#notify,

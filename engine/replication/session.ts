@@ -47,6 +47,8 @@ import type { Consistency, Volume } from "../volume.ts";
 
 export interface SessionOptions {
   readonly disk: string;
+  /** Absolute path of the image or device that is read, or another name of the source. */
+  readonly source: string;
   readonly loadCatalog: (store: Store, signal: AbortSignal) => Promise<Catalog>;
   readonly onNotice: (notice: Notice) => void;
   readonly signal?: AbortSignal | undefined;
@@ -154,7 +156,7 @@ export class Session implements AsyncDisposable {
       const signal =
         options.signal === undefined ? writerLease.signal : AbortSignal.any([writerLease.signal, options.signal]);
       throwIfAborted(signal);
-      await refuseClaimed({ store, vault: context.document.vault, disk, signal });
+      await refuseClaimed({ store, vault: context.document.vault, disk, signal }, options.source);
       let catalog = await options.loadCatalog(store, signal);
       if (catalog.knowsWriterSince(disk, writerLease.epoch)) {
         dropCatalog(context, catalog);

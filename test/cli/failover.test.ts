@@ -28,6 +28,7 @@ it("carries runs from test to cancel, and lists runs and jobs", async () => {
   expect(sameFiles(place.path("t.img"), place.path("a.img"))).toBe(true);
   expect(await place.json("replicate", "a.img", "--disk", "a")).toMatchObject({ code: 11 });
   const second = String(done.last["run"]);
+  expect(await place.json("reprotect", second)).toMatchObject({ code: 2, last: { code: "INVALID_ARGUMENT" } });
   const jobs = await place.json("jobs", "list");
   expect(jobs.lines.slice(0, -1).map(({ operation }) => operation)).toEqual([
     "UnplannedFailover",

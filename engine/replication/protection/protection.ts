@@ -395,6 +395,7 @@ export class Protection implements AsyncDisposable {
     };
     this.#session = await Session.open(this.#context, {
       disk: this.disk,
+      source: this.#source.identity().path,
       loadCatalog: async (store) => await this.#context.sharedCatalog(store, onNotice),
       onNotice,
       signal: this.#stopping.signal,

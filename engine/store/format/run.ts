@@ -15,6 +15,10 @@ import { decode, encode } from "./signed-text.ts";
 export const runKinds = ["test", "planned", "unplanned"] as const;
 export type RunKind = (typeof runKinds)[number];
 
+/** From the first place of the disks, or back from a place where they were protected. */
+const runDirections = ["PrimaryToRecovery", "RecoveryToPrimary"] as const;
+export type RunDirection = (typeof runDirections)[number];
+
 export const runStates = [
   "TestFailoverInitiated",
   "TestFailoverCompleting",
@@ -40,6 +44,8 @@ export const runStates = [
   "CommitFailoverInProgressOnPrimary",
   "CommitFailoverFailedOnPrimary",
   "CommitFailoverCompleted",
+  "ReprotectInitiated",
+  "ReprotectFailed",
   "CancelFailoverInProgressOnRecovery",
   "CancelFailoverFailedOnRecovery",
   "CancelFailoverInProgressOnPrimary",
@@ -56,6 +62,7 @@ export const runOperations = [
   "ChangePit",
   "Commit",
   "CancelFailover",
+  "ReverseReplicate",
   "Resume",
 ] as const;
 export type RunOperation = (typeof runOperations)[number];
@@ -123,6 +130,7 @@ export interface RunDocument {
   /** The process that works on the run, or did when it died; null: it has left in good order. */
   readonly worker: WriterRecord | null;
   readonly kind: RunKind;
+  readonly direction: RunDirection;
   readonly state: RunState;
   /** The host on which local targets are. */
   readonly host: string;
@@ -142,9 +150,21 @@ export interface RunDocument {
   readonly jobs: readonly RunJob[];
 }
 
-/** A disk that a run has: no writer of its present source gets a session. */
+/** Where a disk is written: the only place whose writers get a session. */
+export interface ClaimedPlace {
+  readonly run: string;
+  readonly host: string;
+  /** Absolute path of the image or device. */
+  readonly path: string;
+}
+
+/** A disk that a run has taken to another place, or is taking there. */
 export interface ClaimDocument extends Owner {
   readonly run: string;
+  /** Since the disk is protected at its new place; null: no writer gets a session. */
+  readonly place: ClaimedPlace | null;
+  /** The place from which the run takes the disk, which a cancel brings back; null: its first one. */
+  readonly former: ClaimedPlace | null;
 }
 
 export const runName8: RegExp = /^[0-9a-f]{8}$/;
@@ -171,6 +191,7 @@ export function decodeRun(bytes: Uint8Array, object: string, vault: string): Run
     epoch: fields.integer("epoch"),
     worker: fields.nestedOrNull("worker", readWriter),
     kind: fields.oneOf("kind", runKinds),
+    direction: fields.oneOf("direction", runDirections),
     state: fields.oneOf("state", runStates),
     host: fields.text("host", anyText),
     group: fields.textOrNull("group", anyText),
@@ -252,7 +273,17 @@ export function decodeClaim(bytes: Uint8Array, object: string, expected: Owner):
     vault: fields.text("vault", hex32),
     disk: fields.text("disk", anyText),
     run: fields.text("run", runName8),
+    place: fields.nestedOrNull("place", readPlace),
+    former: fields.nestedOrNull("former", readPlace),
   };
   checkOwner(document, object, expected);
   return document;
+}
+
+function readPlace(fields: Fields): ClaimedPlace {
+  return {
+    run: fields.text("run", runName8),
+    host: fields.text("host", anyText),
+    path: fields.text("path", longText),
+  };
 }

@@ -1,23 +1,27 @@
 /**
- * Claims: mutual exclusion between failovers of a disk, and a fence against its source.
+ * Claims: mutual exclusion between failovers of a disk, and a fence against its former place.
  *
  * A failover that takes a disk to another place puts its name into `disks/<disk>/failover`. A second
  * failover of the disk finds the claim and ends. A writer looks for a claim after it has taken the
  * writer lease, and leaves if there is one:
  *
- *     writer:    take the writer lease  →  look for a claim: none → it may write
+ *     writer:    take the writer lease  →  look for a claim: none, or for my place → it may write
  *     failover:  put the claim          →  take the writer lease, and give it back: no writer is left
  *
  * Both write before they read (Dekker's pattern), so no writer that began before the claim goes on
  * after a failover that has had the lease. Failovers that do without it say so.
  *
- * Invariant: while a claim stands, no new writer makes a point of the disk.
+ * When the disk is protected at its new place, the claim names that place: writers there get a
+ * session, and those of the former place do not. The next failover of the disk starts from it.
+ *
+ * Invariant: while a claim stands, no new writer makes a point of the disk at any other place.
  */
 import { hasCode, TidemarkError } from "../../errors.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import { claimName } from "../format/names.ts";
-import { decodeClaim, encodeClaim } from "../format/run.ts";
+import { type ClaimDocument, type ClaimedPlace, decodeClaim, encodeClaim } from "../format/run.ts";
 import type { Store } from "../store.ts";
+import { identifyProcess } from "./process-identity.ts";
 
 /** Which disk, and in which vault. */
 export interface ClaimPlace {
@@ -27,11 +31,35 @@ export interface ClaimPlace {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** The run that has the disk; undefined: none. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
-export async function readClaim({ store, vault, disk, signal }: ClaimPlace): Promise<string | undefined> {
+interface StoredClaim {
+  readonly claim: ClaimDocument;
+  readonly etag: string;
+}
+
+/** The claim on a disk; undefined: none. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export async function readClaim(place: ClaimPlace): Promise<ClaimDocument | undefined> {
+  return (await findClaim(place))?.claim;
+}
+
+async function findClaim({ store, vault, disk, signal }: ClaimPlace): Promise<StoredClaim | undefined> {
   const name = claimName(disk);
   const there = await store.find(name, documentBytesMax, { signal });
-  return there === undefined ? undefined : decodeClaim(there.bytes, name, { vault, disk }).run;
+  return there && { claim: decodeClaim(there.bytes, name, { vault, disk }), etag: there.etag };
+}
+
+/**
+ * Refuses a run of a disk that another run has and has not brought to a new place. Errors:
+ * WRITER_ACTIVE, DAMAGED.
+ */
+export async function refuseOtherRun(place: ClaimPlace, run: string): Promise<ClaimDocument | undefined> {
+  return (await findUnlessOther(place, run))?.claim;
+}
+
+async function findUnlessOther(place: ClaimPlace, run: string): Promise<StoredClaim | undefined> {
+  const there = await findClaim(place);
+  if (there !== undefined && there.claim.run !== run && there.claim.place === null)
+    throw claimed(place.disk, there.claim.run);
+  return there;
 }
 
 /**
@@ -39,26 +67,57 @@ export async function readClaim({ store, vault, disk, signal }: ClaimPlace): Pro
  * another run has the disk.
  */
 export async function putClaim(place: ClaimPlace, run: string): Promise<void> {
+  const { vault, disk } = place;
+  const there = await findUnlessOther(place, run);
+  if (there?.claim.run === run && there.claim.place === null) return;
+  await swapClaim(place, { vault, disk, run, place: null, former: there?.claim.place ?? null }, there);
+}
+
+/**
+ * The disk is protected where the run that has it has taken it. Errors: WRITER_ACTIVE when another
+ * run has the disk by now, DAMAGED.
+ */
+export async function settleClaim(place: ClaimPlace, settled: ClaimedPlace): Promise<void> {
+  const { vault, disk } = place;
+  const there = await findClaim(place);
+  if (there?.claim.run !== settled.run) throw claimed(disk, there?.claim.run ?? settled.run);
+  await swapClaim(place, { vault, disk, run: settled.run, place: settled, former: null }, there);
+}
+
+/** Ends the claim that a run has on a disk, and brings back the place before. One of another run stays. */
+export async function removeClaim(place: ClaimPlace, run: string): Promise<void> {
   const { store, vault, disk, signal } = place;
+  const there = await findClaim(place);
+  if (there === undefined || there.claim.run !== run || there.claim.place !== null) return;
+  const { former } = there.claim;
+  if (former === null) await store.delete(claimName(disk), { signal });
+  else await swapClaim(place, { vault, disk, run: former.run, place: former, former: null }, there);
+}
+
+async function swapClaim(place: ClaimPlace, next: ClaimDocument, there: StoredClaim | undefined): Promise<void> {
   try {
-    await store.putOnce(claimName(disk), encodeClaim({ vault, disk, run }), { signal });
+    await place.store.replace(claimName(next.disk), encodeClaim(next), there?.etag, { signal: place.signal });
   } catch (error) {
-    if (!hasCode(error, "OBJECT_EXISTS")) throw error;
-    const other = await readClaim(place);
-    if (other !== run) throw claimed(disk, other ?? "unknown", error);
+    if (!hasCode(error, "CONDITION_FAILED")) throw error;
+    throw claimed(next.disk, (await readClaim(place))?.run ?? next.run, error);
   }
 }
 
-/** Ends the claim that a run has on a disk. One of another run stays. */
-export async function removeClaim(place: ClaimPlace, run: string): Promise<void> {
-  const { store, disk, signal } = place;
-  if ((await readClaim(place)) === run) await store.delete(claimName(disk), { signal });
-}
-
-/** Refuses a writer of a disk that a failover has. Errors: WRITER_ACTIVE, DAMAGED. */
-export async function refuseClaimed(place: ClaimPlace): Promise<void> {
-  const run = await readClaim(place);
-  if (run !== undefined) throw claimed(place.disk, run);
+/**
+ * Refuses a writer of a disk that a failover has, or has taken to another place than `path`. Errors:
+ * WRITER_ACTIVE, DAMAGED.
+ */
+export async function refuseClaimed(place: ClaimPlace, path: string): Promise<void> {
+  const claim = await readClaim(place);
+  if (claim === undefined) return;
+  const { run, place: settled } = claim;
+  if (settled === null) throw claimed(place.disk, run);
+  if (settled.path === path && settled.host === (await identifyProcess()).host) return;
+  throw new TidemarkError(
+    "WRITER_ACTIVE",
+    `disk ${JSON.stringify(place.disk)} was failed over to ${settled.path} on ${settled.host} by run ${run}`,
+    { remedy: "replicate it from there, or fail it over again", detail: { disk: place.disk, run } },
+  );
 }
 
 function claimed(disk: string, run: string, cause?: unknown): TidemarkError {

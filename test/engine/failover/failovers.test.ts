@@ -5,6 +5,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, unlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
 import type { SourceSite } from "../../../engine/failover/effects.ts";
 import type { Notice } from "../../../engine/notice.ts";
 import { Group } from "../../../engine/replication/protection/groups.ts";
@@ -204,7 +205,11 @@ describe("an unplanned failover", () => {
   test("that is committed hands the target over, and leaves no way back", async () => {
     const done = await unplanned(`file:${path("web.img")}`, "1");
     const committed = await vault.failovers.commit({ run: done.run, discardPoints: true });
-    expect(committed).toMatchObject({ state: "CommitFailoverCompleted", leftovers: [], allowedOperations: [] });
+    expect(committed).toMatchObject({
+      state: "CommitFailoverCompleted",
+      leftovers: [],
+      allowedOperations: ["ReverseReplicate"],
+    });
     expect(committed.mayBeDeleted).toHaveLength(1);
     expect(readdirSync(folder)).toEqual(["web.img"]);
     expect(await vault.points("web")).toMatchObject([{ sequence: 3 }]);
@@ -295,6 +300,59 @@ describe("a planned failover", () => {
     expect(calls).toEqual(["stop web /run/a.sock", "start web"]);
     expect(readdirSync(folder)).toEqual([]);
     await vault.replicate({ disk: "web", volume: disk });
+  });
+});
+
+describe("a disk that has moved", () => {
+  test("is replicated from its new place, by differences, and from nowhere else; then it can go back", async () => {
+    const [old, moved, back] = [path("old.img"), path("moved.img"), path("back.img")];
+    writeFileSync(old, disk.bytes);
+    const move = { kind: "planned", disks: ["web"], to: `file:${moved}` } as const;
+    const run = await vault.failovers.start({ ...move, source: { kind: "image", path: old } });
+    await expectCode(vault.failovers.reprotect({ run: run.run }), "INVALID_ARGUMENT");
+    await vault.failovers.commit({ run: run.run });
+    const written = readFileSync(moved);
+    written.fill(0xab, 40_000, 50_000);
+    writeFileSync(moved, written);
+    const over = await vault.failovers.reprotect({ run: run.run });
+    expect(over).toMatchObject({ state: "Protected", direction: "PrimaryToRecovery", activeLocation: "Recovery" });
+    const newest = (await vault.points("web")).at(-1);
+    expect(newest?.sequence).toBe(5);
+    expect(newest?.newBytes).toBeLessThan(40_000);
+    // The old image is refused, the new one goes on.
+    const [from, at] = [await FileVolume.open(old), await FileVolume.open(moved)];
+    await expectCode(vault.replicate({ disk: "web", volume: from }), "WRITER_ACTIVE");
+    expect(await vault.replicate({ disk: "web", volume: at })).toMatchObject({ sequence: 6 });
+    // A failover back that is cancelled leaves the disk where it is.
+    const home = {
+      kind: "planned",
+      disks: ["web"],
+      to: `file:${back}`,
+      source: { kind: "image", path: moved },
+    } as const;
+    const first = await vault.failovers.start(home);
+    expect(first).toMatchObject({ direction: "RecoveryToPrimary", activeLocation: "Recovery" });
+    await expectCode(vault.replicate({ disk: "web", volume: at }), "WRITER_ACTIVE");
+    expect(await vault.failovers.cancel({ run: first.run })).toMatchObject({ state: "Protected" });
+    expect(await vault.replicate({ disk: "web", volume: at })).toMatchObject({ sequence: 8 });
+    await expectCode(vault.replicate({ disk: "web", volume: from }), "WRITER_ACTIVE");
+    // And one that is not cancelled takes it.
+    const second = await vault.failovers.start(home);
+    await vault.failovers.commit({ run: second.run });
+    expect(await vault.failovers.reprotect({ run: second.run })).toMatchObject({ activeLocation: "Primary" });
+    expect(readFileSync(back).equals(written)).toBe(true);
+    await expectCode(vault.replicate({ disk: "web", volume: at }), "WRITER_ACTIVE");
+    for (const volume of [from, at]) await volume.close();
+  });
+
+  test("in a form that is not replicated says so", async () => {
+    const run = await unplanned(`vhd:${path("web.vhd")}`);
+    await vault.failovers.commit({ run: run.run });
+    await expectCode(vault.failovers.reprotect({ run: run.run }), "UNSUPPORTED");
+    expect(await vault.failovers.show(run.run)).toMatchObject({
+      state: "ReprotectFailed",
+      allowedOperations: ["ReverseReplicate", "Resume"],
+    });
   });
 });
 

@@ -91,7 +91,7 @@ describe("the table of states", () => {
           }
           // Once a way out has been taken, no way leads back.
           if (done.has("removeTargets") || done.has("commit"))
-            expect(["Resume", "CancelFailover", "TestFailoverCleanup"]).toContain(operation);
+            expect(["Resume", "CancelFailover", "TestFailoverCleanup", "ReverseReplicate"]).toContain(operation);
           const outcome = transition(state, operation);
           if ("next" in outcome) state = outcome.next;
         }

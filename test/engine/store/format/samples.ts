@@ -217,7 +217,13 @@ export const condemnedSample: CondemnedDocument = {
   ],
 };
 
-export const claimSample: ClaimDocument = { vault, disk, run: "5f03c2aa" };
+export const claimSample: ClaimDocument = {
+  vault,
+  disk,
+  run: "5f03c2aa",
+  place: null,
+  former: { run: "00aa11bb", host: "host-b", path: "/srv/disk.img" },
+};
 
 export const runSample: RunDocument = {
   vault,
@@ -225,6 +231,7 @@ export const runSample: RunDocument = {
   epoch: 3,
   worker: { session: id(3), machine: "machine 4026531836", pid: 4321, startTicks: 987_654, host: "host-a" },
   kind: "planned",
+  direction: "PrimaryToRecovery",
   state: "PlannedFailoverCompletionFailed",
   host: "host-a",
   group: "Büro",
