@@ -150,7 +150,7 @@ export class OverlaidDisk implements BlockDevice {
   /** The first run of granules at or behind byte `offset` that are read below; undefined: none. */
   nextBelow(offset: number, end: number = this.sizeBytes): Extent | undefined {
     const granules = Math.ceil(end / granuleBytes);
-    const first = this.#states.nextBelow(Math.floor(offset / granuleBytes), granules);
+    const first = this.#states.nextBelow(Math.ceil(offset / granuleBytes), granules);
     if (first === undefined) return undefined;
     const from = first * granuleBytes;
     return { offset: from, length: Math.min(end, this.#states.runEnd(first, granules) * granuleBytes) - from };

@@ -7,13 +7,11 @@ import { afterAll, describe, expect, test } from "vitest";
 import type { Notice } from "../../../../engine/notice.ts";
 import type { PointHandle, StreamOptions } from "../../../../engine/recovery/mount/point-handle.ts";
 import { FaultySink } from "../../../../sink/faults.ts";
-import { closeModelVaults, contentOf, ModelDisk, openModelVault } from "../../../model-disk.ts";
+import { contentOf, ModelDisk, openModelVault } from "../../../model-disk.ts";
 import { expectCode, namesIn } from "../../../sink/expectations.ts";
-import { type Filled, filledVault, smallCacheBytes, vaultOf } from "./mount-rig.ts";
+import { closeVaults, type Filled, filledVault, smallCacheBytes, vaultOf } from "./mount-rig.ts";
 
-afterAll(async () => {
-  await closeModelVaults();
-});
+afterAll(closeVaults);
 
 async function openPoint(
   filled: Filled,
