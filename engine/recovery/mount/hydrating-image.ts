@@ -87,6 +87,11 @@ function recordPath(image: string): string {
   return join(imageFolder(image), "record");
 }
 
+/** An empty file that is there while the point may be pinned for the image. */
+function pinnedPath(image: string): string {
+  return join(imageFolder(image), "pinned");
+}
+
 export class HydratingImage implements BlockDevice {
   readonly description: string;
   readonly readOnly = false;
@@ -97,7 +102,9 @@ export class HydratingImage implements BlockDevice {
   readonly #disk: OverlaidDisk;
   readonly #below: PatientPoint;
   readonly #hydration: Hydration;
+  readonly #unpin: () => Promise<void>;
   #isStarted = false;
+  #unpinning: Promise<void> | undefined;
 
   private constructor(
     context: VaultContext,
@@ -124,6 +131,7 @@ export class HydratingImage implements BlockDevice {
           onNotice: options.onNotice,
         }),
     });
+    this.#unpin = async () => await unpin(new Store(context.sink), origin, options);
     this.#disk = new OverlaidDisk(this.#below, overlay);
     this.#hydration = new Hydration({
       disk: this.#disk,
@@ -131,8 +139,8 @@ export class HydratingImage implements BlockDevice {
       blockBytes,
       bandwidth: options.bandwidth,
       onComplete: async () => {
-        await unpin(new Store(context.sink), origin, live.identity().path, options.onNotice);
         await this.#below.retire();
+        await this.#unpin();
       },
     });
   }
@@ -200,6 +208,7 @@ export class HydratingImage implements BlockDevice {
   /** Begins, or goes on, to copy in the background. */
   start(): void {
     this.#isStarted = true;
+    if (this.#hydration.state === "complete") this.#unpinning ??= this.#unpin();
     this.#hydration.start();
   }
 
@@ -293,6 +302,7 @@ export class HydratingImage implements BlockDevice {
     const stopped = this.#hydration.stop();
     await this.#below.close();
     await stopped;
+    await this.#unpinning;
     await this.#disk.close();
   }
 }
@@ -306,6 +316,8 @@ async function begin(context: VaultContext, options: HydratingImageOptions): Pro
   const record = await selectPoint(store, head, options.point, signal);
   const { id, sequence, volumeBytes: sizeBytes } = record;
   await checkFree(image, sizeBytes);
+  await makeFolder(imageFolder(image));
+  await createFile(pinnedPath(image), Buffer.alloc(0), 0);
   try {
     await putPin({
       store,
@@ -323,7 +335,6 @@ async function begin(context: VaultContext, options: HydratingImageOptions): Pro
     const message = `point ${sequence} is not pinned, so a prune can drop it before all of it is in ${image}: ${error.message}`;
     onNotice({ code: "HOLD_REFUSED", message });
   }
-  await makeFolder(imageFolder(image));
   await createFile(image, Buffer.alloc(0), sizeBytes);
   const header = encodeHeader("record", { vault, disk, point: id, sizeBytes, sequence } as RecordIdentity);
   await createFile(recordPath(image), header, recordBytes(sizeBytes));
@@ -394,15 +405,16 @@ async function removePin(
   await removePins({ store, vault, disk, point: { sequence, id }, name: pinName(image), onNotice, signal });
 }
 
-/** A pin that cannot be removed costs space only. */
+/** Ends the pin if there may be one. A pin that cannot be removed costs space only, and is tried again. */
 async function unpin(
   store: Store,
   origin: RecordIdentity,
-  image: string,
-  onNotice: (notice: Notice) => void,
+  { image, onNotice }: Pick<HydratingImageOptions, "image" | "onNotice">,
 ): Promise<void> {
+  if (!(await exists(pinnedPath(image)))) return;
   try {
     await removePin(store, origin, image, onNotice);
+    await rm(pinnedPath(image), { force: true });
   } catch (error) {
     if (!(error instanceof TidemarkError)) throw error;
     const message = `point ${origin.sequence} stays pinned as ${JSON.stringify(pinName(image))} although ${image} does not need it any more: ${error.message}`;

@@ -175,9 +175,8 @@ export class Hydration implements BlockKeeper {
       while (this.#waitingBytes > waitingBytesHigh) await Promise.race(this.#writes);
       throwIfAborted(this.#stopping.signal);
       this.#throwIfImageFailed();
-      const isShort = this.#areClientsAtWork() || bandwidth?.bytesPerSecond !== undefined;
       const startedMs = performance.now();
-      const reached = await this.#unlessStopped(below.ahead(at, isShort ? Math.min(end, at + shortStepBytes) : end));
+      const reached = await this.#unlessStopped(below.ahead(at, Math.min(end, at + this.#stepBytes())));
       await bandwidth?.take(this.#bytesBelow(at, reached), this.#stopping.signal);
       if (this.#areClientsAtWork()) {
         await this.#unlessStopped(below.settled());
@@ -215,6 +214,14 @@ export class Hydration implements BlockKeeper {
       run = disk.nextBelow(stop, end);
     }
     return damage;
+  }
+
+  /** What is fetched at a time: whole blocks, and about what the limit gives in a quarter of a second. */
+  #stepBytes(): number {
+    const { blockBytes, bandwidth } = this.#options;
+    const limit = bandwidth?.bytesPerSecond;
+    if (limit === undefined) return this.#areClientsAtWork() ? shortStepBytes : windowBytesMax;
+    return blockBytes * Math.max(1, Math.floor(Math.min(shortStepBytes, limit / 4) / blockBytes));
   }
 
   /** Whether clients have asked for anything since this was called last. */

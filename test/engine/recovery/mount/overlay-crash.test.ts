@@ -7,6 +7,9 @@
  *
  *     file of the overlay:  header · record, two pages · the disk's first granules · … · its last granules
  *
+ * An image is tested alike: its two files are the two parts of one storage. It is also hydrated, and
+ * what its record does not call below, the image holds by itself.
+ *
  * The disk has so many granules that its record has a second page. Those in between are not touched
  * one by one, and not kept: the storage closes the gap.
  */
@@ -19,6 +22,7 @@ import { expect, test } from "vitest";
 import type { BlockDevice, DeviceExtent } from "../../../../engine/device.ts";
 import { pageBitmapBytes } from "../../../../engine/disk/tracking/tracking-format.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
+import { granuleState } from "../../../../engine/recovery/mount/granule-states.ts";
 import { OverlaidDisk } from "../../../../engine/recovery/mount/overlaid-disk.ts";
 import { OverlayFile } from "../../../../engine/recovery/mount/overlay-file.ts";
 import type { OverlayIdentity } from "../../../../engine/recovery/mount/overlay-header.ts";
@@ -44,6 +48,9 @@ const identity: OverlayIdentity = { vault: "1".repeat(32), disk: "web", point: "
 function kept(offset: number): number {
   return offset <= frontGranules * granuleBytes ? offset : Math.max(frontGranules * granuleBytes, offset - gapBytes);
 }
+
+/** Which of the two is tested. */
+type Kind = "overlay" | "image";
 
 type Note =
   | { readonly kind: "change" }
@@ -97,7 +104,7 @@ class Truth {
       if (versions.slice(durable).some((version) => version.equals(found))) continue;
       const older = versions.slice(0, durable).some((version) => version.equals(found));
       throw new Error(
-        `sector ${sector} holds ${older ? "what had been replaced, and flushed" : "what no client wrote there"}`,
+        `sector ${sector} holds ${older ? "what had been replaced, and flushed" : "what nobody wrote there"}`,
       );
     }
   }
@@ -108,7 +115,7 @@ function sectorOf(content: Buffer, sector: number): Buffer {
 }
 
 interface Step {
-  readonly kind: "write" | "whole" | "zero" | "trim" | "everything" | "flush" | "wait" | "rest";
+  readonly kind: "write" | "whole" | "zero" | "trim" | "everything" | "flush" | "wait" | "rest" | "hydrate";
   readonly place: number;
   readonly length: number;
 }
@@ -126,6 +133,7 @@ const step: fc.Arbitrary<Step> = fc.record({
     "flush",
     "wait",
     "rest",
+    "hydrate",
   ),
   place: fc.nat(keptBytes - 1),
   length: fc.integer({ min: 1, max: 4 * granuleBytes }),
@@ -154,46 +162,50 @@ function belowDisk(): MemoryDisk {
   return disk;
 }
 
-test("an overlay holds what was flushed, and of the rest nothing that no client wrote, wherever the machine dies", async () => {
-  const seen = { recovered: 0, torn: 0, flushed: 0 };
-  const empty = await emptyOverlay();
-  await fc.assert(
-    fc.asyncProperty(history, async ({ seed, rounds }) => {
-      const numbers = numbersFrom(seed);
-      const random = (): number => numbers() / 2 ** 32;
-      let place = { medium: new Medium(empty.bytes), truth: Truth.of(contentOf(keptBytes, 5)) };
-      for (const { steps, isClosed, isKilled, crashAt } of rounds) {
-        const storage = new CrashStorage<Note>(place.medium, random);
-        const changes = await clients(
-          new CrashDisk(storage, empty.fileBytes, random),
-          storage,
-          steps,
-          isClosed,
-          random,
-        );
-        place = await crashes(
-          place,
-          storage.log,
-          changes,
-          { at: crashAt, isKilled, random, fileBytes: empty.fileBytes },
-          seen,
-        );
-      }
-    }),
-    { numRuns: runsOf(50) },
-  );
-  expect(Math.min(seen.recovered, seen.torn, seen.flushed)).toBeGreaterThan(byDepth(10, 50));
-  expect(below.bytes.equals(belowDisk().bytes)).toBe(true);
-  expect([...below.trims, ...below.zeroes]).toEqual([]);
-});
+test.each(["overlay", "image"] as const)(
+  "an %s holds what was flushed, and of the rest nothing that nobody wrote, wherever the machine dies",
+  async (kind) => {
+    const seen = { recovered: 0, torn: 0, flushed: 0 };
+    const empty = await emptyOverlay(kind);
+    await fc.assert(
+      fc.asyncProperty(history, async ({ seed, rounds }) => {
+        const numbers = numbersFrom(seed);
+        const random = (): number => numbers() / 2 ** 32;
+        let place = { medium: new Medium(empty.bytes), truth: Truth.of(contentOf(keptBytes, 5)) };
+        for (const { steps, isClosed, isKilled, crashAt } of rounds) {
+          const storage = new CrashStorage<Note>(place.medium, random);
+          const changes = await clients(
+            await overlayOn(kind, storage, empty.fileBytes, random),
+            storage,
+            steps,
+            isClosed,
+            random,
+          );
+          place = await crashes(
+            place,
+            storage.log,
+            changes,
+            { at: crashAt, isKilled, random, fileBytes: empty.fileBytes, kind },
+            seen,
+          );
+        }
+      }),
+      { numRuns: runsOf(50) },
+    );
+    expect(Math.min(seen.recovered, seen.torn, seen.flushed)).toBeGreaterThan(byDepth(10, 50));
+    expect(below.bytes.equals(belowDisk().bytes)).toBe(true);
+    expect([...below.trims, ...below.zeroes]).toEqual([]);
+  },
+);
 
 /** A new overlay, as far as it is kept, and how long its file is. */
-async function emptyOverlay(): Promise<{ readonly bytes: Buffer; readonly fileBytes: number }> {
+async function emptyOverlay(kind: Kind): Promise<{ readonly bytes: Buffer; readonly fileBytes: number }> {
   const folder = mkdtempSync(join(tmpdir(), "overlay-crash-"));
   try {
     const path = join(folder, "overlay");
     await (await OverlayFile.open(path, identity)).close();
     const wholeBytes = Math.ceil(keptBytes / granuleBytes) * granuleBytes;
+    if (kind === "image") return { bytes: Buffer.alloc(dataAt + keptBytes), fileBytes: dataAt + sizeBytes };
     return { bytes: readFileSync(path).subarray(0, dataAt + wholeBytes), fileBytes: statSync(path).size };
   } finally {
     rmSync(folder, { recursive: true });
@@ -214,13 +226,13 @@ interface Changed {
  * Does `steps`, many at a time. Returns the changes that were made, one for each note of a change.
  */
 async function clients(
-  file: CrashDisk,
+  overlay: OverlayFile,
   storage: CrashStorage<Note>,
   steps: readonly Step[],
   isClosed: boolean,
   random: () => number,
 ): Promise<readonly Changed[]> {
-  const disk = new OverlaidDisk(below, await OverlayFile.over(file, identity));
+  const disk = new OverlaidDisk(below, overlay);
   const content = await contentOfDisk(disk);
   storage.note({ kind: "opened", content: Buffer.from(content) });
   const changes: Changed[] = [];
@@ -277,6 +289,16 @@ async function clients(
       case "everything":
         change(0, keptBytes, undefined, async () => await disk.trim(0, sizeBytes));
         break;
+      case "hydrate": {
+        const first = offset - (offset % granuleBytes);
+        const bytes = below.bytes.subarray(
+          first,
+          Math.min(sizeBytes, first + length - (length % granuleBytes) + granuleBytes),
+        );
+        if (place % 2 === 0 || !disk.tryAdopt(first, bytes)) underWay.push(disk.adopt(first, bytes));
+        if (place % 5 === 0) underWay.push(disk.adoptZeros(frontGranules * granuleBytes, gapBytes));
+        break;
+      }
       case "flush":
         underWay.push(flush());
         break;
@@ -301,6 +323,7 @@ interface Crash {
   readonly isKilled: boolean;
   readonly random: () => number;
   readonly fileBytes: number;
+  readonly kind: Kind;
 }
 
 /**
@@ -311,7 +334,7 @@ async function crashes(
   before: { readonly medium: Medium; readonly truth: Truth },
   log: readonly StorageEvent<Note>[],
   changes: readonly Changed[],
-  { at: share, isKilled, random, fileBytes }: Crash,
+  { at: share, isKilled, random, fileBytes, kind }: Crash,
   seen: { recovered: number; torn: number; flushed: number },
 ): Promise<{ readonly medium: Medium; readonly truth: Truth }> {
   const medium = before.medium.copy();
@@ -338,7 +361,7 @@ async function crashes(
     // A note changes what is true, and an event what is there.
     for (const likelihood of medium.sectorsInDoubt === 0 ? [1] : [0, 0.1, 0.5, 0.9, 1]) {
       const bytes = medium.afterPowerFailure(() => random() < likelihood);
-      truth.check(await recovered(bytes, fileBytes));
+      truth.check(await recovered(kind, bytes, fileBytes));
       seen.recovered += 1;
       if (likelihood > 0 && likelihood < 1) seen.torn += 1;
     }
@@ -352,13 +375,33 @@ async function crashes(
 }
 
 /** What the overlaid disk holds when the file of its overlay holds `bytes`. */
-async function recovered(bytes: Uint8Array, fileBytes: number): Promise<Buffer> {
+async function recovered(kind: Kind, bytes: Uint8Array, fileBytes: number): Promise<Buffer> {
   const still = (): number => 0;
-  const overlay = await OverlayFile.over(
-    new CrashDisk(new CrashStorage<Note>(new Medium(bytes), still), fileBytes, still),
-    identity,
-  );
-  return await contentOfDisk(new OverlaidDisk(below, overlay));
+  const storage = new CrashStorage<Note>(new Medium(bytes), still);
+  const overlay = await overlayOn(kind, storage, fileBytes, still);
+  const content = await contentOfDisk(new OverlaidDisk(below, overlay));
+  if (kind === "image") {
+    const raw = Buffer.alloc(keptBytes);
+    await storage.read(dataAt, raw);
+    for (let at = 0; at < keptBytes; at += granuleBytes) {
+      const place = at < frontGranules * granuleBytes ? at : at + gapBytes;
+      if (overlay.states.get(place / granuleBytes) === granuleState.below) continue;
+      expect(raw.subarray(at, at + granuleBytes).equals(content.subarray(at, at + granuleBytes))).toBe(true);
+    }
+  }
+  return content;
+}
+
+/** Opens an overlay, or the record and the image, that lie in a storage. */
+async function overlayOn(
+  kind: Kind,
+  storage: CrashStorage<Note>,
+  fileBytes: number,
+  random: () => number,
+): Promise<OverlayFile> {
+  if (kind === "overlay") return await OverlayFile.over(new CrashDisk(storage, 0, fileBytes, random), identity);
+  const record = new CrashDisk(storage, 0, dataAt, random);
+  return await OverlayFile.ofImage(record, new CrashDisk(storage, dataAt, sizeBytes, random), sizeBytes);
 }
 
 /** The kept content of a disk. */
@@ -379,10 +422,13 @@ class CrashDisk implements BlockDevice {
   readonly readOnly = false;
   readonly sizeBytes: number;
   readonly #storage: CrashStorage<Note>;
+  readonly #from: number;
   readonly #random: () => number;
 
-  constructor(storage: CrashStorage<Note>, fileBytes: number, random: () => number) {
+  /** The part of the storage that begins at byte `from`. */
+  constructor(storage: CrashStorage<Note>, from: number, fileBytes: number, random: () => number) {
     this.#storage = storage;
+    this.#from = from;
     this.sizeBytes = fileBytes;
     this.#random = random;
   }
@@ -392,25 +438,29 @@ class CrashDisk implements BlockDevice {
   }
 
   async read(offset: number, into: Uint8Array): Promise<void> {
-    expect(await this.#storage.read(placeOf(offset), into)).toBe(into.byteLength);
+    expect(await this.#storage.read(this.#placeOf(offset), into)).toBe(into.byteLength);
   }
 
   tryWrite(offset: number, bytes: Uint8Array): boolean {
     if (offset % granuleBytes !== 0 || bytes.byteLength % granuleBytes !== 0 || this.#random() < 0.5) return false;
-    this.#storage.writeAtOnce(placeOf(offset), bytes);
+    this.#storage.writeAtOnce(this.#placeOf(offset), bytes);
     return true;
   }
 
   async write(offset: number, bytes: Uint8Array): Promise<void> {
-    await this.#storage.write(placeOf(offset), bytes);
+    await this.#storage.write(this.#placeOf(offset), bytes);
   }
 
-  zero(): Promise<void> {
-    throw new Error("an overlay never asks for zeros");
+  async zero(offset: number, length: number): Promise<void> {
+    if (this.#from === 0) throw new Error("an overlay never asks for zeros");
+    await this.trim(offset, length);
   }
 
   async trim(offset: number, length: number): Promise<void> {
-    await this.#storage.write(placeOf(offset), new Uint8Array(placeOf(offset + length) - placeOf(offset)));
+    await this.#storage.write(
+      this.#placeOf(offset),
+      new Uint8Array(this.#placeOf(offset + length) - this.#placeOf(offset)),
+    );
   }
 
   async flush(): Promise<void> {
@@ -424,9 +474,10 @@ class CrashDisk implements BlockDevice {
   async close(): Promise<void> {
     await this.#storage.close();
   }
-}
 
-/** Where a byte of the overlay's file is kept. */
-function placeOf(offset: number): number {
-  return offset < dataAt ? offset : dataAt + kept(offset - dataAt);
+  /** Where a byte of the file is kept. */
+  #placeOf(offset: number): number {
+    const at = this.#from + offset;
+    return at < dataAt ? at : dataAt + kept(at - dataAt);
+  }
 }
