@@ -12,10 +12,13 @@ import { liveSessions } from "../../../engine/store/points/process-identity.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../sink/faults.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
-import { callsOf, sampleOf } from "../../depth.ts";
+import { byDepth, callsOf, sampleOf } from "../../depth.ts";
 import { closeModelVaults, openModelVault, redirected, sampleDisk, scribble } from "../../model-disk.ts";
 import { namesIn } from "../../sink/expectations.ts";
 import { createFolder, removeFolder } from "../../temporary-folder.ts";
+
+/** A deep run dies at every call, in four ways each. */
+const sweepMsMax: number = byDepth(120_000, 1_200_000);
 
 const memory = new MemoryStore();
 const line: { current: MemorySink | FaultySink } = { current: new MemorySink({ store: memory }) };
@@ -173,50 +176,58 @@ async function checkUndone(): Promise<void> {
 }
 
 describe.each(verbs)("$name that dies", (verb) => {
-  test("at any call of the store goes on, or is given up", async () => {
-    await setUp(verb).then(async (run) => {
-      const sink = new FaultySink(new MemorySink({ store: memory }), []);
-      line.current = sink;
-      await verb.work(run);
-      line.current = new MemorySink({ store: memory });
-      const [after] = await vault.failovers.list();
-      if (after !== undefined) await checkOutcome(verb, after);
-      calls = sink.calls.length;
-    });
-    for (const call of callsOf(1, calls, 4)) {
-      for (const [effect, way] of sampleOf(combinations, 2)) {
-        await removeFolder(folder);
-        const run = await setUp(verb);
-        const sink = new FaultySink(new MemorySink({ store: memory }), [
-          { on: "any", when: call, fault: { kind: "crash", effect } },
-        ]);
+  test(
+    "at any call of the store goes on, or is given up",
+    async () => {
+      await setUp(verb).then(async (run) => {
+        const sink = new FaultySink(new MemorySink({ store: memory }), []);
         line.current = sink;
-        expect(await endOf(verb.work(run)), `call ${call}, ${effect}`).toBeInstanceOf(CrashError);
-        sink.assertAllFired();
-        reconnect();
-        if (way === "resume") await checkOutcome(verb, await resume(verb, run));
-        else await giveUp(verb);
+        await verb.work(run);
+        line.current = new MemorySink({ store: memory });
+        const [after] = await vault.failovers.list();
+        if (after !== undefined) await checkOutcome(verb, after);
+        calls = sink.calls.length;
+      });
+      for (const call of callsOf(1, calls, 4)) {
+        for (const [effect, way] of sampleOf(combinations, 2)) {
+          await removeFolder(folder);
+          const run = await setUp(verb);
+          const sink = new FaultySink(new MemorySink({ store: memory }), [
+            { on: "any", when: call, fault: { kind: "crash", effect } },
+          ]);
+          line.current = sink;
+          expect(await endOf(verb.work(run)), `call ${call}, ${effect}`).toBeInstanceOf(CrashError);
+          sink.assertAllFired();
+          reconnect();
+          if (way === "resume") await checkOutcome(verb, await resume(verb, run));
+          else await giveUp(verb);
+        }
       }
-    }
-  }, 120_000);
+    },
+    sweepMsMax,
+  );
 
-  test("at any call of a file goes on, or is given up", async () => {
-    const run = await setUp(verb);
-    const count = dyingAt(0);
-    await verb.work(run);
-    vi.restoreAllMocks();
-    for (const call of callsOf(1, count(), 3)) {
-      for (const way of ["resume", "give up"] as const) {
-        await removeFolder(folder);
-        const again = await setUp(verb);
-        dyingAt(call);
-        expect(await endOf(verb.work(again)), `file call ${call}`).toBeInstanceOf(CrashError);
-        reconnect();
-        if (way === "resume") await checkOutcome(verb, await resume(verb, again));
-        else await giveUp(verb);
+  test(
+    "at any call of a file goes on, or is given up",
+    async () => {
+      const run = await setUp(verb);
+      const count = dyingAt(0);
+      await verb.work(run);
+      vi.restoreAllMocks();
+      for (const call of callsOf(1, count(), 3)) {
+        for (const way of ["resume", "give up"] as const) {
+          await removeFolder(folder);
+          const again = await setUp(verb);
+          dyingAt(call);
+          expect(await endOf(verb.work(again)), `file call ${call}`).toBeInstanceOf(CrashError);
+          reconnect();
+          if (way === "resume") await checkOutcome(verb, await resume(verb, again));
+          else await giveUp(verb);
+        }
       }
-    }
-  }, 120_000);
+    },
+    sweepMsMax,
+  );
 });
 
 let calls = 0;
