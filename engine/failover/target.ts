@@ -50,7 +50,8 @@ export async function parseTarget(text: string, disks: readonly string[], sink: 
         remedy: "name file:PATH, vhd:PATH, dir:FOLDER or device:PATH, or use a vault in Azure Storage",
       });
     }
-    const prefix = rest.replace(/\/+$/, "");
+    let prefix = rest;
+    while (prefix.endsWith("/")) prefix = prefix.slice(0, -1);
     return disks.map((disk) => ({ kind: "blob", path: `${prefix}/${encodeDiskName(disk)}.vhd` }));
   }
   if (kind !== "file" && kind !== "vhd" && kind !== "device") {

@@ -16,12 +16,13 @@
  * takes over.
  */
 import { createHash } from "node:crypto";
-import { mkdir, realpath, rm, stat } from "node:fs/promises";
+import { realpath, rm, stat } from "node:fs/promises";
 import { hostname } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
 import type { FileIdentity } from "../../disk/source/file-identity.ts";
 import { LiveFile } from "../../disk/source/live-file.ts";
+import { makeFolder } from "../../disk/source/plain-file.ts";
 import { fileError } from "../../disk/source/positional-file.ts";
 import { type QuiescenceSignature, quiescenceSignature } from "../../disk/source/quiescence.ts";
 import { hasCode, systemCode, TidemarkError } from "../../errors.ts";
@@ -316,7 +317,7 @@ async function begin(context: VaultContext, options: HydratingImageOptions): Pro
   const record = await selectPoint(store, head, options.point, signal);
   const { id, sequence, volumeBytes: sizeBytes } = record;
   await checkFree(image, sizeBytes);
-  await makeFolder(imageFolder(image));
+  await makeRecordFolder(imageFolder(image));
   await createFile(pinnedPath(image), Buffer.alloc(0), 0);
   try {
     await putPin({
@@ -447,9 +448,9 @@ async function exists(path: string): Promise<boolean> {
   }
 }
 
-async function makeFolder(path: string): Promise<void> {
+async function makeRecordFolder(path: string): Promise<void> {
   try {
-    await mkdir(path, { recursive: true, mode: 0o700 });
+    await makeFolder(path);
   } catch (error) {
     throw cannotMake(path, error);
   }
