@@ -120,8 +120,8 @@ export function folderError(error: unknown, dir: string): unknown {
  */
 export const reserveBytes: number = 8 * 1024 * 1024;
 
-/** A small file system keeps a quarter of its size, if that is less. */
-const reserveShare = 4;
+/** A small file system keeps half of its size, if that is less. */
+const reserveShare = 2;
 
 /**
  * Throws NO_SPACE when `bytes` more would take from the reserve. A file system that does not tell
