@@ -23,7 +23,14 @@ export type { OperateOptions, StartFailoverOptions } from "./failover/failovers.
 export { Failovers } from "./failover/failovers.ts";
 export type { InstantOptions, InstantProtectOptions, InstantStatus } from "./failover/instant.ts";
 export { Instant } from "./failover/instant.ts";
-export type { JobSummary, RunDone, RunSummary } from "./failover/run-summary.ts";
+export type {
+  JobSummary,
+  RunDisk,
+  RunDone,
+  RunJobSummary,
+  RunSummary,
+  RunTaskSummary,
+} from "./failover/run-summary.ts";
 export type { Notice } from "./notice.ts";
 export type { OperationOptions, Progress } from "./progress.ts";
 export type { MountOptions, MountSummary } from "./recovery/mount/mount.ts";

@@ -19,13 +19,14 @@
  */
 import { join } from "node:path";
 import type { BlockDevice } from "../device.ts";
+import { imageFolder } from "../disk/source/unfinished-image.ts";
 import { DirtyBitmap, regionBytes } from "../disk/tracking/dirty-bitmap.ts";
 import { TrackingFile } from "../disk/tracking/tracking-file.ts";
 import type { Recovered } from "../disk/tracking/tracking-recovery.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import type { Notice } from "../notice.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
-import { HydratingImage, imageFolder } from "../recovery/mount/hydrating-image.ts";
+import { HydratingImage } from "../recovery/mount/hydrating-image.ts";
 import { type ProtectedImage, protectedImage } from "../replication/protection/protected-image.ts";
 import { Protection } from "../replication/protection/protection.ts";
 import type { ProtectOptions } from "../replication/protection/protection-status.ts";

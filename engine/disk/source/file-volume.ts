@@ -26,6 +26,7 @@ import { type FileIdentity, identityFrom } from "./file-identity.ts";
 import { allocatedExtents } from "./holes.ts";
 import { libc, seekEnd } from "./libc.ts";
 import { fileError, PositionalFile } from "./positional-file.ts";
+import { refuseUnfinished } from "./unfinished-image.ts";
 
 /** Longer than any tick of a kernel's clock (10 ms at 100 Hz). */
 const tickMs = 50;
@@ -57,7 +58,8 @@ export class FileVolume implements Volume {
   }
 
   /**
-   * Opens an image file or block device for reading. Errors: SOURCE_NOT_FOUND, ACCESS_REFUSED,
+   * Opens an image file or block device for reading. Errors: INVALID_ARGUMENT (an instant target's
+   * image that is not hydrated), SOURCE_NOT_FOUND, ACCESS_REFUSED,
    * SOURCE_UNREADABLE (a folder, a pipe, …).
    */
   static async open(path: string): Promise<FileVolume> {
@@ -71,7 +73,9 @@ export class FileVolume implements Volume {
       );
       try {
         const stats = await file.stat();
-        const volume = new FileVolume(file, kindOf(path, stats), identityFrom(await realpath(path), stats));
+        const identity = identityFrom(await realpath(path), stats);
+        await refuseUnfinished(identity.path);
+        const volume = new FileVolume(file, kindOf(path, stats), identity);
         await volume.sizeBytes();
         return volume;
       } catch (error) {

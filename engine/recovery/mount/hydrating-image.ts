@@ -25,6 +25,7 @@ import { LiveFile } from "../../disk/source/live-file.ts";
 import { makeFolder } from "../../disk/source/plain-file.ts";
 import { fileError } from "../../disk/source/positional-file.ts";
 import { type QuiescenceSignature, quiescenceSignature } from "../../disk/source/quiescence.ts";
+import { imageFolder, pinnedPath } from "../../disk/source/unfinished-image.ts";
 import { hasCode, systemCode, TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
@@ -79,18 +80,8 @@ export interface HydrationStatus {
   readonly trouble: TidemarkError | null;
 }
 
-/** Where what belongs to an image is kept. */
-export function imageFolder(image: string): string {
-  return `${image}.tidemark`;
-}
-
 function recordPath(image: string): string {
   return join(imageFolder(image), "record");
-}
-
-/** An empty file that is there while the point may be pinned for the image. */
-function pinnedPath(image: string): string {
-  return join(imageFolder(image), "pinned");
 }
 
 export class HydratingImage implements BlockDevice {

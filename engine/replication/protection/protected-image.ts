@@ -8,6 +8,7 @@ import type { FileIdentity } from "../../disk/source/file-identity.ts";
 import { LiveFile } from "../../disk/source/live-file.ts";
 import { LocalState } from "../../disk/source/local-state.ts";
 import { fileError } from "../../disk/source/positional-file.ts";
+import { refuseUnfinished } from "../../disk/source/unfinished-image.ts";
 import { DirtyBitmap, regionBytes } from "../../disk/tracking/dirty-bitmap.ts";
 import { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import type { ProtectedDiskOptions } from "../../disk/tracking/protected-disk-options.ts";
@@ -59,6 +60,7 @@ export async function openProtectedImage(context: VaultContext, options: Protect
   const state = new LocalState({ folder: stateFolder, vault, disk, onNotice: () => undefined });
   const live = await LiveFile.open(image);
   try {
+    await refuseUnfinished(live.identity().path);
     checkSize(image, disk, live.sizeBytes, undefined);
     const folder = await makeFolder(state, stateFolder);
     await state.rememberSource(live.identity());

@@ -106,12 +106,12 @@ export class Protection implements AsyncDisposable {
   }
 
   /**
-   * Opens the image, reads its tracking file and begins to take points. The disk can be served as
-   * soon as this resolves.
+   * Opens the image and begins to take points. The disk can be served as soon as this resolves.
    *
    * @throws TidemarkError INVALID_ARGUMENT for a bad disk name, SOURCE_NOT_FOUND,
    * SOURCE_UNREADABLE, WRITER_ACTIVE when another process has the image open for writing,
    * ACCESS_REFUSED, UNSUPPORTED, NO_SPACE, DEVICE_FAILED.
+   * @internal
    */
   static async start(context: VaultContext, given: ProtectOptions, opened?: ProtectedImage): Promise<Protection> {
     encodeDiskName(given.disk); // refuses a bad name before anything is touched

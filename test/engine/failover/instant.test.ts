@@ -7,6 +7,7 @@ import { join } from "node:path";
 import fc from "fast-check";
 import { afterAll, describe, expect, test } from "vitest";
 import type { BlockDevice } from "../../../engine/device.ts";
+import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
 import { hasCode } from "../../../engine/errors.ts";
 import { granuleBytes } from "../../../engine/limits.ts";
 import { Bandwidth } from "../../../engine/throttle.ts";
@@ -71,6 +72,22 @@ describe("an instant target", () => {
     expect((await readAll(again.instant.device)).equals(newest(filled))).toBe(true);
     expect(again.instant.status().state).toBe("hydrated");
     expect(line.calls).toBe(0);
+  });
+
+  test("is no source and cannot be protected as a file before its image holds everything", async () => {
+    const filled = await filledVault();
+    const { gate, open } = shutGate();
+    const line = new Line(filled.sink);
+    line.gate = gate;
+    const image = join(temporaryFolder(), "d.img");
+    const { instant } = await openInstant(filled, { image }, line);
+    await expectCode(FileVolume.open(image), "INVALID_ARGUMENT");
+    open();
+    await instant.hydrated();
+    await instant.close();
+    const volume = await FileVolume.open(image);
+    expect(await volume.sizeBytes()).toBe(sizeBytes);
+    await volume.close();
   });
 
   test("holds and pins its point until the image holds everything", async () => {
