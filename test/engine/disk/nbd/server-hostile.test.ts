@@ -47,7 +47,7 @@ describe("a hostile client", () => {
   test.each([0, 3, 4, 11, 23])(
     "that stops in the handshake after %i bytes is sent away when its time is over",
     async (count) => {
-      const server = await serve(new MemoryDisk(), { handshakeMsMax: 50 });
+      const server = await serve(new MemoryDisk(), { handshakeMsMax: 300 });
       const client = await RawClient.connect(server.address);
       client.send(
         Buffer.concat([Buffer.from([0, 0, 0, 3]), optionBytesOf(option.exportName, Buffer.from("disk"))]).subarray(
@@ -57,8 +57,9 @@ describe("a hostile client", () => {
       );
       const before = process.cpuUsage();
       await client.closed;
-      // A server that spins while it waits would burn the whole time.
-      expect(process.cpuUsage(before).user).toBeLessThan(45_000);
+      // A server that spins while it waits would burn the whole time. Other threads of this process
+      // take some of it.
+      expect(process.cpuUsage(before).user).toBeLessThan(250_000);
       await expectServing(server);
     },
   );
