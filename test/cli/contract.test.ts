@@ -135,9 +135,9 @@ describe("a user without a home", () => {
     const under = ["env", "-u", "HOME", "setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"];
     const tried = await place.start(["version"], {}, under).ended;
     if (tried.code !== 0) skip(`no other user can run the program here: ${tried.stderr}`);
-    const replicate = ["replicate", process.execPath, "--disk", "a", "--vault", "memory:", "--json"];
+    const replicate = ["replicate", "/etc/passwd", "--disk", "a", "--vault", "memory:", "--json"];
     expect(await place.start(replicate, {}, under).ended).toMatchObject({ code: 0, stderr: "" });
-    const protect = ["protect", process.execPath, "--disk", "a", "--vault", "memory:", "--listen", "unix:s"];
+    const protect = ["protect", "/etc/passwd", "--disk", "a", "--vault", "memory:", "--listen", "unix:s"];
     const refused = await place.start(protect, {}, under).ended;
     expect(refused.stderr).toContain("--state DIR");
   });
