@@ -1,6 +1,5 @@
 /** What scripts rely on: fields of the last line, exit codes, and that nothing else is printed. */
 import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
-import process from "node:process";
 import { describe, expect, it } from "vitest";
 import { changeImage, resizeImage, sameFiles, writeImage } from "./images.ts";
 import { Place, parseLines } from "./tidemark.ts";
