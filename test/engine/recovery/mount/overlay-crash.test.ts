@@ -26,7 +26,7 @@ import { granuleState } from "../../../../engine/recovery/mount/granule-states.t
 import { OverlaidDisk } from "../../../../engine/recovery/mount/overlaid-disk.ts";
 import { OverlayFile } from "../../../../engine/recovery/mount/overlay-file.ts";
 import type { OverlayIdentity } from "../../../../engine/recovery/mount/overlay-header.ts";
-import { byDepth, runsOf } from "../../../depth.ts";
+import { byDepth } from "../../../depth.ts";
 import { numbersFrom } from "../../../engine-model.ts";
 import { contentOf } from "../../../model-disk.ts";
 import { MemoryDisk } from "../../disk/nbd/server-rig.ts";
@@ -190,7 +190,7 @@ test.each(["overlay", "image"] as const)(
           );
         }
       }),
-      { numRuns: runsOf(50) },
+      { numRuns: byDepth(25, 50) },
     );
     expect(Math.min(seen.recovered, seen.torn, seen.flushed)).toBeGreaterThan(byDepth(10, 50));
     expect(below.bytes.equals(belowDisk().bytes)).toBe(true);
@@ -290,10 +290,12 @@ async function clients(
         change(0, keptBytes, undefined, async () => await disk.trim(0, sizeBytes));
         break;
       case "hydrate": {
+        // As every other step it ends before the gap, whose bytes the storage does not keep.
         const first = offset - (offset % granuleBytes);
+        const stop = isFront ? frontGranules * granuleBytes : sizeBytes;
         const bytes = below.bytes.subarray(
           first,
-          Math.min(sizeBytes, first + length - (length % granuleBytes) + granuleBytes),
+          Math.min(stop, first + length - (length % granuleBytes) + granuleBytes),
         );
         if (place % 2 === 0 || !disk.tryAdopt(first, bytes)) underWay.push(disk.adopt(first, bytes));
         if (place % 5 === 0) underWay.push(disk.adoptZeros(frontGranules * granuleBytes, gapBytes));
