@@ -1,5 +1,5 @@
 /**
- * Text on stdout or stderr, whatever is at its other end.
+ * Text on stdout or stderr: a terminal, a file, a full disk, a pipe whose reader is slow or gone.
  *
  * A command does not end because its text cannot be printed: its work is worth more. A write that
  * fails is noted, and the command's end reports it. A reader that closed its end (`| head`) wanted
@@ -7,7 +7,7 @@
  * have got room meanwhile.
  *
  * Pipes and terminals take text without waiting. What their readers do not take is kept in memory,
- * so text that nobody has to see is not written while the reader is behind.
+ * so optional text, such as progress, is not written while the reader is behind.
  */
 import { writeSync } from "node:fs";
 import { Socket } from "node:net";

@@ -100,8 +100,9 @@ export class Azurite implements AsyncDisposable {
    * Uses the Azurite on `dir` and starts one if none runs. Creates the folder when it is absent.
    *
    * @throws TidemarkError INVALID_ARGUMENT: the folder holds other files, or an Azurite that
-   * Tidemark did not start uses it; ACCESS_REFUSED: the folder belongs to another user; DAMAGED: its database cannot be read; UNSUPPORTED: the package
-   * `azurite` is not installed, or there is no flock; STORE_UNREACHABLE, NO_SPACE, INTERRUPTED.
+   * Tidemark did not start uses it; ACCESS_REFUSED: the folder belongs to another user; DAMAGED: its
+   * database cannot be read; UNSUPPORTED: the package `azurite` is not installed, or there is no
+   * flock; STORE_UNREACHABLE, NO_SPACE, INTERRUPTED.
    */
   static async start(dir: string, options: AzuriteOptions = {}): Promise<Azurite> {
     checkInstalled("an Azurite", ["azurite"]);

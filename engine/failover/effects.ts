@@ -365,7 +365,7 @@ export class Effects {
     await putPin({ ...this.#place, disk, point, ...pin });
   }
 
-  /** Removes the pins of the run, whatever points an interrupted try has pinned. */
+  /** Removes all pins of the run, also those that an interrupted try left on other points. */
   async #unpin(disk: string): Promise<void> {
     const { store, vault, signal } = this.#place;
     for (const pin of await listPins(store, vault, disk, this.#notify, signal))

@@ -110,7 +110,7 @@ const markedAtOnce = 4096;
 /**
  * A disk that began as a point, on an image that is being filled. Serve `device` with an
  * `NbdServer`, or read and write it directly. Made by `vault.instant`; end it with `close` or
- * `await using`. What was written and flushed is there when it is opened again, whatever ended it.
+ * `await using`. What was written and flushed is there when it is opened again, also after a crash.
  *
  * @example
  * ```ts

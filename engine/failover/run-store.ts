@@ -81,7 +81,7 @@ export async function isWorkedOn({ worker }: RunDocument): Promise<boolean> {
   return worker.machine !== machine || (await isAlive(worker));
 }
 
-/** A run that this process works on, and nobody else. */
+/** A run that this process alone works on: it holds the lease of the run. */
 export class HeldRun implements AsyncDisposable {
   readonly #place: RunPlace;
   readonly #lease: HeldLease;

@@ -6,7 +6,8 @@
  * way, and many such clients many times that. So the bytes are granted, first come, first served.
  *
  * Invariant: all connections together hold `bytesMax` and `freeBytes` a connection at most. A
- * connection that takes its replies is served its small reads whatever others hold.
+ * connection that takes its replies is served its small reads, also when other connections use up
+ * the budget.
  */
 
 /** What a connection has without asking. */

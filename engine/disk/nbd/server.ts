@@ -5,8 +5,8 @@
  *
  * The server listens on a Unix socket or on TCP. A client that breaks the protocol loses its
  * connection; other clients are not affected. A client that does not come through its handshake makes
- * room for the next one; one that agreed on an export keeps its place. Exports can be added and removed while the server
- * runs.
+ * room for the next one; one that agreed on an export keeps its place. Exports can be added and
+ * removed while the server runs.
  *
  * Access: a client that reaches the socket can read and write the disks. A Unix socket is open to
  * its owner only (mode 0600). A TCP port is open to every host that reaches it, unless TLS requires

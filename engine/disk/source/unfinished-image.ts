@@ -1,7 +1,7 @@
 /**
  * Unfinished images: an image of an instant target (lazy copy) is a whole disk only once it is
- * hydrated. Until then what has not been copied reads as zeros, and whatever took it for the disk
- * would take those zeros for content.
+ * hydrated. Until then what has not been copied reads as zeros, and a replication would store
+ * those zeros as content.
  *
  * Invariant: the file `PATH.tidemark/pinned` is there as long as anything is missing in the image.
  */

@@ -12,7 +12,7 @@
  *
  * Memory: the cache's capacity, and the map's leaves (see `MountedMap`).
  */
-import type { BlockDevice, DeviceExtent } from "../../device.ts";
+import type { DeviceExtent } from "../../device.ts";
 import { TidemarkError } from "../../errors.ts";
 import type { WorkerPool } from "../../pipeline/worker-pool.ts";
 import type { PointMap } from "../../store/map/point-map.ts";
@@ -23,6 +23,7 @@ import { BlockFetcher, type BlockKeeper } from "./block-fetcher.ts";
 import { MountedMap } from "./mounted-map.ts";
 import { PendingRead } from "./pending-read.ts";
 import { ReadAhead, type Stream } from "./read-ahead.ts";
+import { ReadOnlyDevice } from "./read-only-device.ts";
 
 /** The smallest range that is fetched ahead. */
 const windowBytesMin: number = 256 * 1024;
@@ -58,9 +59,8 @@ export interface ReadCounts {
   readonly cacheMisses: number;
 }
 
-export class MountedPoint implements BlockDevice {
+export class MountedPoint extends ReadOnlyDevice {
   readonly description: string;
-  readonly readOnly = true;
   readonly sizeBytes: number;
   readonly #blockBytes: number;
   readonly #map: MountedMap;
@@ -77,6 +77,7 @@ export class MountedPoint implements BlockDevice {
   #cacheMisses = 0;
 
   constructor(options: MountedPointOptions) {
+    super();
     const { store, workerPool, map, blockBytes, cacheBytes, disk, sequence } = options;
     const { signal } = this.#ending;
     this.description = `point ${sequence} of disk ${JSON.stringify(disk)}`;
@@ -201,26 +202,6 @@ export class MountedPoint implements BlockDevice {
     return countMax < 1 ? [] : await this.#map.lookUp(offset, length, countMax);
   }
 
-  tryWrite(): boolean {
-    return false;
-  }
-
-  write(): Promise<void> {
-    return Promise.reject(this.#refused());
-  }
-
-  zero(): Promise<void> {
-    return Promise.reject(this.#refused());
-  }
-
-  trim(): Promise<void> {
-    return Promise.reject(this.#refused());
-  }
-
-  async flush(): Promise<void> {
-    // Nothing is ever written.
-  }
-
   /** Ends reads under way with INTERRUPTED, and waits for them. Idempotent. */
   async close(): Promise<void> {
     this.#ending.abort();
@@ -257,15 +238,5 @@ export class MountedPoint implements BlockDevice {
     throw new TidemarkError("DEVICE_FAILED", `${this.description} is not mounted any more`, {
       remedy: "mount the point again with `tidemark mount`",
     });
-  }
-
-  #refused(): TidemarkError {
-    return new TidemarkError(
-      "ACCESS_REFUSED",
-      `${this.description} cannot be written: what is committed never changes`,
-      {
-        remedy: "mount it with `--writable`: changes then go to an overlay",
-      },
-    );
   }
 }

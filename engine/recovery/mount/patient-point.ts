@@ -7,11 +7,12 @@
  * caller sees.
  */
 import { setTimeout as sleep } from "node:timers/promises";
-import type { BlockDevice, DeviceExtent } from "../../device.ts";
+import type { DeviceExtent } from "../../device.ts";
 import { hasCode, TidemarkError } from "../../errors.ts";
 import { hydrationTiming } from "../../timing.ts";
 import type { HeldPoint } from "./held-point.ts";
 import type { MountedPoint } from "./mounted-point.ts";
+import { ReadOnlyDevice } from "./read-only-device.ts";
 
 export interface PatientPointOptions {
   readonly description: string;
@@ -22,9 +23,8 @@ export interface PatientPointOptions {
   readonly waitMs: number;
 }
 
-export class PatientPoint implements BlockDevice {
+export class PatientPoint extends ReadOnlyDevice {
   readonly description: string;
-  readonly readOnly = true;
   readonly sizeBytes: number;
   readonly #options: PatientPointOptions;
   #opening: Promise<HeldPoint> | undefined;
@@ -37,6 +37,7 @@ export class PatientPoint implements BlockDevice {
   #closing: Promise<void> | undefined;
 
   constructor(options: PatientPointOptions) {
+    super();
     this.#options = options;
     this.description = options.description;
     this.sizeBytes = options.sizeBytes;
@@ -79,26 +80,6 @@ export class PatientPoint implements BlockDevice {
   /** As `MountedPoint.settled`. */
   async settled(): Promise<void> {
     await this.#held?.point.settled();
-  }
-
-  tryWrite(): boolean {
-    return false;
-  }
-
-  write(): Promise<void> {
-    return Promise.reject(this.#refused());
-  }
-
-  zero(): Promise<void> {
-    return Promise.reject(this.#refused());
-  }
-
-  trim(): Promise<void> {
-    return Promise.reject(this.#refused());
-  }
-
-  async flush(): Promise<void> {
-    // Nothing is ever written.
   }
 
   /** Closes it when no read is under way any more. The caller begins none. */
@@ -188,12 +169,5 @@ export class PatientPoint implements BlockDevice {
     return new TidemarkError("DEVICE_FAILED", `${this.description} has been closed`, {
       remedy: "open the image again",
     });
-  }
-
-  #refused(): TidemarkError {
-    return new TidemarkError(
-      "ACCESS_REFUSED",
-      `${this.description} cannot be written: what is committed never changes`,
-    );
   }
 }

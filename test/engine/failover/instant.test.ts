@@ -82,9 +82,13 @@ describe("an instant target", () => {
     const image = join(temporaryFolder(), "d.img");
     const { instant } = await openInstant(filled, { image }, line);
     await expectCode(FileVolume.open(image), "INVALID_ARGUMENT");
+    line.isCut = true;
     open();
-    await instant.hydrated();
     await instant.close();
+    await expectCode(filled.vault.protect({ disk: "d", image, stateFolder: temporaryFolder() }), "INVALID_ARGUMENT");
+    const again = await openInstant(filled, { image });
+    await again.instant.hydrated();
+    await again.instant.close();
     const volume = await FileVolume.open(image);
     expect(await volume.sizeBytes()).toBe(sizeBytes);
     await volume.close();
