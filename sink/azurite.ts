@@ -175,7 +175,8 @@ export class Azurite implements AsyncDisposable {
     else if (this.#child !== undefined) letGo(this.#child);
     const deadlineMs = performance.now() + stopMsMax;
     while (await lockIsHeld(this.#paths.serverLock)) {
-      if (await isUsedByOthers(this.#paths.usersLock)) return;
+      // A host that ended between the two looks at the users lock leaves it free, as other users do.
+      if ((await isUsedByOthers(this.#paths.usersLock)) && (await lockIsHeld(this.#paths.serverLock))) return;
       if (performance.now() > deadlineMs && (await isRunning(this.#host))) {
         await kill(this.#host, this.dir);
         throw new TidemarkError(

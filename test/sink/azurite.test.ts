@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { inspect } from "node:util";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
 import { AzureSink } from "../../sink/azure.ts";
 import { Azurite } from "../../sink/azurite.ts";
@@ -154,6 +154,31 @@ test("a server that cannot save says so when it is stopped", async () => {
   const error = await failure(server.stop());
   expect(error.code).toBe("STORE_UNREACHABLE");
   expect(error.message).toContain("EISDIR");
+});
+
+test("a server that ends while its users are looked for still says that it could not save", async () => {
+  const server = await Azurite.start(dir);
+  await using sink = sinkOn(server);
+  await sink.createContainer();
+  await mkdir(`${azuritePaths(dir).blobDatabase}~`);
+  const { usersLock, serverLock } = azuritePaths(dir);
+  const tryAcquire = FileLock.tryAcquire.bind(FileLock);
+  // The first look finds the users lock held by the ending server, the second finds it free.
+  const spy = vi.spyOn(FileLock, "tryAcquire").mockImplementation(async (path, mode) => {
+    if (path !== usersLock) return tryAcquire(path, mode);
+    for (;;) {
+      const free = await tryAcquire(serverLock, "exclusive");
+      await free?.release();
+      const lock = await tryAcquire(path, mode);
+      if ((lock === undefined) === (mode === "exclusive") || free !== undefined) return lock;
+      await lock?.release();
+    }
+  });
+  try {
+    expect((await failure(server.stop())).code).toBe("STORE_UNREACHABLE");
+  } finally {
+    spy.mockRestore();
+  }
 });
 
 describe("users of one folder", () => {
