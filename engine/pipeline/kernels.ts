@@ -10,10 +10,11 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { createBLAKE3, createXXHash128 } from "hash-wasm";
 import { TidemarkError } from "../errors.ts";
+import { blake3Library, xxh3Library } from "../hash-library.ts";
 import { digestBytes, fingerprintBytes } from "../limits.ts";
 import type { DigestName } from "../store/format/documents.ts";
+import type { WasmModule } from "./wasm-kernels.ts";
 
 /** Writes the digest of `bytes` to `into[at … at+16)`. */
 export type DigestKernel = (bytes: Uint8Array, into: Uint8Array, at: number) => void;
@@ -25,7 +26,7 @@ export type DigestKernel = (bytes: Uint8Array, into: Uint8Array, at: number) => 
 export async function createDigest(name: DigestName, key: Uint8Array): Promise<DigestKernel> {
   switch (name) {
     case "blake3": {
-      const hasher = await createBLAKE3(digestBytes * 8, key);
+      const hasher = await blake3Library().createBLAKE3(digestBytes * 8, key);
       return (bytes, into, at) => {
         hasher.init();
         hasher.update(bytes);
@@ -47,7 +48,7 @@ export async function createDigest(name: DigestName, key: Uint8Array): Promise<D
 
 /** XXH3-128 seeded with 64 bits: the local fingerprint of a granule. */
 export async function createFingerprint(seed: readonly [number, number]): Promise<DigestKernel> {
-  const hasher = await createXXHash128(seed[0], seed[1]);
+  const hasher = await xxh3Library().createXXHash128(seed[0], seed[1]);
   return (bytes, into, at) => {
     hasher.init();
     hasher.update(bytes);
@@ -120,16 +121,29 @@ interface Lz4Exports {
  * (u32, little-endian) and an LZ4 block.
  */
 export class Lz4 {
-  static readonly #module: WebAssembly.Module = new WebAssembly.Module(
-    readFileSync(createRequire(import.meta.url).resolve("lz4-wasm/lz4_wasm_bg.wasm")),
-  );
+  static #compiled: WebAssembly.Module | undefined;
 
-  #wasm: Lz4Exports = Lz4.#instantiate();
-  #memory: Uint8Array = new Uint8Array(this.#wasm.memory.buffer);
+  readonly #module: WasmModule;
+  #wasm: Lz4Exports;
+  #memory: Uint8Array;
 
-  static #instantiate(): Lz4Exports {
-    const instance = new WebAssembly.Instance(Lz4.#module, { "./lz4_wasm_bg.js": { __wbindgen_string_new: () => 0 } });
-    return instance.exports as unknown as Lz4Exports;
+  constructor(module: WasmModule = Lz4.compiled()) {
+    this.#module = module;
+    this.#wasm = this.#instantiate();
+    this.#memory = new Uint8Array(this.#wasm.memory.buffer);
+  }
+
+  /** The code, compiled once a process; threads are given it. */
+  static compiled(): WasmModule {
+    Lz4.#compiled ??= new WebAssembly.Module(
+      readFileSync(createRequire(import.meta.url).resolve("lz4-wasm/lz4_wasm_bg.wasm")),
+    );
+    return Lz4.#compiled;
+  }
+
+  #instantiate(): Lz4Exports {
+    const imports = { "./lz4_wasm_bg.js": { __wbindgen_string_new: () => 0 } };
+    return new WebAssembly.Instance(this.#module as WebAssembly.Module, imports).exports as unknown as Lz4Exports;
   }
 
   /** The view, renewed when the memory has grown. */
@@ -183,7 +197,7 @@ export class Lz4 {
       wasm.__wbindgen_add_to_stack_pointer(16);
     } catch (error) {
       // After a trap the instance's heap and stack pointer are in doubt: take a fresh one.
-      this.#wasm = Lz4.#instantiate();
+      this.#wasm = this.#instantiate();
       throw new TidemarkError("DAMAGED", "a compressed chunk cannot be decompressed", { cause: error });
     }
   }

@@ -57,7 +57,16 @@ export interface WasmKernels {
   digestGranules(data: number, granules: number, out: number, key: number, tree: number): void;
 }
 
-const compiled = new WebAssembly.Module(readFileSync(fileURLToPath(import.meta.resolve("#kernels-wasm"))));
+let compiled: WebAssembly.Module | undefined;
+
+/** Compiled code of WebAssembly: a type that needs no DOM library, as `WasmMemory` is. */
+export type WasmModule = object;
+
+/** The kernels, compiled once a process; threads are given them. */
+export function compiledKernels(): WasmModule {
+  compiled ??= new WebAssembly.Module(readFileSync(fileURLToPath(import.meta.resolve("#kernels-wasm"))));
+  return compiled;
+}
 
 /**
  * A memory of WebAssembly, as a type that needs neither the DOM library nor a global declaration.
@@ -66,6 +75,6 @@ export interface WasmMemory {
   readonly buffer: ArrayBufferLike;
 }
 
-export function openWasmKernels(memory: WasmMemory): WasmKernels {
-  return new WebAssembly.Instance(compiled, { env: { memory } }).exports as unknown as WasmKernels;
+export function openWasmKernels(memory: WasmMemory, module: WasmModule = compiledKernels()): WasmKernels {
+  return new WebAssembly.Instance(module as WebAssembly.Module, { env: { memory } }).exports as unknown as WasmKernels;
 }

@@ -19,7 +19,7 @@ import { storedLength, storedLz4Flag } from "../store/format/frame.ts";
 import { createDigest, fingerprintWords, isZero, Lz4, looksIncompressible, sameWords } from "./kernels.ts";
 import type { SharedSlabs, SlabViews } from "./slabs.ts";
 import { viewSlabs } from "./slabs.ts";
-import type { FingerprintSeed } from "./wasm-kernels.ts";
+import type { FingerprintSeed, WasmModule } from "./wasm-kernels.ts";
 import { expandSeed, openWasmKernels } from "./wasm-kernels.ts";
 
 export interface WorkerSetup {
@@ -29,6 +29,8 @@ export interface WorkerSetup {
   readonly fetches: SharedSlabs;
   readonly digest: DigestName;
   readonly digestKey: Uint8Array;
+  /** Compiled by the main thread. */
+  readonly code: { readonly kernels: WasmModule; readonly lz4: WasmModule };
 }
 
 export interface ScanTask {
@@ -96,9 +98,12 @@ const setup = workerData as WorkerSetup;
 const slabs = viewSlabs(setup.slabs);
 const fetches = viewSlabs(setup.fetches);
 // The two pools are two memories, and kernels work on one: scans look at `data`, decoding at `out`.
-const kernels = { data: openWasmKernels(setup.slabs.memory), out: openWasmKernels(setup.fetches.memory) };
+const kernels = {
+  data: openWasmKernels(setup.slabs.memory, setup.code.kernels),
+  out: openWasmKernels(setup.fetches.memory, setup.code.kernels),
+};
 const library = setup.digest === "blake3" ? undefined : await createDigest(setup.digest, setup.digestKey);
-const lz4 = new Lz4();
+const lz4 = new Lz4(setup.code.lz4);
 const zeros = Buffer.alloc(granuleBytes);
 /**
  * How much is read at a time: it stays in a core's second-level cache until it has been
