@@ -1,5 +1,5 @@
 /**
- * Host side of our WASM kernels, `xxh3.as.ts` and `blake3.as.ts`. They work on the slabs in place:
+ * Host side of our WASM kernels, `xxh3.as.ts`, `blake3.as.ts` and `lz4.as.ts`. They work on the slabs in place:
  * the slabs' shared memory is the kernels' memory, and a call passes addresses in it. So nothing is
  * copied and one call processes a whole block.
  *
@@ -55,7 +55,20 @@ export interface WasmKernels {
    * is scratch of `treeBytes`.
    */
   digestGranules(data: number, granules: number, out: number, key: number, tree: number): void;
+  /**
+   * Compresses `length` bytes at `source` to an LZ4 block at `target`; returns its length, or 0 when
+   * it would not fit in `targetBytes`. `table` is scratch of `lz4TableBytes`. The same bytes give the
+   * same block.
+   */
+  lz4Compress(source: number, length: number, target: number, targetBytes: number, table: number): number;
+  /**
+   * Decompresses an LZ4 block of `length` bytes to exactly `targetBytes` bytes at `target`; returns 1,
+   * or 0 when it is no such block. Nothing outside the two ranges is touched.
+   */
+  lz4Decompress(source: number, length: number, target: number, targetBytes: number): number;
 }
+
+export const lz4TableBytes: number = 16 * 1024;
 
 let compiled: WebAssembly.Module | undefined;
 

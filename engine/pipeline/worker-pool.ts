@@ -8,7 +8,6 @@ import { Piscina } from "piscina";
 import { TidemarkError } from "../errors.ts";
 import { fromHex } from "../store/format/checksum.ts";
 import type { DigestName, VaultDocument } from "../store/format/documents.ts";
-import { Lz4 } from "./kernels.ts";
 import { fetchGeometry, type SlabGeometry, SlabPool, scanGeometry } from "./slabs.ts";
 import { compiledKernels } from "./wasm-kernels.ts";
 import type { CompressTask, DecodeTask, ScanResult, ScanTask, WorkerSetup, WorkerTask } from "./worker.ts";
@@ -44,7 +43,7 @@ export class WorkerPool implements AsyncDisposable {
       fetches: this.fetches.shared,
       digest: options.digest,
       digestKey: options.digestKey,
-      code: { kernels: compiledKernels(), lz4: Lz4.compiled() },
+      code: compiledKernels(),
     };
     this.#pool = new Piscina({
       filename: import.meta.resolve("#worker"),

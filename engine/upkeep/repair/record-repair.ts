@@ -14,7 +14,8 @@
 import { randomBytes } from "node:crypto";
 import { hasCode, isUnreadable, throwIfAborted } from "../../errors.ts";
 import { digestBytes } from "../../limits.ts";
-import { createDigest, type DigestKernel, Lz4 } from "../../pipeline/kernels.ts";
+import { createDigest, type DigestKernel } from "../../pipeline/kernels.ts";
+import { Lz4 } from "../../pipeline/lz4.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex, sameBytes, toHex } from "../../store/format/checksum.ts";
 import type { VaultDocument } from "../../store/format/documents.ts";
