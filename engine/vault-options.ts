@@ -109,7 +109,11 @@ function refuse(faults: readonly string[]): void {
 }
 
 /** What the vault is and how many disks it has. Throws the errors of the store. */
-export async function vaultSummary({ document, sink }: VaultContext): Promise<VaultSummary> {
+export async function vaultSummary(
+  { document, sink }: VaultContext,
+  store: Store,
+  signal: AbortSignal | undefined,
+): Promise<VaultSummary> {
   return {
     vault: document.vault,
     description: sink.description,
@@ -120,6 +124,6 @@ export async function vaultSummary({ document, sink }: VaultContext): Promise<Va
     codec: document.codec,
     encryption: document.encryption,
     created: new Date(document.createdMs).toISOString(),
-    disks: await countDisks(new Store(sink), document.vault),
+    disks: await countDisks(store, document.vault, signal),
   };
 }

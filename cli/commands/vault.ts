@@ -128,8 +128,10 @@ async function init(context: CommandContext, { blockSize: blockBytes, ...flags }
 }
 
 async function show(context: CommandContext, flags: VaultFlags): Promise<void> {
-  const summary = await withVault(context, flags, async (vault) => await vault.summary());
-  context.output.answer("vault show", summary, describe(summary, context.output));
+  const { output, signal } = context;
+  const options = { signal, onNotice: output.notice.bind(output) };
+  const summary = await withVault(context, flags, async (vault) => await vault.summary(options));
+  output.answer("vault show", summary, describe(summary, output));
 }
 
 function describe(summary: VaultSummary, output: Pick<Output, "time">): string {

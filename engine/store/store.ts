@@ -23,19 +23,29 @@ import type {
   StoredObject,
 } from "../sink.ts";
 import { sameBytes } from "./format/checksum.ts";
+import type { HeadDocument } from "./format/documents.ts";
 import { gone } from "./format/fields.ts";
 
 /** How often an unknown outcome is resolved and the write repeated before the store is given up. */
 export const unknownOutcomesMax = 8;
 
+/**
+ * Told each head that is read. Returns an epoch that is known to have been in use, or 0: the epoch
+ * of the next writer is above it, also when the store went back behind it.
+ */
+export type HeadWatch = (head: HeadDocument) => Promise<number>;
+
 /** The calls of one operation or session on a vault's store. The sink stays its owner's. */
 export class Store {
   readonly sink: Sink;
+  readonly onHead: HeadWatch;
   #requests = 0;
   #putBytes = 0;
 
-  constructor(sink: Sink) {
+  /** `onHead`: see `head-watch.ts`. Absent, heads are not compared with what was seen before. */
+  constructor(sink: Sink, onHead: HeadWatch = async () => await Promise.resolve(0)) {
     this.sink = sink;
+    this.onHead = onHead;
   }
 
   get description(): string {
