@@ -85,6 +85,8 @@ export interface DirectorySinkOptions {
 export class DirectorySink implements Sink {
   readonly description: string;
   readonly capabilities: Sink["capabilities"] = { attachablePages: false, settlingMs: 0 };
+  /** The file system dates files by the clock of this machine. */
+  readonly clockAheadMs = 0;
   readonly #clock: () => number;
   readonly #tree: DirectoryTree;
   readonly #pageFiles: PageFilePool;

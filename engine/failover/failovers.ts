@@ -269,7 +269,7 @@ export class Failovers {
     const store = this.#store;
     for (const document of await listRuns({ store, vault: this.#vault, signal })) {
       const lastMs = document.jobs.at(-1)?.endMs ?? document.createdMs;
-      if (hasEnded(document.state) && Date.now() - lastMs > rememberedMs)
+      if (hasEnded(document.state) && store.nowMs - lastMs > rememberedMs)
         await store.delete(runObjectName(document.run), { signal });
     }
   }

@@ -22,6 +22,7 @@ import type {
   Sink,
   StoredObject,
 } from "../sink.ts";
+import { clockAheadMsMax } from "../timing.ts";
 import { sameBytes } from "./format/checksum.ts";
 import type { HeadDocument } from "./format/documents.ts";
 import { gone } from "./format/fields.ts";
@@ -50,6 +51,15 @@ export class Store {
 
   get description(): string {
     return this.sink.description;
+  }
+
+  /**
+   * The time by which points are old, in ms since 1970: that of this machine, or that of the store
+   * where this machine's clock is far ahead. The lower of both drops no point too early.
+   */
+  get nowMs(): number {
+    const { clockAheadMs } = this.sink;
+    return Date.now() - (clockAheadMs > clockAheadMsMax ? clockAheadMs : 0);
   }
 
   /** Calls that were made so far. */

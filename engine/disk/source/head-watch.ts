@@ -64,10 +64,10 @@ export function watchedStore(
     told.add(key);
     onNotice(notice);
   };
-  return new Store(sink, async (head) => {
+  const store = new Store(sink, async (head) => {
     const { disk } = head;
     const newest = head.points.at(-1);
-    const ahead = aheadNotice(disk, newest);
+    const ahead = aheadNotice(disk, newest, store.nowMs);
     if (ahead !== undefined) tellOnce(disk, ahead);
     if (stateFolder === undefined) return 0;
     const file = path.join(stateFolder, vault, encodeDiskName(disk), fileName);
@@ -87,11 +87,12 @@ export function watchedStore(
     }
     return seen?.epoch ?? 0;
   });
+  return store;
 }
 
 /** A clock was ahead when the newest point was made, or this one is behind. */
-function aheadNotice(disk: string, newest: Seen | undefined): Notice | undefined {
-  if (newest === undefined || newest.timeMs - Date.now() <= aheadToldMs) return undefined;
+function aheadNotice(disk: string, newest: Seen | undefined, nowMs: number): Notice | undefined {
+  if (newest === undefined || newest.timeMs - nowMs <= aheadToldMs) return undefined;
   const message =
     `the newest point of disk ${JSON.stringify(disk)} is dated ${new Date(newest.timeMs).toISOString()}, which is later than now: ` +
     "check the clock of this machine, and of the one that made the point; later points are dated right after it, and retention goes by the clock";

@@ -129,7 +129,7 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
     store,
     vault,
     policy: options.policy,
-    nowMs: options.nowMs ?? Date.now(),
+    nowMs: options.nowMs ?? store.nowMs,
     cache: new PageCache(),
     onNotice,
     signal,

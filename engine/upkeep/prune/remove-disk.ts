@@ -162,7 +162,7 @@ async function refuseHeld(
   const asked = {
     ...place,
     policy: { kind: "everything" } as const,
-    nowMs: Date.now(),
+    nowMs: store.nowMs,
     cache: new PageCache(),
   };
   const options: PlanOptions = { ...asked, groupRetention: new GroupRetention(asked) };
