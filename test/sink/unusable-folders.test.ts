@@ -8,6 +8,8 @@ import { makeFolder } from "../../engine/disk/source/plain-file.ts";
 import { TidemarkError } from "../../engine/errors.ts";
 import { Azurite } from "../../sink/azurite.ts";
 import { DirectorySink } from "../../sink/directory.ts";
+import { openSink } from "../../sink/open.ts";
+import { byDepth } from "../depth.ts";
 import { mountSmallDisk } from "../small-disk.ts";
 import { repositoryRoot } from "../source-tree.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
@@ -98,32 +100,39 @@ describe.each(kinds)("%s: a folder", (_, make) => {
   });
 });
 
-test("a full dir: vault keeps room for the objects with which points are dropped", async ({ skip }) => {
-  const dir = join(folder, "disk");
-  const disk = mountSmallDisk(dir, 24 * mebibyte);
-  if ("reason" in disk) return skip(disk.reason);
-  const sink = await DirectorySink.open(join(dir, "vault"));
-  try {
-    await sink.createContainer();
-    await sink.createPages("segment", 64 * mebibyte, 1);
-    const lane = async (from: number): Promise<void> => {
-      for (let at = from; ; at += 4 * mebibyte)
-        await sink.writePages("segment", at, new Uint8Array(mebibyte).fill(1), { sequenceNumber: 1 });
-    };
-    const lanes = await Promise.allSettled([0, 1, 2, 3].map((index) => lane(index * mebibyte)));
-    const codes = lanes.map((outcome) => (outcome.status === "rejected" ? (outcome.reason as TidemarkError).code : ""));
-    expect(codes).toEqual(Array(4).fill("NO_SPACE"));
-    const { bavail, bsize } = statfsSync(dir);
-    expect(bavail * bsize).toBeGreaterThan(7 * mebibyte);
-    const { etag } = await sink.putObject("head", new Uint8Array(mebibyte), { ifAbsent: true });
-    await sink.putObject("head", new Uint8Array(mebibyte), { ifMatch: etag });
-    await sink.clearPages("segment", 0, 64 * mebibyte);
-    await sink.writePages("segment", 0, new Uint8Array(mebibyte), { sequenceNumber: 1 });
-  } finally {
-    await sink[Symbol.asyncDispose]();
-    disk.unmount();
-  }
-});
+test.for(byDepth<("dir" | "azurite")[]>(["dir"], ["dir", "azurite"]))(
+  "a full %s: vault keeps room for the objects with which points are dropped",
+  async (kind, { skip }) => {
+    const dir = join(folder, "disk");
+    const disk = mountSmallDisk(dir, 24 * mebibyte);
+    if ("reason" in disk) return skip(disk.reason);
+    const sink = await openSink(`${kind}:${join(dir, "vault")}`);
+    try {
+      await sink.createContainer();
+      await sink.createPages("segment", 64 * mebibyte, 1);
+      const lane = async (from: number): Promise<void> => {
+        for (let at = from; ; at += 4 * mebibyte)
+          await sink.writePages("segment", at, new Uint8Array(mebibyte).fill(1), { sequenceNumber: 1 });
+      };
+      const lanes = await Promise.allSettled([0, 1, 2, 3].map((index) => lane(index * mebibyte)));
+      const codes = lanes.map((outcome) =>
+        outcome.status === "rejected" ? (outcome.reason as TidemarkError).code : "",
+      );
+      expect(codes).toEqual(Array(4).fill("NO_SPACE"));
+      const { bavail, bsize } = statfsSync(dir);
+      expect(bavail * bsize).toBeGreaterThan(7 * mebibyte);
+      const { etag } = await sink.putObject("head", new Uint8Array(mebibyte), { ifAbsent: true });
+      await sink.putObject("head", new Uint8Array(mebibyte), { ifMatch: etag });
+      await sink.clearPages("segment", 0, 64 * mebibyte);
+      // Azurite frees extents minutes after nothing refers to them.
+      if (kind === "dir") await sink.writePages("segment", 0, new Uint8Array(mebibyte), { sequenceNumber: 1 });
+      await sink.deleteObject("segment");
+    } finally {
+      await sink[Symbol.asyncDispose](); // an Azurite that cannot save is an error here
+      disk.unmount();
+    }
+  },
+);
 
 test("a folder is made with those above it, and one that exists is none the worse", async () => {
   await makeFolder(join(folder, "a/b/c"));
