@@ -5,7 +5,7 @@
 import { type FileHandle, statfs } from "node:fs/promises";
 import { constants } from "node:os";
 import { getSystemErrorName } from "node:util";
-import { systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { type ErrorContext, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
 import { type Libc, libc, punchHole, syncFolder, unsupportedErrnos } from "../engine/internal.ts";
 
 /**
@@ -56,10 +56,7 @@ export function translated(error: unknown, subject: string, fallback: "STORE_REF
       });
     case "EMFILE":
     case "ENFILE":
-      return new TidemarkError("STORE_REFUSED", `too many files are open to reach ${subject}`, {
-        ...context,
-        remedy: "raise the limit of open files: `ulimit -n 4096`",
-      });
+      return tooManyOpen(subject, context);
     default:
       if (fallback === "OUTCOME_UNKNOWN") return outcomeUnknown(subject, error);
       return new TidemarkError("STORE_REFUSED", `the file system answered ${code} for ${subject}`, {
@@ -67,6 +64,13 @@ export function translated(error: unknown, subject: string, fallback: "STORE_REF
         remedy: "check the disk of the vault's folder: `dmesg` shows its errors",
       });
   }
+}
+
+function tooManyOpen(subject: string, context: ErrorContext): TidemarkError {
+  return new TidemarkError("STORE_REFUSED", `too many files are open to reach ${subject}`, {
+    ...context,
+    remedy: "raise the limit of open files: `ulimit -n 4096`",
+  });
 }
 
 /**
@@ -99,6 +103,9 @@ export function folderError(error: unknown, dir: string): unknown {
         ...context,
         remedy: "free some space, then run the command again",
       });
+    case "EMFILE":
+    case "ENFILE":
+      return tooManyOpen(dir, context);
     case "ENOENT":
     case "ESTALE":
       return new TidemarkError("INVALID_ARGUMENT", `no folder can be made at ${dir}`, {
