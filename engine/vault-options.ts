@@ -5,6 +5,7 @@
 import { randomBytes } from "node:crypto";
 import { TidemarkError } from "./errors.ts";
 import { blockBytesDefault, blockBytesMax, blockBytesMin, granuleBytes } from "./limits.ts";
+import type { Notice } from "./notice.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
 import { workersDefault } from "./pipeline/worker-pool.ts";
 import { toHex } from "./store/format/checksum.ts";
@@ -57,6 +58,8 @@ export interface VaultParameters {
   readonly blockBytes?: number | undefined;
   /** Default: `blake3`. */
   readonly digest?: DigestName | undefined;
+  /** Told VAULT_AT_RISK when the vault is created without the second copy of its identity. */
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
 }
 
 const mebibyte = 1024 * 1024;

@@ -120,7 +120,7 @@ export class Vault implements AsyncDisposable {
     const resolved = resolveOptions(options);
     await openChecksum();
     await sink.createContainer({ signal: options.signal });
-    const bytes = await createIdentity(new Store(sink), document, options.signal);
+    const bytes = await createIdentity(new Store(sink), document, options.onNotice, options.signal);
     await documentCopy(options.stateFolder, sink.description).keep(bytes);
     return new Vault({ sink, document, ...resolved });
   }

@@ -122,7 +122,9 @@ function describeRepair({ dryRun, disks, points, repaired, lost, elapsedMs }: Re
 }
 
 async function init(context: CommandContext, { blockSize: blockBytes, ...flags }: InitFlags): Promise<void> {
-  const create = async (sink: Sink, options: VaultOptions): Promise<Vault> => await Vault.create(sink, options);
+  const onNotice = context.output.notice.bind(context.output);
+  const create = async (sink: Sink, options: VaultOptions): Promise<Vault> =>
+    await Vault.create(sink, { ...options, onNotice });
   const summary = await withVault(context, { ...flags, blockBytes }, async (vault) => await vault.summary(), create);
   context.output.summary("vault init", summary, `vault created\n${describe(summary, context.output)}`);
 }

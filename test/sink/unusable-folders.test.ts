@@ -1,11 +1,12 @@
 /** Folders of vaults that are read-only, another user's, full, or on a file system that has gone. */
 import { spawnSync } from "node:child_process";
 import { closeSync, openSync, readFileSync, statfsSync } from "node:fs";
-import { chmod, mkdir, rmdir, writeFile } from "node:fs/promises";
+import { chmod, mkdir, rm, rmdir, stat, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { makeFolder } from "../../engine/disk/source/plain-file.ts";
 import { TidemarkError } from "../../engine/errors.ts";
+import { Vault } from "../../engine/vault.ts";
 import { Azurite } from "../../sink/azurite.ts";
 import { DirectorySink } from "../../sink/directory.ts";
 import { openSink } from "../../sink/open.ts";
@@ -133,6 +134,41 @@ test.for(byDepth<("dir" | "azurite")[]>(["dir"], ["dir", "azurite"]))(
     }
   },
 );
+
+test("vault init on a file system that is nearly full creates a vault or none, and its remedy can be followed", async ({
+  skip,
+}) => {
+  const dir = join(folder, "disk");
+  const disk = mountSmallDisk(dir, mebibyte);
+  if ("reason" in disk) return skip(disk.reason);
+  const told: string[] = [];
+  try {
+    // From no room at all to room for all objects.
+    for (let freePages = 0; freePages < 5; freePages += 1) {
+      const vault = join(dir, `vault-${String(freePages)}`);
+      spawnSync("dd", ["if=/dev/zero", `of=${join(dir, "ballast")}`, "bs=4k"]);
+      await truncate(join(dir, "ballast"), (await stat(join(dir, "ballast"))).size - freePages * 4096);
+      const create = async (): Promise<string> => {
+        await using sink = await DirectorySink.open(vault);
+        await using created = await Vault.create(sink, { onNotice: ({ code }) => told.push(code) });
+        return created.id;
+      };
+      const first = await create().catch((error: unknown) => error);
+      await rm(join(dir, "ballast"));
+      if (first instanceof TidemarkError) {
+        expect(first).toMatchObject({ code: "NO_SPACE", remedy: "free some space, then run the command again" });
+        await create();
+      }
+      await using sink = await DirectorySink.open(vault);
+      await using opened = await Vault.open(sink);
+      if (typeof first === "string") expect(opened.id).toBe(first);
+      await rm(vault, { recursive: true });
+    }
+    expect(told).toEqual(["VAULT_AT_RISK"]);
+  } finally {
+    disk.unmount();
+  }
+});
 
 test("a folder is made with those above it, and one that exists is none the worse", async () => {
   await makeFolder(join(folder, "a/b/c"));
