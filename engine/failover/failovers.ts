@@ -10,6 +10,7 @@
  * Invariant: the state in the vault is never ahead of what has been done.
  */
 import os from "node:os";
+import { watchedStore } from "../disk/source/head-watch.ts";
 import { hasCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import { groupDisksMax } from "../store/format/documents.ts";
@@ -88,7 +89,7 @@ export class Failovers {
   async start(options: StartFailoverOptions): Promise<RunDone> {
     return await this.#track(async () => {
       const { kind, source = null, signal } = options;
-      const place = { store: this.#store, vault: this.#vault, signal };
+      const place = { store: watchedStore(this.#context, options.onNotice), vault: this.#vault, signal };
       const group = options.group?.normalize("NFC");
       const named = options.disks?.map((disk) => disk.normalize("NFC")) ?? [];
       const disks = group === undefined ? [...new Set(named)] : await disksOfGroup(place, group);
@@ -146,7 +147,11 @@ export class Failovers {
   async changePoint(options: OperateOptions & { readonly point: string }): Promise<RunDone> {
     const { point: selector } = options;
     return await this.#operate("ChangePit", options, async (document) => {
-      const place = { store: this.#store, vault: this.#vault, signal: options.signal };
+      const place = {
+        store: watchedStore(this.#context, options.onNotice),
+        vault: this.#vault,
+        signal: options.signal,
+      };
       const disks = document.members.map(({ disk }) => disk);
       const chosen = await choosePoints(place, disks, selector, document.group !== null);
       const members = document.members.map((member, index): RunMember => {
@@ -264,7 +269,7 @@ export class Failovers {
     const store = this.#store;
     for (const document of await listRuns({ store, vault: this.#vault, signal })) {
       const lastMs = document.jobs.at(-1)?.endMs ?? document.createdMs;
-      if (hasEnded(document.state) && Date.now() - lastMs > rememberedMs)
+      if (hasEnded(document.state) && store.nowMs - lastMs > rememberedMs)
         await store.delete(runObjectName(document.run), { signal });
     }
   }

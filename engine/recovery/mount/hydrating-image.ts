@@ -21,6 +21,7 @@ import { hostname } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
 import type { FileIdentity } from "../../disk/source/file-identity.ts";
+import { watchedStore } from "../../disk/source/head-watch.ts";
 import { LiveFile } from "../../disk/source/live-file.ts";
 import { makeFolder } from "../../disk/source/plain-file.ts";
 import { fileError } from "../../disk/source/positional-file.ts";
@@ -303,7 +304,7 @@ export class HydratingImage implements BlockDevice {
 async function begin(context: VaultContext, options: HydratingImageOptions): Promise<void> {
   const { disk, image, onNotice, signal } = options;
   const { vault } = context.document;
-  const store = new Store(context.sink);
+  const store = watchedStore(context, onNotice);
   const { head } = await readHead(store, vault, disk, signal);
   const record = await selectPoint(store, head, options.point, signal);
   const { id, sequence, volumeBytes: sizeBytes } = record;
