@@ -1,7 +1,7 @@
 /** An engine that does what the test says, on a clock that the test moves. */
 
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "../../../cli/agent/config.ts";
-import { formatListen } from "../../../cli/agent/listen.ts";
+import { formatListen } from "../../../engine/disk/nbd/address.ts";
 import type { Log, LogFields } from "../../../cli/agent/log.ts";
 import type {
   Clock,
