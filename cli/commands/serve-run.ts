@@ -56,12 +56,14 @@ async function serveUntilStopped(context: CommandContext, served: ServedRun): Pr
     for (const message of served.warnings) output.item("event", { kind: "notice", disk, message }, printable(message));
     output.item("ready", { disk, listen, uri }, `disk ${printable(disk)} is served at ${printable(uri)}; ^C ends that`);
   }
-  const timer = setInterval(() => {
+  const tell = (): void => {
     const disks = served.status();
     output.step({ disks }, disks.map(lineOf).join("  "));
-  }, statusEveryMs);
+  };
+  const timer = setInterval(tell, statusEveryMs);
   await stopped;
   clearInterval(timer);
+  tell();
   if (served.status().some(({ protection }) => protection !== null))
     output.step({ phase: "drain" }, `taking the last point, in ${lastPointLimit} at most; a second ^C ends without it`);
 }

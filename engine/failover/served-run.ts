@@ -20,6 +20,9 @@ import type { ProtectionStatus, ProtectOptions, StopOptions } from "../replicati
 import type { RunDocument, RunMember } from "../store/format/run.ts";
 import type { Instant, InstantOptions, InstantStatus } from "./instant.ts";
 
+/** How long requests under way have when serving ends. */
+const graceMs = 2_000;
+
 /** What serving needs of the vault that the disks belong to. What it opens ends with the vault. */
 export interface ServingVault {
   readonly stateFolder: string | undefined;
@@ -170,7 +173,8 @@ export class ServedRun implements AsyncDisposable {
   }
 
   async #stop(options: StopOptions): Promise<TidemarkError | undefined> {
-    await this.#server.close();
+    // A read that waits for a store that is away does not end by itself soon.
+    await this.#server.close({ graceMs });
     return await closeDisks(this.#open, options);
   }
 }

@@ -239,6 +239,14 @@ export class HydratingImage implements BlockDevice {
     return await quiescenceSignature(this.#live.identity());
   }
 
+  /**
+   * Ends reads that wait for the vault, at once and from now on. Before a close: others that wait for
+   * all requests to end would wait for a store that is away.
+   */
+  leaveVault(): void {
+    this.#below.close().catch(() => undefined); // `close` awaits it too
+  }
+
   /** Ends the copy, saves what is known, and closes the image. Idempotent. Errors: those of `flush`. */
   async close(): Promise<void> {
     // Reads that wait for a store that is away are ended first: changes under way wait for them.
