@@ -18,6 +18,7 @@
 import { randomInt } from "node:crypto";
 import { hasCode, TidemarkError } from "../../errors.ts";
 import { pageAlignmentBytes, pageWriteBytesMax, type Sink } from "../../sink.ts";
+import { InPlaceBlobTarget } from "./in-place-blob-target.ts";
 import type { ImageFormat, MaterializeMode, RestoreTarget } from "./target.ts";
 import { targetExists } from "./target.ts";
 import { planFooter, vhdBlobBytesMax, vhdDiskBytes, vhdFooterBytes, vhdTooLarge } from "./vhd.ts";
@@ -57,8 +58,8 @@ interface Window {
 }
 
 /**
- * Creates the blob. Errors: UNSUPPORTED, INVALID_ARGUMENT (its name), TARGET_EXISTS, and those of
- * the `Sink`.
+ * Creates the blob, or opens one that is changed in place. Errors: UNSUPPORTED, INVALID_ARGUMENT (its
+ * name), TARGET_EXISTS, TARGET_FAILED, and those of the `Sink`.
  */
 export async function openBlobTarget(options: BlobTargetOptions): Promise<RestoreTarget> {
   const { name, sink } = options;
@@ -77,11 +78,7 @@ export async function openBlobTarget(options: BlobTargetOptions): Promise<Restor
       },
     );
   }
-  if (options.mode === "in-place") {
-    throw new TidemarkError("UNSUPPORTED", "a page blob is not updated in place", {
-      remedy: "replace it with `--force`, or name another blob",
-    });
-  }
+  if (options.mode === "in-place") return await InPlaceBlobTarget.open(options);
   const sizeBytes = vhdDiskBytes(options.volumeBytes) + vhdFooterBytes;
   if (sizeBytes > vhdBlobBytesMax) throw vhdTooLarge(options.volumeBytes, vhdBlobBytesMax - vhdFooterBytes);
   if (options.mode === "replace") await sink.deleteObject(name, { signal: options.signal });

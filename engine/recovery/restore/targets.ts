@@ -7,6 +7,7 @@
  * | existing image file | `in-place` | `InPlaceTarget`: only what differs is written |
  * | block device | `in-place` | `InPlaceTarget` |
  * | `blob:NAME` | `create`, `replace` | `BlobTarget`: a page blob in the vault's container, as Azure attaches it |
+ * | `blob:NAME` | `in-place` | `InPlaceBlobTarget`: only what differs is written |
  *
  * Invariant: every check that can refuse a target comes before the first change to it.
  */

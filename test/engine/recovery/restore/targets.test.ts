@@ -520,7 +520,6 @@ describe("a page blob", () => {
   test("is refused where it could not be attached, in a format that it has not, and under the vault's own names", async () => {
     await expect(openTarget(blob({ sink }))).rejects.toMatchObject({ code: "UNSUPPORTED" });
     await expect(openTarget(blob({ format: "raw" }))).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
-    await expect(openTarget(blob({ mode: "in-place" }))).rejects.toMatchObject({ code: "UNSUPPORTED" });
     await expect(openTarget(blob({ volumeBytes: 8 * 1024 ** 4 }))).rejects.toMatchObject({ code: "UNSUPPORTED" });
     for (const name of [
       "vault.json",
