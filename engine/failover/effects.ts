@@ -8,6 +8,7 @@
  * first byte of it changes, and names a point for it only when the target is whole and durable.
  */
 import { FileVolume } from "../disk/source/file-volume.ts";
+import { watchedStore } from "../disk/source/head-watch.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import type { Notice } from "../notice.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
@@ -91,7 +92,7 @@ export class Effects {
   constructor(context: VaultContext, held: HeldRun, options: FailoverOptions, vault: ServingVault) {
     this.#vault = vault;
     this.#context = context;
-    this.#store = new Store(context.sink);
+    this.#store = watchedStore(context, options.onNotice);
     this.#held = held;
     this.#options = options;
     this.#signal = options.signal === undefined ? held.signal : AbortSignal.any([options.signal, held.signal]);

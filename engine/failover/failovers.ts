@@ -10,6 +10,7 @@
  * Invariant: the state in the vault is never ahead of what has been done.
  */
 import os from "node:os";
+import { watchedStore } from "../disk/source/head-watch.ts";
 import { hasCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import { groupDisksMax } from "../store/format/documents.ts";
@@ -99,7 +100,7 @@ export class Failovers {
   async start(options: StartFailoverOptions): Promise<RunDone> {
     return await this.#vault.track(async () => {
       const { kind, source = null, signal } = options;
-      const place = { store: this.#store, vault: this.#vaultId, signal };
+      const place = { store: watchedStore(this.#context, options.onNotice), vault: this.#vaultId, signal };
       const group = options.group?.normalize("NFC");
       const named = options.disks?.map((disk) => disk.normalize("NFC")) ?? [];
       const disks = group === undefined ? [...new Set(named)] : await disksOfGroup(place, group);
@@ -158,7 +159,11 @@ export class Failovers {
   async changePoint(options: OperateOptions & { readonly point: string }): Promise<RunDone> {
     const { point: selector } = options;
     return await this.#operate("ChangePit", options, async (document) => {
-      const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
+      const place = {
+        store: watchedStore(this.#context, options.onNotice),
+        vault: this.#vaultId,
+        signal: options.signal,
+      };
       const disks = document.members.map(({ disk }) => disk);
       const chosen = await choosePoints(place, disks, selector, document.group !== null);
       const members = document.members.map((member, index): RunMember => {
@@ -324,7 +329,7 @@ export class Failovers {
     for (const document of await listRuns({ store, vault: this.#vaultId, signal })) {
       const lastMs = document.jobs.at(-1)?.endMs ?? document.createdMs;
       const hasOthers = document.members.some(({ target }) => target.kind === "instant") && isReprotected(document);
-      if (hasEnded(document.state) && !hasOthers && Date.now() - lastMs > rememberedMs)
+      if (hasEnded(document.state) && !hasOthers && store.nowMs - lastMs > rememberedMs)
         await store.delete(runObjectName(document.run), { signal });
     }
   }

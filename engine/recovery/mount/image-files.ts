@@ -13,6 +13,7 @@ import { createHash } from "node:crypto";
 import { lstat, readdir, realpath, rm, rmdir, stat } from "node:fs/promises";
 import { hostname } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
+import { watchedStore } from "../../disk/source/head-watch.ts";
 import { LiveFile } from "../../disk/source/live-file.ts";
 import { makeFolder } from "../../disk/source/plain-file.ts";
 import { fileError } from "../../disk/source/positional-file.ts";
@@ -52,7 +53,7 @@ export function recordPath(image: string): string {
 export async function beginImage(context: VaultContext, options: ImageOptions): Promise<void> {
   const { disk, image, onNotice, signal } = options;
   const { vault } = context.document;
-  const store = new Store(context.sink);
+  const store = watchedStore(context, onNotice);
   const { head } = await readHead(store, vault, disk, signal);
   const record = await selectPoint(store, head, options.point, signal);
   const { id, sequence, volumeBytes: sizeBytes } = record;
