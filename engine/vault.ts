@@ -106,12 +106,7 @@ export class Vault implements AsyncDisposable {
       renewals: new Set(),
     };
     this.#identity = new IdentityGuard(parts.document);
-    this.failovers = new Failovers(this.#context, {
-      stateFolder: parts.stateFolder,
-      track: async (start) => await this.#track(start),
-      instant: async (options) => await this.instant(options),
-      protect: async (options) => await this.protect(options),
-    });
+    this.failovers = new Failovers(this.#context, this, async (start) => await this.#track(start));
   }
 
   /**
