@@ -47,8 +47,8 @@ export interface MountEnd {
 
 /** What was opened for a plan. */
 interface Serving {
-  /** Resolves when the image of an instant target holds everything. */
-  readonly hydrated: () => Promise<void>;
+  /** When the image of an instant target holds everything, on the steady clock. */
+  readonly hydratedAt: Promise<number>;
   /** Closes all of it again. */
   readonly close: () => Promise<MountEnd>;
 }
@@ -68,7 +68,7 @@ async function serve(plan: MountPlan): Promise<Serving> {
     await sink[Symbol.asyncDispose]();
     return { summary, peakRssBytes: peakRssBytes() };
   };
-  return { hydrated: async () => await Promise.resolve(), close };
+  return { hydratedAt: Promise.resolve(performance.now()), close };
 }
 
 async function serveInstant(vault: Vault, sink: AsyncDisposable, plan: MountPlan, image: string): Promise<Serving> {
@@ -81,7 +81,7 @@ async function serveInstant(vault: Vault, sink: AsyncDisposable, plan: MountPlan
     if (found == null) throw new TidemarkError("INTERNAL", "the run has no instant target");
     return found;
   };
-  const hydrated = async (): Promise<void> => await served.hydrated();
+  const hydratedAt = served.hydrated().then(() => performance.now());
   const close = async (): Promise<MountEnd> => {
     const summary = status();
     await served.stop({ drain: false });
@@ -90,7 +90,7 @@ async function serveInstant(vault: Vault, sink: AsyncDisposable, plan: MountPlan
     await sink[Symbol.asyncDispose]();
     return { summary, peakRssBytes: peakRssBytes() };
   };
-  return { hydrated, close };
+  return { hydratedAt, close };
 }
 
 let serving: Serving | undefined;
@@ -106,8 +106,7 @@ async function obey(told: MountTold): Promise<MountAnswer> {
   if (serving === undefined)
     throw new TidemarkError("INTERNAL", `the mounting process was told to ${told} before the plan`);
   if (told === "stop") return await serving.close();
-  await serving.hydrated();
-  return { hydratedMs: performance.now() - servedAt };
+  return { hydratedMs: (await serving.hydratedAt) - servedAt };
 }
 
 async function answer(told: MountTold): Promise<void> {
