@@ -31,6 +31,8 @@ export type {
   RunSummary,
   RunTaskSummary,
 } from "./failover/run-summary.ts";
+export type { ServedDisk, ServedDiskStatus, ServeOptions } from "./failover/served-run.ts";
+export { ServedRun } from "./failover/served-run.ts";
 export type { Notice } from "./notice.ts";
 export type { OperationOptions, Progress } from "./progress.ts";
 export type { MountOptions, MountSummary } from "./recovery/mount/mount.ts";

@@ -13,7 +13,7 @@ import { Instant, type InstantOptions } from "./failover/instant.ts";
 import { SharedCatalog } from "./pipeline/shared-catalog.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
 import { WorkerPool } from "./pipeline/worker-pool.ts";
-import { HydratingImage } from "./recovery/mount/hydrating-image.ts";
+import { discardImage } from "./recovery/mount/image-files.ts";
 import { Mount, type MountOptions } from "./recovery/mount/mount.ts";
 import { type OpenPointOptions, PointHandle } from "./recovery/mount/point-handle.ts";
 import { type MaterializeOptions, type MaterializeSummary, materialize } from "./recovery/restore/materialize.ts";
@@ -106,7 +106,12 @@ export class Vault implements AsyncDisposable {
       renewals: new Set(),
     };
     this.#identity = new IdentityGuard(parts.document);
-    this.failovers = new Failovers(this.#context, async (start) => await this.#track(start));
+    this.failovers = new Failovers(this.#context, {
+      stateFolder: parts.stateFolder,
+      track: async (start) => await this.#track(start),
+      instant: async (options) => await this.instant(options),
+      protect: async (options) => await this.protect(options),
+    });
   }
 
   /**
@@ -381,7 +386,7 @@ export class Vault implements AsyncDisposable {
    * @throws `WRITER_ACTIVE`, `INVALID_ARGUMENT` (the image is of another disk), the store's errors.
    */
   async discardInstant(options: Pick<InstantOptions, "disk" | "image" | "onNotice" | "signal">): Promise<void> {
-    await this.#track(async () => await HydratingImage.discard(this.#context, options));
+    await this.#track(async () => await discardImage(this.#context, options));
   }
 
   /** Opens a mount or handle that is closed with the vault at the latest. */

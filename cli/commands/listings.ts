@@ -286,7 +286,10 @@ function describe(point: PointDetail, output: Pick<Output, "time">): string {
       ["changed", `${formatBytes(point.changedBytes)}, of which ${formatBytes(point.zeroBytes)} became zero`],
       ["known", `${formatBytes(point.dedupedBytes)}, already in the vault`],
       ["new", `${formatBytes(point.newBytes)}, stored as ${formatBytes(point.storedBytes)}`],
-      ["map", `${formatCount(entries)} entries in ${formatCount(point.runs.length)} runs, ${formatBytes(mapBytes)}`],
+      [
+        "map",
+        `${formatCount(entries)} entries in ${formatNumberOf(point.runs.length, "run")}, ${formatBytes(mapBytes)}`,
+      ],
       ["written by", point.writtenBy],
     ]),
   ].join("\n");

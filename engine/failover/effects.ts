@@ -13,6 +13,8 @@ import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import type { Notice } from "../notice.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
+import { HydratingImage } from "../recovery/mount/hydrating-image.ts";
+import { discardImage } from "../recovery/mount/image-files.ts";
 import { materialize } from "../recovery/restore/materialize.ts";
 import { runCommand } from "../replication/protection/hook-command.ts";
 import { replicate } from "../replication/replicate.ts";
@@ -28,6 +30,7 @@ import { parsePolicy } from "../upkeep/retention/policy.ts";
 import { choosePoints } from "./point-choice.ts";
 import type { HeldRun } from "./run-store.ts";
 import type { RunEffect } from "./run-table.ts";
+import { openInstant, ServedRun, type ServingVault } from "./served-run.ts";
 import { formatOf, materializeName, OwnedTarget, targetName } from "./target.ts";
 
 /** The disks of a run, and the group whose disks they are. */
@@ -63,6 +66,9 @@ interface Commands {
 /** What a task keeps of the output of its commands: the end. */
 const outputCharactersMax = 16_384;
 
+/** Of a protection that takes a point on request: the next one is due after the work is over. */
+const onRequestMs: number = 24 * 60 * 60 * 1000;
+
 /** What of a run is left at its targets, as users name it. */
 export async function leftoversOf({ sink }: Pick<VaultContext, "sink">, document: RunDocument): Promise<string[]> {
   const left: string[] = [];
@@ -74,6 +80,7 @@ export async function leftoversOf({ sink }: Pick<VaultContext, "sink">, document
 /** Carries the effects of one run out. */
 export class Effects {
   readonly #context: VaultContext;
+  readonly #vault: ServingVault;
   readonly #store: Store;
   readonly #held: HeldRun;
   readonly #options: FailoverOptions;
@@ -82,7 +89,8 @@ export class Effects {
   #bytesRead = 0;
   #commands: Commands | undefined;
 
-  constructor(context: VaultContext, held: HeldRun, options: FailoverOptions) {
+  constructor(context: VaultContext, held: HeldRun, options: FailoverOptions, vault: ServingVault) {
+    this.#vault = vault;
     this.#context = context;
     this.#store = watchedStore(context, options.onNotice);
     this.#held = held;
@@ -215,6 +223,10 @@ export class Effects {
       throwIfAborted(this.#signal);
       const owned = new OwnedTarget(target, run, this.#context.sink);
       const isThere = await owned.own();
+      if (target.kind === "instant") {
+        await this.#beginInstant(member, owned);
+        continue;
+      }
       const isUntouched =
         isThere && held !== null && held.signature !== null && held.signature === (await owned.signature());
       if (isUntouched && held.point === point.id) {
@@ -241,6 +253,24 @@ export class Effects {
     }
   }
 
+  /** Begins an image as the point. What stands there is of an interrupted try, or of another point. */
+  async #beginInstant(member: RunMember, owned: OwnedTarget): Promise<void> {
+    const { disk, point, target, held } = member;
+    if (held?.point === point.id) return;
+    const image = target.path;
+    await discardImage(this.#context, { ...this.#operation, disk, image });
+    await owned.removeContent();
+    const begun = await HydratingImage.open(this.#context, {
+      disk,
+      image,
+      point: point.id,
+      onNotice: this.#notify,
+      signal: this.#signal,
+    });
+    await begun.close();
+    await this.#swapMember({ ...member, held: { point: point.id, signature: null } });
+  }
+
   /** The point that a target has, if it can be compared with one of this size. */
   async #comparable(disk: string, id: string, volumeBytes: number): Promise<string | undefined> {
     try {
@@ -256,9 +286,19 @@ export class Effects {
   async #checkTargets(): Promise<void> {
     const { check } = this.#held.document;
     if (check === null) return;
-    for (const member of this.#held.document.members) {
-      const image = member.target.kind === "blob" ? targetName(member.target) : member.target.path;
-      const exitCode = await this.#runCommand(check, { ...this.#variables(member), TIDEMARK_IMAGE: image });
+    const { document } = this.#held;
+    await using served =
+      document.serving === null
+        ? undefined
+        : await ServedRun.open(this.#vault, document, false, { onNotice: this.#notify, signal: this.#signal });
+    for (const member of document.members) {
+      const { kind, path } = member.target;
+      const uri = served?.disks.find(({ disk }) => disk === member.disk)?.uri;
+      const place =
+        uri === undefined
+          ? { TIDEMARK_IMAGE: kind === "blob" ? targetName(member.target) : path }
+          : { TIDEMARK_NBD: uri };
+      const exitCode = await this.#runCommand(check, { ...this.#variables(member), ...place });
       if (exitCode === 0) continue;
       const ending = exitCode === null ? "was ended by a signal" : `ended with exit code ${exitCode}`;
       throw new TidemarkError("HOOK_FAILED", `the check of disk ${JSON.stringify(member.disk)} ${ending}`, {
@@ -310,7 +350,7 @@ export class Effects {
 
   /** Replicates each disk from its new place, by differences, and lets no other place write it. */
   async #reprotect(): Promise<void> {
-    const { run, host, members } = this.#held.document;
+    const { run, host, members, serving } = this.#held.document;
     const foreign = members.find(({ target }) => target.kind === "vhd" || target.kind === "blob");
     if (foreign !== undefined) {
       throw new TidemarkError("UNSUPPORTED", `${targetName(foreign.target)} holds a VHD, which is not replicated`, {
@@ -318,9 +358,15 @@ export class Effects {
         detail: { disk: foreign.disk },
       });
     }
-    for (const { disk, target } of members) {
+    for (const member of members) {
+      const { disk, target } = member;
       throwIfAborted(this.#signal);
       await settleClaim({ ...this.#place, disk }, { run, host, path: target.path });
+      if (serving?.protects === true) continue;
+      if (target.kind === "instant") {
+        await this.#replicateInstant(member);
+        continue;
+      }
       const volume = await FileVolume.open(target.path);
       try {
         const { scannedBytes } = await replicate(this.#context, { ...this.#operation, disk, volume });
@@ -331,10 +377,22 @@ export class Effects {
     }
   }
 
+  /** One point of an instant target: its marks tell what differs. */
+  async #replicateInstant(member: RunMember): Promise<void> {
+    await using instant = await openInstant(this.#vault, member, { onNotice: this.#notify, signal: this.#signal });
+    const policy = { crashConsistentFrequencyMs: onRequestMs };
+    const protection = await instant.protect({ policy, signal: this.#signal });
+    const { changedBytes } = await protection.point({ signal: this.#signal });
+    this.#bytesRead += changedBytes;
+  }
+
   async #removeTargets(): Promise<void> {
     const { run, members } = this.#held.document;
     for (const { disk, target } of members) {
-      await new OwnedTarget(target, run, this.#context.sink).remove();
+      const owned = new OwnedTarget(target, run, this.#context.sink);
+      if (target.kind === "instant" && (await owned.isOwned()))
+        await discardImage(this.#context, { ...this.#operation, disk, image: target.path });
+      await owned.remove();
       await this.#unpin(disk);
     }
   }

@@ -26,14 +26,16 @@ import type {
   RunTask,
 } from "../store/format/run.ts";
 import { noteText, runJobsMax } from "../store/format/run.ts";
-import { readClaim, refuseOtherRun } from "../store/points/failover-claim.ts";
+import { readClaim, refuseClaimed, refuseOtherRun } from "../store/points/failover-claim.ts";
 import { Store } from "../store/store.ts";
 import { Effects, type FailoverOptions } from "./effects.ts";
 import { choosePoints, disksOfGroup } from "./point-choice.ts";
+import { isReprotected, isServable } from "./run-facts.ts";
 import { createRun, HeldRun, listRuns, readRun } from "./run-store.ts";
 import { describeRun, type JobSummary, jobsOf, type RunDone, type RunSummary } from "./run-summary.ts";
 import { beginningOf, effectOf, hasEnded, transition } from "./run-table.ts";
-import { OwnedTarget, parseTarget } from "./target.ts";
+import { refuseServed, ServedRun, type ServeOptions, type ServingVault } from "./served-run.ts";
+import { OwnedTarget, parseServing, parseTarget } from "./target.ts";
 
 /** An ended run is remembered for so long. */
 const rememberedMs: number = 90 * 24 * 60 * 60 * 1000;
@@ -44,7 +46,10 @@ export interface StartFailoverOptions extends FailoverOptions {
   /** Names of the disks, or of a group whose disks these are. */
   readonly disks?: readonly string[] | undefined;
   readonly group?: string | undefined;
-  /** `file:PATH`, `vhd:PATH`, `dir:FOLDER`, `device:PATH` or `blob:PREFIX`. */
+  /**
+   * `instant:unix:PATH`, `instant:tcp:HOST:PORT` (each with `,image=PATH`), `file:PATH`, `vhd:PATH`,
+   * `dir:FOLDER`, `device:PATH` or `blob:PREFIX`.
+   */
   readonly to: string;
   /**
    * `latest`, `latest-processed`, `latest-app`, `latest-crash`, `common`, a sequence number, an id or
@@ -68,15 +73,21 @@ export interface OperateOptions extends FailoverOptions {
   readonly note?: string | undefined;
 }
 
+/** What failovers need of the vault that they belong to. */
+interface FailoverVault extends ServingVault {
+  /** Runs an operation that the vault's closing waits for. */
+  track<Result>(start: () => Promise<Result>): Promise<Result>;
+}
+
 /** Runs of a vault. `Vault.failovers` gives it. */
 export class Failovers {
   readonly #context: VaultContext;
-  readonly #track: <Result>(start: () => Promise<Result>) => Promise<Result>;
+  readonly #vault: FailoverVault;
 
   /** @internal */
-  constructor(context: VaultContext, track: <Result>(start: () => Promise<Result>) => Promise<Result>) {
+  constructor(context: VaultContext, vault: FailoverVault) {
     this.#context = context;
-    this.#track = track;
+    this.#vault = vault;
   }
 
   /**
@@ -87,9 +98,9 @@ export class Failovers {
    * what the work on the targets ends with. The run then says what can be done.
    */
   async start(options: StartFailoverOptions): Promise<RunDone> {
-    return await this.#track(async () => {
+    return await this.#vault.track(async () => {
       const { kind, source = null, signal } = options;
-      const place = { store: watchedStore(this.#context, options.onNotice), vault: this.#vault, signal };
+      const place = { store: watchedStore(this.#context, options.onNotice), vault: this.#vaultId, signal };
       const group = options.group?.normalize("NFC");
       const named = options.disks?.map((disk) => disk.normalize("NFC")) ?? [];
       const disks = group === undefined ? [...new Set(named)] : await disksOfGroup(place, group);
@@ -108,7 +119,7 @@ export class Failovers {
       }
       await this.#forgetOld(signal);
       const members = chosen.flatMap(({ disk, point }, index): RunMember[] => {
-        const target = targets[index];
+        const target = targets.members[index];
         const { sequence, id, timeMs, consistency, volumeBytes } = point;
         if (target === undefined) return [];
         return [{ disk, point: { sequence, id, timeMs, consistency, volumeBytes }, target, held: null }];
@@ -116,7 +127,7 @@ export class Failovers {
       for (const { target } of members) await new OwnedTarget(target, "", this.#context.sink).refuseTaken();
       const createdMs = Date.now();
       const created = await createRun(place, (run) => ({
-        vault: this.#vault,
+        vault: this.#vaultId,
         run,
         epoch: 0,
         worker: null,
@@ -127,6 +138,7 @@ export class Failovers {
         group: group ?? null,
         selector,
         target: options.to,
+        serving: targets.serving,
         check: options.check ?? null,
         shutdown: options.shutdown ?? null,
         source,
@@ -149,14 +161,16 @@ export class Failovers {
     return await this.#operate("ChangePit", options, async (document) => {
       const place = {
         store: watchedStore(this.#context, options.onNotice),
-        vault: this.#vault,
+        vault: this.#vaultId,
         signal: options.signal,
       };
       const disks = document.members.map(({ disk }) => disk);
       const chosen = await choosePoints(place, disks, selector, document.group !== null);
       const members = document.members.map((member, index): RunMember => {
         const { sequence, id, timeMs, consistency, volumeBytes } = chosen[index]?.point ?? member.point;
-        return { ...member, point: { sequence, id, timeMs, consistency, volumeBytes } };
+        const point = { sequence, id, timeMs, consistency, volumeBytes };
+        // An instant target begins anew, also as the point that it has: nothing is copied for that.
+        return { ...member, point, held: member.target.kind === "instant" ? null : member.held };
       });
       return { ...document, selector, members };
     });
@@ -175,10 +189,16 @@ export class Failovers {
 
   /**
    * Protects the disks of a committed failover at their new place, under their names: one point each,
-   * by differences. From then on they are replicated from there, and from nowhere else.
+   * by differences. From then on they are replicated from there, and from nowhere else. With `listen`
+   * (`unix:PATH` or `tcp:HOST:PORT`) no point is taken here: `serve` then serves the disks there and
+   * takes their points.
    */
-  async reprotect(options: OperateOptions): Promise<RunDone> {
-    return await this.#operate("ReverseReplicate", options);
+  async reprotect(options: OperateOptions & { readonly listen?: string | undefined }): Promise<RunDone> {
+    const { listen } = options;
+    const asked = listen === undefined ? undefined : { listen: parseServing(listen), protects: true };
+    return await this.#operate("ReverseReplicate", options, (document) =>
+      Promise.resolve({ ...document, serving: asked ?? document.serving }),
+    );
   }
 
   /** Removes what a test made, and ends it when nothing of it is left. */
@@ -186,23 +206,60 @@ export class Failovers {
     return await this.#operate("TestFailoverCleanup", options);
   }
 
-  /** Goes on with a run that was interrupted, or that failed. */
+  /**
+   * Goes on with a run that was interrupted, or that failed. Where no work is left and the run's disks
+   * can be served, it changes nothing.
+   */
   async resume(options: OperateOptions): Promise<RunDone> {
-    return await this.#operate("Resume", options);
+    const startedAt = performance.now();
+    const { document } = await readRun(
+      { store: this.#store, vault: this.#vaultId, signal: options.signal },
+      options.run,
+    );
+    if (!isServable(document)) return await this.#operate("Resume", options);
+    const summary = await describeRun(this.#context, document);
+    return { ...summary, bytesWritten: 0, bytesRead: 0, elapsedMs: Math.round(performance.now() - startedAt) };
+  }
+
+  /**
+   * Serves the disks of a run over NBD, at the address that the run names: instant targets, and disks
+   * that `reprotect` was given an address for. Disks that are replicated from their targets are
+   * protected meanwhile. Other operations on the run are possible, except those that change the
+   * targets.
+   *
+   * @throws `INVALID_ARGUMENT` when the run serves nothing in its state; `WRITER_ACTIVE` when another
+   * process serves it or works on it, or the disks have been failed over again; `TARGET_FAILED` when
+   * an image is gone; `ACCESS_REFUSED` and `INVALID_ARGUMENT` for the address.
+   */
+  async serve(options: ServeOptions & { readonly run: string }): Promise<ServedRun> {
+    const { run, signal } = options;
+    return await this.#vault.track(async () => {
+      const place = { store: this.#store, vault: this.#vaultId, signal };
+      // No operation removes or remakes the images until they are locked.
+      await using held = await HeldRun.take(place, run);
+      const { document } = held;
+      refuseElsewhere(document);
+      if (!isServable(document)) throw notServed(document);
+      const protects = isReprotected(document);
+      if (protects)
+        for (const { disk, target } of document.members) await refuseClaimed({ ...place, disk }, target.path);
+      await refuseServed(document, `tidemark jobs resume ${run}`);
+      return await ServedRun.open(this.#vault, document, protects, options);
+    });
   }
 
   /** All runs, newest first. Throws DAMAGED, FORMAT_UNSUPPORTED, and the errors of the store. */
   async list(signal?: AbortSignal): Promise<RunSummary[]> {
-    return await this.#track(async () => {
-      const runs = await listRuns({ store: this.#store, vault: this.#vault, signal });
+    return await this.#vault.track(async () => {
+      const runs = await listRuns({ store: this.#store, vault: this.#vaultId, signal });
       return await Promise.all(runs.map(async (document) => await describeRun(this.#context, document)));
     });
   }
 
   /** One run. Throws INVALID_ARGUMENT when there is none. */
   async show(run: string, signal?: AbortSignal): Promise<RunSummary> {
-    return await this.#track(async () => {
-      const { document } = await readRun({ store: this.#store, vault: this.#vault, signal }, run);
+    return await this.#vault.track(async () => {
+      const { document } = await readRun({ store: this.#store, vault: this.#vaultId, signal }, run);
       return await describeRun(this.#context, document);
     });
   }
@@ -219,12 +276,14 @@ export class Failovers {
   ): Promise<RunDone> {
     const { note } = options;
     if (note !== undefined) checkNote(note);
-    return await this.#track(
+    return await this.#vault.track(
       async () =>
         await this.#work(options.run, options, async (document) => {
           const outcome = transition(document.state, operation);
           if ("reason" in outcome) throw refused(document, operation, outcome.reason);
           refuseElsewhere(document);
+          if (operation !== "Commit")
+            await refuseServed(document, `${commandsOfOperations[operation]} ${document.run}`);
           const changed = await change(document);
           const notes = note === undefined ? changed.notes : [...changed.notes, { timeMs: Date.now(), text: note }];
           return withJob({ ...changed, notes: notes.slice(-notesMax) }, operation, outcome.next);
@@ -239,10 +298,10 @@ export class Failovers {
     begin: (document: RunDocument) => RunDocument | Promise<RunDocument>,
   ): Promise<RunDone> {
     const startedAt = performance.now();
-    const place = { store: this.#store, vault: this.#vault, signal: options.signal };
+    const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
     await using held = await HeldRun.take(place, run);
     await held.swap(await begin(held.document));
-    const effects = new Effects(this.#context, held, options);
+    const effects = new Effects(this.#context, held, options, this.#vault);
     for (let step = effectOf(held.document.state); step !== undefined; step = effectOf(held.document.state)) {
       await held.swap(withTask(held.document));
       try {
@@ -267,9 +326,10 @@ export class Failovers {
   /** Deletes the records of runs that ended long ago. */
   async #forgetOld(signal: AbortSignal | undefined): Promise<void> {
     const store = this.#store;
-    for (const document of await listRuns({ store, vault: this.#vault, signal })) {
+    for (const document of await listRuns({ store, vault: this.#vaultId, signal })) {
       const lastMs = document.jobs.at(-1)?.endMs ?? document.createdMs;
-      if (hasEnded(document.state) && store.nowMs - lastMs > rememberedMs)
+      const hasOthers = document.members.some(({ target }) => target.kind === "instant") && isReprotected(document);
+      if (hasEnded(document.state) && !hasOthers && store.nowMs - lastMs > rememberedMs)
         await store.delete(runObjectName(document.run), { signal });
     }
   }
@@ -278,12 +338,25 @@ export class Failovers {
     return new Store(this.#context.sink);
   }
 
-  get #vault(): string {
+  get #vaultId(): string {
     return this.#context.document.vault;
   }
 }
 
 const notesMax = 256;
+
+/** What a user types for an operation on a run, without the run. */
+const commandsOfOperations: Readonly<Record<RunOperation, string>> = {
+  TestFailover: "tidemark failover test",
+  PlannedFailover: "tidemark failover planned",
+  UnplannedFailover: "tidemark failover unplanned",
+  TestFailoverCleanup: "tidemark failover cleanup",
+  ChangePit: "tidemark failover change-point --point POINT",
+  Commit: "tidemark failover commit",
+  CancelFailover: "tidemark failover cancel",
+  ReverseReplicate: "tidemark reprotect",
+  Resume: "tidemark jobs resume",
+};
 
 function withJob(document: RunDocument, operation: RunOperation, state: RunDocument["state"]): RunDocument {
   const startMs = Date.now();
@@ -363,6 +436,13 @@ function refused({ run, state }: RunDocument, operation: RunOperation, reason: s
   return new TidemarkError("INVALID_ARGUMENT", `${operation} of run ${run} is not allowed in ${state}: ${reason}`, {
     remedy: `\`tidemark failover show ${run}\` says what is allowed`,
     detail: { run, state, operation },
+  });
+}
+
+function notServed({ run, state }: RunDocument): TidemarkError {
+  return new TidemarkError("INVALID_ARGUMENT", `run ${run} serves no disk in ${state}`, {
+    remedy: `\`tidemark failover show ${run}\` says what is allowed`,
+    detail: { run, state },
   });
 }
 

@@ -248,6 +248,7 @@ export class Instant implements AsyncDisposable {
   }
 
   async #close(): Promise<void> {
+    this.#image.leaveVault();
     const [protection] = await Promise.allSettled([this.#protection]);
     if (protection.status === "fulfilled" && protection.value !== undefined)
       await protection.value.stop({ drain: false });

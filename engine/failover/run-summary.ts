@@ -6,8 +6,10 @@ import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { JobState, RunDirection, RunDocument, RunKind, RunOperation, RunState } from "../store/format/run.ts";
 import type { Consistency } from "../volume.ts";
 import { leftoversOf } from "./effects.ts";
+import { isMoved, isServable } from "./run-facts.ts";
 import { isWorkedOn } from "./run-store.ts";
 import { allowedOperations, effectOf, hasEnded, refusedOperations } from "./run-table.ts";
+import { uriOfDisk } from "./served-run.ts";
 import { targetName } from "./target.ts";
 
 /** A failover or a test, and what may be done with it. */
@@ -54,8 +56,10 @@ export interface RunDisk {
   readonly time: string;
   readonly consistency: Consistency;
   readonly target: string;
-  /** True when the target holds the point, whole and durable. */
+  /** True when the target holds the point, whole and durable; of an instant target, when it can be served. */
   readonly complete: boolean;
+  /** NBD URI at which the disk is served while a command of the run is in the foreground; null: nowhere. */
+  readonly nbd: string | null;
 }
 
 /** An operation on a run. `Suspended`: it was interrupted, and can be resumed. */
@@ -99,6 +103,9 @@ export async function describeRun(context: Pick<VaultContext, "sink">, document:
   const isBusy = await isWorkedOn(document);
   const ended = hasEnded(state);
   const moved = isMoved(document);
+  const servable = isServable(document);
+  // Where no work is left, Resume serves the disks again.
+  const allowed = [...allowedOperations(state), ...(servable ? (["Resume"] as const) : [])];
   const dueMs = ttlMs === null || ended || kind !== "test" ? null : createdMs + ttlMs;
   const overdue = dueMs !== null && Date.now() > dueMs;
   const lastState = document.jobs.at(-1)?.state;
@@ -118,13 +125,14 @@ export async function describeRun(context: Pick<VaultContext, "sink">, document:
       consistency: point.consistency,
       target: targetName(place),
       complete: held?.point === point.id,
+      nbd: servable ? uriOfDisk(document, disk) : null,
     })),
     point: selector,
     target,
-    allowedOperations: isBusy ? [] : allowedOperations(state),
+    allowedOperations: isBusy ? [] : allowed,
     refusedOperations: isBusy
-      ? allowedOperations(state).map((operation) => ({ operation, reason: "a process works on the run" }))
-      : refusedOperations(state),
+      ? allowed.map((operation) => ({ operation, reason: "a process works on the run" }))
+      : refusedOperations(state).filter(({ operation }) => !allowed.includes(operation)),
     leftovers: ended || moved ? [] : await leftoversOf(context, document),
     ...adviceOf(document),
     host,
@@ -161,12 +169,6 @@ export function jobsOf({ run, jobs }: RunSummary): JobSummary[] {
 function checkFailed({ jobs }: RunDocument): boolean {
   const checks = jobs.flatMap(({ tasks }) => tasks.filter(({ name }) => name === "TestFailoverCompleting"));
   return checks.at(-1)?.state !== "Succeeded";
-}
-
-/** Whether the failover is committed: its targets are the disks now. */
-function isMoved({ jobs, state }: RunDocument): boolean {
-  const commits = jobs.flatMap(({ tasks }) => tasks.filter(({ name }) => name === "CommitFailoverInProgressOnPrimary"));
-  return state === "CommitFailoverCompleted" || commits.some((task) => task.state === "Succeeded");
 }
 
 function adviceOf(document: RunDocument): Pick<RunSummary, "mayBeDeleted" | "stillNeeded"> {

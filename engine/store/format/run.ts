@@ -67,7 +67,8 @@ export const runOperations = [
 ] as const;
 export type RunOperation = (typeof runOperations)[number];
 
-export const targetKinds = ["file", "vhd", "device", "blob"] as const;
+/** `instant`: an image that begins as the point, and is filled while it is served. */
+export const targetKinds = ["file", "vhd", "device", "blob", "instant"] as const;
 export type TargetKind = (typeof targetKinds)[number];
 
 export const jobStates = ["InProgress", "Succeeded", "Failed", "Suspended"] as const;
@@ -138,6 +139,11 @@ export interface RunDocument {
   /** What the user asked for, in the words of the command. */
   readonly selector: string;
   readonly target: string;
+  /**
+   * Where the targets are served while a command is in the foreground; null: nowhere. `protects`:
+   * the command takes the points of disks that are replicated from there, and no other needs to.
+   */
+  readonly serving: { readonly listen: string; readonly protects: boolean } | null;
   readonly check: string | null;
   readonly shutdown: string | null;
   /** Where the disks are written today: an agent's socket or an image. */
@@ -197,6 +203,13 @@ export function decodeRun(bytes: Uint8Array, object: string, vault: string): Run
     group: fields.textOrNull("group", anyText),
     selector: fields.text("selector", anyText),
     target: fields.text("target", longText),
+    // Runs of the first builds have no such field, and no targets that are served.
+    serving: fields.has("serving")
+      ? fields.nestedOrNull("serving", (serving) => ({
+          listen: serving.text("listen", longText),
+          protects: serving.boolean("protects"),
+        }))
+      : null,
     check: fields.textOrNull("check", longText),
     shutdown: fields.textOrNull("shutdown", longText),
     source: fields.nestedOrNull("source", (source) => ({

@@ -160,6 +160,9 @@ describe("the bytes of format version 1", () => {
     const run = golden("run-v1.txt", encodeRun(runSample));
     expect(decodeRun(run, "failover/runs/5f03c2aa", runSample.vault)).toEqual(runSample);
     expect(plain(encodeRun(runSample))).toEqual(run);
+    // Written before runs could be served.
+    const unserved = golden("run-unserved-v1.txt", encodeRun(runSample));
+    expect(decodeRun(unserved, "failover/runs/5f03c2aa", runSample.vault)).toMatchObject({ serving: null });
     for (const [name, condemned] of [
       ["condemned-v1.txt", condemnedSample],
       ["condemned-none-v1.txt", { ...condemnedSample, ranges: [] }],

@@ -237,6 +237,7 @@ export const runSample: RunDocument = {
   group: "Büro",
   selector: "latest",
   target: "dir:/srv",
+  serving: { listen: "unix:/run/other.sock", protects: true },
   check: null,
   shutdown: "systemctl stop db",
   source: { kind: "agent", path: "/run/tidemark/agent.sock" },
@@ -254,7 +255,7 @@ export const runSample: RunDocument = {
     {
       disk: "other",
       point: { sequence: 9, id: id(15), timeMs: 1_790_000_002_000, consistency: "app", volumeBytes: 4096 },
-      target: { kind: "file", path: "/srv/other.img" },
+      target: { kind: "instant", path: "/srv/other.img" },
       held: null,
     },
   ],
