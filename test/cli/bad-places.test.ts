@@ -181,7 +181,7 @@ const uses: readonly Use[] = [
   },
   {
     role: "log of agent",
-    bad: [absent, ...everywhere, readOnly],
+    bad: [...everywhere, readOnly],
     words: (path, place) => {
       const lines = [
         `vaults: {main: {address: "dir:${place.path("vault")}", stateFolder: "${place.path("state")}"}}`,
