@@ -130,3 +130,8 @@ export async function vaultSummary(
     disks: await countDisks(store, document.vault, signal),
   };
 }
+
+/** For an operation on a vault that has been closed. */
+export function closedVault(): TidemarkError {
+  return new TidemarkError("INVALID_ARGUMENT", "the vault has been closed", { remedy: "open it again" });
+}

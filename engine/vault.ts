@@ -7,7 +7,7 @@
 
 import { watchedStore } from "./disk/source/head-watch.ts";
 import { documentCopy } from "./disk/source/local-state.ts";
-import { hasCode, TidemarkError } from "./errors.ts";
+import { hasCode } from "./errors.ts";
 import { Failovers } from "./failover/failovers.ts";
 import { Instant, type InstantOptions } from "./failover/instant.ts";
 import { SharedCatalog } from "./pipeline/shared-catalog.ts";
@@ -42,21 +42,18 @@ import {
 } from "./store/points/points.ts";
 import { Store } from "./store/store.ts";
 import { lastCollectedMs } from "./upkeep/collection/collected.ts";
-import type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
-import { collect } from "./upkeep/collection/collection.ts";
+import { type CollectOptions, type CollectSummary, collect } from "./upkeep/collection/collection.ts";
 import { segmentBytes } from "./upkeep/collection/segment-bytes.ts";
 import { type VaultStats, vaultStats } from "./upkeep/collection/vault-stats.ts";
-import type { PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
-import { prune } from "./upkeep/prune/prune.ts";
+import { type PruneOptions, type PruneSummary, prune } from "./upkeep/prune/prune.ts";
 import { type RemoveDiskOptions, type RemoveDiskSummary, removeDisk } from "./upkeep/prune/remove-disk.ts";
 import { findIdentity } from "./upkeep/repair/lost-identity.ts";
-import type { RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";
-import { repair } from "./upkeep/repair/repair.ts";
+import { type RepairOptions, type RepairSummary, repair } from "./upkeep/repair/repair.ts";
 import { identityDamage, withDamage } from "./upkeep/scrub/damage.ts";
-import type { ScrubOptions, ScrubSummary } from "./upkeep/scrub/scrub.ts";
-import { Scrubber, scrubProtected } from "./upkeep/scrub/scrub.ts";
+import { Scrubber, type ScrubOptions, type ScrubSummary, scrubProtected } from "./upkeep/scrub/scrub.ts";
 import { type VerifyOptions, type VerifySummary, verify } from "./upkeep/scrub/verify.ts";
 import {
+  closedVault,
   newDocument,
   resolveOptions,
   type VaultOptions,
@@ -493,8 +490,4 @@ export class Vault implements AsyncDisposable {
       this.#running.delete(work);
     }
   }
-}
-
-function closedVault(): TidemarkError {
-  return new TidemarkError("INVALID_ARGUMENT", "the vault has been closed", { remedy: "open it again" });
 }
