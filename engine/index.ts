@@ -18,8 +18,9 @@ export { FileVolume } from "./disk/source/file-volume.ts";
 export { ChangeTracker } from "./disk/tracking/change-tracker.ts";
 export type { ErrorCode, ErrorContext, ErrorDetail } from "./errors.ts";
 export { hasCode, interrupted, systemCode, TidemarkError, throwIfAborted } from "./errors.ts";
-export type { FailoverOptions, SourceDisks, SourceSite } from "./failover/effects.ts";
-export type { OperateOptions, StartFailoverOptions } from "./failover/failovers.ts";
+export type { DisableOptions, DisableSummary } from "./failover/disable.ts";
+export type { FailoverOptions } from "./failover/effects.ts";
+export type { FailbackOptions, OperateOptions, StartFailoverOptions } from "./failover/failovers.ts";
 export { Failovers } from "./failover/failovers.ts";
 export type { InstantOptions, InstantProtectOptions, InstantStatus } from "./failover/instant.ts";
 export { Instant } from "./failover/instant.ts";
@@ -31,6 +32,7 @@ export type {
   RunSummary,
   RunTaskSummary,
 } from "./failover/run-summary.ts";
+export type { SourceDisks, SourceSite } from "./failover/source.ts";
 export type { Notice } from "./notice.ts";
 export type { OperationOptions, Progress } from "./progress.ts";
 export type { MountOptions, MountSummary } from "./recovery/mount/mount.ts";

@@ -16,7 +16,7 @@ import { materialize } from "../recovery/restore/materialize.ts";
 import { runCommand } from "../replication/protection/hook-command.ts";
 import { replicate } from "../replication/replicate.ts";
 import type { RunDocument, RunMember } from "../store/format/run.ts";
-import { putClaim, removeClaim, settleClaim } from "../store/points/failover-claim.ts";
+import { disableByClaim, putClaim, readClaim, removeClaim, settleClaim } from "../store/points/failover-claim.ts";
 import { readHead } from "../store/points/head.ts";
 import { deletePin, listPins, putPin } from "../store/points/pins.ts";
 import { selectPoint } from "../store/points/points.ts";
@@ -24,26 +24,12 @@ import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store } from "../store/store.ts";
 import { prune } from "../upkeep/prune/prune.ts";
 import { parsePolicy } from "../upkeep/retention/policy.ts";
+import { ImageReturn } from "./image-return.ts";
 import { choosePoints } from "./point-choice.ts";
 import type { HeldRun } from "./run-store.ts";
 import type { RunEffect } from "./run-table.ts";
-import { formatOf, materializeName, OwnedTarget, targetName } from "./target.ts";
-
-/** The disks of a run, and the group whose disks they are. */
-export interface SourceDisks {
-  readonly disks: readonly string[];
-  readonly group: string | null;
-}
-
-/** The agent that protects the disks of a run. */
-export interface SourceSite {
-  /** Takes a last point of each disk, of a group at one barrier, while they go on. */
-  point(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
-  /** Brings the disks to rest, with a last point of each: nothing written before is lost. */
-  stop(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
-  /** Protects the disks again. */
-  start(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
-}
+import { type SourceDisks, type SourceSite, takeLastPoint } from "./source.ts";
+import { formatOf, materializeName, ownedTargetOf, targetName } from "./target.ts";
 
 /** What effects need of their caller. */
 export interface FailoverOptions extends OperationOptions {
@@ -63,10 +49,10 @@ interface Commands {
 const outputCharactersMax = 16_384;
 
 /** What of a run is left at its targets, as users name it. */
-export async function leftoversOf({ sink }: Pick<VaultContext, "sink">, document: RunDocument): Promise<string[]> {
+export async function leftoversOf(context: VaultContext, document: RunDocument): Promise<string[]> {
   const left: string[] = [];
-  for (const { target, held } of document.members)
-    left.push(...(await new OwnedTarget(target, document.run, sink).leftovers(held !== null)));
+  for (const member of document.members)
+    left.push(...(await ownedTargetOf(context, document, member).leftovers(member.held !== null)));
   return left;
 }
 
@@ -107,11 +93,13 @@ export class Effects {
   async carryOut(effect: RunEffect): Promise<void> {
     throwIfAborted(this.#signal);
     const work: Readonly<Record<RunEffect, () => Promise<void>>> = {
+      synchronize: async () => await this.#synchronize(),
       prepare: async () => await this.#prepare(),
       makeTargets: async () => await this.#makeTargets(),
       checkTargets: async () => await this.#checkTargets(),
       commit: async () => await this.#commit(),
       reprotect: async () => await this.#reprotect(),
+      disable: async () => await this.#disable(),
       removeTargets: async () => await this.#removeTargets(),
       lookAgain: async () => await this.#lookAgain(),
       freeDisks: async () => await this.#freeDisks(),
@@ -119,13 +107,39 @@ export class Effects {
     await work[effect]();
   }
 
+  /** Stages what the old images lack, while the disks go on where they are. */
+  async #synchronize(): Promise<void> {
+    const { selector } = this.#held.document;
+    if (selector === "latest") await this.#orNote("the request for a last point", this.#askForPoint());
+    await this.#choose("latest", false);
+    for (const { disk } of this.#held.document.members) await this.#stage(disk);
+  }
+
+  /**
+   * Brings the redo log of a disk's old image to the member's point. The point stays pinned: the next
+   * differences are those from it.
+   */
+  async #stage(disk: string): Promise<ImageReturn> {
+    throwIfAborted(this.#signal);
+    const member = this.#member(disk);
+    const { run } = this.#held.document;
+    const owned = ownedTargetOf(this.#context, this.#held.document, member);
+    await owned.own();
+    const back = new ImageReturn(this.#context, { run, member, owned, ...this.#operation });
+    await this.#pin(disk, member.point.id);
+    const { bytesRead } = await back.stage(async (id) => await this.#comparable(disk, id, member.point.volumeBytes));
+    this.#bytesRead += bytesRead;
+    return back;
+  }
+
   /** Shuts the source down or tries to, takes the disks, and chooses the points again. */
   async #prepare(): Promise<void> {
     const { run, kind, shutdown, selector, group } = this.#held.document;
+    const isPlanned = kind !== "unplanned";
     const disks = this.#disks;
     // An interrupted try may have left a claim, which would refuse the last point of an image.
     for (const disk of disks) await removeClaim({ ...this.#place, disk }, run);
-    if (kind === "planned") {
+    if (isPlanned) {
       if (shutdown !== null) await this.#runShutdown(shutdown);
       await this.#bringToRest();
     } else {
@@ -133,13 +147,14 @@ export class Effects {
       if (selector === "latest") await this.#orNote("the request for a last point", this.#askForPoint());
     }
     for (const disk of disks) await putClaim({ ...this.#place, disk }, run);
-    if (kind === "planned") for (const disk of disks) await this.#proveWithoutWriter(disk);
+    if (isPlanned) for (const disk of disks) await this.#proveWithoutWriter(disk);
     // The last points of disks at rest hold everything that was acknowledged, also of a group, whose
     // newest common point may be older.
-    const chosen =
-      kind === "planned"
-        ? await choosePoints(this.#place, disks, "latest", false)
-        : await choosePoints(this.#place, disks, selector, group !== null);
+    await this.#choose(isPlanned ? "latest" : selector, !isPlanned && group !== null);
+  }
+
+  async #choose(selector: string, isGroup: boolean): Promise<void> {
+    const chosen = await choosePoints(this.#place, this.#disks, selector, isGroup);
     const members = this.#held.document.members.map((member, index): RunMember => {
       const { sequence, id, timeMs, consistency, volumeBytes } = chosen[index]?.point ?? member.point;
       return { ...member, point: { sequence, id, timeMs, consistency, volumeBytes } };
@@ -160,22 +175,24 @@ export class Effects {
 
   async #bringToRest(): Promise<void> {
     const { source } = this.#held.document;
-    if (source === null) return;
-    if (source.kind === "agent") {
+    if (source?.kind === "agent") {
       await this.#agent(source.path).stop(this.#sourceDisks, this.#signal);
       return;
     }
-    const [disk = ""] = this.#disks;
-    const volume = await FileVolume.open(source.path);
-    try {
-      const { consistency } = await replicate(this.#context, { ...this.#operation, disk, volume });
-      if (consistency !== "fuzzy") return;
-    } finally {
-      await volume.close();
+    for (const { disk } of this.#held.document.members) {
+      const path = source?.path ?? (await this.#presentPlace(disk));
+      const origin = await takeLastPoint(this.#context, { disk, path, ...this.#operation });
+      await this.#swapMember({ ...this.#member(disk), origin });
     }
-    throw new TidemarkError("SOURCE_UNREADABLE", `${source.path} was written while its last point was taken`, {
-      remedy: "stop the programs that write it, then run `tidemark jobs resume` with the run",
-      detail: { path: source.path },
+  }
+
+  /** Where a disk that has moved is written today. */
+  async #presentPlace(disk: string): Promise<string> {
+    const claim = await readClaim({ ...this.#place, disk });
+    if (claim?.place != null) return claim.place.path;
+    throw new TidemarkError("INVALID_ARGUMENT", `the place of disk ${JSON.stringify(disk)} is not known`, {
+      remedy: "name its agent with `--socket` or its image with `--source`",
+      detail: { disk },
     });
   }
 
@@ -207,12 +224,15 @@ export class Effects {
 
   /** Brings every target to its member's point. */
   async #makeTargets(): Promise<void> {
-    const { run } = this.#held.document;
     for (const { disk } of this.#held.document.members) {
+      if (this.#held.document.kind === "failback") {
+        await this.#bringBack(disk);
+        continue;
+      }
       const member = this.#member(disk);
       const { point, target, held } = member;
       throwIfAborted(this.#signal);
-      const owned = new OwnedTarget(target, run, this.#context.sink);
+      const owned = ownedTargetOf(this.#context, this.#held.document, member);
       const isThere = await owned.own();
       const isUntouched =
         isThere && held !== null && held.signature !== null && held.signature === (await owned.signature());
@@ -238,6 +258,34 @@ export class Effects {
       await this.#swapMember({ ...member, held: { point: point.id, signature: await owned.signature() } });
       await this.#unpin(disk);
     }
+  }
+
+  /** Stages what an old image lacks, then applies it. An apply that has begun is ended first. */
+  async #bringBack(disk: string): Promise<void> {
+    await this.#endApply(disk);
+    const { point, held } = this.#member(disk);
+    const back = await this.#stage(disk);
+    if (held?.point !== point.id || (await back.isFilled())) await this.#apply(disk, back);
+    else await back.discard();
+    await this.#unpin(disk);
+  }
+
+  /** From here on the image is a mixture until it is the point. */
+  async #apply(disk: string, back: ImageReturn): Promise<void> {
+    await this.#swapMember({ ...this.#member(disk), held: null });
+    const { bytesWritten, held } = await back.apply();
+    this.#bytesWritten += bytesWritten;
+    await this.#swapMember({ ...this.#member(disk), held });
+    await back.discard();
+  }
+
+  /** Ends an apply that a dead process has begun: without the vault, because all of it is staged. */
+  async #endApply(disk: string): Promise<void> {
+    const { document } = this.#held;
+    const member = this.#member(disk);
+    const owned = ownedTargetOf(this.#context, document, member);
+    const back = new ImageReturn(this.#context, { run: document.run, member, owned, ...this.#operation });
+    if (await back.isUnderWay()) await this.#apply(disk, back);
   }
 
   /** The point that a target has, if it can be compared with one of this size. */
@@ -299,12 +347,19 @@ export class Effects {
 
   /** The targets become the user's, and the choice of the point ends. */
   async #commit(): Promise<void> {
-    const { run, members, discardPoints } = this.#held.document;
+    const { members, discardPoints } = this.#held.document;
     for (const { disk } of members) await this.#proveWithoutWriter(disk);
     // The newest point stays: the way back compares with it.
     const policy = parsePolicy("keep:last=1");
     if (discardPoints) for (const { disk } of members) await prune(this.#context, { ...this.#operation, disk, policy });
-    for (const { target } of members) await new OwnedTarget(target, run, this.#context.sink).handOver();
+    for (const member of members) await ownedTargetOf(this.#context, this.#held.document, member).handOver();
+  }
+
+  /** The migration is complete: the targets are the user's, and no writer makes points of the disks. */
+  async #disable(): Promise<void> {
+    const { run, members } = this.#held.document;
+    await this.#commit();
+    for (const { disk } of members) await disableByClaim({ ...this.#place, disk }, "MigrationComplete", run);
   }
 
   /** Replicates each disk from its new place, by differences, and lets no other place write it. */
@@ -331,9 +386,11 @@ export class Effects {
   }
 
   async #removeTargets(): Promise<void> {
-    const { run, members } = this.#held.document;
-    for (const { disk, target } of members) {
-      await new OwnedTarget(target, run, this.#context.sink).remove();
+    const { kind, members } = this.#held.document;
+    for (const { disk } of members) {
+      // An image that is a mixture becomes the point: it is whole afterwards.
+      if (kind === "failback") await this.#endApply(disk);
+      await ownedTargetOf(this.#context, this.#held.document, this.#member(disk)).remove();
       await this.#unpin(disk);
     }
   }
@@ -352,7 +409,7 @@ export class Effects {
     const { run, kind, source } = this.#held.document;
     await this.#lookAgain();
     for (const disk of this.#disks) await removeClaim({ ...this.#place, disk }, run);
-    if (kind !== "planned" || source?.kind !== "agent") return;
+    if (kind === "unplanned" || source?.kind !== "agent") return;
     const starting = this.#agent(source.path).start(this.#sourceDisks, this.#signal);
     await this.#orNote("`tidemark agent resume`, which protects the disks again,", starting);
   }

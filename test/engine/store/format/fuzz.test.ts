@@ -53,7 +53,14 @@ import {
   encodeCollection,
   encodeDead,
 } from "../../../../engine/store/format/reclaim.ts";
-import { decodeClaim, decodeRun, encodeClaim, encodeRun } from "../../../../engine/store/format/run.ts";
+import {
+  decodeClaim,
+  decodeRun,
+  decodeRunRequest,
+  encodeClaim,
+  encodeRun,
+  encodeRunRequest,
+} from "../../../../engine/store/format/run.ts";
 import { runsOf } from "../../../depth.ts";
 import { foreignVaultId, vaultId } from "../../../engine-model.ts";
 import { futureHeader, futureLine, resigned } from "./altered.ts";
@@ -74,6 +81,7 @@ import {
   pageSample,
   pinSample,
   rootSample,
+  runRequestSample,
   runSample,
   sealFrame,
   vaultSample,
@@ -124,6 +132,12 @@ const formats: readonly Format[] = [
     kind: "run",
     bytes: encodeRun(runSample),
     decode: (bytes) => decodeRun(bytes, runObject, runSample.vault),
+    future: futureLine,
+  },
+  {
+    kind: "request to a run",
+    bytes: encodeRunRequest(runRequestSample),
+    decode: (bytes) => decodeRunRequest(bytes, "failover/requests/5f03c2aa", runRequestSample.vault),
     future: futureLine,
   },
   {
