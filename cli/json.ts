@@ -10,6 +10,7 @@ import type { BenchKind, BenchReport } from "../bench/index.ts";
 import type {
   CollectSummary,
   Damage,
+  DisableSummary,
   DiskSummary,
   Extent,
   JobSummary,
@@ -62,7 +63,7 @@ export interface JsonItems {
   readonly event: DiskEvent;
   /** `failover list`: a failover or a test. */
   readonly run: RunSummary;
-  /** `jobs list`: a job of a run. */
+  /** `jobs list` and `jobs export`: a job of a run. */
   readonly job: JobSummary;
   /** `demo`: a step is done. */
   readonly step: DemoStep;
@@ -89,6 +90,8 @@ interface FixedSummaries {
   readonly "agent limit": LimitSummary;
   readonly "disks list": DisksSummary;
   readonly "disks remove": RemoveDiskSummary;
+  readonly "disks disable": DisableSummary;
+  readonly "disks enable": EnabledDisk;
   readonly "points list": PointsSummary;
   readonly "points diff": PointsDiffSummary;
   readonly "points show": PointDetail;
@@ -107,9 +110,13 @@ interface FixedSummaries {
   readonly "failover cancel": RunDone;
   readonly "failover cleanup": RunDone;
   readonly reprotect: RunDone;
+  readonly failback: RunDone;
+  readonly "migrate complete": RunDone;
   readonly "jobs list": JobsSummary;
   readonly "jobs show": JobSummary;
   readonly "jobs resume": RunDone;
+  readonly "jobs cancel": RunSummary;
+  readonly "jobs export": JobsSummary;
   readonly verify: VerifySummary;
   readonly prune: PruneSummary | PointDecision;
   readonly collect: CollectSummary;
@@ -210,6 +217,10 @@ export interface RunsSummary {
 export interface JobsSummary {
   /** Number of jobs; each is an item before. */
   readonly jobs: number;
+}
+
+export interface EnabledDisk {
+  readonly disk: string;
 }
 
 export interface DisksSummary {

@@ -106,6 +106,8 @@ export interface RunDone extends RunSummary {
 /** A job of a list over all runs. */
 export interface JobSummary extends RunJobSummary {
   readonly run: string;
+  /** The disks of the run. */
+  readonly disks: readonly string[];
 }
 
 export async function describeRun(context: VaultContext, document: RunDocument): Promise<RunSummary> {
@@ -182,8 +184,8 @@ function operationsOf(
 }
 
 /** The jobs of a run, with its name. */
-export function jobsOf({ run, jobs }: RunSummary): JobSummary[] {
-  return jobs.map((job) => ({ ...job, run }));
+export function jobsOf({ run, jobs, disks }: RunSummary): JobSummary[] {
+  return jobs.map((job) => ({ ...job, run, disks: disks.map(({ disk }) => disk) }));
 }
 
 function checkFailed({ jobs }: RunDocument): boolean {

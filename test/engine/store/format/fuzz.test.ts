@@ -53,14 +53,7 @@ import {
   encodeCollection,
   encodeDead,
 } from "../../../../engine/store/format/reclaim.ts";
-import {
-  decodeClaim,
-  decodeRun,
-  decodeRunRequest,
-  encodeClaim,
-  encodeRun,
-  encodeRunRequest,
-} from "../../../../engine/store/format/run.ts";
+import { decodeClaim, decodeRun, encodeClaim, encodeRun } from "../../../../engine/store/format/run.ts";
 import { runsOf } from "../../../depth.ts";
 import { foreignVaultId, vaultId } from "../../../engine-model.ts";
 import { futureHeader, futureLine, resigned } from "./altered.ts";
@@ -80,8 +73,8 @@ import {
   pageReference,
   pageSample,
   pinSample,
+  requestRow,
   rootSample,
-  runRequestSample,
   runSample,
   sealFrame,
   vaultSample,
@@ -134,12 +127,7 @@ const formats: readonly Format[] = [
     decode: (bytes) => decodeRun(bytes, runObject, runSample.vault),
     future: futureLine,
   },
-  {
-    kind: "request to a run",
-    bytes: encodeRunRequest(runRequestSample),
-    decode: (bytes) => decodeRunRequest(bytes, "failover/requests/5f03c2aa", runRequestSample.vault),
-    future: futureLine,
-  },
+  { kind: "request to a run", ...requestRow(), future: futureLine },
   {
     kind: "claim",
     bytes: encodeClaim(claimSample),

@@ -24,7 +24,13 @@ import { newColumns, zeroSegment } from "../../../../engine/store/format/leaf.ts
 import { segmentName } from "../../../../engine/store/format/names.ts";
 import type { ProvedDocument, QuarantineDocument, ScrubbedDocument } from "../../../../engine/store/format/proof.ts";
 import type { CollectedDocument, CollectionDocument, DeadDocument } from "../../../../engine/store/format/reclaim.ts";
-import type { ClaimDocument, RunDocument, RunRequestDocument } from "../../../../engine/store/format/run.ts";
+import {
+  type ClaimDocument,
+  decodeRunRequest,
+  encodeRunRequest,
+  type RunDocument,
+  type RunRequestDocument,
+} from "../../../../engine/store/format/run.ts";
 import { digestOf, randomBytes, vaultId } from "../../../engine-model.ts";
 
 const vault = toHex(vaultId);
@@ -403,3 +409,9 @@ export const runRequestSample: RunRequestDocument = {
   requestedMs: 1_790_000_021_000,
   host: "host-b",
 };
+
+/** The request as the tests of decoders take it. */
+export function requestRow(): { readonly bytes: Uint8Array; readonly decode: (bytes: Uint8Array) => unknown } {
+  const decode = (bytes: Uint8Array): unknown => decodeRunRequest(bytes, "failover/requests/5f03c2aa", vault);
+  return { bytes: encodeRunRequest(runRequestSample), decode };
+}
