@@ -5,6 +5,7 @@
 import { resolve } from "node:path";
 import { Command, Option } from "commander";
 import { type OperateOptions, type RunDone, type StartFailoverOptions, TidemarkError } from "../../engine/index.ts";
+import { parseEnding } from "../agent/failover-runs.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
 import { agentSource } from "../agent-source.ts";
 import { formatBytes, formatDuration, formatNumberOf, parseDuration } from "../quantities.ts";
@@ -359,20 +360,13 @@ function withDisks(command: Command): Command {
   );
 }
 
-/** `manual`, `after:60m` or `rollback-after:60m`. */
-function ending(text: string): StartFailoverOptions["ending"] {
-  if (text === "manual") return null;
-  const [, rollback, time = ""] = /^(rollback-)?after:(.+)$/.exec(text) ?? [];
-  const afterMs = parseDuration(time);
-  if (afterMs !== undefined) return { action: rollback === undefined ? "commit" : "rollback", afterMs };
-  throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(text)} does not say how a failover ends`, {
-    remedy: "write manual, after:60m or rollback-after:60m",
-  });
-}
-
 /** What becomes of a failover that waits. */
 export function withEnding(command: Command): Command {
-  return command.option("--commit <when>", "manual (default), after:TIME, or rollback-after:TIME such as 60m", ending);
+  return command.option(
+    "--commit <when>",
+    "manual (default), after:TIME, or rollback-after:TIME such as 60m",
+    parseEnding,
+  );
 }
 
 export function withRun(command: Command): Command {
