@@ -231,10 +231,7 @@ class FieldReader {
     return parseEnding(this.text("commit") ?? "manual");
   }
 
-  start<Kind extends "test" | "planned" | "unplanned">(
-    kind: Kind,
-    options: Options,
-  ): Parameters<FailoverPort["start"]>[0] {
+  start(kind: "test" | "planned" | "unplanned", options: Options): Parameters<FailoverPort["start"]>[0] {
     const ttl = this.text("ttl");
     const ttlMs = ttl === undefined ? undefined : parseDuration(ttl);
     if (ttl !== undefined && ttlMs === undefined) throw wrong("ttl is not a duration", "write it as 14d");

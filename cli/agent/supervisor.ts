@@ -171,11 +171,11 @@ export class Supervisor {
     use: (vault: VaultPort) => Promise<Result>,
   ): Promise<Result> {
     const { vaults } = this.#parts;
-    const { resource, release } = await vaults.acquire(name, async () => await this.#openVault(name, signal));
+    const share = await vaults.acquire(name, async () => await this.#openVault(name, signal));
     try {
-      return await use(resource);
+      return await use(share.resource);
     } finally {
-      await release();
+      await share.release();
     }
   }
 
