@@ -25,8 +25,8 @@ const replacing = readdirSync("test", { recursive: true, encoding: "utf8" })
 
 /**
  * Tests run in child processes, so that a test that kills, locks or opens too much harms no other.
- * Two at a time: many of them start an Azurite of their own, and a machine with two cores is the
- * smallest one that has to be green. Files take turns in the same two processes: to load the engine
+ * Three at a time: many of them wait for an Azurite of their own, and a machine with two cores is the
+ * smallest one that has to be green. Files take turns in the same processes: to load the engine
  * anew for each of them cost a third of the run.
  */
 const config: ViteUserConfig = {
@@ -37,7 +37,7 @@ const config: ViteUserConfig = {
     ],
     setupFiles: ["test/open-checksum.ts"],
     pool: "forks",
-    maxWorkers: 2,
+    maxWorkers: 3,
     sequence: { sequencer: LongFirst },
     // For a machine whose processors are shared. A test that is expected to take longer says so.
     testTimeout: byDepth(60_000, 180_000),

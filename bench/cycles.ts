@@ -8,7 +8,7 @@
 import { randomUUID } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import type { MaterializeSummary, ReplicateSummary, Sink } from "../engine/index.ts";
+import type { MaterializeSummary, ReplicateSummary, Sink, VerifySummary } from "../engine/index.ts";
 import { FileVolume, TidemarkError, Vault } from "../engine/index.ts";
 import { granuleBytes } from "../engine/internal.ts";
 import { contentHash, copySparsely, type ImageFacts, imageFacts, scatterWrites } from "./image.ts";
@@ -76,10 +76,12 @@ export async function benchInitial(config: BenchConfig, store: Sink): Promise<Ca
  */
 export async function benchScattered(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
   const log = new StepLog(config);
-  const [changedStep, unchangedStep, readStep] = [
+  const [changedStep, unchangedStep, readStep, verifyStep, compareStep] = [
     "after scattered writes",
     "unchanged disk",
     "read what is allocated once",
+    "verify the newest point",
+    "verify it against the disk",
   ] as const;
   const copy = join(config.temporaryFolder, "scattered.img");
   config.begin("copy the image");
@@ -109,6 +111,8 @@ export async function benchScattered(config: BenchConfig, store: Sink): Promise<
           async () => await readOnce(volume, config.signal),
           (bytesRead) => bytesRead,
         );
+        await verify(log, verifyStep, run, place, {});
+        await verify(log, compareStep, run, place, { source: volume });
         counts = {
           writtenBytes: granules * granuleBytes,
           ...replicateCounts(changed),
@@ -122,10 +126,12 @@ export async function benchScattered(config: BenchConfig, store: Sink): Promise<
   }
   const { changedBytes = NaN, storedBytes = NaN, unchangedStoredBytes = NaN } = counts;
   const reading = log.medianMs(unchangedStep) / log.medianMs(readStep);
+  const comparing = log.medianMs(compareStep) / (log.medianMs(verifyStep) + log.medianMs(readStep));
   const marks: Mark[] = [
     ...peerMarks(config, "scattered-backup", log.medianMs(changedStep)),
     { name: "stored per changed byte", value: storedBytes / changedBytes, unit: "×", relation: "at most", wanted: 1.2 },
     { name: "unchanged disk, of reading it once", value: reading, unit: "×", relation: "at most", wanted: 1.5 },
+    { name: "verify --source, of both apart", value: comparing, unit: "×", relation: "at most", wanted: 1.5 },
     {
       name: "data stored by the unchanged cycle",
       value: unchangedStoredBytes,
@@ -245,6 +251,31 @@ async function replicate(
   const cycle = async (): Promise<ReplicateSummary> =>
     await inVault(place, async (vault) => await vault.replicate({ disk, volume, signal }));
   return await log.time(step, ours, run, cycle, ({ scannedBytes }) => scannedBytes);
+}
+
+async function verify(
+  log: StepLog,
+  step: string,
+  run: number,
+  place: VaultPlace,
+  against: { readonly source?: FileVolume },
+): Promise<void> {
+  const { signal } = place.config;
+  await log.time(
+    step,
+    ours,
+    run,
+    async () => {
+      const proved = async (vault: Vault): Promise<VerifySummary> =>
+        await vault.verify({ disk, point: "latest", ...against, signal });
+      const summary = await inVault(place, proved);
+      if (summary.damaged.length === 0) return summary;
+      throw new TidemarkError("DAMAGED", "the point is not the disk that it was taken of", {
+        remedy: "make sure that nothing writes to the image; if nothing does, this is a fault in Tidemark: report it",
+      });
+    },
+    ({ checkedBytes }) => checkedBytes,
+  );
 }
 
 async function materialize(place: VaultPlace, to: string): Promise<MaterializeSummary> {

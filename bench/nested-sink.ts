@@ -30,6 +30,10 @@ export class NestedSink implements Sink {
     return this.#outer.capabilities;
   }
 
+  get clockAheadMs(): number {
+    return this.#outer.clockAheadMs;
+  }
+
   /**
    * Deletes what can be deleted under the prefix, and only then says what is still leased: by a
    * process that was killed, until its lease ends. Errors: LEASE_HELD.

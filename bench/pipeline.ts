@@ -10,6 +10,7 @@ import { FileVolume, throwIfAborted, Vault } from "../engine/index.ts";
 import { type ChunkPlace, DedupIndex, granuleBytes, openKernels } from "../engine/internal.ts";
 import { DiscardingSink } from "./discarding-sink.ts";
 import { allocatedRuns, contentHash, imageFacts } from "./image.ts";
+import { Lz4Comparison, lz4Marks } from "./lz4-comparison.ts";
 import { peakRssBytes } from "./machine.ts";
 import type { BenchConfig } from "./options.ts";
 import type { CaseOutcome } from "./report.ts";
@@ -34,7 +35,12 @@ export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
       Object.assign(counts, { blockBytes, ...counted });
       if (run === 0) peakBytes = peakRssBytes();
       config.begin("bare kernels", run);
-      const bare = await runKernels(volume, blockBytes, config.signal);
+      const others = await Lz4Comparison.open(join(config.temporaryFolder, "compressible.bin"));
+      const bare = await runKernels(volume, blockBytes, others, config.signal);
+      config.begin("LZ4 of others", run);
+      for (const { name, bytes, elapsedMs } of await others.finish(config.signal))
+        log.add(name, { role: "yardstick", unit: "bytes" }, bytes, elapsedMs);
+      Object.assign(counts, others.counts);
       for (const name of kernelNames)
         log.add(name, { role: "kernel", unit: "bytes" }, bare[name].bytes, bare[name].elapsedMs);
       const sumMs = kernelNames.reduce((sum, name) => sum + bare[name].elapsedMs, 0);
@@ -52,6 +58,7 @@ export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
           relation: "at least",
           wanted: 0.85,
         },
+        ...lz4Marks(log, counts),
       ],
       counts,
       hashes: { image: hash },
@@ -123,17 +130,16 @@ type BareKernels = Readonly<Record<(typeof kernelNames)[number], Work>>;
 async function runKernels(
   volume: FileVolume,
   blockBytes: number,
+  others: Lz4Comparison,
   signal: AbortSignal | undefined,
 ): Promise<BareKernels> {
   const kernels = await openKernels(windowBytes);
   const { data, prints } = kernels;
-  const lz4 = new kernels.Lz4();
   const known = new DedupIndex(256 * 1024 * 1024);
   const place: ChunkPlace = { segment: 0, offset: 0, storedWord: 0 };
   const printWords = new Uint32Array(prints.buffer, prints.byteOffset, prints.length / 4);
   const digests = new Uint8Array((windowBytes / granuleBytes) * 16);
   const digestWords = new Uint32Array(digests.buffer);
-  const out = Buffer.alloc(blockBytes);
   const work: BareKernels = {
     fingerprint: { bytes: 0, elapsedMs: 0 },
     digest: { bytes: 0, elapsedMs: 0 },
@@ -161,9 +167,14 @@ async function runKernels(
     const packFrom = performance.now();
     for (const { start, end } of fresh) {
       const plain = data.subarray(start * granuleBytes, end * granuleBytes);
-      if (!kernels.looksIncompressible(plain)) lz4.compress(plain, out, 0);
+      if (!kernels.looksIncompressible(plain)) kernels.compress(start * granuleBytes, plain.length);
     }
     const packedAt = performance.now();
+    for (const { start, end } of fresh) {
+      const plain = data.subarray(start * granuleBytes, end * granuleBytes);
+      if (!kernels.looksIncompressible(plain))
+        await others.compress(plain, () => kernels.compress(start * granuleBytes, plain.length));
+    }
     add(work.fingerprint, window.readBytes, cutFrom - printFrom);
     add(work.digest, bytesOf(chunks), lookFrom - digestFrom);
     add(work.LZ4, bytesOf(fresh), packedAt - packFrom);

@@ -3,7 +3,8 @@
  * these types.
  *
  * A command prints items first, one object a line with its `type`, and one summary last, with
- * `type: "summary"` and the command's name. A command that is added gets an entry in
+ * `type: "summary"` and the command's name. A command that goes on to serve the disks of a run
+ * prints `ready` and `event` items after its summary. A command that is added gets an entry in
  * `JsonSummaries`, and one in `JsonItems` for each type of item that it adds.
  */
 import type { BenchKind, BenchReport } from "../bench/index.ts";
@@ -57,9 +58,9 @@ export interface JsonItems {
   readonly decision: PointDecision;
   /** `agent --check`: one fault of the configuration. */
   readonly fault: ConfigFault;
-  /** `protect` and `mount`: the export answers. */
+  /** `protect` and `mount`, and commands that serve the disks of a run: the export answers. */
   readonly ready: ReadyItem;
-  /** `protect` and `mount`: something happened to the disk. */
+  /** The same commands: something happened to the disk. */
   readonly event: DiskEvent;
   /** `failover list`: a failover or a test. */
   readonly run: RunSummary;
@@ -142,7 +143,7 @@ export interface ReadyItem {
   readonly point?: string;
   /** Sequence number of the mounted point; `mount` only. */
   readonly sequence?: number;
-  /** NBD URI of the export; `mount` only. */
+  /** NBD URI of the export; not of `protect`. */
   readonly uri?: string;
 }
 

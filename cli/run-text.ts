@@ -24,6 +24,10 @@ export function describeRun(run: RunSummary, output: Pick<Output, "time">): stri
             `${printable(disk)} at point ${sequence} of ${output.time(time)} (${consistency}) → ${printable(target)}${complete ? "" : ", not complete"}`,
         ),
       ),
+      ...lines(
+        "nbd",
+        run.disks.flatMap(({ nbd }) => (nbd === null ? [] : [printable(nbd)])),
+      ),
       ...(run.due === null ? [] : [["due", `${output.time(run.due)}${run.overdue ? ", overdue" : ""}`] as const]),
       ...(run.ending?.due == null
         ? []

@@ -32,6 +32,8 @@ export type {
   RunSummary,
   RunTaskSummary,
 } from "./failover/run-summary.ts";
+export type { ServedDisk, ServedDiskStatus, ServeOptions } from "./failover/served-run.ts";
+export { ServedRun } from "./failover/served-run.ts";
 export type { SourceDisks, SourceSite } from "./failover/source.ts";
 export type { Notice } from "./notice.ts";
 export type { OperationOptions, Progress } from "./progress.ts";
@@ -74,11 +76,18 @@ export type { LabelOptions } from "./store/points/labels.ts";
 export type { PinOptions, PinSummary } from "./store/points/pins.ts";
 export type { DiffOptions } from "./store/points/point-diff.ts";
 export { PointDiff } from "./store/points/point-diff.ts";
-export type { DiskSummary, ListedPoint, PointDetail, PointSummary, PointsOptions } from "./store/points/points.ts";
+export type {
+  DiskSummary,
+  ListedPoint,
+  ListingOptions,
+  PointDetail,
+  PointSummary,
+  PointsOptions,
+} from "./store/points/points.ts";
 export type { BandwidthClocks, BandwidthTable, BandwidthWindow, Weekday } from "./throttle.ts";
 export { Bandwidth, bandwidthLimitMin, limited, weekdays } from "./throttle.ts";
 export type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
-export type { DiskStats, SpaceCounts, StatsOptions, VaultStats } from "./upkeep/collection/vault-stats.ts";
+export type { DiskStats, SpaceCounts, VaultStats } from "./upkeep/collection/vault-stats.ts";
 export type { PointDecision, PruneCounts, PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
 export type { RemoveDiskOptions, RemoveDiskSummary } from "./upkeep/prune/remove-disk.ts";
 export type { LostObject, RepairedObject, RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";

@@ -3,6 +3,8 @@
  * promised: it may change in any release.
  */
 
+// Addresses of NBD servers as users write them.
+export { exportUri, formatListen, parseListen, socketPathFault } from "./disk/nbd/address.ts";
 export { listenPrivately } from "./disk/nbd/private-socket.ts";
 // The system calls that Node lacks, for stores that lie in files.
 export type { CallResult, Libc } from "./disk/source/libc.ts";

@@ -46,6 +46,10 @@ export class SinkDecorator implements Sink {
     return this.inner.capabilities;
   }
 
+  get clockAheadMs(): number {
+    return this.inner.clockAheadMs;
+  }
+
   createContainer(options?: CallOptions): Promise<boolean> {
     return this.inner.createContainer(options);
   }

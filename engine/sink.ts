@@ -120,6 +120,12 @@ export interface Sink extends AsyncDisposable {
     readonly settlingMs: number;
   };
 
+  /**
+   * By how much the clock of this machine was ahead of the store's when the store last answered, in
+   * ms. 0 where the store has no clock of its own, and before its first answer.
+   */
+  readonly clockAheadMs: number;
+
   /** Creates the container. Returns false when it already exists. */
   createContainer(options?: CallOptions): Promise<boolean>;
 

@@ -121,6 +121,12 @@ assert(
 );
 
 /**
+ * A clock of this machine that is further ahead of the store's, in ms, is not believed. Smaller
+ * differences are the time that an answer takes, and clocks that are set by hand.
+ */
+export const clockAheadMsMax = 300_000;
+
+/**
  * A point that is dated further ahead of the clock, in ms, is told. Smaller differences pass, because
  * clocks are set by minutes now and then.
  */

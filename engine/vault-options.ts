@@ -5,6 +5,7 @@
 import { randomBytes } from "node:crypto";
 import { TidemarkError } from "./errors.ts";
 import { blockBytesDefault, blockBytesMax, blockBytesMin, granuleBytes } from "./limits.ts";
+import type { Notice } from "./notice.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
 import { workersDefault } from "./pipeline/worker-pool.ts";
 import { toHex } from "./store/format/checksum.ts";
@@ -57,6 +58,8 @@ export interface VaultParameters {
   readonly blockBytes?: number | undefined;
   /** Default: `blake3`. */
   readonly digest?: DigestName | undefined;
+  /** Told VAULT_AT_RISK when the vault is created without the second copy of its identity. */
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
 }
 
 const mebibyte = 1024 * 1024;
@@ -109,7 +112,11 @@ function refuse(faults: readonly string[]): void {
 }
 
 /** What the vault is and how many disks it has. Throws the errors of the store. */
-export async function vaultSummary({ document, sink }: VaultContext): Promise<VaultSummary> {
+export async function vaultSummary(
+  { document, sink }: VaultContext,
+  store: Store,
+  signal: AbortSignal | undefined,
+): Promise<VaultSummary> {
   return {
     vault: document.vault,
     description: sink.description,
@@ -120,6 +127,11 @@ export async function vaultSummary({ document, sink }: VaultContext): Promise<Va
     codec: document.codec,
     encryption: document.encryption,
     created: new Date(document.createdMs).toISOString(),
-    disks: await countDisks(new Store(sink), document.vault),
+    disks: await countDisks(store, document.vault, signal),
   };
+}
+
+/** For an operation on a vault that has been closed. */
+export function closedVault(): TidemarkError {
+  return new TidemarkError("INVALID_ARGUMENT", "the vault has been closed", { remedy: "open it again" });
 }

@@ -5,15 +5,15 @@
  * mounts and handles end with the vault.
  */
 
-import { headWatch } from "./disk/source/head-watch.ts";
+import { watchedStore } from "./disk/source/head-watch.ts";
 import { documentCopy } from "./disk/source/local-state.ts";
-import { hasCode, TidemarkError } from "./errors.ts";
+import { hasCode } from "./errors.ts";
 import { Failovers } from "./failover/failovers.ts";
 import { Instant, type InstantOptions } from "./failover/instant.ts";
 import { SharedCatalog } from "./pipeline/shared-catalog.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
 import { WorkerPool } from "./pipeline/worker-pool.ts";
-import { HydratingImage } from "./recovery/mount/hydrating-image.ts";
+import { discardImage } from "./recovery/mount/image-files.ts";
 import { Mount, type MountOptions } from "./recovery/mount/mount.ts";
 import { type OpenPointOptions, PointHandle } from "./recovery/mount/point-handle.ts";
 import { type MaterializeOptions, type MaterializeSummary, materialize } from "./recovery/restore/materialize.ts";
@@ -31,6 +31,7 @@ import { type DiffOptions, PointDiff } from "./store/points/point-diff.ts";
 import {
   type DiskSummary,
   type ListedPoint,
+  type ListingOptions,
   listDisks,
   listPoints,
   type PointDetail,
@@ -41,21 +42,18 @@ import {
 } from "./store/points/points.ts";
 import { Store } from "./store/store.ts";
 import { lastCollectedMs } from "./upkeep/collection/collected.ts";
-import type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
-import { collect } from "./upkeep/collection/collection.ts";
+import { type CollectOptions, type CollectSummary, collect } from "./upkeep/collection/collection.ts";
 import { segmentBytes } from "./upkeep/collection/segment-bytes.ts";
-import { type StatsOptions, type VaultStats, vaultStats } from "./upkeep/collection/vault-stats.ts";
-import type { PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
-import { prune } from "./upkeep/prune/prune.ts";
+import { type VaultStats, vaultStats } from "./upkeep/collection/vault-stats.ts";
+import { type PruneOptions, type PruneSummary, prune } from "./upkeep/prune/prune.ts";
 import { type RemoveDiskOptions, type RemoveDiskSummary, removeDisk } from "./upkeep/prune/remove-disk.ts";
 import { findIdentity } from "./upkeep/repair/lost-identity.ts";
-import type { RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";
-import { repair } from "./upkeep/repair/repair.ts";
+import { type RepairOptions, type RepairSummary, repair } from "./upkeep/repair/repair.ts";
 import { identityDamage, withDamage } from "./upkeep/scrub/damage.ts";
-import type { ScrubOptions, ScrubSummary } from "./upkeep/scrub/scrub.ts";
-import { Scrubber, scrubProtected } from "./upkeep/scrub/scrub.ts";
+import { Scrubber, type ScrubOptions, type ScrubSummary, scrubProtected } from "./upkeep/scrub/scrub.ts";
 import { type VerifyOptions, type VerifySummary, verify } from "./upkeep/scrub/verify.ts";
 import {
+  closedVault,
   newDocument,
   resolveOptions,
   type VaultOptions,
@@ -105,7 +103,12 @@ export class Vault implements AsyncDisposable {
       renewals: new Set(),
     };
     this.#identity = new IdentityGuard(parts.document);
-    this.failovers = new Failovers(this.#context, async (start) => await this.#track(start));
+    this.failovers = new Failovers(this.#context, {
+      stateFolder: parts.stateFolder,
+      track: async (start) => await this.#track(start),
+      instant: async (options) => await this.instant(options),
+      protect: async (options) => await this.protect(options),
+    });
   }
 
   /**
@@ -119,7 +122,7 @@ export class Vault implements AsyncDisposable {
     const resolved = resolveOptions(options);
     await openChecksum();
     await sink.createContainer({ signal: options.signal });
-    const bytes = await createIdentity(new Store(sink), document, options.signal);
+    const bytes = await createIdentity(new Store(sink), document, options.onNotice, options.signal);
     await documentCopy(options.stateFolder, sink.description).keep(bytes);
     return new Vault({ sink, document, ...resolved });
   }
@@ -187,8 +190,8 @@ export class Vault implements AsyncDisposable {
   }
 
   /** Identity and parameters of the vault. Throws the errors of the store. */
-  async summary(): Promise<VaultSummary> {
-    return await vaultSummary(this.#context);
+  async summary(options: ListingOptions = {}): Promise<VaultSummary> {
+    return await vaultSummary(this.#context, this.#watched(options), options.signal);
   }
 
   /**
@@ -196,14 +199,14 @@ export class Vault implements AsyncDisposable {
    *
    * @throws `DAMAGED` or `FORMAT_UNSUPPORTED` if a head, manifest or map cannot be read; `INTERRUPTED`.
    */
-  async stats(options: StatsOptions = {}): Promise<VaultStats> {
-    return await this.#track(async () => await vaultStats(this.#store, this.id, options));
+  async stats(options: ListingOptions = {}): Promise<VaultStats> {
+    return await this.#track(async () => await vaultStats(this.#watched(options), this.id, options));
   }
 
   /** All disks with at least one point, sorted by name. Throws `DAMAGED` and the errors of the store. */
-  async disks(): Promise<DiskSummary[]> {
-    const store = this.#store;
-    return await listDisks(store, new GroupMembers({ store, vault: this.id }));
+  async disks(options: ListingOptions = {}): Promise<DiskSummary[]> {
+    const store = this.#watched(options);
+    return await listDisks(store, new GroupMembers({ store, vault: this.id, signal: options.signal }));
   }
 
   /**
@@ -213,9 +216,8 @@ export class Vault implements AsyncDisposable {
    * points that cannot be read is a notice.
    */
   async points(disk: string, options: PointsOptions = {}): Promise<ListedPoint[]> {
-    const store = this.#store;
-    const onHead = headWatch(this.#context, options.onNotice);
-    const members = new GroupMembers({ store, vault: this.id, onHead, signal: options.signal });
+    const store = this.#watched(options);
+    const members = new GroupMembers({ store, vault: this.id, signal: options.signal });
     return await listPoints(store, members, disk.normalize("NFC"), options);
   }
 
@@ -225,8 +227,8 @@ export class Vault implements AsyncDisposable {
    *
    * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `DAMAGED`.
    */
-  async point(disk: string, selector: string): Promise<PointDetail> {
-    return await readPointDetail(this.#store, this.id, disk, selector);
+  async point(disk: string, selector: string, options: ListingOptions = {}): Promise<PointDetail> {
+    return await readPointDetail(this.#watched(options), this.id, disk, selector, options.signal);
   }
 
   /**
@@ -236,7 +238,7 @@ export class Vault implements AsyncDisposable {
    * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT`, `DAMAGED`.
    */
   async diff(options: DiffOptions): Promise<PointDiff> {
-    return await this.#track(async () => await PointDiff.open(this.#store, this.id, options));
+    return await this.#track(async () => await PointDiff.open(this.#watched(options), this.id, options));
   }
 
   /**
@@ -248,7 +250,7 @@ export class Vault implements AsyncDisposable {
   async pin(
     options: PinOptions & { readonly untilMs?: number | undefined },
   ): Promise<PointSummary & { readonly pin: PinSummary }> {
-    const { place, summary } = await placePoint(this.#store, this.id, options);
+    const { place, summary } = await placePoint(this.#watched(options), this.id, options);
     const { name, untilMs } = await putPin({
       ...place,
       name: options.name ?? null,
@@ -264,7 +266,7 @@ export class Vault implements AsyncDisposable {
    * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`.
    */
   async unpin(options: PinOptions): Promise<PointSummary & { readonly removedPins: number }> {
-    const { place, summary } = await placePoint(this.#store, this.id, options);
+    const { place, summary } = await placePoint(this.#watched(options), this.id, options);
     return { ...summary, removedPins: await removePins({ ...place, name: options.name }) };
   }
 
@@ -275,7 +277,7 @@ export class Vault implements AsyncDisposable {
    * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT`.
    */
   async label(options: LabelOptions): Promise<PointSummary & { readonly label: string | null }> {
-    const { place, summary } = await placePoint(this.#store, this.id, options);
+    const { place, summary } = await placePoint(this.#watched(options), this.id, options);
     await putLabel({ ...place, text: options.text, nowMs: Date.now() });
     return { ...summary, label: options.text === "" ? null : options.text };
   }
@@ -381,7 +383,7 @@ export class Vault implements AsyncDisposable {
    * @throws `WRITER_ACTIVE`, `INVALID_ARGUMENT` (the image is of another disk), the store's errors.
    */
   async discardInstant(options: Pick<InstantOptions, "disk" | "image" | "onNotice" | "signal">): Promise<void> {
-    await this.#track(async () => await HydratingImage.discard(this.#context, options));
+    await this.#track(async () => await discardImage(this.#context, options));
   }
 
   /** Opens a mount or handle that is closed with the vault at the latest. */
@@ -401,10 +403,12 @@ export class Vault implements AsyncDisposable {
   /**
    * Runs a garbage collection: frees what no committed point needs, while writers and readers go on.
    *
-   * @throws `COLLECTION_ACTIVE`; `DAMAGED`, and then nothing has been deleted; `INTERRUPTED`.
+   * @throws `COLLECTION_ACTIVE`; `DAMAGED`, and `STORE_REGRESSED` where a list of points is older than
+   * this machine has seen it, and then nothing has been deleted; `INTERRUPTED`.
    */
   async collect(options: CollectOptions = {}): Promise<CollectSummary> {
-    return await this.#track(async () => await collect(this.#store, this.id, options));
+    const store = this.#watched(options, options.dryRun === true ? "told" : "refused");
+    return await this.#track(async () => await collect(store, this.id, options));
   }
 
   /** When any process last ran a garbage collection, in ms since 1970; undefined if that is not known. */
@@ -467,6 +471,11 @@ export class Vault implements AsyncDisposable {
     for (const outcome of unmounted) if (outcome.status === "rejected") throw outcome.reason;
   }
 
+  /** As `#store`, for an operation that reads heads: see `head-watch.ts`. */
+  #watched({ onNotice }: Pick<ListingOptions, "onNotice">, older?: "told" | "refused"): Store {
+    return watchedStore(this.#context, onNotice, older);
+  }
+
   /** A client for one operation: it counts that operation's requests. */
   get #store(): Store {
     return new Store(this.#context.sink);
@@ -486,8 +495,4 @@ export class Vault implements AsyncDisposable {
       this.#running.delete(work);
     }
   }
-}
-
-function closedVault(): TidemarkError {
-  return new TidemarkError("INVALID_ARGUMENT", "the vault has been closed", { remedy: "open it again" });
 }

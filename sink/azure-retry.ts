@@ -82,6 +82,7 @@ export class Caller {
   readonly #explain: RetryOptions["explain"];
   #answered = false;
   #interruptions = 0;
+  #clockAheadMs = 0;
 
   constructor(store: StoreFacts, options: RetryOptions) {
     this.#store = store;
@@ -98,6 +99,16 @@ export class Caller {
 
   get interruptions(): number {
     return this.#interruptions;
+  }
+
+  /** See `Sink.clockAheadMs`. */
+  get clockAheadMs(): number {
+    return this.#clockAheadMs;
+  }
+
+  /** Notes what the store's clock said, in ms since 1970. */
+  answeredAt(serverMs: number): void {
+    this.#clockAheadMs = Date.now() - serverMs;
   }
 
   /** Counts a connection that was lost while idle. */

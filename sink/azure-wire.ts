@@ -19,6 +19,20 @@ export const pinnedVersion: RequestPolicyFactory = {
   }),
 };
 
+/** SDK policy that tells `onDate` what the store's clock says in an answer, in ms since 1970. */
+export function watchedDates(onDate: (serverMs: number) => void): RequestPolicyFactory {
+  return {
+    create: (next) => ({
+      sendRequest: async (request) => {
+        const response = await next.sendRequest(request);
+        const serverMs = Date.parse(response.headers.get("date") ?? "");
+        if (!Number.isNaN(serverMs)) onDate(serverMs);
+        return response;
+      },
+    }),
+  };
+}
+
 /**
  * Streams the body into `into`. A body of another length throws a plain Error, which the retry
  * policy treats as a lost connection.

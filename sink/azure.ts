@@ -31,7 +31,7 @@ import { changedCodes, type ErrorMeanings, existsCodes, leaseCodes, type StoreFa
 import type { AzureSinkOptions } from "./azure-options.ts";
 import { AzurePages, blobProperties } from "./azure-pages.ts";
 import { Caller } from "./azure-retry.ts";
-import { asBuffer, discard, fill, httpEtag, pinnedVersion, plainEtag } from "./azure-wire.ts";
+import { asBuffer, discard, fill, httpEtag, pinnedVersion, plainEtag, watchedDates } from "./azure-wire.ts";
 import type { AzureAccess } from "./credential.ts";
 import { bypassesProxy, describeProxy, type ProxyOptions } from "./proxy.ts";
 import {
@@ -127,9 +127,16 @@ export class AzureSink implements Sink {
       proxyOptions: { host: "http://unused.invalid", port: 1 },
     };
     const pipeline = newPipeline(credentialOf(access), pipelineOptions);
-    pipeline.factories.push(pinnedVersion);
+    pipeline.factories.push(
+      pinnedVersion,
+      watchedDates((serverMs) => calls.answeredAt(serverMs)),
+    );
     const container = new ContainerClient(access.kind === "sas" ? `${url.href}?${access.sas}` : url.href, pipeline);
     return new AzureSink(description, container, access.kind === "sas", agent, calls, options.server);
+  }
+
+  get clockAheadMs(): number {
+    return this.#calls.clockAheadMs;
   }
 
   get interruptions(): number {

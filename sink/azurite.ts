@@ -34,7 +34,7 @@ import {
   readKey,
 } from "./azurite-state.ts";
 import { FileLock } from "./file-lock.ts";
-import { folderError } from "./file-system.ts";
+import { absentAs, folderError } from "./file-system.ts";
 import { checkInstalled } from "./optional-package.ts";
 
 /** Options of `Azurite.start`. */
@@ -152,6 +152,15 @@ export class Azurite implements AsyncDisposable {
       if (child !== undefined) await gone(child, paths);
       throw error;
     }
+  }
+
+  /** Bytes of the databases: Azurite saves each as a new file beside the old one. */
+  async savedBytes(): Promise<number> {
+    const { blobDatabase, extentDatabase } = this.#paths;
+    const sizes = await Promise.all(
+      [blobDatabase, extentDatabase].map(async (path) => await absentAs(0, sizeOf(path))),
+    );
+    return sizes.reduce((sum, size) => sum + size, 0);
   }
 
   /**
@@ -327,6 +336,10 @@ async function gone(child: ChildProcess, paths: AzuritePaths): Promise<void> {
 
 function hasEnded(child: ChildProcess): boolean {
   return child.pid === undefined || child.exitCode !== null || child.signalCode !== null;
+}
+
+async function sizeOf(path: string): Promise<number> {
+  return (await stat(path)).size;
 }
 
 async function lockIsHeld(path: string): Promise<boolean> {

@@ -32,7 +32,7 @@ import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../engine/in
 import { notPlain, openPlain, ownFileMode } from "../engine/internal.ts";
 import { DirectoryTree, etagOf, type Found, leaseSuffix, lockOptions, pagesSuffix } from "./directory-tree.ts";
 import type { LockOptions } from "./file-lock.ts";
-import { absentAs, changedByOthers, isAbsence, keepReserve, readFully, translated } from "./file-system.ts";
+import { absentAs, changedByOthers, isAbsence, readFully, SpaceReserve, translated } from "./file-system.ts";
 import { acquireLease, changeLease, type Lease, passDelete, passWrite, releaseLease, renewLease } from "./lease.ts";
 import { PageFile, pageFileDataAt } from "./page-file.ts";
 import { PageFilePool } from "./page-file-pool.ts";
@@ -85,17 +85,19 @@ export interface DirectorySinkOptions {
 export class DirectorySink implements Sink {
   readonly description: string;
   readonly capabilities: Sink["capabilities"] = { attachablePages: false, settlingMs: 0 };
+  /** The file system dates files by the clock of this machine. */
+  readonly clockAheadMs = 0;
   readonly #clock: () => number;
   readonly #tree: DirectoryTree;
   readonly #pageFiles: PageFilePool;
-  /** Bytes of the page writes under way, which the file system may not count yet. */
-  #writingBytes = 0;
+  readonly #reserve: SpaceReserve;
   #disposed = false;
 
   private constructor(root: string, options: DirectorySinkOptions) {
     this.#clock = options.clock ?? Date.now;
     this.description = `dir:${resolve(root)}`;
     this.#tree = new DirectoryTree(resolve(root), this.description, this.#clock);
+    this.#reserve = new SpaceReserve(this.#tree.root);
     this.#pageFiles = new PageFilePool(pageFilesOpenMax, async (name) => {
       const path = this.#tree.path(name) + pagesSuffix;
       await this.#tree.checkFolderOf(path);
@@ -304,13 +306,9 @@ export class DirectorySink implements Sink {
     // After an input/output error during the write it is unknown which pages arrived.
     return this.#pagesCall(name, options, "OUTCOME_UNKNOWN", async (lock) => {
       checkPageWrite(name, offset, bytes);
-      await keepReserve(this.#tree.root, this.#writingBytes + bytes.length);
-      this.#writingBytes += bytes.length;
-      try {
-        return await this.#pageFiles.use(name, (file) => file.write(offset, bytes, fence, lock));
-      } finally {
-        this.#writingBytes -= bytes.length;
-      }
+      return await this.#reserve.keptBy(bytes.length, () =>
+        this.#pageFiles.use(name, (file) => file.write(offset, bytes, fence, lock)),
+      );
     });
   }
 

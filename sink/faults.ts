@@ -21,7 +21,10 @@ import type {
 import { interrupted, TidemarkError } from "../engine/index.ts";
 
 /** A method of `Sink` that a fault can apply to. */
-export type SinkMethod = Exclude<keyof Sink, "description" | "capabilities" | typeof Symbol.asyncDispose>;
+export type SinkMethod = Exclude<
+  keyof Sink,
+  "description" | "capabilities" | "clockAheadMs" | typeof Symbol.asyncDispose
+>;
 
 /** How a call fails. */
 export type Fault =
@@ -166,6 +169,10 @@ export class FaultySink implements Sink {
 
   get capabilities(): Sink["capabilities"] {
     return this.inner.capabilities;
+  }
+
+  get clockAheadMs(): number {
+    return this.inner.clockAheadMs;
   }
 
   /**

@@ -5,7 +5,7 @@
 import { type FileHandle, statfs } from "node:fs/promises";
 import { constants } from "node:os";
 import { getSystemErrorName } from "node:util";
-import { systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { type ErrorContext, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
 import { type Libc, libc, punchHole, syncFolder, unsupportedErrnos } from "../engine/internal.ts";
 
 /**
@@ -56,10 +56,7 @@ export function translated(error: unknown, subject: string, fallback: "STORE_REF
       });
     case "EMFILE":
     case "ENFILE":
-      return new TidemarkError("STORE_REFUSED", `too many files are open to reach ${subject}`, {
-        ...context,
-        remedy: "raise the limit of open files: `ulimit -n 4096`",
-      });
+      return tooManyOpen(subject, context);
     default:
       if (fallback === "OUTCOME_UNKNOWN") return outcomeUnknown(subject, error);
       return new TidemarkError("STORE_REFUSED", `the file system answered ${code} for ${subject}`, {
@@ -67,6 +64,13 @@ export function translated(error: unknown, subject: string, fallback: "STORE_REF
         remedy: "check the disk of the vault's folder: `dmesg` shows its errors",
       });
   }
+}
+
+function tooManyOpen(subject: string, context: ErrorContext): TidemarkError {
+  return new TidemarkError("STORE_REFUSED", `too many files are open to reach ${subject}`, {
+    ...context,
+    remedy: "raise the limit of open files: `ulimit -n 4096`",
+  });
 }
 
 /**
@@ -99,6 +103,9 @@ export function folderError(error: unknown, dir: string): unknown {
         ...context,
         remedy: "free some space, then run the command again",
       });
+    case "EMFILE":
+    case "ENFILE":
+      return tooManyOpen(dir, context);
     case "ENOENT":
     case "ESTALE":
       return new TidemarkError("INVALID_ARGUMENT", `no folder can be made at ${dir}`, {
@@ -118,20 +125,40 @@ export function folderError(error: unknown, dir: string): unknown {
  * ends with NO_SPACE and leaves this much for the small objects with which points are dropped and
  * space is freed: heads, leases and lists.
  */
-export const reserveBytes: number = 8 * 1024 * 1024;
+const reserveBytes: number = 8 * 1024 * 1024;
 
 /** A small file system keeps half of its size, if that is less. */
 const reserveShare = 2;
 
-/**
- * Throws NO_SPACE when `bytes` more would take from the reserve. A file system that does not tell
- * its size is not checked.
- */
-export async function keepReserve(dir: string, bytes: number): Promise<void> {
-  const { bavail, blocks, bsize } = await statfs(dir);
-  const freeBytes = bavail * bsize;
-  const reserved = Math.min(reserveBytes, (blocks * bsize) / reserveShare);
-  if (blocks > 0 && freeBytes < reserved + bytes) throw fileSystemFull(dir, freeBytes);
+/** Free space of a vault's file system that no page write takes. */
+export class SpaceReserve {
+  readonly #dir: string;
+  readonly #savedBytes: () => Promise<number>;
+  /** Bytes of the page writes under way, which the file system may not count yet. */
+  #writingBytes = 0;
+
+  /** `savedBytes`: what the store writes anew when it saves, and needs twice while it does. */
+  constructor(dir: string, savedBytes: () => Promise<number> = async () => await Promise.resolve(0)) {
+    this.#dir = dir;
+    this.#savedBytes = savedBytes;
+  }
+
+  /**
+   * Runs a page write of `bytes`. A file system that does not tell its size is not checked. Errors:
+   * NO_SPACE when the write would take from the reserve, and those of `write`.
+   */
+  async keptBy<Result>(bytes: number, write: () => Promise<Result>): Promise<Result> {
+    const [{ bavail, blocks, bsize }, savedBytes] = await Promise.all([statfs(this.#dir), this.#savedBytes()]);
+    const freeBytes = bavail * bsize;
+    const reserved = Math.min(reserveBytes + savedBytes, (blocks * bsize) / reserveShare);
+    if (blocks > 0 && freeBytes < reserved + this.#writingBytes + bytes) throw fileSystemFull(this.#dir, freeBytes);
+    this.#writingBytes += bytes;
+    try {
+      return await write();
+    } finally {
+      this.#writingBytes -= bytes;
+    }
+  }
 }
 
 /** NO_SPACE if the file system of `dir` has less than `reserveBytes` left, which explains a failed write. */

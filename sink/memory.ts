@@ -144,6 +144,7 @@ export class MemorySink implements Sink {
   readonly description: string;
   readonly capabilities: Sink["capabilities"];
   readonly store: MemoryStore;
+  readonly clockAheadMs = 0;
   readonly #clock: () => number;
   #disposed = false;
 

@@ -11,13 +11,13 @@
  * them.
  */
 import type { Sink } from "../engine/index.ts";
-import { TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { SinkDecorator, TidemarkError, throwIfAborted } from "../engine/index.ts";
 import type { AzureSinkOptions } from "./azure-options.ts";
 import { Azurite } from "./azurite.ts";
 import { developmentAccount, developmentKey } from "./azurite-state.ts";
 import type { AzureAccess, AzureCredential } from "./credential.ts";
 import { DirectorySink } from "./directory.ts";
-import { explainedBySpace } from "./file-system.ts";
+import { explainedBySpace, SpaceReserve } from "./file-system.ts";
 import { MemorySink, MemoryStore } from "./memory.ts";
 import { checkInstalled } from "./optional-package.ts";
 import { bypassesProxy, isLoopback, type ProxyOptions, parseProxyUrl } from "./proxy.ts";
@@ -184,10 +184,25 @@ async function openAzurite(dir: string, options: OpenSinkOptions): Promise<Sink>
     const access: AzureAccess = { kind: "key", account: developmentAccount, key: server.key };
     // Azurite answers 500 when its disk is full, as for every unexpected failure.
     const own = { description: `azurite:${dir}`, server, explain: async () => await explainedBySpace(dir) };
-    return AzureSink.open(`${server.endpoint}/${azuriteContainer}`, access, { ...options, ...own });
+    const sink = AzureSink.open(`${server.endpoint}/${azuriteContainer}`, access, { ...options, ...own });
+    return new ReservingSink(sink, new SpaceReserve(server.dir, async () => await server.savedBytes()));
   } catch (error) {
     await server.stop();
     throw error;
+  }
+}
+
+/** A store on this machine of which page writes leave a reserve of space, as those of `dir:` do. */
+class ReservingSink extends SinkDecorator {
+  readonly #reserve: SpaceReserve;
+
+  constructor(inner: Sink, reserve: SpaceReserve) {
+    super(inner);
+    this.#reserve = reserve;
+  }
+
+  override async writePages(...call: Parameters<Sink["writePages"]>): Promise<{ readonly etag: string }> {
+    return await this.#reserve.keptBy(call[2].length, async () => await super.writePages(...call));
   }
 }
 

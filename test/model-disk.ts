@@ -6,7 +6,8 @@
 import assert from "node:assert/strict";
 import { hasCode } from "../engine/errors.ts";
 import { digestBytes, granuleBytes } from "../engine/limits.ts";
-import { createDigest, type DigestKernel, Lz4 } from "../engine/pipeline/kernels.ts";
+import { createDigest, type DigestKernel } from "../engine/pipeline/kernels.ts";
+import { Lz4 } from "../engine/pipeline/lz4.ts";
 import type { ReplicateSummary } from "../engine/replication/replicate.ts";
 import type { Sink } from "../engine/sink.ts";
 import { fromHex } from "../engine/store/format/checksum.ts";

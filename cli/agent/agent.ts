@@ -5,6 +5,7 @@
 import { once } from "node:events";
 import type { Server } from "node:http";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
+import { formatListen } from "../../engine/internal.ts";
 import { errorReport } from "../errors.ts";
 import { formatNumberOf } from "../quantities.ts";
 import type { Environment } from "../settings.ts";
@@ -12,7 +13,7 @@ import { type AgentConfig, configError, formatFault } from "./config.ts";
 import { loadConfig } from "./config-file.ts";
 import { type ControlTarget, createControlServer, createMonitoringServer } from "./control-server.ts";
 import { FailoverRuns } from "./failover-runs.ts";
-import { type ClaimedSocket, claimSocket, formatListen } from "./listen.ts";
+import { type ClaimedSocket, claimSocket } from "./listen.ts";
 import type { Log } from "./log.ts";
 import { Metrics } from "./metrics.ts";
 import type { Clock, DiskEvent, EngineAdapter } from "./ports.ts";

@@ -11,13 +11,14 @@ import { access, open, realpath, stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import process from "node:process";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
+import { formatListen, parseListen, socketPathFault } from "../../engine/internal.ts";
 import { parseVaultSpec } from "../../sink/index.ts";
 import { refuseInsideVault } from "../commands/context.ts";
 import { formatDuration } from "../quantities.ts";
 import type { Environment } from "../settings.ts";
 import type { AgentConfig, DiskConfig, ListenConfig, LoadedConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import { ConfigDocument, type Path } from "./config-document.ts";
-import { controlSocketDefault, formatListen, parseListen, socketPathFault } from "./listen.ts";
+import { controlSocketDefault } from "./listen.ts";
 import { retentionMs } from "./retention.ts";
 import {
   type Checked,

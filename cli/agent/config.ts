@@ -3,8 +3,7 @@
  * absolute, all durations in milliseconds. `config-file.ts` makes it from a YAML file, or lists
  * every fault of that file.
  */
-import { TidemarkError } from "../../engine/index.ts";
-import type { ListenAddress } from "./listen.ts";
+import { type NbdEndpoint, TidemarkError } from "../../engine/index.ts";
 import type { DiskEntry, LoggingEntry, PolicyEntry, TlsFiles, VaultEntry } from "./schema.ts";
 
 export type VaultConfig = VaultEntry & { readonly name: string };
@@ -30,7 +29,7 @@ export interface HooksConfig {
 }
 
 export interface ListenConfig {
-  readonly address: ListenAddress;
+  readonly address: NbdEndpoint;
   readonly tls: TlsFiles | undefined;
 }
 
@@ -41,7 +40,7 @@ export interface AgentConfig {
   readonly disks: ReadonlyMap<string, DiskConfig>;
   readonly control: { readonly socket: string };
   readonly logging: LoggingEntry;
-  readonly metrics: { readonly listen: Extract<ListenAddress, { readonly kind: "tcp" }> } | undefined;
+  readonly metrics: { readonly listen: Extract<NbdEndpoint, { readonly kind: "tcp" }> } | undefined;
 }
 
 export interface ConfigFault {

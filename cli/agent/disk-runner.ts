@@ -17,10 +17,10 @@ import {
   type ProtectionStatus,
   TidemarkError,
 } from "../../engine/index.ts";
+import { formatListen } from "../../engine/internal.ts";
 import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
-import { formatListen } from "./listen.ts";
 import type { Clock, DiskEvent, EngineAdapter, ProtectionPort, ServerPort, VaultPort } from "./ports.ts";
 import type { Share, SharedResources } from "./shared.ts";
 

@@ -246,7 +246,8 @@ async function readTlsFile(path: string): Promise<Buffer> {
   }
 }
 
-function diskEvent(event: ProtectionEvent): DiskEvent {
+/** An event of a protection in the words of the agent. */
+export function diskEvent(event: ProtectionEvent): DiskEvent {
   const { kind, disk, message } = event;
   switch (event.kind) {
     case "state":

@@ -1,5 +1,5 @@
 /**
- * Addresses that something listens on, as users write them, and the control socket of an agent.
+ * The control socket of an agent.
  *
  * Invariant: one agent per socket, the one that holds the lock file beside it. The lock ends with
  * its process, so an agent that gets it knows that an existing socket was left by a killed agent,
@@ -9,50 +9,11 @@ import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { rename, rm, stat } from "node:fs/promises";
 import { createConnection, type Server } from "node:net";
-import { dirname, isAbsolute, join, resolve } from "node:path";
+import { dirname, isAbsolute, join } from "node:path";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
-import { listenPrivately, makeFolder } from "../../engine/internal.ts";
+import { listenPrivately, makeFolder, socketPathFault } from "../../engine/internal.ts";
 import { FileLock } from "../../sink/internal.ts";
 import { type Environment, vaultOptions } from "../settings.ts";
-
-export type ListenAddress =
-  | { readonly kind: "unix"; readonly path: string }
-  | { readonly kind: "tcp"; readonly host: string; readonly port: number };
-
-/**
- * unix(7): 108 bytes with the zero at the end; our own name beside it takes 9 of them for a moment.
- */
-const socketPathBytesMax = 98;
-
-/**
- * `unix:PATH` or `tcp:HOST:PORT`; a relative path is one of `folder`. Gives what is wrong with
- * `text` otherwise.
- */
-export function parseListen(text: string, folder: string): ListenAddress | string {
-  if (text.startsWith("unix:")) {
-    const path = text.slice("unix:".length);
-    if (path === "" || path.includes("\0")) return "names no path";
-    return socketPathFault(resolve(folder, path)) ?? { kind: "unix", path: resolve(folder, path) };
-  }
-  const match = /^tcp:(\[[0-9a-f:.]+\]|[^\s:[\]]+):(\d{1,5})$/i.exec(text);
-  const port = Number(match?.[2]);
-  if (match?.[1] === undefined || port > 65_535) return "is neither unix:PATH nor tcp:HOST:PORT";
-  return { kind: "tcp", host: match[1].replace(/^\[|\]$/g, ""), port };
-}
-
-/** The inverse of `parseListen`; equal addresses give equal texts. */
-export function formatListen(address: ListenAddress): string {
-  if (address.kind === "unix") return `unix:${address.path}`;
-  return `tcp:${address.host.includes(":") ? `[${address.host}]` : address.host.toLowerCase()}:${address.port}`;
-}
-
-/** What is wrong with the path of a socket, or undefined. */
-export function socketPathFault(path: string): string | undefined {
-  const bytes = Buffer.byteLength(path);
-  return bytes > socketPathBytesMax
-    ? `is a path of ${bytes} bytes, and a socket's has at most ${socketPathBytesMax}`
-    : undefined;
-}
 
 /**
  * Where the agent of this user listens unless it is told otherwise: in the XDG runtime folder, else

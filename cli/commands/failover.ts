@@ -4,7 +4,13 @@
  */
 import { resolve } from "node:path";
 import { Command, Option } from "commander";
-import { type OperateOptions, type RunDone, type StartFailoverOptions, TidemarkError } from "../../engine/index.ts";
+import {
+  type OperateOptions,
+  type RunDone,
+  type StartFailoverOptions,
+  TidemarkError,
+  type Vault,
+} from "../../engine/index.ts";
 import { parseEnding } from "../agent/failover-runs.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
 import { agentSource } from "../agent-source.ts";
@@ -14,6 +20,7 @@ import { type VaultFlags, withVaultOptions, withWorkersOption } from "../setting
 import { printable, table } from "../text.ts";
 import { pointSelector } from "../times.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
+import { serveRun } from "./serve-run.ts";
 
 interface StartFlags extends VaultFlags {
   readonly disk?: readonly string[];
@@ -32,12 +39,23 @@ interface StartFlags extends VaultFlags {
 interface RunFlags extends VaultFlags {
   readonly point?: string;
   readonly discardPoints?: true;
+  readonly listen?: string;
   readonly note?: string;
 }
 
-const targets = "file:PATH, vhd:PATH, dir:FOLDER, device:PATH or blob:PREFIX";
+const targets =
+  "instant:unix:PATH, instant:tcp:HOST:PORT (with ,image=PATH), file:PATH, vhd:PATH, dir:FOLDER, device:PATH or blob:PREFIX";
 const choices =
   "latest (default), latest-processed, latest-app, latest-crash, common, a sequence number, id, time or age";
+
+/** Commands that go on to serve the disks of the run, where it has instant targets. */
+const servingCommands: readonly string[] = [
+  "failover test",
+  "failover planned",
+  "failover unplanned",
+  "failover change-point",
+  "jobs resume",
+];
 
 export function failoverCommand(context: CommandContext): Command {
   const failover = new Command("failover")
@@ -71,15 +89,18 @@ function addTest(context: CommandContext, failover: Command): void {
     .addHelpText(
       "after",
       `
-The check gets TIDEMARK_DISK, TIDEMARK_POINT, TIDEMARK_RUN, TIDEMARK_IMAGE,
-TIDEMARK_DIRECTION and TIDEMARK_TEST=1. Its output and exit code are kept. The
-test has succeeded when its cleanup has, too.
+The check gets TIDEMARK_DISK, TIDEMARK_POINT, TIDEMARK_RUN, TIDEMARK_IMAGE (of an
+instant target TIDEMARK_NBD), TIDEMARK_DIRECTION and TIDEMARK_TEST=1. Its output
+and exit code are kept. The test has succeeded when its cleanup has, too.
+An instant target is served until ^C; \`tidemark jobs resume\` serves it again.
 
 Examples:
   $ tidemark failover test --disk web --to file:/srv/drill.img \\
       --check 'fsck.ext4 -fn "$TIDEMARK_IMAGE"' --ttl 14d --vault dir:/v
   $ tidemark failover test --group shop --to dir:/srv/drill --point common \\
-      --vault dir:/v`,
+      --vault dir:/v
+  $ tidemark failover test --disk web --vault dir:/v \\
+      --to instant:unix:/run/web.sock,image=/srv/drill.img`,
     )
     .action(async (flags: StartFlags) => await start(context, "test", flags));
 }
@@ -96,8 +117,12 @@ With --socket, \`latest\` asks the agent for a last point first; if that fails, 
 newest point of the vault is used. While the run has a disk, no new writer makes
 points of it. Choose another point, commit, or cancel.
 
-Example:
-  $ tidemark failover unplanned --disk web --to dir:/srv --vault dir:/v`,
+An instant target is a disk at once: it is served until ^C, and copied meanwhile.
+
+Examples:
+  $ tidemark failover unplanned --disk web --to dir:/srv --vault dir:/v
+  $ tidemark failover unplanned --disk web --vault dir:/v \\
+      --to instant:tcp:127.0.0.1:10809,image=/srv/web.img`,
     )
     .action(async (flags: StartFlags) => await start(context, "unplanned", flags));
 }
@@ -140,7 +165,8 @@ function addVerbs(context: CommandContext, failover: Command): void {
       "after",
       `
 Only what differs between the points is written. If a target was written since,
-it is compared whole, and what was written to it is lost.
+it is compared whole, and what was written to it is lost. An instant target
+begins anew, and is served until ^C.
 
 Example:
   $ tidemark failover change-point 5f03c2aa --point 41 --vault dir:/v`,
@@ -199,23 +225,27 @@ Example:
 export function reprotectCommand(context: CommandContext): Command {
   return withRun(new Command("reprotect"))
     .description("replicate the disks of a committed failover from their new place")
+    .option("--listen <address>", "unix:PATH or tcp:HOST:PORT: serve the disks there and take points, until ^C")
     .addHelpText(
       "after",
       `
 Takes one point of each disk, by differences, under its name and in its chain. From
 then on \`tidemark replicate\`, \`protect\` and the agent make its points from the
-new place, and the former source is refused.
+new place, and the former source is refused. With --listen the disks are served
+and their points taken here; ^C takes a last one.
 
-Example:
-  $ tidemark reprotect 5f03c2aa --vault dir:/v`,
+Examples:
+  $ tidemark reprotect 5f03c2aa --vault dir:/v
+  $ tidemark reprotect 5f03c2aa --listen unix:/run/web.sock --vault dir:/v`,
     )
     .action(async (run: string, flags: RunFlags) => {
+      const { listen } = flags;
       await operate(
         context,
         "reprotect",
         run,
         flags,
-        async ({ failovers }, options) => await failovers.reprotect(options),
+        async ({ failovers }, options) => await failovers.reprotect({ ...options, listen }),
       );
     });
 }
@@ -228,7 +258,8 @@ async function start(context: CommandContext, kind: StartFailoverOptions["kind"]
     });
   }
   const [, scheme = "", place = ""] = /^([a-z]+):(.*)$/s.exec(to) ?? [];
-  if (["file", "vhd", "dir"].includes(scheme)) await refuseInsideVault(flags, place, "target");
+  const local = scheme === "instant" ? (/,image=(.*)$/s.exec(place)?.[1] ?? ".") : place;
+  if (["instant", "file", "vhd", "dir"].includes(scheme)) await refuseInsideVault(flags, local, "target");
   const point = selectorOf(flags.point ?? "latest");
   const source = sourceOf(context, kind, flags);
   const options = { kind, disks, group, to, point, check, shutdown, source, ttlMs, note, ending };
@@ -303,7 +334,7 @@ export async function operate(
   command: VerbName,
   run: string,
   flags: RunFlags,
-  verb: (vault: Parameters<Parameters<typeof withVault>[2]>[0], options: OperateOptions) => Promise<RunDone>,
+  verb: (vault: Vault, options: OperateOptions) => Promise<RunDone>,
 ): Promise<void> {
   const { note } = flags;
   await work(context, command, flags, async (vault, more) => await verb(vault, { run, note, ...more }));
@@ -313,16 +344,24 @@ export async function operate(
 export async function work(
   context: CommandContext,
   command: VerbName | `failover ${StartFailoverOptions["kind"]}`,
-  flags: VaultFlags,
-  verb: (
-    vault: Parameters<Parameters<typeof withVault>[2]>[0],
-    options: Omit<OperateOptions, "run" | "note">,
-  ) => Promise<RunDone>,
+  flags: VaultFlags & Pick<RunFlags, "listen">,
+  verb: (vault: Vault, options: Omit<OperateOptions, "run" | "note">) => Promise<RunDone>,
 ): Promise<void> {
   const { output } = context;
-  const done = await withVault(context, flags, async (vault) => await verb(vault, workOptions(context)));
-  const moved = `written ${formatBytes(done.bytesWritten)}, read ${formatBytes(done.bytesRead)} (${formatDuration(done.elapsedMs)})`;
-  output.summary(command, done, `${describeRun(done, output)}\n${printable(moved)}`);
+  const print = (done: RunDone): void => {
+    const moved = `written ${formatBytes(done.bytesWritten)}, read ${formatBytes(done.bytesRead)} (${formatDuration(done.elapsedMs)})`;
+    output.summary(command, done, `${describeRun(done, output)}\n${printable(moved)}`);
+  };
+  const done = await withVault(context, flags, async (vault) => {
+    const worked = await verb(vault, workOptions(context));
+    const isServing = servingCommands.includes(command) || (command === "reprotect" && flags.listen !== undefined);
+    if (!isServing || worked.disks.every(({ nbd }) => nbd === null)) return worked;
+    // Scripts go on from here, while the command serves.
+    print(worked);
+    await serveRun(context, vault, worked.run);
+    return undefined;
+  });
+  if (done !== undefined) print(done);
 }
 
 function workOptions({ output, environment, signal }: CommandContext): Omit<OperateOptions, "run" | "note"> {

@@ -152,8 +152,9 @@ async function unpinPoint(context: CommandContext, flags: PinFlags): Promise<voi
 }
 
 async function listDisks(context: CommandContext, flags: VaultFlags): Promise<void> {
-  const disks = await withVault(context, flags, async (vault) => await vault.disks());
-  const { output } = context;
+  const { output, signal } = context;
+  const options = { signal, onNotice: output.notice.bind(output) };
+  const disks = await withVault(context, flags, async (vault) => await vault.disks(options));
   for (const disk of disks) output.item("disk", disk);
   const rows = disks.map(({ disk, points, latest }) => [
     disk,
@@ -255,9 +256,11 @@ export function pointsTable(points: readonly ListedPoint[], output: Pick<Output,
 }
 
 async function showPoint(context: CommandContext, flags: PointFlags): Promise<void> {
+  const { output, signal } = context;
   const selector = pointSelector(flags.point);
-  const point = await withVault(context, flags, async (vault) => await vault.point(flags.disk, selector));
-  context.output.answer("points show", point, describe(point, context.output));
+  const options = { signal, onNotice: output.notice.bind(output) };
+  const point = await withVault(context, flags, async (vault) => await vault.point(flags.disk, selector, options));
+  output.answer("points show", point, describe(point, output));
 }
 
 function describe(point: PointDetail, output: Pick<Output, "time">): string {
@@ -285,7 +288,10 @@ function describe(point: PointDetail, output: Pick<Output, "time">): string {
       ["changed", `${formatBytes(point.changedBytes)}, of which ${formatBytes(point.zeroBytes)} became zero`],
       ["known", `${formatBytes(point.dedupedBytes)}, already in the vault`],
       ["new", `${formatBytes(point.newBytes)}, stored as ${formatBytes(point.storedBytes)}`],
-      ["map", `${formatCount(entries)} entries in ${formatCount(point.runs.length)} runs, ${formatBytes(mapBytes)}`],
+      [
+        "map",
+        `${formatCount(entries)} entries in ${formatNumberOf(point.runs.length, "run")}, ${formatBytes(mapBytes)}`,
+      ],
       ["written by", point.writtenBy],
     ]),
   ].join("\n");

@@ -13,7 +13,7 @@ import {
   TidemarkError,
   throwIfAborted,
 } from "../../engine/index.ts";
-import { formatListen, type ListenAddress, parseListen } from "../agent/listen.ts";
+import { exportUri, formatListen, parseListen } from "../../engine/internal.ts";
 import { formatBytes, formatCount, formatDuration, parseBytes } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
@@ -85,11 +85,7 @@ async function mount(context: CommandContext, flags: MountFlags): Promise<void> 
 }
 
 /** Serves the mount until a signal comes, and gives what clients read and wrote. */
-async function serveUntilStopped(
-  context: CommandContext,
-  mounted: Mount,
-  address: ListenAddress,
-): Promise<MountSummary> {
+async function serveUntilStopped(context: CommandContext, mounted: Mount, address: NbdEndpoint): Promise<MountSummary> {
   const { output } = context;
   const { disk, sequence, point, time } = mounted.point;
   const server = await NbdServer.listen({ listen: address });
@@ -98,7 +94,7 @@ async function serveUntilStopped(
     throwIfAborted(context.signal);
     const stopped = new Promise<void>((done) => context.answerSignals({ stop: () => done() }));
     for (const message of server.warnings) output.item("event", { kind: "notice", disk, message }, printable(message));
-    const uri = uriOf(server.address, disk);
+    const uri = exportUri(server.address, disk);
     const ready = { disk, point, sequence, listen: formatListen(server.address), uri };
     output.item("ready", ready, `point ${sequence} of disk ${printable(disk)} is served at ${printable(uri)}`);
     const timer = setInterval(() => output.step(mounted.summary(), statusLine(mounted.summary())), statusEveryMs);
@@ -106,14 +102,6 @@ async function serveUntilStopped(
     clearInterval(timer);
     return mounted.summary();
   });
-}
-
-/** The address of an export as NBD clients take it: the URI of the NBD project. */
-function uriOf(address: NbdEndpoint, name: string): string {
-  const path = encodeURIComponent(name);
-  if (address.kind === "unix")
-    return `nbd+unix:///${path}?socket=${encodeURIComponent(address.path).replaceAll("%2F", "/")}`;
-  return `nbd://${address.host.includes(":") ? `[${address.host}]` : address.host}:${address.port}/${path}`;
 }
 
 function statusLine({ bytesRead, bytesFetched, bytesWritten, cachedBytes }: MountSummary): string {

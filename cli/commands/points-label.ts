@@ -32,7 +32,8 @@ Examples:
 async function labelPoint(context: CommandContext, flags: LabelFlags): Promise<void> {
   const { output, signal } = context;
   const { disk, point, text } = flags;
-  const labelled = await withVault(context, flags, async (vault) => await vault.label({ disk, point, text, signal }));
+  const options = { disk, point, text, signal, onNotice: output.notice.bind(output) };
+  const labelled = await withVault(context, flags, async (vault) => await vault.label(options));
   const what = `point ${labelled.sequence} of disk ${printable(labelled.disk)}`;
   output.summary(
     "points label",

@@ -3,18 +3,19 @@ import { resolve } from "node:path";
 import process from "node:process";
 import { Command, InvalidArgumentError } from "commander";
 import { TidemarkError } from "../../engine/index.ts";
+import { formatListen, parseListen } from "../../engine/internal.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "../agent/config.ts";
-import { openEngineAdapter, systemClock } from "../agent/engine-adapter.ts";
-import { formatListen, parseListen } from "../agent/listen.ts";
+import { openEngineAdapter } from "../agent/engine-adapter.ts";
 import type { DiskEvent, EngineAdapter, ProtectionPort, ServerPort, VaultPort } from "../agent/ports.ts";
 import { parseRetention } from "../agent/retention.ts";
 import { checkPolicy } from "../agent/schema.ts";
 import { statusLine } from "../agent/status-table.ts";
 import { withoutSecrets } from "../errors.ts";
-import { formatDuration, formatNumberOf, parseDuration } from "../quantities.ts";
+import { formatNumberOf, parseDuration } from "../quantities.ts";
 import { type VaultFlags, vaultAddress, vaultOptions, withVaultOptions } from "../settings.ts";
 import { printable } from "../text.ts";
 import { type CommandContext, nbdAddress, refuseEmptyImage, refuseInsideVault } from "./context.ts";
+import { lastPointLimit, withLastPoint } from "./last-point.ts";
 
 interface ProtectFlags extends VaultFlags {
   readonly disk: string;
@@ -28,9 +29,6 @@ interface ProtectFlags extends VaultFlags {
 }
 
 const statusEveryMs = 1_000;
-
-/** The last point has this long after the first ^C. */
-const drainMsMax = 60_000;
 
 export function protectCommand(context: CommandContext): Command {
   const command = new Command("protect")
@@ -102,7 +100,7 @@ async function protectIn(context: CommandContext, engine: EngineAdapter, vault: 
     throw error;
   }
   output.step({ phase: "drain" }, "taking the last point …");
-  const missed = await drain(protection);
+  const missed = await withLastPoint(async (options) => await protection.stop(options));
   const status = protection.status();
   if (missed !== undefined) {
     throw new TidemarkError(missed.code, `disk ${plan.disk.name} is left without a last point: ${missed.message}`, {
@@ -137,24 +135,11 @@ async function serveUntilStopped(
     const timer = setInterval(() => output.step(protection.status(), statusLine(protection.status())), statusEveryMs);
     await stopped;
     clearInterval(timer);
-    const limit = formatDuration(drainMsMax);
-    tell(`the last point goes to ${withoutSecrets(vault.address)}, in ${limit} at most; a second ^C ends without it`);
+    tell(
+      `the last point goes to ${withoutSecrets(vault.address)}, in ${lastPointLimit} at most; a second ^C ends without it`,
+    );
   } finally {
     await server.close();
-  }
-}
-
-/** Ends the protection with a last point. Gives why that could not be taken. */
-async function drain(protection: ProtectionPort): Promise<TidemarkError | undefined> {
-  const over = new AbortController();
-  const limit = new AbortController();
-  const tooLong = new TidemarkError("STORE_UNREACHABLE", `the vault took no point for ${formatDuration(drainMsMax)}`);
-  const timer = systemClock.sleep(drainMsMax, over.signal).then(() => limit.abort(tooLong));
-  try {
-    return await protection.stop({ drain: true, signal: limit.signal });
-  } finally {
-    over.abort();
-    await timer;
   }
 }
 

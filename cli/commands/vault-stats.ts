@@ -25,7 +25,11 @@ Example:
 
 async function showStats(context: CommandContext, flags: VaultFlags): Promise<void> {
   const { output, signal } = context;
-  const stats = await withVault(context, flags, async (vault) => await vault.stats({ signal }));
+  const stats = await withVault(
+    context,
+    flags,
+    async (vault) => await vault.stats({ signal, onNotice: output.notice.bind(output) }),
+  );
   output.summary("vault stats", stats, statsTable(stats));
 }
 

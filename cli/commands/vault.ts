@@ -122,14 +122,18 @@ function describeRepair({ dryRun, disks, points, repaired, lost, elapsedMs }: Re
 }
 
 async function init(context: CommandContext, { blockSize: blockBytes, ...flags }: InitFlags): Promise<void> {
-  const create = async (sink: Sink, options: VaultOptions): Promise<Vault> => await Vault.create(sink, options);
+  const onNotice = context.output.notice.bind(context.output);
+  const create = async (sink: Sink, options: VaultOptions): Promise<Vault> =>
+    await Vault.create(sink, { ...options, onNotice });
   const summary = await withVault(context, { ...flags, blockBytes }, async (vault) => await vault.summary(), create);
   context.output.summary("vault init", summary, `vault created\n${describe(summary, context.output)}`);
 }
 
 async function show(context: CommandContext, flags: VaultFlags): Promise<void> {
-  const summary = await withVault(context, flags, async (vault) => await vault.summary());
-  context.output.answer("vault show", summary, describe(summary, context.output));
+  const { output, signal } = context;
+  const options = { signal, onNotice: output.notice.bind(output) };
+  const summary = await withVault(context, flags, async (vault) => await vault.summary(options));
+  output.answer("vault show", summary, describe(summary, output));
 }
 
 function describe(summary: VaultSummary, output: Pick<Output, "time">): string {

@@ -10,22 +10,53 @@ import { allCommands, type CommandReference, type OptionReference } from "./defi
 export const shells = ["bash", "zsh", "fish"] as const;
 export type Shell = (typeof shells)[number];
 
-/** Names of values that are paths. */
+/** Names of values that are paths, and arguments that are. */
 const pathValues: ReadonlySet<string> = new Set(["path", "file", "dir", "target"]);
+const pathArguments: ReadonlySet<string> = new Set(["<source>", "<image>"]);
+
+/** How a shell of Bourne's family is told what may stand at the cursor. */
+interface Dialect {
+  /** From the start of the script to the loop over the words before the cursor, whose `$word` it sets. */
+  readonly head: string;
+  /** After the function. */
+  readonly foot: string;
+  readonly choose: (words: string) => string;
+  readonly files: string;
+}
+
+const bash: Dialect = {
+  head: `_tidemark() {
+  local cur="\${COMP_WORDS[COMP_CWORD]}" prev="\${COMP_WORDS[COMP_CWORD-1]}" at="" word
+  COMPREPLY=()
+  for word in "\${COMP_WORDS[@]:1:COMP_CWORD-1}"; do`,
+  foot: "complete -F _tidemark tidemark",
+  choose: (words) => `COMPREPLY+=($(compgen -W "${words}" -- "$cur"))`,
+  files: 'compopt -o filenames 2>/dev/null; COMPREPLY+=($(compgen -f -- "$cur"))',
+};
+
+const zsh: Dialect = {
+  head: `_tidemark() {
+  local cur="\${words[CURRENT]}" prev="\${words[CURRENT-1]}" at="" word
+  for word in "\${(@)words[2,CURRENT-1]}"; do`,
+  foot: 'if [[ "$funcstack[1]" = _tidemark ]]; then _tidemark "$@"; else compdef _tidemark tidemark; fi',
+  choose: (words) => `compadd -- ${words}`,
+  files: "_files",
+};
 
 /** The script that `shell` reads. */
 export function completionScript(shell: Shell, program: CommandReference): string {
   switch (shell) {
     case "bash":
-      return bashScript(program);
+      return bourneScript(program, bash);
     case "zsh":
-      return `#compdef tidemark\nautoload -U +X bashcompinit && bashcompinit\n${bashScript(program)}`;
+      return `#compdef tidemark\n${bourneScript(program, zsh)}`;
     case "fish":
       return fishScript(program);
   }
 }
 
-function bashScript(program: CommandReference): string {
+function bourneScript(program: CommandReference, dialect: Dialect): string {
+  const { head, foot, choose, files } = dialect;
   const commands = allCommands(program);
   const steps = commands
     .slice(1)
@@ -34,37 +65,41 @@ function bashScript(program: CommandReference): string {
     );
   const words = commands.map((command) => {
     const options = [...command.options, ...(command === program ? [] : program.options)];
-    const choices = [...command.commands.flatMap(namesOf), ...options.map(({ long }) => long), "--help"];
-    return `"${pathOf(command)}") words="${choices.join(" ")}" files=${command.arguments.length > 0 ? 1 : 0} ;;`;
+    const [argument] = command.arguments;
+    const given = [...command.commands.flatMap(namesOf), ...(argument?.choices ?? [])];
+    const choices = [...given, ...options.map(({ long }) => long), "--help"];
+    const takesFile = argument !== undefined && pathArguments.has(argument.term);
+    const more = takesFile ? `; if [[ $cur != -* ]]; then ${files}; fi` : "";
+    return `"${pathOf(command)}") ${choose(choices.join(" "))}${more} ;;`;
   });
   const values = commands.flatMap((command) =>
-    command.options.filter(({ value }) => value !== undefined).map((option) => valueCase(command, option)),
+    command.options
+      .filter(({ value }) => value !== undefined)
+      .map((option) => {
+        const reply =
+          option.choices.length > 0
+            ? `${choose(option.choices.join(" "))}; `
+            : pathValues.has(option.value ?? "")
+              ? `${files}; `
+              : "";
+        return `"${pathOf(command)}:${option.long}") ${reply}return ;;`;
+      }),
   );
   return `# Completion of tidemark: source it, or put it where the shell looks for completions.
-_tidemark() {
-  local cur="\${COMP_WORDS[COMP_CWORD]}" prev="\${COMP_WORDS[COMP_CWORD-1]}" at="" words="" files=0 i
-  for ((i = 1; i < COMP_CWORD; i++)); do
-    case "$at:\${COMP_WORDS[i]}" in
+${head}
+    case "$at:$word" in
       ${steps.join("\n      ")}
     esac
   done
-  COMPREPLY=()
   case "$at:$prev" in
     ${values.join("\n    ")}
   esac
   case "$at" in
     ${words.join("\n    ")}
   esac
-  COMPREPLY=($(compgen -W "$words" -- "$cur"))
-  if [[ $files = 1 && $cur != -* ]]; then COMPREPLY+=($(compgen -f -- "$cur")); fi
 }
-complete -o filenames -F _tidemark tidemark
+${foot}
 `;
-}
-
-function valueCase(command: CommandReference, { long, value = "", choices }: OptionReference): string {
-  const reply = choices.length > 0 ? `compgen -W "${choices.join(" ")}"` : pathValues.has(value) ? "compgen -f" : "";
-  return `"${pathOf(command)}:${long}") ${reply === "" ? "" : `COMPREPLY=($(${reply} -- "$cur")); `}return ;;`;
 }
 
 function fishScript(program: CommandReference): string {
@@ -76,7 +111,10 @@ function fishScript(program: CommandReference): string {
         (name) => `complete -c tidemark -f -n '__tidemark_at "${path}"' -a ${name} -d ${quoted(child.description)}`,
       ),
     );
-    return [...children, ...command.options.map((option) => `complete -c tidemark${condition}${fishOption(option)}`)];
+    const choices = command.arguments.flatMap((argument) => argument.choices);
+    const given = choices.length === 0 ? [] : [`complete -c tidemark -f${condition} -a '${choices.join(" ")}'`];
+    const options = command.options.map((option) => `complete -c tidemark${condition}${fishOption(option)}`);
+    return [...children, ...given, ...options];
   });
   const commands = allCommands(program).slice(1);
   const steps = commands.flatMap((command) =>

@@ -26,6 +26,7 @@ export interface CommandReference {
 export interface ArgumentReference {
   /** `<source>` */
   readonly term: string;
+  readonly choices: readonly string[];
   readonly description: string;
 }
 
@@ -121,6 +122,7 @@ export function describeProgram(command: Command): CommandReference {
     usage: usageOf(command),
     arguments: command.registeredArguments.map((argument) => ({
       term: termOf(argument),
+      choices: argument.argChoices ?? [],
       description: argument.description,
     })),
     options: command.options.map(describeOption),

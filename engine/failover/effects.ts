@@ -8,28 +8,31 @@
  * first byte of it changes, and names a point for it only when the target is whole and durable.
  */
 import { FileVolume } from "../disk/source/file-volume.ts";
-import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import { watchedStore } from "../disk/source/head-watch.ts";
+import { TidemarkError, throwIfAborted } from "../errors.ts";
 import type { Notice } from "../notice.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
+import { HydratingImage } from "../recovery/mount/hydrating-image.ts";
+import { discardImage } from "../recovery/mount/image-files.ts";
 import { materialize } from "../recovery/restore/materialize.ts";
 import { runCommand } from "../replication/protection/hook-command.ts";
 import { replicate } from "../replication/replicate.ts";
 import type { RunDocument, RunMember } from "../store/format/run.ts";
 import { disableByClaim, putClaim, readClaim, removeClaim, settleClaim } from "../store/points/failover-claim.ts";
-import { readHead } from "../store/points/head.ts";
-import { deletePin, listPins, putPin } from "../store/points/pins.ts";
-import { selectPoint } from "../store/points/points.ts";
 import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store } from "../store/store.ts";
 import { prune } from "../upkeep/prune/prune.ts";
 import { parsePolicy } from "../upkeep/retention/policy.ts";
 import { ImageReturn } from "./image-return.ts";
 import { choosePoints } from "./point-choice.ts";
-import type { HeldRun } from "./run-store.ts";
+import { variablesOf } from "./run-facts.ts";
+import { comparablePoint, pinPoint, unpinPoints } from "./run-points.ts";
+import { type HeldRun, readRun } from "./run-store.ts";
 import type { RunEffect } from "./run-table.ts";
+import { replicateInstant, ServedRun, type ServingVault } from "./served-run.ts";
 import { type SourceDisks, type SourceSite, takeLastPoint } from "./source.ts";
-import { formatOf, materializeName, ownedTargetOf, targetName } from "./target.ts";
+import { formatOf, materializeName, type OwnedTarget, ownedTargetOf, targetName } from "./target.ts";
 
 /** What effects need of their caller. */
 export interface FailoverOptions extends OperationOptions {
@@ -59,6 +62,7 @@ export async function leftoversOf(context: VaultContext, document: RunDocument):
 /** Carries the effects of one run out. */
 export class Effects {
   readonly #context: VaultContext;
+  readonly #vault: ServingVault;
   readonly #store: Store;
   readonly #held: HeldRun;
   readonly #options: FailoverOptions;
@@ -67,9 +71,10 @@ export class Effects {
   #bytesRead = 0;
   #commands: Commands | undefined;
 
-  constructor(context: VaultContext, held: HeldRun, options: FailoverOptions) {
+  constructor(context: VaultContext, held: HeldRun, options: FailoverOptions, vault: ServingVault) {
+    this.#vault = vault;
     this.#context = context;
-    this.#store = new Store(context.sink);
+    this.#store = watchedStore(context, options.onNotice);
     this.#held = held;
     this.#options = options;
     this.#signal = options.signal === undefined ? held.signal : AbortSignal.any([options.signal, held.signal]);
@@ -120,14 +125,16 @@ export class Effects {
    * differences are those from it.
    */
   async #stage(disk: string): Promise<ImageReturn> {
-    throwIfAborted(this.#signal);
+    const { document } = this.#held;
     const member = this.#member(disk);
-    const { run } = this.#held.document;
-    const owned = ownedTargetOf(this.#context, this.#held.document, member);
+    const owned = ownedTargetOf(this.#context, document, member);
     await owned.own();
-    const back = new ImageReturn(this.#context, { run, member, owned, ...this.#operation });
+    const back = new ImageReturn(this.#context, { run: document.run, member, owned, ...this.#operation });
     await this.#pin(disk, member.point.id);
-    const { bytesRead } = await back.stage(async (id) => await this.#comparable(disk, id, member.point.volumeBytes));
+    const { bytesRead } = await back.stage(
+      async (id) =>
+        await comparablePoint({ ...this.#place, disk, onNotice: this.#notify }, id, member.point.volumeBytes),
+    );
     this.#bytesRead += bytesRead;
     return back;
   }
@@ -180,16 +187,27 @@ export class Effects {
       return;
     }
     for (const { disk } of this.#held.document.members) {
-      const path = source?.path ?? (await this.#presentPlace(disk));
+      const present = source === null ? await this.#presentMember(disk) : undefined;
+      if (present?.target.kind === "instant") {
+        this.#bytesRead += await replicateInstant(this.#vault, present, {
+          onNotice: this.#notify,
+          signal: this.#signal,
+        });
+        continue;
+      }
+      const path = source?.path ?? present?.target.path ?? "";
       const origin = await takeLastPoint(this.#context, { disk, path, ...this.#operation });
       await this.#swapMember({ ...this.#member(disk), origin });
     }
   }
 
-  /** Where a disk that has moved is written today. */
-  async #presentPlace(disk: string): Promise<string> {
+  /** The member of the run that took a disk to where it is written today. */
+  async #presentMember(disk: string): Promise<RunMember> {
     const claim = await readClaim({ ...this.#place, disk });
-    if (claim?.place != null) return claim.place.path;
+    const { run } = claim?.place ?? {};
+    const { members } = run === undefined ? { members: [] } : (await readRun(this.#place, run)).document;
+    const found = members.find((member) => member.disk === disk);
+    if (found !== undefined) return found;
     throw new TidemarkError("INVALID_ARGUMENT", `the place of disk ${JSON.stringify(disk)} is not known`, {
       remedy: "name its agent with `--socket` or its image with `--source`",
       detail: { disk },
@@ -234,6 +252,10 @@ export class Effects {
       throwIfAborted(this.#signal);
       const owned = ownedTargetOf(this.#context, this.#held.document, member);
       const isThere = await owned.own();
+      if (target.kind === "instant") {
+        await this.#beginInstant(member, owned);
+        continue;
+      }
       const isUntouched =
         isThere && held !== null && held.signature !== null && held.signature === (await owned.signature());
       if (isUntouched && held.point === point.id) {
@@ -241,7 +263,9 @@ export class Effects {
         continue;
       }
       await this.#pin(disk, point.id);
-      const since = isUntouched ? await this.#comparable(disk, held.point, point.volumeBytes) : undefined;
+      const since = isUntouched
+        ? await comparablePoint({ ...this.#place, disk, onNotice: this.#notify }, held.point, point.volumeBytes)
+        : undefined;
       if (held !== null) await this.#swapMember({ ...member, held: null });
       const changed = isThere ? (target.kind === "blob" ? "replace" : "in-place") : "create";
       const { bytesWritten, bytesRead } = await materialize(this.#context, {
@@ -288,24 +312,40 @@ export class Effects {
     if (await back.isUnderWay()) await this.#apply(disk, back);
   }
 
-  /** The point that a target has, if it can be compared with one of this size. */
-  async #comparable(disk: string, id: string, volumeBytes: number): Promise<string | undefined> {
-    try {
-      const { head } = await readHead(this.#store, this.#place.vault, disk, this.#signal);
-      const point = await selectPoint(this.#store, head, id, this.#signal);
-      return point.volumeBytes === volumeBytes ? id : undefined;
-    } catch (error) {
-      if (hasCode(error, "POINT_NOT_FOUND")) return undefined;
-      throw error;
-    }
+  /** Begins an image as the point. What stands there is of an interrupted try, or of another point. */
+  async #beginInstant(member: RunMember, owned: OwnedTarget): Promise<void> {
+    const { disk, point, target, held } = member;
+    if (held?.point === point.id) return;
+    const image = target.path;
+    await discardImage(this.#context, { ...this.#operation, disk, image });
+    await owned.removeContent();
+    const begun = await HydratingImage.open(this.#context, {
+      disk,
+      image,
+      point: point.id,
+      onNotice: this.#notify,
+      signal: this.#signal,
+    });
+    await begun.close();
+    await this.#swapMember({ ...member, held: { point: point.id, signature: null } });
   }
 
   async #checkTargets(): Promise<void> {
     const { check } = this.#held.document;
     if (check === null) return;
-    for (const member of this.#held.document.members) {
-      const image = member.target.kind === "blob" ? targetName(member.target) : member.target.path;
-      const exitCode = await this.#runCommand(check, { ...this.#variables(member), TIDEMARK_IMAGE: image });
+    const { document } = this.#held;
+    await using served =
+      document.serving === null
+        ? undefined
+        : await ServedRun.open(this.#vault, document, false, { onNotice: this.#notify, signal: this.#signal });
+    for (const member of document.members) {
+      const { kind, path } = member.target;
+      const uri = served?.disks.find(({ disk }) => disk === member.disk)?.uri;
+      const place =
+        uri === undefined
+          ? { TIDEMARK_IMAGE: kind === "blob" ? targetName(member.target) : path }
+          : { TIDEMARK_NBD: uri };
+      const exitCode = await this.#runCommand(check, { ...variablesOf(this.#held.document, member), ...place });
       if (exitCode === 0) continue;
       const ending = exitCode === null ? "was ended by a signal" : `ended with exit code ${exitCode}`;
       throw new TidemarkError("HOOK_FAILED", `the check of disk ${JSON.stringify(member.disk)} ${ending}`, {
@@ -317,22 +357,14 @@ export class Effects {
 
   async #runShutdown(command: string): Promise<void> {
     const [first] = this.#held.document.members;
-    const exitCode = await this.#runCommand(command, first === undefined ? {} : this.#variables(first));
+    const exitCode = await this.#runCommand(
+      command,
+      first === undefined ? {} : variablesOf(this.#held.document, first),
+    );
     if (exitCode === 0) return;
     throw new TidemarkError("HOOK_FAILED", `the shutdown command ended with ${exitCode ?? "a signal"}`, {
       remedy: "see its output with `tidemark failover show`",
     });
-  }
-
-  #variables({ disk, point }: RunMember): Readonly<Record<string, string>> {
-    const { run, kind, direction } = this.#held.document;
-    return {
-      TIDEMARK_DISK: disk,
-      TIDEMARK_POINT: point.id,
-      TIDEMARK_RUN: run,
-      TIDEMARK_DIRECTION: direction,
-      TIDEMARK_TEST: kind === "test" ? "1" : "0",
-    };
   }
 
   /** Runs a command to its end and keeps what it printed. Errors: INTERRUPTED. */
@@ -364,7 +396,7 @@ export class Effects {
 
   /** Replicates each disk from its new place, by differences, and lets no other place write it. */
   async #reprotect(): Promise<void> {
-    const { run, host, members } = this.#held.document;
+    const { run, host, members, serving } = this.#held.document;
     const foreign = members.find(({ target }) => target.kind === "vhd" || target.kind === "blob");
     if (foreign !== undefined) {
       throw new TidemarkError("UNSUPPORTED", `${targetName(foreign.target)} holds a VHD, which is not replicated`, {
@@ -372,9 +404,18 @@ export class Effects {
         detail: { disk: foreign.disk },
       });
     }
-    for (const { disk, target } of members) {
+    for (const member of members) {
+      const { disk, target } = member;
       throwIfAborted(this.#signal);
       await settleClaim({ ...this.#place, disk }, { run, host, path: target.path });
+      if (serving?.protects === true) continue;
+      if (target.kind === "instant") {
+        this.#bytesRead += await replicateInstant(this.#vault, member, {
+          onNotice: this.#notify,
+          signal: this.#signal,
+        });
+        continue;
+      }
       const volume = await FileVolume.open(target.path);
       try {
         const { scannedBytes } = await replicate(this.#context, { ...this.#operation, disk, volume });
@@ -387,10 +428,13 @@ export class Effects {
 
   async #removeTargets(): Promise<void> {
     const { kind, members } = this.#held.document;
-    for (const { disk } of members) {
+    for (const { disk, target } of members) {
       // An image that is a mixture becomes the point: it is whole afterwards.
       if (kind === "failback") await this.#endApply(disk);
-      await ownedTargetOf(this.#context, this.#held.document, this.#member(disk)).remove();
+      const owned = ownedTargetOf(this.#context, this.#held.document, this.#member(disk));
+      if (target.kind === "instant" && (await owned.isOwned()))
+        await discardImage(this.#context, { ...this.#operation, disk, image: target.path });
+      await owned.remove();
       await this.#unpin(disk);
     }
   }
@@ -414,23 +458,12 @@ export class Effects {
     await this.#orNote("`tidemark agent resume`, which protects the disks again,", starting);
   }
 
-  /** Keeps the point until its target is made, also while no process works on the run. */
   async #pin(disk: string, id: string): Promise<void> {
-    const { head } = await readHead(this.#store, this.#place.vault, disk, this.#signal);
-    const point = await selectPoint(this.#store, head, id, this.#signal);
-    const pin = { name: this.#pinName, untilMs: null, nowMs: Date.now(), onNotice: this.#notify };
-    await putPin({ ...this.#place, disk, point, ...pin });
+    await pinPoint({ ...this.#place, disk, onNotice: this.#notify }, this.#held.document.run, id);
   }
 
-  /** Removes all pins of the run, also those that an interrupted try left on other points. */
   async #unpin(disk: string): Promise<void> {
-    const { store, vault, signal } = this.#place;
-    for (const pin of await listPins(store, vault, disk, this.#notify, signal))
-      if (pin.document?.name === this.#pinName) await deletePin(store, pin, signal);
-  }
-
-  get #pinName(): string {
-    return `failover ${this.#held.document.run}`;
+    await unpinPoints({ ...this.#place, disk, onNotice: this.#notify }, this.#held.document.run);
   }
 
   async #swapMember(next: RunMember): Promise<void> {

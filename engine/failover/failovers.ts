@@ -11,23 +11,36 @@
  */
 import os from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
+import { watchedStore } from "../disk/source/head-watch.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import { runObjectName } from "../store/format/names.ts";
-import type { RunDirection, RunDocument, RunKind, RunMember, RunOperation } from "../store/format/run.ts";
-import { readClaim, refuseOtherRun } from "../store/points/failover-claim.ts";
+import type { RunDocument, RunKind, RunMember, RunOperation } from "../store/format/run.ts";
+import { readClaim, refuseClaimed, refuseOtherRun } from "../store/points/failover-claim.ts";
 import { Store } from "../store/store.ts";
 import { runRequestTiming } from "../timing.ts";
 import { type DisableOptions, type DisableSummary, disableDisk, enableDisk } from "./disable.ts";
 import { Effects, type FailoverOptions } from "./effects.ts";
-import { type ChosenPoint, choosePoints, disksOfGroup } from "./point-choice.ts";
-import { checkNote, checkSource, checkStart, noJob, refused, refuseElsewhere } from "./run-checks.ts";
+import { choosePoints, disksOfGroup } from "./point-choice.ts";
+import {
+  checkNote,
+  checkSource,
+  checkStart,
+  commandsOfOperations,
+  noJob,
+  notServed,
+  refused,
+  refuseElsewhere,
+} from "./run-checks.ts";
+import { isReprotected, isServable } from "./run-facts.ts";
 import { endingDueMs, endJob, endTask, withJob, withTask } from "./run-jobs.ts";
+import { directionOf, membersOf, refuseOtherFailback } from "./run-members.ts";
 import { requestStop, StopRequests } from "./run-request.ts";
 import { createRun, HeldRun, isWorkedOn, listRuns, readRun } from "./run-store.ts";
 import { describeRun, type JobSummary, jobsOf, type RunDone, type RunSummary } from "./run-summary.ts";
 import { beginningOf, effectOf, hasEnded, transition } from "./run-table.ts";
-import { ownedTargetOf, parseImages, parseTarget } from "./target.ts";
+import { refuseServed, ServedRun, type ServeOptions, type ServingVault } from "./served-run.ts";
+import { ownedTargetOf, parseImages, parseServing, parseTarget } from "./target.ts";
 
 /** An ended run is remembered for so long. */
 const rememberedMs: number = 90 * 24 * 60 * 60 * 1000;
@@ -38,7 +51,10 @@ export interface StartFailoverOptions extends FailoverOptions {
   /** Names of the disks, or of a group whose disks these are. */
   readonly disks?: readonly string[] | undefined;
   readonly group?: string | undefined;
-  /** `file:PATH`, `vhd:PATH`, `dir:FOLDER`, `device:PATH` or `blob:PREFIX`. */
+  /**
+   * `instant:unix:PATH`, `instant:tcp:HOST:PORT` (each with `,image=PATH`), `file:PATH`, `vhd:PATH`,
+   * `dir:FOLDER`, `device:PATH` or `blob:PREFIX`.
+   */
   readonly to: string;
   /**
    * `latest`, `latest-processed`, `latest-app`, `latest-crash`, `common`, a sequence number, an id or
@@ -74,15 +90,21 @@ export interface OperateOptions extends FailoverOptions {
   readonly note?: string | undefined;
 }
 
+/** What failovers need of the vault that they belong to. */
+interface FailoverVault extends ServingVault {
+  /** Runs an operation that the vault's closing waits for. */
+  track<Result>(start: () => Promise<Result>): Promise<Result>;
+}
+
 /** Runs of a vault. `Vault.failovers` gives it. */
 export class Failovers {
   readonly #context: VaultContext;
-  readonly #track: <Result>(start: () => Promise<Result>) => Promise<Result>;
+  readonly #vault: FailoverVault;
 
   /** @internal */
-  constructor(context: VaultContext, track: <Result>(start: () => Promise<Result>) => Promise<Result>) {
+  constructor(context: VaultContext, vault: FailoverVault) {
     this.#context = context;
-    this.#track = track;
+    this.#vault = vault;
   }
 
   /**
@@ -93,9 +115,9 @@ export class Failovers {
    * what the work on the targets ends with. The run then says what can be done.
    */
   async start(options: StartFailoverOptions): Promise<RunDone> {
-    return await this.#track(async () => {
+    return await this.#vault.track(async () => {
       const { kind, signal } = options;
-      const place = { store: this.#store, vault: this.#vault, signal };
+      const place = { store: watchedStore(this.#context, options.onNotice), vault: this.#vaultId, signal };
       const group = options.group?.normalize("NFC");
       const named = options.disks?.map((disk) => disk.normalize("NFC")) ?? [];
       const disks = group === undefined ? [...new Set(named)] : await disksOfGroup(place, group);
@@ -108,8 +130,8 @@ export class Failovers {
           : await choosePoints(place, disks, selector, group !== undefined);
       for (const disk of disks) if (kind !== "test") await refuseOtherRun({ ...place, disk }, "");
       const direction = await directionOf(place, disks);
-      const members = membersOf(chosen, targets);
-      return await this.#begin({ ...options, selector, group, direction, members });
+      const members = membersOf(chosen, targets.members);
+      return await this.#begin({ ...options, selector, group, direction, members, serving: targets.serving });
     });
   }
 
@@ -121,9 +143,9 @@ export class Failovers {
    * @throws as `start`; `INVALID_ARGUMENT` when the disks of `run` are not where it took them.
    */
   async failback(options: FailbackOptions): Promise<RunDone> {
-    return await this.#track(async () => {
+    return await this.#vault.track(async () => {
       const { signal, source = null } = options;
-      const place = { store: this.#store, vault: this.#vault, signal };
+      const place = { store: this.#store, vault: this.#vaultId, signal };
       const { document: former } = await readRun(place, options.run);
       const disks = former.members.map(({ disk }) => disk);
       for (const disk of disks) {
@@ -142,7 +164,7 @@ export class Failovers {
         },
       );
       const { group } = former;
-      const common = { kind: "failback", direction: "RecoveryToPrimary", selector: "latest" } as const;
+      const common = { kind: "failback", direction: "RecoveryToPrimary", selector: "latest", serving: null } as const;
       return await this.#begin({ ...options, ...common, group: group ?? undefined, to: options.to.join(" "), members });
     });
   }
@@ -150,15 +172,15 @@ export class Failovers {
   /** Puts a new run into the vault and works on it. */
   async #begin(
     options: Omit<StartFailoverOptions, "disks" | "kind"> &
-      Pick<RunDocument, "kind" | "selector" | "direction" | "members">,
+      Pick<RunDocument, "kind" | "selector" | "direction" | "members" | "serving">,
   ): Promise<RunDone> {
     const { kind, members, direction, selector, group, signal, source = null } = options;
     if (options.note !== undefined) checkNote(options.note);
     await this.#forgetOld(signal);
     for (const member of members) await ownedTargetOf(this.#context, { run: "", kind }, member).refuseTaken();
     const createdMs = Date.now();
-    const created = await createRun({ store: this.#store, vault: this.#vault, signal }, (run) => ({
-      vault: this.#vault,
+    const created = await createRun({ store: this.#store, vault: this.#vaultId, signal }, (run) => ({
+      vault: this.#vaultId,
       run,
       epoch: 0,
       worker: null,
@@ -169,6 +191,7 @@ export class Failovers {
       group: group ?? null,
       selector,
       target: options.to,
+      serving: options.serving,
       check: options.check ?? null,
       shutdown: options.shutdown ?? null,
       source,
@@ -189,12 +212,18 @@ export class Failovers {
   async changePoint(options: OperateOptions & { readonly point: string }): Promise<RunDone> {
     const { point: selector } = options;
     return await this.#operate("ChangePit", options, async (document) => {
-      const place = { store: this.#store, vault: this.#vault, signal: options.signal };
+      const place = {
+        store: watchedStore(this.#context, options.onNotice),
+        vault: this.#vaultId,
+        signal: options.signal,
+      };
       const disks = document.members.map(({ disk }) => disk);
       const chosen = await choosePoints(place, disks, selector, document.group !== null);
       const members = document.members.map((member, index): RunMember => {
         const { sequence, id, timeMs, consistency, volumeBytes } = chosen[index]?.point ?? member.point;
-        return { ...member, point: { sequence, id, timeMs, consistency, volumeBytes } };
+        const point = { sequence, id, timeMs, consistency, volumeBytes };
+        // An instant target begins anew, also as the point that it has: nothing is copied for that.
+        return { ...member, point, held: member.target.kind === "instant" ? null : member.held };
       });
       return { ...document, selector, members };
     });
@@ -213,10 +242,16 @@ export class Failovers {
 
   /**
    * Protects the disks of a committed failover at their new place, under their names: one point each,
-   * by differences. From then on they are replicated from there, and from nowhere else.
+   * by differences. From then on they are replicated from there, and from nowhere else. With `listen`
+   * (`unix:PATH` or `tcp:HOST:PORT`) no point is taken here: `serve` then serves the disks there and
+   * takes their points.
    */
-  async reprotect(options: OperateOptions): Promise<RunDone> {
-    return await this.#operate("ReverseReplicate", options);
+  async reprotect(options: OperateOptions & { readonly listen?: string | undefined }): Promise<RunDone> {
+    const { listen } = options;
+    const asked = listen === undefined ? undefined : { listen: parseServing(listen), protects: true };
+    return await this.#operate("ReverseReplicate", options, (document) =>
+      Promise.resolve({ ...document, serving: asked ?? document.serving }),
+    );
   }
 
   /**
@@ -232,9 +267,46 @@ export class Failovers {
     return await this.#operate("TestFailoverCleanup", options);
   }
 
-  /** Goes on with a run that was interrupted, or that failed. */
+  /**
+   * Goes on with a run that was interrupted, or that failed. Where no work is left and the run's disks
+   * can be served, it changes nothing.
+   */
   async resume(options: OperateOptions): Promise<RunDone> {
-    return await this.#operate("Resume", options);
+    const startedAt = performance.now();
+    const { document } = await readRun(
+      { store: this.#store, vault: this.#vaultId, signal: options.signal },
+      options.run,
+    );
+    if (!isServable(document)) return await this.#operate("Resume", options);
+    const summary = await describeRun(this.#context, document);
+    return { ...summary, bytesWritten: 0, bytesRead: 0, elapsedMs: Math.round(performance.now() - startedAt) };
+  }
+
+  /**
+   * Serves the disks of a run over NBD, at the address that the run names: instant targets, and disks
+   * that `reprotect` was given an address for. Disks that are replicated from their targets are
+   * protected meanwhile. Other operations on the run are possible, except those that change the
+   * targets.
+   *
+   * @throws `INVALID_ARGUMENT` when the run serves nothing in its state; `WRITER_ACTIVE` when another
+   * process serves it or works on it, or the disks have been failed over again; `TARGET_FAILED` when
+   * an image is gone; `ACCESS_REFUSED` and `INVALID_ARGUMENT` for the address.
+   */
+  async serve(options: ServeOptions & { readonly run: string }): Promise<ServedRun> {
+    const { run, signal } = options;
+    return await this.#vault.track(async () => {
+      const place = { store: this.#store, vault: this.#vaultId, signal };
+      // No operation removes or remakes the images until they are locked.
+      await using held = await HeldRun.take(place, run);
+      const { document } = held;
+      refuseElsewhere(document);
+      if (!isServable(document)) throw notServed(document);
+      const protects = isReprotected(document);
+      if (protects)
+        for (const { disk, target } of document.members) await refuseClaimed({ ...place, disk }, target.path);
+      await refuseServed(document, `tidemark jobs resume ${run}`);
+      return await ServedRun.open(this.#vault, document, protects, options);
+    });
   }
 
   /**
@@ -245,9 +317,9 @@ export class Failovers {
    * answer.
    */
   async cancelJob(options: { readonly run: string; readonly signal?: AbortSignal | undefined }): Promise<RunSummary> {
-    return await this.#track(async () => {
+    return await this.#vault.track(async () => {
       const { run, signal } = options;
-      const place = { store: this.#store, vault: this.#vault, signal };
+      const place = { store: this.#store, vault: this.#vaultId, signal };
       const deadline = performance.now() + runRequestTiming.waitMsMax;
       for (let isAsked = false; ; isAsked = true) {
         const { document } = await readRun(place, run);
@@ -273,7 +345,7 @@ export class Failovers {
    * ended.
    */
   async carryOutDue(options: FailoverOptions): Promise<readonly string[]> {
-    const place = { store: this.#store, vault: this.#vault, signal: options.signal };
+    const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
     const ended: string[] = [];
     for (const document of await listRuns(place)) {
       const { run, ending } = document;
@@ -300,26 +372,26 @@ export class Failovers {
    * disk is purged, as `Vault.removeDisk` and `Vault.collect`.
    */
   async disable(options: DisableOptions): Promise<DisableSummary> {
-    return await this.#track(async () => await disableDisk(this.#context, options));
+    return await this.#vault.track(async () => await disableDisk(this.#context, options));
   }
 
   /** Lets a disk be protected again that was disabled. Throws INVALID_ARGUMENT when it was not. */
   async enable(options: { readonly disk: string; readonly signal?: AbortSignal | undefined }): Promise<void> {
-    await this.#track(async () => await enableDisk(this.#context, options.disk, options.signal));
+    await this.#vault.track(async () => await enableDisk(this.#context, options.disk, options.signal));
   }
 
   /** All runs, newest first. Throws DAMAGED, FORMAT_UNSUPPORTED, and the errors of the store. */
   async list(signal?: AbortSignal): Promise<RunSummary[]> {
-    return await this.#track(async () => {
-      const runs = await listRuns({ store: this.#store, vault: this.#vault, signal });
+    return await this.#vault.track(async () => {
+      const runs = await listRuns({ store: this.#store, vault: this.#vaultId, signal });
       return await Promise.all(runs.map(async (document) => await describeRun(this.#context, document)));
     });
   }
 
   /** One run. Throws INVALID_ARGUMENT when there is none. */
   async show(run: string, signal?: AbortSignal): Promise<RunSummary> {
-    return await this.#track(async () => {
-      const { document } = await readRun({ store: this.#store, vault: this.#vault, signal }, run);
+    return await this.#vault.track(async () => {
+      const { document } = await readRun({ store: this.#store, vault: this.#vaultId, signal }, run);
       return await describeRun(this.#context, document);
     });
   }
@@ -336,12 +408,14 @@ export class Failovers {
   ): Promise<RunDone> {
     const { note } = options;
     if (note !== undefined) checkNote(note);
-    return await this.#track(
+    return await this.#vault.track(
       async () =>
         await this.#work(options.run, options, async (document) => {
           const outcome = transition(document.state, operation);
           if ("reason" in outcome) throw refused(document, operation, outcome.reason);
           refuseElsewhere(document);
+          if (operation !== "Commit")
+            await refuseServed(document, `${commandsOfOperations[operation]} ${document.run}`);
           const changed = await change(document);
           const notes = note === undefined ? changed.notes : [...changed.notes, { timeMs: Date.now(), text: note }];
           return withJob({ ...changed, notes: notes.slice(-notesMax) }, operation, outcome.next);
@@ -356,12 +430,12 @@ export class Failovers {
     begin: (document: RunDocument) => RunDocument | Promise<RunDocument>,
   ): Promise<RunDone> {
     const startedAt = performance.now();
-    const place = { store: this.#store, vault: this.#vault, signal: options.signal };
+    const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
     await using held = await HeldRun.take(place, run);
     await held.swap(await begin(held.document));
     await using requests = new StopRequests(place, held.document);
     const signal = options.signal === undefined ? requests.signal : AbortSignal.any([options.signal, requests.signal]);
-    const effects = new Effects(this.#context, held, { ...options, signal });
+    const effects = new Effects(this.#context, held, { ...options, signal }, this.#vault);
     for (let step = effectOf(held.document.state); step !== undefined; step = effectOf(held.document.state)) {
       await held.swap(withTask(held.document));
       try {
@@ -388,9 +462,9 @@ export class Failovers {
   /** Deletes the records of runs that ended long ago. */
   async #forgetOld(signal: AbortSignal | undefined): Promise<void> {
     const store = this.#store;
-    for (const document of await listRuns({ store, vault: this.#vault, signal })) {
+    for (const document of await listRuns({ store, vault: this.#vaultId, signal })) {
       const lastMs = document.jobs.at(-1)?.endMs ?? document.createdMs;
-      if (!hasEnded(document.state) || Date.now() - lastMs <= rememberedMs) continue;
+      if (!hasEnded(document.state) || store.nowMs - lastMs <= rememberedMs) continue;
       // A disk that is where a run took it goes back by what the run knows.
       if (!(await this.#isPlaceOf(document, signal))) await store.delete(runObjectName(document.run), { signal });
     }
@@ -398,7 +472,7 @@ export class Failovers {
 
   async #isPlaceOf({ run, members }: RunDocument, signal: AbortSignal | undefined): Promise<boolean> {
     for (const { disk } of members) {
-      const claim = await readClaim({ store: this.#store, vault: this.#vault, disk, signal });
+      const claim = await readClaim({ store: this.#store, vault: this.#vaultId, disk, signal });
       if (claim?.place?.run === run || claim?.former?.run === run) return true;
     }
     return false;
@@ -408,47 +482,9 @@ export class Failovers {
     return new Store(this.#context.sink);
   }
 
-  get #vault(): string {
+  get #vaultId(): string {
     return this.#context.document.vault;
   }
 }
 
 const notesMax = 256;
-
-interface VaultPlace {
-  readonly store: Store;
-  readonly vault: string;
-  readonly signal: AbortSignal | undefined;
-}
-
-/** A second failback of a disk would prepare in vain: only one of them can stop the disk. */
-async function refuseOtherFailback(place: VaultPlace, disks: readonly string[]): Promise<void> {
-  for (const { run, kind, state, members } of await listRuns(place)) {
-    const isOpen = kind === "failback" && !hasEnded(state) && members.some(({ disk }) => disks.includes(disk));
-    if (!isOpen) continue;
-    throw new TidemarkError("WRITER_ACTIVE", `run ${run} is taking disks of the run back already`, {
-      remedy: `\`tidemark failover show ${run}\` says what can be done; \`tidemark failover cancel ${run}\` ends it`,
-      detail: { run },
-    });
-  }
-}
-
-/** Disks of which a run has taken one to another place go the other way now. */
-async function directionOf(place: VaultPlace, disks: readonly string[]): Promise<RunDirection> {
-  for (const disk of disks) {
-    const settled = (await readClaim({ ...place, disk }))?.place;
-    if (settled == null) continue;
-    const { document } = await readRun(place, settled.run);
-    return document.direction === "PrimaryToRecovery" ? "RecoveryToPrimary" : "PrimaryToRecovery";
-  }
-  return "PrimaryToRecovery";
-}
-
-function membersOf(chosen: readonly ChosenPoint[], targets: readonly RunMember["target"][]): RunMember[] {
-  return chosen.flatMap(({ disk, point }, index): RunMember[] => {
-    const target = targets[index];
-    const { sequence, id, timeMs, consistency, volumeBytes } = point;
-    if (target === undefined) return [];
-    return [{ disk, point: { sequence, id, timeMs, consistency, volumeBytes }, target, held: null, origin: null }];
-  });
-}

@@ -19,6 +19,7 @@
  */
 import { join } from "node:path";
 import type { BlockDevice } from "../device.ts";
+import { watchedStore } from "../disk/source/head-watch.ts";
 import { imageFolder } from "../disk/source/unfinished-image.ts";
 import { DirtyBitmap, regionBytes } from "../disk/tracking/dirty-bitmap.ts";
 import { TrackingFile } from "../disk/tracking/tracking-file.ts";
@@ -33,7 +34,6 @@ import type { ProtectOptions } from "../replication/protection/protection-status
 import { checkSize } from "../replication/replicate.ts";
 import { readHead } from "../store/points/head.ts";
 import { PointDiff } from "../store/points/point-diff.ts";
-import { Store } from "../store/store.ts";
 import type { Bandwidth } from "../throttle.ts";
 import type { Extent } from "../volume.ts";
 
@@ -248,6 +248,7 @@ export class Instant implements AsyncDisposable {
   }
 
   async #close(): Promise<void> {
+    this.#image.leaveVault();
     const [protection] = await Promise.allSettled([this.#protection]);
     if (protection.status === "fulfilled" && protection.value !== undefined)
       await protection.value.stop({ drain: false });
@@ -271,7 +272,7 @@ export class Instant implements AsyncDisposable {
     const { vault, disk, point } = this.#image.origin;
     const { disk: device } = this.#protected;
     if (device.base !== point) return;
-    const store = new Store(this.#context.sink);
+    const store = watchedStore(this.#context);
     const { head } = await readHead(store, vault, disk, signal);
     const newest = head.points.at(-1);
     if (newest === undefined || newest.id === point) return;

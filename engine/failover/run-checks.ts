@@ -5,6 +5,21 @@ import { groupDisksMax } from "../store/format/documents.ts";
 import type { RunDocument, RunOperation } from "../store/format/run.ts";
 import { noteText } from "../store/format/run.ts";
 
+/** What a user types for an operation on a run, without the run. */
+export const commandsOfOperations: Readonly<Record<RunOperation, string>> = {
+  TestFailover: "tidemark failover test",
+  PlannedFailover: "tidemark failover planned",
+  UnplannedFailover: "tidemark failover unplanned",
+  Failback: "tidemark failback",
+  TestFailoverCleanup: "tidemark failover cleanup",
+  ChangePit: "tidemark failover change-point --point POINT",
+  Commit: "tidemark failover commit",
+  CancelFailover: "tidemark failover cancel",
+  ReverseReplicate: "tidemark reprotect",
+  CompleteMigration: "tidemark migrate complete",
+  Resume: "tidemark jobs resume",
+};
+
 interface StartChecks {
   readonly kind: RunDocument["kind"];
   readonly source?: RunDocument["source"] | undefined;
@@ -69,5 +84,13 @@ export function refuseElsewhere({ run, host, members }: RunDocument): void {
   throw new TidemarkError("INVALID_ARGUMENT", `the targets of run ${run} are on the host ${host}`, {
     remedy: `run the command on ${host}`,
     detail: { run, host },
+  });
+}
+
+/** The error for a run that serves nothing in its state. */
+export function notServed({ run, state }: RunDocument): TidemarkError {
+  return new TidemarkError("INVALID_ARGUMENT", `run ${run} serves no disk in ${state}`, {
+    remedy: `\`tidemark failover show ${run}\` says what is allowed`,
+    detail: { run, state },
   });
 }

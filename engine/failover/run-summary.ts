@@ -14,9 +14,11 @@ import type {
 } from "../store/format/run.ts";
 import type { Consistency } from "../volume.ts";
 import { leftoversOf } from "./effects.ts";
+import { isMoved, isServable } from "./run-facts.ts";
 import { endingDueMs } from "./run-jobs.ts";
 import { isWorkedOn } from "./run-store.ts";
 import { allowedOperations, effectOf, hasEnded, refusedOperations } from "./run-table.ts";
+import { uriOfDisk } from "./served-run.ts";
 import { targetName } from "./target.ts";
 
 /** A failover or a test, and what may be done with it. */
@@ -65,8 +67,10 @@ export interface RunDisk {
   readonly time: string;
   readonly consistency: Consistency;
   readonly target: string;
-  /** True when the target holds the point, whole and durable. */
+  /** True when the target holds the point, whole and durable; of an instant target, when it can be served. */
   readonly complete: boolean;
+  /** NBD URI at which the disk is served while a command of the run is in the foreground; null: nowhere. */
+  readonly nbd: string | null;
 }
 
 /**
@@ -115,6 +119,7 @@ export async function describeRun(context: VaultContext, document: RunDocument):
   const isBusy = await isWorkedOn(document);
   const ended = hasEnded(state);
   const moved = isMoved(document);
+  const servable = isServable(document);
   const dueMs = ttlMs === null || ended || kind !== "test" ? null : createdMs + ttlMs;
   const overdue = dueMs !== null && Date.now() > dueMs;
   const lastState = document.jobs.at(-1)?.state;
@@ -134,6 +139,7 @@ export async function describeRun(context: VaultContext, document: RunDocument):
       consistency: point.consistency,
       target: targetName(place),
       complete: held?.point === point.id,
+      nbd: servable ? uriOfDisk(document, disk) : null,
     })),
     point: selector,
     target,
@@ -175,6 +181,8 @@ function operationsOf(
   const { state, direction } = document;
   const goesBack = state === "Protected" && direction === "PrimaryToRecovery" && isMoved(document);
   const allowed = [...allowedOperations(state), ...(goesBack ? (["Failback"] as const) : [])];
+  // Where no work is left, Resume serves the disks again.
+  if (isServable(document)) allowed.push("Resume");
   if (!isBusy) {
     const refused = refusedOperations(state).filter(({ operation }) => !allowed.includes(operation));
     return { allowedOperations: allowed, refusedOperations: refused };
@@ -191,16 +199,6 @@ export function jobsOf({ run, jobs, disks }: RunSummary): JobSummary[] {
 function checkFailed({ jobs }: RunDocument): boolean {
   const checks = jobs.flatMap(({ tasks }) => tasks.filter(({ name }) => name === "TestFailoverCompleting"));
   return checks.at(-1)?.state !== "Succeeded";
-}
-
-/** Whether the failover is committed: its targets are the disks now. */
-function isMoved({ jobs, state }: RunDocument): boolean {
-  const commits = jobs.flatMap(({ tasks }) => tasks.filter(({ name }) => name === "CommitFailoverInProgressOnPrimary"));
-  return (
-    state === "CommitFailoverCompleted" ||
-    state === "MarkedForDeletion" ||
-    commits.some((task) => task.state === "Succeeded")
-  );
 }
 
 function adviceOf(document: RunDocument): Pick<RunSummary, "mayBeDeleted" | "stillNeeded"> {

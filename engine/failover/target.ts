@@ -17,11 +17,14 @@
  */
 import { lstat, open, readFile, realpath, rm, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
+import { formatListen, parseListen } from "../disk/nbd/address.ts";
 import { fileError } from "../disk/source/positional-file.ts";
 import { type QuiescenceSignature, quiescenceSignature } from "../disk/source/quiescence.ts";
 import { syncFolder } from "../disk/source/sync-folder.ts";
+import { imageFolder } from "../disk/source/unfinished-image.ts";
 import { hasCode, systemCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
+import { partialsOf } from "../recovery/mount/image-files.ts";
 import { journalsOf, partialPathOf } from "../recovery/restore/file-target.ts";
 import { redoLogNames } from "../recovery/restore/redo-log.ts";
 import { targetExists } from "../recovery/restore/target.ts";
@@ -31,6 +34,12 @@ import type { RunDocument, RunMember, TargetKind } from "../store/format/run.ts"
 
 export type MemberTarget = RunMember["target"];
 
+/** What `--to` names: a target for each disk, and where they are served. */
+export interface Targets {
+  readonly members: readonly MemberTarget[];
+  readonly serving: RunDocument["serving"];
+}
+
 const markSuffix = ".tidemark-run";
 /** A mark holds one line. */
 const markBytesMax = 64;
@@ -39,16 +48,14 @@ const markBytesMax = 64;
  * The targets that `text` names for these disks, local paths absolute. Errors: INVALID_ARGUMENT,
  * UNSUPPORTED, TARGET_FAILED when the folder does not exist.
  */
-export async function parseTarget(text: string, disks: readonly string[], sink: Sink): Promise<MemberTarget[]> {
+export async function parseTarget(text: string, disks: readonly string[], sink: Sink): Promise<Targets> {
   const [, kind = "", rest = ""] = /^([a-z]+):(.+)$/s.exec(text) ?? [];
-  if (kind === "instant") {
-    throw new TidemarkError("UNSUPPORTED", "this build has no instant targets", {
-      remedy: "name file:PATH, vhd:PATH, dir:FOLDER, device:PATH or blob:PREFIX",
-    });
-  }
+  if (kind === "instant") return await parseInstant(text, rest, disks);
   if (kind === "dir") {
     const folder = await absolute(join(rest, "disk.img"), text);
-    return disks.map((disk) => ({ kind: "file", path: join(dirname(folder), `${encodeDiskName(disk)}.img`) }));
+    return unserved(
+      disks.map((disk) => ({ kind: "file", path: join(dirname(folder), `${encodeDiskName(disk)}.img`) })),
+    );
   }
   if (kind === "blob") {
     if (!sink.capabilities.attachablePages) {
@@ -58,11 +65,11 @@ export async function parseTarget(text: string, disks: readonly string[], sink: 
     }
     let prefix = rest;
     while (prefix.endsWith("/")) prefix = prefix.slice(0, -1);
-    return disks.map((disk) => ({ kind: "blob", path: `${prefix}/${encodeDiskName(disk)}.vhd` }));
+    return unserved(disks.map((disk) => ({ kind: "blob", path: `${prefix}/${encodeDiskName(disk)}.vhd` })));
   }
   if (kind !== "file" && kind !== "vhd" && kind !== "device") {
     throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(text)} is not a target of a failover`, {
-      remedy: "name file:PATH, vhd:PATH, dir:FOLDER, device:PATH or blob:PREFIX",
+      remedy: `name instant:unix:PATH, instant:tcp:HOST:PORT, file:PATH, vhd:PATH, dir:FOLDER, device:PATH or blob:PREFIX`,
     });
   }
   if (disks.length > 1) {
@@ -76,7 +83,50 @@ export async function parseTarget(text: string, disks: readonly string[], sink: 
       remedy: "name a block device, or file:PATH for a new image",
     });
   }
-  return [{ kind, path }];
+  return unserved([{ kind, path }]);
+}
+
+/**
+ * `unix:PATH|tcp:HOST:PORT[,image=PATH]`. The image of a disk is `DISK.instant.img` in the folder
+ * that `image=` names, else in the present one; of one disk, `image=` may name the file.
+ */
+async function parseInstant(text: string, rest: string, disks: readonly string[]): Promise<Targets> {
+  const at = rest.indexOf(",image=");
+  const listen = parseServing(at < 0 ? rest : rest.slice(0, at));
+  const named = at < 0 ? "." : rest.slice(at + ",image=".length);
+  const isFolder = (await unlessAbsent(named, async () => await stat(resolve(named))))?.isDirectory() === true;
+  if (!isFolder && disks.length > 1) {
+    throw new TidemarkError("INVALID_ARGUMENT", `image=${named} is no folder, and the run has ${disks.length} disks`, {
+      remedy: "name a folder that exists; it gets one image for each disk",
+    });
+  }
+  const members: MemberTarget[] = [];
+  for (const disk of disks) {
+    const path = isFolder ? join(named, `${encodeDiskName(disk)}.instant.img`) : named;
+    members.push({ kind: "instant", path: await absolute(path, text) });
+  }
+  return { members, serving: { listen, protects: false } };
+}
+
+/**
+ * The address in the form in which a run keeps it. It must be the same each time that the disks are
+ * served. Errors: INVALID_ARGUMENT.
+ */
+export function parseServing(text: string): string {
+  const address = parseListen(text, process.cwd());
+  if (typeof address === "string") {
+    throw new TidemarkError("INVALID_ARGUMENT", `${text} ${address}`, { remedy: "write unix:PATH or tcp:HOST:PORT" });
+  }
+  if (address.kind === "tcp" && address.port === 0) {
+    throw new TidemarkError("INVALID_ARGUMENT", `${text} names no port, and clients must find the disks again`, {
+      remedy: "name a port",
+    });
+  }
+  return formatListen(address);
+}
+
+function unserved(members: MemberTarget[]): Targets {
+  return { members, serving: null };
 }
 
 /**
@@ -175,7 +225,7 @@ export class OwnedTarget {
     if (kind === "device") return;
     const mark = `${path}${markSuffix}`;
     if ((await this.#ground.readMark(mark)) !== undefined) throw markTaken(mark);
-    if (kind !== "image" && (await this.#ground.exists(path))) throw taken(this.#target);
+    await this.#refuseContent();
   }
 
   /**
@@ -185,38 +235,50 @@ export class OwnedTarget {
   async own(): Promise<boolean> {
     const { path, kind } = this.#target;
     if (kind === "device") return true;
-    if (await this.#isOwned()) return await this.#ground.exists(path);
+    if (await this.isOwned()) return await this.#ground.exists(path);
     if (kind === "image") {
       await this.#ground.putMark(`${path}${markSuffix}`, this.#owner);
       return true;
     }
-    if (await this.#ground.exists(path)) throw taken(this.#target);
+    await this.#refuseContent();
     await this.#ground.putMark(`${path}${markSuffix}`, this.#owner);
-    if (!(await this.#ground.exists(path))) return false;
-    await this.#ground.remove(`${path}${markSuffix}`);
-    throw taken(this.#target);
+    try {
+      await this.#refuseContent();
+    } catch (error) {
+      await this.#ground.remove(`${path}${markSuffix}`);
+      throw error;
+    }
+    return false;
   }
 
   /** Removes what the run has made. A device is left as it is. */
   async remove(): Promise<void> {
-    if (this.#target.kind !== "device" && !(await this.#isOwned())) return;
-    for (const name of await this.#names()) await this.#ground.remove(name);
+    if (this.#target.kind !== "device" && !(await this.isOwned())) return;
+    await this.removeContent();
+    if (this.#target.kind !== "device") await this.#ground.remove(`${this.#target.path}${markSuffix}`);
+  }
+
+  /** Removes everything but the mark, which must be there. */
+  async removeContent(): Promise<void> {
+    for (const name of await this.#content()) await this.#ground.remove(name);
   }
 
   /** Gives the target to the user: only the mark goes. */
   async handOver(): Promise<void> {
-    if (this.#target.kind !== "device" && (await this.#isOwned()))
+    if (this.#target.kind !== "device" && (await this.isOwned()))
       await this.#ground.remove(`${this.#target.path}${markSuffix}`);
   }
 
   /** What of the run is there, as users name it. `wasMade`: the run has finished the target once. */
   async leftovers(wasMade: boolean): Promise<string[]> {
     const { kind, path } = this.#target;
-    const isOurs = kind === "device" || (await this.#isOwned());
-    const names = isOurs ? await this.#names() : wasMade && kind !== "image" ? [path] : [];
+    const isOurs = kind === "device" || (await this.isOwned());
+    const marks = kind === "device" ? [] : [`${path}${markSuffix}`];
+    const names = isOurs ? [...(await this.#content()), ...marks] : wasMade && kind !== "image" ? [path] : [];
     const left: string[] = [];
     for (const name of names)
-      if (await this.#ground.exists(name)) left.push(`${kind === "blob" || kind === "vhd" ? kind : "file"}:${name}`);
+      if (await this.#ground.exists(name))
+        left.push(`${kind === "device" || kind === "image" ? "file" : kind}:${name}`);
     return left;
   }
 
@@ -226,24 +288,32 @@ export class OwnedTarget {
    */
   async signature(): Promise<string | null> {
     const { kind, path } = this.#target;
-    if (kind === "blob") return null;
+    if (kind === "blob" || kind === "instant") return null;
     const isDevice = kind === "device";
     const image = { kind: isDevice ? "device" : "file", path, dev: "0", ino: "0", rdev: "0" } as const;
     const found = await quiescenceSignature(image);
     return found === undefined ? null : signatureText(found);
   }
 
-  /** The mark last: what has a mark is the run's. */
-  async #names(): Promise<string[]> {
+  /** The names of what a run can make, but for the mark, which goes last: what has it is the run's. */
+  async #content(): Promise<string[]> {
     const { kind, path } = this.#target;
     const log = this.logBase === undefined ? [] : redoLogNames(this.logBase);
-    if (kind === "device") return [...log];
-    if (kind === "image") return [...log, `${path}${markSuffix}`];
-    const beside = kind === "blob" ? [] : [...(await journalsOf(path)), partialPathOf(path)];
-    return [path, ...beside, `${path}${markSuffix}`];
+    if (kind === "device" || kind === "image") return [...log];
+    if (kind === "blob") return [path];
+    if (kind === "instant") return [path, ...(await partialsOf(path)), imageFolder(path)];
+    return [path, ...(await journalsOf(path)), partialPathOf(path)];
   }
 
-  async #isOwned(): Promise<boolean> {
+  /** Errors: TARGET_EXISTS when the target is there, or what would be beside it. */
+  async #refuseContent(): Promise<void> {
+    const { kind, path } = this.#target;
+    const names = kind === "image" ? [] : kind === "instant" ? [path, imageFolder(path)] : [path];
+    for (const name of names) if (await this.#ground.exists(name)) throw taken({ kind, path: name });
+  }
+
+  /** Whether the target has the mark of the run. */
+  async isOwned(): Promise<boolean> {
     const mark = await this.#ground.readMark(`${this.#target.path}${markSuffix}`);
     return mark === this.#owner;
   }

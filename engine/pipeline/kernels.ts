@@ -1,17 +1,13 @@
 /**
- * Kernels from libraries: LZ4, digests other than BLAKE3, the zero test, and the early test for
- * incompressible data. Each instance belongs to one thread. Fingerprints and BLAKE3 are our own
- * kernels, see `wasm-kernels.ts`.
+ * Digests of libraries, the zero test, and the early test for incompressible data. Each instance
+ * belongs to one thread. Fingerprints, BLAKE3 and LZ4 are our own kernels, see `wasm-kernels.ts`.
  *
  * Measured on one core (`tidemark bench kernels`, `bench pipeline`): fingerprint 9 GB/s, BLAKE3 1.3
  * to 1.8, LZ4 0.4 to 0.5. So an unchanged byte costs 0.1 ns, a byte of a known chunk 0.7 ns, a byte
  * that must be shipped 3 ns.
  */
 import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
-import { createBLAKE3, createXXHash128 } from "hash-wasm";
-import { TidemarkError } from "../errors.ts";
+import { blake3Library, xxh3Library } from "../hash-library.ts";
 import { digestBytes, fingerprintBytes } from "../limits.ts";
 import type { DigestName } from "../store/format/documents.ts";
 
@@ -25,7 +21,7 @@ export type DigestKernel = (bytes: Uint8Array, into: Uint8Array, at: number) => 
 export async function createDigest(name: DigestName, key: Uint8Array): Promise<DigestKernel> {
   switch (name) {
     case "blake3": {
-      const hasher = await createBLAKE3(digestBytes * 8, key);
+      const hasher = await blake3Library().createBLAKE3(digestBytes * 8, key);
       return (bytes, into, at) => {
         hasher.init();
         hasher.update(bytes);
@@ -47,7 +43,7 @@ export async function createDigest(name: DigestName, key: Uint8Array): Promise<D
 
 /** XXH3-128 seeded with 64 bits: the local fingerprint of a granule. */
 export async function createFingerprint(seed: readonly [number, number]): Promise<DigestKernel> {
-  const hasher = await createXXHash128(seed[0], seed[1]);
+  const hasher = await xxh3Library().createXXHash128(seed[0], seed[1]);
   return (bytes, into, at) => {
     hasher.init();
     hasher.update(bytes);
@@ -102,89 +98,4 @@ export function looksIncompressible(bytes: Uint8Array): boolean {
     squares += count * count;
   }
   return squares < sampleSquaresMax;
-}
-
-interface Lz4Exports {
-  readonly memory: WebAssembly.Memory;
-  compress(ret: number, at: number, length: number): void;
-  decompress(ret: number, at: number, length: number): void;
-  __wbindgen_add_to_stack_pointer(delta: number): number;
-  __wbindgen_malloc(length: number): number;
-  __wbindgen_free(at: number, length: number): void;
-}
-
-/**
- * lz4-wasm's module through its raw exports. The package is made for bundlers, whose glue copies
- * each result twice and cannot be imported by Node; here input is copied in once and output copied
- * out once, to where the caller wants it. What the module makes, and we store, is the plain length
- * (u32, little-endian) and an LZ4 block.
- */
-export class Lz4 {
-  static readonly #module: WebAssembly.Module = new WebAssembly.Module(
-    readFileSync(createRequire(import.meta.url).resolve("lz4-wasm/lz4_wasm_bg.wasm")),
-  );
-
-  #wasm: Lz4Exports = Lz4.#instantiate();
-  #memory: Uint8Array = new Uint8Array(this.#wasm.memory.buffer);
-
-  static #instantiate(): Lz4Exports {
-    const instance = new WebAssembly.Instance(Lz4.#module, { "./lz4_wasm_bg.js": { __wbindgen_string_new: () => 0 } });
-    return instance.exports as unknown as Lz4Exports;
-  }
-
-  /** The view, renewed when the memory has grown. */
-  #view(): Uint8Array {
-    if (this.#memory.buffer !== this.#wasm.memory.buffer) this.#memory = new Uint8Array(this.#wasm.memory.buffer);
-    return this.#memory;
-  }
-
-  /**
-   * Compresses `plain` to `into[at…]` when that makes it smaller: returns the length of the result,
-   * or 0. `into` has `plain.length` bytes from `at` on.
-   */
-  compress(plain: Uint8Array, into: Uint8Array, at: number): number {
-    const wasm = this.#wasm;
-    const ret = wasm.__wbindgen_add_to_stack_pointer(-16);
-    const input = wasm.__wbindgen_malloc(plain.length);
-    this.#view().set(plain, input);
-    wasm.compress(ret, input, plain.length); // frees its input
-    const memory = this.#view();
-    const words = new Uint32Array(memory.buffer, ret, 2);
-    const output = words[0] ?? 0;
-    const outputBytes = words[1] ?? 0;
-    const smaller = outputBytes < plain.length;
-    if (smaller) into.set(memory.subarray(output, output + outputBytes), at);
-    wasm.__wbindgen_free(output, outputBytes);
-    wasm.__wbindgen_add_to_stack_pointer(16);
-    return smaller ? outputBytes : 0;
-  }
-
-  /**
-   * Decompresses `packed`, which must give exactly `plainBytes`, to `into[at…]`. Errors: DAMAGED.
-   */
-  decompress(packed: Uint8Array, plainBytes: number, into: Uint8Array, at: number): void {
-    try {
-      // Checked first: the module allocates as much as is written there.
-      const told = packed.length < 4 ? -1 : new DataView(packed.buffer, packed.byteOffset).getUint32(0, true);
-      if (told !== plainBytes) throw new Error("it tells a length that it must not have");
-      const wasm = this.#wasm;
-      const ret = wasm.__wbindgen_add_to_stack_pointer(-16);
-      const input = wasm.__wbindgen_malloc(packed.length);
-      this.#view().set(packed, input);
-      wasm.decompress(ret, input, packed.length); // frees its input
-      const after = this.#view();
-      const words = new Uint32Array(after.buffer, ret, 4);
-      const output = words[0] ?? 0;
-      const outputBytes = words[1] ?? 0;
-      if (words[3] !== 0 || outputBytes !== plainBytes)
-        throw new Error("the block does not give the length that it must");
-      into.set(after.subarray(output, output + outputBytes), at);
-      wasm.__wbindgen_free(output, outputBytes);
-      wasm.__wbindgen_add_to_stack_pointer(16);
-    } catch (error) {
-      // After a trap the instance's heap and stack pointer are in doubt: take a fresh one.
-      this.#wasm = Lz4.#instantiate();
-      throw new TidemarkError("DAMAGED", "a compressed chunk cannot be decompressed", { cause: error });
-    }
-  }
 }

@@ -13,7 +13,7 @@
  * After a failed write no lane appends any more, because the place of the lost frame must stay
  * empty.
  *
- * Memory: lanes × 4 MiB of frame, and as much again inside the HTTP client while it is sent.
+ * Memory: 4 MiB of frame for each lane that has been needed, and as much again inside the HTTP client while it is sent.
  */
 import assert from "node:assert/strict";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
@@ -59,7 +59,7 @@ interface OpenSegment {
 
 export class Lanes {
   readonly #options: LanesOptions;
-  readonly #lanes: readonly Lane[];
+  readonly #lanes: Lane[] = [];
   #filling: Lane | undefined;
   #failure: Error | undefined;
   #storedBytes = 0;
@@ -67,13 +67,6 @@ export class Lanes {
   constructor(options: LanesOptions) {
     assert(options.lanes >= 1, "there is a lane");
     this.#options = options;
-    this.#lanes = Array.from({ length: options.lanes }, (_, number) => ({
-      number,
-      builder: new FrameBuilder(),
-      segment: undefined,
-      segmentsMade: 0,
-      sending: undefined,
-    }));
   }
 
   /** Bytes of frames written so far. */
@@ -151,12 +144,21 @@ export class Lanes {
     this.#filling = lane;
   }
 
-  /** The first lane that is not sending, so that a small cycle stays in one segment. */
+  /**
+   * The first lane that is not sending, so that a small cycle stays in one segment. A lane is made
+   * when the others are sending.
+   */
   async #idleLane(): Promise<Lane> {
     for (;;) {
       if (this.#failure !== undefined) throw this.#failure;
       const idle = this.#lanes.find((lane) => lane.sending === undefined);
       if (idle !== undefined) return idle;
+      const number = this.#lanes.length;
+      if (number < this.#options.lanes) {
+        const lane = { number, builder: new FrameBuilder(), segment: undefined, segmentsMade: 0, sending: undefined };
+        this.#lanes.push(lane);
+        return lane;
+      }
       await Promise.race(this.#sending());
     }
   }

@@ -5,11 +5,11 @@
 import assert from "node:assert/strict";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
 import type * as Kernels from "./kernels.ts";
+import { packChunk, unpackChunk } from "./lz4.ts";
 import { allocateSlabs, viewSlabs } from "./slabs.ts";
 
 /** The kernels over `data`. Granules are counted from its beginning. */
-export interface MeasuredKernels
-  extends Pick<typeof Kernels, "createDigest" | "isZero" | "looksIncompressible" | "Lz4"> {
+export interface MeasuredKernels extends Pick<typeof Kernels, "createDigest" | "isZero" | "looksIncompressible"> {
   /** What the kernels work on, in place; the caller fills it. */
   readonly data: Buffer;
   /** What `fingerprint` gave: 16 bytes a granule, zeros for a granule of zeros. */
@@ -18,6 +18,10 @@ export interface MeasuredKernels
   readonly fingerprint: (from: number, end: number) => void;
   /** Keyed BLAKE3 of granules [from, end) together: 16 bytes to `into[at …]`. */
   readonly digest: (from: number, end: number, into: Uint8Array, at: number) => void;
+  /** Compresses `length` bytes of `data` from `at` on: length of the result, or 0 when it is not smaller. */
+  readonly compress: (at: number, length: number) => number;
+  /** Decompresses the `packedBytes` that `compress` gave at `at` back to `data`. */
+  readonly decompress: (at: number, packedBytes: number, plainBytes: number) => boolean;
 }
 
 /**
@@ -25,20 +29,20 @@ export interface MeasuredKernels
  * can be compared.
  */
 export async function openKernels(dataBytes: number): Promise<MeasuredKernels> {
-  const { createDigest, isZero, looksIncompressible, Lz4 } = await import("./kernels.ts");
+  const { createDigest, isZero, looksIncompressible } = await import("./kernels.ts");
   const { expandSeed, openWasmKernels } = await import("./wasm-kernels.ts");
   const shared = allocateSlabs({ slabCount: 1, slabBytes: dataBytes, blockBytes: granuleBytes });
   const [slab] = viewSlabs(shared);
   assert(slab !== undefined, "one slab was asked for");
   const { kernel } = slab;
   const wasm = openWasmKernels(shared.memory);
+  const view = new DataView(shared.memory.buffer);
   const key = new Uint8Array(kernel.keyView.length).fill(7);
   kernel.secretView.set(expandSeed([7, 7]));
   return {
     createDigest,
     isZero,
     looksIncompressible,
-    Lz4,
     data: slab.data,
     prints: slab.newPrints,
     fingerprint: (from, end) => {
@@ -50,5 +54,8 @@ export async function openKernels(dataBytes: number): Promise<MeasuredKernels> {
       wasm.digestGranules(kernel.data + from * granuleBytes, end - from, kernel.digest, kernel.key, kernel.tree);
       into.set(kernel.digestView.subarray(0, digestBytes), at);
     },
+    compress: (at, length) => packChunk(wasm, view, kernel.data + at, length, kernel.out + at, kernel.tree),
+    decompress: (at, packedBytes, plainBytes) =>
+      unpackChunk(wasm, view, kernel.out + at, packedBytes, kernel.data + at, plainBytes),
   };
 }

@@ -1,5 +1,5 @@
 /**
- * Host side of our WASM kernels, `xxh3.as.ts` and `blake3.as.ts`. They work on the slabs in place:
+ * Host side of our WASM kernels, `xxh3.as.ts`, `blake3.as.ts` and `lz4.as.ts`. They work on the slabs in place:
  * the slabs' shared memory is the kernels' memory, and a call passes addresses in it. So nothing is
  * copied and one call processes a whole block.
  *
@@ -55,9 +55,31 @@ export interface WasmKernels {
    * is scratch of `treeBytes`.
    */
   digestGranules(data: number, granules: number, out: number, key: number, tree: number): void;
+  /**
+   * Compresses `length` bytes at `source` to an LZ4 block at `target`; returns its length, or 0 when
+   * it would not fit in `targetBytes`. `table` is scratch of `lz4TableBytes`. The same bytes give the
+   * same block.
+   */
+  lz4Compress(source: number, length: number, target: number, targetBytes: number, table: number): number;
+  /**
+   * Decompresses an LZ4 block of `length` bytes to exactly `targetBytes` bytes at `target`; returns 1,
+   * or 0 when it is no such block. Nothing outside the two ranges is touched.
+   */
+  lz4Decompress(source: number, length: number, target: number, targetBytes: number): number;
 }
 
-const compiled = new WebAssembly.Module(readFileSync(fileURLToPath(import.meta.resolve("#kernels-wasm"))));
+export const lz4TableBytes: number = 16 * 1024;
+
+let compiled: WebAssembly.Module | undefined;
+
+/** Compiled code of WebAssembly: a type that needs no DOM library, as `WasmMemory` is. */
+export type WasmModule = object;
+
+/** The kernels, compiled once a process; threads are given them. */
+export function compiledKernels(): WasmModule {
+  compiled ??= new WebAssembly.Module(readFileSync(fileURLToPath(import.meta.resolve("#kernels-wasm"))));
+  return compiled;
+}
 
 /**
  * A memory of WebAssembly, as a type that needs neither the DOM library nor a global declaration.
@@ -66,6 +88,6 @@ export interface WasmMemory {
   readonly buffer: ArrayBufferLike;
 }
 
-export function openWasmKernels(memory: WasmMemory): WasmKernels {
-  return new WebAssembly.Instance(compiled, { env: { memory } }).exports as unknown as WasmKernels;
+export function openWasmKernels(memory: WasmMemory, module: WasmModule = compiledKernels()): WasmKernels {
+  return new WebAssembly.Instance(module as WebAssembly.Module, { env: { memory } }).exports as unknown as WasmKernels;
 }

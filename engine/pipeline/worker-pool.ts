@@ -9,6 +9,7 @@ import { TidemarkError } from "../errors.ts";
 import { fromHex } from "../store/format/checksum.ts";
 import type { DigestName, VaultDocument } from "../store/format/documents.ts";
 import { fetchGeometry, type SlabGeometry, SlabPool, scanGeometry } from "./slabs.ts";
+import { compiledKernels } from "./wasm-kernels.ts";
 import type { CompressTask, DecodeTask, ScanResult, ScanTask, WorkerSetup, WorkerTask } from "./worker.ts";
 
 export interface WorkerPoolOptions {
@@ -42,6 +43,7 @@ export class WorkerPool implements AsyncDisposable {
       fetches: this.fetches.shared,
       digest: options.digest,
       digestKey: options.digestKey,
+      code: compiledKernels(),
     };
     this.#pool = new Piscina({
       filename: import.meta.resolve("#worker"),

@@ -12,14 +12,15 @@ import assert from "node:assert/strict";
 import { readSync } from "node:fs";
 import os from "node:os";
 import { workerData } from "node:worker_threads";
-import { hasCode, systemCode } from "../errors.ts";
+import { systemCode } from "../errors.ts";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
 import type { DigestName } from "../store/format/documents.ts";
 import { storedLength, storedLz4Flag } from "../store/format/frame.ts";
-import { createDigest, fingerprintWords, isZero, Lz4, looksIncompressible, sameWords } from "./kernels.ts";
+import { createDigest, fingerprintWords, isZero, looksIncompressible, sameWords } from "./kernels.ts";
+import { packChunk, unpackChunk } from "./lz4.ts";
 import type { SharedSlabs, SlabViews } from "./slabs.ts";
 import { viewSlabs } from "./slabs.ts";
-import type { FingerprintSeed } from "./wasm-kernels.ts";
+import type { FingerprintSeed, WasmModule } from "./wasm-kernels.ts";
 import { expandSeed, openWasmKernels } from "./wasm-kernels.ts";
 
 export interface WorkerSetup {
@@ -29,6 +30,8 @@ export interface WorkerSetup {
   readonly fetches: SharedSlabs;
   readonly digest: DigestName;
   readonly digestKey: Uint8Array;
+  /** Compiled by the main thread. */
+  readonly code: WasmModule;
 }
 
 export interface ScanTask {
@@ -96,9 +99,12 @@ const setup = workerData as WorkerSetup;
 const slabs = viewSlabs(setup.slabs);
 const fetches = viewSlabs(setup.fetches);
 // The two pools are two memories, and kernels work on one: scans look at `data`, decoding at `out`.
-const kernels = { data: openWasmKernels(setup.slabs.memory), out: openWasmKernels(setup.fetches.memory) };
+const kernels = {
+  data: openWasmKernels(setup.slabs.memory, setup.code),
+  out: openWasmKernels(setup.fetches.memory, setup.code),
+};
 const library = setup.digest === "blake3" ? undefined : await createDigest(setup.digest, setup.digestKey);
-const lz4 = new Lz4();
+const memoryViews = { data: new DataView(setup.slabs.memory.buffer), out: new DataView(setup.fetches.memory.buffer) };
 const zeros = Buffer.alloc(granuleBytes);
 /**
  * How much is read at a time: it stays in a core's second-level cache until it has been
@@ -348,13 +354,15 @@ function addChunk(slab: SlabViews, start: number, end: number, isData: boolean, 
  * `storedWords`; plain where LZ4 does not make it smaller.
  */
 function compress(task: CompressTask): void {
-  const { chunks, data, out } = slabOf(task);
+  const { chunks, data, kernel } = slabOf(task);
   for (let index = 0; index < task.chunkCount; index += 1) {
     if (chunks.state[index] !== 2) continue;
     const at = (chunks.start[index] ?? 0) * granuleBytes;
     const plainBytes = (chunks.granules[index] ?? 0) * granuleBytes;
     const plain = data.subarray(at, at + plainBytes);
-    const packed = looksIncompressible(plain) ? 0 : lz4.compress(plain, out, at);
+    const packed = looksIncompressible(plain)
+      ? 0
+      : packChunk(kernels.data, memoryViews.data, kernel.data + at, plainBytes, kernel.out + at, kernel.tree);
     chunks.storedWords[index] = packed === 0 ? plainBytes : packed + storedLz4Flag;
   }
 }
@@ -397,12 +405,9 @@ function decodeChunk(slab: SlabViews, index: number): boolean {
     if (stored.length !== plainBytes) return false;
     slab.out.set(stored, at);
   } else {
-    try {
-      lz4.decompress(stored, plainBytes, slab.out, at);
-    } catch (error) {
-      if (hasCode(error, "DAMAGED")) return false;
-      throw error;
-    }
+    const { kernel } = slab;
+    const source = kernel.data + offset;
+    if (!unpackChunk(kernels.out, memoryViews.out, source, stored.length, kernel.out + at, plainBytes)) return false;
   }
   digest(slab, "out", start, start + granules, scratch, 0);
   return sameWords(scratchWords, 0, chunks.digestWords, index * 4);

@@ -10,7 +10,7 @@
  * because nothing may be written after a failed frame. The next session has a higher epoch, and its
  * dedup index finds those bytes again.
  */
-import { headWatch, noteHead } from "../disk/source/head-watch.ts";
+import { watchedStore } from "../disk/source/head-watch.ts";
 import { hasCode, isGone, TidemarkError, throwIfAborted } from "../errors.ts";
 import { timeMsMax } from "../limits.ts";
 import type { Notice } from "../notice.ts";
@@ -139,17 +139,16 @@ export class Session implements AsyncDisposable {
    * those of the store.
    */
   static async open(context: VaultContext, options: SessionOptions): Promise<Session> {
-    const store = new Store(context.sink);
+    const { disk, onNotice } = options;
+    const store = watchedStore(context, onNotice);
     context.workerPool(); // its threads start while the store answers
     throwIfAborted(options.signal);
     await proveVault(store, context.document.vault, options.signal); // before a head is made that no vault would know
-    const { disk, onNotice } = options;
     const writerLease = await WriterLease.take({
       store,
       vault: context.document.vault,
       disk,
       onNotice,
-      onFound: headWatch(context, onNotice),
       signal: options.signal,
     });
     try {
@@ -413,7 +412,7 @@ export class Session implements AsyncDisposable {
     };
     await writerLease.commit(point, shipment.leave, prove);
     this.#objects.committed();
-    await noteHead(this.#context, writerLease.head);
+    await this.store.onHead(writerLease.head);
     return point;
   }
 

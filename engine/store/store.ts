@@ -22,24 +22,44 @@ import type {
   Sink,
   StoredObject,
 } from "../sink.ts";
+import { clockAheadMsMax } from "../timing.ts";
 import { sameBytes } from "./format/checksum.ts";
+import type { HeadDocument } from "./format/documents.ts";
 import { gone } from "./format/fields.ts";
 
 /** How often an unknown outcome is resolved and the write repeated before the store is given up. */
 export const unknownOutcomesMax = 8;
 
+/**
+ * Told each head that is read. Returns an epoch that is known to have been in use, or 0: the epoch
+ * of the next writer is above it, also when the store went back behind it.
+ */
+export type HeadWatch = (head: HeadDocument) => Promise<number>;
+
 /** The calls of one operation or session on a vault's store. The sink stays its owner's. */
 export class Store {
   readonly sink: Sink;
+  readonly onHead: HeadWatch;
   #requests = 0;
   #putBytes = 0;
 
-  constructor(sink: Sink) {
+  /** `onHead`: see `head-watch.ts`. Absent, heads are not compared with what was seen before. */
+  constructor(sink: Sink, onHead: HeadWatch = async () => await Promise.resolve(0)) {
     this.sink = sink;
+    this.onHead = onHead;
   }
 
   get description(): string {
     return this.sink.description;
+  }
+
+  /**
+   * The time by which points are old, in ms since 1970: that of this machine, or that of the store
+   * where this machine's clock is far ahead. The lower of both drops no point too early.
+   */
+  get nowMs(): number {
+    const { clockAheadMs } = this.sink;
+    return Date.now() - (clockAheadMs > clockAheadMsMax ? clockAheadMs : 0);
   }
 
   /** Calls that were made so far. */

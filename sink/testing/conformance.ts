@@ -347,6 +347,10 @@ export function sinkConformance(open: () => Promise<OpenedSinks>, traits: SinkTr
       assert(Number.isFinite(settlingMs) && settlingMs >= 0);
     });
 
+    list.check("the store's clock is that of this machine, within a minute", () => {
+      assert(Math.abs(a.clockAheadMs) < 60_000);
+    });
+
     list.check("it says where it is", () => {
       assert.notEqual(a.description, "");
     });

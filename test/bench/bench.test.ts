@@ -144,6 +144,7 @@ describe("each case tells everything that it measured", () => {
     expectWhole(report, "scattered");
     expect(report.counts["changedBytes"]).toBe(report.counts["writtenBytes"]);
     expect(report.counts["unchangedStoredBytes"]).toBe(0);
+    expect(names(report)).toEqual(expect.arrayContaining(["verify the newest point", "verify it against the disk"]));
     expect(before.equals(await readFile(image))).toBe(true);
   });
 

@@ -36,6 +36,32 @@ describe("completion", () => {
     expect(bashOffers(place, "verify", "--source", "w")).toEqual(["web.img"]);
     expect(bashOffers(place, "replicate", "w")).toEqual(["web.img"]);
     expect(bashOffers(place, "verify", "--disk", "")).toEqual([]);
+    expect(bashOffers(place, "completion", "z")).toEqual(["zsh"]);
+  });
+
+  it("in zsh offers commands, flags, choices and files", (context) => {
+    context.skip(!has("zsh"), "zsh is not installed");
+    const place = new Place();
+    writeFileSync(place.path("completion.zsh"), completionScript("zsh", program));
+    // The shell itself keeps what begins with the word at the cursor.
+    const offers = (...words: readonly string[]): readonly string[] => {
+      const list = ["tidemark", ...words].map((word) => `'${word}'`).join(" ");
+      const script = `compdef() { :; }; compadd() { shift; print -l -- "$@"; }; _files() { print FILES; }
+        source ./completion.zsh; words=(${list}); CURRENT=$#words; _tidemark`;
+      const { stdout, stderr } = spawnSync("zsh", ["-f", "-c", script], { cwd: place.folder, encoding: "utf8" });
+      expect(stderr).toBe("");
+      return stdout.split("\n").filter((line) => line !== "");
+    };
+    expect(offers("po")).toContain("points");
+    expect(offers("points", "")).toEqual(expect.arrayContaining(["list", "show", "pin", "unpin"]));
+    expect(offers("points", "list", "--si")).toContain("--since");
+    expect(offers("points", "list", "--disk", "list", "--la")).toContain("--last");
+    expect(offers("materialize", "--format", "")).toEqual(["raw", "vhd"]);
+    expect(offers("verify", "--source", "w")).toEqual(["FILES"]);
+    expect(offers("replicate", "w")).toContain("FILES");
+    expect(offers("replicate", "--")).not.toContain("FILES");
+    expect(offers("completion", "")).toEqual(expect.arrayContaining(["bash", "zsh", "fish"]));
+    expect(offers("verify", "--disk", "")).toEqual([]);
   });
 
   it("in fish offers commands, flags and choices", (context) => {
@@ -55,6 +81,7 @@ describe("completion", () => {
     expect(offers("tidemark points ")).toEqual(expect.arrayContaining(["list", "show", "pin", "unpin"]));
     expect(offers("tidemark points list --si")).toContain("--since");
     expect(offers("tidemark materialize --format ")).toEqual(expect.arrayContaining(["raw", "vhd"]));
+    expect(offers("tidemark completion ")).toEqual(expect.arrayContaining(["bash", "zsh", "fish"]));
   });
 });
 

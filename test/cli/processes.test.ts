@@ -17,22 +17,27 @@ const restMsMax = 2_000;
 
 const vault = { TIDEMARK_VAULT: "dir:vault", TIDEMARK_WORKERS: "1" };
 
-async function interrupt(
-  running: Running,
-): Promise<{ readonly code: number | null; readonly stdout: string; readonly elapsedMs: number }> {
+async function interrupt(running: Running): Promise<{
+  readonly code: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+  readonly elapsedMs: number;
+}> {
   const startedAt = performance.now();
   running.child.kill("SIGINT");
-  const { code, stdout } = await running.ended;
-  return { code, stdout, elapsedMs: performance.now() - startedAt };
+  const { code, stdout, stderr } = await running.ended;
+  return { code, stdout, stderr, elapsedMs: performance.now() - startedAt };
 }
 
 describe("^C", () => {
-  it("ends a replication with 130 within two seconds, and the next one is as if nothing had been", async () => {
+  it("ends a replication with 130 within two seconds, and the next one is as if nothing had been; SIGUSR1 opens no inspector", async () => {
     const place = new Place();
     writeImage(place.path("big.img"), bigMebibytes);
     const running = place.start(["replicate", "big.img", "--disk", "big", "--json"], vault);
     await running.says('"type":"progress"');
+    running.child.kill("SIGUSR1");
     const ended = await interrupt(running);
+    expect(ended.stderr).toBe("");
     expect(ended.code).toBe(130);
     expect(ended.elapsedMs).toBeLessThan(restMsMax);
     expect(parseLines(ended.stdout).at(-1)).toMatchObject({ type: "error", code: "INTERRUPTED" });

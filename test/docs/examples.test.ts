@@ -160,6 +160,13 @@ describe("the script", () => {
     expect(readdirSync(place.folder).filter((name) => /drill|tidemark-/.test(name))).toEqual([]);
   });
 
+  test("instant.sh leaves a disk that is protected where it ran at once", { timeout: scriptMsMax }, async () => {
+    const place = new Installed();
+    const lines = await place.script("instant.sh");
+    expect(lines.join("\n")).toMatch(/CommitFailoverCompleted[^]*: Protected[^]*written at +Recovery/);
+    expect(readFileSync(place.path("run.img")).equals(readFileSync(place.path("web.img")))).toBe(true);
+  });
+
   test("agent.sh runs the agent of agent.yaml and takes a point of both disks at one barrier", {
     timeout: scriptMsMax,
   }, async () => {

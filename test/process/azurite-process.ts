@@ -55,6 +55,13 @@ export class AzuriteProcess {
     await once(child, "exit");
   }
 
+  /** Lets it save and end. */
+  async stop(): Promise<void> {
+    const exited = once(this.#child, "exit");
+    this.#child.kill("SIGTERM");
+    await exited;
+  }
+
   /** Starts it again, on the same port and folder. */
   async restart(): Promise<void> {
     this.#child = launch(this.#location, this.port);

@@ -25,9 +25,9 @@ describe("kill -9 of an Azurite that comes back on its port within a second", ()
   test.each(
     sampleOf(
       [
-        { momentMs: 500, imageMebibytes: 24 },
-        { momentMs: 2_000, imageMebibytes: 32 },
-        { momentMs: 6_000, imageMebibytes: 96 },
+        { momentMs: 500, imageMebibytes: 12 },
+        { momentMs: 2_000, imageMebibytes: 16 },
+        { momentMs: 6_000, imageMebibytes: 24 },
       ],
       2,
     ),
@@ -35,7 +35,7 @@ describe("kill -9 of an Azurite that comes back on its port within a second", ()
     "$momentMs ms after the start of a first replication never leaves a point that cannot be read",
     { timeout: testMsMax },
     async ({ momentMs, imageMebibytes }) => {
-      const { client, azurite } = await slowStore();
+      const { client, azurite } = await slowStore(3 * mebibyte);
       writeImage(client.path("disk.img"), imageMebibytes);
       const running = client.start("replicate", "disk.img", "--disk", "d");
       await delay(momentMs);
@@ -49,7 +49,7 @@ describe("kill -9 of an Azurite that comes back on its port within a second", ()
   test("in the middle of a later replication loses none of the points that it still lists", {
     timeout: testMsMax,
   }, async () => {
-    const { client, azurite, line } = await slowStore();
+    const { client, azurite, line } = await slowStore(6 * mebibyte);
     writeImage(client.path("disk.img"), 16);
     expect(await client.replicate("disk.img")).toMatchObject({ code: 0 });
     writeImage(client.path("disk.img"), 32, 2);
@@ -63,14 +63,14 @@ describe("kill -9 of an Azurite that comes back on its port within a second", ()
 });
 
 /** An Azurite of another process behind a line that makes a replication last some seconds. */
-async function slowStore(): Promise<{
+async function slowStore(bytesPerSecond: number): Promise<{
   readonly client: Client;
   readonly azurite: AzuriteProcess;
   readonly line: SlowLine;
 }> {
   const client = new Client("");
   const azurite = await AzuriteProcess.forTest(client.path("store"));
-  const line = await SlowLine.open(azurite.port, 6 * mebibyte);
+  const line = await SlowLine.open(azurite.port, bytesPerSecond);
   client.vault = azurite.vault(line.port);
   return { client, azurite, line };
 }

@@ -11,13 +11,13 @@ import { AzuriteProcess, hasSavedVault } from "./azurite-process.ts";
 import { randomOf, StampedDisk, sample } from "./stamped-disk.ts";
 
 /** Small, because each point of it is read back from an Azurite, which is not fast. */
-const diskMebibytes = 16;
+const diskMebibytes: number = byDepth(8, 16);
 const storeKills: number = byDepth(1, 5);
 const doubleKills: number = byDepth(1, 2);
 /** How long points are taken before a kill, and how long the store stays away. */
 const upMs = { min: 500, max: 2_000 } as const;
 const downMs = { min: 0, max: 1_000 } as const;
-const pointsCheckedMax: number = byDepth(3, 6);
+const pointsCheckedMax: number = byDepth(2, 6);
 const testMsMax = 180_000;
 
 test(`an Azurite killed ${storeKills} times under an agent refuses no write, and points come back`, {

@@ -47,6 +47,23 @@ function sinkAt(port: number | undefined, access: AzureAccess, options: AzureSin
   return AzureSink.open(`http://127.0.0.1:${String(port)}/account/vault`, access, { ...quick, ...options });
 }
 
+test("the clock of the store is read from its answers", async () => {
+  let aheadMs = 0;
+  const dated: RequestListener = (_, response) => {
+    const date = new Date(Date.now() - aheadMs).toUTCString();
+    response.writeHead(200, { etag: '"1"', "x-ms-blob-type": "BlockBlob", "content-length": "0", date });
+    response.end();
+  };
+  const sink = sinkAt(await serve(dated), key);
+  expect(sink.clockAheadMs).toBe(0);
+  for (const hours of [0, 2, -2]) {
+    aheadMs = hours * 3_600_000;
+    await sink.statObject("x");
+    expect(Math.abs(sink.clockAheadMs - aheadMs)).toBeLessThan(60_000);
+  }
+  await sink[Symbol.asyncDispose]();
+});
+
 describe("a SAS", () => {
   const in2999 = "se=2999-01-01T00%3A00%3A00Z&sig=s3cret";
   const calls: readonly (readonly [right: string, letters: string, call: (sink: AzureSink) => Promise<unknown>])[] = [

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type Libc, libc, unsupportedErrnos } from "../../engine/disk/source/libc.ts";
 import { TidemarkError } from "../../engine/errors.ts";
-import { absentAs, clearFully, translated } from "../../sink/file-system.ts";
+import { absentAs, clearFully, folderError, translated } from "../../sink/file-system.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { expectCode } from "./expectations.ts";
 
@@ -27,6 +27,12 @@ describe("errors of the file system", () => {
     expect(error).toMatchObject({ code, cause });
     expect((error as TidemarkError).remedy).toBeDefined();
     expect((error as TidemarkError).message).toContain("disks/d/head");
+  });
+
+  test.each(["EMFILE", "ENFILE"])("%s is no fault of the folder: the remedy is a higher limit", (systemCode) => {
+    const cause = systemError(systemCode);
+    for (const error of [translated(cause, "x", "STORE_REFUSED"), folderError(cause, "x")])
+      expect((error as TidemarkError).remedy).toContain("`ulimit -n 4096`");
   });
 
   test("an input/output error amid a write leaves its outcome unknown, a full disk does not", () => {

@@ -9,6 +9,9 @@
  * A removal itself takes a higher epoch, so a head without points is older only when its epoch is
  * not above that of the point seen.
  *
+ * Each operation reads heads through a store that compares them, so no reader of heads can be
+ * missed. A collection refuses an older head: it would free what the missing points need.
+ *
  * The remembered point is never lowered. A writer takes an epoch above it, so its next point is
  * newer than all that this machine has seen, and the disk goes on from there.
  *
@@ -19,10 +22,12 @@ import path from "node:path";
 import { publish } from "../../diagnostics.ts";
 import { systemCode, TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
+import type { Sink } from "../../sink.ts";
 import type { HeadDocument, PointRecord } from "../../store/format/documents.ts";
 import { hex32 } from "../../store/format/documents.ts";
 import { encodeDiskName, headName } from "../../store/format/names.ts";
 import { decode, encode } from "../../store/format/signed-text.ts";
+import { Store, storeRegressed } from "../../store/store.ts";
 import { aheadToldMs } from "../../timing.ts";
 import { makeFolders, readPlain, replacePlain } from "./plain-file.ts";
 
@@ -31,62 +36,67 @@ const fileBytesMax = 4096;
 
 type Seen = Pick<PointRecord, "sequence" | "epoch" | "id" | "timeMs">;
 
-/** Where a vault's newest points are remembered. */
-export interface SeenPlace {
+/** Where a vault is, and where its newest points are remembered. */
+export interface WatchedPlace {
+  readonly sink: Sink;
   /** Absent, nothing is remembered. */
   readonly stateFolder: string | undefined;
   readonly document: { readonly vault: string };
 }
 
 /**
- * A newest point that is dated far ahead of the clock is a notice POINTS_DATED_AHEAD.
- *
- * Compares a head that was read, or swapped, with the newest point that this machine has seen of the
- * disk. An older head is a notice STORE_REGRESSED; a newer one is remembered. Returns the highest
- * epoch of a point that was seen, 0 when none is known. Never fails: a state folder that cannot be
- * read or written remembers nothing.
+ * A store for one operation that compares each head that is read, or swapped, with the newest point
+ * that this machine has seen of the disk. A newer point is remembered. An older head is a notice
+ * STORE_REGRESSED, or, where it is `refused`, the error of that name: what frees space must not take
+ * it for the list of what is needed. A newest point that is dated far ahead of the clock is a notice
+ * POINTS_DATED_AHEAD. Each is told once for each disk. A state folder that cannot be read or written
+ * remembers nothing, and is no error.
  */
-export async function noteHead(
-  { stateFolder, document: { vault } }: SeenPlace,
-  head: HeadDocument,
+export function watchedStore(
+  { sink, stateFolder, document: { vault } }: WatchedPlace,
   onNotice: (notice: Notice) => void = () => undefined,
-): Promise<number> {
-  const newest = head.points.at(-1);
-  noteAhead(head.disk, newest, onNotice);
-  if (stateFolder === undefined) return 0;
-  const file = path.join(stateFolder, vault, encodeDiskName(head.disk), fileName);
-  const seen = await unlessUnusable(async () =>
-    decodeSeen(await readPlain(file, fileBytesMax), file, vault, head.disk),
-  );
-  if (seen !== undefined && isOlder(head, seen)) {
-    const message = olderMessage(head.disk, newest, seen);
-    publish("store.regressed", { object: headName(head.disk), message });
-    onNotice({ code: "STORE_REGRESSED", message });
-  } else if (newest !== undefined && newest.id !== seen?.id) {
-    const { sequence, epoch, id, timeMs } = newest;
-    await unlessUnusable(async () => {
-      await makeFolders(stateFolder, vault, encodeDiskName(head.disk));
-      await replacePlain(file, encode("seen", { vault, disk: head.disk, sequence, epoch, id, timeMs }).bytes);
-    });
-  }
-  return seen?.epoch ?? 0;
+  older: "told" | "refused" = "told",
+): Store {
+  const told = new Set<string>();
+  const tellOnce = (disk: string, notice: Notice): void => {
+    const key = `${notice.code} ${disk}`;
+    if (told.has(key)) return;
+    told.add(key);
+    onNotice(notice);
+  };
+  const store = new Store(sink, async (head) => {
+    const { disk } = head;
+    const newest = head.points.at(-1);
+    const ahead = aheadNotice(disk, newest, store.nowMs);
+    if (ahead !== undefined) tellOnce(disk, ahead);
+    if (stateFolder === undefined) return 0;
+    const file = path.join(stateFolder, vault, encodeDiskName(disk), fileName);
+    const seen = await unlessUnusable(async () => decodeSeen(await readPlain(file, fileBytesMax), file, vault, disk));
+    if (seen !== undefined && isOlder(head, seen)) {
+      const fact = olderFact(disk, newest, seen);
+      if (older === "refused") throw olderRefused(disk, fact);
+      publish("store.regressed", { object: headName(disk), message: fact });
+      const message = `${fact}; the next point of the disk ships again what is missing`;
+      tellOnce(disk, { code: "STORE_REGRESSED", message });
+    } else if (newest !== undefined && newest.id !== seen?.id) {
+      const { sequence, epoch, id, timeMs } = newest;
+      await unlessUnusable(async () => {
+        await makeFolders(stateFolder, vault, encodeDiskName(disk));
+        await replacePlain(file, encode("seen", { vault, disk, sequence, epoch, id, timeMs }).bytes);
+      });
+    }
+    return seen?.epoch ?? 0;
+  });
+  return store;
 }
 
 /** A clock was ahead when the newest point was made, or this one is behind. */
-function noteAhead(disk: string, newest: Seen | undefined, onNotice: (notice: Notice) => void): void {
-  if (newest === undefined || newest.timeMs - Date.now() <= aheadToldMs) return;
+function aheadNotice(disk: string, newest: Seen | undefined, nowMs: number): Notice | undefined {
+  if (newest === undefined || newest.timeMs - nowMs <= aheadToldMs) return undefined;
   const message =
     `the newest point of disk ${JSON.stringify(disk)} is dated ${new Date(newest.timeMs).toISOString()}, which is later than now: ` +
     "check the clock of this machine, and of the one that made the point; later points are dated right after it, and retention goes by the clock";
-  onNotice({ code: "POINTS_DATED_AHEAD", message });
-}
-
-/** `noteHead` for every head that an operation reads. */
-export function headWatch(
-  place: SeenPlace,
-  onNotice: (notice: Notice) => void = () => undefined,
-): (head: HeadDocument) => Promise<number> {
-  return async (head) => await noteHead(place, head, onNotice);
+  return { code: "POINTS_DATED_AHEAD", message };
 }
 
 function isOlder({ epoch, points }: HeadDocument, seen: Seen): boolean {
@@ -97,13 +107,21 @@ function isOlder({ epoch, points }: HeadDocument, seen: Seen): boolean {
   return newest.id !== seen.id; // two points of one name: the store went back between them
 }
 
-function olderMessage(disk: string, newest: Seen | undefined, seen: Seen): string {
+function olderFact(disk: string, newest: Seen | undefined, seen: Seen): string {
   const named = ({ sequence, timeMs }: Seen): string => `${String(sequence)} of ${new Date(timeMs).toISOString()}`;
   const lists = newest === undefined ? "lists no point" : `ends with point ${named(newest)}`;
   return (
     `the store went back in time: the list of points of disk ${JSON.stringify(disk)} ${lists}, ` +
-    `but this machine has seen point ${named(seen)}; the next point of the disk ships again what is missing`
+    `but this machine has seen point ${named(seen)}`
   );
+}
+
+function olderRefused(disk: string, fact: string): TidemarkError {
+  return storeRegressed(headName(disk), `${fact}; nothing is freed, because points that are not listed may need it`, {
+    remedy:
+      "put the newer state of the vault back if there is a copy of it; otherwise run `tidemark replicate SOURCE --disk NAME` " +
+      "to go on without the missing points, or `tidemark disks remove --disk NAME`, and then `tidemark collect` again",
+  });
 }
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */

@@ -9,6 +9,7 @@
  * Where koffi cannot be loaded or the platform lacks a call, `libc()` is undefined and each caller
  * has a slower or plainer way.
  */
+import { closeSync, openSync } from "node:fs";
 import { createRequire } from "node:module";
 import type * as Koffi from "koffi";
 
@@ -63,7 +64,7 @@ const wideArchitectures: readonly string[] = ["x64", "arm64", "ppc64", "s390x", 
 
 let bound: { readonly libc: Libc | undefined } | undefined;
 
-/** The calls, bound on first use; undefined where they cannot be had. */
+/** The calls, bound on first use; undefined where they cannot be had. Errors: EMFILE, ENFILE. */
 export function libc(): Libc | undefined {
   bound ??= { libc: bind() };
   return bound.libc;
@@ -97,7 +98,9 @@ function bind(): Libc | undefined {
       errno: { noMoreData: 6, wouldBlock: linux ? 11 : 35 },
     };
   } catch {
-    // A native addon may fail to load in any number of ways; each means the same to us: this
+    // Throws where no file can be opened at all: then the machine may offer the calls.
+    closeSync(openSync(process.execPath, "r"));
+    // A native addon may fail to load in any number of other ways; each means the same to us: this
     // machine does not offer the calls.
     return undefined;
   }

@@ -206,9 +206,12 @@ export function fileError(cause: unknown, failure: FileFailure): TidemarkError {
     });
   }
   if (errno === "EACCES" || errno === "EPERM" || errno === "EROFS") {
-    const fact = errno === "EROFS" ? "the file system is read-only" : "access is refused";
+    const [fact, remedy] =
+      errno === "EROFS"
+        ? ["the file system is read-only", "mount it with write access, or name another place: `findmnt` shows mounts"]
+        : ["access is refused", "check its permissions, or run as a user who has them"];
     return new TidemarkError("ACCESS_REFUSED", `${failure.what}: ${fact}`, {
-      remedy: "check its permissions, or run as a user who has them",
+      remedy,
       detail,
       cause,
     });

@@ -4,7 +4,7 @@
  *     head ─► reader hold ─► manifest ─► MountedPoint
  */
 
-import { noteHead } from "../../disk/source/head-watch.ts";
+import { watchedStore } from "../../disk/source/head-watch.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { fromHex } from "../../store/format/checksum.ts";
@@ -14,7 +14,6 @@ import { readDisk } from "../../store/points/head.ts";
 import { readManifest } from "../../store/points/manifest.ts";
 import { selectPoint } from "../../store/points/points.ts";
 import { holdToRead, type PointHold } from "../../store/points/reader-holds.ts";
-import { Store } from "../../store/store.ts";
 import type { BlockKeeper } from "./block-fetcher.ts";
 import { MountedPoint } from "./mounted-point.ts";
 
@@ -47,13 +46,12 @@ export interface HeldPoint {
  * and the errors of the store.
  */
 export async function openHeldPoint(context: VaultContext, options: HeldPointOptions): Promise<HeldPoint> {
-  const { document, sink } = context;
+  const { document } = context;
   const { disk, cacheBytes, purpose, keeper, onNotice, signal } = options;
   // Worker threads start while the head is read.
   const workerPool = context.workerPool();
-  const store = new Store(sink);
+  const store = watchedStore(context, onNotice);
   const head = await readDisk(store, document.vault, disk, signal);
-  await noteHead(context, head, onNotice);
   const record = await selectPoint(store, head, options.point, signal);
   const hold = await holdToRead({ store, vault: document.vault, disk, point: record, purpose, onNotice, signal });
   try {

@@ -4,7 +4,7 @@
  * them.
  */
 
-import { noteHead } from "../../disk/source/head-watch.ts";
+import { watchedStore } from "../../disk/source/head-watch.ts";
 import { LocalState } from "../../disk/source/local-state.ts";
 import { throwIfAborted } from "../../errors.ts";
 import { fingerprintBytes, granuleBytes } from "../../limits.ts";
@@ -21,7 +21,6 @@ import { readManifest } from "../../store/points/manifest.ts";
 import { PointDiff } from "../../store/points/point-diff.ts";
 import { selectPoint } from "../../store/points/points.ts";
 import { holdToRead } from "../../store/points/reader-holds.ts";
-import { Store } from "../../store/store.ts";
 import type { ImageFormat, MaterializeMode, RestoreTarget } from "./target.ts";
 import { openTarget } from "./targets.ts";
 
@@ -48,11 +47,10 @@ export async function materialize(
   const startedAt = performance.now();
   const { document, sink } = context;
   const disk = options.disk.normalize("NFC");
-  const store = new Store(sink);
+  const onNotice = options.onNotice ?? (() => undefined);
+  const store = watchedStore(context, onNotice);
   const head = await readDisk(store, document.vault, disk, options.signal);
   const format = options.format ?? (options.to.startsWith("blob:") ? "vhd" : "raw");
-  const onNotice = options.onNotice ?? (() => undefined);
-  await noteHead(context, head, onNotice);
   const point = await selectPoint(store, head, options.point, options.signal);
   const held = { store, vault: document.vault, disk, point, purpose: "materialize", onNotice, signal: options.signal };
   await using hold = await holdToRead(held);

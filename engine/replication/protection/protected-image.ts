@@ -14,6 +14,7 @@ import { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import type { ProtectedDiskOptions } from "../../disk/tracking/protected-disk-options.ts";
 import { TrackingFile } from "../../disk/tracking/tracking-file.ts";
 import type { Recovered } from "../../disk/tracking/tracking-recovery.ts";
+import { TidemarkError } from "../../errors.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { Volume } from "../../volume.ts";
 import { checkSize } from "../replicate.ts";
@@ -77,12 +78,10 @@ async function makeFolder(state: LocalState, stateFolder: string): Promise<strin
   try {
     return (await state.makeDiskFolder()) ?? stateFolder;
   } catch (error) {
-    throw fileError(error, {
-      code: "DEVICE_FAILED",
-      what: `cannot make the state folder ${stateFolder}`,
-      remedy: "name a folder on a local disk with `--state`",
-      detail: { path: stateFolder },
-    });
+    const remedy = "name a folder on a local disk that this user may write: `--state DIR`";
+    const what = `cannot make the state folder ${stateFolder}`;
+    const { code, message, detail } = fileError(error, { code: "DEVICE_FAILED", what, remedy });
+    throw new TidemarkError(code, message, { remedy, detail: { ...detail, path: stateFolder }, cause: error });
   }
 }
 

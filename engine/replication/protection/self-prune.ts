@@ -61,6 +61,8 @@ export class SelfPrune {
   #last: (Omit<LastPrune, "ageMs"> & { readonly atMs: number }) | undefined;
   /** Time of the newest point. */
   #newestMs: number | undefined;
+  /** By how much this machine's clock is not believed. */
+  #clockAheadMs = 0;
   #failuresInRow = 0;
   #failure: TidemarkError | undefined;
   /** Messages of notices given; each is given once, because a damaged page stays so for weeks. */
@@ -79,6 +81,7 @@ export class SelfPrune {
     const isStale = this.#planning?.session !== session || this.#planning.options.policy !== policy;
     if (isStale) await this.abandon();
     this.#newestMs = session.newest?.timeMs;
+    this.#clockAheadMs = Date.now() - session.store.nowMs;
     if (policy === undefined || policy.kind === "everything") {
       this.#last = undefined;
       return true;
@@ -119,7 +122,7 @@ export class SelfPrune {
 
   /** The finding for prunes that keep failing, or for points dated ahead. */
   get finding(): Finding | undefined {
-    const aheadMs = (this.#newestMs ?? 0) - Date.now();
+    const aheadMs = (this.#newestMs ?? 0) - (Date.now() - this.#clockAheadMs);
     if (aheadMs > aheadToldMs) return datedAhead(this.#newestMs ?? 0, aheadMs);
     if (this.#failure === undefined || this.#failuresInRow < timing.failuresTold) return undefined;
     return {
@@ -149,7 +152,7 @@ export class SelfPrune {
       store: session.store,
       vault: this.#vault,
       policy,
-      nowMs: Date.now(),
+      nowMs: session.store.nowMs,
       cache: this.#cache,
       onNotice,
       signal,

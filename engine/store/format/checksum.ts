@@ -4,7 +4,8 @@
  * anywhere does not match its point's id.
  */
 import assert from "node:assert/strict";
-import { createBLAKE3, type IHasher } from "hash-wasm";
+import type { IHasher } from "hash-wasm";
+import { blake3Library } from "../../hash-library.ts";
 
 let hasher: IHasher | undefined;
 
@@ -13,7 +14,7 @@ let hasher: IHasher | undefined;
  * await, because `require()` cannot load a module that has one.
  */
 export async function openChecksum(): Promise<void> {
-  hasher ??= await createBLAKE3(128);
+  hasher ??= await blake3Library().createBLAKE3(128);
 }
 
 export const checksumBytes = 16;

@@ -74,8 +74,11 @@ export const runOperations = [
 ] as const;
 export type RunOperation = (typeof runOperations)[number];
 
-/** `image`: a file that is there before the run, and stays after it. */
-export const targetKinds = ["file", "vhd", "device", "blob", "image"] as const;
+/**
+ * `instant`: an image that begins as the point, and is filled while it is served.
+ * `image`: a file that is there before the run, and stays after it.
+ */
+export const targetKinds = ["file", "vhd", "device", "blob", "instant", "image"] as const;
 export type TargetKind = (typeof targetKinds)[number];
 
 export const jobStates = ["InProgress", "Succeeded", "Failed", "Suspended", "Cancelled"] as const;
@@ -159,6 +162,11 @@ export interface RunDocument {
   /** What the user asked for, in the words of the command. */
   readonly selector: string;
   readonly target: string;
+  /**
+   * Where the targets are served while a command is in the foreground; null: nowhere. `protects`:
+   * the command takes the points of disks that are replicated from there, and no other needs to.
+   */
+  readonly serving: { readonly listen: string; readonly protects: boolean } | null;
   readonly check: string | null;
   readonly shutdown: string | null;
   /** Where the disks are written today: an agent's socket or an image. */
@@ -233,6 +241,13 @@ export function decodeRun(bytes: Uint8Array, object: string, vault: string): Run
     group: fields.textOrNull("group", anyText),
     selector: fields.text("selector", anyText),
     target: fields.text("target", longText),
+    // Runs of the first builds have no such field, and no targets that are served.
+    serving: fields.has("serving")
+      ? fields.nestedOrNull("serving", (serving) => ({
+          listen: serving.text("listen", longText),
+          protects: serving.boolean("protects"),
+        }))
+      : null,
     check: fields.textOrNull("check", longText),
     shutdown: fields.textOrNull("shutdown", longText),
     source: fields.nestedOrNull("source", (source) => ({
@@ -240,10 +255,12 @@ export function decodeRun(bytes: Uint8Array, object: string, vault: string): Run
       path: source.text("path", longText),
     })),
     discardPoints: fields.boolean("discardPoints"),
-    ending: fields.nestedOrNull("ending", (ending) => ({
-      action: ending.oneOf("action", endingActions),
-      afterMs: ending.integer("afterMs", 1),
-    })),
+    ending: fields.has("ending")
+      ? fields.nestedOrNull("ending", (ending) => ({
+          action: ending.oneOf("action", endingActions),
+          afterMs: ending.integer("afterMs", 1),
+        }))
+      : null,
     createdMs: fields.integer("createdMs"),
     ttlMs: fields.integerOrNull("ttlMs"),
     notes: fields.list("notes", notesMax, (note) => ({
@@ -277,11 +294,13 @@ function readMember(fields: Fields): RunMember {
       point: held.text("point", hex32),
       signature: held.textOrNull("signature", longText),
     })),
-    origin: fields.nestedOrNull("origin", (origin) => ({
-      path: origin.text("path", longText),
-      point: origin.text("point", hex32),
-      signature: origin.text("signature", longText),
-    })),
+    origin: fields.has("origin")
+      ? fields.nestedOrNull("origin", (origin) => ({
+          path: origin.text("path", longText),
+          point: origin.text("point", hex32),
+          signature: origin.text("signature", longText),
+        }))
+      : null,
   };
 }
 
@@ -320,10 +339,12 @@ export function decodeClaim(bytes: Uint8Array, object: string, expected: Owner):
     run: fields.textOrNull("run", runName8),
     place: fields.nestedOrNull("place", readPlace),
     former: fields.nestedOrNull("former", readPlace),
-    disabled: fields.nestedOrNull("disabled", (disabled) => ({
-      reason: disabled.oneOf("reason", disableReasons),
-      timeMs: disabled.integer("timeMs"),
-    })),
+    disabled: fields.has("disabled")
+      ? fields.nestedOrNull("disabled", (disabled) => ({
+          reason: disabled.oneOf("reason", disableReasons),
+          timeMs: disabled.integer("timeMs"),
+        }))
+      : null,
   };
   checkOwner(document, object, expected);
   return document;

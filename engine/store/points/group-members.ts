@@ -26,8 +26,6 @@ const timesApartMaxMs = 60 * 60 * 1000;
 export interface GroupMembersOptions {
   readonly store: Store;
   readonly vault: string;
-  /** Told each head that is read. */
-  readonly onHead?: ((head: HeadDocument) => Promise<unknown>) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -47,13 +45,10 @@ export class GroupMembers {
 
   /** The head of a disk. Errors: DISK_NOT_FOUND, DAMAGED. */
   async head(disk: string): Promise<HeadDocument> {
-    const { store, vault, onHead, signal } = this.#options;
+    const { store, vault, signal } = this.#options;
     const known = this.#heads.get(disk);
     if (known !== undefined) return await known;
-    const reading = readDisk(store, vault, disk, signal).then(async (head) => {
-      await onHead?.(head);
-      return head;
-    });
+    const reading = readDisk(store, vault, disk, signal);
     this.#heads.set(disk, reading);
     return await reading;
   }

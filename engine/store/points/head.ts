@@ -34,7 +34,7 @@ export async function readDisk(store: Store, vault: string, disk: string, signal
 }
 
 /**
- * Reads a disk's head, with or without points.
+ * Reads a disk's head, with or without points, and tells the store's watch of it.
  *
  * @throws DISK_NOT_FOUND; DAMAGED, also when the head is gone and points of the disk are there;
  * FORMAT_UNSUPPORTED.
@@ -43,7 +43,9 @@ export async function readHead(store: Store, vault: string, disk: string, signal
   const name = headName(disk);
   try {
     const { bytes, etag } = await store.get(name, documentBytesMax, { signal });
-    return { head: decodeHead(bytes, name, { vault, disk }), etag };
+    const head = decodeHead(bytes, name, { vault, disk });
+    await store.onHead(head);
+    return { head, etag };
   } catch (error) {
     if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
     if (await hasPoints(store, disk, signal)) throw headGone(disk, error);

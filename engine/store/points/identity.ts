@@ -13,6 +13,7 @@
  * any more to which vault the chunks and points belong.
  */
 import { hasCode, isUnreadable, TidemarkError } from "../../errors.ts";
+import type { Notice } from "../../notice.ts";
 import type { VaultDocument } from "../format/documents.ts";
 import { decodeVault, documentBytesMax, encodeVault } from "../format/documents.ts";
 import { disksPrefix, segmentsPrefix, vaultCopyName, vaultName } from "../format/names.ts";
@@ -45,12 +46,14 @@ export async function readIdentity(store: Store, signal: AbortSignal | undefined
 }
 
 /**
- * Creates a vault. Returns the bytes of `vault.json`. Errors: VAULT_EXISTS; DAMAGED when the
+ * Creates a vault. Returns the bytes of `vault.json`. A copy that cannot be written is a notice
+ * VAULT_AT_RISK. Errors: VAULT_EXISTS; DAMAGED when the
  * container holds a vault whose `vault.json` is gone.
  */
 export async function createIdentity(
   store: Store,
   document: VaultDocument,
+  onNotice: ((notice: Notice) => void) | undefined,
   signal: AbortSignal | undefined,
 ): Promise<Uint8Array> {
   const bytes = encodeVault(document);
@@ -65,7 +68,14 @@ export async function createIdentity(
       cause: error,
     });
   }
-  await store.putOnce(vaultCopyName, bytes, { signal });
+  try {
+    await store.putOnce(vaultCopyName, bytes, { signal });
+  } catch (error) {
+    // The vault is there. An error would say to create it again, which cannot be done.
+    if (!(error instanceof TidemarkError) || error.code === "INTERRUPTED") throw error;
+    const message = `the second copy of the vault's identity (${vaultCopyName}) could not be written: ${error.message}`;
+    onNotice?.({ code: "VAULT_AT_RISK", message: `${message}; the next \`tidemark replicate\` writes it` });
+  }
   return bytes;
 }
 

@@ -34,6 +34,7 @@ export interface LabelOptions {
   readonly point: string;
   /** At most 200 characters in one line. Empty: the point has no label any more. */
   readonly text: string;
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 

@@ -142,7 +142,7 @@ export async function countedPins(
 ): Promise<StoredPin[]> {
   const newestMs = head.points.at(-1)?.timeMs ?? 0;
   const pins = await listPins(store, head.vault, head.disk, onNotice, signal);
-  return pins.filter((pin) => !isExpired(pin, Date.now(), newestMs));
+  return pins.filter((pin) => !isExpired(pin, store.nowMs, newestMs));
 }
 
 /**

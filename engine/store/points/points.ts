@@ -86,11 +86,11 @@ export async function findDisks(
  * How many disks the vault has: those with points, and those whose head cannot be read. Errors:
  * those of the store.
  */
-export async function countDisks(store: Store, vault: string): Promise<number> {
+export async function countDisks(store: Store, vault: string, signal?: AbortSignal): Promise<number> {
   let count = 0;
-  await forEachAtOnce(await diskNames(store), headsReadAtOnce, async (disk) => {
+  await forEachAtOnce(await diskNames(store, signal), headsReadAtOnce, async (disk) => {
     try {
-      await readDisk(store, vault, disk);
+      await readDisk(store, vault, disk, signal);
     } catch (error) {
       if (hasCode(error, "DISK_NOT_FOUND")) return;
       if (!isUnreadable(error)) throw error;
@@ -145,13 +145,14 @@ export async function readPointDetail(
   vault: string,
   disk: string,
   selector: string,
+  signal?: AbortSignal,
 ): Promise<PointDetail> {
-  const members = new GroupMembers({ store, vault });
+  const members = new GroupMembers({ store, vault, signal });
   const head = await members.head(disk.normalize("NFC"));
-  const point = await selectPoint(store, head, selector);
-  const manifest = await readManifest(store, vault, head.disk, point, undefined);
-  const pins = await listPins(store, vault, head.disk, () => undefined, undefined);
-  const times = await readProved(store, vault, head.disk);
+  const point = await selectPoint(store, head, selector, signal);
+  const manifest = await readManifest(store, vault, head.disk, point, signal);
+  const pins = await listPins(store, vault, head.disk, () => undefined, signal);
+  const times = await readProved(store, vault, head.disk, signal);
   const label = await readLabel(store, vault, head.disk, point);
   return await pointDetail(members, head.disk, point, manifest, pins, times.of(point), label);
 }
@@ -282,6 +283,13 @@ export interface DiskSummary {
   readonly points: number;
   /** Newest point. */
   readonly latest: PointSummary;
+}
+
+/** How to look at what a vault holds. */
+export interface ListingOptions {
+  /** Gets a notice for each disk whose list of points is older than this machine has seen it. */
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** How to list points. */

@@ -31,11 +31,6 @@ export interface WriterLeaseOptions {
   /** Name of the disk, in Unicode NFC. */
   readonly disk: string;
   readonly onNotice: (notice: Notice) => void;
-  /**
-   * Told the head before anything is changed. Returns an epoch that is known to have been in use, or
-   * 0: the new one is above it, also when the store went back behind it.
-   */
-  readonly onFound?: ((head: HeadDocument) => Promise<number>) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 

@@ -90,7 +90,7 @@ export class WriterLease implements AsyncDisposable {
     for (;;) {
       throwIfAborted(signal);
       const found = await readOrCreateHead(store, vault, disk, signal);
-      known ??= (await options.onFound?.(found.head)) ?? 0;
+      known ??= await store.onHead(found.head);
       const epoch = nextEpoch(found.head, known);
       const place = leasePlaceOf(vault, disk, identity.machine, epoch);
       if (!(await takeHeadLease(options, found.head, identity.machine, place))) {

@@ -20,6 +20,7 @@ import { storedLength } from "../../store/format/frame.ts";
 import { type EntryColumns, zeroSegment } from "../../store/format/leaf.ts";
 import { decodeDiskName, disksPrefix, parseDiskObject, vaultCopyName, vaultName } from "../../store/format/names.ts";
 import { reclaimPrefix } from "../../store/format/reclaim.ts";
+import type { ListingOptions } from "../../store/points/points.ts";
 import type { Store } from "../../store/store.ts";
 import { LiveSet } from "./live-set.ts";
 
@@ -69,17 +70,17 @@ export interface VaultStats extends SpaceCounts {
   readonly disks: readonly DiskStats[];
 }
 
-export interface StatsOptions {
-  readonly signal?: AbortSignal | undefined;
-}
-
 /**
  * Counts what a vault holds. Points that are committed meanwhile may be missing.
  *
  * @throws TidemarkError DAMAGED or FORMAT_UNSUPPORTED when a head, manifest or map cannot be read;
  * INTERRUPTED; and the errors of the store.
  */
-export async function vaultStats(store: Store, vault: string, { signal }: StatsOptions = {}): Promise<VaultStats> {
+export async function vaultStats(
+  store: Store,
+  vault: string,
+  { signal }: Pick<ListingOptions, "signal"> = {},
+): Promise<VaultStats> {
   for (let look = 1; ; look += 1) {
     try {
       const tally = new Tally();

@@ -12,7 +12,7 @@
  */
 
 import assert from "node:assert/strict";
-import { noteHead } from "../../disk/source/head-watch.ts";
+import { watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
@@ -26,7 +26,7 @@ import { deletePin } from "../../store/points/pins.ts";
 import { diskNames } from "../../store/points/points.ts";
 import { clearCondemned, putCondemned, rangesOf } from "../../store/points/prune-fence.ts";
 import { WriterLease } from "../../store/points/writer-lease.ts";
-import { Store, storeRegressed } from "../../store/store.ts";
+import { storeRegressed } from "../../store/store.ts";
 import type { Consistency } from "../../volume.ts";
 import type { LiveSetOptions } from "../collection/live-set.ts";
 import { bytesFreed } from "../collection/live-set.ts";
@@ -123,13 +123,13 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
   const startedAt = performance.now();
   const { signal, dryRun = false, withoutFreedBytes = false } = options;
   const onNotice = options.onNotice ?? (() => undefined);
-  const store = new Store(context.sink);
+  const store = watchedStore(context, onNotice);
   const { vault } = context.document;
   const asked = {
     store,
     vault,
     policy: options.policy,
-    nowMs: options.nowMs ?? Date.now(),
+    nowMs: options.nowMs ?? store.nowMs,
     cache: new PageCache(),
     onNotice,
     signal,
@@ -155,7 +155,6 @@ export async function prune(context: VaultContext, options: PruneOptions): Promi
   for (const disk of names) {
     throwIfAborted(signal);
     const planned = readDisk(store, vault, disk, signal).then(async (head) => {
-      await noteHead(context, head, onNotice);
       const plan = await planPrune(planning, head);
       return dryRun ? await foresee(planning, plan) : { ...plan, heldPoints: 0 };
     });

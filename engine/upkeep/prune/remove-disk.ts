@@ -13,7 +13,7 @@
  * Invariant: the one swap of the head decides. A removal that ends earlier has changed nothing; one
  * that ends later has removed the disk, and the next one of this name deletes what it left behind.
  */
-import { headWatch } from "../../disk/source/head-watch.ts";
+import { watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
@@ -68,9 +68,9 @@ export async function removeDisk(context: VaultContext, options: RemoveDiskOptio
   const startedAt = performance.now();
   const { dryRun = false, onNotice = () => undefined, signal } = options;
   const disk = options.disk.normalize("NFC");
-  const store = new Store(context.sink);
+  const store = watchedStore(context, onNotice);
   const { vault } = context.document;
-  const place: RemovalPlace = { store, vault, disk, onFound: headWatch(context, onNotice), onNotice, signal };
+  const place: RemovalPlace = { store, vault, disk, onNotice, signal };
   const { head } = await readHead(store, vault, disk, signal);
   const isLeft = head.points.length === 0 && head.writer === null && (await leftovers(place)).length === 0;
   if (isLeft) throw diskNotFound(disk);
@@ -92,7 +92,6 @@ interface RemovalPlace {
   readonly store: Store;
   readonly vault: string;
   readonly disk: string;
-  readonly onFound: (head: HeadDocument) => Promise<number>;
   readonly onNotice: (notice: Notice) => void;
   readonly signal: AbortSignal | undefined;
 }
@@ -105,12 +104,10 @@ async function foresee(place: RemovalPlace, head: HeadDocument): Promise<readonl
 
 /** Removes the disk under its writer lease. Returns the points that it had. */
 async function remove(place: RemovalPlace): Promise<readonly PlannedPoint[]> {
-  const { store, vault, disk, onFound, onNotice, signal } = place;
-  const writerLease = await WriterLease.take({ store, vault, disk, onFound, onNotice, signal }).catch(
-    (error: unknown) => {
-      throw hasCode(error, "WRITER_ACTIVE") ? stillWritten(error) : error;
-    },
-  );
+  const { store, vault, disk, onNotice, signal } = place;
+  const writerLease = await WriterLease.take({ store, vault, disk, onNotice, signal }).catch((error: unknown) => {
+    throw hasCode(error, "WRITER_ACTIVE") ? stillWritten(error) : error;
+  });
   try {
     const points = await allPoints(place, writerLease.head);
     const [first, last] = [points[0], points.at(-1)];
@@ -165,7 +162,7 @@ async function refuseHeld(
   const asked = {
     ...place,
     policy: { kind: "everything" } as const,
-    nowMs: Date.now(),
+    nowMs: store.nowMs,
     cache: new PageCache(),
   };
   const options: PlanOptions = { ...asked, groupRetention: new GroupRetention(asked) };

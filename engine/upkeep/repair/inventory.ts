@@ -153,7 +153,9 @@ async function findHead({
   const there = await store.find(name, documentBytesMax, { signal });
   if (there === undefined) return { head: undefined, broken: undefined, fault: `${name} is gone` };
   try {
-    return { head: decodeHead(there.bytes, name, { vault, disk }) };
+    const head = decodeHead(there.bytes, name, { vault, disk });
+    await store.onHead(head);
+    return { head };
   } catch (error) {
     if (!hasCode(error, "DAMAGED")) throw error;
     return { head: undefined, broken: { etag: there.etag }, fault: error.message };

@@ -14,7 +14,8 @@
 import { randomBytes } from "node:crypto";
 import { hasCode, isUnreadable, throwIfAborted } from "../../errors.ts";
 import { digestBytes } from "../../limits.ts";
-import { createDigest, type DigestKernel, Lz4 } from "../../pipeline/kernels.ts";
+import { createDigest, type DigestKernel } from "../../pipeline/kernels.ts";
+import { Lz4 } from "../../pipeline/lz4.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex, sameBytes, toHex } from "../../store/format/checksum.ts";
 import type { VaultDocument } from "../../store/format/documents.ts";
@@ -133,6 +134,7 @@ async function deadPages(
     const { writtenBytes } = await store.statPages(segment, { signal });
     const zeros = await zeroPages(store, segment, writtenBytes, signal);
     const digest = await createDigest(document.digest, fromHex(document.digestKey));
+    const lz4 = new Lz4();
     const sound = new PageSet();
     const place = { name: segment, sizeBytes: writtenBytes, dead: zeros };
     for await (const { offset, table } of walkFrames(store, fromHex(document.vault), place, { signal })) {
@@ -147,7 +149,7 @@ async function deadPages(
           granules: table.granules[chunk] ?? 0,
           digest: table.digests.subarray(chunk * digestBytes, (chunk + 1) * digestBytes),
         };
-        if (hasItsDigest(payload, stored, digest)) sound.addBytes(at, payload.length);
+        if (hasItsDigest(payload, stored, digest, lz4)) sound.addBytes(at, payload.length);
       }
     }
     return without(zeros, sound);
@@ -184,12 +186,11 @@ async function zeroPages(
   return zeros;
 }
 
-const lz4 = new Lz4();
-
 function hasItsDigest(
   payload: Uint8Array,
   stored: { readonly storedWord: number; readonly granules: number; readonly digest: Uint8Array },
   digest: DigestKernel,
+  lz4: Lz4,
 ): boolean {
   const plain = plainOf(payload, stored, lz4);
   if (plain === undefined) return false;

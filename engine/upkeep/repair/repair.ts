@@ -24,6 +24,7 @@
  * Not here: manifests, leaves and roots cannot be rebuilt. Chunks are healed by `verify --heal` and
  * scrub.
  */
+import { watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, type TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
@@ -145,7 +146,7 @@ class Repair {
   constructor(context: VaultContext, options: RepairOptions) {
     this.#context = context;
     this.#options = options;
-    this.#store = new Store(context.sink);
+    this.#store = watchedStore(context, options.onNotice);
   }
 
   async run(): Promise<RepairSummary> {

@@ -14,8 +14,10 @@
  * Memory: proved places, at most 128 MiB (see `ProvedPlaces`), the names of the maps' objects, the
  * records of all points, and findings. Maps are read besides the budget: 36 bytes for each chunk.
  */
+
 import { setTimeout as delay } from "node:timers/promises";
 import type { BlockDevice } from "../../device.ts";
+import { watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, type TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
@@ -24,7 +26,7 @@ import { decodeDiskName, parseSegmentName, segmentsPrefix } from "../../store/fo
 import { MapWalk } from "../../store/map/map-walk.ts";
 import { readHead } from "../../store/points/head.ts";
 import { readPoints } from "../../store/points/history.ts";
-import { findDisks } from "../../store/points/points.ts";
+import { diskNames } from "../../store/points/points.ts";
 import { noteProved, type ProvedTimes, readProved } from "../../store/points/proved.ts";
 import { sweepQuarantine } from "../../store/segments/quarantine.ts";
 import { Store } from "../../store/store.ts";
@@ -249,7 +251,7 @@ class ScrubPass {
 
   constructor(context: VaultContext, options: ScrubOptions, round: ScrubRound, findings: DamageRegister) {
     const { sources = new Map<string, Volume>(), onDamage, onNotice = () => undefined, onOpen, signal } = options;
-    const store = new Store(context.sink);
+    const store = watchedStore(context, onNotice);
     this.#context = context;
     this.#options = options;
     this.#round = round;
@@ -330,8 +332,7 @@ class ScrubPass {
     const { signal } = this.#options;
     const { vault } = this.#context.document;
     const listed = new Map<string, ListedPoints>();
-    const { disks, headless } = await findDisks(this.#store, signal);
-    const all = [...disks, ...headless];
+    const all = await diskNames(this.#store, signal);
     this.#findings.keepDisks(all);
     for (const disk of all) {
       const lists: DamageFinding[] = [];

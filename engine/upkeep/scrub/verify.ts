@@ -6,7 +6,7 @@
  * proved.
  */
 
-import { noteHead } from "../../disk/source/head-watch.ts";
+import { watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, interrupted, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { OperationOptions } from "../../progress.ts";
@@ -43,7 +43,7 @@ class Verification {
 
   constructor(context: VaultContext, options: VerifyOptions) {
     const { disk, source, heal = false, onProgress, onNotice = () => undefined, signal } = options;
-    const store = new Store(context.sink);
+    const store = watchedStore(context, onNotice);
     const sources = new Map<string, Volume>(
       source === undefined || disk === undefined ? [] : [[disk.normalize("NFC"), source]],
     );
@@ -151,14 +151,12 @@ class Verification {
   /** Undefined, and noted, when it is damaged and one of many. */
   async #readHead(disk: string): Promise<HeadDocument | undefined> {
     const { vault } = this.#context.document;
-    const { onNotice = () => undefined, signal } = this.#options;
+    const { signal } = this.#options;
     try {
       const isNamed = this.#options.disk !== undefined;
-      const head = isNamed
+      return isNamed
         ? await readDisk(this.#store, vault, disk, signal)
         : (await readHead(this.#store, vault, disk, signal)).head;
-      await noteHead(this.#context, head, onNotice);
-      return head;
     } catch (error) {
       if (!isDamage(error) || this.#options.disk !== undefined) throw error;
       this.#noteObject(disk, error);

@@ -5,7 +5,8 @@ import { createConnection, createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
-import { claimSocket, controlSocketDefault, formatListen, parseListen } from "../../../cli/agent/listen.ts";
+import { claimSocket, controlSocketDefault } from "../../../cli/agent/listen.ts";
+import { formatListen, parseListen } from "../../../engine/disk/nbd/address.ts";
 
 function folder(): string {
   const path = mkdtempSync(join(tmpdir(), "tidemark-listen-"));

@@ -1,7 +1,6 @@
 /** An engine that does what the test says, on a clock that the test moves. */
 
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "../../../cli/agent/config.ts";
-import { formatListen } from "../../../cli/agent/listen.ts";
 import type { Log, LogFields } from "../../../cli/agent/log.ts";
 import type {
   Clock,
@@ -15,6 +14,7 @@ import type {
   VaultPort,
 } from "../../../cli/agent/ports.ts";
 import type { LogLevel } from "../../../cli/agent/schema.ts";
+import { formatListen } from "../../../engine/disk/nbd/address.ts";
 import type { BlockDevice, PointSummary, ProtectionStatus, TidemarkError } from "../../../engine/index.ts";
 
 /** Time that passes when the test says so. */

@@ -143,4 +143,16 @@ disks:
   ])("that says it wrongly is refused: %s", async (written, fault) => {
     expect((await new ConfigFolder("web.img").faults(text(written))).join("\n")).toContain(fault);
   });
+
+  test.each(["SEGMENT_DAMAGED", "VAULT_AT_RISK"] as const)(
+    "passes on the notice %s, and no repeated one",
+    async (code) => {
+      const rig = new Rig({ sharePerDay: 0.1, rate: undefined });
+      await rig.clock.advance(5 * minuteMs);
+      rig.passes[0]?.onNotice?.({ code, message: "a segment" });
+      rig.passes[0]?.onNotice?.({ code: "HOLD_REFUSED", message: "no hold" });
+      expect(rig.events).toEqual([{ kind: "notice", disk: "", code, message: "a segment" }]);
+      await rig.scrubbing.stop();
+    },
+  );
 });

@@ -60,8 +60,9 @@ interface Verb {
   readonly giveUp: "cleanup" | "cancel" | undefined;
 }
 
-const start = async (kind: "test" | "unplanned", point: string): Promise<string> =>
-  (await vault.failovers.start({ kind, disks: ["web"], to: `file:${join(folder, "t.img")}`, point })).run;
+const start = async (kind: "test" | "unplanned", point: string, to = "file:"): Promise<string> =>
+  (await vault.failovers.start({ kind, disks: ["web"], to: `${to}${join(folder, "t.img")}`, point })).run;
+const instant = "instant:unix:/run/none.sock,image=";
 const nothing = async (): Promise<string> => await Promise.resolve("");
 
 const verbs: readonly Verb[] = [
@@ -127,6 +128,34 @@ const verbs: readonly Verb[] = [
   },
 ];
 
+/** The same to an instant target, where that is other work. */
+const instantVerbs: readonly Verb[] = [
+  {
+    name: "an instant test",
+    before: nothing,
+    work: async () => await start("test", "2", instant),
+    state: "TestFailoverCompleted",
+    holds: 2,
+    giveUp: "cleanup",
+  },
+  {
+    name: "a change of the point of an instant target",
+    before: async () => await start("unplanned", "2", instant),
+    work: async (run) => await vault.failovers.changePoint({ run, point: "1" }),
+    state: "ChangeRecoveryPointCompleted",
+    holds: 1,
+    giveUp: "cancel",
+  },
+  {
+    name: "a cancel of an instant target",
+    before: async () => await start("unplanned", "2", instant),
+    work: async (run) => await vault.failovers.cancel({ run }),
+    state: "Protected",
+    holds: undefined,
+    giveUp: "cancel",
+  },
+];
+
 async function setUp(verb: Verb): Promise<string> {
   memory.restore(replicated);
   liveSessions().clear();
@@ -159,11 +188,21 @@ async function checkOutcome(verb: Verb, after: RunSummary): Promise<void> {
   expect(after.state).toBe(verb.state);
   if (verb.holds === undefined) await checkUndone();
   else {
-    expect(readFileSync(join(folder, "t.img")).equals(contents[verb.holds - 1] ?? Buffer.alloc(0))).toBe(true);
     const mark = verb.giveUp === undefined ? [] : ["t.img.tidemark-run"];
-    expect(readdirSync(folder).sort()).toEqual(["t.img", ...mark]);
+    const isInstant = instantVerbs.includes(verb);
+    expect(readdirSync(folder).sort()).toEqual(["t.img", ...(isInstant ? ["t.img.tidemark"] : []), ...mark]);
+    const found = isInstant ? await hydrated() : readFileSync(join(folder, "t.img"));
+    expect(found.equals(contents[verb.holds - 1] ?? Buffer.alloc(0))).toBe(true);
   }
   expect(await namesIn(new MemorySink({ store: memory }), "disks/web/pins/")).toEqual([]);
+}
+
+/** What an instant target holds when it is whole; its point is then free. */
+async function hydrated(): Promise<Buffer> {
+  const target = await vault.instant({ disk: "web", image: join(folder, "t.img") });
+  await target.hydrated();
+  await target.close();
+  return readFileSync(join(folder, "t.img"));
 }
 
 /** Nothing is left at the target, and the disk can be replicated. */
@@ -176,7 +215,7 @@ async function checkUndone(): Promise<void> {
   expect(sequence).toBe(3);
 }
 
-describe.each(verbs)("$name that dies", (verb) => {
+describe.each([...verbs, ...instantVerbs])("$name that dies", (verb) => {
   test(
     "at any call of the store goes on, or is given up",
     async () => {

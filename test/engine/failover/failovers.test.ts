@@ -417,7 +417,6 @@ test("the targets of several disks need a folder, and an unknown target is refus
   await vault.replicate({ disk: "db", volume: sampleDisk(100_000, 9) });
   const both = { kind: "test", disks: ["web", "db"] } as const;
   await expectCode(vault.failovers.start({ ...both, to: `file:${path("x.img")}` }), "INVALID_ARGUMENT");
-  await expectCode(vault.failovers.start({ ...both, to: "instant:unix:/x" }), "UNSUPPORTED");
   await expectCode(vault.failovers.start({ ...both, to: "blob:x" }), "UNSUPPORTED");
   await expectCode(vault.failovers.start({ ...both, to: "somewhere" }), "INVALID_ARGUMENT");
   await expectCode(vault.failovers.start({ ...both, to: `dir:${folder}`, point: "common" }), "POINT_NOT_FOUND");

@@ -244,6 +244,21 @@ describe("an instant target", () => {
     expect(into.equals(newest(filled).subarray(sizeBytes - granuleBytes))).toBe(true);
   });
 
+  test("that is closed while its store is away ends reads that wait for it, and does not wait with them", async () => {
+    const filled = await filledVault();
+    const line = new Line(filled.sink);
+    line.isCut = true;
+    const image = join(temporaryFolder(), "d.img");
+    await (await openInstant(filled, { image })).instant.close();
+    const { instant } = await openInstant(filled, { image, readWaitMs: 600_000 }, line);
+    const refused = expectCode(
+      instant.device.read(sizeBytes - granuleBytes, Buffer.alloc(granuleBytes)),
+      "DEVICE_FAILED",
+    );
+    await instant.close();
+    await refused;
+  });
+
   test("leaves what is damaged in the vault to be read there, and copies all the rest", async () => {
     const filled = await filledVault({ points: 1 });
     const [segment = ""] = await namesIn(filled.sink, "segments/");

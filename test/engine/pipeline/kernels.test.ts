@@ -1,120 +1,17 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
-import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import {
   createDigest,
   createFingerprint,
   isZero,
-  Lz4,
   looksIncompressible,
   sameWords,
 } from "../../../engine/pipeline/kernels.ts";
 import { digestNames } from "../../../engine/store/format/documents.ts";
-import { runsOf } from "../../depth.ts";
 import { numbersFrom, randomBytes } from "../../engine-model.ts";
 
 const key = randomBytes(32, 5);
-
-describe("LZ4", () => {
-  const lz4 = new Lz4();
-  /** Bytes of which some can be compressed well, some a little, some not at all. */
-  const bytes = fc.oneof(
-    fc.uint8Array({ maxLength: 300 }),
-    fc.tuple(fc.nat(70_000), fc.nat(255), fc.nat()).map(([length, repeat, seed]) => {
-      const data = randomBytes(length, seed);
-      for (let at = repeat; at < length; at += 1) if (at % 256 < repeat) data[at] = data[at - repeat] ?? 0;
-      return data;
-    }),
-    fc.nat(1_048_576).map((length) => new Uint8Array(length).fill(7)),
-  );
-
-  test("gives any bytes back that it made smaller, and says so when it did not", () => {
-    fc.assert(
-      fc.property(bytes, fc.nat(100), (plain, at) => {
-        const into = new Uint8Array(at + plain.length + 50).fill(0xee);
-        const blockBytes = lz4.compress(plain, into, at);
-        expect(blockBytes === 0 || blockBytes < plain.length).toBe(true);
-        // Nothing around its place is touched.
-        expect(into.subarray(0, at).every((byte) => byte === 0xee)).toBe(true);
-        expect(into.subarray(at + blockBytes).every((byte) => byte === 0xee)).toBe(true);
-        if (blockBytes === 0) return;
-        const back = new Uint8Array(plain.length + 20).fill(0xdd);
-        lz4.decompress(into.subarray(at, at + blockBytes), plain.length, back, 10);
-        expect(Buffer.compare(back.subarray(10, 10 + plain.length), plain)).toBe(0);
-        expect(back.subarray(10 + plain.length).every((byte) => byte === 0xdd)).toBe(true);
-      }),
-      { numRuns: runsOf(150) },
-    );
-  });
-
-  test("refuses garbage and wrong lengths as DAMAGED and works afterwards", () => {
-    const plain = new Uint8Array(65_536).map((_, index) => index % 97);
-    const block = new Uint8Array(65_536);
-    const blockBytes = lz4.compress(plain, block, 0);
-    expect(blockBytes).toBeGreaterThan(0);
-    const into = new Uint8Array(65_536);
-    const worksStill = (): void => {
-      into.fill(0);
-      lz4.decompress(block.subarray(0, blockBytes), plain.length, into, 0);
-      expect(Buffer.compare(into, plain)).toBe(0);
-    };
-    const damaged = expect.objectContaining({ name: "TidemarkError", code: "DAMAGED" }) as Error;
-    for (const plainBytes of [1, 4096, 65_535, 65_537, 1_048_576]) {
-      expect(() => {
-        lz4.decompress(block.subarray(0, blockBytes), plainBytes, new Uint8Array(1_048_576), 0);
-      }).toThrow(damaged);
-      worksStill();
-    }
-    let refused = 0;
-    fc.assert(
-      fc.property(fc.uint8Array({ maxLength: 200 }), (garbage) => {
-        try {
-          lz4.decompress(garbage, 65_536, into, 0);
-        } catch (error) {
-          expect(error).toEqual(damaged);
-          refused += 1;
-        }
-        worksStill();
-      }),
-    );
-    expect(refused).toBeGreaterThan(50);
-  });
-
-  test("ends in DAMAGED or in bytes of the right length when a block is altered anywhere", () => {
-    const plain = Buffer.from("a sentence that repeats, a sentence that repeats, and ends. ".repeat(200));
-    const block = new Uint8Array(plain.length);
-    const blockBytes = lz4.compress(plain, block, 0);
-    const into = new Uint8Array(plain.length);
-    fc.assert(
-      fc.property(fc.nat(blockBytes - 1), fc.integer({ min: 1, max: 255 }), (at, difference) => {
-        const altered = block.slice(0, blockBytes);
-        altered[at] = (altered[at] ?? 0) ^ difference;
-        try {
-          lz4.decompress(altered, plain.length, into, 0);
-        } catch (error) {
-          expect(error).toMatchObject({ code: "DAMAGED" });
-        }
-      }),
-      { numRuns: runsOf(300) },
-    );
-  });
-
-  test("keeps its memory bounded over thousands of blocks", () => {
-    const plain = new Uint8Array(65_536).map((_, index) => (index * 7) % 251);
-    const random = randomBytes(65_536, 1);
-    const into = new Uint8Array(65_536);
-    const back = new Uint8Array(65_536);
-    const before = process.memoryUsage().rss;
-    for (let round = 0; round < 2000; round += 1) {
-      expect(lz4.compress(random, into, 0)).toBe(0);
-      const blockBytes = lz4.compress(plain, into, 0);
-      lz4.decompress(into.subarray(0, blockBytes), plain.length, back, 0);
-    }
-    // 2000 calls that each leaked a block would take 256 MiB.
-    expect(process.memoryUsage().rss - before).toBeLessThan(64 * 1024 * 1024);
-  });
-});
 
 describe("the early answer on compressibility", () => {
   test("is yes for random bytes of any chunk length from 16 KiB on", () => {

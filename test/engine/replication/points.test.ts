@@ -2,6 +2,7 @@
  * What a point is made of and how it is named: sizes, growth, names of disks, selectors, and
  * sources that move or fail.
  */
+
 import { mkdtempSync, rmSync } from "node:fs";
 import { open, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -14,6 +15,7 @@ import type { Vault } from "../../../engine/vault.ts";
 import type { Extent, Volume } from "../../../engine/volume.ts";
 import { FaultySink, Gate } from "../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../sink/memory.ts";
+import { callsOf } from "../../depth.ts";
 import {
   checkNewest,
   closeModelVaults,
@@ -225,7 +227,7 @@ describe("an aborted cycle", () => {
     const first = whole.calls.length; // the vault is opened without the signal
     await opened.replicate({ disk: "d", volume: disk });
     const last = whole.calls.findLastIndex((call) => call.startsWith("releaseLease")); // right before it comes the commit
-    for (let call = first + 1; call < last; call += 1) {
+    for (const call of callsOf(first + 1, last - 1, 8)) {
       const controller = new AbortController();
       const gate = new Gate();
       const counted = new FaultySink(new MemorySink(), [{ on: "any", when: call, fault: { kind: "slow", gate } }]);

@@ -4,6 +4,7 @@
  */
 import path from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { TidemarkError } from "../../../engine/errors.ts";
 import { decodeHead, encodeHead } from "../../../engine/store/format/documents.ts";
 import { headName } from "../../../engine/store/format/names.ts";
 import { Store } from "../../../engine/store/store.ts";
@@ -51,6 +52,12 @@ async function putHeadBack(bytes: Uint8Array): Promise<void> {
   await store.put(headName("d"), bytes, { ifMatch: etag });
 }
 
+async function namesOf(): Promise<string[]> {
+  const names: string[] = [];
+  for await (const { name } of new Store(sink).list("")) names.push(name);
+  return names.filter((name) => !name.startsWith("reclaim/"));
+}
+
 /** How many notices `read` gives. */
 async function noticesOf(read: () => Promise<unknown>): Promise<number> {
   notices = [];
@@ -86,6 +93,25 @@ describe("a head that is older than a point seen here", () => {
       await (await vault.mount({ disk: "d", point: "latest", onNotice })).close();
     };
     expect(await noticesOf(mounting)).toBe(1);
+    const diffing = async (): Promise<void> => {
+      await (await vault.diff({ disk: "d", from: "1", to: "1", onNotice }))[Symbol.asyncIterator]().next();
+    };
+    for (const look of [
+      diffing,
+      async () => await vault.point("d", "latest", { onNotice }),
+      async () => await vault.label({ disk: "d", point: "1", text: "first", onNotice }),
+      async () => await vault.pin({ disk: "d", point: "1", onNotice }),
+      async () => await vault.unpin({ disk: "d", point: "1", onNotice }),
+      async () => await vault.disks({ onNotice }),
+      async () => await vault.summary({ onNotice }),
+      async () => await vault.stats({ onNotice }),
+      async () => await vault.scrub({ onNotice }),
+      async () => await vault.repair({ dryRun: true, onNotice }),
+      async () => await vault.collect({ dryRun: true, onNotice }),
+      async () => await vault.prune({ policy, onNotice }),
+      async () => await vault.removeDisk({ disk: "d", dryRun: true, onNotice }),
+    ])
+      expect(await noticesOf(look), look.toString()).toBe(1);
     const other = await open(state("other"));
     expect(await noticesOf(async () => await other.points("d", { onNotice }))).toBe(0);
   });
@@ -106,6 +132,29 @@ describe("a head that is older than a point seen here", () => {
     expect(notices).toHaveLength(1);
     const { damaged } = await vault.verify({ disk: "d", source: disk, onNotice });
     expect(damaged).toEqual([]);
+  });
+
+  test("keeps a collection from freeing what points need that are not listed, until the disk goes on", async () => {
+    const [current, objects] = [await readHeadBytes(), await namesOf()];
+    await putHeadBack(old);
+    const vault = await open();
+    const refused = await vault.collect({ onNotice }).catch((error: unknown) => error);
+    expect(refused).toMatchObject({ code: "STORE_REGRESSED", detail: { object: headName("d") } });
+    expect(String((refused as TidemarkError).remedy)).toContain("`tidemark replicate SOURCE --disk NAME`");
+    expect(await namesOf()).toEqual(expect.arrayContaining(objects));
+    await putHeadBack(current); // what the refused collection left is whole
+    expect((await vault.verify({ disk: "d", onNotice })).damaged).toEqual([]);
+    await putHeadBack(old);
+    await replicate(vault);
+    expect((await vault.collect({ onNotice })).waitingFor).toEqual([]);
+    expect((await vault.verify({ disk: "d", source: disk, onNotice })).damaged).toEqual([]);
+  });
+
+  test("of a disk that is removed then does not keep a collection from freeing", async () => {
+    await putHeadBack(old);
+    const vault = await open();
+    await vault.removeDisk({ disk: "d", onNotice });
+    expect((await vault.collect({ onNotice })).deletedObjects).toBeGreaterThan(0);
   });
 
   test("without any point is noticed by the next writer", async () => {

@@ -2,9 +2,11 @@
  * Points of a disk that goes on being written, and what becomes of them when the store is away,
  * forgets, or does not answer a commit.
  */
+
 import { setImmediate } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
 import { FaultySink, Gate } from "../../../../sink/faults.ts";
+import { byDepth } from "../../../depth.ts";
 import { committedPoints, contentOf, pointBytes } from "../../../model-disk.ts";
 import { type Machine, machineForEachTest, type ProtectedImage } from "./protection-rig.ts";
 import { Writer } from "./protection-writer.ts";
@@ -192,7 +194,7 @@ describe("a store that goes back in time", () => {
     await disk.start();
     await disk.point();
     const taken = [machine.store.snapshot()];
-    for (let round = 0; round < 12; round += 1) {
+    for (let round = 0; round < byDepth(5, 12); round += 1) {
       await disk.write(round * 70_000, contentOf(40_000, round));
       await disk.point();
       taken.push(machine.store.snapshot());

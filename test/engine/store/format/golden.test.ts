@@ -171,6 +171,9 @@ describe("the bytes of format version 1", () => {
     const request = golden("request-v1.txt", encodeRunRequest(runRequestSample));
     expect(decodeRunRequest(request, "failover/requests/5f03c2aa", runRequestSample.vault)).toEqual(runRequestSample);
     expect(plain(encodeRunRequest(runRequestSample))).toEqual(request);
+    // Written before runs could be served.
+    const unserved = golden("run-unserved-v1.txt", encodeRun(runSample));
+    expect(decodeRun(unserved, "failover/runs/5f03c2aa", runSample.vault)).toMatchObject({ serving: null });
     for (const [name, condemned] of [
       ["condemned-v1.txt", condemnedSample],
       ["condemned-none-v1.txt", { ...condemnedSample, ranges: [] }],

@@ -244,6 +244,7 @@ export const runSample: RunDocument = {
   group: "Büro",
   selector: "latest",
   target: "dir:/srv",
+  serving: { listen: "unix:/run/other.sock", protects: true },
   check: null,
   shutdown: "systemctl stop db",
   source: { kind: "agent", path: "/run/tidemark/agent.sock" },
@@ -263,7 +264,7 @@ export const runSample: RunDocument = {
     {
       disk: "other",
       point: { sequence: 9, id: id(15), timeMs: 1_790_000_002_000, consistency: "app", volumeBytes: 4096 },
-      target: { kind: "file", path: "/srv/other.img" },
+      target: { kind: "instant", path: "/srv/other.img" },
       held: null,
       origin: null,
     },

@@ -6,7 +6,7 @@ import { leafEntriesMax } from "../../../../engine/store/format/leaf.ts";
 import { fanIn, mergeStack, runsToMerge } from "../../../../engine/store/map/merge.ts";
 import { PointMap } from "../../../../engine/store/map/point-map.ts";
 import { MapObjects, RunWriter } from "../../../../engine/store/map/run-writer.ts";
-import { runsOf } from "../../../depth.ts";
+import { byDepth, runsOf } from "../../../depth.ts";
 import { digestOf, disk, namesOf, numbersFrom, openMemory, vaultId } from "../../../engine-model.ts";
 import type { GranuleModel } from "./granule-model.ts";
 import { apply, runOfEntries, spellMap, withoutZeros, writeRun } from "./granule-model.ts";
@@ -132,7 +132,7 @@ describe("a merged stack", () => {
     const next = numbersFrom(11);
     const granules = 4 * leafEntriesMax;
     let runs = [await evenRun(new MapObjects({ store, vaultId, disk, epoch: 1 }), granules, 0)];
-    for (let commit = 0; commit < 160; commit += 1) {
+    for (let commit = 0; commit < byDepth(60, 160); commit += 1) {
       const objects = new MapObjects({ store, vaultId, disk, epoch: commit + 2 });
       const delta = await evenRun(objects, 300, next() % (granules - 300));
       const stack = [delta, ...runs.map((run) => ({ ...run, entries: Math.min(run.entries, 400) }))];

@@ -230,7 +230,7 @@ describe("a reader and a pruner", () => {
     const whole = new FaultySink(rig.connect(), []);
     await rig.prune({ policy }, whole);
     const outcomes = { held: 0, gone: 0 };
-    for (const call of callsOf(1, whole.calls.length, 12)) {
+    for (const call of callsOf(1, whole.calls.length, 6)) {
       for (const stop of callsOf(1, callsHold + 1, 4)) {
         liveSessions().clear();
         rig.memory.restore(start);

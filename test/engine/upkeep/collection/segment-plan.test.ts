@@ -2,6 +2,7 @@
  * What of a segment is freed, collection after collection, while less and less of it is needed; and
  * what of a damaged one.
  */
+
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { segmentBytes } from "../../../../engine/limits.ts";
@@ -12,6 +13,7 @@ import { walkFrames } from "../../../../engine/store/segments/frame-walk.ts";
 import { PageSet } from "../../../../engine/store/segments/page-set.ts";
 import type { Store } from "../../../../engine/store/store.ts";
 import { planSegment } from "../../../../engine/upkeep/collection/segment-plan.ts";
+import { runsOf } from "../../../depth.ts";
 import { digestOf, openMemory, randomBytes, vaultId } from "../../../engine-model.ts";
 import { sealFrame } from "../../store/format/samples.ts";
 
@@ -96,7 +98,7 @@ test("a walk of the segment finds every chunk that is needed, however often it h
         expect(needed.filter(({ at }) => !found.has(at))).toEqual([]);
       }
     }),
-    { numRuns: 200 },
+    { numRuns: runsOf(200) },
   );
 });
 

@@ -58,7 +58,7 @@ describe("a prune that dies at any call", () => {
     hurry();
     const calls = await callsOfPrune();
     const seen = { all: 0, nothing: 0 };
-    for (const call of callsOf(1, calls, 10)) {
+    for (const call of callsOf(1, calls, 5)) {
       for (const effect of ["before", "after"] as const) {
         rig.memory.restore(start);
         liveSessions().clear();
@@ -119,7 +119,7 @@ describe("a store that goes back in time", () => {
     hurry();
     const calls = await callsOfPrune();
     const outcomes = new Map<string, number>();
-    for (const at of callsOf(2, calls, 12)) {
+    for (const at of callsOf(2, calls, 5)) {
       for (const back of [1, 2, 4, 8, 100]) {
         rig.memory.restore(start);
         liveSessions().clear();

@@ -117,7 +117,7 @@ describe("a point of a group that is kept on one disk", () => {
         fault: { kind: "slow", gate },
       });
       const outcomes = { both: 0, one: 0 };
-      for (const call of callsOf(1, whole.calls.length, 12)) {
+      for (const call of callsOf(1, whole.calls.length, 5)) {
         for (const stop of callsOf(1, alone.calls.length + 2)) {
           liveSessions().clear();
           rig.memory.restore(start);

@@ -2,6 +2,7 @@
  * Prunes: exactly what the policy does not keep goes, at little cost, and what cannot be read, or
  * is the newest, or is kept by a reader or a pin, stays.
  */
+
 import { beforeEach, describe, expect, test } from "vitest";
 import type { GroupRecord, PageReference, PointList } from "../../../../engine/store/format/documents.ts";
 import { encodeHead, encodePage, referTo } from "../../../../engine/store/format/documents.ts";
@@ -14,6 +15,7 @@ import type { PointDecision } from "../../../../engine/upkeep/prune/prune.ts";
 import { decide } from "../../../../engine/upkeep/retention/decide.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import { FaultySink } from "../../../../sink/faults.ts";
+import { byDepth } from "../../../depth.ts";
 import { cycleMs, recordOf, recordsOf, recordsVault, writeHistory } from "../../../point-records.ts";
 import { expectCode } from "../../../sink/expectations.ts";
 import { tamperObject } from "../scrub/tamper.ts";
@@ -243,7 +245,7 @@ describe("the cost of a prune", () => {
     expect(first.keptPoints).toBeLessThan(1600);
     // An hour of points goes on; each minute is pruned.
     let [requests, putBytes] = [0, 0];
-    const minutes = 15;
+    const minutes = byDepth(5, 15);
     for (let minute = 0; minute < minutes; minute += 1) {
       await rig.commit(12);
       const sink = new FaultySink(rig.connect(), []);

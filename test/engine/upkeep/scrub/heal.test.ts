@@ -250,7 +250,7 @@ test("a healing that is interrupted at any call harms nothing, and the next one 
   expect(calls).toBeGreaterThan(20);
   await expected.check(line.current);
   let nowMs = Date.now();
-  for (const call of callsOf(1, calls, 8)) {
+  for (const call of callsOf(1, calls)) {
     const isGone = call % 2 === 0;
     store.restore(isGone ? gone : spoiled);
     nowMs += 3_600_000; // whoever died holds no lease any more

@@ -291,7 +291,7 @@ test("a pass that is interrupted at any call harms nothing, and the next one end
   await scrub({ sources: sources() });
   const calls = counted.calls.length;
   let nowMs = Date.now();
-  for (const call of callsOf(1, calls, 8)) {
+  for (const call of callsOf(1, calls)) {
     store.restore(damagedStore);
     nowMs += 3_600_000; // whoever died holds no lease any more
     line.current = new FaultySink(new MemorySink({ store, clock: () => nowMs }), [

@@ -1,0 +1,176 @@
+/**
+ * LZ4 of others: lz4-wasm, which our kernel is held against, and the system's `lz4`. Both are looked
+ * for, and left out of the comparison where they are missing.
+ */
+import { execFile } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { type FileHandle, open, rm } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { promisify } from "node:util";
+import type { Mark } from "./report.ts";
+import type { StepLog } from "./steps.ts";
+
+interface Exports {
+  readonly memory: WebAssembly.Memory;
+  compress(ret: number, at: number, length: number): void;
+  decompress(ret: number, at: number, length: number): void;
+  __wbindgen_add_to_stack_pointer(delta: number): number;
+  __wbindgen_malloc(length: number): number;
+  __wbindgen_free(at: number, length: number): void;
+}
+
+/**
+ * lz4-wasm through its raw exports: the package is made for bundlers, and its glue cannot be imported
+ * by Node. What it makes and takes is the plain length (u32, little-endian) and an LZ4 block.
+ */
+export class ReferenceLz4 {
+  readonly #module: WebAssembly.Module;
+  #wasm: Exports;
+
+  private constructor(module: WebAssembly.Module) {
+    this.#module = module;
+    this.#wasm = this.#instantiate();
+  }
+
+  /** Undefined where lz4-wasm is not installed. */
+  static load(): ReferenceLz4 | undefined {
+    let path: string;
+    try {
+      path = createRequire(import.meta.url).resolve("lz4-wasm/lz4_wasm_bg.wasm");
+    } catch {
+      return undefined;
+    }
+    return new ReferenceLz4(new WebAssembly.Module(readFileSync(path)));
+  }
+
+  /** The packed bytes: a view that holds until the next call. */
+  compress(plain: Uint8Array): Uint8Array {
+    return this.#call("compress", plain);
+  }
+
+  /** The plain bytes: a view that holds until the next call. Throws when `packed` gives none. */
+  decompress(packed: Uint8Array): Uint8Array {
+    return this.#call("decompress", packed);
+  }
+
+  #instantiate(): Exports {
+    const imports = { "./lz4_wasm_bg.js": { __wbindgen_string_new: () => 0 } };
+    return new WebAssembly.Instance(this.#module, imports).exports as unknown as Exports;
+  }
+
+  #call(name: "compress" | "decompress", bytes: Uint8Array): Uint8Array {
+    const wasm = this.#wasm;
+    try {
+      const result = wasm.__wbindgen_add_to_stack_pointer(-16);
+      const input = wasm.__wbindgen_malloc(bytes.length);
+      new Uint8Array(wasm.memory.buffer).set(bytes, input);
+      wasm[name](result, input, bytes.length); // frees its input
+      const [at = 0, length = 0, , failed = 0] = new Uint32Array(wasm.memory.buffer, result, 4);
+      if (name === "decompress" && failed !== 0) throw new Error("lz4-wasm refuses the block");
+      const view = new Uint8Array(wasm.memory.buffer, at, length);
+      wasm.__wbindgen_free(at, length);
+      wasm.__wbindgen_add_to_stack_pointer(16);
+      return view;
+    } catch (error) {
+      // After a trap the instance's heap and stack pointer are in doubt.
+      this.#wasm = this.#instantiate();
+      throw error;
+    }
+  }
+}
+
+const [ownStep, wasmStep, nativeStep] = [
+  "LZ4, compressible blocks",
+  "the same by lz4-wasm",
+  "the same by the system's lz4 -1",
+] as const;
+/** So much of what is compressed is given to the system's lz4. */
+const nativeBytesMax: number = 256 * 1024 * 1024;
+
+interface Measured {
+  readonly name: string;
+  bytes: number;
+  elapsedMs: number;
+  packedBytes: number;
+}
+
+/** Compresses the same blocks with our kernel and with others, one after the other. */
+export class Lz4Comparison {
+  readonly #path: string;
+  readonly #file: FileHandle;
+  readonly #reference = ReferenceLz4.load();
+  readonly #own: Measured = { name: ownStep, bytes: 0, elapsedMs: 0, packedBytes: 0 };
+  readonly #wasm: Measured = { name: wasmStep, bytes: 0, elapsedMs: 0, packedBytes: 0 };
+  #nativeBytes = 0;
+
+  private constructor(path: string, file: FileHandle) {
+    this.#path = path;
+    this.#file = file;
+  }
+
+  /** `path` is a file of its own, which `finish` removes. */
+  static async open(path: string): Promise<Lz4Comparison> {
+    return new Lz4Comparison(path, await open(path, "w"));
+  }
+
+  /** Bytes that the blocks were packed to. */
+  get counts(): Readonly<Record<string, number>> {
+    return { lz4PackedBytes: this.#own.packedBytes, lz4WasmPackedBytes: this.#wasm.packedBytes };
+  }
+
+  /** `own` compresses `plain` with our kernel and returns the length, or 0 where it is not smaller. */
+  async compress(plain: Uint8Array, own: () => number): Promise<void> {
+    note(this.#own, plain.length, own);
+    const reference = this.#reference;
+    if (reference !== undefined) note(this.#wasm, plain.length, () => reference.compress(plain).length);
+    if (this.#nativeBytes + plain.length > nativeBytesMax) return;
+    await this.#file.write(plain, 0, plain.length, this.#nativeBytes);
+    this.#nativeBytes += plain.length;
+  }
+
+  /** What was measured, of those that are installed. */
+  async finish(signal: AbortSignal | undefined): Promise<readonly Omit<Measured, "packedBytes">[]> {
+    await this.#file.close();
+    const rate = this.#nativeBytes === 0 ? undefined : await nativeLz4Rate(this.#path, signal);
+    await rm(this.#path);
+    const { bytes } = this.#own;
+    const native = rate === undefined ? [] : [{ name: nativeStep, bytes, elapsedMs: (bytes / rate) * 1000 }];
+    return [this.#own, ...(this.#reference === undefined ? [] : [this.#wasm]), ...native];
+  }
+}
+
+function note(measured: Measured, plainBytes: number, compress: () => number): void {
+  const from = performance.now();
+  const packed = compress();
+  measured.elapsedMs += performance.now() - from;
+  measured.bytes += plainBytes;
+  measured.packedBytes += packed === 0 || packed > plainBytes ? plainBytes : packed;
+}
+
+/** Marks for what has been measured. */
+export function lz4Marks(log: StepLog, counts: Readonly<Record<string, number>>): Mark[] {
+  const marks: Mark[] = [];
+  const { lz4PackedBytes = 0, lz4WasmPackedBytes = 0 } = counts;
+  const faster = log.medianMs(wasmStep) / log.medianMs(ownStep);
+  const native = log.medianMs(nativeStep) / log.medianMs(ownStep);
+  const mark = (name: string, value: number, wanted: number): void => {
+    if (value > 0) marks.push({ name, value, unit: "×", relation: "at least", wanted });
+  };
+  mark("LZ4 compression, of lz4-wasm's rate", faster, 1.5);
+  mark("LZ4 compression, of lz4-wasm's ratio", lz4WasmPackedBytes / lz4PackedBytes, 0.98);
+  mark("LZ4 compression, of the rate of lz4 -1", native, 0.85);
+  return marks;
+}
+
+/** Bytes a second that the system's `lz4 -1` compresses of `path` in blocks of 64 KiB; undefined without it. */
+async function nativeLz4Rate(path: string, signal: AbortSignal | undefined): Promise<number | undefined> {
+  try {
+    const { stdout, stderr } = await promisify(execFile)("lz4", ["-b1", "-i1", "-B4", path], { signal });
+    const rates = [...`${stdout}${stderr}`.matchAll(/([0-9.]+) MB\/s/g)];
+    const rate = Number(rates.at(-2)?.[1]);
+    return Number.isFinite(rate) ? rate * 1e6 : undefined;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    throw error;
+  }
+}

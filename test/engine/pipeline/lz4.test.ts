@@ -1,0 +1,179 @@
+/** LZ4 chunks: our kernel against lz4-wasm and the system's `lz4`, and against what is no chunk. */
+import { spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { ReferenceLz4 } from "../../../bench/lz4-comparison.ts";
+import { Lz4 } from "../../../engine/pipeline/lz4.ts";
+import { byDepth, runsOf } from "../../depth.ts";
+import { numbersFrom, randomBytes } from "../../engine-model.ts";
+
+describe("LZ4", () => {
+  const lz4 = new Lz4();
+  /** Bytes of which some can be compressed well, some a little, some not at all. */
+  const bytes = fc.oneof(
+    fc.uint8Array({ maxLength: 300 }),
+    fc.tuple(fc.nat(70_000), fc.nat(255), fc.nat()).map(([length, repeat, seed]) => {
+      const data = randomBytes(length, seed);
+      for (let at = repeat; at < length; at += 1) if (at % 256 < repeat) data[at] = data[at - repeat] ?? 0;
+      return data;
+    }),
+    fc.nat(1_048_576).map((length) => new Uint8Array(length).fill(7)),
+  );
+
+  test("gives any bytes back that it made smaller, and says so when it did not", () => {
+    fc.assert(
+      fc.property(bytes, fc.nat(100), (plain, at) => {
+        const into = new Uint8Array(at + plain.length + 50).fill(0xee);
+        const blockBytes = lz4.compress(plain, into, at);
+        expect(blockBytes === 0 || blockBytes < plain.length).toBe(true);
+        // Nothing around its place is touched.
+        expect(into.subarray(0, at).every((byte) => byte === 0xee)).toBe(true);
+        expect(into.subarray(at + blockBytes).every((byte) => byte === 0xee)).toBe(true);
+        if (blockBytes === 0) return;
+        const back = new Uint8Array(plain.length + 20).fill(0xdd);
+        lz4.decompress(into.subarray(at, at + blockBytes), plain.length, back, 10);
+        expect(Buffer.compare(back.subarray(10, 10 + plain.length), plain)).toBe(0);
+        expect(back.subarray(10 + plain.length).every((byte) => byte === 0xdd)).toBe(true);
+      }),
+      { numRuns: runsOf(150) },
+    );
+  });
+
+  test("refuses garbage and wrong lengths as DAMAGED and works afterwards", () => {
+    const plain = new Uint8Array(65_536).map((_, index) => index % 97);
+    const block = new Uint8Array(65_536);
+    const blockBytes = lz4.compress(plain, block, 0);
+    expect(blockBytes).toBeGreaterThan(0);
+    const into = new Uint8Array(65_536);
+    const worksStill = (): void => {
+      into.fill(0);
+      lz4.decompress(block.subarray(0, blockBytes), plain.length, into, 0);
+      expect(Buffer.compare(into, plain)).toBe(0);
+    };
+    const damaged = expect.objectContaining({ name: "TidemarkError", code: "DAMAGED" }) as Error;
+    for (const plainBytes of [1, 4096, 65_535, 65_537, 1_048_576]) {
+      expect(() => {
+        lz4.decompress(block.subarray(0, blockBytes), plainBytes, new Uint8Array(1_048_576), 0);
+      }).toThrow(damaged);
+      worksStill();
+    }
+    let refused = 0;
+    fc.assert(
+      fc.property(fc.uint8Array({ maxLength: 200 }), (garbage) => {
+        try {
+          lz4.decompress(garbage, 65_536, into, 0);
+        } catch (error) {
+          expect(error).toEqual(damaged);
+          refused += 1;
+        }
+        worksStill();
+      }),
+    );
+    expect(refused).toBeGreaterThan(50);
+  });
+
+  test("ends in DAMAGED or in bytes of the right length when a block is altered anywhere", () => {
+    const plain = Buffer.from("a sentence that repeats, a sentence that repeats, and ends. ".repeat(200));
+    const block = new Uint8Array(plain.length);
+    const blockBytes = lz4.compress(plain, block, 0);
+    const into = new Uint8Array(plain.length);
+    fc.assert(
+      fc.property(fc.nat(blockBytes - 1), fc.integer({ min: 1, max: 255 }), (at, difference) => {
+        const altered = block.slice(0, blockBytes);
+        altered[at] = (altered[at] ?? 0) ^ difference;
+        try {
+          lz4.decompress(altered, plain.length, into, 0);
+        } catch (error) {
+          expect(error).toMatchObject({ code: "DAMAGED" });
+        }
+      }),
+      { numRuns: runsOf(300) },
+    );
+  });
+
+  test("makes blocks that lz4-wasm reads, and reads those that lz4-wasm makes", () => {
+    const reference = ReferenceLz4.load();
+    if (reference === undefined) throw new Error("lz4-wasm is a development dependency");
+    const random = numbersFrom(9);
+    const into = new Uint8Array(150_000);
+    const back = new Uint8Array(150_000);
+    let smaller = 0;
+    for (let block = 0; block < byDepth(2_000, 1_000_000); block += 1) {
+      const plain = repetitive(random);
+      const length = lz4.compress(plain, into, 0);
+      if (length > 0) {
+        smaller += 1;
+        const packed = into.subarray(0, length);
+        if (Buffer.compare(reference.decompress(packed), plain) !== 0)
+          throw new Error(`block ${String(block)} differs`);
+        lz4.decompress(packed, plain.length, back, 0);
+        if (Buffer.compare(back.subarray(0, plain.length), plain) !== 0)
+          throw new Error(`block ${String(block)} is lost`);
+      }
+      lz4.decompress(reference.compress(plain).slice(), plain.length, back, 0);
+      if (Buffer.compare(back.subarray(0, plain.length), plain) !== 0)
+        throw new Error(`block ${String(block)} is unread`);
+    }
+    expect(smaller).toBeGreaterThan(1_000);
+  }, 1_200_000);
+
+  test("makes blocks that the system's lz4 reads", (context) => {
+    context.skip(spawnSync("lz4", ["--version"]).error !== undefined, "lz4 is not installed");
+    const random = numbersFrom(3);
+    for (let block = 0; block < byDepth(5, 100); block += 1) {
+      const plain = repetitive(random);
+      const into = new Uint8Array(plain.length);
+      const length = lz4.compress(plain, into, 0);
+      if (length === 0) continue;
+      const { stdout } = spawnSync("lz4", ["-d", "-c"], { input: legacyFile(into.subarray(4, length)) });
+      expect(Buffer.compare(stdout, plain)).toBe(0);
+    }
+  });
+
+  test("makes the same block of the same bytes in every version: what heals chunks relies on it", () => {
+    const random = numbersFrom(5);
+    const into = new Uint8Array(150_000);
+    const hash = createHash("sha256");
+    for (let block = 0; block < 200; block += 1)
+      hash.update(into.subarray(0, lz4.compress(repetitive(random), into, 0)));
+    expect(hash.digest("hex").slice(0, 16)).toBe("0c60bcee86fcbdd1");
+  });
+
+  test("keeps its memory bounded over thousands of blocks", () => {
+    const plain = new Uint8Array(65_536).map((_, index) => (index * 7) % 251);
+    const random = randomBytes(65_536, 1);
+    const into = new Uint8Array(65_536);
+    const back = new Uint8Array(65_536);
+    const before = process.memoryUsage().rss;
+    for (let round = 0; round < 2000; round += 1) {
+      expect(lz4.compress(random, into, 0)).toBe(0);
+      const blockBytes = lz4.compress(plain, into, 0);
+      lz4.decompress(into.subarray(0, blockBytes), plain.length, back, 0);
+    }
+    // 2000 calls that each leaked a block would take 256 MiB.
+    expect(process.memoryUsage().rss - before).toBeLessThan(64 * 1024 * 1024);
+  });
+});
+
+/** Up to 5,000 bytes, now and then up to 140,000, in which much is there again at all distances. */
+function repetitive(random: () => number): Uint8Array {
+  const below = (limit: number): number => random() % Math.max(1, limit);
+  const plain = new Uint8Array(below(below(10) === 0 ? 140_000 : 5_000));
+  const alphabet = 1 + below(1 + below(256));
+  for (let at = 0; at < plain.length; ) {
+    const end = Math.min(plain.length, at + 4 + below(1 + below(400)));
+    const distance = 1 + below(Math.min(at, below(2) === 0 ? 20 : 70_000));
+    if (at > 0 && below(2) === 0) for (; at < end; at += 1) plain[at] = plain[at - distance] ?? 0;
+    else for (; at < end; at += 1) plain[at] = below(alphabet);
+  }
+  return plain;
+}
+
+/** A block as a file of the legacy frame format, which holds blocks without checksums. */
+function legacyFile(block: Uint8Array): Buffer {
+  const head = Buffer.alloc(8);
+  head.writeUInt32LE(0x184c_2102, 0);
+  head.writeUInt32LE(block.length, 4);
+  return Buffer.concat([head, block]);
+}
