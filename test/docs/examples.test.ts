@@ -148,15 +148,15 @@ describe("the script", () => {
     ).toBe("day 1");
   });
 
-  test("failover.sh brings the moved disk back with what was written last, and leaves nothing of the drill", {
+  test("failover.sh leaves the moved disk with what was written last, and nothing of the drill", {
     timeout: scriptMsMax,
   }, async () => {
     const place = new Installed();
     const lines = await place.script("failover.sh");
     expect(lines.join("\n")).toMatch(
-      /TestFailoverCompleted[^]*exit code 0: day 1[^]*: None[^]*CommitFailoverCompleted[^]*: Protected[^]*failback[^]*: Protected[^]*5 points/,
+      /TestFailoverCompleted[^]*exit code 0: day 1[^]*: None[^]*CommitFailoverCompleted[^]*: Protected[^]*3 points/,
     );
-    expect(readFileSync(place.path("web.img")).subarray(0, 5).toString()).toBe("day 3");
+    expect(readFileSync(place.path("moved.img")).subarray(0, 5).toString()).toBe("day 2");
     expect(readdirSync(place.folder).filter((name) => /drill|tidemark-/.test(name))).toEqual([]);
   });
 
@@ -165,6 +165,17 @@ describe("the script", () => {
     const lines = await place.script("instant.sh");
     expect(lines.join("\n")).toMatch(/CommitFailoverCompleted[^]*: Protected[^]*written at +Recovery/);
     expect(readFileSync(place.path("run.img")).equals(readFileSync(place.path("web.img")))).toBe(true);
+  });
+
+  test("failback.sh brings the moved disk back with what was written last, and leaves nothing beside it", {
+    timeout: scriptMsMax,
+  }, async () => {
+    const place = new Installed();
+    const lines = await place.script("failback.sh");
+    expect(lines.join("\n")).toMatch(/CommitFailoverCompleted[^]*kind +failback[^]*: Protected/);
+    expect(lines.at(-1)).toMatch(/^5 points/);
+    expect(readFileSync(place.path("web.img")).subarray(0, 5).toString()).toBe("day 3");
+    expect(readdirSync(place.folder).filter((name) => /tidemark-/.test(name))).toEqual([]);
   });
 
   test("agent.sh runs the agent of agent.yaml and takes a point of both disks at one barrier", {
