@@ -90,21 +90,25 @@ export interface OperateOptions extends FailoverOptions {
   readonly note?: string | undefined;
 }
 
-/** What failovers need of the vault that they belong to. */
-interface FailoverVault extends ServingVault {
-  /** Runs an operation that the vault's closing waits for. */
-  track<Result>(start: () => Promise<Result>): Promise<Result>;
-}
-
 /** Runs of a vault. `Vault.failovers` gives it. */
 export class Failovers {
   readonly #context: VaultContext;
-  readonly #vault: FailoverVault;
+  readonly #vault: ServingVault;
+  readonly #track: <Result>(start: () => Promise<Result>) => Promise<Result>;
 
   /** @internal */
-  constructor(context: VaultContext, vault: FailoverVault) {
+  constructor(
+    context: VaultContext,
+    vault: Omit<ServingVault, "stateFolder">,
+    track: <Result>(start: () => Promise<Result>) => Promise<Result>,
+  ) {
     this.#context = context;
-    this.#vault = vault;
+    this.#vault = {
+      stateFolder: context.stateFolder,
+      instant: async (options) => await vault.instant(options),
+      protect: async (options) => await vault.protect(options),
+    };
+    this.#track = track;
   }
 
   /**
@@ -115,7 +119,7 @@ export class Failovers {
    * what the work on the targets ends with. The run then says what can be done.
    */
   async start(options: StartFailoverOptions): Promise<RunDone> {
-    return await this.#vault.track(async () => {
+    return await this.#track(async () => {
       const { kind, signal } = options;
       const place = { store: watchedStore(this.#context, options.onNotice), vault: this.#vaultId, signal };
       const group = options.group?.normalize("NFC");
@@ -143,7 +147,7 @@ export class Failovers {
    * @throws as `start`; `INVALID_ARGUMENT` when the disks of `run` are not where it took them.
    */
   async failback(options: FailbackOptions): Promise<RunDone> {
-    return await this.#vault.track(async () => {
+    return await this.#track(async () => {
       const { signal, source = null } = options;
       const place = { store: this.#store, vault: this.#vaultId, signal };
       const { document: former } = await readRun(place, options.run);
@@ -273,13 +277,13 @@ export class Failovers {
    */
   async resume(options: OperateOptions): Promise<RunDone> {
     const startedAt = performance.now();
-    const { document } = await readRun(
-      { store: this.#store, vault: this.#vaultId, signal: options.signal },
-      options.run,
-    );
-    if (!isServable(document)) return await this.#operate("Resume", options);
-    const summary = await describeRun(this.#context, document);
-    return { ...summary, bytesWritten: 0, bytesRead: 0, elapsedMs: Math.round(performance.now() - startedAt) };
+    return await this.#track(async () => {
+      const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
+      const { document } = await readRun(place, options.run);
+      if (!isServable(document)) return await this.#operate("Resume", options);
+      const summary = await describeRun(this.#context, document);
+      return { ...summary, bytesWritten: 0, bytesRead: 0, elapsedMs: Math.round(performance.now() - startedAt) };
+    });
   }
 
   /**
@@ -294,7 +298,7 @@ export class Failovers {
    */
   async serve(options: ServeOptions & { readonly run: string }): Promise<ServedRun> {
     const { run, signal } = options;
-    return await this.#vault.track(async () => {
+    return await this.#track(async () => {
       const place = { store: this.#store, vault: this.#vaultId, signal };
       // No operation removes or remakes the images until they are locked.
       await using held = await HeldRun.take(place, run);
@@ -317,7 +321,7 @@ export class Failovers {
    * answer.
    */
   async cancelJob(options: { readonly run: string; readonly signal?: AbortSignal | undefined }): Promise<RunSummary> {
-    return await this.#vault.track(async () => {
+    return await this.#track(async () => {
       const { run, signal } = options;
       const place = { store: this.#store, vault: this.#vaultId, signal };
       const deadline = performance.now() + runRequestTiming.waitMsMax;
@@ -372,17 +376,17 @@ export class Failovers {
    * disk is purged, as `Vault.removeDisk` and `Vault.collect`.
    */
   async disable(options: DisableOptions): Promise<DisableSummary> {
-    return await this.#vault.track(async () => await disableDisk(this.#context, options));
+    return await this.#track(async () => await disableDisk(this.#context, options));
   }
 
   /** Lets a disk be protected again that was disabled. Throws INVALID_ARGUMENT when it was not. */
   async enable(options: { readonly disk: string; readonly signal?: AbortSignal | undefined }): Promise<void> {
-    await this.#vault.track(async () => await enableDisk(this.#context, options.disk, options.signal));
+    await this.#track(async () => await enableDisk(this.#context, options.disk, options.signal));
   }
 
   /** All runs, newest first. Throws DAMAGED, FORMAT_UNSUPPORTED, and the errors of the store. */
   async list(signal?: AbortSignal): Promise<RunSummary[]> {
-    return await this.#vault.track(async () => {
+    return await this.#track(async () => {
       const runs = await listRuns({ store: this.#store, vault: this.#vaultId, signal });
       return await Promise.all(runs.map(async (document) => await describeRun(this.#context, document)));
     });
@@ -390,7 +394,7 @@ export class Failovers {
 
   /** One run. Throws INVALID_ARGUMENT when there is none. */
   async show(run: string, signal?: AbortSignal): Promise<RunSummary> {
-    return await this.#vault.track(async () => {
+    return await this.#track(async () => {
       const { document } = await readRun({ store: this.#store, vault: this.#vaultId, signal }, run);
       return await describeRun(this.#context, document);
     });
@@ -408,7 +412,7 @@ export class Failovers {
   ): Promise<RunDone> {
     const { note } = options;
     if (note !== undefined) checkNote(note);
-    return await this.#vault.track(
+    return await this.#track(
       async () =>
         await this.#work(options.run, options, async (document) => {
           const outcome = transition(document.state, operation);

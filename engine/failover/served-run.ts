@@ -155,6 +155,11 @@ export class ServedRun implements AsyncDisposable {
     }));
   }
 
+  /** Resolves when all images hold everything, durably, or when they are closed before that. */
+  async hydrated(): Promise<void> {
+    await Promise.all(this.#open.map(async ({ instant }) => await instant?.hydrated()));
+  }
+
   /**
    * Ends serving, then closes the images. With `drain`, a last point of each protected disk is taken
    * first, until `signal` aborts. Idempotent.

@@ -35,7 +35,7 @@ describe("kill -9 of an Azurite that comes back on its port within a second", ()
     "$momentMs ms after the start of a first replication never leaves a point that cannot be read",
     { timeout: testMsMax },
     async ({ momentMs, imageMebibytes }) => {
-      const { client, azurite } = await slowStore(3 * mebibyte);
+      const { client, azurite } = await slowStore(1.5 * mebibyte);
       writeImage(client.path("disk.img"), imageMebibytes);
       const running = client.start("replicate", "disk.img", "--disk", "d");
       await delay(momentMs);
