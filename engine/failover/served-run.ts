@@ -213,7 +213,7 @@ async function openDisk(vault: ServingVault, member: RunMember, options: OpenDis
 }
 
 /** Opens an image that is there: one that is gone would begin anew, without what was written to it. */
-export async function openInstant(
+async function openInstant(
   vault: ServingVault,
   { disk, target, held }: RunMember,
   { onNotice, signal }: ServeOptions,
@@ -225,6 +225,22 @@ export async function openInstant(
     });
   }
   return await vault.instant({ disk, image: target.path, point: held?.point, onNotice, signal });
+}
+
+/** Of a protection that takes a point on request: the next one is due after the work is over. */
+const onRequestMs: number = 24 * 60 * 60 * 1000;
+
+/** Takes one point of an instant target: its marks tell what differs. Gives the bytes that it read. */
+export async function replicateInstant(
+  vault: ServingVault,
+  member: RunMember,
+  options: Pick<ServeOptions, "onNotice" | "signal">,
+): Promise<number> {
+  await using instant = await openInstant(vault, member, options);
+  const policy = { crashConsistentFrequencyMs: onRequestMs };
+  const protection = await instant.protect({ policy, signal: options.signal });
+  const { changedBytes } = await protection.point({ signal: options.signal });
+  return changedBytes;
 }
 
 async function closeDisks(open: readonly OpenDisk[], options: StopOptions): Promise<TidemarkError | undefined> {
