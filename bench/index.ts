@@ -7,13 +7,14 @@
  *     pipeline                      a cycle into a discarding sink      the share of that bound that is used
  *     initial, scattered, restore   whole cycles against a store        what a user waits for
  *     front, burst, churn, restart  a disk that is being written        what its clients wait for and may lose
- *     mount, prune, open, collect   points that are kept                what readers and upkeep wait for
+ *     mount, instant, prune, open, collect   points that are kept       what readers, guests and upkeep wait for
  */
 import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { makeFolder } from "../engine/internal.ts";
 import { benchInitial, benchRestore, benchScattered } from "./cycles.ts";
 import { benchCollect } from "./keep/collect.ts";
+import { benchInstant } from "./keep/instant.ts";
 import { benchMount } from "./keep/mount.ts";
 import { benchOpen } from "./keep/open.ts";
 import { benchPrune } from "./keep/prune.ts";
@@ -94,6 +95,8 @@ async function runCase(
       return await withStore(config, options, benchRestart);
     case "mount":
       return await withStore(config, options, benchMount);
+    case "instant":
+      return await withStore(config, options, benchInstant);
     case "prune":
       return await withStore(config, options, benchPrune);
     case "open":

@@ -9,9 +9,10 @@ import type { StoreAddress } from "./live/orders.ts";
 export type LiveKind = "front" | "burst" | "churn" | "restart" | "soak";
 
 /**
- * Points that are to last: mounted, pruned, opened at the end of a long chain, collected beside.
+ * Points that are to last: mounted, run from an instant target, pruned, opened at the end of a long
+ * chain, collected beside.
  */
-export type KeepKind = "mount" | "prune" | "open" | "collect";
+export type KeepKind = "mount" | "instant" | "prune" | "open" | "collect";
 
 /**
  * `kernels`: the inner loops, bare. `pipeline`: a whole cycle into a sink that discards. The
@@ -20,7 +21,7 @@ export type KeepKind = "mount" | "prune" | "open" | "collect";
 export type BenchKind = "kernels" | "pipeline" | "initial" | "scattered" | "restore" | LiveKind | KeepKind;
 
 export const liveKinds: readonly LiveKind[] = ["front", "burst", "churn", "restart", "soak"];
-const keepKinds: readonly KeepKind[] = ["mount", "prune", "open", "collect"];
+const keepKinds: readonly KeepKind[] = ["mount", "instant", "prune", "open", "collect"];
 export const benchKinds: readonly BenchKind[] = [
   "initial",
   "scattered",
@@ -34,7 +35,7 @@ export const benchKinds: readonly BenchKind[] = [
 /** The kinds for which a disk is made where no image is given, or always. */
 const imagelessKinds: readonly BenchKind[] = ["kernels", ...liveKinds, ...keepKinds];
 /** The kinds of which a part is done by a process of its own. */
-const sharedKinds: readonly BenchKind[] = [...liveKinds, "mount", "collect"];
+const sharedKinds: readonly BenchKind[] = [...liveKinds, "mount", "instant", "collect"];
 
 /** What is being measured now. */
 export interface BenchProgress {
@@ -92,11 +93,11 @@ export interface BenchOptions {
   readonly cycleMs?: number | undefined;
   /**
    * Size of the disk that a case makes, from 16 MiB. Defaults: 2 GiB for `front`, 8 GiB for `burst`
-   * and `churn`, 1 GiB for `collect`, 1 TiB for `restart`, `mount`, `prune` and `open`.
+   * and `churn`, 1 GiB for `collect`, 1 TiB for `restart`, `mount`, `instant`, `prune` and `open`.
    */
   readonly diskBytes?: number | undefined;
   /**
-   * `restart`, `mount`, `prune`, `open`: the part of the disk that is written, from 16 MiB.
+   * `restart`, `mount`, `instant`, `prune`, `open`: the part of the disk that is written, from 16 MiB.
    * Default: 1 GiB.
    */
   readonly hotBytes?: number | undefined;
@@ -110,7 +111,7 @@ export interface BenchOptions {
    */
   readonly deadBytes?: number | undefined;
   /**
-   * The live cases, `mount` and `collect`: the store that `openVaultSink` opens, as another process
+   * The live cases, `mount`, `instant` and `collect`: the store that `openVaultSink` opens, as another process
    * opens it.
    */
   readonly storeAddress?: StoreAddress | undefined;
@@ -189,6 +190,7 @@ const secondsDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
   restart: 5,
   soak: 3_600,
   mount: 3,
+  instant: 5,
   collect: 60,
 };
 const diskBytesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
@@ -197,6 +199,7 @@ const diskBytesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
   collect: gibibyte,
   restart: 1024 * gibibyte,
   mount: 1024 * gibibyte,
+  instant: 1024 * gibibyte,
   prune: 1024 * gibibyte,
   open: 1024 * gibibyte,
 };

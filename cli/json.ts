@@ -11,6 +11,7 @@ import type { BenchKind, BenchReport } from "../bench/index.ts";
 import type {
   CollectSummary,
   Damage,
+  DisableSummary,
   DiskSummary,
   Extent,
   JobSummary,
@@ -63,7 +64,7 @@ export interface JsonItems {
   readonly event: DiskEvent;
   /** `failover list`: a failover or a test. */
   readonly run: RunSummary;
-  /** `jobs list`: a job of a run. */
+  /** `jobs list` and `jobs export`: a job of a run. */
   readonly job: JobSummary;
   /** `demo`: a step is done. */
   readonly step: DemoStep;
@@ -90,6 +91,8 @@ interface FixedSummaries {
   readonly "agent limit": LimitSummary;
   readonly "disks list": DisksSummary;
   readonly "disks remove": RemoveDiskSummary;
+  readonly "disks disable": DisableSummary;
+  readonly "disks enable": EnabledDisk;
   readonly "points list": PointsSummary;
   readonly "points diff": PointsDiffSummary;
   readonly "points show": PointDetail;
@@ -108,9 +111,13 @@ interface FixedSummaries {
   readonly "failover cancel": RunDone;
   readonly "failover cleanup": RunDone;
   readonly reprotect: RunDone;
+  readonly failback: RunDone;
+  readonly "migrate complete": RunDone;
   readonly "jobs list": JobsSummary;
   readonly "jobs show": JobSummary;
   readonly "jobs resume": RunDone;
+  readonly "jobs cancel": RunSummary;
+  readonly "jobs export": JobsSummary;
   readonly verify: VerifySummary;
   readonly prune: PruneSummary | PointDecision;
   readonly collect: CollectSummary;
@@ -211,6 +218,10 @@ export interface RunsSummary {
 export interface JobsSummary {
   /** Number of jobs; each is an item before. */
   readonly jobs: number;
+}
+
+export interface EnabledDisk {
+  readonly disk: string;
 }
 
 export interface DisksSummary {

@@ -15,6 +15,7 @@ import { benchCommand } from "./commands/bench.ts";
 import { collectCommand } from "./commands/collect.ts";
 import type { CommandContext } from "./commands/context.ts";
 import { demoCommand } from "./commands/demo.ts";
+import { failbackCommand, migrateCommand } from "./commands/failback.ts";
 import { failoverCommand, reprotectCommand } from "./commands/failover.ts";
 import { jobsCommand } from "./commands/jobs.ts";
 import { disksCommand, pointsCommand } from "./commands/listings.ts";
@@ -114,6 +115,8 @@ function commandsOf(context: CommandContext): readonly Command[] {
     mountCommand,
     failoverCommand,
     reprotectCommand,
+    failbackCommand,
+    migrateCommand,
     jobsCommand,
     verifyCommand,
     pruneCommand,

@@ -29,6 +29,9 @@ export function describeRun(run: RunSummary, output: Pick<Output, "time">): stri
         run.disks.flatMap(({ nbd }) => (nbd === null ? [] : [printable(nbd)])),
       ),
       ...(run.due === null ? [] : [["due", `${output.time(run.due)}${run.overdue ? ", overdue" : ""}`] as const]),
+      ...(run.ending?.due == null
+        ? []
+        : [["waits", `${run.ending.action} at ${output.time(run.ending.due)} unless it is ended before`] as const]),
       ...(run.successful === null ? [] : [["successful", run.successful ? "yes" : "no"] as const]),
       ...lines("commands", (printed ?? []).map(printable)),
       ...(failure == null || last?.state === "Succeeded" ? [] : lines("failed", [printable(failure.message)])),

@@ -26,6 +26,7 @@ export interface Notice {
     | "VAULT_AT_RISK"
     | "SOURCE_CHANGED"
     | "SOURCE_UNREACHED"
+    | "RUN_NOT_ENDED"
     | "RESUMED";
   readonly message: string;
 }

@@ -62,6 +62,14 @@ export const protectionTiming = {
   settleEveryMs: 15_000,
 };
 
+/** A request to stop a job that another process works on. */
+export const runRequestTiming = {
+  /** Between two looks of the worker for a request, and of the asking process at the run. */
+  pollMs: 1_000,
+  /** The asking process waits so long: a dead worker's lease on another machine has ended by then. */
+  waitMsMax: 75_000,
+};
+
 /** A disk that is served while it is copied from the vault. */
 export const hydrationTiming = {
   /**
@@ -123,3 +131,4 @@ export const clockAheadMsMax = 300_000;
  * clocks are set by minutes now and then.
  */
 export const aheadToldMs = 3_600_000;
+assert(runRequestTiming.waitMsMax > leaseTiming.seconds * 1000, "a dead worker is outlived");

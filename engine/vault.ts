@@ -103,12 +103,7 @@ export class Vault implements AsyncDisposable {
       renewals: new Set(),
     };
     this.#identity = new IdentityGuard(parts.document);
-    this.failovers = new Failovers(this.#context, {
-      stateFolder: parts.stateFolder,
-      track: async (start) => await this.#track(start),
-      instant: async (options) => await this.instant(options),
-      protect: async (options) => await this.protect(options),
-    });
+    this.failovers = new Failovers(this.#context, this, async (start) => await this.#track(start));
   }
 
   /**
@@ -191,7 +186,7 @@ export class Vault implements AsyncDisposable {
 
   /** Identity and parameters of the vault. Throws the errors of the store. */
   async summary(options: ListingOptions = {}): Promise<VaultSummary> {
-    return await vaultSummary(this.#context, this.#watched(options), options.signal);
+    return await vaultSummary(this.#context, this.#store(options), options.signal);
   }
 
   /**
@@ -200,12 +195,12 @@ export class Vault implements AsyncDisposable {
    * @throws `DAMAGED` or `FORMAT_UNSUPPORTED` if a head, manifest or map cannot be read; `INTERRUPTED`.
    */
   async stats(options: ListingOptions = {}): Promise<VaultStats> {
-    return await this.#track(async () => await vaultStats(this.#watched(options), this.id, options));
+    return await this.#track(async () => await vaultStats(this.#store(options), this.id, options));
   }
 
   /** All disks with at least one point, sorted by name. Throws `DAMAGED` and the errors of the store. */
   async disks(options: ListingOptions = {}): Promise<DiskSummary[]> {
-    const store = this.#watched(options);
+    const store = this.#store(options);
     return await listDisks(store, new GroupMembers({ store, vault: this.id, signal: options.signal }));
   }
 
@@ -216,7 +211,7 @@ export class Vault implements AsyncDisposable {
    * points that cannot be read is a notice.
    */
   async points(disk: string, options: PointsOptions = {}): Promise<ListedPoint[]> {
-    const store = this.#watched(options);
+    const store = this.#store(options);
     const members = new GroupMembers({ store, vault: this.id, signal: options.signal });
     return await listPoints(store, members, disk.normalize("NFC"), options);
   }
@@ -228,7 +223,7 @@ export class Vault implements AsyncDisposable {
    * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `DAMAGED`.
    */
   async point(disk: string, selector: string, options: ListingOptions = {}): Promise<PointDetail> {
-    return await readPointDetail(this.#watched(options), this.id, disk, selector, options.signal);
+    return await readPointDetail(this.#store(options), this.id, disk, selector, options.signal);
   }
 
   /**
@@ -238,7 +233,7 @@ export class Vault implements AsyncDisposable {
    * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT`, `DAMAGED`.
    */
   async diff(options: DiffOptions): Promise<PointDiff> {
-    return await this.#track(async () => await PointDiff.open(this.#watched(options), this.id, options));
+    return await this.#track(async () => await PointDiff.open(this.#store(options), this.id, options));
   }
 
   /**
@@ -250,7 +245,7 @@ export class Vault implements AsyncDisposable {
   async pin(
     options: PinOptions & { readonly untilMs?: number | undefined },
   ): Promise<PointSummary & { readonly pin: PinSummary }> {
-    const { place, summary } = await placePoint(this.#watched(options), this.id, options);
+    const { place, summary } = await placePoint(this.#store(options), this.id, options);
     const { name, untilMs } = await putPin({
       ...place,
       name: options.name ?? null,
@@ -266,7 +261,7 @@ export class Vault implements AsyncDisposable {
    * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`.
    */
   async unpin(options: PinOptions): Promise<PointSummary & { readonly removedPins: number }> {
-    const { place, summary } = await placePoint(this.#watched(options), this.id, options);
+    const { place, summary } = await placePoint(this.#store(options), this.id, options);
     return { ...summary, removedPins: await removePins({ ...place, name: options.name }) };
   }
 
@@ -277,7 +272,7 @@ export class Vault implements AsyncDisposable {
    * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT`.
    */
   async label(options: LabelOptions): Promise<PointSummary & { readonly label: string | null }> {
-    const { place, summary } = await placePoint(this.#watched(options), this.id, options);
+    const { place, summary } = await placePoint(this.#store(options), this.id, options);
     await putLabel({ ...place, text: options.text, nowMs: Date.now() });
     return { ...summary, label: options.text === "" ? null : options.text };
   }
@@ -311,8 +306,8 @@ export class Vault implements AsyncDisposable {
     checkLabel(options.label ?? "");
     return await this.#track(async () => {
       const summary = await replicate(this.#context, options);
-      await labelNewPoint(this.#store, this.id, summary, options);
-      await this.#identity.keep(this.#store, options.onNotice ?? (() => undefined), options.signal);
+      await labelNewPoint(this.#store(), this.id, summary, options);
+      await this.#identity.keep(this.#store(), options.onNotice ?? (() => undefined), options.signal);
       return summary;
     });
   }
@@ -407,18 +402,18 @@ export class Vault implements AsyncDisposable {
    * this machine has seen it, and then nothing has been deleted; `INTERRUPTED`.
    */
   async collect(options: CollectOptions = {}): Promise<CollectSummary> {
-    const store = this.#watched(options, options.dryRun === true ? "told" : "refused");
+    const store = this.#store(options, options.dryRun === true ? "told" : "refused");
     return await this.#track(async () => await collect(store, this.id, options));
   }
 
   /** When any process last ran a garbage collection, in ms since 1970; undefined if that is not known. */
   async lastCollectedMs(signal?: AbortSignal): Promise<number | undefined> {
-    return await this.#track(async () => await lastCollectedMs(this.#store, this.id, { signal }));
+    return await this.#track(async () => await lastCollectedMs(this.#store(), this.id, { signal }));
   }
 
   /** Bytes that segments take at the store. Throws the errors of the store. */
   async segmentBytes(signal?: AbortSignal): Promise<number> {
-    return await this.#track(async () => await segmentBytes(this.#store, this.id, signal));
+    return await this.#track(async () => await segmentBytes(this.#store(), this.id, signal));
   }
 
   /**
@@ -429,7 +424,7 @@ export class Vault implements AsyncDisposable {
   async verify(options: VerifyOptions = {}): Promise<VerifySummary> {
     return await this.#track(async () => {
       const { heal = false, onNotice = () => undefined, signal } = options;
-      const found = (await this.#identity.check(this.#store, heal, onNotice, signal)).map(identityDamage);
+      const found = (await this.#identity.check(this.#store(), heal, onNotice, signal)).map(identityDamage);
       const summary = await verify(this.#context, options);
       return { ...summary, damaged: [...found, ...summary.damaged] };
     });
@@ -455,7 +450,7 @@ export class Vault implements AsyncDisposable {
     const scrubber = (this.#scrubber ??= new Scrubber(this.#context));
     return await this.#track(async () => {
       const { onNotice = () => undefined, onDamage, signal } = options;
-      const found = (await this.#identity.check(this.#store, true, onNotice, signal)).map(identityDamage);
+      const found = (await this.#identity.check(this.#store(), true, onNotice, signal)).map(identityDamage);
       for (const damage of found) onDamage?.(damage);
       return withDamage(await scrubProtected(scrubber, this.#context, this.#protections, options), found);
     });
@@ -471,14 +466,9 @@ export class Vault implements AsyncDisposable {
     for (const outcome of unmounted) if (outcome.status === "rejected") throw outcome.reason;
   }
 
-  /** As `#store`, for an operation that reads heads: see `head-watch.ts`. */
-  #watched({ onNotice }: Pick<ListingOptions, "onNotice">, older?: "told" | "refused"): Store {
+  /** A client for one operation: it counts that operation's requests, and watches heads: see `head-watch.ts`. */
+  #store({ onNotice }: Pick<ListingOptions, "onNotice"> = {}, older?: "told" | "refused"): Store {
     return watchedStore(this.#context, onNotice, older);
-  }
-
-  /** A client for one operation: it counts that operation's requests. */
-  get #store(): Store {
-    return new Store(this.#context.sink);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -383,7 +383,7 @@ export class DirectorySink implements Sink {
       return await action();
     } catch (error) {
       if (systemCode(error) === "ENOENT" && !(await this.#tree.hasContainer())) throw vaultNotFound(this.description);
-      throw translated(error, name, fallback);
+      throw translated(error, name, fallback, this.#tree.root);
     }
   }
 

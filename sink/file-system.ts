@@ -36,14 +36,19 @@ export async function absentAs<T, S>(substitute: S, work: Promise<T>): Promise<T
  * `error` as the store's answer about `subject`. A system error without a code of its own becomes
  * `fallback`.
  */
-export function translated(error: unknown, subject: string, fallback: "STORE_REFUSED" | "OUTCOME_UNKNOWN"): unknown {
+export function translated(
+  error: unknown,
+  subject: string,
+  fallback: "STORE_REFUSED" | "OUTCOME_UNKNOWN",
+  dir = "the vault's folder",
+): unknown {
   const code = systemCode(error);
   if (error instanceof TidemarkError || code === undefined) return error;
   const context = { detail: { object: subject, systemCode: code }, cause: error };
   switch (code) {
     case "ENOSPC":
     case "EDQUOT":
-      return new TidemarkError("NO_SPACE", `the file system of the vault's folder is full (${subject})`, {
+      return new TidemarkError("NO_SPACE", `the file system of ${dir} is full (${subject})`, {
         ...context,
         remedy: "free some space, then run the command again",
       });

@@ -50,6 +50,13 @@ export class MountingProcess implements AsyncDisposable {
     }
   }
 
+  /** Waits until the image of an instant target holds everything. Gives the time from when it was served. */
+  async hydrate(): Promise<number> {
+    const answer = await this.#ask("hydrate");
+    if (!("hydratedMs" in answer)) throw unasked();
+    return answer.hydratedMs;
+  }
+
   /** Ends the mount in good order, and the process. */
   async stop(): Promise<MountEnd> {
     const answer = await this.#ask("stop");

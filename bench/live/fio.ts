@@ -16,6 +16,8 @@ export interface FioJob {
   /** How long, or how many bytes in all. */
   readonly extent: { readonly seconds: number } | { readonly bytes: number };
   readonly bytesPerSecondMax?: number | undefined;
+  /** Of `randrw`, how many of 100 requests are reads. Default: 50. */
+  readonly readPercent?: number | undefined;
   /**
    * True: no two writes carry the same bytes, which costs fio time. False: the same few over and
    * over.
@@ -76,6 +78,7 @@ function words(job: FioJob): string[] {
     `--iodepth=${depth}`,
     `--size=${job.spanBytes}`,
     `--randseed=${job.seed}`,
+    ...(job.readPercent === undefined ? [] : [`--rwmixread=${job.readPercent}`]),
     ...(job.freshData ? ["--refill_buffers"] : []),
     ...(compressiblePercent === undefined ? [] : [`--buffer_compress_percentage=${compressiblePercent}`]),
     ...("seconds" in extent

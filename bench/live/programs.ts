@@ -7,7 +7,7 @@ import { once } from "node:events";
 import { connect } from "node:net";
 import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
-import { systemCode, TidemarkError, throwIfAborted } from "../../engine/index.ts";
+import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../../engine/index.ts";
 
 const startMsMax = 10_000;
 const pollMs = 20;
@@ -106,6 +106,17 @@ export async function runProgram(
   throwIfAborted(signal);
   if (program.failure !== undefined) throw notStarted(program);
   return { exitCode: program.child.exitCode, ...said };
+}
+
+/** Whether a program can be started here. */
+export async function isInstalled(name: string, folder: string): Promise<boolean> {
+  try {
+    await runProgram(name, ["--version"], folder, undefined);
+    return true;
+  } catch (error) {
+    if (hasCode(error, "UNSUPPORTED")) return false;
+    throw error;
+  }
 }
 
 /**

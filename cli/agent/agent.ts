@@ -12,6 +12,7 @@ import type { Environment } from "../settings.ts";
 import { type AgentConfig, configError, formatFault } from "./config.ts";
 import { loadConfig } from "./config-file.ts";
 import { type ControlTarget, createControlServer, createMonitoringServer } from "./control-server.ts";
+import { FailoverRuns } from "./failover-runs.ts";
 import { type ClaimedSocket, claimSocket } from "./listen.ts";
 import type { Log } from "./log.ts";
 import { Metrics } from "./metrics.ts";
@@ -48,6 +49,7 @@ export class Agent implements AsyncDisposable {
   readonly #environment: Environment;
   readonly #log: Log;
   readonly #supervisor: Supervisor;
+  readonly #failovers: FailoverRuns;
   readonly #metrics: Metrics;
   readonly #socket: ClaimedSocket;
   readonly #servers: Server[];
@@ -68,6 +70,12 @@ export class Agent implements AsyncDisposable {
     });
     this.#metrics = new Metrics(() => this.#supervisor.status());
     this.#supervisor = new Supervisor(config, { engine, clock, onEvent: (event) => this.#onEvent(event) });
+    this.#failovers = new FailoverRuns({
+      supervisor: this.#supervisor,
+      clock,
+      environment,
+      onEvent: (event) => this.#onEvent(event),
+    });
   }
 
   /**
@@ -140,6 +148,7 @@ export class Agent implements AsyncDisposable {
       "info",
       drain ? "stopping: last points are taken; a second signal ends the agent without them" : "stopping",
     );
+    await this.#failovers.stop();
     this.#end(await this.#supervisor.stop({ drain }));
   }
 
@@ -152,6 +161,7 @@ export class Agent implements AsyncDisposable {
   #target(): ControlTarget {
     return {
       supervisor: this.#supervisor,
+      failovers: this.#failovers,
       reload: async () => await this.reload(),
       stop: async (options) => await this.stop(options),
       metrics: this.#metrics,

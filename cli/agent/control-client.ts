@@ -15,9 +15,12 @@ export interface ControlRequest {
 /** The status of a thousand disks has about a mebibyte. */
 const answerBytesMax = 64 * 1024 * 1024;
 
+/** An agent answers at once to what changes nothing. */
+const silenceMsMax = 10_000;
+
 /**
- * Asks the agent behind `socket` and gives its JSON. Waits without a limit: a point is answered
- * when it is committed. Errors: AGENT_UNREACHABLE, ACCESS_REFUSED, INTERRUPTED, and the error that
+ * Asks the agent behind `socket` and gives its JSON. Waits without a limit for what is not a GET: a
+ * point is answered when it is committed. Errors: AGENT_UNREACHABLE, ACCESS_REFUSED, INTERRUPTED, and the error that
  * the agent reports.
  */
 export async function askAgent(socket: string, { method, path, fields, signal }: ControlRequest): Promise<unknown> {
@@ -26,7 +29,12 @@ export async function askAgent(socket: string, { method, path, fields, signal }:
     body === undefined ? {} : { "Content-Type": "application/json", "Content-Length": Buffer.byteLength(body) };
   try {
     const response = await new Promise<IncomingMessage>((resolve, reject) => {
-      const request = httpRequest({ socketPath: socket, method, path, headers, signal, agent: false }, resolve);
+      const timeout = method === "GET" ? silenceMsMax : undefined;
+      const request = httpRequest(
+        { socketPath: socket, method, path, headers, signal, timeout, agent: false },
+        resolve,
+      );
+      request.on("timeout", () => request.destroy(stuckAgent(socket)));
       request.on("error", reject);
       request.end(body);
     });
@@ -88,6 +96,14 @@ function translated(error: unknown, socket: string, signal: AbortSignal): unknow
     default:
       return noAgent(socket, `the agent ended before it answered (${systemCode(error) ?? "connection lost"})`, error);
   }
+}
+
+function stuckAgent(socket: string): TidemarkError {
+  const message = `${socket}: the process that listens there has not answered for ${String(silenceMsMax / 1000)} s`;
+  return new TidemarkError("AGENT_UNREACHABLE", message, {
+    remedy: `end the process that \`fuser ${socket}\` shows, then start the agent with \`tidemark agent --config FILE\``,
+    detail: { socket },
+  });
 }
 
 function noAgent(socket: string, why: string, cause?: unknown): TidemarkError {

@@ -10,6 +10,9 @@
  *     POST /v1/stop    {drain?: true}                        {stopped: true}, after the last points; then the agent ends
  *                      {disk|group, drain?: true}            {disks: [NAME], notDrained: [NAME]}, likewise; the agent goes on
  *     PUT  /v1/limit   {vault, bytesPerSecond}               likewise; a number, "off", or null: as the configuration says
+ *     GET  /v1/failover                                      {runs: [RunSummary]} of all vaults; /v1/failover/RUN: one
+ *     POST /v1/failover {verb, run, …}                       RunDone; the verbs and their fields are in failover-runs.ts
+ *     GET  /v1/jobs                                          {jobs: [JobSummary]}
  *     GET  /metrics                                          Prometheus text
  *     GET  /healthz                                          {health}; 200, or 503 when it is Critical
  *
@@ -21,11 +24,13 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import { isIP } from "node:net";
 import { type ErrorCode, TidemarkError } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
+import type { FailoverRuns } from "./failover-runs.ts";
 import type { ReloadSummary, Supervisor, Target } from "./supervisor.ts";
 
 /** What the API acts on. */
 export interface ControlTarget {
   readonly supervisor: Pick<Supervisor, "status" | "disk" | "point" | "pause" | "resume" | "stopDisks" | "setLimit">;
+  readonly failovers: Pick<FailoverRuns, "list" | "show" | "jobs" | "operate">;
   readonly reload: () => Promise<ReloadSummary>;
   readonly stop: (options: { readonly drain: boolean }) => Promise<void>;
   readonly metrics: {
@@ -135,6 +140,26 @@ const controlRoutes: readonly Route[] = [
       supervisor.setLimit(vault, limitOf(bytesPerSecond));
       return { json: { vault, bytesPerSecond } };
     },
+  },
+  {
+    method: "GET",
+    path: "/v1/failover",
+    answer: async ({ failovers }, { signal }) => ({ json: { runs: await failovers.list(signal) } }),
+  },
+  {
+    method: "GET",
+    path: "/v1/failover/",
+    answer: async ({ failovers }, { rest, signal }) => ({ json: await failovers.show(rest, signal) }),
+  },
+  {
+    method: "POST",
+    path: "/v1/failover",
+    answer: async ({ failovers }, { fields, signal }) => ({ json: await failovers.operate(fields, signal) }),
+  },
+  {
+    method: "GET",
+    path: "/v1/jobs",
+    answer: async ({ failovers }, { signal }) => ({ json: { jobs: await failovers.jobs(signal) } }),
   },
   ...monitoringRoutes,
 ];

@@ -30,6 +30,7 @@ import type {
   Clock,
   DiskEvent,
   EngineAdapter,
+  FailoverPort,
   ProtectionPort,
   ProtectOptions,
   ServerPort,
@@ -154,6 +155,10 @@ class EngineVault implements VaultPort {
       ? [event.disk, this.#listeners.get(event.disk)]
       : (first ?? []);
     if (disk !== undefined) listener?.({ ...event, disk });
+  }
+
+  get failovers(): FailoverPort {
+    return this.#vault.failovers;
   }
 
   setLimit(bytesPerSecond: number | undefined): void {

@@ -8,6 +8,7 @@
 import process from "node:process";
 import { styleText } from "node:util";
 import { type DestinationStream, destination, type Logger, pino, stdTimeFunctions } from "pino";
+import { systemCode, TidemarkError } from "../../engine/index.ts";
 import { withoutSecrets } from "../errors.ts";
 import type { Environment } from "../settings.ts";
 import { printable } from "../text.ts";
@@ -106,7 +107,11 @@ class LogFile {
   constructor(path: string, elsewhere: (line: string) => void) {
     this.#path = path;
     this.#elsewhere = elsewhere;
-    this.#stream = destination({ dest: path, append: true, mkdir: true, sync: true, mode: 0o600 });
+    try {
+      this.#stream = destination({ dest: path, append: true, mkdir: true, sync: true, mode: 0o600 });
+    } catch (error) {
+      throw unusableLog(path, error);
+    }
     this.#stream.on("error", (error: unknown) => this.#onError(error));
   }
 
@@ -156,4 +161,16 @@ function prettyLine(line: string, { colourful, utc }: { readonly colourful: bool
 
 function logLevel(level: unknown): LogLevel {
   return level === "debug" || level === "warn" || level === "error" ? level : "info";
+}
+
+function unusableLog(path: string, cause: unknown): unknown {
+  const code = systemCode(cause);
+  if (code === undefined) return cause;
+  const isRefused = code === "EACCES" || code === "EPERM" || code === "EROFS";
+  const message = `the log file ${path} cannot be opened (${code})`;
+  return new TidemarkError(isRefused ? "ACCESS_REFUSED" : "INVALID_ARGUMENT", message, {
+    remedy: "name a file that this user may write as `file` of `logging` in the configuration",
+    detail: { path },
+    cause,
+  });
 }

@@ -4,7 +4,7 @@
  *
  * engine-adapter.ts implements the ports with the engine; tests implement them with scripts.
  */
-import type { BlockDevice, PointSummary, ProtectionStatus, TidemarkError } from "../../engine/index.ts";
+import type { BlockDevice, Failovers, PointSummary, ProtectionStatus, TidemarkError } from "../../engine/index.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
 
 /** Something that happened to a disk, for the log and for metrics. */
@@ -52,8 +52,28 @@ export interface VaultFacts {
   readonly collectionAgeMs: number | null;
 }
 
+/** Runs of the vault, as the engine works on them. */
+export type FailoverPort = Pick<
+  Failovers,
+  | "start"
+  | "failback"
+  | "changePoint"
+  | "commit"
+  | "cancel"
+  | "cleanup"
+  | "reprotect"
+  | "completeMigration"
+  | "resume"
+  | "cancelJob"
+  | "carryOutDue"
+  | "list"
+  | "show"
+  | "jobs"
+>;
+
 /** An open vault; its disks share it. */
 export interface VaultPort {
+  readonly failovers: FailoverPort;
   /**
    * Disks that name the same group are cut together. The signal ends waiting, not the protection.
    */

@@ -30,7 +30,15 @@ export function describeAgent(status: AgentStatus, canvas: Canvas): string {
     const what = typeof limit === "number" ? formatRate(limit, 1_000) : "no limit";
     return `vault ${printable(vault)}: ${what}, until the agent ends or \`tidemark agent limit config\``;
   });
-  return [head, ...limits, "", ...(disks.length === 0 ? [] : [describeDisks(disks, canvas)])].join("\n").trimEnd();
+  const runs = status.vaults.flatMap(({ failovers }) =>
+    failovers.map(({ run, kind, state, direction, activeLocation, disks: names }) => {
+      const where = `${printable(names.join(", "))} written at ${activeLocation}`;
+      return `${kind} ${run}: ${state}, ${direction}; ${where}`;
+    }),
+  );
+  return [head, ...limits, ...runs, "", ...(disks.length === 0 ? [] : [describeDisks(disks, canvas)])]
+    .join("\n")
+    .trimEnd();
 }
 
 function describeDisks(disks: readonly ProtectionStatus[], canvas: Canvas): string {

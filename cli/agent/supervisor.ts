@@ -21,6 +21,7 @@ import {
 } from "./disk-runner.ts";
 import { groupPoint } from "./group-point.ts";
 import type { Clock, DiskEvent, EngineAdapter, ServerPort, VaultFacts, VaultPort } from "./ports.ts";
+import { type RunFacts, SeenRuns } from "./seen-runs.ts";
 import { SharedResources } from "./shared.ts";
 
 export interface SupervisorParts {
@@ -52,6 +53,8 @@ export interface VaultStatus extends VaultFacts {
   readonly open: boolean;
   /** Set by `agent limit`; null while the configuration's limits hold. */
   readonly limitBytesPerSecond: number | "off" | null;
+  /** Open failovers and tests, and the newest run of each disk, as the agent last saw them. */
+  readonly failovers: readonly RunFacts[];
 }
 
 const unknownFacts: VaultFacts = { storedBytes: null, scrubAgeMs: null, collectionAgeMs: null };
@@ -107,6 +110,8 @@ export class Supervisor {
   readonly #runners = new Map<string, DiskRunner>();
   readonly #pointListeners = new Set<(point: PointSummary) => void>();
   readonly #overrides = new Map<string, number>();
+  /** The runs of its vaults, which are part of the status. */
+  readonly runs: SeenRuns = new SeenRuns();
   #config: AgentConfig;
   #queue: Promise<unknown> = Promise.resolve();
   #stopping = false;
@@ -135,7 +140,7 @@ export class Supervisor {
   }
 
   status(): AgentStatus {
-    const disks = this.#inOrder().map((runner) => runner.status());
+    const disks = this.#inOrder().map((runner) => this.runs.addTo(runner.status()));
     return {
       version: tidemarkVersion,
       pid: process.pid,
@@ -148,6 +153,7 @@ export class Supervisor {
         open: this.#parts.vaults.get(vault) !== undefined,
         limitBytesPerSecond: shownLimit(this.#overrides.get(vault)),
         ...(this.#parts.vaults.get(vault)?.facts() ?? unknownFacts),
+        failovers: this.runs.of(vault),
       })),
       disks,
     };
@@ -155,7 +161,22 @@ export class Supervisor {
 
   /** Errors: DISK_NOT_FOUND. */
   disk(name: string): DiskStatus {
-    return this.#select({ disk: name })[0].status();
+    return this.runs.addTo(this.#select({ disk: name })[0].status());
+  }
+
+  /** Opens a vault if it is not open, and gives it to `use`. Errors: VAULT_NOT_FOUND, those of both. */
+  async useVault<Result>(
+    name: string,
+    signal: AbortSignal,
+    use: (vault: VaultPort) => Promise<Result>,
+  ): Promise<Result> {
+    const { vaults } = this.#parts;
+    const share = await vaults.acquire(name, async () => await this.#openVault(name, signal));
+    try {
+      return await use(share.resource);
+    } finally {
+      await share.release();
+    }
   }
 
   /**

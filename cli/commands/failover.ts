@@ -11,6 +11,7 @@ import {
   TidemarkError,
   type Vault,
 } from "../../engine/index.ts";
+import { parseEnding } from "../agent/failover-runs.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
 import { agentSource } from "../agent-source.ts";
 import { formatBytes, formatDuration, formatNumberOf, parseDuration } from "../quantities.ts";
@@ -32,6 +33,7 @@ interface StartFlags extends VaultFlags {
   readonly socket?: string;
   readonly ttl?: number;
   readonly note?: string;
+  readonly commit?: StartFailoverOptions["ending"];
 }
 
 interface RunFlags extends VaultFlags {
@@ -104,7 +106,7 @@ Examples:
 }
 
 function addUnplanned(context: CommandContext, failover: Command): void {
-  withSocket(withDisks(failover.command("unplanned")))
+  withEnding(withSocket(withDisks(failover.command("unplanned"))))
     .description("take disks to another place when their source is lost")
     .option("--point <point>", choices)
     .option("--shutdown <command>", "stop the source with this; a failure is noted, and the failover goes on")
@@ -126,7 +128,7 @@ Examples:
 }
 
 function addPlanned(context: CommandContext, failover: Command): void {
-  withSocket(withDisks(failover.command("planned")))
+  withEnding(withSocket(withDisks(failover.command("planned"))))
     .description("take disks to another place without losing a write")
     .option("--source <image>", "the disk's image, when no agent protects it; nothing may write it any more")
     .option("--shutdown <command>", "stop what writes the source with this first; it must succeed")
@@ -249,7 +251,7 @@ Examples:
 }
 
 async function start(context: CommandContext, kind: StartFailoverOptions["kind"], flags: StartFlags): Promise<void> {
-  const { disk: disks, group, to, check, shutdown, ttl: ttlMs, note } = flags;
+  const { disk: disks, group, to, check, shutdown, ttl: ttlMs, note, commit: ending } = flags;
   if ((disks === undefined) === (group === undefined)) {
     throw new TidemarkError("INVALID_ARGUMENT", "a failover needs disks or a group", {
       remedy: "add `--disk NAME`, several times for several disks, or `--group NAME`",
@@ -260,7 +262,7 @@ async function start(context: CommandContext, kind: StartFailoverOptions["kind"]
   if (["instant", "file", "vhd", "dir"].includes(scheme)) await refuseInsideVault(flags, local, "target");
   const point = selectorOf(flags.point ?? "latest");
   const source = sourceOf(context, kind, flags);
-  const options = { kind, disks, group, to, point, check, shutdown, source, ttlMs, note };
+  const options = { kind, disks, group, to, point, check, shutdown, source, ttlMs, note, ending };
   await work(
     context,
     `failover ${kind}`,
@@ -269,10 +271,11 @@ async function start(context: CommandContext, kind: StartFailoverOptions["kind"]
   );
 }
 
+/** Where the disks are written. A planned failover asks the agent at its usual socket by default. */
 function sourceOf(
   { environment }: CommandContext,
   kind: StartFailoverOptions["kind"],
-  { source, socket }: StartFlags,
+  { source, socket }: Pick<StartFlags, "source" | "socket">,
 ): StartFailoverOptions["source"] {
   if (source !== undefined) return { kind: "image", path: resolve(source) };
   if (socket !== undefined) return { kind: "agent", path: resolve(socket) };
@@ -281,7 +284,10 @@ function sourceOf(
 
 async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
   const { output, signal } = context;
-  const runs = await withVault(context, flags, async ({ failovers }) => await failovers.list(signal));
+  const runs = await withVault(context, flags, async ({ failovers }) => {
+    await failovers.carryOutDue(workOptions(context));
+    return await failovers.list(signal);
+  });
   for (const run of runs) output.item("run", run);
   const open = runs.filter(({ health }) => health !== "Normal").length;
   const rows = runs.map(({ run, kind, state, disks, point, target, health, leftovers }) => [
@@ -305,7 +311,10 @@ async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
 
 async function show(context: CommandContext, run: string, flags: VaultFlags): Promise<void> {
   const { output, signal } = context;
-  const summary = await withVault(context, flags, async ({ failovers }) => await failovers.show(run, signal));
+  const summary = await withVault(context, flags, async ({ failovers }) => {
+    await failovers.carryOutDue(workOptions(context));
+    return await failovers.show(run, signal);
+  });
   output.answer("failover show", summary, describeRun(summary, output));
 }
 
@@ -314,7 +323,9 @@ type VerbName =
   | "failover commit"
   | "failover cancel"
   | "failover cleanup"
+  | "failback"
   | "jobs resume"
+  | "migrate complete"
   | "reprotect";
 
 /** Carries out a verb on a run and prints what has become of the run. */
@@ -329,27 +340,20 @@ export async function operate(
   await work(context, command, flags, async (vault, more) => await verb(vault, { run, note, ...more }));
 }
 
-async function work(
+/** Begins a run or works on one, and prints what has become of it. */
+export async function work(
   context: CommandContext,
   command: VerbName | `failover ${StartFailoverOptions["kind"]}`,
   flags: VaultFlags & Pick<RunFlags, "listen">,
   verb: (vault: Vault, options: Omit<OperateOptions, "run" | "note">) => Promise<RunDone>,
 ): Promise<void> {
-  const { output, environment, signal } = context;
-  const defined = Object.entries(environment).filter((entry): entry is [string, string] => entry[1] !== undefined);
-  const options = {
-    environment: Object.fromEntries(defined),
-    openAgent: agentSource,
-    signal,
-    onProgress: output.progress.bind(output),
-    onNotice: output.notice.bind(output),
-  };
+  const { output } = context;
   const print = (done: RunDone): void => {
     const moved = `written ${formatBytes(done.bytesWritten)}, read ${formatBytes(done.bytesRead)} (${formatDuration(done.elapsedMs)})`;
     output.summary(command, done, `${describeRun(done, output)}\n${printable(moved)}`);
   };
   const done = await withVault(context, flags, async (vault) => {
-    const worked = await verb(vault, options);
+    const worked = await verb(vault, workOptions(context));
     const isServing = servingCommands.includes(command) || (command === "reprotect" && flags.listen !== undefined);
     if (!isServing || worked.disks.every(({ nbd }) => nbd === null)) return worked;
     // Scripts go on from here, while the command serves.
@@ -358,6 +362,17 @@ async function work(
     return undefined;
   });
   if (done !== undefined) print(done);
+}
+
+function workOptions({ output, environment, signal }: CommandContext): Omit<OperateOptions, "run" | "note"> {
+  const defined = Object.entries(environment).filter((entry): entry is [string, string] => entry[1] !== undefined);
+  return {
+    environment: Object.fromEntries(defined),
+    openAgent: agentSource,
+    signal,
+    onProgress: output.progress.bind(output),
+    onNotice: output.notice.bind(output),
+  };
 }
 
 /** The choices by name stay as they are; the rest is a point as everywhere. */
@@ -384,11 +399,20 @@ function withDisks(command: Command): Command {
   );
 }
 
-function withRun(command: Command): Command {
+/** What becomes of a failover that waits. */
+export function withEnding(command: Command): Command {
+  return command.option(
+    "--commit <when>",
+    "manual (default), after:TIME, or rollback-after:TIME such as 60m",
+    parseEnding,
+  );
+}
+
+export function withRun(command: Command): Command {
   return withWorkersOption(withVaultOptions(command.argument("<run>", "name of the run")));
 }
 
-function withSocket(command: Command): Command {
+export function withSocket(command: Command): Command {
   return command.addOption(
     new Option("--socket <path>", "the control socket of the agent that protects the disks").env("TIDEMARK_SOCKET"),
   );

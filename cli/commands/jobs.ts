@@ -2,8 +2,10 @@
 import { Command } from "commander";
 import { type JobSummary, TidemarkError } from "../../engine/index.ts";
 import { formatNumberOf } from "../quantities.ts";
+import { describeRun } from "../run-text.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable, table } from "../text.ts";
+import { requireTime, timeForms } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
 import { operate } from "./failover.ts";
 
@@ -31,7 +33,87 @@ export function jobsCommand(context: CommandContext): Command {
         async ({ failovers }, options) => await failovers.resume(options),
       );
     });
+  withVaultOptions(jobs.command("cancel").argument("<run>", "name of the run or of one of its jobs"))
+    .description("stop the job of a run that is under way, wherever its process is")
+    .addHelpText(
+      "after",
+      `
+The process stops within about a second. The run stays in the state whose work was
+stopped: resume it, or give it up with \`tidemark failover cancel\` or \`cleanup\`.
+
+Example:
+  $ tidemark jobs cancel 5f03c2aa --vault dir:/v`,
+    )
+    .action(async (name: string, flags: VaultFlags) => await cancel(context, name.replace(/-\d+$/, ""), flags));
+  withVaultOptions(jobs.command("export").option("--since <time>", `only jobs that began since: ${timeForms}`))
+    .description("print the jobs as CSV, oldest first, one line for each task")
+    .addHelpText(
+      "after",
+      `
+With --json each job is one object, as in \`tidemark jobs list\`.
+
+Example:
+  $ tidemark jobs export --since '30 days ago' --vault dir:/v > jobs.csv`,
+    )
+    .action(async (flags: VaultFlags & { readonly since?: string }) => await exportJobs(context, flags));
   return jobs;
+}
+
+async function cancel(context: CommandContext, run: string, flags: VaultFlags): Promise<void> {
+  const { output, signal } = context;
+  const summary = await withVault(context, flags, async ({ failovers }) => await failovers.cancelJob({ run, signal }));
+  output.summary("jobs cancel", summary, describeRun(summary, output));
+}
+
+async function exportJobs(context: CommandContext, flags: VaultFlags & { readonly since?: string }): Promise<void> {
+  const { output, signal } = context;
+  const sinceMs = flags.since === undefined ? 0 : requireTime("--since", flags.since, Date.now());
+  const all = await withVault(context, flags, async ({ failovers }) => await failovers.jobs(signal));
+  const jobs = all.filter(({ startTime }) => Date.parse(startTime) >= sinceMs).toReversed();
+  for (const job of jobs) output.item("job", job);
+  output.answer("jobs export", { jobs: jobs.length }, [columns.join(","), ...jobs.flatMap(csvOf)].join("\n"));
+}
+
+/** The names that Azure Site Recovery gives the fields of a job. */
+const columns = [
+  "run",
+  "job",
+  "scenarioName",
+  "state",
+  "startTime",
+  "endTime",
+  "targetObjectName",
+  "task",
+  "taskState",
+  "taskStartTime",
+  "taskEndTime",
+  "exitCode",
+  "errorCode",
+  "errorMessage",
+  "recommendedAction",
+] as const;
+
+function csvOf(job: JobSummary): string[] {
+  const own = [job.run, job.job, job.operation, job.state, job.startTime, job.endTime, job.disks.join(" ")];
+  const rows = job.tasks.map(({ name, state, startTime, endTime, exitCode, error }) => [
+    ...own,
+    name,
+    state,
+    startTime,
+    endTime,
+    exitCode,
+    error?.code,
+    error?.message,
+    error?.remedy,
+  ]);
+  return (rows.length === 0 ? [own] : rows).map((row) => columns.map((_, index) => csvCell(row[index])).join(","));
+}
+
+/** RFC 4180. A cell that a table program would take for a formula gets an apostrophe. */
+function csvCell(value: string | number | null | undefined): string {
+  const text = value == null ? "" : String(value);
+  const safe = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
+  return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
 async function list(context: CommandContext, flags: VaultFlags): Promise<void> {

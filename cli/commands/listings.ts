@@ -11,6 +11,7 @@ import { type VaultFlags, wholeNumber, withVaultOptions } from "../settings.ts";
 import { type Column, cut, displayWidth, fields, fittedTable, printable, table } from "../text.ts";
 import { pointSelector, requireTime, timeForms } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
+import { addDisableCommands } from "./disks-disable.ts";
 import { addRemoveCommand } from "./disks-remove.ts";
 import { addDiffCommand } from "./points-diff.ts";
 import { addLabelCommand } from "./points-label.ts";
@@ -50,6 +51,7 @@ Example:
     )
     .action(async (flags: VaultFlags) => await listDisks(context, flags));
   addRemoveCommand(context, disks);
+  addDisableCommands(context, disks);
   return disks;
 }
 

@@ -9,7 +9,7 @@
  */
 import { FileVolume } from "../disk/source/file-volume.ts";
 import { watchedStore } from "../disk/source/head-watch.ts";
-import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import { TidemarkError, throwIfAborted } from "../errors.ts";
 import type { Notice } from "../notice.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
@@ -19,35 +19,20 @@ import { materialize } from "../recovery/restore/materialize.ts";
 import { runCommand } from "../replication/protection/hook-command.ts";
 import { replicate } from "../replication/replicate.ts";
 import type { RunDocument, RunMember } from "../store/format/run.ts";
-import { putClaim, removeClaim, settleClaim } from "../store/points/failover-claim.ts";
-import { readHead } from "../store/points/head.ts";
-import { deletePin, listPins, putPin } from "../store/points/pins.ts";
-import { selectPoint } from "../store/points/points.ts";
+import { disableByClaim, putClaim, readClaim, removeClaim, settleClaim } from "../store/points/failover-claim.ts";
 import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store } from "../store/store.ts";
 import { prune } from "../upkeep/prune/prune.ts";
 import { parsePolicy } from "../upkeep/retention/policy.ts";
+import { ImageReturn } from "./image-return.ts";
 import { choosePoints } from "./point-choice.ts";
-import type { HeldRun } from "./run-store.ts";
+import { variablesOf } from "./run-facts.ts";
+import { comparablePoint, pinPoint, unpinPoints } from "./run-points.ts";
+import { type HeldRun, readRun } from "./run-store.ts";
 import type { RunEffect } from "./run-table.ts";
-import { openInstant, ServedRun, type ServingVault } from "./served-run.ts";
-import { formatOf, materializeName, OwnedTarget, targetName } from "./target.ts";
-
-/** The disks of a run, and the group whose disks they are. */
-export interface SourceDisks {
-  readonly disks: readonly string[];
-  readonly group: string | null;
-}
-
-/** The agent that protects the disks of a run. */
-export interface SourceSite {
-  /** Takes a last point of each disk, of a group at one barrier, while they go on. */
-  point(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
-  /** Brings the disks to rest, with a last point of each: nothing written before is lost. */
-  stop(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
-  /** Protects the disks again. */
-  start(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
-}
+import { replicateInstant, ServedRun, type ServingVault } from "./served-run.ts";
+import { type SourceDisks, type SourceSite, takeLastPoint } from "./source.ts";
+import { formatOf, materializeName, type OwnedTarget, ownedTargetOf, targetName } from "./target.ts";
 
 /** What effects need of their caller. */
 export interface FailoverOptions extends OperationOptions {
@@ -66,14 +51,11 @@ interface Commands {
 /** What a task keeps of the output of its commands: the end. */
 const outputCharactersMax = 16_384;
 
-/** Of a protection that takes a point on request: the next one is due after the work is over. */
-const onRequestMs: number = 24 * 60 * 60 * 1000;
-
 /** What of a run is left at its targets, as users name it. */
-export async function leftoversOf({ sink }: Pick<VaultContext, "sink">, document: RunDocument): Promise<string[]> {
+export async function leftoversOf(context: VaultContext, document: RunDocument): Promise<string[]> {
   const left: string[] = [];
-  for (const { target, held } of document.members)
-    left.push(...(await new OwnedTarget(target, document.run, sink).leftovers(held !== null)));
+  for (const member of document.members)
+    left.push(...(await ownedTargetOf(context, document, member).leftovers(member.held !== null)));
   return left;
 }
 
@@ -116,11 +98,13 @@ export class Effects {
   async carryOut(effect: RunEffect): Promise<void> {
     throwIfAborted(this.#signal);
     const work: Readonly<Record<RunEffect, () => Promise<void>>> = {
+      synchronize: async () => await this.#synchronize(),
       prepare: async () => await this.#prepare(),
       makeTargets: async () => await this.#makeTargets(),
       checkTargets: async () => await this.#checkTargets(),
       commit: async () => await this.#commit(),
       reprotect: async () => await this.#reprotect(),
+      disable: async () => await this.#disable(),
       removeTargets: async () => await this.#removeTargets(),
       lookAgain: async () => await this.#lookAgain(),
       freeDisks: async () => await this.#freeDisks(),
@@ -128,13 +112,41 @@ export class Effects {
     await work[effect]();
   }
 
+  /** Stages what the old images lack, while the disks go on where they are. */
+  async #synchronize(): Promise<void> {
+    const { selector } = this.#held.document;
+    if (selector === "latest") await this.#orNote("the request for a last point", this.#askForPoint());
+    await this.#choose("latest", false);
+    for (const { disk } of this.#held.document.members) await this.#stage(disk);
+  }
+
+  /**
+   * Brings the redo log of a disk's old image to the member's point. The point stays pinned: the next
+   * differences are those from it.
+   */
+  async #stage(disk: string): Promise<ImageReturn> {
+    const { document } = this.#held;
+    const member = this.#member(disk);
+    const owned = ownedTargetOf(this.#context, document, member);
+    await owned.own();
+    const back = new ImageReturn(this.#context, { run: document.run, member, owned, ...this.#operation });
+    await this.#pin(disk, member.point.id);
+    const { bytesRead } = await back.stage(
+      async (id) =>
+        await comparablePoint({ ...this.#place, disk, onNotice: this.#notify }, id, member.point.volumeBytes),
+    );
+    this.#bytesRead += bytesRead;
+    return back;
+  }
+
   /** Shuts the source down or tries to, takes the disks, and chooses the points again. */
   async #prepare(): Promise<void> {
     const { run, kind, shutdown, selector, group } = this.#held.document;
+    const isPlanned = kind !== "unplanned";
     const disks = this.#disks;
     // An interrupted try may have left a claim, which would refuse the last point of an image.
     for (const disk of disks) await removeClaim({ ...this.#place, disk }, run);
-    if (kind === "planned") {
+    if (isPlanned) {
       if (shutdown !== null) await this.#runShutdown(shutdown);
       await this.#bringToRest();
     } else {
@@ -142,13 +154,14 @@ export class Effects {
       if (selector === "latest") await this.#orNote("the request for a last point", this.#askForPoint());
     }
     for (const disk of disks) await putClaim({ ...this.#place, disk }, run);
-    if (kind === "planned") for (const disk of disks) await this.#proveWithoutWriter(disk);
+    if (isPlanned) for (const disk of disks) await this.#proveWithoutWriter(disk);
     // The last points of disks at rest hold everything that was acknowledged, also of a group, whose
     // newest common point may be older.
-    const chosen =
-      kind === "planned"
-        ? await choosePoints(this.#place, disks, "latest", false)
-        : await choosePoints(this.#place, disks, selector, group !== null);
+    await this.#choose(isPlanned ? "latest" : selector, !isPlanned && group !== null);
+  }
+
+  async #choose(selector: string, isGroup: boolean): Promise<void> {
+    const chosen = await choosePoints(this.#place, this.#disks, selector, isGroup);
     const members = this.#held.document.members.map((member, index): RunMember => {
       const { sequence, id, timeMs, consistency, volumeBytes } = chosen[index]?.point ?? member.point;
       return { ...member, point: { sequence, id, timeMs, consistency, volumeBytes } };
@@ -169,22 +182,35 @@ export class Effects {
 
   async #bringToRest(): Promise<void> {
     const { source } = this.#held.document;
-    if (source === null) return;
-    if (source.kind === "agent") {
+    if (source?.kind === "agent") {
       await this.#agent(source.path).stop(this.#sourceDisks, this.#signal);
       return;
     }
-    const [disk = ""] = this.#disks;
-    const volume = await FileVolume.open(source.path);
-    try {
-      const { consistency } = await replicate(this.#context, { ...this.#operation, disk, volume });
-      if (consistency !== "fuzzy") return;
-    } finally {
-      await volume.close();
+    for (const { disk } of this.#held.document.members) {
+      const present = source === null ? await this.#presentMember(disk) : undefined;
+      if (present?.target.kind === "instant") {
+        this.#bytesRead += await replicateInstant(this.#vault, present, {
+          onNotice: this.#notify,
+          signal: this.#signal,
+        });
+        continue;
+      }
+      const path = source?.path ?? present?.target.path ?? "";
+      const origin = await takeLastPoint(this.#context, { disk, path, ...this.#operation });
+      await this.#swapMember({ ...this.#member(disk), origin });
     }
-    throw new TidemarkError("SOURCE_UNREADABLE", `${source.path} was written while its last point was taken`, {
-      remedy: "stop the programs that write it, then run `tidemark jobs resume` with the run",
-      detail: { path: source.path },
+  }
+
+  /** The member of the run that took a disk to where it is written today. */
+  async #presentMember(disk: string): Promise<RunMember> {
+    const claim = await readClaim({ ...this.#place, disk });
+    const { run } = claim?.place ?? {};
+    const { members } = run === undefined ? { members: [] } : (await readRun(this.#place, run)).document;
+    const found = members.find((member) => member.disk === disk);
+    if (found !== undefined) return found;
+    throw new TidemarkError("INVALID_ARGUMENT", `the place of disk ${JSON.stringify(disk)} is not known`, {
+      remedy: "name its agent with `--socket` or its image with `--source`",
+      detail: { disk },
     });
   }
 
@@ -216,12 +242,15 @@ export class Effects {
 
   /** Brings every target to its member's point. */
   async #makeTargets(): Promise<void> {
-    const { run } = this.#held.document;
     for (const { disk } of this.#held.document.members) {
+      if (this.#held.document.kind === "failback") {
+        await this.#bringBack(disk);
+        continue;
+      }
       const member = this.#member(disk);
       const { point, target, held } = member;
       throwIfAborted(this.#signal);
-      const owned = new OwnedTarget(target, run, this.#context.sink);
+      const owned = ownedTargetOf(this.#context, this.#held.document, member);
       const isThere = await owned.own();
       if (target.kind === "instant") {
         await this.#beginInstant(member, owned);
@@ -234,7 +263,9 @@ export class Effects {
         continue;
       }
       await this.#pin(disk, point.id);
-      const since = isUntouched ? await this.#comparable(disk, held.point, point.volumeBytes) : undefined;
+      const since = isUntouched
+        ? await comparablePoint({ ...this.#place, disk, onNotice: this.#notify }, held.point, point.volumeBytes)
+        : undefined;
       if (held !== null) await this.#swapMember({ ...member, held: null });
       const changed = isThere ? (target.kind === "blob" ? "replace" : "in-place") : "create";
       const { bytesWritten, bytesRead } = await materialize(this.#context, {
@@ -251,6 +282,34 @@ export class Effects {
       await this.#swapMember({ ...member, held: { point: point.id, signature: await owned.signature() } });
       await this.#unpin(disk);
     }
+  }
+
+  /** Stages what an old image lacks, then applies it. An apply that has begun is ended first. */
+  async #bringBack(disk: string): Promise<void> {
+    await this.#endApply(disk);
+    const { point, held } = this.#member(disk);
+    const back = await this.#stage(disk);
+    if (held?.point !== point.id || (await back.isFilled())) await this.#apply(disk, back);
+    else await back.discard();
+    await this.#unpin(disk);
+  }
+
+  /** From here on the image is a mixture until it is the point. */
+  async #apply(disk: string, back: ImageReturn): Promise<void> {
+    await this.#swapMember({ ...this.#member(disk), held: null });
+    const { bytesWritten, held } = await back.apply();
+    this.#bytesWritten += bytesWritten;
+    await this.#swapMember({ ...this.#member(disk), held });
+    await back.discard();
+  }
+
+  /** Ends an apply that a dead process has begun: without the vault, because all of it is staged. */
+  async #endApply(disk: string): Promise<void> {
+    const { document } = this.#held;
+    const member = this.#member(disk);
+    const owned = ownedTargetOf(this.#context, document, member);
+    const back = new ImageReturn(this.#context, { run: document.run, member, owned, ...this.#operation });
+    if (await back.isUnderWay()) await this.#apply(disk, back);
   }
 
   /** Begins an image as the point. What stands there is of an interrupted try, or of another point. */
@@ -271,18 +330,6 @@ export class Effects {
     await this.#swapMember({ ...member, held: { point: point.id, signature: null } });
   }
 
-  /** The point that a target has, if it can be compared with one of this size. */
-  async #comparable(disk: string, id: string, volumeBytes: number): Promise<string | undefined> {
-    try {
-      const { head } = await readHead(this.#store, this.#place.vault, disk, this.#signal);
-      const point = await selectPoint(this.#store, head, id, this.#signal);
-      return point.volumeBytes === volumeBytes ? id : undefined;
-    } catch (error) {
-      if (hasCode(error, "POINT_NOT_FOUND")) return undefined;
-      throw error;
-    }
-  }
-
   async #checkTargets(): Promise<void> {
     const { check } = this.#held.document;
     if (check === null) return;
@@ -298,7 +345,7 @@ export class Effects {
         uri === undefined
           ? { TIDEMARK_IMAGE: kind === "blob" ? targetName(member.target) : path }
           : { TIDEMARK_NBD: uri };
-      const exitCode = await this.#runCommand(check, { ...this.#variables(member), ...place });
+      const exitCode = await this.#runCommand(check, { ...variablesOf(this.#held.document, member), ...place });
       if (exitCode === 0) continue;
       const ending = exitCode === null ? "was ended by a signal" : `ended with exit code ${exitCode}`;
       throw new TidemarkError("HOOK_FAILED", `the check of disk ${JSON.stringify(member.disk)} ${ending}`, {
@@ -310,22 +357,14 @@ export class Effects {
 
   async #runShutdown(command: string): Promise<void> {
     const [first] = this.#held.document.members;
-    const exitCode = await this.#runCommand(command, first === undefined ? {} : this.#variables(first));
+    const exitCode = await this.#runCommand(
+      command,
+      first === undefined ? {} : variablesOf(this.#held.document, first),
+    );
     if (exitCode === 0) return;
     throw new TidemarkError("HOOK_FAILED", `the shutdown command ended with ${exitCode ?? "a signal"}`, {
       remedy: "see its output with `tidemark failover show`",
     });
-  }
-
-  #variables({ disk, point }: RunMember): Readonly<Record<string, string>> {
-    const { run, kind, direction } = this.#held.document;
-    return {
-      TIDEMARK_DISK: disk,
-      TIDEMARK_POINT: point.id,
-      TIDEMARK_RUN: run,
-      TIDEMARK_DIRECTION: direction,
-      TIDEMARK_TEST: kind === "test" ? "1" : "0",
-    };
   }
 
   /** Runs a command to its end and keeps what it printed. Errors: INTERRUPTED. */
@@ -340,12 +379,19 @@ export class Effects {
 
   /** The targets become the user's, and the choice of the point ends. */
   async #commit(): Promise<void> {
-    const { run, members, discardPoints } = this.#held.document;
+    const { members, discardPoints } = this.#held.document;
     for (const { disk } of members) await this.#proveWithoutWriter(disk);
     // The newest point stays: the way back compares with it.
     const policy = parsePolicy("keep:last=1");
     if (discardPoints) for (const { disk } of members) await prune(this.#context, { ...this.#operation, disk, policy });
-    for (const { target } of members) await new OwnedTarget(target, run, this.#context.sink).handOver();
+    for (const member of members) await ownedTargetOf(this.#context, this.#held.document, member).handOver();
+  }
+
+  /** The migration is complete: the targets are the user's, and no writer makes points of the disks. */
+  async #disable(): Promise<void> {
+    const { run, members } = this.#held.document;
+    await this.#commit();
+    for (const { disk } of members) await disableByClaim({ ...this.#place, disk }, "MigrationComplete", run);
   }
 
   /** Replicates each disk from its new place, by differences, and lets no other place write it. */
@@ -364,7 +410,10 @@ export class Effects {
       await settleClaim({ ...this.#place, disk }, { run, host, path: target.path });
       if (serving?.protects === true) continue;
       if (target.kind === "instant") {
-        await this.#replicateInstant(member);
+        this.#bytesRead += await replicateInstant(this.#vault, member, {
+          onNotice: this.#notify,
+          signal: this.#signal,
+        });
         continue;
       }
       const volume = await FileVolume.open(target.path);
@@ -377,19 +426,12 @@ export class Effects {
     }
   }
 
-  /** One point of an instant target: its marks tell what differs. */
-  async #replicateInstant(member: RunMember): Promise<void> {
-    await using instant = await openInstant(this.#vault, member, { onNotice: this.#notify, signal: this.#signal });
-    const policy = { crashConsistentFrequencyMs: onRequestMs };
-    const protection = await instant.protect({ policy, signal: this.#signal });
-    const { changedBytes } = await protection.point({ signal: this.#signal });
-    this.#bytesRead += changedBytes;
-  }
-
   async #removeTargets(): Promise<void> {
-    const { run, members } = this.#held.document;
+    const { kind, members } = this.#held.document;
     for (const { disk, target } of members) {
-      const owned = new OwnedTarget(target, run, this.#context.sink);
+      // An image that is a mixture becomes the point: it is whole afterwards.
+      if (kind === "failback") await this.#endApply(disk);
+      const owned = ownedTargetOf(this.#context, this.#held.document, this.#member(disk));
       if (target.kind === "instant" && (await owned.isOwned()))
         await discardImage(this.#context, { ...this.#operation, disk, image: target.path });
       await owned.remove();
@@ -411,28 +453,17 @@ export class Effects {
     const { run, kind, source } = this.#held.document;
     await this.#lookAgain();
     for (const disk of this.#disks) await removeClaim({ ...this.#place, disk }, run);
-    if (kind !== "planned" || source?.kind !== "agent") return;
+    if (kind === "unplanned" || source?.kind !== "agent") return;
     const starting = this.#agent(source.path).start(this.#sourceDisks, this.#signal);
     await this.#orNote("`tidemark agent resume`, which protects the disks again,", starting);
   }
 
-  /** Keeps the point until its target is made, also while no process works on the run. */
   async #pin(disk: string, id: string): Promise<void> {
-    const { head } = await readHead(this.#store, this.#place.vault, disk, this.#signal);
-    const point = await selectPoint(this.#store, head, id, this.#signal);
-    const pin = { name: this.#pinName, untilMs: null, nowMs: Date.now(), onNotice: this.#notify };
-    await putPin({ ...this.#place, disk, point, ...pin });
+    await pinPoint({ ...this.#place, disk, onNotice: this.#notify }, this.#held.document.run, id);
   }
 
-  /** Removes all pins of the run, also those that an interrupted try left on other points. */
   async #unpin(disk: string): Promise<void> {
-    const { store, vault, signal } = this.#place;
-    for (const pin of await listPins(store, vault, disk, this.#notify, signal))
-      if (pin.document?.name === this.#pinName) await deletePin(store, pin, signal);
-  }
-
-  get #pinName(): string {
-    return `failover ${this.#held.document.run}`;
+    await unpinPoints({ ...this.#place, disk, onNotice: this.#notify }, this.#held.document.run);
   }
 
   async #swapMember(next: RunMember): Promise<void> {

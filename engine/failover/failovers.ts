@@ -10,39 +10,44 @@
  * Invariant: the state in the vault is never ahead of what has been done.
  */
 import os from "node:os";
+import { setTimeout as delay } from "node:timers/promises";
 import { watchedStore } from "../disk/source/head-watch.ts";
-import { hasCode, TidemarkError } from "../errors.ts";
+import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
-import { groupDisksMax } from "../store/format/documents.ts";
 import { runObjectName } from "../store/format/names.ts";
-import type {
-  RunDirection,
-  RunDocument,
-  RunError,
-  RunJob,
-  RunKind,
-  RunMember,
-  RunOperation,
-  RunTask,
-} from "../store/format/run.ts";
-import { noteText, runJobsMax } from "../store/format/run.ts";
+import type { RunDocument, RunKind, RunMember, RunOperation } from "../store/format/run.ts";
 import { readClaim, refuseClaimed, refuseOtherRun } from "../store/points/failover-claim.ts";
 import { Store } from "../store/store.ts";
+import { runRequestTiming } from "../timing.ts";
+import { type DisableOptions, type DisableSummary, disableDisk, enableDisk } from "./disable.ts";
 import { Effects, type FailoverOptions } from "./effects.ts";
 import { choosePoints, disksOfGroup } from "./point-choice.ts";
+import {
+  checkNote,
+  checkSource,
+  checkStart,
+  commandsOfOperations,
+  noJob,
+  notServed,
+  refused,
+  refuseElsewhere,
+} from "./run-checks.ts";
 import { isReprotected, isServable } from "./run-facts.ts";
-import { createRun, HeldRun, listRuns, readRun } from "./run-store.ts";
+import { endingDueMs, endJob, endTask, withJob, withTask } from "./run-jobs.ts";
+import { directionOf, membersOf, refuseOtherFailback } from "./run-members.ts";
+import { requestStop, StopRequests } from "./run-request.ts";
+import { createRun, HeldRun, isWorkedOn, listRuns, readRun } from "./run-store.ts";
 import { describeRun, type JobSummary, jobsOf, type RunDone, type RunSummary } from "./run-summary.ts";
 import { beginningOf, effectOf, hasEnded, transition } from "./run-table.ts";
 import { refuseServed, ServedRun, type ServeOptions, type ServingVault } from "./served-run.ts";
-import { OwnedTarget, parseServing, parseTarget } from "./target.ts";
+import { ownedTargetOf, parseImages, parseServing, parseTarget } from "./target.ts";
 
 /** An ended run is remembered for so long. */
 const rememberedMs: number = 90 * 24 * 60 * 60 * 1000;
 
 /** How a run is begun. */
 export interface StartFailoverOptions extends FailoverOptions {
-  readonly kind: RunKind;
+  readonly kind: Exclude<RunKind, "failback">;
   /** Names of the disks, or of a group whose disks these are. */
   readonly disks?: readonly string[] | undefined;
   readonly group?: string | undefined;
@@ -65,6 +70,18 @@ export interface StartFailoverOptions extends FailoverOptions {
   /** After this time a test is overdue. */
   readonly ttlMs?: number | undefined;
   readonly note?: string | undefined;
+  /** What becomes of a failover that is neither committed nor cancelled in time. Default: nothing. */
+  readonly ending?: RunDocument["ending"] | undefined;
+}
+
+/** How disks go back. */
+export interface FailbackOptions
+  extends FailoverOptions,
+    Pick<StartFailoverOptions, "source" | "shutdown" | "note" | "ending"> {
+  /** The run that took the disks to where they are. */
+  readonly run: string;
+  /** An image or block device for each disk, in the order of the run. It is written over. */
+  readonly to: readonly string[];
 }
 
 /** How an operation on a run works. */
@@ -73,21 +90,25 @@ export interface OperateOptions extends FailoverOptions {
   readonly note?: string | undefined;
 }
 
-/** What failovers need of the vault that they belong to. */
-interface FailoverVault extends ServingVault {
-  /** Runs an operation that the vault's closing waits for. */
-  track<Result>(start: () => Promise<Result>): Promise<Result>;
-}
-
 /** Runs of a vault. `Vault.failovers` gives it. */
 export class Failovers {
   readonly #context: VaultContext;
-  readonly #vault: FailoverVault;
+  readonly #vault: ServingVault;
+  readonly #track: <Result>(start: () => Promise<Result>) => Promise<Result>;
 
   /** @internal */
-  constructor(context: VaultContext, vault: FailoverVault) {
+  constructor(
+    context: VaultContext,
+    vault: Omit<ServingVault, "stateFolder">,
+    track: <Result>(start: () => Promise<Result>) => Promise<Result>,
+  ) {
     this.#context = context;
-    this.#vault = vault;
+    this.#vault = {
+      stateFolder: context.stateFolder,
+      instant: async (options) => await vault.instant(options),
+      protect: async (options) => await vault.protect(options),
+    };
+    this.#track = track;
   }
 
   /**
@@ -98,8 +119,8 @@ export class Failovers {
    * what the work on the targets ends with. The run then says what can be done.
    */
   async start(options: StartFailoverOptions): Promise<RunDone> {
-    return await this.#vault.track(async () => {
-      const { kind, source = null, signal } = options;
+    return await this.#track(async () => {
+      const { kind, signal } = options;
       const place = { store: watchedStore(this.#context, options.onNotice), vault: this.#vaultId, signal };
       const group = options.group?.normalize("NFC");
       const named = options.disks?.map((disk) => disk.normalize("NFC")) ?? [];
@@ -111,48 +132,84 @@ export class Failovers {
         kind === "planned"
           ? await choosePoints(place, disks, "latest", false)
           : await choosePoints(place, disks, selector, group !== undefined);
-      let direction: RunDirection = "PrimaryToRecovery";
-      for (const disk of disks) {
-        const claim =
-          kind === "test" ? await readClaim({ ...place, disk }) : await refuseOtherRun({ ...place, disk }, "");
-        if (claim?.place != null) direction = "RecoveryToPrimary";
-      }
-      await this.#forgetOld(signal);
-      const members = chosen.flatMap(({ disk, point }, index): RunMember[] => {
-        const target = targets.members[index];
-        const { sequence, id, timeMs, consistency, volumeBytes } = point;
-        if (target === undefined) return [];
-        return [{ disk, point: { sequence, id, timeMs, consistency, volumeBytes }, target, held: null }];
-      });
-      for (const { target } of members) await new OwnedTarget(target, "", this.#context.sink).refuseTaken();
-      const createdMs = Date.now();
-      const created = await createRun(place, (run) => ({
-        vault: this.#vaultId,
-        run,
-        epoch: 0,
-        worker: null,
-        kind,
-        direction,
-        state: beginningOf(kind).state,
-        host: os.hostname().slice(0, 100),
-        group: group ?? null,
-        selector,
-        target: options.to,
-        serving: targets.serving,
-        check: options.check ?? null,
-        shutdown: options.shutdown ?? null,
-        source,
-        discardPoints: false,
-        createdMs,
-        ttlMs: options.ttlMs ?? null,
-        notes: options.note === undefined ? [] : [{ timeMs: createdMs, text: options.note }],
-        members,
-        jobs: [],
-      }));
-      return await this.#work(created.run, options, (document) =>
-        withJob(document, beginningOf(kind).operation, document.state),
-      );
+      for (const disk of disks) if (kind !== "test") await refuseOtherRun({ ...place, disk }, "");
+      const direction = await directionOf(place, disks);
+      const members = membersOf(chosen, targets.members);
+      return await this.#begin({ ...options, selector, group, direction, members, serving: targets.serving });
     });
+  }
+
+  /**
+   * Takes the disks of a reprotected failover back to images or devices that are there, by
+   * differences: synchronizes while the disks go on, then takes the last point and applies. Works
+   * until the run waits for an operation.
+   *
+   * @throws as `start`; `INVALID_ARGUMENT` when the disks of `run` are not where it took them.
+   */
+  async failback(options: FailbackOptions): Promise<RunDone> {
+    return await this.#track(async () => {
+      const { signal, source = null } = options;
+      const place = { store: this.#store, vault: this.#vaultId, signal };
+      const { document: former } = await readRun(place, options.run);
+      const disks = former.members.map(({ disk }) => disk);
+      for (const disk of disks) {
+        const claim = await refuseOtherRun({ ...place, disk }, "");
+        if (former.direction === "PrimaryToRecovery" && claim?.place?.run === former.run) continue;
+        throw refused(former, "Failback", `it has not taken disk ${JSON.stringify(disk)} to where it is`);
+      }
+      await refuseOtherFailback(place, disks);
+      checkSource(source, disks);
+      const targets = await parseImages(options.to, disks);
+      const members = membersOf(await choosePoints(place, disks, "latest", false), targets).map(
+        (member, index): RunMember => {
+          const origin = former.members[index]?.origin ?? null;
+          const isKnown = origin !== null && origin.path === member.target.path;
+          return { ...member, held: isKnown ? { point: origin.point, signature: origin.signature } : null };
+        },
+      );
+      const { group } = former;
+      const common = { kind: "failback", direction: "RecoveryToPrimary", selector: "latest", serving: null } as const;
+      return await this.#begin({ ...options, ...common, group: group ?? undefined, to: options.to.join(" "), members });
+    });
+  }
+
+  /** Puts a new run into the vault and works on it. */
+  async #begin(
+    options: Omit<StartFailoverOptions, "disks" | "kind"> &
+      Pick<RunDocument, "kind" | "selector" | "direction" | "members" | "serving">,
+  ): Promise<RunDone> {
+    const { kind, members, direction, selector, group, signal, source = null } = options;
+    if (options.note !== undefined) checkNote(options.note);
+    await this.#forgetOld(signal);
+    for (const member of members) await ownedTargetOf(this.#context, { run: "", kind }, member).refuseTaken();
+    const createdMs = Date.now();
+    const created = await createRun({ store: this.#store, vault: this.#vaultId, signal }, (run) => ({
+      vault: this.#vaultId,
+      run,
+      epoch: 0,
+      worker: null,
+      kind,
+      direction,
+      state: beginningOf(kind).state,
+      host: os.hostname().slice(0, 100),
+      group: group ?? null,
+      selector,
+      target: options.to,
+      serving: options.serving,
+      check: options.check ?? null,
+      shutdown: options.shutdown ?? null,
+      source,
+      discardPoints: false,
+      ending: options.ending ?? null,
+      createdMs,
+      ttlMs: options.ttlMs ?? null,
+      notes: options.note === undefined ? [] : [{ timeMs: createdMs, text: options.note }],
+      members,
+      jobs: [],
+    }));
+    return await this.#work(created.run, options, (document) =>
+      withJob(document, beginningOf(kind).operation, document.state),
+    );
   }
 
   /** Takes the targets of a failover to another point, by differences where that is possible. */
@@ -201,6 +258,14 @@ export class Failovers {
     );
   }
 
+  /**
+   * Commits the failover if it is not committed, and disables the protection of its disks: nothing goes
+   * on, and nothing goes back. The points stay.
+   */
+  async completeMigration(options: OperateOptions): Promise<RunDone> {
+    return await this.#operate("CompleteMigration", options);
+  }
+
   /** Removes what a test made, and ends it when nothing of it is left. */
   async cleanup(options: OperateOptions): Promise<RunDone> {
     return await this.#operate("TestFailoverCleanup", options);
@@ -212,13 +277,13 @@ export class Failovers {
    */
   async resume(options: OperateOptions): Promise<RunDone> {
     const startedAt = performance.now();
-    const { document } = await readRun(
-      { store: this.#store, vault: this.#vaultId, signal: options.signal },
-      options.run,
-    );
-    if (!isServable(document)) return await this.#operate("Resume", options);
-    const summary = await describeRun(this.#context, document);
-    return { ...summary, bytesWritten: 0, bytesRead: 0, elapsedMs: Math.round(performance.now() - startedAt) };
+    return await this.#track(async () => {
+      const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
+      const { document } = await readRun(place, options.run);
+      if (!isServable(document)) return await this.#operate("Resume", options);
+      const summary = await describeRun(this.#context, document);
+      return { ...summary, bytesWritten: 0, bytesRead: 0, elapsedMs: Math.round(performance.now() - startedAt) };
+    });
   }
 
   /**
@@ -233,7 +298,7 @@ export class Failovers {
    */
   async serve(options: ServeOptions & { readonly run: string }): Promise<ServedRun> {
     const { run, signal } = options;
-    return await this.#vault.track(async () => {
+    return await this.#track(async () => {
       const place = { store: this.#store, vault: this.#vaultId, signal };
       // No operation removes or remakes the images until they are locked.
       await using held = await HeldRun.take(place, run);
@@ -248,9 +313,80 @@ export class Failovers {
     });
   }
 
+  /**
+   * Stops the job that is under way, wherever its process is, or ends that of a dead process. The run
+   * stays in the state whose work was stopped: it can be resumed, cancelled or cleaned up.
+   *
+   * @throws `INVALID_ARGUMENT` when no job is under way; `WRITER_ACTIVE` when its process does not
+   * answer.
+   */
+  async cancelJob(options: { readonly run: string; readonly signal?: AbortSignal | undefined }): Promise<RunSummary> {
+    return await this.#track(async () => {
+      const { run, signal } = options;
+      const place = { store: this.#store, vault: this.#vaultId, signal };
+      const deadline = performance.now() + runRequestTiming.waitMsMax;
+      for (let isAsked = false; ; isAsked = true) {
+        const { document } = await readRun(place, run);
+        if (document.jobs.at(-1)?.endMs !== null) {
+          if (!isAsked) throw noJob(document);
+          return await describeRun(this.#context, { ...document, worker: null });
+        }
+        try {
+          await using held = await HeldRun.take(place, run);
+          if (held.document.jobs.at(-1)?.endMs === null) await held.swap(endJob(held.document, "Cancelled"));
+        } catch (error) {
+          if (!hasCode(error, "WRITER_ACTIVE") || performance.now() > deadline) throw error;
+          await requestStop(place, document);
+          await delay(runRequestTiming.pollMs / 4, undefined, { signal }).catch(() => undefined);
+          throwIfAborted(signal);
+        }
+      }
+    });
+  }
+
+  /**
+   * Commits or cancels the failovers whose time is over. What fails is a notice. Gives the runs that it
+   * ended.
+   */
+  async carryOutDue(options: FailoverOptions): Promise<readonly string[]> {
+    const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
+    const ended: string[] = [];
+    for (const document of await listRuns(place)) {
+      const { run, ending } = document;
+      const dueMs = endingDueMs(document);
+      if (ending === null || dueMs === null || dueMs > Date.now() || (await isWorkedOn(document))) continue;
+      const note = `${ending.action} after ${Math.round(ending.afterMs / 60_000)} min, as the run was told to`;
+      try {
+        if (ending.action === "commit") await this.commit({ ...options, run, note });
+        else await this.cancel({ ...options, run, note });
+        ended.push(run);
+      } catch (error) {
+        if (!(error instanceof TidemarkError) || error.code === "INTERRUPTED") throw error;
+        const message = `the ${ending.action} of run ${run}, which is due, failed: ${error.message}`;
+        options.onNotice?.({ code: "RUN_NOT_ENDED", message });
+      }
+    }
+    return ended;
+  }
+
+  /**
+   * Ends the protection of a disk, and says what is left where.
+   *
+   * @throws `DISK_NOT_FOUND`, `WRITER_ACTIVE` when a process or an open failover has the disk; when the
+   * disk is purged, as `Vault.removeDisk` and `Vault.collect`.
+   */
+  async disable(options: DisableOptions): Promise<DisableSummary> {
+    return await this.#track(async () => await disableDisk(this.#context, options));
+  }
+
+  /** Lets a disk be protected again that was disabled. Throws INVALID_ARGUMENT when it was not. */
+  async enable(options: { readonly disk: string; readonly signal?: AbortSignal | undefined }): Promise<void> {
+    await this.#track(async () => await enableDisk(this.#context, options.disk, options.signal));
+  }
+
   /** All runs, newest first. Throws DAMAGED, FORMAT_UNSUPPORTED, and the errors of the store. */
   async list(signal?: AbortSignal): Promise<RunSummary[]> {
-    return await this.#vault.track(async () => {
+    return await this.#track(async () => {
       const runs = await listRuns({ store: this.#store, vault: this.#vaultId, signal });
       return await Promise.all(runs.map(async (document) => await describeRun(this.#context, document)));
     });
@@ -258,7 +394,7 @@ export class Failovers {
 
   /** One run. Throws INVALID_ARGUMENT when there is none. */
   async show(run: string, signal?: AbortSignal): Promise<RunSummary> {
-    return await this.#vault.track(async () => {
+    return await this.#track(async () => {
       const { document } = await readRun({ store: this.#store, vault: this.#vaultId, signal }, run);
       return await describeRun(this.#context, document);
     });
@@ -276,7 +412,7 @@ export class Failovers {
   ): Promise<RunDone> {
     const { note } = options;
     if (note !== undefined) checkNote(note);
-    return await this.#vault.track(
+    return await this.#track(
       async () =>
         await this.#work(options.run, options, async (document) => {
           const outcome = transition(document.state, operation);
@@ -301,17 +437,21 @@ export class Failovers {
     const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
     await using held = await HeldRun.take(place, run);
     await held.swap(await begin(held.document));
-    const effects = new Effects(this.#context, held, options, this.#vault);
+    await using requests = new StopRequests(place, held.document);
+    const signal = options.signal === undefined ? requests.signal : AbortSignal.any([options.signal, requests.signal]);
+    const effects = new Effects(this.#context, held, { ...options, signal }, this.#vault);
     for (let step = effectOf(held.document.state); step !== undefined; step = effectOf(held.document.state)) {
       await held.swap(withTask(held.document));
       try {
+        await requests.check();
         await effects.carryOut(step.effect);
       } catch (error) {
         // A crash test ends in an error that is none of ours: nothing is noted then, as after a kill.
         if (!(error instanceof TidemarkError) || hasCode(error, "SEAT_LOST")) throw error;
         const isInterrupted = hasCode(error, "INTERRUPTED");
-        const state = isInterrupted ? "Suspended" : "Failed";
-        const ended = endTask(held.document, state, effects.takeCommands(), errorOf(error));
+        const stopped = requests.signal.aborted ? "Cancelled" : "Suspended";
+        const state = isInterrupted ? stopped : "Failed";
+        const ended = endTask(held.document, state, effects.takeCommands(), error);
         await held.swap(endJob({ ...ended, state: isInterrupted ? ended.state : step.failed }, state));
         throw error;
       }
@@ -328,10 +468,18 @@ export class Failovers {
     const store = this.#store;
     for (const document of await listRuns({ store, vault: this.#vaultId, signal })) {
       const lastMs = document.jobs.at(-1)?.endMs ?? document.createdMs;
-      const hasOthers = document.members.some(({ target }) => target.kind === "instant") && isReprotected(document);
-      if (hasEnded(document.state) && !hasOthers && store.nowMs - lastMs > rememberedMs)
-        await store.delete(runObjectName(document.run), { signal });
+      if (!hasEnded(document.state) || store.nowMs - lastMs <= rememberedMs) continue;
+      // A disk that is where a run took it goes back by what the run knows.
+      if (!(await this.#isPlaceOf(document, signal))) await store.delete(runObjectName(document.run), { signal });
     }
+  }
+
+  async #isPlaceOf({ run, members }: RunDocument, signal: AbortSignal | undefined): Promise<boolean> {
+    for (const { disk } of members) {
+      const claim = await readClaim({ store: this.#store, vault: this.#vaultId, disk, signal });
+      if (claim?.place?.run === run || claim?.former?.run === run) return true;
+    }
+    return false;
   }
 
   get #store(): Store {
@@ -344,114 +492,3 @@ export class Failovers {
 }
 
 const notesMax = 256;
-
-/** What a user types for an operation on a run, without the run. */
-const commandsOfOperations: Readonly<Record<RunOperation, string>> = {
-  TestFailover: "tidemark failover test",
-  PlannedFailover: "tidemark failover planned",
-  UnplannedFailover: "tidemark failover unplanned",
-  TestFailoverCleanup: "tidemark failover cleanup",
-  ChangePit: "tidemark failover change-point --point POINT",
-  Commit: "tidemark failover commit",
-  CancelFailover: "tidemark failover cancel",
-  ReverseReplicate: "tidemark reprotect",
-  Resume: "tidemark jobs resume",
-};
-
-function withJob(document: RunDocument, operation: RunOperation, state: RunDocument["state"]): RunDocument {
-  const startMs = Date.now();
-  // A job that a dead process left behind ends here: the new one does its work.
-  const former = document.jobs.map(
-    (job): RunJob => (job.endMs === null ? { ...job, state: "Suspended", endMs: startMs } : job),
-  );
-  const job: RunJob = { operation, state: "InProgress", startMs, endMs: null, tasks: [] };
-  return { ...document, state, jobs: [...former, job].slice(-runJobsMax) };
-}
-
-function withTask(document: RunDocument): RunDocument {
-  const task: RunTask = {
-    name: document.state,
-    state: "InProgress",
-    startMs: Date.now(),
-    endMs: null,
-    output: null,
-    exitCode: null,
-    error: null,
-  };
-  return changeJob(document, (job) => ({ ...job, tasks: [...job.tasks, task] }));
-}
-
-function endTask(
-  document: RunDocument,
-  state: RunTask["state"],
-  commands: { readonly output: string; readonly exitCode: number | null } | undefined,
-  error: RunError | null,
-): RunDocument {
-  const { output = null, exitCode = null } = commands ?? {};
-  return changeJob(document, (job) => ({
-    ...job,
-    tasks: job.tasks.map((task, index) =>
-      index === job.tasks.length - 1 ? { ...task, state, endMs: Date.now(), output, exitCode, error } : task,
-    ),
-  }));
-}
-
-function endJob(document: RunDocument, state: RunJob["state"]): RunDocument {
-  return changeJob(document, (job) => ({ ...job, state, endMs: Date.now() }));
-}
-
-/** Changes the newest job, which is the one under way. */
-function changeJob(document: RunDocument, change: (job: RunJob) => RunJob): RunDocument {
-  const { jobs } = document;
-  return { ...document, jobs: jobs.map((job, index) => (index === jobs.length - 1 ? change(job) : job)) };
-}
-
-function errorOf({ code, message, remedy }: TidemarkError): RunError {
-  const short = (text: string): string => text.replaceAll("\0", "").slice(0, 8192);
-  return { code, message: short(message), remedy: remedy === undefined ? null : short(remedy) };
-}
-
-function checkStart(options: StartFailoverOptions, disks: readonly string[]): void {
-  const wrong = (message: string, remedy: string): TidemarkError =>
-    new TidemarkError("INVALID_ARGUMENT", message, { remedy });
-  if (disks.length === 0 || disks.length > groupDisksMax)
-    throw wrong(`a run has 1 to ${groupDisksMax} disks, not ${disks.length}`, "name disks or a group");
-  if (options.kind === "planned" && (options.source ?? null) === null)
-    throw wrong("a planned failover needs the source of the disk", "name its agent or its image");
-  if (options.source?.kind === "image" && disks.length > 1)
-    throw wrong("one image is the source of one disk", "let an agent protect the disks of a group");
-  if (options.ttlMs !== undefined && !(Number.isSafeInteger(options.ttlMs) && options.ttlMs > 0))
-    throw wrong("the time to live is no time", "give a duration such as 14d");
-  if (options.note !== undefined) checkNote(options.note);
-}
-
-function checkNote(note: string): void {
-  if (noteText.test(note)) return;
-  throw new TidemarkError("INVALID_ARGUMENT", "a note is one line of 1 to 1000 characters", {
-    remedy: "shorten it, and leave control characters out",
-  });
-}
-
-function refused({ run, state }: RunDocument, operation: RunOperation, reason: string): TidemarkError {
-  return new TidemarkError("INVALID_ARGUMENT", `${operation} of run ${run} is not allowed in ${state}: ${reason}`, {
-    remedy: `\`tidemark failover show ${run}\` says what is allowed`,
-    detail: { run, state, operation },
-  });
-}
-
-function notServed({ run, state }: RunDocument): TidemarkError {
-  return new TidemarkError("INVALID_ARGUMENT", `run ${run} serves no disk in ${state}`, {
-    remedy: `\`tidemark failover show ${run}\` says what is allowed`,
-    detail: { run, state },
-  });
-}
-
-/** Local targets are seen on their host only: elsewhere they would look as if they were gone. */
-function refuseElsewhere({ run, host, members }: RunDocument): void {
-  const isHere = host === os.hostname().slice(0, 100);
-  if (isHere || members.every(({ target }) => target.kind === "blob")) return;
-  throw new TidemarkError("INVALID_ARGUMENT", `the targets of run ${run} are on the host ${host}`, {
-    remedy: `run the command on ${host}`,
-    detail: { run, host },
-  });
-}

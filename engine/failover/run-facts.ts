@@ -1,18 +1,19 @@
 /**
  * What follows from a run's document: whether its disks have moved, and whether they can be served.
  */
-import type { RunDocument } from "../store/format/run.ts";
+import type { RunDocument, RunMember } from "../store/format/run.ts";
 import { effectOf, hasEnded, transition } from "./run-table.ts";
 
 /** Whether the failover is committed: its targets are the disks now. */
 export function isMoved({ jobs, state }: RunDocument): boolean {
   const commits = jobs.flatMap(({ tasks }) => tasks.filter(({ name }) => name === "CommitFailoverInProgressOnPrimary"));
+  if (state === "MarkedForDeletion") return true;
   return state === "CommitFailoverCompleted" || commits.some((task) => task.state === "Succeeded");
 }
 
 /** Whether the disks are replicated from their targets. */
 export function isReprotected(document: RunDocument): boolean {
-  return hasEnded(document.state) && isMoved(document);
+  return document.state === "Protected" && isMoved(document);
 }
 
 /**
@@ -24,4 +25,18 @@ export function isServable(document: RunDocument): boolean {
   if (serving === null || effectOf(state) !== undefined || "next" in transition(state, "Resume")) return false;
   if (hasEnded(state) && !isMoved(document)) return false;
   return members.every(({ held }) => held !== null);
+}
+
+/** What commands of the run get in their environment. */
+export function variablesOf(
+  { run, kind, direction }: RunDocument,
+  { disk, point }: RunMember,
+): Readonly<Record<string, string>> {
+  return {
+    TIDEMARK_DISK: disk,
+    TIDEMARK_POINT: point.id,
+    TIDEMARK_RUN: run,
+    TIDEMARK_DIRECTION: direction,
+    TIDEMARK_TEST: kind === "test" ? "1" : "0",
+  };
 }

@@ -105,8 +105,9 @@ export class HeldRun implements AsyncDisposable {
       const { document, etag } = await readRun(place, run);
       const lease = await leaseRun(place, document, identity.machine);
       // A process that was at work when the run was read may have left since.
-      if ((await readRun(place, run)).etag !== etag && attempt < takesMax) {
-        await lease.release();
+      const again = await readRun(place, run);
+      if (again.etag !== etag && attempt < takesMax) {
+        await leave(lease, again.document, identity.machine);
         continue;
       }
       liveSessions().add(worker.session);
@@ -116,7 +117,7 @@ export class HeldRun implements AsyncDisposable {
         return held;
       } catch (error) {
         liveSessions().delete(worker.session);
-        await lease.release();
+        await leave(lease, (await readRun(place, run)).document, identity.machine);
         throw error;
       }
     }
@@ -181,6 +182,20 @@ export class HeldRun implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.release();
   }
+}
+
+/**
+ * Gives up a lease that was taken in vain. Another process of this machine that took the run at the
+ * same moment has the same lease id: then the lease is that process's, and stays. Errors:
+ * WRITER_ACTIVE then.
+ */
+async function leave(lease: HeldLease, { run, worker }: RunDocument, machine: string): Promise<void> {
+  if (worker === null || (worker.machine === machine && !(await isAlive(worker)))) {
+    await lease.release();
+    return;
+  }
+  await lease.stop();
+  throw workedOn(run, worker, undefined);
 }
 
 /** Takes the lease on a run, also that of a dead process of this machine. Errors: WRITER_ACTIVE. */

@@ -3,10 +3,19 @@
  * and what may be deleted now.
  */
 import type { VaultContext } from "../pipeline/vault-context.ts";
-import type { JobState, RunDirection, RunDocument, RunKind, RunOperation, RunState } from "../store/format/run.ts";
+import type {
+  EndingAction,
+  JobState,
+  RunDirection,
+  RunDocument,
+  RunKind,
+  RunOperation,
+  RunState,
+} from "../store/format/run.ts";
 import type { Consistency } from "../volume.ts";
 import { leftoversOf } from "./effects.ts";
 import { isMoved, isServable } from "./run-facts.ts";
+import { endingDueMs } from "./run-jobs.ts";
 import { isWorkedOn } from "./run-store.ts";
 import { allowedOperations, effectOf, hasEnded, refusedOperations } from "./run-table.ts";
 import { uriOfDisk } from "./served-run.ts";
@@ -40,6 +49,8 @@ export interface RunSummary {
   /** When a test that is not cleaned up is overdue; null: never. */
   readonly due: string | null;
   readonly overdue: boolean;
+  /** What becomes of a failover that is neither committed nor cancelled in time; null: nothing. */
+  readonly ending: { readonly action: EndingAction; readonly afterMs: number; readonly due: string | null } | null;
   readonly health: "Normal" | "Warning" | "Critical";
   /** Of a test: whether its check and its cleanup succeeded; null while that is open. */
   readonly successful: boolean | null;
@@ -62,7 +73,10 @@ export interface RunDisk {
   readonly nbd: string | null;
 }
 
-/** An operation on a run. `Suspended`: it was interrupted, and can be resumed. */
+/**
+ * An operation on a run. `Suspended`: it was interrupted, `Cancelled`: an operator stopped it. Both can
+ * be resumed.
+ */
 export interface RunJobSummary {
   /** Name of the job: that of the run and a number. */
   readonly job: string;
@@ -96,16 +110,16 @@ export interface RunDone extends RunSummary {
 /** A job of a list over all runs. */
 export interface JobSummary extends RunJobSummary {
   readonly run: string;
+  /** The disks of the run. */
+  readonly disks: readonly string[];
 }
 
-export async function describeRun(context: Pick<VaultContext, "sink">, document: RunDocument): Promise<RunSummary> {
-  const { run, kind, direction, state, group, selector, target, members, host, createdMs, ttlMs } = document;
+export async function describeRun(context: VaultContext, document: RunDocument): Promise<RunSummary> {
+  const { run, kind, direction, state, group, selector, target, members, host, createdMs, ttlMs, ending } = document;
   const isBusy = await isWorkedOn(document);
   const ended = hasEnded(state);
   const moved = isMoved(document);
   const servable = isServable(document);
-  // Where no work is left, Resume serves the disks again.
-  const allowed = [...allowedOperations(state), ...(servable ? (["Resume"] as const) : [])];
   const dueMs = ttlMs === null || ended || kind !== "test" ? null : createdMs + ttlMs;
   const overdue = dueMs !== null && Date.now() > dueMs;
   const lastState = document.jobs.at(-1)?.state;
@@ -129,16 +143,14 @@ export async function describeRun(context: Pick<VaultContext, "sink">, document:
     })),
     point: selector,
     target,
-    allowedOperations: isBusy ? [] : allowed,
-    refusedOperations: isBusy
-      ? allowed.map((operation) => ({ operation, reason: "a process works on the run" }))
-      : refusedOperations(state).filter(({ operation }) => !allowed.includes(operation)),
+    ...operationsOf(document, isBusy),
     leftovers: ended || moved ? [] : await leftoversOf(context, document),
     ...adviceOf(document),
     host,
     created: iso(createdMs),
     due: dueMs === null ? null : iso(dueMs),
     overdue,
+    ending: ending && { ...ending, due: isoOrNull(endingDueMs(document)) },
     health: overdue || isStuck ? "Critical" : ended || moved ? "Normal" : "Warning",
     successful: kind !== "test" || !ended ? null : !checkFailed(document),
     notes: document.notes.map(({ timeMs, text }) => ({ time: iso(timeMs), text })),
@@ -161,9 +173,27 @@ export async function describeRun(context: Pick<VaultContext, "sink">, document:
   };
 }
 
+/** What is allowed, and why the rest is not. A reprotected failover goes back by a run of its own. */
+function operationsOf(
+  document: RunDocument,
+  isBusy: boolean,
+): Pick<RunSummary, "allowedOperations" | "refusedOperations"> {
+  const { state, direction } = document;
+  const goesBack = state === "Protected" && direction === "PrimaryToRecovery" && isMoved(document);
+  const allowed = [...allowedOperations(state), ...(goesBack ? (["Failback"] as const) : [])];
+  // Where no work is left, Resume serves the disks again.
+  if (isServable(document)) allowed.push("Resume");
+  if (!isBusy) {
+    const refused = refusedOperations(state).filter(({ operation }) => !allowed.includes(operation));
+    return { allowedOperations: allowed, refusedOperations: refused };
+  }
+  const reason = "a process works on the run";
+  return { allowedOperations: [], refusedOperations: allowed.map((operation) => ({ operation, reason })) };
+}
+
 /** The jobs of a run, with its name. */
-export function jobsOf({ run, jobs }: RunSummary): JobSummary[] {
-  return jobs.map((job) => ({ ...job, run }));
+export function jobsOf({ run, jobs, disks }: RunSummary): JobSummary[] {
+  return jobs.map((job) => ({ ...job, run, disks: disks.map(({ disk }) => disk) }));
 }
 
 function checkFailed({ jobs }: RunDocument): boolean {
@@ -185,7 +215,7 @@ function adviceOf(document: RunDocument): Pick<RunSummary, "mayBeDeleted" | "sti
   }
   if (hasEnded(state)) {
     return {
-      mayBeDeleted: devices.map((device) => `the content of ${device}, which the run wrote`),
+      mayBeDeleted: kind === "failback" ? [] : devices.map((device) => `the content of ${device}, which the run wrote`),
       stillNeeded: [`${sources}, which is replicated`],
     };
   }

@@ -5,7 +5,9 @@
  *     test       Initiated ─ make targets ─► Completing ─ check ─► Completed ─ cleanup: remove ─► look again ─► None
  *     failover   Initiated ─ choose and claim ─► Completing ─ make targets ─► Completed ─┬─ commit ─► CommitFailoverCompleted
  *                                       ▲ change the point ┘                 └─ cancel: remove targets ─► free the disks ─► Protected
- *     committed  CommitFailoverCompleted ─ reprotect: the disk is replicated from its new place ─► Protected
+ *     failback   ResynchronizationInitiated ─ stage what the old image lacks ─► PlannedFailoverInitiated, as a failover
+ *     committed  CommitFailoverCompleted ─┬─ reprotect: the disk is replicated from its new place ─► Protected
+ *                                         └─ complete the migration: disable its protection ─► MarkedForDeletion
  *
  * A *running* state stands for one effect, which is work that may be done again from its beginning.
  * When the effect has succeeded or failed, the run passes to the next state. A process that dies
@@ -20,11 +22,13 @@ import { runOperations } from "../store/format/run.ts";
 
 /** What a running state does. `failover/effects.ts` carries it out. */
 export type RunEffect =
+  | "synchronize"
   | "prepare"
   | "makeTargets"
   | "checkTargets"
   | "commit"
   | "reprotect"
+  | "disable"
   | "removeTargets"
   | "lookAgain"
   | "freeDisks";
@@ -45,6 +49,7 @@ const choose = {
   ...cancel,
   ChangePit: "ChangeRecoveryPointInitiated",
   Commit: "CommitFailoverInProgressOnPrimary",
+  CompleteMigration: "DisablingProtection",
 } as const;
 
 /** A running state: its effect, and where that leads. It can be resumed, and as `allows` says. */
@@ -96,6 +101,14 @@ const table: Readonly<Record<RunState, StateRow>> = {
     cleanup,
   ),
   None: { stage: "ended", allows: {} },
+  ResynchronizationInitiated: running(
+    "beginning",
+    "synchronize",
+    "ResynchronizationInitiated",
+    ["PlannedFailoverInitiated", "ResynchronizationFailed"],
+    cancel,
+  ),
+  ResynchronizationFailed: failed("beginning", "ResynchronizationInitiated", cancel),
   PlannedFailoverInitiated: running(
     "beginning",
     "prepare",
@@ -147,9 +160,15 @@ const table: Readonly<Record<RunState, StateRow>> = {
     "CommitFailoverFailedOnPrimary",
   ]),
   CommitFailoverFailedOnPrimary: failed("pending", "CommitFailoverInProgressOnPrimary", choose),
-  CommitFailoverCompleted: { stage: "committed", allows: { ReverseReplicate: "ReprotectInitiated" } },
+  CommitFailoverCompleted: {
+    stage: "committed",
+    allows: { ReverseReplicate: "ReprotectInitiated", CompleteMigration: "DisablingProtection" },
+  },
   ReprotectInitiated: running("committed", "reprotect", "ReprotectInitiated", ["Protected", "ReprotectFailed"]),
   ReprotectFailed: failed("committed", "ReprotectInitiated", { ReverseReplicate: "ReprotectInitiated" }),
+  DisablingProtection: running("committed", "disable", "DisablingProtection", ["MarkedForDeletion", "DisablingFailed"]),
+  DisablingFailed: failed("committed", "DisablingProtection", { CompleteMigration: "DisablingProtection" }),
+  MarkedForDeletion: { stage: "ended", allows: {} },
   CancelFailoverInProgressOnRecovery: running(
     "ending",
     "removeTargets",
@@ -173,16 +192,19 @@ const firstStates: Readonly<Record<RunKind, RunState>> = {
   test: "TestFailoverInitiated",
   planned: "PlannedFailoverInitiated",
   unplanned: "UnplannedFailoverInitiated",
+  failback: "ResynchronizationInitiated",
 };
 
 const startingOperations: Readonly<Record<RunKind, RunOperation>> = {
   test: "TestFailover",
   planned: "PlannedFailover",
   unplanned: "UnplannedFailover",
+  failback: "Failback",
 };
 
 const nothingLeft = "no step of the run is left to do";
 const alreadyBegun = "the run has begun; a new run is started with `tidemark failover`";
+const notReprotected = "only the disks of a failover that was committed and reprotected go back";
 
 /** One sentence for each operation, in each stage in which some state does not allow it. */
 const reasons: Readonly<Record<Stage, Partial<Readonly<Record<RunOperation, string>>>>> = {
@@ -191,6 +213,7 @@ const reasons: Readonly<Record<Stage, Partial<Readonly<Record<RunOperation, stri
     Commit: "a test is not committed: replication has never stopped",
     CancelFailover: "a test is ended by its cleanup",
     ReverseReplicate: "a test does not move its disks",
+    CompleteMigration: "a test does not move its disks",
     Resume: nothingLeft,
   },
   beginning: {
@@ -198,6 +221,7 @@ const reasons: Readonly<Record<Stage, Partial<Readonly<Record<RunOperation, stri
     ReverseReplicate: "the failover is not committed",
     ChangePit: "the targets are not complete yet",
     Commit: "the targets are not complete yet",
+    CompleteMigration: "the targets are not complete yet",
   },
   pending: {
     TestFailoverCleanup: "only a test is cleaned up; a failover is cancelled",
@@ -210,13 +234,15 @@ const reasons: Readonly<Record<Stage, Partial<Readonly<Record<RunOperation, stri
     Commit: "the run is being ended",
     CancelFailover: "the run is being ended in another way",
     ReverseReplicate: "the run is being ended",
+    CompleteMigration: "the run is being ended",
   },
   committed: {
     TestFailoverCleanup: "only a test is cleaned up",
     ChangePit: "the failover is committed, which ended the choice of the point",
     Commit: "the failover is committed already",
     CancelFailover: "the failover is committed, so there is no way back to the state before",
-    ReverseReplicate: "the disks are being protected already",
+    ReverseReplicate: "the disks are being protected, or their protection is being disabled",
+    CompleteMigration: "the disks are being protected at their new place",
     Resume: nothingLeft,
   },
   ended: {
@@ -225,6 +251,7 @@ const reasons: Readonly<Record<Stage, Partial<Readonly<Record<RunOperation, stri
     Commit: "the run has ended",
     CancelFailover: "the run has ended",
     ReverseReplicate: "the run has ended",
+    CompleteMigration: "the run has ended",
     Resume: "the run has ended",
   },
 };
@@ -242,7 +269,7 @@ export function transition(
   const { stage, allows } = table[state];
   const next = allows[operation];
   if (next !== undefined) return { next };
-  return { reason: reasons[stage][operation] ?? alreadyBegun };
+  return { reason: reasons[stage][operation] ?? (operation === "Failback" ? notReprotected : alreadyBegun) };
 }
 
 /** What a running state does and where it leads; undefined: the state waits for an operation. */
@@ -261,6 +288,11 @@ export function refusedOperations(state: RunState): { readonly operation: RunOpe
     const outcome = transition(state, operation);
     return "reason" in outcome ? [{ operation, reason: outcome.reason }] : [];
   });
+}
+
+/** True while a failover waits for a commit or a cancel. */
+export function isPending(state: RunState): boolean {
+  return table[state].stage === "pending";
 }
 
 /** True when the run has ended: nothing of it is left but its record. */

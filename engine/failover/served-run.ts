@@ -155,6 +155,11 @@ export class ServedRun implements AsyncDisposable {
     }));
   }
 
+  /** Resolves when all images hold everything, durably, or when they are closed before that. */
+  async hydrated(): Promise<void> {
+    await Promise.all(this.#open.map(async ({ instant }) => await instant?.hydrated()));
+  }
+
   /**
    * Ends serving, then closes the images. With `drain`, a last point of each protected disk is taken
    * first, until `signal` aborts. Idempotent.
@@ -208,7 +213,7 @@ async function openDisk(vault: ServingVault, member: RunMember, options: OpenDis
 }
 
 /** Opens an image that is there: one that is gone would begin anew, without what was written to it. */
-export async function openInstant(
+async function openInstant(
   vault: ServingVault,
   { disk, target, held }: RunMember,
   { onNotice, signal }: ServeOptions,
@@ -220,6 +225,22 @@ export async function openInstant(
     });
   }
   return await vault.instant({ disk, image: target.path, point: held?.point, onNotice, signal });
+}
+
+/** Of a protection that takes a point on request: the next one is due after the work is over. */
+const onRequestMs: number = 24 * 60 * 60 * 1000;
+
+/** Takes one point of an instant target: its marks tell what differs. Gives the bytes that it read. */
+export async function replicateInstant(
+  vault: ServingVault,
+  member: RunMember,
+  options: Pick<ServeOptions, "onNotice" | "signal">,
+): Promise<number> {
+  await using instant = await openInstant(vault, member, options);
+  const policy = { crashConsistentFrequencyMs: onRequestMs };
+  const protection = await instant.protect({ policy, signal: options.signal });
+  const { changedBytes } = await protection.point({ signal: options.signal });
+  return changedBytes;
 }
 
 async function closeDisks(open: readonly OpenDisk[], options: StopOptions): Promise<TidemarkError | undefined> {

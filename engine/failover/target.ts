@@ -8,19 +8,25 @@
  *
  *     the target's name is free  →  mark  →  target … target removed  →  mark removed
  *
- * Invariant: nothing is written over or removed that the run has not made. A device is the
- * exception: naming it as the target gives its content away.
+ * A failback goes to an image or device that is there and stays. An image gets the mark, so that no
+ * second run takes it; what the run makes beside it is its redo log. A device has no mark, and its log
+ * is in the state folder.
+ *
+ * Invariant: nothing is written over or removed that the run has not made. A device, and the image of
+ * a failback, are the exceptions: naming them as the target gives their content away.
  */
 import { lstat, open, readFile, realpath, rm, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { formatListen, parseListen } from "../disk/nbd/address.ts";
 import { fileError } from "../disk/source/positional-file.ts";
-import { quiescenceSignature } from "../disk/source/quiescence.ts";
+import { type QuiescenceSignature, quiescenceSignature } from "../disk/source/quiescence.ts";
 import { syncFolder } from "../disk/source/sync-folder.ts";
 import { imageFolder } from "../disk/source/unfinished-image.ts";
 import { hasCode, systemCode, TidemarkError } from "../errors.ts";
+import type { VaultContext } from "../pipeline/vault-context.ts";
 import { partialsOf } from "../recovery/mount/image-files.ts";
 import { journalsOf, partialPathOf } from "../recovery/restore/file-target.ts";
+import { redoLogNames } from "../recovery/restore/redo-log.ts";
 import { targetExists } from "../recovery/restore/target.ts";
 import type { Sink } from "../sink.ts";
 import { encodeDiskName } from "../store/format/names.ts";
@@ -123,6 +129,60 @@ function unserved(members: MemberTarget[]): Targets {
   return { members, serving: null };
 }
 
+/**
+ * The images and devices to which disks go back, one for each disk. Errors: INVALID_ARGUMENT,
+ * TARGET_FAILED.
+ */
+export async function parseImages(paths: readonly string[], disks: readonly string[]): Promise<MemberTarget[]> {
+  if (paths.length !== disks.length) {
+    throw new TidemarkError(
+      "INVALID_ARGUMENT",
+      `the run has ${disks.length} disks, and ${paths.length} images are named`,
+      { remedy: `name one image or device for each of ${disks.join(", ")}, in this order` },
+    );
+  }
+  const targets: MemberTarget[] = [];
+  for (const path of paths) {
+    const found = await unlessAbsent(path, async () => await realpath(path));
+    const stats = found === undefined ? undefined : await stat(found);
+    if (found !== undefined && stats?.isBlockDevice() === true) targets.push({ kind: "device", path: found });
+    else if (found !== undefined && stats?.isFile() === true) targets.push({ kind: "image", path: found });
+    else {
+      throw new TidemarkError("INVALID_ARGUMENT", `${path} is no image and no block device to which a disk goes back`, {
+        remedy: "name the old image; to make a new one, use `tidemark failover planned`",
+        detail: { path },
+      });
+    }
+  }
+  return targets;
+}
+
+/** The target of a member of a run, in the hand of the run. Errors: UNSUPPORTED. */
+export function ownedTargetOf(
+  { sink, stateFolder, document: { vault } }: VaultContext,
+  { run, kind }: Pick<RunDocument, "run" | "kind">,
+  { disk, target }: Pick<RunMember, "disk" | "target">,
+): OwnedTarget {
+  return new OwnedTarget(target, run, sink, kind === "failback" ? logBase() : undefined);
+
+  function logBase(): string {
+    if (target.kind !== "device") return target.path;
+    if (stateFolder !== undefined) return join(stateFolder, vault, `failback-${run}-${encodeDiskName(disk)}`);
+    throw new TidemarkError(
+      "UNSUPPORTED",
+      `without a state folder there is no room for the redo log of ${target.path}`,
+      {
+        remedy: "name a state folder",
+      },
+    );
+  }
+}
+
+/** A quiescence signature as one text. */
+export function signatureText({ sizeBytes, signature }: QuiescenceSignature): string {
+  return `${sizeBytes} ${signature}`;
+}
+
 /** What `materialize` calls the target. */
 export function materializeName({ kind, path }: MemberTarget): string {
   return kind === "blob" ? `blob:${path}` : path;
@@ -149,9 +209,12 @@ export class OwnedTarget {
   readonly #target: MemberTarget;
   readonly #owner: string;
   readonly #ground: Ground;
+  /** Of a failback, what the names of its redo log begin with. */
+  readonly logBase: string | undefined;
 
-  constructor(target: MemberTarget, run: string, sink: Sink) {
+  constructor(target: MemberTarget, run: string, sink: Sink, logBase: string | undefined) {
     this.#target = target;
+    this.logBase = logBase;
     this.#owner = `${run}\n`;
     this.#ground = target.kind === "blob" ? blobGround(sink) : fileGround;
   }
@@ -173,6 +236,10 @@ export class OwnedTarget {
     const { path, kind } = this.#target;
     if (kind === "device") return true;
     if (await this.isOwned()) return await this.#ground.exists(path);
+    if (kind === "image") {
+      await this.#ground.putMark(`${path}${markSuffix}`, this.#owner);
+      return true;
+    }
     await this.#refuseContent();
     await this.#ground.putMark(`${path}${markSuffix}`, this.#owner);
     try {
@@ -186,9 +253,9 @@ export class OwnedTarget {
 
   /** Removes what the run has made. A device is left as it is. */
   async remove(): Promise<void> {
-    if (this.#target.kind === "device" || !(await this.isOwned())) return;
+    if (this.#target.kind !== "device" && !(await this.isOwned())) return;
     await this.removeContent();
-    await this.#ground.remove(`${this.#target.path}${markSuffix}`);
+    if (this.#target.kind !== "device") await this.#ground.remove(`${this.#target.path}${markSuffix}`);
   }
 
   /** Removes everything but the mark, which must be there. */
@@ -205,11 +272,13 @@ export class OwnedTarget {
   /** What of the run is there, as users name it. `wasMade`: the run has finished the target once. */
   async leftovers(wasMade: boolean): Promise<string[]> {
     const { kind, path } = this.#target;
-    if (kind === "device") return [];
-    const isOwned = await this.isOwned();
-    const names = isOwned ? [...(await this.#content()), `${path}${markSuffix}`] : wasMade ? [path] : [];
+    const isOurs = kind === "device" || (await this.isOwned());
+    const marks = kind === "device" ? [] : [`${path}${markSuffix}`];
+    const names = isOurs ? [...(await this.#content()), ...marks] : wasMade && kind !== "image" ? [path] : [];
     const left: string[] = [];
-    for (const name of names) if (await this.#ground.exists(name)) left.push(`${kind}:${name}`);
+    for (const name of names)
+      if (await this.#ground.exists(name))
+        left.push(`${kind === "device" || kind === "image" ? "file" : kind}:${name}`);
     return left;
   }
 
@@ -223,12 +292,14 @@ export class OwnedTarget {
     const isDevice = kind === "device";
     const image = { kind: isDevice ? "device" : "file", path, dev: "0", ino: "0", rdev: "0" } as const;
     const found = await quiescenceSignature(image);
-    return found === undefined ? null : `${found.sizeBytes} ${found.signature}`;
+    return found === undefined ? null : signatureText(found);
   }
 
   /** The names of what a run can make, but for the mark, which goes last: what has it is the run's. */
   async #content(): Promise<string[]> {
     const { kind, path } = this.#target;
+    const log = this.logBase === undefined ? [] : redoLogNames(this.logBase);
+    if (kind === "device" || kind === "image") return [...log];
     if (kind === "blob") return [path];
     if (kind === "instant") return [path, ...(await partialsOf(path)), imageFolder(path)];
     return [path, ...(await journalsOf(path)), partialPathOf(path)];
@@ -237,8 +308,8 @@ export class OwnedTarget {
   /** Errors: TARGET_EXISTS when the target is there, or what would be beside it. */
   async #refuseContent(): Promise<void> {
     const { kind, path } = this.#target;
-    for (const name of kind === "instant" ? [path, imageFolder(path)] : [path])
-      if (await this.#ground.exists(name)) throw taken({ kind, path: name });
+    const names = kind === "image" ? [] : kind === "instant" ? [path, imageFolder(path)] : [path];
+    for (const name of names) if (await this.#ground.exists(name)) throw taken({ kind, path: name });
   }
 
   /** Whether the target has the mark of the run. */
@@ -354,7 +425,7 @@ function taken(target: MemberTarget): TidemarkError {
 
 function markTaken(name: string, cause?: unknown): TidemarkError {
   return new TidemarkError("TARGET_EXISTS", `${name} marks the target of another failover run`, {
-    remedy: "name another target, or clean that run up: `tidemark failover list` shows it",
+    remedy: "name another target, or end that run: `tidemark failover list` shows it",
     detail: { target: name },
     cause,
   });

@@ -84,6 +84,17 @@ describe("each case about points that last proves its point and tells what it me
     expect(content.equals(await readFile(image))).toBe(true);
   });
 
+  test("instant, beside the Get ceiling, and where they are installed beside qemu-nbd and under fio", {
+    timeout: 60_000,
+  }, async () => {
+    const report = await runBench(options("instant"));
+    await expectWhole(report);
+    const hasFio = missing("fio") === undefined;
+    expect(report.marks).toHaveLength(hasFio ? 4 : 3);
+    expect(report.counts["idle, fetchedBytes"]).toBeGreaterThan(0);
+    expect(report.counts["idle, copiedBytes"]).toBe(64 * mib);
+  });
+
   test("prune, which leaves one point in so much time", async () => {
     const report = await runBench(options("prune"));
     await expectWhole(report);

@@ -1,12 +1,13 @@
 /**
- * Table of bad places: commands with a source, target or vault that is absent, a loop of links, below a file,
- * stale, read-only or another user's.
+ * Table of bad places: commands with a source, target, vault, state folder, socket, configuration or log that is
+ * absent, a loop of links, below a file, stale, read-only, full, slow or another user's.
  *
  * Whatever the outside did is told as such: an error with its code that names the place, within its
  * time, and with a remedy that is not the command just typed. A quick run takes a sample.
  */
 import { spawnSync } from "node:child_process";
 import { closeSync, mkdirSync, openSync, rmdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
 import process from "node:process";
 import { expect, onTestFinished, test } from "vitest";
 import { sampleOf } from "../depth.ts";
@@ -86,10 +87,28 @@ const foreign: Bad = {
   },
 };
 
+const full: Bad = {
+  what: "full",
+  make: (place) =>
+    smallDisk(place, mebibyte, (folder) => {
+      spawnSync("dd", ["if=/dev/zero", `of=${folder}/ballast`, "bs=4k"]);
+    }),
+};
+const slow: Bad = {
+  what: "slow",
+  make: (place) => {
+    const server = createServer(() => undefined).listen(place.path("silent"));
+    onTestFinished(() => {
+      server.close();
+    });
+    return place.path("silent");
+  },
+};
+
 interface Use {
   readonly role: string;
   readonly bad: readonly Bad[];
-  readonly words: (path: string) => readonly string[];
+  readonly words: (path: string, place: Place) => readonly string[];
   /** Codes that fit. */
   readonly codes: readonly string[];
 }
@@ -104,6 +123,7 @@ const vaultUse = (role: string, words: readonly string[], bad: readonly Bad[]): 
 const everywhere = [looping, belowFile, stale, foreign];
 const sourceCodes = ["SOURCE_NOT_FOUND", "SOURCE_UNREADABLE", "ACCESS_REFUSED"];
 const targetCodes = ["TARGET_FAILED", "ACCESS_REFUSED", "NO_SPACE", "INVALID_ARGUMENT", "TARGET_EXISTS"];
+const protectA = ["protect", "a.img", "--disk", "b", "--vault", "dir:vault"];
 const uses: readonly Use[] = [
   ...[["points", "list", "--disk", "a"], ["verify"]].map((words) =>
     vaultUse(words.slice(0, 2).join(" "), words, [absent, ...everywhere]),
@@ -123,9 +143,57 @@ const uses: readonly Use[] = [
   },
   {
     role: "target of materialize",
-    bad: [looping, belowFile, stale],
+    bad: [looping, belowFile, stale, readOnly, full, foreign],
     words: (path) => ["materialize", "--disk", "a", "--point", "latest", "--to", path, "--vault", "dir:vault"],
     codes: targetCodes,
+  },
+  {
+    role: "source of protect",
+    bad: [absent, ...everywhere],
+    words: (path) => ["protect", path, "--disk", "b", "--listen", "unix:socket", "--vault", "dir:vault"],
+    codes: [...sourceCodes, "INVALID_ARGUMENT"],
+  },
+  vaultUse("protect", ["protect", "a.img", "--disk", "b", "--listen", "unix:socket"], [...everywhere, readOnly, full]),
+  {
+    role: "state folder of protect",
+    // A live disk goes on without room for its marks, with a finding: a full one is no error.
+    bad: [...everywhere, readOnly],
+    words: (path) => [...protectA, "--listen", "unix:socket", "--state", path],
+    codes: ["ACCESS_REFUSED", "NO_SPACE", "DEVICE_FAILED", "INVALID_ARGUMENT"],
+  },
+  {
+    role: "NBD socket of protect",
+    bad: [absent, ...everywhere, readOnly],
+    words: (path) => [...protectA, "--listen", `unix:${path}`],
+    codes: ["ACCESS_REFUSED", "INVALID_ARGUMENT", "NO_SPACE"],
+  },
+  {
+    role: "control socket",
+    bad: [absent, ...everywhere, slow],
+    words: (path) => ["agent", "status", "--socket", path],
+    codes: ["AGENT_UNREACHABLE", "ACCESS_REFUSED"],
+  },
+  {
+    role: "configuration of agent",
+    bad: [absent, ...everywhere],
+    words: (path) => ["agent", "--config", path],
+    codes: ["INVALID_ARGUMENT", "ACCESS_REFUSED"],
+  },
+  {
+    role: "log of agent",
+    bad: [...everywhere, readOnly],
+    words: (path, place) => {
+      const lines = [
+        `vaults: {main: {address: "dir:${place.path("vault")}", stateFolder: "${place.path("state")}"}}`,
+        "policies: {gold: {crashConsistentFrequency: 1m}}",
+        `disks: [{name: c, image: "${place.path("a.img")}", vault: main, policy: gold, listen: "unix:${place.path("socket")}"}]`,
+        `logging: {file: "${path}"}`,
+        `control: {socket: "${place.path("control")}"}`,
+      ];
+      writeFileSync(place.path("agent.yaml"), `${lines.join("\n")}\n`);
+      return ["agent", "--config", place.path("agent.yaml")];
+    },
+    codes: ["INVALID_ARGUMENT", "ACCESS_REFUSED", "NO_SPACE"],
   },
 ];
 
@@ -139,7 +207,7 @@ test.for(sampleOf(cells, 4))("$name", { timeout: 60_000 }, async ({ use, bad, na
   expect(prepared).toMatchObject({ code: 0 });
   const path = bad.make(place);
   if (typeof path !== "string") return skip(path.reason);
-  const words = [...use.words(path), "--json"];
+  const words = [...use.words(path, place), "--json"];
   const started = performance.now();
   const { code, stdout, stderr } = await (bad.asStranger === true
     ? place.start(words, vault, asStranger).ended

@@ -52,9 +52,41 @@ it("refuses what no run can be made of, with what to type", async () => {
     ["test", "--disk", "a", "--to", "instant:unix:x.sock,image=vault/x.img"],
     ["test", "--disk", "a", "--to", "instant:tcp:127.0.0.1:0"],
     ["show", "00000000"],
+    ["unplanned", "--disk", "a", "--to", "file:x.img", "--commit", "soon"],
   ])
     expect(await place.json("failover", ...words), words.join(" ")).toMatchObject({
       code: 2,
       last: { type: "error", code: "INVALID_ARGUMENT" },
     });
+}, 60_000);
+
+it("takes a disk away and back, and cancels, exports and disables", async () => {
+  const place = new Place();
+  writeImage(place.path("a.img"), 1);
+  const moving = ["failover", "planned", "--disk", "a", "--to", "file:moved.img", "--source", "a.img"];
+  await place.json("replicate", "a.img", "--disk", "a");
+  const done = await place.json(...moving, "--commit", "rollback-after:60m");
+  expect(done.last).toMatchObject({ state: "PlannedFailoverCompleted", ending: { action: "rollback" } });
+  const run = String(done.last["run"]);
+  expect((await place.run(["failover", "show", run, "--vault", "dir:vault"])).stdout).toMatch(/rollback at/);
+  await place.json("failover", "commit", run);
+  await place.json("reprotect", run);
+  const back = await place.json("failback", run, "--to", "a.img", "--note", "home again");
+  expect(back.last).toMatchObject({ command: "failback", state: "PlannedFailoverCompleted" });
+  const second = String(back.last["run"]);
+  expect(await place.json("jobs", "cancel", second)).toMatchObject({ code: 2, last: { code: "INVALID_ARGUMENT" } });
+  expect(await place.json("migrate", "complete", second)).toMatchObject({ last: { state: "MarkedForDeletion" } });
+  expect(await place.json("replicate", "a.img", "--disk", "a")).toMatchObject({ code: 11 });
+  const csv = (await place.run(["jobs", "export", "--since", "1 hour ago", "--vault", "dir:vault"])).stdout;
+  expect(csv).toMatch(/^run,job,scenarioName,state,startTime,/);
+  expect(csv).toMatch(/Failback,Succeeded,.*ResynchronizationInitiated,Succeeded/);
+  expect((await place.json("jobs", "export")).lines.at(0)).toMatchObject({
+    operation: "PlannedFailover",
+    disks: ["a"],
+  });
+  expect(await place.json("disks", "enable", "--disk", "a")).toMatchObject({ last: { disk: "a" } });
+  expect(await place.json("disks", "disable", "--disk", "a", "--purge")).toMatchObject({
+    last: { command: "disks disable", purged: true, reason: "NotSpecified" },
+  });
+  expect((await place.json("disks", "list")).last).toMatchObject({ disks: 0 });
 }, 60_000);

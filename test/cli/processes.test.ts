@@ -17,9 +17,7 @@ const restMsMax = 2_000;
 
 const vault = { TIDEMARK_VAULT: "dir:vault", TIDEMARK_WORKERS: "1" };
 
-async function interrupt(
-  running: Running,
-): Promise<{
+async function interrupt(running: Running): Promise<{
   readonly code: number | null;
   readonly stdout: string;
   readonly stderr: string;

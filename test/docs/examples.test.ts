@@ -167,6 +167,17 @@ describe("the script", () => {
     expect(readFileSync(place.path("run.img")).equals(readFileSync(place.path("web.img")))).toBe(true);
   });
 
+  test("failback.sh brings the moved disk back with what was written last, and leaves nothing beside it", {
+    timeout: scriptMsMax,
+  }, async () => {
+    const place = new Installed();
+    const lines = await place.script("failback.sh");
+    expect(lines.join("\n")).toMatch(/CommitFailoverCompleted[^]*kind +failback[^]*: Protected/);
+    expect(lines.at(-1)).toMatch(/^5 points/);
+    expect(readFileSync(place.path("web.img")).subarray(0, 5).toString()).toBe("day 3");
+    expect(readdirSync(place.folder).filter((name) => /tidemark-/.test(name))).toEqual([]);
+  });
+
   test("agent.sh runs the agent of agent.yaml and takes a point of both disks at one barrier", {
     timeout: scriptMsMax,
   }, async () => {

@@ -32,6 +32,7 @@ const linesMax: Readonly<Record<string, number>> = {
   "docs/agent.md": 200,
   "docs/retention.md": 200,
   "docs/failover.md": 200,
+  "docs/failback.md": 200,
   "docs/embedding.md": 200,
 };
 

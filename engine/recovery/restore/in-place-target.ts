@@ -148,19 +148,9 @@ export class InPlaceTarget implements RestoreTarget {
           },
         );
       }
-      const length = wanted.byteLength;
-      for (let at = 0; at < length; ) {
-        const start = at;
-        // Granules are those of the volume, so that a run begins and ends where change tracking
-        // would see it.
-        while (at < length && differs(present, wanted, at, granuleEnd(offset, at, length)))
-          at = granuleEnd(offset, at, length);
-        if (at > start) {
-          await this.#file.write(offset + start, wanted.subarray(start, at));
-          this.#bytesWritten += at - start;
-        } else {
-          at = granuleEnd(offset, at, length);
-        }
+      for (const [from, end] of differingRuns(offset, present, wanted)) {
+        await this.#file.write(offset + from, wanted.subarray(from, end));
+        this.#bytesWritten += end - from;
       }
     } catch (error) {
       throw failed(this.description, error);
@@ -178,6 +168,25 @@ export class InPlaceTarget implements RestoreTarget {
     await this.#file.truncate(this.#diskBytes + vhdFooterBytes);
     const oldDiskBytes = oldBytes - vhdFooterBytes;
     if (oldDiskBytes < this.#diskBytes) await this.#update(oldDiskBytes, zeros.subarray(0, vhdFooterBytes));
+  }
+}
+
+/**
+ * The runs of granules in which `wanted` differs from what is `present` at `offset`. Granules are
+ * those of the volume, so that a run begins and ends where change tracking would see it.
+ */
+export function* differingRuns(
+  offset: number,
+  present: Uint8Array,
+  wanted: Uint8Array,
+): Generator<readonly [from: number, end: number], void> {
+  const length = wanted.byteLength;
+  for (let at = 0; at < length; ) {
+    const start = at;
+    while (at < length && differs(present, wanted, at, granuleEnd(offset, at, length)))
+      at = granuleEnd(offset, at, length);
+    if (at > start) yield [start, at];
+    else at = granuleEnd(offset, at, length);
   }
 }
 

@@ -40,6 +40,8 @@ export async function materialize(
      * in which the points differ.
      */
     readonly since?: string | undefined;
+    /** Opens the target in place of `to`, which then is only its name. */
+    readonly into?: ((point: PointRecord) => Promise<RestoreTarget>) | undefined;
   },
 ): Promise<MaterializeSummary> {
   const startedAt = performance.now();
@@ -56,20 +58,23 @@ export async function materialize(
   const state = new LocalState({ folder: context.stateFolder, vault: document.vault, disk, onNotice });
   const manifest = await readManifest(store, document.vault, disk, point, signal);
   const source = await state.source();
-  const target = await openTarget({
-    to: options.to,
-    format,
-    mode: options.mode ?? "create",
-    volumeBytes: point.volumeBytes,
-    vaultId: document.vault,
-    point: point.id,
-    pointTimeMs: point.timeMs,
-    sink,
-    sourceIdentity: source,
-    sourceMode: source?.mode,
-    overwriteSource: options.overwriteSource === true,
-    signal,
-  });
+  const opened = await options.into?.(point);
+  const target =
+    opened ??
+    (await openTarget({
+      to: options.to,
+      format,
+      mode: options.mode ?? "create",
+      volumeBytes: point.volumeBytes,
+      vaultId: document.vault,
+      point: point.id,
+      pointTimeMs: point.timeMs,
+      sink,
+      sourceIdentity: source,
+      sourceMode: source?.mode,
+      overwriteSource: options.overwriteSource === true,
+      signal,
+    }));
   if (target.resumeAt > 0) {
     onNotice({
       code: "RESUMED",

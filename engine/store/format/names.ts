@@ -147,6 +147,11 @@ export function runObjectName(run: string): string {
   return `${runsPrefix}${run}`;
 }
 
+/** What asks the process that works on a run to stop. */
+export function runRequestName(run: string): string {
+  return `failover/requests/${run}`;
+}
+
 /** The claim of a disk: which failover has it. */
 export function claimName(disk: string): string {
   return `${disksPrefix}${encodeDiskName(disk)}/failover`;

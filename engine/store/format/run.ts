@@ -9,10 +9,10 @@ import type { Consistency } from "../../volume.ts";
 import type { Owner, WriterRecord } from "./documents.ts";
 import { anyText, checkOwner, groupDisksMax, hex32, readWriter } from "./documents.ts";
 import { damaged, type Fields } from "./fields.ts";
-import { runObjectName } from "./names.ts";
+import { runObjectName, runRequestName } from "./names.ts";
 import { decode, encode } from "./signed-text.ts";
 
-export const runKinds = ["test", "planned", "unplanned"] as const;
+export const runKinds = ["test", "planned", "unplanned", "failback"] as const;
 export type RunKind = (typeof runKinds)[number];
 
 /** From the first place of the disks, or back from a place where they were protected. */
@@ -28,6 +28,8 @@ export const runStates = [
   "TestFailoverCleanupInitiated",
   "TestFailoverCleanupCompleting",
   "None",
+  "ResynchronizationInitiated",
+  "ResynchronizationFailed",
   "PlannedFailoverInitiated",
   "PlannedFailoverCompleting",
   "PlannedFailoverCompleted",
@@ -50,6 +52,9 @@ export const runStates = [
   "CancelFailoverFailedOnRecovery",
   "CancelFailoverInProgressOnPrimary",
   "CancelFailoverFailedOnPrimary",
+  "DisablingProtection",
+  "DisablingFailed",
+  "MarkedForDeletion",
   "Protected",
 ] as const;
 export type RunState = (typeof runStates)[number];
@@ -58,20 +63,25 @@ export const runOperations = [
   "TestFailover",
   "PlannedFailover",
   "UnplannedFailover",
+  "Failback",
   "TestFailoverCleanup",
   "ChangePit",
   "Commit",
   "CancelFailover",
   "ReverseReplicate",
+  "CompleteMigration",
   "Resume",
 ] as const;
 export type RunOperation = (typeof runOperations)[number];
 
-/** `instant`: an image that begins as the point, and is filled while it is served. */
-export const targetKinds = ["file", "vhd", "device", "blob", "instant"] as const;
+/**
+ * `instant`: an image that begins as the point, and is filled while it is served.
+ * `image`: a file that is there before the run, and stays after it.
+ */
+export const targetKinds = ["file", "vhd", "device", "blob", "instant", "image"] as const;
 export type TargetKind = (typeof targetKinds)[number];
 
-export const jobStates = ["InProgress", "Succeeded", "Failed", "Suspended"] as const;
+export const jobStates = ["InProgress", "Succeeded", "Failed", "Suspended", "Cancelled"] as const;
 export type JobState = (typeof jobStates)[number];
 
 /** A point of a run: which one, and when it was cut. */
@@ -93,7 +103,20 @@ export interface RunMember {
    * is compared whole before it is used.
    */
   readonly held: { readonly point: string; readonly signature: string | null } | null;
+  /**
+   * The image from which a planned failover took the disk: it held this point when it had this
+   * quiescence signature. A failback to it begins there. Null: not known.
+   */
+  readonly origin: { readonly path: string; readonly point: string; readonly signature: string } | null;
 }
+
+/** What becomes of a failover that is not committed in time. */
+export const endingActions = ["commit", "rollback"] as const;
+export type EndingAction = (typeof endingActions)[number];
+
+/** Why the protection of a disk was disabled. */
+export const disableReasons = ["NotSpecified", "MigrationComplete"] as const;
+export type DisableReason = (typeof disableReasons)[number];
 
 /** What ended a task. */
 export interface RunError {
@@ -149,6 +172,8 @@ export interface RunDocument {
   /** Where the disks are written today: an agent's socket or an image. */
   readonly source: { readonly kind: "agent" | "image"; readonly path: string } | null;
   readonly discardPoints: boolean;
+  /** Counted from the end of the last job; null: an operator decides. */
+  readonly ending: { readonly action: EndingAction; readonly afterMs: number } | null;
   readonly createdMs: number;
   readonly ttlMs: number | null;
   readonly notes: readonly { readonly timeMs: number; readonly text: string }[];
@@ -166,11 +191,24 @@ export interface ClaimedPlace {
 
 /** A disk that a run has taken to another place, or is taking there. */
 export interface ClaimDocument extends Owner {
-  readonly run: string;
+  /** Null: no run has had the disk. */
+  readonly run: string | null;
   /** Since the disk is protected at its new place; null: no writer gets a session. */
   readonly place: ClaimedPlace | null;
   /** The place from which the run takes the disk, which a cancel brings back; null: its first one. */
   readonly former: ClaimedPlace | null;
+  /** Since the disk is not protected any more: no writer gets a session, wherever it is. */
+  readonly disabled: { readonly reason: DisableReason; readonly timeMs: number } | null;
+}
+
+/** Asks the process that works on a run to stop. */
+export interface RunRequestDocument {
+  readonly vault: string;
+  readonly run: string;
+  /** The worker's epoch: a later worker does not obey it. */
+  readonly epoch: number;
+  readonly requestedMs: number;
+  readonly host: string;
 }
 
 export const runName8: RegExp = /^[0-9a-f]{8}$/;
@@ -217,6 +255,12 @@ export function decodeRun(bytes: Uint8Array, object: string, vault: string): Run
       path: source.text("path", longText),
     })),
     discardPoints: fields.boolean("discardPoints"),
+    ending: fields.has("ending")
+      ? fields.nestedOrNull("ending", (ending) => ({
+          action: ending.oneOf("action", endingActions),
+          afterMs: ending.integer("afterMs", 1),
+        }))
+      : null,
     createdMs: fields.integer("createdMs"),
     ttlMs: fields.integerOrNull("ttlMs"),
     notes: fields.list("notes", notesMax, (note) => ({
@@ -250,6 +294,13 @@ function readMember(fields: Fields): RunMember {
       point: held.text("point", hex32),
       signature: held.textOrNull("signature", longText),
     })),
+    origin: fields.has("origin")
+      ? fields.nestedOrNull("origin", (origin) => ({
+          path: origin.text("path", longText),
+          point: origin.text("point", hex32),
+          signature: origin.text("signature", longText),
+        }))
+      : null,
   };
 }
 
@@ -285,9 +336,15 @@ export function decodeClaim(bytes: Uint8Array, object: string, expected: Owner):
   const document: ClaimDocument = {
     vault: fields.text("vault", hex32),
     disk: fields.text("disk", anyText),
-    run: fields.text("run", runName8),
+    run: fields.textOrNull("run", runName8),
     place: fields.nestedOrNull("place", readPlace),
     former: fields.nestedOrNull("former", readPlace),
+    disabled: fields.has("disabled")
+      ? fields.nestedOrNull("disabled", (disabled) => ({
+          reason: disabled.oneOf("reason", disableReasons),
+          timeMs: disabled.integer("timeMs"),
+        }))
+      : null,
   };
   checkOwner(document, object, expected);
   return document;
@@ -299,4 +356,23 @@ function readPlace(fields: Fields): ClaimedPlace {
     host: fields.text("host", anyText),
     path: fields.text("path", longText),
   };
+}
+
+export function encodeRunRequest(document: RunRequestDocument): Uint8Array {
+  return encode("request", document).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeRunRequest(bytes: Uint8Array, object: string, vault: string): RunRequestDocument {
+  const { fields } = decode("request", bytes, object);
+  const document: RunRequestDocument = {
+    vault: fields.text("vault", hex32),
+    run: fields.text("run", runName8),
+    epoch: fields.integer("epoch"),
+    requestedMs: fields.integer("requestedMs"),
+    host: fields.text("host", anyText),
+  };
+  if (document.vault !== vault) throw damaged(object, "it belongs to another vault");
+  if (object !== runRequestName(document.run)) throw damaged(object, "it asks for another run");
+  return document;
 }

@@ -21,6 +21,7 @@ export type Kind =
   | "pin"
   | "condemned"
   | "run"
+  | "request"
   | "claim"
   | "collected"
   | "collection"

@@ -7,6 +7,10 @@
  * all younger points that have its leaf. Each leaf is therefore visited in the oldest point that
  * has it, with everything that lies on top of it there; in most points that is the topmost run
  * alone.
+ *
+ * A manifest that puts known runs in another order, or leaves one out, would show entries that were
+ * hidden before, and the walk would miss them. Writers make none. A manifest is proved by the
+ * checksum that its head names, so damage makes none either, and a forger may delete chunks anyway.
  */
 import type { RunReference } from "../format/documents.ts";
 import { mapName } from "../format/names.ts";

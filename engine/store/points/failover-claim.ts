@@ -14,12 +14,14 @@
  * When the disk is protected at its new place, the claim names that place: writers there get a
  * session, and those of the former place do not. The next failover of the disk starts from it.
  *
+ * A disk whose protection is disabled has a claim that says so: no writer gets a session anywhere.
+ *
  * Invariant: while a claim stands, no new writer makes a point of the disk at any other place.
  */
 import { hasCode, TidemarkError } from "../../errors.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import { claimName } from "../format/names.ts";
-import { type ClaimDocument, type ClaimedPlace, decodeClaim, encodeClaim } from "../format/run.ts";
+import { type ClaimDocument, type ClaimedPlace, type DisableReason, decodeClaim, encodeClaim } from "../format/run.ts";
 import type { Store } from "../store.ts";
 import { identifyProcess } from "./process-identity.ts";
 
@@ -57,8 +59,9 @@ export async function refuseOtherRun(place: ClaimPlace, run: string): Promise<Cl
 
 async function findUnlessOther(place: ClaimPlace, run: string): Promise<StoredClaim | undefined> {
   const there = await findClaim(place);
-  if (there !== undefined && there.claim.run !== run && there.claim.place === null)
-    throw claimed(place.disk, there.claim.run);
+  if (there === undefined) return there;
+  refuseDisabled(there.claim);
+  if (there.claim.run !== run && there.claim.place === null) throw claimed(place.disk, there.claim.run);
   return there;
 }
 
@@ -70,7 +73,7 @@ export async function putClaim(place: ClaimPlace, run: string): Promise<void> {
   const { vault, disk } = place;
   const there = await findUnlessOther(place, run);
   if (there?.claim.run === run && there.claim.place === null) return;
-  await swapClaim(place, { vault, disk, run, place: null, former: there?.claim.place ?? null }, there);
+  await swapClaim(place, { vault, disk, run, place: null, former: there?.claim.place ?? null, disabled: null }, there);
 }
 
 /**
@@ -80,8 +83,9 @@ export async function putClaim(place: ClaimPlace, run: string): Promise<void> {
 export async function settleClaim(place: ClaimPlace, settled: ClaimedPlace): Promise<void> {
   const { vault, disk } = place;
   const there = await findClaim(place);
+  if (there !== undefined) refuseDisabled(there.claim);
   if (there?.claim.run !== settled.run) throw claimed(disk, there?.claim.run ?? settled.run);
-  await swapClaim(place, { vault, disk, run: settled.run, place: settled, former: null }, there);
+  await swapClaim(place, { vault, disk, run: settled.run, place: settled, former: null, disabled: null }, there);
 }
 
 /** Ends the claim that a run has on a disk, and brings back the place before. One of another run stays. */
@@ -89,9 +93,34 @@ export async function removeClaim(place: ClaimPlace, run: string): Promise<void>
   const { store, vault, disk, signal } = place;
   const there = await findClaim(place);
   if (there === undefined || there.claim.run !== run || there.claim.place !== null) return;
+  if (there.claim.disabled !== null) return;
   const { former } = there.claim;
   if (former === null) await store.delete(claimName(disk), { signal });
-  else await swapClaim(place, { vault, disk, run: former.run, place: former, former: null }, there);
+  else await swapClaim(place, { vault, disk, run: former.run, place: former, former: null, disabled: null }, there);
+}
+
+/**
+ * Keeps all writers off the disk from now on, and says why. `run` ends a failover that has the disk.
+ * Idempotent. Errors: WRITER_ACTIVE when a run has the disk that is not `run`, DAMAGED.
+ */
+export async function disableByClaim(place: ClaimPlace, reason: DisableReason, run: string | null): Promise<void> {
+  const { vault, disk } = place;
+  const there = await findClaim(place);
+  if (there !== undefined && there.claim.disabled !== null) return;
+  if (there !== undefined && there.claim.place === null && there.claim.run !== run)
+    throw claimed(disk, there.claim.run);
+  const { run: former = null, place: settled = null } = there?.claim ?? {};
+  const disabled = { reason, timeMs: Date.now() };
+  await swapClaim(place, { vault, disk, run: run ?? former, place: settled, former: null, disabled }, there);
+}
+
+/** Lets writers back to the place that the disk had when it was disabled. Gives whether it was. */
+export async function enableByClaim(place: ClaimPlace): Promise<boolean> {
+  const there = await findClaim(place);
+  if (there === undefined || there.claim.disabled === null) return false;
+  if (there.claim.place !== null) await swapClaim(place, { ...there.claim, disabled: null }, there);
+  else await place.store.delete(claimName(place.disk), { signal: place.signal });
+  return true;
 }
 
 async function swapClaim(place: ClaimPlace, next: ClaimDocument, there: StoredClaim | undefined): Promise<void> {
@@ -110,20 +139,30 @@ async function swapClaim(place: ClaimPlace, next: ClaimDocument, there: StoredCl
 export async function refuseClaimed(place: ClaimPlace, path: string): Promise<void> {
   const claim = await readClaim(place);
   if (claim === undefined) return;
+  refuseDisabled(claim);
   const { run, place: settled } = claim;
   if (settled === null) throw claimed(place.disk, run);
   if (settled.path === path && settled.host === (await identifyProcess()).host) return;
   throw new TidemarkError(
     "WRITER_ACTIVE",
-    `disk ${JSON.stringify(place.disk)} was failed over to ${settled.path} on ${settled.host} by run ${run}`,
-    { remedy: "replicate it from there, or fail it over again", detail: { disk: place.disk, run } },
+    `disk ${JSON.stringify(place.disk)} was failed over to ${settled.path} on ${settled.host} by run ${settled.run}`,
+    { remedy: "replicate it from there, or fail it over again", detail: { disk: place.disk, run: settled.run } },
   );
 }
 
-function claimed(disk: string, run: string, cause?: unknown): TidemarkError {
+function refuseDisabled({ disk, disabled }: ClaimDocument): void {
+  if (disabled === null) return;
+  throw new TidemarkError(
+    "WRITER_ACTIVE",
+    `the protection of disk ${JSON.stringify(disk)} was disabled (${disabled.reason})`,
+    { remedy: `protect it again with \`tidemark disks enable --disk ${disk}\``, detail: { disk } },
+  );
+}
+
+function claimed(disk: string, run: string | null, cause?: unknown): TidemarkError {
   return new TidemarkError("WRITER_ACTIVE", `disk ${JSON.stringify(disk)} is failed over: run ${run} has it`, {
     remedy: `\`tidemark failover show ${run}\` says what can be done; \`tidemark failover cancel ${run}\` brings back the state before`,
-    detail: { disk, run },
+    detail: { disk, ...(run === null ? {} : { run }) },
     cause,
   });
 }

@@ -9,7 +9,7 @@
  * objects.
  */
 
-import { isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
+import { isGone, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { HeadDocument, ManifestDocument, PageReference, PointRecord } from "../../store/format/documents.ts";
@@ -43,6 +43,24 @@ export interface LiveSetOptions {
   readonly onEntry?: ((disk: string, leaf: EntryColumns, entry: number) => void) | undefined;
 }
 
+/** How often a vault is walked without the collector's lease. */
+const walksMax = 3;
+
+/**
+ * Runs a walk of the vault without the collector's lease: again when it found something gone. A
+ * point that is pruned and collected meanwhile looks like one that has lost its objects. Errors:
+ * those of `walk`.
+ */
+export async function walkBesideCollections<Result>(walk: () => Promise<Result>): Promise<Result> {
+  for (let walks = 1; ; walks += 1) {
+    try {
+      return await walk();
+    } catch (error) {
+      if (!isGone(error) || walks >= walksMax) throw error;
+    }
+  }
+}
+
 /**
  * Bytes that a collection would free if these points were dropped. It reads all maps of the vault
  * twice. Errors: as `LiveSet.of`.
@@ -51,10 +69,13 @@ export async function bytesFreed(
   options: LiveSetOptions & { readonly isDropped: (disk: string, sequence: number) => boolean },
 ): Promise<number> {
   const { store, vault, signal } = options;
-  // One after the other, so that only one is in memory.
-  const { pageCount: now } = await LiveSet.of({ store, vault, signal });
-  const { pageCount: then } = await LiveSet.of(options);
-  return (now - then) * pageAlignmentBytes;
+  return await walkBesideCollections(async () => {
+    // One after the other, so that only one is in memory.
+    const { pageCount: now } = await LiveSet.of({ store, vault, signal });
+    const { pageCount: then } = await LiveSet.of(options);
+    // A point that is committed between them needs pages only in the second one.
+    return Math.max(0, now - then) * pageAlignmentBytes;
+  });
 }
 
 interface PlacedPoint {

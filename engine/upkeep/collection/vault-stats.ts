@@ -14,7 +14,6 @@
  * Cost: reads every map of the vault, as one look of a collection does, and no segment. Memory: 11
  * to 22 bytes for each chunk that points refer to, and the names of map objects.
  */
-import { isGone } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
 import { storedLength } from "../../store/format/frame.ts";
 import { type EntryColumns, zeroSegment } from "../../store/format/leaf.ts";
@@ -22,13 +21,7 @@ import { decodeDiskName, disksPrefix, parseDiskObject, vaultCopyName, vaultName 
 import { reclaimPrefix } from "../../store/format/reclaim.ts";
 import type { ListingOptions } from "../../store/points/points.ts";
 import type { Store } from "../../store/store.ts";
-import { LiveSet } from "./live-set.ts";
-
-/**
- * How often the vault is walked: again when points were pruned and their objects collected
- * meanwhile.
- */
-const looksMax = 3;
+import { LiveSet, walkBesideCollections } from "./live-set.ts";
 
 /** Space in bytes, of a disk or of a vault. */
 export interface SpaceCounts {
@@ -81,25 +74,19 @@ export async function vaultStats(
   vault: string,
   { signal }: Pick<ListingOptions, "signal"> = {},
 ): Promise<VaultStats> {
-  for (let look = 1; ; look += 1) {
-    try {
-      const tally = new Tally();
-      const { heads } = await LiveSet.of({
-        store,
-        vault,
-        signal,
-        onPoint: (disk, { volumeBytes }) => tally.addPoint(disk, volumeBytes),
-        onEntry: (disk, leaf, entry) => tally.addEntry(disk, leaf, entry),
-      });
-      for (const [disk, { points }] of heads) if (points.length > 0) tally.of(disk);
-      await addMetadata(store, tally, signal);
-      return { vault, ...tally.inAll.counts(), disks: tally.disks() };
-    } catch (error) {
-      // A point that is pruned and collected during the walk looks like one that has lost its
-      // objects.
-      if (!isGone(error) || look >= looksMax) throw error;
-    }
-  }
+  return await walkBesideCollections(async () => {
+    const tally = new Tally();
+    const { heads } = await LiveSet.of({
+      store,
+      vault,
+      signal,
+      onPoint: (disk, { volumeBytes }) => tally.addPoint(disk, volumeBytes),
+      onEntry: (disk, leaf, entry) => tally.addEntry(disk, leaf, entry),
+    });
+    for (const [disk, { points }] of heads) if (points.length > 0) tally.of(disk);
+    await addMetadata(store, tally, signal);
+    return { vault, ...tally.inAll.counts(), disks: tally.disks() };
+  });
 }
 
 async function addMetadata(store: Store, tally: Tally, signal: AbortSignal | undefined): Promise<void> {

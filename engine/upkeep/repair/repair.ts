@@ -361,7 +361,9 @@ class Repair {
       const message = `point ${String(sequence)} (${id}) is left out: ${why}`;
       this.#tellLost({ disk, object: headName(disk), points: [sequence], extent: null, message });
     }
-    if (points.length === 0 && lists.head === undefined) {
+    // Without a manifest there is no point, as after the removal of a disk: an empty list hides none.
+    const isRemoved = lists.broken !== undefined && inventory.objects.length === 0;
+    if (points.length === 0 && lists.head === undefined && !isRemoved) {
       const message = `the head of disk ${JSON.stringify(disk)} cannot be rebuilt: ${lists.faults.join("; ")}, and no point of it is left`;
       this.#tellLost({ disk, object: headName(disk), points: [], extent: null, message });
       return;

@@ -6,6 +6,7 @@ import type {
   Clock,
   DiskEvent,
   EngineAdapter,
+  FailoverPort,
   ProtectionPort,
   ProtectOptions,
   ServerPort,
@@ -197,6 +198,8 @@ export class ScriptedEngine implements EngineAdapter {
   /** Errors for the next calls, by `open NAME`, `protect DISK`, `listen ADDRESS`. */
   readonly failures: Map<string, Error[]> = new Map();
   readonly limits: Map<string, number | undefined> = new Map();
+  /** Runs of every vault; none may be changed here. */
+  failovers: FailoverPort = noFailovers;
   /** What every vault tells of itself. */
   facts: VaultFacts = { storedBytes: null, scrubAgeMs: null, collectionAgeMs: null };
 
@@ -222,6 +225,7 @@ export class ScriptedEngine implements EngineAdapter {
       setLimit: (limit) => this.limits.set(config.name, limit),
       setBandwidth: ({ limit }) => this.calls.push(`bandwidth ${config.name} ${String(limit)}`),
       facts: () => this.facts,
+      failovers: this.failovers,
       close: async () => {
         this.calls.push(`close ${config.name}`);
       },
@@ -274,3 +278,23 @@ export class KeptLog implements Log {
     this.write("debug", "closed");
   }
 }
+
+const none = async (): Promise<never> => await Promise.reject(new Error("scripted vaults have no failovers"));
+
+/** A vault without runs. */
+export const noFailovers: FailoverPort = {
+  start: none,
+  failback: none,
+  changePoint: none,
+  commit: none,
+  cancel: none,
+  cleanup: none,
+  reprotect: none,
+  completeMigration: none,
+  resume: none,
+  cancelJob: none,
+  show: none,
+  carryOutDue: async () => await Promise.resolve([]),
+  list: async () => await Promise.resolve([]),
+  jobs: async () => await Promise.resolve([]),
+};

@@ -6,7 +6,6 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from "vitest";
-import { PositionalFile } from "../../../engine/disk/source/positional-file.ts";
 import type { RunSummary } from "../../../engine/failover/run-summary.ts";
 import { liveSessions } from "../../../engine/store/points/process-identity.ts";
 import type { Vault } from "../../../engine/vault.ts";
@@ -16,6 +15,7 @@ import { byDepth, callsOf, sampleOf } from "../../depth.ts";
 import { closeModelVaults, openModelVault, redirected, sampleDisk, scribble } from "../../model-disk.ts";
 import { namesIn } from "../../sink/expectations.ts";
 import { createFolder, removeFolder } from "../../temporary-folder.ts";
+import { type CrashPlace, combinations, dyingAt, endOf } from "./crash-rig.ts";
 
 /** A deep run dies at every call, in four ways each. */
 const sweepMsMax: number = byDepth(120_000, 1_200_000);
@@ -23,6 +23,7 @@ const sweepMsMax: number = byDepth(120_000, 1_200_000);
 const memory = new MemoryStore();
 const line: { current: MemorySink | FaultySink } = { current: new MemorySink({ store: memory }) };
 const contents: Buffer[] = [];
+const place: CrashPlace = { memory, line };
 let vault: Vault;
 let replicated: MemorySnapshot;
 let folder: string;
@@ -250,14 +251,14 @@ describe.each([...verbs, ...instantVerbs])("$name that dies", (verb) => {
     "at any call of a file goes on, or is given up",
     async () => {
       const run = await setUp(verb);
-      const count = dyingAt(0);
+      const count = dyingAt(place, 0);
       await verb.work(run);
       vi.restoreAllMocks();
       for (const call of callsOf(1, count(), 3)) {
         for (const way of ["resume", "give up"] as const) {
           await removeFolder(folder);
           const again = await setUp(verb);
-          dyingAt(call);
+          dyingAt(place, call);
           expect(await endOf(verb.work(again)), `file call ${call}`).toBeInstanceOf(CrashError);
           reconnect();
           if (way === "resume") await checkOutcome(verb, await resume(verb, again));
@@ -272,51 +273,9 @@ describe.each([...verbs, ...instantVerbs])("$name that dies", (verb) => {
 let calls = 0;
 let jobsBefore = 0;
 
-const combinations = [
-  ["after", "resume"],
-  ["before", "resume"],
-  ["after", "give up"],
-  ["before", "give up"],
-] as const;
-
-/** What ended the work first, or undefined: what was closed after a crash failed too. */
-async function endOf(work: Promise<unknown>): Promise<unknown> {
-  try {
-    await work;
-    return undefined;
-  } catch (error) {
-    let first: unknown = error;
-    while (first instanceof Error && "suppressed" in first) first = first.suppressed;
-    return first instanceof Error && first.cause instanceof CrashError ? first.cause : first;
-  }
-}
-
 async function giveUp(verb: Verb): Promise<void> {
   const [found] = await vault.failovers.list();
   if (verb.giveUp === undefined || found === undefined) return;
   if (found.state !== "None" && found.state !== "Protected") await vault.failovers[verb.giveUp]({ run: found.run });
   await checkUndone();
-}
-
-/** From its call number `call` on, every call of a file fails as in a dead process; 0: none. */
-function dyingAt(call: number): () => number {
-  let count = 0;
-  const prototype = PositionalFile.prototype as unknown as Record<string, (...given: unknown[]) => Promise<unknown>>;
-  for (const method of ["write", "truncate", "sync", "datasync"]) {
-    const real = prototype[method];
-    if (real === undefined) throw new Error(`files have no ${method}`);
-    vi.spyOn(prototype, method).mockImplementation(async function (this: unknown, ...given: unknown[]) {
-      count += 1;
-      if (call > 0 && count >= call) {
-        // The whole process dies: no call of it reaches the store any more.
-        const dead = new FaultySink(new MemorySink({ store: memory }), [
-          { on: "any", when: 1, fault: { kind: "crash", effect: "before" } },
-        ]);
-        line.current = dead;
-        throw new CrashError(`file call ${count}`);
-      }
-      return await Reflect.apply(real, this, given);
-    });
-  }
-  return () => count;
 }

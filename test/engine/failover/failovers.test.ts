@@ -6,7 +6,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, unlinkSync
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
-import type { SourceSite } from "../../../engine/failover/effects.ts";
+import type { SourceSite } from "../../../engine/failover/source.ts";
 import type { Notice } from "../../../engine/notice.ts";
 import { Group } from "../../../engine/replication/protection/groups.ts";
 import type { Vault } from "../../../engine/vault.ts";
@@ -169,7 +169,7 @@ describe("an unplanned failover", () => {
     const done = await unplanned(`vhd:${path("web.vhd")}`);
     expect(done).toMatchObject({
       state: "UnplannedFailoverCompleted",
-      allowedOperations: ["ChangePit", "Commit", "CancelFailover"],
+      allowedOperations: ["ChangePit", "Commit", "CancelFailover", "CompleteMigration"],
       disks: [{ sequence: 3, complete: true }],
     });
     expect(
@@ -208,7 +208,7 @@ describe("an unplanned failover", () => {
     expect(committed).toMatchObject({
       state: "CommitFailoverCompleted",
       leftovers: [],
-      allowedOperations: ["ReverseReplicate"],
+      allowedOperations: ["ReverseReplicate", "CompleteMigration"],
     });
     expect(committed.mayBeDeleted).toHaveLength(1);
     expect(readdirSync(folder)).toEqual(["web.img"]);
@@ -249,8 +249,9 @@ describe("an unplanned failover", () => {
     const outcomes = await Promise.allSettled([
       vault.failovers.cancel({ run: done.run }),
       vault.failovers.commit({ run: done.run }),
+      vault.failovers.commit({ run: done.run }),
     ]);
-    expect(outcomes.map(({ status }) => status).sort()).toEqual(["fulfilled", "rejected"]);
+    expect(outcomes.map(({ status }) => status).sort()).toEqual(["fulfilled", "rejected", "rejected"]);
     // The other one meets the lease of the first, or the state that the first has left.
     const failure = outcomes.find((outcome) => outcome.status === "rejected");
     expect(failure?.reason).toMatchObject({

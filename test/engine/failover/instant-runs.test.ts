@@ -253,7 +253,7 @@ test("a whole image is protected by the process that serves it, from the reprote
   await vault.failovers.commit({ run });
   await expectCode(vault.failovers.reprotect({ run, listen: "unix" }), "INVALID_ARGUMENT");
   const over = await vault.failovers.reprotect({ run, listen: `unix:${socket()}` });
-  expect(over).toMatchObject({ state: "Protected", bytesRead: 0, allowedOperations: ["Resume"] });
+  expect(over).toMatchObject({ state: "Protected", bytesRead: 0, allowedOperations: ["Failback", "Resume"] });
   expect(await vault.points("web")).toHaveLength(3);
   const served = await serve(run);
   const model = content(3);

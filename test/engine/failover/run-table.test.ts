@@ -44,7 +44,13 @@ describe("the table of states", () => {
     expect(runStates.filter((state) => !reached.has(state))).toEqual([]);
     const ofTests = [...reachableFrom("TestFailoverInitiated")];
     const effects = new Set(ofTests.map((state) => effectOf(state)?.effect));
-    for (const effect of ["prepare", "commit", "freeDisks"] as const satisfies readonly RunEffect[])
+    for (const effect of [
+      "synchronize",
+      "prepare",
+      "commit",
+      "disable",
+      "freeDisks",
+    ] as const satisfies readonly RunEffect[])
       expect(effects).not.toContain(effect);
     expect(ofTests.filter((state) => hasEnded(state))).toEqual(["None"]);
   });
@@ -77,7 +83,9 @@ describe("the table of states", () => {
           const step = effectOf(state);
           if (step !== undefined && !interrupts) {
             if (step.effect === "makeTargets" && kind !== "test") expect(done).toContain("prepare");
-            if (step.effect === "checkTargets" || step.effect === "commit") expect(done).toContain("makeTargets");
+            if (step.effect === "prepare" && kind === "failback") expect(done).toContain("synchronize");
+            if (["checkTargets", "commit", "disable"].includes(step.effect)) expect(done).toContain("makeTargets");
+            if (step.effect === "reprotect") expect(done).toContain("commit");
             if (step.effect === "lookAgain" || step.effect === "freeDisks") expect(done).toContain("removeTargets");
             if (succeeds) done.add(step.effect);
             state = succeeds ? step.done : step.failed;
@@ -90,8 +98,16 @@ describe("the table of states", () => {
             return;
           }
           // Once a way out has been taken, no way leads back.
-          if (done.has("removeTargets") || done.has("commit"))
-            expect(["Resume", "CancelFailover", "TestFailoverCleanup", "ReverseReplicate"]).toContain(operation);
+          if (done.has("removeTargets") || done.has("commit")) {
+            const forward = [
+              "Resume",
+              "CancelFailover",
+              "TestFailoverCleanup",
+              "ReverseReplicate",
+              "CompleteMigration",
+            ];
+            expect(forward).toContain(operation);
+          }
           const outcome = transition(state, operation);
           if ("next" in outcome) state = outcome.next;
         }

@@ -73,6 +73,7 @@ import {
   pageReference,
   pageSample,
   pinSample,
+  requestRow,
   rootSample,
   runSample,
   sealFrame,
@@ -126,6 +127,7 @@ const formats: readonly Format[] = [
     decode: (bytes) => decodeRun(bytes, runObject, runSample.vault),
     future: futureLine,
   },
+  { kind: "request to a run", ...requestRow(), future: futureLine },
   {
     kind: "claim",
     bytes: encodeClaim(claimSample),

@@ -41,7 +41,14 @@ import {
   encodeCollection,
   encodeDead,
 } from "../../../../engine/store/format/reclaim.ts";
-import { decodeClaim, decodeRun, encodeClaim, encodeRun } from "../../../../engine/store/format/run.ts";
+import {
+  decodeClaim,
+  decodeRun,
+  decodeRunRequest,
+  encodeClaim,
+  encodeRun,
+  encodeRunRequest,
+} from "../../../../engine/store/format/run.ts";
 import { vaultId } from "../../../engine-model.ts";
 import { golden } from "../../../golden.ts";
 import {
@@ -65,6 +72,7 @@ import {
   provedSample,
   quarantineSample,
   rootSample,
+  runRequestSample,
   runSample,
   scrubbedSample,
   sealFrame,
@@ -160,6 +168,9 @@ describe("the bytes of format version 1", () => {
     const run = golden("run-v1.txt", encodeRun(runSample));
     expect(decodeRun(run, "failover/runs/5f03c2aa", runSample.vault)).toEqual(runSample);
     expect(plain(encodeRun(runSample))).toEqual(run);
+    const request = golden("request-v1.txt", encodeRunRequest(runRequestSample));
+    expect(decodeRunRequest(request, "failover/requests/5f03c2aa", runRequestSample.vault)).toEqual(runRequestSample);
+    expect(plain(encodeRunRequest(runRequestSample))).toEqual(request);
     // Written before runs could be served.
     const unserved = golden("run-unserved-v1.txt", encodeRun(runSample));
     expect(decodeRun(unserved, "failover/runs/5f03c2aa", runSample.vault)).toMatchObject({ serving: null });

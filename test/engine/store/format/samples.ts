@@ -24,7 +24,13 @@ import { newColumns, zeroSegment } from "../../../../engine/store/format/leaf.ts
 import { segmentName } from "../../../../engine/store/format/names.ts";
 import type { ProvedDocument, QuarantineDocument, ScrubbedDocument } from "../../../../engine/store/format/proof.ts";
 import type { CollectedDocument, CollectionDocument, DeadDocument } from "../../../../engine/store/format/reclaim.ts";
-import type { ClaimDocument, RunDocument } from "../../../../engine/store/format/run.ts";
+import {
+  type ClaimDocument,
+  decodeRunRequest,
+  encodeRunRequest,
+  type RunDocument,
+  type RunRequestDocument,
+} from "../../../../engine/store/format/run.ts";
 import { digestOf, randomBytes, vaultId } from "../../../engine-model.ts";
 
 const vault = toHex(vaultId);
@@ -223,6 +229,7 @@ export const claimSample: ClaimDocument = {
   run: "5f03c2aa",
   place: null,
   former: { run: "00aa11bb", host: "host-b", path: "/srv/disk.img" },
+  disabled: null,
 };
 
 export const runSample: RunDocument = {
@@ -242,6 +249,7 @@ export const runSample: RunDocument = {
   shutdown: "systemctl stop db",
   source: { kind: "agent", path: "/run/tidemark/agent.sock" },
   discardPoints: false,
+  ending: { action: "rollback", afterMs: 3_600_000 },
   createdMs: 1_790_000_020_000,
   ttlMs: null,
   notes: [{ timeMs: 1_790_000_020_000, text: "Umzug" }],
@@ -251,12 +259,14 @@ export const runSample: RunDocument = {
       point: { sequence: 5, id: id(5), timeMs: 1_790_000_002_000, consistency: "crash", volumeBytes: 1_048_577 },
       target: { kind: "file", path: "/srv/disk.img" },
       held: { point: id(5), signature: "1048577 modified 17 changed 18" },
+      origin: { path: "/old/disk.img", point: id(5), signature: "1048577 modified 15 changed 16" },
     },
     {
       disk: "other",
       point: { sequence: 9, id: id(15), timeMs: 1_790_000_002_000, consistency: "app", volumeBytes: 4096 },
       target: { kind: "instant", path: "/srv/other.img" },
       held: null,
+      origin: null,
     },
   ],
   jobs: [
@@ -392,3 +402,17 @@ export const quarantineSample: QuarantineDocument = {
   segment: deadSample.segment,
   offsets: [128, 4_224, 1_073_741_312],
 };
+
+export const runRequestSample: RunRequestDocument = {
+  vault,
+  run: "5f03c2aa",
+  epoch: 3,
+  requestedMs: 1_790_000_021_000,
+  host: "host-b",
+};
+
+/** The request as the tests of decoders take it. */
+export function requestRow(): { readonly bytes: Uint8Array; readonly decode: (bytes: Uint8Array) => unknown } {
+  const decode = (bytes: Uint8Array): unknown => decodeRunRequest(bytes, "failover/requests/5f03c2aa", vault);
+  return { bytes: encodeRunRequest(runRequestSample), decode };
+}

@@ -230,7 +230,7 @@ describe("points of a group", () => {
     const groupOf = (sequence: number): GroupRecord => ({ ...group(sequence), disks });
     for (const disk of disks) await writeHistory(rig.store, recordsOf(1, 1200, groupOf, disk), disk);
     const sink = new FaultySink(rig.connect(), []);
-    await rig.prune({ policy, dryRun: true }, sink);
+    await rig.prune({ policy, dryRun: true, withoutFreedBytes: true }, sink);
     const heads = sink.calls.filter((call) => call.startsWith("getObject") && call.endsWith("/head"));
     expect(heads.length).toBeLessThanOrEqual(2 * disks.length);
   });

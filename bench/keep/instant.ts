@@ -1,0 +1,268 @@
+/**
+ * Benchmark: a disk that runs at once from a point. The newest point of a sparse disk of 1 TiB is
+ * taken to an instant target by a test failover, in a process of its own, anew for each run:
+ *
+ *   - time until the first 4 KiB arrive, and until the first write is flushed, beside qemu-nbd on a
+ *     local qcow2 file of that content;
+ *   - all data copied while no client is at work, beside the Get ceiling;
+ *   - random reads and writes while data is copied, beside the same on the copied disk.
+ *
+ * What needs fio or QEMU is left out where they are not installed. The copied image is compared with
+ * the disk. The first write is one of what is there.
+ */
+import { join } from "node:path";
+import { FileVolume, NbdVolume, type Sink, TidemarkError } from "../../engine/index.ts";
+import { granuleBytes } from "../../engine/internal.ts";
+import { imageFacts } from "../image.ts";
+import { runFio } from "../live/fio.ts";
+import { isInstalled, runProgram, startServer } from "../live/programs.ts";
+import { nbdUri } from "../live/protecting-process.ts";
+import type { BenchConfig } from "../options.ts";
+import type { CaseOutcome, Mark } from "../report.ts";
+import { StepLog } from "../steps.ts";
+import { getCeiling, type StoredPages, storedSegments, yardstickLanes } from "../yardsticks.ts";
+import { writeFirst } from "./first-flush.ts";
+import { type FrontDisk, frontHash, frontHashOf, makeFrontDisk, readFirst } from "./front-disk.ts";
+import { MountingProcess } from "./mounting-process.ts";
+import { KeepPlace, sameHash } from "./place.ts";
+
+const disk = "bench";
+const firstMsMax = 1_000;
+/** Of the time that the ceiling takes, and of the rate on the copied disk. */
+const copiedShareMin = 0.8;
+const guestShareMin = 0.5;
+const readPercent = 70;
+
+const [firstStep, flushStep, peerStep] = [
+  "run to first 4 KiB over NBD",
+  "run to first flush of a write",
+  "qemu-nbd on a qcow2, to first 4 KiB",
+] as const;
+const [copyStep, ceilingStep] = ["copy all data, idle", `Get ceiling, 4 MiB × ${yardstickLanes}`] as const;
+const [guestStep, copiedStep] = ["randrw 4k 70/30, while copying", "randrw 4k 70/30, copied"] as const;
+
+export async function benchInstant(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
+  const log = new StepLog(config);
+  const { signal, temporaryFolder } = config;
+  return await KeepPlace.use(config, store, async (place) => {
+    const made = await makeFrontDisk(config, place);
+    const volume = await FileVolume.open(made.image);
+    try {
+      await log.time(
+        "first replication, fresh vault",
+        { role: "tidemark", unit: "bytes" },
+        0,
+        async () => await place.inVault(async (vault) => await vault.replicate({ disk, volume, signal })),
+        ({ scannedBytes }) => scannedBytes,
+      );
+      const bench = new InstantRuns(config, place, log, {
+        ...made,
+        wanted: await frontHashOf(made.image, made.spanBytes, signal),
+        segments: await storedSegments(place.sink, signal),
+        hasFio: await isInstalled("fio", temporaryFolder),
+        qcow2: await qcow2Of(config, made.image),
+      });
+      for (let run = 0; run < config.runs; run += 1) await bench.run(run);
+      return {
+        image: { ...(await imageFacts(volume)), path: "a new disk" },
+        steps: log.steps(),
+        marks: marksOf(log),
+        counts: bench.counts,
+        hashes: { image: bench.of.wanted, point: bench.hash },
+        peakRssBytes: bench.peakRssBytes,
+      };
+    } finally {
+      await volume.close();
+    }
+  });
+}
+
+interface InstantDisk extends FrontDisk {
+  /** Hash of the front of the disk. */
+  readonly wanted: string;
+  readonly segments: readonly StoredPages[];
+  readonly hasFio: boolean;
+  /** Path of the same content for QEMU; undefined where it is not installed. */
+  readonly qcow2: string | undefined;
+}
+
+/** The runs of one disk, and what is to be told of them besides their times. */
+class InstantRuns {
+  readonly of: InstantDisk;
+  counts: Readonly<Record<string, number>> = {};
+  hash = "";
+  peakRssBytes = 0;
+  readonly #config: BenchConfig;
+  readonly #place: KeepPlace;
+  readonly #log: StepLog;
+
+  constructor(config: BenchConfig, place: KeepPlace, log: StepLog, of: InstantDisk) {
+    this.#config = config;
+    this.#place = place;
+    this.#log = log;
+    this.of = of;
+  }
+
+  async run(run: number): Promise<void> {
+    const { signal } = this.#config;
+    const { segments, hasFio, qcow2 } = this.of;
+    const ceiling = async (): Promise<number> => await getCeiling(this.#place.sink, segments, signal);
+    if (run % 2 === 1) await this.#yardstick(ceilingStep, run, ceiling);
+    await this.#idle(run);
+    if (run % 2 === 0) await this.#yardstick(ceilingStep, run, ceiling);
+    if (hasFio) await this.#busy(run);
+    if (qcow2 !== undefined) await this.#yardstick(peerStep, run, async () => await this.#peer(qcow2, run));
+  }
+
+  async #yardstick(
+    step: typeof ceilingStep | typeof peerStep,
+    run: number,
+    work: () => Promise<number>,
+  ): Promise<void> {
+    await this.#log.time(step, { role: "yardstick", unit: "bytes" }, run, work, (bytes) => bytes);
+  }
+
+  async #peer(qcow2: string, run: number): Promise<number> {
+    const { temporaryFolder, signal } = this.#config;
+    const socket = join(temporaryFolder, `qcow2-${run}.sock`);
+    const server = await startServer(
+      "qemu-nbd",
+      ["-f", "qcow2", "-r", "-t", "--shared=0", "-k", socket, qcow2],
+      socket,
+      temporaryFolder,
+      signal,
+    );
+    try {
+      return (await readFirst(nbdUri(socket, ""), this.of.spanBytes, signal)).bytes.byteLength;
+    } finally {
+      await server.kill();
+    }
+  }
+
+  /** First read and first flush, then all of the rest is copied; then fio works on the copy. */
+  async #idle(run: number): Promise<void> {
+    const { signal, begin } = this.#config;
+    const { spanBytes, wanted, hasFio } = this.of;
+    begin(firstStep, run);
+    await this.#served(`idle-${run}`, async (process, { socket, servedMs }) => {
+      const servedAt = performance.now();
+      const { offset, bytes } = await readFirst(process.uri, spanBytes, signal);
+      this.#log.add(
+        firstStep,
+        { role: "tidemark", unit: "bytes" },
+        granuleBytes,
+        servedMs + performance.now() - servedAt,
+      );
+      await writeFirst(socket, disk, offset, bytes);
+      this.#log.add(
+        flushStep,
+        { role: "tidemark", unit: "bytes" },
+        granuleBytes,
+        servedMs + performance.now() - servedAt,
+      );
+      begin(copyStep, run);
+      this.#log.add(copyStep, { role: "tidemark", unit: "bytes" }, spanBytes, await process.hydrate());
+      if (run === 0) {
+        begin("compare the copy with the disk");
+        const copy = await NbdVolume.open(process.uri, { signal });
+        try {
+          this.hash = sameHash(await frontHash(copy, spanBytes, signal), wanted, "the instant target");
+        } finally {
+          await copy.close();
+        }
+      }
+      if (hasFio) await this.#fio(copiedStep, process.uri, run);
+    });
+  }
+
+  async #busy(run: number): Promise<void> {
+    await this.#served(`busy-${run}`, async (process) => {
+      await this.#fio(guestStep, process.uri, run);
+      // If that is shorter than the load, the end of the load had a copied disk.
+      this.counts = { ...this.counts, "busy, copyMs": Math.round(await process.hydrate()) };
+    });
+  }
+
+  async #served(
+    name: string,
+    work: (process: MountingProcess, of: { readonly socket: string; readonly servedMs: number }) => Promise<void>,
+  ): Promise<void> {
+    const { temporaryFolder, workers, signal, live } = this.#config;
+    const socket = join(temporaryFolder, `${name}.sock`);
+    const image = join(temporaryFolder, `${name}.img`);
+    const plan = { store: live.storeAddress, prefix: this.#place.prefix, disk, workers, socket, image };
+    const { process, servedMs } = await MountingProcess.start(plan, signal);
+    try {
+      await work(process, { socket, servedMs });
+      const { summary, peakRssBytes } = await process.stop();
+      this.peakRssBytes = Math.max(this.peakRssBytes, peakRssBytes);
+      const what = name.replace(/-\d+$/, "");
+      this.counts = { ...this.counts, [`${what}, fetchedBytes`]: summary.bytesFetched };
+      if ("hydratedBytes" in summary) this.counts = { ...this.counts, [`${what}, copiedBytes`]: summary.hydratedBytes };
+    } finally {
+      await process.end();
+    }
+  }
+
+  async #fio(step: typeof guestStep | typeof copiedStep, uri: string, run: number): Promise<void> {
+    const { seed, temporaryFolder: folder, signal, begin, live } = this.#config;
+    begin(step, run);
+    const { requests, elapsedMs, p99Us } = await runFio({
+      uri,
+      pattern: "randrw",
+      readPercent,
+      requestBytes: granuleBytes,
+      spanBytes: this.of.spanBytes,
+      extent: { seconds: live.seconds },
+      freshData: false,
+      seed: seed + run,
+      folder,
+      signal,
+    });
+    this.#log.add(
+      step,
+      { role: step === copiedStep ? "yardstick" : "tidemark", unit: "operations" },
+      requests,
+      elapsedMs,
+    );
+    this.counts = { ...this.counts, [`${step}, p99Us`]: Math.round(p99Us) };
+  }
+}
+
+/** The content for QEMU, or undefined where it is not installed. Errors: INTERNAL. */
+async function qcow2Of({ temporaryFolder, signal, begin }: BenchConfig, image: string): Promise<string | undefined> {
+  for (const name of ["qemu-img", "qemu-nbd"]) if (!(await isInstalled(name, temporaryFolder))) return undefined;
+  begin("write the content as qcow2");
+  const path = join(temporaryFolder, "instant.qcow2");
+  const words = ["convert", "-f", "raw", "-O", "qcow2", image, path];
+  const { exitCode, stderr } = await runProgram("qemu-img", words, temporaryFolder, signal);
+  if (exitCode === 0) return path;
+  throw new TidemarkError("INTERNAL", `qemu-img ended with ${String(exitCode)}: ${stderr.trim().slice(0, 300)}`);
+}
+
+function marksOf(log: StepLog): Mark[] {
+  const rates = new Map(log.steps().map(({ name, perSecond }) => [name, perSecond]));
+  const guest = (rates.get(guestStep) ?? NaN) / (rates.get(copiedStep) ?? NaN);
+  return [
+    { name: firstStep, value: log.medianMs(firstStep), unit: "ms", relation: "at most", wanted: firstMsMax },
+    { name: flushStep, value: log.medianMs(flushStep), unit: "ms", relation: "at most", wanted: firstMsMax },
+    {
+      name: "copy, of the Get ceiling",
+      value: log.medianMs(ceilingStep) / log.medianMs(copyStep),
+      unit: "×",
+      relation: "at least",
+      wanted: copiedShareMin,
+    },
+    ...(Number.isNaN(guest)
+      ? []
+      : [
+          {
+            name: "randrw 4k while copying",
+            value: guest,
+            unit: "×",
+            relation: "at least",
+            wanted: guestShareMin,
+          } as const,
+        ]),
+  ];
+}

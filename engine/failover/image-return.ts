@@ -1,0 +1,158 @@
+/**
+ * Return of a disk to an old image: the differences are staged beside the image, then applied.
+ *
+ *     image at rest as at its last point  →  the differences between that point and this one
+ *     image of which that is not known    →  compared with the whole point, block by block
+ *     log that holds a point already      →  the differences between that point and this one
+ *
+ * A log is good for the image whose signature it bears. If the image was written since, the log goes
+ * and the image is compared. An image without a signature (a device that does not count its writes)
+ * is compared each time.
+ *
+ * Invariant: until `apply` the image has not been touched. From then on the redo log alone brings it
+ * to the point, as often as it takes.
+ */
+import { mkdir } from "node:fs/promises";
+import { dirname } from "node:path";
+import { hasCode, TidemarkError } from "../errors.ts";
+import type { VaultContext } from "../pipeline/vault-context.ts";
+import type { OperationOptions } from "../progress.ts";
+import { materialize } from "../recovery/restore/materialize.ts";
+import { isApplyUnderWay, RedoLog, removeRedoLog } from "../recovery/restore/redo-log.ts";
+import { StagedTarget } from "../recovery/restore/staged-target.ts";
+import { openTarget } from "../recovery/restore/targets.ts";
+import type { RunMember } from "../store/format/run.ts";
+import { materializeName, type OwnedTarget } from "./target.ts";
+
+interface ReturnOptions extends OperationOptions {
+  readonly run: string;
+  readonly member: RunMember;
+  readonly owned: OwnedTarget;
+}
+
+/** A log whose image has no signature is good for no later process. */
+const unknownSignature = "";
+
+export class ImageReturn {
+  readonly #context: VaultContext;
+  readonly #options: ReturnOptions;
+  readonly #base: string;
+
+  constructor(context: VaultContext, options: ReturnOptions) {
+    this.#context = context;
+    this.#options = options;
+    const { logBase } = options.owned;
+    if (logBase === undefined) throw new TidemarkError("INTERNAL", "the target has no redo log");
+    this.#base = logBase;
+  }
+
+  /** Whether an apply has begun and has not ended. */
+  async isUnderWay(): Promise<boolean> {
+    return await isApplyUnderWay(this.#base);
+  }
+
+  /** Whether the log holds anything for the image. */
+  async isFilled(): Promise<boolean> {
+    await using log = await RedoLog.open(this.#base);
+    return log?.staged !== undefined;
+  }
+
+  /**
+   * Brings the log to the member's point. `comparable` gives a point's id, if it can be compared with
+   * this one. Errors: those of `materialize`.
+   */
+  async stage(comparable: (id: string) => Promise<string | undefined>): Promise<{ readonly bytesRead: number }> {
+    const { member, owned } = this.#options;
+    const { point, held, disk, target } = member;
+    const now = await owned.signature();
+    await using log = (await this.#goodLog(now)) ?? (await this.#newLog(now));
+    const isUntouched = held !== null && now !== null && held.signature === now;
+    const from = log.staged?.point ?? (isUntouched ? held.point : undefined);
+    if (from === point.id) return { bytesRead: 0 };
+    const since = from === undefined ? undefined : await comparable(from);
+    // The log's own point is gone: what is staged is of no use.
+    if (since === undefined && log.staged !== undefined) {
+      await removeRedoLog(this.#base);
+      return await this.stage(comparable);
+    }
+    const { bytesRead } = await materialize(this.#context, {
+      onProgress: this.#options.onProgress,
+      onNotice: this.#options.onNotice,
+      signal: this.#options.signal,
+      disk,
+      point: point.id,
+      to: materializeName(target),
+      since,
+      into: async ({ id, volumeBytes }) =>
+        await StagedTarget.open(target.path, log, { point: id, volumeBytes }, since === undefined),
+    });
+    return { bytesRead };
+  }
+
+  /**
+   * Writes what is staged to the image. Gives what the image then holds. Errors: TARGET_FAILED,
+   * NO_SPACE, DAMAGED.
+   */
+  async apply(): Promise<{ readonly bytesWritten: number; readonly held: RunMember["held"] }> {
+    const { owned, member, signal } = this.#options;
+    await using log = await RedoLog.open(this.#base);
+    const staged = log?.staged;
+    if (log === undefined || staged === undefined) return { bytesWritten: 0, held: member.held };
+    const isGood = (await this.isUnderWay()) || (await this.#isUnwritten(log.signature));
+    if (!isGood) throw writtenMeanwhile(member.target.path);
+    await log.commit();
+    const target = await openTarget({
+      to: member.target.path,
+      format: "raw",
+      mode: "in-place",
+      volumeBytes: staged.volumeBytes,
+      vaultId: this.#context.document.vault,
+      point: staged.point,
+      sink: this.#context.sink,
+      overwriteSource: true,
+      signal,
+    });
+    try {
+      await log.apply(target, signal);
+      await target.finish();
+    } catch (error) {
+      await target.abandon();
+      // The image is compared with the vault next time.
+      if (hasCode(error, "DAMAGED")) await removeRedoLog(this.#base);
+      throw error;
+    }
+    return {
+      bytesWritten: target.bytesWritten,
+      held: { point: staged.point, signature: await owned.signature() },
+    };
+  }
+
+  /** Removes the log. */
+  async discard(): Promise<void> {
+    await removeRedoLog(this.#base);
+  }
+
+  /** Nothing has written the image since the log was begun, as far as that can be known. */
+  async #isUnwritten(signature: string): Promise<boolean> {
+    return signature === unknownSignature || signature === (await this.#options.owned.signature());
+  }
+
+  async #goodLog(now: string | null): Promise<RedoLog | undefined> {
+    const log = await RedoLog.open(this.#base);
+    if (log === undefined || (now !== null && log.signature === now)) return log;
+    await log[Symbol.asyncDispose]();
+    return undefined;
+  }
+
+  async #newLog(now: string | null): Promise<RedoLog> {
+    await mkdir(dirname(this.#base), { recursive: true, mode: 0o700 });
+    return await RedoLog.begin(this.#base, now ?? unknownSignature);
+  }
+}
+
+function writtenMeanwhile(path: string): TidemarkError {
+  return new TidemarkError("TARGET_FAILED", `${path} was written while the way back to it was prepared`, {
+    remedy: "stop the programs that write it, then run `tidemark jobs resume` with the run",
+    detail: { target: path },
+  });
+}

@@ -1,0 +1,96 @@
+/** Checks of what an operator asks of a run, and the errors of what is not possible: pure functions. */
+import os from "node:os";
+import { TidemarkError } from "../errors.ts";
+import { groupDisksMax } from "../store/format/documents.ts";
+import type { RunDocument, RunOperation } from "../store/format/run.ts";
+import { noteText } from "../store/format/run.ts";
+
+/** What a user types for an operation on a run, without the run. */
+export const commandsOfOperations: Readonly<Record<RunOperation, string>> = {
+  TestFailover: "tidemark failover test",
+  PlannedFailover: "tidemark failover planned",
+  UnplannedFailover: "tidemark failover unplanned",
+  Failback: "tidemark failback",
+  TestFailoverCleanup: "tidemark failover cleanup",
+  ChangePit: "tidemark failover change-point --point POINT",
+  Commit: "tidemark failover commit",
+  CancelFailover: "tidemark failover cancel",
+  ReverseReplicate: "tidemark reprotect",
+  CompleteMigration: "tidemark migrate complete",
+  Resume: "tidemark jobs resume",
+};
+
+interface StartChecks {
+  readonly kind: RunDocument["kind"];
+  readonly source?: RunDocument["source"] | undefined;
+  readonly ttlMs?: number | undefined;
+  readonly ending?: RunDocument["ending"] | undefined;
+}
+
+/** Errors: INVALID_ARGUMENT. */
+export function checkStart(options: StartChecks, disks: readonly string[]): void {
+  const wrong = (message: string, remedy: string): TidemarkError =>
+    new TidemarkError("INVALID_ARGUMENT", message, { remedy });
+  if (disks.length === 0 || disks.length > groupDisksMax)
+    throw wrong(`a run has 1 to ${groupDisksMax} disks, not ${disks.length}`, "name disks or a group");
+  if (options.kind === "planned" && (options.source ?? null) === null)
+    throw wrong("a planned failover needs the source of the disk", "name its agent or its image");
+  checkSource(options.source ?? null, disks);
+  if (options.ttlMs !== undefined && !(Number.isSafeInteger(options.ttlMs) && options.ttlMs > 0))
+    throw wrong("the time to live is no time", "give a duration such as 14d");
+  const { afterMs = 1 } = options.ending ?? {};
+  if (!(Number.isSafeInteger(afterMs) && afterMs > 0))
+    throw wrong("the time of the commit or rollback is no time", "give a duration such as 60m");
+}
+
+/** Errors: INVALID_ARGUMENT. */
+export function checkSource(source: RunDocument["source"], disks: readonly string[]): void {
+  if (source?.kind !== "image" || disks.length === 1) return;
+  throw new TidemarkError("INVALID_ARGUMENT", "one image is the source of one disk", {
+    remedy: "let an agent protect the disks of a group",
+  });
+}
+
+/** The error for a run of which no job is under way. */
+export function noJob({ run, jobs }: RunDocument): TidemarkError {
+  const last = jobs.at(-1);
+  const fact = last === undefined ? "it has none" : `its last one ended: ${last.operation}, ${last.state}`;
+  return new TidemarkError("INVALID_ARGUMENT", `no job of run ${run} is under way; ${fact}`, {
+    remedy: `to give the run up, use \`tidemark failover cancel ${run}\` or \`tidemark failover cleanup ${run}\``,
+    detail: { run },
+  });
+}
+
+/** Errors: INVALID_ARGUMENT. */
+export function checkNote(note: string): void {
+  if (noteText.test(note)) return;
+  throw new TidemarkError("INVALID_ARGUMENT", "a note is one line of 1 to 1000 characters", {
+    remedy: "shorten it, and leave control characters out",
+  });
+}
+
+/** The error for an operation that the state of a run does not allow. */
+export function refused({ run, state }: RunDocument, operation: RunOperation, reason: string): TidemarkError {
+  return new TidemarkError("INVALID_ARGUMENT", `${operation} of run ${run} is not allowed in ${state}: ${reason}`, {
+    remedy: `\`tidemark failover show ${run}\` says what is allowed`,
+    detail: { run, state, operation },
+  });
+}
+
+/** Local targets are seen on their host only: elsewhere they would look as if they were gone. */
+export function refuseElsewhere({ run, host, members }: RunDocument): void {
+  const isHere = host === os.hostname().slice(0, 100);
+  if (isHere || members.every(({ target }) => target.kind === "blob")) return;
+  throw new TidemarkError("INVALID_ARGUMENT", `the targets of run ${run} are on the host ${host}`, {
+    remedy: `run the command on ${host}`,
+    detail: { run, host },
+  });
+}
+
+/** The error for a run that serves nothing in its state. */
+export function notServed({ run, state }: RunDocument): TidemarkError {
+  return new TidemarkError("INVALID_ARGUMENT", `run ${run} serves no disk in ${state}`, {
+    remedy: `\`tidemark failover show ${run}\` says what is allowed`,
+    detail: { run, state },
+  });
+}

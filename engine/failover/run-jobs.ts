@@ -1,0 +1,74 @@
+/**
+ * Jobs and tasks in the document of a run: pure functions. A job is one operation on the run, a task
+ * the work of one state.
+ */
+import type { TidemarkError } from "../errors.ts";
+import type { RunDocument, RunError, RunJob, RunOperation, RunTask } from "../store/format/run.ts";
+import { runJobsMax } from "../store/format/run.ts";
+import { isPending } from "./run-table.ts";
+
+/** Begins a job. One that a dead process left behind ends here: the new one does its work. */
+export function withJob(document: RunDocument, operation: RunOperation, state: RunDocument["state"]): RunDocument {
+  const startMs = Date.now();
+  const former = document.jobs.map(
+    (job): RunJob => (job.endMs === null ? { ...job, state: "Suspended", endMs: startMs } : job),
+  );
+  const job: RunJob = { operation, state: "InProgress", startMs, endMs: null, tasks: [] };
+  return { ...document, state, jobs: [...former, job].slice(-runJobsMax) };
+}
+
+/** Begins a task of the newest job: the work of the state that the run is in. */
+export function withTask(document: RunDocument): RunDocument {
+  const task: RunTask = {
+    name: document.state,
+    state: "InProgress",
+    startMs: Date.now(),
+    endMs: null,
+    output: null,
+    exitCode: null,
+    error: null,
+  };
+  return changeJob(document, (job) => ({ ...job, tasks: [...job.tasks, task] }));
+}
+
+/** Ends the newest task. */
+export function endTask(
+  document: RunDocument,
+  state: RunTask["state"],
+  commands: { readonly output: string; readonly exitCode: number | null } | undefined,
+  failure: TidemarkError | null,
+): RunDocument {
+  const error = failure === null ? null : errorOf(failure);
+  const { output = null, exitCode = null } = commands ?? {};
+  return changeJob(document, (job) => ({
+    ...job,
+    tasks: job.tasks.map((task, index) =>
+      index === job.tasks.length - 1 ? { ...task, state, endMs: Date.now(), output, exitCode, error } : task,
+    ),
+  }));
+}
+
+/** Ends the newest job, with a task that is left of it. */
+export function endJob(document: RunDocument, state: RunJob["state"]): RunDocument {
+  const endMs = Date.now();
+  const tasksOf = ({ tasks }: RunJob): RunTask[] =>
+    tasks.map((task) => (task.endMs === null ? { ...task, state, endMs } : task));
+  return changeJob(document, (job) => ({ ...job, state, endMs, tasks: tasksOf(job) }));
+}
+
+/** When a failover that waits is committed or rolled back; null: an operator decides. */
+export function endingDueMs({ state, ending, jobs }: RunDocument): number | null {
+  const endMs = jobs.at(-1)?.endMs ?? null;
+  return ending === null || endMs === null || !isPending(state) ? null : endMs + ending.afterMs;
+}
+
+/** Changes the newest job, which is the one under way. */
+function changeJob(document: RunDocument, change: (job: RunJob) => RunJob): RunDocument {
+  const { jobs } = document;
+  return { ...document, jobs: jobs.map((job, index) => (index === jobs.length - 1 ? change(job) : job)) };
+}
+
+function errorOf({ code, message, remedy }: TidemarkError): RunError {
+  const short = (text: string): string => text.replaceAll("\0", "").slice(0, 8192);
+  return { code, message: short(message), remedy: remedy === undefined ? null : short(remedy) };
+}

@@ -1,0 +1,91 @@
+/**
+ * Cooperative cancellation of a job that another process works on.
+ *
+ * The run's object is leased by its worker, so the request is an object beside it. The worker looks for
+ * it before each step and once a second. A request names the worker's epoch: one that comes too late
+ * does not stop the next worker.
+ */
+import { TidemarkError, throwIfAborted } from "../errors.ts";
+import { documentBytesMax } from "../store/format/documents.ts";
+import { runRequestName } from "../store/format/names.ts";
+import { decodeRunRequest, encodeRunRequest, type RunDocument } from "../store/format/run.ts";
+import { identifyProcess } from "../store/points/process-identity.ts";
+import type { Store } from "../store/store.ts";
+import { runRequestTiming } from "../timing.ts";
+
+interface RequestPlace {
+  readonly store: Store;
+  readonly vault: string;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Asks the process that works on the run to stop. Errors: those of the store. */
+export async function requestStop(place: RequestPlace, { run, epoch }: RunDocument): Promise<void> {
+  const { store, vault, signal } = place;
+  const name = runRequestName(run);
+  const there = await store.find(name, documentBytesMax, { signal });
+  if (there !== undefined && decodeRunRequest(there.bytes, name, vault).epoch === epoch) return;
+  const { host } = await identifyProcess();
+  const document = { vault, run, epoch, requestedMs: Date.now(), host };
+  await store.replace(name, encodeRunRequest(document), there?.etag, { signal });
+}
+
+/** What a worker looks at while it works. */
+export class StopRequests implements AsyncDisposable {
+  readonly #place: RequestPlace;
+  readonly #run: string;
+  readonly #epoch: number;
+  readonly #stop = new AbortController();
+  readonly #timer: NodeJS.Timeout;
+  #looking: Promise<void> | undefined;
+
+  constructor(place: RequestPlace, { run, epoch }: RunDocument) {
+    this.#place = place;
+    this.#run = run;
+    this.#epoch = epoch;
+    this.#timer = setInterval(() => {
+      // A store that is away keeps the request; the next look finds it.
+      this.#look().catch(() => undefined);
+    }, runRequestTiming.pollMs).unref();
+  }
+
+  /** Aborts when the job is to stop. */
+  get signal(): AbortSignal {
+    return this.#stop.signal;
+  }
+
+  /** Throws INTERRUPTED when the job is to stop; the errors of the store. */
+  async check(): Promise<void> {
+    await this.#look();
+    throwIfAborted(this.signal);
+  }
+
+  async #look(): Promise<void> {
+    this.#looking ??= this.#lookOnce().finally(() => {
+      this.#looking = undefined;
+    });
+    await this.#looking;
+  }
+
+  async #lookOnce(): Promise<void> {
+    const { store, vault, signal } = this.#place;
+    const name = runRequestName(this.#run);
+    const there = await store.find(name, documentBytesMax, { signal });
+    if (there === undefined) return;
+    const { epoch, host } = decodeRunRequest(there.bytes, name, vault);
+    if (epoch === this.#epoch) this.#stop.abort(cancelled(this.#run, host));
+  }
+
+  /** Ends the looks, and removes a request that was obeyed. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    clearInterval(this.#timer);
+    await this.#looking?.catch(() => undefined);
+    if (this.signal.aborted) await this.#place.store.delete(runRequestName(this.#run), {});
+  }
+}
+
+function cancelled(run: string, host: string): TidemarkError {
+  return new TidemarkError("INTERRUPTED", `the job of run ${run} was cancelled from ${host}`, {
+    remedy: `\`tidemark failover show ${run}\` says what can be done`,
+  });
+}

@@ -1,0 +1,80 @@
+/** Failovers through an agent: its control socket, its status and health, and what it ends by itself. */
+import { existsSync, readFileSync } from "node:fs";
+import { expect, it, onTestFinished, vi } from "vitest";
+import { Agent } from "../../../cli/agent/agent.ts";
+import { askAgent } from "../../../cli/agent/control-client.ts";
+import { openEngineAdapter } from "../../../cli/agent/engine-adapter.ts";
+import type { AgentStatus } from "../../../cli/agent/supervisor.ts";
+import type { RunSummary } from "../../../engine/index.ts";
+import { writeImage } from "../images.ts";
+import { ConfigFolder } from "./configuration.ts";
+import { KeptLog, settled, VirtualClock } from "./scripted.ts";
+
+const text = `vaults:
+  main: {address: "dir:vault"}
+policies:
+  gold: {crashConsistentFrequency: 1h}
+disks:
+  - {name: web, image: web.img, vault: main, policy: gold, listen: "unix:a.sock"}
+control: {socket: agent.sock}
+`;
+
+const { signal } = new AbortController();
+
+it("moves a disk of its own away, shows where it is, and brings it back when that is due", async () => {
+  const folder = new ConfigFolder("web.img");
+  writeImage(folder.path("web.img"), 1);
+  const clock = new VirtualClock();
+  const agent = await Agent.start(await folder.config(text), {
+    environment: { XDG_STATE_HOME: folder.path("state"), PATH: process.env["PATH"] },
+    engine: openEngineAdapter({ XDG_STATE_HOME: folder.path("state") }),
+    clock,
+    log: new KeptLog(),
+  });
+  onTestFinished(async () => {
+    await agent.stop({ drain: false });
+    await agent[Symbol.asyncDispose]();
+  });
+  const socket = folder.path("agent.sock");
+  const ask = async (path: string, fields?: object): Promise<unknown> =>
+    await askAgent(socket, { method: fields === undefined ? "GET" : "POST", path, fields, signal });
+  const status = async (): Promise<AgentStatus> => (await ask("/v1/status")) as AgentStatus;
+  await vi.waitFor(async () => await ask("/v1/point", { disk: "web" }), { timeout: 20_000 });
+
+  const drill = { verb: "test", disks: ["web"], to: `file:${folder.path("t.img")}`, ttl: "1s", check: "exit 3" };
+  await expect(ask("/v1/failover", drill)).rejects.toMatchObject({ code: "HOOK_FAILED" });
+  const { runs } = (await ask("/v1/failover")) as { readonly runs: readonly RunSummary[] };
+  const test = runs[0]?.run ?? "";
+  expect(await ask(`/v1/failover/${test}`)).toMatchObject({ run: test, state: "TestFailoverCompletionFailed" });
+  await clock.advance(60_000);
+  await vi.waitFor(async () => {
+    const { health, disks, vaults } = await status();
+    expect(health).toBe("Critical");
+    expect(disks[0]?.findings[0]?.code).toMatch(/TEST_OVERDUE|RUN_STOPPED/);
+    expect(vaults[0]?.failovers).toMatchObject([{ run: test, kind: "test", direction: "PrimaryToRecovery" }]);
+  });
+  await ask("/v1/failover", { verb: "cleanup", run: test, note: "it fails" });
+  expect(await status()).toMatchObject({ health: "Normal" });
+
+  const move = { verb: "planned", disks: ["web"], to: `file:${folder.path("moved.img")}`, socket };
+  const moved = (await ask("/v1/failover", { ...move, commit: "rollback-after:1s" })) as RunSummary;
+  expect(moved).toMatchObject({ state: "PlannedFailoverCompleted", disks: [{ complete: true }] });
+  expect(readFileSync(folder.path("moved.img")).equals(readFileSync(folder.path("web.img")))).toBe(true);
+  expect((await status()).vaults[0]?.failovers[0]).toMatchObject({ run: moved.run, activeLocation: "Primary" });
+  vi.useFakeTimers({ now: Date.now() + 2_000, toFake: ["Date"] });
+  onTestFinished(() => {
+    vi.useRealTimers();
+  });
+  await vi.waitFor(
+    async () => {
+      await clock.advance(60_000);
+      expect(existsSync(folder.path("moved.img"))).toBe(false);
+    },
+    { timeout: 20_000 },
+  );
+  await settled();
+  const { jobs } = (await ask("/v1/jobs")) as { readonly jobs: readonly { readonly operation: string }[] };
+  expect(jobs.map(({ operation }) => operation)).toContain("CancelFailover");
+  for (const fields of [{ verb: "no" }, { verb: "commit", run: "00000000" }, { verb: "cancel", run: test, note: "x" }])
+    await expect(ask("/v1/failover", fields)).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+}, 60_000);
