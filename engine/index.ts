@@ -25,6 +25,17 @@ export { Failovers } from "./failover/failovers.ts";
 export type { InstantOptions, InstantProtectOptions, InstantStatus } from "./failover/instant.ts";
 export { Instant } from "./failover/instant.ts";
 export type {
+  Application,
+  RemoveReplicaOptions,
+  ReplicaDone,
+  ReplicaOptions,
+  ReplicaRemoved,
+  ReplicaState,
+  ReplicaSummary,
+  ReplicaVerification,
+} from "./failover/replica-summary.ts";
+export { Replicas } from "./failover/replicas.ts";
+export type {
   JobSummary,
   RunDisk,
   RunDone,

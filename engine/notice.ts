@@ -27,6 +27,7 @@ export interface Notice {
     | "SOURCE_CHANGED"
     | "SOURCE_UNREACHED"
     | "RUN_NOT_ENDED"
+    | "STORE_AWAY"
     | "RESUMED";
   readonly message: string;
 }

@@ -87,6 +87,9 @@ export const hydrationTiming = {
   restMsMax: 250,
 };
 
+/** A replica that follows its disk: looks for a new point, more seldom while the store is away. */
+export const replicaTiming = { pollMs: 2_000, backOffMsMax: 60_000 };
+
 const leaseMs = leaseTiming.seconds * 1000;
 
 assert(

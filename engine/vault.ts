@@ -10,6 +10,7 @@ import { documentCopy } from "./disk/source/local-state.ts";
 import { hasCode } from "./errors.ts";
 import { Failovers } from "./failover/failovers.ts";
 import { Instant, type InstantOptions } from "./failover/instant.ts";
+import { Replicas } from "./failover/replicas.ts";
 import { SharedCatalog } from "./pipeline/shared-catalog.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
 import { WorkerPool } from "./pipeline/worker-pool.ts";
@@ -81,6 +82,8 @@ type VaultParts = Omit<VaultContext, "workerPool" | "sharedCatalog" | "dropCatal
 export class Vault implements AsyncDisposable {
   /** Failovers and tests of the vault's disks. */
   readonly failovers: Failovers;
+  /** Images that are kept at the newest point of a disk. */
+  readonly replicas: Replicas;
   readonly #context: VaultContext;
   readonly #running = new Set<Promise<unknown>>();
   readonly #protections = new Set<Protection>();
@@ -104,6 +107,7 @@ export class Vault implements AsyncDisposable {
     };
     this.#identity = new IdentityGuard(parts.document);
     this.failovers = new Failovers(this.#context, this, async (start) => await this.#track(start));
+    this.replicas = new Replicas(this.#context, async (start) => await this.#track(start));
   }
 
   /**

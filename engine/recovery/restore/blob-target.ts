@@ -63,7 +63,7 @@ interface Window {
  */
 export async function openBlobTarget(options: BlobTargetOptions): Promise<RestoreTarget> {
   const { name, sink } = options;
-  refuseName(name);
+  refuseBlobName(name);
   if (options.format !== "vhd") {
     throw new TidemarkError("INVALID_ARGUMENT", `the target blob:${name} is a page blob, which holds a VHD`, {
       remedy: "leave `--format raw` out",
@@ -327,7 +327,8 @@ async function create(options: BlobTargetOptions, sizeBytes: number, sequenceNum
   }
 }
 
-function refuseName(name: string): void {
+/** Refuses what cannot be the name of an image, and the vault's own names. Errors: INVALID_ARGUMENT. */
+export function refuseBlobName(name: string): void {
   const parts = name.split("/");
   const wellFormed =
     name.length <= 512 &&

@@ -18,7 +18,7 @@ import { hasCode, TidemarkError } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
 import { pageAlignmentBytes, pageWriteBytesMax, type Sink } from "../../sink.ts";
 import type { RestoreTarget } from "./target.ts";
-import { type FixedVhd, parseFixedVhdFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
+import { readFixedVhdFooter, vhdDiskBytes } from "./vhd.ts";
 
 /** A range is read and compared in pieces of this size. */
 const pieceBytes: number = pageWriteBytesMax;
@@ -32,23 +32,6 @@ interface InPlaceBlobOptions {
   readonly volumeBytes: number;
   readonly sink: Sink;
   readonly signal?: AbortSignal | undefined;
-}
-
-/**
- * The footer of a page blob that is a fixed VHD; undefined: it is none. Errors: OBJECT_NOT_FOUND,
- * those of the `Sink`.
- */
-export async function readBlobFooter(
-  sink: Sink,
-  name: string,
-  signal: AbortSignal | undefined,
-): Promise<FixedVhd | undefined> {
-  const { sizeBytes } = await sink.statPages(name, { signal });
-  if (sizeBytes < vhdFooterBytes) return undefined;
-  const bytes = new Uint8Array(vhdFooterBytes);
-  await sink.readPages(name, sizeBytes - vhdFooterBytes, bytes, { signal });
-  const footer = parseFixedVhdFooter(bytes);
-  return footer?.diskBytes === sizeBytes - vhdFooterBytes ? footer : undefined;
 }
 
 export class InPlaceBlobTarget implements RestoreTarget {
@@ -68,11 +51,14 @@ export class InPlaceBlobTarget implements RestoreTarget {
   static async open(options: InPlaceBlobOptions): Promise<InPlaceBlobTarget> {
     const { name, volumeBytes, sink, signal } = options;
     try {
-      const footer = await readBlobFooter(sink, name, signal);
+      const before = await sink.statPages(name, { signal });
+      const footer = await readFixedVhdFooter(
+        before.sizeBytes,
+        async (offset, into) => await sink.readPages(name, offset, into, { signal }),
+      );
       if (footer === undefined) throw wrongForm(name, "is no fixed VHD");
       if (footer.diskBytes !== vhdDiskBytes(volumeBytes))
         throw wrongForm(name, `holds a disk of ${footer.diskBytes} bytes, the point one of ${volumeBytes}`);
-      const before = await sink.statPages(name, { signal });
       const drawn = before.sequenceNumber + randomInt(1, raiseMax);
       const { sequenceNumber } = await sink.raiseSequenceNumber(name, drawn, { signal });
       if (sequenceNumber !== drawn) throw overtaken(name);

@@ -20,7 +20,7 @@ import { systemCode, TidemarkError } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
 import type { RestoreTarget, TargetImage } from "./target.ts";
 import { lockTarget } from "./target.ts";
-import { fixedVhdFooter, parseFixedVhdFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
+import { fixedVhdFooter, readFixedVhdFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
 
 /** A range is read and compared in pieces of this size; each call under way holds one. */
 const pieceBytes: number = 1024 * 1024;
@@ -63,7 +63,7 @@ export class InPlaceTarget implements RestoreTarget {
       }
       lockTarget(file, plan.path);
       const sizeBytes = Number(stats.size);
-      const footer = await readFooter(file, sizeBytes);
+      const footer = await readFixedVhdFooter(sizeBytes, async (offset, into) => await file.read(offset, into));
       if (plan.format === "raw") {
         if (footer !== undefined)
           throw wrongForm(
@@ -227,14 +227,6 @@ async function refuseTooSmall(file: PositionalFile, plan: TargetImage): Promise<
       detail: { target: plan.path, targetBytes, volumeBytes: plan.volumeBytes },
     },
   );
-}
-
-async function readFooter(file: PositionalFile, sizeBytes: number): Promise<ReturnType<typeof parseFixedVhdFooter>> {
-  if (sizeBytes < vhdFooterBytes) return undefined;
-  const bytes = new Uint8Array(vhdFooterBytes);
-  const count = await file.read(sizeBytes - vhdFooterBytes, bytes);
-  const footer = count === vhdFooterBytes ? parseFixedVhdFooter(bytes) : undefined;
-  return footer?.diskBytes === sizeBytes - vhdFooterBytes ? footer : undefined;
 }
 
 function wrongForm(path: string, fact: string, remedy: string): TidemarkError {

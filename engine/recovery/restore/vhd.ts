@@ -91,6 +91,18 @@ export function parseFixedVhdFooter(bytes: Uint8Array): FixedVhd | undefined {
   };
 }
 
+/** The footer of an image that is a fixed VHD and nothing more; undefined: it is none. */
+export async function readFixedVhdFooter(
+  sizeBytes: number,
+  read: (offset: number, into: Uint8Array) => Promise<unknown>,
+): Promise<FixedVhd | undefined> {
+  if (sizeBytes < vhdFooterBytes) return undefined;
+  const bytes = new Uint8Array(vhdFooterBytes);
+  await read(sizeBytes - vhdFooterBytes, bytes);
+  const footer = parseFixedVhdFooter(bytes);
+  return footer?.diskBytes === sizeBytes - vhdFooterBytes ? footer : undefined;
+}
+
 /**
  * Cylinders, heads and sectors per track by the specification's appendix; disks above 127 GiB all
  * get the largest geometry.

@@ -152,6 +152,14 @@ export function runRequestName(run: string): string {
   return `failover/requests/${run}`;
 }
 
+/** Every replica begins with it. */
+export const replicasPrefix = "failover/replicas/";
+
+/** `replica`: 16 hexadecimal digits. */
+export function replicaObjectName(replica: string): string {
+  return `${replicasPrefix}${replica}`;
+}
+
 /** The claim of a disk: which failover has it. */
 export function claimName(disk: string): string {
   return `${disksPrefix}${encodeDiskName(disk)}/failover`;

@@ -28,6 +28,7 @@ export type Kind =
   | "dead"
   | "proved"
   | "quarantine"
+  | "replica"
   | "seen"
   | "scrubbed";
 

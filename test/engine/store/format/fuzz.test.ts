@@ -73,6 +73,7 @@ import {
   pageReference,
   pageSample,
   pinSample,
+  replicaRow,
   requestRow,
   rootSample,
   runSample,
@@ -128,6 +129,7 @@ const formats: readonly Format[] = [
     future: futureLine,
   },
   { kind: "request to a run", ...requestRow(), future: futureLine },
+  { kind: "replica", ...replicaRow(), future: futureLine },
   {
     kind: "claim",
     bytes: encodeClaim(claimSample),

@@ -41,6 +41,7 @@ import {
   encodeCollection,
   encodeDead,
 } from "../../../../engine/store/format/reclaim.ts";
+import { decodeReplica, encodeReplica } from "../../../../engine/store/format/replica.ts";
 import {
   decodeClaim,
   decodeRun,
@@ -71,6 +72,7 @@ import {
   pinSample,
   provedSample,
   quarantineSample,
+  replicaSample,
   rootSample,
   runRequestSample,
   runSample,
@@ -165,6 +167,9 @@ describe("the bytes of format version 1", () => {
     const claim = golden("claim-v1.txt", encodeClaim(claimSample));
     expect(decodeClaim(claim, "claim", claimSample)).toEqual(claimSample);
     expect(plain(encodeClaim(claimSample))).toEqual(claim);
+    const replica = golden("replica-v1.txt", encodeReplica(replicaSample));
+    expect(decodeReplica(replica, "failover/replicas/0123456789abcdef", replicaSample.vault)).toEqual(replicaSample);
+    expect(plain(encodeReplica(replicaSample))).toEqual(replica);
     const run = golden("run-v1.txt", encodeRun(runSample));
     expect(decodeRun(run, "failover/runs/5f03c2aa", runSample.vault)).toEqual(runSample);
     expect(plain(encodeRun(runSample))).toEqual(run);

@@ -24,6 +24,7 @@ import { newColumns, zeroSegment } from "../../../../engine/store/format/leaf.ts
 import { segmentName } from "../../../../engine/store/format/names.ts";
 import type { ProvedDocument, QuarantineDocument, ScrubbedDocument } from "../../../../engine/store/format/proof.ts";
 import type { CollectedDocument, CollectionDocument, DeadDocument } from "../../../../engine/store/format/reclaim.ts";
+import { decodeReplica, encodeReplica, type ReplicaDocument } from "../../../../engine/store/format/replica.ts";
 import {
   type ClaimDocument,
   decodeRunRequest,
@@ -231,6 +232,25 @@ export const claimSample: ClaimDocument = {
   former: { run: "00aa11bb", host: "host-b", path: "/srv/disk.img" },
   disabled: null,
 };
+
+export const replicaSample: ReplicaDocument = {
+  vault,
+  disk,
+  replica: "0123456789abcdef",
+  epoch: 3,
+  worker: { session: id(3), machine: "machine 4026531836", pid: 4321, startTicks: 987_654, host: "host-a" },
+  target: { kind: "vhd", path: "/srv/disk.vhd" },
+  host: "host-a",
+  point: { sequence: 3, id: id(3), timeMs: 1_790_000_002_000, volumeBytes: 1_048_576 },
+  next: { sequence: 4, id: id(4), timeMs: 1_790_000_003_000, volumeBytes: 1_048_576 },
+  signature: null,
+};
+
+/** The row of a replica among the formats that are fuzzed. */
+export function replicaRow(): { readonly bytes: Uint8Array; readonly decode: (bytes: Uint8Array) => ReplicaDocument } {
+  const object = `failover/replicas/${replicaSample.replica}`;
+  return { bytes: encodeReplica(replicaSample), decode: (bytes) => decodeReplica(bytes, object, vault) };
+}
 
 export const runSample: RunDocument = {
   vault,

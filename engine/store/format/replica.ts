@@ -1,0 +1,84 @@
+/**
+ * Document of a replica: a disk image that is kept at the newest point of a disk, and what it holds.
+ *
+ * `next` marks an application that is under way: the target is then a mixture of two points. The
+ * signature tells whether the target is still what the document says of it.
+ */
+import type { Owner, WriterRecord } from "./documents.ts";
+import { anyText, checkOwner, hex32, readWriter } from "./documents.ts";
+import { damaged, type Fields } from "./fields.ts";
+import { replicaObjectName } from "./names.ts";
+import { decode, encode } from "./signed-text.ts";
+
+/** `vhd`: a file that is a fixed VHD. */
+const replicaKinds = ["file", "vhd", "device", "blob"] as const;
+
+/** A point that a target holds, or is being brought to. */
+export interface ReplicaPoint {
+  readonly sequence: number;
+  readonly id: string;
+  readonly timeMs: number;
+  readonly volumeBytes: number;
+}
+
+export interface ReplicaDocument extends Owner {
+  /** Name of the replica, which follows from its target: 16 hexadecimal digits. */
+  readonly replica: string;
+  /** Rises each time that a process begins to work on the replica. */
+  readonly epoch: number;
+  /** The process that works on the replica, or did when it died; null: it has left in good order. */
+  readonly worker: WriterRecord | null;
+  readonly target: { readonly kind: (typeof replicaKinds)[number]; readonly path: string };
+  /** The host on which the target is; null: it is in the vault's container. */
+  readonly host: string | null;
+  /**
+   * Without `next`, the point that the target holds. With `next`, the target has the bytes of one of
+   * the two wherever they differ, and is equal to both elsewhere. Null: its content is not known.
+   */
+  readonly point: ReplicaPoint | null;
+  /** The point that is being applied; null: none. */
+  readonly next: ReplicaPoint | null;
+  /** Of the target, when nothing was writing it any more; null: not known. */
+  readonly signature: string | null;
+}
+
+export const replicaName16: RegExp = /^[0-9a-f]{16}$/;
+/** Paths and signatures: bounded, and free of NUL. */
+const longText = /^[^\0]{0,8192}$/u;
+
+export function encodeReplica(document: ReplicaDocument): Uint8Array {
+  return encode("replica", document).bytes;
+}
+
+/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export function decodeReplica(bytes: Uint8Array, object: string, vault: string): ReplicaDocument {
+  const { fields } = decode("replica", bytes, object);
+  const disk = fields.text("disk", anyText);
+  const document: ReplicaDocument = {
+    vault: fields.text("vault", hex32),
+    disk,
+    replica: fields.text("replica", replicaName16),
+    epoch: fields.integer("epoch"),
+    worker: fields.nestedOrNull("worker", readWriter),
+    target: fields.nested("target", (target) => ({
+      kind: target.oneOf("kind", replicaKinds),
+      path: target.text("path", longText),
+    })),
+    host: fields.textOrNull("host", anyText),
+    point: fields.nestedOrNull("point", readPoint),
+    next: fields.nestedOrNull("next", readPoint),
+    signature: fields.textOrNull("signature", longText),
+  };
+  checkOwner(document, object, { vault, disk });
+  if (object !== replicaObjectName(document.replica)) throw damaged(object, "it is the document of another replica");
+  return document;
+}
+
+function readPoint(fields: Fields): ReplicaPoint {
+  return {
+    sequence: fields.sequence("sequence"),
+    id: fields.text("id", hex32),
+    timeMs: fields.time("timeMs"),
+    volumeBytes: fields.integer("volumeBytes"),
+  };
+}
