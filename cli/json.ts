@@ -9,6 +9,7 @@
  */
 import type { BenchKind, BenchReport } from "../bench/index.ts";
 import type {
+  Application,
   CollectSummary,
   Damage,
   DisableSummary,
@@ -28,7 +29,11 @@ import type {
   RemoveDiskSummary,
   RepairedObject,
   RepairSummary,
+  ReplicaDone,
+  ReplicaRemoved,
+  ReplicaSummary,
   ReplicateSummary,
+  ReplicaVerification,
   RunDone,
   RunSummary,
   VaultStats,
@@ -46,7 +51,11 @@ export interface JsonItems {
   readonly disk: DiskSummary | DiskStatus;
   /** `points list`: a point of the disk. `agent point`: a point that was committed for a group. */
   readonly point: ListedPoint | PointSummary;
-  /** `verify`: one thing that is damaged. */
+  /** `replica run`: a point was applied to the target. */
+  readonly applied: Application;
+  /** `replica show`: a replica of the vault. */
+  readonly replica: ReplicaSummary;
+  /** `verify` and `replica verify`: one thing that is damaged, or differs. */
   readonly damage: Damage;
   /** `points diff`: a range that differs. */
   readonly extent: Extent;
@@ -101,6 +110,10 @@ interface FixedSummaries {
   readonly "points unpin": UnpinnedPoint;
   readonly materialize: MaterializeSummary;
   readonly mount: MountSummary;
+  readonly "replica run": ReplicaDone;
+  readonly "replica show": ReplicaSummary | ReplicasSummary;
+  readonly "replica verify": ReplicaVerification;
+  readonly "replica remove": ReplicaRemoved;
   readonly "failover test": RunDone;
   readonly "failover unplanned": RunDone;
   readonly "failover planned": RunDone;
@@ -213,6 +226,11 @@ export interface RunsSummary {
   readonly runs: number;
   /** Runs that have not ended. */
   readonly open: number;
+}
+
+export interface ReplicasSummary {
+  /** Number of replicas; each is an item before. */
+  readonly replicas: number;
 }
 
 export interface JobsSummary {

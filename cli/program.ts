@@ -24,6 +24,7 @@ import { mountCommand } from "./commands/mount.ts";
 import { protectCommand } from "./commands/protect.ts";
 import { pruneCommand } from "./commands/prune.ts";
 import { completionCommand, manCommand, otherNameCommands, versionCommand } from "./commands/reference.ts";
+import { replicaCommand } from "./commands/replica.ts";
 import { replicateCommand } from "./commands/replicate.ts";
 import { retentionCommand } from "./commands/retention.ts";
 import { vaultCommand } from "./commands/vault.ts";
@@ -113,6 +114,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     pointsCommand,
     materializeCommand,
     mountCommand,
+    replicaCommand,
     failoverCommand,
     reprotectCommand,
     failbackCommand,

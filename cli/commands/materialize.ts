@@ -25,7 +25,7 @@ export function materializeCommand(context: CommandContext): Command {
     .addOption(
       new Option("--format <format>", "raw, or a fixed VHD (default: raw; vhd for blob:)").choices(["raw", "vhd"]),
     )
-    .option("--in-place", "change an existing image where it differs; needed for a block device")
+    .option("--in-place", "change an existing image or page blob where it differs; needed for a block device")
     .option("--force", "replace a target that exists, and allow it to be the disk's own source");
   return withWorkersOption(withVaultOptions(command))
     .addHelpText(
@@ -37,8 +37,8 @@ stopped.
 
   neither flag        the target must not exist
   --force             an existing file is replaced when the new one is complete
-  --in-place          an image or block device is written where it differs;
-                      until the end it holds a mix of old and new
+  --in-place          an image, block device or page blob is written where it
+                      differs; until the end it holds a mix of old and new
   --in-place --force  the same, and the target may be the source that the disk
                       is replicated from
 

@@ -81,7 +81,7 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
   }
 }
 
-function describeDamage({ disk, sequence, code, message, healed }: Damage): string {
+export function describeDamage({ disk, sequence, code, message, healed }: Damage): string {
   const where = sequence === null ? `disk ${disk}` : `disk ${disk}, point ${sequence}`;
   return printable(`${healed ? "healed" : "damage"}: ${where}: ${message} (${code})`);
 }

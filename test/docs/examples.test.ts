@@ -178,6 +178,15 @@ describe("the script", () => {
     expect(readdirSync(place.folder).filter((name) => /tidemark-/.test(name))).toEqual([]);
   });
 
+  test("replica.sh leaves an image that is the newest point, and no replica", { timeout: scriptMsMax }, async () => {
+    const place = new Installed();
+    const lines = await place.script("replica.sh");
+    expect(lines.join("\n")).toMatch(
+      /compared whole[^]*by differences[^]*: current[^]*equals its point[^]*stays as it is/,
+    );
+    expect(readFileSync(place.path("copy.img")).equals(readFileSync(place.path("web.img")))).toBe(true);
+  });
+
   test("agent.sh runs the agent of agent.yaml and takes a point of both disks at one barrier", {
     timeout: scriptMsMax,
   }, async () => {
