@@ -166,8 +166,10 @@ export function lz4Marks(log: StepLog, counts: Readonly<Record<string, number>>)
 async function nativeLz4Rate(path: string, signal: AbortSignal | undefined): Promise<number | undefined> {
   try {
     const { stdout, stderr } = await promisify(execFile)("lz4", ["-b1", "-i1", "-B4", path], { signal });
-    const rates = [...`${stdout}${stderr}`.matchAll(/([0-9.]+) MB\/s/g)];
-    const rate = Number(rates.at(-2)?.[1]);
+    // The last figures before `MB/s` are the rates of compression and of decompression.
+    const words = `${stdout}${stderr}`.split(/[\s,]+/);
+    const rates = words.filter((_, index) => words[index + 1] === "MB/s");
+    const rate = Number(rates.at(-2));
     return Number.isFinite(rate) ? rate * 1e6 : undefined;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;

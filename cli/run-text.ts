@@ -3,7 +3,19 @@ import type { RunSummary } from "../engine/index.ts";
 import type { Output } from "./output.ts";
 import { fields, printable } from "./text.ts";
 
-export function describeRun(run: RunSummary, output: Pick<Output, "time">): string {
+/** What a user types for an operation. */
+const commands: Readonly<Partial<Record<RunSummary["allowedOperations"][number], (run: string) => string>>> = {
+  TestFailoverCleanup: (run) => `tidemark failover cleanup ${run}`,
+  ChangePit: (run) => `tidemark failover change-point ${run} --point POINT`,
+  Commit: (run) => `tidemark failover commit ${run}`,
+  CancelFailover: (run) => `tidemark failover cancel ${run}`,
+  ReverseReplicate: (run) => `tidemark reprotect ${run}`,
+  Failback: (run) => `tidemark failback ${run} --to IMAGE`,
+  CompleteMigration: (run) => `tidemark migrate complete ${run}`,
+  Resume: (run) => `tidemark jobs resume ${run}`,
+};
+
+export function describeRun(run: RunSummary, output: Pick<Output, "time" | "columns">): string {
   const lines = (name: string, texts: readonly string[]): (readonly [string, string])[] =>
     texts.map((text, index) => [index === 0 ? name : "", text]);
   const failure = run.jobs.at(-1)?.tasks.findLast(({ error }) => error !== null)?.error;
@@ -13,42 +25,53 @@ export function describeRun(run: RunSummary, output: Pick<Output, "time">): stri
   );
   return [
     `run ${run.run}: ${run.state}`,
-    fields([
-      ["kind", run.kind],
-      ["written at", run.activeLocation],
-      ["health", run.health],
-      ...lines(
-        "disks",
-        run.disks.map(
-          ({ disk, sequence, time, consistency, target, complete }) =>
-            `${printable(disk)} at point ${sequence} of ${output.time(time)} (${consistency}) → ${printable(target)}${complete ? "" : ", not complete"}`,
+    fields(
+      [
+        ["kind", run.kind],
+        ["written at", run.activeLocation],
+        ["health", run.health],
+        ...lines(
+          "disks",
+          run.disks.map(
+            ({ disk, sequence, time, consistency, target, complete }) =>
+              `${printable(disk)} at point ${sequence} of ${output.time(time)} (${consistency}) → ${printable(target)}${complete ? "" : ", not complete"}`,
+          ),
         ),
-      ),
-      ...lines(
-        "nbd",
-        run.disks.flatMap(({ nbd }) => (nbd === null ? [] : [printable(nbd)])),
-      ),
-      ...(run.due === null ? [] : [["due", `${output.time(run.due)}${run.overdue ? ", overdue" : ""}`] as const]),
-      ...(run.ending?.due == null
-        ? []
-        : [["waits", `${run.ending.action} at ${output.time(run.ending.due)} unless it is ended before`] as const]),
-      ...(run.successful === null ? [] : [["successful", run.successful ? "yes" : "no"] as const]),
-      ...lines("commands", (printed ?? []).map(printable)),
-      ...(failure == null || last?.state === "Succeeded" ? [] : lines("failed", [printable(failure.message)])),
-      ...lines("allowed", run.allowedOperations.length === 0 ? ["nothing"] : run.allowedOperations),
-      ...lines(
-        "not allowed",
-        run.refusedOperations
-          .filter(({ operation }) => !/^(Test|Planned|Unplanned)Failover$/.test(operation))
-          .map(({ operation, reason }) => `${operation}: ${reason}`),
-      ),
-      ...lines("left behind", run.leftovers.map(printable)),
-      ...lines("may be deleted", run.mayBeDeleted.length === 0 ? ["nothing"] : run.mayBeDeleted.map(printable)),
-      ...lines("still needed", run.stillNeeded.map(printable)),
-      ...lines(
-        "notes",
-        run.notes.map(({ time, text }) => `${output.time(time)} ${printable(text)}`),
-      ),
-    ]),
+        ...lines(
+          "nbd",
+          run.disks.flatMap(({ nbd }) => (nbd === null ? [] : [printable(nbd)])),
+        ),
+        ...(run.due === null ? [] : [["due", `${output.time(run.due)}${run.overdue ? ", overdue" : ""}`] as const]),
+        ...(run.ending?.due == null
+          ? []
+          : [["waits", `${run.ending.action} at ${output.time(run.ending.due)} unless it is ended before`] as const]),
+        ...(run.successful === null ? [] : [["successful", run.successful ? "yes" : "no"] as const]),
+        ...lines("commands", (printed ?? []).map(printable)),
+        ...(failure == null || last?.state === "Succeeded" ? [] : lines("failed", [printable(failure.message)])),
+        ...lines(
+          "allowed",
+          run.allowedOperations.length === 0
+            ? ["nothing"]
+            : run.allowedOperations.map((operation) => {
+                const command = commands[operation];
+                return command === undefined ? operation : `${operation}: ${command(run.run)}`;
+              }),
+        ),
+        ...lines(
+          "not allowed",
+          run.refusedOperations
+            .filter(({ operation }) => !/^(Test|Planned|Unplanned)Failover$/.test(operation))
+            .map(({ operation, reason }) => `${operation}: ${reason}`),
+        ),
+        ...lines("left behind", run.leftovers.map(printable)),
+        ...lines("may be deleted", run.mayBeDeleted.length === 0 ? ["nothing"] : run.mayBeDeleted.map(printable)),
+        ...lines("still needed", run.stillNeeded.map(printable)),
+        ...lines(
+          "notes",
+          run.notes.map(({ time, text }) => `${output.time(time)} ${printable(text)}`),
+        ),
+      ],
+      output.columns,
+    ),
   ].join("\n");
 }

@@ -106,8 +106,29 @@ export function table(heading: readonly string[], rows: readonly (readonly strin
   return all.map(line).join("\n");
 }
 
-/** `name  value` lines with the values in one column. */
-export function fields(pairs: readonly (readonly [name: string, value: string])[]): string {
+/**
+ * `name  value` lines with the values in one column. With `columns`, a value is broken at spaces into
+ * lines that end there; a word is never broken.
+ */
+export function fields(pairs: readonly (readonly [name: string, value: string])[], columns?: number): string {
   const width = Math.max(...pairs.map(([name]) => name.length));
-  return pairs.map(([name, value]) => `  ${name.padEnd(width)}  ${printable(value)}`).join("\n");
+  const room = (columns ?? Number.POSITIVE_INFINITY) - width - 4;
+  return pairs
+    .flatMap(([name, value]) =>
+      brokenAtSpaces(printable(value), room).map(
+        (text, line) => `  ${(line === 0 ? name : "").padEnd(width)}  ${text}`,
+      ),
+    )
+    .join("\n");
+}
+
+function brokenAtSpaces(text: string, columns: number): readonly string[] {
+  const lines: string[] = [];
+  for (const word of text.split(" ")) {
+    const last = lines.at(-1);
+    if (last !== undefined && displayWidth(last) + 1 + displayWidth(word) <= columns)
+      lines.push(`${lines.pop()} ${word}`);
+    else lines.push(word);
+  }
+  return lines;
 }

@@ -24,6 +24,8 @@ await bundle.write({
   dir: "dist",
   entryFileNames: "[name].js",
   chunkFileNames: "shared/[name].js",
+  // Short names for locals; lines, functions and classes are what stack traces show.
+  minify: { compress: false, mangle: { keepNames: true }, codegen: { removeWhitespace: false } },
   comments: { jsdoc: false, annotation: false, legal: false },
 });
 await bundle.close();

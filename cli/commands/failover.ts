@@ -7,6 +7,7 @@ import { Command, Option } from "commander";
 import {
   type OperateOptions,
   type RunDone,
+  type RunSummary,
   type StartFailoverOptions,
   TidemarkError,
   type Vault,
@@ -17,7 +18,7 @@ import { agentSource } from "../agent-source.ts";
 import { formatBytes, formatDuration, formatNumberOf, parseDuration } from "../quantities.ts";
 import { describeRun } from "../run-text.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
-import { printable, table } from "../text.ts";
+import { type Column, fittedTable, printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
 import { serveRun } from "./serve-run.ts";
@@ -282,6 +283,18 @@ function sourceOf(
   return kind === "planned" ? { kind: "agent", path: controlSocketDefault(environment) } : null;
 }
 
+/** The last columns give way on a narrow terminal; `failover show` has everything. */
+const listed: readonly Column<RunSummary>[] = [
+  { heading: "RUN", align: "l", cell: ({ run }) => run },
+  { heading: "HEALTH", align: "l", cell: ({ health }) => health },
+  { heading: "STATE", align: "l", cell: ({ state }) => state },
+  { heading: "DISKS", align: "l", cell: ({ disks }) => disks.map(({ disk }) => disk).join(", ") },
+  { heading: "KIND", align: "l", dropped: 2, cell: ({ kind }) => kind },
+  { heading: "POINT", align: "l", dropped: 3, cell: ({ point }) => point },
+  { heading: "TARGET", align: "l", dropped: 4, cell: ({ target }) => target },
+  { heading: "LEFT", align: "r", dropped: 1, cell: ({ leftovers }) => String(leftovers.length) },
+];
+
 async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
   const { output, signal } = context;
   const runs = await withVault(context, flags, async ({ failovers }) => {
@@ -290,20 +303,8 @@ async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
   });
   for (const run of runs) output.item("run", run);
   const open = runs.filter(({ health }) => health !== "Normal").length;
-  const rows = runs.map(({ run, kind, state, disks, point, target, health, leftovers }) => [
-    run,
-    kind,
-    health,
-    state,
-    disks.map(({ disk }) => disk).join(", "),
-    point,
-    target,
-    leftovers.length === 0 ? "-" : String(leftovers.length),
-  ]);
   const text = [
-    ...(rows.length === 0
-      ? []
-      : [table(["RUN", "KIND", "HEALTH", "STATE", "DISKS", "POINT", "TARGET", "LEFT"], rows, "lllllllr")]),
+    ...(runs.length === 0 ? [] : [fittedTable(listed, runs, output.columns)]),
     `${formatNumberOf(runs.length, "run")}, ${open} of them open`,
   ].join("\n");
   output.answer("failover list", { runs: runs.length, open }, text);

@@ -12,8 +12,8 @@
  * Invariant: until `apply` the image has not been touched. From then on the redo log alone brings it
  * to the point, as often as it takes.
  */
-import { mkdir } from "node:fs/promises";
 import { dirname } from "node:path";
+import { makeFolder } from "../disk/source/plain-file.ts";
 import { hasCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
@@ -145,7 +145,7 @@ export class ImageReturn {
   }
 
   async #newLog(now: string | null): Promise<RedoLog> {
-    await mkdir(dirname(this.#base), { recursive: true, mode: 0o700 });
+    await makeFolder(dirname(this.#base));
     return await RedoLog.begin(this.#base, now ?? unknownSignature);
   }
 }
