@@ -9,13 +9,14 @@
  * Invariant: a swap that another process has overtaken fails and changes nothing.
  */
 import { randomBytes } from "node:crypto";
-import { hasCode, TidemarkError } from "../errors.ts";
+import { type ErrorDetail, hasCode, TidemarkError } from "../errors.ts";
 import { sameBytes, toHex } from "../store/format/checksum.ts";
 import type { WriterRecord } from "../store/format/documents.ts";
 import { documentBytesMax } from "../store/format/documents.ts";
 import { HeldLease, type LeasePlace, leaseIdOf } from "../store/held-lease.ts";
 import { identifyProcess, isAlive, liveSessions } from "../store/points/process-identity.ts";
 import { type Store, unknownOutcomesMax, unreachable } from "../store/store.ts";
+import { leaseTiming } from "../timing.ts";
 
 /** How often a document is read again because another process has just left it. */
 const takesMax = 4;
@@ -38,10 +39,12 @@ export interface DocumentPlace<Document extends Worked> {
   /** Errors: why there is no such document; DAMAGED. */
   readonly read: () => Promise<{ readonly document: Document; readonly etag: string }>;
   readonly encode: (document: Document) => Uint8Array;
-  /** The error WRITER_ACTIVE. */
-  readonly workedOn: (worker: WriterRecord | null, cause: unknown) => TidemarkError;
-  /** The error SEAT_LOST. */
-  readonly lost: (cause: unknown) => TidemarkError;
+  /** What it is, for messages: `replica 0123…`. */
+  readonly title: string;
+  /** For errors. */
+  readonly detail: ErrorDetail;
+  /** The command that shows it. */
+  readonly showCommand: string;
 }
 
 /** Whether the process that a document names works on it, as far as this machine can tell. */
@@ -112,7 +115,7 @@ export class HeldDocument<Document extends Worked> implements AsyncDisposable {
    * STORE_UNREACHABLE.
    */
   async swap(next: Document): Promise<void> {
-    const { store, name, encode, lost } = this.#place;
+    const { store, name, encode } = this.#place;
     const { signal } = this.#lease;
     const bytes = encode(next);
     let failure: unknown;
@@ -131,9 +134,9 @@ export class HeldDocument<Document extends Worked> implements AsyncDisposable {
           this.#document = next;
           return;
         }
-        if (there?.etag !== this.#etag) throw lost(error);
+        if (there?.etag !== this.#etag) throw lost(this.#place, error);
         if (hasCode(error, "LEASE_LOST")) await this.#lease.regain(error);
-        else if (!hasCode(error, "OUTCOME_UNKNOWN")) throw lost(error);
+        else if (!hasCode(error, "OUTCOME_UNKNOWN")) throw lost(this.#place, error);
       }
     }
     throw unreachable(`writing ${name}`, failure);
@@ -171,17 +174,17 @@ async function takeLease<Document extends Worked>(
   { worker, epoch }: Document,
   machine: string,
 ): Promise<HeldLease> {
-  const { store, name, signal, workedOn, lost } = place;
+  const { store, name, signal } = place;
   const leased: LeasePlace = { name, leaseId: leaseIdOf(...place.lease, machine, epoch + 1) };
   try {
     await HeldLease.acquire(store, leased, signal);
   } catch (error) {
     if (!hasCode(error, "LEASE_HELD")) throw error;
-    if (await isWorker(worker)) throw workedOn(worker, error);
+    if (await isWorker(worker)) throw workedOn(place, worker, error);
     try {
       await store.changeLease(name, leaseIdOf(...place.lease, machine, epoch), leased.leaseId, { signal });
     } catch (changeError) {
-      throw hasCode(changeError, "LEASE_LOST") ? workedOn(worker, changeError) : changeError;
+      throw hasCode(changeError, "LEASE_LOST") ? workedOn(place, worker, changeError) : changeError;
     }
   }
   return new HeldLease(store, leased, async (cause, ending) => {
@@ -189,7 +192,7 @@ async function takeLease<Document extends Worked>(
       await HeldLease.acquire(store, leased, ending);
       return undefined;
     } catch (error) {
-      if (hasCode(error, "LEASE_HELD", "OBJECT_NOT_FOUND")) return lost(cause);
+      if (hasCode(error, "LEASE_HELD", "OBJECT_NOT_FOUND")) return lost(place, cause);
       throw error;
     }
   });
@@ -210,5 +213,24 @@ async function leave<Document extends Worked>(
     return;
   }
   await lease.stop();
-  throw place.workedOn(worker, undefined);
+  throw workedOn(place, worker, undefined);
+}
+
+type Named = Pick<DocumentPlace<never>, "title" | "detail" | "showCommand">;
+
+function workedOn({ title, detail }: Named, worker: WriterRecord | null, cause: unknown): TidemarkError {
+  const process = worker === null ? "another process" : `process ${String(worker.pid)} on ${worker.host}`;
+  return new TidemarkError("WRITER_ACTIVE", `${process} works on ${title}`, {
+    remedy: `wait until it is done; if it died on another machine, its lease ends after ${String(leaseTiming.seconds)} s`,
+    detail,
+    cause,
+  });
+}
+
+function lost({ title, detail, showCommand }: Named, cause: unknown): TidemarkError {
+  return new TidemarkError("SEAT_LOST", `another process has taken over ${title}`, {
+    remedy: `let it work; \`${showCommand}\` shows how far it is`,
+    detail,
+    cause,
+  });
 }

@@ -37,7 +37,7 @@ import { readDisk } from "../store/points/head.ts";
 import { deletePin, isOf, listPins, putPin } from "../store/points/pins.ts";
 import { selectPoint } from "../store/points/points.ts";
 import type { Store } from "../store/store.ts";
-import { leaseTiming, replicaTiming } from "../timing.ts";
+import { replicaTiming } from "../timing.ts";
 import { verify } from "../upkeep/scrub/verify.ts";
 import { HeldDocument, isWorker } from "./held-document.ts";
 import type {
@@ -226,20 +226,9 @@ export class Replicas {
       signal,
       read: async () => await this.#read(store, replica, signal),
       encode: encodeReplica,
-      workedOn: (worker, cause) => {
-        const process = worker === null ? "another process" : `process ${String(worker.pid)} on ${worker.host}`;
-        return new TidemarkError("WRITER_ACTIVE", `${process} works on replica ${replica}`, {
-          remedy: `wait until it is done; if it died on another machine, its lease ends after ${String(leaseTiming.seconds)} s`,
-          detail: { replica },
-          cause,
-        });
-      },
-      lost: (cause) =>
-        new TidemarkError("SEAT_LOST", `another process has taken over replica ${replica}`, {
-          remedy: "let it work; `tidemark replica show` shows how far it is",
-          detail: { replica },
-          cause,
-        }),
+      title: `replica ${replica}`,
+      detail: { replica },
+      showCommand: `tidemark replica show ${replica}`,
     });
   }
 
