@@ -33,6 +33,7 @@ import {
   type ReplicaPoint,
   replicaName16,
 } from "../store/format/replica.ts";
+import { readClaim } from "../store/points/failover-claim.ts";
 import { readDisk } from "../store/points/head.ts";
 import { deletePin, isOf, listPins, putPin } from "../store/points/pins.ts";
 import { selectPoint } from "../store/points/points.ts";
@@ -157,7 +158,7 @@ export class Replicas {
    * the vault says of it.
    *
    * @throws `INVALID_ARGUMENT` when there is none of this name, or its target is on another host;
-   * `WRITER_ACTIVE`.
+   * `TARGET_IS_SOURCE` when the disk itself is written there; `WRITER_ACTIVE`.
    */
   async remove(options: RemoveReplicaOptions): Promise<ReplicaRemoved> {
     return await this.#track(async () => {
@@ -168,6 +169,7 @@ export class Replicas {
       const { replica, disk, target } = document;
       if (!keepTarget) {
         refuseForeign(document);
+        await refuseSource(store, document, signal);
         await new ReplicaTarget(document, this.#context.sink).remove();
       }
       await unpin({ store, vault: this.#vault, disk, onNotice, signal }, replica);
@@ -310,6 +312,7 @@ class Applications {
     const { disk } = this.#held.document;
     throwIfAborted(this.#signal);
     const startedAt = performance.now();
+    await refuseSource(this.#store, this.#held.document, this.#signal);
     const head = await readDisk(this.#store, this.#context.document.vault, disk, this.#signal);
     const newest = await selectPoint(this.#store, head, "latest", this.#signal);
     const signature = await this.#target.signature();
@@ -462,6 +465,17 @@ function refuseForeign(document: ReplicaDocument): void {
   const { replica, host } = document;
   throw new TidemarkError("INVALID_ARGUMENT", `the target of replica ${replica} is on host ${String(host)}`, {
     remedy: "run the command there; `tidemark replica remove --keep-target` works anywhere",
+    detail: { replica },
+  });
+}
+
+/** Refuses a target at which a failover or a failback has the disk itself written. */
+async function refuseSource(store: Store, document: ReplicaDocument, signal: AbortSignal | undefined): Promise<void> {
+  const { vault, disk, replica, target, host } = document;
+  const claim = await readClaim({ store, vault, disk, signal });
+  if (claim?.place?.path !== target.path || claim.place.host !== host) return;
+  throw new TidemarkError("TARGET_IS_SOURCE", `disk ${JSON.stringify(disk)} itself is written at ${target.path}`, {
+    remedy: `run \`tidemark replica remove ${replica} --keep-target\``,
     detail: { replica },
   });
 }

@@ -9,7 +9,9 @@ import { TidemarkError } from "../../../engine/errors.ts";
 import type { Application, ReplicaSummary } from "../../../engine/failover/replica-summary.ts";
 import { parseFixedVhdFooter } from "../../../engine/recovery/restore/vhd.ts";
 import { decodeReplica, encodeReplica } from "../../../engine/store/format/replica.ts";
+import { putClaim, settleClaim } from "../../../engine/store/points/failover-claim.ts";
 import { liveSessions } from "../../../engine/store/points/process-identity.ts";
+import { Store } from "../../../engine/store/store.ts";
 import { parsePolicy } from "../../../engine/upkeep/retention/policy.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../sink/faults.ts";
@@ -295,6 +297,20 @@ test("a torn replica that another program has written since is compared whole", 
   await spoil(file());
   expect(await apply(file())).toMatchObject([{ sequence: 2, isWhole: true }]);
   await expectContent(file(), disk.bytes);
+});
+
+test("a target at which the disk itself is written by now is left alone", async () => {
+  await apply(file());
+  const place = { store: new Store(plainSink()), vault: vault.id, disk: "web" };
+  await putClaim(place, "0123abcd");
+  await settleClaim(place, { run: "0123abcd", host: hostname(), path: join(folder, "web.img") });
+  await spoil(file());
+  const there = await contentOf(file());
+  const { replica } = await shown();
+  await expect(apply(file())).rejects.toMatchObject({ code: "TARGET_IS_SOURCE" });
+  await expect(vault.replicas.remove({ replica })).rejects.toMatchObject({ code: "TARGET_IS_SOURCE" });
+  expect((await contentOf(file()))?.equals(there ?? Buffer.alloc(0))).toBe(true);
+  await vault.replicas.remove({ replica, keepTarget: true });
 });
 
 test("a target that exists, that is another disk's replica, or that is none, is refused", async () => {
