@@ -17,6 +17,7 @@ import type { Vault } from "../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../sink/faults.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
 import { byDepth, runsOf } from "../../depth.ts";
+import { attachLoop } from "../../loop-device.ts";
 import {
   closeModelVaults,
   type ModelDisk,
@@ -297,6 +298,31 @@ test("a torn replica that another program has written since is compared whole", 
   await spoil(file());
   expect(await apply(file())).toMatchObject([{ sequence: 2, isWhole: true }]);
   await expectContent(file(), disk.bytes);
+});
+
+test("a block device is written over, follows its disk, and stays when the replica is removed", async ({ skip }) => {
+  writeFileSync(join(folder, "backing"), Buffer.alloc(262_144, 5));
+  const loop = attachLoop(join(folder, "backing"));
+  if ("reason" in loop) {
+    skip(loop.reason);
+    return;
+  }
+  try {
+    const to = `device:${loop.path}`;
+    const content = (): Buffer => readFileSync(loop.path).subarray(0, diskBytes);
+    expect(await apply(to)).toMatchObject([{ sequence: 1, isWhole: true }]);
+    expect(content().equals(disk.bytes)).toBe(true);
+    await nextPoint();
+    expect(await apply(to)).toMatchObject([{ sequence: 2 }]);
+    expect(content().equals(disk.bytes)).toBe(true);
+    const { replica } = await shown();
+    expect(await vault.replicas.verify({ replica })).toMatchObject({ equal: true, damaged: [] });
+    expect(await vault.replicas.remove({ replica })).toMatchObject({ keptTarget: true });
+    expect(content().equals(disk.bytes)).toBe(true);
+    expect(await pins()).toEqual([]);
+  } finally {
+    loop.detach();
+  }
 });
 
 test("a target at which the disk itself is written by now is left alone", async () => {
