@@ -82,7 +82,7 @@ function compress<Position>(
       let literals = at - anchor;
       while (true) {
         // A token, lengths, literals with what their copy writes beyond them, and an offset.
-        if (out + literals + literals / 255 + 24 > limit) return 0;
+        if (out + literals + (literals >> 7) + 24 > limit) return 0;
         const token = out;
         out += 1;
         if (literals >= runMask) {
@@ -95,10 +95,14 @@ function compress<Position>(
         out += literals;
         store<u16>(out, <u16>(at - match));
         out += 2;
-        const more = matchLength(at + minMatch, match + minMatch, matchEnd);
+        // Most matches end within the next eight bytes.
+        const difference =
+          at + minMatch + 8 <= matchEnd ? load<u64>(at + minMatch) ^ load<u64>(match + minMatch) : <u64>0;
+        const more =
+          difference != 0 ? <usize>(ctz(difference) >> 3) : matchLength(at + minMatch, match + minMatch, matchEnd);
         at += minMatch + more;
         if (more >= matchMask) {
-          if (out + more / 255 + 16 > limit) return 0;
+          if (out + (more >> 7) + 16 > limit) return 0;
           store<u8>(token, load<u8>(token) | <u8>matchMask);
           out = putLength(out, more - matchMask);
         } else store<u8>(token, load<u8>(token) | <u8>more);
@@ -148,17 +152,11 @@ function putLength(out: usize, length: usize): usize {
 /** For how many bytes [at, end) goes on as what begins at `match` does. */
 function matchLength(at: usize, match: usize, end: usize): usize {
   const start = at;
-  if (at + 8 <= end) {
-    const difference = load<u64>(at) ^ load<u64>(match);
-    if (difference != 0) return <usize>(ctz(difference) >> 3);
-    at += 8;
-    match += 8;
-    while (at + 16 <= end) {
-      const equal = i8x16.bitmask(i8x16.eq(v128.load(at), v128.load(match)));
-      if (equal != 0xffff) return at - start + <usize>ctz(~equal);
-      at += 16;
-      match += 16;
-    }
+  while (at + 16 <= end) {
+    const equal = i8x16.bitmask(i8x16.eq(v128.load(at), v128.load(match)));
+    if (equal != 0xffff) return at - start + <usize>ctz(~equal);
+    at += 16;
+    match += 16;
   }
   while (at < end && load<u8>(at) == load<u8>(match)) {
     at += 1;
