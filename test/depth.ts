@@ -12,7 +12,7 @@ import process from "node:process";
 /** How many calls of a sweep a quick run takes unless a test says otherwise. */
 const quickCalls = 4;
 /** A quick run has one run of a property test for each so many of a deep run. */
-const runsPerQuickRun = 10;
+const runsPerQuickRun = 5;
 
 const isDeep: boolean = depthNamed(process.env["TIDEMARK_TEST_DEPTH"] ?? "quick") === "deep";
 
