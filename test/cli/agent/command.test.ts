@@ -122,8 +122,10 @@ describe("tidemark agent", () => {
     await again.says("web: exported as web");
     const point = await place.json("agent", "point", "--disk", "web", ...socket);
     expect(Number(point.last["sequence"])).toBeGreaterThan(sequence);
-    expect(await place.json("agent", "stop", ...socket)).toMatchObject({ code: 0, last: { stopped: true } });
-    expect(await again.ended).toMatchObject({ code: 0 });
+    const stopped = await place.json("agent", "stop", ...socket);
+    const left = await again.ended;
+    expect(stopped, JSON.stringify(left)).toMatchObject({ code: 0, last: { stopped: true } });
+    expect(left).toMatchObject({ code: 0 });
     const verified = await place.json("verify", "--disk", "web", "--source", "web.img");
     expect(verified).toMatchObject({ code: 0, last: { damaged: [] } });
   });
