@@ -98,7 +98,8 @@ export function section<Fields extends Readonly<Record<string, Field<unknown>>>>
     const before = faults.length;
     for (const key of Object.keys(value).filter((name) => !Object.hasOwn(fields, name))) {
       const name = meant(key);
-      const remedy = name === undefined ? "remove it" : `did you mean ${name}?`;
+      const isHere = name !== undefined && Object.hasOwn(fields, name);
+      const remedy = isHere ? `did you mean ${name}?` : `its fields are ${Object.keys(fields).join(", ")}`;
       faults.push({ path, key, what: `${key} is no field here`, remedy });
     }
     const entries = Object.entries(fields).map(([name, field]) => [
