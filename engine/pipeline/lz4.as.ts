@@ -9,7 +9,7 @@
  * at a time.
  *
  * Invariant: nothing is written outside [target, target + targetBytes), and decompression reads
- * nothing outside its source, whatever the source holds. Sources: the LZ4 block format,
+ * nothing outside its source, also when the source is no LZ4 block. Sources: the LZ4 block format,
  * https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md, and xxhash's multiplier 2654435761.
  */
 const minMatch: usize = 4;

@@ -2,7 +2,7 @@
  * Table of bad places: commands with a source, target, vault, state folder, socket, configuration or log that is
  * absent, a loop of links, below a file, stale, read-only, full, slow or another user's.
  *
- * Whatever the outside did is told as such: an error with its code that names the place, within its
+ * What the place caused is told as such: an error with its code that names the place, within its
  * time, and with a remedy that is not the command just typed. A quick run takes a sample.
  */
 import { spawnSync } from "node:child_process";

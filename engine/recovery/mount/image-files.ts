@@ -151,7 +151,7 @@ export async function discardImage(context: VaultContext, given: DiscardOptions)
   }
 }
 
-/** An image goes on as the point that it began as, whatever `latest` names by now. */
+/** An image goes on as the point that it began as, also when `latest` names a newer one. */
 export function checkOrigin(
   { document }: VaultContext,
   { disk, point, image }: Pick<ImageOptions, "disk" | "point" | "image">,

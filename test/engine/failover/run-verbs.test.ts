@@ -94,7 +94,7 @@ describe("the cancel of a job", () => {
   });
 });
 
-describe("a failover that nobody ends", () => {
+describe("a failover that is neither committed nor cancelled", () => {
   test.each([
     ["commit", "CommitFailoverCompleted", ["t.img"]],
     ["rollback", "Protected", []],

@@ -104,7 +104,7 @@ class Truth {
       if (versions.slice(durable).some((version) => version.equals(found))) continue;
       const older = versions.slice(0, durable).some((version) => version.equals(found));
       throw new Error(
-        `sector ${sector} holds ${older ? "what had been replaced, and flushed" : "what nobody wrote there"}`,
+        `sector ${sector} holds ${older ? "what had been replaced, and flushed" : "what no client wrote there"}`,
       );
     }
   }
@@ -163,7 +163,7 @@ function belowDisk(): MemoryDisk {
 }
 
 test.each(["overlay", "image"] as const)(
-  "an %s holds what was flushed, and of the rest nothing that nobody wrote, wherever the machine dies",
+  "an %s holds what was flushed, and of the rest nothing that no client wrote, wherever the machine dies",
   async (kind) => {
     const seen = { recovered: 0, torn: 0, flushed: 0 };
     const empty = await emptyOverlay(kind);
