@@ -313,7 +313,7 @@ async function tracked(context: VaultContext, image: HydratingImage): Promise<Pr
     await tracking.rebase([point], regionsOf(dirty));
     const known: Recovered =
       dirty.count === 0
-        ? { kind: "clean", bases: [point], expected: [], dirty, regions: [] }
+        ? { kind: "clean", bases: [point], expected: [], dirty, regions: new DirtyBitmap(image.sizeBytes) }
         : { kind: "unclean", bases: [point], dirty };
     return protectedImage(context, { source: image, tracking, recovered: known, folder }, {});
   } catch (error) {

@@ -44,7 +44,7 @@ export type Recovered =
       readonly expected: readonly string[];
       readonly dirty: DirtyBitmap;
       /** Whole regions: every change since any of `bases`. */
-      readonly regions: readonly number[];
+      readonly regions: DirtyBitmap;
     }
   | {
       readonly kind: "unclean";
@@ -146,20 +146,20 @@ async function readMarks(
     bits.set(pair.payload, page * pageBitmapBytes);
     pages.push(pair);
   }
-  const regions = bitsSet(bits).filter((region) => region < regionsOf(header.sizeBytes));
-  const exact = await readExactArea(storage, header, identity.sizeBytes);
-  const dirty = exact ?? new DirtyBitmap(identity.sizeBytes);
-  if (exact === undefined) {
-    for (const region of regions)
-      dirty.mark(region * regionBytes, Math.min(regionBytes, identity.sizeBytes - region * regionBytes));
+  const regions = new DirtyBitmap(identity.sizeBytes);
+  for (const region of bitsSet(bits)) {
+    if (region < regionsOf(header.sizeBytes))
+      regions.mark(region * regionBytes, Math.min(regionBytes, identity.sizeBytes - region * regionBytes));
   }
-  dirty.mark(header.sizeBytes, identity.sizeBytes - header.sizeBytes);
+  const exact = await readExactArea(storage, header, identity.sizeBytes);
+  // What the disk has grown by counts as changed since every base.
+  for (const marks of [regions, exact]) marks?.mark(header.sizeBytes, identity.sizeBytes - header.sizeBytes);
   if (exact === undefined || header.clean === null) {
-    return { header, headerPair, bits, pages, recovered: { kind: "unclean", bases: header.bases, dirty } };
+    return { header, headerPair, bits, pages, recovered: { kind: "unclean", bases: header.bases, dirty: regions } };
   }
   const bases = header.bases.slice(0, header.clean.base + 1);
   const expected = header.bases.slice(header.clean.base + 1);
-  return { header, headerPair, bits, pages, recovered: { kind: "clean", bases, expected, dirty, regions } };
+  return { header, headerPair, bits, pages, recovered: { kind: "clean", bases, expected, dirty: exact, regions } };
 }
 
 /**

@@ -9,7 +9,7 @@ import { LiveFile } from "../../disk/source/live-file.ts";
 import { LocalState } from "../../disk/source/local-state.ts";
 import { fileError } from "../../disk/source/positional-file.ts";
 import { refuseUnfinished } from "../../disk/source/unfinished-image.ts";
-import { DirtyBitmap, regionBytes } from "../../disk/tracking/dirty-bitmap.ts";
+import { DirtyBitmap } from "../../disk/tracking/dirty-bitmap.ts";
 import { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import type { ProtectedDiskOptions } from "../../disk/tracking/protected-disk-options.ts";
 import { TrackingFile } from "../../disk/tracking/tracking-file.ts";
@@ -118,19 +118,15 @@ function marksOf(
       return { dirty: new DirtyBitmap(sizeBytes), base: undefined };
     case "unclean":
       return { dirty: recovered.dirty, base: recovered.bases.at(-1), earlierBases: recovered.bases.slice(0, -1) };
-    case "clean": {
+    case "clean":
       // The exact marks are those since the newest base. Changes between it and an older base are
       // known by regions only.
-      const changes = new DirtyBitmap(sizeBytes);
-      for (const region of recovered.regions)
-        changes.mark(region * regionBytes, Math.min(regionBytes, sizeBytes - region * regionBytes));
       return {
         dirty: recovered.dirty,
         base: recovered.bases.at(-1),
         earlierBases: recovered.expected,
-        unsettled: { bases: recovered.bases.slice(0, -1), changes },
+        unsettled: { bases: recovered.bases.slice(0, -1), changes: recovered.regions },
       };
-    }
   }
 }
 

@@ -212,11 +212,26 @@ describe("a tracking file after a clean shutdown", () => {
     dirty.mark(regions * regionBytes - 1, 1);
     await file.closeClean("first", dirty);
     const { file: again, recovered } = await open();
-    expect(recovered).toMatchObject({ kind: "clean", bases: ["first"], expected: [], regions: [3, 5, regions - 1] });
+    expect(recovered).toMatchObject({ kind: "clean", bases: ["first"], expected: [] });
+    expect(recovered.kind === "clean" && [...recovered.regions.regions()]).toEqual([3, 5, regions - 1]);
     expect(recovered.kind === "clean" && [...recovered.dirty.extents()]).toEqual([...dirty.extents()]);
     // Until something is written it stays true.
     await again.close();
     expect((await recover()).kind).toBe("clean");
+  });
+
+  it("counts what the disk has grown by as changed since the base and since the points before it", async () => {
+    const signature = () => Promise.resolve({ sizeBytes: 0, signature: "at rest" });
+    const file = await marked({ quiescenceSignature: signature });
+    await file.expectPoint("second");
+    await file.closeClean("second", new DirtyBitmap(regions * regionBytes));
+    const sizeBytes = (regions + 1) * regionBytes;
+    const { file: again, recovered } = await open({ sizeBytes }, { quiescenceSignature: signature });
+    await again.close();
+    if (recovered.kind !== "clean") throw new Error(recovered.kind);
+    expect(recovered.bases).toEqual(["first", "second"]);
+    expect([...recovered.dirty.extents()]).toEqual([{ offset: regions * regionBytes, length: regionBytes }]);
+    expect([...recovered.regions.regions()]).toEqual([3, 5, regions]);
   });
 
   it("is unclean from the first write on, before that write goes to the disk", async () => {
