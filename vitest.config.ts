@@ -35,7 +35,7 @@ const config: ViteUserConfig = {
       { extends: true, test: { name: "replacing modules", include: replacing, isolate: true } },
       { extends: true, test: { name: "plain", include: ["test/**/*.test.ts"], exclude: replacing, isolate: false } },
     ],
-    setupFiles: ["test/open-checksum.ts"],
+    setupFiles: ["test/set-up.ts"],
     pool: "forks",
     maxWorkers: 3,
     sequence: { sequencer: LongFirst },
