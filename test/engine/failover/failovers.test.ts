@@ -4,7 +4,7 @@
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, unlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
 import type { SourceSite } from "../../../engine/failover/source.ts";
 import type { Notice } from "../../../engine/notice.ts";
@@ -51,6 +51,7 @@ beforeEach(() => {
 });
 
 afterEach(async () => {
+  vi.restoreAllMocks();
   await removeFolder(folder);
 });
 
@@ -361,9 +362,14 @@ describe("a disk that has moved", () => {
 });
 
 describe("a group", () => {
-  /** Two disks with common points, and one more of the first disk alone. */
+  /**
+   * Two disks with common points, and more points of the first disk alone. The clock stands still, so
+   * the parts of a common point bear different times: each is dated after the one before it.
+   */
   async function grouped(): Promise<Vault> {
+    vi.spyOn(Date, "now").mockReturnValue(Date.now());
     const rig = await openModelVault(new MemorySink({ attachablePages: true }));
+    for (const seed of [8, 9]) await rig.replicate({ disk: "d", volume: sampleDisk(60_000, seed) });
     const group = new Group("shop");
     const policy = { crashConsistentFrequencyMs: 3_600_000 };
     const protections = [];
