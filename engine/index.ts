@@ -19,8 +19,12 @@ export { ChangeTracker } from "./disk/tracking/change-tracker.ts";
 export type { ErrorCode, ErrorContext, ErrorDetail } from "./errors.ts";
 export { hasCode, interrupted, systemCode, TidemarkError, throwIfAborted } from "./errors.ts";
 export type { DisableOptions, DisableSummary } from "./failover/disable.ts";
-export type { FailoverOptions } from "./failover/effects.ts";
-export type { FailbackOptions, OperateOptions, StartFailoverOptions } from "./failover/failovers.ts";
+export type {
+  FailbackOptions,
+  FailoverOptions,
+  OperateOptions,
+  StartFailoverOptions,
+} from "./failover/failover-options.ts";
 export { Failovers } from "./failover/failovers.ts";
 export type { InstantOptions, InstantProtectOptions, InstantStatus } from "./failover/instant.ts";
 export { Instant } from "./failover/instant.ts";

@@ -48,9 +48,9 @@ export interface Application {
 /**
  * `current`: the target holds the newest point. `behind`: an older one. `torn`: an application is under
  * way or was interrupted. `changed`: another program may have written the target. `missing`: there
- * is no target. `empty`: no point has been applied.
+ * is no target. `empty`: no point has been applied. `failed-over`: it is the target of a failover.
  */
-export type ReplicaState = "current" | "behind" | "torn" | "changed" | "missing" | "empty";
+export type ReplicaState = "current" | "behind" | "torn" | "changed" | "missing" | "empty" | "failed-over";
 
 /** A replica. */
 export interface ReplicaSummary {
@@ -61,6 +61,8 @@ export interface ReplicaSummary {
   /** The host that has the target; null: it is in the vault's container. */
   readonly host: string | null;
   readonly state: ReplicaState;
+  /** The failover run whose target it is; null: none. */
+  readonly run: string | null;
   /** Whether this machine can look at the target; else the state is what the vault says. */
   readonly isSeen: boolean;
   /** Whether a process works on the replica. */
@@ -113,6 +115,7 @@ interface Found {
   /** As `ReplicaTarget.signature`. */
   readonly signature: string | null | undefined;
   readonly nowMs: number;
+  readonly run: string | undefined;
 }
 
 export function summaryOf(document: ReplicaDocument, found: Found): ReplicaSummary {
@@ -126,6 +129,7 @@ export function summaryOf(document: ReplicaDocument, found: Found): ReplicaSumma
     target: replicaTargetName(document),
     host,
     state,
+    run: found.run ?? null,
     isSeen,
     isRunning,
     point: held?.id ?? null,
@@ -137,7 +141,8 @@ export function summaryOf(document: ReplicaDocument, found: Found): ReplicaSumma
 }
 
 function stateOf({ point, next, signature: known }: ReplicaDocument, found: Found): ReplicaState {
-  const { newest, isSeen, signature } = found;
+  const { newest, isSeen, signature, run } = found;
+  if (run !== undefined) return "failed-over";
   if (next !== null) return "torn";
   if (point === null) return "empty";
   if (isSeen && signature === undefined) return "missing";

@@ -5,6 +5,11 @@ import { groupDisksMax } from "../store/format/documents.ts";
 import type { RunDocument, RunOperation } from "../store/format/run.ts";
 import { noteText } from "../store/format/run.ts";
 
+/** Whether `--to` names replicas: `replica`, or `replica:NAME` for one of several. */
+export function namesReplicas(to: string): boolean {
+  return to === "replica" || to.startsWith("replica:");
+}
+
 /** What a user types for an operation on a run, without the run. */
 export const commandsOfOperations: Readonly<Record<RunOperation, string>> = {
   TestFailover: "tidemark failover test",
@@ -22,6 +27,7 @@ export const commandsOfOperations: Readonly<Record<RunOperation, string>> = {
 
 interface StartChecks {
   readonly kind: RunDocument["kind"];
+  readonly to: string;
   readonly source?: RunDocument["source"] | undefined;
   readonly ttlMs?: number | undefined;
   readonly ending?: RunDocument["ending"] | undefined;
@@ -33,6 +39,12 @@ export function checkStart(options: StartChecks, disks: readonly string[]): void
     new TidemarkError("INVALID_ARGUMENT", message, { remedy });
   if (disks.length === 0 || disks.length > groupDisksMax)
     throw wrong(`a run has 1 to ${groupDisksMax} disks, not ${disks.length}`, "name disks or a group");
+  if (options.kind === "test" && namesReplicas(options.to)) {
+    throw wrong(
+      "a test does not write to a replica, because the replica follows its disk meanwhile",
+      "name another target, such as instant:unix:PATH; `tidemark replica verify` compares the replica with its point",
+    );
+  }
   if (options.kind === "planned" && (options.source ?? null) === null)
     throw wrong("a planned failover needs the source of the disk", "name its agent or its image");
   checkSource(options.source ?? null, disks);

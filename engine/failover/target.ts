@@ -69,7 +69,7 @@ export async function parseTarget(text: string, disks: readonly string[], sink: 
   }
   if (kind !== "file" && kind !== "vhd" && kind !== "device") {
     throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(text)} is not a target of a failover`, {
-      remedy: `name instant:unix:PATH, instant:tcp:HOST:PORT, file:PATH, vhd:PATH, dir:FOLDER, device:PATH or blob:PREFIX`,
+      remedy: `name instant:unix:PATH, instant:tcp:HOST:PORT, file:PATH, vhd:PATH, dir:FOLDER, device:PATH, blob:PREFIX or replica`,
     });
   }
   if (disks.length > 1) {
