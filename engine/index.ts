@@ -49,7 +49,7 @@ export type {
 } from "./failover/run-summary.ts";
 export type { ServedDisk, ServedDiskStatus, ServeOptions } from "./failover/served-run.ts";
 export { ServedRun } from "./failover/served-run.ts";
-export type { SourceDisks, SourceSite } from "./failover/source.ts";
+export type { RestingSource, SourceDisks, SourceSite } from "./failover/source.ts";
 export type { Notice } from "./notice.ts";
 export type { OperationOptions, Progress } from "./progress.ts";
 export type { MountOptions, MountSummary } from "./recovery/mount/mount.ts";
@@ -63,6 +63,7 @@ export type { Finding, HealthLevel } from "./replication/protection/health.ts";
 export type { CommandHookOptions, FunctionHookOptions, Hook } from "./replication/protection/hooks.ts";
 export { commandHook, functionHook } from "./replication/protection/hooks.ts";
 export type { Meter } from "./replication/protection/meters.ts";
+export type { RestingImage } from "./replication/protection/protected-image.ts";
 export { Protection } from "./replication/protection/protection.ts";
 export type { ProtectionEvent, ProtectionState } from "./replication/protection/protection-state.ts";
 export type {

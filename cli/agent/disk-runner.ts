@@ -15,6 +15,7 @@ import {
   type HealthLevel,
   type PointSummary,
   type ProtectionStatus,
+  type RestingImage,
   TidemarkError,
 } from "../../engine/index.ts";
 import { formatListen } from "../../engine/internal.ts";
@@ -75,6 +76,7 @@ export class DiskRunner {
   #running: Promise<void> = Promise.resolve();
   #ended: Promise<void> | undefined;
   #missed: TidemarkError | undefined;
+  #rest: RestingImage | undefined;
   /** The status that the disk was left in, and when. */
   #stopped: { readonly status: ProtectionStatus; readonly atMs: number } | undefined;
 
@@ -98,6 +100,11 @@ export class DiskRunner {
   /** Why the last point that a stop asked for could not be taken. */
   get missed(): TidemarkError | undefined {
     return this.#missed;
+  }
+
+  /** Which point the image is, as a stop has left it. */
+  get rest(): RestingImage | undefined {
+    return this.#rest;
   }
 
   get ended(): Promise<void> {
@@ -197,6 +204,7 @@ export class DiskRunner {
         this.#missed = await protection.stop({ drain, signal: this.#hurry.signal });
       });
       if (this.#missed !== undefined) this.#tell("failure", this.#missed, "no last point could be taken");
+      this.#rest = protection.rest();
       this.#protection = undefined;
     }
     await this.#told("the vault could not be closed", async () => await this.#vault?.release());

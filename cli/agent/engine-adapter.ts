@@ -208,6 +208,7 @@ function portOf(protection: Protection, damage: () => readonly Finding[]): Prote
     setPolicy: (policy) => protection.setPolicy(policyOf(policy)),
     grow: async () => await protection.grow(),
     stop: async (options) => await protection.stop(options),
+    rest: () => protection.rest,
   };
 }
 

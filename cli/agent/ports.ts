@@ -4,7 +4,14 @@
  *
  * engine-adapter.ts implements the ports with the engine; tests implement them with scripts.
  */
-import type { BlockDevice, Failovers, PointSummary, ProtectionStatus, TidemarkError } from "../../engine/index.ts";
+import type {
+  BlockDevice,
+  Failovers,
+  PointSummary,
+  ProtectionStatus,
+  RestingImage,
+  TidemarkError,
+} from "../../engine/index.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
 
 /** Something that happened to a disk, for the log and for metrics. */
@@ -34,6 +41,8 @@ export interface ProtectionPort {
    * why the last point could not be taken. Idempotent.
    */
   stop(options: { readonly drain: boolean; readonly signal: AbortSignal }): Promise<TidemarkError | undefined>;
+  /** Which point the image is, as `stop` has left it; undefined: that is not known. */
+  rest(): RestingImage | undefined;
 }
 
 export interface ProtectOptions {

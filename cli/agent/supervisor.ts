@@ -8,7 +8,13 @@
  */
 import { createHash } from "node:crypto";
 import process from "node:process";
-import { type HealthLevel, type PointSummary, TidemarkError, tidemarkVersion } from "../../engine/index.ts";
+import {
+  type HealthLevel,
+  type PointSummary,
+  type RestingSource,
+  TidemarkError,
+  tidemarkVersion,
+} from "../../engine/index.ts";
 import type { AgentConfig, DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import {
   DiskRunner,
@@ -86,6 +92,8 @@ export interface StopSummary {
    * shipped when the disk is resumed.
    */
   readonly notDrained: readonly string[];
+  /** Those of them whose image is known to be their newest point, and the signature that proves it later. */
+  readonly resting: readonly RestingSource[];
 }
 
 /** A disk that was to end with a last point, and why there is none. */
@@ -259,6 +267,7 @@ export class Supervisor {
     return {
       disks: statuses.map(({ disk }) => disk),
       notDrained: statuses.filter(({ backlogBytes }) => backlogBytes > 0).map(({ disk }) => disk),
+      resting: runners.flatMap(({ rest, disk }) => (rest === undefined ? [] : { disk: disk.name, ...rest })),
     };
   }
 

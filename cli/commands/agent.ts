@@ -279,14 +279,15 @@ async function stop(context: CommandContext, flags: TargetFlags): Promise<void> 
   const fields = { ...targetOf(flags), drain: true };
   const answer = await ask(context, flags, "POST", "/v1/stop", fields);
   if (flags.disk !== undefined || flags.group !== undefined) {
-    const { disks, notDrained } = answer as StopSummary;
+    const stopped = answer as StopSummary;
+    const { disks, notDrained } = stopped;
     const text = [
       `stopped: ${printable(disks.join(", "))}`,
       ...(notDrained.length === 0
         ? []
         : [`not all in the vault yet, shipped when resumed: ${printable(notDrained.join(", "))}`]),
     ];
-    context.output.summary("agent stop", { disks, notDrained }, text.join("\n"));
+    context.output.summary("agent stop", stopped, text.join("\n"));
     return;
   }
   context.output.summary("agent stop", { stopped: true }, "the agent has stopped");

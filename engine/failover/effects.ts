@@ -168,7 +168,11 @@ export class Effects {
   async #bringToRest(): Promise<void> {
     const { source } = this.#held.document;
     if (source?.kind === "agent") {
-      await this.#agent(source.path).stop(this.#sourceDisks, this.#signal);
+      for (const { disk, path, point, signature } of await this.#agent(source.path).stop(
+        this.#sourceDisks,
+        this.#signal,
+      ))
+        await this.#swapMember({ ...this.#member(disk), origin: { path, point, signature } });
       return;
     }
     for (const { disk } of this.#held.document.members) {

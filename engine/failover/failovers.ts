@@ -32,6 +32,7 @@ import {
   notServed,
   refused,
   refuseElsewhere,
+  refusePresent,
 } from "./run-checks.ts";
 import { isReprotected, isServable } from "./run-facts.ts";
 import { endingDueMs, endJob, endTask, withJob, withTask } from "./run-jobs.ts";
@@ -117,6 +118,7 @@ export class Failovers {
       await refuseOtherFailback(place, disks);
       checkSource(source, disks);
       const targets = await parseImages(options.to, disks);
+      refusePresent(former, targets);
       const members = membersOf(await choosePoints(place, disks, "latest", false), targets).map(
         (member, index): RunMember => {
           const origin = former.members[index]?.origin ?? null;

@@ -2,7 +2,7 @@
 import os from "node:os";
 import { TidemarkError } from "../errors.ts";
 import { groupDisksMax } from "../store/format/documents.ts";
-import type { RunDocument, RunOperation } from "../store/format/run.ts";
+import type { RunDocument, RunMember, RunOperation } from "../store/format/run.ts";
 import { noteText } from "../store/format/run.ts";
 
 /** Whether `--to` names replicas: `replica`, or `replica:NAME` for one of several. */
@@ -60,6 +60,18 @@ export function checkSource(source: RunDocument["source"], disks: readonly strin
   if (source?.kind !== "image" || disks.length === 1) return;
   throw new TidemarkError("INVALID_ARGUMENT", "one image is the source of one disk", {
     remedy: "let an agent protect the disks of a group",
+  });
+}
+
+/** Refuses to take a disk back to where `run` has taken it. Errors: TARGET_IS_SOURCE. */
+export function refusePresent({ run, members }: RunDocument, targets: readonly RunMember["target"][]): void {
+  const index = members.findIndex(({ target }, at) => target.path === targets[at]?.path);
+  const member = members[index];
+  if (member === undefined) return;
+  const { disk, target } = member;
+  throw new TidemarkError("TARGET_IS_SOURCE", `run ${run} has taken disk ${JSON.stringify(disk)} to ${target.path}`, {
+    remedy: "name the image from which the run took the disk",
+    detail: { run, path: target.path },
   });
 }
 

@@ -15,7 +15,13 @@ import type {
 } from "../../../cli/agent/ports.ts";
 import type { LogLevel } from "../../../cli/agent/schema.ts";
 import { formatListen } from "../../../engine/disk/nbd/address.ts";
-import type { BlockDevice, PointSummary, ProtectionStatus, TidemarkError } from "../../../engine/index.ts";
+import type {
+  BlockDevice,
+  PointSummary,
+  ProtectionStatus,
+  RestingImage,
+  TidemarkError,
+} from "../../../engine/index.ts";
 
 /** Time that passes when the test says so. */
 export class VirtualClock implements Clock {
@@ -87,6 +93,8 @@ export class ScriptedProtection implements ProtectionPort {
   /** What the image has become. */
   grownBytes: number | undefined;
   stopFailure: Error | undefined;
+  /** What the image is at rest. */
+  resting: RestingImage | undefined;
   /** Why the last point cannot be taken. */
   missed: TidemarkError | undefined;
   /** When set, points and last points wait for it. */
@@ -182,6 +190,10 @@ export class ScriptedProtection implements ProtectionPort {
       return this.missed;
     }
     return undefined;
+  }
+
+  rest(): RestingImage | undefined {
+    return this.resting;
   }
 
   emit(event: Omit<DiskEvent, "disk">): void {

@@ -227,7 +227,7 @@ describe("an unplanned failover", () => {
       point: async () => {
         await gone.getObject("absent", 1);
       },
-      stop: async () => await Promise.resolve(),
+      stop: async () => await Promise.resolve([]),
       start: async () => await Promise.resolve(),
     });
     const done = await vault.failovers.start({
@@ -282,6 +282,7 @@ describe("a planned failover", () => {
       stop: async ({ disks }) => {
         calls.push(`stop ${disks.join(" ")} ${socket}`);
         await gone.getObject("absent", 1);
+        return [];
       },
       start: async ({ disks }) => {
         calls.push(`start ${disks.join(" ")}`);
