@@ -7,7 +7,7 @@ import {
   TidemarkError,
 } from "../engine/index.ts";
 import { askAgent } from "./agent/control-client.ts";
-import type { StopSummary } from "./agent/supervisor.ts";
+import type { StopSummary } from "./agent/summaries.ts";
 
 /** Errors of its calls: AGENT_UNREACHABLE, ACCESS_REFUSED, and those that the agent reports. */
 export function agentSource(socket: string): SourceSite {

@@ -30,6 +30,7 @@ export type { InstantOptions, InstantProtectOptions, InstantStatus } from "./fai
 export { Instant } from "./failover/instant.ts";
 export type {
   Application,
+  HeldPoint,
   RemoveReplicaOptions,
   ReplicaDone,
   ReplicaOptions,

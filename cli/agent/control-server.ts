@@ -25,7 +25,8 @@ import { isIP } from "node:net";
 import { type ErrorCode, TidemarkError } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
 import type { FailoverRuns } from "./failover-runs.ts";
-import type { ReloadSummary, Supervisor, Target } from "./supervisor.ts";
+import type { ReloadSummary } from "./summaries.ts";
+import type { Supervisor, Target } from "./supervisor.ts";
 
 /** What the API acts on. */
 export interface ControlTarget {

@@ -22,7 +22,7 @@ import { formatListen } from "../../engine/internal.ts";
 import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
-import type { Clock, DiskEvent, EngineAdapter, ProtectionPort, ServerPort, VaultPort } from "./ports.ts";
+import type { Clock, DiskEvent, EngineAdapter, ProtectionPort, ReplicaFacts, ServerPort, VaultPort } from "./ports.ts";
 import type { Share, SharedResources } from "./shared.ts";
 
 /** A disk as the agent tells of it: its protection, and where it is found. */
@@ -33,6 +33,8 @@ export interface DiskStatus extends ProtectionStatus {
   /** `unix:PATH` or `tcp:HOST:PORT`; the export has the disk's name. */
   readonly listen: string;
   readonly readOnly: boolean;
+  /** The replica that follows the disk, by its policy; null: none, or the disk is not protected. */
+  readonly replica: ReplicaFacts | null;
   /** Connections to the address that it is exported on, null while it is not. */
   readonly connections: number | null;
 }
@@ -125,6 +127,7 @@ export class DiskRunner {
       image,
       listen: formatListen(listen.address),
       readOnly,
+      replica: this.#protection?.replica() ?? null,
       connections: this.#exported?.server.resource.connections ?? null,
     };
   }

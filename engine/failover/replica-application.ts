@@ -11,7 +11,6 @@
  * Invariant: while a byte of a target may differ from its point, its document has a `next`, or a
  * signature that the target has not.
  */
-import { setTimeout as delay } from "node:timers/promises";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import type { Notice } from "../notice.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
@@ -27,7 +26,7 @@ import { selectPoint } from "../store/points/points.ts";
 import type { Store } from "../store/store.ts";
 import { replicaTiming } from "../timing.ts";
 import { type HeldReplica, refuseSource } from "./replica-store.ts";
-import type { Application } from "./replica-summary.ts";
+import type { Application, HeldPoint } from "./replica-summary.ts";
 import { ReplicaTarget, replicaTargetName } from "./replica-target.ts";
 import { formatOf } from "./target.ts";
 
@@ -37,6 +36,8 @@ const looksMax = 4;
 /** How points are applied. */
 export interface ApplicationOptions extends OperationOptions {
   readonly onApplied?: ((application: Application) => void) | undefined;
+  readonly onHolds?: ((held: HeldPoint) => void) | undefined;
+  readonly onIdle?: ((wake: () => void) => void) | undefined;
   /** Between two looks for a new point, in ms. */
   readonly pollMs?: number | undefined;
 }
@@ -105,13 +106,31 @@ export class Applications {
         }
         const { pollMs, backOffMsMax } = replicaTiming;
         const waitMs = Math.min((this.#options.pollMs ?? pollMs) * 2 ** failures, backOffMsMax);
-        await delay(waitMs, undefined, { signal: this.#signal }).catch(() => undefined);
+        await this.#sleep(waitMs);
         throwIfAborted(this.#signal);
       }
     } catch (error) {
       throwIfAborted(this.#held.signal);
       if (this.#options.signal?.aborted !== true) throw error;
     }
+  }
+
+  async #sleep(waitMs: number): Promise<void> {
+    if (this.#signal.aborted) return;
+    await new Promise<void>((resolve) => {
+      const done = (): void => {
+        clearTimeout(timer);
+        this.#signal.removeEventListener("abort", done);
+        resolve();
+      };
+      const timer = setTimeout(done, waitMs);
+      this.#signal.addEventListener("abort", done);
+      this.#options.onIdle?.(done);
+    });
+  }
+
+  #holds({ sequence, id, timeMs }: PointRecord): void {
+    this.#options.onHolds?.({ sequence, point: id, time: new Date(timeMs).toISOString() });
   }
 
   /** Applies one point, unless the target holds the wanted one. Returns whether it holds it then. */
@@ -128,6 +147,7 @@ export class Applications {
     const isKnown = signature !== undefined && signature !== null && signature === known;
     if (isKnown && next === null && point?.id === wanted.id) {
       await this.#unpinOthers(wanted);
+      this.#holds(wanted);
       return true;
     }
     const find = async (held: ReplicaPoint | null): Promise<PointRecord | undefined> =>
@@ -161,6 +181,7 @@ export class Applications {
       elapsedMs: Math.round(performance.now() - startedAt),
     };
     this.#options.onApplied?.(application);
+    this.#holds(goal);
     return goal.id === wanted.id;
   }
 

@@ -14,8 +14,21 @@ export interface ReplicaOptions extends OperationOptions {
   readonly once?: boolean | undefined;
   /** Told of each application that has ended. */
   readonly onApplied?: ((application: Application) => void) | undefined;
+  /** Told which point the target holds, each time that this has been looked at. */
+  readonly onHolds?: ((held: HeldPoint) => void) | undefined;
+  /** Told before each wait for the next point; `wake` ends the wait, because there may be one. */
+  readonly onIdle?: ((wake: () => void) => void) | undefined;
   /** Between two looks for a new point, in ms. Default: 2,000. */
   readonly pollMs?: number | undefined;
+}
+
+/** The point that a target holds, whole and durable. */
+export interface HeldPoint {
+  readonly sequence: number;
+  /** Id of the point. */
+  readonly point: string;
+  /** When the point was cut, ISO 8601 in UTC. */
+  readonly time: string;
 }
 
 /** How `Replicas.remove` works. */

@@ -1,8 +1,9 @@
 /**
  * Source of a failover: the agent that protects its disks, or an image that goes to rest.
  *
- * The agent tells which point each of its images is at rest. If an image without an agent has one quiescence signature before and after the point was taken, then it is this
- * point for as long as it has that signature. A failback to the image begins there.
+ * If an image has one quiescence signature before and after the point was taken, then it is this
+ * point for as long as it has that signature. An agent that stops its disks tells the same of their
+ * images. A failback to the image begins there.
  */
 import { FileVolume } from "../disk/source/file-volume.ts";
 import { quiescenceSignature, signatureText } from "../disk/source/quiescence.ts";

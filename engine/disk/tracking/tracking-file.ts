@@ -19,8 +19,7 @@
  *   3. A slot is written only while the other slot holds the newest synced generation. So there is
  *      one batch of writes at a time. Callers that arrive meanwhile gather for the next batch, and
  *      a hundred writers to new regions share two syncs.
- *   4. The first batch after a clean start removes the clean record; until it is synced nothing is
- *      durable.
+ *   4. The first batch after a clean start removes the clean record; until then nothing is durable.
  *   5. Recently written regions keep their bits although no base needs them, up to `hotRegionsMax`,
  *      so that a steady load causes no syncs.
  *
@@ -429,8 +428,8 @@ export class TrackingFile implements AsyncDisposable {
       await this.#storage.truncate(areaAt + areaBytes);
       await this.#storage.datasync();
       const rest = await this.#quiescenceSignature();
-      const at = this.#bases.points.indexOf(base);
-      await this.#writeHeader({ base: at, areaAt, areaBytes, areaCrc, rest: rest ?? null });
+      const place = { base: this.#bases.points.indexOf(base), areaAt, areaBytes, areaCrc };
+      await this.#writeHeader({ ...place, rest: rest ?? null });
       await this.#storage.datasync();
       return rest;
     } catch (error) {

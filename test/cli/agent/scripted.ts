@@ -9,6 +9,7 @@ import type {
   FailoverPort,
   ProtectionPort,
   ProtectOptions,
+  ReplicaFacts,
   ServerPort,
   VaultFacts,
   VaultPort,
@@ -93,6 +94,7 @@ export class ScriptedProtection implements ProtectionPort {
   /** What the image has become. */
   grownBytes: number | undefined;
   stopFailure: Error | undefined;
+  replicaFacts: ReplicaFacts | null = null;
   /** What the image is at rest. */
   resting: RestingImage | undefined;
   /** Why the last point cannot be taken. */
@@ -190,6 +192,10 @@ export class ScriptedProtection implements ProtectionPort {
       return this.missed;
     }
     return undefined;
+  }
+
+  replica(): ReplicaFacts | null {
+    return this.replicaFacts;
   }
 
   rest(): RestingImage | undefined {
