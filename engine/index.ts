@@ -23,6 +23,7 @@ export type {
   FailbackOptions,
   FailoverOptions,
   OperateOptions,
+  RunServer,
   StartFailoverOptions,
 } from "./failover/failover-options.ts";
 export { Failovers } from "./failover/failovers.ts";

@@ -47,6 +47,8 @@ export const collectionTiming = {
 
 /** The loop of a live disk. */
 export const protectionTiming = {
+  /** Before a disk is served, the vault is asked for so long whether it was failed over. */
+  claimWaitMs: 5_000,
   /** Default time between two crash-consistent points. */
   cycleMsDefault: 5_000,
   /** Default of the longest time that applications stay frozen. */

@@ -150,7 +150,8 @@ export class Agent implements AsyncDisposable {
       drain ? "stopping: last points are taken; a second signal ends the agent without them" : "stopping",
     );
     await this.#failovers.stop();
-    this.#end(await this.#supervisor.stop({ drain }));
+    const missed = await this.#supervisor.served.stop({ drain });
+    this.#end([...missed, ...(await this.#supervisor.stop({ drain }))]);
   }
 
   /** Closes the control socket. The disks have been stopped before. */

@@ -155,6 +155,8 @@ export class DiskRunner {
   resume(): void {
     this.#paused = false;
     this.#protection?.resume();
+    // What failed may work now, such as a disk whose failover was cancelled.
+    if (this.#failure !== undefined) this.#nudge.abort();
   }
 
   setPolicy(policy: PolicyConfig): void {

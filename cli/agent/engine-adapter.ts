@@ -13,7 +13,6 @@ import {
   limited,
   NbdServer,
   type Protection,
-  type ProtectionEvent,
   type ProtectionPolicy,
   type Sink,
   systemCode,
@@ -26,6 +25,7 @@ import { refuseEmptyImage } from "../commands/context.ts";
 import { type Environment, sinkOptions, vaultOptions } from "../settings.ts";
 import { Collecting } from "./collecting.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
+import { diskEvent } from "./disk-event.ts";
 import { worst } from "./disk-runner.ts";
 import type {
   Clock,
@@ -273,22 +273,6 @@ async function readTlsFile(path: string): Promise<Buffer> {
         cause: error,
       },
     );
-  }
-}
-
-/** An event of a protection in the words of the agent. */
-export function diskEvent(event: ProtectionEvent): DiskEvent {
-  const { kind, disk, message } = event;
-  switch (event.kind) {
-    case "state":
-    case "prune":
-      return { kind, disk, message };
-    case "point":
-      return { kind, disk, message, point: event.point };
-    case "notice":
-      return { kind, disk, message, code: event.code };
-    case "failure":
-      return { kind, disk, message, code: event.error.code };
   }
 }
 

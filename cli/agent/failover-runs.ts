@@ -1,6 +1,7 @@
 /**
  * Failovers in the agent: the agent looks at the runs of its vaults once a minute, carries out the
- * commits and rollbacks that are due, and works on runs for the clients of its control socket.
+ * commits and rollbacks that are due, serves the runs that are its own, and works on runs for the
+ * clients of its control socket.
  *
  * A vault is opened for each look if none of its disks is running: a planned failover may have stopped
  * all of them. A request works on its run until the run waits; if its client disconnects, the job is
@@ -17,7 +18,7 @@ import type { Clock, DiskEvent, FailoverPort } from "./ports.ts";
 import type { Supervisor } from "./supervisor.ts";
 
 export interface FailoverRunsParts {
-  readonly supervisor: Pick<Supervisor, "config" | "useVault" | "runs">;
+  readonly supervisor: Pick<Supervisor, "config" | "useVault" | "runs" | "served">;
   readonly clock: Clock;
   readonly environment: Environment;
   readonly onEvent: (event: DiskEvent) => void;
@@ -62,7 +63,10 @@ const verbs: Readonly<Record<string, Verb>> = {
     fields: ["note"],
     work: async (runs, run, read, options) => await runs.cleanup({ ...options, run, note: read.text("note") }),
   },
-  reprotect: { fields: [], work: async (runs, run, _, options) => await runs.reprotect({ ...options, run }) },
+  reprotect: {
+    fields: ["listen"],
+    work: async (runs, run, read, options) => await runs.reprotect({ ...options, run, listen: read.text("listen") }),
+  },
   failback: {
     fields: ["to", "socket", "shutdown", "note", "commit"],
     work: async (runs, run, read, options) =>
@@ -100,10 +104,12 @@ export class FailoverRuns {
     for (const vault of supervisor.config.vaults.keys()) {
       try {
         await supervisor.useVault(vault, signal, async ({ failovers }) => {
-          const ended = await failovers.carryOutDue(this.#options(signal));
+          const ended = await this.#unserved(signal, async (options) => await failovers.carryOutDue(options));
           for (const run of ended)
             onEvent({ kind: "state", disk: "", message: `run ${run} has been ended, as it was told to` });
-          supervisor.runs.note(vault, await failovers.list(signal));
+          const runs = await failovers.list(signal);
+          supervisor.runs.note(vault, runs);
+          await supervisor.served.serve(vault, runs, signal);
         });
       } catch (error) {
         if (signal.aborted) return;
@@ -144,13 +150,17 @@ export class FailoverRuns {
     read.refuseOthers(["verb", "vault", "run", ...verb.fields]);
     const run = read.text("run") ?? "";
     const vault = read.text("vault") ?? (run === "" ? this.#onlyVault() : (await this.show(run, signal)).vault);
-    const done = await this.#parts.supervisor.useVault(
-      vault,
-      signal,
-      async ({ failovers }) => await verb.work(failovers, run, read, this.#options(signal)),
-    );
-    await this.look(signal);
-    return done;
+    try {
+      return await this.#parts.supervisor.useVault(
+        vault,
+        signal,
+        async ({ failovers }) =>
+          await this.#unserved(signal, async (options) => await verb.work(failovers, run, read, options)),
+      );
+    } finally {
+      // Also a verb that failed may have released a run.
+      await this.look(new AbortController().signal);
+    }
   }
 
   /** Waits for the look that is under way. Idempotent. */
@@ -175,6 +185,21 @@ export class FailoverRuns {
     const [vault, other] = this.#parts.supervisor.config.vaults.keys();
     if (vault !== undefined && other === undefined) return vault;
     throw wrong("no vault is named, and the agent has several", "name one of them in vault");
+  }
+
+  /** Runs that `work` has to change are not served until it is over. */
+  async #unserved<Result>(signal: AbortSignal, work: (options: Options) => Promise<Result>): Promise<Result> {
+    const { served } = this.#parts.supervisor;
+    const released: string[] = [];
+    const release = async (run: string): Promise<void> => {
+      released.push(run);
+      await served.release(run);
+    };
+    try {
+      return await work({ ...this.#options(signal), server: { release } });
+    } finally {
+      for (const run of released) served.resume(run);
+    }
   }
 
   #options(signal: AbortSignal): Options {

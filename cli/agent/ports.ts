@@ -89,6 +89,7 @@ export type FailoverPort = Pick<
   | "reprotect"
   | "completeMigration"
   | "resume"
+  | "serve"
   | "cancelJob"
   | "carryOutDue"
   | "list"

@@ -1,15 +1,41 @@
 /** Failovers and tests as the agent last saw them: what its status shows, and findings of its disks. */
-import type { Finding, RunSummary } from "../../engine/index.ts";
+import type { Finding, ProtectionState, RunSummary } from "../../engine/index.ts";
 import type { DiskStatus } from "./disk-runner.ts";
 
 /** Where a run stands. */
 export interface RunFacts
   extends Pick<RunSummary, "run" | "kind" | "state" | "direction" | "activeLocation" | "health" | "overdue"> {
   readonly disks: readonly string[];
+  /** The disks that the agent serves for the run; null: it serves none. */
+  readonly serving: readonly ServedDiskFacts[] | null;
+}
+
+/** A disk that the agent serves for a run. */
+export interface ServedDiskFacts {
+  readonly disk: string;
+  /** NBD URI of its export. */
+  readonly uri: string;
+  /** Bytes of an instant target that have been copied; null: it is whole. */
+  readonly hydratedBytes: number | null;
+  readonly sizeBytes: number | null;
+  /** State of its protection, and the age of its newest point; null: no points are taken of it here. */
+  readonly protection: ProtectionState | null;
+  readonly committedMs: number | null;
+}
+
+/** What the agent serves of runs. */
+export interface Serving {
+  factsOf(run: string): readonly ServedDiskFacts[] | undefined;
+  findingOf(run: string): Finding | undefined;
 }
 
 export class SeenRuns {
   readonly #runs = new Map<string, readonly RunSummary[]>();
+  readonly #serving: Serving;
+
+  constructor(serving: Serving) {
+    this.#serving = serving;
+  }
 
   /** The runs of a vault, newest first. */
   note(vault: string, runs: readonly RunSummary[]): void {
@@ -17,17 +43,20 @@ export class SeenRuns {
   }
 
   of(vault: string): readonly RunFacts[] {
-    return shownRuns(this.#runs.get(vault) ?? []);
+    return shownRuns(this.#runs.get(vault) ?? [], this.#serving);
   }
 
   /** A run that needs an operator is a finding of its disks. */
   addTo(status: DiskStatus): DiskStatus {
     const runs = this.#runs.get(status.vault) ?? [];
-    const found = runs.filter(
-      ({ health, disks }) => health === "Critical" && disks.some(({ disk }) => disk === status.disk),
-    );
+    const found = runs
+      .filter(({ disks }) => disks.some(({ disk }) => disk === status.disk))
+      .flatMap((run) => [
+        ...(run.health === "Critical" ? [runFinding(run)] : []),
+        ...[this.#serving.findingOf(run.run)].filter((finding) => finding !== undefined),
+      ]);
     if (found.length === 0) return status;
-    return { ...status, health: "Critical", findings: [...found.map(runFinding), ...status.findings] };
+    return { ...status, health: "Critical", findings: [...found, ...status.findings] };
   }
 }
 
@@ -43,13 +72,25 @@ function runFinding({ run, kind, state, overdue }: RunSummary): Finding {
 }
 
 /** Runs that are open, and the newest one of each disk. */
-function shownRuns(runs: readonly RunSummary[]): RunFacts[] {
+function shownRuns(runs: readonly RunSummary[], serving: Serving): RunFacts[] {
   const seen = new Set<string>();
   return runs.flatMap(({ run, kind, state, direction, activeLocation, health, overdue, disks, allowedOperations }) => {
     const names = disks.map(({ disk }) => disk);
     const isNewest = names.some((disk) => !seen.has(disk));
     for (const disk of names) seen.add(disk);
     if (!isNewest && allowedOperations.length === 0) return [];
-    return [{ run, kind, state, direction, activeLocation, health, overdue, disks: names }];
+    return [
+      {
+        run,
+        kind,
+        state,
+        direction,
+        activeLocation,
+        health,
+        overdue,
+        disks: names,
+        serving: serving.factsOf(run) ?? null,
+      },
+    ];
   });
 }

@@ -32,9 +32,10 @@ export function describeAgent(status: AgentStatus, canvas: Canvas): string {
     return `vault ${printable(vault)}: ${what}, until the agent ends or \`tidemark agent limit config\``;
   });
   const runs = status.vaults.flatMap(({ failovers }) =>
-    failovers.map(({ run, kind, state, direction, activeLocation, disks: names }) => {
+    failovers.map(({ run, kind, state, direction, activeLocation, disks: names, serving }) => {
       const where = `${printable(names.join(", "))} written at ${activeLocation}`;
-      return `${kind} ${run}: ${state}, ${direction}; ${where}`;
+      const served = (serving ?? []).map(({ uri }) => `; served at ${printable(uri)}`).join("");
+      return `${kind} ${run}: ${state}, ${direction}; ${where}${served}`;
     }),
   );
   return [head, ...limits, ...runs, "", ...(disks.length === 0 ? [] : [describeDisks(disks, canvas)])]

@@ -22,7 +22,8 @@ import {
 import { groupPoint } from "./group-point.ts";
 import type { Clock, DiskEvent, EngineAdapter, ServerPort, VaultFacts, VaultPort } from "./ports.ts";
 import { type RunFacts, SeenRuns } from "./seen-runs.ts";
-import { SharedResources } from "./shared.ts";
+import { ServedRuns } from "./served-runs.ts";
+import { type Share, SharedResources } from "./shared.ts";
 import type { MissedPoint, ReloadSummary, StopSummary } from "./summaries.ts";
 
 export interface SupervisorParts {
@@ -76,8 +77,9 @@ export class Supervisor {
   readonly #runners = new Map<string, DiskRunner>();
   readonly #pointListeners = new Set<(point: PointSummary) => void>();
   readonly #overrides = new Map<string, number>();
-  /** The runs of its vaults, which are part of the status. */
-  readonly runs: SeenRuns = new SeenRuns();
+  /** The runs that the agent serves, and all runs of its vaults, which are part of the status. */
+  readonly served: ServedRuns;
+  readonly runs: SeenRuns;
   #config: AgentConfig;
   #queue: Promise<unknown> = Promise.resolve();
   #stopping = false;
@@ -98,6 +100,8 @@ export class Supervisor {
       servers: new SharedResources<ServerPort>(),
       openVault: async (name, signal) => await this.#openVault(name, signal),
     };
+    this.served = new ServedRuns({ holdVault: async (name, signal) => await this.holdVault(name, signal), onEvent });
+    this.runs = new SeenRuns(this.served);
     for (const disk of config.disks.values()) this.#start(disk, config);
   }
 
@@ -130,14 +134,18 @@ export class Supervisor {
     return this.runs.addTo(this.#select({ disk: name })[0].status());
   }
 
+  /** Opens a vault if it is not open. It stays open until it is released. Errors: VAULT_NOT_FOUND. */
+  async holdVault(name: string, signal: AbortSignal): Promise<Share<VaultPort>> {
+    return await this.#parts.vaults.acquire(name, async () => await this.#openVault(name, signal));
+  }
+
   /** Opens a vault if it is not open, and gives it to `use`. Errors: VAULT_NOT_FOUND, those of both. */
   async useVault<Result>(
     name: string,
     signal: AbortSignal,
     use: (vault: VaultPort) => Promise<Result>,
   ): Promise<Result> {
-    const { vaults } = this.#parts;
-    const share = await vaults.acquire(name, async () => await this.#openVault(name, signal));
+    const share = await this.holdVault(name, signal);
     try {
       return await use(share.resource);
     } finally {
@@ -284,6 +292,7 @@ export class Supervisor {
     }
     // First everything that sets images, addresses and vaults free, then everything that needs
     // them.
+    await this.served.closeVaults(reopened);
     await this.#remove([...removed, ...restarted], { drain: true });
     this.#config = next;
     for (const vault of this.#overrides.keys()) if (!next.vaults.has(vault)) this.#overrides.delete(vault);

@@ -9,7 +9,7 @@ import {
   throwIfAborted,
   type Vault,
 } from "../../engine/index.ts";
-import { diskEvent } from "../agent/engine-adapter.ts";
+import { diskEvent } from "../agent/disk-event.ts";
 import { statusLine } from "../agent/status-table.ts";
 import { formatBytes } from "../quantities.ts";
 import { printable } from "../text.ts";

@@ -194,6 +194,7 @@ export class Effects {
   async #presentMember(disk: string): Promise<RunMember> {
     const claim = await readClaim({ ...this.#place, disk });
     const { run } = claim?.place ?? {};
+    if (run !== undefined) await this.#options.server?.release(run);
     const { members } = run === undefined ? { members: [] } : (await readRun(this.#place, run)).document;
     const found = members.find((member) => member.disk === disk);
     if (found !== undefined) return found;

@@ -3,10 +3,18 @@ import type { OperationOptions } from "../progress.ts";
 import type { RunDocument, RunKind } from "../store/format/run.ts";
 import type { SourceSite } from "./source.ts";
 
+/** Serves the disks of runs in the background, as an agent does: the runs whose `servedBy` is `agent`. */
+export interface RunServer {
+  /** Ends serving a run, with last points of disks that are protected, until the work is over. */
+  release(run: string): Promise<void>;
+}
+
 /** What effects need of their caller. */
 export interface FailoverOptions extends OperationOptions {
   /** Opens the agent behind a control socket. Absent: a run that names one cannot be worked on. */
   readonly openAgent?: ((socket: string) => SourceSite) | undefined;
+  /** Serves runs in this process. Absent: a command does, in the foreground. */
+  readonly server?: RunServer | undefined;
   /** Environment of check and shutdown commands. Default: empty. */
   readonly environment?: Readonly<Record<string, string>> | undefined;
 }

@@ -34,7 +34,7 @@ import {
   refuseElsewhere,
   refusePresent,
 } from "./run-checks.ts";
-import { isReprotected, isServable } from "./run-facts.ts";
+import { isReprotected, isServable, servedBy } from "./run-facts.ts";
 import { endingDueMs, endJob, endTask, withJob, withTask } from "./run-jobs.ts";
 import { directionOf, membersOf, refuseOtherFailback } from "./run-members.ts";
 import { requestStop, StopRequests } from "./run-request.ts";
@@ -155,7 +155,7 @@ export class Failovers {
       group: group ?? null,
       selector,
       target: options.to,
-      serving: options.serving,
+      serving: servedBy(options.serving, options.server !== undefined),
       check: options.check ?? null,
       shutdown: options.shutdown ?? null,
       source,
@@ -241,6 +241,7 @@ export class Failovers {
       const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
       const { document } = await readRun(place, options.run);
       if (!isServable(document)) return await this.#operate("Resume", options);
+      await this.#serveBy(document, options);
       const summary = await describeRun(this.#context, document);
       return { ...summary, bytesWritten: 0, bytesRead: 0, elapsedMs: Math.round(performance.now() - startedAt) };
     });
@@ -365,6 +366,16 @@ export class Failovers {
     return (await this.list(signal)).flatMap(jobsOf).sort((a, b) => (a.startTime < b.startTime ? 1 : -1));
   }
 
+  /** Notes in a run that is only to be served whether an agent does it from now on. */
+  async #serveBy({ run, serving }: RunDocument, { server, signal }: FailoverOptions): Promise<void> {
+    const next = servedBy(serving, server !== undefined);
+    if (next === serving) return;
+    const place = { store: this.#store, vault: this.#vaultId, signal };
+    await using held = await HeldRun.take(place, run);
+    await refuseServed(held.document, `tidemark jobs resume ${run}`);
+    await held.swap({ ...held.document, serving: next });
+  }
+
   async #operate(
     operation: RunOperation,
     options: OperateOptions,
@@ -378,9 +389,13 @@ export class Failovers {
           const outcome = transition(document.state, operation);
           if ("reason" in outcome) throw refused(document, operation, outcome.reason);
           refuseElsewhere(document);
-          if (operation !== "Commit")
+          if (operation !== "Commit") {
+            await options.server?.release(document.run);
             await refuseServed(document, `${commandsOfOperations[operation]} ${document.run}`);
-          const changed = await change(document);
+          }
+          const given = await change(document);
+          const isAgent = operation === "Commit" ? given.serving?.byAgent === true : options.server !== undefined;
+          const changed = { ...given, serving: servedBy(given.serving, isAgent) };
           const notes = note === undefined ? changed.notes : [...changed.notes, { timeMs: Date.now(), text: note }];
           return withJob({ ...changed, notes: notes.slice(-notesMax) }, operation, outcome.next);
         }),

@@ -27,6 +27,13 @@ export function isServable(document: RunDocument): boolean {
   return members.every(({ held }) => held !== null);
 }
 
+/** The same serving, by an agent or by a command. */
+export function servedBy(serving: RunDocument["serving"], isAgent: boolean): RunDocument["serving"] {
+  if (serving === null || (serving.byAgent === true) === isAgent) return serving;
+  const { listen, protects } = serving;
+  return { listen, protects, ...(isAgent ? { byAgent: true } : {}) };
+}
+
 /** What commands of the run get in their environment. */
 export function variablesOf(
   { run, kind, direction }: RunDocument,

@@ -43,6 +43,8 @@ export interface RunSummary {
   readonly mayBeDeleted: readonly string[];
   /** What must not be deleted yet, and why. */
   readonly stillNeeded: readonly string[];
+  /** What serves the disks of the run where `nbd` says; null: nothing has to. */
+  readonly servedBy: "agent" | "command" | null;
   /** The host of local targets. */
   readonly host: string;
   readonly created: string;
@@ -146,6 +148,7 @@ export async function describeRun(context: VaultContext, document: RunDocument):
     ...operationsOf(document, isBusy),
     leftovers: ended || moved ? [] : await leftoversOf(context, document),
     ...adviceOf(document),
+    servedBy: !servable ? null : document.serving?.byAgent === true ? "agent" : "command",
     host,
     created: iso(createdMs),
     due: dueMs === null ? null : iso(dueMs),

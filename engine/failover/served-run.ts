@@ -80,11 +80,14 @@ function endpointOf(listen: string): NbdEndpoint {
  * Refuses what may not happen to targets while they are served. `then` is the command to type
  * afterwards. Errors: WRITER_ACTIVE.
  */
-export async function refuseServed({ run, members }: RunDocument, then: string): Promise<void> {
+export async function refuseServed({ run, members, serving }: RunDocument, then: string): Promise<void> {
   for (const { target } of members) {
     if (target.kind !== "instant" || (await lookAtImage(target.path)) !== "open") continue;
     throw new TidemarkError("WRITER_ACTIVE", `${target.path} of run ${run} is being served`, {
-      remedy: `end the command that serves it with ^C, then run \`${then}\``,
+      remedy:
+        serving?.byAgent === true
+          ? "send the verb to the agent that serves it: POST /v1/failover on its control socket"
+          : `end the command that serves it with ^C, then run \`${then}\``,
       detail: { run, path: target.path },
     });
   }

@@ -17,6 +17,9 @@ import { TrackingFile } from "../../disk/tracking/tracking-file.ts";
 import type { Recovered } from "../../disk/tracking/tracking-recovery.ts";
 import { TidemarkError } from "../../errors.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
+import { refuseMoved } from "../../store/points/failover-claim.ts";
+import { Store } from "../../store/store.ts";
+import { protectionTiming } from "../../timing.ts";
 import type { Volume } from "../../volume.ts";
 import { checkSize } from "../replicate.ts";
 import type { MachineState } from "./protection-state.ts";
@@ -63,6 +66,8 @@ export async function openProtectedImage(context: VaultContext, options: Protect
   const live = await LiveFile.open(image);
   try {
     await refuseUnfinished(live.identity().path);
+    const place = { store: new Store(context.sink), vault, disk };
+    await refuseMoved(place, live.identity().path, protectionTiming.claimWaitMs);
     checkSize(image, disk, live.sizeBytes, undefined);
     const folder = await makeFolder(state, stateFolder);
     await state.rememberSource(live.identity());

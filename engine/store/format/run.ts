@@ -166,8 +166,13 @@ export interface RunDocument {
   /**
    * Where the targets are served while a command is in the foreground; null: nowhere. `protects`:
    * the command takes the points of disks that are replicated from there, and no other needs to.
+   * `byAgent`: an agent serves them in the background, and again at each of its starts.
    */
-  readonly serving: { readonly listen: string; readonly protects: boolean } | null;
+  readonly serving: {
+    readonly listen: string;
+    readonly protects: boolean;
+    readonly byAgent?: boolean | undefined;
+  } | null;
   readonly check: string | null;
   readonly shutdown: string | null;
   /** Where the disks are written today: an agent's socket or an image. */
@@ -250,6 +255,7 @@ export function decodeRun(bytes: Uint8Array, object: string, vault: string): Run
       ? fields.nestedOrNull("serving", (serving) => ({
           listen: serving.text("listen", longText),
           protects: serving.boolean("protects"),
+          ...(serving.has("byAgent") ? { byAgent: serving.boolean("byAgent") } : {}),
         }))
       : null,
     check: fields.textOrNull("check", longText),

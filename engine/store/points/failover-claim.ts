@@ -158,6 +158,21 @@ export async function refuseClaimed(place: ClaimPlace, path: string): Promise<vo
   );
 }
 
+/**
+ * Refuses to serve a disk at a place from which it has moved: what is written there would be lost. A
+ * store that does not answer within `waitMs` is no reason. A disk whose protection was only ended goes
+ * on where it is. Errors: WRITER_ACTIVE.
+ */
+export async function refuseMoved(place: Omit<ClaimPlace, "signal">, path: string, waitMs: number): Promise<void> {
+  const waiting = { ...place, signal: AbortSignal.timeout(waitMs) };
+  try {
+    if ((await readClaim(waiting))?.disabled?.reason !== "NotSpecified") await refuseClaimed(waiting, path);
+  } catch (error) {
+    if (!(error instanceof TidemarkError) || error.code === "WRITER_ACTIVE") throw error;
+    // The first session tells what is wrong.
+  }
+}
+
 function refuseDisabled({ disk, disabled }: ClaimDocument): void {
   if (disabled === null) return;
   throw new TidemarkError(

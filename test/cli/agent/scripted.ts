@@ -310,6 +310,7 @@ export const noFailovers: FailoverPort = {
   reprotect: none,
   completeMigration: none,
   resume: none,
+  serve: none,
   cancelJob: none,
   show: none,
   carryOutDue: async () => await Promise.resolve([]),

@@ -180,6 +180,11 @@ describe("an unplanned failover", () => {
     ).toBe(true);
     await expectCode(vault.replicate({ disk: "web", volume: disk }), "WRITER_ACTIVE");
     await expectCode(unplanned(`file:${path("two.img")}`), "WRITER_ACTIVE");
+    // A disk that has moved is not served at its former place: what is written there would be lost.
+    writeFileSync(path("old.img"), disk.bytes);
+    const old = { disk: "web", image: path("old.img"), stateFolder: path("state") };
+    await expectCode(vault.protect(old), "WRITER_ACTIVE");
+    unlinkSync(path("old.img"));
     const over = await vault.failovers.cancel({ run: done.run });
     expect(over).toMatchObject({ state: "Protected", leftovers: [], health: "Normal" });
     expect(readdirSync(folder)).toEqual([]);

@@ -138,6 +138,9 @@ describe("a completed migration", () => {
     expect(readdirSync(folder)).toEqual(["t.img"]);
     await expectCode(vault.replicate({ disk: "web", volume: disk }), "WRITER_ACTIVE");
     await expectCode(unplanned(), "WRITER_ACTIVE");
+    writeFileSync(path("web.img"), disk.bytes);
+    const image = { disk: "web", image: path("web.img"), stateFolder: folder };
+    await expectCode(vault.protect(image), "WRITER_ACTIVE");
     const left = await vault.failovers.disable({ disk: "web" });
     expect(left).toMatchObject({ reason: "MigrationComplete", purged: false });
     await vault.failovers.enable({ disk: "web" });
@@ -160,6 +163,12 @@ describe("a disabled disk", () => {
     expect(done.leftBehind.vault).toHaveLength(1);
     expect(done.leftBehind.targets).toEqual([]);
     await expectCode(vault.replicate({ disk: "web", volume: disk }), "WRITER_ACTIVE");
+    expect(await vault.points("web")).toHaveLength(1);
+    // It has not moved: it is served where it is, and no points are made of it.
+    writeFileSync(path("web.img"), disk.bytes);
+    const protection = await vault.protect({ disk: "web", image: path("web.img"), stateFolder: folder });
+    await vi.waitFor(() => expect(protection.status().findings).toMatchObject([{ code: "WRITER_ACTIVE" }]), 10_000);
+    await protection.stop({ drain: false });
     expect(await vault.points("web")).toHaveLength(1);
     await expectCode(vault.failovers.disable({ disk: "none" }), "DISK_NOT_FOUND");
   });

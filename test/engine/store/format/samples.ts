@@ -324,6 +324,7 @@ export const runSample: RunDocument = {
 export const replicaRunSample: RunDocument = {
   ...runSample,
   target: "replica",
+  serving: { listen: "unix:/run/other.sock", protects: true, byAgent: true },
   members: runSample.members.slice(0, 1).map((member) => ({
     ...member,
     target: { kind: "vhd", path: "/srv/disk.vhd", replica: "0123456789abcdef" },

@@ -1,0 +1,146 @@
+/** Runs that an agent serves: from the failover over a restart of the agent to the way back. */
+import { readFileSync } from "node:fs";
+import { expect, it, onTestFinished, vi } from "vitest";
+import { Agent } from "../../../cli/agent/agent.ts";
+import { askAgent } from "../../../cli/agent/control-client.ts";
+import { openEngineAdapter } from "../../../cli/agent/engine-adapter.ts";
+import type { RunFacts } from "../../../cli/agent/seen-runs.ts";
+import type { AgentStatus } from "../../../cli/agent/supervisor.ts";
+import { command } from "../../../engine/disk/nbd/protocol.ts";
+import type { RunSummary } from "../../../engine/index.ts";
+import { RawClient } from "../../engine/disk/nbd/server-rig.ts";
+import { writeImage } from "../images.ts";
+import { ConfigFolder } from "./configuration.ts";
+import { KeptLog, VirtualClock } from "./scripted.ts";
+
+const text = `vaults:
+  main: {address: "dir:vault"}
+policies:
+  gold: {crashConsistentFrequency: 1h}
+disks:
+  - {name: web, image: web.img, vault: main, policy: gold, listen: "unix:a.sock"}
+control: {socket: agent.sock}
+`;
+
+const { signal } = new AbortController();
+
+class Rig {
+  readonly folder = new ConfigFolder("web.img");
+  readonly clock = new VirtualClock();
+  readonly log = new KeptLog();
+  readonly socket: string = this.folder.path("agent.sock");
+
+  constructor() {
+    writeImage(this.folder.path("web.img"), 1);
+  }
+
+  async start(): Promise<Agent> {
+    const agent = await Agent.start(await this.folder.config(text), {
+      environment: { XDG_STATE_HOME: this.folder.path("state"), PATH: process.env["PATH"] },
+      engine: openEngineAdapter({ XDG_STATE_HOME: this.folder.path("state") }),
+      clock: this.clock,
+      log: this.log,
+    });
+    onTestFinished(async () => {
+      await agent.stop({ drain: false });
+      await agent[Symbol.asyncDispose]();
+    });
+    return agent;
+  }
+
+  async ask(path: string, fields?: object): Promise<unknown> {
+    return await askAgent(this.socket, { method: fields === undefined ? "GET" : "POST", path, fields, signal });
+  }
+
+  async verb(fields: object): Promise<RunSummary> {
+    return (await this.ask("/v1/failover", fields)) as RunSummary;
+  }
+
+  async facts(run: string): Promise<RunFacts | undefined> {
+    const { vaults } = (await this.ask("/v1/status")) as AgentStatus;
+    return vaults[0]?.failovers.find((facts) => facts.run === run);
+  }
+}
+
+/** Writes and flushes over NBD. */
+async function write(path: string, offset: number, fill: number): Promise<void> {
+  const peer = await RawClient.transmitting({ kind: "unix", path }, { name: "web" });
+  for (const request of [
+    { type: command.write, cookie: 2n, offset, payload: Buffer.alloc(4096, fill) },
+    { type: command.flush, cookie: 3n, offset: 0, length: 0 },
+  ])
+    expect((await peer.call(request)).error).toBe(0);
+  peer.socket.destroy();
+}
+
+it("serves an instant target, protects it at its new place, also after a restart, and takes it back", async () => {
+  const rig = new Rig();
+  const { folder } = rig;
+  const first = await rig.start();
+  await vi.waitFor(async () => await rig.ask("/v1/point", { disk: "web" }), { timeout: 20_000 });
+  const model = readFileSync(folder.path("web.img"));
+  const change = async (offset: number, fill: number): Promise<void> => {
+    model.fill(fill, offset, offset + 4096);
+    await write(folder.path("new.sock"), offset, fill);
+  };
+  const to = `instant:unix:${folder.path("new.sock")},image=${folder.path("new.img")}`;
+  const { run, servedBy } = await rig.verb({ verb: "planned", disks: ["web"], to, socket: rig.socket });
+  expect(servedBy).toBe("agent");
+  expect(await rig.facts(run)).toMatchObject({
+    serving: [{ disk: "web", uri: `nbd+unix:///web?socket=${folder.path("new.sock")}`, protection: null }],
+  });
+  await change(8192, 1);
+  // The choice of another point begins the image anew: it is released, made and served again.
+  await rig.verb({ verb: "change-point", run, point: "latest" });
+  model.set(readFileSync(folder.path("web.img")));
+  await change(16_384, 2);
+  await rig.verb({ verb: "commit", run });
+  await change(24_576, 3);
+  await rig.verb({ verb: "reprotect", run });
+  expect(await rig.facts(run)).toMatchObject({ state: "Protected", serving: [{ disk: "web" }] });
+  expect((await rig.facts(run))?.serving?.[0]?.protection).not.toBeNull();
+  await change(32_768, 4);
+  await first.stop({ drain: true });
+  await first[Symbol.asyncDispose]();
+  // Nothing but the vault says what the next agent serves.
+  await rig.start();
+  await vi.waitFor(
+    async () => {
+      await rig.clock.advance(60_000);
+      expect((await rig.facts(run))?.serving).toMatchObject([{ disk: "web" }]);
+    },
+    { timeout: 20_000 },
+  );
+  // The image from which the disk has moved is not exported: what a client wrote there would be lost.
+  const { disks } = (await rig.ask("/v1/status")) as AgentStatus;
+  expect(disks[0]).toMatchObject({ state: "failed", connections: null, findings: [{ code: "WRITER_ACTIVE" }] });
+  await change(40_960, 5);
+  const back = await rig.verb({ verb: "failback", run, to: [folder.path("web.img")] });
+  expect(back).toMatchObject({ state: "PlannedFailoverCompleted", disks: [{ complete: true }] });
+  expect(readFileSync(folder.path("web.img")).equals(model)).toBe(true);
+  expect((await rig.facts(run))?.serving ?? null).toBeNull();
+  // A failback that is given up leaves the disk where it was: it is served there again.
+  await rig.verb({ verb: "cancel", run: back.run });
+  expect((await rig.facts(run))?.serving).toMatchObject([{ disk: "web" }]);
+  await change(49_152, 6);
+}, 60_000);
+
+it("says of a run that it cannot serve why, and serves a disk that reprotect gives an address", async () => {
+  const rig = new Rig();
+  const { folder } = rig;
+  await rig.start();
+  await vi.waitFor(async () => await rig.ask("/v1/point", { disk: "web" }), { timeout: 20_000 });
+  const moved = await rig.verb({
+    verb: "planned",
+    disks: ["web"],
+    to: `file:${folder.path("new.img")}`,
+    socket: rig.socket,
+  });
+  expect(moved.servedBy).toBeNull();
+  await rig.verb({ verb: "commit", run: moved.run });
+  const busy = `unix:${folder.path("agent.sock")}`;
+  await rig.verb({ verb: "reprotect", run: moved.run, listen: busy });
+  expect(await rig.facts(moved.run)).toMatchObject({ serving: null });
+  const { disks } = (await rig.ask("/v1/status")) as AgentStatus;
+  expect(disks[0]?.findings).toContainEqual(expect.objectContaining({ code: "RUN_NOT_SERVED", level: "Critical" }));
+}, 60_000);
