@@ -90,10 +90,6 @@ it("serves an instant target, protects it at its new place, also after a restart
     serving: [{ disk: "web", uri: `nbd+unix:///web?socket=${folder.path("new.sock")}`, protection: null }],
   });
   await change(8192, 1);
-  // The choice of another point begins the image anew: it is released, made and served again.
-  await rig.verb({ verb: "change-point", run, point: "latest" });
-  model.set(readFileSync(folder.path("web.img")));
-  await change(16_384, 2);
   await rig.verb({ verb: "commit", run });
   await change(24_576, 3);
   await rig.verb({ verb: "reprotect", run });
