@@ -4,7 +4,7 @@
  * task that is cut off could still write to a slab that has another owner.
  */
 import { availableParallelism } from "node:os";
-import { Piscina } from "piscina";
+import type { Piscina } from "piscina";
 import { TidemarkError } from "../errors.ts";
 import { fromHex } from "../store/format/checksum.ts";
 import type { DigestName, VaultDocument } from "../store/format/documents.ts";
@@ -32,7 +32,8 @@ export class WorkerPool implements AsyncDisposable {
    * slab that a scan holds.
    */
   readonly fetches: SlabPool;
-  readonly #pool: Piscina<WorkerTask, ScanResult | undefined>;
+  /** Loaded by the first pool only: loading it takes longer than to list points does. */
+  readonly #pool: Promise<Piscina<WorkerTask, ScanResult | undefined>>;
   #closed: Promise<void> | undefined;
 
   private constructor(options: WorkerPoolOptions) {
@@ -45,15 +46,9 @@ export class WorkerPool implements AsyncDisposable {
       digestKey: options.digestKey,
       code: compiledKernels(),
     };
-    this.#pool = new Piscina({
-      filename: import.meta.resolve("#worker"),
-      minThreads: options.workers,
-      maxThreads: options.workers,
-      // A slab has at most one task at a time, so the leases bound the queue; anything above is a
-      // programmer's error.
-      maxQueue: options.geometry.slabCount + options.fetchGeometry.slabCount,
-      workerData: setup,
-    });
+    this.#pool = startThreads(setup, options);
+    // A failure reaches the callers of `#run` and `close`.
+    this.#pool.catch(() => undefined);
   }
 
   /** Starts the threads; they load their WASM while the caller goes on. */
@@ -88,7 +83,8 @@ export class WorkerPool implements AsyncDisposable {
 
   async #run(task: WorkerTask): Promise<ScanResult | undefined> {
     try {
-      return await this.#pool.run(task);
+      const pool = await this.#pool;
+      return await pool.run(task);
     } catch (error) {
       throw new TidemarkError("INTERNAL", `a worker thread failed while it ran ${task.kind}`, {
         remedy: "this is a fault in Tidemark: report it with --debug output; nothing was committed",
@@ -99,11 +95,27 @@ export class WorkerPool implements AsyncDisposable {
 
   /** Waits for the tasks in flight, then ends the threads. Idempotent. */
   async close(): Promise<void> {
-    this.#closed ??= this.#pool.close();
+    this.#closed ??= this.#pool.then(async (pool) => await pool.close());
     await this.#closed;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+async function startThreads(
+  setup: WorkerSetup,
+  { workers, geometry, fetchGeometry: fetches }: WorkerPoolOptions,
+): Promise<Piscina<WorkerTask, ScanResult | undefined>> {
+  const { Piscina } = await import("piscina");
+  return new Piscina({
+    filename: import.meta.resolve("#worker"),
+    minThreads: workers,
+    maxThreads: workers,
+    // A slab has at most one task at a time, so the leases bound the queue; anything above is a
+    // programmer's error.
+    maxQueue: geometry.slabCount + fetches.slabCount,
+    workerData: setup,
+  });
 }

@@ -1,8 +1,10 @@
 import { mkdtemp, open, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import process from "node:process";
+import type { Worker } from "node:worker_threads";
 import fc from "fast-check";
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { TidemarkError } from "../../../engine/errors.ts";
 import { granuleBytes } from "../../../engine/limits.ts";
 import { WorkerPool } from "../../../engine/pipeline/worker-pool.ts";
@@ -374,9 +376,13 @@ describe("a capture", () => {
 });
 
 test("a crew that is closed leaves no thread behind", async () => {
-  const threads = (): number =>
-    process.getActiveResourcesInfo().filter((kind) => /MessagePort|Worker/.test(kind)).length;
-  const before = threads();
+  let [begun, ended] = [0, 0];
+  const count = (thread: Worker): void => {
+    begun += 1;
+    thread.once("exit", () => (ended += 1));
+  };
+  process.on("worker", count);
+  onTestFinished(() => void process.off("worker", count));
   const workerPool = WorkerPool.open({
     geometry: { slabCount: 2, slabBytes: 65_536, blockBytes: 65_536 },
     fetchGeometry: { slabCount: 2, slabBytes: 65_536, blockBytes: 65_536 },
@@ -392,9 +398,8 @@ test("a crew that is closed leaves no thread behind", async () => {
     seed: [1, 2],
     scope: "whole",
   });
-  expect(threads()).toBeGreaterThan(before);
   await Promise.all([workerPool.close(), workerPool.close()]);
   // Closing waits for what is in flight.
   expect(await scanned).toMatchObject({ chunkCount: 0 });
-  expect(threads()).toBe(before);
+  expect([begun, ended]).toEqual([3, 3]);
 });
