@@ -28,6 +28,7 @@ export interface Notice {
     | "SOURCE_UNREACHED"
     | "RUN_NOT_ENDED"
     | "STORE_AWAY"
+    | "NO_ANSWER"
     | "RESUMED";
   readonly message: string;
 }

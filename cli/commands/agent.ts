@@ -143,7 +143,8 @@ async function run(context: CommandContext, { config: path, check }: AgentFlags)
   const [{ Agent }, { openLog }] = await Promise.all([import("../agent/agent.ts"), import("../agent/log.ts")]);
   const log = openLog(config.logging, environment, { utc: context.utc });
   try {
-    const options = { environment, engine: openEngineAdapter(environment), clock: systemClock, log };
+    const engine = openEngineAdapter(environment, ({ code, message }) => log.write("warn", message, { code }));
+    const options = { environment, engine, clock: systemClock, log };
     const agent = await Agent.start(config, options);
     // Rejects only after all disks have stopped; earlier failures are in the log.
     const failed = new Promise<never>((_, reject) => {
