@@ -164,6 +164,28 @@ describe("an overlaid disk", () => {
     expect(rest.every((byte) => byte === 2)).toBe(true);
   });
 
+  test("adopts what no change touches without waiting for the changes, which may wait for what is adopted", async () => {
+    const below = belowDisk();
+    below.answersAtOnce = false;
+    const disk = await temporaryDisk(below);
+    const model = Buffer.from(below.bytes);
+    const adopted = Buffer.from(model.subarray(0, 8 * granuleBytes));
+    const open = below.hold();
+    // Both ends of it are to be filled with what lies below.
+    const bytes = contentOf(2 * granuleBytes, 3);
+    bytes.copy(model, 2 * granuleBytes + 10);
+    const part = disk.write(2 * granuleBytes + 10, bytes);
+    const trim = disk.trim(6 * granuleBytes, granuleBytes);
+    model.fill(0, 6 * granuleBytes, 7 * granuleBytes);
+    expect(await disk.adopt(0, adopted)).toBe(false);
+    expect(await disk.adopt(0, adopted.subarray(0, 2 * granuleBytes))).toBe(true);
+    expect(disk.nextBelow(0)).toEqual({ offset: 2 * granuleBytes, length: 3 * granuleBytes });
+    open();
+    await Promise.all([part, trim]);
+    expect(disk.firstBelow(0)).toBe(8 * granuleBytes);
+    expect((await readAll(disk)).equals(model)).toBe(true);
+  });
+
   test("tells what was written as data, and what was trimmed as a hole", async () => {
     const disk = await temporaryDisk();
     await write(disk, 4096, Buffer.alloc(8192, 1));
