@@ -35,6 +35,7 @@ import { type Pieces, pieceIsZero } from "../../store/map/point-map.ts";
 import type { Store } from "../../store/store.ts";
 import type { Extent } from "../../volume.ts";
 import type { BlockCache } from "./block-cache.ts";
+import type { BlockKeeper } from "./block-keeper.ts";
 import { type BlockDamage, type FetchJob, newJob, type WantedBlock } from "./fetch-job.ts";
 import type { MountedMap } from "./mounted-map.ts";
 import type { PendingRead } from "./pending-read.ts";
@@ -48,16 +49,12 @@ const aheadJobBytesMax: number = 64 * 1024 * 1024;
 /** The share of that which is only fetched where it makes ranges longer. */
 const aheadMoreShare: number = 3 / 8;
 
-/** Keeps what is fetched elsewhere than in the cache, so that it is never fetched again. */
-export interface BlockKeeper {
-  /** False when nothing of the range has to be fetched ahead. */
-  isNeeded(offset: number, length: number): boolean;
-  /**
-   * Takes whole blocks that have been fetched and proved. `bytes` may be read until the promise
-   * settles. True: they are kept, and are not asked for again. Never rejects.
-   */
-  keep(offset: number, bytes: Uint8Array): Promise<boolean>;
-}
+/**
+ * With a keeper a waiting read brings what is absent of the aligned range of this size around it, and
+ * of a wider one while many reads wait.
+ */
+const keptWindowBytes: number = 1024 * 1024;
+const crowdedWindowBytes: number = 4 * 1024 * 1024;
 
 export interface BlockFetcherOptions {
   readonly store: Store;
@@ -155,7 +152,7 @@ export class BlockFetcher {
       if (this.#wanted.get(block)?.state === "queued") {
         while (end - block < this.#jobBlocksMax && this.#wanted.get(end)?.state === "queued") end += 1;
       }
-      const job = newJob(block, end, end);
+      const job = this.#withNeighbours(block, end);
       for (let at = block; at < end; at += 1) {
         this.#queue.delete(at);
         this.#claim(job, at);
@@ -165,6 +162,25 @@ export class BlockFetcher {
         this.#waitedJobs -= 1;
       });
     }
+  }
+
+  /**
+   * A job for blocks [from, end) that reads wait for. With a keeper everything is needed some time, so
+   * it takes along what is absent of the windows around them: a request costs a store as much as
+   * hundreds of KiB do. When more reads wait than jobs may run, they wait for the store's rate rather
+   * than for one request, and wider windows get them and their successors there sooner.
+   */
+  #withNeighbours(from: number, end: number): FetchJob {
+    const isAlone = this.#wanted.get(from)?.state === "alone";
+    if (this.#options.keeper?.wantsNeighbours !== true || isAlone) return newJob(from, end, end);
+    const windowBytes = this.#queue.size > this.#jobsMax ? crowdedWindowBytes : keptWindowBytes;
+    const windowBlocks = Math.max(1, Math.min(this.#jobBlocksMax, Math.floor(windowBytes / this.#blockBytes)));
+    const first = from - (from % windowBlocks);
+    const disk = Math.ceil(this.#options.map.volumeBytes / this.#blockBytes);
+    const last = Math.min(disk, Math.ceil(end / windowBlocks) * windowBlocks);
+    const job = newJob(first, last, last);
+    for (let block = first; block < last; block += 1) if (!this.#isTaken(block)) this.#claim(job, block);
+    return job;
   }
 
   /**

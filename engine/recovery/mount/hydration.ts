@@ -10,7 +10,9 @@
  * fetched twice.
  *
  * Clients go first: what they wait for is fetched before what is fetched ahead, and while they are
- * at work the hydration does one short step at a time and rests between them.
+ * at work the hydration does one short step at a time and rests between them. A read that waits
+ * brings its neighbours along, unless the rate is limited. So a client that reads at random has the
+ * copy made in its own order, at the rate of the store.
  *
  * Invariant: a granule is copied only while it is read below (see `OverlaidDisk.adopt`), so nothing
  * that a client wrote is overwritten.
@@ -24,7 +26,7 @@ import { interrupted, isUnreadableOrGone, TidemarkError, throwIfAborted } from "
 import { granuleBytes } from "../../limits.ts";
 import type { Bandwidth } from "../../throttle.ts";
 import { hydrationTiming } from "../../timing.ts";
-import type { BlockKeeper } from "./block-fetcher.ts";
+import type { BlockKeeper } from "./block-keeper.ts";
 import type { OverlaidDisk } from "./overlaid-disk.ts";
 import type { PatientPoint } from "./patient-point.ts";
 
@@ -32,7 +34,7 @@ import type { PatientPoint } from "./patient-point.ts";
 const windowBytesMax: number = 1024 * 1024 * 1024;
 const windowExtentsMax = 4096;
 /** What is fetched at a time while clients are at work, or the rate is limited. */
-const shortStepBytes: number = 2 * 1024 * 1024;
+const shortStepBytes: number = 8 * 1024 * 1024;
 /** What is read at a time of what has been left. */
 const readBytes: number = 1024 * 1024;
 /** What is copied between two saves of the record. */
@@ -97,6 +99,10 @@ export class Hydration implements BlockKeeper {
     await this.#run;
     await this.#written();
     await this.#saved;
+  }
+
+  get wantsNeighbours(): boolean {
+    return this.#options.bandwidth?.bytesPerSecond === undefined && !this.#stopping.signal.aborted;
   }
 
   isNeeded(offset: number, length: number): boolean {
