@@ -31,7 +31,7 @@ export interface MeasuredKernels extends Pick<typeof Kernels, "createDigest" | "
 export async function openKernels(dataBytes: number): Promise<MeasuredKernels> {
   const { createDigest, isZero, looksIncompressible } = await import("./kernels.ts");
   const { expandSeed, openWasmKernels } = await import("./wasm-kernels.ts");
-  const shared = allocateSlabs({ slabCount: 1, slabBytes: dataBytes, blockBytes: granuleBytes });
+  const shared = allocateSlabs({ slabCount: 1, slabBytes: dataBytes });
   const [slab] = viewSlabs(shared);
   assert(slab !== undefined, "one slab was asked for");
   const { kernel } = slab;
