@@ -10,7 +10,8 @@ import { openEngineAdapter, systemClock } from "../agent/engine-adapter.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
 import { parseRate } from "../agent/schema.ts";
 import { describeAgent } from "../agent/status-table.ts";
-import type { AgentStatus, MissedPoint, ReloadSummary, StopSummary } from "../agent/supervisor.ts";
+import type { MissedPoint, ReloadSummary, StopSummary } from "../agent/summaries.ts";
+import type { AgentStatus } from "../agent/supervisor.ts";
 import { formatNumberOf, formatRate } from "../quantities.ts";
 import { printable } from "../text.ts";
 import { type CommandContext, closing } from "./context.ts";
@@ -279,14 +280,15 @@ async function stop(context: CommandContext, flags: TargetFlags): Promise<void> 
   const fields = { ...targetOf(flags), drain: true };
   const answer = await ask(context, flags, "POST", "/v1/stop", fields);
   if (flags.disk !== undefined || flags.group !== undefined) {
-    const { disks, notDrained } = answer as StopSummary;
+    const stopped = answer as StopSummary;
+    const { disks, notDrained } = stopped;
     const text = [
       `stopped: ${printable(disks.join(", "))}`,
       ...(notDrained.length === 0
         ? []
         : [`not all in the vault yet, shipped when resumed: ${printable(notDrained.join(", "))}`]),
     ];
-    context.output.summary("agent stop", { disks, notDrained }, text.join("\n"));
+    context.output.summary("agent stop", stopped, text.join("\n"));
     return;
   }
   context.output.summary("agent stop", { stopped: true }, "the agent has stopped");
