@@ -7,7 +7,7 @@
 import { writeSync } from "node:fs";
 import process from "node:process";
 
-// Node would open its debugger to this machine at that signal.
+// Node would open its debugger to every user of this machine at that signal.
 process.on("SIGUSR1", () => undefined);
 
 try {

@@ -28,6 +28,7 @@ export interface Notice {
     | "SOURCE_UNREACHED"
     | "RUN_NOT_ENDED"
     | "STORE_AWAY"
+    | "NO_ANSWER"
     | "REPLICA_TAKEN"
     | "RESUMED";
   readonly message: string;

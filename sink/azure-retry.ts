@@ -26,8 +26,8 @@ export interface RetryOptions {
    */
   readonly firstContactToleranceMs?: number | undefined;
   /**
-   * Deadline of a request: this plus `deadlinePerMiBMs` per MiB moved, at most two minutes.
-   * Default: 10 s.
+   * Deadline of a request: this plus `deadlinePerMiBMs` per MiB moved, at most two minutes. An
+   * answer of unknown length has begun within this time. Default: 10 s.
    */
   readonly deadlineBaseMs?: number | undefined;
   /** Default: 5 s. */
@@ -54,11 +54,15 @@ const mebibyte = 1024 * 1024;
 /** One call: its subject, whether it may be repeated, and the function that sends it. */
 export interface Call<T> extends CallSubject {
   readonly kind: "write" | "idempotent";
-  /** Bytes that the request moves, for its deadline. */
+  /** Bytes that the request moves, for its deadline, as far as that is known when it is sent. */
   readonly bytes?: number | undefined;
   readonly signal: AbortSignal | undefined;
-  /** Sends the request once. `signal` aborts it at its deadline or when the caller aborts. */
-  readonly send: (signal: AbortSignal) => Promise<T>;
+  /**
+   * Sends the request once. `signal` aborts it at its deadline or when the caller aborts. `begun` is
+   * called when the answer begins, with the bytes that are to come: from then on the deadline is
+   * theirs.
+   */
+  readonly send: (signal: AbortSignal, begun: (bytes: number) => void) => Promise<T>;
 }
 
 /** Runs the calls of one sink under the policy and counts lost connections. */
@@ -169,18 +173,20 @@ export class Caller {
   /** Sends once. After an abort by the caller it throws INTERRUPTED, whatever the request threw. */
   async #once<T>(call: Call<T>): Promise<{ readonly value: T } | { readonly verdict: Verdict }> {
     const controller = new AbortController();
-    const deadlineMs = Math.min(
-      deadlineMsMax,
-      this.#deadlineBaseMs + (this.#deadlinePerMiBMs * (call.bytes ?? 0)) / mebibyte,
-    );
-    const deadline = { passed: false };
-    const timer = setTimeout(() => {
-      deadline.passed = true;
-      controller.abort();
-    }, deadlineMs);
+    const deadline = { ms: 0, passed: false };
+    let timer: NodeJS.Timeout | undefined;
+    const allow = (bytes: number): void => {
+      clearTimeout(timer);
+      deadline.ms = Math.min(deadlineMsMax, this.#deadlineBaseMs + (this.#deadlinePerMiBMs * bytes) / mebibyte);
+      timer = setTimeout(() => {
+        deadline.passed = true;
+        controller.abort();
+      }, deadline.ms);
+    };
+    allow(call.bytes ?? 0);
     const release = this.#follow(call.signal ?? this.#closing.signal, controller);
     try {
-      const value = await call.send(controller.signal);
+      const value = await call.send(controller.signal, allow);
       this.#answered = true;
       return { value };
     } catch (thrown) {
@@ -191,7 +197,7 @@ export class Caller {
         if (verdict.kind === "refused" || !verdict.lostConnection) this.#answered = true;
         return { verdict };
       }
-      const fact = `${this.#store.host} did not answer within ${String(deadlineMs / 1000)} s`;
+      const fact = `${this.#store.host} did not answer within ${String(deadline.ms / 1000)} s`;
       return { verdict: { kind: "uncertain", fact, lostConnection: true, cause: new Error(fact) } };
     } finally {
       clearTimeout(timer);

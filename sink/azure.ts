@@ -171,11 +171,11 @@ export class AzureSink implements Sink {
       action: `read ${name}`,
       right: "read",
       name,
-      bytes: sizeBytesMax,
       signal: options.signal,
-      send: async (abortSignal) => {
+      send: async (abortSignal, begun) => {
         const response = await client.download(0, undefined, { abortSignal, maxRetryRequests: 0 });
         const sizeBytes = response.contentLength ?? 0;
+        begun(Math.min(sizeBytes, sizeBytesMax));
         if (response.blobType === "PageBlob" || sizeBytes > sizeBytesMax) {
           discard(response);
           throw response.blobType === "PageBlob" ? wrongKind(name, "object") : tooLarge(name, sizeBytes, sizeBytesMax);

@@ -55,6 +55,9 @@ const extentsAtATime = 50;
 
 const exitFailed = 1;
 
+// Node would open its debugger to every user of this machine at that signal.
+process.on("SIGUSR1", () => undefined);
+
 /** True once this process closes the server on purpose. */
 let ending = false;
 

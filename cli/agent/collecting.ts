@@ -7,7 +7,7 @@
  *
  * What segments take at the store is measured when the agent starts and once an hour.
  */
-import { type CollectOptions, type CollectSummary, hasCode, TidemarkError } from "../../engine/index.ts";
+import { type CollectOptions, type CollectSummary, hasCode, type Notice, TidemarkError } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
 import { PeriodicTask } from "./periodic-task.ts";
@@ -83,7 +83,8 @@ export class Collecting {
     const { collect, onEvent } = this.#parts;
     try {
       if (!(await this.#isDue(signal))) return;
-      const { storedBytesBefore, storedBytesAfter, waitingFor } = await collect({ signal });
+      const onNotice = ({ code, message }: Notice): void => onEvent({ kind: "notice", disk: "", code, message });
+      const { storedBytesBefore, storedBytesAfter, waitingFor } = await collect({ onNotice, signal });
       this.#storedBytes = storedBytesAfter;
       if (waitingFor.length === 0) this.#lastMs = this.#parts.wallMs();
       if (waitingFor.length > 0) {

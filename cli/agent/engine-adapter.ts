@@ -12,6 +12,7 @@ import {
   Group,
   limited,
   NbdServer,
+  type Notice,
   type Protection,
   type ProtectionPolicy,
   type Sink,
@@ -22,7 +23,9 @@ import {
 } from "../../engine/index.ts";
 import { openSink } from "../../sink/index.ts";
 import { refuseEmptyImage } from "../commands/context.ts";
+import { withoutSecrets } from "../errors.ts";
 import { type Environment, sinkOptions, vaultOptions } from "../settings.ts";
+import { told } from "../waiting.ts";
 import { Collecting } from "./collecting.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import { diskEvent } from "./disk-event.ts";
@@ -55,10 +58,16 @@ export const systemClock: Clock = {
   },
 };
 
-/** `environment` gives credentials, proxies and the default state folder. */
-export function openEngineAdapter(environment: Environment): EngineAdapter {
+/**
+ * `environment` gives credentials, proxies and the default state folder. `onNotice` is told what a
+ * store lets the vaults wait for.
+ */
+export function openEngineAdapter(
+  environment: Environment,
+  onNotice: (notice: Notice) => void = () => undefined,
+): EngineAdapter {
   return {
-    openVault: async (config, signal) => await EngineVault.open(config, environment, signal),
+    openVault: async (config, signal) => await EngineVault.open(config, environment, onNotice, signal),
     listen: openServer,
   };
 }
@@ -105,16 +114,22 @@ class EngineVault implements VaultPort {
   }
 
   /** Creates the vault where there is none, as `tidemark replicate` does. */
-  static async open(config: VaultConfig, environment: Environment, signal: AbortSignal): Promise<EngineVault> {
+  static async open(
+    config: VaultConfig,
+    environment: Environment,
+    onNotice: (notice: Notice) => void,
+    signal: AbortSignal,
+  ): Promise<EngineVault> {
     const { address, proxy } = config;
     const bandwidth = new Bandwidth(tableOf(config));
     const stateFolder = stateFolderOf(config, environment);
-    const store = await openSink(address, {
+    const opened = await openSink(address, {
       ...sinkOptions(address, environment, signal),
       ...(proxy === undefined ? {} : { proxy }),
     });
+    const store = told(opened, withoutSecrets(opened.description), onNotice);
     try {
-      const vault = await Vault.openOrCreate(limited(store, bandwidth), { stateFolder, signal });
+      const vault = await Vault.openOrCreate(limited(store, bandwidth), { stateFolder, onNotice, signal });
       return new EngineVault({
         store,
         vault,

@@ -1,16 +1,13 @@
 /**
  * `tidemark agent`: the daemon that protects the disks of a configuration, and the commands that
- * talk to it.
+ * talk to it. Only the daemon loads what reads YAML and writes logs.
  */
 import { Command, Option } from "commander";
 import { type PointSummary, TidemarkError } from "../../engine/index.ts";
-import { Agent } from "../agent/agent.ts";
 import { type AgentConfig, configError, formatFault } from "../agent/config.ts";
-import { loadConfig } from "../agent/config-file.ts";
 import { askAgent } from "../agent/control-client.ts";
 import { openEngineAdapter, systemClock } from "../agent/engine-adapter.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
-import { openLog } from "../agent/log.ts";
 import { parseRate } from "../agent/schema.ts";
 import { describeAgent } from "../agent/status-table.ts";
 import type { MissedPoint, ReloadSummary, StopSummary } from "../agent/summaries.ts";
@@ -144,9 +141,11 @@ async function run(context: CommandContext, { config: path, check }: AgentFlags)
     return;
   }
   const { environment } = context;
+  const [{ Agent }, { openLog }] = await Promise.all([import("../agent/agent.ts"), import("../agent/log.ts")]);
   const log = openLog(config.logging, environment, { utc: context.utc });
   try {
-    const options = { environment, engine: openEngineAdapter(environment), clock: systemClock, log };
+    const engine = openEngineAdapter(environment, ({ code, message }) => log.write("warn", message, { code }));
+    const options = { environment, engine, clock: systemClock, log };
     const agent = await Agent.start(config, options);
     // Rejects only after all disks have stopped; earlier failures are in the log.
     const failed = new Promise<never>((_, reject) => {
@@ -178,6 +177,7 @@ function refuseMissed(missed: readonly MissedPoint[]): void {
 }
 
 async function checkedConfig({ output, environment }: CommandContext, path: string): Promise<AgentConfig> {
+  const { loadConfig } = await import("../agent/config-file.ts");
   const loaded = await loadConfig(path, environment);
   if ("config" in loaded) return loaded.config;
   for (const found of loaded.faults) output.item("fault", found, printable(formatFault(found)));

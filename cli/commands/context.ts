@@ -16,6 +16,7 @@ import { withoutSecrets } from "../errors.ts";
 import type { SignalAnswers } from "../interruption.ts";
 import type { Output } from "../output.ts";
 import { type Environment, sinkOptions, type VaultFlags, vaultAddress, vaultOptions } from "../settings.ts";
+import { told } from "../waiting.ts";
 
 export interface CommandContext {
   readonly output: Output;
@@ -50,7 +51,8 @@ export async function withVault<Result>(
   // An Azurite would make its folder, and a wrong address would look like an empty vault.
   if (open === openExisting || open === openForRepair) await refuseAbsentAzurite(address);
   context.output.detail(`vault ${withoutSecrets(address)}, local caches in ${options.stateFolder ?? ""}`);
-  const sink = await openSink(address, sinkOptions(address, environment, signal));
+  const opened = await openSink(address, sinkOptions(address, environment, signal));
+  const sink = told(opened, withoutSecrets(opened.description), context.output.notice.bind(context.output));
   return await closing(sink, async () => {
     const vault = await open(sink, options);
     return await closing(vault, async () => await use(vault));

@@ -79,7 +79,7 @@ async function protect(context: CommandContext, image: string, flags: ProtectFla
   await refuseInsideVault(flags, image, "image");
   // Before the vault is opened: an image that is missing creates none.
   await refuseEmptyImage(plan.disk.image);
-  const engine = openEngineAdapter(environment);
+  const engine = openEngineAdapter(environment, context.output.notice.bind(context.output));
   const vault = await engine.openVault(plan.vault, signal);
   try {
     await protectIn(context, engine, vault, plan);

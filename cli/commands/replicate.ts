@@ -19,6 +19,7 @@ import { formatBytes, formatCount, formatDuration, formatRate, formatRatio } fro
 import { type VaultFlags, withLanesOption, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
+import { told, toldWhile } from "../waiting.ts";
 import { type CommandContext, nbdAddress, refuseEmpty, refuseInsideVault, withVault } from "./context.ts";
 
 interface ReplicateFlags extends VaultFlags {
@@ -80,7 +81,9 @@ async function replicate(context: CommandContext, source: string, flags: Replica
   const { output, signal } = context;
   const marks = marksOf(source, flags);
   // Before the vault is opened: a source that is missing creates none.
-  const volume = await openSource(source, marks, signal);
+  const onNotice = output.notice.bind(output);
+  const opened = await toldWhile(openSource(source, marks, signal), source, onNotice);
+  const volume = told(opened, opened.description, onNotice);
   try {
     if (volume instanceof FileVolume) await refuseInsideVault(flags, source, "source");
     if (flags.allowEmpty !== true) await refuseEmpty(volume);
@@ -94,7 +97,6 @@ async function replicate(context: CommandContext, source: string, flags: Replica
         const isListed = changes !== undefined && (await isNewest(vault, disk, changes.since));
         const measure = await readShare(volume, isListed ? list?.volume.changed(list.context) : undefined);
         const onProgress = (progress: Progress): void => output.progress(measure(progress));
-        const onNotice = output.notice.bind(output);
         return await vault.replicate({ disk, volume, label, changes, signal, onProgress, onNotice });
       },
       // A point to go on from is not in a vault that is only now created.

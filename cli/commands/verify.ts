@@ -8,6 +8,7 @@ import { formatBytes, formatDuration, formatNumberOf, formatRate } from "../quan
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
+import { told, toldWhile } from "../waiting.ts";
 import { type CommandContext, withVault } from "./context.ts";
 
 interface VerifyFlags extends VaultFlags {
@@ -56,7 +57,9 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
     });
   }
   const point = flags.point === undefined ? undefined : pointSelector(flags.point);
-  const source = flags.source === undefined ? undefined : await FileVolume.open(flags.source);
+  const onNotice = output.notice.bind(output);
+  const source =
+    flags.source === undefined ? undefined : await toldWhile(FileVolume.open(flags.source), flags.source, onNotice);
   try {
     const summary = await withVault(
       context,
@@ -65,11 +68,11 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
         await vault.verify({
           disk: flags.disk,
           point,
-          source,
+          source: source && told(source, source.description, onNotice),
           heal: flags.heal,
           signal: context.signal,
           onProgress: (progress) => output.progress(progress),
-          onNotice: (notice) => output.notice(notice),
+          onNotice,
         }),
     );
     for (const damage of summary.damaged) output.item("damage", damage, describeDamage(damage));

@@ -7,15 +7,19 @@
  */
 import { spawnSync } from "node:child_process";
 import { closeSync, mkdirSync, openSync, rmdirSync, symlinkSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
+import { type AddressInfo, createServer } from "node:net";
 import process from "node:process";
-import { expect, onTestFinished, test } from "vitest";
-import { sampleOf } from "../depth.ts";
+import { setTimeout as delay } from "node:timers/promises";
+import { expect, onTestFinished, test, vi } from "vitest";
+import { byDepth, sampleOf } from "../depth.ts";
+import { MemoryDisk, serve } from "../engine/disk/nbd/server-rig.ts";
 import { mountSmallDisk } from "../small-disk.ts";
 import { writeImage } from "./images.ts";
-import { Place } from "./tidemark.ts";
+import { type Line, Place, parseLines } from "./tidemark.ts";
 
 const endsMsMax = 20_000;
+/** Longer than what a command waits in silence. */
+const waitsMs = 9_000;
 const mebibyte = 1024 * 1024;
 const strangerId = "65534";
 const asStranger = ["setpriv", `--reuid=${strangerId}`, `--regid=${strangerId}`, "--clear-groups"];
@@ -24,7 +28,9 @@ const asStranger = ["setpriv", `--reuid=${strangerId}`, `--regid=${strangerId}`,
 interface Bad {
   readonly what: string;
   readonly asStranger?: true;
-  readonly make: (place: Place) => string | { readonly reason: string };
+  /** The command is to say meanwhile that it waits. */
+  readonly isWaitedFor?: true;
+  readonly make: (place: Place) => string | { readonly reason: string } | Promise<string>;
 }
 
 const isRoot = process.getuid?.() === 0;
@@ -105,6 +111,29 @@ const slow: Bad = {
   },
 };
 
+/** Gives the port of a server that takes connections, and closes them after a while without a word. */
+async function silentServer(closesAfterMs: number): Promise<number> {
+  const server = createServer((socket) => {
+    socket.on("error", () => undefined).setTimeout(closesAfterMs, () => socket.destroy());
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  onTestFinished(() => {
+    server.close();
+  });
+  return (server.address() as AddressInfo).port;
+}
+
+const slowStore: Bad = {
+  what: "slow",
+  isWaitedFor: true,
+  make: async () => `http://127.0.0.1:${String(await silentServer(60_000))}/devstoreaccount1/vault`,
+};
+const slowSource: Bad = {
+  what: "slow",
+  isWaitedFor: true,
+  make: async () => `nbd://127.0.0.1:${String(await silentServer(waitsMs))}/x`,
+};
+
 interface Use {
   readonly role: string;
   readonly bad: readonly Bad[];
@@ -116,8 +145,16 @@ interface Use {
 const vaultUse = (role: string, words: readonly string[], bad: readonly Bad[]): Use => ({
   role: `vault of ${role}`,
   bad,
-  words: (path) => [...words, "--vault", `dir:${path}`],
-  codes: ["VAULT_NOT_FOUND", "ACCESS_REFUSED", "INVALID_ARGUMENT", "NO_SPACE", "DAMAGED", "STORE_REFUSED"],
+  words: (path) => [...words, "--vault", path.includes("://") ? path : `dir:${path}`],
+  codes: [
+    "STORE_UNREACHABLE",
+    "VAULT_NOT_FOUND",
+    "ACCESS_REFUSED",
+    "INVALID_ARGUMENT",
+    "NO_SPACE",
+    "DAMAGED",
+    "STORE_REFUSED",
+  ],
 });
 
 const everywhere = [looping, belowFile, stale, foreign];
@@ -126,12 +163,12 @@ const targetCodes = ["TARGET_FAILED", "ACCESS_REFUSED", "NO_SPACE", "INVALID_ARG
 const protectA = ["protect", "a.img", "--disk", "b", "--vault", "dir:vault"];
 const uses: readonly Use[] = [
   ...[["points", "list", "--disk", "a"], ["verify"]].map((words) =>
-    vaultUse(words.slice(0, 2).join(" "), words, [absent, ...everywhere]),
+    vaultUse(words.slice(0, 2).join(" "), words, [absent, ...everywhere, slowStore]),
   ),
-  vaultUse("vault init", ["vault", "init"], [...everywhere, readOnly]),
+  vaultUse("vault init", ["vault", "init"], [...everywhere, readOnly, slowStore]),
   {
     role: "source of replicate",
-    bad: [absent, ...everywhere],
+    bad: [absent, ...everywhere, slowSource],
     words: (path) => ["replicate", path, "--disk", "b", "--vault", "dir:vault"],
     codes: sourceCodes,
   },
@@ -153,7 +190,11 @@ const uses: readonly Use[] = [
     words: (path) => ["protect", path, "--disk", "b", "--listen", "unix:socket", "--vault", "dir:vault"],
     codes: [...sourceCodes, "INVALID_ARGUMENT"],
   },
-  vaultUse("protect", ["protect", "a.img", "--disk", "b", "--listen", "unix:socket"], [...everywhere, readOnly, full]),
+  vaultUse(
+    "protect",
+    ["protect", "a.img", "--disk", "b", "--listen", "unix:socket"],
+    [...everywhere, readOnly, full, slowStore],
+  ),
   {
     role: "state folder of protect",
     // A live disk goes on without room for its marks, with a finding: a full one is no error.
@@ -205,7 +246,7 @@ test.for(sampleOf(cells, 4))("$name", { timeout: 60_000 }, async ({ use, bad, na
   const vault = { TIDEMARK_STATE: place.path("state") };
   const prepared = await place.run(["replicate", "a.img", "--disk", "a", "--vault", "dir:vault"], vault);
   expect(prepared).toMatchObject({ code: 0 });
-  const path = bad.make(place);
+  const path = await bad.make(place);
   if (typeof path !== "string") return skip(path.reason);
   const words = [...use.words(path, place), "--json"];
   const started = performance.now();
@@ -214,13 +255,34 @@ test.for(sampleOf(cells, 4))("$name", { timeout: 60_000 }, async ({ use, bad, na
     : place.run(words, vault));
   expect(performance.now() - started).toBeLessThan(endsMsMax);
   expect({ name, stderr }).toEqual({ name, stderr: "" });
-  const last = JSON.parse(stdout.trim().split("\n").at(-1) ?? "") as Record<string, string>;
+  const lines = parseLines(stdout);
+  const last: Line = lines.at(-1) ?? { type: "nothing" };
   const told = { name, ...last };
   expect(told).toMatchObject({ type: "error" });
   expect(use.codes, JSON.stringify(told)).toContain(last["code"]);
+  if (bad.isWaitedFor) expect(lines.map((line) => line["code"])).toContain("NO_ANSWER");
   expect(code).not.toBe(0);
   expect(last["message"]).not.toContain("internal error");
   expect(JSON.stringify(told)).toContain(path.slice(0, -2));
   const typed = words.slice(0, words[0] === "vault" ? 2 : 1).join(" ");
   expect(last["remedy"]).not.toContain(`\`tidemark ${typed}\``);
+});
+
+const lateMs: number = byDepth(50, waitsMs);
+
+test(`a source that takes ${lateMs} ms to answer is waited for`, { timeout: 60_000 }, async () => {
+  const place = new Place();
+  const disk = new MemoryDisk(mebibyte, { readOnly: true });
+  disk.bytes.fill("late");
+  disk.answersAtOnce = false;
+  const release = disk.hold();
+  const { address } = await serve(disk);
+  const source = `nbd+unix:///disk?socket=${address.kind === "unix" ? address.path : ""}`;
+  const replicated = place.json("replicate", source, "--disk", "a");
+  await vi.waitUntil(() => disk.underWay > 0, { timeout: 30_000 });
+  await delay(lateMs);
+  release();
+  const { code, lines } = await replicated;
+  expect({ code, lines }).toMatchObject({ code: 0 });
+  expect(lines.some((line) => line["code"] === "NO_ANSWER")).toBe(lateMs === waitsMs);
 });

@@ -3,32 +3,28 @@
  * back, every point has a sound file system, databases that open, every transaction that was
  * acknowledged before its cut, and none that was begun after it.
  */
-import { type ChildProcessWithoutNullStreams, execFile, spawn } from "node:child_process";
-import { once } from "node:events";
-import {
-  chmodSync,
-  chownSync,
-  copyFileSync,
-  mkdirSync,
-  readFileSync,
-  rmSync,
-  truncateSync,
-  writeFileSync,
-} from "node:fs";
+import { execFile, spawn } from "node:child_process";
+import { chmodSync, chownSync, copyFileSync, mkdirSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
-import { createInterface } from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
-import { expect, onTestFinished, test } from "vitest";
+import { expect, test } from "vitest";
 import type { Line } from "../cli/tidemark.ts";
-import { binary, isInstalled, postgresUser, type User } from "../programs.ts";
+import type { User } from "../programs.ts";
 import { Client } from "./client.ts";
-import { checkFileSystem, mountExport, whyNotMountable, withMounted } from "./mounted-disk.ts";
+import {
+  databaseUser,
+  Load,
+  postgresInsert,
+  postgresLoad,
+  postgresRows,
+  postgresTable,
+  startServer,
+} from "./databases.ts";
+import { checkFileSystem, createImage, mountExport, startAgent, withMounted } from "./mounted-disk.ts";
 import { sample } from "./stamped-disk.ts";
 
 const run = promisify(execFile);
-const mebibyte = 1024 * 1024;
-const diskBytes: number = 256 * mebibyte;
 const appPoints = 2;
 const crashPointsChecked = 3;
 /** Between two application-consistent points, so that crash-consistent ones come about. */
@@ -37,13 +33,7 @@ const loadMs = 2_500;
 test("databases on a protected disk come back at every point with exactly what was committed by then", {
   timeout: 180_000,
 }, async ({ skip }) => {
-  for (const needed of ["sqlite3", "initdb", "pg_ctl", "psql"])
-    if (!isInstalled(needed)) skip(`${needed} is not installed here`);
-  const reason = whyNotMountable();
-  if (reason !== undefined) skip(`no protected disk can be mounted here: ${reason}`);
-  const user = postgresUser();
-  if (user === undefined) skip("there is no user postgres to run a server as");
-  else await proved(user);
+  await proved(databaseUser(skip, "sqlite3"));
 });
 
 async function proved(user: User): Promise<void> {
@@ -54,23 +44,25 @@ async function proved(user: User): Promise<void> {
   const sockets = client.path("sockets");
   mkdirSync(sockets);
   chownSync(sockets, user.uid, user.gid);
-  const agent = await startAgent(client, mounted, sockets);
-  const unmount = await mountExport(client.path("nbd.sock"), "d", folder, mounted);
+  const hook = (phase: string): string => {
+    const variables = `TIDEMARK_HOOK_STATE=${client.path("hooks")} PGHOST=${sockets} PGUSER=postgres`;
+    return `${variables} ${resolve("examples/hooks/postgresql.sh")} ${phase} ${mounted}`;
+  };
+  createImage(client);
+  const agent = await startAgent(client, { pre: hook("pre"), post: hook("post") });
+  const unmount = await mountExport(client.path("nbd.sock"), "d", mounted, "fresh");
 
   const stop = await startServer(join(mounted, "pg"), sockets, user, "fresh");
   const sqlite = new Load(
     spawn("sqlite3", ["-batch", "-bail", join(mounted, "app.db")]),
     (word) => `SELECT '${word}';`,
   );
-  const postgres = new Load(
-    spawn("psql", ["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", sockets, "-U", "postgres", "-d", "postgres"]),
-    (word) => `\\echo ${word}`,
-  );
+  const postgres = postgresLoad(sockets);
   await sqlite.say("PRAGMA journal_mode=wal; PRAGMA synchronous=full; CREATE TABLE t(a INTEGER, filling BLOB);");
-  await postgres.say("CREATE TABLE t(a int, filling text);");
+  await postgres.say(postgresTable);
   const started = Date.now();
   sqlite.begin((number) => `INSERT INTO t VALUES (${number}, randomblob(${number % 5000}));`);
-  postgres.begin((number) => `INSERT INTO t VALUES (${number}, repeat(md5('${number}'), ${number % 200}));`);
+  postgres.begin(postgresInsert);
   for (let point = 0; point < appPoints; point += 1) {
     await delay(loadMs);
     const words = ["agent", "point", "--disk", "d", "--app-consistent", "--socket", "agent.sock"];
@@ -134,66 +126,6 @@ function cutOf(point: Line): Cut {
   };
 }
 
-async function startAgent(client: Client, mounted: string, sockets: string): Promise<ReturnType<Client["start"]>> {
-  writeFileSync(client.path("disk.img"), "");
-  truncateSync(client.path("disk.img"), diskBytes);
-  const hook = (phase: string): string => {
-    const variables = `TIDEMARK_HOOK_STATE=${client.path("hooks")} PGHOST=${sockets} PGUSER=postgres`;
-    return `${variables} ${resolve("examples/hooks/postgresql.sh")} ${phase} ${mounted}`;
-  };
-  const configuration = {
-    vaults: { main: { address: client.vault, stateFolder: "state" } },
-    policies: { often: { crashConsistentFrequency: "1s" } },
-    disks: [
-      {
-        name: "d",
-        image: "disk.img",
-        vault: "main",
-        policy: "often",
-        listen: "unix:nbd.sock",
-        hooks: { pre: hook("pre"), post: hook("post") },
-      },
-    ],
-    control: { socket: "agent.sock" },
-    logging: { format: "pretty" },
-  };
-  writeFileSync(client.path("agent.yaml"), JSON.stringify(configuration)); // YAML, too
-  const agent = client.place.start(["agent", "--config", "agent.yaml"]);
-  await agent.says("d: exported as d");
-  return agent;
-}
-
-/** Runs a PostgreSQL on `data`, made first when it is to be `fresh`, and gives what ends it. */
-async function startServer(
-  data: string,
-  sockets: string,
-  user: User,
-  state: "fresh" | "restored",
-): Promise<() => Promise<void>> {
-  const command = async (name: string, ...words: readonly string[]): Promise<void> => {
-    await run(binary(name) ?? name, words, { ...user, cwd: "/" });
-  };
-  if (state === "fresh") {
-    mkdirSync(data, { mode: 0o700 });
-    chownSync(data, user.uid, user.gid);
-    await command("initdb", "-D", data, "-U", "postgres", "-A", "trust", "--wal-segsize=1");
-  } else {
-    rmSync(join(data, "postmaster.pid"), { force: true }); // of the server that the point has seen
-  }
-  const settings = `-c listen_addresses= -c unix_socket_directories=${sockets} -c autovacuum=off`;
-  const log = join(sockets, "log");
-  await command("pg_ctl", "-D", data, "-w", "-s", "-l", log, "-o", settings, "start").catch((error: unknown) => {
-    throw new Error(`PostgreSQL does not start: ${readFileSync(log, "utf8")}`, { cause: error });
-  });
-  let isUp = true;
-  const stop = async (): Promise<void> => {
-    if (isUp) await command("pg_ctl", "-D", data, "-w", "-s", "-m", "fast", "stop");
-    isUp = false;
-  };
-  onTestFinished(stop);
-  return stop;
-}
-
 /** The numbers that the databases on a restored disk hold. */
 async function rowsOf(
   disk: string,
@@ -201,99 +133,13 @@ async function rowsOf(
   user: User,
 ): Promise<Record<"sqlite" | "postgres", readonly number[]>> {
   for (const suffix of ["", "-wal"]) copyFileSync(join(disk, `app.db${suffix}`), join(sockets, `app.db${suffix}`));
-  const { stdout: sqlite } = await run("sqlite3", [
+  const { stdout } = await run("sqlite3", [
     "-batch",
     join(sockets, "app.db"),
     "PRAGMA integrity_check",
     "SELECT a FROM t ORDER BY a",
   ]);
-  const [integrity, ...numbers] = sqlite.trim().split("\n");
+  const [integrity, ...numbers] = stdout.trim().split("\n");
   expect(integrity).toBe("ok");
-  const stop = await startServer(join(disk, "pg"), sockets, user, "restored");
-  const { stdout: postgres } = await run("psql", [
-    "-XAtq",
-    "-h",
-    sockets,
-    "-U",
-    "postgres",
-    "-d",
-    "postgres",
-    "-c",
-    "SELECT a FROM t ORDER BY a",
-  ]);
-  await stop();
-  return { sqlite: numbers.map(Number), postgres: postgres.trim().split("\n").filter(Boolean).map(Number) };
-}
-
-/**
- * Transactions 1, 2, 3 … of one client of a database, one after the other, each with the times
- * between which it was committed.
- */
-class Load {
-  readonly #shell: ChildProcessWithoutNullStreams;
-  readonly #answers: AsyncIterator<string>;
-  readonly #echo: (word: string) => string;
-  readonly #times: { readonly begunMs: number; readonly committedMs: number }[] = [];
-  #isEnding = false;
-  #running: Promise<void> = Promise.resolve();
-
-  /** `echo` gives what makes the shell print a word, once all before it is done. */
-  constructor(shell: ChildProcessWithoutNullStreams, echo: (word: string) => string) {
-    this.#shell = shell;
-    this.#echo = echo;
-    this.#answers = createInterface(shell.stdout)[Symbol.asyncIterator]();
-    shell.stderr.pipe(process.stderr);
-    onTestFinished(async () => {
-      if (shell.exitCode !== null || shell.signalCode !== null) return;
-      shell.kill("SIGKILL");
-      await once(shell, "close");
-    });
-  }
-
-  get committed(): number {
-    return this.#times.length;
-  }
-
-  /** Resolves when the statements are done. */
-  async say(statements: string): Promise<void> {
-    this.#shell.stdin.write(`${statements}\n${this.#echo("done")}\n`);
-    for (;;) {
-      const answer = await this.#answers.next();
-      if (answer.done === true) throw new Error(`the database's shell ended at ${statements}`);
-      if (answer.value === "done") return;
-    }
-  }
-
-  begin(statement: (number: number) => string): void {
-    this.#running = this.#run(statement);
-    this.#running.catch(() => undefined); // awaited by `end`
-  }
-
-  async end(): Promise<void> {
-    this.#isEnding = true;
-    await this.#running;
-    const closed = once(this.#shell, "close");
-    this.#shell.stdin.end();
-    await closed;
-  }
-
-  /** What is wrong with a database that holds these rows at a point that was cut at `cutMs`. */
-  faults(rows: readonly number[], cutMs: number): readonly string[] {
-    const faults: string[] = [];
-    if (rows.some((number, index) => number !== index + 1))
-      faults.push("there are transactions without those before them");
-    const missing = this.#times.findIndex(({ committedMs }, index) => index >= rows.length && committedMs < cutMs);
-    if (missing !== -1) faults.push(`transaction ${missing + 1}, committed before the cut, is missing`);
-    const early = this.#times.findIndex(({ begunMs }, index) => index < rows.length && begunMs > cutMs);
-    if (early !== -1) faults.push(`transaction ${early + 1}, begun after the cut, is there`);
-    return faults;
-  }
-
-  async #run(statement: (number: number) => string): Promise<void> {
-    while (!this.#isEnding) {
-      const begunMs = Date.now();
-      await this.say(statement(this.#times.length + 1));
-      this.#times.push({ begunMs, committedMs: Date.now() });
-    }
-  }
+  return { sqlite: numbers.map(Number), postgres: await postgresRows(join(disk, "pg"), sockets, user) };
 }

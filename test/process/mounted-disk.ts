@@ -7,13 +7,16 @@
  */
 import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdirSync } from "node:fs";
+import { existsSync, mkdirSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { onTestFinished } from "vitest";
+import type { Running } from "../cli/tidemark.ts";
 import { attachLoop } from "../loop-device.ts";
 import { isInstalled } from "../programs.ts";
+import type { Client } from "./client.ts";
 
+const diskBytes: number = 256 * 1024 * 1024;
 const readyMsMax = 10_000;
 const lookEveryMs = 50;
 
@@ -28,12 +31,42 @@ export function whyNotMountable(): string | undefined {
 /** Ends what was mounted: what is in the kernel's cache is on the disk then. */
 export type Unmount = () => Promise<void>;
 
+/** Creates `disk.img` in the place of a client: a disk of zeros. */
+export function createImage(client: Client): void {
+  writeFileSync(client.path("disk.img"), "");
+  truncateSync(client.path("disk.img"), diskBytes);
+}
+
+/** Starts an agent that protects `disk.img` as `d`, with a point each second, behind `nbd.sock`. */
+export async function startAgent(
+  client: Client,
+  hooks?: { readonly pre: string; readonly post: string },
+): Promise<Running> {
+  const disk = { name: "d", image: "disk.img", vault: "main", policy: "often", listen: "unix:nbd.sock", hooks };
+  const configuration = {
+    vaults: { main: { address: client.vault, stateFolder: "state" } },
+    policies: { often: { crashConsistentFrequency: "1s" } },
+    disks: [disk],
+    control: { socket: "agent.sock" },
+    logging: { format: "pretty" },
+  };
+  writeFileSync(client.path("agent.yaml"), JSON.stringify(configuration)); // YAML, too
+  const agent = client.place.start(["agent", "--config", "agent.yaml"]);
+  await agent.says("d: exported as d");
+  return agent;
+}
+
 /**
- * Makes a file system on the export `name` behind `socket` and mounts it on `mountPoint`. Ended
- * with the test, if not before.
+ * Mounts the export `name` behind `socket` on `mountPoint`, which is created; on a `fresh` disk a
+ * file system is made first. Ended with the test, if not before.
  */
-export async function mountExport(socket: string, name: string, folder: string, mountPoint: string): Promise<Unmount> {
-  const fuse = join(folder, "fuse");
+export async function mountExport(
+  socket: string,
+  name: string,
+  mountPoint: string,
+  disk: "fresh" | "formatted",
+): Promise<Unmount> {
+  const fuse = `${mountPoint}-fuse`;
   mkdirSync(fuse);
   mkdirSync(mountPoint);
   const nbdfuse = spawn("nbdfuse", [fuse, `nbd+unix:///${name}?socket=${encodeURIComponent(socket)}`], {
@@ -44,6 +77,8 @@ export async function mountExport(socket: string, name: string, folder: string, 
     async () => {
       nbdfuse.kill("SIGTERM");
       await gone;
+      // One whose server has died leaves its mount behind; others do not, and this does nothing.
+      spawnSync("umount", ["--quiet", fuse]);
     },
   ];
   const unmount = async (): Promise<void> => {
@@ -62,7 +97,7 @@ export async function mountExport(socket: string, name: string, folder: string, 
   undo.push(() => {
     loop.detach();
   });
-  execFileSync("mke2fs", ["-q", "-t", "ext4", loop.path]);
+  if (disk === "fresh") execFileSync("mke2fs", ["-q", "-t", "ext4", loop.path]);
   execFileSync("mount", [loop.path, mountPoint]);
   undo.push(() => {
     execFileSync("umount", [mountPoint]);

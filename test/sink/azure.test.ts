@@ -225,6 +225,14 @@ describe("a network that fails", () => {
     expect(impatient.interruptions).toBe(3);
   });
 
+  test("an object of any size is begun to be answered within the deadline of a small request", async () => {
+    await using impatient = open({ deadlineBaseMs: 150, deadlinePerMiBMs: 600_000, outageToleranceMs: 200 });
+    await impatient.putObject("large", randomBytes(4096), { ifAbsent: true });
+    expect((await impatient.getObject("large", 16 * 1024 * 1024)).bytes).toHaveLength(4096);
+    proxy.plan("GET", "freeze", 2);
+    expect((await failure(impatient.getObject("large", 16 * 1024 * 1024))).code).toBe("STORE_UNREACHABLE");
+  });
+
   test("the caller's signal ends a call that waits for an answer", async () => {
     const controller = new AbortController();
     proxy.plan("PUT", "freeze");

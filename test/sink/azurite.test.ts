@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, statSync } from "node:fs";
+import { existsSync, readFileSync, statSync } from "node:fs";
 import { chown, mkdir, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { join } from "node:path";
@@ -189,6 +189,13 @@ describe("users of one folder", () => {
     expect(elsewhere.serverPid).toBe(first.pid);
     await killed(elsewhere.child, "SIGTERM");
     await Promise.all([first.stop(), second.stop()]);
+  });
+
+  test("SIGUSR1 opens no inspector of the server, which has the account's key", async () => {
+    const server = await Azurite.start(dir);
+    process.kill(server.pid, "SIGUSR1");
+    await server.stop();
+    expect(readFileSync(join(dir, "tidemark-server.log"), "utf8")).toBe("");
   });
 
   test("when the last user has stopped, no host is left, not even one that another was faster than", async () => {

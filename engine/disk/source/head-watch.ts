@@ -70,13 +70,13 @@ export function watchedStore(
     const ahead = aheadNotice(disk, newest, store.nowMs);
     if (ahead !== undefined) tellOnce(disk, ahead);
     if (stateFolder === undefined) return 0;
-    const file = path.join(stateFolder, vault, encodeDiskName(disk), fileName);
-    const seen = await unlessUnusable(async () => decodeSeen(await readPlain(file, fileBytesMax), file, vault, disk));
+    const file = fileOf(stateFolder, vault, disk);
+    const seen = await newestSeen({ stateFolder, document: { vault } }, disk);
     if (seen !== undefined && isOlder(head, seen)) {
       const fact = olderFact(disk, newest, seen);
       if (older === "refused") throw olderRefused(disk, fact);
       publish("store.regressed", { object: headName(disk), message: fact });
-      const message = `${fact}; the next point of the disk ships again what is missing`;
+      const message = `${fact}; \`tidemark vault repair\` lists missing points again that are still there, and the next point of the disk ships what is not`;
       tellOnce(disk, { code: "STORE_REGRESSED", message });
     } else if (newest !== undefined && newest.id !== seen?.id) {
       const { sequence, epoch, id, timeMs } = newest;
@@ -88,6 +88,20 @@ export function watchedStore(
     return seen?.epoch ?? 0;
   });
   return store;
+}
+
+/** The newest point that this machine has seen of a disk, as far as it remembers. */
+export async function newestSeen(
+  { stateFolder, document: { vault } }: Omit<WatchedPlace, "sink">,
+  disk: string,
+): Promise<Seen | undefined> {
+  if (stateFolder === undefined) return undefined;
+  const file = fileOf(stateFolder, vault, disk);
+  return await unlessUnusable(async () => decodeSeen(await readPlain(file, fileBytesMax), file, vault, disk));
+}
+
+function fileOf(stateFolder: string, vault: string, disk: string): string {
+  return path.join(stateFolder, vault, encodeDiskName(disk), fileName);
 }
 
 /** A clock was ahead when the newest point was made, or this one is behind. */
@@ -119,8 +133,8 @@ function olderFact(disk: string, newest: Seen | undefined, seen: Seen): string {
 function olderRefused(disk: string, fact: string): TidemarkError {
   return storeRegressed(headName(disk), `${fact}; nothing is freed, because points that are not listed may need it`, {
     remedy:
-      "put the newer state of the vault back if there is a copy of it; otherwise run `tidemark replicate SOURCE --disk NAME` " +
-      "to go on without the missing points, or `tidemark disks remove --disk NAME`, and then `tidemark collect` again",
+      "run `tidemark vault repair`, which lists again the missing points that are still there; if it finds none, run " +
+      "`tidemark replicate SOURCE --disk NAME` to go on without them, or `tidemark disks remove --disk NAME`; then `tidemark collect` again",
   });
 }
 

@@ -43,11 +43,11 @@ export interface Inventory {
 
 /** The head and pages that list a disk's points. */
 export interface PointLists {
-  /** Undefined when the head cannot be read. */
+  /** Undefined when the head cannot be read, or is an older one and to be replaced. */
   readonly head: HeadDocument | undefined;
-  /** Of a head that cannot be read; undefined when there is none at all. */
-  readonly broken: { readonly etag: string } | undefined;
-  /** Records that can be read. */
+  /** Of the head's object; undefined when there is none. */
+  readonly etag: string | undefined;
+  /** Records that can be read, in rising order. */
   readonly known: ReadonlyMap<string, PointRecord>;
   /** Pages that cannot be read. */
   readonly lostPages: readonly PageReference[];
@@ -122,9 +122,8 @@ export async function readLists({ store, vault, disk, signal }: DiskPlace): Prom
   const lostPages: PageReference[] = [];
   const faults: string[] = [];
   const there = await findHead({ store, vault, disk, signal });
-  if (there.head === undefined)
-    return { head: undefined, broken: there.broken, known, lostPages, faults: [there.fault] };
-  const { head } = there;
+  if (there.head === undefined) return { ...there, known, lostPages, faults: [there.fault] };
+  const { head, etag } = there;
   let last: PageReference | undefined;
   const onPage = (reference: PageReference): void => {
     last = reference;
@@ -137,7 +136,7 @@ export async function readLists({ store, vault, disk, signal }: DiskPlace): Prom
   const newestFirst: PointRecord[] = [];
   for await (const point of readPoints(store, head, { onPage, onDamage, signal })) newestFirst.push(point);
   for (const point of newestFirst.reverse()) known.set(point.id, point);
-  return { head, broken: undefined, known, lostPages, faults };
+  return { head, etag, known, lostPages, faults };
 }
 
 /** The head, or the ETag of one that cannot be read. */
@@ -147,19 +146,68 @@ async function findHead({
   disk,
   signal,
 }: DiskPlace): Promise<
-  { readonly head: HeadDocument } | (Pick<PointLists, "broken"> & { readonly head: undefined; readonly fault: string })
+  | { readonly head: HeadDocument; readonly etag: string }
+  | { readonly head: undefined; readonly etag: string | undefined; readonly fault: string }
 > {
   const name = headName(disk);
   const there = await store.find(name, documentBytesMax, { signal });
-  if (there === undefined) return { head: undefined, broken: undefined, fault: `${name} is gone` };
+  if (there === undefined) return { head: undefined, etag: undefined, fault: `${name} is gone` };
   try {
     const head = decodeHead(there.bytes, name, { vault, disk });
     await store.onHead(head);
-    return { head };
+    return { head, etag: there.etag };
   } catch (error) {
     if (!hasCode(error, "DAMAGED")) throw error;
-    return { head: undefined, broken: { etag: there.etag }, fault: error.message };
+    return { head: undefined, etag: there.etag, fault: error.message };
   }
+}
+
+/**
+ * Whether an older head has been put in the place of a newer one. The manifests tell: a writer puts
+ * one after it has swapped its epoch into the head, and a second one of its epoch after the commit
+ * of the first. `seen` is a point that the head has listed once. `anew`: the disk was removed later,
+ * and its numbers began again.
+ *
+ * The names of the manifests have to be listed before the head is read.
+ */
+export function ageOfHead(
+  { objects }: Inventory,
+  head: HeadDocument,
+  seen: Pick<PointRecord, "sequence" | "epoch"> | undefined,
+): "newest" | "older" | "anew" {
+  const newest = head.points.at(-1)?.sequence ?? 0;
+  const later = objects.filter(({ epoch }) => epoch > head.epoch);
+  if (later.some(({ number }) => number <= newest)) return "anew";
+  const isOlder = objects.some(
+    ({ number, epoch }) =>
+      epoch === head.epoch &&
+      (number > newest + 1 || (number > newest && seen?.epoch === epoch && seen.sequence >= number)),
+  );
+  return later.length > 0 || isOlder ? "older" : "newest";
+}
+
+/** The lists of an older head, as of one that is to be replaced. */
+export function withoutHead(lists: PointLists): PointLists {
+  const newest = newestOf(lists);
+  const ends = newest === undefined ? "lists none" : `ends with point ${String(newest.sequence)}`;
+  const fact = `the head is older than the points of the disk: it ${ends}`;
+  return { ...lists, head: undefined, faults: [fact, ...lists.faults] };
+}
+
+/**
+ * Tells whether the point of a manifest may be one that a lost list named. Only a list that is to
+ * be replaced may have missed points after the newest one that is known.
+ */
+export function questionOf(lists: PointLists): (point: Pick<PointRecord, "sequence">) => boolean {
+  const { head, lostPages } = lists;
+  const newest = head === undefined ? (newestOf(lists)?.sequence ?? 0) : Infinity;
+  return ({ sequence }) =>
+    sequence > newest ||
+    lostPages.some(({ firstSequence, lastSequence }) => firstSequence <= sequence && sequence <= lastSequence);
+}
+
+function newestOf({ known }: PointLists): PointRecord | undefined {
+  return [...known.values()].at(-1);
 }
 
 /**

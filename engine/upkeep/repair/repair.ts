@@ -10,8 +10,8 @@
  *
  * - It can be read, but not all of its pages: points are read and the head is swapped under the
  *   writer lease, so no point comes back that was dropped meanwhile.
- * - It is damaged: it is replaced under the lease of its object, so no writer can take over
- *   meanwhile.
+ * - It is damaged, or an older one that was put back: it is replaced under the lease of its object,
+ *   so no writer can take over meanwhile. Of an older one all points stay listed.
  * - It is gone: it is put only if there still is none.
  *
  * The new head's epoch is above every epoch in any name, and the segments of the last writer are
@@ -24,12 +24,12 @@
  * Not here: manifests, leaves and roots cannot be rebuilt. Chunks are healed by `verify --heal` and
  * scrub.
  */
-import { watchedStore } from "../../disk/source/head-watch.ts";
+import { newestSeen, watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, type TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { fromHex } from "../../store/format/checksum.ts";
-import type { PointRecord } from "../../store/format/documents.ts";
+import type { HeadDocument, PointRecord } from "../../store/format/documents.ts";
 import { condemnedName, headName } from "../../store/format/names.ts";
 import type { HeldLease } from "../../store/held-lease.ts";
 import { layOutPoints } from "../../store/points/history.ts";
@@ -44,10 +44,10 @@ import type { Extent } from "../../volume.ts";
 import { countUp, replaceHead } from "./head-replacement.ts";
 import { dedupIndexName, dropWrongIndex } from "./index-check.ts";
 import type { DiskPlace, Inventory, PointLists, UnreadManifest } from "./inventory.ts";
-import { readLists, readManifests, takeInventory } from "./inventory.ts";
+import { ageOfHead, questionOf, readLists, readManifests, takeInventory, withoutHead } from "./inventory.ts";
 import type { UnreadTable } from "./map-check.ts";
 import { unreadTables } from "./map-check.ts";
-import type { ChosenPoints, FoundManifest } from "./rebuilt-points.ts";
+import type { ChosenPoints } from "./rebuilt-points.ts";
 import { choosePoints } from "./rebuilt-points.ts";
 import { repairRecords } from "./record-repair.ts";
 
@@ -223,7 +223,9 @@ class Repair {
     const { disk } = inventory;
     try {
       const lists = await readLists(this.#place(disk));
-      if (lists.head === undefined) await this.#mend(await this.#lookAgain(inventory), lists, undefined);
+      const age = lists.head === undefined ? "gone" : await this.#ageOf(lists.head, inventory);
+      if (age === "gone") await this.#mend(await this.#lookAgain(inventory), lists, undefined);
+      else if (age === "older") await this.#mend(await this.#lookAgain(inventory), withoutHead(lists), undefined);
       else if (lists.lostPages.length === 0 || this.#isDry) await this.#mend(inventory, lists, undefined);
       else await this.#mendUnderLease(inventory);
       await this.#mendCondemned(disk);
@@ -242,6 +244,18 @@ class Repair {
         throw error;
       }
     }
+  }
+
+  async #ageOf(head: HeadDocument, inventory: Inventory): Promise<ReturnType<typeof ageOfHead>> {
+    const { disk } = inventory;
+    const age = ageOfHead(inventory, head, await newestSeen(this.#context, disk));
+    if (age === "anew") {
+      const fact = `${headName(disk)} is from before the disk was removed and begun anew, and hides the points since`;
+      const remedy =
+        "put the newer head back if there is a copy of it; otherwise run `tidemark replicate SOURCE --disk NAME` to go on without them";
+      this.#tellLost({ disk, object: headName(disk), points: [], extent: null, message: `${fact}: ${remedy}` });
+    }
+    return age;
   }
 
   /**
@@ -309,7 +323,8 @@ class Repair {
     });
     let chosen: ChosenPoints = { points: [...lists.known.values()], damaged: [], left: [] };
     if (!areListsWhole) {
-      const inQuestion = manifests.filter((found) => lists.known.has(found.id) || isInQuestion(found, lists));
+      const isInQuestion = questionOf(lists);
+      const inQuestion = manifests.filter(({ id, manifest }) => lists.known.has(id) || isInQuestion(manifest));
       const options = {
         store,
         vaultId,
@@ -362,7 +377,7 @@ class Repair {
       this.#tellLost({ disk, object: headName(disk), points: [sequence], extent: null, message });
     }
     // Without a manifest there is no point, as after the removal of a disk: an empty list hides none.
-    const isRemoved = lists.broken !== undefined && inventory.objects.length === 0;
+    const isRemoved = lists.etag !== undefined && inventory.objects.length === 0;
     if (points.length === 0 && lists.head === undefined && !isRemoved) {
       const message = `the head of disk ${JSON.stringify(disk)} cannot be rebuilt: ${lists.faults.join("; ")}, and no point of it is left`;
       this.#tellLost({ disk, object: headName(disk), points: [], extent: null, message });
@@ -373,7 +388,7 @@ class Repair {
       await replaceHead({
         ...this.#place(disk),
         seenEpoch: inventory.epoch,
-        brokenEtag: lists.broken?.etag,
+        brokenEtag: lists.etag,
         points,
         prove,
       });
@@ -441,14 +456,6 @@ class Repair {
     this.#lost.push(object);
     this.#options.onLost?.(object);
   }
-}
-
-/** Whether a manifest may be one of those that a lost list named. */
-function isInQuestion({ manifest: { sequence } }: FoundManifest, { head, lostPages }: PointLists): boolean {
-  return (
-    head === undefined ||
-    lostPages.some(({ firstSequence, lastSequence }) => firstSequence <= sequence && sequence <= lastSequence)
-  );
 }
 
 /**

@@ -2,7 +2,7 @@
 import { expect, test } from "vitest";
 import { Collecting } from "../../../cli/agent/collecting.ts";
 import type { DiskEvent } from "../../../cli/agent/ports.ts";
-import { type CollectSummary, TidemarkError } from "../../../engine/index.ts";
+import { type CollectSummary, type Notice, TidemarkError } from "../../../engine/index.ts";
 import { VirtualClock } from "./scripted.ts";
 
 const hourMs = 3_600_000;
@@ -15,6 +15,8 @@ class Rig {
   readonly collectedAt: number[] = [];
   readonly events: DiskEvent[] = [];
   lastMs: number | undefined;
+  /** What each collection tells. */
+  notices: readonly Notice[] = [];
   next: Partial<CollectSummary> | Error = {};
   segmentBytes: number | Error = 7;
   readonly collecting: Collecting;
@@ -27,7 +29,8 @@ class Rig {
       lastCollectedMs: () => Promise.resolve(this.lastMs),
       segmentBytes: () =>
         this.segmentBytes instanceof Error ? Promise.reject(this.segmentBytes) : Promise.resolve(this.segmentBytes),
-      collect: () => {
+      collect: ({ onNotice }) => {
+        for (const notice of this.notices) onNotice?.(notice);
         this.collectedAt.push(Math.floor(this.clock.now() / hourMs));
         if (this.next instanceof Error) return Promise.reject(this.next);
         const summary = {
@@ -60,6 +63,16 @@ test("a vault that was never collected is collected once a day", async () => {
   await rig.hours(72);
   expect(rig.collectedAt).toEqual([1, 25, 49]);
   expect(rig.events).toEqual([]);
+  await rig.collecting.stop();
+});
+
+test("what a collection notices is told as of the vault", async () => {
+  const rig = new Rig(dayMs);
+  rig.notices = [{ code: "SEGMENT_DAMAGED", message: "a frame cannot be read" }];
+  await rig.hours(2);
+  expect(rig.events).toEqual([
+    { kind: "notice", disk: "", code: "SEGMENT_DAMAGED", message: "a frame cannot be read" },
+  ]);
   await rig.collecting.stop();
 });
 

@@ -8,7 +8,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { Catalog } from "../../../../engine/pipeline/catalog.ts";
 import { fromHex } from "../../../../engine/store/format/checksum.ts";
 import { encodeHead, encodeManifest, type ManifestDocument } from "../../../../engine/store/format/documents.ts";
@@ -32,6 +32,7 @@ import {
   replicateNoted,
 } from "../../../model-disk.ts";
 import { expectCode, namesIn } from "../../../sink/expectations.ts";
+import { createFolder, removeFolder } from "../../../temporary-folder.ts";
 import { manifestSample } from "../../store/format/samples.ts";
 import { tamperObject } from "../scrub/tamper.ts";
 import { openRepairRig, type RepairRig } from "./repair-rig.ts";
@@ -167,6 +168,101 @@ describe("a head", () => {
     expect(repaired).toEqual([]);
     expect(lost).toMatchObject([{ disk: "d", object: head }]);
   });
+});
+
+describe("an older head in the place of a newer one", () => {
+  const olderFact = expect.stringContaining("is older than the points of the disk") as string;
+
+  /** The head as it is now, to be put back later. */
+  async function headToPutBack(): Promise<() => Promise<void>> {
+    const { bytes } = await line.current.getObject(head, 1_000_000);
+    return async () => {
+      const { etag } = await line.current.statObject(head);
+      await line.current.putObject(head, bytes, { ifMatch: etag });
+    };
+  }
+
+  test.each([1, 4])("that misses %i points is replaced by one that lists them", async (missing) => {
+    await takePoints(2);
+    const putBack = await headToPutBack();
+    await takePoints(missing);
+    const before = await committedPoints(line.current, "d");
+    await putBack();
+    const contentBefore = contents();
+    expect(await vault.repair({ dryRun: true })).toMatchObject({ points: 2 + missing, repaired: [{ object: head }] });
+    expect(contents()).toEqual(contentBefore);
+    const { repaired, lost, points } = await repair();
+    expect(repaired).toMatchObject([{ disk: "d", object: head, kind: "head", message: olderFact }]);
+    expect({ lost, points }).toEqual({ lost: [], points: 2 + missing });
+    expect((await committedPoints(line.current, "d")).map(({ id }) => id)).toEqual(before.map(({ id }) => id));
+    await expected.check(line.current);
+    expect((await repair()).repaired).toEqual([]);
+    await takePoints(1);
+    await checkNewest(line.current, "d", disk.bytes);
+  });
+
+  test("is told by what one writer made after its first point there, and a manifest that was never committed tells nothing", async () => {
+    await takePoints(2);
+    await putManifest(3, 2);
+    const before = contents();
+    expect(await repair()).toMatchObject({ points: 2, repaired: [] });
+    expect(contents()).toEqual(before);
+    await putManifest(4, 2);
+    expect(await repair()).toMatchObject({ points: 4, repaired: [{ kind: "head", message: olderFact }], lost: [] });
+  });
+
+  test("is told by the last point of a writer, where this machine has seen it listed", async () => {
+    const folder = createFolder("seen-here");
+    onTestFinished(async () => await removeFolder(folder));
+    await takePoints(1);
+    const putBack = await headToPutBack();
+    const id = await putManifest(2, 1);
+    const { head: before, etag } = await readHead(new Store(line.current), vault.id, "d");
+    const [first] = before.points;
+    assert(first !== undefined, "there is a point");
+    const second = { ...first, sequence: 2, id, timeMs: first.timeMs + 2 };
+    await line.current.putObject(head, encodeHead({ ...before, points: [first, second] }), { ifMatch: etag });
+    const seer = await openModelVault(redirected(line), { stateFolder: folder });
+    expect(await seer.points("d")).toHaveLength(2);
+    await putBack();
+    expect(await repair()).toMatchObject({ points: 1, repaired: [] });
+    expect(await seer.repair()).toMatchObject({ points: 2, repaired: [{ kind: "head", message: olderFact }] });
+  });
+
+  test("is left to the process that writes the disk", async () => {
+    await takePoints(1);
+    const putBack = await headToPutBack();
+    await takePoints(1);
+    await putBack();
+    await line.current.acquireLease(head, "00000000-0000-4000-8000-000000000000", 60);
+    await expectCode(repair(), "WRITER_ACTIVE");
+    expect(await committedPoints(line.current, "d")).toHaveLength(1);
+  });
+
+  test("of a disk that was removed and begun anew is not mixed with it, but named", async () => {
+    await takePoints(2);
+    const putBack = await headToPutBack();
+    await vault.removeDisk({ disk: "d" });
+    await vault.replicate({ disk: "d", volume: disk });
+    await putBack();
+    const { repaired, lost } = await repair();
+    expect(repaired).toEqual([]);
+    expect(lost.filter(({ object }) => object === head)).toMatchObject([
+      { message: expect.stringContaining("begun anew") as string },
+    ]);
+  });
+
+  /** The manifest of a point like the newest listed one, but without data; gives its id. */
+  async function putManifest(sequence: number, epoch: number): Promise<string> {
+    const name = manifestName("d", sequence, epoch);
+    const timeMs = Date.now() + sequence;
+    const { bytes, id } = encodeManifest({
+      ...{ ...manifestSample, vault: vault.id, disk: "d", runs: [] },
+      ...{ sequence, epoch, timeMs },
+    });
+    await line.current.putObject(name, bytes, { ifAbsent: true });
+    return id;
+  }
 });
 
 describe("pages of points", () => {
@@ -312,8 +408,12 @@ test("a repair that is interrupted at any call leaves nothing worse, and the nex
   await takePoints(4);
   await vault.replicate({ disk: "e", volume: new ModelDisk(contentOf(30_000, 50)) });
   const before = (await committedPoints(line.current, "d")).map(({ id }) => id);
+  await vault.replicate({ disk: "f", volume: disk });
+  const older = store.objects?.get("disks/f/head");
+  await vault.replicate({ disk: "f", volume: disk });
   tamperObject(store, head, "flipped", store);
   tamperObject(store, "disks/e/head", "removed", store);
+  if (older !== undefined) store.objects?.set("disks/f/head", older);
   const damaged = store.snapshot();
   let nowMs = Date.now();
   const counted = new FaultySink(line.current, []);
@@ -335,6 +435,7 @@ test("a repair that is interrupted at any call leaves nothing worse, and the nex
       expect((await repair()).lost).toEqual([]);
       expect((await committedPoints(line.current, "d")).map(({ id }) => id)).toEqual(before);
       expect(await committedPoints(line.current, "e")).toHaveLength(1);
+      expect(await committedPoints(line.current, "f")).toHaveLength(2);
     }
   }
   await expected.check(line.current);
