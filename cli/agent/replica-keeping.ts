@@ -114,8 +114,9 @@ export class ReplicaKeeping {
 
   async #follow(to: string, signal: AbortSignal): Promise<void> {
     const { disk, run, clock, onEvent } = this.#parts;
+    const isOver = (): boolean => signal.aborted;
     let failures = 0;
-    while (!signal.aborted) {
+    while (!isOver()) {
       try {
         await run({
           disk,
@@ -137,7 +138,7 @@ export class ReplicaKeeping {
           },
         });
       } catch (error) {
-        if (signal.aborted) return;
+        if (isOver()) return;
         this.#isTaken = false;
         const retryInMs = Math.min(retryFirstMs * 2 ** failures, retryMsMax);
         // A disk that is new has no point yet.
