@@ -152,13 +152,14 @@ function stateText({ state, behindPoints, isRunning }: ReplicaSummary): string {
 }
 
 function describe(replica: ReplicaSummary): string {
-  const { host, sequence, time, ageMs, isSeen } = replica;
+  const { host, sequence, time, ageMs, isSeen, run } = replica;
   return [
     `replica ${replica.replica}: ${stateText(replica)}`,
     fields([
       ["disk", printable(replica.disk)],
       ["target", printable(replica.target)],
       ...(host === null ? [] : [["host", `${printable(host)}${isSeen ? "" : ", not looked at from here"}`] as const]),
+      ...(run === null ? [] : [["run", `${run}: \`tidemark failover show ${run}\` tells more`] as const]),
       ...(time === null ? [] : [["point", `${String(sequence)} of ${time}`] as const]),
       ...(ageMs === null ? [] : [["age", formatDuration(ageMs)] as const]),
     ]),

@@ -42,6 +42,24 @@ it("brings a replica to each new point, shows, compares and removes it", async (
   expect(existsSync(place.path("other.vhd"))).toBe(false);
 }, 60_000);
 
+it("makes a replica the target of a failover, which moves the last difference, and gives it back", async () => {
+  const place = new Place();
+  writeImage(place.path("a.img"), 1);
+  await place.json("replicate", "a.img", "--disk", "a");
+  await place.json("replica", "run", "--disk", "a", "--to", "file:copy.img", "--once");
+  changeImage(place.path("a.img"), 8192, Buffer.alloc(4096, 7));
+  const move = ["--disk", "a", "--to", "replica"];
+  expect(await place.json("failover", "test", ...move)).toMatchObject({ last: { code: "INVALID_ARGUMENT" } });
+  const done = (await place.json("failover", "planned", ...move, "--source", "a.img")).last;
+  expect(done).toMatchObject({ state: "PlannedFailoverCompleted", bytesWritten: 4096, servedBy: null });
+  expect(sameFiles(place.path("copy.img"), place.path("a.img"))).toBe(true);
+  const replica = String((await place.json("replica", "show")).lines[0]?.["replica"]);
+  const shown = await place.run(["replica", "show", replica, "--vault", "dir:vault"]);
+  expect(shown.stdout).toMatch(/: failed-over\n[^]*run +[0-9a-f]{8}: /);
+  await place.json("failover", "cancel", String(done["run"]));
+  expect(await place.json("replica", "show", replica)).toMatchObject({ last: { state: "current", run: null } });
+}, 60_000);
+
 it("refuses what is no target of a replica, with what to type", async () => {
   const place = new Place();
   writeImage(place.path("a.img"), 1);

@@ -34,8 +34,8 @@ class Rig {
     writeImage(this.folder.path("web.img"), 1);
   }
 
-  async start(): Promise<Agent> {
-    const agent = await Agent.start(await this.folder.config(text), {
+  async start(configuration: string = text): Promise<Agent> {
+    const agent = await Agent.start(await this.folder.config(configuration), {
       environment: { XDG_STATE_HOME: this.folder.path("state"), PATH: process.env["PATH"] },
       engine: openEngineAdapter({ XDG_STATE_HOME: this.folder.path("state") }),
       clock: this.clock,
@@ -139,4 +139,21 @@ it("says of a run that it cannot serve why, and serves a disk that reprotect giv
   expect(await rig.facts(moved.run)).toMatchObject({ serving: null });
   const { disks } = (await rig.ask("/v1/status")) as AgentStatus;
   expect(disks[0]?.findings).toContainEqual(expect.objectContaining({ code: "RUN_NOT_SERVED", level: "Critical" }));
+}, 60_000);
+
+it("takes a disk to the replica that it keeps, and keeps it again after a cancel", async () => {
+  const rig = new Rig();
+  const { folder } = rig;
+  folder.folders("copies");
+  await rig.start(text.replace("1h}", '1h, replica: "dir:copies"}'));
+  const replica = async (): Promise<unknown> => ((await rig.ask("/v1/status")) as AgentStatus).disks[0]?.replica;
+  await vi.waitFor(async () => expect(await replica()).toMatchObject({ state: "current" }), { timeout: 20_000 });
+  await write(folder.path("a.sock"), 8192, 1);
+  const move = { verb: "planned", disks: ["web"], to: "replica", socket: rig.socket };
+  const { run, state } = await rig.verb(move);
+  expect(state).toBe("PlannedFailoverCompleted");
+  expect(readFileSync(folder.path("copies/web.img")).equals(readFileSync(folder.path("web.img")))).toBe(true);
+  await rig.verb({ verb: "cancel", run });
+  await vi.waitFor(async () => expect(await replica()).toMatchObject({ state: "current" }), { timeout: 20_000 });
+  await write(folder.path("a.sock"), 16_384, 2);
 }, 60_000);

@@ -6,6 +6,7 @@ import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
+import { TidemarkError } from "../../../engine/errors.ts";
 import type { RunSummary } from "../../../engine/failover/run-summary.ts";
 import type { Notice } from "../../../engine/notice.ts";
 import { liveSessions } from "../../../engine/store/points/process-identity.ts";
@@ -141,6 +142,13 @@ describe("a completed migration", () => {
     writeFileSync(path("web.img"), disk.bytes);
     const image = { disk: "web", image: path("web.img"), stateFolder: folder };
     await expectCode(vault.protect(image), "WRITER_ACTIVE");
+    // A store that is away cannot say that: the disk is served, as any disk is.
+    const error = new TidemarkError("STORE_UNREACHABLE", "the line to the store is cut");
+    line.current = new FaultySink(new MemorySink({ store: memory }), [
+      { on: "any", when: { probability: 1 }, fault: { kind: "refused", error } },
+    ]);
+    await (await vault.protect(image)).stop({ drain: false });
+    line.current = new MemorySink({ store: memory });
     const left = await vault.failovers.disable({ disk: "web" });
     expect(left).toMatchObject({ reason: "MigrationComplete", purged: false });
     await vault.failovers.enable({ disk: "web" });
