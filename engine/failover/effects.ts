@@ -355,7 +355,10 @@ export class Effects {
     for (const { disk } of members) await this.#proveWithoutWriter(disk);
     // The newest point stays: the way back compares with it.
     const policy = parsePolicy("keep:last=1");
-    if (discardPoints) for (const { disk } of members) await prune(this.#context, { ...this.#operation, disk, policy });
+    for (const { disk, target } of discardPoints ? members : []) {
+      await this.#replicaOf(target)?.unpin();
+      await prune(this.#context, { ...this.#operation, disk, policy });
+    }
     for (const member of members)
       await runTargetOf(this.#context, this.#held.document, member, this.#operation).handOver();
   }

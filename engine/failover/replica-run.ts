@@ -112,18 +112,29 @@ export class ReplicaOfRun {
     await held.swap({ ...held.document, run: undefined });
   }
 
+  /** Lets prunes take the point that the target holds. A replica without it is compared whole. */
+  async unpin(): Promise<void> {
+    if (!(await this.#isOurs())) return;
+    await using held = await this.#hold();
+    await this.#unpin(held);
+  }
+
   /** Gives the target to the user: the replica is no more. */
   async handOver(): Promise<void> {
     if (!(await this.#isOurs())) return;
-    const { onNotice = () => undefined, signal } = this.#options;
     await using held = await this.#hold();
-    await unpinReplica({ ...this.#place, disk: held.document.disk, onNotice, signal }, this.#replica);
+    await this.#unpin(held);
     await held.remove();
   }
 
   /** Nothing: the target was there before the run, and stays. */
   async leftovers(): Promise<string[]> {
     return await Promise.resolve([]);
+  }
+
+  async #unpin({ document: { disk } }: HeldReplica): Promise<void> {
+    const { onNotice = () => undefined, signal } = this.#options;
+    await unpinReplica({ ...this.#place, disk, onNotice, signal }, this.#replica);
   }
 
   async #isOurs(): Promise<boolean> {

@@ -149,6 +149,13 @@ describe("a failover to a replica", () => {
     holds("copy.img", contents[1]);
   });
 
+  test("keeps no point from being discarded when it is committed", async () => {
+    const { run } = await unplanned("replica", "1");
+    await vault.failovers.commit({ run, discardPoints: true });
+    holds("copy.img", contents[0]);
+    expect(await vault.points("web")).toMatchObject([{ sequence: 2 }]);
+  });
+
   test("finishes an application that was torn before the target is used", async () => {
     const torn = new AbortController();
     vi.spyOn(PositionalFile.prototype, "write").mockImplementationOnce(() => {
