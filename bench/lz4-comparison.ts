@@ -79,28 +79,52 @@ export class ReferenceLz4 {
   }
 }
 
-const [ownStep, wasmStep, nativeStep] = [
+const [ownStep, wasmStep, nativeStep, ownBackStep, wasmBackStep] = [
   "LZ4, compressible blocks",
   "the same by lz4-wasm",
   "the same by the system's lz4 -1",
+  "LZ4, decompression of these blocks",
+  "the same blocks by lz4-wasm",
 ] as const;
 /** So much of what is compressed is given to the system's lz4. */
 const nativeBytesMax: number = 256 * 1024 * 1024;
 
-interface Measured {
+class Measured {
   readonly name: string;
-  bytes: number;
-  elapsedMs: number;
-  packedBytes: number;
+  bytes = 0;
+  elapsedMs = 0;
+
+  constructor(name: string) {
+    this.name = name;
+  }
+
+  run<Result>(plainBytes: number, work: () => Result): Result {
+    const from = performance.now();
+    const result = work();
+    this.elapsedMs += performance.now() - from;
+    this.bytes += plainBytes;
+    return result;
+  }
 }
 
-/** Compresses the same blocks with our kernel and with others, one after the other. */
+/** Our kernel on one block. */
+export interface BlockKernel {
+  readonly plain: Uint8Array;
+  /** Length of the result, or 0 where it is not smaller. */
+  readonly compress: () => number;
+  /** What `compress` made. */
+  readonly packed: (length: number) => Uint8Array;
+  /** Decompresses that to where `plain` lies. */
+  readonly decompress: (length: number) => void;
+}
+
+/** Compresses and decompresses the same blocks with our kernel and with others, one after the other. */
 export class Lz4Comparison {
   readonly #path: string;
   readonly #file: FileHandle;
   readonly #reference = ReferenceLz4.load();
-  readonly #own: Measured = { name: ownStep, bytes: 0, elapsedMs: 0, packedBytes: 0 };
-  readonly #wasm: Measured = { name: wasmStep, bytes: 0, elapsedMs: 0, packedBytes: 0 };
+  readonly #own = { pack: new Measured(ownStep), unpack: new Measured(ownBackStep), packedBytes: 0 };
+  readonly #wasm = { pack: new Measured(wasmStep), unpack: new Measured(wasmBackStep), packedBytes: 0 };
   #nativeBytes = 0;
   #blocks = 0;
 
@@ -119,37 +143,50 @@ export class Lz4Comparison {
     return { lz4PackedBytes: this.#own.packedBytes, lz4WasmPackedBytes: this.#wasm.packedBytes };
   }
 
-  /** `own` compresses `plain` with our kernel and returns the length, or 0 where it is not smaller. */
-  async compress(plain: Uint8Array, own: () => number): Promise<void> {
-    const turns: [Measured, () => number][] = [[this.#own, own]];
+  async compare(own: BlockKernel): Promise<void> {
+    const { plain } = own;
     const reference = this.#reference;
-    if (reference !== undefined) turns.push([this.#wasm, () => reference.compress(plain).length]);
-    // The second one finds the block in the cache.
+    let length = 0;
+    this.#inTurn(
+      () => {
+        length = this.#own.pack.run(plain.length, own.compress);
+        this.#own.packedBytes += length === 0 ? plain.length : length;
+      },
+      () => {
+        const packedBytes = this.#wasm.pack.run(plain.length, () => reference?.compress(plain).length ?? 0);
+        this.#wasm.packedBytes += Math.min(packedBytes, plain.length);
+      },
+    );
+    if (length > 0) {
+      const packed = own.packed(length);
+      this.#inTurn(
+        () => this.#own.unpack.run(plain.length, () => own.decompress(length)),
+        () => this.#wasm.unpack.run(plain.length, () => reference?.decompress(packed)),
+      );
+    }
     this.#blocks += 1;
-    if (this.#blocks % 2 === 0) turns.reverse();
-    for (const [measured, compress] of turns) note(measured, plain.length, compress);
     if (this.#nativeBytes + plain.length > nativeBytesMax) return;
     await this.#file.write(plain, 0, plain.length, this.#nativeBytes);
     this.#nativeBytes += plain.length;
   }
 
+  /** The second one finds the block in the cache. */
+  #inTurn(own: () => void, others: () => void): void {
+    const turns = this.#reference === undefined ? [own] : [own, others];
+    if (this.#blocks % 2 === 1) turns.reverse();
+    for (const turn of turns) turn();
+  }
+
   /** What was measured, of those that are installed. */
-  async finish(signal: AbortSignal | undefined): Promise<readonly Omit<Measured, "packedBytes">[]> {
+  async finish(signal: AbortSignal | undefined): Promise<readonly Pick<Measured, "name" | "bytes" | "elapsedMs">[]> {
     await this.#file.close();
     const rate = this.#nativeBytes === 0 ? undefined : await nativeLz4Rate(this.#path, signal);
     await rm(this.#path);
-    const { bytes } = this.#own;
+    const { bytes } = this.#own.pack;
     const native = rate === undefined ? [] : [{ name: nativeStep, bytes, elapsedMs: (bytes / rate) * 1000 }];
-    return [this.#own, ...(this.#reference === undefined ? [] : [this.#wasm]), ...native];
+    const others = this.#reference === undefined ? [] : [this.#wasm.pack, this.#wasm.unpack];
+    return [this.#own.pack, this.#own.unpack, ...others, ...native];
   }
-}
-
-function note(measured: Measured, plainBytes: number, compress: () => number): void {
-  const from = performance.now();
-  const packed = compress();
-  measured.elapsedMs += performance.now() - from;
-  measured.bytes += plainBytes;
-  measured.packedBytes += packed === 0 || packed > plainBytes ? plainBytes : packed;
 }
 
 /** Marks for what has been measured. */
@@ -164,6 +201,7 @@ export function lz4Marks(log: StepLog, counts: Readonly<Record<string, number>>)
   mark("LZ4 compression, of lz4-wasm's rate", faster, 1.5);
   mark("LZ4 compression, of lz4-wasm's ratio", lz4WasmPackedBytes / lz4PackedBytes, 0.98);
   mark("LZ4 compression, of the rate of lz4 -1", native, 0.85);
+  mark("LZ4 decompression, of lz4-wasm's rate", log.medianMs(wasmBackStep) / log.medianMs(ownBackStep), 2);
   return marks;
 }
 

@@ -3,34 +3,8 @@ import { readFile } from "node:fs/promises";
 import type { Sink } from "../engine/index.ts";
 import { systemCode, TidemarkError } from "../engine/index.ts";
 import { workersDefault } from "../engine/internal.ts";
+import { type BenchKind, keepKinds, liveKinds } from "./kinds.ts";
 import type { StoreAddress } from "./live/orders.ts";
-
-/** Disks that are written while they are protected, by a process of its own. */
-export type LiveKind = "front" | "burst" | "churn" | "restart" | "soak";
-
-/**
- * Points that are to last: mounted, run from an instant target, pruned, opened at the end of a long
- * chain, collected beside.
- */
-export type KeepKind = "mount" | "instant" | "prune" | "open" | "collect";
-
-/**
- * `kernels`: the inner loops, bare. `pipeline`: a whole cycle into a sink that discards. The
- * others: whole cycles against a store.
- */
-export type BenchKind = "kernels" | "pipeline" | "initial" | "scattered" | "restore" | LiveKind | KeepKind;
-
-export const liveKinds: readonly LiveKind[] = ["front", "burst", "churn", "restart", "soak"];
-const keepKinds: readonly KeepKind[] = ["mount", "instant", "prune", "open", "collect"];
-export const benchKinds: readonly BenchKind[] = [
-  "initial",
-  "scattered",
-  "restore",
-  ...liveKinds,
-  ...keepKinds,
-  "pipeline",
-  "kernels",
-];
 
 /** The kinds for which a disk is made where no image is given, or always. */
 const imagelessKinds: readonly BenchKind[] = ["kernels", ...liveKinds, ...keepKinds];

@@ -172,8 +172,14 @@ async function runKernels(
     const packedAt = performance.now();
     for (const { start, end } of fresh) {
       const plain = data.subarray(start * granuleBytes, end * granuleBytes);
-      if (!kernels.looksIncompressible(plain))
-        await others.compress(plain, () => kernels.compress(start * granuleBytes, plain.length));
+      const at = start * granuleBytes;
+      if (kernels.looksIncompressible(plain)) continue;
+      await others.compare({
+        plain,
+        compress: () => kernels.compress(at, plain.length),
+        packed: (length) => kernels.packed.subarray(at, at + length),
+        decompress: (length) => kernels.decompress(at, length, plain.length),
+      });
     }
     add(work.fingerprint, window.readBytes, cutFrom - printFrom);
     add(work.digest, bytesOf(chunks), lookFrom - digestFrom);

@@ -3,8 +3,8 @@
  * people. Ratios are shown with the goals, whether these were reached or not.
  */
 import type { ImageFacts } from "./image.ts";
+import type { BenchKind } from "./kinds.ts";
 import type { MachineFacts } from "./machine.ts";
-import type { BenchKind } from "./options.ts";
 import type { Step } from "./steps.ts";
 
 /** One figure that was promised, and what became of it. */

@@ -1,7 +1,13 @@
 /** The agent of a failover's source, reached through its control socket. */
-import { type PointSummary, type SourceDisks, type SourceSite, TidemarkError } from "../engine/index.ts";
+import {
+  type PointSummary,
+  type RestingSource,
+  type SourceDisks,
+  type SourceSite,
+  TidemarkError,
+} from "../engine/index.ts";
 import { askAgent } from "./agent/control-client.ts";
-import type { StopSummary } from "./agent/supervisor.ts";
+import type { StopSummary } from "./agent/summaries.ts";
 
 /** Errors of its calls: AGENT_UNREACHABLE, ACCESS_REFUSED, and those that the agent reports. */
 export function agentSource(socket: string): SourceSite {
@@ -20,13 +26,20 @@ export function agentSource(socket: string): SourceSite {
     },
     async stop(source, signal) {
       const stopped: string[] = [];
+      const atRest: RestingSource[] = [];
       for (const target of targetsOf(source)) {
-        const { disks, notDrained } = (await ask("/v1/stop", { ...target, drain: true }, signal)) as StopSummary;
+        const { disks, notDrained, resting } = (await ask(
+          "/v1/stop",
+          { ...target, drain: true },
+          signal,
+        )) as StopSummary;
         if (notDrained.length > 0) throw notAtRest(notDrained, "has writes that are in no point");
         stopped.push(...disks);
+        atRest.push(...resting.filter(({ disk }) => source.disks.includes(disk)));
       }
       const running = source.disks.filter((disk) => !stopped.includes(disk));
       if (running.length > 0) throw notAtRest(running, "is not in the group of the agent");
+      return atRest;
     },
     async start(source, signal) {
       for (const target of targetsOf(source)) await ask("/v1/resume", target, signal);

@@ -43,7 +43,8 @@ import type {
 import type { ConfigFault } from "./agent/config.ts";
 import type { DiskStatus } from "./agent/disk-runner.ts";
 import type { DiskEvent } from "./agent/ports.ts";
-import type { AgentStatus, ReloadSummary, StopSummary } from "./agent/supervisor.ts";
+import type { ReloadSummary, StopSummary } from "./agent/summaries.ts";
+import type { AgentStatus } from "./agent/supervisor.ts";
 
 /** Items by their `type`. */
 export interface JsonItems {

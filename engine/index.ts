@@ -19,13 +19,18 @@ export { ChangeTracker } from "./disk/tracking/change-tracker.ts";
 export type { ErrorCode, ErrorContext, ErrorDetail } from "./errors.ts";
 export { hasCode, interrupted, systemCode, TidemarkError, throwIfAborted } from "./errors.ts";
 export type { DisableOptions, DisableSummary } from "./failover/disable.ts";
-export type { FailoverOptions } from "./failover/effects.ts";
-export type { FailbackOptions, OperateOptions, StartFailoverOptions } from "./failover/failovers.ts";
+export type {
+  FailbackOptions,
+  FailoverOptions,
+  OperateOptions,
+  StartFailoverOptions,
+} from "./failover/failover-options.ts";
 export { Failovers } from "./failover/failovers.ts";
 export type { InstantOptions, InstantProtectOptions, InstantStatus } from "./failover/instant.ts";
 export { Instant } from "./failover/instant.ts";
 export type {
   Application,
+  HeldPoint,
   RemoveReplicaOptions,
   ReplicaDone,
   ReplicaOptions,
@@ -45,7 +50,7 @@ export type {
 } from "./failover/run-summary.ts";
 export type { ServedDisk, ServedDiskStatus, ServeOptions } from "./failover/served-run.ts";
 export { ServedRun } from "./failover/served-run.ts";
-export type { SourceDisks, SourceSite } from "./failover/source.ts";
+export type { RestingSource, SourceDisks, SourceSite } from "./failover/source.ts";
 export type { Notice } from "./notice.ts";
 export type { OperationOptions, Progress } from "./progress.ts";
 export type { MountOptions, MountSummary } from "./recovery/mount/mount.ts";
@@ -59,6 +64,7 @@ export type { Finding, HealthLevel } from "./replication/protection/health.ts";
 export type { CommandHookOptions, FunctionHookOptions, Hook } from "./replication/protection/hooks.ts";
 export { commandHook, functionHook } from "./replication/protection/hooks.ts";
 export type { Meter } from "./replication/protection/meters.ts";
+export type { RestingImage } from "./replication/protection/protected-image.ts";
 export { Protection } from "./replication/protection/protection.ts";
 export type { ProtectionEvent, ProtectionState } from "./replication/protection/protection-state.ts";
 export type {

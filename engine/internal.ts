@@ -29,4 +29,5 @@ export type { ChunkPlace } from "./pipeline/dedup-index.ts";
 export { DedupIndex } from "./pipeline/dedup-index.ts";
 export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
 export { workersDefault } from "./pipeline/worker-pool.ts";
+export { encodeDiskName } from "./store/format/names.ts";
 export { processStat } from "./store/points/process-identity.ts";

@@ -29,6 +29,7 @@ export interface Notice {
     | "RUN_NOT_ENDED"
     | "STORE_AWAY"
     | "NO_ANSWER"
+    | "REPLICA_TAKEN"
     | "RESUMED";
   readonly message: string;
 }

@@ -45,6 +45,9 @@ export const collectionTiming = {
   writerPollMs: 5_000,
 };
 
+/** Worker threads: how long they wait for another vault after the last one was closed. */
+export const workerTiming = { lingerMs: 1_000 };
+
 /** The loop of a live disk. */
 export const protectionTiming = {
   /** Default time between two crash-consistent points. */

@@ -21,7 +21,7 @@ export interface VaultOptions {
    * vault.
    */
   readonly stateFolder?: string | undefined;
-  /** Worker threads, 1 to 64. Default: one a core, at most 8. */
+  /** Worker threads, 1 to 64. Default: one a core, at most 8. Vaults with the same number share them. */
   readonly workers?: number | undefined;
   /** Page writes in flight plus the frame being filled, 2 to 32. Default: 5. */
   readonly lanes?: number | undefined;

@@ -2,6 +2,7 @@
 set -eu
 export TIDEMARK_SOCKET=agent.sock
 truncate -s 16M pg-data.img pg-log.img
+mkdir copies
 tidemark agent --config agent.yaml --check
 
 tidemark agent --config agent.yaml &

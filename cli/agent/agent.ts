@@ -18,7 +18,8 @@ import type { Log } from "./log.ts";
 import { Metrics } from "./metrics.ts";
 import type { Clock, DiskEvent, EngineAdapter } from "./ports.ts";
 import type { LogLevel } from "./schema.ts";
-import { type MissedPoint, type ReloadSummary, Supervisor } from "./supervisor.ts";
+import type { MissedPoint, ReloadSummary } from "./summaries.ts";
+import { Supervisor } from "./supervisor.ts";
 
 export interface AgentOptions {
   readonly environment: Environment;

@@ -19,6 +19,7 @@ import type { Environment } from "../settings.ts";
 import type { AgentConfig, DiskConfig, ListenConfig, LoadedConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import { ConfigDocument, type Path } from "./config-document.ts";
 import { controlSocketDefault } from "./listen.ts";
+import { judgeReplicas, resolveReplica } from "./replica-checks.ts";
 import { retentionMs } from "./retention.ts";
 import {
   type Checked,
@@ -118,7 +119,12 @@ class Checker {
     const sections = new Map<string, unknown>(Object.entries(root));
     this.#refuseUnknownSections(sections);
     const vaults = this.#entries("vaults", sections.get("vaults"), checkVault);
-    const policies = this.#entries("policies", sections.get("policies"), checkPolicy);
+    const policies = new Map<string, PolicyConfig>();
+    for (const [name, policy] of this.#entries("policies", sections.get("policies"), checkPolicy))
+      policies.set(
+        name,
+        resolveReplica(policy, (path) => this.#path(path)),
+      );
     const disks = this.#diskEntries(sections.get("disks"));
     const control = this.#section("control", sections.get("control"), checkControl);
     const logging = this.#section("logging", sections.get("logging"), checkLogging);
@@ -128,6 +134,12 @@ class Checker {
     const resolvedVaults = this.#resolveVaults(vaults);
     for (const policy of policies.values()) this.#judgePolicy(policy);
     const resolvedDisks = await this.#resolveDisks(disks, resolvedVaults, policies);
+    for (const policy of policies.values()) {
+      const ofPolicy = [...resolvedDisks.values()].filter((disk) => disk.policy === policy.name);
+      await judgeReplicas(policy, ofPolicy, resolvedVaults, (what, remedy) =>
+        this.#document.fault(["policies", policy.name, "replica"], what, remedy),
+      );
+    }
     const config = {
       path: resolve(this.#file),
       vaults: resolvedVaults,

@@ -8,7 +8,7 @@
  *     POST /v1/resume  likewise; also protects again what was stopped
  *     POST /v1/reload                                        ReloadSummary; the configuration is read again
  *     POST /v1/stop    {drain?: true}                        {stopped: true}, after the last points; then the agent ends
- *                      {disk|group, drain?: true}            {disks: [NAME], notDrained: [NAME]}, likewise; the agent goes on
+ *                      {disk|group, drain?: true}            StopSummary, likewise; the agent goes on
  *     PUT  /v1/limit   {vault, bytesPerSecond}               likewise; a number, "off", or null: as the configuration says
  *     GET  /v1/failover                                      {runs: [RunSummary]} of all vaults; /v1/failover/RUN: one
  *     POST /v1/failover {verb, run, …}                       RunDone; the verbs and their fields are in failover-runs.ts
@@ -25,7 +25,8 @@ import { isIP } from "node:net";
 import { type ErrorCode, TidemarkError } from "../../engine/index.ts";
 import { errorReport } from "../errors.ts";
 import type { FailoverRuns } from "./failover-runs.ts";
-import type { ReloadSummary, Supervisor, Target } from "./supervisor.ts";
+import type { ReloadSummary } from "./summaries.ts";
+import type { Supervisor, Target } from "./supervisor.ts";
 
 /** What the API acts on. */
 export interface ControlTarget {

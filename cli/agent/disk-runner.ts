@@ -15,13 +15,14 @@ import {
   type HealthLevel,
   type PointSummary,
   type ProtectionStatus,
+  type RestingImage,
   TidemarkError,
 } from "../../engine/index.ts";
 import { formatListen } from "../../engine/internal.ts";
 import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
-import type { Clock, DiskEvent, EngineAdapter, ProtectionPort, ServerPort, VaultPort } from "./ports.ts";
+import type { Clock, DiskEvent, EngineAdapter, ProtectionPort, ReplicaFacts, ServerPort, VaultPort } from "./ports.ts";
 import type { Share, SharedResources } from "./shared.ts";
 
 /** A disk as the agent tells of it: its protection, and where it is found. */
@@ -32,6 +33,8 @@ export interface DiskStatus extends ProtectionStatus {
   /** `unix:PATH` or `tcp:HOST:PORT`; the export has the disk's name. */
   readonly listen: string;
   readonly readOnly: boolean;
+  /** The replica that follows the disk, by its policy; null: none, or the disk is not protected. */
+  readonly replica: ReplicaFacts | null;
   /** Connections to the address that it is exported on, null while it is not. */
   readonly connections: number | null;
 }
@@ -75,6 +78,7 @@ export class DiskRunner {
   #running: Promise<void> = Promise.resolve();
   #ended: Promise<void> | undefined;
   #missed: TidemarkError | undefined;
+  #rest: RestingImage | undefined;
   /** The status that the disk was left in, and when. */
   #stopped: { readonly status: ProtectionStatus; readonly atMs: number } | undefined;
 
@@ -100,6 +104,11 @@ export class DiskRunner {
     return this.#missed;
   }
 
+  /** Which point the image is, as a stop has left it. */
+  get rest(): RestingImage | undefined {
+    return this.#rest;
+  }
+
   get ended(): Promise<void> {
     return this.#ended ?? Promise.resolve();
   }
@@ -118,6 +127,7 @@ export class DiskRunner {
       image,
       listen: formatListen(listen.address),
       readOnly,
+      replica: this.#protection?.replica() ?? null,
       connections: this.#exported?.server.resource.connections ?? null,
     };
   }
@@ -197,6 +207,7 @@ export class DiskRunner {
         this.#missed = await protection.stop({ drain, signal: this.#hurry.signal });
       });
       if (this.#missed !== undefined) this.#tell("failure", this.#missed, "no last point could be taken");
+      this.#rest = protection.rest();
       this.#protection = undefined;
     }
     await this.#told("the vault could not be closed", async () => await this.#vault?.release());

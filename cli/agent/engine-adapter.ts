@@ -29,6 +29,7 @@ import { type Environment, sinkOptions, vaultOptions } from "../settings.ts";
 import { told } from "../waiting.ts";
 import { Collecting } from "./collecting.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
+import { worst } from "./disk-runner.ts";
 import type {
   Clock,
   DiskEvent,
@@ -40,6 +41,8 @@ import type {
   VaultFacts,
   VaultPort,
 } from "./ports.ts";
+import { ReplicaKeeping } from "./replica-keeping.ts";
+import { replicaOf } from "./replica-policy.ts";
 import type { ScrubEntry, StartTime, TlsFiles } from "./schema.ts";
 import { Scrubbing } from "./scrubbing.ts";
 
@@ -145,6 +148,12 @@ class EngineVault implements VaultPort {
     const { name, image, hooks } = disk;
     // Such as a loop device whose file has been detached; its tracking file must stay as it is.
     await refuseEmptyImage(image);
+    const keeping = new ReplicaKeeping(undefined, {
+      disk: name,
+      run: async (options) => await this.#vault.replicas.run(options),
+      clock: systemClock,
+      onEvent,
+    });
     const protection = await this.#vault.protect({
       disk: name,
       image,
@@ -152,15 +161,35 @@ class EngineVault implements VaultPort {
       policy: policyOf(policy),
       hook: hooks === undefined ? undefined : commandHook({ ...hooks, disk: name }),
       group: this.#group(disk),
-      onEvent: (event) => onEvent(diskEvent(event)),
+      onEvent: (event) => {
+        onEvent(diskEvent(event));
+        if (event.kind === "point") keeping.committed(event.point.sequence);
+      },
     });
     this.#listeners.set(name, onEvent);
-    const port = portOf(protection, () => this.#scrubbing.findings(name));
-    const stop: ProtectionPort["stop"] = async (options) => {
-      this.#listeners.delete(name);
-      return await port.stop(options);
+    let { recoveryPointThreshold } = policy;
+    const keep = ({ replica, recoveryPointThreshold: threshold }: PolicyConfig): void => {
+      recoveryPointThreshold = threshold;
+      keeping.set(replica && replicaOf(replica, name));
     };
-    return { ...port, stop };
+    keep(policy);
+    const port = portOf(protection, () => [
+      ...this.#scrubbing.findings(name),
+      ...keeping.findings(recoveryPointThreshold),
+    ]);
+    return {
+      ...port,
+      setPolicy: (next) => {
+        port.setPolicy(next);
+        keep(next);
+      },
+      replica: () => keeping.facts(),
+      stop: async (options) => {
+        this.#listeners.delete(name);
+        await keeping.stop();
+        return await port.stop(options);
+      },
+    };
   }
 
   /** Events of a disk that this agent does not protect are reported with its first disk. */
@@ -208,14 +237,14 @@ class EngineVault implements VaultPort {
   }
 }
 
-/** `damage`: findings about what the vault holds of the disk. */
-function portOf(protection: Protection, damage: () => readonly Finding[]): ProtectionPort {
+/** `found`: findings about what the vault and the replica hold of the disk. */
+function portOf(protection: Protection, found: () => readonly Finding[]): Omit<ProtectionPort, "replica"> {
   return {
     device: protection.device,
     status: () => {
       const status = protection.status();
-      const found = damage();
-      return found.length === 0 ? status : { ...status, health: "Critical", findings: [...found, ...status.findings] };
+      const findings = [...found(), ...status.findings];
+      return { ...status, health: worst([status.health, ...findings.map(({ level }) => level)]), findings };
     },
     point: async (options) => await protection.point(options),
     pause: () => protection.pause(),
@@ -223,6 +252,7 @@ function portOf(protection: Protection, damage: () => readonly Finding[]): Prote
     setPolicy: (policy) => protection.setPolicy(policyOf(policy)),
     grow: async () => await protection.grow(),
     stop: async (options) => await protection.stop(options),
+    rest: () => protection.rest,
   };
 }
 

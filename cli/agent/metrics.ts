@@ -44,6 +44,11 @@ const diskGauges: readonly (readonly [name: string, help: string, of: (disk: Dis
   ],
   ["tidemark_health", "0 Normal, 1 Warning, 2 Critical.", ({ health }) => healthNumbers[health]],
   ["tidemark_latest_sequence", "Sequence number of the newest committed point.", ({ latest }) => latest?.sequence],
+  [
+    "tidemark_replica_sequence",
+    "Sequence number of the point that the disk's replica holds.",
+    ({ replica }) => replica?.sequence ?? undefined,
+  ],
   ["tidemark_points_kept", "Points that the last prune left.", ({ lastPrune }) => lastPrune?.keptPoints],
   [
     "tidemark_connections",

@@ -4,7 +4,14 @@
  *
  * engine-adapter.ts implements the ports with the engine; tests implement them with scripts.
  */
-import type { BlockDevice, Failovers, PointSummary, ProtectionStatus, TidemarkError } from "../../engine/index.ts";
+import type {
+  BlockDevice,
+  Failovers,
+  PointSummary,
+  ProtectionStatus,
+  RestingImage,
+  TidemarkError,
+} from "../../engine/index.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
 
 /** Something that happened to a disk, for the log and for metrics. */
@@ -18,6 +25,20 @@ export interface DiskEvent {
   readonly point?: PointSummary | undefined;
 }
 
+/** What the agent knows of a disk's replica. */
+export interface ReplicaFacts {
+  /** As `tidemark replica run --to` names it. */
+  readonly target: string;
+  /**
+   * `starting`: it has not been looked at yet. `current`: it holds the newest point. `behind`: an
+   * older one. `failed`: the last try to apply a point failed. `failed-over`: a failover has it.
+   */
+  readonly state: "starting" | "current" | "behind" | "failed" | "failed-over";
+  /** The point that it holds; null: not known yet. */
+  readonly sequence: number | null;
+  readonly time: string | null;
+}
+
 /** A disk under protection. */
 export interface ProtectionPort {
   readonly device: BlockDevice;
@@ -27,6 +48,8 @@ export interface ProtectionPort {
   pause(): void;
   resume(): void;
   setPolicy(policy: PolicyConfig): void;
+  /** The replica that follows the disk; null: none. */
+  replica(): ReplicaFacts | null;
   /** Takes up what the image has grown by. */
   grow(): Promise<void>;
   /**
@@ -34,6 +57,8 @@ export interface ProtectionPort {
    * why the last point could not be taken. Idempotent.
    */
   stop(options: { readonly drain: boolean; readonly signal: AbortSignal }): Promise<TidemarkError | undefined>;
+  /** Which point the image is, as `stop` has left it; undefined: that is not known. */
+  rest(): RestingImage | undefined;
 }
 
 export interface ProtectOptions {

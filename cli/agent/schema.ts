@@ -24,6 +24,7 @@ import {
   withDefault,
   written,
 } from "./fields.ts";
+import { parseReplicaPolicy, type ReplicaPolicy, replicaRemedy } from "./replica-policy.ts";
 import { parseRetention } from "./retention.ts";
 
 export interface VaultEntry {
@@ -72,6 +73,8 @@ export interface PolicyEntry {
   readonly startTime: StartTime;
   readonly freezeTimeout: number;
   readonly barrierTimeout: number;
+  /** Where the disks have replicas that follow them; undefined: nowhere. */
+  readonly replica?: ReplicaPolicy | undefined;
 }
 
 /**
@@ -137,7 +140,7 @@ const barrier = { min: 10, max: 10 * second, example: "300ms" };
 const fieldNames: readonly string[] = (
   "address stateFolder proxy url bypass bandwidth from to days timeZone limit crashConsistentFrequency appConsistentFrequency recoveryPointRetention " +
   "recoveryPointThreshold multiVmConsistency startTime freezeTimeout barrierTimeout name image vault policy listen tls key cert ca hooks pre post " +
-  "group readOnly socket level format file scrub sharePerDay rate collect"
+  "group readOnly replica socket level format file scrub sharePerDay rate collect"
 ).split(" ");
 
 /** The field that an unknown one stands for. */
@@ -197,6 +200,7 @@ const policySchema: Field<PolicyEntry> = section(
     ),
     freezeTimeout: withDefault(duration(freeze), "60s"),
     barrierTimeout: withDefault(duration(barrier), "300ms"),
+    replica: optional(written(parseReplicaPolicy, "is no place of replicas", replicaRemedy)),
   },
   meant,
 );

@@ -9,6 +9,7 @@ import type { HealthLevel, ProtectionStatus } from "../../engine/index.ts";
 import type { Output } from "../output.ts";
 import { formatBytes, formatCount, formatDuration, formatNumberOf, formatRate } from "../quantities.ts";
 import { type Column, fittedTable, printable } from "../text.ts";
+import type { DiskStatus } from "./disk-runner.ts";
 import type { AgentStatus } from "./supervisor.ts";
 
 /** What colours and widths the table has. */
@@ -41,8 +42,11 @@ export function describeAgent(status: AgentStatus, canvas: Canvas): string {
     .trimEnd();
 }
 
-function describeDisks(disks: readonly ProtectionStatus[], canvas: Canvas): string {
-  const columns: readonly Column<ProtectionStatus>[] = [
+function describeDisks(disks: readonly DiskStatus[], canvas: Canvas): string {
+  const replicas: readonly Column<DiskStatus>[] = disks.every(({ replica }) => replica === null)
+    ? []
+    : [{ heading: "REPLICA", align: "l", dropped: 3, cell: replicaText }];
+  const columns: readonly Column<DiskStatus>[] = [
     { heading: "DISK", align: "l", cell: ({ disk }) => disk },
     { heading: "STATE", align: "l", cell: ({ state }) => state },
     {
@@ -59,6 +63,7 @@ function describeDisks(disks: readonly ProtectionStatus[], canvas: Canvas): stri
     { heading: "BACKLOG", align: "r", cell: ({ backlogBytes }) => formatBytes(backlogBytes) },
     { heading: "POINTS", align: "r", dropped: 4, cell: ({ pointsCommitted }) => formatCount(pointsCommitted) },
     { heading: "PRUNED", align: "r", dropped: 1, cell: ({ lastPrune }) => formatAge(lastPrune?.ageMs ?? null) },
+    ...replicas,
   ];
   const findings = disks.flatMap(({ disk, findings: found }) =>
     found.map(({ level, code, cause, remedy }) => {
@@ -67,6 +72,13 @@ function describeDisks(disks: readonly ProtectionStatus[], canvas: Canvas): stri
     }),
   );
   return [fittedTable(columns, disks, canvas.columns), ...(findings.length === 0 ? [] : ["", ...findings])].join("\n");
+}
+
+function replicaText({ replica, latest }: DiskStatus): string {
+  if (replica === null) return "-";
+  const { state, sequence } = replica;
+  if (state !== "behind" || sequence === null || latest === null) return state;
+  return `${state} by ${formatNumberOf(latest.sequence - sequence, "point")}`;
 }
 
 /**

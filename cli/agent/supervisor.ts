@@ -23,6 +23,7 @@ import { groupPoint } from "./group-point.ts";
 import type { Clock, DiskEvent, EngineAdapter, ServerPort, VaultFacts, VaultPort } from "./ports.ts";
 import { type RunFacts, SeenRuns } from "./seen-runs.ts";
 import { SharedResources } from "./shared.ts";
+import type { MissedPoint, ReloadSummary, StopSummary } from "./summaries.ts";
 
 export interface SupervisorParts {
   readonly engine: EngineAdapter;
@@ -58,41 +59,6 @@ export interface VaultStatus extends VaultFacts {
 }
 
 const unknownFacts: VaultFacts = { storedBytes: null, scrubAgeMs: null, collectionAgeMs: null };
-
-/** What a reload did. */
-export interface ReloadSummary {
-  readonly added: readonly string[];
-  readonly removed: readonly string[];
-  /** Stopped and started again, because what changed cannot change while they run. */
-  readonly restarted: readonly string[];
-  /**
-   * Changed while they run: the policy, or where they are exported. Of disks that are stopped, and
-   * stay it, anything.
-   */
-  readonly changed: readonly string[];
-  /** Their images are larger than before; clients see it when they connect again. */
-  readonly grown: readonly string[];
-  /** Vaults whose limits changed. */
-  readonly limits: readonly string[];
-  /** Settings that only the next start of the agent takes over. */
-  readonly atNextStart: readonly string[];
-}
-
-/** What a stop of some disks did. */
-export interface StopSummary {
-  readonly disks: readonly string[];
-  /**
-   * Those of them that were left with changes that are not in the vault. These are marked and
-   * shipped when the disk is resumed.
-   */
-  readonly notDrained: readonly string[];
-}
-
-/** A disk that was to end with a last point, and why there is none. */
-export interface MissedPoint {
-  readonly disk: string;
-  readonly error: TidemarkError;
-}
 
 /**
  * The first moments of many disks are spread over this, so that they do not all compare and ship at
@@ -259,6 +225,7 @@ export class Supervisor {
     return {
       disks: statuses.map(({ disk }) => disk),
       notDrained: statuses.filter(({ backlogBytes }) => backlogBytes > 0).map(({ disk }) => disk),
+      resting: runners.flatMap(({ rest, disk }) => (rest === undefined ? [] : { disk: disk.name, ...rest })),
     };
   }
 

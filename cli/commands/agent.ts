@@ -1,19 +1,17 @@
 /**
  * `tidemark agent`: the daemon that protects the disks of a configuration, and the commands that
- * talk to it.
+ * talk to it. Only the daemon loads what reads YAML and writes logs.
  */
 import { Command, Option } from "commander";
 import { type PointSummary, TidemarkError } from "../../engine/index.ts";
-import { Agent } from "../agent/agent.ts";
 import { type AgentConfig, configError, formatFault } from "../agent/config.ts";
-import { loadConfig } from "../agent/config-file.ts";
 import { askAgent } from "../agent/control-client.ts";
 import { openEngineAdapter, systemClock } from "../agent/engine-adapter.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
-import { openLog } from "../agent/log.ts";
 import { parseRate } from "../agent/schema.ts";
 import { describeAgent } from "../agent/status-table.ts";
-import type { AgentStatus, MissedPoint, ReloadSummary, StopSummary } from "../agent/supervisor.ts";
+import type { MissedPoint, ReloadSummary, StopSummary } from "../agent/summaries.ts";
+import type { AgentStatus } from "../agent/supervisor.ts";
 import { formatNumberOf, formatRate } from "../quantities.ts";
 import { printable } from "../text.ts";
 import { type CommandContext, closing } from "./context.ts";
@@ -143,6 +141,7 @@ async function run(context: CommandContext, { config: path, check }: AgentFlags)
     return;
   }
   const { environment } = context;
+  const [{ Agent }, { openLog }] = await Promise.all([import("../agent/agent.ts"), import("../agent/log.ts")]);
   const log = openLog(config.logging, environment, { utc: context.utc });
   try {
     const engine = openEngineAdapter(environment, ({ code, message }) => log.write("warn", message, { code }));
@@ -178,6 +177,7 @@ function refuseMissed(missed: readonly MissedPoint[]): void {
 }
 
 async function checkedConfig({ output, environment }: CommandContext, path: string): Promise<AgentConfig> {
+  const { loadConfig } = await import("../agent/config-file.ts");
   const loaded = await loadConfig(path, environment);
   if ("config" in loaded) return loaded.config;
   for (const found of loaded.faults) output.item("fault", found, printable(formatFault(found)));
@@ -280,14 +280,15 @@ async function stop(context: CommandContext, flags: TargetFlags): Promise<void> 
   const fields = { ...targetOf(flags), drain: true };
   const answer = await ask(context, flags, "POST", "/v1/stop", fields);
   if (flags.disk !== undefined || flags.group !== undefined) {
-    const { disks, notDrained } = answer as StopSummary;
+    const stopped = answer as StopSummary;
+    const { disks, notDrained } = stopped;
     const text = [
       `stopped: ${printable(disks.join(", "))}`,
       ...(notDrained.length === 0
         ? []
         : [`not all in the vault yet, shipped when resumed: ${printable(notDrained.join(", "))}`]),
     ];
-    context.output.summary("agent stop", { disks, notDrained }, text.join("\n"));
+    context.output.summary("agent stop", stopped, text.join("\n"));
     return;
   }
   context.output.summary("agent stop", { stopped: true }, "the agent has stopped");

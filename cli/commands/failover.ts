@@ -45,7 +45,7 @@ interface RunFlags extends VaultFlags {
 }
 
 const targets =
-  "instant:unix:PATH, instant:tcp:HOST:PORT (with ,image=PATH), file:PATH, vhd:PATH, dir:FOLDER, device:PATH or blob:PREFIX";
+  "instant:unix:PATH, instant:tcp:HOST:PORT (with ,image=PATH), file:PATH, vhd:PATH, dir:FOLDER, device:PATH, blob:PREFIX or replica";
 const choices =
   "latest (default), latest-processed, latest-app, latest-crash, common, a sequence number, id, time or age";
 
@@ -137,10 +137,12 @@ function addPlanned(context: CommandContext, failover: Command): void {
       "after",
       `
 The agent stops its disks with a last point each, or a last point of the image is
-taken. If that is not possible, the failover is not done.
+taken. If that is not possible, the failover is not done. To a replica, only the
+last difference moves; of several replicas, name one: replica:NAME.
 
 Examples:
   $ tidemark failover planned --disk web --to dir:/srv --vault dir:/v
+  $ tidemark failover planned --disk web --to replica --vault dir:/v
   $ tidemark failover planned --disk web --to file:/srv/web.img \\
       --source /old/web.img --vault dir:/v`,
     )

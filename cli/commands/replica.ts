@@ -38,6 +38,7 @@ Examples:
 current: the target holds the newest point. behind: an older one. These may be
 used. torn: an application is under way, or was interrupted. changed: another
 program may have written the target. missing, empty: there is nothing yet.
+failed-over: the target belongs to a failover run.
 
 Example:
   $ tidemark replica show --vault dir:/v`,

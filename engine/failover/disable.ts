@@ -13,7 +13,7 @@ import type { Notice } from "../notice.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import { claimName } from "../store/format/names.ts";
 import { type DisableReason, type RunDocument } from "../store/format/run.ts";
-import { disableByClaim, enableByClaim, readClaim } from "../store/points/failover-claim.ts";
+import { disableByClaim, enableByClaim, readClaim, restoreClaim } from "../store/points/failover-claim.ts";
 import { readDisk } from "../store/points/head.ts";
 import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store } from "../store/store.ts";
@@ -69,15 +69,18 @@ export async function disableDisk(context: VaultContext, options: DisableOptions
   await disableByClaim(place, "NotSpecified", former?.run ?? null);
   const writer = await activeWriter(context, options, disk);
   if (writer !== undefined && !force) {
-    if (former?.disabled == null) await enableByClaim(place);
+    if (former?.disabled == null) await restoreClaim(place, former);
     throw writer;
   }
+  if (writer !== undefined && purges) throw stillWritten(disk, writer);
   const targets = await targetsOf(context, disk, runs);
   const source = [
     former?.place != null
       ? `${former.place.path} on ${former.place.host}, from which the disk was protected`
       : `the image from which the disk was protected${head.writer === null ? "" : `, on ${head.writer.host}`}`,
-    "the disk's entry in the configuration of its agent, which is refused from now on",
+    purges
+      ? "the disk's entry in the configuration of its agent: without it, the agent protects the disk anew"
+      : "the disk's entry in the configuration of its agent, which is refused from now on",
     ...(writer === undefined ? [] : [`a writer that still has the disk: ${writer.message}`]),
   ];
   if (!purges) {
@@ -126,7 +129,17 @@ function refuseOpenRun(disk: string, runs: readonly RunDocument[]): void {
   );
 }
 
-/** The error that says who writes the disk; undefined: no process does. */
+/** The error for a purge while a process has the disk: new writers are refused, and points stay. */
+function stillWritten(disk: string, cause: TidemarkError): TidemarkError {
+  const fact = `the protection of disk ${JSON.stringify(disk)} is disabled, and its points stay: ${cause.message}`;
+  return new TidemarkError("WRITER_ACTIVE", fact, {
+    remedy: `stop that process, then run \`tidemark disks disable --disk ${disk} --purge\``,
+    detail: { disk },
+    cause,
+  });
+}
+
+/** The error that names the process that writes the disk; undefined: no process does. */
 async function activeWriter(
   context: VaultContext,
   { signal, onNotice = () => undefined }: DisableOptions,

@@ -16,7 +16,6 @@ import type { OperationOptions } from "../progress.ts";
 import { HydratingImage } from "../recovery/mount/hydrating-image.ts";
 import { discardImage } from "../recovery/mount/image-files.ts";
 import { materialize } from "../recovery/restore/materialize.ts";
-import { runCommand } from "../replication/protection/hook-command.ts";
 import { replicate } from "../replication/replicate.ts";
 import type { RunDocument, RunMember } from "../store/format/run.ts";
 import { disableByClaim, putClaim, readClaim, removeClaim, settleClaim } from "../store/points/failover-claim.ts";
@@ -24,38 +23,24 @@ import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store } from "../store/store.ts";
 import { prune } from "../upkeep/prune/prune.ts";
 import { parsePolicy } from "../upkeep/retention/policy.ts";
+import type { FailoverOptions } from "./failover-options.ts";
 import { ImageReturn } from "./image-return.ts";
 import { choosePoints } from "./point-choice.ts";
-import { variablesOf } from "./run-facts.ts";
+import { ReplicaOfRun } from "./replica-run.ts";
+import { type PrintedByCommands, RunCommands } from "./run-commands.ts";
 import { comparablePoint, pinPoint, unpinPoints } from "./run-points.ts";
 import { type HeldRun, readRun } from "./run-store.ts";
 import type { RunEffect } from "./run-table.ts";
+import { runTargetOf } from "./run-target.ts";
 import { replicateInstant, ServedRun, type ServingVault } from "./served-run.ts";
 import { type SourceDisks, type SourceSite, takeLastPoint } from "./source.ts";
 import { formatOf, materializeName, type OwnedTarget, ownedTargetOf, targetName } from "./target.ts";
-
-/** What effects need of their caller. */
-export interface FailoverOptions extends OperationOptions {
-  /** Opens the agent behind a control socket. Absent: a run that names one cannot be worked on. */
-  readonly openAgent?: ((socket: string) => SourceSite) | undefined;
-  /** Environment of check and shutdown commands. Default: empty. */
-  readonly environment?: Readonly<Record<string, string>> | undefined;
-}
-
-/** What the commands of an effect printed, and how the last one ended. */
-interface Commands {
-  output: string;
-  exitCode: number | null;
-}
-
-/** What a task keeps of the output of its commands: the end. */
-const outputCharactersMax = 16_384;
 
 /** What of a run is left at its targets, as users name it. */
 export async function leftoversOf(context: VaultContext, document: RunDocument): Promise<string[]> {
   const left: string[] = [];
   for (const member of document.members)
-    left.push(...(await ownedTargetOf(context, document, member).leftovers(member.held !== null)));
+    left.push(...(await runTargetOf(context, document, member).leftovers(member.held !== null)));
   return left;
 }
 
@@ -69,7 +54,7 @@ export class Effects {
   readonly #signal: AbortSignal;
   #bytesWritten = 0;
   #bytesRead = 0;
-  #commands: Commands | undefined;
+  readonly #commands: RunCommands;
 
   constructor(context: VaultContext, held: HeldRun, options: FailoverOptions, vault: ServingVault) {
     this.#vault = vault;
@@ -78,6 +63,7 @@ export class Effects {
     this.#held = held;
     this.#options = options;
     this.#signal = options.signal === undefined ? held.signal : AbortSignal.any([options.signal, held.signal]);
+    this.#commands = new RunCommands(options.environment ?? {}, this.#signal);
   }
 
   get bytesWritten(): number {
@@ -89,10 +75,8 @@ export class Effects {
   }
 
   /** What the commands since the last call printed; undefined: there were none. */
-  takeCommands(): Commands | undefined {
-    const commands = this.#commands;
-    this.#commands = undefined;
-    return commands;
+  takeCommands(): PrintedByCommands | undefined {
+    return this.#commands.take();
   }
 
   async carryOut(effect: RunEffect): Promise<void> {
@@ -141,16 +125,17 @@ export class Effects {
 
   /** Shuts the source down or tries to, takes the disks, and chooses the points again. */
   async #prepare(): Promise<void> {
-    const { run, kind, shutdown, selector, group } = this.#held.document;
+    const { run, kind, shutdown, selector, group, members } = this.#held.document;
     const isPlanned = kind !== "unplanned";
     const disks = this.#disks;
+    for (const { target } of members) await this.#replicaOf(target)?.own();
     // An interrupted try may have left a claim, which would refuse the last point of an image.
     for (const disk of disks) await removeClaim({ ...this.#place, disk }, run);
     if (isPlanned) {
-      if (shutdown !== null) await this.#runShutdown(shutdown);
+      if (shutdown !== null) await this.#commands.shutDown(this.#held.document);
       await this.#bringToRest();
     } else {
-      if (shutdown !== null) await this.#orNote("the shutdown command", this.#runShutdown(shutdown));
+      if (shutdown !== null) await this.#orNote("the shutdown command", this.#commands.shutDown(this.#held.document));
       if (selector === "latest") await this.#orNote("the request for a last point", this.#askForPoint());
     }
     for (const disk of disks) await putClaim({ ...this.#place, disk }, run);
@@ -183,7 +168,11 @@ export class Effects {
   async #bringToRest(): Promise<void> {
     const { source } = this.#held.document;
     if (source?.kind === "agent") {
-      await this.#agent(source.path).stop(this.#sourceDisks, this.#signal);
+      for (const { disk, path, point, signature } of await this.#agent(source.path).stop(
+        this.#sourceDisks,
+        this.#signal,
+      ))
+        await this.#swapMember({ ...this.#member(disk), origin: { path, point, signature } });
       return;
     }
     for (const { disk } of this.#held.document.members) {
@@ -250,6 +239,11 @@ export class Effects {
       const member = this.#member(disk);
       const { point, target, held } = member;
       throwIfAborted(this.#signal);
+      const replica = this.#replicaOf(target);
+      if (replica !== undefined) {
+        await this.#bringReplica(member, replica);
+        continue;
+      }
       const owned = ownedTargetOf(this.#context, this.#held.document, member);
       const isThere = await owned.own();
       if (target.kind === "instant") {
@@ -282,6 +276,19 @@ export class Effects {
       await this.#swapMember({ ...member, held: { point: point.id, signature: await owned.signature() } });
       await this.#unpin(disk);
     }
+  }
+
+  #replicaOf({ replica }: RunMember["target"]): ReplicaOfRun | undefined {
+    const { run } = this.#held.document;
+    return replica === undefined ? undefined : new ReplicaOfRun(this.#context, run, { replica }, this.#operation);
+  }
+
+  async #bringReplica(member: RunMember, replica: ReplicaOfRun): Promise<void> {
+    if (member.held !== null) await this.#swapMember({ ...member, held: null });
+    const { bytesWritten, bytesRead, held } = await replica.bringTo(member.point.id);
+    this.#bytesWritten += bytesWritten;
+    this.#bytesRead += bytesRead;
+    await this.#swapMember({ ...member, held });
   }
 
   /** Stages what an old image lacks, then applies it. An apply that has begun is ended first. */
@@ -331,50 +338,14 @@ export class Effects {
   }
 
   async #checkTargets(): Promise<void> {
-    const { check } = this.#held.document;
-    if (check === null) return;
     const { document } = this.#held;
+    if (document.check === null) return;
     await using served =
       document.serving === null
         ? undefined
         : await ServedRun.open(this.#vault, document, false, { onNotice: this.#notify, signal: this.#signal });
-    for (const member of document.members) {
-      const { kind, path } = member.target;
-      const uri = served?.disks.find(({ disk }) => disk === member.disk)?.uri;
-      const place =
-        uri === undefined
-          ? { TIDEMARK_IMAGE: kind === "blob" ? targetName(member.target) : path }
-          : { TIDEMARK_NBD: uri };
-      const exitCode = await this.#runCommand(check, { ...variablesOf(this.#held.document, member), ...place });
-      if (exitCode === 0) continue;
-      const ending = exitCode === null ? "was ended by a signal" : `ended with exit code ${exitCode}`;
-      throw new TidemarkError("HOOK_FAILED", `the check of disk ${JSON.stringify(member.disk)} ${ending}`, {
-        remedy: `see its output with \`tidemark failover show ${this.#held.document.run}\``,
-        detail: { disk: member.disk },
-      });
-    }
-  }
-
-  async #runShutdown(command: string): Promise<void> {
-    const [first] = this.#held.document.members;
-    const exitCode = await this.#runCommand(
-      command,
-      first === undefined ? {} : variablesOf(this.#held.document, first),
-    );
-    if (exitCode === 0) return;
-    throw new TidemarkError("HOOK_FAILED", `the shutdown command ended with ${exitCode ?? "a signal"}`, {
-      remedy: "see its output with `tidemark failover show`",
-    });
-  }
-
-  /** Runs a command to its end and keeps what it printed. Errors: INTERRUPTED. */
-  async #runCommand(command: string, variables: Readonly<Record<string, string>>): Promise<number | null> {
-    const env = { ...this.#options.environment, ...variables };
-    const step = await runCommand({ phase: "pre", command, cwd: "/", env }, undefined, this.#signal);
-    const before = this.#commands?.output ?? "";
-    this.#commands = { output: `${before}${step.output}`.slice(-outputCharactersMax), exitCode: step.exitCode };
-    throwIfAborted(this.#signal);
-    return step.exitCode;
+    for (const member of document.members)
+      await this.#commands.check(document, member, served?.disks.find(({ disk }) => disk === member.disk)?.uri);
   }
 
   /** The targets become the user's, and the choice of the point ends. */
@@ -384,7 +355,8 @@ export class Effects {
     // The newest point stays: the way back compares with it.
     const policy = parsePolicy("keep:last=1");
     if (discardPoints) for (const { disk } of members) await prune(this.#context, { ...this.#operation, disk, policy });
-    for (const member of members) await ownedTargetOf(this.#context, this.#held.document, member).handOver();
+    for (const member of members)
+      await runTargetOf(this.#context, this.#held.document, member, this.#operation).handOver();
   }
 
   /** The migration is complete: the targets are the user's, and no writer makes points of the disks. */
@@ -431,10 +403,10 @@ export class Effects {
     for (const { disk, target } of members) {
       // An image that is a mixture becomes the point: it is whole afterwards.
       if (kind === "failback") await this.#endApply(disk);
-      const owned = ownedTargetOf(this.#context, this.#held.document, this.#member(disk));
-      if (target.kind === "instant" && (await owned.isOwned()))
+      const member = this.#member(disk);
+      if (target.kind === "instant" && (await ownedTargetOf(this.#context, this.#held.document, member).isOwned()))
         await discardImage(this.#context, { ...this.#operation, disk, image: target.path });
-      await owned.remove();
+      await runTargetOf(this.#context, this.#held.document, member, this.#operation).remove();
       await this.#unpin(disk);
     }
   }

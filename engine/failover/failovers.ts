@@ -15,12 +15,13 @@ import { watchedStore } from "../disk/source/head-watch.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import { runObjectName } from "../store/format/names.ts";
-import type { RunDocument, RunKind, RunMember, RunOperation } from "../store/format/run.ts";
+import type { RunDocument, RunMember, RunOperation } from "../store/format/run.ts";
 import { readClaim, refuseClaimed, refuseOtherRun } from "../store/points/failover-claim.ts";
 import { Store } from "../store/store.ts";
 import { runRequestTiming } from "../timing.ts";
 import { type DisableOptions, type DisableSummary, disableDisk, enableDisk } from "./disable.ts";
-import { Effects, type FailoverOptions } from "./effects.ts";
+import { Effects } from "./effects.ts";
+import type { FailbackOptions, FailoverOptions, OperateOptions, StartFailoverOptions } from "./failover-options.ts";
 import { choosePoints, disksOfGroup } from "./point-choice.ts";
 import {
   checkNote,
@@ -31,6 +32,7 @@ import {
   notServed,
   refused,
   refuseElsewhere,
+  refusePresent,
 } from "./run-checks.ts";
 import { isReprotected, isServable } from "./run-facts.ts";
 import { endingDueMs, endJob, endTask, withJob, withTask } from "./run-jobs.ts";
@@ -39,56 +41,12 @@ import { requestStop, StopRequests } from "./run-request.ts";
 import { createRun, HeldRun, isWorkedOn, listRuns, readRun } from "./run-store.ts";
 import { describeRun, type JobSummary, jobsOf, type RunDone, type RunSummary } from "./run-summary.ts";
 import { beginningOf, effectOf, hasEnded, transition } from "./run-table.ts";
+import { refuseTakenTarget, targetsOf } from "./run-target.ts";
 import { refuseServed, ServedRun, type ServeOptions, type ServingVault } from "./served-run.ts";
-import { ownedTargetOf, parseImages, parseServing, parseTarget } from "./target.ts";
+import { parseImages, parseServing } from "./target.ts";
 
 /** An ended run is remembered for so long. */
 const rememberedMs: number = 90 * 24 * 60 * 60 * 1000;
-
-/** How a run is begun. */
-export interface StartFailoverOptions extends FailoverOptions {
-  readonly kind: Exclude<RunKind, "failback">;
-  /** Names of the disks, or of a group whose disks these are. */
-  readonly disks?: readonly string[] | undefined;
-  readonly group?: string | undefined;
-  /**
-   * `instant:unix:PATH`, `instant:tcp:HOST:PORT` (each with `,image=PATH`), `file:PATH`, `vhd:PATH`,
-   * `dir:FOLDER`, `device:PATH` or `blob:PREFIX`.
-   */
-  readonly to: string;
-  /**
-   * `latest`, `latest-processed`, `latest-app`, `latest-crash`, `common`, a sequence number, an id or
-   * an ISO time. Default: `latest`. A planned failover takes the last point.
-   */
-  readonly point?: string | undefined;
-  /** Command that is run against each target; 0 means that it is good. */
-  readonly check?: string | undefined;
-  /** Command that stops what writes the source. */
-  readonly shutdown?: string | undefined;
-  /** Where the disks are written today. A planned failover needs it. */
-  readonly source?: RunDocument["source"] | undefined;
-  /** After this time a test is overdue. */
-  readonly ttlMs?: number | undefined;
-  readonly note?: string | undefined;
-  /** What becomes of a failover that is neither committed nor cancelled in time. Default: nothing. */
-  readonly ending?: RunDocument["ending"] | undefined;
-}
-
-/** How disks go back. */
-export interface FailbackOptions
-  extends FailoverOptions,
-    Pick<StartFailoverOptions, "source" | "shutdown" | "note" | "ending"> {
-  /** The run that took the disks to where they are. */
-  readonly run: string;
-  /** An image or block device for each disk, in the order of the run. It is written over. */
-  readonly to: readonly string[];
-}
-
-/** How an operation on a run works. */
-export interface OperateOptions extends FailoverOptions {
-  readonly run: string;
-  readonly note?: string | undefined;
-}
 
 /** Runs of a vault. `Vault.failovers` gives it. */
 export class Failovers {
@@ -127,7 +85,7 @@ export class Failovers {
       const disks = group === undefined ? [...new Set(named)] : await disksOfGroup(place, group);
       checkStart(options, disks);
       const selector = options.point ?? "latest";
-      const targets = await parseTarget(options.to, disks, this.#context.sink);
+      const targets = await targetsOf(this.#context, place, options.to, disks);
       const chosen =
         kind === "planned"
           ? await choosePoints(place, disks, "latest", false)
@@ -160,6 +118,7 @@ export class Failovers {
       await refuseOtherFailback(place, disks);
       checkSource(source, disks);
       const targets = await parseImages(options.to, disks);
+      refusePresent(former, targets);
       const members = membersOf(await choosePoints(place, disks, "latest", false), targets).map(
         (member, index): RunMember => {
           const origin = former.members[index]?.origin ?? null;
@@ -181,9 +140,10 @@ export class Failovers {
     const { kind, members, direction, selector, group, signal, source = null } = options;
     if (options.note !== undefined) checkNote(options.note);
     await this.#forgetOld(signal);
-    for (const member of members) await ownedTargetOf(this.#context, { run: "", kind }, member).refuseTaken();
+    const place = { store: this.#store, vault: this.#vaultId, signal };
+    for (const member of members) await refuseTakenTarget(this.#context, place, kind, member);
     const createdMs = Date.now();
-    const created = await createRun({ store: this.#store, vault: this.#vaultId, signal }, (run) => ({
+    const created = await createRun(place, (run) => ({
       vault: this.#vaultId,
       run,
       epoch: 0,

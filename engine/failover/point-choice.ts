@@ -17,7 +17,7 @@ import { TidemarkError } from "../errors.ts";
 import type { PointRecord } from "../store/format/documents.ts";
 import { GroupMembers } from "../store/points/group-members.ts";
 import { readPoints } from "../store/points/history.ts";
-import { diskNames, selectPoint } from "../store/points/points.ts";
+import { diskNames, pointKey, selectPoint } from "../store/points/points.ts";
 import type { Store } from "../store/store.ts";
 
 interface ChoicePlace {
@@ -123,23 +123,18 @@ async function commonPoint(
   selector: string,
 ): Promise<PointRecord> {
   const [first = ""] = disks;
-  const wanted = consistencies[selector];
-  let fits: (point: PointRecord) => boolean;
-  if (wanted !== undefined) fits = ({ consistency }) => wanted.includes(consistency);
-  else {
-    const named = await selectPoint(store, await members.head(first), selector, signal);
-    // A time names a point that is not younger; a number or an id names one point alone.
-    const isTime = /^\d{4}-/.test(selector.trim());
-    fits = isTime ? ({ timeMs }) => timeMs <= named.timeMs : ({ id }) => id === named.id;
-  }
+  const fits = await commonFits(members, first, selector, async () => {
+    const { id } = await selectPoint(store, await members.head(first), selector, signal);
+    return id;
+  });
   const point = await newestOf(
     store,
     members,
     first,
     async (candidate) => {
-      if (!fits(candidate)) return false;
-      const group = await members.groupOf(first, candidate);
-      return group !== null && disks.every((disk) => group.disks.includes(disk));
+      const { group } = candidate;
+      const isCommon = group !== null && disks.every((disk) => group.disks.includes(disk));
+      return isCommon && (await members.groupOf(first, candidate)) !== null && (await fits(candidate));
     },
     signal,
   );
@@ -151,6 +146,26 @@ async function commonPoint(
     );
   }
   return point;
+}
+
+/**
+ * Whether a point of the first disk is what `selector` names. A time names a group point by the
+ * earliest time that one of its parts bears, so every time that a listing shows of it names it.
+ */
+async function commonFits(
+  members: GroupMembers,
+  first: string,
+  selector: string,
+  idOf: () => Promise<string>,
+): Promise<(point: PointRecord) => boolean | Promise<boolean>> {
+  const wanted = consistencies[selector];
+  if (wanted !== undefined) return ({ consistency }) => wanted.includes(consistency);
+  const key = pointKey(selector);
+  if (typeof key === "object" && "timeMs" in key)
+    return async (point) => ((await members.cutMsOf(first, point)) ?? Number.POSITIVE_INFINITY) <= key.timeMs;
+  // A number or an id names one point alone.
+  const id = await idOf();
+  return (point) => point.id === id;
 }
 
 function noPoint(disk: string, selector: string): TidemarkError {

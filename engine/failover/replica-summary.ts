@@ -14,8 +14,21 @@ export interface ReplicaOptions extends OperationOptions {
   readonly once?: boolean | undefined;
   /** Told of each application that has ended. */
   readonly onApplied?: ((application: Application) => void) | undefined;
+  /** Told which point the target holds, each time that this has been looked at. */
+  readonly onHolds?: ((held: HeldPoint) => void) | undefined;
+  /** Told before each wait for the next point; `wake` ends the wait, because there may be one. */
+  readonly onIdle?: ((wake: () => void) => void) | undefined;
   /** Between two looks for a new point, in ms. Default: 2,000. */
   readonly pollMs?: number | undefined;
+}
+
+/** The point that a target holds, whole and durable. */
+export interface HeldPoint {
+  readonly sequence: number;
+  /** Id of the point. */
+  readonly point: string;
+  /** When the point was cut, ISO 8601 in UTC. */
+  readonly time: string;
 }
 
 /** How `Replicas.remove` works. */
@@ -48,9 +61,9 @@ export interface Application {
 /**
  * `current`: the target holds the newest point. `behind`: an older one. `torn`: an application is under
  * way or was interrupted. `changed`: another program may have written the target. `missing`: there
- * is no target. `empty`: no point has been applied.
+ * is no target. `empty`: no point has been applied. `failed-over`: it is the target of a failover.
  */
-export type ReplicaState = "current" | "behind" | "torn" | "changed" | "missing" | "empty";
+export type ReplicaState = "current" | "behind" | "torn" | "changed" | "missing" | "empty" | "failed-over";
 
 /** A replica. */
 export interface ReplicaSummary {
@@ -61,6 +74,8 @@ export interface ReplicaSummary {
   /** The host that has the target; null: it is in the vault's container. */
   readonly host: string | null;
   readonly state: ReplicaState;
+  /** The failover run whose target it is; null: none. */
+  readonly run: string | null;
   /** Whether this machine can look at the target; else the state is what the vault says. */
   readonly isSeen: boolean;
   /** Whether a process works on the replica. */
@@ -113,6 +128,7 @@ interface Found {
   /** As `ReplicaTarget.signature`. */
   readonly signature: string | null | undefined;
   readonly nowMs: number;
+  readonly run: string | undefined;
 }
 
 export function summaryOf(document: ReplicaDocument, found: Found): ReplicaSummary {
@@ -126,6 +142,7 @@ export function summaryOf(document: ReplicaDocument, found: Found): ReplicaSumma
     target: replicaTargetName(document),
     host,
     state,
+    run: found.run ?? null,
     isSeen,
     isRunning,
     point: held?.id ?? null,
@@ -137,7 +154,8 @@ export function summaryOf(document: ReplicaDocument, found: Found): ReplicaSumma
 }
 
 function stateOf({ point, next, signature: known }: ReplicaDocument, found: Found): ReplicaState {
-  const { newest, isSeen, signature } = found;
+  const { newest, isSeen, signature, run } = found;
+  if (run !== undefined) return "failed-over";
   if (next !== null) return "torn";
   if (point === null) return "empty";
   if (isSeen && signature === undefined) return "missing";

@@ -17,7 +17,7 @@ import type { Sink } from "../sink.ts";
 import { checksum, toHex } from "../store/format/checksum.ts";
 import type { ReplicaDocument } from "../store/format/replica.ts";
 import type { Volume } from "../volume.ts";
-import { materializeName, OwnedTarget, parseTarget } from "./target.ts";
+import { type MemberTarget, materializeName, OwnedTarget, parseTarget } from "./target.ts";
 
 /** Where a replica is. */
 export type ReplicaPlace = Pick<ReplicaDocument, "replica" | "target" | "host">;
@@ -47,10 +47,18 @@ export async function parseReplicaTarget(text: string, disk: string, sink: Sink)
   return placeOf({ kind: kind === "file" && path.endsWith(".vhd") ? "vhd" : kind, path }, localHost());
 }
 
-/** The name follows from the target, so two replicas never have one target. */
 function placeOf(target: ReplicaPlace["target"], host: string | null): ReplicaPlace {
-  const replica = toHex(checksum(Buffer.from(JSON.stringify([host, target.path])))).slice(0, 16);
-  return { replica, target, host };
+  return { replica: nameOf(target.path, host), target, host };
+}
+
+/** The name follows from the target, so two replicas never have one target. */
+function nameOf(path: string, host: string | null): string {
+  return toHex(checksum(Buffer.from(JSON.stringify([host, path])))).slice(0, 16);
+}
+
+/** The name that a replica at a target of a run would have. */
+export function replicaNameAt({ kind, path }: MemberTarget): string {
+  return nameOf(path, kind === "blob" ? null : localHost());
 }
 
 /** The host that has this machine's local targets, as documents spell it. */

@@ -1,48 +1,40 @@
 /**
  * Replicas: disk images that are kept at the newest point of a disk.
  *
- * An application brings a target from the point that it holds to the newest one, and writes only what
- * differs between the two:
+ *     replica run:  hold the document  →  apply each new point  →  give it back
+ *     failover:     ask the process that holds it to stop  →  hold it  →  document: `run`
  *
- *     pin the new point  →  document: `next`  →  target, durable  →  document: `point`  →  other pins go
+ * A process that is asked to stop leaves the replica to the run, and goes on when the run gives it back.
+ * A run that is committed has made the target the disk: the replica is no more.
  *
- * A point that a target holds is pinned, so no prune takes away what the next difference begins with.
- * An application that was interrupted in good order leaves the signature of the mixture, and the next one
- * begins with the same difference. After a crash, or when another program has written the target, all of
- * the target is compared.
- *
- * Invariant: while a byte of a target may differ from its point, its document has a `next`, or a
- * signature that the target has not. No program but the one with the lease writes a target.
+ * Invariant: no program but the one with the lease writes a target. Points that targets hold are pinned,
+ * so no prune takes away what the next difference begins with.
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { forEachAtOnce } from "../concurrency.ts";
 import { watchedStore } from "../disk/source/head-watch.ts";
-import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
-import type { Notice } from "../notice.ts";
+import { hasCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
-import { materialize } from "../recovery/restore/materialize.ts";
-import type { MaterializeMode } from "../recovery/restore/target.ts";
 import type { PointRecord } from "../store/format/documents.ts";
-import { documentBytesMax } from "../store/format/documents.ts";
-import { headName, replicaObjectName, replicasPrefix } from "../store/format/names.ts";
-import {
-  decodeReplica,
-  encodeReplica,
-  type ReplicaDocument,
-  type ReplicaPoint,
-  replicaName16,
-} from "../store/format/replica.ts";
-import { readClaim } from "../store/points/failover-claim.ts";
+import { replicaObjectName } from "../store/format/names.ts";
+import { encodeReplica, type ReplicaDocument } from "../store/format/replica.ts";
 import { readDisk } from "../store/points/head.ts";
-import { deletePin, isOf, listPins, putPin } from "../store/points/pins.ts";
-import { selectPoint } from "../store/points/points.ts";
-import type { Store } from "../store/store.ts";
-import { replicaTiming } from "../timing.ts";
+import { runRequestTiming } from "../timing.ts";
 import { verify } from "../upkeep/scrub/verify.ts";
-import { HeldDocument, isWorker } from "./held-document.ts";
+import { isWorker } from "./held-document.ts";
+import { Applications, unpinReplica } from "./replica-application.ts";
+import {
+  findReplica,
+  holdReplica,
+  listReplicas,
+  type ReplicaVault,
+  readReplica,
+  refuseSource,
+  refuseTaken,
+  runOf,
+} from "./replica-store.ts";
 import type {
-  Application,
   RemoveReplicaOptions,
   ReplicaDone,
   ReplicaOptions,
@@ -58,13 +50,9 @@ import {
   ReplicaTarget,
   replicaTargetName,
 } from "./replica-target.ts";
-import { formatOf } from "./target.ts";
+import { StopRequests } from "./run-request.ts";
 
 const readsAtOnce = 8;
-/** How often the newest point is looked for again because a prune has just dropped it. */
-const looksMax = 4;
-
-type Held = HeldDocument<ReplicaDocument>;
 
 /** Keeps, shows, compares and removes the replicas of a vault. */
 export class Replicas {
@@ -83,35 +71,33 @@ export class Replicas {
    * a store that is away.
    *
    * @throws `DISK_NOT_FOUND`; `TARGET_EXISTS` when the target is no replica of the disk;
-   * `WRITER_ACTIVE` when another process works on the replica; as `Vault.materialize`.
+   * `WRITER_ACTIVE` when another process works on the replica; as `Vault.materialize`. Without `once`
+   * it waits while the replica is the target of a failover; TARGET_IS_SOURCE when that is committed.
    */
   async run(options: ReplicaOptions): Promise<ReplicaDone> {
     return await this.#track(async () => {
       const startedAt = performance.now();
       const { signal, once = false } = options;
+      const place = this.#place(options);
       const disk = options.disk.normalize("NFC");
-      const store = watchedStore(this.#context, options.onNotice);
-      const place = await parseReplicaTarget(options.to, disk, this.#context.sink);
-      await this.#begin(store, disk, place, signal);
-      await using held = await this.#take(store, place.replica, signal);
-      const application = new Applications(this.#context, store, held, options);
-      if (once) await application.toNewest();
-      else await application.follow();
-      return doneOf(held.document, application.totals, startedAt);
+      const named = await parseReplicaTarget(options.to, disk, this.#context.sink);
+      const totals = { applications: 0, bytesWritten: 0, bytesRead: 0 };
+      for (;;) {
+        await this.#begin(place, disk, named);
+        const document = await this.#turn(place, named.replica, options, totals);
+        if (once || signal?.aborted === true) return doneOf(document, totals, startedAt);
+        await this.#untilReturned(place, document, options);
+      }
     });
   }
 
   /** All replicas, by their disks. Throws `DAMAGED` and the errors of the store. */
   async list(options: Pick<OperationOptions, "onNotice" | "signal"> = {}): Promise<ReplicaSummary[]> {
     return await this.#track(async () => {
-      const store = watchedStore(this.#context, options.onNotice);
-      const names: string[] = [];
-      for await (const { name } of store.list(replicasPrefix, options)) names.push(name);
+      const place = this.#place(options);
       const found: ReplicaSummary[] = [];
-      await forEachAtOnce(names, readsAtOnce, async (name) => {
-        const there = await store.find(name, documentBytesMax, options);
-        if (there === undefined) return; // removed since it was listed
-        found.push(await this.#summary(store, decodeReplica(there.bytes, name, this.#vault), options.signal));
+      await forEachAtOnce(await listReplicas(place), readsAtOnce, async (document) => {
+        found.push(await this.#summary(place, document));
       });
       return found.sort((a, b) => (a.disk + a.replica < b.disk + b.replica ? -1 : 1));
     });
@@ -124,8 +110,8 @@ export class Replicas {
    */
   async show(replica: string, options: Pick<OperationOptions, "onNotice" | "signal"> = {}): Promise<ReplicaSummary> {
     return await this.#track(async () => {
-      const store = watchedStore(this.#context, options.onNotice);
-      return await this.#summary(store, (await this.#read(store, replica, options.signal)).document, options.signal);
+      const place = this.#place(options);
+      return await this.#summary(place, (await readReplica(place, replica)).document);
     });
   }
 
@@ -138,11 +124,12 @@ export class Replicas {
    */
   async verify(options: OperationOptions & { readonly replica: string }): Promise<ReplicaVerification> {
     return await this.#track(async () => {
-      const store = watchedStore(this.#context, options.onNotice);
-      await using held = await this.#take(store, options.replica, options.signal);
+      const place = this.#place(options);
+      await using held = await holdReplica(place, options.replica);
       const { document } = held;
       const { disk, replica, point, next } = document;
       refuseForeign(document);
+      await refuseTaken(place, document);
       if (point === null || next !== null) throw torn(document);
       await using source = await new ReplicaTarget(document, this.#context.sink).open(point.volumeBytes);
       const { onProgress, onNotice, signal } = options;
@@ -163,40 +150,42 @@ export class Replicas {
   async remove(options: RemoveReplicaOptions): Promise<ReplicaRemoved> {
     return await this.#track(async () => {
       const { keepTarget = false, onNotice = () => undefined, signal } = options;
-      const store = watchedStore(this.#context, onNotice);
-      await using held = await this.#take(store, options.replica, signal);
+      const place = this.#place(options);
+      await using held = await holdReplica(place, options.replica);
       const { document } = held;
       const { replica, disk, target } = document;
+      await refuseTaken(place, document);
       if (!keepTarget) {
         refuseForeign(document);
-        await refuseSource(store, document, signal);
+        await refuseSource(place, document);
         await new ReplicaTarget(document, this.#context.sink).remove();
       }
-      await unpin({ store, vault: this.#vault, disk, onNotice, signal }, replica);
+      await unpinReplica({ ...place, disk, onNotice, signal }, replica);
       await held.remove();
       const keptTarget = keepTarget || target.kind === "device";
       return { replica, disk, target: replicaTargetName(document), keptTarget };
     });
   }
 
-  get #vault(): string {
-    return this.#context.document.vault;
+  #place({ onNotice, signal }: Pick<OperationOptions, "onNotice" | "signal">): ReplicaVault {
+    return { store: watchedStore(this.#context, onNotice), vault: this.#context.document.vault, signal };
   }
 
   /** Puts the document of a replica that is not there yet. */
-  async #begin(store: Store, disk: string, place: ReplicaPlace, signal: AbortSignal | undefined): Promise<void> {
-    const name = replicaObjectName(place.replica);
-    const there = await store.find(name, documentBytesMax, { signal });
+  async #begin(place: ReplicaVault, disk: string, named: ReplicaPlace): Promise<void> {
+    const { store, vault, signal } = place;
+    const there = await findReplica(place, named.replica);
     if (there !== undefined) {
-      refuseOther(decodeReplica(there.bytes, name, this.#vault), disk, place);
+      refuseOther(there.document, disk, named);
       return;
     }
-    await readDisk(store, this.#vault, disk, signal);
-    const target = new ReplicaTarget(place, this.#context.sink);
+    await readDisk(store, vault, disk, signal);
+    const target = new ReplicaTarget(named, this.#context.sink);
     await target.refuseTaken();
-    const empty = { epoch: 0, worker: null, point: null, next: null, signature: null };
-    const bytes = encodeReplica({ vault: this.#vault, disk, ...place, ...empty });
-    await store.putOnce(name, bytes, { signal });
+    const document = { vault, disk, ...named, epoch: 0, worker: null, point: null, next: null, signature: null };
+    await refuseSource(place, document);
+    const name = replicaObjectName(named.replica);
+    await store.putOnce(name, encodeReplica(document), { signal });
     try {
       await target.refuseTaken();
     } catch (error) {
@@ -205,250 +194,68 @@ export class Replicas {
     }
   }
 
-  async #read(
-    store: Store,
+  /** Holds the replica and applies points, until the caller ends it or a failover asks for the replica. */
+  async #turn(
+    place: ReplicaVault,
     replica: string,
-    signal: AbortSignal | undefined,
-  ): Promise<{ readonly document: ReplicaDocument; readonly etag: string }> {
-    const name = replicaObjectName(replica);
-    const there = replicaName16.test(replica) ? await store.find(name, documentBytesMax, { signal }) : undefined;
-    if (there === undefined) {
-      throw new TidemarkError("INVALID_ARGUMENT", `the vault holds no replica ${JSON.stringify(replica)}`, {
-        remedy: "`tidemark replica show` shows the replicas",
-      });
+    options: ReplicaOptions,
+    totals: Applications["totals"],
+  ): Promise<ReplicaDocument> {
+    await using held = await holdReplica(place, replica);
+    if (options.once === true) await refuseTaken(place, held.document);
+    else if ((await runOf(place, held.document)) !== undefined) return held.document;
+    await using requests = new StopRequests(place, { run: replica, epoch: held.document.epoch });
+    const signal = options.signal === undefined ? requests.signal : AbortSignal.any([options.signal, requests.signal]);
+    const application = new Applications(this.#context, place.store, held, { ...options, signal }, totals);
+    if (options.once === true) await application.toNewest();
+    else await application.follow();
+    return held.document;
+  }
+
+  /** Resolves when no failover has the replica. Errors: TARGET_IS_SOURCE when one has made it the disk. */
+  async #untilReturned(
+    place: ReplicaVault,
+    { replica, disk, target }: ReplicaDocument,
+    options: ReplicaOptions,
+  ): Promise<void> {
+    const { signal, onNotice } = options;
+    const message = `a failover has replica ${replica}; it is followed again if the failover is cancelled`;
+    onNotice?.({ code: "REPLICA_TAKEN", message });
+    for (;;) {
+      await delay(runRequestTiming.pollMs, undefined, { signal }).catch(() => undefined);
+      if (signal?.aborted === true) return;
+      try {
+        const there = await findReplica(place, replica);
+        if (there === undefined) throw handedOver(replica, disk, target.path);
+        if ((await runOf(place, there.document)) === undefined) return;
+      } catch (error) {
+        if (!hasCode(error, "STORE_UNREACHABLE")) throw error;
+      }
     }
-    return { document: decodeReplica(there.bytes, name, this.#vault), etag: there.etag };
   }
 
-  async #take(store: Store, replica: string, signal: AbortSignal | undefined): Promise<Held> {
-    return await HeldDocument.take<ReplicaDocument>({
-      store,
-      name: replicaObjectName(replica),
-      lease: ["replica", this.#vault, replica],
-      signal,
-      read: async () => await this.#read(store, replica, signal),
-      encode: encodeReplica,
-      title: `replica ${replica}`,
-      detail: { replica },
-      showCommand: `tidemark replica show ${replica}`,
-    });
-  }
-
-  async #summary(store: Store, document: ReplicaDocument, signal: AbortSignal | undefined): Promise<ReplicaSummary> {
+  async #summary(place: ReplicaVault, document: ReplicaDocument): Promise<ReplicaSummary> {
+    const { store, vault, signal } = place;
     const isSeen = isReachable(document);
     const signature = isSeen ? await new ReplicaTarget(document, this.#context.sink).signature() : undefined;
     let newest: PointRecord | undefined;
     try {
-      newest = (await readDisk(store, this.#vault, document.disk, signal)).points.at(-1);
+      newest = (await readDisk(store, vault, document.disk, signal)).points.at(-1);
     } catch (error) {
       if (!hasCode(error, "DISK_NOT_FOUND")) throw error;
     }
     const isRunning = await isWorker(document.worker);
-    return summaryOf(document, { newest, isRunning, nowMs: Date.now(), isSeen, signature });
+    const run = await runOf(place, document);
+    return summaryOf(document, { newest, isRunning, nowMs: Date.now(), isSeen, signature, run });
   }
 }
 
-/** Applies points to the target of one replica. */
-class Applications {
-  readonly totals = { applications: 0, bytesWritten: 0, bytesRead: 0 };
-  readonly #context: VaultContext;
-  readonly #store: Store;
-  readonly #held: Held;
-  readonly #options: ReplicaOptions;
-  readonly #signal: AbortSignal;
-  readonly #target: ReplicaTarget;
-
-  constructor(context: VaultContext, store: Store, held: Held, options: ReplicaOptions) {
-    this.#context = context;
-    this.#store = store;
-    this.#held = held;
-    this.#options = options;
-    this.#signal = options.signal === undefined ? held.signal : AbortSignal.any([options.signal, held.signal]);
-    this.#target = new ReplicaTarget(held.document, context.sink);
-  }
-
-  /** Applies the newest point, after the one whose application was interrupted. */
-  async toNewest(): Promise<void> {
-    for (let looks = 1; ; looks += 1) {
-      try {
-        if (await this.#apply()) return;
-      } catch (error) {
-        // Another point has become the newest one, and a prune has dropped this one.
-        if (!hasCode(error, "POINT_NOT_FOUND") || looks === looksMax) throw error;
-      }
-    }
-  }
-
-  /** Applies each new point until the caller's signal aborts. */
-  async follow(): Promise<void> {
-    const { disk } = this.#held.document;
-    let seen: string | undefined;
-    let failures = 0;
-    try {
-      for (;;) {
-        try {
-          const etag = await this.#store.etagOf(headName(disk), { signal: this.#signal });
-          if (etag === undefined || etag !== seen) await this.toNewest();
-          seen = etag;
-          failures = 0;
-        } catch (error) {
-          if (!hasCode(error, "STORE_UNREACHABLE")) throw error;
-          failures += 1;
-          this.#notify({ code: "STORE_AWAY", message: `${error.message}; the replica waits for the store` });
-        }
-        const { pollMs, backOffMsMax } = replicaTiming;
-        const waitMs = Math.min((this.#options.pollMs ?? pollMs) * 2 ** failures, backOffMsMax);
-        await delay(waitMs, undefined, { signal: this.#signal }).catch(() => undefined);
-        throwIfAborted(this.#signal);
-      }
-    } catch (error) {
-      throwIfAborted(this.#held.signal);
-      if (this.#options.signal?.aborted !== true) throw error;
-    }
-  }
-
-  /** Applies one point, unless the target holds the newest. Returns whether it holds it then. */
-  async #apply(): Promise<boolean> {
-    const { disk } = this.#held.document;
-    throwIfAborted(this.#signal);
-    const startedAt = performance.now();
-    await refuseSource(this.#store, this.#held.document, this.#signal);
-    const head = await readDisk(this.#store, this.#context.document.vault, disk, this.#signal);
-    const newest = await selectPoint(this.#store, head, "latest", this.#signal);
-    const signature = await this.#target.signature();
-    const { point, next, signature: known } = this.#held.document;
-    const isKnown = signature !== undefined && signature !== null && signature === known;
-    if (isKnown && next === null && point?.id === newest.id) {
-      await this.#unpinOthers(newest);
-      return true;
-    }
-    const find = async (held: ReplicaPoint | null): Promise<PointRecord | undefined> =>
-      held === null || !isKnown ? undefined : await this.#find(held.id);
-    const base = await find(point);
-    const begun = await find(next);
-    // The differences of a mixture are known only against the point that was being applied.
-    const goal = base !== undefined && begun !== undefined ? begun : newest;
-    const isDevice = this.#held.document.target.kind === "device";
-    const mode = signature === undefined && !isDevice ? "create" : await this.#target.modeFor(goal.volumeBytes);
-    const isComparable =
-      mode === "in-place" && base?.volumeBytes === goal.volumeBytes && (next === null || goal === begun);
-    await this.#pin(goal);
-    const summary = await this.#write(isComparable ? point : null, goal, mode);
-    await this.#unpinOthers(goal);
-    this.totals.applications += 1;
-    this.totals.bytesWritten += summary.bytesWritten;
-    this.totals.bytesRead += summary.bytesRead;
-    const { replica } = this.#held.document;
-    const application: Application = {
-      replica,
-      disk,
-      target: replicaTargetName(this.#held.document),
-      point: goal.id,
-      sequence: goal.sequence,
-      time: new Date(goal.timeMs).toISOString(),
-      isWhole: !isComparable,
-      bytesWritten: summary.bytesWritten,
-      bytesRead: summary.bytesRead,
-      lagMs: Math.max(0, Date.now() - goal.timeMs),
-      elapsedMs: Math.round(performance.now() - startedAt),
-    };
-    this.#options.onApplied?.(application);
-    return goal.id === newest.id;
-  }
-
-  /** Writes the target, between the two swaps that mark it. */
-  async #write(
-    base: ReplicaPoint | null,
-    goal: PointRecord,
-    mode: MaterializeMode,
-  ): Promise<{ readonly bytesWritten: number; readonly bytesRead: number }> {
-    const { sequence, id, timeMs, volumeBytes } = goal;
-    const next = { sequence, id, timeMs, volumeBytes };
-    const { document } = this.#held;
-    await this.#held.swap({ ...document, point: base, next, signature: null });
-    try {
-      const { bytesWritten, bytesRead } = await materialize(this.#context, {
-        disk: document.disk,
-        point: id,
-        to: this.#target.materializeName,
-        format: formatOf(document.target.kind),
-        mode,
-        since: base?.id,
-        onProgress: this.#options.onProgress,
-        onNotice: this.#options.onNotice,
-        signal: this.#signal,
-      });
-      const signature = (await this.#target.signature()) ?? null;
-      await this.#held.swap({ ...this.#held.document, point: next, next: null, signature });
-      return { bytesWritten, bytesRead };
-    } catch (error) {
-      if (error instanceof TidemarkError && base !== null) await this.#leaveMixture();
-      throw error;
-    }
-  }
-
-  /** Nothing writes the target any more, and where it is a mixture is known. */
-  async #leaveMixture(): Promise<void> {
-    try {
-      const signature = (await this.#target.signature()) ?? null;
-      await this.#held.swap({ ...this.#held.document, signature });
-    } catch (error) {
-      // The next application compares all of the target.
-      if (!(error instanceof TidemarkError)) throw error;
-    }
-  }
-
-  /** Undefined: a prune has dropped the point, or the store has forgotten it. */
-  async #find(id: string): Promise<PointRecord | undefined> {
-    try {
-      const { vault } = this.#context.document;
-      const head = await readDisk(this.#store, vault, this.#held.document.disk, this.#signal);
-      return await selectPoint(this.#store, head, id, this.#signal);
-    } catch (error) {
-      if (hasCode(error, "POINT_NOT_FOUND")) return undefined;
-      throw error;
-    }
-  }
-
-  async #pin(point: PointRecord): Promise<void> {
-    const name = pinName(this.#held.document.replica);
-    await putPin({ ...this.#pinPlace, point, name, untilMs: null, nowMs: Date.now() });
-  }
-
-  async #unpinOthers(point: PointRecord): Promise<void> {
-    await unpin(this.#pinPlace, this.#held.document.replica, point);
-  }
-
-  get #pinPlace(): PinPlace {
-    const { vault } = this.#context.document;
-    const { disk } = this.#held.document;
-    return { store: this.#store, vault, disk, onNotice: this.#notify, signal: this.#signal };
-  }
-
-  readonly #notify = (notice: Notice): void => {
-    this.#options.onNotice?.(notice);
-  };
-}
-
-interface PinPlace {
-  readonly store: Store;
-  readonly vault: string;
-  readonly disk: string;
-  readonly onNotice: (notice: Notice) => void;
-  readonly signal: AbortSignal | undefined;
-}
-
-function pinName(replica: string): string {
-  return `replica ${replica}`;
-}
-
-/** Removes the pins of a replica, but for those of one point. */
-async function unpin(place: PinPlace, replica: string, but?: PointRecord): Promise<void> {
-  const { store, vault, disk, onNotice, signal } = place;
-  for (const pin of await listPins(store, vault, disk, onNotice, signal)) {
-    if (pin.document?.name !== pinName(replica) || (but !== undefined && isOf(pin, but))) continue;
-    await deletePin(store, pin, signal);
-  }
+function handedOver(replica: string, disk: string, path: string): TidemarkError {
+  const fact = `a failover has made ${path} disk ${JSON.stringify(disk)} itself: it is no replica any more`;
+  return new TidemarkError("TARGET_IS_SOURCE", fact, {
+    remedy: "name another target for a replica",
+    detail: { replica },
+  });
 }
 
 function refuseOther({ disk, target }: ReplicaDocument, wanted: string, place: ReplicaPlace): void {
@@ -465,17 +272,6 @@ function refuseForeign(document: ReplicaDocument): void {
   const { replica, host } = document;
   throw new TidemarkError("INVALID_ARGUMENT", `the target of replica ${replica} is on host ${String(host)}`, {
     remedy: "run the command there; `tidemark replica remove --keep-target` works anywhere",
-    detail: { replica },
-  });
-}
-
-/** Refuses a target at which a failover or a failback has the disk itself written. */
-async function refuseSource(store: Store, document: ReplicaDocument, signal: AbortSignal | undefined): Promise<void> {
-  const { vault, disk, replica, target, host } = document;
-  const claim = await readClaim({ store, vault, disk, signal });
-  if (claim?.place?.path !== target.path || claim.place.host !== host) return;
-  throw new TidemarkError("TARGET_IS_SOURCE", `disk ${JSON.stringify(disk)} itself is written at ${target.path}`, {
-    remedy: `run \`tidemark replica remove ${replica} --keep-target\``,
     detail: { replica },
   });
 }

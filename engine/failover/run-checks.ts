@@ -2,8 +2,13 @@
 import os from "node:os";
 import { TidemarkError } from "../errors.ts";
 import { groupDisksMax } from "../store/format/documents.ts";
-import type { RunDocument, RunOperation } from "../store/format/run.ts";
+import type { RunDocument, RunMember, RunOperation } from "../store/format/run.ts";
 import { noteText } from "../store/format/run.ts";
+
+/** Whether `--to` names replicas: `replica`, or `replica:NAME` for one of several. */
+export function namesReplicas(to: string): boolean {
+  return to === "replica" || to.startsWith("replica:");
+}
 
 /** What a user types for an operation on a run, without the run. */
 export const commandsOfOperations: Readonly<Record<RunOperation, string>> = {
@@ -22,6 +27,7 @@ export const commandsOfOperations: Readonly<Record<RunOperation, string>> = {
 
 interface StartChecks {
   readonly kind: RunDocument["kind"];
+  readonly to: string;
   readonly source?: RunDocument["source"] | undefined;
   readonly ttlMs?: number | undefined;
   readonly ending?: RunDocument["ending"] | undefined;
@@ -33,6 +39,12 @@ export function checkStart(options: StartChecks, disks: readonly string[]): void
     new TidemarkError("INVALID_ARGUMENT", message, { remedy });
   if (disks.length === 0 || disks.length > groupDisksMax)
     throw wrong(`a run has 1 to ${groupDisksMax} disks, not ${disks.length}`, "name disks or a group");
+  if (options.kind === "test" && namesReplicas(options.to)) {
+    throw wrong(
+      "a test does not write to a replica, because the replica follows its disk meanwhile",
+      "name another target, such as instant:unix:PATH; `tidemark replica verify` compares the replica with its point",
+    );
+  }
   if (options.kind === "planned" && (options.source ?? null) === null)
     throw wrong("a planned failover needs the source of the disk", "name its agent or its image");
   checkSource(options.source ?? null, disks);
@@ -48,6 +60,18 @@ export function checkSource(source: RunDocument["source"], disks: readonly strin
   if (source?.kind !== "image" || disks.length === 1) return;
   throw new TidemarkError("INVALID_ARGUMENT", "one image is the source of one disk", {
     remedy: "let an agent protect the disks of a group",
+  });
+}
+
+/** Refuses to take a disk back to where `run` has taken it. Errors: TARGET_IS_SOURCE. */
+export function refusePresent({ run, members }: RunDocument, targets: readonly RunMember["target"][]): void {
+  const index = members.findIndex(({ target }, at) => target.path === targets[at]?.path);
+  const member = members[index];
+  if (member === undefined) return;
+  const { disk, target } = member;
+  throw new TidemarkError("TARGET_IS_SOURCE", `run ${run} has taken disk ${JSON.stringify(disk)} to ${target.path}`, {
+    remedy: "name the image from which the run took the disk",
+    detail: { run, path: target.path },
   });
 }
 

@@ -1,7 +1,7 @@
 /**
- * Cooperative cancellation of a job that another process works on.
+ * Cooperative cancellation of what another process works on: the job of a run, or a replica.
  *
- * The run's object is leased by its worker, so the request is an object beside it. The worker looks for
+ * The object of a run or replica is leased by its worker, so the request is an object beside it. The worker looks for
  * it before each step and once a second. A request names the worker's epoch: one that comes too late
  * does not stop the next worker.
  */
@@ -19,8 +19,11 @@ interface RequestPlace {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Asks the process that works on the run to stop. Errors: those of the store. */
-export async function requestStop(place: RequestPlace, { run, epoch }: RunDocument): Promise<void> {
+/** What is worked on. `run`: the name of the run, or of the replica. */
+type Worked = Pick<RunDocument, "run" | "epoch">;
+
+/** Asks the process that works on it to stop. Errors: those of the store. */
+export async function requestStop(place: RequestPlace, { run, epoch }: Worked): Promise<void> {
   const { store, vault, signal } = place;
   const name = runRequestName(run);
   const there = await store.find(name, documentBytesMax, { signal });
@@ -39,7 +42,7 @@ export class StopRequests implements AsyncDisposable {
   readonly #timer: NodeJS.Timeout;
   #looking: Promise<void> | undefined;
 
-  constructor(place: RequestPlace, { run, epoch }: RunDocument) {
+  constructor(place: RequestPlace, { run, epoch }: Worked) {
     this.#place = place;
     this.#run = run;
     this.#epoch = epoch;
@@ -85,7 +88,7 @@ export class StopRequests implements AsyncDisposable {
 }
 
 function cancelled(run: string, host: string): TidemarkError {
-  return new TidemarkError("INTERRUPTED", `the job of run ${run} was cancelled from ${host}`, {
-    remedy: `\`tidemark failover show ${run}\` says what can be done`,
+  return new TidemarkError("INTERRUPTED", `the work on ${run} was stopped from ${host}`, {
+    remedy: "`tidemark failover list` shows the runs, and what can be done",
   });
 }

@@ -22,17 +22,25 @@ interface RunPlace {
   readonly signal?: AbortSignal | undefined;
 }
 
+interface StoredRun {
+  readonly document: RunDocument;
+  readonly etag: string;
+}
+
 /** Reads a run. Errors: INVALID_ARGUMENT when there is none, DAMAGED, FORMAT_UNSUPPORTED. */
-export async function readRun(place: RunPlace, run: string): Promise<{ document: RunDocument; etag: string }> {
-  const { store, vault, signal } = place;
+export async function readRun(place: RunPlace, run: string): Promise<StoredRun> {
+  const found = await findRun(place, run);
+  if (found !== undefined) return found;
+  throw new TidemarkError("INVALID_ARGUMENT", `the vault holds no failover run ${JSON.stringify(run)}`, {
+    remedy: "`tidemark failover list` shows the runs",
+  });
+}
+
+/** A run; undefined when there is none. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
+export async function findRun({ store, vault, signal }: RunPlace, run: string): Promise<StoredRun | undefined> {
   const name = runObjectName(run);
   const there = runName8.test(run) ? await store.find(name, documentBytesMax, { signal }) : undefined;
-  if (there === undefined) {
-    throw new TidemarkError("INVALID_ARGUMENT", `the vault holds no failover run ${JSON.stringify(run)}`, {
-      remedy: "`tidemark failover list` shows the runs",
-    });
-  }
-  return { document: decodeRun(there.bytes, name, vault), etag: there.etag };
+  return there && { document: decodeRun(there.bytes, name, vault), etag: there.etag };
 }
 
 /** All runs, newest first. Errors: DAMAGED, FORMAT_UNSUPPORTED, those of the store. */

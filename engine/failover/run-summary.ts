@@ -205,7 +205,9 @@ function adviceOf(document: RunDocument): Pick<RunSummary, "mayBeDeleted" | "sti
   const { kind, state, members, run } = document;
   const disks = members.map(({ disk }) => JSON.stringify(disk)).join(", ");
   const targets = members.map(({ target }) => targetName(target)).join(", ");
-  const devices = members.filter(({ target }) => target.kind === "device").map(({ target }) => targetName(target));
+  const devices = members
+    .filter(({ target }) => target.kind === "device" && target.replica === undefined)
+    .map(({ target }) => targetName(target));
   const sources = `the source of ${disks}`;
   if (isMoved(document)) {
     return {

@@ -1,17 +1,18 @@
 /**
  * Source of a failover: the agent that protects its disks, or an image that goes to rest.
  *
- * If the image has one quiescence signature before and after the point was taken, then it is this
- * point for as long as it has that signature. A failback to the image begins there.
+ * If an image has one quiescence signature before and after the point was taken, then it is this
+ * point for as long as it has that signature. An agent that stops its disks tells the same of their
+ * images. A failback to the image begins there.
  */
 import { FileVolume } from "../disk/source/file-volume.ts";
-import { quiescenceSignature } from "../disk/source/quiescence.ts";
+import { quiescenceSignature, signatureText } from "../disk/source/quiescence.ts";
 import { TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
+import type { RestingImage } from "../replication/protection/protected-image.ts";
 import { replicate } from "../replication/replicate.ts";
 import type { RunMember } from "../store/format/run.ts";
-import { signatureText } from "./target.ts";
 
 /** The disks of a run, and the group whose disks they are. */
 export interface SourceDisks {
@@ -19,12 +20,20 @@ export interface SourceDisks {
   readonly group: string | null;
 }
 
+/** A disk at rest: its image is the point for as long as it has the signature. */
+export interface RestingSource extends RestingImage {
+  readonly disk: string;
+}
+
 /** The agent that protects the disks of a run. */
 export interface SourceSite {
   /** Takes a last point of each disk, of a group at one barrier, while they go on. */
   point(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
-  /** Brings the disks to rest, with a last point of each: nothing written before is lost. */
-  stop(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
+  /**
+   * Brings the disks to rest, with a last point of each: nothing written before is lost. Gives what
+   * proves later that their images are unwritten, as far as that is known.
+   */
+  stop(source: SourceDisks, signal: AbortSignal | undefined): Promise<readonly RestingSource[]>;
   /** Protects the disks again. */
   start(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
 }

@@ -19,7 +19,7 @@ import { lstat, open, readFile, realpath, rm, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { formatListen, parseListen } from "../disk/nbd/address.ts";
 import { fileError } from "../disk/source/positional-file.ts";
-import { type QuiescenceSignature, quiescenceSignature } from "../disk/source/quiescence.ts";
+import { quiescenceSignature, signatureText } from "../disk/source/quiescence.ts";
 import { syncFolder } from "../disk/source/sync-folder.ts";
 import { imageFolder } from "../disk/source/unfinished-image.ts";
 import { hasCode, systemCode, TidemarkError } from "../errors.ts";
@@ -69,7 +69,7 @@ export async function parseTarget(text: string, disks: readonly string[], sink: 
   }
   if (kind !== "file" && kind !== "vhd" && kind !== "device") {
     throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(text)} is not a target of a failover`, {
-      remedy: `name instant:unix:PATH, instant:tcp:HOST:PORT, file:PATH, vhd:PATH, dir:FOLDER, device:PATH or blob:PREFIX`,
+      remedy: `name instant:unix:PATH, instant:tcp:HOST:PORT, file:PATH, vhd:PATH, dir:FOLDER, device:PATH, blob:PREFIX or replica`,
     });
   }
   if (disks.length > 1) {
@@ -142,9 +142,15 @@ export async function parseImages(paths: readonly string[], disks: readonly stri
     );
   }
   const targets: MemberTarget[] = [];
-  for (const path of paths) {
+  const images = new Map<string, string>();
+  for (const [index, path] of paths.entries()) {
+    const disk = disks[index] ?? "";
     const found = await unlessAbsent(path, async () => await realpath(path));
     const stats = found === undefined ? undefined : await stat(found);
+    const identity = JSON.stringify(stats?.isBlockDevice() === true ? [stats.rdev] : [stats?.dev, stats?.ino]);
+    const other = images.get(identity);
+    if (stats !== undefined && other !== undefined) throw sameImage(path, [other, disk]);
+    images.set(identity, disk);
     if (found !== undefined && stats?.isBlockDevice() === true) targets.push({ kind: "device", path: found });
     else if (found !== undefined && stats?.isFile() === true) targets.push({ kind: "image", path: found });
     else {
@@ -155,6 +161,14 @@ export async function parseImages(paths: readonly string[], disks: readonly stri
     }
   }
   return targets;
+}
+
+function sameImage(path: string, disks: readonly string[]): TidemarkError {
+  const fact = `${path} is named for the disks ${disks.map((disk) => JSON.stringify(disk)).join(" and ")}`;
+  return new TidemarkError("INVALID_ARGUMENT", fact, {
+    remedy: "name another image for each disk, in the order of the run",
+    detail: { path },
+  });
 }
 
 /** The target of a member of a run, in the hand of the run. Errors: UNSUPPORTED. */
@@ -176,11 +190,6 @@ export function ownedTargetOf(
       },
     );
   }
-}
-
-/** A quiescence signature as one text. */
-export function signatureText({ sizeBytes, signature }: QuiescenceSignature): string {
-  return `${sizeBytes} ${signature}`;
 }
 
 /** What `materialize` calls the target. */

@@ -18,8 +18,9 @@ export interface MeasuredKernels extends Pick<typeof Kernels, "createDigest" | "
   readonly fingerprint: (from: number, end: number) => void;
   /** Keyed BLAKE3 of granules [from, end) together: 16 bytes to `into[at …]`. */
   readonly digest: (from: number, end: number, into: Uint8Array, at: number) => void;
-  /** Compresses `length` bytes of `data` from `at` on: length of the result, or 0 when it is not smaller. */
+  /** Compresses `length` bytes of `data` to the same place in `packed`: length of the result, or 0 when it is not smaller. */
   readonly compress: (at: number, length: number) => number;
+  readonly packed: Buffer;
   /** Decompresses the `packedBytes` that `compress` gave at `at` back to `data`. */
   readonly decompress: (at: number, packedBytes: number, plainBytes: number) => boolean;
 }
@@ -31,7 +32,7 @@ export interface MeasuredKernels extends Pick<typeof Kernels, "createDigest" | "
 export async function openKernels(dataBytes: number): Promise<MeasuredKernels> {
   const { createDigest, isZero, looksIncompressible } = await import("./kernels.ts");
   const { expandSeed, openWasmKernels } = await import("./wasm-kernels.ts");
-  const shared = allocateSlabs({ slabCount: 1, slabBytes: dataBytes, blockBytes: granuleBytes });
+  const shared = allocateSlabs({ slabCount: 1, slabBytes: dataBytes });
   const [slab] = viewSlabs(shared);
   assert(slab !== undefined, "one slab was asked for");
   const { kernel } = slab;
@@ -44,6 +45,7 @@ export async function openKernels(dataBytes: number): Promise<MeasuredKernels> {
     isZero,
     looksIncompressible,
     data: slab.data,
+    packed: slab.out,
     prints: slab.newPrints,
     fingerprint: (from, end) => {
       const out = kernel.newPrints + from * fingerprintBytes;

@@ -229,7 +229,7 @@ export class PointReader {
 
   /** A chunk never crosses a block, and readers that go block by block rely on it. Errors: DAMAGED. */
   #checkBlocks(pieces: Pieces): void {
-    const blockGranules = this.#options.workerPool.fetches.shared.geometry.blockBytes / granuleBytes;
+    const blockGranules = this.#options.workerPool.blockBytes / granuleBytes;
     for (let index = 0; index < pieces.count; index += 1) {
       if (pieceIsZero(pieces, index)) continue;
       const start = pieces.starts[index] ?? 0;

@@ -20,11 +20,10 @@ import { secretBytes, treeBytes } from "./wasm-kernels.ts";
 
 export interface SlabGeometry {
   readonly slabCount: number;
-  /** Bytes of `data`. A multiple of the vault's block size. */
+  /** Bytes of `data`: a multiple of the block size of every vault. */
   readonly slabBytes: number;
   /** Bytes of `out`. Default: as many as of `data`. */
   readonly outBytes?: number;
-  readonly blockBytes: number;
 }
 
 /** What is shared with every worker thread. */
@@ -111,24 +110,21 @@ function slabStride(geometry: SlabGeometry): number {
  * Slabs for scanning: 8 of 4 MiB, and as much for compressed payloads, make 64 MiB. A task is then
  * long enough to hide its dispatch.
  */
-export function scanGeometry(blockBytes: number): SlabGeometry {
-  return { slabCount: 8, slabBytes: 4 * 1024 * 1024, blockBytes };
-}
+export const scanGeometry: SlabGeometry = { slabCount: 8, slabBytes: 4 * 1024 * 1024 };
 
 /**
  * Slabs for fetching: 4 ranges of up to 6 MiB, and twice as much for what they decompress to, make
  * 72 MiB. Memory that is never touched costs nothing. Azurite reads a range of up to 4 MiB twice,
  * to checksum it, so longer ones come twice as fast.
  */
-export function fetchGeometry(blockBytes: number): SlabGeometry {
-  return { slabCount: 4, slabBytes: 6 * 1024 * 1024, outBytes: 12 * 1024 * 1024, blockBytes };
-}
+export const fetchGeometry: SlabGeometry = {
+  slabCount: 4,
+  slabBytes: 6 * 1024 * 1024,
+  outBytes: 12 * 1024 * 1024,
+};
 
 export function allocateSlabs(geometry: SlabGeometry): SharedSlabs {
-  assert(
-    geometry.slabBytes % geometry.blockBytes === 0 && geometry.blockBytes % granuleBytes === 0,
-    "a slab holds whole blocks",
-  );
+  assert(geometry.slabBytes % granuleBytes === 0, "a slab holds whole granules");
   const pages = Math.ceil((slabStride(geometry) * geometry.slabCount) / wasmPageBytes);
   return { geometry, memory: new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true }) };
 }
@@ -242,6 +238,11 @@ export class SlabPool {
     const slab = this.#free.pop() ?? (await new Promise<Slab>((resolve) => this.#waiters.push(resolve)));
     this.#leased.add(slab);
     return slab;
+  }
+
+  /** Lays the digest key of the vault that leases a slab into it, where the threads find it. */
+  placeKey(slab: number, digestKey: Uint8Array): void {
+    this.#slabs[slab]?.kernel.keyView.set(digestKey);
   }
 
   release(slab: Slab): void {

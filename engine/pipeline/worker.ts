@@ -16,7 +16,14 @@ import { systemCode } from "../errors.ts";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
 import type { DigestName } from "../store/format/documents.ts";
 import { storedLength, storedLz4Flag } from "../store/format/frame.ts";
-import { createDigest, fingerprintWords, isZero, looksIncompressible, sameWords } from "./kernels.ts";
+import {
+  createDigest,
+  type DigestKernel,
+  fingerprintWords,
+  isZero,
+  looksIncompressible,
+  sameWords,
+} from "./kernels.ts";
 import { packChunk, unpackChunk } from "./lz4.ts";
 import type { SharedSlabs, SlabViews } from "./slabs.ts";
 import { viewSlabs } from "./slabs.ts";
@@ -28,8 +35,6 @@ export interface WorkerSetup {
   readonly slabs: SharedSlabs;
   /** For decode. */
   readonly fetches: SharedSlabs;
-  readonly digest: DigestName;
-  readonly digestKey: Uint8Array;
   /** Compiled by the main thread. */
   readonly code: WasmModule;
 }
@@ -37,6 +42,8 @@ export interface WorkerSetup {
 export interface ScanTask {
   readonly kind: "scan";
   readonly slab: number;
+  /** The vault's digest. Its key lies in the slab. */
+  readonly digest: DigestName;
   /** What lies in `data`, in ascending order; no chunk reaches beyond one. */
   readonly spans: readonly SlabSpan[];
   /** Entries of `expected` that hold for what the parent point held there. */
@@ -85,6 +92,8 @@ export interface CompressTask {
 export interface DecodeTask {
   readonly kind: "decode";
   readonly slab: number;
+  /** As in `ScanTask`. */
+  readonly digest: DigestName;
   readonly chunkCount: number;
   /**
    * Fill `newPrints` for what was proved, granule by granule of `out`; without a seed only zero
@@ -103,7 +112,6 @@ const kernels = {
   data: openWasmKernels(setup.slabs.memory, setup.code),
   out: openWasmKernels(setup.fetches.memory, setup.code),
 };
-const library = setup.digest === "blake3" ? undefined : await createDigest(setup.digest, setup.digestKey);
 const memoryViews = { data: new DataView(setup.slabs.memory.buffer), out: new DataView(setup.fetches.memory.buffer) };
 const zeros = Buffer.alloc(granuleBytes);
 /**
@@ -113,6 +121,10 @@ const zeros = Buffer.alloc(granuleBytes);
 const pieceBytes = 256 * 1024;
 const scratch = new Uint8Array(digestBytes);
 const scratchWords = new Uint32Array(scratch.buffer);
+
+/** The digest of the running task where it is not BLAKE3. A thread runs one task at a time. */
+let library: DigestKernel | undefined;
+let opened: { readonly digest: DigestName; readonly key: Buffer; readonly kernel: DigestKernel } | undefined;
 
 let expanded: { readonly seed: FingerprintSeed; readonly secret: Uint8Array } | undefined;
 
@@ -141,6 +153,15 @@ function placeSecret(slab: SlabViews, seed: FingerprintSeed): void {
   slab.kernel.secretView.set(expanded.secret);
 }
 
+/** What computes a digest of the libraries with the key in the slab; the last one is kept. */
+async function openLibrary({ digest: name }: ScanTask | DecodeTask, { kernel }: SlabViews): Promise<DigestKernel> {
+  if (opened?.digest !== name || !opened.key.equals(kernel.keyView)) {
+    const key = Buffer.from(kernel.keyView);
+    opened = { digest: name, key, kernel: await createDigest(name, key) };
+  }
+  return opened.kernel;
+}
+
 /** Digests granules [from, end) of `data` or `out` to `into[at …]`. */
 function digest(
   slab: SlabViews,
@@ -155,7 +176,6 @@ function digest(
     library(slab[region].subarray(from * granuleBytes, end * granuleBytes), into, at);
     return;
   }
-  kernel.keyView.set(setup.digestKey);
   kernels[region].digestGranules(
     kernel[region] + from * granuleBytes,
     end - from,
@@ -413,17 +433,22 @@ function decodeChunk(slab: SlabViews, index: number): boolean {
   return sameWords(scratchWords, 0, chunks.digestWords, index * 4);
 }
 
-export default function run(task: WorkerTask): ScanResult | undefined {
-  switch (task.kind) {
-    case "scan":
-      giveWay();
-      return scan(task);
-    case "compress":
-      giveWay();
-      compress(task);
-      return undefined;
-    case "decode":
-      decode(task);
-      return undefined;
+export default function run(task: WorkerTask): ScanResult | undefined | Promise<ScanResult | undefined> {
+  if (task.kind === "compress") {
+    giveWay();
+    compress(task);
+    return undefined;
   }
+  if (task.digest === "blake3") return perform(task, undefined);
+  return openLibrary(task, slabOf(task)).then((kernel) => perform(task, kernel));
+}
+
+function perform(task: ScanTask | DecodeTask, digestLibrary: DigestKernel | undefined): ScanResult | undefined {
+  library = digestLibrary;
+  if (task.kind === "decode") {
+    decode(task);
+    return undefined;
+  }
+  giveWay();
+  return scan(task);
 }

@@ -221,6 +221,7 @@ describe("the script", () => {
 test("the configuration agent.yaml has no fault but that this machine lacks what it names", async () => {
   const faults = await new ConfigFolder().faults(readText("examples/agent.yaml") ?? "");
   expect(faults).toEqual([
+    expect.stringContaining(": copies does not exist"),
     expect.stringContaining(": pg-data.img does not exist"),
     expect.stringContaining(": pg-log.img does not exist"),
   ]);

@@ -31,6 +31,11 @@ export interface QuiescenceSignature {
 
 export const restSignatureCharactersMax = 400;
 
+/** A quiescence signature as one text. */
+export function signatureText({ sizeBytes, signature }: QuiescenceSignature): string {
+  return `${sizeBytes} ${signature}`;
+}
+
 /**
  * So often the counters of a disk are read, until none of its other partitions was written
  * meanwhile: some 10 µs a partition each time.

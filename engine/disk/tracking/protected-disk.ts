@@ -25,6 +25,7 @@ import { publish } from "../../diagnostics.ts";
 import { TidemarkError } from "../../errors.ts";
 import { protectionTiming } from "../../timing.ts";
 import type { Extent } from "../../volume.ts";
+import type { QuiescenceSignature } from "../source/quiescence.ts";
 import { Bases } from "./bases.ts";
 import { CopyBeforeWriteArea, GranulePool } from "./copy-before-write.ts";
 import type { Cut, PreparedCut } from "./cut.ts";
@@ -66,6 +67,7 @@ export class ProtectedDisk implements BlockDevice {
   #underWay = 0;
   #idle: (() => void) | undefined;
   #writtenBytes = 0;
+  #rest: QuiescenceSignature | undefined;
   #closing: Promise<void> | undefined;
 
   private constructor(options: ProtectedDiskOptions) {
@@ -277,9 +279,14 @@ export class ProtectedDisk implements BlockDevice {
   closeClean(): Promise<void> {
     this.#closing ??= this.#close(async () => {
       await this.#backing.flush();
-      await this.#tracking?.closeClean(this.#bases.newest, this.#current);
+      this.#rest = await this.#tracking?.closeClean(this.#bases.newest, this.#current);
     });
     return this.#closing;
+  }
+
+  /** Quiescence signature of the image, as `closeClean` left it; undefined: it is not known. */
+  get rest(): QuiescenceSignature | undefined {
+    return this.#rest;
   }
 
   /**

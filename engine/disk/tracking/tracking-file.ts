@@ -19,8 +19,7 @@
  *   3. A slot is written only while the other slot holds the newest synced generation. So there is
  *      one batch of writes at a time. Callers that arrive meanwhile gather for the next batch, and
  *      a hundred writers to new regions share two syncs.
- *   4. The first batch after a clean start removes the clean record; until it is synced nothing is
- *      durable.
+ *   4. The first batch after a clean start removes the clean record; until then nothing is durable.
  *   5. Recently written regions keep their bits although no base needs them, up to `hotRegionsMax`,
  *      so that a steady load causes no syncs.
  *
@@ -245,18 +244,19 @@ export class TrackingFile implements AsyncDisposable {
   }
 
   /**
-   * Saves `dirty`, exactly what changed since `base`, and closes. The disk has been flushed and is
-   * not written to any more. Without a base it closes only. Errors: NO_SPACE, ACCESS_REFUSED,
-   * DEVICE_FAILED, SOURCE_UNREADABLE: it is closed then too, and the next start falls back to the
-   * regions.
+   * Saves `dirty`, exactly what changed since `base`, and closes; without a base it closes only. The
+   * disk has been flushed and is not written to any more. Gives the image's signature. Errors: NO_SPACE,
+   * ACCESS_REFUSED, DEVICE_FAILED, SOURCE_UNREADABLE: the next start then falls back to the regions.
    */
-  async closeClean(base: string | undefined, dirty: DirtyBitmap): Promise<void> {
+  async closeClean(base: string | undefined, dirty: DirtyBitmap): Promise<QuiescenceSignature | undefined> {
     this.#assertOpen();
     if (base !== undefined) assertPoint(base);
+    let rest: QuiescenceSignature | undefined;
     this.#closing = this.#finish(async () => {
-      if (base !== undefined && this.#state !== "lost") await this.#writeClean(base, dirty);
+      if (base !== undefined && this.#state !== "lost") rest = await this.#writeClean(base, dirty);
     });
     await this.#closing;
+    return rest;
   }
 
   /** Closes without saving, as a crash would, but waits for what is under way. Idempotent. */
@@ -417,19 +417,21 @@ export class TrackingFile implements AsyncDisposable {
     this.#marks.clear(settling.cold);
   }
 
-  async #writeClean(base: string, dirty: DirtyBitmap): Promise<void> {
+  async #writeClean(base: string, dirty: DirtyBitmap): Promise<QuiescenceSignature | undefined> {
     if (!this.#bases.points.includes(base)) this.#addBase(base);
     for (const region of dirty.regions()) this.#marks.want(region);
     await this.#nextBatch();
-    if (this.#lost !== undefined) return;
+    if (this.#lost !== undefined) return undefined;
     try {
       const areaAt = pageOffset(this.#pageSlots.length, 0);
       const { areaBytes, areaCrc } = await writeExactArea(this.#storage, areaAt, dirty);
       await this.#storage.truncate(areaAt + areaBytes);
       await this.#storage.datasync();
-      const rest = (await this.#quiescenceSignature()) ?? null;
-      await this.#writeHeader({ base: this.#bases.points.indexOf(base), areaAt, areaBytes, areaCrc, rest });
+      const rest = await this.#quiescenceSignature();
+      const place = { base: this.#bases.points.indexOf(base), areaAt, areaBytes, areaCrc };
+      await this.#writeHeader({ ...place, rest: rest ?? null });
       await this.#storage.datasync();
+      return rest;
     } catch (error) {
       const remedy = "nothing is lost: the next start looks at more of the disk than it would have to";
       throw fileError(error, { code: "DEVICE_FAILED", what: `cannot save what has changed in ${this.path}`, remedy });

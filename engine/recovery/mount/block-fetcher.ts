@@ -7,6 +7,8 @@
  *
  * A block is fetched once however many reads wait for it, and its bytes are copied to them before
  * anything else can happen to the block. A block holds memory from the first byte that arrives.
+ * With a keeper, blocks of one chunk go from the worker's slab to the keeper in runs as long as
+ * they lie there, without a copy. The slab is held until they are kept, which bounds what waits.
  *
  * A writer puts neighbouring data of a disk into several segments in turn, a frame of 4 MiB at a
  * time. So a job that is fetched ahead is long: then neighbours in a segment make ranges as long as
@@ -33,6 +35,8 @@ import { type Pieces, pieceIsZero } from "../../store/map/point-map.ts";
 import type { Store } from "../../store/store.ts";
 import type { Extent } from "../../volume.ts";
 import type { BlockCache } from "./block-cache.ts";
+import type { BlockKeeper } from "./block-keeper.ts";
+import { type BlockDamage, type FetchJob, newJob, type WantedBlock } from "./fetch-job.ts";
 import type { MountedMap } from "./mounted-map.ts";
 import type { PendingRead } from "./pending-read.ts";
 import { type QueuedRange, RangeQueue } from "./range-queue.ts";
@@ -45,16 +49,12 @@ const aheadJobBytesMax: number = 64 * 1024 * 1024;
 /** The share of that which is only fetched where it makes ranges longer. */
 const aheadMoreShare: number = 3 / 8;
 
-/** Keeps what is fetched elsewhere than in the cache, so that it is never fetched again. */
-export interface BlockKeeper {
-  /** False when nothing of the range has to be fetched ahead. */
-  isNeeded(offset: number, length: number): boolean;
-  /**
-   * Told of each block that has been fetched and proved. `bytes` may be read until it returns. True:
-   * the block has been kept, and is not asked for again.
-   */
-  fetched(offset: number, bytes: Uint8Array): boolean;
-}
+/**
+ * With a keeper a waiting read brings what is absent of the aligned range of this size around it, and
+ * of a wider one while many reads wait.
+ */
+const keptWindowBytes: number = 1024 * 1024;
+const crowdedWindowBytes: number = 4 * 1024 * 1024;
 
 export interface BlockFetcherOptions {
   readonly store: Store;
@@ -71,68 +71,6 @@ export interface BlockFetcherOptions {
   readonly onAheadRoom: () => void;
   /** Undefined: what is fetched is kept in the cache only. */
   readonly keeper: BlockKeeper | undefined;
-}
-
-interface BlockWaiter {
-  readonly read: PendingRead;
-  /** Where in the block its bytes begin. */
-  readonly from: number;
-  readonly into: Uint8Array;
-}
-
-/** A block that is wanted. `alone`: queued, and not to be fetched together with others. */
-interface WantedBlock {
-  state: "queued" | "alone" | "running";
-  readonly waiters: BlockWaiter[];
-  /** The ranges that bring it, once they are known. */
-  ranges: QueuedRange[];
-}
-
-interface FetchJob {
-  /**
-   * Blocks [from, end). Those from `coreEnd` on are fetched only if they lie behind others of the
-   * job in a segment.
-   */
-  readonly from: number;
-  readonly coreEnd: number;
-  readonly end: number;
-  /**
-   * Of each block: its buffer, once it needs one; granules of data and pieces to come; what of it
-   * is damaged.
-   */
-  readonly buffers: (Buffer | undefined)[];
-  readonly granules: Uint32Array;
-  readonly piecesLeft: Uint32Array;
-  readonly damage: (BlockDamage[] | undefined)[];
-  /** 1 where the block is to be fetched by this job, and has not been handed on yet. */
-  readonly isOwed: Uint8Array;
-  /** Blocks that it counts for in `ahead`; 0 for a job that a read waited for from the start. */
-  reservedBlocks: number;
-  /** Why no further range of it is fetched. */
-  failure: TidemarkError | undefined;
-}
-
-/** Bytes [from, end) of a block, and what is wrong with them. */
-interface BlockDamage {
-  readonly from: number;
-  readonly end: number;
-  readonly error: TidemarkError;
-}
-
-function newJob(from: number, coreEnd: number, end: number): FetchJob {
-  const count = end - from;
-  return {
-    from,
-    coreEnd,
-    end,
-    buffers: Array.from({ length: count }, () => undefined),
-    granules: new Uint32Array(count),
-    piecesLeft: new Uint32Array(count),
-    damage: Array.from({ length: count }, () => undefined),
-    isOwed: new Uint8Array(count),
-    reservedBlocks: 0,
-    failure: undefined,
-  };
 }
 
 export class BlockFetcher {
@@ -193,9 +131,13 @@ export class BlockFetcher {
   request(block: number, from: number, into: Uint8Array, read: PendingRead): void {
     let wanted = this.#wanted.get(block);
     if (wanted === undefined) {
-      wanted = { state: "queued", waiters: [], ranges: [] };
+      wanted = { state: "queued", waiters: [], bytes: undefined, ranges: [] };
       this.#wanted.set(block, wanted);
       this.#queue.add(block);
+    }
+    if (wanted.bytes !== undefined) {
+      wanted.bytes.copy(into, 0, from, from + into.byteLength);
+      return;
     }
     read.expect();
     wanted.waiters.push({ read, from, into });
@@ -210,7 +152,7 @@ export class BlockFetcher {
       if (this.#wanted.get(block)?.state === "queued") {
         while (end - block < this.#jobBlocksMax && this.#wanted.get(end)?.state === "queued") end += 1;
       }
-      const job = newJob(block, end, end);
+      const job = this.#withNeighbours(block, end);
       for (let at = block; at < end; at += 1) {
         this.#queue.delete(at);
         this.#claim(job, at);
@@ -220,6 +162,25 @@ export class BlockFetcher {
         this.#waitedJobs -= 1;
       });
     }
+  }
+
+  /**
+   * A job for blocks [from, end) that reads wait for. With a keeper everything is needed some time, so
+   * it takes along what is absent of the windows around them: a request costs a store as much as
+   * hundreds of KiB do. When more reads wait than jobs may run, they wait for the store's rate rather
+   * than for one request, and wider windows get them and their successors there sooner.
+   */
+  #withNeighbours(from: number, end: number): FetchJob {
+    const isAlone = this.#wanted.get(from)?.state === "alone";
+    if (this.#options.keeper?.wantsNeighbours !== true || isAlone) return newJob(from, end, end);
+    const windowBytes = this.#queue.size > this.#jobsMax ? crowdedWindowBytes : keptWindowBytes;
+    const windowBlocks = Math.max(1, Math.min(this.#jobBlocksMax, Math.floor(windowBytes / this.#blockBytes)));
+    const first = from - (from % windowBlocks);
+    const disk = Math.ceil(this.#options.map.volumeBytes / this.#blockBytes);
+    const last = Math.min(disk, Math.ceil(end / windowBlocks) * windowBlocks);
+    const job = newJob(first, last, last);
+    for (let block = first; block < last; block += 1) if (!this.#isTaken(block)) this.#claim(job, block);
+    return job;
   }
 
   /**
@@ -268,7 +229,7 @@ export class BlockFetcher {
 
   /** Makes a block one that `job` fetches. */
   #claim(job: FetchJob, block: number): void {
-    const wanted = this.#wanted.get(block) ?? { state: "running", waiters: [], ranges: [] };
+    const wanted = this.#wanted.get(block) ?? { state: "running", waiters: [], bytes: undefined, ranges: [] };
     wanted.state = "running";
     this.#wanted.set(block, wanted);
     job.isOwed[block - job.from] = 1;
@@ -299,7 +260,7 @@ export class BlockFetcher {
       );
       const plan = this.#plan(job, pieces);
       for (let slot = 0; slot < job.coreEnd - job.from; slot += 1) {
-        if (job.isOwed[slot] === 1 && job.piecesLeft[slot] === 0) this.#deliver(job, slot);
+        if (job.isOwed[slot] === 1 && job.piecesLeft[slot] === 0) await this.#deliver(job, slot);
       }
       await Promise.all(plan.fetches.map(async (fetch) => await this.#fetch(job, plan, fetch)));
       if (job.failure !== undefined) this.#fail(job, job.failure);
@@ -355,10 +316,7 @@ export class BlockFetcher {
     await this.#ranges.run(range, async () => {
       if (job.failure !== undefined) return;
       try {
-        await this.#reader.readPlanned(plan, fetch, (batch) => {
-          this.#take(job, batch);
-          return Promise.resolve();
-        });
+        await this.#reader.readPlanned(plan, fetch, async (batch) => await this.#take(job, batch));
       } catch (error) {
         if (!(error instanceof TidemarkError)) throw error;
         job.failure = error;
@@ -372,10 +330,17 @@ export class BlockFetcher {
     return Math.floor((pieces.starts[piece] ?? 0) / this.#blockGranules) - job.from;
   }
 
-  /** Copies proved bytes to their blocks. */
-  #take(job: FetchJob, batch: ProvedBatch): void {
+  /** Hands proved bytes to the keeper, or copies them to their blocks. */
+  async #take(job: FetchJob, batch: ProvedBatch): Promise<void> {
     const { pieces, slab } = batch;
-    for (let at = batch.from; at < batch.end; at += 1) {
+    const handed: Promise<void>[] = [];
+    for (let at = batch.from; at < batch.end; ) {
+      const run = this.#wholeBlocks(job, batch, at);
+      if (run > at) {
+        handed.push(this.#hand(job, batch, at, run));
+        at = run;
+        continue;
+      }
       const piece = batch.order[at] ?? 0;
       const slot = this.#slotOf(job, pieces, piece);
       const from = ((pieces.starts[piece] ?? 0) - (job.from + slot) * this.#blockGranules) * granuleBytes;
@@ -391,7 +356,49 @@ export class BlockFetcher {
         });
       }
       job.piecesLeft[slot] = (job.piecesLeft[slot] ?? 0) - 1;
-      if (job.piecesLeft[slot] === 0) this.#deliver(job, slot);
+      if (job.piecesLeft[slot] === 0) handed.push(this.#deliver(job, slot));
+      at += 1;
+    }
+    await Promise.all(handed);
+  }
+
+  /**
+   * End of the pieces from number `at` of a batch on that are one block each and lie side by side,
+   * on the disk and in the slab; `at` itself when they need a buffer.
+   */
+  #wholeBlocks(job: FetchJob, batch: ProvedBatch, at: number): number {
+    if (this.#options.keeper === undefined) return at;
+    const { pieces, order } = batch;
+    let end = at;
+    for (; end < batch.end && pieceIsProved(batch, end); end += 1) {
+      const piece = order[end] ?? 0;
+      const slot = this.#slotOf(job, pieces, piece);
+      const granules = pieces.lengths[piece] ?? 0;
+      const isWhole = granules === this.#blockGranules && job.piecesLeft[slot] === 1 && job.buffers[slot] === undefined;
+      const ahead = (end - at) * this.#blockGranules;
+      const isNext =
+        (pieces.starts[piece] ?? 0) === (pieces.starts[order[at] ?? 0] ?? 0) + ahead &&
+        pieceOutGranule(batch, end) === pieceOutGranule(batch, at) + ahead;
+      if (!isWhole || !isNext) break;
+    }
+    return end;
+  }
+
+  /** Delivers a run of whole blocks from the slab. */
+  async #hand(job: FetchJob, batch: ProvedBatch, at: number, end: number): Promise<void> {
+    const first = this.#slotOf(job, batch.pieces, batch.order[at] ?? 0);
+    const out = pieceOutGranule(batch, at) * granuleBytes;
+    const run = batch.slab.out.subarray(out, out + (end - at) * this.#blockBytes);
+    const block = (index: number): Buffer => run.subarray(index * this.#blockBytes, (index + 1) * this.#blockBytes);
+    for (let index = 0; index < end - at; index += 1) this.#serve(job.from + first + index, block(index), []);
+    const length = Math.min(run.byteLength, this.#options.map.volumeBytes - (job.from + first) * this.#blockBytes);
+    const isKept = await this.#options.keeper?.keep((job.from + first) * this.#blockBytes, run.subarray(0, length));
+    for (let index = 0; index < end - at; index += 1) {
+      this.#settle(job, first + index);
+      if (isKept === true) continue;
+      const buffer = this.#options.cache.lend();
+      block(index).copy(buffer);
+      this.#options.cache.keep(job.from + first + index, buffer, "expected");
     }
   }
 
@@ -421,27 +428,43 @@ export class BlockFetcher {
   }
 
   /** Copies a complete block to the reads that wait for it, and keeps it. */
-  #deliver(job: FetchJob, slot: number): void {
+  async #deliver(job: FetchJob, slot: number): Promise<void> {
     const { cache, keeper } = this.#options;
     const block = job.from + slot;
     const bytes = job.buffers[slot];
     const damage = job.damage[slot] ?? [];
-    const waiters = this.#wanted.get(block)?.waiters ?? [];
-    this.#wanted.delete(block);
-    job.isOwed[slot] = 0;
-    if (job.reservedBlocks > 0) this.#reserve(job, job.reservedBlocks - 1);
+    job.piecesLeft[slot] = 0;
+    const isServed = this.#serve(block, bytes, damage);
+    let isKept = false;
+    if (keeper !== undefined && bytes !== undefined && damage.length === 0)
+      isKept = await keeper.keep(block * this.#blockBytes, bytes.subarray(0, this.#lengthOf(block)));
+    this.#settle(job, slot);
+    if (damage.length === 0 && !isKept) cache.keep(block, bytes, isServed ? "served" : "expected");
+    else if (bytes !== undefined) cache.giveBack(bytes);
+  }
+
+  /**
+   * Copies a block to the reads that wait for it, and to those that come before `#settle` unless it is
+   * damaged. False when none has waited.
+   */
+  #serve(block: number, bytes: Buffer | undefined, damage: readonly BlockDamage[]): boolean {
+    const wanted = this.#wanted.get(block);
+    const waiters = wanted?.waiters ?? [];
+    if (wanted !== undefined && damage.length === 0) wanted.bytes = bytes;
     for (const { read, from, into } of waiters) {
       const met = damage.find((part) => part.from < from + into.byteLength && from < part.end);
       if (bytes === undefined) into.fill(0);
       else if (met === undefined) bytes.copy(into, 0, from, from + into.byteLength);
       read.arrived(met?.error);
     }
-    const isKept =
-      damage.length === 0 &&
-      bytes !== undefined &&
-      keeper?.fetched(block * this.#blockBytes, bytes.subarray(0, this.#lengthOf(block))) === true;
-    if (damage.length === 0 && !isKept) cache.keep(block, bytes, waiters.length > 0 ? "served" : "expected");
-    else if (bytes !== undefined) cache.giveBack(bytes);
+    return waiters.length > 0;
+  }
+
+  /** Ends what a job owes of a block. */
+  #settle(job: FetchJob, slot: number): void {
+    this.#wanted.delete(job.from + slot);
+    job.isOwed[slot] = 0;
+    if (job.reservedBlocks > 0) this.#reserve(job, job.reservedBlocks - 1);
   }
 
   /** Fails the blocks of `job` that have not been delivered. */

@@ -11,8 +11,9 @@
 export const granuleState = { below: 0, data: 1, zeros: 2 } as const;
 export type GranuleState = (typeof granuleState)[keyof typeof granuleState];
 /** What a granule can become: nothing goes back below. */
-type OwnState = Exclude<GranuleState, typeof granuleState.below>;
+export type OwnState = Exclude<GranuleState, typeof granuleState.below>;
 
+const ownStates: readonly OwnState[] = [granuleState.data, granuleState.zeros];
 const granulesPerByte = 4;
 /** A byte of four granules in one state. */
 const uniform: Readonly<Record<GranuleState, number>> = { 0: 0x00, 1: 0x55, 2: 0xaa };
@@ -108,10 +109,24 @@ export class GranuleStates {
     return [...this.#changed];
   }
 
-  /** A copy of a page, which counts as unchanged from now on. */
+  /** The state of all granules of a page, when it is one and is not `below`; undefined for other pages. */
+  wholeState(page: number): OwnState | undefined {
+    const bytes = this.#pages.get(page);
+    if (bytes === undefined) return undefined;
+    return ownStates.find((state) => this.#whole[state] === bytes);
+  }
+
+  /** Takes over a page of which all granules are in one state; there is none of its number yet. */
+  loadWhole(page: number, state: OwnState): void {
+    this.#pages.set(page, this.#whole[state]);
+    this.#present += this.pageGranules;
+  }
+
+  /** A page as it is now and stays in the caller's hand. It counts as unchanged from now on. */
   take(page: number): Uint8Array {
     this.#changed.delete(page);
-    return Uint8Array.from(this.#pages.get(page) ?? new Uint8Array(this.#pageBytes));
+    const bytes = this.#pages.get(page) ?? new Uint8Array(this.#pageBytes);
+    return this.wholeState(page) === undefined ? Uint8Array.from(bytes) : bytes;
   }
 
   /** The page that was taken has not been saved. */
@@ -121,8 +136,7 @@ export class GranuleStates {
 
   /** Takes a saved page over; there is none of its number yet. */
   load(page: number, bytes: Uint8Array): void {
-    const shared = Object.values(this.#whole).find((whole) => Buffer.compare(whole, bytes) === 0);
-    this.#pages.set(page, shared ?? Uint8Array.from(bytes));
+    this.#pages.set(page, Uint8Array.from(bytes));
     const first = page * this.pageGranules;
     this.#present += this.pageGranules - this.#countBelow(first, first + this.pageGranules);
   }

@@ -14,7 +14,7 @@ import { readDisk } from "../../store/points/head.ts";
 import { readManifest } from "../../store/points/manifest.ts";
 import { selectPoint } from "../../store/points/points.ts";
 import { holdToRead, type PointHold } from "../../store/points/reader-holds.ts";
-import type { BlockKeeper } from "./block-fetcher.ts";
+import type { BlockKeeper } from "./block-keeper.ts";
 import { MountedPoint } from "./mounted-point.ts";
 
 export interface HeldPointOptions {

@@ -10,12 +10,15 @@
  * fetched twice.
  *
  * Clients go first: what they wait for is fetched before what is fetched ahead, and while they are
- * at work the hydration does one short step at a time and rests between them.
+ * at work the hydration does one short step at a time and rests between them. A read that waits
+ * brings its neighbours along, unless the rate is limited. So a client that reads at random has the
+ * copy made in its own order, at the rate of the store.
  *
  * Invariant: a granule is copied only while it is read below (see `OverlaidDisk.adopt`), so nothing
  * that a client wrote is overwritten.
  *
- * Memory: what the point's cache holds, and as much again while the image is slower than the store.
+ * Memory: what the point's cache holds. Blocks are written to the image from where they were proved,
+ * so an image that is slower than the store slows the fetching down.
  */
 import { setTimeout as sleep } from "node:timers/promises";
 import type { DeviceExtent } from "../../device.ts";
@@ -23,7 +26,7 @@ import { interrupted, isUnreadableOrGone, TidemarkError, throwIfAborted } from "
 import { granuleBytes } from "../../limits.ts";
 import type { Bandwidth } from "../../throttle.ts";
 import { hydrationTiming } from "../../timing.ts";
-import type { BlockKeeper } from "./block-fetcher.ts";
+import type { BlockKeeper } from "./block-keeper.ts";
 import type { OverlaidDisk } from "./overlaid-disk.ts";
 import type { PatientPoint } from "./patient-point.ts";
 
@@ -31,14 +34,13 @@ import type { PatientPoint } from "./patient-point.ts";
 const windowBytesMax: number = 1024 * 1024 * 1024;
 const windowExtentsMax = 4096;
 /** What is fetched at a time while clients are at work, or the rate is limited. */
-const shortStepBytes: number = 2 * 1024 * 1024;
+const shortStepBytes: number = 8 * 1024 * 1024;
 /** What is read at a time of what has been left. */
 const readBytes: number = 1024 * 1024;
 /** What is copied between two saves of the record. */
 const saveBytes: number = 64 * 1024 * 1024;
-/** Copies of blocks that wait to be written: with this many waiting no more is fetched, or kept. */
-const waitingBytesHigh: number = 16 * 1024 * 1024;
-const waitingBytesMax: number = 64 * 1024 * 1024;
+/** What is written at a time: a client's write to the same range waits for it. */
+const writeBytes: number = 1024 * 1024;
 
 export interface HydrationOptions {
   readonly disk: OverlaidDisk;
@@ -54,9 +56,8 @@ export interface HydrationOptions {
 export class Hydration implements BlockKeeper {
   readonly #options: HydrationOptions;
   readonly #stopping = new AbortController();
-  /** Writes of copies. They never reject. */
-  readonly #writes = new Set<Promise<void>>();
-  #waitingBytes = 0;
+  /** Writes under way. They never reject. */
+  readonly #writes = new Set<Promise<boolean>>();
   #saved: Promise<void> = Promise.resolve();
   #isSaving = false;
   #savedAtBytes: number;
@@ -70,7 +71,7 @@ export class Hydration implements BlockKeeper {
   constructor(options: HydrationOptions) {
     this.#options = options;
     this.#savedAtBytes = options.disk.presentBytes;
-    if (options.disk.nextBelow(0) === undefined) this.#state = "complete";
+    if (options.disk.firstBelow(0) === undefined) this.#state = "complete";
   }
 
   get state(): "running" | "complete" | "stopped" {
@@ -100,31 +101,35 @@ export class Hydration implements BlockKeeper {
     await this.#saved;
   }
 
-  isNeeded(offset: number, length: number): boolean {
-    return this.#options.disk.nextBelow(offset, offset + length) !== undefined;
+  get wantsNeighbours(): boolean {
+    return this.#options.bandwidth?.bytesPerSecond === undefined && !this.#stopping.signal.aborted;
   }
 
-  fetched(offset: number, bytes: Uint8Array): boolean {
-    if (this.#stopping.signal.aborted) return false;
+  isNeeded(offset: number, length: number): boolean {
+    return this.#options.disk.firstBelow(offset, offset + length) !== undefined;
+  }
+
+  async keep(offset: number, bytes: Uint8Array): Promise<boolean> {
+    const write = this.#keep(offset, bytes);
+    this.#writes.add(write);
+    const isKept = await write;
+    this.#writes.delete(write);
+    return isKept;
+  }
+
+  async #keep(offset: number, bytes: Uint8Array): Promise<boolean> {
     try {
-      if (this.#options.disk.tryAdopt(offset, bytes)) return true;
+      let isKept = true;
+      for (let at = 0; at < bytes.byteLength; at += writeBytes) {
+        if (this.#stopping.signal.aborted) return false;
+        if (!(await this.#options.disk.adopt(offset + at, bytes.subarray(at, at + writeBytes)))) isKept = false;
+      }
+      return isKept;
     } catch (error) {
-      this.#imageFailed(error);
+      this.#note(error);
+      this.#imageFailure = this.#trouble;
       return false;
     }
-    if (this.#waitingBytes >= waitingBytesMax) return false;
-    // The block goes to the cache, too, until it is in the image.
-    const copy = Buffer.from(bytes);
-    this.#waitingBytes += copy.byteLength;
-    const write = this.#options.disk
-      .adopt(offset, copy)
-      .catch((error: unknown) => this.#imageFailed(error))
-      .finally(() => {
-        this.#waitingBytes -= copy.byteLength;
-        this.#writes.delete(write);
-      });
-    this.#writes.add(write);
-    return false;
   }
 
   async #work(): Promise<void> {
@@ -144,24 +149,23 @@ export class Hydration implements BlockKeeper {
   async #pass(): Promise<boolean> {
     const { disk, below, onComplete } = this.#options;
     let trouble: TidemarkError | undefined;
-    for (let run = disk.nextBelow(0); run !== undefined; ) {
-      const windowBytes = Math.min(disk.sizeBytes - run.offset, windowBytesMax);
-      const extents = await this.#unlessStopped(below.lookUp(run.offset, windowBytes, windowExtentsMax));
-      let at = run.offset;
+    for (let from = disk.firstBelow(0); from !== undefined; ) {
+      const windowBytes = Math.min(disk.sizeBytes - from, windowBytesMax);
+      const extents = await this.#unlessStopped(below.lookUp(from, windowBytes, windowExtentsMax));
+      let at = from;
       for (const extent of extents) {
         if (extent.kind === "hole") await disk.adoptZeros(extent.offset, extent.length);
         else await this.#fetch(extent);
         at = extent.offset + extent.length;
       }
       await this.#unlessStopped(below.settled());
-      await this.#written();
-      trouble = (await this.#readLeft(run.offset, at)) ?? trouble;
-      run = disk.nextBelow(at);
+      trouble = (await this.#readLeft(from, at)) ?? trouble;
+      from = disk.firstBelow(at);
     }
     this.#trouble = trouble;
     await this.#saved;
     await disk.save();
-    if (disk.nextBelow(0) !== undefined) return false;
+    if (disk.firstBelow(0) !== undefined) return false;
     this.#state = "complete";
     await onComplete();
     return true;
@@ -172,7 +176,6 @@ export class Hydration implements BlockKeeper {
     const { below, blockBytes, bandwidth } = this.#options;
     const end = offset + length;
     for (let at = offset - (offset % blockBytes); at < end; ) {
-      while (this.#waitingBytes > waitingBytesHigh) await Promise.race(this.#writes);
       throwIfAborted(this.#stopping.signal);
       this.#throwIfImageFailed();
       const startedMs = performance.now();
@@ -261,11 +264,6 @@ export class Hydration implements BlockKeeper {
   #note(error: unknown): void {
     if (!(error instanceof TidemarkError)) throw error;
     this.#trouble = error;
-  }
-
-  #imageFailed(error: unknown): void {
-    this.#note(error);
-    this.#imageFailure = this.#trouble;
   }
 
   /** An image that is full, or broken, takes nothing: more is fetched for it after a while only. */

@@ -7,8 +7,8 @@
  * granule with different content; all others overlap. Zeros and trims change the record, and free
  * the space of what was there.
  *
- * Hydration copies granules from below into the overlay (`adopt`). It takes its turn among the
- * changes and copies only what is still below, so it never overwrites what a client wrote.
+ * Hydration copies granules from below into the overlay (`adopt`). It copies only what is still below
+ * and not being changed, and later changes wait for it, so it never overwrites what a client wrote.
  */
 import type { BlockDevice, DeviceExtent } from "../../device.ts";
 import { GroupedCalls } from "../../disk/source/grouped-calls.ts";
@@ -147,42 +147,39 @@ export class OverlaidDisk implements BlockDevice {
 
   // ---- Hydration ----
 
-  /** The first run of granules at or behind byte `offset` that are read below; undefined: none. */
+  /** The first byte of a granule in [offset, end) that is read below; undefined: none. */
+  firstBelow(offset: number, end: number = this.sizeBytes): number | undefined {
+    const first = this.#states.nextBelow(Math.ceil(offset / granuleBytes), Math.ceil(end / granuleBytes));
+    return first === undefined ? undefined : first * granuleBytes;
+  }
+
+  /** The first run of granules in [offset, end) that are read below; undefined: none. */
   nextBelow(offset: number, end: number = this.sizeBytes): Extent | undefined {
-    const granules = Math.ceil(end / granuleBytes);
-    const first = this.#states.nextBelow(Math.ceil(offset / granuleBytes), granules);
-    if (first === undefined) return undefined;
-    const from = first * granuleBytes;
-    return { offset: from, length: Math.min(end, this.#states.runEnd(first, granules) * granuleBytes) - from };
+    const from = this.firstBelow(offset, end);
+    if (from === undefined) return undefined;
+    const runEnd = this.#states.runEnd(from / granuleBytes, Math.ceil(end / granuleBytes)) * granuleBytes;
+    return { offset: from, length: Math.min(end, runEnd) - from };
   }
 
   /**
    * Copies `bytes`, which the disk below holds from `offset` on, to the overlay, as far as they are
-   * still read below. The range is whole granules, but for the disk's end. Errors: as of `write`.
+   * still read below. Granules that are being changed are left to that change: it is not waited for,
+   * because it may itself wait for what the caller holds. The range is whole granules, but for the
+   * disk's end. Returns whether nothing was left. Errors: as of `write`.
    */
-  async adopt(offset: number, bytes: Uint8Array): Promise<void> {
-    await this.#inTurn(offset, bytes.byteLength, async () => {
-      for (const { state, at, end } of this.#runs(offset, offset + bytes.byteLength)) {
-        if (state !== granuleState.below) continue;
-        await this.#overlay.write(at, bytes.subarray(at - offset, end - offset));
-        this.#setData(at, end);
-      }
-    });
-  }
-
-  /** As `adopt`, at once; false, when that cannot be had, and then it may have been done in part. */
-  tryAdopt(offset: number, bytes: Uint8Array): boolean {
-    const end = offset + bytes.byteLength;
-    if (this.#closing !== undefined || this.#conflicts(granulesOf(offset, bytes.byteLength)).length > 0) return false;
-    for (let at = offset; at < end; ) {
-      const run = this.#run(at, end);
-      if (run.state === granuleState.below) {
-        if (!this.#overlay.tryWrite(at, bytes.subarray(at - offset, run.end - offset))) return false;
-        this.#setData(at, run.end);
-      }
-      at = run.end;
+  async adopt(offset: number, bytes: Uint8Array): Promise<boolean> {
+    const { first, end } = granulesOf(offset, bytes.byteLength);
+    const busy = [...this.#conflicts({ first, end })].sort((a, b) => a.first - b.first);
+    const parts: Promise<void>[] = [];
+    for (let at = first, next = 0; at < end; next += 1) {
+      const change = busy[next];
+      const from = at * granuleBytes;
+      const stop = Math.min(offset + bytes.byteLength, (change?.first ?? end) * granuleBytes);
+      if (stop > from) parts.push(this.#adopt(from, bytes.subarray(from - offset, stop - offset)));
+      at = Math.max(at, change?.end ?? end);
     }
-    return true;
+    await allOf(parts);
+    return busy.length === 0;
   }
 
   /** Makes zeros of what is still read below in a range of which the disk below holds zeros. */
@@ -274,8 +271,18 @@ export class OverlaidDisk implements BlockDevice {
       else parts.push((run.state === granuleState.data ? this.#overlay : this.#below).read(at, part));
       at = run.end;
     }
-    // All are awaited: the caller may reuse the buffer when one has failed.
-    for (const outcome of await Promise.allSettled(parts)) if (outcome.status === "rejected") throw outcome.reason;
+    await allOf(parts);
+  }
+
+  /** Adopts a range that no change touches. */
+  async #adopt(offset: number, bytes: Uint8Array): Promise<void> {
+    await this.#inTurn(offset, bytes.byteLength, async () => {
+      for (const { state, at, end } of this.#runs(offset, offset + bytes.byteLength)) {
+        if (state !== granuleState.below) continue;
+        await this.#overlay.write(at, bytes.subarray(at - offset, end - offset));
+        this.#states.set(at / granuleBytes, Math.ceil(end / granuleBytes), granuleState.data);
+      }
+    });
   }
 
   /** Runs a change of a client in its turn. */
@@ -303,10 +310,6 @@ export class OverlaidDisk implements BlockDevice {
       this.#changes.delete(change);
       leave();
     }
-  }
-
-  #setData(at: number, end: number): void {
-    this.#states.set(at / granuleBytes, Math.ceil(end / granuleBytes), granuleState.data);
   }
 
   #conflicts({ first, end }: GranuleRange): readonly Change[] {
@@ -363,6 +366,11 @@ export class OverlaidDisk implements BlockDevice {
       remedy: "mount the point again with `tidemark mount`",
     });
   }
+}
+
+/** Waits for all, also when one has failed: the caller may reuse its buffer then. */
+async function allOf(parts: readonly Promise<void>[]): Promise<void> {
+  for (const outcome of await Promise.allSettled(parts)) if (outcome.status === "rejected") throw outcome.reason;
 }
 
 function granulesOf(offset: number, length: number): GranuleRange {

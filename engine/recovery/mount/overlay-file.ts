@@ -7,7 +7,11 @@
  *     4 KiB    record: pages of 2 × 4 KiB, slots 0 and 1, as in a tracking file (sectors of 512 bytes, each with page, slot, generation and CRC-32);
  *              15,616 granules a page, two bits each: 0 not here, 1 here, 2 zeros. A pair of slots that was never written is all zeros.
  *              Before a page is written for the first time, both of its slots are made: slot 0 of generation 0, then slot 1 of generation 1.
+ *     behind   summary: pages like those of the record, numbered on. One byte a page of the record: 0 the page counts, 1 all of its granules are
+ *              here, 2 all are zeros, whatever the page says.
  *     behind   the granules
+ *
+ * So a range of any length that becomes zeros, or is hydrated, costs a byte for 61 MiB, and a page of the record is written only when its granules differ.
  *
  * An image is the same in two files: header and record in one, and the granules in the other, a raw
  * sparse image of the disk. Zeros of an image really read as zeros, so that it can be used by itself
@@ -15,8 +19,9 @@
  *
  * Orderings: the header is durable before the file gets its name. A granule is written, or made
  * zeros, before the record in memory says so. `save`: granules synced → new pages: slot 0 made →
- * synced → slot 1 made → synced → pages of the record, each to its older slot → synced; without a
- * change of the record only the granules are synced.
+ * synced → slot 1 made → synced → pages of the record, each to its older slot → synced → the same for
+ * pages of the summary; without a change of the record only the granules are synced. A page that
+ * counts again is durable before the summary says that it counts.
  *
  * Invariant: after a crash the record names nothing that is not there. A torn page counts as its
  * older slot, and what was written since the last `save` may be there or not, as on any disk with a
@@ -52,13 +57,12 @@ const pairBytes: number = 2 * pageSlotBytes;
 const sectorBytes = 512;
 /** The record is read in portions of so many pages. */
 const portionPages = 256;
-/**
- * Pages that are saved at a time, 8 MiB of copies: each portion costs four syncs, and the record of
- * 1 TiB has 17,000 pages.
- */
+/** Pages that are saved at a time, 8 MiB of copies. Each portion costs up to four syncs. */
 const savedPages = 2048;
 /** Pages that are written in one turn of the event loop. */
 const pagesATurn = 32;
+/** In the summary: the page of the record says how its granules are. */
+const pageCounts: typeof granuleState.below = granuleState.below;
 const zeroSector: Buffer = Buffer.alloc(sectorBytes);
 
 /** Which slot of a page counts, and the highest generation in its pair. */
@@ -76,12 +80,15 @@ export class OverlayFile {
   readonly #data: BlockDevice;
   readonly #dataAt: number;
   readonly #slots = new Map<number, Slot>();
+  /** The summary as it was saved last. */
+  readonly #summary: Uint8Array;
 
   private constructor(kind: OverlayKind, record: BlockDevice | undefined, data: BlockDevice, sizeBytes: number) {
     this.#kind = kind;
     this.#record = record;
     this.#data = data;
     this.#dataAt = kind === "overlay" ? dataOffset(sizeBytes) : 0;
+    this.#summary = new Uint8Array(recordPages(sizeBytes));
   }
 
   /**
@@ -165,9 +172,10 @@ export class OverlayFile {
   async save(): Promise<void> {
     if (this.#record === undefined) return;
     const changed = this.states.changedPages();
-    if (changed.length === 0) await this.#data.flush();
-    for (let from = 0; from < changed.length; from += savedPages)
-      await this.#savePages(this.#record, changed.slice(from, from + savedPages));
+    const whole = changed.filter((page) => this.states.wholeState(page) !== undefined);
+    const mixed = changed.filter((page) => this.states.wholeState(page) === undefined);
+    for (let from = 0; from === 0 || from < mixed.length; from += savedPages)
+      await this.#savePages(this.#record, [...(from === 0 ? whole : []), ...mixed.slice(from, from + savedPages)]);
   }
 
   /** Does not save. Idempotent. */
@@ -200,26 +208,51 @@ export class OverlayFile {
 
   async #savePages(record: BlockDevice, pages: readonly number[]): Promise<void> {
     // Copied before the sync: later changes of the record are not covered by it.
-    const taken = pages.map((page) => ({
-      page,
-      bytes: this.states.take(page),
-      ...(this.#slots.get(page) ?? { slot: 1, generation: 1 }),
-    }));
+    const mixed = new Map<number, Uint8Array>();
+    const summary = Uint8Array.from(this.#summary);
+    for (const page of pages) {
+      const state = this.states.wholeState(page);
+      summary[page] = state ?? pageCounts;
+      const bytes = this.states.take(page);
+      if (state === undefined) mixed.set(page, bytes);
+    }
     try {
       await this.#data.flush();
-      await this.#makeSlots(
-        record,
-        pages.filter((page) => !this.#slots.has(page)),
-      );
-      for (const { page, bytes, slot, generation } of taken)
-        await writePage(record, page, 1 - slot, encodePage(page, 1 - slot, generation + 1, bytes));
-      await record.flush();
+      await this.#writePages(record, mixed);
+      await this.#writePages(record, this.#changedSummary(summary));
     } catch (error) {
-      for (const { page } of taken) this.states.putBack(page);
+      for (const page of pages) this.states.putBack(page);
       throw error;
     }
-    for (const { page, slot, generation } of taken)
-      this.#slots.set(page, { slot: 1 - slot, generation: generation + 1 });
+    this.#summary.set(summary);
+  }
+
+  /** The pages of the summary that are not as they were saved last, by their numbers. */
+  #changedSummary(summary: Uint8Array): Map<number, Uint8Array> {
+    const changed = new Map<number, Uint8Array>();
+    for (let from = 0; from < summary.byteLength; from += pageBitmapBytes) {
+      const bytes = summary.subarray(from, from + pageBitmapBytes);
+      if (Buffer.compare(bytes, this.#summary.subarray(from, from + pageBitmapBytes)) !== 0)
+        changed.set(summary.byteLength + from / pageBitmapBytes, bytes);
+    }
+    return changed;
+  }
+
+  /** Writes each page to the slot of its pair that does not count, durably. */
+  async #writePages(record: BlockDevice, pages: ReadonlyMap<number, Uint8Array>): Promise<void> {
+    if (pages.size === 0) return;
+    await this.#makeSlots(
+      record,
+      [...pages.keys()].filter((page) => !this.#slots.has(page)),
+    );
+    const written = [...pages].map(([page, bytes]) => {
+      const { slot, generation } = this.#slots.get(page) ?? { slot: 1, generation: 1 };
+      return { page, bytes, slot: 1 - slot, generation: generation + 1 };
+    });
+    for (const { page, bytes, slot, generation } of written)
+      await writePage(record, page, slot, encodePage(page, slot, generation, bytes));
+    await record.flush();
+    for (const { page, slot, generation } of written) this.#slots.set(page, { slot, generation });
   }
 
   async #makeSlots(record: BlockDevice, pages: readonly number[]): Promise<void> {
@@ -248,9 +281,12 @@ export class OverlayFile {
 
   async #loadRecord(): Promise<void> {
     const record = this.#record;
-    const end = this.#kind === "overlay" ? this.#dataAt : (record?.sizeBytes ?? 0);
+    if (record === undefined) return;
+    const pages = this.#summary.byteLength;
+    await this.#loadPages(record, pages, pages + summaryPages(pages));
+    const end = pageOffset(pages, 0);
     let next = 0;
-    for (let at = overlayHeaderBytes; record !== undefined && at < end; ) {
+    for (let at = overlayHeaderBytes; at < end; ) {
       const [extent] = record.extents(at, end - at, 1);
       if (extent === undefined) return;
       const stop = extent.offset + extent.length;
@@ -264,6 +300,7 @@ export class OverlayFile {
     }
   }
 
+  /** Loads pages of the record, or all of the summary. */
   async #loadPages(record: BlockDevice, first: number, end: number): Promise<void> {
     const bytes = Buffer.alloc((end - first) * pairBytes);
     await record.read(pageOffset(first, 0), bytes);
@@ -271,11 +308,27 @@ export class OverlayFile {
       const pair = bytes.subarray((page - first) * pairBytes, (page - first + 1) * pairBytes);
       if (isUnmade(pair, page)) continue;
       const { payload, slot, generation } = this.#decodePair(pair, page, record.description);
-      if (!GranuleStates.canLoad(payload))
-        throw overlayDamaged(this.#kind, record.description, `page ${page} holds a state that does not exist`);
-      this.states.load(page, payload);
       this.#slots.set(page, { slot, generation });
+      if (page >= this.#summary.byteLength) this.#loadSummary(page, payload, record.description);
+      else if (this.#summary[page] !== pageCounts) continue;
+      else if (GranuleStates.canLoad(payload)) this.states.load(page, payload);
+      else throw this.#stateIsUnknown(page, record.description);
     }
+  }
+
+  #loadSummary(number: number, payload: Uint8Array, path: string): void {
+    const first = (number - this.#summary.byteLength) * pageBitmapBytes;
+    for (let page = first; page < Math.min(first + pageBitmapBytes, this.#summary.byteLength); page += 1) {
+      const state = payload[page - first];
+      if (state === pageCounts) continue;
+      if (state !== granuleState.data && state !== granuleState.zeros) throw this.#stateIsUnknown(number, path);
+      this.#summary[page] = state;
+      this.states.loadWhole(page, state);
+    }
+  }
+
+  #stateIsUnknown(page: number, path: string): TidemarkError {
+    return overlayDamaged(this.#kind, path, `page ${page} holds a state that does not exist`);
   }
 
   #decodePair(pair: Buffer, page: number, path: string): ReturnType<typeof decodePage> {
@@ -341,9 +394,19 @@ function pageOffset(page: number, slot: number): number {
   return overlayHeaderBytes + page * pairBytes + slot * pageSlotBytes;
 }
 
-function dataOffset(sizeBytes: number): number {
+/** Pages of the record of a disk, without the summary. */
+function recordPages(sizeBytes: number): number {
   const granulesPerPage = pageBitmapBytes * 4;
-  return overlayHeaderBytes + Math.ceil(Math.ceil(sizeBytes / granuleBytes) / granulesPerPage) * pairBytes;
+  return Math.ceil(Math.ceil(sizeBytes / granuleBytes) / granulesPerPage);
+}
+
+function summaryPages(pages: number): number {
+  return Math.ceil(pages / pageBitmapBytes);
+}
+
+function dataOffset(sizeBytes: number): number {
+  const pages = recordPages(sizeBytes);
+  return pageOffset(pages + summaryPages(pages), 0);
 }
 
 async function openOrCreate(path: string, identity: OverlayIdentity): Promise<LiveFile> {

@@ -29,7 +29,7 @@ export interface RecordIdentity extends OverlayIdentity {
 
 /** Bytes of a header. */
 export const overlayHeaderBytes = 4096;
-const version = 1;
+const version = 2;
 const textAt = 20;
 const anyText = /^[^]{1,512}$/;
 

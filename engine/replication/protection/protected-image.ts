@@ -8,6 +8,7 @@ import type { FileIdentity } from "../../disk/source/file-identity.ts";
 import { LiveFile } from "../../disk/source/live-file.ts";
 import { LocalState } from "../../disk/source/local-state.ts";
 import { fileError } from "../../disk/source/positional-file.ts";
+import { signatureText } from "../../disk/source/quiescence.ts";
 import { refuseUnfinished } from "../../disk/source/unfinished-image.ts";
 import { DirtyBitmap } from "../../disk/tracking/dirty-bitmap.ts";
 import { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
@@ -128,6 +129,28 @@ function marksOf(
         unsettled: { bases: recovered.bases.slice(0, -1), changes: recovered.regions },
       };
   }
+}
+
+/** An image that no process writes, and the point that it equals while it has the signature. */
+export interface RestingImage {
+  /** Absolute path of the image or device. */
+  readonly path: string;
+  /** Id of the point. */
+  readonly point: string;
+  /** Quiescence signature. */
+  readonly signature: string;
+}
+
+/** Which point the image of a protection that has ended is; undefined: that is not known. */
+export function restOf(
+  state: MachineState,
+  disk: ProtectedDisk,
+  source: Pick<ProtectedSource, "identity">,
+): RestingImage | undefined {
+  const { rest } = disk;
+  const { latest } = state;
+  if (rest === undefined || latest === null || disk.base !== latest.point || !isCovered(state, disk)) return undefined;
+  return { path: source.identity().path, point: latest.point, signature: signatureText(rest) };
 }
 
 /** Whether the newest point holds every write to the disk. */

@@ -3,11 +3,13 @@
  * these objects as JSON, so their names are a contract.
  */
 import type { PointSummary } from "../../store/points/points.ts";
+import { protectionTiming } from "../../timing.ts";
 import type { RetentionPolicy } from "../../upkeep/retention/policy.ts";
 import type { Group } from "./groups.ts";
 import type { Finding, HealthLevel } from "./health.ts";
 import type { Hook } from "./hooks.ts";
 import type { ProtectionEvent, ProtectionState } from "./protection-state.ts";
+import type { SchedulePlan } from "./schedule.ts";
 
 /** Status of a protected disk. */
 export interface ProtectionStatus {
@@ -121,4 +123,18 @@ export interface StopOptions {
   readonly drain: boolean;
   /** Ends the waiting for it. */
   readonly signal?: AbortSignal | undefined;
+}
+
+/** Members of a group share the name, so the ticks of all have the same jitter. */
+export function schedulePlanOf({
+  disk,
+  group,
+  policy = {},
+}: Pick<ProtectOptions, "disk" | "group" | "policy">): SchedulePlan {
+  const {
+    crashConsistentFrequencyMs = protectionTiming.cycleMsDefault,
+    appConsistentFrequencyMs,
+    startTimeMs,
+  } = policy;
+  return { crashConsistentFrequencyMs, appConsistentFrequencyMs, startTimeMs, disk: group?.name ?? disk };
 }

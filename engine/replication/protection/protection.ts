@@ -24,7 +24,8 @@ import { assessHealth, type Finding, healthOf } from "./health.ts";
 import { makeCut } from "./make-cut.ts";
 import { Measures } from "./measures.ts";
 import { requestPoint } from "./point-request.ts";
-import { isCovered, openProtectedImage, type ProtectedImage, type ProtectedSource } from "./protected-image.ts";
+import type { ProtectedImage, ProtectedSource, RestingImage } from "./protected-image.ts";
+import { isCovered, openProtectedImage, restOf } from "./protected-image.ts";
 import {
   type Effect,
   ended,
@@ -37,7 +38,8 @@ import {
   transition,
 } from "./protection-state.ts";
 import type { ProtectionPolicy, ProtectionStatus, ProtectOptions, StopOptions } from "./protection-status.ts";
-import type { Instant, SchedulePlan } from "./schedule.ts";
+import { schedulePlanOf } from "./protection-status.ts";
+import type { Instant } from "./schedule.ts";
 import { Schedule } from "./schedule.ts";
 import { SelfPrune } from "./self-prune.ts";
 import { shipCut } from "./ship-cut.ts";
@@ -100,7 +102,7 @@ export class Protection implements AsyncDisposable {
       request: () => this.#take({ kind: "cycleRequested" }),
       join: () => this.#take({ kind: "barrierOpened" }),
     };
-    this.#schedule = new Schedule(this.#schedulePlan(), group?.add(disk, participant, now()) ?? now());
+    this.#schedule = new Schedule(schedulePlanOf(options), group?.add(disk, participant, now()) ?? now());
     this.#loop = this.#run();
     this.#loop.catch(() => undefined); // awaited by `stop`
   }
@@ -194,7 +196,7 @@ export class Protection implements AsyncDisposable {
   /** Replaces the policy from now on, except `barrierMsMax`, which stays as it was at the start. */
   setPolicy(policy: ProtectionPolicy): void {
     this.#policy = policy;
-    this.#schedule.replan(this.#schedulePlan(), now());
+    this.#schedule.replan(schedulePlanOf({ ...this.#options, policy }), now());
     this.#take({ kind: "cycleRequested" });
   }
 
@@ -221,6 +223,11 @@ export class Protection implements AsyncDisposable {
   async stop(options: StopOptions): Promise<TidemarkError | undefined> {
     this.#stopped ??= this.#stop(options);
     return await this.#stopped;
+  }
+
+  /** Which point the image is, as `stop` has left it; undefined: it has not ended, or that is not known. */
+  get rest(): RestingImage | undefined {
+    return restOf(this.#state, this.#protected, this.#source);
   }
 
   /** `stop` without a last point. */
@@ -454,17 +461,6 @@ export class Protection implements AsyncDisposable {
     if (this.#session === undefined) return;
     const isWhole = await this.#pruning.afterPoint(this.#session, retention, crashConsistentFrequencyMs);
     if (this.#context.renewals.delete(this.disk) || !isWhole) await this.#leave();
-  }
-
-  #schedulePlan(): SchedulePlan {
-    const { crashConsistentFrequencyMs = frequencyMsDefault, appConsistentFrequencyMs, startTimeMs } = this.#policy;
-    // Members of a group share the name, so the ticks of all have the same jitter.
-    return {
-      crashConsistentFrequencyMs,
-      appConsistentFrequencyMs,
-      startTimeMs,
-      disk: this.#options.group?.name ?? this.disk,
-    };
   }
 
   #findings(backlogBytes: number): readonly Finding[] {

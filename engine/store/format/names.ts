@@ -147,7 +147,7 @@ export function runObjectName(run: string): string {
   return `${runsPrefix}${run}`;
 }
 
-/** What asks the process that works on a run to stop. */
+/** What asks the process that works on a run, or on a replica, to stop. */
 export function runRequestName(run: string): string {
   return `failover/requests/${run}`;
 }

@@ -8,6 +8,7 @@ import type { Owner, WriterRecord } from "./documents.ts";
 import { anyText, checkOwner, hex32, readWriter } from "./documents.ts";
 import { damaged, type Fields } from "./fields.ts";
 import { replicaObjectName } from "./names.ts";
+import { replicaName16, runName8 } from "./run.ts";
 import { decode, encode } from "./signed-text.ts";
 
 /** `vhd`: a file that is a fixed VHD. */
@@ -31,6 +32,8 @@ export interface ReplicaDocument extends Owner {
   readonly target: { readonly kind: (typeof replicaKinds)[number]; readonly path: string };
   /** The host on which the target is; null: it is in the vault's container. */
   readonly host: string | null;
+  /** The failover run whose target this is; absent: the target follows the disk. */
+  readonly run?: string | undefined;
   /**
    * Without `next`, the point that the target holds. With `next`, the target has the bytes of one of
    * the two wherever they differ, and is equal to both elsewhere. Null: its content is not known.
@@ -42,7 +45,6 @@ export interface ReplicaDocument extends Owner {
   readonly signature: string | null;
 }
 
-export const replicaName16: RegExp = /^[0-9a-f]{16}$/;
 /** Paths and signatures: bounded, and free of NUL. */
 const longText = /^[^\0]{0,8192}$/u;
 
@@ -65,6 +67,7 @@ export function decodeReplica(bytes: Uint8Array, object: string, vault: string):
       path: target.text("path", longText),
     })),
     host: fields.textOrNull("host", anyText),
+    ...(fields.has("run") ? { run: fields.text("run", runName8) } : {}),
     point: fields.nestedOrNull("point", readPoint),
     next: fields.nestedOrNull("next", readPoint),
     signature: fields.textOrNull("signature", longText),

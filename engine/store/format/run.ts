@@ -97,7 +97,8 @@ export interface RunPoint {
 export interface RunMember {
   readonly disk: string;
   readonly point: RunPoint;
-  readonly target: { readonly kind: TargetKind; readonly path: string };
+  /** `replica`: the target was this replica of the disk, and is it again after a cancel. */
+  readonly target: { readonly kind: TargetKind; readonly path: string; readonly replica?: string | undefined };
   /**
    * What the target holds: null while it is being made, or may be a mixture of two points; then it
    * is compared whole before it is used.
@@ -201,9 +202,10 @@ export interface ClaimDocument extends Owner {
   readonly disabled: { readonly reason: DisableReason; readonly timeMs: number } | null;
 }
 
-/** Asks the process that works on a run to stop. */
+/** Asks the process that works on a run, or on a replica, to stop. */
 export interface RunRequestDocument {
   readonly vault: string;
+  /** Name of the run, or of the replica. */
   readonly run: string;
   /** The worker's epoch: a later worker does not obey it. */
   readonly epoch: number;
@@ -212,6 +214,8 @@ export interface RunRequestDocument {
 }
 
 export const runName8: RegExp = /^[0-9a-f]{8}$/;
+export const replicaName16: RegExp = /^[0-9a-f]{16}$/;
+const requestName = /^([0-9a-f]{8}){1,2}$/;
 /** A note, in one line. */
 export const noteText: RegExp = /^[^\p{Cc}]{1,1000}$/u;
 /** Jobs that a run remembers; older ones go. */
@@ -289,6 +293,7 @@ function readMember(fields: Fields): RunMember {
     target: fields.nested("target", (target) => ({
       kind: target.oneOf("kind", targetKinds),
       path: target.text("path", longText),
+      ...(target.has("replica") ? { replica: target.text("replica", replicaName16) } : {}),
     })),
     held: fields.nestedOrNull("held", (held) => ({
       point: held.text("point", hex32),
@@ -367,12 +372,12 @@ export function decodeRunRequest(bytes: Uint8Array, object: string, vault: strin
   const { fields } = decode("request", bytes, object);
   const document: RunRequestDocument = {
     vault: fields.text("vault", hex32),
-    run: fields.text("run", runName8),
+    run: fields.text("run", requestName),
     epoch: fields.integer("epoch"),
     requestedMs: fields.integer("requestedMs"),
     host: fields.text("host", anyText),
   };
   if (document.vault !== vault) throw damaged(object, "it belongs to another vault");
-  if (object !== runRequestName(document.run)) throw damaged(object, "it asks for another run");
+  if (object !== runRequestName(document.run)) throw damaged(object, "it asks for something else");
   return document;
 }

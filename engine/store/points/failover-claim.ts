@@ -114,6 +114,14 @@ export async function disableByClaim(place: ClaimPlace, reason: DisableReason, r
   await swapClaim(place, { vault, disk, run: run ?? former, place: settled, former: null, disabled }, there);
 }
 
+/** Takes a disable back that has just been done: the claim is again what it was before. */
+export async function restoreClaim(place: ClaimPlace, former: ClaimDocument | undefined): Promise<void> {
+  const there = await findClaim(place);
+  if (there === undefined || there.claim.disabled === null) return;
+  if (former === undefined) await place.store.delete(claimName(place.disk), { signal: place.signal });
+  else await swapClaim(place, former, there);
+}
+
 /** Lets writers back to the place that the disk had when it was disabled. Gives whether it was. */
 export async function enableByClaim(place: ClaimPlace): Promise<boolean> {
   const there = await findClaim(place);

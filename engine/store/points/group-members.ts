@@ -18,8 +18,9 @@ import { countedPins } from "./pins.ts";
 import { listHolds } from "./reader-holds.ts";
 
 /**
- * Points of one barrier bear the same time, unless a clock was set back: then each disk counts on
- * from its newest point. A member's point is found if its time differs by no more than this.
+ * Points of one barrier bear times within milliseconds. A point is dated after the one before it,
+ * so the times are further apart where a clock was set back. A member's point is found if its time
+ * differs by no more than this.
  */
 const timesApartMaxMs = 60 * 60 * 1000;
 
@@ -61,9 +62,25 @@ export class GroupMembers {
     const { group, timeMs } = point;
     if (group === null) return null;
     for (const member of group.disks) {
-      if (member !== disk && !(await this.#has(member, group.id, timeMs))) return null;
+      if (member !== disk && (await this.#timeOf(member, group.id, timeMs)) === undefined) return null;
     }
     return group;
+  }
+
+  /**
+   * When the group point was cut of which `point` of `disk` is a part: the earliest time that a
+   * member's part bears. Undefined when `groupOf` gives null.
+   */
+  async cutMsOf(disk: string, point: PointRecord): Promise<number | undefined> {
+    let earliestMs = point.timeMs;
+    if (point.group === null) return undefined;
+    for (const member of point.group.disks) {
+      if (member === disk) continue;
+      const timeMs = await this.#timeOf(member, point.group.id, point.timeMs);
+      if (timeMs === undefined) return undefined;
+      earliestMs = Math.min(earliestMs, timeMs);
+    }
+    return earliestMs;
   }
 
   /**
@@ -105,14 +122,15 @@ export class GroupMembers {
     return { pinnedGroups, heldGroups };
   }
 
-  async #has(disk: string, group: string, timeMs: number): Promise<boolean> {
+  /** The time of a disk's part of a group point near `timeMs`; undefined: it has none. */
+  async #timeOf(disk: string, group: string, timeMs: number): Promise<number | undefined> {
     let walk = await this.#walks.get(disk);
     if (walk === undefined || timeMs > walk.startedAtMs) {
       const starting = this.#startWalk(disk, timeMs);
       this.#walks.set(disk, starting);
       walk = await starting;
     }
-    return walk !== undefined && (await walk.reaches(group, timeMs - timesApartMaxMs));
+    return await walk?.timeOf(group, timeMs - timesApartMaxMs);
   }
 
   /**
@@ -144,7 +162,7 @@ class Walk {
   /** This walk can answer for points up to this time. */
   readonly startedAtMs: number;
   readonly #points: AsyncGenerator<PointRecord>;
-  readonly #groups = new Set<string>();
+  readonly #times = new Map<string, number>();
   #reachedMs: number = Number.POSITIVE_INFINITY;
 
   constructor(points: AsyncGenerator<PointRecord>, startedAtMs: number) {
@@ -152,16 +170,16 @@ class Walk {
     this.startedAtMs = startedAtMs;
   }
 
-  /** Whether a point that is not older than `sinceMs` belongs to `group`. */
-  async reaches(group: string, sinceMs: number): Promise<boolean> {
-    while (!this.#groups.has(group) && this.#reachedMs >= sinceMs) {
+  /** The time of the point of `group`, if there is one that is not older than `sinceMs`. */
+  async timeOf(group: string, sinceMs: number): Promise<number | undefined> {
+    while (!this.#times.has(group) && this.#reachedMs >= sinceMs) {
       const next = await this.#points.next();
       if (next.done === true) this.#reachedMs = Number.NEGATIVE_INFINITY;
       else {
         this.#reachedMs = next.value.timeMs;
-        if (next.value.group !== null) this.#groups.add(next.value.group.id);
+        if (next.value.group !== null) this.#times.set(next.value.group.id, next.value.timeMs);
       }
     }
-    return this.#groups.has(group);
+    return this.#times.get(group);
   }
 }

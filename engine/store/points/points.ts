@@ -248,7 +248,7 @@ export async function selectPoint(
   selector: string,
   signal?: AbortSignal,
 ): Promise<PointRecord> {
-  const key = keyOf(selector.trim());
+  const key = pointKey(selector);
   const found = key === "latest" ? head.points.at(-1) : await findPoint(store, head, key, signal);
   if (found !== undefined) return found;
   const known = `it has ${String(countPoints(head))}, the newest is ${String(head.points.at(-1)?.sequence)}`;
@@ -262,7 +262,9 @@ export async function selectPoint(
   );
 }
 
-function keyOf(selector: string): PointKey | "latest" {
+/** What a selector names a point by. Errors: INVALID_ARGUMENT. */
+export function pointKey(text: string): PointKey | "latest" {
+  const selector = text.trim();
   if (selector === "latest") return selector;
   if (/^\d{1,15}$/.test(selector)) return { sequence: Number(selector) };
   if (/^[0-9a-f]{32}$/i.test(selector)) return { id: selector.toLowerCase() };

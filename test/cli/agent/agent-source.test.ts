@@ -39,7 +39,8 @@ it("takes points, stops disks with a last point, starts them again, and says wha
   await vi.waitFor(() => expect(engine.protection("web")).not.toBe(first));
   const second = engine.protection("web");
   second.state = { backlogBytes: 0 };
-  await source.stop(web, undefined);
+  second.resting = { path: folder.path("web.img"), point: "0".repeat(32), signature: "4096 modified 1 changed 1" };
+  expect(await source.stop(web, undefined)).toEqual([{ disk: "web", ...second.resting }]);
   expect(first.calls).toEqual(expect.arrayContaining(["point", "drain"]));
   expect(second.calls).toEqual(["drain"]);
   await expect(source.stop({ disks: ["nosuch"], group: null }, undefined)).rejects.toMatchObject({

@@ -1,5 +1,5 @@
 /** Configuration files for tests, in folders that are gone afterwards. */
-import { chmodSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { onTestFinished } from "vitest";
@@ -17,6 +17,10 @@ export class ConfigFolder {
 
   path(name: string): string {
     return join(this.folder, name);
+  }
+
+  folders(...names: readonly string[]): void {
+    for (const name of names) mkdirSync(this.path(name));
   }
 
   image(name: string): string {

@@ -145,6 +145,7 @@ describe("the control API", () => {
     expect(await rig.ask("POST", "/v1/stop", { disk: "web", drain: false })).toEqual({
       disks: ["web"],
       notDrained: ["web"],
+      resting: [],
     });
     expect(rig.engine.protection("web").calls).toEqual(["stop"]);
     expect(await rig.ask("GET", "/v1/disks/web")).toMatchObject({ state: "stopped" });

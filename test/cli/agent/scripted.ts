@@ -9,13 +9,20 @@ import type {
   FailoverPort,
   ProtectionPort,
   ProtectOptions,
+  ReplicaFacts,
   ServerPort,
   VaultFacts,
   VaultPort,
 } from "../../../cli/agent/ports.ts";
 import type { LogLevel } from "../../../cli/agent/schema.ts";
 import { formatListen } from "../../../engine/disk/nbd/address.ts";
-import type { BlockDevice, PointSummary, ProtectionStatus, TidemarkError } from "../../../engine/index.ts";
+import type {
+  BlockDevice,
+  PointSummary,
+  ProtectionStatus,
+  RestingImage,
+  TidemarkError,
+} from "../../../engine/index.ts";
 
 /** Time that passes when the test says so. */
 export class VirtualClock implements Clock {
@@ -87,6 +94,9 @@ export class ScriptedProtection implements ProtectionPort {
   /** What the image has become. */
   grownBytes: number | undefined;
   stopFailure: Error | undefined;
+  replicaFacts: ReplicaFacts | null = null;
+  /** What the image is at rest. */
+  resting: RestingImage | undefined;
   /** Why the last point cannot be taken. */
   missed: TidemarkError | undefined;
   /** When set, points and last points wait for it. */
@@ -182,6 +192,14 @@ export class ScriptedProtection implements ProtectionPort {
       return this.missed;
     }
     return undefined;
+  }
+
+  replica(): ReplicaFacts | null {
+    return this.replicaFacts;
+  }
+
+  rest(): RestingImage | undefined {
+    return this.resting;
   }
 
   emit(event: Omit<DiskEvent, "disk">): void {

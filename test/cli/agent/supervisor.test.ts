@@ -202,7 +202,11 @@ describe("a stop of one disk", () => {
     const rig = new Rig();
     const supervisor = await rig.start();
     rig.engine.protection("web").state = { backlogBytes: 0 };
-    expect(await supervisor.stopDisks({ disk: "web" }, drained)).toEqual({ disks: ["web"], notDrained: [] });
+    expect(await supervisor.stopDisks({ disk: "web" }, drained)).toEqual({
+      disks: ["web"],
+      notDrained: [],
+      resting: [],
+    });
     expect(rig.engine.protection("web").calls).toEqual(["drain"]);
     expect(rig.engine.protection("db").calls).toEqual([]);
     expect(rig.exported("a.sock")).toEqual(["db"]);
@@ -235,6 +239,7 @@ describe("a stop of one disk", () => {
     expect(await supervisor.stopDisks({ disk: "web" }, { drain: false })).toEqual({
       disks: ["web"],
       notDrained: ["web"],
+      resting: [],
     });
     expect(await slow).toMatchObject({ notDrained: ["web"] });
     expect(rig.engine.protection("web").calls).toEqual(["drain", "cut short"]);

@@ -123,6 +123,7 @@ describe("a failback", () => {
       stop: async () => {
         expect(readdirSync(folder)).toContain("old.img.tidemark-staged");
         await gone.getObject("absent", 1);
+        return [];
       },
       start: async () => await Promise.resolve(),
     });

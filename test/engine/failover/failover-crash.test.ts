@@ -156,6 +156,49 @@ const instantVerbs: readonly Verb[] = [
   },
 ];
 
+const follow = async (): Promise<unknown> =>
+  await vault.replicas.run({ disk: "web", to: `file:${join(folder, "t.img")}`, once: true });
+/** A replica of the first point, and a failover to it. */
+const toReplica = async (): Promise<string> =>
+  (await vault.failovers.start({ kind: "unplanned", disks: ["web"], to: "replica" })).run;
+
+/** The same to a replica. */
+const replicaVerbs: readonly Verb[] = [
+  {
+    name: "a failover to a replica",
+    before: async () => {
+      await follow();
+      return "";
+    },
+    work: toReplica,
+    state: "UnplannedFailoverCompleted",
+    holds: 2,
+    giveUp: "cancel",
+  },
+  {
+    name: "a cancel of a replica",
+    before: async () => {
+      await follow();
+      return await toReplica();
+    },
+    work: async (run) => await vault.failovers.cancel({ run }),
+    state: "Protected",
+    holds: undefined,
+    giveUp: "cancel",
+  },
+  {
+    name: "a commit of a replica",
+    before: async () => {
+      await follow();
+      return await toReplica();
+    },
+    work: async (run) => await vault.failovers.commit({ run }),
+    state: "CommitFailoverCompleted",
+    holds: 2,
+    giveUp: undefined,
+  },
+];
+
 async function setUp(verb: Verb): Promise<string> {
   memory.restore(replicated);
   liveSessions().clear();
@@ -186,15 +229,18 @@ async function resume(verb: Verb, run: string): Promise<RunSummary> {
 
 async function checkOutcome(verb: Verb, after: RunSummary): Promise<void> {
   expect(after.state).toBe(verb.state);
-  if (verb.holds === undefined) await checkUndone();
+  const isReplica = replicaVerbs.includes(verb);
+  if (verb.holds === undefined) await checkUndone(verb);
   else {
-    const mark = verb.giveUp === undefined ? [] : ["t.img.tidemark-run"];
+    const mark = verb.giveUp === undefined || isReplica ? [] : ["t.img.tidemark-run"];
     const isInstant = instantVerbs.includes(verb);
     expect(readdirSync(folder).sort()).toEqual(["t.img", ...(isInstant ? ["t.img.tidemark"] : []), ...mark]);
     const found = isInstant ? await hydrated() : readFileSync(join(folder, "t.img"));
     expect(found.equals(contents[verb.holds - 1] ?? Buffer.alloc(0))).toBe(true);
   }
-  expect(await namesIn(new MemorySink({ store: memory }), "disks/web/pins/")).toEqual([]);
+  const isFollowed = isReplica && verb.giveUp !== undefined;
+  expect(await namesIn(new MemorySink({ store: memory }), "disks/web/pins/")).toHaveLength(isFollowed ? 1 : 0);
+  expect(await vault.replicas.list()).toHaveLength(isFollowed ? 1 : 0);
 }
 
 /** What an instant target holds when it is whole; its point is then free. */
@@ -205,17 +251,24 @@ async function hydrated(): Promise<Buffer> {
   return readFileSync(join(folder, "t.img"));
 }
 
-/** Nothing is left at the target, and the disk can be replicated. */
-async function checkUndone(): Promise<void> {
-  expect(readdirSync(folder)).toEqual([]);
+/** Nothing is left at the target, and the disk can be replicated. A replica is one again. */
+async function checkUndone(verb: Verb): Promise<void> {
   const sink = new MemorySink({ store: memory });
-  expect((await namesIn(sink, "disks/web/")).filter((name) => /failover|pins/.test(name))).toEqual([]);
+  const names = (await namesIn(sink, "disks/web/")).filter((name) => /failover|pins/.test(name));
+  if (replicaVerbs.includes(verb)) {
+    expect(names.filter((name) => !name.includes("/pins/"))).toEqual([]);
+    await follow();
+    expect(readFileSync(join(folder, "t.img")).equals(contents[1] ?? Buffer.alloc(0))).toBe(true);
+  } else {
+    expect(readdirSync(folder)).toEqual([]);
+    expect(names).toEqual([]);
+  }
   const disk = sampleDisk(200_000, 5);
   const { sequence } = await vault.replicate({ disk: "web", volume: disk });
   expect(sequence).toBe(3);
 }
 
-describe.each([...verbs, ...instantVerbs])("$name that dies", (verb) => {
+describe.each([...verbs, ...instantVerbs, ...replicaVerbs])("$name that dies", (verb) => {
   test(
     "at any call of the store goes on, or is given up",
     async () => {
@@ -277,5 +330,5 @@ async function giveUp(verb: Verb): Promise<void> {
   const [found] = await vault.failovers.list();
   if (verb.giveUp === undefined || found === undefined) return;
   if (found.state !== "None" && found.state !== "Protected") await vault.failovers[verb.giveUp]({ run: found.run });
-  await checkUndone();
+  await checkUndone(verb);
 }

@@ -4,7 +4,7 @@
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, unlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
 import type { SourceSite } from "../../../engine/failover/source.ts";
 import type { Notice } from "../../../engine/notice.ts";
@@ -51,6 +51,7 @@ beforeEach(() => {
 });
 
 afterEach(async () => {
+  vi.restoreAllMocks();
   await removeFolder(folder);
 });
 
@@ -226,7 +227,7 @@ describe("an unplanned failover", () => {
       point: async () => {
         await gone.getObject("absent", 1);
       },
-      stop: async () => await Promise.resolve(),
+      stop: async () => await Promise.resolve([]),
       start: async () => await Promise.resolve(),
     });
     const done = await vault.failovers.start({
@@ -281,6 +282,7 @@ describe("a planned failover", () => {
       stop: async ({ disks }) => {
         calls.push(`stop ${disks.join(" ")} ${socket}`);
         await gone.getObject("absent", 1);
+        return [];
       },
       start: async ({ disks }) => {
         calls.push(`start ${disks.join(" ")}`);
@@ -361,9 +363,14 @@ describe("a disk that has moved", () => {
 });
 
 describe("a group", () => {
-  /** Two disks with common points, and one more of the first disk alone. */
+  /**
+   * Two disks with common points, and more points of the first disk alone. The clock stands still, so
+   * the parts of a common point bear different times: each is dated after the one before it.
+   */
   async function grouped(): Promise<Vault> {
+    vi.spyOn(Date, "now").mockReturnValue(Date.now());
     const rig = await openModelVault(new MemorySink({ attachablePages: true }));
+    for (const seed of [8, 9]) await rig.replicate({ disk: "d", volume: sampleDisk(60_000, seed) });
     const group = new Group("shop");
     const policy = { crashConsistentFrequencyMs: 3_600_000 };
     const protections = [];

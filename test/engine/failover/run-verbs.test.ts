@@ -2,13 +2,15 @@
  * Verbs that end something: the cancel of a job that another process works on, commits and rollbacks
  * that are due, completed migrations and disabled disks.
  */
-import { existsSync, mkdirSync, readdirSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import type { RunSummary } from "../../../engine/failover/run-summary.ts";
 import type { Notice } from "../../../engine/notice.ts";
 import { liveSessions } from "../../../engine/store/points/process-identity.ts";
+import { WriterLease } from "../../../engine/store/points/writer-lease.ts";
+import { Store } from "../../../engine/store/store.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../sink/faults.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
@@ -168,6 +170,37 @@ describe("a disabled disk", () => {
     expect(done.freedBytes).toBeGreaterThan(10_000);
     expect(await vault.disks()).toEqual([]);
     await vault.replicate({ disk: "web", volume: disk });
+  });
+
+  test("that is purged by force while a writer has it keeps its points until the writer has ended", async () => {
+    writeFileSync(path("web.img"), disk.bytes);
+    const policy = { crashConsistentFrequencyMs: 3_600_000 };
+    const protection = await vault.protect({ disk: "web", image: path("web.img"), stateFolder: folder, policy });
+    await protection.point();
+    const kept = (await vault.points("web")).length;
+    await expectCode(vault.failovers.disable({ disk: "web", points: "purge" }), "WRITER_ACTIVE");
+    const purging = vault.failovers.disable({ disk: "web", points: "purge", force: true });
+    const error = await expectCode(purging, "WRITER_ACTIVE");
+    expect(error.remedy).toContain("tidemark disks disable --disk web --purge");
+    expect(await vault.points("web")).toHaveLength(kept);
+    await protection.stop({ drain: false });
+    // No writer gets the disk any more, so none makes a point between the end of that one and the purge.
+    await expectCode(vault.replicate({ disk: "web", volume: disk }), "WRITER_ACTIVE");
+    const done = await vault.failovers.disable({ disk: "web", points: "purge", force: true });
+    expect(done).toMatchObject({ purged: true, removedPoints: kept, leftBehind: { vault: [], targets: [] } });
+    expect(done.leftBehind.source.join()).toContain("anew");
+    expect(await vault.disks()).toEqual([]);
+    await vault.replicate({ disk: "web", volume: disk });
+  });
+
+  test("that is refused because a writer is active is what it was before, also after a committed failover", async () => {
+    const run = await unplanned();
+    await vault.failovers.commit({ run });
+    const store = new Store(new MemorySink({ store: memory }));
+    const lease = await WriterLease.take({ store, vault: vault.id, disk: "web", onNotice: () => undefined });
+    await expectCode(vault.failovers.disable({ disk: "web" }), "WRITER_ACTIVE");
+    await lease.release();
+    expect(await vault.failovers.reprotect({ run })).toMatchObject({ state: "Protected", activeLocation: "Recovery" });
   });
 
   test("is refused while a failover is open, and forced names its targets", async () => {

@@ -80,9 +80,10 @@ export class CaptureRig implements AsyncDisposable {
   ) {
     this.blockBytes = blockBytes;
     // Three slabs of four blocks: small disks then take many of them, again and again.
-    const geometry = { slabCount: 3, slabBytes: blockBytes * 4, blockBytes };
-    this.workerPool = WorkerPool.open({ geometry, fetchGeometry: geometry, digest, digestKey, workers: 2 });
-    this.#readingCrew = WorkerPool.open({ geometry, fetchGeometry: geometry, digest, digestKey, workers: 1 });
+    const geometry = { slabCount: 3, slabBytes: blockBytes * 4 };
+    const options = { geometry, fetchGeometry: geometry, blockBytes, digest, digestKey };
+    this.workerPool = WorkerPool.open({ ...options, workers: 2 });
+    this.#readingCrew = WorkerPool.open({ ...options, workers: 1 });
     this.#prove = prove;
     this.#folder = folder;
     this.sink = memory.sink;

@@ -5,7 +5,6 @@ import fc from "fast-check";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { TidemarkError } from "../../../engine/errors.ts";
 import { granuleBytes } from "../../../engine/limits.ts";
-import { WorkerPool } from "../../../engine/pipeline/worker-pool.ts";
 import { digestNames } from "../../../engine/store/format/documents.ts";
 import type { Extent, Volume } from "../../../engine/volume.ts";
 import { Gate } from "../../../sink/faults.ts";
@@ -371,30 +370,4 @@ describe("a capture", () => {
     expect(rig.workerPool.slabs.leasedCount).toBe(0);
     rig.sink.assertAllFired();
   });
-});
-
-test("a crew that is closed leaves no thread behind", async () => {
-  const threads = (): number =>
-    process.getActiveResourcesInfo().filter((kind) => /MessagePort|Worker/.test(kind)).length;
-  const before = threads();
-  const workerPool = WorkerPool.open({
-    geometry: { slabCount: 2, slabBytes: 65_536, blockBytes: 65_536 },
-    fetchGeometry: { slabCount: 2, slabBytes: 65_536, blockBytes: 65_536 },
-    digest: "blake3",
-    digestKey: new Uint8Array(32),
-    workers: 3,
-  });
-  const slab = await workerPool.slabs.acquire();
-  const scanned = workerPool.scan({
-    slab: slab.number,
-    spans: [{ at: 0, granules: 16 }],
-    expectedCount: 0,
-    seed: [1, 2],
-    scope: "whole",
-  });
-  expect(threads()).toBeGreaterThan(before);
-  await Promise.all([workerPool.close(), workerPool.close()]);
-  // Closing waits for what is in flight.
-  expect(await scanned).toMatchObject({ chunkCount: 0 });
-  expect(threads()).toBe(before);
 });

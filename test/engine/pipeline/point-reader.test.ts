@@ -12,8 +12,9 @@ test("a disk with nothing on it is read no faster than its zeros are taken", asy
   const { store } = await openMemory();
   const windows = 1000;
   const workerPool = WorkerPool.open({
-    geometry: scanGeometry(modelBlockBytes),
-    fetchGeometry: fetchGeometry(modelBlockBytes),
+    geometry: scanGeometry,
+    fetchGeometry,
+    blockBytes: modelBlockBytes,
     digest: "blake3",
     digestKey: new Uint8Array(32),
     workers: 1,

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { SlabPool, viewSlabs } from "../../../engine/pipeline/slabs.ts";
 
-const geometry = { slabCount: 2, slabBytes: 32_768, blockBytes: 16_384 };
+const geometry = { slabCount: 2, slabBytes: 32_768 };
 
 describe("the pool of slabs", () => {
   test("serves waiting callers in the order of their calls", async () => {
@@ -59,10 +59,6 @@ describe("the pool of slabs", () => {
     const pool = new SlabPool(geometry);
     await expect(pool.acquire(AbortSignal.abort())).rejects.toMatchObject({ code: "INTERRUPTED" });
     expect(pool.leasedCount).toBe(0);
-  });
-
-  test("refuses a geometry in which a block lies in two slabs", () => {
-    expect(() => new SlabPool({ ...geometry, slabBytes: 24_576 })).toThrow(/whole blocks/);
   });
 
   test("cuts its memory into columns that do not overlap and that every thread sees alike", () => {

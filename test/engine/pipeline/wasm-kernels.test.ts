@@ -15,7 +15,7 @@ import { randomBytes } from "../../engine-model.ts";
 
 const blockBytes = 2 ** 20;
 const blockGranules: number = blockBytes / granuleBytes;
-const pool = new SlabPool({ slabCount: 2, slabBytes: 2 * blockBytes, blockBytes });
+const pool = new SlabPool({ slabCount: 2, slabBytes: 2 * blockBytes });
 const kernels = openWasmKernels(pool.shared.memory);
 // The second slab does not begin at the beginning of the memory.
 const slabs = [await pool.acquire(), await pool.acquire()];

@@ -179,7 +179,7 @@ export class ModelTracking implements Tracking {
     this.sizeBytes = sizeBytes;
   }
 
-  async closeClean(base: string | undefined, dirty: { readonly count: number }): Promise<void> {
+  async closeClean(base: string | undefined, dirty: { readonly count: number }): Promise<undefined> {
     this.closed = "clean";
     this.saved = { base, granules: dirty.count };
   }

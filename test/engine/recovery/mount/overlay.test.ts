@@ -164,6 +164,28 @@ describe("an overlaid disk", () => {
     expect(rest.every((byte) => byte === 2)).toBe(true);
   });
 
+  test("adopts what no change touches without waiting for the changes, which may wait for what is adopted", async () => {
+    const below = belowDisk();
+    below.answersAtOnce = false;
+    const disk = await temporaryDisk(below);
+    const model = Buffer.from(below.bytes);
+    const adopted = Buffer.from(model.subarray(0, 8 * granuleBytes));
+    const open = below.hold();
+    // Both ends of it are to be filled with what lies below.
+    const bytes = contentOf(2 * granuleBytes, 3);
+    bytes.copy(model, 2 * granuleBytes + 10);
+    const part = disk.write(2 * granuleBytes + 10, bytes);
+    const trim = disk.trim(6 * granuleBytes, granuleBytes);
+    model.fill(0, 6 * granuleBytes, 7 * granuleBytes);
+    expect(await disk.adopt(0, adopted)).toBe(false);
+    expect(await disk.adopt(0, adopted.subarray(0, 2 * granuleBytes))).toBe(true);
+    expect(disk.nextBelow(0)).toEqual({ offset: 2 * granuleBytes, length: 3 * granuleBytes });
+    open();
+    await Promise.all([part, trim]);
+    expect(disk.firstBelow(0)).toBe(8 * granuleBytes);
+    expect((await readAll(disk)).equals(model)).toBe(true);
+  });
+
   test("tells what was written as data, and what was trimmed as a hole", async () => {
     const disk = await temporaryDisk();
     await write(disk, 4096, Buffer.alloc(8192, 1));
@@ -424,8 +446,9 @@ describe("an overlay whose record", () => {
 });
 
 describe("the bytes of an overlay", () => {
-  /** Header and record of the disk of these tests. */
-  const fixedBytes = 3 * 4096;
+  /** Header and record of the disk of these tests, and what lies before the granules: the summary too. */
+  const recordEnd = 3 * 4096;
+  const fixedBytes = 5 * 4096;
 
   async function written(): Promise<string> {
     const path = join(temporaryFolder(), "overlay");
@@ -436,10 +459,10 @@ describe("the bytes of an overlay", () => {
     return path;
   }
 
-  test("are those of version 1", async () => {
+  test("are those of version 2", async () => {
     const bytes = readFileSync(await written());
     expect(bytes.toString("latin1", 0, 8)).toBe("TMOVRLAY");
-    expect(bytes.readUInt32LE(8)).toBe(1);
+    expect(bytes.readUInt32LE(8)).toBe(2);
     const text = bytes.toString("utf8", 20, 20 + bytes.readUInt32LE(12));
     expect(JSON.parse(text)).toEqual(identity);
     expect(bytes.readUInt32LE(16)).toBe(crc32(text));
@@ -448,6 +471,33 @@ describe("the bytes of an overlay", () => {
     expect(bytes.subarray(4096 + 488, 4096 + 492).toString("latin1")).toBe("TMTK");
     expect(bytes.subarray(fixedBytes + 4096, fixedBytes + 3 * 4096).every((byte) => byte === 1)).toBe(true);
     expect(bytes.length).toBe(fixedBytes + 21 * 4096);
+  });
+
+  test("are a few pages of a disk of 1 TiB that became zeros, and give back what was written on top of that", async () => {
+    const large = { ...identity, sizeBytes: 2 ** 40 };
+    const [path, empty] = [join(temporaryFolder(), "overlay"), join(temporaryFolder(), "empty")];
+    writeFileSync(empty, "");
+    truncateSync(empty, 2 ** 40);
+    const opened = async (): Promise<OverlaidDisk> =>
+      new OverlaidDisk(await LiveFile.open(empty, { readOnly: true }), await OverlayFile.open(path, large));
+    const disk = await opened();
+    await disk.trim(0, 2 ** 40);
+    await disk.flush();
+    expect(statSync(path).blocks * 512).toBeLessThan(30 * 4096);
+    await write(disk, 2 ** 39, Buffer.alloc(4096, 1));
+    await disk.flush();
+    await disk.trim(2 ** 38, 2 ** 30);
+    await disk.close();
+    const again = await opened();
+    expect(again.presentBytes).toBe(2 ** 40);
+    expect((await readRange(again, 2 ** 39, 4096)).every((byte) => byte === 1)).toBe(true);
+    expect((await readRange(again, 2 ** 39 - 4096, 4096)).every((byte) => byte === 0)).toBe(true);
+    // A page that counted for a while and becomes zeros again.
+    await again.trim(2 ** 39, 2 ** 30);
+    await again.close();
+    const last = await opened();
+    expect((await readRange(last, 2 ** 39, 4096)).every((byte) => byte === 0)).toBe(true);
+    await last.close();
   });
 
   test("whichever of them has changed, are refused by a code, or give what had been written", async () => {
@@ -481,7 +531,7 @@ describe("the bytes of an overlay", () => {
       await write(disk, granule * 4096, Buffer.alloc(4096, granule));
       await disk.close();
       const sound = readFileSync(path);
-      for (let at = 4096; at < fixedBytes; at += 512) {
+      for (let at = 4096; at < recordEnd; at += 512) {
         const torn = Buffer.from(sound).fill(0, at, at + 512);
         writeFileSync(path, torn);
         await expectCode(OverlayFile.open(path, identity), "DAMAGED");

@@ -58,6 +58,7 @@ import {
   collectionSample,
   condemnedSample,
   deadSample,
+  failedOverSample,
   frameChunks,
   framePlace,
   headSample,
@@ -72,6 +73,7 @@ import {
   pinSample,
   provedSample,
   quarantineSample,
+  replicaRunSample,
   replicaSample,
   rootSample,
   runRequestSample,
@@ -170,6 +172,12 @@ describe("the bytes of format version 1", () => {
     const replica = golden("replica-v1.txt", encodeReplica(replicaSample));
     expect(decodeReplica(replica, "failover/replicas/0123456789abcdef", replicaSample.vault)).toEqual(replicaSample);
     expect(plain(encodeReplica(replicaSample))).toEqual(replica);
+    const taken = golden("replica-failed-over-v1.txt", encodeReplica(failedOverSample));
+    expect(decodeReplica(taken, "failover/replicas/0123456789abcdef", replicaSample.vault)).toEqual(failedOverSample);
+    expect(plain(encodeReplica(failedOverSample))).toEqual(taken);
+    const onReplica = golden("run-replica-v1.txt", encodeRun(replicaRunSample));
+    expect(decodeRun(onReplica, "failover/runs/5f03c2aa", runSample.vault)).toEqual(replicaRunSample);
+    expect(plain(encodeRun(replicaRunSample))).toEqual(onReplica);
     const run = golden("run-v1.txt", encodeRun(runSample));
     expect(decodeRun(run, "failover/runs/5f03c2aa", runSample.vault)).toEqual(runSample);
     expect(plain(encodeRun(runSample))).toEqual(run);

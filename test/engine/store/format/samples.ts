@@ -246,6 +246,8 @@ export const replicaSample: ReplicaDocument = {
   signature: null,
 };
 
+export const failedOverSample: ReplicaDocument = { ...replicaSample, next: null, run: "5f03c2aa" };
+
 /** The row of a replica among the formats that are fuzzed. */
 export function replicaRow(): { readonly bytes: Uint8Array; readonly decode: (bytes: Uint8Array) => ReplicaDocument } {
   const object = `failover/replicas/${replicaSample.replica}`;
@@ -317,6 +319,15 @@ export const runSample: RunDocument = {
       ],
     },
   ],
+};
+
+export const replicaRunSample: RunDocument = {
+  ...runSample,
+  target: "replica",
+  members: runSample.members.slice(0, 1).map((member) => ({
+    ...member,
+    target: { kind: "vhd", path: "/srv/disk.vhd", replica: "0123456789abcdef" },
+  })),
 };
 
 const segment: string = segmentName(disk, 7, 0, 0);

@@ -1,0 +1,58 @@
+/** How runs are begun and worked on. */
+import type { OperationOptions } from "../progress.ts";
+import type { RunDocument, RunKind } from "../store/format/run.ts";
+import type { SourceSite } from "./source.ts";
+
+/** What effects need of their caller. */
+export interface FailoverOptions extends OperationOptions {
+  /** Opens the agent behind a control socket. Absent: a run that names one cannot be worked on. */
+  readonly openAgent?: ((socket: string) => SourceSite) | undefined;
+  /** Environment of check and shutdown commands. Default: empty. */
+  readonly environment?: Readonly<Record<string, string>> | undefined;
+}
+
+/** How a run is begun. */
+export interface StartFailoverOptions extends FailoverOptions {
+  readonly kind: Exclude<RunKind, "failback">;
+  /** Names of the disks, or of a group whose disks these are. */
+  readonly disks?: readonly string[] | undefined;
+  readonly group?: string | undefined;
+  /**
+   * `instant:unix:PATH`, `instant:tcp:HOST:PORT` (each with `,image=PATH`), `file:PATH`, `vhd:PATH`,
+   * `dir:FOLDER`, `device:PATH`, `blob:PREFIX`; not of a test: `replica`, each disk's own replica, or
+   * `replica:NAME`, one of several.
+   */
+  readonly to: string;
+  /**
+   * `latest`, `latest-processed`, `latest-app`, `latest-crash`, `common`, a sequence number, an id or
+   * an ISO time. Default: `latest`. A planned failover takes the last point.
+   */
+  readonly point?: string | undefined;
+  /** Command that is run against each target; 0 means that it is good. */
+  readonly check?: string | undefined;
+  /** Command that stops what writes the source. */
+  readonly shutdown?: string | undefined;
+  /** Where the disks are written today. A planned failover needs it. */
+  readonly source?: RunDocument["source"] | undefined;
+  /** After this time a test is overdue. */
+  readonly ttlMs?: number | undefined;
+  readonly note?: string | undefined;
+  /** What becomes of a failover that is neither committed nor cancelled in time. Default: nothing. */
+  readonly ending?: RunDocument["ending"] | undefined;
+}
+
+/** How disks go back. */
+export interface FailbackOptions
+  extends FailoverOptions,
+    Pick<StartFailoverOptions, "source" | "shutdown" | "note" | "ending"> {
+  /** The run that took the disks to where they are. */
+  readonly run: string;
+  /** An image or block device for each disk, in the order of the run. It is written over. */
+  readonly to: readonly string[];
+}
+
+/** How an operation on a run works. */
+export interface OperateOptions extends FailoverOptions {
+  readonly run: string;
+  readonly note?: string | undefined;
+}
