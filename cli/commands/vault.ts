@@ -64,10 +64,10 @@ Example:
       `
 \`vault.json\` is restored from its copy, a disk's list of points from the
 manifests of its points, also where an older head was put back, and records of
-collections from the segments. Nothing is guessed or deleted. A lost part of a map is named with the points that need
-it. A point that needs freed space is left out and named. A disk that needs no
-repair is not touched; a disk that needs it must have no writer. Heal damaged
-chunks with \`tidemark verify --heal\`.
+collections from the segments. Nothing is guessed or deleted. A lost part of a
+map is named with the points that need it. A point that needs freed space is
+left out and named. A disk that needs no repair is not touched; a disk that
+needs it must have no writer. Heal damaged chunks with \`tidemark verify --heal\`.
 
 Examples:
   $ tidemark vault repair --vault azurite:/srv/azurite --dry-run

@@ -4,9 +4,10 @@
  */
 import { type ChildProcessWithoutNullStreams, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import { chownSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { chownSync, mkdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import { onTestFinished } from "vitest";
 import { binary, isInstalled, postgresUser, type User } from "../programs.ts";
@@ -48,6 +49,7 @@ export async function startServer(
   await command("pg_ctl", "-D", data, "-w", "-s", "-l", log, "-o", settings, "start").catch((error: unknown) => {
     throw new Error(`PostgreSQL does not start: ${readFileSync(log, "utf8")}`, { cause: error });
   });
+  const processId = Number(readFileSync(join(data, "postmaster.pid"), "utf8").split("\n")[0]);
   let isUp = true;
   const stop: StopServer = async (disk = "works") => {
     if (!isUp) return;
@@ -55,9 +57,21 @@ export async function startServer(
     const stopped = command("pg_ctl", "-D", data, "-w", "-s", "-m", disk === "works" ? "fast" : "immediate", "stop");
     // A server whose disk fails may have ended by itself.
     await (disk === "works" ? stopped : stopped.catch(() => undefined));
+    // It removes its file of the process id before it leaves the disk.
+    while (isOnDisk(processId)) await delay(10);
   };
   onTestFinished(async () => await stop("fails"));
   return stop;
+}
+
+/** Whether a process lives: of one that has ended and was not waited for, the folder is gone too. */
+function isOnDisk(processId: number): boolean {
+  try {
+    readlinkSync(`/proc/${processId}/cwd`);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /** The numbers that the database on `data` holds, in rising order. */
