@@ -110,6 +110,7 @@ export class ImageReturn {
       point: staged.point,
       sink: this.#context.sink,
       overwriteSource: true,
+      isKnownToDiffer: true,
       signal,
     });
     try {

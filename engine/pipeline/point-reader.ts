@@ -12,12 +12,11 @@
  * Memory: the slabs of the worker pool.
  */
 import assert from "node:assert/strict";
-import { forEachAtOnce } from "../concurrency.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { digestBytes, granuleBytes } from "../limits.ts";
 import { damaged } from "../store/format/fields.ts";
 import { storedLength } from "../store/format/frame.ts";
-import type { Pieces, PointMap } from "../store/map/point-map.ts";
+import type { GranuleRange, Pieces, PointMap } from "../store/map/point-map.ts";
 import { pieceDigest, pieceIsZero, windowGranules } from "../store/map/point-map.ts";
 import type { Store } from "../store/store.ts";
 import type { Slab, SlabGeometry } from "./slabs.ts";
@@ -151,6 +150,25 @@ export class PointReader {
    * consumer or the store end the reading.
    */
   async read(map: PointMap, from: number, consumer: PointConsumer): Promise<void> {
+    await this.#read(map, this.#windowsFrom(map, from, consumer.zeros === undefined), consumer);
+  }
+
+  /** Reads some ranges only, ascending and disjoint. Otherwise as `read`. */
+  async readRanges(map: PointMap, ranges: AsyncIterable<GranuleRange>, consumer: PointConsumer): Promise<void> {
+    await this.#read(map, windowsOver(ranges), consumer);
+    await consumer.done(map.granules);
+  }
+
+  async *#windowsFrom(map: PointMap, from: number, skipsZeros: boolean): AsyncGenerator<Window, void> {
+    for (let at = from; at < map.granules; ) {
+      if (skipsZeros) at = Math.min(await map.nextMapped(at, this.#options.signal), map.granules);
+      const end = Math.min(at + windowGranules - (at % windowGranules), map.granules);
+      yield { from: at, end, ranges: [{ from: at, end }] };
+      at = end;
+    }
+  }
+
+  async #read(map: PointMap, windows: AsyncGenerator<Window, void>, consumer: PointConsumer): Promise<void> {
     const { workerPool, signal, pace } = this.#options;
     const fetchesMax = pace === undefined ? workerPool.fetches.slabCount : 1;
     const queue: Promise<void>[] = [];
@@ -159,13 +177,11 @@ export class PointReader {
       queue.push(work);
     };
     try {
-      for (let at = from; at < map.granules; ) {
+      for await (const { from, end, ranges } of windows) {
         throwIfAborted(signal);
-        if (consumer.zeros === undefined) at = Math.min(await map.nextMapped(at, signal), map.granules);
-        const end = Math.min(at + windowGranules - (at % windowGranules), map.granules);
-        const pieces = await map.window(at, end, signal);
+        const pieces = await map.window(from, end, signal, ranges);
         this.#checkBlocks(pieces);
-        if (consumer.zeros !== undefined) await zerosBetween(pieces, at, end, consumer.zeros.bind(consumer));
+        if (consumer.zeros !== undefined) await zerosBetween(pieces, ranges, consumer.zeros.bind(consumer));
         const order = orderByPlace(pieces, unskipped(pieces, consumer));
         for (const fetch of planFetches(pieces, order, workerPool.fetches.shared.geometry)) {
           while (queue.length >= fetchesMax) await queue.shift();
@@ -176,28 +192,10 @@ export class PointReader {
         while (queue.length > fetchesMax) await queue.shift();
         const before = [...queue];
         push(Promise.all(before).then(async () => await consumer.done(end)));
-        at = end;
       }
       while (queue.length > 0) await queue.shift();
     } finally {
       await Promise.allSettled(queue);
-    }
-  }
-
-  /** Reads granules [from, end) only. `done` is not called. */
-  async readRange(map: PointMap, from: number, end: number, consumer: PointConsumer): Promise<void> {
-    const { workerPool, signal } = this.#options;
-    for (let at = from; at < end; ) {
-      throwIfAborted(signal);
-      const windowEnd = Math.min(at + windowGranules - (at % windowGranules), end);
-      const pieces = await map.window(at, windowEnd, signal);
-      if (consumer.zeros !== undefined) await zerosBetween(pieces, at, windowEnd, consumer.zeros.bind(consumer));
-      const order = orderByPlace(pieces, undefined);
-      const fetches = planFetches(pieces, order, workerPool.fetches.shared.geometry);
-      await forEachAtOnce(fetches, workerPool.fetches.slabCount, async (fetch) => {
-        await this.#fetch(pieces, order, fetch, consumer);
-      });
-      at = windowEnd;
     }
   }
 
@@ -292,21 +290,48 @@ export class PointReader {
   }
 }
 
-/** Reports the granules of [from, end) that are ZERO or were never written. */
+/** A window of a map, and the ranges in it that are read. */
+interface Window extends GranuleRange {
+  readonly ranges: readonly GranuleRange[];
+}
+
+/** Cuts ranges at the borders of windows, and puts those of one window together. */
+async function* windowsOver(ranges: AsyncIterable<GranuleRange>): AsyncGenerator<Window, void> {
+  let parts: GranuleRange[] = [];
+  const window = (): Window => ({ from: parts[0]?.from ?? 0, end: parts.at(-1)?.end ?? 0, ranges: parts });
+  for await (const range of ranges) {
+    for (let at = range.from; at < range.end; ) {
+      const border = at + windowGranules - (at % windowGranules);
+      if (parts.length > 0 && border - (parts[0]?.from ?? 0) > windowGranules) {
+        yield window();
+        parts = [];
+      }
+      const end = Math.min(border, range.end);
+      parts.push({ from: at, end });
+      at = end;
+    }
+  }
+  if (parts.length > 0) yield window();
+}
+
+/** Reports the granules of `ranges` that are ZERO or were never written. */
 async function zerosBetween(
   pieces: Pieces,
-  from: number,
-  end: number,
+  ranges: readonly GranuleRange[],
   zeros: NonNullable<PointConsumer["zeros"]>,
 ): Promise<void> {
-  let zeroFrom = from;
-  for (let index = 0; index < pieces.count; index += 1) {
-    if (pieceIsZero(pieces, index)) continue;
-    const start = pieces.starts[index] ?? 0;
-    if (start > zeroFrom) await zeros(zeroFrom, start);
-    zeroFrom = start + (pieces.lengths[index] ?? 0);
+  let index = 0;
+  for (const { from, end } of ranges) {
+    let zeroFrom = from;
+    // A piece lies in one range.
+    for (; index < pieces.count && (pieces.starts[index] ?? 0) < end; index += 1) {
+      if (pieceIsZero(pieces, index)) continue;
+      const start = pieces.starts[index] ?? 0;
+      if (start > zeroFrom) await zeros(zeroFrom, start);
+      zeroFrom = start + (pieces.lengths[index] ?? 0);
+    }
+    if (end > zeroFrom) await zeros(zeroFrom, end);
   }
-  if (end > zeroFrom) await zeros(zeroFrom, end);
 }
 
 /** Indexes of the pieces that the consumer does not want left out; undefined for all. */

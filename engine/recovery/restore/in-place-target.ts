@@ -2,9 +2,10 @@
  * Restore target: an existing image or block device that is brought to a point by writing only
  * what differs.
  *
- * Every range is read, compared granule by granule, and runs of differing granules are written.
- * Zeros are compared only where the file system says that data is allocated. Until the end the
- * image is neither its old self nor the point; an interrupted run is simply run again.
+ * Every range is read, compared granule by granule, and runs of differing granules are written. What
+ * is known to differ is written as it is, because reading it may take a slow disk as long. Zeros are
+ * compared only where the file system says that data is allocated. Until the end the image is neither
+ * its old self nor the point; an interrupted run is simply run again.
  *
  * A file gets the volume's size. A fixed VHD keeps its UUID and is a VHD at every moment: when its
  * size changes, the new footer is written before the old one is removed. A device keeps what lies
@@ -25,6 +26,9 @@ import { fixedVhdFooter, readFixedVhdFooter, vhdDiskBytes, vhdFooterBytes } from
 /** A range is read and compared in pieces of this size; each call under way holds one. */
 const pieceBytes: number = 1024 * 1024;
 
+/** After so many bytes the disk is put to work. */
+const syncedEveryBytes: number = 64 * 1024 * 1024;
+
 const zeros: Uint8Array = new Uint8Array(pieceBytes);
 
 export class InPlaceTarget implements RestoreTarget {
@@ -38,9 +42,18 @@ export class InPlaceTarget implements RestoreTarget {
   /** Buffers that no call holds at the moment; as many exist as calls have overlapped. */
   readonly #spare: Uint8Array[] = [];
   #bytesWritten = 0;
+  #syncedAtBytes = 0;
 
-  private constructor(file: PositionalFile, volumeBytes: number, diskBytes: number, isDevice: boolean) {
+  readonly #isCompared: boolean;
+
+  private constructor(
+    file: PositionalFile,
+    { volumeBytes, isKnownToDiffer = false }: TargetImage,
+    diskBytes: number,
+    isDevice: boolean,
+  ) {
     this.description = file.path;
+    this.#isCompared = !isKnownToDiffer;
     this.#file = file;
     this.#volumeBytes = volumeBytes;
     this.#diskBytes = diskBytes;
@@ -59,7 +72,7 @@ export class InPlaceTarget implements RestoreTarget {
         throw wrongForm(plan.path, "was exchanged while it was opened", "run the command again");
       if (kind === "device") {
         await refuseTooSmall(file, plan);
-        return new InPlaceTarget(file, plan.volumeBytes, plan.volumeBytes, true);
+        return new InPlaceTarget(file, plan, plan.volumeBytes, true);
       }
       lockTarget(file, plan.path);
       const sizeBytes = Number(stats.size);
@@ -72,12 +85,12 @@ export class InPlaceTarget implements RestoreTarget {
             "say `--format vhd`, or replace the file with `--force`",
           );
         await file.truncate(plan.volumeBytes);
-        return new InPlaceTarget(file, plan.volumeBytes, plan.volumeBytes, false);
+        return new InPlaceTarget(file, plan, plan.volumeBytes, false);
       }
       if (footer === undefined)
         throw wrongForm(plan.path, "is no fixed VHD", "say `--format raw`, or replace the file with `--force`");
       const diskBytes = vhdDiskBytes(plan.volumeBytes);
-      const target = new InPlaceTarget(file, plan.volumeBytes, diskBytes, false);
+      const target = new InPlaceTarget(file, plan, diskBytes, false);
       if (diskBytes !== footer.diskBytes) await target.#resizeVhd(sizeBytes, fixedVhdFooter({ ...footer, diskBytes }));
       return target;
     } catch (error) {
@@ -91,6 +104,10 @@ export class InPlaceTarget implements RestoreTarget {
   }
 
   async write(offset: number, bytes: Uint8Array): Promise<void> {
+    if (!this.#isCompared) {
+      await this.#write(offset, bytes);
+      return;
+    }
     for (let from = 0; from < bytes.byteLength; from += pieceBytes) {
       await this.#update(offset + from, bytes.subarray(from, from + pieceBytes));
     }
@@ -107,9 +124,15 @@ export class InPlaceTarget implements RestoreTarget {
     }
   }
 
-  /** Nothing to note: a later run compares again. */
-  checkpoint(): Promise<void> {
-    return Promise.resolve();
+  /** Puts the disk to work now and then. It notes nothing, because a later run writes or compares again. */
+  async checkpoint(): Promise<void> {
+    if (this.#bytesWritten - this.#syncedAtBytes < syncedEveryBytes) return;
+    this.#syncedAtBytes = this.#bytesWritten;
+    try {
+      await this.#file.datasync();
+    } catch (error) {
+      throw failed(this.description, error);
+    }
   }
 
   async finish(): Promise<void> {
@@ -148,15 +171,22 @@ export class InPlaceTarget implements RestoreTarget {
           },
         );
       }
-      for (const [from, end] of differingRuns(offset, present, wanted)) {
-        await this.#file.write(offset + from, wanted.subarray(from, end));
-        this.#bytesWritten += end - from;
-      }
+      for (const [from, end] of differingRuns(offset, present, wanted))
+        await this.#write(offset + from, wanted.subarray(from, end));
     } catch (error) {
       throw failed(this.description, error);
     } finally {
       this.#spare.push(buffer);
     }
+  }
+
+  async #write(offset: number, bytes: Uint8Array): Promise<void> {
+    try {
+      await this.#file.write(offset, bytes);
+    } catch (error) {
+      throw failed(this.description, error);
+    }
+    this.#bytesWritten += bytes.byteLength;
   }
 
   /**

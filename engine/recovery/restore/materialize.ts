@@ -15,12 +15,13 @@ import { type OperationOptions, paced } from "../../progress.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
 import { DataShare } from "../../store/map/data-share.ts";
-import { PointMap } from "../../store/map/point-map.ts";
+import { type GranuleRange, PointMap } from "../../store/map/point-map.ts";
 import { readDisk } from "../../store/points/head.ts";
 import { readManifest } from "../../store/points/manifest.ts";
 import { PointDiff } from "../../store/points/point-diff.ts";
 import { selectPoint } from "../../store/points/points.ts";
 import { holdToRead } from "../../store/points/reader-holds.ts";
+import type { Extent } from "../../volume.ts";
 import type { ImageFormat, MaterializeMode, RestoreTarget } from "./target.ts";
 import { openTarget } from "./targets.ts";
 
@@ -96,10 +97,7 @@ export async function materialize(
     if (options.since === undefined) await reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer);
     else {
       const diff = await PointDiff.open(store, document.vault, { disk, from: options.since, to: point.id, signal });
-      for await (const { offset, length } of diff) {
-        const end = Math.ceil((offset + length) / granuleBytes);
-        await reader.readRange(map, offset / granuleBytes, end, writer);
-      }
+      await reader.readRanges(map, granulesOf(diff), writer);
     }
     throwIfAborted(signal);
     await writer.settle();
@@ -120,6 +118,11 @@ export async function materialize(
     await target.abandon();
     throw error;
   }
+}
+
+async function* granulesOf(extents: AsyncIterable<Extent>): AsyncGenerator<GranuleRange, void> {
+  for await (const { offset, length } of extents)
+    yield { from: offset / granuleBytes, end: Math.ceil((offset + length) / granuleBytes) };
 }
 
 /** Passes a point's content to a target: neighbouring data in one write, zeros as ranges. */

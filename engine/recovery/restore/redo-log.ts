@@ -36,6 +36,8 @@ const version = 1;
 /** Longest payload of a record: what applying it holds in memory, times `appliedAtOnce`. */
 export const recordBytesMax: number = 1024 * 1024;
 const appliedAtOnce = 8;
+/** After so many bytes the disk is put to work, while more is staged. */
+const syncedEveryBytes: number = 64 * 1024 * 1024;
 /** Headers are read through a window of this size. */
 const windowBytes: number = 64 * 1024;
 
@@ -97,6 +99,7 @@ export class RedoLog implements AsyncDisposable {
   #staged: StagedPoint | undefined;
   #end: number;
   #bytes = 0;
+  #syncedAtBytes = 0;
 
   private constructor(
     base: string,
@@ -186,6 +189,13 @@ export class RedoLog implements AsyncDisposable {
     await translated(this.#file.path, async () => await this.#append("zeros", offset, new Uint8Array(0), length));
   }
 
+  /** Puts the disk to work when enough has been staged, so that `mark` waits for little. */
+  async syncSome(): Promise<void> {
+    if (this.#bytes - this.#syncedAtBytes < syncedEveryBytes) return;
+    this.#syncedAtBytes = this.#bytes;
+    await translated(this.#file.path, async () => await this.#file.datasync());
+  }
+
   /** All of `staged` is in the log now. Durable when it returns. */
   async mark(staged: StagedPoint): Promise<void> {
     await translated(this.#file.path, async () => {
@@ -213,14 +223,18 @@ export class RedoLog implements AsyncDisposable {
    */
   async apply(target: RestoreTarget, signal: AbortSignal | undefined): Promise<void> {
     const file = this.#file;
+    const spare: Uint8Array[] = [];
     for (const [index, end] of this.#ends.entries()) {
       const from = index === 0 ? 0 : (this.#ends[index - 1] ?? 0);
       const work = async (record: LogRecord): Promise<void> => {
         if (record.kind === "zeros") await target.zero(record.offset, record.length);
         if (record.kind !== "data") return;
-        const payload = await payloadOf(file, record);
+        const buffer = spare.pop() ?? new Uint8Array(recordBytesMax);
+        const payload = await payloadOf(file, record, buffer);
         if (payload === undefined) throw damagedLog(file.path, record.offset);
         await target.write(record.offset, payload);
+        spare.push(buffer);
+        await target.checkpoint(record.offset);
       };
       await forEachAtOnce(recordsOf(file, from, end), appliedAtOnce, work, signal);
     }
@@ -282,8 +296,12 @@ async function* recordsOf(file: PositionalFile, from: number, end: number): Asyn
 }
 
 /** Undefined: it is not what was written. */
-async function payloadOf(file: PositionalFile, { at, length, sum }: LogRecord): Promise<Uint8Array | undefined> {
-  const bytes = new Uint8Array(length);
+async function payloadOf(
+  file: PositionalFile,
+  { at, length, sum }: LogRecord,
+  into: Uint8Array = new Uint8Array(length),
+): Promise<Uint8Array | undefined> {
+  const bytes = into.subarray(0, length);
   const count = await file.read(at, bytes);
   return count === length && crc32(bytes) === sum ? bytes : undefined;
 }

@@ -69,6 +69,8 @@ export interface TargetImage {
   readonly point: string;
   readonly pointTimeMs: number;
   readonly clock: () => number;
+  /** What is written in place differs from what is there, and need not be compared. Default: false. */
+  readonly isKnownToDiffer?: boolean | undefined;
 }
 
 /** The error for a file or blob that exists already. */

@@ -44,6 +44,8 @@ export interface OpenTargetOptions {
   /** Permissions of the file that the disk was last replicated from. Default: 0600. */
   readonly sourceMode?: number | undefined;
   readonly overwriteSource: boolean;
+  /** As `TargetImage.isKnownToDiffer`. */
+  readonly isKnownToDiffer?: boolean | undefined;
   /** Monotonic milliseconds for the pace of checkpoints. Default: `performance.now`. */
   readonly clock?: (() => number) | undefined;
   /** Ends calls to the store. */
@@ -72,6 +74,7 @@ export async function openTarget(options: OpenTargetOptions): Promise<RestoreTar
     point: options.point,
     pointTimeMs: options.pointTimeMs ?? 0,
     clock: options.clock ?? (() => performance.now()),
+    isKnownToDiffer: options.isKnownToDiffer,
   };
   if (found.stats === undefined) {
     if (options.mode === "in-place") throw nothingInPlace(options.to);

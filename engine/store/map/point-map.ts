@@ -50,6 +50,12 @@ export interface Pieces {
   readonly chunkOffsets: Uint32Array;
 }
 
+/** Granules [from, end). */
+export interface GranuleRange {
+  readonly from: number;
+  readonly end: number;
+}
+
 /** True when the piece is ZERO. */
 export function pieceIsZero(pieces: Pieces, index: number): boolean {
   return pieces.leaves[index]?.segments[pieces.entries[index] ?? 0] === zeroSegment;
@@ -145,10 +151,15 @@ export class PointMap {
   }
 
   /**
-   * Resolves granules [from, end), at most `windowGranules` of them. The result stays valid.
-   * Errors: as `leavesOf`.
+   * Resolves granules [from, end), at most `windowGranules` of them; with `ranges`, ascending and
+   * disjoint, what lies in those. The result stays valid. Errors: as `leavesOf`.
    */
-  async window(from: number, end: number, signal?: AbortSignal): Promise<Pieces> {
+  async window(
+    from: number,
+    end: number,
+    signal?: AbortSignal,
+    ranges: readonly GranuleRange[] = [{ from, end }],
+  ): Promise<Pieces> {
     assert(end - from <= windowGranules, "a window is bounded");
     const owners = this.#owners;
     // All leaves are read first; painting then does not wait, so the shared array has one user.
@@ -182,6 +193,11 @@ export class PointMap {
         );
       }
       base += leaf.count;
+    }
+    let gap = from;
+    for (const range of [...ranges, { from: end, end }]) {
+      owners.fill(-1, gap - from, range.from - from);
+      gap = range.end;
     }
     return collect(owners, from, end, layers, bases);
   }

@@ -89,7 +89,8 @@ describe("a failback", () => {
       "PlannedFailoverCompleting",
     ]);
     expect(sameAsNew("old.img")).toBe(true);
-    expect(back.bytesWritten).toBeLessThan(60_000);
+    // What the points differ in, and a granule at each end.
+    expect(back.bytesWritten).toBeLessThan(65_000);
     expect(back.bytesRead).toBeLessThan(60_000);
     await vault.failovers.commit({ run: back.run });
     expect(readdirSync(folder).sort()).toEqual(["new.img", "old.img"]);
