@@ -51,10 +51,9 @@ const aheadMoreShare: number = 3 / 8;
 
 /**
  * With a keeper a waiting read brings what is absent of the aligned range of this size around it, and
- * of a wider one while many reads wait.
+ * of one as long as a job may be while many reads wait.
  */
 const keptWindowBytes: number = 1024 * 1024;
-const crowdedWindowBytes: number = 4 * 1024 * 1024;
 
 export interface BlockFetcherOptions {
   readonly store: Store;
@@ -173,8 +172,9 @@ export class BlockFetcher {
   #withNeighbours(from: number, end: number): FetchJob {
     const isAlone = this.#wanted.get(from)?.state === "alone";
     if (this.#options.keeper?.wantsNeighbours !== true || isAlone) return newJob(from, end, end);
-    const windowBytes = this.#queue.size > this.#jobsMax ? crowdedWindowBytes : keptWindowBytes;
-    const windowBlocks = Math.max(1, Math.min(this.#jobBlocksMax, Math.floor(windowBytes / this.#blockBytes)));
+    const isCrowded = this.#queue.size > this.#jobsMax;
+    const keptBlocks = Math.max(1, Math.min(this.#jobBlocksMax, Math.floor(keptWindowBytes / this.#blockBytes)));
+    const windowBlocks = isCrowded ? this.#jobBlocksMax : keptBlocks;
     const first = from - (from % windowBlocks);
     const disk = Math.ceil(this.#options.map.volumeBytes / this.#blockBytes);
     const last = Math.min(disk, Math.ceil(end / windowBlocks) * windowBlocks);
