@@ -7,7 +7,7 @@
  *     pipeline                      a cycle into a discarding sink      the share of that bound that is used
  *     initial, scattered, restore   whole cycles against a store        what a user waits for
  *     front, burst, churn, restart  a disk that is being written        what its clients wait for and may lose
- *     mount, instant, prune, open, collect   points that are kept       what readers, guests and upkeep wait for
+ *     mount, instant, failover, prune, open, collect   points that are kept   what readers, guests and upkeep wait for
  */
 import type { BenchOptions } from "./options.ts";
 import type { BenchReport } from "./report.ts";

@@ -4,10 +4,10 @@
 export type LiveKind = "front" | "burst" | "churn" | "restart" | "soak";
 
 /**
- * Points that are to last: mounted, run from an instant target, pruned, opened at the end of a long
- * chain, collected beside.
+ * Points that are to last: mounted, run from an instant target, taken to another place, pruned, opened
+ * at the end of a long chain, collected beside.
  */
-export type KeepKind = "mount" | "instant" | "prune" | "open" | "collect";
+export type KeepKind = "mount" | "instant" | "failover" | "prune" | "open" | "collect";
 
 /**
  * `kernels`: the inner loops, bare. `pipeline`: a whole cycle into a sink that discards. The
@@ -16,7 +16,7 @@ export type KeepKind = "mount" | "instant" | "prune" | "open" | "collect";
 export type BenchKind = "kernels" | "pipeline" | "initial" | "scattered" | "restore" | LiveKind | KeepKind;
 
 export const liveKinds: readonly LiveKind[] = ["front", "burst", "churn", "restart", "soak"];
-export const keepKinds: readonly KeepKind[] = ["mount", "instant", "prune", "open", "collect"];
+export const keepKinds: readonly KeepKind[] = ["mount", "instant", "failover", "prune", "open", "collect"];
 export const benchKinds: readonly BenchKind[] = [
   "initial",
   "scattered",

@@ -54,9 +54,9 @@ export interface BenchOptions {
    */
   readonly indexEntries?: number | undefined;
   /**
-   * `front`, each pattern; `mount`, the random reads; `churn`, the load; `restart`, the load before
-   * the kill; `collect`, the load before the collection: in seconds, 0.1 to 604,800. Defaults: 3,
-   * 3, 60, 5, 60.
+   * `front`, each pattern; `mount`, the random reads; `instant`, the longest load; `churn`, the load;
+   * `restart`, the load before the kill; `collect`, the load before the collection: in seconds, 0.1 to
+   * 604,800. Defaults: 3, 3, 20, 60, 5, 60.
    */
   readonly seconds?: number | undefined;
   /** `churn`, `collect`: MB (10⁶ bytes) written a second. Defaults: 100, 20. */
@@ -67,12 +67,13 @@ export interface BenchOptions {
   readonly cycleMs?: number | undefined;
   /**
    * Size of the disk that a case makes, from 16 MiB. Defaults: 2 GiB for `front`, 8 GiB for `burst`
-   * and `churn`, 1 GiB for `collect`, 1 TiB for `restart`, `mount`, `instant`, `prune` and `open`.
+   * and `churn`, 1 GiB for `collect`, 1 TiB for `restart`, `mount`, `instant`, `failover`,
+   * `prune` and `open`.
    */
   readonly diskBytes?: number | undefined;
   /**
-   * `restart`, `mount`, `instant`, `prune`, `open`: the part of the disk that is written, from 16 MiB.
-   * Default: 1 GiB.
+   * `restart`, `mount`, `instant`, `failover`, `prune`, `open`: the part of the disk that is written,
+   * from 16 MiB. Default: 1 GiB, for `failover` 2 GiB.
    */
   readonly hotBytes?: number | undefined;
   /** `front`: cuts that are made with 32 writes in flight. Default: 300. */
@@ -164,7 +165,7 @@ const secondsDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
   restart: 5,
   soak: 3_600,
   mount: 3,
-  instant: 5,
+  instant: 20,
   collect: 60,
 };
 const diskBytesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
@@ -174,6 +175,7 @@ const diskBytesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
   restart: 1024 * gibibyte,
   mount: 1024 * gibibyte,
   instant: 1024 * gibibyte,
+  failover: 1024 * gibibyte,
   prune: 1024 * gibibyte,
   open: 1024 * gibibyte,
 };
@@ -200,7 +202,7 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
     storeAddress,
   } = options;
   const { seconds = secondsDefaults[kind] ?? 1, diskBytes = diskBytesDefaults[kind] ?? 8 * gibibyte } = options;
-  const { hotBytes = Math.min(gibibyte, diskBytes) } = options;
+  const { hotBytes = Math.min((kind === "failover" ? 2 : 1) * gibibyte, diskBytes) } = options;
   const { points = kind === "open" ? 5_000 : 1_000, deadBytes } = options;
   const faults: string[] = [];
   const whole = (value: number, what: string, least: number, most: number): void => {

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { makeFolder } from "../engine/internal.ts";
 import { benchInitial, benchRestore, benchScattered } from "./cycles.ts";
 import { benchCollect } from "./keep/collect.ts";
+import { benchFailover } from "./keep/failover.ts";
 import { benchInstant } from "./keep/instant.ts";
 import { benchMount } from "./keep/mount.ts";
 import { benchOpen } from "./keep/open.ts";
@@ -77,6 +78,8 @@ async function outcomeOf(
       return await withStore(config, options, benchMount);
     case "instant":
       return await withStore(config, options, benchInstant);
+    case "failover":
+      return await withStore(config, options, benchFailover);
     case "prune":
       return await withStore(config, options, benchPrune);
     case "open":

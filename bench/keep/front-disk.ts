@@ -40,20 +40,21 @@ export async function makeFrontDisk(config: BenchConfig, place: KeepPlace): Prom
 }
 
 /**
- * Fills the front of a file. Every other KiB is incompressible, and the rest repeats the number of
- * its range.
+ * Fills the front of a file, or of each `strideBytes` of it one range. Every other KiB is
+ * incompressible, and the rest repeats the number of its range.
  */
-async function fillFront(
+export async function fillFront(
   path: string,
   spanBytes: number,
   seed: number,
   signal: AbortSignal | undefined,
+  strideBytes: number = rangeBytes,
 ): Promise<void> {
   const file = await open(path, "r+");
   try {
     const next = randomWords(seed);
     const words = new Uint32Array(rangeBytes / 4);
-    for (let offset = 0; offset < spanBytes; offset += rangeBytes) {
+    for (let offset = 0; offset < spanBytes; offset += strideBytes) {
       throwIfAborted(signal);
       for (let word = 0; word < words.length; word += 1)
         words[word] = Math.floor(word / 256) % 2 === 1 ? next() : offset / rangeBytes;

@@ -40,6 +40,7 @@ const descriptions: Readonly<Record<BenchKind, string>> = {
   restart: "kill -9 under writes: until there is a point again",
   mount: "a point mounted: first read, all of it once, and from the cache",
   instant: "a disk that runs at once from a point: first read and flush, copying, and fio meanwhile",
+  failover: "planned, change-point and failback, beside what they move",
   prune: "1,000 points thinned in one go",
   open: "the newest of 5,000 points opened and read",
   collect: "dead bytes given back beside a disk that is written",
@@ -85,7 +86,7 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
   if ((image === "required" && needsVault) || kind === "burst")
     command.option("--peer-json <file>", "what other programs needed, to compare with");
   if (kind === "front" || kind === "mount" || kind === "instant")
-    command.option("--seconds <count>", `length of each load (default: ${kind === "instant" ? 5 : 3})`, wholeNumber);
+    command.option("--seconds <count>", `length of each load (default: ${kind === "instant" ? 20 : 3})`, wholeNumber);
   if (kind === "restart")
     command.option("--seconds <count>", "length of the load until the kill (default: 5)", wholeNumber);
   if (kind === "burst") command.option("--writes <count>", "writes of 4 KiB (default: 20000)", wholeNumber);

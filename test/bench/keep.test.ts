@@ -84,13 +84,27 @@ describe("each case about points that last proves its point and tells what it me
     expect(content.equals(await readFile(image))).toBe(true);
   });
 
+  test("failover, beside what it moves", { timeout: 60_000 }, async () => {
+    const report = await runBench(options("failover"));
+    await expectWhole(report);
+    expect(report.steps.map(({ name }) => name)).toEqual([
+      "planned, 8 GiB disk",
+      "planned, large disk",
+      "materialize in full",
+      "change-point",
+      "materialize the changed extents",
+      "failback",
+    ]);
+    expect(report.marks).toHaveLength(4);
+  });
+
   test("instant, beside the Get ceiling, and where they are installed beside qemu-nbd and under fio", {
     timeout: 60_000,
   }, async () => {
     const report = await runBench(options("instant"));
     await expectWhole(report);
     const hasFio = missing("fio") === undefined;
-    expect(report.marks).toHaveLength(hasFio ? 4 : 3);
+    expect(report.marks).toHaveLength(hasFio ? 5 : 3);
     expect(report.counts["idle, fetchedBytes"]).toBeGreaterThan(0);
     expect(report.counts["idle, copiedBytes"]).toBe(64 * mib);
   });
