@@ -24,8 +24,12 @@ await bundle.write({
   dir: "dist",
   entryFileNames: "[name].js",
   chunkFileNames: "shared/[name].js",
-  // Short names for locals; lines, functions and classes are what stack traces show.
-  minify: { compress: false, mangle: { keepNames: true }, codegen: { removeWhitespace: false } },
+  // Short names for locals; lines, functions and classes are what stack traces show, so statements stay apart.
+  minify: {
+    compress: { keepNames: { function: true, class: true }, sequences: false, joinVars: false },
+    mangle: { keepNames: true },
+    codegen: { removeWhitespace: false },
+  },
   comments: { jsdoc: false, annotation: false, legal: false },
 });
 await bundle.close();

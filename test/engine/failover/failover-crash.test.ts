@@ -281,6 +281,7 @@ describe.each([...verbs, ...instantVerbs, ...replicaVerbs])("$name that dies", (
         if (after !== undefined) await checkOutcome(verb, after);
         calls = sink.calls.length;
       });
+      let died = 0;
       for (const call of callsOf(1, calls, 4)) {
         for (const [effect, way] of sampleOf(combinations, 2)) {
           await removeFolder(folder);
@@ -289,13 +290,20 @@ describe.each([...verbs, ...instantVerbs, ...replicaVerbs])("$name that dies", (
             { on: "any", when: call, fault: { kind: "crash", effect } },
           ]);
           line.current = sink;
-          expect(await endOf(verb.work(run)), `call ${call}, ${effect}`).toBeInstanceOf(CrashError);
-          sink.assertAllFired();
+          const end = await endOf(verb.work(run));
           reconnect();
+          // An instant target is copied meanwhile, so the number of calls is not always the same.
+          if (end === undefined && instantVerbs.includes(verb)) {
+            for (const after of await vault.failovers.list()) await checkOutcome(verb, after);
+            continue;
+          }
+          expect(end, `call ${call}, ${effect}`).toBeInstanceOf(CrashError);
+          died += 1;
           if (way === "resume") await checkOutcome(verb, await resume(verb, run));
           else await giveUp(verb);
         }
       }
+      expect(died).toBeGreaterThan(0);
     },
     sweepMsMax,
   );
