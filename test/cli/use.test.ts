@@ -72,9 +72,11 @@ describe("wrong use", () => {
   });
 });
 
+/** One for all helps: each listens for the failures of this process's stdout and stderr. */
+const output = openOutput({ json: true, debug: false, quiet: false, verbose: false, utc: false }, {});
+
 /** What `--help` prints after these words, without a process of its own. */
 async function helpText(words: readonly string[]): Promise<string> {
-  const output = openOutput({ json: true, debug: false, quiet: false, verbose: false, utc: false }, {});
   let text = "";
   output.help = (part) => (text += part);
   const { signal } = new AbortController();
