@@ -85,7 +85,8 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
 }
 
 export function describeDamage({ disk, sequence, code, message, healed }: Damage): string {
-  const where = sequence === null ? `disk ${disk}` : `disk ${disk}, point ${sequence}`;
+  const object = disk === "" ? "vault" : `disk ${disk}`;
+  const where = sequence === null ? object : `${object}, point ${sequence}`;
   return printable(`${healed ? "healed" : "damage"}: ${where}: ${message} (${code})`);
 }
 

@@ -1,5 +1,6 @@
 /** Numbers, names and lines as people see them, and what the environment becomes. */
 import { describe, expect, it } from "vitest";
+import { describeDamage } from "../../cli/commands/verify.ts";
 import { errorReport, errorStacks, withoutSecrets } from "../../cli/errors.ts";
 import { progressText } from "../../cli/progress-line.ts";
 import { formatBytes, formatDuration, formatRate, formatRatio, parseBytes } from "../../cli/quantities.ts";
@@ -7,6 +8,21 @@ import { outputFlags, sinkOptions } from "../../cli/settings.ts";
 import { cut, displayWidth, printable, table } from "../../cli/text.ts";
 
 const mebibyte = 1024 * 1024;
+
+describe("damage", () => {
+  it("is said to be of the vault where it is of no disk", () => {
+    const found = {
+      sequence: null,
+      point: null,
+      extent: null,
+      object: "copy/vault.json",
+      code: "DAMAGED",
+      healed: false,
+    } as const;
+    const lines = ["web", ""].map((disk) => describeDamage({ ...found, disk, message: "is damaged" }));
+    expect(lines).toEqual(["damage: disk web: is damaged (DAMAGED)", "damage: vault: is damaged (DAMAGED)"]);
+  });
+});
 
 describe("quantities", () => {
   it("are written with the digits that say something", () => {
