@@ -7,7 +7,7 @@
  *   - all data copied while no client is at work, beside the Get ceiling;
  *   - random reads and writes beside the same on the copied disk: on an eighth of the data while the
  *     rest is copied, and on all of it from the first moment on. The second cannot be faster than the
- *     store before nearly everything is there, whatever the order of the copy: it is a mean over the
+ *     store before nearly everything is there, in any order of the copy: it is a mean over the
  *     whole load, and the load is longer than the copying.
  *
  * What needs fio or QEMU is left out where they are not installed. The copied image is compared with

@@ -363,7 +363,7 @@ export class Supervisor {
     return vault;
   }
 
-  /** As the configuration lists them, whatever was restarted meanwhile. */
+  /** In the order of the configuration, also after some were restarted. */
   #inOrder(): readonly DiskRunner[] {
     return [...this.#config.disks.keys()].flatMap((name) => this.#runners.get(name) ?? []);
   }

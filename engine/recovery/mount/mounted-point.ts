@@ -1,5 +1,5 @@
 /**
- * Random access to a recovery point: a block device over the vault, whatever the disk's size. A
+ * Random access to a recovery point: a block device over the vault, for disks of every size. A
  * read fetches the blocks that it touches, and read-ahead fetches what a sequential reader is
  * about to ask for. Every chunk is proved before a byte of it is delivered.
  *

@@ -8,7 +8,7 @@
  *              15,616 granules a page, two bits each: 0 not here, 1 here, 2 zeros. A pair of slots that was never written is all zeros.
  *              Before a page is written for the first time, both of its slots are made: slot 0 of generation 0, then slot 1 of generation 1.
  *     behind   summary: pages like those of the record, numbered on. One byte a page of the record: 0 the page counts, 1 all of its granules are
- *              here, 2 all are zeros, whatever the page says.
+ *              here, 2 all are zeros. With 1 or 2 the page does not count.
  *     behind   the granules
  *
  * So a range of any length that becomes zeros, or is hydrated, costs a byte for 61 MiB, and a page of the record is written only when its granules differ.

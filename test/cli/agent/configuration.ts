@@ -6,6 +6,16 @@ import { onTestFinished } from "vitest";
 import { type AgentConfig, formatFault } from "../../../cli/agent/config.ts";
 import { loadConfig } from "../../../cli/agent/config-file.ts";
 
+/** An agent with one disk, whose points are asked for. */
+export const oneDisk = `vaults:
+  main: {address: "dir:vault"}
+policies:
+  gold: {crashConsistentFrequency: 1h}
+disks:
+  - {name: web, image: web.img, vault: main, policy: gold, listen: "unix:a.sock"}
+control: {socket: agent.sock}
+`;
+
 export class ConfigFolder {
   readonly folder: string = mkdtempSync(join(tmpdir(), "tidemark-agent-"));
   readonly file: string = join(this.folder, "agent.yaml");

@@ -7,17 +7,8 @@ import { openEngineAdapter } from "../../../cli/agent/engine-adapter.ts";
 import type { AgentStatus } from "../../../cli/agent/supervisor.ts";
 import type { RunSummary } from "../../../engine/index.ts";
 import { writeImage } from "../images.ts";
-import { ConfigFolder } from "./configuration.ts";
+import { ConfigFolder, oneDisk } from "./configuration.ts";
 import { KeptLog, settled, VirtualClock } from "./scripted.ts";
-
-const text = `vaults:
-  main: {address: "dir:vault"}
-policies:
-  gold: {crashConsistentFrequency: 1h}
-disks:
-  - {name: web, image: web.img, vault: main, policy: gold, listen: "unix:a.sock"}
-control: {socket: agent.sock}
-`;
 
 const { signal } = new AbortController();
 
@@ -25,7 +16,7 @@ it("moves a disk of its own away, shows where it is, and brings it back when tha
   const folder = new ConfigFolder("web.img");
   writeImage(folder.path("web.img"), 1);
   const clock = new VirtualClock();
-  const agent = await Agent.start(await folder.config(text), {
+  const agent = await Agent.start(await folder.config(oneDisk), {
     environment: { XDG_STATE_HOME: folder.path("state"), PATH: process.env["PATH"] },
     engine: openEngineAdapter({ XDG_STATE_HOME: folder.path("state") }),
     clock,

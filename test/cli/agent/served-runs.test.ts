@@ -10,17 +10,8 @@ import { command } from "../../../engine/disk/nbd/protocol.ts";
 import type { RunSummary } from "../../../engine/index.ts";
 import { RawClient } from "../../engine/disk/nbd/server-rig.ts";
 import { writeImage } from "../images.ts";
-import { ConfigFolder } from "./configuration.ts";
+import { ConfigFolder, oneDisk } from "./configuration.ts";
 import { KeptLog, VirtualClock } from "./scripted.ts";
-
-const text = `vaults:
-  main: {address: "dir:vault"}
-policies:
-  gold: {crashConsistentFrequency: 1h}
-disks:
-  - {name: web, image: web.img, vault: main, policy: gold, listen: "unix:a.sock"}
-control: {socket: agent.sock}
-`;
 
 const { signal } = new AbortController();
 
@@ -34,7 +25,7 @@ class Rig {
     writeImage(this.folder.path("web.img"), 1);
   }
 
-  async start(configuration: string = text): Promise<Agent> {
+  async start(configuration: string = oneDisk): Promise<Agent> {
     const agent = await Agent.start(await this.folder.config(configuration), {
       environment: { XDG_STATE_HOME: this.folder.path("state"), PATH: process.env["PATH"] },
       engine: openEngineAdapter({ XDG_STATE_HOME: this.folder.path("state") }),
@@ -145,7 +136,7 @@ it("takes a disk to the replica that it keeps, and keeps it again after a cancel
   const rig = new Rig();
   const { folder } = rig;
   folder.folders("copies");
-  await rig.start(text.replace("1h}", '1h, replica: "dir:copies"}'));
+  await rig.start(oneDisk.replace("1h}", '1h, replica: "dir:copies"}'));
   const replica = async (): Promise<unknown> => ((await rig.ask("/v1/status")) as AgentStatus).disks[0]?.replica;
   await vi.waitFor(async () => expect(await replica()).toMatchObject({ state: "current" }), { timeout: 20_000 });
   await write(folder.path("a.sock"), 8192, 1);

@@ -163,6 +163,10 @@ const toReplica = async (): Promise<string> =>
   (await vault.failovers.start({ kind: "unplanned", disks: ["web"], to: "replica" })).run;
 
 /** The same to a replica. */
+const followedToReplica = async (): Promise<string> => {
+  await follow();
+  return await toReplica();
+};
 const replicaVerbs: readonly Verb[] = [
   {
     name: "a failover to a replica",
@@ -177,10 +181,7 @@ const replicaVerbs: readonly Verb[] = [
   },
   {
     name: "a cancel of a replica",
-    before: async () => {
-      await follow();
-      return await toReplica();
-    },
+    before: followedToReplica,
     work: async (run) => await vault.failovers.cancel({ run }),
     state: "Protected",
     holds: undefined,
@@ -188,10 +189,7 @@ const replicaVerbs: readonly Verb[] = [
   },
   {
     name: "a commit of a replica",
-    before: async () => {
-      await follow();
-      return await toReplica();
-    },
+    before: followedToReplica,
     work: async (run) => await vault.failovers.commit({ run }),
     state: "CommitFailoverCompleted",
     holds: 2,

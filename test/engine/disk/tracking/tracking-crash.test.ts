@@ -234,7 +234,7 @@ function check(recovered: Recovered, truth: Truth): void {
   }
   const regions = [...(recovered.kind === "clean" ? recovered.regions : dirty).regions()];
   const excess = regions.filter((region) => !truth.allowed.has(region));
-  if (excess.length > truth.hotMax) throw new Error(`regions ${excess.join()} are marked and nobody needs them`);
+  if (excess.length > truth.hotMax) throw new Error(`regions ${excess.join()} are marked and no base needs them`);
   if (recovered.kind === "clean") {
     if (truth.closed === undefined) throw new Error("clean, although the disk was written to since it was closed");
     expect(granulesOf(dirty)).toEqual([...truth.closed].sort((a, b) => a - b));

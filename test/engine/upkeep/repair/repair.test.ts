@@ -423,7 +423,7 @@ test("a repair that is interrupted at any call leaves nothing worse, and the nex
   for (const call of callsOf(1, calls)) {
     for (const effect of ["before", "after"] as const) {
       store.restore(damaged);
-      nowMs += 3_600_000; // whoever died holds no lease any more
+      nowMs += 3_600_000; // the dead writer holds no lease any more
       line.current = new FaultySink(new MemorySink({ store, clock: () => nowMs }), [
         { on: "any", when: call, fault: { kind: "crash", effect } },
       ]);
