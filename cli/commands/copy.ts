@@ -1,6 +1,6 @@
 /** `tidemark copy`: copies recovery points to another vault. */
 import { Command, Option } from "commander";
-import { type CopiedPoints, type CopySummary, parsePolicy, Vault } from "../../engine/index.ts";
+import { type CopiedPoint, type CopiedPoints, type CopySummary, parsePolicy, Vault } from "../../engine/index.ts";
 import { exitCodes } from "../errors.ts";
 import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
 import { required } from "../reference/definitions.ts";
@@ -68,12 +68,7 @@ async function copy(context: CommandContext, flags: CopyFlags): Promise<void> {
         await from.copyTo(to, {
           disks,
           points,
-          onPoint: (copied) =>
-            output.item(
-              "copied",
-              copied,
-              `${printable(copied.disk)} point ${copied.sequence} of ${output.time(copied.time)} → point ${copied.copiedSequence}, ${formatBytes(copied.newBytes)} new`,
-            ),
+          onPoint: (copied) => output.item("copied", copied, copiedText(copied, output.time(copied.time))),
           onProgress: output.progress.bind(output),
           onNotice,
           signal,
@@ -83,6 +78,10 @@ async function copy(context: CommandContext, flags: CopyFlags): Promise<void> {
   });
   output.summary("copy", summary, describe(summary, output.time.bind(output)));
   if (summary.disks.some(({ damaged }) => damaged > 0)) context.exitCode = exitCodes.damageFound;
+}
+
+function copiedText({ disk, sequence, copiedSequence, newBytes }: CopiedPoint, time: string): string {
+  return `${printable(disk)} point ${sequence} of ${time} → point ${copiedSequence}, ${formatBytes(newBytes)} new`;
 }
 
 function describe(summary: CopySummary, time: (iso: string) => string): string {

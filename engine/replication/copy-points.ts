@@ -281,10 +281,11 @@ class DiskCopy {
     } catch (error) {
       if (reading.damage === undefined) throw error;
       this.#damaged += 1;
-      const message = `point ${point.sequence} of disk ${JSON.stringify(this.#disk)} is not copied: ${reading.damage.message}`;
-      this.#notify({ code: "POINT_DAMAGED", message });
-    } finally {
-      await reading.close();
+      const what = `point ${point.sequence} of disk ${JSON.stringify(this.#disk)} could not be pinned`;
+      this.#notify({
+        code: "PIN_REFUSED",
+        message: `${what}, so the next copy compares the disk whole: ${error.message}`,
+      });
     }
   }
 
