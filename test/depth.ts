@@ -59,6 +59,14 @@ export function sampleOf<Item>(items: readonly Item[], quickCount: number = quic
   return items.filter((_, index) => taken.has(index));
 }
 
+/**
+ * All of `items` in a deep run. In a quick one the one whose turn it is at step `index` of a sweep,
+ * so that the sweep meets all of them.
+ */
+export function inTurn<Item>(items: readonly Item[], index: number): readonly Item[] {
+  return isDeep ? items : items.filter((_, at) => at === index % items.length);
+}
+
 /** A number in [0, 1) that depends on its arguments alone. */
 function drawn(count: number, part: number): number {
   const mixed = Math.imul(count * 31 + part + 1, 0x9e37_79b1);
