@@ -1,8 +1,8 @@
 /**
  * Depth of the tests: the one place that decides how many repetitions, runs and crash points a test has.
  *
- * The environment variable `TIDEMARK_TEST_DEPTH` is `quick`, the default, or `deep`. Both depths run
- * every test. A quick run kills less often and samples its sweeps; a deep run takes every call.
+ * The environment variable `TIDEMARK_TEST_DEPTH` is `quick`, the default, or `deep`. A quick run kills
+ * less often and samples its sweeps; a deep run takes every call, and has the tests of deep-test.ts.
  *
  * Invariant: a sample always contains the first and the last call, and the same number of calls
  * gives the same sample, so that a failure can be run again.

@@ -9,7 +9,7 @@ import { expect, test } from "vitest";
 import { byDepth } from "../depth.ts";
 import { randomOf, StampedDisk, sample } from "./stamped-disk.ts";
 
-const kills: number = byDepth(1, 20);
+const kills: number = byDepth(1, 12);
 const diskMebibytes = 64;
 /**
  * Every other life ends so long after its disk is served, when points are taken; the others so long

@@ -25,8 +25,8 @@ const testMsMax = 600_000;
 /** Of what a killed process has fetched, so much may not have been durable, and is fetched again. */
 const lostBytesMax: number = 8 * mebibyte;
 /** So much lies behind the stamps, and does not compress: it takes longer to copy than a kill to come. */
-const noiseMebibytes: number = byDepth(96, 256);
-const kills: number = byDepth(1, 20);
+const noiseMebibytes: number = byDepth(96, 192);
+const kills: number = byDepth(1, 8);
 
 /** A disk whose content is stamped, its point in the vault, and an instant target of it. */
 class InstantDisk {
