@@ -29,6 +29,7 @@ const lineCharactersMax = 160;
 const engineLayers: readonly string[] = [
   "engine",
   "engine/store/format",
+  "engine/store/keys",
   "engine/store/store.ts",
   "engine/store/held-lease.ts",
   "engine/store/map",
@@ -50,6 +51,7 @@ const engineLayers: readonly string[] = [
   "engine/failover",
   "engine/internal.ts",
   "engine/vault-options.ts",
+  "engine/vault-opening.ts",
   "engine/vault.ts",
   "engine/index.ts",
 ];
