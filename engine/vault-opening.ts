@@ -10,12 +10,12 @@ import { documentCopy, enrolledKey } from "./disk/source/local-state.ts";
 import { hasCode, TidemarkError } from "./errors.ts";
 import type { Sink } from "./sink.ts";
 import { openChecksum } from "./store/format/checksum.ts";
-import { isEncrypted, type VaultDocument } from "./store/format/vault-document.ts";
-import { certificateRecipient, passphraseRecipient } from "./store/keys/recipients.ts";
+import { isEncrypted, revisionOf, type VaultDocument } from "./store/format/vault-document.ts";
+import { recipientsOf } from "./store/keys/recipients.ts";
 import { encrypted, type Unlocked, unlock } from "./store/keys/unlock.ts";
 import { createIdentity, readIdentity } from "./store/points/identity.ts";
 import { Store } from "./store/store.ts";
-import { findIdentity } from "./upkeep/repair/lost-identity.ts";
+import { findIdentities } from "./upkeep/repair/lost-identity.ts";
 import { newDocument, type VaultOptions, type VaultParameters } from "./vault-options.ts";
 
 /** Errors: as `Vault.create`. */
@@ -25,10 +25,7 @@ export async function createVault(sink: Sink, options: VaultOptions & VaultParam
   const plain = newDocument(options);
   let [document, secrets]: [VaultDocument, VaultOptions["keys"]] = [plain, undefined];
   if (encryption !== undefined) {
-    const { certificates = [], passphrase } = encryption;
-    const recipients = certificates.map(({ pem, name }) => certificateRecipient(pem, name));
-    if (passphrase !== undefined) recipients.push(await passphraseRecipient(passphrase, "passphrase"));
-    [document, secrets] = encrypted(plain, recipients);
+    [document, secrets] = encrypted(plain, await recipientsOf(encryption));
   }
   await sink.createContainer({ signal });
   const bytes = await createIdentity(new Store(sink), document, onNotice, signal);
@@ -61,7 +58,16 @@ export async function openVaultForRepair(sink: Sink, options: VaultOptions): Pro
     if (!hasCode(error, "DAMAGED")) throw error;
   }
   const kept = await documentCopy(options.stateFolder, sink.description).read();
-  return await unlockWith(sink, await findIdentity(new Store(sink), kept, options.signal), options);
+  let failure: unknown;
+  for (const document of await findIdentities(new Store(sink), kept, options.signal)) {
+    try {
+      return await unlockWith(sink, document, options);
+    } catch (error) {
+      if (!hasCode(error, "DAMAGED", "ACCESS_REFUSED", "INVALID_ARGUMENT")) throw error;
+      failure ??= error;
+    }
+  }
+  throw failure;
 }
 
 /** Opens the vault, or creates it where no encrypted one has been. Errors: as both. */
@@ -89,11 +95,11 @@ async function unlockWith(sink: Sink, document: VaultDocument, options: VaultOpt
 
 /** Errors: DAMAGED. */
 function refuseOlder(found: VaultDocument, kept: VaultDocument | undefined, description: string): void {
-  if (kept?.vault !== found.vault || !isEncrypted(kept)) return;
-  if (isEncrypted(found) && found.encryption.revision >= kept.encryption.revision) return;
+  if (kept?.vault !== found.vault || revisionOf(found) >= revisionOf(kept)) return;
   const fact = isEncrypted(found) ? "holds older keys than this machine has seen there" : "is not encrypted any more";
   throw new TidemarkError("DAMAGED", `vault.json of ${description} ${fact}`, {
-    remedy: "find out which process has put it back, then run `tidemark vault repair` on this machine to restore vault.json",
+    remedy:
+      "find out which process has put it back, then run `tidemark vault repair` on this machine to restore vault.json",
     detail: { object: "vault.json" },
   });
 }

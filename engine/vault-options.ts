@@ -10,7 +10,7 @@ import type { VaultContext } from "./pipeline/vault-context.ts";
 import { workersDefault } from "./pipeline/worker-pool.ts";
 import { toHex } from "./store/format/checksum.ts";
 import { type DigestName, digestNames, formatVersion, type VaultDocument } from "./store/format/documents.ts";
-import type { Secrets } from "./store/keys/recipients.ts";
+import type { NewRecipients, Secrets } from "./store/keys/recipients.ts";
 import { countDisks } from "./store/points/points.ts";
 import { Store } from "./store/store.ts";
 import { tidemarkVersion } from "./version.ts";
@@ -65,16 +65,9 @@ export interface VaultParameters {
   /** Default: `blake3`. */
   readonly digest?: DigestName | undefined;
   /** Whose keys and which passphrase open the vault. Absent: it is not encrypted. */
-  readonly encryption?: EncryptionParameters | undefined;
+  readonly encryption?: NewRecipients | undefined;
   /** Told VAULT_AT_RISK when the vault is created without the second copy of its identity. */
   readonly onNotice?: ((notice: Notice) => void) | undefined;
-}
-
-/** The recipients of a new encrypted vault: at least one. */
-export interface EncryptionParameters {
-  /** Certificates or public keys in PEM: RSA of 2048 bits and more, P-256, P-384. */
-  readonly certificates?: readonly { readonly pem: string; readonly name: string }[] | undefined;
-  readonly passphrase?: string | undefined;
 }
 
 const mebibyte = 1024 * 1024;

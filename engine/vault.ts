@@ -42,6 +42,7 @@ import { lastCollectedMs } from "./upkeep/collection/collected.ts";
 import { type CollectOptions, type CollectSummary, collect } from "./upkeep/collection/collection.ts";
 import { segmentBytes } from "./upkeep/collection/segment-bytes.ts";
 import { type VaultStats, vaultStats } from "./upkeep/collection/vault-stats.ts";
+import { Keyring } from "./upkeep/keys/keyring.ts";
 import { type PruneOptions, type PruneSummary, prune } from "./upkeep/prune/prune.ts";
 import { type RemoveDiskOptions, type RemoveDiskSummary, removeDisk } from "./upkeep/prune/remove-disk.ts";
 import { type RepairOptions, type RepairSummary, repair } from "./upkeep/repair/repair.ts";
@@ -79,6 +80,8 @@ export class Vault implements AsyncDisposable {
   readonly failovers: Failovers;
   /** Images that are kept at the newest point of a disk. */
   readonly replicas: Replicas;
+  /** Keys of an encrypted vault: recipients, rotation, enrollment of writers. */
+  readonly keys: Keyring;
   readonly #context: VaultContext;
   readonly #running = new Set<Promise<unknown>>();
   readonly #protections = new Set<Protection>();
@@ -103,6 +106,7 @@ export class Vault implements AsyncDisposable {
     this.#identity = new IdentityGuard(parts.document);
     this.failovers = new Failovers(this.#context, this, async (start) => await this.#track(start));
     this.replicas = new Replicas(this.#context, async (start) => await this.#track(start));
+    this.keys = new Keyring(this.#context, async (start) => await this.#track(start));
   }
 
   /**

@@ -19,9 +19,10 @@ export function testKeyPair(): { readonly privateKey: string; readonly publicKey
 }
 
 /** Options that create and open an encrypted vault. */
-export function encryptedFor({ privateKey, publicKey }: ReturnType<typeof testKeyPair>): Required<
-  Pick<VaultOptions & VaultParameters, "keys" | "encryption">
-> {
+export function encryptedFor({
+  privateKey,
+  publicKey,
+}: ReturnType<typeof testKeyPair>): Required<Pick<VaultOptions & VaultParameters, "keys" | "encryption">> {
   return { keys: { privateKey }, encryption: { certificates: [{ pem: publicKey, name: "test" }] } };
 }
 

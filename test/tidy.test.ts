@@ -43,6 +43,7 @@ const engineLayers: readonly string[] = [
   "engine/recovery/mount",
   "engine/upkeep/retention",
   "engine/upkeep/collection",
+  "engine/upkeep/keys",
   "engine/upkeep/prune",
   "engine/upkeep/scrub",
   "engine/upkeep/repair",

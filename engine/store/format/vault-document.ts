@@ -107,6 +107,11 @@ export function encodeVault(document: VaultDocument): Uint8Array {
   return encode("vault", stored, encryptedVersion).bytes;
 }
 
+/** How often the keys of the vault have changed; 0 if it is not encrypted. */
+export function revisionOf(document: VaultDocument): number {
+  return isEncrypted(document) ? document.encryption.revision : 0;
+}
+
 /** What `mac` covers. */
 export function authenticatedText(document: EncryptedDocument): string {
   return JSON.stringify({ ...document, digestKey: null, encryption: { ...document.encryption, mac: null } });

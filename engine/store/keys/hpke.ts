@@ -9,7 +9,14 @@
  *
  * Names of functions and labels are those of the RFC. Its test vectors hold this file.
  */
-import { createHmac, createPrivateKey, createPublicKey, diffieHellman, generateKeyPairSync, type KeyObject } from "node:crypto";
+import {
+  createHmac,
+  createPrivateKey,
+  createPublicKey,
+  diffieHellman,
+  generateKeyPairSync,
+  type KeyObject,
+} from "node:crypto";
 
 interface Kem {
   readonly id: number;
@@ -186,7 +193,11 @@ function labeledExpand(
   const blocks: Buffer[] = [];
   let block: Buffer = none;
   for (let counter = 1; Buffer.concat(blocks).length < length; counter += 1) {
-    block = createHmac(hash, prk).update(block).update(labeled).update(Buffer.from([counter])).digest();
+    block = createHmac(hash, prk)
+      .update(block)
+      .update(labeled)
+      .update(Buffer.from([counter]))
+      .digest();
     blocks.push(block);
   }
   return Buffer.concat(blocks).subarray(0, length);

@@ -41,6 +41,13 @@ export interface Secrets {
   readonly vaultKey?: Uint8Array | undefined;
 }
 
+/** Keys and passphrases that are to open a vault. */
+export interface NewRecipients {
+  /** Certificates or public keys in PEM: RSA of 2048 bits and more, P-256, P-384. */
+  readonly certificates?: readonly { readonly pem: string; readonly name: string }[] | undefined;
+  readonly passphrase?: string | undefined;
+}
+
 /** A public key for which a vault key is wrapped. */
 export interface NewRecipient {
   readonly kind: Recipient["kind"];
@@ -58,8 +65,15 @@ const scryptOf = promisify<string, Uint8Array, number, { N: number; r: number; p
   scrypt,
 );
 
+/** Errors: INVALID_ARGUMENT. */
+export async function recipientsOf({ certificates = [], passphrase }: NewRecipients): Promise<NewRecipient[]> {
+  const recipients = certificates.map(({ pem, name }) => certificateRecipient(pem, name));
+  if (passphrase !== undefined) recipients.push(await passphraseRecipient(passphrase, "passphrase"));
+  return recipients;
+}
+
 /** A recipient of a certificate, or of a bare public key, in PEM. Errors: INVALID_ARGUMENT. */
-export function certificateRecipient(pem: string, name: string): NewRecipient {
+function certificateRecipient(pem: string, name: string): NewRecipient {
   let publicKey: KeyObject;
   try {
     if (pem.includes("PRIVATE KEY")) throw new RangeError("it is a private key");
@@ -76,7 +90,7 @@ export function certificateRecipient(pem: string, name: string): NewRecipient {
 }
 
 /** A recipient of a passphrase. Errors: INVALID_ARGUMENT when it is empty. */
-export async function passphraseRecipient(passphrase: string, name: string): Promise<NewRecipient> {
+async function passphraseRecipient(passphrase: string, name: string): Promise<NewRecipient> {
   if (passphrase === "") throw unusable(name, "the passphrase is empty");
   const parameters = { salt: toHex(randomBytes(16)), logCost: logCostDefault };
   const publicKey = publicHalf(await passphraseKey(passphrase, parameters));
@@ -179,8 +193,13 @@ function readPrivateKey(pem: string, passphrase: string | undefined): KeyObject 
     return createPrivateKey({ key: pem, passphrase });
   } catch {
     // The cause is left out: what OpenSSL says of a key might hold a part of it.
-    throw new TidemarkError("INVALID_ARGUMENT", "the private key cannot be read: it is no private key in PEM, or it is encrypted", {
-      remedy: "give a file that begins with `-----BEGIN PRIVATE KEY-----`; put the passphrase of an encrypted one into TIDEMARK_PASSPHRASE_FILE",
-    });
+    throw new TidemarkError(
+      "INVALID_ARGUMENT",
+      "the private key cannot be read: it is no private key in PEM, or it is encrypted",
+      {
+        remedy:
+          "give a file that begins with `-----BEGIN PRIVATE KEY-----`; put the passphrase of an encrypted one into TIDEMARK_PASSPHRASE_FILE",
+      },
+    );
   }
 }

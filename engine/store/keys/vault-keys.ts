@@ -24,9 +24,15 @@ import { createHmac, createPublicKey, hkdfSync, type KeyObject, timingSafeEqual 
 import { TidemarkError } from "../../errors.ts";
 import { checksum, fromHex, toHex } from "../format/checksum.ts";
 import { damaged } from "../format/fields.ts";
-import { parseSegmentName, sealedSegmentName } from "../format/names.ts";
+import { parseSegmentName, sealedSegmentName, vaultName } from "../format/names.ts";
 import { type Seal, seal, unseal } from "../format/sealed.ts";
-import { authenticatedText, type EncryptedDocument, type KeyGeneration } from "../format/vault-document.ts";
+import {
+  authenticatedText,
+  type EncryptedDocument,
+  isEncrypted,
+  type KeyGeneration,
+  type VaultDocument,
+} from "../format/vault-document.ts";
 import { decapsulate, encapsulate, exportSecret, wireKey, x25519PrivateKey, x25519PublicKey } from "./hpke.ts";
 
 export const vaultKeyBytes = 32;
@@ -56,7 +62,11 @@ export function generationOf(vaultKey: Uint8Array, vaultId: Uint8Array): Generat
 }
 
 /** The entry of `vault.json` for a new generation, and for the one before it. */
-export function newGeneration(vaultId: Uint8Array, vaultKey: Uint8Array, before: Uint8Array | undefined): KeyGeneration {
+export function newGeneration(
+  vaultId: Uint8Array,
+  vaultKey: Uint8Array,
+  before: Uint8Array | undefined,
+): KeyGeneration {
   const previous = before === undefined ? null : toHex(seal(previousSeal(vaultKey, vaultId), before));
   return { readingKey: toHex(generationOf(vaultKey, vaultId).readingKey), previous };
 }
@@ -67,7 +77,7 @@ export function vaultKeysFrom(newest: Uint8Array, { vault, encryption }: Encrypt
   const keys = [newest];
   for (const { previous } of encryption.generations.slice(1).reverse()) {
     const before = unseal(previousSeal(keys[0] ?? newest, vaultId), fromHex(previous ?? ""));
-    if (before?.length !== vaultKeyBytes) throw altered();
+    if (before?.length !== vaultKeyBytes) throw altered(vaultName);
     keys.unshift(before);
   }
   return keys;
@@ -77,8 +87,8 @@ function previousSeal(vaultKey: Uint8Array, vaultId: Uint8Array): Seal {
   return { key: derive(vaultKey, vaultId, "previous vault key"), associated: vaultId };
 }
 
-function altered(): TidemarkError {
-  return damaged("vault.json", "it was altered by a process without the vault's key");
+function altered(name: string): TidemarkError {
+  return damaged(name, "it was altered by a process without the vault's key");
 }
 
 export class VaultKeys {
@@ -118,15 +128,20 @@ export class VaultKeys {
     return createHmac("sha256", key).update(authenticatedText(document)).digest("hex");
   }
 
-  /** Refuses a document of other keys, or one that was altered. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
-  check(document: EncryptedDocument): void {
+  /**
+   * Refuses a document of other keys, or one that was altered. One of another vault is left to the
+   * caller. Errors: DAMAGED, FORMAT_UNSUPPORTED.
+   */
+  check(document: VaultDocument, name: string = vaultName): void {
+    if (document.vault !== toHex(this.vaultId)) return;
+    if (!isEncrypted(document)) throw damaged(name, "it is not encrypted, and the vault is");
     const { generations, mac } = document.encryption;
-    if (generations.length > this.generation) throw laterKey("vault.json", generations.length, this.generation);
+    if (generations.length > this.generation) throw laterKey(name, generations.length, this.generation);
     const isSame =
       generations.length === this.generation &&
       generations.every(({ readingKey }, index) => readingKey === toHex(this.#at(index + 1).readingKey)) &&
       timingSafeEqual(fromHex(mac), fromHex(this.mac(document)));
-    if (!isSame) throw altered();
+    if (!isSame) throw altered(name);
   }
 
   /** The seal of an object's bytes. Undefined: this process has no such generation. */
@@ -178,7 +193,7 @@ export class VaultKeys {
     return Buffer.concat([this.vaultId, checksum(Buffer.from(segment))]);
   }
 
-  #at(generation: number, object = "vault.json"): GenerationKeys {
+  #at(generation: number, object = vaultName): GenerationKeys {
     const keys = this.#generations[generation - 1];
     if (keys === undefined) throw laterKey(object, generation, this.generation);
     return keys;
@@ -196,7 +211,11 @@ export function laterKey(object: string, generation: number, known: number): Tid
   );
 }
 
-function keyOf(segment: string): { readonly base: string; readonly generation: number; readonly encapsulated: Uint8Array } {
+function keyOf(segment: string): {
+  readonly base: string;
+  readonly generation: number;
+  readonly encapsulated: Uint8Array;
+} {
   const key = parseSegmentName(segment)?.key;
   if (key === undefined) throw damaged(segment, "it is not encrypted, and the vault is");
   return key;

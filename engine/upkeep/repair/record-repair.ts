@@ -189,13 +189,7 @@ async function zeroPages(
   return zeros;
 }
 
-function hasItsDigest(
-  store: Store,
-  payload: Uint8Array,
-  stored: MappedChunk,
-  digest: DigestKernel,
-  lz4: Lz4,
-): boolean {
+function hasItsDigest(store: Store, payload: Uint8Array, stored: MappedChunk, digest: DigestKernel, lz4: Lz4): boolean {
   const plain = plainOf(store, payload, stored, lz4);
   if (plain === undefined) return false;
   const computed = new Uint8Array(digestBytes);

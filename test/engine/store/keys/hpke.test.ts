@@ -15,8 +15,8 @@ const hex = (text: string): Buffer => Buffer.from(text, "hex");
 const info = hex("4f6465206f6e2061204772656369616e2055726e");
 
 function p256(scalar: string, point: string): KeyObject {
-  const [x, y] = [hex(point.slice(2, 66)), hex(point.slice(66))].map((part) => part.toString("base64url"));
-  const key = { kty: "EC", crv: "P-256", d: hex(scalar).toString("base64url"), x, y };
+  const part = (text: string): string => hex(text).toString("base64url");
+  const key = { kty: "EC", crv: "P-256", d: part(scalar), x: part(point.slice(2, 66)), y: part(point.slice(66)) };
   return createPrivateKey({ key, format: "jwk" });
 }
 
