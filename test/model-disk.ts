@@ -28,7 +28,7 @@ import { Store } from "../engine/store/store.ts";
 import { Vault } from "../engine/vault.ts";
 import type { VaultOptions } from "../engine/vault-options.ts";
 import type { Consistency, Extent, Volume } from "../engine/volume.ts";
-import { modelEncryption } from "./encrypted.ts";
+import { isEncryptedRun, modelEncryption } from "./encrypted.ts";
 
 /** The smallest block: small disks then have many. */
 export const modelBlockBytes: number = 16 * 1024;
@@ -239,8 +239,13 @@ export async function pointBytes(sink: Sink, disk: string, point: PointRecord): 
   return image.subarray(0, manifest.volumeBytes);
 }
 
+/** A store client that reads and writes a model vault's objects, also an encrypted one's. */
+export async function modelStore(sink: Sink): Promise<Store> {
+  return isEncryptedRun ? (await unlockModel(sink)).store : new Store(sink);
+}
+
 /** The vault in a sink, as its readers work with it. */
-export async function unlockModel(sink: Sink): Promise<{ readonly store: Store; readonly document: VaultDocument }> {
+async function unlockModel(sink: Sink): Promise<{ readonly store: Store; readonly document: VaultDocument }> {
   const document = decodeVault((await sink.getObject("vault.json", documentBytesMax)).bytes, "vault.json");
   const unlocked = await unlock(sink, document, modelEncryption.keys, undefined);
   return { store: new Store(unlocked.sink), document: unlocked.document };

@@ -21,7 +21,10 @@ export async function recipientsFrom({ certificate = [], passphraseFile }: Recip
 }
 
 export function addKeysCommand(context: CommandContext, vault: Command): void {
-  const keys = vault.command("keys").description("show and change what opens an encrypted vault");
+  const keys = vault
+    .command("keys")
+    .description("show and change what opens an encrypted vault")
+    .addHelpText("after", "\nExample:\n  $ tidemark vault keys list --vault dir:/v --key ops.key");
   withVaultOptions(keys.command("list"))
     .description("show the keys and passphrases that open the vault")
     .addHelpText("after", "\nExample:\n  $ tidemark vault keys list --vault dir:/v --key ops.key")

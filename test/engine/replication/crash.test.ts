@@ -23,8 +23,7 @@ import {
   redirected,
   replicateNoted,
   sampleDisk,
-  scribble,
-} from "../../model-disk.ts";
+  scribble, modelStore } from "../../model-disk.ts";
 import { expectCode } from "../../sink/expectations.ts";
 
 const pretended = vi.hoisted((): { identity: Partial<ProcessIdentity> } => ({ identity: {} }));
@@ -88,7 +87,7 @@ async function recoverOnAnotherMachine(start: Start): Promise<void> {
 
 async function isSeatTaken(sink: MemorySink): Promise<boolean> {
   if (!(await exists(sink, "disks/d/head"))) return false;
-  const { bytes } = await sink.getObject("disks/d/head", 1_000_000);
+  const { bytes } = await (await modelStore(sink)).get("disks/d/head", 1_000_000);
   return !/"writer": null/.test(Buffer.from(bytes).toString());
 }
 
