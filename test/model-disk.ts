@@ -26,7 +26,7 @@ import { readPoints } from "../engine/store/points/history.ts";
 import { readManifest } from "../engine/store/points/manifest.ts";
 import { Store } from "../engine/store/store.ts";
 import { Vault } from "../engine/vault.ts";
-import type { VaultOptions } from "../engine/vault-options.ts";
+import type { VaultOptions, VaultParameters } from "../engine/vault-options.ts";
 import type { Consistency, Extent, Volume } from "../engine/volume.ts";
 import { isEncryptedRun, modelEncryption } from "./encrypted.ts";
 
@@ -106,7 +106,7 @@ export function scribble(disk: ModelDisk, seed: number): void {
 const opened: Vault[] = [];
 
 /** Opens or creates a vault of small blocks with one thread; in an encrypted run, an encrypted one. */
-export async function openModelVault(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
+export async function openModelVault(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
   const parameters = { workers: 1, lanes: 2, blockBytes: modelBlockBytes, ...modelEncryption, ...options };
   const vault = await Vault.openOrCreate(sink, parameters);
   opened.push(vault);

@@ -103,8 +103,7 @@ const hexText = /^(?:[0-9a-f]{2}){1,2048}$/;
 
 export function encodeVault(document: VaultDocument): Uint8Array {
   if (!isEncrypted(document)) return encode("vault", document).bytes;
-  const { digestKey, ...stored } = document;
-  return encode("vault", stored, encryptedVersion).bytes;
+  return encode("vault", { ...document, digestKey: undefined }, encryptedVersion).bytes;
 }
 
 /** How often the keys of the vault have changed; 0 if it is not encrypted. */

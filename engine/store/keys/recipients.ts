@@ -29,7 +29,7 @@ import { TidemarkError } from "../../errors.ts";
 import { checksum, fromHex, toHex } from "../format/checksum.ts";
 import type { EncryptedDocument, Recipient, ScryptParameters } from "../format/vault-document.ts";
 import { curveOf, decapsulate, encapsulate, wireKey, x25519PrivateKey } from "./hpke.ts";
-import { publicHalf, vaultKeyBytes } from "./vault-keys.ts";
+import { keyRemedy, publicHalf, vaultKeyBytes } from "./vault-keys.ts";
 
 /** What opens a vault. Held in memory only. */
 export interface Secrets {
@@ -100,7 +100,7 @@ async function passphraseRecipient(passphrase: string, name: string): Promise<Ne
 function unusable(name: string, why: string, cause?: unknown): TidemarkError {
   return new TidemarkError("INVALID_ARGUMENT", `${name} cannot open a vault: ${why}`, {
     remedy:
-      "give a certificate with an RSA key of at least 2048 bits, or with a key on P-256 or P-384; one is made with `openssl req -x509 -newkey rsa:3072 -nodes -keyout key.pem -out cert.pem -subj /CN=backup`",
+      "make one with `openssl req -x509 -newkey rsa:3072 -nodes -keyout key.pem -out cert.pem -subj /CN=backup`, and give cert.pem",
     cause,
   });
 }
@@ -163,14 +163,8 @@ function oaep(key: KeyObject, oaepLabel: Buffer) {
  * is a recipient's; INVALID_ARGUMENT when the private key cannot be read.
  */
 export async function unwrapVaultKey(document: EncryptedDocument, secrets: Secrets): Promise<Uint8Array> {
-  const given: KeyObject[] = [];
-  if (secrets.privateKey !== undefined) given.push(readPrivateKey(secrets.privateKey, secrets.passphrase));
   const { recipients } = document.encryption;
-  if (secrets.passphrase !== undefined) {
-    const parameters = recipients.flatMap(({ scrypt: passphrase }) => passphrase ?? []);
-    for (const one of parameters) given.push(await passphraseKey(secrets.passphrase, one));
-  }
-  for (const key of given) {
+  for await (const key of keysOf(secrets, recipients)) {
     const publicKey = toHex(publicHalf(key).export({ format: "der", type: "spki" }));
     const recipient = recipients.find((candidate) => candidate.publicKey === publicKey);
     const vaultKey = recipient && unwrap(key, document.vault, Buffer.from(recipient.wrapped, "hex"));
@@ -180,11 +174,21 @@ export async function unwrapVaultKey(document: EncryptedDocument, secrets: Secre
   throw locked(`the ${what} does not open the encrypted vault ${document.vault}`);
 }
 
+/** The private keys that the secrets give. Each passphrase that is tried takes half a second. */
+async function* keysOf(
+  { privateKey, passphrase }: Secrets,
+  recipients: readonly Recipient[],
+): AsyncGenerator<KeyObject, void> {
+  if (privateKey !== undefined) yield readPrivateKey(privateKey, passphrase);
+  if (passphrase === undefined) return;
+  for (const { scrypt: parameters } of recipients)
+    if (parameters !== null) yield await passphraseKey(passphrase, parameters);
+}
+
 /** The error for a vault that cannot be opened. */
 export function locked(message: string): TidemarkError {
   return new TidemarkError("ACCESS_REFUSED", message, {
-    remedy:
-      "give the private key of one of the vault's certificates with `--key FILE` or TIDEMARK_KEY_FILE, or its passphrase with TIDEMARK_PASSPHRASE_FILE; if all of them are lost, what the vault holds is lost for good",
+    remedy: `${keyRemedy}; if all of them are lost, what the vault holds is lost for good`,
   });
 }
 

@@ -71,7 +71,7 @@ function unlocked(sink: Sink, document: EncryptedDocument, keys: VaultKeys): Unl
 function notEncrypted(description: string): TidemarkError {
   return new TidemarkError("INVALID_ARGUMENT", `a key is given for ${description}, and its vault is not encrypted`, {
     remedy:
-      "unset TIDEMARK_KEY_FILE and TIDEMARK_PASSPHRASE_FILE for this vault; if it was created with `--encrypt`, its vault.json was replaced: run `tidemark vault repair`",
+      "unset TIDEMARK_KEY_FILE and TIDEMARK_PASSPHRASE_FILE; if the vault was created with `--encrypt`, run `tidemark vault repair`",
   });
 }
 

@@ -221,14 +221,15 @@ function keyOf(segment: string): {
   return key;
 }
 
+/** How a user gives a key. */
+export const keyRemedy =
+  "give the private key of a certificate of the vault with `--key FILE` or TIDEMARK_KEY_FILE, or its passphrase with TIDEMARK_PASSPHRASE_FILE";
+
 function cannotRead(): TidemarkError {
   return new TidemarkError(
     "ACCESS_REFUSED",
     "this machine is enrolled to write to the encrypted vault; it can neither read back what disks hold nor change keys",
-    {
-      remedy:
-        "give the private key of a certificate with `--key FILE` or TIDEMARK_KEY_FILE, or the passphrase with TIDEMARK_PASSPHRASE_FILE",
-    },
+    { remedy: keyRemedy },
   );
 }
 

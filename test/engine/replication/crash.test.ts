@@ -19,11 +19,13 @@ import {
   closeModelVaults,
   Expected,
   type ModelDisk,
+  modelStore,
   openModelVault,
   redirected,
   replicateNoted,
   sampleDisk,
-  scribble, modelStore } from "../../model-disk.ts";
+  scribble,
+} from "../../model-disk.ts";
 import { expectCode } from "../../sink/expectations.ts";
 
 const pretended = vi.hoisted((): { identity: Partial<ProcessIdentity> } => ({ identity: {} }));

@@ -61,15 +61,14 @@ it("gives back what was replicated, by a private key", async () => {
 });
 
 it("opens by RSA, P-256, P-384 and by a passphrase in either normal form, and by nothing else", async () => {
-  const pem = {
-    privateKeyEncoding: { format: "pem", type: "pkcs8" },
-    publicKeyEncoding: { format: "pem", type: "spki" },
-  } as const;
   const pairs = [
-    generateKeyPairSync("rsa", { modulusLength: 2048, ...pem }),
-    generateKeyPairSync("ec", { namedCurve: "prime256v1", ...pem }),
-    generateKeyPairSync("ec", { namedCurve: "secp384r1", ...pem }),
-  ];
+    generateKeyPairSync("rsa", { modulusLength: 2048 }),
+    generateKeyPairSync("ec", { namedCurve: "prime256v1" }),
+    generateKeyPairSync("ec", { namedCurve: "secp384r1" }),
+  ].map(({ privateKey, publicKey }) => ({
+    privateKey: privateKey.export({ format: "pem", type: "pkcs8" }).toString(),
+    publicKey: publicKey.export({ format: "pem", type: "spki" }).toString(),
+  }));
   const certificates = pairs.map(({ publicKey }, index) => ({ pem: publicKey, name: `key ${String(index)}` }));
   const encryption = { certificates, passphrase: "schöne Brücke" };
   await openModelVault(connect(), { encryption });
