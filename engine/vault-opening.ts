@@ -12,7 +12,7 @@ import type { Sink } from "./sink.ts";
 import { openChecksum } from "./store/format/checksum.ts";
 import { isEncrypted, revisionOf, type VaultDocument } from "./store/format/vault-document.ts";
 import { recipientsOf } from "./store/keys/recipients.ts";
-import { encrypted, type Unlocked, unlock } from "./store/keys/unlock.ts";
+import { encrypted, notEncrypted, type Unlocked, unlock } from "./store/keys/unlock.ts";
 import { createIdentity, readIdentity } from "./store/points/identity.ts";
 import { Store } from "./store/store.ts";
 import { findIdentities } from "./upkeep/repair/lost-identity.ts";
@@ -73,7 +73,9 @@ export async function openVaultForRepair(sink: Sink, options: VaultOptions): Pro
 /** Opens the vault, or creates it where no encrypted one has been. Errors: as both. */
 export async function openOrCreateVault(sink: Sink, options: VaultOptions & VaultParameters): Promise<Unlocked> {
   try {
-    return await openVault(sink, options);
+    const opened = await openVault(sink, options);
+    if (options.encryption !== undefined && !isEncrypted(opened.document)) throw notEncrypted(sink.description);
+    return opened;
   } catch (error) {
     if (!hasCode(error, "VAULT_NOT_FOUND")) throw error;
     const kept = await documentCopy(options.stateFolder, sink.description).read();

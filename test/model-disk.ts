@@ -245,7 +245,7 @@ export async function modelStore(sink: Sink): Promise<Store> {
 }
 
 /** The vault in a sink, as its readers work with it. */
-async function unlockModel(sink: Sink): Promise<{ readonly store: Store; readonly document: VaultDocument }> {
+export async function unlockModel(sink: Sink): Promise<{ readonly store: Store; readonly document: VaultDocument }> {
   const document = decodeVault((await sink.getObject("vault.json", documentBytesMax)).bytes, "vault.json");
   const unlocked = await unlock(sink, document, modelEncryption.keys, undefined);
   return { store: new Store(unlocked.sink), document: unlocked.document };

@@ -68,7 +68,8 @@ function unlocked(sink: Sink, document: EncryptedDocument, keys: VaultKeys): Unl
   return { sink: new SealedSink(sink, keys), document: { ...document, digestKey: toHex(keys.digestKey) } };
 }
 
-function notEncrypted(description: string): TidemarkError {
+/** The error for a vault that is expected to be encrypted. */
+export function notEncrypted(description: string): TidemarkError {
   return new TidemarkError("INVALID_ARGUMENT", `a key is given for ${description}, and its vault is not encrypted`, {
     remedy:
       "unset TIDEMARK_KEY_FILE and TIDEMARK_PASSPHRASE_FILE; if the vault was created with `--encrypt`, run `tidemark vault repair`",

@@ -63,7 +63,6 @@ import {
   collectionSample,
   condemnedSample,
   deadSample,
-  encryptedSample,
   framePlace,
   headSample,
   indexReference,
@@ -99,12 +98,6 @@ const frameHeader = decodeFrameHeader(frame, "segment", framePlace);
 
 const formats: readonly Format[] = [
   { kind: "vault", bytes: encodeVault(vaultSample), decode: (bytes) => decodeVault(bytes, "o"), future: futureLine },
-  {
-    kind: "vault that is encrypted",
-    bytes: encodeVault(encryptedSample),
-    decode: (bytes) => decodeVault(bytes, "o"),
-    future: futureLine,
-  },
   {
     kind: "head",
     bytes: encodeHead(headSample),
@@ -298,7 +291,6 @@ describe("an object with a right checksum and wrong content", () => {
 
   test("gives a document of the right types or DAMAGED, whatever stands in a field", () => {
     const cases: readonly (readonly [object, (body: object) => unknown])[] = [
-      [encryptedSample, (body) => decodeVault(encodeVault(body as typeof encryptedSample), "o")],
       [vaultSample, (body) => decodeVault(encodeVault(body as typeof vaultSample), "o")],
       [headSample, (body) => decodeHead(encodeHead(body as typeof headSample), "o", headSample)],
       [pageSample, (body) => decodePage(...pageAs(body as PageDocument, pageReference))],

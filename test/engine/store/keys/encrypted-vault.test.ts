@@ -89,6 +89,7 @@ it("is refused without a key, with what is no key, and a key is refused where no
   const plain = new MemorySink();
   await (await Vault.create(plain, { workers: 1 })).close();
   await expectCode(Vault.open(plain, { keys: encrypted.keys }), "INVALID_ARGUMENT");
+  await expectCode(Vault.openOrCreate(plain, { encryption: encrypted.encryption }), "INVALID_ARGUMENT");
 });
 
 it("is not created for a weak, unknown or private key, for an empty passphrase, or for no key at all", async () => {

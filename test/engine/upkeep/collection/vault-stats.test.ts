@@ -89,7 +89,7 @@ describe("the stats of a vault", () => {
     await churn();
     const { metadataBytes, disks } = await (await churned.vault()).stats();
     const sizes = { all: 0, a: 0 };
-    for await (const { name, sizeBytes } of churned.plain.list("")) {
+    for await (const { name, sizeBytes } of (await modelStore(churned.plain)).list("")) {
       if (!name.startsWith("segments/")) sizes.all += sizeBytes;
       if (name.startsWith("disks/a/")) sizes.a += sizeBytes;
     }

@@ -46,7 +46,7 @@ function changed(bytes: Uint8Array, name: string, how: Exclude<Tampering, "remov
 
 /** The name of a segment as it is in the store: in an encrypted run it ends with the segment's key. */
 export function storedName(store: MemoryStore, name: string): string {
-  return [...(store.objects ?? []).keys()].find((stored) => stored.startsWith(`${name}-`)) ?? name;
+  return [...(store.objects?.keys() ?? [])].find((stored) => stored.startsWith(`${name}-`)) ?? name;
 }
 
 /** Inverts the byte at `offset` of a page object. */
