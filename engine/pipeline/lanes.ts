@@ -46,8 +46,6 @@ export interface LanesOptions {
 
 interface Lane {
   readonly number: number;
-  /** The builder's memory in an encrypted vault. */
-  readonly shared: SharedArrayBuffer | undefined;
   readonly builder: FrameBuilder;
   segment: OpenSegment | undefined;
   segmentsMade: number;
@@ -168,9 +166,8 @@ export class Lanes {
       if (idle !== undefined) return idle;
       const number = this.#lanes.length;
       if (number < this.#options.lanes) {
-        const shared = this.sealBytes === 0 ? undefined : new SharedArrayBuffer(frameBytesMax);
-        const builder = new FrameBuilder(shared);
-        const lane = { number, shared, builder, segment: undefined, segmentsMade: 0, sending: undefined };
+        const builder = new FrameBuilder(this.sealBytes > 0);
+        const lane = { number, builder, segment: undefined, segmentsMade: 0, sending: undefined };
         this.#lanes.push(lane);
         return lane;
       }
@@ -202,14 +199,14 @@ export class Lanes {
   }
 
   async #send(lane: Lane): Promise<void> {
-    const { segment, shared, builder } = lane;
+    const { segment, builder } = lane;
     assert(segment !== undefined, "a lane that sends has a segment");
     const { store, vaultId, sealFrame } = this.#options;
     const { name, segmentId, payloads, endBytes: offset } = segment;
     const place = { vaultId, segmentId, offset, tablesKey: store.keys?.tables(name) };
     try {
-      if (shared !== undefined && payloads !== undefined)
-        await sealFrame({ frame: shared, storedWords: builder.storedWords, offset, seal: payloads });
+      if (payloads !== undefined)
+        await sealFrame({ frame: builder.shared, storedWords: builder.storedWords, offset, seal: payloads });
       const frame = builder.seal(place);
       // Pair check: what is about to be trusted with data can be read back.
       decodeFrameHeader(frame, name, place);

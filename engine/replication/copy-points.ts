@@ -283,6 +283,8 @@ class DiskCopy {
       this.#damaged += 1;
       const what = `point ${point.sequence} of disk ${JSON.stringify(this.#disk)} is not copied`;
       this.#notify({ code: "POINT_DAMAGED", message: `${what}: ${reading.damage.message}` });
+    } finally {
+      await reading.close();
     }
   }
 

@@ -14,6 +14,7 @@
  * table are those of sealed payloads. The header stays plain; it is a part of what is bound to the
  * table.
  */
+import assert from "node:assert/strict";
 import { digestBytes, frameBytesMax, segmentBytes } from "../../limits.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { checksum, checksumBytes, sameBytes } from "./checksum.ts";
@@ -61,12 +62,15 @@ function tableSeal({ tablesKey }: Pick<FramePlace, "tablesKey">, header: Uint8Ar
   return tablesKey === undefined ? undefined : { key: tablesKey, associated: header.slice(0, describingBytes) };
 }
 
+/** The room of a new builder. A cycle that stores little, as most do, needs no more. */
+const firstRoomBytes = 128 * 1024;
+
 /**
- * Fills one frame at a time in its own buffer of `frameBytesMax` bytes, which it uses again for the
- * next frame.
+ * Fills one frame at a time in its own buffer, which it uses again for the next frame. The buffer
+ * doubles as chunks come, up to `frameBytesMax`.
  */
 export class FrameBuilder {
-  readonly #buffer: Buffer;
+  #buffer: Buffer;
   readonly #digests: Uint8Array = new Uint8Array(frameChunksMax * digestBytes);
   readonly #stored: Uint32Array = new Uint32Array(frameChunksMax);
   readonly #granule: Uint32Array = new Uint32Array(frameChunksMax);
@@ -75,10 +79,17 @@ export class FrameBuilder {
   #count = 0;
   readonly #sealBytes: number;
 
-  /** `shared`: a worker thread seals payloads where they lie. Absent: they stay plain. */
-  constructor(shared?: SharedArrayBuffer) {
-    this.#buffer = shared === undefined ? Buffer.alloc(frameBytesMax) : Buffer.from(shared);
-    this.#sealBytes = shared === undefined ? 0 : sealBytes;
+  /** `isSealed`: a worker thread seals payloads where they lie. */
+  constructor(isSealed = false) {
+    this.#sealBytes = isSealed ? sealBytes : 0;
+    this.#buffer = this.#room(firstRoomBytes);
+  }
+
+  /** Where the frame lies, for a worker thread; of a builder for sealed payloads only. */
+  get shared(): SharedArrayBuffer {
+    const { buffer } = this.#buffer;
+    assert(buffer instanceof SharedArrayBuffer, "payloads are sealed");
+    return buffer;
   }
 
   /** Lengths of the payloads in the frame, in their order. */
@@ -111,14 +122,14 @@ export class FrameBuilder {
   ): number {
     const at = this.#end;
     const index = this.#count;
-    const payloadBytes = storedLength(storedWord);
+    const end = at + payload.byteLength + this.#sealBytes;
+    this.#end = aligned(end, payloadAlignment);
+    this.#reserve(this.#end);
     this.#buffer.set(payload, this.#sealBytes === 0 ? at : at + nonceBytes);
     this.#digests.set(digests.subarray(digestAt, digestAt + digestBytes), index * digestBytes);
     this.#stored[index] = storedWord;
     this.#granule[index] = granule;
     this.#granules[index] = granules;
-    const end = at + payloadBytes;
-    this.#end = aligned(end, payloadAlignment);
     this.#buffer.fill(0, end, this.#end);
     this.#count = index + 1;
     return at;
@@ -130,6 +141,7 @@ export class FrameBuilder {
     const tableOffset = this.#end;
     const tableEnd = tableOffset + count * tableEntryBytes + this.#sealBytes;
     const frameBytes = aligned(tableEnd, pageAlignmentBytes);
+    this.#reserve(frameBytes);
     const buffer = this.#buffer;
     let at = tableOffset;
     for (const column of [
@@ -157,6 +169,18 @@ export class FrameBuilder {
   reset(): void {
     this.#end = frameHeaderBytes;
     this.#count = 0;
+  }
+
+  /** Makes room for the first `bytes` of a frame. */
+  #reserve(bytes: number): void {
+    const before = this.#buffer;
+    if (bytes <= before.byteLength) return;
+    this.#buffer = this.#room(Math.min(frameBytesMax, Math.max(2 * before.byteLength, bytes)));
+    this.#buffer.set(before);
+  }
+
+  #room(bytes: number): Buffer {
+    return this.#sealBytes === 0 ? Buffer.alloc(bytes) : Buffer.from(new SharedArrayBuffer(bytes));
   }
 }
 

@@ -148,12 +148,11 @@ it("a frame of version 2 leads to every payload", () => {
 
 /** As `Lanes` seals one. */
 function sealedFrame(place: Parameters<FrameBuilder["seal"]>[0], by: ReturnType<VaultKeys["payloads"]>): Uint8Array {
-  const shared = new SharedArrayBuffer(4 * 1024 * 1024);
-  const builder = new FrameBuilder(shared);
+  const builder = new FrameBuilder(true);
   for (const { payload, storedWord, digest, granule, granules } of frameChunks) {
     const length = payload.length + sealBytes;
     const at = builder.append(payload, storedWord + sealBytes, digest, 0, granule, granules);
-    sealInPlace(payloadSeal(by, place.offset + at), new Uint8Array(shared, at, length));
+    sealInPlace(payloadSeal(by, place.offset + at), new Uint8Array(builder.shared, at, length));
   }
   return new Uint8Array(builder.seal(place));
 }
