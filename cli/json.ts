@@ -16,8 +16,10 @@ import type {
   Damage,
   DisableSummary,
   DiskSummary,
+  EnrollSummary,
   Extent,
   JobSummary,
+  KeysSummary,
   ListedPoint,
   LostObject,
   MaterializeSummary,
@@ -89,6 +91,11 @@ export interface JsonItems {
 interface FixedSummaries {
   readonly version: VersionSummary;
   readonly demo: DemoSummary;
+  readonly "vault keys list": KeysSummary;
+  readonly "vault keys add": KeysSummary;
+  readonly "vault keys remove": KeysSummary;
+  readonly "vault keys rotate": KeysSummary;
+  readonly "vault keys enroll": EnrollSummary;
   readonly "vault init": VaultSummary;
   readonly "vault show": VaultSummary;
   readonly "vault stats": VaultStats;

@@ -158,6 +158,17 @@ describe("the script", () => {
   );
 
   deepTest(
+    "encryption.sh restores what a server wrote that cannot read it, also after its key was replaced",
+    { timeout: scriptMsMax },
+    async () => {
+      const place = new Installed();
+      const lines = await place.script("encryption.sh");
+      expect(lines.join("\n")).toMatch(/aes-256-gcm[^]*can write to vault[^]*generation 2[^]*no damage: 2 points/);
+      expect(readFileSync(place.path("back.img")).equals(readFileSync(place.path("web.img")))).toBe(true);
+    },
+  );
+
+  deepTest(
     "failover.sh leaves the moved disk with what was written last, and nothing of the drill",
     {
       timeout: scriptMsMax,
