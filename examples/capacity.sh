@@ -14,4 +14,5 @@ tidemark capacity profile --disk web.img --for 4s --out web.profile    # a week,
 wait
 tidemark capacity report web.profile --bandwidth 10Mbit/s,100Mbit/s --retention days:7 --growth 30% \
   --prices prices.yaml --page plan.html
-mkdir vault && tidemark capacity throughput --vault dir:vault --for 1s
+tidemark vault init --vault dir:vault
+tidemark capacity throughput --vault dir:vault --for 1s

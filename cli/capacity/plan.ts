@@ -130,6 +130,8 @@ const frameBytes: number = 4 * 1024 * 1024;
  */
 const pointWrites = 10;
 const pointReads = 10;
+/** Time between points unless a policy says otherwise. */
+const cycleMsDefault = 5_000;
 /** Manifest and part of the history. */
 const pointBytes = 2_048;
 
@@ -274,7 +276,8 @@ async function storageOf(
   signal: AbortSignal,
 ): Promise<PlannedStorage> {
   const { disks, slotMs } = shipping.load;
-  const everyMs = cycleSlots * slotMs;
+  // Short trials have shorter cycles than a disk is protected with.
+  const everyMs = Math.max(cycleSlots * slotMs, cycleMsDefault);
   const first = disks.reduce((sum, disk) => sum + disk.first.storedBytes, 0) * (1 + shipping.growth);
   const changes = changeCurve(shipping);
   const days: { day: number; storedBytes: number }[] = [];

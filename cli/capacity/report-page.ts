@@ -3,7 +3,7 @@
  * and dark by the reader's preference, printable.
  */
 import { tidemarkVersion } from "../../engine/index.ts";
-import { formatBytes, formatCount } from "../quantities.ts";
+import { formatBytes, formatCount, formatNumberOf } from "../quantities.ts";
 import { type CapacityPlan, type PlannedLine } from "./plan.ts";
 import {
   caveatsOf,
@@ -18,15 +18,34 @@ import {
 } from "./report-text.ts";
 
 const style = `
-:root { color-scheme: light dark; --ink: #1b1f24; --pale: #5d6670; --rule: #d5dae0; --sheet: #fff; --a: #0b63ce; --b: #b3400a; --c: #1a7f37; --d: #8250df }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --pale: #9aa4af; --rule: #3a424b; --sheet: #14181d; --a: #6cb0ff; --b: #ff9d66; --c: #58c878; --d: #c39bff } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--sheet); max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem } p, caption { color: var(--pale) }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+:root {
+  color-scheme: light dark;
+  --ink: #1b1f24; --pale: #5d6670; --rule: #d5dae0; --sheet: #fff;
+  --a: #0b63ce; --b: #b3400a; --c: #1a7f37; --d: #8250df;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ink: #e6e9ed; --pale: #9aa4af; --rule: #3a424b; --sheet: #14181d;
+    --a: #6cb0ff; --b: #ff9d66; --c: #58c878; --d: #c39bff;
+  }
+}
+body {
+  font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--sheet);
+  max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+}
+h1 { font-size: 1.5rem }
+h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+p { color: var(--pale) }
+.wide { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--rule); white-space: nowrap }
-th:first-child, td:first-child { text-align: left } th { font-weight: 600; color: var(--pale) }
-svg { width: 100%; height: auto; display: block } svg text { font: 12px system-ui, sans-serif; fill: var(--pale) }
-svg .rule { stroke: var(--rule) } svg .line { fill: none; stroke-width: 2; stroke-linejoin: round } svg .mark { stroke-dasharray: 5 4 }
+th:first-child, td:first-child { text-align: left }
+th { font-weight: 600; color: var(--pale) }
+svg { width: 100%; min-width: 34rem; height: auto; display: block }
+svg text { font: 12px system-ui, sans-serif; fill: var(--pale) }
+svg .rule { stroke: var(--rule) }
+svg .line { fill: none; stroke-width: 2; stroke-linejoin: round }
+svg .mark { stroke-dasharray: 5 4 }
 @media print { body { margin: 0 } h2 { break-after: avoid } svg, tr { break-inside: avoid } }`;
 
 /** The page. `time` shows times that are in ISO 8601. */
@@ -37,7 +56,7 @@ export function capacityPage(plan: CapacityPlan, time: (iso: string) => string):
   const shipped = plotOf({
     title: "Shipped over time",
     x: { label: "hours since the profile began", logarithmic: false },
-    y: { label: "Mbit/s", format: (value) => compact(value) },
+    y: "Mbit/s",
     curves: [
       {
         name: `in ${formatSpan(series.spanMs)}`,
@@ -57,7 +76,7 @@ export function capacityPage(plan: CapacityPlan, time: (iso: string) => string):
   const changed = plotOf({
     title: "Changed in a span of time, each granule once",
     x: { label: "minutes", logarithmic: true },
-    y: { label: "MiB", format: (value) => compact(value) },
+    y: "MiB",
     curves: (
       [
         ["mean", "meanBytes"],
@@ -74,7 +93,7 @@ export function capacityPage(plan: CapacityPlan, time: (iso: string) => string):
   const storedPlot = plotOf({
     title: "Stored by retention",
     x: { label: "days", logarithmic: false },
-    y: { label: "GiB", format: (value) => compact(value) },
+    y: "GiB",
     curves: storage.map(({ retention, days }, index) => ({
       name: retention,
       colour: colour(index),
@@ -86,7 +105,7 @@ export function capacityPage(plan: CapacityPlan, time: (iso: string) => string):
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Capacity plan</title><style>${style}</style></head><body>
 <h1>Capacity plan</h1>
-<p>${plan.disks.length} ${plan.disks.length === 1 ? "disk" : "disks"}, ${formatSpan(plan.coveredMs)} seen from ${escaped(time(plan.from))} to ${escaped(time(plan.to))}${plan.growth === 0 ? "" : `, with ${(plan.growth * 100).toFixed(0)} % growth`}. Tidemark ${tidemarkVersion}.</p>
+<p>${escaped(introduction(plan, time))}</p>
 <h2>Line for an objective</h2>
 ${tableOf(
   ["RPO", "A point every", "Always", "95 % of the time", "90 % of the time"],
@@ -164,6 +183,12 @@ ${changed}
 `;
 }
 
+function introduction({ disks, coveredMs, from, to, growth }: CapacityPlan, time: (iso: string) => string): string {
+  const more = growth === 0 ? "" : `, with ${(growth * 100).toFixed(0)} % growth`;
+  const seen = `${formatSpan(coveredMs)} seen from ${time(from)} to ${time(to)}`;
+  return `${formatNumberOf(disks.length, "disk")}, ${seen}${more}. Tidemark ${tidemarkVersion}.`;
+}
+
 function batchesOf(lines: readonly PlannedLine[]): string {
   const several = lines.filter(({ first }) => first !== null && (first.batches.length > 1 || !first.inGoal));
   if (several.length === 0) return "";
@@ -180,14 +205,11 @@ function batchesOf(lines: readonly PlannedLine[]): string {
   );
 }
 
-interface Axis {
-  readonly label: string;
-}
-
 interface Plot {
   readonly title: string;
-  readonly x: Axis & { readonly logarithmic: boolean };
-  readonly y: Axis & { readonly format: (value: number) => string };
+  readonly x: { readonly label: string; readonly logarithmic: boolean };
+  /** What the values count. */
+  readonly y: string;
   readonly curves: readonly {
     readonly name: string;
     readonly colour: string;
@@ -197,7 +219,7 @@ interface Plot {
   readonly marks: readonly { readonly name: string; readonly colour: string; readonly value: number }[];
 }
 
-const [width, height, left, top, bottom] = [900, 280, 56, 24, 40];
+const [width, height, left, right, top, bottom] = [900, 280, 56, 16, 24, 40];
 
 function plotOf({ title, x, y, curves, marks }: Plot): string {
   const xs = curves.flatMap(({ points }) => points.map(([at]) => at));
@@ -208,11 +230,14 @@ function plotOf({ title, x, y, curves, marks }: Plot): string {
   const yStep = stepOf(Math.max(...ys, Number.MIN_VALUE));
   const yMax = Math.max(Math.ceil(Math.max(...ys) / yStep), 1) * yStep;
   const toX = (value: number): number =>
-    round(left + ((place(value) - first) / Math.max(last - first, Number.EPSILON)) * (width - left - 16));
+    round(left + ((place(value) - first) / Math.max(last - first, Number.EPSILON)) * (width - left - right));
   const toY = (value: number): number => round(top + (1 - value / yMax) * (height - top - bottom));
+  const ruleAt = (value: number, names: string): string =>
+    `<line ${names} x1="${left}" x2="${width - right}" y1="${toY(value)}" y2="${toY(value)}"/>`;
+  const textAt = (x: number, y: number, anchor: string, content: string): string =>
+    `<text x="${x}" y="${y}" text-anchor="${anchor}">${content}</text>`;
   const rules = Array.from({ length: Math.round(yMax / yStep) + 1 }, (_, index) => index * yStep).map(
-    (value) =>
-      `<line class="rule" x1="${left}" x2="${width - 16}" y1="${toY(value)}" y2="${toY(value)}"/><text x="${left - 8}" y="${toY(value) + 4}" text-anchor="end">${y.format(value)}</text>`,
+    (value) => ruleAt(value, 'class="rule"') + textAt(left - 8, toY(value) + 4, "end", compact(value)),
   );
   const xStep = stepOf(last - first);
   const ticks = x.logarithmic
@@ -221,21 +246,24 @@ function plotOf({ title, x, y, curves, marks }: Plot): string {
         { length: Math.floor((last - Math.ceil(first / xStep) * xStep) / xStep) + 1 },
         (_, index) => (Math.ceil(first / xStep) + index) * xStep,
       );
-  const labels = ticks.map(
-    (value) => `<text x="${toX(value)}" y="${height - 20}" text-anchor="middle">${compact(value)}</text>`,
-  );
-  const named = [...curves, ...marks];
-  const legend = named.map(
-    ({ name, colour }, index) =>
-      `<tspan ${index === 0 ? "" : 'dx="16"'} style="fill:${colour}">${index < curves.length ? "━" : "╌"} ${escaped(name)}</tspan>`,
-  );
-  return `<figure class="wide" style="margin:1rem 0"><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escaped(title)}">
-${rules.join("")}${labels.join("")}
-<text x="${left}" y="14">${y.label}</text><text x="${width - 16}" y="${height - 4}" text-anchor="end">${x.label}</text>
-<text x="${width - 16}" y="14" text-anchor="end">${legend.join("")}</text>
-${curves.map(({ colour, points }) => `<polyline class="line" style="stroke:${colour}" points="${points.map(([at, value]) => `${toX(at)},${toY(value)}`).join(" ")}"/>`).join("")}
-${marks.map(({ colour, value }) => `<line class="line mark" style="stroke:${colour}" x1="${left}" x2="${width - 16}" y1="${toY(value)}" y2="${toY(value)}"/>`).join("")}
-</svg></figure>`;
+  const labels = ticks.map((value) => textAt(toX(value), height - 20, "middle", compact(value)));
+  const legend = [...curves, ...marks].map(({ name, colour }, index) => {
+    const gap = index === 0 ? "" : 'dx="16"';
+    return `<tspan ${gap} style="fill:${colour}">${index < curves.length ? "━" : "╌"} ${escaped(name)}</tspan>`;
+  });
+  const lines = curves.map(({ colour, points }) => {
+    const places = points.map(([at, value]) => `${toX(at)},${toY(value)}`).join(" ");
+    return `<polyline class="line" style="stroke:${colour}" points="${places}"/>`;
+  });
+  return `<div class="wide"><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escaped(title)}">
+${rules.join("")}
+${labels.join("")}
+${textAt(left, 14, "start", y)}
+${textAt(width - right, height - 4, "end", x.label)}
+${textAt(width - right, 14, "end", legend.join(""))}
+${lines.join("")}
+${marks.map(({ colour, value }) => ruleAt(value, `class="line mark" style="stroke:${colour}"`)).join("")}
+</svg></div>`;
 }
 
 /** 1, 2 or 5 times a power of ten, so that about four to eight steps make `range`. */

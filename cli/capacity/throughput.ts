@@ -2,19 +2,21 @@
  * Throughput of a store: page writes and page reads of 4 MiB in as many lanes as a writer has, and
  * small objects one after the other, as a commit writes them.
  *
- * What it makes lies below `capacity/RUN/`. The object `lease` there is made first and removed last,
- * and is leased while the run goes on. So a run that finds a folder whose lease is free knows that
- * its run is dead, and removes it: at its beginning, and again at its end, when the lease of a run
- * that was killed a moment before has run out.
+ * What it makes has names that begin with `capacity-RUN-`, where RUN is a UUID. The object `lease` of
+ * a run is made first and removed last, and is leased while the run goes on. So a run that finds
+ * names whose lease is free knows that their run is dead, and removes them: at its beginning, and
+ * again at its end, when the lease of a run that was killed a moment before has run out. The names
+ * have no folder, because a store that is a folder keeps empty ones.
  *
  * Invariant: a run that ends, by an error or ^C too, has removed what it made; the next run removes
  * what a killed run has left.
  */
 import { randomBytes, randomUUID } from "node:crypto";
 import { type CallOptions, hasCode, pageWriteBytesMax, type Sink } from "../../engine/index.ts";
-import { closing } from "../commands/context.ts";
 
-const prefix = "capacity/";
+const prefix = "capacity-";
+/** The prefix, a UUID and a hyphen. */
+const runPrefixLength: number = prefix.length + 37;
 const pagesBytes: number = 64 * 1024 * 1024;
 const smallBytes = 2_048;
 const leaseSeconds = 15;
@@ -60,21 +62,22 @@ export interface ThroughputOptions {
 export async function measureThroughput(sink: Sink, options: ThroughputOptions): Promise<Throughput> {
   const { signal } = options;
   const before = await removeLeftovers(sink, { signal });
-  const folder = new RunFolder(sink);
-  return await closing(folder, async () => {
-    await folder.begin({ signal });
-    const measured = await measure(sink, folder.path, options);
-    return { ...measured, removedLeftovers: before + (await removeLeftovers(sink, { signal })) };
-  });
+  const run = new RunObjects(sink);
+  const [measured] = await Promise.allSettled([measure(sink, run, options)]);
+  const [removed] = await Promise.allSettled([run.remove()]);
+  if (measured.status === "rejected") throw measured.reason;
+  if (removed.status === "rejected") throw removed.reason;
+  return { ...measured.value, removedLeftovers: before + (await removeLeftovers(sink, { signal })) };
 }
 
 async function measure(
   sink: Sink,
-  folder: string,
+  run: RunObjects,
   { lanes, forMs, signal, onStep }: ThroughputOptions,
 ): Promise<Omit<Throughput, "removedLeftovers">> {
+  await run.begin({ signal });
   const bytes = randomBytes(pageWriteBytesMax);
-  const names = Array.from({ length: lanes }, (_, lane) => `${folder}pages-${lane}`);
+  const names = Array.from({ length: lanes }, (_, lane) => `${run.prefix}pages-${lane}`);
   await Promise.all(names.map(async (name) => await sink.createPages(name, pagesBytes, 1, { signal })));
   const offsetOf = (turn: number): number => (turn * pageWriteBytesMax) % pagesBytes;
   onStep("put");
@@ -93,7 +96,7 @@ async function measure(
   let etag: string | undefined;
   const small = await transfer(1, forMs * (1 - putShare - getShare), smallBytes, signal, async () => {
     const condition = etag === undefined ? ({ ifAbsent: true } as const) : { ifMatch: etag };
-    etag = (await sink.putObject(`${folder}small`, bytes.subarray(0, smallBytes), condition, { signal })).etag;
+    etag = (await sink.putObject(`${run.prefix}small`, bytes.subarray(0, smallBytes), condition, { signal })).etag;
   });
   return { lanes, put, get, small };
 }
@@ -136,9 +139,9 @@ function latencyOf(latencies: readonly number[]): Latency {
   return { p50Ms: at(0.5), p95Ms: at(0.95), p99Ms: at(0.99), maxMs: at(1) };
 }
 
-/** Folder of a run, with the lease that tells that the run goes on. */
-class RunFolder implements AsyncDisposable {
-  readonly path: string = `${prefix}${randomUUID()}/`;
+/** Objects of a run, with the lease that tells that the run goes on. */
+class RunObjects {
+  readonly prefix: string = `${prefix}${randomUUID()}-`;
   readonly #sink: Sink;
   readonly #id: string = randomUUID();
   #timer: NodeJS.Timeout | undefined;
@@ -149,7 +152,7 @@ class RunFolder implements AsyncDisposable {
   }
 
   async begin(options: CallOptions): Promise<void> {
-    const name = leaseOf(this.path);
+    const name = leaseOf(this.prefix);
     await this.#sink.putObject(name, new Uint8Array(1), { ifAbsent: true }, options);
     await this.#sink.acquireLease(name, this.#id, leaseSeconds, options);
     this.#timer = setInterval(() => {
@@ -159,42 +162,41 @@ class RunFolder implements AsyncDisposable {
   }
 
   /** Takes no signal: what was made is removed after ^C, too. */
-  async [Symbol.asyncDispose](): Promise<void> {
+  async remove(): Promise<void> {
     clearInterval(this.#timer);
     await this.#renewing;
-    await removeFolder(this.#sink, this.path, this.#id);
+    await removeObjects(this.#sink, this.prefix, this.#id);
   }
 }
 
-function leaseOf(folder: string): string {
-  return `${folder}lease`;
+function leaseOf(run: string): string {
+  return `${run}lease`;
 }
 
-/** Removes the folders of runs that were killed. Returns the number of objects. */
+/** Removes what killed runs have left. Returns the number of objects. */
 async function removeLeftovers(sink: Sink, options: CallOptions): Promise<number> {
-  const folders = new Set<string>();
-  for await (const { name } of sink.list(prefix, options))
-    folders.add(name.slice(0, name.indexOf("/", prefix.length) + 1));
+  const runs = new Set<string>();
+  for await (const { name } of sink.list(prefix, options)) runs.add(name.slice(0, runPrefixLength));
   let removed = 0;
-  for (const folder of folders) {
+  for (const run of runs) {
     const id = randomUUID();
     try {
-      await sink.acquireLease(leaseOf(folder), id, leaseSeconds, options);
+      await sink.acquireLease(leaseOf(run), id, leaseSeconds, options);
     } catch (error) {
       if (hasCode(error, "LEASE_HELD")) continue;
-      // The lease goes last: without it the folder's run has just ended, or nearly.
+      // The lease goes last: without it the run has just ended, or nearly.
       if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
     }
-    removed += await removeFolder(sink, folder, id, options);
+    removed += await removeObjects(sink, run, id, options);
   }
   return removed;
 }
 
 /** Removes what a run has made, the lease that `id` holds last. Returns the number of objects. */
-async function removeFolder(sink: Sink, folder: string, id: string, options: CallOptions = {}): Promise<number> {
-  const lease = leaseOf(folder);
+async function removeObjects(sink: Sink, run: string, id: string, options: CallOptions = {}): Promise<number> {
+  const lease = leaseOf(run);
   const names: string[] = [];
-  for await (const { name } of sink.list(folder, options)) names.push(name);
+  for await (const { name } of sink.list(run, options)) names.push(name);
   const others = names.filter((name) => name !== lease);
   await Promise.all(others.map(async (name) => await sink.deleteObject(name, options)));
   if (others.length < names.length) {

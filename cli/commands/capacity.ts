@@ -125,7 +125,7 @@ The store's container or folder must exist; it need not hold a vault. Up to
 next one.
 
 Example:
-  $ tidemark capacity throughput --vault https://ACCOUNT.blob.core.windows.net/vault`,
+  $ tidemark capacity throughput --vault azurite:/srv/vault --for 10s`,
     )
     .action(async (flags: ThroughputFlags) => await throughput(context, flags));
   return capacity;

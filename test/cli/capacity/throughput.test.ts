@@ -56,11 +56,11 @@ test("what a killed run has left is removed when its lease has run out, and a ru
   const store = await newStore();
   let nowMs = Date.now();
   const sink = new MemorySink({ store, clock: () => nowMs });
-  const lease = "capacity/11111111-1111-4111-8111-111111111111/lease";
+  const lease = "capacity-11111111-1111-4111-8111-111111111111-lease";
   await sink.putObject(lease, new Uint8Array(1), { ifAbsent: true });
   await sink.acquireLease(lease, "22222222-2222-4222-8222-222222222222", 15);
   await sink.createPages(lease.replace("lease", "pages-0"), 1 << 20, 1);
-  const orphan = "capacity/33333333-3333-4333-8333-333333333333/pages-0";
+  const orphan = "capacity-33333333-3333-4333-8333-333333333333-pages-0";
   await sink.createPages(orphan, 1 << 20, 1);
   await sink.putObject("disks/d/head", new Uint8Array(1), { ifAbsent: true });
   expect(await measureThroughput(sink, { ...options, forMs: 0 })).toMatchObject({ removedLeftovers: 1 });
