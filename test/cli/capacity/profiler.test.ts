@@ -1,4 +1,15 @@
-import { closeSync, ftruncateSync, openSync, utimesSync, writeSync } from "node:fs";
+import { execFileSync, spawnSync } from "node:child_process";
+import {
+  closeSync,
+  fdatasyncSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  utimesSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
 import type { AgentStatus } from "../../../cli/agent/supervisor.ts";
@@ -9,6 +20,7 @@ import { diskstatsProbe, type Probe, profile, scanProbe } from "../../../cli/cap
 import { bitsOf } from "../../../cli/capacity/sketch.ts";
 import { type Notice, TidemarkError } from "../../../engine/index.ts";
 import { randomBytes } from "../../engine-model.ts";
+import { attachLoop } from "../../loop-device.ts";
 import { createFolder, removeFolder } from "../../temporary-folder.ts";
 
 const granule = 4096;
@@ -97,6 +109,38 @@ test("without time to read it all, a part of the disk stands for the whole", asy
   expect(changed.share).toBe(share);
   expect(readBytes).toBe(changed.blocks.length * 16 * granule);
   expect([...changed.masks].every((mask) => bitsOf(mask) === 1)).toBe(true);
+});
+
+test("what a mounted file system writes to a device is seen, and counted as the kernel counts it", async (context) => {
+  const folder = createFolder("scan");
+  onTestFinished(async () => await removeFolder(folder));
+  const image = join(folder, "disk.img");
+  execFileSync("truncate", ["--size=16M", image]);
+  const loop = attachLoop(image);
+  if ("reason" in loop) return context.skip(loop.reason);
+  onTestFinished(() => loop.detach());
+  const mounted = join(folder, "mounted");
+  mkdirSync(mounted);
+  const made = spawnSync("sh", ["-c", `mkfs.ext4 -q ${loop.path} && mount ${loop.path} ${mounted}`]);
+  if (made.status !== 0) return context.skip(`no file system can be mounted here: ${made.stderr.toString()}`);
+  onTestFinished(() => void execFileSync("umount", [mounted]));
+  const file = join(mounted, "file");
+  // Content that the cache of the device knows, and that the file system then overwrites below it.
+  writeFileSync(file, randomBytes(64 * granule, 1), { flush: true });
+  readFileSync(loop.path);
+  const probe = await scanProbe(loop.path, never, { everyMs: 30_000 });
+  onTestFinished(async () => await probe[Symbol.asyncDispose]());
+  await probe.lines(never);
+  const fd = openSync(file, "r+");
+  writeSync(fd, randomBytes(64 * granule, 2));
+  fdatasyncSync(fd);
+  closeSync(fd);
+  const [sample] = await probe.lines(never);
+  if (sample?.type !== "sample") throw new Error("there is no sample");
+  expect(sample.writtenBytes).toBeGreaterThanOrEqual(64 * granule);
+  const granules = [...(sample.changed?.masks ?? [])].reduce((sum, mask) => sum + bitsOf(mask), 0);
+  expect(granules).toBeGreaterThanOrEqual(64);
+  expect(granules).toBeLessThan(100);
 });
 
 /** A clock that moves when a probe or a wait takes time. */
