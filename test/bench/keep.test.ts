@@ -133,7 +133,7 @@ describe("each case about points that last proves its point and tells what it me
     expect(report.steps.map(({ runs }) => runs)).toEqual([1, 3, 3]);
   });
 
-  test("collect, beside a disk that is written", { timeout: 60_000 }, async (context) => {
+  deepTest("collect, beside a disk that is written", { timeout: 60_000 }, async (context) => {
     const reason = missing("fio");
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
     const report = await runBench(
