@@ -12,6 +12,7 @@ import type { Environment } from "../settings.ts";
 import { type AgentConfig, configError, formatFault } from "./config.ts";
 import { loadConfig } from "./config-file.ts";
 import { type ControlTarget, createControlServer, createMonitoringServer } from "./control-server.ts";
+import type { Dashboard } from "./dashboard/dashboard.ts";
 import { FailoverRuns } from "./failover-runs.ts";
 import { type ClaimedSocket, claimSocket } from "./listen.ts";
 import type { Log } from "./log.ts";
@@ -54,6 +55,7 @@ export class Agent implements AsyncDisposable {
   readonly #metrics: Metrics;
   readonly #socket: ClaimedSocket;
   readonly #servers: Server[];
+  #dashboard: Dashboard | undefined;
   #end: (missed: readonly MissedPoint[]) => void = () => undefined;
 
   private constructor(
@@ -95,6 +97,7 @@ export class Agent implements AsyncDisposable {
     ready(agent.#target());
     try {
       await agent.#listenForMetrics(config, target);
+      await agent.#openDashboard(config, options.clock);
     } catch (error) {
       await agent.stop({ drain: false });
       await agent[Symbol.asyncDispose]();
@@ -156,6 +159,7 @@ export class Agent implements AsyncDisposable {
 
   /** Closes the control socket. The disks have been stopped before. */
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#dashboard?.[Symbol.asyncDispose]();
     await this.#socket[Symbol.asyncDispose]();
     await Promise.all(this.#servers.map(closeServer));
   }
@@ -191,7 +195,16 @@ export class Agent implements AsyncDisposable {
     this.#log.write("info", `metrics on ${formatListen(metrics.listen)}`);
   }
 
+  /** The page is loaded only where it is served. */
+  async #openDashboard({ dashboard }: AgentConfig, clock: Clock): Promise<void> {
+    if (dashboard === undefined) return;
+    const { Dashboard } = await import("./dashboard/dashboard.ts");
+    this.#dashboard = await Dashboard.start(dashboard, { target: this.#target(), clock });
+    this.#log.write("info", `dashboard on ${this.#dashboard.url}`);
+  }
+
   #onEvent(event: DiskEvent): void {
+    this.#dashboard?.onEvent(event);
     this.#metrics.onEvent(event);
     const { kind, disk, message, code } = event;
     this.#log.write(eventLevels[kind], message, { disk, kind, code });
