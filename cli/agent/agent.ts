@@ -17,6 +17,7 @@ import { FailoverRuns } from "./failover-runs.ts";
 import { type ClaimedSocket, claimSocket } from "./listen.ts";
 import type { Log } from "./log.ts";
 import { Metrics } from "./metrics.ts";
+import { Notifier } from "./notify.ts";
 import type { Clock, DiskEvent, EngineAdapter } from "./ports.ts";
 import type { LogLevel } from "./schema.ts";
 import type { MissedPoint, ReloadSummary } from "./summaries.ts";
@@ -53,6 +54,7 @@ export class Agent implements AsyncDisposable {
   readonly #supervisor: Supervisor;
   readonly #failovers: FailoverRuns;
   readonly #metrics: Metrics;
+  readonly #notifier: Notifier;
   readonly #socket: ClaimedSocket;
   readonly #servers: Server[];
   #dashboard: Dashboard | undefined;
@@ -78,6 +80,11 @@ export class Agent implements AsyncDisposable {
       clock,
       environment,
       onEvent: (event) => this.#onEvent(event),
+    });
+    this.#notifier = new Notifier(config.notify, {
+      status: () => this.#supervisor.status(),
+      clock,
+      log: (level, message) => log.write(level, message),
     });
   }
 
@@ -123,6 +130,7 @@ export class Agent implements AsyncDisposable {
     }
     const summary = await this.#supervisor.reload(loaded.config);
     this.#log.setLevel(loaded.config.logging.level);
+    this.#notifier.set(loaded.config.notify);
     const parts = Object.entries(summary).filter(([, names]: [string, readonly string[]]) => names.length > 0);
     const text = parts.map(([what, names]: [string, readonly string[]]) => `${what} ${names.join(", ")}`).join("; ");
     this.#log.write("info", `configuration read again: ${text === "" ? "nothing has changed" : text}`);
@@ -152,7 +160,7 @@ export class Agent implements AsyncDisposable {
       "info",
       drain ? "stopping: last points are taken; a second signal ends the agent without them" : "stopping",
     );
-    await this.#failovers.stop();
+    await Promise.all([this.#failovers.stop(), this.#notifier.stop()]);
     const missed = await this.#supervisor.served.stop({ drain });
     this.#end([...missed, ...(await this.#supervisor.stop({ drain }))]);
   }
