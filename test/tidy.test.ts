@@ -360,7 +360,8 @@ function switchedOffFindings({ tree, room }: SourceFile): readonly Finding[] {
   walk(tree, (node) => {
     if (!ts.isCallExpression(node) || !ts.isPropertyAccessExpression(node.expression)) return;
     const { name, expression } = node.expression;
-    const isRegistration = ts.isIdentifier(expression) && ["it", "test", "describe", "suite"].includes(expression.text);
+    const isRegistration =
+      ts.isIdentifier(expression) && ["it", "test", "deepTest", "describe", "suite"].includes(expression.text);
     const says = (fact: string): void => {
       found.push({ line: lineAt(tree, node.getStart(tree)), fact });
     };

@@ -163,7 +163,10 @@ class Capture {
     const task = { slab: slab.number, spans, expectedCount, seed, scope: this.#options.scope };
     const { descriptor } = volume;
     let result: ScanResult | undefined;
-    if (descriptor !== undefined) result = await workerPool.scan({ ...task, source: { descriptor, reads } });
+    if (descriptor !== undefined) {
+      const scan = workerPool.scan({ ...task, source: { descriptor, reads } });
+      result = await (volume.reading?.(scan) ?? scan);
+    }
     // Where a worker's read failed, the volume's own says why, or gets through.
     if (result?.isRead !== true) await readAll(volume, reads, slab);
     else if (!(await amendAll(volume, reads, slab))) return await this.#compress(slab, result);

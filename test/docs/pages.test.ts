@@ -207,8 +207,8 @@ function registeredName(
 ): { readonly kind: "group" | "test"; readonly text: string } | undefined {
   const [first] = call.arguments;
   if (first === undefined || !(ts.isStringLiteralLike(first) || ts.isTemplateExpression(first))) return undefined;
-  const registrar = /^(?:describe|suite|it|test)\b/.exec(call.expression.getText(tree))?.[0];
+  const registrar = /^(?:describe|suite|it|test|deepTest)\b/.exec(call.expression.getText(tree))?.[0];
   if (registrar === undefined) return undefined;
   const text = ts.isStringLiteralLike(first) ? first.text : first.getText(tree).slice(1, -1);
-  return { kind: registrar === "it" || registrar === "test" ? "test" : "group", text };
+  return { kind: ["describe", "suite"].includes(registrar) ? "group" : "test", text };
 }

@@ -46,12 +46,15 @@ export interface FramePlace {
   readonly offset: number;
 }
 
+/** The room of a new builder. A cycle that stores little, as most do, needs no more. */
+const firstRoomBytes = 128 * 1024;
+
 /**
- * Fills one frame at a time in its own buffer of `frameBytesMax` bytes, which it uses again for the
- * next frame.
+ * Fills one frame at a time in its own buffer, which it uses again for the next frame. The buffer
+ * doubles as chunks come, up to `frameBytesMax`.
  */
 export class FrameBuilder {
-  readonly #buffer: Buffer = Buffer.alloc(frameBytesMax);
+  #buffer: Buffer = Buffer.alloc(firstRoomBytes);
   readonly #digests: Uint8Array = new Uint8Array(frameChunksMax * digestBytes);
   readonly #stored: Uint32Array = new Uint32Array(frameChunksMax);
   readonly #granule: Uint32Array = new Uint32Array(frameChunksMax);
@@ -83,13 +86,14 @@ export class FrameBuilder {
   ): number {
     const at = this.#end;
     const index = this.#count;
+    const end = at + payload.byteLength;
+    this.#end = aligned(end, payloadAlignment);
+    this.#reserve(this.#end);
     this.#buffer.set(payload, at);
     this.#digests.set(digests.subarray(digestAt, digestAt + digestBytes), index * digestBytes);
     this.#stored[index] = storedWord;
     this.#granule[index] = granule;
     this.#granules[index] = granules;
-    const end = at + payload.byteLength;
-    this.#end = aligned(end, payloadAlignment);
     this.#buffer.fill(0, end, this.#end);
     this.#count = index + 1;
     return at;
@@ -101,6 +105,7 @@ export class FrameBuilder {
     const tableOffset = this.#end;
     const tableEnd = tableOffset + count * tableEntryBytes;
     const frameBytes = aligned(tableEnd, pageAlignmentBytes);
+    this.#reserve(frameBytes);
     const buffer = this.#buffer;
     let at = tableOffset;
     for (const column of [
@@ -121,6 +126,14 @@ export class FrameBuilder {
   reset(): void {
     this.#end = frameHeaderBytes;
     this.#count = 0;
+  }
+
+  /** Makes room for the first `bytes` of a frame. */
+  #reserve(bytes: number): void {
+    const before = this.#buffer;
+    if (bytes <= before.byteLength) return;
+    this.#buffer = Buffer.alloc(Math.min(frameBytesMax, Math.max(2 * before.byteLength, bytes)));
+    this.#buffer.set(before);
   }
 }
 

@@ -126,7 +126,7 @@ function named(damages: readonly Damage[]): ReadonlySet<string> {
   return granules;
 }
 
-describe.each(["dir", "azurite"] as const)("a vault in %s", (kind) => {
+describe.each(byDepth<readonly ("dir" | "azurite")[]>(["dir"], ["dir", "azurite"]))("a vault in %s", (kind) => {
   test("that is damaged at random places is healed from its disk, and every damage named", async () => {
     await open(kind);
     for (const seed of byDepth([1], [1, 2, 3])) {
