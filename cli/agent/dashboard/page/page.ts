@@ -260,7 +260,8 @@ class Page {
       this.#show();
       this.#search.focus();
     } else if (key === "?") showHelp();
-    else if ((key === "ArrowDown" || key === "j") && target === document.body) this.#list.focus();
+    else if ((key === "ArrowDown" || key === "j") && (target === document.body || target === this.#main))
+      this.#list.focus();
   }
 }
 
