@@ -48,11 +48,15 @@ export class Attention {
     this.#key = key;
     this.element.hidden = found.length === 0;
     const shown = this.#isWhole ? found : found.slice(0, findingsFirst);
+    const { activeElement } = document;
+    const focused = this.#list.contains(activeElement) ? activeElement?.textContent : undefined;
     this.#list.replaceChildren(
       ...shown.map(({ disk, finding }) =>
         findingItem(finding, h("button", { type: "button", class: "link", click: () => this.#onOpen(disk) }, disk)),
       ),
     );
+    // Texts with times change every second, and the focus stays on its disk.
+    for (const button of this.#list.querySelectorAll("button")) if (button.textContent === focused) button.focus();
     this.#more.hidden = found.length <= findingsFirst;
     this.#more.textContent = this.#isWhole ? "Show fewer" : `Show all ${found.length}`;
   }
