@@ -49,6 +49,8 @@ import type { DiskStatus } from "./agent/disk-runner.ts";
 import type { DiskEvent } from "./agent/ports.ts";
 import type { ReloadSummary, StopSummary } from "./agent/summaries.ts";
 import type { AgentStatus } from "./agent/supervisor.ts";
+import type { CapacityPlan } from "./capacity/plan.ts";
+import type { Throughput } from "./capacity/throughput.ts";
 
 /** Items by their `type`. */
 export interface JsonItems {
@@ -148,6 +150,9 @@ interface FixedSummaries {
   readonly prune: PruneSummary | PointDecision;
   readonly collect: CollectSummary;
   readonly "retention simulate": SimulationSummary;
+  readonly "capacity profile": ProfileSummary;
+  readonly "capacity report": CapacityPlan;
+  readonly "capacity throughput": Throughput;
 }
 
 /** Summaries by the command's name. */
@@ -301,6 +306,13 @@ export interface AgeBand {
   readonly fromMs: number;
   readonly toMs: number;
   readonly points: number;
+}
+
+export interface ProfileSummary {
+  /** Path of the profile. */
+  readonly out: string;
+  /** Samples that this command has added. */
+  readonly samples: number;
 }
 
 export interface BenchSummary {

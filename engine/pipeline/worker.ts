@@ -423,10 +423,14 @@ function decode(task: DecodeTask): void {
 }
 
 /** The cheap half of a fingerprint: zeros for a granule of zeros, anything else for any other. */
-function markZeros(slab: SlabViews, from: number, end: number): void {
+function markZeros({ out, newPrintWords }: SlabViews, from: number, end: number): void {
   for (let granule = from; granule < end; granule += 1) {
-    const bytes = slab.out.subarray(granule * granuleBytes, (granule + 1) * granuleBytes);
-    slab.newPrintWords.fill(isZero(bytes, zeros) ? 0 : 1, granule * fingerprintWords, (granule + 1) * fingerprintWords);
+    const at = granule * granuleBytes;
+    // Most granules show it in one of a few bytes, which costs a tenth of a comparison.
+    const isFilled = (out[at] ?? 0) + (out[at + 1365] ?? 0) + (out[at + 2730] ?? 0) + (out[at + 4095] ?? 0) > 0;
+    const mark = isFilled || !isZero(out.subarray(at, at + granuleBytes), zeros) ? 1 : 0;
+    const word = granule * fingerprintWords;
+    for (let index = 0; index < fingerprintWords; index += 1) newPrintWords[word + index] = mark;
   }
 }
 
