@@ -35,6 +35,8 @@ const linesMax: Readonly<Record<string, number>> = {
   "docs/failback.md": 200,
   "docs/replicas.md": 200,
   "docs/embedding.md": 200,
+  "docs/encryption.md": 200,
+  "docs/capacity.md": 200,
 };
 
 function pageAt(path: string): Page {
