@@ -45,6 +45,8 @@ import type { DiskStatus } from "./agent/disk-runner.ts";
 import type { DiskEvent } from "./agent/ports.ts";
 import type { ReloadSummary, StopSummary } from "./agent/summaries.ts";
 import type { AgentStatus } from "./agent/supervisor.ts";
+import type { StressSample } from "./stress/measures.ts";
+import type { StressReport } from "./stress/report.ts";
 
 /** Items by their `type`. */
 export interface JsonItems {
@@ -80,6 +82,8 @@ export interface JsonItems {
   readonly step: DemoStep;
   /** `bench`: the report of the case. */
   readonly bench: BenchReport;
+  /** `stress`: what was seen at one moment of the load, every 10 s. */
+  readonly sample: StressSample;
 }
 
 interface FixedSummaries {
@@ -136,6 +140,7 @@ interface FixedSummaries {
   readonly prune: PruneSummary | PointDecision;
   readonly collect: CollectSummary;
   readonly "retention simulate": SimulationSummary;
+  readonly stress: StressReport;
 }
 
 /** Summaries by the command's name. */

@@ -27,6 +27,7 @@ import { completionCommand, manCommand, otherNameCommands, versionCommand } from
 import { replicaCommand } from "./commands/replica.ts";
 import { replicateCommand } from "./commands/replicate.ts";
 import { retentionCommand } from "./commands/retention.ts";
+import { stressCommand } from "./commands/stress.ts";
 import { vaultCommand } from "./commands/vault.ts";
 import { verifyCommand } from "./commands/verify.ts";
 import { debugChannels, printDebugEvents } from "./debug.ts";
@@ -125,6 +126,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     collectCommand,
     retentionCommand,
     benchCommand,
+    stressCommand,
     versionCommand,
     completionCommand,
     manCommand,
