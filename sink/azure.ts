@@ -212,6 +212,7 @@ export class AzureSink implements Sink {
       right: absent ? "create" : "write",
       name,
       bytes: body.length,
+      isChecksummed: "transactionalContentMD5" in checksum,
       // A lease exists only on an existing object.
       codes: absent ? { ...existsCodes, LeaseIdMissing: "OBJECT_EXISTS" } : { ...changedCodes, ...leaseCodes },
       signal: options.signal,

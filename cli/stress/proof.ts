@@ -8,9 +8,22 @@
  *     at rest: a bit that is flipped in the store is found and healed from the disk
  */
 import { readFile } from "node:fs/promises";
-import { type Damage, FileVolume, type ListedPoint, pageAlignmentBytes, type Sink, Vault } from "../../engine/index.ts";
+import { setTimeout as delay } from "node:timers/promises";
+import {
+  type Damage,
+  FileVolume,
+  hasCode,
+  type ListedPoint,
+  pageAlignmentBytes,
+  type Sink,
+  Vault,
+} from "../../engine/index.ts";
 import { imageIn } from "./agent-process.ts";
 import { isOneInstant, type PointJudgement, type StampLog } from "./stamps.ts";
+
+/** Longer than a collection's lease. */
+const leaseMsMax = 90_000;
+const lookMs = 2_000;
 
 export interface ProofParts {
   readonly sink: Sink;
@@ -35,7 +48,7 @@ export async function prove(parts: ProofParts): Promise<Proof> {
   const vault = await Vault.open(sink, { signal });
   try {
     onStep("collecting what nothing needs");
-    await vault.collect({ signal });
+    await collect(vault, signal);
     onStep("proving every byte");
     const verified = await vault.verify({ signal });
     const damage = verified.damaged.map(damageText);
@@ -72,6 +85,18 @@ export async function prove(parts: ProofParts): Promise<Proof> {
     return { damage, listed: points.length, ...counts, checkedChunks: verified.checkedChunks, storedBytes };
   } finally {
     await vault.close();
+  }
+}
+
+/** Waits for the lease of a collection that was killed, or that the store had when it went back. */
+async function collect(vault: Vault, signal: AbortSignal): Promise<void> {
+  for (const deadlineMs = performance.now() + leaseMsMax; ; await delay(lookMs, undefined, { signal })) {
+    try {
+      await vault.collect({ signal });
+      return;
+    } catch (error) {
+      if (!hasCode(error, "COLLECTION_ACTIVE") || performance.now() > deadlineMs) throw error;
+    }
   }
 }
 

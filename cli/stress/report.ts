@@ -47,6 +47,8 @@ export interface StressReport {
     readonly bytes: number;
     /** Answers other than success. */
     readonly refused: number;
+    /** From a write to its answer, as its client saw it. */
+    readonly latency: Percentiles;
   };
   readonly points: {
     /** Listed at the end. */

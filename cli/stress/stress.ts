@@ -122,6 +122,7 @@ class StressRun {
   readonly #failures: string[] = [];
   readonly #samples: StressSample[] = [];
   readonly #lag = new Histogram();
+  readonly #writeLatency = new Histogram();
   readonly #open: Open[] = [];
   /** When the newest committed point of each disk was cut, on the wall clock. */
   readonly #cutAtMs = new Map<string, number>();
@@ -140,7 +141,12 @@ class StressRun {
     this.#writers = disks.map((disk) => {
       const log = new StampLog(diskBytes, randomOf(`${seed} ${disk}`), { clock });
       this.#logs.set(disk, log);
-      return new StampingWriter(log, { socketPath: nbdSocketIn(folder), disk }, bytesPerSecond / disks.length);
+      return new StampingWriter(
+        log,
+        this.#writeLatency,
+        { socketPath: nbdSocketIn(folder), disk },
+        bytesPerSecond / disks.length,
+      );
     });
     this.#faults = new FaultRunner({
       store,
@@ -259,6 +265,7 @@ class StressRun {
         acknowledged: [...this.#logs.values()].reduce((sum, log) => sum + log.acknowledged, 0),
         bytes: this.#writers.reduce((sum, { writtenBytes }) => sum + writtenBytes, 0),
         refused,
+        latency: this.#writeLatency.percentiles(),
       },
       points: { listed: proof.listed, exact: proof.exact, fuzzy: proof.fuzzy, checkedChunks: proof.checkedChunks },
       faults,

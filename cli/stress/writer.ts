@@ -7,6 +7,7 @@
  */
 import { connect, type Socket } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
+import type { Histogram } from "./measures.ts";
 import { type StampedWrite, type StampLog, sectorBytes } from "./stamps.ts";
 
 /** Fields of the NBD protocol: doc/proto.md of the NetworkBlockDevice project. */
@@ -30,16 +31,23 @@ export class StampingWriter {
   /** Answers other than success. There must be none, whatever happens to the store. */
   refused = 0;
   writtenBytes = 0;
-  /** When a write was last acknowledged, on the steady clock. */
-  lastAckedAtMs = 0;
   readonly #socketPath: string;
   readonly #disk: string;
   readonly #pending = new Map<number, StampedWrite>();
   #isStopping = false;
-  #bytesPerSecond: number;
+  readonly #bytesPerSecond: number;
 
-  constructor(log: StampLog, where: { readonly socketPath: string; readonly disk: string }, bytesPerSecond: number) {
+  readonly #latency: Histogram;
+
+  /** `latency` gets the time from each write to its answer. */
+  constructor(
+    log: StampLog,
+    latency: Histogram,
+    where: { readonly socketPath: string; readonly disk: string },
+    bytesPerSecond: number,
+  ) {
     this.log = log;
+    this.#latency = latency;
     this.#socketPath = where.socketPath;
     this.#disk = where.disk;
     this.#bytesPerSecond = bytesPerSecond;
@@ -135,7 +143,7 @@ export class StampingWriter {
     }
     this.log.acknowledge(write);
     this.writtenBytes += write.sectors * sectorBytes;
-    this.lastAckedAtMs = performance.now();
+    this.#latency.add(write.ackedMs - write.sentMs);
   }
 
   /** A connection in transmission; undefined while the disk is not served. */

@@ -241,6 +241,14 @@ describe("a network that fails", () => {
     expect((await failure(impatient.getObject("large", 16 * 1024 * 1024))).code).toBe("STORE_UNREACHABLE");
   });
 
+  test("a small object that is damaged on its way is sent again, and the store has what was meant", async () => {
+    const bytes = randomBytes(1000);
+    proxy.plan("PUT", "flip-request", 2);
+    await sink.putObject("small", bytes, { ifAbsent: true });
+    expect(Buffer.compare((await direct.getObject("small", 1000)).bytes, bytes)).toBe(0);
+    expect(requests.filter((request) => request.startsWith("PUT"))).toHaveLength(3);
+  });
+
   test("the caller's signal ends a call that waits for an answer", async () => {
     const controller = new AbortController();
     proxy.plan("PUT", "freeze");
