@@ -162,8 +162,8 @@ class StressRun {
       disks,
       logs: this.#logs,
       random: randomOf(`upkeep ${seed}`),
-      onDamage: (what) => tell(this.#damage, what),
-      onFailure: (what) => tell(this.#failures, what),
+      onDamage: (what) => tell(this.#damage, `${this.#at()}: ${what}`),
+      onFailure: (what) => tell(this.#failures, `${this.#at()}: ${what}`),
       signal: this.#loadOver.signal,
     });
   }
@@ -347,6 +347,11 @@ class StressRun {
         if (open.waiting.size === 0) open.tookMs ??= Date.now() - open.struckAtWallMs;
       }
     }
+  }
+
+  /** How long the load has lasted, for findings. */
+  #at(): string {
+    return `at ${((performance.now() - this.#loadAtMs) / 1_000).toFixed(1)} s`;
   }
 
   async #areServed(): Promise<boolean> {
