@@ -47,6 +47,7 @@ import type { ReloadSummary, StopSummary } from "./agent/summaries.ts";
 import type { AgentStatus } from "./agent/supervisor.ts";
 import type { StressSample } from "./stress/measures.ts";
 import type { StressReport } from "./stress/report.ts";
+import type { StoreReport } from "./stress/store-check.ts";
 
 /** Items by their `type`. */
 export interface JsonItems {
@@ -141,6 +142,7 @@ interface FixedSummaries {
   readonly collect: CollectSummary;
   readonly "retention simulate": SimulationSummary;
   readonly stress: StressReport;
+  readonly "stress store": StoreReport;
 }
 
 /** Summaries by the command's name. */

@@ -30,11 +30,16 @@ interface StressFlags {
   readonly keep?: string;
 }
 
+interface StoreFlags {
+  readonly vault: string;
+  readonly seconds: number;
+}
+
 /** A program that reads pipes gets news so often. */
 const pipeEveryMs = 10_000;
 
 export function stressCommand(context: CommandContext): Command {
-  return new Command("stress")
+  const command = new Command("stress")
     .description("break store, network and agent under load, and prove that nothing is lost")
     .option("--vault <vault>", "vault to make: azurite:DIR, dir:DIR or an http URL (default: a new Azurite)")
     .option("--disks <count>", "protected disks, 1 to 64", wholeNumber, 4)
@@ -63,6 +68,37 @@ Examples:
   $ tidemark stress --faults none --seconds 3600 --seed 7 --json`,
     )
     .action(async (flags: StressFlags) => await stress(context, flags));
+  command
+    .command("store")
+    .description("check which guarantees of a store hold, for who tests an emulator")
+    .requiredOption("--vault <vault>", "a container's URL, azurite:DIR, dir:DIR or memory:; it need not exist")
+    .option("--seconds <count>", "length of the load after the checks", wholeNumber, 10)
+    .addHelpText(
+      "after",
+      `
+Each check works in a container of its own beside the one that is named, called
+check-…, and removes it. Of a check that fails the calls are printed that it made.
+Exit 1 when a guarantee does not hold.
+
+Example:
+  $ tidemark stress store --vault http://127.0.0.1:10000/devstoreaccount1/any`,
+    )
+    .action(async (flags: StoreFlags) => await store(context, flags));
+  return command;
+}
+
+async function store(context: CommandContext, { vault, seconds }: StoreFlags): Promise<void> {
+  const { output, environment, signal } = context;
+  const { checkStore, openScratch } = await import("../stress/store-check.ts");
+  const scratch = await openScratch(vault, environment, signal);
+  const onStep = (text: string): void => output.step({ step: text }, `${text} …`);
+  const report = await closing(
+    scratch,
+    async () => await checkStore({ open: scratch.open, vault: withoutSecrets(vault), seconds, onStep, signal }),
+  );
+  const { storeText } = await import("../stress/report.ts");
+  output.answer("stress store", report, storeText(report));
+  if (!report.sound) context.exitCode = exitCodes.failed;
 }
 
 async function stress(context: CommandContext, flags: StressFlags): Promise<void> {

@@ -3,6 +3,7 @@ import { formatBytes, formatCount, formatDuration, formatNumberOf } from "../qua
 import { table } from "../text.ts";
 import type { OperationStats, Percentiles, StressSample } from "./measures.ts";
 import type { FaultKind } from "./schedule.ts";
+import type { StoreReport } from "./store-check.ts";
 
 export interface FaultCount {
   readonly kind: FaultKind;
@@ -128,6 +129,39 @@ export function reportText(report: StressReport): string {
     `${words} (seed ${report.seed}, ${formatDuration(report.elapsedMs)})`,
     `  again: ${report.command}`,
     ...(report.folder === null ? [] : [`  kept in ${report.folder}`]),
+  ].join("\n");
+}
+
+/** The report of a store in a terminal of 80 columns. */
+export function storeText({ sound, guarantees, load, faults, elapsedMs, vault }: StoreReport): string {
+  const groups = [...new Set(guarantees.map(({ group }) => group))];
+  const rows = groups.map((group) => {
+    const checks = guarantees.filter((guarantee) => guarantee.group === group);
+    const held = checks.filter(({ holds }) => holds).length;
+    return [
+      group === "" ? "the rest" : group,
+      `${held} of ${checks.length}`,
+      held === checks.length ? "holds" : "BROKEN",
+    ];
+  });
+  const broken = guarantees.filter(({ holds }) => !holds);
+  const reproductions = broken.flatMap(({ group, name, message, calls }) => [
+    "",
+    `BROKEN ${group}: ${name}`,
+    `  ${message?.split("\n")[0] ?? ""}`,
+    ...calls.map((call) => `    ${call}`),
+  ]);
+  const calls = load.map(({ operation, count, p50Ms, p99Ms, maxMs }) => {
+    return [operation, formatCount(count), ...[p50Ms, p99Ms, maxMs].map(milliseconds)];
+  });
+  return [
+    table(["GUARANTEE", "CHECKS", ""], rows, "lrl"),
+    "",
+    table(["UNDER LOAD", "COUNT", "P50", "P99", "MAX"], calls, "lrrrr"),
+    ...reproductions,
+    ...faults.map((fault) => `BROKEN under load: ${fault}`),
+    "",
+    `${sound ? "SOUND" : "BROKEN"}: ${guarantees.length - broken.length} of ${guarantees.length} guarantees hold on ${vault} (${formatDuration(elapsedMs)})`,
   ].join("\n");
 }
 

@@ -249,6 +249,20 @@ describe("a network that fails", () => {
     expect(requests.filter((request) => request.startsWith("PUT"))).toHaveLength(3);
   });
 
+  test("an object that is damaged on the way to its reader is read again", async () => {
+    const bytes = randomBytes(1000);
+    await direct.putObject("small", bytes, { ifAbsent: true });
+    proxy.plan("GET", "flip-answer");
+    expect(Buffer.compare((await sink.getObject("small", 1000)).bytes, bytes)).toBe(0);
+  });
+
+  test("an object that is damaged at rest is handed out after a second look, for its decoder to judge", async () => {
+    const bytes = randomBytes(1000);
+    await direct.putObject("small", bytes, { ifAbsent: true });
+    proxy.plan("GET", "flip-answer", 2);
+    expect(Buffer.compare((await sink.getObject("small", 1000)).bytes, bytes)).not.toBe(0);
+  });
+
   test("the caller's signal ends a call that waits for an answer", async () => {
     const controller = new AbortController();
     proxy.plan("PUT", "freeze");
