@@ -20,6 +20,8 @@ const callsToldMax = 20;
 const clients = 4;
 const pageBytes: number = 256 * 1024;
 const pagesPerObject = 32;
+/** Of each client, however slow the machine is. */
+const turnsMin = 16;
 
 /** One guarantee, and whether the store keeps it. */
 export interface CheckedGuarantee {
@@ -111,7 +113,7 @@ async function loadMix({ open, seconds, signal }: StoreCheckOptions): Promise<Pi
     const name = `load/${number}`;
     const pages: Buffer[] = [];
     await timed("createPages", async () => await sink.createPages(name, pageBytes * pagesPerObject, 1));
-    for (let turn = 0; performance.now() < untilMs && !signal.aborted; turn += 1) {
+    for (let turn = 0; (turn < turnsMin || performance.now() < untilMs) && !signal.aborted; turn += 1) {
       const at = turn % pagesPerObject;
       const bytes = randomBytes(pageBytes);
       await timed("writePages", async () => await sink.writePages(name, at * pageBytes, bytes, { sequenceNumber: 1 }));
@@ -121,7 +123,7 @@ async function loadMix({ open, seconds, signal }: StoreCheckOptions): Promise<Pi
       await timed("readPages", async () => await sink.readPages(name, other * pageBytes, back));
       if (!back.equals(pages[other] ?? back)) faults.push(`${name}: page ${other} is not what was written last`);
       const { bytes: before, etag } = await timed("getObject", async () => await sink.getObject("load/counter", 20));
-      const next = Buffer.from(String(Number(before.toString()) + 1));
+      const next = Buffer.from(String(numberIn(before) + 1));
       try {
         await timed("putObject", async () => await sink.putObject("load/counter", next, { ifMatch: etag }));
         added += 1;
@@ -138,13 +140,17 @@ async function loadMix({ open, seconds, signal }: StoreCheckOptions): Promise<Pi
       Array.from({ length: clients }, async (_, number) => await client(number % 2 === 0 ? a : b, number)),
     );
     for (const outcome of ended) if (outcome.status === "rejected") faults.push(String(outcome.reason));
-    const counted = Number((await a.getObject("load/counter", 20)).bytes.toString());
+    const counted = numberIn((await a.getObject("load/counter", 20)).bytes);
     if (counted !== added) faults.push(`${added} compare-and-swaps succeeded, and ${counted} were counted`);
   } finally {
     await opened.cleanup();
   }
   const load = [...latencies].map(([operation, latency]) => ({ operation, ...latency.percentiles() }));
   return { load, faults: [...new Set(faults)] };
+}
+
+function numberIn(bytes: Uint8Array): number {
+  return Number(Buffer.from(bytes).toString());
 }
 
 /** A sink that notes each call with its outcome. */

@@ -8,7 +8,7 @@
  */
 import { execFile } from "node:child_process";
 import { cp, mkdir, readdir, rm } from "node:fs/promises";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
@@ -113,7 +113,11 @@ export class StressStore implements AsyncDisposable {
     } else if (spec.kind === "azure" && vault?.startsWith("http:") === true) {
       const proxy = await FaultProxy.open(spec.containerUrl, options);
       store = new StressStore(options, { address: proxy.through(vault), environment, proxy });
-    } else store = new StressStore(options, { address: vault ?? "", environment });
+    } else {
+      // The agent works in another folder.
+      const address = spec.kind === "directory" ? `dir:${resolve(spec.dir)}` : (vault ?? "");
+      store = new StressStore(options, { address, environment });
+    }
     try {
       await store.#refuseVault();
       return store;
@@ -191,7 +195,9 @@ export class StressStore implements AsyncDisposable {
   }
 
   #directAddress(): string {
-    return this.#azurite === undefined ? (this.#options.vault ?? "") : `${this.#azurite.endpoint}/${container}`;
+    const { vault = "" } = this.#options;
+    if (this.#azurite === undefined) return this.proxy === undefined ? this.address : vault;
+    return `${this.#azurite.endpoint}/${container}`;
   }
 
   /** Kills the server, calls `meanwhile`, and starts another one behind the proxy. */
