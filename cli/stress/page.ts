@@ -20,7 +20,7 @@ svg{width:100%;height:auto}svg text{font-size:11px;fill:currentColor}
 /** The report as a page. */
 export function stressPage(report: StressReport): string {
   const { verdict, samples, writes, points, requests, damage, failures } = report;
-  const series = <Key extends keyof (typeof samples)[number]>(key: Key): Series =>
+  const series = (key: "lagMs" | "agentRssBytes"): Series =>
     samples.flatMap((sample) => {
       const value = sample[key];
       return value === null ? [] : [{ atMs: sample.atMs, value }];

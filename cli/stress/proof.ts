@@ -16,6 +16,7 @@ import {
   type ListedPoint,
   pageAlignmentBytes,
   type Sink,
+  type TidemarkError,
   Vault,
 } from "../../engine/index.ts";
 import { imageIn } from "./agent-process.ts";
@@ -48,10 +49,10 @@ export async function prove(parts: ProofParts): Promise<Proof> {
   const vault = await Vault.open(sink, { signal });
   try {
     onStep("collecting what nothing needs");
-    await collect(vault, signal);
+    const damage = await unlessDamaged(async () => await collect(vault, signal));
     onStep("proving every byte");
     const verified = await vault.verify({ signal });
-    const damage = verified.damaged.map(damageText);
+    damage.push(...verified.damaged.map(damageText));
     const points = (
       await Promise.all([...logs.keys()].map(async (disk) => await vault.points(disk, { signal })))
     ).flat();
@@ -66,10 +67,13 @@ export async function prove(parts: ProofParts): Promise<Proof> {
       }
       const log = logs.get(disk);
       if (log === undefined) continue;
-      const judgement = log.judgePoint(await bytesOf(vault, point, signal), Date.parse(time));
-      damage.push(...judgement.faults.map((fault) => `point ${sequence} of ${disk}: ${fault}`));
-      if (judgement.faults.length === 0) counts.exact += 1;
-      if (group !== null) groups.set(group.id, [...(groups.get(group.id) ?? []), judgement]);
+      const judge = async (): Promise<void> => {
+        const judgement = log.judgePoint(await bytesOf(vault, point, signal), Date.parse(time));
+        damage.push(...judgement.faults.map((fault) => `point ${sequence} of ${disk}: ${fault}`));
+        if (judgement.faults.length === 0) counts.exact += 1;
+        if (group !== null) groups.set(group.id, [...(groups.get(group.id) ?? []), judgement]);
+      };
+      damage.push(...(await unlessDamaged(judge)));
     }
     for (const [id, judgements] of groups)
       if (!isOneInstant(judgements)) damage.push(`the group point ${id} is not one instant of its disks`);
@@ -77,9 +81,12 @@ export async function prove(parts: ProofParts): Promise<Proof> {
       const image = await readFile(imageIn(folder, disk));
       damage.push(...log.faultsOfDisk(image).map((fault) => `disk ${disk}: ${fault}`));
       const newest = points.filter((point) => point.disk === disk).at(-1);
-      if (newest === undefined) damage.push(`disk ${disk} has no point`);
-      else if (!image.equals(await bytesOf(vault, newest, signal)))
-        damage.push(`disk ${disk}: its newest point ${newest.sequence} is not what the disk holds`);
+      const compare = async (): Promise<void> => {
+        if (newest === undefined) damage.push(`disk ${disk} has no point`);
+        else if (!image.equals(await bytesOf(vault, newest, signal)))
+          damage.push(`disk ${disk}: its newest point ${newest.sequence} is not what the disk holds`);
+      };
+      damage.push(...(await unlessDamaged(compare)));
     }
     const storedBytes = await vault.segmentBytes(signal);
     return { damage, listed: points.length, ...counts, checkedChunks: verified.checkedChunks, storedBytes };
@@ -88,15 +95,27 @@ export async function prove(parts: ProofParts): Promise<Proof> {
   }
 }
 
+/** Does a part of the proof; gives what it says when the vault is damaged. */
+async function unlessDamaged(part: () => Promise<void>): Promise<string[]> {
+  try {
+    await part();
+    return [];
+  } catch (error) {
+    if (!hasCode(error, "DAMAGED", "OBJECT_NOT_FOUND", "FORMAT_UNSUPPORTED")) throw error;
+    return [damageText(error)];
+  }
+}
+
 /** Waits for the lease of a collection that was killed, or that the store had when it went back. */
 async function collect(vault: Vault, signal: AbortSignal): Promise<void> {
-  for (const deadlineMs = performance.now() + leaseMsMax; ; await delay(lookMs, undefined, { signal })) {
+  for (const deadlineMs = performance.now() + leaseMsMax; ; ) {
     try {
       await vault.collect({ signal });
       return;
     } catch (error) {
       if (!hasCode(error, "COLLECTION_ACTIVE") || performance.now() > deadlineMs) throw error;
     }
+    await delay(lookMs, undefined, { signal });
   }
 }
 
@@ -107,7 +126,7 @@ async function bytesOf(vault: Vault, { disk, point, volumeBytes }: ListedPoint, 
   return bytes;
 }
 
-function damageText({ code, message }: Damage): string {
+function damageText({ code, message }: Pick<Damage | TidemarkError, "code" | "message">): string {
   return `${message} (${code})`;
 }
 

@@ -183,7 +183,8 @@ function shown(value: unknown): string {
   if (value instanceof Uint8Array) return `${value.byteLength} bytes`;
   if (value instanceof AbortSignal) return value.aborted ? "aborted" : "signal";
   if (value === undefined) return "done";
-  if (typeof value !== "object" || value === null) return JSON.stringify(value) ?? "";
+  if (typeof value !== "object" || value === null)
+    return typeof value === "string" ? JSON.stringify(value) : String(value);
   const fields = Object.entries(value).map(([name, field]) => `${name}: ${shown(field)}`);
   return `{ ${fields.join(", ")} }`;
 }
@@ -234,5 +235,9 @@ async function removeContainer(address: string, sinkAt: (address: string) => Pro
   if (spec.kind === "directory") await rm(spec.dir, { recursive: true, force: true });
   if (spec.kind !== "azure") return;
   await using sink = await sinkAt(address);
-  if ("deleteContainer" in sink && typeof sink.deleteContainer === "function") await sink.deleteContainer();
+  if (canDeleteContainer(sink)) await sink.deleteContainer();
+}
+
+function canDeleteContainer(sink: Sink): sink is Sink & { deleteContainer(): Promise<void> } {
+  return "deleteContainer" in sink;
 }

@@ -370,8 +370,7 @@ class StressRun {
 
   /** Errors: INTERNAL with `what` when `isSo` does not come true in time; INTERRUPTED. */
   async #within(msMax: number, what: string, isSo: () => Promise<boolean>): Promise<void> {
-    let is = false;
-    await this.#until(msMax, async () => (is = await isSo()));
+    const is = await this.#until(msMax, isSo);
     throwIfAborted(this.#options.signal);
     if (is) return;
     throw new TidemarkError("INTERNAL", `${what} within ${msMax / 1_000} s`, {
@@ -379,11 +378,15 @@ class StressRun {
     });
   }
 
-  async #until(msMax: number, isSo: () => boolean | Promise<boolean>): Promise<void> {
+  /** Waits until `isSo`; false when that does not come true in time, or the run is interrupted. */
+  async #until(msMax: number, isSo: () => boolean | Promise<boolean>): Promise<boolean> {
     const deadlineMs = performance.now() + msMax;
     const { signal } = this.#options;
-    while (!signal.aborted && performance.now() < deadlineMs && !(await isSo()))
+    while (!signal.aborted && performance.now() < deadlineMs) {
+      if (await isSo()) return true;
       await delay(lookMs, undefined, { signal }).catch(() => undefined);
+    }
+    return false;
   }
 }
 

@@ -97,7 +97,7 @@ export class Upkeep {
 
   async #work(operation: string, work: (vault: Vault) => Promise<unknown>): Promise<void> {
     const { store, folder, signal, onFailure } = this.#parts;
-    if (signal.aborted) return;
+    if (this.#isOver()) return;
     const count = this.#counts.get(operation) ?? { done: 0, refused: 0 };
     this.#counts.set(operation, count);
     try {
@@ -106,12 +106,16 @@ export class Upkeep {
       await work(vault);
       count.done += 1;
     } catch (error) {
-      if (signal.aborted) return;
+      if (this.#isOver()) return;
       count.refused += 1;
       if (hasCode(error, ...explained)) return;
       const fact = error instanceof TidemarkError ? `${error.code}: ${error.message}` : String(error);
       onFailure(`${operation} ended with ${fact}`);
     }
+  }
+
+  #isOver(): boolean {
+    return this.#parts.signal.aborted;
   }
 
   async #replicate(vault: Vault): Promise<void> {

@@ -62,10 +62,10 @@ export class StampingWriter {
   async run(signal: AbortSignal): Promise<void> {
     while (!this.#isStopping && !signal.aborted) {
       await this.#write(signal);
-      // The agent has died: what was under way is on the disk, or is not.
+      // Stopped, or the agent has died: what was under way is on the disk, or is not.
       this.log.giveUp();
       this.#pending.clear();
-      if (!this.#isStopping) await delay(reconnectMs);
+      await delay(reconnectMs);
     }
   }
 

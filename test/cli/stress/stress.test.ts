@@ -2,7 +2,7 @@
  * `tidemark stress` finds what is wrong, and nothing else: a real run of it, and the parts that decide
  * what is planned, what is refused, and whether a store keeps its contract.
  */
-import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, fstatSync, openSync, readdirSync, readFileSync, statSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import type { StressReport } from "../../../cli/stress/report.ts";
@@ -16,6 +16,7 @@ import { unlessGone } from "../../temporary-folder.ts";
 import { Place, parseLines } from "../tidemark.ts";
 
 const runMsMax = 600_000;
+const forgottenBytes: number = 64 * 1024;
 const small = ["--disks", "1", "--disk-size", "4MiB", "--rate", "2MB/s", "--seed", "7", "--json"];
 
 function lastOf(stdout: string): StressReport {
@@ -51,43 +52,48 @@ test.each([
   expect(readdirSync(place.folder)).toEqual([]);
 });
 
-test("an agent that is killed under load loses nothing, and the run leaves nothing", {
-  timeout: runMsMax,
-}, async () => {
-  const place = new Place();
-  const words = ["--vault", "dir:vault", "--faults", "kill-agent", "--seconds", "3", "--report", "page.html"];
-  const { code, stdout } = await place.start(["stress", ...words, ...small]).ended;
-  const report = lastOf(stdout);
-  expect(report, stdout).toMatchObject({ verdict: "sound", damage: [], failures: [], leftRunning: 0, folder: null });
-  expect(code).toBe(0);
-  expect(report.faults).toEqual([{ kind: "kill-agent", planned: 1, fired: 1 }]);
-  expect(report.recovery.count).toBe(1);
-  expect(report.writes.acknowledged).toBeGreaterThan(0);
-  expect(report.points.exact).toBeGreaterThan(0);
-  expect(readFileSync(place.path("page.html"), "utf8")).toContain("tidemark stress: sound");
-  expect(readdirSync(place.folder).toSorted()).toEqual(["page.html", "vault"]);
-});
+/** Deep, because a run takes three seconds of processor time. */
+test.runIf(byDepth(false, true))(
+  "an agent that is killed under load loses nothing, and the run leaves nothing",
+  { timeout: runMsMax },
+  async () => {
+    const place = new Place();
+    const words = ["--vault", "dir:vault", "--faults", "kill-agent", "--seconds", "3"];
+    const { code, stdout } = await place.start(["stress", ...words, ...small]).ended;
+    const report = lastOf(stdout);
+    expect(report, stdout).toMatchObject({ verdict: "sound", damage: [], failures: [], leftRunning: 0, folder: null });
+    expect(code).toBe(0);
+    expect(readdirSync(place.folder)).toEqual(["vault"]);
+  },
+);
 
 test("a store that silently forgets what it acknowledged is damage: exit 3, and the evidence is kept", {
   timeout: runMsMax,
 }, async () => {
   const place = new Place();
-  const words = ["--vault", "dir:vault", "--faults", "none", "--seconds", "1", "--keep", "kept"];
-  const running = place.start(["stress", ...words, ...small]);
+  const words = ["--vault", "dir:vault", "--faults", "kill-agent", "--seconds", "2", "--keep", "kept"];
+  const running = place.start(["stress", ...words, "--report", "page.html", ...small]);
   // The agent has ended. The proof may be freeing segments meanwhile.
   await running.says('"step":"collecting what nothing needs"');
   for (const path of filesIn(place.path("vault/segments"))) unlessGone(() => forget(path), undefined);
   const { code, stdout } = await running.ended;
-  expect(lastOf(stdout).damage.join(), stdout).toContain("DAMAGED");
+  const report = lastOf(stdout);
+  expect(report.damage.join(), stdout).toContain("DAMAGED");
   expect(code).toBe(3);
+  // The rest went as it should.
+  expect(report).toMatchObject({ verdict: "damaged", failures: [], leftRunning: 0 });
+  expect(report.faults).toEqual([{ kind: "kill-agent", planned: 1, fired: 1 }]);
+  expect(report.recovery.count).toBe(1);
+  expect(report.writes).toMatchObject({ refused: 0, latency: { count: report.writes.acknowledged } });
+  expect(readFileSync(place.path("page.html"), "utf8")).toContain("tidemark stress: damaged");
   expect(existsSync(place.path("kept/d1.img"))).toBe(true);
-  expect(lastOf(stdout).command).toContain("--seed 7");
+  expect(report.command).toContain("--seed 7");
 });
 
 test.runIf(byDepth(false, true))("three minutes of all faults lose nothing", { timeout: runMsMax }, async () => {
   const place = new Place();
   const { code, stdout } = await place.start(["stress", "--seconds", "180", "--json"]).ended;
-  const { samples: _, ...report } = lastOf(stdout);
+  const report = { ...lastOf(stdout), samples: [] };
   console.log(JSON.stringify(report));
   expect(report).toMatchObject({ verdict: "sound", damage: [], failures: [], leftRunning: 0 });
   expect(code).toBe(0);
@@ -126,11 +132,10 @@ describe("a store", () => {
     return await checkStore({ open, vault: "memory:", seconds: 0.1, onStep: () => undefined, signal });
   };
 
-  test("that keeps the contract is sound", async () => {
+  test.runIf(byDepth(false, true))("that keeps the contract is sound", async () => {
     const report = await check((store) => new MemorySink({ store }));
     expect(report.guarantees.filter(({ holds }) => !holds)).toEqual([]);
     expect(report).toMatchObject({ sound: true, faults: [] });
-    expect(report.load.map(({ operation }) => operation)).toContain("writePages");
   });
 
   test("that ignores a condition is told with the calls that show it, and loses updates under load", async () => {
@@ -139,6 +144,7 @@ describe("a store", () => {
     expect(broken).toMatchObject({ group: "objects", holds: false });
     expect(broken?.calls.at(-1)).toMatch(/^a\.putObject\("head", 1 bytes, \{ ifMatch: ".*" \}\) → \{ etag: ".*" \}$/);
     expect(report.sound).toBe(false);
+    expect(report.guarantees.filter(({ holds }) => !holds).length).toBeLessThan(10);
     expect(report.faults.join()).toContain("compare-and-swaps succeeded");
   });
 });
@@ -161,12 +167,11 @@ function filesIn(folder: string): readonly string[] {
     .filter((path) => unlessGone(() => statSync(path).isFile(), false));
 }
 
-/** Zeros in place of the payloads of the first half, as if those page writes had never been. */
+/** Zeros in place of the first frames, as if those page writes had never been. */
 function forget(path: string): void {
-  const bytes = readFileSync(path);
-  const end = bytes.findLastIndex((byte) => byte !== 0);
-  bytes.fill(0, 0, Math.max(512, end / 2));
-  writeFileSync(path, bytes.subarray(0, end + 1), { flag: "r+" });
+  const file = openSync(path, "r+");
+  writeSync(file, Buffer.alloc(forgottenBytes), 0, Math.min(forgottenBytes, fstatSync(file).size), 0);
+  closeSync(file);
 }
 
 /** Numbers in [0, 1), always the same. */
