@@ -95,8 +95,13 @@ function plotOf(
       `<line class="fault" x1="${x(atMs)}" x2="${x(atMs)}" y1="0" y2="${plot.height - plot.bottom}"><title>${kind} at ${formatDuration(atMs)}</title></line>`,
   );
   const line = `<polyline class="line" points="${series.map(({ atMs, value }) => `${x(atMs)},${y(value)}`).join(" ")}"/>`;
-  const times = `<text x="${plot.left}" y="${plot.height - 2}">0 s</text><text x="${plot.width}" y="${plot.height - 2}" text-anchor="end">${formatDuration(endMs)}</text>`;
-  return `<svg viewBox="0 0 ${plot.width} ${plot.height}" role="img" aria-label="over ${formatDuration(endMs)}, at most ${format(top)}">${[...grid, ...marks, line, times].join("")}</svg>`;
+  const textY = plot.height - 2;
+  const times =
+    `<text x="${plot.left}" y="${textY}">0 s</text>` +
+    `<text x="${plot.width}" y="${textY}" text-anchor="end">${formatDuration(endMs)}</text>`;
+  const label = `over ${formatDuration(endMs)}, at most ${format(top)}`;
+  const parts = [...grid, ...marks, line, times].join("");
+  return `<svg viewBox="0 0 ${plot.width} ${plot.height}" role="img" aria-label="${label}">${parts}</svg>`;
 }
 
 function recoveriesOf({ recoveries }: StressReport, kind: string): string {

@@ -9,6 +9,7 @@ import { randomBytes } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { inspect } from "node:util";
 import { hasCode, type Sink, TidemarkError, throwIfAborted } from "../../engine/index.ts";
 import { Azurite, openSink, parseVaultSpec } from "../../sink/index.ts";
 import { MemorySink, MemoryStore, type OpenedSinks, sinkConformance } from "../../sink/testing.ts";
@@ -183,8 +184,8 @@ function shown(value: unknown): string {
   if (value instanceof Uint8Array) return `${value.byteLength} bytes`;
   if (value instanceof AbortSignal) return value.aborted ? "aborted" : "signal";
   if (value === undefined) return "done";
-  if (typeof value !== "object" || value === null)
-    return typeof value === "string" ? JSON.stringify(value) : String(value);
+  if (typeof value === "string") return JSON.stringify(value);
+  if (typeof value !== "object" || value === null) return inspect(value);
   const fields = Object.entries(value).map(([name, field]) => `${name}: ${shown(field)}`);
   return `{ ${fields.join(", ")} }`;
 }
