@@ -11,11 +11,15 @@ import type { BenchKind, BenchReport } from "../bench/index.ts";
 import type {
   Application,
   CollectSummary,
+  CopiedPoint,
+  CopySummary,
   Damage,
   DisableSummary,
   DiskSummary,
+  EnrollSummary,
   Extent,
   JobSummary,
+  KeysSummary,
   ListedPoint,
   LostObject,
   MaterializeSummary,
@@ -45,6 +49,8 @@ import type { DiskStatus } from "./agent/disk-runner.ts";
 import type { DiskEvent } from "./agent/ports.ts";
 import type { ReloadSummary, StopSummary } from "./agent/summaries.ts";
 import type { AgentStatus } from "./agent/supervisor.ts";
+import type { CapacityPlan } from "./capacity/plan.ts";
+import type { Throughput } from "./capacity/throughput.ts";
 import type { StressSample } from "./stress/measures.ts";
 import type { StressReport } from "./stress/report.ts";
 import type { StoreReport } from "./stress/store-check.ts";
@@ -55,6 +61,8 @@ export interface JsonItems {
   readonly disk: DiskSummary | DiskStatus;
   /** `points list`: a point of the disk. `agent point`: a point that was committed for a group. */
   readonly point: ListedPoint | PointSummary;
+  /** `copy`: a point is in the other vault. */
+  readonly copied: CopiedPoint;
   /** `replica run`: a point was applied to the target. */
   readonly applied: Application;
   /** `replica show`: a replica of the vault. */
@@ -90,11 +98,17 @@ export interface JsonItems {
 interface FixedSummaries {
   readonly version: VersionSummary;
   readonly demo: DemoSummary;
+  readonly "vault keys list": KeysSummary;
+  readonly "vault keys add": KeysSummary;
+  readonly "vault keys remove": KeysSummary;
+  readonly "vault keys rotate": KeysSummary;
+  readonly "vault keys enroll": EnrollSummary;
   readonly "vault init": VaultSummary;
   readonly "vault show": VaultSummary;
   readonly "vault stats": VaultStats;
   readonly "vault repair": RepairSummary;
   readonly replicate: ReplicateSummary;
+  readonly copy: CopySummary;
   readonly protect: ProtectionStatus;
   readonly agent: AgentSummary;
   readonly "agent status": AgentStatusSummary;
@@ -141,6 +155,9 @@ interface FixedSummaries {
   readonly prune: PruneSummary | PointDecision;
   readonly collect: CollectSummary;
   readonly "retention simulate": SimulationSummary;
+  readonly "capacity profile": ProfileSummary;
+  readonly "capacity report": CapacityPlan;
+  readonly "capacity throughput": Throughput;
   readonly stress: StressReport;
   readonly "stress store": StoreReport;
 }
@@ -296,6 +313,13 @@ export interface AgeBand {
   readonly fromMs: number;
   readonly toMs: number;
   readonly points: number;
+}
+
+export interface ProfileSummary {
+  /** Path of the profile. */
+  readonly out: string;
+  /** Samples that this command has added. */
+  readonly samples: number;
 }
 
 export interface BenchSummary {

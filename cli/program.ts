@@ -12,8 +12,10 @@ import { Command, CommanderError, Option } from "commander";
 import { systemCode, TidemarkError, tidemarkVersion } from "../engine/index.ts";
 import { agentCommand } from "./commands/agent.ts";
 import { benchCommand } from "./commands/bench.ts";
+import { capacityCommand } from "./commands/capacity.ts";
 import { collectCommand } from "./commands/collect.ts";
 import type { CommandContext } from "./commands/context.ts";
+import { copyCommand } from "./commands/copy.ts";
 import { demoCommand } from "./commands/demo.ts";
 import { failbackCommand, migrateCommand } from "./commands/failback.ts";
 import { failoverCommand, reprotectCommand } from "./commands/failover.ts";
@@ -115,6 +117,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     pointsCommand,
     materializeCommand,
     mountCommand,
+    copyCommand,
     replicaCommand,
     failoverCommand,
     reprotectCommand,
@@ -125,6 +128,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     pruneCommand,
     collectCommand,
     retentionCommand,
+    capacityCommand,
     benchCommand,
     stressCommand,
     versionCommand,

@@ -237,12 +237,14 @@ export class PointReader {
   }
 
   async #fetch(pieces: Pieces, order: Uint32Array, fetch: Fetch, consumer: Pick<PointConsumer, "data">): Promise<void> {
-    const { workerPool, signal } = this.#options;
+    const { store, workerPool, signal } = this.#options;
+    const seal = store.keys?.payloads(fetch.segment);
     const slab = await workerPool.fetches.acquire(signal);
     try {
       const chunkOf = new Uint32Array(fetch.end - fetch.from);
       const chunkCount = fillChunkTable(pieces, order, fetch, slab, chunkOf);
-      const proof = { slab: slab.number, chunkCount, seed: this.#options.seed };
+      const sealed = seal && { seal, offset: fetch.offset };
+      const proof = { slab: slab.number, chunkCount, seed: this.#options.seed, sealed };
       let failure = await this.#readRange(fetch, slab, chunkCount);
       await workerPool.decode(proof);
       if (failure === undefined && !areProved(slab, chunkCount)) {

@@ -5,7 +5,7 @@
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import type { ErrorCode } from "../../../../engine/errors.ts";
 import type { Notice } from "../../../../engine/notice.ts";
 import { checksum, fromHex } from "../../../../engine/store/format/checksum.ts";
@@ -13,7 +13,7 @@ import { decodeFrameHeader } from "../../../../engine/store/format/frame.ts";
 import type { Damage } from "../../../../engine/upkeep/scrub/damage.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import type { Volume } from "../../../../engine/volume.ts";
-import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
+import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../../sink/memory.ts";
 import {
   checkNewest,
   closeModelVaults,
@@ -30,17 +30,23 @@ const sizeBytes = 100_000;
 const segment = "segments/d/00000001-0-00000000";
 
 let folder: string;
-let store: MemoryStore;
-let others: MemoryStore;
+const [store, others] = [new MemoryStore(), new MemoryStore()];
+let filled: MemorySnapshot;
 let vault: Vault;
 let disk: ModelDisk;
 let expected: Expected;
+/** What disk d holds since its third point. */
+let lastContent: Buffer;
+beforeAll(async () => {
+  for (const each of [others, store]) await fill(each);
+  filled = store.snapshot();
+  await closeModelVaults();
+});
 beforeEach(async () => {
   folder = mkdtempSync(join(tmpdir(), "verify-"));
-  others = new MemoryStore();
-  await fill(others);
-  store = new MemoryStore();
-  await fill(store);
+  store.restore(filled);
+  vault = await openModelVault(sink());
+  disk = new ModelDisk(Buffer.from(lastContent));
 });
 afterEach(async () => {
   await closeModelVaults();
@@ -50,14 +56,15 @@ afterEach(async () => {
 /** Disk d with three points, each with a granule of its own, and disk e with one. */
 async function fill(into: MemoryStore): Promise<void> {
   const sink = new MemorySink({ store: into });
-  vault = await openModelVault(sink);
-  disk = new ModelDisk(contentOf(sizeBytes, 1));
+  const made = await openModelVault(sink);
+  const written = new ModelDisk(contentOf(sizeBytes, 1));
   expected = new Expected("d");
   for (const seed of [11, 12, 13]) {
-    await replicateNoted(vault, sink, expected, disk);
-    contentOf(4096, seed).copy(disk.bytes, (seed - 10) * 16_384);
+    await replicateNoted(made, sink, expected, written);
+    contentOf(4096, seed).copy(written.bytes, (seed - 10) * 16_384);
   }
-  await vault.replicate({ disk: "e", volume: new ModelDisk(contentOf(30_000, 50)) });
+  lastContent = written.bytes;
+  await made.replicate({ disk: "e", volume: new ModelDisk(contentOf(30_000, 50)) });
 }
 
 const sink = (): MemorySink => new MemorySink({ store });
@@ -279,6 +286,30 @@ describe("a comparison with a source", () => {
     const covers = (at: number): boolean =>
       damaged.some(({ extent }) => extent !== null && extent.offset <= at && at < extent.offset + extent.length);
     expect([covers(100), covers(70_000), covers(50_000)]).toEqual([true, true, false]);
+  });
+
+  test("reads neighbours at once, and tells which of them differ, up to the end of a shorter disk", async () => {
+    const blockBytes = 16_384; // of the vault here
+    const full = new ModelDisk(contentOf(5 * blockBytes, 3));
+    await vault.replicate({ disk: "n", volume: full });
+    full.bytes[0] = (full.bytes[0] ?? 0) ^ 1;
+    for (const at of [2 * blockBytes, 5 * blockBytes - 1]) full.bytes[at] = (full.bytes[at] ?? 0) ^ 1;
+    let reads = 0;
+    const shorter: Volume = {
+      description: "shorter",
+      sizeBytes: () => Promise.resolve(4 * blockBytes + 512),
+      read: async (offset, into) => {
+        reads += 1;
+        await full.read(offset, into);
+      },
+    };
+    const { damaged } = await vault.verify({ disk: "n", source: shorter });
+    expect(damaged.map(({ extent }) => extent)).toEqual([
+      null,
+      { offset: 0, length: blockBytes },
+      { offset: 2 * blockBytes, length: blockBytes },
+    ]);
+    expect(reads).toBeLessThan(5);
   });
 
   test("asks the source once for each of its extents, however many zeros lie between", async () => {
