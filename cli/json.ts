@@ -16,8 +16,10 @@ import type {
   Damage,
   DisableSummary,
   DiskSummary,
+  EnrollSummary,
   Extent,
   JobSummary,
+  KeysSummary,
   ListedPoint,
   LostObject,
   MaterializeSummary,
@@ -52,7 +54,7 @@ import type { Throughput } from "./capacity/throughput.ts";
 
 /** Items by their `type`. */
 export interface JsonItems {
-  /** `disks list`: a disk of the vault. `agent status`: a disk of the agent. */
+  /** `disks list`: a disk of the vault. `agent status` and `watch`: a disk of the agent. */
   readonly disk: DiskSummary | DiskStatus;
   /** `points list`: a point of the disk. `agent point`: a point that was committed for a group. */
   readonly point: ListedPoint | PointSummary;
@@ -91,6 +93,11 @@ export interface JsonItems {
 interface FixedSummaries {
   readonly version: VersionSummary;
   readonly demo: DemoSummary;
+  readonly "vault keys list": KeysSummary;
+  readonly "vault keys add": KeysSummary;
+  readonly "vault keys remove": KeysSummary;
+  readonly "vault keys rotate": KeysSummary;
+  readonly "vault keys enroll": EnrollSummary;
   readonly "vault init": VaultSummary;
   readonly "vault show": VaultSummary;
   readonly "vault stats": VaultStats;
@@ -100,6 +107,7 @@ interface FixedSummaries {
   readonly protect: ProtectionStatus;
   readonly agent: AgentSummary;
   readonly "agent status": AgentStatusSummary;
+  readonly watch: AgentStatusSummary;
   readonly "agent point": PointSummary | GroupPointSummary;
   readonly "agent pause": NamedDisks;
   readonly "agent resume": NamedDisks;

@@ -31,6 +31,7 @@ import { replicateCommand } from "./commands/replicate.ts";
 import { retentionCommand } from "./commands/retention.ts";
 import { vaultCommand } from "./commands/vault.ts";
 import { verifyCommand } from "./commands/verify.ts";
+import { watchCommand } from "./commands/watch.ts";
 import { debugChannels, printDebugEvents } from "./debug.ts";
 import { errorReport, errorStacks, exitCodeOf, exitCodes, wrongUse } from "./errors.ts";
 import { Interruption } from "./interruption.ts";
@@ -112,6 +113,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     replicateCommand,
     protectCommand,
     agentCommand,
+    watchCommand,
     disksCommand,
     pointsCommand,
     materializeCommand,

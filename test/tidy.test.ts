@@ -29,6 +29,7 @@ const lineCharactersMax = 160;
 const engineLayers: readonly string[] = [
   "engine",
   "engine/store/format",
+  "engine/store/keys",
   "engine/store/store.ts",
   "engine/store/held-lease.ts",
   "engine/store/map",
@@ -42,6 +43,7 @@ const engineLayers: readonly string[] = [
   "engine/recovery/mount",
   "engine/upkeep/retention",
   "engine/upkeep/collection",
+  "engine/upkeep/keys",
   "engine/upkeep/prune",
   "engine/upkeep/scrub",
   "engine/upkeep/repair",
@@ -50,6 +52,7 @@ const engineLayers: readonly string[] = [
   "engine/failover",
   "engine/internal.ts",
   "engine/vault-options.ts",
+  "engine/vault-opening.ts",
   "engine/vault.ts",
   "engine/index.ts",
 ];

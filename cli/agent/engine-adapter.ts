@@ -10,27 +10,32 @@ import {
   commandHook,
   type Finding,
   Group,
+  hasCode,
   limited,
   NbdServer,
   type Notice,
+  type PointDecision,
   type Protection,
   type ProtectionPolicy,
+  type RetentionPolicy,
   type Sink,
   systemCode,
   TidemarkError,
   Vault,
+  type VaultStats,
   weekdays,
 } from "../../engine/index.ts";
 import { openSink } from "../../sink/index.ts";
 import { refuseEmptyImage } from "../commands/context.ts";
 import { withoutSecrets } from "../errors.ts";
-import { type Environment, sinkOptions, vaultOptions } from "../settings.ts";
+import { type Environment, sinkOptions, vaultOptions, vaultSecrets } from "../settings.ts";
 import { told } from "../waiting.ts";
 import { Collecting } from "./collecting.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import { diskEvent } from "./disk-event.ts";
 import { worst } from "./disk-runner.ts";
 import type {
+  AgentPoint,
   Clock,
   DiskEvent,
   EngineAdapter,
@@ -123,13 +128,14 @@ class EngineVault implements VaultPort {
     const { address, proxy } = config;
     const bandwidth = new Bandwidth(tableOf(config));
     const stateFolder = stateFolderOf(config, environment);
+    const keys = await vaultSecrets({}, environment);
     const opened = await openSink(address, {
       ...sinkOptions(address, environment, signal),
       ...(proxy === undefined ? {} : { proxy }),
     });
     const store = told(opened, withoutSecrets(opened.description), onNotice);
     try {
-      const vault = await Vault.openOrCreate(limited(store, bandwidth), { stateFolder, onNotice, signal });
+      const vault = await Vault.openOrCreate(limited(store, bandwidth), { stateFolder, keys, onNotice, signal });
       return new EngineVault({
         store,
         vault,
@@ -218,6 +224,41 @@ class EngineVault implements VaultPort {
   facts(): VaultFacts {
     const { storedBytes, ageMs: collectionAgeMs } = this.#collecting;
     return { storedBytes, scrubAgeMs: this.#scrubbing.ageMs, collectionAgeMs };
+  }
+
+  async points(disk: string, policy: RetentionPolicy, signal: AbortSignal): Promise<readonly AgentPoint[]> {
+    const dropped = new Set<number>();
+    const onDecision = ({ sequence, keep }: PointDecision): void => {
+      if (!keep) dropped.add(sequence);
+    };
+    // What cannot be read is a finding of the scrub.
+    const onNotice = (): void => undefined;
+    try {
+      const points = await this.#vault.points(disk, { onNotice, signal });
+      if (policy.kind !== "everything")
+        await this.#vault.prune({
+          disk,
+          policy,
+          dryRun: true,
+          withoutFreedBytes: true,
+          onDecision,
+          onNotice,
+          signal,
+        });
+      const damaged = this.#scrubbing.damagedPoints(disk);
+      return points.map((point) => ({
+        ...point,
+        damaged: damaged.has(point.sequence),
+        dropped: dropped.has(point.sequence),
+      }));
+    } catch (error) {
+      if (hasCode(error, "DISK_NOT_FOUND")) return [];
+      throw error;
+    }
+  }
+
+  async stats(signal: AbortSignal): Promise<VaultStats> {
+    return await this.#vault.stats({ signal });
   }
 
   async close(): Promise<void> {

@@ -15,7 +15,14 @@ import { openSink, parseVaultSpec } from "../../sink/index.ts";
 import { withoutSecrets } from "../errors.ts";
 import type { SignalAnswers } from "../interruption.ts";
 import type { Output } from "../output.ts";
-import { type Environment, sinkOptions, type VaultFlags, vaultAddress, vaultOptions } from "../settings.ts";
+import {
+  type Environment,
+  sinkOptions,
+  type VaultFlags,
+  vaultAddress,
+  vaultOptions,
+  vaultSecrets,
+} from "../settings.ts";
 import { told } from "../waiting.ts";
 
 export interface CommandContext {
@@ -46,7 +53,8 @@ export async function withVault<Result>(
 ): Promise<Result> {
   const { environment, signal } = context;
   const { blockBytes, digest } = flags;
-  const options = { ...vaultOptions(flags, environment, signal), blockBytes, digest };
+  const keys = await vaultSecrets(flags, environment);
+  const options = { ...vaultOptions(flags, environment, signal), blockBytes, digest, keys };
   context.output.detail(`vault ${withoutSecrets(vaultAddress(flags))}, local caches in ${options.stateFolder ?? ""}`);
   return await withSink(
     context,

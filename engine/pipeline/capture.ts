@@ -231,9 +231,10 @@ class Capture {
       }
       // In state 1 it was known when it was scanned and has been forgotten since: it goes out
       // plain.
-      const storedWord = chunks.state[chunk] === 2 ? (chunks.storedWords[chunk] ?? plainBytes) : plainBytes;
+      const packed = chunks.state[chunk] === 2 ? (chunks.storedWords[chunk] ?? plainBytes) : plainBytes;
       const at = from * granuleBytes;
-      const payload = (storedWord >= storedLz4Flag ? slab.out : slab.data).subarray(at, at + storedLength(storedWord));
+      const payload = (packed >= storedLz4Flag ? slab.out : slab.data).subarray(at, at + storedLength(packed));
+      const storedWord = packed + lanes.sealBytes;
       const segment = await lanes.pack(payload, storedWord, chunks.digests, chunk * 16, start, granules);
       const offset = lanes.placedAt;
       references.add(segment);

@@ -158,6 +158,17 @@ describe("the script", () => {
   );
 
   deepTest(
+    "encryption.sh restores what a server wrote that cannot read it, also after its key was replaced",
+    { timeout: scriptMsMax },
+    async () => {
+      const place = new Installed();
+      const lines = await place.script("encryption.sh");
+      expect(lines.join("\n")).toMatch(/aes-256-gcm[^]*can write to vault[^]*generation 2[^]*no damage: 2 points/);
+      expect(readFileSync(place.path("back.img")).equals(readFileSync(place.path("web.img")))).toBe(true);
+    },
+  );
+
+  deepTest(
     "capacity.sh plans from a profile, writes a page, and leaves nothing in the store",
     {
       timeout: scriptMsMax,
@@ -235,8 +246,8 @@ describe("the script", () => {
     timeout: scriptMsMax,
   }, async () => {
     const place = new Installed();
-    // Any free port, so that this machine may serve metrics already.
-    const configuration = (readText("examples/agent.yaml") ?? "").replace("127.0.0.1:9180", "127.0.0.1:0");
+    // Any free ports, so that this machine may serve metrics and a dashboard already.
+    const configuration = (readText("examples/agent.yaml") ?? "").replaceAll(/127\.0\.0\.1:\d+/g, "127.0.0.1:0");
     writeFileSync(place.path("agent.yaml"), configuration);
     mkdirSync(place.path("hooks"));
     for (const name of readdirSync(join(repositoryRoot, "examples/hooks"))) {

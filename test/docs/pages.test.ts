@@ -35,6 +35,7 @@ const linesMax: Readonly<Record<string, number>> = {
   "docs/failback.md": 200,
   "docs/replicas.md": 200,
   "docs/embedding.md": 200,
+  "docs/encryption.md": 200,
   "docs/capacity.md": 200,
 };
 
