@@ -57,7 +57,7 @@ import type { StoreReport } from "./stress/store-check.ts";
 
 /** Items by their `type`. */
 export interface JsonItems {
-  /** `disks list`: a disk of the vault. `agent status`: a disk of the agent. */
+  /** `disks list`: a disk of the vault. `agent status` and `watch`: a disk of the agent. */
   readonly disk: DiskSummary | DiskStatus;
   /** `points list`: a point of the disk. `agent point`: a point that was committed for a group. */
   readonly point: ListedPoint | PointSummary;
@@ -112,6 +112,7 @@ interface FixedSummaries {
   readonly protect: ProtectionStatus;
   readonly agent: AgentSummary;
   readonly "agent status": AgentStatusSummary;
+  readonly watch: AgentStatusSummary;
   readonly "agent point": PointSummary | GroupPointSummary;
   readonly "agent pause": NamedDisks;
   readonly "agent resume": NamedDisks;
