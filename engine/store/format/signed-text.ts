@@ -20,6 +20,7 @@ export type Kind =
   | "label"
   | "pin"
   | "condemned"
+  | "plan"
   | "run"
   | "request"
   | "claim"
