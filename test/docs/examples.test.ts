@@ -178,6 +178,20 @@ describe("the script", () => {
     expect(readdirSync(place.folder).filter((name) => /tidemark-/.test(name))).toEqual([]);
   });
 
+  test("plan.sh drills the plan of shop.yaml, waits for a person, and writes a report", {
+    timeout: scriptMsMax,
+  }, async () => {
+    const place = new Installed();
+    copyFileSync(join(repositoryRoot, "examples", "shop.yaml"), place.path("shop.yaml"));
+    const lines = await place.script("plan.sh");
+    expect(lines.join("\n")).toMatch(
+      /no fault: 2 machines, 3 disks, 2 groups[^]*waits +DNS points here[^]*successful +yes/,
+    );
+    expect(lines.at(-1)).toBe("1 run");
+    expect(readdirSync(place.path("drill"))).toEqual([]);
+    expect(readFileSync(place.path("drill.html"), "utf8")).toContain("quarterly drill");
+  });
+
   test("replica.sh leaves an image that is the newest point, and no replica", { timeout: scriptMsMax }, async () => {
     const place = new Installed();
     const lines = await place.script("replica.sh");

@@ -2,10 +2,9 @@
  * Preview of a plan's run: which points its machines get and where they go, and every reason why the
  * run cannot begin, before anything has changed.
  *
- * | choice | points |
- * |---|---|
- * | `common` | of each machine a common point of its disks; of all machines the newest ones that are not younger than the moment at which every machine has one |
- * | all others | as for a run of each machine; of disks that have common points, one of these |
+ * `common`: of each machine a common point of its disks; of all machines the newest such points that
+ * are not younger than the newest moment at which every machine has one. All other choices are as for
+ * a run of each machine; disks that have common points get one of these.
  *
  * Invariant: a fault names its place in the plan, and one preview finds all of them.
  */

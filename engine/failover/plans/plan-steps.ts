@@ -185,8 +185,8 @@ export class PlanSteps {
     } else if (operation === "ChangePit") {
       const isThere = found?.members.every(({ point }, at) => point.id === machine.points[at]?.id);
       const isComplete = found?.state === "ChangeRecoveryPointCompleted";
-      if (isAgain && isThere === true && isComplete) return await this.#noteMachine(machine);
-      await this.#changePoint(machine);
+      const isDone = isAgain && isThere === true && isComplete;
+      if (!isDone) await this.#changePoint(machine);
       await this.#noteMachine(machine);
     } else if (found !== undefined && !isDoneOn(operation, found)) {
       await this.#do("next" in transition(found.state, operation) ? operation : "Resume", run);

@@ -22,6 +22,7 @@ import { leftoversOf } from "../effects.ts";
 import { isWorker } from "../held-document.ts";
 import { isMoved } from "../run-facts.ts";
 import { findRun } from "../run-store.ts";
+import type { JobSummary, RunTaskSummary } from "../run-summary.ts";
 import { allowedOperations, beginningOf, effectOf, hasEnded, refusedOperations } from "../run-table.ts";
 import { targetName } from "../target.ts";
 import { spreadOf } from "./plan-points.ts";
@@ -254,6 +255,26 @@ function operationsOf(
   }
   const reason = "a process works on the run";
   return { allowedOperations: [], refusedOperations: allowed.map((operation) => ({ operation, reason })) };
+}
+
+/** The jobs of a run, as those of single runs are listed. Steps that are not begun are left out. */
+export function planJobsOf({ run, machines, jobs }: PlanRunSummary): JobSummary[] {
+  const disks = machines.flatMap((machine) => machine.disks.map(({ disk }) => disk));
+  const taskStates: Readonly<Partial<Record<PlanStepState, JobState>>> = {
+    NotStarted: "Suspended",
+    Waiting: "Suspended",
+    Confirmed: "Succeeded",
+  };
+  return jobs.map(({ steps, ...job }) => ({
+    ...job,
+    run,
+    disks,
+    tasks: steps.flatMap(({ what, state, startTime, endTime, output, exitCode, error }): RunTaskSummary[] => {
+      if (startTime === null) return [];
+      const taskState = taskStates[state] ?? (state as JobState);
+      return [{ name: what, state: taskState, startTime, endTime, output, exitCode, error }];
+    }),
+  }));
 }
 
 /** The job that began the run. */

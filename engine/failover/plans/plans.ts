@@ -22,6 +22,7 @@ import { checkNote } from "../run-checks.ts";
 import { directionOf } from "../run-members.ts";
 import { StopRequests, stopJob } from "../run-request.ts";
 import { findRun, newRunName } from "../run-store.ts";
+import type { JobSummary } from "../run-summary.ts";
 import { beginningOf, hasEnded, transition } from "../run-table.ts";
 import { changeJob, endPlanJob, refused, refuseStep, waits, withJob, withNote } from "./plan-jobs.ts";
 import {
@@ -34,7 +35,7 @@ import {
 import { namesOfTargets, type PreviewedMachine, pointsOf, previewPlan, spreadOf } from "./plan-points.ts";
 import { PlanSteps, refusalOf } from "./plan-steps.ts";
 import { findPlanRun, listPlanRuns, type PlanPlace, readPlanRun, takePlanRun } from "./plan-store.ts";
-import { describePlanRun, type PlanRunDone, type PlanRunSummary } from "./plan-summary.ts";
+import { describePlanRun, type PlanRunDone, type PlanRunSummary, planJobsOf } from "./plan-summary.ts";
 import { nextOf, retried, stateOfPlan, waitingIn } from "./plan-table.ts";
 
 const rememberedMs: number = 90 * 24 * 60 * 60 * 1000;
@@ -288,6 +289,11 @@ export class Plans {
           found.push(await describePlanRun(this.#context, place, document));
       return found;
     });
+  }
+
+  /** All jobs of all runs of plans, newest first. */
+  async jobs(signal?: AbortSignal): Promise<JobSummary[]> {
+    return (await this.list({ signal })).flatMap(planJobsOf).sort((a, b) => (a.startTime < b.startTime ? 1 : -1));
   }
 
   /** Puts a new run into the vault and works on it. */
