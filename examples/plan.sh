@@ -9,7 +9,7 @@ tidemark plan check --plan shop.yaml
 tidemark failover test --plan shop.yaml --dry-run
 
 # The run waits at step 5 until a person has looked.
-tidemark failover test --plan shop.yaml --point common --note "quarterly drill"
+tidemark failover test --plan shop.yaml --note "quarterly drill"
 run=$(tidemark plan list --json | sed -n 's/.*"run":"\([0-9a-f]*\)","plan":"shop".*/\1/p')
 tidemark jobs resume "$run" --step 5
 tidemark failover cleanup "$run" --note "passed"

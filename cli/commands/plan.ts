@@ -116,7 +116,7 @@ export async function startPlan(
     const { machines: previews, spreadMs, target } = preview;
     return { plan: plan.name, kind, target, machines: previews, spreadMs };
   };
-  const describe = (preview: PlanPreviewSummary): string => describePreview({ ...preview, faults: [] }, output);
+  const describe = (preview: PlanPreviewSummary): string => describePreview(preview, output);
   if (flags.dryRun === true) {
     const preview = await withVault(context, flags, previewed);
     output.answer(`failover ${kind}`, preview, describe(preview));

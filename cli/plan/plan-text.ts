@@ -3,7 +3,7 @@ import type { Plan, PlanAction, PlanPreview, PlanRunSummary } from "../../engine
 import type { Output } from "../output.ts";
 import { formatDuration, formatNumberOf } from "../quantities.ts";
 import { commandOf } from "../run-text.ts";
-import { fields, printable, table } from "../text.ts";
+import { type Column, fields, fittedTable, printable } from "../text.ts";
 
 type Lines = (readonly [name: string, text: string])[];
 
@@ -16,32 +16,34 @@ export function describePlan({ name, groups, cleanup, target, testTarget, object
     ...(testTarget === null ? [] : [["tests", testTarget] as const]),
     ...(rpoMs === null ? [] : [["rpo", formatDuration(rpoMs)] as const]),
     ...(rtoMs === null ? [] : [["rto", formatDuration(rtoMs)] as const]),
-    ...groups.flatMap(
-      ({ machines: members, before, after }, index): Lines => [
-        [`group ${index + 1}`, before.length === 0 ? "" : `before: ${before.map(actionText).join("; ")}`],
-        ...members.map((member) => ["", `${member}: ${disksOf(member)}`] as const),
-        ...(after.length === 0 ? [] : [["", `after: ${after.map(actionText).join("; ")}`] as const]),
-      ],
+    ...groups.flatMap(({ machines: members, before, after }, index) =>
+      several(`group ${index + 1}`, [
+        ...before.map((action) => `before: ${actionText(action)}`),
+        ...members.map((member) => `${member}: ${disksOf(member)}`),
+        ...after.map((action) => `after: ${actionText(action)}`),
+      ]),
     ),
-    ...(cleanup.length === 0 ? [] : [["cleanup", cleanup.map(actionText).join("; ")] as const]),
+    ...several("cleanup", cleanup.map(actionText)),
   ];
   return [`plan ${name}: ${formatNumberOf(machines.length, "machine")}`, fields(lines)].join("\n");
 }
 
 /** What a run would do, before it does it. */
-export function describePreview({ machines, spreadMs, target }: PlanPreview, output: Pick<Output, "time">): string {
-  const rows = machines.flatMap(({ machine, disks }) =>
-    disks.map((disk, index) => [
-      index === 0 ? machine : "",
-      disk.disk,
-      String(disk.sequence),
-      output.time(disk.time),
-      disk.consistency,
-      disk.target,
-    ]),
-  );
+export function describePreview(
+  { machines, spreadMs, target }: Omit<PlanPreview, "faults">,
+  output: Pick<Output, "time" | "columns">,
+): string {
+  const rows = machines.flatMap(({ machine, disks }) => disks.map((disk) => ({ ...disk, machine })));
+  const columns: readonly Column<(typeof rows)[number]>[] = [
+    { heading: "MACHINE", align: "l", cell: ({ machine }) => machine },
+    { heading: "DISK", align: "l", cell: ({ disk }) => disk },
+    { heading: "POINT", align: "r", cell: ({ sequence }) => String(sequence) },
+    { heading: "TIME", align: "l", cell: ({ time }) => output.time(time) },
+    { heading: "CONSISTENCY", align: "l", dropped: 1, cell: ({ consistency }) => consistency },
+    { heading: "TARGET", align: "l", dropped: 2, cell: ({ target: place }) => place },
+  ];
   return [
-    table(["MACHINE", "DISK", "POINT", "TIME", "CONSISTENCY", "TARGET"], rows, "llrlll"),
+    fittedTable(columns, rows, output.columns),
     `points are up to ${formatDuration(spreadMs)} apart; target ${printable(target)}`,
   ].join("\n");
 }
@@ -80,23 +82,31 @@ export function planGraph({ groups, cleanup }: Plan): string {
   return lines.join("\n");
 }
 
+type Step = PlanRunSummary["jobs"][number]["steps"][number];
+
+const stepColumns: readonly Column<Step>[] = [
+  { heading: "STEP", align: "r", cell: ({ step }) => String(step) },
+  { heading: "GROUP", align: "r", cell: ({ group }) => (group === 0 ? "-" : String(group)) },
+  { heading: "PHASE", align: "l", dropped: 2, cell: ({ phase }) => phase },
+  { heading: "KIND", align: "l", dropped: 1, cell: ({ kind }) => kind },
+  { heading: "WHAT", align: "l", cell: ({ what }) => short(what) },
+  { heading: "STATE", align: "l", cell: ({ state }) => state },
+  {
+    heading: "TOOK",
+    align: "r",
+    cell: ({ startTime, endTime }) =>
+      startTime === null || endTime === null ? "-" : formatDuration(Date.parse(endTime) - Date.parse(startTime)),
+  },
+];
+
 /** A run of a plan. */
 export function describePlanRun(run: PlanRunSummary, output: Pick<Output, "time" | "columns">): string {
-  const several = (name: string, texts: readonly string[]): Lines =>
-    texts.map((text, index) => [index === 0 ? name : "", text] as const);
   const job = run.jobs.at(-1);
+  // The way on from a wait has a line of its own.
+  const allowed = run.allowedOperations.filter((each) => each !== "Resume" || run.waiting === null);
   const failures = job?.steps.flatMap(({ step, what, error }) =>
     error === null ? [] : [`step ${step}, ${what}: ${error.message}`],
   );
-  const rows = job?.steps.map((step) => [
-    String(step.step),
-    step.group === 0 ? "-" : String(step.group),
-    step.phase,
-    step.kind,
-    short(step.what),
-    step.state,
-    step.startTime === null || step.endTime === null ? "-" : formatDuration(elapsed(step.startTime, step.endTime)),
-  ]);
   const lines: Lines = [
     ["kind", run.kind],
     ["health", run.health],
@@ -120,10 +130,7 @@ export function describePlanRun(run: PlanRunSummary, output: Pick<Output, "time"
           run.waiting.text,
           `when it is done: tidemark jobs resume ${run.run} --step ${run.waiting.step}`,
         ])),
-    ...several(
-      "allowed",
-      run.allowedOperations.length === 0 ? ["nothing"] : run.allowedOperations.map((each) => commandOf(each, run.run)),
-    ),
+    ...several("allowed", allowed.length === 0 ? ["nothing"] : allowed.map((each) => commandOf(each, run.run))),
     ...several("left behind", run.leftovers),
     ...several(
       "notes",
@@ -136,13 +143,15 @@ export function describePlanRun(run: PlanRunSummary, output: Pick<Output, "time"
       lines.map(([name, text]) => [name, printable(text)] as const),
       output.columns,
     ),
-    ...(job === undefined || rows === undefined
+    ...(job === undefined
       ? []
-      : [
-          `job ${job.job}: ${job.operation}, ${job.state}`,
-          table(["STEP", "GROUP", "PHASE", "KIND", "WHAT", "STATE", "TOOK"], rows, "rrllllr"),
-        ]),
+      : [`job ${job.job}: ${job.operation}, ${job.state}`, fittedTable(stepColumns, job.steps, output.columns)]),
   ].join("\n");
+}
+
+/** Lines of which only the first bears the name. */
+function several(name: string, texts: readonly string[]): Lines {
+  return texts.map((text, index) => [index === 0 ? name : "", text] as const);
 }
 
 function machineText(
@@ -162,10 +171,6 @@ function reached(ms: number, objective: number | null): string {
 
 function actionText(action: PlanAction): string {
   return action.kind === "run" ? action.command : action.text;
-}
-
-function elapsed(from: string, to: string): number {
-  return Date.parse(to) - Date.parse(from);
 }
 
 function short(text: string): string {
