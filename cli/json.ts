@@ -11,11 +11,15 @@ import type { BenchKind, BenchReport } from "../bench/index.ts";
 import type {
   Application,
   CollectSummary,
+  CopiedPoint,
+  CopySummary,
   Damage,
   DisableSummary,
   DiskSummary,
+  EnrollSummary,
   Extent,
   JobSummary,
+  KeysSummary,
   ListedPoint,
   LostObject,
   MaterializeSummary,
@@ -56,6 +60,8 @@ export interface JsonItems {
   readonly disk: DiskSummary | DiskStatus;
   /** `points list`: a point of the disk. `agent point`: a point that was committed for a group. */
   readonly point: ListedPoint | PointSummary;
+  /** `copy`: a point is in the other vault. */
+  readonly copied: CopiedPoint;
   /** `replica run`: a point was applied to the target. */
   readonly applied: Application;
   /** `replica show`: a replica of the vault. */
@@ -93,11 +99,17 @@ export interface JsonItems {
 interface FixedSummaries {
   readonly version: VersionSummary;
   readonly demo: DemoSummary;
+  readonly "vault keys list": KeysSummary;
+  readonly "vault keys add": KeysSummary;
+  readonly "vault keys remove": KeysSummary;
+  readonly "vault keys rotate": KeysSummary;
+  readonly "vault keys enroll": EnrollSummary;
   readonly "vault init": VaultSummary;
   readonly "vault show": VaultSummary;
   readonly "vault stats": VaultStats;
   readonly "vault repair": RepairSummary;
   readonly replicate: ReplicateSummary;
+  readonly copy: CopySummary;
   readonly protect: ProtectionStatus;
   readonly agent: AgentSummary;
   readonly "agent status": AgentStatusSummary;

@@ -76,6 +76,13 @@ export type { OpenPointOptions, StreamOptions } from "./recovery/mount/point-han
 export { PointHandle } from "./recovery/mount/point-handle.ts";
 export type { MaterializeOptions, MaterializeSummary } from "./recovery/restore/materialize.ts";
 export type { ImageFormat, MaterializeMode } from "./recovery/restore/target.ts";
+export type {
+  CopiedDisk,
+  CopiedPoint,
+  CopiedPoints,
+  CopyOptions,
+  CopySummary,
+} from "./replication/copy-points.ts";
 export { Group } from "./replication/protection/groups.ts";
 export type { Finding, HealthLevel } from "./replication/protection/health.ts";
 export type { CommandHookOptions, FunctionHookOptions, Hook } from "./replication/protection/hooks.ts";
@@ -114,6 +121,7 @@ export type {
   PlanPhase,
   PlanStepState,
 } from "./store/format/plan-run.ts";
+export type { Secrets } from "./store/keys/recipients.ts";
 export type { LabelOptions } from "./store/points/labels.ts";
 export type { PinOptions, PinSummary } from "./store/points/pins.ts";
 export type { DiffOptions } from "./store/points/point-diff.ts";
@@ -130,6 +138,8 @@ export type { BandwidthClocks, BandwidthTable, BandwidthWindow, Weekday } from "
 export { Bandwidth, bandwidthLimitMin, limited, weekdays } from "./throttle.ts";
 export type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
 export type { DiskStats, SpaceCounts, VaultStats } from "./upkeep/collection/vault-stats.ts";
+export type { EnrollSummary, KeysSummary, NewRecipients, RecipientSummary } from "./upkeep/keys/keyring.ts";
+export { Keyring } from "./upkeep/keys/keyring.ts";
 export type { PointDecision, PruneCounts, PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
 export type { RemoveDiskOptions, RemoveDiskSummary } from "./upkeep/prune/remove-disk.ts";
 export type { LostObject, RepairedObject, RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";

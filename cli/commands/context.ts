@@ -15,7 +15,14 @@ import { openSink, parseVaultSpec } from "../../sink/index.ts";
 import { withoutSecrets } from "../errors.ts";
 import type { SignalAnswers } from "../interruption.ts";
 import type { Output } from "../output.ts";
-import { type Environment, sinkOptions, type VaultFlags, vaultAddress, vaultOptions } from "../settings.ts";
+import {
+  type Environment,
+  sinkOptions,
+  type VaultFlags,
+  vaultAddress,
+  vaultOptions,
+  vaultSecrets,
+} from "../settings.ts";
 import { told } from "../waiting.ts";
 
 export interface CommandContext {
@@ -47,7 +54,8 @@ export async function withVault<Result>(
   const { environment, signal } = context;
   const address = vaultAddress(flags);
   const { blockBytes, digest } = flags;
-  const options = { ...vaultOptions(flags, environment, signal), blockBytes, digest };
+  const keys = await vaultSecrets(flags, environment);
+  const options = { ...vaultOptions(flags, environment, signal), blockBytes, digest, keys };
   // An Azurite would make its folder, and a wrong address would look like an empty vault.
   if (open === openExisting || open === openForRepair) await refuseAbsentAzurite(address);
   context.output.detail(`vault ${withoutSecrets(address)}, local caches in ${options.stateFolder ?? ""}`);

@@ -9,8 +9,8 @@ import { formatDuration } from "../quantities.ts";
 
 const style = `body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}
-th,td{border:1px solid #ccc;padding:.3rem .5rem;text-align:left;vertical-align:top;overflow-wrap:anywhere}
-th{background:#f3f3f3}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f7f7f7;padding:.5rem;margin:0}
+th,td{border:1px solid #ccc;padding:.3rem .5rem;text-align:left;vertical-align:top;overflow-wrap:break-word}
+th{background:#f3f3f3;white-space:nowrap}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f7f7f7;padding:.5rem;margin:0}
 .yes{color:#126b2c}.no{color:#a61b1b;font-weight:600}@media print{body{margin:0}}`;
 
 /** The page. `planText` is the file of the plan as the run keeps it. */
@@ -62,7 +62,7 @@ export function planPage(run: PlanRunSummary, planText: string): string {
       ].join("<br>"),
     ]);
     const title = `<h3>${escaped(`${job.operation}: ${job.state}, ${job.startTime} to ${job.endTime ?? "now"}`)}</h3>`;
-    return title + table(["Step", "Group", "What", "", "State", "Begun", "Took", "Result"], rows);
+    return title + table(["Step", "Group", "Phase", "What", "State", "Begun", "Took", "Result"], rows);
   });
   const notes = run.notes.map(({ time, text }) => [escaped(time), escaped(text)]);
   return `<!doctype html>

@@ -113,6 +113,10 @@ export class FileVolume implements Volume {
     return Number((await this.#stat()).size);
   }
 
+  async reading<Result>(work: Promise<Result>): Promise<Result> {
+    return await work;
+  }
+
   get descriptor(): number {
     return this.#file.fd;
   }
