@@ -2,6 +2,7 @@
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { expect, it } from "vitest";
 import { planJsonSchema } from "../../cli/plan/plan-schema.ts";
+import { deepTest } from "../deep-test.ts";
 import { sameFiles, writeImage } from "./images.ts";
 import { Place } from "./tidemark.ts";
 
@@ -88,29 +89,35 @@ it("runs a drill from the check to the report, and waits for a person meanwhile"
   });
 }, 60_000);
 
-it("moves machines away and back by one run, with the verbs of a single one", async () => {
-  const place = await replicated();
-  writeFileSync(
-    place.path("move.yaml"),
-    shop
-      .replace("disks: [data, log],", "disks: [data], source: image:data.img,")
-      .replace(/ {4}(before|after):.*\n/g, ""),
-  );
-  expect(await place.json("failover", "planned", "--plan", "move.yaml", "--check", "true")).toMatchObject({ code: 2 });
-  const done = await place.json("failover", "planned", "--plan", "move.yaml");
-  expect(done).toMatchObject({ code: 0, last: { state: "PlannedFailoverCompleted" } });
-  const run = String(done.last["run"]);
-  expect((await place.json("failover", "commit", run)).last).toMatchObject({ state: "CommitFailoverCompleted" });
-  expect((await place.json("reprotect", run)).last).toMatchObject({ state: "Protected" });
-  expect(await place.json("failback", run, "--to", "data.img", "web.img", "--shutdown", "true")).toMatchObject({
-    code: 2,
-  });
-  const back = await place.json("failback", run, "--to", "data.img", "web.img");
-  expect(back).toMatchObject({ code: 0, last: { kind: "failback", state: "PlannedFailoverCompleted" } });
-  expect(await place.json("failover", "cancel", String(back.last["run"]))).toMatchObject({
-    last: { state: "Protected" },
-  });
-}, 60_000);
+deepTest(
+  "moves machines away and back by one run, with the verbs of a single one",
+  async () => {
+    const place = await replicated();
+    writeFileSync(
+      place.path("move.yaml"),
+      shop
+        .replace("disks: [data, log],", "disks: [data], source: image:data.img,")
+        .replace(/ {4}(before|after):.*\n/g, ""),
+    );
+    expect(await place.json("failover", "planned", "--plan", "move.yaml", "--check", "true")).toMatchObject({
+      code: 2,
+    });
+    const done = await place.json("failover", "planned", "--plan", "move.yaml");
+    expect(done).toMatchObject({ code: 0, last: { state: "PlannedFailoverCompleted" } });
+    const run = String(done.last["run"]);
+    expect((await place.json("failover", "commit", run)).last).toMatchObject({ state: "CommitFailoverCompleted" });
+    expect((await place.json("reprotect", run)).last).toMatchObject({ state: "Protected" });
+    expect(await place.json("failback", run, "--to", "data.img", "web.img", "--shutdown", "true")).toMatchObject({
+      code: 2,
+    });
+    const back = await place.json("failback", run, "--to", "data.img", "web.img");
+    expect(back).toMatchObject({ code: 0, last: { kind: "failback", state: "PlannedFailoverCompleted" } });
+    expect(await place.json("failover", "cancel", String(back.last["run"]))).toMatchObject({
+      last: { state: "Protected" },
+    });
+  },
+  60_000,
+);
 
 it("names every fault of a plan with its line and a remedy, before anything has changed", async () => {
   const place = await replicated();

@@ -8,7 +8,7 @@ import { closeModelVaults, contentOf, ModelDisk, openModelVault } from "../../..
 import { createFolder, removeFolder } from "../../../temporary-folder.ts";
 
 /** As many as a plan may have, of two disks each. */
-const machines = byDepth(5, 100);
+const machines = byDepth(2, 100);
 const descriptorsMax = 200;
 const heapGrowthMax = 200 * 1024 * 1024;
 
@@ -66,5 +66,5 @@ test(
     await removeFolder(targets);
     await removeFolder(folder);
   },
-  byDepth(60_000, 900_000),
+  byDepth(60_000, 1_800_000),
 );

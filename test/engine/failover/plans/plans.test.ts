@@ -244,6 +244,10 @@ describe("the points of a plan", () => {
     expect(sequencesOf(done)).toEqual([common, [2], [2]]);
     expect(await vault.failovers.show(done.machines[0]?.run ?? "")).toMatchObject({ group: "database" });
     await vault.plans.cleanup({ run: done.run, environment });
+    // A failover goes to the points that its plan has chosen, and chooses none again.
+    const moved = await begin("unplanned", plan, "common");
+    expect(sequencesOf(moved)).toEqual([common, [2], [2]]);
+    await vault.plans.cancel({ run: moved.run, environment });
     // Every choice takes the common point of disks that have one.
     const latest = await vault.plans.preview({ plan, kind: "test", point: "latest-processed" });
     expect(sequencesOf(latest)).toEqual([common, [3], [3]]);
