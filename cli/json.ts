@@ -53,10 +53,12 @@ import type { DiskStatus } from "./agent/disk-runner.ts";
 import type { DiskEvent } from "./agent/ports.ts";
 import type { ReloadSummary, StopSummary } from "./agent/summaries.ts";
 import type { AgentStatus } from "./agent/supervisor.ts";
+import type { CapacityPlan } from "./capacity/plan.ts";
+import type { Throughput } from "./capacity/throughput.ts";
 
 /** Items by their `type`. */
 export interface JsonItems {
-  /** `disks list`: a disk of the vault. `agent status`: a disk of the agent. */
+  /** `disks list`: a disk of the vault. `agent status` and `watch`: a disk of the agent. */
   readonly disk: DiskSummary | DiskStatus;
   /** `points list`: a point of the disk. `agent point`: a point that was committed for a group. */
   readonly point: ListedPoint | PointSummary;
@@ -113,6 +115,7 @@ interface FixedSummaries {
   readonly protect: ProtectionStatus;
   readonly agent: AgentSummary;
   readonly "agent status": AgentStatusSummary;
+  readonly watch: AgentStatusSummary;
   readonly "agent point": PointSummary | GroupPointSummary;
   readonly "agent pause": NamedDisks;
   readonly "agent resume": NamedDisks;
@@ -161,6 +164,9 @@ interface FixedSummaries {
   readonly prune: PruneSummary | PointDecision;
   readonly collect: CollectSummary;
   readonly "retention simulate": SimulationSummary;
+  readonly "capacity profile": ProfileSummary;
+  readonly "capacity report": CapacityPlan;
+  readonly "capacity throughput": Throughput;
 }
 
 /** Summaries by the command's name. */
@@ -368,6 +374,13 @@ export interface AgeBand {
   readonly fromMs: number;
   readonly toMs: number;
   readonly points: number;
+}
+
+export interface ProfileSummary {
+  /** Path of the profile. */
+  readonly out: string;
+  /** Samples that this command has added. */
+  readonly samples: number;
 }
 
 export interface BenchSummary {

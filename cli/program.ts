@@ -12,6 +12,7 @@ import { Command, CommanderError, Option } from "commander";
 import { systemCode, TidemarkError, tidemarkVersion } from "../engine/index.ts";
 import { agentCommand } from "./commands/agent.ts";
 import { benchCommand } from "./commands/bench.ts";
+import { capacityCommand } from "./commands/capacity.ts";
 import { collectCommand } from "./commands/collect.ts";
 import type { CommandContext } from "./commands/context.ts";
 import { copyCommand } from "./commands/copy.ts";
@@ -31,6 +32,7 @@ import { replicateCommand } from "./commands/replicate.ts";
 import { retentionCommand } from "./commands/retention.ts";
 import { vaultCommand } from "./commands/vault.ts";
 import { verifyCommand } from "./commands/verify.ts";
+import { watchCommand } from "./commands/watch.ts";
 import { debugChannels, printDebugEvents } from "./debug.ts";
 import { errorReport, errorStacks, exitCodeOf, exitCodes, wrongUse } from "./errors.ts";
 import { Interruption } from "./interruption.ts";
@@ -112,6 +114,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     replicateCommand,
     protectCommand,
     agentCommand,
+    watchCommand,
     disksCommand,
     pointsCommand,
     materializeCommand,
@@ -128,6 +131,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     pruneCommand,
     collectCommand,
     retentionCommand,
+    capacityCommand,
     benchCommand,
     versionCommand,
     completionCommand,

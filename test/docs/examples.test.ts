@@ -169,6 +169,21 @@ describe("the script", () => {
   );
 
   deepTest(
+    "capacity.sh plans from a profile, writes a page, and leaves nothing in the store",
+    {
+      timeout: scriptMsMax,
+    },
+    async () => {
+      const place = new Installed();
+      copyFileSync(join(repositoryRoot, "examples", "prices.yaml"), place.path("prices.yaml"));
+      const text = (await place.script("capacity.sh")).join("\n");
+      expect(text).toMatch(/RPO ALWAYS[^]*100 Mbit\/s[^]*binds first[^]*days:7 +[\d,]+ [^]* USD\n[^]*put, 4 MiB × 5/);
+      expect(readFileSync(place.path("plan.html"), "utf8")).toContain("<polyline");
+      expect(readdirSync(place.path("vault")).filter((name) => name.startsWith("capacity"))).toEqual([]);
+    },
+  );
+
+  deepTest(
     "failover.sh leaves the moved disk with what was written last, and nothing of the drill",
     {
       timeout: scriptMsMax,
@@ -249,8 +264,8 @@ describe("the script", () => {
     timeout: scriptMsMax,
   }, async () => {
     const place = new Installed();
-    // Any free port, so that this machine may serve metrics already.
-    const configuration = (readText("examples/agent.yaml") ?? "").replace("127.0.0.1:9180", "127.0.0.1:0");
+    // Any free ports, so that this machine may serve metrics and a dashboard already.
+    const configuration = (readText("examples/agent.yaml") ?? "").replaceAll(/127\.0\.0\.1:\d+/g, "127.0.0.1:0");
     writeFileSync(place.path("agent.yaml"), configuration);
     mkdirSync(place.path("hooks"));
     for (const name of readdirSync(join(repositoryRoot, "examples/hooks"))) {

@@ -37,6 +37,7 @@ const linesMax: Readonly<Record<string, number>> = {
   "docs/replicas.md": 200,
   "docs/embedding.md": 200,
   "docs/encryption.md": 200,
+  "docs/capacity.md": 200,
 };
 
 function pageAt(path: string): Page {

@@ -286,7 +286,7 @@ describe("a store that is not there", () => {
     const { port } = listener.address() as { port: number };
     await new Promise((resolve) => listener.close(resolve));
     await using sink = AzureSink.open(`http://127.0.0.1:${String(port)}/${developmentAccount}/vault`, key, {
-      firstContactToleranceMs: 100,
+      firstContactToleranceMs: 1_000,
       random: () => 0.1,
     });
     const error = await failure(sink.putObject("head", randomBytes(1), { ifAbsent: true }));

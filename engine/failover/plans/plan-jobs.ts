@@ -1,4 +1,5 @@
-/** Jobs in the document of a plan's run, and the errors of what is not possible: pure functions. */
+/** Jobs in the document of a plan's run, and the errors of what is not possible: functions of it alone. */
+import os from "node:os";
 import { TidemarkError } from "../../errors.ts";
 import { type PlanJob, type PlanRunDocument, planJobsMax } from "../../store/format/plan-run.ts";
 import type { RunOperation } from "../../store/format/run.ts";
@@ -69,5 +70,14 @@ export function refuseStep({ run, jobs }: PlanRunDocument, number: number): void
   throw new TidemarkError("INVALID_ARGUMENT", fact, {
     remedy: `\`tidemark failover show ${run}\` shows the steps`,
     detail: { run, step: number },
+  });
+}
+
+/** Local targets and commands belong to the host of the run. Errors: INVALID_ARGUMENT. */
+export function refuseElsewhere({ run, host, target }: PlanRunDocument): void {
+  if (host === os.hostname().slice(0, 100) || target.startsWith("blob:")) return;
+  throw new TidemarkError("INVALID_ARGUMENT", `the targets of run ${run} are on the host ${host}`, {
+    remedy: `run the command on ${host}`,
+    detail: { run, host },
   });
 }

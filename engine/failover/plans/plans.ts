@@ -24,7 +24,7 @@ import { StopRequests, stopJob } from "../run-request.ts";
 import { findRun, newRunName } from "../run-store.ts";
 import type { JobSummary } from "../run-summary.ts";
 import { beginningOf, hasEnded, transition } from "../run-table.ts";
-import { changeJob, endPlanJob, refused, refuseStep, waits, withJob, withNote } from "./plan-jobs.ts";
+import { changeJob, endPlanJob, refused, refuseElsewhere, refuseStep, waits, withJob, withNote } from "./plan-jobs.ts";
 import {
   asked,
   type FailbackPlanOptions,
@@ -214,7 +214,7 @@ export class Plans {
         await this.#work(options.run, options, async (document) => {
           const outcome = transition(stateOfPlan(document), "Resume");
           if ("reason" in outcome) throw refused(document, "Resume", outcome.reason);
-          await this.#refuseElsewhere(document);
+          refuseElsewhere(document);
           const job = document.jobs.at(-1);
           const waiting = waitingIn(job);
           if (waiting !== null && step === undefined) throw waits(document, waiting);
@@ -346,7 +346,7 @@ export class Plans {
         await this.#work(options.run, options, async (document, place) => {
           const outcome = transition(stateOfPlan(document), operation);
           if ("reason" in outcome) throw refused(document, operation, outcome.reason);
-          await this.#refuseElsewhere(document);
+          refuseElsewhere(document);
           for (const { run } of document.machines) {
             const refusal = refusalOf(operation, (await findRun(place, run))?.document);
             if (refusal !== undefined) throw refusal;
@@ -418,17 +418,6 @@ export class Plans {
       if (left.every((found) => found === undefined))
         await place.store.delete(planRunObjectName(run), { signal: place.signal });
     }
-  }
-
-  /** Local targets and commands belong to the host of the run. */
-  async #refuseElsewhere({ run, host, target }: PlanRunDocument): Promise<void> {
-    if (host === os.hostname().slice(0, 100) || target.startsWith("blob:")) return;
-    await Promise.reject(
-      new TidemarkError("INVALID_ARGUMENT", `the targets of run ${run} are on the host ${host}`, {
-        remedy: `run the command on ${host}`,
-        detail: { run, host },
-      }),
-    );
   }
 
   #place({ signal }: { readonly signal?: AbortSignal | undefined }): PlanPlace {
