@@ -51,6 +51,9 @@ import type { ReloadSummary, StopSummary } from "./agent/summaries.ts";
 import type { AgentStatus } from "./agent/supervisor.ts";
 import type { CapacityPlan } from "./capacity/plan.ts";
 import type { Throughput } from "./capacity/throughput.ts";
+import type { StressSample } from "./stress/measures.ts";
+import type { StressReport } from "./stress/report.ts";
+import type { StoreReport } from "./stress/store-check.ts";
 
 /** Items by their `type`. */
 export interface JsonItems {
@@ -88,6 +91,8 @@ export interface JsonItems {
   readonly step: DemoStep;
   /** `bench`: the report of the case. */
   readonly bench: BenchReport;
+  /** `stress`: what was seen at one moment of the load, every 10 s. */
+  readonly sample: StressSample;
 }
 
 interface FixedSummaries {
@@ -154,6 +159,8 @@ interface FixedSummaries {
   readonly "capacity profile": ProfileSummary;
   readonly "capacity report": CapacityPlan;
   readonly "capacity throughput": Throughput;
+  readonly stress: StressReport;
+  readonly "stress store": StoreReport;
 }
 
 /** Summaries by the command's name. */

@@ -29,6 +29,7 @@ import { completionCommand, manCommand, otherNameCommands, versionCommand } from
 import { replicaCommand } from "./commands/replica.ts";
 import { replicateCommand } from "./commands/replicate.ts";
 import { retentionCommand } from "./commands/retention.ts";
+import { stressCommand } from "./commands/stress.ts";
 import { vaultCommand } from "./commands/vault.ts";
 import { verifyCommand } from "./commands/verify.ts";
 import { watchCommand } from "./commands/watch.ts";
@@ -131,6 +132,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     retentionCommand,
     capacityCommand,
     benchCommand,
+    stressCommand,
     versionCommand,
     completionCommand,
     manCommand,
