@@ -130,8 +130,14 @@ describe("each case tells everything that it measured", () => {
   test("initial, three times, with the point proved", async () => {
     const report = await runBench(options("initial", { runs: 3, check: true }));
     expectWhole(report, "initial");
-    expect(names(report)).toEqual(["first replication, fresh vault", "plain upload, 4 lanes"]);
-    expect(report.steps.map(({ runs }) => runs)).toEqual([3, 3]);
+    expect(names(report)).toEqual([
+      "first replication, fresh vault",
+      "read back and prove",
+      "first replication, encrypted",
+      "read back and prove, encrypted",
+      "plain upload, 4 lanes",
+    ]);
+    expect(report.steps.map(({ runs }) => runs)).toEqual([3, 3, 3, 3, 3]);
     expect(report.hashes["point"]).toBe(report.hashes["image"]);
     // The random data are there twice and go out once.
     expect(report.counts["dedupedBytes"]).toBe(3 * mib);
