@@ -53,8 +53,12 @@ class Rig {
   }
 }
 
-const finding = (level: "Warning" | "Critical", code: string, cause = "it is so"): Finding =>
-  ({ level, code, cause, remedy: "do this" }) as Finding;
+const finding = (level: "Warning" | "Critical", code: string, cause = "it is so"): Finding => ({
+  level,
+  code,
+  cause,
+  remedy: "do this",
+});
 const webhook = (on: "warning" | "critical" = "critical"): NotifyConfig => ({
   kind: "webhook",
   url: `http://h/${on}`,
