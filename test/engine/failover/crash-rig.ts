@@ -10,11 +10,12 @@ export interface CrashPlace {
   readonly line: { current: MemorySink | FaultySink };
 }
 
-/** Whether the call that dies has had its effect, and what follows. */
+/**
+ * Whether the call that dies has had its effect, and what follows. To die before a call leaves what
+ * to die after the one before it leaves, so each is combined with one way to go on.
+ */
 export const combinations = [
   ["after", "resume"],
-  ["before", "resume"],
-  ["after", "give up"],
   ["before", "give up"],
 ] as const;
 

@@ -17,7 +17,7 @@ import { namesIn } from "../../sink/expectations.ts";
 import { createFolder, removeFolder } from "../../temporary-folder.ts";
 import { type CrashPlace, combinations, dyingAt, endOf } from "./crash-rig.ts";
 
-/** A deep run dies at every call, in four ways each. */
+/** A deep run dies at every call, in two ways each. */
 const sweepMsMax: number = byDepth(120_000, 1_200_000);
 
 const memory = new MemoryStore();
