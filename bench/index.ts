@@ -13,7 +13,7 @@ import type { BenchOptions } from "./options.ts";
 import type { BenchReport } from "./report.ts";
 
 export type { BenchKind } from "./kinds.ts";
-export { benchKinds } from "./kinds.ts";
+export { benchKinds, keepKinds, liveKinds } from "./kinds.ts";
 export type { StoreAddress } from "./live/orders.ts";
 export type { BenchOptions } from "./options.ts";
 export type { BenchReport } from "./report.ts";

@@ -5,6 +5,7 @@ import { systemCode, TidemarkError } from "../engine/index.ts";
 import { workersDefault } from "../engine/internal.ts";
 import { type BenchKind, keepKinds, liveKinds } from "./kinds.ts";
 import type { StoreAddress } from "./live/orders.ts";
+import { type MarkOf, marksOf, readTargets } from "./targets.ts";
 
 /** The kinds for which a disk is made where no image is given, or always. */
 const imagelessKinds: readonly BenchKind[] = ["kernels", ...liveKinds, ...keepKinds];
@@ -33,6 +34,13 @@ export interface BenchOptions {
    * {"peer":"…","step":"first-backup|scattered-backup|restore","seconds":…}.
    */
   readonly peerFile?: string | undefined;
+  /** File with targets of your own, in the form of targets.yaml. */
+  readonly targetsFile?: string | undefined;
+  /**
+   * The sizes are smaller than the targets are for: only marks that have a target for that are
+   * judged. Default: false.
+   */
+  readonly isSmall?: boolean | undefined;
   /**
    * `initial`: bring the point back and compare it with the image. Default: false. `restore` always
    * does.
@@ -59,8 +67,8 @@ export interface BenchOptions {
    * 604,800. Defaults: 3, 3, 20, 60, 5, 60.
    */
   readonly seconds?: number | undefined;
-  /** `churn`, `collect`: MB (10⁶ bytes) written a second. Defaults: 100, 20. */
-  readonly rateMegabytes?: number | undefined;
+  /** `churn`, `soak`, `collect`: bytes written a second, from 1 MB (10⁶ bytes). Defaults: 100, 20, 20 MB. */
+  readonly bytesPerSecond?: number | undefined;
   /** `churn`: look for the highest rate that holds. Default: false. */
   readonly findLimit?: boolean | undefined;
   /** `churn`, `restart`, `collect`: time between points in ms. Default: 5,000. */
@@ -127,6 +135,8 @@ export interface BenchConfig {
   readonly kernelMs: number;
   readonly indexEntries: number;
   readonly peers: readonly PeerTime[];
+  /** Makes a mark of this case, with its target. */
+  readonly mark: MarkOf;
   readonly live: LiveConfig;
   readonly keep: KeepConfig;
   readonly temporaryFolder: string;
@@ -157,6 +167,7 @@ export interface KeepConfig {
   readonly deadBytes: number | undefined;
 }
 
+const megabyte = 1_000_000;
 const gibibyte = 2 ** 30;
 const diskBytesMin = 16 * 2 ** 20;
 const secondsDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
@@ -196,7 +207,7 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
   const { kernelMs = 1_000, indexEntries = 1_048_576, signal, onProgress } = options;
   const {
     findLimit = false,
-    rateMegabytes = kind === "soak" || kind === "collect" ? 20 : 100,
+    bytesPerSecond = (kind === "soak" || kind === "collect" ? 20 : 100) * megabyte,
     cycleMs = 5_000,
     cuts = 300,
     storeAddress,
@@ -217,7 +228,7 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
   whole(kernelMs, "number of milliseconds", 1, 60_000);
   whole(indexEntries, "number of index entries", 1_024, 4_194_304);
   if (!(seconds >= 0.1 && seconds <= 604_800)) faults.push(`${seconds} is no number of seconds from 0.1 to 604800`);
-  whole(rateMegabytes, "number of MB a second", 1, 100_000);
+  whole(bytesPerSecond, "number of bytes a second", megabyte, 100_000 * megabyte);
   whole(cycleMs, "number of milliseconds between points", 1_000, 3_600_000);
   whole(diskBytes, "size of a disk", diskBytesMin, 64 * 1024 * gibibyte);
   whole(hotBytes, "size of what is written", diskBytesMin, diskBytes);
@@ -242,9 +253,10 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
     kernelMs,
     indexEntries,
     peers: options.peerFile === undefined ? [] : await readPeers(options.peerFile),
+    mark: marksOf(await readTargets(options.targetsFile), kind, options.isSmall ?? false),
     live: {
       seconds,
-      bytesPerSecond: rateMegabytes * 1_000_000,
+      bytesPerSecond,
       findLimit,
       cycleMs,
       diskBytes,

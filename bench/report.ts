@@ -6,17 +6,7 @@ import type { ImageFacts } from "./image.ts";
 import type { BenchKind } from "./kinds.ts";
 import type { MachineFacts } from "./machine.ts";
 import type { Step } from "./steps.ts";
-
-/** One figure that was promised, and what became of it. */
-export interface Mark {
-  /** What is compared with what. */
-  readonly name: string;
-  readonly value: number;
-  /** `×` for ratios, else the unit of `value` and `wanted`. */
-  readonly unit: "×" | "bytes" | "ms" | "";
-  readonly relation: "at least" | "at most";
-  readonly wanted: number;
-}
+import type { Mark } from "./targets.ts";
 
 /** What one case gives. */
 export interface CaseOutcome {
@@ -44,12 +34,7 @@ export interface BenchReport extends Omit<CaseOutcome, "marks"> {
   readonly store: string | null;
   readonly seed: number;
   readonly runs: number;
-  readonly marks: readonly (Mark & { readonly met: boolean })[];
-}
-
-/** True when the mark was reached. */
-export function isMet({ value, relation, wanted }: Mark): boolean {
-  return relation === "at least" ? value >= wanted : value <= wanted;
+  readonly marks: readonly (Mark & { readonly met: boolean | null })[];
 }
 
 const tableColumns = 80;
@@ -96,14 +81,27 @@ function formatMarks({ marks }: BenchReport): string[] {
     "",
     `${"mark".padEnd(42)}${"reached".padStart(14)}${"wanted".padStart(14)}`,
     ...marks.map((mark) => {
-      const [reached, wanted] = [mark.value, mark.wanted].map((value) =>
-        mark.unit === "bytes" ? size(value) : mark.unit === "ms" ? time(value) : `${figure(value)} ${mark.unit}`.trim(),
-      );
-      const sign = mark.relation === "at least" ? "≥" : "≤";
-      const figures = `${(reached ?? "").padStart(14)}${`${sign} ${wanted ?? ""}`.padStart(14)}`;
-      return `${clip(mark.name, 42).padEnd(42)}${figures}  ${mark.met ? "yes" : "NO"}`;
+      const figures = `${quantity(mark.value, mark.unit).padStart(14)}${wanted(mark).padStart(14)}`;
+      return `${clip(mark.name, 42).padEnd(42)}${figures}  ${verdict(mark.met)}`;
     }),
   ];
+}
+
+/** A value with its unit, as a mark has them. */
+export function quantity(value: number, unit: Mark["unit"]): string {
+  if (unit === "bytes") return size(value);
+  return unit === "ms" ? time(value) : `${figure(value)} ${unit}`.trim();
+}
+
+/** `≥ 1.1 ×`; `-` where the mark is not judged. */
+export function wanted({ wanted: value, relation, unit }: Mark): string {
+  return value === null ? "-" : `${relation === "at least" ? "≥" : "≤"} ${quantity(value, unit)}`;
+}
+
+/** What became of a mark, in one word. */
+export function verdict(met: boolean | null): string {
+  if (met === null) return "-";
+  return met ? "yes" : "NO";
 }
 
 function pair(name: string, value: string): string {

@@ -19,7 +19,8 @@ import { machineFacts } from "./machine.ts";
 import type { BenchConfig, BenchOptions } from "./options.ts";
 import { resolveOptions } from "./options.ts";
 import { benchPipeline } from "./pipeline.ts";
-import { type BenchReport, type CaseOutcome, isMet } from "./report.ts";
+import type { BenchReport, CaseOutcome } from "./report.ts";
+import { isMet } from "./targets.ts";
 
 /** As `runBench`. */
 export async function runCase(options: BenchOptions): Promise<BenchReport> {

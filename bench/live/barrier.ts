@@ -10,12 +10,11 @@ import { granuleBytes } from "../../engine/internal.ts";
 import { DiscardingSink } from "../discarding-sink.ts";
 import { randomWords } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
-import type { Mark } from "../report.ts";
+import type { Mark } from "../targets.ts";
 import { onDemandMs } from "./place.ts";
 
 const writers = 32;
 const diskBytes = 256 * 1024 * 1024;
-const barrierP99MsMax = 20;
 
 export interface BarrierFigures {
   readonly marks: readonly Mark[];
@@ -46,6 +45,7 @@ export async function benchBarrier(config: BenchConfig): Promise<BarrierFigures>
       await load.end();
     }
     return figuresOf(
+      config,
       heldMs.toSorted((a, b) => a - b),
       load.writes,
     );
@@ -80,19 +80,11 @@ class Load {
   }
 }
 
-function figuresOf(sortedMs: readonly number[], writes: number): BarrierFigures {
+function figuresOf(config: BenchConfig, sortedMs: readonly number[], writes: number): BarrierFigures {
   const at = (share: number): number => sortedMs[Math.max(0, Math.ceil(sortedMs.length * share) - 1)] ?? NaN;
   const p99 = at(0.99);
   return {
-    marks: [
-      {
-        name: `barrier of a cut, ${writers} writes in flight, p99`,
-        value: p99,
-        unit: "ms",
-        relation: "at most",
-        wanted: barrierP99MsMax,
-      },
-    ],
+    marks: [config.mark("barrier of a cut, 32 writes in flight, p99", p99)],
     counts: {
       cuts: sortedMs.length,
       writesMeanwhile: writes,

@@ -4,14 +4,14 @@
  */
 import type { Sink } from "../../engine/index.ts";
 import { granuleBytes } from "../../engine/internal.ts";
+import { peerMarks } from "../cycles.ts";
 import { type ImageFacts, imageFactsOf } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
-import type { CaseOutcome, Mark } from "../report.ts";
+import type { CaseOutcome } from "../report.ts";
 import { StepLog } from "../steps.ts";
 import { runFio } from "./fio.ts";
 import { LivePlace, onDemandMs } from "./place.ts";
 
-const peerTimesWanted = 25;
 const burstStep = "cut to commit, after the burst";
 
 /** `scatterWrites` random writes of 4 KiB through NBD, and a point on demand after them. */
@@ -67,18 +67,12 @@ export async function benchBurst(config: BenchConfig, store: Sink): Promise<Case
       ...(await imageFactsOf(place.image)),
       path: config.image === "" ? "a new disk" : config.image,
     };
-    return { image, steps: log.steps(), marks: peerMarks(config, log.medianMs(burstStep)), hashes, ...measured };
+    return {
+      image,
+      steps: log.steps(),
+      marks: peerMarks(config, "scattered-backup", log.medianMs(burstStep)),
+      hashes,
+      ...measured,
+    };
   });
-}
-
-function peerMarks({ peers }: BenchConfig, ownMs: number): Mark[] {
-  return peers
-    .filter(({ step }) => step === "scattered-backup")
-    .map(({ peer, seconds }) => ({
-      name: `faster than ${peer} (${seconds.toFixed(1)} s)`,
-      value: (seconds * 1000) / ownMs,
-      unit: "×",
-      relation: "at least",
-      wanted: peerTimesWanted,
-    }));
 }

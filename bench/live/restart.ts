@@ -13,7 +13,6 @@ import { StepLog, type StepTraits } from "../steps.ts";
 import { type FioJob, runFio, runFioUntil } from "./fio.ts";
 import { LivePlace } from "./place.ts";
 
-const restartMsMax = 10_000;
 const requestBytes = 65_536;
 /**
  * Enough to keep all hot regions hot, and not so much that the load, and not the restart, is what
@@ -90,7 +89,7 @@ export async function benchRestart(config: BenchConfig, store: Sink): Promise<Ca
     return {
       image: { ...(await imageFactsOf(place.image)), path: "a new disk" },
       steps: log.steps(),
-      marks: [{ name: restartStep, value: measured.restartMs, unit: "ms", relation: "at most", wanted: restartMsMax }],
+      marks: [config.mark(restartStep, measured.restartMs)],
       counts: measured.counts,
       hashes,
       peakRssBytes: measured.peakRssBytes,

@@ -11,8 +11,9 @@ import { setTimeout as delay } from "node:timers/promises";
 import { type Sink, systemCode, TidemarkError } from "../../engine/index.ts";
 import { imageFactsOf } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
-import type { CaseOutcome, Mark } from "../report.ts";
+import type { CaseOutcome } from "../report.ts";
 import { median, StepLog } from "../steps.ts";
+import type { Mark } from "../targets.ts";
 import { type FioFigures, runFio } from "./fio.ts";
 import { LivePlace } from "./place.ts";
 import type { ProtectingProcess } from "./protecting-process.ts";
@@ -27,7 +28,6 @@ const tellEveryMs = 60_000;
 /** Full within the first minutes, after which it forgets instead of growing. */
 const indexBytesMax: number = 16 * 1024 * 1024;
 const hourMs = 3_600_000;
-const rssBytesPerHourMax = 20 * 1024 * 1024;
 
 /** What the process had at one moment. */
 interface Sample {
@@ -75,7 +75,7 @@ export async function benchSoak(config: BenchConfig, store: Sink): Promise<CaseO
     return {
       image: { ...(await imageFactsOf(place.image)), path: "a new disk" },
       steps: log.steps(),
-      marks: marksOf(samples),
+      marks: marksOf(config, samples),
       counts: {
         points,
         failures,
@@ -162,28 +162,17 @@ async function footprint(pid: number): Promise<{ readonly rssBytes: number; read
   }
 }
 
-function marksOf(samples: readonly Sample[]): Mark[] {
+function marksOf({ mark }: BenchConfig, samples: readonly Sample[]): Mark[] {
   const half = samples.slice(Math.floor(samples.length / 2));
   const middle = Math.floor(half.length / 2);
   const [third, fourth] = [half.slice(0, middle), half.slice(middle)].map((part) =>
     median(part.map(({ handles }) => handles)),
   );
+  const growth = slope(half.map(({ atMs, rssBytes }) => ({ x: atMs / hourMs, y: rssBytes })));
   return [
-    {
-      name: "memory gained an hour, second half",
-      value: slope(half.map(({ atMs, rssBytes }) => ({ x: atMs / hourMs, y: rssBytes }))),
-      unit: "bytes",
-      relation: "at most",
-      wanted: rssBytesPerHourMax,
-    },
+    mark("memory gained an hour, second half", growth),
     // Medians: connections to the store come and go.
-    {
-      name: "handles gained, last two quarters",
-      value: (fourth ?? NaN) - (third ?? NaN),
-      unit: "",
-      relation: "at most",
-      wanted: 0,
-    },
+    mark("handles gained, last two quarters", (fourth ?? NaN) - (third ?? NaN)),
   ];
 }
 

@@ -4,10 +4,18 @@
  */
 import { join } from "node:path";
 import { Command, InvalidArgumentError } from "commander";
-import { type BenchKind, benchKinds, formatBench, runBench, type StoreAddress } from "../../bench/index.ts";
+import {
+  type BenchKind,
+  benchKinds,
+  formatBench,
+  keepKinds,
+  liveKinds,
+  runBench,
+  type StoreAddress,
+} from "../../bench/index.ts";
 import { openSink } from "../../sink/index.ts";
 import { exitCodes } from "../errors.ts";
-import { parseBytes } from "../quantities.ts";
+import { parseBytes, parseRate } from "../quantities.ts";
 import { type Environment, sinkOptions, wholeNumber, withLanesOption, withWorkersOption } from "../settings.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
 import { type CommandContext, closing } from "./context.ts";
@@ -25,6 +33,10 @@ interface BenchFlags {
   readonly writes?: number;
   readonly points?: number;
   readonly bytes?: number;
+  readonly diskSize?: number;
+  readonly hot?: number;
+  readonly targets?: string;
+  readonly fail: boolean;
   readonly workers?: number;
   readonly lanes?: number;
 }
@@ -50,6 +62,10 @@ const descriptions: Readonly<Record<BenchKind, string>> = {
 
 /** Kinds that are measured once. */
 const takenOnce: readonly BenchKind[] = ["churn", "restart", "soak", "prune", "collect"];
+
+/** Kinds that make a disk of their own, and those that write a part of it. */
+const madeDisks: readonly BenchKind[] = [...liveKinds, ...keepKinds];
+const hotKinds: readonly BenchKind[] = ["restart", "mount", "instant", "failover", "prune", "open"];
 
 /** Whether a kind takes an image. The others make their own disk, or need none. */
 const images: Readonly<Partial<Record<BenchKind, "required" | "optional">>> = {
@@ -92,13 +108,13 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
   if (kind === "burst") command.option("--writes <count>", "writes of 4 KiB (default: 20000)", wholeNumber);
   if (kind === "churn") {
     command
-      .option("--rate <count>", "MB to write a second (default: 100)", wholeNumber)
+      .option("--rate <rate>", "what to write a second (default: 100 MB/s)", rate)
       .option("--seconds <count>", "length of the load (default: 60)", wholeNumber)
       .option("--find-limit", "look for the highest rate that holds");
   }
   if (kind === "soak") {
     command
-      .option("--rate <count>", "MB to write a second (default: 20)", wholeNumber)
+      .option("--rate <rate>", "what to write a second (default: 20 MB/s)", rate)
       .option("--minutes <count>", "length of the load (default: 60)", wholeNumber);
   }
   if (kind === "prune" || kind === "open") {
@@ -107,15 +123,17 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
   if (kind === "collect") {
     command
       .option("--bytes <size>", "what is dead (default: 10 GB, or less where there is no room)", bytes)
-      .option("--rate <count>", "MB to write a second (default: 20)", wholeNumber)
+      .option("--rate <rate>", "what to write a second (default: 20 MB/s)", rate)
       .option("--seconds <count>", "length of the load before the collection (default: 60)", wholeNumber);
   }
+  if (madeDisks.includes(kind)) command.option("--disk-size <size>", "size of the disk that is made", bytes);
+  if (hotKinds.includes(kind)) command.option("--hot <size>", "the part of the disk that is written", bytes);
   if (kind === "initial") command.option("--check", "bring the point back and compare it");
   const example = image === "required" ? `${kind} --image disk.img` : kind;
   const isRepeated = !takenOnce.includes(kind);
   if (isRepeated)
     command.option("--runs <count>", "how often each step is measured; medians are reported (default: 1)", wholeNumber);
-  return command
+  return withMarkOptions(command)
     .addHelpText(
       "after",
       `
@@ -124,6 +142,13 @@ Examples:
   $ tidemark bench ${example}${isRepeated ? " --runs 3" : ""} --json`,
     )
     .action(async (flags: BenchFlags) => await bench(context, kind, flags));
+}
+
+/** Adds the options about marks: what is wanted, and whether a missed mark is a failure. */
+function withMarkOptions(command: Command): Command {
+  return command
+    .option("--targets <file>", "YAML with marks of your own, in the form of bench/targets.yaml")
+    .option("--no-fail", "exit with 0 though a mark is missed");
 }
 
 async function bench(context: CommandContext, kind: BenchKind, flags: BenchFlags): Promise<void> {
@@ -140,7 +165,10 @@ async function bench(context: CommandContext, kind: BenchKind, flags: BenchFlags
       workers: flags.workers,
       lanes: flags.lanes,
       seconds: flags.minutes === undefined ? flags.seconds : flags.minutes * 60,
-      rateMegabytes: flags.rate,
+      bytesPerSecond: flags.rate,
+      diskBytes: flags.diskSize,
+      hotBytes: flags.hot,
+      targetsFile: flags.targets,
       findLimit: flags.findLimit,
       scatterWrites: flags.writes,
       points: flags.points,
@@ -157,12 +185,18 @@ async function bench(context: CommandContext, kind: BenchKind, flags: BenchFlags
   });
   output.item("bench", report);
   output.answer(`bench ${kind}`, { case: report.case, marks: report.marks }, formatBench(report));
-  if (kind === "soak" && report.marks.some(({ met }) => !met)) context.exitCode = exitCodes.failed;
+  if (flags.fail && report.marks.some(({ met }) => met === false)) context.exitCode = exitCodes.failed;
 }
 
 function bytes(text: string): number {
   const value = parseBytes(text);
   if (value === undefined) throw new InvalidArgumentError("It is not a size such as 10GB.");
+  return value;
+}
+
+function rate(text: string): number {
+  const value = parseRate(text);
+  if (value === undefined) throw new InvalidArgumentError("It is not a rate such as 100MB/s.");
   return value;
 }
 
