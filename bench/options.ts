@@ -6,11 +6,12 @@ import { workersDefault } from "../engine/internal.ts";
 import { type BenchKind, keepKinds, liveKinds } from "./kinds.ts";
 import type { StoreAddress } from "./live/orders.ts";
 import { type MarkOf, marksOf, readTargets } from "./targets.ts";
+import { Trace } from "./trace.ts";
 
 /** The kinds for which a disk is made where no image is given, or always. */
-const imagelessKinds: readonly BenchKind[] = ["kernels", ...liveKinds, ...keepKinds];
+const imagelessKinds: readonly BenchKind[] = ["kernels", "size", "disks", ...liveKinds, ...keepKinds];
 /** The kinds of which a part is done by a process of its own. */
-const sharedKinds: readonly BenchKind[] = [...liveKinds, "mount", "instant", "collect"];
+const sharedKinds: readonly BenchKind[] = [...liveKinds, "mount", "instant", "collect", "peers"];
 
 /** What is being measured now. */
 export interface BenchProgress {
@@ -46,7 +47,7 @@ export interface BenchOptions {
    * does.
    */
   readonly check?: boolean | undefined;
-  /** Writes of 4 KiB that `scattered` and `burst` make. Default: 20,000. */
+  /** Writes of 4 KiB that `scattered`, `burst`, `size`, `disks` and `peers` make. Default: 20,000; `disks`: 102,400. */
   readonly scatterWrites?: number | undefined;
   /** Seed of everything that is random, 1 to 2³²-1. Default: 7. */
   readonly seed?: number | undefined;
@@ -137,6 +138,8 @@ export interface BenchConfig {
   readonly peers: readonly PeerTime[];
   /** Makes a mark of this case, with its target. */
   readonly mark: MarkOf;
+  /** Takes up what is reported besides steps and counts. */
+  readonly trace: Trace;
   readonly live: LiveConfig;
   readonly keep: KeepConfig;
   readonly temporaryFolder: string;
@@ -200,7 +203,7 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
     image = "",
     runs = 1,
     check = false,
-    scatterWrites = 20_000,
+    scatterWrites = kind === "disks" ? 102_400 : 20_000,
     seed = 7,
     workers = workersDefault,
   } = options;
@@ -253,6 +256,7 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
     kernelMs,
     indexEntries,
     peers: options.peerFile === undefined ? [] : await readPeers(options.peerFile),
+    trace: new Trace(),
     mark: marksOf(await readTargets(options.targetsFile), kind, options.isSmall ?? false),
     live: {
       seconds,

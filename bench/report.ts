@@ -7,6 +7,7 @@ import type { BenchKind } from "./kinds.ts";
 import type { MachineFacts } from "./machine.ts";
 import type { Step } from "./steps.ts";
 import type { Mark } from "./targets.ts";
+import type { Latency, Series, Stage } from "./trace.ts";
 
 /** What one case gives. */
 export interface CaseOutcome {
@@ -27,6 +28,12 @@ export interface CaseOutcome {
 }
 
 export interface BenchReport extends Omit<CaseOutcome, "marks"> {
+  /** What happened over time; empty where nothing was watched. */
+  readonly series: readonly Series[];
+  /** Distributions of latencies. */
+  readonly latencies: readonly Latency[];
+  /** Where processor time went. */
+  readonly stages: readonly Stage[];
   readonly type: "bench";
   readonly case: BenchKind;
   readonly machine: MachineFacts;
@@ -59,6 +66,7 @@ export function formatBench(report: BenchReport): string {
       ? ["", "> Tidemark   | yardstick, measured in the same run"]
       : []),
     ...formatMarks(report),
+    ...formatLatencies(report),
     "",
     ...Object.entries(report.counts).map(([name, value]) =>
       pair(name, /^bytes|Bytes$/.test(name) ? `${size(value)}  ${value}` : figure(value)),
@@ -83,6 +91,19 @@ function formatMarks({ marks }: BenchReport): string[] {
     ...marks.map((mark) => {
       const figures = `${quantity(mark.value, mark.unit).padStart(14)}${wanted(mark).padStart(14)}`;
       return `${clip(mark.name, 42).padEnd(42)}${figures}  ${verdict(mark.met)}`;
+    }),
+  ];
+}
+
+function formatLatencies({ latencies }: BenchReport): string[] {
+  if (latencies.length === 0) return [];
+  const shown = [50, 99, 99.9, 100];
+  return [
+    "",
+    `${"latency".padEnd(36)}${["p50", "p99", "p99.9", "max"].map((word) => word.padStart(11)).join("")}`,
+    ...latencies.map(({ name, percentiles }) => {
+      const times = shown.map((wanted) => percentiles.find(([percent]) => percent === wanted)?.[1] ?? NaN);
+      return `${clip(name, 36).padEnd(36)}${times.map((us) => time(us / 1_000).padStart(11)).join("")}`;
     }),
   ];
 }
@@ -120,7 +141,7 @@ function amount({ unit, amount: done }: Step): string {
  * Kernels are told in GB/s, as memory is; transfers in MiB/s, and what would be next to nothing of
  * that in smaller units.
  */
-function rate({ unit, role, perSecond }: Step): string {
+export function rate({ unit, role, perSecond }: Pick<Step, "unit" | "role" | "perSecond">): string {
   if (unit === "operations") {
     if (perSecond < 1e3) return `${perSecond.toFixed(1)} /s`;
     return perSecond < 1e6 ? `${(perSecond / 1e3).toFixed(1)} k/s` : `${(perSecond / 1e6).toFixed(2)} M/s`;
@@ -129,17 +150,18 @@ function rate({ unit, role, perSecond }: Step): string {
   return perSecond < 2 ** 20 ? `${size(perSecond)}/s` : `${(perSecond / 2 ** 20).toFixed(1)} MiB/s`;
 }
 
-function time(milliseconds: number): string {
+/** `1.20 s`, `35 ms`, `0.250 ms`. */
+export function time(milliseconds: number): string {
   if (milliseconds >= 1000) return `${(milliseconds / 1000).toFixed(2)} s`;
   return milliseconds >= 10 ? `${milliseconds.toFixed(0)} ms` : `${milliseconds.toFixed(3)} ms`;
 }
 
-function size(bytes: number): string {
+export function size(bytes: number): string {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   const power = Math.min(units.length - 1, Math.floor(Math.log2(Math.max(bytes, 1)) / 10));
   return `${(bytes / 1024 ** power).toFixed(power === 0 ? 0 : 1)} ${units[power] ?? ""}`;
 }
 
-function figure(value: number): string {
+export function figure(value: number): string {
   return Number.isInteger(value) ? value.toLocaleString("en-US") : value.toFixed(2);
 }

@@ -7,7 +7,7 @@
  * prints `ready` and `event` items after its summary. A command that is added gets an entry in
  * `JsonSummaries`, and one in `JsonItems` for each type of item that it adds.
  */
-import type { BenchKind, BenchReport } from "../bench/index.ts";
+import type { BenchKind, BenchReport, SuiteCase, SuiteOutcome } from "../bench/index.ts";
 import type {
   Application,
   CollectSummary,
@@ -80,6 +80,8 @@ export interface JsonItems {
   readonly step: DemoStep;
   /** `bench`: the report of the case. */
   readonly bench: BenchReport;
+  /** `bench suite`: a case is done. */
+  readonly case: SuiteCase;
 }
 
 interface FixedSummaries {
@@ -136,6 +138,7 @@ interface FixedSummaries {
   readonly prune: PruneSummary | PointDecision;
   readonly collect: CollectSummary;
   readonly "retention simulate": SimulationSummary;
+  readonly "bench suite": Omit<SuiteOutcome, "report">;
 }
 
 /** Summaries by the command's name. */

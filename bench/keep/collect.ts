@@ -250,9 +250,11 @@ class SteadyLoad {
   readonly #done: Promise<void>;
   readonly #signal: AbortSignal | undefined;
 
-  constructor({ live, seed, temporaryFolder: folder, signal }: BenchConfig, uri: string) {
+  constructor(config: BenchConfig, uri: string) {
+    const { live, seed, signal } = config;
     this.#signal = signal;
     this.#done = runFioUntil(
+      config,
       {
         uri,
         pattern: "randwrite",
@@ -263,8 +265,6 @@ class SteadyLoad {
         freshData: true,
         compressiblePercent,
         seed,
-        folder,
-        signal,
       },
       this.#stop.signal,
     );

@@ -224,9 +224,9 @@ class InstantRuns {
     spanBytes: number,
     seconds: number,
   ): Promise<void> {
-    const { seed, temporaryFolder: folder, signal, begin } = this.#config;
+    const { seed, begin } = this.#config;
     begin(step, run);
-    const { requests, elapsedMs, p99Us } = await runFio({
+    const { requests, elapsedMs, p99Us } = await runFio(this.#config, {
       uri,
       pattern: "randrw",
       readPercent,
@@ -235,8 +235,7 @@ class InstantRuns {
       extent: { seconds },
       freshData: false,
       seed: seed + run,
-      folder,
-      signal,
+      traced: step,
     });
     this.#log.add(
       step,

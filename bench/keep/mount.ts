@@ -202,10 +202,10 @@ class MountRuns {
       readonly seconds?: number;
     },
   ): Promise<void> {
-    const { seed, temporaryFolder: folder, signal, begin } = this.#config;
+    const { seed, begin } = this.#config;
     const { pattern, requestBytes, bytes, seconds } = load;
     if (step !== undefined) begin(step, run);
-    const figures: FioFigures = await runFio({
+    const figures: FioFigures = await runFio(this.#config, {
       uri,
       pattern,
       requestBytes,
@@ -213,8 +213,7 @@ class MountRuns {
       extent: seconds === undefined ? { bytes } : { seconds },
       freshData: false,
       seed: seed + run,
-      folder,
-      signal,
+      traced: step,
     });
     if (step === undefined) return;
     const unit = seconds === undefined ? "bytes" : "operations";

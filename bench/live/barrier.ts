@@ -3,12 +3,12 @@
  * without a pause. It runs in this process and into a discarding sink, so that only the barrier is
  * measured.
  */
-import { mkdir, open } from "node:fs/promises";
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { type BlockDevice, Vault } from "../../engine/index.ts";
 import { granuleBytes } from "../../engine/internal.ts";
 import { DiscardingSink } from "../discarding-sink.ts";
-import { randomWords } from "../image.ts";
+import { makeSparse, randomWords } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import type { Mark } from "../targets.ts";
 import { onDemandMs } from "./place.ts";
@@ -27,8 +27,7 @@ export async function benchBarrier(config: BenchConfig): Promise<BarrierFigures>
   const stateFolder = join(temporaryFolder, "barrier");
   const image = join(temporaryFolder, "barrier.img");
   await mkdir(stateFolder);
-  const file = await open(image, "wx");
-  await file.truncate(diskBytes).finally(async () => await file.close());
+  await makeSparse(image, diskBytes);
   const vault = await Vault.openOrCreate(new DiscardingSink(), { stateFolder, workers, lanes, signal });
   try {
     const policy = { crashConsistentFrequencyMs: onDemandMs };

@@ -17,7 +17,7 @@ const burstStep = "cut to commit, after the burst";
 /** `scatterWrites` random writes of 4 KiB through NBD, and a point on demand after them. */
 export async function benchBurst(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
   const log = new StepLog(config);
-  const { temporaryFolder: folder, signal, scatterWrites } = config;
+  const { scatterWrites } = config;
   return await LivePlace.use(config, store, async (place) => {
     const sizeBytes = (await imageFactsOf(place.image)).sizeBytes;
     const measured = await place.protecting(onDemandMs, async (process) => {
@@ -26,7 +26,7 @@ export async function benchBurst(config: BenchConfig, store: Sink): Promise<Case
       await process.point();
       for (let run = 0; run < config.runs; run += 1) {
         config.begin("write at random", run);
-        const figures = await runFio({
+        const figures = await runFio(config, {
           uri: process.uri,
           pattern: "randwrite",
           requestBytes: granuleBytes,
@@ -34,8 +34,7 @@ export async function benchBurst(config: BenchConfig, store: Sink): Promise<Case
           extent: { bytes: scatterWrites * granuleBytes },
           freshData: true,
           seed: config.seed + run,
-          folder,
-          signal,
+          traced: "clients",
         });
         log.add(
           "random writes of 4 KiB over NBD",

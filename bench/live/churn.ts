@@ -94,7 +94,7 @@ async function churn(
 ): Promise<Churn> {
   const before = await process.order({ kind: "status" });
   const startedAtMs = Date.now();
-  const figures = await runFio({
+  const figures = await runFio(config, {
     uri: process.uri,
     pattern: "randwrite",
     requestBytes,
@@ -103,8 +103,7 @@ async function churn(
     bytesPerSecondMax: load.bytesPerSecond,
     freshData: true,
     seed: load.seed,
-    folder: config.temporaryFolder,
-    signal: config.signal,
+    traced: `clients, ${(load.bytesPerSecond / 1e6).toFixed(0)} MB/s`,
   });
   const endedAtMs = Date.now();
   const after = await process.order({ kind: "status" });

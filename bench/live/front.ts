@@ -75,9 +75,9 @@ export async function benchFront(config: BenchConfig, store: Sink): Promise<Case
             // In turns, so that neither always meets the younger page cache.
             for (const way of run % 2 === 0 ? ways : ways.toReversed()) {
               await settle([place.image, twin]);
-              const load = async (uri: string): Promise<FioFigures> =>
-                await loadOnce(config, pattern, uri, sizeBytes, run);
               const name = `${pattern.name}: ${way}`;
+              const load = async (uri: string): Promise<FioFigures> =>
+                await loadOnce(config, pattern, name, uri, sizeBytes, run);
               config.begin(name, run);
               const figures =
                 way === "qemu-nbd"
@@ -143,11 +143,12 @@ class QemuNbd {
 async function loadOnce(
   config: BenchConfig,
   pattern: Pattern,
+  name: string,
   uri: string,
   spanBytes: number,
   run: number,
 ): Promise<FioFigures> {
-  return await runFio({
+  return await runFio(config, {
     uri,
     pattern: pattern.pattern,
     requestBytes: pattern.requestBytes,
@@ -155,8 +156,7 @@ async function loadOnce(
     extent: { seconds: config.live.seconds },
     freshData: false,
     seed: config.seed + run,
-    folder: config.temporaryFolder,
-    signal: config.signal,
+    traced: name,
   });
 }
 

@@ -5,6 +5,7 @@
  */
 import type { ErrorCode, PointSummary, ProtectionState } from "../../engine/index.ts";
 import type { AzureCredentials, ProxyOptions } from "../../sink/index.ts";
+import type { StoreTraffic } from "./metered-sink.ts";
 
 /** A store as another process can open it. */
 export interface StoreAddress {
@@ -64,6 +65,8 @@ export interface Condition {
   readonly failures: readonly string[];
   /** The answer to `point`: what was committed. */
   readonly point: PointSummary | null;
+  /** Requests of this process that transferred data. */
+  readonly store: StoreTraffic;
   /** The answer to `rest`: for how long a cycle was under way since `drain`. */
   readonly drainedMs: number;
 }

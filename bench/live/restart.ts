@@ -35,16 +35,15 @@ export async function benchRestart(config: BenchConfig, store: Sink): Promise<Ca
       spanBytes: live.hotBytes,
       freshData: true,
       seed: config.seed,
-      folder: config.temporaryFolder,
-      signal: config.signal,
     });
     await place.protecting(live.cycleMs, async (process) => {
       config.begin("first points");
       await process.point();
       config.begin("write the hot regions");
-      await runFio({
+      await runFio(config, {
         ...job(process.uri),
         pattern: "write",
+        traced: "clients, the hot regions",
         requestBytes: 1_048_576,
         extent: { bytes: live.hotBytes },
       });
@@ -52,6 +51,7 @@ export async function benchRestart(config: BenchConfig, store: Sink): Promise<Ca
       config.begin("kill -9 under random writes");
       const stop = new AbortController();
       const load = runFioUntil(
+        config,
         {
           ...job(process.uri),
           pattern: "randwrite",

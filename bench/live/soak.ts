@@ -98,9 +98,9 @@ async function load(
   process: ProtectingProcess,
   sizeBytes: number,
 ): Promise<{ readonly figures: FioFigures; readonly samples: readonly Sample[] }> {
-  const { live, seed, temporaryFolder: folder, signal } = config;
+  const { live, seed } = config;
   const over = new AbortController();
-  const writing = runFio({
+  const writing = runFio(config, {
     uri: process.uri,
     pattern: "randwrite",
     requestBytes,
@@ -110,8 +110,7 @@ async function load(
     freshData: true,
     compressiblePercent,
     seed,
-    folder,
-    signal,
+    traced: "clients",
   }).finally(() => over.abort());
   const [figures, samples] = await Promise.allSettled([writing, watch(config, process, over.signal)]);
   if (figures.status === "rejected") throw figures.reason;

@@ -4,20 +4,14 @@
  */
 import { join } from "node:path";
 import { Command, InvalidArgumentError } from "commander";
-import {
-  type BenchKind,
-  benchKinds,
-  formatBench,
-  keepKinds,
-  liveKinds,
-  runBench,
-  type StoreAddress,
-} from "../../bench/index.ts";
+import { type BenchKind, benchKinds, formatBench, keepKinds, liveKinds, runBench } from "../../bench/index.ts";
 import { openSink } from "../../sink/index.ts";
 import { exitCodes } from "../errors.ts";
 import { parseBytes, parseRate } from "../quantities.ts";
-import { type Environment, sinkOptions, wholeNumber, withLanesOption, withWorkersOption } from "../settings.ts";
+import { sinkOptions, wholeNumber, withLanesOption, withWorkersOption } from "../settings.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
+import { storeAddress } from "./bench-store.ts";
+import { suiteCommand } from "./bench-suite.ts";
 import { type CommandContext, closing } from "./context.ts";
 
 interface BenchFlags {
@@ -56,12 +50,32 @@ const descriptions: Readonly<Record<BenchKind, string>> = {
   prune: "1,000 points thinned in one go",
   open: "the newest of 5,000 points opened and read",
   collect: "dead bytes given back beside a disk that is written",
+  size: "the same changes on disks of 8 GiB, 1 TiB and 8 TiB",
+  disks: "as many changes on 1, 10 and 100 disks in one process",
+  lanes: "first replication with 2 to 8 lanes",
+  blocks: "first replication with blocks of 16 KiB to 1 MiB, into a store that discards",
+  scaling: "first replication with 1 to 16 workers: at how many cores the main thread is busy",
+  peers: "what restic, borg and qemu-img need for the same, where they are installed",
   pipeline: "a cycle into a store that discards, beside its bare kernels",
   kernels: "the inner loops, bare",
 };
 
+/** Kinds without a store, or with one that discards. */
+const storeless: readonly BenchKind[] = ["kernels", "pipeline", "size", "disks", "blocks", "scaling"];
+
 /** Kinds that are measured once. */
-const takenOnce: readonly BenchKind[] = ["churn", "restart", "soak", "prune", "collect"];
+const takenOnce: readonly BenchKind[] = ["churn", "restart", "soak", "prune", "collect", "peers"];
+
+/** Kinds that can be compared with the times of other programs. */
+const peerKinds: readonly BenchKind[] = ["initial", "scattered", "restore", "burst"];
+
+/** Kinds that write at random, and how much. */
+const writesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
+  burst: 20_000,
+  size: 20_000,
+  disks: 102_400,
+  peers: 20_000,
+};
 
 /** Kinds that make a disk of their own, and those that write a part of it. */
 const madeDisks: readonly BenchKind[] = [...liveKinds, ...keepKinds];
@@ -73,6 +87,10 @@ const images: Readonly<Partial<Record<BenchKind, "required" | "optional">>> = {
   scattered: "required",
   restore: "required",
   pipeline: "required",
+  lanes: "required",
+  blocks: "required",
+  scaling: "required",
+  peers: "required",
   front: "optional",
   burst: "optional",
   mount: "optional",
@@ -81,7 +99,8 @@ const images: Readonly<Partial<Record<BenchKind, "required" | "optional">>> = {
 export function benchCommand(context: CommandContext): Command {
   const bench = new Command("bench")
     .description("measure, each figure beside a yardstick from the same run")
-    .addHelpText("after", "\nExamples:\n  $ tidemark bench kernels\n  $ tidemark bench initial --image disk.img");
+    .addHelpText("after", "\nExamples:\n  $ tidemark bench suite\n  $ tidemark bench initial --image disk.img")
+    .addCommand(suiteCommand(context));
   for (const kind of benchKinds) bench.addCommand(kindCommand(context, kind));
   return bench;
 }
@@ -89,7 +108,7 @@ export function benchCommand(context: CommandContext): Command {
 function kindCommand(context: CommandContext, kind: BenchKind): Command {
   const command = new Command(kind).description(descriptions[kind]);
   const image = images[kind];
-  const needsVault = kind !== "kernels" && kind !== "pipeline";
+  const needsVault = !storeless.includes(kind);
   if (image === "required") command.requiredOption("--image <path>", "disk image to measure with; it is read only");
   if (image === "optional")
     command.option("--image <path>", "disk image of which a copy is worked on (default: a new disk)");
@@ -99,13 +118,13 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
     command.option("--vault <vault>", "store to measure with (default: a new Azurite)");
     withLanesOption(command);
   }
-  if ((image === "required" && needsVault) || kind === "burst")
-    command.option("--peer-json <file>", "what other programs needed, to compare with");
+  if (peerKinds.includes(kind)) command.option("--peer-json <file>", "what other programs needed, to compare with");
   if (kind === "front" || kind === "mount" || kind === "instant")
     command.option("--seconds <count>", `length of each load (default: ${kind === "instant" ? 20 : 3})`, wholeNumber);
   if (kind === "restart")
     command.option("--seconds <count>", "length of the load until the kill (default: 5)", wholeNumber);
-  if (kind === "burst") command.option("--writes <count>", "writes of 4 KiB (default: 20000)", wholeNumber);
+  if (kind in writesDefaults)
+    command.option("--writes <count>", `writes of 4 KiB (default: ${writesDefaults[kind] ?? ""})`, wholeNumber);
   if (kind === "churn") {
     command
       .option("--rate <rate>", "what to write a second (default: 100 MB/s)", rate)
@@ -198,10 +217,4 @@ function rate(text: string): number {
   const value = parseRate(text);
   if (value === undefined) throw new InvalidArgumentError("It is not a rate such as 100MB/s.");
   return value;
-}
-
-/** The store for a process that the benchmark starts. */
-function storeAddress(address: string, environment: Environment, signal: AbortSignal): StoreAddress {
-  const { credentials, proxy } = sinkOptions(address, environment, signal);
-  return { address, credentials, proxy };
 }
