@@ -11,6 +11,8 @@ import type { BenchKind, BenchReport, SuiteCase, SuiteOutcome } from "../bench/i
 import type {
   Application,
   CollectSummary,
+  CopiedPoint,
+  CopySummary,
   Damage,
   DisableSummary,
   DiskSummary,
@@ -52,6 +54,8 @@ export interface JsonItems {
   readonly disk: DiskSummary | DiskStatus;
   /** `points list`: a point of the disk. `agent point`: a point that was committed for a group. */
   readonly point: ListedPoint | PointSummary;
+  /** `copy`: a point is in the other vault. */
+  readonly copied: CopiedPoint;
   /** `replica run`: a point was applied to the target. */
   readonly applied: Application;
   /** `replica show`: a replica of the vault. */
@@ -92,6 +96,7 @@ interface FixedSummaries {
   readonly "vault stats": VaultStats;
   readonly "vault repair": RepairSummary;
   readonly replicate: ReplicateSummary;
+  readonly copy: CopySummary;
   readonly protect: ProtectionStatus;
   readonly agent: AgentSummary;
   readonly "agent status": AgentStatusSummary;

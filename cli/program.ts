@@ -14,6 +14,7 @@ import { agentCommand } from "./commands/agent.ts";
 import { benchCommand } from "./commands/bench.ts";
 import { collectCommand } from "./commands/collect.ts";
 import type { CommandContext } from "./commands/context.ts";
+import { copyCommand } from "./commands/copy.ts";
 import { demoCommand } from "./commands/demo.ts";
 import { failbackCommand, migrateCommand } from "./commands/failback.ts";
 import { failoverCommand, reprotectCommand } from "./commands/failover.ts";
@@ -114,6 +115,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     pointsCommand,
     materializeCommand,
     mountCommand,
+    copyCommand,
     replicaCommand,
     failoverCommand,
     reprotectCommand,

@@ -19,6 +19,7 @@ export interface Notice {
     | "POINT_DAMAGED"
     | "PIN_DAMAGED"
     | "PIN_LEFT"
+    | "PIN_REFUSED"
     | "LABEL_DAMAGED"
     | "LABEL_NOT_SAVED"
     | "PRUNE_FAILED"

@@ -18,6 +18,7 @@ import { discardImage } from "./recovery/mount/image-files.ts";
 import { Mount, type MountOptions } from "./recovery/mount/mount.ts";
 import { type OpenPointOptions, PointHandle } from "./recovery/mount/point-handle.ts";
 import { type MaterializeOptions, type MaterializeSummary, materialize } from "./recovery/restore/materialize.ts";
+import { type CopyOptions, type CopySummary, copyPoints } from "./replication/copy-points.ts";
 import { Protection } from "./replication/protection/protection.ts";
 import type { ProtectOptions } from "./replication/protection/protection-status.ts";
 import { type ReplicateOptions, type ReplicateSummary, replicate } from "./replication/replicate.ts";
@@ -314,6 +315,12 @@ export class Vault implements AsyncDisposable {
       await this.#identity.keep(this.#store(), options.onNotice ?? (() => undefined), options.signal);
       return summary;
     });
+  }
+
+  /** Copies points to another vault. Throws `INVALID_ARGUMENT` when both are one vault, and as `replicate`. */
+  async copyTo(to: Vault, options: CopyOptions = {}): Promise<CopySummary> {
+    const copy = async (): Promise<CopySummary> => await copyPoints(this.#context, to.#context, options);
+    return await this.#track(async () => await to.#track(copy));
   }
 
   /**

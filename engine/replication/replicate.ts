@@ -27,7 +27,7 @@ import { disksPrefix, encodeDiskName, vaultName } from "../store/format/names.ts
 import { PointMap } from "../store/map/point-map.ts";
 import type { Store } from "../store/store.ts";
 import type { ChangeSource, Consistency, Volume } from "../volume.ts";
-import type { Shipped } from "./session.ts";
+import type { Shipment, Shipped } from "./session.ts";
 import { Session } from "./session.ts";
 
 /**
@@ -41,13 +41,17 @@ const cyclesMax = 4;
  * WRITER_ACTIVE, SEAT_LOST, SOURCE_SHRUNK, SOURCE_UNREADABLE, STORE_UNREACHABLE, STORE_REGRESSED,
  * NO_SPACE, INTERRUPTED and others of the store.
  */
-export async function replicate(context: VaultContext, options: ReplicateOptions): Promise<ReplicateSummary> {
+export async function replicate(
+  context: VaultContext,
+  options: ReplicateOptions,
+  cut?: CutElsewhere,
+): Promise<ReplicateSummary> {
   encodeDiskName(options.disk); // refuses a bad name before anything is touched
   const disk = options.disk.normalize("NFC");
   const startedAt = performance.now();
   const trust: Trust = { prints: true, parent: true };
   for (let attempt = 1; ; attempt += 1) {
-    const cycle = new Cycle(context, { ...options, disk }, { ...trust });
+    const cycle = new Cycle(context, { ...options, disk }, { ...trust }, cut);
     try {
       const summary = await cycle.run();
       return { ...summary, elapsedMs: Math.round(performance.now() - startedAt) };
@@ -74,6 +78,9 @@ export async function replicate(context: VaultContext, options: ReplicateOptions
   }
 }
 
+/** The cut that a point of another vault was made by. */
+export type CutElsewhere = Pick<Shipment, "timeMs" | "application" | "group">;
+
 /** What a cycle may build on. */
 interface Trust {
   prints: boolean;
@@ -98,6 +105,7 @@ class Cycle {
   readonly #context: VaultContext;
   readonly #options: ReplicateOptions;
   readonly #trust: Trust;
+  readonly #cut: CutElsewhere | undefined;
   readonly #state: LocalState;
   readonly #notify: (notice: Notice) => void;
   #session: Session | undefined;
@@ -105,8 +113,9 @@ class Cycle {
   /** Closers of what is open, called in reverse order. */
   readonly #closing: (() => Promise<void>)[] = [];
 
-  constructor(context: VaultContext, options: ReplicateOptions, trust: Trust) {
+  constructor(context: VaultContext, options: ReplicateOptions, trust: Trust, cut: CutElsewhere | undefined) {
     this.#context = context;
+    this.#cut = cut;
     this.#options = options;
     this.#trust = trust;
     this.#notify = options.onNotice ?? (() => undefined);
@@ -153,7 +162,7 @@ class Cycle {
     this.#closing.push(async () => await session.close());
     const named = this.#beginChanges(session);
     await volume.beginScan?.();
-    const timeMs = Date.now();
+    const cut = this.#cut ?? { timeMs: Date.now() };
     const volumeBytes = await volume.sizeBytes();
     checkSize(volume.description, disk, volumeBytes, session.newest);
     const parent = this.#trust.parent ? await session.manifest() : undefined;
@@ -170,7 +179,7 @@ class Cycle {
     const shipped = await session.ship({
       volume: named ?? volume,
       volumeBytes,
-      timeMs,
+      ...cut,
       parent,
       baseline: named === undefined ? this.#openBaseline(session, parent, reader, seed) : changedBaseline,
       scope: named === undefined ? "whole" : "named",

@@ -178,6 +178,14 @@ describe("the script", () => {
     expect(readdirSync(place.folder).filter((name) => /tidemark-/.test(name))).toEqual([]);
   });
 
+  test("seeding.sh sends only what differs after the seed has arrived", { timeout: scriptMsMax }, async () => {
+    const place = new Installed();
+    const lines = await place.script("seeding.sh");
+    const summary = lines.find((line) => line.includes('"command":"replicate"')) ?? "";
+    expect(JSON.parse(summary)).toMatchObject({ sequence: 2, newBytes: 4096 });
+    expect(lines.filter((line) => /^ +[12] +[0-9a-f]{8} /.test(line))).toHaveLength(2);
+  });
+
   test("replica.sh leaves an image that is the newest point, and no replica", { timeout: scriptMsMax }, async () => {
     const place = new Installed();
     const lines = await place.script("replica.sh");

@@ -1,17 +1,20 @@
 /**
  * Comparison of a point with the disk that it was taken of.
  *
- * Chunks are compared byte by byte as they are proved, in the order of the store. What the point
- * has as zeros is compared in ascending order, and there only what the disk calls allocated is
- * read. The disk is asked for its extents once, in step with the zeros.
+ * Chunks are compared byte by byte as they are proved, in the order of the store; neighbours on the
+ * disk are read with one read. What the point has as zeros is compared in ascending order, and
+ * there only what the disk calls allocated is read. The disk is asked for its extents once, in step
+ * with the zeros.
  *
- * Cost: one read a chunk, one question an extent of the disk. Memory: two buffers of 1 MiB.
+ * Cost: one read a MiB of neighbours, one question an extent of the disk. Memory: a buffer of 1 MiB
+ * for each batch under way, and two for zeros.
  */
 import { granuleBytes } from "../../limits.ts";
 import { type ProvedBatch, pieceIsProved, pieceOutGranule } from "../../pipeline/point-reader.ts";
 import type { Extent, Volume } from "../../volume.ts";
 
-const zerosBytes = 1024 * 1024;
+/** Most bytes that are read at once. */
+const readBytes = 1024 * 1024;
 
 export class SourceComparison implements AsyncDisposable {
   readonly #source: Volume;
@@ -19,7 +22,8 @@ export class SourceComparison implements AsyncDisposable {
   readonly #differs: (extent: Extent) => void;
   readonly #extents: AsyncIterator<Extent>;
   #extent: Extent | undefined;
-  #buffer: Buffer | undefined;
+  /** Buffers that no batch uses. */
+  readonly #spare: Buffer[] = [];
   #zeros: Buffer | undefined;
 
   /** Bytes that only one of the two has are not compared. `differs` is told each difference. */
@@ -32,16 +36,11 @@ export class SourceComparison implements AsyncDisposable {
 
   /** Compares the proved pieces of a batch. */
   async chunks(batch: ProvedBatch): Promise<void> {
-    for (let at = batch.from; at < batch.end; at += 1) {
-      if (!pieceIsProved(batch, at)) continue;
-      const piece = batch.order[at] ?? 0;
-      const offset = (batch.pieces.starts[piece] ?? 0) * granuleBytes;
-      const length = Math.min((batch.pieces.lengths[piece] ?? 0) * granuleBytes, this.#limit - offset);
-      if (length <= 0) continue;
-      const actual = Buffer.alloc(length);
-      await this.#source.read(offset, actual);
-      const out = pieceOutGranule(batch, at) * granuleBytes;
-      if (actual.compare(batch.slab.out, out, out + length) !== 0) this.#differs({ offset, length });
+    const compared = this.#spare.pop() ?? Buffer.allocUnsafe(readBytes);
+    try {
+      for (let at = batch.from; at < batch.end; ) at = await this.#compareNeighbours(batch, at, compared);
+    } finally {
+      this.#spare.push(compared);
     }
   }
 
@@ -53,7 +52,7 @@ export class SourceComparison implements AsyncDisposable {
       const extent = await this.#extentAt(at);
       if (extent === undefined || extent.offset >= limit) return;
       at = Math.max(at, extent.offset);
-      const length = Math.min(zerosBytes, extent.offset + extent.length - at, limit - at);
+      const length = Math.min(readBytes, extent.offset + extent.length - at, limit - at);
       await this.#compareZeros(at, length);
       at += length;
     }
@@ -74,11 +73,52 @@ export class SourceComparison implements AsyncDisposable {
   }
 
   async #compareZeros(offset: number, length: number): Promise<void> {
-    this.#buffer ??= Buffer.alloc(zerosBytes);
-    this.#zeros ??= Buffer.alloc(zerosBytes);
-    await this.#source.read(offset, this.#buffer.subarray(0, length));
-    if (this.#buffer.compare(this.#zeros, 0, length, 0, length) !== 0) this.#differs({ offset, length });
+    this.#zeros ??= Buffer.alloc(readBytes);
+    const buffer = this.#spare.pop() ?? Buffer.allocUnsafe(readBytes);
+    try {
+      await this.#source.read(offset, buffer.subarray(0, length));
+      if (buffer.compare(this.#zeros, 0, length, 0, length) !== 0) this.#differs({ offset, length });
+    } finally {
+      this.#spare.push(buffer);
+    }
   }
+
+  /**
+   * Compares piece `order[from]` and those after it that follow it on the disk. Returns the first
+   * that is not compared.
+   */
+  async #compareNeighbours(batch: ProvedBatch, from: number, buffer: Buffer): Promise<number> {
+    const offset = pieceOffset(batch, from);
+    let end = from;
+    let length = 0;
+    while (end < batch.end && pieceIsProved(batch, end) && pieceOffset(batch, end) === offset + length) {
+      const bytes = pieceBytes(batch, end);
+      if (length + bytes > readBytes) break;
+      length += bytes;
+      end += 1;
+    }
+    length = Math.min(length, this.#limit - offset);
+    if (length <= 0) return Math.max(end, from + 1);
+    await this.#source.read(offset, buffer.subarray(0, length));
+    for (let at = from; at < end; at += 1) {
+      const start = pieceOffset(batch, at) - offset;
+      const stop = Math.min(start + pieceBytes(batch, at), length);
+      if (stop <= start) break;
+      const out = pieceOutGranule(batch, at) * granuleBytes;
+      if (buffer.compare(batch.slab.out, out, out + stop - start, start, stop) !== 0)
+        this.#differs({ offset: offset + start, length: stop - start });
+    }
+    return end;
+  }
+}
+
+/** Where on the disk piece `order[at]` begins. */
+function pieceOffset({ pieces, order }: ProvedBatch, at: number): number {
+  return (pieces.starts[order[at] ?? 0] ?? 0) * granuleBytes;
+}
+
+function pieceBytes({ pieces, order }: ProvedBatch, at: number): number {
+  return (pieces.lengths[order[at] ?? 0] ?? 0) * granuleBytes;
 }
 
 async function* whole(sizeBytes: number): AsyncGenerator<Extent, void> {

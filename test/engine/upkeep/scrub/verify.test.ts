@@ -281,6 +281,30 @@ describe("a comparison with a source", () => {
     expect([covers(100), covers(70_000), covers(50_000)]).toEqual([true, true, false]);
   });
 
+  test("reads neighbours at once, and tells which of them differ, up to the end of a shorter disk", async () => {
+    const blockBytes = 16_384; // of the vault here
+    const full = new ModelDisk(contentOf(5 * blockBytes, 3));
+    await vault.replicate({ disk: "n", volume: full });
+    full.bytes[0] = (full.bytes[0] ?? 0) ^ 1;
+    for (const at of [2 * blockBytes, 5 * blockBytes - 1]) full.bytes[at] = (full.bytes[at] ?? 0) ^ 1;
+    let reads = 0;
+    const shorter: Volume = {
+      description: "shorter",
+      sizeBytes: () => Promise.resolve(4 * blockBytes + 512),
+      read: async (offset, into) => {
+        reads += 1;
+        await full.read(offset, into);
+      },
+    };
+    const { damaged } = await vault.verify({ disk: "n", source: shorter });
+    expect(damaged.map(({ extent }) => extent)).toEqual([
+      null,
+      { offset: 0, length: blockBytes },
+      { offset: 2 * blockBytes, length: blockBytes },
+    ]);
+    expect(reads).toBeLessThan(5);
+  });
+
   test("asks the source once for each of its extents, however many zeros lie between", async () => {
     const scattered = new ModelDisk(Buffer.alloc(512 * 8_192));
     for (let at = 0; at < scattered.bytes.length; at += 8_192) scattered.bytes[at] = 1 + (at % 251);
