@@ -119,8 +119,7 @@ export function wanted({ wanted: value, relation, unit }: Mark): string {
   return value === null ? "-" : `${relation === "at least" ? "≥" : "≤"} ${quantity(value, unit)}`;
 }
 
-/** What became of a mark, in one word. */
-export function verdict(met: boolean | null): string {
+function verdict(met: boolean | null): string {
   if (met === null) return "-";
   return met ? "yes" : "NO";
 }

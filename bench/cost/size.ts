@@ -10,7 +10,7 @@ import { type PointSummary, type Protection, TidemarkError, Vault } from "../../
 import { granuleBytes } from "../../engine/internal.ts";
 import { DiscardingSink } from "../discarding-sink.ts";
 import { makeSparse, randomWords, rangeBytes } from "../image.ts";
-import { onDemandMs } from "../live/place.ts";
+import { onDemandMs, policyOf } from "../live/orders.ts";
 import { peakRssBytes } from "../machine.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
@@ -71,7 +71,7 @@ export async function benchDisks(config: BenchConfig): Promise<CaseOutcome> {
         config.begin(`write to ${count} disks`);
         for (const { device } of disks) await overwrite(device, bytesADisk);
         const take = async (): Promise<PointSummary[]> =>
-          await Promise.all(disks.map(async (disk) => await disk.point({ signal: config.signal })));
+          await Promise.all(disks.map(async (disk) => await disk.point()));
         const role = count === 1 ? "yardstick" : "tidemark";
         const sum = (points: readonly PointSummary[]): number =>
           points.reduce((total, point) => total + point.changedBytes, 0);
@@ -105,8 +105,7 @@ async function inVault(config: BenchConfig, work: (protect: Protect) => Promise<
       config.begin(`protect ${disk}`);
       const image = join(temporaryFolder, `${disk}.img`);
       await makeSparse(image, sizeBytes);
-      const policy = { crashConsistentFrequencyMs: onDemandMs };
-      const protection = await vault.protect({ disk, image, stateFolder, policy });
+      const protection = await vault.protect({ disk, image, stateFolder, policy: policyOf(onDemandMs) });
       await protection.point({ signal });
       return protection;
     });

@@ -14,6 +14,7 @@ import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { FileVolume, type Protection, type Sink, type SourceSite, Vault } from "../../engine/index.ts";
 import { imageFacts, rangeBytes } from "../image.ts";
+import { onDemandMs, policyOf } from "../live/orders.ts";
 import { peakRssBytes } from "../machine.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
@@ -25,7 +26,6 @@ import { KeepPlace, sameHash } from "./place.ts";
 const smallDiskBytes: number = 8 * 1024 * 1024 * 1024;
 /** Written since the last point, and between two points. */
 const littleBytes: number = 100 * 1024 * 1024;
-const cycleMs: number = 24 * 3_600 * 1_000;
 
 const [smallStep, largeStep] = ["planned, 8 GiB disk", "planned, large disk"] as const;
 const [fullStep, changeStep] = ["materialize in full", "change-point"] as const;
@@ -216,7 +216,7 @@ class FailoverParts {
 
   async #protect(disk: string, image: string): Promise<Protection> {
     const stateFolder = join(this.#config.temporaryFolder, "state");
-    return await this.#vault.protect({ disk, image, stateFolder, policy: { crashConsistentFrequencyMs: cycleMs } });
+    return await this.#vault.protect({ disk, image, stateFolder, policy: policyOf(onDemandMs) });
   }
 
   async #makeDisk(disk: string, diskBytes: number, frontBytes: number): Promise<string> {

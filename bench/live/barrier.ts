@@ -11,7 +11,7 @@ import { DiscardingSink } from "../discarding-sink.ts";
 import { makeSparse, randomWords } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import type { Mark } from "../targets.ts";
-import { onDemandMs } from "./place.ts";
+import { onDemandMs, policyOf } from "./orders.ts";
 
 const writers = 32;
 const diskBytes = 256 * 1024 * 1024;
@@ -30,8 +30,7 @@ export async function benchBarrier(config: BenchConfig): Promise<BarrierFigures>
   await makeSparse(image, diskBytes);
   const vault = await Vault.openOrCreate(new DiscardingSink(), { stateFolder, workers, lanes, signal });
   try {
-    const policy = { crashConsistentFrequencyMs: onDemandMs };
-    const protection = await vault.protect({ disk: "barrier", image, stateFolder, policy });
+    const protection = await vault.protect({ disk: "barrier", image, stateFolder, policy: policyOf(onDemandMs) });
     await protection.point({ signal });
     const load = new Load(protection.device, config.seed);
     const heldMs: number[] = [];

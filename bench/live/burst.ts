@@ -10,7 +10,8 @@ import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
 import { StepLog } from "../steps.ts";
 import { runFio } from "./fio.ts";
-import { LivePlace, onDemandMs } from "./place.ts";
+import { onDemandMs } from "./orders.ts";
+import { LivePlace } from "./place.ts";
 
 const burstStep = "cut to commit, after the burst";
 

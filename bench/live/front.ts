@@ -17,7 +17,8 @@ import { median, StepLog, type StepTraits } from "../steps.ts";
 import type { Mark } from "../targets.ts";
 import { benchBarrier } from "./barrier.ts";
 import { type FioFigures, type FioPattern, runFio } from "./fio.ts";
-import { LivePlace, onDemandMs } from "./place.ts";
+import { onDemandMs } from "./orders.ts";
+import { LivePlace } from "./place.ts";
 import { startServer } from "./programs.ts";
 import { nbdUri, type ProtectingProcess } from "./protecting-process.ts";
 

@@ -18,9 +18,6 @@ const disk = "bench";
 /** The process is looked at this often. */
 const [watchEveryMsMin, watchEveryMsMax, watchedPoints] = [250, 10_000, 240] as const;
 
-/** Long enough that no cycle is due by itself while a benchmark runs. */
-export const onDemandMs: number = 24 * 3_600 * 1_000;
-
 export class LivePlace {
   readonly image: string;
   readonly #config: BenchConfig;

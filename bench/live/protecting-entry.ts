@@ -16,7 +16,16 @@ import {
 import { openSink } from "../../sink/index.ts";
 import { rangeBytes } from "../image.ts";
 import { MeteredSink } from "./metered-sink.ts";
-import type { Answer, Condition, Fault, Order, ProtectionPlan, SeenPoint, Told } from "./orders.ts";
+import {
+  type Answer,
+  type Condition,
+  type Fault,
+  type Order,
+  type ProtectionPlan,
+  policyOf,
+  type SeenPoint,
+  type Told,
+} from "./orders.ts";
 
 /** A disk under protection, and how all that it took is closed again. */
 interface Opened {
@@ -87,7 +96,7 @@ class Protecting {
       disk,
       image,
       stateFolder,
-      policy: { crashConsistentFrequencyMs: cycleMs },
+      policy: policyOf(cycleMs),
       onEvent: (event) => this.#note(event),
     });
     const server = await NbdServer.listen({ listen: { kind: "unix", path: plan.socket } });

@@ -2,7 +2,7 @@
  * Page of a suite: the report as one HTML file. It loads nothing and runs nothing, follows the
  * reader's choice of light or dark, and can be printed.
  */
-import { figure, quantity, rate, size, time, verdict, wanted } from "../report.ts";
+import { figure, quantity, rate, size, time, wanted } from "../report.ts";
 import type { Latency, Series } from "../trace.ts";
 import { pageStyle } from "./style.ts";
 import {
@@ -83,18 +83,18 @@ function marks(report: SuiteReport): string {
   }</section>`;
 }
 
-const markColumns = ["mark", "reached", "95 % interval", "wanted", "yardstick", ""] as const;
+const markColumns = ["", "mark", "reached", "95 % interval", "wanted", "yardstick"] as const;
 
 function markCells(mark: SuiteMark): string[] {
   const { name, value, low, high, unit, yardstick, met } = mark;
-  const sign = { yes: "✓ ", NO: "✗ ", "-": "" }[verdict(met)] ?? "";
+  const style = met === null ? "" : met ? "yes" : "no";
   return [
+    `<b class="${style}">${met === null ? "not judged" : met ? "✓ reached" : "✗ missed"}</b>`,
     escaped(name),
     quantity(value, unit),
     low === high ? "" : `${quantity(low, unit)} to ${quantity(high, unit)}`,
     wanted(mark),
     escaped(yardstick),
-    `<b class="${met === null ? "" : met ? "yes" : "no"}">${sign}${met === null ? "not judged" : met ? "reached" : "missed"}</b>`,
   ];
 }
 
@@ -133,11 +133,19 @@ function caseSection(each: SuiteCase): string {
       const shown = steps.filter((step) => step.unit === unit);
       return shown.length === 0
         ? []
-        : [plot("Rates, and each repetition as a dot", bars(`rates of ${kind}`, shown.map(barOf)))];
+        : [plot("Rates; grey: yardsticks; a dot: one repetition", bars(`rates of ${kind}`, shown.map(barOf)))];
     }),
     ...(stages.length === 0 ? [] : [plot("Processor time by stage", stack(`processor time of ${kind}`, stages))]),
     ...seriesGroups(series).map(([name, group]) =>
-      plot(name, lines(`${name}, ${kind}`, group, formats[group[0]?.unit ?? "ms"])),
+      plot(
+        name,
+        lines(
+          `${name}, ${kind}`,
+          group,
+          formats[group[0]?.unit ?? "ms"],
+          /^bytes/.test(group[0]?.unit ?? "") ? 1_024 : 1_000,
+        ),
+      ),
     ),
     ...latencyGroups(latencies).map(([name, group]) => plot(name, percentileCurves(`${name}, ${kind}`, group))),
   ];

@@ -31,7 +31,7 @@ export const paces: Readonly<Record<SuiteMode, Pace>> = {
   quick: {
     runsMin: 3,
     runsMax: 5,
-    budgetMs: 6_000,
+    budgetMs: 5_000,
     tolerance: 0.1,
     quietBeforeMs: 10_000,
     quietBetweenMs: 1_000,
@@ -61,19 +61,19 @@ const mib = 2 ** 20;
 const small: Readonly<Partial<Record<BenchKind, Partial<CaseOptions>>>> = {
   kernels: { kernelMs: 60, indexEntries: 131_072 },
   scattered: { scatterWrites: 2_000 },
-  front: { seconds: 0.3, diskBytes: 64 * mib, cuts: 60 },
+  front: { seconds: 0.25, diskBytes: 64 * mib, cuts: 40 },
   burst: { scatterWrites: 2_000, diskBytes: 512 * mib },
-  churn: { seconds: 6, cycleMs: 1_000, bytesPerSecond: 20_000_000, diskBytes: 1024 * mib },
+  churn: { seconds: 5, cycleMs: 1_000, bytesPerSecond: 20_000_000, diskBytes: 1024 * mib },
   restart: { seconds: 1, cycleMs: 1_000, hotBytes: 64 * mib },
   mount: { seconds: 0.5, hotBytes: 64 * mib },
-  instant: { seconds: 2, hotBytes: 64 * mib },
+  instant: { seconds: 1, hotBytes: 64 * mib },
   failover: { hotBytes: 64 * mib },
   prune: { points: 60, hotBytes: 64 * mib },
   open: { points: 60, hotBytes: 64 * mib },
   size: { scatterWrites: 2_000 },
   disks: { scatterWrites: 5_000 },
   peers: { scatterWrites: 2_000 },
-  collect: { deadBytes: 128 * mib, cycleMs: 1_000, seconds: 3, diskBytes: 256 * mib },
+  collect: { deadBytes: 128 * mib, cycleMs: 1_000, seconds: 2.5, diskBytes: 256 * mib },
 };
 
 /** The soak takes an hour and is run apart. */

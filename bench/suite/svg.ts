@@ -45,12 +45,23 @@ export function bars(title: string, all: readonly Bar[]): string {
   return svg(title, all.length * rowHeight, rows.join(""));
 }
 
-/** Lines over time on one scale. A pause in a series is a gap in its line. */
-export function lines(title: string, series: readonly Series[], format: (value: number) => string): string {
+/**
+ * Lines over time on one scale. A pause in a series is a gap in its line. `base`: ticks are round in
+ * units that are powers of it.
+ */
+export function lines(
+  title: string,
+  series: readonly Series[],
+  format: (value: number) => string,
+  base: 1_000 | 1_024,
+): string {
   const points = series.flatMap((each) => each.points);
   const [first, last] = [Math.min(...points.map(([at]) => at)), Math.max(...points.map(([at]) => at))];
-  const yTicks = niceTicks(0, Math.max(...points.map(([, value]) => value), Number.MIN_VALUE), 4);
-  const xTicks = niceTicks(0, (last - first) / 1_000, 5);
+  const most = Math.max(...points.map(([, value]) => value), 1e-3);
+  const unit = base ** Math.max(0, Math.floor(Math.log(most) / Math.log(base)));
+  const yTicks = niceTicks(most / unit, 4).map((tick) => tick * unit);
+  const seconds = (last - first) / 1_000;
+  const xTicks = niceTicks(seconds, 5).filter((tick) => tick <= seconds);
   const [height, frame] = frameOf(series.length, 130);
   const x = (at: number): number => frame.left + ((at - first) / Math.max(1, last - first)) * frame.width;
   const y = (value: number): number => frame.bottom - (value / (yTicks.at(-1) ?? 1)) * frame.height;
@@ -133,6 +144,7 @@ export function escaped(text: string): string {
 
 /** `35 µs`, `1.2 ms`, `3 s`. */
 export function microseconds(us: number): string {
+  if (us === 0) return "0";
   if (us < 1_000) return `${figureOf(us)} µs`;
   return us < 1e6 ? `${figureOf(us / 1e3)} ms` : `${figureOf(us / 1e6)} s`;
 }
@@ -173,13 +185,13 @@ function svg(title: string, height: number, body: string): string {
   return `<svg viewBox="0 0 ${width} ${n(height)}" role="img" aria-label="${escaped(title)}">${body}</svg>`;
 }
 
-/** Round values from `from` up to the first that is not below `to`. */
-function niceTicks(from: number, to: number, count: number): number[] {
-  const rough = Math.max((to - from) / count, Number.MIN_VALUE);
+/** Round values from 0 up to the first that is not below `to`. */
+function niceTicks(to: number, count: number): number[] {
+  const rough = Math.max(to / count, Number.MIN_VALUE);
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = ([1, 2, 5].find((factor) => factor * power >= rough) ?? 10) * power;
-  const ticks = [from];
-  while ((ticks.at(-1) ?? to) < to - step * 1e-6 && ticks.length < 20) ticks.push(from + ticks.length * step);
+  const ticks = [0];
+  while ((ticks.at(-1) ?? to) < to - step * 1e-6 && ticks.length < 20) ticks.push(ticks.length * step);
   return ticks;
 }
 
