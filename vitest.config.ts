@@ -17,11 +17,16 @@ class LongFirst extends BaseSequencer {
   }
 }
 
-/** Files that replace modules need a process whose modules no other file has loaded. */
-const replacing = readdirSync("test", { recursive: true, encoding: "utf8" })
+/** Every test file of this run: a deep one has only the files that depth changes. */
+const files = readdirSync("test", { recursive: true, encoding: "utf8" })
   .filter((path) => path.endsWith(".test.ts"))
-  .map((path) => join("test", path))
-  .filter((path) => /\bvi\.(mock|doMock|resetModules)\(/.test(readFileSync(path, "utf8")));
+  .map((path) => ({ path: join("test", path), text: readFileSync(join("test", path), "utf8") }))
+  .filter(({ text }) => byDepth(true, /\b(?:depth|deep-test)\.ts"|"fast-check"/.test(text)));
+
+/** Files that replace modules need a process whose modules no other file has loaded. */
+const replaces = ({ text }: { readonly text: string }): boolean => /\bvi\.(mock|doMock|resetModules)\(/.test(text);
+
+const pathsOf = (some: typeof files): string[] => some.map(({ path }) => path);
 
 /**
  * Tests run in child processes, so that a test that kills, locks or opens too much harms no other.
@@ -32,8 +37,11 @@ const replacing = readdirSync("test", { recursive: true, encoding: "utf8" })
 const config: ViteUserConfig = {
   test: {
     projects: [
-      { extends: true, test: { name: "replacing modules", include: replacing, isolate: true } },
-      { extends: true, test: { name: "plain", include: ["test/**/*.test.ts"], exclude: replacing, isolate: false } },
+      { extends: true, test: { name: "replacing modules", include: pathsOf(files.filter(replaces)), isolate: true } },
+      {
+        extends: true,
+        test: { name: "plain", include: pathsOf(files.filter((file) => !replaces(file))), isolate: false },
+      },
     ],
     setupFiles: ["test/set-up.ts"],
     pool: "forks",

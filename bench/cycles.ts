@@ -5,10 +5,17 @@
  * Tidemark goes first, so that its peak memory is its own. From the second run on Tidemark and its
  * yardstick take turns in going first, so that neither always meets the younger store.
  */
-import { randomUUID } from "node:crypto";
+import { generateKeyPairSync, randomUUID } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import type { MaterializeSummary, ReplicateSummary, Sink, VerifySummary } from "../engine/index.ts";
+import type {
+  MaterializeSummary,
+  ReplicateSummary,
+  Sink,
+  VaultOptions,
+  VaultParameters,
+  VerifySummary,
+} from "../engine/index.ts";
 import { FileVolume, TidemarkError, Vault } from "../engine/index.ts";
 import { granuleBytes } from "../engine/internal.ts";
 import { contentHash, copySparsely, type ImageFacts, imageFacts, scatterWrites } from "./image.ts";
@@ -24,11 +31,17 @@ const disk = "bench";
 const ours: StepTraits = { role: "tidemark", unit: "bytes" };
 const yardstick: StepTraits = { role: "yardstick", unit: "bytes" };
 
-/** A first replication, against a plain upload of the same image. */
+/**
+ * A first replication, against a plain upload of the same image, and into an encrypted vault. Both
+ * are read back and proved.
+ */
 export async function benchInitial(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
   const log = new StepLog(config);
   const replicateStep = "first replication, fresh vault";
   const uploadStep = `plain upload, ${yardstickLanes} lanes`;
+  const encryptedStep = "first replication, encrypted";
+  const [readStep, encryptedReadStep] = ["read back and prove", "read back and prove, encrypted"];
+  const keys = makeKeys();
   const hashes = { image: await readImage(config) };
   let counts: Record<string, number> = {};
   let peakBytes = 0;
@@ -42,11 +55,17 @@ export async function benchInitial(config: BenchConfig, store: Sink): Promise<Ca
             const summary = await replicate(log, replicateStep, run, place, volume);
             if (run === 0) peakBytes = peakRssBytes();
             counts = replicateCounts(summary);
+            await verify(log, readStep, run, place, {});
             if (config.check && run === 0)
               Object.assign(hashes, { point: await provePoint(config, place, hashes.image) });
           });
         },
         async () => {
+          await inFreshVault(config, store, async (place) => {
+            const encrypted = { ...place, ...keys };
+            await replicate(log, encryptedStep, run, encrypted, volume);
+            await verify(log, encryptedReadStep, run, encrypted, {});
+          });
           await inFreshPlace(store, async (sink) => {
             await sink.createContainer({ signal: config.signal });
             const upload = async (): Promise<number> => await uploadPlainly(volume, sink, "image", config.signal);
@@ -57,6 +76,8 @@ export async function benchInitial(config: BenchConfig, store: Sink): Promise<Ca
     }
     const gain = log.medianMs(uploadStep) / log.medianMs(replicateStep);
     const marks: Mark[] = [
+      config.mark("of the speed without encryption", log.medianMs(replicateStep) / log.medianMs(encryptedStep)),
+      config.mark("of it, read back", log.medianMs(readStep) / log.medianMs(encryptedReadStep)),
       config.mark("faster than the plain upload", gain),
       ...peerMarks(config, "first-backup", log.medianMs(replicateStep)),
       config.mark("peak resident memory", peakBytes),
@@ -202,6 +223,19 @@ interface VaultPlace {
   readonly config: BenchConfig;
   readonly sink: NestedSink;
   readonly stateFolder: string;
+  /** Of an encrypted vault. */
+  readonly keys?: VaultOptions["keys"];
+  readonly encryption?: VaultParameters["encryption"];
+}
+
+/** Keys of an encrypted vault for this run. */
+function makeKeys(): Pick<VaultPlace, "keys" | "encryption"> {
+  const { privateKey, publicKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
+  const pem = publicKey.export({ format: "pem", type: "spki" }).toString();
+  return {
+    keys: { privateKey: privateKey.export({ format: "pem", type: "pkcs8" }).toString() },
+    encryption: { certificates: [{ pem, name: "bench" }] },
+  };
 }
 
 async function inFreshVault(
@@ -277,9 +311,11 @@ async function materialize(place: VaultPlace, to: string): Promise<MaterializeSu
 }
 
 async function inVault<Result>(place: VaultPlace, work: (vault: Vault) => Promise<Result>): Promise<Result> {
-  const { config, sink, stateFolder } = place;
+  const { config, sink, stateFolder, keys, encryption } = place;
   const vault = await Vault.openOrCreate(sink, {
     stateFolder,
+    keys,
+    encryption,
     workers: config.workers,
     lanes: config.lanes,
     signal: config.signal,

@@ -16,8 +16,10 @@ import type {
   Damage,
   DisableSummary,
   DiskSummary,
+  EnrollSummary,
   Extent,
   JobSummary,
+  KeysSummary,
   ListedPoint,
   LostObject,
   MaterializeSummary,
@@ -47,6 +49,8 @@ import type { DiskStatus } from "./agent/disk-runner.ts";
 import type { DiskEvent } from "./agent/ports.ts";
 import type { ReloadSummary, StopSummary } from "./agent/summaries.ts";
 import type { AgentStatus } from "./agent/supervisor.ts";
+import type { CapacityPlan } from "./capacity/plan.ts";
+import type { Throughput } from "./capacity/throughput.ts";
 
 /** Items by their `type`. */
 export interface JsonItems {
@@ -91,6 +95,11 @@ export interface JsonItems {
 interface FixedSummaries {
   readonly version: VersionSummary;
   readonly demo: DemoSummary;
+  readonly "vault keys list": KeysSummary;
+  readonly "vault keys add": KeysSummary;
+  readonly "vault keys remove": KeysSummary;
+  readonly "vault keys rotate": KeysSummary;
+  readonly "vault keys enroll": EnrollSummary;
   readonly "vault init": VaultSummary;
   readonly "vault show": VaultSummary;
   readonly "vault stats": VaultStats;
@@ -144,6 +153,9 @@ interface FixedSummaries {
   readonly collect: CollectSummary;
   readonly "retention simulate": SimulationSummary;
   readonly "bench suite": Omit<SuiteOutcome, "report">;
+  readonly "capacity profile": ProfileSummary;
+  readonly "capacity report": CapacityPlan;
+  readonly "capacity throughput": Throughput;
 }
 
 /** Summaries by the command's name. */
@@ -297,6 +309,13 @@ export interface AgeBand {
   readonly fromMs: number;
   readonly toMs: number;
   readonly points: number;
+}
+
+export interface ProfileSummary {
+  /** Path of the profile. */
+  readonly out: string;
+  /** Samples that this command has added. */
+  readonly samples: number;
 }
 
 export interface BenchSummary {

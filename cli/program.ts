@@ -12,6 +12,7 @@ import { Command, CommanderError, Option } from "commander";
 import { systemCode, TidemarkError, tidemarkVersion } from "../engine/index.ts";
 import { agentCommand } from "./commands/agent.ts";
 import { benchCommand } from "./commands/bench.ts";
+import { capacityCommand } from "./commands/capacity.ts";
 import { collectCommand } from "./commands/collect.ts";
 import type { CommandContext } from "./commands/context.ts";
 import { copyCommand } from "./commands/copy.ts";
@@ -126,6 +127,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     pruneCommand,
     collectCommand,
     retentionCommand,
+    capacityCommand,
     benchCommand,
     versionCommand,
     completionCommand,

@@ -5,10 +5,11 @@
  * The engine and the sinks read no environment; here it becomes arguments. `environmentVariables`
  * is the list that help, the man page and docs/cli.md are made from.
  */
+import { readFile, stat } from "node:fs/promises";
 import { userInfo } from "node:os";
 import { isAbsolute, join } from "node:path";
 import { type Command, InvalidArgumentError, Option } from "commander";
-import { systemCode, TidemarkError, type VaultOptions } from "../engine/index.ts";
+import { type Secrets, systemCode, TidemarkError, type VaultOptions } from "../engine/index.ts";
 import type { OpenSinkOptions, ProxyOptions } from "../sink/index.ts";
 import { required } from "./reference/definitions.ts";
 
@@ -27,6 +28,8 @@ export interface OutputFlags {
 export interface VaultFlags {
   readonly vault?: string | undefined;
   readonly state?: string | undefined;
+  /** Path of a private key. */
+  readonly key?: string | undefined;
   readonly workers?: number | undefined;
   readonly lanes?: number | undefined;
 }
@@ -44,6 +47,10 @@ export const environmentVariables: readonly (readonly [names: string, meaning: s
   [
     "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY",
     "Open a storage account. Without them and a SAS, the identity of the machine or of `az login` does.",
+  ],
+  [
+    "TIDEMARK_PASSPHRASE_FILE",
+    "File with the passphrase of an encrypted vault, or of the private key that `--key` names.",
   ],
   ["HTTPS_PROXY, HTTP_PROXY, NO_PROXY", "Proxy for a container's URL; small letters go first."],
   ["XDG_STATE_HOME, XDG_RUNTIME_DIR", "Folders of local caches and of the agent's control socket."],
@@ -104,11 +111,12 @@ export function checkEnvironment(environment: Environment): void {
   );
 }
 
-/** Adds `--vault` and `--state`. */
+/** Adds `--vault`, `--state` and `--key`. */
 export function withVaultOptions(command: Command): Command {
   return command
     .addOption(required(new Option("--vault <vault>", "where the vault is").env("TIDEMARK_VAULT")))
-    .addOption(new Option("--state <dir>", "local caches (default: ~/.local/state/tidemark)").env("TIDEMARK_STATE"));
+    .addOption(new Option("--state <dir>", "local caches (default: ~/.local/state/tidemark)").env("TIDEMARK_STATE"))
+    .addOption(new Option("--key <file>", "private key that opens an encrypted vault").env("TIDEMARK_KEY_FILE"));
 }
 
 /** Adds `--workers`, for commands that hash or compress. */
@@ -139,6 +147,42 @@ export function vaultOptions(flags: VaultFlags, environment: Environment, signal
     lanes: flags.lanes,
     signal,
   };
+}
+
+/** More than a private key or passphrase has. */
+const secretBytesMax = 65_536;
+
+/**
+ * What opens an encrypted vault, read from the files that `--key`, TIDEMARK_KEY_FILE and
+ * TIDEMARK_PASSPHRASE_FILE name; undefined when none is named. Errors: INVALID_ARGUMENT.
+ */
+export async function vaultSecrets(flags: VaultFlags, environment: Environment): Promise<Secrets | undefined> {
+  const keyFile = said(flags.key) ?? said(environment["TIDEMARK_KEY_FILE"]);
+  const passphraseFile = said(environment["TIDEMARK_PASSPHRASE_FILE"]);
+  if (keyFile === undefined && passphraseFile === undefined) return undefined;
+  return {
+    privateKey: keyFile === undefined ? undefined : await readSecret(keyFile),
+    passphrase: passphraseFile === undefined ? undefined : passphraseOf(await readSecret(passphraseFile)),
+  };
+}
+
+/** The first line of a file is a passphrase: editors end it with a line feed. */
+export function passphraseOf(text: string): string {
+  return text.replace(/\r?\n[^]*$/, "");
+}
+
+/** Text of a small file. Errors: INVALID_ARGUMENT, without any of its content. */
+export async function readSecret(file: string): Promise<string> {
+  try {
+    const { size } = await stat(file);
+    if (size > secretBytesMax) throw new RangeError(`it has ${String(size)} bytes`);
+    return await readFile(file, "utf8");
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+    throw new TidemarkError("INVALID_ARGUMENT", `${file} cannot be read as a key: ${error.message}`, {
+      remedy: "give the path of a readable file",
+    });
+  }
 }
 
 /** Credentials and proxy for the vault at `address`. */

@@ -97,6 +97,7 @@ export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax
 export { SinkDecorator } from "./sink-decorator.ts";
 export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./store/format/documents.ts";
 export { digestNames } from "./store/format/documents.ts";
+export type { Secrets } from "./store/keys/recipients.ts";
 export type { LabelOptions } from "./store/points/labels.ts";
 export type { PinOptions, PinSummary } from "./store/points/pins.ts";
 export type { DiffOptions } from "./store/points/point-diff.ts";
@@ -113,6 +114,8 @@ export type { BandwidthClocks, BandwidthTable, BandwidthWindow, Weekday } from "
 export { Bandwidth, bandwidthLimitMin, limited, weekdays } from "./throttle.ts";
 export type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
 export type { DiskStats, SpaceCounts, VaultStats } from "./upkeep/collection/vault-stats.ts";
+export type { EnrollSummary, KeysSummary, NewRecipients, RecipientSummary } from "./upkeep/keys/keyring.ts";
+export { Keyring } from "./upkeep/keys/keyring.ts";
 export type { PointDecision, PruneCounts, PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
 export type { RemoveDiskOptions, RemoveDiskSummary } from "./upkeep/prune/remove-disk.ts";
 export type { LostObject, RepairedObject, RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";

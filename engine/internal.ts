@@ -6,9 +6,11 @@
 // Addresses of NBD servers as users write them.
 export { exportUri, formatListen, parseListen, socketPathFault } from "./disk/nbd/address.ts";
 export { listenPrivately } from "./disk/nbd/private-socket.ts";
+// Where Linux counts what is written to a device.
+export { sysfsFolder } from "./disk/source/file-volume.ts";
 // The system calls that Node lacks, for stores that lie in files.
 export type { CallResult, Libc } from "./disk/source/libc.ts";
-export { libc, punchHole, unsupportedErrnos } from "./disk/source/libc.ts";
+export { libc, lockExclusiveAtOnce, punchHole, unsupportedErrnos } from "./disk/source/libc.ts";
 // Files in folders that other users may write.
 export {
   checkPlain,
@@ -24,7 +26,7 @@ export {
 } from "./disk/source/plain-file.ts";
 export { syncFolder } from "./disk/source/sync-folder.ts";
 // What a benchmark calls bare.
-export { blockBytesDefault, granuleBytes } from "./limits.ts";
+export { blockBytesDefault, fingerprintBytes, granuleBytes } from "./limits.ts";
 export type { ChunkPlace } from "./pipeline/dedup-index.ts";
 export { DedupIndex } from "./pipeline/dedup-index.ts";
 export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";

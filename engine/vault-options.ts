@@ -10,6 +10,7 @@ import type { VaultContext } from "./pipeline/vault-context.ts";
 import { workersDefault } from "./pipeline/worker-pool.ts";
 import { toHex } from "./store/format/checksum.ts";
 import { type DigestName, digestNames, formatVersion, type VaultDocument } from "./store/format/documents.ts";
+import type { NewRecipients, Secrets } from "./store/keys/recipients.ts";
 import { countDisks } from "./store/points/points.ts";
 import { Store } from "./store/store.ts";
 import { tidemarkVersion } from "./version.ts";
@@ -30,6 +31,11 @@ export interface VaultOptions {
    * about 450 GiB at 64 KiB.
    */
   readonly indexBytesMax?: number | undefined;
+  /**
+   * What opens an encrypted vault. Without it, a machine that was enrolled (`Keyring.enroll`) opens it
+   * to write.
+   */
+  readonly keys?: Secrets | undefined;
   /** Ends the opening or creation with INTERRUPTED. */
   readonly signal?: AbortSignal | undefined;
 }
@@ -45,7 +51,7 @@ export interface VaultSummary {
   readonly granuleBytes: number;
   readonly digest: DigestName;
   readonly codec: "lz4";
-  readonly encryption: "none";
+  readonly encryption: "none" | "aes-256-gcm";
   /** ISO 8601 in UTC. */
   readonly created: string;
   /** Number of disks that have points. */
@@ -58,6 +64,8 @@ export interface VaultParameters {
   readonly blockBytes?: number | undefined;
   /** Default: `blake3`. */
   readonly digest?: DigestName | undefined;
+  /** Whose keys and which passphrase open the vault. Absent: it is not encrypted. */
+  readonly encryption?: NewRecipients | undefined;
   /** Told VAULT_AT_RISK when the vault is created without the second copy of its identity. */
   readonly onNotice?: ((notice: Notice) => void) | undefined;
 }
@@ -125,7 +133,7 @@ export async function vaultSummary(
     granuleBytes,
     digest: document.digest,
     codec: document.codec,
-    encryption: document.encryption,
+    encryption: document.encryption === "none" ? "none" : document.encryption.cipher,
     created: new Date(document.createdMs).toISOString(),
     disks: await countDisks(store, document.vault, signal),
   };

@@ -6,8 +6,6 @@
  */
 
 import { watchedStore } from "./disk/source/head-watch.ts";
-import { documentCopy } from "./disk/source/local-state.ts";
-import { hasCode } from "./errors.ts";
 import { Failovers } from "./failover/failovers.ts";
 import { Instant, type InstantOptions } from "./failover/instant.ts";
 import { Replicas } from "./failover/replicas.ts";
@@ -23,9 +21,7 @@ import { Protection } from "./replication/protection/protection.ts";
 import type { ProtectOptions } from "./replication/protection/protection-status.ts";
 import { type ReplicateOptions, type ReplicateSummary, replicate } from "./replication/replicate.ts";
 import type { Sink } from "./sink.ts";
-import { openChecksum } from "./store/format/checksum.ts";
 import { GroupMembers } from "./store/points/group-members.ts";
-import { createIdentity, readIdentity } from "./store/points/identity.ts";
 import { IdentityGuard } from "./store/points/identity-guard.ts";
 import { checkLabel, type LabelOptions, labelNewPoint, putLabel } from "./store/points/labels.ts";
 import { type PinOptions, type PinSummary, putPin, removePins } from "./store/points/pins.ts";
@@ -42,21 +38,21 @@ import {
   placePoint,
   readPointDetail,
 } from "./store/points/points.ts";
-import { Store } from "./store/store.ts";
+import type { Store } from "./store/store.ts";
 import { lastCollectedMs } from "./upkeep/collection/collected.ts";
 import { type CollectOptions, type CollectSummary, collect } from "./upkeep/collection/collection.ts";
 import { segmentBytes } from "./upkeep/collection/segment-bytes.ts";
 import { type VaultStats, vaultStats } from "./upkeep/collection/vault-stats.ts";
+import { Keyring } from "./upkeep/keys/keyring.ts";
 import { type PruneOptions, type PruneSummary, prune } from "./upkeep/prune/prune.ts";
 import { type RemoveDiskOptions, type RemoveDiskSummary, removeDisk } from "./upkeep/prune/remove-disk.ts";
-import { findIdentity } from "./upkeep/repair/lost-identity.ts";
 import { type RepairOptions, type RepairSummary, repair } from "./upkeep/repair/repair.ts";
 import { identityDamage, withDamage } from "./upkeep/scrub/damage.ts";
 import { Scrubber, type ScrubOptions, type ScrubSummary, scrubProtected } from "./upkeep/scrub/scrub.ts";
 import { type VerifyOptions, type VerifySummary, verify } from "./upkeep/scrub/verify.ts";
+import { createVault, openOrCreateVault, openVault, openVaultForRepair } from "./vault-opening.ts";
 import {
   closedVault,
-  newDocument,
   resolveOptions,
   type VaultOptions,
   type VaultParameters,
@@ -85,6 +81,8 @@ export class Vault implements AsyncDisposable {
   readonly failovers: Failovers;
   /** Images that are kept at the newest point of a disk. */
   readonly replicas: Replicas;
+  /** Keys of an encrypted vault: recipients, rotation, enrollment of writers. */
+  readonly keys: Keyring;
   readonly #context: VaultContext;
   readonly #running = new Set<Promise<unknown>>();
   readonly #protections = new Set<Protection>();
@@ -109,6 +107,7 @@ export class Vault implements AsyncDisposable {
     this.#identity = new IdentityGuard(parts.document);
     this.failovers = new Failovers(this.#context, this, async (start) => await this.#track(start));
     this.replicas = new Replicas(this.#context, async (start) => await this.#track(start));
+    this.keys = new Keyring(this.#context, async (start) => await this.#track(start));
   }
 
   /**
@@ -118,13 +117,8 @@ export class Vault implements AsyncDisposable {
    * the errors of the store.
    */
   static async create(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
-    const document = newDocument(options);
     const resolved = resolveOptions(options);
-    await openChecksum();
-    await sink.createContainer({ signal: options.signal });
-    const bytes = await createIdentity(new Store(sink), document, options.onNotice, options.signal);
-    await documentCopy(options.stateFolder, sink.description).keep(bytes);
-    return new Vault({ sink, document, ...resolved });
+    return new Vault({ ...(await createVault(sink, options)), ...resolved });
   }
 
   /**
@@ -132,21 +126,12 @@ export class Vault implements AsyncDisposable {
    * a copy of the vault's document, the vault is opened from that copy. Its disks are then served and
    * tracked, and their points wait for the store.
    *
-   * @throws `VAULT_NOT_FOUND`, `STORE_UNREACHABLE`, `FORMAT_UNSUPPORTED`, `DAMAGED`.
+   * @throws `VAULT_NOT_FOUND`, `STORE_UNREACHABLE`, `FORMAT_UNSUPPORTED`, `DAMAGED`; `ACCESS_REFUSED` if
+   * the vault is encrypted and `keys` do not open it.
    */
   static async open(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
     const resolved = resolveOptions(options);
-    await openChecksum();
-    const copy = documentCopy(options.stateFolder, sink.description);
-    try {
-      const { bytes, document } = await readIdentity(new Store(sink), options.signal);
-      await copy.keep(bytes);
-      return new Vault({ sink, document, ...resolved });
-    } catch (error) {
-      const kept = hasCode(error, "STORE_UNREACHABLE") ? await copy.read() : undefined;
-      if (kept !== undefined) return new Vault({ sink, document: kept, ...resolved });
-      throw error;
-    }
+    return new Vault({ ...(await openVault(sink, options)), ...resolved });
   }
 
   /**
@@ -156,32 +141,14 @@ export class Vault implements AsyncDisposable {
    * @throws as `open`; `DAMAGED` if there is no such copy.
    */
   static async openForRepair(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
-    try {
-      return await Vault.open(sink, options);
-    } catch (error) {
-      if (!hasCode(error, "DAMAGED")) throw error;
-    }
-    const kept = await documentCopy(options.stateFolder, sink.description).read();
-    return new Vault({
-      sink,
-      document: await findIdentity(new Store(sink), kept, options.signal),
-      ...resolveOptions(options),
-    });
+    const resolved = resolveOptions(options);
+    return new Vault({ ...(await openVaultForRepair(sink, options)), ...resolved });
   }
 
   /** Opens the vault, or creates it if there is none. Throws as `open` and `create`. */
   static async openOrCreate(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
-    try {
-      return await Vault.open(sink, options);
-    } catch (error) {
-      if (!hasCode(error, "VAULT_NOT_FOUND")) throw error;
-    }
-    try {
-      return await Vault.create(sink, options);
-    } catch (error) {
-      if (!hasCode(error, "VAULT_EXISTS")) throw error;
-      return await Vault.open(sink, options);
-    }
+    const resolved = resolveOptions(options);
+    return new Vault({ ...(await openOrCreateVault(sink, options)), ...resolved });
   }
 
   /** 32 hexadecimal digits that name this vault. */

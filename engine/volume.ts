@@ -52,6 +52,11 @@ export interface Volume {
    */
   readonly descriptor?: number | undefined;
   /**
+   * Given each read that a thread makes at `descriptor`, and gives it back. A wrapper that watches how
+   * long a source takes learns of these reads here.
+   */
+  reading?<Result>(work: Promise<Result>): Promise<Result>;
+  /**
    * Called once for each range that was read at `descriptor`: corrects what `read` would have
    * returned differently. Returns whether it changed anything.
    */

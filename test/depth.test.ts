@@ -38,6 +38,21 @@ test("a quick run has fewer repetitions and runs, and never none", async () => {
   expect([runsOf(60), runsOf(1)]).toEqual([12, 1]);
 });
 
+test("a quick run takes the items of a sweep in turn, a deep run all of them at each step", async () => {
+  const items = ["a", "b", "c"];
+  const quick = await depthAt("quick");
+  expect([0, 1, 2, 3].map((step) => quick.inTurn(items, step))).toEqual([["a"], ["b"], ["c"], ["a"]]);
+  expect((await depthAt("deep")).inTurn(items, 1)).toEqual(items);
+});
+
+test("a quick run has no deep test, a deep run has", async () => {
+  await depthAt("quick");
+  const { deepTest } = await import("./deep-test.ts");
+  expect(deepTest.each([1])("is never registered: %i", () => expect.fail())).toBe(deepTest);
+  await depthAt("deep");
+  expect((await import("./deep-test.ts")).deepTest).toBe(test);
+});
+
 test("a depth of another name is refused", async () => {
   await expect(depthAt("shallow")).rejects.toThrow("TIDEMARK_TEST_DEPTH is shallow");
 });

@@ -1,8 +1,8 @@
 /**
  * Depth of the tests: the one place that decides how many repetitions, runs and crash points a test has.
  *
- * The environment variable `TIDEMARK_TEST_DEPTH` is `quick`, the default, or `deep`. Both depths run
- * every test. A quick run kills less often and samples its sweeps; a deep run takes every call.
+ * The environment variable `TIDEMARK_TEST_DEPTH` is `quick`, the default, or `deep`. A quick run kills
+ * less often and samples its sweeps; a deep run takes every call, and has the tests of deep-test.ts.
  *
  * Invariant: a sample always contains the first and the last call, and the same number of calls
  * gives the same sample, so that a failure can be run again.
@@ -57,6 +57,14 @@ export function sampleOf<Item>(items: readonly Item[], quickCount: number = quic
     taken.add(1 + from + Math.floor(drawn(items.length, part) * (end - from)));
   }
   return items.filter((_, index) => taken.has(index));
+}
+
+/**
+ * All of `items` in a deep run. In a quick one the one whose turn it is at step `index` of a sweep,
+ * so that the sweep meets all of them.
+ */
+export function inTurn<Item>(items: readonly Item[], index: number): readonly Item[] {
+  return isDeep ? items : items.filter((_, at) => at === index % items.length);
 }
 
 /** A number in [0, 1) that depends on its arguments alone. */

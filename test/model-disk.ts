@@ -18,14 +18,17 @@ import {
   type VaultDocument,
 } from "../engine/store/format/documents.ts";
 import { storedLength, storedLz4Flag } from "../engine/store/format/frame.ts";
+import { payloadSeal, unseal } from "../engine/store/format/sealed.ts";
+import { unlock } from "../engine/store/keys/unlock.ts";
 import { type Pieces, PointMap, pieceDigest, pieceIsZero, windowGranules } from "../engine/store/map/point-map.ts";
 import { readHead } from "../engine/store/points/head.ts";
 import { readPoints } from "../engine/store/points/history.ts";
 import { readManifest } from "../engine/store/points/manifest.ts";
 import { Store } from "../engine/store/store.ts";
 import { Vault } from "../engine/vault.ts";
-import type { VaultOptions } from "../engine/vault-options.ts";
+import type { VaultOptions, VaultParameters } from "../engine/vault-options.ts";
 import type { Consistency, Extent, Volume } from "../engine/volume.ts";
+import { isEncryptedRun, modelEncryption } from "./encrypted.ts";
 
 /** The smallest block: small disks then have many. */
 export const modelBlockBytes: number = 16 * 1024;
@@ -102,9 +105,10 @@ export function scribble(disk: ModelDisk, seed: number): void {
 
 const opened: Vault[] = [];
 
-/** Opens or creates a vault of small blocks with one thread. */
-export async function openModelVault(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
-  const vault = await Vault.openOrCreate(sink, { workers: 1, lanes: 2, blockBytes: modelBlockBytes, ...options });
+/** Opens or creates a vault of small blocks with one thread; in an encrypted run, an encrypted one. */
+export async function openModelVault(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
+  const parameters = { workers: 1, lanes: 2, blockBytes: modelBlockBytes, ...modelEncryption, ...options };
+  const vault = await Vault.openOrCreate(sink, parameters);
   opened.push(vault);
   return vault;
 }
@@ -202,8 +206,8 @@ export function redirected(line: { current: Sink }): Sink {
 /** The disk's committed points, none when there is no such disk or vault yet. */
 export async function committedPoints(sink: Sink, disk: string): Promise<readonly PointRecord[]> {
   try {
-    const { vault } = await vaultDocument(sink);
-    const store = new Store(sink);
+    const { store, document } = await unlockModel(sink);
+    const { vault } = document;
     const newestFirst: PointRecord[] = [];
     for await (const point of readPoints(store, (await readHead(store, vault, disk)).head)) newestFirst.push(point);
     return newestFirst.reverse();
@@ -218,8 +222,7 @@ export async function committedPoints(sink: Sink, disk: string): Promise<readonl
  * as it must be.
  */
 export async function pointBytes(sink: Sink, disk: string, point: PointRecord): Promise<Buffer> {
-  const document = await vaultDocument(sink);
-  const store = new Store(sink);
+  const { store, document } = await unlockModel(sink);
   const manifest = await readManifest(store, document.vault, disk, point, undefined);
   assert.equal(manifest.volumeBytes, point.volumeBytes);
   const map = new PointMap(store, fromHex(document.vault), disk, manifest);
@@ -236,8 +239,16 @@ export async function pointBytes(sink: Sink, disk: string, point: PointRecord): 
   return image.subarray(0, manifest.volumeBytes);
 }
 
-async function vaultDocument(sink: Sink): Promise<VaultDocument> {
-  return decodeVault((await sink.getObject("vault.json", documentBytesMax)).bytes, "vault.json");
+/** A store client that reads and writes a model vault's objects, also an encrypted one's. */
+export async function modelStore(sink: Sink): Promise<Store> {
+  return isEncryptedRun ? (await unlockModel(sink)).store : new Store(sink);
+}
+
+/** The vault in a sink, as its readers work with it. */
+export async function unlockModel(sink: Sink): Promise<{ readonly store: Store; readonly document: VaultDocument }> {
+  const document = decodeVault((await sink.getObject("vault.json", documentBytesMax)).bytes, "vault.json");
+  const unlocked = await unlock(sink, document, modelEncryption.keys, undefined);
+  return { store: new Store(unlocked.sink), document: unlocked.document };
 }
 
 const lz4 = new Lz4();
@@ -254,8 +265,13 @@ async function copyPiece(
   const leaf = pieces.leaves[index];
   assert(leaf !== undefined);
   const storedWord = leaf.storedWords[entry] ?? 0;
-  const payload = new Uint8Array(storedLength(storedWord));
-  await store.readPages(leaf.names[leaf.segments[entry] ?? 0] ?? "", leaf.offsets[entry] ?? 0, payload);
+  const stored = new Uint8Array(storedLength(storedWord));
+  const segment = leaf.names[leaf.segments[entry] ?? 0] ?? "";
+  const offset = leaf.offsets[entry] ?? 0;
+  await store.readPages(segment, offset, stored);
+  const seal = store.keys?.payloads(segment);
+  const payload = seal === undefined ? stored : unseal(payloadSeal(seal, offset), stored);
+  assert(payload !== undefined, "a payload opens at its place");
   let plain = payload;
   if (storedWord >= storedLz4Flag) {
     plain = new Uint8Array(((leaf.chunkLengths[entry] ?? 0) + 1) * granuleBytes);

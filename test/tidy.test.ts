@@ -29,6 +29,7 @@ const lineCharactersMax = 160;
 const engineLayers: readonly string[] = [
   "engine",
   "engine/store/format",
+  "engine/store/keys",
   "engine/store/store.ts",
   "engine/store/held-lease.ts",
   "engine/store/map",
@@ -42,6 +43,7 @@ const engineLayers: readonly string[] = [
   "engine/recovery/mount",
   "engine/upkeep/retention",
   "engine/upkeep/collection",
+  "engine/upkeep/keys",
   "engine/upkeep/prune",
   "engine/upkeep/scrub",
   "engine/upkeep/repair",
@@ -50,6 +52,7 @@ const engineLayers: readonly string[] = [
   "engine/failover",
   "engine/internal.ts",
   "engine/vault-options.ts",
+  "engine/vault-opening.ts",
   "engine/vault.ts",
   "engine/index.ts",
 ];
@@ -360,7 +363,8 @@ function switchedOffFindings({ tree, room }: SourceFile): readonly Finding[] {
   walk(tree, (node) => {
     if (!ts.isCallExpression(node) || !ts.isPropertyAccessExpression(node.expression)) return;
     const { name, expression } = node.expression;
-    const isRegistration = ts.isIdentifier(expression) && ["it", "test", "describe", "suite"].includes(expression.text);
+    const isRegistration =
+      ts.isIdentifier(expression) && ["it", "test", "deepTest", "describe", "suite"].includes(expression.text);
     const says = (fact: string): void => {
       found.push({ line: lineAt(tree, node.getStart(tree)), fact });
     };

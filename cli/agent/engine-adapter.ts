@@ -24,7 +24,7 @@ import {
 import { openSink } from "../../sink/index.ts";
 import { refuseEmptyImage } from "../commands/context.ts";
 import { withoutSecrets } from "../errors.ts";
-import { type Environment, sinkOptions, vaultOptions } from "../settings.ts";
+import { type Environment, sinkOptions, vaultOptions, vaultSecrets } from "../settings.ts";
 import { told } from "../waiting.ts";
 import { Collecting } from "./collecting.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
@@ -123,13 +123,14 @@ class EngineVault implements VaultPort {
     const { address, proxy } = config;
     const bandwidth = new Bandwidth(tableOf(config));
     const stateFolder = stateFolderOf(config, environment);
+    const keys = await vaultSecrets({}, environment);
     const opened = await openSink(address, {
       ...sinkOptions(address, environment, signal),
       ...(proxy === undefined ? {} : { proxy }),
     });
     const store = told(opened, withoutSecrets(opened.description), onNotice);
     try {
-      const vault = await Vault.openOrCreate(limited(store, bandwidth), { stateFolder, onNotice, signal });
+      const vault = await Vault.openOrCreate(limited(store, bandwidth), { stateFolder, keys, onNotice, signal });
       return new EngineVault({
         store,
         vault,

@@ -15,7 +15,14 @@ import { openSink, parseVaultSpec } from "../../sink/index.ts";
 import { withoutSecrets } from "../errors.ts";
 import type { SignalAnswers } from "../interruption.ts";
 import type { Output } from "../output.ts";
-import { type Environment, sinkOptions, type VaultFlags, vaultAddress, vaultOptions } from "../settings.ts";
+import {
+  type Environment,
+  sinkOptions,
+  type VaultFlags,
+  vaultAddress,
+  vaultOptions,
+  vaultSecrets,
+} from "../settings.ts";
 import { told } from "../waiting.ts";
 
 export interface CommandContext {
@@ -45,18 +52,34 @@ export async function withVault<Result>(
   open: VaultOpener = openExisting,
 ): Promise<Result> {
   const { environment, signal } = context;
-  const address = vaultAddress(flags);
   const { blockBytes, digest } = flags;
-  const options = { ...vaultOptions(flags, environment, signal), blockBytes, digest };
-  // An Azurite would make its folder, and a wrong address would look like an empty vault.
-  if (open === openExisting || open === openForRepair) await refuseAbsentAzurite(address);
-  context.output.detail(`vault ${withoutSecrets(address)}, local caches in ${options.stateFolder ?? ""}`);
+  const keys = await vaultSecrets(flags, environment);
+  const options = { ...vaultOptions(flags, environment, signal), blockBytes, digest, keys };
+  context.output.detail(`vault ${withoutSecrets(vaultAddress(flags))}, local caches in ${options.stateFolder ?? ""}`);
+  return await withSink(
+    context,
+    flags,
+    async (sink) => {
+      const vault = await open(sink, options);
+      return await closing(vault, async () => await use(vault));
+    },
+    // An Azurite would make its folder, and a wrong address would look like an empty vault.
+    open !== openExisting && open !== openForRepair,
+  );
+}
+
+/** As `withVault`, for the store alone. `mayBeNew`: the folder of an Azurite may be made. */
+export async function withSink<Result>(
+  { environment, signal, output }: CommandContext,
+  flags: VaultFlags,
+  use: (sink: Sink) => Promise<Result>,
+  mayBeNew = false,
+): Promise<Result> {
+  const address = vaultAddress(flags);
+  if (!mayBeNew) await refuseAbsentAzurite(address);
   const opened = await openSink(address, sinkOptions(address, environment, signal));
-  const sink = told(opened, withoutSecrets(opened.description), context.output.notice.bind(context.output));
-  return await closing(sink, async () => {
-    const vault = await open(sink, options);
-    return await closing(vault, async () => await use(vault));
-  });
+  const sink = told(opened, withoutSecrets(opened.description), output.notice.bind(output));
+  return await closing(sink, async () => await use(sink));
 }
 
 /**

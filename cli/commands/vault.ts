@@ -10,6 +10,7 @@ import {
   type RepairedObject,
   type RepairSummary,
   type Sink,
+  TidemarkError,
   Vault,
   type VaultOptions,
   type VaultSummary,
@@ -20,11 +21,15 @@ import { formatBytes, formatCount, formatDuration, formatNumberOf, parseBytes } 
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { fields, printable } from "../text.ts";
 import { type CommandContext, openForRepair, withVault } from "./context.ts";
+import { addKeysCommand, recipientsFrom } from "./vault-keys.ts";
 import { addStatsCommand } from "./vault-stats.ts";
 
 interface InitFlags extends VaultFlags {
   readonly blockSize?: number;
   readonly digest?: DigestName;
+  readonly encrypt?: boolean;
+  readonly certificate?: readonly string[];
+  readonly passphraseFile?: string;
 }
 
 interface RepairFlags extends VaultFlags {
@@ -39,11 +44,19 @@ export function vaultCommand(context: CommandContext): Command {
     .description("create a vault; block size and digest are fixed for its life")
     .option("--block-size <size>", "16KiB to 1MiB, a power of two (default: 64KiB)", blockSize)
     .addOption(new Option("--digest <name>", "how chunks are identified (default: blake3)").choices(digestNames))
+    .option("--encrypt", "encrypt it, for the certificates and the passphrase that follow")
+    .option("--certificate <file...>", "certificates in PEM: RSA, P-256 or P-384; their private keys open the vault")
+    .option("--passphrase-file <file>", "file with a passphrase that opens the vault")
     .addHelpText(
       "after",
       `
+An encrypted vault is read with the private key of one of its certificates, or
+with its passphrase: \`--key\`, TIDEMARK_KEY_FILE, TIDEMARK_PASSPHRASE_FILE. If
+all of them are lost, what the vault holds is lost for good.
+
 Examples:
   $ tidemark vault init --vault dir:/srv/vault
+  $ tidemark vault init --vault dir:/srv/vault --encrypt --certificate ops.pem
   $ tidemark vault init --vault azurite:/srv/azurite --block-size 128KiB`,
     )
     .action(async (flags: InitFlags) => await init(context, flags));
@@ -75,6 +88,7 @@ Examples:
     )
     .action(async (flags: RepairFlags) => await repair(context, flags));
   addStatsCommand(context, vault);
+  addKeysCommand(context, vault);
   return vault;
 }
 
@@ -121,10 +135,17 @@ function describeRepair({ dryRun, disks, points, repaired, lost, elapsedMs }: Re
   return `${count} ${dryRun ? "would be rebuilt" : "rebuilt"}, ${fate}: ${scope}\n\`tidemark verify\` proves every chunk of the listed points`;
 }
 
-async function init(context: CommandContext, { blockSize: blockBytes, ...flags }: InitFlags): Promise<void> {
+async function init(context: CommandContext, flags: InitFlags): Promise<void> {
+  const { blockSize: blockBytes } = flags;
   const onNotice = context.output.notice.bind(context.output);
+  const isNamed = flags.certificate !== undefined || flags.passphraseFile !== undefined;
+  if (isNamed && flags.encrypt !== true)
+    throw new TidemarkError("INVALID_ARGUMENT", "a certificate or passphrase is given, and no encryption", {
+      remedy: "add `--encrypt`",
+    });
+  const encryption = flags.encrypt === true ? await recipientsFrom(flags) : undefined;
   const create = async (sink: Sink, options: VaultOptions): Promise<Vault> =>
-    await Vault.create(sink, { ...options, onNotice });
+    await Vault.create(sink, { ...options, encryption, onNotice });
   const summary = await withVault(context, { ...flags, blockBytes }, async (vault) => await vault.summary(), create);
   context.output.summary("vault init", summary, `vault created\n${describe(summary, context.output)}`);
 }

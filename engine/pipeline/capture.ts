@@ -163,7 +163,10 @@ class Capture {
     const task = { slab: slab.number, spans, expectedCount, seed, scope: this.#options.scope };
     const { descriptor } = volume;
     let result: ScanResult | undefined;
-    if (descriptor !== undefined) result = await workerPool.scan({ ...task, source: { descriptor, reads } });
+    if (descriptor !== undefined) {
+      const scan = workerPool.scan({ ...task, source: { descriptor, reads } });
+      result = await (volume.reading?.(scan) ?? scan);
+    }
     // Where a worker's read failed, the volume's own says why, or gets through.
     if (result?.isRead !== true) await readAll(volume, reads, slab);
     else if (!(await amendAll(volume, reads, slab))) return await this.#compress(slab, result);
@@ -228,9 +231,10 @@ class Capture {
       }
       // In state 1 it was known when it was scanned and has been forgotten since: it goes out
       // plain.
-      const storedWord = chunks.state[chunk] === 2 ? (chunks.storedWords[chunk] ?? plainBytes) : plainBytes;
+      const packed = chunks.state[chunk] === 2 ? (chunks.storedWords[chunk] ?? plainBytes) : plainBytes;
       const at = from * granuleBytes;
-      const payload = (storedWord >= storedLz4Flag ? slab.out : slab.data).subarray(at, at + storedLength(storedWord));
+      const payload = (packed >= storedLz4Flag ? slab.out : slab.data).subarray(at, at + storedLength(packed));
+      const storedWord = packed + lanes.sealBytes;
       const segment = await lanes.pack(payload, storedWord, chunks.digests, chunk * 16, start, granules);
       const offset = lanes.placedAt;
       references.add(segment);

@@ -21,9 +21,11 @@ import { frameBytesMax, segmentBytes } from "../limits.ts";
 import { checksum } from "../store/format/checksum.ts";
 import { decodeFrameHeader, FrameBuilder } from "../store/format/frame.ts";
 import { firstSequenceNumber, segmentName } from "../store/format/names.ts";
+import { type Seal, sealBytes } from "../store/format/sealed.ts";
 import type { Store } from "../store/store.ts";
 import { regressed, unknownOutcomesMax, unreachable } from "../store/store.ts";
 import type { Catalog } from "./catalog.ts";
+import type { SealTask } from "./worker.ts";
 
 export interface LanesOptions {
   readonly store: Store;
@@ -33,6 +35,8 @@ export interface LanesOptions {
   readonly epoch: number;
   /** One lane is being filled while the others send. */
   readonly lanes: number;
+  /** Seals the payloads of a frame of an encrypted vault. */
+  readonly sealFrame: (task: Omit<SealTask, "kind">) => Promise<void>;
   /**
    * Asked before a segment is created, which no fence guards: throws if the writer lease is lost.
    */
@@ -52,6 +56,8 @@ interface OpenSegment {
   readonly id: number;
   readonly name: string;
   readonly segmentId: Uint8Array;
+  /** In an encrypted vault. The key is forgotten with the segment. */
+  readonly payloads: Seal | undefined;
   etag: string;
   sequenceNumber: number;
   endBytes: number;
@@ -74,8 +80,13 @@ export class Lanes {
     return this.#storedBytes;
   }
 
+  /** By how much a payload is longer in its segment. */
+  get sealBytes(): number {
+    return this.#options.store.keys === undefined ? 0 : sealBytes;
+  }
+
   /**
-   * Packs one chunk. Returns the segment's number; the payload's offset in the segment is
+   * Packs one chunk; its stored word tells the length with the seal. Returns the segment's number; the payload's offset in the segment is
    * `placedAt`. Waits only when a frame is full and every lane is still sending. Errors: what a
    * lane's write ended with.
    */
@@ -155,7 +166,8 @@ export class Lanes {
       if (idle !== undefined) return idle;
       const number = this.#lanes.length;
       if (number < this.#options.lanes) {
-        const lane = { number, builder: new FrameBuilder(), segment: undefined, segmentsMade: 0, sending: undefined };
+        const builder = new FrameBuilder(this.sealBytes > 0);
+        const lane = { number, builder, segment: undefined, segmentsMade: 0, sending: undefined };
         this.#lanes.push(lane);
         return lane;
       }
@@ -170,7 +182,8 @@ export class Lanes {
   async #createSegment(lane: Lane): Promise<OpenSegment> {
     const { store, catalog, disk, epoch, assertLease, signal } = this.#options;
     await assertLease();
-    const name = segmentName(disk, epoch, lane.number, lane.segmentsMade);
+    const base = segmentName(disk, epoch, lane.number, lane.segmentsMade);
+    const { name, payloads } = store.keys?.newSegment(base) ?? { name: base, payloads: undefined };
     lane.segmentsMade += 1;
     const sequenceNumber = firstSequenceNumber(epoch);
     const etag = await store.createPages(name, segmentBytes, sequenceNumber, { signal });
@@ -178,6 +191,7 @@ export class Lanes {
       id: catalog.add(name, etag),
       name,
       segmentId: checksum(Buffer.from(name)),
+      payloads,
       etag,
       sequenceNumber,
       endBytes: 0,
@@ -185,13 +199,17 @@ export class Lanes {
   }
 
   async #send(lane: Lane): Promise<void> {
-    const { segment } = lane;
+    const { segment, builder } = lane;
     assert(segment !== undefined, "a lane that sends has a segment");
-    const place = { vaultId: this.#options.vaultId, segmentId: segment.segmentId, offset: segment.endBytes };
-    const frame = lane.builder.seal(place);
-    // Pair check: what is about to be trusted with data can be read back.
-    decodeFrameHeader(frame, segment.name, place);
+    const { store, vaultId, sealFrame } = this.#options;
+    const { name, segmentId, payloads, endBytes: offset } = segment;
+    const place = { vaultId, segmentId, offset, tablesKey: store.keys?.tables(name) };
     try {
+      if (payloads !== undefined)
+        await sealFrame({ frame: builder.shared, storedWords: builder.storedWords, offset, seal: payloads });
+      const frame = builder.seal(place);
+      // Pair check: what is about to be trusted with data can be read back.
+      decodeFrameHeader(frame, name, place);
       await this.#writeFrame(segment, frame);
       segment.endBytes += frame.byteLength;
       this.#storedBytes += frame.byteLength;

@@ -237,13 +237,15 @@ export class PointReader {
   }
 
   async #fetch(pieces: Pieces, order: Uint32Array, fetch: Fetch, consumer: Pick<PointConsumer, "data">): Promise<void> {
-    const { workerPool, signal } = this.#options;
+    const { store, workerPool, signal } = this.#options;
+    const seal = store.keys?.payloads(fetch.segment);
     const slab = await workerPool.fetches.acquire(signal);
     try {
       const chunkOf = new Uint32Array(fetch.end - fetch.from);
       const chunkCount = fillChunkTable(pieces, order, fetch, slab, chunkOf);
       const failure = await this.#readRange(fetch, slab, chunkCount);
-      await workerPool.decode({ slab: slab.number, chunkCount, seed: this.#options.seed });
+      const sealed = seal && { seal, offset: fetch.offset };
+      await workerPool.decode({ slab: slab.number, chunkCount, seed: this.#options.seed, sealed });
       this.#chunksProved += chunkCount;
       await consumer.data({
         pieces,

@@ -18,7 +18,7 @@ import type { DigestName, VaultDocument } from "../store/format/documents.ts";
 import { workerTiming } from "../timing.ts";
 import { fetchGeometry, type SlabGeometry, SlabPool, scanGeometry } from "./slabs.ts";
 import { compiledKernels } from "./wasm-kernels.ts";
-import type { CompressTask, DecodeTask, ScanResult, ScanTask, WorkerSetup, WorkerTask } from "./worker.ts";
+import type { CompressTask, DecodeTask, ScanResult, ScanTask, SealTask, WorkerSetup, WorkerTask } from "./worker.ts";
 
 /** What the threads have to know of a vault. */
 interface VaultParameters {
@@ -60,9 +60,8 @@ class Threads {
           filename: import.meta.resolve("#worker"),
           minThreads: workers,
           maxThreads: workers,
-          // A slab has at most one task at a time, so the leases bound the queue; anything above is
-          // a programmer's error.
-          maxQueue: geometry.slabCount + fetches.slabCount,
+          // A slab has at most one task at a time, and so has a lane: leases and lanes bound the queue.
+          maxQueue: Infinity,
           workerData: setup,
         }),
     );
@@ -154,6 +153,10 @@ export class WorkerPool implements AsyncDisposable {
   async decode(task: Omit<DecodeTask, "kind" | "digest">): Promise<void> {
     this.fetches.placeKey(task.slab, this.#digestKey);
     await this.#run({ kind: "decode", digest: this.#digest, ...task });
+  }
+
+  async seal(task: Omit<SealTask, "kind">): Promise<void> {
+    await this.#run({ kind: "seal", ...task });
   }
 
   async #run(task: WorkerTask): Promise<ScanResult | undefined> {

@@ -281,11 +281,10 @@ class DiskCopy {
     } catch (error) {
       if (reading.damage === undefined) throw error;
       this.#damaged += 1;
-      const what = `point ${point.sequence} of disk ${JSON.stringify(this.#disk)} could not be pinned`;
-      this.#notify({
-        code: "PIN_REFUSED",
-        message: `${what}, so the next copy compares the disk whole: ${error.message}`,
-      });
+      const what = `point ${point.sequence} of disk ${JSON.stringify(this.#disk)} is not copied`;
+      this.#notify({ code: "POINT_DAMAGED", message: `${what}: ${reading.damage.message}` });
+    } finally {
+      await reading.close();
     }
   }
 
@@ -375,8 +374,11 @@ class DiskCopy {
       }
     } catch (error) {
       if (!(error instanceof TidemarkError) || error.code === "INTERRUPTED") throw error;
-      const message = `point ${point.sequence} of disk ${JSON.stringify(this.#disk)} could not be pinned, so the next copy compares the disk whole: ${error.message}`;
-      this.#notify({ code: "PIN_REFUSED", message });
+      const what = `point ${point.sequence} of disk ${JSON.stringify(this.#disk)} could not be pinned`;
+      this.#notify({
+        code: "PIN_REFUSED",
+        message: `${what}, so the next copy compares the disk whole: ${error.message}`,
+      });
     }
   }
 

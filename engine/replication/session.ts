@@ -128,6 +128,7 @@ export class Session implements AsyncDisposable {
       disk,
       epoch: writerLease.epoch,
       lanes: context.lanes,
+      sealFrame: async (task) => await context.workerPool().seal(task),
       assertLease: async () => await writerLease.assertHeld(),
       signal,
     });

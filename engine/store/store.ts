@@ -26,6 +26,8 @@ import { clockAheadMsMax } from "../timing.ts";
 import { sameBytes } from "./format/checksum.ts";
 import type { HeadDocument } from "./format/documents.ts";
 import { gone } from "./format/fields.ts";
+import { keysOf } from "./keys/sealed-sink.ts";
+import type { VaultKeys } from "./keys/vault-keys.ts";
 
 /** How often an unknown outcome is resolved and the write repeated before the store is given up. */
 export const unknownOutcomesMax = 8;
@@ -40,6 +42,8 @@ export type HeadWatch = (head: HeadDocument) => Promise<number>;
 export class Store {
   readonly sink: Sink;
   readonly onHead: HeadWatch;
+  /** The keys of an encrypted vault. */
+  readonly keys: VaultKeys | undefined;
   #requests = 0;
   #putBytes = 0;
 
@@ -47,6 +51,7 @@ export class Store {
   constructor(sink: Sink, onHead: HeadWatch = async () => await Promise.resolve(0)) {
     this.sink = sink;
     this.onHead = onHead;
+    this.keys = keysOf(sink);
   }
 
   get description(): string {

@@ -8,6 +8,7 @@ import { MadeVolume } from "../../bench/keep/made-volume.ts";
 import { RecordingSink } from "../../bench/keep/recording-sink.ts";
 import { DirectorySink } from "../../sink/index.ts";
 import { MemorySink } from "../../sink/testing.ts";
+import { deepTest } from "../deep-test.ts";
 import { children, missing } from "./programs-here.ts";
 
 const mib = 1024 * 1024;
@@ -28,7 +29,7 @@ function options(kind: BenchKind, given: Partial<BenchOptions> = {}): BenchOptio
     seconds: 0.2,
     diskBytes: 64 * mib,
     hotBytes: 16 * mib,
-    points: 40,
+    points: 24,
     storeAddress: { address: `dir:${vault}` },
     openVaultSink: async () => await DirectorySink.open(vault),
     temporaryFolder: join(folder, "work"),
@@ -60,7 +61,7 @@ async function expectWhole(report: BenchReport): Promise<void> {
 }
 
 describe("each case about points that last proves its point and tells what it measured", () => {
-  test("mount, twice, beside qemu-nbd and the Get ceiling", { timeout: 60_000 }, async (context) => {
+  deepTest("mount, twice, beside qemu-nbd and the Get ceiling", { timeout: 60_000 }, async (context) => {
     const reason = missing("fio", "qemu-nbd");
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
     const report = await runBench(options("mount", { runs: 2 }));
@@ -84,7 +85,7 @@ describe("each case about points that last proves its point and tells what it me
     expect(content.equals(await readFile(image))).toBe(true);
   });
 
-  test("failover, beside what it moves", { timeout: 60_000 }, async () => {
+  deepTest("failover, beside what it moves", { timeout: 60_000 }, async () => {
     const report = await runBench(options("failover"));
     await expectWhole(report);
     expect(report.steps.map(({ name }) => name)).toEqual([
@@ -98,24 +99,28 @@ describe("each case about points that last proves its point and tells what it me
     expect(report.marks).toHaveLength(4);
   });
 
-  test("instant, beside the Get ceiling, and where they are installed beside qemu-nbd and under fio", {
-    timeout: 60_000,
-  }, async () => {
-    const report = await runBench(options("instant"));
-    await expectWhole(report);
-    const hasFio = missing("fio") === undefined;
-    expect(report.marks).toHaveLength(hasFio ? 5 : 3);
-    expect(report.counts["idle, fetchedBytes"]).toBeGreaterThan(0);
-    expect(report.counts["idle, copiedBytes"]).toBe(64 * mib);
-  });
+  deepTest(
+    "instant, beside the Get ceiling, and where they are installed beside qemu-nbd and under fio",
+    {
+      timeout: 60_000,
+    },
+    async () => {
+      const report = await runBench(options("instant"));
+      await expectWhole(report);
+      const hasFio = missing("fio") === undefined;
+      expect(report.marks).toHaveLength(hasFio ? 5 : 3);
+      expect(report.counts["idle, fetchedBytes"]).toBeGreaterThan(0);
+      expect(report.counts["idle, copiedBytes"]).toBe(64 * mib);
+    },
+  );
 
   test("prune, which leaves one point in so much time", async () => {
     const report = await runBench(options("prune"));
     await expectWhole(report);
     const { points = 0, removedPoints = 0, keptPoints = 0, requests = 0, writtenBytes = 0 } = report.counts;
-    expect(points).toBe(40);
-    expect(removedPoints + keptPoints).toBe(40);
-    expect(removedPoints).toBeGreaterThan(20);
+    expect(points).toBe(24);
+    expect(removedPoints + keptPoints).toBe(24);
+    expect(removedPoints).toBeGreaterThan(10);
     expect(requests).toBeGreaterThan(0);
     expect(writtenBytes).toBeGreaterThan(0);
   });
@@ -123,7 +128,7 @@ describe("each case about points that last proves its point and tells what it me
   test("open, three times, with what an hour of points writes", async () => {
     const report = await runBench(options("open", { runs: 3 }));
     await expectWhole(report);
-    expect(report.counts["points"]).toBe(40);
+    expect(report.counts["points"]).toBe(24);
     expect(report.counts["an hour of points every 5 s, metadataBytes"]).toBeGreaterThan(720 * 200);
     expect(report.steps.map(({ runs }) => runs)).toEqual([1, 3, 3]);
   });

@@ -6,6 +6,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type BenchKind, type BenchOptions, type BenchReport, formatBench, runBench } from "../../bench/index.ts";
 import { runProgram, startServer } from "../../bench/live/programs.ts";
 import { DirectorySink } from "../../sink/index.ts";
+import { deepTest } from "../deep-test.ts";
 import { children, missing } from "./programs-here.ts";
 
 const mib = 1024 * 1024;
@@ -85,7 +86,7 @@ function expectTraced({ series, latencies }: BenchReport): void {
 }
 
 describe("each live case proves its point and tells what it measured", () => {
-  test("front, beside qemu-nbd", { timeout: 120_000 }, async (context) => {
+  deepTest("front, beside qemu-nbd", { timeout: 120_000 }, async (context) => {
     const reason = missing("fio", "qemu-nbd");
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
     const report = await runBench(options("front", { seconds: 0.2 }));

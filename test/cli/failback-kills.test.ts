@@ -8,7 +8,7 @@ import { expect, it } from "vitest";
 import { byDepth } from "../depth.ts";
 import { Place } from "./tidemark.ts";
 
-const rounds: number = byDepth(2, 20);
+const rounds: number = byDepth(1, 8);
 const diskBytes: number = byDepth(8, 64) * 1024 * 1024;
 const granule = 4096;
 const stampsARound = 400;

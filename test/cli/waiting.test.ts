@@ -1,7 +1,13 @@
 /** Waiting that is told: what a store or a source lets a command wait for, and how often that is said. */
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { beforeEach, expect, test, vi } from "vitest";
 import { told, toldWhile } from "../../cli/waiting.ts";
+import { FileVolume } from "../../engine/disk/source/file-volume.ts";
+import { Vault } from "../../engine/vault.ts";
+import { MemorySink, MemoryStore } from "../../sink/memory.ts";
+import { createFolder, removeFolder } from "../temporary-folder.ts";
 
 const afterMs = 30;
 /** Something slow, with what a store and a source have: private fields, errors, lists. */
@@ -70,4 +76,29 @@ test("a source that is opened late is told", async () => {
   const messages: string[] = [];
   expect(await toldWhile(delay(100, "open"), "nbd://x", ({ message }) => messages.push(message), afterMs)).toBe("open");
   expect(messages[0]).toBe("nbd://x has not answered for 0 s; waiting for it");
+});
+
+test("a file that threads read by themselves is told like any other source", async () => {
+  const folder = createFolder("waiting");
+  const path = join(folder, "disk.img");
+  writeFileSync(path, Buffer.alloc(65_536, 1));
+  const file = await FileVolume.open(path);
+  const vault = await Vault.create(new MemorySink({ store: new MemoryStore() }), { workers: 1 });
+  try {
+    // The read of the thread is answered, and comes back late.
+    const late = new Proxy(file, {
+      get: (target, key) => {
+        if (key === "reading") return async (work: Promise<unknown>) => await delay(200, await work);
+        const member: unknown = Reflect.get(target, key, target);
+        return typeof member === "function" ? (member.bind(target) as unknown) : member;
+      },
+    });
+    const volume = told(late, path, ({ code, message }) => notices.push(`${code} ${message}`), 100);
+    await vault.replicate({ disk: "web", volume });
+    expect(notices[0]).toBe(`NO_ANSWER ${path} has not answered for 0 s; waiting for it`);
+  } finally {
+    await vault.close();
+    await file.close();
+    await removeFolder(folder);
+  }
 });

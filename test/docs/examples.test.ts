@@ -23,6 +23,7 @@ import ts from "typescript";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { ConfigFolder } from "../cli/agent/configuration.ts";
 import { Place } from "../cli/tidemark.ts";
+import { deepTest } from "../deep-test.ts";
 import { readText, repositoryRoot } from "../source-tree.ts";
 import { blocksOf, exampleOf, readPages } from "./pages.ts";
 
@@ -128,57 +129,99 @@ describe("the program", () => {
 });
 
 describe("the script", () => {
-  test("live-disk.sh protects a disk, serves it and restores its newest point", { timeout: scriptMsMax }, async () => {
-    const place = new Installed();
-    await place.script("live-disk.sh");
-    expect(readFileSync(place.path("back.img")).subarray(0, 19).toString()).toBe("content of the disk");
-  });
+  deepTest(
+    "live-disk.sh protects a disk, serves it and restores its newest point",
+    { timeout: scriptMsMax },
+    async () => {
+      const place = new Installed();
+      await place.script("live-disk.sh");
+      expect(readFileSync(place.path("back.img")).subarray(0, 19).toString()).toBe("content of the disk");
+    },
+  );
 
-  test("retention.sh leaves the pinned point and the newest, and proves them", { timeout: scriptMsMax }, async () => {
-    const place = new Installed();
-    const lines = await place.script("retention.sh");
-    const listed = lines
-      .slice(lines.findLastIndex((line) => line.startsWith("POINT")))
-      .flatMap((line) => /^ +(\d+) /.exec(line)?.[1] ?? []);
-    expect(listed).toEqual(["1", "3"]);
-    expect(
-      readFileSync(place.path("back.img"))
-        .subarray(mib, mib + 5)
-        .toString(),
-    ).toBe("day 1");
-  });
+  deepTest(
+    "retention.sh leaves the pinned point and the newest, and proves them",
+    { timeout: scriptMsMax },
+    async () => {
+      const place = new Installed();
+      const lines = await place.script("retention.sh");
+      const listed = lines
+        .slice(lines.findLastIndex((line) => line.startsWith("POINT")))
+        .flatMap((line) => /^ +(\d+) /.exec(line)?.[1] ?? []);
+      expect(listed).toEqual(["1", "3"]);
+      expect(
+        readFileSync(place.path("back.img"))
+          .subarray(mib, mib + 5)
+          .toString(),
+      ).toBe("day 1");
+    },
+  );
 
-  test("failover.sh leaves the moved disk with what was written last, and nothing of the drill", {
-    timeout: scriptMsMax,
-  }, async () => {
-    const place = new Installed();
-    const lines = await place.script("failover.sh");
-    expect(lines.join("\n")).toMatch(
-      /TestFailoverCompleted[^]*exit code 0: day 1[^]*: None[^]*CommitFailoverCompleted[^]*: Protected[^]*3 points/,
-    );
-    expect(readFileSync(place.path("moved.img")).subarray(0, 5).toString()).toBe("day 2");
-    expect(readdirSync(place.folder).filter((name) => /drill|tidemark-/.test(name))).toEqual([]);
-  });
+  deepTest(
+    "encryption.sh restores what a server wrote that cannot read it, also after its key was replaced",
+    { timeout: scriptMsMax },
+    async () => {
+      const place = new Installed();
+      const lines = await place.script("encryption.sh");
+      expect(lines.join("\n")).toMatch(/aes-256-gcm[^]*can write to vault[^]*generation 2[^]*no damage: 2 points/);
+      expect(readFileSync(place.path("back.img")).equals(readFileSync(place.path("web.img")))).toBe(true);
+    },
+  );
 
-  test("instant.sh leaves a disk that is protected where it ran at once", { timeout: scriptMsMax }, async () => {
+  deepTest(
+    "capacity.sh plans from a profile, writes a page, and leaves nothing in the store",
+    {
+      timeout: scriptMsMax,
+    },
+    async () => {
+      const place = new Installed();
+      copyFileSync(join(repositoryRoot, "examples", "prices.yaml"), place.path("prices.yaml"));
+      const text = (await place.script("capacity.sh")).join("\n");
+      expect(text).toMatch(/RPO ALWAYS[^]*100 Mbit\/s[^]*binds first[^]*days:7 +[\d,]+ [^]* USD\n[^]*put, 4 MiB × 5/);
+      expect(readFileSync(place.path("plan.html"), "utf8")).toContain("<polyline");
+      expect(readdirSync(place.path("vault")).filter((name) => name.startsWith("capacity"))).toEqual([]);
+    },
+  );
+
+  deepTest(
+    "failover.sh leaves the moved disk with what was written last, and nothing of the drill",
+    {
+      timeout: scriptMsMax,
+    },
+    async () => {
+      const place = new Installed();
+      const lines = await place.script("failover.sh");
+      expect(lines.join("\n")).toMatch(
+        /TestFailoverCompleted[^]*exit code 0: day 1[^]*: None[^]*CommitFailoverCompleted[^]*: Protected[^]*3 points/,
+      );
+      expect(readFileSync(place.path("moved.img")).subarray(0, 5).toString()).toBe("day 2");
+      expect(readdirSync(place.folder).filter((name) => /drill|tidemark-/.test(name))).toEqual([]);
+    },
+  );
+
+  deepTest("instant.sh leaves a disk that is protected where it ran at once", { timeout: scriptMsMax }, async () => {
     const place = new Installed();
     const lines = await place.script("instant.sh");
     expect(lines.join("\n")).toMatch(/CommitFailoverCompleted[^]*: Protected[^]*written at +Recovery/);
     expect(readFileSync(place.path("run.img")).equals(readFileSync(place.path("web.img")))).toBe(true);
   });
 
-  test("failback.sh brings the moved disk back with what was written last, and leaves nothing beside it", {
-    timeout: scriptMsMax,
-  }, async () => {
-    const place = new Installed();
-    const lines = await place.script("failback.sh");
-    expect(lines.join("\n")).toMatch(/CommitFailoverCompleted[^]*kind +failback[^]*: Protected/);
-    expect(lines.at(-1)).toMatch(/^5 points/);
-    expect(readFileSync(place.path("web.img")).subarray(0, 5).toString()).toBe("day 3");
-    expect(readdirSync(place.folder).filter((name) => /tidemark-/.test(name))).toEqual([]);
-  });
+  deepTest(
+    "failback.sh brings the moved disk back with what was written last, and leaves nothing beside it",
+    {
+      timeout: scriptMsMax,
+    },
+    async () => {
+      const place = new Installed();
+      const lines = await place.script("failback.sh");
+      expect(lines.join("\n")).toMatch(/CommitFailoverCompleted[^]*kind +failback[^]*: Protected/);
+      expect(lines.at(-1)).toMatch(/^5 points/);
+      expect(readFileSync(place.path("web.img")).subarray(0, 5).toString()).toBe("day 3");
+      expect(readdirSync(place.folder).filter((name) => /tidemark-/.test(name))).toEqual([]);
+    },
+  );
 
-  test("seeding.sh sends only what differs after the seed has arrived", { timeout: scriptMsMax }, async () => {
+  deepTest("seeding.sh sends only what differs after the seed has arrived", { timeout: scriptMsMax }, async () => {
     const place = new Installed();
     const lines = await place.script("seeding.sh");
     const summary = lines.find((line) => line.includes('"command":"replicate"')) ?? "";
@@ -186,14 +229,18 @@ describe("the script", () => {
     expect(lines.filter((line) => /^ +[12] +[0-9a-f]{8} /.test(line))).toHaveLength(2);
   });
 
-  test("replica.sh leaves an image that is the newest point, and no replica", { timeout: scriptMsMax }, async () => {
-    const place = new Installed();
-    const lines = await place.script("replica.sh");
-    expect(lines.join("\n")).toMatch(
-      /compared whole[^]*by differences[^]*: current[^]*equals its point[^]*stays as it is/,
-    );
-    expect(readFileSync(place.path("copy.img")).equals(readFileSync(place.path("web.img")))).toBe(true);
-  });
+  deepTest(
+    "replica.sh leaves an image that is the newest point, and no replica",
+    { timeout: scriptMsMax },
+    async () => {
+      const place = new Installed();
+      const lines = await place.script("replica.sh");
+      expect(lines.join("\n")).toMatch(
+        /compared whole[^]*by differences[^]*: current[^]*equals its point[^]*stays as it is/,
+      );
+      expect(readFileSync(place.path("copy.img")).equals(readFileSync(place.path("web.img")))).toBe(true);
+    },
+  );
 
   test("agent.sh runs the agent of agent.yaml and takes a point of both disks at one barrier", {
     timeout: scriptMsMax,

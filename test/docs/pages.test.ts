@@ -35,6 +35,8 @@ const linesMax: Readonly<Record<string, number>> = {
   "docs/failback.md": 200,
   "docs/replicas.md": 200,
   "docs/embedding.md": 200,
+  "docs/encryption.md": 200,
+  "docs/capacity.md": 200,
 };
 
 function pageAt(path: string): Page {
@@ -207,8 +209,8 @@ function registeredName(
 ): { readonly kind: "group" | "test"; readonly text: string } | undefined {
   const [first] = call.arguments;
   if (first === undefined || !(ts.isStringLiteralLike(first) || ts.isTemplateExpression(first))) return undefined;
-  const registrar = /^(?:describe|suite|it|test)\b/.exec(call.expression.getText(tree))?.[0];
+  const registrar = /^(?:describe|suite|it|test|deepTest)\b/.exec(call.expression.getText(tree))?.[0];
   if (registrar === undefined) return undefined;
   const text = ts.isStringLiteralLike(first) ? first.text : first.getText(tree).slice(1, -1);
-  return { kind: registrar === "it" || registrar === "test" ? "test" : "group", text };
+  return { kind: ["describe", "suite"].includes(registrar) ? "group" : "test", text };
 }

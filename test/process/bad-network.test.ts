@@ -5,6 +5,8 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { sameFiles, writeImage } from "../cli/images.ts";
+import { deepTest } from "../deep-test.ts";
+import { byDepth } from "../depth.ts";
 import { type FaultKind, FaultProxy } from "../sink/fault-proxy.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { AzuriteProcess } from "./azurite-process.ts";
@@ -50,7 +52,7 @@ const nowAndThen = (kind: FaultKind): Hits =>
   [2, 5, 7, 8, 12, 14].map((passing) => ({ method: "PUT", kind, times: 1, passing }));
 const busy = { status: 503, retryAfterSeconds: 1 };
 
-test.each<{ readonly what: string; readonly hits: Hits }>([
+const networks: readonly { readonly what: string; readonly hits: Hits }[] = [
   { what: "acknowledgements that are lost now and then", hits: nowAndThen("lose-answer") },
   { what: "connections that are reset in mid-body now and then", hits: nowAndThen("reset-request") },
   {
@@ -61,18 +63,24 @@ test.each<{ readonly what: string; readonly hits: Hits }>([
       { method: "GET", kind: busy, times: 2, passing: 1 },
     ],
   },
-])("are survived by a replication: $what", { timeout: testMsMax }, async ({ hits }) => {
-  const client = new Client("");
-  const vault = vaultThrough();
-  await using proxy = await FaultProxy.open(vault);
-  client.vault = proxy.through(vault);
-  writeImage(client.path("disk.img"), imageMebibytes);
-  for (const { method, kind, times, passing } of hits) proxy.plan(method, kind, times, passing);
-  const point = await client.replicate("disk.img");
-  expect(point, JSON.stringify(point.last)).toMatchObject({ code: 0, last: { sequence: 1 } });
-  proxy.assertAllFired();
-  await holdsTheDisk(client);
-});
+];
+
+test.each(byDepth(networks.slice(0, 1), networks))(
+  "are survived by a replication: $what",
+  { timeout: testMsMax },
+  async ({ hits }) => {
+    const client = new Client("");
+    const vault = vaultThrough();
+    await using proxy = await FaultProxy.open(vault);
+    client.vault = proxy.through(vault);
+    writeImage(client.path("disk.img"), imageMebibytes);
+    for (const { method, kind, times, passing } of hits) proxy.plan(method, kind, times, passing);
+    const point = await client.replicate("disk.img");
+    expect(point, JSON.stringify(point.last)).toMatchObject({ code: 0, last: { sequence: 1 } });
+    proxy.assertAllFired();
+    await holdsTheDisk(client);
+  },
+);
 
 test("answers that break off cost a materialization nothing but time", { timeout: testMsMax }, async () => {
   const client = new Client("");
@@ -86,22 +94,26 @@ test("answers that break off cost a materialization nothing but time", { timeout
   proxy.assertAllFired();
 });
 
-test("a server that freezes for longer than a request waits, and then goes on, gets the point all the same", {
-  timeout: testMsMax,
-}, async () => {
-  const client = new Client("");
-  const line = await SlowLine.open(azurite.port, 16 * mebibyte);
-  client.vault = vaultThrough(line.port);
-  writeImage(client.path("disk.img"), imageMebibytes);
-  const running = client.start("replicate", "disk.img", "--disk", "d");
-  await line.passed(6 * mebibyte);
-  line.freeze();
-  await delay(frozenMs);
-  line.thaw();
-  const point = await told(running);
-  expect(point, JSON.stringify(point.last)).toMatchObject({ code: 0, last: { sequence: 1 } });
-  await holdsTheDisk(client);
-});
+deepTest(
+  "a server that freezes for longer than a request waits, and then goes on, gets the point all the same",
+  {
+    timeout: testMsMax,
+  },
+  async () => {
+    const client = new Client("");
+    const line = await SlowLine.open(azurite.port, 16 * mebibyte);
+    client.vault = vaultThrough(line.port);
+    writeImage(client.path("disk.img"), imageMebibytes);
+    const running = client.start("replicate", "disk.img", "--disk", "d");
+    await line.passed(6 * mebibyte);
+    line.freeze();
+    await delay(frozenMs);
+    line.thaw();
+    const point = await told(running);
+    expect(point, JSON.stringify(point.last)).toMatchObject({ code: 0, last: { sequence: 1 } });
+    await holdsTheDisk(client);
+  },
+);
 
 async function holdsTheDisk(client: Client): Promise<void> {
   expect(await client.sequences()).toEqual([1]);

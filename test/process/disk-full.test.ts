@@ -4,6 +4,7 @@ import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, onTestFinished, type TestContext, test } from "vitest";
 import { sameFiles, writeImage } from "../cli/images.ts";
+import { byDepth } from "../depth.ts";
 import { mountSmallDisk } from "../small-disk.ts";
 import { Client, notices } from "./client.ts";
 
@@ -47,8 +48,7 @@ test("a full disk under the target ends a materialization with NO_SPACE, and not
   expect(sameFiles(client.path("disk.img"), join(small, "back.img"))).toBe(true);
 });
 
-const vaults = ["dir", "azurite"];
-test.for(vaults)(
+test.for(byDepth(["dir"], ["dir", "azurite"]))(
   "a full disk under a %s: vault ends a replication with NO_SPACE; with room the next one succeeds",
   async (kind, context) => {
     const client = new Client(`${kind}:small/vault`);

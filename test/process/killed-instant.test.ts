@@ -11,6 +11,7 @@ import { Vault } from "../../engine/vault.ts";
 import { openSink } from "../../sink/index.ts";
 import { changeImage, sameFiles, writeImage } from "../cli/images.ts";
 import { type Line, parseLines, type Running } from "../cli/tidemark.ts";
+import { deepTest } from "../deep-test.ts";
 import { byDepth } from "../depth.ts";
 import { RawClient } from "../engine/disk/nbd/server-rig.ts";
 import { AzuriteProcess } from "./azurite-process.ts";
@@ -24,10 +25,8 @@ const testMsMax = 600_000;
 /** Of what a killed process has fetched, so much may not have been durable, and is fetched again. */
 const lostBytesMax: number = 8 * mebibyte;
 /** So much lies behind the stamps, and does not compress: it takes longer to copy than a kill to come. */
-const noiseMebibytes: number = byDepth(96, 256);
-const kills: number = byDepth(1, 20);
-/** A quick run does not wait until a read is given up; in one process that is instant.test.ts. */
-const comesBack: boolean = byDepth(false, true);
+const noiseMebibytes: number = byDepth(96, 192);
+const kills: number = byDepth(1, 8);
 
 /** A disk whose content is stamped, its point in the vault, and an instant target of it. */
 class InstantDisk {
@@ -187,54 +186,55 @@ test("a disk that is protected at its new place goes on after kill -9, and its l
   expect(disk.faultsOf(disk.client.path("back.img"))).toEqual([]);
 });
 
-test("an Azurite killed under an instant target leaves what is copied, lets the rest wait, and is never read as zeros", {
-  timeout: testMsMax,
-}, async () => {
-  const client = new Client("");
-  const azurite = await AzuriteProcess.forTest(client.path("store"));
-  client.vault = azurite.vault();
-  writeImage(client.path("disk.img"), 32);
-  expect(await client.replicate("disk.img")).toMatchObject({ code: 0 });
-  if (comesBack) {
+deepTest(
+  "an Azurite killed under an instant target leaves what is copied, lets the rest wait, and is never read as zeros",
+  {
+    timeout: testMsMax,
+  },
+  async () => {
+    const client = new Client("");
+    const azurite = await AzuriteProcess.forTest(client.path("store"));
+    client.vault = azurite.vault();
+    writeImage(client.path("disk.img"), 32);
+    expect(await client.replicate("disk.img")).toMatchObject({ code: 0 });
     // What it has not saved when it is killed is gone.
     await azurite.stop();
     await azurite.restart();
-  }
-  const line = await SlowLine.open(azurite.port, 100 * mebibyte);
-  client.vault = azurite.vault(line.port);
-  const to = `instant:unix:${client.path("nbd.sock")},image=${client.path("t.img")}`;
-  const running = client.start("failover", "test", "--disk", "d", "--to", to);
-  await running.says('"ready"');
-  const peers = await Promise.all(
-    [1, 2].map(
-      async () => await RawClient.transmitting({ kind: "unix", path: client.path("nbd.sock") }, { name: "d" }),
-    ),
-  );
-  const [near, far] = peers;
-  if (near === undefined || far === undefined) throw new Error("there is no client");
-  const source = readFileSync(client.path("disk.img"));
-  const length = 65_536;
-  const read = async (peer: RawClient, offset: number): Promise<number> => {
-    const { error } = await peer.call({ type: command.read, cookie: 1n, offset, length });
-    if (error === 0) expect(Buffer.compare(await peer.take(length), source.subarray(offset, offset + length))).toBe(0);
-    return error;
-  };
-  expect(await read(near, 0)).toBe(0);
-  line.freeze();
-  await azurite.kill();
-  line.thaw();
-  expect(await read(near, 0)).toBe(0);
-  const last = source.byteLength - length;
-  const waiting = read(far, last);
-  expect(await Promise.race([waiting, delay(500, "waits")])).toBe("waits");
-  if (comesBack) {
+    const line = await SlowLine.open(azurite.port, 100 * mebibyte);
+    client.vault = azurite.vault(line.port);
+    const to = `instant:unix:${client.path("nbd.sock")},image=${client.path("t.img")}`;
+    const running = client.start("failover", "test", "--disk", "d", "--to", to);
+    await running.says('"ready"');
+    const peers = await Promise.all(
+      [1, 2].map(
+        async () => await RawClient.transmitting({ kind: "unix", path: client.path("nbd.sock") }, { name: "d" }),
+      ),
+    );
+    const [near, far] = peers;
+    if (near === undefined || far === undefined) throw new Error("there is no client");
+    const source = readFileSync(client.path("disk.img"));
+    const length = 65_536;
+    const read = async (peer: RawClient, offset: number): Promise<number> => {
+      const { error } = await peer.call({ type: command.read, cookie: 1n, offset, length });
+      if (error === 0)
+        expect(Buffer.compare(await peer.take(length), source.subarray(offset, offset + length))).toBe(0);
+      return error;
+    };
+    expect(await read(near, 0)).toBe(0);
+    line.freeze();
+    await azurite.kill();
+    line.thaw();
+    expect(await read(near, 0)).toBe(0);
+    const last = source.byteLength - length;
+    const waiting = read(far, last);
+    expect(await Promise.race([waiting, delay(500, "waits")])).toBe("waits");
     // After its limit: EIO.
     expect(await waiting).toBe(5);
     const again = read(far, last);
     await azurite.restart();
     for (let error = await again; error !== 0; error = await read(far, last)) await delay(100);
     await hydrated(client.path("t.img"));
-  } else waiting.catch(() => undefined); // ends with the server
-  await stopped(running);
-  if (comesBack) expect(sameFiles(client.path("t.img"), client.path("disk.img"))).toBe(true);
-});
+    await stopped(running);
+    expect(sameFiles(client.path("t.img"), client.path("disk.img"))).toBe(true);
+  },
+);

@@ -19,6 +19,7 @@ import {
   processStartTime,
 } from "../../sink/azurite-state.ts";
 import { FileLock } from "../../sink/file-lock.ts";
+import { deepTest } from "../deep-test.ts";
 import { createFolder, processesIn, removeFolder } from "../temporary-folder.ts";
 
 let folder: string;
@@ -156,7 +157,7 @@ test("a server that cannot save says so when it is stopped", async () => {
   expect(error.message).toContain("EISDIR");
 });
 
-test("a server that ends while its users are looked for still says that it could not save", async () => {
+deepTest("a server that ends while its users are looked for still says that it could not save", async () => {
   const server = await Azurite.start(dir);
   await using sink = sinkOn(server);
   await sink.createContainer();
@@ -191,7 +192,7 @@ describe("users of one folder", () => {
     await Promise.all([first.stop(), second.stop()]);
   });
 
-  test("SIGUSR1 opens no inspector of the server, which has the account's key", async () => {
+  deepTest("SIGUSR1 opens no inspector of the server, which has the account's key", async () => {
     const server = await Azurite.start(dir);
     process.kill(server.pid, "SIGUSR1");
     await server.stop();
@@ -215,7 +216,7 @@ describe("users of one folder", () => {
     expect(existsSync(azuritePaths(dir).state)).toBe(false);
   });
 
-  test("the server stays until the last user has stopped, whichever process started it", async () => {
+  deepTest("the server stays until the last user has stopped, whichever process started it", async () => {
     const starter = await Azurite.start(dir);
     const other = await Azurite.start(dir);
     await using sink = sinkOn(other);
@@ -225,7 +226,7 @@ describe("users of one folder", () => {
     expect(await processStartTime(other.pid)).toBeUndefined();
   });
 
-  test("a new user of a server that is ending gets a new one, with the data of the old", async () => {
+  deepTest("a new user of a server that is ending gets a new one, with the data of the old", async () => {
     const first = await Azurite.start(dir);
     await using sink = sinkOn(first);
     await sink.createContainer();
@@ -237,7 +238,7 @@ describe("users of one folder", () => {
 });
 
 describe("a death", () => {
-  test("of the starter ends its server by itself", async () => {
+  deepTest("of the starter ends its server by itself", async () => {
     const { child, serverPid } = await startElsewhere();
     expect(await processStartTime(serverPid)).toBeTypeOf("string");
     await killed(child, "SIGKILL");
@@ -257,7 +258,7 @@ describe("a death", () => {
     await serverGone();
   });
 
-  test("of the server frees the folder for a new one", async () => {
+  deepTest("of the server frees the folder for a new one", async () => {
     const first = await Azurite.start(dir);
     process.kill(first.pid, "SIGKILL");
     await using second = await Azurite.start(dir);
@@ -278,7 +279,7 @@ describe("a death", () => {
   });
 });
 
-test("a state file that names a dead process and another folder's server is not believed", async () => {
+deepTest("a state file that names a dead process and another folder's server is not believed", async () => {
   await using other = await Azurite.start(join(folder, "other"));
   const first = await Azurite.start(dir);
   await first.stop();
@@ -316,7 +317,7 @@ describe("a folder that cannot be used", () => {
     await rm(dir);
   });
 
-  test.each(["blobDatabase", "extentDatabase"] as const)("has a %s that is cut off or empty", async (database) => {
+  deepTest.each(["blobDatabase", "extentDatabase"] as const)("has a %s that is cut off or empty", async (database) => {
     const path = azuritePaths(dir)[database];
     await (await Azurite.start(dir)).stop();
     const text = await readFile(path);
@@ -330,7 +331,7 @@ describe("a folder that cannot be used", () => {
     expect(empty.message).toContain(`${path} is empty`);
   });
 
-  test("is served by an Azurite that another program started, which can open our data", async () => {
+  deepTest("is served by an Azurite that another program started, which can open our data", async () => {
     const ours = await Azurite.start(dir);
     await using sink = sinkOn(ours);
     await sink.createContainer();

@@ -12,6 +12,9 @@
  *   counters of writes and discards did not move. The device is flushed at both ends, which brings
  *   buffered writes into the counters.
  *
+ * A mounted file system writes to its device below the device's page cache. What that cache held
+ * would be read again, however old it is, so it is dropped before a device is read (Linux).
+ *
  * Not seen: a process that stores through a shared mapping into pages that were dirty before the
  * scan began moves no time stamp until the kernel writes them back. A write to a whole disk does
  * not show in the counters of its partition. For such writers, replicate a snapshot. Every other
@@ -24,7 +27,7 @@ import { systemCode, TidemarkError } from "../../errors.ts";
 import type { Consistency, Extent, Volume } from "../../volume.ts";
 import { type FileIdentity, identityFrom } from "./file-identity.ts";
 import { allocatedExtents } from "./holes.ts";
-import { libc, seekEnd } from "./libc.ts";
+import { dropCache, libc, seekEnd } from "./libc.ts";
 import { fileError, PositionalFile } from "./positional-file.ts";
 import { refuseUnfinished } from "./unfinished-image.ts";
 
@@ -77,6 +80,7 @@ export class FileVolume implements Volume {
         await refuseUnfinished(identity.path);
         const volume = new FileVolume(file, kindOf(path, stats), identity);
         await volume.sizeBytes();
+        volume.#dropStale();
         return volume;
       } catch (error) {
         await file.close();
@@ -113,6 +117,10 @@ export class FileVolume implements Volume {
     return Number((await this.#stat()).size);
   }
 
+  async reading<Result>(work: Promise<Result>): Promise<Result> {
+    return await work;
+  }
+
   get descriptor(): number {
     return this.#file.fd;
   }
@@ -143,6 +151,7 @@ export class FileVolume implements Volume {
 
   /** Waits, for a fraction of a second as a rule, until a change to the file would show. */
   async beginScan(): Promise<void> {
+    this.#dropStale();
     this.#before = this.#kind === "device" ? await deviceMark(this.#file) : await this.#restingFileMark();
   }
 
@@ -162,6 +171,11 @@ export class FileVolume implements Volume {
 
   close(): Promise<void> {
     return this.#file.close();
+  }
+
+  /** Empties a device's page cache of what may be older than the device. */
+  #dropStale(): void {
+    if (this.#kind === "device") libc()?.advise?.(this.#file.fd, dropCache);
   }
 
   async #stat(): Promise<BigIntStats> {

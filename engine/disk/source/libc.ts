@@ -4,7 +4,7 @@
  * - `lseek`: holes of a file, size of a device
  * - `flock`: a lock that the kernel drops when its holder dies
  * - on Linux: `preadv2` (reads what is cached and never waits), `fallocate` (gives space back),
- *   `posix_fadvise` (stops read-ahead)
+ *   `posix_fadvise` (stops read-ahead, empties the cache)
  *
  * Where koffi cannot be loaded or the platform lacks a call, `libc()` is undefined and each caller
  * has a slower or plainer way.
@@ -34,10 +34,10 @@ export interface Libc {
    */
   readonly fallocate?: ((fd: number, mode: number, offset: number, length: number) => Promise<CallResult>) | undefined;
   /**
-   * Has the kernel read nothing ahead for this open file. Absent where the C library has no
-   * posix_fadvise.
+   * Tells the kernel how the whole of this open file is used: `readRandomly` or `dropCache`. Absent
+   * where the C library has no posix_fadvise.
    */
-  readonly adviseRandom?: ((fd: number) => CallResult) | undefined;
+  readonly advise?: ((fd: number, advice: number) => CallResult) | undefined;
   readonly seekData: number;
   readonly seekHole: number;
   /** Numbers of the errors that callers tell apart. */
@@ -53,6 +53,12 @@ export const lockExclusiveAtOnce = 6;
  */
 export const punchHole = 0x03;
 export const zeroRange = 0x11;
+/**
+ * Advice of linux/fadvise.h: read nothing ahead (POSIX_FADV_RANDOM); forget what is cached and not
+ * dirty (POSIX_FADV_DONTNEED). The numbers hold on all little-endian machines.
+ */
+export const readRandomly = 1;
+export const dropCache = 4;
 /**
  * Linux's numbers of the errors with which a file system says that it does not know a call or a
  * mode of it.
@@ -90,7 +96,7 @@ function bind(): Libc | undefined {
         ? {
             readCached: bindReadCached(koffi, self),
             fallocate: bindFallocate(koffi, self),
-            adviseRandom: bindAdviseRandom(self),
+            advise: bindAdvise(self),
           }
         : {}),
       seekData: linux ? 3 : 4,
@@ -142,16 +148,13 @@ function bindFallocate(koffi: typeof Koffi, self: Koffi.LibraryHandle): Libc["fa
     });
 }
 
-/** POSIX_FADV_RANDOM of linux/fadvise.h, the same on all architectures that we know offsets of. */
-const random = 1;
-
-function bindAdviseRandom(self: Koffi.LibraryHandle): Libc["adviseRandom"] {
+function bindAdvise(self: Koffi.LibraryHandle): Libc["advise"] {
   const call = funcIfThere(self, "int posix_fadvise(int fd, int64_t offset, int64_t length, int advice)");
   if (call === undefined) return undefined;
   const advise = call as (fd: number, offset: number, length: number, advice: number) => number;
   // Unlike its neighbours it returns the errno.
-  return (fd) => {
-    const errno = advise(fd, 0, 0, random);
+  return (fd, advice) => {
+    const errno = advise(fd, 0, 0, advice);
     return errno === 0 ? { value: 0 } : { errno };
   };
 }

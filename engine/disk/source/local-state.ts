@@ -3,6 +3,7 @@
  * per vault and disk:
  *
  *     STATE/<vault id>/dedup-index
+ *     STATE/<vault id>/writer-key        what a machine that is enrolled to write to an encrypted vault needs
  *     STATE/<vault id>/<disk>/fingerprints-<point id>   what the disk held at that point
  *     STATE/<vault id>/<disk>/source.json               the source, so that no restore overwrites it unasked
  *     STATE/<vault id>/<disk>/newest-seen               the newest point that this machine has seen: see `head-watch.ts`
@@ -243,6 +244,29 @@ export function documentCopy(
       }
     },
   };
+}
+
+const writerKeyName = "writer-key";
+
+/**
+ * The writer key that this machine keeps for an encrypted vault; undefined when there is none. It is
+ * no cache: errors of the file system pass through.
+ */
+export async function enrolledKey(folder: string | undefined, vault: string): Promise<Uint8Array | undefined> {
+  if (folder === undefined) return undefined;
+  try {
+    return await readPlain(path.join(folder, vault, writerKeyName), documentBytesMax);
+  } catch (error) {
+    if (systemCode(error) === "ENOENT") return undefined;
+    throw error;
+  }
+}
+
+/** Keeps a writer key, readable by its owner only. Returns its path. Errors: those of the file system. */
+export async function keepWriterKey(folder: string, vault: string, bytes: Uint8Array): Promise<string> {
+  const file = path.join(await makeFolders(folder, vault), writerKeyName);
+  await replacePlain(file, bytes);
+  return file;
 }
 
 function parseIdentity(text: string): RememberedSource | undefined {

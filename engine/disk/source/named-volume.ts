@@ -12,6 +12,7 @@ export function namedVolume(
   parentBytes: number,
 ): Volume {
   const amend = volume.amend?.bind(volume);
+  const reading = volume.reading?.bind(volume);
   return {
     description: volume.description,
     descriptor: volume.descriptor,
@@ -20,6 +21,7 @@ export function namedVolume(
       await volume.read(offset, into);
     },
     ...(amend === undefined ? {} : { amend }),
+    ...(reading === undefined ? {} : { reading }),
     allocated: async function* allocated(sizeBytes) {
       const grownFrom = sizeBytes > parentBytes ? parentBytes - (parentBytes % granuleBytes) : sizeBytes;
       let end = 0;

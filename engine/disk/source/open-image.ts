@@ -11,7 +11,7 @@ import { realpath, stat, statfs } from "node:fs/promises";
 import { getSystemErrorName } from "node:util";
 import { systemCode, TidemarkError } from "../../errors.ts";
 import { type FileIdentity, identityFrom } from "./file-identity.ts";
-import { type Libc, lockExclusiveAtOnce } from "./libc.ts";
+import { type Libc, lockExclusiveAtOnce, readRandomly } from "./libc.ts";
 import { fileError, PositionalFile } from "./positional-file.ts";
 
 /** Types that statfs(2) gives file systems which live in memory: tmpfs, ramfs. */
@@ -70,7 +70,7 @@ export async function openImage(path: string, readOnly: boolean, calls: Libc | u
  * unchanged.
  */
 async function openScattered(file: PositionalFile, calls: Libc | undefined): Promise<PositionalFile> {
-  if (calls?.adviseRandom === undefined) return file;
+  if (calls?.advise === undefined) return file;
   let again: PositionalFile;
   try {
     again = await PositionalFile.open(`/proc/self/fd/${file.fd}`, constants.O_RDONLY);
@@ -78,7 +78,7 @@ async function openScattered(file: PositionalFile, calls: Libc | undefined): Pro
     if (systemCode(error) === undefined) throw error;
     return file; // no /proc, or no right to read the file by its mode
   }
-  if ("value" in calls.adviseRandom(again.fd)) return again;
+  if ("value" in calls.advise(again.fd, readRandomly)) return again;
   await again.close();
   return file;
 }

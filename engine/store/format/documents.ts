@@ -4,40 +4,16 @@
  * given.
  */
 
-import { blockBytesMax, blockBytesMin, volumeBytesMax } from "../../limits.ts";
+import { volumeBytesMax } from "../../limits.ts";
 import type { Consistency } from "../../volume.ts";
-import { damaged, type Fields } from "./fields.ts";
+import { anyText, damaged, type Fields, hex32, nameText } from "./fields.ts";
 import { isDiskName } from "./names.ts";
 import { decode, documentBytesMax, encode, encodeList } from "./signed-text.ts";
 
+export { anyText, hex32 } from "./fields.ts";
 export { formatVersion } from "./signed-text.ts";
+export { type DigestName, decodeVault, digestNames, encodeVault, type VaultDocument } from "./vault-document.ts";
 export { documentBytesMax };
-
-/**
- * How chunks are identified. `blake3` is keyed with the vault's key. `sha256` is SHA-256 over key
- * and data, for installations that require it. Both are cut to 128 bits. `xxh3-trusted` is XXH3-128
- * seeded from the key: several times faster, but a program that can write to a protected disk and
- * learns the seed can make two different chunks look equal. Use it only where every writer is
- * trusted.
- */
-export type DigestName = "blake3" | "sha256" | "xxh3-trusted";
-export const digestNames: readonly DigestName[] = ["blake3", "sha256", "xxh3-trusted"];
-
-export interface VaultDocument {
-  /** 32 hexadecimal digits, random. */
-  readonly vault: string;
-  readonly createdMs: number;
-  readonly blockBytes: number;
-  readonly digest: DigestName;
-  /**
-   * 64 hexadecimal digits. It keeps a guest from choosing data whose digests collide, and encrypts
-   * nothing.
-   */
-  readonly digestKey: string;
-  readonly codec: "lz4";
-  readonly encryption: "none";
-  readonly writtenBy: string;
-}
 
 /** The process that has, or last had, the writer lease of a disk. */
 export interface WriterRecord {
@@ -199,12 +175,6 @@ export interface ManifestDocument {
   readonly writtenBy: string;
 }
 
-/** An identity: of a vault, a point, a group. */
-export const hex32: RegExp = /^[0-9a-f]{32}$/;
-const hex64 = /^[0-9a-f]{64}$/;
-/** A short text of one line, or none. */
-export const anyText: RegExp = /^[^\p{Cc}]{0,200}$/u;
-const nameText = /^[^\p{Cc}]{1,200}$/u;
 const commandText = /^(?:[^\p{Cc}]|[\n\t]){0,8192}$/u;
 const outputText = /^(?:[^\p{Cc}]|[\n\t]){0,4096}$/u;
 /** Room for a command, spelled as JSON, and the end of its output. */
@@ -224,28 +194,6 @@ export const pagePointsMax = 16_384;
 const pagesMax = 1024;
 /** Most disks of a group. */
 export const groupDisksMax = 64;
-
-export function encodeVault(document: VaultDocument): Uint8Array {
-  return encode("vault", document).bytes;
-}
-
-/** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
-export function decodeVault(bytes: Uint8Array, object: string): VaultDocument {
-  const { fields } = decode("vault", bytes, object);
-  const document: VaultDocument = {
-    vault: fields.text("vault", hex32),
-    createdMs: fields.time("createdMs"),
-    blockBytes: fields.integer("blockBytes", blockBytesMin, blockBytesMax),
-    digest: fields.oneOf("digest", digestNames),
-    digestKey: fields.text("digestKey", hex64),
-    codec: fields.oneOf("codec", ["lz4"]),
-    encryption: fields.oneOf("encryption", ["none"]),
-    writtenBy: fields.text("writtenBy", anyText),
-  };
-  if (!Number.isInteger(Math.log2(document.blockBytes)))
-    throw damaged(object, "field blockBytes is not a power of two");
-  return document;
-}
 
 export function encodeHead(document: HeadDocument): Uint8Array {
   return encodeList("head", document).bytes;

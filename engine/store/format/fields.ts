@@ -47,6 +47,15 @@ export function unsupportedFormat(object: string, version: number, known: number
   );
 }
 
+/** An identity: of a vault, a point, a group. */
+export const hex32: RegExp = /^[0-9a-f]{32}$/;
+/** A key. */
+export const hex64: RegExp = /^[0-9a-f]{64}$/;
+/** A short text of one line, or none. */
+export const anyText: RegExp = /^[^\p{Cc}]{0,200}$/u;
+/** A short text of one line. */
+export const nameText: RegExp = /^[^\p{Cc}]{1,200}$/u;
+
 /** What a text must be. A regular expression is one. */
 type Pattern = Pick<RegExp, "test">;
 

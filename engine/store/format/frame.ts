@@ -9,14 +9,21 @@
  * three times as fast that way. The table stands behind the payloads, so a chunk's place in its
  * segment is final the moment it is packed. The header holds checksums of itself and of the table;
  * every payload is proved by its chunk's digest. All numbers are little-endian.
+ *
+ * In an encrypted vault (version 2), payloads and table are sealed one by one, and the lengths in the
+ * table are those of sealed payloads. The header stays plain; it is a part of what is bound to the
+ * table.
  */
+import assert from "node:assert/strict";
 import { digestBytes, frameBytesMax, segmentBytes } from "../../limits.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { checksum, checksumBytes, sameBytes } from "./checksum.ts";
 import { damaged, unsupportedFormat } from "./fields.ts";
+import { nonceBytes, type Seal, seal, sealBytes, unseal } from "./sealed.ts";
 
 export const frameHeaderBytes = 128;
-const frameVersion = 1;
+const plainVersion = 1;
+const sealedVersion = 2;
 const frameMagic = 0x52464d54; // "TMFR"
 
 /** Payloads begin at multiples of this, with zeros between. */
@@ -44,33 +51,65 @@ export interface FramePlace {
   /** Checksum of the segment's name. */
   readonly segmentId: Uint8Array;
   readonly offset: number;
+  /** The key of the segment's tables, in an encrypted vault only. */
+  readonly tablesKey?: Uint8Array | undefined;
 }
 
+/** Bytes of the header that say what is where: bound to a sealed table. */
+const describingBytes = 64;
+
+function tableSeal({ tablesKey }: Pick<FramePlace, "tablesKey">, header: Uint8Array): Seal | undefined {
+  return tablesKey === undefined ? undefined : { key: tablesKey, associated: header.slice(0, describingBytes) };
+}
+
+/** The room of a new builder. A cycle that stores little, as most do, needs no more. */
+const firstRoomBytes = 128 * 1024;
+
 /**
- * Fills one frame at a time in its own buffer of `frameBytesMax` bytes, which it uses again for the
- * next frame.
+ * Fills one frame at a time in its own buffer, which it uses again for the next frame. The buffer
+ * doubles as chunks come, up to `frameBytesMax`.
  */
 export class FrameBuilder {
-  readonly #buffer: Buffer = Buffer.alloc(frameBytesMax);
+  #buffer: Buffer;
   readonly #digests: Uint8Array = new Uint8Array(frameChunksMax * digestBytes);
   readonly #stored: Uint32Array = new Uint32Array(frameChunksMax);
   readonly #granule: Uint32Array = new Uint32Array(frameChunksMax);
   readonly #granules: Uint16Array = new Uint16Array(frameChunksMax);
   #end = frameHeaderBytes;
   #count = 0;
+  readonly #sealBytes: number;
+
+  /** `isSealed`: a worker thread seals payloads where they lie. */
+  constructor(isSealed = false) {
+    this.#sealBytes = isSealed ? sealBytes : 0;
+    this.#buffer = this.#room(firstRoomBytes);
+  }
+
+  /** Where the frame lies, for a worker thread; of a builder for sealed payloads only. */
+  get shared(): SharedArrayBuffer {
+    const { buffer } = this.#buffer;
+    assert(buffer instanceof SharedArrayBuffer, "payloads are sealed");
+    return buffer;
+  }
+
+  /** Lengths of the payloads in the frame, in their order. */
+  get storedWords(): Uint32Array {
+    return this.#stored.slice(0, this.#count);
+  }
 
   get chunkCount(): number {
     return this.#count;
   }
 
   fits(payloadBytes: number): boolean {
-    const tableEnd = aligned(this.#end + payloadBytes, payloadAlignment) + (this.#count + 1) * tableEntryBytes;
+    const payloadEnd = aligned(this.#end + payloadBytes + this.#sealBytes, payloadAlignment);
+    const tableEnd = payloadEnd + (this.#count + 1) * tableEntryBytes + this.#sealBytes;
     return this.#count < frameChunksMax && aligned(tableEnd, pageAlignmentBytes) <= frameBytesMax;
   }
 
   /**
    * Packs one chunk and returns the offset of its payload in the frame. The caller has asked
-   * `fits`. `digests[digestAt…+16)` is the chunk's digest, `granule` the first granule of the
+   * `fits`. The stored word tells the length with the seal. `digests[digestAt…+16)` is the chunk's digest, `granule` the first granule of the
    * volume that it came from.
    */
   append(
@@ -83,13 +122,14 @@ export class FrameBuilder {
   ): number {
     const at = this.#end;
     const index = this.#count;
-    this.#buffer.set(payload, at);
+    const end = at + payload.byteLength + this.#sealBytes;
+    this.#end = aligned(end, payloadAlignment);
+    this.#reserve(this.#end);
+    this.#buffer.set(payload, this.#sealBytes === 0 ? at : at + nonceBytes);
     this.#digests.set(digests.subarray(digestAt, digestAt + digestBytes), index * digestBytes);
     this.#stored[index] = storedWord;
     this.#granule[index] = granule;
     this.#granules[index] = granules;
-    const end = at + payload.byteLength;
-    this.#end = aligned(end, payloadAlignment);
     this.#buffer.fill(0, end, this.#end);
     this.#count = index + 1;
     return at;
@@ -99,8 +139,9 @@ export class FrameBuilder {
   seal(place: FramePlace): Uint8Array {
     const count = this.#count;
     const tableOffset = this.#end;
-    const tableEnd = tableOffset + count * tableEntryBytes;
+    const tableEnd = tableOffset + count * tableEntryBytes + this.#sealBytes;
     const frameBytes = aligned(tableEnd, pageAlignmentBytes);
+    this.#reserve(frameBytes);
     const buffer = this.#buffer;
     let at = tableOffset;
     for (const column of [
@@ -113,8 +154,15 @@ export class FrameBuilder {
       at += column.byteLength;
     }
     buffer.fill(0, tableEnd, frameBytes);
-    const table = buffer.subarray(tableOffset, tableEnd);
-    buffer.set(encodeFrameHeader({ ...place, frameBytes, tableOffset, chunkCount: count, table }), 0);
+    const { header, table } = encodeFrameHeader({
+      ...place,
+      frameBytes,
+      tableOffset,
+      chunkCount: count,
+      table: buffer.subarray(tableOffset, at),
+    });
+    buffer.set(header, 0);
+    buffer.set(table, tableOffset);
     return buffer.subarray(0, frameBytes);
   }
 
@@ -122,15 +170,27 @@ export class FrameBuilder {
     this.#end = frameHeaderBytes;
     this.#count = 0;
   }
+
+  /** Makes room for the first `bytes` of a frame. */
+  #reserve(bytes: number): void {
+    const before = this.#buffer;
+    if (bytes <= before.byteLength) return;
+    this.#buffer = this.#room(Math.min(frameBytesMax, Math.max(2 * before.byteLength, bytes)));
+    this.#buffer.set(before);
+  }
+
+  #room(bytes: number): Buffer {
+    return this.#sealBytes === 0 ? Buffer.alloc(bytes) : Buffer.from(new SharedArrayBuffer(bytes));
+  }
 }
 
-/** The header of a frame whose table has these bytes. */
-export function encodeFrameHeader(
+/** The header of a frame whose table has these bytes, and the table as it is stored. */
+function encodeFrameHeader(
   frame: FramePlace & Pick<FrameHeader, "frameBytes" | "tableOffset" | "chunkCount"> & { readonly table: Uint8Array },
-): Uint8Array {
+): { readonly header: Uint8Array; readonly table: Uint8Array } {
   const header = Buffer.alloc(frameHeaderBytes);
   header.writeUInt32LE(frameMagic, 0);
-  header.writeUInt16LE(frameVersion, 4);
+  header.writeUInt16LE(frame.tablesKey === undefined ? plainVersion : sealedVersion, 4);
   header.writeUInt16LE(frameHeaderBytes, 6);
   header.writeUInt32LE(frame.frameBytes, 8);
   header.writeUInt32LE(frame.tableOffset, 12);
@@ -138,9 +198,11 @@ export function encodeFrameHeader(
   header.writeBigUInt64LE(BigInt(frame.offset), 24);
   header.set(frame.vaultId, 32);
   header.set(frame.segmentId, 48);
-  header.set(checksum(frame.table), 64);
+  const by = tableSeal(frame, header);
+  const table = by === undefined ? frame.table : seal(by, frame.table);
+  header.set(checksum(table), 64);
   header.set(checksum(header.subarray(0, frameHeaderBytes - checksumBytes)), frameHeaderBytes - checksumBytes);
-  return header;
+  return { header, table };
 }
 
 export interface FrameHeader {
@@ -149,6 +211,8 @@ export interface FrameHeader {
   readonly tableBytes: number;
   readonly chunkCount: number;
   readonly tableChecksum: Uint8Array;
+  /** In an encrypted vault: what opens the table. */
+  readonly tableSeal?: Seal | undefined;
 }
 
 export interface FrameTable {
@@ -173,7 +237,8 @@ export function decodeFrameHeader(bytes: Uint8Array, object: string, place: Fram
   if (view.length < frameHeaderBytes || view.readUInt32LE(0) !== frameMagic)
     throw damaged(where, "no frame begins here");
   const version = view.readUInt16LE(4);
-  if (version !== frameVersion) throw unsupportedFormat(where, version, frameVersion);
+  const expected = place.tablesKey === undefined ? plainVersion : sealedVersion;
+  if (version !== expected) throw unsupportedFormat(where, version, expected);
   if (
     !sameBytes(
       checksum(view.subarray(0, frameHeaderBytes - checksumBytes)),
@@ -189,7 +254,8 @@ export function decodeFrameHeader(bytes: Uint8Array, object: string, place: Fram
   const frameBytes = view.readUInt32LE(8);
   const tableOffset = view.readUInt32LE(12);
   const chunkCount = view.readUInt32LE(16);
-  const tableBytes = chunkCount * tableEntryBytes;
+  const by = tableSeal(place, view);
+  const tableBytes = chunkCount * tableEntryBytes + (by === undefined ? 0 : sealBytes);
   const sane =
     frameBytes <= frameBytesMax &&
     frameBytes % pageAlignmentBytes === 0 &&
@@ -198,7 +264,15 @@ export function decodeFrameHeader(bytes: Uint8Array, object: string, place: Fram
     tableOffset >= frameHeaderBytes &&
     tableOffset + tableBytes <= frameBytes;
   if (!sane) throw damaged(where, "the frame's header contradicts itself");
-  return { frameBytes, tableOffset, tableBytes, chunkCount, tableChecksum: new Uint8Array(view.subarray(64, 80)) };
+  const tableChecksum = new Uint8Array(view.subarray(64, 80));
+  return {
+    frameBytes,
+    tableOffset,
+    tableBytes,
+    chunkCount,
+    tableChecksum,
+    ...(by === undefined ? {} : { tableSeal: by }),
+  };
 }
 
 /** The vault id in a frame header; undefined when the checksum of the header does not match. */
@@ -217,9 +291,11 @@ export function decodeFrameTable(bytes: Uint8Array, object: string, header: Fram
   if (bytes.byteLength !== header.tableBytes || !sameBytes(checksum(bytes), header.tableChecksum)) {
     throw damaged(object, "the checksum of a frame's table does not match");
   }
+  const plain = header.tableSeal === undefined ? bytes : unseal(header.tableSeal, bytes);
+  if (plain === undefined) throw damaged(object, "a frame's table was not sealed with the vault's key for this place");
   const count = header.chunkCount;
   // Not `slice`: on a Buffer it gives a view into memory that the caller owns.
-  const copy = new Uint8Array(bytes);
+  const copy = new Uint8Array(plain);
   let at = 0;
   const column = (width: number): ArrayBuffer => {
     const part = copy.buffer.slice(at, at + count * width);

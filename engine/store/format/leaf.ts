@@ -20,7 +20,7 @@ import { digestBytes, granuleBytes, segmentBytes } from "../../limits.ts";
 import { checksum, checksumBytes, sameBytes } from "./checksum.ts";
 import { damaged, unsupportedFormat } from "./fields.ts";
 import { storedLength, storedLz4Flag } from "./frame.ts";
-import { epochMax, isSegmentName } from "./names.ts";
+import { epochMax, isSegmentName, payloadSealBytes } from "./names.ts";
 
 assert(
   os.endianness() === "LE",
@@ -127,6 +127,7 @@ export function decodeLeaf(bytes: Uint8Array, object: string, vaultId: Uint8Arra
 function checkLeaf(leaf: EntryColumns, object: string): void {
   if (leaf.names.length > leaf.count || !leaf.names.every(isSegmentName))
     throw damaged(object, "it names something that is no segment");
+  const overheads = leaf.names.map(payloadSealBytes);
   let end = 0;
   for (let index = 0; index < leaf.count; index += 1) {
     const start = leaf.starts[index] ?? 0;
@@ -139,18 +140,19 @@ function checkLeaf(leaf: EntryColumns, object: string): void {
     const inChunk = (leaf.chunkOffsets[index] ?? 0) + length <= (leaf.chunkLengths[index] ?? 0) + 1;
     if (segment >= leaf.names.length || !inChunk)
       throw damaged(object, `entry ${String(index)} points outside its chunk or segments`);
-    checkPlace(leaf, index, object);
+    checkPlace(leaf, index, object, overheads[segment] ?? 0);
   }
 }
 
 /** What no chunk can be is refused here, so that no reader allocates or fetches by it. */
-function checkPlace(leaf: EntryColumns, index: number, object: string): void {
+function checkPlace(leaf: EntryColumns, index: number, object: string, sealBytes: number): void {
   const storedWord = leaf.storedWords[index] ?? 0;
-  const length = storedLength(storedWord);
+  const stored = storedLength(storedWord);
+  const length = stored - sealBytes;
   const plainBytes = ((leaf.chunkLengths[index] ?? 0) + 1) * granuleBytes;
   const isSane = storedWord < storedLz4Flag ? length === plainBytes : length > 0 && length < plainBytes;
-  if (!isSane || (leaf.offsets[index] ?? 0) + length > segmentBytes)
-    throw damaged(object, `entry ${String(index)} has a payload of ${String(length)} bytes that no chunk has`);
+  if (!isSane || (leaf.offsets[index] ?? 0) + stored > segmentBytes)
+    throw damaged(object, `entry ${String(index)} has a payload of ${String(stored)} bytes that no chunk has`);
 }
 
 export interface LeafReference {

@@ -6,6 +6,7 @@
  * behind, or what still arrives from it, never has the name of a living writer's object.
  */
 import { TidemarkError } from "../../errors.ts";
+import { sealBytes } from "./sealed.ts";
 
 export const vaultName = "vault.json";
 /** The copy of `vault.json`, byte for byte. */
@@ -203,11 +204,21 @@ export function segmentName(disk: string, epoch: number, lane: number, ordinal: 
   return `${segmentEpochPrefix(disk, epoch)}${lane.toString()}-${padded(ordinal)}`;
 }
 
+/** The name of a segment of an encrypted vault: `name` and its key, see `parseSegmentName`. */
+export function sealedSegmentName(name: string, generation: number, encapsulated: Uint8Array): string {
+  return `${name}-${generation.toString(16).padStart(4, "0")}${Buffer.from(encapsulated).toString("hex")}`;
+}
+
 export interface SegmentIdentity {
   readonly encodedDisk: string;
   readonly epoch: number;
   readonly lane: number;
   readonly ordinal: number;
+  /**
+   * Of a segment of an encrypted vault: the name without this, the generation of the vault key, and
+   * what the key of the payloads is encapsulated in.
+   */
+  readonly key?: { readonly base: string; readonly generation: number; readonly encapsulated: Uint8Array };
 }
 
 export function isSegmentName(name: string): boolean {
@@ -216,9 +227,19 @@ export function isSegmentName(name: string): boolean {
 
 /** Parts of a segment's name, or undefined when `name` is not one that a writer gives. */
 export function parseSegmentName(name: string): SegmentIdentity | undefined {
-  const match = /^segments\/([a-z0-9._~-]{1,240})\/(\d{8,16})-(\d{1,3})-(\d{8,16})$/.exec(name);
-  if (match === null || Number(match[2]) > epochMax) return undefined;
-  return { encodedDisk: match[1] ?? "", epoch: Number(match[2]), lane: Number(match[3]), ordinal: Number(match[4]) };
+  const match =
+    /^(segments\/([a-z0-9._~-]{1,240})\/(\d{8,16})-(\d{1,3})-(\d{8,16}))(?:-([0-9a-f]{4})([0-9a-f]{64}))?$/.exec(name);
+  if (match === null || Number(match[3]) > epochMax) return undefined;
+  const [, base = "", encodedDisk = "", epoch, lane, ordinal, generation, encapsulated = ""] = match;
+  const identity = { encodedDisk, epoch: Number(epoch), lane: Number(lane), ordinal: Number(ordinal) };
+  if (generation === undefined) return identity;
+  const key = { base, generation: Number.parseInt(generation, 16), encapsulated: Buffer.from(encapsulated, "hex") };
+  return { ...identity, key };
+}
+
+/** By how much the payloads of a segment are longer than what they hold, in bytes. */
+export function payloadSealBytes(segment: string): number {
+  return parseSegmentName(segment)?.key === undefined ? 0 : sealBytes;
 }
 
 /**

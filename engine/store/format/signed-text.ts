@@ -30,6 +30,7 @@ export type Kind =
   | "quarantine"
   | "replica"
   | "seen"
+  | "writer"
   | "scrubbed";
 
 export interface Encoded {
@@ -38,8 +39,8 @@ export interface Encoded {
   readonly id: string;
 }
 
-export function encode(kind: Kind, body: object): Encoded {
-  return signed(kind, JSON.stringify(body, undefined, 1));
+export function encode(kind: Kind, body: object, version: number = formatVersion): Encoded {
+  return signed(kind, JSON.stringify(body, undefined, 1), version);
 }
 
 /**
@@ -54,10 +55,10 @@ export function encodeList(kind: Kind, body: object): Encoded {
   return signed(kind, `{\n${fields.join(",\n")}\n}`);
 }
 
-function signed(kind: Kind, json: string): Encoded {
+function signed(kind: Kind, json: string, version: number = formatVersion): Encoded {
   const text = Buffer.from(`${json}\n`, "utf8");
-  const id = toHex(checksum(Buffer.from(`${kind} ${String(formatVersion)}\n`), text));
-  return { bytes: Buffer.concat([Buffer.from(`tidemark ${kind} ${String(formatVersion)} ${id}\n`), text]), id };
+  const id = toHex(checksum(Buffer.from(`${kind} ${String(version)}\n`), text));
+  return { bytes: Buffer.concat([Buffer.from(`tidemark ${kind} ${String(version)} ${id}\n`), text]), id };
 }
 
 /**
@@ -68,12 +69,16 @@ export function claimedId(bytes: Uint8Array): string | undefined {
   return /^tidemark [a-z]+ \d{1,6} ([0-9a-f]{32})\n/.exec(Buffer.from(bytes.subarray(0, 128)).toString("latin1"))?.[1];
 }
 
-/** Errors: DAMAGED (also when it is a document of another kind), FORMAT_UNSUPPORTED. */
+/**
+ * `versionMax`: the newest version of the kind. Errors: DAMAGED (also when it is a document of another
+ * kind), FORMAT_UNSUPPORTED.
+ */
 export function decode(
   kind: Kind,
   bytes: Uint8Array,
   object: string,
-): { readonly fields: Fields; readonly id: string } {
+  versionMax: number = formatVersion,
+): { readonly fields: Fields; readonly id: string; readonly version: number } {
   const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const lineEnd = text.subarray(0, 128).indexOf(0x0a);
   const signature = /^tidemark ([a-z]+) (\d{1,6}) ([0-9a-f]{32})$/.exec(
@@ -82,7 +87,7 @@ export function decode(
   if (signature === null) throw damaged(object, "it does not begin with Tidemark's signature line");
   if (signature[1] !== kind) throw damaged(object, `it holds a ${String(signature[1])}, not a ${kind}`);
   const version = Number(signature[2]);
-  if (version !== formatVersion) throw unsupportedFormat(object, version, formatVersion);
+  if (version < formatVersion || version > versionMax) throw unsupportedFormat(object, version, versionMax);
   const body = text.subarray(lineEnd + 1);
   const id = toHex(checksum(Buffer.from(`${kind} ${String(version)}\n`), body));
   if (id !== signature[3]) throw damaged(object, "its checksum does not match its content");
@@ -92,5 +97,5 @@ export function decode(
   } catch (error) {
     throw damaged(object, "its content is not JSON", error);
   }
-  return { fields: new Fields(parsed, object), id };
+  return { fields: new Fields(parsed, object), id, version };
 }

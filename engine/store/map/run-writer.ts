@@ -64,9 +64,10 @@ const putsInFlightMax = 4;
 
 export class RunWriter {
   readonly #objects: MapObjects;
-  #columns: EntryColumns = newColumns(leafEntriesMax);
+  /** The leaf that is being filled: encoded when it is cut, and filled again from the beginning. */
+  readonly #columns: EntryColumns = newColumns(leafEntriesMax);
   /** Segment name → its index in the leaf being filled. */
-  #names = new Map<string, number>();
+  readonly #names = new Map<string, number>();
   /** Leaves in order, some of them still being put. */
   readonly #leaves: Promise<LeafReference>[] = [];
   readonly #inFlight = new Set<Promise<LeafReference>>();
@@ -152,12 +153,9 @@ export class RunWriter {
   }
 
   async #cutLeaf(): Promise<void> {
-    const columns = this.#columns;
-    if (columns.count === 0) return;
-    this.#columns = newColumns(leafEntriesMax);
-    this.#names = new Map();
+    if (this.#columns.count === 0) return;
     while (this.#inFlight.size >= putsInFlightMax) await Promise.race(this.#inFlight);
-    const put = this.#putLeaf(columns);
+    const put = this.#putLeaf();
     put.catch(() => undefined); // settled by finish or discard
     this.#inFlight.add(put);
     const done = (): void => {
@@ -167,14 +165,22 @@ export class RunWriter {
     this.#leaves.push(put);
   }
 
-  async #putLeaf(columns: EntryColumns): Promise<LeafReference> {
+  /** Encodes the leaf, empties its columns and puts it. */
+  async #putLeaf(): Promise<LeafReference> {
+    const columns = this.#columns;
     const table = encodeLeaf(columns, this.#objects.vaultId);
     const last = columns.count - 1;
-    const ordinal = await this.#objects.write(table.bytes);
-    return {
+    const extent = {
       first: columns.starts[0] ?? 0,
       last: (columns.starts[last] ?? 0) + (columns.lengths[last] ?? 0) - 1,
       entries: columns.count,
+    };
+    columns.count = 0;
+    columns.names.length = 0;
+    this.#names.clear();
+    const ordinal = await this.#objects.write(table.bytes);
+    return {
+      ...extent,
       bytes: table.bytes.byteLength,
       epoch: this.#objects.epoch,
       ordinal,

@@ -17,6 +17,7 @@ import type { Notice } from "../../notice.ts";
 import type { VaultDocument } from "../format/documents.ts";
 import { decodeVault, documentBytesMax, encodeVault } from "../format/documents.ts";
 import { disksPrefix, segmentsPrefix, vaultCopyName, vaultName } from "../format/names.ts";
+import { revisionOf } from "../format/vault-document.ts";
 import type { Store } from "../store.ts";
 
 export interface Identity {
@@ -99,9 +100,11 @@ export async function identityFaults(
   signal: AbortSignal | undefined,
 ): Promise<readonly IdentityFault[]> {
   const faults: IdentityFault[] = [];
+  const revisions = new Map<string, number>();
   for (const name of [vaultName, vaultCopyName]) {
     try {
       const there = await find(store, name, signal);
+      if (there !== undefined) revisions.set(name, revisionOf(there.document));
       if (there === undefined) faults.push({ name, etag: undefined, isForeign: false, message: `${name} is gone` });
       else if (there.document.vault !== document.vault)
         faults.push(foreign(name, `it is of vault ${there.document.vault}, not of this one`));
@@ -111,6 +114,12 @@ export async function identityFaults(
       if (error.code === "FORMAT_UNSUPPORTED") faults.push(foreign(name, error.message));
       else faults.push({ name, etag, isForeign: false, message: error.message });
     }
+  }
+  const newest = Math.max(...revisions.values());
+  for (const [name, revision] of revisions) {
+    if (faults.length > 0 || revision === newest) continue;
+    const etag = await store.etagOf(name, { signal });
+    faults.push({ name, etag, isForeign: false, message: `${name} holds older keys than the other of both` });
   }
   return faults;
 }
@@ -157,7 +166,9 @@ function identityLost(message: string, cause?: unknown): TidemarkError {
 async function find(store: Store, name: string, signal: AbortSignal | undefined): Promise<Identity | undefined> {
   try {
     const { bytes } = await store.get(name, documentBytesMax, { signal });
-    return { document: decodeVault(bytes, name), bytes };
+    const document = decodeVault(bytes, name);
+    store.keys?.check(document, name);
+    return { document, bytes };
   } catch (error) {
     if (hasCode(error, "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) return undefined;
     if (hasCode(error, "DAMAGED")) throw identityLost(error.message, error);

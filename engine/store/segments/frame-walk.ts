@@ -37,7 +37,7 @@ export async function* walkFrames(
   options: CallOptions,
 ): AsyncGenerator<WalkedFrame, void> {
   const { name, sizeBytes } = segment;
-  const segmentId = checksum(Buffer.from(name));
+  const place = { vaultId, segmentId: checksum(Buffer.from(name)), tablesKey: store.keys?.tables(name) };
   let offset = 0;
   let headerBytes: Uint8Array | undefined;
   while (offset + pageAlignmentBytes <= sizeBytes) {
@@ -55,7 +55,7 @@ export async function* walkFrames(
       await store.readPages(name, offset, headerBytes, options);
     }
     if (headerBytes.every((byte) => byte === 0)) return;
-    const header = decodeFrameHeader(headerBytes, name, { vaultId, segmentId, offset });
+    const header = decodeFrameHeader(headerBytes, name, { ...place, offset });
     const hasNext = offset + header.frameBytes + pageAlignmentBytes <= sizeBytes;
     const tail = new Uint8Array(header.frameBytes - header.tableOffset + (hasNext ? frameHeaderBytes : 0));
     await store.readPages(name, offset + header.tableOffset, tail, options);

@@ -17,24 +17,29 @@ import type { VaultDocument } from "../../store/format/documents.ts";
 import { decodeVault, documentBytesMax } from "../../store/format/documents.ts";
 import { frameHeaderBytes, frameVault } from "../../store/format/frame.ts";
 import { parseSegmentName, segmentsPrefix, vaultCopyName, vaultName } from "../../store/format/names.ts";
+import { revisionOf } from "../../store/format/vault-document.ts";
 import type { Store } from "../../store/store.ts";
 
 /**
- * The identity of a vault whose `vault.json` cannot be read. `kept`: the copy that this machine
- * keeps for the vault's address.
+ * What may be the identity of a vault whose `vault.json` cannot be read or was replaced: the copies of
+ * this vault, those of an encrypted one first, the newest first. Only a key tells which of these was
+ * not forged. `kept`: the copy that this machine keeps for the vault's address.
  *
  * @throws `DAMAGED` when there is no copy of this vault's identity, and the errors of the store.
  */
-export async function findIdentity(
+export async function findIdentities(
   store: Store,
   kept: VaultDocument | undefined,
   signal: AbortSignal | undefined,
-): Promise<VaultDocument> {
+): Promise<readonly VaultDocument[]> {
   const vault = await vaultOfFrames(store, signal);
   // Read again: a repair may have put it back meanwhile.
   const copies = [await readCopy(store, vaultName, signal), await readCopy(store, vaultCopyName, signal), kept];
-  const found = copies.find((document) => document !== undefined && (vault === undefined || vault === document.vault));
-  if (found !== undefined) return found;
+  const found = copies
+    .flatMap((document) => document ?? [])
+    .filter((document) => vault === undefined || vault === document.vault)
+    .sort((a, b) => revisionOf(b) - revisionOf(a));
+  if (found.length > 0) return found;
   const named = vault === undefined ? "" : `; its frames name vault ${vault}`;
   const left = "disks, points and chunks are untouched, but the key that proves chunks is in these copies only";
   throw new TidemarkError(

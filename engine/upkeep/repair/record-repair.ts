@@ -16,6 +16,7 @@ import { hasCode, isUnreadable, throwIfAborted } from "../../errors.ts";
 import { digestBytes } from "../../limits.ts";
 import { createDigest, type DigestKernel } from "../../pipeline/kernels.ts";
 import { Lz4 } from "../../pipeline/lz4.ts";
+import type { MappedChunk } from "../../pipeline/point-reader.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex, sameBytes, toHex } from "../../store/format/checksum.ts";
 import type { VaultDocument } from "../../store/format/documents.ts";
@@ -145,11 +146,13 @@ async function deadPages(
         const payload = new Uint8Array(storedLength(storedWord));
         await store.readPages(segment, at, payload, { signal });
         const stored = {
+          segment,
+          offset: at,
           storedWord,
           granules: table.granules[chunk] ?? 0,
           digest: table.digests.subarray(chunk * digestBytes, (chunk + 1) * digestBytes),
         };
-        if (hasItsDigest(payload, stored, digest, lz4)) sound.addBytes(at, payload.length);
+        if (hasItsDigest(store, payload, stored, digest, lz4)) sound.addBytes(at, payload.length);
       }
     }
     return without(zeros, sound);
@@ -186,13 +189,8 @@ async function zeroPages(
   return zeros;
 }
 
-function hasItsDigest(
-  payload: Uint8Array,
-  stored: { readonly storedWord: number; readonly granules: number; readonly digest: Uint8Array },
-  digest: DigestKernel,
-  lz4: Lz4,
-): boolean {
-  const plain = plainOf(payload, stored, lz4);
+function hasItsDigest(store: Store, payload: Uint8Array, stored: MappedChunk, digest: DigestKernel, lz4: Lz4): boolean {
+  const plain = plainOf(store, payload, stored, lz4);
   if (plain === undefined) return false;
   const computed = new Uint8Array(digestBytes);
   digest(plain, computed, 0);

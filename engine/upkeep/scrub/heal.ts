@@ -25,8 +25,9 @@ import type { MappedChunk } from "../../pipeline/point-reader.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { fromHex, sameBytes, toHex } from "../../store/format/checksum.ts";
 import { payloadAlignment, storedLength, storedLz4Flag } from "../../store/format/frame.ts";
-import { parseSegmentName, segmentsPrefix } from "../../store/format/names.ts";
+import { parseSegmentName, payloadSealBytes, segmentsPrefix } from "../../store/format/names.ts";
 import { deadName } from "../../store/format/reclaim.ts";
+import { payloadSeal, seal, unseal } from "../../store/format/sealed.ts";
 import { readDead } from "../../store/segments/dead-pages.ts";
 import { walkFrames } from "../../store/segments/frame-walk.ts";
 import { PageSet } from "../../store/segments/page-set.ts";
@@ -134,7 +135,7 @@ export class Healer {
       if (isUnreadableOrGone(error)) return undefined;
       throw error;
     }
-    const plain = plainOf(payload, chunk, this.#lz4);
+    const plain = plainOf(store, payload, chunk, this.#lz4);
     return plain !== undefined && (await this.#isProved(plain, chunk.digest)) ? plain : undefined;
   }
 
@@ -191,7 +192,7 @@ export class Healer {
             if (chunks === undefined || chunk === undefined) continue;
             if (chunks.some((damaged) => damaged.segment === name && damaged.offset === at)) continue;
             const storedWord = table.storedWords[index] ?? 0;
-            if (storedLength(storedWord) > chunk.granules * granuleBytes) continue;
+            if (storedLength(storedWord) - payloadSealBytes(name) > chunk.granules * granuleBytes) continue;
             const plain = await this.#readPlain({
               segment: name,
               offset: at,
@@ -213,12 +214,15 @@ export class Healer {
 
   /** Writes a chunk whose plain bytes have been proved. */
   async #restore(chunk: DamagedChunk, plain: Uint8Array): Promise<HealOutcome> {
-    const payload = this.#encode(plain, chunk.storedWord);
+    const { segment, offset, storedWord } = chunk;
+    const packed = this.#encode(plain, storedWord - payloadSealBytes(segment));
+    const by = this.#options.store.keys?.payloads(segment);
+    const payload = packed && by ? seal(payloadSeal(by, offset), packed) : packed;
     if (payload === undefined) return "its content is there, but compresses to another length than when it was stored";
     // With the zeros behind it: they are a part of what was written.
     const padded = new Uint8Array(Math.ceil(payload.length / payloadAlignment) * payloadAlignment);
     padded.set(payload);
-    const patch = { segment: chunk.segment, offset: chunk.offset, bytes: padded, makes: true };
+    const patch = { segment, offset, bytes: padded, makes: true };
     return await patchPages(this.#patchOptions(), patch, async () => (await this.#readPlain(chunk)) !== undefined);
   }
 
@@ -256,13 +260,16 @@ async function readSource(source: Volume, offset: number, into: Uint8Array): Pro
 
 /**
  * What a payload gives, not proved yet; undefined when it cannot give a chunk of so many granules.
- * Errors: none.
+ * Errors: ACCESS_REFUSED when this process cannot read an encrypted vault's payloads.
  */
 export function plainOf(
-  payload: Uint8Array,
-  { storedWord, granules }: Pick<DamagedChunk, "storedWord" | "granules">,
+  { keys }: Pick<Store, "keys">,
+  stored: Uint8Array,
+  { segment, offset, storedWord, granules }: Omit<MappedChunk, "digest">,
   lz4: Lz4,
 ): Uint8Array | undefined {
+  const payload = keys === undefined ? stored : unseal(payloadSeal(keys.payloads(segment), offset), stored);
+  if (payload === undefined) return undefined;
   const plain = new Uint8Array(granules * granuleBytes);
   if (storedWord < storedLz4Flag) {
     if (payload.length !== plain.length) return undefined;

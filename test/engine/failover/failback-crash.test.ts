@@ -12,7 +12,7 @@ import { liveSessions } from "../../../engine/store/points/process-identity.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../sink/faults.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
-import { byDepth, callsOf, sampleOf } from "../../depth.ts";
+import { byDepth, callsOf, inTurn } from "../../depth.ts";
 import { closeModelVaults, openModelVault, redirected, sampleDisk } from "../../model-disk.ts";
 import { namesIn } from "../../sink/expectations.ts";
 import { createFolder, removeFolder } from "../../temporary-folder.ts";
@@ -128,8 +128,8 @@ describe.each([
       await back();
       reconnect();
       await resume();
-      for (const call of callsOf(1, counting.calls.length, 4)) {
-        for (const [effect, way] of sampleOf(combinations, 2)) {
+      for (const [index, call] of callsOf(1, counting.calls.length, 4).entries()) {
+        for (const [effect, way] of inTurn(combinations, index)) {
           await setUp(isProved);
           const fault = { kind: "crash", effect } as const;
           const sink = new FaultySink(new MemorySink({ store: memory }), [{ on: "any", when: call, fault }]);
@@ -151,8 +151,8 @@ describe.each([
       const count = dyingAt(place, 0);
       await back();
       vi.restoreAllMocks();
-      for (const call of callsOf(1, count(), 4)) {
-        for (const way of [resume, cancel]) {
+      for (const [index, call] of callsOf(1, count(), 4).entries()) {
+        for (const way of inTurn([resume, cancel], index)) {
           await setUp(isProved);
           dyingAt(place, call);
           expect(await endOf(back()), `file call ${call}`).toBeInstanceOf(CrashError);

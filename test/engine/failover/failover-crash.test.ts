@@ -11,7 +11,7 @@ import { liveSessions } from "../../../engine/store/points/process-identity.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../sink/faults.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
-import { byDepth, callsOf, sampleOf } from "../../depth.ts";
+import { byDepth, callsOf, inTurn } from "../../depth.ts";
 import { closeModelVaults, openModelVault, redirected, sampleDisk, scribble } from "../../model-disk.ts";
 import { namesIn } from "../../sink/expectations.ts";
 import { createFolder, removeFolder } from "../../temporary-folder.ts";
@@ -280,8 +280,8 @@ describe.each([...verbs, ...instantVerbs, ...replicaVerbs])("$name that dies", (
         calls = sink.calls.length;
       });
       let died = 0;
-      for (const call of callsOf(1, calls, 4)) {
-        for (const [effect, way] of sampleOf(combinations, 2)) {
+      for (const [index, call] of callsOf(1, calls, 4).entries()) {
+        for (const [effect, way] of inTurn(combinations, index)) {
           await removeFolder(folder);
           const run = await setUp(verb);
           const sink = new FaultySink(new MemorySink({ store: memory }), [
@@ -313,8 +313,8 @@ describe.each([...verbs, ...instantVerbs, ...replicaVerbs])("$name that dies", (
       const count = dyingAt(place, 0);
       await verb.work(run);
       vi.restoreAllMocks();
-      for (const call of callsOf(1, count(), 3)) {
-        for (const way of ["resume", "give up"] as const) {
+      for (const [index, call] of callsOf(1, count(), 3).entries()) {
+        for (const way of inTurn(["resume", "give up"] as const, index)) {
           await removeFolder(folder);
           const again = await setUp(verb);
           dyingAt(place, call);

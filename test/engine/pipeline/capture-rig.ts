@@ -115,6 +115,7 @@ export class CaptureRig implements AsyncDisposable {
       disk,
       epoch,
       lanes: 3,
+      sealFrame: async (task) => await workerPool.seal(task),
       assertLease: () => Promise.resolve(),
       signal,
     });

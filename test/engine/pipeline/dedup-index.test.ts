@@ -90,7 +90,7 @@ describe("the dedup index", () => {
       const next = numbersFrom(7);
       const words = new Uint32Array(4);
       let worst = 0;
-      const chunks = byDepth(300_000, 2_000_000);
+      const chunks = byDepth(100_000, 2_000_000);
       for (let count = 1; count <= chunks; count += 1) {
         for (let word = 0; word < 4; word += 1) words[word] = next();
         if (spread !== "at random") words[0] = count;

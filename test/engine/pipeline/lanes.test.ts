@@ -55,7 +55,9 @@ async function open(
     },
   });
   const { lanes = 3, signal, assertLease = async () => Promise.resolve() } = options;
-  return { sink, catalog, lanes: new Lanes({ store, catalog, vaultId, disk, epoch, lanes, assertLease, signal }) };
+  const sealFrame = (): Promise<void> => Promise.reject(new Error("the vault is not encrypted"));
+  const place = { store, catalog, vaultId, disk, epoch, lanes, sealFrame };
+  return { sink, catalog, lanes: new Lanes({ ...place, assertLease, signal }) };
 }
 
 interface Packed {

@@ -168,7 +168,7 @@ describe("LZ4", () => {
     const back = new Uint8Array(150_000);
     let smaller = 0;
     for (let block = 0; block < byDepth(2_000, 1_000_000); block += 1) {
-      const plain = repetitive(random);
+      const plain = repetitive(random, byDepth(10, 1_000));
       const length = lz4.compress(plain, into, 0);
       if (length > 0) {
         smaller += 1;
@@ -224,10 +224,10 @@ describe("LZ4", () => {
   });
 });
 
-/** Up to 5,000 bytes, now and then up to 140,000, in which much is there again at all distances. */
-function repetitive(random: () => number): Uint8Array {
+/** Up to 5,000 bytes, one in `longOneIn` up to 140,000, in which much is there again at all distances. */
+function repetitive(random: () => number, longOneIn = 10): Uint8Array {
   const below = (limit: number): number => random() % Math.max(1, limit);
-  const plain = new Uint8Array(below(below(10) === 0 ? 140_000 : 5_000));
+  const plain = new Uint8Array(below(below(longOneIn) === 0 ? 140_000 : 5_000));
   const alphabet = 1 + below(1 + below(256));
   for (let at = 0; at < plain.length; ) {
     const end = Math.min(plain.length, at + 4 + below(1 + below(400)));

@@ -19,6 +19,7 @@ import {
   closeModelVaults,
   Expected,
   type ModelDisk,
+  modelStore,
   openModelVault,
   redirected,
   replicateNoted,
@@ -88,7 +89,7 @@ async function recoverOnAnotherMachine(start: Start): Promise<void> {
 
 async function isSeatTaken(sink: MemorySink): Promise<boolean> {
   if (!(await exists(sink, "disks/d/head"))) return false;
-  const { bytes } = await sink.getObject("disks/d/head", 1_000_000);
+  const { bytes } = await (await modelStore(sink)).get("disks/d/head", 1_000_000);
   return !/"writer": null/.test(Buffer.from(bytes).toString());
 }
 

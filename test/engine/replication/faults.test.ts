@@ -150,7 +150,7 @@ describe("a cycle", () => {
   );
 
   test("that meets many faults makes its point or ends with an error that says why, for every seed", async () => {
-    const seeds = Array.from({ length: byDepth(8, 25) }, (_, index) => index + 1);
+    const seeds = Array.from({ length: byDepth(4, 25) }, (_, index) => index + 1);
     const refused = (code: ErrorCode): Fault => ({
       kind: "refused",
       error: new TidemarkError(code, `a planned ${code}`),

@@ -7,11 +7,10 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { TidemarkError } from "../../../engine/errors.ts";
 import { decodeHead, encodeHead } from "../../../engine/store/format/documents.ts";
 import { headName } from "../../../engine/store/format/names.ts";
-import { Store } from "../../../engine/store/store.ts";
 import { parsePolicy } from "../../../engine/upkeep/retention/policy.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { MemorySink } from "../../../sink/memory.ts";
-import { closeModelVaults, type ModelDisk, openModelVault, sampleDisk } from "../../model-disk.ts";
+import { closeModelVaults, type ModelDisk, modelStore, openModelVault, sampleDisk } from "../../model-disk.ts";
 import { createFolder, removeFolder } from "../../temporary-folder.ts";
 
 let folder = "";
@@ -43,18 +42,19 @@ async function replicate(vault: Vault): Promise<number> {
 }
 
 async function readHeadBytes(): Promise<Uint8Array> {
-  return (await new Store(sink).get(headName("d"), 1_000_000)).bytes;
+  const { bytes } = await (await modelStore(sink)).get(headName("d"), 1_000_000);
+  return bytes;
 }
 
 async function putHeadBack(bytes: Uint8Array): Promise<void> {
-  const store = new Store(sink);
+  const store = await modelStore(sink);
   const { etag } = await store.get(headName("d"), 1_000_000);
   await store.put(headName("d"), bytes, { ifMatch: etag });
 }
 
 async function namesOf(): Promise<string[]> {
   const names: string[] = [];
-  for await (const { name } of new Store(sink).list("")) names.push(name);
+  for await (const { name } of (await modelStore(sink)).list("")) names.push(name);
   return names.filter((name) => !name.startsWith("reclaim/"));
 }
 

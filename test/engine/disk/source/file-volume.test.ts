@@ -1,8 +1,9 @@
+import { execFileSync, spawnSync } from "node:child_process";
 import { constants, mkdtempSync, rmSync } from "node:fs";
 import { appendFile, chmod, link, mkdir, open, rename, symlink, truncate, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { sameObject } from "../../../../engine/disk/source/file-identity.ts";
 import { FileVolume, restMs } from "../../../../engine/disk/source/file-volume.ts";
 import type { Extent } from "../../../../engine/volume.ts";
@@ -198,4 +199,36 @@ test("a block device tells its size, reads back, and is crash-consistent until a
   } finally {
     loop.detach();
   }
+});
+
+test("a scan of a mounted device reads what the file system has written, not what the device's cache held before", async ({
+  skip,
+}) => {
+  await writeFile(image, "");
+  await truncate(image, 16 * 1024 * 1024);
+  const loop = attachLoop(image);
+  if ("reason" in loop) return skip(loop.reason);
+  onTestFinished(() => loop.detach());
+  // Not below the folder that is removed while this is mounted.
+  const mounted = mkdtempSync(join(tmpdir(), "volume-mounted-"));
+  onTestFinished(() => rmSync(mounted, { recursive: true }));
+  const made = spawnSync("sh", ["-c", `mkfs.ext4 -q ${loop.path} && mount ${loop.path} ${mounted}`]);
+  if (made.status !== 0) return skip(`no file system can be mounted here: ${made.stderr.toString()}`);
+  onTestFinished(() => void execFileSync("umount", [mounted]));
+  const written = pattern(4096);
+  await writeFile(join(mounted, "file"), written, { flush: true });
+  const volume = await openVolume(loop.path);
+  const contents = async (): Promise<Buffer> => {
+    const into = Buffer.alloc(await volume.sizeBytes());
+    await volume.beginScan();
+    await volume.read(0, into);
+    return into;
+  };
+  const at = (await contents()).indexOf(written);
+  expect(at).toBeGreaterThan(0);
+  const file = await open(join(mounted, "file"), "r+");
+  await file.write(Buffer.alloc(4096, 9), 0, 4096, 0);
+  await file.datasync();
+  await file.close();
+  expect((await contents()).subarray(at, at + 4096).equals(Buffer.alloc(4096, 9))).toBe(true);
 });

@@ -7,9 +7,8 @@ import type { VaultContext } from "../../../../engine/pipeline/vault-context.ts"
 import { WorkerPool } from "../../../../engine/pipeline/worker-pool.ts";
 import type { BlockKeeper } from "../../../../engine/recovery/mount/block-keeper.ts";
 import { type HeldPoint, openHeldPoint } from "../../../../engine/recovery/mount/held-point.ts";
-import { decodeVault } from "../../../../engine/store/format/documents.ts";
-import { Store } from "../../../../engine/store/store.ts";
-import { contentOf, ModelDisk, modelBlockBytes } from "../../../model-disk.ts";
+import { SealedSink } from "../../../../engine/store/keys/sealed-sink.ts";
+import { contentOf, ModelDisk, modelBlockBytes, unlockModel } from "../../../model-disk.ts";
 import { Line } from "../../failover/instant-rig.ts";
 import { type Filled, filledVault, readRange, smallCacheBytes, vaultOf } from "./mount-rig.ts";
 
@@ -49,15 +48,14 @@ class Kept implements BlockKeeper {
 }
 
 async function held(filled: Filled, keeper: BlockKeeper): Promise<{ readonly held: HeldPoint; readonly line: Line }> {
+  const { store, document } = await unlockModel(filled.sink);
   const line = new Line(filled.sink);
-  const { bytes } = await new Store(filled.sink).get("vault.json", 65_536);
-  const document = decodeVault(bytes, "vault.json");
   const workerPool = WorkerPool.forVault(document, 1);
   const unused = (): never => {
     throw new Error("a mounted point needs no catalog");
   };
   const context: VaultContext = {
-    sink: line,
+    sink: store.keys === undefined ? line : new SealedSink(line, store.keys),
     document,
     stateFolder: undefined,
     workers: 1,

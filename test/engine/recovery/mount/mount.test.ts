@@ -90,7 +90,7 @@ test("a disk of a tebibyte is mounted and read as fast as a small one, and its h
   const mount = await vault.mount({ disk: "d", point: "latest", writable: true });
   for (const place of places)
     expect((await readRange(mount.device, place + 5000, 4096)).every((byte) => byte === 7)).toBe(true);
-  expect((await readRange(mount.device, 500 * gib, 32 * mib)).every((byte) => byte === 0)).toBe(true);
+  expect((await readRange(mount.device, 500 * gib, 32 * mib)).equals(Buffer.alloc(32 * mib))).toBe(true);
   expect(mount.summary().bytesFetched).toBeLessThan(mib);
   expect((await mount.device.lookUp?.(0, tebibyte, 10))?.map(({ kind, offset }) => [kind, offset])).toEqual([
     ["data", 0],

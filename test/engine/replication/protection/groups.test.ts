@@ -5,6 +5,7 @@ import { beforeEach, describe, expect, test } from "vitest";
 import { Group } from "../../../../engine/replication/protection/groups.ts";
 import { functionHook, type Hook } from "../../../../engine/replication/protection/hooks.ts";
 import type { PointRecord } from "../../../../engine/store/format/documents.ts";
+import { byDepth } from "../../../depth.ts";
 import { committedPoints, contentOf, pointBytes } from "../../../model-disk.ts";
 import { type Machine, machineForEachTest, type ProtectedImage, type Settings } from "./protection-rig.ts";
 
@@ -115,7 +116,7 @@ class Client {
 }
 
 describe("a group", () => {
-  for (const count of [2, 5]) {
+  for (const count of byDepth([3], [2, 5])) {
     test(`of ${String(count)} disks has points that hold no write without those that were acknowledged before it`, async () => {
       const disks = await begin(count);
       const client = new Client(disks);

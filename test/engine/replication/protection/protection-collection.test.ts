@@ -5,8 +5,7 @@
 import { afterEach, expect, test, vi } from "vitest";
 import type { ProtectionPolicy } from "../../../../engine/replication/protection/protection-status.ts";
 import { WriterLease } from "../../../../engine/store/points/writer-lease.ts";
-import { Store } from "../../../../engine/store/store.ts";
-import { contentOf, ModelDisk } from "../../../model-disk.ts";
+import { contentOf, ModelDisk, modelStore } from "../../../model-disk.ts";
 import { type Machine, machineForEachTest, type ProtectedImage } from "./protection-rig.ts";
 
 const sizeBytes: number = 2 * 1024 * 1024;
@@ -35,7 +34,7 @@ async function passOn(policy: ProtectionPolicy = { crashConsistentFrequencyMs: 2
   other.bytes.fill(1);
   await vault.replicate({ disk: "other", volume: other });
   await using writerLease = await WriterLease.take({
-    store: new Store(machine.plain),
+    store: await modelStore(machine.plain),
     vault: vault.id,
     disk: "other",
     onNotice: () => undefined,

@@ -22,11 +22,17 @@ import { checksum, toHex } from "../../../../engine/store/format/checksum.ts";
 import { encodeDiskName } from "../../../../engine/store/format/names.ts";
 import { readManifest } from "../../../../engine/store/points/manifest.ts";
 import type { PointSummary } from "../../../../engine/store/points/points.ts";
-import { Store } from "../../../../engine/store/store.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import type { VaultOptions } from "../../../../engine/vault-options.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
-import { closeModelVaults, committedPoints, openModelVault, pointBytes, redirected } from "../../../model-disk.ts";
+import {
+  closeModelVaults,
+  committedPoints,
+  modelStore,
+  openModelVault,
+  pointBytes,
+  redirected,
+} from "../../../model-disk.ts";
 
 /**
  * No point is due by schedule within a test: a first one may be, once, up to 30 s after the start.
@@ -277,7 +283,7 @@ export class ProtectedImage {
     const newest = (await committedPoints(this.#machine.plain, this.name)).at(-1);
     assert(newest !== undefined, "there is a point");
     const { id } = await this.#machine.vault();
-    const manifest = await readManifest(new Store(this.#machine.plain), id, this.name, newest, undefined);
+    const manifest = await readManifest(await modelStore(this.#machine.plain), id, this.name, newest, undefined);
     return manifest.statistics.scannedBytes;
   }
 

@@ -3,13 +3,18 @@ import { checksum } from "../../../../engine/store/format/checksum.ts";
 
 /** A document of a version that this one does not read. */
 export function futureLine(bytes: Uint8Array): Uint8Array {
-  return Buffer.from(Buffer.from(bytes).toString("utf8").replace(/ 1 /, " 2 "), "utf8");
+  return Buffer.from(
+    Buffer.from(bytes)
+      .toString("utf8")
+      .replace(/ [12] /, " 3 "),
+    "utf8",
+  );
 }
 
 /** A frame, leaf or root of a version that this one does not read. */
 export function futureHeader(bytes: Uint8Array): Uint8Array {
   const other = new Uint8Array(bytes);
-  Buffer.from(other.buffer).writeUInt16LE(2, 4);
+  Buffer.from(other.buffer).writeUInt16LE(3, 4);
   return other;
 }
 

@@ -123,6 +123,9 @@ const quarantined = proof.quarantineName(samples.quarantineSample.segment);
 
 const mutants: readonly Mutant[] = [
   ofDocument("vault", samples.vaultSample, (body) => documents.decodeVault(documents.encodeVault(body), "o")),
+  ofDocument("vault, encrypted", samples.encryptedSample, (body) =>
+    documents.decodeVault(documents.encodeVault(body), "o"),
+  ),
   ofDocument("head", samples.headSample, (body) =>
     documents.decodeHead(documents.encodeHead(body), "o", samples.headSample),
   ),

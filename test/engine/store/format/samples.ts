@@ -32,6 +32,7 @@ import {
   type RunDocument,
   type RunRequestDocument,
 } from "../../../../engine/store/format/run.ts";
+import type { EncryptedDocument } from "../../../../engine/store/format/vault-document.ts";
 import { digestOf, randomBytes, vaultId } from "../../../engine-model.ts";
 
 const vault = toHex(vaultId);
@@ -47,6 +48,31 @@ export const vaultSample: VaultDocument = {
   codec: "lz4",
   encryption: "none",
   writtenBy: "tidemark 0.1.0",
+};
+
+export const encryptedSample: EncryptedDocument = {
+  ...vaultSample,
+  digestKey: "",
+  encryption: {
+    cipher: "aes-256-gcm",
+    revision: 3,
+    generations: [
+      { readingKey: id(3) + id(4), previous: null },
+      { readingKey: id(5) + id(6), previous: id(7) + id(8) },
+    ],
+    recipients: [
+      {
+        id: id(9),
+        kind: "passphrase",
+        name: "Tresor",
+        addedMs: 1_790_000_000_123,
+        publicKey: id(10) + id(11),
+        scrypt: { salt: id(12), logCost: 17 },
+        wrapped: id(13) + id(14),
+      },
+    ],
+    mac: id(15) + id(16),
+  },
 };
 
 const group = { id: id(8), name: "Büro", disks: [disk, "other"] };

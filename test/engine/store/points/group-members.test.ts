@@ -128,7 +128,7 @@ describe("a listing", () => {
   });
 
   test("of the newest points reads no page that they do not stand in", async () => {
-    const points = byDepth(6_000, 20_000);
+    const points = byDepth(3_000, 20_000);
     for (const disk of disks) await write(disk, points);
     const before = reads().length;
     expect((await list("a", { limit: 100 })).map(({ sequence }) => sequence)).toEqual(

@@ -45,7 +45,7 @@ test("what a vault of a hundred million chunks needs is known in less than 2 GiB
   // 20 KB each, as measured on an ext4 image; in some of the segments, which tell for all:
   // memory is a bit for each 512 bytes that are stored.
   const live = new LiveSet();
-  const chunks = byDepth(1_000_000, 10_000_000);
+  const chunks = byDepth(200_000, 10_000_000);
   const chunkBytes = 20_480;
   const perSegment = Math.floor(2 ** 30 / chunkBytes);
   for (let chunk = 0; chunk < chunks; chunk += 1) {

@@ -7,11 +7,18 @@ import type { OperationOptions } from "../../../../engine/progress.ts";
 import type { Sink } from "../../../../engine/sink.ts";
 import type { PointRecord } from "../../../../engine/store/format/documents.ts";
 import { WriterLease } from "../../../../engine/store/points/writer-lease.ts";
-import { Store } from "../../../../engine/store/store.ts";
 import { type CollectOptions, type CollectSummary, collect } from "../../../../engine/upkeep/collection/collection.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
-import { committedPoints, contentOf, ModelDisk, openModelVault, pointBytes, redirected } from "../../../model-disk.ts";
+import {
+  committedPoints,
+  contentOf,
+  ModelDisk,
+  modelStore,
+  openModelVault,
+  pointBytes,
+  redirected,
+} from "../../../model-disk.ts";
 
 const granuleBytes = 4096;
 
@@ -75,7 +82,7 @@ export class ChurnedVault {
   async drop(name: string, sequences: readonly number[]): Promise<void> {
     const vault = (await this.vault()).id;
     await using writerLease = await WriterLease.take({
-      store: new Store(this.plain),
+      store: await modelStore(this.plain),
       vault,
       disk: name,
       onNotice: () => undefined,
@@ -88,7 +95,7 @@ export class ChurnedVault {
   }
 
   async collect(options: CollectOptions & { readonly sink?: Sink } = {}): Promise<CollectSummary> {
-    return await collect(new Store(options.sink ?? this.plain), (await this.vault()).id, options);
+    return await collect(await modelStore(options.sink ?? this.plain), (await this.vault()).id, options);
   }
 
   /**

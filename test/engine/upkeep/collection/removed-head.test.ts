@@ -1,9 +1,8 @@
 /** A head that cannot be read, of a disk that was removed: it stops a collection, and there is a way on. */
 import { afterEach, expect, test } from "vitest";
 import { headName } from "../../../../engine/store/format/names.ts";
-import { Store } from "../../../../engine/store/store.ts";
 import { MemorySink } from "../../../../sink/memory.ts";
-import { closeModelVaults, openModelVault, sampleDisk } from "../../../model-disk.ts";
+import { closeModelVaults, modelStore, openModelVault, sampleDisk } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
 
 afterEach(closeModelVaults);
@@ -17,7 +16,7 @@ test.each([true, false])(
     for (const name of ["gone", "stays"]) await vault.replicate({ disk: name, volume: disk });
     await vault.removeDisk({ disk: "gone" });
     if (before) await vault.collect();
-    const store = new Store(sink);
+    const store = await modelStore(sink);
     const { etag } = await store.get(headName("gone"), 1_000_000);
     await store.put(headName("gone"), new TextEncoder().encode("damaged"), { ifMatch: etag });
 

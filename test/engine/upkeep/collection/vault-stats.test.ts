@@ -6,10 +6,9 @@ import { storedLength } from "../../../../engine/store/format/frame.ts";
 import { headName } from "../../../../engine/store/format/names.ts";
 import { PointMap, pieceIsZero } from "../../../../engine/store/map/point-map.ts";
 import { readManifest } from "../../../../engine/store/points/manifest.ts";
-import { Store } from "../../../../engine/store/store.ts";
 import type { SpaceCounts } from "../../../../engine/upkeep/collection/vault-stats.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
-import { closeModelVaults, watched } from "../../../model-disk.ts";
+import { closeModelVaults, modelStore, watched } from "../../../model-disk.ts";
 import { ChurnedVault } from "./churned-vault.ts";
 
 let churned: ChurnedVault;
@@ -23,7 +22,7 @@ afterEach(async () => {
 /** What the points of these disks must take, without metadata. */
 async function modelOf(...disks: readonly string[]): Promise<Omit<SpaceCounts, "metadataBytes">> {
   const { id } = await churned.vault();
-  const store = new Store(churned.plain);
+  const store = await modelStore(churned.plain);
   const chunks = new Map<string, { readonly plain: number; readonly stored: number }>();
   const model = { points: 0, logicalBytes: 0, uniqueBytes: 0, storedBytes: 0 };
   for (const disk of disks) {
@@ -90,7 +89,7 @@ describe("the stats of a vault", () => {
     await churn();
     const { metadataBytes, disks } = await (await churned.vault()).stats();
     const sizes = { all: 0, a: 0 };
-    for await (const { name, sizeBytes } of churned.plain.list("")) {
+    for await (const { name, sizeBytes } of (await modelStore(churned.plain)).list("")) {
       if (!name.startsWith("segments/")) sizes.all += sizeBytes;
       if (name.startsWith("disks/a/")) sizes.a += sizeBytes;
     }

@@ -15,7 +15,6 @@ import {
   type PageRun,
 } from "../../../../engine/store/format/reclaim.ts";
 import { readHead } from "../../../../engine/store/points/head.ts";
-import { Store } from "../../../../engine/store/store.ts";
 import type { LostObject, RepairedObject, RepairSummary } from "../../../../engine/upkeep/repair/repair.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import type { Vault } from "../../../../engine/vault.ts";
@@ -27,6 +26,7 @@ import {
   contentOf,
   Expected,
   ModelDisk,
+  modelStore,
   watched,
 } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
@@ -158,7 +158,7 @@ describe("a rebuilt head", () => {
 
   test("has every later point where the clock stood wrong in a cycle that was never committed", async () => {
     await takePoints(4);
-    const store3 = new Store(line.current);
+    const store3 = await modelStore(line.current);
     const name = manifestName("d", 2, 2);
     const record = (await committedPoints(line.current, "d"))[1];
     assert(record !== undefined, "there is a second point");
@@ -194,7 +194,7 @@ describe("a rebuilt head", () => {
     await line.current.createPages("segments/d/9999999999999999-0-00000000", 4096, 0);
     tamperObject(store, head, "removed", store);
     expect(await repair()).toMatchObject({ points: 2, lost: [] });
-    expect((await readHead(new Store(line.current), vault.id, "d")).head.epoch).toBeLessThan(100_000);
+    expect((await readHead(await modelStore(line.current), vault.id, "d")).head.epoch).toBeLessThan(100_000);
     await takePoints(1);
     expect(await expected.check(line.current)).toBe(3);
   });

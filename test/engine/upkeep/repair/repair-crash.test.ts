@@ -14,12 +14,14 @@ import { Vault } from "../../../../engine/vault.ts";
 import { CrashError, type Fault, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../../sink/memory.ts";
 import { sampleOf } from "../../../depth.ts";
+import { modelEncryption } from "../../../encrypted.ts";
 import {
   checkNewest,
   closeModelVaults,
   committedPoints,
   contentOf,
   ModelDisk,
+  modelStore,
   openModelVault,
 } from "../../../model-disk.ts";
 import { tamperObject } from "../scrub/tamper.ts";
@@ -68,7 +70,8 @@ async function addPoints(sink: Sink, vault: string): Promise<void> {
   const [first] = await committedPoints(sink, "d");
   assert(first !== undefined, "there is a point");
   const name = manifestName("d", 1, 1);
-  const manifest = decodeManifest((await sink.getObject(name, documentBytesMax)).bytes, name, {
+  const client = await modelStore(sink);
+  const manifest = decodeManifest((await client.get(name, documentBytesMax)).bytes, name, {
     vault,
     disk: "d",
     id: first.id,
@@ -76,13 +79,13 @@ async function addPoints(sink: Sink, vault: string): Promise<void> {
   let parent = first.id;
   for (let sequence = 2; sequence <= pointCount; sequence += 1) {
     const { bytes, id } = encodeManifest({ ...manifest, sequence, parent, timeMs: first.timeMs + sequence });
-    await sink.putObject(manifestName("d", sequence, 1), bytes, { ifAbsent: true });
+    await client.putOnce(manifestName("d", sequence, 1), bytes);
     parent = id;
   }
 }
 
 async function repair(sink: Sink): Promise<{ readonly lost: number; readonly repaired: number }> {
-  await using vault = await Vault.openForRepair(sink, { workers: 1 });
+  await using vault = await Vault.openForRepair(sink, { workers: 1, ...modelEncryption });
   const { lost, repaired } = await vault.repair();
   return { lost: lost.length, repaired: repaired.length };
 }

@@ -13,7 +13,6 @@ import { fromHex } from "../../../../engine/store/format/checksum.ts";
 import { storedLength } from "../../../../engine/store/format/frame.ts";
 import { PointMap, pieceIsZero } from "../../../../engine/store/map/point-map.ts";
 import { readManifest } from "../../../../engine/store/points/manifest.ts";
-import { Store } from "../../../../engine/store/store.ts";
 import type { Damage } from "../../../../engine/upkeep/scrub/damage.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { openSink } from "../../../../sink/index.ts";
@@ -25,6 +24,7 @@ import {
   contentOf,
   Expected,
   ModelDisk,
+  modelStore,
   openModelVault,
   replicateNoted,
 } from "../../../model-disk.ts";
@@ -83,7 +83,7 @@ function cutOf(kind: "dir" | "azurite"): ((name: string, length: number) => Prom
  */
 async function concerned(spoiled: readonly SpoiledRange[]): Promise<ReadonlySet<string>> {
   const granules = new Set<string>();
-  const store = new Store(sink);
+  const store = await modelStore(sink);
   for (const point of await committedPoints(sink, "d")) {
     const map = new PointMap(store, fromHex(vault.id), "d", await readManifest(store, vault.id, "d", point, undefined));
     const pieces = await map.window(0, map.granules);
@@ -126,7 +126,7 @@ function named(damages: readonly Damage[]): ReadonlySet<string> {
   return granules;
 }
 
-describe.each(["dir", "azurite"] as const)("a vault in %s", (kind) => {
+describe.each(byDepth<readonly ("dir" | "azurite")[]>(["dir"], ["dir", "azurite"]))("a vault in %s", (kind) => {
   test("that is damaged at random places is healed from its disk, and every damage named", async () => {
     await open(kind);
     for (const seed of byDepth([1], [1, 2, 3])) {

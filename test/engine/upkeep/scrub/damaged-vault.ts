@@ -7,11 +7,13 @@ import fc from "fast-check";
 import { pageAlignmentBytes, type Sink } from "../../../../engine/sink.ts";
 import { parseSegmentName } from "../../../../engine/store/format/names.ts";
 import type { MemoryStore } from "../../../../sink/memory.ts";
+import { storedName } from "./tamper.ts";
 
 const storedPageBytes = 64 * 1024;
 
 /** What lies at [offset, offset + length) of a page object. */
-export function storedBytes(store: MemoryStore, name: string, offset: number, length: number): Buffer {
+export function storedBytes(store: MemoryStore, segment: string, offset: number, length: number): Buffer {
+  const name = storedName(store, segment);
   const found = store.objects?.get(name);
   assert(found?.kind === "pages", `${name} is a page object`);
   const bytes = Buffer.alloc(length);
@@ -29,7 +31,8 @@ export function storedBytes(store: MemoryStore, name: string, offset: number, le
 }
 
 /** Puts other bytes into a page object. */
-export function spoil(store: MemoryStore, name: string, offset: number, bytes: Uint8Array): void {
+export function spoil(store: MemoryStore, segment: string, offset: number, bytes: Uint8Array): void {
+  const name = storedName(store, segment);
   const found = store.objects?.get(name);
   assert(found?.kind === "pages", `${name} is a page object`);
   for (let at = 0; at < bytes.length; ) {

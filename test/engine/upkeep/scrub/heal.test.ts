@@ -8,7 +8,6 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { Catalog } from "../../../../engine/pipeline/catalog.ts";
 import { fromHex } from "../../../../engine/store/format/checksum.ts";
 import { decodeHead, documentBytesMax, encodeHead } from "../../../../engine/store/format/documents.ts";
-import { Store } from "../../../../engine/store/store.ts";
 import type { VerifySummary } from "../../../../engine/upkeep/scrub/verify.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
@@ -21,6 +20,7 @@ import {
   contentOf,
   Expected,
   ModelDisk,
+  modelStore,
   openModelVault,
   pointBytes,
   redirected,
@@ -211,7 +211,7 @@ describe("a chunk in quarantine", () => {
   test("is forgotten by a catalog that was loaded before", async () => {
     const load = async (): Promise<Catalog> => {
       const options = { vaultId: fromHex(vault.id), indexBytesMax: 2 ** 20, onDamage: () => undefined };
-      return await Catalog.load({ ...options, store: new Store(line.current) });
+      return await Catalog.load({ ...options, store: await modelStore(line.current) });
     };
     const known = (await load()).index.count;
     await heal(original);
@@ -219,7 +219,7 @@ describe("a chunk in quarantine", () => {
     expect(catalog.index.count).toBe(known + 1);
     invert(store, first, inPayload);
     await heal();
-    await catalog.adopt(new Store(line.current), undefined);
+    await catalog.adopt(await modelStore(line.current), undefined);
     expect(catalog.index.count).toBe(known);
   });
 

@@ -44,8 +44,14 @@ function changed(bytes: Uint8Array, name: string, how: Exclude<Tampering, "remov
   }
 }
 
+/** The name of a segment as it is in the store: in an encrypted run it ends with the segment's key. */
+export function storedName(store: MemoryStore, name: string): string {
+  return [...(store.objects?.keys() ?? [])].find((stored) => stored.startsWith(`${name}-`)) ?? name;
+}
+
 /** Inverts the byte at `offset` of a page object. */
-export function flipPage(store: MemoryStore, name: string, offset: number): void {
+export function flipPage(store: MemoryStore, segment: string, offset: number): void {
+  const name = storedName(store, segment);
   const found = store.objects?.get(name);
   assert(found?.kind === "pages", `${name} is a page object`);
   const index = Math.floor(offset / pageBytes);
@@ -56,7 +62,8 @@ export function flipPage(store: MemoryStore, name: string, offset: number): void
 }
 
 /** Cuts a page object short. */
-export function shortenPages(store: MemoryStore, name: string, sizeBytes: number): void {
+export function shortenPages(store: MemoryStore, segment: string, sizeBytes: number): void {
+  const name = storedName(store, segment);
   const found = store.objects?.get(name);
   assert(found?.kind === "pages", `${name} is a page object`);
   store.objects?.set(name, { ...found, etag: store.nextEtag(), sizeBytes });

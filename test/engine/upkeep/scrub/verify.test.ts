@@ -5,7 +5,7 @@
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import type { ErrorCode } from "../../../../engine/errors.ts";
 import type { Notice } from "../../../../engine/notice.ts";
 import { checksum, fromHex } from "../../../../engine/store/format/checksum.ts";
@@ -13,7 +13,7 @@ import { decodeFrameHeader } from "../../../../engine/store/format/frame.ts";
 import type { Damage } from "../../../../engine/upkeep/scrub/damage.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import type { Volume } from "../../../../engine/volume.ts";
-import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
+import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../../sink/memory.ts";
 import {
   checkNewest,
   closeModelVaults,
@@ -30,17 +30,23 @@ const sizeBytes = 100_000;
 const segment = "segments/d/00000001-0-00000000";
 
 let folder: string;
-let store: MemoryStore;
-let others: MemoryStore;
+const [store, others] = [new MemoryStore(), new MemoryStore()];
+let filled: MemorySnapshot;
 let vault: Vault;
 let disk: ModelDisk;
 let expected: Expected;
+/** What disk d holds since its third point. */
+let lastContent: Buffer;
+beforeAll(async () => {
+  for (const each of [others, store]) await fill(each);
+  filled = store.snapshot();
+  await closeModelVaults();
+});
 beforeEach(async () => {
   folder = mkdtempSync(join(tmpdir(), "verify-"));
-  others = new MemoryStore();
-  await fill(others);
-  store = new MemoryStore();
-  await fill(store);
+  store.restore(filled);
+  vault = await openModelVault(sink());
+  disk = new ModelDisk(Buffer.from(lastContent));
 });
 afterEach(async () => {
   await closeModelVaults();
@@ -50,14 +56,15 @@ afterEach(async () => {
 /** Disk d with three points, each with a granule of its own, and disk e with one. */
 async function fill(into: MemoryStore): Promise<void> {
   const sink = new MemorySink({ store: into });
-  vault = await openModelVault(sink);
-  disk = new ModelDisk(contentOf(sizeBytes, 1));
+  const made = await openModelVault(sink);
+  const written = new ModelDisk(contentOf(sizeBytes, 1));
   expected = new Expected("d");
   for (const seed of [11, 12, 13]) {
-    await replicateNoted(vault, sink, expected, disk);
-    contentOf(4096, seed).copy(disk.bytes, (seed - 10) * 16_384);
+    await replicateNoted(made, sink, expected, written);
+    contentOf(4096, seed).copy(written.bytes, (seed - 10) * 16_384);
   }
-  await vault.replicate({ disk: "e", volume: new ModelDisk(contentOf(30_000, 50)) });
+  lastContent = written.bytes;
+  await made.replicate({ disk: "e", volume: new ModelDisk(contentOf(30_000, 50)) });
 }
 
 const sink = (): MemorySink => new MemorySink({ store });

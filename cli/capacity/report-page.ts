@@ -1,0 +1,299 @@
+/**
+ * Capacity plan as one page: HTML without scripts and without a request, plots as inline SVG, light
+ * and dark by the reader's preference, printable.
+ */
+import { tidemarkVersion } from "../../engine/index.ts";
+import { formatBytes, formatCount, formatNumberOf } from "../quantities.ts";
+import { type CapacityPlan, type PlannedLine } from "./plan.ts";
+import {
+  caveatsOf,
+  costText,
+  firstText,
+  formatLine,
+  formatShare,
+  formatSpan,
+  limitText,
+  limitValue,
+  roomText,
+} from "./report-text.ts";
+
+const style = `
+:root {
+  color-scheme: light dark;
+  --ink: #1b1f24; --pale: #5d6670; --rule: #d5dae0; --sheet: #fff;
+  --a: #0b63ce; --b: #b3400a; --c: #1a7f37; --d: #8250df;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ink: #e6e9ed; --pale: #9aa4af; --rule: #3a424b; --sheet: #14181d;
+    --a: #6cb0ff; --b: #ff9d66; --c: #58c878; --d: #c39bff;
+  }
+}
+body {
+  font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--sheet);
+  max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+}
+h1 { font-size: 1.5rem }
+h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+p { color: var(--pale) }
+.wide { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--rule); white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+th { font-weight: 600; color: var(--pale) }
+svg { width: 100%; min-width: 34rem; height: auto; display: block }
+svg text { font: 12px system-ui, sans-serif; fill: var(--pale) }
+svg .rule { stroke: var(--rule) }
+svg .line { fill: none; stroke-width: 2; stroke-linejoin: round }
+svg .mark { stroke-dasharray: 5 4 }
+@media print { body { margin: 0 } h2 { break-after: avoid } svg, tr { break-inside: avoid } }`;
+
+/** The page. `time` shows times that are in ISO 8601. */
+export function capacityPage(plan: CapacityPlan, time: (iso: string) => string): string {
+  const { series, lines, objectives, windows, storage } = plan;
+  const colours = ["var(--a)", "var(--b)", "var(--c)", "var(--d)"];
+  const colour = (index: number): string => colours[index % colours.length] ?? "var(--a)";
+  const shipped = plotOf({
+    title: "Shipped over time",
+    x: { label: "hours since the profile began", logarithmic: false },
+    y: "Mbit/s",
+    curves: [
+      {
+        name: `in ${formatSpan(series.spanMs)}`,
+        colour: colour(0),
+        points: series.shippedBytesPerSecond.map((rate, index) => [
+          ((index + 0.5) * series.spanMs) / 3.6e6,
+          megabits(rate),
+        ]),
+      },
+    ],
+    marks: objectives.map(({ rpoMs, needed }, index) => ({
+      name: `line for RPO ${formatSpan(rpoMs)}`,
+      colour: colour(index + 1),
+      value: megabits(needed.always),
+    })),
+  });
+  const changed = plotOf({
+    title: "Changed in a span of time, each granule once",
+    x: { label: "minutes", logarithmic: true },
+    y: "MiB",
+    curves: (
+      [
+        ["mean", "meanBytes"],
+        ["95 % below", "highBytes"],
+        ["most", "maxBytes"],
+      ] as const
+    ).map(([name, field], index) => ({
+      name,
+      colour: colour(index),
+      points: windows.map((window) => [window.spanMs / 60_000, window[field] / 1024 ** 2]),
+    })),
+    marks: [],
+  });
+  const storedPlot = plotOf({
+    title: "Stored by retention",
+    x: { label: "days", logarithmic: false },
+    y: "GiB",
+    curves: storage.map(({ retention, days }, index) => ({
+      name: retention,
+      colour: colour(index),
+      points: days.map(({ day, storedBytes }) => [day, storedBytes / 1024 ** 3]),
+    })),
+    marks: [],
+  });
+  return `<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Capacity plan</title><style>${style}</style></head><body>
+<h1>Capacity plan</h1>
+<p>${escaped(introduction(plan, time))}</p>
+<h2>Line for an objective</h2>
+${tableOf(
+  ["RPO", "A point every", "Always", "95 % of the time", "90 % of the time"],
+  objectives.map(({ rpoMs, cycleMs, needed }) => [
+    formatSpan(rpoMs),
+    formatSpan(cycleMs),
+    formatLine(needed.always),
+    formatLine(needed.most),
+    formatLine(needed.often),
+  ]),
+)}
+${shipped}
+<h2>What a line reaches</h2>
+${tableOf(
+  [
+    "Line",
+    "RPO always",
+    "95 %",
+    "90 %",
+    ...objectives.map(({ rpoMs }) => `Met ${formatSpan(rpoMs)}`),
+    "First replication",
+  ],
+  lines.map((line) => [
+    formatLine(line.bytesPerSecond),
+    formatSpan(line.rpoMs.always),
+    formatSpan(line.rpoMs.most),
+    formatSpan(line.rpoMs.often),
+    ...line.met.map(({ share }) => formatShare(share)),
+    firstText(line.first),
+  ]),
+)}
+${batchesOf(lines)}
+<h2>What binds first</h2>
+${tableOf(
+  ["Limit", "Allows", "Needed at most", "Room"],
+  plan.limits
+    .filter(({ headroom }) => headroom !== null)
+    .map((limit) => [
+      limitText(limit),
+      limitValue(limit, limit.capacity),
+      limitValue(limit, limit.peak),
+      roomText(limit),
+    ]),
+)}
+<h2>What is stored</h2>
+${tableOf(
+  ["Retention", "Points", "After 30 days", "Write requests", "Read requests", "Cost of 30 days"],
+  storage.map((stored) => [
+    stored.retention,
+    formatCount(stored.points),
+    formatBytes(stored.storedBytes),
+    formatCount(stored.writeRequests),
+    formatCount(stored.readRequests),
+    costText(stored),
+  ]),
+)}
+${storedPlot}
+<h2>Disks</h2>
+${tableOf(
+  ["Disk", "Source", "Size", "Data", "First replication", "Written", "Changed", "Stored"],
+  plan.disks.map((disk) => [
+    disk.disk,
+    disk.source,
+    formatBytes(disk.sizeBytes),
+    formatBytes(disk.dataBytes),
+    formatBytes(disk.firstStoredBytes),
+    disk.writtenBytesPerSecond === null ? "-" : `${formatBytes(disk.writtenBytesPerSecond)}/s`,
+    `${formatBytes(disk.changedBytesPerSecond)}/s`,
+    `${(disk.storedShare * 100).toFixed(0)} %`,
+  ]),
+)}
+${changed}
+<p>${caveatsOf(plan).map(escaped).join(" ")}</p>
+</body></html>
+`;
+}
+
+function introduction({ disks, coveredMs, from, to, growth }: CapacityPlan, time: (iso: string) => string): string {
+  const more = growth === 0 ? "" : `, with ${(growth * 100).toFixed(0)} % growth`;
+  const seen = `${formatSpan(coveredMs)} seen from ${time(from)} to ${time(to)}`;
+  return `${formatNumberOf(disks.length, "disk")}, ${seen}${more}. Tidemark ${tidemarkVersion}.`;
+}
+
+function batchesOf(lines: readonly PlannedLine[]): string {
+  const several = lines.filter(({ first }) => first !== null && (first.batches.length > 1 || !first.inGoal));
+  if (several.length === 0) return "";
+  return tableOf(
+    ["Line", "Batch", "Disks", "Takes"],
+    several.flatMap(({ bytesPerSecond, first }) =>
+      (first?.batches ?? []).map(({ disks, ms }, index) => [
+        formatLine(bytesPerSecond),
+        String(index + 1),
+        disks.join(", "),
+        formatSpan(ms),
+      ]),
+    ),
+  );
+}
+
+interface Plot {
+  readonly title: string;
+  readonly x: { readonly label: string; readonly logarithmic: boolean };
+  /** What the values count. */
+  readonly y: string;
+  readonly curves: readonly {
+    readonly name: string;
+    readonly colour: string;
+    readonly points: readonly (readonly [x: number, y: number])[];
+  }[];
+  /** Horizontal lines. */
+  readonly marks: readonly { readonly name: string; readonly colour: string; readonly value: number }[];
+}
+
+const [width, height, left, right, top, bottom] = [900, 280, 56, 16, 24, 40];
+
+function plotOf({ title, x, y, curves, marks }: Plot): string {
+  const xs = curves.flatMap(({ points }) => points.map(([at]) => at));
+  const ys = [...curves.flatMap(({ points }) => points.map(([, value]) => value)), ...marks.map(({ value }) => value)];
+  if (xs.length === 0) return "";
+  const place = x.logarithmic ? Math.log : (value: number): number => value;
+  const [first, last] = [place(Math.min(...xs)), place(Math.max(...xs))];
+  const yStep = stepOf(Math.max(...ys, Number.MIN_VALUE));
+  const yMax = Math.max(Math.ceil(Math.max(...ys) / yStep), 1) * yStep;
+  const toX = (value: number): number =>
+    round(left + ((place(value) - first) / Math.max(last - first, Number.EPSILON)) * (width - left - right));
+  const toY = (value: number): number => round(top + (1 - value / yMax) * (height - top - bottom));
+  const ruleAt = (value: number, names: string): string =>
+    `<line ${names} x1="${left}" x2="${width - right}" y1="${toY(value)}" y2="${toY(value)}"/>`;
+  const textAt = (x: number, y: number, anchor: string, content: string): string =>
+    `<text x="${x}" y="${y}" text-anchor="${anchor}">${content}</text>`;
+  const rules = Array.from({ length: Math.round(yMax / yStep) + 1 }, (_, index) => index * yStep).map(
+    (value) => ruleAt(value, 'class="rule"') + textAt(left - 8, toY(value) + 4, "end", compact(value)),
+  );
+  const xStep = stepOf(last - first);
+  const ticks = x.logarithmic
+    ? [...new Set(xs)]
+    : Array.from(
+        { length: Math.floor((last - Math.ceil(first / xStep) * xStep) / xStep) + 1 },
+        (_, index) => (Math.ceil(first / xStep) + index) * xStep,
+      );
+  const labels = ticks.map((value) => textAt(toX(value), height - 20, "middle", compact(value)));
+  const legend = [...curves, ...marks].map(({ name, colour }, index) => {
+    const gap = index === 0 ? "" : 'dx="16"';
+    return `<tspan ${gap} style="fill:${colour}">${index < curves.length ? "━" : "╌"} ${escaped(name)}</tspan>`;
+  });
+  const lines = curves.map(({ colour, points }) => {
+    const places = points.map(([at, value]) => `${toX(at)},${toY(value)}`).join(" ");
+    return `<polyline class="line" style="stroke:${colour}" points="${places}"/>`;
+  });
+  return `<div class="wide"><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escaped(title)}">
+${rules.join("")}
+${labels.join("")}
+${textAt(left, 14, "start", y)}
+${textAt(width - right, height - 4, "end", x.label)}
+${textAt(width - right, 14, "end", legend.join(""))}
+${lines.join("")}
+${marks.map(({ colour, value }) => ruleAt(value, `class="line mark" style="stroke:${colour}"`)).join("")}
+</svg></div>`;
+}
+
+/** 1, 2 or 5 times a power of ten, so that about four to eight steps make `range`. */
+function stepOf(range: number): number {
+  if (!(range > 0)) return 1;
+  const power = 10 ** Math.floor(Math.log10(range / 4));
+  const lead = range / 4 / power;
+  return (lead >= 5 ? 5 : lead >= 2 ? 2 : 1) * power;
+}
+
+function tableOf(heading: readonly string[], rows: readonly (readonly string[])[]): string {
+  const cells = (tag: "td" | "th", row: readonly string[]): string =>
+    row.map((cell) => `<${tag}>${escaped(cell)}</${tag}>`).join("");
+  return `<div class="wide"><table><thead><tr>${cells("th", heading)}</tr></thead><tbody>${rows
+    .map((row) => `<tr>${cells("td", row)}</tr>`)
+    .join("")}</tbody></table></div>`;
+}
+
+function megabits(bytesPerSecond: number): number {
+  return (bytesPerSecond * 8) / 1e6;
+}
+
+function compact(value: number): string {
+  return Number(value.toPrecision(3)).toLocaleString("en-US", { maximumFractionDigits: 3 });
+}
+
+function round(value: number): number {
+  return Math.round(value * 10) / 10;
+}
+
+function escaped(text: string): string {
+  return text.replace(/[&<>"']/g, (character) => `&#${character.codePointAt(0) ?? 0};`);
+}

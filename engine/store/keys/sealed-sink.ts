@@ -1,0 +1,92 @@
+/**
+ * Sealed sink: the objects of an encrypted vault, sealed and opened where they pass.
+ *
+ *     sealed object:  "TMSE" 4 │ version u16 = 1 │ generation u16 │ sealed bytes (see `sealed.ts`)
+ *
+ * Everything above works with plain objects, their names, ETags and plain lengths. Three kinds of
+ * objects are left as they are: `vault.json` and its copy, which are read before there is a key, and
+ * segments, whose writers and readers seal frame tables and payloads one by one.
+ *
+ * Invariant: bytes of an object reach a caller only if they were sealed for this vault and this name.
+ */
+import type { CallOptions, ListedObject, ObjectStat, PutCondition, Sink, StoredObject } from "../../sink.ts";
+import { SinkDecorator } from "../../sink-decorator.ts";
+import { damaged, unsupportedFormat } from "../format/fields.ts";
+import { segmentsPrefix, vaultCopyName, vaultName } from "../format/names.ts";
+import { seal, sealBytes, unseal } from "../format/sealed.ts";
+import { laterKey, type VaultKeys } from "./vault-keys.ts";
+
+const magic = "TMSE";
+const objectVersion = 1;
+const headerBytes = 8;
+/** A sealed object is so much longer than the object. */
+const overheadBytes = headerBytes + sealBytes;
+
+export class SealedSink extends SinkDecorator {
+  readonly keys: VaultKeys;
+
+  constructor(inner: Sink, keys: VaultKeys) {
+    super(inner);
+    this.keys = keys;
+  }
+
+  override async getObject(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject> {
+    if (!isSealed(name)) return await super.getObject(name, sizeBytesMax, options);
+    const { bytes, etag } = await super.getObject(name, sizeBytesMax + overheadBytes, options);
+    return { bytes: this.#open(name, Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)), etag };
+  }
+
+  #open(name: string, bytes: Buffer): Uint8Array {
+    if (bytes.length < overheadBytes || bytes.toString("latin1", 0, 4) !== magic)
+      throw damaged(name, "it is not encrypted, and the vault is");
+    const version = bytes.readUInt16LE(4);
+    if (version !== objectVersion) throw unsupportedFormat(name, version, objectVersion);
+    const generation = bytes.readUInt16LE(6);
+    const by = this.keys.object(name, generation);
+    if (by === undefined) throw laterKey(name, generation, this.keys.generation);
+    const plain = unseal(by, bytes.subarray(headerBytes));
+    if (plain === undefined) throw damaged(name, "it was changed, or put there, by a process without the vault's key");
+    return plain;
+  }
+
+  override async putObject(
+    name: string,
+    bytes: Uint8Array,
+    condition: PutCondition,
+    options?: CallOptions,
+  ): Promise<{ readonly etag: string }> {
+    return await super.putObject(name, isSealed(name) ? this.#seal(name, bytes) : bytes, condition, options);
+  }
+
+  #seal(name: string, bytes: Uint8Array): Uint8Array {
+    const { generation } = this.keys;
+    const by = this.keys.object(name, generation);
+    if (by === undefined) throw laterKey(name, generation, generation);
+    const header = Buffer.alloc(headerBytes);
+    header.write(magic, "latin1");
+    header.writeUInt16LE(objectVersion, 4);
+    header.writeUInt16LE(generation, 6);
+    return Buffer.concat([header, seal(by, bytes)]);
+  }
+
+  override async statObject(name: string, options?: CallOptions): Promise<ObjectStat> {
+    return withPlainSize(name, await super.statObject(name, options));
+  }
+
+  override async *list(prefix: string, options?: CallOptions): AsyncIterable<ListedObject> {
+    for await (const object of super.list(prefix, options)) yield withPlainSize(object.name, object);
+  }
+}
+
+/** Whether the vault is encrypted, and then its keys. */
+export function keysOf(sink: Sink): VaultKeys | undefined {
+  return sink instanceof SealedSink ? sink.keys : undefined;
+}
+
+function isSealed(name: string): boolean {
+  return name !== vaultName && name !== vaultCopyName && !name.startsWith(segmentsPrefix);
+}
+
+function withPlainSize<Stat extends ObjectStat>(name: string, stat: Stat): Stat {
+  return isSealed(name) ? { ...stat, sizeBytes: Math.max(0, stat.sizeBytes - overheadBytes) } : stat;
+}

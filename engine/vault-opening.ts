@@ -1,0 +1,114 @@
+/**
+ * Opening of a vault: reads or creates its document, and unlocks it.
+ *
+ * The state folder keeps a copy of the document by the store's address. It stands in for a store
+ * that cannot be reached. It also tells that a vault was encrypted. A store in which the vault is
+ * gone, not encrypted any more, or has older keys again was changed by a process without the key. So it is
+ * refused, because what is written there could be read by that process.
+ */
+import { documentCopy, enrolledKey } from "./disk/source/local-state.ts";
+import { hasCode, TidemarkError } from "./errors.ts";
+import type { Sink } from "./sink.ts";
+import { openChecksum } from "./store/format/checksum.ts";
+import { isEncrypted, revisionOf, type VaultDocument } from "./store/format/vault-document.ts";
+import { recipientsOf } from "./store/keys/recipients.ts";
+import { encrypted, notEncrypted, type Unlocked, unlock } from "./store/keys/unlock.ts";
+import { createIdentity, readIdentity } from "./store/points/identity.ts";
+import { Store } from "./store/store.ts";
+import { findIdentities } from "./upkeep/repair/lost-identity.ts";
+import { newDocument, type VaultOptions, type VaultParameters } from "./vault-options.ts";
+
+/** Errors: as `Vault.create`. */
+export async function createVault(sink: Sink, options: VaultOptions & VaultParameters): Promise<Unlocked> {
+  const { encryption, onNotice, signal, stateFolder } = options;
+  await openChecksum();
+  const plain = newDocument(options);
+  let [document, secrets]: [VaultDocument, VaultOptions["keys"]] = [plain, undefined];
+  if (encryption !== undefined) {
+    [document, secrets] = encrypted(plain, await recipientsOf(encryption));
+  }
+  await sink.createContainer({ signal });
+  const bytes = await createIdentity(new Store(sink), document, onNotice, signal);
+  await documentCopy(stateFolder, sink.description).keep(bytes);
+  return await unlock(sink, document, secrets, undefined);
+}
+
+/** Errors: as `Vault.open`. */
+export async function openVault(sink: Sink, options: VaultOptions): Promise<Unlocked> {
+  await openChecksum();
+  const copy = documentCopy(options.stateFolder, sink.description);
+  const kept = await copy.read();
+  try {
+    const { bytes, document } = await readIdentity(new Store(sink), options.signal);
+    refuseOlder(document, kept, sink.description);
+    const unlocked = await unlockWith(sink, document, options);
+    await copy.keep(bytes);
+    return unlocked;
+  } catch (error) {
+    if (hasCode(error, "STORE_UNREACHABLE") && kept !== undefined) return await unlockWith(sink, kept, options);
+    throw error;
+  }
+}
+
+/** Errors: as `Vault.openForRepair`. */
+export async function openVaultForRepair(sink: Sink, options: VaultOptions): Promise<Unlocked> {
+  try {
+    return await openVault(sink, options);
+  } catch (error) {
+    if (!hasCode(error, "DAMAGED")) throw error;
+  }
+  const kept = await documentCopy(options.stateFolder, sink.description).read();
+  let failure: unknown;
+  for (const document of await findIdentities(new Store(sink), kept, options.signal)) {
+    try {
+      return await unlockWith(sink, document, options);
+    } catch (error) {
+      if (!hasCode(error, "DAMAGED", "ACCESS_REFUSED", "INVALID_ARGUMENT")) throw error;
+      failure ??= error;
+    }
+  }
+  throw failure;
+}
+
+/** Opens the vault, or creates it where no encrypted one has been. Errors: as both. */
+export async function openOrCreateVault(sink: Sink, options: VaultOptions & VaultParameters): Promise<Unlocked> {
+  try {
+    const opened = await openVault(sink, options);
+    if (options.encryption !== undefined && !isEncrypted(opened.document)) throw notEncrypted(sink.description);
+    return opened;
+  } catch (error) {
+    if (!hasCode(error, "VAULT_NOT_FOUND")) throw error;
+    const kept = await documentCopy(options.stateFolder, sink.description).read();
+    const wasEncrypted = options.keys !== undefined || (kept !== undefined && isEncrypted(kept));
+    if (wasEncrypted && options.encryption === undefined) throw encryptedGone(error);
+  }
+  try {
+    return await createVault(sink, options);
+  } catch (error) {
+    if (!hasCode(error, "VAULT_EXISTS")) throw error;
+    return await openVault(sink, options);
+  }
+}
+
+async function unlockWith(sink: Sink, document: VaultDocument, options: VaultOptions): Promise<Unlocked> {
+  const { keys, stateFolder } = options;
+  return await unlock(sink, document, keys, await enrolledKey(stateFolder, document.vault));
+}
+
+/** Errors: DAMAGED. */
+function refuseOlder(found: VaultDocument, kept: VaultDocument | undefined, description: string): void {
+  if (kept?.vault !== found.vault || revisionOf(found) >= revisionOf(kept)) return;
+  const fact = isEncrypted(found) ? "holds older keys than this machine has seen there" : "is not encrypted any more";
+  throw new TidemarkError("DAMAGED", `vault.json of ${description} ${fact}`, {
+    remedy:
+      "find out which process has put it back, then run `tidemark vault repair` on this machine to restore vault.json",
+    detail: { object: "vault.json" },
+  });
+}
+
+function encryptedGone(cause: TidemarkError): TidemarkError {
+  return new TidemarkError("VAULT_NOT_FOUND", `${cause.message}, and an encrypted one is expected there`, {
+    remedy: "check the address, or create the vault with `tidemark vault init --encrypt`",
+    cause,
+  });
+}

@@ -1,0 +1,183 @@
+/** Encrypted vaults, as a client of the engine sees them: who opens what, and how keys change. */
+import { generateKeyPairSync } from "node:crypto";
+import { statSync } from "node:fs";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { TidemarkError } from "../../../../engine/errors.ts";
+import type { Secrets } from "../../../../engine/store/keys/recipients.ts";
+import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
+import { Vault } from "../../../../engine/vault.ts";
+import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
+import { expectCode } from "../../../../sink/testing/expectations.ts";
+import { encryptedFor, testKeyPair } from "../../../encrypted.ts";
+import { closeModelVaults, type ModelDisk, openModelVault, sampleDisk, scribble } from "../../../model-disk.ts";
+import { createFolder, removeFolder } from "../../../temporary-folder.ts";
+
+const pair = testKeyPair();
+const encrypted = encryptedFor(pair);
+/** Of somebody else: it opens nothing here. */
+const other = testKeyPair();
+
+let folder: string;
+let memory: MemoryStore;
+let disk: ModelDisk;
+
+const connect = (): MemorySink => new MemorySink({ store: memory });
+const open = async (keys: Secrets | undefined = encrypted.keys, stateFolder?: string): Promise<Vault> =>
+  await openModelVault(connect(), { keys, stateFolder });
+
+beforeEach(() => {
+  folder = createFolder("keys");
+  memory = new MemoryStore();
+  disk = sampleDisk(200_000, 1);
+});
+
+afterEach(async () => {
+  await closeModelVaults();
+  await removeFolder(folder);
+});
+
+async function create(): Promise<Vault> {
+  return await openModelVault(connect(), { ...encrypted, encryption: encrypted.encryption });
+}
+
+async function contentOf(vault: Vault, name = "a"): Promise<Buffer> {
+  const point = await vault.openPoint({ disk: name, point: "latest" });
+  const bytes = Buffer.alloc(disk.bytes.length);
+  await point.read(0, bytes);
+  await point.close();
+  return bytes;
+}
+
+it("gives back what was replicated, by a private key", async () => {
+  const vault = await create();
+  await vault.replicate({ disk: "a", volume: disk });
+  scribble(disk, 2);
+  await vault.replicate({ disk: "a", volume: disk });
+  const again = await open();
+  expect((await contentOf(again)).equals(disk.bytes)).toBe(true);
+  expect((await again.verify()).damaged).toEqual([]);
+  expect((await again.summary()).encryption).toBe("aes-256-gcm");
+});
+
+it("opens by RSA, P-256, P-384 and by a passphrase in either normal form, and by nothing else", async () => {
+  const pairs = [
+    generateKeyPairSync("rsa", { modulusLength: 2048 }),
+    generateKeyPairSync("ec", { namedCurve: "prime256v1" }),
+    generateKeyPairSync("ec", { namedCurve: "secp384r1" }),
+  ].map(({ privateKey, publicKey }) => ({
+    privateKey: privateKey.export({ format: "pem", type: "pkcs8" }).toString(),
+    publicKey: publicKey.export({ format: "pem", type: "spki" }).toString(),
+  }));
+  const certificates = pairs.map(({ publicKey }, index) => ({ pem: publicKey, name: `key ${String(index)}` }));
+  const encryption = { certificates, passphrase: "schöne Brücke" };
+  await openModelVault(connect(), { encryption });
+  for (const { privateKey } of pairs) await open({ privateKey });
+  await open({ passphrase: "schöne Brücke".normalize("NFD") });
+  for (const keys of [{ privateKey: other.privateKey }, { passphrase: "schone Brucke" }]) {
+    const error = await refusal(Vault.open(connect(), { keys }));
+    expect(error.code).toBe("ACCESS_REFUSED");
+    expect(error.remedy).toContain("lost for good");
+    expect(JSON.stringify([error.message, error.stack, error.cause, error.detail])).not.toMatch(/Brucke|PRIVATE/);
+  }
+});
+
+it("is refused without a key, with what is no key, and a key is refused where nothing is encrypted", async () => {
+  await create();
+  await expectCode(Vault.open(connect()), "ACCESS_REFUSED");
+  await expectCode(Vault.open(connect(), { keys: { privateKey: "no key" } }), "INVALID_ARGUMENT");
+  const plain = new MemorySink();
+  await (await Vault.create(plain, { workers: 1 })).close();
+  await expectCode(Vault.open(plain, { keys: encrypted.keys }), "INVALID_ARGUMENT");
+  await expectCode(Vault.openOrCreate(plain, { encryption: encrypted.encryption }), "INVALID_ARGUMENT");
+});
+
+it("is not created for a weak, unknown or private key, for an empty passphrase, or for no key at all", async () => {
+  const { publicKey: weak } = generateKeyPairSync("rsa", { modulusLength: 1024 });
+  const { publicKey: unknown } = generateKeyPairSync("ed25519");
+  const pems = [weak, unknown].map((key) => key.export({ format: "pem", type: "spki" }).toString());
+  for (const pem of [...pems, pair.privateKey, "no certificate"])
+    await expectCode(
+      Vault.create(connect(), { encryption: { certificates: [{ pem, name: "k" }] } }),
+      "INVALID_ARGUMENT",
+    );
+  await expectCode(Vault.create(connect(), { encryption: { passphrase: "" } }), "INVALID_ARGUMENT");
+  await expectCode(Vault.create(connect(), { encryption: {} }), "INVALID_ARGUMENT");
+  await expectCode(Vault.open(connect()), "VAULT_NOT_FOUND");
+});
+
+it("is written, listed, pruned and collected by an enrolled machine, which reads back nothing", async () => {
+  const [state, second] = [join(folder, "state"), join(folder, "second")];
+  await create();
+  const enrolled = await (await open(encrypted.keys, state)).keys.enroll();
+  expect(statSync(enrolled.file).mode & 0o777).toBe(0o600);
+  const writer = await open({}, state);
+  await writer.replicate({ disk: "a", volume: disk });
+  expect(await writer.replicate({ disk: "b", volume: disk })).toMatchObject({ newBytes: 0 });
+  scribble(disk, 3);
+  await writer.replicate({ disk: "a", volume: disk });
+  expect((await writer.disks()).map(({ disk: name }) => name)).toEqual(["a", "b"]);
+  expect(await writer.prune({ disk: "a", policy: parsePolicy("keep:last=1") })).toMatchObject({ removedPoints: 1 });
+  await writer.collect();
+  await expectCode(writer.verify(), "ACCESS_REFUSED");
+  await expectCode(contentOf(writer), "ACCESS_REFUSED");
+  await expectCode(writer.materialize({ disk: "a", point: "latest", to: join(folder, "image") }), "ACCESS_REFUSED");
+  await expectCode(writer.keys.rotate(), "ACCESS_REFUSED");
+  await expectCode(open({}, second), "ACCESS_REFUSED");
+  expect((await contentOf(await open())).equals(disk.bytes)).toBe(true);
+});
+
+it("gets and loses recipients, and none of its data is touched", async () => {
+  const vault = await create();
+  await vault.replicate({ disk: "a", volume: disk });
+  const before = new Map(memory.objects);
+  await vault.keys.add({ certificates: [{ pem: other.publicKey, name: "other" }] });
+  const { recipients } = await vault.keys.list();
+  expect(recipients.map(({ name }) => name)).toEqual(["test", "other"]);
+  const changed = [...(memory.objects ?? [])].filter(([name, stored]) => before.get(name) !== stored);
+  expect(changed.map(([name]) => name).sort()).toEqual(["copy/vault.json", "vault.json"]);
+  const second = await open({ privateKey: other.privateKey });
+  await second.keys.remove("test");
+  await expectCode(open(), "ACCESS_REFUSED");
+  await expectCode(second.keys.remove("other"), "INVALID_ARGUMENT");
+  await expectCode(second.keys.remove("nobody"), "INVALID_ARGUMENT");
+  expect((await contentOf(await open({ privateKey: other.privateKey }))).equals(disk.bytes)).toBe(true);
+});
+
+it("begins a new key that opens everything, and with which nothing opens that the old one opened", async () => {
+  const state = join(folder, "state");
+  const first = await create();
+  await (await open(encrypted.keys, state)).keys.enroll();
+  await first.replicate({ disk: "a", volume: disk });
+  expect(await first.keys.rotate()).toMatchObject({ generation: 2 });
+  // The writer that was enrolled before does not go on with the old key.
+  await expectCode(open({}, state), "ACCESS_REFUSED");
+  const second = await open();
+  expect((await contentOf(second)).equals(disk.bytes)).toBe(true);
+  scribble(disk, 4);
+  await second.replicate({ disk: "a", volume: disk });
+  // A process that has the old key only cannot read what was written since, and says why.
+  await expectCode(first.points("a"), "FORMAT_UNSUPPORTED");
+  expect((await contentOf(await open())).equals(disk.bytes)).toBe(true);
+  await expectCode(second.keys.enroll(), "INVALID_ARGUMENT");
+  await (await open(encrypted.keys, state)).keys.enroll();
+  await (await open({}, state)).replicate({ disk: "b", volume: disk });
+});
+
+it("is not replaced by one without encryption where the store has lost it", async () => {
+  const state = join(folder, "state");
+  const vault = await openModelVault(connect(), { ...encrypted, stateFolder: state });
+  await vault.keys.enroll();
+  memory = new MemoryStore();
+  await expectCode(Vault.openOrCreate(connect(), { stateFolder: state }), "VAULT_NOT_FOUND");
+  await expectCode(Vault.openOrCreate(connect(), { keys: encrypted.keys }), "VAULT_NOT_FOUND");
+});
+
+async function refusal(work: Promise<unknown>): Promise<TidemarkError> {
+  const error = await work.then(
+    () => undefined,
+    (reason: unknown) => reason,
+  );
+  if (!(error instanceof TidemarkError)) throw new Error("it was not refused");
+  return error;
+}
