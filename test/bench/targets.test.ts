@@ -1,17 +1,19 @@
 /** Marks: one file says what is wanted, and a mark that is missed is a failure of the command. */
-import { writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { benchKinds } from "../../bench/kinds.ts";
 import { isMet, marksOf, readTargets } from "../../bench/targets.ts";
 import { Place } from "../cli/tidemark.ts";
-import { readSources } from "../source-tree.ts";
+import { repositoryRoot } from "../source-tree.ts";
 
 describe("targets.yaml", () => {
   test("has targets of every case, and each is asked for by the code of a case", async () => {
     const targets = await readTargets();
-    const code = readSources()
-      .filter(({ path }) => path.startsWith("bench/"))
-      .map(({ text }) => text)
+    const bench = join(repositoryRoot, "bench");
+    const code = readdirSync(bench, { recursive: true, encoding: "utf8" })
+      .filter((path) => path.endsWith(".ts"))
+      .map((path) => readFileSync(join(bench, path), "utf8"))
       .join("\n");
     for (const kind of benchKinds) {
       expect(Object.keys(targets[kind]).length, kind).toBeGreaterThan(0);
