@@ -51,10 +51,13 @@ import type { ReloadSummary, StopSummary } from "./agent/summaries.ts";
 import type { AgentStatus } from "./agent/supervisor.ts";
 import type { CapacityPlan } from "./capacity/plan.ts";
 import type { Throughput } from "./capacity/throughput.ts";
+import type { StressSample } from "./stress/measures.ts";
+import type { StressReport } from "./stress/report.ts";
+import type { StoreReport } from "./stress/store-check.ts";
 
 /** Items by their `type`. */
 export interface JsonItems {
-  /** `disks list`: a disk of the vault. `agent status`: a disk of the agent. */
+  /** `disks list`: a disk of the vault. `agent status` and `watch`: a disk of the agent. */
   readonly disk: DiskSummary | DiskStatus;
   /** `points list`: a point of the disk. `agent point`: a point that was committed for a group. */
   readonly point: ListedPoint | PointSummary;
@@ -90,6 +93,8 @@ export interface JsonItems {
   readonly bench: BenchReport;
   /** `bench suite`: a case is done. */
   readonly case: SuiteCase;
+  /** `stress`: what was seen at one moment of the load, every 10 s. */
+  readonly sample: StressSample;
 }
 
 interface FixedSummaries {
@@ -109,6 +114,7 @@ interface FixedSummaries {
   readonly protect: ProtectionStatus;
   readonly agent: AgentSummary;
   readonly "agent status": AgentStatusSummary;
+  readonly watch: AgentStatusSummary;
   readonly "agent point": PointSummary | GroupPointSummary;
   readonly "agent pause": NamedDisks;
   readonly "agent resume": NamedDisks;
@@ -156,6 +162,8 @@ interface FixedSummaries {
   readonly "capacity profile": ProfileSummary;
   readonly "capacity report": CapacityPlan;
   readonly "capacity throughput": Throughput;
+  readonly stress: StressReport;
+  readonly "stress store": StoreReport;
 }
 
 /** Summaries by the command's name. */

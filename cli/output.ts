@@ -55,6 +55,8 @@ export interface Output {
    * before.
    */
   screen(text: string): void;
+  /** Whether `screen` replaces: stdout is a terminal, and shows text for people. */
+  readonly isScreen: boolean;
   /**
    * Waits until everything has been handed to the system. Gives false when a part of stdout could not
    * be written, and says so on stderr.
@@ -84,6 +86,7 @@ class HumanOutput implements Output {
   readonly #flags: OutputFlags;
   readonly #colours: { readonly stdout: boolean; readonly stderr: boolean };
   readonly #line: ProgressLine | ProgressLines | undefined;
+  readonly isScreen: boolean = process.stdout.isTTY;
   #hasScreen = false;
 
   constructor(flags: OutputFlags, environment: Environment) {
@@ -192,6 +195,7 @@ class HumanOutput implements Output {
 
 class JsonOutput implements Output {
   readonly columns: number = columnsDefault;
+  readonly isScreen = false;
   readonly #stdout = new TextStream(process.stdout);
   readonly #stderr = new TextStream(process.stderr);
   readonly #flags: OutputFlags;

@@ -29,8 +29,10 @@ import { completionCommand, manCommand, otherNameCommands, versionCommand } from
 import { replicaCommand } from "./commands/replica.ts";
 import { replicateCommand } from "./commands/replicate.ts";
 import { retentionCommand } from "./commands/retention.ts";
+import { stressCommand } from "./commands/stress.ts";
 import { vaultCommand } from "./commands/vault.ts";
 import { verifyCommand } from "./commands/verify.ts";
+import { watchCommand } from "./commands/watch.ts";
 import { debugChannels, printDebugEvents } from "./debug.ts";
 import { errorReport, errorStacks, exitCodeOf, exitCodes, wrongUse } from "./errors.ts";
 import { Interruption } from "./interruption.ts";
@@ -112,6 +114,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     replicateCommand,
     protectCommand,
     agentCommand,
+    watchCommand,
     disksCommand,
     pointsCommand,
     materializeCommand,
@@ -129,6 +132,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     retentionCommand,
     capacityCommand,
     benchCommand,
+    stressCommand,
     versionCommand,
     completionCommand,
     manCommand,

@@ -15,6 +15,7 @@ const atExit = { recursive: true, force: true, maxRetries: 5, retryDelay: 50 } a
 
 export class TemporaryFolder implements AsyncDisposable {
   readonly path: string;
+  #isKept = false;
 
   private constructor(path: string) {
     this.path = path;
@@ -25,7 +26,14 @@ export class TemporaryFolder implements AsyncDisposable {
     return new TemporaryFolder(await mkdtemp(join(tmpdir(), prefix)));
   }
 
+  /** From now on the folder stays when the command ends. */
+  keep(): void {
+    this.#isKept = true;
+    process.off("exit", this.#removeAtExit);
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#isKept) return;
     await rm(this.path, { recursive: true, force: true });
     process.off("exit", this.#removeAtExit);
   }

@@ -61,7 +61,7 @@ import {
 } from "./vault-options.ts";
 
 /** The part of the context that is known before the vault is made. */
-type VaultParts = Omit<VaultContext, "workerPool" | "sharedCatalog" | "dropCatalog" | "renewals">;
+type VaultParts = Omit<VaultContext, "workerPool" | "sharedCatalog" | "dropCatalog" | "renewals" | "epochs">;
 
 /**
  * An open vault. Close it with `close` or an `await using` block. The sink stays open and belongs to
@@ -103,6 +103,7 @@ export class Vault implements AsyncDisposable {
       },
       dropCatalog: (catalog) => this.#catalog.drop(catalog),
       renewals: new Set(),
+      epochs: new Map(),
     };
     this.#identity = new IdentityGuard(parts.document);
     this.failovers = new Failovers(this.#context, this, async (start) => await this.#track(start));

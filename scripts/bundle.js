@@ -1,9 +1,11 @@
 /**
  * The JavaScript that ships: a few files instead of the 300 modules of the source, because a command
  * that loads one file starts twice as fast. Every file that package.json names is an entry; what
- * several entries need lies in `dist/shared`. Dependencies stay imports.
+ * several entries need lies in `dist/shared`. Dependencies stay imports. The page of the dashboard is
+ * one file for browsers, with what stands beside its source.
  */
-import { readFileSync } from "node:fs";
+import { cpSync, readdirSync, readFileSync } from "node:fs";
+import { dirname } from "node:path";
 import { rolldown } from "rolldown";
 
 const { exports, imports, bin } = JSON.parse(readFileSync("package.json", "utf8"));
@@ -12,8 +14,10 @@ const entries = [...doors, ...Object.values(imports), ...Object.values(bin)]
   .map((path) => /^(?:\.\/)?dist\/(.+)\.js$/.exec(path ?? "")?.[1])
   .filter((name) => name !== undefined);
 
+const isPage = (name) => name.endsWith("/page");
+
 const bundle = await rolldown({
-  input: Object.fromEntries(entries.map((name) => [name, `${name}.ts`])),
+  input: Object.fromEntries(entries.filter((name) => !isPage(name)).map((name) => [name, `${name}.ts`])),
   platform: "node",
   tsconfig: false,
   transform: { target: "node20.19" },
@@ -33,3 +37,12 @@ await bundle.write({
   comments: { jsdoc: false, annotation: false, legal: false },
 });
 await bundle.close();
+
+for (const name of entries.filter(isPage)) {
+  const page = await rolldown({ input: `${name}.ts`, platform: "browser", tsconfig: false });
+  await page.write({ file: `dist/${name}.js`, minify: true });
+  await page.close();
+  const folder = dirname(name);
+  for (const file of readdirSync(folder).filter((other) => /\.(html|css|svg)$/.test(other)))
+    cpSync(`${folder}/${file}`, `dist/${folder}/${file}`);
+}

@@ -46,6 +46,8 @@ export interface CallSubject {
   readonly right: SasRight;
   /** Storage error codes that mean something particular to this call. */
   readonly codes?: ErrorMeanings | undefined;
+  /** Whether the store verifies the body by a checksum; one that does not match was not executed. */
+  readonly isChecksummed?: boolean | undefined;
 }
 
 /** Facts about the store: its name for messages, and the secrets to keep out of them. */
@@ -109,6 +111,9 @@ export const fenceCodes: ErrorMeanings = {
 /** Azure refuses signed requests when the clocks differ by more than this. */
 const clockSkewMsMax = 15 * 60_000;
 
+/** The body of a request is not what its checksum says. Azurite has no code of its own for that. */
+const mismatchCodes: ReadonlySet<string> = new Set(["Md5Mismatch", "InvalidOperation"]);
+
 /** No connection was made, so nothing was sent. */
 const unconnectedCodes: ReadonlySet<string> = new Set(["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN"]);
 
@@ -154,7 +159,8 @@ export function judge(thrown: unknown, subject: CallSubject, store: StoreFacts):
     return judgeProxy(status, store.proxy, thrown, subject, store, cause);
   const retryAfterMs = retryAfter(thrown);
   const code = storageErrorCode(thrown);
-  if (status === 503 || status === 429 || status === 408 || code === "ContainerBeingDeleted") {
+  const isDamagedOnItsWay = status === 400 && subject.isChecksummed === true && mismatchCodes.has(code);
+  if (status === 503 || status === 429 || status === 408 || code === "ContainerBeingDeleted" || isDamagedOnItsWay) {
     return {
       kind: "undone",
       fact: `the server answered ${String(status)} ${code}`,

@@ -58,6 +58,15 @@ const azuriteSettlingMs = 15_000;
 /** Blobs per list request; Azure's limit is 5000. */
 const blobsPerPage = 1000;
 
+/** An object, and the MD5 that the store had of it when it was written. */
+interface ReadObject extends StoredObject {
+  readonly md5: Uint8Array | undefined;
+}
+
+function isAsSent({ bytes, md5 }: ReadObject): boolean {
+  return md5 === undefined || createHash("md5").update(bytes).digest().equals(md5);
+}
+
 /**
  * A container of Azure Storage or Azurite as a `Sink`. `openSink` makes one from a vault's address.
  */
@@ -163,8 +172,26 @@ export class AzureSink implements Sink {
     }
   }
 
+  /** Deletes the container with all that it holds. An absent one is no error. Not part of `Sink`. */
+  async deleteContainer(options: CallOptions = {}): Promise<void> {
+    await this.#calls.run({
+      kind: "idempotent",
+      action: "delete the container",
+      right: "delete",
+      name: undefined,
+      signal: options.signal,
+      send: async (abortSignal) => await this.#container.deleteIfExists({ abortSignal }),
+    });
+  }
+
   async getObject(name: string, sizeBytesMax: number, options: CallOptions = {}): Promise<StoredObject> {
     checkName(name);
+    const read = await this.#readObject(name, sizeBytesMax, options);
+    // An object that was damaged on its way is whole when it is read again; at rest it is not.
+    return isAsSent(read) ? read : await this.#readObject(name, sizeBytesMax, options);
+  }
+
+  async #readObject(name: string, sizeBytesMax: number, options: CallOptions): Promise<ReadObject> {
     const client = this.#container.getBlobClient(name);
     return this.#calls.run({
       kind: "idempotent",
@@ -182,7 +209,7 @@ export class AzureSink implements Sink {
         }
         const bytes = new Uint8Array(sizeBytes);
         await fill(bytes, response, name);
-        return { bytes, etag: plainEtag(response.etag) };
+        return { bytes, etag: plainEtag(response.etag), md5: response.contentMD5 };
       },
     });
   }
@@ -212,6 +239,7 @@ export class AzureSink implements Sink {
       right: absent ? "create" : "write",
       name,
       bytes: body.length,
+      isChecksummed: "transactionalContentMD5" in checksum,
       // A lease exists only on an existing object.
       codes: absent ? { ...existsCodes, LeaseIdMissing: "OBJECT_EXISTS" } : { ...changedCodes, ...leaseCodes },
       signal: options.signal,

@@ -12,10 +12,12 @@ import type { Environment } from "../settings.ts";
 import { type AgentConfig, configError, formatFault } from "./config.ts";
 import { loadConfig } from "./config-file.ts";
 import { type ControlTarget, createControlServer, createMonitoringServer } from "./control-server.ts";
+import type { Dashboard } from "./dashboard/dashboard.ts";
 import { FailoverRuns } from "./failover-runs.ts";
 import { type ClaimedSocket, claimSocket } from "./listen.ts";
 import type { Log } from "./log.ts";
 import { Metrics } from "./metrics.ts";
+import { Notifier } from "./notify.ts";
 import type { Clock, DiskEvent, EngineAdapter } from "./ports.ts";
 import type { LogLevel } from "./schema.ts";
 import type { MissedPoint, ReloadSummary } from "./summaries.ts";
@@ -52,8 +54,10 @@ export class Agent implements AsyncDisposable {
   readonly #supervisor: Supervisor;
   readonly #failovers: FailoverRuns;
   readonly #metrics: Metrics;
+  readonly #notifier: Notifier;
   readonly #socket: ClaimedSocket;
   readonly #servers: Server[];
+  #dashboard: Dashboard | undefined;
   #end: (missed: readonly MissedPoint[]) => void = () => undefined;
 
   private constructor(
@@ -77,6 +81,11 @@ export class Agent implements AsyncDisposable {
       environment,
       onEvent: (event) => this.#onEvent(event),
     });
+    this.#notifier = new Notifier(config.notify, {
+      status: () => this.#supervisor.status(),
+      clock,
+      log: (level, message) => log.write(level, message),
+    });
   }
 
   /**
@@ -95,6 +104,7 @@ export class Agent implements AsyncDisposable {
     ready(agent.#target());
     try {
       await agent.#listenForMetrics(config, target);
+      await agent.#openDashboard(config, options.clock);
     } catch (error) {
       await agent.stop({ drain: false });
       await agent[Symbol.asyncDispose]();
@@ -120,6 +130,7 @@ export class Agent implements AsyncDisposable {
     }
     const summary = await this.#supervisor.reload(loaded.config);
     this.#log.setLevel(loaded.config.logging.level);
+    this.#notifier.set(loaded.config.notify);
     const parts = Object.entries(summary).filter(([, names]: [string, readonly string[]]) => names.length > 0);
     const text = parts.map(([what, names]: [string, readonly string[]]) => `${what} ${names.join(", ")}`).join("; ");
     this.#log.write("info", `configuration read again: ${text === "" ? "nothing has changed" : text}`);
@@ -149,13 +160,14 @@ export class Agent implements AsyncDisposable {
       "info",
       drain ? "stopping: last points are taken; a second signal ends the agent without them" : "stopping",
     );
-    await this.#failovers.stop();
+    await Promise.all([this.#failovers.stop(), this.#notifier.stop()]);
     const missed = await this.#supervisor.served.stop({ drain });
     this.#end([...missed, ...(await this.#supervisor.stop({ drain }))]);
   }
 
   /** Closes the control socket. The disks have been stopped before. */
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#dashboard?.[Symbol.asyncDispose]();
     await this.#socket[Symbol.asyncDispose]();
     await Promise.all(this.#servers.map(closeServer));
   }
@@ -191,7 +203,16 @@ export class Agent implements AsyncDisposable {
     this.#log.write("info", `metrics on ${formatListen(metrics.listen)}`);
   }
 
+  /** The page is loaded only where it is served. */
+  async #openDashboard({ dashboard }: AgentConfig, clock: Clock): Promise<void> {
+    if (dashboard === undefined) return;
+    const { Dashboard } = await import("./dashboard/dashboard.ts");
+    this.#dashboard = await Dashboard.start(dashboard, { target: this.#target(), clock });
+    this.#log.write("info", `dashboard on ${this.#dashboard.url}`);
+  }
+
   #onEvent(event: DiskEvent): void {
+    this.#dashboard?.onEvent(event);
     this.#metrics.onEvent(event);
     const { kind, disk, message, code } = event;
     this.#log.write(eventLevels[kind], message, { disk, kind, code });

@@ -19,14 +19,17 @@ import type { Environment } from "../settings.ts";
 import type { AgentConfig, DiskConfig, ListenConfig, LoadedConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import { ConfigDocument, type Path } from "./config-document.ts";
 import { controlSocketDefault } from "./listen.ts";
+import { type Judge, resolveDashboard, resolveMetrics, resolveNotify } from "./monitoring-checks.ts";
 import { judgeReplicas, resolveReplica } from "./replica-checks.ts";
 import { retentionMs } from "./retention.ts";
 import {
   type Checked,
   checkControl,
+  checkDashboard,
   checkDisk,
   checkLogging,
   checkMetrics,
+  checkNotify,
   checkPolicy,
   checkVault,
   type DiskEntry,
@@ -126,11 +129,8 @@ class Checker {
         resolveReplica(policy, (path) => this.#path(path)),
       );
     const disks = this.#diskEntries(sections.get("disks"));
-    const control = this.#section("control", sections.get("control"), checkControl);
-    const logging = this.#section("logging", sections.get("logging"), checkLogging);
-    const metrics = sections.has("metrics")
-      ? this.#section("metrics", sections.get("metrics"), checkMetrics)
-      : undefined;
+    const control = this.#checked(["control"], checkControl(sections.get("control")));
+    const logging = this.#checked(["logging"], checkLogging(sections.get("logging")));
     const resolvedVaults = this.#resolveVaults(vaults);
     for (const policy of policies.values()) this.#judgePolicy(policy);
     const resolvedDisks = await this.#resolveDisks(disks, resolvedVaults, policies);
@@ -147,7 +147,7 @@ class Checker {
       disks: resolvedDisks,
       control: { socket: this.#resolveSocket(control?.socket) },
       logging: this.#resolveLogging(logging),
-      metrics: this.#resolveMetrics(metrics?.listen),
+      ...(await this.#monitoring(sections)),
     };
     return this.#result(config);
   }
@@ -158,7 +158,7 @@ class Checker {
   }
 
   #refuseUnknownSections(sections: ReadonlyMap<string, unknown>): void {
-    const known = ["vaults", "policies", "disks", "control", "logging", "metrics"];
+    const known = ["vaults", "policies", "disks", "control", "logging", "metrics", "dashboard", "notify"];
     for (const name of sections.keys()) {
       const meant = nearest(name, known);
       if (!known.includes(name))
@@ -209,10 +209,6 @@ class Checker {
       const entry = this.#checked(at, checkDisk(fields));
       return entry === undefined ? [] : [{ at, entry }];
     });
-  }
-
-  #section<Entry>(name: string, value: unknown, check: (value: unknown) => Checked<Entry>): Entry | undefined {
-    return this.#checked([name], check(value));
   }
 
   #checked<Entry>(at: Path, { entry, faults }: Checked<Entry>): Entry | undefined {
@@ -481,16 +477,21 @@ class Checker {
     return { ...rest, file: file === undefined ? undefined : this.#path(file) };
   }
 
-  #resolveMetrics(listen: string | undefined): AgentConfig["metrics"] {
-    if (listen === undefined) return undefined;
-    const address = parseListen(listen, this.#folder);
-    if (typeof address !== "string" && address.kind === "tcp") return { listen: address };
-    this.#document.fault(
-      ["metrics", "listen"],
-      "metrics are served on a TCP address",
-      "write tcp:127.0.0.1:9180; the control socket serves them too",
-    );
-    return undefined;
+  async #monitoring(
+    sections: ReadonlyMap<string, unknown>,
+  ): Promise<Pick<AgentConfig, "metrics" | "dashboard" | "notify">> {
+    const checked = <Entry>(name: string, check: (value: unknown) => Checked<Entry>): Entry | undefined =>
+      sections.has(name) ? this.#checked([name], check(sections.get(name))) : undefined;
+    const judge: Judge = {
+      folder: this.#folder,
+      report: (at, what, remedy) => this.#document.fault(at, what, remedy),
+      refuseSecret: (at, what) => this.#refuseSecret(at, what),
+    };
+    return {
+      metrics: resolveMetrics(checked("metrics", checkMetrics), judge),
+      dashboard: await resolveDashboard(checked("dashboard", checkDashboard), judge),
+      notify: resolveNotify(checked("notify", checkNotify) ?? [], judge),
+    };
   }
 
   #path(path: string): string {

@@ -4,7 +4,15 @@
  * every fault of that file.
  */
 import { type NbdEndpoint, TidemarkError } from "../../engine/index.ts";
-import type { DiskEntry, LoggingEntry, PolicyEntry, TlsFiles, VaultEntry } from "./schema.ts";
+import type {
+  DashboardEntry,
+  DiskEntry,
+  LoggingEntry,
+  NotifyEntry,
+  PolicyEntry,
+  TlsFiles,
+  VaultEntry,
+} from "./schema.ts";
 
 export type VaultConfig = VaultEntry & { readonly name: string };
 export type PolicyConfig = PolicyEntry & { readonly name: string };
@@ -40,8 +48,24 @@ export interface AgentConfig {
   readonly disks: ReadonlyMap<string, DiskConfig>;
   readonly control: { readonly socket: string };
   readonly logging: LoggingEntry;
-  readonly metrics: { readonly listen: Extract<NbdEndpoint, { readonly kind: "tcp" }> } | undefined;
+  readonly metrics: { readonly listen: TcpAddress } | undefined;
+  readonly dashboard: DashboardConfig | undefined;
+  readonly notify: readonly NotifyConfig[];
 }
+
+export type TcpAddress = Extract<NbdEndpoint, { readonly kind: "tcp" }>;
+
+/** Paths are absolute. */
+export interface DashboardConfig extends Omit<DashboardEntry, "listen"> {
+  readonly listen: TcpAddress;
+}
+
+/** Where findings of level `on` and above are sent. */
+export type NotifyConfig = Pick<NotifyEntry, "on"> &
+  (
+    | { readonly kind: "webhook"; readonly url: string }
+    | { readonly kind: "command"; readonly command: string; readonly cwd: string }
+  );
 
 export interface ConfigFault {
   readonly file: string;

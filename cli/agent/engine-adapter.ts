@@ -10,15 +10,19 @@ import {
   commandHook,
   type Finding,
   Group,
+  hasCode,
   limited,
   NbdServer,
   type Notice,
+  type PointDecision,
   type Protection,
   type ProtectionPolicy,
+  type RetentionPolicy,
   type Sink,
   systemCode,
   TidemarkError,
   Vault,
+  type VaultStats,
   weekdays,
 } from "../../engine/index.ts";
 import { openSink } from "../../sink/index.ts";
@@ -31,6 +35,7 @@ import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./conf
 import { diskEvent } from "./disk-event.ts";
 import { worst } from "./disk-runner.ts";
 import type {
+  AgentPoint,
   Clock,
   DiskEvent,
   EngineAdapter,
@@ -219,6 +224,41 @@ class EngineVault implements VaultPort {
   facts(): VaultFacts {
     const { storedBytes, ageMs: collectionAgeMs } = this.#collecting;
     return { storedBytes, scrubAgeMs: this.#scrubbing.ageMs, collectionAgeMs };
+  }
+
+  async points(disk: string, policy: RetentionPolicy, signal: AbortSignal): Promise<readonly AgentPoint[]> {
+    const dropped = new Set<number>();
+    const onDecision = ({ sequence, keep }: PointDecision): void => {
+      if (!keep) dropped.add(sequence);
+    };
+    // What cannot be read is a finding of the scrub.
+    const onNotice = (): void => undefined;
+    try {
+      const points = await this.#vault.points(disk, { onNotice, signal });
+      if (policy.kind !== "everything")
+        await this.#vault.prune({
+          disk,
+          policy,
+          dryRun: true,
+          withoutFreedBytes: true,
+          onDecision,
+          onNotice,
+          signal,
+        });
+      const damaged = this.#scrubbing.damagedPoints(disk);
+      return points.map((point) => ({
+        ...point,
+        damaged: damaged.has(point.sequence),
+        dropped: dropped.has(point.sequence),
+      }));
+    } catch (error) {
+      if (hasCode(error, "DISK_NOT_FOUND")) return [];
+      throw error;
+    }
+  }
+
+  async stats(signal: AbortSignal): Promise<VaultStats> {
+    return await this.#vault.stats({ signal });
   }
 
   async close(): Promise<void> {

@@ -7,10 +7,13 @@
 import type {
   BlockDevice,
   Failovers,
+  ListedPoint,
   PointSummary,
   ProtectionStatus,
   RestingImage,
+  RetentionPolicy,
   TidemarkError,
+  VaultStats,
 } from "../../engine/index.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
 
@@ -77,6 +80,14 @@ export interface VaultFacts {
   readonly collectionAgeMs: number | null;
 }
 
+/** A point of a disk, as the vault lists it and the agent knows it. */
+export interface AgentPoint extends ListedPoint {
+  /** Whether a scrub of this agent found damage in it that could not be healed. */
+  readonly damaged: boolean;
+  /** Whether the next prune drops it by the disk's policy. */
+  readonly dropped: boolean;
+}
+
 /** Runs of the vault, as the engine works on them. */
 export type FailoverPort = Pick<
   Failovers,
@@ -115,6 +126,9 @@ export interface VaultPort {
    */
   setBandwidth(config: Pick<VaultConfig, "bandwidth" | "limit" | "timeZone" | "scrub" | "collect">): void;
   facts(): VaultFacts;
+  /** The disk's points, oldest first; none of a disk that is not in the vault yet. */
+  points(disk: string, retention: RetentionPolicy, signal: AbortSignal): Promise<readonly AgentPoint[]>;
+  stats(signal: AbortSignal): Promise<VaultStats>;
   close(): Promise<void>;
 }
 

@@ -105,6 +105,23 @@ export interface TlsFiles {
   readonly ca: string;
 }
 
+/** A page for browsers. */
+export interface DashboardEntry {
+  readonly listen: string;
+  /** File that holds the secret which the page asks for. */
+  readonly token?: string | undefined;
+  /** With `ca`, clients show a certificate that it has signed. */
+  readonly tls?: { readonly key: string; readonly cert: string; readonly ca?: string | undefined } | undefined;
+}
+
+/** Where findings are sent: to exactly one of `webhook` and `command`. */
+export interface NotifyEntry {
+  readonly webhook?: string | undefined;
+  readonly command?: string | undefined;
+  /** The lowest level that is sent. */
+  readonly on: "warning" | "critical";
+}
+
 export const logLevels = ["debug", "info", "warn", "error"] as const;
 export type LogLevel = (typeof logLevels)[number];
 
@@ -140,7 +157,7 @@ const barrier = { min: 10, max: 10 * second, example: "300ms" };
 const fieldNames: readonly string[] = (
   "address stateFolder proxy url bypass bandwidth from to days timeZone limit crashConsistentFrequency appConsistentFrequency recoveryPointRetention " +
   "recoveryPointThreshold multiVmConsistency startTime freezeTimeout barrierTimeout name image vault policy listen tls key cert ca hooks pre post " +
-  "group readOnly replica socket level format file scrub sharePerDay rate collect"
+  "group readOnly replica socket level format file scrub sharePerDay rate collect token webhook command on"
 ).split(" ");
 
 /** The field that an unknown one stands for. */
@@ -235,6 +252,22 @@ const loggingSchema: Field<LoggingEntry> = section(
 
 const metricsSchema: Field<{ readonly listen: string }> = section({ listen: text }, meant);
 
+const dashboardSchema: Field<DashboardEntry> = section(
+  { listen: text, token: optional(text), tls: optional(section({ key: text, cert: text, ca: optional(text) }, meant)) },
+  meant,
+);
+
+const notifySchema: Field<readonly NotifyEntry[]> = list(
+  section(
+    {
+      webhook: optional(text),
+      command: optional(text),
+      on: withDefault(oneOf(["warning", "critical"]), "critical"),
+    },
+    meant,
+  ),
+);
+
 export const checkVault = (value: unknown): Checked<VaultEntry> => check(vaultSchema, value);
 /** A threshold that is not written leaves room for two points that are missed. */
 export function checkPolicy(value: unknown): Checked<PolicyEntry> {
@@ -249,6 +282,8 @@ export const checkControl = (value: unknown): Checked<{ readonly socket?: string
   check(controlSchema, value);
 export const checkLogging = (value: unknown): Checked<LoggingEntry> => check(loggingSchema, value);
 export const checkMetrics = (value: unknown): Checked<{ readonly listen: string }> => check(metricsSchema, value);
+export const checkDashboard = (value: unknown): Checked<DashboardEntry> => check(dashboardSchema, value);
+export const checkNotify = (value: unknown): Checked<readonly NotifyEntry[]> => check(notifySchema, value);
 
 /** Bytes a second of `20MiB/s`; `off` is no limit. Gives `fault` for anything else. */
 export function parseLimit(text: string): number | undefined | typeof fault {

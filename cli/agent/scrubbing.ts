@@ -63,6 +63,11 @@ export class Scrubbing {
     return this.#lastAtMs === undefined ? null : this.#parts.clock.now() - this.#lastAtMs;
   }
 
+  /** Sequence numbers of the disk's points that are known to be damaged. */
+  damagedPoints(disk: string): ReadonlySet<number> {
+    return new Set(this.#damaged.flatMap((damage) => (damage.disk === disk ? (damage.sequence ?? []) : [])));
+  }
+
   /** The known damage of a disk. */
   findings(disk: string): readonly Finding[] {
     const damages = this.#damaged.filter((damage) => damage.disk === disk);

@@ -13,7 +13,7 @@ import type { DiskStatus } from "./disk-runner.ts";
 import type { AgentStatus } from "./supervisor.ts";
 
 /** What colours and widths the table has. */
-type Canvas = Pick<Output, "columns" | "paint">;
+export type Canvas = Pick<Output, "columns" | "paint">;
 
 const healthColours = { Normal: "green", Warning: "yellow", Critical: "red" } as const satisfies Record<
   HealthLevel,
@@ -22,6 +22,13 @@ const healthColours = { Normal: "green", Warning: "yellow", Critical: "red" } as
 
 /** The agent in a line, its disks in a table, and under it each finding with its remedy. */
 export function describeAgent(status: AgentStatus, canvas: Canvas): string {
+  const { disks } = status;
+  const table = disks.length === 0 ? [] : [describeDisks(disks, canvas)];
+  return [...describeHead(status, canvas), "", ...table].join("\n").trimEnd();
+}
+
+/** A line about the agent, one for each limit that was set, and one for each failover. */
+export function describeHead(status: AgentStatus, canvas: Canvas): readonly string[] {
   const { disks } = status;
   const limited = status.vaults.filter(({ limitBytesPerSecond }) => limitBytesPerSecond !== null);
   const number = formatNumberOf(disks.length, "disk");
@@ -38,16 +45,15 @@ export function describeAgent(status: AgentStatus, canvas: Canvas): string {
       return `${kind} ${run}: ${state}, ${direction}; ${where}${served}`;
     }),
   );
-  return [head, ...limits, ...runs, "", ...(disks.length === 0 ? [] : [describeDisks(disks, canvas)])]
-    .join("\n")
-    .trimEnd();
+  return [head, ...limits, ...runs];
 }
 
-function describeDisks(disks: readonly DiskStatus[], canvas: Canvas): string {
+/** Columns of a table of disks. */
+export function diskColumns(disks: readonly DiskStatus[], canvas: Canvas): readonly Column<DiskStatus>[] {
   const replicas: readonly Column<DiskStatus>[] = disks.every(({ replica }) => replica === null)
     ? []
     : [{ heading: "REPLICA", align: "l", dropped: 3, cell: replicaText }];
-  const columns: readonly Column<DiskStatus>[] = [
+  return [
     { heading: "DISK", align: "l", cell: ({ disk }) => disk },
     { heading: "STATE", align: "l", cell: ({ state }) => state },
     {
@@ -66,13 +72,20 @@ function describeDisks(disks: readonly DiskStatus[], canvas: Canvas): string {
     { heading: "PRUNED", align: "r", dropped: 1, cell: ({ lastPrune }) => formatAge(lastPrune?.ageMs ?? null) },
     ...replicas,
   ];
-  const findings = disks.flatMap(({ disk, findings: found }) =>
-    found.map(({ level, code, cause, remedy }) => {
-      const label = canvas.paint(healthColours[level], level);
-      return `${printable(disk)}: ${label}: ${printable(cause)} (${code})\n  ${printable(remedy)}`;
-    }),
-  );
-  return [fittedTable(columns, disks, canvas.columns), ...(findings.length === 0 ? [] : ["", ...findings])].join("\n");
+}
+
+function describeDisks(disks: readonly DiskStatus[], canvas: Canvas): string {
+  const findings = disks.flatMap((disk) => findingLines(disk, canvas));
+  const table = fittedTable(diskColumns(disks, canvas), disks, canvas.columns);
+  return [table, ...(findings.length === 0 ? [] : ["", ...findings])].join("\n");
+}
+
+/** Two lines for each finding of a disk. */
+export function findingLines({ disk, findings }: DiskStatus, canvas: Canvas): readonly string[] {
+  return findings.flatMap(({ level, code, cause, remedy }) => {
+    const label = canvas.paint(healthColours[level], level);
+    return [`${printable(disk)}: ${label}: ${printable(cause)} (${code})`, `  ${printable(remedy)}`];
+  });
 }
 
 function replicaText({ replica, latest }: DiskStatus): string {

@@ -7,8 +7,15 @@
  * its runner until it is resumed.
  */
 import { createHash } from "node:crypto";
+import { setMaxListeners } from "node:events";
 import process from "node:process";
-import { type HealthLevel, type PointSummary, TidemarkError, tidemarkVersion } from "../../engine/index.ts";
+import {
+  type HealthLevel,
+  type PointSummary,
+  TidemarkError,
+  tidemarkVersion,
+  type VaultStats,
+} from "../../engine/index.ts";
 import type { AgentConfig, DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import {
   DiskRunner,
@@ -20,7 +27,7 @@ import {
   worst,
 } from "./disk-runner.ts";
 import { groupPoint } from "./group-point.ts";
-import type { Clock, DiskEvent, EngineAdapter, ServerPort, VaultFacts, VaultPort } from "./ports.ts";
+import type { AgentPoint, Clock, DiskEvent, EngineAdapter, ServerPort, VaultFacts, VaultPort } from "./ports.ts";
 import { type RunFacts, SeenRuns } from "./seen-runs.ts";
 import { ServedRuns } from "./served-runs.ts";
 import { type Share, SharedResources } from "./shared.ts";
@@ -132,6 +139,22 @@ export class Supervisor {
   /** Errors: DISK_NOT_FOUND. */
   disk(name: string): DiskStatus {
     return this.runs.addTo(this.#select({ disk: name })[0].status());
+  }
+
+  /** The points of a disk, oldest first, from its vault. Errors: DISK_NOT_FOUND, those of the store. */
+  async points(name: string, signal: AbortSignal): Promise<readonly AgentPoint[]> {
+    const { disk } = this.#select({ disk: name.normalize("NFC") })[0];
+    const { recoveryPointRetention } = policyOf(disk, this.#config);
+    return await this.useVault(
+      disk.vault,
+      signal,
+      async (vault) => await vault.points(disk.name, recoveryPointRetention, signal),
+    );
+  }
+
+  /** What the points of a vault take. Reads every map. Errors: VAULT_NOT_FOUND, those of the store. */
+  async vaultStats(name: string, signal: AbortSignal): Promise<VaultStats> {
+    return await this.useVault(name, signal, async (vault) => await vault.stats(signal));
   }
 
   /** Opens a vault if it is not open. It stays open until it is released. Errors: VAULT_NOT_FOUND. */
@@ -340,6 +363,8 @@ export class Supervisor {
     { drain, signal }: { readonly drain: boolean; readonly signal?: AbortSignal },
   ): Promise<void> {
     const limit = new AbortController();
+    // Each disk listens.
+    setMaxListeners(0, limit.signal);
     const over = new AbortController();
     const cut = (): void => limit.abort();
     signal?.addEventListener("abort", cut, { once: true });
@@ -453,9 +478,10 @@ function sameLimits(a: VaultConfig, b: VaultConfig): boolean {
 }
 
 function settingsAtNextStart(before: AgentConfig, next: AgentConfig): readonly string[] {
-  const settings = ({ control, metrics, logging }: AgentConfig): Record<string, string> => ({
+  const settings = ({ control, metrics, dashboard, logging }: AgentConfig): Record<string, string> => ({
     "control.socket": control.socket,
     "metrics.listen": JSON.stringify(metrics ?? null),
+    dashboard: JSON.stringify(dashboard ?? null),
     "logging.format": logging.format,
     "logging.file": logging.file ?? "",
   });

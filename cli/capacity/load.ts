@@ -9,6 +9,7 @@
 import { basename } from "node:path";
 import { TidemarkError } from "../../engine/index.ts";
 import { granuleBytes } from "../../engine/internal.ts";
+import { formatNumberOf } from "../quantities.ts";
 import { readProfile } from "./profile-file.ts";
 import type { ContentSample, ProfileLine, ProfileSource, SampleLine, StartLine } from "./profile-lines.ts";
 import { ChangeHistory } from "./sketch.ts";
@@ -97,7 +98,7 @@ function loadOf(disks: readonly DiskLines[], paths: readonly string[]): Load {
   if (first === undefined || last === undefined || order.length < 2) {
     throw new TidemarkError(
       "INVALID_ARGUMENT",
-      `${paths.join(", ")}: ${order.length} samples are too few for a report`,
+      `${paths.join(", ")}: ${formatNumberOf(order.length, "whole sample")} cannot make a report`,
       {
         remedy: "run `tidemark capacity profile` for longer, best for a week with its busiest day",
         detail: { samples: order.length },

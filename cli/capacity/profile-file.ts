@@ -8,7 +8,7 @@
  * Invariant: one profiler at a time appends to a file (flock), and it never changes a whole line.
  */
 import { constants, createReadStream } from "node:fs";
-import type { FileHandle } from "node:fs/promises";
+import { type FileHandle, rm } from "node:fs/promises";
 import { createInterface } from "node:readline";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
 import { libc, lockExclusiveAtOnce, openPlain } from "../../engine/internal.ts";
@@ -68,7 +68,10 @@ export class ProfileWriter implements AsyncDisposable {
     }
   }
 
+  /** A profile into which nothing came goes away, as when its disk was not there. */
   async [Symbol.asyncDispose](): Promise<void> {
+    const { size } = await this.#file.stat();
+    if (size === 0) await rm(this.#path, { force: true });
     await this.#file.close();
   }
 }

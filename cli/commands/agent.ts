@@ -11,10 +11,10 @@ import { controlSocketDefault } from "../agent/listen.ts";
 import { parseLimit } from "../agent/schema.ts";
 import { describeAgent } from "../agent/status-table.ts";
 import type { MissedPoint, ReloadSummary, StopSummary } from "../agent/summaries.ts";
-import type { AgentStatus } from "../agent/supervisor.ts";
 import { formatNumberOf, formatRate } from "../quantities.ts";
 import { printable } from "../text.ts";
 import { type CommandContext, closing } from "./context.ts";
+import { askStatus, type TargetFlags, watchAgent } from "./watch.ts";
 
 interface AgentFlags {
   readonly config?: string;
@@ -25,11 +25,6 @@ interface ClientFlags {
   readonly socket?: string;
 }
 
-interface TargetFlags extends ClientFlags {
-  readonly disk?: string;
-  readonly group?: string;
-}
-
 interface StatusFlags extends TargetFlags {
   readonly watch?: true;
 }
@@ -37,8 +32,6 @@ interface StatusFlags extends TargetFlags {
 interface PointFlags extends TargetFlags {
   readonly appConsistent?: true;
 }
-
-const watchEveryMs = 1_000;
 
 interface LimitFlags extends ClientFlags {
   readonly vault: string;
@@ -68,12 +61,11 @@ Examples:
     .description("show state, health, lag and backlog of the agent's disks, and what to do")
     .option("--disk <name>", "only this disk")
     .option("--group <name>", "only the disks of this group")
-    .option("--watch", "show it again every second, until ^C")
+    .option("--watch", "as `tidemark watch`")
     .addHelpText(
       "after",
       `
-Columns that do not fit are left out; --verbose shows more of them. With --json,
---watch prints the disks of each second and one summary at the end.
+Columns that do not fit are left out; --verbose shows more of them.
 
 Examples:
   $ tidemark agent status
@@ -81,7 +73,8 @@ Examples:
   $ tidemark agent status --group db --json`,
     )
     .action(
-      async (flags: StatusFlags) => await (flags.watch === true ? watch(context, flags) : status(context, flags)),
+      async (flags: StatusFlags) =>
+        await (flags.watch === true ? watchAgent(context, "agent status", flags) : status(context, flags)),
     );
   withTarget(withSocket(agent.command("point")))
     .description("take a point of a disk, or of a group at one barrier; return when it is committed")
@@ -94,7 +87,7 @@ Examples:
     .action(async (flags: TargetFlags) => await pauseOrResume(context, "pause", flags));
   withTarget(withSocket(agent.command("resume").alias("start")))
     .description("take points of paused disks again, and protect stopped disks again")
-    .addHelpText("after", "\nWithout a name it pauses every disk.\n\nExample:\n  $ tidemark agent resume --disk web")
+    .addHelpText("after", "\nWithout a name it resumes every disk.\n\nExample:\n  $ tidemark agent resume --disk web")
     .action(async (flags: TargetFlags) => await pauseOrResume(context, "resume", flags));
   withSocket(agent.command("reload"))
     .description("read the configuration again; a configuration with faults changes nothing")
@@ -189,46 +182,6 @@ async function status(context: CommandContext, flags: TargetFlags): Promise<void
   const answer = await askStatus(context, flags, signal);
   for (const disk of answer.disks) output.item("disk", disk);
   output.answer("agent status", { ...answer, disks: answer.disks.length }, describeAgent(answer, output));
-}
-
-/** Shows the status every second until ^C, which is the regular end. Errors: those of `status`. */
-async function watch(context: CommandContext, flags: TargetFlags): Promise<void> {
-  const { output } = context;
-  const stopped = new AbortController();
-  context.answerSignals({ stop: () => stopped.abort() });
-  let last = await askStatus(context, flags, stopped.signal);
-  for (;;) {
-    for (const disk of last.disks) output.item("disk", disk);
-    output.screen(describeAgent(last, output));
-    await systemClock.sleep(watchEveryMs, stopped.signal);
-    if (stopped.signal.aborted) break;
-    last = await askStatus(context, flags, stopped.signal);
-  }
-  output.answer("agent status", { ...last, disks: last.disks.length }, "");
-}
-
-async function askStatus(context: CommandContext, flags: TargetFlags, signal: AbortSignal): Promise<AgentStatus> {
-  const socket = flags.socket ?? controlSocketDefault(context.environment);
-  const whole = (await askAgent(socket, { method: "GET", path: "/v1/status", signal })) as AgentStatus;
-  return { ...whole, disks: chosen(whole.disks, flags) };
-}
-
-/** The disks of the target; all when it names none. Errors: DISK_NOT_FOUND. */
-function chosen(disks: AgentStatus["disks"], { disk, group }: TargetFlags): AgentStatus["disks"] {
-  if (disk === undefined && group === undefined) return disks;
-  const found = disks.filter(
-    (other) =>
-      (disk === undefined || other.disk === disk.normalize("NFC")) &&
-      (group === undefined || other.group === group.normalize("NFC")),
-  );
-  if (found.length > 0) return found;
-  const named = [
-    ...(disk === undefined ? [] : [`disk ${disk}`]),
-    ...(group === undefined ? [] : [`group ${group}`]),
-  ].join(" in the ");
-  throw new TidemarkError("DISK_NOT_FOUND", `the agent has no ${named}`, {
-    remedy: "list its disks with `tidemark agent status`",
-  });
 }
 
 async function point(context: CommandContext, flags: PointFlags): Promise<void> {

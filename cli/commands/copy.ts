@@ -13,6 +13,8 @@ interface CopyFlags extends VaultFlags {
   readonly to: string;
   readonly disk?: readonly string[];
   readonly points: CopiedPoints;
+  readonly toKey?: string;
+  readonly toPassphraseFile?: string;
 }
 
 export function copyCommand(context: CommandContext): Command {
@@ -27,6 +29,9 @@ export function copyCommand(context: CommandContext): Command {
       pointsOf,
       "all",
     )
+    .addOption(new Option("--key <file>", "private key that opens the vault to copy").env("TIDEMARK_KEY_FILE"))
+    .option("--to-key <file>", "private key that opens the vault to copy to")
+    .option("--to-passphrase-file <file>", "passphrase that opens the vault to copy to")
     .addOption(new Option("--state <dir>", "local caches (default: ~/.local/state/tidemark)").env("TIDEMARK_STATE"));
   return withLanesOption(withWorkersOption(command))
     .addHelpText(
@@ -41,6 +46,10 @@ of the other vault are its own.
 
 A point that cannot be read back is passed over: exit code 3.
 
+Of encrypted vaults, --key, TIDEMARK_KEY_FILE and TIDEMARK_PASSPHRASE_FILE open
+the first, and --to-key and --to-passphrase-file the second. A machine that is
+enrolled to write to the second needs no key for it.
+
 Examples:
   $ tidemark copy --from dir:/srv/vault --to azurite:/mnt/second
   $ tidemark copy --from dir:/mnt/seed --disk web --points latest \\
@@ -54,6 +63,12 @@ function pointsOf(text: string): CopiedPoints {
   return text === "all" || text === "latest" ? text : parsePolicy(text);
 }
 
+/** The keys in the environment are those of the vault to copy. */
+function keysOfTarget(context: CommandContext, { toPassphraseFile }: CopyFlags): CommandContext {
+  const environment = { ...context.environment, TIDEMARK_KEY_FILE: undefined };
+  return { ...context, environment: { ...environment, TIDEMARK_PASSPHRASE_FILE: toPassphraseFile } };
+}
+
 async function copy(context: CommandContext, flags: CopyFlags): Promise<void> {
   const { output, signal } = context;
   const { disk: disks, points } = flags;
@@ -62,8 +77,8 @@ async function copy(context: CommandContext, flags: CopyFlags): Promise<void> {
     // Before the other vault is opened: a disk that is missing creates none.
     for (const disk of disks ?? []) await from.points(disk);
     return await withVault(
-      context,
-      { ...flags, vault: flags.to },
+      keysOfTarget(context, flags),
+      { ...flags, vault: flags.to, key: flags.toKey },
       async (to) =>
         await from.copyTo(to, {
           disks,

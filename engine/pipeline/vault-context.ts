@@ -28,4 +28,6 @@ export interface VaultContext {
    * have open is closed. Each takes its own out.
    */
   readonly renewals: Set<string>;
+  /** The newest epoch that a session of this vault has had, by disk: a store may go back behind it. */
+  readonly epochs: Map<string, number>;
 }

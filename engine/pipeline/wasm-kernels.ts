@@ -89,5 +89,6 @@ export interface WasmMemory {
 }
 
 export function openWasmKernels(memory: WasmMemory, module: WasmModule = compiledKernels()): WasmKernels {
-  return new WebAssembly.Instance(module as WebAssembly.Module, { env: { memory } }).exports as unknown as WasmKernels;
+  const imports = { env: { memory } } as object as ConstructorParameters<typeof WebAssembly.Instance>[1];
+  return new WebAssembly.Instance(module as WebAssembly.Module, imports).exports as unknown as WasmKernels;
 }

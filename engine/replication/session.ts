@@ -149,9 +149,12 @@ export class Session implements AsyncDisposable {
       store,
       vault: context.document.vault,
       disk,
+      // An epoch whose writer made no point may have left segments in a store that forgot the epoch.
+      epochAbove: context.epochs.get(disk),
       onNotice,
       signal: options.signal,
     });
+    context.epochs.set(disk, writerLease.epoch);
     try {
       const signal =
         options.signal === undefined ? writerLease.signal : AbortSignal.any([writerLease.signal, options.signal]);

@@ -106,6 +106,10 @@ test.runIf(isDeep)(
     const report = await run("peers");
     for (const name of ["tidemark: restore", "upload: first backup", "qemu-img: restore"])
       expect(stepNames(report)).toContain(name);
-    expect(report.marks.map(({ name }) => name)).toEqual(["first backup, of restic", "scattered writes, of restic", "restore, of restic"]);
+    expect(report.marks.map(({ name }) => name)).toEqual([
+      "first backup, of restic",
+      "scattered writes, of restic",
+      "restore, of restic",
+    ]);
   },
 );

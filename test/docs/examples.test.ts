@@ -246,8 +246,8 @@ describe("the script", () => {
     timeout: scriptMsMax,
   }, async () => {
     const place = new Installed();
-    // Any free port, so that this machine may serve metrics already.
-    const configuration = (readText("examples/agent.yaml") ?? "").replace("127.0.0.1:9180", "127.0.0.1:0");
+    // Any free ports, so that this machine may serve metrics and a dashboard already.
+    const configuration = (readText("examples/agent.yaml") ?? "").replaceAll(/127\.0\.0\.1:\d+/g, "127.0.0.1:0");
     writeFileSync(place.path("agent.yaml"), configuration);
     mkdirSync(place.path("hooks"));
     for (const name of readdirSync(join(repositoryRoot, "examples/hooks"))) {

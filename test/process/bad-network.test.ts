@@ -4,10 +4,10 @@
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { FaultProxy, type HttpFault } from "../../cli/stress/fault-proxy.ts";
 import { sameFiles, writeImage } from "../cli/images.ts";
 import { deepTest } from "../deep-test.ts";
 import { byDepth } from "../depth.ts";
-import { type FaultKind, FaultProxy } from "../sink/fault-proxy.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { AzuriteProcess } from "./azurite-process.ts";
 import { Client, told } from "./client.ts";
@@ -22,7 +22,7 @@ const frozenMs = 12_000;
 /** Requests of a kind that are hit, and how many pass before. */
 type Hits = readonly {
   readonly method: string;
-  readonly kind: FaultKind;
+  readonly kind: HttpFault;
   readonly times: number;
   readonly passing: number;
 }[];
@@ -48,7 +48,7 @@ function vaultThrough(port?: number): string {
   return `${azurite.vault(port)}-${containers}`;
 }
 
-const nowAndThen = (kind: FaultKind): Hits =>
+const nowAndThen = (kind: HttpFault): Hits =>
   [2, 5, 7, 8, 12, 14].map((passing) => ({ method: "PUT", kind, times: 1, passing }));
 const busy = { status: 503, retryAfterSeconds: 1 };
 

@@ -14,7 +14,7 @@ import { SlowLine } from "./slow-line.ts";
 
 const mebibyte = 1024 * 1024;
 /** Longer than a store that has gone is waited for. */
-const testMsMax = 120_000;
+const testMsMax = 300_000;
 
 /** How a replication may end under which the store went back, with the exit code. */
 const endings: Readonly<Record<string, number>> = { committed: 0, STORE_REGRESSED: 1, STORE_UNREACHABLE: 1 };

@@ -6,6 +6,7 @@ import { randomBytes } from "node:crypto";
 import { appendFileSync, existsSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { expect, test } from "vitest";
+import { StampLog, sectorBytes } from "../../cli/stress/stamps.ts";
 import { command } from "../../engine/disk/nbd/protocol.ts";
 import { Vault } from "../../engine/vault.ts";
 import { openSink } from "../../sink/index.ts";
@@ -18,7 +19,6 @@ import { AzuriteProcess } from "./azurite-process.ts";
 import { Client } from "./client.ts";
 import { SlowLine } from "./slow-line.ts";
 import { randomOf } from "./stamped-disk.ts";
-import { StampLog, sectorBytes } from "./stamps.ts";
 
 const mebibyte = 1024 * 1024;
 const testMsMax = 600_000;

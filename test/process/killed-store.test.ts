@@ -19,7 +19,7 @@ const doubleKills: number = byDepth(1, 2);
 const upMs = { min: 500, max: 2_000 } as const;
 const downMs = { min: 0, max: 1_000 } as const;
 const pointsCheckedMax: number = byDepth(2, 6);
-const testMsMax = 180_000;
+const testMsMax = 600_000;
 
 deepTest(
   `an Azurite killed ${storeKills} times under an agent refuses no write, and points come back`,

@@ -7,6 +7,7 @@ import { createHash } from "node:crypto";
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { askAgent } from "../../cli/agent/control-client.ts";
+import { type StampedWrite, StampLog, sectorBytes } from "../../cli/stress/stamps.ts";
 import { command } from "../../engine/disk/nbd/protocol.ts";
 import { hasCode } from "../../engine/errors.ts";
 import type { PointSummary } from "../../engine/store/points/points.ts";
@@ -16,7 +17,6 @@ import type { Running } from "../cli/tidemark.ts";
 import { byDepth } from "../depth.ts";
 import { RawClient } from "../engine/disk/nbd/server-rig.ts";
 import { Client } from "./client.ts";
-import { type StampedWrite, StampLog, sectorBytes } from "./stamps.ts";
 
 const mebibyte = 1024 * 1024;
 const writesInFlightMax = 8;
@@ -139,7 +139,7 @@ export class StampedDisk {
       const faults: string[] = [];
       for (const { sequence, time } of points) {
         await vault.materialize({ disk: "d", point: String(sequence), to: path, mode: "replace" });
-        const found = this.log.faultsOfPoint(readFileSync(path), Date.parse(time));
+        const found = this.log.judgePoint(readFileSync(path), Date.parse(time)).faults;
         faults.push(...found.map((fault) => `point ${sequence}: ${fault}`));
       }
       return faults;

@@ -16,7 +16,7 @@ import { SlowLine } from "./slow-line.ts";
 
 const mebibyte = 1024 * 1024;
 const imageMebibytes = 16;
-const testMsMax = 60_000;
+const testMsMax = 180_000;
 /** Much shorter than a lease: a refused writer does not wait for it. */
 const refusalMsMax = 15_000;
 

@@ -21,6 +21,7 @@ import { checksum, checksumBytes, sameBytes } from "./checksum.ts";
 import { damaged, unsupportedFormat } from "./fields.ts";
 import { storedLength, storedLz4Flag } from "./frame.ts";
 import { epochMax, isSegmentName, payloadSealBytes } from "./names.ts";
+import { refuseUnopened } from "./unopened.ts";
 
 assert(
   os.endianness() === "LE",
@@ -269,6 +270,7 @@ function openTable(
   expected: Uint8Array,
   countMax: number,
 ): OpenTable {
+  refuseUnopened(bytes, object);
   const view = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   if (view.length < headerBytes || view.readUInt32LE(0) !== magic)
     throw damaged(object, "it does not begin with the signature of its kind");

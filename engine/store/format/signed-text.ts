@@ -5,6 +5,7 @@
  */
 import { checksum, toHex } from "./checksum.ts";
 import { damaged, Fields, unsupportedFormat } from "./fields.ts";
+import { refuseUnopened } from "./unopened.ts";
 
 export const formatVersion = 1;
 
@@ -79,6 +80,7 @@ export function decode(
   object: string,
   versionMax: number = formatVersion,
 ): { readonly fields: Fields; readonly id: string; readonly version: number } {
+  refuseUnopened(bytes, object);
   const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const lineEnd = text.subarray(0, 128).indexOf(0x0a);
   const signature = /^tidemark ([a-z]+) (\d{1,6}) ([0-9a-f]{32})$/.exec(

@@ -58,14 +58,13 @@ const kems: Readonly<Record<string, Kem>> = {
   },
 };
 
-/** AEADs of the RFC. */
-export const aes128Gcm: Aead = { id: 0x0001, keyBytes: 16 };
-export const aes256Gcm: Aead = { id: 0x0002, keyBytes: 32 };
-
+/** An AEAD of the RFC. */
 interface Aead {
   readonly id: number;
   readonly keyBytes: number;
 }
+
+const aes256Gcm: Aead = { id: 0x0002, keyBytes: 32 };
 
 const kdfId = 0x0001;
 const nonceBytes = 12;

@@ -8,12 +8,13 @@
  * segments, whose writers and readers seal frame tables and payloads one by one.
  *
  * Invariant: bytes of an object reach a caller only if they were sealed for this vault and this name.
+ * For any other object a caller gets what no decoder takes: see `refuseUnopened`.
  */
 import type { CallOptions, ListedObject, ObjectStat, PutCondition, Sink, StoredObject } from "../../sink.ts";
 import { SinkDecorator } from "../../sink-decorator.ts";
-import { damaged, unsupportedFormat } from "../format/fields.ts";
 import { segmentsPrefix, vaultCopyName, vaultName } from "../format/names.ts";
 import { seal, sealBytes, unseal } from "../format/sealed.ts";
+import { unopened } from "../format/unopened.ts";
 import { laterKey, type VaultKeys } from "./vault-keys.ts";
 
 const magic = "TMSE";
@@ -37,16 +38,9 @@ export class SealedSink extends SinkDecorator {
   }
 
   #open(name: string, bytes: Buffer): Uint8Array {
-    if (bytes.length < overheadBytes || bytes.toString("latin1", 0, 4) !== magic)
-      throw damaged(name, "it is not encrypted, and the vault is");
-    const version = bytes.readUInt16LE(4);
-    if (version !== objectVersion) throw unsupportedFormat(name, version, objectVersion);
-    const generation = bytes.readUInt16LE(6);
-    const by = this.keys.object(name, generation);
-    if (by === undefined) throw laterKey(name, generation, this.keys.generation);
-    const plain = unseal(by, bytes.subarray(headerBytes));
-    if (plain === undefined) throw damaged(name, "it was changed, or put there, by a process without the vault's key");
-    return plain;
+    if (bytes.length < overheadBytes || bytes.toString("latin1", 0, 4) !== magic) return unopened.altered;
+    const by = bytes.readUInt16LE(4) === objectVersion ? this.keys.object(name, bytes.readUInt16LE(6)) : undefined;
+    return by === undefined ? unopened.later : (unseal(by, bytes.subarray(headerBytes)) ?? unopened.altered);
   }
 
   override async putObject(

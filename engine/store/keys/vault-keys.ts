@@ -26,6 +26,7 @@ import { checksum, fromHex, toHex } from "../format/checksum.ts";
 import { damaged } from "../format/fields.ts";
 import { parseSegmentName, sealedSegmentName, vaultName } from "../format/names.ts";
 import { type Seal, seal, unseal } from "../format/sealed.ts";
+import { laterKeyRemedy } from "../format/unopened.ts";
 import {
   authenticatedText,
   type EncryptedDocument,
@@ -207,7 +208,7 @@ export function laterKey(object: string, generation: number, known: number): Tid
   return new TidemarkError(
     "FORMAT_UNSUPPORTED",
     `${object} is sealed under generation ${String(generation)} of the vault's key; this process has ${String(known)}`,
-    { remedy: "start the process again, and enroll it again if it writes with `tidemark vault keys enroll`" },
+    { remedy: laterKeyRemedy },
   );
 }
 

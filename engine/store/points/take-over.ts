@@ -30,6 +30,8 @@ export interface WriterLeaseOptions {
   readonly vault: string;
   /** Name of the disk, in Unicode NFC. */
   readonly disk: string;
+  /** An epoch that is known to have been in use: the writer's is above it. */
+  readonly epochAbove?: number | undefined;
   readonly onNotice: (notice: Notice) => void;
   readonly signal?: AbortSignal | undefined;
 }

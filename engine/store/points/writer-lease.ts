@@ -90,7 +90,7 @@ export class WriterLease implements AsyncDisposable {
     for (;;) {
       throwIfAborted(signal);
       const found = await readOrCreateHead(store, vault, disk, signal);
-      known ??= await store.onHead(found.head);
+      known ??= Math.max(await store.onHead(found.head), options.epochAbove ?? 0);
       const epoch = nextEpoch(found.head, known);
       const place = leasePlaceOf(vault, disk, identity.machine, epoch);
       if (!(await takeHeadLease(options, found.head, identity.machine, place))) {

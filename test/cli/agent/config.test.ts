@@ -1,4 +1,4 @@
-import { chmodSync } from "node:fs";
+import { chmodSync, writeFileSync } from "node:fs";
 import process from "node:process";
 import { describe, expect, it } from "vitest";
 import { loadConfig } from "../../../cli/agent/config-file.ts";
@@ -136,6 +136,8 @@ disks:
   - 5
 loging: {level: loud}
 metrics: {listen: "unix:x"}
+dashboard: {listen: "tcp:0.0.0.0:9181", tokn: t}
+notify: [{webhook: "ftp://h", on: all}]
 `);
     expect(faults).toEqual([
       "agent.yaml:2:9: address is missing · add it",
@@ -156,6 +158,55 @@ metrics: {listen: "unix:x"}
       "agent.yaml:21:5: it is not a section with fields · correct it",
       "agent.yaml:22:1: loging is no section · did you mean logging?",
       "agent.yaml:23:19: metrics are served on a TCP address · write tcp:127.0.0.1:9180; the control socket serves them too",
+      "agent.yaml:24:21: tcp:0.0.0.0:9181 can be reached from other machines, and anybody there could see the disks" +
+        " · add `token: FILE` or `tls` with `ca`, or listen on tcp:127.0.0.1:9181",
+      "agent.yaml:24:41: tokn is no field here · did you mean token?",
+      "agent.yaml:25:35: on is not one of warning, critical · correct it",
+    ]);
+  });
+
+  it("serves the dashboard to other machines only with a token or certificates", async () => {
+    const folder = new ConfigFolder("web.img");
+    const faults = async (fields: string): Promise<readonly string[]> =>
+      await folder.faults(`${sound}dashboard: {listen: "${fields}}\n`);
+    const refused = "can be reached from other machines, and anybody there could see the disks";
+    for (const host of ["0.0.0.0", "[::]", "192.0.2.1", "example.org"])
+      expect(await faults(`tcp:${host}:9181"`)).toEqual([expect.stringContaining(refused)]);
+    for (const host of ["127.0.0.1", "127.8.8.8", "[::1]", "localhost"])
+      expect(await faults(`tcp:${host}:9181"`)).toEqual([]);
+    expect(await faults('tcp:0.0.0.0:9181", token: t')).toEqual([]);
+    for (const name of ["k", "c", "a"]) writeFileSync(folder.path(name), "");
+    expect(await faults('tcp:0.0.0.0:9181", tls: {key: k, cert: c, ca: a}')).toEqual([]);
+    expect(await faults('tcp:0.0.0.0:9181", tls: {key: k, cert: c}')).toEqual([expect.stringContaining(refused)]);
+    expect(await faults('tcp:127.0.0.1:9181", tls: {key: k, cert: none}')).toEqual([
+      expect.stringContaining("none cannot be read (ENOENT) · name a PEM file that this user may read"),
+    ]);
+    writeFileSync(folder.path("t"), "", { mode: 0o644 });
+    expect(await faults('tcp:127.0.0.1:9181", token: t')).toEqual([
+      "agent.yaml:7:50: other users can read the token in t · take their right away with `chmod 600 t`",
+    ]);
+  });
+
+  it("sends notifications to one place an entry, whose key is no secret of the file's readers", async () => {
+    const folder = new ConfigFolder("web.img");
+    const faults = async (entry: string, mode?: number): Promise<readonly string[]> =>
+      await folder.faults(`${sound}notify: [{${entry}}]\n`, { HOOK: "https://h/0123456789abcdef" }, mode);
+    expect(await faults("webhook: x, command: y")).toEqual([
+      "agent.yaml:7:10: a notification goes to exactly one of webhook and command · write one entry for each",
+    ]);
+    expect(await faults("on: warning")).toHaveLength(1);
+    expect(await faults("webhook: mailto:a")).toEqual([expect.stringContaining("the webhook's url is none")]);
+    const secret = "webhook: https://hooks.example/services/T0/B0/0123456789abcdefABCD";
+    expect(await faults(secret)).toEqual([
+      expect.stringContaining("the webhook's url holds a key, and others can read"),
+    ]);
+    expect(await faults(secret, 0o600)).toEqual([]);
+    expect(await faults('webhook: "${ENV:HOOK}"')).toEqual([]);
+    expect(await faults("webhook: http://alerts.lan/tidemark")).toEqual([]);
+    const config = await folder.config(`${sound}notify: [{command: ./tell.sh}, {webhook: "http://h/", on: warning}]\n`);
+    expect(config.notify).toEqual([
+      { kind: "command", command: "./tell.sh", cwd: folder.folder, on: "critical" },
+      { kind: "webhook", url: "http://h/", on: "warning" },
     ]);
   });
 

@@ -172,7 +172,7 @@ describe("the control API", () => {
   });
 
   it.each([
-    ["GET", "/v2", "", 404, "GET /v1/status, GET /v1/disks/NAME, POST /v1/point"],
+    ["GET", "/v2", "", 404, "GET /v1/status, GET /v1/disks/NAME, GET /v1/points/NAME"],
     ["DELETE", "/v1/status", "", 405, "use GET"],
     ["POST", "/v1/point", "{", 400, "the request is not JSON"],
     ["POST", "/v1/point", "[]", 400, "the request is not a JSON object"],

@@ -3,6 +3,7 @@
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "../../../cli/agent/config.ts";
 import type { Log, LogFields } from "../../../cli/agent/log.ts";
 import type {
+  AgentPoint,
   Clock,
   DiskEvent,
   EngineAdapter,
@@ -22,6 +23,7 @@ import type {
   ProtectionStatus,
   RestingImage,
   TidemarkError,
+  VaultStats,
 } from "../../../engine/index.ts";
 
 /** Time that passes when the test says so. */
@@ -218,6 +220,18 @@ export class ScriptedEngine implements EngineAdapter {
   readonly limits: Map<string, number | undefined> = new Map();
   /** Runs of every vault; none may be changed here. */
   failovers: FailoverPort = noFailovers;
+  /** The points of a disk, in every vault. */
+  points: (disk: string) => readonly AgentPoint[] = () => [];
+  /** What the points of every vault take. */
+  stats: VaultStats = {
+    vault: "0".repeat(32),
+    points: 0,
+    logicalBytes: 0,
+    uniqueBytes: 0,
+    storedBytes: 0,
+    metadataBytes: 0,
+    disks: [],
+  };
   /** What every vault tells of itself. */
   facts: VaultFacts = { storedBytes: null, scrubAgeMs: null, collectionAgeMs: null };
 
@@ -243,6 +257,8 @@ export class ScriptedEngine implements EngineAdapter {
       setLimit: (limit) => this.limits.set(config.name, limit),
       setBandwidth: ({ limit }) => this.calls.push(`bandwidth ${config.name} ${String(limit)}`),
       facts: () => this.facts,
+      points: async (disk) => this.points(disk),
+      stats: async () => this.stats,
       failovers: this.failovers,
       close: async () => {
         this.calls.push(`close ${config.name}`);

@@ -111,18 +111,18 @@ test("without time to read it all, a part of the disk stands for the whole", asy
   expect([...changed.masks].every((mask) => bitsOf(mask) === 1)).toBe(true);
 });
 
-test("what a mounted file system writes to a device is seen, and counted as the kernel counts it", async (context) => {
+test("what a mounted file system writes to a device is seen, and counted as the kernel counts it", async ({ skip }) => {
   const folder = createFolder("scan");
   onTestFinished(async () => await removeFolder(folder));
   const image = join(folder, "disk.img");
   execFileSync("truncate", ["--size=16M", image]);
   const loop = attachLoop(image);
-  if ("reason" in loop) return context.skip(loop.reason);
+  if ("reason" in loop) return skip(loop.reason);
   onTestFinished(() => loop.detach());
   const mounted = join(folder, "mounted");
   mkdirSync(mounted);
   const made = spawnSync("sh", ["-c", `mkfs.ext4 -q ${loop.path} && mount ${loop.path} ${mounted}`]);
-  if (made.status !== 0) return context.skip(`no file system can be mounted here: ${made.stderr.toString()}`);
+  if (made.status !== 0) return skip(`no file system can be mounted here: ${made.stderr.toString()}`);
   onTestFinished(() => void execFileSync("umount", [mounted]));
   const file = join(mounted, "file");
   // Content that the cache of the device knows, and that the file system then overwrites below it.

@@ -34,6 +34,27 @@ afterEach(async () => {
   rmSync(folder, { recursive: true });
 });
 
+test("a store that forgets a writer, which then makes a segment, costs one cycle: the next writer has a new epoch", async () => {
+  const store = new MemoryStore();
+  const plain = new MemorySink({ store });
+  const disk = sampleDisk(150_000, 1);
+  const line = { current: plain as Sink };
+  const vault = await openModelVault(redirected(line));
+  await vault.replicate({ disk: "d", volume: disk });
+  const before = store.snapshot();
+  scribble(disk, 1);
+  let isBack = false;
+  line.current = watched(plain, (method) => {
+    if (method !== "createPages" || isBack) return;
+    isBack = true;
+    store.restore(before);
+  });
+  const notices: string[] = [];
+  await vault.replicate({ disk: "d", volume: disk, onNotice: ({ code }) => notices.push(code) });
+  expect(notices.filter((code) => code === "STORE_REGRESSED")).toHaveLength(1);
+  await checkNewest(plain, "d", disk.bytes);
+});
+
 describe("a store that goes back in time", () => {
   test("at any call of a cycle never has a point that cannot be read, and the next cycle heals it", async () => {
     const store = new MemoryStore();

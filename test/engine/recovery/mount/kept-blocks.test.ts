@@ -65,6 +65,7 @@ async function held(filled: Filled, keeper: BlockKeeper): Promise<{ readonly hel
     sharedCatalog: unused,
     dropCatalog: unused,
     renewals: new Set(),
+    epochs: new Map(),
   };
   const held = await openHeldPoint(context, {
     disk: "d",

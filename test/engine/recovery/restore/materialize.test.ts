@@ -61,6 +61,15 @@ test.each([0, 1, 512, 4097])("a disk of %i bytes comes back as long as it was", 
   expect(readFileSync(image).equals(contentOf(sizeBytes, 7))).toBe(true);
 });
 
+test("what is damaged on its way, and not at rest, is read again and comes back whole", async () => {
+  const contents = await threePoints();
+  const faulty = new FaultySink(sink, [{ on: "readPages", prefix: "segments/", when: 1, fault: { kind: "flipped" } }]);
+  const reader = await openModelVault(faulty);
+  await reader.materialize({ disk: "d", point: "3", to: image });
+  faulty.assertAllFired();
+  expect(readFileSync(image).equals(contents[2] ?? Buffer.alloc(0))).toBe(true);
+});
+
 test("onto an older image only what differs is written", async () => {
   const contents = await threePoints();
   await vault.materialize({ disk: "d", point: "1", to: image });

@@ -9,6 +9,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { hasCode } from "../../../../engine/errors.ts";
 import type { Notice } from "../../../../engine/notice.ts";
 import { documentBytesMax, encodeVault } from "../../../../engine/store/format/documents.ts";
+import { refuseUnopened } from "../../../../engine/store/format/unopened.ts";
 import { decodeVault, type EncryptedDocument } from "../../../../engine/store/format/vault-document.ts";
 import { SealedSink } from "../../../../engine/store/keys/sealed-sink.ts";
 import { unlock } from "../../../../engine/store/keys/unlock.ts";
@@ -91,6 +92,11 @@ async function sealedSink(): Promise<SealedSink> {
   return sink;
 }
 
+/** Reads an object as its decoders do. */
+async function openObject(sink: SealedSink, name: string): Promise<void> {
+  refuseUnopened((await sink.getObject(name, documentBytesMax)).bytes, name);
+}
+
 /** Objects of the vault that are sealed. */
 function sealedNames(): string[] {
   return [...objectsOf(memory).keys()].filter((name) => !name.endsWith("vault.json"));
@@ -149,7 +155,7 @@ describe("an object of an encrypted vault", () => {
       );
       for (const changed of changes) {
         put(name, changed);
-        const error: unknown = await sink.getObject(name, documentBytesMax).then(
+        const error: unknown = await openObject(sink, name).then(
           () => undefined,
           (reason: unknown) => reason,
         );
@@ -177,7 +183,7 @@ describe("an object of an encrypted vault", () => {
       ]) {
         if (bytes === undefined) continue;
         put(name, bytes);
-        const error = await expectCode(sink.getObject(name, documentBytesMax), "DAMAGED");
+        const error = await expectCode(openObject(sink, name), "DAMAGED");
         expect(error.message).toContain(name);
       }
       put(name, mine.get(name) ?? Buffer.alloc(0));

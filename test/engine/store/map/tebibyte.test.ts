@@ -26,8 +26,8 @@ import { collectGarbage } from "../../../collect-garbage.ts";
 import { byDepth } from "../../../depth.ts";
 import { disk, numbersFrom, openMemory, vaultId } from "../../../engine-model.ts";
 
-const volumeBytes: number = byDepth(2 ** 35, 2 ** 40);
-const size: string = byDepth("32 GiB", "1 TiB");
+const volumeBytes: number = byDepth(2 ** 37, 2 ** 40);
+const size: string = byDepth("128 GiB", "1 TiB");
 const blockGranules = 16;
 const blocks: number = volumeBytes / (blockGranules * granuleBytes);
 const granules: number = volumeBytes / granuleBytes;

@@ -122,5 +122,6 @@ function contextOf(sink: Sink): VaultContext {
     sharedCatalog: unused,
     dropCatalog: unused,
     renewals: new Set(),
+    epochs: new Map(),
   };
 }

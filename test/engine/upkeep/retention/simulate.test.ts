@@ -30,6 +30,7 @@ async function said(...words: readonly string[]): Promise<Said> {
       detail: silent,
     },
     ...{ time: (iso: string) => iso, paint: (_colour: unknown, text: string) => text, screen: silent, summary: silent },
+    isScreen: false,
     answer: (_command, fields, text) => {
       result = { fields: { ...fields }, lines: text.split("\n") };
     },

@@ -109,9 +109,11 @@ describe("a damaged chunk", () => {
   });
 
   test("is not touched when it was only misread", async () => {
-    const faulty = new FaultySink(line.current, [
-      { on: "readPages", prefix: first, when: 1, fault: { kind: "flipped" } },
-    ]);
+    // The reader reads a range that is not whole again: only the third reading is right.
+    const faulty = new FaultySink(
+      line.current,
+      [1, 2].map((when) => ({ on: "readPages", prefix: first, when, fault: { kind: "flipped" } }) as const),
+    );
     line.current = faulty;
     const summary = await heal(disk);
     faulty.assertAllFired();
@@ -123,11 +125,11 @@ describe("a damaged chunk", () => {
   test("is left alone while what lies beside it does not read the same twice", async () => {
     invert(store, first, inPayload);
     const before = contentOfSegments(store);
-    // Reads of the segment: the range of all chunks, the chunk by itself, and then its pages,
-    // twice.
+    // Reads of the segment: the range of all chunks, twice, the chunk by itself, and then its
+    // pages, twice.
     const faulty = new FaultySink(
       line.current,
-      [3, 5, 7].map((when) => ({ on: "readPages", prefix: first, when, fault: { kind: "truncated" } }) as const),
+      [4, 6, 8].map((when) => ({ on: "readPages", prefix: first, when, fault: { kind: "truncated" } }) as const),
     );
     line.current = faulty;
     await heal(disk);

@@ -1,10 +1,15 @@
 /**
- * What was written to a disk, and what may therefore be found on it. Every sector of a write
- * carries its own place, the number of the write and a checksum; the log knows when each write was
- * sent and when it was acknowledged, and judges from that a disk after a crash, and a point.
+ * Stamped writes: an oracle for crash consistency. Every sector of a write carries its own place, the
+ * number of the write and a checksum. The log knows when each write was sent and when it was
+ * acknowledged, and judges from that what a disk holds after a crash, and what a point holds.
  *
- * No two writes that are on their way overlap, so of each sector it is known in which order it was
- * written.
+ * No two writes that are under way overlap, so the order of the writes of each sector is known.
+ *
+ * Invariant: a point is sound only if one instant exists such that it holds every write acknowledged
+ * before it, none sent after it, and no part of an acknowledged write. The disks of a group are
+ * judged by one instant: their logs share a clock.
+ *
+ * Memory: 8 bytes for each sector of each write, and about 100 bytes for each write.
  */
 import { crc32 } from "node:zlib";
 
@@ -28,38 +33,68 @@ export interface StampedWrite {
   ackedMs: number;
 }
 
+/** Counts sendings and acknowledgements; shared by the logs of disks that are judged together. */
+export class StampClock {
+  #tick = 0;
+
+  next(): number {
+    this.#tick += 1;
+    return this.#tick;
+  }
+}
+
+/** What was found in a point. */
+export interface PointJudgement {
+  readonly faults: readonly string[];
+  /** When the newest write that it holds was sent; 0 for none. */
+  readonly newestSentTick: number;
+  /** When the first write that it lacks was acknowledged; Infinity for none. */
+  readonly firstLackedTick: number;
+}
+
+/** Whether points of one group hold the writes before one instant, across their disks. */
+export function isOneInstant(judgements: readonly PointJudgement[]): boolean {
+  const newest = Math.max(...judgements.map(({ newestSentTick }) => newestSentTick));
+  return judgements.every(({ firstLackedTick }) => firstLackedTick > newest);
+}
+
 export class StampLog {
   readonly sizeBytes: number;
   readonly #random: () => number;
   readonly #now: () => number;
+  readonly #clock: StampClock;
   readonly #writes: StampedWrite[] = [];
   readonly #inFlight = new Set<StampedWrite>();
   /** Numbers of the writes of each sector, oldest first. */
   readonly #history: number[][];
-  #tick = 0;
+  #acknowledged = 0;
 
   /** `random` gives numbers in [0, 1), `now` the wall clock. */
-  constructor(sizeBytes: number, random: () => number, now: () => number = Date.now) {
+  constructor(
+    sizeBytes: number,
+    random: () => number,
+    { now = Date.now, clock = new StampClock() }: { readonly now?: () => number; readonly clock?: StampClock } = {},
+  ) {
     this.sizeBytes = sizeBytes;
     this.#random = random;
     this.#now = now;
+    this.#clock = clock;
     this.#history = Array.from({ length: sizeBytes / sectorBytes }, () => []);
   }
 
   get acknowledged(): number {
-    return this.#writes.filter(({ ackedTick }) => ackedTick !== Infinity).length;
+    return this.#acknowledged;
   }
 
   /** A new write, to be sent now. */
   send(): { readonly write: StampedWrite; readonly bytes: Buffer } {
     const { firstSector, sectors } = this.#freePlace();
-    this.#tick += 1;
     const number = this.#writes.length + 1;
     const write = {
       number,
       firstSector,
       sectors,
-      sentTick: this.#tick,
+      sentTick: this.#clock.next(),
       sentMs: this.#now(),
       ackedTick: Infinity,
       ackedMs: Infinity,
@@ -75,13 +110,13 @@ export class StampLog {
   }
 
   acknowledge(write: StampedWrite): void {
-    this.#tick += 1;
-    write.ackedTick = this.#tick;
+    write.ackedTick = this.#clock.next();
+    this.#acknowledged += 1;
     write.ackedMs = this.#now();
     this.#inFlight.delete(write);
   }
 
-  /** The server has died: what was on its way is on the disk, or is not, or in parts. */
+  /** The server has died: what was under way is on the disk, or is not, or is there in parts. */
   giveUp(): void {
     this.#inFlight.clear();
   }
@@ -93,8 +128,8 @@ export class StampLog {
   faultsOfDisk(bytes: Buffer): readonly string[] {
     const findings = new Findings();
     for (const { sector, history, at } of this.#sectors(bytes, findings)) {
-      const lost = history.slice(at + 1).find((number) => this.#write(number).ackedTick !== Infinity);
-      if (lost !== undefined) findings.add(`sector ${sector} has lost write ${lost}, which was acknowledged`);
+      const lost = this.#firstAcknowledged(history, at + 1);
+      if (lost !== undefined) findings.add(`sector ${sector} has lost write ${lost.number}, which was acknowledged`);
     }
     return findings.list;
   }
@@ -103,7 +138,7 @@ export class StampLog {
    * What is wrong with a point whose cut was made at `cutMs` on the wall clock: it must hold
    * exactly the writes acknowledged before one instant.
    */
-  faultsOfPoint(bytes: Buffer, cutMs: number): readonly string[] {
+  judgePoint(bytes: Buffer, cutMs: number): PointJudgement {
     const findings = new Findings();
     const found = [...this.#sectors(bytes, findings)];
     const versions = new Int32Array(this.#history.length);
@@ -112,10 +147,12 @@ export class StampLog {
       versions[sector] = version;
       if (version !== 0 && (newest === undefined || version > newest.number)) newest = this.#write(version);
     }
+    let firstLackedTick = Infinity;
     for (const { sector, history, at, version } of found) {
-      const missing = history[at + 1];
-      if (missing !== undefined) {
-        const { ackedTick, ackedMs } = this.#write(missing);
+      const lacked = this.#firstAcknowledged(history, at + 1);
+      if (lacked !== undefined) {
+        const { number: missing, ackedTick, ackedMs } = lacked;
+        firstLackedTick = Math.min(firstLackedTick, ackedTick);
         if (newest !== undefined && ackedTick < newest.sentTick) {
           findings.add(
             `sector ${sector} lacks write ${missing}, acknowledged before write ${newest.number} was sent, which is there`,
@@ -130,7 +167,7 @@ export class StampLog {
         findings.add(`sector ${sector} holds write ${version}, sent ${write.sentMs - cutMs} ms after the cut`);
       if (write.ackedTick !== Infinity && isTorn(write, versions)) findings.add(`write ${version} is there in parts`);
     }
-    return findings.list;
+    return { faults: findings.list, newestSentTick: newest?.sentTick ?? 0, firstLackedTick };
   }
 
   *#sectors(
@@ -145,11 +182,20 @@ export class StampLog {
     if (bytes.length !== this.sizeBytes) findings.add(`it has ${bytes.length} bytes instead of ${this.sizeBytes}`);
     for (const [sector, history] of this.#history.entries()) {
       const version = stampIn(bytes.subarray(sector * sectorBytes, (sector + 1) * sectorBytes), sector);
-      const at = version === 0 ? -1 : history.lastIndexOf(version ?? -1);
+      const at = version === 0 ? -1 : placeOf(history, version ?? -1);
       if (version === undefined || (version !== 0 && at === -1))
-        findings.add(`sector ${sector} holds what nobody wrote`);
+        findings.add(`sector ${sector} holds what no client wrote`);
       else yield { sector, history, at, version };
     }
+  }
+
+  /** The first acknowledged write of a sector's history from index `from` on. */
+  #firstAcknowledged(history: readonly number[], from: number): StampedWrite | undefined {
+    for (let index = from; index < history.length; index += 1) {
+      const write = this.#write(history[index] ?? 0);
+      if (write.ackedTick !== Infinity) return write;
+    }
+    return undefined;
   }
 
   #write(number: number): StampedWrite {
@@ -169,6 +215,19 @@ export class StampLog {
       if (!isTaken) return { firstSector, sectors };
     }
   }
+}
+
+/** Index of `number` in a list that rises; -1 when it is not there. */
+function placeOf(rising: readonly number[], number: number): number {
+  let [low, high] = [0, rising.length - 1];
+  while (low <= high) {
+    const middle = (low + high) >>> 1;
+    const found = rising[middle] ?? 0;
+    if (found === number) return middle;
+    if (found < number) low = middle + 1;
+    else high = middle - 1;
+  }
+  return -1;
 }
 
 class Findings {

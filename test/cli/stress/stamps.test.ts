@@ -1,6 +1,6 @@
 /** The judge of disks and points is judged itself: it finds what must not be, and nothing else. */
 import { expect, test } from "vitest";
-import { type StampedWrite, StampLog, sectorBytes } from "./stamps.ts";
+import { type StampedWrite, StampLog, sectorBytes } from "../../../cli/stress/stamps.ts";
 
 const sectors = 1024;
 /** Everything is written at one moment, so that order alone decides unless a test is about time. */
@@ -20,7 +20,7 @@ function written(count: number): {
     drawn = (drawn * 0x5851f42d + 0.5772156649) % 1;
     return drawn;
   };
-  const log = new StampLog(sectors * sectorBytes, random, () => writtenMs);
+  const log = new StampLog(sectors * sectorBytes, random, { now: () => writtenMs });
   const writes: StampedWrite[] = [];
   const disks = [Buffer.alloc(sectors * sectorBytes)];
   for (let index = 0; index < count; index += 1) {
@@ -51,7 +51,7 @@ function laidOver(
 test("a disk that holds every write, and each state on the way to it as a point, are sound", () => {
   const { log, disks } = written(20);
   expect(log.faultsOfDisk(disks.at(-1) ?? Buffer.alloc(0))).toEqual([]);
-  for (const disk of disks) expect(log.faultsOfPoint(disk, writtenMs)).toEqual([]);
+  for (const disk of disks) expect(log.judgePoint(disk, writtenMs).faults).toEqual([]);
 });
 
 test("a lost write, a torn sector and bytes that no client wrote are found on a disk", () => {
@@ -59,13 +59,13 @@ test("a lost write, a torn sector and bytes that no client wrote are found on a 
   expect(log.faultsOfDisk(disks[19] ?? Buffer.alloc(0))).not.toEqual([]);
   const torn = Buffer.from(disks[20] ?? []);
   torn.fill(1, 100, 103);
-  expect(log.faultsOfDisk(torn)).toEqual(["sector 0 holds what nobody wrote"]);
+  expect(log.faultsOfDisk(torn)).toEqual(["sector 0 holds what no client wrote"]);
 });
 
 test("a point that lacks a write older than one that it holds is no prefix", () => {
   const { log, writes, disks } = written(20);
   const without = laidOver(disks[18], writes[19], disks[20]);
-  expect(log.faultsOfPoint(without, writtenMs).join()).toContain(
+  expect(log.judgePoint(without, writtenMs).faults.join()).toContain(
     "lacks write 19, acknowledged before write 20 was sent",
   );
 });
@@ -74,13 +74,13 @@ test("a point that holds a part of a write is torn", () => {
   const { log, writes, disks } = written(20);
   const wide = writes.findLast((write) => write.sectors > 1);
   const number = wide?.number ?? 0;
-  expect(log.faultsOfPoint(laidOver(disks[number - 1], wide, disks[number], 0.5), writtenMs)).toContain(
+  expect(log.judgePoint(laidOver(disks[number - 1], wide, disks[number], 0.5), writtenMs).faults).toContain(
     `write ${number} is there in parts`,
   );
 });
 
 test("a point is held against the time of its cut", () => {
   const { log, disks } = written(20);
-  expect(log.faultsOfPoint(disks[10] ?? Buffer.alloc(0), writtenMs + 1).join()).toContain("before the cut");
-  expect(log.faultsOfPoint(disks[10] ?? Buffer.alloc(0), writtenMs - 1).join()).toContain("after the cut");
+  expect(log.judgePoint(disks[10] ?? Buffer.alloc(0), writtenMs + 1).faults.join()).toContain("before the cut");
+  expect(log.judgePoint(disks[10] ?? Buffer.alloc(0), writtenMs - 1).faults.join()).toContain("after the cut");
 });
