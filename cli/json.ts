@@ -25,6 +25,10 @@ import type {
   MaterializeSummary,
   MountSummary,
   PinSummary,
+  PlanAction,
+  PlanPreview,
+  PlanRunDone,
+  PlanRunSummary,
   PointDecision,
   PointDetail,
   PointSummary,
@@ -77,7 +81,7 @@ export interface JsonItems {
   readonly lost: LostObject;
   /** `prune --dry-run`: what the policy decides about one point. */
   readonly decision: PointDecision;
-  /** `agent --check`: one fault of the configuration. */
+  /** `agent --check`, and commands with a plan: one fault of the file, or of what the vault says of it. */
   readonly fault: ConfigFault;
   /** `protect` and `mount`, and commands that serve the disks of a run: the export answers. */
   readonly ready: ReadyItem;
@@ -85,6 +89,10 @@ export interface JsonItems {
   readonly event: DiskEvent;
   /** `failover list`: a failover or a test. */
   readonly run: RunSummary;
+  /** `failover list`, `plan list` and `plan show --history`: a run of a recovery plan. */
+  readonly planRun: PlanRunSummary;
+  /** `failover test`, `planned` and `unplanned` with a plan: what the run is about to do. */
+  readonly preview: PlanPreviewSummary;
   /** `jobs list` and `jobs export`: a job of a run. */
   readonly job: JobSummary;
   /** `demo`: a step is done. */
@@ -137,22 +145,27 @@ interface FixedSummaries {
   readonly "replica show": ReplicaSummary | ReplicasSummary;
   readonly "replica verify": ReplicaVerification;
   readonly "replica remove": ReplicaRemoved;
-  readonly "failover test": RunDone;
-  readonly "failover unplanned": RunDone;
-  readonly "failover planned": RunDone;
+  readonly "failover test": RunDone | PlanRunDone | PlanPreviewSummary;
+  readonly "failover unplanned": RunDone | PlanRunDone | PlanPreviewSummary;
+  readonly "failover planned": RunDone | PlanRunDone | PlanPreviewSummary;
   readonly "failover list": RunsSummary;
-  readonly "failover show": RunSummary;
-  readonly "failover change-point": RunDone;
-  readonly "failover commit": RunDone;
-  readonly "failover cancel": RunDone;
-  readonly "failover cleanup": RunDone;
-  readonly reprotect: RunDone;
-  readonly failback: RunDone;
-  readonly "migrate complete": RunDone;
+  readonly "failover show": RunSummary | PlanRunSummary;
+  readonly "failover change-point": RunDone | PlanRunDone;
+  readonly "failover commit": RunDone | PlanRunDone;
+  readonly "failover cancel": RunDone | PlanRunDone;
+  readonly "failover cleanup": RunDone | PlanRunDone;
+  readonly reprotect: RunDone | PlanRunDone;
+  readonly failback: RunDone | PlanRunDone;
+  readonly "migrate complete": RunDone | PlanRunDone;
+  readonly "plan check": CheckedPlan;
+  readonly "plan show": ShownPlan;
+  readonly "plan graph": PlanGraph;
+  readonly "plan list": PlanRunsSummary;
+  readonly "plan report": PlanReport;
   readonly "jobs list": JobsSummary;
   readonly "jobs show": JobSummary;
-  readonly "jobs resume": RunDone;
-  readonly "jobs cancel": RunSummary;
+  readonly "jobs resume": RunDone | PlanRunDone;
+  readonly "jobs cancel": RunSummary | PlanRunSummary;
   readonly "jobs export": JobsSummary;
   readonly verify: VerifySummary;
   readonly prune: PruneSummary | PointDecision;
@@ -251,11 +264,65 @@ export interface LimitSummary {
 }
 
 export interface RunsSummary {
+  /** Number of runs of disks; each is an item before. */
+  readonly runs: number;
+  /** Those that have not ended. */
+  readonly open: number;
+  /** Number of runs of recovery plans; each is an item before. */
+  readonly plans: number;
+}
+
+/** What a run of a recovery plan would do. */
+export type PlanPreviewSummary = Omit<PlanPreview, "faults"> & {
+  /** Name of the plan. */
+  readonly plan: string;
+  readonly kind: "test" | "planned" | "unplanned";
+};
+
+/** A plan without faults. */
+export interface CheckedPlan {
+  readonly plan: string;
+  readonly machines: number;
+  readonly disks: number;
+  readonly groups: number;
+  /** Whether the vault was asked, too. */
+  readonly withVault: boolean;
+}
+
+/** A plan as it is written. */
+export interface ShownPlan {
+  readonly plan: string;
+  readonly machines: readonly { readonly machine: string; readonly disks: readonly string[] }[];
+  readonly groups: readonly {
+    readonly machines: readonly string[];
+    readonly before: readonly PlanAction[];
+    readonly after: readonly PlanAction[];
+  }[];
+  readonly cleanup: readonly PlanAction[];
+  readonly target: string | null;
+  readonly testTarget: string | null;
+  readonly objectives: { readonly rpoMs: number | null; readonly rtoMs: number | null };
+  /** Number of runs with `--history`; each is an item before. */
+  readonly runs: number | null;
+}
+
+export interface PlanGraph {
+  readonly plan: string;
+  /** A flowchart of Mermaid. */
+  readonly mermaid: string;
+}
+
+export interface PlanRunsSummary {
   /** Number of runs; each is an item before. */
   readonly runs: number;
-  /** Runs that have not ended. */
-  readonly open: number;
 }
+
+export type PlanReport = PlanRunSummary & {
+  /** The file of the plan, as it was when the run began. */
+  readonly planFile: string;
+  /** The page that was written; null: none. */
+  readonly page: string | null;
+};
 
 export interface ReplicasSummary {
   /** Number of replicas; each is an item before. */

@@ -23,6 +23,7 @@ import { jobsCommand } from "./commands/jobs.ts";
 import { disksCommand, pointsCommand } from "./commands/listings.ts";
 import { materializeCommand } from "./commands/materialize.ts";
 import { mountCommand } from "./commands/mount.ts";
+import { planCommand } from "./commands/plan.ts";
 import { protectCommand } from "./commands/protect.ts";
 import { pruneCommand } from "./commands/prune.ts";
 import { completionCommand, manCommand, otherNameCommands, versionCommand } from "./commands/reference.ts";
@@ -125,6 +126,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     reprotectCommand,
     failbackCommand,
     migrateCommand,
+    planCommand,
     jobsCommand,
     verifyCommand,
     pruneCommand,

@@ -15,6 +15,12 @@ const commands: Readonly<Partial<Record<RunSummary["allowedOperations"][number],
   Resume: (run) => `tidemark jobs resume ${run}`,
 };
 
+/** An operation with the command that does it. */
+export function commandOf(operation: RunSummary["allowedOperations"][number], run: string): string {
+  const command = commands[operation];
+  return command === undefined ? operation : `${operation}: ${command(run)}`;
+}
+
 export function describeRun(run: RunSummary, output: Pick<Output, "time" | "columns">): string {
   const lines = (name: string, texts: readonly string[]): (readonly [string, string])[] =>
     texts.map((text, index) => [index === 0 ? name : "", text]);
@@ -28,6 +34,7 @@ export function describeRun(run: RunSummary, output: Pick<Output, "time" | "colu
     fields(
       [
         ["kind", run.kind],
+        ...(run.plan === null ? [] : [["plan", `a machine of run ${run.plan}`] as const]),
         ["written at", run.activeLocation],
         ["health", run.health],
         ...lines(
@@ -52,10 +59,7 @@ export function describeRun(run: RunSummary, output: Pick<Output, "time" | "colu
           "allowed",
           run.allowedOperations.length === 0
             ? ["nothing"]
-            : run.allowedOperations.map((operation) => {
-                const command = commands[operation];
-                return command === undefined ? operation : `${operation}: ${command(run.run)}`;
-              }),
+            : run.allowedOperations.map((operation) => commandOf(operation, run.run)),
         ),
         ...lines(
           "not allowed",

@@ -30,6 +30,22 @@ export { Failovers } from "./failover/failovers.ts";
 export type { InstantOptions, InstantProtectOptions, InstantStatus } from "./failover/instant.ts";
 export { Instant } from "./failover/instant.ts";
 export type {
+  FailbackPlanOptions,
+  PlanPreview,
+  PlanPreviewMachine,
+  StartPlanOptions,
+} from "./failover/plans/plan-options.ts";
+export type { PlanFault } from "./failover/plans/plan-points.ts";
+export type {
+  PlanJobSummary,
+  PlanRunDisk,
+  PlanRunDone,
+  PlanRunMachineSummary,
+  PlanRunSummary,
+  PlanStepSummary,
+} from "./failover/plans/plan-summary.ts";
+export { Plans } from "./failover/plans/plans.ts";
+export type {
   Application,
   HeldPoint,
   RemoveReplicaOptions,
@@ -97,6 +113,14 @@ export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax
 export { SinkDecorator } from "./sink-decorator.ts";
 export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./store/format/documents.ts";
 export { digestNames } from "./store/format/documents.ts";
+export type {
+  Plan,
+  PlanAction,
+  PlanGroup,
+  PlanMachine,
+  PlanPhase,
+  PlanStepState,
+} from "./store/format/plan-run.ts";
 export type { Secrets } from "./store/keys/recipients.ts";
 export type { LabelOptions } from "./store/points/labels.ts";
 export type { PinOptions, PinSummary } from "./store/points/pins.ts";

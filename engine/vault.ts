@@ -8,6 +8,7 @@
 import { watchedStore } from "./disk/source/head-watch.ts";
 import { Failovers } from "./failover/failovers.ts";
 import { Instant, type InstantOptions } from "./failover/instant.ts";
+import { Plans } from "./failover/plans/plans.ts";
 import { Replicas } from "./failover/replicas.ts";
 import { SharedCatalog } from "./pipeline/shared-catalog.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
@@ -79,6 +80,8 @@ type VaultParts = Omit<VaultContext, "workerPool" | "sharedCatalog" | "dropCatal
 export class Vault implements AsyncDisposable {
   /** Failovers and tests of the vault's disks. */
   readonly failovers: Failovers;
+  /** Failovers and tests of several machines, in the order of a recovery plan. */
+  readonly plans: Plans;
   /** Images that are kept at the newest point of a disk. */
   readonly replicas: Replicas;
   /** Keys of an encrypted vault: recipients, rotation, enrollment of writers. */
@@ -107,6 +110,7 @@ export class Vault implements AsyncDisposable {
     };
     this.#identity = new IdentityGuard(parts.document);
     this.failovers = new Failovers(this.#context, this, async (start) => await this.#track(start));
+    this.plans = new Plans(this.#context, this.failovers, async (start) => await this.#track(start));
     this.replicas = new Replicas(this.#context, async (start) => await this.#track(start));
     this.keys = new Keyring(this.#context, async (start) => await this.#track(start));
   }

@@ -50,6 +50,7 @@ const engineLayers: readonly string[] = [
   "engine/replication",
   "engine/replication/protection",
   "engine/failover",
+  "engine/failover/plans",
   "engine/internal.ts",
   "engine/vault-options.ts",
   "engine/vault-opening.ts",

@@ -6,10 +6,8 @@
  * another. A SAS or a password that stands in the file itself is refused, unless only the file's
  * owner can read it.
  */
-import { constants, type Stats } from "node:fs";
-import { access, open, realpath, stat } from "node:fs/promises";
+import { access, constants, realpath, stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
-import process from "node:process";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
 import { formatListen, parseListen, socketPathFault } from "../../engine/internal.ts";
 import { parseVaultSpec } from "../../sink/index.ts";
@@ -20,6 +18,7 @@ import type { AgentConfig, DiskConfig, ListenConfig, LoadedConfig, PolicyConfig,
 import { ConfigDocument, type Path } from "./config-document.ts";
 import { controlSocketDefault } from "./listen.ts";
 import { type Judge, resolveDashboard, resolveMetrics, resolveNotify } from "./monitoring-checks.ts";
+import { readOwnFile } from "./own-file.ts";
 import { judgeReplicas, resolveReplica } from "./replica-checks.ts";
 import { retentionMs } from "./retention.ts";
 import {
@@ -37,60 +36,10 @@ import {
   nearest,
 } from "./schema.ts";
 
-/** A configuration of a thousand disks has about a hundred KiB. */
-const configBytesMax = 4 * 1024 * 1024;
-
 /** Reads and checks the file. Errors: INVALID_ARGUMENT when it cannot be read at all. */
 export async function loadConfig(path: string, environment: Environment): Promise<LoadedConfig> {
-  const { text, isPrivate } = await readConfig(path);
+  const { text, isPrivate } = await readOwnFile(path, "configuration", "hooks");
   return await new Checker(path, text, isPrivate, environment).check();
-}
-
-async function readConfig(path: string): Promise<{ readonly text: string; readonly isPrivate: boolean }> {
-  let handle: Awaited<ReturnType<typeof open>> | undefined;
-  try {
-    handle = await open(path, constants.O_RDONLY);
-    const status = await handle.stat();
-    if (status.size > configBytesMax)
-      throw new TidemarkError("INVALID_ARGUMENT", `${path} is too large for a configuration`, {
-        remedy: "name a YAML file",
-      });
-    if (isOpenToOthers(status)) {
-      throw new TidemarkError(
-        "ACCESS_REFUSED",
-        `other users may write the configuration ${path}, and its hooks would run`,
-        {
-          remedy: `take their right away with \`chmod go-w ${path}\``,
-          detail: { path, owner: status.uid },
-        },
-      );
-    }
-    // The octal digits of group and others; a string, because modes are numbers only by tradition.
-    return { text: await handle.readFile("utf8"), isPrivate: status.mode.toString(8).endsWith("00") };
-  } catch (error) {
-    if (error instanceof TidemarkError) throw error;
-    throw new TidemarkError(
-      "INVALID_ARGUMENT",
-      `the configuration ${path} cannot be read (${systemCode(error) ?? "unknown"})`,
-      {
-        remedy: "name a YAML file that this user may read",
-        cause: error,
-      },
-    );
-  } finally {
-    await handle?.close();
-  }
-}
-
-/**
- * Whether a user who may not act for this process may change what it runs: as group, as others, or as
- * the owner.
- */
-function isOpenToOthers({ mode, uid, gid }: Stats): boolean {
-  const own = process.getuid?.();
-  // A user's own group has no other members as a rule, and its files are often open to it.
-  const mayWrite = gid === process.getgid?.() ? 0o002 : 0o022;
-  return own !== undefined && ((mode & mayWrite) !== 0 || (uid !== own && uid !== 0));
 }
 
 /** One reading of one file: collects faults, and what is sound. */

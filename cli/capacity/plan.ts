@@ -13,7 +13,7 @@ import { type Cost, costOf, type Prices } from "./prices.ts";
 import { ageAt, Shipping, shareWithin } from "./shipping.ts";
 
 export interface PlanQuestion {
-  /** Bytes a second of lines that are looked at. */
+  /** Bytes a second of lines that are looked at. None: those that the first objective needs, and half of the least. */
   readonly bandwidths: readonly number[];
   /** Objectives: how old the newest point may become. Each at least two slots of the load. */
   readonly rposMs: readonly number[];
@@ -142,7 +142,8 @@ export async function planCapacity(load: Load, question: PlanQuestion, signal: A
   const { slotMs, slots, fromMs, toMs, gapSlots } = load;
   const objectives = question.rposMs.map((rpoMs) => objectiveOf(shipping, rpoMs));
   const cycleSlots = Math.max(1, Math.round((objectives[0]?.cycleMs ?? slotMs) / slotMs));
-  const lines = question.bandwidths.map((bandwidth) => lineOf(shipping, bandwidth, question));
+  const bandwidths = question.bandwidths.length > 0 ? question.bandwidths : neededLines(objectives);
+  const lines = bandwidths.map((bandwidth) => lineOf(shipping, bandwidth, question));
   const storage: PlannedStorage[] = [];
   for (const policy of question.retentions)
     storage.push(await storageOf(shipping, cycleSlots, policy, question, signal));
@@ -216,6 +217,12 @@ function objectiveOf(shipping: Shipping, rpoMs: number): Objective {
   const cycleSlots = Math.max(1, Math.floor(rpoMs / 2 / slotMs));
   const needed = byShare((share) => shipping.neededBytesPerSecond(rpoMs, cycleSlots, share));
   return { rpoMs, cycleMs: cycleSlots * slotMs, needed };
+}
+
+function neededLines([first]: readonly Objective[]): readonly number[] {
+  if (first === undefined || first.needed.always === 0) return [];
+  const { often, most, always } = first.needed;
+  return [...new Set([Math.ceil(often / 2), often, most, always])];
 }
 
 function lineOf(shipping: Shipping, bytesPerSecond: number, { rposMs }: PlanQuestion): PlannedLine {

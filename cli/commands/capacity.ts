@@ -97,7 +97,7 @@ Examples:
     .option("--rpo <durations>", "objectives: how old the newest point may become (default: 15m,1h)", listOf(duration))
     .option(
       "--bandwidth <rates>",
-      "lines to look at, such as 100Mbit/s,1Gbit/s (default: what is needed)",
+      "lines to look at, such as 100Mbit/s,1Gbit/s (default: those that are needed)",
       listOf(rate),
     )
     .option("--retention <policies>", "policies, divided by spaces (default: days:1 days:7)", policies)

@@ -1,10 +1,11 @@
 /** `tidemark failback` and `tidemark migrate`: the two ends of a failover, back or for good. */
 import { resolve } from "node:path";
 import { Command } from "commander";
-import type { FailbackOptions } from "../../engine/index.ts";
+import { type FailbackOptions, TidemarkError } from "../../engine/index.ts";
 import type { VaultFlags } from "../settings.ts";
 import { type CommandContext, refuseInsideVault } from "./context.ts";
-import { operate, withEnding, withRun, withSocket, work } from "./failover.ts";
+import { withEnding, withRun, withSocket } from "./failover.ts";
+import { operate, runsOf, work } from "./run-verbs.ts";
 
 interface FailbackFlags extends VaultFlags {
   readonly to: readonly string[];
@@ -18,7 +19,10 @@ interface FailbackFlags extends VaultFlags {
 export function failbackCommand(context: CommandContext): Command {
   const command = withRun(new Command("failback"))
     .description("take the disks of a reprotected failover back to their old images, by differences")
-    .requiredOption("--to <images...>", "the old image or device of each disk, in the order of the run; written over")
+    .requiredOption(
+      "--to <images...>",
+      "the old image or device of each disk, in the order of the run or plan; written over",
+    )
     .option("--source <image>", "where the disk is written today (default: where the run took it)")
     .option("--shutdown <command>", "stop what writes the disks with this before the last point; it must succeed")
     .option("--note <text>", "a comment that is kept with the run");
@@ -40,13 +44,15 @@ Example:
       for (const image of flags.to) await refuseInsideVault(flags, image, "target");
       const to = flags.to.map((image) => resolve(image));
       const place = sourceOf(source, socket);
-      await work(
-        context,
-        "failback",
-        flags,
-        async ({ failovers }, more) =>
-          await failovers.failback({ run, to, source: place, shutdown, note, ending, ...more }),
-      );
+      await work(context, "failback", flags, async (vault, more) => {
+        const runs = await runsOf(vault, run, context.signal);
+        if ("planOf" in runs && (shutdown !== undefined || ending != null)) {
+          throw new TidemarkError("INVALID_ARGUMENT", `run ${run} is of a plan, which has commands of its own`, {
+            remedy: "leave `--shutdown` and `--commit` out",
+          });
+        }
+        return await runs.failback({ run, to, source: place, shutdown, note, ending, ...more });
+      });
     });
 }
 
@@ -76,7 +82,7 @@ Example:
         "migrate complete",
         run,
         flags,
-        async ({ failovers }, options) => await failovers.completeMigration(options),
+        async (runs, options) => await runs.completeMigration(options),
       );
     });
   return migrate;

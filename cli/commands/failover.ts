@@ -4,29 +4,24 @@
  */
 import { resolve } from "node:path";
 import { Command, Option } from "commander";
-import {
-  type OperateOptions,
-  type RunDone,
-  type RunSummary,
-  type StartFailoverOptions,
-  TidemarkError,
-  type Vault,
-} from "../../engine/index.ts";
+import { type PlanRunSummary, type RunSummary, type StartFailoverOptions, TidemarkError } from "../../engine/index.ts";
 import { parseEnding } from "../agent/failover-runs.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
-import { agentSource } from "../agent-source.ts";
-import { formatBytes, formatDuration, formatNumberOf, parseDuration } from "../quantities.ts";
+import { describePlanRun } from "../plan/plan-text.ts";
+import { formatNumberOf, parseDuration } from "../quantities.ts";
 import { describeRun } from "../run-text.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
-import { type Column, fittedTable, printable } from "../text.ts";
-import { pointSelector } from "../times.ts";
+import { type Column, fittedTable } from "../text.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
-import { serveRun } from "./serve-run.ts";
+import { startPlan } from "./plan.ts";
+import { operate, runsOf, selectorOf, work, workOptions } from "./run-verbs.ts";
 
 interface StartFlags extends VaultFlags {
   readonly disk?: readonly string[];
   readonly group?: string;
-  readonly to: string;
+  readonly plan?: string;
+  readonly dryRun?: true;
+  readonly to?: string;
   readonly point?: string;
   readonly check?: string;
   readonly shutdown?: string;
@@ -49,15 +44,6 @@ const targets =
 const choices =
   "latest (default), latest-processed, latest-app, latest-crash, common, a sequence number, id, time or age";
 
-/** Commands that go on to serve the disks of the run, where it has instant targets. */
-const servingCommands: readonly string[] = [
-  "failover test",
-  "failover planned",
-  "failover unplanned",
-  "failover change-point",
-  "jobs resume",
-];
-
 export function failoverCommand(context: CommandContext): Command {
   const failover = new Command("failover")
     .description("take disks to another place, test that, and bring everything back")
@@ -70,6 +56,7 @@ that can be resumed after a crash with \`tidemark jobs resume\`.
 Examples:
   $ tidemark failover test --disk web --to file:/srv/drill.img --vault dir:/v
   $ tidemark failover unplanned --disk web --to dir:/srv --vault dir:/v
+  $ tidemark failover test --plan shop.yaml --point common --vault dir:/v
   $ tidemark failover list --vault dir:/v`,
     );
   addTest(context, failover);
@@ -181,7 +168,7 @@ Example:
         "failover change-point",
         run,
         flags,
-        async ({ failovers }, options) => await failovers.changePoint({ ...options, point }),
+        async (runs, options) => await runs.changePoint({ ...options, point }),
       );
     });
   withRun(failover.command("commit"))
@@ -195,33 +182,21 @@ Example:
         "failover commit",
         run,
         flags,
-        async ({ failovers }, options) => await failovers.commit({ ...options, discardPoints }),
+        async (runs, options) => await runs.commit({ ...options, discardPoints }),
       );
     });
   withRun(failover.command("cancel"))
     .description("bring back the state before a failover that is not committed")
     .addHelpText("after", "\nExample:\n  $ tidemark failover cancel 5f03c2aa --vault dir:/v")
     .action(async (run: string, flags: RunFlags) => {
-      await operate(
-        context,
-        "failover cancel",
-        run,
-        flags,
-        async ({ failovers }, options) => await failovers.cancel(options),
-      );
+      await operate(context, "failover cancel", run, flags, async (runs, options) => await runs.cancel(options));
     });
   withRun(failover.command("cleanup"))
     .description("remove what a test made, and end it when nothing of it is left")
     .option("--note <text>", "a comment that is kept with the run")
     .addHelpText("after", "\nExample:\n  $ tidemark failover cleanup 5f03c2aa --note passed --vault dir:/v")
     .action(async (run: string, flags: RunFlags) => {
-      await operate(
-        context,
-        "failover cleanup",
-        run,
-        flags,
-        async ({ failovers }, options) => await failovers.cleanup(options),
-      );
+      await operate(context, "failover cleanup", run, flags, async (runs, options) => await runs.cleanup(options));
     });
 }
 
@@ -248,18 +223,27 @@ Examples:
         "reprotect",
         run,
         flags,
-        async ({ failovers }, options) => await failovers.reprotect({ ...options, listen }),
+        async (runs, options) => await runs.reprotect({ ...options, listen }),
       );
     });
 }
 
 async function start(context: CommandContext, kind: StartFailoverOptions["kind"], flags: StartFlags): Promise<void> {
-  const { disk: disks, group, to, check, shutdown, ttl: ttlMs, note, commit: ending } = flags;
-  if ((disks === undefined) === (group === undefined)) {
-    throw new TidemarkError("INVALID_ARGUMENT", "a failover needs disks or a group", {
-      remedy: "add `--disk NAME`, several times for several disks, or `--group NAME`",
+  const { disk: disks, group, plan, dryRun, to, check, shutdown, ttl: ttlMs, note, commit: ending } = flags;
+  if ([disks, group, plan].filter((given) => given !== undefined).length !== 1) {
+    throw new TidemarkError("INVALID_ARGUMENT", "a failover needs disks, a group or a plan, and only one of them", {
+      remedy: "add `--disk NAME`, several times for several disks, `--group NAME` or `--plan FILE`",
     });
   }
+  if (plan !== undefined) {
+    refuseOptions("a plan has commands of its own", { check, shutdown, source: flags.source, commit: ending });
+    const source = flags.source === undefined ? sourceOf(context, kind, flags) : null;
+    await startPlan(context, kind, { ...flags, plan }, source);
+    return;
+  }
+  refuseOptions("only a plan can be looked at before its run", { "dry-run": dryRun });
+  if (to === undefined)
+    throw new TidemarkError("INVALID_ARGUMENT", "no target is named", { remedy: `add \`--to TARGET\`: ${targets}` });
   const [, scheme = "", place = ""] = /^([a-z]+):(.*)$/s.exec(to) ?? [];
   const local = scheme === "instant" ? (/,image=(.*)$/s.exec(place)?.[1] ?? ".") : place;
   if (["instant", "file", "vhd", "dir"].includes(scheme)) await refuseInsideVault(flags, local, "target");
@@ -274,6 +258,15 @@ async function start(context: CommandContext, kind: StartFailoverOptions["kind"]
   );
 }
 
+/** Errors: INVALID_ARGUMENT when one of these options is given. */
+function refuseOptions(reason: string, options: Readonly<Record<string, unknown>>): void {
+  const [given] = Object.entries(options).find(([, value]) => value != null) ?? [];
+  if (given === undefined) return;
+  throw new TidemarkError("INVALID_ARGUMENT", `--${given} is not possible here: ${reason}`, {
+    remedy: `leave \`--${given}\` out`,
+  });
+}
+
 /** Where the disks are written. A planned failover asks the agent at its usual socket by default. */
 function sourceOf(
   { environment }: CommandContext,
@@ -286,101 +279,49 @@ function sourceOf(
 }
 
 /** The last columns give way on a narrow terminal; `failover show` has everything. */
-const listed: readonly Column<RunSummary>[] = [
+const listed: readonly Column<RunSummary | PlanRunSummary>[] = [
   { heading: "RUN", align: "l", cell: ({ run }) => run },
   { heading: "HEALTH", align: "l", cell: ({ health }) => health },
   { heading: "STATE", align: "l", cell: ({ state }) => state },
-  { heading: "DISKS", align: "l", cell: ({ disks }) => disks.map(({ disk }) => disk).join(", ") },
+  { heading: "DISKS", align: "l", cell: (run) => disksIn(run) },
   { heading: "KIND", align: "l", dropped: 2, cell: ({ kind }) => kind },
   { heading: "POINT", align: "l", dropped: 3, cell: ({ point }) => point },
   { heading: "TARGET", align: "l", dropped: 4, cell: ({ target }) => target },
   { heading: "LEFT", align: "r", dropped: 1, cell: ({ leftovers }) => String(leftovers.length) },
 ];
 
+function disksIn(run: RunSummary | PlanRunSummary): string {
+  if ("disks" in run) return run.disks.map(({ disk }) => disk).join(", ");
+  return `plan ${run.plan}: ${run.machines.map(({ machine }) => machine).join(", ")}`;
+}
+
 async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
   const { output, signal } = context;
-  const runs = await withVault(context, flags, async ({ failovers }) => {
-    await failovers.carryOutDue(workOptions(context));
-    return await failovers.list(signal);
+  const { runs, plans } = await withVault(context, flags, async (vault) => {
+    await vault.failovers.carryOutDue(workOptions(context));
+    return { runs: await vault.failovers.list(signal), plans: await vault.plans.list({ signal }) };
   });
+  for (const run of plans) output.item("planRun", run);
   for (const run of runs) output.item("run", run);
-  const open = runs.filter(({ health }) => health !== "Normal").length;
+  const isOpen = ({ health }: { readonly health: string }): boolean => health !== "Normal";
+  // The machines of a plan are in the row of its run.
+  const alone = runs.filter(({ plan }) => plan === null);
+  const shown = [...plans, ...alone].toSorted((a, b) => (a.created < b.created ? 1 : -1));
   const text = [
-    ...(runs.length === 0 ? [] : [fittedTable(listed, runs, output.columns)]),
-    `${formatNumberOf(runs.length, "run")}, ${open} of them open`,
+    ...(shown.length === 0 ? [] : [fittedTable(listed, shown, output.columns)]),
+    `${formatNumberOf(shown.length, "run")}, ${shown.filter(isOpen).length} of them open`,
   ].join("\n");
-  output.answer("failover list", { runs: runs.length, open }, text);
+  output.answer("failover list", { runs: runs.length, open: runs.filter(isOpen).length, plans: plans.length }, text);
 }
 
 async function show(context: CommandContext, run: string, flags: VaultFlags): Promise<void> {
   const { output, signal } = context;
-  const summary = await withVault(context, flags, async ({ failovers }) => {
-    await failovers.carryOutDue(workOptions(context));
-    return await failovers.show(run, signal);
+  const summary = await withVault(context, flags, async (vault) => {
+    await vault.failovers.carryOutDue(workOptions(context));
+    return await (await runsOf(vault, run, signal)).show(run, signal);
   });
-  output.answer("failover show", summary, describeRun(summary, output));
-}
-
-type VerbName =
-  | "failover change-point"
-  | "failover commit"
-  | "failover cancel"
-  | "failover cleanup"
-  | "failback"
-  | "jobs resume"
-  | "migrate complete"
-  | "reprotect";
-
-/** Carries out a verb on a run and prints what has become of the run. */
-export async function operate(
-  context: CommandContext,
-  command: VerbName,
-  run: string,
-  flags: RunFlags,
-  verb: (vault: Vault, options: OperateOptions) => Promise<RunDone>,
-): Promise<void> {
-  const { note } = flags;
-  await work(context, command, flags, async (vault, more) => await verb(vault, { run, note, ...more }));
-}
-
-/** Begins a run or works on one, and prints what has become of it. */
-export async function work(
-  context: CommandContext,
-  command: VerbName | `failover ${StartFailoverOptions["kind"]}`,
-  flags: VaultFlags & Pick<RunFlags, "listen">,
-  verb: (vault: Vault, options: Omit<OperateOptions, "run" | "note">) => Promise<RunDone>,
-): Promise<void> {
-  const { output } = context;
-  const print = (done: RunDone): void => {
-    const moved = `written ${formatBytes(done.bytesWritten)}, read ${formatBytes(done.bytesRead)} (${formatDuration(done.elapsedMs)})`;
-    output.summary(command, done, `${describeRun(done, output)}\n${printable(moved)}`);
-  };
-  const done = await withVault(context, flags, async (vault) => {
-    const worked = await verb(vault, workOptions(context));
-    const isServing = servingCommands.includes(command) || (command === "reprotect" && flags.listen !== undefined);
-    if (!isServing || worked.disks.every(({ nbd }) => nbd === null)) return worked;
-    // Scripts go on from here, while the command serves.
-    print(worked);
-    await serveRun(context, vault, worked.run);
-    return undefined;
-  });
-  if (done !== undefined) print(done);
-}
-
-function workOptions({ output, environment, signal }: CommandContext): Omit<OperateOptions, "run" | "note"> {
-  const defined = Object.entries(environment).filter((entry): entry is [string, string] => entry[1] !== undefined);
-  return {
-    environment: Object.fromEntries(defined),
-    openAgent: agentSource,
-    signal,
-    onProgress: output.progress.bind(output),
-    onNotice: output.notice.bind(output),
-  };
-}
-
-/** The choices by name stay as they are; the rest is a point as everywhere. */
-function selectorOf(text: string): string {
-  return /^(latest(-processed|-app|-crash)?|common)$/.test(text) ? text : pointSelector(text);
+  const text = "machines" in summary ? describePlanRun(summary, output) : describeRun(summary, output);
+  output.answer("failover show", summary, text);
 }
 
 function duration(text: string): number {
@@ -397,7 +338,9 @@ function withDisks(command: Command): Command {
       command
         .option("--disk <names...>", "disks in the vault")
         .option("--group <name>", "all disks of this group, at one point")
-        .requiredOption("--to <target>", targets),
+        .option("--plan <file>", "the machines of this recovery plan, in its order")
+        .option("--dry-run", "of a plan: show points and targets, and change nothing")
+        .option("--to <target>", `${targets}; default: that of the plan`),
     ),
   );
 }

@@ -1,13 +1,14 @@
 /** `tidemark jobs`: what was done on failover runs, step by step, and what can go on. */
 import { Command } from "commander";
 import { type JobSummary, TidemarkError } from "../../engine/index.ts";
+import { describePlanRun } from "../plan/plan-text.ts";
 import { formatNumberOf } from "../quantities.ts";
 import { describeRun } from "../run-text.ts";
-import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
+import { type VaultFlags, wholeNumber, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable, table } from "../text.ts";
 import { requireTime, timeForms } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
-import { operate } from "./failover.ts";
+import { operate, runsOf } from "./run-verbs.ts";
 
 export function jobsCommand(context: CommandContext): Command {
   const jobs = new Command("jobs")
@@ -22,16 +23,27 @@ export function jobsCommand(context: CommandContext): Command {
     .addHelpText("after", "\nExample:\n  $ tidemark jobs show 5f03c2aa-1 --vault dir:/v")
     .action(async (job: string, flags: VaultFlags) => await show(context, job, flags));
   withWorkersOption(withVaultOptions(jobs.command("resume").argument("<run>", "name of the run or of one of its jobs")))
-    .description("go on with a run that was interrupted, or that failed")
-    .addHelpText("after", "\nExample:\n  $ tidemark jobs resume 5f03c2aa --vault dir:/v")
-    .action(async (name: string, flags: VaultFlags) => {
-      await operate(
-        context,
-        "jobs resume",
-        name.replace(/-\d+$/, ""),
-        flags,
-        async ({ failovers }, options) => await failovers.resume(options),
-      );
+    .description("go on with a run that waits for a person, was interrupted, or failed")
+    .option("--step <number>", "this step of a plan's run has been done by hand", wholeNumber)
+    .addHelpText(
+      "after",
+      `
+Of a plan's run, a step that failed is done again. With --step, work of a person, or
+a command that failed, counts as done, and the run goes on behind it.
+
+Examples:
+  $ tidemark jobs resume 5f03c2aa --vault dir:/v
+  $ tidemark jobs resume 0badcafe --step 4 --vault dir:/v`,
+    )
+    .action(async (name: string, flags: VaultFlags & { readonly step?: number }) => {
+      const { step } = flags;
+      await operate(context, "jobs resume", name.replace(/-\d+$/, ""), flags, async (runs, options) => {
+        if ("planOf" in runs) return await runs.resume({ ...options, step });
+        if (step === undefined) return await runs.resume(options);
+        throw new TidemarkError("INVALID_ARGUMENT", `run ${options.run} is not of a plan, and has no steps`, {
+          remedy: "leave `--step` out",
+        });
+      });
     });
   withVaultOptions(jobs.command("cancel").argument("<run>", "name of the run or of one of its jobs"))
     .description("stop the job of a run that is under way, wherever its process is")
@@ -61,14 +73,29 @@ Example:
 
 async function cancel(context: CommandContext, run: string, flags: VaultFlags): Promise<void> {
   const { output, signal } = context;
-  const summary = await withVault(context, flags, async ({ failovers }) => await failovers.cancelJob({ run, signal }));
-  output.summary("jobs cancel", summary, describeRun(summary, output));
+  const summary = await withVault(
+    context,
+    flags,
+    async (vault) => await (await runsOf(vault, run, signal)).cancelJob({ run, signal }),
+  );
+  const text = "machines" in summary ? describePlanRun(summary, output) : describeRun(summary, output);
+  output.summary("jobs cancel", summary, text);
+}
+
+/** The jobs of all runs, of disks and of plans, newest first. */
+async function allJobs(context: CommandContext, flags: VaultFlags): Promise<JobSummary[]> {
+  const { signal } = context;
+  return await withVault(context, flags, async ({ failovers, plans }) =>
+    [...(await plans.jobs(signal)), ...(await failovers.jobs(signal))].sort((a, b) =>
+      a.startTime < b.startTime ? 1 : -1,
+    ),
+  );
 }
 
 async function exportJobs(context: CommandContext, flags: VaultFlags & { readonly since?: string }): Promise<void> {
-  const { output, signal } = context;
+  const { output } = context;
   const sinceMs = flags.since === undefined ? 0 : requireTime("--since", flags.since, Date.now());
-  const all = await withVault(context, flags, async ({ failovers }) => await failovers.jobs(signal));
+  const all = await allJobs(context, flags);
   const jobs = all.filter(({ startTime }) => Date.parse(startTime) >= sinceMs).toReversed();
   for (const job of jobs) output.item("job", job);
   output.answer("jobs export", { jobs: jobs.length }, [columns.join(","), ...jobs.flatMap(csvOf)].join("\n"));
@@ -117,8 +144,8 @@ function csvCell(value: string | number | null | undefined): string {
 }
 
 async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
-  const { output, signal } = context;
-  const jobs = await withVault(context, flags, async ({ failovers }) => await failovers.jobs(signal));
+  const { output } = context;
+  const jobs = await allJobs(context, flags);
   for (const job of jobs) output.item("job", job);
   const rows = jobs.map(({ job, operation, state, startTime, endTime, tasks }) => [
     job,
@@ -136,8 +163,8 @@ async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
 }
 
 async function show(context: CommandContext, name: string, flags: VaultFlags): Promise<void> {
-  const { output, signal } = context;
-  const jobs = await withVault(context, flags, async ({ failovers }) => await failovers.jobs(signal));
+  const { output } = context;
+  const jobs = await allJobs(context, flags);
   const job = jobs.find((candidate) => candidate.job === name);
   if (job === undefined) {
     throw new TidemarkError("INVALID_ARGUMENT", `the vault holds no job ${JSON.stringify(name)}`, {

@@ -208,12 +208,17 @@ function commandOf(flags: StressFlags, faults: readonly FaultKind[], seed: numbe
     "tidemark stress",
     ...(flags.vault === undefined ? [] : [`--vault ${withoutSecrets(flags.vault)}`]),
     `--disks ${flags.disks}`,
-    `--disk-size ${flags.diskSize}`,
+    `--disk-size ${sizeWord(flags.diskSize)}`,
     `--seconds ${flags.seconds}`,
-    `--rate ${flags.rate}B/s`,
+    `--rate ${sizeWord(flags.rate)}/s`,
     `--faults ${faults.length === 0 ? "none" : faults.join(",")}`,
     `--seed ${seed}`,
   ].join(" ");
+}
+
+/** As `--disk-size` takes it, without rounding. */
+function sizeWord(bytes: number): string {
+  return bytes % 1024 ** 2 === 0 ? `${bytes / 1024 ** 2}MiB` : `${bytes}B`;
 }
 
 function bytes(text: string): number {

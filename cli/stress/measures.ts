@@ -50,7 +50,9 @@ export interface OperationStats extends Percentiles {
   readonly operation: string;
   /** Requests that got an error of the server, or no answer. */
   readonly failed: number;
+  /** Of the bodies. */
   readonly sentBytes: number;
+  /** With headers. */
   readonly receivedBytes: number;
 }
 
@@ -69,12 +71,12 @@ export class RequestLog {
     const startedAtMs = performance.now();
     const tally = this.#tallyOf(operationOf(request));
     const { socket } = request;
-    const [readBefore, writtenBefore] = [socket.bytesRead, socket.bytesWritten];
+    const writtenBefore = socket.bytesWritten;
+    tally.sentBytes += Number(request.headers["content-length"] ?? 0);
     response.once("close", () => {
       tally.latency.add(performance.now() - startedAtMs);
       // 404, 409 and 412 are answers that a client asks for.
       if (!response.writableFinished || response.statusCode >= 500) tally.failed += 1;
-      tally.sentBytes += socket.bytesRead - readBefore;
       tally.receivedBytes += socket.bytesWritten - writtenBefore;
     });
   };

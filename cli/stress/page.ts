@@ -9,8 +9,8 @@ import type { StressReport } from "./report.ts";
 const plot = { width: 640, height: 120, left: 56, bottom: 18 } as const;
 
 const style = `:root{color-scheme:light dark;font:15px/1.45 system-ui,sans-serif}
-body{max-width:46rem;margin:2rem auto;padding:0 1rem}h2{margin-top:2rem;font-size:1.1rem}
-table{border-collapse:collapse;width:100%}th,td{padding:.2rem .5rem;text-align:right;border-bottom:1px solid #8884}
+body{max-width:52rem;margin:2rem auto;padding:0 1rem}h2{margin-top:2rem;font-size:1.1rem}
+table{border-collapse:collapse;width:100%}th,td{padding:.2rem .5rem;text-align:right;white-space:nowrap;border-bottom:1px solid #8884}
 th:first-child,td:first-child{text-align:left}code{overflow-wrap:anywhere}
 .sound{color:light-dark(#06703a,#5c8)}.failed,.damaged{color:light-dark(#b3261e,#f88)}
 svg{width:100%;height:auto}svg text{font-size:11px;fill:currentColor}

@@ -96,6 +96,7 @@ export function reportText(report: StressReport): string {
       "writes",
       `${formatCount(writes.acknowledged)} acknowledged (${formatBytes(writes.bytes)}), ${writes.refused} refused`,
     ],
+    ["", percentilesText(writes.latency)],
     [
       "points",
       `${points.listed} listed: ${points.exact} exact, ${points.fuzzy} fuzzy; ${formatCount(points.checkedChunks)} chunks proved`,
@@ -167,7 +168,8 @@ export function storeText({ sound, guarantees, load, faults, elapsedMs, vault }:
 
 function percentilesText({ count, p50Ms, p99Ms, maxMs }: Percentiles): string {
   if (count === 0) return "-";
-  return `p50 ${formatDuration(p50Ms)}, p99 ${formatDuration(p99Ms)}, max ${formatDuration(maxMs)}`;
+  const text = (ms: number): string => (ms < 1_000 ? milliseconds(ms) : formatDuration(ms));
+  return `p50 ${text(p50Ms)}, p99 ${text(p99Ms)}, max ${text(maxMs)}`;
 }
 
 function milliseconds(ms: number): string {

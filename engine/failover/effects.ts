@@ -125,7 +125,7 @@ export class Effects {
 
   /** Shuts the source down or tries to, takes the disks, and chooses the points again. */
   async #prepare(): Promise<void> {
-    const { run, kind, shutdown, selector, group, members } = this.#held.document;
+    const { run, plan, kind, shutdown, selector, group, members } = this.#held.document;
     const isPlanned = kind !== "unplanned";
     const disks = this.#disks;
     for (const { target } of members) await this.#replicaOf(target)?.own();
@@ -140,6 +140,8 @@ export class Effects {
     }
     for (const disk of disks) await putClaim({ ...this.#place, disk }, run);
     if (isPlanned) for (const disk of disks) await this.#proveWithoutWriter(disk);
+    // The run of a plan has chosen points that fit those of the other machines.
+    if (plan !== undefined && !isPlanned && selector !== "latest") return;
     // The last points of disks at rest hold everything that was acknowledged, also of a group, whose
     // newest common point may be older.
     await this.#choose(isPlanned ? "latest" : selector, !isPlanned && group !== null);

@@ -1,6 +1,7 @@
 /** How runs are begun and worked on. */
 import type { OperationOptions } from "../progress.ts";
 import type { RunDocument, RunKind } from "../store/format/run.ts";
+import type { DiskAtPoint } from "./run-members.ts";
 import type { SourceSite } from "./source.ts";
 
 /** Serves the disks of runs in the background, as an agent does: the runs whose `servedBy` is `agent`. */
@@ -63,4 +64,16 @@ export interface FailbackOptions
 export interface OperateOptions extends FailoverOptions {
   readonly run: string;
   readonly note?: string | undefined;
+}
+
+/** What the run of a recovery plan has decided for the run of one machine. */
+export interface MachineOfPlan {
+  /** Name of the plan's run. */
+  readonly plan: string;
+  /** Name that the machine's run gets. */
+  readonly run: string;
+  /** The group of disks whose common points count; null: each disk has its own. */
+  readonly group: string | null;
+  /** In the order of the disks. */
+  readonly chosen: readonly DiskAtPoint[];
 }

@@ -10,18 +10,22 @@
  * Invariant: the state in the vault is never ahead of what has been done.
  */
 import os from "node:os";
-import { setTimeout as delay } from "node:timers/promises";
 import { watchedStore } from "../disk/source/head-watch.ts";
-import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
+import { hasCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import { runObjectName } from "../store/format/names.ts";
 import type { RunDocument, RunMember, RunOperation } from "../store/format/run.ts";
 import { readClaim, refuseClaimed, refuseOtherRun } from "../store/points/failover-claim.ts";
 import { Store } from "../store/store.ts";
-import { runRequestTiming } from "../timing.ts";
 import { type DisableOptions, type DisableSummary, disableDisk, enableDisk } from "./disable.ts";
 import { Effects } from "./effects.ts";
-import type { FailbackOptions, FailoverOptions, OperateOptions, StartFailoverOptions } from "./failover-options.ts";
+import type {
+  FailbackOptions,
+  FailoverOptions,
+  MachineOfPlan,
+  OperateOptions,
+  StartFailoverOptions,
+} from "./failover-options.ts";
 import { choosePoints, disksOfGroup } from "./point-choice.ts";
 import {
   checkNote,
@@ -36,8 +40,8 @@ import {
 } from "./run-checks.ts";
 import { isReprotected, isServable, servedBy } from "./run-facts.ts";
 import { endingDueMs, endJob, endTask, withJob, withTask } from "./run-jobs.ts";
-import { directionOf, membersOf, refuseOtherFailback } from "./run-members.ts";
-import { requestStop, StopRequests } from "./run-request.ts";
+import { type DiskAtPoint, directionOf, membersOf, refuseOtherFailback } from "./run-members.ts";
+import { StopRequests, stopJob } from "./run-request.ts";
 import { createRun, HeldRun, isWorkedOn, listRuns, readRun } from "./run-store.ts";
 import { describeRun, type JobSummary, jobsOf, type RunDone, type RunSummary } from "./run-summary.ts";
 import { beginningOf, effectOf, hasEnded, transition } from "./run-table.ts";
@@ -77,6 +81,11 @@ export class Failovers {
    * what the work on the targets ends with. The run then says what can be done.
    */
   async start(options: StartFailoverOptions): Promise<RunDone> {
+    return await this.startMachine(options);
+  }
+
+  /** @internal As `start`, with what the run of a plan has decided. */
+  async startMachine(options: StartFailoverOptions, machine?: MachineOfPlan): Promise<RunDone> {
     return await this.#track(async () => {
       const { kind, signal } = options;
       const place = { store: watchedStore(this.#context, options.onNotice), vault: this.#vaultId, signal };
@@ -87,13 +96,15 @@ export class Failovers {
       const selector = options.point ?? "latest";
       const targets = await targetsOf(this.#context, place, options.to, disks);
       const chosen =
-        kind === "planned"
+        machine?.chosen ??
+        (kind === "planned"
           ? await choosePoints(place, disks, "latest", false)
-          : await choosePoints(place, disks, selector, group !== undefined);
+          : await choosePoints(place, disks, selector, group !== undefined));
       for (const disk of disks) if (kind !== "test") await refuseOtherRun({ ...place, disk }, "");
       const direction = await directionOf(place, disks);
       const members = membersOf(chosen, targets.members);
-      return await this.#begin({ ...options, selector, group, direction, members, serving: targets.serving });
+      const run = { ...options, selector, group, direction, members, serving: targets.serving };
+      return await this.#begin(run, machine);
     });
   }
 
@@ -105,6 +116,11 @@ export class Failovers {
    * @throws as `start`; `INVALID_ARGUMENT` when the disks of `run` are not where it took them.
    */
   async failback(options: FailbackOptions): Promise<RunDone> {
+    return await this.failbackMachine(options);
+  }
+
+  /** @internal As `failback`, for a machine of a plan's run. */
+  async failbackMachine(options: FailbackOptions, machine?: MachineOfPlan): Promise<RunDone> {
     return await this.#track(async () => {
       const { signal, source = null } = options;
       const place = { store: this.#store, vault: this.#vaultId, signal };
@@ -128,7 +144,8 @@ export class Failovers {
       );
       const { group } = former;
       const common = { kind: "failback", direction: "RecoveryToPrimary", selector: "latest", serving: null } as const;
-      return await this.#begin({ ...options, ...common, group: group ?? undefined, to: options.to.join(" "), members });
+      const to = options.to.join(" ");
+      return await this.#begin({ ...options, ...common, group: group ?? undefined, to, members }, machine);
     });
   }
 
@@ -136,14 +153,16 @@ export class Failovers {
   async #begin(
     options: Omit<StartFailoverOptions, "disks" | "kind"> &
       Pick<RunDocument, "kind" | "selector" | "direction" | "members" | "serving">,
+    machine: MachineOfPlan | undefined,
   ): Promise<RunDone> {
     const { kind, members, direction, selector, group, signal, source = null } = options;
     if (options.note !== undefined) checkNote(options.note);
-    await this.#forgetOld(signal);
+    // The run of a plan has done that for all its machines.
+    if (machine === undefined) await this.forgetOld(signal);
     const place = { store: this.#store, vault: this.#vaultId, signal };
     for (const member of members) await refuseTakenTarget(this.#context, place, kind, member);
     const createdMs = Date.now();
-    const created = await createRun(place, (run) => ({
+    const created = await createRun(place, machine?.run, (run) => ({
       vault: this.#vaultId,
       run,
       epoch: 0,
@@ -152,7 +171,8 @@ export class Failovers {
       direction,
       state: beginningOf(kind).state,
       host: os.hostname().slice(0, 100),
-      group: group ?? null,
+      ...(machine === undefined ? {} : { plan: machine.plan }),
+      group: (machine === undefined ? group : machine.group) ?? null,
       selector,
       target: options.to,
       serving: servedBy(options.serving, options.server !== undefined),
@@ -174,6 +194,14 @@ export class Failovers {
 
   /** Takes the targets of a failover to another point, by differences where that is possible. */
   async changePoint(options: OperateOptions & { readonly point: string }): Promise<RunDone> {
+    return await this.changeMachine(options);
+  }
+
+  /** @internal As `changePoint`, to the points that the run of a plan has chosen. */
+  async changeMachine(
+    options: OperateOptions & { readonly point: string },
+    points?: readonly DiskAtPoint[],
+  ): Promise<RunDone> {
     const { point: selector } = options;
     return await this.#operate("ChangePit", options, async (document) => {
       const place = {
@@ -182,7 +210,7 @@ export class Failovers {
         signal: options.signal,
       };
       const disks = document.members.map(({ disk }) => disk);
-      const chosen = await choosePoints(place, disks, selector, document.group !== null);
+      const chosen = points ?? (await choosePoints(place, disks, selector, document.group !== null));
       const members = document.members.map((member, index): RunMember => {
         const { sequence, id, timeMs, consistency, volumeBytes } = chosen[index]?.point ?? member.point;
         const point = { sequence, id, timeMs, consistency, volumeBytes };
@@ -285,23 +313,19 @@ export class Failovers {
     return await this.#track(async () => {
       const { run, signal } = options;
       const place = { store: this.#store, vault: this.#vaultId, signal };
-      const deadline = performance.now() + runRequestTiming.waitMsMax;
-      for (let isAsked = false; ; isAsked = true) {
-        const { document } = await readRun(place, run);
-        if (document.jobs.at(-1)?.endMs !== null) {
-          if (!isAsked) throw noJob(document);
-          return await describeRun(this.#context, { ...document, worker: null });
-        }
-        try {
+      const isOpen = ({ jobs }: RunDocument): boolean => jobs.at(-1)?.endMs === null;
+      const read = async (): Promise<RunDocument> => (await readRun(place, run)).document;
+      const wasOpen = await stopJob(
+        place,
+        async () => await read().then((document) => (isOpen(document) ? document : undefined)),
+        async () => {
           await using held = await HeldRun.take(place, run);
-          if (held.document.jobs.at(-1)?.endMs === null) await held.swap(endJob(held.document, "Cancelled"));
-        } catch (error) {
-          if (!hasCode(error, "WRITER_ACTIVE") || performance.now() > deadline) throw error;
-          await requestStop(place, document);
-          await delay(runRequestTiming.pollMs / 4, undefined, { signal }).catch(() => undefined);
-          throwIfAborted(signal);
-        }
-      }
+          if (isOpen(held.document)) await held.swap(endJob(held.document, "Cancelled"));
+        },
+      );
+      const document = await read();
+      if (!wasOpen) throw noJob(document);
+      return await describeRun(this.#context, { ...document, worker: null });
     });
   }
 
@@ -438,8 +462,8 @@ export class Failovers {
     return { ...summary, bytesWritten, bytesRead, elapsedMs: Math.round(performance.now() - startedAt) };
   }
 
-  /** Deletes the records of runs that ended long ago. */
-  async #forgetOld(signal: AbortSignal | undefined): Promise<void> {
+  /** @internal Deletes the records of runs that ended long ago. */
+  async forgetOld(signal: AbortSignal | undefined): Promise<void> {
     const store = this.#store;
     for (const document of await listRuns({ store, vault: this.#vaultId, signal })) {
       const lastMs = document.jobs.at(-1)?.endMs ?? document.createdMs;

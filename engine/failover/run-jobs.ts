@@ -68,7 +68,7 @@ function changeJob(document: RunDocument, change: (job: RunJob) => RunJob): RunD
   return { ...document, jobs: jobs.map((job, index) => (index === jobs.length - 1 ? change(job) : job)) };
 }
 
-function errorOf({ code, message, remedy }: TidemarkError): RunError {
+export function errorOf({ code, message, remedy }: TidemarkError): RunError {
   const short = (text: string): string => text.replaceAll("\0", "").slice(0, 8192);
   return { code, message: short(message), remedy: remedy === undefined ? null : short(remedy) };
 }

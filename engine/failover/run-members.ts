@@ -1,9 +1,8 @@
 /** Disks of a new run: which way they go, and whether another run has them. */
 import { TidemarkError } from "../errors.ts";
-import type { RunDirection, RunMember } from "../store/format/run.ts";
+import type { RunDirection, RunMember, RunPoint } from "../store/format/run.ts";
 import { readClaim } from "../store/points/failover-claim.ts";
 import type { Store } from "../store/store.ts";
-import type { ChosenPoint } from "./point-choice.ts";
 import { listRuns, readRun } from "./run-store.ts";
 import { hasEnded } from "./run-table.ts";
 
@@ -36,8 +35,14 @@ export async function directionOf(place: VaultPlace, disks: readonly string[]): 
   return "PrimaryToRecovery";
 }
 
+/** A disk and the point that a run takes it to. */
+export interface DiskAtPoint {
+  readonly disk: string;
+  readonly point: RunPoint;
+}
+
 /** The disks of a new run, each with its point and its target. */
-export function membersOf(chosen: readonly ChosenPoint[], targets: readonly RunMember["target"][]): RunMember[] {
+export function membersOf(chosen: readonly DiskAtPoint[], targets: readonly RunMember["target"][]): RunMember[] {
   return chosen.flatMap(({ disk, point }, index): RunMember[] => {
     const target = targets[index];
     const { sequence, id, timeMs, consistency, volumeBytes } = point;

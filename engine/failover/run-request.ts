@@ -5,7 +5,8 @@
  * it before each step and once a second. A request names the worker's epoch: one that comes too late
  * does not stop the next worker.
  */
-import { TidemarkError, throwIfAborted } from "../errors.ts";
+import { setTimeout as delay } from "node:timers/promises";
+import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { documentBytesMax } from "../store/format/documents.ts";
 import { runRequestName } from "../store/format/names.ts";
 import { decodeRunRequest, encodeRunRequest, type RunDocument } from "../store/format/run.ts";
@@ -31,6 +32,32 @@ export async function requestStop(place: RequestPlace, { run, epoch }: Worked): 
   const { host } = await identifyProcess();
   const document = { vault, run, epoch, requestedMs: Date.now(), host };
   await store.replace(name, encodeRunRequest(document), there?.etag, { signal });
+}
+
+/**
+ * Stops a job wherever its process is. `underWay` gives what is worked on, or undefined; `end` ends
+ * the job of a dead process. Gives false when no job was under way. Errors: WRITER_ACTIVE when the
+ * process does not answer.
+ */
+export async function stopJob(
+  place: RequestPlace,
+  underWay: () => Promise<Worked | undefined>,
+  end: () => Promise<void>,
+): Promise<boolean> {
+  const { signal } = place;
+  const deadline = performance.now() + runRequestTiming.waitMsMax;
+  for (let isAsked = false; ; isAsked = true) {
+    const worked = await underWay();
+    if (worked === undefined) return isAsked;
+    try {
+      await end();
+    } catch (error) {
+      if (!hasCode(error, "WRITER_ACTIVE") || performance.now() > deadline) throw error;
+      await requestStop(place, worked);
+      await delay(runRequestTiming.pollMs / 4, undefined, { signal }).catch(() => undefined);
+      throwIfAborted(signal);
+    }
+  }
 }
 
 /** What a worker looks at while it works. */

@@ -57,18 +57,28 @@ export async function listRuns(place: RunPlace): Promise<RunDocument[]> {
 }
 
 /**
- * Puts a new run under a name that is free. Returns it with that name. Errors: those of the store.
+ * Puts a new run under `name`, or under one that is free. Returns it with that name. Errors: those of
+ * the store.
  */
-export async function createRun(place: RunPlace, make: (run: string) => RunDocument): Promise<RunDocument> {
+export async function createRun(
+  place: RunPlace,
+  name: string | undefined,
+  make: (run: string) => RunDocument,
+): Promise<RunDocument> {
   for (let attempt = 1; ; attempt += 1) {
-    const document = make(toHex(randomBytes(4)));
+    const document = make(name ?? newRunName());
     try {
       await place.store.putOnce(runObjectName(document.run), encodeRun(document), { signal: place.signal });
       return document;
     } catch (error) {
-      if (!hasCode(error, "OBJECT_EXISTS") || attempt === namesMax) throw error;
+      if (!hasCode(error, "OBJECT_EXISTS") || name !== undefined || attempt === namesMax) throw error;
     }
   }
+}
+
+/** A random name for a run. */
+export function newRunName(): string {
+  return toHex(randomBytes(4));
 }
 
 /** Whether the process that a run names works on it, as far as this machine can tell. */

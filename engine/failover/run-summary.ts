@@ -30,6 +30,8 @@ export interface RunSummary {
   readonly direction: RunDirection;
   /** Where the disks are written. `Recovery` is the place that the first failover took them to. */
   readonly activeLocation: "Primary" | "Recovery";
+  /** The run of a recovery plan of which this is one machine; null: of none. */
+  readonly plan: string | null;
   readonly group: string | null;
   readonly disks: readonly RunDisk[];
   /** The point that was asked for, in the words of the command. */
@@ -89,9 +91,10 @@ export interface RunJobSummary {
   readonly tasks: readonly RunTaskSummary[];
 }
 
-/** A step of a job. Its name is the state of the run that it worked in. */
+/** A step of a job. */
 export interface RunTaskSummary {
-  readonly name: RunState;
+  /** State of the run that it worked in; of a plan, the machine or what was done. */
+  readonly name: string;
   readonly state: JobState;
   readonly startTime: string;
   readonly endTime: string | null;
@@ -132,6 +135,7 @@ export async function describeRun(context: VaultContext, document: RunDocument):
     state,
     direction,
     activeLocation: moved === (direction === "PrimaryToRecovery") ? "Recovery" : "Primary",
+    plan: document.plan ?? null,
     group,
     disks: members.map(({ disk, point, target: place, held }) => ({
       disk,

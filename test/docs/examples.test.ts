@@ -230,6 +230,24 @@ describe("the script", () => {
   });
 
   deepTest(
+    "plan.sh drills the plan of shop.yaml, waits for a person, and writes a report",
+    {
+      timeout: scriptMsMax,
+    },
+    async () => {
+      const place = new Installed();
+      copyFileSync(join(repositoryRoot, "examples", "shop.yaml"), place.path("shop.yaml"));
+      const lines = await place.script("plan.sh");
+      expect(lines.join("\n")).toMatch(
+        /no fault: 2 machines, 3 disks, 2 groups[^]*waits +DNS points here[^]*successful +yes/,
+      );
+      expect(lines.at(-1)).toBe("1 run");
+      expect(readdirSync(place.path("drill"))).toEqual([]);
+      expect(readFileSync(place.path("drill.html"), "utf8")).toContain("quarterly drill");
+    },
+  );
+
+  deepTest(
     "replica.sh leaves an image that is the newest point, and no replica",
     { timeout: scriptMsMax },
     async () => {

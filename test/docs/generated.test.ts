@@ -26,7 +26,7 @@ describe("the generated documents", () => {
   it("docs/json.md is what the types of cli/json.ts say, and every command that prints a summary is in it", async () => {
     const { commands, document } = jsonContract();
     await expect(document).toMatchFileSnapshot(inDocs("json.md"));
-    const scripts = ["completion", "man"];
+    const scripts = ["completion", "man", "plan schema"];
     const runnable = allCommands(programReference())
       .filter((command) => command.commands.length === 0)
       .map(({ name }) => name.replace(/^tidemark /, ""));

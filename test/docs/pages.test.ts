@@ -33,6 +33,7 @@ const linesMax: Readonly<Record<string, number>> = {
   "docs/retention.md": 200,
   "docs/failover.md": 200,
   "docs/failback.md": 200,
+  "docs/plans.md": 200,
   "docs/replicas.md": 200,
   "docs/embedding.md": 200,
   "docs/encryption.md": 200,

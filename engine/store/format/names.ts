@@ -148,6 +148,14 @@ export function runObjectName(run: string): string {
   return `${runsPrefix}${run}`;
 }
 
+/** Every run of a recovery plan begins with it. */
+export const planRunsPrefix = "failover/plans/";
+
+/** `run`: 8 hexadecimal digits. */
+export function planRunObjectName(run: string): string {
+  return `${planRunsPrefix}${run}`;
+}
+
 /** What asks the process that works on a run, or on a replica, to stop. */
 export function runRequestName(run: string): string {
   return `failover/requests/${run}`;

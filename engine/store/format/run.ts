@@ -16,7 +16,7 @@ export const runKinds = ["test", "planned", "unplanned", "failback"] as const;
 export type RunKind = (typeof runKinds)[number];
 
 /** From the first place of the disks, or back from a place where they were protected. */
-const runDirections = ["PrimaryToRecovery", "RecoveryToPrimary"] as const;
+export const runDirections = ["PrimaryToRecovery", "RecoveryToPrimary"] as const;
 export type RunDirection = (typeof runDirections)[number];
 
 export const runStates = [
@@ -159,6 +159,8 @@ export interface RunDocument {
   readonly state: RunState;
   /** The host on which local targets are. */
   readonly host: string;
+  /** The run of a recovery plan of which this is one machine. Its points are chosen there. */
+  readonly plan?: string | undefined;
   readonly group: string | null;
   /** What the user asked for, in the words of the command. */
   readonly selector: string;
@@ -228,8 +230,8 @@ export const runJobsMax = 64;
 const tasksMax = 256;
 const notesMax = 256;
 /** Paths, commands and messages: bounded, and free of NUL. */
-const longText = /^[^\0]{0,8192}$/u;
-const outputText = /^[^\0]{0,65536}$/u;
+export const longText: RegExp = /^[^\0]{0,8192}$/u;
+export const outputText: RegExp = /^[^\0]{0,65536}$/u;
 
 export function encodeRun(document: RunDocument): Uint8Array {
   return encode("run", document).bytes;
@@ -247,6 +249,7 @@ export function decodeRun(bytes: Uint8Array, object: string, vault: string): Run
     direction: fields.oneOf("direction", runDirections),
     state: fields.oneOf("state", runStates),
     host: fields.text("host", anyText),
+    ...(fields.has("plan") ? { plan: fields.text("plan", runName8) } : {}),
     group: fields.textOrNull("group", anyText),
     selector: fields.text("selector", anyText),
     target: fields.text("target", longText),
@@ -289,13 +292,7 @@ export function decodeRun(bytes: Uint8Array, object: string, vault: string): Run
 function readMember(fields: Fields): RunMember {
   return {
     disk: fields.text("disk", anyText),
-    point: fields.nested("point", (point) => ({
-      sequence: point.integer("sequence", 1),
-      id: point.text("id", hex32),
-      timeMs: point.integer("timeMs"),
-      consistency: point.oneOf("consistency", ["crash", "app", "fuzzy"]),
-      volumeBytes: point.integer("volumeBytes"),
-    })),
+    point: fields.nested("point", readRunPoint),
     target: fields.nested("target", (target) => ({
       kind: target.oneOf("kind", targetKinds),
       path: target.text("path", longText),
@@ -315,6 +312,24 @@ function readMember(fields: Fields): RunMember {
   };
 }
 
+export function readRunPoint(fields: Fields): RunPoint {
+  return {
+    sequence: fields.integer("sequence", 1),
+    id: fields.text("id", hex32),
+    timeMs: fields.integer("timeMs"),
+    consistency: fields.oneOf("consistency", ["crash", "app", "fuzzy"]),
+    volumeBytes: fields.integer("volumeBytes"),
+  };
+}
+
+export function readRunError(fields: Fields): RunError {
+  return {
+    code: fields.text("code", anyText),
+    message: fields.text("message", longText),
+    remedy: fields.textOrNull("remedy", longText),
+  };
+}
+
 function readJob(fields: Fields): RunJob {
   return {
     operation: fields.oneOf("operation", runOperations),
@@ -328,11 +343,7 @@ function readJob(fields: Fields): RunJob {
       endMs: task.integerOrNull("endMs"),
       output: task.textOrNull("output", outputText),
       exitCode: task.integerOrNull("exitCode"),
-      error: task.nestedOrNull("error", (error) => ({
-        code: error.text("code", anyText),
-        message: error.text("message", longText),
-        remedy: error.textOrNull("remedy", longText),
-      })),
+      error: task.nestedOrNull("error", readRunError),
     })),
   };
 }

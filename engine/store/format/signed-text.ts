@@ -21,6 +21,7 @@ export type Kind =
   | "label"
   | "pin"
   | "condemned"
+  | "plan"
   | "run"
   | "request"
   | "claim"

@@ -96,6 +96,15 @@ test("a line below the load falls behind and the plan says so; growth makes any 
   expect(grown.lines.map(({ fallsBehind }) => fallsBehind)).toEqual([true, true, false]);
 });
 
+test("without lines to look at, the plan looks at those that are needed, and at half of the least", async () => {
+  const bytes = Array.from({ length: 240 }, (_, slot) => (slot >= 100 && slot < 110 ? 300 * mib : 3 * mib));
+  const { lines, objectives, limits } = await planCapacity(loadOf(240, growing(bytes)), question, never);
+  const { always = 0, most = 0, often = 0 } = objectives[0]?.needed ?? {};
+  expect(lines.map(({ bytesPerSecond }) => bytesPerSecond)).toEqual([Math.ceil(often / 2), often, most, always]);
+  expect(lines.at(-1)?.met).toEqual([{ rpoMs: 10 * minuteMs, share: 1 }]);
+  expect(limits.map(({ limit }) => limit)).not.toContain("line");
+});
+
 test("the first replication takes what the changes leave of the line, in batches of three days", async () => {
   const disks = [1, 2, 3].map((number) =>
     growing(

@@ -6,6 +6,7 @@ import {
   mkdirSync,
   openSync,
   readFileSync,
+  truncateSync,
   utimesSync,
   writeFileSync,
   writeSync,
@@ -115,7 +116,8 @@ test("what a mounted file system writes to a device is seen, and counted as the 
   const folder = createFolder("scan");
   onTestFinished(async () => await removeFolder(folder));
   const image = join(folder, "disk.img");
-  execFileSync("truncate", ["--size=16M", image]);
+  writeFileSync(image, "");
+  truncateSync(image, 16 * 1024 * 1024);
   const loop = attachLoop(image);
   if ("reason" in loop) return skip(loop.reason);
   onTestFinished(() => loop.detach());

@@ -84,3 +84,15 @@ test("a point is held against the time of its cut", () => {
   expect(log.judgePoint(disks[10] ?? Buffer.alloc(0), writtenMs + 1).faults.join()).toContain("before the cut");
   expect(log.judgePoint(disks[10] ?? Buffer.alloc(0), writtenMs - 1).faults.join()).toContain("after the cut");
 });
+
+test("an acknowledged write that is missing behind one of unknown outcome is found", () => {
+  const log = new StampLog(64 * sectorBytes, () => 0.999, { now: () => writtenMs }); // every write is the whole disk
+  const first = log.send();
+  log.acknowledge(first.write);
+  log.send();
+  log.giveUp();
+  log.acknowledge(log.send().write);
+  expect(log.judgePoint(first.bytes, writtenMs + 1).faults).toContain(
+    "sector 0 lacks write 3, acknowledged 1 ms before the cut",
+  );
+});

@@ -16,7 +16,7 @@ import { runsOf } from "../../../depth.ts";
 import { namesOf, numbersFrom } from "../../../engine-model.ts";
 import { contentOf, ModelDisk, modelBlockBytes, openModelVault } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
-import { flipPage, shortenPages, tamperObject } from "../../upkeep/scrub/tamper.ts";
+import { flipPage, shortenPages, storedName, tamperObject } from "../../upkeep/scrub/tamper.ts";
 import {
   allExtents,
   closeVaults,
@@ -364,7 +364,7 @@ describe("damage", () => {
     flipPage(store, segment, 200);
     const { device, notices } = await mounted(filled);
     const error = await expectCode(readRange(device, 0, 4096), "DAMAGED");
-    expect(error.detail).toMatchObject({ disk: "d", point: "1", offset: 0, object: segment });
+    expect(error.detail).toMatchObject({ disk: "d", point: "1", offset: 0, object: storedName(store, segment) });
     await expectCode(readRange(device, 4000, 20_000), "DAMAGED");
     const rest = await readRange(device, modelBlockBytes, 10 * modelBlockBytes);
     expect(rest.equals(contents[0]?.subarray(modelBlockBytes, 11 * modelBlockBytes) ?? rest)).toBe(true);

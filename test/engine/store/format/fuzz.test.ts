@@ -58,6 +58,7 @@ import { runsOf } from "../../../depth.ts";
 import { foreignVaultId, vaultId } from "../../../engine-model.ts";
 import { futureHeader, futureLine, resigned } from "./altered.ts";
 import {
+  besideRuns,
   claimSample,
   collectedSample,
   collectionSample,
@@ -74,7 +75,6 @@ import {
   pageSample,
   pinSample,
   replicaRow,
-  requestRow,
   rootSample,
   runSample,
   sealFrame,
@@ -128,7 +128,7 @@ const formats: readonly Format[] = [
     decode: (bytes) => decodeRun(bytes, runObject, runSample.vault),
     future: futureLine,
   },
-  { kind: "request to a run", ...requestRow(), future: futureLine },
+  ...besideRuns.map((row) => ({ ...row, future: futureLine })),
   { kind: "replica", ...replicaRow(), future: futureLine },
   {
     kind: "claim",

@@ -21,6 +21,7 @@ import {
   encodePin,
 } from "../../../../engine/store/format/keeping.ts";
 import { decodeLeaf, decodeRoot, encodeLeaf, encodeRoot } from "../../../../engine/store/format/leaf.ts";
+import { decodePlanRun, encodePlanRun } from "../../../../engine/store/format/plan-run.ts";
 import {
   decodeProved,
   decodeQuarantine,
@@ -71,6 +72,7 @@ import {
   pageReference,
   pageSample,
   pinSample,
+  planRunSample,
   provedSample,
   quarantineSample,
   replicaRunSample,
@@ -181,6 +183,9 @@ describe("the bytes of format version 1", () => {
     const run = golden("run-v1.txt", encodeRun(runSample));
     expect(decodeRun(run, "failover/runs/5f03c2aa", runSample.vault)).toEqual(runSample);
     expect(plain(encodeRun(runSample))).toEqual(run);
+    const planRun = golden("plan-v1.txt", encodePlanRun(planRunSample));
+    expect(decodePlanRun(planRun, "failover/plans/0badcafe", planRunSample.vault)).toEqual(planRunSample);
+    expect(plain(encodePlanRun(planRunSample))).toEqual(planRun);
     const request = golden("request-v1.txt", encodeRunRequest(runRequestSample));
     expect(decodeRunRequest(request, "failover/requests/5f03c2aa", runRequestSample.vault)).toEqual(runRequestSample);
     expect(plain(encodeRunRequest(runRequestSample))).toEqual(request);

@@ -22,6 +22,7 @@ import type {
 import type { EntryColumns, LeafReference } from "../../../../engine/store/format/leaf.ts";
 import { newColumns, zeroSegment } from "../../../../engine/store/format/leaf.ts";
 import { segmentName } from "../../../../engine/store/format/names.ts";
+import { decodePlanRun, encodePlanRun, type PlanRunDocument } from "../../../../engine/store/format/plan-run.ts";
 import type { ProvedDocument, QuarantineDocument, ScrubbedDocument } from "../../../../engine/store/format/proof.ts";
 import type { CollectedDocument, CollectionDocument, DeadDocument } from "../../../../engine/store/format/reclaim.ts";
 import { decodeReplica, encodeReplica, type ReplicaDocument } from "../../../../engine/store/format/replica.ts";
@@ -469,8 +470,97 @@ export const runRequestSample: RunRequestDocument = {
   host: "host-b",
 };
 
-/** The request as the tests of decoders take it. */
-export function requestRow(): { readonly bytes: Uint8Array; readonly decode: (bytes: Uint8Array) => unknown } {
-  const decode = (bytes: Uint8Array): unknown => decodeRunRequest(bytes, "failover/requests/5f03c2aa", vault);
-  return { bytes: encodeRunRequest(runRequestSample), decode };
+export const planRunSample: PlanRunDocument = {
+  vault,
+  run: "0badcafe",
+  epoch: 2,
+  worker: null,
+  kind: "failback",
+  direction: "RecoveryToPrimary",
+  host: "host-a",
+  plan: {
+    name: "shop",
+    machines: [{ name: "db", disks: [disk], source: { kind: "agent", path: "/run/agent.sock" } }],
+    groups: [
+      {
+        machines: ["db"],
+        before: [
+          {
+            kind: "run",
+            command: "./fence.sh",
+            timeoutMs: 60_000,
+            retries: 3,
+            pauseMs: 5_000,
+            onFailure: "continue",
+          },
+        ],
+        after: [{ kind: "manual", text: "DNS points here?" }],
+      },
+    ],
+    cleanup: [],
+    target: "dir:/srv/dr",
+    testTarget: null,
+    objectives: { rpoMs: 60_000, rtoMs: null },
+    folder: "/etc/tidemark",
+    text: "plan: shop\n",
+  },
+  selector: "latest",
+  target: "/srv/web.img",
+  discardPoints: false,
+  createdMs: 1_790_000_020_000,
+  ttlMs: null,
+  notes: [{ timeMs: 1_790_000_020_000, text: "back home" }],
+  machines: [
+    {
+      name: "db",
+      run: "5f03c2aa",
+      group: "database",
+      points: runSample.members.slice(0, 1).map(({ point }) => point),
+      back: { run: "01234567", images: ["/srv/web.img"] },
+    },
+  ],
+  jobs: [
+    {
+      operation: "Failback",
+      state: "Failed",
+      startMs: 1_790_000_020_000,
+      endMs: 1_790_000_021_000,
+      steps: [
+        {
+          stage: 1,
+          group: 1,
+          phase: "machines",
+          action: null,
+          machine: "db",
+          state: "Failed",
+          tries: 1,
+          startMs: 1_790_000_020_000,
+          endMs: 1_790_000_021_000,
+          output: null,
+          exitCode: null,
+          error: { code: "STORE_UNREACHABLE", message: "the store does not answer", remedy: null },
+        },
+      ],
+    },
+  ],
+};
+
+interface Row {
+  readonly kind: string;
+  readonly bytes: Uint8Array;
+  readonly decode: (bytes: Uint8Array) => unknown;
 }
+
+/** What is stored beside runs, for the fuzzer. */
+export const besideRuns: readonly Row[] = [
+  {
+    kind: "request to a run",
+    bytes: encodeRunRequest(runRequestSample),
+    decode: (bytes) => decodeRunRequest(bytes, "failover/requests/5f03c2aa", vault),
+  },
+  {
+    kind: "run of a plan",
+    bytes: encodePlanRun(planRunSample),
+    decode: (bytes) => decodePlanRun(bytes, "failover/plans/0badcafe", vault),
+  },
+];

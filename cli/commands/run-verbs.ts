@@ -1,0 +1,114 @@
+/**
+ * Verbs on failover runs, of disks and of recovery plans: carries one out, prints what has become of
+ * the run, and goes on to serve its disks where it has instant targets.
+ */
+import type {
+  Failovers,
+  OperateOptions,
+  PlanRunDone,
+  Plans,
+  RunDone,
+  StartFailoverOptions,
+  Vault,
+} from "../../engine/index.ts";
+import { agentSource } from "../agent-source.ts";
+import { describePlanRun } from "../plan/plan-text.ts";
+import { formatBytes, formatDuration } from "../quantities.ts";
+import { describeRun } from "../run-text.ts";
+import type { VaultFlags } from "../settings.ts";
+import { printable } from "../text.ts";
+import { pointSelector } from "../times.ts";
+import { type CommandContext, withVault } from "./context.ts";
+import { serveRun } from "./serve-run.ts";
+
+/** Commands that go on to serve the disks of the run, where it has instant targets. */
+const servingCommands: readonly string[] = [
+  "failover test",
+  "failover planned",
+  "failover unplanned",
+  "failover change-point",
+  "jobs resume",
+];
+
+type VerbName =
+  | "failover change-point"
+  | "failover commit"
+  | "failover cancel"
+  | "failover cleanup"
+  | "failback"
+  | "jobs resume"
+  | "migrate complete"
+  | "reprotect";
+
+interface VerbFlags extends VaultFlags {
+  readonly listen?: string;
+  readonly note?: string;
+}
+
+/** Carries out a verb on a run and prints what has become of the run. */
+export async function operate(
+  context: CommandContext,
+  command: VerbName,
+  run: string,
+  flags: VerbFlags,
+  verb: (runs: Failovers | Plans, options: OperateOptions) => Promise<RunDone | PlanRunDone>,
+): Promise<void> {
+  const { note } = flags;
+  await work(
+    context,
+    command,
+    flags,
+    async (vault, more) => await verb(await runsOf(vault, run, context.signal), { run, note, ...more }),
+  );
+}
+
+/** What works on this run: the runs of plans, or those of disks. */
+export async function runsOf(
+  { plans, failovers }: Vault,
+  run: string,
+  signal: AbortSignal,
+): Promise<Failovers | Plans> {
+  return (await plans.has(run, signal)) ? plans : failovers;
+}
+
+/** Begins a run or works on one, and prints what has become of it. */
+export async function work(
+  context: CommandContext,
+  command: VerbName | `failover ${StartFailoverOptions["kind"]}`,
+  flags: VerbFlags,
+  verb: (vault: Vault, options: Omit<OperateOptions, "run" | "note">) => Promise<RunDone | PlanRunDone>,
+): Promise<void> {
+  const { output } = context;
+  const print = (done: RunDone | PlanRunDone): void => {
+    const moved = `written ${formatBytes(done.bytesWritten)}, read ${formatBytes(done.bytesRead)} (${formatDuration(done.elapsedMs)})`;
+    const text = "machines" in done ? describePlanRun(done, output) : describeRun(done, output);
+    output.summary(command, done, `${text}\n${printable(moved)}`);
+  };
+  const done = await withVault(context, flags, async (vault) => {
+    const worked = await verb(vault, workOptions(context));
+    const isServing = servingCommands.includes(command) || (command === "reprotect" && flags.listen !== undefined);
+    if (!isServing || "machines" in worked || worked.disks.every(({ nbd }) => nbd === null)) return worked;
+    // Scripts go on from here, while the command serves.
+    print(worked);
+    await serveRun(context, vault, worked.run);
+    return undefined;
+  });
+  if (done !== undefined) print(done);
+}
+
+/** What the work on a run needs of the command. */
+export function workOptions({ output, environment, signal }: CommandContext): Omit<OperateOptions, "run" | "note"> {
+  const defined = Object.entries(environment).filter((entry): entry is [string, string] => entry[1] !== undefined);
+  return {
+    environment: Object.fromEntries(defined),
+    openAgent: agentSource,
+    signal,
+    onProgress: output.progress.bind(output),
+    onNotice: output.notice.bind(output),
+  };
+}
+
+/** The choices by name stay as they are; the rest is a point as everywhere. */
+export function selectorOf(text: string): string {
+  return /^(latest(-processed|-app|-crash)?|common)$/.test(text) ? text : pointSelector(text);
+}
