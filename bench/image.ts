@@ -135,6 +135,16 @@ async function* oldest(readings: Reading[]): AsyncGenerator<Reading, void> {
   yield reading;
 }
 
+/** A new file of `sizeBytes` that is one hole. */
+export async function makeSparse(path: string, sizeBytes: number): Promise<void> {
+  const file = await open(path, "wx");
+  try {
+    await file.truncate(sizeBytes);
+  } finally {
+    await file.close();
+  }
+}
+
 /**
  * Copies an image to a new file, leaving its holes holes; what `fs.copyFile` does with them depends
  * on the file system.

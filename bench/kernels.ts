@@ -22,7 +22,7 @@ import {
 import { randomWords } from "./image.ts";
 import { peakRssBytes } from "./machine.ts";
 import type { BenchConfig } from "./options.ts";
-import type { CaseOutcome, Mark } from "./report.ts";
+import type { CaseOutcome } from "./report.ts";
 import { type Step, stepOf } from "./steps.ts";
 
 const corpusBytes: number = 4 * 1024 * 1024;
@@ -51,9 +51,7 @@ export async function benchKernels(config: BenchConfig): Promise<CaseOutcome> {
     steps.push(await measure(kernel, config));
     hashes[kernel.name] = createHash("sha256").update(kernel.result()).digest("hex").slice(0, 32);
   }
-  const marks: Mark[] = [
-    { name: "dedup index, bytes per entry", value: index.bytesPerEntry, unit: "", relation: "at most", wanted: 40 },
-  ];
+  const marks = [config.mark("dedup index, bytes per entry", index.bytesPerEntry)];
   const counts = { indexEntries: config.indexEntries, indexBytesPerEntry: index.bytesPerEntry };
   return { image: null, steps, marks, counts, hashes, peakRssBytes: peakRssBytes() };
 }

@@ -10,19 +10,27 @@ export type LiveKind = "front" | "burst" | "churn" | "restart" | "soak";
 export type KeepKind = "mount" | "instant" | "failover" | "prune" | "open" | "collect";
 
 /**
+ * What costs depend on: the size of the disk, the number of disks, lanes, block size, workers; and what
+ * other programs need for the same.
+ */
+type CostKind = "size" | "disks" | "lanes" | "blocks" | "scaling" | "peers";
+
+/**
  * `kernels`: the inner loops, bare. `pipeline`: a whole cycle into a sink that discards. The
  * others: whole cycles against a store.
  */
-export type BenchKind = "kernels" | "pipeline" | "initial" | "scattered" | "restore" | LiveKind | KeepKind;
+export type BenchKind = "kernels" | "pipeline" | "initial" | "scattered" | "restore" | LiveKind | KeepKind | CostKind;
 
 export const liveKinds: readonly LiveKind[] = ["front", "burst", "churn", "restart", "soak"];
 export const keepKinds: readonly KeepKind[] = ["mount", "instant", "failover", "prune", "open", "collect"];
+const costKinds: readonly CostKind[] = ["size", "disks", "lanes", "blocks", "scaling", "peers"];
 export const benchKinds: readonly BenchKind[] = [
   "initial",
   "scattered",
   "restore",
   ...liveKinds,
   ...keepKinds,
+  ...costKinds,
   "pipeline",
   "kernels",
 ];

@@ -5,11 +5,13 @@ import { systemCode, TidemarkError } from "../engine/index.ts";
 import { workersDefault } from "../engine/internal.ts";
 import { type BenchKind, keepKinds, liveKinds } from "./kinds.ts";
 import type { StoreAddress } from "./live/orders.ts";
+import { type MarkOf, marksOf, readTargets } from "./targets.ts";
+import { Trace } from "./trace.ts";
 
 /** The kinds for which a disk is made where no image is given, or always. */
-const imagelessKinds: readonly BenchKind[] = ["kernels", ...liveKinds, ...keepKinds];
+const imagelessKinds: readonly BenchKind[] = ["kernels", "size", "disks", ...liveKinds, ...keepKinds];
 /** The kinds of which a part is done by a process of its own. */
-const sharedKinds: readonly BenchKind[] = [...liveKinds, "mount", "instant", "collect"];
+const sharedKinds: readonly BenchKind[] = [...liveKinds, "mount", "instant", "collect", "peers"];
 
 /** What is being measured now. */
 export interface BenchProgress {
@@ -33,12 +35,19 @@ export interface BenchOptions {
    * {"peer":"…","step":"first-backup|scattered-backup|restore","seconds":…}.
    */
   readonly peerFile?: string | undefined;
+  /** File with targets of your own, in the form of targets.yaml. */
+  readonly targetsFile?: string | undefined;
+  /**
+   * The sizes are smaller than the targets are for: only marks that have a target for that are
+   * judged. Default: false.
+   */
+  readonly isSmall?: boolean | undefined;
   /**
    * `initial`: bring the point back and compare it with the image. Default: false. `restore` always
    * does.
    */
   readonly check?: boolean | undefined;
-  /** Writes of 4 KiB that `scattered` and `burst` make. Default: 20,000. */
+  /** Writes of 4 KiB that `scattered`, `burst`, `size`, `disks` and `peers` make. Default: 20,000; `disks`: 102,400. */
   readonly scatterWrites?: number | undefined;
   /** Seed of everything that is random, 1 to 2³²-1. Default: 7. */
   readonly seed?: number | undefined;
@@ -59,8 +68,8 @@ export interface BenchOptions {
    * 604,800. Defaults: 3, 3, 20, 60, 5, 60.
    */
   readonly seconds?: number | undefined;
-  /** `churn`, `collect`: MB (10⁶ bytes) written a second. Defaults: 100, 20. */
-  readonly rateMegabytes?: number | undefined;
+  /** `churn`, `soak`, `collect`: bytes written a second, from 1 MB (10⁶ bytes). Defaults: 100, 20, 20 MB. */
+  readonly bytesPerSecond?: number | undefined;
   /** `churn`: look for the highest rate that holds. Default: false. */
   readonly findLimit?: boolean | undefined;
   /** `churn`, `restart`, `collect`: time between points in ms. Default: 5,000. */
@@ -127,6 +136,10 @@ export interface BenchConfig {
   readonly kernelMs: number;
   readonly indexEntries: number;
   readonly peers: readonly PeerTime[];
+  /** Makes a mark of this case, with its target. */
+  readonly mark: MarkOf;
+  /** Takes up what is reported besides steps and counts. */
+  readonly trace: Trace;
   readonly live: LiveConfig;
   readonly keep: KeepConfig;
   readonly temporaryFolder: string;
@@ -157,6 +170,7 @@ export interface KeepConfig {
   readonly deadBytes: number | undefined;
 }
 
+const megabyte = 1_000_000;
 const gibibyte = 2 ** 30;
 const diskBytesMin = 16 * 2 ** 20;
 const secondsDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
@@ -189,14 +203,14 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
     image = "",
     runs = 1,
     check = false,
-    scatterWrites = 20_000,
+    scatterWrites = kind === "disks" ? 102_400 : 20_000,
     seed = 7,
     workers = workersDefault,
   } = options;
   const { kernelMs = 1_000, indexEntries = 1_048_576, signal, onProgress } = options;
   const {
     findLimit = false,
-    rateMegabytes = kind === "soak" || kind === "collect" ? 20 : 100,
+    bytesPerSecond = (kind === "soak" || kind === "collect" ? 20 : 100) * megabyte,
     cycleMs = 5_000,
     cuts = 300,
     storeAddress,
@@ -217,7 +231,7 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
   whole(kernelMs, "number of milliseconds", 1, 60_000);
   whole(indexEntries, "number of index entries", 1_024, 4_194_304);
   if (!(seconds >= 0.1 && seconds <= 604_800)) faults.push(`${seconds} is no number of seconds from 0.1 to 604800`);
-  whole(rateMegabytes, "number of MB a second", 1, 100_000);
+  whole(bytesPerSecond, "number of bytes a second", megabyte, 100_000 * megabyte);
   whole(cycleMs, "number of milliseconds between points", 1_000, 3_600_000);
   whole(diskBytes, "size of a disk", diskBytesMin, 64 * 1024 * gibibyte);
   whole(hotBytes, "size of what is written", diskBytesMin, diskBytes);
@@ -242,9 +256,11 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
     kernelMs,
     indexEntries,
     peers: options.peerFile === undefined ? [] : await readPeers(options.peerFile),
+    trace: new Trace(),
+    mark: marksOf(await readTargets(options.targetsFile), kind, options.isSmall ?? false),
     live: {
       seconds,
-      bytesPerSecond: rateMegabytes * 1_000_000,
+      bytesPerSecond,
       findLimit,
       cycleMs,
       diskBytes,

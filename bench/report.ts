@@ -6,17 +6,8 @@ import type { ImageFacts } from "./image.ts";
 import type { BenchKind } from "./kinds.ts";
 import type { MachineFacts } from "./machine.ts";
 import type { Step } from "./steps.ts";
-
-/** One figure that was promised, and what became of it. */
-export interface Mark {
-  /** What is compared with what. */
-  readonly name: string;
-  readonly value: number;
-  /** `×` for ratios, else the unit of `value` and `wanted`. */
-  readonly unit: "×" | "bytes" | "ms" | "";
-  readonly relation: "at least" | "at most";
-  readonly wanted: number;
-}
+import type { Mark } from "./targets.ts";
+import type { Latency, Series, Stage } from "./trace.ts";
 
 /** What one case gives. */
 export interface CaseOutcome {
@@ -37,6 +28,12 @@ export interface CaseOutcome {
 }
 
 export interface BenchReport extends Omit<CaseOutcome, "marks"> {
+  /** What happened over time; empty where nothing was watched. */
+  readonly series: readonly Series[];
+  /** Distributions of latencies. */
+  readonly latencies: readonly Latency[];
+  /** Where processor time went. */
+  readonly stages: readonly Stage[];
   readonly type: "bench";
   readonly case: BenchKind;
   readonly machine: MachineFacts;
@@ -44,12 +41,7 @@ export interface BenchReport extends Omit<CaseOutcome, "marks"> {
   readonly store: string | null;
   readonly seed: number;
   readonly runs: number;
-  readonly marks: readonly (Mark & { readonly met: boolean })[];
-}
-
-/** True when the mark was reached. */
-export function isMet({ value, relation, wanted }: Mark): boolean {
-  return relation === "at least" ? value >= wanted : value <= wanted;
+  readonly marks: readonly (Mark & { readonly met: boolean | null })[];
 }
 
 const tableColumns = 80;
@@ -74,6 +66,7 @@ export function formatBench(report: BenchReport): string {
       ? ["", "> Tidemark   | yardstick, measured in the same run"]
       : []),
     ...formatMarks(report),
+    ...formatLatencies(report),
     "",
     ...Object.entries(report.counts).map(([name, value]) =>
       pair(name, /^bytes|Bytes$/.test(name) ? `${size(value)}  ${value}` : figure(value)),
@@ -96,14 +89,39 @@ function formatMarks({ marks }: BenchReport): string[] {
     "",
     `${"mark".padEnd(42)}${"reached".padStart(14)}${"wanted".padStart(14)}`,
     ...marks.map((mark) => {
-      const [reached, wanted] = [mark.value, mark.wanted].map((value) =>
-        mark.unit === "bytes" ? size(value) : mark.unit === "ms" ? time(value) : `${figure(value)} ${mark.unit}`.trim(),
-      );
-      const sign = mark.relation === "at least" ? "≥" : "≤";
-      const figures = `${(reached ?? "").padStart(14)}${`${sign} ${wanted ?? ""}`.padStart(14)}`;
-      return `${clip(mark.name, 42).padEnd(42)}${figures}  ${mark.met ? "yes" : "NO"}`;
+      const figures = `${quantity(mark.value, mark.unit).padStart(14)}${wanted(mark).padStart(14)}`;
+      return `${clip(mark.name, 42).padEnd(42)}${figures}  ${verdict(mark.met)}`;
     }),
   ];
+}
+
+function formatLatencies({ latencies }: BenchReport): string[] {
+  if (latencies.length === 0) return [];
+  const shown = [50, 99, 99.9, 100];
+  return [
+    "",
+    `${"latency".padEnd(36)}${["p50", "p99", "p99.9", "max"].map((word) => word.padStart(11)).join("")}`,
+    ...latencies.map(({ name, percentiles }) => {
+      const times = shown.map((wanted) => percentiles.find(([percent]) => percent === wanted)?.[1] ?? NaN);
+      return `${clip(name, 36).padEnd(36)}${times.map((us) => time(us / 1_000).padStart(11)).join("")}`;
+    }),
+  ];
+}
+
+/** A value with its unit, as a mark has them. */
+export function quantity(value: number, unit: Mark["unit"]): string {
+  if (unit === "bytes") return size(value);
+  return unit === "ms" ? time(value) : `${figure(value)} ${unit}`.trim();
+}
+
+/** `≥ 1.1 ×`; `-` where the mark is not judged. */
+export function wanted({ wanted: value, relation, unit }: Mark): string {
+  return value === null ? "-" : `${relation === "at least" ? "≥" : "≤"} ${quantity(value, unit)}`;
+}
+
+function verdict(met: boolean | null): string {
+  if (met === null) return "-";
+  return met ? "yes" : "NO";
 }
 
 function pair(name: string, value: string): string {
@@ -122,7 +140,7 @@ function amount({ unit, amount: done }: Step): string {
  * Kernels are told in GB/s, as memory is; transfers in MiB/s, and what would be next to nothing of
  * that in smaller units.
  */
-function rate({ unit, role, perSecond }: Step): string {
+export function rate({ unit, role, perSecond }: Pick<Step, "unit" | "role" | "perSecond">): string {
   if (unit === "operations") {
     if (perSecond < 1e3) return `${perSecond.toFixed(1)} /s`;
     return perSecond < 1e6 ? `${(perSecond / 1e3).toFixed(1)} k/s` : `${(perSecond / 1e6).toFixed(2)} M/s`;
@@ -131,17 +149,18 @@ function rate({ unit, role, perSecond }: Step): string {
   return perSecond < 2 ** 20 ? `${size(perSecond)}/s` : `${(perSecond / 2 ** 20).toFixed(1)} MiB/s`;
 }
 
-function time(milliseconds: number): string {
+/** `1.20 s`, `35 ms`, `0.250 ms`. */
+export function time(milliseconds: number): string {
   if (milliseconds >= 1000) return `${(milliseconds / 1000).toFixed(2)} s`;
   return milliseconds >= 10 ? `${milliseconds.toFixed(0)} ms` : `${milliseconds.toFixed(3)} ms`;
 }
 
-function size(bytes: number): string {
+export function size(bytes: number): string {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   const power = Math.min(units.length - 1, Math.floor(Math.log2(Math.max(bytes, 1)) / 10));
   return `${(bytes / 1024 ** power).toFixed(power === 0 ? 0 : 1)} ${units[power] ?? ""}`;
 }
 
-function figure(value: number): string {
+export function figure(value: number): string {
   return Number.isInteger(value) ? value.toLocaleString("en-US") : value.toFixed(2);
 }

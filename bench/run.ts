@@ -2,6 +2,9 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { makeFolder } from "../engine/internal.ts";
+import { benchPeers } from "./cost/peers.ts";
+import { benchBlocks, benchLanes, benchScaling } from "./cost/settings.ts";
+import { benchDisks, benchSize } from "./cost/size.ts";
 import { benchInitial, benchRestore, benchScattered } from "./cycles.ts";
 import { benchCollect } from "./keep/collect.ts";
 import { benchFailover } from "./keep/failover.ts";
@@ -19,7 +22,8 @@ import { machineFacts } from "./machine.ts";
 import type { BenchConfig, BenchOptions } from "./options.ts";
 import { resolveOptions } from "./options.ts";
 import { benchPipeline } from "./pipeline.ts";
-import { type BenchReport, type CaseOutcome, isMet } from "./report.ts";
+import type { BenchReport, CaseOutcome } from "./report.ts";
+import { isMet } from "./targets.ts";
 
 /** As `runBench`. */
 export async function runCase(options: BenchOptions): Promise<BenchReport> {
@@ -37,6 +41,7 @@ export async function runCase(options: BenchOptions): Promise<BenchReport> {
       seed: config.seed,
       runs: config.runs,
       ...outcome,
+      ...config.trace.toReport(),
       marks: outcome.marks.map((mark) => ({ ...mark, met: isMet(mark) })),
     };
   } finally {
@@ -58,6 +63,18 @@ async function outcomeOf(
       return { outcome: await benchKernels(config), store: null };
     case "pipeline":
       return { outcome: await benchPipeline(config), store: null };
+    case "size":
+      return { outcome: await benchSize(config), store: null };
+    case "disks":
+      return { outcome: await benchDisks(config), store: null };
+    case "blocks":
+      return { outcome: await benchBlocks(config), store: null };
+    case "scaling":
+      return { outcome: await benchScaling(config), store: null };
+    case "lanes":
+      return await withStore(config, options, benchLanes);
+    case "peers":
+      return await withStore(config, options, benchPeers);
     case "initial":
       return await withStore(config, options, benchInitial);
     case "scattered":

@@ -7,7 +7,7 @@
  * prints `ready` and `event` items after its summary. A command that is added gets an entry in
  * `JsonSummaries`, and one in `JsonItems` for each type of item that it adds.
  */
-import type { BenchKind, BenchReport } from "../bench/index.ts";
+import type { BenchKind, BenchReport, SuiteCase, SuiteOutcome } from "../bench/index.ts";
 import type {
   Application,
   CollectSummary,
@@ -99,6 +99,8 @@ export interface JsonItems {
   readonly step: DemoStep;
   /** `bench`: the report of the case. */
   readonly bench: BenchReport;
+  /** `bench suite`: a case is done. */
+  readonly case: SuiteCase;
   /** `stress`: what was seen at one moment of the load, every 10 s. */
   readonly sample: StressSample;
 }
@@ -169,6 +171,7 @@ interface FixedSummaries {
   readonly prune: PruneSummary | PointDecision;
   readonly collect: CollectSummary;
   readonly "retention simulate": SimulationSummary;
+  readonly "bench suite": Omit<SuiteOutcome, "report">;
   readonly "capacity profile": ProfileSummary;
   readonly "capacity report": CapacityPlan;
   readonly "capacity throughput": Throughput;

@@ -55,6 +55,12 @@ export function parseBytes(text: string): number | undefined {
   return Number.isSafeInteger(bytes) ? bytes : undefined;
 }
 
+/** Bytes a second of `20MiB/s` or `20M`; undefined when it is no rate of at least 1 KiB/s. */
+export function parseRate(text: string): number | undefined {
+  const bytes = parseBytes(text.replace(/\/\s*s$/, ""));
+  return bytes === undefined || bytes < 1024 ? undefined : bytes;
+}
+
 const millisecondsOf: Readonly<Record<string, number>> = {
   ms: 1,
   s: 1_000,

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { type BlockDevice, Vault } from "../../engine/index.ts";
 import { granuleBytes } from "../../engine/internal.ts";
 import { randomWords } from "../image.ts";
-import { onDemandMs } from "../live/place.ts";
+import { onDemandMs, policyOf } from "../live/orders.ts";
 import type { BenchConfig } from "../options.ts";
 import type { StepLog } from "../steps.ts";
 import type { KeepPlace } from "./place.ts";
@@ -45,7 +45,7 @@ export async function makeChain(config: BenchConfig, place: KeepPlace, log: Step
       disk: chainDisk,
       image,
       stateFolder,
-      policy: { crashConsistentFrequencyMs: onDemandMs },
+      policy: policyOf(onDemandMs),
     });
     const writer = new Writer(protection.device, live.hotBytes, config.seed);
     const { sequence: first } = await protection.point({ signal });

@@ -14,21 +14,18 @@ import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { FileVolume, type Protection, type Sink, type SourceSite, Vault } from "../../engine/index.ts";
 import { imageFacts, rangeBytes } from "../image.ts";
+import { onDemandMs, policyOf } from "../live/orders.ts";
 import { peakRssBytes } from "../machine.ts";
 import type { BenchConfig } from "../options.ts";
-import type { CaseOutcome, Mark } from "../report.ts";
+import type { CaseOutcome } from "../report.ts";
 import { StepLog } from "../steps.ts";
+import type { Mark } from "../targets.ts";
 import { fillFront, frontHashOf } from "./front-disk.ts";
 import { KeepPlace, sameHash } from "./place.ts";
 
 const smallDiskBytes: number = 8 * 1024 * 1024 * 1024;
 /** Written since the last point, and between two points. */
 const littleBytes: number = 100 * 1024 * 1024;
-const plannedMsMax = 3_000;
-const sizeShareMax = 1.2;
-const changePointShareMax = 0.1;
-const failbackShareMax = 1.3;
-const cycleMs: number = 24 * 3_600 * 1_000;
 
 const [smallStep, largeStep] = ["planned, 8 GiB disk", "planned, large disk"] as const;
 const [fullStep, changeStep] = ["materialize in full", "change-point"] as const;
@@ -52,7 +49,7 @@ export async function benchFailover(config: BenchConfig, store: Sink): Promise<C
         return {
           image: { ...(await imageFacts(volume)), path: "a new disk" },
           steps: log.steps(),
-          marks: marksOf(log),
+          marks: marksOf(config, log),
           counts: {},
           hashes: parts.hashes,
           peakRssBytes: peakRssBytes(),
@@ -219,7 +216,7 @@ class FailoverParts {
 
   async #protect(disk: string, image: string): Promise<Protection> {
     const stateFolder = join(this.#config.temporaryFolder, "state");
-    return await this.#vault.protect({ disk, image, stateFolder, policy: { crashConsistentFrequencyMs: cycleMs } });
+    return await this.#vault.protect({ disk, image, stateFolder, policy: policyOf(onDemandMs) });
   }
 
   async #makeDisk(disk: string, diskBytes: number, frontBytes: number): Promise<string> {
@@ -263,25 +260,12 @@ async function writeLive({ device }: Protection, bytes: number): Promise<void> {
   await device.flush();
 }
 
-function marksOf(log: StepLog): Mark[] {
+function marksOf({ mark }: BenchConfig, log: StepLog): Mark[] {
   const [small, large] = [log.medianMs(smallStep), log.medianMs(largeStep)];
-  const share = (name: string, value: number, wanted: number): Mark => ({
-    name,
-    value,
-    unit: "×",
-    relation: "at most",
-    wanted,
-  });
   return [
-    {
-      name: "planned, the slower of both disks",
-      value: Math.max(small, large),
-      unit: "ms",
-      relation: "at most",
-      wanted: plannedMsMax,
-    },
-    share("planned, large disk ÷ 8 GiB disk", large / small, sizeShareMax),
-    share("change-point ÷ materialize in full", log.medianMs(changeStep) / log.medianMs(fullStep), changePointShareMax),
-    share("failback ÷ the changed extents", log.medianMs(backStep) / log.medianMs(bareStep), failbackShareMax),
+    mark("planned, the slower of both disks", Math.max(small, large)),
+    mark("planned, large disk ÷ 8 GiB disk", large / small),
+    mark("change-point ÷ materialize in full", log.medianMs(changeStep) / log.medianMs(fullStep)),
+    mark("failback ÷ the changed extents", log.medianMs(backStep) / log.medianMs(bareStep)),
   ];
 }

@@ -21,8 +21,9 @@ import { runFio } from "../live/fio.ts";
 import { isInstalled, runProgram, startServer } from "../live/programs.ts";
 import { nbdUri } from "../live/protecting-process.ts";
 import type { BenchConfig } from "../options.ts";
-import type { CaseOutcome, Mark } from "../report.ts";
+import type { CaseOutcome } from "../report.ts";
 import { StepLog } from "../steps.ts";
+import type { Mark } from "../targets.ts";
 import { getCeiling, type StoredPages, storedSegments, yardstickLanes } from "../yardsticks.ts";
 import { writeFirst } from "./first-flush.ts";
 import { type FrontDisk, frontHash, frontHashOf, makeFrontDisk, readFirst } from "./front-disk.ts";
@@ -30,10 +31,6 @@ import { MountingProcess } from "./mounting-process.ts";
 import { KeepPlace, sameHash } from "./place.ts";
 
 const disk = "bench";
-const firstMsMax = 1_000;
-/** Of the time that the ceiling takes, and of the rate on the copied disk. */
-const copiedShareMin = 0.8;
-const guestShareMin = 0.5;
 const readPercent = 70;
 
 const [firstStep, flushStep, peerStep] = [
@@ -75,7 +72,7 @@ export async function benchInstant(config: BenchConfig, store: Sink): Promise<Ca
       return {
         image: { ...(await imageFacts(volume)), path: "a new disk" },
         steps: log.steps(),
-        marks: marksOf(log),
+        marks: marksOf(config, log),
         counts: bench.counts,
         hashes: { image: bench.of.wanted, point: bench.hash },
         peakRssBytes: bench.peakRssBytes,
@@ -227,9 +224,9 @@ class InstantRuns {
     spanBytes: number,
     seconds: number,
   ): Promise<void> {
-    const { seed, temporaryFolder: folder, signal, begin } = this.#config;
+    const { seed, begin } = this.#config;
     begin(step, run);
-    const { requests, elapsedMs, p99Us } = await runFio({
+    const { requests, elapsedMs, p99Us } = await runFio(this.#config, {
       uri,
       pattern: "randrw",
       readPercent,
@@ -238,8 +235,7 @@ class InstantRuns {
       extent: { seconds },
       freshData: false,
       seed: seed + run,
-      folder,
-      signal,
+      traced: step,
     });
     this.#log.add(
       step,
@@ -262,24 +258,15 @@ async function qcow2Of({ temporaryFolder, signal, begin }: BenchConfig, image: s
   throw new TidemarkError("INTERNAL", `qemu-img ended with ${String(exitCode)}: ${stderr.trim().slice(0, 300)}`);
 }
 
-function marksOf(log: StepLog): Mark[] {
+function marksOf({ mark }: BenchConfig, log: StepLog): Mark[] {
   const rates = new Map(log.steps().map(({ name, perSecond }) => [name, perSecond]));
   const guests = [partStep, guestStep]
     .filter((step) => rates.has(step))
-    .map((step): Mark => {
-      const value = (rates.get(step) ?? NaN) / (rates.get(copiedStep) ?? NaN);
-      return { name: step, value, unit: "×", relation: "at least", wanted: guestShareMin };
-    });
+    .map((step) => mark(step, (rates.get(step) ?? NaN) / (rates.get(copiedStep) ?? NaN)));
   return [
-    { name: firstStep, value: log.medianMs(firstStep), unit: "ms", relation: "at most", wanted: firstMsMax },
-    { name: flushStep, value: log.medianMs(flushStep), unit: "ms", relation: "at most", wanted: firstMsMax },
-    {
-      name: "copy, of the Get ceiling",
-      value: log.medianMs(ceilingStep) / log.medianMs(copyStep),
-      unit: "×",
-      relation: "at least",
-      wanted: copiedShareMin,
-    },
+    mark(firstStep, log.medianMs(firstStep)),
+    mark(flushStep, log.medianMs(flushStep)),
+    mark("copy, of the Get ceiling", log.medianMs(ceilingStep) / log.medianMs(copyStep)),
     ...guests,
   ];
 }

@@ -3,10 +3,10 @@
  * afterwards, and the proof that the newest point still equals what was replicated.
  */
 import { randomUUID } from "node:crypto";
-import { open, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type Sink, TidemarkError, Vault } from "../../engine/index.ts";
-import { contentHash } from "../image.ts";
+import { contentHash, makeSparse } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import { RecordingSink } from "./recording-sink.ts";
 
@@ -60,12 +60,7 @@ export class KeepPlace {
   /** A new file of `sizeBytes` that is one hole. */
   async makeImage(name: string, sizeBytes: number): Promise<string> {
     const path = join(this.#config.temporaryFolder, name);
-    const file = await open(path, "wx");
-    try {
-      await file.truncate(sizeBytes);
-    } finally {
-      await file.close();
-    }
+    await makeSparse(path, sizeBytes);
     return path;
   }
 

@@ -12,7 +12,6 @@ import { StepLog } from "../steps.ts";
 import { chainDisk, makeChain } from "./chain.ts";
 import { KeepPlace } from "./place.ts";
 
-const pruneMsMax = 10_000;
 /** Of so many points, one stays. */
 const thinning = 20;
 const pruneStep = "prune, vault opened for it";
@@ -58,14 +57,8 @@ export async function benchPrune(config: BenchConfig, store: Sink): Promise<Case
       image: { ...(await imageFactsOf(image)), path: "a new disk" },
       steps: log.steps(),
       marks: [
-        {
-          name: `prune of ${times.length} points`,
-          value: log.medianMs(pruneStep),
-          unit: "ms",
-          relation: "at most",
-          wanted: pruneMsMax,
-        },
-        { name: "of them removed", value: removedPoints / times.length, unit: "×", relation: "at least", wanted: 0.5 },
+        config.mark("prune of the chain", log.medianMs(pruneStep)),
+        config.mark("of them removed", removedPoints / times.length),
       ],
       counts: {
         points: times.length,

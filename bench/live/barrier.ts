@@ -3,19 +3,18 @@
  * without a pause. It runs in this process and into a discarding sink, so that only the barrier is
  * measured.
  */
-import { mkdir, open } from "node:fs/promises";
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { type BlockDevice, Vault } from "../../engine/index.ts";
 import { granuleBytes } from "../../engine/internal.ts";
 import { DiscardingSink } from "../discarding-sink.ts";
-import { randomWords } from "../image.ts";
+import { makeSparse, randomWords } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
-import type { Mark } from "../report.ts";
-import { onDemandMs } from "./place.ts";
+import type { Mark } from "../targets.ts";
+import { onDemandMs, policyOf } from "./orders.ts";
 
 const writers = 32;
 const diskBytes = 256 * 1024 * 1024;
-const barrierP99MsMax = 20;
 
 export interface BarrierFigures {
   readonly marks: readonly Mark[];
@@ -28,12 +27,10 @@ export async function benchBarrier(config: BenchConfig): Promise<BarrierFigures>
   const stateFolder = join(temporaryFolder, "barrier");
   const image = join(temporaryFolder, "barrier.img");
   await mkdir(stateFolder);
-  const file = await open(image, "wx");
-  await file.truncate(diskBytes).finally(async () => await file.close());
+  await makeSparse(image, diskBytes);
   const vault = await Vault.openOrCreate(new DiscardingSink(), { stateFolder, workers, lanes, signal });
   try {
-    const policy = { crashConsistentFrequencyMs: onDemandMs };
-    const protection = await vault.protect({ disk: "barrier", image, stateFolder, policy });
+    const protection = await vault.protect({ disk: "barrier", image, stateFolder, policy: policyOf(onDemandMs) });
     await protection.point({ signal });
     const load = new Load(protection.device, config.seed);
     const heldMs: number[] = [];
@@ -46,6 +43,7 @@ export async function benchBarrier(config: BenchConfig): Promise<BarrierFigures>
       await load.end();
     }
     return figuresOf(
+      config,
       heldMs.toSorted((a, b) => a - b),
       load.writes,
     );
@@ -80,19 +78,11 @@ class Load {
   }
 }
 
-function figuresOf(sortedMs: readonly number[], writes: number): BarrierFigures {
+function figuresOf(config: BenchConfig, sortedMs: readonly number[], writes: number): BarrierFigures {
   const at = (share: number): number => sortedMs[Math.max(0, Math.ceil(sortedMs.length * share) - 1)] ?? NaN;
   const p99 = at(0.99);
   return {
-    marks: [
-      {
-        name: `barrier of a cut, ${writers} writes in flight, p99`,
-        value: p99,
-        unit: "ms",
-        relation: "at most",
-        wanted: barrierP99MsMax,
-      },
-    ],
+    marks: [config.mark("barrier of a cut, 32 writes in flight, p99", p99)],
     counts: {
       cuts: sortedMs.length,
       writesMeanwhile: writes,

@@ -4,20 +4,21 @@
  */
 import type { Sink } from "../../engine/index.ts";
 import { granuleBytes } from "../../engine/internal.ts";
+import { peerMarks } from "../cycles.ts";
 import { type ImageFacts, imageFactsOf } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
-import type { CaseOutcome, Mark } from "../report.ts";
+import type { CaseOutcome } from "../report.ts";
 import { StepLog } from "../steps.ts";
 import { runFio } from "./fio.ts";
-import { LivePlace, onDemandMs } from "./place.ts";
+import { onDemandMs } from "./orders.ts";
+import { LivePlace } from "./place.ts";
 
-const peerTimesWanted = 25;
 const burstStep = "cut to commit, after the burst";
 
 /** `scatterWrites` random writes of 4 KiB through NBD, and a point on demand after them. */
 export async function benchBurst(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
   const log = new StepLog(config);
-  const { temporaryFolder: folder, signal, scatterWrites } = config;
+  const { scatterWrites } = config;
   return await LivePlace.use(config, store, async (place) => {
     const sizeBytes = (await imageFactsOf(place.image)).sizeBytes;
     const measured = await place.protecting(onDemandMs, async (process) => {
@@ -26,7 +27,7 @@ export async function benchBurst(config: BenchConfig, store: Sink): Promise<Case
       await process.point();
       for (let run = 0; run < config.runs; run += 1) {
         config.begin("write at random", run);
-        const figures = await runFio({
+        const figures = await runFio(config, {
           uri: process.uri,
           pattern: "randwrite",
           requestBytes: granuleBytes,
@@ -34,8 +35,7 @@ export async function benchBurst(config: BenchConfig, store: Sink): Promise<Case
           extent: { bytes: scatterWrites * granuleBytes },
           freshData: true,
           seed: config.seed + run,
-          folder,
-          signal,
+          traced: "clients",
         });
         log.add(
           "random writes of 4 KiB over NBD",
@@ -67,18 +67,12 @@ export async function benchBurst(config: BenchConfig, store: Sink): Promise<Case
       ...(await imageFactsOf(place.image)),
       path: config.image === "" ? "a new disk" : config.image,
     };
-    return { image, steps: log.steps(), marks: peerMarks(config, log.medianMs(burstStep)), hashes, ...measured };
+    return {
+      image,
+      steps: log.steps(),
+      marks: peerMarks(config, "scattered-backup", log.medianMs(burstStep)),
+      hashes,
+      ...measured,
+    };
   });
-}
-
-function peerMarks({ peers }: BenchConfig, ownMs: number): Mark[] {
-  return peers
-    .filter(({ step }) => step === "scattered-backup")
-    .map(({ peer, seconds }) => ({
-      name: `faster than ${peer} (${seconds.toFixed(1)} s)`,
-      value: (seconds * 1000) / ownMs,
-      unit: "×",
-      relation: "at least",
-      wanted: peerTimesWanted,
-    }));
 }

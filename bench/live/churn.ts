@@ -5,18 +5,15 @@
 import type { Sink } from "../../engine/index.ts";
 import { imageFactsOf } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
-import { type CaseOutcome, isMet, type Mark } from "../report.ts";
+import type { CaseOutcome } from "../report.ts";
 import { StepLog } from "../steps.ts";
+import { isMet, type Mark } from "../targets.ts";
 import { runFio } from "./fio.ts";
 import type { SeenPoint } from "./orders.ts";
 import { LivePlace } from "./place.ts";
 import type { ProtectingProcess } from "./protecting-process.ts";
 
 const requestBytes = 16_384;
-const lagMsMax = 10_000;
-const rssBytesMax = 500 * 1024 * 1024;
-/** fio paces itself in bursts: this much of the rate counts as the rate. */
-const rateShareMin = 0.97;
 /** The limit is searched for with loads of this length, until it is known to a tenth. */
 const searchSeconds = 20;
 const searchPrecision = 1.1;
@@ -66,7 +63,7 @@ export async function benchChurn(config: BenchConfig, store: Sink): Promise<Case
     return {
       image: { ...(await imageFactsOf(place.image)), path: "a new disk" },
       steps: log.steps(),
-      marks: marksOf(live.bytesPerSecond, asked),
+      marks: marksOf(config, live.bytesPerSecond, asked),
       counts: {
         wantedMegabytesPerSecond: live.bytesPerSecond / 1e6,
         sustainedMegabytesPerSecond: asked.bytesPerSecond / 1e6,
@@ -97,7 +94,7 @@ async function churn(
 ): Promise<Churn> {
   const before = await process.order({ kind: "status" });
   const startedAtMs = Date.now();
-  const figures = await runFio({
+  const figures = await runFio(config, {
     uri: process.uri,
     pattern: "randwrite",
     requestBytes,
@@ -106,8 +103,7 @@ async function churn(
     bytesPerSecondMax: load.bytesPerSecond,
     freshData: true,
     seed: load.seed,
-    folder: config.temporaryFolder,
-    signal: config.signal,
+    traced: `clients, ${(load.bytesPerSecond / 1e6).toFixed(0)} MB/s`,
   });
   const endedAtMs = Date.now();
   const after = await process.order({ kind: "status" });
@@ -140,36 +136,12 @@ function longestGapMs(points: readonly SeenPoint[], startedAtMs: number, endedAt
   return Math.max(...times.slice(1).map((time, index) => time - (times[index] ?? time)));
 }
 
-function marksOf(wantedBytesPerSecond: number, load: Churn): Mark[] {
+function marksOf({ mark }: BenchConfig, wantedBytesPerSecond: number, load: Churn): Mark[] {
   return [
-    {
-      name: "points missed",
-      value: Math.max(0, load.pointsDue - load.pointsCommitted),
-      unit: "",
-      relation: "at most",
-      wanted: 0,
-    },
-    {
-      name: "lag of the newest point at the end",
-      value: load.lagMs,
-      unit: "ms",
-      relation: "at most",
-      wanted: lagMsMax,
-    },
-    {
-      name: "of the wanted rate",
-      value: load.bytesPerSecond / wantedBytesPerSecond,
-      unit: "×",
-      relation: "at least",
-      wanted: rateShareMin,
-    },
-    {
-      name: "peak memory of the protecting process",
-      value: load.peakRssBytes,
-      unit: "bytes",
-      relation: "at most",
-      wanted: rssBytesMax,
-    },
+    mark("points missed", Math.max(0, load.pointsDue - load.pointsCommitted)),
+    mark("lag of the newest point at the end", load.lagMs),
+    mark("of the wanted rate", load.bytesPerSecond / wantedBytesPerSecond),
+    mark("peak memory of the protecting process", load.peakRssBytes),
   ];
 }
 
@@ -184,12 +156,12 @@ async function findLimit(
 ): Promise<number> {
   const { bytesPerSecond } = config.live;
   const seconds = Math.min(searchSeconds, config.live.seconds);
-  const holds = marksOf(bytesPerSecond, asked).every(isMet);
+  const holds = marksOf(config, bytesPerSecond, asked).every((mark) => isMet(mark) !== false);
   let [held, failed] = holds ? [bytesPerSecond, Infinity] : [0, bytesPerSecond];
   while (failed / Math.max(held, 1_000_000) > searchPrecision && held < searchBytesPerSecondMax) {
     const next = Math.round(failed === Infinity ? held * 2 : held === 0 ? failed / 2 : (held + failed) / 2);
     config.begin(`random writes, ${(next / 1e6).toFixed(0)} MB/s for ${seconds} s`);
-    if (marksOf(next, await load(next, seconds)).every(isMet)) held = next;
+    if (marksOf(config, next, await load(next, seconds)).every((mark) => isMet(mark) !== false)) held = next;
     else failed = next;
   }
   return held;

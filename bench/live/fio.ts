@@ -2,7 +2,11 @@
  * fio with its own NBD client: the load and the clock of every measurement at a server. Where
  * shipped bytes count, fio makes fresh data for every write, so that deduplication saves nothing.
  */
+import { readFile, rm } from "node:fs/promises";
+import { join } from "node:path";
 import { TidemarkError, throwIfAborted } from "../../engine/index.ts";
+import type { BenchConfig } from "../options.ts";
+import { type Latency, percentilesOf, percents } from "../trace.ts";
 import { type Ended, runProgram } from "./programs.ts";
 
 export type FioPattern = "randwrite" | "write" | "randread" | "read" | "randrw";
@@ -26,8 +30,8 @@ export interface FioJob {
   /** How much of fresh data can be compressed away. Default: next to none. */
   readonly compressiblePercent?: number | undefined;
   readonly seed: number;
-  readonly folder: string;
-  readonly signal: AbortSignal | undefined;
+  /** Under this name the trace gets rates and latencies; absent: it gets none. */
+  readonly traced?: string | undefined;
 }
 
 /** Reads and writes together. */
@@ -36,9 +40,11 @@ export interface FioFigures {
   readonly bytes: number;
   readonly elapsedMs: number;
   /** Of the slower of reads and writes. */
-  readonly p50Us: number;
   readonly p99Us: number;
 }
+
+/** What a load needs of the case that runs it. */
+export type FioCase = Pick<BenchConfig, "temporaryFolder" | "trace" | "signal">;
 
 /** Requests in flight. */
 const depth = 32;
@@ -47,20 +53,33 @@ const depth = 32;
  * Errors: UNSUPPORTED (no fio, or one without NBD), DEVICE_FAILED (the server refused or broke
  * off), INTERRUPTED.
  */
-export async function runFio(job: FioJob): Promise<FioFigures> {
-  return figuresOf(await runProgram("fio", words(job), job.folder, job.signal));
+export async function runFio(config: FioCase, job: FioJob): Promise<FioFigures> {
+  const { temporaryFolder: folder, trace, signal } = config;
+  const startedAtMs = trace.now();
+  const figures = figuresOf(await runProgram("fio", words(job), folder, signal));
+  const { traced } = job;
+  if (traced !== undefined) {
+    trace.latency({ name: traced, count: figures.requests, percentiles: figures.percentiles });
+    for (const [atMs, value] of await ratesOf(folder))
+      trace.point("written and read by clients", "bytes/s", value, startedAtMs + atMs);
+  }
+  return figures;
 }
 
 /**
  * A load that lasts until `stop`, and under which the server may die: how fio ends says nothing,
  * and having lost its server it may not end at all. Errors: UNSUPPORTED, INTERRUPTED.
  */
-export async function runFioUntil(job: FioJob, stop: AbortSignal): Promise<void> {
-  const either = job.signal === undefined ? stop : AbortSignal.any([job.signal, stop]);
+export async function runFioUntil(
+  { temporaryFolder: folder, signal }: FioCase,
+  job: FioJob,
+  stop: AbortSignal,
+): Promise<void> {
+  const either = signal === undefined ? stop : AbortSignal.any([signal, stop]);
   try {
-    refuseWithoutNbd(await runProgram("fio", words(job), job.folder, either));
+    refuseWithoutNbd(await runProgram("fio", words(job), folder, either));
   } catch (error) {
-    throwIfAborted(job.signal);
+    throwIfAborted(signal);
     if (!stop.aborted) throw error;
   }
 }
@@ -85,6 +104,8 @@ function words(job: FioJob): string[] {
       ? ["--time_based", `--runtime=${Math.round(extent.seconds * 1_000)}ms`]
       : [`--io_size=${extent.bytes}`]),
     ...(bytesPerSecondMax === undefined ? [] : [`--rate=${bytesPerSecondMax}`]),
+    ...(job.traced === undefined ? [] : [`--write_bw_log=${logName}`, `--log_avg_msec=${logEveryMs(extent)}`]),
+    `--percentile_list=${percents.join(":")}`,
     "--output-format=json",
   ];
 }
@@ -99,10 +120,10 @@ interface FioWay {
   readonly io_bytes: number;
   /** ms */
   readonly runtime: number;
-  readonly clat_ns: { readonly percentile?: Readonly<Record<string, number>> };
+  readonly clat_ns: { readonly max: number; readonly percentile?: Readonly<Record<string, number>> };
 }
 
-function figuresOf(ended: Ended): FioFigures {
+function figuresOf(ended: Ended): FioFigures & Pick<Latency, "percentiles"> {
   refuseWithoutNbd(ended);
   const { exitCode, stdout, stderr } = ended;
   // It says what it has to say before the report.
@@ -119,13 +140,38 @@ function figuresOf(ended: Ended): FioFigures {
   }
   const ways = [job.read, job.write].filter((way) => way.total_ios > 0);
   const most = (value: (way: FioWay) => number): number => Math.max(0, ...ways.map(value));
+  const at = (percent: number): number => most((way) => (way.clat_ns.percentile?.[percent.toFixed(6)] ?? NaN) / 1_000);
   return {
     requests: ways.reduce((sum, way) => sum + way.total_ios, 0),
     bytes: ways.reduce((sum, way) => sum + way.io_bytes, 0),
     elapsedMs: most((way) => way.runtime),
-    p50Us: most((way) => (way.clat_ns.percentile?.["50.000000"] ?? NaN) / 1_000),
-    p99Us: most((way) => (way.clat_ns.percentile?.["99.000000"] ?? NaN) / 1_000),
+    p99Us: at(99),
+    percentiles: percentilesOf(
+      at,
+      most((way) => way.clat_ns.max / 1_000),
+    ),
   };
+}
+
+/** fio writes its rates over time to this file in its folder. */
+const logName = "fio";
+const loggedPoints = 240;
+
+function logEveryMs(extent: FioJob["extent"]): number {
+  return "seconds" in extent ? Math.max(200, Math.round((extent.seconds * 1_000) / loggedPoints)) : 200;
+}
+
+/** Bytes a second over the time since fio began, reads and writes together. */
+async function ratesOf(folder: string): Promise<(readonly [atMs: number, bytesPerSecond: number])[]> {
+  const path = join(folder, `${logName}_bw.1.log`);
+  const rates = new Map<number, number>();
+  for (const line of (await readFile(path, "utf8")).split("\n")) {
+    // Time in ms, KiB a second, direction, and more.
+    const [atMs = NaN, kibibytes = NaN] = line.split(",").map(Number);
+    if (Number.isFinite(kibibytes)) rates.set(atMs, (rates.get(atMs) ?? 0) + kibibytes * 1024);
+  }
+  await rm(path);
+  return [...rates];
 }
 
 function refuseWithoutNbd({ stdout, stderr }: Ended): void {

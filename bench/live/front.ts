@@ -12,11 +12,13 @@ import { join } from "node:path";
 import { type Sink, throwIfAborted } from "../../engine/index.ts";
 import { copySparsely, imageFactsOf, rangeBytes } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
-import type { CaseOutcome, Mark } from "../report.ts";
+import type { CaseOutcome } from "../report.ts";
 import { median, StepLog, type StepTraits } from "../steps.ts";
+import type { Mark } from "../targets.ts";
 import { benchBarrier } from "./barrier.ts";
 import { type FioFigures, type FioPattern, runFio } from "./fio.ts";
-import { LivePlace, onDemandMs } from "./place.ts";
+import { onDemandMs } from "./orders.ts";
+import { LivePlace } from "./place.ts";
 import { startServer } from "./programs.ts";
 import { nbdUri, type ProtectingProcess } from "./protecting-process.ts";
 
@@ -24,21 +26,17 @@ interface Pattern {
   readonly pattern: FioPattern;
   readonly requestBytes: number;
   readonly name: string;
-  /** Of qemu-nbd's rate. */
-  readonly wanted: number;
 }
 
 const patterns: readonly Pattern[] = [
-  { pattern: "randwrite", requestBytes: 4_096, name: "randwrite 4k", wanted: 1.2 },
-  { pattern: "randwrite", requestBytes: 65_536, name: "randwrite 64k", wanted: 0.9 },
-  { pattern: "write", requestBytes: 1_048_576, name: "write 1m", wanted: 0.9 },
-  { pattern: "randread", requestBytes: 4_096, name: "randread 4k", wanted: 1.2 },
-  { pattern: "read", requestBytes: 1_048_576, name: "read 1m", wanted: 0.9 },
-  { pattern: "randrw", requestBytes: 4_096, name: "randrw 4k", wanted: 1.2 },
+  { pattern: "randwrite", requestBytes: 4_096, name: "randwrite 4k" },
+  { pattern: "randwrite", requestBytes: 65_536, name: "randwrite 64k" },
+  { pattern: "write", requestBytes: 1_048_576, name: "write 1m" },
+  { pattern: "randread", requestBytes: 4_096, name: "randread 4k" },
+  { pattern: "read", requestBytes: 1_048_576, name: "read 1m" },
+  { pattern: "randrw", requestBytes: 4_096, name: "randrw 4k" },
 ];
 
-/** Of the own rate while replication rests. */
-const drainingWanted = 0.4;
 /**
  * A cycle has to be under way for as long as fio runs: more than any store here takes in that time,
  * as far as the disk is large enough.
@@ -78,9 +76,9 @@ export async function benchFront(config: BenchConfig, store: Sink): Promise<Case
             // In turns, so that neither always meets the younger page cache.
             for (const way of run % 2 === 0 ? ways : ways.toReversed()) {
               await settle([place.image, twin]);
-              const load = async (uri: string): Promise<FioFigures> =>
-                await loadOnce(config, pattern, uri, sizeBytes, run);
               const name = `${pattern.name}: ${way}`;
+              const load = async (uri: string): Promise<FioFigures> =>
+                await loadOnce(config, pattern, name, uri, sizeBytes, run);
               config.begin(name, run);
               const figures =
                 way === "qemu-nbd"
@@ -107,7 +105,7 @@ export async function benchFront(config: BenchConfig, store: Sink): Promise<Case
     return {
       image: { ...(await imageFactsOf(place.image)), path: config.image === "" ? "a new disk" : config.image },
       steps: log.steps(),
-      marks: [...results.flatMap(({ pattern, served }) => marksOf(pattern, served)), ...barrier.marks],
+      marks: [...results.flatMap(({ pattern, served }) => marksOf(config, pattern, served)), ...barrier.marks],
       counts: {
         ...(Object.assign({}, ...results.map(({ pattern, served }) => countsOf(pattern, served))) as Record<
           string,
@@ -146,11 +144,12 @@ class QemuNbd {
 async function loadOnce(
   config: BenchConfig,
   pattern: Pattern,
+  name: string,
   uri: string,
   spanBytes: number,
   run: number,
 ): Promise<FioFigures> {
-  return await runFio({
+  return await runFio(config, {
     uri,
     pattern: pattern.pattern,
     requestBytes: pattern.requestBytes,
@@ -158,8 +157,7 @@ async function loadOnce(
     extent: { seconds: config.live.seconds },
     freshData: false,
     seed: config.seed + run,
-    folder: config.temporaryFolder,
-    signal: config.signal,
+    traced: name,
   });
 }
 
@@ -186,25 +184,13 @@ async function whileDraining(
   return figures;
 }
 
-function marksOf({ name, wanted }: Pattern, served: Record<Way, Served>): Mark[] {
+function marksOf({ mark }: BenchConfig, { name }: Pattern, served: Record<Way, Served>): Mark[] {
   const rate = (way: Way): number => median(served[way].perSecond);
   const p99 = (way: Way): number => median(served[way].p99Us);
   return [
-    { name: `${name}, of qemu-nbd`, value: rate("idle") / rate("qemu-nbd"), unit: "×", relation: "at least", wanted },
-    {
-      name: `${name}, p99 of qemu-nbd's`,
-      value: p99("idle") / p99("qemu-nbd"),
-      unit: "×",
-      relation: "at most",
-      wanted: 1,
-    },
-    {
-      name: `${name}, draining, of idle`,
-      value: rate("draining") / rate("idle"),
-      unit: "×",
-      relation: "at least",
-      wanted: drainingWanted,
-    },
+    mark(`${name}, of qemu-nbd`, rate("idle") / rate("qemu-nbd")),
+    mark("p99 of qemu-nbd's", p99("idle") / p99("qemu-nbd"), `${name}, p99 of qemu-nbd's`),
+    mark("draining, of idle", rate("draining") / rate("idle"), `${name}, draining, of idle`),
   ];
 }
 

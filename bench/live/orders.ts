@@ -3,8 +3,22 @@
  * gives parent and child: first the plan, so that no credential is in an argument or in the
  * environment, then orders, each with an answer.
  */
-import type { ErrorCode, PointSummary, ProtectionState } from "../../engine/index.ts";
+import type { ErrorCode, PointSummary, ProtectionPolicy, ProtectionState } from "../../engine/index.ts";
 import type { AzureCredentials, ProxyOptions } from "../../sink/index.ts";
+import type { StoreTraffic } from "./metered-sink.ts";
+
+/** No cycle is due by itself while a benchmark runs. */
+export const onDemandMs: number = 24 * 3_600 * 1_000;
+
+/**
+ * Policy of a disk with a point every `cycleMs`. The first of them is due up to 30 s after the start
+ * of the protection, also where the next is due in a day: so a disk with points on demand starts
+ * later.
+ */
+export function policyOf(cycleMs: number): ProtectionPolicy {
+  const start = cycleMs === onDemandMs ? { startTimeMs: Date.now() + onDemandMs } : {};
+  return { crashConsistentFrequencyMs: cycleMs, ...start };
+}
 
 /** A store as another process can open it. */
 export interface StoreAddress {
@@ -64,6 +78,8 @@ export interface Condition {
   readonly failures: readonly string[];
   /** The answer to `point`: what was committed. */
   readonly point: PointSummary | null;
+  /** Requests of this process that transferred data. */
+  readonly store: StoreTraffic;
   /** The answer to `rest`: for how long a cycle was under way since `drain`. */
   readonly drainedMs: number;
 }

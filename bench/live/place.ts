@@ -4,19 +4,19 @@
  * with the image, because a figure for a wrong result is worthless.
  */
 import { randomUUID } from "node:crypto";
-import { mkdir, open, rm } from "node:fs/promises";
+import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type Sink, TidemarkError, Vault } from "../../engine/index.ts";
-import { contentHash, copySparsely } from "../image.ts";
+import { contentHash, copySparsely, makeSparse } from "../image.ts";
 import { NestedSink } from "../nested-sink.ts";
 import type { BenchConfig } from "../options.ts";
 import type { Condition } from "./orders.ts";
 import { ProtectingProcess } from "./protecting-process.ts";
+import { ProcessWatch } from "./watch.ts";
 
 const disk = "bench";
-
-/** Long enough that no cycle is due by itself while a benchmark runs. */
-export const onDemandMs: number = 24 * 3_600 * 1_000;
+/** The process is looked at this often. */
+const [watchEveryMsMin, watchEveryMsMax, watchedPoints] = [250, 10_000, 240] as const;
 
 export class LivePlace {
   readonly image: string;
@@ -81,10 +81,13 @@ export class LivePlace {
       },
       signal,
     );
+    const everyMs = Math.min(watchEveryMsMax, Math.max(watchEveryMsMin, (live.seconds * 1_000) / watchedPoints));
+    const watch = new ProcessWatch(process, this.#config.trace, everyMs);
     try {
       return await work(process, condition);
     } finally {
       await process.kill();
+      await watch.end();
     }
   }
 
@@ -118,11 +121,6 @@ export class LivePlace {
       await copySparsely(image, this.image, signal);
       return;
     }
-    const file = await open(this.image, "wx");
-    try {
-      await file.truncate(live.diskBytes);
-    } finally {
-      await file.close();
-    }
+    await makeSparse(this.image, live.diskBytes);
   }
 }

@@ -66,14 +66,16 @@ export interface Ended {
   readonly stderr: string;
 }
 
-/** Starts a program in `folder`. */
+/** Starts a program in `folder`, with `environment` besides that of this process. */
 function start(
   name: string,
   words: readonly string[],
   folder: string,
+  environment: Readonly<Record<string, string>> = {},
 ): { program: Program; said: { stdout: string; stderr: string } } {
   // A group of its own: a ^C at the terminal is for us, and we end it.
-  const child = spawn(name, words, { cwd: folder, detached: true, stdio: ["ignore", "pipe", "pipe"] });
+  const env = { ...process.env, ...environment };
+  const child = spawn(name, words, { cwd: folder, env, detached: true, stdio: ["ignore", "pipe", "pipe"] });
   const said = { stdout: "", stderr: "" };
   child.stdout.setEncoding("utf8").on("data", (text: string) => {
     said.stdout += text;
@@ -93,9 +95,10 @@ export async function runProgram(
   words: readonly string[],
   folder: string,
   signal: AbortSignal | undefined,
+  environment: Readonly<Record<string, string>> = {},
 ): Promise<Ended> {
   throwIfAborted(signal);
-  const { program, said } = start(name, words, folder);
+  const { program, said } = start(name, words, folder, environment);
   const stop = (): void => void program.child.kill("SIGKILL");
   signal?.addEventListener("abort", stop, { once: true });
   try {

@@ -15,12 +15,22 @@ import {
 } from "../../engine/index.ts";
 import { openSink } from "../../sink/index.ts";
 import { rangeBytes } from "../image.ts";
-import { NestedSink } from "../nested-sink.ts";
-import type { Answer, Condition, Fault, Order, ProtectionPlan, SeenPoint, Told } from "./orders.ts";
+import { MeteredSink } from "./metered-sink.ts";
+import {
+  type Answer,
+  type Condition,
+  type Fault,
+  type Order,
+  type ProtectionPlan,
+  policyOf,
+  type SeenPoint,
+  type Told,
+} from "./orders.ts";
 
 /** A disk under protection, and how all that it took is closed again. */
 interface Opened {
   readonly protection: Protection;
+  readonly metered: MeteredSink;
   readonly close: () => Promise<void>;
 }
 
@@ -74,7 +84,8 @@ class Protecting {
       options.proxy === undefined ? { credentials: options.credentials } : { ...options, proxy: options.proxy },
     );
     const { stateFolder, workers, lanes, indexBytesMax } = plan;
-    const vault = await Vault.openOrCreate(new NestedSink(sink, plan.prefix), {
+    const metered = new MeteredSink(sink, plan.prefix);
+    const vault = await Vault.openOrCreate(metered, {
       stateFolder,
       workers,
       lanes,
@@ -85,7 +96,7 @@ class Protecting {
       disk,
       image,
       stateFolder,
-      policy: { crashConsistentFrequencyMs: cycleMs },
+      policy: policyOf(cycleMs),
       onEvent: (event) => this.#note(event),
     });
     const server = await NbdServer.listen({ listen: { kind: "unix", path: plan.socket } });
@@ -96,7 +107,7 @@ class Protecting {
       await vault.close();
       await sink[Symbol.asyncDispose]();
     };
-    return { protection, close };
+    return { protection, metered, close };
   }
 
   #note(event: ProtectionEvent): void {
@@ -134,7 +145,7 @@ class Protecting {
   }
 
   #condition(
-    { protection }: Opened,
+    { protection, metered }: Opened,
     more: { readonly point?: PointSummary; readonly drainedMs?: number } = {},
   ): Condition {
     const { state, backlogBytes, lag, barrier } = protection.status();
@@ -148,6 +159,7 @@ class Protecting {
       points: this.#points,
       failures: this.#failures,
       point: more.point ?? null,
+      store: metered.traffic(),
       drainedMs: more.drainedMs ?? 0,
     };
   }

@@ -13,7 +13,6 @@ import { StepLog, type StepTraits } from "../steps.ts";
 import { type FioJob, runFio, runFioUntil } from "./fio.ts";
 import { LivePlace } from "./place.ts";
 
-const restartMsMax = 10_000;
 const requestBytes = 65_536;
 /**
  * Enough to keep all hot regions hot, and not so much that the load, and not the restart, is what
@@ -36,16 +35,15 @@ export async function benchRestart(config: BenchConfig, store: Sink): Promise<Ca
       spanBytes: live.hotBytes,
       freshData: true,
       seed: config.seed,
-      folder: config.temporaryFolder,
-      signal: config.signal,
     });
     await place.protecting(live.cycleMs, async (process) => {
       config.begin("first points");
       await process.point();
       config.begin("write the hot regions");
-      await runFio({
+      await runFio(config, {
         ...job(process.uri),
         pattern: "write",
+        traced: "clients, the hot regions",
         requestBytes: 1_048_576,
         extent: { bytes: live.hotBytes },
       });
@@ -53,6 +51,7 @@ export async function benchRestart(config: BenchConfig, store: Sink): Promise<Ca
       config.begin("kill -9 under random writes");
       const stop = new AbortController();
       const load = runFioUntil(
+        config,
         {
           ...job(process.uri),
           pattern: "randwrite",
@@ -90,7 +89,7 @@ export async function benchRestart(config: BenchConfig, store: Sink): Promise<Ca
     return {
       image: { ...(await imageFactsOf(place.image)), path: "a new disk" },
       steps: log.steps(),
-      marks: [{ name: restartStep, value: measured.restartMs, unit: "ms", relation: "at most", wanted: restartMsMax }],
+      marks: [config.mark(restartStep, measured.restartMs)],
       counts: measured.counts,
       hashes,
       peakRssBytes: measured.peakRssBytes,

@@ -11,8 +11,9 @@ import { setTimeout as delay } from "node:timers/promises";
 import { type Sink, systemCode, TidemarkError } from "../../engine/index.ts";
 import { imageFactsOf } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
-import type { CaseOutcome, Mark } from "../report.ts";
+import type { CaseOutcome } from "../report.ts";
 import { median, StepLog } from "../steps.ts";
+import type { Mark } from "../targets.ts";
 import { type FioFigures, runFio } from "./fio.ts";
 import { LivePlace } from "./place.ts";
 import type { ProtectingProcess } from "./protecting-process.ts";
@@ -27,7 +28,6 @@ const tellEveryMs = 60_000;
 /** Full within the first minutes, after which it forgets instead of growing. */
 const indexBytesMax: number = 16 * 1024 * 1024;
 const hourMs = 3_600_000;
-const rssBytesPerHourMax = 20 * 1024 * 1024;
 
 /** What the process had at one moment. */
 interface Sample {
@@ -75,7 +75,7 @@ export async function benchSoak(config: BenchConfig, store: Sink): Promise<CaseO
     return {
       image: { ...(await imageFactsOf(place.image)), path: "a new disk" },
       steps: log.steps(),
-      marks: marksOf(samples),
+      marks: marksOf(config, samples),
       counts: {
         points,
         failures,
@@ -98,9 +98,9 @@ async function load(
   process: ProtectingProcess,
   sizeBytes: number,
 ): Promise<{ readonly figures: FioFigures; readonly samples: readonly Sample[] }> {
-  const { live, seed, temporaryFolder: folder, signal } = config;
+  const { live, seed } = config;
   const over = new AbortController();
-  const writing = runFio({
+  const writing = runFio(config, {
     uri: process.uri,
     pattern: "randwrite",
     requestBytes,
@@ -110,8 +110,7 @@ async function load(
     freshData: true,
     compressiblePercent,
     seed,
-    folder,
-    signal,
+    traced: "clients",
   }).finally(() => over.abort());
   const [figures, samples] = await Promise.allSettled([writing, watch(config, process, over.signal)]);
   if (figures.status === "rejected") throw figures.reason;
@@ -162,28 +161,17 @@ async function footprint(pid: number): Promise<{ readonly rssBytes: number; read
   }
 }
 
-function marksOf(samples: readonly Sample[]): Mark[] {
+function marksOf({ mark }: BenchConfig, samples: readonly Sample[]): Mark[] {
   const half = samples.slice(Math.floor(samples.length / 2));
   const middle = Math.floor(half.length / 2);
   const [third, fourth] = [half.slice(0, middle), half.slice(middle)].map((part) =>
     median(part.map(({ handles }) => handles)),
   );
+  const growth = slope(half.map(({ atMs, rssBytes }) => ({ x: atMs / hourMs, y: rssBytes })));
   return [
-    {
-      name: "memory gained an hour, second half",
-      value: slope(half.map(({ atMs, rssBytes }) => ({ x: atMs / hourMs, y: rssBytes }))),
-      unit: "bytes",
-      relation: "at most",
-      wanted: rssBytesPerHourMax,
-    },
+    mark("memory gained an hour, second half", growth),
     // Medians: connections to the store come and go.
-    {
-      name: "handles gained, last two quarters",
-      value: (fourth ?? NaN) - (third ?? NaN),
-      unit: "",
-      relation: "at most",
-      wanted: 0,
-    },
+    mark("handles gained, last two quarters", (fourth ?? NaN) - (third ?? NaN)),
   ];
 }
 

@@ -7,7 +7,7 @@
  * milliseconds, rates into bytes a second.
  */
 import { type RetentionPolicy, TidemarkError } from "../../engine/index.ts";
-import { parseBytes, parseDuration } from "../quantities.ts";
+import { parseDuration, parseRate } from "../quantities.ts";
 import {
   type EntryFault,
   type Field,
@@ -286,10 +286,8 @@ export const checkDashboard = (value: unknown): Checked<DashboardEntry> => check
 export const checkNotify = (value: unknown): Checked<readonly NotifyEntry[]> => check(notifySchema, value);
 
 /** Bytes a second of `20MiB/s`; `off` is no limit. Gives `fault` for anything else. */
-export function parseRate(text: string): number | undefined | typeof fault {
-  if (text === "off") return undefined;
-  const bytes = parseBytes(text.replace(/\/\s*s$/, "").trimEnd());
-  return bytes === undefined || bytes < 1024 ? fault : bytes;
+export function parseLimit(text: string): number | undefined | typeof fault {
+  return text === "off" ? undefined : (parseRate(text) ?? fault);
 }
 
 /** No field, vault, policy or disk has a longer name. */
@@ -388,7 +386,7 @@ function shortDuration(elapsedMs: number): string {
 }
 
 function rate(): Field<number | undefined> {
-  return written(parseRate, "is no rate", "write a size a second, as in 20MiB/s, at least 1KiB/s, or off");
+  return written(parseLimit, "is no rate", "write a size a second, as in 20MiB/s, at least 1KiB/s, or off");
 }
 
 /** From 0 to 1; a number without a sign is a percentage, too. */

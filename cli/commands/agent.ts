@@ -8,7 +8,7 @@ import { type AgentConfig, configError, formatFault } from "../agent/config.ts";
 import { askAgent } from "../agent/control-client.ts";
 import { openEngineAdapter, systemClock } from "../agent/engine-adapter.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
-import { parseRate } from "../agent/schema.ts";
+import { parseLimit } from "../agent/schema.ts";
 import { describeAgent } from "../agent/status-table.ts";
 import type { MissedPoint, ReloadSummary, StopSummary } from "../agent/summaries.ts";
 import { formatNumberOf, formatRate } from "../quantities.ts";
@@ -260,7 +260,7 @@ async function limit(context: CommandContext, text: string, flags: LimitFlags): 
 function limitOf(text: string): number | "off" | null {
   if (text === "config") return null;
   if (text === "off") return text;
-  const bytesPerSecond = parseRate(text);
+  const bytesPerSecond = parseLimit(text);
   if (typeof bytesPerSecond === "number") return bytesPerSecond;
   throw new TidemarkError("INVALID_ARGUMENT", `${text} is not a rate`, {
     remedy: "write it as 20MiB/s, at least 1KiB/s, or `off`, or `config`",

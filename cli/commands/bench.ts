@@ -4,12 +4,14 @@
  */
 import { join } from "node:path";
 import { Command, InvalidArgumentError } from "commander";
-import { type BenchKind, benchKinds, formatBench, runBench, type StoreAddress } from "../../bench/index.ts";
+import { type BenchKind, benchKinds, formatBench, keepKinds, liveKinds, runBench } from "../../bench/index.ts";
 import { openSink } from "../../sink/index.ts";
 import { exitCodes } from "../errors.ts";
-import { parseBytes } from "../quantities.ts";
-import { type Environment, sinkOptions, wholeNumber, withLanesOption, withWorkersOption } from "../settings.ts";
+import { parseBytes, parseRate } from "../quantities.ts";
+import { sinkOptions, wholeNumber, withLanesOption, withWorkersOption } from "../settings.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
+import { storeAddress } from "./bench-store.ts";
+import { suiteCommand } from "./bench-suite.ts";
 import { type CommandContext, closing } from "./context.ts";
 
 interface BenchFlags {
@@ -25,6 +27,10 @@ interface BenchFlags {
   readonly writes?: number;
   readonly points?: number;
   readonly bytes?: number;
+  readonly diskSize?: number;
+  readonly hot?: number;
+  readonly targets?: string;
+  readonly fail: boolean;
   readonly workers?: number;
   readonly lanes?: number;
 }
@@ -44,12 +50,36 @@ const descriptions: Readonly<Record<BenchKind, string>> = {
   prune: "1,000 points thinned in one go",
   open: "the newest of 5,000 points opened and read",
   collect: "dead bytes given back beside a disk that is written",
+  size: "the same changes on disks of 8 GiB, 1 TiB and 8 TiB",
+  disks: "as many changes on 1, 10 and 100 disks in one process",
+  lanes: "first replication with 2 to 8 lanes",
+  blocks: "first replication with blocks of 16 KiB to 1 MiB, into a store that discards",
+  scaling: "first replication with 1 to 16 workers: at how many cores the main thread is busy",
+  peers: "what restic, borg and qemu-img need for the same, where they are installed",
   pipeline: "a cycle into a store that discards, beside its bare kernels",
   kernels: "the inner loops, bare",
 };
 
+/** Kinds without a store, or with one that discards. */
+const storeless: readonly BenchKind[] = ["kernels", "pipeline", "size", "disks", "blocks", "scaling"];
+
 /** Kinds that are measured once. */
-const takenOnce: readonly BenchKind[] = ["churn", "restart", "soak", "prune", "collect"];
+const takenOnce: readonly BenchKind[] = ["churn", "restart", "soak", "prune", "collect", "peers"];
+
+/** Kinds that can be compared with the times of other programs. */
+const peerKinds: readonly BenchKind[] = ["initial", "scattered", "restore", "burst"];
+
+/** Kinds that write at random, and how much. */
+const writesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
+  burst: 20_000,
+  size: 20_000,
+  disks: 102_400,
+  peers: 20_000,
+};
+
+/** Kinds that make a disk of their own, and those that write a part of it. */
+const madeDisks: readonly BenchKind[] = [...liveKinds, ...keepKinds];
+const hotKinds: readonly BenchKind[] = ["restart", "mount", "instant", "failover", "prune", "open"];
 
 /** Whether a kind takes an image. The others make their own disk, or need none. */
 const images: Readonly<Partial<Record<BenchKind, "required" | "optional">>> = {
@@ -57,6 +87,10 @@ const images: Readonly<Partial<Record<BenchKind, "required" | "optional">>> = {
   scattered: "required",
   restore: "required",
   pipeline: "required",
+  lanes: "required",
+  blocks: "required",
+  scaling: "required",
+  peers: "required",
   front: "optional",
   burst: "optional",
   mount: "optional",
@@ -65,7 +99,8 @@ const images: Readonly<Partial<Record<BenchKind, "required" | "optional">>> = {
 export function benchCommand(context: CommandContext): Command {
   const bench = new Command("bench")
     .description("measure, each figure beside a yardstick from the same run")
-    .addHelpText("after", "\nExamples:\n  $ tidemark bench kernels\n  $ tidemark bench initial --image disk.img");
+    .addHelpText("after", "\nExamples:\n  $ tidemark bench suite\n  $ tidemark bench initial --image disk.img")
+    .addCommand(suiteCommand(context));
   for (const kind of benchKinds) bench.addCommand(kindCommand(context, kind));
   return bench;
 }
@@ -73,7 +108,7 @@ export function benchCommand(context: CommandContext): Command {
 function kindCommand(context: CommandContext, kind: BenchKind): Command {
   const command = new Command(kind).description(descriptions[kind]);
   const image = images[kind];
-  const needsVault = kind !== "kernels" && kind !== "pipeline";
+  const needsVault = !storeless.includes(kind);
   if (image === "required") command.requiredOption("--image <path>", "disk image to measure with; it is read only");
   if (image === "optional")
     command.option("--image <path>", "disk image of which a copy is worked on (default: a new disk)");
@@ -83,22 +118,22 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
     command.option("--vault <vault>", "store to measure with (default: a new Azurite)");
     withLanesOption(command);
   }
-  if ((image === "required" && needsVault) || kind === "burst")
-    command.option("--peer-json <file>", "what other programs needed, to compare with");
+  if (peerKinds.includes(kind)) command.option("--peer-json <file>", "what other programs needed, to compare with");
   if (kind === "front" || kind === "mount" || kind === "instant")
     command.option("--seconds <count>", `length of each load (default: ${kind === "instant" ? 20 : 3})`, wholeNumber);
   if (kind === "restart")
     command.option("--seconds <count>", "length of the load until the kill (default: 5)", wholeNumber);
-  if (kind === "burst") command.option("--writes <count>", "writes of 4 KiB (default: 20000)", wholeNumber);
+  if (kind in writesDefaults)
+    command.option("--writes <count>", `writes of 4 KiB (default: ${writesDefaults[kind] ?? ""})`, wholeNumber);
   if (kind === "churn") {
     command
-      .option("--rate <count>", "MB to write a second (default: 100)", wholeNumber)
+      .option("--rate <rate>", "what to write a second (default: 100 MB/s)", rate)
       .option("--seconds <count>", "length of the load (default: 60)", wholeNumber)
       .option("--find-limit", "look for the highest rate that holds");
   }
   if (kind === "soak") {
     command
-      .option("--rate <count>", "MB to write a second (default: 20)", wholeNumber)
+      .option("--rate <rate>", "what to write a second (default: 20 MB/s)", rate)
       .option("--minutes <count>", "length of the load (default: 60)", wholeNumber);
   }
   if (kind === "prune" || kind === "open") {
@@ -107,15 +142,17 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
   if (kind === "collect") {
     command
       .option("--bytes <size>", "what is dead (default: 10 GB, or less where there is no room)", bytes)
-      .option("--rate <count>", "MB to write a second (default: 20)", wholeNumber)
+      .option("--rate <rate>", "what to write a second (default: 20 MB/s)", rate)
       .option("--seconds <count>", "length of the load before the collection (default: 60)", wholeNumber);
   }
+  if (madeDisks.includes(kind)) command.option("--disk-size <size>", "size of the disk that is made", bytes);
+  if (hotKinds.includes(kind)) command.option("--hot <size>", "the part of the disk that is written", bytes);
   if (kind === "initial") command.option("--check", "bring the point back and compare it");
   const example = image === "required" ? `${kind} --image disk.img` : kind;
   const isRepeated = !takenOnce.includes(kind);
   if (isRepeated)
     command.option("--runs <count>", "how often each step is measured; medians are reported (default: 1)", wholeNumber);
-  return command
+  return withMarkOptions(command)
     .addHelpText(
       "after",
       `
@@ -124,6 +161,13 @@ Examples:
   $ tidemark bench ${example}${isRepeated ? " --runs 3" : ""} --json`,
     )
     .action(async (flags: BenchFlags) => await bench(context, kind, flags));
+}
+
+/** Adds the options about marks: what is wanted, and whether a missed mark is a failure. */
+function withMarkOptions(command: Command): Command {
+  return command
+    .option("--targets <file>", "YAML with marks of your own, in the form of bench/targets.yaml")
+    .option("--no-fail", "exit with 0 though a mark is missed");
 }
 
 async function bench(context: CommandContext, kind: BenchKind, flags: BenchFlags): Promise<void> {
@@ -140,7 +184,10 @@ async function bench(context: CommandContext, kind: BenchKind, flags: BenchFlags
       workers: flags.workers,
       lanes: flags.lanes,
       seconds: flags.minutes === undefined ? flags.seconds : flags.minutes * 60,
-      rateMegabytes: flags.rate,
+      bytesPerSecond: flags.rate,
+      diskBytes: flags.diskSize,
+      hotBytes: flags.hot,
+      targetsFile: flags.targets,
       findLimit: flags.findLimit,
       scatterWrites: flags.writes,
       points: flags.points,
@@ -157,7 +204,7 @@ async function bench(context: CommandContext, kind: BenchKind, flags: BenchFlags
   });
   output.item("bench", report);
   output.answer(`bench ${kind}`, { case: report.case, marks: report.marks }, formatBench(report));
-  if (kind === "soak" && report.marks.some(({ met }) => !met)) context.exitCode = exitCodes.failed;
+  if (flags.fail && report.marks.some(({ met }) => met === false)) context.exitCode = exitCodes.failed;
 }
 
 function bytes(text: string): number {
@@ -166,8 +213,8 @@ function bytes(text: string): number {
   return value;
 }
 
-/** The store for a process that the benchmark starts. */
-function storeAddress(address: string, environment: Environment, signal: AbortSignal): StoreAddress {
-  const { credentials, proxy } = sinkOptions(address, environment, signal);
-  return { address, credentials, proxy };
+function rate(text: string): number {
+  const value = parseRate(text);
+  if (value === undefined) throw new InvalidArgumentError("It is not a rate such as 100MB/s.");
+  return value;
 }

@@ -9,9 +9,8 @@ import process from "node:process";
 import { Command, InvalidArgumentError } from "commander";
 import { TidemarkError } from "../../engine/index.ts";
 import { makeFolder } from "../../engine/internal.ts";
-import { parseRate } from "../agent/schema.ts";
 import { exitCodes, withoutSecrets } from "../errors.ts";
-import { parseBytes } from "../quantities.ts";
+import { parseBytes, parseRate } from "../quantities.ts";
 import { wholeNumber } from "../settings.ts";
 import type { StressReport } from "../stress/report.ts";
 import type { FaultKind } from "../stress/schedule.ts";
@@ -230,6 +229,6 @@ function bytes(text: string): number {
 
 function rate(text: string): number {
   const value = parseRate(text);
-  if (typeof value !== "number") throw new InvalidArgumentError("It is not a rate such as 20MB/s.");
+  if (value === undefined) throw new InvalidArgumentError("It is not a rate such as 20MB/s.");
   return value;
 }

@@ -50,7 +50,7 @@ async function expectWhole(report: BenchReport): Promise<void> {
   expect(report.hashes["point"]).toBe(report.hashes["image"]);
   const numbers = [
     ...report.steps.flatMap(({ amount, medianMs, perSecond }) => [amount, medianMs, perSecond]),
-    ...report.marks.flatMap(({ value, wanted }) => [value, wanted]),
+    ...report.marks.flatMap(({ value, wanted }) => [value, wanted ?? NaN]),
     ...Object.values(report.counts),
   ];
   expect(numbers.filter((number) => !Number.isFinite(number) || number < 0)).toEqual([]);
@@ -137,7 +137,7 @@ describe("each case about points that last proves its point and tells what it me
     const reason = missing("fio");
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
     const report = await runBench(
-      options("collect", { deadBytes: 64 * mib, cycleMs: 1_000, seconds: 2.5, rateMegabytes: 2 }),
+      options("collect", { deadBytes: 64 * mib, cycleMs: 1_000, seconds: 2.5, bytesPerSecond: 2_000_000 }),
     );
     await expectWhole(report);
     // Of the second half two MiB stay; of the first half nothing.
@@ -161,7 +161,7 @@ test.for([
       // Asked between two steps, it would end there: the processes have to be at work.
       if (step === interruptedStep) setImmediate(() => abort.abort());
     };
-    const given = { deadBytes: 16 * mib, cycleMs: 250, seconds: 1.5, rateMegabytes: 2 };
+    const given = { deadBytes: 16 * mib, cycleMs: 250, seconds: 1.5, bytesPerSecond: 2_000_000 };
     const running = runBench(options(kind, { ...given, signal: abort.signal, onProgress }));
     await expect(running).rejects.toMatchObject({ code: "INTERRUPTED" });
     await expectNothingLeft();

@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { readdir } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -29,7 +29,7 @@ function options(kind: BenchKind, given: Partial<BenchOptions> = {}): BenchOptio
     diskBytes: 64 * mib,
     cycleMs: 1_000,
     cuts: 5,
-    rateMegabytes: 2,
+    bytesPerSecond: 2_000_000,
     storeAddress: { address: `dir:${vault}` },
     openVaultSink: async () => await DirectorySink.open(vault),
     temporaryFolder: join(folder, "work"),
@@ -42,16 +42,47 @@ async function expectWhole(report: BenchReport): Promise<void> {
   expect(report.hashes["point"]).toBe(report.hashes["image"]);
   const numbers = [
     ...report.steps.flatMap(({ amount, medianMs, perSecond }) => [amount, medianMs, perSecond]),
-    ...report.marks.flatMap(({ value, wanted }) => [value, wanted]),
+    ...report.marks.flatMap(({ value, wanted }) => [value, wanted ?? NaN]),
     ...Object.values(report.counts),
   ];
   expect(numbers.filter((number) => !Number.isFinite(number) || number < 0)).toEqual([]);
   expect(report.steps.length).toBeGreaterThan(0);
+  expectTraced(report);
   const lines = formatBench(report).split("\n");
   expect(lines.filter((line) => line.length > 80 || line.includes("…"))).toEqual([]);
   expect(await readdir(join(folder, "work"))).toEqual([]);
   const sink = await DirectorySink.open(join(folder, "vault"));
   for await (const { name } of sink.list("")) expect.fail(`${name} was left in the store`);
+}
+
+/** Every live case tells what happened over time, and how latencies are distributed. */
+function expectTraced({ series, latencies }: BenchReport): void {
+  const names = series.map(({ name }) => name);
+  const watched = ["lag of the newest point", "backlog", "sent to the store", "requests to the store"];
+  const ofThreads = ["resident memory", "main thread", "capture threads", "other threads"];
+  expect(names).toEqual(expect.arrayContaining(existsSync("/proc/self/stat") ? [...watched, ...ofThreads] : watched));
+  for (const { name, points } of series) {
+    expect(
+      points.filter(([atMs, value]) => !(atMs >= 0 && value >= 0)),
+      name,
+    ).toEqual([]);
+    expect(
+      points.map(([atMs]) => atMs),
+      name,
+    ).toEqual(points.map(([atMs]) => atMs).toSorted((a, b) => a - b));
+  }
+  expect(latencies.map(({ name }) => name)).toContain("requests to the store");
+  expect(latencies.length).toBeGreaterThan(1);
+  for (const { name, count, percentiles } of latencies) {
+    expect(count, name).toBeGreaterThan(0);
+    expect(
+      percentiles.map(([percent]) => percent),
+      name,
+    ).toEqual([50, 75, 90, 95, 99, 99.9, 99.99, 100]);
+    const times = percentiles.map(([, us]) => us);
+    expect(times, name).toEqual(times.toSorted((a, b) => a - b));
+    expect(times[0], name).toBeGreaterThan(0);
+  }
 }
 
 describe("each live case proves its point and tells what it measured", () => {

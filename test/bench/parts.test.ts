@@ -67,4 +67,7 @@ const report: BenchReport = {
   counts: {},
   hashes: {},
   peakRssBytes: 0,
+  series: [],
+  latencies: [],
+  stages: [],
 };

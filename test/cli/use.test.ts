@@ -127,6 +127,7 @@ const commands = [
   "materialize",
   "verify",
   "bench",
+  "bench suite",
   "bench initial",
   "bench scattered",
   "bench restore",

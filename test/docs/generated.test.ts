@@ -2,8 +2,11 @@
  * The generated documents say what the code does. `npm run docs:generate` writes them; without it,
  * a difference fails here.
  */
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { wanted } from "../../bench/report.ts";
+import { readTargets } from "../../bench/targets.ts";
 import { allCommands } from "../../cli/reference/definitions.ts";
 import { repositoryRoot } from "../source-tree.ts";
 import { jsonContract } from "./json-contract.ts";
@@ -30,6 +33,22 @@ describe("the generated documents", () => {
     expect(runnable.filter((name) => !commands.includes(name) && !scripts.includes(name))).toEqual([]);
     expect(commands.filter((name) => !["agent", "stress"].includes(name) && !runnable.includes(name))).toEqual([]);
   }, 60_000);
+
+  it("docs/benchmarks.md has the marks of bench/targets.yaml", async () => {
+    const rows = Object.entries(await readTargets()).flatMap(([kind, marks]) =>
+      Object.entries(marks).map(([name, target]) => {
+        const values = [target.wanted, target.quick].map((value) =>
+          wanted({ ...target, name, value: 0, wanted: value }),
+        );
+        return `| ${kind} | ${name} | ${values.join(" | ")} | ${target.yardstick} |`;
+      }),
+    );
+    const table = ["| case | mark | wanted | quick suite | yardstick |", "|---|---|---|---|---|", ...rows].join("\n");
+    const text = await readFile(inDocs("benchmarks.md"), "utf8");
+    const [before = "", after = ""] = text.split(/<!-- marks -->[^]*<!-- end of marks -->/);
+    const page = `${before}<!-- marks -->\n${table}\n<!-- end of marks -->${after}`;
+    await expect(page).toMatchFileSnapshot(inDocs("benchmarks.md"));
+  });
 
   it("every command has a description, an example, and a description of every flag", () => {
     const commands = allCommands(programReference());

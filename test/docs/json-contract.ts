@@ -59,7 +59,7 @@ class Writer {
   write(file: string, errors: string): JsonContract {
     const items = this.#exported(file, "JsonItems").getProperties();
     const summaries = this.#exported(file, "JsonSummaries").getProperties();
-    const cases = summaries.filter(({ name }) => name.startsWith("bench "));
+    const cases = summaries.filter(({ name }) => name.startsWith("bench ") && name !== "bench suite");
     const listed = [
       ...summaries
         .filter((symbol) => !cases.includes(symbol))

@@ -1,0 +1,57 @@
+/** Handle of a process that measures one case. */
+import { fork } from "node:child_process";
+import { fileURLToPath } from "node:url";
+import { type ErrorCode, TidemarkError } from "../../engine/index.ts";
+import type { StoreAddress } from "../live/orders.ts";
+import { Program } from "../live/programs.ts";
+import type { BenchOptions } from "../options.ts";
+import type { BenchReport } from "../report.ts";
+
+/** Options of a case that another process can be told. */
+export interface CaseOptions extends Omit<BenchOptions, "openVaultSink" | "onProgress" | "signal" | "storeAddress"> {
+  readonly storeAddress: StoreAddress;
+}
+
+export type CaseOrder = { readonly kind: "run"; readonly options: CaseOptions } | { readonly kind: "interrupt" };
+
+export type CaseAnswer =
+  | { readonly kind: "step"; readonly step: string }
+  | { readonly kind: "report"; readonly report: BenchReport }
+  | { readonly kind: "fault"; readonly code: ErrorCode; readonly message: string; readonly remedy: string | undefined };
+
+/**
+ * Measures a case in a process of its own. Errors: those of the case; INTERNAL when the process ends
+ * without an answer.
+ */
+export async function measureInProcess(
+  options: CaseOptions,
+  onStep: (step: string) => void,
+  signal: AbortSignal | undefined,
+): Promise<BenchReport> {
+  // A ^C at the terminal is for us; what it means for the process we tell it.
+  const child = fork(fileURLToPath(import.meta.resolve("#bench-case")), [], {
+    execArgv: [],
+    detached: true,
+    stdio: ["ignore", "ignore", "inherit", "ipc"],
+  });
+  await using program = new Program(child, "the process of a case");
+  const send = (order: CaseOrder): void => void child.send(order);
+  let answer: CaseAnswer | undefined;
+  child.on("message", (said: CaseAnswer) => {
+    if (said.kind === "step") onStep(said.step);
+    else answer = said;
+  });
+  const interrupt = (): void => send({ kind: "interrupt" });
+  signal?.addEventListener("abort", interrupt, { once: true });
+  try {
+    send({ kind: "run", options });
+    await program.ended;
+  } finally {
+    signal?.removeEventListener("abort", interrupt);
+  }
+  if (answer?.kind === "report") return answer.report;
+  if (answer?.kind !== "fault")
+    throw new TidemarkError("INTERNAL", `the process of the case ${options.kind} ended without an answer`);
+  const { code, message, remedy } = answer;
+  throw new TidemarkError(code, message, remedy === undefined ? {} : { remedy });
+}

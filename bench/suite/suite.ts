@@ -1,0 +1,237 @@
+/**
+ * Suite: all cases one after the other, each repeated until its medians are stable, on a machine that
+ * is looked at meanwhile.
+ *
+ *     quiet? → warm-up → for each case: cool, quiet? → measure → stable? else again → …
+ *
+ * Each repetition is a process of its own. The store stays open from the first case to the last.
+ * A case that has nothing to measure with is left out; a case that fails does not end the others.
+ *
+ * Invariant: a figure that was measured on a busy machine is reported with the reason.
+ */
+import { execFile } from "node:child_process";
+import { realpath, rm } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { promisify } from "node:util";
+import type { Sink } from "../../engine/index.ts";
+import { hasCode, TidemarkError, throwIfAborted } from "../../engine/index.ts";
+import { makeSparse } from "../image.ts";
+import { fillFront } from "../keep/front-disk.ts";
+import type { BenchKind } from "../kinds.ts";
+import type { StoreAddress } from "../live/orders.ts";
+import { machineFacts } from "../machine.ts";
+import type { BenchReport } from "../report.ts";
+import { type CaseOptions, measureInProcess } from "./case-process.ts";
+import { disturbances, MachineWatch, type Quietness } from "./machine-watch.ts";
+import { type Pace, paces, planOf, type SuiteMode } from "./plan.ts";
+import { uncertaintyOf } from "./statistics.ts";
+import { casesAsOne, changesOf, type SuiteCase, type SuiteReport } from "./suite-report.ts";
+
+type Watch = Pick<MachineWatch, "start" | "quiet">;
+
+/** What is being measured now. */
+export interface SuiteProgress {
+  readonly case: BenchKind;
+  /** From 1 to `of`. */
+  readonly number: number;
+  readonly of: number;
+  /** From 1. */
+  readonly run: number;
+  readonly step: string;
+}
+
+export interface SuiteOptions {
+  readonly mode: SuiteMode;
+  /** The disk for the cases that take one. Default: one is made. */
+  readonly image?: string | undefined;
+  /** As of `BenchOptions`. */
+  readonly targetsFile?: string | undefined;
+  readonly workers?: number | undefined;
+  readonly lanes?: number | undefined;
+  readonly seed?: number | undefined;
+  readonly baseline?: SuiteReport | undefined;
+  /** Only these cases. Default: all. */
+  readonly only?: readonly BenchKind[] | undefined;
+  /** The store of all cases, and how it is held open. */
+  readonly storeAddress: StoreAddress;
+  readonly openVaultSink: () => Promise<Sink>;
+  readonly temporaryFolder: string;
+  readonly onProgress?: ((progress: SuiteProgress) => void) | undefined;
+  /** A case is done. */
+  readonly onCase?: ((done: SuiteCase) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+  /** How a case is measured. Default: in a process of its own. */
+  readonly measure?: typeof measureInProcess;
+  readonly pace?: Pace;
+  readonly watch?: Watch;
+}
+
+const noFigures = {
+  repetitions: 0,
+  stable: false,
+  quietness: null,
+  disturbances: [],
+  steps: [],
+  marks: [],
+  series: [],
+  latencies: [],
+  stages: [],
+  counts: {},
+  image: null,
+  peakRssBytes: 0,
+};
+
+/**
+ * Runs the suite. Errors: UNSUPPORTED when a full suite finds the machine busy; INTERRUPTED; DAMAGED
+ * when what a case brought back is not what was replicated; those of the store.
+ */
+export async function runSuite(options: SuiteOptions): Promise<SuiteReport> {
+  const { mode, temporaryFolder, seed = 7, signal, baseline, only } = options;
+  const pace = options.pace ?? paces[mode];
+  const machine = machineFacts(new Date());
+  const startedAt = performance.now();
+  const watch = options.watch ?? new MachineWatch();
+  refuseBusy(mode, await watch.quiet(pace.quietBeforeMs, signal));
+  const made = join(temporaryFolder, "suite.img");
+  const store = await options.openVaultSink();
+  try {
+    const image = options.image ?? made;
+    if (options.image === undefined) await makeImage(made, pace.imageBytes, seed, signal);
+    const { targetsFile, workers, lanes, storeAddress } = options;
+    const given = { targetsFile, workers, lanes, seed };
+    const planned = planOf(mode, image, given).filter(({ kind }) => only === undefined || only.includes(kind));
+    const measure = options.measure ?? measureInProcess;
+    const measureCase = async (
+      kind: BenchKind,
+      caseOptions: Partial<CaseOptions>,
+      onStep: (step: string) => void,
+    ): Promise<BenchReport> => {
+      throwIfAborted(signal);
+      return await measure({ ...caseOptions, kind, storeAddress, temporaryFolder }, onStep, signal);
+    };
+    // Pages of the image, the store's code: what the first case would have to load.
+    await measureCase("initial", { ...given, image, isSmall: true }, () => undefined);
+    const cases: SuiteCase[] = [];
+    for (const [index, { kind, options: caseOptions }] of planned.entries()) {
+      const tell = (run: number, step: string): void =>
+        options.onProgress?.({ case: kind, number: index + 1, of: planned.length, run, step });
+      const done = await repeated(kind, pace, watch, signal, async (run) => {
+        tell(run, "start");
+        return await measureCase(kind, caseOptions, (step) => tell(run, step));
+      });
+      cases.push(done);
+      options.onCase?.(done);
+    }
+    return {
+      type: "suite",
+      mode,
+      machine,
+      commit: await commitOf(import.meta.dirname),
+      store: store.description,
+      seed,
+      elapsedMs: Math.round(performance.now() - startedAt),
+      cases,
+      changes: baseline === undefined ? [] : changesOf(baseline, cases),
+      baseline: baseline === undefined ? null : { machine: baseline.machine, commit: baseline.commit },
+    };
+  } finally {
+    await rm(made, { force: true });
+    await store[Symbol.asyncDispose]();
+  }
+}
+
+/** Measures a case until its medians are stable, or as often as the pace allows. */
+async function repeated(
+  kind: BenchKind,
+  pace: Pace,
+  watch: Watch,
+  signal: AbortSignal | undefined,
+  measure: (run: number) => Promise<BenchReport>,
+): Promise<SuiteCase> {
+  await delay(pace.coolingMs, undefined, { signal });
+  await watch.quiet(pace.quietBetweenMs, signal);
+  const reports: BenchReport[] = [];
+  const seen: Quietness[] = [];
+  let lastMs = 0;
+  const startedAt = performance.now();
+  const elapsed = (): number => performance.now() - startedAt;
+  try {
+    do {
+      const from = performance.now();
+      const end = watch.start();
+      reports.push(await measure(reports.length + 1));
+      seen.push(end());
+      lastMs = performance.now() - from;
+    } while (reports.length < pace.runsMax && elapsed() + lastMs <= pace.budgetMs && !isStable(reports, pace));
+  } catch (error) {
+    if (hasCode(error, "INTERRUPTED") || hasCode(error, "DAMAGED") || !(error instanceof TidemarkError)) throw error;
+    const missing = `${error.message}: ${error.remedy ?? ""}`;
+    const elapsedMs = Math.round(elapsed());
+    return { ...noFigures, case: kind, missing, failed: !hasCode(error, "UNSUPPORTED"), elapsedMs };
+  }
+  const quietness = seen.reduce(worse);
+  return {
+    case: kind,
+    missing: null,
+    failed: false,
+    stable: isStable(reports, pace),
+    elapsedMs: Math.round(elapsed()),
+    quietness,
+    disturbances: disturbances(quietness),
+    ...casesAsOne(reports),
+  };
+}
+
+/** Whether the rate of each step of Tidemark's is known closely enough. */
+function isStable(reports: readonly BenchReport[], { runsMin, tolerance }: Pace): boolean {
+  if (reports.length < runsMin) return false;
+  return casesAsOne(reports)
+    .steps.filter(({ role }) => role !== "yardstick")
+    .every(({ perSecond }) => uncertaintyOf(perSecond) <= tolerance);
+}
+
+function worse(one: Quietness, other: Quietness): Quietness {
+  const most = (a: number | null, b: number | null): number | null => (a === null ? b : Math.max(a, b ?? 0));
+  return {
+    othersShare: most(one.othersShare, other.othersShare),
+    stealShare: most(one.stealShare, other.stealShare),
+    speed: Math.min(one.speed, other.speed),
+  };
+}
+
+/** A quick suite marks its figures instead: each case says how the machine was. */
+function refuseBusy(mode: SuiteMode, quietness: Quietness): void {
+  const [reason] = disturbances(quietness);
+  if (mode === "quick" || reason === undefined) return;
+  throw new TidemarkError("UNSUPPORTED", `the machine is busy: ${reason}`, {
+    remedy: "end other work and run it again; `tidemark bench suite --quick` measures all the same and says so",
+  });
+}
+
+/** A sparse disk: every other 4 MiB holds data, of which half is incompressible. */
+async function makeImage(
+  path: string,
+  sizeBytes: number,
+  seed: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  await makeSparse(path, sizeBytes);
+  await fillFront(path, sizeBytes, seed, signal, 8 * 2 ** 20);
+}
+
+/** The commit that `folder` is checked out of; null where it belongs to no source tree of Tidemark. */
+async function commitOf(folder: string): Promise<string | null> {
+  const git = async (...words: string[]): Promise<string> =>
+    (await promisify(execFile)("git", ["-C", folder, ...words])).stdout.trim();
+  try {
+    const root = await git("rev-parse", "--show-toplevel");
+    // A package that is installed in a project of somebody else's lies in its node_modules.
+    const isOurs = (await realpath(dirname(folder))).startsWith(await realpath(root));
+    if (!isOurs || folder.includes("node_modules")) return null;
+    const isChanged = (await git("status", "--porcelain", "-uno")) !== "";
+    return `${await git("rev-parse", "--short=12", "HEAD")}${isChanged ? " and changes" : ""}`;
+  } catch {
+    return null;
+  }
+}

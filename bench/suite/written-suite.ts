@@ -1,0 +1,52 @@
+/** A suite from its options to the files of its report. */
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { makeFolder } from "../../engine/internal.ts";
+import { pageOf } from "./page.ts";
+import { runSuite, type SuiteOptions } from "./suite.ts";
+import { hasFailed, marksOfSuite, readBaseline, type SuiteReport } from "./suite-report.ts";
+
+/** Options of a suite that is written to a folder. */
+export interface WrittenSuiteOptions extends Omit<SuiteOptions, "baseline"> {
+  /** Where report.json and report.html go; made where it is missing. */
+  readonly folder: string;
+  /** Path of an older report.json, to compare with. */
+  readonly baselineFile?: string | undefined;
+}
+
+/** What a suite came to. */
+export interface SuiteOutcome {
+  readonly report: SuiteReport;
+  /** Paths of the files. */
+  readonly json: string;
+  readonly page: string;
+  /** Marks by what became of them. */
+  readonly reached: number;
+  readonly missed: number;
+  readonly notJudged: number;
+  /** A mark was missed, or a case failed. */
+  readonly failed: boolean;
+}
+
+/** As `runSuiteTo`. */
+export async function writeSuite(options: WrittenSuiteOptions): Promise<SuiteOutcome> {
+  const { folder, baselineFile, mode } = options;
+  const baseline = baselineFile === undefined ? undefined : await readBaseline(baselineFile, mode);
+  // What cannot be written is found before the hours that the cases take.
+  await makeFolder(folder);
+  const report = await runSuite({ ...options, baseline });
+  const [json, page] = [join(folder, "report.json"), join(folder, "report.html")];
+  await writeFile(json, `${JSON.stringify(report, null, 1)}\n`);
+  await writeFile(page, pageOf(report));
+  const marks = marksOfSuite(report);
+  const count = (met: boolean | null): number => marks.filter((mark) => mark.met === met).length;
+  return {
+    report,
+    json,
+    page,
+    reached: count(true),
+    missed: count(false),
+    notJudged: count(null),
+    failed: hasFailed(report),
+  };
+}
