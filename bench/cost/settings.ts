@@ -73,7 +73,7 @@ export async function benchScaling(config: BenchConfig): Promise<CaseOutcome> {
     const times = variants.flatMap(({ cpu }) => cpu);
     const mainMs = median(times.map(({ threadMs }) => threadMs)) / gibibytes;
     const allMs = median(times.map(({ processMs }) => processMs)) / gibibytes;
-    // Without /proc nobody tells the threads apart.
+    // Without /proc the threads cannot be told apart.
     if (!Number.isFinite(mainMs)) return [];
     for (const { name, cpu } of variants) {
       const share = median(cpu.map(({ threadMs, processMs }) => threadMs / processMs));

@@ -226,7 +226,7 @@ async function commitOf(folder: string): Promise<string | null> {
     (await promisify(execFile)("git", ["-C", folder, ...words])).stdout.trim();
   try {
     const root = await git("rev-parse", "--show-toplevel");
-    // A package that is installed in a project of somebody else's lies in its node_modules.
+    // A package that is installed in another project lies in its node_modules.
     const isOurs = (await realpath(dirname(folder))).startsWith(await realpath(root));
     if (!isOurs || folder.includes("node_modules")) return null;
     const isChanged = (await git("status", "--porcelain", "-uno")) !== "";

@@ -5,8 +5,8 @@
  * place does not take it, the difference is made anew at each attempt. So nothing is queued, a place
  * that was away for long gets one message, and what has come and gone meanwhile is not told.
  *
- * A finding is told when two looks in a row have seen it, so that one that lasts for a moment wakes
- * nobody up.
+ * A finding is told when two looks in a row have seen it, so that one that lasts for a moment
+ * is not.
  *
  * Invariant: a message holds no secret, and the log holds no path of a webhook, where services put
  * their keys.

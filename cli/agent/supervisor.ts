@@ -232,7 +232,7 @@ export class Supervisor {
       for (const runner of stopped) {
         this.#refuseAtTheEnd("start it again to protect the disk");
         const disk = this.#config.disks.get(runner.disk.name);
-        // Whoever was faster, a reload or another resume, has done it.
+        // A reload or another resume that was faster has done it.
         if (disk !== undefined && this.#runners.get(disk.name) === runner) this.#start(disk, this.#config, 0);
       }
     });

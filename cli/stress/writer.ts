@@ -28,7 +28,7 @@ const reconnectMs = 100;
 
 export class StampingWriter {
   readonly log: StampLog;
-  /** Answers other than success. There must be none, whatever happens to the store. */
+  /** Answers other than success. There must be none, also while the store fails. */
   refused = 0;
   writtenBytes = 0;
   readonly #socketPath: string;
