@@ -8,15 +8,7 @@ import type {
   PlanRunMachine,
   PlanStepState,
 } from "../../store/format/plan-run.ts";
-import type {
-  JobState,
-  RunDirection,
-  RunDocument,
-  RunError,
-  RunKind,
-  RunOperation,
-  RunState,
-} from "../../store/format/run.ts";
+import type { JobState, RunDirection, RunDocument, RunKind, RunOperation, RunState } from "../../store/format/run.ts";
 import type { Consistency } from "../../volume.ts";
 import { leftoversOf } from "../effects.ts";
 import { isWorker } from "../held-document.ts";
@@ -126,7 +118,7 @@ export interface PlanStepSummary {
   readonly endTime: string | null;
   readonly output: string | null;
   readonly exitCode: number | null;
-  readonly error: RunError | null;
+  readonly error: { readonly code: string; readonly message: string; readonly remedy: string | null } | null;
 }
 
 /** A plan's run after an operation. */

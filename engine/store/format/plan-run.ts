@@ -97,7 +97,19 @@ export interface PlanRunMachine {
   readonly back: { readonly run: string; readonly images: readonly string[] } | null;
 }
 
-export const planStepStates = [
+/**
+ * `Waiting`: for a person. `Suspended`: it was interrupted. `Confirmed`: a person has said that it is
+ * done.
+ */
+export type PlanStepState =
+  | "NotStarted"
+  | "InProgress"
+  | "Waiting"
+  | "Suspended"
+  | "Succeeded"
+  | "Confirmed"
+  | "Failed";
+const planStepStates: readonly PlanStepState[] = [
   "NotStarted",
   "InProgress",
   "Waiting",
@@ -105,16 +117,11 @@ export const planStepStates = [
   "Succeeded",
   "Confirmed",
   "Failed",
-] as const;
-/**
- * `Waiting`: for a person. `Suspended`: it was interrupted. `Confirmed`: a person has said that it is
- * done.
- */
-export type PlanStepState = (typeof planStepStates)[number];
+];
 
 /** When in a group a step is done; `cleanup`: after all groups. */
-export const planPhases = ["before", "machines", "after", "cleanup"] as const;
-export type PlanPhase = (typeof planPhases)[number];
+export type PlanPhase = "before" | "machines" | "after" | "cleanup";
+const planPhases: readonly PlanPhase[] = ["before", "machines", "after", "cleanup"];
 
 /** A step of a job: an action or a machine. */
 export interface PlanStep {
