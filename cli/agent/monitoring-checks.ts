@@ -96,7 +96,8 @@ export function resolveNotify(entries: readonly NotifyEntry[], judge: Judge): re
       return [];
     }
     // Services that take webhooks put their key into the path.
-    const holdsKey = /(?=[^/]*\d)[\w-]{16,}/.test(url.pathname + url.search) || url.password !== "";
+    const parts = [...url.pathname.split("/"), url.search];
+    const holdsKey = url.password !== "" || parts.some((part) => /\d/.test(part) && /[\w-]{16}/.test(part));
     if (holdsKey) judge.refuseSecret([...at, "webhook"], "the webhook's url holds a key");
     return [{ kind: "webhook", url: webhook, on }];
   });

@@ -13,6 +13,7 @@ import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import { hasCode, type Sink, TidemarkError, Vault } from "../../engine/index.ts";
+import { makeFolder } from "../../engine/internal.ts";
 import { Azurite, openSink, parseVaultSpec } from "../../sink/index.ts";
 import { type Environment, sinkOptions } from "../settings.ts";
 import { FaultProxy, type FaultProxyOptions } from "./fault-proxy.ts";
@@ -236,7 +237,7 @@ function spaceOf(folder: string): string {
 
 /** Azurite's own files; those of Tidemark stay, because they are locked while a server is used. */
 async function copyStore(from: string, to: string): Promise<void> {
-  await mkdir(to, { recursive: true, mode: 0o700 });
+  await makeFolder(to);
   const names = await readdir(from);
   for (const name of await readdir(to)) if (name.startsWith("__")) await rm(join(to, name), { recursive: true });
   for (const name of names) if (name.startsWith("__")) await cp(join(from, name), join(to, name), { recursive: true });
