@@ -118,6 +118,7 @@ class Writer {
     const object = element ?? only;
     if (
       !isObject(object) ||
+      this.#checker.isTupleType(object) ||
       nameOf(object) !== undefined ||
       this.#checker.getIndexTypeOfType(object, ts.IndexKind.String) !== undefined
     )
@@ -136,6 +137,7 @@ class Writer {
       return `[${name}](#${name.toLowerCase()})`;
     }
     if (type.isUnion()) return this.#unionText(type);
+    if (this.#checker.isTupleType(type)) return `\`${this.#checker.typeToString(type)}\``;
     const element = this.#elementOf(type);
     if (element !== undefined) return `list of ${this.#typeText(element)}`;
     const mapped = this.#checker.getIndexTypeOfType(type, ts.IndexKind.String);
