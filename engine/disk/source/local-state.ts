@@ -249,15 +249,15 @@ export function documentCopy(
 const writerKeyName = "writer-key";
 
 /**
- * The writer key that this machine keeps for an encrypted vault; undefined when there is none. It is
- * no cache: errors of the file system pass through.
+ * The writer key that this machine keeps for an encrypted vault; undefined when there is none, or none
+ * that can be read. Most vaults have none, so a bad state folder is told where it is used.
  */
 export async function enrolledKey(folder: string | undefined, vault: string): Promise<Uint8Array | undefined> {
   if (folder === undefined) return undefined;
   try {
     return await readPlain(path.join(folder, vault, writerKeyName), documentBytesMax);
   } catch (error) {
-    if (systemCode(error) === "ENOENT") return undefined;
+    if (error instanceof TidemarkError || systemCode(error) !== undefined) return undefined;
     throw error;
   }
 }
