@@ -169,7 +169,7 @@ async function listens(path: string): Promise<boolean> {
 function notStarted({ name, failure }: Program): TidemarkError {
   return new TidemarkError(
     "UNSUPPORTED",
-    `${name} cannot be started (${systemCode(failure) ?? "unknown"}), and is measured with`,
+    `${name}, which this case needs, cannot be started (${systemCode(failure) ?? "unknown"})`,
     {
       remedy: "install it: apt-get install fio qemu-utils",
       cause: failure,

@@ -39,7 +39,7 @@ const coreBytesPerSecondDefault = 330_000_000;
 /** Random writes of 4 KiB through the NBD server, docs/benchmarks.md. */
 const nbdWritesPerSecond = 76_000;
 
-/** Bytes a second that a writer stores at most in a first replication, whatever the line. */
+/** Bytes a second that a writer stores at most in a first replication, if the line is not what limits it. */
 export function uploadBytesPerSecond(load: Load): number {
   const data = load.disks.reduce((sum, disk) => sum + disk.first.dataBytes, 0);
   const stored = load.disks.reduce((sum, disk) => sum + disk.first.storedBytes, 0);

@@ -36,7 +36,7 @@ export class ProfileWriter implements AsyncDisposable {
    */
   static async open(path: string): Promise<ProfileWriter> {
     const file = await openPlain(path, constants.O_RDWR | constants.O_CREAT).catch((error: unknown) => {
-      throw unusable(path, error);
+      throw unusable(path, error, "written");
     });
     try {
       const locked = libc()?.flock(file.fd, lockExclusiveAtOnce);
@@ -64,7 +64,7 @@ export class ProfileWriter implements AsyncDisposable {
       await this.#file.write(`${encodeLine(line)}\n`, size);
       await this.#file.datasync();
     } catch (error) {
-      throw unusable(this.#path, error);
+      throw unusable(this.#path, error, "written");
     }
   }
 
@@ -79,7 +79,8 @@ export class ProfileWriter implements AsyncDisposable {
 /**
  * Lines of a profile in their order, without a torn last one.
  *
- * @throws INVALID_ARGUMENT: a line is none of a profile. SOURCE_NOT_FOUND, ACCESS_REFUSED, TARGET_FAILED.
+ * @throws INVALID_ARGUMENT: a line is none of a profile. SOURCE_NOT_FOUND, ACCESS_REFUSED,
+ * SOURCE_UNREADABLE.
  */
 export async function* readProfile(path: string): AsyncGenerator<ProfileLine, void, undefined> {
   const stream = createReadStream(path, "utf8");
@@ -98,7 +99,7 @@ export async function* readProfile(path: string): AsyncGenerator<ProfileLine, vo
       else faultAt = number;
     }
   } catch (error) {
-    throw unusable(path, error);
+    throw unusable(path, error, "read");
   } finally {
     lines.close();
     stream.destroy();
@@ -121,22 +122,25 @@ function noProfile(path: string, line: number): TidemarkError {
   });
 }
 
-function unusable(path: string, error: unknown): unknown {
+/** What a fault of the file system means to a profile that is read, or written. */
+function unusable(path: string, error: unknown, use: "read" | "written"): unknown {
   const errno = systemCode(error);
   if (error instanceof TidemarkError || errno === undefined) return error;
   const context = { detail: { path, errno }, cause: error };
   switch (errno) {
     case "ENOENT":
     case "ENOTDIR":
-      return new TidemarkError("SOURCE_NOT_FOUND", `there is no file ${path}`, {
-        remedy: "check the path",
-        ...context,
-      });
+      return use === "read"
+        ? new TidemarkError("SOURCE_NOT_FOUND", `there is no file ${path}`, { remedy: "check the path", ...context })
+        : new TidemarkError("TARGET_FAILED", `the profile ${path} cannot be made: its folder is not there`, {
+            remedy: "make the folder, or name another file with `--out`",
+            ...context,
+          });
     case "EACCES":
     case "EPERM":
     case "EROFS":
       return new TidemarkError("ACCESS_REFUSED", `the profile ${path} is not open to this user`, {
-        remedy: "name a file that this user may read and write",
+        remedy: `name a file that this user may ${use === "read" ? "read" : "read and write"}`,
         ...context,
       });
     case "ENOSPC":
@@ -146,9 +150,14 @@ function unusable(path: string, error: unknown): unknown {
         ...context,
       });
     default:
-      return new TidemarkError("TARGET_FAILED", `the profile ${path} cannot be used (${errno})`, {
-        remedy: "name a file on another disk",
-        ...context,
-      });
+      return use === "read"
+        ? new TidemarkError("SOURCE_UNREADABLE", `the profile ${path} cannot be read (${errno})`, {
+            remedy: "name a file that `tidemark capacity profile --out FILE` has written",
+            ...context,
+          })
+        : new TidemarkError("TARGET_FAILED", `the profile ${path} cannot be written (${errno})`, {
+            remedy: "name a file on another disk",
+            ...context,
+          });
   }
 }

@@ -65,7 +65,10 @@ interface Open {
   tookMs: number | null;
 }
 
-/** Runs the load and proves its outcome. Damage is no error. Errors: INTERRUPTED, INVALID_ARGUMENT, and those of the store before the load. */
+/**
+ * Runs the load and proves its outcome. Damage is no error. Errors: INTERRUPTED, INVALID_ARGUMENT,
+ * and those of the store before the load.
+ */
 export async function runStress(options: StressOptions): Promise<StressReport> {
   const { folder, signal, vault, environment, faults, onStep } = options;
   const schedule = scheduleOf(options.seed, options.seconds, faults);

@@ -86,9 +86,9 @@ export class Lanes {
   }
 
   /**
-   * Packs one chunk; its stored word tells the length with the seal. Returns the segment's number; the payload's offset in the segment is
-   * `placedAt`. Waits only when a frame is full and every lane is still sending. Errors: what a
-   * lane's write ended with.
+   * Packs one chunk; its stored word tells the length with the seal. Returns the segment's number;
+   * the payload's offset in the segment is `placedAt`. Waits only when a frame is full and every
+   * lane is still sending. Errors: what a lane's write ended with.
    */
   async pack(
     payload: Uint8Array,

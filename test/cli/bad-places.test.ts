@@ -142,19 +142,20 @@ interface Use {
   readonly codes: readonly string[];
 }
 
+const vaultCodes = [
+  "STORE_UNREACHABLE",
+  "VAULT_NOT_FOUND",
+  "ACCESS_REFUSED",
+  "INVALID_ARGUMENT",
+  "NO_SPACE",
+  "DAMAGED",
+  "STORE_REFUSED",
+];
 const vaultUse = (role: string, words: readonly string[], bad: readonly Bad[]): Use => ({
   role: `vault of ${role}`,
   bad,
   words: (path) => [...words, "--vault", path.includes("://") ? path : `dir:${path}`],
-  codes: [
-    "STORE_UNREACHABLE",
-    "VAULT_NOT_FOUND",
-    "ACCESS_REFUSED",
-    "INVALID_ARGUMENT",
-    "NO_SPACE",
-    "DAMAGED",
-    "STORE_REFUSED",
-  ],
+  codes: vaultCodes,
 });
 
 const everywhere = [looping, belowFile, stale, foreign];
@@ -183,6 +184,48 @@ const uses: readonly Use[] = [
     bad: [looping, belowFile, stale, readOnly, full, foreign],
     words: (path) => ["materialize", "--disk", "a", "--point", "latest", "--to", path, "--vault", "dir:vault"],
     codes: targetCodes,
+  },
+  {
+    role: "vault to copy",
+    bad: [absent, ...everywhere],
+    words: (path) => ["copy", "--from", `dir:${path}`, "--to", "dir:other"],
+    codes: vaultCodes,
+  },
+  {
+    role: "vault to copy to",
+    bad: [...everywhere, readOnly, full],
+    words: (path) => ["copy", "--from", "dir:vault", "--to", `dir:${path}`],
+    codes: vaultCodes,
+  },
+  {
+    role: "key of verify",
+    bad: [absent, ...everywhere],
+    words: (path) => ["verify", "--vault", "dir:vault", "--key", path],
+    codes: ["INVALID_ARGUMENT", "ACCESS_REFUSED"],
+  },
+  {
+    role: "plan",
+    bad: [absent, ...everywhere],
+    words: (path) => ["plan", "check", "--plan", path, "--vault", "dir:vault"],
+    codes: ["INVALID_ARGUMENT", "ACCESS_REFUSED"],
+  },
+  {
+    role: "disk of capacity profile",
+    bad: [absent, ...everywhere],
+    words: (path) => ["capacity", "profile", "--disk", path, "--for", "30s", "--out", "profile"],
+    codes: sourceCodes,
+  },
+  {
+    role: "output of capacity profile",
+    bad: [looping, belowFile, stale, readOnly],
+    words: (path) => ["capacity", "profile", "--disk", "a.img", "--for", "30s", "--out", path],
+    codes: [...targetCodes, "DAMAGED"],
+  },
+  {
+    role: "profile of capacity report",
+    bad: [absent, ...everywhere],
+    words: (path) => ["capacity", "report", path],
+    codes: sourceCodes,
   },
   {
     role: "source of protect",

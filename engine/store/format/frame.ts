@@ -109,8 +109,8 @@ export class FrameBuilder {
 
   /**
    * Packs one chunk and returns the offset of its payload in the frame. The caller has asked
-   * `fits`. The stored word tells the length with the seal. `digests[digestAt…+16)` is the chunk's digest, `granule` the first granule of the
-   * volume that it came from.
+   * `fits`. The stored word tells the length with the seal. `digests[digestAt…+16)` is the chunk's
+   * digest, `granule` the first granule of the volume that it came from.
    */
   append(
     payload: Uint8Array,

@@ -13,15 +13,16 @@ import {
   type JobState,
   jobStates,
   longText,
-  noteText,
   outputText,
   type RunDirection,
   type RunError,
   type RunKind,
   type RunOperation,
   type RunPoint,
+  readNote,
   readRunError,
   readRunPoint,
+  readSource,
   runDirections,
   runKinds,
   runName8,
@@ -209,10 +210,7 @@ export function decodePlanRun(bytes: Uint8Array, object: string, vault: string):
     discardPoints: fields.boolean("discardPoints"),
     createdMs: fields.integer("createdMs"),
     ttlMs: fields.integerOrNull("ttlMs"),
-    notes: fields.list("notes", notesMax, (note) => ({
-      timeMs: note.integer("timeMs"),
-      text: note.text("text", noteText),
-    })),
+    notes: fields.list("notes", notesMax, readNote),
     machines: fields.list("machines", planMachinesMax, readMachine),
     jobs: fields.list("jobs", planJobsMax, readJob),
   };
@@ -227,10 +225,7 @@ function readPlan(fields: Fields): Plan {
     machines: fields.list("machines", planMachinesMax, (machine) => ({
       name: machine.text("name", planName),
       disks: machine.texts("disks", groupDisksMax, { test: isDiskName }),
-      source: machine.nestedOrNull("source", (source) => ({
-        kind: source.oneOf("kind", ["agent", "image"]),
-        path: source.text("path", longText),
-      })),
+      source: machine.nestedOrNull("source", readSource),
     })),
     groups: fields.list("groups", planMachinesMax, (group) => ({
       machines: group.texts("machines", planMachinesMax, planName),

@@ -263,10 +263,7 @@ export function decodeRun(bytes: Uint8Array, object: string, vault: string): Run
       : null,
     check: fields.textOrNull("check", longText),
     shutdown: fields.textOrNull("shutdown", longText),
-    source: fields.nestedOrNull("source", (source) => ({
-      kind: source.oneOf("kind", ["agent", "image"]),
-      path: source.text("path", longText),
-    })),
+    source: fields.nestedOrNull("source", readSource),
     discardPoints: fields.boolean("discardPoints"),
     ending: fields.has("ending")
       ? fields.nestedOrNull("ending", (ending) => ({
@@ -276,10 +273,7 @@ export function decodeRun(bytes: Uint8Array, object: string, vault: string): Run
       : null,
     createdMs: fields.integer("createdMs"),
     ttlMs: fields.integerOrNull("ttlMs"),
-    notes: fields.list("notes", notesMax, (note) => ({
-      timeMs: note.integer("timeMs"),
-      text: note.text("text", noteText),
-    })),
+    notes: fields.list("notes", notesMax, readNote),
     members: fields.list("members", groupDisksMax, readMember),
     jobs: fields.list("jobs", runJobsMax, readJob),
   };
@@ -310,6 +304,14 @@ function readMember(fields: Fields): RunMember {
         }))
       : null,
   };
+}
+
+export function readSource(fields: Fields): NonNullable<RunDocument["source"]> {
+  return { kind: fields.oneOf("kind", ["agent", "image"]), path: fields.text("path", longText) };
+}
+
+export function readNote(fields: Fields): RunDocument["notes"][number] {
+  return { timeMs: fields.integer("timeMs"), text: fields.text("text", noteText) };
 }
 
 export function readRunPoint(fields: Fields): RunPoint {

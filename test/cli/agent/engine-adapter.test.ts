@@ -5,22 +5,28 @@ import { openEngineAdapter } from "../../../cli/agent/engine-adapter.ts";
 import { parsePolicy } from "../../../engine/index.ts";
 import { ConfigFolder } from "./configuration.ts";
 
-it("refuses an image of 0 bytes, and protects it once there is something", async () => {
+/** The vault and the disk of a configuration, with an image that is absent. */
+async function opened(policy: string) {
   const folder = new ConfigFolder("web.img");
   const { vaults, disks, policies } = await folder.config(`vaults:
-  main: {address: "dir:vault", stateFolder: state}
+  main: {address: "dir:vault", stateFolder: state, scrub: {sharePerDay: 0%}, collect: off}
 policies:
-  gold: {}
+  gold: ${policy}
 disks:
   - {name: web, image: web.img, vault: main, policy: gold, listen: "unix:a.sock"}
 `);
-  const [vaultConfig, disk, policy] = [vaults.get("main"), disks.get("web"), policies.get("gold")];
-  if (vaultConfig === undefined || disk === undefined || policy === undefined) throw new Error("no such entry");
+  const [vaultConfig, disk, gold] = [vaults.get("main"), disks.get("web"), policies.get("gold")];
+  if (vaultConfig === undefined || disk === undefined || gold === undefined) throw new Error("no such entry");
   const { signal } = new AbortController();
   const vault = await openEngineAdapter({}).openVault(vaultConfig, signal);
   onTestFinished(async () => await vault.close());
   const protect = async (): ReturnType<typeof vault.protect> =>
-    await vault.protect({ disk, policy, onEvent: () => undefined }, signal);
+    await vault.protect({ disk, policy: gold, onEvent: () => undefined }, signal);
+  return { folder, vault, protect, signal };
+}
+
+it("refuses an image of 0 bytes, and protects it once there is something", async () => {
+  const { folder, protect, signal } = await opened("{}");
   writeFileSync(folder.path("web.img"), "");
   await expect(protect()).rejects.toMatchObject({ code: "SOURCE_UNREADABLE" });
   writeFileSync(folder.path("web.img"), "a disk");
@@ -29,21 +35,9 @@ disks:
 });
 
 it("lists the points of a disk, and which of them the next prune drops; none of a disk that has none yet", async () => {
-  const folder = new ConfigFolder("web.img");
-  const { vaults, disks, policies } = await folder.config(`vaults:
-  main: {address: "dir:vault", stateFolder: state, scrub: {sharePerDay: 0%}, collect: off}
-policies:
-  gold: {crashConsistentFrequency: 1h}
-disks:
-  - {name: web, image: web.img, vault: main, policy: gold, listen: "unix:a.sock"}
-`);
-  const [vaultConfig, disk, policy] = [vaults.get("main"), disks.get("web"), policies.get("gold")];
-  if (vaultConfig === undefined || disk === undefined || policy === undefined) throw new Error("no such entry");
-  const { signal } = new AbortController();
-  const vault = await openEngineAdapter({}).openVault(vaultConfig, signal);
-  onTestFinished(async () => await vault.close());
+  const { vault, protect, signal } = await opened("{crashConsistentFrequency: 1h}");
   expect(await vault.points("web", parsePolicy("days:1"), signal)).toEqual([]);
-  const protection = await vault.protect({ disk, policy, onEvent: () => undefined }, signal);
+  const protection = await protect();
   for (let count = 0; count < 2; count += 1) await protection.point({ applicationConsistent: false, signal });
   const dropped = async (text: string): Promise<readonly boolean[]> =>
     (await vault.points("web", parsePolicy(text), signal)).map((point) => point.dropped);

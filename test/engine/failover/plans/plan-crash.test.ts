@@ -305,7 +305,7 @@ describe("a run of a plan", () => {
   }
 
   test(
-    "ends, whatever fails and whatever its operator does, and leaves nothing",
+    "ends and leaves nothing, under random faults and operations",
     async () => {
       const seeds = Array.from({ length: runsOf(100) }, (_, index) => index + 1);
       for (const seed of sampleOf(seeds, 3)) {
