@@ -162,6 +162,7 @@ interface FixedSummaries {
   readonly "plan graph": PlanGraph;
   readonly "plan list": PlanRunsSummary;
   readonly "plan report": PlanReport;
+  readonly "plan export": PlanExport;
   readonly "jobs list": JobsSummary;
   readonly "jobs show": JobSummary;
   readonly "jobs resume": RunDone | PlanRunDone;
@@ -323,6 +324,37 @@ export type PlanReport = PlanRunSummary & {
   /** The page that was written; null: none. */
   readonly page: string | null;
 };
+
+/** Machines of a run of a recovery plan, ready for Azure or for a hypervisor of this host. */
+export interface PlanExport {
+  readonly plan: string;
+  readonly run: string;
+  readonly format: "arm" | "bicep" | "qemu" | "libvirt";
+  readonly machines: readonly {
+    readonly machine: string;
+    /** Its name at the target. */
+    readonly name: string;
+    readonly osDisk: string;
+    /** 1: BIOS, 2: UEFI. */
+    readonly generation: 1 | 2;
+    readonly size: string;
+    /** False: the size is the nearest one. */
+    readonly exact: boolean;
+    readonly nics: readonly {
+      readonly network: string;
+      /** Null: not said. */
+      readonly subnet: string | null;
+      /** Static address; null: any free one. */
+      readonly address: string | null;
+    }[];
+  }[];
+  /** What the rules decided that the plan does not say. */
+  readonly notes: readonly string[];
+  /** The file that was written; null: none. */
+  readonly file: string | null;
+  /** The text; null: it is in the file. */
+  readonly text: string | null;
+}
 
 export interface ReplicasSummary {
   /** Number of replicas; each is an item before. */
