@@ -55,6 +55,7 @@ import type { ReloadSummary, StopSummary } from "./agent/summaries.ts";
 import type { AgentStatus } from "./agent/supervisor.ts";
 import type { CapacityPlan } from "./capacity/plan.ts";
 import type { Throughput } from "./capacity/throughput.ts";
+import type { Finding } from "./preflight/finding.ts";
 import type { StressSample } from "./stress/measures.ts";
 import type { StressReport } from "./stress/report.ts";
 import type { StoreReport } from "./stress/store-check.ts";
@@ -95,6 +96,8 @@ export interface JsonItems {
   readonly preview: PlanPreviewSummary;
   /** `jobs list` and `jobs export`: a job of a run. */
   readonly job: JobSummary;
+  /** `check`: one thing of the store that was looked at. */
+  readonly check: Finding;
   /** `demo`: a step is done. */
   readonly step: DemoStep;
   /** `bench`: the report of the case. */
@@ -173,6 +176,7 @@ interface FixedSummaries {
   readonly collect: CollectSummary;
   readonly "retention simulate": SimulationSummary;
   readonly "bench suite": Omit<SuiteOutcome, "report">;
+  readonly check: CheckSummary;
   readonly "capacity profile": ProfileSummary;
   readonly "capacity report": CapacityPlan;
   readonly "capacity throughput": Throughput;
@@ -305,6 +309,16 @@ export interface ShownPlan {
   readonly objectives: { readonly rpoMs: number | null; readonly rtoMs: number | null };
   /** Number of runs with `--history`; each is an item before. */
   readonly runs: number | null;
+}
+
+/** Numbers of checks by their outcome; each is an item before. */
+export interface CheckSummary {
+  /** The vault's address, without a SAS. */
+  readonly vault: string;
+  readonly ok: number;
+  readonly advice: number;
+  readonly failed: number;
+  readonly skipped: number;
 }
 
 export interface PlanGraph {

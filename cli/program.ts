@@ -13,6 +13,7 @@ import { systemCode, TidemarkError, tidemarkVersion } from "../engine/index.ts";
 import { agentCommand } from "./commands/agent.ts";
 import { benchCommand } from "./commands/bench.ts";
 import { capacityCommand } from "./commands/capacity.ts";
+import { checkCommand } from "./commands/check.ts";
 import { collectCommand } from "./commands/collect.ts";
 import type { CommandContext } from "./commands/context.ts";
 import { copyCommand } from "./commands/copy.ts";
@@ -132,6 +133,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     pruneCommand,
     collectCommand,
     retentionCommand,
+    checkCommand,
     capacityCommand,
     benchCommand,
     stressCommand,
