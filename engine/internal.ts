@@ -35,3 +35,5 @@ export { encodeDiskName } from "./store/format/names.ts";
 // Bounds of recovery plans.
 export { actionBounds, planActionsMax, planMachinesMax, planName, planTextMax } from "./store/format/plan-run.ts";
 export { processStat } from "./store/points/process-identity.ts";
+// What a registered machine keeps.
+export { findRegistration, keepRegistration, machineOf } from "./upkeep/registration/registration-state.ts";

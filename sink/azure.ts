@@ -31,7 +31,7 @@ import { changedCodes, type ErrorMeanings, existsCodes, leaseCodes, type StoreFa
 import type { AzureSinkOptions } from "./azure-options.ts";
 import { AzurePages, blobProperties } from "./azure-pages.ts";
 import { Caller } from "./azure-retry.ts";
-import { asBuffer, discard, fill, httpEtag, pinnedVersion, plainEtag, watchedDates } from "./azure-wire.ts";
+import { asBuffer, discard, fill, httpEtag, pinnedVersion, plainEtag, signedBy, watchedDates } from "./azure-wire.ts";
 import type { AzureAccess } from "./credential.ts";
 import { bypassesProxy, describeProxy, type ProxyOptions } from "./proxy.ts";
 import {
@@ -115,12 +115,22 @@ export class AzureSink implements Sink {
       });
     }
     const description = options.description ?? `${url.origin}${url.pathname}`;
+    let current = access;
+    const sas = async (): Promise<string> => {
+      if (current.kind !== "sas") return "";
+      current = { ...current, sas: (await current.renewed?.()) ?? current.sas };
+      return current.sas;
+    };
     const store: StoreFacts = {
       description,
       host: url.host,
       access: access.kind,
-      secrets: secretsOf(access, options.proxy),
-      sas: sasFacts(access),
+      get secrets() {
+        return secretsOf(current, options.proxy);
+      },
+      get sas() {
+        return sasFacts(current);
+      },
       proxy: proxyOf(url, options.proxy),
     };
     const calls = new Caller(store, options);
@@ -140,7 +150,8 @@ export class AzureSink implements Sink {
       pinnedVersion,
       watchedDates((serverMs) => calls.answeredAt(serverMs)),
     );
-    const container = new ContainerClient(access.kind === "sas" ? `${url.href}?${access.sas}` : url.href, pipeline);
+    if (access.kind === "sas") pipeline.factories.push(signedBy(sas));
+    const container = new ContainerClient(url.href, pipeline);
     return new AzureSink(description, container, access.kind === "sas", agent, calls, options.server);
   }
 
