@@ -207,6 +207,10 @@ class EngineVault implements VaultPort {
         keep(next);
       },
       replica: () => keeping.facts(),
+      point: async (options) => {
+        this.#registered?.refuseRemoved();
+        return await port.point(options);
+      },
       stop: async (options) => {
         this.#listeners.delete(name);
         await keeping.stop();

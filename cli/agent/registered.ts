@@ -24,7 +24,7 @@ import {
   TidemarkError,
   type Vault,
 } from "../../engine/index.ts";
-import { findRegistration, machineOf } from "../../engine/internal.ts";
+import { agentsPrefix, findRegistration, machineOf } from "../../engine/internal.ts";
 import { parseVaultSpec } from "../../sink/index.ts";
 import { type Environment, neededStateFolder } from "../settings.ts";
 import type { VaultConfig } from "./config.ts";
@@ -113,6 +113,11 @@ export class Registered {
     );
   }
 
+  /** Errors: AGENT_REMOVED. */
+  refuseRemoved(): void {
+    if (this.#removed !== undefined) throw this.#removed;
+  }
+
   /** `store` for reading only, except for the agent's own record, while the agent is removed. */
   gated(store: Sink): Sink {
     return new Proxy(store, {
@@ -120,8 +125,8 @@ export class Registered {
         const member: unknown = Reflect.get(target, name, target); // with its private fields
         if (typeof member !== "function" || harmless.has(name)) return bound(member, target);
         return async (...given: readonly unknown[]): Promise<unknown> => {
-          const isOwnRecord = typeof given[0] === "string" && given[0].startsWith("agents/");
-          if (this.#removed !== undefined && !isOwnRecord) throw this.#removed;
+          const isOwnRecord = typeof given[0] === "string" && given[0].startsWith(agentsPrefix);
+          if (!isOwnRecord) this.refuseRemoved();
           return (await Reflect.apply(member, target, given)) as unknown;
         };
       },
@@ -157,8 +162,7 @@ export class Registered {
   /** What is wrong with the registration, for the status of each disk. */
   findings(): readonly Finding[] {
     if (this.#removed === undefined) return [];
-    const { code, message } = this.#removed;
-    const remedy = "make a new key with `tidemark vault key`, and run `tidemark agent register --key FILE` here";
+    const { code, message, remedy = "" } = this.#removed;
     return [{ level: "Critical", code, cause: message, remedy }];
   }
 

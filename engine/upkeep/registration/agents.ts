@@ -194,6 +194,10 @@ export class Agents {
           throw new TidemarkError(
             "AGENT_REMOVED",
             `the vault does not list the agent ${agent} of this machine any more`,
+            {
+              remedy:
+                "make a new key with `tidemark vault key`, and run `tidemark agent register --key FILE` on this machine",
+            },
           );
         const timeMs = this.#nowMs();
         const sinceMs = timeMs - (before.heartbeat?.timeMs ?? 0);
