@@ -86,7 +86,9 @@ deepTest(
     await issue(secondKey, "again.key");
     await register("again.key");
     await vi.waitUntil(async () => (await refused()) === undefined, { timeout: noticedMsMax, interval: 1_000 });
-    expect(await run(secondKey, "agents", "show", "web01")).toMatchObject({ health: "Normal" });
+    // A heartbeat, and what it says of the disks, is up to a minute old.
+    const health = async (): Promise<unknown> => (await run(secondKey, "agents", "show", "web01"))["health"];
+    await vi.waitUntil(async () => (await health()) === "Normal", { timeout: noticedMsMax, interval: 2_000 });
     agent.child.kill("SIGTERM");
     expect(await agent.ended).toMatchObject({ code: 0 });
     expect(await run(secondKey, "verify")).toMatchObject({ damaged: [] });
