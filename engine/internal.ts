@@ -35,5 +35,6 @@ export { agentsPrefix, encodeDiskName } from "./store/format/names.ts";
 // Bounds of recovery plans.
 export { actionBounds, planActionsMax, planMachinesMax, planName, planTextMax } from "./store/format/plan-run.ts";
 export { processStat } from "./store/points/process-identity.ts";
-// What a registered machine keeps.
+// What a registering machine asks, and keeps.
+export { refuseForeignVault } from "./upkeep/registration/agents.ts";
 export { findRegistration, keepRegistration, machineOf } from "./upkeep/registration/registration-state.ts";

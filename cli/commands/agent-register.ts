@@ -3,7 +3,7 @@ import { hostname } from "node:os";
 import { resolve } from "node:path";
 import { type Command, Option } from "commander";
 import { type RegisteredAgent, type RegistrationKey, readRegistrationKey, Vault } from "../../engine/index.ts";
-import { keepRegistration, machineOf } from "../../engine/internal.ts";
+import { keepRegistration, machineOf, refuseForeignVault } from "../../engine/internal.ts";
 import { openSink } from "../../sink/index.ts";
 import { neededStateFolder, readSecret, sinkOptions } from "../settings.ts";
 import { printable } from "../text.ts";
@@ -74,6 +74,7 @@ async function enroll(
   const opened = await openSink(address, { ...fromEnvironment, credentials });
   const sink = told(opened, opened.description, output.notice.bind(output));
   return await closing(sink, async () => {
+    await refuseForeignVault(key, sink, { signal });
     const vault = await Vault.open(sink, {
       stateFolder,
       writerKey: writerKey === null ? undefined : Buffer.from(writerKey, "base64"),

@@ -1,6 +1,7 @@
 /** `tidemark vault key`, `agent register` and `agents`, as an operator and a machine use them. */
-import { chmodSync, existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { expect, it } from "vitest";
+import { testKeyPair } from "../encrypted.ts";
 import { writeImage } from "./images.ts";
 import { type Line, Place } from "./tidemark.ts";
 
@@ -89,6 +90,24 @@ it("refuses keys by name: used by another machine, altered, of another vault; an
   writeFileSync(place.path("vault/vault.json"), moved);
   writeFileSync(place.path("vault/copy/vault.json"), moved);
   expect(await refused(onMachine("state"))).toMatchObject({ code: "KEY_FOREIGN" });
+});
+
+it("enrols a machine to write to an encrypted vault, and refuses the key where another vault lies", async () => {
+  const place = new Place();
+  const { privateKey, publicKey } = testKeyPair();
+  writeFileSync(place.path("ops.pem"), publicKey);
+  writeFileSync(place.path("ops.key"), privateKey);
+  await place.json("vault", "init", "--encrypt", "--certificate", "ops.pem");
+  const made = await place.json(...issue, "web01.key", "--key", "ops.key");
+  expect(made).toMatchObject({ last: { enrollsWriter: true } });
+  expect(await place.json(...onMachine("state"))).toMatchObject({ code: 0 });
+  writeImage(place.path("a.img"), 1);
+  expect(await place.json("replicate", "a.img", "--disk", "web-1", "--state", "state")).toMatchObject({ code: 0 });
+  expect(await place.json("verify", "--state", "state")).toMatchObject({ code: 12 });
+  renameSync(place.path("vault"), place.path("gone"));
+  expect(await place.json(...onMachine("other"))).toMatchObject({ code: 10, last: { code: "VAULT_NOT_FOUND" } });
+  await place.json("vault", "init", "--state", "third");
+  expect(await place.json(...onMachine("other"))).toMatchObject({ code: 12, last: { code: "KEY_FOREIGN" } });
 });
 
 it("writes the vault into a configuration, and leaves what is there", async () => {

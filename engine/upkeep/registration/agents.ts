@@ -21,7 +21,7 @@ import { forEachAtOnce } from "../../concurrency.ts";
 import { hasCode, isUnreadable, TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
-import type { CallOptions } from "../../sink.ts";
+import type { CallOptions, Sink } from "../../sink.ts";
 import { fromHex, toHex } from "../../store/format/checksum.ts";
 import { documentBytesMax } from "../../store/format/documents.ts";
 import { agentObjectName, agentsPrefix, isDiskName, registrationName } from "../../store/format/names.ts";
@@ -39,6 +39,7 @@ import {
 } from "../../store/format/registration.ts";
 import { derive } from "../../store/keys/vault-keys.ts";
 import { encodeWriterKey } from "../../store/keys/writer-key.ts";
+import { readIdentity } from "../../store/points/identity.ts";
 import { Store, unknownOutcomesMax, unreachable } from "../../store/store.ts";
 import { tidemarkVersion } from "../../version.ts";
 import { issuerOf, signKey } from "./registration-key.ts";
@@ -342,11 +343,7 @@ export class Agents {
   }
 
   async #checkIssuer(key: RegistrationKey, options: CallOptions): Promise<void> {
-    if (key.vault !== this.#vault)
-      throw new TidemarkError(
-        "KEY_FOREIGN",
-        `the registration key is for the vault ${key.vault}, and ${this.#context.sink.description} holds the vault ${this.#vault}`,
-      );
+    refuseVault(key, this.#vault, this.#context.sink.description);
     const found = await this.#registration(options);
     if (found?.document?.publicKey !== key.issuer)
       throw new TidemarkError(
@@ -354,6 +351,24 @@ export class Agents {
         "the registration key was not signed with the vault's registration secret",
       );
   }
+}
+
+/**
+ * Refuses a key for another vault than the one in the store, which need not be opened for that.
+ *
+ * @throws `KEY_FOREIGN`; `VAULT_NOT_FOUND`; the store's errors.
+ */
+export async function refuseForeignVault(key: RegistrationKey, sink: Sink, options: CallOptions = {}): Promise<void> {
+  const { document } = await readIdentity(new Store(sink), options.signal);
+  refuseVault(key, document.vault, sink.description);
+}
+
+function refuseVault(key: RegistrationKey, vault: string, description: string): void {
+  if (key.vault === vault) return;
+  throw new TidemarkError(
+    "KEY_FOREIGN",
+    `the registration key is for the vault ${key.vault}, and ${description} holds the vault ${vault}`,
+  );
 }
 
 function refuseKey(
