@@ -288,8 +288,8 @@ export type RegisteredMachine = RegisteredAgent & {
   readonly credentials: string;
   /** The configuration that names the vault; null: none was given. */
   readonly config: string | null;
-  /** Name of the vault in the configuration. */
-  readonly name: string;
+  /** What the configuration calls the vault. */
+  readonly vaultName: string;
 };
 
 export interface AgentsSummary {

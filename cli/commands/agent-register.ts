@@ -56,8 +56,8 @@ async function register(context: CommandContext, flags: RegisterFlags): Promise<
     `it may protect ${key.allowedDisks.join(", ")}; its credentials are in ${credentials}`,
     ...(part.config === null ? ["add to the agent's configuration:", "", part.text.trimEnd()] : [part.text]),
   ].join("\n");
-  const { config, name } = part;
-  const about = { vault: key.vault, address: key.address, credentials, config, name };
+  const { config, name: vaultName } = part;
+  const about = { vault: key.vault, address: key.address, credentials, config, vaultName };
   output.summary("agent register", { ...registered, ...about }, text.split("\n").map(printable).join("\n"));
 }
 

@@ -37,7 +37,7 @@ with AZURE_STORAGE_KEY, or the SAS of the address. Of an encrypted vault it
 also holds what it takes to write. Give it to the machine over a safe way, run
 \`tidemark agent register --key FILE\` there, and delete it.
 
-Examples:
+Example:
   $ tidemark vault key --name web01 --disks 'web-*' --out web01.key --vault dir:/v`,
     )
     .action(async (flags: KeyFlags) => await issue(context, flags));

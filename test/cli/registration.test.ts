@@ -44,7 +44,7 @@ it("makes a key for its owner only, registers a machine with it, and lists, show
   expect(await place.json(...issue, "web01.key")).toMatchObject({ last: { code: "TARGET_EXISTS" } });
 
   const registered = await place.json(...onMachine("state"));
-  expect(registered.last).toMatchObject({ command: "agent register", agent: "web01", config: null, name: "main" });
+  expect(registered.last).toMatchObject({ command: "agent register", agent: "web01", config: null, vaultName: "main" });
   expect(openness(String(registered.last["credentials"]))).toBe("00");
   const listed = await place.json("agents", "list");
   expect(listed.lines).toMatchObject([
@@ -113,20 +113,20 @@ it("enrols a machine to write to an encrypted vault, and refuses the key where a
 it("writes the vault into a configuration, and leaves what is there", async () => {
   const place = await placeWithKey();
   const config = [...onMachine("state"), "--config", "agent.yaml"];
-  expect((await place.json(...config)).last).toMatchObject({ config: place.path("agent.yaml"), name: "main" });
+  expect((await place.json(...config)).last).toMatchObject({ config: place.path("agent.yaml"), vaultName: "main" });
   expect(readFileSync(place.path("agent.yaml"), "utf8")).toBe(
     `vaults:\n  main:\n    address: dir:${place.path("vault")}\n    stateFolder: ${place.path("state")}\n`,
   );
   const mine = "# mine\nvaults:\n  main: {address: 'dir:elsewhere'} # first\npolicies: {gold: {}}\n";
   writeFileSync(place.path("agent.yaml"), mine);
   chmodSync(place.path("agent.yaml"), 0o640);
-  const { name } = (await place.json(...config)).last as { readonly name?: unknown };
-  expect(name).toMatch(/^vault-[0-9a-f]{8}$/);
+  const { vaultName } = (await place.json(...config)).last as { readonly vaultName?: unknown };
+  expect(vaultName).toMatch(/^vault-[0-9a-f]{8}$/);
   const written = readFileSync(place.path("agent.yaml"), "utf8");
   expect(written).toMatch(/^# mine\n[^]*dir:elsewhere[^]*# first\n[^]*policies/);
-  expect(written).toContain(`  ${String(name)}:\n    address: dir:${place.path("vault")}\n`);
+  expect(written).toContain(`  ${String(vaultName)}:\n    address: dir:${place.path("vault")}\n`);
   expect(statSync(place.path("agent.yaml")).mode % 0o1000).toBe(0o640);
-  expect((await place.json(...config)).last).toMatchObject({ name });
+  expect((await place.json(...config)).last).toMatchObject({ vaultName });
   expect(readFileSync(place.path("agent.yaml"), "utf8")).toBe(written);
   writeFileSync(place.path("agent.yaml"), "vaults: [1]\n");
   expect(await place.json(...config)).toMatchObject({ code: 2, last: { code: "INVALID_ARGUMENT" } });

@@ -48,7 +48,7 @@ deepTest(
     await run(firstKey, "vault", "init");
     const issued = await issue(firstKey, "web01.key");
     expect(Date.parse(String(issued["credentialsUntil"]))).toBeGreaterThan(Date.now() + 360 * 86_400_000);
-    expect(await register("web01.key", "--config", "agent.yaml")).toMatchObject({ agent: "web01", name: "main" });
+    expect(await register("web01.key", "--config", "agent.yaml")).toMatchObject({ agent: "web01", vaultName: "main" });
     appendFileSync(place.path("agent.yaml"), rest);
     const agent = place.start(["agent", "--config", "agent.yaml"]);
     await agent.says("exported as web-1");
