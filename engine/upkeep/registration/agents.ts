@@ -34,7 +34,6 @@ import {
   encodeAgent,
   encodeRegistration,
   type Heartbeat,
-  type RegistrationDocument,
   type RegistrationKey,
 } from "../../store/format/registration.ts";
 import { derive } from "../../store/keys/vault-keys.ts";
@@ -100,6 +99,14 @@ const registrationTiming = {
   credentialsWarningMs: 14 * 86_400_000,
 } as const;
 
+/** An object that is there. */
+interface Found<Document> {
+  /** Absent where it cannot be read. */
+  readonly document: Document | undefined;
+  readonly damage?: TidemarkError;
+  readonly etag: string;
+}
+
 const dayMs = 86_400_000;
 const readsAtOnce = 8;
 
@@ -124,9 +131,9 @@ export class Agents {
     return await this.#run(async () => {
       const { keys } = this.#store();
       const secret = await this.#secret(options);
-      const before = await this.#read(nameOf(options.agent), options);
+      const before = await this.#find(nameOf(options.agent), decodeAgent, options);
       // The store's clock ticks in seconds: the key must be younger than a removal that came before it.
-      const issuedMs = Math.max(this.#nowMs(), (before?.document.removedMs ?? 0) + 1);
+      const issuedMs = Math.max(this.#nowMs(), (before?.document?.removedMs ?? 0) + 1);
       return signKey(secret, {
         vault: this.#vault,
         key: toHex(randomBytes(16)),
@@ -190,7 +197,8 @@ export class Agents {
     options: CallOptions = {},
   ): Promise<void> {
     await this.#run(async () => {
-      await this.#change(agent, options, (before) => {
+      await this.#change(agent, options, (before, damage) => {
+        if (damage !== undefined) throw damage;
         if (before?.removedMs !== null || before.machine !== machine)
           throw new TidemarkError(
             "AGENT_REMOVED",
@@ -221,14 +229,11 @@ export class Agents {
       for await (const { name } of this.#store().list(agentsPrefix, options)) names.push(name);
       const found: AgentDocument[] = [];
       await forEachAtOnce(names, readsAtOnce, async (name) => {
-        try {
-          const there = await this.#read(name, options);
-          if (there?.document.removedMs === null) found.push(there.document);
-        } catch (error) {
-          if (!isUnreadable(error)) throw error;
-          const message = `${error.message}; register the machine again, with a new key`;
-          options.onNotice?.({ code: "AGENT_DAMAGED", message });
-        }
+        const { document, damage } = (await this.#find(name, decodeAgent, options)) ?? {};
+        if (document?.removedMs === null) found.push(document);
+        if (damage === undefined) return;
+        const message = `${damage.message}; register the machine again, with a new key`;
+        options.onNotice?.({ code: "AGENT_DAMAGED", message });
       });
       const nowMs = this.#nowMs();
       return found.map((document) => summaryOf(document, nowMs)).sort((a, b) => (a.agent < b.agent ? -1 : 1));
@@ -238,9 +243,9 @@ export class Agents {
   /** One agent. Throws `INVALID_ARGUMENT` if there is none of that name; `DAMAGED`; the store's errors. */
   async show(agent: string, options: CallOptions = {}): Promise<RegisteredAgent> {
     return await this.#run(async () => {
-      const there = await this.#read(nameOf(agent), options);
-      if (there?.document.removedMs !== null) throw unknownAgent(agent);
-      return summaryOf(there.document, this.#nowMs());
+      const { document, damage } = (await this.#find(nameOf(agent), decodeAgent, options)) ?? {};
+      if (document?.removedMs !== null) throw damage ?? unknownAgent(agent);
+      return summaryOf(document, this.#nowMs());
     });
   }
 
@@ -253,8 +258,8 @@ export class Agents {
   async remove(agent: string, options: CallOptions = {}): Promise<RegisteredAgent> {
     return await this.#run(
       async () =>
-        await this.#change(agent, options, (before) => {
-          if (before?.removedMs !== null) throw unknownAgent(agent);
+        await this.#change(agent, options, (before, damage) => {
+          if (before?.removedMs !== null) throw damage ?? unknownAgent(agent);
           return { ...before, removedMs: this.#nowMs() };
         }),
     );
@@ -272,25 +277,32 @@ export class Agents {
     return Math.round(Date.now() - this.#context.sink.clockAheadMs);
   }
 
-  async #read(
+  async #find<Document>(
     name: string,
+    decode: (bytes: Uint8Array, object: string, vault: string) => Document,
     options: CallOptions,
-  ): Promise<{ readonly document: AgentDocument; readonly etag: string } | undefined> {
+  ): Promise<Found<Document> | undefined> {
     const there = await this.#store().find(name, documentBytesMax, options);
-    return there && { document: decodeAgent(there.bytes, name, this.#vault), etag: there.etag };
+    if (there === undefined) return undefined;
+    try {
+      return { document: decode(there.bytes, name, this.#vault), etag: there.etag };
+    } catch (damage) {
+      if (!isUnreadable(damage)) throw damage;
+      return { document: undefined, damage, etag: there.etag };
+    }
   }
 
   /** Swaps an agent's record, unless `change` gives back what it was given. */
   async #change(
     agent: string,
     options: CallOptions,
-    change: (before: AgentDocument | undefined) => AgentDocument,
+    change: (before: AgentDocument | undefined, damage: TidemarkError | undefined) => AgentDocument,
   ): Promise<RegisteredAgent> {
     const name = nameOf(agent);
     let failure: unknown;
     for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
-      const there = await this.#read(name, options);
-      const next = change(there?.document);
+      const there = await this.#find(name, decodeAgent, options);
+      const next = change(there?.document, there?.damage);
       try {
         if (next !== there?.document) await this.#store().replace(name, encodeAgent(next), there?.etag, options);
         return summaryOf(next, this.#nowMs());
@@ -307,7 +319,7 @@ export class Agents {
   async #secret(options: CallOptions): Promise<Uint8Array> {
     const store = this.#store();
     for (let attempt = 0; ; attempt += 1) {
-      const found = await this.#registration(options);
+      const found = await this.#find(registrationName, decodeRegistration, options);
       const kept = found?.document?.secret;
       const secret =
         store.keys === undefined
@@ -328,23 +340,9 @@ export class Agents {
     }
   }
 
-  /** Without a document where it cannot be read: then the next key makes a new one. */
-  async #registration(
-    options: CallOptions,
-  ): Promise<{ readonly document: RegistrationDocument | undefined; readonly etag: string } | undefined> {
-    const there = await this.#store().find(registrationName, documentBytesMax, options);
-    if (there === undefined) return undefined;
-    try {
-      return { document: decodeRegistration(there.bytes, registrationName, this.#vault), etag: there.etag };
-    } catch (error) {
-      if (!isUnreadable(error)) throw error;
-      return { document: undefined, etag: there.etag };
-    }
-  }
-
   async #checkIssuer(key: RegistrationKey, options: CallOptions): Promise<void> {
     refuseVault(key, this.#vault, this.#context.sink.description);
-    const found = await this.#registration(options);
+    const found = await this.#find(registrationName, decodeRegistration, options);
     if (found?.document?.publicKey !== key.issuer)
       throw new TidemarkError(
         "KEY_FOREIGN",

@@ -223,6 +223,10 @@ describe("an agent", () => {
     const told: string[] = [];
     const listed = await vault.agents.list({ onNotice: ({ code }) => told.push(code) });
     expect([listed.map(({ agent }) => agent), told]).toEqual([["web01"], ["AGENT_DAMAGED"]]);
+    const beat = vault.agents.heartbeat("db01", here.machine, { disks: [], health: "Normal" });
+    await expectCode(beat, "DAMAGED");
+    await vault.agents.register((await issue({ agent: "db01" })).key, here);
+    expect((await vault.agents.list()).map(({ agent }) => agent)).toEqual(["db01", "web01"]);
   });
 });
 
