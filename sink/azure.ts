@@ -115,18 +115,20 @@ export class AzureSink implements Sink {
       });
     }
     const description = options.description ?? `${url.origin}${url.pathname}`;
-    let current = access;
+    // An answer to a request with the former SAS may come after the renewal.
+    let [current, former] = [access, access];
     const sas = async (): Promise<string> => {
       if (current.kind !== "sas") return "";
-      current = { ...current, sas: (await current.renewed?.()) ?? current.sas };
-      return current.sas;
+      const next = (await current.renewed?.()) ?? current.sas;
+      if (next !== current.sas) [current, former] = [{ ...current, sas: next }, current];
+      return next;
     };
     const store: StoreFacts = {
       description,
       host: url.host,
       access: access.kind,
       get secrets() {
-        return secretsOf(current, options.proxy);
+        return [current, former].flatMap((used) => secretsOf(used, options.proxy));
       },
       get sas() {
         return sasFacts(current);

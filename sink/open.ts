@@ -257,6 +257,7 @@ export async function sasFor(
     );
   const access = await accessTo(parsed, options);
   if (access.kind === "key") {
+    checkInstalled("a SAS", ["@azure/storage-blob"]);
     const { containerSas } = await import("./azure-access.ts");
     return { sas: containerSas(access, parsed.containerUrl, untilMs), untilMs };
   }

@@ -39,13 +39,14 @@ const beatEveryMs = 20_000;
 /** A store that does not answer holds up the start of the disks no longer. */
 const firstBeatMsMax = 5_000;
 
-/** Calls of a sink that change nothing, and its end. */
+/** Calls of a sink that change no object, and its end. */
 const harmless: ReadonlySet<string | symbol> = new Set([
   "getObject",
   "statObject",
   "list",
   "readPages",
   "statPages",
+  "releaseLease",
   Symbol.asyncDispose,
 ]);
 
@@ -81,7 +82,7 @@ export class Registered {
 
   /**
    * The registration of this machine for the vault at `address`; undefined: it has none. Errors:
-   * KEY_ALTERED, FORMAT_UNSUPPORTED, DAMAGED, those of the file system.
+   * KEY_ALTERED, FORMAT_UNSUPPORTED, DAMAGED.
    */
   static async find(stateFolder: string, address: string): Promise<Registered | undefined> {
     const place = placeOf(address);
