@@ -100,6 +100,8 @@ it("enrols a machine to write to an encrypted vault, and refuses the key where a
   await place.json("vault", "init", "--encrypt", "--certificate", "ops.pem");
   const made = await place.json(...issue, "web01.key", "--key", "ops.key");
   expect(made).toMatchObject({ last: { enrollsWriter: true } });
+  const below = await place.json("vault", "keys", "enroll", "--key", "ops.key", "--state", "ops.key/below");
+  expect(below).toMatchObject({ code: 1, last: { code: "TARGET_FAILED" } });
   expect(await place.json(...onMachine("state"))).toMatchObject({ code: 0 });
   writeImage(place.path("a.img"), 1);
   expect(await place.json("replicate", "a.img", "--disk", "web-1", "--state", "state")).toMatchObject({ code: 0 });

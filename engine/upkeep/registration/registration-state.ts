@@ -8,9 +8,8 @@
  */
 import { randomBytes } from "node:crypto";
 import path from "node:path";
-import { keepWriterKey } from "../../disk/source/local-state.ts";
+import { inStateFolder, keepWriterKey } from "../../disk/source/local-state.ts";
 import { makeFolders, readPlain, replacePlain } from "../../disk/source/plain-file.ts";
-import { fileError } from "../../disk/source/positional-file.ts";
 import { systemCode, TidemarkError } from "../../errors.ts";
 import { checksum, openChecksum, toHex } from "../../store/format/checksum.ts";
 import { documentBytesMax } from "../../store/format/documents.ts";
@@ -21,7 +20,7 @@ const foldersName = "registrations";
 
 /** The id of this machine; made at the first call. Errors: DAMAGED, ACCESS_REFUSED, NO_SPACE, TARGET_FAILED. */
 export async function machineOf(stateFolder: string): Promise<string> {
-  return await inFolder(stateFolder, async () => await readMachine(stateFolder));
+  return await inStateFolder(stateFolder, async () => await readMachine(stateFolder));
 }
 
 async function readMachine(stateFolder: string): Promise<string> {
@@ -61,21 +60,11 @@ export async function findRegistration(stateFolder: string, address: string): Pr
 
 /** Keeps a key that the vault has taken, and the writer key in it. Gives the file. Errors: as `machineOf`. */
 export async function keepRegistration(stateFolder: string, key: RegistrationKey, bytes: Uint8Array): Promise<string> {
-  return await inFolder(stateFolder, async () => {
+  return await inStateFolder(stateFolder, async () => {
     if (key.writerKey !== null) await keepWriterKey(stateFolder, key.vault, Buffer.from(key.writerKey, "base64"));
     await makeFolders(stateFolder, foldersName);
     const file = await registrationFile(stateFolder, key.address);
     await replacePlain(file, bytes, { durable: true });
     return file;
   });
-}
-
-async function inFolder<Result>(folder: string, work: () => Promise<Result>): Promise<Result> {
-  try {
-    return await work();
-  } catch (error) {
-    if (error instanceof TidemarkError || systemCode(error) === undefined) throw error;
-    const what = `cannot write in the state folder ${folder}`;
-    throw fileError(error, { code: "TARGET_FAILED", what, remedy: "choose another state folder with --state" });
-  }
 }
