@@ -77,7 +77,7 @@ export async function accountFacts({
   };
 }
 
-/** The container's URL without its last part, the SAS kept. */
+/** The container's URL without its last part. */
 function serviceUrl(containerUrl: string): string {
   const url = new URL(containerUrl);
   url.pathname = url.pathname.replace(/\/[^/]+\/?$/, "/");

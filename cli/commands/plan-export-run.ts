@@ -5,6 +5,7 @@ import { FileVolume, type PlanFault, type PlanRunSummary, type Sink, TidemarkErr
 import { parseVaultSpec } from "../../sink/index.ts";
 import { isLoopback } from "../../sink/internal.ts";
 import type { PlanExport } from "../json.ts";
+import { writeNew } from "../new-file.ts";
 import { armTemplate } from "../plan/export/arm.ts";
 import { azureNames, azureTemplate, type BlobPlace } from "../plan/export/azure-template.ts";
 import { bicepTemplate } from "../plan/export/bicep.ts";
@@ -23,7 +24,7 @@ import { formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, vaultAddress } from "../settings.ts";
 import { printable } from "../text.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
-import { loadFile, refuseFaults, writeNew } from "./plan-files.ts";
+import { loadFile, refuseFaults } from "./plan-loading.ts";
 
 export interface ExportFlags extends VaultFlags {
   readonly plan: string;

@@ -3,7 +3,7 @@ import { Command, Option } from "commander";
 import { withVaultOptions } from "../settings.ts";
 import type { CommandContext } from "./context.ts";
 import type { ExportFlags } from "./plan-export-run.ts";
-import { withPlan } from "./plan-files.ts";
+import { withPlan } from "./plan-loading.ts";
 
 const formats: readonly ExportFlags["format"][] = ["arm", "bicep", "qemu", "libvirt"];
 

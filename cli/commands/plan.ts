@@ -10,6 +10,7 @@ import {
   type Vault,
 } from "../../engine/index.ts";
 import type { PlanPreviewSummary } from "../json.ts";
+import { writeNew } from "../new-file.ts";
 import { planPage } from "../plan/plan-page.ts";
 import { planJsonSchema } from "../plan/plan-schema.ts";
 import { describePlan, describePlanRun, describePreview, planGraph } from "../plan/plan-text.ts";
@@ -18,7 +19,7 @@ import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { type Column, fittedTable, printable } from "../text.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
 import { exportCommand } from "./plan-export.ts";
-import { loadFile, refuseFaults, withPlan, writeNew } from "./plan-files.ts";
+import { loadFile, refuseFaults, withPlan } from "./plan-loading.ts";
 import { selectorOf, work } from "./run-verbs.ts";
 
 interface PlanFlags extends VaultFlags {

@@ -1,7 +1,6 @@
-/** Files of commands with a recovery plan: the plan, read and checked, and a page that is written. */
-import { writeFile } from "node:fs/promises";
+/** The plan of a command: its flag, its file read and checked, and its faults printed. */
 import type { Command } from "commander";
-import { type PlanFault, systemCode, TidemarkError } from "../../engine/index.ts";
+import { type PlanFault, TidemarkError } from "../../engine/index.ts";
 import { type ConfigFault, formatFault } from "../agent/config.ts";
 import type { LoadedPlan } from "../plan/plan-file.ts";
 import { printable } from "../text.ts";
@@ -40,19 +39,4 @@ function told({ output }: CommandContext, path: string, faults: readonly ConfigF
     remedy: `correct it; \`tidemark plan check --plan ${path}\` shows every fault with its line`,
     detail: { path, faults: faults.length },
   });
-}
-
-/** Writes a file that must not exist. Errors: TARGET_EXISTS, TARGET_FAILED. */
-export async function writeNew(path: string, text: string): Promise<void> {
-  try {
-    await writeFile(path, text, { flag: "wx" });
-  } catch (error) {
-    const code = systemCode(error);
-    if (code === "EEXIST")
-      throw new TidemarkError("TARGET_EXISTS", `${path} exists`, { remedy: "name another file", cause: error });
-    throw new TidemarkError("TARGET_FAILED", `${path} cannot be written (${code ?? "unknown"})`, {
-      remedy: "name a file in a folder that exists and may be written",
-      cause: error,
-    });
-  }
 }
