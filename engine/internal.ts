@@ -25,6 +25,7 @@ export {
   replacePlain,
 } from "./disk/source/plain-file.ts";
 export { syncFolder } from "./disk/source/sync-folder.ts";
+export { planTarget } from "./failover/plans/plan-target.ts";
 // What a benchmark calls bare.
 export { blockBytesDefault, fingerprintBytes, granuleBytes } from "./limits.ts";
 export type { ChunkPlace } from "./pipeline/dedup-index.ts";

@@ -15,7 +15,7 @@ import {
 } from "../../engine/index.ts";
 import { type ConfigFault, formatFault } from "../agent/config.ts";
 import type { PlanPreviewSummary } from "../json.ts";
-import { type LoadedPlan, loadPlan, planError } from "../plan/plan-file.ts";
+import { type LoadedPlan, loadPlan, placedTarget, planError } from "../plan/plan-file.ts";
 import { planPage } from "../plan/plan-page.ts";
 import { planJsonSchema } from "../plan/plan-schema.ts";
 import { describePlan, describePlanRun, describePreview, planGraph } from "../plan/plan-text.ts";
@@ -103,7 +103,7 @@ export async function startPlan(
 ): Promise<void> {
   const { output } = context;
   const { ttl: ttlMs, note } = flags;
-  const to = placed(flags.to);
+  const to = placedTarget(flags.to, ".");
   const point = selectorOf(flags.point ?? "latest");
   const loaded = await load(context, flags.plan);
   const machines = loaded.plan.machines.map((machine) => ({ ...machine, source: machine.source ?? source ?? null }));
@@ -135,7 +135,7 @@ async function check(context: CommandContext, flags: PlanFlags): Promise<void> {
   const { plan } = loaded;
   const isAlone = (flags.vault ?? "") === "";
   if (!isAlone) {
-    const to = placed(flags.to);
+    const to = placedTarget(flags.to, ".");
     await refuseTargetsInside(flags, plan, to);
     const kinds = plan.testTarget === null ? (["unplanned"] as const) : (["unplanned", "test"] as const);
     const faults = await withVault(context, flags, async ({ plans }) => {
@@ -270,13 +270,10 @@ async function refuseTargetsInside(
   { target, testTarget }: Plan,
   to: string | undefined,
 ): Promise<void> {
-  for (const name of to === undefined ? [target, testTarget] : [to])
-    if (name?.startsWith("dir:") === true) await refuseInsideVault(flags, name.slice(4), "target");
-}
-
-/** A target whose folder is the same wherever the run goes on. */
-function placed(target: string | undefined): string | undefined {
-  return target?.startsWith("dir:") === true ? `dir:${resolve(target.slice(4))}` : target;
+  for (const name of to === undefined ? [target, testTarget] : [to]) {
+    const [, folder] = /^(?:dir|instant:unix):(.+)$/s.exec(name ?? "") ?? [];
+    if (folder !== undefined) await refuseInsideVault(flags, folder, "target");
+  }
 }
 
 function withPlan(command: Command): Command {

@@ -8,6 +8,7 @@ import type {
   PlanRunDone,
   Plans,
   RunDone,
+  ServedRun,
   StartFailoverOptions,
   Vault,
 } from "../../engine/index.ts";
@@ -19,7 +20,7 @@ import type { VaultFlags } from "../settings.ts";
 import { printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
-import { serveRun } from "./serve-run.ts";
+import { closeRuns, openRun, serveRuns } from "./serve-run.ts";
 
 /** Commands that go on to serve the disks of the run, where it has instant targets. */
 const servingCommands: readonly string[] = [
@@ -85,13 +86,23 @@ export async function work(
     output.summary(command, done, `${text}\n${printable(moved)}`);
   };
   const done = await withVault(context, flags, async (vault) => {
-    const worked = await verb(vault, workOptions(context));
     const isServing = servingCommands.includes(command) || (command === "reprotect" && flags.listen !== undefined);
-    if (!isServing || "machines" in worked || worked.disks.every(({ nbd }) => nbd === null)) return worked;
-    // Scripts go on from here, while the command serves.
-    print(worked);
-    await serveRun(context, vault, worked.run);
-    return undefined;
+    const served: ServedRun[] = [];
+    // The machines of a plan are served as soon as they are there: commands that follow look for them.
+    const serve = async (run: string, cacheBytes: number): Promise<void> =>
+      void served.push(await openRun(context, vault, run, cacheBytes));
+    try {
+      const worked = await verb(vault, { ...workOptions(context), ...(isServing ? { serve } : {}) });
+      const isAlone = isServing && !("machines" in worked) && worked.disks.some(({ nbd }) => nbd !== null);
+      if (!isAlone && served.length === 0) return worked;
+      // Scripts go on from here, while the command serves.
+      print(worked);
+      if (isAlone) served.push(await openRun(context, vault, worked.run));
+      await serveRuns(context, worked.run, served);
+      return undefined;
+    } finally {
+      await closeRuns(served);
+    }
   });
   if (done !== undefined) print(done);
 }

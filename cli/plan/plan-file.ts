@@ -5,7 +5,7 @@
  */
 import { dirname, resolve } from "node:path";
 import { type Plan, type PlanFault, type PlanMachine, TidemarkError } from "../../engine/index.ts";
-import { planActionsMax, planMachinesMax, planTextMax } from "../../engine/internal.ts";
+import { planActionsMax, planMachinesMax, planTarget, planTextMax } from "../../engine/internal.ts";
 import { type ConfigFault, formatFault } from "../agent/config.ts";
 import { ConfigDocument, type Path } from "../agent/config-document.ts";
 import { type EntryFault, fault } from "../agent/fields.ts";
@@ -93,12 +93,12 @@ function judge(document: ConfigDocument, { machines, groups, cleanup, target, te
   if (actions > planActionsMax)
     document.fault(["groups"], `the plan has ${actions} actions`, `leave at most ${planActionsMax} in it`);
   for (const [field, value] of Object.entries({ target, testTarget })) {
-    if (value === undefined || /^(dir|blob):./.test(value)) continue;
+    if (value === undefined || planTarget.test(value)) continue;
     if (field === "target" && /^replica(:.+)?$/.test(value)) continue;
     document.fault(
       [field],
       `${value} is not a target for a plan`,
-      "write dir:FOLDER or blob:PREFIX; of failovers, or replica",
+      "write dir:FOLDER, blob:PREFIX or instant:unix:FOLDER; of failovers, or replica",
     );
   }
 }
@@ -131,10 +131,16 @@ function judgeDisks(
     );
 }
 
+/** A target whose folder is the same wherever the run goes on; a relative one is below `folder`. */
+export function placedTarget(target: string | undefined, folder: string): string | undefined {
+  return target?.replace(
+    /^(dir|instant:unix):(.+)$/s,
+    (_, kind: string, path: string) => `${kind}:${resolve(folder, path)}`,
+  );
+}
+
 /** Paths are those of the plan's folder. */
 function planOf(written: WrittenPlan, folder: string, text: string): Plan {
-  const placed = (target: string | undefined): string | null =>
-    target?.startsWith("dir:") === true ? `dir:${resolve(folder, target.slice(4))}` : (target ?? null);
   const sourceOf = (source: string | undefined): PlanMachine["source"] =>
     source === undefined
       ? null
@@ -147,8 +153,8 @@ function planOf(written: WrittenPlan, folder: string, text: string): Plan {
     }),
     groups,
     cleanup,
-    target: placed(target),
-    testTarget: placed(testTarget),
+    target: placedTarget(target, folder) ?? null,
+    testTarget: placedTarget(testTarget, folder) ?? null,
     objectives: { rpoMs: objectives.rpo ?? null, rtoMs: objectives.rto ?? null },
     folder,
     text,
