@@ -2,6 +2,7 @@
  * Verbs on failover runs, of disks and of recovery plans: carries one out, prints what has become of
  * the run, and goes on to serve its disks where it has instant targets.
  */
+import type { Command } from "commander";
 import type {
   Failovers,
   OperateOptions,
@@ -12,6 +13,7 @@ import type {
   StartFailoverOptions,
   Vault,
 } from "../../engine/index.ts";
+import { askAgent } from "../agent/control-client.ts";
 import { agentSource } from "../agent-source.ts";
 import { describePlanRun } from "../plan/plan-text.ts";
 import { formatBytes, formatDuration } from "../quantities.ts";
@@ -42,25 +44,63 @@ type VerbName =
   | "reprotect";
 
 interface VerbFlags extends VaultFlags {
+  /** Control socket of the agent that is to work on the run. */
+  readonly agent?: string;
   readonly listen?: string;
   readonly note?: string;
 }
 
-/** Carries out a verb on a run and prints what has become of the run. */
+/** The verbs of the control API: see `failover-runs.ts`. */
+const agentVerbs: Readonly<Record<VerbName, string>> = {
+  "failover change-point": "change-point",
+  "failover commit": "commit",
+  "failover cancel": "cancel",
+  "failover cleanup": "cleanup",
+  failback: "failback",
+  "jobs resume": "resume",
+  "migrate complete": "complete-migration",
+  reprotect: "reprotect",
+};
+
+export function withAgentOption(command: Command): Command {
+  return command.option("--agent <socket>", "let the agent that serves the run's disks do it, instead of --vault");
+}
+
+/**
+ * Carries out a verb on a run and prints what has become of the run. `fields`: what the verb has besides
+ * the run, in the words of the control API.
+ */
 export async function operate(
   context: CommandContext,
   command: VerbName,
   run: string,
   flags: VerbFlags,
   verb: (runs: Failovers | Plans, options: OperateOptions) => Promise<RunDone | PlanRunDone>,
+  fields: object = {},
 ): Promise<void> {
-  const { note } = flags;
+  const { note, agent } = flags;
+  if (agent !== undefined) {
+    await askAgentTo(context, command, agent, { run, note, ...fields });
+    return;
+  }
   await work(
     context,
     command,
     flags,
     async (vault, more) => await verb(await runsOf(vault, run, context.signal), { run, note, ...more }),
   );
+}
+
+/** As `operate`, by the agent behind a control socket. Errors: AGENT_UNREACHABLE, and what the agent reports. */
+export async function askAgentTo(
+  { output, signal }: CommandContext,
+  command: VerbName,
+  agent: string,
+  fields: object,
+): Promise<void> {
+  const request = { method: "POST", path: "/v1/failover", fields: { verb: agentVerbs[command], ...fields } } as const;
+  const done = (await askAgent(agent, { ...request, signal })) as RunDone;
+  output.summary(command, done, `${describeRun(done, output)}\n${movedText(done)}`);
 }
 
 /** What works on this run: the runs of plans, or those of disks. */
@@ -81,9 +121,8 @@ export async function work(
 ): Promise<void> {
   const { output } = context;
   const print = (done: RunDone | PlanRunDone): void => {
-    const moved = `written ${formatBytes(done.bytesWritten)}, read ${formatBytes(done.bytesRead)} (${formatDuration(done.elapsedMs)})`;
     const text = "machines" in done ? describePlanRun(done, output) : describeRun(done, output);
-    output.summary(command, done, `${text}\n${printable(moved)}`);
+    output.summary(command, done, `${text}\n${movedText(done)}`);
   };
   const done = await withVault(context, flags, async (vault) => {
     const isServing = servingCommands.includes(command) || (command === "reprotect" && flags.listen !== undefined);
@@ -105,6 +144,12 @@ export async function work(
     }
   });
   if (done !== undefined) print(done);
+}
+
+function movedText({ bytesWritten, bytesRead, elapsedMs }: RunDone | PlanRunDone): string {
+  return printable(
+    `written ${formatBytes(bytesWritten)}, read ${formatBytes(bytesRead)} (${formatDuration(elapsedMs)})`,
+  );
 }
 
 /** What the work on a run needs of the command. */

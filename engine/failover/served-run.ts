@@ -89,7 +89,7 @@ export async function refuseServed(document: RunDocument, then: string): Promise
     throw new TidemarkError("WRITER_ACTIVE", `${path} of run ${run} is being served`, {
       remedy:
         serving?.byAgent === true
-          ? "send the verb to the agent that serves it: POST /v1/failover on its control socket"
+          ? `let the agent do it that serves the disks: \`${then} --agent SOCKET\``
           : `end the command that serves it with ^C, then run \`${then}\``,
       detail: { run, path },
     });
