@@ -4,13 +4,14 @@
  * line here, too.
  */
 import { dirname, resolve } from "node:path";
-import { type Plan, type PlanFault, type PlanMachine, TidemarkError } from "../../engine/index.ts";
+import { type Plan, type PlanFault, type PlanMachine } from "../../engine/index.ts";
 import { planActionsMax, planMachinesMax, planTarget, planTextMax } from "../../engine/internal.ts";
-import { type ConfigFault, formatFault } from "../agent/config.ts";
+import type { ConfigFault } from "../agent/config.ts";
 import { ConfigDocument, type Path } from "../agent/config-document.ts";
 import { type EntryFault, fault } from "../agent/fields.ts";
 import { readOwnFile } from "../agent/own-file.ts";
 import { nearest } from "../agent/schema.ts";
+import { placedTarget } from "./placed-target.ts";
 import { planSchema, type WrittenPlan } from "./plan-schema.ts";
 
 const machineDisksMax = 64;
@@ -45,17 +46,6 @@ export async function loadPlan(path: string): Promise<LoadedPlan | { readonly fa
       return document.faults;
     },
   };
-}
-
-/** The error that stands for all of `faults`. */
-export function planError(path: string, faults: readonly ConfigFault[]): TidemarkError {
-  const [first] = faults;
-  const count = faults.length === 1 ? "a fault" : `${faults.length} faults`;
-  const fact = `the plan ${path} has ${count}${first === undefined ? "" : `: ${formatFault(first)}`}`;
-  return new TidemarkError("INVALID_ARGUMENT", fact, {
-    remedy: `correct it; \`tidemark plan check --plan ${path}\` shows every fault with its line`,
-    detail: { path, faults: faults.length },
-  });
 }
 
 /** What one field says about another. */
@@ -129,14 +119,6 @@ function judgeDisks(
       "one image is the source of one disk",
       "let an agent protect the disks, and write agent:SOCKET",
     );
-}
-
-/** A target whose folder is the same wherever the run goes on; a relative one is below `folder`. */
-export function placedTarget(target: string | undefined, folder: string): string | undefined {
-  return target?.replace(
-    /^(dir|instant:unix):(.+)$/s,
-    (_, kind: string, path: string) => `${kind}:${resolve(folder, path)}`,
-  );
 }
 
 /** Paths are those of the plan's folder. */
