@@ -11,6 +11,7 @@ import {
 } from "../../engine/index.ts";
 import type { PlanPreviewSummary } from "../json.ts";
 import { writeNew } from "../new-file.ts";
+import { placedTarget } from "../plan/placed-target.ts";
 import { planPage } from "../plan/plan-page.ts";
 import { planJsonSchema } from "../plan/plan-schema.ts";
 import { describePlan, describePlanRun, describePreview, planGraph } from "../plan/plan-text.ts";
@@ -101,7 +102,7 @@ export async function startPlan(
 ): Promise<void> {
   const { output } = context;
   const { ttl: ttlMs, note } = flags;
-  const to = placed(flags.to);
+  const to = placedTarget(flags.to, ".");
   const point = selectorOf(flags.point ?? "latest");
   const loaded = await loadFile(context, flags.plan);
   const machines = loaded.plan.machines.map((machine) => ({ ...machine, source: machine.source ?? source ?? null }));
@@ -133,7 +134,7 @@ async function check(context: CommandContext, flags: PlanFlags): Promise<void> {
   const { plan } = loaded;
   const isAlone = (flags.vault ?? "") === "";
   if (!isAlone) {
-    const to = placed(flags.to);
+    const to = placedTarget(flags.to, ".");
     await refuseTargetsInside(flags, plan, to);
     const kinds = plan.testTarget === null ? (["unplanned"] as const) : (["unplanned", "test"] as const);
     const faults = await withVault(context, flags, async ({ plans }) => {
@@ -231,11 +232,8 @@ async function refuseTargetsInside(
   { target, testTarget }: Plan,
   to: string | undefined,
 ): Promise<void> {
-  for (const name of to === undefined ? [target, testTarget] : [to])
-    if (name?.startsWith("dir:") === true) await refuseInsideVault(flags, name.slice(4), "target");
-}
-
-/** A target whose folder is the same wherever the run goes on. */
-function placed(target: string | undefined): string | undefined {
-  return target?.startsWith("dir:") === true ? `dir:${resolve(target.slice(4))}` : target;
+  for (const name of to === undefined ? [target, testTarget] : [to]) {
+    const [, folder] = /^(?:dir|instant:unix):(.+)$/s.exec(name ?? "") ?? [];
+    if (folder !== undefined) await refuseInsideVault(flags, folder, "target");
+  }
 }

@@ -5,12 +5,13 @@
  */
 import { dirname, resolve } from "node:path";
 import { type Plan, type PlanFault, type PlanMachine } from "../../engine/index.ts";
-import { planActionsMax, planMachinesMax, planTextMax } from "../../engine/internal.ts";
+import { planActionsMax, planMachinesMax, planTarget, planTextMax } from "../../engine/internal.ts";
 import type { ConfigFault } from "../agent/config.ts";
 import { ConfigDocument, type Path } from "../agent/config-document.ts";
 import { type EntryFault, fault } from "../agent/fields.ts";
 import { readOwnFile } from "../agent/own-file.ts";
 import { nearest } from "../agent/schema.ts";
+import { placedTarget } from "./placed-target.ts";
 import { planSchema, type WrittenMachine, type WrittenPlan } from "./plan-schema.ts";
 
 const machineDisksMax = 64;
@@ -89,12 +90,12 @@ function judge(document: ConfigDocument, { machines, groups, cleanup, target, te
   if (actions > planActionsMax)
     document.fault(["groups"], `the plan has ${actions} actions`, `leave at most ${planActionsMax} in it`);
   for (const [field, value] of Object.entries({ target, testTarget })) {
-    if (value === undefined || /^(dir|blob):./.test(value)) continue;
+    if (value === undefined || planTarget.test(value)) continue;
     if (field === "target" && /^replica(:.+)?$/.test(value)) continue;
     document.fault(
       [field],
       `${value} is not a target for a plan`,
-      "write dir:FOLDER or blob:PREFIX; of failovers, or replica",
+      "write dir:FOLDER, blob:PREFIX or instant:unix:FOLDER; of failovers, or replica",
     );
   }
 }
@@ -131,8 +132,6 @@ function judgeDisks(
 
 /** Paths are those of the plan's folder. */
 function planOf(written: WrittenPlan, folder: string, text: string): Plan {
-  const placed = (target: string | undefined): string | null =>
-    target?.startsWith("dir:") === true ? `dir:${resolve(folder, target.slice(4))}` : (target ?? null);
   const sourceOf = (source: string | undefined): PlanMachine["source"] =>
     source === undefined
       ? null
@@ -145,8 +144,8 @@ function planOf(written: WrittenPlan, folder: string, text: string): Plan {
     }),
     groups,
     cleanup,
-    target: placed(target),
-    testTarget: placed(testTarget),
+    target: placedTarget(target, folder) ?? null,
+    testTarget: placedTarget(testTarget, folder) ?? null,
     objectives: { rpoMs: objectives.rpo ?? null, rtoMs: objectives.rto ?? null },
     folder,
     text,

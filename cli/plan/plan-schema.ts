@@ -235,7 +235,7 @@ const listOf = (items: JsonSchema, description: string): JsonSchema => ({ type: 
 export function planJsonSchema(): JsonSchema {
   const nameOf = (description: string): JsonSchema => ({ type: "string", pattern: planName.source, description });
   const actionsOf = (description: string): JsonSchema => listOf({ $ref: "#/$defs/action" }, description);
-  const target = "dir:FOLDER, blob:PREFIX or replica";
+  const target = "dir:FOLDER, blob:PREFIX, instant:unix:FOLDER or replica";
   return {
     $schema: "https://json-schema.org/draft/2020-12/schema",
     title: "Recovery plan of Tidemark",
@@ -268,7 +268,7 @@ export function planJsonSchema(): JsonSchema {
         },
         testNetwork: textOf("network at the target for the machines of a test"),
         target: textOf(`where failovers go: ${target}`),
-        testTarget: textOf("where tests go: dir:FOLDER or blob:PREFIX (default: target)"),
+        testTarget: textOf("where tests go: dir:FOLDER, blob:PREFIX or instant:unix:FOLDER (default: target)"),
         objectives: objectOf({ rpo: durationOf("greatest age of a point"), rto: durationOf("longest run") }, []),
       },
       ["plan", "machines", "groups"],
