@@ -74,7 +74,7 @@ const bytesOf = (store: MemoryStore, name: string): Uint8Array => {
 async function told(run: (onNotice: (notice: Notice) => void) => Promise<unknown>): Promise<string> {
   const messages: string[] = [];
   try {
-    messages.push(String(JSON.stringify(await run(({ message }) => messages.push(message)))));
+    messages.push(JSON.stringify(await run(({ message }) => messages.push(message))));
   } catch (error) {
     if (!(error instanceof TidemarkError)) throw error;
     messages.push(error.code, error.message);
