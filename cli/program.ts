@@ -187,6 +187,14 @@ Examples:
     for (const option of command.options)
       if (option.envVar !== undefined && environment[option.envVar] === "") delete option.envVar;
     command
+      // `stress store --vault V`: the command above has an option of that name, and is given its value first.
+      .hook("preSubcommand", (above, below) => {
+        for (const option of command === program ? [] : above.options) {
+          const name = option.attributeName();
+          if (above.getOptionValueSource(name) === "cli" && below.options.some((own) => own.attributeName() === name))
+            below.setOptionValueWithSource(name, above.getOptionValue(name), "cli");
+        }
+      })
       .exitOverride((error) => {
         if (error.exitCode === 0) throw error;
         if (error.code !== "commander.help" || command !== program) throw wrongUse(error, nameOf(command));

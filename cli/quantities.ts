@@ -33,7 +33,7 @@ export function formatDuration(elapsedMs: number): string {
 
 /** `3,412` */
 export function formatCount(count: number): string {
-  return count.toLocaleString("en-US");
+  return String(Math.round(count)).replace(/\B(?=(?:\d{3})+$)/g, ","); // `toLocaleString` takes 9 ms the first time
 }
 
 /** `1 point`, `3 points` */

@@ -89,7 +89,7 @@ export const hydrationTiming = {
   backOffMsMax: 60_000,
   /** While clients are at work, the copying rests so many times as long as it was at work. */
   restTimes: 3,
-  restMsMax: 250,
+  restMsMax: 1_000,
 };
 
 /** A replica that follows its disk: looks for a new point, more seldom while the store is away. */

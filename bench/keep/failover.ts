@@ -4,15 +4,22 @@
  *   - `planned` from a live disk with a replica: a disk of 8 GiB and one of 1 TiB, each written a
  *     little since its last point;
  *   - `change-point` between two points that differ a little, beside a full materialize;
- *   - `failback` after half of the data has changed, beside materializing a disk that holds the
- *     changed extents and nothing else.
+ *   - `failback` of a disk that was protected at the other place while half of its data changed, beside
+ *     materializing a disk that holds the changed extents and nothing else.
  *
  * Each target is compared with the disk that it stands for.
  */
 import { randomFillSync } from "node:crypto";
-import { rm } from "node:fs/promises";
+import { open, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { FileVolume, type Protection, type Sink, type SourceSite, Vault } from "../../engine/index.ts";
+import {
+  type BlockDevice,
+  FileVolume,
+  type Protection,
+  type Sink,
+  type SourceSite,
+  Vault,
+} from "../../engine/index.ts";
 import { imageFacts, rangeBytes } from "../image.ts";
 import { onDemandMs, policyOf } from "../live/orders.ts";
 import { peakRssBytes } from "../machine.ts";
@@ -88,24 +95,12 @@ class FailoverParts {
     // A disk that is larger than its little change, so that the change is one.
     const frontBytes = Math.min(4 * this.#littleBytes, this.#frontBytes);
     const image = await this.#makeDisk(disk, diskBytes, frontBytes);
-    let protection = await this.#protect(disk, image);
-    await protection.point();
+    const { site, protection } = await this.#protectedSite(disk, image);
+    await protection().point();
     const replica = join(folder, `${disk}-replica.img`);
-    const site: SourceSite = {
-      point: async () => {
-        await protection.point();
-      },
-      stop: async () => {
-        await protection.stop({ drain: true });
-        return [];
-      },
-      start: async () => {
-        protection = await this.#protect(disk, image);
-      },
-    };
     for (let run = 0; run < runs; run += 1) {
       await this.#vault.replicas.run({ disk, to: `file:${replica}`, once: true, signal });
-      await writeLive(protection, this.#littleBytes);
+      await writeLive(protection().device, this.#littleBytes);
       const source = { kind: "agent", path: disk } as const;
       const { run: name } = await this.#log.time(
         step,
@@ -125,7 +120,7 @@ class FailoverParts {
       await this.#compare(image, replica, frontBytes, step);
       await this.#vault.failovers.cancel({ run: name, openAgent: () => site, signal });
     }
-    await protection.stop({ drain: false });
+    await protection().stop({ drain: false });
     await rm(image);
     await rm(replica);
   }
@@ -169,26 +164,28 @@ class FailoverParts {
     return image;
   }
 
+  /** Rounds: away to a new image that is protected there, changed there, and back by what has changed. */
   async #failBack(image: string): Promise<void> {
     const { runs, signal, live, temporaryFolder: folder } = this.#config;
-    const source = { kind: "image", path: image } as const;
-    const there = join(folder, "there.img");
-    const { run } = await this.#vault.failovers.start({
-      kind: "planned",
-      disks: ["moved"],
-      to: `file:${there}`,
-      source,
-      signal,
-    });
-    await this.#vault.failovers.commit({ run, signal });
-    await this.#vault.failovers.reprotect({ run, signal });
-    const bare = await this.#place.makeImage("changes.img", live.diskBytes);
     const changedBytes = this.#frontBytes / 2;
-    for (const path of [there, bare]) await this.#fill(path, this.#frontBytes, 2, 2 * rangeBytes);
-    await this.#replicate("moved", there);
-    await this.#replicate("changes", bare);
-    await rm(bare);
     for (let at = 0; at < runs; at += 1) {
+      const there = join(folder, `there-${at}.img`);
+      const { run } = await this.#vault.failovers.start({
+        kind: "planned",
+        disks: ["moved"],
+        to: `file:${there}`,
+        source: { kind: "image", path: image },
+        signal,
+      });
+      await this.#vault.failovers.commit({ run, signal });
+      await this.#vault.failovers.reprotect({ run, signal });
+      const bare = await this.#place.makeImage("changes.img", live.diskBytes);
+      await this.#fill(bare, this.#frontBytes, 2 + at, 2 * rangeBytes);
+      const { site, protection } = await this.#protectedSite("moved", there);
+      await writeFrom(bare, protection().device, this.#frontBytes, 2 * rangeBytes);
+      await protection().point();
+      await this.#replicate("changes", bare);
+      await rm(bare);
       const back = join(folder, "back.img");
       await this.#log.time(
         bareStep,
@@ -199,24 +196,43 @@ class FailoverParts {
         () => changedBytes,
       );
       await rm(back);
+      const source = { kind: "agent", path: "moved" } as const;
       const { run: way } = await this.#log.time(
         backStep,
         ours,
         at,
-        async () => await this.#vault.failovers.failback({ run, to: [image], signal }),
+        async () => await this.#vault.failovers.failback({ run, to: [image], source, openAgent: () => site, signal }),
         () => changedBytes,
       );
       await this.#compare(there, image, this.#frontBytes, backStep);
-      if (at + 1 === runs) return;
-      // Back to the point that the old image held, and away again.
-      await this.#vault.failovers.changePoint({ run: way, point: "2", signal });
-      await this.#vault.failovers.cancel({ run: way, signal });
+      await this.#vault.failovers.commit({ run: way, signal });
+      await this.#vault.failovers.reprotect({ run: way, signal });
+      await rm(there);
     }
   }
 
-  async #protect(disk: string, image: string): Promise<Protection> {
+  /** A protected disk in this process, and how a run stops and starts it, as an agent does. */
+  async #protectedSite(
+    disk: string,
+    image: string,
+  ): Promise<{ readonly site: SourceSite; readonly protection: () => Protection }> {
     const stateFolder = join(this.#config.temporaryFolder, "state");
-    return await this.#vault.protect({ disk, image, stateFolder, policy: policyOf(onDemandMs) });
+    const protect = async (): Promise<Protection> =>
+      await this.#vault.protect({ disk, image, stateFolder, policy: policyOf(onDemandMs) });
+    let protection = await protect();
+    const site: SourceSite = {
+      point: async () => {
+        await protection.point();
+      },
+      stop: async () => {
+        await protection.stop({ drain: true });
+        return [];
+      },
+      start: async () => {
+        protection = await protect();
+      },
+    };
+    return { site, protection: () => protection };
   }
 
   async #makeDisk(disk: string, diskBytes: number, frontBytes: number): Promise<string> {
@@ -250,8 +266,23 @@ class FailoverParts {
   }
 }
 
+/** Writes to a live disk what `image` holds at every `stride`, as a client does. */
+async function writeFrom(image: string, device: BlockDevice, bytes: number, stride: number): Promise<void> {
+  const file = await open(image);
+  try {
+    const range = Buffer.alloc(rangeBytes);
+    for (let offset = 0; offset < bytes; offset += stride) {
+      const { bytesRead } = await file.read(range, 0, Math.min(range.length, bytes - offset), offset);
+      await device.write(offset, range.subarray(0, bytesRead));
+    }
+    await device.flush();
+  } finally {
+    await file.close();
+  }
+}
+
 /** Overwrites the front of a live disk with what no vault has seen, as a client does. */
-async function writeLive({ device }: Protection, bytes: number): Promise<void> {
+async function writeLive(device: BlockDevice, bytes: number): Promise<void> {
   const range = Buffer.alloc(rangeBytes);
   for (let offset = 0; offset < bytes; offset += range.length) {
     const length = Math.min(range.length, bytes - offset);

@@ -15,7 +15,7 @@ import {
 } from "../../engine/index.ts";
 import { type ConfigFault, formatFault } from "../agent/config.ts";
 import type { PlanPreviewSummary } from "../json.ts";
-import { type LoadedPlan, loadPlan, planError } from "../plan/plan-file.ts";
+import type { LoadedPlan } from "../plan/plan-file.ts";
 import { planPage } from "../plan/plan-page.ts";
 import { planJsonSchema } from "../plan/plan-schema.ts";
 import { describePlan, describePlanRun, describePreview, planGraph } from "../plan/plan-text.ts";
@@ -245,6 +245,7 @@ function tableOf(runs: readonly PlanRunSummary[], columns: number): string {
 
 /** Reads a plan. Errors: INVALID_ARGUMENT after every fault has been printed. */
 async function load(context: CommandContext, path: string): Promise<LoadedPlan> {
+  const { loadPlan } = await import("../plan/plan-file.ts"); // the reader of YAML is loaded only where one is read
   const loaded = await loadPlan(path);
   if ("plan" in loaded) return loaded;
   throw told(context, path, loaded.faults);
@@ -260,9 +261,16 @@ function refuseFaults(
   if (faults.length > 0) throw told(context, path, place(faults));
 }
 
+/** Prints every fault, and gives the error that stands for all of them. */
 function told({ output }: CommandContext, path: string, faults: readonly ConfigFault[]): TidemarkError {
   for (const found of faults) output.item("fault", found, printable(formatFault(found)));
-  return planError(path, faults);
+  const [first] = faults;
+  const count = faults.length === 1 ? "a fault" : `${faults.length} faults`;
+  const fact = `the plan ${path} has ${count}${first === undefined ? "" : `: ${formatFault(first)}`}`;
+  return new TidemarkError("INVALID_ARGUMENT", fact, {
+    remedy: `correct it; \`tidemark plan check --plan ${path}\` shows every fault with its line`,
+    detail: { path, faults: faults.length },
+  });
 }
 
 async function refuseTargetsInside(

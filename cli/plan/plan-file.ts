@@ -4,9 +4,9 @@
  * line here, too.
  */
 import { dirname, resolve } from "node:path";
-import { type Plan, type PlanFault, type PlanMachine, TidemarkError } from "../../engine/index.ts";
+import { type Plan, type PlanFault, type PlanMachine } from "../../engine/index.ts";
 import { planActionsMax, planMachinesMax, planTextMax } from "../../engine/internal.ts";
-import { type ConfigFault, formatFault } from "../agent/config.ts";
+import type { ConfigFault } from "../agent/config.ts";
 import { ConfigDocument, type Path } from "../agent/config-document.ts";
 import { type EntryFault, fault } from "../agent/fields.ts";
 import { readOwnFile } from "../agent/own-file.ts";
@@ -45,17 +45,6 @@ export async function loadPlan(path: string): Promise<LoadedPlan | { readonly fa
       return document.faults;
     },
   };
-}
-
-/** The error that stands for all of `faults`. */
-export function planError(path: string, faults: readonly ConfigFault[]): TidemarkError {
-  const [first] = faults;
-  const count = faults.length === 1 ? "a fault" : `${faults.length} faults`;
-  const fact = `the plan ${path} has ${count}${first === undefined ? "" : `: ${formatFault(first)}`}`;
-  return new TidemarkError("INVALID_ARGUMENT", fact, {
-    remedy: `correct it; \`tidemark plan check --plan ${path}\` shows every fault with its line`,
-    detail: { path, faults: faults.length },
-  });
 }
 
 /** What one field says about another. */

@@ -161,7 +161,7 @@ test.for([
       // Asked between two steps, it would end there: the processes have to be at work.
       if (step === interruptedStep) setImmediate(() => abort.abort());
     };
-    const given = { deadBytes: 16 * mib, cycleMs: 250, seconds: 1.5, bytesPerSecond: 2_000_000 };
+    const given = { deadBytes: 16 * mib, cycleMs: 1_000, seconds: 1.5, bytesPerSecond: 2_000_000 };
     const running = runBench(options(kind, { ...given, signal: abort.signal, onProgress }));
     await expect(running).rejects.toMatchObject({ code: "INTERRUPTED" });
     await expectNothingLeft();

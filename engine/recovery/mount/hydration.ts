@@ -34,7 +34,7 @@ import type { PatientPoint } from "./patient-point.ts";
 const windowBytesMax: number = 1024 * 1024 * 1024;
 const windowExtentsMax = 4096;
 /** What is fetched at a time while clients are at work, or the rate is limited. */
-const shortStepBytes: number = 8 * 1024 * 1024;
+const shortStepBytes: number = 4 * 1024 * 1024;
 /** What is read at a time of what has been left. */
 const readBytes: number = 1024 * 1024;
 /** What is copied between two saves of the record. */
