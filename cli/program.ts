@@ -11,6 +11,7 @@
 import { Command, CommanderError, Option } from "commander";
 import { systemCode, TidemarkError, tidemarkVersion } from "../engine/index.ts";
 import { agentCommand } from "./commands/agent.ts";
+import { agentsCommand } from "./commands/agents.ts";
 import { benchCommand } from "./commands/bench.ts";
 import { capacityCommand } from "./commands/capacity.ts";
 import { collectCommand } from "./commands/collect.ts";
@@ -115,6 +116,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     replicateCommand,
     protectCommand,
     agentCommand,
+    agentsCommand,
     watchCommand,
     disksCommand,
     pointsCommand,

@@ -94,9 +94,10 @@ export async function openOrCreateVault(sink: Sink, options: VaultOptions & Vaul
 }
 
 async function unlockWith(sink: Sink, document: VaultDocument, options: VaultOptions): Promise<Unlocked> {
-  const { keys, stateFolder } = options;
-  const writerKey = stateFolder === undefined ? undefined : writerKeyFile(stateFolder, document.vault);
-  return await unlock(sink, document, keys, writerKey, renewal(sink, document, { ...options, signal: undefined }));
+  const { keys, stateFolder, writerKey } = options;
+  const kept = stateFolder === undefined ? undefined : writerKeyFile(stateFolder, document.vault);
+  const given = writerKey && { path: "the key of the registration", read: () => Promise.resolve(writerKey) };
+  return await unlock(sink, document, keys, given ?? kept, renewal(sink, document, { ...options, signal: undefined }));
 }
 
 /** Opens the vault again once its keys or recipients are others than those of `opened`. */
