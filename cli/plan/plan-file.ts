@@ -11,15 +11,21 @@ import { ConfigDocument, type Path } from "../agent/config-document.ts";
 import { type EntryFault, fault } from "../agent/fields.ts";
 import { readOwnFile } from "../agent/own-file.ts";
 import { nearest } from "../agent/schema.ts";
-import { planSchema, type WrittenPlan } from "./plan-schema.ts";
+import { planSchema, type WrittenMachine, type WrittenPlan } from "./plan-schema.ts";
 
 const machineDisksMax = 64;
 
 /** A plan and the lines of its file. */
 export interface LoadedPlan {
   readonly plan: Plan;
+  readonly hardware: PlanHardware;
   /** Faults that the vault finds, with their lines. */
   readonly place: (faults: readonly PlanFault[]) => readonly ConfigFault[];
+}
+
+/** What the plan says of the machines at the target. A run does without it. */
+export interface PlanHardware extends Pick<WrittenPlan, "networks" | "testNetwork"> {
+  readonly machines: readonly WrittenMachine[];
 }
 
 /** Reads and checks a plan. Errors: INVALID_ARGUMENT and ACCESS_REFUSED when it cannot be read at all. */
@@ -39,6 +45,7 @@ export async function loadPlan(path: string): Promise<LoadedPlan | { readonly fa
   if (document.faults.length > 0) return { faults: document.faults };
   return {
     plan: planOf(written, dirname(resolve(path)), text),
+    hardware: written,
     place: (found) => {
       for (const { path: at, error } of found)
         document.fault(at, error.message, error.remedy ?? "see the documentation");
@@ -95,7 +102,7 @@ function judge(document: ConfigDocument, { machines, groups, cleanup, target, te
 function judgeDisks(
   document: ConfigDocument,
   at: Path,
-  { name, disks, source }: WrittenPlan["machines"][number],
+  { name, disks, source, osDisk }: WrittenMachine,
   owners: Map<string, string>,
 ): void {
   if (disks.length === 0 || disks.length > machineDisksMax)
@@ -110,6 +117,8 @@ function judgeDisks(
       );
     owners.set(disk.normalize("NFC"), name);
   }
+  if (osDisk !== undefined && !disks.includes(osDisk))
+    document.fault([...at, "osDisk"], `machine ${name} has no disk ${osDisk}`, "write the name of one of its `disks`");
   if (source !== undefined && !/^(agent|image):./.test(source))
     document.fault([...at, "source"], `${source} is no source`, "write agent:SOCKET or image:PATH");
   if (source?.startsWith("image:") === true && disks.length > 1)
