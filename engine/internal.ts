@@ -3,6 +3,8 @@
  * promised: it may change in any release.
  */
 
+// Fast copies from and to memory that threads share.
+export { copyBytes } from "./copy-bytes.ts";
 // Addresses of NBD servers as users write them.
 export { exportUri, formatListen, parseListen, socketPathFault } from "./disk/nbd/address.ts";
 export { listenPrivately } from "./disk/nbd/private-socket.ts";

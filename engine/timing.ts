@@ -95,6 +95,12 @@ export const hydrationTiming = {
 /** A replica that follows its disk: looks for a new point, more seldom while the store is away. */
 export const replicaTiming = { pollMs: 2_000, backOffMsMax: 60_000 };
 
+/** Keys of an encrypted vault. */
+export const keysTiming = {
+  /** A writer looks this often for a new key of the vault, and whether its own still opens it. */
+  renewEveryMs: 60_000,
+};
+
 const leaseMs = leaseTiming.seconds * 1000;
 
 assert(

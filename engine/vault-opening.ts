@@ -6,13 +6,15 @@
  * gone, not encrypted any more, or has older keys again was changed by a process without the key. So it is
  * refused, because what is written there could be read by that process.
  */
-import { documentCopy, enrolledKey } from "./disk/source/local-state.ts";
+import { documentCopy, writerKeyFile } from "./disk/source/local-state.ts";
 import { hasCode, TidemarkError } from "./errors.ts";
 import type { Sink } from "./sink.ts";
 import { openChecksum } from "./store/format/checksum.ts";
 import { isEncrypted, revisionOf, type VaultDocument } from "./store/format/vault-document.ts";
 import { recipientsOf } from "./store/keys/recipients.ts";
+import { keysOf } from "./store/keys/sealed-sink.ts";
 import { encrypted, notEncrypted, type Unlocked, unlock } from "./store/keys/unlock.ts";
+import type { RenewKeys } from "./store/keys/vault-keys.ts";
 import { createIdentity, readIdentity } from "./store/points/identity.ts";
 import { Store } from "./store/store.ts";
 import { findIdentities } from "./upkeep/repair/lost-identity.ts";
@@ -30,7 +32,8 @@ export async function createVault(sink: Sink, options: VaultOptions & VaultParam
   await sink.createContainer({ signal });
   const bytes = await createIdentity(new Store(sink), document, onNotice, signal);
   await documentCopy(stateFolder, sink.description).keep(bytes);
-  return await unlock(sink, document, secrets, undefined);
+  const renew = renewal(sink, document, { ...options, keys: options.keys ?? secrets, signal: undefined });
+  return await unlock(sink, document, secrets, undefined, renew);
 }
 
 /** Errors: as `Vault.open`. */
@@ -91,8 +94,22 @@ export async function openOrCreateVault(sink: Sink, options: VaultOptions & Vaul
 }
 
 async function unlockWith(sink: Sink, document: VaultDocument, options: VaultOptions): Promise<Unlocked> {
-  const { keys, stateFolder, writerKey = await enrolledKey(stateFolder, document.vault) } = options;
-  return await unlock(sink, document, keys, writerKey);
+  const { keys, stateFolder, writerKey } = options;
+  const kept = stateFolder === undefined ? undefined : writerKeyFile(stateFolder, document.vault);
+  const given = writerKey && { path: "the key of the registration", read: () => Promise.resolve(writerKey) };
+  return await unlock(sink, document, keys, given ?? kept, renewal(sink, document, { ...options, signal: undefined }));
+}
+
+/** Opens the vault again once its keys or recipients are others than those of `opened`. */
+function renewal(sink: Sink, opened: VaultDocument, options: VaultOptions): RenewKeys {
+  let known = revisionOf(opened);
+  return async () => {
+    const { document } = await readIdentity(new Store(sink), undefined);
+    if (document.vault !== opened.vault || revisionOf(document) <= known) return undefined;
+    const renewed = await openVault(sink, options);
+    known = revisionOf(renewed.document);
+    return keysOf(renewed.sink);
+  };
 }
 
 /** Errors: DAMAGED. */

@@ -50,7 +50,8 @@ import { type RemoveDiskOptions, type RemoveDiskSummary, removeDisk } from "./up
 import { Agents } from "./upkeep/registration/agents.ts";
 import { type RepairOptions, type RepairSummary, repair } from "./upkeep/repair/repair.ts";
 import { identityDamage, withDamage } from "./upkeep/scrub/damage.ts";
-import { Scrubber, type ScrubOptions, type ScrubSummary, scrubProtected } from "./upkeep/scrub/scrub.ts";
+import { Scrubber, type ScrubOptions, type ScrubSummary } from "./upkeep/scrub/scrub.ts";
+import { scrubProtected } from "./upkeep/scrub/scrub-protected.ts";
 import { type VerifyOptions, type VerifySummary, verify } from "./upkeep/scrub/verify.ts";
 import { createVault, openOrCreateVault, openVault, openVaultForRepair } from "./vault-opening.ts";
 import {

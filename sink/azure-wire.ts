@@ -5,6 +5,7 @@
  * request carries a pinned one.
  */
 import type { BlobDownloadResponseParsed, RequestPolicyFactory } from "@azure/storage-blob";
+import { copyBytes } from "../engine/internal.ts";
 
 /** The newest service version that Azurite 3.35 knows. */
 export const serviceVersion = "2025-11-05";
@@ -54,7 +55,7 @@ export async function fill(into: Uint8Array, response: BlobDownloadResponseParse
   // Without an encoding set, a Node stream yields bytes.
   for await (const piece of (response.readableStreamBody ?? []) as AsyncIterable<Uint8Array>) {
     if (filled + piece.length > into.length) break;
-    into.set(piece, filled);
+    copyBytes(piece, into, filled);
     filled += piece.length;
   }
   if (filled !== into.length) throw new Error(`the answer for ${name} does not have ${String(into.length)} bytes`);

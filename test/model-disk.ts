@@ -244,6 +244,11 @@ export async function modelStore(sink: Sink): Promise<Store> {
   return isEncryptedRun ? (await unlockModel(sink)).store : new Store(sink);
 }
 
+/** As `modelStore`: bytes of objects are given and taken in plain. */
+export async function modelSink(sink: Sink): Promise<Sink> {
+  return (await modelStore(sink)).sink;
+}
+
 /** The vault in a sink, as its readers work with it. */
 export async function unlockModel(sink: Sink): Promise<{ readonly store: Store; readonly document: VaultDocument }> {
   const document = decodeVault((await sink.getObject("vault.json", documentBytesMax)).bytes, "vault.json");

@@ -1,7 +1,8 @@
 /**
  * Scrubbing of one vault by the agent: every hour the agent claims the accrued part of the vault's
  * daily quota, reads that much back, and heals damage from the disks that it protects. Damage that
- * cannot be healed is a finding of its disk until a later pass finds it whole.
+ * cannot be healed is a finding of its disk until a later pass finds it whole. An agent that can only
+ * write proves what it can, and says once what it does not read.
  *
  * The quota belongs to the vault: the engine shares it among all agents that scrub the vault.
  */
@@ -39,6 +40,7 @@ export class Scrubbing {
   #entry: ScrubEntry | undefined;
   #damaged: readonly Damage[] = [];
   #lastAtMs: number | undefined;
+  #isUnreadTold = false;
 
   constructor(entry: ScrubEntry | undefined, parts: ScrubbingParts) {
     this.#parts = parts;
@@ -61,6 +63,15 @@ export class Scrubbing {
   /** Time since the last pass that ended, or null before the first. */
   get ageMs(): number | null {
     return this.#lastAtMs === undefined ? null : this.#parts.clock.now() - this.#lastAtMs;
+  }
+
+  #tellUnread(): void {
+    if (this.#isUnreadTold) return;
+    this.#isUnreadTold = true;
+    const message =
+      "this machine has no key that reads back what the vault's disks hold: scrubs prove lists, maps and frame tables, and no payload; " +
+      "run `tidemark verify --key FILE` elsewhere, or start the agent with TIDEMARK_KEY_FILE";
+    this.#parts.onEvent({ kind: "notice", disk: "", code: "PAYLOADS_NOT_READ", message });
   }
 
   /** Sequence numbers of the disk's points that are known to be damaged. */
@@ -110,7 +121,9 @@ export class Scrubbing {
         if (code === "VAULT_AT_RISK" || code === "SEGMENT_DAMAGED")
           onEvent({ kind: "notice", disk: "", code, message });
       };
-      const { damaged, healed } = await scrub({ sharePerDay, bandwidth: this.#bandwidth, onDamage, onNotice, signal });
+      const options = { sharePerDay, bandwidth: this.#bandwidth, onDamage, onNotice, signal };
+      const { damaged, healed, readsPayloads } = await scrub(options);
+      if (!readsPayloads) this.#tellUnread();
       this.#damaged = damaged;
       this.#lastAtMs = this.#parts.clock.now();
       for (const disk of new Set(healed.map((damage) => damage.disk))) {

@@ -157,8 +157,12 @@ export class Lanes {
   async #nextFrame(): Promise<void> {
     this.#sendFilling();
     const lane = await this.#idleLane();
-    throwIfAborted(this.#options.signal);
-    if (lane.segment === undefined || lane.segment.endBytes + frameBytesMax > segmentBytes)
+    const { store, signal } = this.#options;
+    throwIfAborted(signal);
+    await store.keys?.renewed();
+    const { segment } = lane;
+    const isOfOldKey = segment !== undefined && store.keys?.isOfOldKey(segment.name) === true;
+    if (segment === undefined || segment.endBytes + frameBytesMax > segmentBytes || isOfOldKey)
       lane.segment = await this.#createSegment(lane);
     lane.builder = FrameBuilder.take(this.sealBytes > 0);
     this.#filling = lane;

@@ -14,6 +14,7 @@ import assert from "node:assert/strict";
 import { readSync } from "node:fs";
 import os from "node:os";
 import { workerData } from "node:worker_threads";
+import { copyBytes } from "../copy-bytes.ts";
 import { systemCode } from "../errors.ts";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
 import type { DigestName } from "../store/format/documents.ts";
@@ -442,17 +443,14 @@ function decodeChunk(slab: SlabViews, index: number, sealed: DecodeTask["sealed"
   const plainBytes = granules * granuleBytes;
   const storedWord = chunks.storedWords[index] ?? 0;
   const offset = chunks.offsets[index] ?? 0;
-  let stored = slab.data.subarray(offset, offset + storedLength(storedWord));
-  if (sealed !== undefined) {
-    const opened = unseal(payloadSeal(sealed.seal, sealed.offset + offset), stored);
-    if (opened === undefined) return false;
-    slab.data.set(opened, offset);
-    stored = stored.subarray(0, opened.length);
-  }
+  let stored: Uint8Array | undefined = slab.data.subarray(offset, offset + storedLength(storedWord));
+  if (sealed !== undefined) stored = unseal(payloadSeal(sealed.seal, sealed.offset + offset), stored);
+  if (stored === undefined) return false;
   if (storedWord < storedLz4Flag) {
     if (stored.length !== plainBytes) return false;
-    slab.out.set(stored, at);
+    copyBytes(stored, slab.out, at);
   } else {
+    if (sealed !== undefined) copyBytes(stored, slab.data, offset);
     const { kernel } = slab;
     const source = kernel.data + offset;
     if (!unpackChunk(kernels.out, memoryViews.out, source, stored.length, kernel.out + at, plainBytes)) return false;

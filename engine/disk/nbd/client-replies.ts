@@ -6,6 +6,7 @@
  *
  *     header ─► find the request, check the part ─► payload ─► last part: is the answer whole? ─► settle
  */
+import { copyBytes } from "../../copy-bytes.ts";
 import { TidemarkError } from "../../errors.ts";
 import { accessRefused, brokenProtocol, type ClientAgreement, serverText } from "./client-handshake.ts";
 import {
@@ -146,7 +147,7 @@ export class ReplyParser {
       for (let at = 0; at < bytes.byteLength; ) {
         const { into, then } = this.#target;
         const count = Math.min(bytes.byteLength - at, into.byteLength - this.#filled);
-        into.set(bytes.subarray(at, at + count), this.#filled);
+        copyBytes(bytes.subarray(at, at + count), into, this.#filled);
         at += count;
         this.#filled += count;
         if (this.#filled === into.byteLength) then();

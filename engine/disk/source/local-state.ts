@@ -24,6 +24,7 @@ import { checksum, toHex } from "../../store/format/checksum.ts";
 import type { VaultDocument } from "../../store/format/documents.ts";
 import { decodeVault, documentBytesMax } from "../../store/format/documents.ts";
 import { encodeDiskName } from "../../store/format/names.ts";
+import type { WriterKeyFile } from "../../store/keys/unlock.ts";
 import type { FileIdentity } from "./file-identity.ts";
 import type { FingerprintReader as Reader } from "./fingerprints.ts";
 import { FingerprintReader, FingerprintWriter, fingerprintPath, removeOthers } from "./fingerprints.ts";
@@ -249,18 +250,20 @@ export function documentCopy(
 
 const writerKeyName = "writer-key";
 
-/**
- * The writer key that this machine keeps for an encrypted vault; undefined when there is none, or none
- * that can be read. Most vaults have none, so a bad state folder is told where it is used.
- */
-export async function enrolledKey(folder: string | undefined, vault: string): Promise<Uint8Array | undefined> {
-  if (folder === undefined) return undefined;
-  try {
-    return await readPlain(path.join(folder, vault, writerKeyName), documentBytesMax);
-  } catch (error) {
-    if (error instanceof TidemarkError || systemCode(error) !== undefined) return undefined;
-    throw error;
-  }
+/** Where this machine keeps its writer key of an encrypted vault. */
+export function writerKeyFile(folder: string, vault: string): WriterKeyFile {
+  const file = path.join(folder, vault, writerKeyName);
+  return {
+    path: file,
+    read: async () => {
+      try {
+        return await readPlain(file, documentBytesMax);
+      } catch (error) {
+        if (systemCode(error) === "ENOENT") return undefined;
+        throw error;
+      }
+    },
+  };
 }
 
 /** Keeps a writer key, readable by its owner only. Returns its path. Errors: as `inStateFolder`. */

@@ -69,7 +69,12 @@ export interface HealthMeasures {
   readonly runningMs: number;
   readonly committedLagMs: number | null;
   /** How long the store has failed to answer, and its last word. */
-  readonly storeUnreachable: { readonly forMs: number; readonly message: string } | null;
+  readonly storeUnreachable: {
+    readonly forMs: number;
+    readonly message: string;
+    /** Of a store that answers, and refuses what it takes to make a point. */
+    readonly remedy?: string | undefined;
+  } | null;
   readonly cutTimeoutsInARow: number;
   readonly cutsAbandonedInARow: number;
   /**
@@ -182,11 +187,16 @@ const rules: readonly Rule[] = [
 
   function store({ storeUnreachable: outage, pausedMs }) {
     if (outage === null || pausedMs !== null) return undefined;
+    const { forMs, message, remedy } = outage;
+    const [fact, first] =
+      remedy === undefined
+        ? ["the store has not answered", "check the network, the proxy and the store"]
+        : ["the vault has not taken a point", remedy];
     return {
-      level: outage.forMs > healthLimits.storeUnreachableCriticalMs ? "Critical" : "Warning",
+      level: forMs > healthLimits.storeUnreachableCriticalMs ? "Critical" : "Warning",
       code: "STORE_UNREACHABLE",
-      cause: `the store has not answered for ${minutes(outage.forMs)}: ${outage.message}`,
-      remedy: "check the network, the proxy and the store; changes are tracked meanwhile and shipped when it answers",
+      cause: `${fact} for ${minutes(forMs)}: ${message}`,
+      remedy: `${first}; changes are tracked meanwhile and shipped ${remedy === undefined ? "when it answers" : "then"}`,
     };
   },
 

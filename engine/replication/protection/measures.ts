@@ -35,7 +35,7 @@ export class Measures {
     committed: undefined,
   };
   #writtenBytes = 0;
-  #storeSays = "";
+  #storeSays: ReturnType<typeof saidBy> = { message: "" };
   #cutTimeouts = 0;
   #cutsAbandoned = 0;
   #hook: { failuresInARow: number; reason: string } | null = null;
@@ -82,7 +82,7 @@ export class Measures {
     this.#last = error;
     const ofStore = isOfStore(error);
     this.#storeAway.set(ofStore);
-    if (ofStore) this.#storeSays = error.message;
+    if (ofStore) this.#storeSays = saidBy(error);
     this.#writerLease = hasCode(error, "WRITER_ACTIVE", "SEAT_LOST")
       ? { code: error.code as "WRITER_ACTIVE" | "SEAT_LOST", message: error.message }
       : null;
@@ -156,7 +156,7 @@ export class Measures {
       state,
       runningMs: this.#now() - this.#startedMs,
       committedLagMs: this.lag.committedMs,
-      storeUnreachable: awayMs === null ? null : { forMs: awayMs, message: this.#storeSays },
+      storeUnreachable: awayMs === null ? null : { forMs: awayMs, ...this.#storeSays },
       cutTimeoutsInARow: this.#cutTimeouts,
       cutsAbandonedInARow: this.#cutsAbandoned,
       hook: this.#hook,
@@ -174,6 +174,12 @@ export class Measures {
       failure: this.#failure,
     };
   }
+}
+
+/** What the error says, and its remedy if the store has answered. */
+function saidBy(error: TidemarkError): { readonly message: string; readonly remedy?: string | undefined } {
+  const { message, remedy } = error;
+  return hasCode(error, "STORE_UNREACHABLE", "OUTCOME_UNKNOWN") ? { message } : { message, remedy };
 }
 
 /**

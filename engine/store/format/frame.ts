@@ -15,6 +15,7 @@
  * table.
  */
 import assert from "node:assert/strict";
+import { copyBytes } from "../../copy-bytes.ts";
 import { digestBytes, frameBytesMax, segmentBytes } from "../../limits.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { checksum, checksumBytes, sameBytes } from "./checksum.ts";
@@ -150,7 +151,7 @@ export class FrameBuilder {
     const end = at + payload.byteLength + this.#sealBytes;
     this.#end = aligned(end, payloadAlignment);
     this.#reserve(this.#end);
-    this.#buffer.set(payload, this.#sealBytes === 0 ? at : at + nonceBytes);
+    copyBytes(payload, this.#buffer, this.#sealBytes === 0 ? at : at + nonceBytes);
     this.#digests.set(digests.subarray(digestAt, digestAt + digestBytes), index * digestBytes);
     this.#stored[index] = storedWord;
     this.#granule[index] = granule;

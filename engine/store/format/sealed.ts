@@ -13,6 +13,7 @@
  * whole and unchanged, or not at all.
  */
 import { createCipheriv, createDecipheriv, randomFillSync } from "node:crypto";
+import { copyBytes } from "../../copy-bytes.ts";
 
 const cipher = "aes-256-gcm";
 /** Plain bytes that are sealed where they lie begin behind so many bytes. */
@@ -47,7 +48,7 @@ export function sealInPlace({ key, associated }: Seal, room: Uint8Array): void {
   const nonce = room.subarray(0, nonceBytes);
   placeNonce(nonce);
   const encryption = createCipheriv(cipher, key, nonce, { authTagLength: tagBytes }).setAAD(associated);
-  room.set(encryption.update(room.subarray(nonceBytes, room.length - tagBytes)), nonceBytes);
+  copyBytes(encryption.update(room.subarray(nonceBytes, room.length - tagBytes)), room, nonceBytes);
   encryption.final();
   room.set(encryption.getAuthTag(), room.length - tagBytes);
 }

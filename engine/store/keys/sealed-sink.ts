@@ -34,12 +34,15 @@ export class SealedSink extends SinkDecorator {
   override async getObject(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject> {
     if (!isSealed(name)) return await super.getObject(name, sizeBytesMax, options);
     const { bytes, etag } = await super.getObject(name, sizeBytesMax + overheadBytes, options);
-    return { bytes: this.#open(name, Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)), etag };
+    return { bytes: await this.#open(name, Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)), etag };
   }
 
-  #open(name: string, bytes: Buffer): Uint8Array {
+  async #open(name: string, bytes: Buffer): Promise<Uint8Array> {
     if (bytes.length < overheadBytes || bytes.toString("latin1", 0, 4) !== magic) return unopened.altered;
-    const by = bytes.readUInt16LE(4) === objectVersion ? this.keys.object(name, bytes.readUInt16LE(6)) : undefined;
+    if (bytes.readUInt16LE(4) !== objectVersion) return unopened.later;
+    const generation = bytes.readUInt16LE(6);
+    if (generation > this.keys.generation) await this.keys.renewed(generation);
+    const by = this.keys.object(name, generation);
     return by === undefined ? unopened.later : (unseal(by, bytes.subarray(headerBytes)) ?? unopened.altered);
   }
 
@@ -49,10 +52,12 @@ export class SealedSink extends SinkDecorator {
     condition: PutCondition,
     options?: CallOptions,
   ): Promise<{ readonly etag: string }> {
-    return await super.putObject(name, isSealed(name) ? this.#seal(name, bytes) : bytes, condition, options);
+    const stored = isSealed(name) ? await this.#seal(name, bytes) : bytes;
+    return await super.putObject(name, stored, condition, options);
   }
 
-  #seal(name: string, bytes: Uint8Array): Uint8Array {
+  async #seal(name: string, bytes: Uint8Array): Promise<Uint8Array> {
+    await this.keys.renewed();
     const { generation } = this.keys;
     const by = this.keys.object(name, generation);
     if (by === undefined) throw laterKey(name, generation, generation);

@@ -17,11 +17,16 @@
  * digest, read and write maps and points, and read no payload, not even one that they wrote once the
  * segment is closed.
  *
+ * Rotation: another process may begin a new generation while this one runs. What is written asks
+ * for newer keys first, once a minute. What was sealed with a key that this process does not have
+ * makes it ask at once. Keys are only ever added, so an older `vault.json` takes none away.
+ *
  * Every derivation is salted with the vault's id, so equal vault keys of two vaults would have
  * nothing in common.
  */
 import { createHmac, createPublicKey, hkdfSync, type KeyObject, timingSafeEqual } from "node:crypto";
-import { TidemarkError } from "../../errors.ts";
+import { hasCode, isUnreadable, TidemarkError } from "../../errors.ts";
+import { keysTiming } from "../../timing.ts";
 import { checksum, fromHex, toHex } from "../format/checksum.ts";
 import { damaged } from "../format/fields.ts";
 import { parseSegmentName, sealedSegmentName, vaultName } from "../format/names.ts";
@@ -49,6 +54,12 @@ export interface GenerationKeys {
   /** Absent: this process is a writer, which cannot read payloads. */
   readonly secret?: { readonly vaultKey: Uint8Array; readonly privateKey: KeyObject } | undefined;
 }
+
+/**
+ * Opens the vault again if its recipients or keys have changed; undefined if they have not. Errors: as
+ * `Vault.open`.
+ */
+export type RenewKeys = () => Promise<VaultKeys | undefined>;
 
 /** Derives 32 bytes. */
 export function derive(secret: Uint8Array, vaultId: Uint8Array, purpose: string): Buffer {
@@ -84,6 +95,11 @@ export function vaultKeysFrom(newest: Uint8Array, { vault, encryption }: Encrypt
   return keys;
 }
 
+/** All generations, oldest first, from the newest vault key. Errors: DAMAGED. */
+export function generationsFrom(newest: Uint8Array, document: EncryptedDocument): GenerationKeys[] {
+  return vaultKeysFrom(newest, document).map((vaultKey) => generationOf(vaultKey, fromHex(document.vault)));
+}
+
 function previousSeal(vaultKey: Uint8Array, vaultId: Uint8Array): Seal {
   return { key: derive(vaultKey, vaultId, "previous vault key"), associated: vaultId };
 }
@@ -94,13 +110,53 @@ function altered(name: string): TidemarkError {
 
 export class VaultKeys {
   readonly vaultId: Uint8Array;
+  readonly #renew: RenewKeys;
   /** The first generation is 1. */
-  readonly #generations: readonly GenerationKeys[];
+  #generations: readonly GenerationKeys[];
+  #renewedAtMs = performance.now();
+  #renewing: Promise<void> | undefined;
   readonly #payloads = new Map<string, Seal>();
 
-  constructor(vaultId: Uint8Array, generations: readonly GenerationKeys[]) {
+  /** `renew`: see `renewed`. */
+  constructor(
+    vaultId: Uint8Array,
+    generations: readonly GenerationKeys[],
+    renew: RenewKeys = () => Promise.resolve(undefined),
+  ) {
     this.vaultId = vaultId;
     this.#generations = generations;
+    this.#renew = renew;
+  }
+
+  /**
+   * Takes up newer keys of the vault, if they were last looked for a minute ago, or if `wanted` is a
+   * generation that this process does not have. To be called before anything is sealed. A
+   * `vault.json` that is damaged or gone says nothing of keys: what this process has goes on.
+   *
+   * @throws ACCESS_REFUSED: what opened the vault does not open it any more. The errors of the store.
+   */
+  async renewed(wanted = 0): Promise<void> {
+    if (wanted <= this.generation && performance.now() - this.#renewedAtMs < keysTiming.renewEveryMs) return;
+    this.#renewing ??= this.#takeUp().finally(() => {
+      this.#renewing = undefined;
+    });
+    await this.#renewing;
+  }
+
+  async #takeUp(): Promise<void> {
+    const startedAtMs = performance.now();
+    try {
+      const later = await this.#renew();
+      if (later !== undefined) this.adopt(later);
+    } catch (error) {
+      if (!isUnreadable(error) && !hasCode(error, "VAULT_NOT_FOUND")) throw error;
+    }
+    this.#renewedAtMs = startedAtMs;
+  }
+
+  /** Takes up the generations of `later`, if they are more. */
+  adopt(later: Pick<VaultKeys, "generations">): void {
+    if (later.generations.length > this.generation) this.#generations = later.generations;
   }
 
   /** The number of the newest generation, under which everything new is sealed. */
@@ -110,6 +166,11 @@ export class VaultKeys {
 
   get generations(): readonly GenerationKeys[] {
     return this.#generations;
+  }
+
+  /** Whether this process can read payloads; a writer cannot. */
+  get canRead(): boolean {
+    return this.#at(this.generation).secret !== undefined;
   }
 
   /** The newest vault key. Errors: ACCESS_REFUSED for a writer. */
@@ -156,6 +217,11 @@ export class VaultKeys {
   /** Key of the frame tables of a segment. Errors: DAMAGED when the segment is of no encrypted vault. */
   tables(segment: string): Uint8Array {
     return derive(this.#at(keyOf(segment).generation, segment).writingKey, this.vaultId, `tables ${segment}`);
+  }
+
+  /** Whether the segment was begun with a key before the newest. Errors: DAMAGED as for `tables`. */
+  isOfOldKey(segment: string): boolean {
+    return keyOf(segment).generation < this.generation;
   }
 
   /** Names a new segment, and makes the key of its payloads. */

@@ -17,7 +17,7 @@ import type { Notice } from "../../notice.ts";
 import type { VaultDocument } from "../format/documents.ts";
 import { decodeVault, documentBytesMax, encodeVault } from "../format/documents.ts";
 import { disksPrefix, segmentsPrefix, vaultCopyName, vaultName } from "../format/names.ts";
-import { revisionOf } from "../format/vault-document.ts";
+import { isEncrypted, revisionOf } from "../format/vault-document.ts";
 import type { Store } from "../store.ts";
 
 export interface Identity {
@@ -167,6 +167,7 @@ async function find(store: Store, name: string, signal: AbortSignal | undefined)
   try {
     const { bytes } = await store.get(name, documentBytesMax, { signal });
     const document = decodeVault(bytes, name);
+    if (isEncrypted(document)) await store.keys?.renewed(document.encryption.generations.length);
     store.keys?.check(document, name);
     return { document, bytes };
   } catch (error) {

@@ -13,6 +13,7 @@ import type { ManifestDocument, PointRecord } from "../format/documents.ts";
 import { decodeManifest, decodeVault, documentBytesMax } from "../format/documents.ts";
 import { damaged } from "../format/fields.ts";
 import { manifestName, vaultName } from "../format/names.ts";
+import { isEncrypted } from "../format/vault-document.ts";
 import { getReferred, regressed, type Store, storeRegressed } from "../store.ts";
 
 const objectsProvedAtOnce = 8;
@@ -60,13 +61,16 @@ export async function proveObjects(
 
 /**
  * Makes sure that the store still holds this vault. A store that forgot it may hold another vault
- * by now, whose readers could not read what this writer writes. Errors: STORE_REGRESSED.
+ * by now, whose readers could not read what this writer writes. Takes up a new key of the vault.
+ * Errors: STORE_REGRESSED; as `VaultKeys.renewed`.
  */
 export async function proveVault(store: Store, vault: string, signal: AbortSignal | undefined): Promise<void> {
   let there: string | undefined;
   try {
     const { bytes } = await store.get(vaultName, documentBytesMax, { signal });
-    there = decodeVault(bytes, vaultName).vault;
+    const document = decodeVault(bytes, vaultName);
+    there = document.vault;
+    if (there === vault && isEncrypted(document)) await store.keys?.renewed(document.encryption.generations.length);
   } catch (error) {
     if (!hasCode(error, "OBJECT_NOT_FOUND", "VAULT_NOT_FOUND")) throw error; // with the container the vault is gone
   }

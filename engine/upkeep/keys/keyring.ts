@@ -25,7 +25,7 @@ import {
 } from "../../store/format/vault-document.ts";
 import { type NewRecipients, recipientsOf, rewrap, wrapFor } from "../../store/keys/recipients.ts";
 import { authenticated } from "../../store/keys/unlock.ts";
-import { newGeneration, type VaultKeys, vaultKeyBytes } from "../../store/keys/vault-keys.ts";
+import { generationsFrom, newGeneration, type VaultKeys, vaultKeyBytes } from "../../store/keys/vault-keys.ts";
 import { encodeWriterKey } from "../../store/keys/writer-key.ts";
 import { Store } from "../../store/store.ts";
 
@@ -121,8 +121,8 @@ export class Keyring {
   }
 
   /**
-   * Begins a new vault key for what is written from then on, by processes that open the vault from
-   * then on. Machines that write have to be enrolled again. Throws as `add`.
+   * Begins a new vault key for what is written from then on. Running writers take it up within a minute
+   * (see `VaultKeys.renewed`); machines that only write have to be enrolled again. Throws as `add`.
    */
   async rotate(options: CallOptions = {}): Promise<KeysSummary> {
     return await this.#change(options, ({ document, vaultKey }) => {
@@ -172,6 +172,7 @@ export class Keyring {
       throw new TidemarkError("DAMAGED", "vault.json is not the encrypted vault's any more", {
         remedy: "run `tidemark vault repair`",
       });
+    await keys.renewed(document.encryption.generations.length);
     keys.check(document);
     return { document, etag };
   }
@@ -188,6 +189,7 @@ export class Keyring {
       await store.replace(vaultName, bytes, etag, options);
       await store.replace(vaultCopyName, bytes, await store.etagOf(vaultCopyName, options), options);
       await documentCopy(stateFolder, sink.description).keep(bytes);
+      this.#keys().adopt({ generations: generationsFrom(vaultKey, document) });
       return summaryOf(changed);
     });
   }

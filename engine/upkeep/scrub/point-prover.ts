@@ -23,7 +23,7 @@ import type { PointRecord } from "../../store/format/documents.ts";
 import { storedLength } from "../../store/format/frame.ts";
 import { DataShare } from "../../store/map/data-share.ts";
 import type { MapWalk } from "../../store/map/map-walk.ts";
-import { PointMap, pieceIsZero } from "../../store/map/point-map.ts";
+import { type Pieces, PointMap, pieceIsZero, windowGranules } from "../../store/map/point-map.ts";
 import { readManifest } from "../../store/points/manifest.ts";
 import type { PointHold } from "../../store/points/reader-holds.ts";
 import { holdPoint } from "../../store/points/reader-holds.ts";
@@ -152,11 +152,14 @@ export class PointProver {
     const manifest = await readManifest(store, vault, disk, point, signal);
     const all = new PointMap(store, fromHex(vault), disk, manifest);
     const fresh = await walk.newRuns(all, manifest.runs, signal);
-    if (fresh.depth > 0 && from < all.granules) {
-      const map = new PointMap(store, fromHex(vault), disk, { ...manifest, runs: manifest.runs.slice(0, fresh.depth) });
+    const map = new PointMap(store, fromHex(vault), disk, { ...manifest, runs: manifest.runs.slice(0, fresh.depth) });
+    if (fresh.depth > 0 && from < all.granules && store.keys?.canRead === false) {
+      await this.#checkPlaces(map, from, notes);
+      if (notes.isEmpty) onWhole(all.granules);
+    } else if (fresh.depth > 0 && from < all.granules) {
       await this.#reader.read(map, from, {
         data: (batch) => {
-          this.#checkBatch(disk, batch, notes);
+          this.#checkBatch(batch, notes);
           return Promise.resolve();
         },
         done: (granule) => {
@@ -167,6 +170,27 @@ export class PointProver {
       });
     }
     walk.pass(fresh);
+  }
+
+  /**
+   * What a process without the key of payloads can prove: that the map is whole, and that each segment
+   * that it names is there and long enough.
+   */
+  async #checkPlaces(map: PointMap, from: number, notes: PointNotes): Promise<void> {
+    const { store, signal } = this.#options;
+    const ends = new Map<string, number | TidemarkError>();
+    for (let start = from; start < map.granules; start += windowGranules) {
+      const pieces = await map.window(start, Math.min(start + windowGranules, map.granules), signal);
+      for (let piece = 0; piece < pieces.count; piece += 1) {
+        if (pieceIsZero(pieces, piece)) continue;
+        const { segment, offset, storedWord } = pieceChunk(pieces, piece);
+        const end = ends.get(segment) ?? (await writtenEnd(store, segment, signal));
+        ends.set(segment, end);
+        if (typeof end !== "number") notes.noteChunk(pieces, piece, end, "");
+        else if (offset + storedLength(storedWord) > end)
+          notes.noteChunk(pieces, piece, undefined, "lie behind the end of the segment");
+      }
+    }
   }
 
   /**
@@ -253,7 +277,7 @@ export class PointProver {
       const report = paced(onProgress);
       const consumer: PointConsumer = {
         data: async (batch) => {
-          this.#checkBatch(disk, batch, notes);
+          this.#checkBatch(batch, notes);
           await comparison?.chunks(batch);
         },
         zeros: async (from, end) => {
@@ -277,35 +301,14 @@ export class PointProver {
   }
 
   /** Notes each piece whose chunk is damaged, and which chunks have been judged. */
-  #checkBatch(disk: string, batch: ProvedBatch, notes: PointNotes): void {
+  #checkBatch(batch: ProvedBatch, notes: PointNotes): void {
     for (let at = batch.from; at < batch.end; at += 1) {
       const piece = batch.order[at] ?? 0;
       const mapped = pieceChunk(batch.pieces, piece);
       const proved = pieceIsProved(batch, at);
       this.#places.add(mapped, proved ? "proved" : "damaged");
-      const lengthBytes = (batch.pieces.lengths[piece] ?? 0) * granuleBytes;
-      if (proved) {
-        this.#checkedBytes += lengthBytes;
-        continue;
-      }
-      const start = batch.pieces.starts[piece] ?? 0;
-      const extent = { offset: start * granuleBytes, length: lengthBytes };
-      const stored = `${String(storedLength(mapped.storedWord))} bytes from ${String(mapped.offset)} on`;
-      const what = batch.failure?.message ?? `its ${stored} do not give the chunk that they must`;
-      const chunk: DamagedChunk = {
-        ...mapped,
-        digest: mapped.digest.slice(),
-        places: [{ disk, granule: start - (batch.pieces.chunkOffsets[piece] ?? 0) }],
-      };
-      notes.note(
-        {
-          extent,
-          object: batch.segment,
-          code: hasCode(batch.failure, "OBJECT_NOT_FOUND") ? "OBJECT_NOT_FOUND" : "DAMAGED",
-          cause: { kind: "chunk", what },
-        },
-        chunk,
-      );
+      if (proved) this.#checkedBytes += (batch.pieces.lengths[piece] ?? 0) * granuleBytes;
+      else notes.noteChunk(batch.pieces, piece, batch.failure, "do not give the chunk that they must");
     }
   }
 
@@ -363,6 +366,20 @@ class PointNotes {
     else this.#findings[this.#findings.length - 1] = { ...finding, extent };
   }
 
+  /** Notes that a piece's chunk is damaged: `failure`, or else what its bytes do wrong. */
+  noteChunk(pieces: Pieces, piece: number, failure: unknown, fact: string): void {
+    const mapped = pieceChunk(pieces, piece);
+    const start = pieces.starts[piece] ?? 0;
+    const extent = { offset: start * granuleBytes, length: (pieces.lengths[piece] ?? 0) * granuleBytes };
+    const bytes = `${String(storedLength(mapped.storedWord))} bytes from ${String(mapped.offset)} on`;
+    const what = failure instanceof TidemarkError ? failure.message : `its ${bytes} ${fact}`;
+    const code = hasCode(failure, "OBJECT_NOT_FOUND") ? "OBJECT_NOT_FOUND" : "DAMAGED";
+    const { disk } = this.#place;
+    const places = [{ disk, granule: start - (pieces.chunkOffsets[piece] ?? 0) }];
+    const chunk: DamagedChunk = { ...mapped, digest: mapped.digest.slice(), places };
+    this.note({ extent, object: mapped.segment, code, cause: { kind: "chunk", what } }, chunk);
+  }
+
   add(finding: DamageFinding): void {
     if (this.#findings.length >= damagesMax) return;
     this.#findings.push(finding);
@@ -380,6 +397,20 @@ class PointNotes {
       if (finding.chunk !== undefined && chunkKey(finding.chunk) === key)
         this.#findings[index] = { ...finding, unhealed, healed: unhealed === undefined };
     }
+  }
+}
+
+/** Where the written pages of a segment end, or why that cannot be said. Errors: what is no damage. */
+async function writtenEnd(
+  store: Store,
+  segment: string,
+  signal: AbortSignal | undefined,
+): Promise<number | TidemarkError> {
+  try {
+    return (await store.statPages(segment, { signal })).writtenBytes;
+  } catch (error) {
+    if (!isDamage(error)) throw error;
+    return error;
   }
 }
 

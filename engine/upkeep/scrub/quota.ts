@@ -25,9 +25,9 @@ export interface Quota {
   readonly roundMs: number;
 }
 
-const dayMs = 24 * 3_600_000;
+export const dayMs: number = 24 * 3_600_000;
 /** The first claim on a vault: the share of an hour. */
-const firstMs = 3_600_000;
+export const firstMs = 3_600_000;
 /** Less is not worth a pass, which reads at least one range. */
 const leastMs = 60_000;
 

@@ -11,12 +11,14 @@
  * middle of a point; the next pass goes on there. Points that another scrubber has proved since the
  * round began are skipped.
  *
+ * A process that can write to an encrypted vault and has no key to read it proves what it can: lists,
+ * maps, frame tables, and that segments are there as far as maps need them. It heals nothing, and leaves
+ * the vault's quota and its notes of proved points to processes that read payloads.
+ *
  * Memory: proved places, at most 128 MiB (see `ProvedPlaces`), the names of the maps' objects, the
  * records of all points, and findings. Maps are read besides the budget: 36 bytes for each chunk.
  */
 
-import { setTimeout as delay } from "node:timers/promises";
-import type { BlockDevice } from "../../device.ts";
 import { watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, type TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
@@ -37,7 +39,7 @@ import { DamageRegister, listsKey, segmentsKey } from "./damage-register.ts";
 import { Healer } from "./heal.ts";
 import { PointProver, ReadingEnds } from "./point-prover.ts";
 import { ProvedPlaces } from "./proved-places.ts";
-import { claimQuota, endRound } from "./quota.ts";
+import { claimQuota, dayMs, endRound, firstMs } from "./quota.ts";
 import { proveSegment, type SegmentProofOptions } from "./segment-prover.ts";
 
 /** How `Vault.scrub` works. */
@@ -72,8 +74,10 @@ export interface ScrubOptions {
 export interface ScrubSummary {
   /** Points that were proved to be whole. */
   readonly provedPoints: number;
-  /** Bytes of segments that were read. */
+  /** Bytes of segments that were read; without `readsPayloads` those of the frames that were looked at. */
   readonly readBytes: number;
+  /** False: this process has no key that reads the payloads of the encrypted vault. They were not proved. */
+  readonly readsPayloads: boolean;
   /** Damage that is known and not healed, found by this pass or an earlier one. */
   readonly damaged: readonly Damage[];
   /** What this pass has healed. */
@@ -81,70 +85,6 @@ export interface ScrubSummary {
   /** Every point has been proved since the round began; the next pass begins another round. */
   readonly roundEnded: boolean;
   readonly elapsedMs: number;
-}
-
-/** A protected disk: its content now, and its writer. */
-interface ProtectedSource {
-  readonly disk: string;
-  readonly device: Pick<BlockDevice, "description" | "sizeBytes" | "read">;
-  status(): { readonly state: string };
-}
-
-/** How long a protection may take to end its cycle. */
-const renewalMsMax = 60_000;
-const renewalPollMs = 200;
-
-/**
- * A pass in which protected disks heal from themselves. A disk whose writer may still append to a
- * damaged segment is asked to end its session after its cycle, and a second pass heals the segment.
- * Errors: as `Scrubber.pass`.
- */
-export async function scrubProtected(
-  scrubber: Scrubber,
-  { renewals }: Pick<VaultContext, "renewals">,
-  protections: Iterable<ProtectedSource>,
-  options: ScrubOptions,
-): Promise<ScrubSummary> {
-  const running = [...protections].filter((protection) => protection.status().state !== "stopped");
-  const sources = new Map([
-    ...running.map(({ disk, device }): [string, Volume] => [disk, volumeOf(device)]),
-    ...(options.sources ?? []),
-  ]);
-  const open = new Set<string>();
-  const onOpen = (disk: string): void => {
-    if (running.some((protection) => protection.disk === disk)) open.add(disk);
-    options.onOpen?.(disk);
-  };
-  const first = await scrubber.pass({ ...options, sources, onOpen });
-  if (open.size === 0) return first;
-  for (const disk of open) renewals.add(disk);
-  for (
-    let waitedMs = 0;
-    waitedMs < renewalMsMax && [...open].some((disk) => renewals.has(disk));
-    waitedMs += renewalPollMs
-  ) {
-    await delay(renewalPollMs, undefined, { signal: options.signal }).catch(() => undefined);
-    throwIfAborted(options.signal);
-  }
-  const second = await scrubber.healAgain({ ...options, sources });
-  return {
-    ...second,
-    roundEnded: first.roundEnded,
-    provedPoints: first.provedPoints + second.provedPoints,
-    readBytes: first.readBytes + second.readBytes,
-    healed: [...first.healed, ...second.healed],
-    elapsedMs: first.elapsedMs + second.elapsedMs,
-  };
-}
-
-function volumeOf(device: ProtectedSource["device"]): Volume {
-  return {
-    description: device.description,
-    sizeBytes: () => Promise.resolve(device.sizeBytes),
-    read: async (offset, into) => {
-      await device.read(offset, into);
-    },
-  };
 }
 
 /** How often proved points are noted in the vault. */
@@ -184,6 +124,7 @@ export class Scrubber {
   readonly #findings = new DamageRegister();
   #round: ScrubRound | undefined;
   #rounds = 0;
+  #lastPassMs: number | undefined;
 
   constructor(context: VaultContext) {
     this.#context = context;
@@ -195,11 +136,20 @@ export class Scrubber {
     if (sharePerDay === undefined) return await this.#pass(options, this.#goOn(), undefined);
     const { vault } = this.#context.document;
     const store = new Store(this.#context.sink);
+    if (!readsPayloads(store)) return await this.#pass(options, this.#goOn(), sharePerDay * this.#ownDayPart());
     const quota = await claimQuota(store, vault, Date.now(), { signal });
     if (quota === undefined) return await this.healAgain(options);
     const summary = await this.#pass(options, this.#goOn(quota.roundMs), sharePerDay * quota.dayPart);
     if (summary.roundEnded) await endRound(store, vault, quota.roundMs, Date.now(), { signal });
     return summary;
+  }
+
+  /** The part of a day since the last pass of this scrubber; before the first, an hour. */
+  #ownDayPart(): number {
+    const nowMs = performance.now();
+    const sinceMs = nowMs - (this.#lastPassMs ?? nowMs - firstMs);
+    this.#lastPassMs = nowMs;
+    return Math.min(1, sinceMs / dayMs);
   }
 
   async #pass(options: ScrubOptions, round: ScrubRound, share: number | undefined): Promise<ScrubSummary> {
@@ -235,6 +185,10 @@ export class Scrubber {
   }
 }
 
+function readsPayloads({ keys }: Store): boolean {
+  return keys?.canRead !== false;
+}
+
 class ScrubPass {
   readonly #context: VaultContext;
   readonly #options: ScrubOptions;
@@ -259,7 +213,9 @@ class ScrubPass {
     this.#store = store;
     const { places, alone } = round;
     const pace = async (bytes: number): Promise<void> => await this.#pace(bytes);
-    const healer = new Healer({ context, store, sources, alone, onNotice, onOpen, signal });
+    const healer = readsPayloads(store)
+      ? new Healer({ context, store, sources, alone, onNotice, onOpen, signal })
+      : undefined;
     this.#prover = new PointProver({ context, store, purpose: "scrub", places, healer, pace, onNotice, signal });
     this.#segmentProof = { store, vault: context.document.vault, pace, onNotice, onOpen, signal };
     findings.begin(onDamage);
@@ -278,6 +234,7 @@ class ScrubPass {
     return {
       provedPoints: this.#provedPoints,
       readBytes: this.#readBytes,
+      readsPayloads: readsPayloads(this.#store),
       damaged: this.#findings.damages,
       healed: this.#findings.healed,
       roundEnded,
@@ -435,7 +392,8 @@ class ScrubPass {
     if (ended !== undefined) throw ended;
     progress.done.add(sequence);
     progress.begun = undefined;
-    if (this.#findings.finish(disk, sequence, this.#round.number) && !isProved) this.#isWhole(disk, sequence);
+    const isWhole = this.#findings.finish(disk, sequence, this.#round.number) && readsPayloads(this.#store);
+    if (isWhole && !isProved) this.#isWhole(disk, sequence);
   }
 
   #isWhole(disk: string, sequence: number): void {

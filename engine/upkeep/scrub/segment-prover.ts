@@ -72,7 +72,10 @@ export async function proveSegment(options: SegmentProofOptions, segment: string
 /** Why the segment's frames cannot be read to its end; undefined when they can. */
 async function faultOfFrames(options: SegmentProofOptions, segment: string): Promise<TidemarkError | undefined> {
   const { store, vault, pace, signal } = options;
-  const onFrame = async ({ header }: WalkedFrame): Promise<void> => await pace?.(frameHeaderBytes + header.tableBytes);
+  // Without the key of payloads this is all that is read of a frame, so the whole of it counts.
+  const bytesOf = ({ header }: WalkedFrame): number =>
+    store.keys?.canRead === false ? header.frameBytes : frameHeaderBytes + header.tableBytes;
+  const onFrame = async (frame: WalkedFrame): Promise<void> => await pace?.(bytesOf(frame));
   const { writtenBytes, sizeBytes } = await store.statPages(segment, { signal });
   for (let record = await readDead(store, vault, deadName(segment), { signal }); ; ) {
     const dead = PageSet.ofRuns(record?.document.dead ?? []);

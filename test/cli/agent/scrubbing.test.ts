@@ -26,6 +26,7 @@ class Rig {
         return Promise.resolve({
           provedPoints: 0,
           readBytes: 0,
+          readsPayloads: true,
           damaged: [],
           healed: [],
           roundEnded: false,
@@ -97,6 +98,16 @@ describe("scrubbing", () => {
     expect(rig.events).toMatchObject([
       { kind: "notice", disk: "web", code: "DAMAGE_HEALED", message: "2 damages of the vault healed" },
     ]);
+    await rig.scrubbing.stop();
+  });
+
+  test("without a key that reads payloads says so once, and finds nothing critical", async () => {
+    const rig = new Rig({ sharePerDay: 0.1, rate: undefined });
+    rig.next = { readsPayloads: false };
+    for (let hour = 0; hour < 3; hour += 1) await rig.clock.advance(hourMs);
+    expect(rig.passes.length).toBeGreaterThan(1);
+    expect(rig.events).toMatchObject([{ kind: "notice", disk: "", code: "PAYLOADS_NOT_READ" }]);
+    expect(rig.scrubbing.findings("web")).toEqual([]);
     await rig.scrubbing.stop();
   });
 

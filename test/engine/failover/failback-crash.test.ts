@@ -13,7 +13,7 @@ import type { Vault } from "../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../sink/faults.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
 import { byDepth, callsOf, inTurn } from "../../depth.ts";
-import { closeModelVaults, openModelVault, redirected, sampleDisk } from "../../model-disk.ts";
+import { closeModelVaults, modelSink, openModelVault, redirected, sampleDisk } from "../../model-disk.ts";
 import { namesIn } from "../../sink/expectations.ts";
 import { createFolder, removeFolder } from "../../temporary-folder.ts";
 import { type CrashPlace, combinations, dyingAt, endOf } from "./crash-rig.ts";
@@ -74,7 +74,7 @@ async function setUp(isProved: boolean): Promise<void> {
   const image = { kind: "file", path: path("old.img"), dev: "0", ino: "0", rdev: "0" } as const;
   const found = await quiescenceSignature(image);
   if (found === undefined) throw new Error("the old image has no signature");
-  const sink = new MemorySink({ store: memory });
+  const sink = await modelSink(new MemorySink({ store: memory }));
   const name = `failover/runs/${run}`;
   const { bytes, etag } = await sink.getObject(name, 100_000);
   const document = decodeRun(bytes, name, vault.id);

@@ -11,7 +11,6 @@ import { parseFixedVhdFooter } from "../../../engine/recovery/restore/vhd.ts";
 import { decodeReplica, encodeReplica } from "../../../engine/store/format/replica.ts";
 import { putClaim, settleClaim } from "../../../engine/store/points/failover-claim.ts";
 import { liveSessions } from "../../../engine/store/points/process-identity.ts";
-import { Store } from "../../../engine/store/store.ts";
 import { parsePolicy } from "../../../engine/upkeep/retention/policy.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../sink/faults.ts";
@@ -21,6 +20,8 @@ import { attachLoop } from "../../loop-device.ts";
 import {
   closeModelVaults,
   type ModelDisk,
+  modelSink,
+  modelStore,
   openModelVault,
   redirected,
   sampleDisk,
@@ -327,7 +328,7 @@ test("a block device is written over, follows its disk, and stays when the repli
 
 test("a target at which the disk itself is written by now is left alone", async () => {
   await apply(file());
-  const place = { store: new Store(plainSink()), vault: vault.id, disk: "web" };
+  const place = { store: await modelStore(plainSink()), vault: vault.id, disk: "web" };
   await putClaim(place, "0123abcd");
   await settleClaim(place, { run: "0123abcd", host: hostname(), path: join(folder, "web.img") });
   await spoil(file());
@@ -367,10 +368,12 @@ test("a target that exists, that is another disk's replica, or that is none, is 
 test("a replica of another host is shown by what the vault says, and forgotten from here", async () => {
   await apply(file());
   const name = (await namesIn(plainSink(), "failover/replicas/"))[0] ?? "";
-  const { bytes, etag } = await plainSink().getObject(name, 65_536);
+  const { bytes, etag } = await (await modelSink(plainSink())).getObject(name, 65_536);
   const document = decodeReplica(bytes, name, vault.id);
   expect(document.host).toBe(hostname());
-  await plainSink().putObject(name, encodeReplica({ ...document, host: "elsewhere" }), { ifMatch: etag });
+  await (await modelSink(plainSink())).putObject(name, encodeReplica({ ...document, host: "elsewhere" }), {
+    ifMatch: etag,
+  });
   rmSync(join(folder, "web.img"));
   const { replica } = await shown();
   expect(await shown()).toMatchObject({ state: "current", isSeen: false, host: "elsewhere" });

@@ -11,11 +11,17 @@ import type { RunSummary } from "../../../engine/failover/run-summary.ts";
 import type { Notice } from "../../../engine/notice.ts";
 import { liveSessions } from "../../../engine/store/points/process-identity.ts";
 import { WriterLease } from "../../../engine/store/points/writer-lease.ts";
-import { Store } from "../../../engine/store/store.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../sink/faults.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
-import { closeModelVaults, type ModelDisk, openModelVault, redirected, sampleDisk } from "../../model-disk.ts";
+import {
+  closeModelVaults,
+  type ModelDisk,
+  modelStore,
+  openModelVault,
+  redirected,
+  sampleDisk,
+} from "../../model-disk.ts";
 import { expectCode, namesIn } from "../../sink/expectations.ts";
 import { createFolder, removeFolder } from "../../temporary-folder.ts";
 import { endOf } from "./crash-rig.ts";
@@ -213,7 +219,7 @@ describe("a disabled disk", () => {
   test("that is refused because a writer is active is what it was before, also after a committed failover", async () => {
     const run = await unplanned();
     await vault.failovers.commit({ run });
-    const store = new Store(new MemorySink({ store: memory }));
+    const store = await modelStore(new MemorySink({ store: memory }));
     const lease = await WriterLease.take({ store, vault: vault.id, disk: "web", onNotice: () => undefined });
     await expectCode(vault.failovers.disable({ disk: "web" }), "WRITER_ACTIVE");
     await lease.release();

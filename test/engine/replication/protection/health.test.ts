@@ -193,6 +193,13 @@ test("a finding tells the cause with its figures, and what to do", () => {
   expect(finding?.remedy).toMatch(/bandwidth/);
 });
 
+test("a vault that refuses a point is told with the remedy of its refusal", () => {
+  const storeUnreachable = { forMs: minuteMs, message: "the key is too old", remedy: "enroll this machine again" };
+  const [finding] = assessHealth({ ...well, storeUnreachable }, policy);
+  expect(finding?.cause).toBe("the vault has not taken a point for 60 s: the key is too old");
+  expect(finding?.remedy).toMatch(/^enroll this machine again; /);
+});
+
 test("the worst comes first, each code once, with a cause and a remedy, and makes the level", () => {
   const spell = fc.option(fc.integer({ min: 0, max: 1e8 }), { nil: null });
   const states: readonly ProtectionState[] = [

@@ -1,16 +1,26 @@
 /** Encrypted vaults, as a client of the engine sees them: who opens what, and how keys change. */
+import assert from "node:assert/strict";
 import { generateKeyPairSync } from "node:crypto";
-import { statSync } from "node:fs";
+import { copyFileSync, mkdirSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
+import { parseSegmentName } from "../../../../engine/store/format/names.ts";
 import type { Secrets } from "../../../../engine/store/keys/recipients.ts";
+import { keysTiming } from "../../../../engine/timing.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import { Vault } from "../../../../engine/vault.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
 import { expectCode } from "../../../../sink/testing/expectations.ts";
 import { encryptedFor, testKeyPair } from "../../../encrypted.ts";
-import { closeModelVaults, type ModelDisk, openModelVault, sampleDisk, scribble } from "../../../model-disk.ts";
+import {
+  closeModelVaults,
+  contentOf as contentBytes,
+  ModelDisk,
+  openModelVault,
+  sampleDisk,
+  scribble,
+} from "../../../model-disk.ts";
 import { createFolder, removeFolder } from "../../../temporary-folder.ts";
 
 const pair = testKeyPair();
@@ -156,12 +166,175 @@ it("begins a new key that opens everything, and with which nothing opens that th
   expect((await contentOf(second)).equals(disk.bytes)).toBe(true);
   scribble(disk, 4);
   await second.replicate({ disk: "a", volume: disk });
-  // A process that has the old key only cannot read what was written since, and says why.
-  await expectCode(first.points("a"), "FORMAT_UNSUPPORTED");
+  // The process that has rotated the key goes on with the new one.
+  expect(await first.points("a")).toHaveLength(2);
   expect((await contentOf(await open())).equals(disk.bytes)).toBe(true);
   await expectCode(second.keys.enroll(), "INVALID_ARGUMENT");
   await (await open(encrypted.keys, state)).keys.enroll();
   await (await open({}, state)).replicate({ disk: "b", volume: disk });
+});
+
+describe("a writer that runs while the vault's key is rotated", () => {
+  type Written = ReadonlyMap<string, NonNullable<ReturnType<NonNullable<MemoryStore["objects"]>["get"]>>>;
+  /** Generations of the keys with which segments and other objects are sealed that were written since. */
+  const sealedSince = (before: Written): readonly number[] => {
+    const changed = [...(memory.objects ?? [])].filter(([name, stored]) => before.get(name) !== stored);
+    const sealed = changed.flatMap(([name, stored]) => {
+      const was = before.get(name);
+      // A segment of the session before gets another sequence number, and no byte.
+      if (stored.kind === "pages" && was?.kind === "pages" && was.writtenBytes === stored.writtenBytes) return [];
+      if (stored.kind === "pages") return parseSegmentName(name)?.key?.generation ?? [];
+      return name.endsWith("vault.json") ? [] : Buffer.from(stored.bytes).readUInt16LE(6);
+    });
+    expect(sealed.length).toBeGreaterThan(3);
+    return [...new Set(sealed)].sort();
+  };
+  const written = (): Written => new Map(memory.objects);
+  let aheadMs = 0;
+
+  beforeEach(() => {
+    const now = performance.now.bind(performance);
+    aheadMs = 0;
+    vi.spyOn(performance, "now").mockImplementation(() => now() + aheadMs);
+  });
+
+  afterEach(() => {
+    vi.restoreAllMocks();
+  });
+
+  it("uses the new key from its next session on, for every object and every segment", async () => {
+    await create();
+    const writer = await open();
+    await writer.replicate({ disk: "a", volume: disk });
+    await (await open()).keys.rotate();
+    const before = written();
+    scribble(disk, 4);
+    await writer.replicate({ disk: "a", volume: disk });
+    expect(sealedSince(before)).toEqual([2]);
+    expect((await contentOf(writer)).equals(disk.bytes)).toBe(true);
+    expect((await contentOf(await open())).equals(disk.bytes)).toBe(true);
+  });
+
+  it("begins new segments in the middle of a cycle", async () => {
+    await create();
+    const admin = await open();
+    const sink = connect();
+    const writePages = sink.writePages.bind(sink);
+    vi.spyOn(sink, "writePages").mockImplementationOnce(async (...given) => {
+      await admin.keys.rotate();
+      aheadMs = keysTiming.renewEveryMs;
+      return await writePages(...given);
+    });
+    const writer = await openModelVault(sink, { keys: encrypted.keys });
+    disk = new ModelDisk(contentBytes(12 * 1024 * 1024, 5));
+    const before = written();
+    await writer.replicate({ disk: "a", volume: disk });
+    expect(sealedSince(before)).toEqual([1, 2]);
+    expect((await contentOf(await open())).equals(disk.bytes)).toBe(true);
+    expect((await (await open()).verify()).damaged).toEqual([]);
+  });
+
+  it("without a private key is refused then, until its machine is enrolled again", async () => {
+    const state = join(folder, "state");
+    const admin = await create();
+    await (await open(encrypted.keys, state)).keys.enroll();
+    const writer = await open({}, state);
+    await writer.replicate({ disk: "a", volume: disk });
+    await admin.keys.rotate();
+    const before = written();
+    scribble(disk, 5);
+    const error = await refusal(writer.replicate({ disk: "a", volume: disk }));
+    expect([error.code, error.remedy]).toEqual(["ACCESS_REFUSED", expect.stringContaining("vault keys enroll")]);
+    expect(written()).toEqual(before);
+    await (await open(encrypted.keys, state)).keys.enroll();
+    await writer.replicate({ disk: "a", volume: disk });
+    expect(sealedSince(before)).toEqual([2]);
+  });
+
+  it("protects a live disk meanwhile, says what to do, and goes on when its machine is enrolled again", async () => {
+    const state = join(folder, "state");
+    const image = join(folder, "live.img");
+    writeFileSync(image, disk.bytes);
+    const admin = await create();
+    await (await open(encrypted.keys, state)).keys.enroll();
+    const writer = await open({}, state);
+    const policy = { crashConsistentFrequencyMs: 3_600_000 };
+    const protection = await writer.protect({ disk: "a", image, stateFolder: state, policy });
+    await protection.point();
+    await admin.keys.rotate();
+    await protection.device.write(0, Buffer.alloc(4096, 7));
+    aheadMs = keysTiming.renewEveryMs;
+    const before = written();
+    const point = protection.point();
+    await vi.waitFor(
+      () => {
+        const remedies = protection.status().findings.map(({ remedy }) => remedy);
+        expect(remedies.join()).toContain("vault keys enroll");
+      },
+      { timeout: 20_000 },
+    );
+    await (await open(encrypted.keys, state)).keys.enroll();
+    await point;
+    expect(sealedSince(before)).toEqual([2]);
+    await protection.stop({ drain: false });
+  });
+
+  it("by a key that is removed is refused a minute later, and goes on when it is added again", async () => {
+    const admin = await create();
+    await admin.keys.add({ certificates: [{ pem: other.publicKey, name: "other" }] });
+    const writer = await open({ privateKey: other.privateKey });
+    await writer.replicate({ disk: "a", volume: disk });
+    await admin.keys.remove("other");
+    await writer.replicate({ disk: "a", volume: disk });
+    aheadMs = keysTiming.renewEveryMs;
+    await expectCode(writer.replicate({ disk: "a", volume: disk }), "ACCESS_REFUSED");
+    await admin.keys.add({ certificates: [{ pem: other.publicKey, name: "other" }] });
+    await writer.replicate({ disk: "a", volume: disk });
+  });
+
+  it("goes on with the newest key that it has where vault.json is put back as it was", async () => {
+    await create();
+    const writer = await open();
+    const older = memory.objects?.get("vault.json");
+    assert(older !== undefined);
+    await writer.keys.rotate();
+    memory.objects?.set("vault.json", older);
+    aheadMs = keysTiming.renewEveryMs;
+    const before = written();
+    await writer.replicate({ disk: "a", volume: disk });
+    expect(sealedSince(before)).toEqual([2]);
+  });
+
+  it("reads at once what was written with the new key, and says so where it cannot", async () => {
+    const creator = await openModelVault(connect(), { encryption: encrypted.encryption });
+    const [reader, second] = [await open(), await open()];
+    await second.keys.rotate();
+    await second.replicate({ disk: "a", volume: disk });
+    expect((await contentOf(reader)).equals(disk.bytes)).toBe(true);
+    // The process that created the vault has its first key, and no private key.
+    await expectCode(creator.disks(), "ACCESS_REFUSED");
+  });
+});
+
+it.each([
+  ["that cannot be opened", (file: string) => mkdirSync(file), /EISDIR/],
+  ["that is a link", (file: string) => symlinkSync("/dev/null", file), /is a link/],
+  ["that is damaged", (file: string) => writeFileSync(file, "what"), /is damaged/],
+  ["of another vault", (file: string, others: string) => copyFileSync(others, file), /another vault/],
+] as const)("a writer key %s is told of, by its name", async (_what, spoil, fact) => {
+  const state = join(folder, "state");
+  await create();
+  const { file } = await (await open(encrypted.keys, state)).keys.enroll();
+  const elsewhere = await Vault.create(new MemorySink(), { ...encrypted, workers: 1, stateFolder: state });
+  const { file: others } = await elsewhere.keys.enroll();
+  await elsewhere.close();
+  rmSync(file);
+  spoil(file, others);
+  const error = await refusal(open({}, state));
+  expect([error.code, error.message]).toEqual(["ACCESS_REFUSED", expect.stringContaining(file)]);
+  expect(error.message).toMatch(fact);
+  // The private key needs no writer key.
+  await open(encrypted.keys, state);
 });
 
 it("is not replaced by one without encryption where the store has lost it", async () => {

@@ -17,6 +17,7 @@ import type { VaultOptions } from "../../../../engine/vault-options.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
 import { callsOf } from "../../../depth.ts";
+import { isEncryptedRun, modelEncryption } from "../../../encrypted.ts";
 import {
   closeModelVaults,
   contentOf,
@@ -64,7 +65,7 @@ async function repaired(
   options: RepairOptions & VaultOptions = {},
   on: MemorySink | FaultySink = sink,
 ): Promise<RepairSummary> {
-  const opened = await Vault.openForRepair(on, { workers: 1, stateFolder: options.stateFolder });
+  const opened = await Vault.openForRepair(on, { ...modelEncryption, workers: 1, stateFolder: options.stateFolder });
   try {
     return await opened.repair(options);
   } finally {
@@ -73,7 +74,7 @@ async function repaired(
 }
 
 test("a new vault says what it is twice, in the same bytes", () => {
-  expect(original).toContain("digestKey");
+  expect(original).toContain(isEncryptedRun ? "readingKey" : "digestKey");
   expect(textOf(copy)).toBe(original);
 });
 
@@ -84,14 +85,14 @@ describe("vault.json", () => {
       tamperObject(store, name, how, store);
       for (const open of [
         async () => await openModelVault(sink),
-        async () => await Vault.open(sink),
-        ...(how === "removed" ? [async () => await Vault.create(sink)] : []),
+        async () => await Vault.open(sink, modelEncryption),
+        ...(how === "removed" ? [async () => await Vault.create(sink, modelEncryption)] : []),
       ]) {
         const error = await expectCode(open(), "DAMAGED");
         expect(error.message).toContain(name);
         expect(error.remedy).toContain("tidemark vault repair");
       }
-      if (how !== "removed") await expectCode(Vault.create(sink), "VAULT_EXISTS");
+      if (how !== "removed") await expectCode(Vault.create(sink, modelEncryption), "VAULT_EXISTS");
       const before = textOf(name);
       expect(await repaired({ dryRun: true })).toMatchObject({
         points: 1,
@@ -141,7 +142,7 @@ describe("vault.json", () => {
   test("comes back from what this machine kept, though the copy is lost, too", async () => {
     const stateFolder = mkdtempSync(join(tmpdir(), "identity-"));
     try {
-      await (await Vault.open(sink, { stateFolder })).close();
+      await (await Vault.open(sink, { ...modelEncryption, stateFolder })).close();
       for (const object of [name, copy]) tamperObject(store, object, "removed", store);
       await expectCode(repaired(), "DAMAGED");
       expect((await repaired({ stateFolder })).repaired).toMatchObject([{ object: name }, { object: copy }]);

@@ -19,6 +19,7 @@ import {
   checkNewest,
   closeModelVaults,
   type ModelDisk,
+  modelStore,
   openModelVault,
   sampleDisk,
   scribble,
@@ -37,7 +38,7 @@ beforeEach(async () => {
   disk = sampleDisk(100_000, 1);
   vault = await openModelVault(connect());
   await vault.replicate({ disk: "d", volume: disk });
-  await fillHead(new Store(connect()));
+  await fillHead(await modelStore(connect()));
 });
 afterEach(async () => {
   await closeModelVaults();

@@ -26,11 +26,12 @@ import {
   contentOf,
   Expected,
   ModelDisk,
+  modelSink,
   modelStore,
   watched,
 } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
-import { tamperObject } from "../scrub/tamper.ts";
+import { storedName, tamperObject } from "../scrub/tamper.ts";
 import { openRepairRig, type RepairRig } from "./repair-rig.ts";
 
 const head = "disks/d/head";
@@ -60,18 +61,22 @@ function namesOfDisks(): string[] {
 }
 
 function segmentOf(epoch: number): string {
-  return `segments/d/0000000${String(epoch)}-0-00000000`;
+  return storedName(store, `segments/d/0000000${String(epoch)}-0-00000000`);
 }
 
 /** As a collection leaves it. */
 async function putRecord(segment: string, dead: readonly PageRun[], condemned: readonly PageRun[]): Promise<void> {
   const collection = "c".repeat(32);
   const record = encodeDead({ vault: vault.id, collection, segment, clearing: false, kept: 0, dead, condemned });
-  await line.current.putObject(deadName(segment), record, { ifAbsent: true });
+  await (await modelSink(line.current)).putObject(deadName(segment), record, { ifAbsent: true });
   if (store.objects?.has(collectionName) !== true)
-    await line.current.putObject(collectionName, encodeCollection({ vault: vault.id, collection, startedMs: 1 }), {
-      ifAbsent: true,
-    });
+    await (await modelSink(line.current)).putObject(
+      collectionName,
+      encodeCollection({ vault: vault.id, collection, startedMs: 1 }),
+      {
+        ifAbsent: true,
+      },
+    );
 }
 
 describe("a disk that has lost its head", () => {
@@ -148,12 +153,13 @@ describe("a rebuilt head", () => {
 
   test("has the newest points where a segment is gone that all of them need", async () => {
     await takePoints(3);
-    store.objects?.delete(segmentOf(1));
+    const gone = segmentOf(1);
+    store.objects?.delete(gone);
     tamperObject(store, head, "removed", store);
     const { lost, points } = await repair();
     expect(points).toBe(3);
     expect(lost.map((object) => object.points)).toEqual([[1], [2], [3]]);
-    for (const { message } of lost) expect(message).toContain(`cannot be read in full: ${segmentOf(1)} does not exist`);
+    for (const { message } of lost) expect(message).toContain(`cannot be read in full: ${gone} does not exist`);
   });
 
   test("has every later point where the clock stood wrong in a cycle that was never committed", async () => {
@@ -172,7 +178,7 @@ describe("a rebuilt head", () => {
     store.objects?.delete(name);
     store.objects?.delete(manifestName("d", 3, 3));
     const { bytes } = encodeManifest({ ...second, epoch: 7, timeMs: second.timeMs + 31_536_000_000 });
-    await line.current.putObject(manifestName("d", 2, 7), bytes, { ifAbsent: true });
+    await (await modelSink(line.current)).putObject(manifestName("d", 2, 7), bytes, { ifAbsent: true });
     tamperObject(store, head, "removed", store);
     const { lost } = await repair();
     expect(await sequences()).toEqual([1, 4]);
@@ -184,13 +190,13 @@ describe("a rebuilt head", () => {
 
   test("takes no notice of names that no writer gives", async () => {
     await takePoints(2);
-    const { bytes } = await line.current.getObject(manifestName("d", 2, 2), documentBytesMax);
+    const { bytes } = await (await modelSink(line.current)).getObject(manifestName("d", 2, 2), documentBytesMax);
     for (const name of [
       "disks/d/points/000000002-00000002",
       "disks/d/map/9999999999999999-00000000",
       "disks/d/points/00000001-9999999999999999",
     ])
-      await line.current.putObject(name, bytes, { ifAbsent: true });
+      await (await modelSink(line.current)).putObject(name, bytes, { ifAbsent: true });
     await line.current.createPages("segments/d/9999999999999999-0-00000000", 4096, 0);
     tamperObject(store, head, "removed", store);
     expect(await repair()).toMatchObject({ points: 2, lost: [] });
@@ -265,14 +271,18 @@ describe("what happens while a repair reads", () => {
     assert(first !== undefined && newest !== undefined, "there are two points");
     let { id } = newest;
     const name = manifestName("d", 2, 2);
-    const manifest = decodeManifest((await line.current.getObject(name, documentBytesMax)).bytes, name, {
-      vault: vault.id,
-      disk: "d",
-      id,
-    });
+    const manifest = decodeManifest(
+      (await (await modelSink(line.current)).getObject(name, documentBytesMax)).bytes,
+      name,
+      {
+        vault: vault.id,
+        disk: "d",
+        id,
+      },
+    );
     for (let sequence = 3; sequence <= 300; sequence += 1) {
       const next = encodeManifest({ ...manifest, sequence, parent: id, timeMs: newest.timeMs + sequence });
-      await line.current.putObject(manifestName("d", sequence, 2), next.bytes, { ifAbsent: true });
+      await (await modelSink(line.current)).putObject(manifestName("d", sequence, 2), next.bytes, { ifAbsent: true });
       ({ id } = next);
     }
     tamperObject(store, head, "removed", store);

@@ -6,7 +6,7 @@ import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { documentBytesMax } from "../../../../engine/store/format/documents.ts";
 import { collectionName, type DeadDocument, deadPrefix, decodeDead } from "../../../../engine/store/format/reclaim.ts";
-import { closeModelVaults, contentOf } from "../../../model-disk.ts";
+import { closeModelVaults, contentOf, modelSink } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
 import { ChurnedVault } from "../collection/churned-vault.ts";
 import { type Tampering, tamperObject } from "../scrub/tamper.ts";
@@ -28,7 +28,11 @@ afterEach(async () => {
 });
 
 async function record(name: string): Promise<DeadDocument> {
-  return decodeDead((await churned.plain.getObject(name, documentBytesMax)).bytes, name, (await churned.vault()).id);
+  return decodeDead(
+    (await (await modelSink(churned.plain)).getObject(name, documentBytesMax)).bytes,
+    name,
+    (await churned.vault()).id,
+  );
 }
 
 function tamper(name: string, how: Tampering): void {

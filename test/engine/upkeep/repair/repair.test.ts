@@ -26,6 +26,7 @@ import {
   contentOf,
   Expected,
   ModelDisk,
+  modelSink,
   modelStore,
   openModelVault,
   redirected,
@@ -34,7 +35,7 @@ import {
 import { expectCode, namesIn } from "../../../sink/expectations.ts";
 import { createFolder, removeFolder } from "../../../temporary-folder.ts";
 import { manifestSample } from "../../store/format/samples.ts";
-import { tamperObject } from "../scrub/tamper.ts";
+import { storedName, tamperObject } from "../scrub/tamper.ts";
 import { openRepairRig, type RepairRig } from "./repair-rig.ts";
 
 const head = "disks/d/head";
@@ -131,7 +132,8 @@ describe("a head", () => {
     await replicateNoted(vault, line.current, expected, disk);
     // As after a collection that was interrupted: the first points' data is gone, their manifests
     // are not.
-    for (const epoch of [1, 2, 3]) store.objects?.delete(`segments/d/0000000${String(epoch)}-0-00000000`);
+    for (const epoch of [1, 2, 3])
+      store.objects?.delete(storedName(store, `segments/d/0000000${String(epoch)}-0-00000000`));
     tamperObject(store, head, "removed", store);
     const { lost, points } = await repair();
     expect(points).toBe(1);
@@ -221,7 +223,9 @@ describe("an older head in the place of a newer one", () => {
     const [first] = before.points;
     assert(first !== undefined, "there is a point");
     const second = { ...first, sequence: 2, id, timeMs: first.timeMs + 2 };
-    await line.current.putObject(head, encodeHead({ ...before, points: [first, second] }), { ifMatch: etag });
+    await (await modelSink(line.current)).putObject(head, encodeHead({ ...before, points: [first, second] }), {
+      ifMatch: etag,
+    });
     const seer = await openModelVault(redirected(line), { stateFolder: folder });
     expect(await seer.points("d")).toHaveLength(2);
     await putBack();
@@ -260,7 +264,7 @@ describe("an older head in the place of a newer one", () => {
       ...{ ...manifestSample, vault: vault.id, disk: "d", runs: [] },
       ...{ sequence, epoch, timeMs },
     });
-    await line.current.putObject(name, bytes, { ifAbsent: true });
+    await (await modelSink(line.current)).putObject(name, bytes, { ifAbsent: true });
     return id;
   }
 });
@@ -284,7 +288,7 @@ describe("pages of points", () => {
         runs: [],
       };
       const { bytes, id } = encodeManifest(manifest);
-      await line.current.putObject(manifestName("d", sequence, 1), bytes, { ifAbsent: true });
+      await (await modelSink(line.current)).putObject(manifestName("d", sequence, 1), bytes, { ifAbsent: true });
       parent = id;
     }
     tamperObject(store, head, "removed", store);
@@ -310,7 +314,10 @@ describe("pages of points", () => {
     const there = await readHead(await modelStore(line.current), vault.id, "d");
     const writer = { session: "0".repeat(32), machine: "another", pid: 1, startTicks: 1, host: "elsewhere" };
     const lease = "00000000-0000-4000-8000-000000000000";
-    await line.current.putObject(head, encodeHead({ ...there.head, writer }), { ifMatch: there.etag, leaseId: lease });
+    await (await modelSink(line.current)).putObject(head, encodeHead({ ...there.head, writer }), {
+      ifMatch: there.etag,
+      leaseId: lease,
+    });
     await expectCode(repair(), "WRITER_ACTIVE");
   });
 });

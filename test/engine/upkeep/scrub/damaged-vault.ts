@@ -6,7 +6,9 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { pageAlignmentBytes, type Sink } from "../../../../engine/sink.ts";
 import { parseSegmentName } from "../../../../engine/store/format/names.ts";
+import type { Vault } from "../../../../engine/vault.ts";
 import type { MemoryStore } from "../../../../sink/memory.ts";
+import { isEncryptedRun } from "../../../encrypted.ts";
 import { storedName } from "./tamper.ts";
 
 const storedPageBytes = 64 * 1024;
@@ -76,6 +78,19 @@ export function contentOfSegments(store: MemoryStore): Map<string, Buffer> {
 export function changedSegments(store: MemoryStore, before: ReadonlyMap<string, Buffer>): string[] {
   const now = contentOfSegments(store);
   return [...before].filter(([name, bytes]) => now.get(name)?.equals(bytes) !== true).map(([name]) => name);
+}
+
+/**
+ * Fails unless segments hold what they held. In an encrypted run a healed payload is sealed with
+ * another nonce, so there every chunk has to be proved.
+ */
+export async function expectRestored(
+  vault: Vault,
+  store: MemoryStore,
+  whole: ReadonlyMap<string, Buffer>,
+): Promise<void> {
+  if (isEncryptedRun) assert.deepEqual((await vault.verify()).damaged, []);
+  else assert.deepEqual(changedSegments(store, whole), []);
 }
 
 /** Damage to one segment. */

@@ -49,7 +49,7 @@ function moved(leaf: EntryColumns, from: number, to: number): void {
 
 describe("an entry that names the place of another chunk", () => {
   test("is damage of its own extent, beside the entry that the place belongs to", async () => {
-    forgeLeaf(forged, 1, (leaf) => moved(leaf, 0, 3));
+    await forgeLeaf(forged, 1, (leaf) => moved(leaf, 0, 3));
     const { damaged } = await vault.verify();
     expect(damaged).toMatchObject([
       { disk: "d", sequence: 1, code: "DAMAGED", extent: { offset: 3 * modelBlockBytes, length: modelBlockBytes } },
@@ -61,10 +61,10 @@ describe("an entry that names the place of another chunk", () => {
     contentOf(modelBlockBytes, 2).copy(disk.bytes, 2 * modelBlockBytes);
     await vault.replicate({ disk: "d", volume: disk });
     let first: EntryColumns | undefined;
-    forgeLeaf(forged, 1, (leaf) => {
+    await forgeLeaf(forged, 1, (leaf) => {
       first = leaf;
     });
-    forgeLeaf(forged, 2, (leaf) => {
+    await forgeLeaf(forged, 2, (leaf) => {
       assert(first !== undefined);
       leaf.names.splice(0, 1, first.names[first.segments[0] ?? 0] ?? "");
       leaf.offsets[0] = first.offsets[0] ?? 0;
@@ -80,7 +80,7 @@ describe("an entry that names the place of another chunk", () => {
   test("is damage when only the digest of a shared place differs", async () => {
     disk.bytes.copy(disk.bytes, 4 * modelBlockBytes, 0, modelBlockBytes);
     await vault.replicate({ disk: "d", volume: disk });
-    forgeLeaf(forged, 2, (leaf) => {
+    await forgeLeaf(forged, 2, (leaf) => {
       const at = leaf.digests.length - digestBytes;
       leaf.digests[at] = (leaf.digests[at] ?? 0) ^ 1;
     });
@@ -91,7 +91,7 @@ describe("an entry that names the place of another chunk", () => {
   });
 
   test("is not healed over the chunk that lies there", async () => {
-    forgeLeaf(forged, 1, (leaf) => moved(leaf, 0, 2));
+    await forgeLeaf(forged, 1, (leaf) => moved(leaf, 0, 2));
     const summary = await vault.verify({ disk: "d", source: disk, heal: true });
     expect(summary.damaged).toMatchObject([{ extent: { offset: 2 * modelBlockBytes }, healed: false }]);
     const { damaged } = await vault.verify();
@@ -111,7 +111,7 @@ describe("an entry that no writer makes", () => {
     ["granules of two blocks", (leaf) => widen(leaf)],
   ];
   test.each(entries)("with %s is damage of the point", async (_what, change) => {
-    forgeLeaf(forged, 1, change);
+    await forgeLeaf(forged, 1, change);
     expect((await vault.verify()).damaged).toMatchObject([{ disk: "d", sequence: 1, code: "DAMAGED" }]);
     await expectCode(materialize(), "DAMAGED");
     const mount = await vault.mount({ disk: "d", point: "latest" });
@@ -146,7 +146,7 @@ describe("a head that no writer makes", () => {
   ];
   test.each(heads)("with %s is damage of its disk, and other disks go on", async (_what, change) => {
     await vault.replicate({ disk: "e", volume: new ModelDisk(contentOf(30_000, 50)) });
-    forgeHead(forged, change);
+    await forgeHead(forged, change);
     expect((await vault.verify()).damaged).toMatchObject([{ disk: "d", object: "disks/d/head", code: "DAMAGED" }]);
     await expectCode(vault.points("d"), "DAMAGED");
     await expectCode(vault.replicate({ disk: "d", volume: disk }), "DAMAGED");
@@ -154,7 +154,7 @@ describe("a head that no writer makes", () => {
   });
 
   test("is followed by no writer when nothing can follow it, and its point stays readable", async () => {
-    forgeHead(forged, (head) => ({ ...head, epoch: epochMax }));
+    await forgeHead(forged, (head) => ({ ...head, epoch: epochMax }));
     const refusal = await expectCode(vault.replicate({ disk: "d", volume: disk }), "DAMAGED");
     expect(refusal.detail).toMatchObject({ object: "disks/d/head" });
     expect((await materialize()).equals(disk.bytes)).toBe(true);
@@ -163,13 +163,13 @@ describe("a head that no writer makes", () => {
 
 describe("a manifest that no writer makes", () => {
   test("is damage when the head says another size of its point", async () => {
-    forgeHead(forged, (head) => ofPoints(head, { volumeBytes: modelBlockBytes }));
+    await forgeHead(forged, (head) => ofPoints(head, { volumeBytes: modelBlockBytes }));
     expect((await vault.verify()).damaged).toMatchObject([{ sequence: 1, code: "DAMAGED" }]);
     await expectCode(materialize(), "DAMAGED");
   });
 
   test("is refused when its runs need more memory over one window than any writer's", async () => {
-    forgeManifest(forged, 1, (manifest) => {
+    await forgeManifest(forged, 1, (manifest) => {
       const [run] = manifest.runs;
       assert(run !== undefined);
       return { ...manifest, runs: Array.from({ length: 30 }, () => ({ ...run, bytes: 16 * 1024 * 1024 })) };

@@ -8,6 +8,7 @@ import { fromHex, toHex } from "../../../../engine/store/format/checksum.ts";
 import {
   decodeHead,
   decodeManifest,
+  documentBytesMax,
   encodeHead,
   encodeManifest,
   type HeadDocument,
@@ -17,22 +18,18 @@ import {
 } from "../../../../engine/store/format/documents.ts";
 import { decodeLeaf, type EncodedTable, type EntryColumns, encodeLeaf } from "../../../../engine/store/format/leaf.ts";
 import { headName, manifestName, mapName } from "../../../../engine/store/format/names.ts";
-import type { MemoryStore } from "../../../../sink/memory.ts";
+import { MemorySink, type MemoryStore } from "../../../../sink/memory.ts";
+import { modelSink } from "../../../model-disk.ts";
 
-/** The bytes of a plain object. */
-export function objectBytes(store: MemoryStore, name: string): Uint8Array {
-  const found = store.objects?.get(name);
-  assert(found?.kind === "object", `${name} is an object`);
-  return found.bytes;
+/** The bytes of an object, in plain. */
+export async function objectBytes(store: MemoryStore, name: string): Promise<Uint8Array> {
+  return (await (await modelSink(new MemorySink({ store }))).getObject(name, documentBytesMax)).bytes;
 }
 
-/** Puts other bytes into a plain object, or makes it. */
-export function putBytes(store: MemoryStore, name: string, bytes: Uint8Array): void {
-  const found = store.objects?.get(name);
-  assert(store.objects !== undefined && found?.kind !== "pages", `${name} is no page object`);
-  const like = found ?? [...store.objects.values()].find(({ kind }) => kind === "object");
-  assert(like?.kind === "object", "the vault has an object");
-  store.objects.set(name, { ...like, etag: store.nextEtag(), bytes });
+/** Puts other bytes into an object, or makes it. */
+export async function putBytes(store: MemoryStore, name: string, bytes: Uint8Array): Promise<void> {
+  store.objects?.delete(name);
+  await (await modelSink(new MemorySink({ store }))).putObject(name, bytes, { ifAbsent: true });
 }
 
 /** Vault and disk that the forged documents belong to. */
@@ -43,42 +40,49 @@ export interface ForgedDisk {
 }
 
 /** Rewrites a disk's head. What `change` returns needs not be of the right types. */
-export function forgeHead({ store, vault, disk }: ForgedDisk, change: (head: HeadDocument) => object): void {
+export async function forgeHead(
+  { store, vault, disk }: ForgedDisk,
+  change: (head: HeadDocument) => object | Promise<object>,
+): Promise<void> {
   const name = headName(disk);
-  const head = decodeHead(objectBytes(store, name), name, { vault, disk });
-  putBytes(store, name, encodeHead(change(head) as HeadDocument));
+  const head = decodeHead(await objectBytes(store, name), name, { vault, disk });
+  await putBytes(store, name, encodeHead((await change(head)) as HeadDocument));
 }
 
 /** Rewrites the manifest of a point that the head itself lists, and the head. */
-export function forgeManifest(
+export async function forgeManifest(
   forged: ForgedDisk,
   sequence: number,
-  change: (manifest: ManifestDocument) => object,
-): void {
+  change: (manifest: ManifestDocument) => object | Promise<object>,
+): Promise<void> {
   const { store, vault, disk } = forged;
-  forgeHead(forged, (head) => {
+  await forgeHead(forged, async (head) => {
     const point = head.points.find((one) => one.sequence === sequence);
     assert(point !== undefined, "the head lists the point");
     const name = manifestName(disk, point.sequence, point.epoch);
-    const manifest = decodeManifest(objectBytes(store, name), name, { vault, disk, id: point.id });
-    const { bytes, id } = encodeManifest(change(manifest) as ManifestDocument);
-    putBytes(store, name, bytes);
+    const manifest = decodeManifest(await objectBytes(store, name), name, { vault, disk, id: point.id });
+    const { bytes, id } = encodeManifest((await change(manifest)) as ManifestDocument);
+    await putBytes(store, name, bytes);
     const points = head.points.map((one): PointRecord => (one === point ? { ...one, id } : one));
     return { ...head, points };
   });
 }
 
 /** Rewrites the leaf of a point whose topmost run is one, its manifest and the head. */
-export function forgeLeaf(forged: ForgedDisk, sequence: number, change: (leaf: EntryColumns) => void): void {
+export async function forgeLeaf(
+  forged: ForgedDisk,
+  sequence: number,
+  change: (leaf: EntryColumns) => void,
+): Promise<void> {
   const { store, vault, disk } = forged;
-  forgeManifest(forged, sequence, (manifest) => {
+  await forgeManifest(forged, sequence, async (manifest) => {
     const [run, ...others] = manifest.runs;
     assert(run?.kind === "leaf", "the topmost run is one leaf");
     const name = mapName(disk, run.epoch, run.ordinal);
-    const leaf = decodeLeaf(objectBytes(store, name), name, fromHex(vault), fromHex(run.checksum));
+    const leaf = decodeLeaf(await objectBytes(store, name), name, fromHex(vault), fromHex(run.checksum));
     change(leaf);
     const table = encodeLeaf(leaf, fromHex(vault));
-    putBytes(store, name, table.bytes);
+    await putBytes(store, name, table.bytes);
     return { ...manifest, runs: [runOf(run, table, { entries: leaf.count }), ...others] };
   });
 }

@@ -8,7 +8,7 @@ import { Store } from "../../../../engine/store/store.ts";
 import { claimQuota, endRound } from "../../../../engine/upkeep/scrub/quota.ts";
 import { FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
-import { closeModelVaults, contentOf, ModelDisk, openModelVault } from "../../../model-disk.ts";
+import { closeModelVaults, contentOf, ModelDisk, modelSink, openModelVault } from "../../../model-disk.ts";
 import { tamperObject } from "./tamper.ts";
 
 const vault = "0123456789abcdef".repeat(2);
@@ -92,7 +92,7 @@ test("two vaults' openers read each point once", async () => {
     await first.replicate({ disk, volume: new ModelDisk(contentOf(60_000, disk.charCodeAt(0)), disk) });
   const nowMs = Date.now();
   const due = encodeScrubbed({ vault: first.id, roundMs: nowMs - 50 * hourMs, takenMs: nowMs - 48 * hourMs });
-  await sink.putObject(scrubbedName, due, { ifAbsent: true });
+  await (await modelSink(sink)).putObject(scrubbedName, due, { ifAbsent: true });
   const second = await openModelVault(sink);
   const sources = new Map([["d", new ModelDisk(contentOf(60_000, 100), "d")]]);
   expect(await first.scrub({ sharePerDay: 0.3, sources })).toMatchObject({ provedPoints: 1, roundEnded: false });
@@ -100,7 +100,7 @@ test("two vaults' openers read each point once", async () => {
   // A day later, as it were.
   const { etag } = await sink.statObject(scrubbedName);
   const later = encodeScrubbed({ vault: first.id, roundMs: nowMs - 50 * hourMs, takenMs: nowMs - 48 * hourMs });
-  await sink.putObject(scrubbedName, later, { ifMatch: etag });
+  await (await modelSink(sink)).putObject(scrubbedName, later, { ifMatch: etag });
   expect(await second.scrub({ sharePerDay: 1 })).toMatchObject({ provedPoints: 1, roundEnded: true });
   for (const disk of ["d", "e"]) for (const { proved } of await first.points(disk)) expect(proved).not.toBeNull();
 });

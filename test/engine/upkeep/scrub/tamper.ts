@@ -38,8 +38,12 @@ function changed(bytes: Uint8Array, name: string, how: Exclude<Tampering, "remov
         copy[4] = 99;
         return copy;
       }
+      if (Buffer.from(copy).toString("latin1", 0, 4) === "TMSE") {
+        copy[4] = 99;
+        return copy;
+      }
       const text = Buffer.from(copy).toString("latin1");
-      return Buffer.from(text.replace(/^(tidemark [a-z]+) 1 /, "$1 99 "), "latin1");
+      return Buffer.from(text.replace(/^(tidemark [a-z]+) [0-9]+ /, "$1 99 "), "latin1");
     }
   }
 }

@@ -8,8 +8,6 @@ import { join } from "node:path";
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import type { ErrorCode } from "../../../../engine/errors.ts";
 import type { Notice } from "../../../../engine/notice.ts";
-import { checksum, fromHex } from "../../../../engine/store/format/checksum.ts";
-import { decodeFrameHeader } from "../../../../engine/store/format/frame.ts";
 import type { Damage } from "../../../../engine/upkeep/scrub/damage.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import type { Volume } from "../../../../engine/volume.ts";
@@ -24,10 +22,10 @@ import {
   replicateNoted,
 } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
-import { flipPage, shortenPages, type Tampering, tamperObject } from "./tamper.ts";
+import { flipPage, shortenPages, storedName, type Tampering, tamperObject } from "./tamper.ts";
 
 const sizeBytes = 100_000;
-const segment = "segments/d/00000001-0-00000000";
+let segment: string;
 
 let folder: string;
 const [store, others] = [new MemoryStore(), new MemoryStore()];
@@ -45,6 +43,7 @@ beforeAll(async () => {
 beforeEach(async () => {
   folder = mkdtempSync(join(tmpdir(), "verify-"));
   store.restore(filled);
+  segment = storedName(store, "segments/d/00000001-0-00000000");
   vault = await openModelVault(sink());
   disk = new ModelDisk(Buffer.from(lastContent));
 });
@@ -264,8 +263,7 @@ describe("a segment", () => {
   async function tableOffset(): Promise<number> {
     const bytes = new Uint8Array(128);
     await sink().readPages(segment, 0, bytes);
-    const place = { vaultId: fromHex(vault.id), segmentId: checksum(Buffer.from(segment)), offset: 0 };
-    return decodeFrameHeader(bytes, segment, place).tableOffset;
+    return new DataView(bytes.buffer).getUint32(12, true);
   }
 });
 
