@@ -17,9 +17,9 @@ const diskMebibytes = 64;
  */
 const servedMsMax = 900;
 const startingMs = { min: 300, max: 1_500 } as const;
-const pointsCheckedMax: number = byDepth(5, 12);
+const pointsCheckedMax: number = byDepth(2, 12);
 /** Taken at the end, beside those that come about between the kills. */
-const pointsMin = 4;
+const pointsMin: number = byDepth(2, 4);
 
 test(`an agent killed ${kills} times under writes loses no acknowledged write, and every point is a prefix of them`, {
   timeout: 300_000,

@@ -16,7 +16,7 @@ import { isInstalled } from "../programs.ts";
 import { Client } from "./client.ts";
 
 const mebibyte = 1024 * 1024;
-const kills: number = byDepth(1, 6);
+const kills: number = byDepth(1, 3);
 const testMsMax = 300_000;
 
 test("kill -9 while a point is applied leaves a replica that is torn, and the next run makes it whole", {

@@ -15,7 +15,7 @@ import { Client, told } from "./client.ts";
 import { SlowLine } from "./slow-line.ts";
 
 const mebibyte = 1024 * 1024;
-const imageMebibytes = 16;
+const imageMebibytes = 8;
 const testMsMax = 180_000;
 /** Much shorter than a lease: a refused writer does not wait for it. */
 const refusalMsMax = 15_000;
@@ -31,11 +31,11 @@ async function paused(): Promise<{
 }> {
   const client = new Client("");
   const azurite = await AzuriteProcess.forTest(client.path("store"));
-  const line = await SlowLine.open(azurite.port, 8 * mebibyte);
+  const line = await SlowLine.open(azurite.port, 4 * mebibyte);
   client.vault = azurite.vault(line.port);
   writeImage(client.path("disk.img"), imageMebibytes);
   const sleeper = client.start("replicate", "disk.img", "--disk", "d");
-  await line.passed(8 * mebibyte);
+  await line.passed(4 * mebibyte);
   sleeper.child.kill("SIGSTOP");
   client.vault = azurite.vault();
   return { client, azurite, sleeper };
