@@ -10,10 +10,10 @@ export type LiveKind = "front" | "burst" | "churn" | "restart" | "soak";
 export type KeepKind = "mount" | "instant" | "failover" | "prune" | "open" | "collect";
 
 /**
- * What costs depend on: the size of the disk, the number of disks, lanes, block size, workers; and what
+ * What a start costs, and what costs depend on: the size of the disk, the number of disks, lanes, block size, workers; and what
  * other programs need for the same.
  */
-type CostKind = "size" | "disks" | "lanes" | "blocks" | "scaling" | "peers";
+type CostKind = "start" | "size" | "disks" | "lanes" | "blocks" | "scaling" | "peers";
 
 /**
  * `kernels`: the inner loops, bare. `pipeline`: a whole cycle into a sink that discards. The
@@ -23,7 +23,7 @@ export type BenchKind = "kernels" | "pipeline" | "initial" | "scattered" | "rest
 
 export const liveKinds: readonly LiveKind[] = ["front", "burst", "churn", "restart", "soak"];
 export const keepKinds: readonly KeepKind[] = ["mount", "instant", "failover", "prune", "open", "collect"];
-const costKinds: readonly CostKind[] = ["size", "disks", "lanes", "blocks", "scaling", "peers"];
+const costKinds: readonly CostKind[] = ["start", "size", "disks", "lanes", "blocks", "scaling", "peers"];
 export const benchKinds: readonly BenchKind[] = [
   "initial",
   "scattered",

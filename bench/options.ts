@@ -9,7 +9,7 @@ import { type MarkOf, marksOf, readTargets } from "./targets.ts";
 import { Trace } from "./trace.ts";
 
 /** The kinds for which a disk is made where no image is given, or always. */
-const imagelessKinds: readonly BenchKind[] = ["kernels", "size", "disks", ...liveKinds, ...keepKinds];
+const imagelessKinds: readonly BenchKind[] = ["kernels", "start", "size", "disks", ...liveKinds, ...keepKinds];
 /** The kinds of which a part is done by a process of its own. */
 const sharedKinds: readonly BenchKind[] = [...liveKinds, "mount", "instant", "collect", "peers"];
 

@@ -5,6 +5,7 @@ import { makeFolder } from "../engine/internal.ts";
 import { benchPeers } from "./cost/peers.ts";
 import { benchBlocks, benchLanes, benchScaling } from "./cost/settings.ts";
 import { benchDisks, benchSize } from "./cost/size.ts";
+import { benchStart } from "./cost/start.ts";
 import { benchInitial, benchRestore, benchScattered } from "./cycles.ts";
 import { benchCollect } from "./keep/collect.ts";
 import { benchFailover } from "./keep/failover.ts";
@@ -63,6 +64,8 @@ async function outcomeOf(
       return { outcome: await benchKernels(config), store: null };
     case "pipeline":
       return { outcome: await benchPipeline(config), store: null };
+    case "start":
+      return { outcome: await benchStart(config), store: null };
     case "size":
       return { outcome: await benchSize(config), store: null };
     case "disks":

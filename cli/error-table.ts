@@ -50,6 +50,26 @@ export const errorTable: Readonly<Record<ErrorCode, ErrorEntry>> = {
     meaning: "a key is wrong, a SAS has expired, or a right or file permission is missing",
     remedy: "grant what the message names",
   },
+  KEY_ALTERED: {
+    meaning: "a registration key is not as it was made",
+    remedy: "copy the file again, byte for byte, or make a key with `tidemark vault key`",
+  },
+  KEY_EXPIRED: {
+    meaning: "the time is over in which a machine can register with the key",
+    remedy: "make another key with `tidemark vault key`",
+  },
+  KEY_FOREIGN: {
+    meaning: "a registration key is of another vault, or of a registration secret that the vault has no more",
+    remedy: "make a key of this vault with `tidemark vault key`",
+  },
+  KEY_USED: {
+    meaning: "another machine is registered under the name of the key",
+    remedy: "make a key with another name with `tidemark vault key`, or run `tidemark agents remove NAME` first",
+  },
+  AGENT_REMOVED: {
+    meaning: "the vault does not list the agent of this machine any more",
+    remedy: "make a new key with `tidemark vault key`, and run `tidemark agent register --key FILE` on the machine",
+  },
   OBJECT_NOT_FOUND: {
     meaning: "an object of the vault is gone from the store",
     remedy: "list the points that need it with `tidemark verify`",

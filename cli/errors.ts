@@ -56,6 +56,11 @@ export function exitCodeOf(error: unknown): number {
     case "COLLECTION_ACTIVE":
       return exitCodes.writerActive;
     case "ACCESS_REFUSED":
+    case "KEY_ALTERED":
+    case "KEY_EXPIRED":
+    case "KEY_FOREIGN":
+    case "KEY_USED":
+    case "AGENT_REMOVED":
       return exitCodes.accessRefused;
     case "INTERRUPTED":
       return exitCodes.interrupted;

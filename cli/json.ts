@@ -34,6 +34,7 @@ import type {
   PointSummary,
   ProtectionStatus,
   PruneSummary,
+  RegisteredAgent,
   RemoveDiskSummary,
   RepairedObject,
   RepairSummary,
@@ -71,6 +72,8 @@ export interface JsonItems {
   readonly applied: Application;
   /** `replica show`: a replica of the vault. */
   readonly replica: ReplicaSummary;
+  /** `agents list`: a registered agent. */
+  readonly agent: RegisteredAgent;
   /** `verify` and `replica verify`: one thing that is damaged, or differs. */
   readonly damage: Damage;
   /** `points diff`: a range that differs. */
@@ -113,6 +116,7 @@ interface FixedSummaries {
   readonly "vault keys remove": KeysSummary;
   readonly "vault keys rotate": KeysSummary;
   readonly "vault keys enroll": EnrollSummary;
+  readonly "vault key": IssuedKey;
   readonly "vault init": VaultSummary;
   readonly "vault show": VaultSummary;
   readonly "vault stats": VaultStats;
@@ -122,6 +126,7 @@ interface FixedSummaries {
   readonly protect: ProtectionStatus;
   readonly agent: AgentSummary;
   readonly "agent status": AgentStatusSummary;
+  readonly "agent register": RegisteredMachine;
   readonly watch: AgentStatusSummary;
   readonly "agent point": PointSummary | GroupPointSummary;
   readonly "agent pause": NamedDisks;
@@ -129,6 +134,9 @@ interface FixedSummaries {
   readonly "agent reload": ReloadSummary;
   readonly "agent stop": StopSummary | AgentStopped;
   readonly "agent limit": LimitSummary;
+  readonly "agents list": AgentsSummary;
+  readonly "agents show": RegisteredAgent;
+  readonly "agents remove": RegisteredAgent;
   readonly "disks list": DisksSummary;
   readonly "disks remove": RemoveDiskSummary;
   readonly "disks disable": DisableSummary;
@@ -251,6 +259,44 @@ export interface GroupPointSummary {
 
 export interface NamedDisks {
   readonly disks: readonly string[];
+}
+
+/** A registration key that was made. */
+export interface IssuedKey {
+  readonly vault: string;
+  /** 32 hexadecimal digits that name the key. */
+  readonly key: string;
+  /** Friendly name of the agent that it is for. */
+  readonly agent: string;
+  readonly address: string;
+  readonly allowedDisks: readonly string[];
+  /** No machine can register after this: ISO 8601 in UTC, as the times below. */
+  readonly notAfter: string;
+  /** When the SAS in it ends; null: there is none, or it does not say. */
+  readonly credentialsUntil: string | null;
+  /** Whether it lets its machine write to an encrypted vault. */
+  readonly enrollsWriter: boolean;
+  /** The file that was written. It is secret. */
+  readonly out: string;
+}
+
+/** What `agent register` has done. */
+export type RegisteredMachine = RegisteredAgent & {
+  readonly vault: string;
+  readonly address: string;
+  /** The file with the credentials. It is secret. */
+  readonly credentials: string;
+  /** The configuration that names the vault; null: none was given. */
+  readonly config: string | null;
+  /** What the configuration calls the vault. */
+  readonly vaultName: string;
+};
+
+export interface AgentsSummary {
+  /** Number of agents; each is an item before. */
+  readonly agents: number;
+  /** Those whose health is Critical. */
+  readonly critical: number;
 }
 
 export interface AgentStopped {

@@ -11,6 +11,7 @@
 import { Command, CommanderError, Option } from "commander";
 import { systemCode, TidemarkError, tidemarkVersion } from "../engine/index.ts";
 import { agentCommand } from "./commands/agent.ts";
+import { agentsCommand } from "./commands/agents.ts";
 import { benchCommand } from "./commands/bench.ts";
 import { capacityCommand } from "./commands/capacity.ts";
 import { collectCommand } from "./commands/collect.ts";
@@ -115,6 +116,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     replicateCommand,
     protectCommand,
     agentCommand,
+    agentsCommand,
     watchCommand,
     disksCommand,
     pointsCommand,
@@ -187,6 +189,14 @@ Examples:
     for (const option of command.options)
       if (option.envVar !== undefined && environment[option.envVar] === "") delete option.envVar;
     command
+      // `stress store --vault V`: the command above has an option of that name, and is given its value first.
+      .hook("preSubcommand", (above, below) => {
+        for (const option of command === program ? [] : above.options) {
+          const name = option.attributeName();
+          if (above.getOptionValueSource(name) === "cli" && below.options.some((own) => own.attributeName() === name))
+            below.setOptionValueWithSource(name, above.getOptionValue(name), "cli");
+        }
+      })
       .exitOverride((error) => {
         if (error.exitCode === 0) throw error;
         if (error.code !== "commander.help" || command !== program) throw wrongUse(error, nameOf(command));

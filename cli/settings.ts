@@ -149,8 +149,17 @@ export function vaultOptions(flags: VaultFlags, environment: Environment, signal
   };
 }
 
-/** More than a private key or passphrase has. */
-const secretBytesMax = 65_536;
+/** The folder of local state. Errors: INVALID_ARGUMENT when there is none. */
+export function neededStateFolder(state: string | undefined, environment: Environment): string {
+  const folder = said(state) ?? stateFolderDefault(environment);
+  if (folder !== undefined) return folder;
+  throw new TidemarkError("INVALID_ARGUMENT", "there is no state folder, because this user has no home folder", {
+    remedy: "name one with `--state DIR`, or with `stateFolder` in the configuration",
+  });
+}
+
+/** More than a private key, a passphrase or a registration key has. */
+const secretBytesMax = 1_048_576;
 
 /**
  * What opens an encrypted vault, read from the files that `--key`, TIDEMARK_KEY_FILE and

@@ -21,6 +21,12 @@ export type ErrorCode =
   | "SEAT_LOST"
   | "COLLECTION_ACTIVE"
   | "ACCESS_REFUSED"
+  // Registration of source machines.
+  | "KEY_ALTERED"
+  | "KEY_EXPIRED"
+  | "KEY_FOREIGN"
+  | "KEY_USED"
+  | "AGENT_REMOVED"
   // The store (the codes that a `Sink` throws).
   | "OBJECT_NOT_FOUND"
   | "OBJECT_EXISTS"

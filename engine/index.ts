@@ -121,6 +121,7 @@ export type {
   PlanPhase,
   PlanStepState,
 } from "./store/format/plan-run.ts";
+export type { RegistrationKey } from "./store/format/registration.ts";
 export type { Secrets } from "./store/keys/recipients.ts";
 export type { LabelOptions } from "./store/points/labels.ts";
 export type { PinOptions, PinSummary } from "./store/points/pins.ts";
@@ -142,6 +143,9 @@ export type { EnrollSummary, KeysSummary, NewRecipients, RecipientSummary } from
 export { Keyring } from "./upkeep/keys/keyring.ts";
 export type { PointDecision, PruneCounts, PruneOptions, PruneSummary } from "./upkeep/prune/prune.ts";
 export type { RemoveDiskOptions, RemoveDiskSummary } from "./upkeep/prune/remove-disk.ts";
+export type { IssueKeyOptions, RegisteredAgent, RegisterOptions } from "./upkeep/registration/agents.ts";
+export { Agents } from "./upkeep/registration/agents.ts";
+export { isAllowedDisk, readRegistrationKey } from "./upkeep/registration/registration-key.ts";
 export type { LostObject, RepairedObject, RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";
 export type { Decision, RetentionPoint } from "./upkeep/retention/decide.ts";
 export { decide } from "./upkeep/retention/decide.ts";

@@ -31,7 +31,10 @@ export type { ChunkPlace } from "./pipeline/dedup-index.ts";
 export { DedupIndex } from "./pipeline/dedup-index.ts";
 export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
 export { workersDefault } from "./pipeline/worker-pool.ts";
-export { encodeDiskName } from "./store/format/names.ts";
+export { agentsPrefix, encodeDiskName } from "./store/format/names.ts";
 // Bounds of recovery plans.
 export { actionBounds, planActionsMax, planMachinesMax, planName, planTextMax } from "./store/format/plan-run.ts";
 export { processStat } from "./store/points/process-identity.ts";
+// What a registering machine asks, and keeps.
+export { refuseForeignVault } from "./upkeep/registration/agents.ts";
+export { findRegistration, keepRegistration, machineOf } from "./upkeep/registration/registration-state.ts";

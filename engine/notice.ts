@@ -21,6 +21,7 @@ export interface Notice {
     | "PIN_LEFT"
     | "PIN_REFUSED"
     | "LABEL_DAMAGED"
+    | "AGENT_DAMAGED"
     | "LABEL_NOT_SAVED"
     | "PRUNE_FAILED"
     | "DISK_SKIPPED"

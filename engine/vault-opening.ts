@@ -91,8 +91,8 @@ export async function openOrCreateVault(sink: Sink, options: VaultOptions & Vaul
 }
 
 async function unlockWith(sink: Sink, document: VaultDocument, options: VaultOptions): Promise<Unlocked> {
-  const { keys, stateFolder } = options;
-  return await unlock(sink, document, keys, await enrolledKey(stateFolder, document.vault));
+  const { keys, stateFolder, writerKey = await enrolledKey(stateFolder, document.vault) } = options;
+  return await unlock(sink, document, keys, writerKey);
 }
 
 /** Errors: DAMAGED. */

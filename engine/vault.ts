@@ -47,6 +47,7 @@ import { type VaultStats, vaultStats } from "./upkeep/collection/vault-stats.ts"
 import { Keyring } from "./upkeep/keys/keyring.ts";
 import { type PruneOptions, type PruneSummary, prune } from "./upkeep/prune/prune.ts";
 import { type RemoveDiskOptions, type RemoveDiskSummary, removeDisk } from "./upkeep/prune/remove-disk.ts";
+import { Agents } from "./upkeep/registration/agents.ts";
 import { type RepairOptions, type RepairSummary, repair } from "./upkeep/repair/repair.ts";
 import { identityDamage, withDamage } from "./upkeep/scrub/damage.ts";
 import { Scrubber, type ScrubOptions, type ScrubSummary, scrubProtected } from "./upkeep/scrub/scrub.ts";
@@ -86,6 +87,8 @@ export class Vault implements AsyncDisposable {
   readonly replicas: Replicas;
   /** Keys of an encrypted vault: recipients, rotation, enrollment of writers. */
   readonly keys: Keyring;
+  /** Registration of source machines. */
+  readonly agents: Agents;
   readonly #context: VaultContext;
   readonly #running = new Set<Promise<unknown>>();
   readonly #protections = new Set<Protection>();
@@ -113,6 +116,7 @@ export class Vault implements AsyncDisposable {
     this.plans = new Plans(this.#context, this.failovers, async (start) => await this.#track(start));
     this.replicas = new Replicas(this.#context, async (start) => await this.#track(start));
     this.keys = new Keyring(this.#context, async (start) => await this.#track(start));
+    this.agents = new Agents(this.#context, async (start) => await this.#track(start));
   }
 
   /**

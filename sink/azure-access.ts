@@ -2,7 +2,14 @@
  * Authentication of requests to Azure Storage: the SDK's form of a credential, and the secrets that
  * no message may contain.
  */
-import { AnonymousCredential, StorageSharedKeyCredential } from "@azure/storage-blob";
+import {
+  AnonymousCredential,
+  ContainerSASPermissions,
+  generateBlobSASQueryParameters,
+  SASProtocol,
+  StorageSharedKeyCredential,
+} from "@azure/storage-blob";
+import { serviceVersion } from "./azure-wire.ts";
 import type { AzureAccess, AzureCredential } from "./credential.ts";
 import { type ProxyOptions, parseProxyUrl } from "./proxy.ts";
 
@@ -16,6 +23,28 @@ export function credentialOf(access: AzureAccess): AnonymousCredential | Storage
     case "token":
       return access.credential;
   }
+}
+
+/**
+ * A SAS for one container, with the rights that a writer needs: to read, add, create, write, delete
+ * and list.
+ */
+export function containerSas(
+  { account, key }: Extract<AzureAccess, { readonly kind: "key" }>,
+  containerUrl: string,
+  untilMs: number,
+): string {
+  const { protocol, pathname } = new URL(containerUrl);
+  return generateBlobSASQueryParameters(
+    {
+      containerName: pathname.split("/").at(-1) ?? "",
+      permissions: ContainerSASPermissions.parse("racwdl"),
+      expiresOn: new Date(untilMs),
+      protocol: protocol === "https:" ? SASProtocol.Https : SASProtocol.HttpsAndHttp,
+      version: serviceVersion,
+    },
+    new StorageSharedKeyCredential(account, key),
+  ).toString();
 }
 
 /** Strings that no message may contain. */

@@ -7,7 +7,7 @@
 import type { BlobDownloadResponseParsed, RequestPolicyFactory } from "@azure/storage-blob";
 
 /** The newest service version that Azurite 3.35 knows. */
-const serviceVersion = "2025-11-05";
+export const serviceVersion = "2025-11-05";
 
 /** SDK policy that sets the service version before the request is signed. */
 export const pinnedVersion: RequestPolicyFactory = {
@@ -18,6 +18,18 @@ export const pinnedVersion: RequestPolicyFactory = {
     },
   }),
 };
+
+/** SDK policy that signs each request with the SAS of its moment. */
+export function signedBy(sas: () => Promise<string>): RequestPolicyFactory {
+  return {
+    create: (next) => ({
+      sendRequest: async (request) => {
+        request.url += `${request.url.includes("?") ? "&" : "?"}${await sas()}`;
+        return await next.sendRequest(request);
+      },
+    }),
+  };
+}
 
 /** SDK policy that tells `onDate` what the store's clock says in an answer, in ms since 1970. */
 export function watchedDates(onDate: (serverMs: number) => void): RequestPolicyFactory {

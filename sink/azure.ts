@@ -31,7 +31,7 @@ import { changedCodes, type ErrorMeanings, existsCodes, leaseCodes, type StoreFa
 import type { AzureSinkOptions } from "./azure-options.ts";
 import { AzurePages, blobProperties } from "./azure-pages.ts";
 import { Caller } from "./azure-retry.ts";
-import { asBuffer, discard, fill, httpEtag, pinnedVersion, plainEtag, watchedDates } from "./azure-wire.ts";
+import { asBuffer, discard, fill, httpEtag, pinnedVersion, plainEtag, signedBy, watchedDates } from "./azure-wire.ts";
 import type { AzureAccess } from "./credential.ts";
 import { bypassesProxy, describeProxy, type ProxyOptions } from "./proxy.ts";
 import {
@@ -115,12 +115,24 @@ export class AzureSink implements Sink {
       });
     }
     const description = options.description ?? `${url.origin}${url.pathname}`;
+    // An answer to a request with the former SAS may come after the renewal.
+    let [current, former] = [access, access];
+    const sas = async (): Promise<string> => {
+      if (current.kind !== "sas") return "";
+      const next = (await current.renewed?.()) ?? current.sas;
+      if (next !== current.sas) [current, former] = [{ ...current, sas: next }, current];
+      return next;
+    };
     const store: StoreFacts = {
       description,
       host: url.host,
       access: access.kind,
-      secrets: secretsOf(access, options.proxy),
-      sas: sasFacts(access),
+      get secrets() {
+        return [current, former].flatMap((used) => secretsOf(used, options.proxy));
+      },
+      get sas() {
+        return sasFacts(current);
+      },
       proxy: proxyOf(url, options.proxy),
     };
     const calls = new Caller(store, options);
@@ -140,7 +152,8 @@ export class AzureSink implements Sink {
       pinnedVersion,
       watchedDates((serverMs) => calls.answeredAt(serverMs)),
     );
-    const container = new ContainerClient(access.kind === "sas" ? `${url.href}?${access.sas}` : url.href, pipeline);
+    if (access.kind === "sas") pipeline.factories.push(signedBy(sas));
+    const container = new ContainerClient(url.href, pipeline);
     return new AzureSink(description, container, access.kind === "sas", agent, calls, options.server);
   }
 

@@ -15,6 +15,6 @@ export interface AzureCredential {
 /** How requests are authenticated. */
 export type AzureAccess =
   | { readonly kind: "key"; readonly account: string; readonly key: string }
-  /** `sas` is a query string without its `?`. */
-  | { readonly kind: "sas"; readonly sas: string }
+  /** `sas` is a query string without its `?`. `renewed` is asked for the one to use from now on. */
+  | { readonly kind: "sas"; readonly sas: string; readonly renewed?: (() => Promise<string>) | undefined }
   | { readonly kind: "token"; readonly credential: AzureCredential };

@@ -10,5 +10,12 @@ export type { RetryOptions } from "./azure-retry.ts";
 export { Azurite, type AzuriteOptions } from "./azurite.ts";
 export type { AzureAccess, AzureCredential } from "./credential.ts";
 export { DirectorySink, type DirectorySinkOptions } from "./directory.ts";
-export { type AzureCredentials, type OpenSinkOptions, openSink, parseVaultSpec, type VaultSpec } from "./open.ts";
+export {
+  type AzureCredentials,
+  type OpenSinkOptions,
+  openSink,
+  parseVaultSpec,
+  sasFor,
+  type VaultSpec,
+} from "./open.ts";
 export type { ProxyOptions } from "./proxy.ts";

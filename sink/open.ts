@@ -21,6 +21,7 @@ import { explainedBySpace, SpaceReserve } from "./file-system.ts";
 import { MemorySink, MemoryStore } from "./memory.ts";
 import { checkInstalled } from "./optional-package.ts";
 import { bypassesProxy, isLoopback, type ProxyOptions, parseProxyUrl } from "./proxy.ts";
+import { sasFacts } from "./sas.ts";
 
 /** A parsed vault address. */
 export type VaultSpec =
@@ -37,10 +38,12 @@ export type VaultSpec =
     };
 
 /**
- * Credentials for a storage account. Precedence: a SAS in the vault's URL, the account key, the
- * connection string, the credential.
+ * Credentials for a storage account. Precedence: a SAS in the vault's URL, `sas`, the account key,
+ * the connection string, the credential.
  */
 export interface AzureCredentials {
+  /** Gives the SAS to use from now on, without its `?`. It is asked before each request. */
+  readonly sas?: (() => Promise<string>) | undefined;
   /** The account key, base64, from the portal's Access keys. */
   readonly accountKey?: string | undefined;
   /**
@@ -210,8 +213,9 @@ async function accessTo(
   spec: Extract<VaultSpec, { readonly kind: "azure" }>,
   options: OpenSinkOptions,
 ): Promise<AzureAccess> {
-  const { accountKey, connectionString, credential } = options.credentials ?? {};
+  const { sas, accountKey, connectionString, credential } = options.credentials ?? {};
   if (spec.sas !== undefined) return { kind: "sas", sas: spec.sas };
+  if (sas !== undefined) return { kind: "sas", sas: await sas(), renewed: sas };
   if (accountKey !== undefined) return keyAccess(spec, accountKey);
   if (connectionString !== undefined) return connectionAccess(spec, connectionString);
   if (credential !== undefined) return { kind: "token", credential };
@@ -225,6 +229,40 @@ async function accessTo(
   checkInstalled("signing in to Azure without a key or a SAS", ["@azure/identity"]);
   const { DefaultAzureCredential } = await import("@azure/identity");
   return { kind: "token", credential: new DefaultAzureCredential(signInProxy(options.proxy)) };
+}
+
+/**
+ * A SAS with which another machine opens the container at `spec`: the one in the address, or one that
+ * the account key makes and that ends at `untilMs`. Undefined: the store takes no credentials.
+ *
+ * @throws TidemarkError INVALID_ARGUMENT where there is neither.
+ */
+export async function sasFor(
+  spec: string,
+  untilMs: number,
+  options: OpenSinkOptions = {},
+): Promise<{ readonly sas: string; readonly untilMs: number | undefined } | undefined> {
+  const parsed = parseVaultSpec(spec);
+  if (parsed.kind !== "azure") return undefined;
+  const { accountKey, connectionString } = options.credentials ?? {};
+  const isDevelopment = parsed.account === developmentAccount && isLoopback(new URL(parsed.containerUrl).hostname);
+  const isKnown = [parsed.sas, accountKey, connectionString].some((secret) => secret !== undefined) || isDevelopment;
+  if (!isKnown)
+    throw new TidemarkError(
+      "INVALID_ARGUMENT",
+      `there is no account key of which to make a SAS for ${parsed.containerUrl}`,
+      {
+        remedy: "set AZURE_STORAGE_KEY or AZURE_STORAGE_CONNECTION_STRING, or give an address with a SAS",
+      },
+    );
+  const access = await accessTo(parsed, options);
+  if (access.kind === "key") {
+    checkInstalled("a SAS", ["@azure/storage-blob"]);
+    const { containerSas } = await import("./azure-access.ts");
+    return { sas: containerSas(access, parsed.containerUrl, untilMs), untilMs };
+  }
+  const facts = sasFacts(access);
+  return { sas: access.kind === "sas" ? access.sas : "", untilMs: facts?.expiresAtMs };
 }
 
 /**

@@ -44,6 +44,7 @@ const engineLayers: readonly string[] = [
   "engine/upkeep/retention",
   "engine/upkeep/collection",
   "engine/upkeep/keys",
+  "engine/upkeep/registration",
   "engine/upkeep/prune",
   "engine/upkeep/scrub",
   "engine/upkeep/repair",

@@ -79,6 +79,7 @@ const small: Readonly<Partial<Record<BenchKind, Partial<CaseOptions>>>> = {
 /** The soak takes an hour and is run apart. */
 const order: readonly BenchKind[] = [
   "kernels",
+  "start",
   "pipeline",
   "initial",
   "scattered",

@@ -19,6 +19,7 @@ import { ConfigDocument, type Path } from "./config-document.ts";
 import { controlSocketDefault } from "./listen.ts";
 import { type Judge, resolveDashboard, resolveMetrics, resolveNotify } from "./monitoring-checks.ts";
 import { readOwnFile } from "./own-file.ts";
+import { judgeRegistration } from "./registered.ts";
 import { judgeReplicas, resolveReplica } from "./replica-checks.ts";
 import { retentionMs } from "./retention.ts";
 import {
@@ -83,6 +84,16 @@ class Checker {
     const resolvedVaults = this.#resolveVaults(vaults);
     for (const policy of policies.values()) this.#judgePolicy(policy);
     const resolvedDisks = await this.#resolveDisks(disks, resolvedVaults, policies);
+    for (const vault of resolvedVaults.values()) {
+      const ofVault = disks.filter(({ entry }) => entry.vault === vault.name);
+      await judgeRegistration(vault, this.#environment, {
+        vault: (what, remedy) => this.#document.fault(["vaults", vault.name], what, remedy),
+        disks: ofVault.map(({ at, entry: { name } }) => ({
+          name,
+          report: (what, remedy) => this.#document.fault([...at, "name"], what, remedy),
+        })),
+      });
+    }
     for (const policy of policies.values()) {
       const ofPolicy = [...resolvedDisks.values()].filter((disk) => disk.policy === policy.name);
       await judgeReplicas(policy, ofPolicy, resolvedVaults, (what, remedy) =>

@@ -28,7 +28,7 @@ import {
 import { openSink } from "../../sink/index.ts";
 import { refuseEmptyImage } from "../commands/context.ts";
 import { withoutSecrets } from "../errors.ts";
-import { type Environment, sinkOptions, vaultOptions, vaultSecrets } from "../settings.ts";
+import { type Environment, neededStateFolder, sinkOptions, vaultSecrets } from "../settings.ts";
 import { told } from "../waiting.ts";
 import { Collecting } from "./collecting.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
@@ -38,6 +38,7 @@ import type {
   AgentPoint,
   Clock,
   DiskEvent,
+  DiskHealth,
   EngineAdapter,
   FailoverPort,
   ProtectionPort,
@@ -46,6 +47,7 @@ import type {
   VaultFacts,
   VaultPort,
 } from "./ports.ts";
+import { Registered } from "./registered.ts";
 import { ReplicaKeeping } from "./replica-keeping.ts";
 import { replicaOf } from "./replica-policy.ts";
 import type { ScrubEntry, StartTime, TlsFiles } from "./schema.ts";
@@ -72,7 +74,8 @@ export function openEngineAdapter(
   onNotice: (notice: Notice) => void = () => undefined,
 ): EngineAdapter {
   return {
-    openVault: async (config, signal) => await EngineVault.open(config, environment, onNotice, signal),
+    openVault: async (config, signal, disksOf) =>
+      await EngineVault.open(config, environment, onNotice, disksOf, signal),
     listen: openServer,
   };
 }
@@ -84,10 +87,12 @@ class EngineVault implements VaultPort {
   readonly #stateFolder: string;
   readonly #groups = new Map<string, Group>();
   readonly #listeners = new Map<string, (event: DiskEvent) => void>();
+  readonly #registered: Registered | undefined;
   readonly #scrubbing: Scrubbing;
   readonly #collecting: Collecting;
 
   private constructor(parts: {
+    readonly registered: Registered | undefined;
     readonly store: Sink;
     readonly vault: Vault;
     readonly bandwidth: Bandwidth;
@@ -95,6 +100,7 @@ class EngineVault implements VaultPort {
     readonly scrub: ScrubEntry | undefined;
     readonly collectEveryMs: number | undefined;
   }) {
+    this.#registered = parts.registered;
     this.#store = parts.store;
     this.#vault = parts.vault;
     this.#bandwidth = parts.bandwidth;
@@ -123,20 +129,29 @@ class EngineVault implements VaultPort {
     config: VaultConfig,
     environment: Environment,
     onNotice: (notice: Notice) => void,
+    disksOf: () => readonly DiskHealth[],
     signal: AbortSignal,
   ): Promise<EngineVault> {
     const { address, proxy } = config;
     const bandwidth = new Bandwidth(tableOf(config));
-    const stateFolder = stateFolderOf(config, environment);
+    const stateFolder = neededStateFolder(config.stateFolder, environment);
+    const registered = await Registered.find(stateFolder, address);
     const keys = await vaultSecrets({}, environment);
+    const fromEnvironment = sinkOptions(address, environment, signal);
     const opened = await openSink(address, {
-      ...sinkOptions(address, environment, signal),
+      ...fromEnvironment,
+      credentials: { ...fromEnvironment.credentials, sas: registered?.sas },
       ...(proxy === undefined ? {} : { proxy }),
     });
     const store = told(opened, withoutSecrets(opened.description), onNotice);
     try {
-      const vault = await Vault.openOrCreate(limited(store, bandwidth), { stateFolder, keys, onNotice, signal });
+      const options = { stateFolder, keys, onNotice, signal };
+      const sink = limited(registered?.gated(store) ?? store, bandwidth);
+      // What a registered machine does not find was not for it to make.
+      const vault = await (registered === undefined ? Vault.openOrCreate(sink, options) : Vault.open(sink, options));
+      await registered?.begin(vault, { disksOf, clock: systemClock, signal });
       return new EngineVault({
+        registered,
         store,
         vault,
         bandwidth,
@@ -152,6 +167,7 @@ class EngineVault implements VaultPort {
 
   async protect({ disk, policy, onEvent }: ProtectOptions): Promise<ProtectionPort> {
     const { name, image, hooks } = disk;
+    this.#registered?.refuseDisk(name);
     // Such as a loop device whose file has been detached; its tracking file must stay as it is.
     await refuseEmptyImage(image);
     const keeping = new ReplicaKeeping(undefined, {
@@ -180,6 +196,7 @@ class EngineVault implements VaultPort {
     };
     keep(policy);
     const port = portOf(protection, () => [
+      ...(this.#registered?.findings() ?? []),
       ...this.#scrubbing.findings(name),
       ...keeping.findings(recoveryPointThreshold),
     ]);
@@ -190,6 +207,10 @@ class EngineVault implements VaultPort {
         keep(next);
       },
       replica: () => keeping.facts(),
+      point: async (options) => {
+        this.#registered?.refuseRemoved();
+        return await port.point(options);
+      },
       stop: async (options) => {
         this.#listeners.delete(name);
         await keeping.stop();
@@ -263,7 +284,7 @@ class EngineVault implements VaultPort {
 
   async close(): Promise<void> {
     try {
-      await Promise.all([this.#scrubbing.stop(), this.#collecting.stop()]);
+      await Promise.all([this.#scrubbing.stop(), this.#collecting.stop(), this.#registered?.stop()]);
       await this.#vault.close();
     } finally {
       await this.#store[Symbol.asyncDispose]();
@@ -380,14 +401,4 @@ function tableOf({
 
 function timeOfDay(minutes: number): string {
   return `${String(Math.floor(minutes / 60)).padStart(2, "0")}:${String(minutes % 60).padStart(2, "0")}`;
-}
-
-function stateFolderOf({ stateFolder: state }: VaultConfig, environment: Environment): string {
-  const { stateFolder } = vaultOptions({ state }, environment, new AbortController().signal);
-  if (stateFolder === undefined) {
-    throw new TidemarkError("INVALID_ARGUMENT", "there is no state folder, because this user has no home folder", {
-      remedy: "name one with `--state DIR`, or with `stateFolder` in the configuration",
-    });
-  }
-  return stateFolder;
 }

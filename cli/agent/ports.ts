@@ -7,6 +7,7 @@
 import type {
   BlockDevice,
   Failovers,
+  HealthLevel,
   ListedPoint,
   PointSummary,
   ProtectionStatus,
@@ -143,8 +144,15 @@ export interface ServerPort {
   close(): Promise<void>;
 }
 
+/** How a disk of the agent is. */
+export interface DiskHealth {
+  readonly disk: string;
+  readonly health: HealthLevel;
+}
+
 export interface EngineAdapter {
-  openVault(config: VaultConfig, signal: AbortSignal): Promise<VaultPort>;
+  /** `disksOf` gives the agent's disks of the vault, for its heartbeats. */
+  openVault(config: VaultConfig, signal: AbortSignal, disksOf: () => readonly DiskHealth[]): Promise<VaultPort>;
   listen(config: ListenConfig, signal: AbortSignal): Promise<ServerPort>;
 }
 

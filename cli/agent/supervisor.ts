@@ -382,7 +382,8 @@ export class Supervisor {
       throw new TidemarkError("VAULT_NOT_FOUND", `the agent has no vault ${name}`, {
         remedy: "reload the configuration",
       });
-    const vault = await this.#parts.engine.openVault(config, signal);
+    const disksOf = (): readonly DiskStatus[] => this.status().disks.filter(({ vault }) => vault === name);
+    const vault = await this.#parts.engine.openVault(config, signal, disksOf);
     const override = this.#overrides.get(name);
     if (override !== undefined) vault.setLimit(override);
     return vault;
@@ -489,11 +490,8 @@ function settingsAtNextStart(before: AgentConfig, next: AgentConfig): readonly s
   return Object.keys(old).filter((name) => old[name] !== now[name]);
 }
 
+/** The same for a name at every start. */
 function spreadMs({ name }: DiskConfig, { disks }: AgentConfig): number {
-  return disks.size === 1 ? 0 : Math.floor(fractionOf(name) * startSpreadMs);
-}
-
-/** A number in [0, 1) that is the same for a name at every start. */
-function fractionOf(name: string): number {
-  return createHash("sha256").update(name).digest().readUInt32BE(0) / 2 ** 32;
+  const fraction = createHash("sha256").update(name).digest().readUInt32BE(0) / 2 ** 32;
+  return disks.size === 1 ? 0 : Math.floor(fraction * startSpreadMs);
 }

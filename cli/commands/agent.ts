@@ -13,6 +13,7 @@ import { describeAgent } from "../agent/status-table.ts";
 import type { MissedPoint, ReloadSummary, StopSummary } from "../agent/summaries.ts";
 import { formatNumberOf, formatRate } from "../quantities.ts";
 import { printable } from "../text.ts";
+import { addRegisterCommand } from "./agent-register.ts";
 import { type CommandContext, closing } from "./context.ts";
 import { askStatus, type TargetFlags, watchAgent } from "./watch.ts";
 
@@ -116,6 +117,7 @@ Examples:
       "\nExamples:\n  $ tidemark agent limit 5MiB/s --vault main\n  $ tidemark agent limit config --vault main",
     )
     .action(async (rate: string, flags: LimitFlags) => await limit(context, rate, flags));
+  addRegisterCommand(context, agent);
   return agent;
 }
 

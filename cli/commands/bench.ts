@@ -58,10 +58,11 @@ const descriptions: Readonly<Record<BenchKind, string>> = {
   peers: "what restic, borg and qemu-img need for the same, where they are installed",
   pipeline: "a cycle into a store that discards, beside its bare kernels",
   kernels: "the inner loops, bare",
+  start: "a command that lists the points of a small vault, and an import of the library",
 };
 
 /** Kinds without a store, or with one that discards. */
-const storeless: readonly BenchKind[] = ["kernels", "pipeline", "size", "disks", "blocks", "scaling"];
+const storeless: readonly BenchKind[] = ["kernels", "start", "pipeline", "size", "disks", "blocks", "scaling"];
 
 /** Kinds that are measured once. */
 const takenOnce: readonly BenchKind[] = ["churn", "restart", "soak", "prune", "collect", "peers"];
@@ -112,7 +113,7 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
   if (image === "required") command.requiredOption("--image <path>", "disk image to measure with; it is read only");
   if (image === "optional")
     command.option("--image <path>", "disk image of which a copy is worked on (default: a new disk)");
-  if (kind !== "kernels") withWorkersOption(command);
+  if (kind !== "kernels" && kind !== "start") withWorkersOption(command);
   if (needsVault) {
     // No TIDEMARK_VAULT: a forgotten variable must not lead a benchmark to a vault in use.
     command.option("--vault <vault>", "store to measure with (default: a new Azurite)");

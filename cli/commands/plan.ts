@@ -1,5 +1,4 @@
 /** `tidemark plan`: recovery plans, their runs and reports; and `tidemark failover` with a plan. */
-import { writeFile } from "node:fs/promises";
 import { resolve } from "node:path";
 import { Command, Option } from "commander";
 import {
@@ -9,12 +8,12 @@ import {
   type PlanRunSummary,
   type StartFailoverOptions,
   type StartPlanOptions,
-  systemCode,
   TidemarkError,
   type Vault,
 } from "../../engine/index.ts";
 import { type ConfigFault, formatFault } from "../agent/config.ts";
 import type { PlanPreviewSummary } from "../json.ts";
+import { writeNew } from "../new-file.ts";
 import type { LoadedPlan } from "../plan/plan-file.ts";
 import { planPage } from "../plan/plan-page.ts";
 import { planJsonSchema } from "../plan/plan-schema.ts";
@@ -200,24 +199,9 @@ async function report(
     return { run: await plans.show(name, signal), planFile: (await plans.planOf(name, signal)).text };
   });
   const page = flags.out === undefined ? null : resolve(flags.out);
-  if (page !== null) await writePage(page, planPage(run, planFile));
+  if (page !== null) await writeNew(page, planPage(run, planFile));
   const text = page === null ? describePlanRun(run, output) : `the report of run ${run.run} is in ${printable(page)}`;
   output.answer("plan report", { ...run, planFile, page }, text);
-}
-
-/** Errors: TARGET_EXISTS, TARGET_FAILED. */
-async function writePage(path: string, page: string): Promise<void> {
-  try {
-    await writeFile(path, page, { flag: "wx" });
-  } catch (error) {
-    const code = systemCode(error);
-    if (code === "EEXIST")
-      throw new TidemarkError("TARGET_EXISTS", `${path} exists`, { remedy: "name another file", cause: error });
-    throw new TidemarkError("TARGET_FAILED", `${path} cannot be written (${code ?? "unknown"})`, {
-      remedy: "name a file in a folder that exists and may be written",
-      cause: error,
-    });
-  }
 }
 
 const listed: readonly Column<PlanRunSummary>[] = [

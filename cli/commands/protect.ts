@@ -6,7 +6,7 @@ import { TidemarkError } from "../../engine/index.ts";
 import { formatListen, parseListen } from "../../engine/internal.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "../agent/config.ts";
 import { openEngineAdapter } from "../agent/engine-adapter.ts";
-import type { DiskEvent, EngineAdapter, ProtectionPort, ServerPort, VaultPort } from "../agent/ports.ts";
+import type { DiskEvent, DiskHealth, EngineAdapter, ProtectionPort, ServerPort, VaultPort } from "../agent/ports.ts";
 import { parseRetention } from "../agent/retention.ts";
 import { checkPolicy } from "../agent/schema.ts";
 import { statusLine } from "../agent/status-table.ts";
@@ -80,19 +80,32 @@ async function protect(context: CommandContext, image: string, flags: ProtectFla
   // Before the vault is opened: an image that is missing creates none.
   await refuseEmptyImage(plan.disk.image);
   const engine = openEngineAdapter(environment, context.output.notice.bind(context.output));
-  const vault = await engine.openVault(plan.vault, signal);
+  let protection: ProtectionPort | undefined;
+  const disksOf = (): readonly DiskHealth[] => [
+    { disk: plan.disk.name, health: protection?.status().health ?? "Normal" },
+  ];
+  const vault = await engine.openVault(plan.vault, signal, disksOf);
   try {
-    await protectIn(context, engine, vault, plan);
+    await protectIn(context, engine, vault, plan, (begun) => {
+      protection = begun;
+    });
   } finally {
     await vault.close();
   }
 }
 
-async function protectIn(context: CommandContext, engine: EngineAdapter, vault: VaultPort, plan: Plan): Promise<void> {
+async function protectIn(
+  context: CommandContext,
+  engine: EngineAdapter,
+  vault: VaultPort,
+  plan: Plan,
+  onBegun: (protection: ProtectionPort) => void,
+): Promise<void> {
   const { output, signal } = context;
   const onEvent = (event: DiskEvent): void =>
     output.item("event", event, event.kind === "point" ? undefined : printable(event.message));
   const protection = await vault.protect({ disk: plan.disk, policy: plan.policy, onEvent }, signal);
+  onBegun(protection);
   try {
     await serveUntilStopped(context, engine, protection, plan);
   } catch (error) {

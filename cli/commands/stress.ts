@@ -39,7 +39,6 @@ const pipeEveryMs = 10_000;
 
 export function stressCommand(context: CommandContext): Command {
   const command = new Command("stress")
-    .enablePositionalOptions() // `stress store` has options of the same names
     .description("break store, network and agent under load, and prove that nothing is lost")
     .option("--vault <vault>", "vault to make: azurite:DIR, dir:DIR or an http URL (default: a new Azurite)")
     .option("--disks <count>", "protected disks, 1 to 64", wholeNumber, 4)

@@ -21,6 +21,7 @@ import { formatBytes, formatCount, formatDuration, formatNumberOf, parseBytes } 
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { fields, printable } from "../text.ts";
 import { type CommandContext, openForRepair, withVault } from "./context.ts";
+import { addKeyCommand } from "./vault-key.ts";
 import { addKeysCommand, recipientsFrom } from "./vault-keys.ts";
 import { addStatsCommand } from "./vault-stats.ts";
 
@@ -89,6 +90,7 @@ Examples:
     .action(async (flags: RepairFlags) => await repair(context, flags));
   addStatsCommand(context, vault);
   addKeysCommand(context, vault);
+  addKeyCommand(context, vault);
   return vault;
 }
 

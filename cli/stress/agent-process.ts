@@ -26,9 +26,13 @@ export interface AgentPlan {
   readonly environment: Environment;
 }
 
+/** Reads the agent's ids from this process, and kills the last of them when this process is gone, however it ended. */
+const guardScript = 'while read -r line; do pid=$line; done; kill -9 "$pid"';
+
 export class AgentProcess implements AsyncDisposable {
   readonly #plan: AgentPlan;
   #child: ChildProcess | undefined;
+  readonly #guard: ChildProcess;
   readonly #killAtExit = (): void => {
     this.#child?.kill("SIGKILL");
   };
@@ -36,6 +40,9 @@ export class AgentProcess implements AsyncDisposable {
   private constructor(plan: AgentPlan) {
     this.#plan = plan;
     process.on("exit", this.#killAtExit);
+    this.#guard = spawn("/bin/sh", ["-c", guardScript], { detached: true, stdio: ["pipe", "ignore", "ignore"] });
+    this.#guard.stdin?.on("error", () => undefined); // a guard that has been killed
+    this.#guard.on("error", () => undefined);
   }
 
   /** Starts the agent of the plan; returns before it serves its disks. */
@@ -66,6 +73,7 @@ export class AgentProcess implements AsyncDisposable {
         env: { ...environment, PATH, HOME: folder, TMPDIR: folder },
         stdio: ["ignore", log.fd, log.fd],
       });
+      this.#guard.stdin?.write(`${String(this.pid)}\n`);
     } finally {
       await log.close();
     }
@@ -125,6 +133,7 @@ export class AgentProcess implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.kill();
+    this.#guard.kill("SIGKILL");
     process.off("exit", this.#killAtExit);
   }
 

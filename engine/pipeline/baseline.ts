@@ -157,8 +157,8 @@ export class MapBaseline implements Baseline {
   #from = -1;
   #pieces: Pieces | undefined;
   #at = 0;
-  /** Fingerprints of the partial pieces of the window. */
-  readonly #prints: Uint8Array = new Uint8Array(windowGranules * fingerprintBytes);
+  /** Fingerprints of the partial pieces of the window; empty until there are some. */
+  #prints: Uint8Array = new Uint8Array(0);
 
   /** `seed` is the scan's. */
   constructor(options: {
@@ -223,13 +223,15 @@ export class MapBaseline implements Baseline {
     this.#from = from;
     this.#pieces = pieces;
     this.#at = 0;
-    // What cannot be proved counts as changed and is shipped again: no content has this
-    // fingerprint.
-    this.#prints.fill(0xff);
     const partial: number[] = [];
     for (let index = 0; index < pieces.count; index += 1) {
       if (!pieceIsZero(pieces, index) && !showsWhole(pieces, index)) partial.push(index);
     }
+    if (partial.length === 0) return;
+    if (this.#prints.length === 0) this.#prints = new Uint8Array(windowGranules * fingerprintBytes);
+    // What cannot be proved counts as changed and is shipped again: no content has this
+    // fingerprint.
+    this.#prints.fill(0xff);
     await this.#reader.readPieces(pieces, partial, (batch) => {
       for (let at = batch.from; at < batch.end; at += 1) {
         if (!pieceIsProved(batch, at)) continue;

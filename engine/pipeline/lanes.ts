@@ -13,7 +13,8 @@
  * After a failed write no lane appends any more, because the place of the lost frame must stay
  * empty.
  *
- * Memory: 4 MiB of frame for each lane that has been needed, and as much again inside the HTTP client while it is sent.
+ * Memory: up to 4 MiB for each frame that is filled or sent, and as much again inside the HTTP client
+ * while it is sent. A lane that rests holds none.
  */
 import assert from "node:assert/strict";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
@@ -46,7 +47,8 @@ export interface LanesOptions {
 
 interface Lane {
   readonly number: number;
-  readonly builder: FrameBuilder;
+  /** The frame that it fills or sends. */
+  builder: FrameBuilder | undefined;
   segment: OpenSegment | undefined;
   segmentsMade: number;
   sending: Promise<void> | undefined;
@@ -98,9 +100,9 @@ export class Lanes {
     granule: number,
     granules: number,
   ): Promise<number> {
-    if (this.#filling === undefined || !this.#filling.builder.fits(payload.byteLength)) await this.#nextFrame();
+    if (this.#filling?.builder?.fits(payload.byteLength) !== true) await this.#nextFrame();
     const lane = this.#filling;
-    assert(lane?.segment !== undefined, "a frame is open");
+    assert(lane?.segment !== undefined && lane.builder !== undefined, "a frame is open");
     this.#placedAt =
       lane.segment.endBytes + lane.builder.append(payload, storedWord, digests, digestAt, granule, granules);
     return lane.segment.id;
@@ -136,11 +138,18 @@ export class Lanes {
     await Promise.all(this.#sending());
   }
 
+  /** Gives up a frame that is not sent, and waits until nothing is in flight. Nothing is packed afterwards. */
+  async close(): Promise<void> {
+    this.#filling?.builder?.release(true);
+    this.#filling = undefined;
+    await this.settle();
+  }
+
   #sendFilling(): void {
     const lane = this.#filling;
     this.#filling = undefined;
-    if (lane === undefined || lane.builder.chunkCount === 0) return;
-    lane.sending = this.#send(lane).catch((error: unknown) => {
+    if (lane?.builder === undefined) return;
+    lane.sending = this.#send(lane, lane.builder).catch((error: unknown) => {
       this.#failure ??= error instanceof Error ? error : new Error(String(error));
     });
   }
@@ -151,7 +160,7 @@ export class Lanes {
     throwIfAborted(this.#options.signal);
     if (lane.segment === undefined || lane.segment.endBytes + frameBytesMax > segmentBytes)
       lane.segment = await this.#createSegment(lane);
-    lane.builder.reset();
+    lane.builder = FrameBuilder.take(this.sealBytes > 0);
     this.#filling = lane;
   }
 
@@ -166,8 +175,7 @@ export class Lanes {
       if (idle !== undefined) return idle;
       const number = this.#lanes.length;
       if (number < this.#options.lanes) {
-        const builder = new FrameBuilder(this.sealBytes > 0);
-        const lane = { number, builder, segment: undefined, segmentsMade: 0, sending: undefined };
+        const lane = { number, builder: undefined, segment: undefined, segmentsMade: 0, sending: undefined };
         this.#lanes.push(lane);
         return lane;
       }
@@ -198,10 +206,11 @@ export class Lanes {
     };
   }
 
-  async #send(lane: Lane): Promise<void> {
-    const { segment, builder } = lane;
+  async #send(lane: Lane, builder: FrameBuilder): Promise<void> {
+    const { segment } = lane;
     assert(segment !== undefined, "a lane that sends has a segment");
     const { store, vaultId, sealFrame } = this.#options;
+    let isSent = false;
     const { name, segmentId, payloads, endBytes: offset } = segment;
     const place = { vaultId, segmentId, offset, tablesKey: store.keys?.tables(name) };
     try {
@@ -214,7 +223,10 @@ export class Lanes {
       segment.endBytes += frame.byteLength;
       this.#storedBytes += frame.byteLength;
       this.#options.catalog.written(segment.id, segment.etag, segment.endBytes);
+      isSent = true;
     } finally {
+      builder.release(isSent); // after a failure a late request may still read the buffer
+      lane.builder = undefined;
       lane.sending = undefined;
     }
   }

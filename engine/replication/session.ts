@@ -453,7 +453,7 @@ export class Session implements AsyncDisposable {
   }
 
   async #close(): Promise<void> {
-    await this.#lanes.settle();
+    await this.#lanes.close();
     await this.#writerLease.release();
   }
 

@@ -7,6 +7,7 @@ import { makeSparse } from "../../bench/image.ts";
 import { type BenchKind, type BenchOptions, type BenchReport, formatBench, runBench } from "../../bench/index.ts";
 import { fillFront } from "../../bench/keep/front-disk.ts";
 import { DirectorySink } from "../../sink/index.ts";
+import { deepTest } from "../deep-test.ts";
 import { byDepth } from "../depth.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { missing } from "./programs-here.ts";
@@ -53,6 +54,15 @@ async function run(kind: BenchKind, given: Partial<BenchOptions> = {}): Promise<
 const stepNames = ({ steps }: BenchReport): string[] => steps.map(({ name }) => name);
 
 describe("what a cost depends on", () => {
+  deepTest("start: a command and an import, each in new processes", async () => {
+    const { steps } = await run("start");
+    expect(steps.map(({ name, role, runs }) => [name, role, runs])).toEqual([
+      ["Node alone", "yardstick", 5],
+      ["import the library", "tidemark", 5],
+      ["points list", "tidemark", 5],
+    ]);
+  });
+
   test("size: the same changes on each disk, three points of each", async () => {
     const { steps, marks } = await run("size", { scatterWrites: 30 });
     expect(steps.map(({ name, amount, runs }) => [name, amount, runs])).toEqual(

@@ -204,6 +204,18 @@ const uses: readonly Use[] = [
     codes: ["INVALID_ARGUMENT", "ACCESS_REFUSED"],
   },
   {
+    role: "output of vault key",
+    bad: [...everywhere, readOnly],
+    words: (path) => ["vault", "key", "--name", "m", "--disks", "*", "--out", path, "--vault", "dir:vault"],
+    codes: [...targetCodes, "TARGET_EXISTS"],
+  },
+  {
+    role: "key of agent register",
+    bad: [absent, ...everywhere],
+    words: (path) => ["agent", "register", "--key", path],
+    codes: ["INVALID_ARGUMENT", "ACCESS_REFUSED", "KEY_ALTERED"],
+  },
+  {
     role: "plan",
     bad: [absent, ...everywhere],
     words: (path) => ["plan", "check", "--plan", path, "--vault", "dir:vault"],

@@ -169,6 +169,16 @@ describe("the script", () => {
   );
 
   deepTest(
+    "registration.sh registers a machine, gives its agent new credentials, and removes it",
+    { timeout: scriptMsMax },
+    async () => {
+      const place = new Installed();
+      const lines = await place.script("registration.sh");
+      expect(lines.join("\n")).toMatch(/is registered as web01[^]*web01 +Normal[^]*removed agent web01[^]*\d points/);
+    },
+  );
+
+  deepTest(
     "capacity.sh plans from a profile, writes a page, and leaves nothing in the store",
     {
       timeout: scriptMsMax,

@@ -21,24 +21,26 @@ const serverEndMsMax = 20_000;
 
 export class AzuriteProcess {
   readonly #location: string;
+  #accounts: string | undefined;
   #child: ChildProcess;
   port = 0;
 
-  private constructor(location: string, child: ChildProcess) {
+  private constructor(location: string, accounts: string | undefined, child: ChildProcess) {
     this.#location = location;
+    this.#accounts = accounts;
     this.#child = child;
   }
 
-  /** Starts one on a free port. The caller kills it. */
-  static async start(location: string): Promise<AzuriteProcess> {
-    const azurite = new AzuriteProcess(location, launch(location, 0));
+  /** Starts one on a free port. `accounts`: as AZURITE_ACCOUNTS. The caller kills it. */
+  static async start(location: string, accounts?: string): Promise<AzuriteProcess> {
+    const azurite = new AzuriteProcess(location, accounts, launch(location, 0, accounts));
     azurite.port = await listening(azurite.#child);
     return azurite;
   }
 
   /** The same, killed when the test ends. */
-  static async forTest(location: string): Promise<AzuriteProcess> {
-    const azurite = await AzuriteProcess.start(location);
+  static async forTest(location: string, accounts?: string): Promise<AzuriteProcess> {
+    const azurite = await AzuriteProcess.start(location, accounts);
     onTestFinished(async () => await azurite.kill());
     return azurite;
   }
@@ -62,14 +64,15 @@ export class AzuriteProcess {
     await exited;
   }
 
-  /** Starts it again, on the same port and folder. */
-  async restart(): Promise<void> {
-    this.#child = launch(this.#location, this.port);
+  /** Starts it again, on the same port and folder, with the same accounts if no others are named. */
+  async restart(accounts: string | undefined = this.#accounts): Promise<void> {
+    this.#accounts = accounts;
+    this.#child = launch(this.#location, this.port, accounts);
     await listening(this.#child);
   }
 }
 
-function launch(location: string, port: number): ChildProcess {
+function launch(location: string, port: number, accounts: string | undefined): ChildProcess {
   // The SDK asks for a newer version of the service than Azurite knows; Tidemark does not, but a
   // test may.
   const flags = [
@@ -81,7 +84,8 @@ function launch(location: string, port: number): ChildProcess {
     "--blobPort",
     String(port),
   ];
-  return spawn(process.execPath, [main, ...flags], { stdio: ["ignore", "pipe", "inherit"] });
+  const env = accounts === undefined ? process.env : { ...process.env, AZURITE_ACCOUNTS: accounts };
+  return spawn(process.execPath, [main, ...flags], { env, stdio: ["ignore", "pipe", "inherit"] });
 }
 
 /** Resolves with its port once it listens. */

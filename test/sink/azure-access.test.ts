@@ -95,6 +95,24 @@ describe("a SAS", () => {
     expect((await expectCode(sink.createContainer(), "ACCESS_REFUSED")).remedy).toContain("cannot create it");
   });
 
+  test("that is renewed signs the requests from then on, and stays out of messages", async () => {
+    let sas = `sp=racwdl&sr=c&${in2999}`;
+    const asked: string[] = [];
+    const port = await serve((request, response) => {
+      asked.push(new URL(request.url ?? "/", "http://a").searchParams.getAll("sig").join());
+      refusing("AuthenticationFailed")(request, response);
+    });
+    const address = `http://127.0.0.1:${String(port)}/account/vault`;
+    await using sink = await openSink(address, { credentials: { sas: () => Promise.resolve(sas) } });
+    await expectCode(sink.statObject("x"), "ACCESS_REFUSED");
+    await expectCode(namesIn(sink, "p"), "ACCESS_REFUSED");
+    sas = "sp=racwdl&sr=c&se=2001-01-01T00%3A00%3A00Z&sig=n3w";
+    const error = await expectCode(sink.putObject("x", new Uint8Array(1), { ifAbsent: true }), "ACCESS_REFUSED");
+    expect(error.remedy).toContain("the SAS expired at 2001-01-01");
+    expect(inspect(error)).not.toContain("n3w");
+    expect(asked).toEqual(["s3cret", "s3cret", "n3w"]);
+  });
+
   test("that is not valid yet is told when it will be", async () => {
     const port = await serve(refusing("AuthenticationFailed"));
     await using sink = sinkAt(port, { kind: "sas", sas: `sp=racwdl&sr=c&st=2998-01-01T00%3A00%3A00Z&${in2999}` });

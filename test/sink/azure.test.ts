@@ -15,10 +15,14 @@ import type { AzureSinkOptions } from "../../sink/azure-options.ts";
 import { Azurite } from "../../sink/azurite.ts";
 import { developmentAccount, developmentKey } from "../../sink/azurite-state.ts";
 import type { AzureAccess } from "../../sink/credential.ts";
+import { openSink, sasFor } from "../../sink/open.ts";
 import { bypassesProxy } from "../../sink/proxy.ts";
 import { deepTest } from "../deep-test.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { describeSink } from "./conformance.ts";
+import { namesIn } from "./expectations.ts";
+
+const leaseId = "00000000-0000-4000-8000-000000000001";
 
 const fourMiB = 4 * 1024 * 1024;
 
@@ -67,6 +71,33 @@ describeSink("AzureSink on Azurite", async () => {
       for (const sink of [a, b, absent]) await sink[Symbol.asyncDispose]();
     },
   };
+});
+
+test("a SAS that the account key makes opens its container for everything that a writer does", async () => {
+  const url = containerUrl();
+  await using owner = AzureSink.open(url, key);
+  await owner.createContainer();
+  const credentials = { accountKey: azurite.key };
+  const made = await sasFor(url, Date.now() + 3_600_000, { credentials });
+  await using writer = await openSink(`${url}?${made?.sas ?? ""}`);
+  const { etag } = await writer.putObject("x", Buffer.of(1), { ifAbsent: true });
+  await writer.putObject("x", Buffer.of(2), { ifMatch: etag });
+  await writer.acquireLease("x", leaseId, 60);
+  await writer.releaseLease("x", leaseId);
+  const pages = await writer.createPages("p", 1024, 1);
+  await writer.writePages("p", 0, Buffer.alloc(512, 7), { etag: pages.etag, sequenceNumber: 1 });
+  await writer.clearPages("p", 0, 512);
+  await writer.raiseSequenceNumber("p", 2);
+  expect(await namesIn(writer, "")).toEqual(["p", "x"]);
+  for (const name of ["p", "x"]) await writer.deleteObject(name);
+  await using elsewhere = await openSink(`${containerUrl()}?${made?.sas ?? ""}`);
+  expect((await failure(elsewhere.statObject("x"))).code).toBe("ACCESS_REFUSED");
+  const past = await sasFor(url, Date.now() - 3_600_000, { credentials });
+  await using late = await openSink(`${url}?${past?.sas ?? ""}`);
+  expect((await failure(late.statObject("x"))).remedy).toContain("the SAS expired at");
+  // What the operator gives is passed on as it is; other stores take none.
+  expect(await sasFor(`${url}?sig=abc`, 0)).toEqual({ sas: "sig=abc", untilMs: undefined });
+  expect(await sasFor("dir:x", 0)).toBeUndefined();
 });
 
 test("a range of several MiB is cleared by one request, amid what many requests have written", async () => {

@@ -28,6 +28,7 @@ import type { FileIdentity } from "./file-identity.ts";
 import type { FingerprintReader as Reader } from "./fingerprints.ts";
 import { FingerprintReader, FingerprintWriter, fingerprintPath, removeOthers } from "./fingerprints.ts";
 import { makeFolders, readPlain, replacePlain } from "./plain-file.ts";
+import { fileError } from "./positional-file.ts";
 
 const sourceName = "source.json";
 
@@ -262,11 +263,28 @@ export async function enrolledKey(folder: string | undefined, vault: string): Pr
   }
 }
 
-/** Keeps a writer key, readable by its owner only. Returns its path. Errors: those of the file system. */
+/** Keeps a writer key, readable by its owner only. Returns its path. Errors: as `inStateFolder`. */
 export async function keepWriterKey(folder: string, vault: string, bytes: Uint8Array): Promise<string> {
-  const file = path.join(await makeFolders(folder, vault), writerKeyName);
-  await replacePlain(file, bytes);
-  return file;
+  return await inStateFolder(folder, async () => {
+    const file = path.join(await makeFolders(folder, vault), writerKeyName);
+    await replacePlain(file, bytes);
+    return file;
+  });
+}
+
+/**
+ * Runs `work`, which writes what is no cache into the state folder.
+ *
+ * @throws ACCESS_REFUSED, NO_SPACE or TARGET_FAILED for an error of the file system.
+ */
+export async function inStateFolder<Result>(folder: string, work: () => Promise<Result>): Promise<Result> {
+  try {
+    return await work();
+  } catch (error) {
+    if (error instanceof TidemarkError || systemCode(error) === undefined) throw error;
+    const what = `cannot write in the state folder ${folder}`;
+    throw fileError(error, { code: "TARGET_FAILED", what, remedy: "choose another state folder with --state" });
+  }
 }
 
 function parseIdentity(text: string): RememberedSource | undefined {

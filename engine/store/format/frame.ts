@@ -65,11 +65,20 @@ function tableSeal({ tablesKey }: Pick<FramePlace, "tablesKey">, header: Uint8Ar
 /** The room of a new builder. A cycle that stores little, as most do, needs no more. */
 const firstRoomBytes = 128 * 1024;
 
+/** Builders that wait for the next frame of any disk of this process: 32 MiB, plain or for sealed payloads. */
+const idleMax = 8;
+
+/** While more frames are filled and sent in this process, each is smaller: a hundred disks may be cut at once. */
+const largeFramesMax = 16;
+const crowdedFrameBytes: number = 512 * 1024;
+
 /**
- * Fills one frame at a time in its own buffer, which it uses again for the next frame. The buffer
- * doubles as chunks come, up to `frameBytesMax`.
+ * Fills one frame at a time in its own buffer, which is used again for the next frame of any disk.
+ * The buffer doubles as chunks come, up to `frameBytesMax`.
  */
 export class FrameBuilder {
+  static readonly #idle: FrameBuilder[] = [];
+  static #inUse = 0;
   #buffer: Buffer;
   readonly #digests: Uint8Array = new Uint8Array(frameChunksMax * digestBytes);
   readonly #stored: Uint32Array = new Uint32Array(frameChunksMax);
@@ -83,6 +92,21 @@ export class FrameBuilder {
   constructor(isSealed = false) {
     this.#sealBytes = isSealed ? sealBytes : 0;
     this.#buffer = this.#room(firstRoomBytes);
+  }
+
+  /** An empty builder. `isSealed` as for a new one. */
+  static take(isSealed: boolean): FrameBuilder {
+    FrameBuilder.#inUse += 1;
+    const at = FrameBuilder.#idle.findLastIndex((idle) => idle.#sealBytes > 0 === isSealed);
+    return FrameBuilder.#idle.splice(at, at < 0 ? 0 : 1)[0] ?? new FrameBuilder(isSealed);
+  }
+
+  /** Gives it back. `isFree`: no request reads its frame any more, so another one may be filled in its place. */
+  release(isFree: boolean): void {
+    FrameBuilder.#inUse -= 1;
+    this.#end = frameHeaderBytes;
+    this.#count = 0;
+    if (isFree && FrameBuilder.#idle.length < idleMax) FrameBuilder.#idle.push(this);
   }
 
   /** Where the frame lies, for a worker thread; of a builder for sealed payloads only. */
@@ -104,7 +128,8 @@ export class FrameBuilder {
   fits(payloadBytes: number): boolean {
     const payloadEnd = aligned(this.#end + payloadBytes + this.#sealBytes, payloadAlignment);
     const tableEnd = payloadEnd + (this.#count + 1) * tableEntryBytes + this.#sealBytes;
-    return this.#count < frameChunksMax && aligned(tableEnd, pageAlignmentBytes) <= frameBytesMax;
+    const most = FrameBuilder.#inUse > largeFramesMax && this.#count > 0 ? crowdedFrameBytes : frameBytesMax;
+    return this.#count < frameChunksMax && aligned(tableEnd, pageAlignmentBytes) <= most;
   }
 
   /**
@@ -135,7 +160,7 @@ export class FrameBuilder {
     return at;
   }
 
-  /** Completes the frame and returns its bytes, a view that holds until `reset`. */
+  /** Completes the frame and returns its bytes, a view that holds until `release`. */
   seal(place: FramePlace): Uint8Array {
     const count = this.#count;
     const tableOffset = this.#end;
@@ -164,11 +189,6 @@ export class FrameBuilder {
     buffer.set(header, 0);
     buffer.set(table, tableOffset);
     return buffer.subarray(0, frameBytes);
-  }
-
-  reset(): void {
-    this.#end = frameHeaderBytes;
-    this.#count = 0;
   }
 
   /** Makes room for the first `bytes` of a frame. */

@@ -64,6 +64,17 @@ export interface EntryColumns {
   readonly names: string[];
 }
 
+const columnNames = [
+  "starts",
+  "lengths",
+  "offsets",
+  "storedWords",
+  "segments",
+  "chunkOffsets",
+  "chunkLengths",
+  "digests",
+] as const;
+
 export function newColumns(capacity: number): EntryColumns {
   return {
     count: 0,
@@ -77,6 +88,15 @@ export function newColumns(capacity: number): EntryColumns {
     digests: new Uint8Array(capacity * digestBytes),
     names: [],
   };
+}
+
+/** The same entries with room for `factor` times as many. */
+export function grownColumns(columns: EntryColumns, factor: number): EntryColumns {
+  const grown = newColumns(columns.starts.length * factor);
+  for (const name of columnNames) grown[name].set(columns[name]);
+  grown.names.push(...columns.names);
+  grown.count = columns.count;
+  return grown;
 }
 
 export interface EncodedTable {

@@ -169,6 +169,17 @@ export function replicaObjectName(replica: string): string {
   return `${replicasPrefix}${replica}`;
 }
 
+/** The public half of the vault's registration secret. */
+export const registrationName = "registration";
+
+/** Every record of a registered agent begins with it. */
+export const agentsPrefix = "agents/";
+
+/** `agent`: its friendly name, spelled as names of disks are. Errors: INVALID_ARGUMENT. */
+export function agentObjectName(agent: string): string {
+  return `${agentsPrefix}${encodeDiskName(agent)}`;
+}
+
 /** The claim of a disk: which failover has it. */
 export function claimName(disk: string): string {
   return `${disksPrefix}${encodeDiskName(disk)}/failover`;

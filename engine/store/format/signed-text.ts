@@ -13,6 +13,9 @@ export const formatVersion = 1;
 export const documentBytesMax: number = 16 * 1024 * 1024;
 
 export type Kind =
+  | "agent"
+  | "key"
+  | "registration"
   | "vault"
   | "head"
   | "page"

@@ -99,6 +99,9 @@ interface Run {
   leaves: LeafReference[] | undefined;
 }
 
+/** The entry of each granule of a window while it is resolved. */
+const owners: Int32Array = new Int32Array(windowGranules);
+
 export class PointMap {
   readonly volumeBytes: number;
   readonly granules: number;
@@ -107,7 +110,6 @@ export class PointMap {
   readonly #disk: string;
   readonly #runs: readonly Run[];
   readonly #cache: LeafCache;
-  readonly #owners: Int32Array = new Int32Array(windowGranules);
 
   constructor(
     store: Store,
@@ -161,8 +163,7 @@ export class PointMap {
     ranges: readonly GranuleRange[] = [{ from, end }],
   ): Promise<Pieces> {
     assert(end - from <= windowGranules, "a window is bounded");
-    const owners = this.#owners;
-    // All leaves are read first; painting then does not wait, so the shared array has one user.
+    // All leaves are read first; painting then does not wait, so `owners` has one user.
     const layers: EntryColumns[] = [];
     let leafBytes = 0;
     for (let run = this.#runs.length - 1; run >= 0; run -= 1) {

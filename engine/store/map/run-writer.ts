@@ -9,7 +9,15 @@ import { digestBytes } from "../../limits.ts";
 import { toHex } from "../format/checksum.ts";
 import type { RunReference } from "../format/documents.ts";
 import type { EntryColumns, LeafReference } from "../format/leaf.ts";
-import { encodeLeaf, encodeRoot, leafEntriesMax, newColumns, rootLeavesMax, zeroSegment } from "../format/leaf.ts";
+import {
+  encodeLeaf,
+  encodeRoot,
+  grownColumns,
+  leafEntriesMax,
+  newColumns,
+  rootLeavesMax,
+  zeroSegment,
+} from "../format/leaf.ts";
 import { mapName } from "../format/names.ts";
 import type { Store } from "../store.ts";
 
@@ -62,10 +70,14 @@ export class MapObjects {
 
 const putsInFlightMax = 4;
 
+/** Room of a new leaf. It grows by the factor: most cycles change little, and a hundred disks may cut at once. */
+const firstEntries = 1_024;
+const growth = 8;
+
 export class RunWriter {
   readonly #objects: MapObjects;
   /** The leaf that is being filled: encoded when it is cut, and filled again from the beginning. */
-  readonly #columns: EntryColumns = newColumns(leafEntriesMax);
+  #columns: EntryColumns = newColumns(firstEntries);
   /** Segment name → its index in the leaf being filled. */
   readonly #names = new Map<string, number>();
   /** Leaves in order, some of them still being put. */
@@ -129,6 +141,7 @@ export class RunWriter {
     digestAt: number,
   ): void {
     assert(start >= this.#end && length > 0, "entries are appended in ascending order");
+    if (this.#columns.count === this.#columns.starts.length) this.#columns = grownColumns(this.#columns, growth);
     const columns = this.#columns;
     const index = columns.count;
     columns.starts[index] = start;

@@ -18,7 +18,7 @@ disks:
   const [vaultConfig, disk, gold] = [vaults.get("main"), disks.get("web"), policies.get("gold")];
   if (vaultConfig === undefined || disk === undefined || gold === undefined) throw new Error("no such entry");
   const { signal } = new AbortController();
-  const vault = await openEngineAdapter({}).openVault(vaultConfig, signal);
+  const vault = await openEngineAdapter({}).openVault(vaultConfig, signal, () => []);
   onTestFinished(async () => await vault.close());
   const protect = async (): ReturnType<typeof vault.protect> =>
     await vault.protect({ disk, policy: gold, onEvent: () => undefined }, signal);

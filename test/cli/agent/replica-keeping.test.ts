@@ -125,7 +125,7 @@ test("a policy with a replica keeps it at each point as soon as that is committe
   const [vaultConfig, disk, policy] = [vaults.get("main"), disks.get("web"), policies.get("gold")];
   if (vaultConfig === undefined || disk === undefined || policy === undefined) throw new Error("no such entry");
   const { signal } = new AbortController();
-  const vault = await openEngineAdapter({}).openVault(vaultConfig, signal);
+  const vault = await openEngineAdapter({}).openVault(vaultConfig, signal, () => []);
   onTestFinished(async () => await vault.close());
   const copy = (): Buffer => readFileSync(folder.path("copies/web.img"));
   const sameContent = (): boolean => copy().equals(readFileSync(folder.path("web.img")));

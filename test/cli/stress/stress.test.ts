@@ -4,7 +4,7 @@
  */
 import { closeSync, existsSync, fstatSync, openSync, readdirSync, readFileSync, statSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import type { StressReport } from "../../../cli/stress/report.ts";
 import { faultKinds, scheduleOf } from "../../../cli/stress/schedule.ts";
 import { isOneInstant, StampClock, type StampedWrite, StampLog, sectorBytes } from "../../../cli/stress/stamps.ts";
@@ -13,7 +13,7 @@ import type { PutCondition } from "../../../engine/index.ts";
 import { MemorySink, MemoryStore } from "../../../sink/memory.ts";
 import { deepTest } from "../../deep-test.ts";
 import { byDepth } from "../../depth.ts";
-import { unlessGone } from "../../temporary-folder.ts";
+import { processesIn, unlessGone } from "../../temporary-folder.ts";
 import { Place, parseLines } from "../tidemark.ts";
 
 const runMsMax = 600_000;
@@ -51,6 +51,23 @@ test.each([
   expect(code).toBe(2);
   expect(stdout).toContain(remedy);
   expect(readdirSync(place.folder)).toEqual([]);
+});
+
+deepTest("a run that is killed leaves no process", { timeout: runMsMax }, async (context) => {
+  if (!existsSync("/proc/self/cwd")) context.skip("this system does not tell about processes");
+  const place = new Place();
+  const run = place.start(["stress", "--keep", "kept", "--faults", "none", "--seconds", "60", ...small, "--json"]);
+  await run.says('"step":"load"');
+  const ofRun = (): readonly number[] => processesIn(place.folder);
+  expect(ofRun().length).toBeGreaterThan(2); // itself, the agent and the Azurite
+  run.child.kill("SIGKILL");
+  await run.ended;
+  await vi.waitFor(() => expect(ofRun()).toEqual([]), { timeout: 60_000, interval: 100 });
+});
+
+test("the options of `stress store` are its own, wherever `stress` has some of that name", async () => {
+  const { code, stderr } = await new Place().run(["stress", "store", "--vault", "nowhere", "--seconds", "1"]);
+  expect([code, stderr]).toEqual([2, expect.stringContaining("nowhere")]);
 });
 
 /** Of a quick run the agent is killed once, over a folder; a deep one has every fault. */

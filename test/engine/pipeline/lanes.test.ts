@@ -5,7 +5,7 @@ import { Catalog } from "../../../engine/pipeline/catalog.ts";
 import { Lanes } from "../../../engine/pipeline/lanes.ts";
 import type { PageFence } from "../../../engine/sink.ts";
 import { checksum } from "../../../engine/store/format/checksum.ts";
-import { decodeFrameHeader, frameHeaderBytes } from "../../../engine/store/format/frame.ts";
+import { decodeFrameHeader, FrameBuilder, frameHeaderBytes } from "../../../engine/store/format/frame.ts";
 import { firstSequenceNumber, segmentName } from "../../../engine/store/format/names.ts";
 import { Store } from "../../../engine/store/store.ts";
 import type { PlannedFault } from "../../../sink/faults.ts";
@@ -163,6 +163,30 @@ describe("lanes", () => {
     await opened.lanes.flush();
     opened.sink.assertAllFired();
     expect(await chunksStored()).toBe(4);
+  });
+
+  test("send smaller frames while many disks fill theirs, and whole ones again when these have closed", async () => {
+    const others = Array.from({ length: 20 }, () => FrameBuilder.take(false));
+    const sent = async (first: number): Promise<number> => {
+      memory = new MemoryStore();
+      await new MemorySink({ store: memory }).createContainer();
+      const opened = await open();
+      for (let value = first; value < first + 3; value += 1) await pack(opened, value, randomBytes(300 * 1024, value));
+      await opened.lanes.flush();
+      return opened.sink.calls.filter((call) => call.startsWith("writePages")).length;
+    };
+    expect(await sent(0)).toBe(3);
+    for (const other of others) other.release(true);
+    expect(await sent(3)).toBe(1);
+  });
+
+  test("that are closed with a frame half full leave it to others", async () => {
+    const opened = await open();
+    await pack(opened, 0);
+    await opened.lanes.close();
+    const one = FrameBuilder.take(false);
+    expect(one.chunkCount).toBe(0);
+    one.release(true);
   });
 
   test("begin another segment when one has no room for a frame", async () => {

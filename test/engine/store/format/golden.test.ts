@@ -53,6 +53,7 @@ import {
 } from "../../../../engine/store/format/run.ts";
 import { vaultId } from "../../../engine-model.ts";
 import { golden } from "../../../golden.ts";
+import { registrationRows } from "./registration-samples.ts";
 import {
   claimSample,
   collectedSample,
@@ -151,6 +152,14 @@ describe("the bytes of format version 1", () => {
       // The id stands in the file's first line.
       expect(Buffer.from(bytes).toString("latin1", 0, bytes.indexOf(0x0a))).toBe(`tidemark manifest 1 ${encoded.id}`);
       expect(decodeManifest(bytes, "manifest", { ...manifest, id: encoded.id })).toEqual(manifest);
+    }
+  });
+
+  test("of the documents of registration are fixed", () => {
+    for (const { golden: name, sample, bytes, decode } of registrationRows) {
+      const kept = golden(name, bytes);
+      expect(decode(kept)).toEqual(sample);
+      expect(plain(bytes)).toEqual(kept);
     }
   });
 

@@ -35,6 +35,7 @@ import {
 } from "../../../../engine/store/format/run.ts";
 import type { EncryptedDocument } from "../../../../engine/store/format/vault-document.ts";
 import { digestOf, randomBytes, vaultId } from "../../../engine-model.ts";
+import { registrationRows } from "./registration-samples.ts";
 
 const vault = toHex(vaultId);
 const disk = "Büro Δ";
@@ -563,4 +564,5 @@ export const besideRuns: readonly Row[] = [
     bytes: encodePlanRun(planRunSample),
     decode: (bytes) => decodePlanRun(bytes, "failover/plans/0badcafe", vault),
   },
+  ...registrationRows,
 ];
