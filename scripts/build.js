@@ -7,7 +7,7 @@ import { once } from "node:events";
 import { rmSync } from "node:fs";
 import process from "node:process";
 
-const kernels = ["lz4", "xxh3", "blake3"].map((name) => `engine/pipeline/${name}.as.ts`);
+const kernels = ["engine/pipeline/lz4.as.ts", "engine/pipeline/xxh3.as.ts", "engine/pipeline/blake3.as.ts"];
 const kernelFlags =
   "-O3 --noAssert --runtime stub --enable simd --enable threads --importMemory --sharedMemory --initialMemory 1 --maximumMemory 65536";
 

@@ -3,7 +3,7 @@
  * declarations of the 300 modules of the source take twice the room, and describe internals that no consumer can import.
  *
  * Declarations follow from the text of a module alone (`isolatedDeclarations`), so nothing is type-checked for them. What no entry
- * exports has no comments, because a consumer cannot name it.
+ * exports, or `tidemark/internal` alone, has no comments: consumers cannot name it, or are promised nothing.
  */
 import { readFileSync } from "node:fs";
 import { dirname, resolve } from "node:path";
@@ -34,7 +34,8 @@ const declarations = {
 const ownComments = {
   name: "own-comments",
   generateBundle(_, chunks) {
-    const exported = new Set(Object.values(chunks).flatMap((chunk) => (chunk.isEntry ? chunk.exports : [])));
+    const promised = Object.values(chunks).filter(({ isEntry, name }) => isEntry && !name.endsWith("/internal"));
+    const exported = new Set(promised.flatMap((chunk) => chunk.exports));
     for (const chunk of Object.values(chunks)) {
       const { statements } = ts.createSourceFile(chunk.fileName, chunk.code, ts.ScriptTarget.Latest);
       const texts = statements.map((statement) => {
