@@ -8,7 +8,7 @@
  *     initial, scattered, restore   whole cycles against a store        what a user waits for
  *     front, burst, churn, restart  a disk that is being written        what its clients wait for and may lose
  *     size, disks, lanes, blocks, scaling, peers   by what costs change        sizes, settings, other programs
- *     mount, instant, failover, prune, open, collect   points that are kept   what readers, guests and upkeep wait for
+ *     mount, instant, failover, copy, prune, open, collect   points that are kept   what readers, guests and upkeep wait for
  */
 import type { BenchOptions } from "./options.ts";
 import type { BenchReport } from "./report.ts";

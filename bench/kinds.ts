@@ -4,10 +4,10 @@
 export type LiveKind = "front" | "burst" | "churn" | "restart" | "soak";
 
 /**
- * Points that are to last: mounted, run from an instant target, taken to another place, pruned, opened
+ * Points that are to last: mounted, run from an instant target, taken to another place or vault, pruned, opened
  * at the end of a long chain, collected beside.
  */
-export type KeepKind = "mount" | "instant" | "failover" | "prune" | "open" | "collect";
+export type KeepKind = "mount" | "instant" | "failover" | "copy" | "prune" | "open" | "collect";
 
 /**
  * What a start costs, and what costs depend on: the size of the disk, the number of disks, lanes, block size, workers; and what
@@ -22,7 +22,7 @@ type CostKind = "start" | "size" | "disks" | "lanes" | "blocks" | "scaling" | "p
 export type BenchKind = "kernels" | "pipeline" | "initial" | "scattered" | "restore" | LiveKind | KeepKind | CostKind;
 
 export const liveKinds: readonly LiveKind[] = ["front", "burst", "churn", "restart", "soak"];
-export const keepKinds: readonly KeepKind[] = ["mount", "instant", "failover", "prune", "open", "collect"];
+export const keepKinds: readonly KeepKind[] = ["mount", "instant", "failover", "copy", "prune", "open", "collect"];
 const costKinds: readonly CostKind[] = ["start", "size", "disks", "lanes", "blocks", "scaling", "peers"];
 export const benchKinds: readonly BenchKind[] = [
   "initial",

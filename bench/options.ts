@@ -77,11 +77,11 @@ export interface BenchOptions {
   /**
    * Size of the disk that a case makes, from 16 MiB. Defaults: 2 GiB for `front`, 8 GiB for `burst`
    * and `churn`, 1 GiB for `collect`, 1 TiB for `restart`, `mount`, `instant`, `failover`,
-   * `prune` and `open`.
+   * `copy`, `prune` and `open`.
    */
   readonly diskBytes?: number | undefined;
   /**
-   * `restart`, `mount`, `instant`, `failover`, `prune`, `open`: the part of the disk that is written,
+   * `restart`, `mount`, `instant`, `failover`, `copy`, `prune`, `open`: the part of the disk that is written,
    * from 16 MiB. Default: 1 GiB, for `failover` 2 GiB.
    */
   readonly hotBytes?: number | undefined;
@@ -190,6 +190,7 @@ const diskBytesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
   mount: 1024 * gibibyte,
   instant: 1024 * gibibyte,
   failover: 1024 * gibibyte,
+  copy: 1024 * gibibyte,
   prune: 1024 * gibibyte,
   open: 1024 * gibibyte,
 };

@@ -8,6 +8,7 @@ import { benchDisks, benchSize } from "./cost/size.ts";
 import { benchStart } from "./cost/start.ts";
 import { benchInitial, benchRestore, benchScattered } from "./cycles.ts";
 import { benchCollect } from "./keep/collect.ts";
+import { benchCopy } from "./keep/copy.ts";
 import { benchFailover } from "./keep/failover.ts";
 import { benchInstant } from "./keep/instant.ts";
 import { benchMount } from "./keep/mount.ts";
@@ -100,6 +101,8 @@ async function outcomeOf(
       return await withStore(config, options, benchInstant);
     case "failover":
       return await withStore(config, options, benchFailover);
+    case "copy":
+      return await withStore(config, options, benchCopy);
     case "prune":
       return await withStore(config, options, benchPrune);
     case "open":

@@ -7,7 +7,7 @@
  */
 import type { FileVolume, Sink } from "../engine/index.ts";
 import { pageAlignmentBytes, throwIfAborted } from "../engine/index.ts";
-import { allocatedRuns, allZero, rangeBytes } from "./image.ts";
+import { allocatedRuns, allZero, randomWords, rangeBytes } from "./image.ts";
 
 /** Transfers in flight. */
 export const yardstickLanes = 4;
@@ -83,6 +83,27 @@ export async function getCeiling(
     bytesRead += length;
   });
   return bytesRead;
+}
+
+/**
+ * The Put ceiling: writes `totalBytes` to one page object, 4 MiB × 4 in flight, of bytes that do not
+ * compress. Returns the bytes sent.
+ */
+export async function putCeiling(
+  sink: Sink,
+  totalBytes: number,
+  seed: number,
+  signal: AbortSignal | undefined,
+): Promise<number> {
+  const name = "ceiling";
+  const writtenBytes = roundUp(totalBytes);
+  await sink.createPages(name, writtenBytes, 0, { signal });
+  const next = randomWords(seed);
+  const content = new Uint8Array(Uint32Array.from({ length: rangeBytes / 4 }, () => next()).buffer);
+  await inLanes(rangesOf([{ name, writtenBytes }]), signal, async ({ offset, length }) => {
+    await sink.writePages(name, offset, content.subarray(0, length), { sequenceNumber: 0 }, { signal });
+  });
+  return writtenBytes;
 }
 
 async function* rangesOf(

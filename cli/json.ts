@@ -56,6 +56,7 @@ import type { ReloadSummary, StopSummary } from "./agent/summaries.ts";
 import type { AgentStatus } from "./agent/supervisor.ts";
 import type { CapacityPlan } from "./capacity/plan.ts";
 import type { Throughput } from "./capacity/throughput.ts";
+import type { Finding } from "./preflight/finding.ts";
 import type { StressSample } from "./stress/measures.ts";
 import type { StressReport } from "./stress/report.ts";
 import type { StoreReport } from "./stress/store-check.ts";
@@ -98,6 +99,8 @@ export interface JsonItems {
   readonly preview: PlanPreviewSummary;
   /** `jobs list` and `jobs export`: a job of a run. */
   readonly job: JobSummary;
+  /** `check`: one thing of the store that was looked at. */
+  readonly check: Finding;
   /** `demo`: a step is done. */
   readonly step: DemoStep;
   /** `bench`: the report of the case. */
@@ -170,6 +173,7 @@ interface FixedSummaries {
   readonly "plan graph": PlanGraph;
   readonly "plan list": PlanRunsSummary;
   readonly "plan report": PlanReport;
+  readonly "plan export": PlanExport;
   readonly "jobs list": JobsSummary;
   readonly "jobs show": JobSummary;
   readonly "jobs resume": RunDone | PlanRunDone;
@@ -180,6 +184,7 @@ interface FixedSummaries {
   readonly collect: CollectSummary;
   readonly "retention simulate": SimulationSummary;
   readonly "bench suite": Omit<SuiteOutcome, "report">;
+  readonly check: CheckSummary;
   readonly "capacity profile": ProfileSummary;
   readonly "capacity report": CapacityPlan;
   readonly "capacity throughput": Throughput;
@@ -352,6 +357,16 @@ export interface ShownPlan {
   readonly runs: number | null;
 }
 
+/** Numbers of checks by their outcome; each is an item before. */
+export interface CheckSummary {
+  /** The vault's address, without a SAS. */
+  readonly vault: string;
+  readonly ok: number;
+  readonly advice: number;
+  readonly failed: number;
+  readonly skipped: number;
+}
+
 export interface PlanGraph {
   readonly plan: string;
   /** A flowchart of Mermaid. */
@@ -369,6 +384,37 @@ export type PlanReport = PlanRunSummary & {
   /** The page that was written; null: none. */
   readonly page: string | null;
 };
+
+/** Machines of a run of a recovery plan, ready for Azure or for a hypervisor of this host. */
+export interface PlanExport {
+  readonly plan: string;
+  readonly run: string;
+  readonly format: "arm" | "bicep" | "qemu" | "libvirt";
+  readonly machines: readonly {
+    readonly machine: string;
+    /** Its name at the target. */
+    readonly name: string;
+    readonly osDisk: string;
+    /** 1: BIOS, 2: UEFI. */
+    readonly generation: 1 | 2;
+    readonly size: string;
+    /** False: the size is the nearest one. */
+    readonly exact: boolean;
+    readonly nics: readonly {
+      readonly network: string;
+      /** Null: not said. */
+      readonly subnet: string | null;
+      /** Static address; null: any free one. */
+      readonly address: string | null;
+    }[];
+  }[];
+  /** What the rules decided that the plan does not say. */
+  readonly notes: readonly string[];
+  /** The file that was written; null: none. */
+  readonly file: string | null;
+  /** The text; null: it is in the file. */
+  readonly text: string | null;
+}
 
 export interface ReplicasSummary {
   /** Number of replicas; each is an item before. */

@@ -14,6 +14,7 @@ import { agentCommand } from "./commands/agent.ts";
 import { agentsCommand } from "./commands/agents.ts";
 import { benchCommand } from "./commands/bench.ts";
 import { capacityCommand } from "./commands/capacity.ts";
+import { checkCommand } from "./commands/check.ts";
 import { collectCommand } from "./commands/collect.ts";
 import type { CommandContext } from "./commands/context.ts";
 import { copyCommand } from "./commands/copy.ts";
@@ -134,6 +135,7 @@ function commandsOf(context: CommandContext): readonly Command[] {
     pruneCommand,
     collectCommand,
     retentionCommand,
+    checkCommand,
     capacityCommand,
     benchCommand,
     stressCommand,

@@ -25,12 +25,14 @@ export {
   replacePlain,
 } from "./disk/source/plain-file.ts";
 export { syncFolder } from "./disk/source/sync-folder.ts";
+export { planTarget } from "./failover/plans/plan-target.ts";
 // What a benchmark calls bare.
 export { blockBytesDefault, fingerprintBytes, granuleBytes } from "./limits.ts";
 export type { ChunkPlace } from "./pipeline/dedup-index.ts";
 export { DedupIndex } from "./pipeline/dedup-index.ts";
 export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
 export { workersDefault } from "./pipeline/worker-pool.ts";
+export { openImage } from "./recovery/restore/vhd.ts";
 export { agentsPrefix, encodeDiskName } from "./store/format/names.ts";
 // Bounds of recovery plans.
 export { actionBounds, planActionsMax, planMachinesMax, planName, planTextMax } from "./store/format/plan-run.ts";

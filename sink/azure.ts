@@ -13,7 +13,13 @@
  */
 import { createHash } from "node:crypto";
 import type { Agent } from "node:http";
-import { ContainerClient, newPipeline, type PageBlobClient, type StoragePipelineOptions } from "@azure/storage-blob";
+import {
+  ContainerClient,
+  newPipeline,
+  type PageBlobClient,
+  type Pipeline,
+  type StoragePipelineOptions,
+} from "@azure/storage-blob";
 import type {
   CallOptions,
   ListedObject,
@@ -26,6 +32,7 @@ import type {
 } from "../engine/index.ts";
 import { hasCode, TidemarkError } from "../engine/index.ts";
 import { credentialOf, secretsOf } from "./azure-access.ts";
+import { type AccountFacts, accountFacts } from "./azure-account.ts";
 import { openAgent, socketsMaxDefault } from "./azure-connection.ts";
 import { changedCodes, type ErrorMeanings, existsCodes, leaseCodes, type StoreFacts } from "./azure-errors.ts";
 import type { AzureSinkOptions } from "./azure-options.ts";
@@ -74,6 +81,7 @@ export class AzureSink implements Sink {
   readonly description: string;
   readonly capabilities: Sink["capabilities"];
   readonly #container: ContainerClient;
+  readonly #pipeline: Pipeline;
   readonly #isSas: boolean;
   readonly #agent: Agent;
   readonly #calls: Caller;
@@ -83,6 +91,7 @@ export class AzureSink implements Sink {
   private constructor(
     description: string,
     container: ContainerClient,
+    pipeline: Pipeline,
     isSas: boolean,
     agent: Agent,
     calls: Caller,
@@ -90,6 +99,7 @@ export class AzureSink implements Sink {
   ) {
     this.description = description;
     this.#container = container;
+    this.#pipeline = pipeline;
     this.#isSas = isSas;
     this.#agent = agent;
     this.#calls = calls;
@@ -154,7 +164,7 @@ export class AzureSink implements Sink {
     );
     if (access.kind === "sas") pipeline.factories.push(signedBy(sas));
     const container = new ContainerClient(url.href, pipeline);
-    return new AzureSink(description, container, access.kind === "sas", agent, calls, options.server);
+    return new AzureSink(description, container, pipeline, access.kind === "sas", agent, calls, options.server);
   }
 
   get clockAheadMs(): number {
@@ -183,6 +193,12 @@ export class AzureSink implements Sink {
       if (this.#isSas && hasCode(error, "ACCESS_REFUSED") && (await this.#canList(options))) return false;
       throw error;
     }
+  }
+
+  /** What the account and the container tell of themselves. Not part of `Sink`. */
+  async accountFacts({ signal }: CallOptions = {}): Promise<AccountFacts> {
+    const [container, pipeline, calls, agent] = [this.#container, this.#pipeline, this.#calls, this.#agent];
+    return await accountFacts({ container, pipeline, calls, agent, signal });
   }
 
   /** Deletes the container with all that it holds. An absent one is no error. Not part of `Sink`. */

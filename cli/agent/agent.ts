@@ -39,6 +39,7 @@ const eventLevels: Readonly<Record<DiskEvent["kind"], LogLevel>> = {
   point: "debug",
   prune: "debug",
   collect: "info",
+  copy: "debug",
   notice: "warn",
   failure: "warn",
 };

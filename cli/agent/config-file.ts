@@ -16,6 +16,7 @@ import { formatDuration } from "../quantities.ts";
 import type { Environment } from "../settings.ts";
 import type { AgentConfig, DiskConfig, ListenConfig, LoadedConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import { ConfigDocument, type Path } from "./config-document.ts";
+import { checkCopies, judgeCopies } from "./copy-checks.ts";
 import { controlSocketDefault } from "./listen.ts";
 import { type Judge, resolveDashboard, resolveMetrics, resolveNotify } from "./monitoring-checks.ts";
 import { readOwnFile } from "./own-file.ts";
@@ -100,11 +101,16 @@ class Checker {
         this.#document.fault(["policies", policy.name, "replica"], what, remedy),
       );
     }
+    const copies = this.#checked(["copies"], checkCopies(sections.get("copies"))) ?? [];
+    judgeCopies(copies, this.#names.vaults, resolvedDisks, (at, what, remedy) =>
+      this.#document.fault(at, what, remedy),
+    );
     const config = {
       path: resolve(this.#file),
       vaults: resolvedVaults,
       policies,
       disks: resolvedDisks,
+      copies,
       control: { socket: this.#resolveSocket(control?.socket) },
       logging: this.#resolveLogging(logging),
       ...(await this.#monitoring(sections)),
@@ -118,7 +124,7 @@ class Checker {
   }
 
   #refuseUnknownSections(sections: ReadonlyMap<string, unknown>): void {
-    const known = ["vaults", "policies", "disks", "control", "logging", "metrics", "dashboard", "notify"];
+    const known = ["vaults", "policies", "disks", "copies", "control", "logging", "metrics", "dashboard", "notify"];
     for (const name of sections.keys()) {
       const meant = nearest(name, known);
       if (!known.includes(name))

@@ -4,6 +4,7 @@
  * every fault of that file.
  */
 import { type NbdEndpoint, TidemarkError } from "../../engine/index.ts";
+import type { CopyConfig } from "./copy-checks.ts";
 import type {
   DashboardEntry,
   DiskEntry,
@@ -46,6 +47,7 @@ export interface AgentConfig {
   readonly vaults: ReadonlyMap<string, VaultConfig>;
   readonly policies: ReadonlyMap<string, PolicyConfig>;
   readonly disks: ReadonlyMap<string, DiskConfig>;
+  readonly copies: readonly CopyConfig[];
   readonly control: { readonly socket: string };
   readonly logging: LoggingEntry;
   readonly metrics: { readonly listen: TcpAddress } | undefined;

@@ -22,7 +22,17 @@ import { formatListen } from "../../engine/internal.ts";
 import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
-import type { Clock, DiskEvent, EngineAdapter, ProtectionPort, ReplicaFacts, ServerPort, VaultPort } from "./ports.ts";
+import type { Copies } from "./copies.ts";
+import type {
+  Clock,
+  CopyFacts,
+  DiskEvent,
+  EngineAdapter,
+  ProtectionPort,
+  ReplicaFacts,
+  ServerPort,
+  VaultPort,
+} from "./ports.ts";
 import type { Share, SharedResources } from "./shared.ts";
 
 /** A disk as the agent tells of it: its protection, and where it is found. */
@@ -35,6 +45,8 @@ export interface DiskStatus extends ProtectionStatus {
   readonly readOnly: boolean;
   /** The replica that follows the disk, by its policy; null: none, or the disk is not protected. */
   readonly replica: ReplicaFacts | null;
+  /** The copies of its points in other vaults. */
+  readonly copies: readonly CopyFacts[];
   /** Connections to the address that it is exported on, null while it is not. */
   readonly connections: number | null;
 }
@@ -44,6 +56,7 @@ export interface RunnerParts {
   readonly clock: Clock;
   readonly vaults: SharedResources<VaultPort>;
   readonly servers: SharedResources<ServerPort>;
+  readonly copies: Pick<Copies, "factsOf" | "findingsOf">;
   /** Opens the vault as it is configured when it is needed. */
   readonly openVault: (name: string, signal: AbortSignal) => Promise<VaultPort>;
   readonly onEvent: (event: DiskEvent) => void;
@@ -117,7 +130,9 @@ export class DiskRunner {
     const { vault, policy, image, listen, readOnly } = this.#disk;
     const status = this.#stoppedStatus() ?? this.#protection?.status() ?? this.#absentStatus();
     const failure = this.#stopped === undefined ? this.#failure : undefined;
-    const findings = [...(failure === undefined ? [] : [failureFinding(failure)]), ...status.findings];
+    const { copies } = this.#parts;
+    const found = copies.findingsOf(this.#disk.name);
+    const findings = [...(failure === undefined ? [] : [failureFinding(failure)]), ...found, ...status.findings];
     return {
       ...status,
       findings,
@@ -128,6 +143,7 @@ export class DiskRunner {
       listen: formatListen(listen.address),
       readOnly,
       replica: this.#protection?.replica() ?? null,
+      copies: copies.factsOf(this.#disk.name),
       connections: this.#exported?.server.resource.connections ?? null,
     };
   }

@@ -7,6 +7,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import {
   Bandwidth,
   type BandwidthTable,
+  type CopyOptions,
   commandHook,
   type Finding,
   Group,
@@ -280,6 +281,17 @@ class EngineVault implements VaultPort {
 
   async stats(signal: AbortSignal): Promise<VaultStats> {
     return await this.#vault.stats({ signal });
+  }
+
+  async copyTo(to: VaultPort, options: CopyOptions & { readonly disks: readonly string[] }): Promise<void> {
+    if (!(to instanceof EngineVault)) throw new TidemarkError("INTERNAL", "the vault is none of this engine");
+    const there = new Set((await this.#vault.disks(options)).map(({ disk }) => disk));
+    const disks = options.disks.filter((disk) => there.has(disk));
+    await this.#vault.copyTo(to.#vault, { ...options, disks });
+  }
+
+  async prune(disk: string, policy: RetentionPolicy, signal: AbortSignal): Promise<number> {
+    return (await this.#vault.prune({ disk, policy, signal })).removedPoints;
   }
 
   async close(): Promise<void> {

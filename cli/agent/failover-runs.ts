@@ -100,24 +100,28 @@ export class FailoverRuns {
 
   /** Carries out what is due, and notes the runs for the status. Throws nothing: failures are told. */
   async look(signal: AbortSignal): Promise<void> {
+    // At the same time: a vault whose store is silent does not hold up the runs of another.
+    const vaults = [...this.#parts.supervisor.config.vaults.keys()];
+    await Promise.all(vaults.map(async (vault) => await this.#lookAt(vault, signal)));
+  }
+
+  async #lookAt(vault: string, signal: AbortSignal): Promise<void> {
     const { supervisor, onEvent } = this.#parts;
-    for (const vault of supervisor.config.vaults.keys()) {
-      try {
-        await supervisor.useVault(vault, signal, async ({ failovers }) => {
-          const ended = await this.#unserved(signal, async (options) => await failovers.carryOutDue(options));
-          for (const run of ended)
-            onEvent({ kind: "state", disk: "", message: `run ${run} has been ended, as it was told to` });
-          const runs = await failovers.list(signal);
-          supervisor.runs.note(vault, runs);
-          await supervisor.served.serve(vault, runs, signal);
-        });
-      } catch (error) {
-        if (signal.aborted) return;
-        const { code, message } = errorReport(error);
-        // The cycles of the disks report a store that is away.
-        if (code === "STORE_UNREACHABLE") continue;
-        onEvent({ kind: "failure", disk: "", code, message: `the failovers of the vault ${vault}: ${message}` });
-      }
+    try {
+      await supervisor.useVault(vault, signal, async ({ failovers }) => {
+        const ended = await this.#unserved(signal, async (options) => await failovers.carryOutDue(options));
+        for (const run of ended)
+          onEvent({ kind: "state", disk: "", message: `run ${run} has been ended, as it was told to` });
+        const runs = await failovers.list(signal);
+        supervisor.runs.note(vault, runs);
+        await supervisor.served.serve(vault, runs, signal);
+      });
+    } catch (error) {
+      if (signal.aborted) return;
+      const { code, message } = errorReport(error);
+      // The cycles of the disks report a store that is away.
+      if (code === "STORE_UNREACHABLE") return;
+      onEvent({ kind: "failure", disk: "", code, message: `the failovers of the vault ${vault}: ${message}` });
     }
   }
 
@@ -133,11 +137,24 @@ export class FailoverRuns {
 
   /** Errors: INVALID_ARGUMENT when no vault of the agent has the run. */
   async show(run: string, signal: AbortSignal): Promise<RunSummary & { readonly vault: string }> {
-    const found = (await this.list(signal)).find((candidate) => candidate.run === run);
-    if (found !== undefined) return found;
-    throw new TidemarkError("INVALID_ARGUMENT", `no vault of the agent holds a failover run ${JSON.stringify(run)}`, {
-      remedy: "`tidemark failover list` shows the runs of a vault",
+    const { supervisor } = this.#parts;
+    const vaults = [...supervisor.config.vaults.keys()];
+    const absent = new TidemarkError(
+      "INVALID_ARGUMENT",
+      `no vault of the agent holds a failover run ${JSON.stringify(run)}`,
+      { remedy: "`tidemark failover list` shows the runs of a vault" },
+    );
+    // The vault that has the run answers for all, also while another one is away.
+    const asked = vaults.map(async (vault) => {
+      const runs = await supervisor.useVault(vault, signal, async ({ failovers }) => await failovers.list(signal));
+      const found = runs.find((candidate) => candidate.run === run);
+      if (found === undefined) throw absent;
+      return { ...found, vault };
     });
+    const [answer] = await Promise.allSettled([Promise.any(asked)]);
+    if (answer.status === "fulfilled") return answer.value;
+    const { errors } = answer.reason as AggregateError;
+    throw (errors as Error[]).find((error) => error !== absent) ?? absent;
   }
 
   /** Carries out a verb, and gives what has become of the run. Errors: INVALID_ARGUMENT, those of the verb. */

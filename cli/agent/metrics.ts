@@ -86,6 +86,7 @@ export class Metrics {
   readonly #vaultGauges: readonly (readonly [gauge: Gauge, of: (vault: VaultStatus) => number | null])[];
   readonly #pointCounters: readonly (readonly [counter: Counter, of: (point: PointSummary) => number])[];
   readonly #lag: Gauge;
+  readonly #copyLag: Gauge;
   readonly #state: Gauge;
   readonly #points: Counter;
   readonly #failures: Counter;
@@ -105,6 +106,10 @@ export class Metrics {
     this.#lag = registry.gauge(
       "tidemark_lag_seconds",
       "Age of the newest cut that has been captured, shipped, committed.",
+    );
+    this.#copyLag = registry.gauge(
+      "tidemark_copy_lag_seconds",
+      "Time whose changes may be missing in the vault that the disk's points are copied to.",
     );
     this.#state = registry.gauge("tidemark_state", "1 for the state that the disk is in.");
     this.#points = registry.counter("tidemark_points_total", "Points committed.");
@@ -145,9 +150,10 @@ export class Metrics {
     // Series of a disk or vault that was removed go away.
     for (const [gauge] of [...this.#gauges, ...this.#vaultGauges]) gauge.reset();
     this.#lag.reset();
+    this.#copyLag.reset();
     this.#state.reset();
     for (const status of disks) {
-      const { disk, lag, state } = status;
+      const { disk, lag, state, copies } = status;
       const labels = state === "stopped" ? { disk, state } : { disk };
       for (const [gauge, of] of this.#gauges) {
         const value = of(status);
@@ -156,6 +162,7 @@ export class Metrics {
       const stages = { captured: lag.capturedMs, shipped: lag.shippedMs, committed: lag.committedMs };
       for (const [stage, ageMs] of Object.entries(stages))
         if (ageMs !== null) this.#lag.set({ ...labels, stage }, ageMs / 1_000);
+      for (const { vault, lagMs } of copies) if (lagMs !== null) this.#copyLag.set({ ...labels, vault }, lagMs / 1_000);
       this.#state.set({ disk, state }, 1);
     }
     for (const status of vaults) {

@@ -6,6 +6,7 @@
  */
 import type {
   BlockDevice,
+  CopyOptions,
   Failovers,
   HealthLevel,
   ListedPoint,
@@ -20,7 +21,7 @@ import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./conf
 
 /** Something that happened to a disk, for the log and for metrics. */
 export interface DiskEvent {
-  readonly kind: "state" | "point" | "prune" | "collect" | "notice" | "failure";
+  readonly kind: "state" | "point" | "prune" | "collect" | "copy" | "notice" | "failure";
   readonly disk: string;
   readonly message: string;
   /** A stable code, where the event has one. */
@@ -41,6 +42,22 @@ export interface ReplicaFacts {
   /** The point that it holds; null: not known yet. */
   readonly sequence: number | null;
   readonly time: string | null;
+}
+
+/** What the agent knows of the copy of a disk's points in another of its vaults. */
+export interface CopyFacts {
+  /** Name of that vault. */
+  readonly vault: string;
+  /**
+   * `starting`: nothing is known yet. `copying`: a copy is under way. `waiting`: until the next one is
+   * due. `failed`: the last one could not be done, and is tried again.
+   */
+  readonly state: "starting" | "copying" | "waiting" | "failed";
+  /** The newest point that this agent has copied: its sequence number there, and its time; null: none yet. */
+  readonly sequence: number | null;
+  readonly time: string | null;
+  /** The time whose changes may be missing in that vault; null: not known yet. */
+  readonly lagMs: number | null;
 }
 
 /** A disk under protection. */
@@ -130,6 +147,10 @@ export interface VaultPort {
   /** The disk's points, oldest first; none of a disk that is not in the vault yet. */
   points(disk: string, retention: RetentionPolicy, signal: AbortSignal): Promise<readonly AgentPoint[]>;
   stats(signal: AbortSignal): Promise<VaultStats>;
+  /** Copies points to another vault; disks without a point are passed over. Errors: as `Vault.copyTo`. */
+  copyTo(to: VaultPort, options: CopyOptions & { readonly disks: readonly string[] }): Promise<void>;
+  /** Gives the number of points that were removed. Errors: those of the store. */
+  prune(disk: string, policy: RetentionPolicy, signal: AbortSignal): Promise<number>;
   close(): Promise<void>;
 }
 

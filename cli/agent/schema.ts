@@ -157,11 +157,11 @@ const barrier = { min: 10, max: 10 * second, example: "300ms" };
 const fieldNames: readonly string[] = (
   "address stateFolder proxy url bypass bandwidth from to days timeZone limit crashConsistentFrequency appConsistentFrequency recoveryPointRetention " +
   "recoveryPointThreshold multiVmConsistency startTime freezeTimeout barrierTimeout name image vault policy listen tls key cert ca hooks pre post " +
-  "group readOnly replica socket level format file scrub sharePerDay rate collect token webhook command on"
+  "group readOnly replica socket level format file scrub sharePerDay rate collect token webhook command on disks points every"
 ).split(" ");
 
 /** The field that an unknown one stands for. */
-const meant = (key: string): string | undefined => nearest(key, fieldNames);
+export const meant = (key: string): string | undefined => nearest(key, fieldNames);
 
 const vaultSchema: Field<VaultEntry> = section(
   {
@@ -313,7 +313,7 @@ const standIns: Readonly<Record<string, unknown>> = {
   listen: "unix:?",
 };
 
-function check<Entry>(schema: Field<Entry>, value: unknown): Checked<Entry> {
+export function check<Entry>(schema: Field<Entry>, value: unknown): Checked<Entry> {
   const faults: EntryFault[] = [];
   const entry = schema(value ?? {}, [], faults);
   return { entry: entry === fault ? salvaged(schema, value, faults) : entry, faults };
@@ -335,13 +335,13 @@ function salvaged<Entry>(schema: Field<Entry>, value: unknown, faults: readonly 
   return entry === fault ? undefined : entry;
 }
 
-interface DurationLimits {
+export interface DurationLimits {
   readonly min: number;
   readonly max: number;
   readonly example: string;
 }
 
-function duration(limits: DurationLimits): Field<number> {
+export function duration(limits: DurationLimits): Field<number> {
   return written((text) => durationWithin(text, limits), "is no duration that it may have", durationRemedy(limits, ""));
 }
 
@@ -353,7 +353,7 @@ function durationOrOff(limits: DurationLimits): Field<number | undefined> {
   );
 }
 
-function retention(value: unknown, path: Path, faults: EntryFault[]): RetentionPolicy | typeof fault {
+export function retention(value: unknown, path: Path, faults: EntryFault[]): RetentionPolicy | typeof fault {
   if (!isWritten(value)) return report(faults, path, value, "is no policy", "correct it");
   try {
     return parseRetention(String(value));

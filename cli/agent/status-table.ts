@@ -53,6 +53,9 @@ export function diskColumns(disks: readonly DiskStatus[], canvas: Canvas): reado
   const replicas: readonly Column<DiskStatus>[] = disks.every(({ replica }) => replica === null)
     ? []
     : [{ heading: "REPLICA", align: "l", dropped: 3, cell: replicaText }];
+  const copies: readonly Column<DiskStatus>[] = disks.every((disk) => disk.copies.length === 0)
+    ? []
+    : [{ heading: "COPIED", align: "r", dropped: 3, cell: copiesText }];
   return [
     { heading: "DISK", align: "l", cell: ({ disk }) => disk },
     { heading: "STATE", align: "l", cell: ({ state }) => state },
@@ -71,6 +74,7 @@ export function diskColumns(disks: readonly DiskStatus[], canvas: Canvas): reado
     { heading: "POINTS", align: "r", dropped: 4, cell: ({ pointsCommitted }) => formatCount(pointsCommitted) },
     { heading: "PRUNED", align: "r", dropped: 1, cell: ({ lastPrune }) => formatAge(lastPrune?.ageMs ?? null) },
     ...replicas,
+    ...copies,
   ];
 }
 
@@ -93,6 +97,12 @@ function replicaText({ replica, latest }: DiskStatus): string {
   const { state, sequence } = replica;
   if (state !== "behind" || sequence === null || latest === null) return state;
   return `${state} by ${formatNumberOf(latest.sequence - sequence, "point")}`;
+}
+
+/** How far each other vault is behind; of a copy that cannot be done, that. */
+function copiesText({ copies }: DiskStatus): string {
+  const texts = copies.map(({ state, lagMs }) => (state === "failed" ? state : formatAge(lagMs)));
+  return texts.length === 0 ? "-" : texts.join(" ");
 }
 
 /**

@@ -16,16 +16,10 @@ import {
   tidemarkVersion,
   type VaultStats,
 } from "../../engine/index.ts";
-import type { AgentConfig, DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
-import {
-  DiskRunner,
-  type DiskStatus,
-  listenKey,
-  needsReopening,
-  type RunnerParts,
-  resumeRemedy,
-  worst,
-} from "./disk-runner.ts";
+import type { AgentConfig, DiskConfig } from "./config.ts";
+import { isChanged, isReopened, needsRestart, policyOf, sameLimits, settingsAtNextStart } from "./config-changes.ts";
+import { Copies } from "./copies.ts";
+import { DiskRunner, type DiskStatus, type RunnerParts, resumeRemedy, worst } from "./disk-runner.ts";
 import { groupPoint } from "./group-point.ts";
 import type { AgentPoint, Clock, DiskEvent, EngineAdapter, ServerPort, VaultFacts, VaultPort } from "./ports.ts";
 import { type RunFacts, SeenRuns } from "./seen-runs.ts";
@@ -87,6 +81,7 @@ export class Supervisor {
   /** The runs that the agent serves, and all runs of its vaults, which are part of the status. */
   readonly served: ServedRuns;
   readonly runs: SeenRuns;
+  readonly #copies: Copies;
   #config: AgentConfig;
   #queue: Promise<unknown> = Promise.resolve();
   #stopping = false;
@@ -96,6 +91,9 @@ export class Supervisor {
     this.#config = config;
     this.#clock = clock;
     this.#startedAtMs = clock.now();
+    const hold = async (name: string, signal: AbortSignal): Promise<Share<VaultPort>> =>
+      await this.holdVault(name, signal);
+    this.#copies = new Copies({ holdVault: hold, clock, wallMs: () => Date.now(), onEvent });
     this.#parts = {
       engine,
       clock,
@@ -105,11 +103,13 @@ export class Supervisor {
       },
       vaults: new SharedResources<VaultPort>(),
       servers: new SharedResources<ServerPort>(),
+      copies: this.#copies,
       openVault: async (name, signal) => await this.#openVault(name, signal),
     };
-    this.served = new ServedRuns({ holdVault: async (name, signal) => await this.holdVault(name, signal), onEvent });
+    this.served = new ServedRuns({ holdVault: hold, onEvent });
     this.runs = new SeenRuns(this.served);
     for (const disk of config.disks.values()) this.#start(disk, config);
+    this.#copies.begin(config);
   }
 
   get config(): AgentConfig {
@@ -288,7 +288,7 @@ export class Supervisor {
     this.#stopping = true;
     return await this.#enqueue(async () => {
       const runners = this.#inOrder();
-      await this.#remove([...this.#runners.keys()], options);
+      await Promise.all([this.#copies.stop(), this.#remove([...this.#runners.keys()], options)]);
       return runners.flatMap(({ disk, missed }) => (missed === undefined ? [] : { disk: disk.name, error: missed }));
     });
   }
@@ -315,6 +315,7 @@ export class Supervisor {
     }
     // First everything that sets images, addresses and vaults free, then everything that needs
     // them.
+    await this.#copies.end(next, reopened);
     await this.served.closeVaults(reopened);
     await this.#remove([...removed, ...restarted], { drain: true });
     this.#config = next;
@@ -330,6 +331,7 @@ export class Supervisor {
     for (const [name, runner] of this.#runners) if (!runner.isStopping() && (await runner.grow())) grown.push(name);
     const added = [...next.disks.values()].filter(({ name }) => !before.disks.has(name)).map(({ name }) => name);
     for (const disk of next.disks.values()) if (!this.#runners.has(disk.name)) this.#start(disk, next);
+    this.#copies.begin(next);
     return { added, removed, restarted, changed, grown, limits, atNextStart: settingsAtNextStart(before, next) };
   }
 
@@ -448,46 +450,6 @@ export class Supervisor {
 /** JSON has no infinity. */
 function shownLimit(bytesPerSecond: number | undefined): number | "off" | null {
   return bytesPerSecond === Number.POSITIVE_INFINITY ? "off" : (bytesPerSecond ?? null);
-}
-
-function policyOf(disk: DiskConfig, config: AgentConfig): PolicyConfig {
-  const policy = config.policies.get(disk.policy);
-  if (policy === undefined) throw new TidemarkError("INTERNAL", `the policy ${disk.policy} is not there`, {});
-  return policy;
-}
-
-function isReopened(before: VaultConfig, after: VaultConfig | undefined): boolean {
-  return after === undefined || needsReopening(before, after);
-}
-
-/** What a protection is made of, and cannot change while it runs. */
-function needsRestart(before: DiskConfig, after: DiskConfig): boolean {
-  const fixed = ({ image, vault, hooks, group, readOnly }: DiskConfig): string =>
-    JSON.stringify([image, vault, hooks, group, readOnly]);
-  return fixed(before) !== fixed(after);
-}
-
-function isChanged(before: DiskConfig, after: DiskConfig, from: AgentConfig, to: AgentConfig): boolean {
-  const policyChanged = JSON.stringify(policyOf(before, from)) !== JSON.stringify(policyOf(after, to));
-  return policyChanged || listenKey(before) !== listenKey(after);
-}
-
-function sameLimits(a: VaultConfig, b: VaultConfig): boolean {
-  const limits = ({ limit, bandwidth, timeZone, scrub, collect }: VaultConfig): string =>
-    JSON.stringify([limit, bandwidth, timeZone, scrub, collect]);
-  return limits(a) === limits(b);
-}
-
-function settingsAtNextStart(before: AgentConfig, next: AgentConfig): readonly string[] {
-  const settings = ({ control, metrics, dashboard, logging }: AgentConfig): Record<string, string> => ({
-    "control.socket": control.socket,
-    "metrics.listen": JSON.stringify(metrics ?? null),
-    dashboard: JSON.stringify(dashboard ?? null),
-    "logging.format": logging.format,
-    "logging.file": logging.file ?? "",
-  });
-  const [old, now] = [settings(before), settings(next)];
-  return Object.keys(old).filter((name) => old[name] !== now[name]);
 }
 
 /** The same for a name at every start. */

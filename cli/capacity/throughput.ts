@@ -2,25 +2,15 @@
  * Throughput of a store: page writes and page reads of 4 MiB in as many lanes as a writer has, and
  * small objects one after the other, as a commit writes them.
  *
- * What it makes has names that begin with `capacity-RUN-`, where RUN is a UUID. The object `lease` of
- * a run is made first and removed last, and is leased while the run goes on. So a run that finds
- * names whose lease is free knows that their run is dead, and removes them: at its beginning, and
- * again at its end, when the lease of a run that was killed a moment before has run out. The names
- * have no folder, because a store that is a folder keeps empty ones.
- *
- * Invariant: a run that ends, by an error or ^C too, has removed what it made; the next run removes
- * what a killed run has left.
+ * What killed runs have left is removed at the beginning, and again at the end, when the lease of a
+ * run that was killed a moment before has run out.
  */
-import { randomBytes, randomUUID } from "node:crypto";
-import { type CallOptions, hasCode, pageWriteBytesMax, type Sink } from "../../engine/index.ts";
+import { randomBytes } from "node:crypto";
+import { pageWriteBytesMax, type Sink } from "../../engine/index.ts";
+import { RunObjects, removeLeftovers } from "./run-objects.ts";
 
-const prefix = "capacity-";
-/** The prefix, a UUID and a hyphen. */
-const runPrefixLength: number = prefix.length + 37;
 const pagesBytes: number = 64 * 1024 * 1024;
 const smallBytes = 2_048;
-const leaseSeconds = 15;
-const renewEveryMs = 5_000;
 /** Parts of the time: page writes, then page reads; small objects have the rest. */
 const putShare = 0.6;
 const getShare = 0.3;
@@ -137,71 +127,4 @@ function latencyOf(latencies: readonly number[]): Latency {
   const at = (share: number): number =>
     Math.round((sorted[Math.max(0, Math.ceil(share * sorted.length) - 1)] ?? 0) * 10) / 10;
   return { p50Ms: at(0.5), p95Ms: at(0.95), p99Ms: at(0.99), maxMs: at(1) };
-}
-
-/** Objects of a run, with the lease that tells that the run goes on. */
-class RunObjects {
-  readonly prefix: string = `${prefix}${randomUUID()}-`;
-  readonly #sink: Sink;
-  readonly #id: string = randomUUID();
-  #timer: NodeJS.Timeout | undefined;
-  #renewing: Promise<void> = Promise.resolve();
-
-  constructor(sink: Sink) {
-    this.#sink = sink;
-  }
-
-  async begin(options: CallOptions): Promise<void> {
-    const name = leaseOf(this.prefix);
-    await this.#sink.putObject(name, new Uint8Array(1), { ifAbsent: true }, options);
-    await this.#sink.acquireLease(name, this.#id, leaseSeconds, options);
-    this.#timer = setInterval(() => {
-      // A lost lease lets another run remove the objects. The next transfer then fails and says so.
-      this.#renewing = this.#sink.renewLease(name, this.#id).catch(() => clearInterval(this.#timer));
-    }, renewEveryMs);
-  }
-
-  /** Takes no signal: what was made is removed after ^C, too. */
-  async remove(): Promise<void> {
-    clearInterval(this.#timer);
-    await this.#renewing;
-    await removeObjects(this.#sink, this.prefix, this.#id);
-  }
-}
-
-function leaseOf(run: string): string {
-  return `${run}lease`;
-}
-
-/** Removes what killed runs have left. Returns the number of objects. */
-async function removeLeftovers(sink: Sink, options: CallOptions): Promise<number> {
-  const runs = new Set<string>();
-  for await (const { name } of sink.list(prefix, options)) runs.add(name.slice(0, runPrefixLength));
-  let removed = 0;
-  for (const run of runs) {
-    const id = randomUUID();
-    try {
-      await sink.acquireLease(leaseOf(run), id, leaseSeconds, options);
-    } catch (error) {
-      if (hasCode(error, "LEASE_HELD")) continue;
-      // The lease goes last: without it the run has just ended, or nearly.
-      if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
-    }
-    removed += await removeObjects(sink, run, id, options);
-  }
-  return removed;
-}
-
-/** Removes what a run has made, the lease that `id` holds last. Returns the number of objects. */
-async function removeObjects(sink: Sink, run: string, id: string, options: CallOptions = {}): Promise<number> {
-  const lease = leaseOf(run);
-  const names: string[] = [];
-  for await (const { name } of sink.list(run, options)) names.push(name);
-  const others = names.filter((name) => name !== lease);
-  await Promise.all(others.map(async (name) => await sink.deleteObject(name, options)));
-  if (others.length < names.length) {
-    await sink.releaseLease(lease, id, options);
-    await sink.deleteObject(lease, options);
-  }
-  return names.length;
 }

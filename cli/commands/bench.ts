@@ -47,6 +47,7 @@ const descriptions: Readonly<Record<BenchKind, string>> = {
   mount: "a point mounted: first read, all of it once, and from the cache",
   instant: "a disk that runs at once from a point: first read and flush, copying, and fio meanwhile",
   failover: "planned, change-point and failback, beside what they move",
+  copy: "points copied to another vault, beside the bare transfers",
   prune: "1,000 points thinned in one go",
   open: "the newest of 5,000 points opened and read",
   collect: "dead bytes given back beside a disk that is written",
@@ -80,7 +81,7 @@ const writesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
 
 /** Kinds that make a disk of their own, and those that write a part of it. */
 const madeDisks: readonly BenchKind[] = [...liveKinds, ...keepKinds];
-const hotKinds: readonly BenchKind[] = ["restart", "mount", "instant", "failover", "prune", "open"];
+const hotKinds: readonly BenchKind[] = ["restart", "mount", "instant", "failover", "copy", "prune", "open"];
 
 /** Whether a kind takes an image. The others make their own disk, or need none. */
 const images: Readonly<Partial<Record<BenchKind, "required" | "optional">>> = {

@@ -48,7 +48,7 @@ export type VaultOpener = (sink: Sink, options: VaultOptions & VaultParameters) 
 export async function withVault<Result>(
   context: CommandContext,
   flags: VaultFlags & VaultParameters,
-  use: (vault: Vault) => Promise<Result>,
+  use: (vault: Vault, sink: Sink) => Promise<Result>,
   open: VaultOpener = openExisting,
 ): Promise<Result> {
   const { environment, signal } = context;
@@ -61,7 +61,7 @@ export async function withVault<Result>(
     flags,
     async (sink) => {
       const vault = await open(sink, options);
-      return await closing(vault, async () => await use(vault));
+      return await closing(vault, async () => await use(vault, sink));
     },
     // An Azurite would make its folder, and a wrong address would look like an empty vault.
     open !== openExisting && open !== openForRepair,

@@ -5,9 +5,12 @@ import { type FailbackOptions, TidemarkError } from "../../engine/index.ts";
 import type { VaultFlags } from "../settings.ts";
 import { type CommandContext, refuseInsideVault } from "./context.ts";
 import { withEnding, withRun, withSocket } from "./failover.ts";
-import { operate, runsOf, work } from "./run-verbs.ts";
+import { askAgentTo, operate, runsOf, work } from "./run-verbs.ts";
+
+const endingWords = { commit: "after", rollback: "rollback-after" } as const;
 
 interface FailbackFlags extends VaultFlags {
+  readonly agent?: string;
   readonly to: readonly string[];
   readonly source?: string;
   readonly socket?: string;
@@ -44,6 +47,12 @@ Example:
       for (const image of flags.to) await refuseInsideVault(flags, image, "target");
       const to = flags.to.map((image) => resolve(image));
       const place = sourceOf(source, socket);
+      if (flags.agent !== undefined) {
+        const at = ending == null ? undefined : `${endingWords[ending.action]}:${ending.afterMs}ms`;
+        const fields = { run, to, socket: socket && resolve(socket), shutdown, note, commit: at };
+        await askAgentTo(context, "failback", flags.agent, fields);
+        return;
+      }
       await work(context, "failback", flags, async (vault, more) => {
         const runs = await runsOf(vault, run, context.signal);
         if ("planOf" in runs && (shutdown !== undefined || ending != null)) {

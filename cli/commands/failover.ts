@@ -5,6 +5,8 @@
 import { resolve } from "node:path";
 import { Command, Option } from "commander";
 import { type PlanRunSummary, type RunSummary, type StartFailoverOptions, TidemarkError } from "../../engine/index.ts";
+import { formatListen, parseListen } from "../../engine/internal.ts";
+import { askAgent } from "../agent/control-client.ts";
 import { parseEnding } from "../agent/failover-runs.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
 import { describePlanRun } from "../plan/plan-text.ts";
@@ -14,7 +16,7 @@ import { type VaultFlags, withVaultOptions, withWorkersOption } from "../setting
 import { type Column, fittedTable } from "../text.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
 import { startPlan } from "./plan.ts";
-import { operate, runsOf, selectorOf, work, workOptions } from "./run-verbs.ts";
+import { operate, runsOf, selectorOf, withAgentOption, work, workOptions } from "./run-verbs.ts";
 
 interface StartFlags extends VaultFlags {
   readonly disk?: readonly string[];
@@ -33,6 +35,7 @@ interface StartFlags extends VaultFlags {
 }
 
 interface RunFlags extends VaultFlags {
+  readonly agent?: string;
   readonly point?: string;
   readonly discardPoints?: true;
   readonly listen?: string;
@@ -141,10 +144,10 @@ function addListings(context: CommandContext, failover: Command): void {
     .description("list the runs, newest first, with what is left of them")
     .addHelpText("after", "\nExample:\n  $ tidemark failover list --vault dir:/v")
     .action(async (flags: VaultFlags) => await list(context, flags));
-  withVaultOptions(failover.command("show").argument("<run>", "name of the run"))
+  withAgentOption(withVaultOptions(failover.command("show").argument("<run>", "name of the run")))
     .description("show a run: its state, what is allowed and why the rest is not, what may be deleted")
     .addHelpText("after", "\nExample:\n  $ tidemark failover show 5f03c2aa --vault dir:/v")
-    .action(async (run: string, flags: VaultFlags) => await show(context, run, flags));
+    .action(async (run: string, flags: RunFlags) => await show(context, run, flags));
 }
 
 function addVerbs(context: CommandContext, failover: Command): void {
@@ -169,6 +172,7 @@ Example:
         run,
         flags,
         async (runs, options) => await runs.changePoint({ ...options, point }),
+        { point },
       );
     });
   withRun(failover.command("commit"))
@@ -183,6 +187,7 @@ Example:
         run,
         flags,
         async (runs, options) => await runs.commit({ ...options, discardPoints }),
+        { discardPoints },
       );
     });
   withRun(failover.command("cancel"))
@@ -224,6 +229,7 @@ Examples:
         run,
         flags,
         async (runs, options) => await runs.reprotect({ ...options, listen }),
+        { listen: listen === undefined ? undefined : placedAddress(listen) },
       );
     });
 }
@@ -314,8 +320,14 @@ async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
   output.answer("failover list", { runs: runs.length, open: runs.filter(isOpen).length, plans: plans.length }, text);
 }
 
-async function show(context: CommandContext, run: string, flags: VaultFlags): Promise<void> {
+async function show(context: CommandContext, run: string, flags: RunFlags): Promise<void> {
   const { output, signal } = context;
+  if (flags.agent !== undefined) {
+    const path = `/v1/failover/${encodeURIComponent(run)}`;
+    const found = (await askAgent(flags.agent, { method: "GET", path, signal })) as RunSummary;
+    output.answer("failover show", found, describeRun(found, output));
+    return;
+  }
   const summary = await withVault(context, flags, async (vault) => {
     await vault.failovers.carryOutDue(workOptions(context));
     return await (await runsOf(vault, run, signal)).show(run, signal);
@@ -354,8 +366,14 @@ export function withEnding(command: Command): Command {
   );
 }
 
+/** An address that means the same in the folder of an agent. */
+function placedAddress(text: string): string {
+  const address = parseListen(text, process.cwd());
+  return typeof address === "string" ? text : formatListen(address);
+}
+
 export function withRun(command: Command): Command {
-  return withWorkersOption(withVaultOptions(command.argument("<run>", "name of the run")));
+  return withAgentOption(withWorkersOption(withVaultOptions(command.argument("<run>", "name of the run"))));
 }
 
 export function withSocket(command: Command): Command {

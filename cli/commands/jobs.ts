@@ -8,7 +8,7 @@ import { type VaultFlags, wholeNumber, withVaultOptions, withWorkersOption } fro
 import { fields, printable, table } from "../text.ts";
 import { requireTime, timeForms } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
-import { operate, runsOf } from "./run-verbs.ts";
+import { operate, runsOf, withAgentOption } from "./run-verbs.ts";
 
 export function jobsCommand(context: CommandContext): Command {
   const jobs = new Command("jobs")
@@ -22,7 +22,11 @@ export function jobsCommand(context: CommandContext): Command {
     .description("show a job with its tasks")
     .addHelpText("after", "\nExample:\n  $ tidemark jobs show 5f03c2aa-1 --vault dir:/v")
     .action(async (job: string, flags: VaultFlags) => await show(context, job, flags));
-  withWorkersOption(withVaultOptions(jobs.command("resume").argument("<run>", "name of the run or of one of its jobs")))
+  withAgentOption(
+    withWorkersOption(
+      withVaultOptions(jobs.command("resume").argument("<run>", "name of the run or of one of its jobs")),
+    ),
+  )
     .description("go on with a run that waits for a person, was interrupted, or failed")
     .option("--step <number>", "this step of a plan's run has been done by hand", wholeNumber)
     .addHelpText(
@@ -35,15 +39,22 @@ Examples:
   $ tidemark jobs resume 5f03c2aa --vault dir:/v
   $ tidemark jobs resume 0badcafe --step 4 --vault dir:/v`,
     )
-    .action(async (name: string, flags: VaultFlags & { readonly step?: number }) => {
+    .action(async (name: string, flags: VaultFlags & { readonly step?: number; readonly agent?: string }) => {
       const { step } = flags;
-      await operate(context, "jobs resume", name.replace(/-\d+$/, ""), flags, async (runs, options) => {
-        if ("planOf" in runs) return await runs.resume({ ...options, step });
-        if (step === undefined) return await runs.resume(options);
-        throw new TidemarkError("INVALID_ARGUMENT", `run ${options.run} is not of a plan, and has no steps`, {
-          remedy: "leave `--step` out",
-        });
-      });
+      await operate(
+        context,
+        "jobs resume",
+        name.replace(/-\d+$/, ""),
+        flags,
+        async (runs, options) => {
+          if ("planOf" in runs) return await runs.resume({ ...options, step });
+          if (step === undefined) return await runs.resume(options);
+          throw new TidemarkError("INVALID_ARGUMENT", `run ${options.run} is not of a plan, and has no steps`, {
+            remedy: "leave `--step` out",
+          });
+        },
+        { step },
+      );
     });
   withVaultOptions(jobs.command("cancel").argument("<run>", "name of the run or of one of its jobs"))
     .description("stop the job of a run that is under way, wherever its process is")

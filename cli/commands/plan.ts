@@ -3,18 +3,15 @@ import { resolve } from "node:path";
 import { Command, Option } from "commander";
 import {
   type Plan,
-  type PlanFault,
   type PlanPreview,
   type PlanRunSummary,
   type StartFailoverOptions,
   type StartPlanOptions,
-  TidemarkError,
   type Vault,
 } from "../../engine/index.ts";
-import { type ConfigFault, formatFault } from "../agent/config.ts";
 import type { PlanPreviewSummary } from "../json.ts";
 import { writeNew } from "../new-file.ts";
-import type { LoadedPlan } from "../plan/plan-file.ts";
+import { placedTarget } from "../plan/placed-target.ts";
 import { planPage } from "../plan/plan-page.ts";
 import { planJsonSchema } from "../plan/plan-schema.ts";
 import { describePlan, describePlanRun, describePreview, planGraph } from "../plan/plan-text.ts";
@@ -22,6 +19,8 @@ import { formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { type Column, fittedTable, printable } from "../text.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
+import { exportCommand } from "./plan-export.ts";
+import { loadFile, refuseFaults, withPlan } from "./plan-loading.ts";
 import { selectorOf, work } from "./run-verbs.ts";
 
 interface PlanFlags extends VaultFlags {
@@ -68,7 +67,7 @@ Examples:
     .description("print the order of a plan as a Mermaid flowchart")
     .addHelpText("after", "\nExample:\n  $ tidemark plan graph --plan shop.yaml > shop.mmd")
     .action(async (flags: PlanFlags) => {
-      const loaded = await load(context, flags.plan);
+      const loaded = await loadFile(context, flags.plan);
       const mermaid = planGraph(loaded.plan);
       context.output.answer("plan graph", { plan: loaded.plan.name, mermaid }, mermaid);
     });
@@ -82,6 +81,7 @@ Examples:
     .option("--out <file>", "write a page of HTML that needs nothing else")
     .addHelpText("after", example("report 0badcafe --out drill.html"))
     .action(async (run: string, flags: VaultFlags & { readonly out?: string }) => await report(context, run, flags));
+  plan.addCommand(exportCommand(context));
   plan
     .command("schema")
     .description("print the JSON schema of a plan's file, for editors")
@@ -102,9 +102,9 @@ export async function startPlan(
 ): Promise<void> {
   const { output } = context;
   const { ttl: ttlMs, note } = flags;
-  const to = placed(flags.to);
+  const to = placedTarget(flags.to, ".");
   const point = selectorOf(flags.point ?? "latest");
-  const loaded = await load(context, flags.plan);
+  const loaded = await loadFile(context, flags.plan);
   const machines = loaded.plan.machines.map((machine) => ({ ...machine, source: machine.source ?? source ?? null }));
   const plan: Plan = { ...loaded.plan, machines };
   await refuseTargetsInside(flags, plan, to);
@@ -130,11 +130,11 @@ export async function startPlan(
 
 async function check(context: CommandContext, flags: PlanFlags): Promise<void> {
   const { output, signal } = context;
-  const loaded = await load(context, flags.plan);
+  const loaded = await loadFile(context, flags.plan);
   const { plan } = loaded;
   const isAlone = (flags.vault ?? "") === "";
   if (!isAlone) {
-    const to = placed(flags.to);
+    const to = placedTarget(flags.to, ".");
     await refuseTargetsInside(flags, plan, to);
     const kinds = plan.testTarget === null ? (["unplanned"] as const) : (["unplanned", "test"] as const);
     const faults = await withVault(context, flags, async ({ plans }) => {
@@ -157,7 +157,7 @@ async function check(context: CommandContext, flags: PlanFlags): Promise<void> {
 
 async function show(context: CommandContext, flags: PlanFlags): Promise<void> {
   const { output, signal } = context;
-  const { plan } = await load(context, flags.plan);
+  const { plan } = await loadFile(context, flags.plan);
   const { name, machines, groups, cleanup, target, testTarget, objectives } = plan;
   const runs =
     flags.history === true
@@ -182,7 +182,7 @@ async function show(context: CommandContext, flags: PlanFlags): Promise<void> {
 
 async function list(context: CommandContext, flags: VaultFlags & { readonly plan?: string }): Promise<void> {
   const { output, signal } = context;
-  const plan = flags.plan === undefined ? undefined : (await load(context, flags.plan)).plan.name;
+  const plan = flags.plan === undefined ? undefined : (await loadFile(context, flags.plan)).plan.name;
   const runs = await withVault(context, flags, async ({ plans }) => await plans.list({ plan, signal }));
   for (const run of runs) output.item("planRun", run);
   output.answer("plan list", { runs: runs.length }, tableOf(runs, output.columns));
@@ -227,50 +227,13 @@ function tableOf(runs: readonly PlanRunSummary[], columns: number): string {
   );
 }
 
-/** Reads a plan. Errors: INVALID_ARGUMENT after every fault has been printed. */
-async function load(context: CommandContext, path: string): Promise<LoadedPlan> {
-  const { loadPlan } = await import("../plan/plan-file.ts"); // the reader of YAML is loaded only where one is read
-  const loaded = await loadPlan(path);
-  if ("plan" in loaded) return loaded;
-  throw told(context, path, loaded.faults);
-}
-
-/** Errors: INVALID_ARGUMENT after every fault has been printed. */
-function refuseFaults(
-  context: CommandContext,
-  path: string,
-  { place }: LoadedPlan,
-  faults: readonly PlanFault[],
-): void {
-  if (faults.length > 0) throw told(context, path, place(faults));
-}
-
-/** Prints every fault, and gives the error that stands for all of them. */
-function told({ output }: CommandContext, path: string, faults: readonly ConfigFault[]): TidemarkError {
-  for (const found of faults) output.item("fault", found, printable(formatFault(found)));
-  const [first] = faults;
-  const count = faults.length === 1 ? "a fault" : `${faults.length} faults`;
-  const fact = `the plan ${path} has ${count}${first === undefined ? "" : `: ${formatFault(first)}`}`;
-  return new TidemarkError("INVALID_ARGUMENT", fact, {
-    remedy: `correct it; \`tidemark plan check --plan ${path}\` shows every fault with its line`,
-    detail: { path, faults: faults.length },
-  });
-}
-
 async function refuseTargetsInside(
   flags: VaultFlags,
   { target, testTarget }: Plan,
   to: string | undefined,
 ): Promise<void> {
-  for (const name of to === undefined ? [target, testTarget] : [to])
-    if (name?.startsWith("dir:") === true) await refuseInsideVault(flags, name.slice(4), "target");
-}
-
-/** A target whose folder is the same wherever the run goes on. */
-function placed(target: string | undefined): string | undefined {
-  return target?.startsWith("dir:") === true ? `dir:${resolve(target.slice(4))}` : target;
-}
-
-function withPlan(command: Command): Command {
-  return command.requiredOption("--plan <file>", "YAML file of the plan");
+  for (const name of to === undefined ? [target, testTarget] : [to]) {
+    const [, folder] = /^(?:dir|instant:unix):(.+)$/s.exec(name ?? "") ?? [];
+    if (folder !== undefined) await refuseInsideVault(flags, folder, "target");
+  }
 }

@@ -14,6 +14,7 @@ import {
   TidemarkError,
   Vault,
 } from "../../engine/index.ts";
+import { openImage } from "../../engine/internal.ts";
 import { AllocatedRanges } from "../allocated-ranges.ts";
 import { formatBytes, formatCount, formatDuration, formatRate, formatRatio } from "../quantities.ts";
 import { type VaultFlags, withLanesOption, withVaultOptions, withWorkersOption } from "../settings.ts";
@@ -154,7 +155,7 @@ async function openSource(
   marks: Marks | undefined,
   signal: AbortSignal,
 ): Promise<FileVolume | NbdVolume> {
-  if (!nbdAddress.test(source)) return await FileVolume.open(source);
+  if (!nbdAddress.test(source)) return await openImage(source);
   if (marks === undefined) return await NbdVolume.open(source, { signal });
   const volume = await NbdVolume.open(source, { bitmaps: [marks.context], signal });
   try {

@@ -2,15 +2,18 @@
  * Verbs on failover runs, of disks and of recovery plans: carries one out, prints what has become of
  * the run, and goes on to serve its disks where it has instant targets.
  */
+import type { Command } from "commander";
 import type {
   Failovers,
   OperateOptions,
   PlanRunDone,
   Plans,
   RunDone,
+  ServedRun,
   StartFailoverOptions,
   Vault,
 } from "../../engine/index.ts";
+import { askAgent } from "../agent/control-client.ts";
 import { agentSource } from "../agent-source.ts";
 import { describePlanRun } from "../plan/plan-text.ts";
 import { formatBytes, formatDuration } from "../quantities.ts";
@@ -19,7 +22,7 @@ import type { VaultFlags } from "../settings.ts";
 import { printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
-import { serveRun } from "./serve-run.ts";
+import { closeRuns, openRun, serveRuns } from "./serve-run.ts";
 
 /** Commands that go on to serve the disks of the run, where it has instant targets. */
 const servingCommands: readonly string[] = [
@@ -41,25 +44,63 @@ type VerbName =
   | "reprotect";
 
 interface VerbFlags extends VaultFlags {
+  /** Control socket of the agent that is to work on the run. */
+  readonly agent?: string;
   readonly listen?: string;
   readonly note?: string;
 }
 
-/** Carries out a verb on a run and prints what has become of the run. */
+/** The verbs of the control API: see `failover-runs.ts`. */
+const agentVerbs: Readonly<Record<VerbName, string>> = {
+  "failover change-point": "change-point",
+  "failover commit": "commit",
+  "failover cancel": "cancel",
+  "failover cleanup": "cleanup",
+  failback: "failback",
+  "jobs resume": "resume",
+  "migrate complete": "complete-migration",
+  reprotect: "reprotect",
+};
+
+export function withAgentOption(command: Command): Command {
+  return command.option("--agent <socket>", "let the agent that serves the run's disks do it, instead of --vault");
+}
+
+/**
+ * Carries out a verb on a run and prints what has become of the run. `fields`: what the verb has besides
+ * the run, in the words of the control API.
+ */
 export async function operate(
   context: CommandContext,
   command: VerbName,
   run: string,
   flags: VerbFlags,
   verb: (runs: Failovers | Plans, options: OperateOptions) => Promise<RunDone | PlanRunDone>,
+  fields: object = {},
 ): Promise<void> {
-  const { note } = flags;
+  const { note, agent } = flags;
+  if (agent !== undefined) {
+    await askAgentTo(context, command, agent, { run, note, ...fields });
+    return;
+  }
   await work(
     context,
     command,
     flags,
     async (vault, more) => await verb(await runsOf(vault, run, context.signal), { run, note, ...more }),
   );
+}
+
+/** As `operate`, by the agent behind a control socket. Errors: AGENT_UNREACHABLE, and what the agent reports. */
+export async function askAgentTo(
+  { output, signal }: CommandContext,
+  command: VerbName,
+  agent: string,
+  fields: object,
+): Promise<void> {
+  const request = { method: "POST", path: "/v1/failover", fields: { verb: agentVerbs[command], ...fields } } as const;
+  const done = (await askAgent(agent, { ...request, signal })) as RunDone;
+  output.summary(command, done, `${describeRun(done, output)}\n${movedText(done)}`);
 }
 
 /** What works on this run: the runs of plans, or those of disks. */
@@ -80,20 +121,35 @@ export async function work(
 ): Promise<void> {
   const { output } = context;
   const print = (done: RunDone | PlanRunDone): void => {
-    const moved = `written ${formatBytes(done.bytesWritten)}, read ${formatBytes(done.bytesRead)} (${formatDuration(done.elapsedMs)})`;
     const text = "machines" in done ? describePlanRun(done, output) : describeRun(done, output);
-    output.summary(command, done, `${text}\n${printable(moved)}`);
+    output.summary(command, done, `${text}\n${movedText(done)}`);
   };
   const done = await withVault(context, flags, async (vault) => {
-    const worked = await verb(vault, workOptions(context));
     const isServing = servingCommands.includes(command) || (command === "reprotect" && flags.listen !== undefined);
-    if (!isServing || "machines" in worked || worked.disks.every(({ nbd }) => nbd === null)) return worked;
-    // Scripts go on from here, while the command serves.
-    print(worked);
-    await serveRun(context, vault, worked.run);
-    return undefined;
+    const served: ServedRun[] = [];
+    // The machines of a plan are served as soon as they are there: commands that follow look for them.
+    const serve = async (run: string, cacheBytes: number): Promise<void> =>
+      void served.push(await openRun(context, vault, run, cacheBytes));
+    try {
+      const worked = await verb(vault, { ...workOptions(context), ...(isServing ? { serve } : {}) });
+      const isAlone = isServing && !("machines" in worked) && worked.disks.some(({ nbd }) => nbd !== null);
+      if (!isAlone && served.length === 0) return worked;
+      // Scripts go on from here, while the command serves.
+      print(worked);
+      if (isAlone) served.push(await openRun(context, vault, worked.run));
+      await serveRuns(context, worked.run, served);
+      return undefined;
+    } finally {
+      await closeRuns(served);
+    }
   });
   if (done !== undefined) print(done);
+}
+
+function movedText({ bytesWritten, bytesRead, elapsedMs }: RunDone | PlanRunDone): string {
+  return printable(
+    `written ${formatBytes(bytesWritten)}, read ${formatBytes(bytesRead)} (${formatDuration(elapsedMs)})`,
+  );
 }
 
 /** What the work on a run needs of the command. */

@@ -18,14 +18,16 @@ import { lastPointLimit, withLastPoint } from "./last-point.ts";
 
 const statusEveryMs = 1_000;
 
-/**
- * Serves the disks until a signal comes; protected disks get a last point then. Errors: those of
- * `Failovers.serve`, and why the last point could not be taken.
- */
-export async function serveRun(context: CommandContext, vault: Vault, run: string): Promise<void> {
-  const { output, signal } = context;
-  const served = await vault.failovers.serve({
+/** Begins to serve the disks of a run. Errors: those of `Failovers.serve`. */
+export async function openRun(
+  { output, signal }: CommandContext,
+  { failovers }: Vault,
+  run: string,
+  cacheBytes?: number,
+): Promise<ServedRun> {
+  return await failovers.serve({
     run,
+    cacheBytes,
     onNotice: (notice) => output.notice(notice),
     onEvent: (event) => {
       const told = diskEvent(event);
@@ -33,13 +35,17 @@ export async function serveRun(context: CommandContext, vault: Vault, run: strin
     },
     signal,
   });
-  try {
-    await serveUntilStopped(context, served);
-  } catch (error) {
-    await served.stop({ drain: false });
-    throw error;
-  }
-  const missed = await withLastPoint(async (options) => await served.stop(options));
+}
+
+/**
+ * Serves the disks of runs until a signal comes; protected disks get a last point then. `run` goes on
+ * with them. Errors: why the last point could not be taken, or an image not be closed.
+ */
+export async function serveRuns(context: CommandContext, run: string, served: readonly ServedRun[]): Promise<void> {
+  await serveUntilStopped(context, served);
+  const missed = await withLastPoint(async (options) =>
+    (await Promise.all(served.map(async (each) => await each.stop(options)))).find((error) => error !== undefined),
+  );
   if (missed === undefined) return;
   throw new TidemarkError(missed.code, `the disks of run ${run} are left without a last point: ${missed.message}`, {
     remedy: `run \`tidemark jobs resume ${run}\`: the writes that no point holds are marked, and shipped first`,
@@ -48,23 +54,31 @@ export async function serveRun(context: CommandContext, vault: Vault, run: strin
   });
 }
 
-async function serveUntilStopped(context: CommandContext, served: ServedRun): Promise<void> {
+/** Ends serving without last points. */
+export async function closeRuns(served: readonly ServedRun[]): Promise<void> {
+  await Promise.all(served.map(async (each) => await each.stop({ drain: false })));
+}
+
+async function serveUntilStopped(context: CommandContext, served: readonly ServedRun[]): Promise<void> {
   const { output } = context;
   throwIfAborted(context.signal);
   const stopped = new Promise<void>((done) => context.answerSignals({ stop: () => done() }));
-  for (const { disk, uri, listen } of served.disks) {
-    for (const message of served.warnings) output.item("event", { kind: "notice", disk, message }, printable(message));
+  for (const { disk, uri, listen, warnings } of served.flatMap(({ disks, warnings }) =>
+    disks.map((each) => ({ ...each, warnings })),
+  )) {
+    for (const message of warnings) output.item("event", { kind: "notice", disk, message }, printable(message));
     output.item("ready", { disk, listen, uri }, `disk ${printable(disk)} is served at ${printable(uri)}; ^C ends that`);
   }
+  const statuses = (): ServedDiskStatus[] => served.flatMap((each) => each.status());
   const tell = (): void => {
-    const disks = served.status();
+    const disks = statuses();
     output.step({ disks }, disks.map(lineOf).join("  "));
   };
   const timer = setInterval(tell, statusEveryMs);
   await stopped;
   clearInterval(timer);
   tell();
-  if (served.status().some(({ protection }) => protection !== null))
+  if (statuses().some(({ protection }) => protection !== null))
     output.step({ phase: "drain" }, `taking the last point, in ${lastPointLimit} at most; a second ^C ends without it`);
 }
 

@@ -2,7 +2,8 @@
  * `tidemark verify`: proves points chunk by chunk, heals damage, and compares a point with a disk.
  */
 import { Command } from "commander";
-import { type Damage, FileVolume, TidemarkError, type VerifySummary } from "../../engine/index.ts";
+import { type Damage, TidemarkError, type VerifySummary } from "../../engine/index.ts";
+import { openImage } from "../../engine/internal.ts";
 import { exitCodes } from "../errors.ts";
 import { formatBytes, formatDuration, formatNumberOf, formatRate } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
@@ -59,7 +60,7 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
   const point = flags.point === undefined ? undefined : pointSelector(flags.point);
   const onNotice = output.notice.bind(output);
   const source =
-    flags.source === undefined ? undefined : await toldWhile(FileVolume.open(flags.source), flags.source, onNotice);
+    flags.source === undefined ? undefined : await toldWhile(openImage(flags.source), flags.source, onNotice);
   try {
     const summary = await withVault(
       context,

@@ -5,21 +5,28 @@
  */
 import { dirname, resolve } from "node:path";
 import { type Plan, type PlanFault, type PlanMachine } from "../../engine/index.ts";
-import { planActionsMax, planMachinesMax, planTextMax } from "../../engine/internal.ts";
+import { planActionsMax, planMachinesMax, planTarget, planTextMax } from "../../engine/internal.ts";
 import type { ConfigFault } from "../agent/config.ts";
 import { ConfigDocument, type Path } from "../agent/config-document.ts";
 import { type EntryFault, fault } from "../agent/fields.ts";
 import { readOwnFile } from "../agent/own-file.ts";
 import { nearest } from "../agent/schema.ts";
-import { planSchema, type WrittenPlan } from "./plan-schema.ts";
+import { placedTarget } from "./placed-target.ts";
+import { planSchema, type WrittenMachine, type WrittenPlan } from "./plan-schema.ts";
 
 const machineDisksMax = 64;
 
 /** A plan and the lines of its file. */
 export interface LoadedPlan {
   readonly plan: Plan;
+  readonly hardware: PlanHardware;
   /** Faults that the vault finds, with their lines. */
   readonly place: (faults: readonly PlanFault[]) => readonly ConfigFault[];
+}
+
+/** What the plan says of the machines at the target. A run does without it. */
+export interface PlanHardware extends Pick<WrittenPlan, "networks" | "testNetwork"> {
+  readonly machines: readonly WrittenMachine[];
 }
 
 /** Reads and checks a plan. Errors: INVALID_ARGUMENT and ACCESS_REFUSED when it cannot be read at all. */
@@ -39,6 +46,7 @@ export async function loadPlan(path: string): Promise<LoadedPlan | { readonly fa
   if (document.faults.length > 0) return { faults: document.faults };
   return {
     plan: planOf(written, dirname(resolve(path)), text),
+    hardware: written,
     place: (found) => {
       for (const { path: at, error } of found)
         document.fault(at, error.message, error.remedy ?? "see the documentation");
@@ -82,12 +90,12 @@ function judge(document: ConfigDocument, { machines, groups, cleanup, target, te
   if (actions > planActionsMax)
     document.fault(["groups"], `the plan has ${actions} actions`, `leave at most ${planActionsMax} in it`);
   for (const [field, value] of Object.entries({ target, testTarget })) {
-    if (value === undefined || /^(dir|blob):./.test(value)) continue;
+    if (value === undefined || planTarget.test(value)) continue;
     if (field === "target" && /^replica(:.+)?$/.test(value)) continue;
     document.fault(
       [field],
       `${value} is not a target for a plan`,
-      "write dir:FOLDER or blob:PREFIX; of failovers, or replica",
+      "write dir:FOLDER, blob:PREFIX or instant:unix:FOLDER; of failovers, or replica",
     );
   }
 }
@@ -95,7 +103,7 @@ function judge(document: ConfigDocument, { machines, groups, cleanup, target, te
 function judgeDisks(
   document: ConfigDocument,
   at: Path,
-  { name, disks, source }: WrittenPlan["machines"][number],
+  { name, disks, source, osDisk }: WrittenMachine,
   owners: Map<string, string>,
 ): void {
   if (disks.length === 0 || disks.length > machineDisksMax)
@@ -110,6 +118,8 @@ function judgeDisks(
       );
     owners.set(disk.normalize("NFC"), name);
   }
+  if (osDisk !== undefined && !disks.includes(osDisk))
+    document.fault([...at, "osDisk"], `machine ${name} has no disk ${osDisk}`, "write the name of one of its `disks`");
   if (source !== undefined && !/^(agent|image):./.test(source))
     document.fault([...at, "source"], `${source} is no source`, "write agent:SOCKET or image:PATH");
   if (source?.startsWith("image:") === true && disks.length > 1)
@@ -122,8 +132,6 @@ function judgeDisks(
 
 /** Paths are those of the plan's folder. */
 function planOf(written: WrittenPlan, folder: string, text: string): Plan {
-  const placed = (target: string | undefined): string | null =>
-    target?.startsWith("dir:") === true ? `dir:${resolve(folder, target.slice(4))}` : (target ?? null);
   const sourceOf = (source: string | undefined): PlanMachine["source"] =>
     source === undefined
       ? null
@@ -136,8 +144,8 @@ function planOf(written: WrittenPlan, folder: string, text: string): Plan {
     }),
     groups,
     cleanup,
-    target: placed(target),
-    testTarget: placed(testTarget),
+    target: placedTarget(target, folder) ?? null,
+    testTarget: placedTarget(testTarget, folder) ?? null,
     objectives: { rpoMs: objectives.rpo ?? null, rtoMs: objectives.rto ?? null },
     folder,
     text,

@@ -30,19 +30,35 @@ export interface WrittenPlan {
     readonly after: readonly PlanAction[];
   }[];
   readonly cleanup: readonly PlanAction[];
-  readonly networks: Readonly<Record<string, unknown>>;
+  readonly networks: Readonly<
+    Record<string, { readonly vnet: string; readonly subnets: Readonly<Record<string, string>> }>
+  >;
+  readonly testNetwork?: string | undefined;
   readonly target?: string | undefined;
   readonly testTarget?: string | undefined;
   readonly objectives: { readonly rpo?: number | undefined; readonly rto?: number | undefined };
 }
 
-interface WrittenMachine {
+export interface WrittenMachine {
   readonly name: string;
   readonly disks: readonly string[];
   readonly source?: string | undefined;
-  readonly os?: string | undefined;
-  readonly size?: unknown;
-  readonly nics: readonly unknown[];
+  readonly os?: "linux" | "windows" | undefined;
+  /** The disk that holds the operating system. */
+  readonly osDisk?: string | undefined;
+  /** 1: BIOS, 2: UEFI. */
+  readonly generation?: 1 | 2 | undefined;
+  readonly size?: WrittenSize | undefined;
+  readonly nics: readonly WrittenNic[];
+}
+
+/** The name of a size of Azure, or what the machine needs. */
+export type WrittenSize = string | { readonly vcpus: number; readonly memoryGiB: number };
+
+export interface WrittenNic {
+  readonly network: string;
+  readonly subnet?: string | undefined;
+  readonly ip?: string | undefined;
 }
 
 /** Every field of every section: an unknown one may be meant for one of these. */
@@ -52,6 +68,7 @@ const fieldNames = [
   "groups",
   "cleanup",
   "networks",
+  "testNetwork",
   "target",
   "testTarget",
   "objectives",
@@ -59,6 +76,8 @@ const fieldNames = [
   "disks",
   "source",
   "os",
+  "osDisk",
+  "generation",
   "size",
   "nics",
   "before",
@@ -140,8 +159,13 @@ const action: Field<PlanAction> = (value, path, faults) => {
 };
 const actions: Field<readonly PlanAction[]> = withDefault(list(action), []);
 
-/** Vendors' names of sizes, or what the machine needs. */
-const size: Field<unknown> = (value, path, faults) =>
+const generation: Field<1 | 2> = written(
+  (value) => (value === "1" ? 1 : value === "2" ? 2 : fault),
+  "is no generation",
+  "write 1 for a machine that boots by BIOS, 2 for UEFI",
+);
+
+const size: Field<WrittenSize> = (value, path, faults) =>
   typeof value === "string"
     ? text(value, path, faults)
     : section({ vcpus: number(1, 1024), memoryGiB: number(0.5, 65_536) }, meant)(value, path, faults);
@@ -163,6 +187,8 @@ const machine: Field<WrittenMachine> = section(
     disks: list(text),
     source: optional(text),
     os: optional(oneOf(["linux", "windows"])),
+    osDisk: optional(text),
+    generation: optional(generation),
     size: optional(size),
     nics: withDefault(list(nic), []),
   },
@@ -178,6 +204,7 @@ export const planSchema: Field<WrittenPlan> = section(
     groups: list(section({ machines: list(text), before: actions, after: actions }, meant)),
     cleanup: actions,
     networks: withDefault(named(section({ vnet: text, subnets: withDefault(named(text), {}) }, meant)), {}),
+    testNetwork: optional(text),
     target: optional(text),
     testTarget: optional(text),
     objectives: withDefault(
@@ -208,7 +235,7 @@ const listOf = (items: JsonSchema, description: string): JsonSchema => ({ type: 
 export function planJsonSchema(): JsonSchema {
   const nameOf = (description: string): JsonSchema => ({ type: "string", pattern: planName.source, description });
   const actionsOf = (description: string): JsonSchema => listOf({ $ref: "#/$defs/action" }, description);
-  const target = "dir:FOLDER, blob:PREFIX or replica";
+  const target = "dir:FOLDER, blob:PREFIX, instant:unix:FOLDER or replica";
   return {
     $schema: "https://json-schema.org/draft/2020-12/schema",
     title: "Recovery plan of Tidemark",
@@ -239,8 +266,9 @@ export function planJsonSchema(): JsonSchema {
             ["vnet"],
           ),
         },
+        testNetwork: textOf("network at the target for the machines of a test"),
         target: textOf(`where failovers go: ${target}`),
-        testTarget: textOf("where tests go: dir:FOLDER or blob:PREFIX (default: target)"),
+        testTarget: textOf("where tests go: dir:FOLDER, blob:PREFIX or instant:unix:FOLDER (default: target)"),
         objectives: objectOf({ rpo: durationOf("greatest age of a point"), rto: durationOf("longest run") }, []),
       },
       ["plan", "machines", "groups"],
@@ -252,6 +280,8 @@ export function planJsonSchema(): JsonSchema {
           disks: listOf({ type: "string" }, "names of its disks in the vault, 1 to 64"),
           source: textOf("where its disks are written today: agent:SOCKET, or image:PATH of its only disk"),
           os: { enum: ["linux", "windows"] },
+          osDisk: textOf("the disk that holds the operating system (default: the only one that boots, else the first)"),
+          generation: { enum: [1, 2], description: "1: BIOS, 2: UEFI (default: what the disk boots by)" },
           size: {
             anyOf: [
               { type: "string" },

@@ -160,7 +160,9 @@ function machineText(
 ): string {
   const times = disks.map(({ time }) => time).sort();
   const [oldest = ""] = times;
-  const points = disks.map(({ disk, sequence }) => `${disk} at point ${sequence}`).join(", ");
+  const points = disks
+    .map(({ disk, sequence, nbd }) => `${disk} at point ${sequence}${nbd === null ? "" : ` (${nbd})`}`)
+    .join(", ");
   return `${machine} (run ${run}, ${state ?? "not begun"}): ${points}${oldest === "" ? "" : `, of ${output.time(oldest)}`}`;
 }
 

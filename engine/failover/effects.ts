@@ -7,7 +7,6 @@
  * Invariant: the run in the vault says that a target may be a mixture (`held` is null) before the
  * first byte of it changes, and names a point for it only when the target is whole and durable.
  */
-import { FileVolume } from "../disk/source/file-volume.ts";
 import { watchedStore } from "../disk/source/head-watch.ts";
 import { TidemarkError, throwIfAborted } from "../errors.ts";
 import type { Notice } from "../notice.ts";
@@ -16,6 +15,7 @@ import type { OperationOptions } from "../progress.ts";
 import { HydratingImage } from "../recovery/mount/hydrating-image.ts";
 import { discardImage } from "../recovery/mount/image-files.ts";
 import { materialize } from "../recovery/restore/materialize.ts";
+import { openImage } from "../recovery/restore/vhd.ts";
 import { replicate } from "../replication/replicate.ts";
 import type { RunDocument, RunMember } from "../store/format/run.ts";
 import { disableByClaim, putClaim, readClaim, removeClaim, settleClaim } from "../store/points/failover-claim.ts";
@@ -394,9 +394,9 @@ export class Effects {
         });
         continue;
       }
-      const volume = await FileVolume.open(target.path);
+      const volume = await openImage(target.path);
       try {
-        const { scannedBytes } = await replicate(this.#context, { ...this.#operation, disk, volume });
+        const { scannedBytes } = await replicate(this.#context, { ...this.#operation, disk, volume }, {});
         this.#bytesRead += scannedBytes;
       } finally {
         await volume.close();

@@ -16,6 +16,11 @@ export interface FailoverOptions extends OperationOptions {
   readonly openAgent?: ((socket: string) => SourceSite) | undefined;
   /** Serves runs in this process. Absent: a command does, in the foreground. */
   readonly server?: RunServer | undefined;
+  /**
+   * Of plans: begins to serve the instant targets of a machine's run, before the commands that follow
+   * it. `cacheBytes`: memory for each of its disks. Absent: the run is begun and not served.
+   */
+  readonly serve?: ((run: string, cacheBytes: number) => Promise<void>) | undefined;
   /** Environment of check and shutdown commands. Default: empty. */
   readonly environment?: Readonly<Record<string, string>> | undefined;
 }

@@ -35,6 +35,8 @@ export interface ServeOptions {
   readonly onNotice?: ((notice: Notice) => void) | undefined;
   /** Gets each event of the disks that are protected. */
   readonly onEvent?: ((event: ProtectionEvent) => void) | undefined;
+  /** Memory for what is fetched of each instant target, in bytes. Default: that of `Vault.instant`. */
+  readonly cacheBytes?: number | undefined;
   /** Ends the opening, not what has been opened. */
   readonly signal?: AbortSignal | undefined;
 }
@@ -80,17 +82,24 @@ function endpointOf(listen: string): NbdEndpoint {
  * Refuses what may not happen to targets while they are served. `then` is the command to type
  * afterwards. Errors: WRITER_ACTIVE.
  */
-export async function refuseServed({ run, members, serving }: RunDocument, then: string): Promise<void> {
-  for (const { target } of members) {
-    if (target.kind !== "instant" || (await lookAtImage(target.path)) !== "open") continue;
-    throw new TidemarkError("WRITER_ACTIVE", `${target.path} of run ${run} is being served`, {
+export async function refuseServed(document: RunDocument, then: string): Promise<void> {
+  const { run, serving } = document;
+  const path = await servedImageOf(document);
+  if (path !== undefined)
+    throw new TidemarkError("WRITER_ACTIVE", `${path} of run ${run} is being served`, {
       remedy:
         serving?.byAgent === true
-          ? "send the verb to the agent that serves it: POST /v1/failover on its control socket"
+          ? `let the agent do it that serves the disks: \`${then} --agent SOCKET\``
           : `end the command that serves it with ^C, then run \`${then}\``,
-      detail: { run, path: target.path },
+      detail: { run, path },
     });
-  }
+}
+
+/** An instant target of the run that a process has open; undefined: there is none. */
+export async function servedImageOf({ members }: RunDocument): Promise<string | undefined> {
+  for (const { target } of members)
+    if (target.kind === "instant" && (await lookAtImage(target.path)) === "open") return target.path;
+  return undefined;
 }
 
 /** The served disks of a run, until `stop`. Made by `Failovers.serve`. */
@@ -219,7 +228,7 @@ async function openDisk(vault: ServingVault, member: RunMember, options: OpenDis
 async function openInstant(
   vault: ServingVault,
   { disk, target, held }: RunMember,
-  { onNotice, signal }: ServeOptions,
+  { onNotice, cacheBytes, signal }: ServeOptions,
 ): Promise<Instant> {
   if ((await lookAtImage(target.path)) === "absent") {
     throw new TidemarkError("TARGET_FAILED", `the image ${target.path} of disk ${JSON.stringify(disk)} is gone`, {
@@ -227,7 +236,7 @@ async function openInstant(
       detail: { path: target.path },
     });
   }
-  return await vault.instant({ disk, image: target.path, point: held?.point, onNotice, signal });
+  return await vault.instant({ disk, image: target.path, point: held?.point, onNotice, cacheBytes, signal });
 }
 
 /** Of a protection that takes a point on request: the next one is due after the work is over. */

@@ -5,11 +5,11 @@
  * point for as long as it has that signature. An agent that stops its disks tells the same of their
  * images. A failback to the image begins there.
  */
-import { FileVolume } from "../disk/source/file-volume.ts";
 import { quiescenceSignature, signatureText } from "../disk/source/quiescence.ts";
 import { TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
+import { openImage } from "../recovery/restore/vhd.ts";
 import type { RestingImage } from "../replication/protection/protected-image.ts";
 import { replicate } from "../replication/replicate.ts";
 import type { RunMember } from "../store/format/run.ts";
@@ -47,11 +47,11 @@ export async function takeLastPoint(
   options: OperationOptions & { readonly disk: string; readonly path: string },
 ): Promise<RunMember["origin"]> {
   const { path } = options;
-  const volume = await FileVolume.open(path);
+  const volume = await openImage(path);
   try {
     const image = volume.identity();
     const before = await quiescenceSignature(image);
-    const { consistency, point } = await replicate(context, { ...options, volume });
+    const { consistency, point } = await replicate(context, { ...options, volume }, {});
     if (consistency !== "fuzzy") {
       const after = await quiescenceSignature(image);
       if (before === undefined || after === undefined) return null;

@@ -95,8 +95,8 @@ async function parseInstant(text: string, rest: string, disks: readonly string[]
   const listen = parseServing(at < 0 ? rest : rest.slice(0, at));
   const named = at < 0 ? "." : rest.slice(at + ",image=".length);
   const isFolder = (await unlessAbsent(named, async () => await stat(resolve(named))))?.isDirectory() === true;
-  if (!isFolder && disks.length > 1) {
-    throw new TidemarkError("INVALID_ARGUMENT", `image=${named} is no folder, and the run has ${disks.length} disks`, {
+  if (!isFolder && (disks.length > 1 || named.endsWith("/"))) {
+    throw new TidemarkError("INVALID_ARGUMENT", `image=${named} is no folder for the images of ${disks.join(", ")}`, {
       remedy: "name a folder that exists; it gets one image for each disk",
     });
   }

@@ -252,3 +252,66 @@ export class SlabPool {
     else waiter(slab);
   }
 }
+
+/**
+ * What one vault leases of a pool that several vaults share. A vault whose store has fallen silent
+ * keeps what it has leased, so it leaves a slab to each other vault: their cycles go on.
+ */
+export class SlabShare {
+  readonly #pool: SlabPool;
+  readonly #vaults: () => number;
+  readonly #waiters: (() => void)[] = [];
+  #leased = 0;
+
+  /** `vaults`: how many use the pool now. */
+  constructor(pool: SlabPool, vaults: () => number) {
+    this.#pool = pool;
+    this.#vaults = vaults;
+  }
+
+  get shared(): SharedSlabs {
+    return this.#pool.shared;
+  }
+
+  get slabCount(): number {
+    return this.#pool.slabCount;
+  }
+
+  /** Slabs that this vault has. */
+  get leasedCount(): number {
+    return this.#leased;
+  }
+
+  /** As `SlabPool.tryAcquire`. */
+  tryAcquire(): Slab | undefined {
+    const slab = this.#mayLease ? this.#pool.tryAcquire() : undefined;
+    if (slab !== undefined) this.#leased += 1;
+    return slab;
+  }
+
+  /** As `SlabPool.acquire`. */
+  async acquire(signal?: AbortSignal): Promise<Slab> {
+    while (!this.#mayLease) await new Promise<void>((resolve) => this.#waiters.push(resolve));
+    this.#leased += 1;
+    try {
+      return await this.#pool.acquire(signal);
+    } catch (error) {
+      this.#returned();
+      throw error;
+    }
+  }
+
+  release(slab: Slab): void {
+    this.#pool.release(slab);
+    this.#returned();
+  }
+
+  get #mayLease(): boolean {
+    return this.#leased < Math.max(1, this.slabCount + 1 - this.#vaults());
+  }
+
+  #returned(): void {
+    this.#leased -= 1;
+    this.#waiters.shift()?.();
+  }
+}

@@ -16,7 +16,7 @@ import { TidemarkError } from "../errors.ts";
 import { fromHex } from "../store/format/checksum.ts";
 import type { DigestName, VaultDocument } from "../store/format/documents.ts";
 import { workerTiming } from "../timing.ts";
-import { fetchGeometry, type SlabGeometry, SlabPool, scanGeometry } from "./slabs.ts";
+import { fetchGeometry, type SlabGeometry, SlabPool, SlabShare, scanGeometry } from "./slabs.ts";
 import { compiledKernels } from "./wasm-kernels.ts";
 import type { CompressTask, DecodeTask, ScanResult, ScanTask, SealTask, WorkerSetup, WorkerTask } from "./worker.ts";
 
@@ -81,6 +81,11 @@ class Threads {
     return threads;
   }
 
+  /** Vaults that use them now. */
+  get users(): number {
+    return this.#users;
+  }
+
   leave(): void {
     this.#users -= 1;
     if (this.#users > 0) return;
@@ -97,12 +102,12 @@ class Threads {
 
 /** The worker pool as one vault uses it. */
 export class WorkerPool implements AsyncDisposable {
-  readonly slabs: SlabPool;
+  readonly slabs: SlabShare;
   /**
    * A scan that needs to fetch never waits for a slab that a scan holds. A fetch never waits for
    * another fetch.
    */
-  readonly fetches: SlabPool;
+  readonly fetches: SlabShare;
   readonly blockBytes: number;
   readonly #threads: Threads;
   readonly #digest: DigestName;
@@ -118,8 +123,8 @@ export class WorkerPool implements AsyncDisposable {
   ) {
     const blocks = threads.slabs.shared.geometry.slabBytes / blockBytes;
     assert(Number.isInteger(blocks), "a slab holds whole blocks");
-    this.slabs = threads.slabs;
-    this.fetches = threads.fetches;
+    this.slabs = new SlabShare(threads.slabs, () => threads.users);
+    this.fetches = new SlabShare(threads.fetches, () => threads.users);
     this.blockBytes = blockBytes;
     this.#threads = threads;
     this.#digest = digest;
@@ -140,7 +145,7 @@ export class WorkerPool implements AsyncDisposable {
   }
 
   async scan(task: Omit<ScanTask, "kind" | "digest">): Promise<ScanResult> {
-    this.slabs.placeKey(task.slab, this.#digestKey);
+    this.#threads.slabs.placeKey(task.slab, this.#digestKey);
     const result = await this.#run({ kind: "scan", digest: this.#digest, ...task });
     if (result === undefined) throw new TidemarkError("INTERNAL", "a scan gave no result");
     return result;
@@ -151,7 +156,7 @@ export class WorkerPool implements AsyncDisposable {
   }
 
   async decode(task: Omit<DecodeTask, "kind" | "digest">): Promise<void> {
-    this.fetches.placeKey(task.slab, this.#digestKey);
+    this.#threads.fetches.placeKey(task.slab, this.#digestKey);
     await this.#run({ kind: "decode", digest: this.#digest, ...task });
   }
 

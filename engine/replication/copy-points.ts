@@ -21,11 +21,13 @@
 import { forEachAtOnce } from "../concurrency.ts";
 import type { BlockDevice } from "../device.ts";
 import { watchedStore } from "../disk/source/head-watch.ts";
+import { LocalState } from "../disk/source/local-state.ts";
 import { hasCode, isUnreadableOrGone, TidemarkError, throwIfAborted } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
 import { cacheBlocksMin } from "../recovery/mount/block-cache.ts";
 import { Mount } from "../recovery/mount/mount.ts";
+import { fromHex } from "../store/format/checksum.ts";
 import type { HeadDocument, ManifestDocument, PointRecord } from "../store/format/documents.ts";
 import { readDisk } from "../store/points/head.ts";
 import { readPoints } from "../store/points/history.ts";
@@ -52,6 +54,8 @@ export interface CopyOptions extends OperationOptions {
   readonly points?: CopiedPoints | undefined;
   /** Told each point that has been copied. */
   readonly onPoint?: ((copied: CopiedPoint) => void) | undefined;
+  /** Told of each disk what has become of it. */
+  readonly onEnded?: ((disk: string, ended: CopiedDisk | TidemarkError) => void) | undefined;
 }
 
 /** A point, and what it is in the other vault. */
@@ -147,12 +151,17 @@ export async function copyPoints(from: VaultContext, to: VaultContext, options: 
       },
     });
     try {
-      done.push(await copy.run());
+      const ended = await copy.run();
+      done.push(ended);
+      options.onEnded?.(disk, ended);
     } catch (error) {
       if (!(error instanceof TidemarkError) || error.code === "INTERRUPTED") throw error;
       failures.push(error);
+      options.onEnded?.(disk, error);
     }
   });
+  const [first] = copied;
+  if (first !== undefined) await saveCatalog(target, first.disk, options);
   if (failures.length > 0) throw failures[0];
   const sum = (key: "fetchedBytes" | "newBytes" | "storedBytes"): number =>
     copied.reduce((total, point) => total + point[key], 0);
@@ -164,6 +173,17 @@ export async function copyPoints(from: VaultContext, to: VaultContext, options: 
     storedBytes: sum("storedBytes"),
     elapsedMs: Math.round(performance.now() - startedAt),
   };
+}
+
+/** The next copy, in another process, reads only what is new of the target's index. */
+async function saveCatalog(
+  { context, store, vault }: Side,
+  disk: string,
+  { onNotice = () => undefined }: CopyOptions,
+): Promise<void> {
+  const catalog = await context.sharedCatalog(store, onNotice);
+  const state = new LocalState({ folder: context.stateFolder, vault, disk, onNotice });
+  await state.saveCache(async (folder) => await catalog.save(folder, fromHex(vault)));
 }
 
 /** Errors: DISK_NOT_FOUND. */
@@ -303,7 +323,7 @@ class DiskCopy {
         onNotice: this.#notify,
         signal,
       },
-      { timeMs: point.timeMs, application, group: this.#groupOf(point) },
+      { cut: { timeMs: point.timeMs, application, group: this.#groupOf(point) } },
     );
     const { store, vault } = this.#target;
     await labelNewPoint(store, vault, summary, { label, onNotice: this.#notify, signal });

@@ -44,14 +44,14 @@ const cyclesMax = 4;
 export async function replicate(
   context: VaultContext,
   options: ReplicateOptions,
-  cut?: CutElsewhere,
+  series?: Series,
 ): Promise<ReplicateSummary> {
   encodeDiskName(options.disk); // refuses a bad name before anything is touched
   const disk = options.disk.normalize("NFC");
   const startedAt = performance.now();
   const trust: Trust = { prints: true, parent: true };
   for (let attempt = 1; ; attempt += 1) {
-    const cycle = new Cycle(context, { ...options, disk }, { ...trust }, cut);
+    const cycle = new Cycle(context, { ...options, disk }, { ...trust }, series);
     try {
       const summary = await cycle.run();
       return { ...summary, elapsedMs: Math.round(performance.now() - startedAt) };
@@ -78,8 +78,14 @@ export async function replicate(
   }
 }
 
-/** The cut that a point of another vault was made by. */
-export type CutElsewhere = Pick<Shipment, "timeMs" | "application" | "group">;
+/**
+ * A cycle that is one of many in this process: they share the vault's catalog, so that it is not
+ * loaded and saved for each.
+ */
+export interface Series {
+  /** The cut that a point of another vault was made by. */
+  readonly cut?: Pick<Shipment, "timeMs" | "application" | "group">;
+}
 
 /** What a cycle may build on. */
 interface Trust {
@@ -105,7 +111,7 @@ class Cycle {
   readonly #context: VaultContext;
   readonly #options: ReplicateOptions;
   readonly #trust: Trust;
-  readonly #cut: CutElsewhere | undefined;
+  readonly #series: Series | undefined;
   readonly #state: LocalState;
   readonly #notify: (notice: Notice) => void;
   #session: Session | undefined;
@@ -113,9 +119,9 @@ class Cycle {
   /** Closers of what is open, called in reverse order. */
   readonly #closing: (() => Promise<void>)[] = [];
 
-  constructor(context: VaultContext, options: ReplicateOptions, trust: Trust, cut: CutElsewhere | undefined) {
+  constructor(context: VaultContext, options: ReplicateOptions, trust: Trust, series: Series | undefined) {
     this.#context = context;
-    this.#cut = cut;
+    this.#series = series;
     this.#options = options;
     this.#trust = trust;
     this.#notify = options.onNotice ?? (() => undefined);
@@ -154,7 +160,9 @@ class Cycle {
       disk,
       source: volume instanceof FileVolume ? volume.identity().path : volume.description,
       loadCatalog: async (store, signal) =>
-        await loadCatalog(this.#context, store, { folder: this.#state.vaultFolder, onNotice: this.#notify, signal }),
+        this.#series === undefined
+          ? await loadCatalog(this.#context, store, { folder: this.#state.vaultFolder, onNotice: this.#notify, signal })
+          : await this.#context.sharedCatalog(store, this.#notify),
       onNotice: this.#notify,
       signal: this.#options.signal,
     });
@@ -162,7 +170,7 @@ class Cycle {
     this.#closing.push(async () => await session.close());
     const named = this.#beginChanges(session);
     await volume.beginScan?.();
-    const cut = this.#cut ?? { timeMs: Date.now() };
+    const cut = this.#series?.cut ?? { timeMs: Date.now() };
     const volumeBytes = await volume.sizeBytes();
     checkSize(volume.description, disk, volumeBytes, session.newest);
     const parent = this.#trust.parent ? await session.manifest() : undefined;
@@ -198,9 +206,10 @@ class Cycle {
     this.#options.changes?.committed(shipped.point.id);
     await this.#state.keepOnly(shipped.point.id);
     if (volume instanceof FileVolume) await this.#state.rememberSource(volume.identity());
-    await this.#state.saveCache(
-      async (folder) => await session.catalog.save(folder, fromHex(this.#context.document.vault)),
-    );
+    if (this.#series === undefined)
+      await this.#state.saveCache(
+        async (folder) => await session.catalog.save(folder, fromHex(this.#context.document.vault)),
+      );
     progress(
       { phase: "commit", doneBytes: volumeBytes, totalBytes: volumeBytes, transferredBytes: shipped.storedBytes },
       "last",

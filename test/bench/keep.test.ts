@@ -100,6 +100,13 @@ describe("each case about points that last proves its point and tells what it me
     expect(report.marks).toHaveLength(4);
   });
 
+  test("copy, beside both bare transfers", async () => {
+    const report = await runBench(options("copy"));
+    await expectWhole(report);
+    expect(report.counts["fetchedBytes"]).toBeGreaterThan(4 * mib);
+    expect(report.marks).toMatchObject([{ name: "of the slower of both ceilings" }]);
+  });
+
   deepTest(
     "instant, beside the Get ceiling, and where they are installed beside qemu-nbd and under fio",
     {

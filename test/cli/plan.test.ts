@@ -119,6 +119,28 @@ deepTest(
   60_000,
 );
 
+deepTest(
+  "runs the machines of a drill at once, and serves them until the command ends, and again",
+  async () => {
+    const place = await replicated();
+    writeFileSync(place.path("now.yaml"), shop.replace("target: dir:dr", "target: instant:unix:dr"));
+    const words = ["--vault", "dir:vault"];
+    const drill = place.start(["failover", "test", "--plan", "now.yaml", ...words]);
+    await drill.says("disk log is served at nbd+unix:///log?socket=");
+    const [{ run = "" } = {}] = (await place.json("plan", "list")).lines as readonly { readonly run?: string }[];
+    expect(await place.json("failover", "cleanup", run)).toMatchObject({ last: { code: "WRITER_ACTIVE" } });
+    drill.child.kill("SIGINT");
+    expect((await drill.ended).stdout).toMatch(/machines +db \(run [^]*waits +DNS points here\?/);
+    const again = place.start(["jobs", "resume", run, "--step", "5", ...words]);
+    for (const disk of ["data", "log", "web"]) await again.says(`disk ${disk} is served at`);
+    again.child.kill("SIGINT");
+    expect(await again.ended).toMatchObject({ code: 0 });
+    expect((await place.json("failover", "cleanup", run)).last).toMatchObject({ state: "None", successful: true });
+    expect(readdirSync(place.path("dr"))).toEqual([]);
+  },
+  60_000,
+);
+
 it("names every fault of a plan with its line and a remedy, before anything has changed", async () => {
   const place = await replicated();
   const faulty = `plan: my shop
@@ -172,8 +194,8 @@ objectives: {rpo: fast}
       "8: there is no machine dv · did you mean db?",
       "8: machine db is in a group already · remove it here or there",
       "9: the group has no machine · add one",
-      "10: file:x is not a target for a plan · write dir:FOLDER or blob:PREFIX; of failovers, or replica",
-      "11: replica is not a target for a plan · write dir:FOLDER or blob:PREFIX; of failovers, or replica",
+      "10: file:x is not a target for a plan · write dir:FOLDER, blob:PREFIX or instant:unix:FOLDER; of failovers, or replica",
+      "11: replica is not a target for a plan · write dir:FOLDER, blob:PREFIX or instant:unix:FOLDER; of failovers, or replica",
     ]
   `);
   const unknown = shop.replace("[data, log]", "[data, new]").replace("dir:dr", "dir:none");

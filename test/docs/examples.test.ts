@@ -239,6 +239,12 @@ describe("the script", () => {
     expect(lines.filter((line) => /^ +[12] +[0-9a-f]{8} /.test(line))).toHaveLength(2);
   });
 
+  deepTest("check.sh finds nothing that keeps a vault from a folder", { timeout: scriptMsMax }, async () => {
+    const lines = await new Installed().script("check.sh");
+    expect(lines.at(-1)).toBe("a vault can be there");
+    expect(lines.filter((line) => /^(advice|failed|skipped)/.test(line))).toEqual([]);
+  });
+
   deepTest(
     "plan.sh drills the plan of shop.yaml, waits for a person, and writes a report",
     {

@@ -38,6 +38,7 @@ const linesMax: Readonly<Record<string, number>> = {
   "docs/embedding.md": 200,
   "docs/encryption.md": 200,
   "docs/capacity.md": 200,
+  "docs/site-recovery.md": 200,
 };
 
 function pageAt(path: string): Page {

@@ -2,7 +2,8 @@
 # Boots a guest from a disk: Debian's cloud kernel and an initramfs of busybox, under qemu without hardware support.
 # The disk holds an ext4 file system, which the guest mounts on /mnt. It runs SCRIPT, syncs, unmounts and powers off.
 #
-# usage: boot-guest.sh [DISK SCRIPT]     DISK: an image or an NBD URI
+# usage: boot-guest.sh [DISK SCRIPT [COMMAND...]]     DISK: an image or an NBD URI
+# COMMAND runs qemu with the disk and with the options that are added to it; by default, qemu itself.
 # Prints what the guest prints. Ends with 0 when the guest unmounted the disk, with 77 and the reason when this
 # machine lacks something. Without arguments it only looks whether it lacks something. The kernel is downloaded
 # once, not installed, and kept in the user's cache folder.
@@ -36,6 +37,9 @@ fi
 [ $# -gt 0 ] || exit 0
 disk=$1
 script=$2
+shift 2
+[ $# -gt 0 ] ||
+  set -- qemu-system-x86_64 -m 512 -drive "file=$disk,format=raw,if=virtio,discard=unmap,cache=none"
 root=$tree/root
 mkdir -p "$root/bin" "$root/proc" "$root/sys" "$root/dev" "$root/mnt" "$root/modules"
 cp "$(command -v busybox)" "$root/bin/busybox"
@@ -53,13 +57,12 @@ done
 until [ -b /dev/vda ]; do sleep 0.1; done
 mount -t ext4 /dev/vda /mnt && {
 $script
-} && sync && umount /mnt && echo GUEST-DONE
+} && sync && umount /mnt && echo && echo GUEST-DONE
 poweroff -f
 GUEST
 chmod +x "$root/init"
 (cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) >"$tree/initrd"
-timeout 120 qemu-system-x86_64 -m 512 -nographic -no-reboot -kernel "$cache/vmlinuz" -initrd "$tree/initrd" \
-  -append "console=ttyS0 panic=-1 quiet" -drive "file=$disk,format=raw,if=virtio,discard=unmap,cache=none" \
-  </dev/null >"$tree/console" 2>&1 || true
+timeout 120 "$@" -nographic -no-reboot -kernel "$cache/vmlinuz" -initrd "$tree/initrd" \
+  -append "console=ttyS0 panic=-1 quiet" </dev/null >"$tree/console" 2>&1 || true
 tr -d '\r' <"$tree/console"
 grep -q '^GUEST-DONE' "$tree/console"

@@ -51,6 +51,8 @@ export class FileVolume implements Volume {
   readonly #file: PositionalFile;
   readonly #kind: "file" | "device";
   readonly #identity: FileIdentity;
+  /** Where the disk ends, if that is before the file does. */
+  #diskBytes = Number.POSITIVE_INFINITY;
   #before: StillnessMark | undefined;
 
   private constructor(file: PositionalFile, kind: "file" | "device", identity: FileIdentity) {
@@ -114,7 +116,12 @@ export class FileVolume implements Volume {
 
   async sizeBytes(): Promise<number> {
     if (this.#kind === "device") return deviceBytes(this.#file);
-    return Number((await this.#stat()).size);
+    return Math.min(Number((await this.#stat()).size), this.#diskBytes);
+  }
+
+  /** What lies behind `diskBytes`, such as the footer of a fixed VHD, is no part of the disk. */
+  endAt(diskBytes: number): void {
+    this.#diskBytes = diskBytes;
   }
 
   async reading<Result>(work: Promise<Result>): Promise<Result> {

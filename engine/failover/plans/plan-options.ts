@@ -5,6 +5,7 @@ import type { RunDocument, RunKind } from "../../store/format/run.ts";
 import type { FailoverOptions } from "../failover-options.ts";
 import { namesReplicas } from "../run-checks.ts";
 import type { PlanFault } from "./plan-points.ts";
+import { planTarget } from "./plan-target.ts";
 
 /** How a run of a plan is begun, or looked at before it begins. */
 export interface StartPlanOptions extends FailoverOptions {
@@ -62,12 +63,12 @@ export function asked({ plan, kind, point = "latest", to }: StartPlanOptions): {
   readonly target: string;
 } {
   const target = to ?? (kind === "test" ? (plan.testTarget ?? plan.target) : plan.target);
-  const remedy = "name dir:FOLDER, blob:PREFIX or, of a failover, replica";
+  const remedy = "name dir:FOLDER, blob:PREFIX, instant:unix:FOLDER or, of a failover, replica";
   if (target === null)
     throw new TidemarkError("INVALID_ARGUMENT", `the plan ${plan.name} names no target, and no other is given`, {
       remedy: `${remedy}, with \`--to\` or in the plan`,
     });
-  if (!/^(dir|blob):/.test(target) && !namesReplicas(target))
+  if (!planTarget.test(target) && !namesReplicas(target))
     throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(target)} is not a target for a plan`, { remedy });
   if (/^\d+$/.test(point) || /^[0-9a-f]{32}$/.test(point))
     throw new TidemarkError("INVALID_ARGUMENT", "a sequence number or an id names a point of one disk only", {

@@ -20,7 +20,9 @@ import { type ChosenPoint, choosePoints } from "../point-choice.ts";
 import { checkStart } from "../run-checks.ts";
 import { refuseTakenTarget, targetsOf } from "../run-target.ts";
 import { targetName } from "../target.ts";
+
 import type { PlanPlace } from "./plan-store.ts";
+import { targetOfMachine } from "./plan-target.ts";
 
 const machinesAtOnce = 8;
 
@@ -98,8 +100,9 @@ export async function previewPlan(
       const targets: RunMember["target"][] = [];
       await judged([kind === "test" && plan.testTarget !== null ? "testTarget" : "target"], async () => {
         const source = machine.source ?? { kind: "agent" as const, path: "" };
-        checkStart({ kind, to: target, source }, machine.disks);
-        targets.push(...(await targetsOf(context, place, target, machine.disks)).members);
+        const to = targetOfMachine(target, machine.name);
+        checkStart({ kind, to, source }, machine.disks);
+        targets.push(...(await targetsOf(context, place, to, machine.disks)).members);
         for (const [at, disk] of machine.disks.entries()) {
           const own = targets[at];
           if (own !== undefined) await refuseTakenTarget(context, place, kind, { disk, target: own });

@@ -16,18 +16,23 @@ import type { RunDocument, RunOperation } from "../../store/format/run.ts";
 import type { FailoverOptions, MachineOfPlan } from "../failover-options.ts";
 import type { Failovers } from "../failovers.ts";
 import { refused } from "../run-checks.ts";
-import { isMoved, isReprotected } from "../run-facts.ts";
+import { isMoved, isReprotected, isServable } from "../run-facts.ts";
 import { errorOf } from "../run-jobs.ts";
 import { pinPoint, unpinPoints } from "../run-points.ts";
 import { findRun } from "../run-store.ts";
 import { beginningOf, hasEnded, transition } from "../run-table.ts";
+import { servedImageOf, uriOfDisk } from "../served-run.ts";
 import { materializeName } from "../target.ts";
 import { changeJob } from "./plan-jobs.ts";
+
 import type { HeldPlanRun, PlanPlace } from "./plan-store.ts";
+import { targetOfMachine } from "./plan-target.ts";
 
 /** Machines of a group that are worked on at the same time. */
 const machinesAtOnce = 4;
 const pinsAtOnce = 8;
+/** What the instant targets of a plan hold of their points in memory, all together. */
+const servedCacheBytes: number = 512 * 1024 * 1024;
 
 type CommandAction = Extract<PlanAction, { readonly kind: "run" }>;
 
@@ -36,6 +41,8 @@ export interface PlanStepsParts {
   readonly place: PlanPlace & { readonly signal: AbortSignal };
   readonly failovers: Failovers;
   readonly held: HeldPlanRun;
+  /** Least memory that an instant target works with. */
+  readonly cacheBytesMin: number;
   readonly options: FailoverOptions;
 }
 
@@ -86,6 +93,23 @@ export class PlanSteps {
     });
   }
 
+  /** Serves the machines that have their targets and that no process serves. Gives how many can be served. */
+  async serveMachines(): Promise<number> {
+    const served = this.#document.machines.map(async ({ run }) => await this.#serve(run));
+    return (await Promise.all(served)).filter(Boolean).length;
+  }
+
+  /** Gives whether the disks of a machine can be served. Errors: as `Failovers.serve`. */
+  async #serve(run: string): Promise<boolean> {
+    const { serve } = this.#options;
+    const document = (await findRun(this.#parts.place, run))?.document;
+    if (serve === undefined || document === undefined || !isServable(document)) return false;
+    const disks = this.#document.machines.reduce((sum, { points }) => sum + points.length, 0);
+    const cacheBytes = Math.max(this.#parts.cacheBytesMin, Math.floor(servedCacheBytes / disks));
+    if ((await servedImageOf(document)) === undefined) await serve(run, cacheBytes);
+    return true;
+  }
+
   /** Swaps the document for what `change` makes of it, one swap after the other. */
   async update(change: (document: PlanRunDocument) => PlanRunDocument): Promise<void> {
     const { held } = this.#parts;
@@ -102,7 +126,10 @@ export class PlanSteps {
     const machine = this.#document.machines.find(({ name }) => name === step.machine);
     try {
       if (step.action?.kind === "run") await this.#run(index, step, step.action);
-      else if (machine !== undefined) await this.#operate(machine, step.tries > 0);
+      else if (machine !== undefined) {
+        await this.#operate(machine, step.tries > 0);
+        if (this.#isStart) await this.#serve(machine.run);
+      }
       await this.#swapStep(index, { state: "Succeeded", endMs: Date.now() });
     } catch (error) {
       // A crash test ends in an error that is none of ours: nothing is noted then, as after a kill.
@@ -164,6 +191,8 @@ export class PlanSteps {
         variables[`TIDEMARK_DISK_${disks}`] = disk;
         if (point !== undefined) variables[`TIDEMARK_POINT_${disks}`] = point.id;
         if (member !== undefined) variables[`TIDEMARK_IMAGE_${disks}`] = materializeName(member.target);
+        const uri = found === undefined ? null : uriOfDisk(found.document, disk);
+        if (uri !== null) variables[`TIDEMARK_NBD_${disks}`] = uri;
       }
     }
     return { ...variables, TIDEMARK_DISKS: String(disks) };
@@ -171,11 +200,10 @@ export class PlanSteps {
 
   /** Carries the job's operation out on a machine, or what is left of it. `isAgain`: it was tried before. */
   async #operate(machine: PlanRunMachine, isAgain: boolean): Promise<void> {
-    const { kind } = this.#document;
     const { operation } = this.#job;
     const { run } = machine;
     const found = (await findRun(this.#parts.place, run))?.document;
-    if (operation === beginningOf(kind).operation) {
+    if (this.#isStart) {
       if (found === undefined) await this.#start(machine);
       else if ("next" in transition(found.state, "Resume")) await this.#do("Resume", run);
       await this.#noteMachine(machine);
@@ -209,7 +237,7 @@ export class PlanSteps {
               ...options,
               kind: kind === "failback" ? "unplanned" : kind,
               disks,
-              to: target,
+              to: targetOfMachine(target, name),
               point: selector,
               ttlMs: ttlMs ?? undefined,
             },
@@ -270,6 +298,11 @@ export class PlanSteps {
         steps: job.steps.map((step, at) => (at === index ? { ...step, ...changed } : step)),
       })),
     );
+  }
+
+  /** Whether the job under way is the one that begins the run. */
+  get #isStart(): boolean {
+    return this.#job.operation === beginningOf(this.#document.kind).operation;
   }
 
   get #document(): PlanRunDocument {

@@ -16,6 +16,7 @@ import { isMoved } from "../run-facts.ts";
 import { findRun } from "../run-store.ts";
 import type { JobSummary, RunTaskSummary } from "../run-summary.ts";
 import { allowedOperations, beginningOf, effectOf, hasEnded, refusedOperations } from "../run-table.ts";
+import { uriOfDisk } from "../served-run.ts";
 import { targetName } from "../target.ts";
 import { spreadOf } from "./plan-points.ts";
 import type { PlanPlace } from "./plan-store.ts";
@@ -87,6 +88,8 @@ export interface PlanRunDisk {
   readonly consistency: Consistency;
   /** Null: the machine's run is not begun. */
   readonly target: string | null;
+  /** NBD URI of an instant target while a command of the run is in the foreground; null: it has none. */
+  readonly nbd: string | null;
 }
 
 /** An operation on a plan's run. */
@@ -200,7 +203,9 @@ function machineOf(
     disks: points.map(({ sequence, id, timeMs, consistency }, at) => {
       const member = found?.members[at];
       const target = member === undefined ? null : targetName(member.target);
-      return { disk: disks[at] ?? "", sequence, point: id, time: iso(timeMs), consistency, target };
+      const disk = disks[at] ?? "";
+      const nbd = found === undefined ? null : uriOfDisk(found, disk);
+      return { disk, sequence, point: id, time: iso(timeMs), consistency, target, nbd };
     }),
     rpoMs,
     rtoMs,

@@ -13,17 +13,19 @@ import os from "node:os";
 import { watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
+import { cacheBlocksMin } from "../../recovery/mount/block-cache.ts";
 import { planRunObjectName } from "../../store/format/names.ts";
 import { encodePlanRun, type Plan, type PlanRunDocument, type PlanRunMachine } from "../../store/format/plan-run.ts";
 import type { RunOperation } from "../../store/format/run.ts";
 import type { FailoverOptions, OperateOptions } from "../failover-options.ts";
 import type { Failovers } from "../failovers.ts";
-import { checkNote } from "../run-checks.ts";
+import { checkNote, commandsOfOperations } from "../run-checks.ts";
 import { directionOf } from "../run-members.ts";
 import { StopRequests, stopJob } from "../run-request.ts";
 import { findRun, newRunName } from "../run-store.ts";
 import type { JobSummary } from "../run-summary.ts";
 import { beginningOf, hasEnded, transition } from "../run-table.ts";
+import { refuseServed } from "../served-run.ts";
 import { changeJob, endPlanJob, refused, refuseElsewhere, refuseStep, waits, withJob, withNote } from "./plan-jobs.ts";
 import {
   asked,
@@ -34,7 +36,7 @@ import {
 } from "./plan-options.ts";
 import { namesOfTargets, type PreviewedMachine, pointsOf, previewPlan, spreadOf } from "./plan-points.ts";
 import { PlanSteps, refusalOf } from "./plan-steps.ts";
-import { findPlanRun, listPlanRuns, type PlanPlace, readPlanRun, takePlanRun } from "./plan-store.ts";
+import { findPlanRun, type HeldPlanRun, listPlanRuns, type PlanPlace, readPlanRun, takePlanRun } from "./plan-store.ts";
 import { describePlanRun, type PlanRunDone, type PlanRunSummary, planJobsOf } from "./plan-summary.ts";
 import { nextOf, retried, stateOfPlan, waitingIn } from "./plan-table.ts";
 
@@ -211,7 +213,8 @@ export class Plans {
     const { step } = options;
     return await this.#track(
       async () =>
-        await this.#work(options.run, options, async (document) => {
+        (step === undefined ? await this.#serveAgain(options) : undefined) ??
+        (await this.#work(options.run, options, async (document) => {
           const outcome = transition(stateOfPlan(document), "Resume");
           if ("reason" in outcome) throw refused(document, "Resume", outcome.reason);
           refuseElsewhere(document);
@@ -227,7 +230,7 @@ export class Plans {
           }));
           if (job === undefined) return withJob(document, beginningOf(document.kind).operation);
           return withNote(changeJob(confirmed, retried), options.note);
-        }),
+        })),
     );
   }
 
@@ -348,8 +351,11 @@ export class Plans {
           if ("reason" in outcome) throw refused(document, operation, outcome.reason);
           refuseElsewhere(document);
           for (const { run } of document.machines) {
-            const refusal = refusalOf(operation, (await findRun(place, run))?.document);
+            const found = (await findRun(place, run))?.document;
+            const refusal = refusalOf(operation, found);
             if (refusal !== undefined) throw refusal;
+            if (operation !== "Commit" && found !== undefined)
+              await refuseServed(found, `${commandsOfOperations[operation]} ${document.run}`);
           }
           return withJob(withNote(await change(document, place), note), operation);
         }),
@@ -369,7 +375,7 @@ export class Plans {
     await using requests = new StopRequests(place, held.document);
     const ends = [requests.signal, held.signal, ...(options.signal === undefined ? [] : [options.signal])];
     const signal = AbortSignal.any(ends);
-    const steps = new PlanSteps({ place: { ...place, signal }, failovers: this.#failovers, held, options });
+    const steps = this.#stepsOf({ ...place, signal }, held, options);
     const failure = await this.#carryOut(held.document, steps, signal, () => held.document).catch(
       async (error: unknown) => {
         if (!(error instanceof TidemarkError) || hasCode(error, "SEAT_LOST")) throw error;
@@ -384,6 +390,26 @@ export class Plans {
     return { ...summary, ...steps.moved, elapsedMs: Math.round(performance.now() - startedAt) };
   }
 
+  /** Serves the machines of a run that is done or waits for a person; undefined: there is nothing to serve. */
+  async #serveAgain(options: OperateOptions): Promise<PlanRunDone | undefined> {
+    const startedAt = performance.now();
+    const { signal = new AbortController().signal } = options;
+    const place = { ...this.#place(options), signal };
+    const { document } = await readPlanRun(place, options.run);
+    const isIdle = "reason" in transition(stateOfPlan(document), "Resume") || waitingIn(document.jobs.at(-1)) !== null;
+    if (!isIdle || options.serve === undefined) return undefined;
+    await using held = await takePlanRun(place, options.run);
+    if ((await this.#stepsOf(place, held, options).serveMachines()) === 0) return undefined;
+    const summary = await describePlanRun(this.#context, place, { ...held.document, worker: null });
+    const elapsedMs = Math.round(performance.now() - startedAt);
+    return { ...summary, bytesWritten: 0, bytesRead: 0, elapsedMs };
+  }
+
+  #stepsOf(place: PlanPlace & { signal: AbortSignal }, held: HeldPlanRun, options: FailoverOptions): PlanSteps {
+    const cacheBytesMin = cacheBlocksMin * this.#context.document.blockBytes;
+    return new PlanSteps({ place, failovers: this.#failovers, held, options, cacheBytesMin });
+  }
+
   /** Does what is left of the newest job, and gives what ended it when a step failed. */
   async #carryOut(
     { kind, jobs }: PlanRunDocument,
@@ -395,6 +421,8 @@ export class Plans {
     const choosesPoints =
       operation === "TestFailover" || operation === "UnplannedFailover" || operation === "ChangePit";
     if (choosesPoints && kind !== "planned") await steps.pinPoints();
+    // What an earlier process has begun and does not serve any more.
+    if (operation === beginningOf(kind).operation) await steps.serveMachines();
     for (;;) {
       throwIfAborted(signal);
       const next = nextOf(current().jobs.at(-1) ?? { steps: [] });
@@ -402,6 +430,7 @@ export class Plans {
         await steps.carryOut(next.steps);
         continue;
       }
+      if (next.kind === "done" && operation === "ChangePit") await steps.serveMachines();
       const state = next.kind === "done" ? "Succeeded" : next.kind === "failed" ? "Failed" : "Suspended";
       await steps.update((document) => endPlanJob(document, state));
       return next.kind === "failed" ? steps.failure : undefined;

@@ -11,6 +11,7 @@
  */
 
 import { createHash } from "node:crypto";
+import { FileVolume } from "../../disk/source/file-volume.ts";
 import { TidemarkError } from "../../errors.ts";
 import type { TargetImage } from "./target.ts";
 
@@ -101,6 +102,38 @@ export async function readFixedVhdFooter(
   await read(sizeBytes - vhdFooterBytes, bytes);
   const footer = parseFixedVhdFooter(bytes);
   return footer?.diskBytes === sizeBytes - vhdFooterBytes ? footer : undefined;
+}
+
+/**
+ * Opens an image file or block device; of a fixed VHD, the disk that it holds. Errors: as
+ * `FileVolume.open`; UNSUPPORTED for a VHD whose disk does not lie in it as it is.
+ */
+export async function openImage(path: string): Promise<FileVolume> {
+  const volume = await FileVolume.open(path);
+  try {
+    const sizeBytes = await volume.sizeBytes();
+    const footer = await readFixedVhdFooter(sizeBytes, async (offset, into) => await volume.read(offset, into));
+    if (footer !== undefined) volume.endAt(footer.diskBytes);
+    else if (await isOtherVhd(volume, sizeBytes)) {
+      throw new TidemarkError("UNSUPPORTED", `${path} is a dynamic or differencing VHD`, {
+        remedy: `convert it first: \`qemu-img convert -O raw ${path} IMAGE\``,
+        detail: { path },
+      });
+    }
+    return volume;
+  } catch (error) {
+    await volume.close();
+    throw error;
+  }
+}
+
+/** Such a VHD begins with a copy of its footer. */
+async function isOtherVhd(volume: FileVolume, sizeBytes: number): Promise<boolean> {
+  if (sizeBytes < 2 * vhdFooterBytes) return false;
+  const [head, tail] = [Buffer.alloc(vhdFooterBytes), Buffer.alloc(vhdFooterBytes)];
+  await volume.read(0, head);
+  await volume.read(sizeBytes - vhdFooterBytes, tail);
+  return head.equals(tail) && head.toString("latin1", 0, cookie.length) === cookie;
 }
 
 /**

@@ -4,11 +4,12 @@ import { expect, it, onTestFinished, vi } from "vitest";
 import { Agent } from "../../../cli/agent/agent.ts";
 import { askAgent } from "../../../cli/agent/control-client.ts";
 import { openEngineAdapter } from "../../../cli/agent/engine-adapter.ts";
+import { FailoverRuns, type FailoverRunsParts } from "../../../cli/agent/failover-runs.ts";
 import type { AgentStatus } from "../../../cli/agent/supervisor.ts";
 import type { RunSummary } from "../../../engine/index.ts";
 import { writeImage } from "../images.ts";
 import { ConfigFolder, oneDisk } from "./configuration.ts";
-import { KeptLog, settled, VirtualClock } from "./scripted.ts";
+import { KeptLog, noFailovers, settled, VirtualClock } from "./scripted.ts";
 
 const { signal } = new AbortController();
 
@@ -69,3 +70,22 @@ it("moves a disk of its own away, shows where it is, and brings it back when tha
   for (const fields of [{ verb: "no" }, { verb: "commit", run: "00000000" }, { verb: "cancel", run: test, note: "x" }])
     await expect(ask("/v1/failover", fields)).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
 }, 60_000);
+
+it("finds and looks at the runs of one vault while the store of another is silent", async () => {
+  const noted: string[] = [];
+  const silent = new Promise<never>(() => undefined);
+  const failovers = { ...noFailovers, list: async () => await Promise.resolve([{ run: "0badcafe" } as RunSummary]) };
+  const parts = {
+    config: { vaults: new Map(["far", "main"].map((name) => [name, {}])) },
+    useVault: async (name: string, _: AbortSignal, use: (vault: object) => Promise<unknown>) =>
+      name === "far" ? await silent : await use({ failovers }),
+    runs: { note: (vault: string) => noted.push(vault) },
+    served: { serve: async () => await Promise.resolve() },
+  };
+  const supervisor = parts as unknown as FailoverRunsParts["supervisor"];
+  const runs = new FailoverRuns({ supervisor, clock: new VirtualClock(), environment: {}, onEvent: () => undefined });
+  expect(await runs.show("0badcafe", signal)).toMatchObject({ run: "0badcafe", vault: "main" });
+  void runs.look(signal);
+  await settled();
+  expect(noted).toEqual(["main"]);
+});

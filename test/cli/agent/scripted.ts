@@ -19,6 +19,7 @@ import type { LogLevel } from "../../../cli/agent/schema.ts";
 import { formatListen } from "../../../engine/disk/nbd/address.ts";
 import type {
   BlockDevice,
+  CopyOptions,
   PointSummary,
   ProtectionStatus,
   RestingImage,
@@ -37,14 +38,16 @@ export class VirtualClock implements Clock {
 
   async sleep(delayMs: number, signal: AbortSignal): Promise<void> {
     if (signal.aborted) return;
-    await new Promise<void>((resolve) => {
-      const sleeper = { untilMs: this.#nowMs + delayMs, wake: resolve };
-      this.#sleepers.push(sleeper);
-      signal.addEventListener("abort", () => {
-        this.#sleepers = this.#sleepers.filter((other) => other !== sleeper);
-        resolve();
-      });
+    let wake: () => void = () => undefined;
+    const woken = new Promise<void>((resolve) => {
+      wake = resolve;
     });
+    const sleeper = { untilMs: this.#nowMs + delayMs, wake };
+    this.#sleepers.push(sleeper);
+    signal.addEventListener("abort", wake);
+    await woken;
+    signal.removeEventListener("abort", wake);
+    this.#sleepers = this.#sleepers.filter((other) => other !== sleeper);
   }
 
   /** Delays that are waited for, in ms from now, sorted. */
@@ -232,6 +235,8 @@ export class ScriptedEngine implements EngineAdapter {
     metadataBytes: 0,
     disks: [],
   };
+  /** What copies do. */
+  copy: (options: CopyOptions) => Promise<void> = async () => await Promise.resolve();
   /** What every vault tells of itself. */
   facts: VaultFacts = { storedBytes: null, scrubAgeMs: null, collectionAgeMs: null };
 
@@ -260,6 +265,14 @@ export class ScriptedEngine implements EngineAdapter {
       points: async (disk) => this.points(disk),
       stats: async () => this.stats,
       failovers: this.failovers,
+      copyTo: async (_to, options) => {
+        this.#call(`copy ${config.name}`);
+        await this.copy(options);
+      },
+      prune: async (disk) => {
+        this.#call(`prune ${config.name} ${disk}`);
+        return 2;
+      },
       close: async () => {
         this.calls.push(`close ${config.name}`);
       },

@@ -1,5 +1,5 @@
 /** Runs that an agent serves: from the failover over a restart of the agent to the way back. */
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { expect, it, onTestFinished, vi } from "vitest";
 import { Agent } from "../../../cli/agent/agent.ts";
 import { askAgent } from "../../../cli/agent/control-client.ts";
@@ -10,6 +10,7 @@ import { command } from "../../../engine/disk/nbd/protocol.ts";
 import type { RunSummary } from "../../../engine/index.ts";
 import { RawClient } from "../../engine/disk/nbd/server-rig.ts";
 import { writeImage } from "../images.ts";
+import { Place } from "../tidemark.ts";
 import { ConfigFolder, oneDisk } from "./configuration.ts";
 import { KeptLog, VirtualClock } from "./scripted.ts";
 
@@ -147,4 +148,29 @@ it("takes a disk to the replica that it keeps, and keeps it again after a cancel
   await rig.verb({ verb: "cancel", run });
   await vi.waitFor(async () => expect(await replica()).toMatchObject({ state: "current" }), { timeout: 20_000 });
   await write(folder.path("a.sock"), 16_384, 2);
+}, 60_000);
+
+it("takes the verbs of the command line, which go to it with --agent", async () => {
+  const rig = new Rig();
+  await rig.start();
+  const place = new Place();
+  const done = async (...words: readonly string[]): Promise<unknown> =>
+    (await place.json(...words, "--agent", rig.socket)).last;
+  await vi.waitFor(async () => await rig.ask("/v1/point", { disk: "web" }), { timeout: 20_000 });
+  const to = `instant:unix:${rig.folder.path("run.sock")},image=${rig.folder.path("run.img")}`;
+  const { run } = await rig.verb({ verb: "planned", disks: ["web"], to, socket: rig.socket });
+  expect(await done("failover", "show", run)).toMatchObject({ run, servedBy: "agent" });
+  const alone = await place.run(["failover", "cancel", run, "--vault", `dir:${rig.folder.path("vault")}`]);
+  expect(alone.stderr).toContain(`tidemark failover cancel ${run} --agent SOCKET`);
+  expect(await done("failover", "change-point", run, "--point", "1")).toMatchObject({
+    command: "failover change-point",
+  });
+  expect(await done("failover", "commit", run)).toMatchObject({ state: "CommitFailoverCompleted" });
+  expect(await done("reprotect", run)).toMatchObject({ state: "Protected" });
+  expect((await rig.facts(run))?.serving).toMatchObject([{ disk: "web" }]);
+  const image = rig.folder.path("old.img");
+  writeFileSync(image, readFileSync(rig.folder.path("web.img")));
+  const back = (await done("failback", run, "--to", image, "--commit", "after:60m")) as RunSummary;
+  expect(back).toMatchObject({ command: "failback", state: "PlannedFailoverCompleted", ending: { action: "commit" } });
+  expect(await done("jobs", "resume", "0badcafe")).toMatchObject({ code: "INVALID_ARGUMENT" });
 }, 60_000);

@@ -33,6 +33,7 @@ function diskOf(
     latest: null,
     lastPrune: null,
     replica: null,
+    copies: [],
     image: "/img",
     vault: "main",
     policy: "gold",

@@ -63,7 +63,7 @@ test("vaults share threads and slabs, and each has its own digest and key", asyn
     expect(digest).toEqual(wanted);
   }
   expect(threads.begun).toHaveLength(workers);
-  expect(new Set(pools.map(({ slabs }) => slabs)).size).toBe(1);
+  expect(new Set(pools.map(({ slabs }) => slabs.shared)).size).toBe(1);
   const [last, ...others] = pools;
   for (const pool of others) await pool.close();
   expect(threads.ended).toBe(0);

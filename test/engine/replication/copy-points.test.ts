@@ -11,7 +11,8 @@ import { parsePolicy } from "../../../engine/upkeep/retention/policy.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../sink/faults.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
-import { callsOf } from "../../depth.ts";
+import { callsOf, runsOf, sampleOf } from "../../depth.ts";
+import { numbersFrom } from "../../engine-model.ts";
 import {
   closeModelVaults,
   committedPoints,
@@ -256,5 +257,46 @@ describe("a copy that is repeated", () => {
       await expectEqual();
     }
     expect(side === "target" ? ends.died : ends.refused).toBeGreaterThan(0);
+  });
+});
+
+describe("copies while both vaults are pruned and collected", () => {
+  test("hold at every point what the disk held at its time", async () => {
+    const seeds = Array.from({ length: runsOf(20) }, (_, index) => index + 1);
+    for (const seed of sampleOf(seeds, 2)) {
+      const random = numbersFrom(seed);
+      for (const place of [source, target]) place.memory.restore(place.empty);
+      liveSessions().clear();
+      const contents = new Map<string, Buffer>();
+      for (let round = 0; round < 6; round += 1) {
+        for (let at = 0; at <= random() % 3; at += 1) {
+          scribble(disk, random() % 50);
+          const { sequence } = await source.vault.replicate({ disk: "web", volume: disk });
+          const { time } = (await source.vault.points("web")).find((point) => point.sequence === sequence) ?? {};
+          contents.set(time ?? "", Buffer.from(disk.bytes));
+        }
+        const upkeep = [source, target].flatMap(({ vault }) => [
+          async () =>
+            await vault.prune({ policy: parsePolicy(`keep:last=${1 + (random() % 4)}`), onNotice: () => undefined }),
+          async () => await vault.collect(),
+        ]);
+        const chosen = upkeep.filter(() => random() % 2 === 0);
+        // A writer, a prune or a collection that is there already is met by chance; nothing else may fail.
+        const met = ["WRITER_ACTIVE", "COLLECTION_ACTIVE", "SEAT_LOST", "DISK_NOT_FOUND"];
+        for (const outcome of await Promise.allSettled([copy(), ...chosen.map(async (work) => await work())]))
+          if (outcome.status === "rejected")
+            expect(met, `seed ${seed}`).toContain((outcome.reason as TidemarkError).code);
+      }
+      await copy();
+      const newest = [source, target].map(async ({ vault }) => (await vault.points("web")).at(-1)?.time);
+      expect(new Set(await Promise.all(newest)).size, `seed ${seed}`).toBe(1);
+      for (const { line, vault } of [source, target]) {
+        expect((await vault.verify()).damaged).toEqual([]);
+        for (const point of await committedPoints(line.current, "web")) {
+          const expected = contents.get(new Date(point.timeMs).toISOString()) ?? Buffer.alloc(0);
+          expect((await pointBytes(line.current, "web", point)).equals(expected), `seed ${seed}`).toBe(true);
+        }
+      }
+    }
   });
 });

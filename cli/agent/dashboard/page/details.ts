@@ -198,7 +198,7 @@ function pointWords({ latest, lag }: DiskStatus): string {
 }
 
 function factsOf(status: DiskStatus): readonly (readonly [string, string])[] {
-  const { lag, barrier, lastPrune, replica, connections } = status;
+  const { lag, barrier, lastPrune, replica, copies, connections } = status;
   return [
     ["Vault, policy", `${status.vault}, ${status.policy}`],
     ["Group", status.group ?? "–"],
@@ -218,6 +218,10 @@ function factsOf(status: DiskStatus): readonly (readonly [string, string])[] {
         : `${age(lastPrune.ageMs)} ago: ${lastPrune.removedPoints} dropped, ${formatNumberOf(lastPrune.keptPoints, "point")} left`,
     ],
     ["Replica", replica === null ? "–" : `${replica.target}: ${replica.state}`],
+    ...copies.map(({ vault, state, lagMs }): readonly [string, string] => [
+      `Copy in ${vault}`,
+      lagMs === null ? state : `${state}, ${age(lagMs)} behind`,
+    ]),
   ];
 }
 
