@@ -1,25 +1,63 @@
 /**
  * The declarations that ship: what the entry points of package.json export and what its types are made of, one file an entry. The
  * declarations of the 300 modules of the source take twice the room, and describe internals that no consumer can import.
+ *
+ * Declarations follow from the text of a module alone (`isolatedDeclarations`), so nothing is type-checked for them. What no entry
+ * exports, or `tidemark/internal` alone, has no comments: consumers cannot name it, or are promised nothing.
  */
-import { readdirSync, readFileSync, rmSync } from "node:fs";
-import { join } from "node:path";
+import { readFileSync } from "node:fs";
+import { dirname, resolve } from "node:path";
+import { isolatedDeclarationSync } from "rolldown/experimental";
 import { rollup } from "rollup";
 import { dts } from "rollup-plugin-dts";
+import ts from "typescript";
 
 const { exports } = JSON.parse(readFileSync("package.json", "utf8"));
 const entries = Object.values(exports).flatMap(({ types }) => types ?? []);
 
+/** Stands for a module `x.ts` of the source as `x.d.ts`, which is in no file. */
+const declarations = {
+  name: "declarations",
+  resolveId: (id, importer) =>
+    id.startsWith(".")
+      ? resolve(importer === undefined ? "." : dirname(importer), id).replace(/(\.d)?\.ts$/, ".d.ts")
+      : null,
+  load(id) {
+    const path = id.replace(/\.d\.ts$/, ".ts");
+    const { code, errors } = isolatedDeclarationSync(path, readFileSync(path, "utf8"));
+    if (errors.length > 0) this.error(errors.map(({ message }) => `${path}: ${message}`).join("\n"));
+    return code;
+  },
+};
+
+/** Removes the comments of declarations that no entry exports, and what a module says of itself. */
+const ownComments = {
+  name: "own-comments",
+  generateBundle(_, chunks) {
+    const promised = Object.values(chunks).filter(({ isEntry, name }) => isEntry && !name.endsWith("/internal"));
+    const exported = new Set(promised.flatMap((chunk) => chunk.exports));
+    for (const chunk of Object.values(chunks)) {
+      const { statements } = ts.createSourceFile(chunk.fileName, chunk.code, ts.ScriptTarget.Latest);
+      const texts = statements.map((statement) => {
+        const { text: name } = statement.name ?? statement.declarationList?.declarations[0]?.name ?? {};
+        const own = ts.getLeadingCommentRanges(chunk.code, statement.pos)?.at(-1)?.pos ?? statement.pos;
+        const text = chunk.code.slice(own, statement.end).trimStart();
+        return name === undefined || exported.has(name) ? text : text.replace(/^[ \t]*\/\*[^]*?\*\/[ \t]*\n/gm, "");
+      });
+      chunk.code = `${texts.join("\n")}\n`;
+    }
+  },
+};
+
 const bundle = await rollup({
-  input: Object.fromEntries(entries.map((path) => [/^\.\/dist\/(.+)\.d\.ts$/.exec(path)[1], path])),
-  plugins: [dts()],
+  input: Object.fromEntries(
+    entries.map((path) => /^\.\/dist\/(.+)\.d\.ts$/.exec(path)[1]).map((name) => [name, `./${name}.d.ts`]),
+  ),
+  plugins: [declarations, dts(), ownComments],
   external: (id) => /^[^./]/.test(id),
   // That the types of private objects are not exported is meant.
   onwarn: () => undefined,
 });
-for (const path of readdirSync("dist", { recursive: true })) {
-  if (path.endsWith(".d.ts")) rmSync(join("dist", path));
-}
 await bundle.write({
   dir: "dist",
   entryFileNames: "[name].d.ts",

@@ -10,9 +10,9 @@
 import process from "node:process";
 
 /** How many calls of a sweep a quick run takes unless a test says otherwise. */
-const quickCalls = 4;
+const quickCalls = 3;
 /** A quick run has one run of a property test for each so many of a deep run. */
-const runsPerQuickRun = 5;
+const runsPerQuickRun = 10;
 
 const isDeep: boolean = depthNamed(process.env["TIDEMARK_TEST_DEPTH"] ?? "quick") === "deep";
 

@@ -78,7 +78,7 @@ export function contentOf(length: number, seed: number): Buffer {
   let state = Math.imul(seed, 0x9e37_79b1) >>> 0;
   for (let at = 0; at < length; at += 1) {
     state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-    bytes[at] = Math.floor(at / 8192) % 2 === 0 ? state >>> 24 : (state >>> 24) % 4;
+    bytes[at] = (at & 8192) === 0 ? state >>> 24 : (state >>> 24) % 4;
   }
   return bytes;
 }

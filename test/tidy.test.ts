@@ -434,10 +434,10 @@ function lengthFindings({ lines, room }: SourceFile): readonly Finding[] {
  * `a/b.ts`.
  */
 function entryPoints(): readonly string[] {
-  const { exports, imports, bin, scripts } = JSON.parse(readText("package.json") ?? "{}") as Record<string, unknown>;
+  const { exports, imports, bin } = JSON.parse(readText("package.json") ?? "{}") as Record<string, unknown>;
   const built = JSON.stringify([exports, imports, bin]).matchAll(/"(?:\.\/)?dist\/([^"]+?)(?:\.d)?\.[jt]s"/g);
-  // AssemblyScript is named by the command that compiles it.
-  const assembled = JSON.stringify(scripts).match(/[^\s"]+\.as\.ts/g) ?? [];
+  // AssemblyScript is named by the script that compiles it.
+  const assembled = (readText("scripts/build.js") ?? "").match(/[^\s"]+\.as\.ts/g) ?? [];
   return [...new Set([...[...built].map(([, stem]) => `${stem ?? ""}.ts`), ...assembled])];
 }
 

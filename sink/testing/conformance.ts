@@ -205,7 +205,7 @@ export function sinkConformance(open: () => Promise<OpenedSinks>, traits: SinkTr
         const torn: number[] = [];
         while (progress.writing) {
           const { bytes } = await b.getObject("whole", sizeBytes);
-          if (bytes.length !== sizeBytes || bytes.some((byte) => byte !== bytes[0])) torn.push(bytes.length);
+          if (Buffer.compare(bytes, new Uint8Array(sizeBytes).fill(bytes[0] ?? 0)) !== 0) torn.push(bytes.length);
         }
         await writer;
         assert.deepEqual(torn, []);

@@ -94,11 +94,13 @@ export function utf8(text: string): Uint8Array {
 
 /** Bytes that differ from place to place and from seed to seed. */
 export function pattern(length: number, seed: number): Uint8Array {
-  return Uint8Array.from({ length }, (_, index) => (index * 31 + (index >>> 8) * 7 + seed * 101 + 1) & 0xff);
+  const bytes = new Uint8Array(length);
+  for (let index = 0; index < length; index += 1) bytes[index] = index * 31 + (index >>> 8) * 7 + seed * 101 + 1;
+  return bytes;
 }
 
 export function isZero(bytes: Uint8Array): boolean {
-  return bytes.every((byte) => byte === 0);
+  return Buffer.compare(bytes, new Uint8Array(bytes.length)) === 0;
 }
 
 /** Fails unless the fields of `expected` are those of `actual`; others are ignored. */

@@ -3,6 +3,7 @@ import { existsSync, readdirSync, renameSync } from "node:fs";
 import process from "node:process";
 import { describe, expect, it } from "vitest";
 import { command } from "../../engine/disk/nbd/protocol.ts";
+import { deepTest } from "../deep-test.ts";
 import { byDepth } from "../depth.ts";
 import { RawClient } from "../engine/disk/nbd/server-rig.ts";
 import { sameFiles, writeImage } from "./images.ts";
@@ -51,7 +52,7 @@ describe("^C", () => {
 
   it("ends the demo without leaving anything behind", async () => {
     const place = new Place();
-    writeImage(place.path("a.img"), 64);
+    writeImage(place.path("a.img"), 24);
     const running = place.start(["demo", "--image", "a.img", "--json"]);
     await running.says('"phase":"scan"');
     expect(await interrupt(running)).toMatchObject({ code: 130 });
@@ -96,7 +97,7 @@ describe("kill -9", () => {
     expect(next.lines).toContainEqual(expect.objectContaining({ type: "notice", code: "SEAT_TAKEN_OVER" }));
   });
 
-  it("of a materialization leaves no half image under the target's name, and the next run ends it", async () => {
+  deepTest("of a materialization leaves no half image under the target's name, and the next run ends it", async () => {
     const place = new Place();
     writeImage(place.path("big.img"), bigMebibytes);
     await place.json("replicate", "big.img", "--disk", "big");

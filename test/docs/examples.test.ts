@@ -276,22 +276,26 @@ describe("the script", () => {
     },
   );
 
-  test("agent.sh runs the agent of agent.yaml and takes a point of both disks at one barrier", {
-    timeout: scriptMsMax,
-  }, async () => {
-    const place = new Installed();
-    // Any free ports, so that this machine may serve metrics and a dashboard already.
-    const configuration = (readText("examples/agent.yaml") ?? "").replaceAll(/127\.0\.0\.1:\d+/g, "127.0.0.1:0");
-    writeFileSync(place.path("agent.yaml"), configuration);
-    mkdirSync(place.path("hooks"));
-    for (const name of readdirSync(join(repositoryRoot, "examples/hooks"))) {
-      copyFileSync(join(repositoryRoot, "examples/hooks", name), place.path(`hooks/${name}`));
-    }
-    const lines = await place.script("agent.sh");
-    expect(lines).toContainEqual(expect.stringMatching(/^point \d+ of disk pg-data is committed/));
-    expect(lines).toContainEqual(expect.stringMatching(/^point \d+ of disk pg-log is committed/));
-    expect(lines.some((line) => /^ +\d+ .* gold /.test(line))).toBe(true);
-  });
+  deepTest(
+    "agent.sh runs the agent of agent.yaml and takes a point of both disks at one barrier",
+    {
+      timeout: scriptMsMax,
+    },
+    async () => {
+      const place = new Installed();
+      // Any free ports, so that this machine may serve metrics and a dashboard already.
+      const configuration = (readText("examples/agent.yaml") ?? "").replaceAll(/127\.0\.0\.1:\d+/g, "127.0.0.1:0");
+      writeFileSync(place.path("agent.yaml"), configuration);
+      mkdirSync(place.path("hooks"));
+      for (const name of readdirSync(join(repositoryRoot, "examples/hooks"))) {
+        copyFileSync(join(repositoryRoot, "examples/hooks", name), place.path(`hooks/${name}`));
+      }
+      const lines = await place.script("agent.sh");
+      expect(lines).toContainEqual(expect.stringMatching(/^point \d+ of disk pg-data is committed/));
+      expect(lines).toContainEqual(expect.stringMatching(/^point \d+ of disk pg-log is committed/));
+      expect(lines.some((line) => /^ +\d+ .* gold /.test(line))).toBe(true);
+    },
+  );
 
   test("of the README replicates twice, lists the points and restores one", { timeout: scriptMsMax }, async () => {
     const [readme] = readPages();

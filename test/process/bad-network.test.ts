@@ -82,7 +82,7 @@ test.each(byDepth(networks.slice(0, 1), networks))(
   },
 );
 
-test("answers that break off cost a materialization nothing but time", { timeout: testMsMax }, async () => {
+deepTest("answers that break off cost a materialization nothing but time", { timeout: testMsMax }, async () => {
   const client = new Client("");
   const vault = vaultThrough();
   await using proxy = await FaultProxy.open(vault);

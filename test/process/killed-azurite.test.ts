@@ -4,7 +4,7 @@
  * can be read, always.
  */
 import { setTimeout as delay } from "node:timers/promises";
-import { describe, expect, test } from "vitest";
+import { describe, expect } from "vitest";
 import { sameFiles, writeImage } from "../cli/images.ts";
 import { deepTest } from "../deep-test.ts";
 import { byDepth } from "../depth.ts";
@@ -106,28 +106,32 @@ async function healed(
   }
 }
 
-test("kill -9 of an Azurite of our own in mid-replication: the next run starts another one and goes on", {
-  timeout: testMsMax,
-}, async () => {
-  const client = new Client("azurite:store");
-  const store = client.path("store");
-  writeImage(client.path("disk.img"), 8);
-  expect(await client.replicate("disk.img")).toMatchObject({ code: 0 });
-  writeImage(client.path("disk.img"), byDepth(48, 300), 2);
-  const first = client.start("replicate", "disk.img", "--disk", "d");
-  await first.says('"type":"progress"');
-  const servers = serversOn(store);
-  expect(servers).toHaveLength(1);
-  for (const pid of servers) process.kill(pid, "SIGKILL");
-  const second = await client.replicate("disk.img");
-  expect(second, JSON.stringify(second.last)).toMatchObject({ code: 0, last: { sequence: 2 } });
-  const { code, last } = await told(first);
-  console.log(`its server killed, the first replication ended with ${String(last["code"])}`);
-  expect(code, JSON.stringify(last)).toBe(1);
-  expect(["STORE_UNREACHABLE", "STORE_REGRESSED"]).toContain(last["code"]);
-  expect(await client.verified()).toEqual([1, 2]);
-  expect(await client.run("verify", "--disk", "d", "--point", "latest", "--source", "disk.img")).toMatchObject({
-    code: 0,
-  });
-  await serverGone(store);
-});
+deepTest(
+  "kill -9 of an Azurite of our own in mid-replication: the next run starts another one and goes on",
+  {
+    timeout: testMsMax,
+  },
+  async () => {
+    const client = new Client("azurite:store");
+    const store = client.path("store");
+    writeImage(client.path("disk.img"), 8);
+    expect(await client.replicate("disk.img")).toMatchObject({ code: 0 });
+    writeImage(client.path("disk.img"), 300, 2);
+    const first = client.start("replicate", "disk.img", "--disk", "d");
+    await first.says('"type":"progress"');
+    const servers = serversOn(store);
+    expect(servers).toHaveLength(1);
+    for (const pid of servers) process.kill(pid, "SIGKILL");
+    const second = await client.replicate("disk.img");
+    expect(second, JSON.stringify(second.last)).toMatchObject({ code: 0, last: { sequence: 2 } });
+    const { code, last } = await told(first);
+    console.log(`its server killed, the first replication ended with ${String(last["code"])}`);
+    expect(code, JSON.stringify(last)).toBe(1);
+    expect(["STORE_UNREACHABLE", "STORE_REGRESSED"]).toContain(last["code"]);
+    expect(await client.verified()).toEqual([1, 2]);
+    expect(await client.run("verify", "--disk", "d", "--point", "latest", "--source", "disk.img")).toMatchObject({
+      code: 0,
+    });
+    await serverGone(store);
+  },
+);

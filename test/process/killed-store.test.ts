@@ -5,58 +5,65 @@
  */
 import { randomInt } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
-import { expect, test } from "vitest";
+import { describe, expect } from "vitest";
 import { deepTest } from "../deep-test.ts";
 import { byDepth } from "../depth.ts";
 import { AzuriteProcess, hasSavedVault } from "./azurite-process.ts";
 import { randomOf, StampedDisk, sample } from "./stamped-disk.ts";
 
 /** Small, because each point of it is read back from an Azurite, which is not fast. */
-const diskMebibytes: number = byDepth(8, 16);
+const diskMebibytes = 16;
 const storeKills = 5;
-const doubleKills: number = byDepth(1, 2);
+const doubleKills = 2;
 /** How long points are taken before a kill, and how long the store stays away. */
 const upMs = { min: 500, max: 2_000 } as const;
 const downMs = { min: 0, max: 1_000 } as const;
-const pointsCheckedMax: number = byDepth(2, 6);
+const pointsCheckedMax = 6;
 const testMsMax = 600_000;
 
-deepTest(
-  `an Azurite killed ${storeKills} times under an agent refuses no write, and points come back`,
-  {
-    timeout: testMsMax,
-  },
-  async () => {
-    const { disk, azurite, between, about } = await begin();
-    for (let kill = 0; kill < storeKills; kill += 1) {
-      await delay(between(upMs));
-      await azurite.kill();
-      const before = disk.log.acknowledged;
-      await delay(between(downMs));
-      await azurite.restart();
-      // Asked for after the store came back, so it is a new one.
-      await disk.point();
-      expect(disk.log.acknowledged, about()).toBeGreaterThan(before);
-    }
-    await endsWhole(disk, about);
-  },
-);
+// Each of them is a deep test, and a suite without tests is an error.
+describe.runIf(byDepth(false, true))("kill -9 of an Azurite under an agent", () => {
+  deepTest(
+    `an Azurite killed ${storeKills} times under an agent refuses no write, and points come back`,
+    {
+      timeout: testMsMax,
+    },
+    async () => {
+      const { disk, azurite, between, about } = await begin();
+      for (let kill = 0; kill < storeKills; kill += 1) {
+        await delay(between(upMs));
+        await azurite.kill();
+        const before = disk.log.acknowledged;
+        await delay(between(downMs));
+        await azurite.restart();
+        // Asked for after the store came back, so it is a new one.
+        await disk.point();
+        expect(disk.log.acknowledged, about()).toBeGreaterThan(before);
+      }
+      await endsWhole(disk, about);
+    },
+  );
 
-test(`an agent and its Azurite killed together ${doubleKills} times come back to one story`, {
-  timeout: testMsMax,
-}, async () => {
-  const { disk, azurite, between, about } = await begin();
-  for (let kill = 0; kill < doubleKills; kill += 1) {
-    await delay(between(upMs));
-    await Promise.all([azurite.kill(), disk.kill()]);
-    expect(disk.faultsOfDisk(), about()).toEqual([]);
-    disk.start();
-    // The agent is back before its store is: it serves the disk all the same.
-    await disk.reachable();
-    await azurite.restart();
-    await disk.point();
-  }
-  await endsWhole(disk, about);
+  deepTest(
+    `an agent and its Azurite killed together ${doubleKills} times come back to one story`,
+    {
+      timeout: testMsMax,
+    },
+    async () => {
+      const { disk, azurite, between, about } = await begin();
+      for (let kill = 0; kill < doubleKills; kill += 1) {
+        await delay(between(upMs));
+        await Promise.all([azurite.kill(), disk.kill()]);
+        expect(disk.faultsOfDisk(), about()).toEqual([]);
+        disk.start();
+        // The agent is back before its store is: it serves the disk all the same.
+        await disk.reachable();
+        await azurite.restart();
+        await disk.point();
+      }
+      await endsWhole(disk, about);
+    },
+  );
 });
 
 interface Scene {

@@ -13,7 +13,7 @@ import { serverGone, serversOn } from "./azurite-process.ts";
 import { Client, notices } from "./client.ts";
 
 const mebibyte = 1024 * 1024;
-const imageMebibytes: number = byDepth(32, 96);
+const imageMebibytes: number = byDepth(16, 96);
 const changedMebibytes: number = imageMebibytes / 4;
 /** A neighbour uses the server in every second round. */
 const kills = 10;

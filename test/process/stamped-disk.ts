@@ -14,7 +14,6 @@ import type { PointSummary } from "../../engine/store/points/points.ts";
 import { Vault } from "../../engine/vault.ts";
 import { openSink } from "../../sink/index.ts";
 import type { Running } from "../cli/tidemark.ts";
-import { byDepth } from "../depth.ts";
 import { RawClient } from "../engine/disk/nbd/server-rig.ts";
 import { Client } from "./client.ts";
 
@@ -24,9 +23,7 @@ const writesInFlightMax = 8;
  * So many writes, then a pause: some megabytes a second, so that two cores are left for the others.
  */
 const burstWrites = 8;
-const pauseMs: number = byDepth(40, 10);
-/** Between two points that are asked for. */
-const pointPauseMs: number = byDepth(200, 0);
+const pauseMs = 10;
 
 /** Numbers in [0, 1) that depend on nothing but `seed`. */
 export function randomOf(seed: string): () => number {
@@ -207,7 +204,6 @@ export class StampedDisk {
     try {
       while (this.#isWriting) {
         await this.point();
-        await delay(pointPauseMs);
       }
     } catch (error) {
       if (!hasCode(error, "AGENT_UNREACHABLE")) throw error;

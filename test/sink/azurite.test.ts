@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { inspect } from "node:util";
-import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
 import { TidemarkError } from "../../engine/errors.ts";
 import { AzureSink } from "../../sink/azure.ts";
 import { Azurite } from "../../sink/azurite.ts";
@@ -100,7 +100,9 @@ test("what was written is there after a stop and a new start, and the stopped se
 });
 
 describe("other users of the machine", () => {
-  test("cannot use a server with the published account key", async () => {
+  test("cannot use a server with the published account key, nor read key and data, whatever the umask", async () => {
+    const before = process.umask(0);
+    onTestFinished(() => void process.umask(before));
     await using server = await Azurite.start(dir);
     await using ours = sinkOn(server);
     await ours.createContainer();
@@ -110,18 +112,8 @@ describe("other users of the machine", () => {
       key: developmentKey,
     });
     expect((await failure(theirs.statObject("head"))).code).toBe("ACCESS_REFUSED");
-  });
-
-  test("can read neither the key nor the data, whatever the umask", async () => {
-    const before = process.umask(0);
-    try {
-      await using server = await Azurite.start(dir);
-      await using sink = sinkOn(server);
-      await sink.createContainer();
-      await sink.putObject("head", new Uint8Array([1]), { ifAbsent: true });
-    } finally {
-      process.umask(before);
-    }
+    await ours.putObject("head", new Uint8Array([1]), { ifAbsent: true });
+    await server.stop();
     const names = await readdir(dir, { recursive: true });
     const open = ["", ...names].filter((name) => (statSync(join(dir, name)).mode & 0o077) !== 0);
     expect(open).toEqual([]);
@@ -199,14 +191,14 @@ describe("users of one folder", () => {
     expect(readFileSync(join(dir, "tidemark-server.log"), "utf8")).toBe("");
   });
 
-  test("when the last user has stopped, no host is left, not even one that another was faster than", async () => {
+  deepTest("when the last user has stopped, no host is left, not even one that another was faster than", async () => {
     const [first, second] = await Promise.all([Azurite.start(dir), Azurite.start(dir)]);
     await first.stop();
     await second.stop();
     expect(processesIn(dir)).toEqual([]);
   });
 
-  test("a host that is let go before it has the folder's lock leaves the folder as it is", async () => {
+  deepTest("a host that is let go before it has the folder's lock leaves the folder as it is", async () => {
     await mkdir(dir);
     const script = fileURLToPath(new URL("../../dist/sink/azurite-host.js", import.meta.url));
     const host = spawn(process.execPath, [script, dir], { stdio: ["ignore", "inherit", "inherit"] });
@@ -247,7 +239,7 @@ describe("a death", () => {
     expect(next.pid).not.toBe(serverPid);
   });
 
-  test("of the starter leaves the server to another user", async () => {
+  deepTest("of the starter leaves the server to another user", async () => {
     const { child, serverPid } = await startElsewhere();
     const user = await Azurite.start(dir);
     expect(user.pid).toBe(serverPid);

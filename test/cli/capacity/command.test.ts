@@ -55,7 +55,15 @@ test("a profile of a disk can be taken, gone on with and reported", async () => 
   expect((await place.json(...words)).last).toMatchObject({ command: "capacity profile", samples: 2 });
   expect((await place.json(...words)).last).toMatchObject({ samples: 2 });
   expect(readFileSync(place.path("disk.profile"), "utf8").split("\n")).toHaveLength(7);
-  const { last } = await place.json("capacity", "report", "disk.profile", "--bandwidth", "1Mbit/s");
+  const { last } = await place.json(
+    "capacity",
+    "report",
+    "disk.profile",
+    "--retention",
+    "keep:last=2",
+    "--bandwidth",
+    "1Mbit/s",
+  );
   expect(last).toMatchObject({ disks: [{ changedBytesPerSecond: 0 }], lines: [{ fallsBehind: false }] });
 });
 

@@ -94,23 +94,27 @@ test(`a run of ${words.join(" ")} loses nothing, recovers from every fault, and 
   expect(readdirSync(place.folder).filter((name) => name !== "vault")).toEqual(["page.html"]);
 });
 
-test("a store that silently forgets what it acknowledged is damage: exit 3, and the evidence is kept", {
-  timeout: runMsMax,
-}, async () => {
-  const place = new Place();
-  const kept = ["--vault", "dir:vault", "--faults", "none", "--seconds", "1", "--keep", "kept"];
-  const running = place.start(["stress", ...kept, ...small, "--json"]);
-  // The agent has ended. The proof may be freeing segments meanwhile.
-  await running.says('"step":"collecting what nothing needs"');
-  for (const path of filesIn(place.path("vault/segments"))) unlessGone(() => forget(path), undefined);
-  const { code, stdout } = await running.ended;
-  const report = lastOf(stdout);
-  expect(report.damage.join(), stdout).toContain("DAMAGED");
-  expect(code).toBe(3);
-  expect(report).toMatchObject({ verdict: "damaged", failures: [], leftRunning: 0 });
-  expect(existsSync(place.path("kept/d1.img"))).toBe(true);
-  expect(report.command).toContain("--seed 7");
-});
+deepTest(
+  "a store that silently forgets what it acknowledged is damage: exit 3, and the evidence is kept",
+  {
+    timeout: runMsMax,
+  },
+  async () => {
+    const place = new Place();
+    const kept = ["--vault", "dir:vault", "--faults", "none", "--seconds", "1", "--keep", "kept"];
+    const running = place.start(["stress", ...kept, ...small, "--json"]);
+    // The agent has ended. The proof may be freeing segments meanwhile.
+    await running.says('"step":"collecting what nothing needs"');
+    for (const path of filesIn(place.path("vault/segments"))) unlessGone(() => forget(path), undefined);
+    const { code, stdout } = await running.ended;
+    const report = lastOf(stdout);
+    expect(report.damage.join(), stdout).toContain("DAMAGED");
+    expect(code).toBe(3);
+    expect(report).toMatchObject({ verdict: "damaged", failures: [], leftRunning: 0 });
+    expect(existsSync(place.path("kept/d1.img"))).toBe(true);
+    expect(report.command).toContain("--seed 7");
+  },
+);
 
 test("points of a group that are exact each, and not of one instant, are found", () => {
   const clock = new StampClock();

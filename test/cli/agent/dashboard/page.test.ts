@@ -129,7 +129,7 @@ describe("the page in a browser", () => {
     }
   });
 
-  it("acts when the operator has confirmed it, by keyboard alone", async (context) => {
+  deepTest("acts when the operator has confirmed it, by keyboard alone", async (context) => {
     const rig = new PageRig();
     await rig.serve(context, 2);
     const page = await rig.open();

@@ -175,15 +175,15 @@ describe("many clients", () => {
   });
 
   test("that read more than the budget, and take it, are all answered", async () => {
-    const disk = new MemoryDisk(4 * mib);
+    const disk = new MemoryDisk(mib);
     disk.answersAtOnce = false;
-    const server = await serve(disk, { replyBytesMax: 6 * mib });
+    const server = await serve(disk, { replyBytesMax: 1.5 * mib });
     const read = async (): Promise<void> => {
       const client = await RawClient.transmitting(server.address);
-      for (let count = 0; count < 4; count += 1) client.request({ type: command.read, length: 4 * mib });
+      for (let count = 0; count < 4; count += 1) client.request({ type: command.read, length: mib });
       for (let count = 0; count < 4; count += 1) {
         expect(await client.takeReply()).toMatchObject({ error: 0 });
-        await client.take(4 * mib);
+        await client.take(mib);
       }
     };
     await Promise.all([read(), read(), read()]);

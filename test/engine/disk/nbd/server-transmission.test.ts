@@ -10,8 +10,12 @@ import { infoQuery, MemoryDisk, optionBytesOf, RawClient, requestBytesOf, serve 
 const { read, write, flush, trim, writeZeroes, blockStatus } = command;
 const mib = 1024 * 1024;
 
+/** Repeats after 251 bytes, which no power of two is a multiple of. */
 function pattern(length: number, seed = 1): Buffer {
-  return Buffer.from(Uint8Array.from({ length }, (_, index) => (index * 31 + seed) % 251));
+  return Buffer.alloc(
+    length,
+    Uint8Array.from({ length: 251 }, (_, index) => (index * 31 + seed) % 251),
+  );
 }
 
 describe.each([true, false])("with a disk that answers at once: %s", (answersAtOnce) => {

@@ -35,7 +35,10 @@ async function allocated(volume: FileVolume, sizeBytes: number): Promise<Extent[
 }
 
 function pattern(length: number): Buffer {
-  return Buffer.from(Array.from({ length }, (_, index) => (index * 31 + 7) % 251));
+  return Buffer.alloc(
+    length,
+    Uint8Array.from({ length: 251 }, (_, index) => (index * 31 + 7) % 251),
+  );
 }
 
 describe("a file as a volume", () => {

@@ -123,7 +123,7 @@ describe("a group", () => {
       const running = client.run();
       const ids = new Set<string>();
       try {
-        for (let round = 0; round < 8; round += 1) {
+        for (let round = 0; round < byDepth(5, 8); round += 1) {
           const points = await Promise.all(disks.map(async ({ protection }) => await protection.point()));
           for (const point of points) if (point.group !== null) ids.add(point.group.id);
         }

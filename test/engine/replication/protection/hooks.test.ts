@@ -12,6 +12,7 @@ import type { CommandHookOptions, Hook } from "../../../../engine/replication/pr
 import { commandHook, functionHook, withFreeze } from "../../../../engine/replication/protection/hooks.ts";
 import type { HookStep } from "../../../../engine/store/format/documents.ts";
 import { builtModule } from "../../../built-module.ts";
+import { deepTest } from "../../../deep-test.ts";
 import { createFolder, removeFolder } from "../../../temporary-folder.ts";
 
 let folder: string;
@@ -316,7 +317,7 @@ describe("the guard", () => {
     expect(runs(Number(begun.split(" ")[1]))).toBe(false);
   });
 
-  test("ends a freeze that heeds no request when the agent is killed", async () => {
+  deepTest("ends a freeze that heeds no request when the agent is killed", async () => {
     const frozen = fileHolds(log, "pre");
     const thawed = fileHolds(log, "post");
     const agent = freezeElsewhere(`trap '' TERM; ${note("pre $$")}; while :; do sleep 0.1; done`, note("post"));

@@ -30,7 +30,7 @@ describe("a disk that goes on being written", () => {
     const writers = [0, 1, 2].map((number) => new Writer(disk.device, number * 128, 128, number, clock));
     const running = writers.map((writer) => writer.run());
     try {
-      for (let point = 0; point < byDepth(10, 25); point += 1) await protection.point();
+      for (let point = 0; point < byDepth(6, 25); point += 1) await protection.point();
     } finally {
       for (const writer of writers) writer.end();
       await Promise.all(running);
@@ -48,7 +48,7 @@ describe("a disk that goes on being written", () => {
       ).toBeGreaterThan(included);
       held = Math.max(held, ...counts);
     }
-    expect(held).toBeGreaterThan(byDepth(40, 100));
+    expect(held).toBeGreaterThan(byDepth(24, 100));
     expect(disk.failures).toEqual([]);
   });
 
@@ -194,7 +194,7 @@ describe("a store that goes back in time", () => {
     await disk.start();
     await disk.point();
     const taken = [machine.store.snapshot()];
-    for (let round = 0; round < byDepth(4, 12); round += 1) {
+    for (let round = 0; round < byDepth(3, 12); round += 1) {
       await disk.write(round * 70_000, contentOf(40_000, round));
       await disk.point();
       taken.push(machine.store.snapshot());

@@ -17,6 +17,7 @@ import { WriterLease } from "../../../../engine/store/points/writer-lease.ts";
 import { Store } from "../../../../engine/store/store.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
+import { deepTest } from "../../../deep-test.ts";
 import { byDepth } from "../../../depth.ts";
 import { cycleMs, idOf, recordOf, recordsOf, recordsVault, timeOf, writeHistory } from "../../../point-records.ts";
 import { expectCode, namesIn } from "../../../sink/expectations.ts";
@@ -248,7 +249,7 @@ describe("pages", () => {
     expect(await sequences(head, () => undefined)).toEqual(all.filter((sequence) => !gone(sequence)));
   });
 
-  test("of points that are long are merged no further than a document can hold", async () => {
+  deepTest("of points that are long are merged no further than a document can hold", async () => {
     const disks = Array.from({ length: 64 }, (_, index) => `${String(index)}-`.padEnd(80, "x"));
     const group = { id: "a".repeat(32), name: "g".repeat(200), disks };
     const head = await writeHistory(
@@ -304,7 +305,7 @@ describe("pages", () => {
 
 describe("many points", () => {
   let head: HeadDocument;
-  const count: number = byDepth(40_000, 200_000);
+  const count: number = byDepth(20_000, 200_000);
   test("leave the head below 200 KiB, and reading it takes one request", async () => {
     head = await writeHistory(store, recordsOf(1, count + 1));
     const bytes = encodeHead(head).byteLength;

@@ -245,7 +245,7 @@ describe("the cost of a prune", () => {
     expect(first.keptPoints).toBeLessThan(1600);
     // An hour of points goes on; each minute is pruned.
     let [requests, putBytes] = [0, 0];
-    const minutes = byDepth(2, 15);
+    const minutes = byDepth(1, 15);
     for (let minute = 0; minute < minutes; minute += 1) {
       await rig.commit(12);
       const sink = new FaultySink(rig.connect(), []);
