@@ -17,11 +17,15 @@ class LongFirst extends BaseSequencer {
   }
 }
 
+/** A quick run has nothing of a file whose tests are all deep. */
+const isQuick = (text: string): boolean =>
+  !text.includes('deep-test.ts"') || /import \{[^}]*\b(?:test|it)\b[^}]*\} from "vitest"/.test(text);
+
 /** Every test file of this run: a deep one has only the files that depth changes. */
 const files = readdirSync("test", { recursive: true, encoding: "utf8" })
   .filter((path) => path.endsWith(".test.ts"))
   .map((path) => ({ path: join("test", path), text: readFileSync(join("test", path), "utf8") }))
-  .filter(({ text }) => byDepth(true, /\b(?:depth|deep-test)\.ts"|"fast-check"/.test(text)));
+  .filter(({ text }) => byDepth(isQuick(text), /\b(?:depth|deep-test)\.ts"|"fast-check"/.test(text)));
 
 /** Files that replace modules need a process whose modules no other file has loaded. */
 const replaces = ({ text }: { readonly text: string }): boolean => /\bvi\.(mock|doMock|resetModules)\(/.test(text);
