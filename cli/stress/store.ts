@@ -25,6 +25,7 @@ const execute = promisify(execFile);
 const container = "tidemark";
 /** A file system of the run has this size until it is made full, and this much room when it is. */
 const spaceBytes: number = 2 * 1024 ** 3;
+const shrinksMax = 10;
 const spaceLeftBytes: number = 64 * 1024;
 
 const overHttp: readonly FaultKind[] = ["lost-ack", "503", "slow", "reset", "freeze", "flip"];
@@ -169,9 +170,7 @@ export class StressStore implements AsyncDisposable {
 
   /** Leaves the file system of the run no room for `ms`. */
   async fill(ms: number): Promise<void> {
-    const { stdout } = await execute("df", ["--output=used", "--block-size=1", this.spaceFolder]);
-    const usedBytes = Number(stdout.trim().split("\n").at(-1));
-    await resize(this.spaceFolder, usedBytes + spaceLeftBytes);
+    await shrink(this.spaceFolder);
     try {
       await delay(ms);
     } finally {
@@ -251,6 +250,19 @@ async function mountSpace(folder: string): Promise<void> {
       remedy: "leave disk-full out of --faults",
       cause: error,
     });
+  }
+}
+
+/** Leaves little room. Writers go on meanwhile, and no file system becomes smaller than what they have written. */
+async function shrink(folder: string): Promise<void> {
+  for (let attempt = 1; ; attempt += 1) {
+    const { stdout } = await execute("df", ["--output=used", "--block-size=1", folder]);
+    try {
+      await resize(folder, Number(stdout.trim().split("\n").at(-1)) + attempt * spaceLeftBytes);
+      return;
+    } catch (error) {
+      if (attempt === shrinksMax) throw error;
+    }
   }
 }
 

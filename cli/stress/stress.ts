@@ -167,6 +167,8 @@ class StressRun {
       random: randomOf(`upkeep ${seed}`),
       onDamage: (what) => tell(this.#damage, `${this.#at()}: ${what}`),
       onFailure: (what) => tell(this.#failures, `${this.#at()}: ${what}`),
+      hasForgotten: () =>
+        this.#open.some(({ kind, tookMs }) => tookMs === null && (kind === "regress" || kind === "kill-store")),
       signal: this.#loadOver.signal,
     });
   }

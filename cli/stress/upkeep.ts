@@ -55,6 +55,11 @@ export interface UpkeepParts {
   readonly random: () => number;
   readonly onDamage: (what: string) => void;
   readonly onFailure: (what: string) => void;
+  /**
+   * Whether the store has forgotten what it acknowledged and a disk has had no point since: until
+   * then, points may be listed of which objects are gone.
+   */
+  readonly hasForgotten: () => boolean;
   /** Aborts when the load is over. */
   readonly signal: AbortSignal;
 }
@@ -96,8 +101,9 @@ export class Upkeep {
   }
 
   async #work(operation: string, work: (vault: Vault) => Promise<unknown>): Promise<void> {
-    const { store, folder, signal, onFailure } = this.#parts;
+    const { store, folder, signal, onFailure, hasForgotten } = this.#parts;
     if (this.#isOver()) return;
+    const hadForgotten = hasForgotten();
     const count = this.#counts.get(operation) ?? { done: 0, refused: 0 };
     this.#counts.set(operation, count);
     try {
@@ -109,6 +115,7 @@ export class Upkeep {
       if (this.#isOver()) return;
       count.refused += 1;
       if (hasCode(error, ...explained)) return;
+      if (hasCode(error, "DAMAGED") && (hadForgotten || hasForgotten())) return;
       const fact = error instanceof TidemarkError ? `${error.code}: ${error.message}` : String(error);
       onFailure(`${operation} ended with ${fact}`);
     }
