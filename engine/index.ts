@@ -121,7 +121,7 @@ export type {
   PlanPhase,
   PlanStepState,
 } from "./store/format/plan-run.ts";
-export type { RegistrationKey } from "./store/format/registration.ts";
+export type { Heartbeat, RegistrationKey } from "./store/format/registration.ts";
 export type { Secrets } from "./store/keys/recipients.ts";
 export type { LabelOptions } from "./store/points/labels.ts";
 export type { PinOptions, PinSummary } from "./store/points/pins.ts";
