@@ -92,6 +92,16 @@ export const hydrationTiming = {
   restMsMax: 1_000,
 };
 
+/** Registered agents, in the list that a vault has of them. */
+export const registrationTiming = {
+  /** A heartbeat is written no more often. */
+  heartbeatEveryMs: 60_000,
+  /** Silence that is Critical: that of the appliance heartbeat of Azure Site Recovery. */
+  unseenCriticalMs: 900_000,
+  /** Credentials that end within two weeks are a Warning. */
+  credentialsWarningMs: 1_209_600_000,
+};
+
 /** A replica that follows its disk: looks for a new point, more seldom while the store is away. */
 export const replicaTiming = { pollMs: 2_000, backOffMsMax: 60_000 };
 
@@ -128,6 +138,10 @@ assert(protectionTiming.backOffMsMin <= protectionTiming.backOffMsMax, "back-off
 assert(
   protectionTiming.barrierMsMaxDefault < protectionTiming.cycleMsDefault,
   "writes are held back for a part of a cycle only",
+);
+assert(
+  registrationTiming.heartbeatEveryMs * 5 <= registrationTiming.unseenCriticalMs,
+  "a few lost heartbeats are no silence",
 );
 assert(
   hydrationTiming.retryMs * 10 <= hydrationTiming.readWaitMs,

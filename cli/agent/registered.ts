@@ -29,6 +29,7 @@ import { parseVaultSpec } from "../../sink/index.ts";
 import { type Environment, neededStateFolder } from "../settings.ts";
 import type { VaultConfig } from "./config.ts";
 import { worst } from "./disk-runner.ts";
+import { GatedSink } from "./gated-sink.ts";
 import { PeriodicTask } from "./periodic-task.ts";
 import type { Clock, DiskHealth } from "./ports.ts";
 
@@ -38,17 +39,6 @@ const rereadMs = 1_000;
 const beatEveryMs = 20_000;
 /** A store that does not answer holds up the start of the disks no longer. */
 const firstBeatMsMax = 5_000;
-
-/** Calls of a sink that change no object, and its end. */
-const harmless: ReadonlySet<string | symbol> = new Set([
-  "getObject",
-  "statObject",
-  "list",
-  "readPages",
-  "statPages",
-  "releaseLease",
-  Symbol.asyncDispose,
-]);
 
 /** The address without credentials, and with an absolute path: what registrations are found by. */
 export function placeOf(address: string, folder = "."): string {
@@ -121,17 +111,7 @@ export class Registered {
 
   /** `store` for reading only, except for the agent's own record, while the agent is removed. */
   gated(store: Sink): Sink {
-    return new Proxy(store, {
-      get: (target, name) => {
-        const member: unknown = Reflect.get(target, name, target); // with its private fields
-        if (typeof member !== "function" || harmless.has(name)) return bound(member, target);
-        return async (...given: readonly unknown[]): Promise<unknown> => {
-          const isOwnRecord = typeof given[0] === "string" && given[0].startsWith(agentsPrefix);
-          if (!isOwnRecord) this.refuseRemoved();
-          return (await Reflect.apply(member, target, given)) as unknown;
-        };
-      },
-    });
+    return new GatedSink(store, { pass: () => this.refuseRemoved(), exceptedPrefix: agentsPrefix });
   }
 
   /** Begins with heartbeats, the first of which is awaited. Errors: KEY_FOREIGN. */
@@ -213,10 +193,4 @@ export async function judgeRegistration(
 
 function nameOf(stateFolder: string, place: string): string {
   return `the registration for ${place} in ${stateFolder}`;
-}
-
-function bound(member: unknown, target: Sink): unknown {
-  return typeof member === "function"
-    ? (...given: readonly unknown[]) => Reflect.apply(member, target, given) as unknown
-    : member;
 }

@@ -117,12 +117,12 @@ function immutabilityOf({ isImmutable }: AccountFacts): Finding {
 
 function publicityOf({ isPublic }: AccountFacts): Finding {
   const check = "access";
-  if (isPublic === null) return untold(check, "whether anybody may read it");
+  if (isPublic === null) return untold(check, "whether anonymous requests may read it");
   return isPublic
     ? {
         check,
         state: "advice",
-        fact: "anybody may read the container",
+        fact: "anonymous requests may read the container",
         remedy: "close it with `az storage container set-permission --public-access off`",
       }
     : { check, state: "ok", fact: "not public", remedy: null };

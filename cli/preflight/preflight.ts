@@ -7,7 +7,7 @@
  * finding. What a failed step keeps from being looked at is skipped. `tidemark stress store` asks more: whether
  * the store keeps its guarantees under load.
  *
- * Invariant: whatever happens, nothing of the check stays in the store.
+ * Invariant: a check that ends, by an error or ^C too, has deleted what it made, if it may delete at all.
  */
 import { type CallOptions, hasCode, type Sink, TidemarkError } from "../../engine/index.ts";
 import type { ProxyOptions, VaultSpec } from "../../sink/index.ts";

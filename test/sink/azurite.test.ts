@@ -100,7 +100,7 @@ test("what was written is there after a stop and a new start, and the stopped se
 });
 
 describe("other users of the machine", () => {
-  test("cannot use a server with the published account key, nor read key and data, whatever the umask", async () => {
+  test("cannot use a server with the published account key, nor read key and data, with any umask", async () => {
     const before = process.umask(0);
     onTestFinished(() => void process.umask(before));
     await using server = await Azurite.start(dir);

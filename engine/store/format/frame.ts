@@ -122,10 +122,6 @@ export class FrameBuilder {
     return this.#stored.slice(0, this.#count);
   }
 
-  get chunkCount(): number {
-    return this.#count;
-  }
-
   fits(payloadBytes: number): boolean {
     const payloadEnd = aligned(this.#end + payloadBytes + this.#sealBytes, payloadAlignment);
     const tableEnd = payloadEnd + (this.#count + 1) * tableEntryBytes + this.#sealBytes;

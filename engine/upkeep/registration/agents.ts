@@ -40,6 +40,7 @@ import { derive } from "../../store/keys/vault-keys.ts";
 import { encodeWriterKey } from "../../store/keys/writer-key.ts";
 import { readIdentity } from "../../store/points/identity.ts";
 import { Store, unknownOutcomesMax, unreachable } from "../../store/store.ts";
+import { registrationTiming } from "../../timing.ts";
 import { tidemarkVersion } from "../../version.ts";
 import { issuerOf, signKey } from "./registration-key.ts";
 
@@ -89,16 +90,6 @@ export interface RegisteredAgent {
   readonly cause: string | null;
 }
 
-const registrationTiming = {
-  daysDefault: 5,
-  daysMax: 90,
-  /** A heartbeat is written no more often. */
-  heartbeatEveryMs: 60_000,
-  /** As the appliance heartbeat of Azure Site Recovery. */
-  unseenCriticalMs: 900_000,
-  credentialsWarningMs: 14 * 86_400_000,
-} as const;
-
 /** An object that is there. */
 interface Found<Document> {
   /** Absent where it cannot be read. */
@@ -108,6 +99,8 @@ interface Found<Document> {
 }
 
 const dayMs = 86_400_000;
+/** For how many days a machine can register with a key. */
+const [daysDefault, daysMax] = [5, 90] as const;
 const readsAtOnce = 8;
 
 /** Registered agents of a vault: see `Vault.agents`. */
@@ -143,7 +136,7 @@ export class Agents {
         credentialsUntilMs: options.credentialsUntilMs ?? null,
         allowedDisks: options.allowedDisks.map((pattern) => pattern.normalize("NFC")),
         issuedMs,
-        notAfterMs: issuedMs + (options.days ?? registrationTiming.daysDefault) * dayMs,
+        notAfterMs: issuedMs + (options.days ?? daysDefault) * dayMs,
         writerKey: keys === undefined ? null : Buffer.from(encodeWriterKey(keys)).toString("base64"),
       });
     });
@@ -393,7 +386,7 @@ function refuseKey(
     });
 }
 
-function checkIssue({ agent, allowedDisks, days = registrationTiming.daysDefault }: IssueKeyOptions): void {
+function checkIssue({ agent, allowedDisks, days = daysDefault }: IssueKeyOptions): void {
   nameOf(agent);
   const wrong = allowedDisks.find((pattern) => !diskPattern.test(pattern));
   if (wrong !== undefined || allowedDisks.length === 0 || allowedDisks.length > allowedDisksMax) {
@@ -402,9 +395,9 @@ function checkIssue({ agent, allowedDisks, days = registrationTiming.daysDefault
       remedy: `give 1 to ${String(allowedDisksMax)} names of disks, such as 'web-*', of at most 80 characters`,
     });
   }
-  if (!Number.isInteger(days) || days < 1 || days > registrationTiming.daysMax)
+  if (!Number.isInteger(days) || days < 1 || days > daysMax)
     throw new TidemarkError("INVALID_ARGUMENT", `a registration key cannot be valid for ${String(days)} days`, {
-      remedy: `give 1 to ${String(registrationTiming.daysMax)} days`,
+      remedy: `give 1 to ${String(daysMax)} days`,
     });
 }
 

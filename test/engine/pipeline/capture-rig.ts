@@ -135,7 +135,7 @@ export class CaptureRig implements AsyncDisposable {
       const runs = [...(delta === undefined ? [] : [delta]), ...(parent?.runs ?? [])];
       return { point: { runs, volumeBytes, printsPath }, statistics, storedBytes: lanes.storedBytes, delta };
     } finally {
-      await lanes.settle();
+      await lanes.close();
       await run.settle();
       await prints.discard();
       await opened.close();
