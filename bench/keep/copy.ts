@@ -50,16 +50,20 @@ export async function benchCopy(config: BenchConfig, store: Sink): Promise<CaseO
       counts["storedBytes"] = storedBytes;
       for (let run = 0; run < runs; run += 1) {
         await KeepPlace.use(config, store, async (target) => {
-          await target.inVault(async (to) => {
-            const summary = await log.time(
-              copyStep,
-              { role: "tidemark", unit: "bytes" },
-              run,
-              async () => await from.copyTo(to, { signal }),
-              () => storedBytes,
-            );
-            counts["fetchedBytes"] = summary.fetchedBytes;
-          });
+          await target.inVault(
+            async (to) => {
+              const summary = await log.time(
+                copyStep,
+                { role: "tidemark", unit: "bytes" },
+                run,
+                async () => await from.copyTo(to, { signal }),
+                () => storedBytes,
+              );
+              counts["fetchedBytes"] = summary.fetchedBytes;
+            },
+            target.sink,
+            from.parameters,
+          );
           if (run === 0) Object.assign(hashes, await target.prove(disks[0], first));
         });
         const get = async (): Promise<number> => await getCeiling(source.sink, segments, signal);

@@ -88,7 +88,7 @@ async function copy(context: CommandContext, flags: CopyFlags): Promise<void> {
           onNotice,
           signal,
         }),
-      async (sink, options) => await Vault.openOrCreate(sink, options),
+      async (sink, options) => await Vault.openOrCreate(sink, { ...from.parameters, ...options }),
     );
   });
   output.summary("copy", summary, describe(summary, output.time.bind(output)));

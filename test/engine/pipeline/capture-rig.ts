@@ -16,13 +16,13 @@ import {
   MapBaseline,
   namedOnly,
 } from "../../../engine/pipeline/baseline.ts";
-import type { CaptureStatistics } from "../../../engine/pipeline/capture.ts";
 import { capture } from "../../../engine/pipeline/capture.ts";
 import { Catalog } from "../../../engine/pipeline/catalog.ts";
 import type { DigestKernel } from "../../../engine/pipeline/kernels.ts";
 import { createDigest } from "../../../engine/pipeline/kernels.ts";
 import { Lanes } from "../../../engine/pipeline/lanes.ts";
 import { Lz4 } from "../../../engine/pipeline/lz4.ts";
+import type { RunStatistics } from "../../../engine/pipeline/packer.ts";
 import { WorkerPool } from "../../../engine/pipeline/worker-pool.ts";
 import type { DigestName, RunReference } from "../../../engine/store/format/documents.ts";
 import { storedLength, storedLz4Flag } from "../../../engine/store/format/frame.ts";
@@ -55,7 +55,7 @@ export interface CycleOptions {
 
 export interface Cycle {
   readonly point: Point;
-  readonly statistics: CaptureStatistics;
+  readonly statistics: RunStatistics;
   readonly storedBytes: number;
   /** The entries that the cycle added to the map. */
   readonly delta: RunReference | undefined;
