@@ -177,7 +177,7 @@ describe("a copy to a vault with the same digests", () => {
     const interrupted = copy(source, target, {
       signal: interrupting.signal,
       onProgress: ({ transferredBytes }) => {
-        if ((transferredBytes ?? 0) >= 0) interrupting.abort();
+        if (transferredBytes >= 0) interrupting.abort();
       },
     });
     await expect(interrupted).rejects.toMatchObject({ code: "INTERRUPTED" });
