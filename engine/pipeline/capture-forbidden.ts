@@ -51,6 +51,7 @@ export async function captureForbidden(
     prints: nothingKept,
     onProgress: () => undefined,
     betweenSlabs: undefined,
+    pace: undefined,
     signal,
   });
 }

@@ -10,6 +10,7 @@
  * Memory: slabs (see `scanGeometry`), lanes × 4 MiB, one leaf.
  */
 import assert from "node:assert/strict";
+import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promises";
 import type { FingerprintWriter } from "../disk/source/fingerprints.ts";
 import { throwIfAborted } from "../errors.ts";
 import { fingerprintBytes, granuleBytes } from "../limits.ts";
@@ -20,6 +21,7 @@ import type { Baseline } from "./baseline.ts";
 import type { Catalog } from "./catalog.ts";
 import type { ChunkPlace } from "./dedup-index.ts";
 import type { Lanes } from "./lanes.ts";
+import type { Pace, PaceDecision } from "./pace.ts";
 import type { Slab } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
 import type { PlannedRead, ScanResult, SlabSpan } from "./worker.ts";
@@ -48,6 +50,8 @@ export interface CaptureOptions {
   readonly onProgress: (doneBytes: number) => void;
   /** Called each time a slab has been packed; the next one waits for it. */
   readonly betweenSlabs?: (() => Promise<void>) | undefined;
+  /** Of a disk that clients use meanwhile. Absent: as fast as slabs can be had. */
+  readonly pace?: Pace | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -86,6 +90,8 @@ export async function capture(options: CaptureOptions): Promise<CaptureStatistic
   return await new Capture(options).run();
 }
 
+const atOnce: PaceDecision = { waitMs: 0, batchBytes: Infinity };
+
 class Capture {
   readonly #options: CaptureOptions;
   readonly #statistics: CaptureStatistics = {
@@ -97,6 +103,8 @@ class Capture {
   };
   readonly #place: ChunkPlace = { segment: 0, offset: 0, storedWord: 0 };
   readonly #planner: Planner;
+  /** Of the volume: read, or being read. */
+  #begunBytes = 0;
 
   constructor(options: CaptureOptions) {
     this.#options = options;
@@ -104,18 +112,25 @@ class Capture {
   }
 
   async run(): Promise<CaptureStatistics> {
-    const { workerPool, signal } = this.#options;
+    const { workerPool, pace, signal } = this.#options;
     const { slabs } = workerPool;
     const queue: Work[] = [];
     try {
       for (let planned = true; planned || queue.length > 0; ) {
         throwIfAborted(signal);
         while (planned) {
+          const { waitMs, batchBytes } = pace?.next(this.#begunBytes, queue.length) ?? atOnce;
+          if (waitMs > 0 && queue.length > 0) break;
+          if (waitMs > 0) {
+            await sleep(waitMs);
+            throwIfAborted(signal);
+            continue;
+          }
           // Holding none, wait for a lease; holding some, work on instead, so that operations that
           // share the slabs never wait for each other.
           const slab = queue.length === 0 ? await slabs.acquire(signal) : slabs.tryAcquire();
           if (slab === undefined) break;
-          const work = await this.#start(slab);
+          const work = await this.#start(slab, batchBytes);
           planned = work !== undefined;
           if (work !== undefined) queue.push(work);
         }
@@ -125,6 +140,8 @@ class Capture {
         queue.shift();
         slabs.release(work.slab);
         await this.#options.betweenSlabs?.();
+        // Clients of the disk are answered before the next slab is packed.
+        if (pace !== undefined) await nextTurn();
       }
     } finally {
       // A slab goes back only when no thread can write to it any more.
@@ -141,15 +158,16 @@ class Capture {
    * Plans blocks into a leased slab and sets them going. Undefined, and the slab given back, when
    * there are no more.
    */
-  async #start(slab: Slab): Promise<Work | undefined> {
+  async #start(slab: Slab, batchBytes: number): Promise<Work | undefined> {
     const { slabs } = this.#options.workerPool;
     let plan: Plan | undefined;
     try {
-      plan = await this.#planner.next(slab);
+      plan = await this.#planner.next(slab, batchBytes);
     } finally {
       if (plan === undefined) slabs.release(slab);
     }
     if (plan === undefined) return undefined;
+    for (const read of plan.reads) this.#begunBytes += read.length;
     const scanned = this.#scan(slab, plan);
     scanned.catch(() => undefined); // awaited by the loop, or settled when it ends
     return { slab, plan, scanned };
@@ -348,17 +366,17 @@ class Planner {
   }
 
   /**
-   * Plans the next spans into `slab`, as many as it holds, and fills its columns of the parent's
-   * content.
+   * Plans the next spans into `slab`, as many as it holds and `batchBytes` allow, but at least one,
+   * and fills its columns of the parent's content.
    */
-  async next(slab: Slab): Promise<Plan | undefined> {
+  async next(slab: Slab, batchBytes: number): Promise<Plan | undefined> {
     const { baseline, workerPool } = this.#options;
-    const capacity = workerPool.slabs.shared.geometry.slabBytes / granuleBytes;
+    const capacity = Math.min(workerPool.slabs.shared.geometry.slabBytes, batchBytes) / granuleBytes;
     const plan: Plan = { spans: [], reads: [], expectedCount: 0 };
     slab.oldPrints.fill(0);
     for (let at = 0; ; ) {
       this.#next ??= await this.#nextSpan();
-      if (this.#next === undefined || at + this.#next.granules > capacity) break;
+      if (this.#next === undefined || (at > 0 && at + this.#next.granules > capacity)) break;
       const { first, granules, ranges } = this.#next;
       this.#next = undefined;
       plan.spans.push({ first, at, granules });

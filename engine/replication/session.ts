@@ -66,6 +66,7 @@ export interface Shipment {
   readonly scope: CaptureOptions["scope"];
   readonly seed: FingerprintSeed;
   readonly prints: CaptureOptions["prints"];
+  readonly pace?: CaptureOptions["pace"];
   /** Asked once everything has been read. */
   readonly consistency: () => Promise<Consistency>;
   readonly application?: ApplicationRecord | null;

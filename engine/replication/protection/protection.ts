@@ -32,6 +32,7 @@ import {
   type Found,
   type Input,
   initialState,
+  isHurried,
   type MachineState,
   type ProtectionEvent,
   type Step,
@@ -449,6 +450,8 @@ export class Protection implements AsyncDisposable {
       known,
       isParentSound,
       made,
+      intervalMs: this.#schedule.next(now()).inMs,
+      isHurried: () => isHurried(this.#state),
       onCommitting: (id) => {
         this.#take({ kind: "committing", id, cutAtMs: made.cutAtMs });
       },
