@@ -90,6 +90,8 @@ export async function capture(options: CaptureOptions): Promise<CaptureStatistic
   return await new Capture(options).run();
 }
 
+/** Packing as much takes up to 1 ms. */
+const heldBytesMax: number = 256 * 1024;
 const atOnce: PaceDecision = { waitMs: 0, batchBytes: Infinity };
 
 class Capture {
@@ -103,6 +105,8 @@ class Capture {
   };
   readonly #place: ChunkPlace = { segment: 0, offset: 0, storedWord: 0 };
   readonly #planner: Planner;
+  /** Packed since clients of the disk were last answered. */
+  #heldBytes = 0;
   /** Of the volume: read, or being read. */
   #begunBytes = 0;
 
@@ -140,8 +144,6 @@ class Capture {
         queue.shift();
         slabs.release(work.slab);
         await this.#options.betweenSlabs?.();
-        // Clients of the disk are answered before the next slab is packed.
-        if (pace !== undefined) await nextTurn();
       }
     } finally {
       // A slab goes back only when no thread can write to it any more.
@@ -211,6 +213,14 @@ class Capture {
     return catalog.isDurable(place.segment, place.offset) || lanes.owns(place.segment);
   }
 
+  /** Ends the event loop's turn now and then; `plainBytes` are packed next. */
+  async #letClientsBeAnswered(plainBytes: number): Promise<void> {
+    this.#heldBytes += plainBytes;
+    if (this.#heldBytes < heldBytesMax) return;
+    this.#heldBytes = 0;
+    await nextTurn();
+  }
+
   /** Turns a slab's chunks into map entries, packing those that the vault does not hold. */
   async #pack(work: Work, result: ScanResult): Promise<void> {
     const { run, catalog, lanes, prints, references } = this.#options;
@@ -229,6 +239,7 @@ class Capture {
         continue;
       }
       const plainBytes = granules * granuleBytes;
+      if (this.#options.pace !== undefined) await this.#letClientsBeAnswered(plainBytes);
       // Looked up again: the same chunk may have been packed since its slab was scanned.
       if (this.#find(slab, chunk)) {
         const { segment, offset, storedWord } = this.#place;

@@ -7,7 +7,7 @@
  *
  * A batch that is ahead of the plan waits. A capture that falls behind has more batches under way at
  * once, up to all slabs: a plan that cannot be kept is full speed by itself. While clients are at
- * work, batches are small, and the event loop answers clients between two of them.
+ * work, batches are small, so that threads often leave their cores.
  *
  * The plan is not followed, and nothing waits, when no client is at work, when the cycle is
  * hurried (see `isHurried` in `protection-state.ts`), and when the old content that clients leave takes
@@ -48,7 +48,7 @@ export interface Pace {
   next(begunBytes: number, underWay: number): PaceDecision;
 }
 
-/** While clients are at work. Packing as much holds the event loop for about 1 ms. */
+/** While clients are at work. A thread takes a core for some ms to work on as much. */
 export const servedBatchBytes: number = 1024 * 1024;
 
 /** Beyond this share of the room for old content, an abandoned cut is the greater evil. */
