@@ -2,7 +2,7 @@
  * Pace of a capture: how fast it may take cores and memory bandwidth from the clients of the disk that
  * it reads. A cycle of a live disk has until the next cut is due, so it follows a plan:
  *
- *     begun ÷ total ≤ elapsed ÷ window          window: `windowShare` of the time to the next cut,
+ *     begun ÷ total ≤ elapsed ÷ window          window: `windowShare` of the time that the cycle has,
  *                                               less for a small cut, which costs clients little anyway
  *
  * A batch that is ahead of the plan waits. A capture that falls behind has more batches under way at
@@ -23,7 +23,7 @@ export interface PaceMeasures {
   /** Bytes that the capture has to read, and those that it has begun to. */
   readonly totalBytes: number;
   readonly begunBytes: number;
-  /** Time since the cut, and from the cut to the next one that is due, in ms. */
+  /** Time since the cut, and the time that the cycle has, in ms. */
   readonly elapsedMs: number;
   readonly intervalMs: number;
   /** Batches under way. */

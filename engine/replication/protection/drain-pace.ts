@@ -6,12 +6,21 @@ import type { Cut } from "../../disk/tracking/cut.ts";
 import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import { type Pace, type PaceDecision, paceOf } from "../../pipeline/pace.ts";
 import { paceTiming } from "../../timing.ts";
+import type { ProtectionPolicy } from "./protection-status.ts";
+
+/**
+ * The time that a drain may be spread over, in ms: until the next cut is due, but a point has to be
+ * committed before the one before it is older than the policy's threshold.
+ */
+export function drainTimeMs(dueInMs: number, { recoveryPointThresholdMs = Infinity }: ProtectionPolicy): number {
+  return Math.max(0, Math.min(dueInMs, recoveryPointThresholdMs - dueInMs));
+}
 
 export interface DrainPaceOptions {
   readonly cut: Pick<Cut, "dirtyBytes">;
   /** On the clock of `now`. */
   readonly cutAtMs: number;
-  /** From the cut to the next one that is due. */
+  /** See `drainTimeMs`. */
   readonly intervalMs: number;
   readonly disk: Pick<ProtectedDisk, "requests" | "preservedShare">;
   readonly isHurried: () => boolean;

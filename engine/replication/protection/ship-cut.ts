@@ -31,7 +31,7 @@ export interface ShipCutOptions {
   /** False: the newest point's map is damaged, and the new point lists everything anew. */
   readonly isParentSound: boolean;
   readonly made: MadeCut;
-  /** From the cut to the next one that is due. */
+  /** See `drainTimeMs`. */
   readonly intervalMs: number;
   /** Whether the cycle is to be done as fast as it can be. */
   readonly isHurried: () => boolean;

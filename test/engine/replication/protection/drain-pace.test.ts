@@ -1,7 +1,7 @@
 /** What hurries a cycle, and when the clients of its disk count as being at work. */
 import { describe, expect, test } from "vitest";
 import { servedBatchBytes } from "../../../../engine/pipeline/pace.ts";
-import { DrainPace } from "../../../../engine/replication/protection/drain-pace.ts";
+import { DrainPace, drainTimeMs } from "../../../../engine/replication/protection/drain-pace.ts";
 import {
   initialState,
   isHurried,
@@ -40,6 +40,15 @@ describe("a cycle", () => {
   ])("%s", (_, hurried, changed) => {
     expect(isHurried({ ...scheduled, ...changed })).toBe(hurried);
   });
+});
+
+test.each<[string, number, number | undefined, number]>([
+  ["until the next cut is due", 5_000, undefined, 5_000],
+  ["no longer where old points are tolerated", 5_000, 60_000, 5_000],
+  ["before the point before it is too old", 5_000, 6_000, 1_000],
+  ["over no time where every point is too old", 5_000, 4_000, 0],
+])("a drain is spread %s", (_, dueInMs, recoveryPointThresholdMs, spreadMs) => {
+  expect(drainTimeMs(dueInMs, { recoveryPointThresholdMs })).toBe(spreadMs);
 });
 
 test("clients are waited for while they ask for something, and no longer", () => {
