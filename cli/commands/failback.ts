@@ -5,9 +5,7 @@ import { type FailbackOptions, TidemarkError } from "../../engine/index.ts";
 import type { VaultFlags } from "../settings.ts";
 import { type CommandContext, refuseInsideVault } from "./context.ts";
 import { withEnding, withRun, withSocket } from "./failover.ts";
-import { askAgentTo, operate, runsOf, work } from "./run-verbs.ts";
-
-const endingWords = { commit: "after", rollback: "rollback-after" } as const;
+import { askAgentTo, endingText, operate, runsOf, work } from "./run-verbs.ts";
 
 interface FailbackFlags extends VaultFlags {
   readonly agent?: string;
@@ -48,8 +46,7 @@ Example:
       const to = flags.to.map((image) => resolve(image));
       const place = sourceOf(source, socket);
       if (flags.agent !== undefined) {
-        const at = ending == null ? undefined : `${endingWords[ending.action]}:${ending.afterMs}ms`;
-        const fields = { run, to, socket: socket && resolve(socket), shutdown, note, commit: at };
+        const fields = { run, to, socket: socket && resolve(socket), shutdown, note, commit: endingText(ending) };
         await askAgentTo(context, "failback", flags.agent, fields);
         return;
       }

@@ -16,9 +16,19 @@ import { type VaultFlags, withVaultOptions, withWorkersOption } from "../setting
 import { type Column, fittedTable } from "../text.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
 import { startPlan } from "./plan.ts";
-import { operate, runsOf, selectorOf, withAgentOption, work, workOptions } from "./run-verbs.ts";
+import {
+  askAgentTo,
+  endingText,
+  operate,
+  runsOf,
+  selectorOf,
+  withAgentOption,
+  work,
+  workOptions,
+} from "./run-verbs.ts";
 
 interface StartFlags extends VaultFlags {
+  readonly agent?: string;
   readonly disk?: readonly string[];
   readonly group?: string;
   readonly plan?: string;
@@ -140,10 +150,18 @@ Examples:
 }
 
 function addListings(context: CommandContext, failover: Command): void {
-  withVaultOptions(failover.command("list"))
+  withAgentOption(withVaultOptions(failover.command("list")))
     .description("list the runs, newest first, with what is left of them")
-    .addHelpText("after", "\nExample:\n  $ tidemark failover list --vault dir:/v")
-    .action(async (flags: VaultFlags) => await list(context, flags));
+    .addHelpText(
+      "after",
+      `
+With --agent it lists those of all vaults of the agent; runs of plans are not known there.
+
+Examples:
+  $ tidemark failover list --vault dir:/v
+  $ tidemark failover list --agent /run/tidemark/agent.sock`,
+    )
+    .action(async (flags: RunFlags) => await list(context, flags));
   withAgentOption(withVaultOptions(failover.command("show").argument("<run>", "name of the run")))
     .description("show a run: its state, what is allowed and why the rest is not, what may be deleted")
     .addHelpText("after", "\nExample:\n  $ tidemark failover show 5f03c2aa --vault dir:/v")
@@ -243,6 +261,7 @@ async function start(context: CommandContext, kind: StartFailoverOptions["kind"]
   }
   if (plan !== undefined) {
     refuseOptions("a plan has commands of its own", { check, shutdown, source: flags.source, commit: ending });
+    refuseOptions("an agent runs no plans", { agent: flags.agent });
     const source = flags.source === undefined ? sourceOf(context, kind, flags) : null;
     await startPlan(context, kind, { ...flags, plan }, source);
     return;
@@ -254,6 +273,16 @@ async function start(context: CommandContext, kind: StartFailoverOptions["kind"]
   const local = scheme === "instant" ? (/,image=(.*)$/s.exec(place)?.[1] ?? ".") : place;
   if (["instant", "file", "vhd", "dir"].includes(scheme)) await refuseInsideVault(flags, local, "target");
   const point = selectorOf(flags.point ?? "latest");
+  if (flags.agent !== undefined) {
+    refuseOptions("an agent stops its own disks", { source: flags.source });
+    const socket = flags.socket ?? (kind === "planned" ? flags.agent : undefined);
+    await askAgentTo(context, `failover ${kind}`, flags.agent, {
+      ...{ disks, group, to: placedTarget(to), point, check, shutdown, note, commit: endingText(ending) },
+      ttl: ttlMs === undefined ? undefined : `${ttlMs}ms`,
+      socket: socket && resolve(socket),
+    });
+    return;
+  }
   const source = sourceOf(context, kind, flags);
   const options = { kind, disks, group, to, point, check, shutdown, source, ttlMs, note, ending };
   await work(
@@ -301,17 +330,31 @@ function disksIn(run: RunSummary | PlanRunSummary): string {
   return `plan ${run.plan}: ${run.machines.map(({ machine }) => machine).join(", ")}`;
 }
 
-async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
-  const { output, signal } = context;
-  const { runs, plans } = await withVault(context, flags, async (vault) => {
+interface Runs {
+  readonly runs: readonly RunSummary[];
+  readonly plans: readonly PlanRunSummary[];
+}
+
+async function runsIn(context: CommandContext, flags: RunFlags): Promise<Runs> {
+  const { signal } = context;
+  if (flags.agent !== undefined) {
+    const answer = await askAgent(flags.agent, { method: "GET", path: "/v1/failover", signal });
+    return { ...(answer as Pick<Runs, "runs">), plans: [] };
+  }
+  return await withVault(context, flags, async (vault) => {
     await vault.failovers.carryOutDue(workOptions(context));
     return { runs: await vault.failovers.list(signal), plans: await vault.plans.list({ signal }) };
   });
+}
+
+async function list(context: CommandContext, flags: RunFlags): Promise<void> {
+  const { output } = context;
+  const { runs, plans } = await runsIn(context, flags);
   for (const run of plans) output.item("planRun", run);
   for (const run of runs) output.item("run", run);
   const isOpen = ({ health }: { readonly health: string }): boolean => health !== "Normal";
   // The machines of a plan are in the row of its run.
-  const alone = runs.filter(({ plan }) => plan === null);
+  const alone = runs.filter(({ plan }) => flags.agent !== undefined || plan === null);
   const shown = [...plans, ...alone].toSorted((a, b) => (a.created < b.created ? 1 : -1));
   const text = [
     ...(shown.length === 0 ? [] : [fittedTable(listed, shown, output.columns)]),
@@ -345,14 +388,16 @@ function duration(text: string): number {
 }
 
 function withDisks(command: Command): Command {
-  return withWorkersOption(
-    withVaultOptions(
-      command
-        .option("--disk <names...>", "disks in the vault")
-        .option("--group <name>", "all disks of this group, at one point")
-        .option("--plan <file>", "the machines of this recovery plan, in its order")
-        .option("--dry-run", "of a plan: show points and targets, and change nothing")
-        .option("--to <target>", `${targets}; default: that of the plan`),
+  return withAgentOption(
+    withWorkersOption(
+      withVaultOptions(
+        command
+          .option("--disk <names...>", "disks in the vault")
+          .option("--group <name>", "all disks of this group, at one point")
+          .option("--plan <file>", "the machines of this recovery plan, in its order")
+          .option("--dry-run", "of a plan: show points and targets, and change nothing")
+          .option("--to <target>", `${targets}; default: that of the plan`),
+      ),
     ),
   );
 }
@@ -364,6 +409,15 @@ export function withEnding(command: Command): Command {
     "manual (default), after:TIME, or rollback-after:TIME such as 60m",
     parseEnding,
   );
+}
+
+/** A target that means the same in the folder of an agent. */
+function placedTarget(to: string): string {
+  const [, scheme = "", place = ""] = /^(file|vhd|dir|device|instant):(.+)$/s.exec(to) ?? [];
+  if (scheme === "") return to;
+  if (scheme !== "instant") return `${scheme}:${resolve(place)}`;
+  const [listen = "", image = "."] = place.split(",image=");
+  return `instant:${placedAddress(listen)},image=${resolve(image)}`;
 }
 
 /** An address that means the same in the folder of an agent. */

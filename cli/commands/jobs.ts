@@ -1,6 +1,7 @@
 /** `tidemark jobs`: what was done on failover runs, step by step, and what can go on. */
 import { Command } from "commander";
 import { type JobSummary, TidemarkError } from "../../engine/index.ts";
+import { askAgent } from "../agent/control-client.ts";
 import { describePlanRun } from "../plan/plan-text.ts";
 import { formatNumberOf } from "../quantities.ts";
 import { describeRun } from "../run-text.ts";
@@ -8,20 +9,28 @@ import { type VaultFlags, wholeNumber, withVaultOptions, withWorkersOption } fro
 import { fields, printable, table } from "../text.ts";
 import { requireTime, timeForms } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
-import { operate, runsOf, withAgentOption } from "./run-verbs.ts";
+import { askAgentTo, operate, runsOf, withAgentOption } from "./run-verbs.ts";
 
 export function jobsCommand(context: CommandContext): Command {
   const jobs = new Command("jobs")
     .description("list, show and resume the jobs of failovers")
     .addHelpText("after", "\nExample:\n  $ tidemark jobs list --vault dir:/v");
-  withVaultOptions(jobs.command("list"))
+  withAgentOption(withVaultOptions(jobs.command("list")))
     .description("list the jobs of all failover runs, newest first")
-    .addHelpText("after", "\nExample:\n  $ tidemark jobs list --vault dir:/v")
-    .action(async (flags: VaultFlags) => await list(context, flags));
-  withVaultOptions(jobs.command("show").argument("<job>", "name of the job, such as 5f03c2aa-1"))
+    .addHelpText(
+      "after",
+      `
+With --agent it lists those of all vaults of the agent; runs of plans are not known there.
+
+Examples:
+  $ tidemark jobs list --vault dir:/v
+  $ tidemark jobs list --agent /run/tidemark/agent.sock`,
+    )
+    .action(async (flags: JobFlags) => await list(context, flags));
+  withAgentOption(withVaultOptions(jobs.command("show").argument("<job>", "name of the job, such as 5f03c2aa-1")))
     .description("show a job with its tasks")
     .addHelpText("after", "\nExample:\n  $ tidemark jobs show 5f03c2aa-1 --vault dir:/v")
-    .action(async (job: string, flags: VaultFlags) => await show(context, job, flags));
+    .action(async (job: string, flags: JobFlags) => await show(context, job, flags));
   withAgentOption(
     withWorkersOption(
       withVaultOptions(jobs.command("resume").argument("<run>", "name of the run or of one of its jobs")),
@@ -39,7 +48,7 @@ Examples:
   $ tidemark jobs resume 5f03c2aa --vault dir:/v
   $ tidemark jobs resume 0badcafe --step 4 --vault dir:/v`,
     )
-    .action(async (name: string, flags: VaultFlags & { readonly step?: number; readonly agent?: string }) => {
+    .action(async (name: string, flags: JobFlags & { readonly step?: number }) => {
       const { step } = flags;
       await operate(
         context,
@@ -56,7 +65,7 @@ Examples:
         { step },
       );
     });
-  withVaultOptions(jobs.command("cancel").argument("<run>", "name of the run or of one of its jobs"))
+  withAgentOption(withVaultOptions(jobs.command("cancel").argument("<run>", "name of the run or of one of its jobs")))
     .description("stop the job of a run that is under way, wherever its process is")
     .addHelpText(
       "after",
@@ -67,7 +76,7 @@ stopped: resume it, or give it up with \`tidemark failover cancel\` or \`cleanup
 Example:
   $ tidemark jobs cancel 5f03c2aa --vault dir:/v`,
     )
-    .action(async (name: string, flags: VaultFlags) => await cancel(context, name.replace(/-\d+$/, ""), flags));
+    .action(async (name: string, flags: JobFlags) => await cancel(context, name.replace(/-\d+$/, ""), flags));
   withVaultOptions(jobs.command("export").option("--since <time>", `only jobs that began since: ${timeForms}`))
     .description("print the jobs as CSV, oldest first, one line for each task")
     .addHelpText(
@@ -82,8 +91,16 @@ Example:
   return jobs;
 }
 
-async function cancel(context: CommandContext, run: string, flags: VaultFlags): Promise<void> {
+interface JobFlags extends VaultFlags {
+  readonly agent?: string;
+}
+
+async function cancel(context: CommandContext, run: string, flags: JobFlags): Promise<void> {
   const { output, signal } = context;
+  if (flags.agent !== undefined) {
+    await askAgentTo(context, "jobs cancel", flags.agent, { run });
+    return;
+  }
   const summary = await withVault(
     context,
     flags,
@@ -94,8 +111,12 @@ async function cancel(context: CommandContext, run: string, flags: VaultFlags): 
 }
 
 /** The jobs of all runs, of disks and of plans, newest first. */
-async function allJobs(context: CommandContext, flags: VaultFlags): Promise<JobSummary[]> {
+async function allJobs(context: CommandContext, flags: JobFlags): Promise<readonly JobSummary[]> {
   const { signal } = context;
+  if (flags.agent !== undefined) {
+    const answer = await askAgent(flags.agent, { method: "GET", path: "/v1/jobs", signal });
+    return (answer as { readonly jobs: readonly JobSummary[] }).jobs;
+  }
   return await withVault(context, flags, async ({ failovers, plans }) =>
     [...(await plans.jobs(signal)), ...(await failovers.jobs(signal))].sort((a, b) =>
       a.startTime < b.startTime ? 1 : -1,
@@ -154,7 +175,7 @@ function csvCell(value: string | number | null | undefined): string {
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
-async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
+async function list(context: CommandContext, flags: JobFlags): Promise<void> {
   const { output } = context;
   const jobs = await allJobs(context, flags);
   for (const job of jobs) output.item("job", job);
@@ -173,7 +194,7 @@ async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
   output.answer("jobs list", { jobs: jobs.length }, text);
 }
 
-async function show(context: CommandContext, name: string, flags: VaultFlags): Promise<void> {
+async function show(context: CommandContext, name: string, flags: JobFlags): Promise<void> {
   const { output } = context;
   const jobs = await allJobs(context, flags);
   const job = jobs.find((candidate) => candidate.job === name);

@@ -34,11 +34,15 @@ const servingCommands: readonly string[] = [
 ];
 
 type VerbName =
+  | "failover test"
+  | "failover planned"
+  | "failover unplanned"
   | "failover change-point"
   | "failover commit"
   | "failover cancel"
   | "failover cleanup"
   | "failback"
+  | "jobs cancel"
   | "jobs resume"
   | "migrate complete"
   | "reprotect";
@@ -52,18 +56,29 @@ interface VerbFlags extends VaultFlags {
 
 /** The verbs of the control API: see `failover-runs.ts`. */
 const agentVerbs: Readonly<Record<VerbName, string>> = {
+  "failover test": "test",
+  "failover planned": "planned",
+  "failover unplanned": "unplanned",
   "failover change-point": "change-point",
   "failover commit": "commit",
   "failover cancel": "cancel",
   "failover cleanup": "cleanup",
   failback: "failback",
+  "jobs cancel": "cancel-job",
   "jobs resume": "resume",
   "migrate complete": "complete-migration",
   reprotect: "reprotect",
 };
 
+const endingWords = { commit: "after", rollback: "rollback-after" } as const;
+
+/** How a failover ends, in the words of the control API. */
+export function endingText(ending: StartFailoverOptions["ending"]): string | undefined {
+  return ending == null ? undefined : `${endingWords[ending.action]}:${ending.afterMs}ms`;
+}
+
 export function withAgentOption(command: Command): Command {
-  return command.option("--agent <socket>", "let the agent that serves the run's disks do it, instead of --vault");
+  return command.option("--agent <socket>", "let the agent behind this control socket do it, instead of --vault");
 }
 
 /**

@@ -45,7 +45,7 @@ export async function leftoversOf(context: VaultContext, document: RunDocument):
 }
 
 /** Carries the effects of one run out. */
-export class Effects {
+export class Effects implements AsyncDisposable {
   readonly #context: VaultContext;
   readonly #vault: ServingVault;
   readonly #store: Store;
@@ -55,6 +55,8 @@ export class Effects {
   #bytesWritten = 0;
   #bytesRead = 0;
   readonly #commands: RunCommands;
+  /** The ways back of disks, from their first difference to the end. */
+  readonly #returns = new Map<string, ImageReturn>();
 
   constructor(context: VaultContext, held: HeldRun, options: FailoverOptions, vault: ServingVault) {
     this.#vault = vault;
@@ -77,6 +79,10 @@ export class Effects {
   /** What the commands since the last call printed; undefined: there were none. */
   takeCommands(): PrintedByCommands | undefined {
     return this.#commands.take();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const back of this.#returns.values()) await back[Symbol.asyncDispose]();
   }
 
   async carryOut(effect: RunEffect): Promise<void> {
@@ -109,17 +115,26 @@ export class Effects {
    * differences are those from it.
    */
   async #stage(disk: string): Promise<ImageReturn> {
-    const { document } = this.#held;
     const member = this.#member(disk);
-    const owned = ownedTargetOf(this.#context, document, member);
-    await owned.own();
-    const back = new ImageReturn(this.#context, { run: document.run, member, owned, ...this.#operation });
+    await ownedTargetOf(this.#context, this.#held.document, member).own();
+    const back = this.#returnOf(member);
     await this.#pin(disk, member.point.id);
     const { bytesRead } = await back.stage(
+      member,
       async (id) =>
         await comparablePoint({ ...this.#place, disk, onNotice: this.#notify }, id, member.point.volumeBytes),
     );
     this.#bytesRead += bytesRead;
+    return back;
+  }
+
+  #returnOf(member: RunMember): ImageReturn {
+    const { disk, target } = member;
+    const present = this.#returns.get(disk);
+    if (present !== undefined) return present;
+    const owned = ownedTargetOf(this.#context, this.#held.document, member);
+    const back = new ImageReturn(this.#context, { disk, target, owned, ...this.#operation });
+    this.#returns.set(disk, back);
     return back;
   }
 
@@ -307,18 +322,15 @@ export class Effects {
   /** From here on the image is a mixture until it is the point. */
   async #apply(disk: string, back: ImageReturn): Promise<void> {
     await this.#swapMember({ ...this.#member(disk), held: null });
-    const { bytesWritten, held } = await back.apply();
-    this.#bytesWritten += bytesWritten;
-    await this.#swapMember({ ...this.#member(disk), held });
+    const applied = await back.apply();
+    this.#bytesWritten += applied?.bytesWritten ?? 0;
+    if (applied !== undefined) await this.#swapMember({ ...this.#member(disk), held: applied.held });
     await back.discard();
   }
 
   /** Ends an apply that a dead process has begun: without the vault, because all of it is staged. */
   async #endApply(disk: string): Promise<void> {
-    const { document } = this.#held;
-    const member = this.#member(disk);
-    const owned = ownedTargetOf(this.#context, document, member);
-    const back = new ImageReturn(this.#context, { run: document.run, member, owned, ...this.#operation });
+    const back = this.#returnOf(this.#member(disk));
     if (await back.isUnderWay()) await this.#apply(disk, back);
   }
 

@@ -438,7 +438,7 @@ export class Failovers {
     await held.swap(await begin(held.document));
     await using requests = new StopRequests(place, held.document);
     const signal = options.signal === undefined ? requests.signal : AbortSignal.any([options.signal, requests.signal]);
-    const effects = new Effects(this.#context, held, { ...options, signal }, this.#vault);
+    await using effects = new Effects(this.#context, held, { ...options, signal }, this.#vault);
     for (let step = effectOf(held.document.state); step !== undefined; step = effectOf(held.document.state)) {
       await held.swap(withTask(held.document));
       try {

@@ -25,18 +25,20 @@ import type { RunMember } from "../store/format/run.ts";
 import { materializeName, type OwnedTarget } from "./target.ts";
 
 interface ReturnOptions extends OperationOptions {
-  readonly run: string;
-  readonly member: RunMember;
+  readonly disk: string;
+  readonly target: RunMember["target"];
   readonly owned: OwnedTarget;
 }
 
 /** A log whose image has no signature is good for no later process. */
 const unknownSignature = "";
 
-export class ImageReturn {
+/** The way back of one disk in one process. Its log stays open, so that what it stages is proved once. */
+export class ImageReturn implements AsyncDisposable {
   readonly #context: VaultContext;
   readonly #options: ReturnOptions;
   readonly #base: string;
+  #log: RedoLog | undefined;
 
   constructor(context: VaultContext, options: ReturnOptions) {
     this.#context = context;
@@ -53,32 +55,33 @@ export class ImageReturn {
 
   /** Whether the log holds anything for the image. */
   async isFilled(): Promise<boolean> {
-    await using log = await RedoLog.open(this.#base);
-    return log?.staged !== undefined;
+    return (await this.#openLog())?.staged !== undefined;
   }
 
   /**
-   * Brings the log to the member's point. `comparable` gives a point's id, if it can be compared with
-   * this one. Errors: those of `materialize`.
+   * Brings the log to the point of `member`. `comparable` gives a point's id, if it can be compared
+   * with this one. Errors: those of `materialize`.
    */
-  async stage(comparable: (id: string) => Promise<string | undefined>): Promise<{ readonly bytesRead: number }> {
-    const { member, owned } = this.#options;
-    const { point, held, disk, target } = member;
+  async stage(
+    { point, held }: Pick<RunMember, "point" | "held">,
+    comparable: (id: string) => Promise<string | undefined>,
+  ): Promise<{ readonly bytesRead: number }> {
+    const { disk, target, owned, onProgress, onNotice, signal } = this.#options;
     const now = await owned.signature();
-    await using log = (await this.#goodLog(now)) ?? (await this.#newLog(now));
+    const log = (await this.#goodLog(now)) ?? (await this.#newLog(now));
     const isUntouched = held !== null && now !== null && held.signature === now;
     const from = log.staged?.point ?? (isUntouched ? held.point : undefined);
     if (from === point.id) return { bytesRead: 0 };
     const since = from === undefined ? undefined : await comparable(from);
     // The log's own point is gone: what is staged is of no use.
     if (since === undefined && log.staged !== undefined) {
-      await removeRedoLog(this.#base);
-      return await this.stage(comparable);
+      await this.discard();
+      return await this.stage({ point, held }, comparable);
     }
     const { bytesRead } = await materialize(this.#context, {
-      onProgress: this.#options.onProgress,
-      onNotice: this.#options.onNotice,
-      signal: this.#options.signal,
+      onProgress,
+      onNotice,
+      signal,
       disk,
       point: point.id,
       to: materializeName(target),
@@ -90,19 +93,23 @@ export class ImageReturn {
   }
 
   /**
-   * Writes what is staged to the image. Gives what the image then holds. Errors: TARGET_FAILED,
-   * NO_SPACE, DAMAGED.
+   * Writes what is staged to the image. Gives what the image then holds; undefined: nothing is staged.
+   * Errors: TARGET_FAILED, NO_SPACE, DAMAGED.
    */
-  async apply(): Promise<{ readonly bytesWritten: number; readonly held: RunMember["held"] }> {
-    const { owned, member, signal } = this.#options;
-    await using log = await RedoLog.open(this.#base);
+  async apply(): Promise<{ readonly bytesWritten: number; readonly held: RunMember["held"] } | undefined> {
+    const {
+      owned,
+      target: { path },
+      signal,
+    } = this.#options;
+    const log = await this.#openLog();
     const staged = log?.staged;
-    if (log === undefined || staged === undefined) return { bytesWritten: 0, held: member.held };
+    if (log === undefined || staged === undefined) return undefined;
     const isGood = (await this.isUnderWay()) || (await this.#isUnwritten(log.signature));
-    if (!isGood) throw writtenMeanwhile(member.target.path);
+    if (!isGood) throw writtenMeanwhile(path);
     await log.commit();
     const target = await openTarget({
-      to: member.target.path,
+      to: path,
       format: "raw",
       mode: "in-place",
       volumeBytes: staged.volumeBytes,
@@ -119,7 +126,7 @@ export class ImageReturn {
     } catch (error) {
       await target.abandon();
       // The image is compared with the vault next time.
-      if (hasCode(error, "DAMAGED")) await removeRedoLog(this.#base);
+      if (hasCode(error, "DAMAGED")) await this.discard();
       throw error;
     }
     return {
@@ -130,7 +137,19 @@ export class ImageReturn {
 
   /** Removes the log. */
   async discard(): Promise<void> {
+    await this[Symbol.asyncDispose]();
     await removeRedoLog(this.#base);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const log = this.#log;
+    this.#log = undefined;
+    await log?.[Symbol.asyncDispose]();
+  }
+
+  async #openLog(): Promise<RedoLog | undefined> {
+    this.#log ??= await RedoLog.open(this.#base);
+    return this.#log;
   }
 
   /** Nothing has written the image since the log was begun, as far as that can be known. */
@@ -139,15 +158,15 @@ export class ImageReturn {
   }
 
   async #goodLog(now: string | null): Promise<RedoLog | undefined> {
-    const log = await RedoLog.open(this.#base);
-    if (log === undefined || (now !== null && log.signature === now)) return log;
-    await log[Symbol.asyncDispose]();
-    return undefined;
+    const log = await this.#openLog();
+    return log !== undefined && now !== null && log.signature === now ? log : undefined;
   }
 
   async #newLog(now: string | null): Promise<RedoLog> {
+    await this[Symbol.asyncDispose]();
     await makeFolder(dirname(this.#base));
-    return await RedoLog.begin(this.#base, now ?? unknownSignature);
+    this.#log = await RedoLog.begin(this.#base, now ?? unknownSignature);
+    return this.#log;
   }
 }
 

@@ -161,6 +161,7 @@ export class Instant implements AsyncDisposable {
     try {
       throwIfAborted(signal);
       checkSize(image.description, image.origin.disk, image.sizeBytes, undefined);
+      image.prepare();
       return new Instant(context, image, await tracked(context, image), onProtect);
     } catch (error) {
       await image.close();

@@ -148,6 +148,11 @@ export class HydratingImage implements BlockDevice {
     return this.#disk.counts;
   }
 
+  /** Begins to open the point, if it is needed. `start` follows. */
+  prepare(): void {
+    if (this.#hydration.state === "running") this.#below.prepare();
+  }
+
   /** Begins, or goes on, to copy in the background. */
   start(): void {
     this.#isStarted = true;

@@ -30,8 +30,13 @@ import type { BlockKeeper } from "./block-keeper.ts";
 import type { OverlaidDisk } from "./overlaid-disk.ts";
 import type { PatientPoint } from "./patient-point.ts";
 
-/** What is looked up at a time: so much of the disk, and so many extents. */
-const windowBytesMax: number = 1024 * 1024 * 1024;
+/**
+ * What is looked up at a time: so much of the disk, and so many extents. Behind a window without data
+ * the next one is `windowGrowth` times as long.
+ */
+const windowBytesMin: number = 1024 * 1024 * 1024;
+const windowBytesMax: number = 64 * windowBytesMin;
+const windowGrowth = 8;
 const windowExtentsMax = 4096;
 /** What is fetched at a time while clients are at work, or the rate is limited. */
 const shortStepBytes: number = 4 * 1024 * 1024;
@@ -149,9 +154,12 @@ export class Hydration implements BlockKeeper {
   async #pass(): Promise<boolean> {
     const { disk, below, onComplete } = this.#options;
     let trouble: TidemarkError | undefined;
+    let windowBytes = windowBytesMin;
     for (let from = disk.firstBelow(0); from !== undefined; ) {
-      const windowBytes = Math.min(disk.sizeBytes - from, windowBytesMax);
-      const extents = await this.#unlessStopped(below.lookUp(from, windowBytes, windowExtentsMax));
+      const lookedAt = Math.min(disk.sizeBytes - from, windowBytes);
+      const extents = await this.#unlessStopped(below.lookUp(from, lookedAt, windowExtentsMax));
+      const isEmpty = extents.every(({ kind }) => kind === "hole");
+      windowBytes = isEmpty ? Math.min(windowBytesMax, windowGrowth * windowBytes) : windowBytesMin;
       let at = from;
       for (const extent of extents) {
         if (extent.kind === "hole") await disk.adoptZeros(extent.offset, extent.length);
@@ -223,7 +231,7 @@ export class Hydration implements BlockKeeper {
   #stepBytes(): number {
     const { blockBytes, bandwidth } = this.#options;
     const limit = bandwidth?.bytesPerSecond;
-    if (limit === undefined) return this.#areClientsAtWork() ? shortStepBytes : windowBytesMax;
+    if (limit === undefined) return this.#areClientsAtWork() ? shortStepBytes : windowBytesMin;
     return blockBytes * Math.max(1, Math.floor(Math.min(shortStepBytes, limit / 4) / blockBytes));
   }
 

@@ -61,14 +61,8 @@ export class MountedMap {
    * What granules [from, end) hold, at most `windowGranules` of them. Errors: DAMAGED,
    * OBJECT_NOT_FOUND, FORMAT_UNSUPPORTED, those of the store.
    */
-  pieces(from: number, end: number): Promise<Pieces> {
-    const work = this.#turn.then(() => {
-      // What the map has in memory would be answered even after the end.
-      throwIfAborted(this.#signal);
-      return this.#map.window(from, end, this.#signal);
-    });
-    this.#turn = work.catch(() => undefined);
-    return work;
+  async pieces(from: number, end: number): Promise<Pieces> {
+    return await this.#inTurn(async () => await this.#map.window(from, end, this.#signal));
   }
 
   /** As `BlockDevice.extents`: what is not known is fetched for the next call. */
@@ -90,9 +84,23 @@ export class MountedMap {
   /** As `BlockDevice.lookUp`. */
   async lookUp(offset: number, length: number, countMax: number): Promise<DeviceExtent[]> {
     const found: DeviceExtent[] = [];
-    for (const { part, from, end } of partsOf(offset, length)) {
-      const outline = this.#outlines.get(part) ?? (await this.#lookFor(part));
-      if (!append(found, outline, from, end, countMax)) return found;
+    const rangeEnd = offset + length;
+    for (let at = offset; at < rangeEnd; ) {
+      const part = Math.floor(at / partBytes);
+      let end = Math.min(rangeEnd, (part + 1) * partBytes);
+      let outline = this.#outlines.get(part);
+      if (outline === undefined) {
+        // A long stretch of which no run of the map speaks costs one question.
+        const mapped = (await this.#inTurn(async () => await this.#nextMapped(at))) * granuleBytes;
+        if (mapped > at) {
+          end = Math.min(rangeEnd, mapped);
+          outline = noData;
+          for (let empty = Math.ceil(at / partBytes); (empty + 1) * partBytes <= end; empty += 1)
+            this.#remember(empty, noData);
+        } else outline = await this.#lookFor(part);
+      }
+      if (!append(found, outline, at, end, countMax)) return found;
+      at = end;
     }
     return found;
   }
@@ -100,6 +108,21 @@ export class MountedMap {
   /** Waits for what is under way, which the signal ends. */
   async close(): Promise<void> {
     await this.#turn;
+  }
+
+  /** The first granule from that of byte `offset` on that a run speaks of; past the end: none. */
+  async #nextMapped(offset: number): Promise<number> {
+    return await this.#map.nextMapped(Math.floor(offset / granuleBytes), this.#signal);
+  }
+
+  async #inTurn<Result>(ask: () => Promise<Result>): Promise<Result> {
+    const work = this.#turn.then(async () => {
+      // What the map has in memory would be answered even after the end.
+      throwIfAborted(this.#signal);
+      return await ask();
+    });
+    this.#turn = work.catch(() => undefined);
+    return await work;
   }
 
   #lookFor(part: number): Promise<Uint32Array> {
@@ -120,6 +143,12 @@ export class MountedMap {
     if (part % partsPerTurn === 0) await nextTurn();
     const from = part * partGranules;
     const outline = outlineOf(await this.pieces(from, Math.min(from + partGranules, this.granules)));
+    this.#remember(part, outline);
+    return outline;
+  }
+
+  #remember(part: number, outline: Uint32Array): void {
+    if (this.#outlines.has(part)) return;
     this.#outlines.set(part, outline);
     this.#outlineWords += outline.length + partWords;
     for (const [oldest, words] of this.#outlines) {
@@ -127,9 +156,11 @@ export class MountedMap {
       this.#outlines.delete(oldest);
       this.#outlineWords -= words.length + partWords;
     }
-    return outline;
   }
 }
+
+/** The outline of a part without data. */
+const noData: Uint32Array = new Uint32Array();
 
 /** The parts that a range touches, and where in them it lies. */
 function* partsOf(

@@ -53,6 +53,11 @@ export class PatientPoint extends ReadOnlyDevice {
     return this.#held?.point.counts.bytesFetched ?? 0;
   }
 
+  /** Begins to open the point, so that the first read waits less. What fails is tried again by it. */
+  prepare(): void {
+    this.#open().catch(() => undefined);
+  }
+
   tryRead(offset: number, into: Uint8Array): boolean {
     return this.#held?.point.tryRead(offset, into) === true;
   }

@@ -3,17 +3,20 @@
  *
  * The log is filled while the image stays as it is, and applied when all of it is durable:
  *
- *     <base>.tidemark-staged   records, marker of point A, records, marker of point B …
+ *     <base>.tidemark-data     bytes of the image, in the order in which they came
+ *     <base>.tidemark-staged   records of them, marker of point A, records, marker of point B …
  *         │ renamed: the apply has begun
  *     <base>.tidemark-redo     applied from its beginning, as often as it takes, then removed
  *
- * A marker says: the image with everything above is this point, whole. It is written after a sync, so
- * all records above a marker are durable. What stands behind the last marker is forgotten when the
- * log is opened. The first record says what the image was when the log was begun; a log whose image
- * has changed since is thrown away.
+ * A marker says: the image with everything above is this point, whole. It is written after a sync of
+ * the data, so all that stands above a marker is durable. What stands behind the last marker is
+ * forgotten when the log is opened. The first record says what the image was when the log was begun;
+ * a log whose image has changed since is thrown away.
  *
- * A record is a header of 32 bytes and its payload. The header holds: magic and kind (8 bytes), offset
- * (8), length (8), CRC-32 of payload (4) and of the header before it (4), all little-endian.
+ * A record has 40 bytes: magic and kind (8), offset (8), length (8), where its bytes begin in the
+ * data (8), their CRC-32 (4), and that of the record before it (4), all little-endian. The text of a
+ * beginning or a marker follows its record. Records are kept apart from the data so that a log of a
+ * terabyte is opened by reading some MiB, and bytes of a page of memory go to one page of the file.
  *
  * Invariant: the image is not written before its log has the name that says so.
  */
@@ -25,20 +28,22 @@ import { forEachAtOnce } from "../../concurrency.ts";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
 import { syncFolder } from "../../disk/source/sync-folder.ts";
 import { systemCode, TidemarkError } from "../../errors.ts";
+import { granuleBytes } from "../../limits.ts";
 import type { RestoreTarget } from "./target.ts";
 
 const stagedSuffix = ".tidemark-staged";
 const redoSuffix = ".tidemark-redo";
+const dataSuffix = ".tidemark-data";
 
-const headerBytes = 32;
+const headerBytes = 40;
 const magic = Buffer.from("TMRL");
-const version = 1;
-/** Longest payload of a record: what applying it holds in memory, times `appliedAtOnce`. */
+const version = 2;
+/** Most bytes of a record: what applying it holds in memory, times `appliedAtOnce`. */
 export const recordBytesMax: number = 1024 * 1024;
 const appliedAtOnce = 8;
 /** After so many bytes the disk is put to work, while more is staged. */
 const syncedEveryBytes: number = 64 * 1024 * 1024;
-/** Headers are read through a window of this size. */
+/** Records are read through a window of this size, and written in portions of it. */
 const windowBytes: number = 64 * 1024;
 
 const kinds = ["base", "data", "zeros", "mark"] as const;
@@ -48,9 +53,11 @@ interface LogRecord {
   readonly kind: RecordKind;
   readonly offset: number;
   readonly length: number;
-  /** Where the payload begins in the log, and its checksum. */
+  /** Where its bytes begin in the data, or its text in the log, and the checksum of either. */
   readonly at: number;
   readonly sum: number;
+  /** Where it ends in the log. */
+  readonly end: number;
 }
 
 /** What a log brings its image to. */
@@ -61,8 +68,8 @@ export interface StagedPoint {
 }
 
 /** The files that a log may have. */
-export function redoLogNames(base: string): readonly [staged: string, redo: string] {
-  return [`${base}${stagedSuffix}`, `${base}${redoSuffix}`];
+export function redoLogNames(base: string): readonly [staged: string, redo: string, data: string] {
+  return [`${base}${stagedSuffix}`, `${base}${redoSuffix}`, `${base}${dataSuffix}`];
 }
 
 /** Whether an apply has begun and has to be ended. Errors: TARGET_FAILED. */
@@ -89,30 +96,48 @@ export async function removeRedoLog(base: string): Promise<void> {
   await synced(base);
 }
 
-export class RedoLog implements AsyncDisposable {
-  readonly #base: string;
-  readonly #file: PositionalFile;
-  /** What the image was when the log was begun. */
+/** The files of a log that are open. */
+interface LogFiles {
+  readonly records: PositionalFile;
+  readonly data: PositionalFile;
+}
+
+/** What a log was found to hold, up to its last marker. */
+interface LogContent {
   readonly signature: string;
   /** Behind each marker, where its records end. */
+  readonly ends: number[];
+  readonly staged: StagedPoint | undefined;
+  /** Where its data ends. */
+  readonly dataEnd: number;
+}
+
+export class RedoLog implements AsyncDisposable {
+  readonly #base: string;
+  readonly #files: LogFiles;
+  /** What the image was when the log was begun. */
+  readonly signature: string;
   readonly #ends: number[];
+  /** Records from here on were staged by this object: their bytes were proved then. */
+  readonly #ownFrom: number;
   #staged: StagedPoint | undefined;
-  #end: number;
+  /** Records that are not written yet, and where they will begin. */
+  #pending: Uint8Array[] = [];
+  #pendingBytes = 0;
+  #pendingAt: number;
+  #dataEnd: number;
   #bytes = 0;
   #syncedAtBytes = 0;
 
-  private constructor(
-    base: string,
-    file: PositionalFile,
-    found: { readonly signature: string; readonly ends: number[]; readonly staged: StagedPoint | undefined },
-    end: number,
-  ) {
+  private constructor(base: string, files: LogFiles, content: LogContent) {
     this.#base = base;
-    this.#file = file;
-    this.signature = found.signature;
-    this.#ends = found.ends;
-    this.#staged = found.staged;
-    this.#end = end;
+    this.#files = files;
+    this.signature = content.signature;
+    this.#ends = content.ends;
+    this.#staged = content.staged;
+    this.#ownFrom = content.ends.at(-1) ?? 0;
+    this.#pendingAt = this.#ownFrom;
+    this.#dataEnd = content.dataEnd;
   }
 
   /**
@@ -120,14 +145,12 @@ export class RedoLog implements AsyncDisposable {
    * TARGET_FAILED, NO_SPACE, ACCESS_REFUSED.
    */
   static async begin(base: string, signature: string): Promise<RedoLog> {
-    const [staged] = redoLogNames(base);
+    const [staged, , data] = redoLogNames(base);
     await removeRedoLog(base);
     return await translated(staged, async () => {
-      const file = await PositionalFile.openPlain(staged, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL);
-      const log = new RedoLog(base, file, { signature, ends: [], staged: undefined }, 0);
-      await log.#append("base", 0, Buffer.from(signature));
-      log.#ends.push(log.#end);
-      await file.datasync();
+      const files = await openFiles(staged, data, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL);
+      const log = new RedoLog(base, files, { signature, ends: [], staged: undefined, dataEnd: 0 });
+      await log.#mark("base", 0, signature);
       await syncFolder(dirname(base));
       return log;
     });
@@ -138,30 +161,23 @@ export class RedoLog implements AsyncDisposable {
    * its last marker is cut off. Errors: TARGET_FAILED, ACCESS_REFUSED.
    */
   static async open(base: string): Promise<RedoLog | undefined> {
-    const [staged, redo] = redoLogNames(base);
+    const [staged, redo, data] = redoLogNames(base);
     const name = (await isApplyUnderWay(base)) ? redo : staged;
     return await translated(name, async () => {
-      const file = await openedUnlessAbsent(name);
-      if (file === undefined) return undefined;
-      const ends: number[] = [];
-      let signature: string | undefined;
-      let point: StagedPoint | undefined;
-      for await (const record of recordsOf(file, 0, Number.MAX_SAFE_INTEGER)) {
-        if (record.kind !== "base" && record.kind !== "mark") continue;
-        const payload = await payloadOf(file, record);
-        if (payload === undefined || (record.kind === "base") !== (ends.length === 0)) break;
-        const text = Buffer.from(payload).toString("utf8");
-        if (record.kind === "base") signature = text;
-        else point = { point: text, volumeBytes: record.offset };
-        ends.push(record.at + record.length);
+      let files: LogFiles;
+      try {
+        files = await openFiles(name, data, constants.O_RDWR);
+      } catch (error) {
+        if (systemCode(error) === "ENOENT") return undefined;
+        throw error;
       }
-      const end = ends.at(-1);
-      if (signature === undefined || end === undefined) {
-        await file.close();
+      const content = await contentOf(files.records);
+      if (content === undefined) {
+        await closeFiles(files);
         return undefined;
       }
-      if (name === staged) await file.truncate(end);
-      return new RedoLog(base, file, { signature, ends, staged: point }, end);
+      if (name === staged) await files.records.truncate(content.ends.at(-1) ?? 0);
+      return new RedoLog(base, files, content);
     });
   }
 
@@ -177,33 +193,39 @@ export class RedoLog implements AsyncDisposable {
 
   /** Stages data. Overlaps freely with other calls, for disjoint ranges. */
   async write(offset: number, bytes: Uint8Array): Promise<void> {
-    const parts: Promise<void>[] = [];
-    for (let from = 0; from < bytes.byteLength; from += recordBytesMax)
-      parts.push(this.#append("data", offset + from, bytes.subarray(from, from + recordBytesMax)));
-    await translated(this.#file.path, async () => await Promise.all(parts));
+    const at = this.#dataEnd;
+    this.#dataEnd += Math.ceil(bytes.byteLength / granuleBytes) * granuleBytes;
+    await translated(this.#files.data.path, async () => {
+      const written = this.#files.data.write(at, bytes);
+      for (let from = 0; from < bytes.byteLength; from += recordBytesMax) {
+        const part = bytes.subarray(from, from + recordBytesMax);
+        const length = part.byteLength;
+        this.#append({ kind: "data", offset: offset + from, length, at: at + from, sum: crc32(part) });
+      }
+      await Promise.all([written, this.#writePending(windowBytes)]);
+    });
     this.#bytes += bytes.byteLength;
   }
 
   /** Stages zeros. */
   async zero(offset: number, length: number): Promise<void> {
-    await translated(this.#file.path, async () => await this.#append("zeros", offset, new Uint8Array(0), length));
+    this.#append({ kind: "zeros", offset, length, at: 0, sum: 0 });
+    await translated(this.#files.records.path, async () => await this.#writePending(windowBytes));
   }
 
   /** Puts the disk to work when enough has been staged, so that `mark` waits for little. */
   async syncSome(): Promise<void> {
     if (this.#bytes - this.#syncedAtBytes < syncedEveryBytes) return;
     this.#syncedAtBytes = this.#bytes;
-    await translated(this.#file.path, async () => await this.#file.datasync());
+    await translated(this.#files.data.path, async () => await this.#files.data.datasync());
   }
 
   /** All of `staged` is in the log now. Durable when it returns. */
   async mark(staged: StagedPoint): Promise<void> {
-    await translated(this.#file.path, async () => {
-      await this.#file.datasync();
-      await this.#append("mark", staged.volumeBytes, Buffer.from(staged.point));
-      await this.#file.datasync();
+    await translated(this.#base, async () => {
+      await this.#files.data.datasync();
+      await this.#mark("mark", staged.volumeBytes, staged.point);
     });
-    this.#ends.push(this.#end);
     this.#staged = staged;
   }
 
@@ -222,7 +244,7 @@ export class RedoLog implements AsyncDisposable {
    * Errors: DAMAGED when the log is, and those of the target.
    */
   async apply(target: RestoreTarget, signal: AbortSignal | undefined): Promise<void> {
-    const file = this.#file;
+    const { records, data } = this.#files;
     const spare: Uint8Array[] = [];
     for (const [index, end] of this.#ends.entries()) {
       const from = index === 0 ? 0 : (this.#ends[index - 1] ?? 0);
@@ -230,52 +252,102 @@ export class RedoLog implements AsyncDisposable {
         if (record.kind === "zeros") await target.zero(record.offset, record.length);
         if (record.kind !== "data") return;
         const buffer = spare.pop() ?? new Uint8Array(recordBytesMax);
-        const payload = await payloadOf(file, record, buffer);
-        if (payload === undefined) throw damagedLog(file.path, record.offset);
+        const payload = await payloadOf(data, record, record.end <= this.#ownFrom, buffer);
+        if (payload === undefined) throw damagedLog(data.path, record.offset);
         await target.write(record.offset, payload);
         spare.push(buffer);
         await target.checkpoint(record.offset);
       };
-      await forEachAtOnce(recordsOf(file, from, end), appliedAtOnce, work, signal);
+      await forEachAtOnce(recordsOf(records, from, end), appliedAtOnce, work, signal);
     }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#file.close();
+    await closeFiles(this.#files);
   }
 
-  /** Takes its place in the log at once, so that calls overlap. */
-  async #append(kind: RecordKind, offset: number, payload: Uint8Array, length = payload.byteLength): Promise<void> {
-    const at = this.#end;
-    this.#end += headerBytes + payload.byteLength;
-    await Promise.all([
-      this.#file.write(at, encodeHeader(kind, offset, length, crc32(payload))),
-      this.#file.write(at + headerBytes, payload),
-    ]);
+  #append(record: Omit<LogRecord, "end">, text: Uint8Array = new Uint8Array(0)): void {
+    this.#pending.push(encodeRecord(record), text);
+    this.#pendingBytes += headerBytes + text.byteLength;
+  }
+
+  /** Writes what is pending if it is so much. */
+  async #writePending(bytesMin: number): Promise<void> {
+    if (this.#pendingBytes < bytesMin) return;
+    const [bytes, at] = [Buffer.concat(this.#pending), this.#pendingAt];
+    this.#pending = [];
+    this.#pendingBytes = 0;
+    this.#pendingAt += bytes.byteLength;
+    await this.#files.records.write(at, bytes);
+  }
+
+  async #mark(kind: "base" | "mark", offset: number, text: string): Promise<void> {
+    const bytes = Buffer.from(text);
+    this.#append({ kind, offset, length: bytes.byteLength, at: 0, sum: crc32(bytes) }, bytes);
+    await this.#writePending(0);
+    await this.#files.records.datasync();
+    this.#ends.push(this.#pendingAt);
   }
 }
 
-function encodeHeader(kind: RecordKind, offset: number, length: number, sum: number): Uint8Array {
+async function openFiles(records: string, data: string, flags: number): Promise<LogFiles> {
+  const file = await PositionalFile.openPlain(records, flags);
+  try {
+    return { records: file, data: await PositionalFile.openPlain(data, flags) };
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+}
+
+async function closeFiles({ records, data }: LogFiles): Promise<void> {
+  await Promise.all([records.close(), data.close()]);
+}
+
+/** Undefined: the log has no whole beginning. */
+async function contentOf(records: PositionalFile): Promise<LogContent | undefined> {
+  let content: LogContent | undefined;
+  let dataEnd = 0;
+  for await (const record of recordsOf(records, 0, Number.MAX_SAFE_INTEGER)) {
+    const { kind, offset, length, at, end } = record;
+    if (kind === "data") dataEnd = at + Math.ceil(length / granuleBytes) * granuleBytes;
+    if (kind === "data" || kind === "zeros") continue;
+    const payload = await payloadOf(records, record, true);
+    if (payload === undefined || (kind === "base") !== (content === undefined)) break;
+    const text = Buffer.from(payload).toString("utf8");
+    content =
+      content === undefined
+        ? { signature: text, ends: [end], staged: undefined, dataEnd }
+        : { ...content, ends: [...content.ends, end], staged: { point: text, volumeBytes: offset }, dataEnd };
+  }
+  return content;
+}
+
+function encodeRecord({ kind, offset, length, at, sum }: Omit<LogRecord, "end">): Uint8Array {
   const header = Buffer.alloc(headerBytes);
   magic.copy(header);
   header.writeUInt16LE(version, 4);
   header.writeUInt16LE(kinds.indexOf(kind), 6);
   header.writeBigUInt64LE(BigInt(offset), 8);
   header.writeBigUInt64LE(BigInt(length), 16);
-  header.writeUInt32LE(sum, 24);
-  header.writeUInt32LE(crc32(header.subarray(0, 28)), 28);
+  header.writeBigUInt64LE(BigInt(at), 24);
+  header.writeUInt32LE(sum, 32);
+  header.writeUInt32LE(crc32(header.subarray(0, 36)), 36);
   return header;
 }
 
-/** The record whose header begins at `at`; undefined: there is no whole one. */
-function decodeHeader(header: Buffer, at: number): LogRecord | undefined {
+/** The record that begins at `start`; undefined: there is no whole one. */
+function decodeRecord(header: Buffer, start: number): LogRecord | undefined {
   if (header.length < headerBytes || !header.subarray(0, 4).equals(magic)) return undefined;
-  if (header.readUInt16LE(4) !== version || header.readUInt32LE(28) !== crc32(header.subarray(0, 28))) return undefined;
+  if (header.readUInt16LE(4) !== version || header.readUInt32LE(36) !== crc32(header.subarray(0, 36))) return undefined;
   const kind = kinds[header.readUInt16LE(6)];
   const [offset, length] = [Number(header.readBigUInt64LE(8)), Number(header.readBigUInt64LE(16))];
-  if (kind === undefined || !Number.isSafeInteger(offset + length)) return undefined;
+  const dataAt = Number(header.readBigUInt64LE(24));
+  if (kind === undefined || !Number.isSafeInteger(offset + length) || !Number.isSafeInteger(dataAt)) return undefined;
   if (kind !== "zeros" && length > recordBytesMax) return undefined;
-  return { kind, offset, length, at: at + headerBytes, sum: header.readUInt32LE(24) };
+  const hasText = kind === "base" || kind === "mark";
+  const at = hasText ? start + headerBytes : dataAt;
+  return { kind, offset, length, at, sum: header.readUInt32LE(32), end: start + headerBytes + (hasText ? length : 0) };
 }
 
 /** The records that begin in [from, end), up to the first that is not whole. */
@@ -288,31 +360,23 @@ async function* recordsOf(file: PositionalFile, from: number, end: number): Asyn
       windowAt = at;
       windowEnd = at + (await file.read(at, window));
     }
-    const record = decodeHeader(window.subarray(at - windowAt, Math.min(windowEnd, at + headerBytes) - windowAt), at);
+    const record = decodeRecord(window.subarray(at - windowAt, Math.min(windowEnd, at + headerBytes) - windowAt), at);
     if (record === undefined) return;
     yield record;
-    at = record.at + (record.kind === "zeros" ? 0 : record.length);
+    at = record.end;
   }
 }
 
-/** Undefined: it is not what was written. */
+/** Undefined: it is not what was written. Without `isSummed` its length alone is looked at. */
 async function payloadOf(
   file: PositionalFile,
   { at, length, sum }: LogRecord,
+  isSummed: boolean,
   into: Uint8Array = new Uint8Array(length),
 ): Promise<Uint8Array | undefined> {
   const bytes = into.subarray(0, length);
   const count = await file.read(at, bytes);
-  return count === length && crc32(bytes) === sum ? bytes : undefined;
-}
-
-async function openedUnlessAbsent(name: string): Promise<PositionalFile | undefined> {
-  try {
-    return await PositionalFile.openPlain(name, constants.O_RDWR);
-  } catch (error) {
-    if (systemCode(error) === "ENOENT") return undefined;
-    throw error;
-  }
+  return count === length && (!isSummed || crc32(bytes) === sum) ? bytes : undefined;
 }
 
 async function synced(base: string): Promise<void> {

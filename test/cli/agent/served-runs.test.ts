@@ -158,7 +158,13 @@ it("takes the verbs of the command line, which go to it with --agent", async () 
     (await place.json(...words, "--agent", rig.socket)).last;
   await vi.waitFor(async () => await rig.ask("/v1/point", { disk: "web" }), { timeout: 20_000 });
   const to = `instant:unix:${rig.folder.path("run.sock")},image=${rig.folder.path("run.img")}`;
-  const { run } = await rig.verb({ verb: "planned", disks: ["web"], to, socket: rig.socket });
+  const planned = (await done("failover", "planned", "--disk", "web", "--to", to)) as RunSummary;
+  expect(planned).toMatchObject({ command: "failover planned", state: "PlannedFailoverCompleted" });
+  const { run } = planned;
+  expect(await done("failover", "list")).toMatchObject({ command: "failover list", runs: 1, open: 1 });
+  expect(await done("jobs", "list")).toMatchObject({ command: "jobs list", jobs: 1 });
+  expect(await done("jobs", "show", `${run}-1`)).toMatchObject({ run, state: "Succeeded" });
+  expect(await done("jobs", "cancel", run)).toMatchObject({ code: "INVALID_ARGUMENT" });
   expect(await done("failover", "show", run)).toMatchObject({ run, servedBy: "agent" });
   const alone = await place.run(["failover", "cancel", run, "--vault", `dir:${rig.folder.path("vault")}`]);
   expect(alone.stderr).toContain(`tidemark failover cancel ${run} --agent SOCKET`);

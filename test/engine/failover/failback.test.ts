@@ -133,7 +133,7 @@ describe("a failback", () => {
     await expectCode(failing, "VAULT_NOT_FOUND");
     const [found] = await vault.failovers.list();
     expect(found).toMatchObject({ state: "PlannedFailoverFailed", allowedOperations: ["CancelFailover", "Resume"] });
-    expect(found?.leftovers).toHaveLength(2);
+    expect(found?.leftovers).toHaveLength(3);
     await expectCode(vault.failovers.failback({ run, to: [path("old.img")] }), "WRITER_ACTIVE");
     const over = await vault.failovers.cancel({ run: found?.run ?? "", openAgent });
     expect(over).toMatchObject({ state: "Protected", activeLocation: "Recovery", leftovers: [] });
