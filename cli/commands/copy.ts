@@ -38,9 +38,8 @@ export function copyCommand(context: CommandContext): Command {
       "after",
       `
 Points are proved as they are read, and keep their times, labels and groups.
-Chunks that the other vault holds are not stored again, and a vault that is
-created by the copy gets the block size and digests of the first: chunks that
-it holds are then not even read. Points that are later than the
+A vault that the copy creates gets the block size and digests of the first:
+chunks that it holds are then not read. Points that are later than the
 newest one of the disk there are added, so a copy that was interrupted goes on
 when it is repeated. The point that was copied last stays pinned in the first
 vault: the next copy reads only what differs from it. Retention and collection
