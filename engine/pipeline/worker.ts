@@ -19,7 +19,7 @@ import { systemCode } from "../errors.ts";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
 import type { DigestName } from "../store/format/documents.ts";
 import { frameHeaderBytes, payloadAlignment, storedLength, storedLz4Flag } from "../store/format/frame.ts";
-import { payloadSeal, type Seal, sealInPlace, unseal } from "../store/format/sealed.ts";
+import { type PayloadSeal, payloadSeals, type Seal, sealInPlace, unseal } from "../store/format/sealed.ts";
 import {
   createDigest,
   type DigestKernel,
@@ -411,8 +411,9 @@ function compress(task: CompressTask): void {
  */
 function decode(task: DecodeTask): void {
   const slab = slabOf(task);
+  const sealAt = sealsOf(task);
   for (let index = 0; index < task.chunkCount; index += 1)
-    slab.chunks.state[index] = decodeChunk(slab, index, task.sealed) ? 1 : 2;
+    slab.chunks.state[index] = decodeChunk(slab, index, sealAt) ? 1 : 2;
   if (task.seed !== undefined) placeSecret(slab, task.seed);
   for (let index = 0; index < task.chunkCount; index += 1) {
     if (slab.chunks.state[index] !== 1) continue;
@@ -435,7 +436,14 @@ function markZeros({ out, newPrintWords }: SlabViews, from: number, end: number)
   }
 }
 
-function decodeChunk(slab: SlabViews, index: number, sealed: DecodeTask["sealed"]): boolean {
+/** The seals of payloads by their offset in `data`; undefined in a vault that is not encrypted. */
+function sealsOf({ sealed }: DecodeTask): ((offset: number) => PayloadSeal) | undefined {
+  if (sealed === undefined) return undefined;
+  const seals = payloadSeals(sealed.seal);
+  return (offset) => seals(sealed.offset + offset);
+}
+
+function decodeChunk(slab: SlabViews, index: number, sealAt: ReturnType<typeof sealsOf>): boolean {
   const { chunks } = slab;
   const start = chunks.start[index] ?? 0;
   const granules = chunks.granules[index] ?? 0;
@@ -444,13 +452,13 @@ function decodeChunk(slab: SlabViews, index: number, sealed: DecodeTask["sealed"
   const storedWord = chunks.storedWords[index] ?? 0;
   const offset = chunks.offsets[index] ?? 0;
   let stored: Uint8Array | undefined = slab.data.subarray(offset, offset + storedLength(storedWord));
-  if (sealed !== undefined) stored = unseal(payloadSeal(sealed.seal, sealed.offset + offset), stored);
+  if (sealAt !== undefined) stored = unseal(sealAt(offset), stored);
   if (stored === undefined) return false;
   if (storedWord < storedLz4Flag) {
     if (stored.length !== plainBytes) return false;
     copyBytes(stored, slab.out, at);
   } else {
-    if (sealed !== undefined) copyBytes(stored, slab.data, offset);
+    if (sealAt !== undefined) copyBytes(stored, slab.data, offset);
     const { kernel } = slab;
     const source = kernel.data + offset;
     if (!unpackChunk(kernels.out, memoryViews.out, source, stored.length, kernel.out + at, plainBytes)) return false;
@@ -461,10 +469,11 @@ function decodeChunk(slab: SlabViews, index: number, sealed: DecodeTask["sealed"
 
 function sealFrame({ frame, storedWords, offset, seal }: SealTask): void {
   const bytes = new Uint8Array(frame);
+  const sealAt = payloadSeals(seal);
   let at = frameHeaderBytes;
   for (const storedWord of storedWords) {
     const end = at + storedLength(storedWord);
-    sealInPlace(payloadSeal(seal, offset + at), bytes.subarray(at, end));
+    sealInPlace(sealAt(offset + at), bytes.subarray(at, end));
     at = Math.ceil(end / payloadAlignment) * payloadAlignment;
   }
 }
