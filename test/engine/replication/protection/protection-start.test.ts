@@ -111,7 +111,8 @@ describe("tracking", () => {
     const gate = new Gate();
     machine.connect(
       new FaultySink(machine.plain, [
-        { on: "putObject", prefix: "disks/d0/points/", when: 1, fault: { kind: "slow", gate } },
+        // The comparison waits for what the newest point holds.
+        { on: "getObject", prefix: "disks/d0/map/", when: 1, fault: { kind: "slow", gate } },
       ]),
     );
     const compared = disk.nextPoint();
