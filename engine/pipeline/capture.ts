@@ -25,6 +25,12 @@ import type { FingerprintSeed } from "./wasm-kernels.ts";
 import type { PlannedRead, ScanResult, SlabSpan } from "./worker.ts";
 import type { WorkerPool } from "./worker-pool.ts";
 
+/**
+ * While fewer than one chunk in so many is known, the scan compresses: that saves a task a slab, and
+ * a chunk is compressed while it lies in the core's cache.
+ */
+const knownShare = 16;
+
 export interface CaptureOptions {
   readonly volume: Volume;
   readonly volumeBytes: number;
@@ -97,6 +103,8 @@ class Capture {
   };
   readonly #place: ChunkPlace = { segment: 0, offset: 0, storedWord: 0 };
   readonly #planner: Planner;
+  /** Chunks of the last slabs, and those of them that the vault held. Halved with each slab. */
+  #lately = { chunks: 0, known: 0 };
 
   constructor(options: CaptureOptions) {
     this.#options = options;
@@ -160,11 +168,13 @@ class Capture {
     markPresent(slab, plan);
     const { expectedCount, reads } = plan;
     const spans = plan.spans.map(({ at, granules }) => ({ at, granules }));
-    const task = { slab: slab.number, spans, expectedCount, seed, scope: this.#options.scope };
+    const compresses = this.#lately.known * knownShare < this.#lately.chunks;
+    const task = { slab: slab.number, spans, expectedCount, seed, scope: this.#options.scope, compresses };
     const { descriptor } = volume;
     let result: ScanResult | undefined;
     if (descriptor !== undefined) {
-      const scan = workerPool.scan({ ...task, source: { descriptor, reads } });
+      const isFinal = volume.amend === undefined;
+      const scan = workerPool.scan({ ...task, compresses: compresses && isFinal, source: { descriptor, reads } });
       result = await (volume.reading?.(scan) ?? scan);
     }
     // Where a worker's read failed, the volume's own says why, or gets through.
@@ -173,7 +183,7 @@ class Capture {
     return await this.#compress(slab, await workerPool.scan(task));
   }
 
-  /** Compresses those of a slab's chunks that the vault does not hold. */
+  /** Compresses those of a slab's chunks that the vault does not hold and the scan has left plain. */
   async #compress(slab: Slab, result: ScanResult): Promise<ScanResult> {
     let wanted = 0;
     for (let chunk = 0; chunk < result.chunkCount; chunk += 1) {
@@ -199,6 +209,8 @@ class Capture {
     const { slab, plan } = work;
     const { chunks } = slab;
     const statistics = this.#statistics;
+    const lately = { chunks: this.#lately.chunks / 2, known: this.#lately.known / 2 };
+    this.#lately = lately;
     let index = 0;
     for (let chunk = 0; chunk < result.chunkCount; chunk += 1) {
       const from = chunks.start[chunk] ?? 0;
@@ -211,8 +223,10 @@ class Capture {
         continue;
       }
       const plainBytes = granules * granuleBytes;
+      lately.chunks += 1;
       // Looked up again: the same chunk may have been packed since its slab was scanned.
       if (this.#find(slab, chunk)) {
+        lately.known += 1;
         const { segment, offset, storedWord } = this.#place;
         references.add(segment);
         statistics.dedupedBytes += plainBytes;
