@@ -3,7 +3,8 @@
  * declarations of the 300 modules of the source take twice the room, and describe internals that no consumer can import.
  *
  * Declarations follow from the text of a module alone (`isolatedDeclarations`), so nothing is type-checked for them. What no entry
- * exports, or `tidemark/internal` alone, has no comments: consumers cannot name it, or are promised nothing.
+ * exports, or `tidemark/internal` alone, has no comments: consumers cannot name it, or are promised nothing. Members that are marked
+ * `@internal`, above all constructors that only the engine calls, are left out with the types that only they name.
  */
 import { readFileSync } from "node:fs";
 import { dirname, resolve } from "node:path";
@@ -24,7 +25,7 @@ const declarations = {
       : null,
   load(id) {
     const path = id.replace(/\.d\.ts$/, ".ts");
-    const { code, errors } = isolatedDeclarationSync(path, readFileSync(path, "utf8"));
+    const { code, errors } = isolatedDeclarationSync(path, readFileSync(path, "utf8"), { stripInternal: true });
     if (errors.length > 0) this.error(errors.map(({ message }) => `${path}: ${message}`).join("\n"));
     return code;
   },

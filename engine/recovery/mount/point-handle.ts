@@ -88,6 +88,8 @@ export class PointHandle implements AsyncDisposable {
    *
    * @throws TidemarkError DISK_NOT_FOUND; POINT_NOT_FOUND, also when it is being pruned;
    * INVALID_ARGUMENT; DAMAGED; and the errors of the store.
+   *
+   * @internal
    */
   static async open(context: VaultContext, options: OpenPointOptions): Promise<PointHandle> {
     const { cacheBytes = cacheBytesDefault, ...rest } = options;

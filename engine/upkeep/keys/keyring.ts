@@ -70,6 +70,7 @@ export class Keyring {
   readonly #context: VaultContext;
   readonly #run: <Result>(start: () => Promise<Result>) => Promise<Result>;
 
+  /** @internal */
   constructor(context: VaultContext, run: <Result>(start: () => Promise<Result>) => Promise<Result>) {
     this.#context = context;
     this.#run = run;

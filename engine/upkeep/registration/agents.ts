@@ -108,6 +108,7 @@ export class Agents {
   readonly #context: VaultContext;
   readonly #run: <Result>(start: () => Promise<Result>) => Promise<Result>;
 
+  /** @internal */
   constructor(context: VaultContext, run: <Result>(start: () => Promise<Result>) => Promise<Result>) {
     this.#context = context;
     this.#run = run;
