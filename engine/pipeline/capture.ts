@@ -20,9 +20,10 @@ import type { Baseline } from "./baseline.ts";
 import type { Catalog } from "./catalog.ts";
 import type { ChunkPlace } from "./dedup-index.ts";
 import type { Lanes } from "./lanes.ts";
+import type { PlannedRead } from "./slab-reader.ts";
 import type { Slab } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
-import type { PlannedRead, ScanResult, SlabSpan } from "./worker.ts";
+import type { ScanResult, SlabSpan } from "./worker.ts";
 import type { WorkerPool } from "./worker-pool.ts";
 
 /**

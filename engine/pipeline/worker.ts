@@ -28,7 +28,7 @@ import {
   sameWords,
 } from "./kernels.ts";
 import { packChunk, unpackChunk } from "./lz4.ts";
-import { SlabReader } from "./slab-reader.ts";
+import { type ScanSource, SlabReader } from "./slab-reader.ts";
 import type { SharedSlabs, SlabViews } from "./slabs.ts";
 import { viewSlabs } from "./slabs.ts";
 import type { FingerprintSeed, WasmModule } from "./wasm-kernels.ts";
@@ -65,19 +65,6 @@ export interface ScanTask {
 export interface SlabSpan {
   readonly at: number;
   readonly granules: number;
-}
-
-export interface ScanSource {
-  readonly descriptor: number;
-  /** In ascending order, in the volume and in `data`. */
-  readonly reads: readonly PlannedRead[];
-}
-
-/** Bytes of the volume, and where in `data` they belong. */
-export interface PlannedRead {
-  readonly offset: number;
-  readonly length: number;
-  readonly at: number;
 }
 
 export interface ScanResult {

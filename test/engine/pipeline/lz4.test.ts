@@ -178,7 +178,7 @@ describe("LZ4", () => {
               Buffer.from([(literals << 4) | Math.min(15, matched - 4)]),
               Buffer.alloc(literals, 1),
               Buffer.from([distance & 255, distance >> 8, ...(matched >= 19 ? [matched - 19] : [])]),
-              Buffer.from(tailBytes < 15 ? [tailBytes << 4] : [15 << 4, tailBytes - 15]),
+              Buffer.from(tailBytes < 15 ? [tailBytes * 16] : [15 << 4, tailBytes - 15]),
               Buffer.alloc(tailBytes, 2),
             ]);
           const into = new Uint8Array(plainBytes);
