@@ -5,6 +5,7 @@
  *
  * Memory: lanes × 4 MiB.
  */
+import { open } from "node:fs/promises";
 import type { FileVolume, Sink } from "../engine/index.ts";
 import { pageAlignmentBytes, throwIfAborted } from "../engine/index.ts";
 import { allocatedRuns, allZero, randomWords, rangeBytes } from "./image.ts";
@@ -51,6 +52,29 @@ export async function readOnce(volume: FileVolume, signal: AbortSignal | undefin
     bytesRead += length;
   }
   return bytesRead;
+}
+
+/**
+ * Writes what an image holds to a new file, from front to back, and syncs it: `dd conv=sparse,fsync`.
+ * Returns the bytes written.
+ */
+export async function writeDurably(volume: FileVolume, path: string, signal: AbortSignal | undefined): Promise<number> {
+  const buffer = Buffer.alloc(rangeBytes);
+  let writtenBytes = 0;
+  const file = await open(path, "wx");
+  try {
+    await file.truncate(await volume.sizeBytes());
+    for await (const { offset, length } of allocatedRuns(volume, readUnitBytes, rangeBytes)) {
+      throwIfAborted(signal);
+      await volume.read(offset, buffer.subarray(0, length));
+      await file.write(buffer, 0, length, offset);
+      writtenBytes += length;
+    }
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+  return writtenBytes;
 }
 
 /** A page object, and how far it was written. */

@@ -25,6 +25,12 @@ import type { FingerprintSeed } from "./wasm-kernels.ts";
 import type { WorkerPool } from "./worker-pool.ts";
 import type { PlannedRead, ScanResult, SlabSpan } from "./worker-tasks.ts";
 
+/**
+ * While fewer than one chunk in so many is known, the scan compresses: that saves a task a slab, and
+ * a chunk is compressed while it lies in the core's cache.
+ */
+const knownShare = 16;
+
 /** What is captured. */
 export interface CaptureSource {
   readonly volume: Volume;
@@ -111,6 +117,8 @@ class Capture {
   #heldBytes = 0;
   /** Of the volume: read, or being read. */
   #begunBytes = 0;
+  /** Chunks of the last slabs, and those of them that the vault held. Halved with each slab. */
+  #lately = { chunks: 0, known: 0 };
 
   constructor(options: CaptureOptions) {
     this.#options = options;
@@ -183,11 +191,13 @@ class Capture {
     markPresent(slab, plan);
     const { expectedCount, reads } = plan;
     const spans = plan.spans.map(({ at, granules }) => ({ at, granules }));
-    const task = { slab: slab.number, spans, expectedCount, seed, scope: this.#options.scope };
+    const compresses = this.#lately.known * knownShare < this.#lately.chunks;
+    const task = { slab: slab.number, spans, expectedCount, seed, scope: this.#options.scope, compresses };
     const { descriptor } = volume;
     let result: ScanResult | undefined;
     if (descriptor !== undefined) {
-      const scan = workerPool.scan({ ...task, source: { descriptor, reads } });
+      const isFinal = volume.amend === undefined;
+      const scan = workerPool.scan({ ...task, compresses: compresses && isFinal, source: { descriptor, reads } });
       result = await (volume.reading?.(scan) ?? scan);
     }
     // Where a worker's read failed, the volume's own says why, or gets through.
@@ -196,7 +206,7 @@ class Capture {
     return await this.#compress(slab, await workerPool.scan(task));
   }
 
-  /** Compresses those of a slab's chunks that the vault does not hold. */
+  /** Compresses those of a slab's chunks that the vault does not hold and the scan has left plain. */
   async #compress(slab: Slab, result: ScanResult): Promise<ScanResult> {
     let wanted = 0;
     for (let chunk = 0; chunk < result.chunkCount; chunk += 1) {
@@ -223,6 +233,8 @@ class Capture {
     const { chunks } = slab;
     const packer = this.#packer;
     const { place, statistics } = packer;
+    const lately = { chunks: this.#lately.chunks / 2, known: this.#lately.known / 2 };
+    this.#lately = lately;
     let index = 0;
     for (let chunk = 0; chunk < result.chunkCount; chunk += 1) {
       const from = chunks.start[chunk] ?? 0;
@@ -236,8 +248,10 @@ class Capture {
       }
       const plainBytes = granules * granuleBytes;
       if (this.#options.pace !== undefined) await this.#letClientsBeAnswered(plainBytes);
+      lately.chunks += 1;
       // Looked up again: the same chunk may have been packed since its slab was scanned.
-      if (!packer.refer(chunks, chunk, granules)) {
+      if (packer.refer(chunks, chunk, granules)) lately.known += 1;
+      else {
         // In state 1 it was known when it was scanned and has been forgotten since: it goes out
         // plain.
         const packed = chunks.state[chunk] === 2 ? (chunks.storedWords[chunk] ?? plainBytes) : plainBytes;

@@ -168,74 +168,97 @@ function matchLength(at: usize, match: usize, end: usize): usize {
   return at - start;
 }
 
+/** So far from its end the source, or the target, takes what a short sequence may read or write. */
+const sourceReach: usize = 32;
+const targetReach: usize = 64;
+
 /**
  * Decompresses the block [source, source + length), which must give exactly `targetBytes` bytes, to
  * `target`. Returns 1, or 0 when it is no such block; the target then holds anything.
  */
 export function lz4Decompress(source: usize, length: usize, target: usize, targetBytes: usize): i32 {
   const sourceEnd = source + length;
-  const targetEnd = target + targetBytes;
-  // Before these a short sequence needs no look at the ends: it reads and writes at most 32 bytes.
-  const sourceSafe = length > 32 ? sourceEnd - 32 : source;
-  const targetSafe = targetBytes > 64 ? targetEnd - 64 : target;
+  const sourceSafe = length > sourceReach ? sourceEnd - sourceReach : source;
+  const safeBytes = targetBytes > targetReach + 8 ? targetBytes - targetReach - 8 : 0;
+  return decompress(source, sourceEnd, sourceSafe, target, target + targetBytes, safeBytes);
+}
+
+/**
+ * Two loops. The inner one takes short sequences: one comparison proves that what they read and write
+ * is far from both ends, and another one their distance. Sequences of any other kind, also broken
+ * ones, are left to the outer loop, which looks at every bound. The ends are parameters because V8
+ * would compute them again for each sequence.
+ */
+function decompress(
+  source: usize,
+  sourceEnd: usize,
+  sourceSafe: usize,
+  target: usize,
+  targetEnd: usize,
+  safeBytes: usize,
+): i32 {
+  // Unsigned, so that a position or a distance of less than eight bytes is a huge one.
+  const firstSafe = target + 8;
   let at = source;
   let out = target;
-  while (true) {
-    if (at >= sourceEnd) return 0;
+  while (at < sourceEnd) {
+    while (at < sourceSafe) {
+      const position = out - firstSafe;
+      if (position >= safeBytes) break;
+      const token = <usize>load<u8>(at);
+      const literals = token >> 4;
+      if (literals == runMask) break;
+      v128.store(out, v128.load(at, 1));
+      const next = at + literals;
+      const distance = <usize>load<u16>(next, 1);
+      if (distance - 8 > position + literals) break;
+      const begin = out + literals;
+      const from = begin - distance;
+      const matched = token & matchMask;
+      // Most sequences end here.
+      if (matched != matchMask) {
+        store<u64>(begin, load<u64>(from));
+        store<u64>(begin, load<u64>(from, 8), 8);
+        if (matched > 12) store<u32>(begin, load<u32>(from, 16), 16);
+        at = next + 3;
+        out = begin + matched + minMatch;
+        continue;
+      }
+      const more = <usize>load<u8>(next, 3);
+      const bytes = more + matchMask + minMatch;
+      if (more == 255 || bytes + 32 > targetEnd - begin) break;
+      let copied: usize = 0;
+      do {
+        store<u64>(begin + copied, load<u64>(from + copied));
+        store<u64>(begin + copied, load<u64>(from + copied, 8), 8);
+        store<u64>(begin + copied, load<u64>(from + copied, 16), 16);
+        store<u64>(begin + copied, load<u64>(from + copied, 24), 24);
+        copied += 32;
+      } while (copied < bytes);
+      at = next + 4;
+      out = begin + bytes;
+    }
     const token = <usize>load<u8>(at);
     at += 1;
     let literals = token >> 4;
-    if (literals < runMask && at < sourceSafe && out < targetSafe) {
-      v128.store(out, v128.load(at));
-      at += literals;
-      out += literals;
-      const distance = <usize>load<u16>(at);
-      const matched = token & matchMask;
-      if (distance >= 8 && distance <= out - target) {
-        const from = out - distance;
-        // Most sequences end here.
-        if (matched < matchMask) {
-          store<u64>(out, load<u64>(from));
-          store<u64>(out + 8, load<u64>(from + 8));
-          store<u32>(out + 16, load<u32>(from + 16));
-          at += 2;
-          out += matched + minMatch;
-          continue;
-        }
-        const more = <usize>load<u8>(at + 2);
-        const bytes = more + matchMask + minMatch;
-        if (more < 255 && bytes + 16 <= targetEnd - out) {
-          at += 3;
-          let copied: usize = 0;
-          do {
-            store<u64>(out + copied, load<u64>(from + copied));
-            store<u64>(out + copied + 8, load<u64>(from + copied + 8));
-            copied += 16;
-          } while (copied < bytes);
-          out += bytes;
-          continue;
-        }
+    if (literals == runMask) {
+      let more: usize = 255;
+      while (more == 255) {
+        if (at >= sourceEnd) return 0;
+        more = <usize>load<u8>(at);
+        at += 1;
+        literals += more;
       }
-    } else {
-      if (literals == runMask) {
-        let more: usize = 255;
-        while (more == 255) {
-          if (at >= sourceEnd) return 0;
-          more = <usize>load<u8>(at);
-          at += 1;
-          literals += more;
-        }
-      }
-      if (literals > sourceEnd - at || literals > targetEnd - out) return 0;
-      if (sourceEnd - at >= literals + 16 && targetEnd - out >= literals + 16) {
-        for (let copied: usize = 0; copied < literals; copied += 16) v128.store(out + copied, v128.load(at + copied));
-      } else memory.copy(out, at, literals);
-      at += literals;
-      out += literals;
-      // The last sequence has no match.
-      if (at == sourceEnd) return out == targetEnd ? 1 : 0;
-      if (sourceEnd - at < 2) return 0;
     }
+    if (literals > sourceEnd - at || literals > targetEnd - out) return 0;
+    if (sourceEnd - at >= literals + 16 && targetEnd - out >= literals + 16) {
+      for (let copied: usize = 0; copied < literals; copied += 16) v128.store(out + copied, v128.load(at + copied));
+    } else memory.copy(out, at, literals);
+    at += literals;
+    out += literals;
+    // The last sequence has no match.
+    if (at == sourceEnd) return out == targetEnd ? 1 : 0;
+    if (sourceEnd - at < 2) return 0;
     const distance = <usize>load<u16>(at);
     at += 2;
     if (distance == 0 || distance > out - target) return 0;
@@ -282,4 +305,5 @@ export function lz4Decompress(source: usize, length: usize, target: usize, targe
     }
     out = matchEnd;
   }
+  return 0;
 }

@@ -28,6 +28,8 @@ export interface ScanTask {
   readonly seed: FingerprintSeed;
   /** What granules that are not `present` are: zeros, or as the parent has them. */
   readonly scope: "whole" | "named";
+  /** Compress each chunk at once, while it lies in the core's cache; its state is then 2. */
+  readonly compresses?: boolean | undefined;
   /** What to read into `data` first; absent, it is there already. */
   readonly source?: ScanSource | undefined;
 }
@@ -52,7 +54,7 @@ export interface PlannedRead {
 }
 
 export interface ScanResult {
-  /** False: a read failed or ended early, and nothing else has been done. */
+  /** False: a read failed or ended early, and nothing else counts. */
   readonly isRead: boolean;
   readonly chunkCount: number;
   /** Granules that differ from the parent's, and those of them that are now zero. */

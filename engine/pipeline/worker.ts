@@ -2,7 +2,8 @@
  * Worker thread of the pipeline: three tasks over a slab that is named by its number, and one over a
  * frame.
  *
- *     scan      prove what is unchanged, find zeros, cut the rest into chunks and digest them
+ *     scan      prove what is unchanged, find zeros, cut the rest into chunks and digest them; LZ4
+ *               over them where few are expected to be known
  *     compress  LZ4 over the chunks that the vault does not hold
  *     decode    open and decompress fetched payloads and prove them by digest
  *     seal      encrypt a frame's payloads where they lie
@@ -11,15 +12,13 @@
  * per block.
  */
 import assert from "node:assert/strict";
-import { readSync } from "node:fs";
 import os from "node:os";
 import { workerData } from "node:worker_threads";
 import { copyBytes } from "../copy-bytes.ts";
-import { systemCode } from "../errors.ts";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
 import type { DigestName } from "../store/format/documents.ts";
 import { frameHeaderBytes, payloadAlignment, storedLength, storedLz4Flag } from "../store/format/frame.ts";
-import { payloadSeal, sealInPlace, unseal } from "../store/format/sealed.ts";
+import { type PayloadSeal, payloadSeals, sealInPlace, unseal } from "../store/format/sealed.ts";
 import {
   createDigest,
   type DigestKernel,
@@ -29,6 +28,7 @@ import {
   sameWords,
 } from "./kernels.ts";
 import { packChunk, unpackChunk } from "./lz4.ts";
+import { SlabReader } from "./slab-reader.ts";
 import type { KernelRoom, SlabViews } from "./slabs.ts";
 import { viewSlabs } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
@@ -37,7 +37,6 @@ import type {
   CompressTask,
   DecodeTask,
   ScanResult,
-  ScanSource,
   ScanTask,
   SealTask,
   WorkerSetup,
@@ -54,11 +53,6 @@ const kernels = {
 };
 const memoryViews = { data: new DataView(setup.slabs.memory.buffer), out: new DataView(setup.fetches.memory.buffer) };
 const zeros = Buffer.alloc(granuleBytes);
-/**
- * How much is read at a time: it stays in a core's second-level cache until it has been
- * fingerprinted.
- */
-const pieceBytes = 256 * 1024;
 const scratch = new Uint8Array(digestBytes);
 const scratchWords = new Uint32Array(scratch.buffer);
 
@@ -172,17 +166,20 @@ function scan(task: ScanTask): ScanResult {
   placeSecret(slab, task.seed);
   const result = { isRead: true, chunkCount: 0, changedGranules: 0, zeroedGranules: 0 };
   const reader = task.source === undefined ? undefined : new SlabReader(slab, task.source);
+  const cut = (from: number, end: number): void => {
+    if (task.scope === "named") leaveUnnamed(slab, from, end);
+    cutBlock(slab, from, end, task, result);
+  };
   for (const { at: from, granules } of task.spans) {
     const end = from + granules;
     if (reader?.readUntil(end * granuleBytes) === false) return { ...result, isRead: false };
     printBlock(slab, from, end);
+    // While it lies in the core's cache.
+    if (task.expectedCount === 0) cut(from, end);
   }
-  if (task.expectedCount > 0) proveExpected(slab, task.expectedCount);
-  for (const { at: from, granules } of task.spans) {
-    const end = from + granules;
-    if (task.scope === "named") leaveUnnamed(slab, from, end);
-    cutBlock(slab, from, end, task.scope === "whole", result);
-  }
+  if (task.expectedCount === 0) return result;
+  proveExpected(slab, task.expectedCount);
+  for (const { at: from, granules } of task.spans) cut(from, from + granules);
   return result;
 }
 
@@ -193,43 +190,6 @@ function leaveUnnamed(slab: SlabViews, from: number, end: number): void {
     const at = granule * fingerprintWords;
     for (let word = at; word < at + fingerprintWords; word += 1)
       slab.oldPrintWords[word] = slab.newPrintWords[word] ?? 0;
-  }
-}
-
-/**
- * Reads a slab piece by piece, a little ahead of the scan: what has just been read is
- * still in the core's cache.
- */
-class SlabReader {
-  readonly #slab: SlabViews;
-  readonly #source: ScanSource;
-  #read = 0;
-  #done = 0;
-
-  constructor(slab: SlabViews, source: ScanSource) {
-    this.#slab = slab;
-    this.#source = source;
-  }
-
-  /** Makes sure that `data` is filled up to `end`. False: a read failed or ended early. */
-  readUntil(end: number): boolean {
-    const { descriptor, reads } = this.#source;
-    for (;;) {
-      const read = reads[this.#read];
-      if (read === undefined || read.at + this.#done >= end) return true;
-      const length = Math.min(read.length - this.#done, pieceBytes);
-      try {
-        const count = readSync(descriptor, this.#slab.data, read.at + this.#done, length, read.offset + this.#done);
-        if (count === 0) return false;
-        this.#done += count;
-      } catch (error) {
-        if (systemCode(error) === undefined) throw error;
-        return false;
-      }
-      if (this.#done < read.length) continue;
-      this.#read += 1;
-      this.#done = 0;
-    }
   }
 }
 
@@ -260,7 +220,7 @@ function cutBlock(
   slab: SlabViews,
   from: number,
   end: number,
-  isWhole: boolean,
+  { scope, compresses }: ScanTask,
   result: { chunkCount: number; changedGranules: number; zeroedGranules: number },
 ): void {
   let changed = 0;
@@ -273,8 +233,13 @@ function cutBlock(
   if (changed === 0) return;
   result.changedGranules += changed;
   result.zeroedGranules += zeroed;
-  if (isWhole && changed * 2 > end - from && zeroed < changed) {
-    addChunk(slab, from, end, true, result);
+  const add = (start: number, stop: number, isData: boolean): void => {
+    addChunk(slab, result.chunkCount, start, stop, isData);
+    if (isData && compresses) compressChunk(slab, result.chunkCount);
+    result.chunkCount += 1;
+  };
+  if (scope === "whole" && changed * 2 > end - from && zeroed < changed) {
+    add(from, end, true);
     return;
   }
   for (let start = from; start < end; ) {
@@ -285,7 +250,7 @@ function cutBlock(
     const startsZero = printIsZero(slab, start);
     let runEnd = start + 1;
     while (runEnd < end && !isUnchanged(slab, runEnd) && printIsZero(slab, runEnd) === startsZero) runEnd += 1;
-    addChunk(slab, start, runEnd, !startsZero, result);
+    add(start, runEnd, !startsZero);
     start = runEnd;
   }
 }
@@ -300,34 +265,34 @@ function printIsZero(slab: SlabViews, granule: number): boolean {
   return words[at] === 0 && words[at + 1] === 0 && words[at + 2] === 0 && words[at + 3] === 0;
 }
 
-function addChunk(slab: SlabViews, start: number, end: number, isData: boolean, result: { chunkCount: number }): void {
-  const index = result.chunkCount;
+function addChunk(slab: SlabViews, index: number, start: number, end: number, isData: boolean): void {
   slab.chunks.start[index] = start;
   slab.chunks.granules[index] = end - start;
   slab.chunks.state[index] = isData ? 1 : 0;
-  if (isData) {
-    clearHoles(slab, start, end);
-    digest(slab, "data", start, end, slab.chunks.digests, index * digestBytes);
-  }
-  result.chunkCount = index + 1;
+  if (!isData) return;
+  clearHoles(slab, start, end);
+  digest(slab, "data", start, end, slab.chunks.digests, index * digestBytes);
+}
+
+/** Compresses the chunks in state 2. Result: see `compressChunk`. */
+function compress(task: CompressTask): void {
+  const slab = slabOf(task);
+  for (let index = 0; index < task.chunkCount; index += 1)
+    if (slab.chunks.state[index] === 2) compressChunk(slab, index);
 }
 
 /**
- * Compresses the chunks in state 2 to `out`, each at its own place in `data`. Result:
- * `storedWords`; plain where LZ4 does not make it smaller.
+ * Compresses a chunk to `out`, at its own place in `data`. Result: its stored word; plain where LZ4
+ * does not make it smaller.
  */
-function compress(task: CompressTask): void {
-  const { chunks, data, kernel } = slabOf(task);
-  for (let index = 0; index < task.chunkCount; index += 1) {
-    if (chunks.state[index] !== 2) continue;
-    const at = (chunks.start[index] ?? 0) * granuleBytes;
-    const plainBytes = (chunks.granules[index] ?? 0) * granuleBytes;
-    const plain = data.subarray(at, at + plainBytes);
-    const packed = looksIncompressible(plain)
-      ? 0
-      : packChunk(kernels.data, memoryViews.data, kernel.data + at, plainBytes, kernel.out + at, kernel.tree);
-    chunks.storedWords[index] = packed === 0 ? plainBytes : packed + storedLz4Flag;
-  }
+function compressChunk({ chunks, data, kernel }: SlabViews, index: number): void {
+  const at = (chunks.start[index] ?? 0) * granuleBytes;
+  const plainBytes = (chunks.granules[index] ?? 0) * granuleBytes;
+  const packed = looksIncompressible(data.subarray(at, at + plainBytes))
+    ? 0
+    : packChunk(kernels.data, memoryViews.data, kernel.data + at, plainBytes, kernel.out + at, kernel.tree);
+  chunks.storedWords[index] = packed === 0 ? plainBytes : packed + storedLz4Flag;
+  chunks.state[index] = 2;
 }
 
 /**
@@ -337,8 +302,9 @@ function compress(task: CompressTask): void {
  */
 function decode(task: DecodeTask, other: Digester | undefined): void {
   const slab = slabOf(task);
+  const sealAt = sealsOf(task);
   for (let index = 0; index < task.chunkCount; index += 1) {
-    const isProved = decodeChunk(slab, index, task.sealed);
+    const isProved = decodeChunk(slab, index, sealAt);
     slab.chunks.state[index] = isProved ? 1 : 2;
     if (!isProved || other === undefined) continue;
     const start = slab.chunks.start[index] ?? 0;
@@ -368,7 +334,14 @@ function markZeros({ out, newPrintWords }: SlabViews, from: number, end: number)
   }
 }
 
-function decodeChunk(slab: SlabViews, index: number, sealed: DecodeTask["sealed"]): boolean {
+/** The seals of payloads by their offset in `data`; undefined in a vault that is not encrypted. */
+function sealsOf({ sealed }: DecodeTask): ((offset: number) => PayloadSeal) | undefined {
+  if (sealed === undefined) return undefined;
+  const seals = payloadSeals(sealed.seal);
+  return (offset) => seals(sealed.offset + offset);
+}
+
+function decodeChunk(slab: SlabViews, index: number, sealAt: ReturnType<typeof sealsOf>): boolean {
   const { chunks } = slab;
   const start = chunks.start[index] ?? 0;
   const granules = chunks.granules[index] ?? 0;
@@ -377,13 +350,13 @@ function decodeChunk(slab: SlabViews, index: number, sealed: DecodeTask["sealed"
   const storedWord = chunks.storedWords[index] ?? 0;
   const offset = chunks.offsets[index] ?? 0;
   let stored: Uint8Array | undefined = slab.data.subarray(offset, offset + storedLength(storedWord));
-  if (sealed !== undefined) stored = unseal(payloadSeal(sealed.seal, sealed.offset + offset), stored);
+  if (sealAt !== undefined) stored = unseal(sealAt(offset), stored);
   if (stored === undefined) return false;
   if (storedWord < storedLz4Flag) {
     if (stored.length !== plainBytes) return false;
     copyBytes(stored, slab.out, at);
   } else {
-    if (sealed !== undefined) copyBytes(stored, slab.data, offset);
+    if (sealAt !== undefined) copyBytes(stored, slab.data, offset);
     const { kernel } = slab;
     const source = kernel.data + offset;
     if (!unpackChunk(kernels.out, memoryViews.out, source, stored.length, kernel.out + at, plainBytes)) return false;
@@ -394,10 +367,11 @@ function decodeChunk(slab: SlabViews, index: number, sealed: DecodeTask["sealed"
 
 function sealFrame({ frame, storedWords, offset, seal }: SealTask): void {
   const bytes = new Uint8Array(frame);
+  const sealAt = payloadSeals(seal);
   let at = frameHeaderBytes;
   for (const storedWord of storedWords) {
     const end = at + storedLength(storedWord);
-    sealInPlace(payloadSeal(seal, offset + at), bytes.subarray(at, end));
+    sealInPlace(sealAt(offset + at), bytes.subarray(at, end));
     at = Math.ceil(end / payloadAlignment) * payloadAlignment;
   }
 }

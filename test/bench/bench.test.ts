@@ -170,7 +170,7 @@ describe("each case tells everything that it measured", () => {
     expectWhole(report, "restore");
     expect(report.hashes["point"]).toBe(report.hashes["image"]);
     expect(report.marks.map(({ name }) => name)).toEqual([
-      "of the Get ceiling",
+      "of the slower of both ceilings",
       "faster than restic (5.0 s)",
       "peak resident memory",
     ]);

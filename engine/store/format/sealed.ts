@@ -12,7 +12,7 @@
  * The associated data names the place. Sealed bytes open at the place that they were sealed for,
  * whole and unchanged, or not at all.
  */
-import { createCipheriv, createDecipheriv, randomFillSync } from "node:crypto";
+import { createCipheriv, createDecipheriv, createSecretKey, type KeyObject, randomFillSync } from "node:crypto";
 import { copyBytes } from "../../copy-bytes.ts";
 
 const cipher = "aes-256-gcm";
@@ -30,6 +30,13 @@ export interface Seal {
   readonly associated: Uint8Array;
 }
 
+/** The seal of a payload. Its key is prepared once for all payloads of a segment. */
+export interface PayloadSeal extends Pick<Seal, "associated"> {
+  readonly key: KeyObject;
+}
+
+const cipherOptions = { authTagLength: tagBytes };
+
 /** Random bytes of nonces to come: one call for each nonce would cost a tenth of sealing. */
 const nonces = new Uint8Array(nonceBytes * 256);
 let noncesUsed = nonces.length;
@@ -44,16 +51,16 @@ function placeNonce(into: Uint8Array): void {
 }
 
 /** Seals the plain bytes in the middle of `room`, which begin behind the nonce, where they lie. */
-export function sealInPlace({ key, associated }: Seal, room: Uint8Array): void {
+export function sealInPlace({ key, associated }: Seal | PayloadSeal, room: Uint8Array): void {
   const nonce = room.subarray(0, nonceBytes);
   placeNonce(nonce);
-  const encryption = createCipheriv(cipher, key, nonce, { authTagLength: tagBytes }).setAAD(associated);
+  const encryption = createCipheriv(cipher, key, nonce, cipherOptions).setAAD(associated);
   copyBytes(encryption.update(room.subarray(nonceBytes, room.length - tagBytes)), room, nonceBytes);
   encryption.final();
   room.set(encryption.getAuthTag(), room.length - tagBytes);
 }
 
-export function seal(by: Seal, plain: Uint8Array): Uint8Array {
+export function seal(by: Seal | PayloadSeal, plain: Uint8Array): Uint8Array {
   const room = new Uint8Array(plain.length + sealBytes);
   room.set(plain, nonceBytes);
   sealInPlace(by, room);
@@ -61,9 +68,9 @@ export function seal(by: Seal, plain: Uint8Array): Uint8Array {
 }
 
 /** The plain bytes, or undefined when these bytes were not sealed so. */
-export function unseal({ key, associated }: Seal, sealed: Uint8Array): Uint8Array | undefined {
+export function unseal({ key, associated }: Seal | PayloadSeal, sealed: Uint8Array): Uint8Array | undefined {
   if (sealed.length < sealBytes) return undefined;
-  const decryption = createDecipheriv(cipher, key, sealed.subarray(0, nonceBytes), { authTagLength: tagBytes });
+  const decryption = createDecipheriv(cipher, key, sealed.subarray(0, nonceBytes), cipherOptions);
   decryption.setAAD(associated).setAuthTag(sealed.subarray(sealed.length - tagBytes));
   const plain = decryption.update(sealed.subarray(nonceBytes, sealed.length - tagBytes));
   try {
@@ -78,8 +85,18 @@ export function unseal({ key, associated }: Seal, sealed: Uint8Array): Uint8Arra
  * The seal of the payload at `offset` of a segment. `segment`: the seal whose associated data names
  * vault and segment.
  */
-export function payloadSeal(segment: Seal, offset: number): Seal {
-  const place = Buffer.alloc(8);
-  place.writeBigUInt64LE(BigInt(offset));
-  return { key: segment.key, associated: Buffer.concat([segment.associated, place]) };
+export function payloadSeal(segment: Seal, offset: number): PayloadSeal {
+  return payloadSeals(segment)(offset);
+}
+
+/** `payloadSeal` for many payloads of one segment. Each seal is good until the next one is asked for. */
+export function payloadSeals(segment: Seal): (offset: number) => PayloadSeal {
+  const at = segment.associated.length;
+  const associated = Buffer.concat([segment.associated, Buffer.alloc(8)]);
+  const payload = { key: createSecretKey(segment.key), associated };
+  return (offset) => {
+    associated.writeUInt32LE(offset % 2 ** 32, at);
+    associated.writeUInt32LE(Math.floor(offset / 2 ** 32), at + 4);
+    return payload;
+  };
 }

@@ -2,7 +2,7 @@ import { mkdtemp, open, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import fc from "fast-check";
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { TidemarkError } from "../../../engine/errors.ts";
 import { granuleBytes } from "../../../engine/limits.ts";
 import { digestNames } from "../../../engine/store/format/documents.ts";
@@ -273,6 +273,20 @@ describe("a capture", () => {
     const noise = await rig.cycle(new ByteVolume(randomBytes(20 * blockBytes, 1)));
     expect(noise.storedBytes).toBeGreaterThanOrEqual(20 * blockBytes);
     expect(noise.storedBytes).toBeLessThan(20 * blockBytes * 1.005);
+  });
+
+  test("compresses with the scan while hardly any chunk is known, and nothing of a disk that is", async () => {
+    const compress = vi.spyOn(rig.workerPool, "compress");
+    const scan = vi.spyOn(rig.workerPool, "scan");
+    const compressingScans = (): number => scan.mock.calls.filter(([task]) => task.compresses).length;
+    const volume = new ByteVolume(randomBytes(40 * blockBytes, 7));
+    await rig.cycle(volume);
+    // Ten slabs, of which those three that are scanned before the first one is packed tell nothing.
+    expect([compress.mock.calls.length, compressingScans()]).toEqual([3, 7]);
+    vi.clearAllMocks();
+    expect((await rig.cycle(volume, { disk: "other" })).statistics.newBytes).toBe(0);
+    expect([compress.mock.calls.length, compressingScans()]).toEqual([0, 0]);
+    vi.restoreAllMocks();
   });
 
   test("makes the same frames and the same map of the same disk", async () => {

@@ -160,6 +160,47 @@ describe("LZ4", () => {
     }
   }, 300_000);
 
+  test("takes a match that begins with the block and refuses one that begins before it, near the end and far from it", () => {
+    for (const [tailBytes, firstBytes] of [
+      [12, 0],
+      [12, 14],
+      [200, 0],
+      [200, 14],
+    ] as const) {
+      for (let literals = 1; literals <= 14; literals += 1) {
+        for (const matched of [4, 18, 19, 60]) {
+          const begun = firstBytes + literals;
+          const plainBytes = begun + matched + tailBytes;
+          const blockWith = (distance: number): Buffer =>
+            Buffer.concat([
+              // Ten literals, four bytes of a match, and then the sequence that is tried.
+              Buffer.from(firstBytes === 0 ? [] : [10 << 4, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]),
+              Buffer.from([(literals << 4) | Math.min(15, matched - 4)]),
+              Buffer.alloc(literals, 1),
+              Buffer.from([distance & 255, distance >> 8, ...(matched >= 19 ? [matched - 19] : [])]),
+              Buffer.from(tailBytes < 15 ? [tailBytes * 16] : [15 << 4, tailBytes - 15]),
+              Buffer.alloc(tailBytes, 2),
+            ]);
+          const into = new Uint8Array(plainBytes);
+          const head = Buffer.alloc(4);
+          head.writeUInt32LE(plainBytes);
+          const read = (distance: number): void => {
+            lz4.decompress(Buffer.concat([head, blockWith(distance)]), plainBytes, into, 0);
+          };
+          for (let distance = 1; distance <= begun; distance += 1) {
+            read(distance);
+            expect(into.indexOf(2)).toBe(begun + matched);
+            expect(into.lastIndexOf(1)).toBe(begun + matched - 1);
+          }
+          for (const distance of [0, begun + 1, begun + 8, 65_535])
+            expect(() => {
+              read(distance);
+            }).toThrow("cannot be decompressed");
+        }
+      }
+    }
+  });
+
   test("makes blocks that lz4-wasm reads, and reads those that lz4-wasm makes", () => {
     const reference = ReferenceLz4.load();
     if (reference === undefined) throw new Error("lz4-wasm is a development dependency");
