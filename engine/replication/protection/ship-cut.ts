@@ -12,7 +12,7 @@ import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import { changedBaseline, emptyBaseline, namedOnly } from "../../pipeline/baseline.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
-import { checkSize, mapBaseline, randomSeed } from "../replicate.ts";
+import { capturedInto, checkSize, mapBaseline, randomSeed } from "../replicate.ts";
 import type { Session } from "../session.ts";
 import { DrainPace } from "./drain-pace.ts";
 import type { MadeCut } from "./groups.ts";
@@ -57,15 +57,17 @@ export async function shipCut(options: ShipCutOptions): Promise<PointRecord> {
     const seed = randomSeed();
     const map = parent === undefined ? emptyBaseline : mapBaseline(context, session, parent, seed);
     const shipped = await session.ship({
-      volume: isScan ? source.volume("whole") : cutVolume(cut, source.volume("scattered")),
-      volumeBytes: cut.sizeBytes,
+      content: capturedInto(context, {
+        volume: isScan ? source.volume("whole") : cutVolume(cut, source.volume("scattered")),
+        volumeBytes: cut.sizeBytes,
+        baseline: known === "changed" ? changedBaseline : known === "compare" ? namedOnly(map) : map,
+        scope: isScan ? "whole" : "named",
+        seed,
+        prints: noPrints,
+        pace: new DrainPace({ cut, cutAtMs, intervalMs, disk: protectedDisk, isHurried, now: () => performance.now() }),
+      }),
       timeMs: cut.timeMs,
       parent,
-      baseline: known === "changed" ? changedBaseline : known === "compare" ? namedOnly(map) : map,
-      scope: isScan ? "whole" : "named",
-      seed,
-      prints: noPrints,
-      pace: new DrainPace({ cut, cutAtMs, intervalMs, disk: protectedDisk, isHurried, now: () => performance.now() }),
       // The captured content is the disk at the cut if old content was kept, or if nothing has been
       // written since.
       consistency: () => {

@@ -16,7 +16,6 @@ import {
   MapBaseline,
   namedOnly,
 } from "../../../engine/pipeline/baseline.ts";
-import type { CaptureStatistics } from "../../../engine/pipeline/capture.ts";
 import { capture } from "../../../engine/pipeline/capture.ts";
 import { Catalog } from "../../../engine/pipeline/catalog.ts";
 import type { DigestKernel } from "../../../engine/pipeline/kernels.ts";
@@ -24,6 +23,7 @@ import { createDigest } from "../../../engine/pipeline/kernels.ts";
 import { Lanes } from "../../../engine/pipeline/lanes.ts";
 import { Lz4 } from "../../../engine/pipeline/lz4.ts";
 import type { Pace } from "../../../engine/pipeline/pace.ts";
+import type { RunStatistics } from "../../../engine/pipeline/packer.ts";
 import { WorkerPool } from "../../../engine/pipeline/worker-pool.ts";
 import type { DigestName, RunReference } from "../../../engine/store/format/documents.ts";
 import { storedLength, storedLz4Flag } from "../../../engine/store/format/frame.ts";
@@ -57,7 +57,7 @@ export interface CycleOptions {
 
 export interface Cycle {
   readonly point: Point;
-  readonly statistics: CaptureStatistics;
+  readonly statistics: RunStatistics;
   readonly storedBytes: number;
   /** The entries that the cycle added to the map. */
   readonly delta: RunReference | undefined;
