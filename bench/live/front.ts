@@ -2,7 +2,7 @@
  * Benchmark: the front end of a protected disk. fio's patterns run against our server while
  * replication rests and while a cycle of the schedule drains to the store, beside qemu-nbd on a disk
  * with the same content; and the time for which a cut holds writes. Then the same without qemu-nbd
- * into a store that takes 1 Gbit/s and costs no processor time.
+ * ("no store") into one that takes 1 Gbit/s and costs no processor time.
  *
  * Both servers and fio are processes of their own on files in the page cache, so the way to the
  * disk is measured and not the disk. The two servers take turns, pattern by pattern.
@@ -82,7 +82,7 @@ export async function benchFront(config: BenchConfig, store: Sink): Promise<Case
       }
     });
     const hashes = await place.prove();
-    const store = ", into a store that discards";
+    const store = ", no store";
     const discarded = await place.protecting(
       cycleMs,
       async (process) => await measure(config, log, { process, cycleMs, files: [place.image], sizeBytes, store }),
@@ -238,7 +238,7 @@ function drainMarksOf({ mark }: BenchConfig, { pattern: { name }, served }: Resu
   const p99 = p99Of(served, "draining") / p99Of(served, "idle");
   return [
     mark(`draining${store}, of idle`, rate, `${name}, draining${store}, of idle`),
-    mark(`draining${store}, p99 of idle's`, p99, `${name}, draining${store}, p99 of idle's`),
+    mark(`draining${store}, p99`, p99, `${name}, draining${store}, p99`),
   ];
 }
 
@@ -251,7 +251,7 @@ function p99Of(served: Record<Way, Served>, way: Way): number {
 }
 
 function countsOf({ results, drained }: Measured, taken: readonly Way[], store: string): Record<string, number> {
-  const counts = { [`share of the load in which a cycle drained${store}`]: drained };
+  const counts = { [`share of load that a cycle drained${store}`]: drained };
   for (const { pattern, served } of results)
     for (const way of taken) counts[`${pattern.name}, ${way}${store}, p99Us`] = Math.round(p99Of(served, way));
   return counts;

@@ -19,9 +19,7 @@ describe("targets.yaml", () => {
       expect(Object.keys(targets[kind]).length, kind).toBeGreaterThan(0);
       for (const name of Object.keys(targets[kind])) {
         // The code puts the pattern in front of ", of qemu-nbd", and the store behind "draining".
-        const parts = name.split(
-          /(?<=k|m)(?=, of qemu-nbd$)|(?<=^draining)(?=, into)|(?<=^draining.*)(?=, (?:p99 )?of idle)/,
-        );
+        const parts = name.split(/(?<=k|m)(?=, of qemu-nbd$)|(?<=^draining)(?=,)|(?=, (?:of idle|p99)$)/);
         expect(
           parts.filter((part) => !code.includes(part)),
           `${kind}: ${name}`,
