@@ -10,6 +10,7 @@
  * Memory: slabs (see `scanGeometry`), lanes × 4 MiB, one leaf.
  */
 import assert from "node:assert/strict";
+import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promises";
 import type { FingerprintWriter } from "../disk/source/fingerprints.ts";
 import { namedVolume } from "../disk/source/named-volume.ts";
 import { throwIfAborted } from "../errors.ts";
@@ -17,6 +18,7 @@ import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
 import { storedLength, storedLz4Flag } from "../store/format/frame.ts";
 import type { Extent, Volume } from "../volume.ts";
 import { type Baseline, changedBaseline } from "./baseline.ts";
+import type { Pace, PaceDecision } from "./pace.ts";
 import { Packer, type PointContent, type RunParts, type RunStatistics } from "./packer.ts";
 import type { Slab } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
@@ -37,6 +39,8 @@ export interface CaptureSource {
    * as the parent has it, and is not looked at.
    */
   readonly scope: "whole" | "named";
+  /** Of a disk that clients use meanwhile. Absent: as fast as slabs can be had. */
+  readonly pace?: Pace | undefined;
 }
 
 export interface CaptureOptions extends CaptureSource, RunParts {
@@ -71,6 +75,9 @@ export async function capture(options: CaptureOptions): Promise<RunStatistics> {
   return await new Capture(options).run();
 }
 
+/** Packing as much takes up to 1 ms. */
+const heldBytesMax: number = 256 * 1024;
+const atOnce: PaceDecision = { waitMs: 0, batchBytes: Infinity };
 const nothingKept: CaptureSource["prints"] = { put: () => undefined, drain: () => Promise.resolve() };
 
 /** A volume as the content of a point. */
@@ -91,6 +98,7 @@ export function captured(
         baseline: changedBaseline,
         scope: "named",
         prints: nothingKept,
+        pace: undefined,
       }),
   };
 }
@@ -99,6 +107,10 @@ class Capture {
   readonly #options: CaptureOptions;
   readonly #packer: Packer;
   readonly #planner: Planner;
+  /** Packed since clients of the disk were last answered. */
+  #heldBytes = 0;
+  /** Of the volume: read, or being read. */
+  #begunBytes = 0;
 
   constructor(options: CaptureOptions) {
     this.#options = options;
@@ -107,18 +119,25 @@ class Capture {
   }
 
   async run(): Promise<RunStatistics> {
-    const { workerPool, signal } = this.#options;
+    const { workerPool, pace, signal } = this.#options;
     const { slabs } = workerPool;
     const queue: Work[] = [];
     try {
       for (let planned = true; planned || queue.length > 0; ) {
         throwIfAborted(signal);
         while (planned) {
+          const { waitMs, batchBytes } = pace?.next(this.#begunBytes, queue.length) ?? atOnce;
+          if (waitMs > 0 && queue.length > 0) break;
+          if (waitMs > 0) {
+            await sleep(waitMs);
+            throwIfAborted(signal);
+            continue;
+          }
           // Holding none, wait for a lease; holding some, work on instead, so that operations that
           // share the slabs never wait for each other.
           const slab = queue.length === 0 ? await slabs.acquire(signal) : slabs.tryAcquire();
           if (slab === undefined) break;
-          const work = await this.#start(slab);
+          const work = await this.#start(slab, batchBytes);
           planned = work !== undefined;
           if (work !== undefined) queue.push(work);
         }
@@ -144,15 +163,16 @@ class Capture {
    * Plans blocks into a leased slab and sets them going. Undefined, and the slab given back, when
    * there are no more.
    */
-  async #start(slab: Slab): Promise<Work | undefined> {
+  async #start(slab: Slab, batchBytes: number): Promise<Work | undefined> {
     const { slabs } = this.#options.workerPool;
     let plan: Plan | undefined;
     try {
-      plan = await this.#planner.next(slab);
+      plan = await this.#planner.next(slab, batchBytes);
     } finally {
       if (plan === undefined) slabs.release(slab);
     }
     if (plan === undefined) return undefined;
+    for (const read of plan.reads) this.#begunBytes += read.length;
     const scanned = this.#scan(slab, plan);
     scanned.catch(() => undefined); // awaited by the loop, or settled when it ends
     return { slab, plan, scanned };
@@ -188,6 +208,14 @@ class Capture {
     return result;
   }
 
+  /** Ends the event loop's turn now and then; `plainBytes` are packed next. */
+  async #letClientsBeAnswered(plainBytes: number): Promise<void> {
+    this.#heldBytes += plainBytes;
+    if (this.#heldBytes < heldBytesMax) return;
+    this.#heldBytes = 0;
+    await nextTurn();
+  }
+
   /** Turns a slab's chunks into map entries, packing those that the vault does not hold. */
   async #pack(work: Work, result: ScanResult): Promise<void> {
     const { run, prints } = this.#options;
@@ -207,6 +235,7 @@ class Capture {
         continue;
       }
       const plainBytes = granules * granuleBytes;
+      if (this.#options.pace !== undefined) await this.#letClientsBeAnswered(plainBytes);
       // Looked up again: the same chunk may have been packed since its slab was scanned.
       if (!packer.refer(chunks, chunk, granules)) {
         // In state 1 it was known when it was scanned and has been forgotten since: it goes out
@@ -316,17 +345,17 @@ class Planner {
   }
 
   /**
-   * Plans the next spans into `slab`, as many as it holds, and fills its columns of the parent's
-   * content.
+   * Plans the next spans into `slab`, as many as it holds and `batchBytes` allow, but at least one,
+   * and fills its columns of the parent's content.
    */
-  async next(slab: Slab): Promise<Plan | undefined> {
+  async next(slab: Slab, batchBytes: number): Promise<Plan | undefined> {
     const { baseline, workerPool } = this.#options;
-    const capacity = workerPool.slabs.shared.geometry.slabBytes / granuleBytes;
+    const capacity = Math.min(workerPool.slabs.shared.geometry.slabBytes, batchBytes) / granuleBytes;
     const plan: Plan = { spans: [], reads: [], expectedCount: 0 };
     slab.oldPrints.fill(0);
     for (let at = 0; ; ) {
       this.#next ??= await this.#nextSpan();
-      if (this.#next === undefined || at + this.#next.granules > capacity) break;
+      if (this.#next === undefined || (at > 0 && at + this.#next.granules > capacity)) break;
       const { first, granules, ranges } = this.#next;
       this.#next = undefined;
       plan.spans.push({ first, at, granules });

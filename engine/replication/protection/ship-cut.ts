@@ -14,6 +14,7 @@ import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
 import { capturedInto, checkSize, mapBaseline, randomSeed } from "../replicate.ts";
 import type { Session } from "../session.ts";
+import { DrainPace } from "./drain-pace.ts";
 import type { MadeCut } from "./groups.ts";
 import type { Measures } from "./measures.ts";
 import type { ProtectedSource } from "./protected-image.ts";
@@ -30,6 +31,10 @@ export interface ShipCutOptions {
   /** False: the newest point's map is damaged, and the new point lists everything anew. */
   readonly isParentSound: boolean;
   readonly made: MadeCut;
+  /** See `drainTimeMs`. */
+  readonly intervalMs: number;
+  /** Whether the cycle is to be done as fast as it can be. */
+  readonly isHurried: () => boolean;
   /** Called before the commit is tried, with the id that the point will have. */
   readonly onCommitting: (id: string) => void;
   readonly signal: AbortSignal;
@@ -38,6 +43,7 @@ export interface ShipCutOptions {
 /** Errors: those of `Session.ship`, UNSUPPORTED, SOURCE_SHRUNK, CUT_ABANDONED. */
 export async function shipCut(options: ShipCutOptions): Promise<PointRecord> {
   const { context, session, disk, source, protectedDisk, measures, known, isParentSound, made, signal } = options;
+  const { intervalMs, isHurried } = options;
   const { cut, cutAtMs, group, application } = made;
   const isScan = known === "scan";
   let uploaded = 0;
@@ -58,6 +64,7 @@ export async function shipCut(options: ShipCutOptions): Promise<PointRecord> {
         scope: isScan ? "whole" : "named",
         seed,
         prints: noPrints,
+        pace: new DrainPace({ cut, cutAtMs, intervalMs, disk: protectedDisk, isHurried, now: () => performance.now() }),
       }),
       timeMs: cut.timeMs,
       parent,

@@ -22,6 +22,7 @@ import type { DigestKernel } from "../../../engine/pipeline/kernels.ts";
 import { createDigest } from "../../../engine/pipeline/kernels.ts";
 import { Lanes } from "../../../engine/pipeline/lanes.ts";
 import { Lz4 } from "../../../engine/pipeline/lz4.ts";
+import type { Pace } from "../../../engine/pipeline/pace.ts";
 import type { RunStatistics } from "../../../engine/pipeline/packer.ts";
 import { WorkerPool } from "../../../engine/pipeline/worker-pool.ts";
 import type { DigestName, RunReference } from "../../../engine/store/format/documents.ts";
@@ -50,6 +51,7 @@ export interface CycleOptions {
   readonly knowing?: "prints" | "map" | "changed";
   /** See `CaptureOptions`. */
   readonly scope?: "whole" | "named";
+  readonly pace?: Pace;
   readonly signal?: AbortSignal;
 }
 
@@ -102,7 +104,7 @@ export class CaptureRig implements AsyncDisposable {
   }
 
   async cycle(volume: Volume, options: CycleOptions = {}): Promise<Cycle> {
-    const { disk = "disk", parent, knowing = "prints", scope = "whole", signal } = options;
+    const { disk = "disk", parent, knowing = "prints", scope = "whole", pace, signal } = options;
     this.#epoch += 1;
     const { store, blockBytes, workerPool } = this;
     const epoch = this.#epoch;
@@ -126,7 +128,7 @@ export class CaptureRig implements AsyncDisposable {
     try {
       const statistics = await capture({
         ...{ volume, volumeBytes, baseline, blockBytes, workerPool, seed, catalog, lanes, run, prints, signal },
-        ...{ references: new Set<number>(), scope },
+        ...{ references: new Set<number>(), scope, pace },
         onProgress: () => undefined,
       });
       await lanes.flush();
