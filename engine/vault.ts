@@ -169,8 +169,8 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Parameters for a second vault to which this one is copied. Chunks then have the same borders and,
-   * if neither vault is encrypted, the same digests, so a copy reads only what the second vault lacks.
+   * Parameters for a vault to which this one is copied. Chunks then have the same borders and, if
+   * neither is encrypted, the same digests: a copy reads only what that vault lacks.
    */
   get parameters(): VaultParameters {
     return parametersOf(this.#context.document);

@@ -441,10 +441,10 @@ export class DiskCopy {
       await work();
     } catch (error) {
       if (!(error instanceof TidemarkError) || error.code === "INTERRUPTED") throw error;
-      const what = `the pin of point ${sequence} of disk ${JSON.stringify(this.#disk)} could not be changed`;
+      const what = `the pin of point ${sequence} of disk ${JSON.stringify(this.#disk)} cannot be changed`;
       this.#notify({
         code: "PIN_REFUSED",
-        message: `${what}, so a later copy may have to compare the disk whole: ${error.message}`,
+        message: `${what}, so the next copy may compare the disk whole: ${error.message}`,
       });
     }
   }
