@@ -110,6 +110,27 @@ export async function getCeiling(
 }
 
 /**
+ * A plain copy: everything that is stored is read and written to an object of the same name, 4 MiB × 4 in
+ * flight. Returns the bytes written.
+ */
+export async function copyPlainly(
+  from: Sink,
+  to: Sink,
+  segments: readonly StoredPages[],
+  signal: AbortSignal | undefined,
+): Promise<number> {
+  for (const { name, writtenBytes } of segments) await to.createPages(name, roundUp(writtenBytes), 0, { signal });
+  let sentBytes = 0;
+  await inLanes(rangesOf(segments), signal, async ({ name, offset, length }, buffer) => {
+    const bytes = buffer.subarray(0, roundUp(length)).fill(0, length);
+    await from.readPages(name, offset, bytes.subarray(0, length), { signal });
+    await to.writePages(name, offset, bytes, { sequenceNumber: 0 }, { signal });
+    sentBytes += length;
+  });
+  return sentBytes;
+}
+
+/**
  * The Put ceiling: writes `totalBytes` to one page object, 4 MiB × 4 in flight, of bytes that do not
  * compress. Returns the bytes sent.
  */

@@ -76,13 +76,8 @@ export type { OpenPointOptions, StreamOptions } from "./recovery/mount/point-han
 export { PointHandle } from "./recovery/mount/point-handle.ts";
 export type { MaterializeOptions, MaterializeSummary } from "./recovery/restore/materialize.ts";
 export type { ImageFormat, MaterializeMode } from "./recovery/restore/target.ts";
-export type {
-  CopiedDisk,
-  CopiedPoint,
-  CopiedPoints,
-  CopyOptions,
-  CopySummary,
-} from "./replication/copy-points.ts";
+export type { CopySummary } from "./replication/copy-points.ts";
+export type { CopiedDisk, CopiedPoint, CopiedPoints, CopyOptions } from "./replication/disk-copy.ts";
 export { Group } from "./replication/protection/groups.ts";
 export type { Finding, HealthLevel } from "./replication/protection/health.ts";
 export type { CommandHookOptions, FunctionHookOptions, Hook } from "./replication/protection/hooks.ts";

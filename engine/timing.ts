@@ -67,6 +67,19 @@ export const protectionTiming = {
   settleEveryMs: 15_000,
 };
 
+/** The pace at which a cycle of a live disk is shipped while clients are at work. */
+export const paceTiming = {
+  /** Part of the time to the next cut in which everything has been read. The rest is for the commit. */
+  windowShare: 0.7,
+  windowMsMax: 30_000,
+  /** A cycle is not made slower than this: it would be older for nothing. */
+  bytesPerSecondMin: 33_554_432,
+  /** A batch that waits asks again, because the cycle may be hurried meanwhile. */
+  askAgainMsMax: 100,
+  /** Clients that ask for nothing for so long are not waited for. */
+  servingMs: 200,
+};
+
 /** A request to stop a job that another process works on. */
 export const runRequestTiming = {
   /** Between two looks of the worker for a request, and of the asking process at the run. */
@@ -134,6 +147,8 @@ assert(
   protectionTiming.restMsMax * 3 <= collectionTiming.waitMsMax,
   "a disk at rest looks several times while a collector waits",
 );
+assert(paceTiming.windowShare < 1, "a cycle ends before the next cut is due");
+assert(paceTiming.askAgainMsMax < paceTiming.servingMs, "a batch that waits sees that clients have left");
 assert(protectionTiming.backOffMsMin <= protectionTiming.backOffMsMax, "back-off grows");
 assert(
   protectionTiming.barrierMsMaxDefault < protectionTiming.cycleMsDefault,

@@ -10,6 +10,7 @@ import type { VaultContext } from "./pipeline/vault-context.ts";
 import { workersDefault } from "./pipeline/worker-pool.ts";
 import { toHex } from "./store/format/checksum.ts";
 import { type DigestName, digestNames, formatVersion, type VaultDocument } from "./store/format/documents.ts";
+import { isEncrypted } from "./store/format/vault-document.ts";
 import type { NewRecipients, Secrets } from "./store/keys/recipients.ts";
 import { countDisks } from "./store/points/points.ts";
 import { Store } from "./store/store.ts";
@@ -66,6 +67,8 @@ export interface VaultParameters {
   readonly blockBytes?: number | undefined;
   /** Default: `blake3`. */
   readonly digest?: DigestName | undefined;
+  /** Key of the digests, 64 hexadecimal digits: see `Vault.parameters`. Default: a random one. */
+  readonly digestKey?: string | undefined;
   /** Whose keys and which passphrase open the vault. Absent: it is not encrypted. */
   readonly encryption?: NewRecipients | undefined;
   /** Told VAULT_AT_RISK when the vault is created without the second copy of its identity. */
@@ -77,7 +80,7 @@ const mebibyte = 1024 * 1024;
 /** The identity document of a new vault. Errors: INVALID_ARGUMENT. */
 export function newDocument(parameters: VaultParameters): VaultDocument {
   const blockBytes = parameters.blockBytes ?? blockBytesDefault;
-  const digest = parameters.digest ?? "blake3";
+  const { digest = "blake3", digestKey = toHex(randomBytes(32)) } = parameters;
   const faults: string[] = [];
   if (!Number.isInteger(Math.log2(blockBytes)) || blockBytes < blockBytesMin || blockBytes > blockBytesMax) {
     faults.push(
@@ -86,17 +89,25 @@ export function newDocument(parameters: VaultParameters): VaultDocument {
   }
   if (!digestNames.includes(digest))
     faults.push(`the digest ${JSON.stringify(digest)} is not one of ${digestNames.join(", ")}`);
+  if (!/^[0-9a-f]{64}$/u.test(digestKey)) faults.push("the key of the digests is not 64 hexadecimal digits");
   refuse(faults);
   return {
     vault: toHex(randomBytes(16)),
     createdMs: Date.now(),
     blockBytes,
     digest,
-    digestKey: toHex(randomBytes(32)),
+    digestKey,
     codec: "lz4",
     encryption: "none",
     writtenBy: `tidemark ${tidemarkVersion}`,
   };
+}
+
+/** See `Vault.parameters`. */
+export function parametersOf(document: VaultDocument): VaultParameters {
+  const { blockBytes, digest, digestKey } = document;
+  // The key of an encrypted vault is a secret, which no other vault may tell.
+  return { blockBytes, digest, ...(isEncrypted(document) ? {} : { digestKey }) };
 }
 
 /** The options with their defaults. Errors: INVALID_ARGUMENT. */

@@ -17,7 +17,8 @@ import { discardImage } from "./recovery/mount/image-files.ts";
 import { Mount, type MountOptions } from "./recovery/mount/mount.ts";
 import { type OpenPointOptions, PointHandle } from "./recovery/mount/point-handle.ts";
 import { type MaterializeOptions, type MaterializeSummary, materialize } from "./recovery/restore/materialize.ts";
-import { type CopyOptions, type CopySummary, copyPoints } from "./replication/copy-points.ts";
+import { type CopySummary, copyPoints } from "./replication/copy-points.ts";
+import type { CopyOptions } from "./replication/disk-copy.ts";
 import { Protection } from "./replication/protection/protection.ts";
 import type { ProtectOptions } from "./replication/protection/protection-status.ts";
 import { type ReplicateOptions, type ReplicateSummary, replicate } from "./replication/replicate.ts";
@@ -56,6 +57,7 @@ import { type VerifyOptions, type VerifySummary, verify } from "./upkeep/scrub/v
 import { createVault, openOrCreateVault, openVault, openVaultForRepair } from "./vault-opening.ts";
 import {
   closedVault,
+  parametersOf,
   resolveOptions,
   type VaultOptions,
   type VaultParameters,
@@ -164,6 +166,14 @@ export class Vault implements AsyncDisposable {
   /** 32 hexadecimal digits that name this vault. */
   get id(): string {
     return this.#context.document.vault;
+  }
+
+  /**
+   * Parameters for a second vault to which this one is copied. Chunks then have the same borders and,
+   * if neither vault is encrypted, the same digests, so a copy reads only what the second vault lacks.
+   */
+  get parameters(): VaultParameters {
+    return parametersOf(this.#context.document);
   }
 
   /** Identity and parameters of the vault. Throws the errors of the store. */

@@ -14,7 +14,7 @@ import type { BlobGetPropertiesResponse, ContainerClient, PageBlobClient } from 
 import { type CallOptions, hasCode, type PageFence, type PagesStat } from "../engine/index.ts";
 import { existsCodes, fenceCodes } from "./azure-errors.ts";
 import type { Caller } from "./azure-retry.ts";
-import { asBuffer, discard, fill, httpEtag, plainEtag } from "./azure-wire.ts";
+import { bodyOf, discard, fill, httpEtag, plainEtag } from "./azure-wire.ts";
 import {
   checkInside,
   checkName,
@@ -85,7 +85,7 @@ export class AzurePages {
       bytes: bytes.length,
       codes: fenceCodes,
       signal: options.signal,
-      send: (abortSignal) => client.uploadPages(asBuffer(bytes), offset, bytes.length, { abortSignal, conditions }),
+      send: (abortSignal) => client.uploadPages(bodyOf(bytes), offset, bytes.length, { abortSignal, conditions }),
     });
     return { etag: plainEtag(response.etag) };
   }

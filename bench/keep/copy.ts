@@ -1,6 +1,8 @@
 /**
  * Benchmark: points of two disks copied to an empty vault in the same store, beside the Get ceiling of
- * what is stored and the Put ceiling of as many bytes. A copy cannot be faster than the slower of both.
+ * what is stored and the Put ceiling of as many bytes. A copy cannot be faster than the slower of both,
+ * and where one process serves both vaults, it cannot reach that: a plain copy of the same bytes shows
+ * what the store does when it is read and written at once.
  *
  * Each copy is brought back and compared with its disk.
  */
@@ -10,15 +12,16 @@ import { peakRssBytes } from "../machine.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
 import { StepLog } from "../steps.ts";
-import { getCeiling, putCeiling, storedSegments, yardstickLanes } from "../yardsticks.ts";
+import { copyPlainly, getCeiling, putCeiling, storedSegments, yardstickLanes } from "../yardsticks.ts";
 import { fillFront } from "./front-disk.ts";
 import { KeepPlace } from "./place.ts";
 
 const disks = ["one", "two"] as const;
 const copyStep = "copy two disks to an empty vault";
-const [getStep, putStep] = [
+const [getStep, putStep, plainStep] = [
   `Get ceiling, 4 MiB × ${yardstickLanes}`,
   `Put ceiling, 4 MiB × ${yardstickLanes}`,
+  `plain copy, 4 MiB × ${yardstickLanes}`,
 ] as const;
 const yardstick = { role: "yardstick", unit: "bytes" } as const;
 
@@ -50,16 +53,20 @@ export async function benchCopy(config: BenchConfig, store: Sink): Promise<CaseO
       counts["storedBytes"] = storedBytes;
       for (let run = 0; run < runs; run += 1) {
         await KeepPlace.use(config, store, async (target) => {
-          await target.inVault(async (to) => {
-            const summary = await log.time(
-              copyStep,
-              { role: "tidemark", unit: "bytes" },
-              run,
-              async () => await from.copyTo(to, { signal }),
-              () => storedBytes,
-            );
-            counts["fetchedBytes"] = summary.fetchedBytes;
-          });
+          await target.inVault(
+            async (to) => {
+              const summary = await log.time(
+                copyStep,
+                { role: "tidemark", unit: "bytes" },
+                run,
+                async () => await from.copyTo(to, { signal }),
+                () => storedBytes,
+              );
+              counts["fetchedBytes"] = summary.fetchedBytes;
+            },
+            target.sink,
+            from.parameters,
+          );
           if (run === 0) Object.assign(hashes, await target.prove(disks[0], first));
         });
         const get = async (): Promise<number> => await getCeiling(source.sink, segments, signal);
@@ -68,6 +75,11 @@ export async function benchCopy(config: BenchConfig, store: Sink): Promise<CaseO
           await sink.createContainer({ signal });
           const put = async (): Promise<number> => await putCeiling(sink, storedBytes, seed, signal);
           await log.time(putStep, yardstick, run, put, (sentBytes) => sentBytes);
+        });
+        await KeepPlace.use(config, store, async ({ sink }) => {
+          await sink.createContainer({ signal });
+          const plain = async (): Promise<number> => await copyPlainly(source.sink, sink, segments, signal);
+          await log.time(plainStep, yardstick, run, plain, (sentBytes) => sentBytes);
         });
       }
       const slowerMs = Math.max(log.medianMs(getStep), log.medianMs(putStep));

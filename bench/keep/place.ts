@@ -5,7 +5,7 @@
 import { randomUUID } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { type Sink, TidemarkError, Vault } from "../../engine/index.ts";
+import { type Sink, TidemarkError, Vault, type VaultParameters } from "../../engine/index.ts";
 import { contentHash, makeSparse } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import { RecordingSink } from "./recording-sink.ts";
@@ -47,9 +47,13 @@ export class KeepPlace {
    * Opens the vault, or creates it, for `work`. There is no state folder: nothing local speeds
    * anything up.
    */
-  async inVault<Result>(work: (vault: Vault) => Promise<Result>, sink: Sink = this.sink): Promise<Result> {
+  async inVault<Result>(
+    work: (vault: Vault) => Promise<Result>,
+    sink: Sink = this.sink,
+    parameters: VaultParameters = {},
+  ): Promise<Result> {
     const { workers, lanes, signal } = this.#config;
-    const vault = await Vault.openOrCreate(sink, { workers, lanes, signal });
+    const vault = await Vault.openOrCreate(sink, { ...parameters, workers, lanes, signal });
     try {
       return await work(vault);
     } finally {

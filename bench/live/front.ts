@@ -1,7 +1,8 @@
 /**
  * Benchmark: the front end of a protected disk. fio's patterns run against our server while
- * replication rests and while a cycle drains to the store, beside qemu-nbd on a disk with the same
- * content; and the time for which a cut holds writes.
+ * replication rests and while a cycle of the schedule drains to the store, beside qemu-nbd on a disk
+ * with the same content; and the time for which a cut holds writes. Then the same without qemu-nbd
+ * into a store that takes 1 Gbit/s and costs no processor time.
  *
  * Both servers and fio are processes of their own on files in the page cache, so the way to the
  * disk is measured and not the disk. The two servers take turns, pattern by pattern.
@@ -17,7 +18,6 @@ import { median, StepLog, type StepTraits } from "../steps.ts";
 import type { Mark } from "../targets.ts";
 import { benchBarrier } from "./barrier.ts";
 import { type FioFigures, type FioPattern, runFio } from "./fio.ts";
-import { onDemandMs } from "./orders.ts";
 import { LivePlace } from "./place.ts";
 import { startServer } from "./programs.ts";
 import { nbdUri, type ProtectingProcess } from "./protecting-process.ts";
@@ -38,10 +38,10 @@ const patterns: readonly Pattern[] = [
 ];
 
 /**
- * A cycle has to be under way for as long as fio runs: more than any store here takes in that time,
- * as far as the disk is large enough.
+ * The pace of a drain fills this part of the interval (`paceTiming.windowShare`): with it, a cycle
+ * drains for about as long as fio runs.
  */
-const drainBytesPerSecond = 400 * 1024 * 1024;
+const drainedShare = 0.7;
 
 /** One way to serve the disk, in one pattern: what each run gave. */
 interface Served {
@@ -50,74 +50,119 @@ interface Served {
 }
 
 const ways = ["qemu-nbd", "idle", "draining"] as const;
+const ownWays = ["idle", "draining"] as const;
 type Way = (typeof ways)[number];
+
+interface Result {
+  readonly pattern: Pattern;
+  readonly served: Record<Way, Served>;
+}
 
 export async function benchFront(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
   const log = new StepLog(config);
-  const { temporaryFolder: folder, signal } = config;
+  const { temporaryFolder: folder, live, signal } = config;
   return await LivePlace.use(config, store, async (place) => {
     config.begin("write the disk");
-    if (config.image === "") await fill(place.image, config.live.diskBytes, signal);
+    if (config.image === "") await fill(place.image, live.diskBytes, signal);
     const twin = join(folder, "twin.img");
     await copySparsely(place.image, twin, signal);
     const { sizeBytes } = await imageFactsOf(place.image);
-    const results: { pattern: Pattern; served: Record<Way, Served> }[] = [];
-    const measured = await place.protecting(onDemandMs, async (process) => {
-      config.begin("first points");
-      await process.point();
-      await process.order({ kind: "pause" });
+    const cycleMs = Math.max(1_000, Math.round((live.seconds * 1_000) / drainedShare));
+    const measured = await place.protecting(cycleMs, async (process) => {
       const peer = await QemuNbd.start(twin, folder, signal);
-      const drained: number[] = [];
       try {
-        for (const pattern of patterns) {
-          const served: Record<Way, Served> = { "qemu-nbd": nothing(), idle: nothing(), draining: nothing() };
-          results.push({ pattern, served });
-          for (let run = 0; run < config.runs; run += 1) {
-            // In turns, so that neither always meets the younger page cache.
-            for (const way of run % 2 === 0 ? ways : ways.toReversed()) {
-              await settle([place.image, twin]);
-              const name = `${pattern.name}: ${way}`;
-              const load = async (uri: string): Promise<FioFigures> =>
-                await loadOnce(config, pattern, name, uri, sizeBytes, run);
-              config.begin(name, run);
-              const figures =
-                way === "qemu-nbd"
-                  ? await load(peer.uri)
-                  : way === "idle"
-                    ? await load(process.uri)
-                    : await whileDraining(process, config, load, drained);
-              log.add(name, traitsOf(pattern, way), amountOf(pattern, figures), figures.elapsedMs);
-              served[way].perSecond.push(figures.requests / (figures.elapsedMs / 1_000));
-              served[way].p99Us.push(figures.p99Us);
-            }
-          }
-        }
+        return await measure(
+          config,
+          log,
+          { process, cycleMs, files: [place.image, twin], sizeBytes, store: "" },
+          peer.uri,
+        );
       } finally {
         await peer.end();
       }
-      await process.order({ kind: "resume" });
-      await process.point();
-      const { peakRssBytes } = await process.stop();
-      return { peakRssBytes, drainedShare: median(drained) };
     });
     const hashes = await place.prove();
+    const store = ", into a store that discards";
+    const discarded = await place.protecting(
+      cycleMs,
+      async (process) => await measure(config, log, { process, cycleMs, files: [place.image], sizeBytes, store }),
+      { isDiscarded: true },
+    );
     const barrier = await benchBarrier(config);
     return {
       image: { ...(await imageFactsOf(place.image)), path: config.image === "" ? "a new disk" : config.image },
       steps: log.steps(),
-      marks: [...results.flatMap(({ pattern, served }) => marksOf(config, pattern, served)), ...barrier.marks],
+      marks: [
+        ...measured.results.flatMap((result) => [...peerMarksOf(config, result), ...drainMarksOf(config, result, "")]),
+        ...discarded.results.flatMap((result) => drainMarksOf(config, result, store)),
+        ...barrier.marks,
+      ],
       counts: {
-        ...(Object.assign({}, ...results.map(({ pattern, served }) => countsOf(pattern, served))) as Record<
-          string,
-          number
-        >),
-        "share of the load in which a cycle drained": measured.drainedShare,
+        ...countsOf(measured, ways, ""),
+        ...countsOf(discarded, ownWays, store),
         ...barrier.counts,
       },
       hashes,
       peakRssBytes: measured.peakRssBytes,
     };
   });
+}
+
+interface Measured {
+  readonly results: readonly Result[];
+  /** For which share of the loads a cycle drained. */
+  readonly drained: number;
+  readonly peakRssBytes: number;
+}
+
+/** Runs every pattern at the disk that `process` serves, and at the peer, if there is one. */
+async function measure(
+  config: BenchConfig,
+  log: StepLog,
+  place: {
+    readonly process: ProtectingProcess;
+    readonly cycleMs: number;
+    readonly files: readonly string[];
+    readonly sizeBytes: number;
+    /** Added to the names of steps. */
+    readonly store: string;
+  },
+  peerUri?: string,
+): Promise<Measured> {
+  const { process, cycleMs, files, sizeBytes, store } = place;
+  config.begin(`first points${store}`);
+  await process.point();
+  await process.order({ kind: "pause" });
+  const drained: number[] = [];
+  const results: Result[] = [];
+  for (const pattern of patterns) {
+    const served: Record<Way, Served> = { "qemu-nbd": nothing(), idle: nothing(), draining: nothing() };
+    results.push({ pattern, served });
+    const taken = peerUri === undefined ? ownWays : ways;
+    for (let run = 0; run < config.runs; run += 1) {
+      // In turns, so that none always meets the younger page cache.
+      for (const way of run % 2 === 0 ? taken : taken.toReversed()) {
+        const name = `${pattern.name}: ${way}${store}`;
+        const load = async (uri: string): Promise<FioFigures> =>
+          await loadOnce(config, pattern, name, uri, sizeBytes, run);
+        config.begin(name, run);
+        await settle(files);
+        const figures =
+          way === "qemu-nbd"
+            ? await load(peerUri ?? "")
+            : way === "idle"
+              ? await load(process.uri)
+              : await whileDraining(process, (config.live.bytesPerSecond * cycleMs) / 1_000, load, drained);
+        log.add(name, traitsOf(pattern, way), amountOf(pattern, figures), figures.elapsedMs);
+        served[way].perSecond.push(figures.requests / (figures.elapsedMs / 1_000));
+        served[way].p99Us.push(figures.p99Us);
+      }
+    }
+  }
+  await process.order({ kind: "resume" });
+  await process.point();
+  const { peakRssBytes } = await process.stop();
+  return { results, drained: median(drained), peakRssBytes };
 }
 
 /**
@@ -162,40 +207,54 @@ async function loadOnce(
 }
 
 /**
- * Loads the disk while a cycle that has much to ship is under way, and notes for which share of the
- * load it was.
+ * Loads the disk while a cycle of the schedule ships `bytes`, and notes for which share of the load it
+ * did. They are what the case `churn` writes in a cycle.
  */
 async function whileDraining(
   process: ProtectingProcess,
-  config: BenchConfig,
+  bytes: number,
   load: (uri: string) => Promise<FioFigures>,
   drained: number[],
 ): Promise<FioFigures> {
-  await process.order({ kind: "drain", bytes: Math.round(config.live.seconds * drainBytesPerSecond) });
+  await process.order({ kind: "drain", bytes: Math.round(bytes) });
   const startedAt = performance.now();
   const figures = await load(process.uri);
   const elapsedMs = performance.now() - startedAt;
+  // What was written under it is shipped too, so that the next pattern begins with a disk at rest.
   const { drainedMs } = await process.order({ kind: "rest" });
   drained.push(Math.min(1, drainedMs / elapsedMs));
-  // What was written under the last point is shipped too, so that the next pattern begins with a
-  // disk at rest.
-  await process.point();
-  await process.order({ kind: "pause" });
   return figures;
 }
 
-function marksOf({ mark }: BenchConfig, { name }: Pattern, served: Record<Way, Served>): Mark[] {
-  const rate = (way: Way): number => median(served[way].perSecond);
-  const p99 = (way: Way): number => median(served[way].p99Us);
+function peerMarksOf({ mark }: BenchConfig, { pattern: { name }, served }: Result): Mark[] {
   return [
-    mark(`${name}, of qemu-nbd`, rate("idle") / rate("qemu-nbd")),
-    mark("p99 of qemu-nbd's", p99("idle") / p99("qemu-nbd"), `${name}, p99 of qemu-nbd's`),
-    mark("draining, of idle", rate("draining") / rate("idle"), `${name}, draining, of idle`),
+    mark(`${name}, of qemu-nbd`, rateOf(served, "idle") / rateOf(served, "qemu-nbd")),
+    mark("p99 of qemu-nbd's", p99Of(served, "idle") / p99Of(served, "qemu-nbd"), `${name}, p99 of qemu-nbd's`),
   ];
 }
 
-function countsOf({ name }: Pattern, served: Record<Way, Served>): Record<string, number> {
-  return Object.fromEntries(ways.map((way) => [`${name}, ${way}, p99Us`, Math.round(median(served[way].p99Us))]));
+function drainMarksOf({ mark }: BenchConfig, { pattern: { name }, served }: Result, store: string): Mark[] {
+  const rate = rateOf(served, "draining") / rateOf(served, "idle");
+  const p99 = p99Of(served, "draining") / p99Of(served, "idle");
+  return [
+    mark(`draining${store}, of idle`, rate, `${name}, draining${store}, of idle`),
+    mark(`draining${store}, p99 of idle's`, p99, `${name}, draining${store}, p99 of idle's`),
+  ];
+}
+
+function rateOf(served: Record<Way, Served>, way: Way): number {
+  return median(served[way].perSecond);
+}
+
+function p99Of(served: Record<Way, Served>, way: Way): number {
+  return median(served[way].p99Us);
+}
+
+function countsOf({ results, drained }: Measured, taken: readonly Way[], store: string): Record<string, number> {
+  const counts = { [`share of the load in which a cycle drained${store}`]: drained };
+  for (const { pattern, served } of results)
+    for (const way of taken) counts[`${pattern.name}, ${way}${store}, p99Us`] = Math.round(p99Of(served, way));
+  return counts;
 }
 
 function traitsOf({ requestBytes }: Pattern, way: Way): StepTraits {

@@ -29,7 +29,8 @@ export interface StoreAddress {
 }
 
 export interface ProtectionPlan {
-  readonly store: StoreAddress;
+  /** `discarding`: a store in the process itself that costs no processor time. */
+  readonly store: StoreAddress | "discarding";
   /** Where in the store the vault lies; ends with a slash. */
   readonly prefix: string;
   readonly disk: string;
@@ -46,7 +47,7 @@ export interface ProtectionPlan {
 
 /**
  * `point`: take one, answer when it is committed. `drain`: change `bytes` at the front of the disk,
- * then take one point after the other until `rest`. `pause`: take none. `stop`: end and save the
+ * answer when the cut of the next cycle has them. `rest`: take a point, then none. `pause`: take none. `stop`: end and save the
  * exact marks; the process ends after its answer.
  */
 export type Order =
@@ -80,7 +81,7 @@ export interface Condition {
   readonly point: PointSummary | null;
   /** Requests of this process that transferred data. */
   readonly store: StoreTraffic;
-  /** The answer to `rest`: for how long a cycle was under way since `drain`. */
+  /** The answer to `rest`: how long the cycle that `drain` waited for was under way. */
   readonly drainedMs: number;
 }
 

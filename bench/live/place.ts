@@ -57,22 +57,22 @@ export class LivePlace {
 
   /**
    * Runs `work` while a process protects the disk. The process is gone afterwards, also after a
-   * failure. Errors: those of both.
+   * failure. `isDiscarded`: into a store of its own that forgets everything. Errors: those of both.
    */
   async protecting<Result>(
     cycleMs: number,
     work: (process: ProtectingProcess, condition: Condition) => Promise<Result>,
-    { indexBytesMax }: { readonly indexBytesMax?: number } = {},
+    { indexBytesMax, isDiscarded = false }: { readonly indexBytesMax?: number; readonly isDiscarded?: boolean } = {},
   ): Promise<Result> {
     const { live, workers, lanes, temporaryFolder, signal } = this.#config;
     this.#started += 1;
     const { process, condition } = await ProtectingProcess.start(
       {
-        store: live.storeAddress,
+        store: isDiscarded ? "discarding" : live.storeAddress,
         prefix: this.#prefix,
         disk,
         image: this.image,
-        stateFolder: this.#stateFolder,
+        stateFolder: isDiscarded ? join(temporaryFolder, "discarded-state") : this.#stateFolder,
         socket: join(temporaryFolder, `${this.#started}.sock`),
         cycleMs,
         workers,

@@ -6,14 +6,19 @@
 import { randomFillSync } from "node:crypto";
 import process from "node:process";
 import {
+  Bandwidth,
+  limited,
   NbdServer,
   type PointSummary,
   type Protection,
   type ProtectionEvent,
+  type Sink,
+  subscribeDiagnostics,
   TidemarkError,
   Vault,
 } from "../../engine/index.ts";
 import { openSink } from "../../sink/index.ts";
+import { DiscardingSink } from "../discarding-sink.ts";
 import { rangeBytes } from "../image.ts";
 import { MeteredSink } from "./metered-sink.ts";
 import {
@@ -24,13 +29,19 @@ import {
   type ProtectionPlan,
   policyOf,
   type SeenPoint,
+  type StoreAddress,
   type Told,
 } from "./orders.ts";
+
+/** 1 Gbit/s. It holds while a cycle drains. */
+const discardedBytesPerSecond = 125_000_000;
 
 /** A disk under protection, and how all that it took is closed again. */
 interface Opened {
   readonly protection: Protection;
   readonly metered: MeteredSink;
+  /** Of the store that discards. */
+  readonly bandwidth: Bandwidth;
   readonly close: () => Promise<void>;
 }
 
@@ -38,7 +49,8 @@ class Protecting {
   readonly #opened: Promise<Opened>;
   readonly #points: SeenPoint[] = [];
   readonly #failures: string[] = [];
-  #draining: { readonly done: Promise<number>; isOver: boolean } | undefined;
+  /** Time of the cut that is drained, in ms since 1970. */
+  #drainingFromMs = 0;
 
   constructor(plan: ProtectionPlan) {
     this.#opened = this.#open(plan);
@@ -62,15 +74,13 @@ class Protecting {
         protection.resume();
         break;
       case "drain":
-        await change(protection, order.bytes);
-        this.#drain(protection);
+        await this.#drain(opened, order.bytes);
         break;
       case "rest":
-        return this.#condition(opened, { drainedMs: await this.#rest() });
+        return this.#condition(opened, { drainedMs: await this.#rest(opened) });
       case "status":
         break;
       case "stop":
-        await this.#rest();
         await opened.close();
         break;
     }
@@ -78,11 +88,8 @@ class Protecting {
   }
 
   async #open(plan: ProtectionPlan): Promise<Opened> {
-    const { address, ...options } = plan.store;
-    const sink = await openSink(
-      address,
-      options.proxy === undefined ? { credentials: options.credentials } : { ...options, proxy: options.proxy },
-    );
+    const bandwidth = new Bandwidth();
+    const sink = plan.store === "discarding" ? limited(new DiscardingSink(), bandwidth) : await openStore(plan.store);
     const { stateFolder, workers, lanes, indexBytesMax } = plan;
     const metered = new MeteredSink(sink, plan.prefix);
     const vault = await Vault.openOrCreate(metered, {
@@ -107,7 +114,7 @@ class Protecting {
       await vault.close();
       await sink[Symbol.asyncDispose]();
     };
-    return { protection, metered, close };
+    return { protection, metered, bandwidth, close };
   }
 
   #note(event: ProtectionEvent): void {
@@ -116,32 +123,25 @@ class Protecting {
   }
 
   /**
-   * One point after the other. The first is of what was changed for it, and what clients write
-   * meanwhile is in the next.
+   * Has the next cycle ship `bytes`: they are changed right after a cut, so that all of them are in
+   * the cut after it.
    */
-  #drain(protection: Protection): void {
-    const state = { isOver: false, done: Promise.resolve(0) };
+  async #drain({ protection, bandwidth }: Opened, bytes: number): Promise<void> {
     protection.resume();
-    const startedAt = performance.now();
-    let drainedMs = 0;
-    state.done = (async () => {
-      while (!state.isOver) {
-        const isWork = protection.status().backlogBytes > 0;
-        await protection.point();
-        if (isWork) drainedMs = performance.now() - startedAt;
-      }
-      return drainedMs;
-    })();
-    state.done.catch(() => undefined); // awaited by `#rest`
-    this.#draining = state;
+    await protection.point();
+    await cutOf(0);
+    await change(protection, bytes);
+    bandwidth.setLimit(discardedBytesPerSecond);
+    this.#drainingFromMs = await cutOf(1);
   }
 
-  async #rest(): Promise<number> {
-    const draining = this.#draining;
-    if (draining === undefined) return 0;
-    this.#draining = undefined;
-    draining.isOver = true;
-    return await draining.done;
+  /** Ends the cycle and ships what was written under it. */
+  async #rest({ protection, bandwidth }: Opened): Promise<number> {
+    bandwidth.setLimit(undefined);
+    const point = await protection.point();
+    protection.pause();
+    const drained = this.#points.find(({ cutAtMs }) => cutAtMs >= this.#drainingFromMs);
+    return (drained?.committedAtMs ?? Date.parse(point.time)) - this.#drainingFromMs;
   }
 
   #condition(
@@ -163,6 +163,24 @@ class Protecting {
       drainedMs: more.drainedMs ?? 0,
     };
   }
+}
+
+async function openStore({ address, ...options }: StoreAddress): Promise<Sink> {
+  return await openSink(
+    address,
+    options.proxy === undefined ? { credentials: options.credentials } : { ...options, proxy: options.proxy },
+  );
+}
+
+/** Time of the next cut that has at least `dirtyBytesMin`, in ms since 1970. */
+async function cutOf(dirtyBytesMin: number): Promise<number> {
+  return await new Promise((resolve) => {
+    const unsubscribe = subscribeDiagnostics(({ name, event }) => {
+      if (name !== "cut.made" || event.dirtyBytes < dirtyBytesMin) return;
+      unsubscribe();
+      resolve(event.timeMs);
+    });
+  });
 }
 
 /** Overwrites the first `bytes` of the disk with what no vault has seen. */

@@ -37,8 +37,10 @@ export function copyCommand(context: CommandContext): Command {
     .addHelpText(
       "after",
       `
-Points are proved as they are read, split and deduplicated anew in the other
-vault, and keep their times, labels and groups. Points that are later than the
+Points are proved as they are read, and keep their times, labels and groups.
+Chunks that the other vault holds are not stored again, and a vault that is
+created by the copy gets the block size and digests of the first: chunks that
+it holds are then not even read. Points that are later than the
 newest one of the disk there are added, so a copy that was interrupted goes on
 when it is repeated. The point that was copied last stays pinned in the first
 vault: the next copy reads only what differs from it. Retention and collection
@@ -88,7 +90,7 @@ async function copy(context: CommandContext, flags: CopyFlags): Promise<void> {
           onNotice,
           signal,
         }),
-      async (sink, options) => await Vault.openOrCreate(sink, options),
+      async (sink, options) => await Vault.openOrCreate(sink, { ...from.parameters, ...options }),
     );
   });
   output.summary("copy", summary, describe(summary, output.time.bind(output)));

@@ -396,7 +396,7 @@ export class Effects {
       }
       const volume = await openImage(target.path);
       try {
-        const { scannedBytes } = await replicate(this.#context, { ...this.#operation, disk, volume }, {});
+        const { scannedBytes } = await replicate(this.#context, { ...this.#operation, disk, volume }, "shared");
         this.#bytesRead += scannedBytes;
       } finally {
         await volume.close();

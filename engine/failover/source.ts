@@ -51,7 +51,7 @@ export async function takeLastPoint(
   try {
     const image = volume.identity();
     const before = await quiescenceSignature(image);
-    const { consistency, point } = await replicate(context, { ...options, volume }, {});
+    const { consistency, point } = await replicate(context, { ...options, volume }, "shared");
     if (consistency !== "fuzzy") {
       const after = await quiescenceSignature(image);
       if (before === undefined || after === undefined) return null;

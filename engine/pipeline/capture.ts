@@ -10,21 +10,20 @@
  * Memory: slabs (see `scanGeometry`), lanes × 4 MiB, one leaf.
  */
 import assert from "node:assert/strict";
+import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promises";
 import type { FingerprintWriter } from "../disk/source/fingerprints.ts";
+import { namedVolume } from "../disk/source/named-volume.ts";
 import { throwIfAborted } from "../errors.ts";
-import { fingerprintBytes, granuleBytes } from "../limits.ts";
+import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
 import { storedLength, storedLz4Flag } from "../store/format/frame.ts";
-import type { RunWriter } from "../store/map/run-writer.ts";
 import type { Extent, Volume } from "../volume.ts";
-import type { Baseline } from "./baseline.ts";
-import type { Catalog } from "./catalog.ts";
-import type { ChunkPlace } from "./dedup-index.ts";
-import type { Lanes } from "./lanes.ts";
-import type { PlannedRead } from "./slab-reader.ts";
+import { type Baseline, changedBaseline } from "./baseline.ts";
+import type { Pace, PaceDecision } from "./pace.ts";
+import { Packer, type PointContent, type RunParts, type RunStatistics } from "./packer.ts";
 import type { Slab } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
-import type { ScanResult, SlabSpan } from "./worker.ts";
 import type { WorkerPool } from "./worker-pool.ts";
+import type { PlannedRead, ScanResult, SlabSpan } from "./worker-tasks.ts";
 
 /**
  * While fewer than one chunk in so many is known, the scan compresses: that saves a task a slab, and
@@ -32,38 +31,27 @@ import type { WorkerPool } from "./worker-pool.ts";
  */
 const knownShare = 16;
 
-export interface CaptureOptions {
+/** What is captured. */
+export interface CaptureSource {
   readonly volume: Volume;
   readonly volumeBytes: number;
   readonly baseline: Baseline;
-  readonly blockBytes: number;
-  readonly workerPool: WorkerPool;
   /** Seed of the fingerprints that the baseline tells and `prints` receives. */
   readonly seed: FingerprintSeed;
-  readonly catalog: Catalog;
-  readonly lanes: Lanes;
-  readonly run: RunWriter;
   /** Receives the fingerprints of what was read; it may give up, which `capture` does not mind. */
   readonly prints: Pick<FingerprintWriter, "put" | "drain">;
-  /** Receives the segments that the map entries refer to. */
-  readonly references: Set<number>;
   /**
    * `whole`: what the volume does not name as allocated is zeros. `named`: what it does not name is
    * as the parent has it, and is not looked at.
    */
   readonly scope: "whole" | "named";
-  readonly onProgress: (doneBytes: number) => void;
-  /** Called each time a slab has been packed; the next one waits for it. */
-  readonly betweenSlabs?: (() => Promise<void>) | undefined;
-  readonly signal?: AbortSignal | undefined;
+  /** Of a disk that clients use meanwhile. Absent: as fast as slabs can be had. */
+  readonly pace?: Pace | undefined;
 }
 
-export interface CaptureStatistics {
-  scannedBytes: number;
-  changedBytes: number;
-  zeroBytes: number;
-  dedupedBytes: number;
-  newBytes: number;
+export interface CaptureOptions extends CaptureSource, RunParts {
+  readonly blockBytes: number;
+  readonly workerPool: WorkerPool;
 }
 
 /** What a slab holds: spans in ascending order, and how they are read. */
@@ -89,42 +77,75 @@ interface Work {
  * Ships what differs from the baseline. When it returns, everything has been packed; the last
  * frames may still be on their way (`Lanes.flush`).
  */
-export async function capture(options: CaptureOptions): Promise<CaptureStatistics> {
+export async function capture(options: CaptureOptions): Promise<RunStatistics> {
   return await new Capture(options).run();
+}
+
+/** Packing as much takes up to 1 ms. */
+const heldBytesMax: number = 256 * 1024;
+const atOnce: PaceDecision = { waitMs: 0, batchBytes: Infinity };
+const nothingKept: CaptureSource["prints"] = { put: () => undefined, drain: () => Promise.resolve() };
+
+/** A volume as the content of a point. */
+export function captured(
+  source: CaptureSource,
+  target: Pick<CaptureOptions, "blockBytes" | "workerPool">,
+): PointContent {
+  const { volume, volumeBytes } = source;
+  return {
+    volumeBytes,
+    fill: async (parts) => await capture({ ...source, ...target, ...parts }),
+    refill: async (parts, extents) =>
+      await capture({
+        ...source,
+        ...target,
+        ...parts,
+        volume: namedVolume(volume, extents, volumeBytes),
+        baseline: changedBaseline,
+        scope: "named",
+        prints: nothingKept,
+        pace: undefined,
+      }),
+  };
 }
 
 class Capture {
   readonly #options: CaptureOptions;
-  readonly #statistics: CaptureStatistics = {
-    scannedBytes: 0,
-    changedBytes: 0,
-    zeroBytes: 0,
-    dedupedBytes: 0,
-    newBytes: 0,
-  };
-  readonly #place: ChunkPlace = { segment: 0, offset: 0, storedWord: 0 };
+  readonly #packer: Packer;
   readonly #planner: Planner;
   /** Chunks of the last slabs, and those of them that the vault held. Halved with each slab. */
   #lately = { chunks: 0, known: 0 };
+  /** Packed since clients of the disk were last answered. */
+  #heldBytes = 0;
+  /** Of the volume: read, or being read. */
+  #begunBytes = 0;
 
   constructor(options: CaptureOptions) {
     this.#options = options;
+    this.#packer = new Packer(options);
     this.#planner = new Planner(options);
   }
 
-  async run(): Promise<CaptureStatistics> {
-    const { workerPool, signal } = this.#options;
+  async run(): Promise<RunStatistics> {
+    const { workerPool, pace, signal } = this.#options;
     const { slabs } = workerPool;
     const queue: Work[] = [];
     try {
       for (let planned = true; planned || queue.length > 0; ) {
         throwIfAborted(signal);
         while (planned) {
+          const { waitMs, batchBytes } = pace?.next(this.#begunBytes, queue.length) ?? atOnce;
+          if (waitMs > 0 && queue.length > 0) break;
+          if (waitMs > 0) {
+            await sleep(waitMs);
+            throwIfAborted(signal);
+            continue;
+          }
           // Holding none, wait for a lease; holding some, work on instead, so that operations that
           // share the slabs never wait for each other.
           const slab = queue.length === 0 ? await slabs.acquire(signal) : slabs.tryAcquire();
           if (slab === undefined) break;
-          const work = await this.#start(slab);
+          const work = await this.#start(slab, batchBytes);
           planned = work !== undefined;
           if (work !== undefined) queue.push(work);
         }
@@ -133,7 +154,7 @@ class Capture {
         await this.#pack(work, await work.scanned);
         queue.shift();
         slabs.release(work.slab);
-        await this.#options.betweenSlabs?.();
+        await this.#options.betweenBatches?.();
       }
     } finally {
       // A slab goes back only when no thread can write to it any more.
@@ -143,22 +164,23 @@ class Capture {
       }
       await this.#planner.close();
     }
-    return this.#statistics;
+    return this.#packer.statistics;
   }
 
   /**
    * Plans blocks into a leased slab and sets them going. Undefined, and the slab given back, when
    * there are no more.
    */
-  async #start(slab: Slab): Promise<Work | undefined> {
+  async #start(slab: Slab, batchBytes: number): Promise<Work | undefined> {
     const { slabs } = this.#options.workerPool;
     let plan: Plan | undefined;
     try {
-      plan = await this.#planner.next(slab);
+      plan = await this.#planner.next(slab, batchBytes);
     } finally {
       if (plan === undefined) slabs.release(slab);
     }
     if (plan === undefined) return undefined;
+    for (const read of plan.reads) this.#begunBytes += read.length;
     const scanned = this.#scan(slab, plan);
     scanned.catch(() => undefined); // awaited by the loop, or settled when it ends
     return { slab, plan, scanned };
@@ -188,7 +210,7 @@ class Capture {
   async #compress(slab: Slab, result: ScanResult): Promise<ScanResult> {
     let wanted = 0;
     for (let chunk = 0; chunk < result.chunkCount; chunk += 1) {
-      if (slab.chunks.state[chunk] !== 1 || this.#find(slab, chunk)) continue;
+      if (slab.chunks.state[chunk] !== 1 || this.#packer.find(slab.chunks.digestWords, chunk)) continue;
       slab.chunks.state[chunk] = 2;
       wanted += 1;
     }
@@ -196,20 +218,21 @@ class Capture {
     return result;
   }
 
-  /** Looks a chunk up. True: it may be referred to, at `#place`. */
-  #find(slab: Slab, chunk: number): boolean {
-    const { catalog, lanes } = this.#options;
-    const place = this.#place;
-    if (!catalog.index.find(slab.chunks.digestWords, chunk * 4, place)) return false;
-    return catalog.isDurable(place.segment, place.offset) || lanes.owns(place.segment);
+  /** Ends the event loop's turn now and then; `plainBytes` are packed next. */
+  async #letClientsBeAnswered(plainBytes: number): Promise<void> {
+    this.#heldBytes += plainBytes;
+    if (this.#heldBytes < heldBytesMax) return;
+    this.#heldBytes = 0;
+    await nextTurn();
   }
 
   /** Turns a slab's chunks into map entries, packing those that the vault does not hold. */
   async #pack(work: Work, result: ScanResult): Promise<void> {
-    const { run, catalog, lanes, prints, references } = this.#options;
+    const { run, prints } = this.#options;
     const { slab, plan } = work;
     const { chunks } = slab;
-    const statistics = this.#statistics;
+    const packer = this.#packer;
+    const { place, statistics } = packer;
     const lately = { chunks: this.#lately.chunks / 2, known: this.#lately.known / 2 };
     this.#lately = lately;
     let index = 0;
@@ -225,47 +248,20 @@ class Capture {
       }
       const plainBytes = granules * granuleBytes;
       lately.chunks += 1;
+      if (this.#options.pace !== undefined) await this.#letClientsBeAnswered(plainBytes);
       // Looked up again: the same chunk may have been packed since its slab was scanned.
-      if (this.#find(slab, chunk)) {
-        lately.known += 1;
-        const { segment, offset, storedWord } = this.#place;
-        references.add(segment);
-        statistics.dedupedBytes += plainBytes;
-        await run.append(
-          start,
-          granules,
-          catalog.nameOf(segment),
-          offset,
-          storedWord,
-          0,
-          granules,
-          chunks.digests,
-          chunk * 16,
-        );
-        continue;
+      if (packer.refer(chunks, chunk, granules)) lately.known += 1;
+      else {
+        // In state 1 it was known when it was scanned and has been forgotten since: it goes out
+        // plain.
+        const packed = chunks.state[chunk] === 2 ? (chunks.storedWords[chunk] ?? plainBytes) : plainBytes;
+        const at = from * granuleBytes;
+        const payload = (packed >= storedLz4Flag ? slab.out : slab.data).subarray(at, at + storedLength(packed));
+        await packer.pack(payload, packed, chunks, chunk, start, granules);
       }
-      // In state 1 it was known when it was scanned and has been forgotten since: it goes out
-      // plain.
-      const packed = chunks.state[chunk] === 2 ? (chunks.storedWords[chunk] ?? plainBytes) : plainBytes;
-      const at = from * granuleBytes;
-      const payload = (packed >= storedLz4Flag ? slab.out : slab.data).subarray(at, at + storedLength(packed));
-      const storedWord = packed + lanes.sealBytes;
-      const segment = await lanes.pack(payload, storedWord, chunks.digests, chunk * 16, start, granules);
-      const offset = lanes.placedAt;
-      references.add(segment);
-      catalog.index.set(chunks.digestWords, chunk * 4, segment, offset, storedWord);
-      statistics.newBytes += plainBytes;
-      await run.append(
-        start,
-        granules,
-        catalog.nameOf(segment),
-        offset,
-        storedWord,
-        0,
-        granules,
-        chunks.digests,
-        chunk * 16,
-      );
+      const { segment, offset, storedWord } = place;
+      const name = packer.nameOf(segment);
+      await run.append(start, granules, name, offset, storedWord, 0, granules, chunks.digests, chunk * digestBytes);
     }
     for (const { first, at, granules } of plan.spans) {
       prints.put(first, slab.newPrints.subarray(at * fingerprintBytes, (at + granules) * fingerprintBytes));
@@ -363,17 +359,17 @@ class Planner {
   }
 
   /**
-   * Plans the next spans into `slab`, as many as it holds, and fills its columns of the parent's
-   * content.
+   * Plans the next spans into `slab`, as many as it holds and `batchBytes` allow, but at least one,
+   * and fills its columns of the parent's content.
    */
-  async next(slab: Slab): Promise<Plan | undefined> {
+  async next(slab: Slab, batchBytes: number): Promise<Plan | undefined> {
     const { baseline, workerPool } = this.#options;
-    const capacity = workerPool.slabs.shared.geometry.slabBytes / granuleBytes;
+    const capacity = Math.min(workerPool.slabs.shared.geometry.slabBytes, batchBytes) / granuleBytes;
     const plan: Plan = { spans: [], reads: [], expectedCount: 0 };
     slab.oldPrints.fill(0);
     for (let at = 0; ; ) {
       this.#next ??= await this.#nextSpan();
-      if (this.#next === undefined || at + this.#next.granules > capacity) break;
+      if (this.#next === undefined || (at > 0 && at + this.#next.granules > capacity)) break;
       const { first, granules, ranges } = this.#next;
       this.#next = undefined;
       plan.spans.push({ first, at, granules });

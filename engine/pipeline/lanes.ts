@@ -26,7 +26,7 @@ import { type Seal, sealBytes } from "../store/format/sealed.ts";
 import type { Store } from "../store/store.ts";
 import { regressed, unknownOutcomesMax, unreachable } from "../store/store.ts";
 import type { Catalog } from "./catalog.ts";
-import type { SealTask } from "./worker.ts";
+import type { SealTask } from "./worker-tasks.ts";
 
 export interface LanesOptions {
   readonly store: Store;

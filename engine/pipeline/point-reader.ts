@@ -19,7 +19,7 @@ import { storedLength } from "../store/format/frame.ts";
 import type { GranuleRange, Pieces, PointMap } from "../store/map/point-map.ts";
 import { pieceDigest, pieceIsZero, windowGranules } from "../store/map/point-map.ts";
 import type { Store } from "../store/store.ts";
-import type { Slab, SlabGeometry } from "./slabs.ts";
+import type { Slab, SlabGeometry, SlabShare } from "./slabs.ts";
 import type { FingerprintSeed } from "./wasm-kernels.ts";
 import type { WorkerPool } from "./worker-pool.ts";
 
@@ -56,6 +56,11 @@ export function pieceIsProved(batch: ProvedBatch, at: number): boolean {
 }
 
 export interface PointConsumer {
+  /**
+   * Told of each window before its data: what the point shows in these ranges. Returns the pieces of
+   * which the data is wanted; undefined: all.
+   */
+  window?(pieces: Pieces, ranges: readonly GranuleRange[]): readonly number[] | undefined;
   /** Data. Batches overlap in time and come in no promised order within a window. */
   data(batch: ProvedBatch): Promise<void>;
   /**
@@ -75,6 +80,11 @@ export interface PointReaderOptions {
   readonly signal?: AbortSignal | undefined;
   /** Keep fingerprints of what was proved, under this seed, in the slab's `newPrints`. */
   readonly seed?: FingerprintSeed | undefined;
+  /**
+   * The pool of a vault to which the chunks are copied. Its slabs are then leased; it digests the
+   * chunks for that vault, to `expected`, if that has other digests, and opens compressed payloads in `data`.
+   */
+  readonly target?: WorkerPool | undefined;
   /**
    * Asked before each range is fetched, with its length: holds the reading up, or ends it with an
    * error. Ranges are then fetched one at a time.
@@ -137,6 +147,11 @@ export class PointReader {
     this.#options = options;
   }
 
+  get #slabs(): SlabShare {
+    const { workerPool, target } = this.#options;
+    return (target ?? workerPool).fetches;
+  }
+
   get bytesRead(): number {
     return this.#bytesRead;
   }
@@ -169,8 +184,8 @@ export class PointReader {
   }
 
   async #read(map: PointMap, windows: AsyncGenerator<Window, void>, consumer: PointConsumer): Promise<void> {
-    const { workerPool, signal, pace } = this.#options;
-    const fetchesMax = pace === undefined ? workerPool.fetches.slabCount : 1;
+    const { signal, pace } = this.#options;
+    const fetchesMax = pace === undefined ? this.#slabs.slabCount : 1;
     const queue: Promise<void>[] = [];
     const push = (work: Promise<void>): void => {
       work.catch(() => undefined); // awaited in order below, or settled in `finally`
@@ -181,9 +196,10 @@ export class PointReader {
         throwIfAborted(signal);
         const pieces = await map.window(from, end, signal, ranges);
         this.#checkBlocks(pieces);
+        const wanted = consumer.window?.(pieces, ranges) ?? unskipped(pieces, consumer);
         if (consumer.zeros !== undefined) await zerosBetween(pieces, ranges, consumer.zeros.bind(consumer));
-        const order = orderByPlace(pieces, unskipped(pieces, consumer));
-        for (const fetch of planFetches(pieces, order, workerPool.fetches.shared.geometry)) {
+        const order = orderByPlace(pieces, wanted);
+        for (const fetch of planFetches(pieces, order, this.#slabs.shared.geometry)) {
           while (queue.length >= fetchesMax) await queue.shift();
           await pace?.(fetch.bytes); // before a slab is leased that others need
           push(this.#fetch(pieces, order, fetch, consumer));
@@ -214,7 +230,7 @@ export class PointReader {
     const order = orderByPlace(pieces, wanted);
     const lowest = (fetch: Fetch): number =>
       order.subarray(fetch.from, fetch.end).reduce((low, piece) => Math.min(low, piece), Infinity);
-    const fetches = planFetches(pieces, order, this.#options.workerPool.fetches.shared.geometry)
+    const fetches = planFetches(pieces, order, this.#slabs.shared.geometry)
       .map((fetch) => ({ ...fetch, lowest: lowest(fetch) }))
       .sort((a, b) => a.lowest - b.lowest);
     return { pieces, order, fetches };
@@ -237,20 +253,23 @@ export class PointReader {
   }
 
   async #fetch(pieces: Pieces, order: Uint32Array, fetch: Fetch, consumer: Pick<PointConsumer, "data">): Promise<void> {
-    const { store, workerPool, signal } = this.#options;
+    const { store, workerPool, target, signal } = this.#options;
     const seal = store.keys?.payloads(fetch.segment);
-    const slab = await workerPool.fetches.acquire(signal);
+    const fetches = this.#slabs;
+    const slab = await fetches.acquire(signal);
     try {
       const chunkOf = new Uint32Array(fetch.end - fetch.from);
       const chunkCount = fillChunkTable(pieces, order, fetch, slab, chunkOf);
       const sealed = seal && { seal, offset: fetch.offset };
       const proof = { slab: slab.number, chunkCount, seed: this.#options.seed, sealed };
+      const decode = async (): Promise<void> =>
+        target === undefined ? await workerPool.decode(proof) : await target.decodeFrom(workerPool, proof);
       let failure = await this.#readRange(fetch, slab, chunkCount);
-      await workerPool.decode(proof);
+      await decode();
       if (failure === undefined && !areProved(slab, chunkCount)) {
         // What was damaged on its way is whole when it is read again; what is damaged at rest is not.
         failure = await this.#readRange(fetch, slab, chunkCount);
-        await workerPool.decode(proof);
+        await decode();
       }
       this.#chunksProved += chunkCount;
       await consumer.data({
@@ -264,7 +283,7 @@ export class PointReader {
         failure,
       });
     } finally {
-      workerPool.fetches.release(slab);
+      fetches.release(slab);
     }
   }
 

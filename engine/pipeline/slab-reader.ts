@@ -2,19 +2,7 @@
 import { readSync } from "node:fs";
 import { systemCode } from "../errors.ts";
 import type { SlabViews } from "./slabs.ts";
-
-export interface ScanSource {
-  readonly descriptor: number;
-  /** In ascending order, in the volume and in `data`. */
-  readonly reads: readonly PlannedRead[];
-}
-
-/** Bytes of the volume, and where in `data` they belong. */
-export interface PlannedRead {
-  readonly offset: number;
-  readonly length: number;
-  readonly at: number;
-}
+import type { ScanSource } from "./worker-tasks.ts";
 
 /**
  * How much is read at a time: it stays in a core's second-level cache until it has been

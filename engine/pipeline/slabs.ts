@@ -52,7 +52,10 @@ export interface SlabViews {
   readonly newPrintWords: Uint32Array;
   /** The batch's chunks, at most one a granule: see `ChunkTable`. */
   readonly chunks: ChunkTable;
-  /** What a lost local state makes us prove by digest: the parent's chunks. */
+  /**
+   * Scan: what a lost local state makes us prove by digest, the parent's chunks. Decode for a copy:
+   * the same chunks' digests in the other vault.
+   */
   readonly expected: ChunkTable;
 }
 
@@ -66,6 +69,9 @@ export interface KernelRoom {
   readonly secretView: Uint8Array;
   readonly key: number;
   readonly keyView: Uint8Array;
+  /** The digest key of another vault, to which chunks are copied. */
+  readonly otherKey: number;
+  readonly otherKeyView: Uint8Array;
   /** One digest. */
   readonly digest: number;
   readonly digestView: Uint8Array;
@@ -98,7 +104,7 @@ function granulesPerSlab(geometry: SlabGeometry): number {
 }
 
 const keyBytes = 32;
-const kernelRoomBytes: number = secretBytes + keyBytes + digestBytes + treeBytes;
+const kernelRoomBytes: number = secretBytes + 2 * keyBytes + digestBytes + treeBytes;
 const wasmPageBytes = 65_536;
 
 function slabStride(geometry: SlabGeometry): number {
@@ -168,6 +174,7 @@ export function viewSlabs(shared: SharedSlabs): SlabViews[] {
     const newAt = take(count * fingerprintBytes);
     const secretAt = take(secretBytes);
     const keyAt = take(keyBytes);
+    const otherKeyAt = take(keyBytes);
     const digestAt = take(digestBytes);
     const treeAt = take(treeBytes);
     return {
@@ -179,6 +186,8 @@ export function viewSlabs(shared: SharedSlabs): SlabViews[] {
         secretView: new Uint8Array(memory, secretAt, secretBytes),
         key: keyAt,
         keyView: new Uint8Array(memory, keyAt, keyBytes),
+        otherKey: otherKeyAt,
+        otherKeyView: new Uint8Array(memory, otherKeyAt, keyBytes),
         digest: digestAt,
         digestView: new Uint8Array(memory, digestAt, digestBytes),
         tree: treeAt,
@@ -240,9 +249,14 @@ export class SlabPool {
     return slab;
   }
 
-  /** Lays the digest key of the vault that leases a slab into it, where the threads find it. */
-  placeKey(slab: number, digestKey: Uint8Array): void {
-    this.#slabs[slab]?.kernel.keyView.set(digestKey);
+  /**
+   * Lays the digest key of the vault whose content a slab holds into it, where the threads find it,
+   * and the key of the vault to which the content is copied.
+   */
+  placeKeys(slab: number, digestKey: Uint8Array, otherKey?: Uint8Array): void {
+    const { keyView, otherKeyView } = this.#slabs[slab]?.kernel ?? {};
+    keyView?.set(digestKey);
+    if (otherKey !== undefined) otherKeyView?.set(otherKey);
   }
 
   release(slab: Slab): void {

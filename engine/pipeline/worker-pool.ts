@@ -13,12 +13,20 @@ import assert from "node:assert/strict";
 import { availableParallelism } from "node:os";
 import type { Piscina } from "piscina";
 import { TidemarkError } from "../errors.ts";
-import { fromHex } from "../store/format/checksum.ts";
+import { fromHex, sameBytes } from "../store/format/checksum.ts";
 import type { DigestName, VaultDocument } from "../store/format/documents.ts";
 import { workerTiming } from "../timing.ts";
 import { fetchGeometry, type SlabGeometry, SlabPool, SlabShare, scanGeometry } from "./slabs.ts";
 import { compiledKernels } from "./wasm-kernels.ts";
-import type { CompressTask, DecodeTask, ScanResult, ScanTask, SealTask, WorkerSetup, WorkerTask } from "./worker.ts";
+import type {
+  CompressTask,
+  DecodeTask,
+  ScanResult,
+  ScanTask,
+  SealTask,
+  WorkerSetup,
+  WorkerTask,
+} from "./worker-tasks.ts";
 
 /** What the threads have to know of a vault. */
 interface VaultParameters {
@@ -145,7 +153,7 @@ export class WorkerPool implements AsyncDisposable {
   }
 
   async scan(task: Omit<ScanTask, "kind" | "digest">): Promise<ScanResult> {
-    this.#threads.slabs.placeKey(task.slab, this.#digestKey);
+    this.#threads.slabs.placeKeys(task.slab, this.#digestKey);
     const result = await this.#run({ kind: "scan", digest: this.#digest, ...task });
     if (result === undefined) throw new TidemarkError("INTERNAL", "a scan gave no result");
     return result;
@@ -155,9 +163,24 @@ export class WorkerPool implements AsyncDisposable {
     await this.#run({ kind: "compress", ...task });
   }
 
-  async decode(task: Omit<DecodeTask, "kind" | "digest">): Promise<void> {
-    this.#threads.fetches.placeKey(task.slab, this.#digestKey);
+  async decode(task: Omit<DecodeTask, "kind" | "digest" | "other">): Promise<void> {
+    this.#threads.fetches.placeKeys(task.slab, this.#digestKey);
     await this.#run({ kind: "decode", digest: this.#digest, ...task });
+  }
+
+  /**
+   * Decodes chunks of the vault of `source` that are copied to this one, in a slab of this pool, and
+   * digests them for this one where that has other digests.
+   */
+  async decodeFrom(source: WorkerPool, task: Omit<DecodeTask, "kind" | "digest" | "other">): Promise<void> {
+    this.#threads.fetches.placeKeys(task.slab, source.#digestKey, this.#digestKey);
+    const other = this.hasDigestsOf(source) ? undefined : this.#digest;
+    await this.#run({ kind: "decode", digest: source.#digest, other, ...task });
+  }
+
+  /** Whether a chunk has the same digest in both vaults. */
+  hasDigestsOf(other: WorkerPool): boolean {
+    return this.#digest === other.#digest && sameBytes(this.#digestKey, other.#digestKey);
   }
 
   async seal(task: Omit<SealTask, "kind">): Promise<void> {

@@ -18,7 +18,7 @@ import { copyBytes } from "../copy-bytes.ts";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
 import type { DigestName } from "../store/format/documents.ts";
 import { frameHeaderBytes, payloadAlignment, storedLength, storedLz4Flag } from "../store/format/frame.ts";
-import { type PayloadSeal, payloadSeals, type Seal, sealInPlace, unseal } from "../store/format/sealed.ts";
+import { type PayloadSeal, payloadSeals, sealInPlace, unseal } from "../store/format/sealed.ts";
 import {
   createDigest,
   type DigestKernel,
@@ -28,88 +28,20 @@ import {
   sameWords,
 } from "./kernels.ts";
 import { packChunk, unpackChunk } from "./lz4.ts";
-import { type ScanSource, SlabReader } from "./slab-reader.ts";
-import type { SharedSlabs, SlabViews } from "./slabs.ts";
+import { SlabReader } from "./slab-reader.ts";
+import type { KernelRoom, SlabViews } from "./slabs.ts";
 import { viewSlabs } from "./slabs.ts";
-import type { FingerprintSeed, WasmModule } from "./wasm-kernels.ts";
+import type { FingerprintSeed } from "./wasm-kernels.ts";
 import { expandSeed, openWasmKernels } from "./wasm-kernels.ts";
-
-export interface WorkerSetup {
-  /** For scan and compress. */
-  readonly slabs: SharedSlabs;
-  /** For decode. */
-  readonly fetches: SharedSlabs;
-  /** Compiled by the main thread. */
-  readonly code: WasmModule;
-}
-
-export interface ScanTask {
-  readonly kind: "scan";
-  readonly slab: number;
-  /** The vault's digest. Its key lies in the slab. */
-  readonly digest: DigestName;
-  /** What lies in `data`, in ascending order; no chunk reaches beyond one. */
-  readonly spans: readonly SlabSpan[];
-  /** Entries of `expected` that hold for what the parent point held there. */
-  readonly expectedCount: number;
-  readonly seed: FingerprintSeed;
-  /** What granules that are not `present` are: zeros, or as the parent has them. */
-  readonly scope: "whole" | "named";
-  /** Compress each chunk at once, while it lies in the core's cache; its state is then 2. */
-  readonly compresses?: boolean | undefined;
-  /** What to read into `data` first; absent, it is there already. */
-  readonly source?: ScanSource | undefined;
-}
-
-/** Granules of one block, from granule `at` of the slab on. */
-export interface SlabSpan {
-  readonly at: number;
-  readonly granules: number;
-}
-
-export interface ScanResult {
-  /** False: a read failed or ended early, and nothing else counts. */
-  readonly isRead: boolean;
-  readonly chunkCount: number;
-  /** Granules that differ from the parent's, and those of them that are now zero. */
-  readonly changedGranules: number;
-  readonly zeroedGranules: number;
-}
-
-export interface CompressTask {
-  readonly kind: "compress";
-  readonly slab: number;
-  readonly chunkCount: number;
-}
-
-export interface DecodeTask {
-  readonly kind: "decode";
-  readonly slab: number;
-  /** As in `ScanTask`. */
-  readonly digest: DigestName;
-  readonly chunkCount: number;
-  /**
-   * Fill `newPrints` for what was proved, granule by granule of `out`; without a seed only zero
-   * granules are told, as all-zero prints.
-   */
-  readonly seed?: FingerprintSeed | undefined;
-  /** In an encrypted vault: the seal of the segment, and where in it `data` begins. */
-  readonly sealed?: { readonly seal: Seal; readonly offset: number } | undefined;
-}
-
-export interface SealTask {
-  readonly kind: "seal";
-  /** Payloads follow its header, with room for their seals. */
-  readonly frame: SharedArrayBuffer;
-  /** Of the payloads, with the length that they have when they are sealed. */
-  readonly storedWords: Uint32Array;
-  /** Of the frame in its segment. */
-  readonly offset: number;
-  /** Of the segment's payloads: see `payloadSeal`. */
-  readonly seal: Seal;
-}
-
-export type WorkerTask = ScanTask | CompressTask | DecodeTask | SealTask;
+import type {
+  CompressTask,
+  DecodeTask,
+  ScanResult,
+  ScanTask,
+  SealTask,
+  WorkerSetup,
+  WorkerTask,
+} from "./worker-tasks.ts";
 
 const setup = workerData as WorkerSetup;
 const slabs = viewSlabs(setup.slabs);
@@ -124,9 +56,14 @@ const zeros = Buffer.alloc(granuleBytes);
 const scratch = new Uint8Array(digestBytes);
 const scratchWords = new Uint32Array(scratch.buffer);
 
-/** The digest of the running task where it is not BLAKE3. A thread runs one task at a time. */
-let library: DigestKernel | undefined;
-let opened: { readonly digest: DigestName; readonly key: Buffer; readonly kernel: DigestKernel } | undefined;
+/** A vault's digest: a kernel of the libraries, or our own BLAKE3 with the key at this address. */
+type Digester = DigestKernel | number;
+
+/** The digest of the running task. A thread runs one task at a time. */
+let digester: Digester = 0;
+/** Kernels of the libraries by digest and key. A copy takes turns with two. */
+const opened = new Map<string, DigestKernel>();
+const openedMax = 8;
 
 let expanded: { readonly seed: FingerprintSeed; readonly secret: Uint8Array } | undefined;
 
@@ -155,13 +92,16 @@ function placeSecret(slab: SlabViews, seed: FingerprintSeed): void {
   slab.kernel.secretView.set(expanded.secret);
 }
 
-/** What computes a digest of the libraries with the key in the slab; the last one is kept. */
-async function openLibrary({ digest: name }: ScanTask | DecodeTask, { kernel }: SlabViews): Promise<DigestKernel> {
-  if (opened?.digest !== name || !opened.key.equals(kernel.keyView)) {
-    const key = Buffer.from(kernel.keyView);
-    opened = { digest: name, key, kernel: await createDigest(name, key) };
-  }
-  return opened.kernel;
+/** What computes a digest of the libraries with a key that lies in a slab. */
+async function openLibrary(name: DigestName, keyView: Uint8Array): Promise<DigestKernel> {
+  const key = Buffer.from(keyView);
+  const id = `${name} ${key.toString("hex")}`;
+  const found = opened.get(id);
+  if (found !== undefined) return found;
+  const kernel = await createDigest(name, key);
+  if (opened.size >= openedMax) opened.clear();
+  opened.set(id, kernel);
+  return kernel;
 }
 
 /** Digests granules [from, end) of `data` or `out` to `into[at …]`. */
@@ -172,19 +112,14 @@ function digest(
   end: number,
   into: Uint8Array,
   at: number,
+  by: Digester = digester,
 ): void {
   const { kernel } = slab;
-  if (library !== undefined) {
-    library(slab[region].subarray(from * granuleBytes, end * granuleBytes), into, at);
+  if (typeof by !== "number") {
+    by(slab[region].subarray(from * granuleBytes, end * granuleBytes), into, at);
     return;
   }
-  kernels[region].digestGranules(
-    kernel[region] + from * granuleBytes,
-    end - from,
-    kernel.digest,
-    kernel.key,
-    kernel.tree,
-  );
+  kernels[region].digestGranules(kernel[region] + from * granuleBytes, end - from, kernel.digest, by, kernel.tree);
   into.set(kernel.digestView, at);
 }
 
@@ -362,13 +297,21 @@ function compressChunk({ chunks, data, kernel }: SlabViews, index: number): void
 
 /**
  * Decodes payloads at `offsets` of `data` to granule `start` of `out`. Result: `state` of each
- * chunk, `newPrints` of each granule.
+ * chunk, and `newPrints` of each granule, or in a copy digests by `other`. A compressed payload is
+ * then open where it lies.
  */
-function decode(task: DecodeTask): void {
+function decode(task: DecodeTask, other: Digester | undefined): void {
   const slab = slabOf(task);
   const sealAt = sealsOf(task);
-  for (let index = 0; index < task.chunkCount; index += 1)
-    slab.chunks.state[index] = decodeChunk(slab, index, sealAt) ? 1 : 2;
+  for (let index = 0; index < task.chunkCount; index += 1) {
+    const isProved = decodeChunk(slab, index, sealAt);
+    slab.chunks.state[index] = isProved ? 1 : 2;
+    if (!isProved || other === undefined) continue;
+    const start = slab.chunks.start[index] ?? 0;
+    const end = start + (slab.chunks.granules[index] ?? 0);
+    digest(slab, "out", start, end, slab.expected.digests, index * digestBytes, other);
+  }
+  if (other !== undefined) return;
   if (task.seed !== undefined) placeSecret(slab, task.seed);
   for (let index = 0; index < task.chunkCount; index += 1) {
     if (slab.chunks.state[index] !== 1) continue;
@@ -444,14 +387,27 @@ export default function run(task: WorkerTask): ScanResult | undefined | Promise<
     sealFrame(task);
     return undefined;
   }
-  if (task.digest === "blake3") return perform(task, undefined);
-  return openLibrary(task, slabOf(task)).then((kernel) => perform(task, kernel));
+  const { kernel } = slabOf(task);
+  const other = task.kind === "decode" ? task.other : undefined;
+  const isOurs = task.digest === "blake3" && (other === undefined || other === "blake3");
+  if (isOurs) return perform(task, kernel.key, other && kernel.otherKey);
+  return performWithLibraries(task, kernel, other);
 }
 
-function perform(task: ScanTask | DecodeTask, digestLibrary: DigestKernel | undefined): ScanResult | undefined {
-  library = digestLibrary;
+async function performWithLibraries(
+  task: ScanTask | DecodeTask,
+  kernel: KernelRoom,
+  other: DigestName | undefined,
+): Promise<ScanResult | undefined> {
+  const open = async (name: DigestName, key: "key" | "otherKey"): Promise<Digester> =>
+    name === "blake3" ? kernel[key] : await openLibrary(name, kernel[`${key}View`]);
+  return perform(task, await open(task.digest, "key"), other && (await open(other, "otherKey")));
+}
+
+function perform(task: ScanTask | DecodeTask, by: Digester, other: Digester | undefined): ScanResult | undefined {
+  digester = by;
   if (task.kind === "decode") {
-    decode(task);
+    decode(task, other);
     return undefined;
   }
   giveWay();

@@ -17,7 +17,9 @@ import { volumeBytesMax } from "../limits.ts";
 import type { Notice } from "../notice.ts";
 import type { Baseline } from "../pipeline/baseline.ts";
 import { changedBaseline, emptyBaseline, FingerprintBaseline, MapBaseline } from "../pipeline/baseline.ts";
+import { type CaptureSource, captured } from "../pipeline/capture.ts";
 import { loadCatalog } from "../pipeline/catalog.ts";
+import type { PointContent } from "../pipeline/packer.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
 import { type OperationOptions, paced } from "../progress.ts";
@@ -27,7 +29,7 @@ import { disksPrefix, encodeDiskName, vaultName } from "../store/format/names.ts
 import { PointMap } from "../store/map/point-map.ts";
 import type { Store } from "../store/store.ts";
 import type { ChangeSource, Consistency, Volume } from "../volume.ts";
-import type { Shipment, Shipped } from "./session.ts";
+import type { Shipped } from "./session.ts";
 import { Session } from "./session.ts";
 
 /**
@@ -44,51 +46,55 @@ const cyclesMax = 4;
 export async function replicate(
   context: VaultContext,
   options: ReplicateOptions,
-  series?: Series,
+  catalog: CatalogUse = "own",
 ): Promise<ReplicateSummary> {
   encodeDiskName(options.disk); // refuses a bad name before anything is touched
   const disk = options.disk.normalize("NFC");
   const startedAt = performance.now();
   const trust: Trust = { prints: true, parent: true };
   for (let attempt = 1; ; attempt += 1) {
-    const cycle = new Cycle(context, { ...options, disk }, { ...trust }, series);
+    const cycle = new Cycle(context, { ...options, disk }, { ...trust }, catalog);
     try {
       const summary = await cycle.run();
       return { ...summary, elapsedMs: Math.round(performance.now() - startedAt) };
     } catch (error) {
-      if (attempt >= cyclesMax) throw error;
-      if (cycle.printsBroken) {
-        trust.prints = false;
-        options.onNotice?.({
-          code: "STATE_LOST",
-          message: "local fingerprints are damaged: the cycle starts again and compares with the vault",
-        });
-      } else if (trust.parent && isMapDamage(error, disk)) {
-        trust.parent = false;
-        options.onNotice?.({
-          code: "PARENT_DAMAGED",
-          message: `${error.message}; the cycle starts again and makes a point that does not build on it`,
-        });
-      } else if (hasCode(error, "STORE_REGRESSED") && error.detail["object"] !== vaultName) {
-        options.onNotice?.({ code: "STORE_REGRESSED", message: `${error.message}; the cycle starts again` });
-      } else {
-        throw error;
-      }
+      const notice = cycle.printsBroken && attempt < cyclesMax ? printsBroken : restartOf(error, disk, trust, attempt);
+      if (notice === printsBroken) trust.prints = false;
+      options.onNotice?.(notice);
     }
   }
 }
 
+const printsBroken: Notice = {
+  code: "STATE_LOST",
+  message: "local fingerprints are damaged: the cycle starts again and compares with the vault",
+};
+
 /**
- * A cycle that is one of many in this process: they share the vault's catalog, so that it is not
- * loaded and saved for each.
+ * What a cycle that ended with `error` starts again for, once `trust` is what it may still build
+ * on. Throws `error` when it does not.
  */
-export interface Series {
-  /** The cut that a point of another vault was made by. */
-  readonly cut?: Pick<Shipment, "timeMs" | "application" | "group">;
+export function restartOf(error: unknown, disk: string, trust: Pick<Trust, "parent">, attempt: number): Notice {
+  if (attempt >= cyclesMax) throw error;
+  if (trust.parent && isMapDamage(error, disk)) {
+    trust.parent = false;
+    return {
+      code: "PARENT_DAMAGED",
+      message: `${error.message}; the cycle starts again and makes a point that does not build on it`,
+    };
+  }
+  if (!hasCode(error, "STORE_REGRESSED") || error.detail["object"] === vaultName) throw error;
+  return { code: "STORE_REGRESSED", message: `${error.message}; the cycle starts again` };
 }
 
+/**
+ * The dedup index of a cycle: `own`, loaded and saved for this cycle, or `shared` with the other
+ * cycles of this process.
+ */
+export type CatalogUse = "own" | "shared";
+
 /** What a cycle may build on. */
-interface Trust {
+export interface Trust {
   prints: boolean;
   /**
    * The newest point's map. Without it the new point lists everything anew; chunks that the vault
@@ -111,7 +117,7 @@ class Cycle {
   readonly #context: VaultContext;
   readonly #options: ReplicateOptions;
   readonly #trust: Trust;
-  readonly #series: Series | undefined;
+  readonly #catalog: CatalogUse;
   readonly #state: LocalState;
   readonly #notify: (notice: Notice) => void;
   #session: Session | undefined;
@@ -119,9 +125,9 @@ class Cycle {
   /** Closers of what is open, called in reverse order. */
   readonly #closing: (() => Promise<void>)[] = [];
 
-  constructor(context: VaultContext, options: ReplicateOptions, trust: Trust, series: Series | undefined) {
+  constructor(context: VaultContext, options: ReplicateOptions, trust: Trust, catalog: CatalogUse) {
     this.#context = context;
-    this.#series = series;
+    this.#catalog = catalog;
     this.#options = options;
     this.#trust = trust;
     this.#notify = options.onNotice ?? (() => undefined);
@@ -160,7 +166,7 @@ class Cycle {
       disk,
       source: volume instanceof FileVolume ? volume.identity().path : volume.description,
       loadCatalog: async (store, signal) =>
-        this.#series === undefined
+        this.#catalog === "own"
           ? await loadCatalog(this.#context, store, { folder: this.#state.vaultFolder, onNotice: this.#notify, signal })
           : await this.#context.sharedCatalog(store, this.#notify),
       onNotice: this.#notify,
@@ -170,7 +176,7 @@ class Cycle {
     this.#closing.push(async () => await session.close());
     const named = this.#beginChanges(session);
     await volume.beginScan?.();
-    const cut = this.#series?.cut ?? { timeMs: Date.now() };
+    const timeMs = Date.now();
     const volumeBytes = await volume.sizeBytes();
     checkSize(volume.description, disk, volumeBytes, session.newest);
     const parent = this.#trust.parent ? await session.manifest() : undefined;
@@ -185,14 +191,16 @@ class Cycle {
     this.#closing.push(async () => await prints.discard());
     const progress = paced(this.#options.onProgress);
     const shipped = await session.ship({
-      volume: named ?? volume,
-      volumeBytes,
-      ...cut,
+      content: capturedInto(this.#context, {
+        volume: named ?? volume,
+        volumeBytes,
+        baseline: named === undefined ? this.#openBaseline(session, parent, reader, seed) : changedBaseline,
+        scope: named === undefined ? "whole" : "named",
+        seed,
+        prints,
+      }),
+      timeMs,
       parent,
-      baseline: named === undefined ? this.#openBaseline(session, parent, reader, seed) : changedBaseline,
-      scope: named === undefined ? "whole" : "named",
-      seed,
-      prints,
       consistency: async () => await this.#judge(),
       beforeHead: async (id, isReread) => {
         // What was read twice may have changed in between, and the point shows the later content.
@@ -206,7 +214,7 @@ class Cycle {
     this.#options.changes?.committed(shipped.point.id);
     await this.#state.keepOnly(shipped.point.id);
     if (volume instanceof FileVolume) await this.#state.rememberSource(volume.identity());
-    if (this.#series === undefined)
+    if (this.#catalog === "own")
       await this.#state.saveCache(
         async (folder) => await session.catalog.save(folder, fromHex(this.#context.document.vault)),
       );
@@ -258,6 +266,11 @@ class Cycle {
     }
     return consistency;
   }
+}
+
+/** A volume as the content of a point of this vault. */
+export function capturedInto(context: VaultContext, source: CaptureSource): PointContent {
+  return captured(source, { blockBytes: context.document.blockBytes, workerPool: context.workerPool() });
 }
 
 /** A baseline that compares with the parent's map in the vault. */

@@ -3,7 +3,7 @@
  * releasing it. A session holds what cycles share (writer lease, catalog, lanes, the numbering of
  * map objects, the newest manifest) and ships each cycle:
  *
- *     capture ─ flush frames ─ write map ─ write manifest ─ mark head ─ prove ─ swap head = committed
+ *     fill run ─ flush frames ─ write map ─ write manifest ─ mark head ─ prove ─ swap head = committed
  *
  * Invariant: data is durable before the manifest that refers to it, and the manifest before the
  * head. A cycle that ends early leaves bytes that nothing refers to. Its session is then over,
@@ -14,14 +14,11 @@ import { watchedStore } from "../disk/source/head-watch.ts";
 import { hasCode, isGone, TidemarkError, throwIfAborted } from "../errors.ts";
 import { timeMsMax } from "../limits.ts";
 import type { Notice } from "../notice.ts";
-import type { Baseline } from "../pipeline/baseline.ts";
-import type { CaptureOptions, CaptureStatistics } from "../pipeline/capture.ts";
-import { capture } from "../pipeline/capture.ts";
-import { captureForbidden } from "../pipeline/capture-forbidden.ts";
 import type { Catalog } from "../pipeline/catalog.ts";
 import { Lanes } from "../pipeline/lanes.ts";
+import type { PointContent, RunParts, RunStatistics } from "../pipeline/packer.ts";
+import { reship } from "../pipeline/reship.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
-import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
 import { fromHex } from "../store/format/checksum.ts";
 import type {
   ApplicationRecord,
@@ -43,7 +40,7 @@ import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store, storeRegressed } from "../store/store.ts";
 import { collectionTiming } from "../timing.ts";
 import { tidemarkVersion } from "../version.ts";
-import type { Consistency, Volume } from "../volume.ts";
+import type { Consistency } from "../volume.ts";
 
 export interface SessionOptions {
   readonly disk: string;
@@ -56,16 +53,11 @@ export interface SessionOptions {
 
 /** What a cycle ships. */
 export interface Shipment {
-  readonly volume: Volume;
-  readonly volumeBytes: number;
+  readonly content: PointContent;
   /** Time of the cut. */
   readonly timeMs: number;
   /** What the new point builds on; undefined, it lists everything anew. */
   readonly parent: ManifestDocument | undefined;
-  readonly baseline: Baseline;
-  readonly scope: CaptureOptions["scope"];
-  readonly seed: FingerprintSeed;
-  readonly prints: CaptureOptions["prints"];
   /** Asked once everything has been read. */
   readonly consistency: () => Promise<Consistency>;
   readonly application?: ApplicationRecord | null;
@@ -86,7 +78,7 @@ export interface Shipment {
 
 export interface Shipped {
   readonly point: PointRecord;
-  readonly statistics: CaptureStatistics;
+  readonly statistics: RunStatistics;
   readonly storedBytes: number;
   readonly metadataBytes: number;
   readonly requests: number;
@@ -299,27 +291,26 @@ export class Session implements AsyncDisposable {
     try {
       await this.#adoptCollection(signal);
       const { collection } = this.#writerLease.head;
-      const capturing: CaptureOptions = {
-        ...shipment,
-        blockBytes: this.#context.document.blockBytes,
-        workerPool: this.#context.workerPool(),
+      const { content } = shipment;
+      const { volumeBytes } = content;
+      const parts: RunParts = {
         catalog: this.catalog,
         lanes: this.#lanes,
         run,
         references,
         onProgress: (doneBytes) => shipment.onProgress?.(doneBytes, storedBytes()),
-        betweenSlabs: async () => await this.#acknowledgeNowAndThen(signal),
+        betweenBatches: async () => await this.#acknowledgeNowAndThen(signal),
         signal,
       };
-      const statistics = await capture(capturing);
+      const statistics = await content.fill(parts);
       const isReread =
-        collection !== this.#writerLease.head.collection && (await this.#captureAgain(capturing, again, statistics));
+        collection !== this.#writerLease.head.collection && (await this.#reship(content, parts, again, statistics));
       shipment.onCaptured?.();
       await this.#lanes.flush();
       const deltas = [await again.finish(), await run.finish()].filter((delta) => delta !== undefined);
       shipment.onShipped?.();
       const older = shipment.parent?.runs ?? [];
-      const runs = await mergeStack(this.#objects, [...deltas, ...older], shipment.volumeBytes);
+      const runs = await mergeStack(this.#objects, [...deltas, ...older], volumeBytes);
       const { newest } = this;
       const manifest: ManifestDocument = {
         vault: this.#context.document.vault,
@@ -331,7 +322,7 @@ export class Session implements AsyncDisposable {
         consistency: await shipment.consistency(),
         application: shipment.application ?? null,
         group: shipment.group ?? null,
-        volumeBytes: shipment.volumeBytes,
+        volumeBytes,
         statistics: { ...statistics, storedBytes: storedBytes() },
         runs,
         writtenBy: `tidemark ${tidemarkVersion}`,
@@ -354,15 +345,15 @@ export class Session implements AsyncDisposable {
   }
 
   /**
-   * Ships again, on top of the capture, the captured chunks that are condemned by now. Returns
-   * whether there were any.
+   * Ships again, on top of the run, its chunks that are condemned by now. Returns whether there were
+   * any.
    */
-  async #captureAgain(capturing: CaptureOptions, again: RunWriter, statistics: CaptureStatistics): Promise<boolean> {
-    const delta = await capturing.run.finish();
+  async #reship(content: PointContent, parts: RunParts, again: RunWriter, statistics: RunStatistics): Promise<boolean> {
+    const delta = await parts.run.finish();
     if (delta === undefined) return false;
     const { store, vaultId, disk } = this.#objects;
-    const captured = new PointMap(store, vaultId, disk, { volumeBytes: capturing.volumeBytes, runs: [delta] });
-    const { scannedBytes, newBytes } = await captureForbidden(capturing, store, captured, again);
+    const filled = new PointMap(store, vaultId, disk, { volumeBytes: content.volumeBytes, runs: [delta] });
+    const { scannedBytes, newBytes } = await reship(content, parts, store, filled, again);
     // These chunks were counted as known. Chunks that were new and became damaged meanwhile stay
     // counted once.
     const known = Math.min(newBytes, statistics.dedupedBytes);

@@ -91,9 +91,9 @@ describe("each live case proves its point and tells what it measured", () => {
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
     const report = await runBench(options("front", { seconds: 0.2 }));
     await expectWhole(report);
-    expect(report.steps).toHaveLength(18);
+    expect(report.steps).toHaveLength(30);
     expect(report.steps.filter(({ role }) => role === "yardstick")).toHaveLength(6);
-    expect(report.marks).toHaveLength(19);
+    expect(report.marks).toHaveLength(37);
     expect(report.counts["cuts"]).toBe(5);
     expect(report.counts["writesMeanwhile"]).toBeGreaterThan(0);
   });

@@ -18,8 +18,10 @@ describe("targets.yaml", () => {
     for (const kind of benchKinds) {
       expect(Object.keys(targets[kind]).length, kind).toBeGreaterThan(0);
       for (const name of Object.keys(targets[kind])) {
-        // The code puts the pattern in front of ", of qemu-nbd".
-        const parts = name.split(/(?<=k|m)(?=, of qemu-nbd$)/);
+        // The code puts the pattern in front of ", of qemu-nbd", and the store behind "draining".
+        const parts = name.split(
+          /(?<=k|m)(?=, of qemu-nbd$)|(?<=^draining)(?=, into)|(?<=^draining.*)(?=, (?:p99 )?of idle)/,
+        );
         expect(
           parts.filter((part) => !code.includes(part)),
           `${kind}: ${name}`,

@@ -2,7 +2,7 @@
  * Copy-before-write area: the old content of granules that are overwritten while a cut is captured.
  * It lies in memory first, then in a spill file.
  *
- *     memory   pages of 1 MiB, made on demand; `pooledPagesKept` of them are kept for the next cut
+ *     memory   pages of 1 MiB, made on demand, of `oldContentBytesMax` for all disks of the process
  *     spill    a file in a folder of the caller's choice, unlinked as soon as it is open, so it vanishes
  *              with the process
  *     table    about 50 bytes a granule kept: 50 MiB when 4 GiB are spilled
@@ -14,14 +14,44 @@ import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
 import { unlink } from "node:fs/promises";
+import { totalmem } from "node:os";
 import path from "node:path";
 import { TidemarkError } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
 import { fileError, PositionalFile } from "../source/positional-file.ts";
 
 const pageGranules = 256;
-/** Pages that stay when a cut ends: what a disk of moderate churn needs again at once. */
-const pooledPagesKept = 4;
+const pageBytes: number = pageGranules * granuleBytes;
+/** Pages that stay when cuts end: what disks of moderate churn need again at once. */
+const idlePagesMax = 32;
+
+/** Memory for the old content of all disks of a process. */
+export const oldContentBytesMax: number = Math.min(128 * 1024 * 1024, Math.floor(totalmem() / 16));
+
+/** Pages that the disks of a process lend from and give back. */
+class Pages {
+  readonly #idle: Uint8Array[] = [];
+  #lent = 0;
+
+  take(): Uint8Array | undefined {
+    if (this.#lent >= Math.floor(oldContentBytesMax / pageBytes)) return undefined;
+    this.#lent += 1;
+    return this.#idle.pop() ?? new Uint8Array(pageBytes);
+  }
+
+  give(pages: readonly Uint8Array[]): void {
+    this.#lent -= pages.length;
+    this.#idle.push(...pages.slice(0, idlePagesMax - this.#idle.length));
+  }
+}
+
+const shared = new Pages();
+
+/** Neighbouring granules of one page. */
+export interface PooledRun {
+  readonly slot: number;
+  readonly count: number;
+}
 
 /**
  * The memory of one disk for old content. It outlives the cuts, which use it one after the other.
@@ -29,6 +59,7 @@ const pooledPagesKept = 4;
 export class GranulePool {
   readonly granulesMax: number;
   readonly #pages: Uint8Array[] = [];
+  /** A run that is given back lies here in ascending order. */
   readonly #free: number[] = [];
   #next = 0;
 
@@ -36,37 +67,49 @@ export class GranulePool {
     this.granulesMax = Math.floor(bytesMax / granuleBytes);
   }
 
-  /** The number of a free granule, or undefined when all are taken. */
-  take(): number | undefined {
-    const freed = this.#free.pop();
-    if (freed !== undefined) return freed;
-    if (this.#next === this.granulesMax) return undefined;
-    const slot = this.#next;
-    this.#next += 1;
-    const page = Math.floor(slot / pageGranules);
-    if (page === this.#pages.length) {
-      this.#pages.push(new Uint8Array(Math.min(pageGranules, this.granulesMax - page * pageGranules) * granuleBytes));
+  /** Up to `most` free neighbours, or undefined when none is free. */
+  take(most: number): PooledRun | undefined {
+    let slot = this.#free.pop();
+    if (slot === undefined) return this.#takeNew(most);
+    let count = 1;
+    while (count < most && slot % pageGranules > 0 && this.#free.at(-1) === slot - 1) {
+      this.#free.pop();
+      slot -= 1;
+      count += 1;
     }
-    return slot;
+    return { slot, count };
   }
 
-  give(slot: number): void {
-    this.#free.push(slot);
+  #takeNew(most: number): PooledRun | undefined {
+    const slot = this.#next;
+    if (slot === this.granulesMax) return undefined;
+    if (slot === this.#pages.length * pageGranules) {
+      const page = shared.take();
+      if (page === undefined) return undefined;
+      this.#pages.push(page);
+    }
+    const count = Math.min(most, this.#pages.length * pageGranules - slot, this.granulesMax - slot);
+    this.#next += count;
+    return { slot, count };
   }
 
-  /** The memory of a granule that has been taken. */
-  view(slot: number): Uint8Array {
+  give({ slot, count }: PooledRun): void {
+    for (let given = slot; given < slot + count; given += 1) this.#free.push(given);
+  }
+
+  /** The memory of a run that has been taken. */
+  view({ slot, count }: PooledRun): Uint8Array {
     const page = this.#pages[Math.floor(slot / pageGranules)];
     assert(page !== undefined, "a granule of the pool is looked at after it was taken");
     const at = (slot % pageGranules) * granuleBytes;
-    return page.subarray(at, at + granuleBytes);
+    return page.subarray(at, at + count * granuleBytes);
   }
 
   /** Everything is free again. */
   reset(): void {
     this.#free.length = 0;
     this.#next = 0;
-    this.#pages.length = Math.min(this.#pages.length, pooledPagesKept);
+    shared.give(this.#pages.splice(0));
   }
 }
 
@@ -114,6 +157,11 @@ export class CopyBeforeWriteArea {
     return this.#spilled * granuleBytes;
   }
 
+  /** Part of all room, in memory and in the file, that is taken: 0 to 1. */
+  get usedShare(): number {
+    return this.#used / Math.max(1, this.#granulesMax);
+  }
+
   has(granule: number): boolean {
     return this.#places.has(granule);
   }
@@ -136,24 +184,30 @@ export class CopyBeforeWriteArea {
   }
 
   /**
-   * Keeps a granule in memory if `fill` can say at once what it held. False: there is no memory
-   * left, or it cannot.
+   * Keeps `count` granules from `first` on in memory if `fill` can say at once what they held, run by
+   * run. False: there is no memory left, or it cannot; what has been kept by then is kept.
    */
-  tryKeep(granule: number, fill: (into: Uint8Array) => boolean): boolean {
-    if (this.#used + this.#reserved === this.#granulesMax) return false;
-    const slot = this.#pool.take();
-    if (slot === undefined) return false;
-    let filled = false;
-    try {
-      filled = fill(this.#pool.view(slot));
-    } finally {
-      if (!filled) this.#pool.give(slot);
+  tryKeep(first: number, count: number, fill: (granule: number, into: Uint8Array) => boolean): boolean {
+    if (this.#used + this.#reserved + count > this.#granulesMax) return false;
+    for (let done = 0; done < count; ) {
+      const run = this.#pool.take(count - done);
+      if (run === undefined) return false;
+      let filled = false;
+      try {
+        filled = fill(first + done, this.#pool.view(run));
+      } finally {
+        if (!filled) this.#pool.give(run);
+      }
+      if (!filled) return false;
+      this.#place(first + done, run);
+      done += run.count;
     }
-    if (filled) {
-      this.#used += 1;
-      this.#places.set(granule, slot);
-    }
-    return filled;
+    return true;
+  }
+
+  #place(first: number, { slot, count }: PooledRun): void {
+    for (let index = 0; index < count; index += 1) this.#places.set(first + index, slot + index);
+    this.#used += count;
   }
 
   /**
@@ -165,13 +219,13 @@ export class CopyBeforeWriteArea {
     const count = bytes.byteLength / granuleBytes;
     assert(Number.isInteger(count) && count > 0, "whole granules are kept");
     this.unreserve(count);
-    this.#used += count;
     let done = 0;
-    for (; done < count; done += 1) {
-      const slot = this.#pool.take();
-      if (slot === undefined) break;
-      this.#pool.view(slot).set(bytes.subarray(done * granuleBytes, (done + 1) * granuleBytes));
-      this.#places.set(first + done, slot);
+    while (done < count) {
+      const run = this.#pool.take(count - done);
+      if (run === undefined) break;
+      this.#pool.view(run).set(bytes.subarray(done * granuleBytes, (done + run.count) * granuleBytes));
+      this.#place(first + done, run);
+      done += run.count;
     }
     if (done < count) await this.#keepInFile(first + done, bytes.subarray(done * granuleBytes));
   }
@@ -192,8 +246,9 @@ export class CopyBeforeWriteArea {
       isKept = true;
       if (place >= 0) {
         const part = into.subarray(at, at + granuleBytes);
-        part.set(this.#pool.view(place).subarray(0, part.byteLength));
-        this.#pool.give(place);
+        const kept = { slot: place, count: 1 };
+        part.set(this.#pool.view(kept).subarray(0, part.byteLength));
+        this.#pool.give(kept);
         this.#used -= 1;
         continue;
       }
@@ -212,7 +267,7 @@ export class CopyBeforeWriteArea {
     if (place === undefined) return;
     this.#places.delete(granule);
     if (place >= 0) {
-      this.#pool.give(place);
+      this.#pool.give({ slot: place, count: 1 });
       this.#used -= 1;
     } else {
       this.#freeSpilled(-1 - place, 1);
@@ -245,6 +300,7 @@ export class CopyBeforeWriteArea {
     const slots: number[] = [];
     while (slots.length < count) slots.push(this.#spillFree.pop() ?? this.#nextSpillSlot());
     slots.sort((a, b) => a - b);
+    this.#used += count;
     this.#spilled += count;
     try {
       this.#spill ??= this.#openSpill();

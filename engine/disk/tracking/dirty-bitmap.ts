@@ -192,10 +192,11 @@ export class DirtyBitmap {
 
   /**
    * Makes room for a disk that has grown. What is new is not marked. The memory is replaced, so no
-   * reference to the old memory may be kept.
+   * reference to the old memory may be kept. Returns the bitmap itself.
    */
-  grow(sizeBytes: number): void {
+  grow(sizeBytes: number): this {
     assert(sizeBytes >= this.#sizeBytes, "a disk does not shrink");
+    if (sizeBytes === this.#sizeBytes) return this;
     const grown = new DirtyBitmap(sizeBytes);
     grown.or(this);
     this.#sizeBytes = grown.#sizeBytes;
@@ -203,6 +204,7 @@ export class DirtyBitmap {
     this.#words = grown.#words;
     this.#regionCounts = grown.#regionCounts;
     this.#regionBits = grown.#regionBits;
+    return this;
   }
 
   #markWord(word: number, mask: number): void {

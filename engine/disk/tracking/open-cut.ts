@@ -162,16 +162,17 @@ export class OpenCut implements Cut {
     const { preserved, frozen } = this;
     if (this.#state !== "open" || preserved === undefined || !frozen.anyMarked(first, end - first)) return true;
     if (end - first > shortWayGranulesMax) return false;
-    for (let granule = first; granule < end; granule += 1) {
-      if (!this.#wants(granule)) continue;
-      if (this.#pending.has(granule)) return false;
-      if (preserved.has(granule)) continue;
+    for (let granule = first; granule < end; ) {
+      if (this.#wants(granule) && this.#pending.has(granule)) return false;
+      let count = 0;
+      while (granule + count < end && this.#isToKeep(granule + count, preserved)) count += 1;
       try {
-        if (!preserved.tryKeep(granule, (into) => this.#tryReadOld(granule, into))) return false;
+        if (count > 0 && !preserved.tryKeep(granule, count, (run, into) => this.#tryReadOld(run, into))) return false;
       } catch (error) {
         this.#giveUp("what a write was about to overwrite cannot be read", error);
         return true;
       }
+      granule += Math.max(count, 1);
     }
     return true;
   }
@@ -223,9 +224,13 @@ export class OpenCut implements Cut {
     return this.frozen.isMarked(granule) && !this.#captured.isMarked(granule);
   }
 
+  #isToKeep(granule: number, preserved: CopyBeforeWriteArea): boolean {
+    return this.#wants(granule) && !preserved.has(granule) && !this.#pending.has(granule);
+  }
+
   #tryReadOld(granule: number, into: Uint8Array): boolean {
     const offset = granule * granuleBytes;
-    return this.#backing.tryRead(offset, into.subarray(0, Math.min(granuleBytes, this.sizeBytes - offset)));
+    return this.#backing.tryRead(offset, into.subarray(0, Math.min(into.byteLength, this.sizeBytes - offset)));
   }
 
   /** Keeps `wanted`, ascending, for which room is reserved, in runs of neighbours. */

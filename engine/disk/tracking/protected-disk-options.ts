@@ -38,7 +38,7 @@ export interface ProtectedDiskOptions {
   readonly spillFolder: string | undefined;
   /** Longest time that a cut holds new writes. Default: 300. */
   readonly barrierMsMax?: number | undefined;
-  /** Old content kept in memory, and in the spill file. Defaults: 32 MiB and 4 GiB. */
+  /** Old content kept in memory, and in the spill file. Defaults: all that the process has, and 4 GiB. */
   readonly preservedBytesMax?: number | undefined;
   readonly spillBytesMax?: number | undefined;
   /**

@@ -27,14 +27,13 @@ import { protectionTiming } from "../../timing.ts";
 import type { Extent } from "../../volume.ts";
 import type { QuiescenceSignature } from "../source/quiescence.ts";
 import { Bases } from "./bases.ts";
-import { CopyBeforeWriteArea, GranulePool } from "./copy-before-write.ts";
+import { CopyBeforeWriteArea, GranulePool, oldContentBytesMax } from "./copy-before-write.ts";
 import type { Cut, PreparedCut } from "./cut.ts";
 import { DirtyBitmap, regionGranules } from "./dirty-bitmap.ts";
 import { type Barrier, Gate } from "./gate.ts";
 import { markedBytes, OpenCut } from "./open-cut.ts";
 import type { ProtectedDiskOptions, Tracking } from "./protected-disk-options.ts";
 
-const preservedBytesMaxDefault: number = 32 * 1024 * 1024;
 const spillBytesMaxDefault: number = 4 * 1024 * 1024 * 1024;
 
 export class ProtectedDisk implements BlockDevice {
@@ -67,6 +66,7 @@ export class ProtectedDisk implements BlockDevice {
   #underWay = 0;
   #idle: (() => void) | undefined;
   #writtenBytes = 0;
+  #requests = 0;
   #rest: QuiescenceSignature | undefined;
   #closing: Promise<void> | undefined;
 
@@ -82,7 +82,7 @@ export class ProtectedDisk implements BlockDevice {
     this.#now = options.now ?? Date.now;
     this.#steadyNow = options.steadyNow ?? (() => performance.now());
     this.#gate = new Gate(this.#steadyNow);
-    this.#pool = new GranulePool(options.preservedBytesMax ?? preservedBytesMaxDefault);
+    this.#pool = new GranulePool(options.preservedBytesMax ?? oldContentBytesMax);
     this.#sizeBytes = backing.sizeBytes;
     this.#current = dirty;
     this.#spare = new DirtyBitmap(backing.sizeBytes);
@@ -131,9 +131,19 @@ export class ProtectedDisk implements BlockDevice {
     return this.#writtenBytes;
   }
 
+  /** Calls of clients so far. */
+  get requests(): number {
+    return this.#requests;
+  }
+
   /** Old content kept for the open cut, in memory and spilled. */
   get preservedBytes(): number {
     return this.#open?.preserved?.bytes ?? 0;
+  }
+
+  /** Part of the room for old content that is taken, 0 to 1. */
+  get preservedShare(): number {
+    return this.#open?.preserved?.usedShare ?? 0;
   }
 
   /** How long writes were held: the last time, and the longest of the last hundred. */
@@ -144,6 +154,7 @@ export class ProtectedDisk implements BlockDevice {
   // ---- The device ----
 
   tryRead(offset: number, into: Uint8Array): boolean {
+    this.#requests += 1;
     return this.#closing === undefined && this.#backing.tryRead(offset, into);
   }
 
@@ -153,6 +164,7 @@ export class ProtectedDisk implements BlockDevice {
 
   tryWrite(offset: number, bytes: Uint8Array): boolean {
     const length = bytes.byteLength;
+    this.#requests += 1;
     if (this.#gate.closed !== undefined || this.#closing !== undefined) return false;
     if (this.#tracking !== undefined && !this.#tracking.isDurable(offset, length)) return false;
     if (this.#keeper !== undefined && !this.#keeper.tryPreserve(offset, length)) return false;
@@ -347,6 +359,7 @@ export class ProtectedDisk implements BlockDevice {
   /** Runs a call that `close` waits for. */
   async #call(run: () => Promise<void>): Promise<void> {
     this.#throwIfClosed();
+    this.#requests += 1;
     this.#underWay += 1;
     try {
       await run();
@@ -415,14 +428,14 @@ export class ProtectedDisk implements BlockDevice {
     const cut = new OpenCut({
       backing: this.#backing,
       frozen,
-      captured: grown(this.#captured, sizeBytes),
+      captured: this.#captured.grow(sizeBytes),
       preserved: exact ? new CopyBeforeWriteArea(this.#pool, this.#spill) : undefined,
       timeMs: this.#now(),
       sizeBytes,
       barrierMs,
       onEnd: (ended, point) => this.#end(ended, point, leave),
     });
-    this.#current = grown(this.#spare, sizeBytes);
+    this.#current = this.#spare.grow(sizeBytes);
     this.#spare = undefined;
     this.#open = cut;
     this.#keeper = exact ? cut : undefined;
@@ -482,10 +495,4 @@ export class ProtectedDisk implements BlockDevice {
       this.#bases.anyMarked(first, regionGranules)
     );
   }
-}
-
-/** The bitmap itself, as large as the disk is by now. */
-function grown(bitmap: DirtyBitmap, sizeBytes: number): DirtyBitmap {
-  if (bitmap.sizeBytes < sizeBytes) bitmap.grow(sizeBytes);
-  return bitmap;
 }

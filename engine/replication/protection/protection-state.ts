@@ -307,6 +307,15 @@ function take(draft: Draft, input: Input, now: Now): void {
   }
 }
 
+/**
+ * Whether the cycle under way is to be done as fast as it can be: a client waits for its point or for
+ * the next one, the protection ends, the cycle before failed, or the disk is not yet under protection.
+ */
+export function isHurried({ step, waiting, isCycleRequested, isDraining, failuresInRow }: MachineState): boolean {
+  if (step.kind !== "ship" || step.known !== "changed" || !step.isExact || step.requests.length > 0) return true;
+  return waiting.length > 0 || isCycleRequested || isDraining || failuresInRow > 0;
+}
+
 function requestCycle(draft: Draft): void {
   draft.isCycleRequested = true;
   if (draft.step.kind === "wait") draft.effects.push({ kind: "wake" });

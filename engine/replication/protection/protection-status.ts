@@ -106,7 +106,10 @@ export interface ProtectOptions {
   readonly hook?: Hook | undefined;
   /** Disks that are cut together with this one. Absent: the disk is cut alone. */
   readonly group?: Group | undefined;
-  /** Bytes of old content that an open cut keeps in memory. Default: 32 MiB. */
+  /**
+   * Bytes of old content that an open cut keeps in memory. All disks of the process share 128 MiB, or
+   * 1/16 of memory if that is less. Default: all of it.
+   */
   readonly preservedBytesMax?: number | undefined;
   /**
    * Bytes of old content that an open cut keeps in a file in the state folder besides. Beyond that

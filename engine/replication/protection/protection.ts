@@ -19,6 +19,7 @@ import { encodeDiskName } from "../../store/format/names.ts";
 import type { PointSummary } from "../../store/points/points.ts";
 import { protectionTiming } from "../../timing.ts";
 import { Session } from "../session.ts";
+import { drainTimeMs } from "./drain-pace.ts";
 import type { MadeCut } from "./groups.ts";
 import { assessHealth, type Finding, healthOf } from "./health.ts";
 import { makeCut } from "./make-cut.ts";
@@ -32,6 +33,7 @@ import {
   type Found,
   type Input,
   initialState,
+  isHurried,
   type MachineState,
   type ProtectionEvent,
   type Step,
@@ -449,6 +451,8 @@ export class Protection implements AsyncDisposable {
       known,
       isParentSound,
       made,
+      intervalMs: drainTimeMs(this.#schedule.next(now()).inMs, this.#policy),
+      isHurried: () => isHurried(this.#state),
       onCommitting: (id) => {
         this.#take({ kind: "committing", id, cutAtMs: made.cutAtMs });
       },

@@ -12,8 +12,9 @@ import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import { changedBaseline, emptyBaseline, namedOnly } from "../../pipeline/baseline.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
-import { checkSize, mapBaseline, randomSeed } from "../replicate.ts";
+import { capturedInto, checkSize, mapBaseline, randomSeed } from "../replicate.ts";
 import type { Session } from "../session.ts";
+import { DrainPace } from "./drain-pace.ts";
 import type { MadeCut } from "./groups.ts";
 import type { Measures } from "./measures.ts";
 import type { ProtectedSource } from "./protected-image.ts";
@@ -30,6 +31,10 @@ export interface ShipCutOptions {
   /** False: the newest point's map is damaged, and the new point lists everything anew. */
   readonly isParentSound: boolean;
   readonly made: MadeCut;
+  /** See `drainTimeMs`. */
+  readonly intervalMs: number;
+  /** Whether the cycle is to be done as fast as it can be. */
+  readonly isHurried: () => boolean;
   /** Called before the commit is tried, with the id that the point will have. */
   readonly onCommitting: (id: string) => void;
   readonly signal: AbortSignal;
@@ -38,6 +43,7 @@ export interface ShipCutOptions {
 /** Errors: those of `Session.ship`, UNSUPPORTED, SOURCE_SHRUNK, CUT_ABANDONED. */
 export async function shipCut(options: ShipCutOptions): Promise<PointRecord> {
   const { context, session, disk, source, protectedDisk, measures, known, isParentSound, made, signal } = options;
+  const { intervalMs, isHurried } = options;
   const { cut, cutAtMs, group, application } = made;
   const isScan = known === "scan";
   let uploaded = 0;
@@ -51,14 +57,17 @@ export async function shipCut(options: ShipCutOptions): Promise<PointRecord> {
     const seed = randomSeed();
     const map = parent === undefined ? emptyBaseline : mapBaseline(context, session, parent, seed);
     const shipped = await session.ship({
-      volume: isScan ? source.volume("whole") : cutVolume(cut, source.volume("scattered")),
-      volumeBytes: cut.sizeBytes,
+      content: capturedInto(context, {
+        volume: isScan ? source.volume("whole") : cutVolume(cut, source.volume("scattered")),
+        volumeBytes: cut.sizeBytes,
+        baseline: known === "changed" ? changedBaseline : known === "compare" ? namedOnly(map) : map,
+        scope: isScan ? "whole" : "named",
+        seed,
+        prints: noPrints,
+        pace: new DrainPace({ cut, cutAtMs, intervalMs, disk: protectedDisk, isHurried, now: () => performance.now() }),
+      }),
       timeMs: cut.timeMs,
       parent,
-      baseline: known === "changed" ? changedBaseline : known === "compare" ? namedOnly(map) : map,
-      scope: isScan ? "whole" : "named",
-      seed,
-      prints: noPrints,
       // The captured content is the disk at the cut if old content was kept, or if nothing has been
       // written since.
       consistency: () => {

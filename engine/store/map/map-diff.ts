@@ -46,6 +46,8 @@ export interface MapDiffOptions {
   readonly disk: string;
   readonly from: Pick<ManifestDocument, "volumeBytes" | "runs">;
   readonly to: Pick<ManifestDocument, "volumeBytes" | "runs">;
+  /** Of this disk's leaves. Default: a new one. */
+  readonly cache?: LeafCache | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -57,8 +59,7 @@ export interface MapDiffOptions {
  * when a part of it is gone, and the errors of the store.
  */
 export async function* mapDifferences(options: MapDiffOptions): AsyncGenerator<GranuleRange, void, undefined> {
-  const { store, vaultId, disk, signal } = options;
-  const cache = new LeafCache();
+  const { store, vaultId, disk, cache = new LeafCache(), signal } = options;
   const from = new PointMap(store, vaultId, disk, options.from, cache);
   const to = new PointMap(store, vaultId, disk, options.to, cache);
   const stretches = new Stretches(to.granules);
@@ -68,11 +69,7 @@ export async function* mapDifferences(options: MapDiffOptions): AsyncGenerator<G
   await addUnshared(stretches, { map: from, runs: options.from.runs }, { map: to, runs: options.to.runs }, signal);
   let pending: GranuleRange | undefined;
   for (const stretch of stretches.ascending()) {
-    const before = await from.window(
-      stretch.from,
-      Math.max(stretch.from, Math.min(stretch.end, from.granules)),
-      signal,
-    );
+    const before = await windowWithin(from, stretch, signal);
     const after = await to.window(stretch.from, stretch.end, signal);
     for (const range of differing(before, after, stretch)) {
       if (pending !== undefined && pending.end < range.from) yield pending;
@@ -80,6 +77,15 @@ export async function* mapDifferences(options: MapDiffOptions): AsyncGenerator<G
     }
   }
   if (pending !== undefined) yield pending;
+}
+
+/** What a map shows of granules of which some may lie behind its end. */
+export async function windowWithin(
+  map: PointMap,
+  { from, end }: GranuleRange,
+  signal: AbortSignal | undefined,
+): Promise<Pieces> {
+  return await map.window(from, Math.max(from, Math.min(end, map.granules)), signal);
 }
 
 /** A map and the runs that it is made of. */
@@ -182,7 +188,11 @@ class Stretches {
  * Ranges of the stretch in which the pieces show different bytes, as far as digests tell.
  * Neighbours are not joined.
  */
-function* differing(a: Pieces, b: Pieces, { from, end }: GranuleRange): Generator<GranuleRange, void, undefined> {
+export function* differing(
+  a: Pieces,
+  b: Pieces,
+  { from, end }: GranuleRange,
+): Generator<GranuleRange, void, undefined> {
   let [pieceOfA, pieceOfB] = [0, 0];
   for (let at = from; at < end; ) {
     while (pieceOfA < a.count && endOf(a, pieceOfA) <= at) pieceOfA += 1;

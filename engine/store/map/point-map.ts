@@ -271,7 +271,7 @@ export class PointMap {
   }
 }
 
-const emptyPieces: Pieces = {
+export const emptyPieces: Pieces = {
   count: 0,
   starts: new Uint32Array(0),
   lengths: new Uint32Array(0),

@@ -50,7 +50,7 @@ export interface PinRequest extends PointPlace {
  * POINT_NOT_FOUND.
  */
 export async function putPin(request: PinRequest): Promise<PinDocument> {
-  const { store, vault, disk, point, name, untilMs, nowMs, signal } = request;
+  const { store, vault, disk, point, name, signal } = request;
   checkRequest(request);
   const pins = await listPins(store, vault, disk, request.onNotice, signal);
   if (pins.length >= pinsMax) {
@@ -62,16 +62,18 @@ export async function putPin(request: PinRequest): Promise<PinDocument> {
       },
     );
   }
-  const document: PinDocument = {
-    vault,
-    disk,
-    sequence: point.sequence,
-    point: point.id,
-    name,
-    createdMs: nowMs,
-    untilMs,
-  };
-  const object = sidecarName("pins", disk, point.sequence, toHex(randomBytes(16)));
+  const { document } = await addPin(request);
+  for (const former of pins)
+    if (isOf(former, point) && former.document?.name === name) await deletePin(store, former, signal);
+  return document;
+}
+
+/** Pins a point once more, without a look at its other pins. Errors: POINT_NOT_FOUND. */
+export async function addPin(request: PinRequest): Promise<StoredPin & { readonly document: PinDocument }> {
+  const { store, vault, disk, point, name, untilMs, nowMs, signal } = request;
+  const { sequence, id } = point;
+  const document: PinDocument = { vault, disk, sequence, point: id, name, createdMs: nowMs, untilMs };
+  const object = sidecarName("pins", disk, sequence, toHex(randomBytes(16)));
   await store.putOnce(object, encodePin(document), { signal });
   try {
     await proveListed(request);
@@ -79,9 +81,7 @@ export async function putPin(request: PinRequest): Promise<PinDocument> {
     await store.delete(object);
     throw error;
   }
-  for (const former of pins)
-    if (isOf(former, point) && former.document?.name === name) await deletePin(store, former, signal);
-  return document;
+  return { object, sequence, document };
 }
 
 /** Removes a point's pins: all of them, or those of one name. Returns how many were removed. */

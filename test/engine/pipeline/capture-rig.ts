@@ -16,13 +16,14 @@ import {
   MapBaseline,
   namedOnly,
 } from "../../../engine/pipeline/baseline.ts";
-import type { CaptureStatistics } from "../../../engine/pipeline/capture.ts";
 import { capture } from "../../../engine/pipeline/capture.ts";
 import { Catalog } from "../../../engine/pipeline/catalog.ts";
 import type { DigestKernel } from "../../../engine/pipeline/kernels.ts";
 import { createDigest } from "../../../engine/pipeline/kernels.ts";
 import { Lanes } from "../../../engine/pipeline/lanes.ts";
 import { Lz4 } from "../../../engine/pipeline/lz4.ts";
+import type { Pace } from "../../../engine/pipeline/pace.ts";
+import type { RunStatistics } from "../../../engine/pipeline/packer.ts";
 import { WorkerPool } from "../../../engine/pipeline/worker-pool.ts";
 import type { DigestName, RunReference } from "../../../engine/store/format/documents.ts";
 import { storedLength, storedLz4Flag } from "../../../engine/store/format/frame.ts";
@@ -50,12 +51,13 @@ export interface CycleOptions {
   readonly knowing?: "prints" | "map" | "changed";
   /** See `CaptureOptions`. */
   readonly scope?: "whole" | "named";
+  readonly pace?: Pace;
   readonly signal?: AbortSignal;
 }
 
 export interface Cycle {
   readonly point: Point;
-  readonly statistics: CaptureStatistics;
+  readonly statistics: RunStatistics;
   readonly storedBytes: number;
   /** The entries that the cycle added to the map. */
   readonly delta: RunReference | undefined;
@@ -102,7 +104,7 @@ export class CaptureRig implements AsyncDisposable {
   }
 
   async cycle(volume: Volume, options: CycleOptions = {}): Promise<Cycle> {
-    const { disk = "disk", parent, knowing = "prints", scope = "whole", signal } = options;
+    const { disk = "disk", parent, knowing = "prints", scope = "whole", pace, signal } = options;
     this.#epoch += 1;
     const { store, blockBytes, workerPool } = this;
     const epoch = this.#epoch;
@@ -126,7 +128,7 @@ export class CaptureRig implements AsyncDisposable {
     try {
       const statistics = await capture({
         ...{ volume, volumeBytes, baseline, blockBytes, workerPool, seed, catalog, lanes, run, prints, signal },
-        ...{ references: new Set<number>(), scope },
+        ...{ references: new Set<number>(), scope, pace },
         onProgress: () => undefined,
       });
       await lanes.flush();

@@ -167,6 +167,25 @@ describe.each(kinds)("a capture with $digest and blocks of $blockBytes bytes", (
     );
   });
 
+  test("keeps to its pace: no batch is larger or begins earlier, and the point is the same", async () => {
+    await rig.empty();
+    const volume = new ByteVolume(randomBytes(20 * blockBytes + 5_000, 3));
+    const asked: (readonly [number, number])[] = [];
+    const { point } = await rig.cycle(withoutHoles(volume), {
+      pace: {
+        next: (begunBytes, underWay) => {
+          asked.push([begunBytes, underWay]);
+          // Every other time not now, and never two under way.
+          return { waitMs: underWay > 0 || asked.length % 2 === 0 ? 1 : 0, batchBytes: 2 * blockBytes + 1 };
+        },
+      },
+    });
+    expect((await rig.read(point)).equals(volume.bytes)).toBe(true);
+    const begun = [...new Set(asked.map(([begunBytes]) => begunBytes))];
+    expect(begun).toEqual([...Array.from({ length: 11 }, (_, batch) => batch * 2 * blockBytes), volume.bytes.length]);
+    expect(Math.max(...asked.map(([, underWay]) => underWay))).toBe(1);
+  });
+
   test("ships nothing of a disk that has not changed, whatever is known of it", async () => {
     await rig.empty();
     const volume = new ByteVolume(randomBytes(1_000_001, 1));

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { afterAll, beforeEach, describe, expect, test } from "vitest";
 import { TidemarkError } from "../../../engine/errors.ts";
 import type { Notice } from "../../../engine/notice.ts";
-import type { CopyOptions } from "../../../engine/replication/copy-points.ts";
+import type { CopyOptions } from "../../../engine/replication/disk-copy.ts";
 import { Group } from "../../../engine/replication/protection/groups.ts";
 import { liveSessions } from "../../../engine/store/points/process-identity.ts";
 import { parsePolicy } from "../../../engine/upkeep/retention/policy.ts";

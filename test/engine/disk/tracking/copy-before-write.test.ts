@@ -78,23 +78,53 @@ describe("old content", () => {
 
   it("is kept at once only in memory, and not when it cannot be told at once", async () => {
     const store = preserved({ memory: 1, spill: 8 });
-    expect(store.tryKeep(1, () => false)).toBe(false);
+    expect(store.tryKeep(1, 1, () => false)).toBe(false);
     expect(store.has(1)).toBe(false);
-    expect(() => store.tryKeep(1, raise)).toThrow("unreadable");
-    expect(store.tryKeep(1, (into) => into.fill(1).length > 0)).toBe(true);
-    expect(store.tryKeep(2, (into) => into.fill(2).length > 0)).toBe(false);
+    expect(() => store.tryKeep(1, 1, raise)).toThrow("unreadable");
+    expect(store.tryKeep(1, 1, (_, into) => into.fill(1).length > 0)).toBe(true);
+    expect(store.tryKeep(2, 1, (_, into) => into.fill(2).length > 0)).toBe(false);
     store.drop(1);
-    expect(store.tryKeep(2, (into) => into.fill(2).length > 0)).toBe(true);
+    expect(store.tryKeep(2, 1, (_, into) => into.fill(2).length > 0)).toBe(true);
+    await store.close();
+  });
+
+  it("is kept at once with one call a run of neighbours, also in places that were free again", async () => {
+    const store = preserved({ memory: 600, spill: 0 });
+    const calls: number[][] = [];
+    const fill = (granule: number, into: Uint8Array): boolean => {
+      calls.push([granule, into.byteLength / granuleBytes]);
+      into.set(granules(granule, into.byteLength / granuleBytes));
+      return true;
+    };
+    expect(store.tryKeep(40, 32, fill)).toBe(true);
+    for (let granule = 40; granule < 72; granule += 1) store.drop(granule);
+    expect(store.tryKeep(90, 32, fill)).toBe(true);
+    expect(calls).toEqual([
+      [40, 32],
+      [90, 32],
+    ]);
+    // The second page of memory begins after granule 256.
+    expect(store.tryKeep(1_000, 250, fill)).toBe(true);
+    expect(calls.slice(2)).toEqual([
+      [1_000, 224],
+      [1_224, 26],
+    ]);
+    const into = Buffer.alloc(250 * granuleBytes);
+    expect(store.take(1_000, into)).toBe(true);
+    expect(into.equals(granules(1_000, 250))).toBe(true);
+    expect(store.take(90, into.subarray(0, 32 * granuleBytes))).toBe(true);
+    expect(into.subarray(0, 32 * granuleBytes).equals(granules(90, 32))).toBe(true);
+    expect(store.bytes).toBe(0);
     await store.close();
   });
 
   it("has no room that has been set aside for another", async () => {
     const store = preserved({ memory: 2, spill: 0 });
     expect(store.reserve(2)).toBe(true);
-    expect(store.tryKeep(1, () => true)).toBe(false);
+    expect(store.tryKeep(1, 1, () => true)).toBe(false);
     expect(store.reserve(1)).toBe(false);
     store.unreserve(1);
-    expect(store.tryKeep(1, () => true)).toBe(true);
+    expect(store.tryKeep(1, 1, () => true)).toBe(true);
     await store.close();
   });
 
@@ -143,7 +173,11 @@ describe("old content", () => {
       await store.keep(cut, granules(cut, 2));
       await store.close();
     }
-    expect([pool.take(), pool.take(), pool.take()]).toEqual([0, 1, undefined]);
+    expect([pool.take(1), pool.take(3), pool.take(1)]).toEqual([
+      { slot: 0, count: 1 },
+      { slot: 1, count: 1 },
+      undefined,
+    ]);
   });
 });
 

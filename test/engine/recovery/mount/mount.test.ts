@@ -3,7 +3,7 @@
  * what is asked for.
  */
 
-import { setTimeout as delay, setImmediate as nextTurn } from "node:timers/promises";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import fc from "fast-check";
 import { afterAll, describe, expect, onTestFinished, test, vi } from "vitest";
 import { hasCode, TidemarkError } from "../../../../engine/errors.ts";
@@ -240,11 +240,14 @@ describe("a reader that goes on", () => {
   test("is fetched for in long ranges where a writer spread the disk over segments, and nothing twice, however small the cache", async () => {
     const sizeBytes = 64 * mib;
     const sink = new MemorySink();
-    // Frames take a while, as at a store: one lane would do otherwise.
+    // The first frames wait for one another: one lane would do otherwise.
+    const lanes = new Set<string>();
+    const gate = new Gate();
     const write = sink.writePages.bind(sink);
-    sink.writePages = async (...args) => {
-      await delay(20);
-      return await write(...args);
+    sink.writePages = async (name, ...rest) => {
+      if (lanes.add(name).size === 3) gate.open();
+      await gate.pass(undefined);
+      return await write(name, ...rest);
     };
     const vault = await Vault.create(sink, { workers: 1, lanes: 4 });
     onTestFinished(async () => await vault.close());
