@@ -7,6 +7,7 @@ import { readFileSync } from "node:fs";
 import { type FileHandle, open, rm } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { promisify } from "node:util";
+import { throwIfAborted } from "../engine/index.ts";
 import type { StepLog } from "./steps.ts";
 import type { Mark, MarkOf } from "./targets.ts";
 
@@ -216,6 +217,7 @@ async function nativeLz4Rate(path: string, signal: AbortSignal | undefined): Pro
     return Number.isFinite(rate) ? rate * 1e6 : undefined;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    throwIfAborted(signal);
     throw error;
   }
 }

@@ -70,7 +70,7 @@ export const protectionTiming = {
 /** The pace at which a cycle of a live disk is shipped while clients are at work. */
 export const paceTiming = {
   /** Part of the time to the next cut in which everything has been read. The rest is for the commit. */
-  windowShare: 0.7,
+  windowShare: 0.5,
   windowMsMax: 30_000,
   /** A cycle is not made slower than this: it would be older for nothing. */
   bytesPerSecondMin: 33_554_432,
