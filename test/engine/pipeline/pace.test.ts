@@ -10,11 +10,11 @@ import { runsOf } from "../../depth.ts";
 
 const megabyte = 1024 * 1024;
 
-/** Of a cycle of 5 s: half of what is to be read in 3.5 s has been, exactly on time. */
+/** Of a cycle of 5 s: half of what is to be read in 2.5 s has been, exactly on time. */
 const serving: PaceMeasures = {
   totalBytes: 300 * megabyte,
   begunBytes: 150 * megabyte,
-  elapsedMs: 1_750,
+  elapsedMs: 1_250,
   intervalMs: 5_000,
   underWay: 0,
   isHurried: false,
@@ -26,11 +26,11 @@ describe("the next batch", () => {
   const { askAgainMsMax } = paceTiming;
   test.each<[string, Partial<PaceMeasures>, number, number]>([
     ["begins when it is due", {}, 0, servedBatchBytes],
-    ["waits while the capture is ahead of its plan", { elapsedMs: 1_730 }, 20, servedBatchBytes],
+    ["waits while the capture is ahead of its plan", { elapsedMs: 1_230 }, 20, servedBatchBytes],
     ["asks again meanwhile", { elapsedMs: 100 }, askAgainMsMax, servedBatchBytes],
     ["waits for the one under way that is on time", { underWay: 1 }, askAgainMsMax, servedBatchBytes],
-    ["begins beside others when they are late", { elapsedMs: 1_786, underWay: 3 }, 0, servedBatchBytes],
-    ["waits for as many as make up for it", { elapsedMs: 1_786, underWay: 4 }, askAgainMsMax, servedBatchBytes],
+    ["begins beside others when they are late", { elapsedMs: 1_276, underWay: 3 }, 0, servedBatchBytes],
+    ["waits for as many as make up for it", { elapsedMs: 1_276, underWay: 4 }, askAgainMsMax, servedBatchBytes],
     ["begins, as large as a slab, where no client is at work", { elapsedMs: 0, isServing: false }, 0, Infinity],
     ["begins when the cycle is hurried", { elapsedMs: 0, underWay: 7, isHurried: true }, 0, servedBatchBytes],
     ["begins when old content needs room", { elapsedMs: 0, underWay: 7, keptShare: 0.6 }, 0, servedBatchBytes],

@@ -191,14 +191,16 @@ describe("a removal is refused", () => {
       liveSessions().clear();
       let reading: Promise<unknown> | undefined;
       let calls = -1;
+      const read = async (): Promise<unknown> => await hold(7, "d").catch((error: unknown) => error);
       const meeting = watched(rig.connect(), () => {
         calls += 1;
-        if (calls === call)
-          reading = hold(7, "d").then(
-            (held) => held,
-            (error: unknown) => error,
-          );
+        if (calls === call) reading ??= read();
       });
+      // The first reader is there before the removal looks for readers. The last one comes when all is removed.
+      if (call === 0) {
+        reading = read();
+        await reading;
+      }
       const removal = await rig.remove("d", meeting).catch((error: unknown) => error);
       const held = await reading;
       const isRefused = hasCode(removal, "POINT_HELD");
