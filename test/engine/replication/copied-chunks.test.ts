@@ -254,7 +254,8 @@ describe("a copy to a vault with other digests", () => {
     expect((await bytesOf(target, 2)).equals(disk.bytes)).toBe(true);
   });
 
-  test("ships again what it had referred to and is found to be damaged meanwhile", async () => {
+  // These two vaults are plain in every run.
+  test.skipIf(isEncryptedRun)("ships again what it had referred to and is found to be damaged meanwhile", async () => {
     const [source, target] = [emptied(await sources.small), await openPlace(small)];
     const disk = new ModelDisk(contentOf(diskBytes, 8));
     await source.vault.replicate({ disk: "web", volume: disk });
