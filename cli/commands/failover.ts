@@ -17,6 +17,7 @@ import { type Column, fittedTable } from "../text.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
 import { startPlan } from "./plan.ts";
 import {
+  agentListing,
   askAgentTo,
   endingText,
   operate,
@@ -155,7 +156,7 @@ function addListings(context: CommandContext, failover: Command): void {
     .addHelpText(
       "after",
       `
-With --agent it lists those of all vaults of the agent; runs of plans are not known there.
+${agentListing}
 
 Examples:
   $ tidemark failover list --vault dir:/v

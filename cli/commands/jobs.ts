@@ -9,7 +9,7 @@ import { type VaultFlags, wholeNumber, withVaultOptions, withWorkersOption } fro
 import { fields, printable, table } from "../text.ts";
 import { requireTime, timeForms } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
-import { askAgentTo, operate, runsOf, withAgentOption } from "./run-verbs.ts";
+import { agentListing, askAgentTo, operate, runsOf, withAgentOption } from "./run-verbs.ts";
 
 export function jobsCommand(context: CommandContext): Command {
   const jobs = new Command("jobs")
@@ -20,7 +20,7 @@ export function jobsCommand(context: CommandContext): Command {
     .addHelpText(
       "after",
       `
-With --agent it lists those of all vaults of the agent; runs of plans are not known there.
+${agentListing}
 
 Examples:
   $ tidemark jobs list --vault dir:/v

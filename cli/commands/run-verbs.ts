@@ -77,6 +77,10 @@ export function endingText(ending: StartFailoverOptions["ending"]): string | und
   return ending == null ? undefined : `${endingWords[ending.action]}:${ending.afterMs}ms`;
 }
 
+/** What a list of runs or jobs says of `--agent`. */
+export const agentListing =
+  "With --agent it lists those of all vaults of the agent; runs of plans are not known there.";
+
 export function withAgentOption(command: Command): Command {
   return command.option("--agent <socket>", "let the agent behind this control socket do it, instead of --vault");
 }

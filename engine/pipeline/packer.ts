@@ -34,7 +34,7 @@ export interface PointContent {
   readonly volumeBytes: number;
   /** Ships what differs from the parent. All is packed when it settles, if not sent yet. */
   readonly fill: (parts: RunParts) => Promise<RunStatistics>;
-  /** Ships these extents again, ascending and disjoint, whatever the parent holds. */
+  /** Ships these extents again, ascending and disjoint, also those that the parent holds as they are. */
   readonly refill: (parts: RunParts, extents: AsyncIterable<Extent>) => Promise<RunStatistics>;
 }
 

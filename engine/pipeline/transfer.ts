@@ -83,6 +83,8 @@ export interface SourceContent extends PointContent {
 export class Transfer implements SourceContent {
   readonly #options: TransferOptions;
   #damage: TidemarkError | undefined;
+  /** What ended the reading of the parent's map, which lies in the target. */
+  #parentFailure: unknown;
   #fetchedBytes = 0;
 
   constructor(options: TransferOptions) {
@@ -130,8 +132,6 @@ export class Transfer implements SourceContent {
       this.#fetchedBytes += reader.bytesRead;
     }
   }
-
-  #parentFailure: unknown;
 
   /** The parts of the disk that either map speaks of. */
   async *#mapped(signal: AbortSignal | undefined): AsyncGenerator<GranuleRange> {

@@ -7,9 +7,9 @@
  *
  * A copied point is a point like any other of the target vault. Its chunks are those of the source,
  * under the target's digests. Only where the target has smaller blocks, the point is split anew
- * (`mounted-content.ts`). Times tell points apart, because they rise from point to point of a disk: points later
- * than the newest one of the target are copied, oldest first, so a copy that was interrupted goes on
- * when it is repeated.
+ * (`mounted-content.ts`). Times tell points apart, because they rise from point to point of a disk:
+ * points later than the newest one of the target are copied, oldest first, so a copy that was
+ * interrupted goes on when it is repeated.
  *
  * The point that was copied last stays pinned in the source vault. The pin's name says which point of
  * the target it became, and stands there before that point is committed. While that one is the newest
