@@ -41,8 +41,6 @@ export interface PlanStepsParts {
   readonly place: PlanPlace & { readonly signal: AbortSignal };
   readonly failovers: Failovers;
   readonly held: HeldPlanRun;
-  /** Least memory that an instant target works with. */
-  readonly cacheBytesMin: number;
   readonly options: FailoverOptions;
 }
 
@@ -105,8 +103,10 @@ export class PlanSteps {
     const document = (await findRun(this.#parts.place, run))?.document;
     if (serve === undefined || document === undefined || !isServable(document)) return false;
     const disks = this.#document.machines.reduce((sum, { points }) => sum + points.length, 0);
-    const cacheBytes = Math.max(this.#parts.cacheBytesMin, Math.floor(servedCacheBytes / disks));
-    if ((await servedImageOf(document)) === undefined) await serve(run, cacheBytes);
+    if ((await servedImageOf(document)) !== undefined) return true;
+    // Notes that an agent serves the run from now on, or a command.
+    await this.#parts.failovers.resume({ ...this.#options, run });
+    await serve(run, Math.floor(servedCacheBytes / disks));
     return true;
   }
 
