@@ -3,9 +3,9 @@ import { Command } from "commander";
 import { type JobSummary, TidemarkError } from "../../engine/index.ts";
 import { askAgent } from "../agent/control-client.ts";
 import { jobsOf } from "../agent/failover-runs.ts";
-import { formatNumberOf } from "../quantities.ts";
+import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, wholeNumber, withVaultOptions, withWorkersOption } from "../settings.ts";
-import { fields, printable, table } from "../text.ts";
+import { fields, linesOf, table } from "../text.ts";
 import { requireTime, timeForms } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
 import { agentListing, operate, withAgentOption } from "./run-verbs.ts";
@@ -178,14 +178,28 @@ async function show(context: CommandContext, name: string, flags: JobFlags): Pro
       remedy: "`tidemark jobs list` shows the jobs",
     });
   }
-  output.answer("jobs show", job, describe(job));
+  output.answer("jobs show", job, describe(job, output));
 }
 
-function describe({ job, operation, state, tasks }: JobSummary): string {
-  const lines = tasks.flatMap(({ name, state: taskState, exitCode, output, error }): (readonly [string, string])[] => [
-    [name, `${taskState}${exitCode === null ? "" : `, exit code ${exitCode}`}`],
-    ...(output === null || output === "" ? [] : [["", printable(output.trimEnd())] as const]),
-    ...(error === null ? [] : [["", printable(error.message)] as const]),
+function describe(
+  { job, operation, state, tasks }: JobSummary,
+  output: Pick<CommandContext["output"], "time">,
+): string {
+  const lines = tasks.flatMap((task): (readonly [string, string])[] => [
+    [task.name, factsOf(task, output)],
+    ...linesOf(task.output ?? "").map((line) => ["", line] as const),
+    ...(task.error === null ? [] : [`${task.error.code}: ${task.error.message}`, task.error.remedy ?? ""])
+      .filter((line) => line !== "")
+      .map((line) => ["", line] as const),
   ]);
   return [`job ${job}: ${operation}, ${state}`, fields(lines)].join("\n");
+}
+
+function factsOf(task: JobSummary["tasks"][number], output: Pick<CommandContext["output"], "time">): string {
+  const { state, startTime, endTime, exitCode, progress } = task;
+  const facts = [state, `begun ${output.time(startTime)}`];
+  if (endTime !== null) facts.push(`took ${formatDuration(Date.parse(endTime) - Date.parse(startTime))}`);
+  else if (progress !== null) facts.push(`${formatBytes(progress.doneBytes)} of ${formatBytes(progress.totalBytes)}`);
+  if (exitCode !== null) facts.push(`exit code ${exitCode}`);
+  return facts.join(", ");
 }

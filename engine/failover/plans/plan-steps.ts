@@ -47,7 +47,6 @@ export interface PlanStepsParts {
 export class PlanSteps {
   readonly #parts: PlanStepsParts;
   readonly #options: FailoverOptions;
-  #updating: Promise<void> = Promise.resolve();
   #failure: TidemarkError | undefined;
   #bytesWritten = 0;
   #bytesRead = 0;
@@ -112,10 +111,7 @@ export class PlanSteps {
 
   /** Swaps the document for what `change` makes of it, one swap after the other. */
   async update(change: (document: PlanRunDocument) => PlanRunDocument): Promise<void> {
-    const { held } = this.#parts;
-    const next = this.#updating.then(async () => await held.swap(change(held.document)));
-    this.#updating = next.catch(() => undefined);
-    await next;
+    await this.#parts.held.swap(change);
   }
 
   async #carryOut(index: number, step: PlanStep): Promise<void> {
