@@ -77,9 +77,9 @@ export function refusePresent({ run, members }: RunDocument, targets: readonly R
 
 /** The error of work that ended early, with the run that can go on from there. */
 export function stopped(run: string, { code, message, remedy, detail }: TidemarkError): TidemarkError {
-  const next = `\`tidemark jobs resume ${run}\` goes on, \`tidemark failover show ${run}\` says what else can be done`;
+  const next = `the command to go on is \`tidemark jobs resume ${run}\`, and \`tidemark failover show ${run}\` says what else can be done`;
   return new TidemarkError(code, `run ${run}: ${message}`, {
-    remedy: remedy === undefined ? next : `${remedy}; then ${next}`,
+    remedy: remedy === undefined ? next : `${remedy}; ${next}`,
     detail: { ...detail, run },
   });
 }

@@ -1,6 +1,6 @@
 /**
- * Jobs and tasks in the document of a run: pure functions, but for the notes of progress. A job is one operation on the run, a task
- * the work of one state.
+ * Jobs and tasks in the document of a run: pure functions, but for the notes of progress. A job is one
+ * operation on the run, a task the work of one state.
  */
 import type { TidemarkError } from "../errors.ts";
 import type { OperationOptions, Progress } from "../progress.ts";
