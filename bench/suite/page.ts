@@ -2,7 +2,8 @@
  * Page of a suite: the report as one HTML file. It loads nothing and runs nothing, follows the
  * reader's choice of light or dark, and can be printed.
  */
-import { figure, quantity, rate, size, time, wanted } from "../report.ts";
+import { figure, size, time } from "../quantities.ts";
+import { quantity, rate, wanted } from "../report.ts";
 import type { Latency, Series } from "../trace.ts";
 import { pageStyle } from "./style.ts";
 import {
@@ -46,6 +47,7 @@ function head(report: SuiteReport): string {
   const [met, missed] = [true, false].map((wantedMet) => all.filter((mark) => mark.met === wantedMet).length);
   const missing = report.cases.filter((each) => each.missing !== null);
   const busy = report.cases.filter(({ disturbances }) => disturbances.length > 0);
+  const left = report.planned - report.cases.length;
   const facts: readonly (readonly [string, string])[] = [
     ["machine", `${machine.cpu}, ${machine.cores} cores, ${size(machine.memoryBytes)}`],
     ["system", `${machine.system} ${machine.architecture}`],
@@ -60,6 +62,7 @@ function head(report: SuiteReport): string {
 <p class="verdict ${hasFailed(report) ? "no" : "yes"}">${met} marks reached, ${missed} missed${
     all.length === (met ?? 0) + (missed ?? 0) ? "" : `, ${all.length - (met ?? 0) - (missed ?? 0)} not judged`
   }</p>
+${left === 0 ? "" : `<p class="note"><b class="no">Ended early:</b> ${left} of ${report.planned} cases were not run.</p>`}
 ${
   busy.length === 0
     ? ""

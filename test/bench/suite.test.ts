@@ -8,6 +8,7 @@ import { beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { type BenchReport, runSuiteTo, type SuiteCase, type WrittenSuiteOptions } from "../../bench/index.ts";
 import { disturbances, MachineWatch } from "../../bench/suite/machine-watch.ts";
 import { paces } from "../../bench/suite/plan.ts";
+import type { SuiteReport } from "../../bench/suite/suite-report.ts";
 import { TidemarkError } from "../../engine/index.ts";
 import { DirectorySink } from "../../sink/index.ts";
 import { MemorySink } from "../../sink/testing.ts";
@@ -19,6 +20,7 @@ let folder: string;
 beforeEach(() => {
   const created = createFolder("suite");
   folder = created;
+  mkdirSync(join(folder, "out"));
   onTestFinished(async () => await removeFolder(created));
 });
 
@@ -115,12 +117,12 @@ async function run(
     if (kind === "initial") expect(existsSync(image ?? "")).toBe(true);
     return await Promise.resolve(answer(kind, asked.filter((each) => each === kind).length));
   };
-  const pace = { ...paces.quick, imageBytes: 16 * 2 ** 20, quietBeforeMs: 0, quietBetweenMs: 0, budgetMs: 60_000 };
+  const pace = { ...paces.quick, imageBytes: 16 * 2 ** 20, quietBeforeMs: 0, quietBetweenMs: 0 };
   const outcome = await runSuiteTo({
     mode: "quick",
     folder: join(folder, "out"),
     only,
-    storeAddress: { address: "memory:" },
+    storeAddress: { address: "dir:unused" },
     openVaultSink: async () => await Promise.resolve(new MemorySink()),
     temporaryFolder: folder,
     measure,
@@ -146,10 +148,15 @@ describe("a case is repeated", () => {
     expect(step?.perSecond.low).toBeLessThan(step?.perSecond.median ?? 0);
   });
 
-  test("not again when that would take longer than its budget", async () => {
-    const pace = { ...paces.quick, imageBytes: 16 * 2 ** 20, quietBeforeMs: 0, quietBetweenMs: 0, budgetMs: 0 };
-    const { asked } = await run(["open"], (kind) => report(kind, 50), { pace });
-    expect(asked).toEqual(["initial", "open"]);
+  test("not again when the time of the suite is used up; how much is left is told meanwhile", async () => {
+    const told: (readonly [number, number | null])[] = [];
+    const onProgress: WrittenSuiteOptions["onProgress"] = ({ number, of, leftMsMax }) =>
+      told.push([number, of === 2 ? leftMsMax : null]);
+    const pace = { ...paces.quick, imageBytes: 16 * 2 ** 20, quietBeforeMs: 0, quietBetweenMs: 0, suiteMs: 0 };
+    const { asked } = await run(["prune", "open"], (kind) => report(kind, 50), { pace, onProgress });
+    expect(asked).toEqual(["initial", "prune", "open"]);
+    expect(told.map(([number]) => number)).toEqual([0, 0, 1, 1, 2, 2]);
+    expect(new Set(told.map(([, left]) => left))).toEqual(new Set([0]));
   });
 });
 
@@ -215,10 +222,37 @@ describe("the report", () => {
     expect(readFileSync(same.page, "utf8")).toContain("Since the baseline");
   });
 
+  test("of the cases that were done is there when the suite is interrupted", async () => {
+    const interrupted = run(["prune", "open"], (kind) => {
+      if (kind === "prune") throw new TidemarkError("INTERRUPTED", "interrupted");
+      return report(kind, 50);
+    });
+    await expect(interrupted).rejects.toMatchObject({ message: "interrupted" });
+    const late = run(["prune", "open"], (kind) => {
+      if (kind === "open") throw new TidemarkError("INTERRUPTED", "interrupted");
+      return report(kind, 50);
+    });
+    await expect(late).rejects.toMatchObject({
+      code: "INTERRUPTED",
+      message: `the suite was interrupted; ${join(folder, "out", "report.html")} has 1 of 2 cases`,
+    });
+    const soFar = JSON.parse(readFileSync(join(folder, "out", "report.json"), "utf8")) as SuiteReport;
+    expect([soFar.planned, soFar.cases.map((each) => each.case)]).toEqual([2, ["prune"]]);
+    expect(readFileSync(join(folder, "out", "report.html"), "utf8")).toContain("1 of 2 cases were not run");
+  });
+
+  const machine = '"machine":{"date":"2026-01-01"}';
   test.each([
     ["{}", /is not the report of a suite/],
     ["nothing", /is not the report of a suite/],
-    ['{"type":"suite","mode":"full","cases":[]}', /is of a full suite, and this is a quick one/],
+    ['{"type":"suite","mode":"quick","cases":[{}]}', /is not the report of a suite/],
+    [`{"type":"suite","mode":"quick",${machine},"cases":[{}]}`, /is not the report of a suite/],
+    [`{"type":"suite","mode":"quick",${machine},"cases":[null]}`, /is not the report of a suite/],
+    [
+      `{"type":"suite","mode":"quick",${machine},"cases":[{"case":"open","steps":[{"name":"a","samples":[]}]}]}`,
+      /is not the report of a suite/,
+    ],
+    [`{"type":"suite","mode":"full",${machine},"cases":[]}`, /is of a full suite, and this is a quick one/],
   ])("the baseline %s is refused before anything is measured", async (text, message) => {
     const baselineFile = join(folder, "old.json");
     writeFileSync(baselineFile, text);
