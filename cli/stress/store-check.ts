@@ -205,6 +205,7 @@ export async function openScratch(vault: string, environment: Environment, signa
   const addressOf = (): string => {
     made += 1;
     const name = `check-${run}-${made}`;
+    if (spec.kind === "memory") return "memory:";
     if (spec.kind === "directory") return `dir:${join(spec.dir, name)}`;
     if (spec.kind === "azure") {
       const query = spec.sas === undefined ? "" : `?${spec.sas}`;

@@ -2,13 +2,25 @@
  * `tidemark stress` finds what is wrong, and nothing else: a real run of it, and the parts that decide
  * what is planned, what is refused, and whether a store keeps its contract.
  */
-import { closeSync, existsSync, fstatSync, openSync, readdirSync, readFileSync, statSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test, vi } from "vitest";
 import type { StressReport } from "../../../cli/stress/report.ts";
 import { faultKinds, scheduleOf } from "../../../cli/stress/schedule.ts";
+import { MountedSpace } from "../../../cli/stress/space.ts";
 import { isOneInstant, StampClock, type StampedWrite, StampLog, sectorBytes } from "../../../cli/stress/stamps.ts";
-import { checkStore } from "../../../cli/stress/store-check.ts";
+import { checkStore, openScratch } from "../../../cli/stress/store-check.ts";
 import type { PutCondition } from "../../../engine/index.ts";
 import { MemorySink, MemoryStore } from "../../../sink/memory.ts";
 import { deepTest } from "../../deep-test.ts";
@@ -63,6 +75,34 @@ deepTest("a run that is killed leaves no process", { timeout: runMsMax }, async 
   run.child.kill("SIGKILL");
   await run.ended;
   await vi.waitFor(() => expect(ofRun()).toEqual([]), { timeout: 60_000, interval: 100 });
+});
+
+test.each([
+  [["stress", "--report", "absent/r.html"], "the page absent/r.html cannot be written (ENOENT)"],
+  [["stress", "--keep", "file"], "the folder file cannot be made (EEXIST)"],
+])("%j is refused before anything begins", async (words, message) => {
+  const place = new Place();
+  writeFileSync(place.path("file"), "");
+  const { code, stderr } = await place.run([...words, "--faults", "none", "--seconds", "1"]);
+  expect([code, stderr]).toEqual([1, expect.stringContaining(message)]);
+});
+
+test("the small file system of a run that ends at once is unmounted", async (context) => {
+  const place = new Place();
+  const folder = place.path("space");
+  mkdirSync(folder);
+  const handlers = process.listeners("exit");
+  const mounted = await MountedSpace.mount(folder).catch(() => undefined);
+  if (mounted === undefined) context.skip("no file system can be mounted");
+  const isMounted = (): boolean => readFileSync("/proc/self/mounts", "utf8").includes(folder);
+  expect(isMounted()).toBe(true);
+  // A program may still have files open there.
+  const file = openSync(join(folder, "open"), "w");
+  const atExit = process.listeners("exit").filter((handler) => !handlers.includes(handler));
+  for (const handler of atExit) handler.call(process, 0);
+  closeSync(file);
+  expect(isMounted()).toBe(false);
+  for (const handler of atExit) process.off("exit", handler);
 });
 
 test("the options of `stress store` are its own, wherever `stress` has some of that name", async () => {
@@ -148,6 +188,15 @@ describe("a store", () => {
     const { signal } = new AbortController();
     return await checkStore({ open, vault: "memory:", seconds: 0.1, onStep: () => undefined, signal });
   };
+
+  test("in memory is opened as any other", async () => {
+    const { signal } = new AbortController();
+    const { open } = await openScratch("memory:", {}, signal);
+    const { a, b, cleanup } = await open();
+    await a.putObject("one", new Uint8Array(1), { ifAbsent: true });
+    expect(await b.statObject("one")).toMatchObject({ sizeBytes: 1 });
+    await cleanup();
+  });
 
   test("that ignores a condition is told with the calls that show it, and loses updates under load", async () => {
     const report = await check((store) => new CarelessSink({ store }));
