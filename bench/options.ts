@@ -67,7 +67,7 @@ export interface BenchOptions {
   /**
    * `front`, each pattern; `mount`, the random reads; `instant`, the longest load; `churn`, the load;
    * `restart`, the load before the kill; `collect`, the load before the collection: in seconds, 0.1 to
-   * 604,800. Defaults: 3, 3, 20, 60, 5, 60.
+   * 604,800. Defaults: 2, 3, 20, 60, 5, 60.
    */
   readonly seconds?: number | undefined;
   /** `churn`, `soak`, `collect`: bytes written a second, from 1 MB (10⁶ bytes). Defaults: 100, 20, 20 MB. */
@@ -77,7 +77,7 @@ export interface BenchOptions {
   /** `churn`, `restart`, `collect`: time between points in ms. Default: 5,000. */
   readonly cycleMs?: number | undefined;
   /**
-   * Size of the disk that a case makes, from 16 MiB. Defaults: 2 GiB for `front`, 8 GiB for `burst`
+   * Size of the disk that a case makes, from 16 MiB. Defaults: 1 GiB for `front`, 8 GiB for `burst`
    * and `churn`, 1 GiB for `collect`, 1 TiB for `restart`, `mount`, `instant`, `failover`,
    * `copy`, `prune` and `open`.
    */
@@ -177,7 +177,7 @@ const gibibyte = 2 ** 30;
 const imageBytesMin = 2 ** 20;
 const diskBytesMin = 16 * 2 ** 20;
 const secondsDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
-  front: 3,
+  front: 2,
   churn: 60,
   restart: 5,
   soak: 3_600,
@@ -186,7 +186,7 @@ const secondsDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
   collect: 60,
 };
 const diskBytesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
-  front: 2 * gibibyte,
+  front: gibibyte,
   soak: gibibyte,
   collect: gibibyte,
   restart: 1024 * gibibyte,

@@ -15,7 +15,7 @@ import {
   type SuiteReport,
   type SuiteStep,
 } from "./suite-report.ts";
-import { bars, coloursMax, escaped, lines, microseconds, percentileCurves, stack } from "./svg.ts";
+import { bars, coloursMax, escaped, flame, lines, microseconds, percentileCurves } from "./svg.ts";
 
 export function pageOf(report: SuiteReport): string {
   const title = `tidemark ${report.machine.tidemark}, bench suite, ${report.machine.date.slice(0, 10)}`;
@@ -138,7 +138,7 @@ function caseSection(each: SuiteCase): string {
         ? []
         : [plot("Rates; grey: yardsticks; a dot: one repetition", bars(`rates of ${kind}`, shown.map(barOf)))];
     }),
-    ...(stages.length === 0 ? [] : [plot("Processor time by stage", stack(`processor time of ${kind}`, stages))]),
+    ...(stages.length === 0 ? [] : [plot("Processor time by stage", flame(`processor time of ${kind}`, stages))]),
     ...seriesGroups(series).map(([name, group]) =>
       plot(
         name,

@@ -9,6 +9,7 @@ import { type BenchReport, runSuiteTo, type SuiteCase, type WrittenSuiteOptions 
 import { disturbances, MachineWatch } from "../../bench/suite/machine-watch.ts";
 import { paces } from "../../bench/suite/plan.ts";
 import type { SuiteReport } from "../../bench/suite/suite-report.ts";
+import { flame } from "../../bench/suite/svg.ts";
 import { TidemarkError } from "../../engine/index.ts";
 import { DirectorySink } from "../../sink/index.ts";
 import { MemorySink } from "../../sink/testing.ts";
@@ -262,6 +263,25 @@ describe("the report", () => {
       message: expect.stringMatching(message) as string,
     });
   });
+});
+
+test("a flame graph has each stage below the one that it is a part of", () => {
+  const drawing = flame("time", [
+    { name: "the cycle", cpuMs: 100 },
+    { name: "main thread", cpuMs: 25, within: "the cycle" },
+    { name: "worker threads", cpuMs: 75, within: "the cycle" },
+    { name: "digest", cpuMs: 15, within: "worker threads" },
+    { name: "LZ4", cpuMs: 45, within: "worker threads" },
+  ]);
+  const places = [...drawing.matchAll(/<rect class="s\d" x="([\d.]+)" y="(\d+)" width="([\d.]+)" height="21"/g)];
+  expect(places.map(([, x, y, width]) => [Number(x), Number(y), Number(width)])).toEqual([
+    [0, 0, 360],
+    [0, 22, 90],
+    [90, 22, 270],
+    [90, 44, 54],
+    [144, 44, 162],
+  ]);
+  expect(drawing).toContain("LZ4, 45 %");
 });
 
 /** Elements of the page that are not closed, or closed by another. */
