@@ -59,7 +59,7 @@ function head(report: SuiteReport): string {
   ];
   return `<header>
 <h1>Tidemark benchmarks</h1>
-<p class="verdict ${hasFailed(report) ? "no" : "yes"}">${met} marks reached, ${missed} missed${
+<p class="verdict ${hasFailed(report) ? "no" : "yes"}">${met} ${met === 1 ? "mark" : "marks"} reached, ${missed} missed${
     all.length === (met ?? 0) + (missed ?? 0) ? "" : `, ${all.length - (met ?? 0) - (missed ?? 0)} not judged`
   }</p>
 ${left === 0 ? "" : `<p class="note"><b class="no">Ended early:</b> ${left} of ${report.planned} cases were not run.</p>`}
@@ -86,7 +86,7 @@ function marks(report: SuiteReport): string {
   }</section>`;
 }
 
-const markColumns = ["", "mark", "reached", "95 % interval", "wanted", "yardstick"] as const;
+const markColumns = ["verdict", "mark", "reached", "95 % interval", "wanted", "yardstick"] as const;
 
 function markCells(mark: SuiteMark): string[] {
   const { name, value, low, high, unit, yardstick, met } = mark;
@@ -122,7 +122,7 @@ function changes({ changes: all, baseline, machine }: SuiteReport): string {
   const from = `${baseline.machine.date.slice(0, 10)}, ${baseline.commit ?? `tidemark ${baseline.machine.tidemark}`}`;
   return `<section><h2>Since the baseline</h2><p class="note">Rates beside those of ${escaped(from)}.${other}
 A difference counts when the permutation test gives p &lt; 0.05, for which both need four repetitions.</p>${table(
-    ["case", "step", "rate", "95 % interval", "p", ""],
+    ["case", "step", "rate", "95 % interval", "p", "verdict"],
     rows,
   )}</section>`;
 }
@@ -247,7 +247,7 @@ function latencyGroups(latencies: readonly Latency[]): (readonly [title: string,
 function table(columns: readonly string[], rows: readonly (readonly string[])[]): string {
   const line = (tag: string, cells: readonly string[]): string =>
     `<tr>${cells.map((cell) => `<${tag}>${cell}</${tag}>`).join("")}</tr>`;
-  return `<div class="wide"><table><thead>${line("th", columns)}</thead><tbody>${rows
+  return `<div class="wide" tabindex="0"><table><thead>${line("th", columns)}</thead><tbody>${rows
     .map((row) => line("td", row))
     .join("")}</tbody></table></div>`;
 }

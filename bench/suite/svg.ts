@@ -130,17 +130,21 @@ export function flame(title: string, stages: readonly Stage[]): string {
   const places = new Map<string | undefined, { readonly row: number; next: number }>([
     [undefined, { row: -1, next: 0 }],
   ]);
+  // What has parts is grey, so that there are colours enough for the parts.
+  const isDivided = (stage: Stage): boolean => stages.some(({ within }) => within === stage.name);
+  const leaves = stages.filter((stage) => !isDivided(stage));
+  const colours = stages.map((stage) => (isDivided(stage) ? "yardstick" : colourOf(leaves.indexOf(stage))));
   const parts = stages.map(({ name, cpuMs, within }, index) => {
     const above = places.get(within) ?? { row: -1, next: 0 };
     const [x, y, share] = [above.next, (above.row + 1) * rowHeight, (cpuMs / sum) * width];
     above.next += share;
     places.set(name, { row: above.row + 1, next: x });
-    return `<rect class="s${index % coloursMax}" x="${n(x)}" y="${y}" width="${n(share)}" height="${rowHeight - 1}"/>`;
+    return `<rect class="${colours[index] ?? ""}" x="${n(x)}" y="${y}" width="${n(share)}" height="${rowHeight - 1}"/>`;
   });
   const depth = Math.max(...Array.from(places.values(), ({ row }) => row + 1));
   const height = depth * rowHeight + 8 + stages.length * lineHeight;
   const names = stages.map(({ name, cpuMs }) => `${name}, ${((100 * cpuMs) / sum).toFixed(0)} %`);
-  return svg(title, height, parts.join("") + legend(names, height));
+  return svg(title, height, parts.join("") + legend(names, height, colours));
 }
 
 /** Text in HTML and SVG. */
@@ -174,12 +178,20 @@ function across({ left, width: wide }: Frame, y: number, text: string): string {
   return `<path class="grid" d="M${left} ${n(y)}h${wide}"/>${words(left - 5, y + 4, text, "end")}`;
 }
 
+function colourOf(index: number): string {
+  return `s${index % coloursMax}`;
+}
+
 /** Names with their colours, at the foot of a plot. */
-function legend(names: readonly string[], height: number): string {
+function legend(
+  names: readonly string[],
+  height: number,
+  colours: readonly string[] = names.map((_, at) => colourOf(at)),
+): string {
   return names
     .map((name, index) => {
       const y = height - (names.length - index) * lineHeight + 8;
-      return `<rect class="s${index % coloursMax}" x="0" y="${y - 8}" width="9" height="9" rx="2"/>${words(14, y, name)}`;
+      return `<rect class="${colours[index] ?? ""}" x="0" y="${y - 8}" width="9" height="9" rx="2"/>${words(14, y, name)}`;
     })
     .join("");
 }

@@ -199,7 +199,7 @@ describe("the report", () => {
     expect([reached, missed, notJudged, failed]).toEqual([1, 1, 2, true]);
     expect(JSON.parse(readFileSync(json, "utf8"))).toEqual(suite);
     const html = readFileSync(page, "utf8");
-    expect(html).toContain("1 marks reached, 1 missed, 2 not judged");
+    expect(html).toContain("1 mark reached, 1 missed, 2 not judged");
     expect(html).toContain("prefers-color-scheme:dark");
     expect(html).toContain("the step &lt;1&gt;");
     expect(html).not.toContain("<1>");
@@ -207,6 +207,8 @@ describe("the report", () => {
     // Of each case: rates, stages, lag, backlog, latencies.
     expect(html.match(/<svg /g)).toHaveLength(2 * 5);
     expect(tagsOf(html)).toEqual([]);
+    // Tables that scroll are reached with the keyboard, and each column has a name.
+    expect(html).not.toMatch(/class="wide"(?! tabindex="0")|<th><\/th>/);
   });
 
   test("says how each step changed since a baseline, where that is certain", async () => {
@@ -273,7 +275,7 @@ test("a flame graph has each stage below the one that it is a part of", () => {
     { name: "digest", cpuMs: 15, within: "worker threads" },
     { name: "LZ4", cpuMs: 45, within: "worker threads" },
   ]);
-  const places = [...drawing.matchAll(/<rect class="s\d" x="([\d.]+)" y="(\d+)" width="([\d.]+)" height="21"/g)];
+  const places = [...drawing.matchAll(/<rect class="\w+" x="([\d.]+)" y="(\d+)" width="([\d.]+)" height="21"/g)];
   expect(places.map(([, x, y, width]) => [Number(x), Number(y), Number(width)])).toEqual([
     [0, 0, 360],
     [0, 22, 90],
@@ -282,6 +284,9 @@ test("a flame graph has each stage below the one that it is a part of", () => {
     [144, 44, 162],
   ]);
   expect(drawing).toContain("LZ4, 45 %");
+  const colours = [...drawing.matchAll(/<rect class="(\w+)"/g)].map(([, colour]) => colour);
+  expect(colours.slice(0, 5)).toEqual(["yardstick", "s0", "yardstick", "s1", "s2"]);
+  expect(colours.slice(5)).toEqual(colours.slice(0, 5));
 });
 
 /** Elements of the page that are not closed, or closed by another. */

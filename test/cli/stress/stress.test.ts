@@ -21,8 +21,9 @@ import { faultKinds, scheduleOf } from "../../../cli/stress/schedule.ts";
 import { MountedSpace } from "../../../cli/stress/space.ts";
 import { isOneInstant, StampClock, type StampedWrite, StampLog, sectorBytes } from "../../../cli/stress/stamps.ts";
 import { checkStore, openScratch } from "../../../cli/stress/store-check.ts";
-import type { PutCondition } from "../../../engine/index.ts";
+import { type PutCondition, TidemarkError } from "../../../engine/index.ts";
 import { MemorySink, MemoryStore } from "../../../sink/memory.ts";
+import type { OpenedSinks } from "../../../sink/testing.ts";
 import { deepTest } from "../../deep-test.ts";
 import { byDepth } from "../../depth.ts";
 import { processesIn, unlessGone } from "../../temporary-folder.ts";
@@ -130,7 +131,10 @@ test(`a run of ${words.join(" ")} loses nothing, recovers from every fault, and 
   expect(report.recovery.count).toBeGreaterThan(0);
   expect(report.writes).toMatchObject({ refused: 0, latency: { count: report.writes.acknowledged } });
   expect(report.points.exact).toBeGreaterThan(0);
-  expect(readFileSync(place.path("page.html"), "utf8")).toContain("tidemark stress: sound");
+  const page = readFileSync(place.path("page.html"), "utf8");
+  expect(page).toContain("tidemark stress: sound");
+  // A wide table scrolls in itself, also with the keyboard.
+  expect(page).toMatch(/<main>[^]*class="wide" tabindex="0"><table>/);
   expect(readdirSync(place.folder).filter((name) => name !== "vault")).toEqual(["page.html"]);
 });
 
@@ -196,6 +200,22 @@ describe("a store", () => {
     await a.putObject("one", new Uint8Array(1), { ifAbsent: true });
     expect(await b.statObject("one")).toMatchObject({ sizeBytes: 1 });
     await cleanup();
+  });
+
+  test("that dies ends the check, and is not said to keep nothing", async () => {
+    let opened = 0;
+    const open = async (): Promise<OpenedSinks> => {
+      opened += 1;
+      if (opened > 2) throw new TidemarkError("STORE_UNREACHABLE", "the store is gone");
+      const store = new MemoryStore();
+      const [a, b, absent] = [new MemorySink({ store }), new MemorySink({ store }), new MemorySink()];
+      await a.createContainer();
+      return { a, b, absent, cleanup: async () => await Promise.resolve() };
+    };
+    const { signal } = new AbortController();
+    const checking = checkStore({ open, vault: "memory:", seconds: 0.1, onStep: () => undefined, signal });
+    await expect(checking).rejects.toMatchObject({ code: "STORE_UNREACHABLE" });
+    expect(opened).toBe(3);
   });
 
   test("that ignores a condition is told with the calls that show it, and loses updates under load", async () => {
