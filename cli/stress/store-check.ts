@@ -86,7 +86,7 @@ export async function checkStore(options: StoreCheckOptions): Promise<StoreRepor
       () => undefined,
       (error: unknown) => error,
     );
-    if (lost !== undefined) throw lost;
+    if (lost instanceof Error) throw lost;
     const message = failure === undefined ? null : failure instanceof Error ? failure.message : "it threw no error";
     const told = failure === undefined ? [] : calls.slice(-callsToldMax);
     guarantees.push({ group: group.slice(1).join(", "), name, holds: failure === undefined, message, calls: told });
