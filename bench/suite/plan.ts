@@ -19,6 +19,8 @@ export interface Pace {
    * case's first begins that would end later. What a case leaves over is for those after it.
    */
   readonly suiteMs: number;
+  /** A repetition that takes longer is ended, and its case has failed. */
+  readonly runMsMax: number;
   /** Half of a confidence interval, of its median: below that a median is stable. */
   readonly tolerance: number;
   /** How long the suite waits for a quiet machine: before all, and before each case. */
@@ -35,6 +37,7 @@ export const paces: Readonly<Record<SuiteMode, Pace>> = {
     runsMin: 3,
     runsMax: 5,
     suiteMs: 3 * 60_000,
+    runMsMax: 3 * 60_000,
     tolerance: 0.1,
     quietBeforeMs: 10_000,
     quietBetweenMs: 1_000,
@@ -45,6 +48,7 @@ export const paces: Readonly<Record<SuiteMode, Pace>> = {
     runsMin: 3,
     runsMax: 15,
     suiteMs: 90 * 60_000,
+    runMsMax: 15 * 60_000,
     tolerance: 0.05,
     quietBeforeMs: 60_000,
     quietBetweenMs: 30_000,

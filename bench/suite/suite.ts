@@ -123,7 +123,18 @@ export async function runSuite(options: SuiteOptions): Promise<SuiteReport> {
       onStep: (step: string) => void,
     ): Promise<BenchReport> => {
       throwIfAborted(signal);
-      return await measure({ ...caseOptions, kind, storeAddress, temporaryFolder }, onStep, signal);
+      const limit = AbortSignal.timeout(pace.runMsMax);
+      const either = signal === undefined ? limit : AbortSignal.any([signal, limit]);
+      try {
+        return await measure({ ...caseOptions, kind, storeAddress, temporaryFolder }, onStep, either);
+      } catch (error) {
+        if (!limit.aborted || signal?.aborted === true) throw error;
+        const minutes = (pace.runMsMax / 60_000).toFixed(0);
+        throw new TidemarkError("INTERNAL", `it was ended after ${minutes} min`, {
+          remedy: `run \`tidemark bench ${kind}\` and see which step it does not leave`,
+          cause: error,
+        });
+      }
     };
     // Pages of the image, the store's code: what the first case would have to load.
     await measureCase("initial", { ...given, image, isSmall: true }, () => undefined);

@@ -2,6 +2,7 @@
  * A suite: how often a case is repeated, what becomes of one that cannot be measured, and the report.
  * A scripted case stands for the measurement; one deep test runs real ones.
  */
+import { once } from "node:events";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeEach, describe, expect, onTestFinished, test } from "vitest";
@@ -178,6 +179,18 @@ describe("a case that gives no figures", () => {
     const { report: suite, failed } = await run(["churn", "open"], failing("STORE_REFUSED"));
     expect(suite.cases.map((each) => each.failed)).toEqual([true, false]);
     expect(failed).toBe(true);
+  });
+
+  test("fails the suite when it does not end, and is ended", async () => {
+    const pace = { ...paces.quick, imageBytes: 16 * 2 ** 20, quietBeforeMs: 0, quietBetweenMs: 0, runMsMax: 20 };
+    const measure: Measure = async ({ kind }, _, signal) => {
+      if (kind !== "churn" || signal === undefined) return report(kind, 50);
+      await once(signal, "abort");
+      throw new TidemarkError("INTERRUPTED", "interrupted");
+    };
+    const { report: suite } = await run(["churn", "open"], () => expect.fail("not this one"), { pace, measure });
+    expect(suite.cases[0]).toMatchObject({ failed: true, missing: expect.stringContaining("bench churn") as string });
+    expect(suite.cases[1]).toMatchObject({ case: "open", failed: false });
   });
 
   test("ends the suite when what it brought back was wrong", async () => {
