@@ -12,10 +12,10 @@ import { join, resolve } from "node:path";
 import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
-import { hasCode, type Sink, TidemarkError, Vault } from "../../engine/index.ts";
+import { hasCode, type Secrets, type Sink, TidemarkError, Vault } from "../../engine/index.ts";
 import { makeFolder } from "../../engine/internal.ts";
 import { Azurite, openSink, parseVaultSpec } from "../../sink/index.ts";
-import { type Environment, sinkOptions } from "../settings.ts";
+import { type Environment, sinkOptions, vaultSecrets } from "../settings.ts";
 import { FaultProxy, type FaultProxyOptions } from "./fault-proxy.ts";
 import type { FaultKind } from "./schedule.ts";
 
@@ -66,8 +66,10 @@ export async function impossibleFaults(vault: string | undefined): Promise<Reado
 export class StressStore implements AsyncDisposable {
   /** The vault's address for agent and readers. */
   readonly address: string;
-  /** Credentials for `address`, as variables. */
+  /** Credentials for `address`, and where the keys of an encrypted vault lie, as variables. */
   readonly environment: Environment;
+  /** Given, the vault of the run is encrypted for them. */
+  readonly keys: Secrets | undefined;
   readonly proxy: FaultProxy | undefined;
   readonly #options: StoreOptions;
   #azurite: Azurite | undefined;
@@ -79,6 +81,7 @@ export class StressStore implements AsyncDisposable {
     parts: {
       readonly address: string;
       readonly environment: Environment;
+      readonly keys: Secrets | undefined;
       readonly proxy?: FaultProxy | undefined;
       readonly azurite?: Azurite | undefined;
       readonly isMounted?: boolean | undefined;
@@ -87,6 +90,7 @@ export class StressStore implements AsyncDisposable {
     this.#options = options;
     this.address = parts.address;
     this.environment = parts.environment;
+    this.keys = parts.keys;
     this.proxy = parts.proxy;
     this.#azurite = parts.azurite;
     this.#isMounted = parts.isMounted ?? false;
@@ -97,7 +101,10 @@ export class StressStore implements AsyncDisposable {
    * VAULT_EXISTS when there is a vault already, INVALID_ARGUMENT, and those of the store.
    */
   static async open(options: StoreOptions, mount: boolean): Promise<StressStore> {
-    const { vault, folder, environment, signal } = options;
+    const { vault, folder, signal } = options;
+    const keys = await vaultSecrets({}, options.environment);
+    const keyFiles = absoluteKeyFiles(options.environment);
+    const environment = { ...options.environment, ...keyFiles };
     const spec = parseVaultSpec(vault ?? `azurite:${spaceOf(folder)}/store`);
     await mkdir(spaceOf(folder), { mode: 0o700 });
     if (mount) await mountSpace(spaceOf(folder));
@@ -107,18 +114,19 @@ export class StressStore implements AsyncDisposable {
       const proxy = await FaultProxy.open(azurite.endpoint, options);
       store = new StressStore(options, {
         address: `${proxy.through(azurite.endpoint)}/${container}`,
-        environment: { AZURE_STORAGE_KEY: azurite.key },
+        environment: { ...keyFiles, AZURE_STORAGE_KEY: azurite.key },
+        keys,
         proxy,
         azurite,
         isMounted: mount,
       });
     } else if (spec.kind === "azure" && vault?.startsWith("http:") === true) {
       const proxy = await FaultProxy.open(spec.containerUrl, options);
-      store = new StressStore(options, { address: proxy.through(vault), environment, proxy });
+      store = new StressStore(options, { address: proxy.through(vault), environment, keys, proxy });
     } else {
       // The agent works in another folder.
       const address = spec.kind === "directory" ? `dir:${resolve(spec.dir)}` : (vault ?? "");
-      store = new StressStore(options, { address, environment });
+      store = new StressStore(options, { address, environment, keys });
     }
     try {
       await store.#refuseVault();
@@ -219,7 +227,7 @@ export class StressStore implements AsyncDisposable {
   async #refuseVault(): Promise<void> {
     await using sink = await this.sink("direct", this.#options.signal);
     try {
-      await (await Vault.open(sink, { signal: this.#options.signal })).close();
+      await (await Vault.open(sink, { keys: this.keys, signal: this.#options.signal })).close();
     } catch (error) {
       if (hasCode(error, "VAULT_NOT_FOUND")) return;
       throw error;
@@ -228,6 +236,12 @@ export class StressStore implements AsyncDisposable {
       remedy: "name an address with --vault where there is none, or leave --vault out",
     });
   }
+}
+
+/** The agent works in another folder. */
+function absoluteKeyFiles(environment: Environment): Environment {
+  const names = ["TIDEMARK_KEY_FILE", "TIDEMARK_PASSPHRASE_FILE"] as const;
+  return Object.fromEntries(names.map((name) => [name, environment[name] && resolve(environment[name])]));
 }
 
 function spaceOf(folder: string): string {

@@ -180,6 +180,11 @@ export class VaultKeys {
     return secret.vaultKey;
   }
 
+  /** Refuses a process that cannot read payloads, before it begins work that it cannot end. Errors: ACCESS_REFUSED. */
+  assertReads(): void {
+    if (!this.canRead) throw cannotRead();
+  }
+
   get digestKey(): Uint8Array {
     return derive(this.#at(1).writingKey, this.vaultId, "digest key");
   }
