@@ -16,6 +16,8 @@ it("copies a vault to an encrypted one and back to a plain one, and says what it
   const init = ["vault", "init", "--vault", "dir:second", "--encrypt", "--passphrase-file", "secret"];
   expect(await place.run(init)).toMatchObject({ code: 0 });
   const there = ["copy", "--from", "dir:vault", "--to", "dir:second", "--to-passphrase-file", "secret"];
+  const unopened = await place.run(there.slice(0, 5));
+  expect([unopened.code, unopened.stderr]).toEqual([12, expect.stringContaining("`--to-key`")]);
   const copied = await place.run(there);
   expect(copied.stdout).toMatch(/a point 1 of .* → point 1, [^]*copied +1 point of 1 disk/);
   expect(await place.run([...there, "--disk", "a", "--points", "latest", "--json"])).toMatchObject({ code: 0 });
