@@ -40,5 +40,8 @@ export const modelEncryption: Pick<VaultOptions, "keys"> = isEncryptedRun
 /** What the environment of the program holds in this run, of whatever starts it. */
 export const keyEnvironment: Readonly<Record<string, string>> = isEncryptedRun ? { TIDEMARK_KEY_FILE: keyFile } : {};
 
+/** Flags of `tidemark copy` for a second vault that is encrypted in this run. */
+export const toKey: readonly string[] = isEncryptedRun ? ["--to-key", keyFile] : [];
+
 /** For a command on a vault that is plain in every run. */
 export const noKey: Readonly<Record<string, string>> = { TIDEMARK_KEY_FILE: "" };

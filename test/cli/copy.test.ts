@@ -2,11 +2,9 @@
 
 import { existsSync, writeFileSync } from "node:fs";
 import { expect, it } from "vitest";
-import { keyEnvironment, noKey } from "../encrypted.ts";
+import { noKey, toKey } from "../encrypted.ts";
 import { sameFiles, writeImage } from "./images.ts";
 import { Place } from "./tidemark.ts";
-
-const toKey = Object.values(keyEnvironment).flatMap((file) => ["--to-key", file]);
 
 it("copies a vault to an encrypted one and back to a plain one, and says what it did", async () => {
   const place = new Place();

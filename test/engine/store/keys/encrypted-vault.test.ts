@@ -5,6 +5,7 @@ import { copyFileSync, mkdirSync, readdirSync, rmSync, statSync, symlinkSync, wr
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
+import type { Plan } from "../../../../engine/index.ts";
 import { parseSegmentName } from "../../../../engine/store/format/names.ts";
 import type { Secrets } from "../../../../engine/store/keys/recipients.ts";
 import { keysTiming } from "../../../../engine/timing.ts";
@@ -171,6 +172,21 @@ it("is written, listed, pruned and collected by an enrolled machine, which reads
   const failover = { kind: "test", disks: ["a"], to: `file:${image}` } as const;
   await expectCode(writer.failovers.start(failover), "ACCESS_REFUSED");
   expect(await writer.failovers.list()).toEqual([]);
+  const plan: Plan = {
+    name: "shop",
+    machines: [{ name: "web", disks: ["a"], source: null }],
+    groups: [{ machines: ["web"], before: [], after: [] }],
+    cleanup: [],
+    target: `dir:${folder}`,
+    testTarget: null,
+    objectives: { rpoMs: null, rtoMs: null },
+    folder,
+    text: "",
+  };
+  await expectCode(writer.plans.start({ plan, kind: "test" }), "ACCESS_REFUSED");
+  expect(await writer.plans.list()).toEqual([]);
+  await expectCode(writer.replicas.run({ disk: "a", to: `file:${image}`, once: true }), "ACCESS_REFUSED");
+  expect(await writer.replicas.list()).toEqual([]);
   await expectCode(writer.materialize({ disk: "a", point: "latest", to: image }), "ACCESS_REFUSED");
   expect(readdirSync(folder)).toEqual(["state"]);
   await expectCode(writer.keys.rotate(), "ACCESS_REFUSED");
