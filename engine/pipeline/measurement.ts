@@ -9,7 +9,7 @@ import { packChunk, unpackChunk } from "./lz4.ts";
 import { allocateSlabs, viewSlabs } from "./slabs.ts";
 
 /** The kernels over `data`. Granules are counted from its beginning. */
-export interface MeasuredKernels extends Pick<typeof Kernels, "createDigest" | "isZero" | "looksIncompressible"> {
+export interface MeasuredKernels extends Pick<typeof Kernels, "createDigest" | "isZero"> {
   /** What the kernels work on, in place; the caller fills it. */
   readonly data: Buffer;
   /** What `fingerprint` gave: 16 bytes a granule, zeros for a granule of zeros. */
@@ -30,7 +30,7 @@ export interface MeasuredKernels extends Pick<typeof Kernels, "createDigest" | "
  * can be compared.
  */
 export async function openKernels(dataBytes: number): Promise<MeasuredKernels> {
-  const { createDigest, isZero, looksIncompressible } = await import("./kernels.ts");
+  const { createDigest, isZero } = await import("./kernels.ts");
   const { expandSeed, openWasmKernels } = await import("./wasm-kernels.ts");
   const shared = allocateSlabs({ slabCount: 1, slabBytes: dataBytes });
   const [slab] = viewSlabs(shared);
@@ -43,7 +43,6 @@ export async function openKernels(dataBytes: number): Promise<MeasuredKernels> {
   return {
     createDigest,
     isZero,
-    looksIncompressible,
     data: slab.data,
     packed: slab.out,
     prints: slab.newPrints,
