@@ -130,5 +130,6 @@ export function withoutSecrets(text: string): string {
     .replace(/\b(sig=)[^&;\s"']+/gi, "$1…")
     .replace(/\b(AccountKey=|SharedAccessSignature=)[^;\s"']+/gi, "$1…")
     .replace(/(\bauthorization["']?\s*[:=]\s*["']?(?:SharedKey|Bearer)\s+)[^\s"',]+/gi, "$1…")
-    .replace(/(:\/\/[^\s/@:]+:)[^\s/@]+@/g, "$1…@");
+    .replace(/(:\/\/[^\s/@:]+:)[^\s/@]+@/g, "$1…@")
+    .replace(/(PRIVATE KEY-----)[^`]+/g, "$1…");
 }

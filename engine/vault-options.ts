@@ -69,7 +69,7 @@ export interface VaultParameters {
   readonly digest?: DigestName | undefined;
   /** Key of the digests, 64 hexadecimal digits: see `Vault.parameters`. Default: a random one. */
   readonly digestKey?: string | undefined;
-  /** Whose keys and which passphrase open the vault. Absent: it is not encrypted. */
+  /** Whose keys and which passphrase open the vault. Absent: those of `keys`; without them it is not encrypted. */
   readonly encryption?: NewRecipients | undefined;
   /** Told VAULT_AT_RISK when the vault is created without the second copy of its identity. */
   readonly onNotice?: ((notice: Notice) => void) | undefined;

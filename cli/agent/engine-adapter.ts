@@ -75,8 +75,8 @@ export function openEngineAdapter(
   onNotice: (notice: Notice) => void = () => undefined,
 ): EngineAdapter {
   return {
-    openVault: async (config, signal, disksOf) =>
-      await EngineVault.open(config, environment, onNotice, disksOf, signal),
+    openVault: async (config, signal, disksOf, like) =>
+      await EngineVault.open(config, environment, onNotice, disksOf, signal, like),
     listen: openServer,
   };
 }
@@ -132,6 +132,7 @@ class EngineVault implements VaultPort {
     onNotice: (notice: Notice) => void,
     disksOf: () => readonly DiskHealth[],
     signal: AbortSignal,
+    like: VaultPort | undefined,
   ): Promise<EngineVault> {
     const { address, proxy } = config;
     const bandwidth = new Bandwidth(tableOf(config));
@@ -149,7 +150,10 @@ class EngineVault implements VaultPort {
       const options = { stateFolder, keys, onNotice, signal };
       const sink = limited(registered?.gated(store) ?? store, bandwidth);
       // What a registered machine does not find was not for it to make.
-      const vault = await (registered === undefined ? Vault.openOrCreate(sink, options) : Vault.open(sink, options));
+      const parameters = like instanceof EngineVault ? like.#vault.parameters : {};
+      const vault = await (registered === undefined
+        ? Vault.openOrCreate(sink, { ...parameters, ...options })
+        : Vault.open(sink, options));
       await registered?.begin(vault, { disksOf, clock: systemClock, signal });
       return new EngineVault({
         registered,

@@ -172,8 +172,16 @@ export interface DiskHealth {
 }
 
 export interface EngineAdapter {
-  /** `disksOf` gives the agent's disks of the vault, for its heartbeats. */
-  openVault(config: VaultConfig, signal: AbortSignal, disksOf: () => readonly DiskHealth[]): Promise<VaultPort>;
+  /**
+   * `disksOf` gives the agent's disks of the vault, for its heartbeats. A vault that is created gets the
+   * parameters of `like`.
+   */
+  openVault(
+    config: VaultConfig,
+    signal: AbortSignal,
+    disksOf: () => readonly DiskHealth[],
+    like?: VaultPort,
+  ): Promise<VaultPort>;
   listen(config: ListenConfig, signal: AbortSignal): Promise<ServerPort>;
 }
 

@@ -53,7 +53,8 @@ export function vaultCommand(context: CommandContext): Command {
       `
 An encrypted vault is read with the private key of one of its certificates, or
 with its passphrase: \`--key\`, TIDEMARK_KEY_FILE, TIDEMARK_PASSPHRASE_FILE. If
-all of them are lost, what the vault holds is lost for good.
+all of them are lost, what the vault holds is lost for good. With one of these
+and without \`--encrypt\`, the vault is encrypted for that key or passphrase.
 
 Examples:
   $ tidemark vault init --vault dir:/srv/vault

@@ -157,6 +157,7 @@ export class Failovers {
   ): Promise<RunDone> {
     const { kind, members, direction, selector, group, signal, source = null } = options;
     if (options.note !== undefined) checkNote(options.note);
+    this.#store.keys?.assertReads();
     // The run of a plan has done that for all its machines.
     if (machine === undefined) await this.forgetOld(signal);
     const place = { store: this.#store, vault: this.#vaultId, signal };

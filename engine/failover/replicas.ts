@@ -79,6 +79,7 @@ export class Replicas {
       const startedAt = performance.now();
       const { signal, once = false } = options;
       const place = this.#place(options);
+      place.store.keys?.assertReads();
       const disk = options.disk.normalize("NFC");
       const named = await parseReplicaTarget(options.to, disk, this.#context.sink);
       const totals = { applications: 0, bytesWritten: 0, bytesRead: 0 };

@@ -306,6 +306,7 @@ export class Plans {
     members: readonly Omit<PlanRunMachine, "run">[],
   ): Promise<PlanRunDone> {
     const place = this.#place(options);
+    place.store.keys?.assertReads();
     await this.#failovers.forgetOld(options.signal);
     await this.#forgetOld(place);
     const taken = new Set<string>();

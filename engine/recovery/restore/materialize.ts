@@ -50,6 +50,7 @@ export async function materialize(
   const disk = options.disk.normalize("NFC");
   const onNotice = options.onNotice ?? (() => undefined);
   const store = watchedStore(context, onNotice);
+  store.keys?.assertReads();
   const head = await readDisk(store, document.vault, disk, options.signal);
   const format = options.format ?? (options.to.startsWith("blob:") ? "vhd" : "raw");
   const point = await selectPoint(store, head, options.point, options.signal);

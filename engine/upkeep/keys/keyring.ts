@@ -17,12 +17,7 @@ import type { CallOptions } from "../../sink.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import { decodeVault, documentBytesMax, encodeVault } from "../../store/format/documents.ts";
 import { vaultCopyName, vaultName } from "../../store/format/names.ts";
-import {
-  type EncryptedDocument,
-  isEncrypted,
-  type Recipient,
-  recipientsMax,
-} from "../../store/format/vault-document.ts";
+import { type EncryptedDocument, isEncrypted, type Recipient } from "../../store/format/vault-document.ts";
 import { type NewRecipients, recipientsOf, rewrap, wrapFor } from "../../store/keys/recipients.ts";
 import { authenticated } from "../../store/keys/unlock.ts";
 import { generationsFrom, newGeneration, type VaultKeys, vaultKeyBytes } from "../../store/keys/vault-keys.ts";
@@ -112,11 +107,11 @@ export class Keyring {
           `${JSON.stringify(selector)} names ${removed.length === 0 ? "no recipient" : "several recipients"} of the vault`,
           { remedy: "run `tidemark vault keys list`, and give an id that it shows" },
         );
-      if (recipients.length === 1)
+      const kept = recipients.filter(({ id }) => id !== recipient.id);
+      if (kept.length === 0)
         throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(recipient.name)} is the vault's only recipient`, {
           remedy: "add another one first with `tidemark vault keys add`",
         });
-      const kept = recipients.filter(({ id }) => id !== recipient.id);
       return { document: withRecipients(document, kept), vaultKey };
     });
   }
@@ -197,10 +192,6 @@ export class Keyring {
 }
 
 function withRecipients(document: EncryptedDocument, recipients: readonly Recipient[]): EncryptedDocument {
-  if (recipients.length > recipientsMax)
-    throw new TidemarkError("INVALID_ARGUMENT", `a vault has at most ${String(recipientsMax)} recipients`, {
-      remedy: "remove one with `tidemark vault keys remove`",
-    });
   return { ...document, encryption: { ...document.encryption, recipients } };
 }
 
