@@ -42,6 +42,7 @@ import type {
   DiskHealth,
   EngineAdapter,
   FailoverPort,
+  PlanPort,
   ProtectionPort,
   ProtectOptions,
   ServerPort,
@@ -235,6 +236,10 @@ class EngineVault implements VaultPort {
 
   get failovers(): FailoverPort {
     return this.#vault.failovers;
+  }
+
+  get plans(): PlanPort {
+    return this.#vault.plans;
   }
 
   setLimit(bytesPerSecond: number | undefined): void {

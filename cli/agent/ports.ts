@@ -10,6 +10,7 @@ import type {
   Failovers,
   HealthLevel,
   ListedPoint,
+  Plans,
   PointSummary,
   ProtectionStatus,
   RestingImage,
@@ -126,9 +127,30 @@ export type FailoverPort = Pick<
   | "jobs"
 >;
 
+/** Runs of recovery plans in the vault, likewise. */
+export type PlanPort = Pick<
+  Plans,
+  | "start"
+  | "preview"
+  | "failback"
+  | "changePoint"
+  | "commit"
+  | "cancel"
+  | "cleanup"
+  | "reprotect"
+  | "completeMigration"
+  | "resume"
+  | "cancelJob"
+  | "has"
+  | "list"
+  | "show"
+  | "jobs"
+>;
+
 /** An open vault; its disks share it. */
 export interface VaultPort {
   readonly failovers: FailoverPort;
+  readonly plans: PlanPort;
   /**
    * Disks that name the same group are cut together. The signal ends waiting, not the protection.
    */

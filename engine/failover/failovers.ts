@@ -37,9 +37,10 @@ import {
   refused,
   refuseElsewhere,
   refusePresent,
+  stopped,
 } from "./run-checks.ts";
 import { isReprotected, isServable, servedBy } from "./run-facts.ts";
-import { endingDueMs, endJob, endTask, withJob, withTask } from "./run-jobs.ts";
+import { endingDueMs, endJob, endTask, noting, withJob, withTask } from "./run-jobs.ts";
 import { type DiskAtPoint, directionOf, membersOf, refuseOtherFailback } from "./run-members.ts";
 import { StopRequests, stopJob } from "./run-request.ts";
 import { createRun, HeldRun, isWorkedOn, listRuns, readRun } from "./run-store.ts";
@@ -439,7 +440,8 @@ export class Failovers {
     await held.swap(await begin(held.document));
     await using requests = new StopRequests(place, held.document);
     const signal = options.signal === undefined ? requests.signal : AbortSignal.any([options.signal, requests.signal]);
-    await using effects = new Effects(this.#context, held, { ...options, signal }, this.#vault);
+    const onProgress = noting(held, options.onProgress);
+    await using effects = new Effects(this.#context, held, { ...options, onProgress, signal }, this.#vault);
     for (let step = effectOf(held.document.state); step !== undefined; step = effectOf(held.document.state)) {
       await held.swap(withTask(held.document));
       try {
@@ -449,11 +451,11 @@ export class Failovers {
         // A crash test ends in an error that is none of ours: nothing is noted then, as after a kill.
         if (!(error instanceof TidemarkError) || hasCode(error, "SEAT_LOST")) throw error;
         const isInterrupted = hasCode(error, "INTERRUPTED");
-        const stopped = requests.signal.aborted ? "Cancelled" : "Suspended";
-        const state = isInterrupted ? stopped : "Failed";
+        const interrupted = requests.signal.aborted ? "Cancelled" : "Suspended";
+        const state = isInterrupted ? interrupted : "Failed";
         const ended = endTask(held.document, state, effects.takeCommands(), error);
         await held.swap(endJob({ ...ended, state: isInterrupted ? ended.state : step.failed }, state));
-        throw error;
+        throw stopped(run, error);
       }
       await held.swap({ ...endTask(held.document, "Succeeded", effects.takeCommands(), null), state: step.done });
     }

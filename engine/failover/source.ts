@@ -62,7 +62,7 @@ export async function takeLastPoint(
     await volume.close();
   }
   throw new TidemarkError("SOURCE_UNREADABLE", `${path} was written while its last point was taken`, {
-    remedy: "stop the programs that write it, then run `tidemark jobs resume` with the run",
+    remedy: "stop the programs that write it",
     detail: { path },
   });
 }

@@ -13,7 +13,6 @@ import os from "node:os";
 import { watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
-import { cacheBlocksMin } from "../../recovery/mount/block-cache.ts";
 import { planRunObjectName } from "../../store/format/names.ts";
 import { encodePlanRun, type Plan, type PlanRunDocument, type PlanRunMachine } from "../../store/format/plan-run.ts";
 import type { RunOperation } from "../../store/format/run.ts";
@@ -355,8 +354,9 @@ export class Plans {
             const found = (await findRun(place, run))?.document;
             const refusal = refusalOf(operation, found);
             if (refusal !== undefined) throw refusal;
-            if (operation !== "Commit" && found !== undefined)
-              await refuseServed(found, `${commandsOfOperations[operation]} ${document.run}`);
+            if (operation === "Commit" || found === undefined) continue;
+            await options.server?.release(run);
+            await refuseServed(found, `${commandsOfOperations[operation]} ${document.run}`);
           }
           return withJob(withNote(await change(document, place), note), operation);
         }),
@@ -407,8 +407,7 @@ export class Plans {
   }
 
   #stepsOf(place: PlanPlace & { signal: AbortSignal }, held: HeldPlanRun, options: FailoverOptions): PlanSteps {
-    const cacheBytesMin = cacheBlocksMin * this.#context.document.blockBytes;
-    return new PlanSteps({ place, failovers: this.#failovers, held, options, cacheBytesMin });
+    return new PlanSteps({ place, failovers: this.#failovers, held, options });
   }
 
   /** Does what is left of the newest job, and gives what ended it when a step failed. */

@@ -189,7 +189,7 @@ function pointHeld(disk: string, { kind, disk: holder, sequence }: Keeper, more:
       remedy:
         kind === "pin"
           ? `run \`tidemark points unpin --disk ${holder} --point ${String(sequence)}\``
-          : "end the `tidemark mount`, `materialize` or `verify` that reads it",
+          : "end what reads it, such as `tidemark mount`; a process that was killed reads for 60 s more",
       detail: { disk: holder, sequence },
     },
   );
