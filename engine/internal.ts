@@ -39,6 +39,13 @@ export { agentsPrefix, encodeDiskName } from "./store/format/names.ts";
 // Bounds of recovery plans.
 export { actionBounds, planActionsMax, planMachinesMax, planName, planTextMax } from "./store/format/plan-run.ts";
 export { processStat } from "./store/points/process-identity.ts";
+// Days of a bandwidth table.
+export { weekdays } from "./throttle.ts";
 // What a registering machine asks, and keeps.
 export { refuseForeignVault } from "./upkeep/registration/agents.ts";
+export { isAllowedDisk, readRegistrationKey } from "./upkeep/registration/registration-key.ts";
 export { findRegistration, keepRegistration, machineOf } from "./upkeep/registration/registration-state.ts";
+// Retention, shown and tried out.
+export { describePolicy } from "./upkeep/retention/policy.ts";
+export type { SimulatedTimeline } from "./upkeep/retention/simulate.ts";
+export { simulateRetention } from "./upkeep/retention/simulate.ts";

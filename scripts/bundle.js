@@ -8,7 +8,7 @@
  * together by folder. Every chunk names what it takes from others and gives them, so fewer chunks
  * are a smaller package.
  */
-import { cpSync, readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, relative, resolve } from "node:path";
 import { rolldown } from "rolldown";
 
@@ -76,11 +76,18 @@ await bundle.write({
 });
 await bundle.close();
 
+/** A style sheet or a page without its comments and indentation. */
+const packed = (text) =>
+  text
+    .replace(/\/\*[^]*?\*\/|<!--[^]*?-->/g, "")
+    .replace(/\s*\n\s*/g, "\n")
+    .replace(/(?<=[;{},])\n|\n(?=})/g, "");
+
 for (const name of entries.filter(isPage)) {
   const page = await rolldown({ input: `${name}.ts`, platform: "browser", tsconfig: false });
   await page.write({ file: `dist/${name}.js`, minify: true });
   await page.close();
   const folder = dirname(name);
   for (const file of readdirSync(folder).filter((other) => /\.(html|css|svg)$/.test(other)))
-    cpSync(`${folder}/${file}`, `dist/${folder}/${file}`);
+    writeFileSync(`dist/${folder}/${file}`, packed(readFileSync(`${folder}/${file}`, "utf8")));
 }

@@ -17,8 +17,8 @@ export interface FailoverOptions extends OperationOptions {
   /** Serves runs in this process. Absent: a command does, in the foreground. */
   readonly server?: RunServer | undefined;
   /**
-   * Of plans: begins to serve the instant targets of a machine's run, before the commands that follow
-   * it. `cacheBytes`: memory for each of its disks. Absent: the run is begun and not served.
+   * Of plans: begins to serve the instant targets of a machine's run. `cacheBytes`: memory for each
+   * of its disks. Absent: they are not served.
    */
   readonly serve?: ((run: string, cacheBytes: number) => Promise<void>) | undefined;
   /** Environment of check and shutdown commands. Default: empty. */
