@@ -23,8 +23,7 @@ const isPage = (name) => name.endsWith("/page");
 /** Chunks by the modules that load them, the most frugal first: a thread, a program that embeds the engine, a command. */
 const chunks = {
   thread: ["engine/pipeline/worker.ts"],
-  library: ["engine/index.ts", "engine/internal.ts"],
-  stores: ["sink/index.ts"],
+  library: ["engine/index.ts", "engine/internal.ts", "sink/index.ts"],
   kit: ["sink/testing.ts"],
   program: ["cli/program.ts"],
   files: ["cli/agent/config-file.ts", "cli/plan/plan-file.ts"],

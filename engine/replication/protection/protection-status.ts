@@ -48,7 +48,7 @@ export interface ProtectionStatus {
   readonly barrier: { readonly lastMs: number; readonly maxMs: number };
   /** Old content kept for the open cut, in bytes: in memory and spilled. */
   readonly preservedBytes: number;
-  /** Null: this process has not pruned the disk. */
+  /** Null: this process has not pruned the disk, or its policy keeps all. */
   readonly lastPrune: LastPrune | null;
 }
 

@@ -316,7 +316,7 @@ export interface PointSummary {
   /** Time of the cut, ISO 8601 in UTC. */
   readonly time: string;
   readonly consistency: Consistency;
-  /** The group point that this point is a part of; null: none, or not whole. */
+  /** The group point that this point is a part of; null: none, or a member disk has no point of it. */
   readonly group: { readonly id: string; readonly name: string } | null;
   /** From the cut to the commit, in ms; null when it was not measured. */
   readonly lagMs: number | null;
@@ -330,7 +330,7 @@ export interface PointSummary {
   readonly storedBytes: number;
 }
 
-/** A point of a listing, and what keeps it from being pruned. */
+/** A point of a listing. A pin or a hold of one member keeps the whole group point. */
 export interface ListedPoint extends PointSummary {
   /** Free text of a user; null when there is none. */
   readonly label: string | null;
