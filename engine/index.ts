@@ -23,7 +23,6 @@ export type {
   FailbackOptions,
   FailoverOptions,
   OperateOptions,
-  RunServer,
   StartFailoverOptions,
 } from "./failover/failover-options.ts";
 export { Failovers } from "./failover/failovers.ts";
@@ -67,7 +66,6 @@ export type {
 } from "./failover/run-summary.ts";
 export type { ServedDisk, ServedDiskStatus, ServeOptions } from "./failover/served-run.ts";
 export { ServedRun } from "./failover/served-run.ts";
-export type { RestingSource, SourceDisks, SourceSite } from "./failover/source.ts";
 export type { Notice } from "./notice.ts";
 export type { OperationOptions, Progress } from "./progress.ts";
 export type { MountOptions, MountSummary } from "./recovery/mount/mount.ts";
@@ -82,7 +80,6 @@ export { Group } from "./replication/protection/groups.ts";
 export type { Finding, HealthLevel } from "./replication/protection/health.ts";
 export type { CommandHookOptions, FunctionHookOptions, Hook } from "./replication/protection/hooks.ts";
 export { commandHook, functionHook } from "./replication/protection/hooks.ts";
-export type { RestingImage } from "./replication/protection/protected-image.ts";
 export { Protection } from "./replication/protection/protection.ts";
 export type { ProtectionEvent, ProtectionState } from "./replication/protection/protection-state.ts";
 export type {
@@ -104,7 +101,6 @@ export type {
   StoredObject,
 } from "./sink.ts";
 export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";
-export { SinkDecorator } from "./sink-decorator.ts";
 export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./store/format/documents.ts";
 export { digestNames } from "./store/format/documents.ts";
 export type {

@@ -27,7 +27,10 @@ export {
   replacePlain,
 } from "./disk/source/plain-file.ts";
 export { syncFolder } from "./disk/source/sync-folder.ts";
+// What a failover asks of the agent.
+export type { RunServer } from "./failover/failover-options.ts";
 export { planTarget } from "./failover/plans/plan-target.ts";
+export type { RestingSource, SourceDisks, SourceSite } from "./failover/source.ts";
 // What a benchmark calls bare.
 export { blockBytesDefault, fingerprintBytes, granuleBytes } from "./limits.ts";
 export type { ChunkPlace } from "./pipeline/dedup-index.ts";
@@ -35,6 +38,9 @@ export { DedupIndex } from "./pipeline/dedup-index.ts";
 export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
 export { workersDefault } from "./pipeline/worker-pool.ts";
 export { openImage } from "./recovery/restore/vhd.ts";
+export type { RestingImage } from "./replication/protection/protected-image.ts";
+// A sink around another.
+export { SinkDecorator } from "./sink-decorator.ts";
 export { agentsPrefix, encodeDiskName } from "./store/format/names.ts";
 // Bounds of recovery plans.
 export { actionBounds, planActionsMax, planMachinesMax, planName, planTextMax } from "./store/format/plan-run.ts";

@@ -37,7 +37,7 @@ export interface VaultOptions {
    * to write.
    */
   readonly keys?: Secrets | undefined;
-  /** What `Keyring.enroll` keeps, where it stands elsewhere: see `RegistrationKey.writerKey`. */
+  /** @internal What `Keyring.enroll` keeps, where it stands elsewhere: see `RegistrationKey.writerKey`. */
   readonly writerKey?: Uint8Array | undefined;
   /** Ends the opening or creation with INTERRUPTED. */
   readonly signal?: AbortSignal | undefined;

@@ -14,11 +14,11 @@ export interface ReplicaOptions extends OperationOptions {
   readonly once?: boolean | undefined;
   /** Told of each application that has ended. */
   readonly onApplied?: ((application: Application) => void) | undefined;
-  /** Told which point the target holds. */
+  /** @internal Told which point the target holds. */
   readonly onHolds?: ((held: HeldPoint) => void) | undefined;
-  /** Told before each wait for the next point; `wake` ends the wait. */
+  /** @internal Told before each wait for the next point; `wake` ends the wait. */
   readonly onIdle?: ((wake: () => void) => void) | undefined;
-  /** Between two looks for a new point, in ms. Default: 2,000. */
+  /** @internal Between two looks for a new point, in ms. Default: 2,000. */
   readonly pollMs?: number | undefined;
 }
 

@@ -49,7 +49,7 @@ export interface CommandHookOptions {
   readonly cwd?: string | undefined;
   /** A thaw that takes longer is killed, in ms. Default: 60 000. */
   readonly thawTimeoutMs?: number | undefined;
-  /** Wall clock, in ms since 1970. Default: `Date.now`. */
+  /** @internal Wall clock, in ms since 1970. Default: `Date.now`. */
   readonly now?: (() => number) | undefined;
 }
 

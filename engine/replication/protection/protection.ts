@@ -226,7 +226,7 @@ export class Protection implements AsyncDisposable {
     return await this.#stopped;
   }
 
-  /** Which point the image is, as `stop` has left it; undefined: it has not ended, or that is not known. */
+  /** @internal Which point the image is, as `stop` has left it; undefined: it has not ended, or that is not known. */
   get rest(): RestingImage | undefined {
     return restOf(this.#state, this.#protected, this.#source);
   }
