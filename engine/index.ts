@@ -44,6 +44,7 @@ export type {
   PlanStepSummary,
 } from "./failover/plans/plan-summary.ts";
 export { Plans } from "./failover/plans/plans.ts";
+export type { RenameDiskOptions, RenameDiskSummary } from "./failover/rename.ts";
 export type {
   Application,
   HeldPoint,

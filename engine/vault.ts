@@ -9,6 +9,7 @@ import { watchedStore } from "./disk/source/head-watch.ts";
 import { Failovers } from "./failover/failovers.ts";
 import { Instant, type InstantOptions } from "./failover/instant.ts";
 import { Plans } from "./failover/plans/plans.ts";
+import { type RenameDiskOptions, type RenameDiskSummary, renameDisk } from "./failover/rename.ts";
 import { Replicas } from "./failover/replicas.ts";
 import { SharedCatalog } from "./pipeline/shared-catalog.ts";
 import type { VaultContext } from "./pipeline/vault-context.ts";
@@ -285,6 +286,16 @@ export class Vault implements AsyncDisposable {
    */
   async removeDisk(options: RemoveDiskOptions): Promise<RemoveDiskSummary> {
     return await this.#track(async () => await removeDisk(this.#context, options));
+  }
+
+  /**
+   * Renames a disk. Its points keep their times, labels and pins; their ids and numbers are new.
+   *
+   * @throws as `removeDisk`, and `INVALID_ARGUMENT` when another disk has the name or the disk was
+   * failed over. The former disk stays until all of its points have the new name.
+   */
+  async renameDisk(options: RenameDiskOptions): Promise<RenameDiskSummary> {
+    return await this.#track(async () => await renameDisk(this.#context, options));
   }
 
   /**

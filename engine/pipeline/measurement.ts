@@ -3,7 +3,7 @@
  */
 import assert from "node:assert/strict";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
-import { createDigest, isZero, looksIncompressible } from "./kernels.ts";
+import { createDigest, isZero } from "./kernels.ts";
 import { packChunk, unpackChunk } from "./lz4.ts";
 import { allocateSlabs, viewSlabs } from "./slabs.ts";
 import { expandSeed, openWasmKernels } from "./wasm-kernels.ts";
@@ -12,7 +12,6 @@ import { expandSeed, openWasmKernels } from "./wasm-kernels.ts";
 export interface MeasuredKernels {
   readonly createDigest: typeof createDigest;
   readonly isZero: typeof isZero;
-  readonly looksIncompressible: typeof looksIncompressible;
   /** What the kernels work on, in place; the caller fills it. */
   readonly data: Buffer;
   /** What `fingerprint` gave: 16 bytes a granule, zeros for a granule of zeros. */
@@ -44,7 +43,6 @@ export function openKernels(dataBytes: number): MeasuredKernels {
   return {
     createDigest,
     isZero,
-    looksIncompressible,
     data: slab.data,
     packed: slab.out,
     prints: slab.newPrints,
