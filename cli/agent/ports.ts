@@ -4,6 +4,7 @@
  *
  * engine-adapter.ts implements the ports with the engine; tests implement them with scripts.
  */
+
 import type {
   BlockDevice,
   CopyOptions,
@@ -13,11 +14,11 @@ import type {
   Plans,
   PointSummary,
   ProtectionStatus,
-  RestingImage,
   RetentionPolicy,
   TidemarkError,
   VaultStats,
 } from "../../engine/index.ts";
+import { type RestingImage } from "../../engine/internal.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
 
 /** Something that happened to a disk, for the log and for metrics. */
