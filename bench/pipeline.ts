@@ -9,7 +9,7 @@ import { join } from "node:path";
 import type { ReplicateSummary } from "../engine/index.ts";
 import { FileVolume, throwIfAborted, Vault } from "../engine/index.ts";
 import { type ChunkPlace, DedupIndex, granuleBytes, openKernels } from "../engine/internal.ts";
-import { cpuClock } from "./cpu.ts";
+import { type CpuTime, cpuClock } from "./cpu.ts";
 import { DiscardingSink } from "./discarding-sink.ts";
 import { allocatedRuns, contentHash, imageFacts } from "./image.ts";
 import { Lz4Comparison, lz4Marks } from "./lz4-comparison.ts";
@@ -17,6 +17,7 @@ import { peakRssBytes } from "./machine.ts";
 import type { BenchConfig } from "./options.ts";
 import type { CaseOutcome } from "./report.ts";
 import { StepLog } from "./steps.ts";
+import type { Stage } from "./trace.ts";
 
 /** As much as is read, and worked through kernel by kernel, at a time. */
 const windowBytes: number = 4 * 1024 * 1024;
@@ -24,12 +25,27 @@ const cycleStep = "cycle into a sink that discards";
 const boundStep = "bound: reading and kernels / workers";
 const kernelNames = ["reading", "fingerprint", "digest", "LZ4"] as const;
 
+/** Of a cycle: what its threads took, and what the bare kernels are of that. The rest is packing and waiting. */
+function stagesOf({ processMs, threadMs }: CpuTime, bare: BareKernels, kernelsMs: number): Stage[] {
+  const mainMs = Number.isFinite(threadMs) ? threadMs : 0;
+  // The kernels are measured apart, on a machine that is not always as fast.
+  const workersMs = Math.max(kernelsMs, processMs - mainMs);
+  const [whole, workers] = ["the cycle", "worker threads"];
+  return [
+    { name: whole, cpuMs: mainMs + workersMs },
+    { name: "main thread", cpuMs: mainMs, within: whole },
+    { name: workers, cpuMs: workersMs, within: whole },
+    ...kernelNames.map((name) => ({ name, cpuMs: bare[name].elapsedMs, within: workers })),
+  ];
+}
+
 export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
   const log = new StepLog(config);
   config.begin("read the image");
   const hash = await contentHash(config.image, config.signal);
   const volume = await FileVolume.open(config.image);
   try {
+    const image = await imageFacts(volume);
     const counts: Record<string, number> = { workers: config.workers };
     let peakBytes = 0;
     for (let run = 0; run < config.runs; run += 1) {
@@ -39,7 +55,7 @@ export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
       Object.assign(counts, { blockBytes, ...counted });
       if (run === 0) peakBytes = peakRssBytes();
       config.begin("bare kernels", run);
-      const others = await Lz4Comparison.open(join(config.temporaryFolder, "compressible.bin"));
+      const others = await Lz4Comparison.open(join(config.temporaryFolder, "compressible.bin"), image.allocatedBytes);
       const bare = await runKernels(volume, blockBytes, others, config.signal);
       config.begin("LZ4 of others", run);
       for (const { name, bytes, elapsedMs } of await others.finish(config.signal))
@@ -48,19 +64,12 @@ export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
       for (const name of kernelNames)
         log.add(name, { role: "kernel", unit: "bytes" }, bare[name].bytes, bare[name].elapsedMs);
       const sumMs = kernelNames.reduce((sum, name) => sum + bare[name].elapsedMs, 0);
-      config.trace.stages([
-        ...kernelNames.map((name) => ({ name, cpuMs: bare[name].elapsedMs })),
-        ...(Number.isFinite(cpu.threadMs) ? [{ name: "main thread", cpuMs: cpu.threadMs }] : []),
-        {
-          name: "packing, waiting for one another",
-          cpuMs: Math.max(0, cpu.processMs - sumMs - (cpu.threadMs || 0)),
-        },
-      ]);
+      config.trace.stages(stagesOf(cpu, bare, sumMs));
       log.add(boundStep, { role: "yardstick", unit: "bytes" }, bare.fingerprint.bytes, sumMs / config.workers);
     }
     const reached = log.medianMs(boundStep) / log.medianMs(cycleStep);
     return {
-      image: await imageFacts(volume),
+      image,
       steps: log.steps(),
       marks: [config.mark("of the bound that the bare kernels set", reached), ...lz4Marks(config.mark, log, counts)],
       counts,
@@ -127,7 +136,7 @@ type BareKernels = Readonly<Record<(typeof kernelNames)[number], Work>>;
 /**
  * The work of a first cycle without the cycle, on one thread: every granule outside holes
  * fingerprinted, which finds the zeros; every block cut into chunks by the rule of the scan and
- * digested; every chunk that is new compressed, if it looks as if it could be. Looking up what is
+ * digested; every chunk that is new compressed. Looking up what is
  * known is not counted.
  */
 async function runKernels(
@@ -136,7 +145,7 @@ async function runKernels(
   others: Lz4Comparison,
   signal: AbortSignal | undefined,
 ): Promise<BareKernels> {
-  const kernels = await openKernels(windowBytes);
+  const kernels = openKernels(windowBytes);
   const { data, prints } = kernels;
   const known = new DedupIndex(256 * 1024 * 1024);
   const place: ChunkPlace = { segment: 0, offset: 0, storedWord: 0 };
@@ -169,15 +178,13 @@ async function runKernels(
       return true;
     });
     const packFrom = performance.now();
-    for (const { start, end } of fresh) {
-      const plain = data.subarray(start * granuleBytes, end * granuleBytes);
-      if (!kernels.looksIncompressible(plain)) kernels.compress(start * granuleBytes, plain.length);
-    }
+    const compressible = fresh.filter(({ start, end }) => {
+      return kernels.compress(start * granuleBytes, (end - start) * granuleBytes) > 0;
+    });
     const packedAt = performance.now();
-    for (const { start, end } of fresh) {
+    for (const { start, end } of compressible) {
       const plain = data.subarray(start * granuleBytes, end * granuleBytes);
       const at = start * granuleBytes;
-      if (kernels.looksIncompressible(plain)) continue;
       await others.compare({
         plain,
         compress: () => kernels.compress(at, plain.length),

@@ -35,6 +35,7 @@ import type {
   PruneSummary,
   RegisteredAgent,
   RemoveDiskSummary,
+  RenameDiskSummary,
   RepairedObject,
   RepairSummary,
   ReplicaDone,
@@ -142,6 +143,7 @@ interface FixedSummaries {
   readonly "agents remove": RegisteredAgent;
   readonly "disks list": DisksSummary;
   readonly "disks remove": RemoveDiskSummary;
+  readonly "disks rename": RenameDiskSummary;
   readonly "disks disable": DisableSummary;
   readonly "disks enable": EnabledDisk;
   readonly "points list": PointsSummary;

@@ -4,6 +4,7 @@
  *
  * engine-adapter.ts implements the ports with the engine; tests implement them with scripts.
  */
+
 import type {
   BlockDevice,
   CopyOptions,
@@ -13,11 +14,11 @@ import type {
   Plans,
   PointSummary,
   ProtectionStatus,
-  RestingImage,
   RetentionPolicy,
   TidemarkError,
   VaultStats,
 } from "../../engine/index.ts";
+import { type RestingImage } from "../../engine/internal.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
 
 /** Something that happened to a disk, for the log and for metrics. */
@@ -194,8 +195,16 @@ export interface DiskHealth {
 }
 
 export interface EngineAdapter {
-  /** `disksOf` gives the agent's disks of the vault, for its heartbeats. */
-  openVault(config: VaultConfig, signal: AbortSignal, disksOf: () => readonly DiskHealth[]): Promise<VaultPort>;
+  /**
+   * `disksOf` gives the agent's disks of the vault, for its heartbeats. A vault that is created gets the
+   * parameters of `like`.
+   */
+  openVault(
+    config: VaultConfig,
+    signal: AbortSignal,
+    disksOf: () => readonly DiskHealth[],
+    like?: VaultPort,
+  ): Promise<VaultPort>;
   listen(config: ListenConfig, signal: AbortSignal): Promise<ServerPort>;
 }
 

@@ -31,10 +31,9 @@ export function failbackCommand(context: CommandContext): Command {
       "after",
       `
 Stages what the old image lacks while the disk goes on, then stops the disk with a
-last point, through its agent with --socket, and applies. If the image was not
-written since its last point, only the differences are fetched; otherwise it is
-compared whole. Before the apply a cancel leaves the image untouched; after a kill
-\`tidemark jobs resume\` ends the apply. Then commit and reprotect.
+last point, through its agent with --socket, and applies. Before the apply a cancel
+leaves the image untouched; after a kill \`tidemark jobs resume\` ends the apply.
+Then commit and reprotect.
 
 Example:
   $ tidemark failback 5f03c2aa --to /srv/web.img --vault dir:/v`,

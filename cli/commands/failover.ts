@@ -127,11 +127,10 @@ function addPlanned(context: CommandContext, failover: Command): void {
       "after",
       `
 The agent stops its disks with a last point each, or a last point of the image is
-taken. If that is not possible, the failover is not done. To a replica, only the
-last difference moves; of several replicas, name one: replica:NAME.
+taken; else the failover is not done. To a replica, only the last difference
+moves; of several replicas, name one: replica:NAME.
 
 Examples:
-  $ tidemark failover planned --disk web --to dir:/srv --vault dir:/v
   $ tidemark failover planned --disk web --to replica --vault dir:/v
   $ tidemark failover planned --disk web --to file:/srv/web.img \\
       --source /old/web.img --vault dir:/v`,
@@ -165,9 +164,8 @@ function addVerbs(context: CommandContext, failover: Command): void {
     .addHelpText(
       "after",
       `
-Only what differs between the points is written. If a target was written since,
-it is compared whole, and what was written to it is lost. An instant target
-begins anew, and is served until ^C.
+What was written to a target since is lost. An instant target begins anew, and is
+served until ^C.
 
 Example:
   $ tidemark failover change-point 5f03c2aa --point 41 --vault dir:/v`,

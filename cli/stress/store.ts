@@ -6,35 +6,27 @@
  *     agent, readers, upkeep ─► FaultProxy ─► Azurite of the run, or the server that the user named
  *     proof ────────────────────────────────►
  */
-import { execFile } from "node:child_process";
-import { cp, mkdir, readdir, rm } from "node:fs/promises";
+import { cp, readdir, rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
-import { promisify } from "node:util";
-import { hasCode, type Sink, TidemarkError, Vault } from "../../engine/index.ts";
+import { hasCode, type Secrets, type Sink, TidemarkError, Vault } from "../../engine/index.ts";
 import { makeFolder } from "../../engine/internal.ts";
 import { Azurite, openSink, parseVaultSpec } from "../../sink/index.ts";
-import { type Environment, sinkOptions } from "../settings.ts";
+import { type Environment, sinkOptions, vaultSecrets } from "../settings.ts";
 import { FaultProxy, type FaultProxyOptions } from "./fault-proxy.ts";
 import type { FaultKind } from "./schedule.ts";
 
-const execute = promisify(execFile);
-
 /** The container of the vault in an Azurite of the run. */
 const container = "tidemark";
-/** A file system of the run has this size until it is made full, and this much room when it is. */
-const spaceBytes: number = 2 * 1024 ** 3;
-const shrinksMax = 10;
-const spaceLeftBytes: number = 64 * 1024;
 
 const overHttp: readonly FaultKind[] = ["lost-ack", "503", "slow", "reset", "freeze", "flip"];
 
 export interface StoreOptions extends FaultProxyOptions {
   /** The vault's address as the user named it; undefined: an Azurite in the folder of the run. */
   readonly vault: string | undefined;
-  /** Folder of the run. */
-  readonly folder: string;
+  /** Folder of what the run stores, which may become full. */
+  readonly spaceFolder: string;
   readonly environment: Environment;
   readonly signal: AbortSignal;
 }
@@ -66,59 +58,60 @@ export async function impossibleFaults(vault: string | undefined): Promise<Reado
 export class StressStore implements AsyncDisposable {
   /** The vault's address for agent and readers. */
   readonly address: string;
-  /** Credentials for `address`, as variables. */
+  /** Credentials for `address`, and where the keys of an encrypted vault lie, as variables. */
   readonly environment: Environment;
+  /** Given, the vault of the run is encrypted for them. */
+  readonly keys: Secrets | undefined;
   readonly proxy: FaultProxy | undefined;
   readonly #options: StoreOptions;
   #azurite: Azurite | undefined;
-  /** Ends while the store is being killed and started again, for those that must have it. */
-  #isMounted = false;
 
   private constructor(
     options: StoreOptions,
     parts: {
       readonly address: string;
       readonly environment: Environment;
+      readonly keys: Secrets | undefined;
       readonly proxy?: FaultProxy | undefined;
       readonly azurite?: Azurite | undefined;
-      readonly isMounted?: boolean | undefined;
     },
   ) {
     this.#options = options;
     this.address = parts.address;
     this.environment = parts.environment;
+    this.keys = parts.keys;
     this.proxy = parts.proxy;
     this.#azurite = parts.azurite;
-    this.#isMounted = parts.isMounted ?? false;
   }
 
   /**
-   * Opens the store, with a file system of its own below it when it is to become full. Errors:
-   * VAULT_EXISTS when there is a vault already, INVALID_ARGUMENT, and those of the store.
+   * Opens the store. Errors: VAULT_EXISTS when there is a vault already, INVALID_ARGUMENT, and those
+   * of the store.
    */
-  static async open(options: StoreOptions, mount: boolean): Promise<StressStore> {
-    const { vault, folder, environment, signal } = options;
-    const spec = parseVaultSpec(vault ?? `azurite:${spaceOf(folder)}/store`);
-    await mkdir(spaceOf(folder), { mode: 0o700 });
-    if (mount) await mountSpace(spaceOf(folder));
+  static async open(options: StoreOptions): Promise<StressStore> {
+    const { vault, spaceFolder, signal } = options;
+    const keys = await vaultSecrets({}, options.environment);
+    const keyFiles = absoluteKeyFiles(options.environment);
+    const environment = { ...options.environment, ...keyFiles };
+    const spec = parseVaultSpec(vault ?? `azurite:${spaceFolder}/store`);
     let store: StressStore;
     if (spec.kind === "azurite") {
       const azurite = await Azurite.start(spec.dir, { signal });
       const proxy = await FaultProxy.open(azurite.endpoint, options);
       store = new StressStore(options, {
         address: `${proxy.through(azurite.endpoint)}/${container}`,
-        environment: { AZURE_STORAGE_KEY: azurite.key },
+        environment: { ...keyFiles, AZURE_STORAGE_KEY: azurite.key },
+        keys,
         proxy,
         azurite,
-        isMounted: mount,
       });
     } else if (spec.kind === "azure" && vault?.startsWith("http:") === true) {
       const proxy = await FaultProxy.open(spec.containerUrl, options);
-      store = new StressStore(options, { address: proxy.through(vault), environment, proxy });
+      store = new StressStore(options, { address: proxy.through(vault), environment, keys, proxy });
     } else {
       // The agent works in another folder.
       const address = spec.kind === "directory" ? `dir:${resolve(spec.dir)}` : (vault ?? "");
-      store = new StressStore(options, { address, environment });
+      store = new StressStore(options, { address, environment, keys });
     }
     try {
       await store.#refuseVault();
@@ -127,11 +120,6 @@ export class StressStore implements AsyncDisposable {
       await store[Symbol.asyncDispose]();
       throw error;
     }
-  }
-
-  /** A folder on the file system that becomes full with the store's. */
-  get spaceFolder(): string {
-    return spaceOf(this.#options.folder);
   }
 
   /** Process of the Azurite of the run. */
@@ -156,7 +144,7 @@ export class StressStore implements AsyncDisposable {
    */
   async regress(afterMs: number): Promise<void> {
     const azurite = this.#running();
-    const copy = join(this.spaceFolder, "earlier");
+    const copy = join(this.#options.spaceFolder, "earlier");
     process.kill(azurite.pid, "SIGSTOP");
     try {
       await copyStore(azurite.dir, copy);
@@ -166,16 +154,6 @@ export class StressStore implements AsyncDisposable {
     await delay(afterMs);
     await this.#whileDead(async () => await copyStore(copy, azurite.dir));
     await rm(copy, { recursive: true });
-  }
-
-  /** Leaves the file system of the run no room for `ms`. */
-  async fill(ms: number): Promise<void> {
-    await shrink(this.spaceFolder);
-    try {
-      await delay(ms);
-    } finally {
-      await resize(this.spaceFolder, spaceBytes);
-    }
   }
 
   /** Removes what the run has put into a container that the user named. */
@@ -190,8 +168,6 @@ export class StressStore implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.proxy?.[Symbol.asyncDispose]();
     await this.#azurite?.stop();
-    if (this.#isMounted) await execute("umount", [this.spaceFolder]);
-    this.#isMounted = false;
   }
 
   #directAddress(): string {
@@ -219,7 +195,7 @@ export class StressStore implements AsyncDisposable {
   async #refuseVault(): Promise<void> {
     await using sink = await this.sink("direct", this.#options.signal);
     try {
-      await (await Vault.open(sink, { signal: this.#options.signal })).close();
+      await (await Vault.open(sink, { keys: this.keys, signal: this.#options.signal })).close();
     } catch (error) {
       if (hasCode(error, "VAULT_NOT_FOUND")) return;
       throw error;
@@ -230,8 +206,10 @@ export class StressStore implements AsyncDisposable {
   }
 }
 
-function spaceOf(folder: string): string {
-  return join(folder, "space");
+/** The agent works in another folder. */
+function absoluteKeyFiles(environment: Environment): Environment {
+  const names = ["TIDEMARK_KEY_FILE", "TIDEMARK_PASSPHRASE_FILE"] as const;
+  return Object.fromEntries(names.map((name) => [name, environment[name] && resolve(environment[name])]));
 }
 
 /** Azurite's own files; those of Tidemark stay, because they are locked while a server is used. */
@@ -240,32 +218,4 @@ async function copyStore(from: string, to: string): Promise<void> {
   const names = await readdir(from);
   for (const name of await readdir(to)) if (name.startsWith("__")) await rm(join(to, name), { recursive: true });
   for (const name of names) if (name.startsWith("__")) await cp(join(from, name), join(to, name), { recursive: true });
-}
-
-async function mountSpace(folder: string): Promise<void> {
-  try {
-    await execute("mount", ["-t", "tmpfs", "-o", `size=${spaceBytes},mode=0700`, "tmpfs", folder]);
-  } catch (error) {
-    throw new TidemarkError("UNSUPPORTED", "no small file system can be mounted on this machine", {
-      remedy: "leave disk-full out of --faults",
-      cause: error,
-    });
-  }
-}
-
-/** Leaves little room. Writers go on meanwhile, and no file system becomes smaller than what they have written. */
-async function shrink(folder: string): Promise<void> {
-  for (let attempt = 1; ; attempt += 1) {
-    const { stdout } = await execute("df", ["--output=used", "--block-size=1", folder]);
-    try {
-      await resize(folder, Number(stdout.trim().split("\n").at(-1)) + attempt * spaceLeftBytes);
-      return;
-    } catch (error) {
-      if (attempt === shrinksMax) throw error;
-    }
-  }
-}
-
-async function resize(folder: string, sizeBytes: number): Promise<void> {
-  await execute("mount", ["-o", `remount,size=${Math.ceil(sizeBytes / 4096) * 4096}`, folder]);
 }

@@ -140,9 +140,9 @@ function stillWritten(disk: string, cause: TidemarkError): TidemarkError {
 }
 
 /** The error that names the process that writes the disk; undefined: no process does. */
-async function activeWriter(
+export async function activeWriter(
   context: VaultContext,
-  { signal, onNotice = () => undefined }: DisableOptions,
+  { signal, onNotice = () => undefined }: Pick<DisableOptions, "signal" | "onNotice">,
   disk: string,
 ): Promise<TidemarkError | undefined> {
   const place = { store: new Store(context.sink), vault: context.document.vault, disk, onNotice, signal };

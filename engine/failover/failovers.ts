@@ -110,8 +110,7 @@ export class Failovers {
   }
 
   /**
-   * Takes the disks of a reprotected failover back to images or devices that are there, by
-   * differences: synchronizes while the disks go on, then takes the last point and applies. Works
+   * Takes the disks of a reprotected failover back to images or devices, by differences. Works
    * until the run waits for an operation.
    *
    * @throws as `start`; `INVALID_ARGUMENT` when the disks of `run` are not where it took them.
@@ -158,6 +157,7 @@ export class Failovers {
   ): Promise<RunDone> {
     const { kind, members, direction, selector, group, signal, source = null } = options;
     if (options.note !== undefined) checkNote(options.note);
+    this.#store.keys?.assertReads();
     // The run of a plan has done that for all its machines.
     if (machine === undefined) await this.forgetOld(signal);
     const place = { store: this.#store, vault: this.#vaultId, signal };
@@ -234,10 +234,9 @@ export class Failovers {
   }
 
   /**
-   * Protects the disks of a committed failover at their new place, under their names: one point each,
-   * by differences. From then on they are replicated from there, and from nowhere else. With `listen`
-   * (`unix:PATH` or `tcp:HOST:PORT`) no point is taken here: `serve` then serves the disks there and
-   * takes their points.
+   * Protects the disks of a committed failover at their new place: one point each, by differences.
+   * With `listen` (`unix:PATH` or `tcp:HOST:PORT`), `serve` serves the disks there and takes their
+   * points.
    */
   async reprotect(options: OperateOptions & { readonly listen?: string | undefined }): Promise<RunDone> {
     const { listen } = options;
@@ -248,8 +247,8 @@ export class Failovers {
   }
 
   /**
-   * Commits the failover if it is not committed, and disables the protection of its disks: nothing goes
-   * on, and nothing goes back. The points stay.
+   * Commits the failover if it is not committed, and disables the protection of its disks. The
+   * points stay.
    */
   async completeMigration(options: OperateOptions): Promise<RunDone> {
     return await this.#operate("CompleteMigration", options);
@@ -260,10 +259,7 @@ export class Failovers {
     return await this.#operate("TestFailoverCleanup", options);
   }
 
-  /**
-   * Goes on with a run that was interrupted, or that failed. Where no work is left and the run's disks
-   * can be served, it changes nothing.
-   */
+  /** Goes on with a run that was interrupted, or that failed. */
   async resume(options: OperateOptions): Promise<RunDone> {
     const startedAt = performance.now();
     return await this.#track(async () => {
@@ -277,10 +273,8 @@ export class Failovers {
   }
 
   /**
-   * Serves the disks of a run over NBD, at the address that the run names: instant targets, and disks
-   * that `reprotect` was given an address for. Disks that are replicated from their targets are
-   * protected meanwhile. Other operations on the run are possible, except those that change the
-   * targets.
+   * Serves the disks of a run over NBD: instant targets, and disks that `reprotect` was given an
+   * address for, which are protected meanwhile.
    *
    * @throws `INVALID_ARGUMENT` when the run serves nothing in its state; `WRITER_ACTIVE` when another
    * process serves it or works on it, or the disks have been failed over again; `TARGET_FAILED` when
@@ -304,8 +298,8 @@ export class Failovers {
   }
 
   /**
-   * Stops the job that is under way, wherever its process is, or ends that of a dead process. The run
-   * stays in the state whose work was stopped: it can be resumed, cancelled or cleaned up.
+   * Stops the job that is under way, wherever its process is. The run can be resumed, cancelled or
+   * cleaned up.
    *
    * @throws `INVALID_ARGUMENT` when no job is under way; `WRITER_ACTIVE` when its process does not
    * answer.

@@ -103,8 +103,7 @@ export class Plans {
   }
 
   /**
-   * Takes the machines of a reprotected run back, in the order of the plan, as `Failovers.failback` does
-   * with one.
+   * Takes the machines of a reprotected run back, in the order of the plan.
    *
    * @throws as `start`; `INVALID_ARGUMENT` when a machine is not where the run took it.
    */
@@ -205,8 +204,8 @@ export class Plans {
   }
 
   /**
-   * Goes on with a run that waits for a person, was interrupted, or failed. `step` (from 1) has been done
-   * by hand: work of a person, or a command that failed.
+   * Goes on with a run that waits for a person, was interrupted, or failed. `step` (from 1) has
+   * been done by hand.
    */
   async resume(options: OperateOptions & { readonly step?: number | undefined }): Promise<PlanRunDone> {
     const { step } = options;
@@ -305,6 +304,7 @@ export class Plans {
     members: readonly Omit<PlanRunMachine, "run">[],
   ): Promise<PlanRunDone> {
     const place = this.#place(options);
+    place.store.keys?.assertReads();
     await this.#failovers.forgetOld(options.signal);
     await this.#forgetOld(place);
     const taken = new Set<string>();

@@ -44,14 +44,11 @@ export interface RemoveDiskOptions {
 export interface RemoveDiskSummary {
   readonly disk: string;
   readonly dryRun: boolean;
-  /** 0 when only leftovers of a replication or removal that did not end were there. */
+  /** 0: only leftovers were there. */
   readonly removedPoints: number;
   /** Bytes that the cycles of these points stored. Other disks may share some of them. */
   readonly removedStoredBytes: number;
-  /**
-   * Of a dry run: bytes that a garbage collection would then free; null when a map cannot be read.
-   * Null after a removal.
-   */
+  /** Of a dry run: bytes that a garbage collection would then free; null: not known, or removed. */
   readonly freedBytes: number | null;
   readonly requests: number;
   readonly elapsedMs: number;

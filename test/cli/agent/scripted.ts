@@ -23,10 +23,10 @@ import type {
   CopyOptions,
   PointSummary,
   ProtectionStatus,
-  RestingImage,
   TidemarkError,
   VaultStats,
 } from "../../../engine/index.ts";
+import { type RestingImage } from "../../../engine/internal.ts";
 
 /** Time that passes when the test says so. */
 export class VirtualClock implements Clock {

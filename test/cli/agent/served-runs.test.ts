@@ -1,4 +1,5 @@
 /** Runs that an agent serves: from the failover over a restart of the agent to the way back. */
+
 import { readFileSync, writeFileSync } from "node:fs";
 import { expect, it, onTestFinished, vi } from "vitest";
 import { Agent } from "../../../cli/agent/agent.ts";
@@ -8,6 +9,7 @@ import type { RunFacts } from "../../../cli/agent/seen-runs.ts";
 import type { AgentStatus } from "../../../cli/agent/supervisor.ts";
 import { command } from "../../../engine/disk/nbd/protocol.ts";
 import type { PlanRunSummary, RunSummary } from "../../../engine/index.ts";
+import { keyEnvironment } from "../../encrypted.ts";
 import { RawClient } from "../../engine/disk/nbd/server-rig.ts";
 import { writeImage } from "../images.ts";
 import { Place } from "../tidemark.ts";
@@ -29,7 +31,7 @@ class Rig {
   async start(configuration: string = oneDisk): Promise<Agent> {
     const agent = await Agent.start(await this.folder.config(configuration), {
       environment: { XDG_STATE_HOME: this.folder.path("state"), PATH: process.env["PATH"] },
-      engine: openEngineAdapter({ XDG_STATE_HOME: this.folder.path("state") }),
+      engine: openEngineAdapter({ XDG_STATE_HOME: this.folder.path("state"), ...keyEnvironment }),
       clock: this.clock,
       log: this.log,
     });
