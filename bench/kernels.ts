@@ -102,8 +102,8 @@ interface Loop {
 }
 
 async function byteKernels(seed: number): Promise<Kernel[]> {
-  const kernels = await openKernels(corpusBytes);
-  const { isZero, looksIncompressible } = kernels;
+  const kernels = openKernels(corpusBytes);
+  const { isZero } = kernels;
   const sha256 = await kernels.createDigest("sha256", Buffer.alloc(32, 7));
   const [random, text, zeros] = [randomCorpus(seed), textCorpus(seed), Buffer.alloc(corpusBytes)];
   const block = `${blockBytesDefault / 1024} KiB`;
@@ -113,7 +113,6 @@ async function byteKernels(seed: number): Promise<Kernel[]> {
     ["fingerprint, XXH3-128, 4 KiB", fingerprinting(kernels, random)],
     [`digest, BLAKE3, ${block}`, digestingInPlace(kernels, random)],
     [`digest, SHA-256, ${block}`, digesting(random, sha256)],
-    [`incompressible?, random, ${block}`, counting(random, blockBytesDefault, looksIncompressible)],
     ...lz4Kernels(kernels, text, random, block),
   ];
   return loops.map(([name, loop]) => ({ name, unit: "bytes", amount: corpusBytes, prepare: () => undefined, ...loop }));

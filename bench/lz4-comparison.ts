@@ -87,7 +87,7 @@ const [ownStep, wasmStep, nativeStep, ownBackStep, wasmBackStep] = [
   "LZ4, decompression of these blocks",
   "the same blocks by lz4-wasm",
 ] as const;
-/** So much of what is compressed is given to the system's lz4. */
+/** About so much of what is compressed is given to the system's lz4: blocks from all over the image. */
 const nativeBytesMax: number = 256 * 1024 * 1024;
 
 class Measured {
@@ -123,20 +123,23 @@ export interface BlockKernel {
 export class Lz4Comparison {
   readonly #path: string;
   readonly #file: FileHandle;
+  /** One block in so many is given to the system's lz4. */
+  readonly #stride: number;
   readonly #reference = ReferenceLz4.load();
   readonly #own = { pack: new Measured(ownStep), unpack: new Measured(ownBackStep), packedBytes: 0 };
   readonly #wasm = { pack: new Measured(wasmStep), unpack: new Measured(wasmBackStep), packedBytes: 0 };
   #nativeBytes = 0;
   #blocks = 0;
 
-  private constructor(path: string, file: FileHandle) {
+  private constructor(path: string, file: FileHandle, stride: number) {
     this.#path = path;
     this.#file = file;
+    this.#stride = stride;
   }
 
-  /** `path` is a file of its own, which `finish` removes. */
-  static async open(path: string): Promise<Lz4Comparison> {
-    return new Lz4Comparison(path, await open(path, "w"));
+  /** `path` is a file of its own, which `finish` removes; `imageBytes` are the most that is compressed. */
+  static async open(path: string, imageBytes: number): Promise<Lz4Comparison> {
+    return new Lz4Comparison(path, await open(path, "w"), Math.ceil(imageBytes / nativeBytesMax));
   }
 
   /** Bytes that the blocks were packed to. */
@@ -166,7 +169,7 @@ export class Lz4Comparison {
       );
     }
     this.#blocks += 1;
-    if (this.#nativeBytes + plain.length > nativeBytesMax) return;
+    if (this.#blocks % this.#stride !== 0) return;
     await this.#file.write(plain, 0, plain.length, this.#nativeBytes);
     this.#nativeBytes += plain.length;
   }

@@ -45,6 +45,7 @@ export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
   const hash = await contentHash(config.image, config.signal);
   const volume = await FileVolume.open(config.image);
   try {
+    const image = await imageFacts(volume);
     const counts: Record<string, number> = { workers: config.workers };
     let peakBytes = 0;
     for (let run = 0; run < config.runs; run += 1) {
@@ -54,7 +55,7 @@ export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
       Object.assign(counts, { blockBytes, ...counted });
       if (run === 0) peakBytes = peakRssBytes();
       config.begin("bare kernels", run);
-      const others = await Lz4Comparison.open(join(config.temporaryFolder, "compressible.bin"));
+      const others = await Lz4Comparison.open(join(config.temporaryFolder, "compressible.bin"), image.allocatedBytes);
       const bare = await runKernels(volume, blockBytes, others, config.signal);
       config.begin("LZ4 of others", run);
       for (const { name, bytes, elapsedMs } of await others.finish(config.signal))
@@ -68,7 +69,7 @@ export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
     }
     const reached = log.medianMs(boundStep) / log.medianMs(cycleStep);
     return {
-      image: await imageFacts(volume),
+      image,
       steps: log.steps(),
       marks: [config.mark("of the bound that the bare kernels set", reached), ...lz4Marks(config.mark, log, counts)],
       counts,
@@ -135,7 +136,7 @@ type BareKernels = Readonly<Record<(typeof kernelNames)[number], Work>>;
 /**
  * The work of a first cycle without the cycle, on one thread: every granule outside holes
  * fingerprinted, which finds the zeros; every block cut into chunks by the rule of the scan and
- * digested; every chunk that is new compressed, if it looks as if it could be. Looking up what is
+ * digested; every chunk that is new compressed. Looking up what is
  * known is not counted.
  */
 async function runKernels(
@@ -144,7 +145,7 @@ async function runKernels(
   others: Lz4Comparison,
   signal: AbortSignal | undefined,
 ): Promise<BareKernels> {
-  const kernels = await openKernels(windowBytes);
+  const kernels = openKernels(windowBytes);
   const { data, prints } = kernels;
   const known = new DedupIndex(256 * 1024 * 1024);
   const place: ChunkPlace = { segment: 0, offset: 0, storedWord: 0 };
@@ -177,15 +178,13 @@ async function runKernels(
       return true;
     });
     const packFrom = performance.now();
-    for (const { start, end } of fresh) {
-      const plain = data.subarray(start * granuleBytes, end * granuleBytes);
-      if (!kernels.looksIncompressible(plain)) kernels.compress(start * granuleBytes, plain.length);
-    }
+    const compressible = fresh.filter(({ start, end }) => {
+      return kernels.compress(start * granuleBytes, (end - start) * granuleBytes) > 0;
+    });
     const packedAt = performance.now();
-    for (const { start, end } of fresh) {
+    for (const { start, end } of compressible) {
       const plain = data.subarray(start * granuleBytes, end * granuleBytes);
       const at = start * granuleBytes;
-      if (kernels.looksIncompressible(plain)) continue;
       await others.compare({
         plain,
         compress: () => kernels.compress(at, plain.length),

@@ -15,6 +15,13 @@ import { required } from "./reference/definitions.ts";
 
 export type Environment = Readonly<Record<string, string | undefined>>;
 
+/** The variables that have a value. */
+export function definedIn(environment: Environment): Readonly<Record<string, string>> {
+  return Object.fromEntries(
+    Object.entries(environment).filter((entry): entry is [string, string] => entry[1] !== undefined),
+  );
+}
+
 export interface OutputFlags {
   readonly json: boolean;
   readonly debug: boolean;
@@ -170,26 +177,31 @@ export async function vaultSecrets(flags: VaultFlags, environment: Environment):
   const passphraseFile = said(environment["TIDEMARK_PASSPHRASE_FILE"]);
   if (keyFile === undefined && passphraseFile === undefined) return undefined;
   return {
-    privateKey: keyFile === undefined ? undefined : await readSecret(keyFile),
-    passphrase: passphraseFile === undefined ? undefined : passphraseOf(await readSecret(passphraseFile)),
+    privateKey: keyFile === undefined ? undefined : await readSecret(keyFile, "the file of the key"),
+    passphrase: passphraseFile === undefined ? undefined : await readPassphrase(passphraseFile),
   };
 }
 
-/** The first line of a file is a passphrase: editors end it with a line feed. */
-export function passphraseOf(text: string): string {
-  return text.replace(/\r?\n[^]*$/, "");
+/** The first line of a file is a passphrase: editors end it with a line feed. Errors: INVALID_ARGUMENT. */
+export async function readPassphrase(file: string): Promise<string> {
+  return (await readSecret(file, "the file of the passphrase")).replace(/\r?\n[^]*$/, "");
 }
 
-/** Text of a small file. Errors: INVALID_ARGUMENT, without any of its content. */
-export async function readSecret(file: string): Promise<string> {
+/**
+ * Text of a small file, in UTF-8, with or without a byte order mark. Errors: INVALID_ARGUMENT, without
+ * any of its content, and with `named` for the file. The path of a secret is not told, because the
+ * secret itself may have been given in its place.
+ */
+export async function readSecret(file: string, named: string = file): Promise<string> {
   try {
     const { size } = await stat(file);
     if (size > secretBytesMax) throw new RangeError(`it has ${String(size)} bytes`);
-    return await readFile(file, "utf8");
+    return new TextDecoder("utf-8", { fatal: true }).decode(await readFile(file));
   } catch (error) {
     if (!(error instanceof Error)) throw error;
-    throw new TidemarkError("INVALID_ARGUMENT", `${file} cannot be read as a key: ${error.message}`, {
-      remedy: "give the path of a readable file",
+    const fact = systemCode(error) ?? error.message;
+    throw new TidemarkError("INVALID_ARGUMENT", `${named} cannot be read as text: ${fact}`, {
+      remedy: "give the path of a readable file that is text in UTF-8",
     });
   }
 }

@@ -10,5 +10,6 @@
 /** Copies `bytes` into `into[at…]`. They must not overlap, and must have room there. */
 export function copyBytes(bytes: Uint8Array, into: Uint8Array, at: number): void {
   if (bytes.length === 0) return;
-  Buffer.from(into.buffer, into.byteOffset, into.byteLength).fill(bytes, at, at + bytes.length);
+  const buffer = Buffer.isBuffer(into) ? into : Buffer.from(into.buffer, into.byteOffset, into.byteLength);
+  buffer.fill(bytes, at, at + bytes.length);
 }

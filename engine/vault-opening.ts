@@ -11,7 +11,7 @@ import { hasCode, TidemarkError } from "./errors.ts";
 import type { Sink } from "./sink.ts";
 import { openChecksum } from "./store/format/checksum.ts";
 import { isEncrypted, revisionOf, type VaultDocument } from "./store/format/vault-document.ts";
-import { recipientsOf } from "./store/keys/recipients.ts";
+import { recipientsFor, recipientsOf } from "./store/keys/recipients.ts";
 import { keysOf } from "./store/keys/sealed-sink.ts";
 import { encrypted, notEncrypted, type Unlocked, unlock } from "./store/keys/unlock.ts";
 import type { RenewKeys } from "./store/keys/vault-keys.ts";
@@ -22,7 +22,8 @@ import { newDocument, type VaultOptions, type VaultParameters } from "./vault-op
 
 /** Errors: as `Vault.create`. */
 export async function createVault(sink: Sink, options: VaultOptions & VaultParameters): Promise<Unlocked> {
-  const { encryption, onNotice, signal, stateFolder } = options;
+  const { keys, onNotice, signal, stateFolder } = options;
+  const encryption = options.encryption ?? recipientsFor(keys);
   await openChecksum();
   const plain = newDocument(options);
   let [document, secrets]: [VaultDocument, VaultOptions["keys"]] = [plain, undefined];
@@ -32,7 +33,7 @@ export async function createVault(sink: Sink, options: VaultOptions & VaultParam
   await sink.createContainer({ signal });
   const bytes = await createIdentity(new Store(sink), document, onNotice, signal);
   await documentCopy(stateFolder, sink.description).keep(bytes);
-  const renew = renewal(sink, document, { ...options, keys: options.keys ?? secrets, signal: undefined });
+  const renew = renewal(sink, document, { ...options, keys: keys ?? secrets, signal: undefined });
   return await unlock(sink, document, secrets, undefined, renew);
 }
 
@@ -58,7 +59,8 @@ export async function openVaultForRepair(sink: Sink, options: VaultOptions): Pro
   try {
     return await openVault(sink, options);
   } catch (error) {
-    if (!hasCode(error, "DAMAGED")) throw error;
+    // An older document that was put back does not know the given key.
+    if (!hasCode(error, "DAMAGED", "ACCESS_REFUSED")) throw error;
   }
   const kept = await documentCopy(options.stateFolder, sink.description).read();
   let failure: unknown;
@@ -82,8 +84,7 @@ export async function openOrCreateVault(sink: Sink, options: VaultOptions & Vaul
   } catch (error) {
     if (!hasCode(error, "VAULT_NOT_FOUND")) throw error;
     const kept = await documentCopy(options.stateFolder, sink.description).read();
-    const wasEncrypted = options.keys !== undefined || (kept !== undefined && isEncrypted(kept));
-    if (wasEncrypted && options.encryption === undefined) throw encryptedGone(error);
+    if (kept !== undefined && isEncrypted(kept) && options.encryption === undefined) throw encryptedGone(error);
   }
   try {
     return await createVault(sink, options);

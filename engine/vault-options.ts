@@ -28,8 +28,8 @@ export interface VaultOptions {
   /** Page writes in flight plus the frame being filled, 2 to 32. Default: 5. */
   readonly lanes?: number | undefined;
   /**
-   * Ceiling of the dedup index in bytes, from 1 MiB. Default: 256 MiB, which holds the chunks of
-   * about 450 GiB at 64 KiB.
+   * Ceiling of the dedup index in bytes, from 1 MiB. Default: 256 MiB, for the chunks of about 450
+   * GiB.
    */
   readonly indexBytesMax?: number | undefined;
   /**
@@ -37,7 +37,7 @@ export interface VaultOptions {
    * to write.
    */
   readonly keys?: Secrets | undefined;
-  /** What `Keyring.enroll` keeps, where it stands elsewhere: see `RegistrationKey.writerKey`. */
+  /** @internal What `Keyring.enroll` keeps, where it stands elsewhere: see `RegistrationKey.writerKey`. */
   readonly writerKey?: Uint8Array | undefined;
   /** Ends the opening or creation with INTERRUPTED. */
   readonly signal?: AbortSignal | undefined;
@@ -69,7 +69,7 @@ export interface VaultParameters {
   readonly digest?: DigestName | undefined;
   /** Key of the digests, 64 hexadecimal digits: see `Vault.parameters`. Default: a random one. */
   readonly digestKey?: string | undefined;
-  /** Whose keys and which passphrase open the vault. Absent: it is not encrypted. */
+  /** Whose keys and which passphrase open the vault. Absent: those of `keys`; without them it is not encrypted. */
   readonly encryption?: NewRecipients | undefined;
   /** Told VAULT_AT_RISK when the vault is created without the second copy of its identity. */
   readonly onNotice?: ((notice: Notice) => void) | undefined;

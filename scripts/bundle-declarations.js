@@ -3,8 +3,8 @@
  * declarations of the 300 modules of the source take twice the room, and describe internals that no consumer can import.
  *
  * Declarations follow from the text of a module alone (`isolatedDeclarations`), so nothing is type-checked for them. What no entry
- * exports, or `tidemark/internal` alone, has no comments: consumers cannot name it, or are promised nothing. Members that are marked
- * `@internal`, above all constructors that only the engine calls, are left out with the types that only they name.
+ * exports has no comments: consumers cannot name it. Members that are marked `@internal`, above all constructors that only the engine
+ * calls, are left out with the types that only they name.
  */
 import { readFileSync } from "node:fs";
 import { dirname, resolve } from "node:path";
@@ -31,12 +31,20 @@ const declarations = {
   },
 };
 
+/** A comment with its paragraphs on one line each. Examples and lists stay as they are. */
+const unwrapped = (comment) =>
+  comment
+    .split("```")
+    .map((part, index) => (index % 2 === 1 ? part : part.replace(/(?<=\S)\n\s*\* (?=[^\s@*|-])/g, " ")))
+    .join("```")
+    .replace(/^(.*)\n\s*\*\/$/, "$1 */");
+
 /** Removes the comments of declarations that no entry exports, and what a module says of itself. */
 const ownComments = {
   name: "own-comments",
   generateBundle(_, chunks) {
-    const promised = Object.values(chunks).filter(({ isEntry, name }) => isEntry && !name.endsWith("/internal"));
-    const exported = new Set(promised.flatMap((chunk) => chunk.exports));
+    const doors = Object.values(chunks).filter(({ isEntry }) => isEntry);
+    const exported = new Set(doors.flatMap((chunk) => chunk.exports));
     for (const chunk of Object.values(chunks)) {
       const { statements } = ts.createSourceFile(chunk.fileName, chunk.code, ts.ScriptTarget.Latest);
       const texts = statements.map((statement) => {
@@ -45,7 +53,7 @@ const ownComments = {
         const text = chunk.code.slice(own, statement.end).trimStart();
         return name === undefined || exported.has(name) ? text : text.replace(/^[ \t]*\/\*[^]*?\*\/[ \t]*\n/gm, "");
       });
-      chunk.code = `${texts.join("\n")}\n`;
+      chunk.code = `${texts.join("\n")}\n`.replace(/\/\*\*[^]*?\*\//g, unwrapped);
     }
   },
 };

@@ -32,10 +32,10 @@ export interface RetryOptions {
   readonly deadlineBaseMs?: number | undefined;
   /** Default: 5 s. */
   readonly deadlinePerMiBMs?: number | undefined;
-  /** Source of jitter in [0, 1). */
+  /** @internal Source of jitter in [0, 1). */
   readonly random?: (() => number) | undefined;
   /**
-   * Called when the server answers with an internal error. An error that it returns ends the call
+   * @internal Called when the server answers with an internal error. An error that it returns ends the call
    * in place of the server's.
    */
   readonly explain?: (() => Promise<TidemarkError | undefined>) | undefined;

@@ -10,8 +10,10 @@
  * so no error repeats its query. The Azure packages are optional and loaded when an address needs
  * them.
  */
+
 import type { Sink } from "../engine/index.ts";
-import { SinkDecorator, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { SinkDecorator } from "../engine/internal.ts";
 import type { AzureSinkOptions } from "./azure-options.ts";
 import { Azurite } from "./azurite.ts";
 import { developmentAccount, developmentKey } from "./azurite-state.ts";

@@ -1,10 +1,14 @@
 /**
  * Encrypted runs: with the environment variable `TIDEMARK_TEST_ENCRYPTED=1` the tests that work on a
- * model vault work on an encrypted one.
+ * model vault work on an encrypted one. So do those of the program: its environment names a key, for
+ * which it encrypts each vault that it creates.
  */
 import { generateKeyPairSync } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import process from "node:process";
 import type { VaultOptions, VaultParameters } from "../engine/vault-options.ts";
+import { repositoryRoot } from "./source-tree.ts";
 
 /** Whether model vaults are encrypted. */
 export const isEncryptedRun: boolean = process.env["TIDEMARK_TEST_ENCRYPTED"] === "1";
@@ -26,7 +30,18 @@ export function encryptedFor({
   return { keys: { privateKey }, encryption: { certificates: [{ pem: publicKey, name: "test" }] } };
 }
 
-/** Options of every model vault of this run. */
-export const modelEncryption: Pick<VaultOptions & VaultParameters, "keys" | "encryption"> = isEncryptedRun
-  ? encryptedFor(testKeyPair())
+const keyFile = join(repositoryRoot, "test", "golden", "recipient-p256-key.pem");
+
+/** Options of every model vault of this run. One that is created with a key is encrypted for it. */
+export const modelEncryption: Pick<VaultOptions, "keys"> = isEncryptedRun
+  ? { keys: { privateKey: readFileSync(keyFile, "utf8") } }
   : {};
+
+/** What the environment of the program holds in this run, of whatever starts it. */
+export const keyEnvironment: Readonly<Record<string, string>> = isEncryptedRun ? { TIDEMARK_KEY_FILE: keyFile } : {};
+
+/** Flags of `tidemark copy` for a second vault that is encrypted in this run. */
+export const toKey: readonly string[] = isEncryptedRun ? ["--to-key", keyFile] : [];
+
+/** For a command on a vault that is plain in every run. */
+export const noKey: Readonly<Record<string, string>> = { TIDEMARK_KEY_FILE: "" };

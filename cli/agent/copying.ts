@@ -18,7 +18,8 @@ import type { Clock, CopyFacts, DiskEvent, VaultPort } from "./ports.ts";
 import type { Share } from "./shared.ts";
 
 export interface CopyingParts {
-  readonly holdVault: (name: string, signal: AbortSignal) => Promise<Share<VaultPort>>;
+  /** See `EngineAdapter.openVault`. */
+  readonly holdVault: (name: string, signal: AbortSignal, like?: VaultPort) => Promise<Share<VaultPort>>;
   readonly clock: Clock;
   /** Milliseconds since 1970. */
   readonly wallMs: () => number;
@@ -161,7 +162,7 @@ export class Copying {
   async #open(signal: AbortSignal): Promise<readonly [VaultPort, VaultPort]> {
     const { from, to } = this.config;
     for (const name of [from, to].slice(this.#shares.length))
-      this.#shares.push(await this.#parts.holdVault(name, signal));
+      this.#shares.push(await this.#parts.holdVault(name, signal, this.#shares[0]?.resource));
     const [first, second] = this.#shares;
     if (first === undefined || second === undefined) throw new TidemarkError("INTERNAL", "a vault is not open");
     return [first.resource, second.resource];

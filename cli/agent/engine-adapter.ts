@@ -2,6 +2,7 @@
  * Adapter from the agent's ports to the engine: vaults with their stores and bandwidth limits,
  * protections, NBD servers.
  */
+
 import { readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import {
@@ -24,8 +25,8 @@ import {
   TidemarkError,
   Vault,
   type VaultStats,
-  weekdays,
 } from "../../engine/index.ts";
+import { weekdays } from "../../engine/internal.ts";
 import { openSink } from "../../sink/index.ts";
 import { refuseEmptyImage } from "../commands/context.ts";
 import { withoutSecrets } from "../errors.ts";
@@ -42,6 +43,7 @@ import type {
   DiskHealth,
   EngineAdapter,
   FailoverPort,
+  PlanPort,
   ProtectionPort,
   ProtectOptions,
   ServerPort,
@@ -75,8 +77,8 @@ export function openEngineAdapter(
   onNotice: (notice: Notice) => void = () => undefined,
 ): EngineAdapter {
   return {
-    openVault: async (config, signal, disksOf) =>
-      await EngineVault.open(config, environment, onNotice, disksOf, signal),
+    openVault: async (config, signal, disksOf, like) =>
+      await EngineVault.open(config, environment, onNotice, disksOf, signal, like),
     listen: openServer,
   };
 }
@@ -132,6 +134,7 @@ class EngineVault implements VaultPort {
     onNotice: (notice: Notice) => void,
     disksOf: () => readonly DiskHealth[],
     signal: AbortSignal,
+    like: VaultPort | undefined,
   ): Promise<EngineVault> {
     const { address, proxy } = config;
     const bandwidth = new Bandwidth(tableOf(config));
@@ -149,7 +152,10 @@ class EngineVault implements VaultPort {
       const options = { stateFolder, keys, onNotice, signal };
       const sink = limited(registered?.gated(store) ?? store, bandwidth);
       // What a registered machine does not find was not for it to make.
-      const vault = await (registered === undefined ? Vault.openOrCreate(sink, options) : Vault.open(sink, options));
+      const parameters = like instanceof EngineVault ? like.#vault.parameters : {};
+      const vault = await (registered === undefined
+        ? Vault.openOrCreate(sink, { ...parameters, ...options })
+        : Vault.open(sink, options));
       await registered?.begin(vault, { disksOf, clock: systemClock, signal });
       return new EngineVault({
         registered,
@@ -231,6 +237,10 @@ class EngineVault implements VaultPort {
 
   get failovers(): FailoverPort {
     return this.#vault.failovers;
+  }
+
+  get plans(): PlanPort {
+    return this.#vault.plans;
   }
 
   setLimit(bytesPerSecond: number | undefined): void {

@@ -19,6 +19,7 @@ import {
 import type { AgentConfig, DiskConfig } from "./config.ts";
 import { isChanged, isReopened, needsRestart, policyOf, sameLimits, settingsAtNextStart } from "./config-changes.ts";
 import { Copies } from "./copies.ts";
+import type { CopyingParts } from "./copying.ts";
 import { DiskRunner, type DiskStatus, type RunnerParts, resumeRemedy, worst } from "./disk-runner.ts";
 import { groupPoint } from "./group-point.ts";
 import type { AgentPoint, Clock, DiskEvent, EngineAdapter, ServerPort, VaultFacts, VaultPort } from "./ports.ts";
@@ -91,8 +92,7 @@ export class Supervisor {
     this.#config = config;
     this.#clock = clock;
     this.#startedAtMs = clock.now();
-    const hold = async (name: string, signal: AbortSignal): Promise<Share<VaultPort>> =>
-      await this.holdVault(name, signal);
+    const hold: CopyingParts["holdVault"] = async (...given) => await this.holdVault(...given);
     this.#copies = new Copies({ holdVault: hold, clock, wallMs: () => Date.now(), onEvent });
     this.#parts = {
       engine,
@@ -158,8 +158,8 @@ export class Supervisor {
   }
 
   /** Opens a vault if it is not open. It stays open until it is released. Errors: VAULT_NOT_FOUND. */
-  async holdVault(name: string, signal: AbortSignal): Promise<Share<VaultPort>> {
-    return await this.#parts.vaults.acquire(name, async () => await this.#openVault(name, signal));
+  async holdVault(name: string, signal: AbortSignal, like?: VaultPort): Promise<Share<VaultPort>> {
+    return await this.#parts.vaults.acquire(name, async () => await this.#openVault(name, signal, like));
   }
 
   /** Opens a vault if it is not open, and gives it to `use`. Errors: VAULT_NOT_FOUND, those of both. */
@@ -378,14 +378,14 @@ export class Supervisor {
     await timer;
   }
 
-  async #openVault(name: string, signal: AbortSignal): Promise<VaultPort> {
+  async #openVault(name: string, signal: AbortSignal, like?: VaultPort): Promise<VaultPort> {
     const config = this.#config.vaults.get(name);
     if (config === undefined)
       throw new TidemarkError("VAULT_NOT_FOUND", `the agent has no vault ${name}`, {
         remedy: "reload the configuration",
       });
     const disksOf = (): readonly DiskStatus[] => this.status().disks.filter(({ vault }) => vault === name);
-    const vault = await this.#parts.engine.openVault(config, signal, disksOf);
+    const vault = await this.#parts.engine.openVault(config, signal, disksOf, like);
     const override = this.#overrides.get(name);
     if (override !== undefined) vault.setLimit(override);
     return vault;

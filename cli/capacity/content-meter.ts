@@ -73,10 +73,7 @@ export class ContentMeter {
       return;
     }
     this.#seen.set(this.#digestWords, 0, 0, 0, 0);
-    const at = from * granuleBytes;
-    const packed = kernels.looksIncompressible(kernels.data.subarray(at, at + plainBytes))
-      ? 0
-      : kernels.compress(at, plainBytes);
+    const packed = kernels.compress(from * granuleBytes, plainBytes);
     this.#sums.packedBytes += packed === 0 ? plainBytes : packed;
     this.#sums.chunks += 1;
   }

@@ -52,14 +52,12 @@ export function demoCommand(context: CommandContext): Command {
     .addHelpText(
       "after",
       `
-It makes a disk from files of this machine, takes three points of it into a new
-vault with changes between, writes two of them out and compares them with the
-disk as it was. It needs no arguments and leaves nothing behind. Exit 0 means
-that all was equal.
+It makes a disk from files of this machine, takes three points of it with changes
+between, writes two of them out and compares them with the disk as it was. Exit 0
+means that all was equal.
 
 Examples:
   $ tidemark demo
-  $ tidemark demo --image web.img
   $ tidemark demo --keep /tmp/tidemark`,
     )
     .action(async (flags: DemoFlags) => await demo(context, flags));

@@ -13,6 +13,7 @@ import { pointSelector, requireTime, timeForms } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
 import { addDisableCommands } from "./disks-disable.ts";
 import { addRemoveCommand } from "./disks-remove.ts";
+import { addRenameCommand } from "./disks-rename.ts";
 import { addDiffCommand } from "./points-diff.ts";
 import { addLabelCommand } from "./points-label.ts";
 
@@ -39,7 +40,7 @@ interface PinFlags extends PointFlags {
 
 export function disksCommand(context: CommandContext): Command {
   const disks = new Command("disks")
-    .description("list and remove the disks of a vault")
+    .description("list, rename and remove the disks of a vault")
     .addHelpText("after", "\nExample:\n  $ tidemark disks list --vault azurite:/srv/azurite");
   withVaultOptions(disks.command("list"))
     .description("list the disks of a vault, with their newest points")
@@ -51,6 +52,7 @@ Example:
     )
     .action(async (flags: VaultFlags) => await listDisks(context, flags));
   addRemoveCommand(context, disks);
+  addRenameCommand(context, disks);
   addDisableCommands(context, disks);
   return disks;
 }
@@ -73,7 +75,6 @@ A time is ${timeForms}.
 The last line counts the points that are listed, and adds up their bytes.
 
 Examples:
-  $ tidemark points list --disk web --vault azurite:/srv/azurite
   $ tidemark points list --disk web --last 20 --vault azurite:/srv/azurite
   $ tidemark points list --disk web --since "2 days ago" --app --vault dir:/v`,
     )

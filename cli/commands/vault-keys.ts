@@ -2,7 +2,7 @@
 import { basename } from "node:path";
 import type { Command } from "commander";
 import type { KeysSummary, NewRecipients, Vault } from "../../engine/index.ts";
-import { passphraseOf, readSecret, type VaultFlags, withVaultOptions } from "../settings.ts";
+import { readPassphrase, readSecret, type VaultFlags, withVaultOptions } from "../settings.ts";
 import { fields, printable } from "../text.ts";
 import { type CommandContext, withVault } from "./context.ts";
 
@@ -16,7 +16,7 @@ export interface RecipientFlags {
 export async function recipientsFrom({ certificate = [], passphraseFile }: RecipientFlags): Promise<NewRecipients> {
   const certificates: { readonly pem: string; readonly name: string }[] = [];
   for (const file of certificate) certificates.push({ pem: await readSecret(file), name: basename(file) });
-  const passphrase = passphraseFile === undefined ? undefined : passphraseOf(await readSecret(passphraseFile));
+  const passphrase = passphraseFile === undefined ? undefined : await readPassphrase(passphraseFile);
   return { certificates, passphrase };
 }
 
@@ -79,8 +79,8 @@ Example:
       "after",
       `
 The state folder then holds what it takes to list, replicate, protect, prune
-and collect. To restore, mount, verify and heal takes the private key or the
-passphrase. The file is as secret as the names and sizes that it opens.
+and collect; to restore, mount, verify and heal still takes the private key or the
+passphrase.
 
 Example:
   $ tidemark vault keys enroll --state /var/lib/tidemark --vault dir:/v --key ops.key`,

@@ -53,7 +53,8 @@ export function vaultCommand(context: CommandContext): Command {
       `
 An encrypted vault is read with the private key of one of its certificates, or
 with its passphrase: \`--key\`, TIDEMARK_KEY_FILE, TIDEMARK_PASSPHRASE_FILE. If
-all of them are lost, what the vault holds is lost for good.
+all of them are lost, what the vault holds is lost for good. With one of these
+and without \`--encrypt\`, the vault is encrypted for that key or passphrase.
 
 Examples:
   $ tidemark vault init --vault dir:/srv/vault
@@ -77,15 +78,13 @@ Example:
       "after",
       `
 \`vault.json\` is restored from its copy, a disk's list of points from the
-manifests of its points, also where an older head was put back, and records of
-collections from the segments. Nothing is guessed or deleted. A lost part of a
-map is named with the points that need it. A point that needs freed space is
-left out and named. A disk that needs no repair is not touched; a disk that
-needs it must have no writer. Heal damaged chunks with \`tidemark verify --heal\`.
+manifests of its points, and records of collections from the segments. Nothing is
+guessed or deleted. What is lost is named with the points that need it. A disk
+that needs repair must have no writer. Heal damaged chunks with
+\`tidemark verify --heal\`.
 
-Examples:
-  $ tidemark vault repair --vault azurite:/srv/azurite --dry-run
-  $ tidemark vault repair --vault azurite:/srv/azurite`,
+Example:
+  $ tidemark vault repair --vault azurite:/srv/azurite --dry-run`,
     )
     .action(async (flags: RepairFlags) => await repair(context, flags));
   addStatsCommand(context, vault);

@@ -18,6 +18,7 @@ import {
   type Sink,
   type TidemarkError,
   Vault,
+  type VaultOptions,
 } from "../../engine/index.ts";
 import { imageIn } from "./agent-process.ts";
 import { isOneInstant, type PointJudgement, type StampLog } from "./stamps.ts";
@@ -28,6 +29,8 @@ const lookMs = 2_000;
 
 export interface ProofParts {
   readonly sink: Sink;
+  /** Of an encrypted vault. */
+  readonly keys: VaultOptions["keys"];
   readonly folder: string;
   readonly logs: ReadonlyMap<string, StampLog>;
   readonly onStep: (text: string) => void;
@@ -45,8 +48,8 @@ export interface Proof {
 
 /** Proves everything. Damage is no error. Errors: INTERRUPTED, and those of the store. */
 export async function prove(parts: ProofParts): Promise<Proof> {
-  const { sink, folder, logs, onStep, signal } = parts;
-  const vault = await Vault.open(sink, { signal });
+  const { sink, keys, folder, logs, onStep, signal } = parts;
+  const vault = await Vault.open(sink, { keys, signal });
   try {
     onStep("collecting what nothing needs");
     const damage = await unlessDamaged(async () => await collect(vault, signal));
@@ -148,7 +151,7 @@ const flippedByte = 128 + 8;
  * still holds its content. Gives what went wrong: not found, or not healed.
  */
 export async function flipAtRest(
-  { sink, folder, signal }: Pick<ProofParts, "sink" | "folder" | "signal">,
+  { sink, keys, folder, signal }: Pick<ProofParts, "sink" | "keys" | "folder" | "signal">,
   disk: string,
   before: ReadonlyMap<string, number>,
 ): Promise<readonly string[]> {
@@ -161,7 +164,7 @@ export async function flipAtRest(
   page.set([(page[flippedByte] ?? 0) ^ 1], flippedByte);
   const { sequenceNumber } = await sink.statPages(segment);
   await sink.writePages(segment, offset, page, { sequenceNumber });
-  const vault = await Vault.open(sink, { signal });
+  const vault = await Vault.open(sink, { keys, signal });
   const source = await FileVolume.open(imageIn(folder, disk));
   try {
     const found = await vault.verify({ disk, point: "latest", signal });

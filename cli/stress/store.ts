@@ -10,10 +10,10 @@ import { cp, readdir, rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
-import { hasCode, type Sink, TidemarkError, Vault } from "../../engine/index.ts";
+import { hasCode, type Secrets, type Sink, TidemarkError, Vault } from "../../engine/index.ts";
 import { makeFolder } from "../../engine/internal.ts";
 import { Azurite, openSink, parseVaultSpec } from "../../sink/index.ts";
-import { type Environment, sinkOptions } from "../settings.ts";
+import { type Environment, sinkOptions, vaultSecrets } from "../settings.ts";
 import { FaultProxy, type FaultProxyOptions } from "./fault-proxy.ts";
 import type { FaultKind } from "./schedule.ts";
 
@@ -58,8 +58,10 @@ export async function impossibleFaults(vault: string | undefined): Promise<Reado
 export class StressStore implements AsyncDisposable {
   /** The vault's address for agent and readers. */
   readonly address: string;
-  /** Credentials for `address`, as variables. */
+  /** Credentials for `address`, and where the keys of an encrypted vault lie, as variables. */
   readonly environment: Environment;
+  /** Given, the vault of the run is encrypted for them. */
+  readonly keys: Secrets | undefined;
   readonly proxy: FaultProxy | undefined;
   readonly #options: StoreOptions;
   #azurite: Azurite | undefined;
@@ -69,6 +71,7 @@ export class StressStore implements AsyncDisposable {
     parts: {
       readonly address: string;
       readonly environment: Environment;
+      readonly keys: Secrets | undefined;
       readonly proxy?: FaultProxy | undefined;
       readonly azurite?: Azurite | undefined;
     },
@@ -76,6 +79,7 @@ export class StressStore implements AsyncDisposable {
     this.#options = options;
     this.address = parts.address;
     this.environment = parts.environment;
+    this.keys = parts.keys;
     this.proxy = parts.proxy;
     this.#azurite = parts.azurite;
   }
@@ -85,7 +89,10 @@ export class StressStore implements AsyncDisposable {
    * of the store.
    */
   static async open(options: StoreOptions): Promise<StressStore> {
-    const { vault, spaceFolder, environment, signal } = options;
+    const { vault, spaceFolder, signal } = options;
+    const keys = await vaultSecrets({}, options.environment);
+    const keyFiles = absoluteKeyFiles(options.environment);
+    const environment = { ...options.environment, ...keyFiles };
     const spec = parseVaultSpec(vault ?? `azurite:${spaceFolder}/store`);
     let store: StressStore;
     if (spec.kind === "azurite") {
@@ -93,17 +100,18 @@ export class StressStore implements AsyncDisposable {
       const proxy = await FaultProxy.open(azurite.endpoint, options);
       store = new StressStore(options, {
         address: `${proxy.through(azurite.endpoint)}/${container}`,
-        environment: { AZURE_STORAGE_KEY: azurite.key },
+        environment: { ...keyFiles, AZURE_STORAGE_KEY: azurite.key },
+        keys,
         proxy,
         azurite,
       });
     } else if (spec.kind === "azure" && vault?.startsWith("http:") === true) {
       const proxy = await FaultProxy.open(spec.containerUrl, options);
-      store = new StressStore(options, { address: proxy.through(vault), environment, proxy });
+      store = new StressStore(options, { address: proxy.through(vault), environment, keys, proxy });
     } else {
       // The agent works in another folder.
       const address = spec.kind === "directory" ? `dir:${resolve(spec.dir)}` : (vault ?? "");
-      store = new StressStore(options, { address, environment });
+      store = new StressStore(options, { address, environment, keys });
     }
     try {
       await store.#refuseVault();
@@ -187,7 +195,7 @@ export class StressStore implements AsyncDisposable {
   async #refuseVault(): Promise<void> {
     await using sink = await this.sink("direct", this.#options.signal);
     try {
-      await (await Vault.open(sink, { signal: this.#options.signal })).close();
+      await (await Vault.open(sink, { keys: this.keys, signal: this.#options.signal })).close();
     } catch (error) {
       if (hasCode(error, "VAULT_NOT_FOUND")) return;
       throw error;
@@ -196,6 +204,12 @@ export class StressStore implements AsyncDisposable {
       remedy: "name an address with --vault where there is none, or leave --vault out",
     });
   }
+}
+
+/** The agent works in another folder. */
+function absoluteKeyFiles(environment: Environment): Environment {
+  const names = ["TIDEMARK_KEY_FILE", "TIDEMARK_PASSPHRASE_FILE"] as const;
+  return Object.fromEntries(names.map((name) => [name, environment[name] && resolve(environment[name])]));
 }
 
 /** Azurite's own files; those of Tidemark stay, because they are locked while a server is used. */

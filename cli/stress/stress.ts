@@ -225,13 +225,15 @@ class StressRun {
     if (!mayFlip) return;
     onStep("flipping a bit at rest");
     this.#faults.struck("flip");
-    for (const fault of await flipAtRest({ sink, folder, signal }, disk, before)) tell(this.#damage, fault);
+    for (const fault of await flipAtRest({ sink, keys: store.keys, folder, signal }, disk, before))
+      tell(this.#damage, fault);
   }
 
   async prove(): Promise<Proof> {
     const { folder, onStep, signal } = this.#options;
-    await using sink = await this.#parts.store.sink("direct", signal);
-    return await prove({ sink, folder, logs: this.#logs, onStep, signal });
+    const { store } = this.#parts;
+    await using sink = await store.sink("direct", signal);
+    return await prove({ sink, keys: store.keys, folder, logs: this.#logs, onStep, signal });
   }
 
   /** Ends what is under way, after a failure too. */

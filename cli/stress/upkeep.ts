@@ -108,7 +108,12 @@ export class Upkeep {
     this.#counts.set(operation, count);
     try {
       await using sink = await store.sink("proxied", signal);
-      await using vault = await Vault.open(sink, { stateFolder: join(folder, "upkeep"), workers: 1, signal });
+      await using vault = await Vault.open(sink, {
+        keys: store.keys,
+        stateFolder: join(folder, "upkeep"),
+        workers: 1,
+        signal,
+      });
       await work(vault);
       count.done += 1;
     } catch (error) {

@@ -1,6 +1,6 @@
 /**
- * Digests of libraries, the zero test, and the early test for incompressible data. Each instance
- * belongs to one thread. Fingerprints, BLAKE3 and LZ4 are our own kernels, see `wasm-kernels.ts`.
+ * Digests of libraries, and the zero test. Each instance belongs to one thread. Fingerprints, BLAKE3
+ * and LZ4 are our own kernels, see `wasm-kernels.ts`.
  *
  * Measured on one core (`tidemark bench kernels`, `bench pipeline`): fingerprint 9 GB/s, BLAKE3 1.3
  * to 1.8, LZ4 0.4 to 0.5. So an unchanged byte costs 0.1 ns, a byte of a known chunk 0.7 ns, a byte
@@ -65,37 +65,3 @@ export function sameWords(a: Uint32Array, atA: number, b: Uint32Array, atB: numb
 }
 
 export const fingerprintWords: number = fingerprintBytes / 4;
-
-/**
- * How looksIncompressible samples: 64 bytes at 32 places. For 2,048 bytes drawn from a uniform
- * source the sum of squared counts is 2048²/256 + 2048 ≈ 18,400 with a deviation of about 180;
- * English text or machine code lies above 40,000.
- */
-const sampleRuns = 32;
-const sampleRunBytes = 64;
-const sampleSquaresMax = 19_400;
-const histogram = new Uint16Array(256);
-
-/**
- * Cheap early answer whether LZ4 would be wasted on `bytes`: encrypted, compressed and random data
- * have a flat histogram. 3 µs for a chunk of any size against 35 µs for letting LZ4 find out on 64
- * KiB. Short chunks are simply tried.
- */
-export function looksIncompressible(bytes: Uint8Array): boolean {
-  if (bytes.length < 16 * 1024) return false;
-  histogram.fill(0);
-  const stride = Math.floor((bytes.length - sampleRunBytes) / (sampleRuns - 1));
-  for (let run = 0; run < sampleRuns; run += 1) {
-    const from = run * stride;
-    for (let at = from; at < from + sampleRunBytes; at += 1) {
-      const value = bytes[at] ?? 0;
-      histogram[value] = (histogram[value] ?? 0) + 1;
-    }
-  }
-  let squares = 0;
-  for (let value = 0; value < 256; value += 1) {
-    const count = histogram[value] ?? 0;
-    squares += count * count;
-  }
-  return squares < sampleSquaresMax;
-}

@@ -19,14 +19,7 @@ import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
 import type { DigestName } from "../store/format/documents.ts";
 import { frameHeaderBytes, payloadAlignment, storedLength, storedLz4Flag } from "../store/format/frame.ts";
 import { type PayloadSeal, payloadSeals, sealInPlace, unseal } from "../store/format/sealed.ts";
-import {
-  createDigest,
-  type DigestKernel,
-  fingerprintWords,
-  isZero,
-  looksIncompressible,
-  sameWords,
-} from "./kernels.ts";
+import { createDigest, type DigestKernel, fingerprintWords, isZero, sameWords } from "./kernels.ts";
 import { packChunk, unpackChunk } from "./lz4.ts";
 import { SlabReader } from "./slab-reader.ts";
 import type { KernelRoom, SlabViews } from "./slabs.ts";
@@ -285,12 +278,10 @@ function compress(task: CompressTask): void {
  * Compresses a chunk to `out`, at its own place in `data`. Result: its stored word; plain where LZ4
  * does not make it smaller.
  */
-function compressChunk({ chunks, data, kernel }: SlabViews, index: number): void {
+function compressChunk({ chunks, kernel }: SlabViews, index: number): void {
   const at = (chunks.start[index] ?? 0) * granuleBytes;
   const plainBytes = (chunks.granules[index] ?? 0) * granuleBytes;
-  const packed = looksIncompressible(data.subarray(at, at + plainBytes))
-    ? 0
-    : packChunk(kernels.data, memoryViews.data, kernel.data + at, plainBytes, kernel.out + at, kernel.tree);
+  const packed = packChunk(kernels.data, memoryViews.data, kernel.data + at, plainBytes, kernel.out + at, kernel.tree);
   chunks.storedWords[index] = packed === 0 ? plainBytes : packed + storedLz4Flag;
   chunks.state[index] = 2;
 }

@@ -22,6 +22,8 @@ export interface CopySummary {
   readonly elapsedMs: number;
 }
 
+type VaultSide = Omit<Side, "disk">;
+
 const disksAtOnce = 2;
 
 /**
@@ -35,12 +37,12 @@ const disksAtOnce = 2;
 export async function copyPoints(from: VaultContext, to: VaultContext, options: CopyOptions): Promise<CopySummary> {
   const startedAt = performance.now();
   const [source, target] = [from, to].map(
-    (context): Side => ({
+    (context): VaultSide => ({
       context,
       store: watchedStore(context, options.onNotice),
       vault: context.document.vault,
     }),
-  ) as [Side, Side];
+  ) as [VaultSide, VaultSide];
   if (source.vault === target.vault) {
     throw new TidemarkError("INVALID_ARGUMENT", `both vaults are ${source.vault}: a vault and its copies are one`, {
       remedy: "name two vaults; make the second with `tidemark vault init`",
@@ -51,7 +53,7 @@ export async function copyPoints(from: VaultContext, to: VaultContext, options: 
   const done: CopiedDisk[] = [];
   const failures: unknown[] = [];
   await forEachAtOnce(disks, disksAtOnce, async (disk) => {
-    const copy = new DiskCopy(source, target, disk, new Set(disks), {
+    const copy = new DiskCopy({ ...source, disk }, { ...target, disk }, new Set(disks), {
       ...options,
       onPoint: (point) => {
         copied.push(point);
@@ -85,7 +87,7 @@ export async function copyPoints(from: VaultContext, to: VaultContext, options: 
 
 /** The next copy, in another process, reads only what is new of the target's index. */
 async function saveCatalog(
-  { context, store, vault }: Side,
+  { context, store, vault }: VaultSide,
   disk: string,
   { onNotice = () => undefined }: CopyOptions,
 ): Promise<void> {
@@ -95,7 +97,7 @@ async function saveCatalog(
 }
 
 /** Errors: DISK_NOT_FOUND. */
-async function disksOf({ store, vault }: Side, { disks, signal }: CopyOptions): Promise<readonly string[]> {
+async function disksOf({ store, vault }: VaultSide, { disks, signal }: CopyOptions): Promise<readonly string[]> {
   if (disks !== undefined) {
     const named = [...new Set(disks.map((disk) => disk.normalize("NFC")))];
     for (const disk of named) await readDisk(store, vault, disk, signal);
@@ -103,6 +105,6 @@ async function disksOf({ store, vault }: Side, { disks, signal }: CopyOptions): 
   }
   const names: string[] = [];
   for (const disk of await diskNames(store, signal))
-    if ((await findDisk({ store, vault }, disk, signal)) !== undefined) names.push(disk);
+    if ((await findDisk({ store, vault, disk }, signal)) !== undefined) names.push(disk);
   return names;
 }

@@ -87,33 +87,31 @@ export interface CopiedDisk {
   readonly copied: string | null;
   /** How much older the newest copied point is, in ms; null: none is copied. */
   readonly lagMs: number | null;
-  /**
-   * Points that are missing in the target and older than its newest point. Points are only ever added
-   * at the end.
-   */
+  /** Points that are missing in the target and older than its newest point. */
   readonly tooOld: number;
   /** Points that could not be read back, and were passed over. */
   readonly damaged: number;
 }
 
-/** A vault in a copy. */
+/** A disk of a vault in a copy. */
 export interface Side {
   readonly context: VaultContext;
   readonly store: Store;
   readonly vault: string;
+  readonly disk: string;
 }
 
 /** A point of the source that is being copied. */
 interface SourcePoint {
   readonly record: PointRecord;
   readonly manifest: ManifestDocument;
-  readonly hold: PointHold;
+  /** Undefined while a disk is renamed: a point that is pruned meanwhile needs no new name. */
+  readonly hold: PointHold | undefined;
 }
 
 /** The head of a disk that has points; undefined when it has none. */
 export async function findDisk(
-  { store, vault }: Pick<Side, "store" | "vault">,
-  disk: string,
+  { store, vault, disk }: Omit<Side, "context">,
   signal: AbortSignal | undefined,
 ): Promise<HeadDocument | undefined> {
   try {
@@ -127,7 +125,6 @@ export async function findDisk(
 export class DiskCopy {
   readonly #source: Side;
   readonly #target: Side;
-  readonly #disk: string;
   /** Disks that are copied together: a group of them stays one. */
   readonly #disks: ReadonlySet<string>;
   readonly #options: CopyOptions;
@@ -141,20 +138,24 @@ export class DiskCopy {
   #points = 0;
   #damaged = 0;
 
-  constructor(source: Side, target: Side, disk: string, disks: ReadonlySet<string>, options: CopyOptions) {
+  constructor(source: Side, target: Side, disks: ReadonlySet<string>, options: CopyOptions) {
     this.#source = source;
     this.#target = target;
-    this.#disk = disk;
     this.#disks = disks;
     this.#options = options;
     this.#notify = options.onNotice ?? (() => undefined);
   }
 
+  /** Within one vault: the points get a new name, and the disk of the former one goes. */
+  get #isRename(): boolean {
+    return this.#source.vault === this.#target.vault;
+  }
+
   /** Copies the points that are missing. Errors: those of `copyPoints`. */
   async run(): Promise<CopiedDisk> {
-    const { store, vault } = this.#source;
+    const { store, vault, disk } = this.#source;
     const { signal } = this.#options;
-    const head = await readDisk(store, vault, this.#disk, signal);
+    const head = await readDisk(store, vault, disk, signal);
     const there = await this.#timesThere();
     const newestMs = Math.max(...there, Number.NEGATIVE_INFINITY);
     const chosen = await this.#chosen(head);
@@ -167,7 +168,7 @@ export class DiskCopy {
     const lastMs = head.points.at(-1)?.timeMs ?? 0;
     const after = (await this.#headThere())?.points.at(-1);
     return {
-      disk: this.#disk,
+      disk,
       points: this.#points,
       newest: new Date(lastMs).toISOString(),
       copied: after === undefined ? null : new Date(after.timeMs).toISOString(),
@@ -203,14 +204,14 @@ export class DiskCopy {
   }
 
   async #headThere(): Promise<HeadDocument | undefined> {
-    return await findDisk(this.#target, this.#disk, this.#options.signal);
+    return await findDisk(this.#target, this.#options.signal);
   }
 
   async #copyAll(points: readonly PointRecord[]): Promise<void> {
-    const { store, vault } = this.#source;
+    const { store, vault, disk } = this.#source;
     const { signal } = this.#options;
-    const labels = await listLabels(store, vault, this.#disk, this.#notify, signal);
-    const pins = await listPins(store, vault, this.#disk, this.#notify, signal);
+    const labels = await listLabels(store, vault, disk, this.#notify, signal);
+    const pins = await listPins(store, vault, disk, this.#notify, signal);
     this.#pins = pins.filter(({ document }) => document?.name?.startsWith(this.#pinName("")) === true);
     for (const record of points) {
       const point = await this.#open(record);
@@ -218,19 +219,19 @@ export class DiskCopy {
       try {
         await this.#copy(point, labels.get(record.id), record === points.at(-1));
       } finally {
-        await point.hold.release();
+        await point.hold?.release();
       }
     }
   }
 
   /** Holds a point and reads its manifest. Undefined: it has been pruned meanwhile, or cannot be read. */
   async #open(record: PointRecord): Promise<SourcePoint | undefined> {
-    const { store, vault } = this.#source;
+    const { store, vault, disk } = this.#source;
     const { signal } = this.#options;
-    const disk = this.#disk;
     let hold: PointHold | undefined;
     try {
-      hold = await holdToRead({ store, vault, disk, point: record, purpose: "copy", onNotice: this.#notify, signal });
+      if (!this.#isRename)
+        hold = await holdToRead({ store, vault, disk, point: record, purpose: "copy", onNotice: this.#notify, signal });
       return { record, manifest: await readManifest(store, vault, disk, record, signal), hold };
     } catch (error) {
       await hold?.release();
@@ -245,20 +246,24 @@ export class DiskCopy {
   async #copy(point: SourcePoint, label: string | undefined, isLast: boolean): Promise<void> {
     const { onPoint } = this.#options;
     const { record, manifest } = point;
-    const disk = this.#disk;
     const fetched = { bytes: 0 };
     const shipped = await this.#shipped(point, fetched, isLast);
     if (shipped === undefined) return;
     const { id, sequence } = shipped.point;
     this.#last = { id, manifest };
     await this.#unpin(id);
-    const { store, vault } = this.#target;
+    const { store, vault, disk: diskThere } = this.#target;
     const { signal } = this.#options;
-    await labelNewPoint(store, vault, { disk, sequence, point: id }, { label, onNotice: this.#notify, signal });
+    await labelNewPoint(
+      store,
+      vault,
+      { disk: diskThere, sequence, point: id },
+      { label, onNotice: this.#notify, signal },
+    );
     await this.#state.keepOnly(id);
     this.#points += 1;
     onPoint?.({
-      disk,
+      disk: this.#source.disk,
       time: new Date(record.timeMs).toISOString(),
       sequence: record.sequence,
       copiedSequence: sequence,
@@ -270,8 +275,8 @@ export class DiskCopy {
   }
 
   get #state(): LocalState {
-    const { context, vault } = this.#target;
-    return new LocalState({ folder: context.stateFolder, vault, disk: this.#disk, onNotice: this.#notify });
+    const { context, vault, disk } = this.#target;
+    return new LocalState({ folder: context.stateFolder, vault, disk, onNotice: this.#notify });
   }
 
   /** Makes the point in the target, in a few tries. Undefined: it is passed over. */
@@ -281,7 +286,7 @@ export class DiskCopy {
     isLast: boolean,
   ): Promise<Shipped | undefined> {
     const trust = { parent: true, changes: true };
-    const disk = this.#disk;
+    const { disk } = this.#target;
     const { timeMs, volumeBytes: totalBytes } = record;
     const { application, consistency } = manifest;
     const progress = paced(this.#options.onProgress);
@@ -292,7 +297,7 @@ export class DiskCopy {
         const session = await this.#openSession();
         checkSize(`point ${String(record.sequence)} of the source vault`, disk, totalBytes, session.newest);
         const parent = trust.parent ? await session.manifest() : undefined;
-        const signal = AbortSignal.any([session.signal, hold.signal]);
+        const signal = AbortSignal.any([session.signal, ...(hold === undefined ? [] : [hold.signal])]);
         const changes =
           trust.changes && parent !== undefined ? await this.#changes(session, manifest, signal) : undefined;
         const noted = changes && onFailure(changes, () => (reading.changesFailed = true));
@@ -331,10 +336,10 @@ export class DiskCopy {
 
   async #openSession(): Promise<Session> {
     if (this.#session?.signal.aborted === true) await this.#leave();
-    const { context } = this.#target;
+    const { context, disk } = this.#target;
     this.#session ??= await Session.open(context, {
-      disk: this.#disk,
-      source: `disk ${JSON.stringify(this.#disk)} of vault ${this.#source.vault}`,
+      disk,
+      source: `disk ${JSON.stringify(this.#source.disk)} of vault ${this.#source.vault}`,
       loadCatalog: async (store) => await context.sharedCatalog(store, this.#notify),
       onNotice: this.#notify,
       signal: this.#options.signal,
@@ -355,9 +360,8 @@ export class DiskCopy {
     parent: ManifestDocument | undefined,
     changes: AsyncIterable<GranuleRange> | undefined,
   ): Promise<SourceContent> {
-    const { context: from, store, vault } = this.#source;
-    const { context: to, vault: targetVault } = this.#target;
-    const disk = this.#disk;
+    const { context: from, store, vault, disk } = this.#source;
+    const { context: to, vault: targetVault, disk: diskThere } = this.#target;
     if (to.document.blockBytes < from.document.blockBytes) {
       const { onNotice, signal } = this.#options;
       return await MountedContent.open({
@@ -377,7 +381,7 @@ export class DiskCopy {
       workerPool: from.workerPool(),
       map: new PointMap(store, fromHex(vault), disk, manifest, this.#leaves),
       target: to.workerPool(),
-      parent: parent && new PointMap(session.store, fromHex(targetVault), disk, parent),
+      parent: parent && new PointMap(session.store, fromHex(targetVault), diskThere, parent),
       changes,
       chunkDamaged: ({ offset, length }, segment, cause) =>
         chunkDamaged(disk, record.id, offset, length, segment, cause),
@@ -390,17 +394,16 @@ export class DiskCopy {
     to: ManifestDocument,
     signal: AbortSignal,
   ): Promise<AsyncIterable<GranuleRange> | undefined> {
-    const { store, vault } = this.#source;
+    const { store, vault, disk } = this.#source;
     if (newest === undefined) return undefined;
     const from = this.#last?.id === newest.id ? this.#last.manifest : await this.#pinned(newest.id, signal);
-    const place = { store, vaultId: fromHex(vault), disk: this.#disk, cache: this.#leaves, signal };
+    const place = { store, vaultId: fromHex(vault), disk, cache: this.#leaves, signal };
     return from && mapDifferences({ ...place, from, to });
   }
 
   /** The manifest of the point that became the point `copied` in the target, if it is pinned for that. */
   async #pinned(copied: string, signal: AbortSignal): Promise<ManifestDocument | undefined> {
-    const { store, vault } = this.#source;
-    const disk = this.#disk;
+    const { store, vault, disk } = this.#source;
     const pin = this.#pins.find(({ document }) => document?.name === this.#pinName(copied))?.document;
     if (pin === undefined) return undefined;
     try {
@@ -418,8 +421,9 @@ export class DiskCopy {
 
   /** Pins the point that is about to become `id`. A vault that takes no pin is told of. */
   async #pin(point: PointRecord, id: string): Promise<void> {
-    const { store, vault } = this.#source;
-    const place = { store, vault, disk: this.#disk, onNotice: this.#notify, signal: this.#options.signal };
+    const { store, vault, disk } = this.#source;
+    if (this.#isRename) return;
+    const place = { store, vault, disk, onNotice: this.#notify, signal: this.#options.signal };
     await this.#tellRefusal(point.sequence, async () => {
       this.#pins.push(await addPin({ ...place, point, name: this.#pinName(id), untilMs: null, nowMs: Date.now() }));
     });
@@ -441,7 +445,7 @@ export class DiskCopy {
       await work();
     } catch (error) {
       if (!(error instanceof TidemarkError) || error.code === "INTERRUPTED") throw error;
-      const what = `the pin of point ${sequence} of disk ${JSON.stringify(this.#disk)} cannot be changed`;
+      const what = `the pin of point ${sequence} of disk ${JSON.stringify(this.#source.disk)} cannot be changed`;
       this.#notify({
         code: "PIN_REFUSED",
         message: `${what}, so the next copy may compare the disk whole: ${error.message}`,
@@ -451,16 +455,16 @@ export class DiskCopy {
 
   /** Tells of a point that cannot be read, unless it has been pruned meanwhile. */
   async #passOver({ id, sequence }: PointRecord, damage: TidemarkError): Promise<void> {
-    const { store, vault } = this.#source;
+    const { store, vault, disk } = this.#source;
     const { signal } = this.#options;
     try {
-      await selectPoint(store, await readDisk(store, vault, this.#disk, signal), id, signal);
+      await selectPoint(store, await readDisk(store, vault, disk, signal), id, signal);
     } catch (error) {
       if (isDropped(error)) return;
       throw error;
     }
     this.#damaged += 1;
-    const what = `point ${sequence} of disk ${JSON.stringify(this.#disk)} is not copied`;
+    const what = `point ${sequence} of disk ${JSON.stringify(this.#source.disk)} is not copied`;
     this.#notify({ code: "POINT_DAMAGED", message: `${what}: ${damage.message}` });
   }
 

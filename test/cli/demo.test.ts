@@ -1,6 +1,8 @@
 /** The demo, on a small image: the main job from beginning to end, with a real Azurite. */
+
 import { readdirSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import { noKey } from "../encrypted.ts";
 import { sameFiles, writeImage } from "./images.ts";
 import { Place, parseLines } from "./tidemark.ts";
 
@@ -36,15 +38,10 @@ describe("the demo", () => {
       "vault",
     ]);
     expect(sameFiles(place.path("it's kept/disk.img"), place.path("it's kept/point-3.img"))).toBe(true);
-    const listed = await place.run([
-      "points",
-      "list",
-      "--disk",
-      "demo",
-      "--vault",
-      "azurite:it's kept/vault",
-      "--json",
-    ]);
+    const listed = await place.run(
+      ["points", "list", "--disk", "demo", "--vault", "azurite:it's kept/vault", "--json"],
+      noKey,
+    );
     expect(parseLines(listed.stdout).at(-1)).toMatchObject({ type: "summary", points: 3 });
     const again = await place.run(["demo", "--keep", "it's kept"]);
     expect(again.code).toBe(2);

@@ -1,4 +1,4 @@
-/** `tidemark disks remove`. */
+/** `tidemark disks remove` and `rename`. */
 import { expect, it } from "vitest";
 import { writeImage } from "./images.ts";
 import { Place } from "./tidemark.ts";
@@ -31,4 +31,20 @@ it("says what would go, refuses a pinned point with the command to type, and rem
     ["prune", "--policy", "days:0"],
   ] as const)
     expect(await place.json(...words, "--disk", "a")).toMatchObject({ code: 10, last: { code: "DISK_NOT_FOUND" } });
+}, 30_000);
+
+it("renames a disk, and says how to go on where a name is taken", async () => {
+  const place = new Place();
+  writeImage(place.path("a.img"), 1);
+  await place.json("replicate", "a.img", "--disk", "a", "--label", "first");
+  await place.json("replicate", "a.img", "--disk", "b");
+  const taken = await place.json("disks", "rename", "--disk", "a", "--to", "b");
+  expect(taken).toMatchObject({ code: 2, last: { code: "INVALID_ARGUMENT" } });
+  const { stdout, code } = await place.run(["disks", "rename", "--disk", "a", "--to", "c", "--vault", "dir:vault"]);
+  expect(code).toBe(0);
+  expect(stdout).toMatch(/^disk a is c now, with 1 point \(/);
+  expect((await place.json("points", "show", "--disk", "c", "--point", "latest")).last).toMatchObject({
+    label: "first",
+  });
+  expect(await place.json("points", "list", "--disk", "a")).toMatchObject({ code: 10 });
 }, 30_000);

@@ -2,6 +2,7 @@
  * `tidemark mount` with the clients that people use: what they read is the point, what they write
  * stays out of the vault.
  */
+
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, watch, writeFileSync } from "node:fs";
@@ -10,6 +11,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { FileVolume, Vault } from "../../engine/index.ts";
 import { DirectorySink } from "../../sink/index.ts";
+import { modelEncryption } from "../encrypted.ts";
 import { whyMissing } from "../engine/disk/nbd/server-peer.ts";
 import { checkFileSystem, whyNotMountable, withMounted } from "../process/mounted-disk.ts";
 import { binary } from "../programs.ts";
@@ -36,7 +38,7 @@ beforeAll(async () => {
   writeImage(inShared("web.img"), 6);
   resizeImage(inShared("web.img"), 9 * mib + 512);
   const sink = await DirectorySink.open(inShared("vault"));
-  const vault = await Vault.create(sink, { workers: 1 });
+  const vault = await Vault.create(sink, { workers: 1, ...modelEncryption });
   const volume = await FileVolume.open(inShared("web.img"));
   await vault.replicate({ disk: "web", volume });
   writeFileSync(inShared("1.img"), readFileSync(inShared("web.img")));

@@ -1,11 +1,15 @@
 /** Numbers, names and lines as people see them, and what the environment becomes. */
-import { describe, expect, it } from "vitest";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it, onTestFinished } from "vitest";
 import { describeDamage } from "../../cli/commands/verify.ts";
 import { errorReport, errorStacks, withoutSecrets } from "../../cli/errors.ts";
 import { progressText } from "../../cli/progress-line.ts";
 import { formatBytes, formatDuration, formatRate, formatRatio, parseBytes } from "../../cli/quantities.ts";
-import { outputFlags, sinkOptions } from "../../cli/settings.ts";
+import { outputFlags, sinkOptions, vaultSecrets } from "../../cli/settings.ts";
 import { cut, displayWidth, printable, table } from "../../cli/text.ts";
+import { testKeyPair } from "../encrypted.ts";
+import { createFolder, removeFolder } from "../temporary-folder.ts";
 
 const mebibyte = 1024 * 1024;
 
@@ -118,6 +122,9 @@ describe("errors", () => {
     );
     expect(shown).not.toContain("SECRET");
     expect(shown).toContain("se=2");
+    const key = "-----BEGIN EC PRIVATE KEY-----\\nSECRET+/=\nSECRET\n-----END EC PRIVATE KEY-----";
+    expect(withoutSecrets(`${key} is no file`)).not.toContain("SECRET");
+    expect(withoutSecrets("it begins with `-----BEGIN PRIVATE KEY-----`, and")).toContain("and");
   });
 });
 
@@ -140,6 +147,32 @@ describe("the environment", () => {
     expect(sinkOptions("http://a.b/account/vault", environment, signal).proxy?.url).toBe("http://plain:1");
     expect(sinkOptions("dir:/vault", environment, signal).proxy).toBeUndefined();
     expect(sinkOptions(vault, { HTTPS_PROXY: "" }, signal).proxy).toBeUndefined();
+  });
+
+  it("names files with keys, which may have a byte order mark, and must be UTF-8", async () => {
+    const folder = createFolder("secrets");
+    onTestFinished(async () => await removeFolder(folder));
+    const file = join(folder, "file");
+    const secret = "schöne Brücke";
+    const read = async (bytes: Uint8Array): Promise<unknown> => {
+      writeFileSync(file, bytes);
+      return await vaultSecrets({ key: file }, { TIDEMARK_PASSPHRASE_FILE: file });
+    };
+    for (const text of [secret, `\uFEFF${secret}\r\n`, `${secret}\nsecond line`])
+      expect(await read(Buffer.from(text))).toMatchObject({ passphrase: secret });
+    for (const encoding of ["utf16le", "latin1"] as const)
+      await expect(read(Buffer.from(`\uFEFF${secret}`, encoding))).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+  });
+
+  it("that holds a key or passphrase in place of a file's name is refused, and neither is told", async () => {
+    const { privateKey } = testKeyPair();
+    const secrets = [privateKey, "a long passphrase", "x".repeat(5_000)];
+    for (const secret of secrets)
+      for (const given of [{ TIDEMARK_KEY_FILE: secret }, { TIDEMARK_PASSPHRASE_FILE: secret }]) {
+        const error: unknown = await vaultSecrets({}, given).catch((reason: unknown) => reason);
+        expect(error).toMatchObject({ code: "INVALID_ARGUMENT" });
+        expect(JSON.stringify(errorReport(error)) + errorStacks(error)).not.toContain(secret.slice(0, 40));
+      }
   });
 
   it("holds credentials, of which empty ones count as none", () => {

@@ -13,6 +13,7 @@ import { once } from "node:events";
 import { join } from "node:path";
 import { onTestFinished, vi } from "vitest";
 import { byDepth } from "../depth.ts";
+import { keyEnvironment } from "../encrypted.ts";
 import { repositoryRoot } from "../source-tree.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
 
@@ -145,7 +146,7 @@ let isRunningHere = false;
 function environmentIn(folder: string, more: Readonly<Record<string, string>>): Record<string, string> {
   const { PATH = "" } = process.env;
   // The images are small, and to start a second thread costs a command a twentieth of a second.
-  return { PATH, HOME: folder, TMPDIR: folder, TIDEMARK_WORKERS: "1", ...more };
+  return { PATH, HOME: folder, TMPDIR: folder, TIDEMARK_WORKERS: "1", ...keyEnvironment, ...more };
 }
 
 /**

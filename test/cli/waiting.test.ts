@@ -1,4 +1,5 @@
 /** Waiting that is told: what a store or a source lets a command wait for, and how often that is said. */
+
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -7,6 +8,7 @@ import { told, toldWhile } from "../../cli/waiting.ts";
 import { FileVolume } from "../../engine/disk/source/file-volume.ts";
 import { Vault } from "../../engine/vault.ts";
 import { MemorySink, MemoryStore } from "../../sink/memory.ts";
+import { modelEncryption } from "../encrypted.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
 
 const afterMs = 30;
@@ -83,7 +85,7 @@ test("a file that threads read by themselves is told like any other source", asy
   const path = join(folder, "disk.img");
   writeFileSync(path, Buffer.alloc(65_536, 1));
   const file = await FileVolume.open(path);
-  const vault = await Vault.create(new MemorySink({ store: new MemoryStore() }), { workers: 1 });
+  const vault = await Vault.create(new MemorySink({ store: new MemoryStore() }), { workers: 1, ...modelEncryption });
   try {
     // The read of the thread is answered, and comes back late.
     const late = new Proxy(file, {

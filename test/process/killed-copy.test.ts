@@ -4,6 +4,7 @@ import { expect } from "vitest";
 import { writeImage } from "../cli/images.ts";
 import { Place } from "../cli/tidemark.ts";
 import { deepTest } from "../deep-test.ts";
+import { toKey } from "../encrypted.ts";
 
 const kills = 8;
 const points = 4;
@@ -12,7 +13,7 @@ deepTest(
   "a copy that is killed goes on, also while both vaults are pruned and collected",
   async () => {
     const place = new Place();
-    const copy = ["copy", "--from", "dir:vault", "--to", "dir:second"];
+    const copy = ["copy", "--from", "dir:vault", "--to", "dir:second", ...toKey];
     for (let point = 1; point <= points; point += 1) {
       for (const [index, disk] of ["a", "b", "c"].entries()) {
         writeImage(place.path(`${disk}.img`), 10 * point + index);

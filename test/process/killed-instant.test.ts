@@ -2,6 +2,7 @@
  * kill -9 of a process that serves an instant target, and of the Azurite below one: what was
  * flushed stays, nothing is fetched twice, and what is not there yet is never read as zeros.
  */
+
 import { randomBytes } from "node:crypto";
 import { appendFileSync, existsSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
@@ -14,6 +15,7 @@ import { changeImage, sameFiles, writeImage } from "../cli/images.ts";
 import { type Line, parseLines, type Running } from "../cli/tidemark.ts";
 import { deepTest } from "../deep-test.ts";
 import { byDepth } from "../depth.ts";
+import { modelEncryption } from "../encrypted.ts";
 import { RawClient } from "../engine/disk/nbd/server-rig.ts";
 import { AzuriteProcess } from "./azurite-process.ts";
 import { Client } from "./client.ts";
@@ -115,7 +117,7 @@ function fetched(stdout: string): number {
 /** What an instant target fetches that nothing interrupts. */
 async function fetchedAtOnce(disk: InstantDisk): Promise<number> {
   await using sink = await openSink(`dir:${disk.client.path("vault")}`);
-  await using vault = await Vault.open(sink, { workers: 1 });
+  await using vault = await Vault.open(sink, { workers: 1, ...modelEncryption });
   await using instant = await vault.instant({ disk: "d", image: disk.client.path("whole.img") });
   await instant.hydrated();
   return instant.status().bytesFetched;

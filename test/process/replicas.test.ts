@@ -1,4 +1,5 @@
 /** Replicas of real processes and stores: kill -9 in mid-application, and a page blob on Azurite. */
+
 import { execFileSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { readFileSync, statSync, writeFileSync } from "node:fs";
@@ -11,6 +12,7 @@ import { openSink } from "../../sink/index.ts";
 import { sameFiles } from "../cli/images.ts";
 import { deepTest } from "../deep-test.ts";
 import { byDepth } from "../depth.ts";
+import { modelEncryption } from "../encrypted.ts";
 import { sampleDisk, scribble } from "../model-disk.ts";
 import { isInstalled } from "../programs.ts";
 import { Client } from "./client.ts";
@@ -63,7 +65,7 @@ describe.runIf(byDepth(false, true))("a replica", () => {
     async ({ skip }) => {
       const { place } = new Client("azurite:store");
       await using sink = await openSink(`azurite:${place.path("store")}`);
-      await using vault = await Vault.openOrCreate(sink, { workers: 1 });
+      await using vault = await Vault.openOrCreate(sink, { workers: 1, ...modelEncryption });
       const disk = sampleDisk(3 * mebibyte + 4096, 1);
       for (const round of [1, 2]) {
         scribble(disk, round);

@@ -3,6 +3,7 @@
  * one after the other; the agent, its store or both may be killed meanwhile. In the end everything
  * that was acknowledged is held against the disk and against its points.
  */
+
 import { createHash } from "node:crypto";
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
@@ -14,6 +15,7 @@ import type { PointSummary } from "../../engine/store/points/points.ts";
 import { Vault } from "../../engine/vault.ts";
 import { openSink } from "../../sink/index.ts";
 import type { Running } from "../cli/tidemark.ts";
+import { modelEncryption } from "../encrypted.ts";
 import { RawClient } from "../engine/disk/nbd/server-rig.ts";
 import { Client } from "./client.ts";
 
@@ -152,7 +154,7 @@ export class StampedDisk {
     const address = this.client.vault.replace(/^dir:(?!\/)/, `dir:${this.client.place.folder}/`);
     const sink = await openSink(address);
     try {
-      const vault = await Vault.open(sink);
+      const vault = await Vault.open(sink, modelEncryption);
       try {
         return await work(vault);
       } finally {

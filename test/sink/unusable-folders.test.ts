@@ -1,4 +1,5 @@
 /** Folders of vaults that are read-only, another user's, full, or on a file system that has gone. */
+
 import { spawnSync } from "node:child_process";
 import { closeSync, openSync, readFileSync, statfsSync } from "node:fs";
 import { chmod, mkdir, rm, rmdir, stat, truncate, writeFile } from "node:fs/promises";
@@ -11,6 +12,7 @@ import { Azurite } from "../../sink/azurite.ts";
 import { DirectorySink } from "../../sink/directory.ts";
 import { openSink } from "../../sink/open.ts";
 import { byDepth } from "../depth.ts";
+import { modelEncryption } from "../encrypted.ts";
 import { mountSmallDisk } from "../small-disk.ts";
 import { repositoryRoot } from "../source-tree.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
@@ -150,7 +152,7 @@ test("vault init on a file system that is nearly full creates a vault or none, a
       await truncate(join(dir, "ballast"), (await stat(join(dir, "ballast"))).size - freePages * 4096);
       const create = async (): Promise<string> => {
         await using sink = await DirectorySink.open(vault);
-        await using created = await Vault.create(sink, { onNotice: ({ code }) => told.push(code) });
+        await using created = await Vault.create(sink, { ...modelEncryption, onNotice: ({ code }) => told.push(code) });
         return created.id;
       };
       const first = await create().catch((error: unknown) => error);
@@ -160,7 +162,7 @@ test("vault init on a file system that is nearly full creates a vault or none, a
         await create();
       }
       await using sink = await DirectorySink.open(vault);
-      await using opened = await Vault.open(sink);
+      await using opened = await Vault.open(sink, modelEncryption);
       if (typeof first === "string") expect(opened.id).toBe(first);
       await rm(vault, { recursive: true });
     }

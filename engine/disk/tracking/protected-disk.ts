@@ -290,8 +290,13 @@ export class ProtectedDisk implements BlockDevice {
    */
   closeClean(): Promise<void> {
     this.#closing ??= this.#close(async () => {
-      await this.#backing.flush();
-      this.#rest = await this.#tracking?.closeClean(this.#bases.newest, this.#current);
+      try {
+        await this.#backing.flush();
+        this.#rest = await this.#tracking?.closeClean(this.#bases.newest, this.#current);
+      } catch (error) {
+        await this.#tracking?.close();
+        throw error;
+      }
     });
     return this.#closing;
   }

@@ -43,7 +43,7 @@ export interface HeldPoint {
  * Opens a point and holds it.
  *
  * @throws DISK_NOT_FOUND, POINT_NOT_FOUND (also while it is being pruned), INVALID_ARGUMENT, DAMAGED,
- * and the errors of the store.
+ * ACCESS_REFUSED for a machine that only writes, and the errors of the store.
  */
 export async function openHeldPoint(context: VaultContext, options: HeldPointOptions): Promise<HeldPoint> {
   const { document } = context;
@@ -51,6 +51,7 @@ export async function openHeldPoint(context: VaultContext, options: HeldPointOpt
   // Worker threads start while the head is read.
   const workerPool = context.workerPool();
   const store = watchedStore(context, onNotice);
+  store.keys?.assertReads();
   const head = await readDisk(store, document.vault, disk, signal);
   const record = await selectPoint(store, head, options.point, signal);
   const hold = await holdToRead({ store, vault: document.vault, disk, point: record, purpose, onNotice, signal });

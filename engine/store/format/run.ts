@@ -136,6 +136,13 @@ export interface RunTask {
   readonly output: string | null;
   readonly exitCode: number | null;
   readonly error: RunError | null;
+  /** How far the work on the present disk has come; absent: not known. */
+  readonly progress?: TaskProgress | undefined;
+}
+
+export interface TaskProgress {
+  readonly doneBytes: number;
+  readonly totalBytes: number;
 }
 
 export interface RunJob {
@@ -206,7 +213,14 @@ export interface ClaimDocument extends Owner {
   /** The place from which the run takes the disk, which a cancel brings back; null: its first one. */
   readonly former: ClaimedPlace | null;
   /** Since the disk is not protected any more: no writer gets a session, wherever it is. */
-  readonly disabled: { readonly reason: DisableReason; readonly timeMs: number } | null;
+  readonly disabled: Disabled | null;
+}
+
+export interface Disabled {
+  readonly reason: DisableReason;
+  readonly timeMs: number;
+  /** Only while the disk is renamed: its new name. */
+  readonly renamedTo?: string | undefined;
 }
 
 /** Asks the process that works on a run, or on a replica, to stop. */
@@ -346,8 +360,13 @@ function readJob(fields: Fields): RunJob {
       output: task.textOrNull("output", outputText),
       exitCode: task.integerOrNull("exitCode"),
       error: task.nestedOrNull("error", readRunError),
+      ...(task.has("progress") ? { progress: task.nested("progress", readProgress) } : {}),
     })),
   };
+}
+
+function readProgress(fields: Fields): TaskProgress {
+  return { doneBytes: fields.integer("doneBytes"), totalBytes: fields.integer("totalBytes") };
 }
 
 export function encodeClaim(document: ClaimDocument): Uint8Array {
@@ -367,6 +386,7 @@ export function decodeClaim(bytes: Uint8Array, object: string, expected: Owner):
       ? fields.nestedOrNull("disabled", (disabled) => ({
           reason: disabled.oneOf("reason", disableReasons),
           timeMs: disabled.integer("timeMs"),
+          ...(disabled.has("renamedTo") ? { renamedTo: disabled.text("renamedTo", anyText) } : {}),
         }))
       : null,
   };

@@ -25,4 +25,4 @@ export function refuseUnopened(bytes: Uint8Array, object: string): void {
 }
 
 export const laterKeyRemedy =
-  "start the process again; if this machine only writes, run `tidemark vault keys enroll` first";
+  "start the process again; if this machine only writes, run `tidemark vault keys enroll` first; if vault.json was put back, run `tidemark vault repair`";

@@ -89,7 +89,7 @@ export interface Encryption {
   readonly mac: string;
 }
 
-export const recipientsMax = 64;
+const recipientsMax = 64;
 /** A generation has four hexadecimal digits in the name of a segment. */
 const generationsMax = 1024;
 /** 2¹⁸ takes 256 MiB. Below 2¹⁴ a passphrase would be guessed too cheaply. */

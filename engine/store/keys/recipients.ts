@@ -67,9 +67,26 @@ const scryptOf = promisify<string, Uint8Array, number, { N: number; r: number; p
 
 /** Errors: INVALID_ARGUMENT. */
 export async function recipientsOf({ certificates = [], passphrase }: NewRecipients): Promise<NewRecipient[]> {
-  const recipients = certificates.map(({ pem, name }) => certificateRecipient(pem, name));
+  const recipients: NewRecipient[] = [];
+  for (const { pem, name } of certificates) {
+    const recipient = certificateRecipient(pem, name);
+    if (!recipients.some(({ publicKey }) => publicKey.equals(recipient.publicKey))) recipients.push(recipient);
+  }
   if (passphrase !== undefined) recipients.push(await passphraseRecipient(passphrase, "passphrase"));
-  return recipients;
+  if (recipients.length > 0) return recipients;
+  throw new TidemarkError("INVALID_ARGUMENT", "no certificate and no passphrase is given", {
+    remedy: "add `--certificate CERT.pem` or `--passphrase-file FILE`",
+  });
+}
+
+/**
+ * For a vault that is created with a key or passphrase in hand and no recipients: the same key or
+ * passphrase opens it. Undefined: nothing is given. Errors: INVALID_ARGUMENT.
+ */
+export function recipientsFor({ privateKey, passphrase }: Secrets = {}): NewRecipients | undefined {
+  if (privateKey === undefined) return passphrase === undefined ? undefined : { passphrase };
+  const pem = publicHalf(readPrivateKey(privateKey, passphrase)).export({ format: "pem", type: "spki" }).toString();
+  return { certificates: [{ pem, name: "the given key" }] };
 }
 
 /** A recipient of a certificate, or of a bare public key, in PEM. Errors: INVALID_ARGUMENT. */
@@ -78,8 +95,8 @@ function certificateRecipient(pem: string, name: string): NewRecipient {
   try {
     if (pem.includes("PRIVATE KEY")) throw new RangeError("it is a private key");
     publicKey = createPublicKey(pem);
-  } catch (error) {
-    throw unusable(name, "it is no certificate or public key in PEM", error);
+  } catch {
+    throw unusable(name, "it is no certificate or public key in PEM, or holds a private key too");
   }
   const { asymmetricKeyType: type, asymmetricKeyDetails: details } = publicKey;
   if (type === "rsa" && (details?.modulusLength ?? 0) < rsaBitsMin)
@@ -91,17 +108,19 @@ function certificateRecipient(pem: string, name: string): NewRecipient {
 
 /** A recipient of a passphrase. Errors: INVALID_ARGUMENT when it is empty. */
 async function passphraseRecipient(passphrase: string, name: string): Promise<NewRecipient> {
-  if (passphrase === "") throw unusable(name, "the passphrase is empty");
+  if (passphrase === "")
+    throw new TidemarkError("INVALID_ARGUMENT", "the passphrase is empty", {
+      remedy: "write it into the first line of its file",
+    });
   const parameters = { salt: toHex(randomBytes(16)), logCost: logCostDefault };
   const publicKey = publicHalf(await passphraseKey(passphrase, parameters));
   return { kind: "passphrase", name, publicKey, scrypt: parameters };
 }
 
-function unusable(name: string, why: string, cause?: unknown): TidemarkError {
+function unusable(name: string, why: string): TidemarkError {
   return new TidemarkError("INVALID_ARGUMENT", `${name} cannot open a vault: ${why}`, {
     remedy:
       "make one with `openssl req -x509 -newkey rsa:3072 -nodes -keyout key.pem -out cert.pem -subj /CN=backup`, and give cert.pem",
-    cause,
   });
 }
 

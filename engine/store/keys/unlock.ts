@@ -8,7 +8,14 @@ import { randomBytes } from "node:crypto";
 import { hasCode, systemCode, TidemarkError } from "../../errors.ts";
 import type { Sink } from "../../sink.ts";
 import { fromHex, toHex } from "../format/checksum.ts";
-import { type EncryptedDocument, isEncrypted, type VaultDocument } from "../format/vault-document.ts";
+import { vaultName } from "../format/names.ts";
+import {
+  decodeVault,
+  type EncryptedDocument,
+  encodeVault,
+  isEncrypted,
+  type VaultDocument,
+} from "../format/vault-document.ts";
 import { locked, type NewRecipient, type Secrets, unwrapVaultKey, wrapFor } from "./recipients.ts";
 import { SealedSink } from "./sealed-sink.ts";
 import {
@@ -125,15 +132,8 @@ export function notEncrypted(description: string): TidemarkError {
   });
 }
 
-/**
- * The document of a new encrypted vault, and a secret that opens it now. Errors: INVALID_ARGUMENT when
- * it has no recipient.
- */
+/** The document of a new encrypted vault, and a secret that opens it now. Errors: as `authenticated`. */
 export function encrypted(plain: VaultDocument, recipients: readonly NewRecipient[]): [EncryptedDocument, Secrets] {
-  if (recipients.length === 0)
-    throw new TidemarkError("INVALID_ARGUMENT", "an encrypted vault needs a certificate or a passphrase", {
-      remedy: "add `--certificate CERT.pem` or `--passphrase-file FILE`",
-    });
   const vaultId = fromHex(plain.vault);
   const vaultKey = randomBytes(vaultKeyBytes);
   const document: EncryptedDocument = {
@@ -150,8 +150,21 @@ export function encrypted(plain: VaultDocument, recipients: readonly NewRecipien
   return [authenticated(document, vaultKey), { vaultKey }];
 }
 
-/** The document with the authentication code that its newest vault key gives. */
-export function authenticated(document: EncryptedDocument, vaultKey: Uint8Array): EncryptedDocument {
-  const keys = new VaultKeys(fromHex(document.vault), generationsFrom(vaultKey, document));
-  return { ...document, encryption: { ...document.encryption, mac: keys.mac(document) } };
+/**
+ * The document with the authentication code that its newest vault key gives. Errors: INVALID_ARGUMENT
+ * when no process could read it, and so none could open the vault any more.
+ */
+export function authenticated(unsigned: EncryptedDocument, vaultKey: Uint8Array): EncryptedDocument {
+  const keys = new VaultKeys(fromHex(unsigned.vault), generationsFrom(vaultKey, unsigned));
+  const document = { ...unsigned, encryption: { ...unsigned.encryption, mac: keys.mac(unsigned) } };
+  try {
+    decodeVault(encodeVault(document), vaultName);
+  } catch (error) {
+    if (!hasCode(error, "DAMAGED")) throw error;
+    throw new TidemarkError("INVALID_ARGUMENT", `a vault cannot have these keys: ${error.message}`, {
+      remedy:
+        "give at most 64 certificates, in files whose names are one line of at most 200 characters; after 1,023 rotations, `tidemark copy` to a new vault",
+    });
+  }
+  return document;
 }

@@ -180,6 +180,11 @@ export class VaultKeys {
     return secret.vaultKey;
   }
 
+  /** Refuses a process that cannot read payloads, before it begins work that it cannot end. Errors: ACCESS_REFUSED. */
+  assertReads(): void {
+    if (!this.canRead) throw cannotRead();
+  }
+
   get digestKey(): Uint8Array {
     return derive(this.#at(1).writingKey, this.vaultId, "digest key");
   }
@@ -290,7 +295,7 @@ function keyOf(segment: string): {
 
 /** How a user gives a key. */
 export const keyRemedy =
-  "give the private key of a certificate of the vault with `--key FILE` or TIDEMARK_KEY_FILE, or its passphrase with TIDEMARK_PASSPHRASE_FILE";
+  "give the private key of a certificate of the vault with `--key FILE` or TIDEMARK_KEY_FILE, or its passphrase with TIDEMARK_PASSPHRASE_FILE; `tidemark copy` takes `--to-key` or `--to-passphrase-file` for its second vault";
 
 function cannotRead(): TidemarkError {
   return new TidemarkError(

@@ -14,7 +14,8 @@
  * When the disk is protected at its new place, the claim names that place: writers there get a
  * session, and those of the former place do not. The next failover of the disk starts from it.
  *
- * A disk whose protection is disabled has a claim that says so: no writer gets a session anywhere.
+ * A disk whose protection is disabled has a claim that says so: no writer gets a session anywhere. A
+ * disk that is renamed has such a claim until it has gone, which tells the next try its new name.
  *
  * Invariant: while a claim stands, no new writer makes a point of the disk at any other place.
  */
@@ -114,6 +115,27 @@ export async function disableByClaim(place: ClaimPlace, reason: DisableReason, r
   await swapClaim(place, { vault, disk, run: run ?? former, place: settled, former: null, disabled }, there);
 }
 
+/**
+ * Keeps all writers off a disk that is renamed. Gives whether an earlier try had begun it. Errors:
+ * INVALID_ARGUMENT when the disk has a claim of any other kind, DAMAGED.
+ */
+export async function renameByClaim(place: ClaimPlace, renamedTo: string): Promise<boolean> {
+  const { vault, disk } = place;
+  const there = await findClaim(place);
+  if (there === undefined) {
+    const disabled = { reason: "NotSpecified", timeMs: Date.now(), renamedTo } as const;
+    await swapClaim(place, { vault, disk, run: null, place: null, former: null, disabled }, there);
+    return false;
+  }
+  const { run, disabled } = there.claim;
+  if (disabled?.renamedTo === renamedTo) return true;
+  if (disabled !== null) refuseDisabled(there.claim);
+  throw new TidemarkError("INVALID_ARGUMENT", `disk ${JSON.stringify(disk)} was failed over by run ${run}`, {
+    remedy: "keep its name: the run and its places know the disk by it",
+    detail: { disk },
+  });
+}
+
 /** Takes a disable back that has just been done: the claim is again what it was before. */
 export async function restoreClaim(place: ClaimPlace, former: ClaimDocument | undefined): Promise<void> {
   const there = await findClaim(place);
@@ -175,6 +197,15 @@ export async function refuseMoved(place: Omit<ClaimPlace, "signal">, path: strin
 
 function refuseDisabled({ disk, disabled }: ClaimDocument): void {
   if (disabled === null) return;
+  if (disabled.renamedTo !== undefined) {
+    const to = disabled.renamedTo;
+    throw new TidemarkError("WRITER_ACTIVE", `disk ${JSON.stringify(disk)} is being renamed to ${JSON.stringify(to)}`, {
+      remedy:
+        `go on with \`tidemark disks rename --disk ${disk} --to ${to}\`, ` +
+        `or keep the name with \`tidemark disks enable --disk ${disk}\``,
+      detail: { disk },
+    });
+  }
   throw new TidemarkError(
     "WRITER_ACTIVE",
     `the protection of disk ${JSON.stringify(disk)} was disabled (${disabled.reason})`,

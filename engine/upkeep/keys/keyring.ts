@@ -17,12 +17,7 @@ import type { CallOptions } from "../../sink.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import { decodeVault, documentBytesMax, encodeVault } from "../../store/format/documents.ts";
 import { vaultCopyName, vaultName } from "../../store/format/names.ts";
-import {
-  type EncryptedDocument,
-  isEncrypted,
-  type Recipient,
-  recipientsMax,
-} from "../../store/format/vault-document.ts";
+import { type EncryptedDocument, isEncrypted, type Recipient } from "../../store/format/vault-document.ts";
 import { type NewRecipients, recipientsOf, rewrap, wrapFor } from "../../store/keys/recipients.ts";
 import { authenticated } from "../../store/keys/unlock.ts";
 import { generationsFrom, newGeneration, type VaultKeys, vaultKeyBytes } from "../../store/keys/vault-keys.ts";
@@ -97,7 +92,7 @@ export class Keyring {
   }
 
   /**
-   * Removes a recipient, by id or name. It may have kept the vault key: rotate it too.
+   * Removes a recipient, by id or name. Rotate the vault key too.
    *
    * @throws `INVALID_ARGUMENT` when there is no such recipient, or no other; as `add`.
    */
@@ -112,18 +107,18 @@ export class Keyring {
           `${JSON.stringify(selector)} names ${removed.length === 0 ? "no recipient" : "several recipients"} of the vault`,
           { remedy: "run `tidemark vault keys list`, and give an id that it shows" },
         );
-      if (recipients.length === 1)
+      const kept = recipients.filter(({ id }) => id !== recipient.id);
+      if (kept.length === 0)
         throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(recipient.name)} is the vault's only recipient`, {
           remedy: "add another one first with `tidemark vault keys add`",
         });
-      const kept = recipients.filter(({ id }) => id !== recipient.id);
       return { document: withRecipients(document, kept), vaultKey };
     });
   }
 
   /**
-   * Begins a new vault key for what is written from then on. Running writers take it up within a minute
-   * (see `VaultKeys.renewed`); machines that only write have to be enrolled again. Throws as `add`.
+   * Begins a new vault key for what is written from then on. Machines that only write have to be
+   * enrolled again. Throws as `add`.
    */
   async rotate(options: CallOptions = {}): Promise<KeysSummary> {
     return await this.#change(options, ({ document, vaultKey }) => {
@@ -139,8 +134,8 @@ export class Keyring {
   }
 
   /**
-   * Enrolls this machine to write: its state folder then holds what it takes to write, deduplicate and
-   * prune, and not to read back.
+   * Enrolls this machine to write: its state folder then holds what it takes to write and prune,
+   * and not to read back.
    *
    * @throws `INVALID_ARGUMENT` without a state folder; as `add`.
    */
@@ -197,10 +192,6 @@ export class Keyring {
 }
 
 function withRecipients(document: EncryptedDocument, recipients: readonly Recipient[]): EncryptedDocument {
-  if (recipients.length > recipientsMax)
-    throw new TidemarkError("INVALID_ARGUMENT", `a vault has at most ${String(recipientsMax)} recipients`, {
-      remedy: "remove one with `tidemark vault keys remove`",
-    });
   return { ...document, encryption: { ...document.encryption, recipients } };
 }
 

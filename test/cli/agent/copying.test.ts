@@ -1,9 +1,12 @@
 /** `copies` of the agent: when points are copied to a second vault, and what is told of it. */
+
 import { describe, expect, it, onTestFinished, test, vi } from "vitest";
 import { openEngineAdapter } from "../../../cli/agent/engine-adapter.ts";
 import type { DiskEvent } from "../../../cli/agent/ports.ts";
 import { Supervisor } from "../../../cli/agent/supervisor.ts";
-import { type CopiedDisk, type CopiedPoint, type CopyOptions, TidemarkError } from "../../../engine/index.ts";
+import { type CopiedDisk, type CopiedPoint, type CopyOptions, TidemarkError, Vault } from "../../../engine/index.ts";
+import { DirectorySink } from "../../../sink/index.ts";
+import { keyEnvironment, modelEncryption } from "../../encrypted.ts";
 import { writeImage } from "../images.ts";
 import { ConfigFolder } from "./configuration.ts";
 import { ScriptedEngine, settled, VirtualClock } from "./scripted.ts";
@@ -159,7 +162,7 @@ it("copies the points of a live disk to a vault that it makes, with real stores"
   const clock = new VirtualClock();
   const text = copied.replace(/ {2}- \{name: db.*\n/, "").replace("gold: {}", "gold: {crashConsistentFrequency: 1h}");
   const supervisor = new Supervisor(await folder.config(text), {
-    engine: openEngineAdapter({ XDG_STATE_HOME: folder.path("state") }),
+    engine: openEngineAdapter({ XDG_STATE_HOME: folder.path("state"), ...keyEnvironment }),
     clock,
     onEvent: () => undefined,
   });
@@ -176,6 +179,14 @@ it("copies the points of a live disk to a vault that it makes, with real stores"
     { timeout: 20_000 },
   );
   expect(supervisor.disk("web")).toMatchObject({ health: "Normal" });
+  // A chunk has one digest in both vaults.
+  const parameters = ["vault", "far"].map(async (name) => {
+    await using sink = await DirectorySink.open(folder.path(name));
+    await using vault = await Vault.open(sink, { workers: 1, ...modelEncryption });
+    return vault.parameters;
+  });
+  const [first, second] = await Promise.all(parameters);
+  expect(second).toEqual(first);
 }, 60_000);
 
 /** Entries of `copies`, from line 10 on, and their faults. */

@@ -1,8 +1,10 @@
 /** What the agent asks of the engine, with the engine behind it. */
+
 import { writeFileSync } from "node:fs";
 import { expect, it, onTestFinished } from "vitest";
 import { openEngineAdapter } from "../../../cli/agent/engine-adapter.ts";
 import { parsePolicy } from "../../../engine/index.ts";
+import { keyEnvironment } from "../../encrypted.ts";
 import { ConfigFolder } from "./configuration.ts";
 
 /** The vault and the disk of a configuration, with an image that is absent. */
@@ -18,7 +20,7 @@ disks:
   const [vaultConfig, disk, gold] = [vaults.get("main"), disks.get("web"), policies.get("gold")];
   if (vaultConfig === undefined || disk === undefined || gold === undefined) throw new Error("no such entry");
   const { signal } = new AbortController();
-  const vault = await openEngineAdapter({}).openVault(vaultConfig, signal, () => []);
+  const vault = await openEngineAdapter(keyEnvironment).openVault(vaultConfig, signal, () => []);
   onTestFinished(async () => await vault.close());
   const protect = async (): ReturnType<typeof vault.protect> =>
     await vault.protect({ disk, policy: gold, onEvent: () => undefined }, signal);

@@ -1,4 +1,5 @@
 /** Failovers through an agent: its control socket, its status and health, and what it ends by itself. */
+
 import { existsSync, readFileSync } from "node:fs";
 import { expect, it, onTestFinished, vi } from "vitest";
 import { Agent } from "../../../cli/agent/agent.ts";
@@ -7,9 +8,10 @@ import { openEngineAdapter } from "../../../cli/agent/engine-adapter.ts";
 import { FailoverRuns, type FailoverRunsParts } from "../../../cli/agent/failover-runs.ts";
 import type { AgentStatus } from "../../../cli/agent/supervisor.ts";
 import type { RunSummary } from "../../../engine/index.ts";
+import { keyEnvironment } from "../../encrypted.ts";
 import { writeImage } from "../images.ts";
 import { ConfigFolder, oneDisk } from "./configuration.ts";
-import { KeptLog, noFailovers, settled, VirtualClock } from "./scripted.ts";
+import { KeptLog, noFailovers, noPlans, settled, VirtualClock } from "./scripted.ts";
 
 const { signal } = new AbortController();
 
@@ -19,7 +21,7 @@ it("moves a disk of its own away, shows where it is, and brings it back when tha
   const clock = new VirtualClock();
   const agent = await Agent.start(await folder.config(oneDisk), {
     environment: { XDG_STATE_HOME: folder.path("state"), PATH: process.env["PATH"] },
-    engine: openEngineAdapter({ XDG_STATE_HOME: folder.path("state") }),
+    engine: openEngineAdapter({ XDG_STATE_HOME: folder.path("state"), ...keyEnvironment }),
     clock,
     log: new KeptLog(),
   });
@@ -78,7 +80,7 @@ it("finds and looks at the runs of one vault while the store of another is silen
   const parts = {
     config: { vaults: new Map(["far", "main"].map((name) => [name, {}])) },
     useVault: async (name: string, _: AbortSignal, use: (vault: object) => Promise<unknown>) =>
-      name === "far" ? await silent : await use({ failovers }),
+      name === "far" ? await silent : await use({ failovers, plans: noPlans }),
     runs: { note: (vault: string) => noted.push(vault) },
     served: { serve: async () => await Promise.resolve() },
   };

@@ -1,12 +1,14 @@
 /** What an agent does for a vault that its machine has registered with, on a clock that the test moves. */
+
 import { join } from "node:path";
 import { expect, it, onTestFinished, vi } from "vitest";
 import type { DiskHealth } from "../../../cli/agent/ports.ts";
 import { Registered } from "../../../cli/agent/registered.ts";
-import { readRegistrationKey, type Sink, Vault } from "../../../engine/index.ts";
-import { findRegistration, keepRegistration, machineOf } from "../../../engine/internal.ts";
+import { type Sink, Vault } from "../../../engine/index.ts";
+import { findRegistration, keepRegistration, machineOf, readRegistrationKey } from "../../../engine/internal.ts";
 import { MemorySink, MemoryStore } from "../../../sink/memory.ts";
 import { expectCode } from "../../../sink/testing/expectations.ts";
+import { modelEncryption } from "../../encrypted.ts";
 import { createFolder, removeFolder } from "../../temporary-folder.ts";
 import { VirtualClock } from "./scripted.ts";
 
@@ -26,7 +28,7 @@ class Machine {
   static async make(): Promise<Machine> {
     const folder = createFolder("registered");
     const store = new MemoryStore();
-    const vault = await Vault.create(new MemorySink({ store }));
+    const vault = await Vault.create(new MemorySink({ store }), modelEncryption);
     onTestFinished(async () => {
       await vault.close();
       await removeFolder(folder);
@@ -81,7 +83,7 @@ it("writes nothing to a vault from which the agent was removed, until it is regi
   const registered = await machine.registered();
   const clock = new VirtualClock();
   const gate: Sink = registered.gated(new MemorySink({ store: machine.store }));
-  await using vault = await Vault.open(gate);
+  await using vault = await Vault.open(gate, modelEncryption);
   const disks: DiskHealth[] = [
     { disk: "web-1", health: "Normal" },
     { disk: "web-2", health: "Warning" },

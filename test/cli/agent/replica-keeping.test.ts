@@ -1,10 +1,12 @@
 /** The agent's replica of a disk: when points are applied, and what is told of it. */
+
 import { readFileSync, writeFileSync } from "node:fs";
 import { describe, expect, onTestFinished, test, vi } from "vitest";
 import { openEngineAdapter } from "../../../cli/agent/engine-adapter.ts";
 import type { DiskEvent } from "../../../cli/agent/ports.ts";
 import { ReplicaKeeping } from "../../../cli/agent/replica-keeping.ts";
 import { type ReplicaDone, type ReplicaOptions, TidemarkError } from "../../../engine/index.ts";
+import { keyEnvironment } from "../../encrypted.ts";
 import { contentOf } from "../../model-disk.ts";
 import { ConfigFolder } from "./configuration.ts";
 import { settled, VirtualClock } from "./scripted.ts";
@@ -125,7 +127,7 @@ test("a policy with a replica keeps it at each point as soon as that is committe
   const [vaultConfig, disk, policy] = [vaults.get("main"), disks.get("web"), policies.get("gold")];
   if (vaultConfig === undefined || disk === undefined || policy === undefined) throw new Error("no such entry");
   const { signal } = new AbortController();
-  const vault = await openEngineAdapter({}).openVault(vaultConfig, signal, () => []);
+  const vault = await openEngineAdapter(keyEnvironment).openVault(vaultConfig, signal, () => []);
   onTestFinished(async () => await vault.close());
   const copy = (): Buffer => readFileSync(folder.path("copies/web.img"));
   const sameContent = (): boolean => copy().equals(readFileSync(folder.path("web.img")));

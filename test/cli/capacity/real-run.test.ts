@@ -2,6 +2,7 @@
  * The model against what it models: the same writes are profiled by scans and replicated into a
  * vault, and what the plan says is held against what the vault was sent and what it holds.
  */
+
 import { closeSync, ftruncateSync, openSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
@@ -13,6 +14,7 @@ import { Shipping } from "../../../cli/capacity/shipping.ts";
 import { ChangeTracker, FileVolume, parsePolicy, Vault } from "../../../engine/index.ts";
 import { MemorySink } from "../../../sink/memory.ts";
 import { byDepth } from "../../depth.ts";
+import { modelEncryption } from "../../encrypted.ts";
 import { numbersFrom, randomBytes } from "../../engine-model.ts";
 import { createFolder, removeFolder } from "../../temporary-folder.ts";
 
@@ -56,7 +58,11 @@ test.each(loads)(
     for (let at = 0; at < granules; at += 2) write(fd, at);
 
     const newVault = async (name: string): Promise<Vault> => {
-      const vault = await Vault.create(new MemorySink(), { stateFolder: join(folder, name), workers: 1 });
+      const vault = await Vault.create(new MemorySink(), {
+        stateFolder: join(folder, name),
+        workers: 1,
+        ...modelEncryption,
+      });
       onTestFinished(async () => await vault.close());
       return vault;
     };

@@ -1,40 +1,10 @@
 import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
-import {
-  createDigest,
-  createFingerprint,
-  isZero,
-  looksIncompressible,
-  sameWords,
-} from "../../../engine/pipeline/kernels.ts";
+import { createDigest, createFingerprint, isZero, sameWords } from "../../../engine/pipeline/kernels.ts";
 import { digestNames } from "../../../engine/store/format/documents.ts";
 import { numbersFrom, randomBytes } from "../../engine-model.ts";
 
 const key = randomBytes(32, 5);
-
-describe("the early answer on compressibility", () => {
-  test("is yes for random bytes of any chunk length from 16 KiB on", () => {
-    for (let seed = 0; seed < 200; seed += 1) {
-      const length = [16_384, 20_480, 65_536, 262_144, 1_048_576][seed % 5] ?? 0;
-      expect(looksIncompressible(randomBytes(length, seed))).toBe(true);
-    }
-  });
-
-  test("is no for text, code, numbers, zeros and short chunks", () => {
-    const text = readFileSync(new URL("../../../package-lock.json", import.meta.url)).subarray(0, 65_536);
-    const code = readFileSync(process.execPath).subarray(8_000_000, 8_065_536);
-    const numbers = new Uint8Array(Uint32Array.from({ length: 16_384 }, (_, index) => index * 3).buffer);
-    for (const bytes of [text, code, numbers, new Uint8Array(65_536)]) expect(looksIncompressible(bytes)).toBe(false);
-    expect(looksIncompressible(randomBytes(16_383, 1))).toBe(false);
-  });
-
-  test("is no for bytes that are half random and half zero, which LZ4 makes smaller", () => {
-    const half = randomBytes(65_536, 2);
-    half.fill(0, 0, 32_768);
-    expect(looksIncompressible(half)).toBe(false);
-  });
-});
 
 describe("the digests", () => {
   test("depend on every bit of the data and on the key, and write 16 bytes where they are told", async () => {

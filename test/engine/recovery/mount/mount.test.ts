@@ -14,6 +14,7 @@ import type { Extent, Volume } from "../../../../engine/volume.ts";
 import { FaultySink, Gate } from "../../../../sink/faults.ts";
 import { MemorySink } from "../../../../sink/memory.ts";
 import { runsOf } from "../../../depth.ts";
+import { modelEncryption } from "../../../encrypted.ts";
 import { namesOf, numbersFrom } from "../../../engine-model.ts";
 import { contentOf, ModelDisk, modelBlockBytes, openModelVault } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
@@ -254,7 +255,7 @@ describe("a reader that goes on", () => {
       await gate.pass(undefined);
       return await write(name, ...rest);
     };
-    const vault = await Vault.create(sink, { workers: 1, lanes: 4 });
+    const vault = await Vault.create(sink, { workers: 1, lanes: 4, ...modelEncryption });
     onTestFinished(async () => await vault.close());
     const volume = new NoisyDisk(sizeBytes);
     await vault.replicate({ disk: "d", volume });
@@ -264,7 +265,7 @@ describe("a reader that goes on", () => {
       [6 * mib, 16 * mib, 0],
     ] as const) {
       const faulty = new FaultySink(sink, []);
-      const reading = await Vault.open(faulty, { workers: 1 });
+      const reading = await Vault.open(faulty, { workers: 1, ...modelEncryption });
       const mount = await reading.mount({ disk: "d", point: "latest", cacheBytes });
       const [wanted, found] = [Buffer.alloc(mib), Buffer.alloc(mib)];
       for (let at = 0; at < readBytes; at += mib) {

@@ -330,4 +330,22 @@ describe("vault.json of an encrypted vault", () => {
     await repairing.close();
     expect(parsed().encryption.generations).toHaveLength(2);
   });
+
+  it("from before a key was added is restored by that key, also on a machine that has seen nothing", async () => {
+    const added = testKeyPair();
+    const vault = await openModelVault(connect(), { keys: encrypted.keys });
+    const before = objectsOf(memory).get("vault.json") ?? Buffer.alloc(0);
+    await vault.keys.add({ certificates: [{ pem: added.publicKey, name: "added" }] });
+    put("vault.json", before);
+    const keys = { privateKey: added.privateKey };
+    await expectCode(Vault.open(connect(), { keys }), "ACCESS_REFUSED");
+    await expectCode(
+      Vault.openForRepair(connect(), { keys: { privateKey: testKeyPair().privateKey } }),
+      "ACCESS_REFUSED",
+    );
+    await using repairing = await Vault.openForRepair(connect(), { workers: 1, keys });
+    await repairing.repair();
+    await using again = await Vault.open(connect(), { workers: 1, keys });
+    expect((await again.keys.list()).recipients).toHaveLength(2);
+  });
 });

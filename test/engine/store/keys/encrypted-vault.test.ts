@@ -1,10 +1,11 @@
 /** Encrypted vaults, as a client of the engine sees them: who opens what, and how keys change. */
 import assert from "node:assert/strict";
-import { generateKeyPairSync } from "node:crypto";
-import { copyFileSync, mkdirSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import { createPrivateKey, generateKeyPairSync } from "node:crypto";
+import { copyFileSync, mkdirSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
+import type { Plan } from "../../../../engine/index.ts";
 import { parseSegmentName } from "../../../../engine/store/format/names.ts";
 import type { Secrets } from "../../../../engine/store/keys/recipients.ts";
 import { keysTiming } from "../../../../engine/timing.ts";
@@ -113,7 +114,42 @@ it("is not created for a weak, unknown or private key, for an empty passphrase, 
     );
   await expectCode(Vault.create(connect(), { encryption: { passphrase: "" } }), "INVALID_ARGUMENT");
   await expectCode(Vault.create(connect(), { encryption: {} }), "INVALID_ARGUMENT");
+  const vault = await openModelVault(new MemorySink(), encrypted);
+  await expectCode(vault.keys.add({}), "INVALID_ARGUMENT");
   await expectCode(Vault.open(connect()), "VAULT_NOT_FOUND");
+});
+
+it("that is created with a key in hand and no recipients opens with that key", async () => {
+  const pem = pair.privateKey;
+  const locked = createPrivateKey(pem).export({ format: "pem", type: "pkcs8", cipher: "aes-256-cbc", passphrase: "p" });
+  const given = [{ privateKey: pem }, { privateKey: locked.toString(), passphrase: "p" }, { passphrase: "a long one" }];
+  for (const keys of given) {
+    memory = new MemoryStore();
+    const vault = await Vault.openOrCreate(connect(), { keys, workers: 1 });
+    expect((await vault.summary()).encryption).toBe("aes-256-gcm");
+    expect((await vault.keys.list()).recipients).toHaveLength(1);
+    await vault.close();
+    await (await Vault.openOrCreate(connect(), { keys, workers: 1 })).close();
+    await expectCode(Vault.open(connect(), { keys: { privateKey: other.privateKey } }), "ACCESS_REFUSED");
+  }
+});
+
+it("never has keys that no process could read, and keeps a recipient", async () => {
+  const vault = await create();
+  const pem = pair.publicKey;
+  const many = Array.from({ length: 65 }, (_, index) => ({ pem: testKeyPair().publicKey, name: String(index) }));
+  for (const certificates of [many, [{ pem, name: "n".repeat(201) }], [{ pem, name: "two\nlines" }]]) {
+    await expectCode(vault.keys.add({ certificates }), "INVALID_ARGUMENT");
+    await expectCode(Vault.create(new MemorySink(), { encryption: { certificates } }), "INVALID_ARGUMENT");
+  }
+  const twice = [1, 2].map((index) => ({ pem, name: `ops ${String(index)}` }));
+  const again = await openModelVault(new MemorySink(), { keys: encrypted.keys, encryption: { certificates: twice } });
+  for (const keys of [vault.keys, again.keys]) {
+    const { recipients } = await keys.add({ certificates: twice });
+    expect(recipients.map(({ name }) => name)).toEqual(["ops 1"]);
+    await expectCode(keys.remove(recipients[0]?.id ?? ""), "INVALID_ARGUMENT");
+  }
+  await open();
 });
 
 it("is written, listed, pruned and collected by an enrolled machine, which reads back nothing", async () => {
@@ -130,8 +166,29 @@ it("is written, listed, pruned and collected by an enrolled machine, which reads
   expect(await writer.prune({ disk: "a", policy: parsePolicy("keep:last=1") })).toMatchObject({ removedPoints: 1 });
   await writer.collect();
   await expectCode(writer.verify(), "ACCESS_REFUSED");
-  await expectCode(contentOf(writer), "ACCESS_REFUSED");
-  await expectCode(writer.materialize({ disk: "a", point: "latest", to: join(folder, "image") }), "ACCESS_REFUSED");
+  const image = join(folder, "image");
+  await expectCode(writer.openPoint({ disk: "a", point: "latest" }), "ACCESS_REFUSED");
+  await expectCode(writer.mount({ disk: "a", point: "latest" }), "ACCESS_REFUSED");
+  const failover = { kind: "test", disks: ["a"], to: `file:${image}` } as const;
+  await expectCode(writer.failovers.start(failover), "ACCESS_REFUSED");
+  expect(await writer.failovers.list()).toEqual([]);
+  const plan: Plan = {
+    name: "shop",
+    machines: [{ name: "web", disks: ["a"], source: null }],
+    groups: [{ machines: ["web"], before: [], after: [] }],
+    cleanup: [],
+    target: `dir:${folder}`,
+    testTarget: null,
+    objectives: { rpoMs: null, rtoMs: null },
+    folder,
+    text: "",
+  };
+  await expectCode(writer.plans.start({ plan, kind: "test" }), "ACCESS_REFUSED");
+  expect(await writer.plans.list()).toEqual([]);
+  await expectCode(writer.replicas.run({ disk: "a", to: `file:${image}`, once: true }), "ACCESS_REFUSED");
+  expect(await writer.replicas.list()).toEqual([]);
+  await expectCode(writer.materialize({ disk: "a", point: "latest", to: image }), "ACCESS_REFUSED");
+  expect(readdirSync(folder)).toEqual(["state"]);
   await expectCode(writer.keys.rotate(), "ACCESS_REFUSED");
   await expectCode(open({}, second), "ACCESS_REFUSED");
   expect((await contentOf(await open())).equals(disk.bytes)).toBe(true);
@@ -342,8 +399,8 @@ it("is not replaced by one without encryption where the store has lost it", asyn
   const vault = await openModelVault(connect(), { ...encrypted, stateFolder: state });
   await vault.keys.enroll();
   memory = new MemoryStore();
-  await expectCode(Vault.openOrCreate(connect(), { stateFolder: state }), "VAULT_NOT_FOUND");
-  await expectCode(Vault.openOrCreate(connect(), { keys: encrypted.keys }), "VAULT_NOT_FOUND");
+  for (const keys of [undefined, encrypted.keys])
+    await expectCode(Vault.openOrCreate(connect(), { stateFolder: state, keys }), "VAULT_NOT_FOUND");
 });
 
 async function refusal(work: Promise<unknown>): Promise<TidemarkError> {
