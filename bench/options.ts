@@ -87,7 +87,7 @@ export interface BenchOptions {
    * from 16 MiB. Default: 1 GiB, for `failover` 2 GiB.
    */
   readonly hotBytes?: number | undefined;
-  /** `front`: cuts that are made with 32 writes in flight. Default: 100. */
+  /** `front`: cuts that are made with 32 writes in flight, as many as 30 s allow. Default: 100. */
   readonly cuts?: number | undefined;
   /** `prune`, `open`: points of the chain, 8 to 1,000,000. Defaults: 1,000 and 5,000. */
   readonly points?: number | undefined;
