@@ -57,10 +57,7 @@ export class ProtectedDisk implements BlockDevice {
   #open: OpenCut | undefined;
   /** The open cut, if it is exact: writes ask it before they are issued. */
   #keeper: OpenCut | undefined;
-  /**
-   * Resolves when the caller that prepares or holds a cut, and all callers in the queue before us,
-   * have let go.
-   */
+  /** Resolves when the caller that prepares or holds a cut, and all before us, have let go. */
   #turn: Promise<void> = Promise.resolve();
   /** Calls that are not done, those that wait at the gate included. */
   #underWay = 0;
