@@ -109,11 +109,6 @@ export async function benchScattered(config: BenchConfig, store: Sink): Promise<
   let peakBytes = 0;
   const volume = await FileVolume.open(copy);
   try {
-    if ((await volume.sizeBytes()) < granuleBytes) {
-      throw new TidemarkError("INVALID_ARGUMENT", `${config.image} is too small to be written to at random`, {
-        remedy: "name a larger image",
-      });
-    }
     await inFreshVault(config, store, async (place) => {
       await replicate(log, "first replication, fresh vault", 0, place, volume);
       for (let run = 0; run < config.runs; run += 1) {

@@ -3,8 +3,10 @@ import { readFile } from "node:fs/promises";
 import type { Sink } from "../engine/index.ts";
 import { systemCode, TidemarkError } from "../engine/index.ts";
 import { workersDefault } from "../engine/internal.ts";
+import { imageFactsOf } from "./image.ts";
 import { type BenchKind, keepKinds, liveKinds } from "./kinds.ts";
 import type { StoreAddress } from "./live/orders.ts";
+import { size } from "./quantities.ts";
 import { type MarkOf, marksOf, readTargets } from "./targets.ts";
 import { Trace } from "./trace.ts";
 
@@ -65,7 +67,7 @@ export interface BenchOptions {
   /**
    * `front`, each pattern; `mount`, the random reads; `instant`, the longest load; `churn`, the load;
    * `restart`, the load before the kill; `collect`, the load before the collection: in seconds, 0.1 to
-   * 604,800. Defaults: 3, 3, 20, 60, 5, 60.
+   * 604,800. Defaults: 2, 3, 20, 60, 5, 60.
    */
   readonly seconds?: number | undefined;
   /** `churn`, `soak`, `collect`: bytes written a second, from 1 MB (10⁶ bytes). Defaults: 100, 20, 20 MB. */
@@ -75,7 +77,7 @@ export interface BenchOptions {
   /** `churn`, `restart`, `collect`: time between points in ms. Default: 5,000. */
   readonly cycleMs?: number | undefined;
   /**
-   * Size of the disk that a case makes, from 16 MiB. Defaults: 2 GiB for `front`, 8 GiB for `burst`
+   * Size of the disk that a case makes, from 16 MiB. Defaults: 1 GiB for `front`, 8 GiB for `burst`
    * and `churn`, 1 GiB for `collect`, 1 TiB for `restart`, `mount`, `instant`, `failover`,
    * `copy`, `prune` and `open`.
    */
@@ -172,9 +174,10 @@ export interface KeepConfig {
 
 const megabyte = 1_000_000;
 const gibibyte = 2 ** 30;
+const imageBytesMin = 2 ** 20;
 const diskBytesMin = 16 * 2 ** 20;
 const secondsDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
-  front: 3,
+  front: 2,
   churn: 60,
   restart: 5,
   soak: 3_600,
@@ -183,7 +186,7 @@ const secondsDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
   collect: 60,
 };
 const diskBytesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
-  front: 2 * gibibyte,
+  front: gibibyte,
   soak: gibibyte,
   collect: gibibyte,
   restart: 1024 * gibibyte,
@@ -220,31 +223,42 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
   const { hotBytes = Math.min((kind === "failover" ? 2 : 1) * gibibyte, diskBytes) } = options;
   const { points = kind === "open" ? 5_000 : 1_000, deadBytes } = options;
   const faults: string[] = [];
-  const whole = (value: number, what: string, least: number, most: number): void => {
+  const whole = (value: number, what: string, least: number, most: number, shown: (of: number) => string): void => {
     if (!Number.isInteger(value) || value < least || value > most)
-      faults.push(`${value} is no ${what} from ${least} to ${most}`);
+      faults.push(`${shown(value)} is no ${what} from ${shown(least)} to ${shown(most)}`);
   };
+  const count = (value: number, what: string, least: number, most: number): void =>
+    whole(value, what, least, most, String);
+  const bytes = (value: number, what: string, least: number, most: number): void =>
+    whole(value, what, least, most, size);
   if (image === "" && !imagelessKinds.includes(kind)) faults.push(`the case ${kind} needs a disk image`);
-  whole(runs, "number of runs", 1, 100);
-  whole(scatterWrites, "number of writes", 1, 10_000_000);
-  whole(seed, "seed", 1, 2 ** 32 - 1);
-  whole(workers, "number of workers", 1, 64);
-  whole(kernelMs, "number of milliseconds", 1, 60_000);
-  whole(indexEntries, "number of index entries", 1_024, 4_194_304);
+  count(runs, "number of runs", 1, 100);
+  count(scatterWrites, "number of writes", 1, 10_000_000);
+  count(seed, "seed", 1, 2 ** 32 - 1);
+  count(workers, "number of workers", 1, 64);
+  count(kernelMs, "number of milliseconds", 1, 60_000);
+  count(indexEntries, "number of index entries", 1_024, 4_194_304);
   if (!(seconds >= 0.1 && seconds <= 604_800)) faults.push(`${seconds} is no number of seconds from 0.1 to 604800`);
-  whole(bytesPerSecond, "number of bytes a second", megabyte, 100_000 * megabyte);
-  whole(cycleMs, "number of milliseconds between points", 1_000, 3_600_000);
-  whole(diskBytes, "size of a disk", diskBytesMin, 64 * 1024 * gibibyte);
-  whole(hotBytes, "size of what is written", diskBytesMin, diskBytes);
-  whole(cuts, "number of cuts", 1, 100_000);
-  whole(points, "number of points", 8, 1_000_000);
-  if (deadBytes !== undefined) whole(deadBytes, "number of dead bytes", diskBytesMin, 64 * 1024 * gibibyte);
+  bytes(bytesPerSecond, "rate a second", megabyte, 100_000 * megabyte);
+  count(cycleMs, "number of milliseconds between points", 1_000, 3_600_000);
+  bytes(diskBytes, "size of a disk", diskBytesMin, 64 * 1024 * gibibyte);
+  if (options.hotBytes !== undefined) bytes(hotBytes, "size of what is written", diskBytesMin, diskBytes);
+  count(cuts, "number of cuts", 1, 100_000);
+  count(points, "number of points", 8, 1_000_000);
+  if (deadBytes !== undefined) bytes(deadBytes, "size of what is dead", diskBytesMin, 64 * 1024 * gibibyte);
   const isShared = sharedKinds.includes(kind);
   if (isShared && (storeAddress === undefined || storeAddress.address.startsWith("memory:"))) {
     faults.push(`the case ${kind} needs a store that another process can open`);
   }
   if (faults.length > 0)
     throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
+  if (image !== "") {
+    const { sizeBytes } = await imageFactsOf(image);
+    if (sizeBytes < imageBytesMin)
+      throw new TidemarkError("INVALID_ARGUMENT", `${image} has ${size(sizeBytes)}, which is too little to measure`, {
+        remedy: `name an image of ${size(imageBytesMin)} or more`,
+      });
+  }
   return {
     kind,
     image,

@@ -5,6 +5,7 @@
 import type { ImageFacts } from "./image.ts";
 import type { BenchKind } from "./kinds.ts";
 import type { MachineFacts } from "./machine.ts";
+import { figure, size, time } from "./quantities.ts";
 import type { Step } from "./steps.ts";
 import type { Mark } from "./targets.ts";
 import type { Latency, Series, Stage } from "./trace.ts";
@@ -147,20 +148,4 @@ export function rate({ unit, role, perSecond }: Pick<Step, "unit" | "role" | "pe
   }
   if (role === "kernel") return `${(perSecond / 1e9).toFixed(2)} GB/s`;
   return perSecond < 2 ** 20 ? `${size(perSecond)}/s` : `${(perSecond / 2 ** 20).toFixed(1)} MiB/s`;
-}
-
-/** `1.20 s`, `35 ms`, `0.250 ms`. */
-export function time(milliseconds: number): string {
-  if (milliseconds >= 1000) return `${(milliseconds / 1000).toFixed(2)} s`;
-  return milliseconds >= 10 ? `${milliseconds.toFixed(0)} ms` : `${milliseconds.toFixed(3)} ms`;
-}
-
-export function size(bytes: number): string {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  const power = Math.min(units.length - 1, Math.floor(Math.log2(Math.max(bytes, 1)) / 10));
-  return `${(bytes / 1024 ** power).toFixed(power === 0 ? 0 : 1)} ${units[power] ?? ""}`;
-}
-
-export function figure(value: number): string {
-  return Number.isInteger(value) ? value.toLocaleString("en-US") : value.toFixed(2);
 }

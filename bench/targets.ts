@@ -85,19 +85,29 @@ async function readFileAt(path: string): Promise<Read> {
     cases = parse(await readFile(path, "utf8")) ?? {};
   } catch (error) {
     if (!(error instanceof YAMLParseError) && systemCode(error) === undefined) throw error;
-    const why = error instanceof YAMLParseError ? `${error.code} at line ${error.linePos?.[0].line ?? 0}` : "no file";
+    const why =
+      error instanceof YAMLParseError
+        ? `${error.code} at line ${error.linePos?.[0].line ?? 0}`
+        : (systemCode(error) ?? "unknown");
     throw new TidemarkError("INVALID_ARGUMENT", `the targets cannot be read from ${path} (${why})`, {
       remedy: "check the path and the YAML",
       cause: error,
     });
   }
-  const entries = (value: unknown): [string, unknown][] =>
-    typeof value === "object" && value !== null ? Object.entries(value) : [];
+  const entries = (value: unknown, place: string): [string, unknown][] => {
+    if (typeof value === "object" && value !== null && !Array.isArray(value)) return Object.entries(value);
+    throw new TidemarkError("INVALID_ARGUMENT", `${place} is no list of names with their values`, {
+      remedy: "write it in the form of bench/targets.yaml",
+    });
+  };
   return Object.fromEntries(
-    entries(cases).map(([kind, marks]) => [
+    entries(cases, path).map(([kind, marks]) => [
       kind,
       Object.fromEntries(
-        entries(marks).map(([name, said]) => [name, targetOf(said as Said, `${path}: ${kind}, "${name}"`)]),
+        entries(marks, `${path}: ${kind}`).map(([name, said]) => [
+          name,
+          targetOf(said as Said, `${path}: ${kind}, "${name}"`),
+        ]),
       ),
     ]),
   );
@@ -110,8 +120,9 @@ function targetOf(said: Said, place: string): Target {
   const relation = said?.["at least"] === undefined ? "at most" : "at least";
   const value = quantityOf(said?.[relation]);
   const quick = said?.quick === undefined ? undefined : quantityOf(said.quick);
-  if (value === undefined || (said?.quick !== undefined && quick?.unit !== value.unit)) {
-    throw new TidemarkError("INVALID_ARGUMENT", `${place} has no value`, {
+  const isDouble = said?.["at least"] !== undefined && said["at most"] !== undefined;
+  if (value === undefined || isDouble || (said?.quick !== undefined && quick?.unit !== value.unit)) {
+    throw new TidemarkError("INVALID_ARGUMENT", `${place} has ${isDouble ? "two values" : "no value"}`, {
       remedy: 'write "at least: 1.2 ×" or "at most: 20 ms" there; times, sizes and plain numbers also',
     });
   }

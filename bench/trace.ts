@@ -24,10 +24,12 @@ export interface Latency {
   readonly percentiles: readonly (readonly [percent: number, us: number])[];
 }
 
-/** Processor time of one stage. */
+/** Processor time of one stage, with that of the stages in it. */
 export interface Stage {
   readonly name: string;
   readonly cpuMs: number;
+  /** Name of the stage that it is a part of, which comes before it; absent: it is a whole. */
+  readonly within?: string;
 }
 
 /** Percentiles that are reported, besides the maximum. */

@@ -54,10 +54,10 @@ export async function benchPeers(config: BenchConfig, store: Sink): Promise<Case
     ...(await installed(config, image)),
   ];
   try {
-    const { allocatedBytes } = await imageFacts(volume);
+    const facts = { ...(await imageFacts(volume)), path: config.image };
     const time = async ({ name }: Peer, step: string, work: () => Promise<unknown>): Promise<unknown> => {
       const role = name === own ? "tidemark" : "yardstick";
-      return await log.time(`${name}: ${step}`, { role, unit: "bytes" }, 0, work, () => allocatedBytes);
+      return await log.time(`${name}: ${step}`, { role, unit: "bytes" }, 0, work, () => facts.allocatedBytes);
     };
     await contentHash(image, signal); // into the page cache
     for (const peer of peers) await time(peer, firstStep, async () => await peer.backup(1));
@@ -75,7 +75,7 @@ export async function benchPeers(config: BenchConfig, store: Sink): Promise<Case
     }
     const held = peers.filter(({ isHeldAgainst }) => isHeldAgainst);
     return {
-      image: { ...(await imageFacts(volume)), path: config.image },
+      image: facts,
       steps: log.steps(),
       marks: held.flatMap(({ name }) =>
         [firstStep, scatteredStep, restoreStep].map((step) =>

@@ -135,17 +135,19 @@ async function measure(
   await process.order({ kind: "pause" });
   const drained: number[] = [];
   const results: Result[] = [];
+  const taken = peerUri === undefined ? ownWays : ways;
+  let loads = 0;
   for (const pattern of patterns) {
     const served: Record<Way, Served> = { "qemu-nbd": nothing(), idle: nothing(), draining: nothing() };
     results.push({ pattern, served });
-    const taken = peerUri === undefined ? ownWays : ways;
     for (let run = 0; run < config.runs; run += 1) {
       // In turns, so that none always meets the younger page cache.
       for (const way of run % 2 === 0 ? taken : taken.toReversed()) {
         const name = `${pattern.name}: ${way}${store}`;
         const load = async (uri: string): Promise<FioFigures> =>
           await loadOnce(config, pattern, name, uri, sizeBytes, run);
-        config.begin(name, run);
+        loads += 1;
+        config.begin(`load ${loads} of ${patterns.length * taken.length * config.runs}, ${name}`, run);
         await settle(files);
         const figures =
           way === "qemu-nbd"

@@ -32,11 +32,14 @@ export class ProcessWatch {
 
   async #watch(process: ProtectingProcess, trace: Trace, everyMs: number): Promise<void> {
     let before: Look | undefined;
+    const spentMs = { "main thread": 0, "capture threads": 0, "other threads": 0 };
     while (!this.#over.signal.aborted) {
       const look = await lookAt(process, trace);
       // The process has ended: how is the case's to judge.
       if (look === undefined) return;
       note(trace, look, before);
+      for (const kind of threadKinds) spentMs[kind] += spentSince(kind, look, before) / 1e6;
+      if (look.threads !== undefined) trace.stages(threadKinds.map((name) => ({ name, cpuMs: spentMs[name] })));
       before = look;
       await delay(everyMs, undefined, { signal: this.#over.signal }).catch(() => undefined);
     }
@@ -71,12 +74,14 @@ function note(trace: Trace, { atMs, condition, rssBytes, threads }: Look, before
   const { store } = before.condition;
   trace.point("sent to the store", "bytes/s", (condition.store.bytes - store.bytes) / seconds, atMs);
   trace.point("requests to the store", "/s", (condition.store.requests - store.requests) / seconds, atMs);
-  for (const kind of threadKinds) {
-    const [now, then] = [threads?.[kind], before.threads?.[kind]];
-    // Threads end: their time is gone from the sum.
-    if (now !== undefined && then !== undefined)
-      trace.point(kind, "cores", Math.max(0, now - then) / 1e9 / seconds, atMs);
-  }
+  if (threads === undefined) return;
+  for (const kind of threadKinds)
+    trace.point(kind, "cores", spentSince(kind, { threads }, before) / 1e9 / seconds, atMs);
+}
+
+/** Processor time in ns. Threads end: their time is gone from the sum. */
+function spentSince(kind: keyof ThreadTimes, now: Pick<Look, "threads">, before: Look | undefined): number {
+  return Math.max(0, (now.threads?.[kind] ?? 0) - (before?.threads?.[kind] ?? 0));
 }
 
 /** Resident memory of a process; undefined without /proc. */

@@ -12,6 +12,9 @@ export interface CaseOptions extends Omit<BenchOptions, "openVaultSink" | "onPro
   readonly storeAddress: StoreAddress;
 }
 
+/** A case that was interrupted has so long to end. */
+const interruptedMsMax = 10_000;
+
 export type CaseOrder = { readonly kind: "run"; readonly options: CaseOptions } | { readonly kind: "interrupt" };
 
 export type CaseAnswer =
@@ -41,13 +44,18 @@ export async function measureInProcess(
     if (said.kind === "step") onStep(said.step);
     else answer = said;
   });
-  const interrupt = (): void => send({ kind: "interrupt" });
+  let killing: NodeJS.Timeout | undefined;
+  const interrupt = (): void => {
+    send({ kind: "interrupt" });
+    killing = setTimeout(() => child.kill("SIGKILL"), interruptedMsMax);
+  };
   signal?.addEventListener("abort", interrupt, { once: true });
   try {
     send({ kind: "run", options });
     await program.ended;
   } finally {
     signal?.removeEventListener("abort", interrupt);
+    clearTimeout(killing);
   }
   if (answer?.kind === "report") return answer.report;
   if (answer?.kind !== "fault")

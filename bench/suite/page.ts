@@ -2,7 +2,8 @@
  * Page of a suite: the report as one HTML file. It loads nothing and runs nothing, follows the
  * reader's choice of light or dark, and can be printed.
  */
-import { figure, quantity, rate, size, time, wanted } from "../report.ts";
+import { figure, size, time } from "../quantities.ts";
+import { quantity, rate, wanted } from "../report.ts";
 import type { Latency, Series } from "../trace.ts";
 import { pageStyle } from "./style.ts";
 import {
@@ -14,7 +15,7 @@ import {
   type SuiteReport,
   type SuiteStep,
 } from "./suite-report.ts";
-import { bars, coloursMax, escaped, lines, microseconds, percentileCurves, stack } from "./svg.ts";
+import { bars, coloursMax, escaped, flame, lines, microseconds, percentileCurves } from "./svg.ts";
 
 export function pageOf(report: SuiteReport): string {
   const title = `tidemark ${report.machine.tidemark}, bench suite, ${report.machine.date.slice(0, 10)}`;
@@ -46,6 +47,7 @@ function head(report: SuiteReport): string {
   const [met, missed] = [true, false].map((wantedMet) => all.filter((mark) => mark.met === wantedMet).length);
   const missing = report.cases.filter((each) => each.missing !== null);
   const busy = report.cases.filter(({ disturbances }) => disturbances.length > 0);
+  const left = report.planned - report.cases.length;
   const facts: readonly (readonly [string, string])[] = [
     ["machine", `${machine.cpu}, ${machine.cores} cores, ${size(machine.memoryBytes)}`],
     ["system", `${machine.system} ${machine.architecture}`],
@@ -57,9 +59,10 @@ function head(report: SuiteReport): string {
   ];
   return `<header>
 <h1>Tidemark benchmarks</h1>
-<p class="verdict ${hasFailed(report) ? "no" : "yes"}">${met} marks reached, ${missed} missed${
+<p class="verdict ${hasFailed(report) ? "no" : "yes"}">${met} ${met === 1 ? "mark" : "marks"} reached, ${missed} missed${
     all.length === (met ?? 0) + (missed ?? 0) ? "" : `, ${all.length - (met ?? 0) - (missed ?? 0)} not judged`
   }</p>
+${left === 0 ? "" : `<p class="note"><b class="no">Ended early:</b> ${left} of ${report.planned} cases were not run.</p>`}
 ${
   busy.length === 0
     ? ""
@@ -83,7 +86,7 @@ function marks(report: SuiteReport): string {
   }</section>`;
 }
 
-const markColumns = ["", "mark", "reached", "95 % interval", "wanted", "yardstick"] as const;
+const markColumns = ["verdict", "mark", "reached", "95 % interval", "wanted", "yardstick"] as const;
 
 function markCells(mark: SuiteMark): string[] {
   const { name, value, low, high, unit, yardstick, met } = mark;
@@ -119,7 +122,7 @@ function changes({ changes: all, baseline, machine }: SuiteReport): string {
   const from = `${baseline.machine.date.slice(0, 10)}, ${baseline.commit ?? `tidemark ${baseline.machine.tidemark}`}`;
   return `<section><h2>Since the baseline</h2><p class="note">Rates beside those of ${escaped(from)}.${other}
 A difference counts when the permutation test gives p &lt; 0.05, for which both need four repetitions.</p>${table(
-    ["case", "step", "rate", "95 % interval", "p", ""],
+    ["case", "step", "rate", "95 % interval", "p", "verdict"],
     rows,
   )}</section>`;
 }
@@ -135,7 +138,7 @@ function caseSection(each: SuiteCase): string {
         ? []
         : [plot("Rates; grey: yardsticks; a dot: one repetition", bars(`rates of ${kind}`, shown.map(barOf)))];
     }),
-    ...(stages.length === 0 ? [] : [plot("Processor time by stage", stack(`processor time of ${kind}`, stages))]),
+    ...(stages.length === 0 ? [] : [plot("Processor time by stage", flame(`processor time of ${kind}`, stages))]),
     ...seriesGroups(series).map(([name, group]) =>
       plot(
         name,
@@ -244,7 +247,7 @@ function latencyGroups(latencies: readonly Latency[]): (readonly [title: string,
 function table(columns: readonly string[], rows: readonly (readonly string[])[]): string {
   const line = (tag: string, cells: readonly string[]): string =>
     `<tr>${cells.map((cell) => `<${tag}>${cell}</${tag}>`).join("")}</tr>`;
-  return `<div class="wide"><table><thead>${line("th", columns)}</thead><tbody>${rows
+  return `<div class="wide" tabindex="0"><table><thead>${line("th", columns)}</thead><tbody>${rows
     .map((row) => line("td", row))
     .join("")}</tbody></table></div>`;
 }

@@ -9,13 +9,18 @@ import type { CaseOptions } from "./case-process.ts";
 
 export type SuiteMode = "quick" | "full";
 
-/** How often and how long a case is measured. */
+/** How often and how long cases are measured. */
 export interface Pace {
   /** Repetitions: at least, and at most. */
   readonly runsMin: number;
   readonly runsMax: number;
-  /** No repetition but the first begins that would end later than this after the first began. */
-  readonly budgetMs: number;
+  /**
+   * Time for all cases, of which each may use an equal part of what is left. No repetition but a
+   * case's first begins that would end later. What a case leaves over is for those after it.
+   */
+  readonly suiteMs: number;
+  /** A repetition that takes longer is ended, and its case has failed. */
+  readonly runMsMax: number;
   /** Half of a confidence interval, of its median: below that a median is stable. */
   readonly tolerance: number;
   /** How long the suite waits for a quiet machine: before all, and before each case. */
@@ -31,7 +36,8 @@ export const paces: Readonly<Record<SuiteMode, Pace>> = {
   quick: {
     runsMin: 3,
     runsMax: 5,
-    budgetMs: 5_000,
+    suiteMs: 3 * 60_000,
+    runMsMax: 3 * 60_000,
     tolerance: 0.1,
     quietBeforeMs: 10_000,
     quietBetweenMs: 1_000,
@@ -39,9 +45,10 @@ export const paces: Readonly<Record<SuiteMode, Pace>> = {
     imageBytes: 192 * 2 ** 20,
   },
   full: {
-    runsMin: 5,
+    runsMin: 3,
     runsMax: 15,
-    budgetMs: 15 * 60_000,
+    suiteMs: 90 * 60_000,
+    runMsMax: 15 * 60_000,
     tolerance: 0.05,
     quietBeforeMs: 60_000,
     quietBetweenMs: 30_000,

@@ -57,6 +57,8 @@ export interface SuiteReport {
   readonly store: string;
   readonly seed: number;
   readonly elapsedMs: number;
+  /** How many cases were to be run: more than `cases` has where the suite was ended early. */
+  readonly planned: number;
   readonly cases: readonly SuiteCase[];
   /** Empty without a baseline. */
   readonly changes: readonly StepChange[];
@@ -121,30 +123,54 @@ export function changesOf(baseline: Pick<SuiteReport, "cases">, cases: readonly 
 }
 
 /**
- * Reads an older report. Errors: INVALID_ARGUMENT when the file is none, or is of the other mode:
- * sizes differ.
+ * Reads an older report. Errors: INVALID_ARGUMENT when the file is none, lacks what is compared, or is
+ * of the other mode: sizes differ.
  */
 export async function readBaseline(path: string, mode: SuiteMode): Promise<SuiteReport> {
-  let report: Partial<SuiteReport> | null;
+  const refused = (message: string, remedy: string, cause?: unknown): TidemarkError =>
+    new TidemarkError("INVALID_ARGUMENT", message, { remedy, cause });
+  let report: Unproved<SuiteReport>;
   try {
-    report = JSON.parse(await readFile(path, "utf8")) as Partial<SuiteReport> | null;
+    report = JSON.parse(await readFile(path, "utf8")) as Unproved<SuiteReport>;
   } catch (error) {
-    if (!(error instanceof SyntaxError) && systemCode(error) === undefined) throw error;
+    const code = systemCode(error);
+    if (code !== undefined)
+      throw refused(`the baseline ${path} cannot be read (${code})`, "name a file that can", error);
+    if (!(error instanceof SyntaxError)) throw error;
     report = null;
   }
-  if (report?.type !== "suite" || !Array.isArray(report.cases)) {
-    throw new TidemarkError("INVALID_ARGUMENT", `${path} is not the report of a suite`, {
-      remedy: "name the report.json that `tidemark bench suite` wrote",
-    });
-  }
-  if (report.mode !== mode) {
-    throw new TidemarkError(
-      "INVALID_ARGUMENT",
-      `${path} is of a ${report.mode ?? "?"} suite, and this is a ${mode} one`,
-      {
-        remedy: `add --${report.mode === "full" ? "full" : "quick"}, or name another report`,
-      },
+  if (!isSuite(report))
+    throw refused(`${path} is not the report of a suite`, "name the report.json that `tidemark bench suite` wrote");
+  if (report.mode !== mode)
+    throw refused(
+      `${path} is of a ${report.mode} suite, and this is a ${mode} one`,
+      `add \`--${report.mode}\`, or name another report`,
     );
-  }
-  return report as SuiteReport;
+  return report;
+}
+
+/** What a file says: nothing of it need be there. */
+type Unproved<Value> = { readonly [Name in keyof Value]?: unknown } | null;
+
+/** Whether a report has what a comparison reads. */
+function isSuite(report: Unproved<SuiteReport>): report is SuiteReport {
+  const machine = report?.machine as Unproved<MachineFacts> | undefined;
+  return (
+    report?.type === "suite" &&
+    (report.mode === "quick" || report.mode === "full") &&
+    typeof machine?.date === "string" &&
+    Array.isArray(report.cases) &&
+    report.cases.every((each: Unproved<SuiteCase>) => Array.isArray(each?.steps) && each.steps.every(isStep))
+  );
+}
+
+function isStep(step: Unproved<SuiteStep>): boolean {
+  const perSecond = step?.perSecond as Unproved<Estimate> | undefined;
+  return (
+    typeof step?.name === "string" &&
+    Array.isArray(step.samples) &&
+    step.samples.length > 0 &&
+    step.samples.every(Number.isFinite) &&
+    Number.isFinite(perSecond?.median)
+  );
 }

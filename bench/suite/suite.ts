@@ -6,6 +6,7 @@
  *
  * Each repetition is a process of its own. The store stays open from the first case to the last.
  * A case that has nothing to measure with is left out; a case that fails does not end the others.
+ * After each case the report so far is handed over, so that no later end takes hours of figures away.
  *
  * Invariant: a figure that was measured on a busy machine is reported with the reason.
  */
@@ -32,13 +33,16 @@ type Watch = Pick<MachineWatch, "start" | "quiet">;
 
 /** What is being measured now. */
 export interface SuiteProgress {
-  readonly case: BenchKind;
-  /** From 1 to `of`. */
+  /** Null before the first. */
+  readonly case: BenchKind | null;
+  /** From 1 to `of`; 0 before the first. */
   readonly number: number;
   readonly of: number;
   /** From 1. */
   readonly run: number;
   readonly step: string;
+  /** The most time that is left, in ms; 0: the suite is late, because a case took longer than its part. */
+  readonly leftMsMax: number;
 }
 
 export interface SuiteOptions {
@@ -60,6 +64,8 @@ export interface SuiteOptions {
   readonly onProgress?: ((progress: SuiteProgress) => void) | undefined;
   /** A case is done. */
   readonly onCase?: ((done: SuiteCase) => void) | undefined;
+  /** The report so far, after each case; waited for. */
+  readonly onReport?: ((report: SuiteReport) => Promise<void>) | undefined;
   readonly signal?: AbortSignal | undefined;
   /** How a case is measured. Default: in a process of its own. */
   readonly measure?: typeof measureInProcess;
@@ -89,18 +95,27 @@ const noFigures = {
 export async function runSuite(options: SuiteOptions): Promise<SuiteReport> {
   const { mode, temporaryFolder, seed = 7, signal, baseline, only } = options;
   const pace = options.pace ?? paces[mode];
+  if (options.storeAddress.address.startsWith("memory:"))
+    throw new TidemarkError("INVALID_ARGUMENT", "a suite needs a store that several processes can open", {
+      remedy: "leave --vault out, or name azurite:DIR, dir:DIR or a URL",
+    });
   const machine = machineFacts(new Date());
   const startedAt = performance.now();
   const watch = options.watch ?? new MachineWatch();
-  refuseBusy(mode, await watch.quiet(pace.quietBeforeMs, signal));
   const made = join(temporaryFolder, "suite.img");
+  const image = options.image ?? made;
+  const { targetsFile, workers, lanes, storeAddress } = options;
+  const given = { targetsFile, workers, lanes, seed };
+  const planned = planOf(mode, image, given).filter(({ kind }) => only === undefined || only.includes(kind));
+  const leftMs = (): number => Math.max(0, startedAt + pace.suiteMs - performance.now());
+  const tell = (kind: BenchKind | null, number: number, run: number, step: string): void =>
+    options.onProgress?.({ case: kind, number, of: planned.length, run, step, leftMsMax: Math.round(leftMs()) });
+  tell(null, 0, 1, "wait for a quiet machine");
+  refuseBusy(mode, await watch.quiet(pace.quietBeforeMs, signal));
   const store = await options.openVaultSink();
   try {
-    const image = options.image ?? made;
+    tell(null, 0, 1, "warm up");
     if (options.image === undefined) await makeImage(made, pace.imageBytes, seed, signal);
-    const { targetsFile, workers, lanes, storeAddress } = options;
-    const given = { targetsFile, workers, lanes, seed };
-    const planned = planOf(mode, image, given).filter(({ kind }) => only === undefined || only.includes(kind));
     const measure = options.measure ?? measureInProcess;
     const measureCase = async (
       kind: BenchKind,
@@ -108,33 +123,49 @@ export async function runSuite(options: SuiteOptions): Promise<SuiteReport> {
       onStep: (step: string) => void,
     ): Promise<BenchReport> => {
       throwIfAborted(signal);
-      return await measure({ ...caseOptions, kind, storeAddress, temporaryFolder }, onStep, signal);
+      const limit = AbortSignal.timeout(pace.runMsMax);
+      const either = signal === undefined ? limit : AbortSignal.any([signal, limit]);
+      try {
+        return await measure({ ...caseOptions, kind, storeAddress, temporaryFolder }, onStep, either);
+      } catch (error) {
+        if (!limit.aborted || signal?.aborted === true) throw error;
+        const minutes = (pace.runMsMax / 60_000).toFixed(0);
+        throw new TidemarkError("INTERNAL", `it was ended after ${minutes} min`, {
+          remedy: `run \`tidemark bench ${kind}\` and see which step it does not leave`,
+          cause: error,
+        });
+      }
     };
     // Pages of the image, the store's code: what the first case would have to load.
     await measureCase("initial", { ...given, image, isSmall: true }, () => undefined);
+    const commit = await commitOf(import.meta.dirname);
     const cases: SuiteCase[] = [];
-    for (const [index, { kind, options: caseOptions }] of planned.entries()) {
-      const tell = (run: number, step: string): void =>
-        options.onProgress?.({ case: kind, number: index + 1, of: planned.length, run, step });
-      const done = await repeated(kind, pace, watch, signal, async (run) => {
-        tell(run, "start");
-        return await measureCase(kind, caseOptions, (step) => tell(run, step));
-      });
-      cases.push(done);
-      options.onCase?.(done);
-    }
-    return {
+    const reportNow = (): SuiteReport => ({
       type: "suite",
       mode,
       machine,
-      commit: await commitOf(import.meta.dirname),
+      commit,
       store: store.description,
       seed,
       elapsedMs: Math.round(performance.now() - startedAt),
-      cases,
+      planned: planned.length,
+      cases: [...cases],
       changes: baseline === undefined ? [] : changesOf(baseline, cases),
       baseline: baseline === undefined ? null : { machine: baseline.machine, commit: baseline.commit },
-    };
+    });
+    let report = reportNow();
+    for (const [index, { kind, options: caseOptions }] of planned.entries()) {
+      const budgetMs = leftMs() / (planned.length - index);
+      const done = await repeated(kind, pace, budgetMs, watch, signal, async (run) => {
+        tell(kind, index + 1, run, "start");
+        return await measureCase(kind, caseOptions, (step) => tell(kind, index + 1, run, step));
+      });
+      cases.push(done);
+      options.onCase?.(done);
+      report = reportNow();
+      await options.onReport?.(report);
+    }
+    return report;
   } finally {
     await rm(made, { force: true });
     await store[Symbol.asyncDispose]();
@@ -145,6 +176,7 @@ export async function runSuite(options: SuiteOptions): Promise<SuiteReport> {
 async function repeated(
   kind: BenchKind,
   pace: Pace,
+  budgetMs: number,
   watch: Watch,
   signal: AbortSignal | undefined,
   measure: (run: number) => Promise<BenchReport>,
@@ -163,7 +195,7 @@ async function repeated(
       reports.push(await measure(reports.length + 1));
       seen.push(end());
       lastMs = performance.now() - from;
-    } while (reports.length < pace.runsMax && elapsed() + lastMs <= pace.budgetMs && !isStable(reports, pace));
+    } while (reports.length < pace.runsMax && elapsed() + lastMs <= budgetMs && !isStable(reports, pace));
   } catch (error) {
     if (hasCode(error, "INTERRUPTED") || hasCode(error, "DAMAGED") || !(error instanceof TidemarkError)) throw error;
     const missing = `${error.message}: ${error.remedy ?? ""}`;

@@ -1,5 +1,5 @@
 /**
- * Plots as SVG: bars with intervals and samples, lines over time, percentile curves, one stacked bar.
+ * Plots as SVG: bars with intervals and samples, lines over time, percentile curves, flame graphs.
  *
  * A module of our own: the libraries that draw SVG without a browser need a DOM and a few dozen
  * packages. Colours are classes, which the page defines for light and dark. A plot is drawn 360 units
@@ -122,18 +122,29 @@ export function percentileCurves(title: string, latencies: readonly Latency[]): 
   );
 }
 
-/** One bar whose parts are the stages' shares. */
-export function stack(title: string, stages: readonly Stage[]): string {
-  const sum = stages.reduce((total, { cpuMs }) => total + cpuMs, 0);
-  let at = 0;
-  const parts = stages.map(({ cpuMs }, index) => {
-    const share = (cpuMs / sum) * width;
-    at += share;
-    return `<rect class="s${index % coloursMax}" x="${n(at - share)}" y="0" width="${n(share)}" height="22"/>`;
+/** Flame graph: each stage lies below the one that it is a part of, as wide as its share of the time. */
+export function flame(title: string, stages: readonly Stage[]): string {
+  const sum = stages.reduce((total, { cpuMs, within }) => (within === undefined ? total + cpuMs : total), 0);
+  const rowHeight = 22;
+  /** Where each stage lies, and where the next one in it begins. */
+  const places = new Map<string | undefined, { readonly row: number; next: number }>([
+    [undefined, { row: -1, next: 0 }],
+  ]);
+  // What has parts is grey, so that there are colours enough for the parts.
+  const isDivided = (stage: Stage): boolean => stages.some(({ within }) => within === stage.name);
+  const leaves = stages.filter((stage) => !isDivided(stage));
+  const colours = stages.map((stage) => (isDivided(stage) ? "yardstick" : colourOf(leaves.indexOf(stage))));
+  const parts = stages.map(({ name, cpuMs, within }, index) => {
+    const above = places.get(within) ?? { row: -1, next: 0 };
+    const [x, y, share] = [above.next, (above.row + 1) * rowHeight, (cpuMs / sum) * width];
+    above.next += share;
+    places.set(name, { row: above.row + 1, next: x });
+    return `<rect class="${colours[index] ?? ""}" x="${n(x)}" y="${y}" width="${n(share)}" height="${rowHeight - 1}"/>`;
   });
-  const height = 30 + stages.length * lineHeight;
+  const depth = Math.max(...Array.from(places.values(), ({ row }) => row + 1));
+  const height = depth * rowHeight + 8 + stages.length * lineHeight;
   const names = stages.map(({ name, cpuMs }) => `${name}, ${((100 * cpuMs) / sum).toFixed(0)} %`);
-  return svg(title, height, parts.join("") + legend(names, height));
+  return svg(title, height, parts.join("") + legend(names, height, colours));
 }
 
 /** Text in HTML and SVG. */
@@ -167,12 +178,20 @@ function across({ left, width: wide }: Frame, y: number, text: string): string {
   return `<path class="grid" d="M${left} ${n(y)}h${wide}"/>${words(left - 5, y + 4, text, "end")}`;
 }
 
+function colourOf(index: number): string {
+  return `s${index % coloursMax}`;
+}
+
 /** Names with their colours, at the foot of a plot. */
-function legend(names: readonly string[], height: number): string {
+function legend(
+  names: readonly string[],
+  height: number,
+  colours: readonly string[] = names.map((_, at) => colourOf(at)),
+): string {
   return names
     .map((name, index) => {
       const y = height - (names.length - index) * lineHeight + 8;
-      return `<rect class="s${index % coloursMax}" x="0" y="${y - 8}" width="9" height="9" rx="2"/>${words(14, y, name)}`;
+      return `<rect class="${colours[index] ?? ""}" x="0" y="${y - 8}" width="9" height="9" rx="2"/>${words(14, y, name)}`;
     })
     .join("");
 }

@@ -50,9 +50,17 @@ export class WatchScreen {
   #isHelp = false;
   #asked: WatchRequest | undefined;
   #message = "";
+  /** Why what is shown is not what is true now; empty: it is. */
+  #lost = "";
 
   take(status: AgentStatus): void {
     this.#status = status;
+    this.#lost = "";
+  }
+
+  /** The agent does not answer: what is shown is old. */
+  lose(why: string): void {
+    this.#lost = why;
   }
 
   /** What has become of a request. */
@@ -102,7 +110,10 @@ export class WatchScreen {
       disks.findIndex(({ disk }) => disk === this.#cursor),
     );
     const current = disks[at];
-    const head = describeHead(this.#status, canvas);
+    const head =
+      this.#lost === ""
+        ? describeHead(this.#status, canvas)
+        : [canvas.paint("red", cut(this.#lost, columns)), "what follows is old; this screen goes on when it answers"];
     const foot = [
       this.#asked === undefined ? this.#message : `${this.#asked.what}? y, or any other key for no`,
       keysText,

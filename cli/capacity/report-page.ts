@@ -103,7 +103,7 @@ export function capacityPage(plan: CapacityPlan, time: (iso: string) => string):
   });
   return `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Capacity plan</title><style>${style}</style></head><body>
+<title>Capacity plan</title><style>${style}</style></head><body><main>
 <h1>Capacity plan</h1>
 <p>${escaped(introduction(plan, time))}</p>
 <h2>Line for an objective</h2>
@@ -179,7 +179,7 @@ ${tableOf(
 )}
 ${changed}
 <p>${caveatsOf(plan).map(escaped).join(" ")}</p>
-</body></html>
+</main></body></html>
 `;
 }
 
@@ -277,7 +277,7 @@ function stepOf(range: number): number {
 function tableOf(heading: readonly string[], rows: readonly (readonly string[])[]): string {
   const cells = (tag: "td" | "th", row: readonly string[]): string =>
     row.map((cell) => `<${tag}>${escaped(cell)}</${tag}>`).join("");
-  return `<div class="wide"><table><thead><tr>${cells("th", heading)}</tr></thead><tbody>${rows
+  return `<div class="wide" tabindex="0"><table><thead><tr>${cells("th", heading)}</tr></thead><tbody>${rows
     .map((row) => `<tr>${cells("td", row)}</tr>`)
     .join("")}</tbody></table></div>`;
 }

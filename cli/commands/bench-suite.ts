@@ -4,6 +4,7 @@ import { Command, Option } from "commander";
 import { runSuiteTo, type SuiteCase, type SuiteOutcome } from "../../bench/index.ts";
 import { openSink } from "../../sink/index.ts";
 import { exitCodes } from "../errors.ts";
+import { makeNamedFolder } from "../new-file.ts";
 import { formatDuration, formatNumberOf } from "../quantities.ts";
 import { sinkOptions, withLanesOption, withWorkersOption } from "../settings.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
@@ -26,7 +27,7 @@ export function suiteCommand(context: CommandContext): Command {
   const command = new Command("suite")
     .description("run all cases but the soak, and write report.json and report.html")
     .addOption(new Option("--quick", "small disks, about three minutes (default)").conflicts("full"))
-    .option("--full", "the sizes that the marks hold for, about an hour; the machine has to be quiet")
+    .option("--full", "the sizes that the marks hold for, at most about 90 minutes; the machine has to be quiet")
     .option("--out <folder>", "folder for the report (default: a new one here)")
     .option("--baseline <file>", "report.json of an older suite, to compare with")
     .option("--image <path>", "disk image for the cases that take one (default: one is made); it is read only")
@@ -46,12 +47,14 @@ Examples:
 
 async function suite(context: CommandContext, flags: SuiteFlags): Promise<void> {
   const { output, environment, signal } = context;
+  const out = resolve(flags.out ?? `bench-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}`);
+  await makeNamedFolder(out);
   const folder = await TemporaryFolder.create("tidemark-bench-");
   const outcome = await closing(folder, async () => {
     const address = flags.vault ?? `azurite:${join(folder.path, "vault")}`;
     return await runSuiteTo({
       mode: flags.full === true ? "full" : "quick",
-      folder: resolve(flags.out ?? `bench-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}`),
+      folder: out,
       baselineFile: flags.baseline,
       targetsFile: flags.targets,
       image: flags.image === undefined ? undefined : resolve(flags.image),
@@ -62,8 +65,10 @@ async function suite(context: CommandContext, flags: SuiteFlags): Promise<void> 
       temporaryFolder: folder.path,
       signal,
       onProgress: (progress) => {
-        const { case: kind, number, of, run, step } = progress;
-        output.step(progress, `${number} of ${of}, ${kind}, run ${run}: ${step}`);
+        const { case: kind, number, of, run, step, leftMsMax } = progress;
+        const left = leftMsMax === 0 ? "" : `, at most ${formatDuration(leftMsMax)} left`;
+        const where = kind === null ? `${of} cases` : `${number} of ${of}, ${kind}, run ${run}`;
+        output.step(progress, `${where}${left}: ${step}`);
       },
       onCase: (done) => output.item("case", done, lineOf(done)),
     });

@@ -79,6 +79,9 @@ const writesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
   peers: 20_000,
 };
 
+/** Kinds with loads of a length, in seconds. */
+const loadSeconds: Readonly<Partial<Record<BenchKind, number>>> = { front: 2, mount: 3, instant: 20 };
+
 /** Kinds that make a disk of their own, and those that write a part of it. */
 const madeDisks: readonly BenchKind[] = [...liveKinds, ...keepKinds];
 const hotKinds: readonly BenchKind[] = ["restart", "mount", "instant", "failover", "copy", "prune", "open"];
@@ -121,8 +124,8 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
     withLanesOption(command);
   }
   if (peerKinds.includes(kind)) command.option("--peer-json <file>", "what other programs needed, to compare with");
-  if (kind === "front" || kind === "mount" || kind === "instant")
-    command.option("--seconds <count>", `length of each load (default: ${kind === "instant" ? 20 : 3})`, wholeNumber);
+  if (kind in loadSeconds)
+    command.option("--seconds <count>", `length of each load (default: ${loadSeconds[kind] ?? ""})`, wholeNumber);
   if (kind === "restart")
     command.option("--seconds <count>", "length of the load until the kill (default: 5)", wholeNumber);
   if (kind in writesDefaults)

@@ -1,7 +1,6 @@
 /** `tidemark capacity`: what replication of a load will need, before it is set up. */
-import { writeFile } from "node:fs/promises";
 import { Command, InvalidArgumentError, Option } from "commander";
-import { parsePolicy, type RetentionPolicy, systemCode, TidemarkError } from "../../engine/index.ts";
+import { parsePolicy, type RetentionPolicy, TidemarkError } from "../../engine/index.ts";
 import { systemClock } from "../agent/engine-adapter.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
 import { agentProbe } from "../capacity/agent-probe.ts";
@@ -13,6 +12,7 @@ import { diskstatsProbe, type Probe, profile, scanProbe } from "../capacity/prof
 import { capacityPage } from "../capacity/report-page.ts";
 import { describePlan, formatSpan } from "../capacity/report-text.ts";
 import { measureThroughput, type Throughput, type Transfers } from "../capacity/throughput.ts";
+import { writePage } from "../new-file.ts";
 import { formatBytes, formatCount, formatNumberOf, formatRate, parseBytes, parseDuration } from "../quantities.ts";
 import { type VaultFlags, wholeNumber, withVaultOptions } from "../settings.ts";
 import { printable, table } from "../text.ts";
@@ -217,20 +217,6 @@ function checkRpo(rpoMs: number, { slots, slotMs }: Load): void {
           "a shorter --rpo, or profile for longer",
         ];
   throw new TidemarkError("INVALID_ARGUMENT", fact, { remedy: `give ${remedy}`, detail: { rpoMs, slotMs, slots } });
-}
-
-async function writePage(path: string, page: string): Promise<void> {
-  try {
-    await writeFile(path, page);
-  } catch (error) {
-    const errno = systemCode(error);
-    if (errno === undefined) throw error;
-    throw new TidemarkError("TARGET_FAILED", `the page ${path} cannot be written (${errno})`, {
-      remedy: "name another file with --page",
-      detail: { path, errno },
-      cause: error,
-    });
-  }
 }
 
 async function throughput(context: CommandContext, flags: ThroughputFlags): Promise<void> {

@@ -3,7 +3,7 @@
  * three points of a disk with changes between, writes two of them out, compares them with the disk
  * as it was, and proves every chunk of the vault.
  */
-import { readdir, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { basename, join, relative, resolve } from "node:path";
 import process from "node:process";
 import { Command } from "commander";
@@ -11,15 +11,14 @@ import {
   FileVolume,
   type MaterializeSummary,
   type ReplicateSummary,
-  TidemarkError,
   Vault,
   type VerifySummary,
 } from "../../engine/index.ts";
-import { makeFolder } from "../../engine/internal.ts";
 import { openSink } from "../../sink/index.ts";
 import { copyAndOverwrite, copyDisk, type DemoDisk, hashOf, makeDisk, overwriteAndDelete } from "../demo-disk.ts";
 import { exitCodes } from "../errors.ts";
 import type { DemoStep } from "../json.ts";
+import { makeEmptyFolder } from "../new-file.ts";
 import { formatBytes, formatDuration, formatNumberOf, formatRate, formatRatio } from "../quantities.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
 import { table } from "../text.ts";
@@ -68,7 +67,7 @@ Examples:
 
 async function demo(context: CommandContext, flags: DemoFlags): Promise<void> {
   if (flags.keep !== undefined) {
-    await prepareEmptyFolder(flags.keep);
+    await makeEmptyFolder(flags.keep);
     await runIn(context, flags, resolve(flags.keep));
     return;
   }
@@ -298,12 +297,4 @@ function goOn(folder: string, address: string): string {
 /** As a shell reads it back. */
 function quoted(word: string): string {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
-}
-
-async function prepareEmptyFolder(folder: string): Promise<void> {
-  await makeFolder(folder);
-  if ((await readdir(folder)).length === 0) return;
-  throw new TidemarkError("INVALID_ARGUMENT", `the folder ${folder} is not empty`, {
-    remedy: "name an empty or absent folder",
-  });
 }

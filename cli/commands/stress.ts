@@ -3,13 +3,12 @@
  * store`: whether a store keeps the contract that Tidemark needs.
  */
 import { randomInt } from "node:crypto";
-import { readdir, writeFile } from "node:fs/promises";
 import { resolve } from "node:path";
 import process from "node:process";
 import { Command, InvalidArgumentError } from "commander";
 import { TidemarkError } from "../../engine/index.ts";
-import { makeFolder } from "../../engine/internal.ts";
 import { exitCodes, withoutSecrets } from "../errors.ts";
+import { makeEmptyFolder, writePage } from "../new-file.ts";
 import { parseBytes, parseRate } from "../quantities.ts";
 import { wholeNumber } from "../settings.ts";
 import type { StressReport } from "../stress/report.ts";
@@ -105,6 +104,8 @@ async function stress(context: CommandContext, flags: StressFlags): Promise<void
   refuseOutOfBounds(flags);
   const faults = await faultsOf(flags);
   const seed = flags.seed ?? randomInt(2 ** 31);
+  // What cannot be written is found before the run.
+  if (flags.report !== undefined) await writePage(flags.report, "", "a");
   const report = await inFolder(flags.keep, async (folder) => {
     const { runStress } = await import("../stress/stress.ts");
     const { progressText } = await import("../stress/report.ts");
@@ -133,7 +134,7 @@ async function stress(context: CommandContext, flags: StressFlags): Promise<void
   });
   if (flags.report !== undefined) {
     const { stressPage } = await import("../stress/page.ts");
-    await writeFile(flags.report, stressPage(report));
+    await writePage(flags.report, stressPage(report));
   }
   const { reportText } = await import("../stress/report.ts");
   output.answer("stress", report, reportText(report));
@@ -184,12 +185,7 @@ async function inFolder(
   work: (folder: string) => Promise<StressReport>,
 ): Promise<StressReport> {
   if (keep !== undefined) {
-    await makeFolder(keep);
-    if ((await readdir(keep)).length > 0) {
-      throw new TidemarkError("INVALID_ARGUMENT", `the folder ${keep} is not empty`, {
-        remedy: "name an empty or absent folder",
-      });
-    }
+    await makeEmptyFolder(keep);
     return await work(resolve(keep));
   }
   const folder = await TemporaryFolder.create("tidemark-stress-");

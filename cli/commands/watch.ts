@@ -5,7 +5,7 @@
 import process from "node:process";
 import { emitKeypressEvents } from "node:readline";
 import { Command, Option } from "commander";
-import { TidemarkError } from "../../engine/index.ts";
+import { hasCode, TidemarkError } from "../../engine/index.ts";
 import { askAgent } from "../agent/control-client.ts";
 import { systemClock } from "../agent/engine-adapter.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
@@ -45,7 +45,10 @@ Examples:
     .action(async (flags: TargetFlags) => await watchAgent(context, "watch", flags));
 }
 
-/** Shows the status every second until ^C or `q`, which is the regular end. Errors: those of `askStatus`. */
+/**
+ * Shows the status every second until ^C or `q`, which is the regular end. An agent that is started again
+ * is waited for on a screen. Errors: those of `askStatus`.
+ */
 export async function watchAgent(
   context: CommandContext,
   command: "watch" | "agent status",
@@ -54,7 +57,8 @@ export async function watchAgent(
   const { output } = context;
   const ended = new AbortController();
   context.answerSignals({ stop: () => ended.abort() });
-  let status = await askStatus(context, flags, ended.signal);
+  const ask = async (): Promise<AgentStatus> => await askStatus(context, flags, ended.signal);
+  let status = await ask();
   const keyed =
     output.isScreen && process.stdin.isTTY ? new KeyedScreen(context, flags, () => ended.abort()) : undefined;
   try {
@@ -63,7 +67,7 @@ export async function watchAgent(
       if (keyed === undefined) output.screen(describeAgent(status, output));
       else keyed.show(status);
       await systemClock.sleep(watchEveryMs, ended.signal);
-      status = await askStatus(context, flags, ended.signal);
+      status = await (keyed === undefined ? ask() : keyed.awaitStatus(ask, ended.signal));
     }
   } catch (error) {
     if (!ended.signal.aborted) throw error;
@@ -136,6 +140,20 @@ class KeyedScreen implements Disposable {
   show(status: AgentStatus): void {
     this.#screen.take(status);
     this.#draw();
+  }
+
+  /** Asks until the agent answers, and shows meanwhile that it does not. */
+  async awaitStatus(ask: () => Promise<AgentStatus>, signal: AbortSignal): Promise<AgentStatus> {
+    for (;;) {
+      try {
+        return await ask();
+      } catch (error) {
+        if (signal.aborted || !hasCode(error, "AGENT_UNREACHABLE")) throw error;
+        this.#screen.lose(printable(error.message));
+        this.#draw();
+        await systemClock.sleep(watchEveryMs, signal);
+      }
+    }
   }
 
   [Symbol.dispose](): void {

@@ -67,7 +67,7 @@ export function planPage(run: PlanRunSummary, planText: string): string {
   const notes = run.notes.map(({ time, text }) => [escaped(time), escaped(text)]);
   return `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>${escaped(`Recovery plan ${run.plan}, run ${run.run}`)}</title><style>${style}</style></head><body>
+<title>${escaped(`Recovery plan ${run.plan}, run ${run.run}`)}</title><style>${style}</style></head><body><main>
 <h1>${escaped(`Recovery plan ${run.plan}`)}</h1>
 ${table(
   [],
@@ -76,7 +76,7 @@ ${table(
 <h2>Steps</h2>${jobs.join("\n")}
 <h2>Notes</h2>${notes.length === 0 ? "<p>none</p>" : table(["Time", "Note"], notes)}
 <h2>The plan as it was</h2><pre>${escaped(planText)}</pre>
-</body></html>
+</main></body></html>
 `;
 }
 

@@ -10,6 +10,7 @@ import type { AgentProcess } from "./agent-process.ts";
 import type { HttpFault, HttpPlan } from "./fault-proxy.ts";
 import type { FaultCount } from "./report.ts";
 import type { FaultKind, PlannedFault } from "./schedule.ts";
+import type { MountedSpace } from "./space.ts";
 import type { StressStore } from "./store.ts";
 
 /** Longer than a small request waits for its answer (10 s). */
@@ -22,6 +23,8 @@ const retryAfterSeconds = 1;
 
 export interface FaultRunnerParts {
   readonly store: StressStore;
+  /** Undefined where it is not to become full. */
+  readonly space: MountedSpace | undefined;
   readonly agent: AgentProcess;
   readonly random: () => number;
   /** Called when a fault strikes. */
@@ -81,7 +84,7 @@ export class FaultRunner {
   }
 
   async #carryOut({ kind, slotMs }: PlannedFault): Promise<void> {
-    const { store, agent, onStrike } = this.#parts;
+    const { store, space, agent, onStrike } = this.#parts;
     const tally = this.#tallyOf(kind);
     onStrike(kind);
     switch (kind) {
@@ -92,7 +95,7 @@ export class FaultRunner {
         await store.regress(this.#upTo(Math.min(regressMsMax, slotMs / 2)));
         break;
       case "disk-full":
-        await store.fill(slotMs / 2);
+        await space?.fill(slotMs / 2);
         break;
       case "kill-agent":
         this.isAgentKilled = true;

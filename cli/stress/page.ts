@@ -8,9 +8,9 @@ import type { StressReport } from "./report.ts";
 
 const plot = { width: 640, height: 120, left: 56, bottom: 18 } as const;
 
-const style = `:root{color-scheme:light dark;font:15px/1.45 system-ui,sans-serif}
+const style = `:root{color-scheme:light dark;background:light-dark(#fff,#14161a);font:15px/1.45 system-ui,sans-serif}
 body{max-width:52rem;margin:2rem auto;padding:0 1rem}h2{margin-top:2rem;font-size:1.1rem}
-table{border-collapse:collapse;width:100%}th,td{padding:.2rem .5rem;text-align:right;white-space:nowrap;border-bottom:1px solid #8884}
+.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}th,td{padding:.2rem .5rem;text-align:right;white-space:nowrap;border-bottom:1px solid #8884}
 th:first-child,td:first-child{text-align:left}code{overflow-wrap:anywhere}
 .sound{color:light-dark(#06703a,#5c8)}.failed,.damaged{color:light-dark(#b3261e,#f88)}
 svg{width:100%;height:auto}svg text{font-size:11px;fill:currentColor}
@@ -69,7 +69,7 @@ export function stressPage(report: StressReport): string {
   return `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>tidemark stress: ${verdict}</title><style>${style}</style></head>
-<body>${body.join("\n")}</body></html>
+<body><main>${body.join("\n")}</main></body></html>
 `;
 }
 
@@ -112,7 +112,8 @@ function recoveriesOf({ recoveries }: StressReport, kind: string): string {
 function tableOf(heads: readonly string[], rows: readonly (readonly (string | number)[])[]): string {
   const cells = (tag: string, values: readonly (string | number)[]): string =>
     `<tr>${values.map((value) => `<${tag}>${escaped(String(value))}</${tag}>`).join("")}</tr>`;
-  return `<table>${cells("th", heads)}${rows.map((row) => cells("td", row)).join("")}</table>`;
+  const body = cells("th", heads) + rows.map((row) => cells("td", row)).join("");
+  return `<div class="wide" tabindex="0"><table>${body}</table></div>`;
 }
 
 function list(items: readonly string[]): string {

@@ -60,13 +60,21 @@ export interface StoreCheckOptions {
   readonly signal: AbortSignal;
 }
 
-/** Runs the suite, then the load. What does not hold is no error. Errors: INTERRUPTED, and those of opening. */
+/**
+ * Runs the suite, then the load. What does not hold is no error. Errors: INTERRUPTED, and those of opening:
+ * a store on which no container can be opened is gone, and says nothing about its guarantees.
+ */
 export async function checkStore(options: StoreCheckOptions): Promise<StoreReport> {
   const startedAtMs = performance.now();
   const guarantees: CheckedGuarantee[] = [];
   let calls: string[] = [];
+  let lost: unknown;
   const open = async (): Promise<OpenedSinks> => {
-    const { a, b, absent, cleanup } = await options.open();
+    const opened = await options.open().catch((error: unknown) => {
+      lost = error;
+      throw error;
+    });
+    const { a, b, absent, cleanup } = opened;
     return { a: noting(a, "a", calls), b: noting(b, "b", calls), absent: noting(absent, "absent", calls), cleanup };
   };
   const checks = sinkConformance(open);
@@ -78,6 +86,7 @@ export async function checkStore(options: StoreCheckOptions): Promise<StoreRepor
       () => undefined,
       (error: unknown) => error,
     );
+    if (lost instanceof Error) throw lost;
     const message = failure === undefined ? null : failure instanceof Error ? failure.message : "it threw no error";
     const told = failure === undefined ? [] : calls.slice(-callsToldMax);
     guarantees.push({ group: group.slice(1).join(", "), name, holds: failure === undefined, message, calls: told });
@@ -205,6 +214,7 @@ export async function openScratch(vault: string, environment: Environment, signa
   const addressOf = (): string => {
     made += 1;
     const name = `check-${run}-${made}`;
+    if (spec.kind === "memory") return "memory:";
     if (spec.kind === "directory") return `dir:${join(spec.dir, name)}`;
     if (spec.kind === "azure") {
       const query = spec.sas === undefined ? "" : `?${spec.sas}`;

@@ -6,35 +6,32 @@
  *     agent, readers, upkeep ─► FaultProxy ─► Azurite of the run, or the server that the user named
  *     proof ────────────────────────────────►
  */
-import { execFile } from "node:child_process";
-import { cp, mkdir, readdir, rm } from "node:fs/promises";
+import { cp, readdir, rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
+<<<<<<< HEAD
 import { promisify } from "node:util";
 import { hasCode, type Secrets, type Sink, TidemarkError, Vault } from "../../engine/index.ts";
+=======
+import { hasCode, type Sink, TidemarkError, Vault } from "../../engine/index.ts";
+>>>>>>> main
 import { makeFolder } from "../../engine/internal.ts";
 import { Azurite, openSink, parseVaultSpec } from "../../sink/index.ts";
 import { type Environment, sinkOptions, vaultSecrets } from "../settings.ts";
 import { FaultProxy, type FaultProxyOptions } from "./fault-proxy.ts";
 import type { FaultKind } from "./schedule.ts";
 
-const execute = promisify(execFile);
-
 /** The container of the vault in an Azurite of the run. */
 const container = "tidemark";
-/** A file system of the run has this size until it is made full, and this much room when it is. */
-const spaceBytes: number = 2 * 1024 ** 3;
-const shrinksMax = 10;
-const spaceLeftBytes: number = 64 * 1024;
 
 const overHttp: readonly FaultKind[] = ["lost-ack", "503", "slow", "reset", "freeze", "flip"];
 
 export interface StoreOptions extends FaultProxyOptions {
   /** The vault's address as the user named it; undefined: an Azurite in the folder of the run. */
   readonly vault: string | undefined;
-  /** Folder of the run. */
-  readonly folder: string;
+  /** Folder of what the run stores, which may become full. */
+  readonly spaceFolder: string;
   readonly environment: Environment;
   readonly signal: AbortSignal;
 }
@@ -73,8 +70,6 @@ export class StressStore implements AsyncDisposable {
   readonly proxy: FaultProxy | undefined;
   readonly #options: StoreOptions;
   #azurite: Azurite | undefined;
-  /** Ends while the store is being killed and started again, for those that must have it. */
-  #isMounted = false;
 
   private constructor(
     options: StoreOptions,
@@ -84,7 +79,6 @@ export class StressStore implements AsyncDisposable {
       readonly keys: Secrets | undefined;
       readonly proxy?: FaultProxy | undefined;
       readonly azurite?: Azurite | undefined;
-      readonly isMounted?: boolean | undefined;
     },
   ) {
     this.#options = options;
@@ -93,13 +87,13 @@ export class StressStore implements AsyncDisposable {
     this.keys = parts.keys;
     this.proxy = parts.proxy;
     this.#azurite = parts.azurite;
-    this.#isMounted = parts.isMounted ?? false;
   }
 
   /**
-   * Opens the store, with a file system of its own below it when it is to become full. Errors:
-   * VAULT_EXISTS when there is a vault already, INVALID_ARGUMENT, and those of the store.
+   * Opens the store. Errors: VAULT_EXISTS when there is a vault already, INVALID_ARGUMENT, and those
+   * of the store.
    */
+<<<<<<< HEAD
   static async open(options: StoreOptions, mount: boolean): Promise<StressStore> {
     const { vault, folder, signal } = options;
     const keys = await vaultSecrets({}, options.environment);
@@ -108,6 +102,11 @@ export class StressStore implements AsyncDisposable {
     const spec = parseVaultSpec(vault ?? `azurite:${spaceOf(folder)}/store`);
     await mkdir(spaceOf(folder), { mode: 0o700 });
     if (mount) await mountSpace(spaceOf(folder));
+=======
+  static async open(options: StoreOptions): Promise<StressStore> {
+    const { vault, spaceFolder, environment, signal } = options;
+    const spec = parseVaultSpec(vault ?? `azurite:${spaceFolder}/store`);
+>>>>>>> main
     let store: StressStore;
     if (spec.kind === "azurite") {
       const azurite = await Azurite.start(spec.dir, { signal });
@@ -118,7 +117,6 @@ export class StressStore implements AsyncDisposable {
         keys,
         proxy,
         azurite,
-        isMounted: mount,
       });
     } else if (spec.kind === "azure" && vault?.startsWith("http:") === true) {
       const proxy = await FaultProxy.open(spec.containerUrl, options);
@@ -135,11 +133,6 @@ export class StressStore implements AsyncDisposable {
       await store[Symbol.asyncDispose]();
       throw error;
     }
-  }
-
-  /** A folder on the file system that becomes full with the store's. */
-  get spaceFolder(): string {
-    return spaceOf(this.#options.folder);
   }
 
   /** Process of the Azurite of the run. */
@@ -164,7 +157,7 @@ export class StressStore implements AsyncDisposable {
    */
   async regress(afterMs: number): Promise<void> {
     const azurite = this.#running();
-    const copy = join(this.spaceFolder, "earlier");
+    const copy = join(this.#options.spaceFolder, "earlier");
     process.kill(azurite.pid, "SIGSTOP");
     try {
       await copyStore(azurite.dir, copy);
@@ -174,16 +167,6 @@ export class StressStore implements AsyncDisposable {
     await delay(afterMs);
     await this.#whileDead(async () => await copyStore(copy, azurite.dir));
     await rm(copy, { recursive: true });
-  }
-
-  /** Leaves the file system of the run no room for `ms`. */
-  async fill(ms: number): Promise<void> {
-    await shrink(this.spaceFolder);
-    try {
-      await delay(ms);
-    } finally {
-      await resize(this.spaceFolder, spaceBytes);
-    }
   }
 
   /** Removes what the run has put into a container that the user named. */
@@ -198,8 +181,6 @@ export class StressStore implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.proxy?.[Symbol.asyncDispose]();
     await this.#azurite?.stop();
-    if (this.#isMounted) await execute("umount", [this.spaceFolder]);
-    this.#isMounted = false;
   }
 
   #directAddress(): string {
@@ -238,6 +219,7 @@ export class StressStore implements AsyncDisposable {
   }
 }
 
+<<<<<<< HEAD
 /** The agent works in another folder. */
 function absoluteKeyFiles(environment: Environment): Environment {
   const names = ["TIDEMARK_KEY_FILE", "TIDEMARK_PASSPHRASE_FILE"] as const;
@@ -248,38 +230,12 @@ function spaceOf(folder: string): string {
   return join(folder, "space");
 }
 
+=======
+>>>>>>> main
 /** Azurite's own files; those of Tidemark stay, because they are locked while a server is used. */
 async function copyStore(from: string, to: string): Promise<void> {
   await makeFolder(to);
   const names = await readdir(from);
   for (const name of await readdir(to)) if (name.startsWith("__")) await rm(join(to, name), { recursive: true });
   for (const name of names) if (name.startsWith("__")) await cp(join(from, name), join(to, name), { recursive: true });
-}
-
-async function mountSpace(folder: string): Promise<void> {
-  try {
-    await execute("mount", ["-t", "tmpfs", "-o", `size=${spaceBytes},mode=0700`, "tmpfs", folder]);
-  } catch (error) {
-    throw new TidemarkError("UNSUPPORTED", "no small file system can be mounted on this machine", {
-      remedy: "leave disk-full out of --faults",
-      cause: error,
-    });
-  }
-}
-
-/** Leaves little room. Writers go on meanwhile, and no file system becomes smaller than what they have written. */
-async function shrink(folder: string): Promise<void> {
-  for (let attempt = 1; ; attempt += 1) {
-    const { stdout } = await execute("df", ["--output=used", "--block-size=1", folder]);
-    try {
-      await resize(folder, Number(stdout.trim().split("\n").at(-1)) + attempt * spaceLeftBytes);
-      return;
-    } catch (error) {
-      if (attempt === shrinksMax) throw error;
-    }
-  }
-}
-
-async function resize(folder: string, sizeBytes: number): Promise<void> {
-  await execute("mount", ["-o", `remount,size=${Math.ceil(sizeBytes / 4096) * 4096}`, folder]);
 }

@@ -8,7 +8,7 @@
  * point is proved, every planned fault has fired, every disk has recovered from each of them, no
  * write was refused, and no process of the run is left.
  */
-import { open } from "node:fs/promises";
+import { mkdir, open } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
@@ -21,6 +21,7 @@ import { Histogram, RequestLog, type StressSample } from "./measures.ts";
 import { flipAtRest, type Proof, prove, writtenSegments } from "./proof.ts";
 import type { FaultCount, Recovery, StressReport } from "./report.ts";
 import { type FaultKind, randomOf, scheduleOf } from "./schedule.ts";
+import { MountedSpace } from "./space.ts";
 import { StampClock, StampLog } from "./stamps.ts";
 import { StressStore } from "./store.ts";
 import { Upkeep } from "./upkeep.ts";
@@ -74,10 +75,10 @@ export async function runStress(options: StressOptions): Promise<StressReport> {
   const schedule = scheduleOf(options.seed, options.seconds, faults);
   const requests = new RequestLog();
   onStep("starting the store");
-  const store = await StressStore.open(
-    { vault, folder, environment, signal, onRequest: requests.onRequest },
-    faults.includes("disk-full"),
-  );
+  const spaceFolder = join(folder, "space");
+  await mkdir(spaceFolder, { mode: 0o700 });
+  await using space = faults.includes("disk-full") ? await MountedSpace.mount(spaceFolder) : undefined;
+  const store = await StressStore.open({ vault, spaceFolder, environment, signal, onRequest: requests.onRequest });
   let agent: AgentProcess | undefined;
   let run: StressRun | undefined;
   try {
@@ -86,12 +87,12 @@ export async function runStress(options: StressOptions): Promise<StressReport> {
     onStep("starting the agent");
     agent = await AgentProcess.start({
       folder,
-      stateFolder: join(store.spaceFolder, "state"),
+      stateFolder: join(spaceFolder, "state"),
       disks,
       vault: store.address,
       environment: store.environment,
     });
-    run = new StressRun(options, { store, agent, disks, requests });
+    run = new StressRun(options, { store, space, agent, disks, requests });
     await run.load(schedule);
     await run.settle();
     const proof = await run.prove();
@@ -106,6 +107,8 @@ export async function runStress(options: StressOptions): Promise<StressReport> {
 
 interface RunParts {
   readonly store: StressStore;
+  /** Undefined where it is not to become full. */
+  readonly space: MountedSpace | undefined;
   readonly agent: AgentProcess;
   readonly disks: readonly string[];
   readonly requests: RequestLog;
@@ -136,7 +139,7 @@ class StressRun {
 
   constructor(options: StressOptions, parts: RunParts) {
     const { folder, seed, diskBytes, bytesPerSecond, signal } = options;
-    const { disks, store, agent } = parts;
+    const { disks, store, space, agent } = parts;
     this.#options = options;
     this.#parts = parts;
     signal.addEventListener("abort", () => this.#loadOver.abort(), { once: true });
@@ -153,6 +156,7 @@ class StressRun {
     });
     this.#faults = new FaultRunner({
       store,
+      space,
       agent,
       random: randomOf(`faults ${seed}`),
       onStrike: (kind) => {

@@ -2,12 +2,15 @@
  * A suite: how often a case is repeated, what becomes of one that cannot be measured, and the report.
  * A scripted case stands for the measurement; one deep test runs real ones.
  */
+import { once } from "node:events";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { type BenchReport, runSuiteTo, type SuiteCase, type WrittenSuiteOptions } from "../../bench/index.ts";
 import { disturbances, MachineWatch } from "../../bench/suite/machine-watch.ts";
 import { paces } from "../../bench/suite/plan.ts";
+import type { SuiteReport } from "../../bench/suite/suite-report.ts";
+import { flame } from "../../bench/suite/svg.ts";
 import { TidemarkError } from "../../engine/index.ts";
 import { DirectorySink } from "../../sink/index.ts";
 import { MemorySink } from "../../sink/testing.ts";
@@ -19,6 +22,7 @@ let folder: string;
 beforeEach(() => {
   const created = createFolder("suite");
   folder = created;
+  mkdirSync(join(folder, "out"));
   onTestFinished(async () => await removeFolder(created));
 });
 
@@ -115,12 +119,12 @@ async function run(
     if (kind === "initial") expect(existsSync(image ?? "")).toBe(true);
     return await Promise.resolve(answer(kind, asked.filter((each) => each === kind).length));
   };
-  const pace = { ...paces.quick, imageBytes: 16 * 2 ** 20, quietBeforeMs: 0, quietBetweenMs: 0, budgetMs: 60_000 };
+  const pace = { ...paces.quick, imageBytes: 16 * 2 ** 20, quietBeforeMs: 0, quietBetweenMs: 0 };
   const outcome = await runSuiteTo({
     mode: "quick",
     folder: join(folder, "out"),
     only,
-    storeAddress: { address: "memory:" },
+    storeAddress: { address: "dir:unused" },
     openVaultSink: async () => await Promise.resolve(new MemorySink()),
     temporaryFolder: folder,
     measure,
@@ -146,10 +150,15 @@ describe("a case is repeated", () => {
     expect(step?.perSecond.low).toBeLessThan(step?.perSecond.median ?? 0);
   });
 
-  test("not again when that would take longer than its budget", async () => {
-    const pace = { ...paces.quick, imageBytes: 16 * 2 ** 20, quietBeforeMs: 0, quietBetweenMs: 0, budgetMs: 0 };
-    const { asked } = await run(["open"], (kind) => report(kind, 50), { pace });
-    expect(asked).toEqual(["initial", "open"]);
+  test("not again when the time of the suite is used up; how much is left is told meanwhile", async () => {
+    const told: (readonly [number, number | null])[] = [];
+    const onProgress: WrittenSuiteOptions["onProgress"] = ({ number, of, leftMsMax }) =>
+      told.push([number, of === 2 ? leftMsMax : null]);
+    const pace = { ...paces.quick, imageBytes: 16 * 2 ** 20, quietBeforeMs: 0, quietBetweenMs: 0, suiteMs: 0 };
+    const { asked } = await run(["prune", "open"], (kind) => report(kind, 50), { pace, onProgress });
+    expect(asked).toEqual(["initial", "prune", "open"]);
+    expect(told.map(([number]) => number)).toEqual([0, 0, 1, 1, 2, 2]);
+    expect(new Set(told.map(([, left]) => left))).toEqual(new Set([0]));
   });
 });
 
@@ -172,6 +181,18 @@ describe("a case that gives no figures", () => {
     expect(failed).toBe(true);
   });
 
+  test("fails the suite when it does not end, and is ended", async () => {
+    const pace = { ...paces.quick, imageBytes: 16 * 2 ** 20, quietBeforeMs: 0, quietBetweenMs: 0, runMsMax: 20 };
+    const measure: Measure = async ({ kind }, _, signal) => {
+      if (kind !== "churn" || signal === undefined) return report(kind, 50);
+      await once(signal, "abort");
+      throw new TidemarkError("INTERRUPTED", "interrupted");
+    };
+    const { report: suite } = await run(["churn", "open"], () => expect.fail("not this one"), { pace, measure });
+    expect(suite.cases[0]).toMatchObject({ failed: true, missing: expect.stringContaining("bench churn") as string });
+    expect(suite.cases[1]).toMatchObject({ case: "open", failed: false });
+  });
+
   test("ends the suite when what it brought back was wrong", async () => {
     await expect(run(["churn", "open"], failing("DAMAGED"))).rejects.toMatchObject({ code: "DAMAGED" });
   });
@@ -191,7 +212,7 @@ describe("the report", () => {
     expect([reached, missed, notJudged, failed]).toEqual([1, 1, 2, true]);
     expect(JSON.parse(readFileSync(json, "utf8"))).toEqual(suite);
     const html = readFileSync(page, "utf8");
-    expect(html).toContain("1 marks reached, 1 missed, 2 not judged");
+    expect(html).toContain("1 mark reached, 1 missed, 2 not judged");
     expect(html).toContain("prefers-color-scheme:dark");
     expect(html).toContain("the step &lt;1&gt;");
     expect(html).not.toContain("<1>");
@@ -199,6 +220,8 @@ describe("the report", () => {
     // Of each case: rates, stages, lag, backlog, latencies.
     expect(html.match(/<svg /g)).toHaveLength(2 * 5);
     expect(tagsOf(html)).toEqual([]);
+    // Tables that scroll are reached with the keyboard, and each column has a name.
+    expect(html).not.toMatch(/class="wide"(?! tabindex="0")|<th><\/th>/);
   });
 
   test("says how each step changed since a baseline, where that is certain", async () => {
@@ -215,10 +238,37 @@ describe("the report", () => {
     expect(readFileSync(same.page, "utf8")).toContain("Since the baseline");
   });
 
+  test("of the cases that were done is there when the suite is interrupted", async () => {
+    const interrupted = run(["prune", "open"], (kind) => {
+      if (kind === "prune") throw new TidemarkError("INTERRUPTED", "interrupted");
+      return report(kind, 50);
+    });
+    await expect(interrupted).rejects.toMatchObject({ message: "interrupted" });
+    const late = run(["prune", "open"], (kind) => {
+      if (kind === "open") throw new TidemarkError("INTERRUPTED", "interrupted");
+      return report(kind, 50);
+    });
+    await expect(late).rejects.toMatchObject({
+      code: "INTERRUPTED",
+      message: `the suite was interrupted; ${join(folder, "out", "report.html")} has 1 of 2 cases`,
+    });
+    const soFar = JSON.parse(readFileSync(join(folder, "out", "report.json"), "utf8")) as SuiteReport;
+    expect([soFar.planned, soFar.cases.map((each) => each.case)]).toEqual([2, ["prune"]]);
+    expect(readFileSync(join(folder, "out", "report.html"), "utf8")).toContain("1 of 2 cases were not run");
+  });
+
+  const machine = '"machine":{"date":"2026-01-01"}';
   test.each([
     ["{}", /is not the report of a suite/],
     ["nothing", /is not the report of a suite/],
-    ['{"type":"suite","mode":"full","cases":[]}', /is of a full suite, and this is a quick one/],
+    ['{"type":"suite","mode":"quick","cases":[{}]}', /is not the report of a suite/],
+    [`{"type":"suite","mode":"quick",${machine},"cases":[{}]}`, /is not the report of a suite/],
+    [`{"type":"suite","mode":"quick",${machine},"cases":[null]}`, /is not the report of a suite/],
+    [
+      `{"type":"suite","mode":"quick",${machine},"cases":[{"case":"open","steps":[{"name":"a","samples":[]}]}]}`,
+      /is not the report of a suite/,
+    ],
+    [`{"type":"suite","mode":"full",${machine},"cases":[]}`, /is of a full suite, and this is a quick one/],
   ])("the baseline %s is refused before anything is measured", async (text, message) => {
     const baselineFile = join(folder, "old.json");
     writeFileSync(baselineFile, text);
@@ -228,6 +278,28 @@ describe("the report", () => {
       message: expect.stringMatching(message) as string,
     });
   });
+});
+
+test("a flame graph has each stage below the one that it is a part of", () => {
+  const drawing = flame("time", [
+    { name: "the cycle", cpuMs: 100 },
+    { name: "main thread", cpuMs: 25, within: "the cycle" },
+    { name: "worker threads", cpuMs: 75, within: "the cycle" },
+    { name: "digest", cpuMs: 15, within: "worker threads" },
+    { name: "LZ4", cpuMs: 45, within: "worker threads" },
+  ]);
+  const places = [...drawing.matchAll(/<rect class="\w+" x="([\d.]+)" y="(\d+)" width="([\d.]+)" height="21"/g)];
+  expect(places.map(([, x, y, width]) => [Number(x), Number(y), Number(width)])).toEqual([
+    [0, 0, 360],
+    [0, 22, 90],
+    [90, 22, 270],
+    [90, 44, 54],
+    [144, 44, 162],
+  ]);
+  expect(drawing).toContain("LZ4, 45 %");
+  const colours = [...drawing.matchAll(/<rect class="(\w+)"/g)].map(([, colour]) => colour);
+  expect(colours.slice(0, 5)).toEqual(["yardstick", "s0", "yardstick", "s1", "s2"]);
+  expect(colours.slice(5)).toEqual(colours.slice(0, 5));
 });
 
 /** Elements of the page that are not closed, or closed by another. */

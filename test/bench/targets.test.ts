@@ -44,6 +44,9 @@ describe("targets.yaml", () => {
     ["open: { opened: { at most: 2 s } }", /the case open has no mark "opened"/],
     ["opening: { opened: { at most: 2 s } }", /the case opening has no mark/],
     ["open: [", /BAD_INDENT|line/],
+    ["open: 5", /mine.yaml: open is no list/],
+    ["- open", /mine.yaml is no list/],
+    ["open: { newest point of the chain opened: { at most: 2 s, at least: 1 s } }", /has two values/],
   ])("a file with the targets %s is refused", async (text, message) => {
     const place = new Place();
     writeFileSync(place.path("mine.yaml"), text);
@@ -68,4 +71,18 @@ test.each(["100", "100MB/s/s", "fast"])("--rate %s is refused with an example", 
   const ended = await new Place().run(["bench", "churn", "--rate", rate]);
   expect(ended.code).toBe(2);
   expect(ended.stderr).toContain("100MB/s");
+});
+
+test.each([
+  [["suite", "--out", "file"], 1, "the folder {file} cannot be made (EEXIST)"],
+  [["suite", "--baseline", "absent"], 2, "the baseline absent cannot be read (ENOENT)"],
+  [["suite", "--vault", "memory:"], 2, "a store that several processes can open"],
+  [["churn", "--disk-size", "1KiB"], 2, "1.0 KiB is no size of a disk from 16.0 MiB to 64.0 TiB"],
+  [["initial", "--image", "file", "--vault", "dir:v"], 2, "file has 5 B, which is too little to measure"],
+])("bench %j is refused before anything is measured", async (words, code, message) => {
+  const place = new Place();
+  writeFileSync(place.path("file"), "small");
+  const ended = await place.run(["bench", ...words]);
+  expect(ended.code).toBe(code);
+  expect(ended.stderr).toContain(message.replace("{file}", place.path("file")));
 });

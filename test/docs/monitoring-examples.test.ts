@@ -71,6 +71,19 @@ describe("a configuration for containers", () => {
     ]);
   });
 
+  test.each([
+    ["compose", example("container/agent.yaml"), example("container/compose.yaml")],
+    ["Kubernetes", data["agent.yaml"] ?? "", example("kubernetes/daemonset.yaml")],
+  ])("of %s keeps its state where the container may write", (_, text, manifest) => {
+    const { vaults } = parse(text) as { readonly vaults: { readonly main: { readonly stateFolder: string } } };
+    const { stateFolder } = vaults.main;
+    const volumes = [...manifest.matchAll(/- \w+:(\/\S+)|mountPath: ([^,}]+)\}/g)].map(
+      ([, one, other]) => one ?? other ?? "",
+    );
+    expect(volumes).toContain("/var/lib/tidemark");
+    expect(volumes.some((path) => stateFolder.startsWith(`${path}/`))).toBe(true);
+  });
+
   test("runs as a user without rights, on a root that cannot be written, with time for last points", () => {
     const { services } = parse(example("container/compose.yaml")) as {
       readonly services: { readonly agent: object };

@@ -57,6 +57,24 @@ const many = (count: number, of: (index: number) => Fields = () => ({})): object
   Array.from({ length: count }, (_, index) => diskOf(`d${index + 1}`, of(index)));
 
 describe("the screen", () => {
+  it("says that it is old while the agent does not answer, and no longer when it does", () => {
+    const screen = screenOf(many(3));
+    screen.lose("no agent is running there");
+    const old = screen.text(canvas);
+    expect(old).toContain("no agent is running there");
+    expect(old).not.toContain("agent running");
+    expect(shown(screen).disks).toHaveLength(3);
+    screen.take({
+      state: "running",
+      uptimeMs: 1_000,
+      health: "Normal",
+      vaults: [],
+      disks: many(2),
+    } as unknown as AgentStatus);
+    expect(screen.text(canvas)).toContain("agent running");
+    expect(screen.text(canvas)).not.toContain("no agent");
+  });
+
   it("never has more lines than the terminal, and always the cursor", () => {
     const screen = screenOf(many(40, () => ({ health: "Critical" })));
     for (const key of ["down", "end", "pageup", "k", "home", "pagedown", "up", "?", "x", "end"]) {

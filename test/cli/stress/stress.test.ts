@@ -2,15 +2,28 @@
  * `tidemark stress` finds what is wrong, and nothing else: a real run of it, and the parts that decide
  * what is planned, what is refused, and whether a store keeps its contract.
  */
-import { closeSync, existsSync, fstatSync, openSync, readdirSync, readFileSync, statSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test, vi } from "vitest";
 import type { StressReport } from "../../../cli/stress/report.ts";
 import { faultKinds, scheduleOf } from "../../../cli/stress/schedule.ts";
+import { MountedSpace } from "../../../cli/stress/space.ts";
 import { isOneInstant, StampClock, type StampedWrite, StampLog, sectorBytes } from "../../../cli/stress/stamps.ts";
-import { checkStore } from "../../../cli/stress/store-check.ts";
-import type { PutCondition } from "../../../engine/index.ts";
+import { checkStore, openScratch } from "../../../cli/stress/store-check.ts";
+import { type PutCondition, TidemarkError } from "../../../engine/index.ts";
 import { MemorySink, MemoryStore } from "../../../sink/memory.ts";
+import type { OpenedSinks } from "../../../sink/testing.ts";
 import { deepTest } from "../../deep-test.ts";
 import { byDepth } from "../../depth.ts";
 import { processesIn, unlessGone } from "../../temporary-folder.ts";
@@ -65,6 +78,34 @@ deepTest("a run that is killed leaves no process", { timeout: runMsMax }, async 
   await vi.waitFor(() => expect(ofRun()).toEqual([]), { timeout: 60_000, interval: 100 });
 });
 
+test.each([
+  [["stress", "--report", "absent/r.html"], "the page absent/r.html cannot be written (ENOENT)"],
+  [["stress", "--keep", "file"], "the folder file cannot be made (EEXIST)"],
+])("%j is refused before anything begins", async (words, message) => {
+  const place = new Place();
+  writeFileSync(place.path("file"), "");
+  const { code, stderr } = await place.run([...words, "--faults", "none", "--seconds", "1"]);
+  expect([code, stderr]).toEqual([1, expect.stringContaining(message)]);
+});
+
+test("the small file system of a run that ends at once is unmounted", async (context) => {
+  const place = new Place();
+  const folder = place.path("space");
+  mkdirSync(folder);
+  const handlers = process.listeners("exit");
+  const mounted = await MountedSpace.mount(folder).catch(() => undefined);
+  if (mounted === undefined) context.skip("no file system can be mounted");
+  const isMounted = (): boolean => readFileSync("/proc/self/mounts", "utf8").includes(folder);
+  expect(isMounted()).toBe(true);
+  // A program may still have files open there.
+  const file = openSync(join(folder, "open"), "w");
+  const atExit = process.listeners("exit").filter((handler) => !handlers.includes(handler));
+  for (const handler of atExit) handler.call(process, 0);
+  closeSync(file);
+  expect(isMounted()).toBe(false);
+  for (const handler of atExit) process.off("exit", handler);
+});
+
 test("the options of `stress store` are its own, wherever `stress` has some of that name", async () => {
   const { code, stderr } = await new Place().run(["stress", "store", "--vault", "nowhere", "--seconds", "1"]);
   expect([code, stderr]).toEqual([2, expect.stringContaining("nowhere")]);
@@ -90,7 +131,10 @@ test(`a run of ${words.join(" ")} loses nothing, recovers from every fault, and 
   expect(report.recovery.count).toBeGreaterThan(0);
   expect(report.writes).toMatchObject({ refused: 0, latency: { count: report.writes.acknowledged } });
   expect(report.points.exact).toBeGreaterThan(0);
-  expect(readFileSync(place.path("page.html"), "utf8")).toContain("tidemark stress: sound");
+  const page = readFileSync(place.path("page.html"), "utf8");
+  expect(page).toContain("tidemark stress: sound");
+  // A wide table scrolls in itself, also with the keyboard.
+  expect(page).toMatch(/<main>[^]*class="wide" tabindex="0"><table>/);
   expect(readdirSync(place.folder).filter((name) => name !== "vault")).toEqual(["page.html"]);
 });
 
@@ -148,6 +192,31 @@ describe("a store", () => {
     const { signal } = new AbortController();
     return await checkStore({ open, vault: "memory:", seconds: 0.1, onStep: () => undefined, signal });
   };
+
+  test("in memory is opened as any other", async () => {
+    const { signal } = new AbortController();
+    const { open } = await openScratch("memory:", {}, signal);
+    const { a, b, cleanup } = await open();
+    await a.putObject("one", new Uint8Array(1), { ifAbsent: true });
+    expect(await b.statObject("one")).toMatchObject({ sizeBytes: 1 });
+    await cleanup();
+  });
+
+  test("that dies ends the check, and is not said to keep nothing", async () => {
+    let opened = 0;
+    const open = async (): Promise<OpenedSinks> => {
+      opened += 1;
+      if (opened > 2) throw new TidemarkError("STORE_UNREACHABLE", "the store is gone");
+      const store = new MemoryStore();
+      const [a, b, absent] = [new MemorySink({ store }), new MemorySink({ store }), new MemorySink()];
+      await a.createContainer();
+      return { a, b, absent, cleanup: async () => await Promise.resolve() };
+    };
+    const { signal } = new AbortController();
+    const checking = checkStore({ open, vault: "memory:", seconds: 0.1, onStep: () => undefined, signal });
+    await expect(checking).rejects.toMatchObject({ code: "STORE_UNREACHABLE" });
+    expect(opened).toBe(3);
+  });
 
   test("that ignores a condition is told with the calls that show it, and loses updates under load", async () => {
     const report = await check((store) => new CarelessSink({ store }));

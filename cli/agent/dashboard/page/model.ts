@@ -161,6 +161,12 @@ export type Row =
 
 const worseFirst = { Critical: 0, Warning: 1, Normal: 2 } as const;
 
+/** What the list says of itself beside its rows. */
+export function countWords(shown: number, all: number): string {
+  if (all === 0) return "The agent has no disks. Add them to its configuration.";
+  return shown === all ? "" : `${shown} of ${all} disks`;
+}
+
 export function rowsOf(disks: readonly DiskStatus[], { text, health, order }: Choice): readonly Row[] {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const chosen = disks.filter((status) => {

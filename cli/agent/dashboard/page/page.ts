@@ -11,7 +11,7 @@ import { DiskList, type Span } from "./disk-list.ts";
 import { byId, type Health, h, healthMark, setText } from "./dom.ts";
 import { forgetColours } from "./drawing.ts";
 import { type ApiError, ask, follow, keepToken } from "./feed.ts";
-import { type Choice, Model, rowsOf } from "./model.ts";
+import { type Choice, countWords, Model, rowsOf } from "./model.ts";
 import { Attention, agentWords, EventsView, FailoversView, VaultsView } from "./views.ts";
 
 type View = "disks" | "vaults" | "failovers" | "events";
@@ -134,7 +134,7 @@ class Page {
         this.#attention.update(status);
         const rows = rowsOf(status.disks, this.#choice);
         const count = rows.filter(({ kind }) => kind === "disk").length;
-        setText(this.#count, count === status.disks.length ? "" : `${count} of ${status.disks.length} disks`);
+        setText(this.#count, countWords(count, status.disks.length));
         this.#list.setRows(rows);
         break;
       }

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { Model, rowsOf } from "../../../../cli/agent/dashboard/page/model.ts";
+import { countWords, Model, rowsOf } from "../../../../cli/agent/dashboard/page/model.ts";
 import { inWords, marks, PointColumns } from "../../../../cli/agent/dashboard/page/points.ts";
 import type { DiskStatus } from "../../../../cli/agent/disk-runner.ts";
 import type { AgentPoint } from "../../../../cli/agent/ports.ts";
@@ -163,4 +163,12 @@ describe("the model", () => {
     // The first event of an agent that was started again.
     expect(entry(1, "2026-01-03")).toBe(true);
   });
+});
+
+it("the list says how many disks it shows, and what to do when there are none", () => {
+  expect([countWords(3, 3), countWords(1, 3), countWords(0, 0)]).toEqual([
+    "",
+    "1 of 3 disks",
+    "The agent has no disks. Add them to its configuration.",
+  ]);
 });
